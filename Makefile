@@ -1,0 +1,27 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer: they make .venv and install into it.
+PYTHON ?= python3
+OUT ?= runs/demo
+BIN = .venv/bin
+READY = .venv/.ready
+
+.PHONY: demo test lint env
+env: $(READY)
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $(READY)
+
+# Trains INDM and its linear twin (the identity flow) for the same seconds, evaluates, samples and compares both.
+demo: env
+	$(BIN)/indm train digits --out $(OUT)/indm
+	$(BIN)/indm train digits --flow identity --out $(OUT)/linear
+	for run in indm linear; do $(BIN)/indm evaluate $(OUT)/$$run && $(BIN)/indm sample $(OUT)/$$run || exit; done
+	$(BIN)/indm compare $(OUT)/indm $(OUT)/linear --out $(OUT)
+
+test: env
+	$(BIN)/pytest
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .

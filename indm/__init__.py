@@ -1,0 +1,36 @@
+"""Implicit nonlinear diffusion models: likelihood-based generative modelling with learned diffusions."""
+
+from indm import flows
+from indm.likelihood import LikelihoodReport, evaluate, log_likelihood
+from indm.model import INDM, build_model
+from indm.nets import MLP, UNet
+from indm.objective import NELBO, fid_loss, mle_loss, nelbo, soft_truncation
+from indm.sampling import sample
+from indm.scaling import Scaling
+from indm.score import ScoreModel
+from indm.sde import VESDE, LinearSDE, SubVPSDE, VPSDE
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "INDM",
+    "MLP",
+    "NELBO",
+    "VESDE",
+    "LikelihoodReport",
+    "LinearSDE",
+    "Scaling",
+    "ScoreModel",
+    "SubVPSDE",
+    "UNet",
+    "VPSDE",
+    "build_model",
+    "evaluate",
+    "fid_loss",
+    "flows",
+    "log_likelihood",
+    "mle_loss",
+    "nelbo",
+    "sample",
+    "soft_truncation",
+]

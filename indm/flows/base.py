@@ -1,0 +1,184 @@
+"""The contract of a normalizing flow h_φ, and the flows that need no mathematics of their own."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from indm.sde import event_size
+
+Batch = Float[Tensor, "batch *event"]
+PerSample = Float[Tensor, " batch"]
+
+
+class Flow(nn.Module):
+    """An invertible map h_φ that keeps the shape of a batch: x (B, *event) → z (B, *event)."""
+
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+        """Returns z = h(x) and log|det ∂z/∂x| in nats, (B,); ``generator`` feeds a stochastic estimate of it."""
+        raise NotImplementedError
+
+    def latent(self, x: Batch) -> Batch:
+        """z = h(x) alone, for where log|det| is not needed."""
+        return self(x)[0]
+
+    def solve_inverse(self, z: Batch, tol: float = 1e-6) -> tuple[Batch, PerSample, Tensor, Tensor]:
+        """The inverse with its certificate: x, residual, iterations, converged, all but the first (B,).
+
+        The residual is max|h(x) − z| over one sample's entries, or a bound on what it leaves in x; ``converged``
+        says where it is at most ``tol``.
+        """
+        raise NotImplementedError
+
+    def inverse(self, z: Batch, tol: float = 1e-6) -> Batch:
+        """x with h(x) = z.
+
+        Raises:
+            RuntimeError: naming the samples whose residual stayed above ``tol``.
+        """
+        x, residual, iterations, converged = self.solve_inverse(z, tol)
+        if not bool(converged.all()):
+            failed = (~converged).nonzero().flatten()
+            shown = ", ".join(str(i) for i in failed[:10].tolist()) + (", …" if len(failed) > 10 else "")
+            raise RuntimeError(
+                f"inverse did not reach tol={tol:g} for {len(failed)} of {len(z)} samples (indices {shown}; largest "
+                f"residual {residual.max().item():.2g} after {int(iterations.max())} iterations); allow a larger tol, "
+                "compute in float64, or use solve_inverse to keep the samples that did converge"
+            )
+        return x
+
+
+class ExactFlow(Flow):
+    """A flow whose inverse is a formula: subclasses give ``inverse_step``."""
+
+    def inverse_step(self, z: Batch) -> Batch:
+        """x with h(x) = z, exactly up to rounding."""
+        raise NotImplementedError
+
+    def solve_inverse(self, z: Batch, tol: float = 1e-6) -> tuple[Batch, PerSample, Tensor, Tensor]:
+        x = self.inverse_step(z)
+        zero = z.new_zeros(len(z))
+        return x, zero, zero.long(), x.flatten(1).isfinite().all(1)
+
+
+class Identity(ExactFlow):
+    """h(x) = x: an INDM with it is the ordinary linear diffusion (ScoreSDE)."""
+
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+        return x, x.new_zeros(len(x))
+
+    def inverse_step(self, z: Batch) -> Batch:
+        return z
+
+
+class Frozen(Flow):
+    """h of another flow as a constant: no gradient, and 0 in place of log|det|.
+
+    A training loss behind it is off by a constant and trains the score alone, at the cost of one pass of h.
+
+    Args:
+        flow: the flow whose h it is.
+    """
+
+    def __init__(self, flow: Flow):
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+        with torch.no_grad():
+            return self.flow.latent(x), x.new_zeros(len(x))
+
+    def solve_inverse(self, z: Batch, tol: float = 1e-6) -> tuple[Batch, PerSample, Tensor, Tensor]:
+        return self.flow.solve_inverse(z, tol)
+
+
+class Compose(Flow):
+    """h = flows[-1] ∘ … ∘ flows[0].
+
+    Args:
+        flows: the flows in the order in which the data meet them.
+    """
+
+    def __init__(self, flows: list[Flow]):
+        super().__init__()
+        self.flows = nn.ModuleList(flows)
+
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+        log_det = x.new_zeros(len(x))
+        for flow in self.flows:
+            x, step = flow(x, generator=generator)
+            log_det = log_det + step
+        return x, log_det
+
+    def latent(self, x: Batch) -> Batch:
+        for flow in self.flows:
+            x = flow.latent(x)
+        return x
+
+    def solve_inverse(self, z: Batch, tol: float = 1e-6) -> tuple[Batch, PerSample, Tensor, Tensor]:
+        """Inverts flow by flow; the residual is the largest of the parts, the iterations their sum."""
+        residual, iterations = z.new_zeros(len(z)), torch.zeros(len(z), dtype=torch.long, device=z.device)
+        converged = torch.ones(len(z), dtype=torch.bool, device=z.device)
+        for flow in reversed(self.flows):
+            z, part, steps, done = flow.solve_inverse(z, tol)
+            residual, iterations, converged = residual.maximum(part), iterations + steps, converged & done
+        return z, residual, iterations, converged
+
+
+class Squeeze(ExactFlow):
+    """Space to depth: (C, H, W) → (4C, H/2, W/2), a permutation with log|det| = 0 (the shape changes).
+
+    :class:`Unsqueeze` undoes it.
+    """
+
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Tensor, PerSample]:
+        if x.ndim != 4 or x.shape[-1] % 2 or x.shape[-2] % 2:
+            raise ValueError(f"x must be (B, C, H, W) with even H and W to be squeezed, got {tuple(x.shape)}")
+        return nn.functional.pixel_unshuffle(x, 2), x.new_zeros(len(x))
+
+    def inverse_step(self, z: Batch) -> Tensor:
+        return nn.functional.pixel_shuffle(z, 2)
+
+
+class Unsqueeze(ExactFlow):
+    """Depth to space: (4C, H, W) → (C, 2H, 2W), the inverse of :class:`Squeeze`."""
+
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Tensor, PerSample]:
+        if x.ndim != 4 or x.shape[1] % 4:
+            raise ValueError(f"x must be (B, C, H, W) with C a multiple of 4 to be unsqueezed, got {tuple(x.shape)}")
+        return nn.functional.pixel_shuffle(x, 2), x.new_zeros(len(x))
+
+    def inverse_step(self, z: Batch) -> Tensor:
+        return nn.functional.pixel_unshuffle(z, 2)
+
+
+class ActNorm(ExactFlow):
+    """z = exp(log_scale) · x + shift, one scale and shift for each channel (axis 1); starts at the identity.
+
+    Args:
+        channels: size of axis 1 of the batch.
+
+    Source: Kingma & Dhariwal 2018, "Glow", §3.1, https://arxiv.org/abs/1807.03039.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.channels = channels
+        self.log_scale = nn.Parameter(torch.zeros(channels))
+        self.shift = nn.Parameter(torch.zeros(channels))
+
+    def _per_channel(self, v: Tensor, x: Tensor) -> Tensor:
+        return v.reshape((1, -1) + (1,) * (x.ndim - 2))
+
+    @torch.no_grad()
+    def initialize(self, x: Batch) -> None:
+        """Set scale and shift so that the channels of ``h(x)`` have zero mean and unit variance on this batch."""
+        std, mean = torch.std_mean(x.transpose(0, 1).flatten(1), dim=1)
+        self.log_scale.copy_(-std.clamp_min(1e-6).log())
+        self.shift.copy_(-mean * self.log_scale.exp())
+
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+        z = self._per_channel(self.log_scale.exp(), x) * x + self._per_channel(self.shift, x)
+        return z, (self.log_scale.sum() * (event_size(x) // self.channels)).expand(len(x))
+
+    def inverse_step(self, z: Batch) -> Batch:
+        return (z - self._per_channel(self.shift, z)) * self._per_channel((-self.log_scale).exp(), z)

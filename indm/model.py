@@ -1,0 +1,197 @@
+"""INDM: a flow, a score and the data's scaling; built from a description, saved to and loaded from a folder."""
+
+import difflib
+import inspect
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from indm.flows import ActNorm, Compose, Flow, Identity, ResidualFlow, Squeeze, Unsqueeze
+from indm.nets import MLP, UNet
+from indm.scaling import Scaling
+from indm.score import ScoreModel
+from indm.sde import VESDE, LinearSDE, SubVPSDE, VPSDE
+
+Constructors = Mapping[str, Mapping[str, Callable[..., nn.Module]]]
+
+CONSTRUCTORS: Constructors = {
+    "flow": {
+        "identity": Identity,
+        "residual": ResidualFlow,
+        "actnorm": ActNorm,
+        "squeeze": Squeeze,
+        "unsqueeze": Unsqueeze,
+        "compose": Compose,
+    },
+    "sde": {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE},
+    "net": {"mlp": MLP, "unet": UNet},
+}
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+class INDM(nn.Module):
+    """The implicit nonlinear diffusion model: x → z = h_φ(x) → linear diffusion of z, and back.
+
+    Args:
+        flow: h_φ; :class:`~indm.flows.Identity` makes the model an ordinary linear diffusion.
+        score: s_θ, any module with ``.sde`` and forward(z_t, t).
+        scaling: how data units become model units; kept and saved with the model.
+        shape: event shape, needed to sample by number and to save.
+
+    Source: Kim et al. 2022, "Maximum Likelihood Training of Implicit Nonlinear Diffusion Models",
+    https://arxiv.org/abs/2205.13699.
+    """
+
+    def __init__(
+        self, flow: Flow, score: nn.Module, scaling: Scaling | None = None, shape: tuple[int, ...] | None = None
+    ):
+        super().__init__()
+        self.flow, self.score = flow, score
+        self.scaling = Scaling() if scaling is None else scaling
+        self._shape = None if shape is None else tuple(shape)
+
+    @property
+    def sde(self) -> LinearSDE:
+        """The linear SDE on the latent."""
+        return self.score.sde
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Event shape.
+
+        Raises:
+            ValueError: where the model was made without one.
+        """
+        if self._shape is None:
+            raise ValueError("this model does not know its event shape: give INDM(..., shape=...) or a whole shape")
+        return self._shape
+
+    def encode(
+        self, x: Float[Tensor, "batch *event"], *, generator: torch.Generator | None = None
+    ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, " batch"]]:
+        """z = h_φ(x) and log|det ∂z/∂x| in nats (B,), in full precision under autocast too."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.flow(x, generator=generator)
+
+    def decode(self, z: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
+        """x = h_φ⁻¹(z). Raises RuntimeError naming the samples whose inverse did not converge."""
+        return self.flow.inverse(z)
+
+    def description(self, constructors: Constructors = CONSTRUCTORS) -> dict:
+        """The constructors and arguments that :func:`build_model` needs to make this model anew."""
+        if not isinstance(self.score, ScoreModel):
+            raise ValueError(f"score must be a ScoreModel to be described, got {type(self.score).__name__}")
+        parts = {"flow": self.flow, "sde": self.sde, "net": self.score.backbone}
+        return {kind: describe(part, kind, constructors) for kind, part in parts.items()}
+
+    def save(self, folder: str | Path, constructors: Constructors = CONSTRUCTORS) -> None:
+        """Write ``model.safetensors`` and ``model.json``; each file replaces its predecessor in one step."""
+        folder = Path(folder)
+        description = {"format": 1, "shape": list(self.shape), "levels": self.scaling.levels}
+        description |= self.description(constructors)
+        folder.mkdir(parents=True, exist_ok=True)
+        new = {name: folder / f".{name}.new" for name in (WEIGHTS, DESCRIPTION)}
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, new[WEIGHTS])
+        new[DESCRIPTION].write_text(json.dumps(description, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        for name, path in new.items():
+            path.replace(folder / name)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu", constructors: Constructors = CONSTRUCTORS) -> "INDM":
+        """Read what :meth:`save` wrote, in evaluation mode.
+
+        Raises:
+            ValueError: a file is missing or unreadable, or does not fit the other.
+        """
+        folder = Path(folder)
+        try:
+            description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+            state = load_file(folder / WEIGHTS, device=str(device))
+            tables = {kind: description[kind] for kind in ("flow", "sde", "net")}
+            scaling = Scaling(state["scaling.shift"], state["scaling.scale"], description["levels"])
+            model = build_model(tables, tuple(description["shape"]), scaling, constructors)
+            model.sde.prior_mean = state["score.sde.prior_mean"]
+            model.load_state_dict(state)
+        except FileNotFoundError as error:
+            raise ValueError(f"{folder} holds no saved model: {error.filename} is missing") from error
+        except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError, RuntimeError) as error:
+            raise ValueError(f"the model in {folder} cannot be read: {str(error).splitlines()[0]}") from error
+        return model.to(device).eval()
+
+
+def build_model(
+    description: Mapping[str, Mapping[str, Any]],
+    shape: tuple[int, ...],
+    scaling: Scaling | None = None,
+    constructors: Constructors = CONSTRUCTORS,
+) -> INDM:
+    """An INDM from tables "flow", "sde" and "net", each a constructor's ``name`` and its arguments.
+
+    Raises:
+        ValueError: an unknown name or argument (with the nearest that exists), or a bad value.
+    """
+    flow, sde, net = (build(description[kind], kind, shape, constructors) for kind in ("flow", "sde", "net"))
+    return INDM(flow, ScoreModel(net, sde), scaling, tuple(shape))
+
+
+def build(
+    table: Mapping[str, Any], kind: str, shape: tuple[int, ...], constructors: Constructors = CONSTRUCTORS
+) -> nn.Module:
+    """One flow, SDE or network from its table; ``shape`` goes to the constructors that take it."""
+    arguments = dict(table)
+    known = constructors[kind]
+    name = arguments.pop("name", None)
+    if name not in known:
+        raise ValueError(f"{kind}.name must be one of {', '.join(known)}, got {name!r}{nearest(str(name), known)}")
+    parameters = inspect.signature(known[name]).parameters
+    for key in arguments:
+        if key not in parameters:
+            raise ValueError(f"{kind} {name!r} has no argument {key!r}{nearest(key, parameters)}")
+    if "flows" in parameters:
+        arguments["flows"] = [build(part, kind, shape, constructors) for part in arguments.get("flows", [])]
+    if "shape" in parameters:
+        arguments.setdefault("shape", tuple(shape))
+    arguments = {key: tuple(value) if _is_plain_list(value) else value for key, value in arguments.items()}
+    try:
+        return known[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"{kind} {name!r} cannot be made from {arguments}: {error}") from error
+
+
+def describe(module: nn.Module, kind: str, constructors: Constructors = CONSTRUCTORS) -> dict[str, Any]:
+    """The table that :func:`build` takes: constructor arguments are attributes of the same name."""
+    names = {constructor: name for name, constructor in constructors[kind].items()}
+    if type(module) not in names:
+        raise ValueError(
+            f"{kind} of type {type(module).__name__} is not in the table of constructors ({', '.join(names.values())}); "
+            "pass constructors= with an entry for it"
+        )
+    table: dict[str, Any] = {"name": names[type(module)]}
+    for key in inspect.signature(type(module)).parameters:
+        value = getattr(module, key)
+        if isinstance(value, nn.ModuleList):
+            value = [describe(part, kind, constructors) for part in value]
+        elif isinstance(value, tuple):
+            value = list(value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            value = str(value)
+        table[key] = value
+    return table
+
+
+def nearest(word: str, known) -> str:
+    """«; did you mean 'x'?» where some known word is near, else the list of what there is."""
+    matches = difflib.get_close_matches(word, [str(k) for k in known], n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else f" (there are: {', '.join(known)})"
+
+
+def _is_plain_list(value: Any) -> bool:
+    return isinstance(value, list) and not any(isinstance(item, nn.Module) for item in value)

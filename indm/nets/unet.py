@@ -1,0 +1,141 @@
+"""The U-Net of the DDPM++ family."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from indm.nets.embedding import LevelEmbedding
+
+SKIP_SCALE = math.sqrt(0.5)
+SMALLEST_SIDE = 8
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with the most groups, at most 32, that divide ``channels`` and hold 4 channels or more each."""
+    groups = max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or channels >= 4 * g))
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """``layer`` with all its parameters set to zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class ResBlock(nn.Module):
+    """Pre-activation residual block: (shortcut(h) + conv(silu(norm(conv(silu(norm(h))) + level))))/√2."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float):
+        super().__init__()
+        self.norm1 = group_norm(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.level = nn.Linear(embedding, outputs)
+        self.norm2 = group_norm(outputs)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        update = self.conv1(F.silu(self.norm1(h))) + self.level(embedding)[:, :, None, None]
+        update = self.conv2(self.dropout(F.silu(self.norm2(update))))
+        return (self.shortcut(h) + update) * SKIP_SCALE
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels of one image, one head: (h + project(attend(norm(h))))/√2."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.query_key_value = nn.Linear(channels, 3 * channels)
+        self.project = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, h: Tensor) -> Tensor:
+        pixels = self.norm(h).flatten(2).transpose(1, 2)
+        query, key, value = self.query_key_value(pixels)[:, None].chunk(3, dim=-1)
+        mixed = self.project(F.scaled_dot_product_attention(query, key, value)[:, 0])
+        return (h + mixed.transpose(1, 2).reshape(h.shape)) * SKIP_SCALE
+
+
+class Stage(nn.Module):
+    """A residual block and, where asked for, self-attention after it."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, attention: bool):
+        super().__init__()
+        self.residual = ResBlock(inputs, outputs, embedding, dropout)
+        self.attention = Attention(outputs) if attention else nn.Identity()
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        return self.attention(self.residual(h, embedding))
+
+
+class UNet(nn.Module):
+    def __init__(
+        self,
+        shape,
+        channels: int = 32,
+        multipliers=(1, 2, 2),
+        blocks: int = 2,
+        attention=(8,),
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.shape, self.multipliers, self.attention = tuple(shape), tuple(multipliers), tuple(attention)
+        self.channels, self.blocks, self.dropout = channels, blocks, dropout
+        if len(self.shape) != 3 or min(self.shape[1:]) < SMALLEST_SIDE:
+            raise ValueError(
+                f"shape must be (channels, height, width) with height and width at least {SMALLEST_SIDE}, got "
+                f"{self.shape}; pad or resize smaller images, and use the MLP for vectors"
+            )
+        levels = len(self.multipliers)
+        self.multiple = 2 ** (levels - 1)
+        widths = [channels * m for m in self.multipliers]
+        height = -(-self.shape[1] // self.multiple) * self.multiple
+        attends = [height // 2**level in self.attention for level in range(levels)]
+        embedding = 4 * channels
+
+        def stage(inputs: int, level: int, attention: bool) -> Stage:
+            return Stage(inputs, widths[level], embedding, dropout, attention)
+
+        self.embedding = LevelEmbedding(embedding)
+        self.stem = nn.Conv2d(self.shape[0], channels, 3, padding=1)
+        self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
+        width = channels
+        for level in range(levels):
+            inputs = [width] + [widths[level]] * (blocks - 1)
+            self.encoder.append(nn.ModuleList(stage(i, level, attends[level]) for i in inputs))
+            width = widths[level]
+        self.middle = nn.ModuleList([stage(width, levels - 1, True), stage(width, levels - 1, False)])
+        for level in reversed(range(levels)):
+            inputs = [width + widths[level]] + [2 * widths[level]] * (blocks - 1)
+            self.decoder.append(nn.ModuleList(stage(i, level, attends[level]) for i in inputs))
+            width = widths[level]
+        self.norm = group_norm(width)
+        self.output = zeroed(nn.Conv2d(width, self.shape[0], 3, padding=1))
+
+    def forward(
+        self, z: Float[Tensor, "batch channels height width"], c: Float[Tensor, " batch"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        height, width = z.shape[2:]
+        embedding = self.embedding(c)
+        h = self.stem(F.pad(z, (0, -width % self.multiple, 0, -height % self.multiple)))
+        h = h.contiguous(memory_format=torch.channels_last)
+        skips = []
+        for level, stages in enumerate(self.encoder):
+            if level > 0:
+                h = F.avg_pool2d(h, 2)
+            for stage in stages:
+                h = stage(h, embedding)
+                skips.append(h)
+        for stage in self.middle:
+            h = stage(h, embedding)
+        for level, stages in enumerate(self.decoder):
+            if level > 0:
+                h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+            for stage in stages:
+                h = stage(torch.cat((h, skips.pop()), dim=1), embedding)
+        return self.output(F.silu(self.norm(h)))[:, :, :height, :width]

@@ -1,0 +1,203 @@
+r"""The NELBO term by term, and the two training losses built on it.
+
+For every linear SDE here, :math:`d\log(\sigma^2/\alpha^2) = (g^2/\sigma^2)\,dt`, so with a denoising error
+:math:`D(t) = \tfrac12\|n + \sigma_t s_\theta(\alpha_t z_0 + \sigma_t n, t)\|^2` the score term is the integral of E[D]
+over the log-SNR clock, and the reconstruction term is D(ε) − ½‖n‖² − d log α_ε. Training therefore draws its times
+from the clock *extended by one unit at ε*: one pass of the score serves both terms. The same holds at any
+truncation τ ≥ ε, which is how soft truncation keeps a bound that the flow can be trained on.
+
+Source: Kim et al. 2022, "Maximum Likelihood Training of Implicit Nonlinear Diffusion Models",
+https://arxiv.org/abs/2205.13699.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from indm.sde import LinearSDE, event_size, expand_like, squared_norm
+
+PerSample = Float[Tensor, " batch"]
+Losses = tuple[Float[Tensor, ""], dict[str, Tensor]]
+
+# In FID mode the score also sees this much of the likelihood weighting: at ε, where its own weighting has no mass,
+# the ratio of the two weights stays finite.
+LIKELIHOOD_SHARE = 1e-3
+
+
+@dataclass(frozen=True)
+class NELBO:
+    """The five terms of −log p(x) ≤ flow + score + constant + prior + reconstruction, nats in model units, each (B,)."""
+
+    flow: Tensor
+    score: Tensor
+    constant: Tensor
+    prior: Tensor
+    reconstruction: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """The bound, (B,)."""
+        return self.without_reconstruction + self.reconstruction
+
+    @property
+    def without_reconstruction(self) -> Tensor:
+        """The first four terms, (B,): not a bound of −log p(x), for comparison with numbers published so."""
+        return self.flow + self.score + self.constant + self.prior
+
+
+def prior_term(sde: LinearSDE, z: Float[Tensor, "batch *event"]) -> PerSample:
+    """E[−log π(z_T) | z_0 = z] in closed form, nats."""
+    _, T = sde.endpoints(z)
+    alpha, sigma, d = sde.alpha(T), sde.sigma(T), event_size(z)
+    mean = expand_like(alpha, z) * z - sde.prior_mean.to(z)
+    spread = (squared_norm(mean) + d * sigma**2) / (2 * sde.prior_std**2)
+    return spread + d * (math.log(sde.prior_std) + 0.5 * math.log(2 * math.pi))
+
+
+def constant_term(sde: LinearSDE, z: Float[Tensor, "batch *event"], eps: Tensor | None = None) -> PerSample:
+    """−½ ∫ (g² d/σ² + 2 d f) dt over [eps, T] = −d log(σ_T/σ_ε), nats."""
+    start, T = sde.endpoints(z)
+    start = start if eps is None else eps
+    return -event_size(z) * (sde.sigma(T).log() - sde.sigma(start).log())
+
+
+def reconstruction_term(score, z: Float[Tensor, "batch *event"], noise: Float[Tensor, "batch *event"]) -> PerSample:
+    """log q(z_ε|z_0) − log p(z_0|z_ε), nats, at the one z_ε = α_ε z + σ_ε noise."""
+    eps, _ = score.sde.endpoints(z)
+    error = denoising_error(score, z, eps, noise)
+    return error - 0.5 * squared_norm(noise) - event_size(z) * score.sde.log_alpha(eps)
+
+
+def denoising_error(score, z: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """D(t) = ½‖noise + σ_t s_θ(z_t, t)‖² at z_t = α_t z + σ_t noise, (B,)."""
+    return 0.5 * squared_norm(noise + expand_like(score.sde.sigma(t), z) * score(score.sde.perturb(z, t, noise), t))
+
+
+def randn_like(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal noise in the shape, dtype and device of ``z``."""
+    return torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
+
+
+def nelbo(
+    model, x: Float[Tensor, "batch *event"], *, times: int = 1, generator: torch.Generator | None = None
+) -> NELBO:
+    """An unbiased draw of the NELBO of each sample, with importance-sampled times.
+
+    Args:
+        model: an INDM (or anything with ``encode`` and ``score``), used in the mode in which it is.
+        x: data in model units.
+        times: score evaluations for each sample, one in each of that many equal strata of the log-SNR clock.
+
+    Returns:
+        The five terms, nats in model units. ``model.scaling.bits_per_dim`` converts.
+    """
+    if times < 1:
+        raise ValueError(f"times must be at least 1 score evaluation for each sample, got {times}")
+    sde, n = model.score.sde, len(x)
+    # Everything but the flow's own probes is drawn first, so that models compared at one seed share it.
+    strata = sde.sample_time(n * times, importance=True, generator=generator, device=x.device)[0].sort().values
+    strata = torch.stack([t[torch.randperm(n, generator=generator, device=x.device)] for t in strata.split(n)])
+    noises = [randn_like(x, generator) for _ in range(times + 1)]
+    z, log_det = model.encode(x, generator=generator)
+    errors = [denoising_error(model.score, z, t.to(z.dtype), noise) for t, noise in zip(strata, noises, strict=False)]
+    return NELBO(
+        flow=-log_det,
+        score=sde.log_snr_range() * torch.stack(errors).mean(0),
+        constant=constant_term(sde, z),
+        prior=prior_term(sde, z),
+        reconstruction=reconstruction_term(model.score, z, noises[-1]),
+    )
+
+
+def extended_clock(sde: LinearSDE, n: int, eps: float, *, generator=None, device=None) -> tuple[Tensor, float]:
+    """Stratified times (n,) for the score and reconstruction terms together, and the length R + 1 of that clock.
+
+    A time is ε itself with probability 1/(R + 1) and uniform in log-SNR otherwise, so that
+    (R + 1) E[D(t)] = ∫ E[D] g²/σ² dt + E[D(ε)].
+    """
+    length = sde.log_snr_range(eps) + 1.0
+    u = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
+    position = (torch.randperm(n, generator=generator, device=device) + u) / n * length - 1.0
+    start = sde.log_snr(torch.full_like(u, eps))
+    return sde.time(start - position.clamp_min(0.0)).clamp(eps, sde.T).float(), length
+
+
+def _constants(sde: LinearSDE, z: Tensor, eps: float) -> Tensor:
+    """What no parameter moves: constant term, −d log α and the mean −d/2 of −½‖noise‖², (B,)."""
+    start = z.new_full((len(z),), eps)
+    return constant_term(sde, z, start) - event_size(z) * (sde.log_alpha(start) + 0.5)
+
+
+def mle_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
+    """Flow and score both minimise the NELBO (with reconstruction, at truncation ``eps``).
+
+    Returns:
+        The loss in nats per dimension, and the mean terms in nats per sample by name: ``nelbo``, ``flow``,
+        ``denoising`` (score and reconstruction), ``prior``.
+    """
+    sde = model.score.sde
+    eps = sde.eps if eps is None else eps
+    z, log_det = model.encode(x, generator=generator)
+    t, length = extended_clock(sde, len(z), eps, generator=generator, device=z.device)
+    denoising = length * denoising_error(model.score, z, t.to(z.dtype), randn_like(z, generator))
+    prior = prior_term(sde, z)
+    bound = (denoising - log_det + prior + _constants(sde, z, eps)).mean()
+    return bound / event_size(z), _means(nelbo=bound, flow=-log_det, denoising=denoising, prior=prior)
+
+
+def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
+    """The flow minimises the NELBO, the score the variance-weighted loss (λ = σ², t uniform): one pass serves both.
+
+    Times come from an equal mixture of the two laws; each loss has its own weight at each time, and the gradient
+    that reaches z_t is rescaled by the ratio of the weights. Returns as :func:`mle_loss`, with the score's own
+    loss as ``variance_weighted``.
+    """
+    sde = model.score.sde
+    eps = sde.eps if eps is None else eps
+    z, log_det = model.encode(x, generator=generator)
+    n, noise = len(z), randn_like(z, generator)
+
+    clock, length = extended_clock(sde, n, eps, generator=generator, device=z.device)
+    uniform, span = sde.sample_time(n, importance=False, eps=eps, generator=generator, device=z.device)
+    from_clock = (torch.randperm(n, generator=generator, device=z.device) + torch.rand_like(clock)) < n / 2
+    t = torch.where(from_clock, clock, uniform)
+    atom = t <= eps
+    rate = torch.where(atom, torch.ones_like(t), (sde.diffusion(t) / sde.sigma(t)) ** 2)
+    uniform_density = torch.where(atom, torch.zeros_like(t), 1 / span)
+    mixture = 0.5 * (rate / length + uniform_density)
+    flow_weight = (rate / mixture).to(z.dtype)
+    score_weight = (uniform_density / mixture).to(z.dtype) + LIKELIHOOD_SHARE * flow_weight
+
+    ratio = expand_like(flow_weight / score_weight, z)
+    z_seen = z.detach() + ratio * (z - z.detach())
+    error = denoising_error(model.score, z_seen, t.to(z.dtype), noise)
+    # The noise is added to h(x) unscaled: only the gradient into z carries the ratio.
+    prior = prior_term(sde, z)
+    surrogate = (score_weight * error - log_det + prior).mean()
+    denoising = (flow_weight * error).detach()
+    bound = (denoising - log_det + prior + _constants(sde, z, eps)).mean()
+    terms = _means(nelbo=bound, flow=-log_det, denoising=denoising, prior=prior, variance_weighted=score_weight * error)
+    return surrogate / event_size(z), terms
+
+
+def soft_truncation(sde: LinearSDE, k: float = 1.2, *, generator: torch.Generator | None = None) -> float:
+    """A truncation τ in [ε, T] with density ∝ τ^(−k), to be drawn once for a batch.
+
+    Source: Kim et al. 2022, "Soft Truncation", https://arxiv.org/abs/2106.05527.
+    """
+    if k <= 0:
+        raise ValueError(f"k must be positive, got {k}; 1.2 is usual")
+    device = None if generator is None else generator.device
+    u = torch.rand((), generator=generator, device=device, dtype=torch.float64).item()
+    low, high = math.log(sde.eps), math.log(sde.T)
+    if abs(k - 1.0) < 1e-9:
+        return math.exp(low + u * (high - low))
+    a, b = math.exp((1 - k) * low), math.exp((1 - k) * high)
+    return min(math.exp(math.log(a + u * (b - a)) / (1 - k)), sde.T * (1 - 1e-6))
+
+
+def _means(**terms: Tensor) -> dict[str, Tensor]:
+    return {name: term.detach().mean() for name, term in terms.items()}

@@ -1,0 +1,223 @@
+"""Samplers on the latent: from the prior at T to ε, each a loop over one step that reads like its equation.
+
+A sampler is a function (score, z_T, *, steps, generator, progress) → (z_ε, nfe). The solution is decoded once.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from indm.likelihood import evaluation_mode
+from indm.objective import randn_like
+from indm.ode import integrate
+from indm.score import denoise
+from indm.sde import LinearSDE, expand_like
+
+Sampler = Callable[..., tuple[Tensor, int]]
+
+
+def log_snr_grid(sde: LinearSDE, steps: int) -> Tensor:
+    """Times T = t_0 > … > t_steps = ε, equally spaced in log-SNR, (steps + 1,) in float64."""
+    low, high = sde.log_snr(torch.tensor([sde.T, sde.eps], dtype=torch.float64))
+    times = sde.time(torch.lerp(low, high, torch.linspace(0, 1, steps + 1, dtype=torch.float64)))
+    times[0], times[-1] = sde.T, sde.eps
+    return times
+
+
+def uniform_grid(sde: LinearSDE, steps: int) -> Tensor:
+    """Times T = t_0 > … > t_steps = ε, equally spaced in t, (steps + 1,) in float64."""
+    return torch.linspace(sde.T, sde.eps, steps + 1, dtype=torch.float64)
+
+
+def _steps(grid: Tensor, z: Tensor, progress: bool) -> Iterable[tuple[Tensor, Tensor]]:
+    """Pairs (t, s) of successive times, each (B,)."""
+    grid = grid.to(z.device, z.dtype)
+    pairs = zip(grid[:-1], grid[1:], strict=True)
+    for t, s in tqdm(pairs, total=len(grid) - 1, desc="sampling", leave=False, disable=not progress):
+        yield t.expand(len(z)), s.expand(len(z))
+
+
+def euler_maruyama(score, z: Tensor, *, steps: int, generator=None, progress: bool = False) -> tuple[Tensor, int]:
+    r"""z_s = z − [f z − g² s_θ] Δ + g √Δ n, Δ = t − s, on a uniform grid (the reverse-time SDE)."""
+    sde = score.sde
+    for t, s in _steps(uniform_grid(sde, steps), z, progress):
+        delta, g = expand_like(t - s, z), expand_like(sde.diffusion(t), z)
+        drift = expand_like(sde.drift(t), z) * z - g**2 * score(z, t)
+        z = z - drift * delta + g * delta.sqrt() * randn_like(z, generator)
+    return z, steps
+
+
+def predictor_corrector(
+    score, z: Tensor, *, steps: int, generator=None, progress: bool = False, snr: float = 0.16
+) -> tuple[Tensor, int]:
+    """Reverse diffusion and one Langevin step at each time, on a uniform grid.
+
+    Args:
+        snr: signal-to-noise ratio of the Langevin step.
+
+    Source: Song et al. 2021, algorithms 2–5, https://arxiv.org/abs/2011.13456.
+    """
+    for t, s in _steps(uniform_grid(score.sde, steps), z, progress):
+        z = reverse_diffusion_step(score, z, t, s, generator)
+        z = langevin_step(score, z, s, snr, generator)
+    return z, 2 * steps
+
+
+def reverse_diffusion_step(score, z: Tensor, t: Tensor, s: Tensor, generator=None) -> Tensor:
+    """z_s = (2 − a) z + G² s_θ + G n for the forward kernel z_t = a z_s + G n from s to t."""
+    sde = score.sde
+    a = sde.alpha(t) / sde.alpha(s)
+    variance = expand_like(sde.sigma(t) ** 2 - (a * sde.sigma(s)) ** 2, z).clamp_min(0)
+    return (2 - expand_like(a, z)) * z + variance * score(z, t) + variance.sqrt() * randn_like(z, generator)
+
+
+def langevin_step(score, z: Tensor, t: Tensor, snr: float, generator=None) -> Tensor:
+    """z + η s_θ + √(2η) n with η = 2 (α/√(α²+σ²)) (snr ‖n‖/‖s_θ‖)², norms averaged over the batch."""
+    s, noise, sde = score(z, t), randn_like(z, generator), score.sde
+    norms = [v.flatten(1).norm(dim=1).mean() for v in (noise, s)]
+    eta = 2 * (snr * norms[0] / norms[1]) ** 2 * sde.alpha(t) / (sde.alpha(t) ** 2 + sde.sigma(t) ** 2).sqrt()
+    eta = expand_like(eta, z)
+    return z + eta * s + (2 * eta).sqrt() * noise
+
+
+def heun(score, z: Tensor, *, steps: int, generator=None, progress: bool = False) -> tuple[Tensor, int]:
+    r"""Heun's rule for the probability flow as dy/dν = ε̂, y = z/α, ν = σ/α, ε̂ = −σ s_θ; equal steps in log-SNR.
+
+    Source: Karras et al. 2022, "Elucidating the Design Space", algorithm 1, https://arxiv.org/abs/2206.00364.
+    """
+    sde = score.sde
+
+    def noise(y: Tensor, t: Tensor) -> Tensor:
+        return -expand_like(sde.sigma(t), y) * score(expand_like(sde.alpha(t), y) * y, t)
+
+    y = z / sde.alpha(torch.tensor(sde.T, dtype=z.dtype))
+    for t, s in _steps(log_snr_grid(sde, steps), z, progress):
+        delta = expand_like(sde.sigma(s) / sde.alpha(s) - sde.sigma(t) / sde.alpha(t), z)
+        slope = noise(y, t)
+        y = y + 0.5 * delta * (slope + noise(y + delta * slope, s))
+    return y * sde.alpha(torch.tensor(sde.eps, dtype=z.dtype)), 2 * steps
+
+
+def _dpm_solver(score, z: Tensor, steps: int, order: int, progress: bool) -> tuple[Tensor, int]:
+    """DPM-Solver++ multistep in data prediction: exponential integration of an interpolant of E[z_0 | z_t]."""
+    sde = score.sde
+    history: list[tuple[Tensor, Tensor]] = []  # (half log-SNR, prediction), newest first
+    for t, s in _steps(log_snr_grid(sde, steps), z, progress):
+        now, then = 0.5 * sde.log_snr(t[:1]), 0.5 * sde.log_snr(s[:1])
+        history = [(now, denoise(score, z, t)), *history[: order - 1]]
+        h = then - now
+        decay = torch.expm1(-h)
+        update = -decay * history[0][1]
+        differences = _divided_differences(history, h)
+        if len(differences) > 0:
+            update = update + (decay / h + 1) * differences[0]
+        if len(differences) > 1:
+            update = update - ((decay + h) / h**2 - 0.5) * differences[1]
+        z = expand_like(sde.sigma(s) / sde.sigma(t), z) * z + expand_like(sde.alpha(s), z) * update
+    return z, steps
+
+
+def _divided_differences(history: list[tuple[Tensor, Tensor]], h: Tensor) -> list[Tensor]:
+    """First and second derivative of the prediction in units of the coming step ``h``, as far as history goes."""
+    if len(history) == 1:
+        return []
+    (l0, d0), (l1, d1) = history[:2]
+    r0 = (l0 - l1) / h
+    first = (d0 - d1) / r0
+    if len(history) == 2:
+        return [first]
+    l2, d2 = history[2]
+    r1 = (l1 - l2) / h
+    older = (d1 - d2) / r1
+    return [first + r0 / (r0 + r1) * (first - older), 2 * (first - older) / (r0 + r1)]
+
+
+def dpm_solver_2m(score, z: Tensor, *, steps: int, generator=None, progress: bool = False) -> tuple[Tensor, int]:
+    """DPM-Solver++(2M): second-order multistep, one evaluation a step.
+
+    Source: Lu et al. 2022, "DPM-Solver++", algorithm 2, https://arxiv.org/abs/2211.01095.
+    """
+    return _dpm_solver(score, z, steps, 2, progress)
+
+
+def dpm_solver_3m(score, z: Tensor, *, steps: int, generator=None, progress: bool = False) -> tuple[Tensor, int]:
+    """DPM-Solver++(3M): third-order multistep, one evaluation a step. Source: as :func:`dpm_solver_2m`."""
+    return _dpm_solver(score, z, steps, 3, progress)
+
+
+def adaptive_ode(
+    score, z: Tensor, *, steps: int | None = None, generator=None, progress: bool = False, tol: float = 1e-5
+) -> tuple[Tensor, int]:
+    """The probability-flow ODE to tolerance ``tol`` over the clock −log SNR; chooses its own ``steps``."""
+    sde = score.sde
+
+    def field(clock: float, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        bar.update()
+        t, linear, learned = sde.probability_flow(clock, z)
+        return (expand_like(linear, z) * state[0] - expand_like(learned, z) * score(state[0], t),)
+
+    end, start = sde.clock_span()
+    with tqdm(desc="sampling (evaluations)", leave=False, disable=not progress) as bar:
+        (z,), nfe = integrate(field, (z,), start, end, rtol=tol, atol=tol)
+    return z, nfe
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "ode": adaptive_ode,
+    "euler-maruyama": euler_maruyama,
+    "pc": predictor_corrector,
+    "heun": heun,
+    "dpm++2m": dpm_solver_2m,
+    "dpm++3m": dpm_solver_3m,
+}
+
+
+def sample(
+    model,
+    shape_or_n: int | tuple[int, ...],
+    *,
+    sampler: str | Sampler = "dpm++2m",
+    steps: int = 20,
+    temperature: float = 1.0,
+    last_denoising: bool = True,
+    batch_size: int = 256,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Draw samples: prior → reverse process on the latent → h_φ⁻¹.
+
+    Args:
+        model: an INDM.
+        shape_or_n: how many (the model then knows its event shape), or the whole shape with the batch axis.
+        sampler: a name in :data:`SAMPLERS` or a function of the same kind.
+        steps: time steps (the adaptive "ode" takes as many as it needs).
+        temperature: factor on the latent before it is decoded; 1.0 samples the model.
+        last_denoising: replace z_ε by E[z_0 | z_ε] at the end.
+        batch_size: samples at a time.
+
+    Returns:
+        x in model units, (n, *event); ``model.scaling.to_data`` gives grey levels.
+
+    Raises:
+        ValueError: unknown sampler, or steps below 1.
+        RuntimeError: where the flow's inverse did not converge (see ``Flow.inverse``).
+    """
+    shape = (shape_or_n, *model.shape) if isinstance(shape_or_n, int) else tuple(shape_or_n)
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if isinstance(sampler, str) and sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+    draw = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
+    parts = []
+    with evaluation_mode(model):
+        for i in tqdm(range(math.ceil(shape[0] / batch_size)), desc="batches", disable=not progress):
+            n = min(batch_size, shape[0] - i * batch_size)
+            z = model.score.sde.prior_sample((n, *shape[1:]), generator=generator)
+            z, _ = draw(model.score, z, steps=steps, generator=generator, progress=progress)
+            if last_denoising:
+                z = denoise(model.score, z, model.score.sde.endpoints(z)[0])
+            parts.append(model.decode(temperature * z))
+    return torch.cat(parts)

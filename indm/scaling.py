@@ -1,0 +1,64 @@
+"""The affine map between data units and model units: the one place where nats become bits."""
+
+import math
+
+import torch
+from jaxtyping import Num
+from torch import Tensor, nn
+
+
+class Scaling(nn.Module):
+    r"""``x = (raw + u − shift) / scale``; ``u`` is uniform dequantization noise where the data have grey levels.
+
+    Args:
+        shift, scale: numbers, or tensors that broadcast against one event (features standardised apart).
+        levels: number of grey levels 0 … levels−1 of integer data; None for continuous data.
+
+    A density of ``x`` in nats becomes one of the raw data by adding ``log scale`` for each dimension
+    (:attr:`bits` in bits): 256 levels scaled to [−1, 1] give log₂(128) = 7 bits/dim, to [0, 1] give 8.
+    """
+
+    def __init__(self, shift: Tensor | float = 0.0, scale: Tensor | float = 1.0, levels: int | None = None):
+        super().__init__()
+        if levels is not None and levels < 2:
+            raise ValueError(f"levels must be at least 2 grey levels, or None for continuous data, got {levels}")
+        self.levels = levels
+        self.register_buffer("shift", torch.as_tensor(shift, dtype=torch.float32))
+        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32))
+        if not bool((self.scale > 0).all()):
+            raise ValueError("scale must be positive everywhere; give constant features a scale of 1")
+
+    @classmethod
+    def images(cls, levels: int = 256, centered: bool = True) -> "Scaling":
+        """Grey levels to [−1, 1] (``centered``) or to [0, 1]."""
+        return cls(levels / 2, levels / 2, levels) if centered else cls(0.0, float(levels), levels)
+
+    @classmethod
+    def standardise(cls, vectors: Tensor) -> "Scaling":
+        """Zero mean and unit variance for each feature of ``vectors`` (N, ...); constant features keep scale 1."""
+        std, mean = torch.std_mean(vectors.double(), dim=0)
+        return cls(mean, torch.where(std > 1e-8, std, torch.ones_like(std)))
+
+    def to_model(self, raw: Num[Tensor, "batch *event"], *, generator=None) -> Tensor:
+        """Raw data to model units, in float32; adds the uniform dequantization noise where there are levels."""
+        raw = raw.to(torch.float32)
+        if self.levels is not None:
+            raw = raw + torch.rand(raw.shape, generator=generator, device=raw.device)
+        return (raw - self.shift) / self.scale
+
+    def to_data(self, x: Tensor) -> Tensor:
+        """Model units to raw data: grey levels as integers (floored and clamped), or continuous values."""
+        raw = x * self.scale + self.shift
+        if self.levels is None:
+            return raw
+        dtype = torch.uint8 if self.levels <= 256 else torch.int32
+        return raw.floor().clamp(0, self.levels - 1).to(dtype)
+
+    def log_scale(self, shape) -> float:
+        """Σ log scale over one event of that ``shape``: what a log-density in model units loses, in nats."""
+        return self.scale.double().log().expand(tuple(shape)).sum().item()
+
+    def bits_per_dim(self, nats: Tensor, shape) -> Tensor:
+        """Negative log-density ``nats`` of x in model units to bits per dimension of the raw data."""
+        d = math.prod(shape)
+        return (nats + self.log_scale(shape)) / (d * math.log(2))
