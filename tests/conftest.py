@@ -1,0 +1,21 @@
+"""Checks every shape annotation of ``indm`` at run time, and keeps the tests repeatable and on one thread."""
+
+import os
+
+from jaxtyping import install_import_hook
+
+install_import_hook("indm", "beartype.beartype")  # before anything of indm is imported
+
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+torch.set_num_threads(int(os.environ.get("INDM_TEST_THREADS", "1")))
+
+
+def pytest_runtest_setup(item):
+    """Every test starts from the same global random state, whatever ran before it."""
+    torch.manual_seed(0)

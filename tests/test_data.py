@@ -1,0 +1,613 @@
+"""The loaders on real files, and on generated files in the layouts they read."""
+
+import gzip
+import hashlib
+import inspect
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from indm import data as module
+from indm.data import (
+    DEBIAN_FASHION_MNIST,
+    LOADERS,
+    ImageFiles,
+    InMemory,
+    flip_horizontally,
+    load_data,
+    loader,
+    read_image,
+    split,
+    stack,
+)
+from indm.densities import DENSITIES
+
+PARTS = ("train", "valid", "test")
+
+
+def rows(dataset):
+    """The items as a sorted list of byte strings, to compare contents irrespective of order."""
+    return sorted(item.tobytes() for item in stack(dataset).numpy())
+
+
+# ── Using data sets
+
+
+@given(
+    n=st.integers(3, 300),
+    valid=st.integers(1, 40),
+    test=st.integers(0, 40),
+    seed=st.integers(0, 2**40),
+    limit=st.none(),
+)
+@settings(max_examples=60)
+def test_split_is_a_partition_that_the_seed_determines(n, valid, test, seed, limit):
+    if valid + test >= n:
+        with pytest.raises(ValueError, match="cannot be split"):
+            split(n, valid=valid, test=test, seed=seed, limit=limit)
+        return
+    parts = split(n, valid=valid, test=test, seed=seed)
+    assert sorted(torch.cat(list(parts.values())).tolist()) == list(range(n))
+    assert len(parts["valid"]) == valid and len(parts.get("test", ())) == test
+    again = split(n, valid=valid, test=test, seed=seed, limit=5)
+    assert torch.equal(again["valid"], parts["valid"]) and torch.equal(again["train"], parts["train"][:5])
+
+
+def test_split_depends_on_the_seed_and_limit_is_checked():
+    assert not torch.equal(split(100, valid=10, seed=0)["train"], split(100, valid=10, seed=1)["train"])
+    with pytest.raises(ValueError, match="limit"):
+        split(100, valid=10, limit=0)
+
+
+@given(
+    n=st.integers(1, 60),
+    batch=st.integers(1, 20),
+    seed=st.integers(0, 10**6),
+    epoch=st.integers(0, 50),
+    drop=st.booleans(),
+)
+@settings(max_examples=30)
+def test_an_epoch_can_be_resumed_at_any_batch(n, batch, seed, epoch, drop):
+    dataset = InMemory(torch.arange(n)[:, None])
+    first, second = (
+        list(loader(dataset, batch, shuffle=True, seed=seed, epoch=epoch, drop_last=drop)) for _ in range(2)
+    )
+    torch.rand(1)  # the global state plays no part
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    seen = torch.cat(first).flatten().tolist() if first else []
+    assert len(set(seen)) == len(seen) == (n // batch * batch if drop else n)
+
+
+def test_loader_orders_differ_between_epochs_and_seeds():
+    dataset = InMemory(torch.arange(50)[:, None])
+    orders = {
+        tuple(torch.cat(list(loader(dataset, 7, shuffle=True, seed=seed, epoch=epoch))).flatten().tolist())
+        for seed in range(3)
+        for epoch in range(3)
+    }
+    assert len(orders) == 9
+    plain = torch.cat(list(loader(dataset, 7, shuffle=False))).flatten()
+    assert plain.tolist() == list(range(50))
+    with pytest.raises(ValueError, match="batch_size"):
+        loader(dataset, 0, shuffle=False)
+
+
+def test_flips_mirror_about_half_of_the_images():
+    raw = torch.arange(2000 * 3 * 8 * 8, dtype=torch.int32).reshape(2000, 3, 8, 8)
+    out = flip_horizontally(raw, torch.Generator().manual_seed(0))
+    mirrored = (out == raw.flip(-1)).flatten(1).all(1)
+    kept = (out == raw).flatten(1).all(1)
+    assert bool((mirrored ^ kept).all())
+    assert abs(mirrored.double().mean().item() - 0.5) < 4 * 0.5 / 2000**0.5
+    assert torch.equal(out, flip_horizontally(raw, torch.Generator().manual_seed(0)))
+
+
+# ── Names and options
+
+
+def test_unknown_names_and_options_are_told_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown data 'digit'; did you mean 'digits'\?"):
+        load_data("digit")
+    with pytest.raises(ValueError, match=r"known: .*checkerboard"):
+        load_data("zzzzz")
+    with pytest.raises(ValueError, match=r"no option 'sead'; did you mean 'seed'\?"):
+        load_data("digits", sead=3)
+    with pytest.raises(ValueError, match="needs the option path, size"):
+        load_data("folder")
+
+
+@pytest.mark.parametrize(
+    "name, options, wanted",
+    [
+        ("digits", {"seed": "0"}, "int"),
+        ("digits", {"seed": True}, "int"),
+        ("digits", {"centered": 1}, "bool"),
+        ("digits", {"limit": 1.5}, "int"),
+        ("array", {"path": "a.npy", "valid": "0.1"}, "float"),
+        ("array", {"path": 3}, "str or Path"),
+    ],
+)
+def test_options_of_the_wrong_type(name, options, wanted):
+    with pytest.raises(ValueError, match=f"must be {wanted}, got"):
+        load_data(name, **options)
+
+
+# ── Densities
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_densities(name):
+    small = load_data(name, samples=500, valid_samples=50, test_samples=200, seed=3)
+    large = load_data(name, samples=900, valid_samples=50, test_samples=200, seed=3)
+    assert [len(getattr(small, part)) for part in PARTS] == [500, 50, 200]
+    assert torch.equal(small.test.tensor, large.test.tensor)
+    assert not set(rows(small.train)) & (set(rows(small.test)) | set(rows(small.valid)))
+    assert small.entropy == DENSITIES[name].entropy() and small.scaling.levels is None
+    assert small.scaling.log_scale(small.shape) == 0.0  # entropy in data units is entropy in model units
+    with pytest.raises(ValueError, match="at least 1"):
+        load_data(name, samples=0)
+
+
+# ── Digits
+
+
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    digits = load_data("digits", seed=1)
+    assert [len(getattr(digits, part)) for part in PARTS] == [1257, 180, 360]
+    pool = torch.cat([stack(getattr(digits, part)) for part in PARTS])
+    assert pool.dtype == torch.uint8 and pool.shape == (1797, 1, 8, 8) and (pool.min(), pool.max()) == (0, 16)
+    assert sorted(x.tobytes() for x in pool.numpy()) == sorted(x.astype(np.uint8).tobytes() for x in images)
+    # every image keeps its own label
+    known = {x.astype(np.uint8).tobytes(): int(y) for x, y in zip(images, labels, strict=True)}
+    for part in PARTS:
+        items, classes = stack(getattr(digits, part)).numpy(), digits.labels[part].tolist()
+        assert [known[x.tobytes()] for x in items] == classes
+        shares = np.bincount(classes, minlength=10) / len(classes)
+        np.testing.assert_allclose(shares, np.bincount(labels) / len(labels), atol=0.006)
+    assert digits.scaling.levels == 17 and digits.shape == (1, 8, 8)
+
+
+def test_digits_seed_and_limit():
+    a, b, c = load_data("digits", seed=0), load_data("digits", seed=0, limit=100), load_data("digits", seed=1)
+    assert torch.equal(a.train.tensor[:100], b.train.tensor) and torch.equal(a.labels["train"][:100], b.labels["train"])
+    assert torch.equal(a.test.tensor, b.test.tensor) and not torch.equal(a.test.tensor, c.test.tensor)
+
+
+# ── Fashion-MNIST
+
+
+@pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_real_fashion_mnist():
+    whole = load_data("fashion-mnist", root=str(DEBIAN_FASHION_MNIST), valid=5000)
+    assert [len(getattr(whole, part)) for part in PARTS] == [55_000, 5000, 10_000]
+    pool = torch.cat([whole.train.tensor, whole.valid.tensor]).double() / 255
+    assert pool.mean().item() == pytest.approx(0.28604, abs=1e-5)  # the published mean and deviation of the 60,000
+    assert pool.std().item() == pytest.approx(0.35302, abs=1e-5)
+    assert torch.bincount(torch.cat([whole.labels["train"], whole.labels["valid"]])).tolist() == [6000] * 10
+    assert torch.bincount(whole.labels["test"]).tolist() == [1000] * 10
+    assert whole.labels["test"][:5].tolist() == [9, 2, 1, 1, 6]  # ankle boot, pullover, trouser, trouser, shirt
+
+    small = load_data("fashion-mnist", root=str(DEBIAN_FASHION_MNIST), size=16, limit=2000)
+    assert small.test.tensor.shape == (10_000, 1, 16, 16) and small.test.tensor.dtype == torch.uint8
+    assert len(small.train) == 2000 and torch.equal(small.labels["train"], whole.labels["train"][:2000])
+    mean = whole.test.tensor.double().mean((1, 2, 3)), small.test.tensor.double().mean((1, 2, 3))
+    assert (mean[0] - mean[1]).abs().mean() < 0.5  # grey levels of 255, image by image
+    assert abs(mean[0].mean() - mean[1].mean()) < 0.5
+
+
+def write_idx(path, array):
+    header = np.array([2048 + array.ndim, *array.shape], dtype=">u4").tobytes()
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+def write_fashion_mnist(folder, rng):
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {}
+    for part, n in (("train", 40), ("t10k", 12)):
+        arrays[part] = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        write_idx(folder / f"{part}-images-idx3-ubyte.gz", arrays[part])
+        write_idx(folder / f"{part}-labels-idx1-ubyte.gz", np.arange(n, dtype=np.uint8) % 10)
+    return arrays
+
+
+@pytest.mark.parametrize("place", ["", "FashionMNIST/raw"])
+def test_fashion_mnist_files_under_root(tmp_path, place):
+    arrays = write_fashion_mnist(tmp_path / place, np.random.default_rng(0))
+    fashion = load_data("fashion-mnist", root=tmp_path, valid=10, download=False)
+    assert [len(getattr(fashion, part)) for part in PARTS] == [30, 10, 12]
+    assert np.array_equal(fashion.test.tensor[:, 0].numpy(), arrays["t10k"])
+    held = rows(fashion.train) + rows(fashion.valid)
+    assert sorted(held) == sorted(x.tobytes() for x in arrays["train"])
+
+
+def test_fashion_mnist_from_the_environment(tmp_path, monkeypatch):
+    arrays = write_fashion_mnist(tmp_path, np.random.default_rng(0))
+    monkeypatch.setenv("INDM_DATA", str(tmp_path))
+    assert np.array_equal(load_data("fashion-mnist", valid=1).test.tensor[:, 0].numpy(), arrays["t10k"])
+
+
+def test_fashion_mnist_is_downloaded_where_it_is_missing(tmp_path, monkeypatch):
+    def fetch(root, download):
+        assert download
+        write_fashion_mnist(tmp_path / "FashionMNIST" / "raw", np.random.default_rng(0))
+        return InMemory(torch.zeros(0))
+
+    monkeypatch.setattr(module, "FashionMNIST", fetch)
+    with pytest.raises(ValueError, match="fashion-mnist not found in"):
+        load_data("fashion-mnist", root=tmp_path, download=False)
+    assert len(load_data("fashion-mnist", root=tmp_path, valid=1).train) == 39
+
+    def offline(root, download):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(module, "FashionMNIST", offline)
+    with pytest.raises(ValueError, match="no route to host"):
+        load_data("fashion-mnist", root=tmp_path / "elsewhere")
+
+
+def test_resize_is_an_antialiased_average(tmp_path):
+    """28 → 14 by the triangle filter of support 2, written out; borders renormalise."""
+    arrays = write_fashion_mnist(tmp_path, np.random.default_rng(1))
+    small = load_data("fashion-mnist", root=tmp_path, size=14, valid=1).test.tensor[:, 0].numpy()
+    centre = 2 * np.arange(14)[:, None] + 1
+    weight = np.clip(1 - np.abs(np.arange(28) + 0.5 - centre) / 2, 0, None)
+    weight /= weight.sum(1, keepdims=True)
+    expected = weight @ arrays["t10k"] @ weight.T
+    assert np.abs(small - expected).max() <= 0.5 + 1e-3
+
+
+def test_damaged_fashion_mnist(tmp_path):
+    def fresh():
+        write_fashion_mnist(tmp_path, np.random.default_rng(0))
+        return tmp_path / "train-images-idx3-ubyte.gz"
+
+    path = fresh()
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"train-images.*cannot be read as gzip"):
+        load_data("fashion-mnist", root=tmp_path)
+    fresh().write_bytes(gzip.compress(b"abc"))
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_data("fashion-mnist", root=tmp_path)
+    fresh().write_bytes((tmp_path / "train-labels-idx1-ubyte.gz").read_bytes())
+    with pytest.raises(ValueError, match="magic number is 2049, not 2051"):
+        load_data("fashion-mnist", root=tmp_path)
+    path = fresh()
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-5]))
+    with pytest.raises(ValueError, match="damaged"):
+        load_data("fashion-mnist", root=tmp_path)
+    write_idx(fresh(), np.zeros((39, 28, 28), np.uint8))
+    with pytest.raises(ValueError, match="one label each"):
+        load_data("fashion-mnist", root=tmp_path)
+    fresh()
+    with pytest.raises(ValueError, match="cannot be split"):
+        load_data("fashion-mnist", root=tmp_path, valid=40)
+    with pytest.raises(ValueError, match="at least 8"):
+        load_data("fashion-mnist", root=tmp_path, size=7)
+    with pytest.raises(ValueError, match="at most the 28"):
+        load_data("fashion-mnist", root=tmp_path, size=32)
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(ValueError, match="t10k-labels"):
+        load_data("fashion-mnist", root=tmp_path)
+
+
+# ── CIFAR-10 and CelebA in torchvision's layout on disk
+
+
+def test_cifar10_in_the_layout_of_torchvision(tmp_path, monkeypatch):
+    rng, base = np.random.default_rng(0), tmp_path / "cifar-10-batches-py"
+    base.mkdir()
+    images = rng.integers(0, 256, (60, 3, 32, 32), dtype=np.uint8)
+    labels = rng.integers(0, 10, 60).tolist()
+
+    def write(name, content):
+        (base / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((base / name).read_bytes()).hexdigest()]
+
+    chunks = [slice(10 * i, 10 * i + 10) for i in range(6)]
+    batches = [{"data": images[c].reshape(10, -1), "labels": labels[c]} for c in chunks]
+    written = [write(name, batch) for name, batch in zip("abcdef", batches, strict=True)]
+    meta = write("batches.meta", {"label_names": list("0123456789")})
+    monkeypatch.setattr(module.CIFAR10, "train_list", written[:5])
+    monkeypatch.setattr(module.CIFAR10, "test_list", written[5:])
+    monkeypatch.setattr(module.CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]})
+    cifar = load_data("cifar10", root=tmp_path, download=False, valid=12, limit=30)
+    assert [len(getattr(cifar, part)) for part in PARTS] == [30, 12, 10]
+    assert np.array_equal(cifar.test.tensor.numpy(), images[50:])
+    assert cifar.labels["test"].tolist() == labels[50:] and cifar.flip and cifar.shape == (3, 32, 32)
+    known = {x.tobytes(): y for x, y in zip(images, labels, strict=True)}
+    assert [known[x.tobytes()] for x in cifar.train.tensor.numpy()] == cifar.labels["train"].tolist()
+    assert set(rows(cifar.train) + rows(cifar.valid)) <= {x.tobytes() for x in images[:50]}
+
+    (base / "a").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"cifar10 could not be loaded .*root="):
+        load_data("cifar10", root=tmp_path, download=False)
+
+
+def test_celeba_in_the_layout_of_torchvision(tmp_path, monkeypatch):
+    base = tmp_path / "celeba"
+    (base / "img_align_celeba").mkdir(parents=True)
+    names = [f"{i:06d}.jpg" for i in range(1, 9)]
+    for i, name in enumerate(names):
+        picture = np.full((218, 178, 3), 255, np.uint8)  # white but for the central 140×140 that is to be kept
+        picture[39:179, 19:159] = 20 * i
+        Image.fromarray(picture).save(base / "img_align_celeba" / name, quality=100)
+    columns = {"identity_CelebA": 1, "bbox_celeba": 4, "landmarks_align_celeba": 10, "list_attr_celeba": 40}
+    for stem, width in columns.items():
+        head = "" if stem.startswith("identity") else f"8\n{' '.join(f'c{i}' for i in range(width))}\n"
+        prefix = "list_" if stem in ("bbox_celeba", "landmarks_align_celeba") else ""
+        lines = "".join(f"{name} {' '.join(['1'] * width)}\n" for name in names)
+        (base / f"{prefix}{stem}.txt").write_text(head + lines)
+    assignment = [0, 0, 1, 2, 0, 1, 2, 0]
+    (base / "list_eval_partition.txt").write_text("".join(f"{n} {a}\n" for n, a in zip(names, assignment, strict=True)))
+    with pytest.raises(ValueError, match="celeba could not be loaded"):
+        load_data("celeba", root=tmp_path, download=False)  # the checksums of the real index files do not match
+    monkeypatch.setattr(module.CelebA, "_check_integrity", lambda self: True)
+    celeba = load_data("celeba", root=tmp_path, download=False, limit=3)
+    assert [len(getattr(celeba, part)) for part in PARTS] == [3, 2, 2] and celeba.shape == (3, 64, 64)
+    for part, code in (("valid", 1), ("test", 2)):
+        chosen = [i for i, a in enumerate(assignment) if a == code]
+        for item, i in zip(stack(getattr(celeba, part)), chosen, strict=True):
+            assert item.shape == (3, 64, 64) and item.dtype == torch.uint8
+            assert (item.double().mean() - 20 * i).abs() < 3 and item.double().std() < 12
+
+
+# ── Folders of images
+
+
+def save(path, array, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def picture(i, channels=3, size=(20, 12)):
+    rng = np.random.default_rng(i)
+    return rng.integers(0, 256, (*size, 3) if channels == 3 else size, dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve good colour images in nested folders with awkward names and several formats."""
+    for i, name in enumerate(["a.png", "b c.jpg", "ünï/ç ö.webp", "deep/er/x.BMP", "deep/y.tif", "z.jpeg"]):
+        save(tmp_path / "images" / name, picture(i))
+        save(tmp_path / "images" / "more" / name, picture(100 + i))
+    return tmp_path / "images"
+
+
+def test_folder_partitions_its_images(folder):
+    sets = load_data("folder", path=folder, size=8, seed=4, valid=0.25, test=0.25)
+    assert [len(getattr(sets, part)) for part in PARTS] == [6, 3, 3]
+    files = [file for part in PARTS for file in getattr(sets, part).files]
+    assert sorted(files) == sorted(p for p in folder.rglob("*") if p.is_file())
+    again = load_data("folder", path=str(folder), size=8, seed=4, valid=0.25, test=0.25, limit=2, flip=True)
+    assert again.train.files == sets.train.files[:2] and again.test.files == sets.test.files and again.flip
+    assert load_data("folder", path=folder, size=8, seed=5, valid=0.25, test=0.25).test.files != sets.test.files
+    assert sets.shape == (3, 8, 8) and sets.scaling.levels == 256
+    batch = next(iter(loader(sets.train, 4, shuffle=False)))
+    assert batch.shape == (4, 3, 8, 8) and batch.dtype == torch.uint8 and torch.equal(batch, stack(sets.train, 4))
+
+
+def test_workers_give_the_same_batches(folder):
+    sets = load_data("folder", path=folder, size=8)
+    serial, parallel = (list(loader(sets.train, 4, shuffle=True, seed=1, workers=w)) for w in (0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(serial, parallel, strict=True))
+
+
+def test_folder_pixels_crop_and_resize(tmp_path):
+    array = picture(0, size=(30, 16))
+    file = save(tmp_path / "a.png", array)
+    whole = array[7:23].transpose(2, 0, 1)
+    assert np.array_equal(ImageFiles([file], 16, 3)[0].numpy(), whole)  # largest centred square, no resize
+    assert np.array_equal(ImageFiles([file], 10, 3, crop=10)[0].numpy(), whole[:, 3:13, 3:13])
+    assert np.array_equal(ImageFiles([file], 16, 3, crop=99)[0].numpy(), whole)
+    box = ImageFiles([file], 8, 3, resize="box")[0].numpy()
+    assert np.abs(box - whole.reshape(3, 8, 2, 8, 2).mean((2, 4))).max() <= 1
+    squashed = ImageFiles([file], 16, 3, resize="nearest", crop=False)[0].numpy()
+    assert np.array_equal(squashed[:, 0], array[0].T) and squashed.shape == (3, 16, 16)
+    luma = ImageFiles([file], 16, 1)[0].numpy()[0]
+    assert np.abs(luma - np.einsum("chw,c->hw", whole, [0.299, 0.587, 0.114])).max() <= 1
+
+
+def test_damaged_files_are_skipped_and_counted(folder):
+    whole = (folder / "a.png").read_bytes()
+    (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.png").write_text("not a picture")
+    (folder / "empty.jpg").touch()
+    (folder / "notes.txt").write_text("not a picture either")
+    (folder / ".hidden.png").write_text("ignored")
+    with pytest.warns(UserWarning, match="4 of 16 files"):
+        sets = load_data("folder", path=folder, size=8)
+    assert sum(len(getattr(sets, part)) for part in PARTS) == 12
+    assert any("skipped 4 of 16 files" in note for note in sets.notes)
+    with pytest.raises(ValueError, match=r"strict: 4 of 16 files .*empty\.jpg"):
+        load_data("folder", path=folder, size=8, strict=True)
+
+
+def test_truncated_jpeg_and_decompression_bomb(tmp_path, monkeypatch):
+    file = save(tmp_path / "a.jpg", picture(0, size=(200, 200)))
+    file.write_bytes(file.read_bytes()[:3000])
+    with pytest.raises(OSError, match="truncated"):
+        read_image(file)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    big = [save(tmp_path / f"{n}.png", picture(0, size=(n, n))) for n in (40, 60)]  # above the limit, and twice it
+    with pytest.warns(Image.DecompressionBombWarning), pytest.raises(ValueError, match="more than PIL's limit"):
+        read_image(big[0])
+    with pytest.raises(Image.DecompressionBombError):
+        read_image(big[1])
+
+
+def test_mixed_channels(folder):
+    grey = save(folder / "grey.png", picture(0, channels=1))
+    with pytest.raises(ValueError, match=r"mixed channels: 1 grey and 12 colour.*pass channels"):
+        load_data("folder", path=folder, size=8)
+    for channels in (1, 3):
+        sets = load_data("folder", path=folder, size=12, channels=channels)
+        assert sets.shape == stack(sets.train, 1).shape[1:] == (channels, 12, 12)
+    assert (ImageFiles([grey], 12, 3)[0] == ImageFiles([grey], 12, 1)[0]).all()
+
+
+def test_grey_folders_are_grey(tmp_path):
+    for i in range(5):
+        save(tmp_path / f"{i}.png", picture(i, channels=1))
+    assert load_data("folder", path=tmp_path, size=8).shape == (1, 8, 8)
+
+
+def test_colour_modes_and_orientation(tmp_path):
+    grey16 = np.arange(16 * 16, dtype=np.uint16).reshape(16, 16) * 256 + 77
+    image = read_image(save(tmp_path / "16.png", grey16))
+    assert image.mode == "L" and np.array_equal(np.asarray(image), grey16 // 256)
+
+    clear = np.zeros((8, 8, 4), np.uint8)
+    clear[:4, :, 3] = 255
+    image = read_image(save(tmp_path / "alpha.png", clear))
+    assert image.mode == "RGB" and (np.asarray(image)[:4] == 0).all() and (np.asarray(image)[4:] == 255).all()
+
+    half = np.stack([np.zeros((8, 8)), np.full((8, 8), 51)], -1).astype(np.uint8)  # black at 20 % over white
+    image = read_image(save(tmp_path / "la.png", half))
+    assert image.mode == "L" and np.abs(np.asarray(image).astype(int) - 204).max() <= 1
+
+    colours = Image.fromarray(picture(0)).quantize(7)
+    colours.save(tmp_path / "palette.png")
+    image = read_image(tmp_path / "palette.png")
+    assert image.mode == "RGB" and np.array_equal(np.asarray(image), np.asarray(colours.convert("RGB")))
+
+    Image.fromarray(picture(0)).convert("CMYK").save(tmp_path / "cmyk.tif")
+    assert np.abs(np.asarray(read_image(tmp_path / "cmyk.tif")).astype(int) - picture(0)).max() <= 2
+
+    tags = Image.Exif()
+    tags[0x0112] = 6  # shown turned by 90° clockwise
+    image = read_image(save(tmp_path / "turned.png", picture(0), exif=tags))
+    assert np.array_equal(np.asarray(image), np.rot90(picture(0), -1))
+
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(ValueError, match="floating-point"):
+        read_image(tmp_path / "float.tif")
+
+
+def test_folders_and_options_that_cannot_be_used(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    cases = [
+        ({"path": tmp_path / "missing", "size": 8}, "is not a folder"),
+        ({"path": folder / "a.png", "size": 8}, "is not a folder"),
+        ({"path": tmp_path / "empty", "size": 8}, "no readable images in .*0 files"),
+        ({"path": folder, "size": 7}, "at least 8 pixels"),
+        ({"path": folder, "size": 8, "crop": 0}, "at least 8 pixels"),
+        ({"path": folder, "size": 8, "channels": 2}, "channels must be 1"),
+        ({"path": folder, "size": 8, "resize": "bicubik"}, "did you mean 'bicubic'"),
+        ({"path": folder, "size": 8, "valid": 1.5}, "valid must be a fraction"),
+        ({"path": folder, "size": 8, "test": 0.0}, "test must be a fraction"),
+        ({"path": folder, "size": 8, "test": 0.9, "valid": 0.5}, "cannot be split"),
+        ({"path": folder, "size": 8, "limit": 0}, "limit must be"),
+    ]
+    for options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            load_data("folder", **options)
+
+
+# ── Arrays
+
+
+def test_vectors_are_standardised_by_the_training_split(tmp_path):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal([3.0, -5.0, 7.0], [2.0, 0.1, 0.0], (400, 3))
+    np.save(tmp_path / "v.npy", vectors)
+    array = load_data("array", path=tmp_path / "v.npy", seed=2, valid=0.2, test=0.25)
+    assert [len(getattr(array, part)) for part in PARTS] == [220, 80, 100] and array.shape == (3,)
+    pool = torch.cat([stack(getattr(array, part)) for part in PARTS])
+    assert sorted(map(tuple, pool.tolist())) == sorted(map(tuple, vectors.astype(np.float32).tolist()))
+    x = array.scaling.to_model(array.train.tensor).double()
+    torch.testing.assert_close(x.mean(0), torch.zeros(3, dtype=torch.float64), atol=1e-4, rtol=0)
+    torch.testing.assert_close(x.std(0)[:2], torch.ones(2, dtype=torch.float64), atol=1e-4, rtol=0)
+    assert array.scaling.levels is None and array.scaling.scale[2] == 1
+
+
+@pytest.mark.parametrize("layout", ["NHW", "NHWC", "NCHW"])
+def test_image_arrays_in_every_layout(tmp_path, layout):
+    images = np.random.default_rng(0).integers(0, 256, (20, 1 if layout == "NHW" else 3, 9, 10), dtype=np.uint8)
+    stored = {"NHW": images[:, 0], "NHWC": images.transpose(0, 2, 3, 1), "NCHW": images}[layout]
+    np.savez(tmp_path / "i.npz", images=stored)
+    array = load_data("array", path=tmp_path / "i.npz")
+    assert array.shape == images.shape[1:] and array.scaling.levels == 256
+    assert sorted(b for part in PARTS for b in rows(getattr(array, part))) == sorted(x.tobytes() for x in images)
+
+
+def test_integer_arrays_and_levels(tmp_path):
+    np.save(tmp_path / "i.npy", np.random.default_rng(0).integers(0, 1000, (30, 4)))
+    array = load_data("array", path=tmp_path / "i.npy", levels=1000, centered=False)
+    assert array.scaling.levels == 1000 and array.train.tensor.dtype == torch.int32
+    x = array.scaling.to_model(array.train.tensor)
+    assert x.min() >= 0 and x.max() <= 1 and torch.equal(array.scaling.to_data(x), array.train.tensor)
+
+
+def test_arrays_that_cannot_be_used(tmp_path):
+    rng = np.random.default_rng(0)
+    broken = rng.normal(size=(30, 2))
+    broken[[3, 7, 7], [0, 1, 0]] = np.nan, np.inf, np.nan
+    grey = rng.integers(0, 256, (30, 8, 8), dtype=np.uint8)
+    stored = {
+        "nan": broken,
+        "huge": np.full((30, 2), 1e300),
+        "flat": np.zeros(30),
+        "none": np.zeros((0, 2)),
+        "few": np.zeros((2, 2)),
+        "objects": np.array([{}] * 30, dtype=object),
+        "complex": np.zeros((30, 2), complex),
+        "bool": np.zeros((30, 2), bool),
+        "floats": np.zeros((30, 8, 8)),
+        "integers": np.zeros((30, 2), int),
+        "wide": np.zeros((30, 8, 8), np.int64),
+        "small": grey[:, :7],
+        "grey": grey,
+        "vectors": rng.normal(size=(30, 2)),
+    }
+    for name, array in stored.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    np.savez(tmp_path / "two.npz", images=grey, labels=np.zeros(30))
+    (tmp_path / "text.npy").write_text("1 2 3")
+    (tmp_path / "text.npz").write_text("1 2 3")
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "grey.npy").read_bytes()[:500])
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "two.npz").read_bytes()[:500])
+    cases = [
+        ("nan.npy", {}, "2 of 30 rows hold NaN or inf, first row 3"),
+        ("huge.npy", {}, "30 of 30 rows"),
+        ("flat.npy", {}, r"has shape \(30,\)"),
+        ("none.npy", {}, r"has shape \(0, 2\)"),
+        ("few.npy", {}, "cannot be split"),
+        ("objects.npy", {}, "cannot be read as .npy"),
+        ("complex.npy", {}, "complex128"),
+        ("bool.npy", {}, "bool"),
+        ("floats.npy", {}, "uint8 images would do"),
+        ("integers.npy", {}, "pass levels="),
+        ("wide.npy", {}, "pass levels="),
+        ("small.npy", {}, "at least 8 pixels"),
+        ("grey.npy", {"levels": 16}, "not 0 … 15"),
+        ("grey.npy", {"levels": 0}, "not 0 …"),
+        ("grey.npy", {"key": "images"}, "holds one array"),
+        ("vectors.npy", {"levels": 256}, "levels are for integer data"),
+        ("two.npz", {}, "pass key= one of images, labels"),
+        ("two.npz", {"key": "image"}, "did you mean 'images'"),
+        ("missing.npy", {}, "missing.npy cannot be read"),
+        ("text.npy", {}, "cannot be read"),
+        ("text.npz", {}, "cannot be read"),
+        ("cut.npy", {}, "cannot be read"),
+        ("cut.npz", {}, "cannot be read"),
+        ("", {}, "cannot be read"),
+    ]
+    for name, options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            load_data("array", path=tmp_path / name, **options)
+    assert load_data("array", path=tmp_path / "two.npz", key="images").shape == (1, 8, 8)
+
+
+def test_options_of_every_loader_are_keywords():
+    for name, function in LOADERS.items():
+        parameters = inspect.signature(function).parameters.values()
+        assert all(p.kind is p.KEYWORD_ONLY for p in parameters), name
