@@ -8,7 +8,7 @@ from indm.objective import NELBO, fid_loss, mle_loss, nelbo, soft_truncation
 from indm.sampling import sample
 from indm.scaling import Scaling
 from indm.score import ScoreModel
-from indm.sde import VESDE, LinearSDE, SubVPSDE, VPSDE
+from indm.sde import VESDE, VPSDE, LinearSDE, SubVPSDE
 
 __version__ = "0.1.0"
 
@@ -17,13 +17,13 @@ __all__ = [
     "MLP",
     "NELBO",
     "VESDE",
+    "VPSDE",
     "LikelihoodReport",
     "LinearSDE",
     "Scaling",
     "ScoreModel",
     "SubVPSDE",
     "UNet",
-    "VPSDE",
     "build_model",
     "evaluate",
     "fid_loss",

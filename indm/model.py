@@ -18,7 +18,7 @@ from indm.flows import ActNorm, Compose, Flow, Identity, ResidualFlow, Squeeze, 
 from indm.nets import MLP, UNet
 from indm.scaling import Scaling
 from indm.score import ScoreModel
-from indm.sde import VESDE, LinearSDE, SubVPSDE, VPSDE
+from indm.sde import VESDE, VPSDE, LinearSDE, SubVPSDE
 
 Constructors = Mapping[str, Mapping[str, Callable[..., nn.Module]]]
 
@@ -34,6 +34,7 @@ CONSTRUCTORS: Constructors = {
     "sde": {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE},
     "net": {"mlp": MLP, "unet": UNet},
 }
+KINDS = ("flow", "sde", "net")
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
@@ -82,8 +83,13 @@ class INDM(nn.Module):
             return self.flow(x, generator=generator)
 
     def decode(self, z: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
-        """x = h_φ⁻¹(z). Raises RuntimeError naming the samples whose inverse did not converge."""
-        return self.flow.inverse(z)
+        """x = h_φ⁻¹(z), in full precision under autocast too, and without a gradient where the inverse is iterative.
+
+        Raises:
+            RuntimeError: naming the samples whose inverse did not converge.
+        """
+        with torch.autocast(z.device.type, enabled=False):
+            return self.flow.inverse(z)
 
     def description(self, constructors: Constructors = CONSTRUCTORS) -> dict:
         """The constructors and arguments that :func:`build_model` needs to make this model anew."""
@@ -112,18 +118,21 @@ class INDM(nn.Module):
             ValueError: a file is missing or unreadable, or does not fit the other.
         """
         folder = Path(folder)
+        for name in (DESCRIPTION, WEIGHTS):
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder} holds no saved model: there is no file {name} in it")
         try:
             description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
             state = load_file(folder / WEIGHTS, device=str(device))
-            tables = {kind: description[kind] for kind in ("flow", "sde", "net")}
+            tables = {kind: description[kind] for kind in KINDS}
             scaling = Scaling(state["scaling.shift"], state["scaling.scale"], description["levels"])
             model = build_model(tables, tuple(description["shape"]), scaling, constructors)
             model.sde.prior_mean = state["score.sde.prior_mean"]
-            model.load_state_dict(state)
-        except FileNotFoundError as error:
-            raise ValueError(f"{folder} holds no saved model: {error.filename} is missing") from error
-        except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError, RuntimeError) as error:
-            raise ValueError(f"the model in {folder} cannot be read: {str(error).splitlines()[0]}") from error
+            model.to(state["scaling.scale"].dtype).load_state_dict(state)
+        except (SafetensorError, OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            reason = f"{reason} is missing" if isinstance(error, KeyError) else reason
+            raise ValueError(f"the model in {folder} cannot be read: {reason}") from error
         return model.to(device).eval()
 
 
@@ -138,7 +147,12 @@ def build_model(
     Raises:
         ValueError: an unknown name or argument (with the nearest that exists), or a bad value.
     """
-    flow, sde, net = (build(description[kind], kind, shape, constructors) for kind in ("flow", "sde", "net"))
+    for kind in {*KINDS, *description}:
+        if kind not in KINDS:
+            raise ValueError(f"description has an unknown table {kind!r}{nearest(kind, KINDS)}")
+        if not isinstance(description.get(kind), Mapping):
+            raise ValueError(f"description needs a table {kind!r} with a name, got {description.get(kind)!r}")
+    flow, sde, net = (build(description[kind], kind, shape, constructors) for kind in KINDS)
     return INDM(flow, ScoreModel(net, sde), scaling, tuple(shape))
 
 
@@ -149,9 +163,9 @@ def build(
     arguments = dict(table)
     known = constructors[kind]
     name = arguments.pop("name", None)
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(f"{kind}.name must be one of {', '.join(known)}, got {name!r}{nearest(str(name), known)}")
-    parameters = inspect.signature(known[name]).parameters
+    parameters = _arguments(known[name])
     for key in arguments:
         if key not in parameters:
             raise ValueError(f"{kind} {name!r} has no argument {key!r}{nearest(key, parameters)}")
@@ -159,7 +173,7 @@ def build(
         arguments["flows"] = [build(part, kind, shape, constructors) for part in arguments.get("flows", [])]
     if "shape" in parameters:
         arguments.setdefault("shape", tuple(shape))
-    arguments = {key: tuple(value) if _is_plain_list(value) else value for key, value in arguments.items()}
+    arguments = {k: tuple(v) if isinstance(v, list) and k != "flows" else v for k, v in arguments.items()}
     try:
         return known[name](**arguments)
     except TypeError as error:
@@ -171,11 +185,11 @@ def describe(module: nn.Module, kind: str, constructors: Constructors = CONSTRUC
     names = {constructor: name for name, constructor in constructors[kind].items()}
     if type(module) not in names:
         raise ValueError(
-            f"{kind} of type {type(module).__name__} is not in the table of constructors ({', '.join(names.values())}); "
-            "pass constructors= with an entry for it"
+            f"{kind} of type {type(module).__name__} is not in the table of constructors "
+            f"({', '.join(names.values())}); pass constructors= with an entry for it"
         )
     table: dict[str, Any] = {"name": names[type(module)]}
-    for key in inspect.signature(type(module)).parameters:
+    for key in _arguments(type(module)):
         value = getattr(module, key)
         if isinstance(value, nn.ModuleList):
             value = [describe(part, kind, constructors) for part in value]
@@ -193,5 +207,7 @@ def nearest(word: str, known) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else f" (there are: {', '.join(known)})"
 
 
-def _is_plain_list(value: Any) -> bool:
-    return isinstance(value, list) and not any(isinstance(item, nn.Module) for item in value)
+def _arguments(constructor: Callable[..., nn.Module]) -> list[str]:
+    """Names of the arguments; those of a bare ``nn.Module`` (*args, **kwargs) are none."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [name for name, p in inspect.signature(constructor).parameters.items() if p.kind in named]

@@ -29,7 +29,7 @@ LIKELIHOOD_SHARE = 1e-3
 
 @dataclass(frozen=True)
 class NELBO:
-    """The five terms of −log p(x) ≤ flow + score + constant + prior + reconstruction, nats in model units, each (B,)."""
+    """The terms of −log p(x) ≤ flow + score + constant + prior + reconstruction, nats in model units, each (B,)."""
 
     flow: Tensor
     score: Tensor
@@ -139,7 +139,7 @@ def mle_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
         ``denoising`` (score and reconstruction), ``prior``.
     """
     sde = model.score.sde
-    eps = sde.eps if eps is None else eps
+    eps = sde.truncation(eps)
     z, log_det = model.encode(x, generator=generator)
     t, length = extended_clock(sde, len(z), eps, generator=generator, device=z.device)
     denoising = length * denoising_error(model.score, z, t.to(z.dtype), randn_like(z, generator))
@@ -156,13 +156,14 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     loss as ``variance_weighted``.
     """
     sde = model.score.sde
-    eps = sde.eps if eps is None else eps
+    eps = sde.truncation(eps)
     z, log_det = model.encode(x, generator=generator)
     n, noise = len(z), randn_like(z, generator)
 
     clock, length = extended_clock(sde, n, eps, generator=generator, device=z.device)
     uniform, span = sde.sample_time(n, importance=False, eps=eps, generator=generator, device=z.device)
-    from_clock = (torch.randperm(n, generator=generator, device=z.device) + torch.rand_like(clock)) < n / 2
+    position = torch.randperm(n, generator=generator, device=z.device)
+    from_clock = position + torch.rand(n, generator=generator, device=z.device) < n / 2
     t = torch.where(from_clock, clock, uniform)
     atom = t <= eps
     rate = torch.where(atom, torch.ones_like(t), (sde.diffusion(t) / sde.sigma(t)) ** 2)
@@ -194,9 +195,11 @@ def soft_truncation(sde: LinearSDE, k: float = 1.2, *, generator: torch.Generato
     u = torch.rand((), generator=generator, device=device, dtype=torch.float64).item()
     low, high = math.log(sde.eps), math.log(sde.T)
     if abs(k - 1.0) < 1e-9:
-        return math.exp(low + u * (high - low))
-    a, b = math.exp((1 - k) * low), math.exp((1 - k) * high)
-    return min(math.exp(math.log(a + u * (b - a)) / (1 - k)), sde.T * (1 - 1e-6))
+        log_tau = low + u * (high - low)
+    else:
+        a, b = math.exp((1 - k) * low), math.exp((1 - k) * high)
+        log_tau = math.log(a + u * (b - a)) / (1 - k)
+    return min(max(math.exp(log_tau), sde.eps), sde.T * (1 - 1e-6))
 
 
 def _means(**terms: Tensor) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 A sampler is a function (score, z_T, *, steps, generator, progress) → (z_ε, nfe). The solution is decoded once.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 
@@ -35,7 +36,7 @@ def uniform_grid(sde: LinearSDE, steps: int) -> Tensor:
 def _steps(grid: Tensor, z: Tensor, progress: bool) -> Iterable[tuple[Tensor, Tensor]]:
     """Pairs (t, s) of successive times, each (B,)."""
     grid = grid.to(z.device, z.dtype)
-    pairs = zip(grid[:-1], grid[1:], strict=True)
+    pairs = itertools.pairwise(grid)
     for t, s in tqdm(pairs, total=len(grid) - 1, desc="sampling", leave=False, disable=not progress):
         yield t.expand(len(z)), s.expand(len(z))
 
@@ -75,11 +76,10 @@ def reverse_diffusion_step(score, z: Tensor, t: Tensor, s: Tensor, generator=Non
 
 
 def langevin_step(score, z: Tensor, t: Tensor, snr: float, generator=None) -> Tensor:
-    """z + η s_θ + √(2η) n with η = 2 (α/√(α²+σ²)) (snr ‖n‖/‖s_θ‖)², norms averaged over the batch."""
-    s, noise, sde = score(z, t), randn_like(z, generator), score.sde
+    """z + η s_θ + √(2η) n with η = 2 (snr ‖n‖/‖s_θ‖)², norms averaged over the batch."""
+    s, noise = score(z, t), randn_like(z, generator)
     norms = [v.flatten(1).norm(dim=1).mean() for v in (noise, s)]
-    eta = 2 * (snr * norms[0] / norms[1]) ** 2 * sde.alpha(t) / (sde.alpha(t) ** 2 + sde.sigma(t) ** 2).sqrt()
-    eta = expand_like(eta, z)
+    eta = 2 * (snr * norms[0] / norms[1]) ** 2
     return z + eta * s + (2 * eta).sqrt() * noise
 
 
@@ -206,8 +206,9 @@ def sample(
         RuntimeError: where the flow's inverse did not converge (see ``Flow.inverse``).
     """
     shape = (shape_or_n, *model.shape) if isinstance(shape_or_n, int) else tuple(shape_or_n)
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    for name, count in {"shape_or_n": shape[0], "steps": steps, "batch_size": batch_size}.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
     if isinstance(sampler, str) and sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
     draw = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
@@ -215,7 +216,8 @@ def sample(
     with evaluation_mode(model):
         for i in tqdm(range(math.ceil(shape[0] / batch_size)), desc="batches", disable=not progress):
             n = min(batch_size, shape[0] - i * batch_size)
-            z = model.score.sde.prior_sample((n, *shape[1:]), generator=generator)
+            dtype = model.scaling.scale.dtype
+            z = model.score.sde.prior_sample((n, *shape[1:]), generator=generator, dtype=dtype)
             z, _ = draw(model.score, z, steps=steps, generator=generator, progress=progress)
             if last_denoising:
                 z = denoise(model.score, z, model.score.sde.endpoints(z)[0])

@@ -14,8 +14,8 @@ class Scaling(nn.Module):
         shift, scale: numbers, or tensors that broadcast against one event (features standardised apart).
         levels: number of grey levels 0 … levels−1 of integer data; None for continuous data.
 
-    A density of ``x`` in nats becomes one of the raw data by adding ``log scale`` for each dimension
-    (:attr:`bits` in bits): 256 levels scaled to [−1, 1] give log₂(128) = 7 bits/dim, to [0, 1] give 8.
+    A negative log-density of ``x`` in nats becomes one of the raw data by adding ``log scale`` for each dimension,
+    see :meth:`bits_per_dim`: 256 levels scaled to [−1, 1] give log₂(128) = 7 bits/dim, to [0, 1] give 8.
     """
 
     def __init__(self, shift: Tensor | float = 0.0, scale: Tensor | float = 1.0, levels: int | None = None):
@@ -40,10 +40,12 @@ class Scaling(nn.Module):
         return cls(mean, torch.where(std > 1e-8, std, torch.ones_like(std)))
 
     def to_model(self, raw: Num[Tensor, "batch *event"], *, generator=None) -> Tensor:
-        """Raw data to model units, in float32; adds the uniform dequantization noise where there are levels."""
-        raw = raw.to(torch.float32)
+        """Raw data to model units, in ``scale``'s dtype; adds uniform dequantization noise where there are levels."""
+        raw = raw.to(self.scale.dtype)
         if self.levels is not None:
-            raw = raw + torch.rand(raw.shape, generator=generator, device=raw.device)
+            noise = torch.rand(raw.shape, generator=generator, device=raw.device, dtype=raw.dtype)
+            margin = self.levels * 2.0**-22  # so that no rounding carries a pixel into the next level
+            raw = raw + margin + (1 - 2 * margin) * noise
         return (raw - self.shift) / self.scale
 
     def to_data(self, x: Tensor) -> Tensor:

@@ -7,13 +7,14 @@ from indm.sde import LinearSDE, expand_like
 
 
 class ScoreModel(nn.Module):
-    r"""s_θ(z_t, t) = −ε̂/σ_t, with ε̂ = backbone(z_t/√(α_t² + σ_t²), log(σ_t/α_t)).
+    r"""s_θ(z_t, t) = −ε̂/σ_t, with ε̂ = σ_t/√(α_t² + σ_t²) · y + backbone(y, log(σ_t/α_t)), y = z_t/√(α_t² + σ_t²).
 
     Args:
         backbone: (z (B, *event), c (B,)) → (B, *event), where c is the log noise level.
         sde: the linear SDE on the latent, kept as ``.sde``.
 
-    The input has unit variance for latents of unit variance under every SDE (under VP the factor is 1).
+    For latents of unit variance y has unit variance under every SDE (under VP it is z_t). A backbone that returns 0
+    gives the exact score of latents distributed as N(0, I); it learns the difference.
     """
 
     def __init__(self, backbone: nn.Module, sde: LinearSDE):
@@ -22,8 +23,10 @@ class ScoreModel(nn.Module):
 
     def forward(self, z_t: Float[Tensor, "batch *event"], t: Float[Tensor, " batch"]) -> Float[Tensor, "batch *event"]:
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-        noise = self.backbone(z_t / expand_like((alpha**2 + sigma**2).sqrt(), z_t), sigma.log() - alpha.log())
-        return -noise.to(z_t.dtype) / expand_like(sigma, z_t)
+        spread = (alpha**2 + sigma**2).sqrt()
+        y = z_t / expand_like(spread, z_t)
+        noise = expand_like(sigma / spread, z_t) * y + self.backbone(y, sigma.log() - alpha.log()).to(z_t.dtype)
+        return -noise / expand_like(sigma, z_t)
 
 
 def denoise(score: nn.Module, z_t: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:

@@ -100,6 +100,14 @@ class LinearSDE(nn.Module):
         mahalanobis = squared_norm(z - self.prior_mean.to(z)) / self.prior_std**2
         return -0.5 * mahalanobis - d * (math.log(self.prior_std) + 0.5 * math.log(2 * math.pi))
 
+    def truncation(self, eps: float | None) -> float:
+        """``eps``, checked, or the SDE's own for None."""
+        if eps is None:
+            return self.eps
+        if not self.eps <= eps < self.T:
+            raise ValueError(f"eps must lie in [{self.eps}, {self.T}), got {eps}; it can only raise the SDE's own")
+        return eps
+
     def sample_time(
         self, n: int, *, importance: bool, eps: float | None = None, generator=None, device=None
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
@@ -113,9 +121,7 @@ class LinearSDE(nn.Module):
             t: (n,), one in each of n strata of equal probability.
             weight: (n,), the reciprocal of the density, so that E[weight · h(t)] = ∫ h(t) dt.
         """
-        eps = self.eps if eps is None else eps
-        if not self.eps <= eps < self.T:
-            raise ValueError(f"eps must lie in [{self.eps}, {self.T}), got {eps}; it can only raise the SDE's own")
+        eps = self.truncation(eps)
         device = self.prior_mean.device if device is None else device
         u = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
         order = torch.randperm(n, generator=generator, device=device)
@@ -140,12 +146,12 @@ class LinearSDE(nn.Module):
 
     def log_snr_range(self, eps: float | None = None) -> float:
         r""":math:`\int_\epsilon^T g^2/\sigma^2\,dt`, the length of [eps, T] on the log-SNR clock."""
-        first, last = self.log_snr(torch.tensor([self.eps if eps is None else eps, self.T], dtype=torch.float64))
+        first, last = self.log_snr(torch.tensor([self.truncation(eps), self.T], dtype=torch.float64))
         return (first - last).item()
 
 
 class _VariancePreserving(LinearSDE):
-    r"""What VP and sub-VP share: :math:`f = -\beta/2`, :math:`B(t) = \beta_{min} t + (\beta_{max}-\beta_{min})t^2/2`."""
+    r"""What VP and sub-VP share: :math:`f = -\beta/2`, :math:`B = \beta_{min} t + (\beta_{max}-\beta_{min})t^2/2`."""
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, eps: float = 1e-5):
         super().__init__(eps)

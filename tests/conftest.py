@@ -2,9 +2,11 @@
 
 import os
 
+from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
-install_import_hook("indm", "beartype.beartype")  # before anything of indm is imported
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # a whole number is a float, as type checkers have it
+install_import_hook("indm", f"{__name__}.checked")  # before anything of indm is imported
 
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402

@@ -74,6 +74,28 @@ class Stage(nn.Module):
 
 
 class UNet(nn.Module):
+    """U-Net (z, c) → an output of z's shape for images; its output convolution, and so its output, starts at zero.
+
+    Each level halves the side by average pooling; ``blocks`` residual blocks go down, their outputs meet as many
+    blocks on the way up. Images whose sides do not halve evenly are padded with zeros at the bottom and the right,
+    and the output is cropped. Inside, activations are channels-last, whatever the input's memory format.
+
+    Args:
+        shape: (channels, height, width) of an image, any number of channels, height and width at least 8.
+        channels: feature channels of the first level; the noise level's embedding has four times as many.
+        multipliers: for each level, its feature channels as a multiple of ``channels``.
+        blocks: residual blocks of a level, on each way.
+        attention: feature-map heights, after padding, whose blocks are followed by self-attention. The middle,
+            at the lowest resolution, always has one.
+        dropout: probability of dropping a feature inside the residual blocks, in training.
+
+    Raises:
+        ValueError: for a ``shape`` that is no image of side 8 or more, no level, or no block.
+
+    Source: DDPM++ of Song et al. 2021, https://arxiv.org/abs/2011.13456, with one skip a block and resampling
+    without weights of its own, between the blocks.
+    """
+
     def __init__(
         self,
         shape,
@@ -90,6 +112,10 @@ class UNet(nn.Module):
             raise ValueError(
                 f"shape must be (channels, height, width) with height and width at least {SMALLEST_SIDE}, got "
                 f"{self.shape}; pad or resize smaller images, and use the MLP for vectors"
+            )
+        if not self.multipliers or blocks < 1:
+            raise ValueError(
+                f"multipliers and blocks must not be empty, got {self.multipliers} and {blocks}; 1 will do"
             )
         levels = len(self.multipliers)
         self.multiple = 2 ** (levels - 1)
@@ -120,10 +146,12 @@ class UNet(nn.Module):
     def forward(
         self, z: Float[Tensor, "batch channels height width"], c: Float[Tensor, " batch"]
     ) -> Float[Tensor, "batch channels height width"]:
+        """The output for images ``z`` at log noise levels ``c`` = log(σ/α), (B,)."""
         height, width = z.shape[2:]
         embedding = self.embedding(c)
         h = self.stem(F.pad(z, (0, -width % self.multiple, 0, -height % self.multiple)))
-        h = h.contiguous(memory_format=torch.channels_last)
+        # channels-last by permuting, which torch.func.vmap can follow; memory_format= it cannot
+        h = h.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         skips = []
         for level, stages in enumerate(self.encoder):
             if level > 0:

@@ -1,0 +1,282 @@
+"""The command line: ``indm train | evaluate | sample | compare | recipes``."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+from accelerate import PartialState
+from tyro.conf import Positional, arg
+
+import indm
+from indm import recipes, report, runs
+from indm.data import load_data, stack
+from indm.densities import DENSITIES
+from indm.recipes import Evaluation
+from indm.sampling import SAMPLERS
+
+ABOUT = """Implicit nonlinear diffusion models: train one, report its likelihood, sample from it.
+
+  indm recipes                            what can be trained as it is
+  indm train digits --out runs/digits     train; Ctrl-C saves, --resume goes on
+  indm evaluate runs/digits               NELBO and NLL of the test split, with error bars
+  indm sample runs/digits -n 64           a grid of samples
+"""
+DOTTED = re.compile(r"--((?:[\w-]+\.[\w.-]+)|data|flow|sde|net|train|evaluate)(?:=(.*))?", re.DOTALL)
+
+
+def from_recipe(metavar: str):
+    """An option whose default stands in the recipe."""
+    return arg(metavar=metavar, help_behavior_hint="(default: the recipe's)")
+
+
+@dataclass
+class Train:
+    """Train a model from a recipe, in a run folder.
+
+    Any key of the recipe can be changed: --train.steps 500 --flow.width 32 --data.path my-images. A bare table name
+    puts another thing in its place: --flow identity is the linear twin, --sde ve, --net mlp. Values are TOML
+    (--flow.blocks "[4, 4]"); what is not is a string.
+
+    Ctrl-C finishes the step, saves, and says how to go on. "indm train runs/digits --resume" does, with the recipe
+    saved there. "indm train digits --dry-run > mine.toml" writes a recipe of your own to begin with.
+    """
+
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
+    """Name of a recipe (see "indm recipes"), a TOML file, or a run folder."""
+    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/RECIPE)")] = None
+    """The run folder."""
+    resume: bool = False
+    """Go on from the checkpoint in the run folder."""
+    dry_run: bool = False
+    """Show the resolved recipe, the sizes and the time of one step; write nothing."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self, changes: dict[str, str]) -> int:
+        from indm.training import plan, train
+
+        recipe = recipes.override(recipes.load(self.recipe), changes)
+        is_run = self.recipe not in recipes.bundled() and Path(self.recipe).is_dir()
+        out = self.out or (Path(self.recipe) if is_run else Path("runs") / Path(self.recipe).stem)
+        if self.dry_run:
+            facts = plan(recipe) | {"would be written to": out}
+            print(recipes.to_toml(recipes.resolve(recipe)) + "".join(f"\n# {k}: {v}" for k, v in facts.items()))
+            return 0
+        summary = train(recipe, out, resume=self.resume, progress=not self.quiet)
+        if summary["interrupted"]:
+            go_on = shlex.join(["indm", "train", str(out), "--resume"])
+            print(f"Interrupted at step {summary['steps']}; all is saved. Go on with: {go_on}", file=sys.stderr)
+            return 130
+        if PartialState().is_main_process:
+            print(f"{out}: {json.dumps(summary)}")
+        return 0
+
+
+@dataclass
+class Evaluate:
+    """Report the likelihood of held-out data under a run's model: NELBO and NLL, with and without reconstruction.
+
+    Prints a table and writes evaluation.json, and per-example nats to evaluation.npz. What is not given here is as in
+    the recipe's [evaluate] table.
+    """
+
+    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder."""
+    split: Annotated[Literal["test", "valid", "train"] | None, from_recipe("SPLIT")] = None
+    """Which examples: test, valid or train."""
+    images: Annotated[int | None, from_recipe("N")] = None
+    """How many of them, at most, for the NELBO."""
+    nll_images: Annotated[int | None, from_recipe("N")] = None
+    """How many of these for the NLL of the probability-flow ODE; 0 skips it."""
+    repeats: Annotated[int | None, from_recipe("N")] = None
+    """Independent estimates for each example (2 or more), which tell the estimator's noise."""
+    times: Annotated[int | None, from_recipe("N")] = None
+    """Score evaluations of one NELBO estimate."""
+    probes: Annotated[int | None, from_recipe("N")] = None
+    """Hutchinson probes of the divergence."""
+    rtol: Annotated[float | None, from_recipe("TOLERANCE")] = None
+    """Relative tolerance of the ODE solver."""
+    atol: Annotated[float | None, from_recipe("TOLERANCE")] = None
+    """Absolute tolerance of the ODE solver."""
+    batch_size: Annotated[int | None, from_recipe("N")] = None
+    """Examples at a time."""
+    seed: Annotated[int | None, from_recipe("N")] = None
+    """Of everything random in it."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self) -> int:
+        model, recipe = open_run(self.run_folder)
+        given = {key: value for key, value in vars(self).items() if value is not None and key in recipe["evaluate"]}
+        options = Evaluation(**recipe["evaluate"] | given)
+        data = load_data(**recipe["data"])
+        settings = {key: value for key, value in vars(options).items() if key not in ("split", "images")}
+        raw = stack(getattr(data, options.split), options.images)
+        result, nats = indm.evaluate(model, raw, progress=not self.quiet, **settings)
+        result |= {
+            "data": recipe["data"],
+            "split": options.split,
+            "entropy_nats": data.entropy,
+            "unit": "bits/dim" if model.scaling.levels else "nats",
+        }
+        runs.write_json(self.run_folder / "evaluation.json", result)
+        save_arrays(self.run_folder / "evaluation.npz", {name: values.numpy() for name, values in nats.items()})
+        print(report.likelihood_table(result))
+        return 0
+
+
+@dataclass
+class Sample:
+    """Draw samples from a run's model: samples.png (a grid, or a scatter plot beside the data) and samples.npz."""
+
+    run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder."""
+    n: Annotated[int, arg(aliases=["-n"])] = 64
+    """How many."""
+    sampler: Annotated[str, arg(help=f'{", ".join(SAMPLERS)}; "ode" is adaptive and chooses its own steps.')] = (
+        "dpm++2m"
+    )
+    steps: int = 20
+    """Time steps."""
+    temperature: float = 1.0
+    """Factor on the latent before it is decoded; 1 samples the model."""
+    batch_size: int = 256
+    """Samples at a time."""
+    seed: int = 0
+    """Of the noise."""
+    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: the run folder)")] = None
+    """Where to write."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self) -> int:
+        model, recipe = open_run(self.run_folder)
+        if self.n < 1:
+            raise ValueError(f"-n must be at least 1 sample, got {self.n}")
+        generator = torch.Generator(model.scaling.scale.device).manual_seed(self.seed)
+        x = indm.sample(
+            model, self.n, sampler=self.sampler, steps=self.steps, temperature=self.temperature,
+            batch_size=self.batch_size, generator=generator, progress=not self.quiet,
+        )  # fmt: skip
+        samples, out = model.scaling.to_data(x).cpu(), self.out or self.run_folder
+        out.mkdir(parents=True, exist_ok=True)
+        save_arrays(out / "samples.npz", {"samples": samples.numpy(), "levels": np.array(model.scaling.levels or 0)})
+        if samples.ndim == 4:
+            report.save_grid(samples, model.scaling.levels or 256, out / "samples.png")
+        elif samples.shape[1] > 1:
+            reference = stack(load_data(**recipe["data"]).test, len(samples)).float()
+            report.scatter(samples, reference, DENSITIES.get(recipe["data"]["name"]), out / "samples.png")
+        print(f"{out / 'samples.png'}: {self.n} samples by {self.sampler}, {self.steps} steps")
+        return 0
+
+
+@dataclass
+class Compare:
+    """Compare evaluated runs: a table, paired differences from the first run, and comparison.png.
+
+    A difference within two standard errors is a tie.
+    """
+
+    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…")]
+    """Two or more run folders, each of them evaluated on the same examples."""
+    out: Path = Path(".")
+    """Where to write comparison.png and comparison.json."""
+
+    def run(self) -> int:
+        print(report.compare(list(self.run_folders), self.out))
+        print(f"{self.out / 'comparison.png'}")
+        return 0
+
+
+@dataclass
+class Recipes:
+    """List the recipes that come with indm."""
+
+    def run(self) -> int:
+        for name, description in recipes.bundled().items():
+            print(f"{name:18} {description}")
+        return 0
+
+
+Command = Train | Evaluate | Sample | Compare | Recipes
+
+
+def parse(arguments: list[str]) -> tuple[Command, dict[str, str]]:
+    """The command, and the dotted changes of a recipe, which only ``train`` takes."""
+    changes: dict[str, str] = {}
+    rest = list(arguments)
+    if arguments[:1] == ["train"]:
+        rest, changes = split_changes(arguments)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                Command, prog="indm", description=ABOUT, args=rest, config=(tyro.conf.FlagCreatePairsOff,)
+            ), changes
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            raise
+        _, *lines = (re.sub(r"[─-╿|+]|-{3,}", " ", line).strip() for line in complaint.getvalue().splitlines())
+        raise ValueError("; ".join(line for line in lines if line).replace(":;", ":")) from None
+
+
+def split_changes(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Take the ``--table.key value`` and ``--table name`` pairs out of the arguments."""
+    rest, changes = [], {}
+    remaining = iter(arguments)
+    for argument in remaining:
+        match = DOTTED.fullmatch(argument)
+        if match is None:
+            rest.append(argument)
+            continue
+        value = match[2] if match[2] is not None else next(remaining, None)
+        if value is None:
+            raise ValueError(f"{argument} needs a value")
+        changes[match[1].replace("-", "_")] = value
+    return rest, changes
+
+
+def open_run(folder: Path) -> tuple[indm.INDM, recipes.Recipe]:
+    """The model and the recipe of a run folder."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no run folder")
+    recipe = recipes.resolve(recipes.load(folder))
+    return indm.INDM.load(folder, device="cuda" if torch.cuda.is_available() else "cpu"), recipe
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    def write(beside: Path) -> None:
+        with beside.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    runs.write_whole(path, write)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; what the user can mend is one line on standard error and status 2."""
+    warnings.formatwarning = lambda message, *_: f"indm: warning: {message}\n"
+    try:
+        command, changes = parse(sys.argv[1:] if arguments is None else arguments)
+        return command.run(changes) if isinstance(command, Train) else command.run()
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("INDM_TRACEBACK"):
+            raise
+        print(f"indm: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

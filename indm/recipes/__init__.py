@@ -1,0 +1,230 @@
+"""Recipes: TOML files that say everything about a run. Read, changed key by key, checked, and written back.
+
+``[data]``, ``[flow]``, ``[sde]`` and ``[net]`` each have a ``name`` and the arguments of what it names (checked where
+that is built); ``[train]`` and ``[evaluate]`` are the dataclasses :class:`Training` and :class:`Evaluation`.
+"""
+
+import json
+import math
+import tomllib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from indm.model import nearest
+
+NAMED_TABLES = ("data", "flow", "sde", "net")
+BUNDLED = Path(__file__).parent
+TRACKERS = {"tensorboard", "wandb"}
+Recipe = dict[str, dict]
+
+
+def _require(condition: bool, key: str, value: object, wanted: str) -> None:
+    if not condition:
+        raise ValueError(f"{key} must be {wanted}, got {value!r}")
+
+
+def _check_each(options: object, table: str, holds: Callable, wanted: str, names: str) -> None:
+    for name in names.split():
+        _require(holds(getattr(options, name)), f"{table}.{name}", getattr(options, name), wanted)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The ``[train]`` table. A run ends after ``steps`` or ``seconds``, whichever comes first; ``inf`` is no limit."""
+
+    objective: Literal["mle", "fid"] = "mle"  # what the score minimises: the NELBO, or the variance-weighted loss
+    steps: float = 10_000  # optimizer steps
+    seconds: float = math.inf  # of training alone: validation and checkpoints are not counted
+    batch_size: int = 128  # examples of one optimizer step, over all processes and accumulated batches
+    accumulate: int = 1  # batches whose gradients make one optimizer step
+    lr: float = 1e-3  # of the score
+    flow_lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01  # of the score
+    flow_weight_decay: float = 0.0
+    clip: float = 1.0  # largest gradient norm, of score and flow apart
+    warmup: int = 0  # steps in which the learning rates rise linearly
+    decay: float = 0.0  # last fraction of the run, in which they fall linearly to 0
+    ema: float = 0.999  # decay of the averaged weights, which are the ones validated and saved
+    pretrain: float = 0.0  # first fraction of the run, in which the score is trained without the flow
+    soft_truncation: float = 0.0  # exponent k of the law of the truncation (1.2 is usual); 0 truncates at ε
+    latent_mean: bool = False  # at the end, centre the prior on the mean of the latents (for VE)
+    mixed_precision: Literal["no", "bf16"] = "no"
+    workers: int = 0  # processes that load data
+    log_every: int = 50  # steps
+    validate_every: int = 500  # steps
+    validate_examples: int = 1000
+    checkpoint_every: int = 1000  # steps
+    seed: int = 0
+    trackers: tuple[str, ...] = ()  # of "tensorboard", "wandb"
+
+    def __post_init__(self):
+        _check_each(self, "train", lambda v: v >= 1, "at least 1", "batch_size accumulate validate_examples")
+        _check_each(self, "train", lambda v: v >= 1, "at least 1", "log_every validate_every checkpoint_every")
+        _check_each(self, "train", lambda v: v > 0, "positive", "steps seconds lr flow_lr clip")
+        _check_each(self, "train", lambda v: v >= 0, "0 or more", "weight_decay flow_weight_decay warmup workers seed")
+        _check_each(self, "train", lambda v: v >= 0, "0 or more", "soft_truncation")
+        _check_each(self, "train", lambda v: 0 <= v < 1, "in [0, 1)", "ema pretrain")
+        _check_each(self, "train", lambda v: 0 <= v <= 1, "in [0, 1]", "decay")
+        _check_each(self, "train", lambda v: all(0 <= b < 1 for b in v), "two numbers in [0, 1)", "betas")
+        _check_each(self, "train", lambda v: v == math.inf or v == int(v), "a whole number, or inf", "steps")
+        _check_each(self, "train", lambda v: v % self.accumulate == 0, "a multiple of train.accumulate", "batch_size")
+        _check_each(self, "train", lambda v: set(v) <= TRACKERS, "of tensorboard, wandb", "trackers")
+        finite = math.isfinite(min(self.steps, self.seconds))
+        _require(finite, "train.seconds", self.seconds, "finite if train.steps is inf")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The ``[evaluate]`` table: what ``indm evaluate`` does unless told otherwise."""
+
+    split: Literal["test", "valid", "train"] = "test"
+    images: int = 10_000  # examples for the NELBO, at most
+    nll_images: int = 1000  # of these, the first so many for the probability-flow ODE; 0 skips it
+    repeats: int = 2  # independent estimates for each example, which tell the estimator's noise
+    times: int = 4  # score evaluations of one NELBO estimate
+    probes: int = 1  # of the divergence
+    rtol: float = 1e-5  # tolerances of the ODE solver
+    atol: float = 1e-5
+    batch_size: int = 250
+    seed: int = 0
+
+    def __post_init__(self):
+        _check_each(self, "evaluate", lambda v: v >= 1, "at least 1", "times probes batch_size")
+        _check_each(self, "evaluate", lambda v: v >= 2, "at least 2", "images repeats")
+        _check_each(self, "evaluate", lambda v: v >= 0, "0 or more", "nll_images seed")
+        _check_each(self, "evaluate", lambda v: v > 0, "positive", "rtol atol")
+
+
+OPTION_TABLES = {"train": Training, "evaluate": Evaluation}
+TABLES = (*NAMED_TABLES, *OPTION_TABLES)
+
+
+def bundled() -> dict[str, str]:
+    """The names of the recipes that come with indm, each with its one-line description."""
+    files = sorted(BUNDLED.glob("*.toml"), key=lambda path: path.stem)
+    return {path.stem: path.read_text("utf-8").splitlines()[0].lstrip("# ") for path in files}
+
+
+def load(source: str | Path) -> Recipe:
+    """The recipe of a bundled name, a TOML file, or a run folder, as it is written there (defaults not filled in)."""
+    path = Path(source)
+    if str(source) in bundled():
+        path = BUNDLED / f"{source}.toml"
+    elif path.is_dir():
+        path = path / "recipe.toml"
+        if not path.is_file():
+            raise FileNotFoundError(f"{source} is no run folder: there is no recipe.toml in it")
+    if not path.is_file():
+        raise FileNotFoundError(f"no recipe or file is called {str(source)!r}{nearest(str(source), bundled())}")
+    try:
+        recipe = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    for table, content in recipe.items():
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: {table} must be a table, [{table}], got {content!r}")
+    return recipe
+
+
+def override(recipe: Recipe, changes: dict[str, str]) -> Recipe:
+    """``recipe`` with dotted keys changed, values written as in TOML: ``{"train.steps": "500", "flow": "identity"}``.
+
+    A bare table name puts another thing of that kind in its place and keeps none of the old table. What is not
+    TOML is taken as a string.
+    """
+    changed = {table: dict(content) for table, content in recipe.items()}
+    for table in (key for key in changes if "." not in key):
+        _check_name(table, NAMED_TABLES, "table that can be replaced", f"--{table}")
+        changed[table] = {"name": changes[table]}
+    for dotted in (key for key in changes if "." in key):
+        table, key = dotted.split(".", 1)
+        _check_name(table, TABLES, "table", f"--{dotted}")
+        changed.setdefault(table, {})[key] = _value(changes[dotted])
+    return changed
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """``recipe`` checked and with the defaults of ``[train]`` and ``[evaluate]`` filled in, tables in fixed order."""
+    for table in recipe:
+        _check_name(table, TABLES, "table", f"[{table}]")
+    for table in NAMED_TABLES:
+        if not isinstance(recipe.get(table, {}).get("name"), str):
+            raise ValueError(f'[{table}] needs a name = "…" that says which {table} is meant')
+    options = {table: asdict(options_of(recipe, table)) for table in OPTION_TABLES}
+    return {table: dict(options.get(table, recipe.get(table, {}))) for table in TABLES}
+
+
+def options_of(recipe: Recipe, table: Literal["train", "evaluate"]) -> Training | Evaluation:
+    """The options in that table, checked: unknown keys and wrong types are ValueErrors."""
+    kind, content = OPTION_TABLES[table], recipe.get(table, {})
+    hints = get_type_hints(kind)
+    for key, value in content.items():
+        _check_name(key, hints, "key", f"{table}.{key}")
+        _require(_is_a(value, hints[key]), f"{table}.{key}", value, _describe(hints[key]))
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """The dotted keys in which two recipes differ."""
+    old, new = tomllib.loads(to_toml(old)), tomllib.loads(to_toml(new))
+    keys = [(table, key) for table in TABLES for key in {**old.get(table, {}), **new.get(table, {})}]
+    return [f"{t}.{k}" for t, k in keys if old.get(t, {}).get(k) != new.get(t, {}).get(k)]
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The recipe as TOML text."""
+    blocks = [
+        "\n".join([f"[{table}]", *(f"{key} = {_literal(value)}" for key, value in content.items())])
+        for table, content in recipe.items()
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _literal(value) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_literal, value))}]"
+    return repr(value)
+
+
+def _value(text: str):
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if isinstance(value, bool | int | float | str | list) else text
+
+
+def _check_name(word: str, known, what: str, shown: str) -> None:
+    if word not in known:
+        raise ValueError(f"{shown} is no known {what}{nearest(word, known)}")
+
+
+def _is_a(value, hint) -> bool:
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        inner = get_args(hint)
+        many = len(inner) == 2 and inner[1] is Ellipsis
+        return (
+            isinstance(value, list | tuple)
+            and (many or len(value) == len(inner))
+            and all(_is_a(v, inner[0]) for v in value)
+        )
+    if hint is float:
+        hint = int | float  # a whole number is a number
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _describe(hint) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return f"a list of {_describe(get_args(hint)[0])}"
+    return {int: "a whole number", bool: "true or false", str: "a string"}.get(hint, "a number")

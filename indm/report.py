@@ -1,0 +1,184 @@
+"""Pictures and tables of runs: sample grids, densities beside samples, learning curves, runs compared in pairs."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from indm import recipes, runs
+from indm.densities import Density
+
+KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)"}
+TIE = 2.0  # standard errors under which a difference is called a tie
+
+
+def tile(images: Tensor, levels: int, columns: int | None = None) -> np.ndarray:
+    """A grid of images (N, C, H, W) in grey levels as (height, width, 3) in [0, 1]; channels by mean if not 1 or 3."""
+    pixels = images.float() / (levels - 1)
+    if pixels.shape[1] not in (1, 3):
+        pixels = pixels.mean(1, keepdim=True)
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    return make_grid(pixels, nrow=columns, padding=1, pad_value=0.5).permute(1, 2, 0).clamp(0, 1).numpy()
+
+
+def save_grid(images: Tensor, levels: int, path: Path) -> None:
+    """Write a grid of images as PNG, small ones enlarged to whole multiples."""
+    grid = tile(images, levels)
+    factor = max(1, 640 // max(grid.shape[:2]))
+    pixels = (grid.repeat(factor, 0).repeat(factor, 1) * 255).round().astype(np.uint8)
+    runs.write_whole(path, lambda beside: Image.fromarray(pixels).save(beside, format="PNG"))
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
+    runs.write_whole(path, lambda beside: figure.savefig(beside, format="png", dpi=120))
+
+
+def scatter(samples: Tensor, reference: Tensor, density: Density | None, path: Path) -> None:
+    """Samples (N, 2 or more) beside the density, or beside ``reference`` data where no density is known."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    low, high = (torch.quantile(reference[:, :2], q, dim=0) for q in (0.001, 0.999))
+    (x0, y0), (x1, y1) = (low - 0.1 * (high - low)).tolist(), (high + 0.1 * (high - low)).tolist()
+    if density is not None:
+        grid = torch.cartesian_prod(torch.linspace(x0, x1, 300), torch.linspace(y0, y1, 300))
+        values = density.log_prob(grid).exp().reshape(300, 300).T
+        left.imshow(values.numpy(), origin="lower", extent=(x0, x1, y0, y1), cmap="viridis")
+        left.set_title("density")
+    else:
+        _dots(left, reference, "data")
+    _dots(right, samples, "samples")
+    right.set(xlim=(x0, x1), ylim=(y0, y1))
+    save_figure(figure, path)
+
+
+def _dots(axes: Axes, points: Tensor, title: str) -> None:
+    axes.plot(*points[:, :2].numpy().T, ".", markersize=2, alpha=0.5)
+    axes.set(title=title, aspect="equal")
+
+
+def learning_curves(axes: Axes, folders: list[Path], against: str) -> None:
+    """Validation NELBO of every run ``against`` "step" or "seconds"."""
+    unit = ""
+    for folder in folders:
+        lines = [line for line in runs.read_metrics(folder) if "valid_nelbo" in line]
+        axes.plot([m[against] for m in lines], [m["valid_nelbo"] for m in lines], ".-", label=folder.name)
+        unit = lines[-1]["unit"] if lines else unit
+    axes.set(xlabel=against, ylabel=f"validation NELBO ({unit})")
+    axes.legend()
+
+
+def compare(folders: list[Path], out: Path) -> str:
+    """Runs side by side: a table, paired differences from the first run, and ``comparison.png`` in ``out``.
+
+    The runs must have been evaluated on the same examples. A difference is the mean over examples of the difference
+    of two runs' likelihoods, with its standard error; within two of them it is called a tie.
+
+    Returns:
+        The table as text; ``comparison.json`` in ``out`` holds the differences.
+    """
+    if len(folders) < 2:
+        raise ValueError(f"compare needs at least two run folders, got {len(folders)}")
+    evaluations = {folder: _read_evaluation(folder) for folder in folders}
+    baseline, *others = folders
+    first, first_nats = evaluations[baseline]
+    rows = [("run", "steps", "seconds", "NELBO", "NLL (ODE)")]
+    for folder, (result, _) in evaluations.items():
+        for key in ("data", "split", "images"):
+            if result[key] != first[key]:
+                raise ValueError(f"{folder} and {baseline} were evaluated on different examples: {key} differs")
+        end = runs.read_metrics(folder)[-1]
+        rows.append((str(folder), str(end["step"]), f"{end['seconds']:.0f}", *(_cell(result, k) for k in KINDS)))
+
+    unit, lines, differences = first["unit"], [_table(rows)], {}
+    per_unit = first["dims"] * math.log(2) if unit == "bits/dim" else 1.0
+    for other in others:
+        nats = evaluations[other][1]
+        for kind in (kind for kind in KINDS if kind in nats and kind in first_nats):
+            found = paired_difference((nats[kind] - first_nats[kind]) / per_unit)
+            differences.setdefault(str(other), {})[kind] = found
+            lines.append(f"{kind.upper()}, {other} − {baseline}: {_verdict(found, unit)}")
+    lines.append(f"{unit}, ± one standard error, with the reconstruction term, {first['split']} split")
+    out.mkdir(parents=True, exist_ok=True)
+    runs.write_json(out / "comparison.json", {"baseline": str(baseline), "unit": unit, "differences": differences})
+    _comparison_figure(folders, out / "comparison.png")
+    return "\n".join(lines)
+
+
+def _verdict(found: dict, unit: str) -> str:
+    word = "a tie" if found["tie"] else "worse" if found["difference"] > 0 else "better"
+    return f"{found['difference']:+.4f} ± {found['standard_error']:.4f} {unit}, {word}"
+
+
+def paired_difference(differences: np.ndarray) -> dict:
+    """Mean of per-example differences, its standard error, and whether that is a tie (within two of them)."""
+    mean, error = float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(len(differences)))
+    return {"difference": mean, "standard_error": error, "tie": abs(mean) < TIE * error}
+
+
+def likelihood_table(result: dict) -> str:
+    """An evaluation as text: NELBO and NLL, each with and without the reconstruction term."""
+    key = _key(result)
+    rows = [("", result["unit"], "± standard error", "of it estimator noise")]
+    for kind, name in KINDS.items():
+        for part, remark in (("with", ""), ("without", " without reconstruction (no likelihood)")):
+            if kind in result:
+                values = result[kind][f"{part}_reconstruction"]
+                numbers = (values[key + suffix] for suffix in ("", "_standard_error", "_estimator_noise"))
+                rows.append((name + remark, *(f"{number:.4f}" for number in numbers)))
+    if result["entropy_nats"] is not None:
+        rows.append(("entropy of the data", f"{result['entropy_nats']:.4f}", "", ""))
+    counts = ", ".join(f"{n} for the {kind.upper()}" for kind, n in result["images"].items())
+    return f"{_table(rows)}\n{result['split']} split: {counts}; ε = {result['eps']:g}; {result['dequantization']}"
+
+
+def _key(result: dict) -> str:
+    return "bits_per_dim" if result["unit"] == "bits/dim" else "nats"
+
+
+def _cell(result: dict, kind: str) -> str:
+    if kind not in result:
+        return "–"
+    values, key = result[kind]["with_reconstruction"], _key(result)
+    return f"{values[key]:.4f} ± {values[f'{key}_standard_error']:.4f}"
+
+
+def _comparison_figure(folders: list[Path], path: Path) -> None:
+    figure = Figure(figsize=(max(8, 4 * len(folders)), 8), layout="constrained")
+    above, below = figure.subfigures(2, 1)
+    for axes, against in zip(above.subplots(1, 2, sharey=True), ("step", "seconds"), strict=True):
+        learning_curves(axes, folders, against)
+    for axes, folder in zip(np.atleast_1d(below.subplots(1, len(folders))), folders, strict=True):
+        axes.set_title(f"samples of {folder.name}")
+        file = folder / "samples.npz"
+        if not file.exists():
+            axes.text(0.5, 0.5, "not sampled yet", ha="center")
+            continue
+        with np.load(file) as content:
+            samples, levels = torch.from_numpy(content["samples"]), int(content["levels"])
+        if samples.ndim == 4:
+            axes.imshow(tile(samples[:64], levels), interpolation="nearest")
+            axes.axis("off")
+        else:
+            _dots(axes, samples, f"samples of {folder.name}")
+    save_figure(figure, path)
+
+
+def _read_evaluation(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    recipes.load(folder)  # says so where this is no run
+    if not (folder / "evaluation.json").exists():
+        raise FileNotFoundError(f"{folder} has not been evaluated: run 'indm evaluate {folder}' first")
+    with np.load(folder / "evaluation.npz") as content:
+        return json.loads((folder / "evaluation.json").read_text()), dict(content)
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

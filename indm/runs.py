@@ -1,0 +1,123 @@
+"""The run folder: what may be written into it, the files that say what made it, and leaving it whole."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+import indm
+from indm import recipes
+from indm.recipes import Recipe
+
+# What may differ between a run and its continuation: it says how long and how watched, not what is computed.
+FREE_ON_RESUME = {
+    f"train.{key}"
+    for key in ("steps", "seconds", "log_every", "validate_every", "checkpoint_every", "workers", "trackers")
+}
+
+
+def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
+    """Nothing is written over: a fresh run needs a fresh folder, a resumed one the recipe it began with."""
+    if not resume:
+        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+            raise ValueError(f"{run} exists and is not empty: go on with --resume, or start anew with another --out")
+        return
+    if not (run / "recipe.toml").is_file():
+        raise FileNotFoundError(f"{run} holds no run to resume (no recipe.toml in it); leave out --resume to start one")
+    differing = set(recipes.differences(recipes.load(run), recipe)) - FREE_ON_RESUME
+    differing = sorted(key for key in differing if not key.startswith("evaluate."))
+    if differing:
+        raise ValueError(f"{run} is a run of another recipe: it differs in {', '.join(differing)}; use another --out")
+
+
+def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[str]) -> None:
+    """Write ``recipe.toml`` and ``versions.json``: packages, git state of the source, seed, device, data, command."""
+    made_by = {
+        "indm": indm.__version__,
+        **{name: importlib.metadata.version(name) for name in ("torch", "accelerate", "numpy")},
+        "python": platform.python_version(),
+        "git": git_state(),
+        "seed": recipe["train"]["seed"],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "data": data_notes,
+        "command": sys.argv,
+    }
+    run.mkdir(parents=True, exist_ok=True)
+    write_text(run / "recipe.toml", recipes.to_toml(recipe))
+    write_json(run / "versions.json", made_by)
+
+
+def read_metrics(run: Path) -> list[dict]:
+    """The lines of ``metrics.jsonl``; a last line that was cut off in the writing is left out."""
+    path, lines = run / "metrics.jsonl", []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """An event that SIGINT or SIGTERM sets; the second signal acts as it always did."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def stop(number, frame) -> None:
+        event.set()
+        restore()
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield event
+    finally:
+        restore()
+
+
+def git_state() -> str | None:
+    """Commit of the checkout that this source lies in, with ``+`` where tracked files differ; None outside of one."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """``write`` to a file beside ``path``, then put it in its place: at no time is ``path`` half written."""
+    beside = path.with_name(f".{path.name}.new")
+    write(beside)
+    with beside.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda beside: beside.write_text(text, "utf-8"))
+
+
+def write_json(path: Path, value: dict) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,431 @@
+"""One training loop: flow and score together, from a recipe to a run folder, on whatever devices accelerate finds.
+
+A run folder holds ``recipe.toml`` (resolved), ``versions.json``, ``metrics.jsonl``, ``checkpoint.pt`` (all that
+``resume`` needs), ``model.safetensors`` with ``model.json`` (the averaged model) and, at the end, ``summary.json``.
+"""
+
+import copy
+import importlib.util
+import itertools
+import json
+import math
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from accelerate.utils import broadcast, gather_object
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from indm import recipes, runs
+from indm.data import Data, flip_horizontally, load_data, loader, stack
+from indm.flows import Identity
+from indm.model import INDM, build_model
+from indm.objective import fid_loss, mle_loss, nelbo, soft_truncation
+from indm.recipes import Recipe, Training
+
+OBJECTIVES = {"mle": mle_loss, "fid": fid_loss}
+BAR = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}{postfix}"
+
+
+class TrainingStep(nn.Module):
+    """The objective as one forward pass, x ↦ (loss, terms), so that data parallelism sees every parameter in it."""
+
+    def __init__(self, model: INDM, objective: Callable):
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, x: Tensor, eps: float | None) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.objective(self.model, x, eps=eps)
+
+
+class EMA:
+    """``model``, a deep copy whose parameters follow θ̄ ← d_n θ̄ + (1 − d_n) θ with d_n = min(decay, (1+n)/(10+n))."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model, self.decay = copy.deepcopy(model).eval().requires_grad_(False), decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, n: int) -> None:
+        """Take in the weights after optimizer step ``n`` (from 1); buffers are copied."""
+        weight = 1 - min(self.decay, (1 + n) / (10 + n))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), weight)
+        for averaged, current in zip(self.model.buffers(), model.buffers(), strict=True):
+            averaged.copy_(current)
+
+
+def learning_rate_factor(step: int, progress: float, warmup: int, decay: float) -> float:
+    """Linear rise over the first ``warmup`` steps, 1, linear fall to 0 over the last fraction ``decay`` of the run."""
+    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    fall = min(1.0, (1 - progress) / decay) if decay else 1.0
+    return rise * max(fall, 0.0)
+
+
+class Trainer:
+    """The model, its average, the optimizer and the place in the run: what a checkpoint holds, and one step of it."""
+
+    def __init__(self, recipe: Recipe, data: Data, accelerator: Accelerator):
+        self.options: Training = recipes.options_of(recipe, "train")
+        self.data, self.accelerator = data, accelerator
+        parts = self.options.accumulate * accelerator.num_processes
+        if self.options.batch_size % parts or self.options.batch_size > len(data.train):
+            raise ValueError(
+                f"train.batch_size must be a multiple of {parts} (accumulated batches × processes) and at most the "
+                f"{len(data.train)} training examples, got {self.options.batch_size}"
+            )
+        self.micro_batch_size = self.options.batch_size // parts
+        torch.manual_seed(self.options.seed)
+        model = build_model(recipe, shape=data.shape, scaling=data.scaling)
+        self.model = model.to(accelerator.device, memory_format=torch.channels_last)
+        self.ema = EMA(self.model, self.options.ema)
+        self.optimizer = self._build_optimizer()
+        self.step, self.seconds = 0, 0.0
+        self._begin_phase(flow_trains=self.options.pretrain == 0)
+        torch.manual_seed(self.options.seed + 1 + accelerator.process_index)
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        o = self.options
+        groups = [
+            {"name": "score", "rate": o.lr, "weight_decay": o.weight_decay},
+            {"name": "flow", "rate": o.flow_lr, "weight_decay": o.flow_weight_decay},
+        ]
+        groups = [group | {"params": list(getattr(self.model, group["name"]).parameters())} for group in groups]
+        return torch.optim.AdamW([g for g in groups if g["params"]], lr=o.lr, betas=o.betas, fused=True)
+
+    def _begin_phase(self, flow_trains: bool) -> None:
+        """Train the model, or first its score behind the identity flow. The flow begins there, so nothing jumps."""
+        m, self.flow_trains = self.model, flow_trains
+        trained = m if flow_trains else INDM(Identity(), m.score, scaling=m.scaling, shape=m.shape)
+        self.network = self.accelerator.prepare_model(TrainingStep(trained, OBJECTIVES[self.options.objective]).train())
+
+    @property
+    def progress(self) -> float:
+        """How much of the budget is spent; the run is over at 1."""
+        return max(self.step / self.options.steps, self.seconds / self.options.seconds)
+
+    def batches(self) -> Iterator[Tensor]:
+        """Raw batches without end from the present step on, of this process; their order depends on seed and epoch."""
+        o = self.options
+        steps_per_epoch = len(self.data.train) // o.batch_size
+        first_epoch, skipped_steps = divmod(self.step, steps_per_epoch)
+        for epoch in itertools.count(first_epoch):
+            examples = loader(
+                self.data.train,
+                self.micro_batch_size,
+                shuffle=True,
+                seed=o.seed,
+                epoch=epoch,
+                workers=o.workers,
+                drop_last=True,
+            )
+            examples.generator = torch.Generator()  # making an iterator must not draw from the stream of the steps
+            a = self.accelerator
+            shard = prepare_data_loader(examples, a.device, a.num_processes, a.process_index, put_on_device=True)
+            skipped = skipped_steps * o.accumulate if epoch == first_epoch else 0
+            yield from itertools.islice(skip_first_batches(shard, skipped), steps_per_epoch * o.accumulate - skipped)
+
+    def prepare_batch(self, raw: Tensor) -> Tensor:
+        """Model units, flipped at random where the data allow it."""
+        return self.model.scaling.to_model(flip_horizontally(raw) if self.data.flip else raw)
+
+    def train_step(self, batches: Iterator[Tensor]) -> dict[str, Tensor]:
+        """One optimizer step; the loss, its terms in nats (means over the batch) and the gradient norms."""
+        o = self.options
+        if not self.flow_trains and self.progress >= o.pretrain:
+            self._begin_phase(flow_trains=True)
+        factor = learning_rate_factor(self.step, self.progress, o.warmup, o.decay)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["rate"] * factor
+
+        eps = soft_truncation(self.model.sde, o.soft_truncation) if o.soft_truncation else None
+        sums: dict[str, Tensor] = {}
+        for i in range(o.accumulate):
+            last = i == o.accumulate - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.network):
+                loss, terms = self.network(self.prepare_batch(next(batches)), eps)
+                self.accelerator.backward(loss / o.accumulate)
+            for name, value in {"loss": loss.detach(), **terms}.items():
+                sums[name] = sums.get(name, 0.0) + value / o.accumulate
+
+        for group in self.optimizer.param_groups:
+            sums[f"{group['name']}_grad_norm"] = nn.utils.clip_grad_norm_(group["params"], o.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.ema.update(self.model, self.step)
+        return sums
+
+    def in_units(self, nats: Tensor | float) -> tuple[float, str]:
+        """Nats in model units as bits/dim where the data have grey levels, else as total nats of the raw data."""
+        scaling, shape = self.model.scaling, self.model.shape
+        if scaling.levels:
+            return float(scaling.bits_per_dim(nats, shape)), "bits/dim"
+        return float(nats + scaling.log_scale(shape)), "nats"
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The NELBO of the averaged model on validation examples, every time with the same noise."""
+        device = self.accelerator.device
+        generator = torch.Generator(device).manual_seed(self.options.seed)
+        raw = stack(self.data.valid, self.options.validate_examples)
+        nats = []
+        for part in raw.split(self.micro_batch_size):
+            x = self.ema.model.scaling.to_model(part.to(device), generator=generator)
+            nats.append(nelbo(self.ema.model, x, generator=generator).total)
+        value, unit = self.in_units(torch.cat(nats).mean())
+        return {"valid_nelbo": value, "unit": unit}
+
+    def save(self, run: Path) -> None:
+        """Write the checkpoint and the averaged model into ``run``, each file whole or not at all. Collective."""
+        random = {"cpu": torch.get_rng_state()}
+        if self.accelerator.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
+        state = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "flow_trains": self.flow_trains,
+            "random": gather_object([random]),
+        }
+        if self.accelerator.is_main_process:
+            runs.write_whole(run / "checkpoint.pt", lambda path: torch.save(state, path))
+            self.ema.model.save(run)
+        self.accelerator.wait_for_everyone()
+
+    def load(self, run: Path) -> None:
+        """Go back to the state in ``run``'s checkpoint. The random state is only that of as many processes as then."""
+        path = run / "checkpoint.pt"
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.ema.model.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.seconds = state["step"], state["seconds"]
+            rank = self.accelerator.process_index
+            if len(state["random"]) == self.accelerator.num_processes:
+                torch.set_rng_state(state["random"][rank]["cpu"])
+                if self.accelerator.device.type == "cuda" and "cuda" in state["random"][rank]:
+                    torch.cuda.set_rng_state(state["random"][rank]["cuda"], self.accelerator.device)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path} is missing, so there is nothing to resume; leave out --resume") from None
+        except Exception as error:  # a damaged archive surfaces as almost anything
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{path} cannot be read as a checkpoint of this recipe: {reason}") from error
+        self._begin_phase(state["flow_trains"])
+
+
+def train(recipe: Recipe, out: str | Path, *, resume: bool = False, progress: bool = True) -> dict:
+    """Train what ``recipe`` describes, in the run folder ``out``.
+
+    Args:
+        recipe: tables as in :mod:`indm.recipes`.
+        out: the run folder; must not hold a run already, unless ``resume``.
+        resume: go on from the checkpoint in ``out``. Steps, data order and random numbers continue exactly.
+        progress: show a bar.
+
+    Returns:
+        The summary that is written at the end; its ``interrupted`` says that a signal (Ctrl-C, SIGTERM) ended the
+        run early, after its checkpoint was written.
+
+    Raises:
+        ValueError: a mistake in the recipe, a folder with another run, an unreadable checkpoint.
+        RuntimeError: the loss became infinite or NaN.
+    """
+    recipe, out = recipes.resolve(recipe), Path(out)
+    options = recipes.options_of(recipe, "train")
+    check_trackers(options.trackers)
+    accelerator = make_accelerator(options, out)
+    runs.check_folder(out, recipe, resume)
+    with accelerator.main_process_first():
+        data = load_data(**recipe["data"])
+    trainer = Trainer(recipe, data, accelerator)
+    if resume:
+        trainer.load(out)
+    if accelerator.is_main_process:
+        runs.describe(out, recipe, accelerator.device, data.notes)
+    with Metrics(trainer, out, recipe) as metrics, runs.interruptible() as interrupted:
+        if not resume:
+            trainer.save(out)  # a folder that cannot be written is found out now
+        loop(trainer, out, metrics, interrupted, progress and accelerator.is_main_process)
+        trainer.save(out)
+        summary = summarise(trainer, metrics, interrupted.is_set())
+        if accelerator.is_main_process:
+            if options.latent_mean:
+                with_centred_prior(trainer).save(out)
+            runs.write_json(out / "summary.json", summary)
+    return summary
+
+
+def loop(trainer: Trainer, out: Path, metrics: "Metrics", interrupted: threading.Event, progress: bool) -> None:
+    """Step until the budget is spent or ``interrupted``; log, validate and save on the way."""
+    o, batches = trainer.options, trainer.batches()
+    with tqdm(total=1.0, initial=min(trainer.progress, 1.0), disable=not progress, bar_format=BAR) as bar:
+        while trainer.progress < 1 and not interrupted.is_set():
+            started = time.perf_counter()
+            metrics.add(trainer.train_step(batches))
+            trainer.seconds += time.perf_counter() - started
+            agree(trainer, interrupted)
+            over = trainer.progress >= 1
+            if trainer.step % o.log_every == 0 or over:
+                bar.set_postfix_str(metrics.log_step(), refresh=False)
+            if trainer.step % o.validate_every == 0 or over:
+                metrics.log_validation()
+            if trainer.step % o.checkpoint_every == 0 and not over:
+                metrics.check()
+                trainer.save(out)
+            bar.update(min(trainer.progress, 1.0) - bar.n)
+        metrics.check()
+
+
+def agree(trainer: Trainer, interrupted: threading.Event) -> None:
+    """Let all processes have the main one's clock, and stop if any was told to: none may step alone."""
+    if trainer.accelerator.num_processes > 1:
+        device = trainer.accelerator.device
+        stops = trainer.accelerator.reduce(torch.tensor(float(interrupted.is_set()), device=device))
+        trainer.seconds = broadcast(torch.tensor(trainer.seconds, dtype=torch.float64, device=device)).item()
+        if stops > 0:
+            interrupted.set()
+
+
+class Metrics:
+    """Running means of the loss terms; writes ``metrics.jsonl`` and the trackers, from the main process."""
+
+    def __init__(self, trainer: Trainer, run: Path, recipe: Recipe):
+        self.trainer, self.path, self.recipe = trainer, run / "metrics.jsonl", recipe
+        self.sums: dict[str, Tensor] = {}
+        self.count, self.last_validation = 0, {}
+
+    def __enter__(self) -> "Metrics":
+        if self.trainer.options.trackers:
+            flat = {f"{t}.{k}": str(v) for t, content in self.recipe.items() for k, v in content.items()}
+            self.trainer.accelerator.init_trackers("indm", config=flat)
+        if self.trainer.accelerator.is_main_process:
+            kept = [line for line in runs.read_metrics(self.path.parent) if line["step"] <= self.trainer.step]
+            runs.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.trainer.options.trackers:
+            self.trainer.accelerator.end_training()
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Take in the terms of one step, without waiting for the device."""
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in terms.items()}
+        self.count += 1
+
+    def check(self) -> None:
+        """Stop before damaged weights replace good ones."""
+        broken = [name for name, value in self.sums.items() if not math.isfinite(value)]
+        if broken:
+            raise RuntimeError(
+                f"{', '.join(broken)} became infinite or NaN by step {self.trainer.step}; the checkpoint before it is "
+                "kept. Lower train.lr or train.flow_lr, or raise train.warmup, in a new run"
+            )
+
+    def log_step(self) -> str:
+        """Write the means since the last call (terms in nats, the NELBO as in validation); what the bar shows."""
+        self.check()
+        reduced = {k: self.trainer.accelerator.reduce(v / self.count, "mean") for k, v in self.sums.items()}
+        means = {name: value.item() for name, value in reduced.items()}
+        self.sums, self.count = {}, 0
+        rates = {f"{group['name']}_lr": group["lr"] for group in self.trainer.optimizer.param_groups}
+        parts = " ".join(f"{name} {means[name]:.1f}" for name in ("flow", "denoising", "prior") if name in means)
+        means["nelbo"], unit = self.trainer.in_units(torch.tensor(means["nelbo"]))
+        self._write(means | rates)
+        return f" step {self.trainer.step} nelbo {means['nelbo']:.3f} {unit} ({parts})" + self._shown_validation()
+
+    def log_validation(self) -> None:
+        """Validate on the main process and write the result."""
+        if self.trainer.accelerator.is_main_process:
+            self.last_validation = self.trainer.validate()
+        self._write(self.last_validation)
+        self.trainer.accelerator.wait_for_everyone()
+
+    def _shown_validation(self) -> str:
+        return f" valid {self.last_validation['valid_nelbo']:.3f}" if self.last_validation else ""
+
+    def _write(self, values: dict) -> None:
+        if self.trainer.accelerator.is_main_process:
+            line = {"step": self.trainer.step, "seconds": round(self.trainer.seconds, 3), **values}
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        if self.trainer.options.trackers:
+            numbers = {name: value for name, value in values.items() if isinstance(value, float)}
+            self.trainer.accelerator.log(numbers, step=self.trainer.step)
+
+
+def plan(recipe: Recipe) -> dict:
+    """What a run would be, without making it: parameters, data, and the seconds of one step on this machine."""
+    recipe = recipes.resolve(recipe)
+    accelerator = make_accelerator(recipes.options_of(recipe, "train"))
+    trainer = Trainer(recipe, load_data(**recipe["data"]), accelerator)
+    trainer._begin_phase(flow_trains=True)
+    batches, times = trainer.batches(), []
+    for _ in range(3):
+        started = time.perf_counter()
+        float(trainer.train_step(batches)["loss"])
+        times.append(time.perf_counter() - started)
+    return {
+        "flow parameters": count_parameters(trainer.model.flow),
+        "score parameters": count_parameters(trainer.model.score),
+        "event shape": tuple(trainer.data.shape),
+        "examples": {split: len(getattr(trainer.data, split)) for split in ("train", "valid", "test")},
+        "device": str(accelerator.device),
+        "seconds per step": min(times),
+    }
+
+
+@torch.no_grad()
+def with_centred_prior(trainer: Trainer) -> INDM:
+    """A copy of the averaged model whose prior sits at the mean latent of (up to 10,000) training examples."""
+    model = copy.deepcopy(trainer.ema.model)
+    raw = stack(trainer.data.train, 10_000).to(trainer.accelerator.device)
+    latents = [model.encode(model.scaling.to_model(part))[0] for part in raw.split(trainer.micro_batch_size)]
+    model.sde.prior_mean = torch.cat(latents).mean(0)
+    return model
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def check_trackers(trackers: tuple[str, ...]) -> None:
+    missing = [name for name in trackers if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"train.trackers needs {', '.join(missing)}: pip install 'indm[tracking]'")
+
+
+def make_accelerator(options: Training, out: Path | None = None) -> Accelerator:
+    """The devices and processes to train on; on a machine without accelerator the processes share its CPU."""
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=options.mixed_precision,
+        log_with=list(options.trackers) or None,
+        project_dir=out,
+    )
+
+
+def summarise(trainer: Trainer, metrics: Metrics, interrupted: bool) -> dict:
+    """What the run came to: steps, seconds, validation, memory."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    summary = {
+        "interrupted": interrupted,
+        "steps": trainer.step,
+        "seconds": round(trainer.seconds, 3),
+        **metrics.last_validation,
+        "flow_parameters": count_parameters(trainer.model.flow),
+        "score_parameters": count_parameters(trainer.model.score),
+        "peak_memory_mib": round(peak),
+    }
+    if trainer.accelerator.device.type == "cuda":
+        summary["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
+    return summary

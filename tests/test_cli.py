@@ -1,0 +1,311 @@
+"""The command line: recipes and their changes, the commands end to end, and one line for whatever is wrong."""
+
+import json
+import math
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import indm
+from indm import recipes, report
+from indm.cli import main, split_changes
+from indm.data import load_data
+from indm.model import build_model
+
+SMALL = (
+    "--flow.blocks=[1, 1] --flow.width=4 --net.channels=4 --net.blocks=1 --net.attention=[] --train.steps=5 "
+    "--train.seconds=inf --train.log_every=1 --train.validate_every=2 --train.validate_examples=20"
+)
+SMALL = [f"--{part}" for part in SMALL.removeprefix("--").split(" --")]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A digits run of five steps."""
+    folder = tmp_path_factory.mktemp("runs") / "indm"
+    assert main(["train", "digits", *SMALL, "--out", str(folder), "--quiet"]) == 0
+    return folder
+
+
+def fails(capsys, *arguments):
+    """The complaint about ``arguments``, which is one line, with exit status 2."""
+    capsys.readouterr()
+    assert main([str(a) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("indm: error: ") and error.endswith("\n") and error.count("\n") == 1, error
+    return error
+
+
+# ── Recipes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", recipes.bundled())
+def test_every_recipe_is_complete_and_builds_its_model(name):
+    recipe = recipes.resolve(recipes.load(name))
+    description = recipes.bundled()[name]
+    assert (recipes.BUNDLED / f"{name}.toml").read_text().startswith("# ") and 20 < len(description) < 100
+    size = recipe["data"].get("size", {"digits": 8, "fashion-mnist": 28}.get(recipe["data"]["name"]))
+    shape = (2,) if recipe["net"]["name"] == "mlp" else (1, size, size)
+    model = build_model(recipe, shape=shape)
+    assert sum(p.numel() for p in model.flow.parameters()) > 0
+    x = torch.randn(2, *shape)
+    z, log_det = model.eval().encode(x)
+    assert torch.allclose(z, x, atol=1e-6) and torch.allclose(log_det, torch.zeros(2), atol=1e-5)  # starts at identity
+    twin = build_model(recipes.override(recipe, {"flow": "identity"}), shape=shape)
+    assert not list(twin.flow.parameters())
+
+
+def test_recipe_of_a_data_set_that_is_at_hand_loads_it():
+    assert load_data(**recipes.load("digits")["data"]).shape == (1, 8, 8)
+    assert load_data(**recipes.load("checkerboard")["data"]).entropy == pytest.approx(math.log(2))
+
+
+def test_recipe_survives_being_written():
+    recipe = recipes.resolve(recipes.load("digits"))
+    recipe["data"]["path"] = 'C:\\a "b" – ü'
+    recipe["flow"] |= {"norm": math.inf, "tiny": 1e-300, "yes": True, "none": []}
+    again = tomllib.loads(recipes.to_toml(recipe))
+    assert recipes.differences(recipe, again) == [] and again["flow"] == recipe["flow"]
+    assert recipes.resolve(again) == recipe
+
+
+def test_changes_are_toml_or_strings():
+    changes = {
+        "train.steps": "500", "train.lr": "3e-4", "train.latent_mean": "true", "flow.norm": "inf",
+        "data.path": "my imgs", "flow.blocks": "[2, 2]", "data.day": "2024-01-01", "data.number": '"7"',
+    }  # fmt: skip
+    changed = recipes.override({"flow": {"name": "residual", "width": 8}, "train": {"lr": 1.0}}, changes)
+    assert changed["train"] == {"steps": 500, "lr": 3e-4, "latent_mean": True}
+    assert changed["flow"] == {"name": "residual", "width": 8, "norm": math.inf, "blocks": [2, 2]}
+    assert changed["data"] == {"path": "my imgs", "day": "2024-01-01", "number": "7"}
+
+
+def test_a_table_is_replaced_before_its_keys_are_set():
+    recipe = {"flow": {"name": "residual", "blocks": [4]}}
+    changed = recipes.override(recipe, {"flow.width": "3", "flow": "other"})
+    assert changed == {"flow": {"name": "other", "width": 3}}
+    assert recipe == {"flow": {"name": "residual", "blocks": [4]}}
+
+
+def test_changes_are_told_from_options():
+    line = "train digits --train.batch-size 7 --out a --flow=identity --resume --sde ve --net.depth -1"
+    rest, changes = split_changes(line.split())
+    assert rest == ["train", "digits", "--out", "a", "--resume"]
+    assert changes == {"train.batch_size": "7", "flow": "identity", "sde": "ve", "net.depth": "-1"}
+
+
+def test_recipes_lists_names_and_descriptions(capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(recipes.bundled())
+    for name in ("checkerboard", "eight-gaussians", "two-spirals", "rings", "pinwheel", "digits", "fashion-mnist-16"):
+        assert any(line.startswith(f"{name} ") and len(line.split()) > 5 for line in lines)
+
+
+# ── Commands ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_dry_run_prints_a_recipe_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "digits", *SMALL, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    resolved = tomllib.loads(shown)
+    assert resolved["train"]["steps"] == 5 and resolved["flow"]["width"] == 4 and resolved["train"]["clip"] == 1.0
+    for fact in ("flow parameters", "score parameters", "event shape: (1, 8, 8)", "'train': 1257", "seconds per step"):
+        assert fact in shown
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "mine.toml").write_text(shown)
+    assert main(["train", "mine.toml", "--train.steps", "1", "--quiet"]) == 0
+    assert (tmp_path / "runs" / "mine" / "model.safetensors").exists()
+
+
+def test_evaluate_reports_what_it_stores(run, capsys):
+    arguments = ["evaluate", run, "--images", 40, "--nll-images", 4, "--rtol", 0.1, "--atol", 0.1, "--quiet"]
+    assert main([str(a) for a in arguments]) == 0
+    table = capsys.readouterr().out
+    result = json.loads((run / "evaluation.json").read_text())
+    with np.load(run / "evaluation.npz") as content:
+        nats = dict(content)
+    assert len(nats["nelbo"]) == 40 and len(nats["nll"]) == 4 and result["images"] == {"nelbo": 40, "nll": 4}
+    bits = nats["nelbo"] / (64 * math.log(2))
+    found = result["nelbo"]["with_reconstruction"]
+    assert found["bits_per_dim"] == pytest.approx(bits.mean())
+    assert found["bits_per_dim_standard_error"] == pytest.approx(bits.std(ddof=1) / math.sqrt(40))
+    for kind in ("nelbo", "nll"):
+        for part in ("with", "without"):
+            assert f"{result[kind][f'{part}_reconstruction']['bits_per_dim']:.4f}" in table
+    assert result["split"] == "test" and "test split: 40 for the NELBO, 4 for the NLL; ε = 1e-05" in table
+
+
+def test_samples_are_repeatable_grey_levels(run, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        out = tmp_path / name
+        arguments = ["sample", str(run), "-n", "9", "--steps", "3", "--seed", str(seed), "--out", str(out), "--quiet"]
+        assert main(arguments) == 0
+    files = [np.load(tmp_path / name / "samples.npz")["samples"] for name in "abc"]
+    assert files[0].shape == (9, 1, 8, 8) and files[0].dtype == np.uint8 and files[0].max() <= 16
+    assert np.array_equal(files[0], files[1]) and not np.array_equal(files[0], files[2])
+    grid = np.asarray(Image.open(tmp_path / "a" / "samples.png"))
+    pitch = grid.shape[0] // 28  # 3 × (8 + 1) + 1 pixels, enlarged
+    top_left = grid[pitch + pitch // 2 :: pitch, pitch + pitch // 2 :: pitch, 0][:8, :8]
+    assert np.array_equal(top_left, (files[0][0, 0] / 16 * 255).round())
+
+
+def test_points_are_shown_beside_their_density(tmp_path):
+    run = tmp_path / "points"
+    small = ["--flow.blocks=[1]", "--flow.width=4", "--net.width=8", "--train.steps=2", "--data.samples=2000"]
+    assert main(["train", "checkerboard", *small, "--train.seconds=inf", "--out", str(run), "--quiet"]) == 0
+    assert main(["sample", str(run), "-n", "50", "--steps", "2", "--quiet"]) == 0
+    assert np.load(run / "samples.npz")["samples"].shape == (50, 2)
+    assert Image.open(run / "samples.png").size[0] > 600
+    few = ["--images", "100", "--nll-images", "0", "--quiet"]
+    assert main(["evaluate", str(run), *few]) == 0
+    result = json.loads((run / "evaluation.json").read_text())
+    assert result["unit"] == "nats" and result["entropy_nats"] == pytest.approx(math.log(2)) and "nll" not in result
+
+
+def test_compare_pairs_the_examples(run, tmp_path, capsys):
+    twin = tmp_path / "linear"
+    small = [part for part in SMALL if not part.startswith("--flow")]
+    assert main(["train", "digits", *small, "--flow", "identity", "--out", str(twin), "--quiet"]) == 0
+    for folder in (run, twin):
+        assert main(["evaluate", str(folder), "--images", "40", "--nll-images", "0", "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(run), str(twin), "--out", str(tmp_path)]) == 0
+    table = capsys.readouterr().out
+    a, b = (np.load(folder / "evaluation.npz")["nelbo"] / (64 * math.log(2)) for folder in (run, twin))
+    found = json.loads((tmp_path / "comparison.json").read_text())["differences"][str(twin)]["nelbo"]
+    assert found["difference"] == pytest.approx((b - a).mean())
+    assert found["standard_error"] == pytest.approx((b - a).std(ddof=1) / math.sqrt(40))
+    assert f"{found['difference']:+.4f} ± {found['standard_error']:.4f} bits/dim" in table
+    assert Image.open(tmp_path / "comparison.png").size[0] > 600
+
+    assert main(["evaluate", str(twin), "--images", "30", "--nll-images", "0", "--quiet"]) == 0
+    assert "different examples: images differs" in fails(capsys, "compare", run, twin, "--out", tmp_path)
+
+
+def test_a_small_difference_is_a_tie():
+    noise = np.tile([1.0, -1.0], 50)
+    error = noise.std(ddof=1) / 10
+    assert report.paired_difference(noise + 1.9 * error)["tie"]
+    assert not report.paired_difference(noise + 2.1 * error)["tie"]
+    assert not report.paired_difference(noise - 2.1 * error)["tie"]
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["sample"], ["compare"], ["recipes"]])
+def test_help_is_there(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0 and "usage: indm" in capsys.readouterr().out
+
+
+# ── Whatever is wrong is one line ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ("", "Expected one of {train"),
+        ("trian digits", "Unrecognized options"),
+        ("train", "Missing from indm train: RECIPE"),
+        ("train digitz", "no recipe or file is called 'digitz'; did you mean 'digits'?"),
+        ("train digits --rezume", "Unrecognized options: --rezume; Perhaps you meant: --resume"),
+        ("train digits --train.setps 3", "train.setps is no known key; did you mean 'steps'?"),
+        ("train digits --train.steps", "--train.steps needs a value"),
+        ("train digits --train.steps many", "train.steps must be a number, got 'many'"),
+        ("train digits --train.steps 1.5", "train.steps must be a whole number, or inf, got 1.5"),
+        ("train digits --train.steps inf --train.seconds inf", "train.seconds must be finite if train.steps is inf"),
+        ("train digits --train.batch_size 0", "train.batch_size must be at least 1, got 0"),
+        ("train digits --train.batch_size 2.0", "train.batch_size must be a whole number, got 2.0"),
+        ("train digits --train.accumulate 3", "train.batch_size must be a multiple of train.accumulate, got 128"),
+        ("train digits --train.objective nll", "train.objective must be 'mle' or 'fid', got 'nll'"),
+        ("train digits --train.betas [0.9]", "train.betas must be a list of a number"),
+        ("train digits --train.ema 1", "train.ema must be in [0, 1), got 1"),
+        ("train digits --train.lr nan", "train.lr must be positive, got nan"),
+        ("train digits --train.trackers [\"tensorbord\"]", "train.trackers must be of tensorboard, wandb"),
+        ("train digits --evaluate.repeats 1", "evaluate.repeats must be at least 2"),
+        ("train digits --trian.steps 3", "--trian.steps is no known table; did you mean 'train'?"),
+        ("train digits --train mle", "--train is no known table that can be replaced"),
+        ("train digits --flow residaul", "flow.name must be one of"),
+        ("train digits --flow.widht 3", "flow 'residual' has no argument 'widht'; did you mean 'width'?"),
+        ("train digits --flow.width three", "flow 'residual' cannot be made"),
+        ("train digits --flow.blocks []", "blocks must name at least one block"),
+        ("train digits --sde pv", "sde.name must be one of"),
+        ("train digits --sde.beta_min -1", "0 < beta_min < beta_max"),
+        ("train digits --net lmp", "net.name must be one of"),
+        ("train digits --data.limt 9", "has no option 'limt'; did you mean 'limit'?"),
+        ("train digits --data digitz", "unknown data 'digitz'; did you mean 'digits'?"),
+        ("train folder", "needs the option path"),
+        ("train folder --data.path nowhere", "path 'nowhere' is not a folder"),
+        ("train folder --data.path .", "no readable images in '.'"),
+        ("train folder --data.path . --data.size 4", "at least 8 pixels"),
+        ("train array --data.path broken.npy", "rows hold NaN or inf"),
+        ("train array --data.path missing.npy", "missing.npy cannot be read"),
+        ("train broken.toml", "broken.toml is not valid TOML"),
+        ("train extra.toml", "[extra] is no known table"),
+        ("train nameless.toml", "[flow] needs a name"),
+        ("train notable.toml", "train must be a table"),
+        ("train digits --resume --out nowhere", "nowhere holds no run to resume"),
+        ("train digits --out full", "full exists and is not empty"),
+        ("evaluate nowhere", "nowhere is no run folder"),
+        ("evaluate full", "full is no run folder: there is no recipe.toml in it"),
+        ("sample untrained", "untrained holds no saved model"),
+        ("sample damaged", "the model in damaged cannot be read"),
+        ("compare full", "compare needs at least two run folders, got 1"),
+    ],
+)  # fmt: skip
+def test_mistakes(arguments, complaint, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("full", "damaged", "untrained"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "full" / "precious.txt").write_text("x")
+    for name in ("model.json", "recipe.toml"):
+        (tmp_path / "damaged" / name).write_bytes((run / name).read_bytes())
+    (tmp_path / "damaged" / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:100])
+    np.save("broken.npy", np.full((50, 2), np.nan, dtype=np.float32))
+    whole = recipes.to_toml(recipes.load("digits"))
+    (tmp_path / "broken.toml").write_text("steps = = 3")
+    (tmp_path / "extra.toml").write_text(f"{whole}\n[extra]\na = 1\n")
+    (tmp_path / "nameless.toml").write_text(whole.replace('name = "residual"', ""))
+    (tmp_path / "notable.toml").write_text("train = 3\n" + whole[: whole.index("[train]")])
+    (tmp_path / "untrained" / "recipe.toml").write_text(whole)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+
+    assert complaint in fails(capsys, *arguments.split())
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_mistakes_with_a_run(run, tmp_path, capsys):
+    before = {p: p.read_bytes() for p in run.iterdir()}
+    assert "exists and is not empty" in fails(capsys, "train", "digits", "--out", run)
+    assert "it differs in" in fails(capsys, "train", "checkerboard", "--resume", "--out", run)
+    assert "evaluate.images must be at least 2" in fails(capsys, "evaluate", run, "--images", 1)
+    assert "sampler must be one of" in fails(capsys, "sample", run, "--sampler", "dmp++")
+    assert "-n must be at least 1" in fails(capsys, "sample", run, "-n", 0)
+    assert "steps must be at least 1" in fails(capsys, "sample", run, "--steps", 0)
+    assert "is no run folder: there is no recipe.toml in it" in fails(capsys, "compare", tmp_path, run)
+    assert {p: p.read_bytes() for p in run.iterdir()} == before
+
+
+def test_a_run_folder_resumes_by_its_name(run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in run.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    assert main(["train", str(copy), "--resume", "--train.steps", "6", "--quiet"]) == 0
+    assert json.loads((copy / "summary.json").read_text())["steps"] == 6
+    assert isinstance(indm.INDM.load(copy), indm.INDM)
+
+
+def test_unreadable_images_are_skipped_with_one_warning(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for i in range(30):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (9, 9), dtype=np.uint8)).save(f"{i}.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    small = [*SMALL, "--data.path", ".", "--data.size", "8", "--train.batch_size", "4", "--dry-run"]
+    with pytest.warns(UserWarning, match="1 of 31 files"):
+        assert main(["train", "folder", *small]) == 0
+    assert "1 of 31 files" in fails(capsys, "train", "folder", *small, "--data.strict", "true")

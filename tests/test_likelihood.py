@@ -1,0 +1,346 @@
+"""The NLL against closed forms, with and without a flow, and the report against direct computation."""
+
+import json
+import math
+
+import pytest
+import torch
+from closed_form import SDES, GaussianScore, LinearScore, MixtureScore, gaussian, normal_log_prob, within
+
+from indm.flows import ActNorm, Identity
+from indm.flows.base import ExactFlow
+from indm.likelihood import LikelihoodReport, evaluate, evaluation_mode, log_likelihood, mean_and_errors
+from indm.model import INDM
+from indm.scaling import Scaling
+from indm.sde import VPSDE
+
+NUMBERS = {
+    "nats",
+    "nats_standard_error",
+    "nats_estimator_noise",
+    "bits_per_dim",
+    "bits_per_dim_standard_error",
+    "bits_per_dim_estimator_noise",
+}
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def mixture(name="vp", dtype=torch.float64):
+    means = torch.tensor([[0.9, 0.3], [-0.6, 0.8], [-0.1, -1.1]], dtype=dtype)
+    stds, weights = torch.tensor([0.3, 0.5, 0.2], dtype=dtype), torch.tensor([0.5, 0.3, 0.2], dtype=dtype)
+    return MixtureScore(SDES[name](), means, stds, weights)
+
+
+@pytest.fixture(params=SDES)
+def name(request):
+    return request.param
+
+
+# ── closed forms ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("shape, n", [((2,), 2000), ((3, 8, 8), 12)])
+def test_gaussian_data_with_the_exact_score(name, shape, n, exact):
+    """float32, default tolerances: the mean to 1e-3 nats/dim of the closed form, and each sample to 1e-3 of the
+    density which the prior has at ε when it is carried back exactly (p_T is not π to a few thousandths a sample)."""
+    score, d = gaussian(name, shape), math.prod(shape)
+    x = score.sample(n, seeded(0), dtype=torch.float32)
+    report = log_likelihood(INDM(Identity(), score), x, exact=exact, generator=seeded(1))
+    assert report.log_prob.dtype == torch.float32
+    assert abs((report.log_prob - score.log_prob(x)).mean().item()) / d < 1e-3
+    assert (report.log_prob - score.flow_log_prob(x)).abs().max().item() / d < 1e-3
+    assert report.settings["divergence"].startswith("exact" if exact else "Hutchinson")
+
+
+def test_gaussian_data_in_double_precision():
+    """With tight tolerances only the Gaussian p(z_0|z_ε) is left, of relative variance σ_ε²/v = 1e-6."""
+    score = gaussian("vp")
+    x = score.sample(500, seeded(0))
+    report = log_likelihood(INDM(Identity(), score), x, rtol=1e-9, atol=1e-9, generator=seeded(1))
+    assert (report.log_prob - score.flow_log_prob(x)).abs().max().item() < 5e-5
+
+
+def test_mixture_data_with_the_exact_score(name):
+    """Curved paths and dense Jacobians. Components as narrow as 20 σ_ε (VE) open a gap of second order."""
+    score = mixture(name)
+    x = score.sample(3000, seeded(0))
+    report = log_likelihood(INDM(Identity(), score), x, rtol=1e-6, atol=1e-6, generator=seeded(1))
+    assert abs((report.log_prob - score.log_prob(x)).mean().item()) / 2 < 1e-3
+
+
+def test_hutchinson_is_unbiased_for_dense_jacobians():
+    score = mixture()
+    model, x = INDM(Identity(), score), score.sample(4, seeded(0)).repeat(1000, 1)
+    rough = log_likelihood(model, x, exact=False, probes=2, rtol=1e-4, atol=1e-4, generator=seeded(1))
+    exact = log_likelihood(model, x, exact=True, rtol=1e-4, atol=1e-4, generator=seeded(1))
+    difference = (rough.log_prob - exact.log_prob).reshape(1000, 4)
+    assert difference.std(0).max() > 0.1  # there is something to average
+    assert within(difference, 0.0, floor=5e-4)
+
+
+def test_more_probes_less_noise():
+    score = mixture()
+    model, x = INDM(Identity(), score), score.sample(1, seeded(3)).repeat(2000, 1)
+    spread = [
+        log_likelihood(model, x, exact=False, probes=k, rtol=1e-4, atol=1e-4, generator=seeded(1)).log_prob.var().item()
+        for k in (1, 4)
+    ]
+    assert spread[0] / spread[1] == pytest.approx(4, rel=0.25)
+
+
+def test_off_the_exact_score():
+    """VP, N(0, 1) data, s = −1.1 z: the ODE's own likelihood is 1.782 nats, the bound of the SDE's 1.469."""
+    model = INDM(Identity(), LinearScore(VPSDE(), 1.1, 0.0))
+    x = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(2000)[:, None]  # quadratic: two points carry the mean
+    report = log_likelihood(model, x, exact=True, rtol=1e-8, atol=1e-8, generator=seeded(0))
+    expected = 0.5 * math.log(2 * math.pi) + 0.5 * math.exp(0.1 * 10.05) - 0.05 * 10.05
+    assert report.nats().mean().item() == pytest.approx(expected, abs=1e-3)
+    assert report.nats().mean().item() == pytest.approx(1.782, abs=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 8, 8)])
+def test_affine_flow_changes_variables(name, shape):
+    """x far from unit scale, whitened by an ActNorm: log p(x) is still that of x."""
+    channels = shape[0]
+    flow = ActNorm(channels).double()
+    per_channel = (channels,) + (1,) * (len(shape) - 1)
+    with torch.no_grad():
+        flow.log_scale.copy_(torch.linspace(-3.0, 2.0, channels))
+        flow.shift.copy_(torch.linspace(1.0, -2.0, channels))
+        scale, shift = flow.log_scale.exp().reshape(per_channel), flow.shift.reshape(per_channel)
+    score = gaussian(name, shape)
+    mean, variance = (score.mean - shift) / scale, score.variance / scale**2
+    x = mean + variance.sqrt() * torch.randn(50, *shape, dtype=torch.float64, generator=seeded(0))
+    report = log_likelihood(INDM(flow, score), x, exact=False, generator=seeded(1))
+    difference = report.log_prob - normal_log_prob(x, mean, variance)
+    prior_mismatch = score.flow_log_prob(scale * x + shift) - score.log_prob(scale * x + shift)
+    assert (difference - prior_mismatch).abs().max().item() / math.prod(shape) < 1e-3
+
+
+def test_number_without_reconstruction_is_the_density_at_eps():
+    """log p_ε(z_ε), averaged: minus the entropy of N(α m, α² v + σ²), at an ε where that is another number."""
+    score = gaussian("vp", eps=0.3)
+    x = score.sample(20_000, seeded(0))
+    report = log_likelihood(INDM(Identity(), score), x, generator=seeded(1))
+    t = torch.tensor(0.3, dtype=torch.float64)
+    variance = score.sde.alpha(t) ** 2 * score.variance + score.sde.sigma(t) ** 2
+    entropy = 0.5 * (2 * math.pi * math.e * variance).log().sum()
+    without = report.log_prob + report.reconstruction
+    assert within(-without, entropy, floor=1e-3)
+    # With it, a bound of the likelihood that is off by what the Gaussian p(z_0|z_ε) costs at this ε:
+    assert within(-report.log_prob, score.entropy() + score.bound_gap(), floor=1e-3)
+
+
+# ── the report ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_report_of_log_likelihood():
+    score = gaussian("vp", (1, 2, 2))
+    model = INDM(Identity(), score, Scaling(0.0, 4.0))
+    x = score.sample(30, seeded(0))
+    report = log_likelihood(model, x, probes=3, rtol=1e-4, atol=1e-6, generator=seeded(1))
+    assert isinstance(report, LikelihoodReport)
+    assert report.settings["eps"] == 1e-5 and report.settings["rtol"] == 1e-4 and report.settings["atol"] == 1e-6
+    assert "3" in report.settings["divergence"] and report.nfe > 6 and report.nfe % 6 == 1
+    nats = -report.log_prob + 4 * math.log(4)
+    torch.testing.assert_close(report.nats(), nats)
+    bits = nats / (4 * math.log(2))
+    assert report.bits_per_dim() == pytest.approx(bits.mean().item(), rel=1e-9)
+    assert report.standard_error() == pytest.approx((bits.std() / math.sqrt(30)).item(), rel=1e-9)
+    with pytest.raises(ValueError, match="at least 2 samples"):
+        log_likelihood(model, x[:1]).standard_error()
+
+
+def test_divergence_is_exact_where_that_is_cheaper():
+    def divergence(shape, probes):
+        score = gaussian("vp", shape)
+        return log_likelihood(INDM(Identity(), score), score.sample(2), probes=probes).settings["divergence"]
+
+    assert divergence((2,), 1) == divergence((5,), 5) == "exact"
+    assert divergence((5,), 4).startswith("Hutchinson")
+
+
+def test_probes_are_checked():
+    with pytest.raises(ValueError, match="probes must be at least 1"):
+        log_likelihood(INDM(Identity(), gaussian("vp")), torch.zeros(2, 2), probes=0)
+
+
+def test_same_generator_same_number():
+    score = mixture()
+    x = score.sample(20, seeded(0))
+    draws = [log_likelihood(INDM(Identity(), score), x, exact=False, generator=seeded(4)).log_prob for _ in range(2)]
+    assert torch.equal(*draws)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_mode_is_put_back(training):
+    model = INDM(Identity(), gaussian("vp")).train(training)
+    with pytest.raises(KeyError), evaluation_mode(model):
+        assert not model.training and not torch.is_grad_enabled()
+        raise KeyError
+    assert model.training is training and torch.is_grad_enabled()
+
+
+def test_mean_and_errors_by_hand():
+    """Draws = image effect + noise: the standard error is of the images' means, the noise what repeats can show."""
+    n, repeats = 4000, 3
+    effect, noise = 2.0 * torch.randn(n, generator=seeded(0)), 0.5 * torch.randn(repeats, n, generator=seeded(1))
+    numbers = mean_and_errors((7 + effect + noise).double(), dims=10)
+    assert set(numbers) == NUMBERS
+    assert numbers["nats"] == pytest.approx(7 + (effect + noise.mean(0)).mean().item(), rel=1e-6)
+    total = math.sqrt(2.0**2 + 0.5**2 / repeats) / math.sqrt(n)
+    assert numbers["nats_standard_error"] == pytest.approx(total, rel=0.05)
+    assert numbers["nats_estimator_noise"] == pytest.approx(0.5 / math.sqrt(repeats * n), rel=0.05)
+    for key in ("nats", "nats_standard_error", "nats_estimator_noise"):
+        assert numbers[key.replace("nats", "bits_per_dim")] == pytest.approx(numbers[key] / (10 * math.log(2)))
+
+
+# ── evaluate ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_evaluate_vectors():
+    """Raw vectors: mean 100, deviation 50 in one feature. The entropy is that of the raw data; NLL draws have next to
+    no noise of their own, so that its standard error is the spread of the data; the NELBO's draws have much."""
+    score = gaussian("vp")
+    scale, shift = torch.tensor([50.0, 0.1]), torch.tensor([100.0, -3.0])
+    model = INDM(Identity(), score, Scaling(shift, scale))
+    raw = score.sample(3000, seeded(0), dtype=torch.float32) * scale + shift
+    report, samples = evaluate(model, raw, nll_images=1000, batch_size=700, rtol=1e-6, atol=1e-6, progress=False)
+
+    assert json.loads(json.dumps(report)) == report
+    assert {"images", "dims", "dequantization", "eps", "repeats", "seed", "nelbo", "nll"} <= set(report)
+    assert report["images"] == {"nelbo": 3000, "nll": 1000} and report["dims"] == 2 and report["eps"] == 1e-5
+    assert report["dequantization"].startswith("none")
+    assert {"rtol", "atol", "divergence", "nfe"} <= set(report["nll"])
+    for kind, n in (("nelbo", 3000), ("nll", 1000)):
+        for table, key in (
+            ("with_reconstruction", kind),
+            ("without_reconstruction", f"{kind}_without_reconstruction"),
+        ):
+            numbers = report[kind][table]
+            assert set(numbers) == NUMBERS and samples[key].shape == (n,)
+            assert numbers["nats"] == pytest.approx(samples[key].mean().item(), rel=1e-9)
+            assert numbers["nats_standard_error"] == pytest.approx((samples[key].std() / math.sqrt(n)).item(), rel=1e-9)
+            assert numbers["bits_per_dim"] == pytest.approx(numbers["nats"] / (2 * math.log(2)), rel=1e-9)
+
+    std = score.variance.sqrt() * scale.double()
+    truth = -normal_log_prob(raw.double(), score.mean * scale + shift, std**2)
+    nll = report["nll"]["with_reconstruction"]
+    assert (samples["nll"] - truth[:1000]).mean().abs().item() < 2e-3
+    assert nll["nats_estimator_noise"] < 1e-3 * nll["nats_standard_error"]
+    assert nll["nats_standard_error"] == pytest.approx((truth[:1000].std() / math.sqrt(1000)).item(), rel=0.01)
+    nelbo = report["nelbo"]["with_reconstruction"]
+    difference = samples["nelbo"] - truth
+    assert abs(difference.mean().item()) < 4 * difference.std().item() / math.sqrt(3000)
+    assert nelbo["nats_estimator_noise"] > 3 * nll["nats_standard_error"] / math.sqrt(3)
+    # Without the reconstruction: the entropy of z_ε, a little another number in model units.
+    gap = report["nll"]["without_reconstruction"]["nats"] - nll["nats"]
+    assert gap == pytest.approx(0.0, abs=0.01)
+
+
+def grey_model(centered, levels=256):
+    """A Gaussian over the grey levels around the middle, the same density of raw data in both conventions."""
+    mean, std = torch.full((1, 4, 4), 0.55 * levels), torch.full((1, 4, 4), 0.08 * levels)
+    scaling = Scaling.images(levels, centered)
+    score = GaussianScore(VPSDE(), (mean - scaling.shift) / scaling.scale, (std / scaling.scale) ** 2)
+    generator = seeded(7)
+    raw = (mean + std * torch.randn(400, 1, 4, 4, generator=generator)).floor().clamp(0, levels - 1).to(torch.uint8)
+    # −log ∫ over the cell is bounded by the mean of −log p over it: ((raw + ½ − m)² + 1/12)/2v, in raw units.
+    square = (raw.double() + 0.5 - mean.double()) ** 2 + 1 / 12
+    nats = (square / (2 * std.double() ** 2) + 0.5 * math.log(2 * math.pi) + std.double().log()).flatten(1).sum(1)
+    return INDM(Identity(), score, scaling), raw, nats
+
+
+@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize("levels", [256, 17])
+def test_evaluate_grey_levels(centered, levels):
+    """Bits/dim of the raw levels do not depend on the convention of scaling."""
+    model, raw, nats = grey_model(centered, levels)
+    report, samples = evaluate(model, raw, repeats=4, exact=False, progress=False)
+    assert report["dequantization"] == f"uniform, {levels} grey levels"
+    difference = samples["nll"] - nats
+    assert abs(difference.mean().item()) < 4.5 * difference.std().item() / math.sqrt(400) + 16 * 1e-3
+    bits = report["nll"]["with_reconstruction"]["bits_per_dim"]
+    assert bits == pytest.approx(nats.mean().item() / (16 * math.log(2)), abs=0.01)
+    if levels == 256:  # cells much narrower than the Gaussian: its differential entropy in grey levels
+        assert bits == pytest.approx(math.log2(0.08 * levels * math.sqrt(2 * math.pi * math.e)), abs=0.03)
+    assert abs(report["nelbo"]["with_reconstruction"]["bits_per_dim"] - bits) < 0.5
+    # Dequantization is drawn anew in every repeat: estimator noise that the NLL's report shows.
+    noise = report["nll"]["with_reconstruction"]["nats_estimator_noise"]
+    per_pixel = (2 * (raw.double() + 0.5 - 0.55 * levels)) ** 2 / 12 / (4 * (0.08 * levels) ** 4)  # leading order
+    expected = math.sqrt(per_pixel.flatten(1).sum(1).mean().item() / (4 * 400))
+    assert noise == pytest.approx(expected, rel=0.15)
+
+
+@pytest.mark.parametrize("name, eps", [("vp", 0.6), ("ve", 0.3)])
+def test_evaluate_names_the_numbers_without_reconstruction(name, eps):
+    """At an ε where it matters: the entropy of z_ε without the term, the data's and the known gap with it."""
+    score = GaussianScore(SDES[name](eps=eps), torch.tensor([0.2, -0.1]).double(), torch.tensor([0.05, 0.1]).double())
+    raw, n = score.sample(4000, seeded(0), dtype=torch.float32), 4000
+    report, _ = evaluate(INDM(Identity(), score), raw, times=8, progress=False, batch_size=n)
+    variance = score.law(torch.tensor(eps, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64))[1]
+    at_eps = 0.5 * (2 * math.pi * math.e * variance).log().sum().item()
+    for kind in ("nelbo", "nll"):
+        for table, expected in (
+            ("with_reconstruction", score.entropy() + score.bound_gap()),
+            ("without_reconstruction", at_eps),
+        ):
+            numbers = report[kind][table]
+            assert abs(numbers["nats"] - expected) < 4.5 * numbers["nats_standard_error"] + 2e-3
+            assert numbers["nats_standard_error"] < 0.1
+    assert abs(at_eps - score.entropy() - score.bound_gap()) > 0.1
+
+
+def test_evaluate_repeats_and_pairs():
+    model, raw, _ = grey_model(True)
+    runs = [evaluate(model, raw[:50], seed=seed, batch_size=16, progress=False)[1] for seed in (3, 3, 4)]
+    for key in runs[0]:
+        assert torch.equal(runs[0][key], runs[1][key])
+        assert not torch.equal(runs[0][key], runs[2][key])
+
+
+class Noisy(ExactFlow):
+    """The identity, with a draw from the generator as a stochastic log-determinant makes it."""
+
+    def forward(self, x, *, generator=None):
+        torch.randn(x.shape, generator=generator)
+        return x, x.new_zeros(len(x))
+
+    def inverse_step(self, z):
+        return z
+
+
+@pytest.mark.parametrize("kind", ["nelbo", "nll"])
+def test_models_compared_at_one_seed_share_dequantization_times_and_noise(kind):
+    """What evaluate promises for paired differences, for a flow that draws and one that does not."""
+    model, raw, _ = grey_model(True)
+    twin = INDM(Noisy(), model.score, model.scaling)
+    one, two = (evaluate(m, raw[:20], exact=True, progress=False)[1] for m in (model, twin))
+    torch.testing.assert_close(one[kind], two[kind])
+    without = f"{kind}_without_reconstruction"
+    torch.testing.assert_close(one[without], two[without])
+
+
+def test_evaluate_without_nll():
+    model, raw, _ = grey_model(True)
+    report, samples = evaluate(model, raw, nll_images=0, progress=False)
+    assert "nll" not in report and "nll" not in samples and report["images"]["nll"] == 0
+
+
+def test_evaluate_checks_its_arguments():
+    model, raw, _ = grey_model(True)
+    with pytest.raises(ValueError, match="repeats must be at least 2"):
+        evaluate(model, raw, repeats=1)
+    with pytest.raises(ValueError, match="raw must hold at least 2"):
+        evaluate(model, raw[:1])
+
+
+@pytest.mark.parametrize("nll_images", [1, -1])
+def test_evaluate_needs_two_images_for_a_standard_error_of_the_nll(nll_images):
+    model, raw, _ = grey_model(True)
+    with pytest.raises(ValueError, match="nll_images"):
+        evaluate(model, raw[:10], nll_images=nll_images, progress=False)

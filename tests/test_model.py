@@ -1,0 +1,446 @@
+"""INDM as a whole: what is described, built and saved comes back the same; what cannot be is said in one line."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from indm.flows import ActNorm, Compose, ExactFlow, Identity, ResidualFlow
+from indm.model import CONSTRUCTORS, INDM, build, build_model, describe
+from indm.nets import MLP
+from indm.scaling import Scaling
+from indm.score import ScoreModel
+from indm.sde import VESDE, VPSDE, SubVPSDE
+
+IMAGE, VECTOR = (1, 8, 8), (5,)
+UNET = {"name": "unet", "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.1}
+MLP_TABLE = {"name": "mlp", "width": 16, "depth": 1, "fourier": 1}
+NESTED = {
+    "name": "compose",
+    "flows": [
+        {"name": "actnorm", "channels": 1},
+        {"name": "compose", "flows": [{"name": "residual", "blocks": [1, 1], "width": 4}, {"name": "identity"}]},
+        {"name": "squeeze"},
+        {"name": "residual", "shape": [4, 4, 4], "blocks": [1], "width": 4, "norm": "inf", "coeff": 0.9},
+        {"name": "unsqueeze"},
+    ],
+}
+DESCRIPTIONS = {
+    "identity vp unet": ({"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": UNET}, IMAGE),
+    "residual vp unet": (
+        {"flow": {"name": "residual", "blocks": [1, 1], "width": 8}, "sde": {"name": "vp", "eps": 1e-3}, "net": UNET},
+        IMAGE,
+    ),
+    "residual-inf subvp mlp": (
+        {
+            "flow": {"name": "residual", "blocks": [2], "width": 8, "norm": "inf"},
+            "sde": {"name": "subvp", "beta_min": 0.2, "beta_max": 15.0},
+            "net": MLP_TABLE,
+        },
+        VECTOR,
+    ),
+    "actnorm ve mlp": (
+        {"flow": {"name": "actnorm", "channels": 5}, "sde": {"name": "ve", "sigma_max": 20.0}, "net": MLP_TABLE},
+        VECTOR,
+    ),
+    "nested ve unet": ({"flow": NESTED, "sde": {"name": "ve"}, "net": UNET}, IMAGE),
+}
+
+
+def randomize(model, scale=0.3):
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def made(name="residual vp unet", scaling=None):
+    description, shape = DESCRIPTIONS[name]
+    if scaling is None:
+        scaling = Scaling.images(17) if len(shape) == 3 else Scaling.standardise(3 * torch.randn(50, *shape) + 7)
+    return randomize(build_model(description, shape, scaling))
+
+
+@pytest.fixture(params=DESCRIPTIONS)
+def model(request):
+    return made(request.param)
+
+
+@torch.no_grad()
+def everything(model):
+    """All that a model computes, on fixed inputs."""
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(3, *model.shape, generator=generator)
+    z, log_det = model.encode(x)
+    t = torch.tensor([0.01, 0.4, 0.9])
+    return {
+        "encoded": z,
+        "log_det": log_det,
+        "decoded": model.decode(x),
+        "score": model.score(x, t),
+        "prior": model.sde.prior_log_prob(x),
+        "alpha": model.sde.alpha(t),
+        "sigma": model.sde.sigma(t),
+        "data": model.scaling.to_data(x).double(),
+    }
+
+
+def assert_same(one, other):
+    computed = everything(other)
+    for key, value in everything(one).items():
+        torch.testing.assert_close(computed[key], value, rtol=0, atol=0, msg=lambda m, key=key: f"{key}: {m}")
+
+
+# ---------------------------------------------------------------- description and construction
+
+
+def test_description_builds_the_same_model(model):
+    table = model.description()
+    twin = build_model(json.loads(json.dumps(table, allow_nan=False)), model.shape, model.scaling)
+    assert twin.description() == table
+    assert str(twin) == str(model)
+    twin.load_state_dict(model.state_dict())
+    assert_same(twin.eval(), model)
+
+
+def test_description_holds_the_arguments_that_were_given():
+    for description, shape in DESCRIPTIONS.values():
+        table = build_model(description, shape).description()
+        for kind in ("sde", "net"):
+            assert table[kind].items() >= description[kind].items()
+        if description["flow"]["name"] != "compose":
+            assert table["flow"].items() >= description["flow"].items()
+    nested = build_model(*DESCRIPTIONS["nested ve unet"]).description()["flow"]["flows"]
+    assert [part["name"] for part in nested] == ["actnorm", "compose", "squeeze", "residual", "unsqueeze"]
+    assert nested[1]["flows"][0]["shape"] == [1, 8, 8] and nested[3]["norm"] == "inf" and nested[3]["coeff"] == 0.9
+
+
+def test_an_empty_composition_is_the_identity():
+    flow = build({"name": "compose", "flows": []}, "flow", VECTOR)
+    x = torch.randn(2, 5)
+    assert torch.equal(flow(x)[0], x)
+    assert describe(build(describe(flow, "flow"), "flow", VECTOR), "flow") == {"name": "compose", "flows": []}
+
+
+@pytest.mark.parametrize("value", [20, 20.0])
+def test_whole_numbers_do_for_real_arguments(value):
+    """A recipe may say beta_max = 20."""
+    assert build({"name": "vp", "beta_max": value}, "sde", VECTOR).beta_max == 20
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"flow": {"name": "residul"}}, r"flow\.name.*'residul'.*did you mean 'residual'"),
+        ({"sde": {"name": "vpp"}}, r"sde\.name.*did you mean 'vp'"),
+        ({"net": {"name": "transformer"}}, r"net\.name must be one of mlp, unet"),
+        ({"flow": {"name": "residual", "widht": 8}}, r"flow 'residual' has no argument 'widht'.*did you mean 'width'"),
+        ({"sde": {"name": "ve", "beta_max": 20.0}}, r"sde 've' has no argument 'beta_max'.*sigma_max"),
+        ({"net": {"name": "mlp", "dept": 3}}, r"did you mean 'depth'"),
+        ({"flow": {"name": "compose", "flows": [{"name": "actnrm"}]}}, "did you mean 'actnorm'"),
+        ({"flow": {"name": "actnorm"}}, "actnorm.*channels"),
+        ({"flow": {"width": 8}}, r"flow\.name must be one of"),
+        ({"flow": {}}, r"flow\.name must be one of"),
+        ({"flow": {"name": ["residual"]}}, r"flow\.name must be one of"),
+        ({"flow": {"name": "residual", "coeff": 2.0}}, "coeff must lie in"),
+        ({"flow": {"name": "residual", "norm": "spectral"}}, "norm must be 2"),
+        ({"flow": {"name": "residual", "blocks": 3}}, "blocks"),
+        ({"sde": {"name": "vp", "eps": 2.0}}, "eps must lie"),
+    ],
+)
+def test_what_cannot_be_built_is_named(change, words):
+    description = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": MLP_TABLE} | change
+    with pytest.raises(ValueError, match=words):
+        build_model(description, VECTOR)
+
+
+def test_tables_that_are_missing_or_unknown_are_named():
+    whole = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": MLP_TABLE}
+    for kind in whole:
+        with pytest.raises(ValueError, match=kind):
+            build_model({k: v for k, v in whole.items() if k != kind}, VECTOR)
+    with pytest.raises(ValueError, match=r"'nett'.*did you mean 'net'"):
+        build_model(whole | {"nett": {}}, VECTOR)
+
+
+def test_building_leaves_the_description_as_it_was():
+    description, shape = copy.deepcopy(DESCRIPTIONS["nested ve unet"])
+    build_model(description, shape)
+    assert description == DESCRIPTIONS["nested ve unet"][0]
+
+
+class Flip(ExactFlow):
+    """A user's own flow."""
+
+    def __init__(self, shape: tuple[int, ...], sign: float = -1.0):
+        super().__init__()
+        self.shape, self.sign = tuple(shape), sign
+
+    def forward(self, x, *, generator=None):
+        return self.sign * x, x.new_zeros(len(x))
+
+    def inverse_step(self, z):
+        return z / self.sign
+
+
+def test_a_table_of_constructors_takes_new_ones(tmp_path):
+    model = INDM(Compose([Flip(VECTOR), Identity()]), ScoreModel(MLP(VECTOR, 8, 1), VPSDE()), shape=VECTOR)
+    with pytest.raises(ValueError, match=r"Flip is not in the table.*constructors="):
+        model.save(tmp_path / "none")
+    assert not (tmp_path / "none").exists(), "nothing is written where a part cannot be described"
+    table = {**CONSTRUCTORS, "flow": {**CONSTRUCTORS["flow"], "flip": Flip}}
+    model.eval().save(tmp_path, table)
+    assert "flip" not in CONSTRUCTORS["flow"]
+    with pytest.raises(ValueError, match="flip"):
+        INDM.load(tmp_path)
+    assert_same(INDM.load(tmp_path, constructors=table), model)
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_saved_and_loaded_computes_the_same_bits(model, tmp_path):
+    model.sde.prior_mean = torch.randn(model.shape)
+    model.save(tmp_path / "deep" / "folder")
+    loaded = INDM.load(tmp_path / "deep" / "folder")
+    assert not loaded.training
+    assert_same(loaded, model)
+    assert loaded.shape == model.shape and loaded.scaling.levels == model.scaling.levels
+    assert torch.equal(loaded.sde.prior_mean, model.sde.prior_mean)
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+    assert sorted(p.name for p in (tmp_path / "deep" / "folder").iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_saved_in_training_mode_is_what_evaluation_computes(tmp_path):
+    model = made().train()
+    model.save(tmp_path)
+    assert model.training, "saving does not change the mode"
+    assert_same(INDM.load(tmp_path), copy.deepcopy(model).eval())
+
+
+def test_saved_again_it_is_the_same_file(tmp_path):
+    made().save(tmp_path / "a")
+    INDM.load(tmp_path / "a").save(tmp_path / "b")
+    for name in ("model.json", "model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_saving_replaces_an_older_model(tmp_path):
+    made("identity vp unet").save(tmp_path)
+    model = made()
+    model.save(tmp_path)
+    assert_same(INDM.load(tmp_path), model)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        Scaling(),
+        Scaling.images(256),
+        Scaling.images(2, centered=False),
+        Scaling(torch.arange(5.0), torch.arange(1.0, 6.0)),
+        Scaling(0.25, 4.0, 1000),
+    ],
+    ids=["none", "images", "unit", "vectors", "many levels"],
+)
+def test_scaling_is_saved_with_the_model(scaling, tmp_path):
+    model = made("actnorm ve mlp", scaling)
+    model.save(tmp_path)
+    loaded = INDM.load(tmp_path).scaling
+    raw = torch.arange(10.0).reshape(2, 5)
+    x = scaling.to_model(raw, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded.to_model(raw, generator=torch.Generator().manual_seed(0)), x)
+    back, expected = loaded.to_data(x), scaling.to_data(x)
+    assert torch.equal(back, expected) and back.dtype == expected.dtype
+    nats = torch.ones(2)
+    assert torch.equal(loaded.bits_per_dim(nats, VECTOR), scaling.bits_per_dim(nats, VECTOR))
+
+
+def test_double_precision_survives_the_files(tmp_path):
+    model = made("residual-inf subvp mlp").double()
+    x = torch.randn(2, 5, dtype=torch.float64)
+    z = model.encode(x)[0]
+    model.save(tmp_path)
+    loaded = INDM.load(tmp_path)
+    assert torch.equal(loaded.encode(x)[0], z)
+
+
+def edited(folder, **changes):
+    path = folder / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def without(folder, key):
+    path = folder / "model.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != key}))
+
+
+def truncated(folder, name, fraction=0.5):
+    path = folder / name
+    content = path.read_bytes()
+    path.write_bytes(content[: int(fraction * len(content))])
+
+
+OTHER = {"name": "residual", "blocks": [1, 1], "width": 9}
+DAMAGE = {
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors"),
+    "no description": (lambda f: (f / "model.json").unlink(), r"model\.json"),
+    "half the weights": (lambda f: truncated(f, "model.safetensors"), ""),
+    "three bytes of weights": (lambda f: (f / "model.safetensors").write_bytes(b"abc"), ""),
+    "empty weights": (lambda f: truncated(f, "model.safetensors", 0), ""),
+    "weights that are text": (lambda f: (f / "model.safetensors").write_text("not weights at all, but text"), ""),
+    "weights that are a folder": (
+        lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors").mkdir()),
+        "",
+    ),
+    "half the description": (lambda f: truncated(f, "model.json"), ""),
+    "empty description": (lambda f: truncated(f, "model.json", 0), ""),
+    "binary description": (lambda f: (f / "model.json").write_bytes(b"\xff\xfe\x00\x80"), ""),
+    "description is a list": (lambda f: (f / "model.json").write_text("[]"), ""),
+    "description is a number": (lambda f: (f / "model.json").write_text("3"), ""),
+    "no net": (lambda f: without(f, "net"), "net"),
+    "no levels": (lambda f: without(f, "levels"), "levels"),
+    "no shape": (lambda f: without(f, "shape"), "shape"),
+    "shape is null": (lambda f: edited(f, shape=None), ""),
+    "levels is a word": (lambda f: edited(f, levels="many"), ""),
+    "flow is a number": (lambda f: edited(f, flow=3), ""),
+    "unknown flow": (lambda f: edited(f, flow={"name": "glow"}), "glow"),
+    "another width": (lambda f: edited(f, flow=OTHER), r"flow\.flows\.0|size mismatch"),
+    "another flow": (lambda f: edited(f, flow={"name": "identity"}), r"flow\.flows\.0|[Uu]nexpected"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_files_are_one_line_of_value_error(damage, tmp_path):
+    made().save(tmp_path)
+    harm, words = DAMAGE[damage]
+    harm(tmp_path)
+    with pytest.raises(ValueError, match=words or None) as caught:
+        INDM.load(tmp_path)
+    message = str(caught.value)
+    assert str(tmp_path) in message and "\n" not in message and len(message.replace(str(tmp_path), "")) > 25, message
+    assert "None is" not in message, message
+
+
+def test_places_without_a_model(tmp_path):
+    made().save(tmp_path / "run")
+    for place in (tmp_path / "nowhere", tmp_path, tmp_path / "run" / "model.json"):
+        with pytest.raises(ValueError) as caught:
+            INDM.load(place)
+        assert str(place) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_failed_save_leaves_the_old_model(tmp_path):
+    model = made()
+    model.save(tmp_path)
+    nameless = INDM(model.flow, model.score, model.scaling)
+    other = INDM(model.flow, ClosedForm(), model.scaling, IMAGE)
+    for broken, words in [(nameless, "shape"), (other, "ScoreModel.*ClosedForm")]:
+        with pytest.raises(ValueError, match=words):
+            broken.save(tmp_path)
+    assert_same(INDM.load(tmp_path), model)
+
+
+# ---------------------------------------------------------------- the model itself
+
+
+class ClosedForm(nn.Module):
+    """The score of N(0, I) under VP, as any user may give one."""
+
+    def __init__(self):
+        super().__init__()
+        self.sde = VPSDE()
+
+    def forward(self, z_t, t):
+        return -z_t
+
+
+def test_any_module_with_an_sde_is_a_score():
+    model = INDM(ActNorm(5), ClosedForm())
+    assert model.sde is model.score.sde and model.scaling.levels is None
+    with pytest.raises(ValueError, match="event shape"):
+        _ = model.shape
+
+
+class Recorder(nn.Module):
+    """A backbone that returns a constant and keeps what it was given."""
+
+    def __init__(self, constant=0.0):
+        super().__init__()
+        self.constant = constant
+
+    def forward(self, z, c):
+        self.given = (z, c)
+        return torch.full_like(z, self.constant)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE()], ids=["vp", "subvp", "ve"])
+def test_score_is_that_of_a_gaussian_less_the_backbone_over_sigma(sde):
+    z, t = torch.randn(4, 3), torch.tensor([0.01, 0.3, 0.6, 1.0])
+    alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+    silent, loud = ScoreModel(Recorder(), sde), ScoreModel(Recorder(0.7), sde)
+    gaussian = torch.distributions.Normal(0.0, (alpha**2 + sigma**2).sqrt())
+    leaf = z.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(gaussian.log_prob(leaf).sum(), leaf)
+    torch.testing.assert_close(silent(z, t), expected)
+    torch.testing.assert_close(loud(z, t) - silent(z, t), (-0.7 / sigma).expand(4, 3), rtol=1e-4, atol=1e-4)
+    y, level = silent.backbone.given
+    torch.testing.assert_close(y, z / (alpha**2 + sigma**2).sqrt())
+    torch.testing.assert_close(level, -0.5 * sde.log_snr(t), rtol=1e-4, atol=1e-4)
+
+
+def test_encode_and_decode_are_inverse(model):
+    x = torch.randn(4, *model.shape)
+    with torch.no_grad():
+        z, log_det = model.encode(x)
+        torch.testing.assert_close(model.decode(z), x, rtol=0, atol=1e-5)
+        flowed, same = model.flow(x)
+    assert torch.equal(z, flowed) and torch.equal(log_det, same)
+
+
+def test_encode_hands_the_generator_on():
+    model = randomize(INDM(ResidualFlow((70,), (1,), 8), ClosedForm()))
+    x = torch.randn(3, 70)
+    draws = [model.encode(x, generator=torch.Generator().manual_seed(s))[1] for s in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize("name", ["residual vp unet", "residual-inf subvp mlp"])
+def test_the_flow_keeps_full_precision_under_autocast(name):
+    model = made(name)
+    x = torch.randn(3, *model.shape)
+    with torch.no_grad():
+        z, log_det = model.encode(x)
+        back = model.decode(z)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+            cast, cast_log_det = model.encode(x)
+            cast_back = model.decode(z)
+            score = model.score(z, torch.full((3,), 0.5))
+    assert cast.dtype == cast_log_det.dtype == cast_back.dtype == score.dtype == torch.float32
+    assert torch.equal(cast, z) and torch.equal(cast_log_det, log_det)
+    assert torch.equal(cast_back, back)
+
+
+def test_deep_copy_is_a_model_of_its_own(model):
+    twin = copy.deepcopy(model)
+    assert_same(twin, model)
+    before = everything(model)
+    randomize(twin, 1.0)
+    twin.sde.prior_mean = torch.full(model.shape, 3.0)
+    for key, value in everything(model).items():
+        assert torch.equal(value, before[key]), key
+    assert not torch.equal(everything(twin)["score"], before["score"])
+
+
+def test_decode_names_the_samples_that_fail():
+    model = made()
+    z = torch.zeros(3, *IMAGE)
+    z[1, 0, 0, 0] = math.nan
+    with pytest.raises(RuntimeError, match=r"indices 1;"):
+        model.decode(z)

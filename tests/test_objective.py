@@ -1,0 +1,478 @@
+"""The NELBO and the training losses against quadrature, Monte Carlo, closed forms and autograd of the plain bound.
+
+The closed forms are those of Gaussian data; the plain bound of a linear score is written out below term by term,
+with the noise integrated by hand and the time by quadrature.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from closed_form import SDES, GaussianScore, LinearScore, column, gaussian, normal_log_prob, within
+from scipy import integrate, stats
+from torch import nn
+
+from indm.flows import ActNorm, Identity
+from indm.model import INDM
+from indm.objective import (
+    LIKELIHOOD_SHARE,
+    constant_term,
+    extended_clock,
+    fid_loss,
+    mle_loss,
+    nelbo,
+    prior_term,
+    reconstruction_term,
+    soft_truncation,
+)
+from indm.score import ScoreModel, denoise
+from indm.sde import VESDE, VPSDE, SubVPSDE
+
+SHAPES = [(2,), (3, 8, 8)]
+
+
+def double(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def log_panels(start, end, panels=60, nodes=10):
+    """Gauss–Legendre nodes and weights for ∫ dt on [start, end], in panels of equal length in log t."""
+    edges = np.linspace(math.log(start), math.log(end), panels + 1)
+    x, w = np.polynomial.legendre.leggauss(nodes)
+    half = 0.5 * np.diff(edges)
+    u = (0.5 * (edges[1:] + edges[:-1]))[:, None] + half[:, None] * x
+    t = np.exp(u)
+    return torch.from_numpy(t.ravel()), torch.from_numpy((t * half[:, None] * w).ravel())
+
+
+@pytest.fixture(params=SDES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def two_point_noise(monkeypatch):
+    """Noise ±1 in place of a normal draw: every expectation of a square of something affine in it stays what it was,
+    and most of the variance goes. The bounds of affine scores are such squares."""
+
+    def signs(z, generator=None):
+        return 2.0 * torch.randint(0, 2, z.shape, generator=generator).to(z.dtype) - 1
+
+    monkeypatch.setattr("indm.objective.randn_like", signs)
+
+
+def two_point_data(score, n, seed):
+    """mean ± standard deviation at random: the moments of the data up to the second, and a density of e^−entropy."""
+    signs = 2.0 * torch.randint(0, 2, (n, *score.mean.shape), generator=seeded(seed)).double() - 1
+    return score.mean + score.variance.sqrt() * signs
+
+
+# ── the terms ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("eps", [None, 0.2])
+def test_constant_term_is_the_integral(name, eps):
+    sde, z = SDES[name](), torch.zeros(2, 3, 5, dtype=torch.float64)
+    t, w = log_panels(sde.eps if eps is None else eps, 1.0)
+    integral = (w * (sde.diffusion(t) ** 2 * 15 / sde.sigma(t) ** 2 + 2 * 15 * sde.drift(t))).sum()
+    value = constant_term(sde, z) if eps is None else constant_term(sde, z, z.new_full((2,), eps))
+    torch.testing.assert_close(value, (-0.5 * integral).expand(2), rtol=1e-8, atol=0)
+
+
+def test_prior_term_is_the_mean_under_the_kernel(name):
+    sde = SDES[name](*((0.01, 3.0) if name == "ve" else ()))
+    sde.prior_mean = torch.randn(3)
+    z = 2 * torch.randn(2, 3, dtype=torch.float64)
+    T = z.new_ones(100_000)
+    for i in range(2):
+        z_T = sde.perturb(z[i : i + 1].expand(len(T), 3), T, torch.randn(len(T), 3, dtype=torch.float64))
+        log_prior = torch.distributions.Normal(sde.prior_mean.double(), sde.prior_std).log_prob(z_T).sum(1)
+        assert within(-log_prior, prior_term(sde, z)[i])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_reconstruction_term_is_the_difference_of_two_normals(name, shape):
+    """log q(z_ε|z_0) − log p(z_0|z_ε) at one and the same z_ε, written with torch.distributions."""
+    sde = SDES[name](eps=0.02)
+    score = LinearScore(sde, 0.8, 0.3)
+    z, noise = torch.randn(4, *shape, dtype=torch.float64), torch.randn(4, *shape, dtype=torch.float64)
+    t = z.new_full((4,), sde.eps)
+    alpha, sigma = sde.alpha(t)[0], sde.sigma(t)[0]
+    z_eps = alpha * z + sigma * noise
+    q = torch.distributions.Normal(alpha * z, sigma).log_prob(z_eps).flatten(1).sum(1)
+    mean = (z_eps + sigma**2 * score(z_eps, t)) / alpha
+    p = torch.distributions.Normal(mean, sigma / alpha).log_prob(z).flatten(1).sum(1)
+    torch.testing.assert_close(reconstruction_term(score, z, noise), q - p, rtol=1e-8, atol=1e-8)
+
+
+def test_denoise_is_the_posterior_mean(name):
+    """For N(m, v) data, E[z_0|z_t] by conjugacy: precision-weighted m and z_t/α."""
+    score = gaussian(name)
+    z, t = torch.randn(6, 2, dtype=torch.float64), torch.linspace(0.05, 0.9, 6, dtype=torch.float64)
+    alpha, sigma = column(score.sde.alpha(t), z), column(score.sde.sigma(t), z)
+    precision = 1 / score.variance + alpha**2 / sigma**2
+    expected = (score.mean / score.variance + alpha * z / sigma**2) / precision
+    torch.testing.assert_close(denoise(score, z, t), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_score_model_of_a_backbone_that_knows_the_noise(name):
+    """For N(m, v) data and r = σ/α, E[noise | z_t] = r √(1+r²) (y − m/√(1+r²))/(v + r²) with y = z_t/√(α² + σ²).
+
+    The backbone sees no more than y and log r, and adds what v = 1, m = 0 leaves: r y/√(1+r²), without it."""
+
+    class Knows(nn.Module):
+        def __init__(self, mean, variance):
+            super().__init__()
+            self.mean, self.variance = mean, variance
+
+        def forward(self, y, level):
+            self.seen = y, level
+            r = column(level.exp(), y)
+            root = (1 + r**2).sqrt()
+            return r * root * (y - self.mean / root) / (self.variance + r**2) - r * y / root
+
+    sde, t = SDES[name](), torch.linspace(0.001, 1.0, 50, dtype=torch.float64)
+    standard = GaussianScore(sde, double(0.0).expand(3, 4, 4), double(1.0).expand(3, 4, 4))
+    other = gaussian(name, (3, 4, 4))
+    for exact in (standard, other):
+        mean, variance = exact.law(t, torch.zeros(50, 3, 4, 4, dtype=torch.float64))
+        z_t = mean + variance.sqrt() * torch.randn(50, 3, 4, 4, dtype=torch.float64)
+        model = ScoreModel(Knows(exact.mean, exact.variance), sde)
+        torch.testing.assert_close(model(z_t, t), exact(z_t, t), rtol=1e-8, atol=1e-10)
+        y, level = model.backbone.seen
+        torch.testing.assert_close(level, (sde.sigma(t) / sde.alpha(t)).log())
+        if exact is standard:
+            assert (y.flatten(1).var(1) - 1).abs().max() < 1.0 and y.var().item() == pytest.approx(1.0, abs=0.1)
+
+
+def test_score_model_with_a_silent_backbone_is_the_standard_normal(name):
+    class Silent(nn.Module):
+        def forward(self, y, level):
+            return torch.zeros_like(y)
+
+    sde, t = SDES[name](), torch.linspace(0.001, 1.0, 50, dtype=torch.float64)
+    z_t = torch.randn(50, 2, dtype=torch.float64)
+    exact = GaussianScore(sde, double(0.0, 0.0), double(1.0, 1.0))(z_t, t)
+    torch.testing.assert_close(ScoreModel(Silent(), sde)(z_t, t), exact, rtol=1e-9, atol=1e-12)
+
+
+# ── the bound at the exact score and off it ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("shape, n", [((2,), 8000), ((3, 8, 8), 100)])
+@pytest.mark.parametrize("eps", [1e-5, 0.1])
+def test_bound_at_the_exact_score_is_the_likelihood_and_its_known_gap(name, shape, n, eps, two_point_noise):
+    """E[NELBO + log p(x)] = KL(p_T ‖ π) + E KL(p(z_0|z_ε) ‖ its Gaussian): negligible at ε = 1e-5."""
+    score = gaussian(name, shape, eps=eps)
+    model, dims, gaps = INDM(Identity(), score), math.prod(shape), []
+    for seed in range(32):
+        x = two_point_data(score, n, seed)
+        torch.testing.assert_close(-score.log_prob(x), torch.full((n,), score.entropy()).double())
+        terms = nelbo(model, x, times=4, generator=seeded(100 + seed))
+        torch.testing.assert_close(terms.flow, torch.zeros_like(terms.flow))
+        torch.testing.assert_close(
+            terms.total, terms.flow + terms.score + terms.constant + terms.prior + terms.reconstruction
+        )
+        torch.testing.assert_close(terms.without_reconstruction, terms.total - terms.reconstruction)
+        gaps.append((terms.total - score.entropy()).mean() / dims)
+    gaps = torch.stack(gaps)
+    assert within(gaps, score.bound_gap() / dims, errors=4)
+    assert gaps.std() / math.sqrt(len(gaps)) < 3e-3
+    if eps == 1e-5:
+        assert score.bound_gap() / dims < 1e-3
+
+
+@pytest.mark.parametrize("shape, n", [((2,), 20_000), ((3, 8, 8), 250)])
+def test_bound_at_the_exact_score_with_its_own_noise(name, shape, n):
+    """The same with the normal draws of every use: Gaussian data, Gaussian noise, four standard errors."""
+    score = gaussian(name, shape)
+    model, gaps = INDM(Identity(), score), []
+    for seed in range(24):
+        x = score.sample(n, seeded(seed))
+        gaps.append((nelbo(model, x, times=4, generator=seeded(500 + seed)).total + score.log_prob(x)).mean())
+    assert within(torch.stack(gaps), score.bound_gap(), errors=4)
+
+
+def test_bound_under_a_flow_is_in_data_units(name):
+    """x of a Gaussian whose whitened latent has the exact score: the NELBO is the entropy of x, log-det included."""
+    mean, std = double(4.0, -2.0), double(0.1, 30.0)
+    flow = ActNorm(2).double()
+    flow.initialize(mean + std * torch.randn(10, 2, dtype=torch.float64))
+    with torch.no_grad():
+        scale = flow.log_scale.exp()
+        score = GaussianScore(SDES[name](), scale * mean + flow.shift, (scale * std) ** 2)
+    entropy = 0.5 * (2 * math.pi * math.e * std**2).log().sum()
+    model, bounds = INDM(flow, score), []
+    for seed in range(24):
+        x = mean + std * torch.randn(2000, 2, dtype=torch.float64, generator=seeded(seed))
+        neg_log_prob = -normal_log_prob(x, mean, std**2)
+        bounds.append((nelbo(model, x, times=4, generator=seeded(seed)).total - neg_log_prob).detach().mean() + entropy)
+    assert within(torch.stack(bounds), entropy + score.bound_gap(), errors=4)
+
+
+def test_bound_off_the_exact_score(two_point_noise):
+    """VP, N(0, 1) data, s = −1.1 z: 1.469 nats a dimension, with reconstruction."""
+    sde = VPSDE()
+    model = INDM(Identity(), LinearScore(sde, 1.1, 0.0))
+    x = double(1.0, -1.0).repeat(1000)[:, None]  # the bound is quadratic in x: two points carry its mean
+    means = torch.stack([nelbo(model, x, times=8, generator=seeded(i)).total.detach().mean() for i in range(32)])
+    assert within(means, 0.5 * math.log(2 * math.pi) + 0.5 + 0.005 * 10.05, errors=4, floor=1e-5)
+    assert means.mean().item() == pytest.approx(1.469, abs=0.003)
+
+
+@pytest.mark.parametrize("times", [1, 3, 8])
+def test_every_sample_has_an_unbiased_bound_of_its_own(times):
+    """−log p of each of three fixed points, not only of their mean: every sample is served by all of [ε, T]."""
+    score = gaussian("vp")
+    model, x = INDM(Identity(), score), double([0.5, -0.2], [1.5, 1.0], [-2.0, 0.3])
+    totals = torch.stack([nelbo(model, x, times=times, generator=seeded(i)).total for i in range(300)])
+    assert within(totals, -score.log_prob(x), floor=5e-3)  # the prior at e^−10 is off by a few thousandths here
+
+
+def test_more_times_less_variance():
+    score, x = gaussian("vp"), torch.zeros(200, 2, dtype=torch.float64)
+    spread = [nelbo(INDM(Identity(), score), x, times=k, generator=seeded(0)).score.std().item() for k in (1, 16)]
+    assert spread[1] < spread[0] / 4  # better than 1/√16, because of the strata
+
+
+def test_times_are_checked():
+    with pytest.raises(ValueError, match="times must be at least 1"):
+        nelbo(INDM(Identity(), gaussian("vp")), torch.zeros(2, 2), times=0)
+
+
+# ── the laws of time ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.3])
+def test_extended_clock_has_its_law(name, eps):
+    """Of n times a share 1/(R + 1) is ε; the others are uniform in log-SNR; (R+1) E h = ∫ h g²/σ² dt + h(ε)."""
+    sde, n = SDES[name](), 40_000
+    t, length = extended_clock(sde, n, eps, generator=seeded(0))
+    nodes, w = log_panels(eps, 1.0)
+    rate = (sde.diffusion(nodes) / sde.sigma(nodes)) ** 2
+    R = (w * rate).sum().item()
+    assert length == pytest.approx(R + 1, rel=1e-6)
+    atoms = t == torch.tensor(eps)
+    assert abs(atoms.sum().item() - n / length) <= 2
+    rest = t[~atoms].double()
+    ends = sde.log_snr(double(eps, 1.0))
+    u = ((ends[0] - sde.log_snr(rest)) / (ends[0] - ends[1])).clamp(0, 1)
+    assert stats.kstest(u.numpy(), "uniform").statistic < 5 / n  # stratified: far closer than independent draws
+    for h in (torch.sqrt, lambda s: torch.cos(5 * s), lambda s: (-s / 0.01).exp()):
+        expected = (w * rate * h(nodes)).sum() + h(double(eps))[0]
+        assert length * h(t.double()).mean().item() == pytest.approx(expected.item(), abs=2e-3)
+    order = stats.spearmanr(np.arange(n), t.numpy()).statistic
+    assert abs(order) < 5 / math.sqrt(n)  # in random order
+
+
+@pytest.mark.parametrize("k", [0.5, 1.0, 1.2, 3.0])
+def test_soft_truncation_law(k):
+    sde, generator = VPSDE(eps=1e-4), seeded(0)
+    draws = np.array([soft_truncation(sde, k, generator=generator) for _ in range(3000)])
+    assert draws.min() >= sde.eps and draws.max() < 1
+
+    def cdf(tau):
+        if k == 1.0:
+            return np.log(tau / sde.eps) / np.log(1 / sde.eps)
+        return (sde.eps ** (1 - k) - tau ** (1 - k)) / (sde.eps ** (1 - k) - 1)
+
+    assert stats.kstest(draws, cdf).pvalue > 1e-3
+
+
+def test_soft_truncation_checks_k():
+    with pytest.raises(ValueError, match="k must be positive"):
+        soft_truncation(VPSDE(), 0.0)
+
+
+# ── the losses ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("loss", [mle_loss, fid_loss])
+@pytest.mark.parametrize("eps", [None, 0.05, 0.4])
+def test_losses_report_the_bound_at_every_truncation(name, loss, eps, two_point_noise):
+    """At the exact score the mean is the entropy plus the known gap, which the truncation opens."""
+    score = gaussian(name)
+    model, values, per_dim = INDM(Identity(), score), [], []
+    for seed in range(32):
+        x = two_point_data(score, 4000, seed)
+        value, terms = loss(model, x, eps=eps, generator=seeded(1000 + seed))
+        values.append(terms["nelbo"] - score.entropy())
+        per_dim.append((value, terms))
+    assert within(torch.stack(values), score.bound_gap(eps), errors=4, floor=1e-5)
+    assert torch.stack(values).std() / math.sqrt(32) < 0.07
+    if eps == 0.4 and name != "ve":
+        assert score.bound_gap(eps) > 0.02  # the reconstruction at τ is seen
+    for value, terms in per_dim:
+        assert {"nelbo", "flow", "denoising", "prior"} <= set(terms)
+        assert all(v.ndim == 0 and not v.requires_grad for v in terms.values())
+        if loss is mle_loss:
+            torch.testing.assert_close(value, terms["nelbo"] / 2)
+
+
+def test_mle_loss_is_the_mean_of_the_bound(name):
+    """The same expectation by two routes: separate score and reconstruction terms, and the extended clock."""
+    flow = trained_flow()
+    model = INDM(flow, LinearScore(SDES[name](), [0.8, 1.3], [0.3, -0.2]))
+    x = torch.randn(2000, 2, dtype=torch.float64)
+    with torch.no_grad():
+        one = torch.stack([mle_loss(model, x, generator=seeded(i))[1]["nelbo"] for i in range(48)])
+        two = torch.stack([nelbo(model, x, times=2, generator=seeded(i)).total.mean() for i in range(48)])
+    assert within(one - two, 0.0, errors=4)
+    assert within(one, plain_bound(model, x).detach(), errors=4)
+
+
+def trained_flow():
+    flow = ActNorm(2).double()
+    with torch.no_grad():
+        flow.log_scale.copy_(double(0.3, -0.4))
+        flow.shift.copy_(double(0.5, -0.1))
+    return flow
+
+
+def plain_bound(model, x, eps=None):
+    """The mean NELBO of an ActNorm and a :class:`LinearScore` at the truncation ``eps``, the noise integrated by hand.
+
+    With κ = 1/(α² + σ²), z_t = α z + σ n and s = −κ (w z_t + b), both s + n/σ and the error of the reconstruction are
+    affine in n, so that their mean squares are squares of coefficients.
+    """
+    sde, w, b = model.sde, model.score.weight, model.score.bias
+    z = model.flow.log_scale.exp() * x + model.flow.shift
+    d = x.shape[1]
+    start = double(sde.eps if eps is None else eps)
+    flow = -model.flow.log_scale.sum()
+
+    def expected_square(t, of_noise, of_rest):
+        """E‖of_noise · n + of_rest · (w α z + b)‖² over n and the batch, for each time."""
+        signal = w * column(sde.alpha(t), t[:, None, None]) * z + b  # (times, batch, d)
+        return (of_noise**2).sum(-1) + (of_rest[:, None] * signal).square().sum(-1).mean(-1)
+
+    t, weight = log_panels(start.item(), 1.0)
+    f, g, sigma, kappa = (
+        sde.drift(t),
+        sde.diffusion(t),
+        sde.sigma(t)[:, None],
+        1 / (sde.alpha(t) ** 2 + sde.sigma(t) ** 2)[:, None],
+    )
+    score = 0.5 * (weight * g**2 * expected_square(t, 1 / sigma - kappa * w * sigma, -kappa + 0 * w)).sum()
+    constant = -0.5 * (weight * (g**2 * d / sigma[:, 0] ** 2 + 2 * d * f)).sum()
+
+    T = double(1.0)
+    mean = sde.alpha(T) * z - sde.prior_mean
+    prior = 0.5 * d * math.log(2 * math.pi * sde.prior_std**2)
+    prior = prior + (mean.square().sum(1).mean() + d * sde.sigma(T)[0] ** 2) / (2 * sde.prior_std**2)
+
+    alpha, sigma = sde.alpha(start)[0], sde.sigma(start)
+    kappa = 1 / (alpha**2 + sigma**2)
+    log_q = -0.5 * d * (1 + (2 * math.pi * sigma[0] ** 2).log())
+    error = expected_square(
+        start, (-sigma + sigma**3 * kappa * w)[None] / alpha, ((sigma**2 * kappa) + 0 * w)[None] / alpha
+    )
+    variance = (sigma[0] / alpha) ** 2
+    minus_log_p = 0.5 * d * (2 * math.pi * variance).log() + error[0] / (2 * variance)
+    return flow + score + constant + prior + log_q + minus_log_p
+
+
+def plain_variance_weighted(model, x, eps=None):
+    """½ E ‖σ s + n‖² for t uniform on [eps, T]: the loss of the score in FID mode."""
+    sde, w, b = model.sde, model.score.weight, model.score.bias
+    z = (model.flow.log_scale.exp() * x + model.flow.shift).detach()
+    start = sde.eps if eps is None else eps
+    t, weight = log_panels(start, 1.0)
+    alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+    kappa = 1 / (alpha**2 + sigma**2)
+    signal = w * column(alpha[:, 0], t[:, None, None]) * z + b
+    square = (1 - sigma**2 * kappa * w).square().sum(1) + ((sigma * kappa)[:, None] * signal).square().sum(2).mean(1)
+    return 0.5 * (weight * square).sum() / (1 - start)
+
+
+def gradients(value, parameters):
+    return torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters)])
+
+
+def check(draws, exact, sharpness):
+    assert within(draws, exact, errors=4.5)
+    assert draws.std(0).max() / math.sqrt(len(draws)) < sharpness * exact.abs().max()
+
+
+@pytest.mark.parametrize("eps", [None, 0.2])
+def test_mle_gradients_are_those_of_the_plain_bound(name, eps, two_point_noise):
+    model = INDM(trained_flow(), LinearScore(SDES[name](), [0.8, 1.3], [0.3, -0.2]))
+    x = torch.randn(2000, 2, dtype=torch.float64)
+    parameters = list(model.parameters())
+    exact = gradients(plain_bound(model, x, eps) / 2, parameters)
+    draws = [gradients(mle_loss(model, x, eps=eps, generator=seeded(i))[0], parameters) for i in range(120)]
+    check(torch.stack(draws), exact, 0.01)
+
+
+@pytest.mark.parametrize("eps", [None, 0.2])
+def test_fid_gradients_are_each_part_its_own(name, eps, two_point_noise):
+    """The flow's from the plain bound; the score's from the variance-weighted loss and its share of the bound."""
+    model = INDM(trained_flow(), LinearScore(SDES[name](), [0.8, 1.3], [0.3, -0.2]))
+    x = torch.randn(1500, 2, dtype=torch.float64)
+    flow, score = list(model.flow.parameters()), list(model.score.parameters())
+    exact_flow = gradients(plain_bound(model, x, eps) / 2, flow)
+    exact_score = plain_variance_weighted(model, x, eps) + LIKELIHOOD_SHARE * plain_bound(model, x, eps)
+    exact_score = gradients(exact_score / 2, score)
+    draws = [gradients(fid_loss(model, x, eps=eps, generator=seeded(i))[0], flow + score) for i in range(160)]
+    draws = torch.stack(draws)
+    check(draws[:, :4], exact_flow, 0.02)
+    check(draws[:, 4:], exact_score, 0.02)
+
+
+def test_fid_score_sees_mostly_the_variance_weighting():
+    assert LIKELIHOOD_SHARE == 1e-3
+    model = INDM(trained_flow(), LinearScore(VPSDE(), [0.8, 1.3], [0.3, -0.2]))
+    x = torch.randn(1500, 2, dtype=torch.float64)
+    with torch.no_grad():
+        terms = [fid_loss(model, x, generator=seeded(i))[1]["variance_weighted"] for i in range(64)]
+        # E[D] over the extended clock is all of the bound that depends on the score: score + reconstruction + d/2 + …
+        denoising = [mle_loss(model, x, generator=seeded(i))[1]["denoising"] for i in range(64)]
+    expected = plain_variance_weighted(model, x).detach() + LIKELIHOOD_SHARE * torch.stack(denoising).mean()
+    assert within(torch.stack(terms), expected, floor=1e-4)
+
+
+@pytest.mark.parametrize("loss", [mle_loss, fid_loss])
+@pytest.mark.parametrize("n", [64, 7])
+def test_losses_repeat_with_their_generator(loss, n):
+    """All randomness comes from the generator given, whatever the global state."""
+    score = gaussian("vp")
+    x, values = score.sample(n), []
+    for i in range(20):
+        torch.manual_seed(i)
+        values.append(loss(INDM(Identity(), score), x, generator=seeded(5))[1]["nelbo"].item())
+    assert len(set(values)) == 1
+
+
+@pytest.mark.parametrize("loss", [mle_loss, fid_loss])
+@pytest.mark.parametrize("eps", [1e-6, 1.0, 2.0])
+def test_truncation_must_lie_inside(loss, eps):
+    score = gaussian("vp")
+    with pytest.raises(ValueError, match="eps"):
+        loss(INDM(Identity(), score), score.sample(8), eps=eps)
+
+
+@pytest.mark.parametrize("kind", [VPSDE, SubVPSDE, VESDE])
+def test_losses_are_finite_in_float32(kind):
+    """At σ_ε = 1e-6 (sub-VP) the noise drowns in the rounding of z_ε: the terms must not divide by it."""
+    score = GaussianScore(kind(), torch.zeros(3, 8, 8), torch.ones(3, 8, 8))
+    x = torch.randn(64, 3, 8, 8)
+    model = INDM(Identity(), score)
+    for _ in range(10):
+        for loss in (mle_loss, fid_loss):
+            value, terms = loss(model, x)
+            assert value.isfinite() and value.dtype == torch.float32
+            assert all(v.isfinite() for v in terms.values())
+    mean = torch.stack([nelbo(model, x, times=4).total.mean() for _ in range(20)]).mean() / 192
+    reference = 0.5 * math.log(2 * math.pi) + 0.5 * x.square().mean()
+    assert mean.item() == pytest.approx(reference.item(), abs=0.02)
+
+
+def test_quadrature_of_this_file():
+    t, w = log_panels(1e-5, 1.0)
+    assert (w * torch.cos(5 * t)).sum().item() == pytest.approx(integrate.quad(lambda s: math.cos(5 * s), 1e-5, 1)[0])
+    assert (w / t).sum().item() == pytest.approx(math.log(1e5))

@@ -1,0 +1,213 @@
+"""The integrator against exact solutions and its order, the divergence against the autograd Jacobian."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from indm.ode import basis, integrate, rademacher, value_and_divergence
+
+TURN = torch.tensor([[-0.3, -4.0, 0.1], [4.0, -0.3, 0.2], [0.0, 0.5, -1.0]], dtype=torch.float64)
+
+
+def linear(t, state):
+    return (state[0] @ TURN.T,)
+
+
+def solve_linear(start, end, rtol, atol=0.0):
+    z = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    (result,), nfe = integrate(linear, (z,), start, end, rtol=rtol, atol=atol or rtol)
+    exact = z @ torch.linalg.matrix_exp((end - start) * TURN).T
+    return ((result - exact).abs().max() / exact.abs().max()).item(), nfe
+
+
+@pytest.mark.parametrize("start, end", [(0.0, 2.0), (2.0, 0.0), (-1.0, 0.5), (0.3, -0.9)])
+@pytest.mark.parametrize("rtol", [1e-4, 1e-7, 1e-10])
+def test_linear_system_in_both_directions(start, end, rtol):
+    error, _ = solve_linear(start, end, rtol)
+    assert error < 30 * rtol
+
+
+def test_error_follows_the_tolerance_and_the_work_its_fifth_root():
+    tolerances = 10.0 ** -np.arange(4, 12)
+    errors, evaluations = zip(*(solve_linear(0.0, 4.0, tol) for tol in tolerances), strict=True)
+    slope = np.polyfit(np.log(tolerances), np.log(errors), 1)[0]
+    assert 0.8 < slope < 1.2
+    order = -np.polyfit(np.log(evaluations), np.log(errors), 1)[0]
+    assert 4.5 < order < 6.0
+
+
+@settings(max_examples=30)
+@given(st.lists(st.floats(-5, 5), min_size=5, max_size=5), st.floats(-2, 2), st.floats(-2, 2))
+def test_quadrature_is_exact_for_degree_four(coefficients, start, end):
+    """A fifth-order rule integrates polynomials of degree 4 exactly, whatever the steps."""
+    powers = np.polynomial.Polynomial(coefficients)
+
+    def field(t, state):
+        return (torch.full_like(state[0], powers(t)),)
+
+    (value,), _ = integrate(field, (torch.zeros(2, 1, dtype=torch.float64),), start, end, rtol=1.0, atol=10.0)
+    exact = powers.integ()(end) - powers.integ()(start)
+    assert value[0, 0].item() == pytest.approx(exact, abs=1e-11)
+
+
+def test_degree_five_is_not_exact():
+    def field(t, state):
+        return (torch.full_like(state[0], 6 * t**5),)
+
+    (value,), _ = integrate(field, (torch.zeros(1, 1, dtype=torch.float64),), 0.0, 1.0, rtol=1.0, atol=10.0)
+    assert 1e-8 < abs(value.item() - 1.0) < 1e-2
+
+
+def test_count_of_evaluations():
+    """One at the start and six a step; a field of degree 3 has no estimated error, so the step grows fivefold:
+    1/100, 5/100, 25/100 and the rest."""
+    calls = []
+
+    def field(t, state):
+        calls.append(t)
+        return (torch.full_like(state[0], t**3),)
+
+    _, nfe = integrate(field, (torch.zeros(1, 1, dtype=torch.float64),), 0.0, 1.0)
+    assert nfe == len(calls) == 1 + 6 * 4
+    assert min(calls) == 0.0 and max(calls) == pytest.approx(1.0)
+
+
+def test_several_tensors_are_integrated_together():
+    """A state and the integral of its square along the path, as in the likelihood."""
+    z = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+
+    def field(t, state):
+        return -state[0], state[0][:, 0] ** 2
+
+    (end, integral), _ = integrate(field, (z, z.new_zeros(2)), 0.0, 3.0, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(end, z * math.exp(-3), rtol=1e-7, atol=1e-8)
+    torch.testing.assert_close(integral, z[:, 0] ** 2 * (1 - math.exp(-6)) / 2, rtol=1e-7, atol=1e-8)
+
+
+def test_one_hard_sample_is_not_drowned_by_easy_ones():
+    """The error is measured in every sample: the same solution alone and among a thousand resting ones."""
+    z = torch.zeros(1000, 3, dtype=torch.float64)
+    z[17] = 1.0
+    (among,), nfe = integrate(linear, (z,), 0.0, 2.0, rtol=1e-6, atol=1e-6)
+    (alone,), nfe_alone = integrate(linear, (z[17:18],), 0.0, 2.0, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(among[17:18], alone, rtol=1e-12, atol=1e-12)
+    assert nfe == nfe_alone
+
+
+def test_steps_adapt_to_a_stiff_stretch():
+    """A bump of width 1e-3 within [0, 1] is not stepped over once it is met."""
+
+    def field(t, state):
+        return (torch.full_like(state[0], 1 / (1e-3 + abs(t - 0.5))),)
+
+    (value,), _ = integrate(field, (torch.zeros(1, 1, dtype=torch.float64),), 0.0, 1.0, rtol=1e-6, atol=1e-6)
+    assert value.item() == pytest.approx(2 * math.log((1e-3 + 0.5) / 1e-3), abs=1e-3)
+
+
+def test_nothing_to_do():
+    z = torch.ones(1, 2)
+    (result,), nfe = integrate(linear, (z,), 0.7, 0.7)
+    assert torch.equal(result, z) and nfe == 0
+
+
+def test_keeps_dtype():
+    (single,), _ = integrate(lambda t, s: (-s[0],), (torch.ones(2, 3),), 0.0, 1.0)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single, torch.full((2, 3), math.exp(-1)), rtol=1e-4, atol=1e-4)
+
+
+def test_too_few_steps_are_named():
+    with pytest.raises(RuntimeError, match=r"did not reach t = 1 in max_steps = 3 steps"):
+        integrate(linear, (torch.ones(1, 3, dtype=torch.float64),), 0.0, 1.0, rtol=1e-8, atol=1e-8, max_steps=3)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_field_that_is_not_finite_is_named(bad):
+    with pytest.raises(RuntimeError, match=r"non-finite near t = 0\.[2-6]"):
+        integrate(lambda t, s: (torch.full_like(s[0], bad if t > 0.5 else 1.0),), (torch.ones(1, 1),), 0.0, 1.0)
+
+
+def test_a_blow_up_is_named():
+    """dz/dt = z² from 1 ends at t = 1: the step shrinks there or the state overflows, and neither is silent."""
+    with pytest.raises(RuntimeError, match=r"near t = (1|0\.9)"):
+        integrate(lambda t, s: (s[0] ** 2,), (torch.ones(1, 1, dtype=torch.float64),), 0.0, 2.0, rtol=1e-9, atol=1e-9)
+
+
+# ── divergence ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def curved(shape, dtype=torch.float64):
+    """A nonlinear field whose Jacobian is dense, its trace by autograd."""
+    d = math.prod(shape)
+    generator = torch.Generator().manual_seed(d)
+    mix, back = torch.randn(2, d, d, dtype=dtype, generator=generator) / math.sqrt(d)
+
+    def field(z):
+        return (torch.sin(z.flatten(1) @ mix) @ back + 0.3 * z.flatten(1) ** 2).reshape(z.shape)
+
+    def trace(z):
+        jacobian = torch.func.jacrev(lambda one: field(one[None])[0].flatten())
+        return torch.stack([jacobian(one).reshape(d, d).trace() for one in z])
+
+    return field, trace
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (5,), (3, 2, 2)])
+def test_basis_gives_the_trace_of_the_jacobian(shape):
+    field, trace = curved(shape)
+    z = torch.randn(4, *shape, dtype=torch.float64)
+    with torch.no_grad():  # as in the likelihood
+        value, divergence = value_and_divergence(field, z, basis(z))
+    torch.testing.assert_close(value, field(z))
+    torch.testing.assert_close(divergence, trace(z), rtol=1e-10, atol=1e-12)
+    assert not value.requires_grad and not divergence.requires_grad and not z.requires_grad
+
+
+def test_basis_is_the_basis():
+    z = torch.zeros(3, 2, 2, 2)
+    vectors = basis(z)
+    assert vectors.shape == (8, 3, 2, 2, 2)
+    for sample in range(3):
+        assert torch.equal(vectors[:, sample].flatten(1), torch.eye(8))
+
+
+@pytest.mark.parametrize("probes", [1, 2, 16])
+def test_rademacher_probes_are_unbiased_with_the_known_variance(probes):
+    """Var = Σ_{i≠j} (J + Jᵀ)_ij² / 2 over the number of probes."""
+    field, trace = curved((3,))
+    n = 40_000
+    z = torch.randn(1, 3, dtype=torch.float64)
+    many = z.expand(n, 3).contiguous()
+    _, estimates = value_and_divergence(field, many, rademacher(many, probes, torch.Generator().manual_seed(1)))
+    jacobian = torch.func.jacrev(lambda one: field(one[None])[0])(z[0])
+    off = (jacobian + jacobian.T) / 2
+    off = off - off.diag().diag()
+    variance = 2 * off.square().sum() / probes
+    assert (estimates.mean() - trace(z)[0]).abs() < 4.5 * (variance / n).sqrt()
+    assert estimates.var().item() == pytest.approx(variance.item(), rel=0.05)
+
+
+def test_rademacher_is_exact_for_a_diagonal_jacobian():
+    z = torch.randn(6, 3, 4, 4, dtype=torch.float64)
+    _, divergence = value_and_divergence(lambda y: y**3, z, rademacher(z, 1))
+    torch.testing.assert_close(divergence, 3 * z.square().flatten(1).sum(1))
+
+
+def test_rademacher_entries():
+    vectors = rademacher(torch.zeros(500, 7), 4, torch.Generator().manual_seed(0))
+    assert vectors.shape == (4, 500, 7) and set(vectors.unique().tolist()) == {-0.5, 0.5}
+    assert vectors.mean().abs() < 4.5 * 0.5 / math.sqrt(vectors.numel())
+    again = rademacher(torch.zeros(500, 7), 4, torch.Generator().manual_seed(0))
+    assert torch.equal(vectors, again)
+
+
+def test_parameters_of_the_field_get_no_gradient():
+    layer = torch.nn.Linear(3, 3)
+    z = torch.randn(2, 3)
+    value, divergence = value_and_divergence(lambda y: torch.tanh(layer(y)), z, basis(z))
+    assert not value.requires_grad and not divergence.requires_grad
+    assert layer.weight.grad is None

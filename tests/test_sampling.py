@@ -1,0 +1,462 @@
+"""The samplers against exact moments, exact solutions of the probability flow and their orders of convergence."""
+
+import functools
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from closed_form import SDES, GaussianScore, LinearScore, MixtureScore, gaussian
+from scipy import integrate
+
+from indm.flows import ActNorm, Identity
+from indm.model import INDM
+from indm.sampling import (
+    SAMPLERS,
+    adaptive_ode,
+    dpm_solver_2m,
+    dpm_solver_3m,
+    euler_maruyama,
+    heun,
+    langevin_step,
+    log_snr_grid,
+    predictor_corrector,
+    reverse_diffusion_step,
+    sample,
+    uniform_grid,
+)
+from indm.sde import VESDE, VPSDE, SubVPSDE
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def double(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.fixture(params=SDES)
+def name(request):
+    return request.param
+
+
+# ── moments ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+# Steps, and the tolerance on the mean (in standard deviations) and on the covariance (relative) beyond 4.5 standard
+# errors of 20,000 samples: the bias of the step, and for pc that of Langevin (snr² of the variance, by its direction).
+BUDGETS = {
+    "ode": (1, 0.005, 0.01),
+    "euler-maruyama": (400, 0.01, 0.03),
+    "pc": (200, 0.01, 0.08),
+    "heun": (100, 0.005, 0.01),
+    "dpm++2m": (60, 0.005, 0.01),
+    "dpm++3m": (40, 0.005, 0.01),
+}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_reaches_mean_and_covariance(name, sampler):
+    score, n = gaussian(name), 20_000
+    steps, mean_bias, covariance_bias = BUDGETS[sampler]
+    steps = 1000 if name == "ve" and sampler == "euler-maruyama" else steps
+    model = INDM(Identity(), score, shape=(2,))
+    x = sample(model, n, sampler=sampler, steps=steps, batch_size=n, generator=seeded(0))
+    assert x.shape == (n, 2) and x.dtype == torch.float32
+    white = (x.double() - score.mean) / score.variance.sqrt()
+    assert white.mean(0).abs().max() < mean_bias + 4.5 / math.sqrt(n)
+    covariance = white.T @ white / n
+    assert (covariance - torch.eye(2)).abs().max() < covariance_bias + 4.5 * math.sqrt(2 / n)
+
+
+@pytest.mark.parametrize("sampler", ["dpm++2m", "ode", "euler-maruyama"])
+def test_images_of_any_shape(sampler):
+    score, n = gaussian("vp", (3, 8, 8)), 1000
+    x = sample(INDM(Identity(), score), (n, 3, 8, 8), sampler=sampler, steps=200, batch_size=n, generator=seeded(0))
+    white = ((x.double() - score.mean) / score.variance.sqrt()).flatten(1)
+    assert white.mean().abs() < 0.01 and white.var().item() == pytest.approx(1, abs=0.03)
+    off = white.T @ white / n - torch.eye(192)
+    assert off.abs().max() < 6 / math.sqrt(n) * 1.5  # no pixel depends on another
+
+
+def test_a_mixture_is_sampled_with_its_weights():
+    means, stds, weights = double([1.0, 0.5], [-1.0, 0.2], [0.3, -1.2]), double(0.2, 0.3, 0.1), double(0.5, 0.3, 0.2)
+    score = MixtureScore(VPSDE(), means, stds, weights)
+    n = 5_000
+    for sampler, steps in (("dpm++3m", 60), ("heun", 60), ("ode", 1), ("euler-maruyama", 500)):
+        x = sample(INDM(Identity(), score, shape=(2,)), n, sampler=sampler, steps=steps, batch_size=n).double()
+        nearest = torch.cdist(x, means).div(stds).argmin(1)
+        share = torch.bincount(nearest, minlength=3) / n
+        assert (share - weights).abs().max() < 4.5 * 0.5 / math.sqrt(n) + 0.005
+        entropy = -score.log_prob(score.sample(100_000, seeded(0))).mean()
+        cross = -score.log_prob(x)
+        assert (cross.mean() - entropy).abs() < 4.5 * cross.std() / math.sqrt(n) + 0.03
+
+
+# ── deterministic schemes: order against the exact probability flow ──────────────────────────────────────────────
+
+
+def slope(steps, errors):
+    return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+
+
+@functools.cache
+def mixture_problem(name):
+    """A two-dimensional mixture, points at T, and where the probability flow takes them, by another integrator."""
+    means, stds = double([0.9, 0.3], [-0.6, 0.8], [-0.1, -1.1]), double(0.5, 0.6, 0.4)
+    sde = {"vp": VPSDE(eps=1e-3), "subvp": SubVPSDE(eps=1e-2), "ve": VESDE(0.01, 200.0, eps=1e-3)}[name]
+    score = MixtureScore(sde, means, stds, double(0.5, 0.3, 0.2))
+    z = sde.prior_sample((24, 2), generator=seeded(0), dtype=torch.float64)
+
+    def field(t, flat):
+        state, time = torch.from_numpy(flat).reshape(24, 2), double(t)
+        velocity = sde.drift(time) * state - 0.5 * sde.diffusion(time) ** 2 * score(state, time.expand(24))
+        return velocity.numpy().ravel()
+
+    solution = integrate.solve_ivp(field, (1.0, sde.eps), z.numpy().ravel(), method="DOP853", rtol=1e-11, atol=1e-13)
+    return score, z, torch.from_numpy(solution.y[:, -1]).reshape(24, 2)
+
+
+def gaussian_problem(name):
+    score = gaussian(name, eps=1e-3)
+    z = score.sde.prior_sample((24, 2), generator=seeded(0), dtype=torch.float64)
+    return score, z, score.flow(z, 1.0, score.sde.eps)
+
+
+@pytest.mark.parametrize("scheme, order", [(heun, 2), (dpm_solver_2m, 2), (dpm_solver_3m, 3)])
+def test_order_on_curved_paths(name, scheme, order):
+    """The multistep schemes start with a step of first order, at T, where the prediction hardly moves."""
+    score, z, exact = mixture_problem(name)
+    steps = np.array([80, 120, 180, 270])
+    errors = [(scheme(score, z, steps=int(n))[0] - exact).abs().mean().item() for n in steps]
+    assert order - 0.2 < slope(steps, errors) < order + 0.6
+    assert errors[-1] < {2: 2e-3, 3: 1e-4}[order]
+
+
+@pytest.mark.parametrize("scheme", [heun, dpm_solver_2m])
+def test_second_order_on_the_exact_solution_of_gaussian_data(name, scheme):
+    score, z, exact = gaussian_problem(name)
+    steps = np.array([80, 120, 180, 270])
+    errors = [(scheme(score, z, steps=int(n))[0] - exact).abs().mean().item() for n in steps]
+    assert 1.85 < slope(steps, errors) < 2.6 and errors[-1] < 2e-3
+
+
+def test_third_order_beats_second_on_gaussian_data(name):
+    score, z, exact = gaussian_problem(name)
+    two, three = ((f(score, z, steps=100)[0] - exact).abs().max() for f in (dpm_solver_2m, dpm_solver_3m))
+    assert three < two / 20 and three < 1e-4
+
+
+@pytest.mark.parametrize("problem", [gaussian_problem, mixture_problem])
+def test_adaptive_ode_solves_to_its_tolerance(name, problem):
+    score, z, exact = problem(name)
+    errors, evaluations = [], []
+    for tol in (1e-4, 1e-6, 1e-8):
+        result, nfe = adaptive_ode(score, z, tol=tol)
+        errors.append((result - exact).abs().max().item())
+        evaluations.append(nfe)
+        assert errors[-1] < 100 * tol
+    assert evaluations[0] < evaluations[1] < evaluations[2] and errors[2] < errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("scheme", [dpm_solver_2m, dpm_solver_3m])
+def test_a_constant_prediction_is_integrated_exactly(name, scheme):
+    """Where E[z_0|z_t] is one point m, the solution is z_s = α_s m + σ_s/σ_t (z_t − α_t m), in any number of steps."""
+    sde, point = SDES[name](eps=1e-2), double(0.7, -0.4)
+    score = GaussianScore(sde, point, double(0.0, 0.0))
+    z = sde.prior_sample((6, 2), generator=seeded(0), dtype=torch.float64)
+    for steps in (1, 2, 5, 17):
+        torch.testing.assert_close(scheme(score, z, steps=steps)[0], score.flow(z, 1.0, 1e-2), rtol=1e-9, atol=1e-9)
+
+
+def test_evaluations_are_counted():
+    class Counts(GaussianScore):
+        calls = 0
+
+        def forward(self, z, t):
+            self.calls += 1
+            return super().forward(z, t)
+
+    for sampler, per_step in (("euler-maruyama", 1), ("pc", 2), ("heun", 2), ("dpm++2m", 1), ("dpm++3m", 1)):
+        score = Counts(VPSDE(), double(0.0), double(1.0))
+        _, nfe = SAMPLERS[sampler](score, torch.randn(4, 1, dtype=torch.float64), steps=7)
+        assert nfe == score.calls == 7 * per_step
+    score = Counts(VPSDE(), double(0.0), double(1.0))
+    assert adaptive_ode(score, torch.randn(4, 1, dtype=torch.float64))[1] == score.calls
+
+
+def test_grids(name):
+    sde = SDES[name]()
+    for grid in (log_snr_grid(sde, 13), uniform_grid(sde, 13)):
+        assert grid.dtype == torch.float64 and len(grid) == 14
+        assert grid[0] == 1.0 and grid[-1] == sde.eps and bool((grid.diff() < 0).all())
+    snr = (sde.alpha(log_snr_grid(sde, 13)) / sde.sigma(log_snr_grid(sde, 13))).log()
+    torch.testing.assert_close(snr.diff(), snr.diff().mean().expand(13), rtol=1e-6, atol=0)
+    torch.testing.assert_close(uniform_grid(sde, 13).diff(), double(-(1 - sde.eps) / 13).expand(13), rtol=1e-9, atol=0)
+
+
+# ── Euler–Maruyama ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def euler_moments(score, steps):
+    """Mean and variance of the scheme for a Gaussian score, from the prior: z ← (1 + c) z + …, entrywise."""
+    sde, mean = score.sde, torch.zeros_like(score.mean)
+    variance = torch.full_like(score.variance, sde.prior_std**2)
+    times = [1.0 + (sde.eps - 1.0) * i / steps for i in range(steps + 1)]
+    for t, s in itertools.pairwise(times):
+        step, time = t - s, double(t)
+        f, g2 = sde.drift(time)[0].item(), sde.diffusion(time)[0].item() ** 2
+        alpha, sigma = sde.alpha(time)[0], sde.sigma(time)[0]
+        marginal = alpha**2 * score.variance + sigma**2
+        factor = 1 - step * (f + g2 / marginal)
+        mean = factor * mean + step * g2 * alpha * score.mean / marginal
+        variance = factor**2 * variance + step * g2
+    return mean, variance
+
+
+@pytest.mark.parametrize("steps", [12, 50])
+@pytest.mark.parametrize("kind", [VPSDE, SubVPSDE])
+def test_euler_maruyama_follows_its_moment_recursion(kind, steps):
+    score = gaussian("vp")
+    score.sde = kind()
+    n = 100_000
+    z = torch.randn(n, 2, dtype=torch.float64, generator=seeded(0))
+    z, _ = euler_maruyama(score, z, steps=steps, generator=seeded(1))
+    mean, variance = euler_moments(score, steps)
+    assert ((z.mean(0) - mean) / (variance / n).sqrt()).abs().max() < 4.5
+    assert (z.var(0) / variance - 1).abs().max() < 4.5 * math.sqrt(2 / n)
+
+
+def test_weak_order_of_euler_maruyama():
+    """The recursion which the sampler was just seen to follow tends to the exact law, with the error in 1/steps."""
+    score, steps = gaussian("vp"), np.array([200, 400, 800, 1600])
+    mean, variance = zip(*(euler_moments(score, int(n)) for n in steps), strict=True)
+    assert (mean[-1] - score.mean).abs().max() < 0.02
+    errors = [(v - score.variance).abs().max().item() for v in variance]
+    assert slope(steps, errors) == pytest.approx(1.0, abs=0.15)
+
+
+def test_strong_order_of_euler_maruyama(monkeypatch):
+    """Additive noise: strong order 1. One Brownian path for all step sizes; the reference is the variation-of-constants
+    solution on a grid 16 times finer than the finest, its own error of order 1 in that step."""
+    score, n, fine = gaussian("vp"), 400, 2**13
+    sde, eps = score.sde, score.sde.eps
+    noise = torch.randn(fine, n, 2, dtype=torch.float64, generator=seeded(1))
+    z_T = torch.randn(n, 2, dtype=torch.float64, generator=seeded(0))
+
+    # The path u = (z − α m)/√V of the reverse SDE obeys du = −½ g²/V u |dt| + g/√V dw: decay e^−½∫g²/V.
+    times = torch.linspace(1.0, eps, fine + 1, dtype=torch.float64)
+    alpha, sigma = sde.alpha(times)[:, None], sde.sigma(times)[:, None]
+    spread = (alpha**2 * score.variance + sigma**2).sqrt()
+    rate = (sde.diffusion(times)[:, None] / spread) ** 2
+    step = (1.0 - eps) / fine
+    u = (z_T - alpha[0] * score.mean) / spread[0]
+    for i in range(fine):
+        half = (-0.25 * step * (rate[i] + rate[i + 1]) / 2).exp()
+        u = half * (half * u + (0.5 * step * (rate[i] + rate[i + 1])).sqrt() * noise[i])
+    reference = alpha[-1] * score.mean + spread[-1] * u
+
+    steps, errors = np.array([64, 128, 256, 512]), []
+    for count in steps:
+        ratio = fine // int(count)
+        increments = iter(noise.reshape(int(count), ratio, n, 2).sum(1) / math.sqrt(ratio))
+        monkeypatch.setattr("indm.sampling.randn_like", lambda z, generator=None, source=increments: next(source))
+        z, _ = euler_maruyama(score, z_T, steps=int(count))
+        errors.append((z - reference).square().sum(1).mean().sqrt().item())
+    assert slope(steps, errors) == pytest.approx(1.0, abs=0.15)
+
+
+# ── predictor–corrector ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("t, s", [(0.5, 0.4), (0.9, 0.89), (0.05, 0.02)])
+def test_one_step_of_reverse_diffusion(name, t, s):
+    """The forward kernel z_t = a z_s + G n by integration of the SDE's moments, the step's own moments from it."""
+    score, n = gaussian(name), 400_000
+    sde = score.sde
+
+    def moments(time, state):
+        f, g = sde.drift(double(time)).item(), sde.diffusion(double(time)).item()
+        return [f * state[0], 2 * f * state[1] + g**2]
+
+    a, variance = integrate.solve_ivp(moments, (s, t), [1.0, 0.0], rtol=1e-10, atol=1e-14).y[:, -1]
+    z = double(1.3, -0.7).expand(n, 2)
+    result = reverse_diffusion_step(score, z, double(t).expand(n), double(s).expand(n), seeded(0))
+    alpha, sigma = sde.alpha(double(t)), sde.sigma(double(t))
+    exact_score = (alpha * score.mean - z[0]) / (alpha**2 * score.variance + sigma**2)
+    mean = (2 - a) * z[0] + variance * exact_score
+    assert ((result.mean(0) - mean) / math.sqrt(variance / n)).abs().max() < 4.5
+    assert (result.var(0) / variance - 1).abs().max() < 4.5 * math.sqrt(2 / n)
+
+
+def test_reverse_diffusion_tends_to_the_marginal():
+    """From the exact law at t, the error of the law at s is of second order in t − s."""
+    score, t = gaussian("vp"), 0.4
+    errors, steps = [], np.array([0.08, 0.04, 0.02])
+    for step in steps:
+        mean_t, variance_t = score.law(double(t), torch.zeros(1, 2, dtype=torch.float64))
+        mean_s, variance_s = score.law(double(t - step), torch.zeros(1, 2, dtype=torch.float64))
+        signs = double([1, 1], [1, -1], [-1, 1], [-1, -1])  # the moments of the law at t, and the step is affine
+        z = (mean_t + variance_t.sqrt() * signs).repeat(100_000, 1)
+        n = len(z)
+        z = reverse_diffusion_step(score, z, double(t).expand(n), double(t - step).expand(n), seeded(0))
+        errors.append(((z.var(0) - variance_s).abs() / variance_s).max().item())
+        assert (z.mean(0) - mean_s).abs().max() < 4.5 * (variance_s.max() / n).sqrt() + step**2 * 20
+    assert slope(1 / steps, errors) == pytest.approx(2.0, abs=0.4)
+
+
+def chain(score, t, snr, n=10_000, steps=60, seed=0):
+    """Langevin from the exact law, and η of its last step: the mean of the step is the affine map 1 − η/V."""
+    generator = seeded(seed)
+    time = double(t).expand(n)
+    mean, variance = score.law(double(t), torch.zeros(1, 1, dtype=torch.float64))
+    z = mean + variance.sqrt() * torch.randn(n, *score.mean.shape, dtype=torch.float64, generator=generator)
+    for _ in range(steps):
+        before, z = z, langevin_step(score, z, time, snr, generator)
+    centred = before - mean
+    factor = (centred * (z - mean)).sum() / centred.square().sum()
+    return (z - mean).square().mean().item(), variance.mean().item(), (1 - factor.item()) * variance.mean().item()
+
+
+@pytest.mark.parametrize("name, t", [("vp", 0.05), ("subvp", 0.2), ("ve", 0.3)])
+def test_langevin_has_the_stationary_variance_of_the_unadjusted_algorithm(name, t):
+    """V/(1 − η/2V) for a Gaussian of variance V: invariant up to a bias that goes with η, so with snr²."""
+    score, biases = GaussianScore(SDES[name](), torch.full((8,), 0.3).double(), torch.full((8,), 0.7).double()), []
+    for snr in (0.3, 0.6):
+        variance, target, eta = chain(score, t, snr)
+        assert variance == pytest.approx(target / (1 - eta / (2 * target)), rel=4.5 * math.sqrt(2 / 80_000) + 0.002)
+        biases.append(variance / target - 1)
+    assert biases[1] / biases[0] == pytest.approx(4.0, rel=0.25)
+    variance, target, _ = chain(score, t, 0.05)
+    assert variance == pytest.approx(target, rel=4.5 * math.sqrt(2 / 80_000) + 0.0025)
+
+
+@pytest.mark.parametrize("name, t", [("ve", 0.1), ("ve", 0.6), ("ve", 1.0), ("vp", 0.02), ("vp", 0.5), ("vp", 1.0)])
+def test_langevin_step_is_the_published_one(name, t):
+    """η = 2 (snr ‖n‖/‖s‖)² for VE (algorithm 4), times 1 − β_i, the factor of one step and not of all, for VP (5)."""
+    score, snr = GaussianScore(SDES[name](), torch.zeros(64).double(), torch.ones(64).double()), 0.16
+    n, (_, variance) = 4000, score.law(double(t), torch.zeros(1, 1, dtype=torch.float64))
+    variance = variance.mean()
+    z = variance.sqrt() * torch.randn(n, 64, dtype=torch.float64, generator=seeded(0))
+    moved = langevin_step(score, z, double(t).expand(n), snr, seeded(1)) - z
+    # ‖n‖/‖s‖ = √V here, so η/V = 2 snr²; the variance of what is added is 2η up to η²/V.
+    eta = -(moved * z).mean().item() / z.square().mean().item() * variance.item()
+    assert eta / variance.item() == pytest.approx(2 * snr**2, rel=0.1)
+    assert moved.var().item() == pytest.approx(2 * eta + eta**2 / variance.item(), rel=0.02)
+
+
+def test_snr_of_the_corrector_is_its_bias(name):
+    """Without the corrector's noise nothing is left but the predictor: a small snr meets the exact law."""
+    score, n = gaussian(name), 8_000
+    z = score.sde.prior_sample((n, 2), generator=seeded(0), dtype=torch.float64)
+    z, nfe = predictor_corrector(score, z, steps=400, generator=seeded(1), snr=0.01)
+    white = (z - score.mean) / score.variance.sqrt()
+    assert nfe == 800
+    assert (white.var(0) - 1).abs().max() < 0.02 + 4.5 * math.sqrt(2 / n)
+
+
+# ── sample ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def affine_model(name="vp", **sde):
+    flow = ActNorm(2)
+    with torch.no_grad():
+        flow.log_scale.copy_(torch.tensor([0.7, -1.2]))
+        flow.shift.copy_(torch.tensor([0.4, 3.0]))
+    return INDM(flow, gaussian(name, **sde), shape=(2,))
+
+
+def test_samples_are_decoded():
+    model, n = affine_model(), 10_000
+    x = sample(model, n, steps=40, generator=seeded(0)).double()
+    scale, shift = model.flow.log_scale.exp().double(), model.flow.shift.double()
+    mean, variance = (model.score.mean - shift) / scale, model.score.variance / scale**2
+    assert ((x.mean(0) - mean) / (variance / n).sqrt()).abs().max() < 5
+    assert (x.var(0) / variance - 1).abs().max() < 5 * math.sqrt(2 / n) + 0.01
+    assert not x.requires_grad
+
+
+def test_temperature_multiplies_the_latent():
+    model = affine_model()
+    cold, hot = (sample(model, 50, steps=5, temperature=k, generator=seeded(0)) for k in (1.0, 1.05))
+    latent = model.flow(cold)[0] * 1.05
+    torch.testing.assert_close(model.flow(hot)[0], latent, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_last_denoising_is_the_posterior_mean_at_eps(name, sampler):
+    """By conjugacy, not by Tweedie's formula, at an ε where it shows."""
+    score = gaussian(name, eps=0.3)
+    model = INDM(Identity(), score, shape=(2,))
+    rough, smooth = (
+        sample(model, 40, sampler=sampler, steps=6, last_denoising=on, generator=seeded(0)) for on in (False, True)
+    )
+    t = double(0.3)
+    alpha, sigma = score.sde.alpha(t), score.sde.sigma(t)
+    precision = 1 / score.variance + alpha**2 / sigma**2
+    expected = (score.mean / score.variance + alpha * rough.double() / sigma**2) / precision
+    torch.testing.assert_close(smooth.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_prior_mean_is_where_sampling_starts():
+    """One step of nothing: a sampler that returns its start shows the prior, N(prior_mean, σ_max²) for VE."""
+    score = gaussian("ve")
+    score.sde.prior_mean = torch.tensor([100.0, -300.0])
+    x = sample(
+        INDM(Identity(), score, shape=(2,)),
+        20_000,
+        sampler=lambda s, z, **_: (z, 0),
+        last_denoising=False,
+        generator=seeded(0),
+    )
+    assert (x.mean(0) - score.sde.prior_mean).abs().max() < 4.5 * 50 / math.sqrt(20_000)
+    assert (x.std(0) / 50 - 1).abs().max() < 4.5 / math.sqrt(40_000)
+
+
+@pytest.mark.parametrize("n, batch_size, parts", [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 256, [3]), (1, 1, [1])])
+def test_batches(n, batch_size, parts):
+    sizes = []
+
+    def sampler(score, z, *, steps, generator, progress):
+        sizes.append(len(z))
+        return z, steps
+
+    model = INDM(Identity(), gaussian("vp"), shape=(2,))
+    for request in (n, (n, 2)):
+        sizes.clear()
+        x = sample(model, request, sampler=sampler, batch_size=batch_size)
+        assert sizes == parts and x.shape == (n, 2) and len(x.unique(dim=0)) == n
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_same_seed_same_samples(sampler):
+    model = INDM(Identity(), gaussian("vp"), shape=(2,))
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(len(draws))
+        draws.append(sample(model, 6, sampler=sampler, steps=5, batch_size=4, generator=seeded(seed)))
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_the_mode_of_the_model_is_kept():
+    model = INDM(Identity(), LinearScore(VPSDE(), 1.0, 0.0), shape=(2,)).train()
+    seen = []
+    sample(model, 2, sampler=lambda s, z, **_: (seen.append((s.training, torch.is_grad_enabled())), (z, 0))[1])
+    assert seen == [(False, False)] and model.training and torch.is_grad_enabled()
+
+
+def test_bad_arguments_are_named():
+    model = INDM(Identity(), gaussian("vp"), shape=(2,))
+    with pytest.raises(ValueError, match=r"sampler must be one of ode, .*dpm\+\+3m, got 'ddim'"):
+        sample(model, 4, sampler="ddim")
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        sample(model, 4, steps=0)
+    with pytest.raises(ValueError, match="shape"):
+        sample(INDM(Identity(), gaussian("vp")), 4)
+
+
+@pytest.mark.parametrize("arguments", [{"shape_or_n": 0}, {"shape_or_n": 4, "batch_size": 0}])
+def test_counts_below_one_are_value_errors(arguments):
+    with pytest.raises(ValueError, match="at least 1"):
+        sample(INDM(Identity(), gaussian("vp"), shape=(2,)), **arguments)

@@ -1,0 +1,123 @@
+"""Scaling against the stated conventions of bits per dimension, and exact round trips of grey levels."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from indm.scaling import Scaling
+
+LARGEST_BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))  # what torch.rand can return
+
+
+@pytest.mark.parametrize("levels, centered, bits", [(256, True, 7), (256, False, 8), (2, True, 0), (16, False, 4)])
+def test_bits_of_the_image_conventions(levels, centered, bits):
+    scaling, shape = Scaling.images(levels, centered), (3, 8, 8)
+    assert scaling.bits_per_dim(torch.tensor(0.0), shape).item() == pytest.approx(bits, abs=1e-6)
+    nats = torch.tensor([5.0, -40.0])
+    expected = nats.double() / (192 * math.log(2)) + bits
+    torch.testing.assert_close(scaling.bits_per_dim(nats, shape).double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_uniform_model_costs_log2_of_the_levels():
+    """A model uniform on the scaled cube says nothing about the grey level: 8 bits for 256, log₂ 17 for 17."""
+    for levels in (256, 17):
+        for centered, volume in ((True, math.log(2)), (False, 0.0)):
+            bits = Scaling.images(levels, centered).bits_per_dim(torch.tensor(64 * volume), (1, 8, 8)).item()
+            assert bits == pytest.approx(math.log2(levels), abs=1e-6)
+
+
+def test_standardised_vectors():
+    """The negative log-density of raw data is that in model units plus Σ log scale; constant features keep theirs."""
+    raw = torch.randn(5000, 3, dtype=torch.float64) * torch.tensor([0.01, 5.0, 300.0]) + torch.tensor([3.0, -7.0, 1e3])
+    raw = torch.cat([raw, torch.full((5000, 1), 4.0, dtype=torch.float64)], 1)
+    scaling = Scaling.standardise(raw)
+    x = scaling.to_model(raw)
+    torch.testing.assert_close(x[:, :3].mean(0), torch.zeros(3), rtol=0, atol=1e-4)
+    torch.testing.assert_close(x[:, :3].std(0), torch.ones(3), rtol=1e-4, atol=0)
+    assert bool((x[:, 3] == 0).all()) and scaling.scale[3] == 1.0
+    torch.testing.assert_close(scaling.to_data(x).double(), raw, rtol=1e-6, atol=1e-4)
+
+    std, mean = raw[:, :3].std(0), raw[:, :3].mean(0)
+    raw_density = torch.distributions.Normal(mean, std).log_prob(raw[:, :3]).sum(1)
+    model_density = torch.distributions.Normal(0.0, 1.0).log_prob(x[:, :3].double()).sum(1)
+    nats = scaling.bits_per_dim(-model_density, (4,)) * 4 * math.log(2)
+    torch.testing.assert_close(nats, -raw_density, rtol=1e-4, atol=1e-3)
+
+
+def test_scale_that_broadcasts_counts_once_for_each_dimension():
+    scaling = Scaling(torch.zeros(3, 1, 1), torch.tensor([1.0, 2.0, 4.0])[:, None, None])
+    assert scaling.log_scale((3, 8, 8)) == pytest.approx(64 * math.log(8), rel=1e-6)
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from([2, 3, 16, 17, 100, 255, 256, 1000, 4096]),
+    st.booleans(),
+    st.floats(0.0, LARGEST_BELOW_ONE, width=32),
+)
+@example(256, True, LARGEST_BELOW_ONE)
+@example(17, True, LARGEST_BELOW_ONE)
+@example(17, True, 2.0**-24)
+@example(100, False, 0.0)
+def test_round_trip_of_every_grey_level_for_every_noise(levels, centered, u):
+    """Whatever torch.rand returns in [0, 1), the dequantized value still belongs to its grey level."""
+    raw = torch.arange(levels)[:, None]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.rand", lambda *shape, **_: torch.full(shape[0] if len(shape) == 1 else shape, u))
+        x = Scaling.images(levels, centered).to_model(raw)
+    assert x.dtype == torch.float32
+    moved = (Scaling.images(levels, centered).to_data(x).long() != raw).sum().item()
+    assert moved == 0, f"{moved} of {levels} grey levels changed"
+
+
+def test_round_trip_of_many_pixels():
+    raw = torch.randint(0, 256, (100, 3, 32, 32), dtype=torch.uint8)
+    scaling = Scaling.images(256)
+    back = scaling.to_data(scaling.to_model(raw, generator=torch.Generator().manual_seed(0)))
+    assert back.dtype == torch.uint8
+    assert (back != raw).sum().item() == 0
+
+
+def test_round_trip_of_continuous_data_is_the_identity():
+    raw = torch.randn(100, 2) * 3
+    scaling = Scaling(1.5, 2.0)
+    torch.testing.assert_close(scaling.to_model(raw), (raw - 1.5) / 2)
+    torch.testing.assert_close(scaling.to_data(scaling.to_model(raw)), raw)
+
+
+@pytest.mark.parametrize("level", [0, 1, 100, 255])
+@pytest.mark.parametrize("centered", [True, False])
+def test_dequantization_is_uniform_in_its_cell(level, centered):
+    raw = torch.full((20_000, 1), level)
+    x = Scaling.images(256, centered).to_model(raw, generator=torch.Generator().manual_seed(level))
+    low, width = ((level - 128) / 128, 1 / 128) if centered else (level / 256, 1 / 256)
+    assert stats.kstest(x.flatten().double().numpy(), "uniform", args=(low, width)).pvalue > 1e-3
+
+
+def test_samples_outside_the_range_are_clamped():
+    scaling = Scaling.images(17)
+    assert scaling.to_data(torch.tensor([-3.0, 3.0, -1.0, 1.0])).tolist() == [0, 16, 0, 16]
+
+
+def test_same_generator_same_noise():
+    raw = torch.zeros(10, 1, 8, 8, dtype=torch.uint8)
+    draws = [Scaling.images().to_model(raw, generator=torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert torch.equal(*draws)
+    assert not torch.equal(draws[0], Scaling.images().to_model(raw))
+
+
+@pytest.mark.parametrize("levels", [1, 0, -5])
+def test_levels_are_checked(levels):
+    with pytest.raises(ValueError, match="levels must be at least 2"):
+        Scaling(0.0, 1.0, levels)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_scale_is_checked(scale):
+    with pytest.raises(ValueError, match="scale must be positive"):
+        Scaling(torch.zeros(2), torch.tensor([1.0, scale]))

@@ -1,0 +1,228 @@
+"""The SDEs against numerical integration of their moment equations, autograd, quadrature and torch.distributions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from closed_form import SDES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import integrate, stats
+
+from indm.sde import VESDE, VPSDE, SubVPSDE
+
+BETAS = st.tuples(st.floats(0.01, 2.0), st.floats(3.0, 40.0))
+VARIANCE_PRESERVING = st.builds(
+    lambda kind, betas, eps: kind(*betas, eps=eps), st.sampled_from([VPSDE, SubVPSDE]), BETAS, st.floats(1e-6, 1e-2)
+)
+VARIANCE_EXPLODING = st.builds(VESDE, st.floats(1e-3, 0.1), st.floats(1.0, 100.0), st.floats(1e-6, 1e-2))
+ANY_SDE = VARIANCE_PRESERVING | VARIANCE_EXPLODING
+
+
+def double(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.fixture(params=SDES)
+def sde(request):
+    return SDES[request.param]()
+
+
+@settings(max_examples=25)
+@given(ANY_SDE, st.floats(1e-4, 1.0))
+def test_kernel_solves_the_moment_equations(sde, t):
+    """dm/dt = f m, dV/dt = 2 f V + g², from the kernel at t = 0 (for VE it has the variance σ_min²)."""
+
+    def moments(time, state):
+        f, g = sde.drift(double(time)).item(), sde.diffusion(double(time)).item()
+        return [f * state[0], 2 * f * state[1] + g**2]
+
+    start = [1.0, sde.sigma(double(0.0)).item() ** 2]
+    assert start[1] == pytest.approx(sde.sigma_min**2 if isinstance(sde, VESDE) else 0.0, rel=1e-12)
+    solution = integrate.solve_ivp(moments, (0.0, t), start, method="DOP853", rtol=1e-11, atol=1e-16)
+    mean, variance = solution.y[:, -1]
+    assert sde.alpha(double(t)).item() == pytest.approx(mean, rel=1e-8)
+    assert sde.sigma(double(t)).item() ** 2 == pytest.approx(variance, rel=1e-7)
+
+
+@settings(max_examples=40)
+@given(ANY_SDE, st.floats(1e-5, 1.0))
+def test_clock_runs_at_rate_g2_over_sigma2(sde, t):
+    t = double(t).requires_grad_()
+    clock = 2 * (sde.sigma(t).log() - sde.alpha(t).log())
+    (rate,) = torch.autograd.grad(clock.sum(), t)
+    torch.testing.assert_close(rate, sde.diffusion(t).square() / sde.sigma(t).square(), rtol=1e-9, atol=0.0)
+    torch.testing.assert_close(sde.log_snr(t), -clock, rtol=1e-10, atol=1e-10)
+
+
+@settings(max_examples=40)
+@given(ANY_SDE, st.floats(1e-6, 1.0))
+def test_time_inverts_log_snr(sde, t):
+    torch.testing.assert_close(sde.time(sde.log_snr(double(t))), double(t), rtol=1e-9, atol=1e-13)
+
+
+def test_published_values():
+    """The variance at T and the noise at ε that the published settings are known for."""
+    t = double(1e-5, 1.0)
+    torch.testing.assert_close(VPSDE().alpha(t)[1], double(math.exp(-10.05 / 2))[0])
+    torch.testing.assert_close(VPSDE().sigma(t)[0], double(1.0e-3)[0], rtol=1e-3, atol=0)
+    torch.testing.assert_close(SubVPSDE().sigma(t)[0], double(1.0e-6)[0], rtol=2e-3, atol=0)
+    torch.testing.assert_close(VESDE().sigma(t), double(0.01, 50.0), rtol=1e-4, atol=0)
+    assert VESDE(0.01, 90.0).prior_std == 90.0 and VPSDE().prior_std == SubVPSDE().prior_std == 1.0
+    assert VPSDE().log_snr_range() == pytest.approx(math.log(math.expm1(10.05)) - math.log(1.000995e-6), abs=1e-4)
+
+
+@pytest.mark.parametrize("t", [1e-5, 1.1e-5, 1e-4, 1e-2, 0.5, 1.0])
+def test_float32_is_accurate_down_to_eps(sde, t):
+    single, exact = torch.tensor([t]), torch.tensor([t]).double()
+    for name in ("alpha", "sigma", "drift", "diffusion", "log_snr"):
+        value = getattr(sde, name)(single)
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value.double(), getattr(sde, name)(exact), rtol=3e-6, atol=1e-7)
+    flat = isinstance(sde, VESDE)  # log σ moves by 8.5 over all of [0, 1]: float32 resolves t to 1e-7, not to 1e-7 t
+    inverse = sde.time(sde.log_snr(single)).double()
+    torch.testing.assert_close(inverse, exact, rtol=2e-5, atol=2e-7 if flat or t > 0.1 else 0.0)
+
+
+TESTS = {
+    "one": lambda t: np.ones_like(t),
+    "t": lambda t: t,
+    "wave": lambda t: np.cos(9 * t) + 2,
+    "ridge": lambda t: np.sqrt(t),
+}
+
+
+@pytest.mark.parametrize("eps", [None, 0.03])
+@pytest.mark.parametrize("importance", [False, True])
+@pytest.mark.parametrize("name", TESTS)
+def test_weighted_times_integrate(sde, importance, eps, name):
+    """E[weight · h(t)] = ∫ h dt on [eps, 1]; under the importance law of the rate times h, where that is bounded."""
+    h, start = TESTS[name], sde.eps if eps is None else eps
+
+    def rate(t):
+        return ((sde.diffusion(t) / sde.sigma(t)) ** 2).numpy() if importance else 1.0
+
+    # Importance times serve integrands with the factor g²/σ²; on those they have a bounded variance.
+    grid = np.geomspace(start, 1.0, 200_001)
+    values = h(grid) * rate(torch.from_numpy(grid)) * grid  # in d log t
+    expected = integrate.simpson(values, x=np.log(grid))
+    means = []
+    for seed in range(24):
+        generator = torch.Generator().manual_seed(seed)
+        t, weight = sde.sample_time(512, importance=importance, eps=eps, generator=generator)
+        t, weight = t.double(), weight.double()
+        means.append((weight.numpy() * h(t.numpy()) * rate(t)).mean())
+    means = np.array(means)
+    assert abs(means.mean() - expected) < 5 * means.std(ddof=1) / math.sqrt(len(means)) + 1e-5 * expected
+    assert means.std() < 0.01 * expected  # stratification makes 512 times integrate to a per cent or better
+
+
+@pytest.mark.parametrize("importance", [False, True])
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**31), n=st.integers(1, 300), sde=ANY_SDE, raised=st.floats(0.0, 0.9))
+def test_one_time_in_each_stratum(importance, seed, n, sde, raised):
+    eps = sde.eps + raised * (1 - sde.eps)
+    t, weight = sde.sample_time(n, importance=importance, eps=eps, generator=torch.Generator().manual_seed(seed))
+    assert t.shape == weight.shape == (n,) and bool((weight > 0).all())
+    assert t.min() >= np.float32(eps) and t.max() <= 1.0
+    t = t.double().sort().values
+    if importance:
+        ends = sde.log_snr(double(eps, 1.0))
+        u = (ends[0] - sde.log_snr(t)) / (ends[0] - ends[1])
+    else:
+        u = (t - eps) / (1 - eps)
+    slack = 1e-3 * n / 300 + 1e-6 / (1 - eps)  # times are float32
+    strata = torch.arange(n, dtype=torch.float64)
+    assert bool((u * n >= strata - slack).all() and (u * n <= strata + 1 + slack).all())
+
+
+def test_laws_of_the_times(sde):
+    """Each stratum's offset is uniform, so all times together follow the stated law; their order is random."""
+    draws = [sde.sample_time(4, importance=True, generator=torch.Generator().manual_seed(i))[0] for i in range(800)]
+    first_and_rest = torch.stack(draws).double()
+    ends = sde.log_snr(double(sde.eps, 1.0))
+    u = (ends[0] - sde.log_snr(first_and_rest)) / (ends[0] - ends[1])
+    assert stats.kstest(u[:, 0].numpy(), "uniform").pvalue > 1e-3  # one position of the batch sees every stratum
+    uniform = torch.cat(
+        [
+            sde.sample_time(1, importance=False, eps=0.2, generator=torch.Generator().manual_seed(i))[0]
+            for i in range(800)
+        ]
+    )
+    assert stats.kstest(uniform.numpy(), "uniform", args=(0.2, 0.8)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 4, 4)])
+def test_prior_against_torch_distributions(sde, shape):
+    mean = torch.randn(shape)
+    z = 3 * torch.randn(5, *shape)
+    std = float(sde.sigma_max) if isinstance(sde, VESDE) else 1.0
+    for centre in (torch.zeros(()), mean):
+        sde.prior_mean = centre
+        prior = torch.distributions.Independent(torch.distributions.Normal(centre.expand(shape), std), len(shape))
+        torch.testing.assert_close(sde.prior_log_prob(z), prior.log_prob(z), rtol=1e-5, atol=1e-4)
+        draws = (sde.prior_sample((4000, *shape)) - centre) / std
+        assert stats.kstest(draws.flatten().numpy(), "norm").pvalue > 1e-4
+    assert set(sde.state_dict()) == {"prior_mean"}
+
+
+def test_prior_is_the_law_at_T():
+    """For unit-variance data the kernel at T is the prior up to e^−10 (VP), and σ_T is its standard deviation (VE)."""
+    for sde in (VPSDE(), SubVPSDE(), VESDE()):
+        variance = (sde.alpha(double(1.0)) ** 2 + sde.sigma(double(1.0)) ** 2).item()
+        assert math.sqrt(variance) == pytest.approx(sde.prior_std, rel=3e-4)
+
+
+def test_perturb_has_the_moments_of_the_kernel(sde):
+    z0, t = torch.full((1, 3, 2), 1.7, dtype=torch.float64).expand(100_000, 3, 2), double(0.3)
+    z = sde.perturb(z0, t.expand(len(z0)), torch.randn(z0.shape, dtype=torch.float64))
+    scale = sde.sigma(t).item() / math.sqrt(len(z0))
+    assert (z.mean(0) - 1.7 * sde.alpha(t)).abs().max() < 5 * scale
+    assert (z.std(0) / sde.sigma(t) - 1).abs().max() < 5 / math.sqrt(2 * len(z0))
+
+
+@pytest.mark.parametrize("kind", SDES.values())
+@pytest.mark.parametrize("eps", [0.0, -1e-5, 1.0, 2.0, float("nan")])
+def test_eps_must_lie_inside(kind, eps):
+    with pytest.raises(ValueError, match="eps must lie strictly between 0 and 1"):
+        kind(eps=eps)
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1.0, 1.5])
+def test_truncation_can_only_be_raised(sde, eps):
+    with pytest.raises(ValueError, match="eps must lie in"):
+        sde.sample_time(4, importance=True, eps=eps)
+
+
+@pytest.mark.parametrize("kind", [VPSDE, SubVPSDE])
+@pytest.mark.parametrize("low, high", [(0.0, 20.0), (20.0, 0.1), (-1.0, 1.0)])
+def test_betas_are_checked(kind, low, high):
+    with pytest.raises(ValueError, match="beta_min and beta_max"):
+        kind(low, high)
+
+
+@pytest.mark.parametrize("low, high", [(0.0, 50.0), (50.0, 0.01), (-1.0, 1.0)])
+def test_sigmas_are_checked(low, high):
+    with pytest.raises(ValueError, match="sigma_min and sigma_max"):
+        VESDE(low, high)
+
+
+def test_constructor_arguments_are_attributes():
+    assert (VPSDE(0.2, 10.0, 1e-3).beta_min, VPSDE(0.2, 10.0, 1e-3).beta_max, VPSDE(eps=1e-3).eps) == (0.2, 10.0, 1e-3)
+    assert (VESDE(0.02, 9.0).sigma_min, VESDE(0.02, 9.0).sigma_max, VESDE(0.02, 9.0, 1e-3).eps) == (0.02, 9.0, 1e-3)
+
+
+@settings(max_examples=20)
+@given(ANY_SDE, st.floats(0.0, 1.0))
+def test_probability_flow_on_the_clock(sde, u):
+    """dz/dτ · dτ/dt = f z − ½ g² s, with τ = −log SNR."""
+    start, end = sde.clock_span()
+    ends = sde.log_snr(double(sde.eps, 1.0))
+    assert (-start, -end) == pytest.approx(tuple(ends.tolist()), rel=1e-12)
+    z = torch.ones(3, 2, dtype=torch.float64)
+    t, linear, learned = sde.probability_flow(start + u * (end - start), z)
+    assert t.shape == linear.shape == learned.shape == (3,)
+    clock_rate = (sde.diffusion(t) / sde.sigma(t)) ** 2
+    torch.testing.assert_close(linear * clock_rate, sde.drift(t), rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(learned * clock_rate, 0.5 * sde.diffusion(t) ** 2, rtol=1e-10, atol=1e-14)

@@ -1,0 +1,386 @@
+"""The loop: what it optimises, that it stops, saves and goes on exactly, and that nothing is lost on the way."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+import indm
+from indm import recipes, runs, training
+from indm.data import load_data, stack
+from indm.training import EMA, Trainer, learning_rate_factor, train
+
+DIGITS = {
+    "data": {"name": "digits"},
+    "flow": {"name": "residual", "blocks": [1, 1], "width": 4},
+    "sde": {"name": "vp"},
+    "net": {"name": "unet", "channels": 4, "multipliers": [1, 1], "blocks": 1, "attention": [], "dropout": 0.2},
+    "train": {"steps": 9, "batch_size": 256, "validate_examples": 20, "log_every": 2, "validate_every": 4},
+}
+GAUSSIAN = {
+    "flow": {"name": "residual", "blocks": [1], "width": 8},
+    "sde": {"name": "vp"},
+    "net": {"name": "mlp", "width": 32, "depth": 1},
+    "train": {"steps": 300, "batch_size": 256, "lr": 5e-3, "decay": 0.5, "ema": 0.99, "log_every": 1},
+}
+
+
+def change(recipe, **train_options):
+    return recipe | {"train": recipe["train"] | train_options}
+
+
+def checkpoint(run):
+    return torch.load(run / "checkpoint.pt", weights_only=True)
+
+
+def assert_same(a, b):
+    """Equal bit for bit, through nested containers."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def interrupt_at(monkeypatch, step):
+    """Raise SIGINT in the middle of that optimizer step."""
+    original = Trainer.train_step
+
+    def interrupted(self, batches):
+        terms = original(self, batches)
+        if self.step == step:
+            signal.raise_signal(signal.SIGINT)
+        return terms
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+
+
+def test_learns_a_gaussian_to_its_entropy(tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    factor = torch.tensor([[3.0, 0.0], [1.5, 0.4]])
+    np.save(tmp_path / "data.npy", (torch.randn(20_000, 2, generator=generator) @ factor.T + 5).numpy())
+    entropy = math.log(2 * math.pi * math.e) + factor.det().log().item()  # nats, in two dimensions
+    recipe = GAUSSIAN | {"data": {"name": "array", "path": str(tmp_path / "data.npy")}}
+    summary = train(recipe, tmp_path / "run", progress=False)
+    assert summary["unit"] == "nats"
+    model, raw = indm.INDM.load(tmp_path / "run"), stack(load_data(**recipe["data"]).test)
+    bound = indm.nelbo(model, model.scaling.to_model(raw), times=64).total.mean() + model.scaling.log_scale((2,))
+    assert abs(bound.item() - entropy) < 0.25
+    losses = [line["nelbo"] for line in runs.read_metrics(tmp_path / "run") if "nelbo" in line]
+    assert sum(losses[:5]) / 5 > entropy + 0.7
+    assert abs(sum(losses[-100:]) / 100 - entropy) < 0.2
+
+
+@pytest.mark.parametrize("objective", ["mle", "fid"])
+def test_a_run_is_whole(tmp_path, objective):
+    run = tmp_path / "run"
+    recipe = change(DIGITS, objective=objective, soft_truncation=1.2, warmup=3)
+    summary = train(recipe, run, progress=False)
+    assert summary["steps"] == 9 and not summary["interrupted"] and summary["peak_memory_mib"] > 0
+    assert math.isfinite(summary["valid_nelbo"]) and summary["unit"] == "bits/dim"
+    lines = runs.read_metrics(run)
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8, 9]
+    assert [line["step"] for line in lines if "valid_nelbo" in line] == [4, 8, 9]
+    assert recipes.differences(recipes.load(run), recipes.resolve(recipe)) == []
+    made_by = json.loads((run / "versions.json").read_text())
+    assert made_by["torch"] == torch.__version__ and made_by["indm"] == indm.__version__ and made_by["data"]
+    assert not list(run.glob(".*")), "nothing half written is left"
+
+    saved, averaged = indm.INDM.load(run).state_dict(), checkpoint(run)["ema"]
+    assert saved.keys() == averaged.keys() and all(torch.equal(saved[k], averaged[k]) for k in saved)
+
+
+def test_bits_per_dim_in_the_metrics_are_those_of_nelbo(tmp_path):
+    run = tmp_path / "run"
+    summary = train(change(DIGITS, steps=2, validate_examples=360), run, progress=False)
+    model, raw = indm.INDM.load(run), load_data("digits").valid.tensor
+    generator = torch.Generator().manual_seed(7)
+    nats = torch.stack(
+        [indm.nelbo(model, model.scaling.to_model(raw, generator=generator), times=8).total.mean() for _ in range(4)]
+    )
+    bits = model.scaling.bits_per_dim(nats, model.shape)
+    assert abs(summary["valid_nelbo"] - bits.mean().item()) < 0.05 * bits.mean().item()
+
+
+def test_average_of_weights_is_the_one_written_down():
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    ema, expected = EMA(model, decay=0.4), model[0].weight.detach().clone()
+    for n in range(1, 12):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+            model[1].running_mean.fill_(n)
+        ema.update(model, n)
+        decay = min(0.4, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * model[0].weight.detach()
+        assert torch.allclose(ema.model[0].weight, expected, atol=1e-6)
+        assert torch.equal(ema.model[1].running_mean, model[1].running_mean)
+    assert not any(p.requires_grad for p in ema.model.parameters())
+
+
+def test_learning_rate_rises_rests_and_falls():
+    factors = [learning_rate_factor(step, step / 100, warmup=10, decay=0.2) for step in range(101)]
+    assert factors[0] == 0.1 and factors[4] == 0.5
+    assert factors[10:81] == pytest.approx([1.0] * 71)
+    assert factors[90] == pytest.approx(0.5) and factors[100] == 0
+    assert learning_rate_factor(0, 0.0, warmup=0, decay=0.0) == 1.0
+
+
+@pytest.mark.parametrize("stop", [3, 4])  # in the middle of an epoch of four steps, and at its end
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2, "pretrain": 0.6, "soft_truncation": 1.2, "decay": 0.5}])
+def test_resuming_equals_never_stopping(tmp_path, monkeypatch, stop, options):
+    recipe = change(DIGITS, **options)
+    train(recipe, tmp_path / "whole", progress=False)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, stop)
+        assert train(recipe, tmp_path / "halved", progress=False)["interrupted"]
+    assert checkpoint(tmp_path / "halved")["step"] == stop
+    assert not train(recipe, tmp_path / "halved", resume=True, progress=False)["interrupted"]
+
+    whole, halved = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "halved")
+    assert whole.pop("seconds") > 0 and halved.pop("seconds") > 0
+    assert_same(whole, halved)
+    validations = [
+        [(m["step"], m["valid_nelbo"]) for m in runs.read_metrics(tmp_path / r) if "valid_nelbo" in m]
+        for r in ("whole", "halved")
+    ]
+    assert validations[0] == validations[1]
+
+
+def test_accumulated_batches_are_one_step(tmp_path):
+    train(change(DIGITS, steps=4, accumulate=4), tmp_path / "run", progress=False)
+    state = checkpoint(tmp_path / "run")
+    assert state["step"] == 4 and {int(s["step"]) for s in state["optimizer"]["state"].values()} == {4}
+
+
+@pytest.mark.parametrize("clip", [math.inf, 0.5])
+def test_gradient_is_the_mean_over_accumulated_batches_and_is_clipped(monkeypatch, clip):
+    factors = iter([1.0, 5.0])
+
+    def objective(model, x, *, eps=None):
+        loss = next(factors) * model.score.backbone.stem.bias.sum()
+        return loss, {"nelbo": loss.detach()}
+
+    monkeypatch.setitem(training.OBJECTIVES, "mle", objective)
+    trainer = Trainer(recipes.resolve(change(DIGITS, accumulate=2, clip=clip)), load_data("digits"), Accelerator())
+    bias, seen = trainer.model.score.backbone.stem.bias, []
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: seen.append(bias.grad.clone()))
+    terms = trainer.train_step(trainer.batches())
+    mean = torch.full_like(bias, 3.0)
+    assert torch.allclose(seen[0], mean if clip == math.inf else clip * mean / mean.norm(), rtol=1e-4)
+    assert terms["score_grad_norm"].item() == pytest.approx(mean.norm().item())
+
+
+def test_order_of_the_data_covers_every_epoch(monkeypatch):
+    trainer = Trainer(recipes.resolve(change(DIGITS, batch_size=100)), load_data("digits"), Accelerator())
+    per_epoch = len(trainer.data.train) // 100
+    first = torch.cat([next(batches) for batches in [trainer.batches()] for _ in range(per_epoch)])
+    rows = {tuple(image.flatten().tolist()) for image in stack(trainer.data.train)}
+    seen = [tuple(image.flatten().tolist()) for image in first]
+    assert len(seen) == 100 * per_epoch and set(seen) <= rows
+    assert len(set(seen)) > 0.99 * len(seen)  # each once, apart from equal images
+
+    batches = trainer.batches()
+    later = [next(batches) for _ in range(per_epoch + 3)][-1]
+    trainer.step = per_epoch + 2
+    assert torch.equal(next(trainer.batches()), later)
+
+
+def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    run, recipe = tmp_path / "run", change(DIGITS, checkpoint_every=2)
+    replace, calls = os.replace, []
+
+    def fail_at_the_second_checkpoint(source, target):
+        if str(target).endswith("checkpoint.pt"):
+            calls.append(target)
+            if len(calls) == 3:  # steps 0, 2, 4
+                raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.os, "replace", fail_at_the_second_checkpoint)
+        with pytest.raises(OSError, match="No space left"):
+            train(recipe, run, progress=False)
+    assert checkpoint(run)["step"] == 2
+    assert train(recipe, run, resume=True, progress=False)["steps"] == 9
+    train(recipe, tmp_path / "whole", progress=False)
+    assert_same(checkpoint(run)["model"], checkpoint(tmp_path / "whole")["model"])
+
+
+def test_pretraining_leaves_the_flow_alone_and_ends_without_a_jump():
+    trainer = Trainer(recipes.resolve(change(DIGITS, pretrain=0.5, steps=8)), load_data("digits"), Accelerator())
+    before = [p.clone() for p in trainer.model.flow.parameters()]
+    batches = trainer.batches()
+    for _ in range(4):
+        trainer.train_step(batches)
+    assert not trainer.flow_trains
+    assert all(torch.equal(p, q) for p, q in zip(before, trainer.model.flow.parameters(), strict=True))
+
+    x = trainer.prepare_batch(next(batches))
+    losses = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        losses.append(indm.nelbo(trainer.network.model.eval(), x).total)
+        trainer._begin_phase(flow_trains=True)
+    assert torch.allclose(losses[0], losses[1], rtol=1e-5)
+    trainer.train_step(batches)
+    assert any(not torch.equal(p, q) for p, q in zip(before, trainer.model.flow.parameters(), strict=True))
+
+
+def test_seconds_end_a_run_and_are_kept(tmp_path):
+    run, recipe = tmp_path / "run", change(DIGITS, steps=math.inf, seconds=0.5)
+    first = train(recipe, run, progress=False)
+    assert 0.5 <= first["seconds"] < 5
+    assert (
+        train(change(recipe, seconds=first["seconds"] - 0.01), run, resume=True, progress=False)["steps"]
+        == first["steps"]
+    )
+    again = train(change(recipe, seconds=first["seconds"] + 0.2), run, resume=True, progress=False)
+    assert again["steps"] > first["steps"] and again["seconds"] >= first["seconds"] + 0.2
+
+
+def test_validation_and_checkpoints_are_not_training_time(tmp_path, monkeypatch):
+    def slow(self):
+        time.sleep(0.3)
+        return {"valid_nelbo": 0.0, "unit": "bits/dim"}
+
+    monkeypatch.setattr(Trainer, "validate", slow)
+    recipe = change(DIGITS, steps=4, validate_every=1, batch_size=32)
+    started = time.perf_counter()
+    summary = train(recipe, tmp_path / "run", progress=False)
+    assert summary["seconds"] < time.perf_counter() - started - 1.2
+
+
+def test_diverging_stops_before_it_saves(tmp_path):
+    run, linear = tmp_path / "run", DIGITS | {"flow": {"name": "identity"}}
+    with pytest.raises(RuntimeError, match=r"infinite or NaN by step .* Lower train\.lr"):
+        train(change(linear, lr=1e20, checkpoint_every=5, log_every=100), run, progress=False)
+    assert checkpoint(run)["step"] == 0
+    assert all(v.isfinite().all() for v in indm.INDM.load(run).state_dict().values())
+
+
+def test_latent_mean_becomes_the_prior(tmp_path):
+    recipe = DIGITS | {"sde": {"name": "ve"}}
+    train(change(recipe, steps=2, latent_mean=True), tmp_path / "run", progress=False)
+    model, data = indm.INDM.load(tmp_path / "run"), load_data("digits")
+    latents, _ = model.encode(model.scaling.to_model(stack(data.train)))
+    assert model.sde.prior_mean.shape == (1, 8, 8)
+    assert torch.allclose(model.sde.prior_mean, latents.mean(0), atol=0.02)
+    assert train(change(recipe, steps=3, latent_mean=True), tmp_path / "run", resume=True, progress=False)["steps"] == 3
+
+
+def test_a_run_in_bf16_keeps_its_weights_in_float32(tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        summary = train(change(DIGITS, steps=2, mixed_precision="bf16"), tmp_path / "run", progress=False)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert math.isfinite(summary["valid_nelbo"])
+    weights = indm.INDM.load(tmp_path / "run").parameters()
+    assert {p.dtype for p in weights} == {torch.float32}
+
+
+def test_trackers_get_the_metrics(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(change(DIGITS, steps=4, trackers=["tensorboard"]), tmp_path / "run", progress=False)
+    events = EventAccumulator(str(tmp_path / "run" / "indm")).Reload()
+    lines = runs.read_metrics(tmp_path / "run")
+    for name in ("nelbo", "flow", "score_lr", "valid_nelbo"):
+        written = [(line["step"], line[name]) for line in lines if name in line]
+        assert [(e.step, pytest.approx(e.value)) for e in events.Scalars(name)] == written
+
+
+def test_refuses_what_would_lose_a_run(tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(FileNotFoundError, match="holds no run to resume"):
+        train(DIGITS, run, resume=True, progress=False)
+    train(change(DIGITS, steps=1), run, progress=False)
+    with pytest.raises(ValueError, match="exists and is not empty: go on with --resume"):
+        train(DIGITS, run, progress=False)
+    other = change(DIGITS, lr=0.5) | {"flow": {"name": "residual", "blocks": [1, 1], "width": 5}}
+    with pytest.raises(ValueError, match=r"another recipe: it differs in flow\.width, train\.lr;"):
+        train(other, run, resume=True, progress=False)
+
+    content = (run / "checkpoint.pt").read_bytes()
+    (run / "checkpoint.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        train(change(DIGITS, steps=2), run, resume=True, progress=False)
+    (run / "checkpoint.pt").unlink()
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        train(change(DIGITS, steps=2), run, resume=True, progress=False)
+
+
+def test_batch_size_must_be_there(tmp_path):
+    with pytest.raises(ValueError, match=r"train.batch_size must be .* at most the 1257 training examples, got 1258"):
+        train(change(DIGITS, batch_size=1258), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_signals_act_as_before_after_the_first(monkeypatch):
+    with runs.interruptible() as event:
+        signal.raise_signal(signal.SIGTERM)
+        assert event.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    run = tmp_path / "run"
+    (tmp_path / "mine.toml").write_text(recipes.to_toml(change(DIGITS, steps=1_000_000)))
+    command = [sys.executable, "-m", "indm", "train", str(tmp_path / "mine.toml"), "--out", str(run), "--quiet"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 60
+    while not any("loss" in line for line in runs.read_metrics(run)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.strip().endswith(f"Go on with: indm train {run} --resume") and "Traceback" not in said
+    step = checkpoint(run)["step"]
+    assert step > 0
+    assert train(change(DIGITS, steps=step + 2), run, resume=True, progress=False)["steps"] == step + 2
+
+
+def test_processes_share_the_work_and_make_one_run(tmp_path):
+    run, recipe = tmp_path / "run", change(DIGITS, steps=4, accumulate=2, pretrain=0.5, checkpoint_every=3)
+    (tmp_path / "mine.toml").write_text(recipes.to_toml(recipe))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "indm"]
+    done = subprocess.run(
+        [*launch, "train", str(tmp_path / "mine.toml"), "--out", str(run), "--quiet"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('"steps": 4') == 1
+    state = checkpoint(run)
+    assert state["step"] == 4 and len(state["random"]) == 2
+    assert not torch.equal(state["random"][0]["cpu"], state["random"][1]["cpu"])
+    assert {line["step"] for line in runs.read_metrics(run)} == {2, 4}
+
+    alone = train(recipe, tmp_path / "alone", progress=False)
+    assert json.loads((run / "summary.json").read_text())["valid_nelbo"] == pytest.approx(alone["valid_nelbo"], rel=0.1)
+    assert train(change(recipe, steps=5), run, resume=True, progress=False)["steps"] == 5
