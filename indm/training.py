@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from indm import recipes, runs
 from indm.data import Data, flip_horizontally, load_data, loader, stack
-from indm.flows import Identity
+from indm.flows import Frozen, Identity
 from indm.model import INDM, build_model
 from indm.objective import fid_loss, mle_loss, nelbo, soft_truncation
 from indm.recipes import Recipe, Training
@@ -36,14 +36,20 @@ BAR = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}{postfix}"
 
 
 class TrainingStep(nn.Module):
-    """The objective as one forward pass, x ↦ (loss, terms), so that data parallelism sees every parameter in it."""
+    """The objective as one forward pass, x ↦ (loss, terms), so that data parallelism sees every parameter in it.
+
+    What the score is trained behind has a name: the "joint" flow, the same "frozen" (neither log-determinant nor
+    gradient), or "none" (the identity, at which the flow begins, so that nothing jumps when it enters).
+    """
 
     def __init__(self, model: INDM, objective: Callable):
         super().__init__()
-        self.model, self.objective = model, objective
+        flows = {"joint": model.flow, "frozen": Frozen(model.flow), "none": Identity()}
+        self.models = nn.ModuleDict({k: INDM(f, model.score, model.scaling, model.shape) for k, f in flows.items()})
+        self.objective = objective
 
-    def forward(self, x: Tensor, eps: float | None) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.objective(self.model, x, eps=eps)
+    def forward(self, x: Tensor, eps: float | None, behind: str) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.objective(self.models[behind], x, eps=eps)
 
 
 class EMA:
@@ -82,12 +88,12 @@ class Trainer:
             )
         self.micro_batch_size = self.options.batch_size // parts
         torch.manual_seed(self.options.seed)
-        model = build_model(recipe, shape=data.shape, scaling=data.scaling)
+        model = build_model(recipes.model_of(recipe), shape=data.shape, scaling=data.scaling)
         self.model = model.to(accelerator.device, memory_format=torch.channels_last)
         self.ema = EMA(self.model, self.options.ema)
         self.optimizer = self._build_optimizer()
         self.step, self.seconds = 0, 0.0
-        self._begin_phase(flow_trains=self.options.pretrain == 0)
+        self.network = accelerator.prepare_model(TrainingStep(self.model, OBJECTIVES[self.options.objective]).train())
         torch.manual_seed(self.options.seed + 1 + accelerator.process_index)
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
@@ -99,11 +105,12 @@ class Trainer:
         groups = [group | {"params": list(getattr(self.model, group["name"]).parameters())} for group in groups]
         return torch.optim.AdamW([g for g in groups if g["params"]], lr=o.lr, betas=o.betas, fused=True)
 
-    def _begin_phase(self, flow_trains: bool) -> None:
-        """Train the model, or first its score behind the identity flow. The flow begins there, so nothing jumps."""
-        m, self.flow_trains = self.model, flow_trains
-        trained = m if flow_trains else INDM(Identity(), m.score, scaling=m.scaling, shape=m.shape)
-        self.network = self.accelerator.prepare_model(TrainingStep(trained, OBJECTIVES[self.options.objective]).train())
+    @property
+    def behind(self) -> str:
+        """What the coming step trains the score behind, see :class:`TrainingStep`."""
+        if self.progress < self.options.pretrain:
+            return "none"
+        return "frozen" if self.step % self.options.flow_every else "joint"
 
     @property
     def progress(self) -> float:
@@ -138,8 +145,7 @@ class Trainer:
     def train_step(self, batches: Iterator[Tensor]) -> dict[str, Tensor]:
         """One optimizer step; the loss, its terms in nats (means over the batch) and the gradient norms."""
         o = self.options
-        if not self.flow_trains and self.progress >= o.pretrain:
-            self._begin_phase(flow_trains=True)
+        behind = self.behind
         factor = learning_rate_factor(self.step, self.progress, o.warmup, o.decay)
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * factor
@@ -149,13 +155,16 @@ class Trainer:
         for i in range(o.accumulate):
             last = i == o.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.network):
-                loss, terms = self.network(self.prepare_batch(next(batches)), eps)
+                loss, terms = self.network(self.prepare_batch(next(batches)), eps, behind)
                 self.accelerator.backward(loss / o.accumulate)
-            for name, value in {"loss": loss.detach(), **terms}.items():
+            # Behind a frozen flow the loss lacks the log-determinant.
+            known = {"denoising": terms["denoising"]} if behind == "frozen" else {"loss": loss.detach(), **terms}
+            for name, value in known.items():
                 sums[name] = sums.get(name, 0.0) + value / o.accumulate
 
         for group in self.optimizer.param_groups:
-            sums[f"{group['name']}_grad_norm"] = nn.utils.clip_grad_norm_(group["params"], o.clip)
+            if any(p.grad is not None for p in group["params"]):
+                sums[f"{group['name']}_grad_norm"] = nn.utils.clip_grad_norm_(group["params"], o.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -193,7 +202,6 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
-            "flow_trains": self.flow_trains,
             "random": gather_object([random]),
         }
         if self.accelerator.is_main_process:
@@ -220,7 +228,6 @@ class Trainer:
         except Exception as error:  # a damaged archive surfaces as almost anything
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"{path} cannot be read as a checkpoint of this recipe: {reason}") from error
-        self._begin_phase(state["flow_trains"])
 
 
 def train(recipe: Recipe, out: str | Path, *, resume: bool = False, progress: bool = True) -> dict:
@@ -302,7 +309,8 @@ class Metrics:
     def __init__(self, trainer: Trainer, run: Path, recipe: Recipe):
         self.trainer, self.path, self.recipe = trainer, run / "metrics.jsonl", recipe
         self.sums: dict[str, Tensor] = {}
-        self.count, self.last_validation = 0, {}
+        self.counts: dict[str, int] = {}
+        self.last_validation: dict = {}
 
     def __enter__(self) -> "Metrics":
         if self.trainer.options.trackers:
@@ -319,8 +327,9 @@ class Metrics:
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Take in the terms of one step, without waiting for the device."""
-        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in terms.items()}
-        self.count += 1
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
 
     def check(self) -> None:
         """Stop before damaged weights replace good ones."""
@@ -334,14 +343,17 @@ class Metrics:
     def log_step(self) -> str:
         """Write the means since the last call (terms in nats, the NELBO as in validation); what the bar shows."""
         self.check()
-        reduced = {k: self.trainer.accelerator.reduce(v / self.count, "mean") for k, v in self.sums.items()}
+        reduced = {k: self.trainer.accelerator.reduce(v / self.counts[k], "mean") for k, v in self.sums.items()}
         means = {name: value.item() for name, value in reduced.items()}
-        self.sums, self.count = {}, 0
+        self.sums, self.counts = {}, {}
         rates = {f"{group['name']}_lr": group["lr"] for group in self.trainer.optimizer.param_groups}
         parts = " ".join(f"{name} {means[name]:.1f}" for name in ("flow", "denoising", "prior") if name in means)
-        means["nelbo"], unit = self.trainer.in_units(torch.tensor(means["nelbo"]))
+        shown = ""
+        if "nelbo" in means:
+            means["nelbo"], unit = self.trainer.in_units(torch.tensor(means["nelbo"]))
+            shown = f" nelbo {means['nelbo']:.3f} {unit}"
         self._write(means | rates)
-        return f" step {self.trainer.step} nelbo {means['nelbo']:.3f} {unit} ({parts})" + self._shown_validation()
+        return f" step {self.trainer.step}{shown} ({parts})" + self._shown_validation()
 
     def log_validation(self) -> None:
         """Validate on the main process and write the result."""
@@ -368,7 +380,6 @@ def plan(recipe: Recipe) -> dict:
     recipe = recipes.resolve(recipe)
     accelerator = make_accelerator(recipes.options_of(recipe, "train"))
     trainer = Trainer(recipe, load_data(**recipe["data"]), accelerator)
-    trainer._begin_phase(flow_trains=True)
     batches, times = trainer.batches(), []
     for _ in range(3):
         started = time.perf_counter()
@@ -411,6 +422,7 @@ def make_accelerator(options: Training, out: Path | None = None) -> Accelerator:
         mixed_precision=options.mixed_precision,
         log_with=list(options.trackers) or None,
         project_dir=out,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # not all steps train the flow
     )
 
 

@@ -49,12 +49,12 @@ def test_every_recipe_is_complete_and_builds_its_model(name):
     assert (recipes.BUNDLED / f"{name}.toml").read_text().startswith("# ") and 20 < len(description) < 100
     size = recipe["data"].get("size", {"digits": 8, "fashion-mnist": 28}.get(recipe["data"]["name"]))
     shape = (2,) if recipe["net"]["name"] == "mlp" else (1, size, size)
-    model = build_model(recipe, shape=shape)
+    model = build_model(recipes.model_of(recipe), shape=shape)
     assert sum(p.numel() for p in model.flow.parameters()) > 0
     x = torch.randn(2, *shape)
     z, log_det = model.eval().encode(x)
     assert torch.allclose(z, x, atol=1e-6) and torch.allclose(log_det, torch.zeros(2), atol=1e-5)  # starts at identity
-    twin = build_model(recipes.override(recipe, {"flow": "identity"}), shape=shape)
+    twin = build_model(recipes.model_of(recipes.override(recipe, {"flow": "identity"})), shape=shape)
     assert not list(twin.flow.parameters())
 
 

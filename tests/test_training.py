@@ -1,5 +1,6 @@
 """The loop: what it optimises, that it stops, saves and goes on exactly, and that nothing is lost on the way."""
 
+import copy
 import json
 import math
 import os
@@ -177,7 +178,7 @@ def test_gradient_is_the_mean_over_accumulated_batches_and_is_clipped(monkeypatc
     factors = iter([1.0, 5.0])
 
     def objective(model, x, *, eps=None):
-        loss = next(factors) * model.score.backbone.stem.bias.sum()
+        loss = next(factors) * model.score.backbone.stem.bias.sum() + 0 * sum(p.sum() for p in model.parameters())
         return loss, {"nelbo": loss.detach()}
 
     monkeypatch.setitem(training.OBJECTIVES, "mle", objective)
@@ -232,18 +233,31 @@ def test_pretraining_leaves_the_flow_alone_and_ends_without_a_jump():
     batches = trainer.batches()
     for _ in range(4):
         trainer.train_step(batches)
-    assert not trainer.flow_trains
+    assert trainer.step == 4 and trainer.behind == "joint"
     assert all(torch.equal(p, q) for p, q in zip(before, trainer.model.flow.parameters(), strict=True))
 
     x = trainer.prepare_batch(next(batches))
     losses = []
-    for _ in range(2):
+    for behind in ("none", "joint"):
         torch.manual_seed(5)
-        losses.append(indm.nelbo(trainer.network.model.eval(), x).total)
-        trainer._begin_phase(flow_trains=True)
+        losses.append(indm.nelbo(trainer.network.models[behind].eval(), x).total)
+    trainer.network.train()
     assert torch.allclose(losses[0], losses[1], rtol=1e-5)
     trainer.train_step(batches)
     assert any(not torch.equal(p, q) for p, q in zip(before, trainer.model.flow.parameters(), strict=True))
+
+
+def test_the_flow_trains_in_every_third_step_alone_and_the_score_in_all():
+    trainer = Trainer(recipes.resolve(change(DIGITS, flow_every=3, steps=9)), load_data("digits"), Accelerator())
+    batches = trainer.batches()
+    for step in range(7):
+        before = [copy.deepcopy(list(part.parameters())) for part in (trainer.model.flow, trainer.model.score)]
+        terms = trainer.train_step(batches)
+        flow, score = (
+            any(not torch.equal(p, q) for p, q in zip(old, part.parameters(), strict=True))
+            for old, part in zip(before, (trainer.model.flow, trainer.model.score), strict=True)
+        )
+        assert score and flow == (step % 3 == 0) and ("nelbo" in terms) == flow
 
 
 def test_seconds_end_a_run_and_are_kept(tmp_path):

@@ -14,7 +14,8 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 from indm.model import nearest
 
-NAMED_TABLES = ("data", "flow", "sde", "net")
+MODEL_TABLES = ("flow", "sde", "net")
+NAMED_TABLES = ("data", *MODEL_TABLES)
 BUNDLED = Path(__file__).parent
 TRACKERS = {"tensorboard", "wandb"}
 Recipe = dict[str, dict]
@@ -41,6 +42,7 @@ class Training:
     accumulate: int = 1  # batches whose gradients make one optimizer step
     lr: float = 1e-3  # of the score
     flow_lr: float = 1e-3
+    flow_every: int = 1  # the flow takes part in every so-many-th step; in between the score trains behind it as it is
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01  # of the score
     flow_weight_decay: float = 0.0
@@ -155,6 +157,11 @@ def resolve(recipe: Recipe) -> Recipe:
             raise ValueError(f'[{table}] needs a name = "…" that says which {table} is meant')
     options = {table: asdict(options_of(recipe, table)) for table in OPTION_TABLES}
     return {table: dict(options.get(table, recipe.get(table, {}))) for table in TABLES}
+
+
+def model_of(recipe: Recipe) -> Recipe:
+    """The tables that describe the model, as :func:`indm.build_model` takes them."""
+    return {table: recipe[table] for table in MODEL_TABLES}
 
 
 def options_of(recipe: Recipe, table: Literal["train", "evaluate"]) -> Training | Evaluation:

@@ -1,0 +1,121 @@
+"""INDM against its linear twin: same network, same data, at equal seconds and at equal steps, paired over seeds.
+
+    python bench/twins.py digits --seconds 100 --out runs/twins-digits
+
+For every seed it trains the recipe's INDM under both norm constraints and the linear diffusion for the same seconds,
+then the linear diffusion again for as many steps as INDM made. Each run has one thread and ``--jobs`` run side by side.
+Killed and started again, it goes on. Writes ``twins.json`` and prints the table.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+FLOWS = {"linear": ["--flow", "identity"], "indm-2": ["--flow.norm", "2"], "indm-inf": ["--flow.norm", "inf"]}
+
+
+def indm(*arguments: str) -> None:
+    """One command of the package, on one thread."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-m", "indm", *arguments], check=True, env=environment, stdout=subprocess.DEVNULL)
+
+
+def run(folder: Path, recipe: str, flow: str, seed: int, budget: list[str], evaluation: list[str]) -> None:
+    """Train and evaluate one run, or what is left of it."""
+    if not (folder / "summary.json").exists():
+        resume = ["--resume"] if (folder / "checkpoint.pt").exists() else []
+        seeds = ["--train.seed", str(seed)]
+        indm("train", recipe, "--out", str(folder), "--quiet", *resume, *seeds, *budget, *FLOWS[flow])
+    if not (folder / "evaluation.json").exists():
+        indm("evaluate", str(folder), "--quiet", *evaluation)
+
+
+def summary(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def per_image(folder: Path) -> tuple[np.ndarray, float]:
+    """NELBO of every test image in the reported unit, and the run's mean."""
+    result = json.loads((folder / "evaluation.json").read_text())
+    with np.load(folder / "evaluation.npz") as arrays:
+        values = arrays["nelbo"] / (result["dims"] * math.log(2) if result["unit"] == "bits/dim" else 1.0)
+    return values, float(values.mean())
+
+
+def difference(pairs: list[tuple[Path, Path]]) -> dict:
+    """Mean paired difference, its standard error over seeds and over images, and the verdict at two of the larger."""
+    differences = np.stack([per_image(a)[0] - per_image(b)[0] for a, b in pairs])
+    seeds = differences.mean(1)
+    over_seeds = float(seeds.std(ddof=1) / math.sqrt(len(seeds))) if len(seeds) > 1 else math.nan
+    over_images = float(differences.mean(0).std(ddof=1) / math.sqrt(differences.shape[1]))
+    error = np.nanmax([over_seeds, over_images])
+    verdict = "tie" if abs(seeds.mean()) < 2 * error else "INDM better" if seeds.mean() < 0 else "INDM worse"
+    return {
+        "difference": float(seeds.mean()),
+        "standard_error_over_seeds": over_seeds,
+        "standard_error_over_images": over_images,
+        "verdict": verdict,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--seconds", type=float, default=100)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--flows", default="indm-2,indm-inf", help="comma-separated, of indm-2 and indm-inf")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--evaluate", default="--nll-images 0 --times 4", help="options of indm evaluate")
+    options = parser.parse_args()
+    evaluation, seeds = options.evaluate.split(), range(options.seeds)
+    flows = options.flows.split(",")
+
+    def folder(name: str, seed: int) -> Path:
+        return options.out / f"{name}-{seed}"
+
+    def submit(pool: ThreadPoolExecutor, name: str, flow: str, seed: int, *budget: str):
+        return pool.submit(run, folder(name, seed), options.recipe, flow, seed, list(budget), evaluation)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        limit = ("--train.steps", "inf", "--train.seconds", str(options.seconds))
+        jobs = [submit(pool, name, name, seed, *limit) for seed in seeds for name in ("linear", *flows)]
+        for job in jobs:
+            job.result()
+        jobs = []
+        for seed in seeds:
+            for name in flows:
+                steps = str(summary(folder(name, seed))["steps"])
+                limit = ("--train.steps", steps, "--train.seconds", "inf")
+                jobs.append(submit(pool, f"linear-as-{name}", "linear", seed, *limit))
+        for job in jobs:
+            job.result()
+
+    report = {"recipe": options.recipe, "seconds": options.seconds, "seeds": options.seeds, "runs": {}, "paired": {}}
+    for name in ("linear", *flows, *(f"linear-as-{flow}" for flow in flows)):
+        report["runs"][name] = {
+            "nelbo": [per_image(folder(name, seed))[1] for seed in seeds],
+            "steps": [summary(folder(name, seed))["steps"] for seed in seeds],
+            "seconds": [summary(folder(name, seed))["seconds"] for seed in seeds],
+            "peak_memory_mib": max(summary(folder(name, seed))["peak_memory_mib"] for seed in seeds),
+        }
+    for flow in flows:
+        for title, twin in (("equal seconds", "linear"), ("equal steps", f"linear-as-{flow}")):
+            pairs = [(folder(flow, seed), folder(twin, seed)) for seed in seeds]
+            report["paired"][f"{flow}, {title}"] = difference(pairs)
+    if len(flows) == 2:
+        pairs = [(folder(flows[0], seed), folder(flows[1], seed)) for seed in seeds]
+        report["paired"][f"{flows[0]} − {flows[1]}, equal seconds"] = difference(pairs)
+    (options.out / "twins.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
