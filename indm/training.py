@@ -93,6 +93,7 @@ class Trainer:
         self.ema = EMA(self.model, self.options.ema)
         self.optimizer = self._build_optimizer()
         self.step, self.seconds = 0, 0.0
+        self.pretraining = self.options.pretrain > 0
         self.network = accelerator.prepare_model(TrainingStep(self.model, OBJECTIVES[self.options.objective]).train())
         torch.manual_seed(self.options.seed + 1 + accelerator.process_index)
 
@@ -105,10 +106,10 @@ class Trainer:
         groups = [group | {"params": list(getattr(self.model, group["name"]).parameters())} for group in groups]
         return torch.optim.AdamW([g for g in groups if g["params"]], lr=o.lr, betas=o.betas, fused=True)
 
-    @property
     def behind(self) -> str:
-        """What the coming step trains the score behind, see :class:`TrainingStep`."""
-        if self.progress < self.options.pretrain:
+        """What the coming step trains the score behind, see :class:`TrainingStep`; once the flow is in, it stays."""
+        self.pretraining = self.pretraining and self.progress < self.options.pretrain
+        if self.pretraining:
             return "none"
         return "frozen" if self.step % self.options.flow_every else "joint"
 
@@ -145,7 +146,7 @@ class Trainer:
     def train_step(self, batches: Iterator[Tensor]) -> dict[str, Tensor]:
         """One optimizer step; the loss, its terms in nats (means over the batch) and the gradient norms."""
         o = self.options
-        behind = self.behind
+        behind = self.behind()
         factor = learning_rate_factor(self.step, self.progress, o.warmup, o.decay)
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * factor
@@ -202,6 +203,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
+            "pretraining": self.pretraining,
             "random": gather_object([random]),
         }
         if self.accelerator.is_main_process:
@@ -217,7 +219,7 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.ema.model.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.seconds = state["step"], state["seconds"]
+            self.step, self.seconds, self.pretraining = state["step"], state["seconds"], state["pretraining"]
             rank = self.accelerator.process_index
             if len(state["random"]) == self.accelerator.num_processes:
                 torch.set_rng_state(state["random"][rank]["cpu"])

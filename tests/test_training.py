@@ -233,7 +233,7 @@ def test_pretraining_leaves_the_flow_alone_and_ends_without_a_jump():
     batches = trainer.batches()
     for _ in range(4):
         trainer.train_step(batches)
-    assert trainer.step == 4 and trainer.behind == "joint"
+    assert trainer.step == 4 and trainer.behind() == "joint"
     assert all(torch.equal(p, q) for p, q in zip(before, trainer.model.flow.parameters(), strict=True))
 
     x = trainer.prepare_batch(next(batches))
