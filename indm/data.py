@@ -5,7 +5,6 @@ uint8 grey levels (C, H, W) or float32 vectors (D,); nothing is scaled, flipped 
 Every split is a function of its seed. Everything that cannot be used is a ``ValueError`` that says why.
 """
 
-import difflib
 import functools
 import gzip
 import inspect
@@ -16,7 +15,7 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +30,9 @@ from torchvision.datasets import CIFAR10, CelebA, FashionMNIST
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from .densities import DENSITIES
-from .scaling import Scaling
+from indm.densities import DENSITIES
+from indm.model import nearest
+from indm.scaling import Scaling
 
 MIN_SIZE = 8
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
@@ -222,11 +222,6 @@ def _pooled(tensor: Tensor, parts: dict[str, Tensor], labels: Tensor | None = No
     by_part = {} if labels is None else {part: labels[index] for part, index in parts.items()}
     sets = {part: InMemory(tensor[index]) for part, index in parts.items()}
     return sets | {"shape": tuple(tensor.shape[1:]), "labels": by_part}
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
 def _download_root(root: str | Path | None) -> Path:
@@ -420,7 +415,7 @@ def load_folder(
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
     if resize not in RESIZE_MODES:
-        raise ValueError(f"unknown resize {resize!r}; {_nearest(resize, RESIZE_MODES)}")
+        raise ValueError(f"unknown resize {resize!r}{nearest(resize, RESIZE_MODES)}")
     if crop is not True and crop is not False:
         _check_size(crop)
     if not folder.is_dir():
@@ -465,7 +460,7 @@ def _read_array(path: Path, key: str | None) -> np.ndarray:
             if key is None:
                 raise ValueError(f"it holds several arrays; pass key= one of {', '.join(content.files)}")
             if key not in content.files:
-                raise ValueError(f"it has no array {key!r}; {_nearest(key, content.files)}")
+                raise ValueError(f"it has no array {key!r}{nearest(key, content.files)}")
             return content[key]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read as .npy or .npz: {error}") from error
@@ -546,11 +541,11 @@ def load_data(name: str, **options: object) -> Data:
             a missing one, and for data that cannot be used.
     """
     if name not in LOADERS:
-        raise ValueError(f"unknown data {name!r}; {_nearest(name, LOADERS)}")
+        raise ValueError(f"unknown data {name!r}{nearest(name, LOADERS)}")
     parameters = inspect.signature(LOADERS[name]).parameters
     for option, value in options.items():
         if option not in parameters:
-            raise ValueError(f"data {name!r} has no option {option!r}; {_nearest(option, parameters)}")
+            raise ValueError(f"data {name!r} has no option {option!r}{nearest(option, parameters)}")
         expected = parameters[option].annotation
         kinds = typing.get_args(expected) or (expected,)
         if not _fits(value, kinds):

@@ -26,7 +26,7 @@ class ContractiveLinear(nn.Module):
         out_channels: size of the first axis of the output.
         kernel: side of the kernel for images (odd).
         norm: 2 (spectral norm) or inf (largest absolute row sum, the paper's).
-        coeff: the bound, in (0, 1).
+        coeff: the bound, in (0, 0.98].
     """
 
     def __init__(self, in_shape: tuple[int, ...], out_channels: int, kernel: int, norm: float, coeff: float):
