@@ -56,7 +56,7 @@ def difference(pairs: list[tuple[Path, Path]]) -> dict:
     over_seeds = float(seeds.std(ddof=1) / math.sqrt(len(seeds))) if len(seeds) > 1 else math.nan
     over_images = float(differences.mean(0).std(ddof=1) / math.sqrt(differences.shape[1]))
     error = np.nanmax([over_seeds, over_images])
-    verdict = "tie" if abs(seeds.mean()) < 2 * error else "INDM better" if seeds.mean() < 0 else "INDM worse"
+    verdict = "tie" if abs(seeds.mean()) < 2 * error else "better" if seeds.mean() < 0 else "worse"
     return {
         "difference": float(seeds.mean()),
         "standard_error_over_seeds": over_seeds,
