@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from indm.gaussian import GaussianReference
 from indm.sde import LinearSDE, event_size, expand_like, squared_norm
 
 PerSample = Float[Tensor, " batch"]
@@ -82,7 +83,12 @@ def randn_like(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 
 def nelbo(
-    model, x: Float[Tensor, "batch *event"], *, times: int = 1, generator: torch.Generator | None = None
+    model,
+    x: Float[Tensor, "batch *event"],
+    *,
+    times: int = 1,
+    reference: GaussianReference | None = None,
+    generator: torch.Generator | None = None,
 ) -> NELBO:
     """An unbiased draw of the NELBO of each sample, with importance-sampled times.
 
@@ -90,6 +96,7 @@ def nelbo(
         model: an INDM (or anything with ``encode`` and ``score``), used in the mode in which it is.
         x: data in model units.
         times: score evaluations for each sample, one in each of that many equal strata of the log-SNR clock.
+        reference: a Gaussian law of the latents, for :func:`control`: the same mean, a fraction of the noise.
 
     Returns:
         The five terms, nats in model units. ``model.scaling.bits_per_dim`` converts.
@@ -100,16 +107,51 @@ def nelbo(
     # Everything but the flow's own probes is drawn first, so that models compared at one seed share it.
     strata = sde.sample_time(n * times, importance=True, generator=generator, device=x.device)[0].sort().values
     strata = torch.stack([t[torch.randperm(n, generator=generator, device=x.device)] for t in strata.split(n)])
+    strata = strata.to(x.dtype)
     noises = [randn_like(x, generator) for _ in range(times + 1)]
     z, log_det = model.encode(x, generator=generator)
-    errors = [denoising_error(model.score, z, t.to(z.dtype), noise) for t, noise in zip(strata, noises, strict=False)]
+    pairs = list(zip(strata, noises, strict=False))
+    errors = torch.stack([denoising_error(model.score, z, t, noise) for t, noise in pairs])
+    if reference is not None:
+        excess = torch.stack([reference.excess(sde, z, t, noise) for t, noise in pairs])
+        errors = errors - control(errors, clock_position(sde, strata), excess)
     return NELBO(
         flow=-log_det,
-        score=sde.log_snr_range() * torch.stack(errors).mean(0),
+        score=sde.log_snr_range() * errors.mean(0),
         constant=constant_term(sde, z),
         prior=prior_term(sde, z),
         reconstruction=reconstruction_term(model.score, z, noises[-1]),
     )
+
+
+def clock_position(sde: LinearSDE, t: Tensor) -> Tensor:
+    """Where ``t`` lies on the log-SNR clock, from 0 at ε to 1 at T."""
+    start, end = sde.clock_span()
+    return (-sde.log_snr(t.double()) - start) / (end - start)
+
+
+def control(
+    errors: Float[Tensor, "times n"], position: Float[Tensor, "times n"], excess: Float[Tensor, "times n"]
+) -> Float[Tensor, "times n"]:
+    """What of the ``errors`` follows from their times and from a Gaussian's errors on the same noise; its mean is 0.
+
+    It is a combination of Legendre polynomials of the ``position`` (the mean course of the error) and of the
+    ``excess`` times such polynomials, all of mean 0. Each half of the batch has the coefficients that fit the other
+    half best, so that no sample's own noise enters them and the mean is 0 exactly. 0 for batches too small to fit.
+    """
+    legendre = [torch.ones_like(position), 2 * position - 1]
+    for k in range(1, 7):
+        legendre.append(((2 * k + 1) * legendre[1] * legendre[k] - k * legendre[k - 1]) / (k + 1))
+    controls = torch.stack([*legendre[1:], *(p * excess.double() for p in legendre[:4])], dim=-1)
+    fitted, half = torch.zeros_like(position), errors.shape[1] // 2
+    if errors.shape[0] * half < 10 * controls.shape[-1]:
+        return fitted.to(errors.dtype)
+    for own, other in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
+        design = nn.functional.pad(controls[:, other].flatten(0, 1), (1, 0), value=1.0)
+        scale = design.norm(dim=0).clamp_min(1e-12)
+        solution = torch.linalg.lstsq(design / scale, errors[:, other].double().reshape(-1, 1)).solution
+        fitted[:, own] = controls[:, own] @ (solution[1:, 0] / scale[1:])
+    return fitted.to(errors.dtype)
 
 
 def extended_clock(sde: LinearSDE, n: int, eps: float, *, generator=None, device=None) -> tuple[Tensor, float]:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from indm.sde import event_size
+from indm.sde import event_size, expand_like
 
 State = tuple[Tensor, ...]
 
@@ -22,81 +22,109 @@ _STAGES = (
     (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
 _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+FIRST_STEP = 1 / 20  # of the whole way
 
 
 def integrate(
-    field: Callable[[float, State], State],
+    field: Callable[..., State],
     state: State,
     start: float,
     end: float,
     *,
+    context: tuple[Tensor, ...] = (),
     rtol: float = 1e-5,
     atol: float = 1e-5,
     max_steps: int = 10_000,
-) -> tuple[State, int]:
-    """Dormand–Prince 5(4) with a step common to the batch, from ``start`` to ``end`` in either direction.
+) -> tuple[State, Tensor]:
+    """Dormand–Prince 5(4) from ``start`` to ``end`` in either direction, every sample with steps of its own.
+
+    A sample's solution depends on no other; those that have arrived are no longer evaluated.
 
     Args:
-        field: (t, state) → d state/dt; every tensor has the batch as its first axis.
+        field: (t (b,), state, *context) → d state/dt, for the b samples that are still on their way; every tensor has
+            the batch as its first axis, and t is in float64.
         state: at ``start``.
-        rtol, atol: a step is accepted where, in every sample and tensor, the root mean square of
+        context: what else of each sample the field needs, constant on the way.
+        rtol, atol: a sample's step is accepted where, in every tensor, the root mean square of
             error/(atol + rtol·|state|) is at most 1.
 
     Returns:
-        The state at ``end`` and the number of evaluations of ``field``.
+        The state at ``end`` and the number of evaluations of the field for each sample, (B,).
 
     Raises:
         RuntimeError: where ``max_steps`` or the precision does not suffice, or the field is not finite.
     """
-    t, span = start, end - start
-    if span == 0.0:
-        return state, 0
-    slope, nfe = field(t, state), 1
-    step = span / 100
+    span, like = end - start, state[0]
+    nfe = torch.zeros(len(like), dtype=torch.long, device=like.device)
+    if span == 0.0 or len(like) == 0:
+        return state, nfe
+    result = tuple(part.clone() for part in state)
+    rows = torch.arange(len(like), device=like.device)
+    t = torch.full((len(like),), start, dtype=torch.float64, device=like.device)
+    step = torch.full_like(t, FIRST_STEP * span)
+    slope = field(t, state, *context)
+    nfe += 1
     for _ in range(max_steps):
-        last = abs(step) >= abs(end - t)
-        step = end - t if last else step
+        last = step.abs() >= (end - t).abs()
+        step = torch.where(last, end - t, step)
         slopes = [slope]
         for node, row in zip(_NODES[1:], _STAGES, strict=True):
-            trial = _combine(state, step, row, slopes)
-            slopes.append(field(t + node * step, trial))
-        nfe += 6
-        error = _combine(None, step, _ERROR, slopes)
-        ratio = _error_norm(error, state, trial, rtol, atol)
-        if not math.isfinite(ratio):
-            raise RuntimeError(f"the ODE's field or state became non-finite near t = {t:.3g} (step {step:.2g})")
-        if ratio <= 1.0:
-            t, state, slope = t + step, trial, slopes[-1]
-            if last:
-                return state, nfe
-        step *= min(5.0, max(0.2, 0.9 * max(ratio, 1e-10) ** -0.2))
-        if abs(step) < 1e-9 * abs(span):
-            raise RuntimeError(
-                f"the ODE's step shrank to {abs(step):.1g} near t = {t:.3g}; allow a larger rtol and atol "
-                f"(now {rtol:g}, {atol:g}) or compute in float64"
-            )
-    raise RuntimeError(f"the ODE did not reach t = {end:g} in max_steps = {max_steps} steps (stopped at {t:.3g})")
+            trial = tuple(s + d for s, d in zip(state, _combine(step, row, slopes), strict=True))
+            slopes.append(field(t + node * step, trial, *context))
+        nfe[rows] += len(_STAGES)
+        error = _error_norm(_combine(step, _ERROR, slopes), state, trial, rtol, atol)
+        _check(torch.isfinite(error), "the ODE's field or state became non-finite", t, step)
+        accepted = error <= 1.0
+        t = torch.where(accepted, t + step, t)
+        state, slope = _where(accepted, trial, state), _where(accepted, slopes[-1], slope)
+        step = step * (0.9 * error.clamp_min(1e-10) ** -0.2).clamp(0.2, 5.0)
+        arrived = accepted & last
+        if bool(arrived.any()):
+            for whole, part in zip(result, state, strict=True):
+                whole[rows[arrived]] = part[arrived]
+            going = ~arrived
+            rows, t, step = rows[going], t[going], step[going]
+            if len(rows) == 0:
+                return result, nfe
+            state, slope, context = (tuple(part[going] for part in parts) for parts in (state, slope, context))
+        advice = f"; allow a larger rtol and atol (now {rtol:g}, {atol:g}) or compute in float64"
+        _check(step.abs() >= 1e-9 * abs(span), "the ODE's step became too small", t, step, advice)
+    raise RuntimeError(
+        f"the ODE did not reach t = {end:g} in max_steps = {max_steps} steps for {len(rows)} of {len(like)} samples "
+        f"(stopped at {t[0]:.3g})"
+    )
 
 
-def _combine(state: State | None, step: float, row: tuple[float, ...], slopes: list[State]) -> State:
-    """state + step Σ row_i slopes_i."""
+def _check(holds: Tensor, complaint: str, t: Tensor, step: Tensor, advice: str = "") -> None:
+    if not bool(holds.all()):
+        i = int((~holds).nonzero()[0])
+        raise RuntimeError(f"{complaint} near t = {t[i]:.3g} (step {step[i]:.2g}){advice}")
+
+
+def _combine(step: Tensor, row: tuple[float, ...], slopes: list[State]) -> State:
+    """step Σ row_i slopes_i."""
     result = []
-    for i in range(len(slopes[0])):
-        total = sum(weight * slope[i] for weight, slope in zip(row, slopes, strict=True) if weight)
-        result.append(step * total if state is None else state[i] + step * total)
+    for parts in zip(*slopes, strict=True):
+        total = sum(weight * part for weight, part in zip(row, parts, strict=False) if weight)
+        result.append(expand_like(step.to(total.dtype), total) * total)
     return tuple(result)
 
 
-def _error_norm(error: State, old: State, new: State, rtol: float, atol: float) -> float:
+def _where(condition: Tensor, new: State, old: State) -> State:
+    return tuple(torch.where(expand_like(condition, a), a, b) for a, b in zip(new, old, strict=True))
+
+
+def _error_norm(error: State, old: State, new: State, rtol: float, atol: float) -> Tensor:
+    """(b,): the largest over tensors of the root mean square of error/(atol + rtol·|state|)."""
     ratios = [
-        (e / (atol + rtol * a.abs().maximum(b.abs()))).reshape(len(e), -1).square().mean(1).sqrt().max()
+        (e / (atol + rtol * a.abs().maximum(b.abs()))).reshape(len(e), -1).square().mean(1).sqrt()
         for e, a, b in zip(error, old, new, strict=True)
     ]
-    return torch.stack(ratios).max().item()
+    return torch.stack(ratios).amax(0).double()
 
 
 def value_and_divergence(
-    field: Callable[[Tensor], Tensor], z: Float[Tensor, "batch *event"], probes: Float[Tensor, "probes batch *event"]
+    field: Callable[[Tensor], Tensor], z: Float[Tensor, "batch *event"], probes: Float[Tensor, "batch probes *event"]
 ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, " batch"]]:
     """field(z) and the Hutchinson estimate of its divergence (B,), from one evaluation and one product a probe.
 
@@ -106,19 +134,20 @@ def value_and_divergence(
         z = z.detach().requires_grad_()
         value = field(z)
         divergence = z.new_zeros(len(z))
-        for i, v in enumerate(probes):
-            (product,) = torch.autograd.grad(value, z, v, retain_graph=i + 1 < len(probes), materialize_grads=True)
+        for i, v in enumerate(probes.unbind(1), start=1):
+            (product,) = torch.autograd.grad(value, z, v, retain_graph=i < probes.shape[1], materialize_grads=True)
             divergence = divergence + (product * v).flatten(1).sum(1)
     return value.detach(), divergence
 
 
 def rademacher(z: Tensor, probes: int, generator: torch.Generator | None = None) -> Tensor:
-    """Probes ±1/√probes, (probes, B, *event): their quadratic forms *sum* to the estimate of a trace."""
-    bits = torch.randint(0, 2, (probes, *z.shape), generator=generator, device=z.device, dtype=torch.int8)
+    """Probes ±1/√probes, (B, probes, *event): their quadratic forms *sum* to the estimate of a trace."""
+    shape = (len(z), probes, *z.shape[1:])
+    bits = torch.randint(0, 2, shape, generator=generator, device=z.device, dtype=torch.int8)
     return (2 * bits - 1).to(z.dtype) / math.sqrt(probes)
 
 
 def basis(z: Tensor) -> Tensor:
-    """The standard basis, (d, B, *event): the quadratic forms sum to the trace exactly."""
+    """The standard basis, (B, d, *event): the quadratic forms sum to the trace exactly."""
     d = event_size(z)
-    return torch.eye(d, dtype=z.dtype, device=z.device).reshape(d, 1, *z.shape[1:]).expand(d, *z.shape)
+    return torch.eye(d, dtype=z.dtype, device=z.device).reshape(1, d, *z.shape[1:]).expand(len(z), d, *z.shape[1:])

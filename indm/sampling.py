@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from indm.likelihood import evaluation_mode
 from indm.objective import randn_like
 from indm.ode import integrate
-from indm.score import denoise
+from indm.score import denoise, probability_flow
 from indm.sde import LinearSDE, expand_like
 
 Sampler = Callable[..., tuple[Tensor, int]]
@@ -101,38 +102,40 @@ def heun(score, z: Tensor, *, steps: int, generator=None, progress: bool = False
     return y * sde.alpha(torch.tensor(sde.eps, dtype=z.dtype)), 2 * steps
 
 
-def _dpm_solver(score, z: Tensor, steps: int, order: int, progress: bool) -> tuple[Tensor, int]:
-    """DPM-Solver++ multistep in data prediction: exponential integration of an interpolant of E[z_0 | z_t]."""
-    sde = score.sde
-    history: list[tuple[Tensor, Tensor]] = []  # (half log-SNR, prediction), newest first
-    for t, s in _steps(log_snr_grid(sde, steps), z, progress):
-        now, then = 0.5 * sde.log_snr(t[:1]), 0.5 * sde.log_snr(s[:1])
-        history = [(now, denoise(score, z, t)), *history[: order - 1]]
-        h = then - now
-        decay = torch.expm1(-h)
-        update = -decay * history[0][1]
-        differences = _divided_differences(history, h)
-        if len(differences) > 0:
-            update = update + (decay / h + 1) * differences[0]
-        if len(differences) > 1:
-            update = update - ((decay + h) / h**2 - 0.5) * differences[1]
-        z = expand_like(sde.sigma(s) / sde.sigma(t), z) * z + expand_like(sde.alpha(s), z) * update
+def _exponential_adams(score, z: Tensor, steps: int, order: int, correct: bool, progress: bool) -> tuple[Tensor, int]:
+    """The probability flow as d(z/σ)/dλ = e^λ E[z_0|z_t], λ = ½ log SNR: the exponential is integrated exactly and the
+    prediction E[z_0|z_t] as a polynomial through its last ``order`` values.
+
+    With ``correct``, a step is taken once more when the prediction at its end is known, with that value too. The
+    prediction itself is not made anew, so every step has one evaluation.
+    """
+    sde, grid = score.sde, log_snr_grid(score.sde, steps)
+    alpha, sigma, half = (v.tolist() for v in (sde.alpha(grid), sde.sigma(grid), 0.5 * sde.log_snr(grid)))
+
+    def advance(z: Tensor, i: int, points: list[tuple[float, Tensor]]) -> Tensor:
+        weights = exponential_weights([node for node, _ in points], half[i], half[i + 1])
+        change = sum(weight * value for weight, (_, value) in zip(weights, points, strict=True))
+        return sigma[i + 1] / sigma[i] * z + alpha[i + 1] * change
+
+    points: list[tuple[float, Tensor]] = []  # (λ, prediction), newest first
+    before = z
+    for i, (t, _) in enumerate(_steps(grid, z, progress)):
+        points = [(half[i], denoise(score, z, t)), *points[:order]]
+        if correct and i > 0:
+            z = advance(before, i - 1, points)
+        before, z = z, advance(z, i, points[:order])
     return z, steps
 
 
-def _divided_differences(history: list[tuple[Tensor, Tensor]], h: Tensor) -> list[Tensor]:
-    """First and second derivative of the prediction in units of the coming step ``h``, as far as history goes."""
-    if len(history) == 1:
-        return []
-    (l0, d0), (l1, d1) = history[:2]
-    r0 = (l0 - l1) / h
-    first = (d0 - d1) / r0
-    if len(history) == 2:
-        return [first]
-    l2, d2 = history[2]
-    r1 = (l1 - l2) / h
-    older = (d1 - d2) / r1
-    return [first + r0 / (r0 + r1) * (first - older), 2 * (first - older) / (r0 + r1)]
+def exponential_weights(nodes: list[float], start: float, end: float) -> list[float]:
+    r"""w_j with :math:`\sum_j w_j p(\lambda_j) = \int_{start}^{end} e^{\lambda - end} p(\lambda)\,d\lambda` for every
+    polynomial p of a degree below the number of ``nodes`` λ_j."""
+    h = end - start
+    moments = [-math.expm1(-h)]  # of the powers of (λ − start)/h
+    for j in range(1, len(nodes)):
+        moments.append(1.0 - j / h * moments[-1])
+    powers = np.vander((np.array(nodes) - start) / h, increasing=True)
+    return np.linalg.solve(powers.T, moments).tolist()
 
 
 def dpm_solver_2m(score, z: Tensor, *, steps: int, generator=None, progress: bool = False) -> tuple[Tensor, int]:
@@ -140,12 +143,20 @@ def dpm_solver_2m(score, z: Tensor, *, steps: int, generator=None, progress: boo
 
     Source: Lu et al. 2022, "DPM-Solver++", algorithm 2, https://arxiv.org/abs/2211.01095.
     """
-    return _dpm_solver(score, z, steps, 2, progress)
+    return _exponential_adams(score, z, steps, order=2, correct=False, progress=progress)
 
 
 def dpm_solver_3m(score, z: Tensor, *, steps: int, generator=None, progress: bool = False) -> tuple[Tensor, int]:
     """DPM-Solver++(3M): third-order multistep, one evaluation a step. Source: as :func:`dpm_solver_2m`."""
-    return _dpm_solver(score, z, steps, 3, progress)
+    return _exponential_adams(score, z, steps, order=3, correct=False, progress=progress)
+
+
+def unipc(score, z: Tensor, *, steps: int, generator=None, progress: bool = False) -> tuple[Tensor, int]:
+    """UniPC: DPM-Solver++(3M) with a corrector of fourth order that costs no evaluation.
+
+    Source: Zhao et al. 2023, "UniPC", https://arxiv.org/abs/2302.04867 (with exact integrals of the interpolant).
+    """
+    return _exponential_adams(score, z, steps, order=3, correct=True, progress=progress)
 
 
 def adaptive_ode(
@@ -154,15 +165,15 @@ def adaptive_ode(
     """The probability-flow ODE to tolerance ``tol`` over the clock −log SNR; chooses its own ``steps``."""
     sde = score.sde
 
-    def field(clock: float, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def field(clock: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         bar.update()
-        t, linear, learned = sde.probability_flow(clock, z)
-        return (expand_like(linear, z) * state[0] - expand_like(learned, z) * score(state[0], t),)
+        return (probability_flow(score, clock)(state[0]),)
 
+    eps, T = (expand_like(sde.spread(t), z) for t in sde.endpoints(z))
     end, start = sde.clock_span()
     with tqdm(desc="sampling (evaluations)", leave=False, disable=not progress) as bar:
-        (z,), nfe = integrate(field, (z,), start, end, rtol=tol, atol=tol)
-    return z, nfe
+        (w,), nfe = integrate(field, (z / T,), start, end, rtol=tol, atol=tol)
+    return eps * w, int(nfe.max())
 
 
 SAMPLERS: dict[str, Sampler] = {
@@ -172,6 +183,7 @@ SAMPLERS: dict[str, Sampler] = {
     "heun": heun,
     "dpm++2m": dpm_solver_2m,
     "dpm++3m": dpm_solver_3m,
+    "unipc": unipc,
 }
 
 
@@ -179,8 +191,8 @@ def sample(
     model,
     shape_or_n: int | tuple[int, ...],
     *,
-    sampler: str | Sampler = "dpm++2m",
-    steps: int = 20,
+    sampler: str | Sampler = "unipc",
+    steps: int = 25,
     temperature: float = 1.0,
     last_denoising: bool = True,
     batch_size: int = 256,

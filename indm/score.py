@@ -1,5 +1,7 @@
 """The score network: a backbone that predicts the noise, and the SDE that turns the noise into a score."""
 
+from collections.abc import Callable
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -22,11 +24,32 @@ class ScoreModel(nn.Module):
         self.backbone, self.sde = backbone, sde
 
     def forward(self, z_t: Float[Tensor, "batch *event"], t: Float[Tensor, " batch"]) -> Float[Tensor, "batch *event"]:
-        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-        spread = (alpha**2 + sigma**2).sqrt()
+        alpha, sigma, spread = self.sde.alpha(t), self.sde.sigma(t), self.sde.spread(t)
         y = z_t / expand_like(spread, z_t)
         noise = expand_like(sigma / spread, z_t) * y + self.backbone(y, sigma.log() - alpha.log()).to(z_t.dtype)
         return -noise / expand_like(sigma, z_t)
+
+
+def probability_flow(score: nn.Module, clock: Float[Tensor, " batch"]) -> Callable[[Tensor], Tensor]:
+    r"""The probability flow at ``clock`` = −log SNR, for latents in the coordinate w = z_t/√(α_t² + σ_t²).
+
+    .. math:: \frac{dw}{d\Lambda} = \tfrac12 q\,(\hat\epsilon - q\,w), \qquad
+              q = \sigma/\sqrt{\alpha^2+\sigma^2}, \quad \hat\epsilon = -\sigma\,s_\theta(z_t, t)
+
+    One and the same ODE for every linear SDE, but for the ends of the clock; it rests where latents are N(0, I).
+
+    Returns:
+        The velocity as a function of w (B, *event).
+    """
+    sde = score.sde
+
+    def velocity(w: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
+        t = sde.time(-clock.double()).clamp(sde.eps, sde.T).to(w.dtype)
+        sigma, spread = expand_like(sde.sigma(t), w), expand_like(sde.spread(t), w)
+        q = sigma / spread
+        return -0.5 * q * (sigma * score(spread * w, t) + q * w)
+
+    return velocity
 
 
 def denoise(score: nn.Module, z_t: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:

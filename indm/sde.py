@@ -76,6 +76,10 @@ class LinearSDE(nn.Module):
         r"""Scale :math:`\alpha_t` of the mean of the kernel."""
         return self.log_alpha(t).exp()
 
+    def spread(self, t: Times) -> Times:
+        r""":math:`\sqrt{\alpha_t^2+\sigma_t^2}`: standard deviation of z_t for latents of unit variance."""
+        return torch.hypot(self.alpha(t), self.sigma(t))
+
     def log_snr(self, t: Times) -> Times:
         r""":math:`\log(\alpha_t^2/\sigma_t^2)`, strictly decreasing, with derivative :math:`-g^2/\sigma^2`."""
         return 2.0 * (self.log_alpha(t) - self.sigma(t).log())
@@ -137,12 +141,6 @@ class LinearSDE(nn.Module):
         """The clock τ = −log SNR at ε and at T."""
         start, end = (-self.log_snr(torch.tensor([self.eps, self.T], dtype=torch.float64))).tolist()
         return start, end
-
-    def probability_flow(self, clock: float, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The probability flow dz/dτ = a z − b s_θ(z, t) on the clock τ = −log SNR: t, a and b, each (B,)."""
-        t = self.time(torch.full((), -clock, dtype=torch.float64, device=z.device)).to(z.dtype).expand(len(z))
-        variance = self.sigma(t) ** 2
-        return t, self.drift(t) * variance / self.diffusion(t) ** 2, 0.5 * variance
 
     def log_snr_range(self, eps: float | None = None) -> float:
         r""":math:`\int_\epsilon^T g^2/\sigma^2\,dt`, the length of [eps, T] on the log-SNR clock."""

@@ -45,15 +45,16 @@ def name(request):
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("shape, n", [((2,), 2000), ((3, 8, 8), 12)])
 def test_gaussian_data_with_the_exact_score(name, shape, n, exact):
-    """float32, default tolerances: the mean to 1e-3 nats/dim of the closed form, and each sample to 1e-3 of the
-    density which the prior has at ε when it is carried back exactly (p_T is not π to a few thousandths a sample)."""
+    """float32: the mean to 1e-3 nats/dim of the closed form at default tolerances, and at 1e-5 each sample to 1e-3 of
+    the density which the prior has at ε when it is carried back exactly (p_T is not π to a few thousandths a sample)."""
     score, d = gaussian(name, shape), math.prod(shape)
     x = score.sample(n, seeded(0), dtype=torch.float32)
     report = log_likelihood(INDM(Identity(), score), x, exact=exact, generator=seeded(1))
     assert report.log_prob.dtype == torch.float32
     assert abs((report.log_prob - score.log_prob(x)).mean().item()) / d < 1e-3
-    assert (report.log_prob - score.flow_log_prob(x)).abs().max().item() / d < 1e-3
     assert report.settings["divergence"].startswith("exact" if exact else "Hutchinson")
+    tight = log_likelihood(INDM(Identity(), score), x, exact=exact, rtol=1e-5, atol=1e-5, generator=seeded(1))
+    assert (tight.log_prob - score.flow_log_prob(x)).abs().max().item() / d < 1e-3
 
 
 def test_gaussian_data_in_double_precision():
@@ -115,7 +116,7 @@ def test_affine_flow_changes_variables(name, shape):
     score = gaussian(name, shape)
     mean, variance = (score.mean - shift) / scale, score.variance / scale**2
     x = mean + variance.sqrt() * torch.randn(50, *shape, dtype=torch.float64, generator=seeded(0))
-    report = log_likelihood(INDM(flow, score), x, exact=False, generator=seeded(1))
+    report = log_likelihood(INDM(flow, score), x, exact=False, rtol=1e-5, atol=1e-5, generator=seeded(1))
     difference = report.log_prob - normal_log_prob(x, mean, variance)
     prior_mismatch = score.flow_log_prob(scale * x + shift) - score.log_prob(scale * x + shift)
     assert (difference - prior_mismatch).abs().max().item() / math.prod(shape) < 1e-3
@@ -236,7 +237,7 @@ def test_evaluate_vectors():
     nelbo = report["nelbo"]["with_reconstruction"]
     difference = samples["nelbo"] - truth
     assert abs(difference.mean().item()) < 4 * difference.std().item() / math.sqrt(3000)
-    assert nelbo["nats_estimator_noise"] > 3 * nll["nats_standard_error"] / math.sqrt(3)
+    assert nelbo["nats_estimator_noise"] > 3 * nll["nats_estimator_noise"]
     # Without the reconstruction: the entropy of z_ε, a little another number in model units.
     gap = report["nll"]["without_reconstruction"]["nats"] - nll["nats"]
     assert gap == pytest.approx(0.0, abs=0.01)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from closed_form import SDES, GaussianScore, LinearScore, MixtureScore, gaussian
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import integrate
 
 from indm.flows import ActNorm, Identity
@@ -18,6 +20,7 @@ from indm.sampling import (
     dpm_solver_2m,
     dpm_solver_3m,
     euler_maruyama,
+    exponential_weights,
     heun,
     langevin_step,
     log_snr_grid,
@@ -25,6 +28,7 @@ from indm.sampling import (
     reverse_diffusion_step,
     sample,
     uniform_grid,
+    unipc,
 )
 from indm.sde import VESDE, VPSDE, SubVPSDE
 
@@ -53,6 +57,7 @@ BUDGETS = {
     "heun": (100, 0.005, 0.01),
     "dpm++2m": (60, 0.005, 0.01),
     "dpm++3m": (40, 0.005, 0.01),
+    "unipc": (25, 0.005, 0.01),
 }
 
 
@@ -124,14 +129,14 @@ def gaussian_problem(name):
     return score, z, score.flow(z, 1.0, score.sde.eps)
 
 
-@pytest.mark.parametrize("scheme, order", [(heun, 2), (dpm_solver_2m, 2), (dpm_solver_3m, 3)])
+@pytest.mark.parametrize("scheme, order", [(heun, 2), (dpm_solver_2m, 2), (dpm_solver_3m, 3), (unipc, 4)])
 def test_order_on_curved_paths(name, scheme, order):
     """The multistep schemes start with a step of first order, at T, where the prediction hardly moves."""
     score, z, exact = mixture_problem(name)
     steps = np.array([80, 120, 180, 270])
     errors = [(scheme(score, z, steps=int(n))[0] - exact).abs().mean().item() for n in steps]
     assert order - 0.2 < slope(steps, errors) < order + 0.6
-    assert errors[-1] < {2: 2e-3, 3: 1e-4}[order]
+    assert errors[-1] < {2: 2e-3, 3: 1e-4, 4: 2e-5}[order]
 
 
 @pytest.mark.parametrize("scheme", [heun, dpm_solver_2m])
@@ -160,7 +165,7 @@ def test_adaptive_ode_solves_to_its_tolerance(name, problem):
     assert evaluations[0] < evaluations[1] < evaluations[2] and errors[2] < errors[1] < errors[0]
 
 
-@pytest.mark.parametrize("scheme", [dpm_solver_2m, dpm_solver_3m])
+@pytest.mark.parametrize("scheme", [dpm_solver_2m, dpm_solver_3m, unipc])
 def test_a_constant_prediction_is_integrated_exactly(name, scheme):
     """Where E[z_0|z_t] is one point m, the solution is z_s = α_s m + σ_s/σ_t (z_t − α_t m), in any number of steps."""
     sde, point = SDES[name](eps=1e-2), double(0.7, -0.4)
@@ -168,6 +173,21 @@ def test_a_constant_prediction_is_integrated_exactly(name, scheme):
     z = sde.prior_sample((6, 2), generator=seeded(0), dtype=torch.float64)
     for steps in (1, 2, 5, 17):
         torch.testing.assert_close(scheme(score, z, steps=steps)[0], score.flow(z, 1.0, 1e-2), rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 4), st.floats(-4.0, 4.0), st.floats(0.02, 3.0), st.booleans(), st.randoms(use_true_random=False))
+def test_exponential_weights_integrate_polynomials(points, start, step, forward, random):
+    """Against Gauss–Legendre quadrature, for nodes that lie apart as those of a multistep method do."""
+    end = start + (step if forward else -step)
+    nodes = [start - sum((end - start) * random.uniform(0.5, 1.5) for _ in range(j)) for j in range(points)]
+    powers = np.polynomial.Polynomial([random.uniform(-1, 1) for _ in range(points)])
+    u, w = np.polynomial.legendre.leggauss(30)
+    node = start + (end - start) * (u + 1) / 2
+    expected = ((end - start) / 2 * w * np.exp(node - end) * powers(node)).sum()
+    weights = exponential_weights(nodes, start, end)
+    result = sum(weight * powers(node) for weight, node in zip(weights, nodes, strict=True))
+    assert result == pytest.approx(expected, rel=1e-7, abs=1e-9)
 
 
 def test_evaluations_are_counted():
@@ -178,7 +198,8 @@ def test_evaluations_are_counted():
             self.calls += 1
             return super().forward(z, t)
 
-    for sampler, per_step in (("euler-maruyama", 1), ("pc", 2), ("heun", 2), ("dpm++2m", 1), ("dpm++3m", 1)):
+    counts = {"euler-maruyama": 1, "pc": 2, "heun": 2, "dpm++2m": 1, "dpm++3m": 1, "unipc": 1}
+    for sampler, per_step in counts.items():
         score = Counts(VPSDE(), double(0.0), double(1.0))
         _, nfe = SAMPLERS[sampler](score, torch.randn(4, 1, dtype=torch.float64), steps=7)
         assert nfe == score.calls == 7 * per_step
@@ -448,7 +469,7 @@ def test_the_mode_of_the_model_is_kept():
 
 def test_bad_arguments_are_named():
     model = INDM(Identity(), gaussian("vp"), shape=(2,))
-    with pytest.raises(ValueError, match=r"sampler must be one of ode, .*dpm\+\+3m, got 'ddim'"):
+    with pytest.raises(ValueError, match=r"sampler must be one of ode, .*unipc, got 'ddim'"):
         sample(model, 4, sampler="ddim")
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         sample(model, 4, steps=0)

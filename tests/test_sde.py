@@ -214,15 +214,7 @@ def test_constructor_arguments_are_attributes():
 
 
 @settings(max_examples=20)
-@given(ANY_SDE, st.floats(0.0, 1.0))
-def test_probability_flow_on_the_clock(sde, u):
-    """dz/dτ · dτ/dt = f z − ½ g² s, with τ = −log SNR."""
-    start, end = sde.clock_span()
+@given(ANY_SDE)
+def test_span_of_the_clock(sde):
     ends = sde.log_snr(double(sde.eps, 1.0))
-    assert (-start, -end) == pytest.approx(tuple(ends.tolist()), rel=1e-12)
-    z = torch.ones(3, 2, dtype=torch.float64)
-    t, linear, learned = sde.probability_flow(start + u * (end - start), z)
-    assert t.shape == linear.shape == learned.shape == (3,)
-    clock_rate = (sde.diffusion(t) / sde.sigma(t)) ** 2
-    torch.testing.assert_close(linear * clock_rate, sde.drift(t), rtol=1e-10, atol=1e-14)
-    torch.testing.assert_close(learned * clock_rate, 0.5 * sde.diffusion(t) ** 2, rtol=1e-10, atol=1e-14)
+    assert tuple(-clock for clock in sde.clock_span()) == pytest.approx(tuple(ends.tolist()), rel=1e-12)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indm.flows import fixed_point
 from indm.flows.base import Batch, Compose, Flow, PerSample, Squeeze, Unsqueeze, magnitude
 from indm.flows.log_det import ExactLogDet, PowerSeries
 
@@ -155,22 +156,14 @@ class ResidualBlock(Flow):
     def solve_inverse(
         self, z: Batch, tol: float = 1e-5, max_iterations: int = 1000
     ) -> tuple[Batch, PerSample, Tensor, Tensor]:
-        """Banach's iteration x ← z − g(x), each sample until its own residual is at most ``tol``."""
+        """The fixed point of x ↦ z − g(x), accelerated, each sample until its own residual is at most ``tol``."""
         weights = [linear.constrained_weight() for linear in self.maps]
-        x, residual = z.clone(), torch.full_like(z.flatten(1)[:, 0], math.inf)
-        iterations = torch.zeros(len(z), dtype=torch.long, device=z.device)
-        scale = magnitude(z)
-        active = torch.arange(len(z), device=z.device)
-        for _ in range(max_iterations):
-            step = z[active] - self._evaluate(x[active], weights)
-            residual[active] = (step - x[active]).flatten(1).abs().amax(1) / scale[active]
-            done = ~(residual[active] > tol)  # a sample that is not a number never will be one
-            active, step = active[~done], step[~done]
-            if len(active) == 0:
-                break
-            x[active] = step
-            iterations[active] += 1
-        return x, residual, iterations, residual <= tol
+
+        def contraction(x: Tensor, rows: Tensor) -> Tensor:
+            return z[rows] - self._evaluate(x, weights)
+
+        x, residual, evaluations = fixed_point.solve(contraction, z, tol, magnitude(z), max_iterations=max_iterations)
+        return x, residual, evaluations, residual <= tol
 
 
 class ResidualFlow(Compose):

@@ -88,8 +88,8 @@ class Evaluation:
     repeats: int = 2  # independent estimates for each example, which tell the estimator's noise
     times: int = 4  # score evaluations of one NELBO estimate
     probes: int = 1  # of the divergence
-    rtol: float = 1e-5  # tolerances of the ODE solver
-    atol: float = 1e-5
+    rtol: float = 1e-4  # tolerances of the ODE solver
+    atol: float = 1e-4
     batch_size: int = 250
     seed: int = 0
 
