@@ -78,9 +78,11 @@ class INDM(nn.Module):
     def encode(
         self, x: Float[Tensor, "batch *event"], *, generator: torch.Generator | None = None
     ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, " batch"]]:
-        """z = h_φ(x) and log|det ∂z/∂x| in nats (B,), in full precision under autocast too."""
-        with torch.autocast(x.device.type, enabled=False):
-            return self.flow(x, generator=generator)
+        """z = h_φ(x) and log|det ∂z/∂x| in nats (B,).
+
+        Under autocast the inside of h may be computed in lower precision; z itself and log|det| are not.
+        """
+        return self.flow(x, generator=generator)
 
     def decode(self, z: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
         """x = h_φ⁻¹(z), in full precision under autocast too, and without a gradient where the inverse is iterative.

@@ -89,7 +89,8 @@ class Trainer:
         self.micro_batch_size = self.options.batch_size // parts
         torch.manual_seed(self.options.seed)
         model = build_model(recipes.model_of(recipe), shape=data.shape, scaling=data.scaling)
-        self.model = model.to(accelerator.device, memory_format=torch.channels_last)
+        layout = torch.channels_last if accelerator.device.type == "cuda" else torch.preserve_format
+        self.model = model.to(accelerator.device, memory_format=layout)
         self.ema = EMA(self.model, self.options.ema)
         self.optimizer = self._build_optimizer()
         self.step, self.seconds = 0, 0.0
@@ -423,11 +424,19 @@ def make_accelerator(options: Training, out: Path | None = None) -> Accelerator:
     """The devices and processes to train on; on a machine without accelerator the processes share its CPU."""
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
-        mixed_precision=options.mixed_precision,
+        mixed_precision=fast_precision() if options.mixed_precision == "auto" else options.mixed_precision,
         log_with=list(options.trackers) or None,
         project_dir=out,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # not all steps train the flow
     )
+
+
+def fast_precision() -> str:
+    """ "bf16" where this machine computes in it faster than in full precision, else "no"."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return "bf16" if any(getattr(torch.cpu, name, bool)() for name in instructions) else "no"
 
 
 def summarise(trainer: Trainer, metrics: Metrics, interrupted: bool) -> dict:

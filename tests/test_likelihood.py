@@ -45,8 +45,8 @@ def name(request):
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("shape, n", [((2,), 2000), ((3, 8, 8), 12)])
 def test_gaussian_data_with_the_exact_score(name, shape, n, exact):
-    """float32: the mean to 1e-3 nats/dim of the closed form at default tolerances, and at 1e-5 each sample to 1e-3 of
-    the density which the prior has at ε when it is carried back exactly (p_T is not π to a few thousandths a sample)."""
+    """float32: the mean to 1e-3 nats/dim of the closed form at default tolerances, and at 1e-5 each to 1e-3 of the
+    density that the prior has at ε when it is carried back exactly (p_T is not π to a few thousandths a sample)."""
     score, d = gaussian(name, shape), math.prod(shape)
     x = score.sample(n, seeded(0), dtype=torch.float32)
     report = log_likelihood(INDM(Identity(), score), x, exact=exact, generator=seeded(1))

