@@ -50,6 +50,14 @@ def _autograd_log_det(g: Tensor, x: Tensor) -> Tensor:
     return (product * v).flatten(1).sum(1)
 
 
+def plain_linear_loss(model, x: Tensor) -> Tensor:
+    """The likelihood-weighted denoising loss of a linear diffusion, one pass of the score."""
+    sde = model.score.sde
+    t, weight = sde.sample_time(len(x), importance=True)
+    rate = (sde.diffusion(t) / sde.sigma(t)) ** 2
+    return (weight * rate * denoising_error(model.score, x, t, torch.randn_like(x))).mean() / event_size(x)
+
+
 def plain_mle_loss(model, x: Tensor) -> Tensor:
     """The NELBO by separate passes of the score: one at the drawn times, one at ε for the reconstruction."""
     z, log_det = plain_flow(model.flow, x)

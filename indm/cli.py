@@ -109,6 +109,8 @@ class Evaluate:
     """Relative tolerance of the ODE solver."""
     atol: Annotated[float | None, from_recipe("TOLERANCE")] = None
     """Absolute tolerance of the ODE solver."""
+    steps: Annotated[int | None, from_recipe("N")] = None
+    """Solve the ODE in so many equal steps (24 is usual): fast, but without error control; 0 is adaptive."""
     batch_size: Annotated[int | None, from_recipe("N")] = None
     """Examples at a time."""
     seed: Annotated[int | None, from_recipe("N")] = None
@@ -122,6 +124,7 @@ class Evaluate:
         options = Evaluation(**recipe["evaluate"] | given)
         data = load_data(**recipe["data"])
         settings = {key: value for key, value in vars(options).items() if key not in ("split", "images")}
+        settings["steps"] = options.steps or None
         raw = stack(getattr(data, options.split), options.images)
         result, nats = indm.evaluate(model, raw, progress=not self.quiet, **settings)
         result |= {

@@ -35,6 +35,12 @@ class GaussianReference:
         self.mean, self.variance, self.basis = mean, variance, basis
 
     @classmethod
+    def standard(cls, z: Batch) -> "GaussianReference":
+        """N(0, I) for latents like ``z``."""
+        zero = z.new_zeros(event_size(z))
+        return cls(zero, zero + 1)
+
+    @classmethod
     def fit(cls, z: Batch) -> "GaussianReference":
         """Mean and covariance of latents ``z``; correlations are shrunk towards 0 as far as few samples demand.
 
@@ -63,6 +69,28 @@ class GaussianReference:
     def offset(self, z: Batch) -> Float[Tensor, "batch d"]:
         """δ = z − mean in the basis."""
         return self.coordinates(z.flatten(1) - self.mean)
+
+    def whiten(self, w: Batch, clock: PerSample) -> Float[Tensor, "batch d"]:
+        """The coordinate v = Qᵀ(w √(1+r) − m)/√(λ+r), r = e^clock, of w = z_t/√(α_t² + σ_t²).
+
+        It rests on the probability flow of this Gaussian law (:func:`indm.score.probability_flow`).
+        """
+        r = expand_like(clock.exp().to(w.dtype), w.flatten(1))
+        return self.offset((1 + r).sqrt() * w.flatten(1)) / (self.variance + r).sqrt()
+
+    def colour(self, v: Float[Tensor, "batch d"], clock: PerSample) -> Float[Tensor, "batch d"]:
+        """w, flat, from v: the inverse of :meth:`whiten`."""
+        r = expand_like(clock.exp().to(v.dtype), v)
+        y = (self.variance + r).sqrt() * v
+        y = y if self.basis is None else y @ self.basis.T
+        return (y + self.mean) / (1 + r).sqrt()
+
+    def whitened_velocity(self, v: Float[Tensor, "batch d"], w: Batch, velocity: Batch, clock: PerSample) -> Tensor:
+        """dv/dclock where dw/dclock = ``velocity``."""
+        r = expand_like(clock.exp().to(v.dtype), v)
+        y = (1 + r).sqrt() * velocity.flatten(1) + 0.5 * r / (1 + r).sqrt() * w.flatten(1)
+        total = self.variance + r
+        return self.coordinates(y) / total.sqrt() - 0.5 * r / total * v
 
     def excess(self, sde: LinearSDE, z: Batch, t: PerSample, noise: Batch) -> PerSample:
         """D_G(t) − E[D_G(t)] at z_t = α_t z + σ_t noise: the error above its mean over the noise."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -92,6 +93,47 @@ def integrate(
     raise RuntimeError(
         f"the ODE did not reach t = {end:g} in max_steps = {max_steps} steps for {len(rows)} of {len(like)} samples "
         f"(stopped at {t[0]:.3g})"
+    )
+
+
+def adams(
+    field: Callable[..., State], state: State, start: float, end: float, *, steps: int, order: int = 4
+) -> tuple[State, int]:
+    """Adams–Bashforth–Moulton in equal steps: one evaluation of the field a step and one at the end.
+
+    A step extrapolates the field by the polynomial through its last ``order`` values, and is taken once more with the
+    value at its end; that value is not made anew. The first steps have as many values as there are.
+
+    Args:
+        field: as in :func:`integrate`, without context.
+        state: at ``start``.
+        steps: equal steps from ``start`` to ``end``.
+
+    Returns:
+        The state at ``end`` and the evaluations of the field, steps + 1.
+    """
+    grid = np.linspace(start, end, steps + 1)
+    points: list[tuple[float, State]] = []  # (t, field), newest first
+    before = state
+    for i, t in enumerate(grid):
+        times = torch.full((len(state[0]),), t, dtype=torch.float64, device=state[0].device)
+        points = [(t, field(times, state)), *points[:order]]
+        if i > 0:
+            state = _advance(before, points, grid[i - 1], t)
+        if i < steps:
+            before, state = state, _advance(state, points[:order], t, grid[i + 1])
+    return state, steps + 1
+
+
+def _advance(state: State, points: list[tuple[float, State]], start: float, end: float) -> State:
+    """state + ∫ of the polynomial through ``points`` from ``start`` to ``end``."""
+    nodes = (np.array([t for t, _ in points]) - start) / (end - start)
+    moments = 1 / np.arange(1, len(nodes) + 1)
+    weights = (end - start) * np.linalg.solve(np.vander(nodes, increasing=True).T, moments)
+    slopes = [slope for _, slope in points]
+    return tuple(
+        part + sum(float(weight) * slope[k] for weight, slope in zip(weights, slopes, strict=True))
+        for k, part in enumerate(state)
     )
 
 

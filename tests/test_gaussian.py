@@ -12,6 +12,7 @@ from indm.flows import Identity
 from indm.gaussian import GaussianReference
 from indm.model import INDM
 from indm.objective import clock_position, control, denoising_error, nelbo
+from indm.score import probability_flow
 
 
 def seeded(seed):
@@ -67,6 +68,32 @@ def test_excess_has_mean_zero(name, variance, offset, u):
     z, noise = torch.full((2, 1), offset, dtype=torch.float64), torch.tensor([[1.0], [-1.0]]).double()
     excess = reference.excess(sde, z, t, noise)
     assert excess.sum().item() == pytest.approx(0.0, abs=1e-9 * (1 + excess.abs().max().item()))
+
+
+def test_whitening_is_undone_and_rests_on_its_own_flow(name):
+    """For latents of a correlated Gaussian law the whitened velocity of the exact score vanishes."""
+    sde, d = SDES[name](), 4
+    basis = torch.linalg.qr(torch.randn(d, d, dtype=torch.float64)).Q
+    variance, mean = torch.rand(d, dtype=torch.float64) + 0.01, torch.randn(d, dtype=torch.float64)
+    reference = GaussianReference(mean, variance, basis)
+    covariance = basis * variance @ basis.T
+
+    class Exact(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sde = sde
+
+        def forward(self, z, t):
+            alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+            marginal = alpha[..., None] ** 2 * covariance + sigma[..., None] ** 2 * torch.eye(d)
+            return -torch.linalg.solve(marginal, z - alpha * mean)
+
+    w = torch.randn(9, d, dtype=torch.float64)
+    clock = torch.linspace(*sde.clock_span(), 11, dtype=torch.float64)[1:-1]
+    v = reference.whiten(w, clock)
+    torch.testing.assert_close(reference.colour(v, clock), w)
+    velocity = reference.whitened_velocity(v, w, probability_flow(Exact(), clock)(w), clock)
+    assert velocity.abs().max() < 1e-9 * (1 + v.abs().max())
 
 
 def test_fit_finds_a_correlated_gaussian():

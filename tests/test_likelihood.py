@@ -9,6 +9,7 @@ from closed_form import SDES, GaussianScore, LinearScore, MixtureScore, gaussian
 
 from indm.flows import ActNorm, Identity
 from indm.flows.base import ExactFlow
+from indm.gaussian import GaussianReference
 from indm.likelihood import LikelihoodReport, evaluate, evaluation_mode, log_likelihood, mean_and_errors
 from indm.model import INDM
 from indm.scaling import Scaling
@@ -55,6 +56,36 @@ def test_gaussian_data_with_the_exact_score(name, shape, n, exact):
     assert report.settings["divergence"].startswith("exact" if exact else "Hutchinson")
     tight = log_likelihood(INDM(Identity(), score), x, exact=exact, rtol=1e-5, atol=1e-5, generator=seeded(1))
     assert (tight.log_prob - score.flow_log_prob(x)).abs().max().item() / d < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 8, 8)])
+def test_equal_steps_are_exact_where_the_reference_is(name, shape):
+    """With the data's own law as reference the state rests, in the whitened coordinate, and what is left to the steps
+    is the quadrature of the divergence."""
+    score, d = gaussian(name, shape), math.prod(shape)
+    x = score.sample(200, seeded(0))
+    reference = GaussianReference(score.mean.flatten(), score.variance.flatten())
+    options = {"reference": reference, "exact": True, "steps": 60, "generator": seeded(1)}
+    report = log_likelihood(INDM(Identity(), score), x[: 400 // d], **options)
+    assert report.nfe == 61 and report.settings["steps"] == 60 and "rtol" not in report.settings
+    assert (report.log_prob - score.flow_log_prob(x[: 400 // d])).abs().max().item() / d < 1e-3
+
+
+def test_equal_steps_converge_to_the_adaptive_solution(name):
+    """Curved paths, without a reference: the same probes, ever more steps."""
+    score = mixture(name)
+    model, x = INDM(Identity(), score), score.sample(200, seeded(0))
+    exact = log_likelihood(model, x, exact=False, rtol=1e-8, atol=1e-8, generator=seeded(1)).log_prob
+    errors = [
+        (log_likelihood(model, x, exact=False, steps=n, generator=seeded(1)).log_prob - exact).abs().mean().item()
+        for n in (50, 100, 200)
+    ]
+    assert errors[1] < errors[0] / 4 and errors[2] < errors[1] / 4 and errors[2] < 5e-3
+
+
+def test_steps_are_checked():
+    with pytest.raises(ValueError, match="steps must be at least 1, or None"):
+        log_likelihood(INDM(Identity(), gaussian("vp")), torch.zeros(2, 2), steps=0)
 
 
 def test_gaussian_data_in_double_precision():

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indm.ode import basis, integrate, rademacher, value_and_divergence
+from indm.ode import adams, basis, integrate, rademacher, value_and_divergence
 
 TURN = torch.tensor([[-0.3, -4.0, 0.1], [4.0, -0.3, 0.2], [0.0, 0.5, -1.0]], dtype=torch.float64)
 
@@ -154,6 +154,33 @@ def test_a_blow_up_is_named():
     """dz/dt = z² from 1 ends at t = 1: the step shrinks there or the state overflows, and neither is silent."""
     with pytest.raises(RuntimeError, match=r"near t = (1|0\.9)"):
         integrate(lambda t, s: (s[0] ** 2,), (torch.ones(1, 1, dtype=torch.float64),), 0.0, 2.0, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_order_of_adams(order):
+    """The corrector is one order higher than the predictor; started low, at the price of a few steps."""
+    z = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = z @ torch.linalg.matrix_exp(2.0 * TURN).T
+    steps = np.array([200, 300, 450])
+    errors = [
+        (adams(linear, (z,), 0.0, 2.0, steps=int(n), order=order)[0][0] - exact).abs().max().item() for n in steps
+    ]
+    slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    assert min(order + 1, 3) - 0.25 < slope < order + 1.6  # the first steps, of lower order, are of third order at last
+
+
+@pytest.mark.parametrize("start, end", [(0.0, 2.0), (2.0, 0.0)])
+def test_adams_integrates_polynomials_once_it_has_its_values(start, end):
+    """Degree 1 from the first step on, by the trapezoid that the corrector then is; evaluations are counted."""
+    calls = []
+
+    def field(t, state):
+        calls.append(t[0].item())
+        return (3.0 * t[:, None] + 0 * state[0] + 1.0,)
+
+    (value,), nfe = adams(field, (torch.zeros(2, 1, dtype=torch.float64),), start, end, steps=7)
+    assert value[0, 0].item() == pytest.approx(1.5 * (end**2 - start**2) + end - start, abs=1e-12)
+    assert nfe == len(calls) == 8 and calls == pytest.approx(np.linspace(start, end, 8).tolist())
 
 
 # ── divergence ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -14,7 +14,8 @@ def solve(
     tol: float,
     scale: Tensor,
     *,
-    memory: int = 3,
+    memory: int = 8,
+    patience: int = 5,
     max_iterations: int = 1000,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x = contraction(x) by Anderson's acceleration, each sample until its residual is at most ``tol``.
@@ -25,6 +26,7 @@ def solve(
         tol: bound on max|contraction(x) − x| / scale.
         scale: (B,).
         memory: differences of iterates that are combined.
+        patience: Banach's steps before that begins; an easy contraction needs no more of them.
         max_iterations: evaluations of the contraction for each sample.
 
     Returns:
@@ -56,14 +58,16 @@ def solve(
             )
         norm = f.norm(dim=1)
         better = norm < best_norm
-        if iteration > 0:
+        if iteration >= patience:
             steps = torch.cat((x.flatten(1)[:, None] - old_x[:, None], steps[:, : memory - 1]), 1)
             changes = torch.cat((f[:, None] - old_f[:, None], changes[:, : memory - 1]), 1)
             steps, changes = steps * better[:, None, None], changes * better[:, None, None]
         best_norm = torch.where(better, norm, best_norm)
         best_image = torch.where(better.reshape(-1, *(1,) * (x.ndim - 1)), image, best_image)
         old_x, old_f = x.flatten(1), f
-        x = (best_image.flatten(1) - _correction(steps, changes, f)).reshape(x.shape)
+        x = best_image
+        if iteration >= patience:
+            x = (x.flatten(1) - _correction(steps, changes, f)).reshape(x.shape)
     return solution, residual, evaluations
 
 

@@ -1,0 +1,47 @@
+"""Timing side by side: candidates take turns, so that whatever else the machine does falls on all of them alike."""
+
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def seconds(candidates: dict[str, Callable[[], object]], rounds: int = 5) -> dict[str, list[float]]:
+    """Seconds of every candidate in every round, after one round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for i in range(rounds + 1):
+        for name, candidate in candidates.items():
+            started = time.perf_counter()
+            candidate()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if i > 0:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def ratio(numerator: list[float], denominator: list[float]) -> tuple[float, float, float]:
+    """Median, smallest and largest over rounds of the ratio of two candidates."""
+    ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def shown(values: tuple[float, float, float]) -> str:
+    return f"{values[0]:.2f} ({values[1]:.2f} to {values[2]:.2f})"
+
+
+def peak_mib() -> float:
+    """Peak memory of this process so far: of the device if there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def peak_in_new_process(arguments: list[str]) -> float:
+    """MiB that ``python ARGUMENTS`` prints as its last line."""
+    result = subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True)
+    return float(result.stdout.split()[-1])
