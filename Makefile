@@ -4,7 +4,7 @@ OUT ?= runs/demo
 BIN = .venv/bin
 READY = .venv/.ready
 
-.PHONY: demo test lint env
+.PHONY: demo test lint bench bench-full env
 env: $(READY)
 
 $(READY): pyproject.toml
@@ -25,3 +25,11 @@ test: env
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Ratios of speed and memory against the straightforward implementation; nothing else should run meanwhile.
+bench: env
+	$(BIN)/python bench/performance.py --out runs/bench
+
+bench-full: env
+	$(BIN)/python bench/performance.py --full --out runs/bench-full
+	$(BIN)/python bench/scaling.py --out runs/bench-full

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import baselines
 import torch
-from timing import peak_in_new_process, peak_mib, ratio, seconds, shown
+from timing import in_new_process, peak_mib, ratio, seconds, shown
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
@@ -144,7 +144,7 @@ def memory(size: int) -> list[dict]:
     rows = []
     for mode in ("mle", "fid"):
         peaks = {
-            side: peak_in_new_process([__file__, "--peak", f"{side}-{mode}", "--size", str(size)])
+            side: in_new_process([__file__, "--peak", f"{side}-{mode}", "--size", str(size)])[0]
             for side in ("plain", "ours")
         }
         rows.append(

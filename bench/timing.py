@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -38,10 +39,13 @@ def peak_mib() -> float:
     """Peak memory of this process so far: of the device if there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss of a new process starts at its parent's
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def peak_in_new_process(arguments: list[str]) -> float:
-    """MiB that ``python ARGUMENTS`` prints as its last line."""
+def in_new_process(arguments: list[str]) -> list[float]:
+    """The numbers that ``python ARGUMENTS`` prints as its last line: what was allocated before must not count."""
     result = subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True)
-    return float(result.stdout.split()[-1])
+    return [float(number) for number in result.stdout.splitlines()[-1].split()]
