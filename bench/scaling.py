@@ -96,9 +96,13 @@ def plot(rows: list[dict], path: Path) -> None:
     figure = Figure(figsize=(12, 6), layout="constrained")
     for axes, (of, varied) in zip(figure.subplots(2, 3).flat, kinds, strict=True):
         chosen = [r for r in rows if (r["of"], r["varied"]) == (of, varied)]
-        axes.loglog([r["value"] for r in chosen], [r["seconds"] for r in chosen], "o-")
-        axes.set(xlabel=varied, ylabel="seconds", title=of)
-        axes.grid(alpha=0.3, which="both")
+        values = [r["value"] for r in chosen]
+        axes.plot(values, [r["seconds"] for r in chosen], "o-")
+        axes.set_xscale("log")
+        axes.minorticks_off()
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.set(xlabel=varied, ylabel="seconds", title=of, ylim=(0, None))
+        axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
 

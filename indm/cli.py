@@ -147,10 +147,8 @@ class Sample:
     """The run folder."""
     n: Annotated[int, arg(aliases=["-n"])] = 64
     """How many."""
-    sampler: Annotated[str, arg(help=f'{", ".join(SAMPLERS)}; "ode" is adaptive and chooses its own steps.')] = (
-        "dpm++2m"
-    )
-    steps: int = 20
+    sampler: Annotated[str, arg(help=f'{", ".join(SAMPLERS)}; "ode" is adaptive and chooses its own steps.')] = "unipc"
+    steps: int = 25
     """Time steps."""
     temperature: float = 1.0
     """Factor on the latent before it is decoded; 1 samples the model."""

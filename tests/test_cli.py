@@ -140,6 +140,13 @@ def test_evaluate_reports_what_it_stores(run, capsys):
     assert result["split"] == "test" and "test split: 40 for the NELBO, 4 for the NLL; ε = 1e-05" in table
 
 
+def test_evaluate_in_equal_steps(run):
+    arguments = ["evaluate", run, "--images", 40, "--nll-images", 4, "--steps", 8, "--quiet"]
+    assert main([str(a) for a in arguments]) == 0
+    nll = json.loads((run / "evaluation.json").read_text())["nll"]
+    assert nll["steps"] == 8 and nll["nfe"] == 9 and "rtol" not in nll
+
+
 def test_samples_are_repeatable_grey_levels(run, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         out = tmp_path / name

@@ -313,6 +313,14 @@ def test_a_run_in_bf16_keeps_its_weights_in_float32(tmp_path):
     assert {p.dtype for p in weights} == {torch.float32}
 
 
+@pytest.mark.parametrize("avx512, amx, expected", [(False, False, "no"), (True, False, "bf16"), (False, True, "bf16")])
+def test_precision_is_chosen_by_what_the_processor_computes_in(monkeypatch, avx512, amx, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    assert training.fast_precision() == expected
+
+
 def test_trackers_get_the_metrics(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

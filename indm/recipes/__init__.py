@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from indm.model import nearest
+from indm.model import KINDS, nearest
 
-MODEL_TABLES = ("flow", "sde", "net")
-NAMED_TABLES = ("data", *MODEL_TABLES)
+NAMED_TABLES = ("data", *KINDS)
 BUNDLED = Path(__file__).parent
 TRACKERS = {"tensorboard", "wandb"}
 Recipe = dict[str, dict]
@@ -164,7 +163,7 @@ def resolve(recipe: Recipe) -> Recipe:
 
 def model_of(recipe: Recipe) -> Recipe:
     """The tables that describe the model, as :func:`indm.build_model` takes them."""
-    return {table: recipe[table] for table in MODEL_TABLES}
+    return {table: recipe[table] for table in KINDS}
 
 
 def options_of(recipe: Recipe, table: Literal["train", "evaluate"]) -> Training | Evaluation:
