@@ -59,7 +59,7 @@ def test_easy_contractions_take_as_many_as_banach():
 @settings(max_examples=20)
 @given(st.integers(0, 1000), st.floats(0.5, 0.98))
 def test_kinks_and_turns_do_not_defeat_it(seed, slope):
-    """A contraction whose slope jumps between ± slope all over: combinations of its past mislead, the safeguard holds."""
+    """The slope jumps between ± slope all over: combinations of the past mislead, the safeguard holds."""
     shift = torch.randn(6, 3, dtype=torch.float64, generator=seeded(seed))
 
     def contraction(x, rows):
