@@ -118,24 +118,15 @@ def log_likelihood(
             velocity, divergence = value_and_divergence(probability_flow(score, clock), state[0], probe)
             return velocity, divergence / d
 
-        def whitened(clock: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            w = law.colour(state[0], clock).reshape(z.shape)
-            velocity, divergence = field(clock, (w,), probe)
-            return law.whitened_velocity(state[0], w, velocity, clock), divergence
-
-        spreads = [sde.spread(t) for t in (eps, T)]
-        w, integral = sde.perturb(z, eps, noise) / expand_like(spreads[0], z), torch.zeros_like(log_det)
-        begin, end = sde.clock_span()
+        spreads, span = [sde.spread(t) for t in (eps, T)], sde.clock_span()
+        state = (sde.perturb(z, eps, noise) / expand_like(spreads[0], z), torch.zeros_like(log_det))
         if steps is None:
-            state = (w, integral)
-            (w, integral), evaluations = integrate(field, state, begin, end, context=(probe,), rtol=rtol, atol=atol)
+            (w, integral), evaluations = integrate(field, state, *span, context=(probe,), rtol=rtol, atol=atol)
             nfe = math.ceil(evaluations.double().mean().item())
             settings = {"rtol": rtol, "atol": atol}
         else:
             law = GaussianReference.standard(z) if reference is None else reference
-            clocks = [torch.full_like(integral, clock) for clock in (begin, end)]
-            (v, integral), nfe = adams(whitened, (law.whiten(w, clocks[0]), integral), begin, end, steps=steps)
-            w = law.colour(v, clocks[1]).reshape(z.shape)
+            (w, integral), nfe = _whitened_adams(field, state, probe, law, span, steps)
             settings = {"steps": steps}
         growth = d * (integral + (spreads[1] / spreads[0]).log())
         log_prob = log_det + sde.prior_log_prob(expand_like(spreads[1], z) * w) + growth - reconstruction
@@ -144,6 +135,20 @@ def log_likelihood(
         "divergence": "exact" if exact else f"Hutchinson, {probes} Rademacher probe(s)",
     }
     return LikelihoodReport(log_prob, reconstruction, nfe, settings, model.scaling.log_scale(x.shape[1:]), d)
+
+
+def _whitened_adams(field, state, probe: Tensor, law: GaussianReference, span: tuple[float, float], steps: int):
+    """:func:`indm.ode.adams` for the state (w, integral), in the coordinate in which ``law`` rests."""
+    w, integral = state
+
+    def whitened(clock: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        here = law.colour(state[0], clock).reshape(w.shape)
+        velocity, divergence = field(clock, (here,), probe)
+        return law.whitened_velocity(state[0], here, velocity, clock), divergence
+
+    begin, end = (torch.full_like(integral, clock) for clock in span)
+    (v, integral), nfe = adams(whitened, (law.whiten(w, begin), integral), *span, steps=steps)
+    return (law.colour(v, end).reshape(w.shape), integral), nfe
 
 
 def evaluate(

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from indm.sde import expand_like
+
 
 @torch.no_grad()
 def solve(
@@ -47,27 +49,28 @@ def solve(
     for iteration in range(max_iterations):
         image = contraction(x, rows)
         f = (image - x).flatten(1)
-        evaluations[rows] += 1
-        solution[rows], residual[rows] = x, f.abs().amax(1) / scale[rows]
-        active = residual[rows] > tol  # a sample that is not a number never will be one
-        if not bool(active.any()):
-            break
-        if not bool(active.all()):
+        error = f.abs().amax(1) / scale[rows]
+        active = error > tol  # a sample that is not a number never will be one
+        if iteration + 1 == max_iterations or not bool(active.all()):
+            solution[rows], residual[rows], evaluations[rows] = x, error, iteration + 1
+            if not bool(active.any()):
+                break
             rows, x, f, image, old_x, old_f, steps, changes, best_norm, best_image = (
                 v[active] for v in (rows, x, f, image, old_x, old_f, steps, changes, best_norm, best_image)
             )
         norm = f.norm(dim=1)
+        if iteration < patience:
+            old_x, old_f, best_norm, best_image = x.flatten(1), f, norm, image
+            x = image
+            continue
         better = norm < best_norm
-        if iteration >= patience:
-            steps = torch.cat((x.flatten(1)[:, None] - old_x[:, None], steps[:, : memory - 1]), 1)
-            changes = torch.cat((f[:, None] - old_f[:, None], changes[:, : memory - 1]), 1)
-            steps, changes = steps * better[:, None, None], changes * better[:, None, None]
-        best_norm = torch.where(better, norm, best_norm)
-        best_image = torch.where(better.reshape(-1, *(1,) * (x.ndim - 1)), image, best_image)
+        steps = torch.cat((x.flatten(1)[:, None] - old_x[:, None], steps[:, : memory - 1]), 1)
+        changes = torch.cat((f[:, None] - old_f[:, None], changes[:, : memory - 1]), 1)
+        steps, changes = steps * better[:, None, None], changes * better[:, None, None]
         old_x, old_f = x.flatten(1), f
-        x = best_image
-        if iteration >= patience:
-            x = (x.flatten(1) - _correction(steps, changes, f)).reshape(x.shape)
+        best_norm = torch.where(better, norm, best_norm)
+        best_image = torch.where(expand_like(better, image), image, best_image)
+        x = (best_image.flatten(1) - _correction(steps, changes, f)).reshape(x.shape)
     return solution, residual, evaluations
 
 
