@@ -11,7 +11,10 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from indm.flows import ResidualBlock
+from indm.flows.base import magnitude
 from indm.objective import constant_term, denoising_error, prior_term, reconstruction_term
+from indm.ode import rademacher
+from indm.score import denoise
 from indm.sde import event_size, expand_like, squared_norm
 
 # ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -52,10 +55,13 @@ def _autograd_log_det(g: Tensor, x: Tensor) -> Tensor:
 
 def plain_linear_loss(model, x: Tensor) -> Tensor:
     """The likelihood-weighted denoising loss of a linear diffusion, one pass of the score."""
-    sde = model.score.sde
-    t, weight = sde.sample_time(len(x), importance=True)
-    rate = (sde.diffusion(t) / sde.sigma(t)) ** 2
-    return (weight * rate * denoising_error(model.score, x, t, torch.randn_like(x))).mean() / event_size(x)
+    return _score_term(model.score, x).mean() / event_size(x)
+
+
+def _score_term(score, z: Tensor) -> Tensor:
+    t, weight = score.sde.sample_time(len(z), importance=True)
+    rate = (score.sde.diffusion(t) / score.sde.sigma(t)) ** 2
+    return weight * rate * denoising_error(score, z, t, torch.randn_like(z))
 
 
 def plain_mle_loss(model, x: Tensor) -> Tensor:
@@ -72,16 +78,17 @@ def plain_fid_loss(model, x: Tensor) -> Tensor:
     bound = _likelihood(model, z, log_det)
     for p in model.score.parameters():
         p.requires_grad_(True)
-    sde, n = model.score.sde, len(x)
-    t = sde.eps + (sde.T - sde.eps) * torch.rand(n)
+    t = _uniform_times(model.score.sde, z)
     return (bound + denoising_error(model.score, z.detach(), t, torch.randn_like(z)).mean()) / event_size(x)
+
+
+def _uniform_times(sde, z: Tensor) -> Tensor:
+    return sde.eps + (sde.T - sde.eps) * torch.rand(len(z), device=z.device)
 
 
 def _likelihood(model, z: Tensor, log_det: Tensor) -> Tensor:
     sde = model.score.sde
-    t, weight = sde.sample_time(len(z), importance=True)
-    rate = (sde.diffusion(t) / sde.sigma(t)) ** 2
-    score = weight * rate * denoising_error(model.score, z, t, torch.randn_like(z))
+    score = _score_term(model.score, z)
     reconstruction = reconstruction_term(model.score, z, torch.randn_like(z))
     return (score + reconstruction + prior_term(sde, z) + constant_term(sde, z) - log_det).mean()
 
@@ -107,6 +114,12 @@ class PlainAdamW:
 # ── likelihood ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _drift(score, y: Tensor, t: Tensor) -> Tensor:
+    """f y − ½ g² s, the probability flow over t."""
+    sde = score.sde
+    return expand_like(sde.drift(t), y) * y - 0.5 * expand_like(sde.diffusion(t), y) ** 2 * score(y, t)
+
+
 def plain_log_likelihood(model, x: Tensor, *, noise: Tensor, probe: Tensor, tol: float = 1e-5) -> tuple[Tensor, int]:
     """SciPy's RK45 over t, the whole batch one system; drift and divergence evaluated apart.
 
@@ -124,22 +137,19 @@ def plain_log_likelihood(model, x: Tensor, *, noise: Tensor, probe: Tensor, tol:
         reconstruction = reconstruction_term(score, z, noise)
         start = sde.perturb(z, eps, noise)
 
-    def drift(y: Tensor, t: Tensor) -> Tensor:
-        return expand_like(sde.drift(t), y) * y - 0.5 * expand_like(sde.diffusion(t), y) ** 2 * score(y, t)
-
     def field(t: float, state: np.ndarray) -> np.ndarray:
-        y = torch.from_numpy(state[: x.numel()].reshape(shape)).float()
+        y = torch.from_numpy(state[: x.numel()].reshape(shape)).to(x)
         times = y.new_full((len(y),), t)
         with torch.no_grad():
-            velocity = drift(y, times)
+            velocity = _drift(score, y, times)
         with torch.enable_grad():
             y = y.requires_grad_()
-            (product,) = torch.autograd.grad((drift(y, times) * probe).sum(), y)
-        return np.concatenate((velocity.numpy().ravel(), (product * probe).flatten(1).sum(1).numpy()))
+            (product,) = torch.autograd.grad((_drift(score, y, times) * probe).sum(), y)
+        return np.concatenate((velocity.cpu().numpy().ravel(), (product * probe).flatten(1).sum(1).cpu().numpy()))
 
-    begin = np.concatenate((start.numpy().ravel(), np.zeros(len(x))))
+    begin = np.concatenate((start.cpu().numpy().ravel(), np.zeros(len(x))))
     solution = solve_ivp(field, (sde.eps, sde.T), begin, method="RK45", rtol=tol, atol=tol)
-    end = torch.from_numpy(solution.y[:, -1]).float()
+    end = torch.from_numpy(solution.y[:, -1]).to(x)
     z_T, integral = end[: x.numel()].reshape(shape), end[x.numel() :]
     return log_det + sde.prior_log_prob(z_T) + integral - reconstruction, solution.nfev
 
@@ -149,10 +159,10 @@ def plain_nelbo(model, x: Tensor) -> Tensor:
     sde, score = model.score.sde, model.score
     with torch.no_grad():
         z, log_det = model.encode(x)
-        t = sde.eps + (sde.T - sde.eps) * torch.rand(len(z))
+        t = _uniform_times(sde, z)
         z_t = sde.perturb(z, t, torch.randn_like(z))
         reconstruction = reconstruction_term(score, z, torch.randn_like(z))
-    probe = torch.randint(0, 2, z.shape).to(z) * 2 - 1
+    probe = rademacher(z, 1)[:, 0]
     with torch.enable_grad():
         z_t = z_t.requires_grad_()
         s = score(z_t, t)
@@ -171,17 +181,13 @@ def plain_ode_sample(model, z: Tensor, tol: float = 1e-5) -> tuple[Tensor, int]:
     sde, score, shape = model.score.sde, model.score, z.shape
 
     def field(t: float, state: np.ndarray) -> np.ndarray:
-        y = torch.from_numpy(state.reshape(shape)).float()
-        times = y.new_full((len(y),), t)
-        velocity = expand_like(sde.drift(times), y) * y
-        velocity = velocity - 0.5 * expand_like(sde.diffusion(times), y) ** 2 * score(y, times)
-        return velocity.numpy().ravel()
+        y = torch.from_numpy(state.reshape(shape)).to(z)
+        return _drift(score, y, y.new_full((len(y),), t)).cpu().numpy().ravel()
 
-    solution = solve_ivp(field, (sde.T, sde.eps), z.numpy().ravel(), method="RK45", rtol=tol, atol=tol)
-    z = torch.from_numpy(solution.y[:, -1].reshape(shape)).float()
+    solution = solve_ivp(field, (sde.T, sde.eps), z.cpu().numpy().ravel(), method="RK45", rtol=tol, atol=tol)
+    z_eps = torch.from_numpy(solution.y[:, -1].reshape(shape)).to(z)
     eps, _ = sde.endpoints(z)
-    alpha, sigma = expand_like(sde.alpha(eps), z), expand_like(sde.sigma(eps), z)
-    return plain_inverse(model.flow, (z + sigma**2 * score(z, eps)) / alpha)[0], solution.nfev
+    return plain_inverse(model.flow, denoise(score, z_eps, eps))[0], solution.nfev
 
 
 @torch.no_grad()
@@ -192,7 +198,7 @@ def plain_inverse(flow, z: Tensor, tol: float = 1e-5) -> tuple[Tensor, int]:
         if not isinstance(part, ResidualBlock):
             z = part.inverse(z)
             continue
-        x, scale = z, z.flatten(1).abs().amax(1).clamp_min(1.0)
+        x, scale = z, magnitude(z)
         for _ in range(1000):
             new = z - residual(part, x)
             change = ((new - x).flatten(1).abs().amax(1) / scale).max()

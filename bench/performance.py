@@ -27,6 +27,7 @@ import indm
 from indm import recipes
 from indm.data import Data, load_data, stack
 from indm.flows import ResidualBlock, ResidualFlow
+from indm.flows.base import magnitude
 from indm.likelihood import evaluation_mode, latent_reference
 from indm.objective import mle_loss, nelbo, randn_like
 from indm.ode import rademacher
@@ -332,8 +333,7 @@ def inverse(model, n: int, rounds: int) -> list[dict]:
             }
             times = seconds(candidates, rounds)
             x, count = candidates["plain"]()
-            scale = z.flatten(1).abs().amax(1).clamp_min(1)
-            plain_residual = ((flow.latent(x) - z).flatten(1).abs().amax(1) / scale).max()
+            plain_residual = ((flow.latent(x) - z).flatten(1).abs().amax(1) / magnitude(z)).max()
             _, residual, iterations, converged = candidates["ours"]()
             rows.append(
                 row(

@@ -1,14 +1,14 @@
 """Timing side by side: candidates take turns, so that whatever else the machine does falls on all of them alike."""
 
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+
+from indm.training import peak_memory_mib
 
 
 def seconds(candidates: dict[str, Callable[[], object]], rounds: int = 5) -> dict[str, list[float]]:
@@ -39,10 +39,7 @@ def peak_mib() -> float:
     """Peak memory of this process so far: of the device if there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss of a new process starts at its parent's
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return peak_memory_mib()
 
 
 def in_new_process(arguments: list[str]) -> list[float]:

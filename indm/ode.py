@@ -127,14 +127,19 @@ def adams(
 
 def _advance(state: State, points: list[tuple[float, State]], start: float, end: float) -> State:
     """state + ∫ of the polynomial through ``points`` from ``start`` to ``end``."""
-    nodes = (np.array([t for t, _ in points]) - start) / (end - start)
-    moments = 1 / np.arange(1, len(nodes) + 1)
-    weights = (end - start) * np.linalg.solve(np.vander(nodes, increasing=True).T, moments)
+    moments = [1 / (j + 1) for j in range(len(points))]
+    weights = [(end - start) * w for w in interpolatory_weights([t for t, _ in points], start, end, moments)]
     slopes = [slope for _, slope in points]
     return tuple(
-        part + sum(float(weight) * slope[k] for weight, slope in zip(weights, slopes, strict=True))
+        part + sum(weight * slope[k] for weight, slope in zip(weights, slopes, strict=True))
         for k, part in enumerate(state)
     )
+
+
+def interpolatory_weights(nodes: list[float], start: float, end: float, moments: list[float]) -> list[float]:
+    """w with Σ_i w_i u_i^j = moments_j for u = (nodes − start)/(end − start), as many moments as nodes."""
+    powers = np.vander((np.array(nodes) - start) / (end - start), increasing=True)
+    return np.linalg.solve(powers.T, moments).tolist()
 
 
 def _check(holds: Tensor, complaint: str, t: Tensor, step: Tensor, advice: str = "") -> None:

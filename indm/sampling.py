@@ -7,14 +7,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from indm.likelihood import evaluation_mode
 from indm.objective import randn_like
-from indm.ode import integrate
+from indm.ode import integrate, interpolatory_weights
 from indm.score import denoise, probability_flow
 from indm.sde import LinearSDE, expand_like
 
@@ -134,8 +133,7 @@ def exponential_weights(nodes: list[float], start: float, end: float) -> list[fl
     moments = [-math.expm1(-h)]  # of the powers of (λ − start)/h
     for j in range(1, len(nodes)):
         moments.append(1.0 - j / h * moments[-1])
-    powers = np.vander((np.array(nodes) - start) / h, increasing=True)
-    return np.linalg.solve(powers.T, moments).tolist()
+    return interpolatory_weights(nodes, start, end, moments)
 
 
 def dpm_solver_2m(score, z: Tensor, *, steps: int, generator=None, progress: bool = False) -> tuple[Tensor, int]:

@@ -439,9 +439,16 @@ def fast_precision() -> str:
     return "bf16" if any(getattr(torch.cpu, name, bool)() for name in instructions) else "no"
 
 
+def peak_memory_mib() -> float:
+    """Peak resident memory of this process so far."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage counts from what the parent process held
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
 def summarise(trainer: Trainer, metrics: Metrics, interrupted: bool) -> dict:
     """What the run came to: steps, seconds, validation, memory."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     summary = {
         "interrupted": interrupted,
         "steps": trainer.step,
@@ -449,7 +456,7 @@ def summarise(trainer: Trainer, metrics: Metrics, interrupted: bool) -> dict:
         **metrics.last_validation,
         "flow_parameters": count_parameters(trainer.model.flow),
         "score_parameters": count_parameters(trainer.model.score),
-        "peak_memory_mib": round(peak),
+        "peak_memory_mib": round(peak_memory_mib()),
     }
     if trainer.accelerator.device.type == "cuda":
         summary["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)

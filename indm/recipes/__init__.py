@@ -52,9 +52,7 @@ class Training:
     pretrain: float = 0.0  # first fraction of the run, in which the score is trained without the flow
     soft_truncation: float = 0.0  # exponent k of the law of the truncation (1.2 is usual); 0 truncates at ε
     latent_mean: bool = False  # at the end, centre the prior on the mean of the latents (for VE)
-    mixed_precision: Literal["auto", "no", "bf16"] = (
-        "auto"  # bf16 for score and h; auto: where the machine is fast in it
-    )
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"  # auto: bf16 where the machine is fast in it
     workers: int = 0  # processes that load data
     log_every: int = 50  # steps
     validate_every: int = 500  # steps
