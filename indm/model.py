@@ -14,7 +14,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from indm.flows import ActNorm, Compose, Flow, Identity, ResidualFlow, Squeeze, Unsqueeze
+from indm.flows import (
+    ActNorm,
+    AutoregressiveFlow,
+    Compose,
+    CouplingFlow,
+    Flow,
+    Identity,
+    InvertibleLinear,
+    ResidualFlow,
+    Squeeze,
+    Unsqueeze,
+    ZukoFlow,
+)
 from indm.nets import MLP, UNet
 from indm.scaling import Scaling
 from indm.score import ScoreModel
@@ -26,7 +38,11 @@ CONSTRUCTORS: Constructors = {
     "flow": {
         "identity": Identity,
         "residual": ResidualFlow,
+        "coupling": CouplingFlow,
+        "autoregressive": AutoregressiveFlow,
+        "zuko": ZukoFlow,
         "actnorm": ActNorm,
+        "linear": InvertibleLinear,
         "squeeze": Squeeze,
         "unsqueeze": Unsqueeze,
         "compose": Compose,
