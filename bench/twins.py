@@ -9,60 +9,12 @@ Killed and started again, it goes on. Writes ``twins.json`` and prints the table
 
 import argparse
 import json
-import math
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
+from grid import difference, per_image, run, summary
 
 FLOWS = {"linear": ["--flow", "identity"], "indm-2": ["--flow.norm", "2"], "indm-inf": ["--flow.norm", "inf"]}
-
-
-def indm(*arguments: str) -> None:
-    """One command of the package, on one thread."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "indm", *arguments], check=True, env=environment, stdout=subprocess.DEVNULL)
-
-
-def run(folder: Path, recipe: str, flow: str, seed: int, budget: list[str], evaluation: list[str]) -> None:
-    """Train and evaluate one run, or what is left of it."""
-    if not (folder / "summary.json").exists():
-        resume = ["--resume"] if (folder / "checkpoint.pt").exists() else []
-        seeds = ["--train.seed", str(seed)]
-        indm("train", recipe, "--out", str(folder), "--quiet", *resume, *seeds, *budget, *FLOWS[flow])
-    if not (folder / "evaluation.json").exists():
-        indm("evaluate", str(folder), "--quiet", *evaluation)
-
-
-def summary(folder: Path) -> dict:
-    return json.loads((folder / "summary.json").read_text())
-
-
-def per_image(folder: Path) -> tuple[np.ndarray, float]:
-    """NELBO of every test image in the reported unit, and the run's mean."""
-    result = json.loads((folder / "evaluation.json").read_text())
-    with np.load(folder / "evaluation.npz") as arrays:
-        values = arrays["nelbo"] / (result["dims"] * math.log(2) if result["unit"] == "bits/dim" else 1.0)
-    return values, float(values.mean())
-
-
-def difference(pairs: list[tuple[Path, Path]]) -> dict:
-    """Mean paired difference, its standard error over seeds and over images, and the verdict at two of the larger."""
-    differences = np.stack([per_image(a)[0] - per_image(b)[0] for a, b in pairs])
-    seeds = differences.mean(1)
-    over_seeds = float(seeds.std(ddof=1) / math.sqrt(len(seeds))) if len(seeds) > 1 else math.nan
-    over_images = float(differences.mean(0).std(ddof=1) / math.sqrt(differences.shape[1]))
-    error = np.nanmax([over_seeds, over_images])
-    verdict = "tie" if abs(seeds.mean()) < 2 * error else "better" if seeds.mean() < 0 else "worse"
-    return {
-        "difference": float(seeds.mean()),
-        "standard_error_over_seeds": over_seeds,
-        "standard_error_over_images": over_images,
-        "verdict": verdict,
-    }
 
 
 def main() -> None:
@@ -82,7 +34,7 @@ def main() -> None:
         return options.out / f"{name}-{seed}"
 
     def submit(pool: ThreadPoolExecutor, name: str, flow: str, seed: int, *budget: str):
-        return pool.submit(run, folder(name, seed), options.recipe, flow, seed, list(budget), evaluation)
+        return pool.submit(run, folder(name, seed), options.recipe, seed, [*budget, *FLOWS[flow]], evaluation)
 
     with ThreadPoolExecutor(options.jobs) as pool:
         limit = ("--train.steps", "inf", "--train.seconds", str(options.seconds))

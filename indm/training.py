@@ -148,9 +148,9 @@ class Trainer:
         """One optimizer step; the loss, its terms in nats (means over the batch) and the gradient norms."""
         o = self.options
         behind = self.behind()
-        factor = learning_rate_factor(self.step, self.progress, o.warmup, o.decay)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["rate"] * factor
+            warmup = max(o.warmup, o.flow_warmup) if group["name"] == "flow" else o.warmup
+            group["lr"] = group["rate"] * learning_rate_factor(self.step, self.progress, warmup, o.decay)
 
         eps = soft_truncation(self.model.sde, o.soft_truncation) if o.soft_truncation else None
         sums: dict[str, Tensor] = {}

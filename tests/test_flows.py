@@ -51,7 +51,7 @@ FLOWS = {
 for transform in ("affine", "spline"):
     for shape in [(2,), (5,), (1, 8, 8), (3, 4, 12)]:
         name = f"coupling-{transform}-{'x'.join(map(str, shape))}"
-        FLOWS[name] = (lambda s=shape, t=transform: CouplingFlow(s, depth=2, width=8, transform=t), shape)
+        FLOWS[name] = (lambda s=shape, t=transform: CouplingFlow(s, levels=2, depth=1, width=8, transform=t), shape)
 for shape in [(2,), (5,), (1, 8, 8), (3, 8, 8), (2, 6, 10)]:
     for norm in (2.0, math.inf):
         name = f"residual-{'x'.join(map(str, shape))}-{norm:g}"

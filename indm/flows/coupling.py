@@ -246,7 +246,7 @@ class CouplingFlow(Compose):
     def __init__(
         self,
         shape: tuple[int, ...],
-        levels: int = 2,
+        levels: int = 1,
         depth: int = 4,
         width: int = 32,
         transform: str = "affine",
@@ -259,7 +259,7 @@ class CouplingFlow(Compose):
         if min(levels, depth, width) < 1 or not max_log_scale > 0:
             raise ValueError(
                 "levels, depth and width must be at least 1 and max_log_scale positive, got "
-                f"{levels}, {depth}, {width} and {max_log_scale}; 2, 4, 32 and 1.0 are usual"
+                f"{levels}, {depth}, {width} and {max_log_scale}; 1, 4, 32 and 1.0 are usual"
             )
         image = len(shape) == 3
         if not image and (len(shape) != 1 or shape[0] < 2):

@@ -47,6 +47,7 @@ class Training:
     flow_weight_decay: float = 0.0
     clip: float = 1.0  # largest gradient norm, of score and flow apart
     warmup: int = 0  # steps in which the learning rates rise linearly
+    flow_warmup: int = 0  # the same for the flow alone, where that is longer: the score goes ahead
     decay: float = 0.0  # last fraction of the run, in which they fall linearly to 0
     ema: float = 0.999  # decay of the averaged weights, which are the ones validated and saved
     pretrain: float = 0.0  # first fraction of the run, in which the score is trained without the flow
@@ -66,7 +67,7 @@ class Training:
         _check_each(self, "train", lambda v: v >= 1, "at least 1", "log_every validate_every checkpoint_every")
         _check_each(self, "train", lambda v: v > 0, "positive", "steps seconds lr flow_lr clip")
         _check_each(self, "train", lambda v: v >= 0, "0 or more", "weight_decay flow_weight_decay warmup workers seed")
-        _check_each(self, "train", lambda v: v >= 0, "0 or more", "soft_truncation")
+        _check_each(self, "train", lambda v: v >= 0, "0 or more", "soft_truncation flow_warmup")
         _check_each(self, "train", lambda v: 0 <= v < 1, "in [0, 1)", "ema pretrain")
         _check_each(self, "train", lambda v: 0 <= v <= 1, "in [0, 1]", "decay")
         _check_each(self, "train", lambda v: all(0 <= b < 1 for b in v), "two numbers in [0, 1)", "betas")

@@ -1,0 +1,178 @@
+"""Which flow, why Glow fails, and what schedule and knobs do: grids of short trainings over seeds, compared in pairs.
+
+    python bench/flows.py glow --out runs/flows
+    python bench/flows.py digits fashion checkerboard --out runs/flows
+
+A grid is a recipe, a budget and named changes of it. Every run has one thread and ``--jobs`` run side by side; killed
+and started again, it goes on. Writes ``GRID.json`` and prints its table: the bound, its paired difference from the
+grid's first variant, seconds a step, ‖h(x) − x‖/‖x‖ and the time and error of the inverse.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from grid import COMMAND, difference, per_image, run, summary
+
+import indm
+from indm.cli import open_run
+from indm.data import load_data, stack
+from indm.sampling import unipc
+
+DATA_START = (str(Path(__file__).with_name("data_start.py")),)
+
+
+@dataclass
+class Grid:
+    """A recipe, the options common to all of its variants, and the variants: name → further options."""
+
+    recipe: str
+    common: str
+    variants: dict[str, str]
+    evaluation: str = "--nll-images 64 --repeats 4 --times 8 --steps 24"
+    data_start: tuple[str, ...] = field(default=())  # the variants whose ActNorms start from the data
+
+    def trainer(self, variant: str) -> tuple[str, ...]:
+        return DATA_START if variant in self.data_start else COMMAND
+
+
+def compose(*flows: str) -> str:
+    """A flow that is applied between squeeze and unsqueeze, as an option of ``indm train``."""
+    inner = ", ".join(f"{{{flow}}}" for flow in ('name = "squeeze"', *flows, 'name = "unsqueeze"'))
+    return f"--flow compose --flow.flows '[{inner}]'"
+
+
+LINEAR = "--flow identity --train.flow_every 1"
+COUPLING = "--flow coupling --train.flow_every 1"
+FROZEN = "--train.flow_lr 1e-12 --train.flow_every 1"
+ROTATED, FREE = "--flow.start rotation", "--flow.max_log_scale inf"
+
+GRIDS = {
+    "glow": Grid(
+        "digits",
+        "--train.steps 600 --train.seconds inf",
+        {
+            "linear": LINEAR,
+            "glow": f"{COUPLING} {ROTATED} {FREE}",
+            "glow, identity 1x1": f"{COUPLING} {FREE}",
+            "glow, identity ActNorm": f"{COUPLING} {ROTATED} {FREE}",
+            "glow, bounded scale": f"{COUPLING} {ROTATED}",
+            "glow, flow rate / 10": f"{COUPLING} {ROTATED} {FREE} --train.flow_lr 1e-4",
+            "cured": COUPLING,
+            "cured, rotation": f"{COUPLING} {ROTATED}",
+            "cured, data ActNorm": COUPLING,
+            "cured, free scale": f"{COUPLING} {FREE}",
+            "cured, flow rate x 5": f"{COUPLING} --train.flow_lr 5e-3",
+            "linear, fixed rotation": f"{compose('name = "linear", channels = 4, start = "rotation"')} {FROZEN}",
+            "linear, fixed standardising": f"{compose('name = "actnorm", channels = 4')} {FROZEN}",
+        },
+        data_start=(
+            "glow", "glow, identity 1x1", "glow, bounded scale", "glow, flow rate / 10", "cured, data ActNorm",
+            "linear, fixed standardising",
+        ),
+    ),
+}  # fmt: skip
+
+
+def report(grid: Grid, out: Path, seeds: range) -> dict:
+    """What the runs of a grid came to."""
+    first, table = next(iter(grid.variants)), {}
+    data = load_data(**open_run(out / first / "0")[1]["data"])
+    raw = stack(data.test, 250)
+    for name in grid.variants:
+        folders = [out / name / str(seed) for seed in seeds]
+        evaluations = [json.loads((folder / "evaluation.json").read_text()) for folder in folders]
+        key = "bits_per_dim" if evaluations[0]["unit"] == "bits/dim" else "nats"
+        table[name] = {
+            "nelbo": [per_image(folder)[1] for folder in folders],
+            "nll": [e["nll"]["with_reconstruction"][key] if "nll" in e else None for e in evaluations],
+            "steps": [summary(folder)["steps"] for folder in folders],
+            "seconds_per_step": statistics.median(summary(f)["seconds"] / summary(f)["steps"] for f in folders),
+            **measure(indm.INDM.load(folders[0]), raw),
+        }
+        if name != first:
+            table[name]["paired"] = difference([(f, out / first / str(s)) for f, s in zip(folders, seeds, strict=True)])
+    return table
+
+
+@torch.no_grad()
+def measure(model: indm.INDM, raw: torch.Tensor) -> dict:
+    """How far the flow moves the data, and what its inverse costs beside 20 sampling steps, and its error."""
+    x = model.scaling.to_model(raw, generator=torch.Generator().manual_seed(0))
+    z = model.flow.latent(x)
+    _, residual, _, _ = model.flow.solve_inverse(z)
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
+    seconds = {"inverse": [], "sampling": []}
+    for _ in range(3):
+        for name, action in {"inverse": model.decode, "sampling": lambda v: unipc(model.score, v, steps=20)}.items():
+            started = time.perf_counter()
+            action(z if name == "inverse" else noise)
+            seconds[name].append(time.perf_counter() - started)
+    return {
+        "displacement": ((z - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)).median().item(),
+        "latent_std": z.std().item(),
+        "inverse_of_20_steps": statistics.median(seconds["inverse"]) / statistics.median(seconds["sampling"]),
+        "inverse_residual": residual.max().item(),
+    }
+
+
+def show(table: dict) -> str:
+    """The table as Markdown."""
+    lines = ["| variant | NELBO by seed | NLL | difference | ± | verdict | s/step | moved | std z | inverse | error |"]
+    lines.append("|" + "---|" * 11)
+    for name, row in table.items():
+        paired = row.get("paired", {})
+        errors = [paired[f"standard_error_over_{what}"] for what in ("seeds", "images")] if paired else []
+        nll = [value for value in row["nll"] if value is not None]
+        cells = [
+            name,
+            ", ".join(f"{value:.3f}" for value in row["nelbo"]),
+            f"{statistics.mean(nll):.3f}" if nll else "",
+            f"{paired['difference']:+.4f}" if paired else "",
+            f"{max(errors):.4f}" if paired else "",
+            paired.get("verdict", ""),
+            f"{1e3 * row['seconds_per_step']:.1f} ms",
+            f"{row['displacement']:.2f}",
+            f"{row['latent_std']:.2f}",
+            f"{row['inverse_of_20_steps']:.1%}",
+            f"{row['inverse_residual']:.0e}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("grids", nargs="+", choices=GRIDS, metavar="GRID", help=", ".join(GRIDS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    seeds = range(options.seeds)
+    for name in options.grids:
+        grid, out = GRIDS[name], options.out / name
+        with ThreadPoolExecutor(options.jobs) as pool:
+            jobs = [
+                pool.submit(
+                    run, out / variant / str(seed), grid.recipe, seed, shlex.split(f"{grid.common} {changes}"),
+                    grid.evaluation.split(), grid.trainer(variant),
+                )
+                for seed in seeds
+                for variant, changes in grid.variants.items()
+            ]  # fmt: skip
+            for job in jobs:
+                job.result()
+        table = report(grid, out, seeds)
+        (options.out / f"{name}.json").write_text(json.dumps(table, indent=2) + "\n")
+        print(f"{name}: {grid.recipe} {grid.common}\n\n{show(table)}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
