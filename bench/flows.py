@@ -51,6 +51,8 @@ def compose(*flows: str) -> str:
 LINEAR = "--flow identity --train.flow_every 1"
 COUPLING = "--flow coupling --train.flow_every 1"
 FROZEN = "--train.flow_lr 1e-12 --train.flow_every 1"
+SQUEEZED_ROTATION = compose('name = "linear", channels = 4, start = "rotation"')
+SQUEEZED_ACTNORM = compose('name = "actnorm", channels = 4')
 ROTATED, FREE = "--flow.start rotation", "--flow.max_log_scale inf"
 
 GRIDS = {
@@ -69,8 +71,8 @@ GRIDS = {
             "cured, data ActNorm": COUPLING,
             "cured, free scale": f"{COUPLING} {FREE}",
             "cured, flow rate x 5": f"{COUPLING} --train.flow_lr 5e-3",
-            "linear, fixed rotation": f"{compose('name = "linear", channels = 4, start = "rotation"')} {FROZEN}",
-            "linear, fixed standardising": f"{compose('name = "actnorm", channels = 4')} {FROZEN}",
+            "linear, fixed rotation": f"{SQUEEZED_ROTATION} {FROZEN}",
+            "linear, fixed standardising": f"{SQUEEZED_ACTNORM} {FROZEN}",
         },
         data_start=(
             "glow", "glow, identity 1x1", "glow, bounded scale", "glow, flow rate / 10", "cured, data ActNorm",

@@ -1,4 +1,4 @@
-"""Grids of runs: each trained and evaluated by the command line in a process of its own, resumable, compared in pairs."""
+"""Runs of the command line, each in a process of its own, resumable, and their comparison in pairs."""
 
 import json
 import math
@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-
 
 COMMAND = ("-m", "indm")
 
