@@ -1,6 +1,7 @@
 """Implicit nonlinear diffusion models: likelihood-based generative modelling with learned diffusions."""
 
 from indm import flows
+from indm.learned_sde import LearnedSDE
 from indm.likelihood import LikelihoodReport, evaluate, log_likelihood
 from indm.model import INDM, build_model
 from indm.nets import MLP, UNet
@@ -18,6 +19,7 @@ __all__ = [
     "NELBO",
     "VESDE",
     "VPSDE",
+    "LearnedSDE",
     "LikelihoodReport",
     "LinearSDE",
     "Scaling",

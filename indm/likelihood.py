@@ -18,7 +18,7 @@ from indm.gaussian import GaussianReference
 from indm.objective import nelbo, randn_like, reconstruction_term
 from indm.ode import adams, basis, integrate, rademacher, value_and_divergence
 from indm.score import probability_flow
-from indm.sde import event_size, expand_like
+from indm.sde import event_size, event_sum, expand_like
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def log_likelihood(
             law = GaussianReference.standard(z) if reference is None else reference
             (w, integral), nfe = _whitened_adams(field, state, probe, law, span, steps)
             settings = {"steps": steps}
-        growth = d * (integral + (spreads[1] / spreads[0]).log())
+        growth = d * integral + event_sum((spreads[1] / spreads[0]).log(), z)
         log_prob = log_det + sde.prior_log_prob(expand_like(spreads[1], z) * w) + growth - reconstruction
     settings |= {
         "eps": sde.eps,

@@ -27,6 +27,7 @@ from indm.flows import (
     Unsqueeze,
     ZukoFlow,
 )
+from indm.learned_sde import LearnedSDE
 from indm.nets import MLP, UNet
 from indm.scaling import Scaling
 from indm.score import ScoreModel
@@ -47,7 +48,7 @@ CONSTRUCTORS: Constructors = {
         "unsqueeze": Unsqueeze,
         "compose": Compose,
     },
-    "sde": {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE},
+    "sde": {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE, "learned": LearnedSDE},
     "net": {"mlp": MLP, "unet": UNet},
 }
 KINDS = ("flow", "sde", "net")

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm.gaussian import GaussianReference
-from indm.sde import LinearSDE, event_size, expand_like, squared_norm
+from indm.sde import LinearSDE, event_size, event_sum, expand_like, squared_norm
 
 PerSample = Float[Tensor, " batch"]
 Losses = tuple[Float[Tensor, ""], dict[str, Tensor]]
@@ -54,7 +54,7 @@ def prior_term(sde: LinearSDE, z: Float[Tensor, "batch *event"]) -> PerSample:
     _, T = sde.endpoints(z)
     alpha, sigma, d = sde.alpha(T), sde.sigma(T), event_size(z)
     mean = expand_like(alpha, z) * z - sde.prior_mean.to(z)
-    spread = (squared_norm(mean) + d * sigma**2) / (2 * sde.prior_std**2)
+    spread = (squared_norm(mean) + event_sum(sigma**2, z)) / (2 * sde.prior_std**2)
     return spread + d * (math.log(sde.prior_std) + 0.5 * math.log(2 * math.pi))
 
 
@@ -62,19 +62,20 @@ def constant_term(sde: LinearSDE, z: Float[Tensor, "batch *event"], eps: Tensor 
     """−½ ∫ (g² d/σ² + 2 d f) dt over [eps, T] = −d log(σ_T/σ_ε), nats."""
     start, T = sde.endpoints(z)
     start = start if eps is None else eps
-    return -event_size(z) * (sde.sigma(T).log() - sde.sigma(start).log())
+    return -event_sum(sde.sigma(T).log() - sde.sigma(start).log(), z)
 
 
 def reconstruction_term(score, z: Float[Tensor, "batch *event"], noise: Float[Tensor, "batch *event"]) -> PerSample:
     """log q(z_ε|z_0) − log p(z_0|z_ε), nats, at the one z_ε = α_ε z + σ_ε noise."""
     eps, _ = score.sde.endpoints(z)
     error = denoising_error(score, z, eps, noise)
-    return error - 0.5 * squared_norm(noise) - event_size(z) * score.sde.log_alpha(eps)
+    return error - 0.5 * squared_norm(noise) - event_sum(score.sde.log_alpha(eps), z)
 
 
-def denoising_error(score, z: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-    """D(t) = ½‖noise + σ_t s_θ(z_t, t)‖² at z_t = α_t z + σ_t noise, (B,)."""
-    return 0.5 * squared_norm(noise + expand_like(score.sde.sigma(t), z) * score(score.sde.perturb(z, t, noise), t))
+def denoising_error(score, z: Tensor, t: Tensor, noise: Tensor, rate: Tensor | None = None) -> Tensor:
+    """D(t) = ½‖noise + σ_t s_θ(z_t, t)‖² at z_t = α_t z + σ_t noise, (B,); entries weighted by ``rate`` where given."""
+    error = noise + expand_like(score.sde.sigma(t), z) * score(score.sde.perturb(z, t, noise), t)
+    return 0.5 * squared_norm(error if rate is None else expand_like(rate, z).sqrt() * error)
 
 
 def randn_like(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -111,7 +112,7 @@ def nelbo(
     noises = [randn_like(x, generator) for _ in range(times + 1)]
     z, log_det = model.encode(x, generator=generator)
     pairs = list(zip(strata, noises, strict=False))
-    errors = torch.stack([denoising_error(model.score, z, t, noise) for t, noise in pairs])
+    errors = torch.stack([denoising_error(model.score, z, t, noise, sde.rate(t)) for t, noise in pairs])
     if reference is not None:
         excess = torch.stack([reference.excess(sde, z, t, noise) for t, noise in pairs])
         errors = errors - control(errors, clock_position(sde, strata), excess)
@@ -168,9 +169,9 @@ def extended_clock(sde: LinearSDE, n: int, eps: float, *, generator=None, device
 
 
 def _constants(sde: LinearSDE, z: Tensor, eps: float) -> Tensor:
-    """What no parameter moves: constant term, −d log α and the mean −d/2 of −½‖noise‖², (B,)."""
+    """What no parameter of flow or score moves: constant term, −d log α and the mean −d/2 of −½‖noise‖², (B,)."""
     start = z.new_full((len(z),), eps)
-    return constant_term(sde, z, start) - event_size(z) * (sde.log_alpha(start) + 0.5)
+    return constant_term(sde, z, start) - event_sum(sde.log_alpha(start) + 0.5, z)
 
 
 def mle_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
@@ -184,7 +185,9 @@ def mle_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     eps = sde.truncation(eps)
     z, log_det = model.encode(x, generator=generator)
     t, length = extended_clock(sde, len(z), eps, generator=generator, device=z.device)
-    denoising = length * denoising_error(model.score, z, t.to(z.dtype), randn_like(z, generator))
+    atom = expand_like(t <= eps, z)  # the reconstruction term, where every entry counts once
+    rate = torch.where(atom, torch.ones_like(z), expand_like(sde.rate(t), z))
+    denoising = length * denoising_error(model.score, z, t.to(z.dtype), randn_like(z, generator), rate)
     prior = prior_term(sde, z)
     bound = (denoising - log_det + prior + _constants(sde, z, eps)).mean()
     return bound / event_size(z), _means(nelbo=bound, flow=-log_det, denoising=denoising, prior=prior)
@@ -196,8 +199,13 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     Times come from an equal mixture of the two laws; each loss has its own weight at each time, and the gradient
     that reaches z_t is rescaled by the ratio of the weights. Returns as :func:`mle_loss`, with the score's own
     loss as ``variance_weighted``.
+
+    Raises:
+        ValueError: for an SDE that is itself trained, which needs the NELBO.
     """
     sde = model.score.sde
+    if next(sde.parameters(), None) is not None:
+        raise ValueError("objective must be 'mle' for a learned SDE, got 'fid', which is no bound to learn it by")
     eps = sde.truncation(eps)
     z, log_det = model.encode(x, generator=generator)
     n, noise = len(z), randn_like(z, generator)

@@ -109,6 +109,8 @@ def _exponential_adams(score, z: Tensor, steps: int, order: int, correct: bool, 
     prediction itself is not made anew, so every step has one evaluation.
     """
     sde, grid = score.sde, log_snr_grid(score.sde, steps)
+    if sde.sigma(grid).ndim > 1:
+        raise ValueError("sampler must be 'heun' or 'ode' for an SDE that is learned entry by entry")
     alpha, sigma, half = (v.tolist() for v in (sde.alpha(grid), sde.sigma(grid), 0.5 * sde.log_snr(grid)))
 
     def advance(z: Tensor, i: int, points: list[tuple[float, Tensor]]) -> Tensor:

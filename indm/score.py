@@ -24,9 +24,9 @@ class ScoreModel(nn.Module):
         self.backbone, self.sde = backbone, sde
 
     def forward(self, z_t: Float[Tensor, "batch *event"], t: Float[Tensor, " batch"]) -> Float[Tensor, "batch *event"]:
-        alpha, sigma, spread = self.sde.alpha(t), self.sde.sigma(t), self.sde.spread(t)
+        sigma, spread = self.sde.sigma(t), self.sde.spread(t)
         y = z_t / expand_like(spread, z_t)
-        noise = expand_like(sigma / spread, z_t) * y + self.backbone(y, sigma.log() - alpha.log()).to(z_t.dtype)
+        noise = expand_like(sigma / spread, z_t) * y + self.backbone(y, -0.5 * self.sde.log_snr(t)).to(z_t.dtype)
         return -noise / expand_like(sigma, z_t)
 
 
@@ -47,7 +47,7 @@ def probability_flow(score: nn.Module, clock: Float[Tensor, " batch"]) -> Callab
         t = sde.time(-clock.double()).clamp(sde.eps, sde.T).to(w.dtype)
         sigma, spread = expand_like(sde.sigma(t), w), expand_like(sde.spread(t), w)
         q = sigma / spread
-        return -0.5 * q * (sigma * score(spread * w, t) + q * w)
+        return -0.5 * expand_like(sde.rate(t), w) * q * (sigma * score(spread * w, t) + q * w)
 
     return velocity
 

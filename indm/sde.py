@@ -16,13 +16,20 @@ Times = Float[Tensor, "..."]
 
 
 def expand_like(t: Tensor, z: Tensor) -> Tensor:
-    """Append singleton axes to ``t`` (B,) so that it broadcasts against ``z`` (B, ...)."""
+    """Append singleton axes to ``t`` (B,) so that it broadcasts against ``z`` (B, ...); (B, ...) stays as it is."""
     return t.reshape(t.shape + (1,) * (z.ndim - t.ndim))
 
 
 def event_size(z: Tensor) -> int:
     """Number of dimensions of one sample of the batch ``z`` (B, ...)."""
     return math.prod(z.shape[1:])
+
+
+def event_sum(coefficient: Tensor, z: Tensor) -> Float[Tensor, " batch"]:
+    """Sum over the entries of an event like ``z``'s of a coefficient that is (B,) or (B, *event)."""
+    if coefficient.ndim == 1:
+        return event_size(z) * coefficient
+    return coefficient.flatten(1).sum(1)
 
 
 def squared_norm(v: Float[Tensor, "batch *event"]) -> Float[Tensor, " batch"]:
@@ -83,6 +90,10 @@ class LinearSDE(nn.Module):
     def log_snr(self, t: Times) -> Times:
         r""":math:`\log(\alpha_t^2/\sigma_t^2)`, strictly decreasing, with derivative :math:`-g^2/\sigma^2`."""
         return 2.0 * (self.log_alpha(t) - self.sigma(t).log())
+
+    def rate(self, t: Times) -> Times:
+        """How fast an entry of the latent ages on the clock −log SNR; 1 where all entries share one SDE."""
+        return torch.ones_like(t)
 
     def perturb(self, z: Tensor, t: Times, noise: Tensor) -> Tensor:
         r""":math:`z_t = \alpha_t z_0 + \sigma_t\,\mathrm{noise}`; ``z`` and ``noise`` (B, ...), ``t`` (B,)."""
