@@ -1,4 +1,4 @@
-"""The command line: ``indm train | evaluate | sample | compare | recipes``."""
+"""The command line: ``indm train | evaluate | sample | compare | inspect | recipes``."""
 
 import contextlib
 import io
@@ -32,7 +32,7 @@ ABOUT = """Implicit nonlinear diffusion models: train one, report its likelihood
   indm evaluate runs/digits               NELBO and NLL of the test split, with error bars
   indm sample runs/digits -n 64           a grid of samples
 """
-DOTTED = re.compile(r"--((?:[\w-]+\.[\w.-]+)|data|flow|sde|net|train|evaluate)(?:=(.*))?", re.DOTALL)
+DOTTED = re.compile(r"--((?:[\w-]+\.[\w.-]+)|data|data[-_]b|flow|sde|net|train|evaluate)(?:=(.*))?", re.DOTALL)
 
 
 def from_recipe(metavar: str):
@@ -201,6 +201,43 @@ class Compare:
 
 
 @dataclass
+class Inspect:
+    """Look at what the flow of a run does: flow.png and flow.json.
+
+    The singular values of its Jacobian, where its action lies (colour, low and high frequencies, position), and how
+    long the class can be told from x_t. Give a linear run (--flow identity) as a second one to compare with.
+    """
+
+    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…")]
+    """One or more run folders, all of the same data."""
+    examples: int = 2000
+    """Examples of each split to look at, at most."""
+    seed: int = 0
+    """Of dequantization and noise."""
+    out: Path = Path(".")
+    """Where to write flow.png and flow.json."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self) -> int:
+        from indm import anatomy
+
+        found = {}
+        for folder in self.run_folders:
+            model, recipe = open_run(folder)
+            data = load_data(**recipe["data"])
+            options = {"examples": self.examples, "seed": self.seed, "progress": not self.quiet}
+            found[str(folder)] = anatomy.inspect(model, data, **options)
+        self.out.mkdir(parents=True, exist_ok=True)
+        runs.write_json(self.out / "flow.json", found)
+        anatomy.save_figure(found, self.out / "flow.png")
+        for name, result in found.items():
+            print(name, ", ".join(f"{key} {value:.3f}" for key, value in result["action"].items()))
+        print(self.out / "flow.png")
+        return 0
+
+
+@dataclass
 class Recipes:
     """List the recipes that come with indm."""
 
@@ -210,7 +247,7 @@ class Recipes:
         return 0
 
 
-Command = Train | Evaluate | Sample | Compare | Recipes
+Command = Train | Evaluate | Sample | Compare | Inspect | Recipes
 
 
 def parse(arguments: list[str]) -> tuple[Command, dict[str, str]]:

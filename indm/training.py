@@ -27,11 +27,14 @@ from tqdm import tqdm
 from indm import recipes, runs
 from indm.data import Data, flip_horizontally, load_data, loader, stack
 from indm.flows import Frozen, Identity
+from indm.knobs import isometry_defect, normal_law, terminal_nll
 from indm.model import INDM, build_model
 from indm.objective import fid_loss, mle_loss, nelbo, soft_truncation
 from indm.recipes import Recipe, Training
+from indm.sde import event_size
 
 OBJECTIVES = {"mle": mle_loss, "fid": fid_loss}
+MOST_IN_MEMORY = 20_000  # examples of the law that x_T shall have
 BAR = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}{postfix}"
 
 
@@ -42,14 +45,22 @@ class TrainingStep(nn.Module):
     gradient), or "none" (the identity, at which the flow begins, so that nothing jumps when it enters).
     """
 
-    def __init__(self, model: INDM, objective: Callable):
+    def __init__(self, model: INDM, options: Training, terminal_law: Callable[[int], Tensor] | None = None):
         super().__init__()
+        self.options, self.terminal_law = options, terminal_law
         flows = {"joint": model.flow, "frozen": Frozen(model.flow), "none": Identity()}
         self.models = nn.ModuleDict({k: INDM(f, model.score, model.scaling, model.shape) for k, f in flows.items()})
-        self.objective = objective
 
     def forward(self, x: Tensor, eps: float | None, behind: str) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.objective(self.models[behind], x, eps=eps)
+        model = self.models[behind]
+        loss, terms = OBJECTIVES[self.options.objective](model, x, eps=eps)
+        if behind == "joint" and self.options.isometry:
+            terms["isometry"] = isometry_defect(model.flow, x).mean()
+            loss = loss + self.options.isometry * terms["isometry"]
+        if behind == "joint" and self.terminal_law is not None:
+            terms["terminal"] = terminal_nll(model.flow, model.sde, self.terminal_law(len(x))).mean()
+            loss = loss + self.options.terminal * terms["terminal"] / event_size(x)
+        return loss, {name: term.detach() for name, term in terms.items()}
 
 
 class EMA:
@@ -95,7 +106,8 @@ class Trainer:
         self.optimizer = self._build_optimizer()
         self.step, self.seconds = 0, 0.0
         self.pretraining = self.options.pretrain > 0
-        self.network = accelerator.prepare_model(TrainingStep(self.model, OBJECTIVES[self.options.objective]).train())
+        step = TrainingStep(self.model, self.options, self._terminal_law(recipe))
+        self.network = accelerator.prepare_model(step.train())
         torch.manual_seed(self.options.seed + 1 + accelerator.process_index)
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
@@ -106,6 +118,18 @@ class Trainer:
         ]
         groups = [group | {"params": list(getattr(self.model, group["name"]).parameters())} for group in groups]
         return torch.optim.AdamW([g for g in groups if g["params"]], lr=o.lr, betas=o.betas, fused=True)
+
+    def _terminal_law(self, recipe: Recipe) -> Callable[[int], Tensor] | None:
+        """What draws examples of the law that x_T shall have, in model units; None where none is asked for."""
+        if not self.options.terminal:
+            return None
+        raw = stack(load_data(**recipe["data_b"]).train if "data_b" in recipe else self.data.train, MOST_IN_MEMORY)
+        if raw.shape[1:] != self.data.shape:
+            raise ValueError(f"data_b must have events of shape {tuple(self.data.shape)}, got {tuple(raw.shape[1:])}")
+        device, scaling = self.accelerator.device, self.model.scaling
+        if "data_b" in recipe:
+            return lambda n: scaling.to_model(raw[torch.randint(len(raw), (n,))].to(device))
+        return normal_law(scaling.to_model(raw.to(device)))
 
     def behind(self) -> str:
         """What the coming step trains the score behind, see :class:`TrainingStep`; once the flow is in, it stays."""

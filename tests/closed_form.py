@@ -11,7 +11,7 @@ SDES = {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE}
 
 
 def column(value, z):
-    """A coefficient for each sample, (B,) or (), or for each entry of a matrix, shaped to multiply ``z`` (B, *event)."""
+    """A coefficient for each sample, (B,) or (), or for each entry, shaped to multiply ``z`` (B, *event)."""
     if value.ndim == 2 and value.shape == z.shape[1:]:
         return value
     return value.reshape(value.shape + (1,) * (z.ndim - value.ndim)) if value.ndim else value

@@ -100,13 +100,15 @@ Transform = Affine | RationalQuadratic
 class Conditioner(nn.Module):
     """What one half of the entries says about the transform of the other: (B, a, …) → (B, size, b, …), 0 at first.
 
+    To a small network's output it adds a table of its own for every position, since images are not the same everywhere:
     3×3 → 1×1 → 3×3 convolutions for images, dense layers for vectors, SiLU between. Kernels are channels-last: with few
     channels that is several times faster, on CPUs too.
     """
 
-    def __init__(self, inputs: int, outputs: int, size: int, width: int, image: bool):
+    def __init__(self, inputs: int, outputs: int, size: int, width: int, event: tuple[int, ...]):
         super().__init__()
-        self.size = size
+        self.size, image = size, len(event) == 3
+        self.position = nn.Parameter(torch.zeros(size * outputs, *event[1:]))
 
         def layer(a: int, b: int, kernel: int) -> nn.Module:
             return nn.Conv2d(a, b, kernel, padding=kernel // 2) if image else nn.Linear(a, b)
@@ -123,7 +125,7 @@ class Conditioner(nn.Module):
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
     def forward(self, a: Tensor) -> Tensor:
-        return self.layers(a).to(a.dtype).unflatten(1, (self.size, -1))
+        return (self.layers(a).to(a.dtype) + self.position).unflatten(1, (self.size, -1))
 
 
 class Coupling(ExactFlow):
@@ -141,7 +143,7 @@ class Coupling(ExactFlow):
         self.transform, self.flip = transform, flip
         self.sizes = [shape[0] // 2, shape[0] - shape[0] // 2]
         kept, moved = reversed(self.sizes) if flip else self.sizes
-        self.conditioner = Conditioner(kept, moved, transform.size, width, image=len(shape) == 3)
+        self.conditioner = Conditioner(kept, moved, transform.size, width, shape)
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         first, second = x.split(self.sizes, dim=1)

@@ -52,6 +52,8 @@ class Training:
     ema: float = 0.999  # decay of the averaged weights, which are the ones validated and saved
     pretrain: float = 0.0  # first fraction of the run, in which the score is trained without the flow
     soft_truncation: float = 0.0  # exponent k of the law of the truncation (1.2 is usual); 0 truncates at ε
+    isometry: float = 0.0  # weight of the flow's distance from an isometry: 0 is free, large is a linear diffusion
+    terminal: float = 0.0  # weight of −log p(x_T) under [data_b], or under the data's own mean and covariance
     latent_mean: bool = False  # at the end, centre the prior on the mean of the latents (for VE)
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"  # auto: bf16 where the machine is fast in it
     workers: int = 0  # processes that load data
@@ -67,7 +69,7 @@ class Training:
         _check_each(self, "train", lambda v: v >= 1, "at least 1", "log_every validate_every checkpoint_every")
         _check_each(self, "train", lambda v: v > 0, "positive", "steps seconds lr flow_lr clip")
         _check_each(self, "train", lambda v: v >= 0, "0 or more", "weight_decay flow_weight_decay warmup workers seed")
-        _check_each(self, "train", lambda v: v >= 0, "0 or more", "soft_truncation flow_warmup")
+        _check_each(self, "train", lambda v: v >= 0, "0 or more", "soft_truncation flow_warmup isometry terminal")
         _check_each(self, "train", lambda v: 0 <= v < 1, "in [0, 1)", "ema pretrain")
         _check_each(self, "train", lambda v: 0 <= v <= 1, "in [0, 1]", "decay")
         _check_each(self, "train", lambda v: all(0 <= b < 1 for b in v), "two numbers in [0, 1)", "betas")
@@ -102,7 +104,8 @@ class Evaluation:
 
 
 OPTION_TABLES = {"train": Training, "evaluate": Evaluation}
-TABLES = (*NAMED_TABLES, *OPTION_TABLES)
+OPTIONAL_TABLES = ("data_b",)  # a second data set: the law that x_T shall have
+TABLES = (*NAMED_TABLES, *OPTIONAL_TABLES, *OPTION_TABLES)
 
 
 def bundled() -> dict[str, str]:
@@ -140,7 +143,7 @@ def override(recipe: Recipe, changes: dict[str, str]) -> Recipe:
     """
     changed = {table: dict(content) for table, content in recipe.items()}
     for table in (key for key in changes if "." not in key):
-        _check_name(table, NAMED_TABLES, "table that can be replaced", f"--{table}")
+        _check_name(table, (*NAMED_TABLES, *OPTIONAL_TABLES), "table that can be replaced", f"--{table}")
         changed[table] = {"name": changes[table]}
     for dotted in (key for key in changes if "." in key):
         table, key = dotted.split(".", 1)
@@ -153,11 +156,12 @@ def resolve(recipe: Recipe) -> Recipe:
     """``recipe`` checked and with the defaults of ``[train]`` and ``[evaluate]`` filled in, tables in fixed order."""
     for table in recipe:
         _check_name(table, TABLES, "table", f"[{table}]")
-    for table in NAMED_TABLES:
+    optional = [table for table in OPTIONAL_TABLES if table in recipe]
+    for table in (*NAMED_TABLES, *optional):
         if not isinstance(recipe.get(table, {}).get("name"), str):
             raise ValueError(f'[{table}] needs a name = "…" that says which {table} is meant')
     options = {table: asdict(options_of(recipe, table)) for table in OPTION_TABLES}
-    return {table: dict(options.get(table, recipe.get(table, {}))) for table in TABLES}
+    return {table: dict(options.get(table, recipe.get(table, {}))) for table in (*NAMED_TABLES, *optional, *options)}
 
 
 def model_of(recipe: Recipe) -> Recipe:

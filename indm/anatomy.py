@@ -1,0 +1,147 @@
+"""What the flow of a trained model does: its Jacobian, where its action lies, and what x_t still tells of the class."""
+
+import math
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+from indm import report
+from indm.data import Data, stack
+from indm.flows import Flow
+from indm.likelihood import evaluation_mode
+from indm.objective import randn_like
+
+LARGEST_DENSE = 1024  # dimensions up to which the Jacobian is formed
+SPECTRA = 16  # samples whose Jacobian is looked at
+LOW = 1 / 8  # cycles a pixel up to which a frequency is called low; 1/2 is the highest along an axis
+Batch = Float[Tensor, "batch *event"]
+
+
+def singular_values(flow: Flow, x: Batch) -> Float[Tensor, "batch d"]:
+    """Singular values of ∂h/∂x at each sample, falling. 1 everywhere is an isometry; the product is |det ∂h/∂x|.
+
+    Raises:
+        ValueError: above 1024 dimensions.
+    """
+    if x[0].numel() > LARGEST_DENSE:
+        raise ValueError(f"x must have at most {LARGEST_DENSE} dimensions for a dense Jacobian, got {x[0].numel()}")
+    return torch.linalg.svdvals(torch.stack([_jacobian(flow, sample) for sample in x]))
+
+
+def _jacobian(flow: Flow, sample: Tensor) -> Float[Tensor, "d d"]:
+    d = sample.numel()
+    with torch.enable_grad():
+        x = sample[None].detach().requires_grad_()
+        rows = torch.eye(d, dtype=x.dtype, device=x.device)[:, None]
+        (jacobian,) = torch.autograd.grad(flow.latent(x).flatten(1), x, rows, is_grads_batched=True)
+    return jacobian.reshape(d, d)
+
+
+def action(flow: Flow, x: Batch) -> dict[str, float]:
+    """Where the displacement Δ = h(x) − x lies, as shares of its energy E‖Δ‖² (the shares overlap).
+
+    Returns:
+        ``size``: the root of E‖Δ‖²/E‖x‖². ``position``: the part that is the same for every sample. For images also
+        ``colour``: the mean of each channel over the image, ``low`` and ``high``: the other spatial frequencies up to
+        1/8 cycle a pixel and above. ``x_position``, …: the same shares of x itself, to compare with.
+    """
+    with torch.no_grad():
+        delta = flow.latent(x) - x
+    found = {"size": math.sqrt(_energy(delta) / _energy(x))}
+    return found | _shares(delta) | {f"x_{name}": share for name, share in _shares(x).items()}
+
+
+def _energy(v: Tensor) -> float:
+    return v.double().square().flatten(1).sum(1).mean().item()
+
+
+def _shares(v: Tensor) -> dict[str, float]:
+    total = max(_energy(v), 1e-30)
+    shares = {"position": _energy(v.mean(0, keepdim=True)) / total}
+    if v.ndim == 4:
+        spectrum = torch.fft.fft2(v.double(), norm="ortho").abs().square()
+        rows, columns = (torch.fft.fftfreq(side, dtype=torch.float64, device=v.device) for side in v.shape[2:])
+        radius = torch.hypot(rows[:, None], columns)
+        bands = {"colour": radius == 0, "low": (radius > 0) & (radius <= LOW), "high": radius > LOW}
+        shares |= {name: (spectrum * band).flatten(1).sum(1).mean().item() / total for name, band in bands.items()}
+    return shares
+
+
+def class_information(
+    model, data: Data, *, times: int = 9, examples: int = 2000, seed: int = 0, progress: bool = True
+) -> list[dict[str, float]]:
+    """How well a linear classifier of x_t = h⁻¹(z_t) knows the class, at times equally spaced on the log-SNR clock.
+
+    Each time it is trained anew on noised training examples and scored on noised test examples.
+
+    Returns:
+        For each time: ``t``, ``clock`` (from 0 at ε to 1 at T), ``accuracy`` and ``standard_error``.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    sde, generator = model.sde, torch.Generator(model.scaling.scale.device).manual_seed(seed)
+    position = torch.linspace(0, 1, times, dtype=torch.float64)
+    clock = sde.time(torch.lerp(*sde.log_snr(torch.tensor([sde.eps, sde.T], dtype=torch.float64)), position))
+    results = []
+    with evaluation_mode(model):
+        latents = {}
+        for part in ("train", "test"):
+            raw = stack(getattr(data, part), examples).to(model.scaling.scale.device)
+            latents[part] = model.flow.latent(model.scaling.to_model(raw, generator=generator))
+        labels = {part: data.labels[part][: len(z)].numpy() for part, z in latents.items()}
+        for where, t in tqdm(list(zip(position.tolist(), clock, strict=True)), desc="probe", disable=not progress):
+            seen = {}
+            for part, z in latents.items():
+                z_t = sde.perturb(z, t.to(z).expand(len(z)), randn_like(z, generator))
+                seen[part] = model.flow.solve_inverse(z_t, 1e-3)[0].flatten(1).cpu().numpy()
+            scale = seen["train"].std() + 1e-12
+            probe = LogisticRegression(C=0.1, max_iter=300).fit(seen["train"] / scale, labels["train"])
+            accuracy = float(probe.score(seen["test"] / scale, labels["test"]))
+            error = math.sqrt(accuracy * (1 - accuracy) / len(labels["test"]))
+            results.append({"t": t.item(), "clock": where, "accuracy": accuracy, "standard_error": error})
+    return results
+
+
+def inspect(
+    model, data: Data, *, samples: int = 16, examples: int = 2000, seed: int = 0, progress: bool = True
+) -> dict:
+    """All of the above for one model: ``singular_values`` (where the dimension allows), ``action``, ``probe``."""
+    generator = torch.Generator(model.scaling.scale.device).manual_seed(seed)
+    x = model.scaling.to_model(stack(data.test, examples).to(model.scaling.scale.device), generator=generator)
+    with evaluation_mode(model):
+        found: dict = {"action": action(model.flow, x)}
+        if x[0].numel() <= LARGEST_DENSE:
+            found["singular_values"] = singular_values(model.flow, x[:SPECTRA]).tolist()
+    if data.labels:
+        found["probe"] = class_information(model, data, examples=examples, seed=seed, progress=progress)
+    return found
+
+
+def save_figure(found: dict[str, dict], path: Path) -> None:
+    """Spectra, shares of the action and probe accuracies of several models, by name, as one PNG."""
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    for name, result in found.items():
+        for i, values in enumerate(result.get("singular_values", [])):
+            left.plot(values, color=f"C{list(found).index(name)}", alpha=0.4, label=None if i else name)
+        if "probe" in result:
+            lines = {key: [point[key] for point in result["probe"]] for key in result["probe"][0]}
+            right.errorbar(lines["clock"], lines["accuracy"], lines["standard_error"], fmt=".-", label=name)
+    left.set(title="singular values of ∂h/∂x, one line a sample", xlabel="index", yscale="log")
+    right.set(title="class known from x_t, linear probe", xlabel="log-SNR clock, 0 at ε, 1 at T", ylabel="accuracy")
+
+    moved = {name: result["action"] for name, result in found.items() if result["action"]["size"] > 1e-6}
+    kinds = [key for key in next(iter(found.values()))["action"] if key != "size" and not key.startswith("x_")]
+    bars = {name: [shares[key] for key in kinds] for name, shares in moved.items()}
+    bars["the data themselves"] = [next(iter(found.values()))["action"][f"x_{key}"] for key in kinds]
+    for i, (name, shares) in enumerate(bars.items()):
+        middle.bar([k + i / (len(bars) + 1) for k in range(len(kinds))], shares, 1 / (len(bars) + 1), label=name)
+    middle.set(title="shares of the energy of h(x) − x", xticks=range(len(kinds)), xticklabels=kinds)
+    for axes in (left, middle, right):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+    report.save_figure(figure, path)

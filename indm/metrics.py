@@ -1,0 +1,43 @@
+"""Distances between two sets of samples."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Samples = Float[Tensor, "n *event"]
+
+
+def sliced_wasserstein(
+    a: Samples, b: Float[Tensor, "m *event"], *, projections: int = 500, generator: torch.Generator | None = None
+) -> float:
+    """Root of the mean squared Wasserstein-2 distance of the two sets along random unit directions, in data units.
+
+    Zero for equal sets; of the order of n^(−1/2) for two sets of n from one law.
+
+    Source: Bonneel et al. 2015, "Sliced and Radon Wasserstein Barycenters", https://doi.org/10.1007/s10851-014-0506-3.
+    """
+    a, b = a.flatten(1), b.flatten(1)
+    directions = torch.randn(a.shape[1], projections, dtype=a.dtype, device=a.device, generator=generator)
+    directions = directions / directions.norm(dim=0)
+    levels = (torch.arange(max(len(a), len(b)), dtype=a.dtype, device=a.device) + 0.5) / max(len(a), len(b))
+    quantiles = [_quantiles((samples @ directions).sort(0).values, levels) for samples in (a, b)]
+    return (quantiles[0] - quantiles[1]).square().mean().sqrt().item()
+
+
+def _quantiles(ordered: Tensor, levels: Tensor) -> Tensor:
+    """The quantiles of the columns of sorted samples: the inverse of the empirical distribution function."""
+    return ordered[(levels * len(ordered)).long().clamp(max=len(ordered) - 1)]
+
+
+def mmd(a: Samples, b: Float[Tensor, "m *event"]) -> float:
+    """Unbiased squared maximum mean discrepancy with the kernel −‖x − y‖ (the energy distance, halved); no bandwidth.
+
+    Zero in the mean for two sets from one law, where it can be negative.
+
+    Source: Gretton et al. 2012, lemma 6, https://jmlr.org/papers/v13/gretton12a.html; Sejdinovic et al. 2013 for the
+    kernel, https://arxiv.org/abs/1207.6076.
+    """
+    a, b = a.flatten(1).double(), b.flatten(1).double()
+    n, m = len(a), len(b)
+    within = torch.cdist(a, a).sum() / (n * (n - 1)) + torch.cdist(b, b).sum() / (m * (m - 1))
+    return (torch.cdist(a, b).mean() - 0.5 * within).item()

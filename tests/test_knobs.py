@@ -1,0 +1,92 @@
+"""The knobs of the flow, against flows whose Jacobian and terminal law are known."""
+
+import math
+
+import pytest
+import torch
+
+from indm.flows import ActNorm, Compose, CouplingFlow, Identity, InvertibleLinear, ResidualFlow
+from indm.knobs import isometry_defect, normal_law, terminal_nll
+from indm.metrics import mmd
+from indm.sde import VESDE, VPSDE
+
+
+def test_isometries_have_no_defect():
+    torch.manual_seed(0)
+    x = torch.randn(5, 6, dtype=torch.float64)
+    for flow in (Identity(), InvertibleLinear(6, "rotation").double()):
+        assert isometry_defect(flow, x).abs().max() < 1e-10
+
+
+def test_defect_of_a_scaling_is_its_squared_log():
+    flow = ActNorm(3).double()
+    with torch.no_grad():
+        flow.log_scale.fill_(0.3)
+        flow.shift.fill_(2.0)
+    x = torch.randn(4, 3, 2, 2, dtype=torch.float64)
+    torch.testing.assert_close(isometry_defect(flow, x), torch.full((4,), 0.36, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("build", [lambda: CouplingFlow((4,), depth=2, width=8), lambda: ResidualFlow((4,), (2,), 8)])
+def test_defect_is_that_of_the_jacobian(build):
+    torch.manual_seed(1)
+    flow, x = build().double(), torch.randn(6, 4, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    v = torch.randn(6, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    jacobian = torch.stack(
+        [torch.autograd.functional.jacobian(lambda y: flow.latent(y)[0], x[i : i + 1])[:, 0] for i in range(6)]
+    )
+    moved = (jacobian @ v[:, :, None])[:, :, 0]
+    expected = (moved.square().sum(1) / v.square().sum(1)).log().square()
+    found = isometry_defect(flow, x, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+    gradients = [p.grad for p in flow.parameters() if p.grad is not None]
+    assert all(bool(g.isfinite().all()) for g in gradients) and any(bool((g != 0).any()) for g in gradients)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE(sigma_max=3.0)])
+def test_terminal_density_of_an_affine_flow_is_gaussian(sde):
+    torch.manual_seed(2)
+    flow = Compose([ActNorm(3), InvertibleLinear(3, "rotation")]).double()
+    with torch.no_grad():
+        flow.flows[0].log_scale.copy_(torch.tensor([0.5, -0.2, 0.1]))
+        flow.flows[0].shift.copy_(torch.tensor([1.0, 0.0, -2.0]))
+    x = torch.randn(7, 3, dtype=torch.float64)
+    scale, shift = flow.flows[0].log_scale.exp(), flow.flows[0].shift
+    law = torch.distributions.Independent(torch.distributions.Normal(-shift / scale, sde.prior_std / scale), 1)
+    torch.testing.assert_close(terminal_nll(flow, sde, x), -law.log_prob(x), rtol=1e-5, atol=1e-5)
+
+
+def test_normal_law_has_the_moments_of_the_data():
+    torch.manual_seed(3)
+    mix = torch.randn(6, 6, dtype=torch.float64)
+    x = (torch.rand(5000, 6, dtype=torch.float64) @ mix + 1.5).reshape(-1, 2, 3)
+    drawn = normal_law(x)(40_000)
+    assert drawn.shape == (40_000, 2, 3)
+    torch.testing.assert_close(drawn.mean(0), x.mean(0), rtol=0, atol=0.03)
+    torch.testing.assert_close(drawn.flatten(1).T.cov(), x.flatten(1).T.cov(), rtol=0.05, atol=0.03)
+
+
+def test_the_terminal_term_carries_the_prior_to_the_law():
+    """h⁻¹#N(0, I) comes near a law of two far-apart lumps, which an affine map of the prior cannot."""
+    torch.manual_seed(4)
+    flow, sde = CouplingFlow((2,), depth=6, width=32, transform="spline"), VPSDE()
+
+    def law(n):
+        return 0.3 * torch.randn(n, 2) + 1.2 * (2 * torch.randint(0, 2, (n, 1)) - 1)
+
+    def distance():
+        with torch.no_grad():
+            z = sde.prior_sample((2000, 2), generator=torch.Generator().manual_seed(0))
+            return mmd(flow.inverse(z, 1e-3), law(2000))
+
+    before, optimizer = distance(), torch.optim.Adam(flow.parameters(), 3e-3)
+    for _ in range(250):
+        optimizer.zero_grad()
+        terminal_nll(flow, sde, law(256)).mean().backward()
+        optimizer.step()
+    assert distance() < 0.1 * before
+    assert math.isfinite(before) and before > 0.05
