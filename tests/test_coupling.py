@@ -1,0 +1,130 @@
+"""Coupling and autoregressive flows: their transforms against other implementations, their starts, what they refuse."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from indm.flows import AutoregressiveFlow, CouplingFlow, InvertibleLinear, ZukoFlow, initialize_actnorms
+from indm.flows.coupling import Affine, RationalQuadratic
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.0, 4.0), bins=st.integers(2, 12), bound=st.floats(0.5, 5.0))
+def test_spline_is_a_smooth_bijection_of_the_line(seed, scale, bins, bound):
+    """It inverts, its log-slope is that of autograd, and value and slope are continuous at knots and ends."""
+    generator = torch.Generator().manual_seed(seed)
+    spline = RationalQuadratic(bins, bound)
+    raw = scale * torch.randn(spline.size, generator=generator, dtype=torch.float64)
+    y = torch.linspace(-1.5 * bound, 1.5 * bound, 400, dtype=torch.float64, requires_grad=True)
+    z, log_slope = spline(y[:, None], raw[None, :, None].expand(400, -1, 1))
+    (slope,) = torch.autograd.grad(z.sum(), y)
+    torch.testing.assert_close(log_slope[:, 0].exp(), slope, rtol=1e-8, atol=1e-10)
+    assert bool((z[1:] > z[:-1]).all())
+    back = spline.inverse(z.detach(), raw[None, :, None].expand(400, -1, 1))
+    torch.testing.assert_close(back[:, 0], y.detach(), rtol=0, atol=1e-6 * bound)
+
+    knots = spline._knots(raw[None, :bins, None])[0, :, 0]
+    for side in (-1e-12, 1e-12):
+        value, log_slope = spline((knots + side)[:, None], raw[None, :, None].expand(bins + 1, -1, 1))
+        middle, log_middle = spline(knots[:, None], raw[None, :, None].expand(bins + 1, -1, 1))
+        torch.testing.assert_close(value, middle, rtol=0, atol=1e-5)
+        torch.testing.assert_close(log_slope, log_middle, rtol=0, atol=2e-3)
+
+
+def _unclipped(v, c):
+    """What zuko's soft limit v/(1 + c |v|/|log slope|) takes to v."""
+    return v / (1 - c * v.abs() / abs(math.log(1e-30)))
+
+
+def test_spline_is_that_of_zuko():
+    from zuko.transforms import MonotonicRQSTransform
+
+    torch.manual_seed(0)
+    spline = RationalQuadratic(bins=6, bound=2.0)
+    raw = torch.randn(1, spline.size, 1, dtype=torch.float64)
+    shares = [(spline.least + (1 - 6 * spline.least) * part.softmax(1))[0, :, 0] for part in (raw[:, :6], raw[:, 6:12])]
+    slopes = spline.least + (1 - spline.least) * torch.nn.functional.softplus(raw[0, 12:, 0] + math.log(math.e - 1))
+    widths, heights, slopes = (_unclipped(v.log(), c) for v, c in zip((*shares, slopes), (2, 2, 1), strict=True))
+    other = MonotonicRQSTransform(widths, heights, slopes, bound=2.0, slope=1e-30)
+    y = torch.linspace(-2.5, 2.5, 101, dtype=torch.float64)
+    z, log_slope = spline(y[:, None], raw.expand(101, -1, 1))
+    expected, ladj = other.call_and_ladj(y)
+    torch.testing.assert_close(z[:, 0], expected)
+    torch.testing.assert_close(log_slope[:, 0], ladj)
+
+
+def test_log_scales_stay_within_their_bound():
+    raw = torch.tensor([-1e3, -1.0, 0.0, 1.0, 1e3]).reshape(5, 1, 1).repeat(1, 2, 1)
+    y = torch.ones(5, 1)
+    _, bounded = Affine(0.5)(y, raw)
+    assert bounded.abs().max() <= 0.5 and bounded[2].item() == 0.0
+    assert Affine(math.inf)(y, raw)[1][3].item() == 1.0
+
+
+def test_rotation_start_is_a_rotation_and_identity_start_is_not_moved():
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, 2, 2, dtype=torch.float64)
+    rotated, log_det = InvertibleLinear(6, "rotation").double()(x)
+    assert (rotated - x).abs().max() > 0.1
+    torch.testing.assert_close(rotated.square().sum(1), x.square().sum(1), rtol=1e-5, atol=0)
+    torch.testing.assert_close(log_det, torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-4)
+    assert torch.equal(InvertibleLinear(6).double()(x)[0], x)
+
+
+def test_a_rotation_is_saved_and_loaded():
+    """Its permutation and signs are drawn, so they belong to the state."""
+    torch.manual_seed(0)
+    first, second, x = InvertibleLinear(5, "rotation"), InvertibleLinear(5, "rotation"), torch.randn(3, 5)
+    assert not torch.allclose(first(x)[0], second(x)[0])
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first(x)[0], second(x)[0])
+
+
+def test_data_dependent_start_standardises_what_every_actnorm_gives():
+    torch.manual_seed(0)
+    flow, x = CouplingFlow((3, 8, 8), levels=2, depth=2, width=8, start="rotation"), 3 + 2 * torch.randn(200, 3, 8, 8)
+    initialize_actnorms(flow, x)
+    seen = []
+    for module in flow.modules():
+        if type(module).__name__ == "ActNorm":
+            module.register_forward_hook(lambda m, i, o: seen.append(o[0].detach()))
+    flow(x)
+    assert len(seen) == 4
+    for z in seen:
+        per_channel = z.transpose(0, 1).flatten(1)
+        torch.testing.assert_close(per_channel.mean(1), torch.zeros(len(per_channel)), rtol=0, atol=1e-3)
+        torch.testing.assert_close(per_channel.std(1), torch.ones(len(per_channel)), rtol=1e-3, atol=0)
+
+
+def test_autoregressive_tokens_see_only_those_before_them():
+    torch.manual_seed(0)
+    flow = AutoregressiveFlow((6,), blocks=1, width=16, layers=2)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    jacobian = torch.autograd.functional.jacobian(lambda x: flow(x[None])[0][0], torch.randn(6))
+    assert torch.equal(jacobian.triu(1), torch.zeros(6, 6))
+    assert bool((jacobian.diagonal() > 0).all()) and (jacobian.tril(-1) != 0).sum() == 15
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: CouplingFlow((1, 8, 6), levels=2), "divisible by 4"),
+        (lambda: CouplingFlow((1,)), "D at least 2"),
+        (lambda: CouplingFlow((4,), transform="cubic"), "transform must be"),
+        (lambda: CouplingFlow((4,), depth=0), "at least 1"),
+        (lambda: CouplingFlow((4,), max_log_scale=0.0), "max_log_scale positive"),
+        (lambda: CouplingFlow((4,), start="random"), "start must be"),
+        (lambda: AutoregressiveFlow((1, 9, 8)), "divisible by patch=2"),
+        (lambda: AutoregressiveFlow((4,), width=48), "multiple of 32"),
+        (lambda: ZukoFlow((1, 8, 8)), "for vectors"),
+        (lambda: ZukoFlow((4,), kind="ffjord"), "kind must be"),
+    ],
+)
+def test_what_cannot_be_built_is_said(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
