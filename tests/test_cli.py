@@ -316,3 +316,13 @@ def test_unreadable_images_are_skipped_with_one_warning(tmp_path, monkeypatch, c
     with pytest.warns(UserWarning, match="1 of 31 files"):
         assert main(["train", "folder", *small]) == 0
     assert "1 of 31 files" in fails(capsys, "train", "folder", *small, "--data.strict", "true")
+
+
+def test_inspect_writes_what_the_flow_does(run, tmp_path, capsys):
+    assert main(["inspect", str(run), "--examples", "300", "--out", str(tmp_path), "--quiet"]) == 0
+    found = json.loads((tmp_path / "flow.json").read_text())[str(run)]
+    assert len(found["singular_values"]) == 16 and len(found["singular_values"][0]) == 64
+    accuracies = [point["accuracy"] for point in found["probe"]]
+    assert accuracies[0] > 0.8 and accuracies[-1] < 0.25
+    assert Image.open(tmp_path / "flow.png").size[0] > 1000
+    assert "position" in capsys.readouterr().out

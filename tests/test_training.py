@@ -19,6 +19,8 @@ from torch import nn
 import indm
 from indm import recipes, runs, training
 from indm.data import load_data, stack
+from indm.knobs import isometry_defect, normal_law
+from indm.metrics import sliced_wasserstein
 from indm.training import EMA, Trainer, learning_rate_factor, train
 
 DIGITS = {
@@ -258,6 +260,62 @@ def test_the_flow_trains_in_every_third_step_alone_and_the_score_in_all():
             for old, part in zip(before, (trainer.model.flow, trainer.model.score), strict=True)
         )
         assert score and flow == (step % 3 == 0) and ("nelbo" in terms) == flow
+
+
+def test_the_flows_own_warmup_lets_the_score_go_ahead():
+    recipe = change(DIGITS, flow_warmup=6, warmup=2, steps=9)
+    trainer = Trainer(recipes.resolve(recipe), load_data("digits"), Accelerator())
+    batches, rates = trainer.batches(), {"score": [], "flow": []}
+    for _ in range(8):
+        trainer.train_step(batches)
+        for group in trainer.optimizer.param_groups:
+            rates[group["name"]].append(group["lr"] / group["rate"])
+    assert rates["score"] == pytest.approx([1 / 2] + [1.0] * 7)
+    assert rates["flow"] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0, 1.0, 1.0])
+
+
+def test_a_strong_isometry_term_keeps_the_flow_linear():
+    """Under it the flow keeps lengths; without it, from the same seed, it does not."""
+    defects = []
+    for weight in (0.0, 100.0):
+        recipe = change(DIGITS | {"flow": {"name": "coupling", "width": 8}}, isometry=weight, steps=30, flow_lr=1e-2)
+        trainer = Trainer(recipes.resolve(recipe), load_data("digits"), Accelerator())
+        batches = trainer.batches()
+        for _ in range(25):
+            terms = trainer.train_step(batches)
+        assert ("isometry" in terms) == (weight > 0)
+        x = trainer.prepare_batch(next(batches))
+        with torch.no_grad():
+            defects.append(isometry_defect(trainer.model.flow, x).mean().item())
+    assert defects[1] < 0.02 * defects[0]
+
+
+@pytest.mark.parametrize("second", [True, False])
+def test_the_terminal_law_is_the_one_asked_for(second):
+    """x_T comes nearer to the second data set, or to the data's own mean and covariance, than without the term."""
+    distances = []
+    for weight in (0.0, 30.0):
+        recipe = GAUSSIAN | {"data": {"name": "checkerboard", "samples": 5000}}
+        recipe |= {"flow": {"name": "coupling", "width": 16}}
+        recipe |= {"data_b": {"name": "eight-gaussians", "samples": 5000}} if second else {}
+        recipe = change(recipe, terminal=weight, flow_lr=5e-3)
+        trainer = Trainer(recipes.resolve(recipe), load_data(**recipe["data"]), Accelerator())
+        batches = trainer.batches()
+        for _ in range(120):
+            terms = trainer.train_step(batches)
+        assert ("terminal" in terms) == (weight > 0)
+        with torch.no_grad():
+            end = trainer.model.decode(torch.randn(2000, 2, generator=torch.Generator().manual_seed(0)))
+        other = trainer.model.scaling.to_model(stack(load_data(**recipe.get("data_b", recipe["data"])).train))
+        target = other[:2000] if second else normal_law(other)(2000)
+        distances.append(sliced_wasserstein(end, target))
+    assert distances[1] < 0.6 * distances[0]
+
+
+def test_the_terminal_law_must_have_the_shape_of_the_data():
+    recipe = change(DIGITS | {"data_b": {"name": "checkerboard"}}, terminal=1.0)
+    with pytest.raises(ValueError, match="data_b must have events of shape"):
+        Trainer(recipes.resolve(recipe), load_data("digits"), Accelerator())
 
 
 def test_seconds_end_a_run_and_are_kept(tmp_path):
