@@ -23,7 +23,6 @@ from grid import COMMAND, difference, per_image, run, summary
 import indm
 from indm.cli import open_run
 from indm.data import load_data, stack
-from indm.sampling import unipc
 
 DATA_START = (str(Path(__file__).with_name("data_start.py")),)
 
@@ -49,35 +48,103 @@ def compose(*flows: str) -> str:
 
 
 LINEAR = "--flow identity --train.flow_every 1"
-COUPLING = "--flow coupling --train.flow_every 1"
+RESIDUAL = "--flow residual --flow.blocks [4] --flow.width 16 --train.flow_every 4"
+SPLINE = "--flow coupling --train.flow_every 1"
+AFFINE = f"{SPLINE} --flow.transform affine"
 FROZEN = "--train.flow_lr 1e-12 --train.flow_every 1"
 SQUEEZED_ROTATION = compose('name = "linear", channels = 4, start = "rotation"')
 SQUEEZED_ACTNORM = compose('name = "actnorm", channels = 4')
 ROTATED, FREE = "--flow.start rotation", "--flow.max_log_scale inf"
+STEPS = "--train.steps 600 --train.seconds inf"
+FAMILIES = {
+    "linear": LINEAR,
+    "residual": RESIDUAL,
+    "affine coupling": AFFINE,
+    "spline coupling": SPLINE,
+    "spline coupling, every 3rd step": "--flow coupling --train.flow_every 3",
+}
 
 GRIDS = {
+    "steps": Grid("digits", STEPS, FAMILIES | {"autoregressive": "--flow autoregressive --train.flow_every 1"}),
     "glow": Grid(
         "digits",
-        "--train.steps 600 --train.seconds inf",
+        STEPS,
         {
             "linear": LINEAR,
-            "glow": f"{COUPLING} {ROTATED} {FREE}",
-            "glow, identity 1x1": f"{COUPLING} {FREE}",
-            "glow, identity ActNorm": f"{COUPLING} {ROTATED} {FREE}",
-            "glow, bounded scale": f"{COUPLING} {ROTATED}",
-            "glow, flow rate / 10": f"{COUPLING} {ROTATED} {FREE} --train.flow_lr 1e-4",
-            "cured": COUPLING,
-            "cured, rotation": f"{COUPLING} {ROTATED}",
-            "cured, data ActNorm": COUPLING,
-            "cured, free scale": f"{COUPLING} {FREE}",
-            "cured, flow rate x 5": f"{COUPLING} --train.flow_lr 5e-3",
+            "glow": f"{AFFINE} {ROTATED} {FREE}",
+            "glow, identity 1x1": f"{AFFINE} {FREE}",
+            "glow, identity ActNorm": f"{AFFINE} {ROTATED} {FREE}",
+            "glow, bounded scale": f"{AFFINE} {ROTATED}",
+            "glow, flow rate / 10": f"{AFFINE} {ROTATED} {FREE} --train.flow_lr 1e-4",
+            "cured": AFFINE,
+            "cured, rotation": f"{AFFINE} {ROTATED}",
+            "cured, data ActNorm": AFFINE,
+            "cured, free scale": f"{AFFINE} {FREE}",
+            "cured, flow rate x 5": f"{AFFINE} --train.flow_lr 5e-3",
             "linear, fixed rotation": f"{SQUEEZED_ROTATION} {FROZEN}",
             "linear, fixed standardising": f"{SQUEEZED_ACTNORM} {FROZEN}",
+            "spline": SPLINE,
+            "spline, rotation": f"{SPLINE} {ROTATED}",
         },
         data_start=(
             "glow", "glow, identity 1x1", "glow, bounded scale", "glow, flow rate / 10", "cured, data ActNorm",
             "linear, fixed standardising",
         ),
+    ),
+    "digits": Grid("digits", "--train.steps inf --train.seconds 60", FAMILIES),
+    "fashion": Grid(
+        "fashion-mnist-16",
+        "--train.steps inf --train.seconds 150",
+        {name: changes for name, changes in FAMILIES.items() if name != "affine coupling"},
+        evaluation="--images 2000 --nll-images 50 --repeats 2 --times 4 --steps 24",
+    ),
+    "checkerboard": Grid(
+        "checkerboard",
+        "--train.steps inf --train.seconds 40",
+        {
+            "linear": LINEAR,
+            "residual": "",
+            "affine coupling": f"{AFFINE} --flow.depth 8 --train.flow_every 1",
+            "spline coupling": f"{SPLINE} --flow.depth 6 --flow.bound 2.5",
+            "zuko": "--flow zuko --train.flow_every 1",
+        },
+        evaluation="--images 20000 --nll-images 5000 --repeats 2 --times 8",
+    ),
+    "pretraining": Grid(
+        "digits",
+        "--train.steps inf --train.seconds 60",
+        {
+            "scratch": SPLINE,
+            "pretrained for a third": f"{SPLINE} --train.pretrain 0.33",
+            "warm-up of 200 steps": f"{SPLINE} --train.flow_warmup 200",
+            "EMA 0.99": f"{SPLINE} --train.ema 0.99",
+            "residual, scratch": RESIDUAL,
+            "residual, pretrained for a third": f"{RESIDUAL} --train.pretrain 0.33",
+        },
+    ),
+    "strength": Grid(
+        "digits",
+        STEPS,
+        {
+            "linear": LINEAR,
+            **{f"isometry {weight}": f"{SPLINE} --train.isometry {weight}" for weight in (10, 1, 0.1, 0.01)},
+            "free": SPLINE,
+        },
+    ),
+    "drift": Grid(
+        "digits",
+        STEPS,
+        {
+            f"{flow}{sde}": f"{changes} {option}"
+            for flow, changes in {"linear": LINEAR, "spline": SPLINE}.items()
+            for sde, option in {
+                "": "",
+                ", drift": "--sde learned --sde.learn drift",
+                ", volatility": "--sde learned --sde.learn volatility",
+                ", both": "--sde learned",
+            }.items()
+        },
+        evaluation="--nll-images 0 --repeats 4 --times 8",
     ),
 }  # fmt: skip
 
@@ -110,9 +177,14 @@ def measure(model: indm.INDM, raw: torch.Tensor) -> dict:
     z = model.flow.latent(x)
     _, residual, _, _ = model.flow.solve_inverse(z)
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
+    network = model.score.backbone
+    level = torch.zeros(len(z))
     seconds = {"inverse": [], "sampling": []}
     for _ in range(3):
-        for name, action in {"inverse": model.decode, "sampling": lambda v: unipc(model.score, v, steps=20)}.items():
+        for name, action in {
+            "inverse": model.decode,
+            "sampling": lambda v: [network(v, level) for _ in range(20)],
+        }.items():
             started = time.perf_counter()
             action(z if name == "inverse" else noise)
             seconds[name].append(time.perf_counter() - started)

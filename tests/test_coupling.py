@@ -26,7 +26,7 @@ def test_spline_is_a_smooth_bijection_of_the_line(seed, scale, bins, bound):
     back = spline.inverse(z.detach(), raw[None, :, None].expand(400, -1, 1))
     torch.testing.assert_close(back[:, 0], y.detach(), rtol=0, atol=1e-6 * bound)
 
-    knots = spline._knots(raw[None, :bins, None])[0, :, 0]
+    knots = spline._knots(raw[None, : 2 * bins, None])[0, 0, :, 0]
     for side in (-1e-12, 1e-12):
         value, log_slope = spline((knots + side)[:, None], raw[None, :, None].expand(bins + 1, -1, 1))
         middle, log_middle = spline(knots[:, None], raw[None, :, None].expand(bins + 1, -1, 1))
@@ -118,6 +118,8 @@ def test_autoregressive_tokens_see_only_those_before_them():
         (lambda: CouplingFlow((4,), transform="cubic"), "transform must be"),
         (lambda: CouplingFlow((4,), depth=0), "at least 1"),
         (lambda: CouplingFlow((4,), max_log_scale=0.0), "max_log_scale positive"),
+        (lambda: CouplingFlow((4,), bins=1), "bins must be at least 2"),
+        (lambda: CouplingFlow((4,), bound=-1.0), "bound"),
         (lambda: CouplingFlow((4,), start="random"), "start must be"),
         (lambda: AutoregressiveFlow((1, 9, 8)), "divisible by patch=2"),
         (lambda: AutoregressiveFlow((4,), width=48), "multiple of 32"),

@@ -110,7 +110,7 @@ def test_round_trip_in_single_precision(case):
     perturb(flow)
     with torch.no_grad():
         z, log_det = flow(x)
-        back = flow.inverse(z)
+        back = flow.inverse(z, 1e-5)
     assert z.shape == x.shape == back.shape and log_det.shape == (3,)
     assert z.dtype == log_det.dtype == back.dtype == torch.float32
     if list(flow.parameters()):
@@ -123,7 +123,7 @@ def test_other_round_trip(case):
     flow, z, _ = case
     perturb(flow)
     with torch.no_grad():
-        torch.testing.assert_close(flow(flow.inverse(3 * z))[0], 3 * z, rtol=0, atol=2e-5)
+        torch.testing.assert_close(flow(flow.inverse(3 * z, 1e-5))[0], 3 * z, rtol=0, atol=2e-5)
 
 
 def test_log_det_is_that_of_the_autograd_jacobian(case):
@@ -189,7 +189,7 @@ def test_gradient_is_that_of_finite_differences(case):
                 p.sub_(d, alpha=step)
         return value
 
-    step = 1e-5
+    step = 1e-6  # splines have no second derivative at their knots
     assert slope == pytest.approx((moved(step) - moved(-step)) / (2 * step), rel=1e-5, abs=1e-6)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.flows.base import ActNorm, Batch, Compose, ExactFlow, Flow, PerSample, Squeeze, Unsqueeze
+from indm.flows.base import TOLERANCE, ActNorm, Batch, Compose, ExactFlow, Flow, PerSample, Squeeze, Unsqueeze
 from indm.sde import event_size
 
 
@@ -48,7 +48,7 @@ class RationalQuadratic:
     """
 
     bins: int = 8
-    bound: float = 3.0
+    bound: float = 1.5
     least = 1e-3  # share of a bin in the side, and slope of a knot
 
     @property
@@ -78,20 +78,21 @@ class RationalQuadratic:
 
     def _bin(self, v: Tensor, raw: Tensor, along: int) -> tuple[Tensor, ...]:
         """Left knot, width, lower knot, height and the two slopes of the bin in which ``v`` lies."""
-        widths, heights, slopes = raw.split([self.bins, self.bins, self.bins - 1], dim=1)
+        knots = self._knots(raw[:, : 2 * self.bins])
+        index = (v.unsqueeze(1) >= knots[:, along, 1:-1]).sum(1, keepdim=True)
+        ends = torch.cat([index, index + 1], dim=1)
+        lower, upper = knots.gather(2, ends.unsqueeze(1).expand(-1, 2, *ends.shape[1:])).unbind(2)
+        slopes = F.pad(raw[:, 2 * self.bins :].transpose(1, -1), (1, 1)).transpose(1, -1).gather(1, ends)
         slopes = self.least + (1 - self.least) * F.softplus(slopes + math.log(math.e - 1))
-        slopes = F.pad(slopes.movedim(1, -1), (1, 1), value=1.0).movedim(-1, 1)
-        knots = torch.stack([self._knots(widths), self._knots(heights)])
-        index = (v.unsqueeze(1) >= knots[along, :, 1:-1]).sum(1, keepdim=True)
-        lower, upper = (knots.gather(2, (index + i).expand(2, *index.shape)).squeeze(2) for i in (0, 1))
-        d0, d1 = (slopes.gather(1, index + i).squeeze(1) for i in (0, 1))
-        return lower[0], upper[0] - lower[0], lower[1], upper[1] - lower[1], d0, d1
+        size = upper - lower
+        return lower[:, 0], size[:, 0], lower[:, 1], size[:, 1], slopes[:, 0], slopes[:, 1]
 
     def _knots(self, raw: Tensor) -> Tensor:
-        shares = self.least + (1 - self.least * self.bins) * raw.softmax(1)
-        inner = self.bound * (2 * shares.cumsum(1)[:, :-1] - 1)
-        ends = self.bound * torch.ones_like(inner[:, :1])
-        return torch.cat([-ends, inner, ends], dim=1)
+        """Knots along x and y, (B, 2, K + 1, …), from raw widths and heights (B, 2 K, …)."""
+        shares = self.least + (1 - self.least * self.bins) * raw.unflatten(1, (2, self.bins)).softmax(2)
+        inner = self.bound * (2 * shares[:, :, :-1].cumsum(2) - 1)
+        end = torch.full_like(inner[:, :, :1], self.bound)
+        return torch.cat([-end, inner, end], dim=2)
 
 
 Transform = Affine | RationalQuadratic
@@ -100,15 +101,13 @@ Transform = Affine | RationalQuadratic
 class Conditioner(nn.Module):
     """What one half of the entries says about the transform of the other: (B, a, …) → (B, size, b, …), 0 at first.
 
-    To a small network's output it adds a table of its own for every position, since images are not the same everywhere:
     3×3 → 1×1 → 3×3 convolutions for images, dense layers for vectors, SiLU between. Kernels are channels-last: with few
     channels that is several times faster, on CPUs too.
     """
 
-    def __init__(self, inputs: int, outputs: int, size: int, width: int, event: tuple[int, ...]):
+    def __init__(self, inputs: int, outputs: int, size: int, width: int, image: bool):
         super().__init__()
-        self.size, image = size, len(event) == 3
-        self.position = nn.Parameter(torch.zeros(size * outputs, *event[1:]))
+        self.size = size
 
         def layer(a: int, b: int, kernel: int) -> nn.Module:
             return nn.Conv2d(a, b, kernel, padding=kernel // 2) if image else nn.Linear(a, b)
@@ -125,7 +124,7 @@ class Conditioner(nn.Module):
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
     def forward(self, a: Tensor) -> Tensor:
-        return (self.layers(a).to(a.dtype) + self.position).unflatten(1, (self.size, -1))
+        return self.layers(a).to(a.dtype).unflatten(1, (self.size, -1))
 
 
 class Coupling(ExactFlow):
@@ -143,7 +142,7 @@ class Coupling(ExactFlow):
         self.transform, self.flip = transform, flip
         self.sizes = [shape[0] // 2, shape[0] - shape[0] // 2]
         kept, moved = reversed(self.sizes) if flip else self.sizes
-        self.conditioner = Conditioner(kept, moved, transform.size, width, shape)
+        self.conditioner = Conditioner(kept, moved, transform.size, width, image=len(shape) == 3)
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         first, second = x.split(self.sizes, dim=1)
@@ -219,7 +218,7 @@ class Part(Flow):
         z, log_det = self.flow(right, generator=generator)
         return torch.cat([left, z], dim=1), log_det
 
-    def solve_inverse(self, z: Tensor, tol: float = 1e-5) -> tuple[Tensor, PerSample, Tensor, Tensor]:
+    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> tuple[Tensor, PerSample, Tensor, Tensor]:
         left, right = self._halves(z)
         x, residual, iterations, converged = self.flow.solve_inverse(right, tol)
         return torch.cat([left, x], dim=1), residual, iterations, converged & left.flatten(1).isfinite().all(1)
@@ -239,7 +238,9 @@ class CouplingFlow(Compose):
         levels: number of scales of an image.
         depth: coupling steps of each scale.
         width: hidden channels of the conditioners.
-        transform: "affine" or "spline" (rational-quadratic).
+        transform: "spline" (rational-quadratic: it can spread out the values that many entries share, as images' black
+            and white, and fitted far better where we measured) or "affine".
+        bins, bound: of the spline, which lives on [−bound, bound]; images reach from −1 to 1.
         max_log_scale: bound of the affine log-scales; inf leaves them free.
         start: of the 1×1 convolutions. With "identity" the whole flow starts at the identity, which is what a diffusion
             wants (docs/flows.md); "rotation" is Glow's.
@@ -251,17 +252,21 @@ class CouplingFlow(Compose):
         levels: int = 1,
         depth: int = 4,
         width: int = 32,
-        transform: str = "affine",
+        transform: str = "spline",
+        bins: int = 8,
+        bound: float = 1.5,
         max_log_scale: float | str = 1.0,
         start: str = "identity",
     ):
         shape, max_log_scale = tuple(shape), float(max_log_scale)
         if transform not in ("affine", "spline"):
             raise ValueError(f'transform must be "affine" or "spline", got {transform!r}')
-        if min(levels, depth, width) < 1 or not max_log_scale > 0:
+        if min(levels, depth, width) < 1:
+            raise ValueError(f"levels, depth and width must be at least 1, got {levels}, {depth} and {width}")
+        if bins < 2 or not bound > 0 or not max_log_scale > 0:
             raise ValueError(
-                "levels, depth and width must be at least 1 and max_log_scale positive, got "
-                f"{levels}, {depth}, {width} and {max_log_scale}; 1, 4, 32 and 1.0 are usual"
+                "bins must be at least 2, bound and max_log_scale positive, got "
+                f"{bins}, {bound} and {max_log_scale}; 8, 1.5 and 1.0 are usual"
             )
         image = len(shape) == 3
         if not image and (len(shape) != 1 or shape[0] < 2):
@@ -271,7 +276,7 @@ class CouplingFlow(Compose):
                 f"levels={levels} squeezes {levels} times, so height and width must be divisible by {2**levels}, got "
                 f"shape {shape}; use fewer levels, or pad"
             )
-        kind = Affine(max_log_scale) if transform == "affine" else RationalQuadratic()
+        kind = Affine(max_log_scale) if transform == "affine" else RationalQuadratic(bins, bound)
 
         def steps(event: tuple[int, ...]) -> list[Flow]:
             flows: list[Flow] = []
@@ -290,7 +295,8 @@ class CouplingFlow(Compose):
 
         super().__init__(scale(shape, levels) if image else steps(shape))
         self.shape, self.levels, self.depth, self.width = shape, levels, depth, width
-        self.transform, self.max_log_scale, self.start = transform, max_log_scale, start
+        self.transform, self.bins, self.bound = transform, bins, bound
+        self.max_log_scale, self.start = max_log_scale, start
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm.flows import fixed_point
-from indm.flows.base import Batch, Compose, Flow, PerSample, Squeeze, Unsqueeze, magnitude
+from indm.flows.base import TOLERANCE, Batch, Compose, Flow, PerSample, Squeeze, Unsqueeze, magnitude
 from indm.flows.log_det import ExactLogDet, PowerSeries
 
 LogDet = ExactLogDet | PowerSeries
@@ -185,7 +185,7 @@ class ResidualBlock(Flow):
 
     @torch.no_grad()
     def solve_inverse(
-        self, z: Batch, tol: float = 1e-5, max_iterations: int = 1000
+        self, z: Batch, tol: float = TOLERANCE, max_iterations: int = 1000
     ) -> tuple[Batch, PerSample, Tensor, Tensor]:
         """The fixed point of x ↦ z − g(x), accelerated, each sample until its own residual is at most ``tol``."""
         weights = self._weights()
