@@ -146,6 +146,19 @@ GRIDS = {
         },
         evaluation="--nll-images 0 --repeats 4 --times 8",
     ),
+    "terminal": Grid(
+        "checkerboard",
+        "--train.steps 1500 --train.seconds inf --flow coupling --flow.depth 6 --flow.bound 2.5 --train.flow_every 1",
+        {
+            "free": "",
+            "moments, 1": "--train.terminal 1",
+            **{
+                f"eight Gaussians, {weight}": f"--data-b eight-gaussians --train.terminal {weight}"
+                for weight in (0.1, 1, 10)
+            },
+        },
+        evaluation="--images 20000 --nll-images 0 --repeats 2 --times 8",
+    ),
 }  # fmt: skip
 
 
