@@ -112,11 +112,12 @@ GRIDS = {
     ),
     "pretraining": Grid(
         "digits",
-        "--train.steps inf --train.seconds 60",
+        "--train.steps inf --train.seconds 45",
         {
             "scratch": SPLINE,
             "pretrained for a third": f"{SPLINE} --train.pretrain 0.33",
             "warm-up of 200 steps": f"{SPLINE} --train.flow_warmup 200",
+            "flow rate / 3": f"{SPLINE} --train.flow_lr 3e-4",
             "EMA 0.99": f"{SPLINE} --train.ema 0.99",
             "residual, scratch": RESIDUAL,
             "residual, pretrained for a third": f"{RESIDUAL} --train.pretrain 0.33",
