@@ -22,6 +22,7 @@ import torch
 from timing import in_new_process, peak_mib, ratio, seconds, shown
 from torch import Tensor
 from torch.utils.data import TensorDataset
+from twins import RESIDUAL
 
 import indm
 from indm import recipes
@@ -177,7 +178,7 @@ def peak(which: str, size: int) -> float:
 def trained(out: Path, train_seconds: int) -> tuple[indm.INDM, Data]:
     run = out / "fashion-mnist-16"
     if not (run / "summary.json").exists():
-        command = ["train", "fashion-mnist-16", "--out", str(run), "--train.seconds", str(train_seconds)]
+        command = ["train", "fashion-mnist-16", "--out", str(run), "--train.seconds", str(train_seconds), *RESIDUAL]
         resume = ["--resume"] if (run / "checkpoint.pt").exists() else []
         subprocess.run([sys.executable, "-m", "indm", *command, *resume], check=True)
     return indm.INDM.load(run, device=DEVICE), load_data(name="fashion-mnist", size=16)

@@ -2,9 +2,9 @@
 
     python bench/twins.py digits --seconds 100 --out runs/twins-digits
 
-For every seed it trains the recipe's INDM under both norm constraints and the linear diffusion for the same seconds,
-then the linear diffusion again for as many steps as INDM made. Each run has one thread and ``--jobs`` run side by side.
-Killed and started again, it goes on. Writes ``twins.json`` and prints the table.
+For every seed it trains the recipe's INDM (``--flows indm``), or residual flows under both norm constraints, and the
+linear diffusion for the same seconds, then the linear diffusion again for as many steps as INDM made. Each run has one
+thread and ``--jobs`` run side by side. Killed and started again, it goes on. Writes ``twins.json`` and prints the table.
 """
 
 import argparse
@@ -14,7 +14,13 @@ from pathlib import Path
 
 from grid import difference, per_image, run, summary
 
-FLOWS = {"linear": ["--flow", "identity"], "indm-2": ["--flow.norm", "2"], "indm-inf": ["--flow.norm", "inf"]}
+RESIDUAL = ["--flow", "residual", "--flow.blocks", "[4]", "--flow.width", "16", "--train.flow_every", "4"]
+FLOWS = {
+    "linear": ["--flow", "identity"],
+    "indm": [],
+    "indm-2": [*RESIDUAL, "--flow.norm", "2"],
+    "indm-inf": [*RESIDUAL, "--flow.norm", "inf"],
+}
 
 
 def main() -> None:
@@ -23,7 +29,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=100)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--flows", default="indm-2,indm-inf", help="comma-separated, of indm-2 and indm-inf")
+    parser.add_argument("--flows", default="indm-2,indm-inf", help="comma-separated, of indm, indm-2 and indm-inf")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--evaluate", default="--nll-images 0 --times 4", help="options of indm evaluate")
     options = parser.parse_args()

@@ -139,7 +139,8 @@ def save_figure(found: dict[str, dict], path: Path) -> None:
     bars = {name: [shares[key] for key in kinds] for name, shares in moved.items()}
     bars["the data themselves"] = [next(iter(found.values()))["action"][f"x_{key}"] for key in kinds]
     for i, (name, shares) in enumerate(bars.items()):
-        middle.bar([k + i / (len(bars) + 1) for k in range(len(kinds))], shares, 1 / (len(bars) + 1), label=name)
+        offset = (i - (len(bars) - 1) / 2) / (len(bars) + 1)
+        middle.bar([k + offset for k in range(len(kinds))], shares, 1 / (len(bars) + 1), label=name)
     middle.set(title="shares of the energy of h(x) − x", xticks=range(len(kinds)), xticklabels=kinds)
     for axes in (left, middle, right):
         if axes.get_legend_handles_labels()[0]:

@@ -46,7 +46,7 @@ class Train:
 
     Any key of the recipe can be changed: --train.steps 500 --flow.width 32 --data.path my-images. A bare table name
     puts another thing in its place: --flow identity is the linear twin, --sde ve, --net mlp. Values are TOML
-    (--flow.blocks "[4, 4]"); what is not is a string.
+    (--net.multipliers "[1, 2]"); what is not is a string.
 
     Ctrl-C finishes the step, saves, and says how to go on. "indm train runs/digits --resume" does, with the recipe
     saved there. "indm train digits --dry-run > mine.toml" writes a recipe of your own to begin with.

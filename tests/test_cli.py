@@ -16,7 +16,7 @@ from indm.data import load_data
 from indm.model import build_model
 
 SMALL = (
-    "--flow.blocks=[1, 1] --flow.width=4 --net.channels=4 --net.blocks=1 --net.attention=[] --train.steps=5 "
+    "--flow.depth=1 --flow.width=4 --net.channels=4 --net.blocks=1 --net.attention=[] --train.steps=5 "
     "--train.seconds=inf --train.log_every=1 --train.validate_every=2 --train.validate_examples=20"
 )
 SMALL = [f"--{part}" for part in SMALL.removeprefix("--").split(" --")]
@@ -237,9 +237,10 @@ def test_help_is_there(command, capsys):
         ("train digits --trian.steps 3", "--trian.steps is no known table; did you mean 'train'?"),
         ("train digits --train mle", "--train is no known table that can be replaced"),
         ("train digits --flow residaul", "flow.name must be one of"),
-        ("train digits --flow.widht 3", "flow 'residual' has no argument 'widht'; did you mean 'width'?"),
-        ("train digits --flow.width three", "flow 'residual' cannot be made"),
-        ("train digits --flow.blocks []", "blocks must name at least one block"),
+        ("train digits --flow.widht 3", "flow 'coupling' has no argument 'widht'; did you mean 'width'?"),
+        ("train digits --flow.width three", "flow 'coupling' cannot be made"),
+        ("train digits --flow.depth 0", "levels, depth and width must be at least 1"),
+        ("train digits --data-b checkerboard --train.terminal 1", "data_b must have events of shape"),
         ("train digits --sde pv", "sde.name must be one of"),
         ("train digits --sde.beta_min -1", "0 < beta_min < beta_max"),
         ("train digits --net lmp", "net.name must be one of"),
