@@ -4,7 +4,7 @@
 
 For every seed it trains the recipe's INDM (``--flows indm``), or residual flows under both norm constraints, and the
 linear diffusion for the same seconds, then the linear diffusion again for as many steps as INDM made. Each run has one
-thread and ``--jobs`` run side by side. Killed and started again, it goes on. Writes ``twins.json`` and prints the table.
+thread and ``--jobs`` run side by side. Killed and started again, it goes on. Writes ``twins.json``, prints the table.
 """
 
 import argparse
