@@ -67,6 +67,7 @@ def test_recipe_survives_being_written():
     recipe = recipes.resolve(recipes.load("digits"))
     recipe["data"]["path"] = 'C:\\a "b" – ü'
     recipe["flow"] |= {"norm": math.inf, "tiny": 1e-300, "yes": True, "none": []}
+    recipe["flow"]["flows"] = [{"name": "actnorm", "channels": 4}, {"name": "compose", "flows": [{"name": "squeeze"}]}]
     again = tomllib.loads(recipes.to_toml(recipe))
     assert recipes.differences(recipe, again) == [] and again["flow"] == recipe["flow"]
     assert recipes.resolve(again) == recipe

@@ -202,6 +202,8 @@ def _literal(value) -> str:
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_literal, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_literal(part)}' for key, part in value.items())}}}"
     return repr(value)
 
 
