@@ -24,7 +24,7 @@ def run(
     folder: Path, recipe: str, seed: int, changes: list[str], evaluation: list[str], trainer: tuple[str, ...] = COMMAND
 ) -> None:
     """Train and evaluate one run, or what is left of it; ``changes`` are options of ``indm train``."""
-    if not (folder / "summary.json").exists():
+    if not (folder / "summary.json").exists() or summary(folder)["interrupted"]:
         resume = ["--resume"] if (folder / "checkpoint.pt").exists() else []
         seeds = ["--train.seed", str(seed)]
         one_thread(*trainer, "train", recipe, "--out", str(folder), "--quiet", *resume, *seeds, *changes)
