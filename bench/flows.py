@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from grid import COMMAND, difference, per_image, run, summary
 
@@ -216,14 +217,14 @@ def show(table: dict) -> str:
     lines.append("|" + "---|" * 11)
     for name, row in table.items():
         paired = row.get("paired", {})
-        errors = [paired[f"standard_error_over_{what}"] for what in ("seeds", "images")] if paired else []
+        errors = [paired[f"standard_error_over_{what}"] for what in ("seeds", "images") if paired]
         nll = [value for value in row["nll"] if value is not None]
         cells = [
             name,
             ", ".join(f"{value:.3f}" for value in row["nelbo"]),
             f"{statistics.mean(nll):.3f}" if nll else "",
             f"{paired['difference']:+.4f}" if paired else "",
-            f"{max(errors):.4f}" if paired else "",
+            f"{np.nanmax(errors):.4f}" if paired else "",
             paired.get("verdict", ""),
             f"{1e3 * row['seconds_per_step']:.1f} ms",
             f"{row['displacement']:.2f}",

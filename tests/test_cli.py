@@ -53,7 +53,7 @@ def test_every_recipe_is_complete_and_builds_its_model(name):
     assert sum(p.numel() for p in model.flow.parameters()) > 0
     x = torch.randn(2, *shape)
     z, log_det = model.eval().encode(x)
-    assert torch.allclose(z, x, atol=1e-6) and torch.allclose(log_det, torch.zeros(2), atol=1e-5)  # starts at identity
+    assert torch.allclose(z, x, atol=1e-6) and torch.allclose(log_det, torch.zeros(2), atol=1e-4)  # starts at identity
     twin = build_model(recipes.model_of(recipes.override(recipe, {"flow": "identity"})), shape=shape)
     assert not list(twin.flow.parameters())
 
@@ -278,7 +278,7 @@ def test_mistakes(arguments, complaint, run, tmp_path, monkeypatch, capsys):
     whole = recipes.to_toml(recipes.load("digits"))
     (tmp_path / "broken.toml").write_text("steps = = 3")
     (tmp_path / "extra.toml").write_text(f"{whole}\n[extra]\na = 1\n")
-    (tmp_path / "nameless.toml").write_text(whole.replace('name = "residual"', ""))
+    (tmp_path / "nameless.toml").write_text(whole.replace('name = "coupling"', ""))
     (tmp_path / "notable.toml").write_text("train = 3\n" + whole[: whole.index("[train]")])
     (tmp_path / "untrained" / "recipe.toml").write_text(whole)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
