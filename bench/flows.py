@@ -120,8 +120,6 @@ GRIDS = {
             "warm-up of 200 steps": f"{SPLINE} --train.flow_warmup 200",
             "flow rate / 3": f"{SPLINE} --train.flow_lr 3e-4",
             "EMA 0.99": f"{SPLINE} --train.ema 0.99",
-            "residual, scratch": RESIDUAL,
-            "residual, pretrained for a third": f"{RESIDUAL} --train.pretrain 0.33",
         },
     ),
     "strength": Grid(
