@@ -136,7 +136,7 @@ def main() -> None:
     for name, draw in {"strength": strength, "terminal": terminal, "drift": drift}.items():
         if (options.runs / f"{name}.json").exists():
             numbers[name] = draw(options.runs, options.out)
-    for name in ("glow", "steps", "digits", "pretraining"):
+    for name in ("glow", "steps"):
         if (options.runs / f"{name}.json").exists():
             bars(options.runs, name, options.out)
     print(json.dumps(numbers, indent=2))
