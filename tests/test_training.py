@@ -104,7 +104,7 @@ def test_a_run_is_whole(tmp_path, objective):
     assert [line["step"] for line in lines if "valid_nelbo" in line] == [4, 8, 9]
     assert recipes.differences(recipes.load(run), recipes.resolve(recipe)) == []
     made_by = json.loads((run / "versions.json").read_text())
-    assert made_by["torch"] == torch.__version__ and made_by["indm"] == indm.__version__ and made_by["data"]
+    assert torch.__version__.startswith(made_by["torch"]) and made_by["indm"] == indm.__version__ and made_by["data"]
     assert not list(run.glob(".*")), "nothing half written is left"
 
     saved, averaged = indm.INDM.load(run).state_dict(), checkpoint(run)["ema"]

@@ -57,9 +57,10 @@ class RationalQuadratic:
 
     def __call__(self, y: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         inside = y.abs() < self.bound
-        x0, width, y0, height, d0, d1 = self._bin(y, raw, along=0)
+        within = torch.where(inside, y, torch.zeros_like(y))
+        x0, width, y0, height, d0, d1 = self._bin(within, raw, along=0)
         slope = height / width
-        u = ((y - x0) / width).clamp(0.0, 1.0)
+        u = (within - x0) / width
         quotient = slope + (d1 + d0 - 2 * slope) * u * (1 - u)
         z = y0 + height * (slope * u**2 + d0 * u * (1 - u)) / quotient
         rise = slope**2 * (d1 * u**2 + 2 * slope * u * (1 - u) + d0 * (1 - u) ** 2)
@@ -69,12 +70,13 @@ class RationalQuadratic:
     def inverse(self, z: Tensor, raw: Tensor) -> Tensor:
         """y that is mapped to z: the root of a quadratic, in the form that does not cancel."""
         inside = z.abs() < self.bound
-        x0, width, y0, height, d0, d1 = self._bin(z, raw, along=1)
-        slope, rise = height / width, (z - y0).clamp(min=0.0)
+        within = torch.where(inside, z, torch.zeros_like(z))
+        x0, width, y0, height, d0, d1 = self._bin(within, raw, along=1)
+        slope, rise = height / width, within - y0
         excess = rise * (d1 + d0 - 2 * slope)
         a, b, c = height * (slope - d0) + excess, height * d0 - excess, -slope * rise
         u = 2 * c / (-b - (b**2 - 4 * a * c).clamp(min=0.0).sqrt())
-        return torch.where(inside, x0 + width * u.clamp(0.0, 1.0), z)
+        return torch.where(inside, x0 + width * u, z)
 
     def _bin(self, v: Tensor, raw: Tensor, along: int) -> tuple[Tensor, ...]:
         """Left knot, width, lower knot, height and the two slopes of the bin in which ``v`` lies."""
