@@ -1,5 +1,6 @@
 """Coupling and autoregressive flows: their transforms against other implementations, their starts, what they refuse."""
 
+import copy
 import math
 
 import pytest
@@ -98,6 +99,20 @@ def test_data_dependent_start_standardises_what_every_actnorm_gives():
         per_channel = z.transpose(0, 1).flatten(1)
         torch.testing.assert_close(per_channel.mean(1), torch.zeros(len(per_channel)), rtol=0, atol=1e-3)
         torch.testing.assert_close(per_channel.std(1), torch.ones(len(per_channel)), rtol=1e-3, atol=0)
+
+
+def test_what_single_precision_cannot_invert_is_inverted_in_double():
+    """A flow that expands a thousandfold: its float32 residual is over the tolerance, x is right all the same."""
+    torch.manual_seed(0)
+    flow, x = CouplingFlow((4,), depth=6, width=8, transform="affine", max_log_scale="inf"), torch.randn(50, 4)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        z = flow(x)[0]
+        tol = 1e-7
+        assert not bool(flow.solve_inverse(z, tol)[3].all())
+        expected = copy.deepcopy(flow).double().inverse(z.double(), 1e-10)
+        torch.testing.assert_close(flow.inverse(z, tol).double(), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_autoregressive_tokens_see_only_those_before_them():

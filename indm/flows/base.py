@@ -1,5 +1,7 @@
 """The contract of a normalizing flow h_φ, and the flows that need no mathematics of their own."""
 
+import copy
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -38,12 +40,22 @@ class Flow(nn.Module):
         raise NotImplementedError
 
     def inverse(self, z: Tensor, tol: float = TOLERANCE) -> Tensor:
-        """x with h(x) = z.
+        """x with h(x) = z; samples that single precision leaves above ``tol`` are solved again in double.
 
         Raises:
             RuntimeError: naming the samples whose residual stayed above ``tol``.
         """
         x, residual, iterations, converged = self.solve_inverse(z, tol)
+        failed = (~converged).nonzero().flatten()
+        if len(failed) and z.dtype != torch.float64:
+            double = copy.deepcopy(self).double()
+            again, residual[failed], iterations[failed], converged[failed] = (
+                part.to(known.dtype)
+                for part, known in zip(
+                    double.solve_inverse(z[failed].double(), tol), (x, residual, iterations, converged), strict=True
+                )
+            )
+            x = x.index_put((failed,), again)
         if not bool(converged.all()):
             failed = (~converged).nonzero().flatten()
             shown = ", ".join(str(i) for i in failed[:10].tolist()) + (", …" if len(failed) > 10 else "")
