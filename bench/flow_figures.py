@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from flows import GRIDS
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import indm
@@ -22,16 +23,20 @@ from indm.report import save_figure, tile
 STEPS = (3, 5, 10, 20, 50)
 
 
-def bars(runs: Path, name: str, out: Path) -> None:
+def dots(axes: Axes, table: dict) -> None:
     """The bound of every variant of a grid, one dot a seed."""
-    table = json.loads((runs / f"{name}.json").read_text())
-    figure = Figure(figsize=(8, 0.35 * len(table) + 1.2), layout="constrained")
-    axes = figure.subplots()
     for i, row in enumerate(table.values()):
         axes.plot(row["nelbo"], [i] * len(row["nelbo"]), "o", color="C0" if i else "C3")
     axes.axvline(statistics.mean(next(iter(table.values()))["nelbo"]), color="C3", linewidth=0.8)
     axes.set(yticks=range(len(table)), yticklabels=list(table), xlabel="NELBO (test, one dot a seed)")
     axes.invert_yaxis()
+
+
+def bounds(runs: Path, name: str, out: Path) -> None:
+    """:func:`dots` of a grid as a figure of its own."""
+    table = json.loads((runs / f"{name}.json").read_text())
+    figure = Figure(figsize=(8, 0.35 * len(table) + 1.2), layout="constrained")
+    dots(figure.subplots(), table)
     save_figure(figure, out / f"flows-{name}.png")
 
 
@@ -82,16 +87,16 @@ def terminal(runs: Path, out: Path) -> dict:
     figure = Figure(figsize=(3 * len(names), 6), layout="constrained")
     panels = figure.subplots(2, len(names), sharex=True, sharey=True)
     found: dict = {}
-    data = load_data("checkerboard")
+    data, other = (stack(load_data(name).test, 2000) for name in ("checkerboard", "eight-gaussians"))
     for column, name in zip(panels.T, names, strict=True):
         model, _ = open_run(runs / "terminal" / name / "0")
         end = model.decode(torch.randn(2000, 2, generator=torch.Generator().manual_seed(0)))
-        x = model.scaling.to_model(stack(data.test, 2000))
+        x = model.scaling.to_model(data)
         torch.manual_seed(0)
         laws = {
             "N(0, I)": torch.randn(2000, 2),
             "moments of the data": normal_law(x)(2000),
-            "eight Gaussians": model.scaling.to_model(stack(load_data("eight-gaussians").test, 2000)),
+            "eight Gaussians": model.scaling.to_model(other),
         }
         found[name] = {
             k: {"sliced_wasserstein": sliced_wasserstein(end, y), "mmd": mmd(end, y)} for k, y in laws.items()
@@ -110,18 +115,16 @@ def drift(runs: Path, out: Path) -> None:
     table = json.loads((runs / "drift.json").read_text())
     figure = Figure(figsize=(13, 4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    for i, row in enumerate(table.values()):
-        left.plot(row["nelbo"], [i] * len(row["nelbo"]), "o", color="C0" if i < len(table) / 2 else "C1")
-    left.set(yticks=range(len(table)), yticklabels=list(table), xlabel="NELBO (bits/dim)")
-    left.invert_yaxis()
+    dots(left, table)
     model, _ = open_run(runs / "drift" / "linear, both" / "0")
     sde = model.sde
     start, end = sde.clock_span()
     clock = torch.linspace(start, end, 200, dtype=torch.float64)
     t = sde.time(-clock).clamp(sde.eps, sde.T)
-    middle.plot(clock, sde.rate(t).flatten(1), color="C0", alpha=0.2)
+    rate = sde.rate(t)
+    middle.plot(clock, rate.flatten(1), color="C0", alpha=0.2)
     middle.set(xlabel="common clock −log SNR", ylabel="rate of each entry", title="linear, both")
-    image = right.imshow(sde.rate(t)[100].reshape(sde.shape[-2:]))
+    image = right.imshow(rate[100].reshape(sde.shape[-2:]))
     figure.colorbar(image)
     right.set(title="rate at the middle of the clock, by pixel")
     save_figure(figure, out / "flows-drift.png")
@@ -138,7 +141,7 @@ def main() -> None:
             numbers[name] = draw(options.runs, options.out)
     for name in ("glow", "steps"):
         if (options.runs / f"{name}.json").exists():
-            bars(options.runs, name, options.out)
+            bounds(options.runs, name, options.out)
     print(json.dumps(numbers, indent=2))
 
 

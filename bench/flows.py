@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from grid import COMMAND, difference, per_image, run, summary
+from grid import COMMAND, RESIDUAL, difference, per_image, run, summary
 
 import indm
 from indm.cli import open_run
@@ -49,7 +49,6 @@ def compose(*flows: str) -> str:
 
 
 LINEAR = "--flow identity --train.flow_every 1"
-RESIDUAL = "--flow residual --flow.blocks [4] --flow.width 16 --train.flow_every 4"
 SPLINE = "--flow coupling --train.flow_every 1"
 AFFINE = f"{SPLINE} --flow.transform affine"
 FROZEN = "--train.flow_lr 1e-12 --train.flow_every 1"
@@ -59,7 +58,7 @@ ROTATED, FREE = "--flow.start rotation", "--flow.max_log_scale inf"
 STEPS = "--train.steps 600 --train.seconds inf"
 FAMILIES = {
     "linear": LINEAR,
-    "residual": RESIDUAL,
+    "residual": shlex.join(RESIDUAL),
     "affine coupling": AFFINE,
     "spline coupling": SPLINE,
     "spline coupling, every 3rd step": "--flow coupling --train.flow_every 3",

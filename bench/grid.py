@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 COMMAND = ("-m", "indm")
+RESIDUAL = ["--flow", "residual", "--flow.blocks", "[4]", "--flow.width", "16", "--train.flow_every", "4"]
 
 
 def one_thread(*arguments: str) -> None:

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import baselines
 import torch
+from grid import RESIDUAL
 from timing import in_new_process, peak_mib, ratio, seconds, shown
 from torch import Tensor
 from torch.utils.data import TensorDataset
-from twins import RESIDUAL
 
 import indm
 from indm import recipes

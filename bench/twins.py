@@ -12,9 +12,8 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from grid import difference, per_image, run, summary
+from grid import RESIDUAL, difference, per_image, run, summary
 
-RESIDUAL = ["--flow", "residual", "--flow.blocks", "[4]", "--flow.width", "16", "--train.flow_every", "4"]
 FLOWS = {
     "linear": ["--flow", "identity"],
     "indm": [],

@@ -14,6 +14,7 @@ from indm.data import Data, stack
 from indm.flows import Flow
 from indm.likelihood import evaluation_mode
 from indm.objective import randn_like
+from indm.sampling import log_snr_grid
 
 LARGEST_DENSE = 1024  # dimensions up to which the Jacobian is formed
 SPECTRA = 16  # samples whose Jacobian is looked at
@@ -84,8 +85,7 @@ def class_information(
     from sklearn.linear_model import LogisticRegression
 
     sde, generator = model.sde, torch.Generator(model.scaling.scale.device).manual_seed(seed)
-    position = torch.linspace(0, 1, times, dtype=torch.float64)
-    clock = sde.time(torch.lerp(*sde.log_snr(torch.tensor([sde.eps, sde.T], dtype=torch.float64)), position))
+    position, grid = torch.linspace(0, 1, times, dtype=torch.float64), log_snr_grid(sde, times - 1).flip(0)
     results = []
     with evaluation_mode(model):
         latents = {}
@@ -93,7 +93,7 @@ def class_information(
             raw = stack(getattr(data, part), examples).to(model.scaling.scale.device)
             latents[part] = model.flow.latent(model.scaling.to_model(raw, generator=generator))
         labels = {part: data.labels[part][: len(z)].numpy() for part, z in latents.items()}
-        for where, t in tqdm(list(zip(position.tolist(), clock, strict=True)), desc="probe", disable=not progress):
+        for where, t in tqdm(list(zip(position.tolist(), grid, strict=True)), desc="probe", disable=not progress):
             seen = {}
             for part, z in latents.items():
                 z_t = sde.perturb(z, t.to(z).expand(len(z)), randn_like(z, generator))
@@ -106,9 +106,7 @@ def class_information(
     return results
 
 
-def inspect(
-    model, data: Data, *, samples: int = 16, examples: int = 2000, seed: int = 0, progress: bool = True
-) -> dict:
+def inspect(model, data: Data, *, examples: int = 2000, seed: int = 0, progress: bool = True) -> dict:
     """All of the above for one model: ``singular_values`` (where the dimension allows), ``action``, ``probe``."""
     generator = torch.Generator(model.scaling.scale.device).manual_seed(seed)
     x = model.scaling.to_model(stack(data.test, examples).to(model.scaling.scale.device), generator=generator)

@@ -61,28 +61,27 @@ class LearnedSDE(LinearSDE):
         return self.base.time(log_snr)
 
     def log_alpha(self, t: Times) -> Tensor:
-        gain, _ = self._interpolate(self._gain(), *self._place(t))
+        gain, _ = self._interpolate(self._gain(), t)
         return (self._expand(self.base.log_alpha(t.double())) + gain).to(t.dtype)
 
     def sigma(self, t: Times) -> Tensor:
         return (self.log_alpha(t.double()) + 0.5 * self._log_noise_to_signal(t)).exp().to(t.dtype)
 
     def drift(self, t: Times) -> Tensor:
-        _, slope = self._interpolate(self._gain(), *self._place(t))
+        _, slope = self._interpolate(self._gain(), t)
         speed = (self.base.diffusion(t.double()) / self.base.sigma(t.double())) ** 2
         return (self._expand(self.base.drift(t.double())) + self._expand(speed) * slope).to(t.dtype)
 
     def diffusion(self, t: Times) -> Tensor:
-        volatility, _ = self._interpolate(self._volatility(), *self._place(t))
+        volatility, _ = self._interpolate(self._volatility(), t)
         return (self._expand(self.base.diffusion(t.double())) * (0.5 * volatility).exp()).to(t.dtype)
 
     def rate(self, t: Times) -> Tensor:
-        bend, _ = self._interpolate(self._bend(), *self._place(t))
+        bend, _ = self._interpolate(self._bend(), t)
         clock = self._expand(-self.base.log_snr(t.double()))
         return (clock + bend - self._log_noise_to_signal(t)).exp().to(t.dtype)
 
     def sample_time(self, n: int, *, importance: bool, eps=None, generator=None, device=None):
-        device = self.prior_mean.device if device is None else device
         return self.base.sample_time(n, importance=importance, eps=eps, generator=generator, device=device)
 
     def _gain(self) -> Tensor:
@@ -113,8 +112,9 @@ class LearnedSDE(LinearSDE):
         start, end = self.base.clock_span()
         return (end - start) / (self.knots - 1)
 
-    def _interpolate(self, knots: Tensor, segment: Tensor, behind: Tensor) -> tuple[Tensor, Tensor]:
-        """Value and slope on the clock, (B, *event), of the piecewise linear function through the knots."""
+    def _interpolate(self, knots: Tensor, t: Times) -> tuple[Tensor, Tensor]:
+        """Value and slope on the clock at ``t``, (B, *event), of the piecewise linear function through the knots."""
+        segment, behind = self._place(t)
         slope = (knots[1:] - knots[:-1])[segment] / self._segment_length()
         return knots[segment] + self._expand(behind) * slope, slope
 

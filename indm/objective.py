@@ -185,8 +185,8 @@ def mle_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     eps = sde.truncation(eps)
     z, log_det = model.encode(x, generator=generator)
     t, length = extended_clock(sde, len(z), eps, generator=generator, device=z.device)
-    atom = expand_like(t <= eps, z)  # the reconstruction term, where every entry counts once
-    rate = torch.where(atom, torch.ones_like(z), expand_like(sde.rate(t), z))
+    rate = sde.rate(t)
+    rate = torch.where(expand_like(t <= eps, rate), torch.ones_like(rate), rate)  # reconstruction: each entry once
     denoising = length * denoising_error(model.score, z, t.to(z.dtype), randn_like(z, generator), rate)
     prior = prior_term(sde, z)
     bound = (denoising - log_det + prior + _constants(sde, z, eps)).mean()
