@@ -5,6 +5,7 @@ from indm.learned_sde import LearnedSDE
 from indm.likelihood import LikelihoodReport, evaluate, log_likelihood
 from indm.model import INDM, build_model
 from indm.nets import MLP, UNet
+from indm.nonlinear import NonlinearDiffusion, forward_path, generative_path, probability_flow_path
 from indm.objective import NELBO, fid_loss, mle_loss, nelbo, soft_truncation
 from indm.sampling import sample
 from indm.scaling import Scaling
@@ -22,6 +23,7 @@ __all__ = [
     "LearnedSDE",
     "LikelihoodReport",
     "LinearSDE",
+    "NonlinearDiffusion",
     "Scaling",
     "ScoreModel",
     "SubVPSDE",
@@ -30,9 +32,12 @@ __all__ = [
     "evaluate",
     "fid_loss",
     "flows",
+    "forward_path",
+    "generative_path",
     "log_likelihood",
     "mle_loss",
     "nelbo",
+    "probability_flow_path",
     "sample",
     "soft_truncation",
 ]
