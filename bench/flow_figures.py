@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import indm
-from indm.cli import open_run
 from indm.data import load_data, stack
 from indm.knobs import normal_law
 from indm.metrics import mmd, sliced_wasserstein
-from indm.report import save_figure, tile
+from indm.pictures import save_figure, tile
+from indm.runs import open_run
 
 STEPS = (3, 5, 10, 20, 50)
 

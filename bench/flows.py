@@ -19,11 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from grid import COMMAND, RESIDUAL, difference, per_image, run, summary
+from grid import COMMAND, RESIDUAL, run, summary
 
 import indm
-from indm.cli import open_run
+from indm.compare import difference, per_image
 from indm.data import load_data, stack
+from indm.runs import open_run
 
 DATA_START = (str(Path(__file__).with_name("data_start.py")),)
 

@@ -12,7 +12,9 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from grid import RESIDUAL, difference, per_image, run, summary
+from grid import RESIDUAL, run, summary
+
+from indm.compare import difference, per_image
 
 FLOWS = {
     "linear": ["--flow", "identity"],

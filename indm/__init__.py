@@ -6,7 +6,7 @@ from indm.likelihood import LikelihoodReport, evaluate, log_likelihood
 from indm.model import INDM, build_model
 from indm.nets import MLP, UNet
 from indm.nonlinear import NonlinearDiffusion, forward_path, generative_path, probability_flow_path
-from indm.objective import NELBO, fid_loss, mle_loss, nelbo, soft_truncation
+from indm.objective import NELBO, fid_loss, flow_loss, mle_loss, nelbo, soft_truncation
 from indm.sampling import sample
 from indm.scaling import Scaling
 from indm.score import ScoreModel
@@ -31,6 +31,7 @@ __all__ = [
     "build_model",
     "evaluate",
     "fid_loss",
+    "flow_loss",
     "flows",
     "forward_path",
     "generative_path",

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from indm import report
+from indm import pictures
 from indm.data import Data, stack
 from indm.flows import Flow
 from indm.likelihood import evaluation_mode
@@ -143,4 +143,4 @@ def save_figure(found: dict[str, dict], path: Path) -> None:
     for axes in (left, middle, right):
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
-    report.save_figure(figure, path)
+    pictures.save_figure(figure, path)

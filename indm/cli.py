@@ -1,4 +1,4 @@
-"""The command line: ``indm train | evaluate | sample | compare | inspect | recipes``."""
+"""The command line: ``indm train | evaluate | sample | compare | inspect | report | reproduce | recipes``."""
 
 import contextlib
 import io
@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
 import warnings
 from dataclasses import dataclass
@@ -19,10 +20,9 @@ from accelerate import PartialState
 from tyro.conf import Positional, arg
 
 import indm
-from indm import recipes, report, runs
+from indm import compare, pictures, recipes, runs
 from indm.data import load_data, stack
 from indm.densities import DENSITIES
-from indm.recipes import Evaluation
 from indm.sampling import SAMPLERS
 
 ABOUT = """Implicit nonlinear diffusion models: train one, report its likelihood, sample from it.
@@ -31,6 +31,8 @@ ABOUT = """Implicit nonlinear diffusion models: train one, report its likelihood
   indm train digits --out runs/digits     train; Ctrl-C saves, --resume goes on
   indm evaluate runs/digits               NELBO and NLL of the test split, with error bars
   indm sample runs/digits -n 64           a grid of samples
+  indm report runs/digits runs/linear     runs side by side on one page
+  indm reproduce --fast                   the paper's claims, each with a number and a verdict
 """
 DOTTED = re.compile(r"--((?:[\w-]+\.[\w.-]+)|data|data[-_]b|flow|sde|net|train|evaluate)(?:=(.*))?", re.DOTALL)
 
@@ -119,23 +121,9 @@ class Evaluate:
     """No progress bar."""
 
     def run(self) -> int:
-        model, recipe = open_run(self.run_folder)
-        given = {key: value for key, value in vars(self).items() if value is not None and key in recipe["evaluate"]}
-        options = Evaluation(**recipe["evaluate"] | given)
-        data = load_data(**recipe["data"])
-        settings = {key: value for key, value in vars(options).items() if key not in ("split", "images")}
-        settings["steps"] = options.steps or None
-        raw = stack(getattr(data, options.split), options.images)
-        result, nats = indm.evaluate(model, raw, progress=not self.quiet, **settings)
-        result |= {
-            "data": recipe["data"],
-            "split": options.split,
-            "entropy_nats": data.entropy,
-            "unit": "bits/dim" if model.scaling.levels else "nats",
-        }
-        runs.write_json(self.run_folder / "evaluation.json", result)
-        save_arrays(self.run_folder / "evaluation.npz", {name: values.numpy() for name, values in nats.items()})
-        print(report.likelihood_table(result))
+        given = {k: v for k, v in vars(self).items() if v is not None and k not in ("run_folder", "quiet")}
+        result = runs.evaluate(self.run_folder, given, progress=not self.quiet)
+        print(compare.likelihood_table(result))
         return 0
 
 
@@ -162,7 +150,7 @@ class Sample:
     """No progress bar."""
 
     def run(self) -> int:
-        model, recipe = open_run(self.run_folder)
+        model, recipe = runs.open_run(self.run_folder)
         if self.n < 1:
             raise ValueError(f"-n must be at least 1 sample, got {self.n}")
         generator = torch.Generator(model.scaling.scale.device).manual_seed(self.seed)
@@ -172,12 +160,14 @@ class Sample:
         )  # fmt: skip
         samples, out = model.scaling.to_data(x).cpu(), self.out or self.run_folder
         out.mkdir(parents=True, exist_ok=True)
-        save_arrays(out / "samples.npz", {"samples": samples.numpy(), "levels": np.array(model.scaling.levels or 0)})
+        runs.save_arrays(
+            out / "samples.npz", {"samples": samples.numpy(), "levels": np.array(model.scaling.levels or 0)}
+        )
         if samples.ndim == 4:
-            report.save_grid(samples, model.scaling.levels or 256, out / "samples.png")
+            pictures.save_grid(samples, model.scaling.levels or 256, out / "samples.png")
         elif samples.shape[1] > 1:
             reference = stack(load_data(**recipe["data"]).test, len(samples)).float()
-            report.scatter(samples, reference, DENSITIES.get(recipe["data"]["name"]), out / "samples.png")
+            pictures.scatter(samples, reference, DENSITIES.get(recipe["data"]["name"]), out / "samples.png")
         print(f"{out / 'samples.png'}: {self.n} samples by {self.sampler}, {self.steps} steps")
         return 0
 
@@ -195,7 +185,7 @@ class Compare:
     """Where to write comparison.png and comparison.json."""
 
     def run(self) -> int:
-        print(report.compare(list(self.run_folders), self.out))
+        print(compare.compare(list(self.run_folders), self.out))
         print(f"{self.out / 'comparison.png'}")
         return 0
 
@@ -224,7 +214,7 @@ class Inspect:
 
         found = {}
         for folder in self.run_folders:
-            model, recipe = open_run(folder)
+            model, recipe = runs.open_run(folder)
             data = load_data(**recipe["data"])
             options = {"examples": self.examples, "seed": self.seed, "progress": not self.quiet}
             found[str(folder)] = anatomy.inspect(model, data, **options)
@@ -238,6 +228,74 @@ class Inspect:
 
 
 @dataclass
+class Report:
+    """Set runs of one data set side by side on one page: index.html, its pictures as PNG, report.json.
+
+    Learning curves, likelihoods, sample quality over steps for each sampler, samples, paths x_t, interpolation,
+    transport cost, the sampling error by parts, what the flow does. Runs that differ in the seed alone are averaged.
+    What was measured is kept in the run folders, so that a report that was stopped goes on.
+    """
+
+    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…")]
+    """One or more run folders of one data set; what was not evaluated is."""
+    out: Path = Path("report")
+    """Where to write."""
+    images: int = 500
+    """Samples of each measure, at most; a tenth of it is quick and rough."""
+    steps: tuple[int, ...] = (5, 10, 20, 50, 100)
+    """Of the samplers. From 200 on for the stochastic ones alone, on at most 256 images."""
+    samplers: tuple[str, ...] = ("unipc", "heun", "euler-maruyama")
+    seed: int = 0
+    """Of everything random."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self) -> int:
+        from indm.report import Options, report
+
+        options = Options(self.images, self.steps, self.samplers, self.seed)
+        print(report(list(self.run_folders), self.out, options, progress=not self.quiet))
+        return 0
+
+
+@dataclass
+class Reproduce:
+    """Reproduce the paper's claims: train INDM and its linear twin at equal seconds, and judge each claim.
+
+    Also the plain flow, a VAE, pre-trained INDM, and both under VE; three seeds each. Writes index.html, claims.md and
+    claims.json. It can be killed at any time: the same command goes on. On two cores the whole takes about 80 minutes,
+    --fast about 15.
+    """
+
+    data: tuple[Literal["eight-gaussians", "digits", "fashion-mnist-16", "fashion-mnist"], ...] = (
+        "eight-gaussians", "digits", "fashion-mnist-16",
+    )  # fmt: skip
+    """Data sets; fashion-mnist is the one of 28×28."""
+    out: Path = Path("runs/reproduce")
+    """Where to write."""
+    fast: bool = False
+    """A tenth of the budget: whether all works, not whether the claims hold."""
+    seeds: int = 3
+    jobs: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: one a core; 1 with a GPU)")] = None
+    """Runs side by side."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self) -> int:
+        from indm.reproduce import Plan, reproduce, summary
+
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: all units save what they have
+        plan = Plan(self.data, self.seeds, self.fast)
+        try:
+            verdicts = reproduce(self.out, plan, jobs=self.jobs, progress=not self.quiet)
+        except KeyboardInterrupt:
+            print("Interrupted; all is saved. The same command goes on.", file=sys.stderr)
+            return 130
+        print(f"{summary(verdicts)}\n{self.out / 'index.html'}")
+        return 0
+
+
+@dataclass
 class Recipes:
     """List the recipes that come with indm."""
 
@@ -247,7 +305,7 @@ class Recipes:
         return 0
 
 
-Command = Train | Evaluate | Sample | Compare | Inspect | Recipes
+Command = Train | Evaluate | Sample | Compare | Inspect | Report | Reproduce | Recipes
 
 
 def parse(arguments: list[str]) -> tuple[Command, dict[str, str]]:
@@ -283,22 +341,6 @@ def split_changes(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
             raise ValueError(f"{argument} needs a value")
         changes[match[1].replace("-", "_")] = value
     return rest, changes
-
-
-def open_run(folder: Path) -> tuple[indm.INDM, recipes.Recipe]:
-    """The model and the recipe of a run folder."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no run folder")
-    recipe = recipes.resolve(recipes.load(folder))
-    return indm.INDM.load(folder, device="cuda" if torch.cuda.is_available() else "cpu"), recipe
-
-
-def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    def write(beside: Path) -> None:
-        with beside.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-
-    runs.write_whole(path, write)
 
 
 def main(arguments: list[str] | None = None) -> int:

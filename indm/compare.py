@@ -1,76 +1,31 @@
-"""Pictures and tables of runs: sample grids, densities beside samples, learning curves, runs compared in pairs."""
+"""Tables of runs: likelihoods, learning curves, runs compared in pairs."""
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
-from torch import Tensor
-from torchvision.utils import make_grid
 
 from indm import recipes, runs
-from indm.densities import Density
+from indm.pictures import dots, save_figure, tile
 
 KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)"}
 TIE = 2.0  # standard errors under which a difference is called a tie
 
 
-def tile(images: Tensor, levels: int, columns: int | None = None) -> np.ndarray:
-    """A grid of images (N, C, H, W) in grey levels as (height, width, 3) in [0, 1]; channels by mean if not 1 or 3."""
-    pixels = images.float() / (levels - 1)
-    if pixels.shape[1] not in (1, 3):
-        pixels = pixels.mean(1, keepdim=True)
-    columns = columns or math.ceil(math.sqrt(len(images)))
-    return make_grid(pixels, nrow=columns, padding=1, pad_value=0.5).permute(1, 2, 0).clamp(0, 1).numpy()
-
-
-def save_grid(images: Tensor, levels: int, path: Path) -> None:
-    """Write a grid of images as PNG, small ones enlarged to whole multiples."""
-    grid = tile(images, levels)
-    factor = max(1, 640 // max(grid.shape[:2]))
-    pixels = (grid.repeat(factor, 0).repeat(factor, 1) * 255).round().astype(np.uint8)
-    runs.write_whole(path, lambda beside: Image.fromarray(pixels).save(beside, format="PNG"))
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG."""
-    runs.write_whole(path, lambda beside: figure.savefig(beside, format="png", dpi=120))
-
-
-def scatter(samples: Tensor, reference: Tensor, density: Density | None, path: Path) -> None:
-    """Samples (N, 2 or more) beside the density, or beside ``reference`` data where no density is known."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    low, high = (torch.quantile(reference[:, :2], q, dim=0) for q in (0.001, 0.999))
-    (x0, y0), (x1, y1) = (low - 0.1 * (high - low)).tolist(), (high + 0.1 * (high - low)).tolist()
-    if density is not None:
-        grid = torch.cartesian_prod(torch.linspace(x0, x1, 300), torch.linspace(y0, y1, 300))
-        values = density.log_prob(grid).exp().reshape(300, 300).T
-        left.imshow(values.numpy(), origin="lower", extent=(x0, x1, y0, y1), cmap="viridis")
-        left.set_title("density")
-    else:
-        _dots(left, reference, "data")
-    _dots(right, samples, "samples")
-    right.set(xlim=(x0, x1), ylim=(y0, y1))
-    save_figure(figure, path)
-
-
-def _dots(axes: Axes, points: Tensor, title: str) -> None:
-    axes.plot(*points[:, :2].numpy().T, ".", markersize=2, alpha=0.5)
-    axes.set(title=title, aspect="equal")
-
-
-def learning_curves(axes: Axes, folders: list[Path], against: str) -> None:
-    """Validation NELBO of every run ``against`` "step" or "seconds"."""
+def learning_curves(axes: Axes, groups: Mapping[str, Sequence[Path]], against: str) -> None:
+    """Validation NELBO of every run ``against`` "step" or "seconds"; a colour for each group of runs."""
     unit = ""
-    for folder in folders:
-        lines = [line for line in runs.read_metrics(folder) if "valid_nelbo" in line]
-        axes.plot([m[against] for m in lines], [m["valid_nelbo"] for m in lines], ".-", label=folder.name)
-        unit = lines[-1]["unit"] if lines else unit
+    for number, (label, folders) in enumerate(groups.items()):
+        for i, folder in enumerate(folders):
+            lines = [line for line in runs.read_metrics(folder) if "valid_nelbo" in line]
+            curve = [m[against] for m in lines], [m["valid_nelbo"] for m in lines]
+            axes.plot(*curve, ".-", color=f"C{number}", label=None if i else label)
+            unit = lines[-1]["unit"] if lines else unit
     axes.set(xlabel=against, ylabel=f"validation NELBO ({unit})")
     axes.legend()
 
@@ -91,9 +46,14 @@ def compare(folders: list[Path], out: Path) -> str:
     first, first_nats = evaluations[baseline]
     rows = [("run", "steps", "seconds", "NELBO", "NLL (ODE)")]
     for folder, (result, _) in evaluations.items():
-        for key in ("data", "split", "images"):
-            if result[key] != first[key]:
-                raise ValueError(f"{folder} and {baseline} were evaluated on different examples: {key} differs")
+        both = [kind for kind in KINDS if kind in result and kind in first]
+        if any(result[key] != first[key] for key in ("data", "split")) or any(
+            result["images"][kind] != first["images"][kind] for kind in both
+        ):
+            raise ValueError(
+                f"{folder} and {baseline} were evaluated on different examples: {_examples(result)} and "
+                f"{_examples(first)}; evaluate both with the same options"
+            )
         end = runs.read_metrics(folder)[-1]
         rows.append((str(folder), str(end["step"]), f"{end['seconds']:.0f}", *(_cell(result, k) for k in KINDS)))
 
@@ -112,6 +72,10 @@ def compare(folders: list[Path], out: Path) -> str:
     return "\n".join(lines)
 
 
+def _examples(result: dict) -> str:
+    return f"{result['images']} of {result['data']}, {result['split']} split"
+
+
 def _verdict(found: dict, unit: str) -> str:
     word = "a tie" if found["tie"] else "worse" if found["difference"] > 0 else "better"
     return f"{found['difference']:+.4f} ± {found['standard_error']:.4f} {unit}, {word}"
@@ -121,6 +85,30 @@ def paired_difference(differences: np.ndarray) -> dict:
     """Mean of per-example differences, its standard error, and whether that is a tie (within two of them)."""
     mean, error = float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(len(differences)))
     return {"difference": mean, "standard_error": error, "tie": abs(mean) < TIE * error}
+
+
+def per_image(folder: Path) -> tuple[np.ndarray, float]:
+    """NELBO of every test image in the reported unit, and the run's mean."""
+    result = json.loads((folder / "evaluation.json").read_text())
+    with np.load(folder / "evaluation.npz") as arrays:
+        values = arrays["nelbo"] / (result["dims"] * math.log(2) if result["unit"] == "bits/dim" else 1.0)
+    return values, float(values.mean())
+
+
+def difference(pairs: Sequence[tuple[Path, Path]]) -> dict:
+    """Mean paired difference, its standard error over seeds and over images, and the verdict at two of the larger."""
+    differences = np.stack([per_image(a)[0] - per_image(b)[0] for a, b in pairs])
+    seeds = differences.mean(1)
+    over_seeds = float(seeds.std(ddof=1) / math.sqrt(len(seeds))) if len(seeds) > 1 else math.nan
+    over_images = float(differences.mean(0).std(ddof=1) / math.sqrt(differences.shape[1]))
+    error = np.nanmax([over_seeds, over_images])
+    verdict = "tie" if abs(seeds.mean()) < 2 * error else "better" if seeds.mean() < 0 else "worse"
+    return {
+        "difference": float(seeds.mean()),
+        "standard_error_over_seeds": over_seeds,
+        "standard_error_over_images": over_images,
+        "verdict": verdict,
+    }
 
 
 def likelihood_table(result: dict) -> str:
@@ -154,7 +142,7 @@ def _comparison_figure(folders: list[Path], path: Path) -> None:
     figure = Figure(figsize=(max(8, 4 * len(folders)), 8), layout="constrained")
     above, below = figure.subfigures(2, 1)
     for axes, against in zip(above.subplots(1, 2, sharey=True), ("step", "seconds"), strict=True):
-        learning_curves(axes, folders, against)
+        learning_curves(axes, {folder.name: [folder] for folder in folders}, against)
     for axes, folder in zip(np.atleast_1d(below.subplots(1, len(folders))), folders, strict=True):
         axes.set_title(f"samples of {folder.name}")
         file = folder / "samples.npz"
@@ -167,7 +155,7 @@ def _comparison_figure(folders: list[Path], path: Path) -> None:
             axes.imshow(tile(samples[:64], levels), interpolation="nearest")
             axes.axis("off")
         else:
-            _dots(axes, samples, f"samples of {folder.name}")
+            dots(axes, samples, f"samples of {folder.name}")
     save_figure(figure, path)
 
 

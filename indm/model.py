@@ -28,7 +28,7 @@ from indm.flows import (
     ZukoFlow,
 )
 from indm.learned_sde import LearnedSDE
-from indm.nets import MLP, UNet
+from indm.nets import MLP, UNet, Zero
 from indm.scaling import Scaling
 from indm.score import ScoreModel
 from indm.sde import VESDE, VPSDE, LinearSDE, SubVPSDE
@@ -49,7 +49,7 @@ CONSTRUCTORS: Constructors = {
         "compose": Compose,
     },
     "sde": {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE, "learned": LearnedSDE},
-    "net": {"mlp": MLP, "unet": UNet},
+    "net": {"mlp": MLP, "unet": UNet, "zero": Zero},
 }
 KINDS = ("flow", "sde", "net")
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"

@@ -1,4 +1,4 @@
-r"""The NELBO term by term, and the two training losses built on it.
+r"""The NELBO term by term, the two training losses built on it, and the flow's own likelihood.
 
 For every linear SDE here, :math:`d\log(\sigma^2/\alpha^2) = (g^2/\sigma^2)\,dt`, so with a denoising error
 :math:`D(t) = \tfrac12\|n + \sigma_t s_\theta(\alpha_t z_0 + \sigma_t n, t)\|^2` the score term is the integral of E[D]
@@ -232,6 +232,20 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     bound = (denoising - log_det + prior + _constants(sde, z, eps)).mean()
     terms = _means(nelbo=bound, flow=-log_det, denoising=denoising, prior=prior, variance_weighted=score_weight * error)
     return surrogate / event_size(z), terms
+
+
+def flow_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
+    """The flow alone maximises its exact likelihood under the prior: E[−log π(h(x)) − log|det ∂h/∂x|].
+
+    No score is evaluated, nor trained: beside it belongs the one of latents N(0, I), :class:`~indm.nets.Zero`, whose
+    NELBO this is. ``eps`` is checked as in the other losses, but moves nothing. Returns as :func:`mle_loss`, with
+    ``denoising`` 0.
+    """
+    model.sde.truncation(eps)
+    z, log_det = model.encode(x, generator=generator)
+    prior = -model.sde.prior_log_prob(z)
+    nll = (prior - log_det).mean()
+    return nll / event_size(z), _means(nelbo=nll, flow=-log_det, denoising=torch.zeros_like(log_det), prior=prior)
 
 
 def soft_truncation(sde: LinearSDE, k: float = 1.2, *, generator: torch.Generator | None = None) -> float:

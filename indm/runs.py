@@ -1,4 +1,4 @@
-"""The run folder: what may be written into it, the files that say what made it, and leaving it whole."""
+"""The run folder: what may be written into it, the files that say what made it, reading it and leaving it whole."""
 
 import importlib.metadata
 import json
@@ -12,17 +12,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 import indm
 from indm import recipes
-from indm.recipes import Recipe
+from indm.data import Data, load_data, stack
+from indm.recipes import Evaluation, Recipe
 
 # What may differ between a run and its continuation: it says how long and how watched, not what is computed.
 FREE_ON_RESUME = {
     f"train.{key}"
-    for key in ("steps", "seconds", "log_every", "validate_every", "checkpoint_every", "workers", "trackers")
-}
+    for key in (
+        "steps", "seconds", "log_every", "validate_every", "checkpoint_every", "keep_every", "workers", "trackers",
+    )
+}  # fmt: skip
 
 
 def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
@@ -54,6 +59,43 @@ def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[s
     run.mkdir(parents=True, exist_ok=True)
     write_text(run / "recipe.toml", recipes.to_toml(recipe))
     write_json(run / "versions.json", made_by)
+
+
+def open_run(run: Path) -> tuple[indm.INDM, Recipe]:
+    """The averaged model, on the GPU where there is one, and the resolved recipe of a run folder."""
+    if not run.is_dir():
+        raise FileNotFoundError(f"{run} is no run folder")
+    recipe = recipes.resolve(recipes.load(run))
+    return indm.INDM.load(run, device="cuda" if torch.cuda.is_available() else "cpu"), recipe
+
+
+def evaluate(run: Path, given: dict | None = None, *, progress: bool = True) -> dict:
+    """The likelihood of held-out data under a run's model, see :func:`indm.evaluate`.
+
+    ``given`` stands over the recipe's ``[evaluate]``. Writes ``evaluation.json``, which is returned, and per-example
+    nats to ``evaluation.npz``.
+    """
+    model, recipe = open_run(run)
+    options = Evaluation(**recipe["evaluate"] | (given or {}))
+    data = load_data(**recipe["data"])
+    settings = {key: value for key, value in vars(options).items() if key not in ("split", "images")}
+    settings["steps"] = options.steps or None
+    raw = stack(getattr(data, options.split), options.images)
+    result, nats = indm.evaluate(model, raw, progress=progress, **settings)
+    write_evaluation(run, result, nats, recipe, data, options.split)
+    return result
+
+
+def write_evaluation(run: Path, result: dict, nats: dict[str, Tensor], recipe: Recipe, data: Data, split: str) -> None:
+    """Add to ``result`` what was evaluated, and write both."""
+    result |= {
+        "data": recipe["data"],
+        "split": split,
+        "entropy_nats": data.entropy,
+        "unit": "bits/dim" if data.scaling.levels else "nats",
+    }
+    write_json(run / "evaluation.json", result)
+    save_arrays(run / "evaluation.npz", {name: values.numpy() for name, values in nats.items()})
 
 
 def read_metrics(run: Path) -> list[dict]:
@@ -113,6 +155,14 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     with beside.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(beside, path)
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    def write(beside: Path) -> None:
+        with beside.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    write_whole(path, write)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -29,11 +29,11 @@ from indm.data import Data, flip_horizontally, load_data, loader, stack
 from indm.flows import Frozen, Identity
 from indm.knobs import isometry_defect, normal_law, terminal_nll
 from indm.model import INDM, build_model
-from indm.objective import fid_loss, mle_loss, nelbo, soft_truncation
+from indm.objective import fid_loss, flow_loss, mle_loss, nelbo, soft_truncation
 from indm.recipes import Recipe, Training
 from indm.sde import event_size
 
-OBJECTIVES = {"mle": mle_loss, "fid": fid_loss}
+OBJECTIVES = {"mle": mle_loss, "fid": fid_loss, "flow": flow_loss}
 MOST_IN_MEMORY = 20_000  # examples of the law that x_T shall have
 BAR = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}{postfix}"
 
@@ -60,7 +60,9 @@ class TrainingStep(nn.Module):
         if behind == "joint" and self.terminal_law is not None:
             terms["terminal"] = terminal_nll(model.flow, model.sde, self.terminal_law(len(x))).mean()
             loss = loss + self.options.terminal * terms["terminal"] / event_size(x)
-        return loss, {name: term.detach() for name, term in terms.items()}
+        # Behind a frozen flow the loss lacks the log-determinant.
+        known = {"denoising": terms["denoising"]} if behind == "frozen" else {"loss": loss, **terms}
+        return loss, {name: term.detach() for name, term in known.items()}
 
 
 class EMA:
@@ -85,8 +87,39 @@ def learning_rate_factor(step: int, progress: float, warmup: int, decay: float) 
     return rise * max(fall, 0.0)
 
 
+def check_parts(model: INDM, options: Training) -> None:
+    """All that has parameters is trained, and every step has something to train.
+
+    Raises:
+        ValueError: naming the keys of the recipe that are at odds.
+    """
+    flow, score = count_parameters(model.flow), count_parameters(model.score)
+    if options.objective == "flow" and score:
+        raise ValueError(
+            f'train.objective "flow" needs net.name "zero" and an sde.name without parameters, got {score} parameters '
+            'that it would not train; "mle" and "fid" train flow and score'
+        )
+    if options.objective == "flow" and model.sde.prior_std != 1:
+        raise ValueError(
+            'train.objective "flow" needs an SDE whose prior is N(0, I), the law that the score of net.name "zero" '
+            f'knows, got one of deviation {model.sde.prior_std:g}; use sde.name "vp" or "subvp"'
+        )
+    if not score and options.pretrain:
+        raise ValueError(f"train.pretrain must be 0 where the score has nothing to train, got {options.pretrain:g}")
+    if not score and not flow:
+        raise ValueError(
+            "flow.name and net.name must leave something to train, got a flow and a score without parameters"
+        )
+
+
 class Trainer:
-    """The model, its average, the optimizer and the place in the run: what a checkpoint holds, and one step of it."""
+    """The model, its average, the optimizer and the place in the run: what a checkpoint holds, and one step of it.
+
+    Another model trains by the same loop in a subclass that makes it and its step: :meth:`build_model`,
+    :meth:`parameter_groups`, :meth:`build_step`, :meth:`conditions` and :meth:`bound`.
+    """
+
+    shown = ("flow", "denoising", "prior")  # terms of the loss beside the progress bar
 
     def __init__(self, recipe: Recipe, data: Data, accelerator: Accelerator):
         self.options: Training = recipes.options_of(recipe, "train")
@@ -99,25 +132,43 @@ class Trainer:
             )
         self.micro_batch_size = self.options.batch_size // parts
         torch.manual_seed(self.options.seed)
-        model = build_model(recipes.model_of(recipe), shape=data.shape, scaling=data.scaling)
+        model = self.build_model(recipe)
         layout = torch.channels_last if accelerator.device.type == "cuda" else torch.preserve_format
         self.model = model.to(accelerator.device, memory_format=layout)
         self.ema = EMA(self.model, self.options.ema)
-        self.optimizer = self._build_optimizer()
+        groups = [group for group in self.parameter_groups() if group["params"]]
+        self.optimizer = torch.optim.AdamW(groups, lr=self.options.lr, betas=self.options.betas, fused=True)
         self.step, self.seconds = 0, 0.0
         self.pretraining = self.options.pretrain > 0
-        step = TrainingStep(self.model, self.options, self._terminal_law(recipe))
-        self.network = accelerator.prepare_model(step.train())
+        self.network = accelerator.prepare_model(self.build_step(recipe).train())
         torch.manual_seed(self.options.seed + 1 + accelerator.process_index)
 
-    def _build_optimizer(self) -> torch.optim.Optimizer:
-        o = self.options
-        groups = [
-            {"name": "score", "rate": o.lr, "weight_decay": o.weight_decay},
-            {"name": "flow", "rate": o.flow_lr, "weight_decay": o.flow_weight_decay},
+    def build_model(self, recipe: Recipe) -> nn.Module:
+        """What is trained, on the CPU: a module with ``scaling``, ``shape`` and ``save(folder)``."""
+        model = build_model(recipes.model_of(recipe), shape=self.data.shape, scaling=self.data.scaling)
+        check_parts(model, self.options)
+        return model
+
+    def parameter_groups(self) -> list[dict]:
+        """The parts of the model, each with a learning ``rate``, weight decay and gradient norm of its own."""
+        o, score, flow = self.options, self.model.score, self.model.flow
+        return [
+            {"name": "score", "params": list(score.parameters()), "rate": o.lr, "weight_decay": o.weight_decay},
+            {"name": "flow", "params": list(flow.parameters()), "rate": o.flow_lr, "weight_decay": o.flow_weight_decay},
         ]
-        groups = [group | {"params": list(getattr(self.model, group["name"]).parameters())} for group in groups]
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=o.lr, betas=o.betas, fused=True)
+
+    def build_step(self, recipe: Recipe) -> nn.Module:
+        """The objective as a module, (x, **conditions) ↦ (loss, terms to be logged), see :class:`TrainingStep`."""
+        return TrainingStep(self.model, self.options, self._terminal_law(recipe))
+
+    def conditions(self) -> dict:
+        """What the coming step is told beside its batches, drawn once for all of them."""
+        k = self.options.soft_truncation
+        return {"eps": soft_truncation(self.model.sde, k) if k else None, "behind": self.behind()}
+
+    def bound(self, model: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
+        """A draw of an upper bound of −log p(x) under ``model``, nats in model units, (B,)."""
+        return nelbo(model, x, generator=generator).total
 
     def _terminal_law(self, recipe: Recipe) -> Callable[[int], Tensor] | None:
         """What draws examples of the law that x_T shall have, in model units; None where none is asked for."""
@@ -132,11 +183,15 @@ class Trainer:
         return normal_law(scaling.to_model(raw.to(device)))
 
     def behind(self) -> str:
-        """What the coming step trains the score behind, see :class:`TrainingStep`; once the flow is in, it stays."""
+        """What the coming step trains the score behind, see :class:`TrainingStep`; once the flow is in, it stays.
+
+        Where the score has nothing to train, the flow takes part in every step.
+        """
         self.pretraining = self.pretraining and self.progress < self.options.pretrain
         if self.pretraining:
             return "none"
-        return "frozen" if self.step % self.options.flow_every else "joint"
+        between = self.step % self.options.flow_every and count_parameters(self.model.score)
+        return "frozen" if between else "joint"
 
     @property
     def progress(self) -> float:
@@ -170,22 +225,18 @@ class Trainer:
 
     def train_step(self, batches: Iterator[Tensor]) -> dict[str, Tensor]:
         """One optimizer step; the loss, its terms in nats (means over the batch) and the gradient norms."""
-        o = self.options
-        behind = self.behind()
+        o, conditions = self.options, self.conditions()
         for group in self.optimizer.param_groups:
             warmup = max(o.warmup, o.flow_warmup) if group["name"] == "flow" else o.warmup
             group["lr"] = group["rate"] * learning_rate_factor(self.step, self.progress, warmup, o.decay)
 
-        eps = soft_truncation(self.model.sde, o.soft_truncation) if o.soft_truncation else None
         sums: dict[str, Tensor] = {}
         for i in range(o.accumulate):
             last = i == o.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.network):
-                loss, terms = self.network(self.prepare_batch(next(batches)), eps, behind)
+                loss, terms = self.network(self.prepare_batch(next(batches)), **conditions)
                 self.accelerator.backward(loss / o.accumulate)
-            # Behind a frozen flow the loss lacks the log-determinant.
-            known = {"denoising": terms["denoising"]} if behind == "frozen" else {"loss": loss.detach(), **terms}
-            for name, value in known.items():
+            for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value / o.accumulate
 
         for group in self.optimizer.param_groups:
@@ -206,14 +257,14 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """The NELBO of the averaged model on validation examples, every time with the same noise."""
+        """The :meth:`bound` of the averaged model on validation examples, every time with the same noise."""
         device = self.accelerator.device
         generator = torch.Generator(device).manual_seed(self.options.seed)
         raw = stack(self.data.valid, self.options.validate_examples)
         nats = []
         for part in raw.split(self.micro_batch_size):
             x = self.ema.model.scaling.to_model(part.to(device), generator=generator)
-            nats.append(nelbo(self.ema.model, x, generator=generator).total)
+            nats.append(self.bound(self.ema.model, x, generator))
         value, unit = self.in_units(torch.cat(nats).mean())
         return {"valid_nelbo": value, "unit": unit}
 
@@ -257,7 +308,14 @@ class Trainer:
             raise ValueError(f"{path} cannot be read as a checkpoint of this recipe: {reason}") from error
 
 
-def train(recipe: Recipe, out: str | Path, *, resume: bool = False, progress: bool = True) -> dict:
+def train(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    trainer: Callable[[Recipe, Data, Accelerator], Trainer] | None = None,
+) -> dict:
     """Train what ``recipe`` describes, in the run folder ``out``.
 
     Args:
@@ -265,6 +323,7 @@ def train(recipe: Recipe, out: str | Path, *, resume: bool = False, progress: bo
         out: the run folder; must not hold a run already, unless ``resume``.
         resume: go on from the checkpoint in ``out``. Steps, data order and random numbers continue exactly.
         progress: show a bar.
+        trainer: what is trained, and how one step is made: :class:`Trainer` unless given.
 
     Returns:
         The summary that is written at the end; its ``interrupted`` says that a signal (Ctrl-C, SIGTERM) ended the
@@ -281,7 +340,7 @@ def train(recipe: Recipe, out: str | Path, *, resume: bool = False, progress: bo
     runs.check_folder(out, recipe, resume)
     with accelerator.main_process_first():
         data = load_data(**recipe["data"])
-    trainer = Trainer(recipe, data, accelerator)
+    trainer = (trainer or Trainer)(recipe, data, accelerator)
     if resume:
         trainer.load(out)
     if accelerator.is_main_process:
@@ -313,6 +372,8 @@ def loop(trainer: Trainer, out: Path, metrics: "Metrics", interrupted: threading
                 bar.set_postfix_str(metrics.log_step(), refresh=False)
             if trainer.step % o.validate_every == 0 or over:
                 metrics.log_validation()
+            if o.keep_every and trainer.step % o.keep_every == 0 and trainer.accelerator.is_main_process:
+                trainer.ema.model.save(out / "snapshots" / str(trainer.step))
             if trainer.step % o.checkpoint_every == 0 and not over:
                 metrics.check()
                 trainer.save(out)
@@ -374,7 +435,7 @@ class Metrics:
         means = {name: value.item() for name, value in reduced.items()}
         self.sums, self.counts = {}, {}
         rates = {f"{group['name']}_lr": group["lr"] for group in self.trainer.optimizer.param_groups}
-        parts = " ".join(f"{name} {means[name]:.1f}" for name in ("flow", "denoising", "prior") if name in means)
+        parts = " ".join(f"{name} {means[name]:.1f}" for name in self.trainer.shown if name in means)
         shown = ""
         if "nelbo" in means:
             means["nelbo"], unit = self.trainer.in_units(torch.tensor(means["nelbo"]))
@@ -415,8 +476,7 @@ def plan(recipe: Recipe) -> dict:
         float(trainer.train_step(batches)["denoising"])
     seconds = (time.perf_counter() - started) / cycle
     return {
-        "flow parameters": count_parameters(trainer.model.flow),
-        "score parameters": count_parameters(trainer.model.score),
+        **{name.replace("_", " "): count for name, count in sizes(trainer).items()},
         "event shape": tuple(trainer.data.shape),
         "examples": {split: len(getattr(trainer.data, split)) for split in ("train", "valid", "test")},
         "device": str(accelerator.device),
@@ -436,6 +496,11 @@ def with_centred_prior(trainer: Trainer) -> INDM:
 
 def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
+
+
+def sizes(trainer: Trainer) -> dict[str, int]:
+    """The parameters of each part of the model."""
+    return {f"{g['name']}_parameters": sum(p.numel() for p in g["params"]) for g in trainer.parameter_groups()}
 
 
 def check_trackers(trackers: tuple[str, ...]) -> None:
@@ -478,8 +543,7 @@ def summarise(trainer: Trainer, metrics: Metrics, interrupted: bool) -> dict:
         "steps": trainer.step,
         "seconds": round(trainer.seconds, 3),
         **metrics.last_validation,
-        "flow_parameters": count_parameters(trainer.model.flow),
-        "score_parameters": count_parameters(trainer.model.score),
+        **sizes(trainer),
         "peak_memory_mib": round(peak_memory_mib()),
     }
     if trainer.accelerator.device.type == "cuda":

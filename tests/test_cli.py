@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import indm
-from indm import recipes, report
+from indm import compare, recipes
 from indm.cli import main, split_changes
 from indm.data import load_data
 from indm.model import build_model
@@ -198,9 +198,9 @@ def test_compare_pairs_the_examples(run, tmp_path, capsys):
 def test_a_small_difference_is_a_tie():
     noise = np.tile([1.0, -1.0], 50)
     error = noise.std(ddof=1) / 10
-    assert report.paired_difference(noise + 1.9 * error)["tie"]
-    assert not report.paired_difference(noise + 2.1 * error)["tie"]
-    assert not report.paired_difference(noise - 2.1 * error)["tie"]
+    assert compare.paired_difference(noise + 1.9 * error)["tie"]
+    assert not compare.paired_difference(noise + 2.1 * error)["tie"]
+    assert not compare.paired_difference(noise - 2.1 * error)["tie"]
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["sample"], ["compare"], ["recipes"]])
@@ -229,7 +229,7 @@ def test_help_is_there(command, capsys):
         ("train digits --train.batch_size 0", "train.batch_size must be at least 1, got 0"),
         ("train digits --train.batch_size 2.0", "train.batch_size must be a whole number, got 2.0"),
         ("train digits --train.accumulate 3", "train.batch_size must be a multiple of train.accumulate, got 128"),
-        ("train digits --train.objective nll", "train.objective must be 'mle' or 'fid', got 'nll'"),
+        ("train digits --train.objective nll", "train.objective must be 'mle' or 'fid' or 'flow', got 'nll'"),
         ("train digits --train.betas [0.9]", "train.betas must be a list of a number"),
         ("train digits --train.ema 1", "train.ema must be in [0, 1), got 1"),
         ("train digits --train.lr nan", "train.lr must be positive, got nan"),

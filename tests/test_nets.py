@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from indm.nets import MLP, UNet
+from indm.nets import MLP, UNet, Zero
 from indm.nets.embedding import LevelEmbedding
 from indm.nets.unet import Attention, ResBlock, group_norm
 
@@ -87,6 +87,13 @@ def test_derivatives_against_finite_differences():
         net = perturbed(net.double())
         z, c = draw(net.shape, n, dtype=torch.float64)
         assert torch.autograd.gradcheck(net, (z.requires_grad_(), c.requires_grad_()), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 8, 8)])
+def test_zero_has_no_parameters_and_predicts_nothing(shape):
+    net, (z, c) = Zero(), draw(shape, dtype=torch.float64)
+    assert not list(net.parameters()) and not net.state_dict()
+    assert torch.equal(net(z, c), 0 * z)
 
 
 class TestLevelEmbedding:

@@ -13,13 +13,16 @@ from closed_form import SDES, GaussianScore, LinearScore, column, gaussian, norm
 from scipy import integrate, stats
 from torch import nn
 
-from indm.flows import ActNorm, Identity
+from indm.flows import ActNorm, CouplingFlow, Identity
+from indm.likelihood import log_likelihood
 from indm.model import INDM
+from indm.nets import Zero
 from indm.objective import (
     LIKELIHOOD_SHARE,
     constant_term,
     extended_clock,
     fid_loss,
+    flow_loss,
     mle_loss,
     nelbo,
     prior_term,
@@ -436,6 +439,62 @@ def test_fid_score_sees_mostly_the_variance_weighting():
     assert within(torch.stack(terms), expected, floor=1e-4)
 
 
+# ── the flow alone ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def plain_flow(sde=None, shape=(3,)):
+    """A rough coupling flow before the score of N(0, I) latents, in double precision."""
+    flow = CouplingFlow(shape, depth=3, width=8)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=seeded(parameter.numel())))
+    return INDM(flow.double(), ScoreModel(Zero(), VPSDE() if sde is None else sde))
+
+
+def plain_nll(flow, x):
+    """−log N(h(x); 0, I) − log|det ∂h/∂x|, the determinant from the whole Jacobian."""
+    jacobian = [torch.autograd.functional.jacobian(flow.latent, x[i : i + 1], create_graph=True) for i in range(len(x))]
+    log_det = torch.stack([j.reshape(x[0].numel(), -1).slogdet().logabsdet for j in jacobian])
+    return -torch.distributions.Normal(0.0, 1.0).log_prob(flow.latent(x)).flatten(1).sum(1) - log_det
+
+
+@pytest.mark.parametrize("kind", [VPSDE, SubVPSDE])
+def test_bound_and_likelihood_of_a_silent_backbone_are_those_of_the_flow(kind):
+    model, x = plain_flow(kind()), 1.3 * torch.randn(40, 3, dtype=torch.float64)
+    exact = plain_nll(model.flow, x)
+    assert exact.std() > 1  # nats: the flow is far from the identity
+    with torch.no_grad():
+        draws = torch.stack([nelbo(model, x, times=8, generator=seeded(i)).total for i in range(200)])
+    assert within(draws, exact, floor=1e-3)
+    assert within(draws.mean(1), exact.mean(), errors=4)
+    reports = [log_likelihood(model, x, exact=True, generator=seeded(i)) for i in range(8)]
+    found = torch.stack([report.log_prob for report in reports]).mean(0)
+    assert (found + exact).abs().mean() < 3 * 1e-3
+    assert reports[0].nfe < 60
+
+
+def test_flow_loss_is_the_plain_likelihood_and_its_gradient():
+    model, x = plain_flow(shape=(2,)), torch.randn(20, 2, dtype=torch.float64)
+    value, terms = flow_loss(model, x)
+    torch.testing.assert_close(value, plain_nll(model.flow, x).mean() / 2)
+    torch.testing.assert_close(terms["nelbo"], 2 * value.detach())
+    torch.testing.assert_close(terms["nelbo"], terms["flow"] + terms["prior"])
+    assert terms["denoising"] == 0 and not any(term.requires_grad for term in terms.values())
+
+    parameters = list(model.parameters())
+    torch.testing.assert_close(gradients(value, parameters), gradients(plain_nll(model.flow, x).mean() / 2, parameters))
+
+
+@pytest.mark.parametrize("loss", [mle_loss, fid_loss])
+def test_losses_behind_a_silent_backbone_have_the_gradient_of_the_flow_loss(loss, two_point_noise):
+    flow = trained_flow()
+    model, x = INDM(flow, ScoreModel(Zero(), VPSDE())), torch.randn(2000, 2, dtype=torch.float64)
+    parameters = list(flow.parameters())
+    exact = gradients(flow_loss(model, x)[0], parameters)
+    draws = [gradients(loss(model, x, generator=seeded(i))[0], parameters) for i in range(120)]
+    check(torch.stack(draws), exact, 0.02)
+
+
 @pytest.mark.parametrize("loss", [mle_loss, fid_loss])
 @pytest.mark.parametrize("n", [64, 7])
 def test_losses_repeat_with_their_generator(loss, n):
@@ -448,7 +507,7 @@ def test_losses_repeat_with_their_generator(loss, n):
     assert len(set(values)) == 1
 
 
-@pytest.mark.parametrize("loss", [mle_loss, fid_loss])
+@pytest.mark.parametrize("loss", [mle_loss, fid_loss, flow_loss])
 @pytest.mark.parametrize("eps", [1e-6, 1.0, 2.0])
 def test_truncation_must_lie_inside(loss, eps):
     score = gaussian("vp")

@@ -262,6 +262,44 @@ def test_the_flow_trains_in_every_third_step_alone_and_the_score_in_all():
         assert score and flow == (step % 3 == 0) and ("nelbo" in terms) == flow
 
 
+@pytest.mark.parametrize("objective", ["mle", "fid", "flow"])
+def test_a_plain_flow_trains_without_a_score(tmp_path, objective):
+    recipe = DIGITS | {"net": {"name": "zero"}, "flow": {"name": "coupling", "width": 8}}
+    recipe = change(recipe, objective=objective, steps=30, batch_size=128, flow_lr=5e-3, flow_every=3)
+    summary = train(recipe, tmp_path / "run", progress=False)
+    assert summary["score_parameters"] == 0 < summary["flow_parameters"]
+    lines = runs.read_metrics(tmp_path / "run")
+    assert lines[-2]["nelbo"] < lines[0]["nelbo"] - 0.1
+    assert abs(summary["valid_nelbo"] - lines[-2]["nelbo"]) < 1 and "score_lr" not in lines[0]
+    model = indm.INDM.load(tmp_path / "run")
+    assert model.description()["net"] == {"name": "zero"} and not list(model.score.parameters())
+    assert train(change(recipe, steps=31), tmp_path / "run", resume=True, progress=False)["steps"] == 31
+
+
+@pytest.mark.parametrize(
+    "tables, options, said",
+    [
+        ({}, {"objective": "flow"}, r'train\.objective "flow" needs net\.name "zero" .*, got \d+ parameters'),
+        (
+            {"net": {"name": "zero"}, "sde": {"name": "ve"}},
+            {"objective": "flow"},
+            r"prior is N\(0, I\), .* deviation 50;",
+        ),
+        (
+            {"net": {"name": "zero"}, "sde": {"name": "learned"}},
+            {"objective": "flow"},
+            r"an sde\.name without parameters",
+        ),
+        ({"net": {"name": "zero"}}, {"pretrain": 0.5}, r"train\.pretrain must be 0 .*, got 0\.5"),
+        ({"net": {"name": "zero"}, "flow": {"name": "identity"}}, {}, r"flow\.name and net\.name must leave something"),
+        ({"net": {"name": "zero"}}, {"objective": "flow", "soft_truncation": 1.2}, r"train\.soft_truncation must be 0"),
+    ],
+)
+def test_what_trains_nothing_or_leaves_something_untrained_is_refused(tables, options, said):
+    with pytest.raises(ValueError, match=said):
+        Trainer(recipes.resolve(change(DIGITS | tables, **options)), load_data("digits"), Accelerator())
+
+
 def test_the_flows_own_warmup_lets_the_score_go_ahead():
     recipe = change(DIGITS, flow_warmup=6, warmup=2, steps=9)
     trainer = Trainer(recipes.resolve(recipe), load_data("digits"), Accelerator())

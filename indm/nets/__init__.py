@@ -2,5 +2,6 @@
 
 from indm.nets.mlp import MLP
 from indm.nets.unet import UNet
+from indm.nets.zero import Zero
 
-__all__ = ["MLP", "UNet"]
+__all__ = ["MLP", "UNet", "Zero"]

@@ -34,7 +34,8 @@ def _check_each(options: object, table: str, holds: Callable, wanted: str, names
 class Training:
     """The ``[train]`` table. A run ends after ``steps`` or ``seconds``, whichever comes first; ``inf`` is no limit."""
 
-    objective: Literal["mle", "fid"] = "mle"  # what the score minimises: the NELBO, or the variance-weighted loss
+    # What the score minimises: the NELBO, or the variance-weighted loss; "flow" trains the flow alone, without a score.
+    objective: Literal["mle", "fid", "flow"] = "mle"
     steps: float = 10_000  # optimizer steps
     seconds: float = math.inf  # of training alone: validation and checkpoints are not counted
     batch_size: int = 128  # examples of one optimizer step, over all processes and accumulated batches
@@ -61,6 +62,7 @@ class Training:
     validate_every: int = 500  # steps
     validate_examples: int = 1000
     checkpoint_every: int = 1000  # steps
+    keep_every: int = 0  # steps after which the averaged model is also kept as snapshots/STEP; 0 keeps none
     seed: int = 0
     trackers: tuple[str, ...] = ()  # of "tensorboard", "wandb"
 
@@ -69,13 +71,17 @@ class Training:
         _check_each(self, "train", lambda v: v >= 1, "at least 1", "log_every validate_every checkpoint_every")
         _check_each(self, "train", lambda v: v > 0, "positive", "steps seconds lr flow_lr clip")
         _check_each(self, "train", lambda v: v >= 0, "0 or more", "weight_decay flow_weight_decay warmup workers seed")
-        _check_each(self, "train", lambda v: v >= 0, "0 or more", "soft_truncation flow_warmup isometry terminal")
+        _check_each(
+            self, "train", lambda v: v >= 0, "0 or more", "soft_truncation flow_warmup isometry terminal keep_every"
+        )
         _check_each(self, "train", lambda v: 0 <= v < 1, "in [0, 1)", "ema pretrain")
         _check_each(self, "train", lambda v: 0 <= v <= 1, "in [0, 1]", "decay")
         _check_each(self, "train", lambda v: all(0 <= b < 1 for b in v), "two numbers in [0, 1)", "betas")
         _check_each(self, "train", lambda v: v == math.inf or v == int(v), "a whole number, or inf", "steps")
         _check_each(self, "train", lambda v: v % self.accumulate == 0, "a multiple of train.accumulate", "batch_size")
         _check_each(self, "train", lambda v: set(v) <= TRACKERS, "of tensorboard, wandb", "trackers")
+        truncated = self.objective == "flow" and self.soft_truncation > 0
+        _require(not truncated, "train.soft_truncation", self.soft_truncation, '0 with train.objective "flow"')
         finite = math.isfinite(min(self.steps, self.seconds))
         _require(finite, "train.seconds", self.seconds, "finite if train.steps is inf")
 

@@ -1,0 +1,357 @@
+"""``indm reproduce``: train INDM, its linear twin and the other baselines at equal seconds, and judge every claim.
+
+The work is a list of units, one for each data set, variant and seed: train, evaluate, measure. Each runs in a process
+of its own (``python -m indm.reproduce OUT DATA VARIANT SEED``) and keeps what it has, so that a reproduction that was
+killed goes on where it was. The budget is one of steps: what a step costs is measured first, variant beside variant
+and with nothing else running, and every variant then makes as many steps as fit the seconds of INDM's. So the outcome
+does not depend on what else the machine does meanwhile. Rates are constant (no decay), so that every point of a
+learning curve is what a run that ended there would have reached.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from tqdm import tqdm
+
+from indm import claims, recipes, runs, vae
+from indm.claims import Verdict
+from indm.data import Data, load_data
+from indm.extractor import load_or_train
+from indm.facts import MEASURES, Facts, Options, facts_of, measure
+from indm.model import build_model
+from indm.page import Page
+from indm.recipes import Recipe
+from indm.report import add_runs
+from indm.training import Trainer, count_parameters, make_accelerator, train
+
+VARIANTS: dict[str, dict[str, str]] = {
+    "linear": {"flow": "identity", "train.flow_every": "1"},
+    "indm": {},
+    "indm-pretrained": {"train.pretrain": "0.33"},
+    "linear-ve": {"flow": "identity", "train.flow_every": "1", "sde": "ve"},
+    "indm-ve": {"sde": "ve"},
+    "flow": {"net": "zero", "train.objective": "flow", "train.flow_every": "1"},
+    "vae": {"net": "vae"},
+}
+MEASURED = {"linear": tuple(MEASURES), "indm": tuple(MEASURES), "flow": ("quality",), "vae": ("quality",)}
+SAME_COST = {"linear-ve": "linear", "indm-ve": "indm"}
+CURVE, SNAPSHOTS = 20, 4  # validations and kept models of a run
+
+
+@dataclass(frozen=True)
+class Study:
+    """One data set's part: its recipe, INDM's steps, and what is measured; ``fast_`` for a quick look."""
+
+    recipe: str
+    steps: int
+    fast_steps: int
+    images: int
+    fast_images: int
+    evaluate: dict[str, str]
+
+
+STUDIES = {
+    "eight-gaussians": Study("eight-gaussians", 2000, 300, 1000, 400, {"images": "10_000", "nll_images": "2000"}),
+    "digits": Study("digits", 600, 80, 360, 100, {"nll_images": "64", "repeats": "4", "times": "8"}),
+    "fashion-mnist-16": Study("fashion-mnist-16", 400, 40, 256, 100, {"images": "2000", "nll_images": "50"}),
+    "fashion-mnist": Study("fashion-mnist", 400, 20, 256, 60, {"images": "1000", "nll_images": "50"}),
+}
+STEPS, FAST_STEPS = (5, 10, 20, 50, 100, 1000), (5, 10, 20, 50)
+SAMPLERS = ("unipc", "euler-maruyama")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a reproduction is, kept in ``OUT/plan.json``: the same to the end."""
+
+    data: tuple[str, ...]
+    seeds: int
+    fast: bool
+
+    def options(self, data: str) -> Options:
+        study = STUDIES[data]
+        images, steps = (study.fast_images, FAST_STEPS) if self.fast else (study.images, STEPS)
+        return Options(images, steps, SAMPLERS)
+
+    def steps(self, data: str) -> int:
+        return STUDIES[data].fast_steps if self.fast else STUDIES[data].steps
+
+
+def recipe_of(plan: Plan, data: str, variant: str, seed: int, steps: int) -> Recipe:
+    """The recipe of a run: that of the data, the variant's changes, the budget."""
+    study, changes = STUDIES[data], dict(VARIANTS[variant])
+    recipe = recipes.load(study.recipe)
+    if variant == "vae":
+        changes |= vae_changes(recipe)
+    evaluate = study.evaluate | ({"images": "500", "nll_images": "32"} if plan.fast else {})
+    changes |= {f"evaluate.{key}": value for key, value in evaluate.items()}
+    changes |= {
+        "train.seed": str(seed),
+        "train.steps": str(steps),
+        "train.seconds": "inf",
+        "train.decay": "0.0",
+        "train.validate_every": str(max(1, steps // CURVE)),
+        "train.keep_every": str(max(1, steps // SNAPSHOTS)),
+        "train.checkpoint_every": "200",
+    }
+    return recipes.resolve(recipes.override(recipe, changes))
+
+
+def vae_changes(recipe: Recipe) -> dict[str, str]:
+    """A VAE with as many parameters as the recipe's INDM, within a few per cent, at the rate that was best for it."""
+    data = load_data(**recipe["data"])
+    kind = "vae-conv" if len(data.shape) == 3 else "vae-mlp"
+    parameters = count_parameters(build_model(recipes.model_of(recipe), data.shape))
+    return {"train.lr": "1e-3", "net": kind, "net.width": str(vae.matching_width({"name": kind}, data.shape, parameters))}
+
+
+# ── What a step costs ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def trainer_class(variant: str) -> type[Trainer]:
+    return vae.VAETrainer if variant == "vae" else Trainer
+
+
+def seconds_per_step(plan: Plan, data: str, rounds: int = 7, steps: int = 6) -> dict[str, float]:
+    """Seconds of a training step of every variant: medians over rounds in which each makes so many in turn."""
+    trainers, batches = {}, {}
+    for variant in (v for v in VARIANTS if v not in SAME_COST and v != "indm-pretrained"):
+        recipe = recipe_of(plan, data, variant, 0, 100)
+        accelerator = make_accelerator(recipes.options_of(recipe, "train"))
+        trainers[variant] = trainer_class(variant)(recipe, load_data(**recipe["data"]), accelerator)
+        batches[variant] = trainers[variant].batches()
+    taken: dict[str, list[float]] = {variant: [] for variant in trainers}
+    for _ in range(rounds):
+        for variant, trainer in trainers.items():
+            started = time.perf_counter()
+            for _ in range(steps):
+                losses = trainer.train_step(batches[variant])
+            float(next(iter(losses.values())))  # waits for the device
+            taken[variant].append((time.perf_counter() - started) / steps)
+    costs = {variant: statistics.median(seconds[1:]) for variant, seconds in taken.items()}
+    share = float(VARIANTS["indm-pretrained"]["train.pretrain"])
+    costs["indm-pretrained"] = share * costs["linear"] + (1 - share) * costs["indm"]
+    return costs | {variant: costs[like] for variant, like in SAME_COST.items()}
+
+
+# ── Units ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def run_folder(out: Path, data: str, variant: str, seed: int) -> Path:
+    return out / data / variant / str(seed)
+
+
+def work(out: Path, data: str, variant: str, seed: int) -> int:
+    """Train, evaluate and measure one run, or what is left of it; exit status 130 where it was interrupted."""
+    folder, kept = run_folder(out, data, variant, seed), json.loads((out / "plan.json").read_text("utf-8"))
+    plan = read_plan(kept)
+    recipe = recipe_of(plan, data, variant, seed, kept["steps"][data][variant])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # of a unit whose parent was killed, too
+        if folder.exists() and not (folder / "checkpoint.pt").exists():
+            shutil.rmtree(folder)  # killed before anything was saved
+        if not finished(folder):
+            summary = train(recipe, folder, resume=folder.exists(), progress=False, trainer=trainer_class(variant))
+            if summary["interrupted"]:
+                return 130
+        if not (folder / "evaluation.json").exists():
+            runs.evaluate(folder, progress=False) if variant != "vae" else vae.evaluate_run(folder)
+        material = load_data(**recipe["data"])
+        extractor = load_or_train(out / data, material, progress=False) if material.labels else None
+        for name in MEASURED.get(variant, ()) if seed == 0 or variant in ("linear", "indm") else ():
+            measure(folder, name, material, extractor, plan.options(data), progress=False)
+    return 0
+
+
+def finished(run: Path) -> bool:
+    summary = run / "summary.json"
+    return summary.exists() and not json.loads(summary.read_text("utf-8"))["interrupted"]
+
+
+def read_plan(kept: dict) -> Plan:
+    return Plan(**kept["plan"] | {"data": tuple(kept["plan"]["data"])})
+
+
+def prepare(out: Path, plan: Plan, progress: bool) -> dict:
+    """Check or make ``plan.json``, with what a step costs and how many each variant makes; train the extractors."""
+    path = out / "plan.json"
+    if path.exists():
+        kept = json.loads(path.read_text("utf-8"))
+        if read_plan(kept) != plan:
+            raise ValueError(f"{out} holds another reproduction, {kept['plan']}; go on with that, or use another --out")
+        return kept
+    costs: dict[str, dict[str, float]] = {}
+    for data in tqdm(plan.data, desc="cost of a step", disable=not progress):
+        material = load_data(**recipes.load(STUDIES[data].recipe)["data"])
+        if material.labels:
+            load_or_train(out / data, material, progress=False)
+        costs[data] = seconds_per_step(plan, data)
+    steps = {
+        data: {variant: round(plan.steps(data) * found["indm"] / cost) for variant, cost in found.items()}
+        for data, found in costs.items()
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    kept = {"plan": asdict(plan), "seconds_per_step": costs, "steps": steps, "threads": torch.get_num_threads()}
+    runs.write_json(path, kept)
+    return kept
+
+
+def run_units(out: Path, plan: Plan, jobs: int, progress: bool) -> None:
+    """All units, ``jobs`` side by side, the main pair of each data set first.
+
+    Raises:
+        RuntimeError: a unit failed; its log is named.
+        KeyboardInterrupt: passed on, when all units have saved what they have.
+    """
+    order = sorted(VARIANTS, key=lambda variant: variant not in ("linear", "indm"))
+    units = [(data, variant, seed) for data in plan.data for variant in order for seed in range(plan.seeds)]
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    running: set[subprocess.Popen] = set()
+
+    def unit(data: str, variant: str, seed: int) -> None:
+        log = run_folder(out, data, variant, seed).with_suffix(".log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "indm.reproduce", str(out), data, variant, str(seed)]
+        with log.open("w") as file:
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+            running.add(process)
+            status = process.wait()
+            running.discard(process)
+        if status:
+            raise RuntimeError(f"{data}, {variant}, seed {seed} ended with status {status}; {log} says why")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = [pool.submit(unit, *names) for names in units]
+        try:
+            for done in tqdm(as_completed(waiting), total=len(units), desc="runs", disable=not progress):
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
+            raise
+
+
+# ── The report ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def gather(out: Path, plan: Plan, data: str, material: Data) -> dict[str, list[Facts]]:
+    """The facts of all runs of a data set, by variant, in the order of seeds."""
+    extractor = load_or_train(out / data, material, progress=False) if material.labels else None
+    found = {}
+    for variant in VARIANTS:
+        folders = [run_folder(out, data, variant, seed) for seed in range(plan.seeds)]
+        names = [MEASURED.get(variant, ()) if not i or variant in ("linear", "indm") else () for i in range(plan.seeds)]
+        found[variant] = [
+            facts_of(folder, variant, extractor, material, plan.options(data), wanted, progress=False)
+            for folder, wanted in zip(folders, names, strict=True)
+        ]
+    return found
+
+
+def verdicts_of(data: str, found: dict[str, list[Facts]], costs: dict[str, float]) -> list[Verdict]:
+    """Every claim on one data set."""
+    indm, linear = found["indm"], found["linear"]
+    return [
+        *claims.fast_training(data, indm, linear, costs["indm"] / costs["linear"]),
+        *claims.mle_training(data, indm, linear),
+        *claims.robust_sampling(data, indm, linear),
+        *claims.decomposition(data, indm, linear),
+        *claims.pretraining(data, found["indm-pretrained"], indm),
+        *claims.both_sdes(data, {"VP": (indm, linear), "VE": (found["indm-ve"], found["linear-ve"])}),
+    ]
+
+
+def reproduce(out: Path, plan: Plan, *, jobs: int | None = None, progress: bool = True) -> list[Verdict]:
+    """Do what is left of a reproduction, and write its report.
+
+    Args:
+        out: folder for the runs, ``index.html`` with its PNGs, ``claims.json`` and ``claims.md``.
+        plan: data sets, seeds, and whether it is the quick one.
+        jobs: runs side by side; default one for each core, or one where there is a GPU.
+        progress: show bars.
+
+    Returns:
+        The verdicts, by claim.
+
+    Raises:
+        ValueError: unknown data, or ``out`` holds another reproduction.
+        RuntimeError: a unit failed.
+    """
+    for data in plan.data:
+        if data not in STUDIES:
+            raise ValueError(f"data must be of {', '.join(STUDIES)}, got {data!r}")
+    if plan.seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {plan.seeds}; 3 is usual")
+    jobs = jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    try:
+        kept = prepare(out, plan, progress)
+    finally:
+        torch.set_num_threads(threads)
+    run_units(out, plan, jobs, progress)
+    page, verdicts = Page("INDM: the paper's claims, measured"), claims.control()
+    sections = []
+    for data in tqdm(plan.data, desc="report", disable=not progress):
+        material = load_data(**recipes.load(STUDIES[data].recipe)["data"])
+        found = gather(out, plan, data, material)
+        verdicts += verdicts_of(data, found, kept["seconds_per_step"][data])
+        sections.append((data, material, [f for group in found.values() for f in group]))
+    verdicts.sort(key=lambda verdict: verdict.claim)
+    page.text(budget_text(plan, kept))
+    page.table([HEADER, *(cells(verdict) for verdict in verdicts)])
+    for data, material, facts in sections:
+        page.heading(data, level=1)
+        extractor = load_or_train(out / data, material, progress=False) if material.labels else None
+        add_runs(page, out, facts, material, extractor, prefix=f"{data}-")
+    page.write(out / "index.html")
+    runs.write_json(out / "claims.json", {"plan": kept, "verdicts": [asdict(verdict) for verdict in verdicts]})
+    rows = [HEADER, ("---",) * len(HEADER), *(cells(verdict) for verdict in verdicts)]
+    runs.write_text(out / "claims.md", "".join(f"| {' | '.join(row)} |\n" for row in rows))
+    return verdicts
+
+
+HEADER = ("claim", "data", "quantity", "INDM", "linear", "difference", "test", "verdict")
+
+
+def cells(v: Verdict) -> tuple[str, ...]:
+    indm, linear = ("–" if value != value else f"{value:.4g}" for value in (v.indm, v.linear))
+    change = f"{v.difference:+.4f} ± {v.standard_error:.4f}"
+    return (v.claim, v.data, v.quantity.replace("|", "∣"), indm, linear, change, v.test, v.verdict)
+
+
+def summary(verdicts: list[Verdict]) -> str:
+    """One line for each verdict."""
+    return "\n".join(f"{v.claim:18} {v.data:17} {cells(v)[5]:22} {v.verdict:12} {v.quantity}" for v in verdicts)
+
+
+def budget_text(plan: Plan, kept: dict) -> str:
+    parts = []
+    for data in plan.data:
+        costs, steps = kept["seconds_per_step"][data], kept["steps"][data]
+        counts = ", ".join(f"{variant} {steps[variant]} × {1e3 * costs[variant]:.0f} ms" for variant in VARIANTS)
+        parts.append(f"{data}: {counts}")
+    return (
+        f"Equal seconds for all, {plan.seeds} seeds. Steps × cost of a step on {kept['threads']} thread(s): "
+        f"{'; '.join(parts)}. Differences are INDM − linear, ± one standard error (over seeds, or over examples where "
+        "that is larger); within two of them is a tie."
+    )
+
+
+if __name__ == "__main__":
+    folder, data_set, name, number = sys.argv[1:]
+    sys.exit(work(Path(folder), data_set, name, int(number)))

@@ -1,0 +1,330 @@
+"""The VAE: its bound against the exact likelihood of a linear one, its networks, and its life under the trainer."""
+
+import itertools
+import json
+import math
+import signal
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from closed_form import within
+from torch import nn
+from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
+
+import indm
+from indm import cli, compare, recipes, runs, vae
+from indm.data import load_data, stack
+from indm.flows import Identity
+from indm.model import INDM, build_model
+from indm.nets import Zero
+from indm.scaling import Scaling
+from indm.score import ScoreModel
+from indm.sde import VPSDE
+from indm.training import count_parameters, train
+from indm.vae import VAE, ConvCoder, MLPCoder, VAETrainer, bound, build_vae, matching_width, train_vae
+
+DIGITS = {
+    "data": {"name": "digits"},
+    "flow": {"name": "identity"},
+    "sde": {"name": "vp"},
+    "net": {"name": "vae-conv", "width": 8, "latent": 6},
+    "train": {"steps": 9, "batch_size": 128, "validate_examples": 40, "log_every": 3, "validate_every": 3},
+    "evaluate": {"images": 60, "batch_size": 25},
+}
+TABLES = {
+    "conv": ({"name": "vae-conv", "width": 4, "latent": 5}, (1, 8, 8)),
+    "conv odd": ({"name": "vae-conv", "width": 4, "latent": 3}, (3, 9, 14)),
+    "mlp": ({"name": "vae-mlp", "width": 16, "latent": 3, "depth": 2}, (4,)),
+    "mlp axes": ({"name": "vae-mlp", "width": 16, "latent": 3, "depth": 1}, (2, 3)),
+}
+
+
+def change(recipe, **train_options):
+    return recipe | {"train": recipe["train"] | train_options}
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(params=TABLES)
+def model(request):
+    """A VAE with noise on every parameter, so that nothing is hidden behind a zero-initialised layer."""
+    table, shape = TABLES[request.param]
+    scaling = Scaling.images(17) if len(shape) == 3 else Scaling.standardise(3 * torch.randn(50, *shape) + 7)
+    model = build_vae(table, shape, scaling).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=seeded(1)))
+    return model
+
+
+# ── the bound ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class LinearCoder(nn.Module):
+    """x = W z + σ n behind the encoder N(A x, diag s²)."""
+
+    def __init__(self, weight, std, encoder, code_std):
+        super().__init__()
+        self.weight, self.encoder, self.code_std = weight, encoder, code_std
+        self.latent, self.free_std = weight.shape[1], std - vae.LEAST_STD
+
+    def encode(self, x):
+        mean = x @ self.encoder.T
+        return mean, self.code_std.log().expand_as(mean)
+
+    def decode(self, z):
+        mean = z @ self.weight.T
+        return mean, torch.full_like(mean, math.log(self.free_std))
+
+
+def linear_vae(wrong=0.0):
+    """Probabilistic PCA with orthogonal columns, so that its posterior factorises, and its marginal.
+
+    The encoder is the posterior, but for an error of that size in every number.
+    """
+    basis, _ = torch.linalg.qr(torch.randn(5, 3, generator=seeded(0), dtype=torch.float64))
+    weight, std = basis * torch.tensor([1.5, 0.7, 0.3], dtype=torch.float64), 0.4
+    precision = 1 + weight.square().sum(0) / std**2
+    encoder = weight.T / std**2 / precision[:, None] + wrong
+    model = VAE(LinearCoder(weight, std, encoder, precision.rsqrt() + wrong), Scaling(), (5,))
+    covariance = weight @ weight.T + std**2 * torch.eye(5, dtype=torch.float64)
+    return model, MultivariateNormal(torch.zeros(5, dtype=torch.float64), covariance)
+
+
+def expected_bound(model, x, monkeypatch):
+    """The bound's mean over its noise, exactly: it is quadratic in it, so that ±1 in every entry stands for it."""
+    totals = []
+    for signs in itertools.product((-1.0, 1.0), repeat=model.coder.latent):
+        noise = torch.tensor(signs, dtype=x.dtype).expand(len(x), -1)
+        monkeypatch.setattr(vae, "randn_like", lambda z, generator=None, noise=noise: noise)
+        totals.append(bound(model, x).total)
+    monkeypatch.undo()
+    return torch.stack(totals).mean(0)
+
+
+def test_bound_at_the_true_posterior_is_the_likelihood(monkeypatch):
+    model, law = linear_vae()
+    x = law.sample((20,))
+    torch.testing.assert_close(expected_bound(model, x, monkeypatch), -law.log_prob(x), rtol=0, atol=1e-6)
+
+
+def test_bound_elsewhere_is_above_it_by_the_divergence_of_the_encoder(monkeypatch):
+    model, law = linear_vae(wrong=0.2)
+    right, _ = linear_vae()
+    x = law.sample((20,))
+    gap = expected_bound(model, x, monkeypatch) + law.log_prob(x)
+    encoders = [Independent(Normal(mean, std.exp()), 1) for mean, std in (model.encode(x), right.encode(x))]
+    assert (gap > 0.1).all()
+    torch.testing.assert_close(gap, kl_divergence(*encoders), rtol=1e-5, atol=1e-6)
+
+
+def test_draws_of_the_bound_have_its_mean(monkeypatch):
+    model, law = linear_vae(wrong=0.1)
+    x = law.sample((10,))
+    draws = torch.stack([bound(model, x, generator=seeded(i)).total for i in range(4000)])
+    assert within(draws, expected_bound(model, x, monkeypatch))
+
+
+def test_samples_have_the_moments_of_the_marginal():
+    model, law = linear_vae()
+    model.scaling.double()
+    x = vae.sample(model, 40_000, generator=seeded(0))
+    torch.testing.assert_close(x.mean(0), law.mean, rtol=0, atol=0.03)
+    torch.testing.assert_close(x.T.cov(), law.covariance_matrix, rtol=0.05, atol=0.03)
+
+
+def test_terms_are_those_of_torchs_distributions(model):
+    x = torch.randn(6, *model.shape)
+    terms = bound(model, x, generator=seeded(3))
+    mean, log_std = model.encode(x)
+    code = Independent(Normal(mean, log_std.exp()), 1)
+    z = mean + log_std.exp() * torch.randn(mean.shape, generator=seeded(3))
+    centre, spread = model.decode(z)
+    decoder = Independent(Normal(centre, spread.exp()), len(model.shape))
+    prior = Independent(Normal(torch.zeros_like(mean), torch.ones_like(mean)), 1)
+    torch.testing.assert_close(terms.distortion, -decoder.log_prob(x))
+    torch.testing.assert_close(terms.rate, kl_divergence(code, prior))
+    assert terms.rate.min() > 0 and torch.equal(terms.total, terms.distortion + terms.rate)
+
+
+# ── the networks ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_parameter_gets_a_gradient_and_samples_do_not_mix(model):
+    x, z = torch.randn(4, *model.shape), torch.randn(4, model.coder.latent)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(bound(model, x).total.sum(), parameters)
+    dead = [n for n, g in zip(names, gradients, strict=True) if not (g.isfinite().all() and g.abs().max() > 0)]
+    assert not dead
+    for one, both in ((model.encode, x), (model.decode, z)):
+        for part, whole in zip(one(both[:1]), one(both), strict=True):
+            torch.testing.assert_close(part[0], whole[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_decoder_reaches_the_scale_of_dequantization():
+    """The best Gaussian for uniform noise within one grey level has its deviation, 1/√12 of a level."""
+    model = build_vae(*TABLES["conv"], Scaling.images(256))
+    level = 2 / 256
+    with torch.no_grad():
+        model.coder.decoder[-1].weight.zero_()
+        model.coder.decoder[-1].bias.fill_(-50.0)
+    _, log_std = model.decode(torch.zeros(1, 5))
+    assert log_std.exp().max() < level / math.sqrt(12)
+    assert log_std.exp().min() > 0.2 * level
+
+
+@pytest.mark.parametrize("recipe, name", [("digits", "vae-conv"), ("fashion-mnist", "vae-conv"), ("rings", "vae-mlp")])
+def test_width_matches_the_parameters_of_an_indm(recipe, name):
+    tables = recipes.model_of(recipes.load(recipe))
+    shape = {"digits": (1, 8, 8), "fashion-mnist": (1, 28, 28), "rings": (2,)}[recipe]
+    wanted = count_parameters(build_model(tables, shape))
+    width = matching_width({"name": name}, shape, wanted)
+    found = count_parameters(build_vae({"name": name, "width": width}, shape, Scaling()))
+    assert abs(found / wanted - 1) < 0.1
+
+
+def test_refuses_what_cannot_be_built():
+    with pytest.raises(ValueError, match=r"shape must be \(channels, height, width\) .*, got \(4,\); use vae-mlp"):
+        ConvCoder((4,))
+    with pytest.raises(ValueError, match="width and latent must be at least 1, got 8 and 0"):
+        MLPCoder((4,), width=8, latent=0)
+    with pytest.raises(ValueError, match="depth must be at least 1"):
+        MLPCoder((4,), depth=0)
+    with pytest.raises(ValueError, match=r"net\.name must be one of vae-conv, vae-mlp, got 'unet'"):
+        build_vae({"name": "unet"}, (1, 8, 8), Scaling())
+    with pytest.raises(ValueError, match="parameters must be at least"):
+        matching_width({"name": "vae-mlp"}, (1000,), 10)
+    with pytest.raises(ValueError, match="n must be at least 1"):
+        vae.sample(build_vae(*TABLES["mlp"], Scaling()), 0)
+
+
+# ── training, saving, evaluating ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_saved_is_loaded(model, tmp_path):
+    model.save(tmp_path)
+    twin = vae.load(tmp_path)
+    assert not twin.training and twin.shape == model.shape and twin.scaling.levels == model.scaling.levels
+    x = model.scaling.to_model(torch.randint(0, 17, (3, *model.shape)), generator=seeded(0))
+    assert torch.equal(bound(twin, x, generator=seeded(1)).total, bound(model, x, generator=seeded(1)).total)
+    assert torch.equal(vae.sample(twin, 2, generator=seeded(2)), vae.sample(model, 2, generator=seeded(2)))
+    with pytest.raises(ValueError, match=r"no file model\.json"):
+        indm.INDM.load(tmp_path)
+    (tmp_path / "vae.json").unlink()
+    with pytest.raises(ValueError, match=r"no VAE can be read in .*vae\.json"):
+        vae.load(tmp_path)
+
+
+def test_training_on_digits_learns_them(tmp_path):
+    run = tmp_path / "run"
+    recipe = change(DIGITS, steps=160, lr=2e-3, ema=0.9, log_every=10, validate_every=80)
+    summary = train_vae(recipe, run, progress=False)
+    lines = [line for line in runs.read_metrics(run) if "nelbo" in line]
+    assert lines[-1]["nelbo"] < lines[0]["nelbo"] - 0.7
+    assert summary["valid_nelbo"] < lines[-1]["nelbo"] + 0.2 and summary["unit"] == "bits/dim"
+    assert lines[-1]["rate"] > 1  # nats: the code is in use
+    assert summary["vae_parameters"] == count_parameters(vae.load(run)) == len(vae_vector(run))
+    assert {"versions.json", "checkpoint.pt", "vae.safetensors", "vae.json"} <= {p.name for p in run.iterdir()}
+
+    model, raw = vae.load(run), stack(load_data("digits").train).double()
+    samples = model.scaling.to_data(vae.sample(model, 1000, generator=seeded(0)))
+    assert samples.shape == (1000, 1, 8, 8) and samples.dtype == torch.uint8 and samples.max() <= 16
+    mean = samples.double().mean(0)
+    assert (mean - raw.mean(0)).square().mean().sqrt() < 0.4 * raw.mean(0).std()
+
+
+def vae_vector(run):
+    return nn.utils.parameters_to_vector(vae.load(run).parameters())
+
+
+def test_the_rates_weight_rises_to_one():
+    trainer = VAETrainer(recipes.resolve(change(DIGITS, steps=10)), load_data("digits"), Accelerator(cpu=True))
+    weights, batches = [], trainer.batches()
+    for _ in range(5):
+        weights.append(trainer.conditions()["weight"])
+        terms = trainer.train_step(batches)
+        expected = (terms["distortion"] + weights[-1] * terms["rate"]) / 64
+        torch.testing.assert_close(terms["loss"], expected)
+    assert weights == pytest.approx([0.0, 0.5, 1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("net", ["vae-conv", "vae-mlp"])
+def test_resuming_equals_never_stopping(tmp_path, monkeypatch, net):
+    recipe = DIGITS | {"net": {"name": net, "width": 8, "latent": 6}}
+    train_vae(recipe, tmp_path / "whole", progress=False)
+    original = VAETrainer.train_step
+
+    def interrupted(self, batches):
+        terms = original(self, batches)
+        if self.step == 4:
+            signal.raise_signal(signal.SIGINT)
+        return terms
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VAETrainer, "train_step", interrupted)
+        assert train_vae(recipe, tmp_path / "halved", progress=False)["interrupted"]
+    assert train_vae(recipe, tmp_path / "halved", resume=True, progress=False)["steps"] == 9
+    assert torch.equal(vae_vector(tmp_path / "whole"), vae_vector(tmp_path / "halved"))
+
+
+@pytest.mark.parametrize("option", [{"objective": "fid"}, {"pretrain": 0.5}, {"isometry": 1.0}, {"latent_mean": True}])
+def test_refuses_what_only_an_indm_can_be_trained_for(tmp_path, option):
+    (key, value), *_ = option.items()
+    with pytest.raises(ValueError, match=rf"train\.{key} must be .* for a VAE, .*, got {value!r}"):
+        train_vae(change(DIGITS, **option), tmp_path / "run", progress=False)
+
+
+def test_evaluation_is_the_bound_of_the_raw_data():
+    """Raw data on another scale: the linear VAE's mean bound is the entropy of the data plus the log of the scale."""
+    model, law = linear_vae()
+    scale = torch.tensor([50.0, 0.1, 1.0, 2.0, 3.0])
+    model.scaling = Scaling(torch.tensor([100.0, 0.0, 0.0, 0.0, 0.0]), scale).double()
+    raw = law.sample((4000,)) * model.scaling.scale + model.scaling.shift
+    report, nats = vae.evaluate(model, raw, repeats=4, batch_size=1500, seed=3)
+    numbers = report["nelbo"]["with_reconstruction"]
+    entropy = law.entropy().item() + scale.log().sum().item()
+    assert numbers["nats"] == pytest.approx(entropy, abs=4.5 * numbers["nats_standard_error"])
+    assert numbers["nats"] == pytest.approx(nats["nelbo"].mean().item())
+    assert numbers["bits_per_dim"] == pytest.approx(numbers["nats"] / (5 * math.log(2)))
+    for arguments in ({"repeats": 1}, {"raw": raw[:1]}):
+        with pytest.raises(ValueError, match=r"must .*2"):
+            vae.evaluate(model, **{"raw": raw} | arguments)
+
+
+def test_evaluations_of_one_seed_share_their_dequantization(monkeypatch):
+    scaling, shape = Scaling.images(17), (1, 8, 8)
+    models = build_vae(*TABLES["conv"], scaling), INDM(Identity(), ScoreModel(Zero(), VPSDE()), scaling, shape)
+    raw, original, seen = torch.randint(0, 17, (10, *shape)), Scaling.to_model, []
+
+    def recorded(self, raw, **options):
+        seen.append(original(self, raw, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(Scaling, "to_model", recorded)
+    vae.evaluate(models[0], raw, batch_size=4, seed=5)
+    ours = torch.cat(seen)
+    indm.evaluate(models[1], raw, nll_images=0, batch_size=4, seed=5, progress=False)
+    assert torch.equal(torch.cat(seen[-6:]), ours)
+
+
+def test_an_evaluated_run_stands_beside_an_indm(tmp_path, capsys):
+    ours, other = tmp_path / "vae", tmp_path / "indm"
+    train_vae(DIGITS, ours, progress=False)
+    report = vae.evaluate_run(ours)
+    assert json.loads((ours / "evaluation.json").read_text()) == report
+    assert report["images"] == {"nelbo": 60, "nll": 0} and report["unit"] == "bits/dim" and report["split"] == "test"
+    assert "60 for the NELBO" in compare.likelihood_table(report)
+
+    train(DIGITS | {"flow": {"name": "coupling", "width": 8}, "net": {"name": "zero"}}, other, progress=False)
+    assert cli.main(["evaluate", str(other), "--nll-images", "0", "--quiet"]) == 0
+    assert report.keys() == json.loads((other / "evaluation.json").read_text()).keys()
+    assert cli.main(["compare", str(ours), str(other), "--out", str(tmp_path)]) == 0
+    differences = json.loads((tmp_path / "comparison.json").read_text())["differences"][str(other)]
+    with np.load(ours / "evaluation.npz") as a, np.load(other / "evaluation.npz") as b:
+        mean = (b["nelbo"] - a["nelbo"]).mean() / (64 * math.log(2))
+    assert differences["nelbo"]["difference"] == pytest.approx(mean)
+    assert cli.main(["evaluate", str(ours)]) == 2 and "no file model.json" in capsys.readouterr().err
