@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
@@ -64,12 +65,41 @@ def _shares(v: Tensor) -> dict[str, float]:
     total = max(_energy(v), 1e-30)
     shares = {"position": _energy(v.mean(0, keepdim=True)) / total}
     if v.ndim == 4:
-        spectrum = torch.fft.fft2(v.double(), norm="ortho").abs().square()
-        rows, columns = (torch.fft.fftfreq(side, dtype=torch.float64, device=v.device) for side in v.shape[2:])
-        radius = torch.hypot(rows[:, None], columns)
+        power, radius = _power(v), _radius(v)
         bands = {"colour": radius == 0, "low": (radius > 0) & (radius <= LOW), "high": radius > LOW}
-        shares |= {name: (spectrum * band).flatten(1).sum(1).mean().item() / total for name, band in bands.items()}
+        shares |= {name: (power * band).sum().item() / total for name, band in bands.items()}
     return shares
+
+
+def _power(v: Float[Tensor, "batch c h w"]) -> Float[Tensor, "c h w"]:
+    """Mean energy of each channel at each frequency; sums to the energy."""
+    return torch.fft.fft2(v.double(), norm="ortho").abs().square().mean(0)
+
+
+def _radius(v: Tensor) -> Float[Tensor, "h w"]:
+    """Cycles a pixel of each frequency."""
+    rows, columns = (torch.fft.fftfreq(side, dtype=torch.float64, device=v.device) for side in v.shape[2:])
+    return torch.hypot(rows[:, None], columns)
+
+
+def spectrum(flow: Flow, x: Float[Tensor, "batch c h w"]) -> dict[str, list]:
+    """Energy that h moves, E‖h(x) − x‖², and that of x, by frequency and channel.
+
+    Returns:
+        ``frequency``: the middles of bands a pixel wide, cycles a pixel; ``moved`` and ``x``: a list for each channel
+        with the energy in each band; they sum to E‖h(x) − x‖² and E‖x‖².
+    """
+    with torch.no_grad():
+        delta = flow.latent(x) - x
+    side = max(x.shape[2:])
+    band = (_radius(x) * side).round().long()
+    bands = int(band.max()) + 1
+
+    def by_band(v: Tensor) -> list[list[float]]:
+        power = _power(v).flatten(1)
+        return power.new_zeros(len(power), bands).index_add(1, band.flatten(), power).tolist()
+
+    return {"frequency": [i / side for i in range(bands)], "moved": by_band(delta), "x": by_band(x)}
 
 
 def class_information(
@@ -107,11 +137,13 @@ def class_information(
 
 
 def inspect(model, data: Data, *, examples: int = 2000, seed: int = 0, progress: bool = True) -> dict:
-    """All of the above for one model: ``singular_values`` (where the dimension allows), ``action``, ``probe``."""
+    """All of the above for one model: ``action``, ``spectrum``, ``singular_values`` (where feasible) and ``probe``."""
     generator = torch.Generator(model.scaling.scale.device).manual_seed(seed)
     x = model.scaling.to_model(stack(data.test, examples).to(model.scaling.scale.device), generator=generator)
     with evaluation_mode(model):
         found: dict = {"action": action(model.flow, x)}
+        if x.ndim == 4:
+            found["spectrum"] = spectrum(model.flow, x)
         if x[0].numel() <= LARGEST_DENSE:
             found["singular_values"] = singular_values(model.flow, x[:SPECTRA]).tolist()
     if data.labels:
@@ -120,9 +152,10 @@ def inspect(model, data: Data, *, examples: int = 2000, seed: int = 0, progress:
 
 
 def save_figure(found: dict[str, dict], path: Path) -> None:
-    """Spectra, shares of the action and probe accuracies of several models, by name, as one PNG."""
-    figure = Figure(figsize=(14, 4), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    """Singular values, the action by share and frequency, and probe accuracies of several models, by name, as a PNG."""
+    images = any("spectrum" in result for result in found.values())
+    figure = Figure(figsize=(19 if images else 14, 4), layout="constrained")
+    left, middle, right, *more = figure.subplots(1, 3 + images)
     for name, result in found.items():
         for i, values in enumerate(result.get("singular_values", [])):
             left.plot(values, color=f"C{list(found).index(name)}", alpha=0.4, label=None if i else name)
@@ -140,7 +173,21 @@ def save_figure(found: dict[str, dict], path: Path) -> None:
         offset = (i - (len(bars) - 1) / 2) / (len(bars) + 1)
         middle.bar([k + offset for k in range(len(kinds))], shares, 1 / (len(bars) + 1), label=name)
     middle.set(title="shares of the energy of h(x) − x", xticks=range(len(kinds)), xticklabels=kinds)
-    for axes in (left, middle, right):
+    for axes in more:
+        _spectra(axes, found)
+    for axes in (left, middle, right, *more):
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
     pictures.save_figure(figure, path)
+
+
+def _spectra(axes: Axes, found: dict[str, dict]) -> None:
+    """Energy by frequency, a line for each model and channel, dotted for the data."""
+    for number, (name, result) in enumerate(found.items()):
+        lines = result["spectrum"]
+        if result["action"]["size"] > 1e-6:
+            for i, energy in enumerate(lines["moved"]):
+                axes.plot(lines["frequency"], energy, ".-", color=f"C{number}", label=None if i else name)
+    for i, energy in enumerate(lines["x"]):
+        axes.plot(lines["frequency"], energy, ":", color="black", label=None if i else "the data themselves")
+    axes.set(title="energy moved, by frequency and channel", xlabel="cycles a pixel", yscale="log")

@@ -113,7 +113,11 @@ def vae_changes(recipe: Recipe) -> dict[str, str]:
     data = load_data(**recipe["data"])
     kind = "vae-conv" if len(data.shape) == 3 else "vae-mlp"
     parameters = count_parameters(build_model(recipes.model_of(recipe), data.shape))
-    return {"train.lr": "1e-3", "net": kind, "net.width": str(vae.matching_width({"name": kind}, data.shape, parameters))}
+    return {
+        "train.lr": "1e-3",
+        "net": kind,
+        "net.width": str(vae.matching_width({"name": kind}, data.shape, parameters)),
+    }
 
 
 # ── What a step costs ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -123,7 +127,7 @@ def trainer_class(variant: str) -> type[Trainer]:
     return vae.VAETrainer if variant == "vae" else Trainer
 
 
-def seconds_per_step(plan: Plan, data: str, rounds: int = 7, steps: int = 6) -> dict[str, float]:
+def seconds_per_step(plan: Plan, data: str, rounds: int = 5, steps: int = 12) -> dict[str, float]:
     """Seconds of a training step of every variant: medians over rounds in which each makes so many in turn."""
     trainers, batches = {}, {}
     for variant in (v for v in VARIANTS if v not in SAME_COST and v != "indm-pretrained"):

@@ -1,5 +1,7 @@
 """What a flow does, for flows of which that is known."""
 
+import math
+
 import pytest
 import torch
 
@@ -92,3 +94,19 @@ def test_class_is_known_at_the_start_and_forgotten_at_the_end():
         r = torch.exp(-model.sde.log_snr(torch.tensor(point["t"], dtype=torch.float64)))
         expected = torch.special.ndtr((3 / (0.04 + r)).sqrt()).item()
         assert point["accuracy"] == pytest.approx(expected, abs=0.05)
+
+
+def test_spectrum_by_frequency_and_channel():
+    """One wave in one channel lies in the band of its frequency; all bands together are the energy."""
+    side, cycles = 16, 3
+    x = torch.zeros(4, 2, side, side, dtype=torch.float64)
+    wave = torch.cos(2 * math.pi * cycles * torch.arange(side, dtype=torch.float64) / side)
+
+    pattern = torch.stack([torch.zeros_like(wave), 0.5 * wave])[:, None].expand(2, side, side)
+    found = anatomy.spectrum(Shift(pattern), x + 1.0)
+    assert found["frequency"][cycles] == cycles / side
+    moved = torch.tensor(found["moved"])
+    assert moved[1, cycles].item() == pytest.approx(0.25 * wave.square().sum().item() * side)
+    moved[1, cycles] = 0
+    assert moved.abs().max() < 1e-12
+    assert torch.tensor(found["x"]).sum().item() == pytest.approx(2 * side**2)
