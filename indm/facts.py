@@ -19,9 +19,11 @@ from indm.compare import KINDS
 from indm.data import Data, stack
 from indm.extractor import Extractor
 from indm.recipes import Recipe
+from indm.sampling import SAMPLERS
 from indm.training import count_parameters
 
 MANY_STEPS, FEW_IMAGES = 200, 256  # from so many steps on, no more images than this
+GAP_IMAGES = 64  # whose likelihood is taken at every snapshot
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Options:
             raise ValueError(f"images must be at least {2 * measures.FOLDS} for standard errors, got {self.images}")
         if not self.steps or min(self.steps) < 1:
             raise ValueError(f"steps must be one or more numbers of at least 1, got {self.steps}")
+        if min(self.steps) >= MANY_STEPS:
+            raise ValueError(f"steps must hold one below {MANY_STEPS}, where all samplers run, got {self.steps}")
+        if not self.samplers or not set(self.samplers) <= set(SAMPLERS):
+            raise ValueError(f"samplers must be one or more of {', '.join(SAMPLERS)}, got {self.samplers}")
 
 
 def is_vae(run: Path) -> bool:
@@ -83,17 +89,18 @@ def transport(run: Path, data: Data, extractor: Extractor | None, options: Optio
 
 
 def errors(run: Path, data: Data, extractor: Extractor | None, options: Options, progress: bool) -> dict:
-    """The sampling error by parts: prior, discretization, estimation."""
+    """The sampling error by parts, of the first sampler that is one of the probability flow."""
     steps = [n for n in options.steps if n < MANY_STEPS]
+    sampler = next((name for name in options.samplers if name not in measures.STOCHASTIC), "heun")
     return measures.sampling_errors(
-        runs.open_run(run)[0], data, extractor, steps=steps, images=options.images, seed=options.seed,
-        progress=progress,
+        runs.open_run(run)[0], data, extractor, steps=steps, sampler=sampler, images=options.images,
+        seed=options.seed, progress=progress,
     )  # fmt: skip
 
 
 def gap(run: Path, data: Data, extractor: Extractor | None, options: Options, progress: bool) -> list[dict]:
     """NELBO − NLL of the probability-flow ODE of the same examples: at every snapshot of the run, and at its end."""
-    raw = stack(data.test, min(options.images, 1000 if len(data.shape) == 1 else 48))
+    raw = stack(data.test, min(options.images, 1000 if len(data.shape) == 1 else GAP_IMAGES))
     last = runs.read_metrics(run)[-1]["step"]
     kept = {int(folder.name): folder for folder in (run / "snapshots").glob("*")} | {last: run}
     rows = []
@@ -199,10 +206,11 @@ def facts_of(
     progress: bool = True,
 ) -> Facts:
     """The facts of one run with the measures of these names, made where they are not there yet."""
-    if not (run / "evaluation.json").exists():
+    evaluated = run / "evaluation.json"
+    if not evaluated.exists() or evaluated.stat().st_mtime_ns < _weights_time(run):
         vae.evaluate_run(run) if is_vae(run) else runs.evaluate(run, progress=progress)
     found = {name: measure(run, name, data, extractor, options, progress=progress) for name in names}
-    evaluation = json.loads((run / "evaluation.json").read_text("utf-8"))
+    evaluation = json.loads(evaluated.read_text("utf-8"))
     model = vae.load(run) if is_vae(run) else runs.open_run(run)[0]
     return Facts(run, group, recipes.load(run), evaluation, count_parameters(model), found)
 

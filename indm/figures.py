@@ -16,6 +16,7 @@ from indm.facts import Facts, by_group, is_vae, mean_and_error
 from indm.nonlinear import NonlinearDiffusion, forward_path, probability_flow_path
 from indm.sampling import log_snr_grid
 
+COLUMNS = 4  # of samples
 FRAMES = 9  # of a path
 STRIPS = 4  # paths of a group that are shown
 PARTICLES = 1000
@@ -56,6 +57,9 @@ def quality_figure(groups: list[list[Facts]], path: Path) -> None:
             floor = next(row for row in groups[0][0].measures["quality"] if row["sampler"] == "data")
             axes.axhline(floor[key], color="black", linestyle="--", linewidth=0.8)
             axes.set(xscale="log", yscale="log", xlabel="evaluations of the network", title=sampler)
+            counts = [row["nfe"] for row in rows if row["sampler"] == sampler]
+            axes.set_xticks(counts, labels=counts)
+            axes.minorticks_off()
         panels[0].set_ylabel({"frechet": "Fréchet distance"}.get(key, "sliced Wasserstein distance"))
         panels[0].legend()
     pictures.save_figure(figure, path)
@@ -73,18 +77,21 @@ def _quality_line(axes: Axes, found: list[Facts], sampler: str, key: str) -> Non
 
 def samples_figure(facts: list[Facts], data: Data, path: Path) -> None:
     firsts = [found[0] for found in by_group(facts).values()]
-    figure = Figure(figsize=(4 * (len(firsts) + 1), 4.3), layout="constrained")
-    first, *others = figure.subplots(1, len(firsts) + 1)
+    rows, columns = -(-(len(firsts) + 1) // COLUMNS), min(COLUMNS, len(firsts) + 1)
+    figure = Figure(figsize=(4 * columns, 4.3 * rows), layout="constrained")
+    first, *others = figure.subplots(rows, columns, squeeze=False).flat
     n = 64 if len(data.shape) == 3 else PARTICLES
     _show(first, stack(data.test, n), data, "data")
-    for axes, f in zip(others, firsts, strict=True):
+    for axes in others[len(firsts) :]:
+        axes.axis("off")
+    for axes, f in zip(others, firsts, strict=False):
         generator = torch.Generator().manual_seed(0)
         if is_vae(f.folder):
             model = vae.load(f.folder)
             x = vae.sample(model, n, generator=generator)
         else:
             model = runs.open_run(f.folder)[0]
-            x, _ = measures.solve(model, measures.prior_draws(model, n, 0), "unipc", 25)
+            x, _ = measures.solve(model, measures.prior_draws(model, n, 0), "heun", 25)
         _show(axes, model.scaling.to_data(x).cpu(), data, f.group)
     pictures.save_figure(figure, path)
 
@@ -150,7 +157,7 @@ def strips_figure(shown: list[Facts], data: Data, path: Path, strip: Callable) -
 
 def plane_figure(f: Facts, data: Data, path: Path) -> None:
     """A model of the plane: density and samples, particles forward and backward, drift and volatility."""
-    model = runs.open_run(f.folder)[0]
+    model = runs.open_run(f.folder)[0].cpu()
     diffusion, times = NonlinearDiffusion(model), clock(model, 5)
     x = model.scaling.to_model(stack(data.test, PARTICLES))
     generator = torch.Generator().manual_seed(0)

@@ -10,7 +10,7 @@ from indm import anatomy, figures, recipes, runs
 from indm.compare import KINDS
 from indm.data import Data, load_data
 from indm.extractor import Extractor, load_or_train
-from indm.facts import Facts, Options, by_group, gather, mean_and_error
+from indm.facts import Facts, Options, by_group, gather, is_vae, mean_and_error
 from indm.page import Page
 
 
@@ -27,7 +27,7 @@ def report(folders: Sequence[Path], out: Path, options: Options | None = None, *
         The path of the page.
 
     Raises:
-        ValueError: no run, or runs of different data.
+        ValueError: no run of an INDM, or runs of different data.
         FileNotFoundError: a folder that is no run.
     """
     if not folders:
@@ -36,6 +36,8 @@ def report(folders: Sequence[Path], out: Path, options: Options | None = None, *
     for folder in folders:
         if recipes.load(folder)["data"] != first:
             raise ValueError(f"{folder} and {folders[0]} are runs of different data; report runs of one data set")
+    if all(is_vae(folder) for folder in folders):
+        raise ValueError("folders must name at least one run of an INDM, got VAEs alone")
     data = load_data(**first)
     out.mkdir(parents=True, exist_ok=True)
     extractor = load_or_train(out, data, progress=progress) if data.labels else None
@@ -72,7 +74,8 @@ def add_runs(page: Page, out: Path, facts: list[Facts], data: Data, extractor: E
     draw("gap", "NELBO − NLL (ODE) of the same examples along training.", lambda path: figures.gap_figure(shown, path))
 
     page.heading("Samples")
-    draw("samples", "Samples, UniPC in 25 steps.", lambda path: figures.samples_figure(facts, data, path))
+    draw("samples", "Samples, Heun in 25 steps (for a VAE: of its decoder).",
+         lambda path: figures.samples_figure(facts, data, path))  # fmt: skip
     if extractor is not None:
         made = extractor.provenance
         page.text(f"Fréchet distances: features of a classifier trained on the real labels, of test accuracy "
@@ -95,8 +98,8 @@ def add_runs(page: Page, out: Path, facts: list[Facts], data: Data, extractor: E
              lambda path: figures.strips_figure(shown, data, path, figures.interpolation_strip))  # fmt: skip
     if data.shape == (2,):
         for f in shown:
-            draw(f"plane-{f.group}", f"{f.group}: density and samples; particles along the forward diffusion and the "
-                 "generative flow; drift f_φ and volatility G_φ (ellipses).",
+            draw(f"plane-{f.group.replace('/', '-')}", f"{f.group}: density; particles along the forward diffusion and "
+                 "the generative flow; drift f_φ and volatility G_φ (ellipses).",
                  lambda path, f=f: figures.plane_figure(f, data, path))  # fmt: skip
     page.heading("What the flow does")
     draw("flow", "Spectrum of ∂h/∂x, where its action lies, what x_t tells of the class.",
@@ -186,5 +189,6 @@ def error_terms(found: list[dict]) -> list[tuple[str, str, list[float], float]]:
         terms.append(("estimation", "½∫g²E‖s_θ − ∇log p_t‖² dt by the bound, nats",
                       [e["kl"]["nats"] for e in estimation], estimation[0]["kl"]["standard_error"]))  # fmt: skip
         terms.append(("estimation", "the same, measured where the true score is resolved, nats",
-                      [e["curve"]["nats"] for e in estimation], math.nan))  # fmt: skip
+                      [e["curve"]["integral"] for e in estimation],
+                      estimation[0]["curve"]["integral_standard_error"]))  # fmt: skip
     return terms

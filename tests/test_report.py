@@ -1,0 +1,673 @@
+"""The report: the page, its pictures, what is known of runs and kept, and all of it on tiny runs."""
+
+import base64
+import functools
+import io
+import json
+import math
+import os
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch.distributions import MultivariateNormal
+
+import indm
+from indm import facts, figures, measures, pictures, recipes, report, runs
+from indm.data import load_data, stack
+from indm.densities import Density
+from indm.extractor import train_extractor
+from indm.facts import Facts, Options, groups_of, measure
+from indm.flows import Identity
+from indm.model import build_model
+from indm.page import Page
+from indm.scaling import Scaling
+from indm.training import train
+from indm.vae import train_vae
+
+DIGITS = {
+    "data": {"name": "digits"},
+    "flow": {"name": "coupling", "depth": 1, "width": 4},
+    "sde": {"name": "vp"},
+    "net": {"name": "unet", "channels": 4, "multipliers": [1, 1], "blocks": 1, "attention": []},
+    "train": {"steps": 8, "batch_size": 64, "validate_examples": 20, "log_every": 2, "validate_every": 4,
+              "keep_every": 4, "lr": 0.01, "flow_lr": 0.01, "ema": 0.5},
+    "evaluate": {"images": 60, "nll_images": 4, "times": 2, "steps": 8},
+}  # fmt: skip
+PLANE = DIGITS | {
+    "data": {"name": "eight-gaussians", "samples": 2000},
+    "flow": {"name": "residual", "blocks": [1], "width": 4},
+    "net": {"name": "mlp", "width": 8, "depth": 1},
+}
+NASTY = "<b>&\"'x"
+QUICK = Options(images=20, steps=(2, 3, 200), samplers=("unipc", "euler-maruyama"))
+
+
+def change(recipe, table, **options):
+    return recipe | {table: recipe.get(table, {}) | options}
+
+
+class Reader(HTMLParser):
+    """What a browser makes of a page: its elements, text by element, and whether all that is opened is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.texts = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+    def text(self, tag):
+        return [text for where, text in self.texts if where == tag]
+
+    def images(self):
+        """The bytes of every picture, which must all be in the page."""
+        sources = [attributes["src"] for tag, attributes in self.elements if tag == "img"]
+        assert all(source.startswith("data:image/png;base64,") for source in sources)
+        return [base64.b64decode(source.partition(",")[2], validate=True) for source in sources]
+
+    def rows(self):
+        """The cells of all tables' rows."""
+        rows, cell = [], None
+        for where, text in self.texts:
+            cell = (where, text) if where in ("td", "th") else None
+            if cell:
+                rows.append(cell)
+        return rows
+
+
+def assert_alone(text):
+    """Nothing is fetched from elsewhere."""
+    reader = Reader(text)
+    assert not {tag for tag, _ in reader.elements} & {"script", "link", "iframe", "a", "object", "embed"}
+    for tag, attributes in reader.elements:
+        assert not {"href", "srcset", "style", "onload", "onerror"} & attributes.keys()
+        assert "src" not in attributes or tag == "img"
+    style = "".join(reader.text("style"))
+    assert style and "url(" not in style and "@import" not in style
+    assert "http:" not in text and "https:" not in text
+    return reader
+
+
+# ── The page ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_page_holds_everything_and_escapes_it(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 7, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    page = Page(f"title {NASTY}")
+    page.heading(f"heading {NASTY}", level=3)
+    page.text(f"text {NASTY}")
+    page.table([("", f"head {NASTY}"), (f"cell {NASTY}", "failed")])
+    page.picture(tmp_path / "a.png", f"caption {NASTY}")
+    page.write(tmp_path / "index.html")
+
+    text = (tmp_path / "index.html").read_text("utf-8")
+    reader = assert_alone(text)
+    assert text.startswith("<!doctype html>") and ("meta", {"charset": "utf-8"}) in reader.elements
+    for tag, word in (("title", "title"), ("h1", "title"), ("h3", "heading"), ("p", "text"), ("figcaption", "caption")):
+        assert "".join(reader.text(tag)) == f"{word} {NASTY}"
+    assert reader.text("th") == [f"head {NASTY}"] and reader.text("td") == [f"cell {NASTY}", "failed"]
+    classes = [attributes["class"] for tag, attributes in reader.elements if tag == "td"]
+    assert classes == [f"cell {NASTY}", "failed"] and ".failed" in "".join(reader.text("style"))
+    assert [a["alt"] for tag, a in reader.elements if tag == "img"] == [f"caption {NASTY}"]
+    assert not {tag for tag, _ in reader.elements} - {"html", "head", "meta", "title", "style", "body", "h1", "h3", "p",
+                                                      "table", "tr", "th", "td", "figure", "img", "figcaption"}  # fmt: skip
+    (data,) = reader.images()
+    assert data == (tmp_path / "a.png").read_bytes()
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), pixels)
+    order = [text.index(f">{word} ") for word in ("heading", "text", "head", "cell", "caption")]
+    assert order == sorted(order)
+
+
+# ── Pictures ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_ellipses_are_the_images_of_circles_that_just_fit():
+    axis = torch.tensor([-1.0, -0.5, 0.0, 0.5])
+    points = torch.cartesian_prod(axis, axis)
+    matrices = torch.randn(16, 2, 2)
+    axes = Figure().subplots()
+    pictures.ellipses(axes, points, matrices, "G")
+    assert len(axes.lines) == 16
+    largest, reached = torch.linalg.svdvals(matrices)[:, 0].max().item(), 0.0
+    for line, point, matrix in zip(axes.lines, points, matrices, strict=True):
+        offsets = np.asarray(line.get_xydata()) - point.numpy()
+        radii = np.linalg.norm(np.linalg.solve(matrix.numpy(), offsets.T), axis=0)
+        assert radii == pytest.approx(0.25 / largest, rel=1e-3)  # half the distance of neighbours, for the largest
+        angles = np.unwrap(np.arctan2(*np.linalg.solve(matrix.numpy(), offsets.T)[::-1]))
+        assert abs(angles[-1] - angles[0]) == pytest.approx(2 * math.pi, rel=1e-3)  # closed
+        reached = max(reached, np.linalg.norm(offsets, axis=1).max())
+    assert reached == pytest.approx(0.25, rel=0.01) and reached <= 0.25 + 1e-6
+    assert axes.get_title() == f"G, largest {largest:.2g}"
+
+
+def test_arrows_stand_at_their_points_and_name_the_largest():
+    points, vectors = torch.randn(9, 2), torch.randn(9, 2)
+    axes = Figure().subplots()
+    pictures.arrows(axes, points, vectors, "f")
+    (arrows,) = axes.collections
+    assert np.allclose(arrows.get_offsets(), points)
+    assert np.allclose(np.stack([arrows.U, arrows.V], 1), vectors) and arrows.angles == "xy"
+    assert axes.get_title() == f"f, largest {max(math.hypot(*v) for v in vectors.tolist()):.2g}"
+
+
+class OneGaussian(Density):
+    mean = torch.tensor([0.3, -0.6])
+
+    def log_prob(self, x):
+        return MultivariateNormal(self.mean, 0.01 * torch.eye(2)).log_prob(x)
+
+
+@pytest.mark.parametrize("scaling", [None, Scaling(torch.tensor([0.5, -0.5]), torch.tensor([0.5, 0.25]))])
+def test_background_has_the_density_where_it_is(scaling):
+    axes, extent = Figure().subplots(), (-1.5, 2.0, -1.0, 1.5)
+    pictures.background(axes, OneGaussian(), extent, scaling)
+    (image,) = axes.images
+    values, (x0, x1, y0, y1) = np.asarray(image.get_array()), extent
+    assert tuple(image.get_extent()) == extent and image.origin == "lower"
+    row, column = np.unravel_index(values.argmax(), values.shape)
+    found = np.array([x0 + (column + 0.5) * (x1 - x0) / values.shape[1], y0 + (row + 0.5) * (y1 - y0) / values.shape[0]])
+    shift, scale = (0, np.ones(2)) if scaling is None else (scaling.shift.numpy(), scaling.scale.numpy())
+    assert found == pytest.approx((OneGaussian.mean.numpy() - shift) / scale, abs=0.015)
+    mass = values.mean() * (x1 - x0) * (y1 - y0) * scale.prod()
+    assert mass == pytest.approx(1, rel=0.01)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_tile_places_images_by_rows(channels):
+    images = torch.randint(0, 17, (5, channels, 2, 3))
+    grid = pictures.tile(images, 17, columns=3)
+    assert grid.shape == (1 + 2 * 3, 1 + 3 * 4, 3)
+    inside = np.zeros(grid.shape[:2], dtype=bool)
+    for i, image in enumerate(images.double().numpy() / 16):
+        top, left = 1 + 3 * (i // 3), 1 + 4 * (i % 3)
+        inside[top : top + 2, left : left + 3] = True
+        shown = np.broadcast_to(image if channels == 3 else image.mean(0, keepdims=True), (3, 2, 3))
+        assert np.allclose(grid[top : top + 2, left : left + 3], shown.transpose(1, 2, 0), atol=1e-6)
+    assert (grid[~inside] == 0.5).all()
+
+
+def test_a_picture_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.png"
+    pictures.save_figure(Figure(figsize=(2, 1)), path)
+    assert Image.open(path).size == (240, 120)
+    before = path.read_bytes()
+
+    class Broken(Figure):
+        def savefig(self, file, **_):
+            file.write_bytes(b"half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        pictures.save_figure(Broken(), path)
+    assert path.read_bytes() == before
+
+
+# ── Figures ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_slerp_runs_along_the_great_circle_at_constant_speed():
+    a, b = torch.randn(2, 6, 1, 3, 4, dtype=torch.float64)
+    assert torch.allclose(figures.slerp(a, b, 0.0), a) and torch.allclose(figures.slerp(a, b, 1.0), b)
+    a, b = (v / v.flatten(1).norm(dim=1)[:, None, None, None] for v in (a, b))
+
+    def angle(u, v):
+        return (u * v).flatten(1).sum(1).arccos()
+
+    for share in (0.2, 0.5, 0.9):
+        c = figures.slerp(a, b, share)
+        assert c.flatten(1).norm(dim=1).numpy() == pytest.approx(1)
+        assert torch.allclose(angle(a, c), share * angle(a, b)) and torch.allclose(angle(c, b), (1 - share) * angle(a, b))
+    assert torch.allclose(figures.slerp(a, a, 0.3), a, atol=1e-5)
+
+
+@pytest.mark.parametrize("sde", ["vp", "ve"])
+def test_clock_is_equally_spaced_in_log_snr(sde):
+    model = build_model(recipes.model_of(PLANE | {"sde": {"name": sde}}), shape=(2,))
+    times = figures.clock(model, 6).double()
+    steps = model.sde.log_snr(times).diff()
+    assert times[0].item() == pytest.approx(model.sde.eps) and times[-1].item() == pytest.approx(1)
+    assert (steps < 0).all() and steps.numpy() == pytest.approx(steps.mean().item(), rel=1e-3)
+
+
+def test_strips_where_the_paths_are_known():
+    """With the score of N(0, I), no flow and VP the probability flow rests, and noised N(0, I) stays N(0, I)."""
+    model = build_model(recipes.model_of(DIGITS | {"flow": {"name": "identity"}}), shape=(1, 8, 8)).eval()
+    x = torch.randn(40, 1, 8, 8)
+    with torch.no_grad():
+        forward, flow = figures.forward_strip(model, x), figures.flow_strip(model, x)
+        way = figures.interpolation_strip(model, x)
+    assert len(forward) == len(flow) == len(way) == figures.FRAMES
+    assert torch.allclose(forward[0], x, atol=0.03)
+    assert forward.flatten(1).std(1).numpy() == pytest.approx(1, abs=0.06)
+    correlation = [torch.corrcoef(torch.stack([frame.flatten(), x.flatten()]))[0, 1].item() for frame in forward]
+    alpha = model.sde.alpha(figures.clock(model)).tolist()
+    assert correlation == pytest.approx(alpha, abs=0.06)
+    assert torch.allclose(flow, flow[:1].expand_as(flow), atol=2e-3) and torch.allclose(flow[0], x, atol=0.03)
+    for frame, share in zip(way, torch.linspace(0, 1, figures.FRAMES).tolist(), strict=True):
+        assert torch.allclose(frame, figures.slerp(x, x.roll(-1, 0), share), atol=5e-3)
+
+
+def captured(monkeypatch):
+    """Figures that would be written, in order."""
+    kept = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: kept.append(figure))
+    return kept
+
+
+def bars(axes):
+    """x, y and half the error bar of each line."""
+    found = {}
+    for container in axes.containers:
+        line, _, (verticals,) = container.lines
+        halves = [(segment[1, 1] - segment[0, 1]) / 2 for segment in verticals.get_segments()]
+        found[container.get_label()] = (*map(list, line.get_data()), halves)
+    return found
+
+
+def fact(folder, group, **measured):
+    return Facts(folder, group, {}, {"unit": "nats", "entropy_nats": None}, 0, measured)
+
+
+def test_quality_and_gap_figures_show_means_over_seeds(monkeypatch, tmp_path):
+    kept = captured(monkeypatch)
+
+    def quality(values):
+        rows = [("data", None, 0, 0.1), ("unipc", 5, 6, values[0]), ("unipc", 10, 11, values[1]),
+                ("euler-maruyama", 5, 6, values[2]), ("euler-maruyama", 10, 11, values[3])]  # fmt: skip
+        return [
+            {"sampler": sampler, "steps": steps, "nfe": nfe, "frechet": None, "sliced_wasserstein": value,
+             "sliced_wasserstein_standard_error": 0.01}
+            for sampler, steps, nfe, value in rows
+        ]  # fmt: skip
+
+    two = [fact(tmp_path, "a", quality=quality(v)) for v in ([0.5, 0.2, 0.9, 0.6], [0.7, 0.4, 0.8, 0.3])]
+    one = [fact(tmp_path, "b", quality=quality([1.0, 0.8, 2.0, 1.5]))]
+    figures.quality_figure([two, one], tmp_path / "q.png")
+    left, right = kept[0].axes
+    assert (left.get_title(), right.get_title()) == ("unipc", "euler-maruyama")
+    x, y, error = bars(left)["a"]
+    assert x == [6, 11] and y == pytest.approx([0.6, 0.3]) and error == pytest.approx([0.1, 0.1])
+    assert bars(right)["a"][1] == pytest.approx([0.85, 0.45]) and bars(right)["a"][2] == pytest.approx([0.05, 0.15])
+    assert bars(right)["b"][1] == [2.0, 1.5] and bars(right)["b"][2] == pytest.approx([0.01, 0.01])
+    assert [line.get_ydata()[0] for line in left.lines if line.get_linestyle() == "--"] == [0.1]
+
+    rows = [{"step": 4, "gap": 0.3, "standard_error": 0.1}, {"step": 9, "gap": -0.2, "standard_error": 0.05}]
+    figures.gap_figure([fact(tmp_path, "a", gap=rows)], tmp_path / "g.png")
+    (axes,) = kept[1].axes
+    x, y, error = bars(axes)["a"]
+    assert (x, y) == ([4, 9], [0.3, -0.2]) and error == pytest.approx([0.1, 0.05])
+
+
+def test_curves_show_every_validation_and_name_a_group_once(monkeypatch, tmp_path):
+    kept, found = captured(monkeypatch), []
+    for i in range(3):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        lines = [{"step": s, "seconds": s / 2 + i, "valid_nelbo": 10 * i - s, "unit": "nats"} for s in (3, 6)]
+        written = [lines[0], {"step": 5, "seconds": 3.0, "loss": 1.0}, lines[1]]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in written))
+        found.append(fact(folder, "a" if i < 2 else "b"))
+    figures.curves_figure(found, tmp_path / "c.png")
+    steps, seconds = kept[0].axes
+    assert [list(line.get_xdata()) for line in steps.lines] == [[3, 6]] * 3
+    assert [list(line.get_xdata()) for line in seconds.lines] == [[1.5 + i, 3 + i] for i in range(3)]
+    assert [list(line.get_ydata()) for line in seconds.lines] == [[10 * i - 3, 10 * i - 6] for i in range(3)]
+    assert [line.get_color() for line in steps.lines] == ["C0", "C0", "C1"]
+    assert [text.get_text() for text in steps.get_legend().get_texts()] == ["a", "b"]
+    assert steps.get_ylabel() == "validation NELBO (nats)"
+
+
+# ── Facts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def written(folder, recipe):
+    """A run folder that holds a recipe and something that stands for the model."""
+    folder.mkdir(parents=True)
+    (folder / "recipe.toml").write_text(recipes.to_toml(recipes.resolve(recipe)))
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def test_groups_are_seeds_of_one_recipe(tmp_path):
+    seeds = [written(tmp_path / "indm" / str(i), change(PLANE, "train", seed=i)) for i in range(3)]
+    alone = written(tmp_path / "linear", PLANE | {"flow": {"name": "identity"}})
+    same = [written(tmp_path / side / "run", change(PLANE, "train", lr=lr)) for side, lr in (("a", 0.1), ("b", 0.2))]
+    both = written(tmp_path / "indm" / "longer", change(change(PLANE, "train", seed=1), "train", steps=9))
+    order = [seeds[0], alone, seeds[1], *same, both, seeds[2]]
+    found = groups_of(order)
+    assert list(found) == order
+    assert [found[folder] for folder in seeds] == ["indm"] * 3
+    assert found[alone] == "linear" and found[both] == "longer"
+    assert [found[folder] for folder in same] == ["run", str(same[1])]
+    grouped = facts.by_group([fact(folder, group) for folder, group in found.items()])
+    assert [f.folder for f in grouped["indm"]] == seeds and list(grouped)[:2] == ["indm", "linear"]
+
+
+def test_means_over_seeds():
+    values = [0.3, 0.5, 1.3]
+    mean, error = facts.mean_and_error(values)
+    assert mean == pytest.approx(np.mean(values)) and error == pytest.approx(np.std(values, ddof=1) / math.sqrt(3))
+    assert facts.mean_and_error([0.3], 0.1) == (0.3, 0.1) and math.isnan(facts.mean_and_error([0.3])[1])
+    assert report.shown(0.12345, 0.01) == "0.123 ± 0.010" and report.shown(0.12345, math.nan, 2) == "0.12"
+
+
+def test_bounds_are_in_the_unit_of_the_run(tmp_path):
+    bits = {"bits_per_dim": 2.5, "bits_per_dim_standard_error": 0.1, "nats": 111.0, "nats_standard_error": 4.0}
+    for unit, wanted in (("bits/dim", (2.5, 0.1)), ("nats", (111.0, 4.0))):
+        evaluation = {"unit": unit, "entropy_nats": None, "nelbo": {"with_reconstruction": bits}}
+        f = Facts(tmp_path, "a", {}, evaluation, 0, {})
+        assert f.unit == unit and f.bound() == wanted and f.bound("nll") is None
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"images": 19}, "images must be at least 20"),
+        ({"steps": ()}, "steps must be one or more"),
+        ({"steps": (5, 0)}, "steps must be one or more numbers of at least 1"),
+        ({"steps": (200, 1000)}, "steps must hold one below 200"),
+        ({"samplers": ()}, "samplers must be one or more of"),
+        ({"samplers": ("unipc", "dmp++")}, "samplers must be one or more of"),
+    ],
+)
+def test_options_that_cannot_be_measured(options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Options(**options)
+
+
+def test_a_measure_is_kept_until_options_or_weights_change(tmp_path, monkeypatch):
+    run, calls = written(tmp_path / "run", PLANE), []
+
+    def quality(run, data, extractor, options, progress):
+        calls.append(options)
+        return [{"sampler": "data", "steps": None, "value": 0.1 * len(calls)}]
+
+    monkeypatch.setattr(facts, "MEASURES", {"quality": quality})
+    data = load_data(**PLANE["data"])
+
+    def found(**options):
+        return measure(run, "quality", data, None, Options(**options), progress=False)[0]["value"]
+
+    kept = run / "measures" / "quality.json"
+    assert found() == found() == 0.1 and len(calls) == 1
+    assert json.loads(kept.read_text())["found"] == [{"sampler": "data", "steps": None, "value": 0.1}]
+    for number, options in enumerate(({"images": 40}, {"steps": (3,)}, {"samplers": ("heun",)}, {"seed": 1}), start=2):
+        assert found(**options) == found(**options) == 0.1 * number and len(calls) == number
+    os.utime(run / "model.safetensors", ns=(1, 1))  # trained on
+    assert found(seed=1) == pytest.approx(0.6) and found(seed=1) == pytest.approx(0.6)
+
+
+def test_snapshots_are_the_averaged_model_of_their_step_and_show_its_gap(tmp_path):
+    run = tmp_path / "run"
+    train(DIGITS, run, progress=False)
+    train(change(DIGITS, "train", steps=4, keep_every=0), tmp_path / "half", progress=False)
+    assert sorted(p.name for p in (run / "snapshots").iterdir()) == ["4", "8"] and not (tmp_path / "half/snapshots").exists()
+    weights = {p: (p / "model.safetensors").read_bytes()
+               for p in (run, tmp_path / "half", run / "snapshots/4", run / "snapshots/8")}  # fmt: skip
+    assert weights[run / "snapshots/8"] == weights[run] != weights[tmp_path / "half"] == weights[run / "snapshots/4"]
+
+    data, options = load_data(name="digits"), Options(images=20, seed=3)
+    rows = measure(run, "gap", data, None, options, progress=False)
+    assert [row["step"] for row in rows] == [4, 8] and rows == facts.gap(run, data, None, options, False)
+    for row, folder in zip(rows, (run / "snapshots" / "4", run), strict=True):
+        reported, nats = indm.evaluate(indm.INDM.load(folder), stack(data.test, 20), times=16, seed=3, progress=False)
+        bits = [reported[kind]["with_reconstruction"]["bits_per_dim"] for kind in ("nelbo", "nll")]
+        assert (row["nelbo"], row["nll"]) == pytest.approx(bits) and row["gap"] == pytest.approx(bits[0] - bits[1])
+        each = (nats["nelbo"] - nats["nll"]).numpy() / (64 * math.log(2))
+        assert row["standard_error"] == pytest.approx(each.std(ddof=1) / math.sqrt(20)) and row["images"] == 20
+    assert rows[0]["gap"] != rows[1]["gap"]
+
+
+def test_the_end_is_shown_where_it_is_no_multiple_of_the_snapshots(tmp_path):
+    train(change(PLANE, "train", steps=7, keep_every=3), tmp_path / "run", progress=False)
+    data = load_data(**PLANE["data"])
+    rows = facts.gap(tmp_path / "run", data, None, Options(images=40), False)
+    assert [row["step"] for row in rows] == [3, 6, 7]
+    assert all(row["gap"] == pytest.approx(row["nelbo"] - row["nll"]) for row in rows)  # nats: 1 is the unit
+    reported, _ = indm.evaluate(indm.INDM.load(tmp_path / "run"), stack(data.test, 40), times=16, progress=False)
+    assert rows[-1]["nll"] == pytest.approx(reported["nll"]["with_reconstruction"]["nats"])
+
+
+def test_a_run_that_was_trained_on_is_evaluated_and_measured_anew(tmp_path):
+    run, data = tmp_path / "run", load_data(**PLANE["data"])
+
+    def known():
+        f = facts.facts_of(run, "a", None, data, Options(images=20, steps=(2,)), ["transport"], progress=False)
+        return f.evaluation["nelbo"]["with_reconstruction"]["nats"], f.measures["transport"]["data"]["cost"], f.end["step"]
+
+    train(PLANE, run, progress=False)
+    first = known()
+    assert known() == first
+    train(change(PLANE, "train", steps=60), run, resume=True, progress=False)
+    second = known()
+    assert second[0] < first[0] and second[1] != first[1] and (first[2], second[2]) == (8, 60)
+    assert second[0] == pytest.approx(runs.evaluate(run, progress=False)["nelbo"]["with_reconstruction"]["nats"])
+
+
+# ── The report ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Stopped(Exception):
+    """Ends a report on the way."""
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A report on two seeds of a tiny INDM, a linear model of a nasty name and a VAE; it was stopped once."""
+    base = tmp_path_factory.mktemp("report")
+    data, out = load_data(name="digits"), base / "out"
+    train_extractor(data, epochs=1, most=256, progress=False).save(out)
+    for seed in (0, 1):
+        train(change(DIGITS, "train", seed=seed), base / "indm" / str(seed), progress=False)
+    train(DIGITS | {"flow": {"name": "identity"}}, base / NASTY, progress=False)
+    train_vae(DIGITS | {"net": {"name": "vae-conv", "width": 4, "latent": 3}}, base / "vae", progress=False)
+    folders = [base / "indm" / "0", base / "indm" / "1", base / NASTY, base / "vae"]
+
+    def stopped(run, *_):
+        if run == folders[1]:
+            raise Stopped
+        return made(run, *_)
+
+    made = facts.MEASURES["gap"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(facts.MEASURES, "gap", stopped)
+        with pytest.raises(Stopped):
+            report.report(folders, out, QUICK, progress=False)
+    assert not (out / "index.html").exists()
+    kept = {p: p.stat().st_mtime_ns for p in base.rglob("*") if p.parent.name == "measures"}
+    assert report.report(folders, out, QUICK, progress=False) == out / "index.html"
+    return base, folders, kept
+
+
+def tables(text):
+    """The tables of a page as rows of cells."""
+    found, cell = [], None
+    for part in text.split("<"):
+        tag, _, content = part.partition(">")
+        if tag == "table":
+            found.append([])
+        elif tag == "tr":
+            found[-1].append([])
+        elif tag.split(" ")[0] in ("td", "th"):
+            cell = Reader(f"<p>{content}</p>").text("p")
+            found[-1][-1].append("".join(cell))
+    return found
+
+
+def test_report_is_one_page_with_every_picture(digits):
+    base, folders, _ = digits
+    text = (base / "out" / "index.html").read_text("utf-8")
+    reader = assert_alone(text)
+    names = ["curves", "gap", "samples", "quality", "paths", "flow-paths", "interpolation", "flow"]
+    assert sorted(p.name for p in (base / "out").glob("*.png")) == sorted(f"{name}.png" for name in names)
+    assert reader.images() == [(base / "out" / f"{name}.png").read_bytes() for name in names]
+    for data in reader.images():
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        assert image.format == "PNG" and min(image.size) > 300 and len(set(image.convert("L").tobytes())) > 10
+    assert NASTY in reader.text("td") and "b" not in {tag for tag, _ in reader.elements}
+    accuracy = json.loads((base / "out" / "extractor.json").read_text())["provenance"]["test_accuracy"]
+    assert f"of test accuracy {accuracy:.3f}" in text
+
+
+def test_report_json_holds_what_was_measured(digits):
+    base, folders, _ = digits
+    stored = json.loads((base / "out" / "report.json").read_text())
+    assert stored["options"] == {"images": 20, "steps": [2, 3, 200], "samplers": ["unipc", "euler-maruyama"], "seed": 0}
+    assert list(stored["runs"]) == [str(folder) for folder in folders]
+    for folder in folders:
+        found = stored["runs"][str(folder)]
+        names = {"quality"} if folder.name == "vae" else {"quality", "transport", "errors", "gap", "flow"}
+        assert found.keys() == names | {"group", "evaluation"}
+        for name in names:
+            assert found[name] == json.loads((folder / "measures" / f"{name}.json").read_text())["found"]
+        assert found["evaluation"] == json.loads((folder / "evaluation.json").read_text())
+    assert [found["group"] for found in stored["runs"].values()] == ["indm", "indm", NASTY, "vae"]
+
+
+def test_report_tables_are_means_over_seeds(digits):
+    base, folders, _ = digits
+    stored = list(json.loads((base / "out" / "report.json").read_text())["runs"].values())
+    likelihood, quality, transport, error = tables((base / "out" / "index.html").read_text("utf-8"))
+
+    nelbos = []
+    for folder in folders:
+        with np.load(folder / "evaluation.npz") as arrays:
+            nelbos.append(arrays["nelbo"] / (64 * math.log(2)))
+    means = [v.mean() for v in nelbos]
+    assert [row[:2] for row in likelihood[1:]] == [["indm", "2"], [NASTY, "1"], ["vae", "1"]]
+    assert likelihood[1][5] == f"{np.mean(means[:2]):.3f} ± {np.std(means[:2], ddof=1) / math.sqrt(2):.3f}"
+    assert likelihood[2][5] == f"{means[2]:.3f} ± {nelbos[2].std(ddof=1) / math.sqrt(60):.3f}"
+    assert likelihood[3][6] == "–" and [row[3] for row in likelihood[1:]] == ["8"] * 3
+    parameters = sum(p.numel() for p in indm.INDM.load(folders[0]).parameters())
+    assert likelihood[1][2] == f"{parameters:,}"
+
+    assert [row[1:3] for row in quality[1:7]] == [["data", ""], ["unipc", "2"], ["unipc", "3"], ["euler-maruyama", "2"],
+                                                  ["euler-maruyama", "3"], ["data", ""]]  # fmt: skip
+    assert [row[0] for row in quality if row[0] == "training data"] == ["training data"] * 2
+    assert len(quality) == 1 + 7 + 5 + 1 and quality[7][1:3] == ["euler-maruyama", "200"]
+    pair = [found["quality"][2] for found in stored[:2]]
+    assert (pair[0]["sampler"], pair[0]["steps"]) == ("unipc", 3)
+    for cell, key in ((quality[3][5], "frechet"), (quality[3][6], "sliced_wasserstein")):
+        a, b = (row[key] for row in pair)
+        assert cell == f"{(a + b) / 2:.3f} ± {abs(a - b) / 2:.3f}"
+    assert quality[-1][0] == "vae" and quality[-1][6].startswith(f"{stored[3]['quality'][0]['sliced_wasserstein']:.3f}")
+
+    ratios = [found["transport"]["data"]["ratio"] for found in stored[:2]]
+    assert transport[1][4].startswith(f"{np.mean(ratios):.3f} ± ") and all(ratio >= 1 for ratio in ratios)
+    assert transport[3][0] == transport[4][0] == NASTY and transport[3][2:] == transport[4][2:]  # no flow: one space
+    rms = [found["errors"]["discretization"][0]["rms"] for found in stored[:2]]
+    (row,) = [row for row in error if row[0] == "indm" and row[2].startswith("2 steps of unipc")]
+    assert row[1] == "discretization" and row[3].startswith(f"{np.mean(rms):.4f} ± ")
+
+
+def test_the_whole_sampling_error_is_within_its_parts(digits):
+    """The triangle inequality of the sliced Wasserstein distance, up to what 200 directions and rounding leave."""
+    base, folders, _ = digits
+    stored = json.loads((base / "out" / "report.json").read_text())["runs"]
+    for folder in folders[:3]:
+        found = stored[str(folder)]
+        e = found["errors"]
+        for steps, row in zip((2, 3), e["discretization"], strict=True):
+            whole = next(q for q in found["quality"] if (q["sampler"], q["steps"]) == ("unipc", steps))
+            parts = [e["prior"]["samples"]["sliced_wasserstein"], row["rms"], e["estimation"]["samples"]["sliced_wasserstein"]]
+            assert max(parts[0], parts[2]) > 0 and whole["sliced_wasserstein"] <= 1.1 * sum(parts) + 0.02
+
+
+def test_a_report_goes_on_where_it_was_stopped_and_repeats_itself(digits, monkeypatch):
+    base, folders, kept = digits
+    assert kept and len(kept) == 5 + 3 and all(p.stat().st_mtime_ns == time for p, time in kept.items())
+    before = {p: p.stat().st_mtime_ns for folder in folders for p in folder.rglob("*") if p.is_file()}
+    page = (base / "out" / "index.html").read_bytes()
+
+    def never(*_):
+        raise AssertionError("measured again")
+
+    for name in facts.MEASURES:
+        monkeypatch.setitem(facts.MEASURES, name, never)
+    report.report(folders, base / "out", QUICK, progress=False)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert (base / "out" / "index.html").read_bytes() == page
+
+
+def test_interpolation_ends_at_the_images_for_any_flow_and_score(digits):
+    _, folders, _ = digits
+    model, data = runs.open_run(folders[0])[0], load_data(name="digits")
+    assert not isinstance(model.flow, Identity)
+    raw = stack(data.test, 3)
+    with torch.no_grad():
+        x = model.scaling.to_model(raw, generator=torch.Generator().manual_seed(0))
+        frames = figures.interpolation_strip(model, x)
+    assert torch.allclose(frames[0], x, atol=0.02) and torch.allclose(frames[-1], x.roll(-1, 0), atol=0.02)
+    assert not torch.allclose(frames[4], x, atol=0.2)
+
+
+def test_report_refuses_what_it_cannot_compare(digits, tmp_path):
+    base, folders, _ = digits
+    other = written(tmp_path / "other", change(DIGITS, "data", limit=100))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for given, error, complaint in (
+        ([], ValueError, "at least one run"),
+        ([folders[3]], ValueError, "at least one run of an INDM, got VAEs alone"),
+        ([folders[0], other], ValueError, "runs of different data"),
+        ([folders[0], empty], FileNotFoundError, "is no run folder"),
+    ):
+        with pytest.raises(error, match=complaint):
+            report.report(given, tmp_path / "out", QUICK, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_report_of_the_plane_shows_density_drift_and_volatility(tmp_path, monkeypatch):
+    quick = functools.partial(measures.estimation_curve, samples=50, times=3, step=0.05)
+    monkeypatch.setattr(measures, "estimation_curve", quick)
+    folders = [tmp_path / "a" / "run", tmp_path / "b" / "run"]  # of one name, which is no path of a picture
+    for folder, flow in zip(folders, (PLANE["flow"], {"name": "identity"}), strict=True):
+        train(PLANE | {"flow": flow}, folder, progress=False)
+    kept, write = [], pictures.save_figure
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: (kept.append((path.name, figure)), write(figure, path)))
+    page = report.report(folders, tmp_path / "out", Options(20, (2,), ("unipc",)), progress=False)
+
+    text = page.read_text("utf-8")
+    assert len(assert_alone(text).images()) == 5 + 2 == len(list((tmp_path / "out").glob("*.png")))
+    linear = next(figure for name, figure in kept if name.startswith("plane-") and name.endswith("b-run.png"))
+    panels = np.array(linear.axes).reshape(4, 5)
+    assert len(panels[0, 0].images) == 1 and len(panels[0, 0].lines[0].get_xdata()) == figures.PARTICLES
+    model = indm.INDM.load(folders[1])
+    for column, t in enumerate(figures.clock(model, 5)):
+        (arrows,) = panels[2, column].collections  # f_φ(x, t) = f(t) x and G_φ = g(t) I where there is no flow
+        field = np.stack([arrows.U, arrows.V], 1)
+        assert np.allclose(field, model.sde.drift(t[None].float()).item() * np.asarray(arrows.get_offsets()), atol=1e-4)
+        assert panels[3, column].get_title().endswith(f"largest {model.sde.diffusion(t[None].float()).item():.2g}")
+        for line in panels[3, column].lines:
+            radius = np.linalg.norm(line.get_xydata() - line.get_xydata()[:-1].mean(0), axis=1)
+            assert radius == pytest.approx(radius.mean(), rel=0.02)
+    x = model.scaling.to_model(stack(load_data(**PLANE["data"]).test, figures.PARTICLES))
+    assert np.allclose(panels[0, 0].lines[0].get_xydata(), x, atol=0.05)
+
+    likelihood, _, _, error = tables(text)
+    entropy = indm.densities.DENSITIES["eight-gaussians"].entropy()
+    assert likelihood[-1][0] == "entropy of the data" and likelihood[-1][5] == f"{entropy:.3f}"
+    estimation = json.loads((tmp_path / "out" / "report.json").read_text())["runs"][str(folders[1])]["errors"]["estimation"]
+    cells = {row[2]: row[3] for row in error if row[0] == str(folders[1])}
+    curve = estimation["curve"]
+    width = (curve["range"][1] - curve["range"][0]) / len(curve["curve"])
+    summed = width * sum(point["integrand"] for point in curve["curve"])
+    assert cells["the same, measured where the true score is resolved, nats"].startswith(f"{summed:.4f} ± ")
+    assert cells["½∫g²E‖s_θ − ∇log p_t‖² dt by the bound, nats"].startswith(f"{estimation['kl']['nats']:.4f} ± ")
