@@ -243,7 +243,7 @@ class Report:
     images: int = 500
     """Samples of each measure, at most; a tenth of it is quick and rough."""
     steps: tuple[int, ...] = (5, 10, 20, 50, 100)
-    """Of the samplers. From 200 on for the stochastic ones alone, on at most 256 images."""
+    """Of the samplers. From 200 on for the stochastic ones alone: the others have long converged."""
     samplers: tuple[str, ...] = ("unipc", "heun", "euler-maruyama")
     seed: int = 0
     """Of everything random."""

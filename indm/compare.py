@@ -17,17 +17,28 @@ KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)"}
 TIE = 2.0  # standard errors under which a difference is called a tie
 
 
-def learning_curves(axes: Axes, groups: Mapping[str, Sequence[Path]], against: str) -> None:
-    """Validation NELBO of every run ``against`` "step" or "seconds"; a colour for each group of runs."""
-    unit = ""
-    for number, (label, folders) in enumerate(groups.items()):
-        for i, folder in enumerate(folders):
-            lines = [line for line in runs.read_metrics(folder) if "valid_nelbo" in line]
-            curve = [m[against] for m in lines], [m["valid_nelbo"] for m in lines]
-            axes.plot(*curve, ".-", color=f"C{number}", label=None if i else label)
-            unit = lines[-1]["unit"] if lines else unit
+def learning_curves(axes: Axes, groups: Mapping[str, Sequence[list[dict]]], against: str, unit: str) -> None:
+    """Validation NELBO ``against`` "step" or "seconds"; a colour for each group of curves (lines of metrics)."""
+    for number, (label, curves) in enumerate(groups.items()):
+        for i, lines in enumerate(curves):
+            points = [m[against] for m in lines], [m["valid_nelbo"] for m in lines]
+            axes.plot(*points, ".-", color=f"C{number}", label=None if i else label)
     axes.set(xlabel=against, ylabel=f"validation NELBO ({unit})")
     axes.legend()
+
+
+def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
+    """ValueError where runs were not evaluated on the same examples; a likelihood that only one has does not count."""
+    baseline, first = next(iter(evaluations.items()))
+    for folder, result in evaluations.items():
+        both = [kind for kind in KINDS if kind in result and kind in first]
+        if any(result[key] != first[key] for key in ("data", "split")) or any(
+            result["images"][kind] != first["images"][kind] for kind in both
+        ):
+            raise ValueError(
+                f"{folder} and {baseline} were evaluated on different examples: {_examples(result)} and "
+                f"{_examples(first)}; evaluate both with the same options"
+            )
 
 
 def compare(folders: list[Path], out: Path) -> str:
@@ -44,16 +55,9 @@ def compare(folders: list[Path], out: Path) -> str:
     evaluations = {folder: _read_evaluation(folder) for folder in folders}
     baseline, *others = folders
     first, first_nats = evaluations[baseline]
+    check_same_examples({folder: result for folder, (result, _) in evaluations.items()})
     rows = [("run", "steps", "seconds", "NELBO", "NLL (ODE)")]
     for folder, (result, _) in evaluations.items():
-        both = [kind for kind in KINDS if kind in result and kind in first]
-        if any(result[key] != first[key] for key in ("data", "split")) or any(
-            result["images"][kind] != first["images"][kind] for kind in both
-        ):
-            raise ValueError(
-                f"{folder} and {baseline} were evaluated on different examples: {_examples(result)} and "
-                f"{_examples(first)}; evaluate both with the same options"
-            )
         end = runs.read_metrics(folder)[-1]
         rows.append((str(folder), str(end["step"]), f"{end['seconds']:.0f}", *(_cell(result, k) for k in KINDS)))
 
@@ -68,7 +72,7 @@ def compare(folders: list[Path], out: Path) -> str:
     lines.append(f"{unit}, ± one standard error, with the reconstruction term, {first['split']} split")
     out.mkdir(parents=True, exist_ok=True)
     runs.write_json(out / "comparison.json", {"baseline": str(baseline), "unit": unit, "differences": differences})
-    _comparison_figure(folders, out / "comparison.png")
+    _comparison_figure(folders, out / "comparison.png", unit)
     return "\n".join(lines)
 
 
@@ -102,7 +106,7 @@ def difference(pairs: Sequence[tuple[Path, Path]]) -> dict:
     over_seeds = float(seeds.std(ddof=1) / math.sqrt(len(seeds))) if len(seeds) > 1 else math.nan
     over_images = float(differences.mean(0).std(ddof=1) / math.sqrt(differences.shape[1]))
     error = np.nanmax([over_seeds, over_images])
-    verdict = "tie" if abs(seeds.mean()) < 2 * error else "better" if seeds.mean() < 0 else "worse"
+    verdict = "tie" if abs(seeds.mean()) < TIE * error else "better" if seeds.mean() < 0 else "worse"
     return {
         "difference": float(seeds.mean()),
         "standard_error_over_seeds": over_seeds,
@@ -138,11 +142,12 @@ def _cell(result: dict, kind: str) -> str:
     return f"{values[key]:.4f} ± {values[f'{key}_standard_error']:.4f}"
 
 
-def _comparison_figure(folders: list[Path], path: Path) -> None:
+def _comparison_figure(folders: list[Path], path: Path, unit: str) -> None:
     figure = Figure(figsize=(max(8, 4 * len(folders)), 8), layout="constrained")
     above, below = figure.subfigures(2, 1)
+    curves = {str(f): [[line for line in runs.read_metrics(f) if "valid_nelbo" in line]] for f in folders}
     for axes, against in zip(above.subplots(1, 2, sharey=True), ("step", "seconds"), strict=True):
-        learning_curves(axes, {folder.name: [folder] for folder in folders}, against)
+        learning_curves(axes, curves, against, unit)
     for axes, folder in zip(np.atleast_1d(below.subplots(1, len(folders))), folders, strict=True):
         axes.set_title(f"samples of {folder.name}")
         file = folder / "samples.npz"

@@ -22,7 +22,7 @@ from indm.recipes import Recipe
 from indm.sampling import SAMPLERS
 from indm.training import count_parameters
 
-MANY_STEPS, FEW_IMAGES = 200, 256  # from so many steps on, no more images than this
+MANY_STEPS = 200  # from so many on only stochastic samplers are measured: the others have long converged
 GAP_IMAGES = 64  # whose likelihood is taken at every snapshot
 
 
@@ -68,14 +68,21 @@ def quality(run: Path, data: Data, extractor: Extractor | None, options: Options
     model, rows = runs.open_run(run)[0], []
     few = [steps for steps in options.steps if steps < MANY_STEPS]
     many = [steps for steps in options.steps if steps >= MANY_STEPS]
-    stochastic = [name for name in options.samplers if name in measures.STOCHASTIC]  # the others have long converged
-    for steps, samplers, images in (few, options.samplers, options.images), (many, stochastic, FEW_IMAGES):
-        if steps and samplers:
+    samplers = samplers_of(model, options)
+    for steps, some in (few, samplers), (many, [name for name in samplers if name in measures.STOCHASTIC]):
+        if steps and some:
             rows += measures.quality(
-                model, data, extractor, samplers=samplers, steps=steps, images=min(images, options.images),
-                seed=options.seed, progress=progress,
+                model, data, extractor, samplers=some, steps=steps, images=options.images, seed=options.seed,
+                progress=progress,
             )  # fmt: skip
     return rows
+
+
+def samplers_of(model, options: Options) -> list[str]:
+    """Those of the options that take the model's SDE; Heun where none does (an SDE learned entry by entry)."""
+    if model.sde.sigma(model.sde.endpoints(model.scaling.scale.new_zeros(1))[0]).ndim == 1:
+        return list(options.samplers)
+    return [name for name in options.samplers if name == "heun"] or ["heun"]
 
 
 def transport(run: Path, data: Data, extractor: Extractor | None, options: Options, progress: bool) -> dict:
@@ -91,9 +98,10 @@ def transport(run: Path, data: Data, extractor: Extractor | None, options: Optio
 def errors(run: Path, data: Data, extractor: Extractor | None, options: Options, progress: bool) -> dict:
     """The sampling error by parts, of the first sampler that is one of the probability flow."""
     steps = [n for n in options.steps if n < MANY_STEPS]
-    sampler = next((name for name in options.samplers if name not in measures.STOCHASTIC), "heun")
+    model = runs.open_run(run)[0]
+    sampler = next((name for name in samplers_of(model, options) if name not in measures.STOCHASTIC), "heun")
     return measures.sampling_errors(
-        runs.open_run(run)[0], data, extractor, steps=steps, sampler=sampler, images=options.images,
+        model, data, extractor, steps=steps, sampler=sampler, images=options.images,
         seed=options.seed, progress=progress,
     )  # fmt: skip
 
@@ -101,11 +109,11 @@ def errors(run: Path, data: Data, extractor: Extractor | None, options: Options,
 def gap(run: Path, data: Data, extractor: Extractor | None, options: Options, progress: bool) -> list[dict]:
     """NELBO − NLL of the probability-flow ODE of the same examples: at every snapshot of the run, and at its end."""
     raw = stack(data.test, min(options.images, 1000 if len(data.shape) == 1 else GAP_IMAGES))
-    last = runs.read_metrics(run)[-1]["step"]
+    last = end_of(run)["steps"]
     kept = {int(folder.name): folder for folder in (run / "snapshots").glob("*")} | {last: run}
     rows = []
     for step, folder in sorted(kept.items()):
-        model = indm.INDM.load(folder)
+        model = indm.INDM.load(folder, device=runs.device())
         _, nats = indm.evaluate(model, raw, times=16, seed=options.seed, progress=progress)
         unit = math.log(2) * raw[0].numel() if model.scaling.levels else 1.0
         mean, error = measures.mean_and_error((nats["nelbo"] - nats["nll"]) / unit)
@@ -133,7 +141,8 @@ def measure(
     run: Path, name: str, data: Data, extractor: Extractor | None, options: Options, *, progress: bool = True
 ) -> dict | list[dict]:
     """A measure of a run, from its folder where it was made with these options, else made and kept there."""
-    path, made_by = run / "measures" / f"{name}.json", asdict(options) | {"of": _weights_time(run)}
+    path, made_by = run / "measures" / f"{name}.json", asdict(options) | {"weights_sha256": runs.weights_hash(run)}
+    made_by["extractor_sha256"] = None if extractor is None else extractor.provenance["weights_sha256"]
     made_by = json.loads(json.dumps(made_by))
     if path.exists():
         kept = json.loads(path.read_text("utf-8"))
@@ -145,14 +154,21 @@ def measure(
     return found
 
 
-def _weights_time(run: Path) -> int:
-    """When the model was last written: a run that was trained on is measured anew."""
-    return (run / (vae.WEIGHTS if is_vae(run) else "model.safetensors")).stat().st_mtime_ns
+def end_of(run: Path) -> dict:
+    """What a run came to, ``steps``, ``seconds``, …
+
+    Raises:
+        ValueError: it was killed and has not been gone on with.
+    """
+    path = run / "summary.json"
+    if not path.exists():
+        raise ValueError(f"{run} has not come to an end: go on with 'indm train {run} --resume'")
+    return json.loads(path.read_text("utf-8"))
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that a report knows of one run; ``measures`` by name."""
+    """All that a report knows of one run; ``measures`` by name, ``cost`` in seconds a step where measured apart."""
 
     folder: Path
     group: str
@@ -160,15 +176,17 @@ class Facts:
     evaluation: dict
     parameters: int
     measures: dict
+    cost: float | None = None
 
     @property
     def unit(self) -> str:
         return self.evaluation["unit"]
 
     @property
-    def end(self) -> dict:
-        """The last line of its metrics: ``step``, ``seconds``, …"""
-        return runs.read_metrics(self.folder)[-1]
+    def curve(self) -> list[dict]:
+        """Validations along training: ``step``, ``seconds`` (by ``cost`` where that is known) and ``valid_nelbo``."""
+        lines = [line for line in runs.read_metrics(self.folder) if "valid_nelbo" in line]
+        return lines if self.cost is None else [line | {"seconds": line["step"] * self.cost} for line in lines]
 
     def bound(self, kind: str = "nelbo") -> tuple[float, float] | None:
         """NELBO or NLL with its standard error over examples, in the run's unit."""
@@ -179,18 +197,27 @@ class Facts:
 
 
 def groups_of(folders: Sequence[Path]) -> dict[Path, str]:
-    """The group of each run: runs whose recipes differ in the seed alone share one, named after their common folder."""
+    """The group of each run: runs whose recipes differ in the seed alone share one, named after their common folder.
+
+    How a run is watched and evaluated makes no difference, but its budget does.
+    """
+    alike = {"train.seed", *runs.FREE_ON_RESUME} - {"train.steps", "train.seconds"}
     known: list[tuple[Recipe, list[Path]]] = []
     for folder in folders:
         recipe = recipes.load(folder)
-        twins = [found for other, found in known if recipes.differences(other, recipe) in ([], ["train.seed"])]
+        twins = [
+            found
+            for other, found in known
+            if all(key in alike or key.startswith("evaluate.") for key in recipes.differences(other, recipe))
+        ]
         if twins:
             twins[0].append(folder)
         else:
             known.append((recipe, [folder]))
     named: dict[Path, str] = {}
     for _, found in known:
-        label = found[0].name if len(found) == 1 else found[0].resolve().parent.name
+        place = found[0].resolve()
+        label = place.name if len(found) == 1 else place.parent.name
         label = label if label not in named.values() else str(found[0])
         named |= dict.fromkeys(found, label)
     return {folder: named[folder] for folder in folders}
@@ -207,12 +234,12 @@ def facts_of(
 ) -> Facts:
     """The facts of one run with the measures of these names, made where they are not there yet."""
     evaluated = run / "evaluation.json"
-    if not evaluated.exists() or evaluated.stat().st_mtime_ns < _weights_time(run):
-        vae.evaluate_run(run) if is_vae(run) else runs.evaluate(run, progress=progress)
+    kept = json.loads(evaluated.read_text("utf-8")) if evaluated.exists() else {"weights_sha256": None}
+    if kept.get("weights_sha256", runs.weights_hash(run)) != runs.weights_hash(run):
+        kept = vae.evaluate_run(run) if is_vae(run) else runs.evaluate(run, progress=progress)
     found = {name: measure(run, name, data, extractor, options, progress=progress) for name in names}
-    evaluation = json.loads(evaluated.read_text("utf-8"))
     model = vae.load(run) if is_vae(run) else runs.open_run(run)[0]
-    return Facts(run, group, recipes.load(run), evaluation, count_parameters(model), found)
+    return Facts(run, group, recipes.load(run), kept, count_parameters(model), found)
 
 
 def gather(
@@ -232,7 +259,7 @@ def by_group(facts: Sequence[Facts]) -> dict[str, list[Facts]]:
     return groups
 
 
-def mean_and_error(values: Sequence[float], alone: float = math.nan) -> tuple[float, float]:
+def over_seeds(values: Sequence[float], alone: float = math.nan) -> tuple[float, float]:
     """Mean over seeds and its standard error; that of a single value is ``alone``."""
     if len(values) == 1:
         return values[0], alone

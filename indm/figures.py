@@ -12,7 +12,7 @@ from indm import measures, pictures, runs, vae
 from indm.compare import learning_curves
 from indm.data import Data, stack
 from indm.densities import DENSITIES
-from indm.facts import Facts, by_group, is_vae, mean_and_error
+from indm.facts import Facts, by_group, is_vae, over_seeds
 from indm.nonlinear import NonlinearDiffusion, forward_path, probability_flow_path
 from indm.sampling import log_snr_grid
 
@@ -25,9 +25,9 @@ FIELD = 13  # points along a side of the plane
 
 def curves_figure(facts: list[Facts], path: Path) -> None:
     figure = Figure(figsize=(12, 4.5), layout="constrained")
-    groups = {label: [f.folder for f in found] for label, found in by_group(facts).items()}
+    groups = {label: [f.curve for f in found] for label, found in by_group(facts).items()}
     for axes, against in zip(figure.subplots(1, 2, sharey=True), ("step", "seconds"), strict=True):
-        learning_curves(axes, groups, against)
+        learning_curves(axes, groups, against, facts[0].unit)
     pictures.save_figure(figure, path)
 
 
@@ -70,7 +70,7 @@ def _quality_line(axes: Axes, found: list[Facts], sampler: str, key: str) -> Non
     points = []
     for same in zip(*seeds, strict=True):
         error = same[0][f"{key}_standard_error"]
-        points.append((same[0]["nfe"], *mean_and_error([row[key] for row in same], error)))
+        points.append((same[0]["nfe"], *over_seeds([row[key] for row in same], error)))
     nfe, mean, error = zip(*points, strict=True)
     axes.errorbar(nfe, mean, error, fmt=".-", label=found[0].group)
 

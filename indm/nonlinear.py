@@ -31,9 +31,8 @@ from torch.overrides import TorchFunctionMode
 from indm.flows import Compose, ExactFlow, Flow, Part
 from indm.likelihood import evaluation_mode
 from indm.objective import randn_like
-from indm.ode import basis, integrate, rademacher
-from indm.sampling import log_snr_grid, reverse_diffusion_step
-from indm.score import probability_flow
+from indm.ode import basis, rademacher
+from indm.sampling import follow_flow, log_snr_grid, reverse_diffusion_step
 from indm.sde import LinearSDE, event_size, expand_like
 
 Batch = Float[Tensor, "batch *event"]
@@ -459,20 +458,12 @@ def probability_flow_path(model, x: Batch, times: Grid, *, tol: float = 1e-5) ->
 
     The latent's ODE is solved to ``tol`` between successive times. Raises as :func:`forward_path`.
     """
-    sde = model.sde
-
-    def field(clock: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (probability_flow(model.score, clock)(state[0]),)
-
     with evaluation_mode(model):
-        times = _check_times(sde, times).to(x.device)
-        spread = [expand_like(sde.spread(t), x).to(x) for t in times[:, None]]
-        w = model.flow.latent(x) / spread[0]
-        path = [w]
-        for start, end in itertools.pairwise((-sde.log_snr(times)).tolist()):
-            (w,), _ = integrate(field, (w,), start, end, rtol=tol, atol=tol)
-            path.append(w)
-        return _decode(model, torch.stack([r * w for r, w in zip(spread, path, strict=True)]))
+        times = _check_times(model.sde, times)
+        path = [model.flow.latent(x)]
+        for t, s in itertools.pairwise(times.tolist()):
+            path.append(follow_flow(model.score, path[-1], t, s, tol=tol)[0])
+        return _decode(model, torch.stack(path))
 
 
 def _latent_from_data(model, x: Tensor, times: Tensor, generator) -> tuple[Tensor, Tensor]:

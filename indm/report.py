@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from indm import anatomy, figures, recipes, runs
-from indm.compare import KINDS
+from indm.compare import KINDS, check_same_examples
 from indm.data import Data, load_data
 from indm.extractor import Extractor, load_or_train
-from indm.facts import Facts, Options, by_group, gather, is_vae, mean_and_error
+from indm.facts import Facts, Options, by_group, gather, is_vae, over_seeds
+from indm.measures import FOLDS
 from indm.page import Page
 
 
@@ -39,9 +40,15 @@ def report(folders: Sequence[Path], out: Path, options: Options | None = None, *
     if all(is_vae(folder) for folder in folders):
         raise ValueError("folders must name at least one run of an INDM, got VAEs alone")
     data = load_data(**first)
+    if len(data.test) < 2 * FOLDS:
+        raise ValueError(
+            f"data must have at least {2 * FOLDS} test examples for standard errors, {data.name} has {len(data.test)}; "
+            "a larger share of it, --data.test, or more data would do"
+        )
     out.mkdir(parents=True, exist_ok=True)
     extractor = load_or_train(out, data, progress=progress) if data.labels else None
     facts = gather(folders, extractor, data, options, progress)
+    check_same_examples({f.folder: f.evaluation for f in facts})
     page = Page(f"Runs of {data.name}")
     add_runs(page, out, facts, data, extractor)
     page.write(out / "index.html")
@@ -63,7 +70,7 @@ def add_runs(page: Page, out: Path, facts: list[Facts], data: Data, extractor: E
         return [measured for group in groups if (measured := [f for f in group if name in f.measures])]
 
     indms = having("errors")
-    shown = [group[0] for group in indms]
+    firsts = [group[0] for group in indms]
     page.text(f"{' '.join(data.notes)} Numbers are means over a group's seeds ± their standard error; a single run has "
               "that of its examples.")  # fmt: skip
     page.heading("Likelihood and budget")
@@ -71,7 +78,7 @@ def add_runs(page: Page, out: Path, facts: list[Facts], data: Data, extractor: E
     page.text("With the reconstruction term. NELBO bounds the likelihood of the generative SDE, NLL is that of the "
               "probability-flow ODE: their difference is zero for the exact score, no variational gap.")  # fmt: skip
     draw("curves", "Validation NELBO over steps and over seconds.", lambda path: figures.curves_figure(facts, path))
-    draw("gap", "NELBO − NLL (ODE) of the same examples along training.", lambda path: figures.gap_figure(shown, path))
+    draw("gap", "NELBO − NLL (ODE) of the same examples along training.", lambda path: figures.gap_figure(firsts, path))
 
     page.heading("Samples")
     draw("samples", "Samples, Heun in 25 steps (for a VAE: of its decoder).",
@@ -88,22 +95,23 @@ def add_runs(page: Page, out: Path, facts: list[Facts], data: Data, extractor: E
     page.table(transport_rows(indms))
     page.heading("The sampling error by parts")
     page.table(error_rows(indms))
-    page.heading("Paths")
     if len(data.shape) == 3:
+        page.heading("Paths")
         draw("paths", "x_t along one Brownian path, equally spaced on the log-SNR clock from ε to T.",
-             lambda path: figures.strips_figure(shown, data, path, figures.forward_strip))  # fmt: skip
+             lambda path: figures.strips_figure(firsts, data, path, figures.forward_strip))  # fmt: skip
         draw("flow-paths", "x_t along the probability flow: encoded to T, each column decoded by h⁻¹.",
-             lambda path: figures.strips_figure(shown, data, path, figures.flow_strip))  # fmt: skip
+             lambda path: figures.strips_figure(firsts, data, path, figures.flow_strip))  # fmt: skip
         draw("interpolation", "From x to x′ through z_T: both encoded, interpolated on the sphere, decoded.",
-             lambda path: figures.strips_figure(shown, data, path, figures.interpolation_strip))  # fmt: skip
+             lambda path: figures.strips_figure(firsts, data, path, figures.interpolation_strip))  # fmt: skip
     if data.shape == (2,):
-        for f in shown:
+        page.heading("Paths")
+        for f in firsts:
             draw(f"plane-{f.group.replace('/', '-')}", f"{f.group}: density; particles along the forward diffusion and "
                  "the generative flow; drift f_φ and volatility G_φ (ellipses).",
                  lambda path, f=f: figures.plane_figure(f, data, path))  # fmt: skip
     page.heading("What the flow does")
     draw("flow", "Spectrum of ∂h/∂x, where its action lies, what x_t tells of the class.",
-         lambda path: anatomy.save_figure({f.group: f.measures["flow"] for f in shown}, path))  # fmt: skip
+         lambda path: anatomy.save_figure({f.group: f.measures["flow"] for f in firsts}, path))  # fmt: skip
 
 
 def shown(mean: float, error: float, digits: int = 3) -> str:
@@ -117,8 +125,8 @@ def likelihood_rows(facts: list[Facts]) -> list[tuple[str, ...]]:
         cells = []
         for kind in KINDS:
             bounds = [f.bound(kind) for f in found if f.bound(kind)]
-            cells.append(shown(*mean_and_error([b[0] for b in bounds], bounds[0][1])) if bounds else "–")
-        ends = [f.end for f in found]
+            cells.append(shown(*over_seeds([b[0] for b in bounds], bounds[0][1])) if bounds else "–")
+        ends = [f.curve[-1] for f in found]
         steps, seconds = (statistics.mean(end[key] for end in ends) for key in ("step", "seconds"))
         rows.append((group, str(len(found)), f"{found[0].parameters:,}", f"{steps:.0f}", f"{seconds:.0f}", *cells))
     entropy = facts[0].evaluation["entropy_nats"]
@@ -136,7 +144,7 @@ def quality_rows(groups: list[list[Facts]]) -> list[tuple[str, ...]]:
             for key in ("frechet", "sliced_wasserstein"):
                 values = [r[key] for r in same if r[key] is not None]
                 error = same[0][f"{key}_standard_error"]
-                cells.append(shown(*mean_and_error(values, error)) if values else "–")
+                cells.append(shown(*over_seeds(values, error)) if values else "–")
             name = "training data" if row["sampler"] == "data" else group
             if name == group or found is groups[0]:
                 rows.append((name, row["sampler"], str(row["steps"] or ""), str(row["nfe"] or ""), str(row["images"]),
@@ -150,7 +158,7 @@ def transport_rows(groups: list[list[Facts]]) -> list[tuple[str, ...]]:
         for space in ("data", "latent"):
             costs = [f.measures["transport"][space] for f in found]
             cells = [
-                shown(*mean_and_error([c[key] for c in costs], costs[0][f"{key}_standard_error"]))
+                shown(*over_seeds([c[key] for c in costs], costs[0][f"{key}_standard_error"]))
                 for key in ("cost_per_dimension", "optimal_per_dimension", "ratio")
             ]
             rows.append((found[0].group, space, *cells, str(costs[0]["samples"])))
@@ -162,7 +170,7 @@ def error_rows(groups: list[list[Facts]]) -> list[tuple[str, ...]]:
     rows = [("", "term", "measured as", "value")]
     for found in groups:
         for term, what, values, alone in error_terms([f.measures["errors"] for f in found]):
-            rows.append((found[0].group, term, what, shown(*mean_and_error(values, alone), digits=4)))
+            rows.append((found[0].group, term, what, shown(*over_seeds(values, alone), digits=4)))
     return rows
 
 
@@ -171,9 +179,8 @@ def error_terms(found: list[dict]) -> list[tuple[str, str, list[float], float]]:
     terms = [
         ("prior", "KL(law of z_T ‖ π), nats: at most", [e["prior"]["kl_above"] for e in found], math.nan),
         ("prior", "KL(law of z_T ‖ π), nats: at least", [e["prior"]["kl_below"] for e in found], math.nan),
-        ("prior", "sliced Wasserstein, samples from π to samples from true z_T",
-         [e["prior"]["samples"]["sliced_wasserstein"] for e in found],
-         found[0]["prior"]["samples"]["sliced_wasserstein_standard_error"]),
+        ("prior", "converged samples from π to those from true z_T of the same noise, RMS, model units",
+         [e["prior"]["rms"] for e in found], found[0]["prior"]["rms_standard_error"]),
     ]  # fmt: skip
     for i, row in enumerate(found[0]["discretization"]):
         same = [e["discretization"][i] for e in found]
@@ -188,6 +195,7 @@ def error_terms(found: list[dict]) -> list[tuple[str, str, list[float], float]]:
     if "kl" in estimation[0]:
         terms.append(("estimation", "½∫g²E‖s_θ − ∇log p_t‖² dt by the bound, nats",
                       [e["kl"]["nats"] for e in estimation], estimation[0]["kl"]["standard_error"]))  # fmt: skip
+    if "curve" in estimation[0]:
         terms.append(("estimation", "the same, measured where the true score is resolved, nats",
                       [e["curve"]["integral"] for e in estimation],
                       estimation[0]["curve"]["integral_standard_error"]))  # fmt: skip

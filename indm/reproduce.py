@@ -10,6 +10,7 @@ learning curve is what a run that ended there would have reached.
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import statistics
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -44,7 +45,6 @@ VARIANTS: dict[str, dict[str, str]] = {
     "flow": {"net": "zero", "train.objective": "flow", "train.flow_every": "1"},
     "vae": {"net": "vae"},
 }
-MEASURED = {"linear": tuple(MEASURES), "indm": tuple(MEASURES), "flow": ("quality",), "vae": ("quality",)}
 SAME_COST = {"linear-ve": "linear", "indm-ve": "indm"}
 CURVE, SNAPSHOTS = 20, 4  # validations of a run, and kept models of that of the first seed
 
@@ -62,9 +62,9 @@ class Study:
 
 
 STUDIES = {
-    "eight-gaussians": Study("eight-gaussians", 2000, 300, 1000, 400, {"images": "10_000", "nll_images": "2000"}),
-    "digits": Study("digits", 600, 80, 360, 60, {"nll_images": "64", "repeats": "4", "times": "8"}),
-    "fashion-mnist-16": Study("fashion-mnist-16", 400, 40, 256, 40, {"images": "2000", "nll_images": "50"}),
+    "eight-gaussians": Study("eight-gaussians", 1200, 200, 1000, 200, {"images": "10_000", "nll_images": "2000"}),
+    "digits": Study("digits", 500, 60, 256, 60, {"nll_images": "64", "repeats": "4", "times": "8"}),
+    "fashion-mnist-16": Study("fashion-mnist-16", 300, 30, 256, 40, {"images": "2000", "nll_images": "50"}),
     "fashion-mnist": Study("fashion-mnist", 400, 20, 256, 40, {"images": "1000", "nll_images": "50"}),
 }
 STEPS, FAST_STEPS = (5, 10, 20, 50, 100, 1000), (5, 10, 20, 50)
@@ -79,10 +79,11 @@ class Plan:
     seeds: int
     fast: bool
 
-    def options(self, data: str) -> Options:
+    def options(self, data: str, seed: int) -> Options:
+        """What is measured; every seed has noise of its own, so that the spread over seeds shows that, too."""
         study = STUDIES[data]
         images, steps = (study.fast_images, FAST_STEPS) if self.fast else (study.images, STEPS)
-        return Options(images, steps, SAMPLERS)
+        return Options(images, steps, SAMPLERS, seed)
 
     def steps(self, data: str) -> int:
         return STUDIES[data].fast_steps if self.fast else STUDIES[data].steps
@@ -102,6 +103,7 @@ def recipe_of(plan: Plan, data: str, variant: str, seed: int, steps: int) -> Rec
         "train.seconds": "inf",
         "train.decay": "0.0",
         "train.validate_every": str(max(1, steps // CURVE)),
+        "train.validate_examples": "500",
         "train.keep_every": str(max(1, steps // SNAPSHOTS) if seed == 0 else 0),
         "train.checkpoint_every": "200",
     }
@@ -127,8 +129,8 @@ def trainer_class(variant: str) -> type[Trainer]:
     return vae.VAETrainer if variant == "vae" else Trainer
 
 
-def seconds_per_step(plan: Plan, data: str, rounds: int = 5, steps: int = 12) -> dict[str, float]:
-    """Seconds of a training step of every variant: medians over rounds in which each makes so many in turn."""
+def seconds_per_step(plan: Plan, data: str, rounds: int, steps: int = 12) -> dict[str, list[float]]:
+    """Seconds of a training step of every variant, in rounds in which each makes so many in turn."""
     trainers, batches = {}, {}
     for variant in (v for v in VARIANTS if v not in SAME_COST and v != "indm-pretrained"):
         recipe = recipe_of(plan, data, variant, 0, 100)
@@ -143,10 +145,22 @@ def seconds_per_step(plan: Plan, data: str, rounds: int = 5, steps: int = 12) ->
                 losses = trainer.train_step(batches[variant])
             float(next(iter(losses.values())))  # waits for the device
             taken[variant].append((time.perf_counter() - started) / steps)
-    costs = {variant: statistics.median(seconds[1:]) for variant, seconds in taken.items()}
+    return {variant: seconds[1:] for variant, seconds in taken.items()}  # the first round warms up
+
+
+def costs_of(taken: dict[str, list[float]]) -> dict[str, float]:
+    """Median seconds of a step of each variant, those that are not measured from what they are made of."""
+    costs = {variant: statistics.median(seconds) for variant, seconds in taken.items()}
     share = float(VARIANTS["indm-pretrained"]["train.pretrain"])
     costs["indm-pretrained"] = share * costs["linear"] + (1 - share) * costs["indm"]
     return costs | {variant: costs[like] for variant, like in SAME_COST.items()}
+
+
+def measured(variant: str, seed: int) -> list[str]:
+    """What is measured of a run: all of INDM and its twin, the samples of one seed of the other baselines."""
+    if variant in ("linear", "indm"):
+        return list(MEASURES)
+    return ["quality"] if variant in ("flow", "vae") and seed == 0 else []
 
 
 # ── Units ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -173,8 +187,8 @@ def work(out: Path, data: str, variant: str, seed: int) -> int:
             runs.evaluate(folder, progress=False) if variant != "vae" else vae.evaluate_run(folder)
         material = load_data(**recipe["data"])
         extractor = load_or_train(out / data, material, progress=False) if material.labels else None
-        for name in MEASURED.get(variant, ()) if seed == 0 or variant in ("linear", "indm") else ():
-            measure(folder, name, material, extractor, plan.options(data), progress=False)
+        for name in measured(variant, seed):
+            measure(folder, name, material, extractor, plan.options(data, seed), progress=False)
     return 0
 
 
@@ -196,17 +210,27 @@ def prepare(out: Path, plan: Plan, progress: bool) -> dict:
             raise ValueError(f"{out} holds another reproduction, {kept['plan']}; go on with that, or use another --out")
         return kept
     costs: dict[str, dict[str, float]] = {}
+    log_cost: dict[str, tuple[float, float]] = {}
     for data in tqdm(plan.data, desc="cost of a step", disable=not progress):
         material = load_data(**recipes.load(STUDIES[data].recipe)["data"])
         if material.labels:
             load_or_train(out / data, material, progress=False)
-        costs[data] = seconds_per_step(plan, data)
+        taken = seconds_per_step(plan, data, rounds=4 if plan.fast else 8)
+        costs[data] = costs_of(taken)
+        logs = [math.log(a / b) for a, b in zip(taken["indm"], taken["linear"], strict=True)]
+        log_cost[data] = statistics.mean(logs), statistics.stdev(logs) / math.sqrt(len(logs))
     steps = {
         data: {variant: round(plan.steps(data) * found["indm"] / cost) for variant, cost in found.items()}
         for data, found in costs.items()
     }
     out.mkdir(parents=True, exist_ok=True)
-    kept = {"plan": asdict(plan), "seconds_per_step": costs, "steps": steps, "threads": torch.get_num_threads()}
+    kept = {
+        "plan": asdict(plan),
+        "seconds_per_step": costs,
+        "log_cost": log_cost,  # of an INDM step over a linear one, and its standard error
+        "steps": steps,
+        "threads": torch.get_num_threads(),
+    }
     runs.write_json(path, kept)
     return kept
 
@@ -229,7 +253,9 @@ def run_units(out: Path, plan: Plan, jobs: int, progress: bool) -> None:
         command = [sys.executable, "-m", "indm.reproduce", str(out), data, variant, str(seed)]
         with log.open("w") as file:
             environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+            process = subprocess.Popen(  # in a session of its own: Ctrl-C reaches it once, from here
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
             running.add(process)
             status = process.wait()
             running.discard(process)
@@ -252,25 +278,29 @@ def run_units(out: Path, plan: Plan, jobs: int, progress: bool) -> None:
 # ── The report ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def gather(out: Path, plan: Plan, data: str, material: Data) -> dict[str, list[Facts]]:
-    """The facts of all runs of a data set, by variant, in the order of seeds."""
+def gather(out: Path, plan: Plan, data: str, material: Data, costs: dict[str, float]) -> dict[str, list[Facts]]:
+    """The facts of all runs of a data set, by variant, in the order of seeds; seconds by what a step ``costs``."""
     extractor = load_or_train(out / data, material, progress=False) if material.labels else None
     found = {}
     for variant in VARIANTS:
         folders = [run_folder(out, data, variant, seed) for seed in range(plan.seeds)]
-        names = [MEASURED.get(variant, ()) if not i or variant in ("linear", "indm") else () for i in range(plan.seeds)]
         found[variant] = [
-            facts_of(folder, variant, extractor, material, plan.options(data), wanted, progress=False)
-            for folder, wanted in zip(folders, names, strict=True)
+            replace(
+                facts_of(
+                    folder, variant, extractor, material, plan.options(data, seed), measured(variant, seed), False
+                ),
+                cost=costs[variant],
+            )
+            for seed, folder in enumerate(folders)
         ]
     return found
 
 
-def verdicts_of(data: str, found: dict[str, list[Facts]], costs: dict[str, float]) -> list[Verdict]:
-    """Every claim on one data set."""
+def verdicts_of(data: str, found: dict[str, list[Facts]], cost: float, cost_error: float) -> list[Verdict]:
+    """Every claim on one data set; ``cost`` is the log of an INDM step's seconds over a linear one's."""
     indm, linear = found["indm"], found["linear"]
     return [
-        *claims.fast_training(data, indm, linear, costs["indm"] / costs["linear"]),
+        *claims.fast_training(data, indm, linear, cost, cost_error),
         *claims.mle_training(data, indm, linear),
         *claims.robust_sampling(data, indm, linear),
         *claims.decomposition(data, indm, linear),
@@ -314,8 +344,8 @@ def reproduce(out: Path, plan: Plan, *, jobs: int | None = None, progress: bool 
     sections = []
     for data in tqdm(plan.data, desc="report", disable=not progress):
         material = load_data(**recipes.load(STUDIES[data].recipe)["data"])
-        found = gather(out, plan, data, material)
-        verdicts += verdicts_of(data, found, kept["seconds_per_step"][data])
+        found = gather(out, plan, data, material, kept["seconds_per_step"][data])
+        verdicts += verdicts_of(data, found, *kept["log_cost"][data])
         sections.append((data, material, [f for group in found.values() for f in group]))
     verdicts.sort(key=lambda verdict: verdict.claim)
     page.text(budget_text(plan, kept))
@@ -325,7 +355,8 @@ def reproduce(out: Path, plan: Plan, *, jobs: int | None = None, progress: bool 
         extractor = load_or_train(out / data, material, progress=False) if material.labels else None
         add_runs(page, out, facts, material, extractor, prefix=f"{data}-")
     page.write(out / "index.html")
-    runs.write_json(out / "claims.json", {"plan": kept, "verdicts": [asdict(verdict) for verdict in verdicts]})
+    numbers = [{key: None if value != value else value for key, value in asdict(v).items()} for v in verdicts]
+    runs.write_json(out / "claims.json", {"plan": kept, "verdicts": numbers})
     rows = [HEADER, ("---",) * len(HEADER), *(cells(verdict) for verdict in verdicts)]
     runs.write_text(out / "claims.md", "".join(f"| {' | '.join(row)} |\n" for row in rows))
     return verdicts
@@ -354,7 +385,8 @@ def budget_text(plan: Plan, kept: dict) -> str:
     return (
         f"Equal seconds for all, {plan.seeds} seeds. Steps × cost of a step on {kept['threads']} thread(s): "
         f"{'; '.join(parts)}. Differences are INDM − linear, ± one standard error (over seeds, or over examples where "
-        "that is larger); within two of them is a tie."
+        "that is larger); within two of them is a tie. NELBOs of all seeds are of the same test examples, distances of "
+        "samples have noise of their own in every seed."
     )
 
 

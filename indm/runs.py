@@ -1,5 +1,6 @@
 """The run folder: what may be written into it, the files that say what made it, reading it and leaving it whole."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -61,12 +62,17 @@ def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[s
     write_json(run / "versions.json", made_by)
 
 
+def device() -> str:
+    """Where models are looked at: the GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def open_run(run: Path) -> tuple[indm.INDM, Recipe]:
-    """The averaged model, on the GPU where there is one, and the resolved recipe of a run folder."""
+    """The averaged model, on :func:`device`, and the resolved recipe of a run folder."""
     if not run.is_dir():
         raise FileNotFoundError(f"{run} is no run folder")
     recipe = recipes.resolve(recipes.load(run))
-    return indm.INDM.load(run, device="cuda" if torch.cuda.is_available() else "cpu"), recipe
+    return indm.INDM.load(run, device=device()), recipe
 
 
 def evaluate(run: Path, given: dict | None = None, *, progress: bool = True) -> dict:
@@ -86,16 +92,23 @@ def evaluate(run: Path, given: dict | None = None, *, progress: bool = True) -> 
     return result
 
 
+def weights_hash(run: Path) -> str:
+    """SHA-256 of the run's averaged model: whether a file was made of these very weights."""
+    (weights,) = run.glob("*.safetensors")
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
 def write_evaluation(run: Path, result: dict, nats: dict[str, Tensor], recipe: Recipe, data: Data, split: str) -> None:
     """Add to ``result`` what was evaluated, and write both."""
     result |= {
         "data": recipe["data"],
         "split": split,
+        "weights_sha256": weights_hash(run),
         "entropy_nats": data.entropy,
         "unit": "bits/dim" if data.scaling.levels else "nats",
     }
-    write_json(run / "evaluation.json", result)
     save_arrays(run / "evaluation.npz", {name: values.numpy() for name, values in nats.items()})
+    write_json(run / "evaluation.json", result)  # last: where it is, the other is
 
 
 def read_metrics(run: Path) -> list[dict]:
@@ -170,4 +183,4 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: dict) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -93,12 +93,13 @@ def heun(score, z: Tensor, *, steps: int, generator=None, progress: bool = False
     def noise(y: Tensor, t: Tensor) -> Tensor:
         return -expand_like(sde.sigma(t), y) * score(expand_like(sde.alpha(t), y) * y, t)
 
-    y = z / sde.alpha(torch.tensor(sde.T, dtype=z.dtype))
+    eps, T = (expand_like(sde.alpha(t), z) for t in sde.endpoints(z))
+    y = z / T
     for t, s in _steps(log_snr_grid(sde, steps), z, progress):
         delta = expand_like(sde.sigma(s) / sde.alpha(s) - sde.sigma(t) / sde.alpha(t), z)
         slope = noise(y, t)
         y = y + 0.5 * delta * (slope + noise(y + delta * slope, s))
-    return y * sde.alpha(torch.tensor(sde.eps, dtype=z.dtype)), 2 * steps
+    return y * eps, 2 * steps
 
 
 def _exponential_adams(score, z: Tensor, steps: int, order: int, correct: bool, progress: bool) -> tuple[Tensor, int]:
@@ -159,21 +160,32 @@ def unipc(score, z: Tensor, *, steps: int, generator=None, progress: bool = Fals
     return _exponential_adams(score, z, steps, order=3, correct=True, progress=progress)
 
 
-def adaptive_ode(
-    score, z: Tensor, *, steps: int | None = None, generator=None, progress: bool = False, tol: float = 1e-5
+def follow_flow(
+    score, z: Tensor, t: float, s: float, *, tol: float = 1e-5, progress: bool = False
 ) -> tuple[Tensor, int]:
-    """The probability-flow ODE to tolerance ``tol`` over the clock −log SNR; chooses its own ``steps``."""
+    """z at time s from z at time t, either way, by the probability-flow ODE to tolerance ``tol`` on the clock −log SNR.
+
+    Returns:
+        z_s, and the evaluations of the score for one sample, the most that one took.
+    """
     sde = score.sde
 
     def field(clock: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         bar.update()
         return (probability_flow(score, clock)(state[0]),)
 
-    eps, T = (expand_like(sde.spread(t), z) for t in sde.endpoints(z))
-    end, start = sde.clock_span()
-    with tqdm(desc="sampling (evaluations)", leave=False, disable=not progress) as bar:
-        (w,), nfe = integrate(field, (z / T,), start, end, rtol=tol, atol=tol)
-    return eps * w, int(nfe.max())
+    start, end = (-sde.log_snr(torch.tensor([t, s], dtype=torch.float64))).tolist()
+    before, after = (expand_like(sde.spread(z.new_full((len(z),), time)), z) for time in (t, s))
+    with tqdm(desc="probability flow (evaluations)", leave=False, disable=not progress) as bar:
+        (w,), nfe = integrate(field, (z / before,), start, end, rtol=tol, atol=tol)
+    return after * w, int(nfe.max())
+
+
+def adaptive_ode(
+    score, z: Tensor, *, steps: int | None = None, generator=None, progress: bool = False, tol: float = 1e-5
+) -> tuple[Tensor, int]:
+    """The probability-flow ODE to tolerance ``tol``, see :func:`follow_flow`; chooses its own ``steps``."""
+    return follow_flow(score, z, score.sde.T, score.sde.eps, tol=tol, progress=progress)
 
 
 SAMPLERS: dict[str, Sampler] = {

@@ -363,8 +363,9 @@ class VAETrainer(Trainer):
     def conditions(self) -> dict:
         return {"weight": min(1.0, self.progress / WARMUP)}
 
-    def bound(self, model: VAE, x: Tensor, generator: torch.Generator) -> Tensor:
-        return bound(model, x, generator=generator).total
+    def bound(self, model: VAE, raw: Tensor, generator: torch.Generator) -> Tensor:
+        batches = [model.scaling.to_model(part, generator=generator) for part in raw.split(self.micro_batch_size)]
+        return torch.cat([bound(model, x, generator=generator).total for x in batches])
 
 
 def train_vae(recipe: Recipe, out: str | Path, *, resume: bool = False, progress: bool = True) -> dict:
@@ -413,7 +414,7 @@ def evaluate(
 def evaluate_run(run: str | Path) -> dict:
     """Evaluate a VAE's run folder as its recipe's ``[evaluate]`` says; writes evaluation.json and evaluation.npz there.
 
-    ``indm compare`` sets it beside an INDM that was evaluated with ``--nll-images 0``: a VAE has no NLL.
+    A VAE has no NLL: ``indm compare`` and ``indm report`` compare the bounds.
 
     Returns:
         What is written into evaluation.json.
@@ -421,7 +422,7 @@ def evaluate_run(run: str | Path) -> dict:
     run = Path(run)
     recipe = recipes.resolve(recipes.load(run))
     options, data = Evaluation(**recipe["evaluate"]), load_data(**recipe["data"])
-    model = load(run, device="cuda" if torch.cuda.is_available() else "cpu")
+    model = load(run, device=runs.device())
     raw = stack(getattr(data, options.split), options.images)
     report, nats = evaluate(model, raw, repeats=options.repeats, batch_size=options.batch_size, seed=options.seed)
     runs.write_evaluation(run, report, nats, recipe, data, options.split)

@@ -21,6 +21,8 @@ SMALL = (
 )
 SMALL = [f"--{part}" for part in SMALL.removeprefix("--").split(" --")]
 
+NAMES = ("train", "evaluate", "sample", "compare", "inspect", "report", "reproduce", "recipes")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -192,7 +194,9 @@ def test_compare_pairs_the_examples(run, tmp_path, capsys):
     assert Image.open(tmp_path / "comparison.png").size[0] > 600
 
     assert main(["evaluate", str(twin), "--images", "30", "--nll-images", "0", "--quiet"]) == 0
-    assert "different examples: images differs" in fails(capsys, "compare", run, twin, "--out", tmp_path)
+    complaint = fails(capsys, "compare", run, twin, "--out", tmp_path)
+    assert f"{twin} and {run} were evaluated on different examples: {{'nelbo': 30, 'nll': 0}} of" in complaint
+    assert "and {'nelbo': 40, 'nll': 0} of" in complaint and complaint.endswith("both with the same options\n")
 
 
 def test_a_small_difference_is_a_tie():
@@ -203,7 +207,7 @@ def test_a_small_difference_is_a_tie():
     assert not compare.paired_difference(noise - 2.1 * error)["tie"]
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["sample"], ["compare"], ["recipes"]])
+@pytest.mark.parametrize("command", [[], *([name] for name in NAMES)])
 def test_help_is_there(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
@@ -264,11 +268,25 @@ def test_help_is_there(command, capsys):
         ("sample untrained", "untrained holds no saved model"),
         ("sample damaged", "the model in damaged cannot be read"),
         ("compare full", "compare needs at least two run folders, got 1"),
+        ("report", "folders must name at least one run, got none"),
+        ("report full", "full is no run folder: there is no recipe.toml in it"),
+        ("report nowhere", "no recipe or file is called 'nowhere'"),
+        ("report untrained other", "other and untrained are runs of different data"),
+        ("report untrained --images 19", "images must be at least 20 for standard errors, got 19"),
+        ("report untrained --steps 5 0", "steps must be one or more numbers of at least 1, got (5, 0)"),
+        ("report untrained --steps", "steps must be one or more numbers of at least 1, got ()"),
+        ("report untrained --steps many", "Error parsing --steps"),
+        ("report untrained --steps 200", "steps must hold one below 200"),
+        ("report untrained --samplers dmp++", "samplers must be one or more of ode, euler-maruyama"),
+        ("reproduce --data mnist", "invalid choice 'mnist' for argument '--data'. Expected one of"),
+        ("reproduce --seeds 0 --out new", "seeds must be at least 1, got 0"),
+        ("reproduce --jobs 0 --out new", "jobs must be at least 1, got 0"),
+        ("reproduce --seeds 2 --out begun", "begun holds another reproduction"),
     ],
 )  # fmt: skip
 def test_mistakes(arguments, complaint, run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for folder in ("full", "damaged", "untrained"):
+    for folder in ("full", "damaged", "untrained", "other", "begun"):
         (tmp_path / folder).mkdir()
     (tmp_path / "full" / "precious.txt").write_text("x")
     for name in ("model.json", "recipe.toml"):
@@ -281,6 +299,8 @@ def test_mistakes(arguments, complaint, run, tmp_path, monkeypatch, capsys):
     (tmp_path / "nameless.toml").write_text(whole.replace('name = "coupling"', ""))
     (tmp_path / "notable.toml").write_text("train = 3\n" + whole[: whole.index("[train]")])
     (tmp_path / "untrained" / "recipe.toml").write_text(whole)
+    (tmp_path / "other" / "recipe.toml").write_text(whole.replace('name = "digits"', 'name = "digits"\nlimit = 100'))
+    (tmp_path / "begun" / "plan.json").write_text('{"plan": {"data": ["digits"], "seeds": 3, "fast": false}}')
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
 
     assert complaint in fails(capsys, *arguments.split())

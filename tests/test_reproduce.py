@@ -1,0 +1,388 @@
+"""The reproduction: its recipes and budgets, units that are killed and go on, and the whole of it on a tiny study."""
+
+import functools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import indm
+from indm import claims, facts, figures, measures, recipes, reproduce, runs, vae
+from indm.claims import Verdict
+from indm.data import load_data
+from indm.flows import Identity
+from indm.model import build_model
+from indm.reproduce import STUDIES, VARIANTS, Plan, Study, recipe_of, run_folder, work
+from indm.sde import VESDE, VPSDE
+from indm.training import Trainer, count_parameters, train
+
+TINY = {
+    "data": {"name": "eight-gaussians", "samples": 2000},
+    "flow": {"name": "residual", "blocks": [1], "width": 4},
+    "sde": {"name": "vp"},
+    "net": {"name": "mlp", "width": 8, "depth": 1},
+    "train": {"steps": 5, "seconds": 9, "batch_size": 256, "validate_examples": 20, "flow_every": 3, "decay": 0.5},
+}
+EVALUATE = {"images": "60", "nll_images": "20", "times": "2", "steps": "8"}
+FAST = Plan(("eight-gaussians",), 2, fast=True)
+TAKEN = {"linear": [0.5, 0.4, 0.7], "indm": [1.2, 1.0, 0.9], "flow": [2.0], "vae": [0.25]}
+COSTS = {"linear": 0.5, "indm": 1.0, "indm-pretrained": 0.835, "linear-ve": 0.5, "indm-ve": 1.0, "flow": 2.0,
+         "vae": 0.25}  # fmt: skip
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """The study of eight Gaussians made tiny, in this process; ``tiny(steps)`` says how many steps INDM makes."""
+    (tmp_path / "tiny.toml").write_text(recipes.to_toml(TINY))
+
+    def study(steps):
+        return Study(str(tmp_path / "tiny.toml"), steps, steps, 20, 20, EVALUATE)
+
+    def make(steps):
+        monkeypatch.setitem(STUDIES, "eight-gaussians", study(steps))
+
+    make(8)
+    monkeypatch.setattr(reproduce, "FAST_STEPS", (5, 10))
+    monkeypatch.setattr(reproduce, "seconds_per_step", lambda *_, **__: TAKEN)
+    quick = functools.partial(measures.estimation_curve, samples=50, times=3, step=0.05)
+    monkeypatch.setattr(measures, "estimation_curve", quick)
+    monkeypatch.setattr(measures, "POINTS", 100)
+    return make
+
+
+def times_of(folder):
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock"}
+
+
+# ── Recipes and budgets ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("data", ["eight-gaussians", "digits"])
+def test_variants_are_what_they_are_called(data):
+    plan, material = Plan((data,), 3, fast=False), load_data(**recipes.load(data)["data"])
+    shape, x = material.shape, torch.randn(3, *material.shape)
+    made = {variant: recipe_of(plan, data, variant, 2, 120) for variant in VARIANTS}
+    model = {v: build_model(recipes.model_of(recipe), shape) for v, recipe in made.items() if v != "vae"}
+    for variant in model:
+        with torch.no_grad():
+            for parameter in model[variant].parameters():
+                parameter.add_(0.01 * torch.randn_like(parameter))  # away from where every flow is the identity
+            z, log_det = model[variant].eval().encode(x)
+        linear = variant.startswith("linear")
+        assert torch.equal(z, x) == linear == isinstance(model[variant].flow, Identity) == bool((log_det == 0).all())
+        assert isinstance(model[variant].sde, VESDE if variant.endswith("-ve") else VPSDE)
+        assert made[variant]["train"]["pretrain"] == (0.33 if variant == "indm-pretrained" else 0)
+        assert made[variant]["train"]["objective"] == ("flow" if variant == "flow" else "mle")
+    assert count_parameters(model["flow"].score) == 0 < count_parameters(model["flow"].flow)
+    assert count_parameters(model["linear"]) == count_parameters(model["indm"].score)
+    coder = vae.build_vae(made["vae"]["net"], shape, material.scaling)
+    assert count_parameters(coder) == pytest.approx(count_parameters(model["indm"]), rel=0.05)
+
+
+def test_variants_differ_in_nothing_else():
+    for fast in (False, True):
+        made = {v: recipe_of(Plan(("digits",), 3, fast), "digits", v, 1, 120) for v in VARIANTS}
+        for variant, recipe in made.items():
+            changed = {key.split(".")[0] if "." not in key else key for key in VARIANTS[variant]}
+            for key in recipes.differences(made["indm"], recipe):
+                assert key in changed or key.split(".")[0] in changed or (variant == "vae" and key == "train.lr")
+            assert recipe["train"]["seed"] == 1 and recipe["train"]["steps"] == 120
+            assert recipe["train"]["seconds"] == math.inf and recipe["train"]["decay"] == 0
+            assert recipe["train"]["validate_every"] == 6 and recipe["train"]["keep_every"] == 0
+            assert recipe["evaluate"] == made["linear"]["evaluate"]
+        assert made["indm"]["evaluate"]["nll_images"] == (32 if fast else 64)
+    seeds = [recipe_of(Plan(("digits",), 3, False), "digits", "indm", seed, 7) for seed in (0, 5)]
+    assert set(recipes.differences(*seeds)) == {"train.seed", "train.keep_every"}  # the first seed alone has snapshots
+    assert recipe_of(Plan(("digits",), 3, False), "digits", "indm", 0, 120)["train"]["keep_every"] == 30
+
+
+def test_a_plan_measures_less_when_it_is_fast():
+    slow, fast = (Plan(("digits",), 3, fast).options("digits", 1) for fast in (False, True))
+    assert slow.images > fast.images and set(fast.steps) < set(slow.steps) and 1000 in slow.steps
+    assert set(claims.FEW_STEPS) <= set(fast.steps) and 10 in fast.steps
+    for data, study in STUDIES.items():
+        assert (
+            Plan((data,), 1, True).steps(data) == study.fast_steps < study.steps == Plan((data,), 1, False).steps(data)
+        )
+        assert recipes.load(study.recipe)["data"]["name"].startswith(data.removesuffix("-16"))
+
+
+def test_every_variant_gets_the_same_seconds(tmp_path, tiny, monkeypatch):
+    tiny(1001)
+    kept = json.loads(json.dumps(reproduce.prepare(tmp_path / "out", FAST, False)))
+    assert kept["seconds_per_step"]["eight-gaussians"] == pytest.approx(COSTS)  # medians
+    logs = np.log(np.divide(TAKEN["indm"], TAKEN["linear"]))
+    assert kept["log_cost"]["eight-gaussians"] == pytest.approx([logs.mean(), logs.std(ddof=1) / math.sqrt(3)])
+    steps = kept["steps"]["eight-gaussians"]
+    assert steps == {"linear": 2002, "indm": 1001, "indm-pretrained": 1199, "linear-ve": 2002, "indm-ve": 1001,
+                     "flow": 500, "vae": 4004}  # fmt: skip
+    assert all(steps[v] * COSTS[v] == pytest.approx(1001, abs=0.5 * COSTS[v]) for v in VARIANTS)
+
+    def never(*_, **__):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(reproduce, "seconds_per_step", never)
+    assert reproduce.prepare(tmp_path / "out", FAST, False) == kept  # a budget is decided once
+    assert reproduce.read_plan(kept) == FAST
+    before = (tmp_path / "out" / "plan.json").read_bytes()
+    for other in (Plan(FAST.data, 3, True), Plan(FAST.data, 2, False), Plan(("digits",), 2, True)):
+        with pytest.raises(ValueError, match="holds another reproduction") as complaint:
+            reproduce.reproduce(tmp_path / "out", other, progress=False)
+        assert str(tmp_path / "out") in str(complaint.value) and "'seeds': 2" in str(complaint.value)
+    assert (tmp_path / "out" / "plan.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("plan", "jobs", "complaint"),
+    [
+        (Plan(("eight-gaussians", "mnist"), 2, True), None, "data must be of eight-gaussians.*'mnist'"),
+        (Plan(("eight-gaussians",), 0, True), None, "seeds must be at least 1, got 0"),
+        (Plan(("eight-gaussians",), 2, True), 0, "jobs must be at least 1, got 0"),
+    ],
+)
+def test_plans_that_are_none(tmp_path, plan, jobs, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        reproduce.reproduce(tmp_path / "out", plan, jobs=jobs, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_step_costs_is_measured(tiny, monkeypatch):
+    monkeypatch.undo()  # the real clock, of the tiny study below
+    monkeypatch.setitem(STUDIES, "eight-gaussians", Study("eight-gaussians", 8, 8, 20, 20, EVALUATE))
+    step = Trainer.train_step
+
+    def slow_flow(self, batches):
+        time.sleep(0.1 if self.options.objective == "flow" else 0.0)
+        return step(self, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", slow_flow)
+    loaded = load_data(name="eight-gaussians", samples=3000)
+    monkeypatch.setattr(reproduce, "load_data", lambda **_: loaded)
+    taken = reproduce.seconds_per_step(FAST, "eight-gaussians", rounds=3, steps=1)
+    assert {len(seconds) for seconds in taken.values()} == {2}  # the first round warms up
+    costs = reproduce.costs_of(taken)
+    assert costs.keys() == VARIANTS.keys() and min(costs.values()) > 0
+    assert costs["flow"] > 0.1 and costs["flow"] > costs["linear"] + 0.05
+    assert costs["linear-ve"] == costs["linear"] and costs["indm-ve"] == costs["indm"]
+    assert costs["indm-pretrained"] == pytest.approx(0.33 * costs["linear"] + 0.67 * costs["indm"])
+
+
+# ── Units ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from indm import reproduce
+from indm.training import Trainer
+
+def killed(self, batches):
+    if self.step == 260:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batches)
+
+torch.set_num_threads(1)
+step, Trainer.train_step = Trainer.train_step, killed
+out, recipe, steps = sys.argv[1:]
+reproduce.STUDIES["eight-gaussians"] = reproduce.Study(recipe, int(steps), int(steps), 20, 20, EVALUATE)
+sys.exit(reproduce.work(Path(out), "eight-gaussians", "indm", 0))
+"""
+
+
+def assert_without_gaps(folder, steps):
+    """Training terms every 50 steps and validations in twenty parts, each once and in order, from first to last."""
+    lines = runs.read_metrics(folder)
+    trained = [line["step"] for line in lines if "loss" in line]
+    validated = [line["step"] for line in lines if "valid_nelbo" in line]
+    assert trained == [*range(50, steps, 50), steps]
+    assert validated == sorted({*range(steps // 20, steps + 1, steps // 20), steps})
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+
+
+def test_a_killed_unit_goes_on_and_ends_as_if_it_had_not_been(tmp_path, tiny, monkeypatch):
+    steps, out = 320, tmp_path / "out"
+    tiny(steps)
+    reproduce.prepare(out, FAST, False)
+    folder = run_folder(out, "eight-gaussians", "indm", 0)
+    program = KILLED.replace("EVALUATE", repr(EVALUATE))
+    command = [sys.executable, "-c", program, str(out), str(tmp_path / "tiny.toml"), str(steps)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    killed = subprocess.run(command, cwd=Path(indm.__file__).parents[1], env=environment, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (folder / "summary.json").exists() and not reproduce.finished(folder)
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 200
+    assert max(line["step"] for line in runs.read_metrics(folder)) == 256  # ahead of the checkpoint
+
+    begun, real = [], train
+    monkeypatch.setattr(
+        reproduce, "train", lambda *a, resume, **k: begun.append(resume) or real(*a, resume=resume, **k)
+    )
+    assert work(out, "eight-gaussians", "indm", 0) == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert begun == [True] and summary["steps"] == steps and not summary["interrupted"] and reproduce.finished(folder)
+    assert_without_gaps(folder, steps)
+    real(recipe_of(FAST, "eight-gaussians", "indm", 0, steps), tmp_path / "whole", progress=False)
+    ends = [indm.INDM.load(f).state_dict() for f in (folder, tmp_path / "whole")]
+    assert all(torch.allclose(ends[0][key], ends[1][key], atol=1e-6) for key in ends[1])
+    validated = [
+        [line["valid_nelbo"] for line in runs.read_metrics(f) if "valid_nelbo" in line]
+        for f in (folder, tmp_path / "whole")
+    ]
+    assert validated[0] == pytest.approx(validated[1], abs=1e-5)
+    assert sorted(int(p.name) for p in (folder / "snapshots").iterdir()) == [80, 160, 240, 320]
+    assert {p.stem for p in (folder / "measures").iterdir()} == set(facts.MEASURES)
+
+    before = times_of(out)
+    assert work(out, "eight-gaussians", "indm", 0) == 0  # nothing is left to do
+    assert begun == [True] and times_of(out) == before
+
+
+def test_an_interrupted_unit_says_so_and_goes_on(tmp_path, tiny, monkeypatch):
+    tiny(60)
+    reproduce.prepare(tmp_path, FAST, False)
+    folder, step = run_folder(tmp_path, "eight-gaussians", "vae", 1), Trainer.train_step
+
+    def interrupted(self, batches):
+        if self.step == 100:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        assert work(tmp_path, "eight-gaussians", "vae", 1) == 130
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 101
+    assert not reproduce.finished(folder) and not (folder / "evaluation.json").exists()
+    assert work(tmp_path, "eight-gaussians", "vae", 1) == 0 and reproduce.finished(folder)
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 240  # four for one of INDM's
+    assert (folder / "evaluation.json").exists() and not (folder / "measures").exists()  # the first seed alone is
+
+
+@pytest.mark.parametrize("left", ["recipe.toml", "measures/quality.json"])
+def test_a_folder_without_checkpoint_is_begun_anew(tmp_path, tiny, left):
+    reproduce.prepare(tmp_path, FAST, False)
+    folder = run_folder(tmp_path, "eight-gaussians", "linear", 1)
+    (folder / left).parent.mkdir(parents=True)
+    (folder / left).write_text("torn")
+    assert work(tmp_path, "eight-gaussians", "linear", 1) == 0
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 16  # two for one of INDM's
+    assert recipes.load(folder)["flow"] == {"name": "identity"} and recipes.load(folder)["train"]["seed"] == 1
+    kept = json.loads((folder / "measures" / "quality.json").read_text())
+    assert [row["steps"] for row in kept["found"]] == [None, 5, 10, 5, 10]
+    assert {row["images"] for row in kept["found"]} == {20}
+
+
+def test_only_what_is_missing_is_made(tmp_path, tiny, monkeypatch):
+    reproduce.prepare(tmp_path, FAST, False)
+    assert work(tmp_path, "eight-gaussians", "flow", 0) == 0
+    folder = run_folder(tmp_path, "eight-gaussians", "flow", 0)
+    assert {p.stem for p in (folder / "measures").iterdir()} == {"quality"}
+    (folder / "measures" / "quality.json").unlink()
+    before = times_of(folder)
+    monkeypatch.setattr(reproduce, "train", None)  # not called
+    monkeypatch.setattr(runs, "evaluate", None)
+    assert work(tmp_path, "eight-gaussians", "flow", 0) == 0
+    after = times_of(folder)
+    assert after.keys() - before.keys() == {folder / "measures" / "quality.json"}
+    assert {p: after[p] for p in before} == before
+
+
+def test_a_unit_that_fails_is_named_with_its_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "VARIANTS", {"indm": {}})
+    with pytest.raises(RuntimeError, match=r"digits, indm, seed 0 ended with status 1; .*0\.log says why"):
+        reproduce.run_units(tmp_path, Plan(("digits",), 1, True), 1, False)  # there is no plan
+    assert "plan.json" in (tmp_path / "digits" / "indm" / "0.log").read_text()
+
+
+# ── The whole ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_whole_writes_a_row_for_every_verdict_and_repeats_itself(tmp_path, tiny, monkeypatch):
+    done = []
+
+    def units(out, plan, jobs, progress):
+        for data in plan.data:
+            for variant in VARIANTS:
+                for seed in range(plan.seeds):
+                    done.append((data, variant, seed))
+                    assert work(out, data, variant, seed) == 0
+
+    monkeypatch.setattr(reproduce, "run_units", units)
+    monkeypatch.setattr(claims, "control", functools.partial(claims.control, points=30))
+    plane = []  # its figure is tested with the report
+    monkeypatch.setattr(
+        figures, "plane_figure", lambda f, data, path: plane.append(f.group) or figures.gap_figure([f], path)
+    )
+    monkeypatch.setattr(figures, "PARTICLES", 50)
+    out, threads = tmp_path / "out", torch.get_num_threads()
+    verdicts = reproduce.reproduce(out, FAST, jobs=1, progress=False)
+    assert len(done) == 14 and torch.get_num_threads() == threads and plane == ["linear", "indm"]
+
+    assert {v.claim for v in verdicts} == {"1 fast training", "2 MLE training", "3 robust sampling", "4 sampling error",
+                                           "5 pre-training", "6 VP and VE"}  # fmt: skip
+    assert [v.claim for v in verdicts] == sorted(v.claim for v in verdicts)
+    stored = json.loads((out / "claims.json").read_text())
+    unset = {"indm": math.nan, "linear": math.nan, "standard_error": math.nan}
+    again = [Verdict(**{key: unset[key] if value is None else value for key, value in row.items()})
+             for row in stored["verdicts"]]  # fmt: skip
+    assert [str(v) for v in again] == [str(v) for v in verdicts] and "NaN" not in (out / "claims.json").read_text()
+    assert stored["plan"] == json.loads((out / "plan.json").read_text())
+
+    lines = (out / "claims.md").read_text("utf-8").splitlines()
+    assert len(lines) == 2 + len(verdicts) and {line.count("|") for line in lines} == {9}
+    assert set(lines[1]) == set("|- ")
+    for line, v in zip(lines[2:], verdicts, strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert (cells[0], cells[1], cells[7]) == (v.claim, v.data, v.verdict)
+        assert cells[5] == f"{v.difference:+.4f} ± {v.standard_error:.4f}"
+    summary = reproduce.summary(verdicts).splitlines()
+    assert len(summary) == len(verdicts) and all(v.verdict in line for line, v in zip(summary, verdicts, strict=True))
+
+    page = (out / "index.html").read_text("utf-8")
+    assert page.count("<img ") == len(list(out.glob("eight-gaussians-*.png"))) == 7
+    assert all(f'<td class="{v.verdict}">' in page for v in verdicts)
+    assert "Equal seconds for all, 2 seeds" in page and "linear 16 × 500 ms" in page
+    assert all(f'<td class="{variant}">{variant}</td>' in page for variant in VARIANTS)
+
+    bound = next(v for v in verdicts if v.claim == "1 fast training" and v.quantity.startswith("test NELBO"))
+    nats = {}
+    for variant in ("indm", "linear"):
+        kept = [
+            json.loads((run_folder(out, "eight-gaussians", variant, s) / "evaluation.json").read_text()) for s in (0, 1)
+        ]
+        nats[variant] = [result["nelbo"]["with_reconstruction"]["nats"] for result in kept]
+    assert (bound.indm, bound.linear) == pytest.approx([sum(nats[v]) / 2 for v in ("indm", "linear")])
+    pretrained = next(v for v in verdicts if v.claim == "5 pre-training")
+    assert pretrained.linear == pytest.approx(bound.indm)
+    ends = {v: runs.read_metrics(run_folder(out, "eight-gaussians", v, 0))[-1]["step"] for v in ("indm", "linear")}
+    assert ends["indm"] * COSTS["indm"] == ends["linear"] * COSTS["linear"]
+
+    check = next(v for v in verdicts if v.quantity.startswith("check"))
+    assert check.verdict == "holds"  # the triangle inequality, on real numbers
+    likelihood = page[page.index("<table>", page.index("Likelihood and budget")) :]
+    assert (
+        '<td class="linear">linear</td><td class="2">2</td>' in likelihood
+        and '<td class="16">16</td><td class="8">8</td>' in likelihood
+    )
+
+    before = times_of(out)
+
+    def never(*_, **__):
+        raise AssertionError("measured again")
+
+    for name in facts.MEASURES:
+        monkeypatch.setitem(facts.MEASURES, name, never)
+    monkeypatch.setattr(reproduce, "add_runs", lambda *_, **__: None)
+    assert str(reproduce.reproduce(out, FAST, jobs=1, progress=False)) == str(verdicts)
+    made = {p for p in before if p.parent == out}
+    assert {p: t for p, t in times_of(out).items() if p not in made} == {
+        p: t for p, t in before.items() if p not in made
+    }
