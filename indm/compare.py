@@ -145,7 +145,8 @@ def _cell(result: dict, kind: str) -> str:
 def _comparison_figure(folders: list[Path], path: Path, unit: str) -> None:
     figure = Figure(figsize=(max(8, 4 * len(folders)), 8), layout="constrained")
     above, below = figure.subfigures(2, 1)
-    curves = {str(f): [[line for line in runs.read_metrics(f) if "valid_nelbo" in line]] for f in folders}
+    names = {f: f.name if [g.name for g in folders].count(f.name) == 1 else str(f) for f in folders}
+    curves = {names[f]: [[line for line in runs.read_metrics(f) if "valid_nelbo" in line]] for f in folders}
     for axes, against in zip(above.subplots(1, 2, sharey=True), ("step", "seconds"), strict=True):
         learning_curves(axes, curves, against, unit)
     for axes, folder in zip(np.atleast_1d(below.subplots(1, len(folders))), folders, strict=True):

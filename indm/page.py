@@ -6,14 +6,16 @@ from pathlib import Path
 
 from indm import runs
 
+LONG = 40  # characters from which a cell may be broken
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1, h2, h3 { line-height: 1.2; margin-top: 2em; } h1 { margin-top: 0; }
 table { border-collapse: collapse; margin: 1em 0; font-size: 0.85rem; display: block; overflow-x: auto; }
 th, td { padding: 0.25em 0.8em; text-align: left; border-bottom: 1px solid #ddd; white-space: nowrap; }
+td.long { white-space: normal; min-width: 16rem; }
 td { font-variant-numeric: tabular-nums; } th { background: #f4f4f4; }
 figure { margin: 1.5em 0; } img { max-width: 100%; } figcaption { color: #555; font-size: 0.9rem; }
-.reproduced, .better { color: #176b2c; } .failed, .worse { color: #a11; } .tie { color: #86600a; }
+.reproduced, .better, .holds { color: #176b2c; } .failed, .worse, .violated { color: #a11; } .tie { color: #86600a; }
 """
 
 
@@ -35,11 +37,12 @@ class Page:
         self.parts.append(f"<p>{html.escape(text)}</p>")
 
     def table(self, rows: list[tuple[str, ...]]) -> None:
-        """The first row is the header; a cell that is one word ("better", "failed", …) is coloured by it."""
+        """The first row is the header; a cell that is one word ("better", "failed", …) is coloured by it, a long one
+        is broken."""
         header, *body = rows
         lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in header) + "</tr>"]
         for row in body:
-            cells = (f'<td class="{html.escape(cell, quote=True)}">{html.escape(cell)}</td>' for cell in row)
+            cells = (f'<td class="{_kind(cell)}">{html.escape(cell)}</td>' for cell in row)
             lines.append(f"<tr>{''.join(cells)}</tr>")
         self.parts.append(f"<table>{''.join(lines)}</table>")
 
@@ -54,3 +57,8 @@ class Page:
         head = f'<meta charset="utf-8"><title>{html.escape(self.title)}</title><style>{STYLE}</style>'
         body = "\n".join(self.parts)
         runs.write_text(path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n')
+
+
+def _kind(cell: str) -> str:
+    """The class of a table's cell."""
+    return "long" if len(cell) > LONG else html.escape(cell, quote=True)

@@ -37,6 +37,8 @@ def report(folders: Sequence[Path], out: Path, options: Options | None = None, *
     for folder in folders:
         if recipes.load(folder)["data"] != first:
             raise ValueError(f"{folder} and {folders[0]} are runs of different data; report runs of one data set")
+    for folder in folders:
+        runs.weights_hash(folder)  # says so where there is no model
     if all(is_vae(folder) for folder in folders):
         raise ValueError("folders must name at least one run of an INDM, got VAEs alone")
     data = load_data(**first)
@@ -71,8 +73,8 @@ def add_runs(page: Page, out: Path, facts: list[Facts], data: Data, extractor: E
 
     indms = having("errors")
     firsts = [group[0] for group in indms]
-    page.text(f"{' '.join(data.notes)} Numbers are means over a group's seeds ± their standard error; a single run has "
-              "that of its examples.")  # fmt: skip
+    page.text(f"{'; '.join(data.notes)}. Numbers are means over a group's seeds ± their standard error; a single run "
+              "has that of its examples.")  # fmt: skip
     page.heading("Likelihood and budget")
     page.table(likelihood_rows(facts))
     page.text("With the reconstruction term. NELBO bounds the likelihood of the generative SDE, NLL is that of the "

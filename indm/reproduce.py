@@ -362,18 +362,18 @@ def reproduce(out: Path, plan: Plan, *, jobs: int | None = None, progress: bool 
     return verdicts
 
 
-HEADER = ("claim", "data", "quantity", "INDM", "linear", "difference", "test", "verdict")
+HEADER = ("claim", "data", "verdict", "quantity", "INDM", "linear", "difference", "test")
 
 
 def cells(v: Verdict) -> tuple[str, ...]:
     indm, linear = ("–" if value != value else f"{value:.4g}" for value in (v.indm, v.linear))
     change = f"{v.difference:+.4f} ± {v.standard_error:.4f}"
-    return (v.claim, v.data, v.quantity.replace("|", "∣"), indm, linear, change, v.test, v.verdict)
+    return (v.claim, v.data, v.verdict, v.quantity.replace("|", "∣"), indm, linear, change, v.test)
 
 
 def summary(verdicts: list[Verdict]) -> str:
     """One line for each verdict."""
-    return "\n".join(f"{v.claim:18} {v.data:17} {cells(v)[5]:22} {v.verdict:12} {v.quantity}" for v in verdicts)
+    return "\n".join(f"{v.claim:18} {v.data:17} {cells(v)[6]:22} {v.verdict:12} {v.quantity}" for v in verdicts)
 
 
 def budget_text(plan: Plan, kept: dict) -> str:

@@ -22,6 +22,7 @@ from indm import recipes
 from indm.data import Data, load_data, stack
 from indm.recipes import Evaluation, Recipe
 
+WEIGHTS = ("model.safetensors", "vae.safetensors")  # of an INDM, of a VAE
 # What may differ between a run and its continuation: it says how long and how watched, not what is computed.
 FREE_ON_RESUME = {
     f"train.{key}"
@@ -94,7 +95,9 @@ def evaluate(run: Path, given: dict | None = None, *, progress: bool = True) -> 
 
 def weights_hash(run: Path) -> str:
     """SHA-256 of the run's averaged model: whether a file was made of these very weights."""
-    (weights,) = run.glob("*.safetensors")
+    weights = next((run / name for name in WEIGHTS if (run / name).exists()), None)
+    if weights is None:
+        raise ValueError(f"{run} holds no saved model: there is no {' or '.join(WEIGHTS)} in it")
     return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 

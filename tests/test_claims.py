@@ -216,7 +216,10 @@ def test_robust_sampling_counts_what_few_steps_cost(tmp_path):
             sliced = [0.2 + loss, 0.2 + loss / 2, 0.2, 0.7 + loss, 0.7, -9.0]
             rows = quality([10 * v for v in sliced] if frechet else None, sliced)
             ratio = 1.2 + loss + 0.01 * i
-            found.append(fact(tmp_path, quality=rows, transport={"data": {"ratio": ratio}, "latent": {"ratio": 7.0}}))
+            costs = {"data": {"ratio": ratio, "cost_per_dimension": 2 * ratio}}
+            found.append(
+                fact(tmp_path, quality=rows, transport=costs | {"latent": {"ratio": 7.0, "cost_per_dimension": 7.0}})
+            )
         return found
 
     rows = claims.robust_sampling("d", group([0.1, 0.12, 0.09]), group([0.5, 0.4, 0.45]))
@@ -228,16 +231,18 @@ def test_robust_sampling_counts_what_few_steps_cost(tmp_path):
         "sliced Wasserstein distance, unipc, 10 less 100 steps",
         "Fréchet distance, euler-maruyama, 20 less 50 steps",
         "sliced Wasserstein distance, euler-maruyama, 20 less 50 steps",
+        "transport cost E‖x_T − x_0‖² / d, data space",
         "transport cost over the optimal one, data space",
     ]
     ours, theirs = np.mean([0.1, 0.12, 0.09]), np.mean([0.5, 0.4, 0.45])
     for row, factor in zip(rows, (10, 5, 1, 0.5, 10, 1), strict=False):
         assert (row.indm, row.linear) == pytest.approx((factor * ours, factor * theirs)) and row.verdict == "reproduced"
-    assert rows[-1].indm == pytest.approx(1.21 + ours) and rows[-1].verdict == "reproduced"
+    assert [row.indm for row in rows[-2:]] == pytest.approx([2 * (1.21 + ours), 1.21 + ours])
+    assert rows[-2].verdict == rows[-1].verdict == "reproduced"
     turned = claims.robust_sampling(
         "d", group([0.5, 0.4, 0.45], frechet=False), group([0.1, 0.12, 0.09], frechet=False)
     )
-    assert len(turned) == 4 and {row.verdict for row in turned} == {"failed"}
+    assert len(turned) == 5 and {row.verdict for row in turned} == {"failed"}
 
 
 def parted(tmp_path, whole, prior, discretization, estimation):

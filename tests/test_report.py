@@ -639,12 +639,14 @@ def test_report_refuses_what_it_cannot_compare(digits, tmp_path):
     other = written(tmp_path / "other", change(DIGITS, "data", limit=100))
     empty = tmp_path / "empty"
     empty.mkdir()
+    np.save(tmp_path / "few.npy", np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32))
+    few = {"name": "array", "path": str(tmp_path / "few.npy")}
     for given, error, complaint in (
         ([], ValueError, "at least one run"),
         ([folders[3]], ValueError, "at least one run of an INDM, got VAEs alone"),
         ([folders[0], other], ValueError, "runs of different data"),
         ([folders[0], empty], FileNotFoundError, "is no run folder"),
-        ([written(tmp_path / "few", change(PLANE, "data", samples=60))], ValueError, "at least 20 test examples"),
+        ([written(tmp_path / "few", PLANE | {"data": few})], ValueError, "at least 20 test examples"),
     ):
         with pytest.raises(error, match=complaint):
             report.report(given, tmp_path / "out", QUICK, progress=False)

@@ -123,7 +123,7 @@ def bundled() -> dict[str, str]:
 def load(source: str | Path) -> Recipe:
     """The recipe of a bundled name, a TOML file, or a run folder, as it is written there (defaults not filled in)."""
     path = Path(source)
-    if str(source) in bundled():
+    if str(source) in bundled() and not (isinstance(source, Path) and source.is_dir()):
         path = BUNDLED / f"{source}.toml"
     elif path.is_dir():
         path = path / "recipe.toml"
