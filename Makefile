@@ -20,7 +20,7 @@ demo: env
 	$(BIN)/indm compare $(OUT)/indm $(OUT)/linear --out $(OUT)
 
 test: env
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: env
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from indm import claims, recipes, runs, vae
 from indm.claims import Verdict
 from indm.data import Data, load_data
-from indm.extractor import load_or_train
+from indm.extractor import Extractor, load_or_train
 from indm.facts import MEASURES, Facts, Options, facts_of, measure
 from indm.model import build_model
 from indm.page import Page
@@ -46,12 +46,12 @@ VARIANTS: dict[str, dict[str, str]] = {
     "vae": {"net": "vae"},
 }
 SAME_COST = {"linear-ve": "linear", "indm-ve": "indm"}
-CURVE, SNAPSHOTS = 20, 4  # validations of a run, and kept models of that of the first seed
+BASELINES = ("linear", "indm", "flow", "vae")
 
 
 @dataclass(frozen=True)
 class Study:
-    """One data set's part: its recipe, INDM's steps, and what is measured; ``fast_`` for a quick look."""
+    """One data set's part: its recipe, INDM's steps, what is measured of which variants; ``fast_``: a quick look."""
 
     recipe: str
     steps: int
@@ -59,13 +59,14 @@ class Study:
     images: int
     fast_images: int
     evaluate: dict[str, str]
+    variants: tuple[str, ...] = tuple(VARIANTS)
 
 
 STUDIES = {
     "eight-gaussians": Study("eight-gaussians", 1200, 200, 1000, 200, {"images": "10_000", "nll_images": "2000"}),
     "digits": Study("digits", 500, 60, 256, 60, {"nll_images": "64", "repeats": "4", "times": "8"}),
-    "fashion-mnist-16": Study("fashion-mnist-16", 300, 30, 256, 40, {"images": "2000", "nll_images": "50"}),
-    "fashion-mnist": Study("fashion-mnist", 400, 20, 256, 40, {"images": "1000", "nll_images": "50"}),
+    "fashion-mnist-16": Study("fashion-mnist-16", 300, 30, 128, 40, {"images": "2000", "nll_images": "50"}, BASELINES),
+    "fashion-mnist": Study("fashion-mnist", 300, 20, 128, 40, {"images": "1000", "nll_images": "50"}, BASELINES),
 }
 STEPS, FAST_STEPS = (5, 10, 20, 50, 100, 1000), (5, 10, 20, 50)
 SAMPLERS = ("unipc", "euler-maruyama")
@@ -85,6 +86,16 @@ class Plan:
         images, steps = (study.fast_images, FAST_STEPS) if self.fast else (study.images, STEPS)
         return Options(images, steps, SAMPLERS, seed)
 
+    @property
+    def validations(self) -> int:
+        """Points of a learning curve."""
+        return 10 if self.fast else 20
+
+    @property
+    def snapshots(self) -> int:
+        """Models that are kept along training, of the first seed."""
+        return 2 if self.fast else 4
+
     def steps(self, data: str) -> int:
         return STUDIES[data].fast_steps if self.fast else STUDIES[data].steps
 
@@ -95,16 +106,16 @@ def recipe_of(plan: Plan, data: str, variant: str, seed: int, steps: int) -> Rec
     recipe = recipes.load(study.recipe)
     if variant == "vae":
         changes |= vae_changes(recipe)
-    evaluate = study.evaluate | ({"images": "500", "nll_images": "32"} if plan.fast else {})
+    evaluate = study.evaluate | ({"images": "500", "nll_images": "0"} if plan.fast else {})
     changes |= {f"evaluate.{key}": value for key, value in evaluate.items()}
     changes |= {
         "train.seed": str(seed),
         "train.steps": str(steps),
         "train.seconds": "inf",
         "train.decay": "0.0",
-        "train.validate_every": str(max(1, steps // CURVE)),
+        "train.validate_every": str(max(1, steps // plan.validations)),
         "train.validate_examples": "500",
-        "train.keep_every": str(max(1, steps // SNAPSHOTS) if seed == 0 else 0),
+        "train.keep_every": str(max(1, steps // plan.snapshots) if seed == 0 else 0),
         "train.checkpoint_every": "200",
     }
     return recipes.resolve(recipes.override(recipe, changes))
@@ -132,7 +143,7 @@ def trainer_class(variant: str) -> type[Trainer]:
 def seconds_per_step(plan: Plan, data: str, rounds: int, steps: int = 12) -> dict[str, list[float]]:
     """Seconds of a training step of every variant, in rounds in which each makes so many in turn."""
     trainers, batches = {}, {}
-    for variant in (v for v in VARIANTS if v not in SAME_COST and v != "indm-pretrained"):
+    for variant in (v for v in STUDIES[data].variants if v not in SAME_COST and v != "indm-pretrained"):
         recipe = recipe_of(plan, data, variant, 0, 100)
         accelerator = make_accelerator(recipes.options_of(recipe, "train"))
         trainers[variant] = trainer_class(variant)(recipe, load_data(**recipe["data"]), accelerator)
@@ -185,8 +196,7 @@ def work(out: Path, data: str, variant: str, seed: int) -> int:
                 return 130
         if not (folder / "evaluation.json").exists():
             runs.evaluate(folder, progress=False) if variant != "vae" else vae.evaluate_run(folder)
-        material = load_data(**recipe["data"])
-        extractor = load_or_train(out / data, material, progress=False) if material.labels else None
+        material, extractor = material_of(out, data)
         for name in measured(variant, seed):
             measure(folder, name, material, extractor, plan.options(data, seed), progress=False)
     return 0
@@ -197,28 +207,36 @@ def finished(run: Path) -> bool:
     return summary.exists() and not json.loads(summary.read_text("utf-8"))["interrupted"]
 
 
+def material_of(out: Path, data: str) -> tuple[Data, Extractor | None]:
+    """A data set and, where it has labels, its extractor, which is trained once."""
+    material = load_data(**recipes.load(STUDIES[data].recipe)["data"])
+    return material, load_or_train(out / data, material, progress=False) if material.labels else None
+
+
 def read_plan(kept: dict) -> Plan:
     return Plan(**kept["plan"] | {"data": tuple(kept["plan"]["data"])})
 
 
-def prepare(out: Path, plan: Plan, progress: bool) -> dict:
-    """Check or make ``plan.json``, with what a step costs and how many each variant makes; train the extractors."""
+def prepare(out: Path, plan: Plan, threads: int, progress: bool) -> dict:
+    """Check or make ``plan.json``, with what a step costs and how many each variant makes."""
     path = out / "plan.json"
     if path.exists():
         kept = json.loads(path.read_text("utf-8"))
         if read_plan(kept) != plan:
             raise ValueError(f"{out} holds another reproduction, {kept['plan']}; go on with that, or use another --out")
         return kept
+    for data in tqdm(plan.data, desc="extractors", disable=not progress):
+        material_of(out, data)
+    usual = torch.get_num_threads()
+    torch.set_num_threads(threads)  # as the units will have
     costs: dict[str, dict[str, float]] = {}
     log_cost: dict[str, tuple[float, float]] = {}
     for data in tqdm(plan.data, desc="cost of a step", disable=not progress):
-        material = load_data(**recipes.load(STUDIES[data].recipe)["data"])
-        if material.labels:
-            load_or_train(out / data, material, progress=False)
         taken = seconds_per_step(plan, data, rounds=4 if plan.fast else 8)
         costs[data] = costs_of(taken)
         logs = [math.log(a / b) for a, b in zip(taken["indm"], taken["linear"], strict=True)]
         log_cost[data] = statistics.mean(logs), statistics.stdev(logs) / math.sqrt(len(logs))
+    torch.set_num_threads(usual)
     steps = {
         data: {variant: round(plan.steps(data) * found["indm"] / cost) for variant, cost in found.items()}
         for data, found in costs.items()
@@ -229,22 +247,27 @@ def prepare(out: Path, plan: Plan, progress: bool) -> dict:
         "seconds_per_step": costs,
         "log_cost": log_cost,  # of an INDM step over a linear one, and its standard error
         "steps": steps,
-        "threads": torch.get_num_threads(),
+        "threads": threads,
     }
     runs.write_json(path, kept)
     return kept
 
 
-def run_units(out: Path, plan: Plan, jobs: int, progress: bool) -> None:
-    """All units, ``jobs`` side by side, the main pair of each data set first.
+def run_units(out: Path, plan: Plan, jobs: int, threads: int, progress: bool) -> None:
+    """All units, ``jobs`` side by side on ``threads`` each, the main pair of each data set first.
 
     Raises:
         RuntimeError: a unit failed; its log is named.
         KeyboardInterrupt: passed on, when all units have saved what they have.
     """
     order = sorted(VARIANTS, key=lambda variant: variant not in ("linear", "indm"))
-    units = [(data, variant, seed) for data in plan.data for variant in order for seed in range(plan.seeds)]
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    units = [
+        (data, variant, seed)
+        for data in plan.data
+        for variant in order
+        if variant in STUDIES[data].variants
+        for seed in range(plan.seeds)
+    ]
     running: set[subprocess.Popen] = set()
 
     def unit(data: str, variant: str, seed: int) -> None:
@@ -278,11 +301,12 @@ def run_units(out: Path, plan: Plan, jobs: int, progress: bool) -> None:
 # ── The report ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def gather(out: Path, plan: Plan, data: str, material: Data, costs: dict[str, float]) -> dict[str, list[Facts]]:
+def gather(
+    out: Path, plan: Plan, data: str, material: Data, extractor: Extractor | None, costs: dict[str, float]
+) -> dict[str, list[Facts]]:
     """The facts of all runs of a data set, by variant, in the order of seeds; seconds by what a step ``costs``."""
-    extractor = load_or_train(out / data, material, progress=False) if material.labels else None
     found = {}
-    for variant in VARIANTS:
+    for variant in STUDIES[data].variants:
         folders = [run_folder(out, data, variant, seed) for seed in range(plan.seeds)]
         found[variant] = [
             replace(
@@ -299,14 +323,18 @@ def gather(out: Path, plan: Plan, data: str, material: Data, costs: dict[str, fl
 def verdicts_of(data: str, found: dict[str, list[Facts]], cost: float, cost_error: float) -> list[Verdict]:
     """Every claim on one data set; ``cost`` is the log of an INDM step's seconds over a linear one's."""
     indm, linear = found["indm"], found["linear"]
-    return [
+    verdicts = [
         *claims.fast_training(data, indm, linear, cost, cost_error),
         *claims.mle_training(data, indm, linear),
         *claims.robust_sampling(data, indm, linear),
         *claims.decomposition(data, indm, linear),
-        *claims.pretraining(data, found["indm-pretrained"], indm),
-        *claims.both_sdes(data, {"VP": (indm, linear), "VE": (found["indm-ve"], found["linear-ve"])}),
     ]
+    if "indm-pretrained" in found:
+        verdicts += claims.pretraining(data, found["indm-pretrained"], indm)
+    if "indm-ve" in found:
+        sdes = {"VP": (indm, linear), "VE": (found["indm-ve"], found["linear-ve"])}
+        verdicts += claims.both_sdes(data, sdes)
+    return verdicts
 
 
 def reproduce(out: Path, plan: Plan, *, jobs: int | None = None, progress: bool = True) -> list[Verdict]:
@@ -333,26 +361,21 @@ def reproduce(out: Path, plan: Plan, *, jobs: int | None = None, progress: bool 
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     jobs = jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
-    try:
-        kept = prepare(out, plan, progress)
-    finally:
-        torch.set_num_threads(threads)
-    run_units(out, plan, jobs, progress)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    kept = prepare(out, plan, threads, progress)
+    run_units(out, plan, jobs, threads, progress)
     page, verdicts = Page("INDM: the paper's claims, measured"), claims.control()
     sections = []
     for data in tqdm(plan.data, desc="report", disable=not progress):
-        material = load_data(**recipes.load(STUDIES[data].recipe)["data"])
-        found = gather(out, plan, data, material, kept["seconds_per_step"][data])
+        material, extractor = material_of(out, data)
+        found = gather(out, plan, data, material, extractor, kept["seconds_per_step"][data])
         verdicts += verdicts_of(data, found, *kept["log_cost"][data])
-        sections.append((data, material, [f for group in found.values() for f in group]))
+        sections.append((data, material, extractor, [f for group in found.values() for f in group]))
     verdicts.sort(key=lambda verdict: verdict.claim)
     page.text(budget_text(plan, kept))
     page.table([HEADER, *(cells(verdict) for verdict in verdicts)])
-    for data, material, facts in sections:
+    for data, material, extractor, facts in sections:
         page.heading(data, level=1)
-        extractor = load_or_train(out / data, material, progress=False) if material.labels else None
         add_runs(page, out, facts, material, extractor, prefix=f"{data}-")
     page.write(out / "index.html")
     numbers = [{key: None if value != value else value for key, value in asdict(v).items()} for v in verdicts]
@@ -380,7 +403,9 @@ def budget_text(plan: Plan, kept: dict) -> str:
     parts = []
     for data in plan.data:
         costs, steps = kept["seconds_per_step"][data], kept["steps"][data]
-        counts = ", ".join(f"{variant} {steps[variant]} × {1e3 * costs[variant]:.0f} ms" for variant in VARIANTS)
+        counts = ", ".join(
+            f"{variant} {steps[variant]} × {1e3 * costs[variant]:.0f} ms" for variant in STUDIES[data].variants
+        )
         parts.append(f"{data}: {counts}")
     return (
         f"Equal seconds for all, {plan.seeds} seeds. Steps × cost of a step on {kept['threads']} thread(s): "
