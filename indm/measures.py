@@ -320,7 +320,7 @@ def sampling_errors(
         density = DENSITIES[data.name]
         estimation["kl"] = estimation_error(model, density, stack(data.test, POINTS), prior, seed, progress)
         if model.sde.alpha(model.sde.endpoints(z)[1]).ndim == 1:  # entries of one clock, on which it is resolved
-            estimation["curve"] = estimation_curve(model, density, seed=seed, progress=progress)
+            estimation["curve"] = estimation_curve(model, density, samples=images, seed=seed, progress=progress)
     return {
         "images": images,
         "sampler": sampler,

@@ -63,9 +63,9 @@ class Study:
 
 
 STUDIES = {
-    "eight-gaussians": Study("eight-gaussians", 1200, 200, 1000, 200, {"images": "10_000", "nll_images": "2000"}),
-    "digits": Study("digits", 500, 60, 256, 60, {"nll_images": "64", "repeats": "4", "times": "8"}),
-    "fashion-mnist-16": Study("fashion-mnist-16", 300, 30, 128, 40, {"images": "2000", "nll_images": "50"}, BASELINES),
+    "eight-gaussians": Study("eight-gaussians", 1200, 150, 1000, 100, {"images": "10_000", "nll_images": "2000"}),
+    "digits": Study("digits", 500, 40, 256, 40, {"nll_images": "64", "repeats": "4", "times": "8"}),
+    "fashion-mnist-16": Study("fashion-mnist-16", 300, 20, 128, 40, {"images": "2000", "nll_images": "50"}, BASELINES),
     "fashion-mnist": Study("fashion-mnist", 300, 20, 128, 40, {"images": "1000", "nll_images": "50"}, BASELINES),
 }
 STEPS, FAST_STEPS = (5, 10, 20, 50, 100, 1000), (5, 10, 20, 50)
@@ -106,7 +106,7 @@ def recipe_of(plan: Plan, data: str, variant: str, seed: int, steps: int) -> Rec
     recipe = recipes.load(study.recipe)
     if variant == "vae":
         changes |= vae_changes(recipe)
-    evaluate = study.evaluate | ({"images": "500", "nll_images": "0"} if plan.fast else {})
+    evaluate = study.evaluate | ({"images": "200", "nll_images": "0"} if plan.fast else {})
     changes |= {f"evaluate.{key}": value for key, value in evaluate.items()}
     changes |= {
         "train.seed": str(seed),
@@ -232,7 +232,7 @@ def prepare(out: Path, plan: Plan, threads: int, progress: bool) -> dict:
     costs: dict[str, dict[str, float]] = {}
     log_cost: dict[str, tuple[float, float]] = {}
     for data in tqdm(plan.data, desc="cost of a step", disable=not progress):
-        taken = seconds_per_step(plan, data, rounds=4 if plan.fast else 8)
+        taken = seconds_per_step(plan, data, rounds=3 if plan.fast else 8)
         costs[data] = costs_of(taken)
         logs = [math.log(a / b) for a, b in zip(taken["indm"], taken["linear"], strict=True)]
         log_cost[data] = statistics.mean(logs), statistics.stdev(logs) / math.sqrt(len(logs))
