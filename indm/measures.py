@@ -280,8 +280,8 @@ def sampling_errors(
     """The sampling error as prior + discretization + estimation, each measured apart from the others.
 
     With x(z_T) for the converged solver's sample (probability-flow ODE to 1e-5): *prior* is π against the law of z_T,
-    and x(π) against x(z_T of training data), two sets that have a floor too; *discretization* the sampler in so many
-    steps against x, from the same z_T ~ π; *estimation* x(z_T of training data) against test data, beside the
+    and x(π) against x(z_T of training data), pair by pair with one noise in both; *discretization* the sampler in so
+    many steps against x, from the same z_T ~ π; *estimation* x(z_T of training data) against test data, beside the
     :func:`floor`.
 
     Args:
@@ -303,17 +303,18 @@ def sampling_errors(
     generator = _generator(model.scaling.scale, seed, 1)
     z = latents(model, stack(data.train, images), generator=generator)
     with evaluation_mode(model):
-        z_T = {
-            "data": model.sde.perturb(z, model.sde.endpoints(z)[1], randn_like(z, generator)),
-            "prior": prior_draws(model, images, seed),
-        }
-    converged, raw, nfe = {}, {}, 0
+        drawn = prior_draws(model, images, seed)
+        noise = (drawn - model.sde.prior_mean.to(drawn)) / model.sde.prior_std
+        z_T = {"data": model.sde.perturb(z, model.sde.endpoints(z)[1], noise), "prior": drawn}
+    converged, nfe = {}, 0
     for name, start in z_T.items():
         converged[name], count = solve(model, start, "ode", progress=progress)
-        raw[name], nfe = model.scaling.to_data(converged[name]).cpu(), max(nfe, count)
+        nfe = max(nfe, count)
     prior = prior_error(model.sde, z, z_T["data"], seed=seed)
     estimation: dict = {
-        "samples": distances(raw["data"], stack(data.test, images), data.scaling, extractor),
+        "samples": distances(
+            model.scaling.to_data(converged["data"]).cpu(), stack(data.test, images), data.scaling, extractor
+        ),
         "floor": floor(data, images, extractor),
     }
     if data.name in DENSITIES:

@@ -380,9 +380,11 @@ def test_sampling_errors_of_an_exact_score_are_small():
     five, forty = found["discretization"]
     assert forty["rms"] < 0.1 * five["rms"] and forty["nfe"] == 41
     estimation = found["estimation"]
-    for seen in (estimation["samples"], found["prior"]["samples"]):
-        limit = estimation["floor"]["sliced_wasserstein"] + 6 * seen["sliced_wasserstein_standard_error"]
-        assert seen["sliced_wasserstein"] < limit
+    # z_T of the data is off the prior's by α_T z_0, of 0.0066 latent units, and the way back stretches little.
+    assert 0 < found["prior"]["rms"] < 0.05
+    seen = estimation["samples"]
+    limit = estimation["floor"]["sliced_wasserstein"] + 6 * seen["sliced_wasserstein_standard_error"]
+    assert seen["sliced_wasserstein"] < limit
     assert estimation["curve"]["integral"] < 1e-3
     assert abs(estimation["kl"]["nats"]) < 5 * estimation["kl"]["standard_error"] + 1e-3
 
