@@ -11,6 +11,7 @@ from indm.sampling import sample
 from indm.scaling import Scaling
 from indm.score import ScoreModel
 from indm.sde import VESDE, VPSDE, LinearSDE, SubVPSDE
+from indm.translation import translate, translate_bridge
 
 __version__ = "0.1.0"
 
@@ -41,4 +42,6 @@ __all__ = [
     "probability_flow_path",
     "sample",
     "soft_truncation",
+    "translate",
+    "translate_bridge",
 ]

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from indm.likelihood import evaluation_mode
 from indm.objective import randn_like
-from indm.ode import integrate, interpolatory_weights
+from indm.ode import adams, integrate, interpolatory_weights
 from indm.score import denoise, probability_flow
 from indm.sde import LinearSDE, expand_like
 
@@ -161,9 +161,13 @@ def unipc(score, z: Tensor, *, steps: int, generator=None, progress: bool = Fals
 
 
 def follow_flow(
-    score, z: Tensor, t: float, s: float, *, tol: float = 1e-5, progress: bool = False
+    score, z: Tensor, t: float, s: float, *, tol: float = 1e-5, steps: int | None = None, progress: bool = False
 ) -> tuple[Tensor, int]:
-    """z at time s from z at time t, either way, by the probability-flow ODE to tolerance ``tol`` on the clock −log SNR.
+    """z at time s from z at time t, either way, by the probability-flow ODE on the clock −log SNR.
+
+    Args:
+        tol: tolerance of the adaptive solver.
+        steps: solve by :func:`indm.ode.adams` in so many equal steps in place of it.
 
     Returns:
         z_s, and the evaluations of the score for one sample, the most that one took.
@@ -177,8 +181,11 @@ def follow_flow(
     start, end = (-sde.log_snr(torch.tensor([t, s], dtype=torch.float64))).tolist()
     before, after = (expand_like(sde.spread(z.new_full((len(z),), time)), z) for time in (t, s))
     with tqdm(desc="probability flow (evaluations)", leave=False, disable=not progress) as bar:
-        (w,), nfe = integrate(field, (z / before,), start, end, rtol=tol, atol=tol)
-    return after * w, int(nfe.max())
+        if steps is not None:
+            (w,), nfe = adams(field, (z / before,), start, end, steps=steps)
+            return after * w, nfe
+        (w,), evaluations = integrate(field, (z / before,), start, end, rtol=tol, atol=tol)
+    return after * w, int(evaluations.max())
 
 
 def adaptive_ode(

@@ -48,6 +48,11 @@ class Scaling(nn.Module):
             raw = raw + margin + (1 - 2 * margin) * noise
         return (raw - self.shift) / self.scale
 
+    def centre(self, raw: Num[Tensor, "batch *event"]) -> Tensor:
+        """Raw data to model units without noise, grey levels to the middle of their interval."""
+        half = 0.5 if self.levels is not None else 0.0
+        return (raw.to(self.scale.dtype) + half - self.shift) / self.scale
+
     def to_data(self, x: Tensor) -> Tensor:
         """Model units to raw data: grey levels as integers (floored and clamped), or continuous values."""
         raw = x * self.scale + self.shift

@@ -1,0 +1,284 @@
+r"""Unpaired translation: data of A become data of B along probability flows, without a single pair to learn from.
+
+*Two models.* x_A → h_A → the probability-flow ODE of A from ε to T → that of B back to ε → h_B⁻¹ → x_B. With identity
+flows it is DDIB, https://arxiv.org/abs/2203.08382.
+
+*One bridge.* The nonlinear diffusion of one INDM begins in A at t = 0 and ends in B at t = T, where
+x_T ~ h⁻¹#π has been given B's law (``train.terminal`` and ``[data_b]`` of a recipe): x_A → h → ODE to T → h⁻¹ → x_B,
+and the same way back.
+
+Either is a :class:`Route`: legs on the latent between an h at its beginning and an h⁻¹ at its end. A deterministic
+route is invertible, so A → B → A gives back the source up to the solver's error. To stay so, a route takes z_ε as
+α_ε z_0 at both of its ends and adds no noise and no last denoising there.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from indm.likelihood import evaluation_mode
+from indm.model import INDM
+from indm.objective import randn_like
+from indm.sampling import follow_flow
+from indm.sde import LinearSDE, expand_like
+
+TOL = 1e-5
+DIRECTIONS = ("forward", "backward")
+
+
+@dataclass(frozen=True)
+class Leg:
+    """The probability flow of ``model`` between the times ``start`` and ``end``, either way; with ``noise``, the
+    forward SDE, which only goes up."""
+
+    model: INDM
+    start: float
+    end: float
+    noise: bool = False
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Where a route has led.
+
+    Attributes:
+        x: (B, *event), in units of the last leg's model.
+        nfe: evaluations of a score for one sample, the most that one took.
+        frames: h⁻¹(z_t) of each leg at the times asked for, (B, frames, *event), each in units of its leg's model.
+    """
+
+    x: Float[Tensor, "batch *event"]
+    nfe: int
+    frames: Float[Tensor, "batch frames *event"]
+
+
+@dataclass(frozen=True)
+class Route:
+    """x → h of the first leg's model → the legs → h⁻¹ of the last leg's model.
+
+    Attributes:
+        legs: each begins at the time at which the one before ends.
+        tol: of the adaptive solver.
+        steps: equal steps of the whole way in −log SNR in place of it, one evaluation each; the error is of third
+            order in the step.
+    """
+
+    legs: tuple[Leg, ...]
+    tol: float = TOL
+    steps: int | None = None
+
+    def __post_init__(self):
+        if self.steps is not None and self.steps < len(self.legs):
+            raise ValueError(f"steps must be at least {len(self.legs)}, one a leg, or None, got {self.steps}")
+        if not self.tol > 0:
+            raise ValueError(f"tol must be positive, got {self.tol}; {TOL:g} is usual")
+
+    @property
+    def models(self) -> tuple[INDM, INDM]:
+        """The model in whose data the route begins, and the one in whose data it ends."""
+        return self.legs[0].model, self.legs[-1].model
+
+    def back(self) -> "Route":
+        """The way back along the probability flows.
+
+        Raises:
+            ValueError: a leg has noise.
+        """
+        if any(leg.noise for leg in self.legs):
+            raise ValueError("there is no way back along noise: a stochastic route has no cycle")
+        legs = tuple(Leg(leg.model, leg.end, leg.start) for leg in reversed(self.legs))
+        return Route(legs, self.tol, self.steps)
+
+    def follow(
+        self, x: Float[Tensor, "batch *event"], *, frames: int = 0, generator: torch.Generator | None = None
+    ) -> Arrival:
+        """Take ``x``, in units of the first model, along the route.
+
+        Args:
+            frames: how many pictures of every leg, its ends with them; 0 for none, else at least 2.
+            generator: of the noise, where a leg has any.
+
+        Raises:
+            RuntimeError: where an inverse of a flow did not converge, or the solver did not arrive.
+        """
+        first, last = self.models
+        if tuple(x.shape[1:]) != first.shape:
+            raise ValueError(f"x must be a batch of events of shape {first.shape}, got {tuple(x.shape)}")
+        if frames == 1 or frames < 0:
+            raise ValueError(f"frames must be 0 for none or at least 2, got {frames}")
+        nfe, pictures = 0, []
+        with evaluation_mode(first), evaluation_mode(last):
+            z = first.encode(x)[0] * _rest(first.sde, self.legs[0].start, x)
+            for leg in self.legs:
+                pictures += [leg.model.decode(z)] if frames else []
+                for start, end in _pairs(leg, max(2, frames)):
+                    z, evaluations = self._advance(leg, z, start, end, generator)
+                    nfe += evaluations
+                    pictures += [leg.model.decode(z)] if frames else []
+            arrived = last.decode(z / _rest(last.sde, self.legs[-1].end, z))
+        empty = x.new_zeros(len(x), 0, *x.shape[1:])
+        return Arrival(arrived, nfe, torch.stack(pictures, 1) if pictures else empty)
+
+    def _advance(self, leg: Leg, z: Tensor, start: float, end: float, generator) -> tuple[Tensor, int]:
+        if leg.noise:
+            return forward_step(leg.model.sde, z, start, end, generator), 0
+        steps = self.steps and max(1, round(self.steps * _clock(leg.model.sde, start, end) / self._length()))
+        return follow_flow(leg.model.score, z, start, end, tol=self.tol, steps=steps)
+
+    def _length(self) -> float:
+        """Of all legs together on the clock −log SNR."""
+        return sum(_clock(leg.model.sde, leg.start, leg.end) for leg in self.legs if not leg.noise)
+
+
+def two_models(
+    source: INDM,
+    target: INDM,
+    *,
+    strength: float = 1.0,
+    stochastic: bool = False,
+    tol: float = TOL,
+    steps: int | None = None,
+) -> Route:
+    """The route from the data of ``source`` to those of ``target``.
+
+    Args:
+        strength: how far up it goes, as a share of T: 1 goes all the way, less keeps more of the source.
+        stochastic: go up by the forward SDE of ``source`` in place of its probability flow. What comes back is then
+            random (with identity flows: SDEdit, https://arxiv.org/abs/2108.01073) and there is no cycle.
+
+    Raises:
+        ValueError: the models differ in shape, grey levels or SDE.
+    """
+    check_pair(source, target)
+    sde = source.sde
+    turn = max(sde.eps, _way(strength, sde))
+    legs = (Leg(source, sde.eps, turn, noise=stochastic), Leg(target, turn, sde.eps))
+    return Route(legs, tol, steps)
+
+
+def bridge(
+    model: INDM,
+    direction: str = "forward",
+    *,
+    strength: float = 1.0,
+    stochastic: bool = False,
+    tol: float = TOL,
+    steps: int | None = None,
+) -> Route:
+    """The route through one INDM, from the data at t = 0 to those at t = T ("forward") or "backward".
+
+    Args:
+        strength: share of the way from one end to the other.
+        stochastic: by the forward SDE, so "forward" alone; at strength 1 it forgets where it came from.
+    """
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be 'forward' or 'backward', got {direction!r}")
+    if stochastic and direction == "backward":
+        raise ValueError("stochastic must be false for direction 'backward': the forward SDE leads away from t = 0")
+    sde = model.sde
+    way = _way(strength, sde)
+    ends = (sde.eps, max(sde.eps, way)) if direction == "forward" else (sde.T, max(sde.eps, sde.T - way))
+    return Route((Leg(model, *ends, noise=stochastic),), tol, steps)
+
+
+def translate(
+    source: INDM,
+    target: INDM,
+    x: Float[Tensor, "batch *event"],
+    *,
+    strength: float = 1.0,
+    stochastic: bool = False,
+    tol: float = TOL,
+    steps: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "batch *event"]:
+    """Data of A as data of B, by two models: see :func:`two_models`, whose arguments these are.
+
+    ``x`` is in units of ``source`` (``source.scaling.centre(raw)``), the result in units of ``target``
+    (``target.scaling.to_data``).
+
+    Source: §5 of Kim et al. 2022, https://arxiv.org/abs/2205.13699; Su et al. 2023, https://arxiv.org/abs/2203.08382.
+    """
+    route = two_models(source, target, strength=strength, stochastic=stochastic, tol=tol, steps=steps)
+    return route.follow(x, generator=generator).x
+
+
+def translate_bridge(
+    model: INDM,
+    x: Float[Tensor, "batch *event"],
+    direction: str = "forward",
+    *,
+    strength: float = 1.0,
+    stochastic: bool = False,
+    tol: float = TOL,
+    steps: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "batch *event"]:
+    """Data at one end of a bridge as data at its other: see :func:`bridge`, whose arguments these are."""
+    route = bridge(model, direction, strength=strength, stochastic=stochastic, tol=tol, steps=steps)
+    return route.follow(x, generator=generator).x
+
+
+def check_pair(source: INDM, target: INDM) -> None:
+    """ValueError where a latent of ``source`` means nothing to ``target``."""
+    if source.shape != target.shape:
+        raise ValueError(f"source and target must have events of one shape, got {source.shape} and {target.shape}")
+    levels = source.scaling.levels, target.scaling.levels
+    if levels[0] != levels[1]:
+        raise ValueError(f"source and target must have the same grey levels, got {levels[0]} and {levels[1]}")
+    if not _same(source.sde, target.sde):
+        raise ValueError(f"source and target must have the same SDE, got {_named(source.sde)} and {_named(target.sde)}")
+
+
+def forward_step(sde: LinearSDE, z: Tensor, t: float, s: float, generator: torch.Generator | None = None) -> Tensor:
+    """A draw of z_s given z_t for s ≥ t, exactly: (α_s/α_t) z_t + √(σ_s² − (α_s/α_t)² σ_t²) n."""
+    (alpha_t, alpha_s), (sigma_t, sigma_s) = (
+        [expand_like(of(z.new_full((len(z),), time)), z) for time in (t, s)] for of in (sde.alpha, sde.sigma)
+    )
+    ratio = alpha_s / alpha_t
+    return ratio * z + (sigma_s**2 - (ratio * sigma_t) ** 2).clamp_min(0).sqrt() * randn_like(z, generator)
+
+
+def _rest(sde: LinearSDE, time: float, z: Tensor) -> Tensor | float:
+    """α_ε where a route begins or ends at ε, where z_ε is taken as α_ε z_0; elsewhere 1, z_t being what is decoded."""
+    return expand_like(sde.alpha(z.new_full((len(z),), time)), z) if time == sde.eps else 1.0
+
+
+def _pairs(leg: Leg, frames: int) -> Iterator[tuple[float, float]]:
+    """The pieces of a leg between ``frames`` equally spaced times."""
+    inner = torch.linspace(leg.start, leg.end, frames, dtype=torch.float64).tolist()[1:-1]
+    times = [leg.start, *inner, leg.end]
+    return itertools.pairwise(times)
+
+
+def _clock(sde: LinearSDE, start: float, end: float) -> float:
+    low, high = sde.log_snr(torch.tensor([start, end], dtype=torch.float64)).tolist()
+    return abs(high - low)
+
+
+def _way(strength: float, sde: LinearSDE) -> float:
+    """``strength`` as a time."""
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must lie in (0, 1], got {strength}; 1 goes all the way")
+    return strength * sde.T
+
+
+def _same(a: LinearSDE, b: LinearSDE) -> bool:
+    if type(a) is not type(b) or a.eps != b.eps:
+        return False
+    return all(torch.equal(p, q) for p, q in zip(_kernel(a), _kernel(b), strict=True))
+
+
+def _kernel(sde: LinearSDE) -> list[Tensor]:
+    t = torch.linspace(sde.eps, sde.T, 7, dtype=torch.float64)
+    return [sde.alpha(t).cpu(), sde.sigma(t).cpu()]
+
+
+def _named(sde: LinearSDE) -> str:
+    t = torch.tensor([sde.T], dtype=torch.float64)
+    end = (f"{of(t).mean().item():.3g}" for of in (sde.alpha, sde.sigma))
+    return f"{type(sde).__name__} (ε = {sde.eps:g}, α_T = {next(end)}, σ_T = {next(end)})"

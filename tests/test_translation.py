@@ -1,0 +1,265 @@
+"""Translation against closed forms: the probability flows of Gaussians, the laws at both ends, orders, identities."""
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from closed_form import gaussian, within
+
+import indm
+from indm.flows import ActNorm, Identity
+from indm.model import INDM, build_model
+from indm.scaling import Scaling
+from indm.sde import VESDE, VPSDE
+from indm.translation import Leg, Route, bridge, forward_step, translate, translate_bridge, two_models
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def actnorm(seed, channels=2):
+    flow = ActNorm(channels).double()
+    for parameter in flow.parameters():
+        torch.nn.init.normal_(parameter, std=0.4, generator=seeded(seed))
+    return flow
+
+
+def model_of(name, seed, flow=None, **sde):
+    """An INDM in float64 whose score is exact for Gaussian latents."""
+    score = gaussian(name, seed=seed, **sde)
+    model = INDM(flow or Identity(), score, shape=(2,))
+    return model.double()
+
+
+def data_of(model, n, seed=0):
+    return model.decode(model.score.sample(n, seeded(seed)))
+
+
+@pytest.fixture(params=["vp", "subvp", "ve"])
+def pair(request):
+    return model_of(request.param, 0, actnorm(0)), model_of(request.param, 1, actnorm(1))
+
+
+# ── two models ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.4])
+def test_the_way_between_gaussians_is_the_composition_of_their_closed_flows(pair, strength):
+    source, target = pair
+    x, sde = data_of(source, 50), source.sde
+    eps = torch.tensor(sde.eps, dtype=torch.float64)
+    z = sde.alpha(eps) * source.encode(x)[0]
+    turned = source.score.flow(z, sde.eps, strength * sde.T)
+    expected = target.decode(target.score.flow(turned, strength * sde.T, sde.eps) / sde.alpha(eps))
+    got = translate(source, target, x, strength=strength, tol=1e-9)
+    assert (got - expected).abs().max() < 1e-6
+    assert (got - x).abs().mean() > 0.05
+
+
+def test_what_arrives_has_the_law_of_the_target(pair):
+    source, target = pair
+    n = 20_000
+    x = translate(source, target, data_of(source, n), tol=1e-6)
+    z = target.encode(x)[0]
+    white = (z - target.score.mean) / target.score.variance.sqrt()
+    assert within(white, 0.0, floor=0.02) and within(white.square(), 1.0, floor=0.03)
+    assert (white.prod(1).mean()).abs() < 4.5 / math.sqrt(n) + 0.02
+
+
+def test_stochastic_translation_has_the_law_of_the_target_and_repeats_by_its_seed():
+    source, target = model_of("vp", 0, actnorm(0)), model_of("vp", 1, actnorm(1))
+    x = data_of(source, 20_000)
+    y, again, other = (translate(source, target, x, stochastic=True, generator=seeded(s)) for s in (7, 7, 8))
+    assert torch.equal(y, again) and (y - other).abs().mean() > 0.1
+    white = (target.encode(y)[0] - target.score.mean) / target.score.variance.sqrt()
+    assert within(white, 0.0, floor=0.02) and within(white.square(), 1.0, floor=0.03)
+
+
+def test_a_stronger_noise_keeps_less_of_the_source():
+    source, target = model_of("vp", 0), model_of("vp", 1)
+    x = data_of(source, 4000)
+    kept = []
+    for strength in (0.05, 0.3, 1.0):
+        y = translate(source, target, x, strength=strength, stochastic=True, generator=seeded(7))
+        kept.append(torch.corrcoef(torch.stack([x[:, 0], y[:, 0]]))[0, 1].item())
+    assert kept[0] > 0.9 > kept[1] > 0.1 > abs(kept[2])
+
+
+def test_a_model_translated_into_its_own_copy_gives_back_the_input(pair):
+    source, _ = pair
+    x = data_of(source, 20)
+    assert (translate(source, copy.deepcopy(source), x) - x).abs().max() < 1e-3
+
+
+def test_images_come_back_within_half_a_grey_level():
+    tables = {
+        "flow": {"name": "coupling", "depth": 2, "width": 8},
+        "sde": {"name": "vp"},
+        "net": {"name": "unet", "channels": 8, "blocks": 1, "multipliers": [1, 2], "attention": []},
+    }
+    models = [build_model(tables, (3, 8, 8), Scaling.images(256)).eval() for _ in range(2)]
+    for model in models:
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.02, generator=seeded(3)) if parameter.ndim > 1 else None
+    source, target = models[0], copy.deepcopy(models[0])
+    raw = torch.randint(0, 256, (6, 3, 8, 8), generator=seeded(0), dtype=torch.uint8)
+    x = source.scaling.centre(raw)
+    back = translate(source, target, x)
+    assert torch.equal(target.scaling.to_data(back), raw)
+    assert (back - x).abs().max() * 128 < 0.5
+    route = two_models(models[0], models[1])
+    there = route.follow(x)
+    assert (route.back().follow(there.x).x - x).abs().max() * 128 < 0.5
+
+
+@pytest.mark.parametrize("name", ["vp", "ve"])
+def test_the_error_of_the_cycle_and_of_the_way_falls_with_the_third_power_of_the_step(name):
+    source, target = model_of(name, 0, actnorm(0)), model_of(name, 1, actnorm(1))
+    x = data_of(source, 20)
+    exact = translate(source, target, x, tol=1e-11)
+    errors = {"way": [], "cycle": []}
+    for steps in (80, 160, 320):
+        route = two_models(source, target, steps=steps)
+        there = route.follow(x)
+        assert there.nfe == steps + 2
+        errors["way"].append((there.x - exact).abs().max().item())
+        errors["cycle"].append((route.back().follow(there.x).x - x).abs().max().item())
+    for found in errors.values():
+        orders = [math.log2(a / b) for a, b in itertools.pairwise(found)]
+        assert all(order > 2.6 for order in orders), (found, orders)
+
+
+def test_the_tolerance_bounds_the_cycle():
+    source, target = model_of("vp", 0, actnorm(0)), model_of("vp", 1, actnorm(1))
+    x, errors = data_of(source, 20), []
+    for tol in (1e-4, 1e-5, 1e-7):
+        route = two_models(source, target, tol=tol)
+        errors.append((route.back().follow(route.follow(x).x).x - x).abs().max().item())
+        assert errors[-1] < 300 * tol
+    assert errors[2] < errors[1] < errors[0]
+
+
+# ── a bridge ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def gaussian_bridge():
+    """Latents N(mean, variance) under VP and an affine h: x_0 and x_T = h⁻¹(N(0, I)) are two known Gaussians."""
+    return model_of("vp", 2, actnorm(4))
+
+
+def test_a_bridge_carries_one_end_to_the_other_and_back():
+    model = gaussian_bridge()
+    n = 20_000
+    a = data_of(model, n)
+    b = translate_bridge(model, a, tol=1e-7)
+    z = model.encode(b)[0]
+    assert within(z, 0.0, floor=0.02) and within(z.square(), 1.0, floor=0.03)
+    assert (translate_bridge(model, b, "backward", tol=1e-7) - a).abs().max() < 1e-4
+
+    other = model.decode(torch.randn(n, 2, dtype=torch.float64, generator=seeded(5)))
+    z = model.encode(translate_bridge(model, other, "backward"))[0]
+    white = (z - model.score.mean) / model.score.variance.sqrt()
+    assert within(white, 0.0, floor=0.02) and within(white.square(), 1.0, floor=0.03)
+
+
+def test_a_bridge_may_stop_on_its_way_and_be_random():
+    model = gaussian_bridge()
+    a = data_of(model, 20_000)
+    half = translate_bridge(model, a, strength=0.5, tol=1e-7)
+    noisy = translate_bridge(model, a, strength=0.5, stochastic=True, generator=seeded(7))
+    mean, variance = model.score.law(torch.tensor(0.5, dtype=torch.float64), half)
+    for x in (half, noisy):
+        white = (model.encode(x)[0] - mean) / variance.sqrt()
+        assert within(white, 0.0, floor=0.02) and within(white.square(), 1.0, floor=0.03)
+    whole = translate_bridge(model, translate_bridge(model, a, tol=1e-7), "backward", strength=0.5, tol=1e-7)
+    assert (whole - half).abs().max() < 1e-3
+
+
+# ── pictures on the way, noise ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_frames_are_decoded_latents_from_the_source_to_the_result(pair):
+    source, target = pair
+    x = data_of(source, 8)
+    route = two_models(source, target, tol=1e-8)
+    found = route.follow(x, frames=4)
+    assert found.frames.shape == (8, 8, 2)
+    assert (found.x - route.follow(x).x).abs().max() < 1e-5
+    small = 0.02 if isinstance(source.sde, VESDE) else 1e-4  # h⁻¹(α_ε z_0) is not quite x
+    assert (found.frames[:, 0] - x).abs().max() < small and (found.frames[:, -1] - found.x).abs().max() < small
+    turn = [model.encode(found.frames[:, i])[0] for model, i in ((source, 3), (target, 4))]
+    assert (turn[0] - turn[1]).abs().max() < 1e-6  # one z_T, decoded by either flow
+    assert route.follow(x).frames.shape == (8, 0, 2)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=["vp", "ve"])
+def test_steps_of_the_forward_sde_add_up_to_its_kernel(sde):
+    z, n = torch.full((50_000, 1), 1.5, dtype=torch.float64), 50_000
+    generator = seeded(0)
+    for t, s in ((sde.eps, 0.1), (0.1, 0.3), (0.3, 0.6)):
+        z = forward_step(sde, z, t, s, generator)
+    ends = torch.tensor([sde.eps, 0.6], dtype=torch.float64)
+    alpha, sigma = sde.alpha(ends), sde.sigma(ends)
+    ratio = (alpha[1] / alpha[0]).item()
+    std = math.sqrt(sigma[1] ** 2 - ratio**2 * sigma[0] ** 2)
+    assert abs(z.mean() - 1.5 * ratio) < 4.5 * std / math.sqrt(n)
+    assert z.std().item() == pytest.approx(std, rel=4.5 / math.sqrt(2 * n))
+
+
+# ── what cannot be done ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("other", "complaint"),
+    [
+        (lambda: INDM(Identity(), gaussian("vp", (3,)), shape=(3,)), r"one shape, got \(2,\) and \(3,\)"),
+        (lambda: INDM(Identity(), gaussian("vp"), Scaling.images(17), shape=(2,)), "grey levels, got None and 17"),
+        (lambda: model_of("ve", 0), "the same SDE, got VPSDE .* and VESDE"),
+        (lambda: model_of("vp", 0, eps=1e-3), "the same SDE, got VPSDE .*1e-05.* and VPSDE .*0.001"),
+        (lambda: model_of("vp", 0, beta_max=10.0), "the same SDE"),
+    ],
+)
+def test_models_that_do_not_fit_are_errors(other, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        two_models(model_of("vp", 0), other())
+
+
+def test_arguments_are_checked():
+    model = model_of("vp", 0)
+    x = data_of(model, 3)
+    for strength in (0.0, 1.2, -1.0):
+        with pytest.raises(ValueError, match="strength must lie in"):
+            translate(model, model, x, strength=strength)
+    with pytest.raises(ValueError, match="steps must be at least 2, one a leg"):
+        translate(model, model, x, steps=1)
+    with pytest.raises(ValueError, match="tol must be positive"):
+        translate(model, model, x, tol=0.0)
+    with pytest.raises(ValueError, match=r"events of shape \(2,\), got \(4, 3\)"):
+        translate(model, model, torch.zeros(4, 3, dtype=torch.float64))
+    with pytest.raises(ValueError, match="direction must be 'forward' or 'backward', got 'up'"):
+        translate_bridge(model, x, "up")
+    with pytest.raises(ValueError, match="stochastic must be false for direction 'backward'"):
+        bridge(model, "backward", stochastic=True)
+    with pytest.raises(ValueError, match="frames must be 0 for none or at least 2"):
+        bridge(model).follow(x, frames=1)
+    with pytest.raises(ValueError, match="no way back along noise"):
+        two_models(model, model, stochastic=True).back()
+
+
+def test_an_inverse_that_does_not_converge_is_named():
+    class Stubborn(ActNorm):
+        def solve_inverse(self, z, tol=1e-5):
+            x, residual, iterations, converged = super().solve_inverse(z, tol)
+            converged[1] = False
+            return x, residual, iterations, converged
+
+    model = model_of("vp", 0, Stubborn(2).double())
+    with pytest.raises(RuntimeError, match="inverse did not reach"):
+        Route((Leg(model, model.sde.eps, 1.0), Leg(model, 1.0, model.sde.eps))).follow(data_of(model_of("vp", 0), 3))
+
+
+def test_the_public_names():
+    assert indm.translate is translate and indm.translate_bridge is translate_bridge
