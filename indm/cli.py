@@ -1,4 +1,4 @@
-"""The command line: ``indm train | evaluate | sample | compare | inspect | report | reproduce | recipes``."""
+"""The command line: one class a command, ``indm COMMAND --help``."""
 
 import contextlib
 import io
@@ -32,6 +32,8 @@ ABOUT = """Implicit nonlinear diffusion models: train one, report its likelihood
   indm evaluate runs/digits               NELBO and NLL of the test split, with error bars
   indm sample runs/digits -n 64           a grid of samples
   indm report runs/digits runs/linear     runs side by side on one page
+  indm train-pair cats dogs               two image folders, to translate one into the other
+  indm translate runs/cats-dogs cats --out as-dogs
   indm reproduce --fast                   the paper's claims, each with a number and a verdict
 """
 DOTTED = re.compile(r"--((?:[\w-]+\.[\w.-]+)|data|data[-_]b|flow|sde|net|train|evaluate)(?:=(.*))?", re.DOTALL)
@@ -66,7 +68,7 @@ class Train:
     """No progress bar."""
 
     def run(self, changes: dict[str, str]) -> int:
-        from indm.training import plan, train
+        from indm.training import plan
 
         recipe = recipes.override(recipes.load(self.recipe), changes)
         is_run = self.recipe not in recipes.bundled() and Path(self.recipe).is_dir()
@@ -75,14 +77,43 @@ class Train:
             facts = plan(recipe) | {"would be written to": out}
             print(recipes.to_toml(recipes.resolve(recipe)) + "".join(f"\n# {k}: {v}" for k, v in facts.items()))
             return 0
-        summary = train(recipe, out, resume=self.resume, progress=not self.quiet)
-        if summary["interrupted"]:
-            go_on = shlex.join(["indm", "train", str(out), "--resume"])
-            print(f"Interrupted at step {summary['steps']}; all is saved. Go on with: {go_on}", file=sys.stderr)
-            return 130
-        if PartialState().is_main_process:
-            print(f"{out}: {json.dumps(summary)}")
-        return 0
+        return train_run(recipe, out, self.resume, self.quiet)
+
+
+def train_run(recipe: recipes.Recipe, out: Path, resume: bool, quiet: bool) -> int:
+    """Train one run and say what came of it; the exit status."""
+    from indm.training import train
+
+    summary = train(recipe, out, resume=resume, progress=not quiet)
+    if summary["interrupted"]:
+        go_on = shlex.join(["indm", "train", str(out), "--resume"])
+        print(f"Interrupted at step {summary['steps']}; all is saved. Go on with: {go_on}", file=sys.stderr)
+        return 130
+    if PartialState().is_main_process:
+        print(f"{out}: {json.dumps(summary)}")
+    return 0
+
+
+def recipe_of_two(
+    sources: tuple[str, ...], changes: dict[str, str], out: Path | None, suffix: str
+) -> tuple[recipes.Recipe, Path]:
+    """The recipe that two image folders, or the name of a recipe with two data sets, mean; and the run folder.
+
+    With two folders, what is said of ``data`` also holds for ``data_b``.
+    """
+    if len(sources) == 1:
+        name = Path(sources[0]).stem
+        recipe = recipes.override(recipes.load(sources[0]), changes)
+    elif len(sources) == 2:
+        name = "-".join(Path(source).name for source in sources)
+        both = {f"data_b.{key[5:]}": value for key, value in changes.items() if key.startswith("data.")}
+        paths = {f"{table}.path": json.dumps(source) for table, source in zip(("data", "data_b"), sources, strict=True)}
+        recipe = recipes.override(recipes.load("translate-folders"), paths | both | changes)
+    else:
+        raise ValueError(f"two image folders or one recipe must be given, got {len(sources)} sources")
+    if "data_b" not in recipe:
+        raise ValueError(f"{sources[0]} has no [data_b]: give two image folders, or a recipe with two data sets")
+    return recipe, out or Path("runs") / f"{name}{suffix}"
 
 
 @dataclass
@@ -296,6 +327,124 @@ class Reproduce:
 
 
 @dataclass
+class TrainPair:
+    """Train two models, one of each of two data sets, to translate between them with "indm translate".
+
+    Give two image folders, or a recipe with [data] and [data_b] (sneaker-boot, pullover-dress, digits-3-8, …). Both
+    models have the recipe's settings and its whole budget each. Any key can be changed as in "indm train":
+    --data.size 32 (with two folders: for both), --train.seconds 600; --flow identity is DDIB, the linear baseline.
+
+    The run folder holds a run for each side, a and b. Ctrl-C saves; the same command with --resume goes on.
+    """
+
+    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="A B | RECIPE")]
+    """Two image folders, or one recipe."""
+    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/RECIPE or runs/A-B)")] = None
+    """The run folder."""
+    resume: bool = False
+    """Go on from where the run folder is."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self, changes: dict[str, str]) -> int:
+        from indm.pairs import train_pair
+
+        recipe, out = recipe_of_two(self.sources, changes, self.out, "")
+        summaries = train_pair(recipe, out, resume=self.resume, progress=not self.quiet)
+        if any(summary["interrupted"] for summary in summaries.values()):
+            print("Interrupted; all is saved. The same command with --resume goes on.", file=sys.stderr)
+            return 130
+        for side, summary in summaries.items():
+            print(f"{out / side}: {json.dumps(summary)}")
+        return 0
+
+
+@dataclass
+class TrainBridge:
+    """Train one model whose diffusion begins in the images of A and ends in those of B.
+
+    It minimises the NELBO of A plus train.terminal (1 unless changed) times −log p of B's images under the flow and
+    the prior, both per dimension; both are logged, as nelbo and terminal. Sources and changes as in "indm train-pair".
+    """
+
+    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="A B | RECIPE")]
+    """Two image folders, or one recipe."""
+    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/RECIPE-bridge)")] = None
+    """The run folder."""
+    resume: bool = False
+    """Go on from the checkpoint in the run folder."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self, changes: dict[str, str]) -> int:
+        recipe, out = recipe_of_two(self.sources, changes, self.out, "-bridge")
+        return train_run(recipe, out, self.resume, self.quiet)
+
+
+@dataclass
+class Translate:
+    """Translate images of A into images of B, without pairs to learn from.
+
+      indm translate RUN_A RUN_B photos --out results     two models: to T along A's flow of probability, back along B's
+      indm translate PAIR photos --out results            the same, with the folder of "indm train-pair"
+      indm translate BRIDGE photos --out results          one model of "indm train-bridge"
+
+    Writes NAME.png for each image (NAME.npz for an array), sheet.png with sources and results in turns, and
+    translation.json with the distance of each result from its source and the reason for each that failed.
+    """
+
+    paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN] IMAGES…")]
+    """One or two run folders, then images: files, folders, patterns like "x/*.png", arrays as .npz or .npy."""
+    out: Annotated[Path, arg(metavar="FOLDER")]
+    """Where to write; a folder that holds anything is an error without --overwrite."""
+    direction: Literal["forward", "backward"] = "forward"
+    """From A to B, or from B to A."""
+    strength: float = 1.0
+    """How far up the diffusion to go, as a share of T; less than 1 keeps more of the source."""
+    stochastic: bool = False
+    """Go up by random noise in place of the probability flow; what comes out depends on --seed."""
+    seed: int = 0
+    """Of that noise."""
+    tol: float = 1e-5
+    """Tolerance of the solver."""
+    steps: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: as many as --tol needs)")] = None
+    """Evaluations of the networks, in place of a tolerance: 50 is quick, and its cycle is less exact."""
+    strip: Annotated[int, arg(metavar="FRAMES")] = 0
+    """Also write strips/NAME.png, so many pictures of each leg of the way; 0 for none."""
+    cycle: bool = False
+    """Also go back to A: cycle/NAME.png, and the largest error of each image in grey levels."""
+    strict: bool = False
+    """An image of another size than the model's, or a file that is no image, is an error."""
+    overwrite: bool = False
+    """Write into a folder that holds something."""
+    batch_size: int = 64
+    """Images at a time."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self) -> int:
+        from indm import pairs
+
+        count = next((i for i, path in enumerate(self.paths) if not pairs.is_run(path)), len(self.paths))
+        if not count or count == len(self.paths):
+            what = "a run folder (with a recipe.toml in it) first" if not count else "images after the run folders"
+            raise ValueError(f"translate needs {what}, got {' '.join(map(str, self.paths))}")
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())) and not self.overwrite:
+            raise ValueError(f"--out {self.out} exists and is not empty: name another, or add --overwrite")
+        opened = pairs.open_runs(self.paths[:count], self.direction)
+        options = pairs.Options(
+            self.strength, self.stochastic, self.tol, self.steps, self.seed, self.strip, self.cycle, self.strict,
+            self.batch_size,
+        )  # fmt: skip
+        report = pairs.translate_files(opened, self.paths[count:], self.out, options, progress=not self.quiet)
+        print(pairs.summary(report))
+        for name, reason in report["failed"].items():
+            print(f"indm: not translated: {name}: {reason}", file=sys.stderr)
+        print(f"{self.out / 'sheet.png'}" if report["examples"] else "nothing was translated")
+        return 1 if report["failed"] else 0
+
+
+@dataclass
 class Recipes:
     """List the recipes that come with indm."""
 
@@ -305,14 +454,16 @@ class Recipes:
         return 0
 
 
-Command = Train | Evaluate | Sample | Compare | Inspect | Report | Reproduce | Recipes
+Command = (
+    Train | Evaluate | Sample | TrainPair | TrainBridge | Translate | Compare | Inspect | Report | Reproduce | Recipes
+)
 
 
 def parse(arguments: list[str]) -> tuple[Command, dict[str, str]]:
-    """The command, and the dotted changes of a recipe, which only ``train`` takes."""
+    """The command, and the dotted changes of a recipe, which only those that train take."""
     changes: dict[str, str] = {}
     rest = list(arguments)
-    if arguments[:1] == ["train"]:
+    if arguments[:1] in (["train"], ["train-pair"], ["train-bridge"]):
         rest, changes = split_changes(arguments)
     complaint = io.StringIO()
     try:
@@ -348,7 +499,7 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_: f"indm: warning: {message}\n"
     try:
         command, changes = parse(sys.argv[1:] if arguments is None else arguments)
-        return command.run(changes) if isinstance(command, Train) else command.run()
+        return command.run(changes) if isinstance(command, Train | TrainPair | TrainBridge) else command.run()
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("INDM_TRACEBACK"):
             raise

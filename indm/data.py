@@ -97,11 +97,16 @@ class ImageFiles(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
-        image = read_image(self.files[index]).convert("L" if self.channels == 1 else "RGB")
-        if self.crop is not False:
-            largest = min(image.size)
-            image = F.center_crop(image, [largest if self.crop is True else min(self.crop, largest)])
-        return F.pil_to_tensor(F.resize(image, [self.size, self.size], InterpolationMode(self.resize)))
+        return square(read_image(self.files[index]), self.size, self.channels, self.resize, self.crop)
+
+
+def square(image: Image.Image, size: int, channels: int, resize: str = "bilinear", crop: bool | int = True) -> Tensor:
+    """An image as uint8 (``channels``, ``size``, ``size``), cut and resized as :class:`ImageFiles` says."""
+    image = image.convert("L" if channels == 1 else "RGB")
+    if crop is not False:
+        largest = min(image.size)
+        image = F.center_crop(image, [largest if crop is True else min(crop, largest)])
+    return F.pil_to_tensor(F.resize(image, [size, size], InterpolationMode(resize)))
 
 
 def read_image(path: Path) -> Image.Image:
@@ -198,6 +203,15 @@ def _limited(items: Tensor | list[Path], limit: int | None) -> Tensor | list[Pat
     return items[:limit]
 
 
+def _selected(parts: dict[str, Tensor], labels: Tensor, label: int | None, limit: int | None) -> dict[str, Tensor]:
+    """The indices of ``parts`` whose label is ``label`` (None: all), of the training ones the first ``limit``."""
+    if label is not None:
+        if not bool((labels == label).any()):
+            raise ValueError(f"label must be one of {labels.unique().tolist()}, or None for all classes, got {label}")
+        parts = {part: index[labels[index] == label] for part, index in parts.items()}
+    return parts | {"train": _limited(parts["train"], limit)}
+
+
 def _counts(n: int, valid: float, test: float) -> dict[str, int]:
     """Fractions of ``n`` as counts of at least one."""
     for name, fraction in (("valid", valid), ("test", test)):
@@ -253,16 +267,19 @@ def load_density(
     return Data(name=name, scaling=Scaling(), shape=(2,), entropy=density.entropy(), notes=notes, **parts)
 
 
-def load_digits(*, seed: int = 0, centered: bool = True, limit: int | None = None) -> Data:
-    """The 1797 handwritten digits that scikit-learn bundles: 1×8×8, 17 grey levels; 180 valid, 360 test, stratified."""
+def load_digits(*, seed: int = 0, centered: bool = True, limit: int | None = None, label: int | None = None) -> Data:
+    """The 1797 handwritten digits that scikit-learn bundles: 1×8×8, 17 grey levels; 180 valid, 360 test, stratified.
+
+    ``label`` keeps the images of one class alone, in the same splits.
+    """
     from sklearn.datasets import load_digits as bundled
     from sklearn.model_selection import train_test_split
 
     images, labels = bundled(return_X_y=True)
     rest, test = train_test_split(np.arange(len(labels)), test_size=360, random_state=seed, stratify=labels)
     train, valid = train_test_split(rest, test_size=180, random_state=seed, stratify=labels[rest])
-    parts = {"train": _limited(torch.from_numpy(train), limit), "valid": torch.from_numpy(valid)}
-    parts |= {"test": torch.from_numpy(test)}
+    parts = {"train": torch.from_numpy(train), "valid": torch.from_numpy(valid), "test": torch.from_numpy(test)}
+    parts = _selected(parts, torch.from_numpy(labels), label, limit)
     pool = torch.from_numpy(images.astype(np.uint8)).reshape(-1, 1, 8, 8)
     notes = ["scikit-learn's bundled digits", _describe(parts, seed, "within classes ")]
     fields = _pooled(pool, parts, torch.from_numpy(labels))
@@ -307,10 +324,13 @@ def load_fashion_mnist(
     limit: int | None = None,
     centered: bool = True,
     flip: bool = False,
+    label: int | None = None,
 ) -> Data:
     """Fashion-MNIST: 1×28×28, 256 levels, the standard 10,000 test images; ``valid`` of the 60,000 others held out.
 
-    A ``size`` below 28 (16 is usual) is an antialiased bilinear resize, rounded to grey levels again.
+    A ``size`` below 28 (16 is usual) is an antialiased bilinear resize, rounded to grey levels again. ``label`` keeps
+    the images of one class alone, in the same splits: 0 T-shirt, 1 trouser, 2 pullover, 3 dress, 4 coat, 5 sandal,
+    6 shirt, 7 sneaker, 8 bag, 9 ankle boot.
     """
     _check_size(size)
     if size > 28:
@@ -323,7 +343,8 @@ def load_fashion_mnist(
     if any(i.shape != (len(y), 28, 28) for i, y in zip(images, labels, strict=True)):
         raise ValueError(f"the files in {folder} are not Fashion-MNIST: images must be 28×28 with one label each")
     n = len(images[0])
-    parts = split(n, valid=valid, seed=seed, limit=limit) | {"test": torch.arange(n, n + len(images[1]))}
+    parts = split(n, valid=valid, seed=seed) | {"test": torch.arange(n, n + len(images[1]))}
+    parts = _selected(parts, torch.cat(labels), label, limit)
     pool = torch.cat(images)[:, None]
     if size < 28:
         pool = torch.cat(
@@ -455,8 +476,8 @@ def _read_array(path: Path, key: str | None) -> np.ndarray:
                 raise ValueError(f"key {key!r} was given, but a .npy file holds one array without a name")
             return content
         with content:
-            if key is None and len(content.files) == 1:
-                key = content.files[0]
+            if key is None and ("samples" in content.files or len(content.files) == 1):
+                key = "samples" if "samples" in content.files else content.files[0]
             if key is None:
                 raise ValueError(f"it holds several arrays; pass key= one of {', '.join(content.files)}")
             if key not in content.files:
@@ -478,7 +499,9 @@ def load_array(
     centered: bool = True,
     flip: bool = False,
 ) -> Data:
-    """An array of a .npy or .npz file (there ``key``), split by ``seed``; ``valid`` and ``test`` are fractions.
+    """An array of a .npy or .npz file, split by ``seed``; ``valid`` and ``test`` are fractions.
+
+    In an .npz it is the one called ``key``, by default ``samples`` or the only one.
 
     Floats (N, D) are vectors, standardised by the training split. Integers are grey levels 0 … ``levels`` − 1:
     images (N, H, W), (N, H, W, C) or (N, C, H, W), of 256 levels by default if uint8, or vectors (N, D).
@@ -503,6 +526,18 @@ def load_array(
     scaling = Scaling.images(levels, centered) if levels else Scaling.standardise(fields["train"].tensor)
     notes = [f"read from {path}" + (f", key {key}" if key else ""), _describe(parts, seed)]
     return Data(name="array", scaling=scaling, flip=flip, notes=notes, **fields)
+
+
+def read_events(path: Path, levels: int | None) -> Tensor:
+    """The events of a .npy or .npz file (there the only array, or ``samples``), in data units, (N, *event).
+
+    Images as :func:`load_array` takes them, of so many ``levels``; float vectors where ``levels`` is None.
+    """
+    array = _read_array(path, None)
+    if (levels is None) != (array.dtype.kind == "f"):
+        wanted = "floats" if levels is None else f"integers 0 … {levels - 1}"
+        raise ValueError(f"{path} must hold {wanted}, as the model has them, got {array.dtype}")
+    return torch.from_numpy(array.astype(np.float32) if levels is None else _grey_levels(array, levels, path)[0])
 
 
 def _grey_levels(array: np.ndarray, levels: int | None, path: str | Path) -> tuple[np.ndarray, int]:

@@ -24,9 +24,9 @@ def tile(images: Tensor, levels: int, columns: int | None = None) -> np.ndarray:
     return make_grid(pixels, nrow=columns, padding=1, pad_value=0.5).permute(1, 2, 0).clamp(0, 1).numpy()
 
 
-def save_grid(images: Tensor, levels: int, path: Path) -> None:
+def save_grid(images: Tensor, levels: int, path: Path, columns: int | None = None) -> None:
     """Write a grid of images as PNG, small ones enlarged to whole multiples."""
-    grid = tile(images, levels)
+    grid = tile(images, levels, columns)
     factor = max(1, 640 // max(grid.shape[:2]))
     pixels = (grid.repeat(factor, 0).repeat(factor, 1) * 255).round().astype(np.uint8)
     runs.write_whole(path, lambda beside: Image.fromarray(pixels).save(beside, format="PNG"))

@@ -116,6 +116,16 @@ def check_parts(model: INDM, options: Training) -> None:
         )
 
 
+def check_second(data: Data, second: Data) -> None:
+    """ValueError where two data sets are not of one kind."""
+    for what, a, b in (
+        ("events of shape", tuple(data.shape), tuple(second.shape)),
+        ("grey levels", data.scaling.levels, second.scaling.levels),
+    ):
+        if a != b:
+            raise ValueError(f"data_b must have {what} {a}, as data have, got {b}")
+
+
 class Trainer:
     """The model, its average, the optimizer and the place in the run: what a checkpoint holds, and one step of it.
 
@@ -128,6 +138,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, data: Data, accelerator: Accelerator):
         self.options: Training = recipes.options_of(recipe, "train")
         self.data, self.accelerator = data, accelerator
+        self.data_b = load_data(**recipe["data_b"]) if "data_b" in recipe and self.options.terminal else None
         parts = self.options.accumulate * accelerator.num_processes
         if self.options.batch_size % parts or self.options.batch_size > len(data.train):
             raise ValueError(
@@ -163,7 +174,7 @@ class Trainer:
 
     def build_step(self, recipe: Recipe) -> nn.Module:
         """The objective as a module, (x, **conditions) ↦ (loss, terms to be logged), see :class:`TrainingStep`."""
-        return TrainingStep(self.model, self.options, self._terminal_law(recipe))
+        return TrainingStep(self.model, self.options, self._terminal_law())
 
     def conditions(self) -> dict:
         """What the coming step is told beside its batches, drawn once for all of them."""
@@ -181,17 +192,21 @@ class Trainer:
         terms = [nelbo(model, x, times=2, reference=reference, generator=generator) for x in batches]
         return torch.cat([term.total for term in terms])
 
-    def _terminal_law(self, recipe: Recipe) -> Callable[[int], Tensor] | None:
+    def _terminal_law(self) -> Callable[[int], Tensor] | None:
         """What draws examples of the law that x_T shall have, in model units; None where none is asked for."""
         if not self.options.terminal:
             return None
-        raw = stack(load_data(**recipe["data_b"]).train if "data_b" in recipe else self.data.train, MOST_IN_MEMORY)
-        if raw.shape[1:] != self.data.shape:
-            raise ValueError(f"data_b must have events of shape {tuple(self.data.shape)}, got {tuple(raw.shape[1:])}")
         device, scaling = self.accelerator.device, self.model.scaling
-        if "data_b" in recipe:
-            return lambda n: scaling.to_model(raw[torch.randint(len(raw), (n,))].to(device))
-        return normal_law(scaling.to_model(raw.to(device)))
+        if self.data_b is None:
+            return normal_law(scaling.to_model(stack(self.data.train, MOST_IN_MEMORY).to(device)))
+        check_second(self.data, self.data_b)
+        raw, flip = stack(self.data_b.train, MOST_IN_MEMORY), self.data_b.flip
+
+        def draw(n: int) -> Tensor:
+            drawn = raw[torch.randint(len(raw), (n,))].to(device)
+            return scaling.to_model(flip_horizontally(drawn) if flip else drawn)
+
+        return draw
 
     def behind(self) -> str:
         """What the coming step trains the score behind, see :class:`TrainingStep`; once the flow is in, it stays.
@@ -268,12 +283,22 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """The :meth:`bound` of the averaged model on validation examples, every time with the same noise."""
+        """The :meth:`bound` of the averaged model on validation examples, every time with the same noise.
+
+        With a second data set, also −log p(x_T) of its validation examples, as ``valid_terminal``.
+        """
         device = self.accelerator.device
         generator = torch.Generator(device).manual_seed(self.options.seed)
         raw = stack(self.data.valid, self.options.validate_examples).to(device)
         value, unit = self.in_units(self.bound(self.ema.model, raw, generator).mean())
-        return {"valid_nelbo": value, "unit": unit}
+        found = {"valid_nelbo": value, "unit": unit}
+        if self.data_b is not None:
+            model = self.ema.model
+            second = stack(self.data_b.valid, self.options.validate_examples).to(device)
+            parts = [model.scaling.to_model(p, generator=generator) for p in second.split(self.micro_batch_size)]
+            nats = torch.cat([terminal_nll(model.flow, model.sde, x, generator=generator) for x in parts])
+            found["valid_terminal"], _ = self.in_units(nats.mean())
+        return found
 
     def save(self, run: Path) -> None:
         """Write the checkpoint and the averaged model into ``run``, each file whole or not at all. Collective."""

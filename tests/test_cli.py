@@ -21,7 +21,19 @@ SMALL = (
 )
 SMALL = [f"--{part}" for part in SMALL.removeprefix("--").split(" --")]
 
-NAMES = ("train", "evaluate", "sample", "compare", "inspect", "report", "reproduce", "recipes")
+NAMES = (
+    "train",
+    "evaluate",
+    "sample",
+    "train-pair",
+    "train-bridge",
+    "translate",
+    "compare",
+    "inspect",
+    "report",
+    "reproduce",
+    "recipes",
+)
 
 
 @pytest.fixture(scope="module")

@@ -58,6 +58,19 @@ def test_split_is_a_partition_that_the_seed_determines(n, valid, test, seed, lim
     assert torch.equal(again["valid"], parts["valid"]) and torch.equal(again["train"], parts["train"][:5])
 
 
+@pytest.mark.parametrize("name", ["digits", "fashion-mnist"])
+def test_one_class_keeps_its_place_in_the_splits(name):
+    if name == "fashion-mnist" and not DEBIAN_FASHION_MNIST.is_dir():
+        pytest.skip("Fashion-MNIST is not here")
+    whole, one, few = load_data(name), load_data(name, label=3), load_data(name, label=3, limit=20)
+    for part in ("train", "valid", "test"):
+        expected = getattr(whole, part).tensor[whole.labels[part] == 3]
+        assert torch.equal(getattr(one, part).tensor, expected) and bool((one.labels[part] == 3).all())
+    assert torch.equal(few.train.tensor, one.train.tensor[:20])
+    with pytest.raises(ValueError, match=r"label must be one of \[0, 1, .*, 9\], or None for all classes, got 10"):
+        load_data(name, label=10)
+
+
 def test_split_depends_on_the_seed_and_limit_is_checked():
     assert not torch.equal(split(100, valid=10, seed=0)["train"], split(100, valid=10, seed=1)["train"])
     with pytest.raises(ValueError, match="limit"):

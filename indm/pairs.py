@@ -1,0 +1,402 @@
+"""Two data sets A and B and what carries one into the other: two models trained in one go, or one bridge; the files
+translated with them.
+
+The folder of a pair holds an ordinary run for each side, ``a`` and ``b``, of the same recipe but for its data. A bridge
+is an ordinary run of a recipe with ``[data_b]`` and ``train.terminal``.
+"""
+
+import glob
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+from tqdm import tqdm
+
+from indm import pictures, recipes, runs
+from indm.data import IMAGE_SUFFIXES, load_data, read_events, read_image, square
+from indm.model import INDM
+from indm.recipes import Recipe
+from indm.sde import squared_norm
+from indm.training import check_second, train
+from indm.translation import DIRECTIONS, TOL, Arrival, Route, bridge, two_models
+
+SIDES = ("a", "b")
+ARRAY_SUFFIXES = {".npz", ".npy"}
+IN_SHEET = 64  # results that the contact sheet shows, at most
+
+
+# ── Training ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def sides_of(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe of each side's model: the same but for the data, and without the term of a bridge.
+
+    Raises:
+        ValueError: there is no second data set.
+    """
+    if "data_b" not in recipe:
+        raise ValueError("[data_b] is missing: the recipe of a pair needs a second data set, such as --data-b digits")
+    options = {key: value for key, value in recipe.get("train", {}).items() if key != "terminal"}
+    shared = {table: content for table, content in recipe.items() if table != "data_b"} | {"train": options}
+    return {"a": shared, "b": shared | {"data": recipe["data_b"]}}
+
+
+def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: bool = True) -> dict[str, dict]:
+    """Train a model of ``recipe``'s ``[data]`` in ``out/a``, then one of its ``[data_b]`` in ``out/b``.
+
+    Each has the whole budget of ``[train]``. With ``resume``, what is finished stays and what was begun goes on.
+
+    Returns:
+        The summaries by side; where the first was interrupted there is no second.
+
+    Raises:
+        ValueError: as :func:`indm.training.train`; data sets that are not of one kind.
+    """
+    sides = {side: recipes.resolve(content) for side, content in sides_of(recipe).items()}
+    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not empty: go on with --resume, or start anew with another --out")
+    check_second(*(load_data(**content["data"]) for content in sides.values()))
+    out.mkdir(parents=True, exist_ok=True)
+    runs.write_text(out / "pair.toml", recipes.to_toml(recipe))
+    summaries: dict[str, dict] = {}
+    for side, content in sides.items():
+        begun = resume and (out / side / "checkpoint.pt").exists()
+        summaries[side] = train(content, out / side, resume=begun, progress=progress)
+        if summaries[side]["interrupted"]:
+            break
+    return summaries
+
+
+# ── Models ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def is_run(folder: Path) -> bool:
+    """Whether ``folder`` is that of a run, or of a pair of them."""
+    return (folder / "recipe.toml").is_file() or is_pair(folder)
+
+
+def is_pair(folder: Path) -> bool:
+    return all((folder / side / "recipe.toml").is_file() for side in SIDES)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What translates, as read from disk.
+
+    Attributes:
+        folders: the run folders of the models, in the order in which a route meets them.
+        models: one for a bridge, else two.
+        direction: of a bridge, and of a pair's folder.
+        data: the ``[data]`` table of the side where the route begins: how its images are cut.
+    """
+
+    folders: tuple[Path, ...]
+    models: tuple[INDM, ...]
+    direction: str
+    data: dict
+
+    def route(self, **options) -> Route:
+        """See :func:`indm.translation.two_models` and :func:`indm.translation.bridge` for the options."""
+        return (
+            bridge(*self.models, self.direction, **options)
+            if len(self.models) == 1
+            else two_models(*self.models, **options)
+        )
+
+
+def open_runs(folders: Sequence[Path], direction: str = "forward") -> Opened:
+    """Two runs, from the first to the second; or one bridge, or one pair, in either ``direction``.
+
+    Raises:
+        ValueError: one run that is no bridge, a direction for two runs, more than two.
+    """
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be 'forward' or 'backward', got {direction!r}")
+    turn = direction == "backward"
+    if len(folders) == 1 and is_pair(folders[0]):
+        folders = [folders[0] / side for side in (reversed(SIDES) if turn else SIDES)]
+    elif len(folders) == 2 and turn:
+        folders = list(reversed(folders))
+    if not 1 <= len(folders) <= 2:
+        raise ValueError(f"one or two run folders must come first, got {len(folders)}")
+    models, found = zip(*(runs.open_run(folder) for folder in folders), strict=True)
+    data = found[0]["data"]
+    if len(folders) == 1:
+        if "data_b" not in found[0] or not found[0]["train"]["terminal"]:
+            raise ValueError(
+                f"{folders[0]} is no bridge (a recipe with [data_b] and train.terminal); give a second run after it"
+            )
+        data = found[0]["data_b"] if turn else data
+    return Opened(tuple(folders), models, direction, data)
+
+
+# ── What is translated ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Item:
+    """One example: the ``name`` of its result, the ``source`` it comes from, and how to ``read`` it, (C, H, W) or (D,)
+    in data units with a note of what was done to it; ``row`` of an array, None of an image file."""
+
+    name: str
+    source: Path
+    read: Callable[[], tuple[Tensor, str]]
+    row: int | None = None
+
+
+def find(sources: Sequence[Path], model: INDM, data: dict, strict: bool = False) -> list[Item]:
+    """The examples in files, folders (searched recursively), glob patterns, ``.npz`` and ``.npy`` arrays.
+
+    Args:
+        model: whose shape and grey levels they must have; images of another size are cut and resized as ``data`` (the
+            ``[data]`` table of a run on a folder) says, else by the largest centred square.
+        strict: an image of another size, or what is no image, is an error.
+
+    Raises:
+        ValueError: nothing found, an array of another shape, an image where the model has no images.
+    """
+    items: list[Item] = []
+    for source in sources:
+        files = _files(source)
+        if not files:
+            raise ValueError(f"no image or array found in '{source}'; png, jpeg, webp, … and npz, npy would do")
+        for file, name in files:
+            if file.suffix.lower() in ARRAY_SUFFIXES:
+                items += _rows(file, name, model)
+            elif len(model.shape) != 3 or model.shape[0] not in (1, 3):
+                raise ValueError(
+                    f"{file}: events of shape {model.shape} are no image files; an .npz of arrays would do"
+                )
+            else:
+                items.append(Item(name, file, _reader(file, model, data, strict)))
+    names = Counter(item.name for item in items if item.row is None)
+    if names and max(names.values()) > 1:  # a.png and a.jpg: keep the suffix
+        items = [_with_suffix(item) if names[item.name] > 1 and item.row is None else item for item in items]
+    names = Counter(item.name for item in items)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise ValueError(f"{len(twice)} names of images come twice, such as {twice[0]!r}; translate them apart")
+    return items
+
+
+def _files(source: Path) -> list[tuple[Path, str]]:
+    """Files and the names of their results, without suffix: below a folder, with the path below it."""
+    if source.is_dir():
+        known = IMAGE_SUFFIXES | ARRAY_SUFFIXES
+        below = sorted(path.relative_to(source) for path in source.rglob("*") if path.suffix.lower() in known)
+        below = [path for path in below if not any(part.startswith(".") for part in path.parts)]
+        return [(source / path, str(path.with_suffix(""))) for path in below]
+    if source.is_file():
+        return [(source, source.stem)]
+    return [(Path(path), Path(path).stem) for path in sorted(glob.glob(str(source), recursive=True))]
+
+
+def _with_suffix(item: Item) -> Item:
+    return Item(f"{item.name}{item.source.suffix}", item.source, item.read)
+
+
+def _rows(file: Path, name: str, model: INDM) -> list[Item]:
+    array = read_events(file, model.scaling.levels)
+    if tuple(array.shape[1:]) != model.shape:
+        raise ValueError(f"{file} must hold events of shape {model.shape}, got {tuple(array.shape[1:])}")
+    return [Item(f"{name}-{row:05d}", file, lambda row=row: (array[row], ""), row) for row in range(len(array))]
+
+
+def _reader(file: Path, model: INDM, data: dict, strict: bool) -> Callable[[], tuple[Tensor, str]]:
+    channels, height, width = model.shape
+    options = {key: data[key] for key in ("resize", "crop") if key in data}
+
+    def read() -> tuple[Tensor, str]:
+        image, note = read_image(file), ""
+        if image.size == (width, height):
+            pixels = F.pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
+        elif strict or height != width:
+            raise ValueError(f"{image.width}×{image.height} pixels, and the model has {width}×{height}")
+        else:
+            pixels = square(image, width, channels, **options)
+            note = f"resized from {image.width}×{image.height}"
+        return (pixels.double() * (model.scaling.levels - 1) / 255).round().to(torch.uint8), note
+
+    return read
+
+
+# ── Translating ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to translate and what to write beside the results."""
+
+    strength: float = 1.0
+    stochastic: bool = False
+    tol: float = TOL
+    steps: int | None = None
+    seed: int = 0
+    strip: int = 0  # frames of each leg on the strip; 0 for none
+    cycle: bool = False
+    strict: bool = False
+    batch_size: int = 64
+
+
+def translate_files(
+    opened: Opened, sources: Sequence[Path], out: Path, options: Options, *, progress: bool = True
+) -> dict:
+    """Translate what lies in ``sources`` into ``out``, see :func:`find`.
+
+    Writes for every image ``NAME.png``, for every array ``NAME.npz``, ``sheet.png`` with sources and results in turns,
+    and ``translation.json``; on request the way there as ``strips/NAME.png`` and the way back as ``cycle/NAME.png``.
+
+    Returns:
+        What ``translation.json`` holds: a row for each example (its distance from the source, the error of its cycle),
+        ``failed`` with the reason for each that could not be read or translated, times, evaluations, options, models.
+    """
+    route = opened.route(strength=options.strength, stochastic=options.stochastic, tol=options.tol, steps=options.steps)
+    if options.cycle:
+        route.back()  # says so where there is none
+    items = find(sources, route.models[0], opened.data, options.strict)
+    work = _Work(route, out, options)
+    started = time.perf_counter()
+    try:
+        with tqdm(total=len(items), desc="translating", unit="image", disable=not progress) as bar:
+            for first in range(0, len(items), options.batch_size):
+                batch = items[first : first + options.batch_size]
+                work.add(batch)
+                bar.update(len(batch))
+    finally:
+        report = work.finish() | {
+            "seconds_per_example": (time.perf_counter() - started) / len(items),
+            "models": [{"run": str(f), "weights_sha256": runs.weights_hash(f)} for f in opened.folders],
+            "direction": opened.direction,
+            "options": asdict(options),
+        }
+        runs.write_json(out / "translation.json", report)
+    return report
+
+
+class _Work:
+    """One translation under way: its results are written as they come."""
+
+    def __init__(self, route: Route, out: Path, options: Options):
+        self.route, self.out, self.options = route, out, options
+        self.levels = route.models[0].scaling.levels
+        self.device = route.models[0].scaling.scale.device
+        self.generator = torch.Generator(self.device).manual_seed(options.seed)
+        self.rows: list[dict] = []
+        self.failed: dict[str, str] = {}
+        self.shown: list[tuple[Tensor, ...]] = []
+        self.arrays: dict[Path, tuple[str, list[Tensor]]] = {}
+        self.nfe = 0
+        out.mkdir(parents=True, exist_ok=True)
+
+    def add(self, items: list[Item]) -> None:
+        """Read, translate and write a batch; what cannot be read or translated is named, and the rest goes on."""
+        read: list[tuple[Item, Tensor, str]] = []
+        for item in items:
+            try:
+                read.append((item, *item.read()))
+            except (ValueError, OSError, SyntaxError) as error:
+                if self.options.strict:
+                    raise ValueError(f"strict: {item.source}: {error}") from error
+                self.failed[item.name] = " ".join(str(error).split())
+        if not read:
+            return
+        try:
+            self._translate(read)
+        except RuntimeError:
+            for alone in read:  # to know which one it was
+                try:
+                    self._translate([alone])
+                except RuntimeError as error:
+                    self.failed[alone[0].name] = " ".join(str(error).split())
+
+    def _translate(self, read: list[tuple[Item, Tensor, str]]) -> None:
+        raw = torch.stack([tensor for _, tensor, _ in read])
+        source, target = self.route.models
+        x = source.scaling.centre(raw.to(self.device))
+        there = self.route.follow(x, frames=self.options.strip, generator=self.generator)
+        results = target.scaling.to_data(there.x).cpu()
+        back = self.route.back().follow(there.x) if self.options.cycle else None
+        returned = None if back is None else source.scaling.to_data(back.x).cpu()
+        errors = None if back is None else ((back.x - x) * source.scaling.scale).flatten(1).abs().amax(1).tolist()
+        strips = self._strips(there) if self.options.strip else None
+        self.nfe = max(self.nfe, there.nfe)
+        for i, (item, _, note) in enumerate(read):
+            distance = squared_norm(results[i : i + 1].double() - raw[i : i + 1].double()).sqrt().item()
+            row = {"name": item.name, "source": str(item.source), "distance_rms": distance / math.sqrt(raw[0].numel())}
+            row |= {"note": note} if note else {}
+            row |= {} if errors is None else {"cycle_error_max": errors[i]}
+            self.rows.append(row)
+            self._write(item, results[i])
+            if returned is not None and item.row is None:
+                self._save(self.out / "cycle" / f"{item.name}.png", returned[i][None])
+            if strips is not None and raw.ndim == 4:
+                self._save(self.out / "strips" / f"{item.name}.png", strips[i])
+            if len(self.shown) < IN_SHEET:
+                self.shown.append((raw[i], results[i], *(() if returned is None else (returned[i],))))
+
+    def _strips(self, there: Arrival) -> Tensor:
+        """The frames in data units, (B, frames, *event)."""
+        by_leg = there.frames.split(self.options.strip, 1)
+        parts = [leg.model.scaling.to_data(f) for leg, f in zip(self.route.legs, by_leg, strict=True)]
+        return torch.cat(parts, 1).cpu()
+
+    def _write(self, item: Item, result: Tensor) -> None:
+        if item.row is None:
+            self._save(self.out / f"{item.name}.png", result[None])
+        else:
+            self.arrays.setdefault(item.source, (item.name.rsplit("-", 1)[0], []))[1].append(result)
+
+    def _save(self, path: Path, images: Tensor) -> None:
+        """Images (N, C, H, W) side by side as PNG, pixel for pixel."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = (torch.cat(images.unbind(0), 2).double() * 255 / (self.levels - 1)).round().to(torch.uint8)
+        image = Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
+        runs.write_whole(path, lambda beside: image.save(beside, format="PNG"))
+
+    def finish(self) -> dict:
+        """Write the arrays and the sheet; the rows, what failed, and the evaluations of one example."""
+        for name, results in self.arrays.values():
+            path = self.out / f"{name}.npz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = {"samples": torch.stack(results).numpy(), "levels": np.array(self.levels or 0)}
+            runs.save_arrays(path, content)
+        if self.shown:
+            self._sheet(self.out / "sheet.png")
+        return {"examples": self.rows, "failed": self.failed, "nfe": self.nfe}
+
+    def _sheet(self, path: Path) -> None:
+        columns = [torch.stack(column) for column in zip(*self.shown, strict=True)]
+        if columns[0].ndim == 4:
+            together = torch.stack(columns, 1).flatten(0, 1)
+            width = len(columns) * math.ceil(math.sqrt(len(self.shown) / len(columns)))
+            pictures.save_grid(together, self.levels, path, columns=width)
+        elif columns[0].ndim == 2 and columns[0].shape[1] > 1:
+            figure = Figure(figsize=(4 * len(columns), 4), layout="constrained")
+            titles = ("source", "result", "back again")
+            for axes, points, title in zip(figure.subplots(1, len(columns)), columns, titles, strict=False):
+                pictures.dots(axes, points.float(), title)
+            pictures.save_figure(figure, path)
+
+
+def summary(report: dict) -> str:
+    """What came of a translation, in one line."""
+    rows = report["examples"]
+    if not rows:
+        return f"0 translated, {len(report['failed'])} failed"
+    mean = sum(row["distance_rms"] for row in rows) / len(rows)
+    parts = [f"{len(rows)} translated", f"distance from the source {mean:.1f} (RMS, mean over examples)"]
+    resized = sum("note" in row for row in rows)
+    parts += [f"{resized} resized"] if resized else []
+    if report["options"]["cycle"]:
+        parts.append(f"error of the cycle at most {max(row['cycle_error_max'] for row in rows):.2g}")
+    parts.append(f"{report['nfe']} evaluations, {report['seconds_per_example']:.2g} s each")
+    return ", ".join(parts)

@@ -1,0 +1,327 @@
+"""Two data sets, from folders of images to translated files, through the command line as a user goes."""
+
+import json
+import shutil
+import signal
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from indm import pairs, recipes, runs
+from indm.cli import main
+from indm.data import load_data
+from indm.flows import ActNorm
+from indm.model import INDM, build_model
+from indm.pairs import Options, find, open_runs, sides_of, translate_files
+from indm.scaling import Scaling
+
+SMALL = [
+    "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.blocks=1", "--net.multipliers=[1]",
+    "--net.attention=[]", "--train.warmup=0", "--train.seconds=inf", "--train.log_every=1", "--train.validate_every=2",
+    "--train.validate_examples=20",
+]  # fmt: skip
+
+
+def toy_folder(folder, hue, n=24, side=8, seed=0):
+    """Discs of one colour on black: the other folder has them in another colour."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    rows, columns = np.mgrid[:side, :side]
+    for i in range(n):
+        centre, radius = rng.uniform(2, side - 2, 2), rng.uniform(1.5, 3)
+        disc = ((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2)[..., None]
+        pixels = (disc * np.array(hue) * rng.uniform(0.7, 1.0)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{hue[0]}-{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    home = tmp_path_factory.mktemp("toys")
+    return toy_folder(home / "red", (250, 40, 20)), toy_folder(home / "blue", (20, 60, 240), seed=1)
+
+
+@pytest.fixture(scope="module")
+def trained(toys, tmp_path_factory):
+    """A pair and a bridge of the two folders, of a few steps."""
+    home = tmp_path_factory.mktemp("runs")
+    folders = [str(folder) for folder in toys]
+    options = ["--data.size", "8", "--train.steps", "6", "--train.batch_size", "8", *SMALL, "--quiet"]
+    assert main(["train-pair", *folders, "--out", str(home / "pair"), *options]) == 0
+    assert main(["train-bridge", *folders, "--out", str(home / "bridge"), *options]) == 0
+    return home
+
+
+def error_of(capsys, *arguments):
+    capsys.readouterr()
+    assert main([str(a) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("indm: error: ") and error.count("\n") == 1, error
+    return error
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+# ── Training ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_pair_is_two_ordinary_runs_that_differ_in_their_data(trained, toys):
+    a, b = (recipes.load(trained / "pair" / side) for side in "ab")
+    assert recipes.differences(a, b) == ["data.path"]
+    assert (a["data"]["path"], b["data"]["path"]) == tuple(map(str, toys)) and a["data"]["size"] == 8
+    assert a["train"]["terminal"] == 0 and "data_b" not in a
+    assert "data_b" in tomllib.loads((trained / "pair" / "pair.toml").read_text())
+    assert main(["evaluate", str(trained / "pair" / "b"), "--quiet", "--images", "2", "--nll-images", "0"]) == 0
+
+
+def test_a_bridge_logs_both_of_its_terms(trained):
+    lines = runs.read_metrics(trained / "bridge")
+    assert any("terminal" in line for line in lines)
+    summary = json.loads((trained / "bridge" / "summary.json").read_text())
+    model, recipe = runs.open_run(trained / "bridge")
+    second = load_data(**recipe["data_b"])
+    assert {"valid_nelbo", "valid_terminal"} <= summary.keys() and len(second.valid) == 2
+    # Independent of the trainer: −log p of B's validation images under h and N(0, I), at the middle of their levels.
+    x = model.scaling.centre(torch.stack([second.valid[i] for i in range(2)]))
+    z, log_det = model.encode(x)
+    nats = 0.5 * (z.square() + np.log(2 * np.pi)).flatten(1).sum(1) - log_det
+    assert summary["valid_terminal"] == pytest.approx(
+        model.scaling.bits_per_dim(nats, (3, 8, 8)).mean().item(), abs=0.02
+    )
+
+
+def test_a_pair_that_was_stopped_goes_on(toys, tmp_path, monkeypatch, capsys):
+    arguments = ["train-pair", *map(str, toys), "--out", str(tmp_path / "pair"), "--data.size", "8", *SMALL]
+    arguments += ["--train.steps", "5", "--train.batch_size", "8", "--quiet"]
+    real, calls = pairs.train, []
+
+    def stopped(recipe, out, **options):
+        calls.append(out.name)
+        if len(calls) == 2:  # in the middle of the second: a signal after its first step
+            from indm.training import Trainer
+
+            step = Trainer.train_step
+
+            def once(trainer, batches):
+                signal.raise_signal(signal.SIGINT)
+                return step(trainer, batches)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Trainer, "train_step", once)
+                return real(recipe, out, **options)
+        return real(recipe, out, **options)
+
+    monkeypatch.setattr(pairs, "train", stopped)
+    assert main(arguments) == 130 and calls == ["a", "b"]
+    assert "--resume goes on" in capsys.readouterr().err
+    first = runs.weights_hash(tmp_path / "pair" / "a")
+    assert json.loads((tmp_path / "pair" / "b" / "summary.json").read_text())["steps"] == 1
+    assert "--resume" in error_of(capsys, *arguments)
+    assert main([*arguments, "--resume"]) == 0
+    assert runs.weights_hash(tmp_path / "pair" / "a") == first
+    assert json.loads((tmp_path / "pair" / "b" / "summary.json").read_text())["steps"] == 5
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.bundled() if "data_b" in recipes.load(name)])
+def test_recipes_of_two_data_sets_differ_in_the_one_thing_that_names_them(name):
+    a, b = sides_of(recipes.load(name)).values()
+    (key,) = recipes.differences(a, b) or ["data.path"]
+    assert key in ("data.label", "data.path") and recipes.load(name)["train"]["terminal"] == 1
+
+
+def test_sides_that_do_not_fit_are_errors_before_anything_is_trained(toys, tmp_path, capsys):
+    out = tmp_path / "pair"
+    grey = toy_folder(tmp_path / "other", (9, 9, 9))
+    for file in grey.iterdir():
+        Image.open(file).convert("L").save(file)
+    error = error_of(capsys, "train-pair", toys[0], grey, "--out", out, "--data.size", "8")
+    assert "data_b must have events of shape (3, 8, 8), as data have, got (1, 8, 8)" in error and not out.exists()
+    assert "no [data_b]" in error_of(capsys, "train-pair", "digits", "--out", out)
+    assert "two image folders or one recipe" in error_of(capsys, "train-pair", "a", "b", "c", "--out", out)
+    assert "is not a folder" in error_of(capsys, "train-bridge", toys[0], tmp_path / "none", "--out", out)
+    (tmp_path / "empty").mkdir()
+    assert "no readable images" in error_of(capsys, "train-pair", tmp_path / "empty", toys[1], "--out", out)
+
+
+# ── Translating ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_folder_is_translated_name_by_name(trained, toys, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--out", str(out), "--strip", "3", "--cycle", "--quiet"]
+    assert main(["translate", str(trained / "pair"), str(toys[0]), *options]) == 0
+    names = sorted(path.name for path in toys[0].iterdir())
+    assert sorted(path.name for path in out.glob("*.png")) == sorted([*names, "sheet.png"])
+    assert sorted(path.name for path in (out / "cycle").iterdir()) == names
+    assert pixels(out / "strips" / names[0]).shape == (8, 6 * 8, 3)
+    report = json.loads((out / "translation.json").read_text())
+    assert [row["name"] for row in report["examples"]] == [name[:-4] for name in names] and not report["failed"]
+    assert max(row["cycle_error_max"] for row in report["examples"]) < 0.5
+    for row in report["examples"]:
+        source, result = pixels(row["source"]), pixels(out / f"{row['name']}.png")
+        assert row["distance_rms"] == pytest.approx(np.sqrt(((source - result) ** 2).mean()))
+        assert np.array_equal(pixels(out / "cycle" / f"{row['name']}.png"), source)
+    strip = pixels(out / "strips" / names[0])
+    assert abs(strip[:, :8] - pixels(toys[0] / names[0])).max() <= 1
+    assert abs(strip[:, -8:] - pixels(out / names[0])).max() <= 1
+    assert report["models"][0]["weights_sha256"] == runs.weights_hash(trained / "pair" / "a")
+    assert "24 translated" in capsys.readouterr().out
+
+
+def test_a_model_and_its_copy_give_back_the_images(trained, toys, tmp_path):
+    twin = shutil.copytree(trained / "pair" / "a", tmp_path / "twin")
+    out = tmp_path / "out"
+    assert main(["translate", str(trained / "pair" / "a"), str(twin), str(toys[0]), "--out", str(out), "--quiet"]) == 0
+    for file in toys[0].iterdir():
+        assert np.array_equal(pixels(out / file.name), pixels(file))
+
+
+@pytest.mark.parametrize("kind", ["pair", "bridge", "two runs"])
+def test_backward_undoes_forward(kind, trained, toys, tmp_path):
+    folders = [trained / "pair" / "a", trained / "pair" / "b"] if kind == "two runs" else [trained / kind]
+    model, recipe = runs.open_run(folders[0] / "a" if kind == "pair" else folders[0])
+    images = [item.read()[0] for item in find([toys[0]], model, recipe["data"])]
+    x = model.scaling.centre(torch.stack(images))
+    there, back = (open_runs(folders, direction).route() for direction in ("forward", "backward"))
+    assert (back.follow(there.follow(x).x).x - x).abs().max() * 128 < 0.5
+    assert open_runs(folders, "backward").data["path"] == str(toys[1])
+
+
+def test_files_patterns_and_arrays_are_taken(trained, toys, tmp_path):
+    names = sorted(path.name for path in toys[0].iterdir())
+    array = np.stack([np.asarray(Image.open(toys[0] / name)) for name in names[:5]])
+    np.savez(tmp_path / "many.npz", samples=array.transpose(0, 3, 1, 2), levels=256)
+    np.save(tmp_path / "last.npy", array)
+    out = tmp_path / "out"
+    sources = [tmp_path / "many.npz", tmp_path / "last.npy", toys[0] / names[0], toys[0] / "*-0[12].png"]
+    arguments = ["translate", str(trained / "pair"), *map(str, sources), "--out", str(out), "--quiet"]
+    assert main([*arguments, "--batch-size", "3"]) == 0
+    one = pixels(out / names[0])
+    for name in ("many", "last"):
+        with np.load(out / f"{name}.npz") as content:
+            assert content["samples"].shape == (5, 3, 8, 8) and content["levels"] == 256
+            assert abs(content["samples"][0].transpose(1, 2, 0).astype(int) - one).max() <= 1
+    assert sorted(path.name for path in out.glob("2*.png")) == names[:3]
+    again = tmp_path / "again"  # what comes out goes in
+    assert main(["translate", str(trained / "pair"), str(out / "many.npz"), "--out", str(again), "--quiet"]) == 0
+
+
+def test_the_same_seed_gives_the_same_noise(trained, toys, tmp_path):
+    results = {}
+    for name, seed in (("one", "3"), ("two", "3"), ("three", "4")):
+        arguments = ["translate", str(trained / "pair"), str(toys[0]), "--out", str(tmp_path / name), "--quiet"]
+        assert main([*arguments, "--stochastic", "--seed", seed, "--strength", "0.5", "--steps", "20"]) == 0
+        results[name] = np.stack([pixels(path) for path in sorted((tmp_path / name).glob("2*.png"))])
+    assert np.array_equal(results["one"], results["two"]) and not np.array_equal(results["one"], results["three"])
+
+
+def test_other_sizes_and_kinds_are_resized_with_a_note(trained, tmp_path, capsys):
+    home = tmp_path / "mixed"
+    home.mkdir()
+    Image.new("RGB", (20, 12), (200, 10, 10)).save(home / "wide.jpg")
+    Image.new("L", (8, 8), 90).save(home / "grey.png")
+    (home / "sub").mkdir()
+    Image.new("RGB", (8, 8), (200, 10, 10)).save(home / "sub" / "wide.png")
+    Image.new("RGB", (8, 8), (200, 10, 10)).save(home / "wide.bmp")
+    out = tmp_path / "out"
+    assert main(["translate", str(trained / "pair"), str(home), "--out", str(out), "--quiet"]) == 0
+    found = {str(path.relative_to(out)) for path in out.rglob("*.png")}
+    assert found == {"wide.jpg.png", "wide.bmp.png", "grey.png", "sub/wide.png", "sheet.png"}
+    notes = [row.get("note") for row in json.loads((out / "translation.json").read_text())["examples"]]
+    assert notes.count("resized from 20×12") == 1 and "1 resized" in capsys.readouterr().out
+    strict = error_of(capsys, "translate", trained / "pair", home, "--out", tmp_path / "strict", "--strict", "--quiet")
+    assert "20×12 pixels, and the model has 8×8" in strict and "wide.jpg" in strict
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_goes_on(trained, toys, tmp_path, capsys):
+    home = shutil.copytree(toys[0], tmp_path / "damaged")
+    broken = home / "250-03.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    (home / "notes.txt").write_text("no image")
+    out = tmp_path / "out"
+    capsys.readouterr()
+    assert main(["translate", str(trained / "pair"), str(home), "--out", str(out), "--quiet"]) == 1
+    assert "not translated: 250-03: " in capsys.readouterr().err
+    assert len(list(out.glob("2*.png"))) == 23 and not (out / broken.name).exists()
+    assert list(json.loads((out / "translation.json").read_text())["failed"]) == ["250-03"]
+
+
+class Stubborn(ActNorm):
+    """An affine flow whose inverse does not converge where z is large in its first entry."""
+
+    def solve_inverse(self, z, tol=1e-5):
+        x, residual, iterations, converged = super().solve_inverse(z, tol)
+        return x, residual, iterations, converged & (z.flatten(1)[:, 0] < 0.5)
+
+
+def test_an_inverse_that_does_not_converge_is_named_image_by_image(toys, tmp_path):
+    tables = {"flow": {"name": "actnorm", "channels": 3}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+    model = build_model(tables, (3, 8, 8), Scaling.images(256)).eval()
+    stubborn = INDM(Stubborn(3), model.score, model.scaling, model.shape).eval()
+    home = tmp_path / "two"
+    home.mkdir()
+    Image.new("RGB", (8, 8), (20, 20, 20)).save(home / "dark.png")
+    Image.new("RGB", (8, 8), (250, 250, 250)).save(home / "light.png")
+    (tmp_path / "run").mkdir()
+    model.save(tmp_path / "run")
+    opened = pairs.Opened((tmp_path / "run",) * 2, (model, stubborn), "forward", {})
+    report = translate_files(opened, [home], tmp_path / "out", Options(), progress=False)
+    assert [row["name"] for row in report["examples"]] == ["dark"]
+    assert "inverse did not reach" in report["failed"]["light"] and not (tmp_path / "out" / "light.png").exists()
+
+
+def test_vectors_are_translated_as_arrays(tmp_path):
+    options = [
+        "--net.width=8",
+        "--flow.width=8",
+        "--train.steps=3",
+        "--train.batch_size=64",
+        "--train.validate_examples=20",
+        "--quiet",
+    ]
+    options += ["--data.samples=300", "--data.valid_samples=20", "--data.test_samples=50"]
+    for name in ("rings", "eight-gaussians"):
+        assert main(["train", name, "--out", str(tmp_path / name), *options]) == 0
+    points = load_data("rings", samples=1, valid_samples=1, test_samples=40).test.tensor.numpy()
+    np.save(tmp_path / "points.npy", points)
+    folders = [str(tmp_path / name) for name in ("rings", "eight-gaussians")]
+    out = tmp_path / "out"
+    assert main(["translate", *folders, str(tmp_path / "points.npy"), "--out", str(out), "--cycle", "--quiet"]) == 0
+    with np.load(out / "points.npz") as content:
+        assert content["samples"].shape == (40, 2) and content["levels"] == 0
+    report = json.loads((out / "translation.json").read_text())
+    assert max(row["cycle_error_max"] for row in report["examples"]) < 0.01
+    assert (out / "sheet.png").exists() and report["options"]["tol"] == 1e-5
+
+
+def test_mistakes(trained, toys, tmp_path, capsys):
+    pair, out = trained / "pair", tmp_path / "out"
+    for arguments, complaint in (
+        ([toys[0]], "translate needs a run folder"),
+        ([pair], "translate needs images after the run folders"),
+        ([pair / "a", toys[0]], "is no bridge"),
+        ([pair / "a", pair / "b", pair / "a", toys[0]], "one or two run folders must come first, got 3"),
+        ([pair, tmp_path / "none"], "no image or array found in"),
+        ([pair, toys[0], "--strength", "0"], "strength must lie in"),
+        ([trained / "bridge", toys[0], "--stochastic", "--direction", "backward"], "stochastic must be false"),
+        ([pair, toys[0], "--stochastic", "--cycle"], "no way back along noise"),
+    ):
+        assert complaint in error_of(capsys, "translate", *arguments, "--out", out, "--quiet")
+    (tmp_path / "empty").mkdir()
+    assert "no image or array found" in error_of(capsys, "translate", pair, tmp_path / "empty", "--out", out)
+    np.save(tmp_path / "wrong.npy", np.zeros((2, 16, 16, 3), np.uint8))
+    error = error_of(capsys, "translate", pair, tmp_path / "wrong.npy", "--out", out)
+    assert "must hold events of shape (3, 8, 8), got (3, 16, 16)" in error
+    np.save(tmp_path / "floats.npy", np.zeros((2, 5)))
+    assert "must hold integers 0 … 255" in error_of(capsys, "translate", pair, tmp_path / "floats.npy", "--out", out)
+    assert not out.exists()
+    out.mkdir()
+    (out / "mine.txt").write_text("kept")
+    assert "--overwrite" in error_of(capsys, "translate", pair, toys[0], "--out", out)
+    assert main(["translate", str(pair), str(toys[0]), "--out", str(out), "--overwrite", "--quiet"]) == 0
+    assert (out / "mine.txt").read_text() == "kept"
