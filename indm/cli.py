@@ -413,6 +413,8 @@ class Translate:
     """Also write strips/NAME.png, so many pictures of each leg of the way; 0 for none."""
     cycle: bool = False
     """Also go back to A: cycle/NAME.png, and the largest error of each image in grey levels."""
+    score: bool = False
+    """Also compare with the data of B (Fréchet and kernel distance, how many a classifier takes for B, diversity)."""
     strict: bool = False
     """An image of another size than the model's, or a file that is no image, is an error."""
     overwrite: bool = False
@@ -433,8 +435,8 @@ class Translate:
             raise ValueError(f"--out {self.out} exists and is not empty: name another, or add --overwrite")
         opened = pairs.open_runs(self.paths[:count], self.direction)
         options = pairs.Options(
-            self.strength, self.stochastic, self.tol, self.steps, self.seed, self.strip, self.cycle, self.strict,
-            self.batch_size,
+            self.strength, self.stochastic, self.tol, self.steps, self.seed, self.strip, self.cycle, self.score,
+            self.strict, self.batch_size,
         )  # fmt: skip
         report = pairs.translate_files(opened, self.paths[count:], self.out, options, progress=not self.quiet)
         print(pairs.summary(report))

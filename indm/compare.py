@@ -61,7 +61,7 @@ def compare(folders: list[Path], out: Path) -> str:
         end = runs.read_metrics(folder)[-1]
         rows.append((str(folder), str(end["step"]), f"{end['seconds']:.0f}", *(_cell(result, k) for k in KINDS)))
 
-    unit, lines, differences = first["unit"], [_table(rows)], {}
+    unit, lines, differences = first["unit"], [table(rows)], {}
     per_unit = first["dims"] * math.log(2) if unit == "bits/dim" else 1.0
     for other in others:
         nats = evaluations[other][1]
@@ -128,7 +128,7 @@ def likelihood_table(result: dict) -> str:
     if result["entropy_nats"] is not None:
         rows.append(("entropy of the data", f"{result['entropy_nats']:.4f}", "", ""))
     counts = ", ".join(f"{n} for the {kind.upper()}" for kind, n in result["images"].items())
-    return f"{_table(rows)}\n{result['split']} split: {counts}; ε = {result['eps']:g}; {result['dequantization']}"
+    return f"{table(rows)}\n{result['split']} split: {counts}; ε = {result['eps']:g}; {result['dequantization']}"
 
 
 def _key(result: dict) -> str:
@@ -173,6 +173,7 @@ def _read_evaluation(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
         return json.loads((folder / "evaluation.json").read_text()), dict(content)
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Rows of cells as lines of text, columns aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -22,9 +22,12 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from indm import pictures, recipes, runs
+from indm.compare import table
 from indm.data import IMAGE_SUFFIXES, load_data, read_events, read_image, square
+from indm.extractor import load_or_train
 from indm.model import INDM
 from indm.recipes import Recipe
+from indm.resemblance import COLUMNS, limits, resemblance, row, two_classes
 from indm.sde import squared_norm
 from indm.training import check_second, train
 from indm.translation import DIRECTIONS, TOL, Arrival, Route, bridge, two_models
@@ -32,6 +35,7 @@ from indm.translation import DIRECTIONS, TOL, Arrival, Route, bridge, two_models
 SIDES = ("a", "b")
 ARRAY_SUFFIXES = {".npz", ".npy"}
 IN_SHEET = 64  # results that the contact sheet shows, at most
+FEWEST_SCORED, MOST_SCORED = 20, 2000  # results that are compared with the data of B
 
 
 # ── Training ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -96,13 +100,14 @@ class Opened:
         folders: the run folders of the models, in the order in which a route meets them.
         models: one for a bridge, else two.
         direction: of a bridge, and of a pair's folder.
-        data: the ``[data]`` table of the side where the route begins: how its images are cut.
+        data, data_b: the ``[data]`` tables of the side where the route begins and of that where it ends.
     """
 
     folders: tuple[Path, ...]
     models: tuple[INDM, ...]
     direction: str
     data: dict
+    data_b: dict
 
     def route(self, **options) -> Route:
         """See :func:`indm.translation.two_models` and :func:`indm.translation.bridge` for the options."""
@@ -129,14 +134,15 @@ def open_runs(folders: Sequence[Path], direction: str = "forward") -> Opened:
     if not 1 <= len(folders) <= 2:
         raise ValueError(f"one or two run folders must come first, got {len(folders)}")
     models, found = zip(*(runs.open_run(folder) for folder in folders), strict=True)
-    data = found[0]["data"]
+    tables = [recipe["data"] for recipe in found]
     if len(folders) == 1:
         if "data_b" not in found[0] or not found[0]["train"]["terminal"]:
             raise ValueError(
                 f"{folders[0]} is no bridge (a recipe with [data_b] and train.terminal); give a second run after it"
             )
-        data = found[0]["data_b"] if turn else data
-    return Opened(tuple(folders), models, direction, data)
+        tables.append(found[0]["data_b"])
+        tables = list(reversed(tables)) if turn else tables
+    return Opened(tuple(folders), models, direction, *tables)
 
 
 # ── What is translated ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -243,6 +249,7 @@ class Options:
     seed: int = 0
     strip: int = 0  # frames of each leg on the strip; 0 for none
     cycle: bool = False
+    score: bool = False  # of the results against the data of both sides
     strict: bool = False
     batch_size: int = 64
 
@@ -279,7 +286,17 @@ def translate_files(
             "options": asdict(options),
         }
         runs.write_json(out / "translation.json", report)
+    if options.score and len(work.kept) >= FEWEST_SCORED:
+        report["scores"] = score(opened, *(torch.stack(side) for side in zip(*work.kept, strict=True)), out, progress)
+        runs.write_json(out / "translation.json", report)
     return report
+
+
+def score(opened: Opened, source: Tensor, result: Tensor, out: Path, progress: bool = True) -> dict:
+    """See :func:`indm.resemblance.resemblance`; the classifier of the two sides' data is kept in ``out/extractor``."""
+    a, b = (load_data(**table) for table in (opened.data, opened.data_b))
+    extractor = load_or_train(out / "extractor", two_classes(a, b), progress=progress)
+    return resemblance(source, result, b, extractor, label=1) | {"extractor": extractor.provenance}
 
 
 class _Work:
@@ -293,6 +310,7 @@ class _Work:
         self.rows: list[dict] = []
         self.failed: dict[str, str] = {}
         self.shown: list[tuple[Tensor, ...]] = []
+        self.kept: list[tuple[Tensor, Tensor]] = []
         self.arrays: dict[Path, tuple[str, list[Tensor]]] = {}
         self.nfe = 0
         out.mkdir(parents=True, exist_ok=True)
@@ -331,15 +349,17 @@ class _Work:
         self.nfe = max(self.nfe, there.nfe)
         for i, (item, _, note) in enumerate(read):
             distance = squared_norm(results[i : i + 1].double() - raw[i : i + 1].double()).sqrt().item()
-            row = {"name": item.name, "source": str(item.source), "distance_rms": distance / math.sqrt(raw[0].numel())}
-            row |= {"note": note} if note else {}
-            row |= {} if errors is None else {"cycle_error_max": errors[i]}
-            self.rows.append(row)
+            line = {"name": item.name, "source": str(item.source), "distance_rms": distance / math.sqrt(raw[0].numel())}
+            line |= {"note": note} if note else {}
+            line |= {} if errors is None else {"cycle_error_max": errors[i]}
+            self.rows.append(line)
             self._write(item, results[i])
             if returned is not None and item.row is None:
                 self._save(self.out / "cycle" / f"{item.name}.png", returned[i][None])
             if strips is not None and raw.ndim == 4:
                 self._save(self.out / "strips" / f"{item.name}.png", strips[i])
+            if self.options.score and len(self.kept) < MOST_SCORED:
+                self.kept.append((raw[i], results[i]))
             if len(self.shown) < IN_SHEET:
                 self.shown.append((raw[i], results[i], *(() if returned is None else (returned[i],))))
 
@@ -392,11 +412,17 @@ def summary(report: dict) -> str:
     rows = report["examples"]
     if not rows:
         return f"0 translated, {len(report['failed'])} failed"
-    mean = sum(row["distance_rms"] for row in rows) / len(rows)
+    mean = sum(line["distance_rms"] for line in rows) / len(rows)
     parts = [f"{len(rows)} translated", f"distance from the source {mean:.1f} (RMS, mean over examples)"]
-    resized = sum("note" in row for row in rows)
+    resized = sum("note" in line for line in rows)
     parts += [f"{resized} resized"] if resized else []
     if report["options"]["cycle"]:
-        parts.append(f"error of the cycle at most {max(row['cycle_error_max'] for row in rows):.2g}")
+        parts.append(f"error of the cycle at most {max(line['cycle_error_max'] for line in rows):.2g}")
     parts.append(f"{report['nfe']} evaluations, {report['seconds_per_example']:.2g} s each")
-    return ", ".join(parts)
+    lines = [", ".join(parts)]
+    if report["options"]["score"] and "scores" not in report:
+        lines.append(f"no scores: they need at least {FEWEST_SCORED} results")
+    if "scores" in report:
+        rows = {"results": row(report["scores"])} | limits(report["scores"])
+        lines.append(table([("", *COLUMNS.values()), *((title, *cells) for title, cells in rows.items())]))
+    return "\n".join(lines)

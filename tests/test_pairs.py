@@ -269,7 +269,7 @@ def test_an_inverse_that_does_not_converge_is_named_image_by_image(toys, tmp_pat
     Image.new("RGB", (8, 8), (250, 250, 250)).save(home / "light.png")
     (tmp_path / "run").mkdir()
     model.save(tmp_path / "run")
-    opened = pairs.Opened((tmp_path / "run",) * 2, (model, stubborn), "forward", {})
+    opened = pairs.Opened((tmp_path / "run",) * 2, (model, stubborn), "forward", {}, {})
     report = translate_files(opened, [home], tmp_path / "out", Options(), progress=False)
     assert [row["name"] for row in report["examples"]] == ["dark"]
     assert "inverse did not reach" in report["failed"]["light"] and not (tmp_path / "out" / "light.png").exists()
