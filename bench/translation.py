@@ -1,0 +1,207 @@
+"""Ways to translate between two classes, in one table: two INDMs, DDIB, a bridge, a conditional model, a plain copy.
+
+    python bench/translation.py sneaker-boot pullover-dress digits-3-8 --out runs/translation
+
+All have the recipe's network and about the same seconds: each of INDM's two models makes ``--steps`` steps, each of
+DDIB's (the same with the identity flow) 1.15 times as many, as a step costs 1.15 of a linear one; the bridge and the
+conditional model, which are one model, twice as many as one of these. The conditional model is a linear diffusion that
+is told the class of every image in one more channel, and translates by SDEdit: noise up to t, then the way back as
+class B. Test images of A are translated and compared with B, see ``indm/resemblance.py``; the classifier is that of all
+the data set's classes. Killed and started again, it goes on. Writes ``RECIPE.json``, ``RECIPE.md`` and ``RECIPE.png``.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from tqdm import trange
+
+from indm import recipes, runs
+from indm.data import Data, InMemory, load_data, stack
+from indm.extractor import load_or_train
+from indm.flows import Identity
+from indm.model import INDM, build
+from indm.nets import UNet
+from indm.objective import mle_loss
+from indm.pairs import open_runs, train_pair
+from indm.pictures import save_figure, tile
+from indm.resemblance import COLUMNS, limits, resemblance, row, two_classes
+from indm.score import ScoreModel
+from indm.training import Trainer, train
+from indm.translation import Route, two_models
+
+LINEAR = 1.15  # steps of a linear diffusion in the time of one of INDM
+IMAGES = 300  # of A's test split, at most
+SHOWN = 10
+STRENGTHS = (0.3, 0.5)  # of SDEdit
+NAMES = {
+    "indm": "two INDMs",
+    "indm 0.5": "two INDMs, strength 0.5",
+    "ddib": "DDIB (linear)",
+    "ddib 0.5": "DDIB, strength 0.5",
+    "bridge": "bridge",
+    "sdedit 0.3": "conditional linear, SDEdit 0.3",
+    "sdedit 0.5": "conditional linear, SDEdit 0.5",
+}
+
+
+class Labelled(nn.Module):
+    """A U-Net that is told the class in one more channel, set as ``label`` (a number, or one for each image)."""
+
+    def __init__(self, table: dict, shape: tuple[int, ...]):
+        super().__init__()
+        self.inner: UNet = build(table, "net", (shape[0] + 1, *shape[1:]))
+        self.label: Tensor | float = 1.0
+
+    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        label = torch.as_tensor(self.label, dtype=z.dtype).reshape(-1, 1, 1, 1)
+        plane = (2 * label - 1).expand(len(z), 1, *z.shape[2:])
+        return self.inner(torch.cat((z, plane), 1), c)[:, :-1]
+
+
+class LabelledStep(nn.Module):
+    def __init__(self, model: INDM):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        self.model.score.backbone.label = x[:, -1, 0, 0]
+        loss, terms = mle_loss(self.model, x[:, :-1])
+        return loss, {name: term.detach() for name, term in terms.items()}
+
+
+class LabelledTrainer(Trainer):
+    """Trains one linear diffusion of both classes; a batch carries its labels in its last channel."""
+
+    def build_model(self, recipe: dict) -> INDM:
+        shape = (self.data.shape[0] - 1, *self.data.shape[1:])
+        score = ScoreModel(Labelled(recipe["net"], shape), build(recipe["sde"], "sde", shape))
+        return INDM(Identity(), score, self.data.scaling, shape)
+
+    def build_step(self, recipe: dict) -> nn.Module:
+        return LabelledStep(self.model)
+
+    def conditions(self) -> dict:
+        return {}
+
+    def prepare_batch(self, raw: Tensor) -> Tensor:
+        x = self.model.scaling.to_model(raw[:, :-1])
+        return torch.cat((x, raw[:, -1:].to(x)), 1)
+
+
+def with_labels(both: Data) -> Data:
+    """Two classes as one data set whose images have their label in one more channel."""
+    images, labels = both.train.tensor, both.labels["train"]
+    planes = labels.to(images.dtype).reshape(-1, 1, 1, 1).expand(-1, 1, *images.shape[2:])
+    shape = (both.shape[0] + 1, *both.shape[1:])
+    train_set = InMemory(torch.cat((images, planes), 1))
+    return Data(both.name, train_set, both.valid, both.test, both.scaling, shape)
+
+
+def conditional(recipe: dict, steps: int, out: Path) -> INDM:
+    """The conditional model, trained or read."""
+    a, b = (load_data(**recipe[table]) for table in ("data", "data_b"))
+    recipe = recipes.resolve(recipes.override(recipe, {"train.steps": str(steps), "train.terminal": "0"}))
+    trainer = LabelledTrainer(recipe, with_labels(two_classes(a, b)), Accelerator(cpu=True))
+    file = out / "conditional.pt"
+    if file.exists():
+        trainer.ema.model.load_state_dict(torch.load(file, weights_only=True))
+        return trainer.ema.model
+    batches = trainer.batches()
+    for _ in trange(steps, desc="conditional"):
+        trainer.train_step(batches)
+    runs.write_whole(file, lambda beside: torch.save(trainer.ema.model.state_dict(), beside))
+    return trainer.ema.model
+
+
+def routes(recipe: dict, steps: int, out: Path) -> dict[str, Route]:
+    """Every method, trained where it is not yet."""
+    linear = round(LINEAR * steps)
+    base = recipes.override(recipe, {"train.seconds": "inf", "train.validate_every": "1000000"})
+    for name, count, changes in (
+        ("indm", steps, {}),
+        ("ddib", linear, {"flow": "identity", "train.flow_every": "1"}),
+    ):
+        changed = recipes.override(base, {**changes, "train.steps": str(count)})
+        train_pair(changed, out / name, resume=(out / name).exists())
+    changed = recipes.override(base, {"train.steps": str(2 * steps)})
+    train(changed, out / "bridge", resume=(out / "bridge" / "checkpoint.pt").exists())
+    told = conditional(recipe, 2 * linear, out)
+    found = {name: open_runs([out / name]).route() for name in ("indm", "ddib", "bridge")}
+    found |= {f"{name} 0.5": open_runs([out / name]).route(strength=0.5) for name in ("indm", "ddib")}
+    found |= {f"sdedit {s}": two_models(told, told, strength=s, stochastic=True) for s in STRENGTHS}
+    return {name: found[name] for name in NAMES}
+
+
+def study(name: str, steps: int, out: Path) -> dict:
+    """Train, translate and compare for one recipe."""
+    recipe = recipes.load(name)
+    a, b = (load_data(**recipe[table]) for table in ("data", "data_b"))
+    whole = load_data(**{key: value for key, value in recipe["data"].items() if key != "label"})
+    extractor, label = load_or_train(out / "extractor", whole), recipe["data_b"]["label"]
+    raw = stack(a.test, IMAGES)
+    found: dict = {"images": len(raw), "steps": steps, "extractor": extractor.provenance, "methods": {}}
+    pictures = {"source": raw[:SHOWN]}
+    copied = resemblance(raw, raw, b, extractor, label)
+    for method, route in routes(recipe, steps, out).items():
+        x, generator = route.models[0].scaling.centre(raw), torch.Generator().manual_seed(0)
+        started = time.perf_counter()
+        there = route.follow(x, generator=generator)
+        seconds = (time.perf_counter() - started) / len(raw)
+        result = route.models[1].scaling.to_data(there.x)
+        values = resemblance(raw, result, b, extractor, label) | {"nfe": there.nfe, "seconds_per_image": seconds}
+        if not any(leg.noise for leg in route.legs):
+            back = route.back().follow(there.x)
+            error = ((back.x - x) * route.models[0].scaling.scale).flatten(1).abs().amax(1)
+            values |= {"cycle_error_max": error.max().item(), "cycle_error_median": error.median().item()}
+        found["methods"][method] = values
+        pictures[method] = result[:SHOWN]
+        print(method, row(values), values.get("cycle_error_max"), flush=True)
+    found["copy"] = copied
+    runs.write_json(out / f"{name}.json", found)
+    runs.write_text(out / f"{name}.md", table(found))
+    picture(pictures, a.scaling.levels, out / f"{name}.png")
+    return found
+
+
+def table(found: dict) -> str:
+    """The table as Markdown."""
+    head = ["method", *COLUMNS.values(), "cycle error, levels", "evaluations", "s/image"]
+    rows = []
+    for method, values in found["methods"].items():
+        cycle = f"{values['cycle_error_max']:.2g}" if "cycle_error_max" in values else "–"
+        rows.append([NAMES[method], *row(values), cycle, str(values["nfe"]), f"{values['seconds_per_image']:.2g}"])
+    rows.append(["copy of the source", *row(found["copy"]), "0", "0", "0"])
+    rows.append(["B's own test images", *limits(found["copy"])["B's test images"], "–", "–", "–"])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)) + "\n"
+
+
+def picture(pictures: dict[str, Tensor], levels: int, path: Path) -> None:
+    figure = Figure(figsize=(8, 0.75 * len(pictures)), layout="constrained")
+    for axes, (name, images) in zip(figure.subplots(len(pictures), 1), pictures.items(), strict=True):
+        axes.imshow(tile(images, levels, len(images)), interpolation="nearest")
+        axes.set(xticks=[], yticks=[])
+        axes.set_ylabel(NAMES.get(name, name).replace(", ", ",\n"), rotation=0, ha="right", va="center", fontsize=8)
+    save_figure(figure, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="+")
+    parser.add_argument("--steps", type=int, default=600, help="of each of INDM's two models")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    for name in options.recipes:
+        out = options.out / name
+        out.mkdir(parents=True, exist_ok=True)
+        found = study(name, options.steps, out)
+        print(f"{name}\n{json.dumps({k: v['frechet'] for k, v in found['methods'].items()})}\n{table(found)}")
+
+
+if __name__ == "__main__":
+    main()
