@@ -28,7 +28,7 @@ from indm.flows import Identity
 from indm.model import INDM, build
 from indm.nets import UNet
 from indm.objective import mle_loss
-from indm.pairs import open_runs, train_pair
+from indm.pairs import Opened, open_runs, train_pair
 from indm.pictures import save_figure, tile
 from indm.resemblance import COLUMNS, limits, resemblance, row, two_classes
 from indm.score import ScoreModel
@@ -38,6 +38,7 @@ from indm.translation import Route, two_models
 LINEAR = 1.15  # steps of a linear diffusion in the time of one of INDM
 IMAGES = 300  # of A's test split, at most
 SHOWN = 10
+CYCLED = 50  # images whose error is looked at along the steps
 STRENGTHS = (0.3, 0.5)  # of SDEdit
 NAMES = {
     "indm": "two INDMs",
@@ -162,11 +163,25 @@ def study(name: str, steps: int, out: Path) -> dict:
         found["methods"][method] = values
         pictures[method] = result[:SHOWN]
         print(method, row(values), values.get("cycle_error_max"), flush=True)
-    found["copy"] = copied
+    found |= {"copy": copied, "cycle": cycles(open_runs([out / "indm"]), raw[:CYCLED])}
     runs.write_json(out / f"{name}.json", found)
     runs.write_text(out / f"{name}.md", table(found))
     picture(pictures, a.scaling.levels, out / f"{name}.png")
     return found
+
+
+def cycles(opened: Opened, raw: Tensor) -> list[dict]:
+    """The error of A → B → A, grey levels, for tolerances and for equal steps."""
+    rows = []
+    for options in [{"tol": tol} for tol in (1e-3, 1e-4, 1e-5)] + [{"steps": n} for n in (25, 50, 100, 200, 400)]:
+        route = opened.route(**options)
+        x = route.models[0].scaling.centre(raw)
+        there = route.follow(x)
+        back = route.back().follow(there.x)
+        error = ((back.x - x) * route.models[0].scaling.scale).flatten(1).abs().amax(1)
+        values = {"median": error.median().item(), "largest": error.max().item()}
+        rows.append(options | {"nfe": there.nfe} | values)
+    return rows
 
 
 def table(found: dict) -> str:
@@ -178,7 +193,16 @@ def table(found: dict) -> str:
         rows.append([NAMES[method], *row(values), cycle, str(values["nfe"]), f"{values['seconds_per_image']:.2g}"])
     rows.append(["copy of the source", *row(found["copy"]), "0", "0", "0"])
     rows.append(["B's own test images", *limits(found["copy"])["B's test images"], "–", "–", "–"])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)) + "\n"
+    cycle = [["solver", "evaluations", "median", "largest"]]
+    for line in found["cycle"]:
+        solver = f"{line['steps']} steps" if "steps" in line else f"tolerance {line['tol']:g}"
+        cycle.append([solver, str(line["nfe"]), f"{line['median']:.2g}", f"{line['largest']:.2g}"])
+    return f"{markdown([head, *rows])}\n{markdown(cycle)}"
+
+
+def markdown(rows: list[list[str]]) -> str:
+    head, *body = rows
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)) + "\n"
 
 
 def picture(pictures: dict[str, Tensor], levels: int, path: Path) -> None:
