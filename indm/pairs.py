@@ -34,6 +34,7 @@ from indm.translation import DIRECTIONS, TOL, Arrival, Route, bridge, two_models
 
 SIDES = ("a", "b")
 ARRAY_SUFFIXES = {".npz", ".npy"}
+SHEET = "sheet"
 IN_SHEET = 64  # results that the contact sheet shows, at most
 FEWEST_SCORED, MOST_SCORED = 20, 2000  # results that are compared with the data of B
 
@@ -185,8 +186,9 @@ def find(sources: Sequence[Path], model: INDM, data: dict, strict: bool = False)
             else:
                 items.append(Item(name, file, _reader(file, model, data, strict)))
     names = Counter(item.name for item in items if item.row is None)
-    if names and max(names.values()) > 1:  # a.png and a.jpg: keep the suffix
-        items = [_with_suffix(item) if names[item.name] > 1 and item.row is None else item for item in items]
+    names[SHEET] += 1
+    # a.png and a.jpg, or what would be the contact sheet: keep the suffix.
+    items = [_with_suffix(item) if names[item.name] > 1 and item.row is None else item for item in items]
     names = Counter(item.name for item in items)
     twice = [name for name, count in names.items() if count > 1]
     if twice:
@@ -259,7 +261,8 @@ def translate_files(
 ) -> dict:
     """Translate what lies in ``sources`` into ``out``, see :func:`find`.
 
-    Writes for every image ``NAME.png``, for every array ``NAME.npz``, ``sheet.png`` with sources and results in turns,
+    Writes for every image ``NAME.png``, for every array ``NAME.npz`` (``samples``, and of which ``rows`` they are, as
+    one that failed has none), ``sheet.png`` with sources and results in turns,
     and ``translation.json``; on request the way there as ``strips/NAME.png`` and the way back as ``cycle/NAME.png``.
 
     Returns:
@@ -311,7 +314,7 @@ class _Work:
         self.failed: dict[str, str] = {}
         self.shown: list[tuple[Tensor, ...]] = []
         self.kept: list[tuple[Tensor, Tensor]] = []
-        self.arrays: dict[Path, tuple[str, list[Tensor]]] = {}
+        self.arrays: dict[Path, list[tuple[Item, Tensor]]] = {}
         self.nfe = 0
         out.mkdir(parents=True, exist_ok=True)
 
@@ -373,7 +376,7 @@ class _Work:
         if item.row is None:
             self._save(self.out / f"{item.name}.png", result[None])
         else:
-            self.arrays.setdefault(item.source, (item.name.rsplit("-", 1)[0], []))[1].append(result)
+            self.arrays.setdefault(item.source, []).append((item, result))
 
     def _save(self, path: Path, images: Tensor) -> None:
         """Images (N, C, H, W) side by side as PNG, pixel for pixel."""
@@ -384,13 +387,14 @@ class _Work:
 
     def finish(self) -> dict:
         """Write the arrays and the sheet; the rows, what failed, and the evaluations of one example."""
-        for name, results in self.arrays.values():
-            path = self.out / f"{name}.npz"
+        for found in self.arrays.values():
+            items, results = zip(*found, strict=True)
+            path = self.out / f"{items[0].name.rsplit('-', 1)[0]}.npz"
             path.parent.mkdir(parents=True, exist_ok=True)
             content = {"samples": torch.stack(results).numpy(), "levels": np.array(self.levels or 0)}
-            runs.save_arrays(path, content)
+            runs.save_arrays(path, content | {"rows": np.array([item.row for item in items])})
         if self.shown:
-            self._sheet(self.out / "sheet.png")
+            self._sheet(self.out / f"{SHEET}.png")
         return {"examples": self.rows, "failed": self.failed, "nfe": self.nfe}
 
     def _sheet(self, path: Path) -> None:

@@ -205,6 +205,7 @@ def test_files_patterns_and_arrays_are_taken(trained, toys, tmp_path):
     for name in ("many", "last"):
         with np.load(out / f"{name}.npz") as content:
             assert content["samples"].shape == (5, 3, 8, 8) and content["levels"] == 256
+            assert content["rows"].tolist() == [0, 1, 2, 3, 4]
             assert abs(content["samples"][0].transpose(1, 2, 0).astype(int) - one).max() <= 1
     assert sorted(path.name for path in out.glob("2*.png")) == names[:3]
     again = tmp_path / "again"  # what comes out goes in
@@ -225,13 +226,14 @@ def test_other_sizes_and_kinds_are_resized_with_a_note(trained, tmp_path, capsys
     home.mkdir()
     Image.new("RGB", (20, 12), (200, 10, 10)).save(home / "wide.jpg")
     Image.new("L", (8, 8), 90).save(home / "grey.png")
+    Image.new("L", (8, 8), 40).save(home / "sheet.png")
     (home / "sub").mkdir()
     Image.new("RGB", (8, 8), (200, 10, 10)).save(home / "sub" / "wide.png")
     Image.new("RGB", (8, 8), (200, 10, 10)).save(home / "wide.bmp")
     out = tmp_path / "out"
     assert main(["translate", str(trained / "pair"), str(home), "--out", str(out), "--quiet"]) == 0
     found = {str(path.relative_to(out)) for path in out.rglob("*.png")}
-    assert found == {"wide.jpg.png", "wide.bmp.png", "grey.png", "sub/wide.png", "sheet.png"}
+    assert found == {"wide.jpg.png", "wide.bmp.png", "grey.png", "sub/wide.png", "sheet.png.png", "sheet.png"}
     notes = [row.get("note") for row in json.loads((out / "translation.json").read_text())["examples"]]
     assert notes.count("resized from 20×12") == 1 and "1 resized" in capsys.readouterr().out
     strict = error_of(capsys, "translate", trained / "pair", home, "--out", tmp_path / "strict", "--strict", "--quiet")
@@ -272,6 +274,11 @@ def test_an_inverse_that_does_not_converge_is_named_image_by_image(toys, tmp_pat
     opened = pairs.Opened((tmp_path / "run",) * 2, (model, stubborn), "forward", {}, {})
     report = translate_files(opened, [home], tmp_path / "out", Options(), progress=False)
     assert [row["name"] for row in report["examples"]] == ["dark"]
+    array = np.stack([np.full((3, 8, 8), grey, np.uint8) for grey in (250, 20, 30)])
+    np.savez(tmp_path / "three.npz", samples=array)
+    again = translate_files(opened, [tmp_path / "three.npz"], tmp_path / "arrays", Options(), progress=False)
+    with np.load(tmp_path / "arrays" / "three.npz") as content:
+        assert content["rows"].tolist() == [1, 2] and list(again["failed"]) == ["three-00000"]
     assert "inverse did not reach" in report["failed"]["light"] and not (tmp_path / "out" / "light.png").exists()
 
 
@@ -297,6 +304,29 @@ def test_vectors_are_translated_as_arrays(tmp_path):
     report = json.loads((out / "translation.json").read_text())
     assert max(row["cycle_error_max"] for row in report["examples"]) < 0.01
     assert (out / "sheet.png").exists() and report["options"]["tol"] == 1e-5
+
+
+def test_scores_say_what_a_translation_is_worth(tmp_path, capsys):
+    small = [*SMALL, "--train.steps=3", "--train.batch_size=16", "--quiet"]
+    assert main(["train", "digits", "--data.label", "3", "--out", str(tmp_path / "3"), *small]) == 0
+    raw = torch.stack([load_data("digits", label=3).test[i] for i in range(30)])
+    np.save(tmp_path / "threes.npy", raw[:, 0].numpy())
+    arguments = [
+        "translate",
+        str(tmp_path / "3"),
+        str(tmp_path / "3"),
+        str(tmp_path / "threes.npy"),
+        "--score",
+        "--quiet",
+    ]
+    assert main([*arguments, "--out", str(tmp_path / "same")]) == 0
+    scores = json.loads((tmp_path / "same" / "translation.json").read_text())["scores"]
+    assert scores["images"] == 30 and scores["distance"] == 0 and scores["accuracy"] in (0, 1)
+    assert scores["frechet"] == pytest.approx(scores["frechet_ceiling"])
+    assert "B's test images" in capsys.readouterr().out and (tmp_path / "same" / "extractor").is_dir()
+    np.save(tmp_path / "few.npy", raw[:5, 0].numpy())
+    assert main([*arguments[:3], str(tmp_path / "few.npy"), *arguments[4:], "--out", str(tmp_path / "few")]) == 0
+    assert "no scores: they need at least 20 results" in capsys.readouterr().out
 
 
 def test_mistakes(trained, toys, tmp_path, capsys):
