@@ -9,17 +9,14 @@ import shlex
 import signal
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
-import torch
 import tyro
 from accelerate import PartialState
 from tyro.conf import Positional, arg
 
-import indm
 from indm import compare, pictures, recipes, runs
 from indm.data import load_data, stack
 from indm.densities import DENSITIES
@@ -113,6 +110,8 @@ class Evaluate:
     """Absolute tolerance of the ODE solver."""
     steps: Annotated[int | None, from_recipe("N")] = None
     """Solve the ODE in so many equal steps (24 is usual): fast, but without error control; 0 is adaptive."""
+    eps: Annotated[float | None, from_recipe("TIME")] = None
+    """Truncation of bound and ODE, at or above the model's own; 0 is the model's own."""
     batch_size: Annotated[int | None, from_recipe("N")] = None
     """Examples at a time."""
     seed: Annotated[int | None, from_recipe("N")] = None
@@ -127,48 +126,59 @@ class Evaluate:
         return 0
 
 
+@dataclass(kw_only=True)
+class Draws:
+    """How a command draws samples of a run."""
+
+    sampler: Annotated[str, arg(help=f'{", ".join(SAMPLERS)}; "ode" is adaptive and chooses its own steps.')] = "unipc"
+    steps: int = 25
+    """Time steps."""
+    tol: Annotated[float | None, arg(metavar="TOLERANCE", help_behavior_hint="(default: 1e-5)")] = None
+    """Of the sampler "ode", relative and absolute."""
+    snr: Annotated[float | None, arg(metavar="RATIO", help_behavior_hint="(default: 0.16)")] = None
+    """Signal-to-noise ratio of the Langevin steps of the sampler "pc"."""
+    eps: Annotated[float | None, arg(metavar="TIME", help_behavior_hint="(default: the model's)")] = None
+    """Where the reverse process ends, at or above the model's own truncation."""
+    temperature: float = 1.0
+    """Factor on the latent before it is decoded; 1 samples the model."""
+    last_denoising: bool = True
+    """Leave out the last step, from z at the truncation to the mean of z_0 given it."""
+    batch_size: int = 256
+    """Samples at a time; part of what decides them."""
+    seed: int = 0
+    """Of the noise."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def drawing(self, n: int) -> runs.Drawing:
+        own = {f.name for f in fields(Draws)} - {"quiet"}
+        return runs.Drawing(n=n, **{key: value for key, value in vars(self).items() if key in own})
+
+
 @dataclass
-class Sample:
-    """Draw samples from a run's model: samples.png (a grid, or a scatter plot beside the data) and samples.npz."""
+class Sample(Draws):
+    """Draw samples from a run's model: samples.png (a grid, or a scatter plot beside the data) and samples.npz.
+
+    samples.npz also tells how they were drawn. Samples that are there already, drawn just so, are not drawn again.
+    """
 
     run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder."""
     n: Annotated[int, arg(aliases=["-n"])] = 64
     """How many."""
-    sampler: Annotated[str, arg(help=f'{", ".join(SAMPLERS)}; "ode" is adaptive and chooses its own steps.')] = "unipc"
-    steps: int = 25
-    """Time steps."""
-    temperature: float = 1.0
-    """Factor on the latent before it is decoded; 1 samples the model."""
-    batch_size: int = 256
-    """Samples at a time."""
-    seed: int = 0
-    """Of the noise."""
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: the run folder)")] = None
     """Where to write."""
-    quiet: bool = False
-    """No progress bar."""
 
     def run(self) -> int:
-        model, recipe = runs.open_run(self.run_folder)
-        if self.n < 1:
-            raise ValueError(f"-n must be at least 1 sample, got {self.n}")
-        generator = torch.Generator(model.scaling.scale.device).manual_seed(self.seed)
-        x = indm.sample(
-            model, self.n, sampler=self.sampler, steps=self.steps, temperature=self.temperature,
-            batch_size=self.batch_size, generator=generator, progress=not self.quiet,
-        )  # fmt: skip
-        samples, out = model.scaling.to_data(x).cpu(), self.out or self.run_folder
-        out.mkdir(parents=True, exist_ok=True)
-        runs.save_arrays(
-            out / "samples.npz", {"samples": samples.numpy(), "levels": np.array(model.scaling.levels or 0)}
-        )
+        out = self.out or self.run_folder
+        samples, levels, made_by = runs.draw(self.run_folder, self.drawing(self.n), out, progress=not self.quiet)
         if samples.ndim == 4:
-            pictures.save_grid(samples, model.scaling.levels or 256, out / "samples.png")
+            pictures.save_grid(samples, levels or 256, out / "samples.png")
         elif samples.shape[1] > 1:
-            reference = stack(load_data(**recipe["data"]).test, len(samples)).float()
-            pictures.scatter(samples, reference, DENSITIES.get(recipe["data"]["name"]), out / "samples.png")
-        print(f"{out / 'samples.png'}: {self.n} samples by {self.sampler}, {self.steps} steps")
+            reference = stack(load_data(**made_by["data"]).test, len(samples)).float()
+            pictures.scatter(samples, reference, DENSITIES.get(made_by["data"]["name"]), out / "samples.png")
+        by = f"{self.sampler}, {self.steps} steps" if made_by["steps"] else self.sampler
+        print(f"{out / 'samples.png'}: {self.n} samples by {by}")
         return 0
 
 
