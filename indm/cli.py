@@ -1,6 +1,7 @@
-"""The command line: ``indm train | evaluate | sample | compare | inspect | report | reproduce | recipes``."""
+"""The command line: ``indm train | evaluate | sample | fid | compare | inspect | report | reproduce | recipes``."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -28,6 +29,7 @@ ABOUT = """Implicit nonlinear diffusion models: train one, report its likelihood
   indm train digits --out runs/digits     train; Ctrl-C saves, --resume goes on
   indm evaluate runs/digits               NELBO and NLL of the test split, with error bars
   indm sample runs/digits -n 64           a grid of samples
+  indm fid runs/cifar10                   FID, Inception score, KID, precision and recall
   indm report runs/digits runs/linear     runs side by side on one page
   indm reproduce --fast                   the paper's claims, each with a number and a verdict
 """
@@ -128,7 +130,7 @@ class Evaluate:
 
 @dataclass(kw_only=True)
 class Draws:
-    """How a command draws samples of a run."""
+    """How a command draws samples of a run: the options are those of :class:`indm.runs.Drawing`."""
 
     sampler: Annotated[str, arg(help=f'{", ".join(SAMPLERS)}; "ode" is adaptive and chooses its own steps.')] = "unipc"
     steps: int = 25
@@ -179,6 +181,59 @@ class Sample(Draws):
             pictures.scatter(samples, reference, DENSITIES.get(made_by["data"]["name"]), out / "samples.png")
         by = f"{self.sampler}, {self.steps} steps" if made_by["steps"] else self.sampler
         print(f"{out / 'samples.png'}: {self.n} samples by {by}")
+        return 0
+
+
+@dataclass
+class Fid(Draws):
+    """Score samples against a reference by torch-fidelity: FID, Inception score, KID, precision and recall.
+
+    indm fid runs/cifar10 draws samples as "indm sample" does and keeps them in samples.npz; drawn just so before, they
+    are not drawn again. The scores are added to fid.json with their provenance: pixels, sampler, split, extractor.
+    Needs 'indm[fid]', and Inception's weights in a place that the error names where they are missing.
+    """
+
+    source: Annotated[Positional[str], arg(metavar="RUN|FOLDER")]
+    """What is scored: a run folder, a folder of images, a samples.npz; or a data set's test split, as a yardstick."""
+    reference: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: the run's data)")] = None
+    """A data set (by its name, a recipe or a run folder), a folder of images or a samples.npz."""
+    split: Literal["train+valid", "train", "valid", "test"] = "train+valid"
+    """Of the reference's data set; train+valid is all that is not for testing, as published scores have it."""
+    extractor: Annotated[str, arg(metavar="FOLDER|FILE|inception")] = "inception"
+    """Inception, a file of its weights, or a folder with indm's own extractor, trained there on labels if need be."""
+    size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: as they are)")] = None
+    """Resize the images of a folder to this side."""
+    resize: Annotated[str, arg(metavar="MODE")] = "bilinear"
+    """How: bilinear, bicubic, lanczos, …; antialiased."""
+    n: Annotated[int | None, arg(aliases=["-n"], metavar="N", help_behavior_hint="(default: as the reference)")] = None
+    """How many samples; by default a run draws as many as the reference has, at most 50,000."""
+    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: the run folder, or .)")] = None
+    """Where to write."""
+
+    def run(self) -> int:
+        if importlib.util.find_spec("torch_fidelity") is None:
+            raise ValueError("indm fid needs the library torch-fidelity: pip install 'indm[fid]'")
+        from indm import fidelity
+
+        reading = {"size": self.size, "resize": self.resize}
+        is_run, progress = fidelity.is_run(self.source), not self.quiet
+        idle = [f.name for f in fields(Draws) if f.name != "quiet" and getattr(self, f.name) != f.default]
+        if idle and not is_run:
+            raise ValueError(f"--{idle[0].replace('_', '-')} is for samples drawn of a run, and {self.source} is none")
+        if self.reference is None and not is_run:
+            raise ValueError(f"--reference must be given for {self.source}, which is no run folder")
+        reference = fidelity.open_images(self.reference or self.source, split=self.split, **reading)
+        features = fidelity.find_features(self.extractor, reference.data, progress=progress)
+        out = self.out or (Path(self.source) if is_run else Path("."))
+        if is_run:
+            drawing = self.drawing(min(len(reference.raw), fidelity.MOST) if self.n is None else self.n)
+            samples = fidelity.of_run(Path(self.source), drawing, out, progress=progress)
+        else:
+            samples = fidelity.open_images(self.source, split="test", **reading).first(self.n)
+        record = fidelity.score(samples, reference, features, progress=progress)
+        print(fidelity.table(record))
+        fidelity.keep(record, out / "fid.json")
+        print(out / "fid.json")
         return 0
 
 
@@ -315,7 +370,7 @@ class Recipes:
         return 0
 
 
-Command = Train | Evaluate | Sample | Compare | Inspect | Report | Reproduce | Recipes
+Command = Train | Evaluate | Sample | Fid | Compare | Inspect | Report | Reproduce | Recipes
 
 
 def parse(arguments: list[str]) -> tuple[Command, dict[str, str]]:

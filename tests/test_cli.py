@@ -21,7 +21,7 @@ SMALL = (
 )
 SMALL = [f"--{part}" for part in SMALL.removeprefix("--").split(" --")]
 
-NAMES = ("train", "evaluate", "sample", "compare", "inspect", "report", "reproduce", "recipes")
+NAMES = ("train", "evaluate", "sample", "fid", "compare", "inspect", "report", "reproduce", "recipes")
 
 
 @pytest.fixture(scope="module")
