@@ -137,10 +137,12 @@ class Draws:
     """Time steps."""
     tol: Annotated[float | None, arg(metavar="TOLERANCE", help_behavior_hint="(default: 1e-5)")] = None
     """Of the sampler "ode", relative and absolute."""
-    snr: Annotated[float | None, arg(metavar="RATIO", help_behavior_hint="(default: 0.16)")] = None
-    """Signal-to-noise ratio of the Langevin steps of the sampler "pc"."""
+    snr: Annotated[tuple[float, ...], arg(metavar="RATIO [RATIO]", help_behavior_hint="(default: 0.16)")] = ()
+    """Signal-to-noise ratio of the Langevin steps of the sampler "pc"; of two, from the first step to the last."""
     eps: Annotated[float | None, arg(metavar="TIME", help_behavior_hint="(default: the model's)")] = None
     """Where the reverse process ends, at or above the model's own truncation."""
+    latent_mean: bool = False
+    """Centre the prior on the mean latent of the training data."""
     temperature: float = 1.0
     """Factor on the latent before it is decoded; 1 samples the model."""
     last_denoising: bool = True
@@ -153,8 +155,8 @@ class Draws:
     """No progress bar."""
 
     def drawing(self, n: int) -> runs.Drawing:
-        own = {f.name for f in fields(Draws)} - {"quiet"}
-        return runs.Drawing(n=n, **{key: value for key, value in vars(self).items() if key in own})
+        own = {key: value for key, value in vars(self).items() if key in {f.name for f in fields(runs.Drawing)}}
+        return runs.Drawing(**own | {"n": n, "snr": self.snr[0] if len(self.snr) == 1 else self.snr or None})
 
 
 @dataclass

@@ -23,7 +23,7 @@ import indm
 from indm import recipes
 from indm.data import Data, load_data, stack
 from indm.recipes import Evaluation, Recipe
-from indm.sampling import find_sampler
+from indm.sampling import centre_prior, find_sampler
 
 SAMPLES = "samples.npz"
 WEIGHTS = ("model.safetensors", "vae.safetensors")  # of an INDM, of a VAE
@@ -99,14 +99,19 @@ def evaluate(run: Path, given: dict | None = None, *, progress: bool = True) -> 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What decides the samples of a run, as :func:`indm.sample` takes it; None is the sampler's or the SDE's own."""
+    """What decides the samples of a run, as :func:`indm.sample` takes it; None is the sampler's or the SDE's own.
+
+    ``latent_mean`` centres the prior on the latents of (up to 10,000) training data, see
+    :func:`indm.sampling.centre_prior`.
+    """
 
     n: int = 64
     sampler: str = "unipc"
     steps: int = 25
     tol: float | None = None
-    snr: float | None = None
+    snr: float | tuple[float, ...] | None = None
     eps: float | None = None
+    latent_mean: bool = False
     temperature: float = 1.0
     last_denoising: bool = True
     batch_size: int = 256
@@ -129,13 +134,16 @@ def draw(
     settings |= {"steps": None if drawing.sampler == "ode" else drawing.steps, "eps": model.sde.truncation(drawing.eps)}
     device = model.scaling.scale.device
     made_by = settings | {"device": device.type, "weights_sha256": weights_hash(run), "data": recipe["data"]}
+    made_by = json.loads(json.dumps(made_by))  # as it is read again
     file = (out or run) / SAMPLES
     if file.is_file():
         found = read_samples(file)
         if found[2] == made_by:
             return found
-    options = {key: value for key, value in asdict(drawing).items() if key not in ("n", "seed")}
     generator = torch.Generator(device).manual_seed(drawing.seed)
+    if drawing.latent_mean:
+        centre_prior(model, stack(load_data(**recipe["data"]).train, 10_000), generator=generator)
+    options = {key: value for key, value in asdict(drawing).items() if key not in ("n", "seed", "latent_mean")}
     x = indm.sample(model, drawing.n, **options, generator=generator, progress=progress)
     samples = model.scaling.to_data(x).cpu()
     file.parent.mkdir(parents=True, exist_ok=True)

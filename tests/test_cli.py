@@ -14,6 +14,7 @@ from indm import compare, recipes, runs
 from indm.cli import main, split_changes
 from indm.data import load_data
 from indm.model import build_model
+from indm.sampling import centre_prior
 
 SMALL = (
     "--flow.depth=1 --flow.width=4 --net.channels=4 --net.blocks=1 --net.attention=[] --train.steps=5 "
@@ -187,6 +188,17 @@ def test_samples_tell_how_they_were_drawn(run, tmp_path):
     made_by = drawn("--sampler", "ode", "--tol", "1e-2")
     assert (made_by["steps"], made_by["tol"], made_by["eps"]) == (None, 1e-2, 1e-5) and made_by["last_denoising"]
     assert drawn("--sampler", "ode")["tol"] == 1e-5 and drawn("--sampler", "pc", "--steps", "2")["snr"] == 0.16
+
+
+def test_samples_from_a_centred_prior(run, tmp_path):
+    line = ["sample", str(run), "-n", "6", "--sampler", "pc", "--steps", "3", "--snr", "0.2", "0.1", "--latent-mean"]
+    assert main([*line, "--out", str(tmp_path), "--quiet"]) == 0
+    samples, _, made_by = runs.read_samples(tmp_path / "samples.npz")
+    assert made_by["latent_mean"] and made_by["snr"] == [0.2, 0.1]
+    model, generator = indm.INDM.load(run), torch.Generator().manual_seed(0)
+    centre_prior(model, load_data("digits").train.tensor, generator=generator)
+    x = indm.sample(model, 6, sampler="pc", steps=3, snr=(0.2, 0.1), generator=generator)
+    assert torch.equal(model.scaling.to_data(x), samples)
 
 
 def test_samples_are_drawn_once(run, tmp_path):

@@ -17,6 +17,7 @@ from indm.model import INDM
 from indm.sampling import (
     SAMPLERS,
     adaptive_ode,
+    centre_prior,
     dpm_solver_2m,
     dpm_solver_3m,
     euler_maruyama,
@@ -455,7 +456,7 @@ def test_ode_sampler_is_the_published_one_to_its_tolerance(name):
     assert errors[0] == errors[1] < 2e-4 and errors[2] > 10 * errors[1], errors
 
 
-@pytest.mark.parametrize("snr", [None, 0.17])
+@pytest.mark.parametrize("snr", [None, 0.17, (0.1, 0.3)])
 def test_predictor_corrector_under_ve_is_the_published_loop(snr, monkeypatch):
     """N levels σ_i in geometric progression, from the highest to the lowest: the reverse diffusion with variance
     σ_i² − σ_{i−1}², a Langevin step, and a last predictor without noise (σ_{−1} = 0); in NumPy, on the same noise."""
@@ -468,6 +469,8 @@ def test_predictor_corrector_under_ve_is_the_published_loop(snr, monkeypatch):
     x = sample(model, n, sampler="pc", steps=levels - 1, snr=snr, generator=seeded(0))
 
     sigmas = 0.01 * 5000 ** (np.arange(levels) / (levels - 1))
+    first, last = snr if isinstance(snr, tuple) else (snr or 0.16, snr or 0.16)
+    ratios = np.linspace(last, first, levels)
     z = score.sde.prior_sample((n, 2), generator=seeded(0)).double().numpy()
     drawn = iter(noise.double().numpy())
     for i in range(levels - 1, 0, -1):
@@ -475,7 +478,7 @@ def test_predictor_corrector_under_ve_is_the_published_loop(snr, monkeypatch):
         z = z + step * (mean - z) / (variance + sigmas[i] ** 2) + math.sqrt(step) * next(drawn)
         gradient, normal = (mean - z) / (variance + sigmas[i - 1] ** 2), next(drawn)
         ratio = np.linalg.norm(normal, axis=1).mean() / np.linalg.norm(gradient, axis=1).mean()
-        eta = 2 * ((snr or 0.16) * ratio) ** 2
+        eta = 2 * (ratios[i - 1] * ratio) ** 2
         z = z + eta * gradient + math.sqrt(2 * eta) * normal
     z = z + sigmas[0] ** 2 * (mean - z) / (variance + sigmas[0] ** 2)
     np.testing.assert_allclose(x.numpy(), z, rtol=2e-3, atol=2e-3)
@@ -494,6 +497,17 @@ def test_prior_mean_is_where_sampling_starts():
     )
     assert (x.mean(0) - score.sde.prior_mean).abs().max() < 4.5 * 50 / math.sqrt(20_000)
     assert (x.std(0) / 50 - 1).abs().max() < 4.5 / math.sqrt(40_000)
+
+
+def test_centred_prior_has_the_mean_of_the_noised_data(name):
+    """E[z_T] = α_T E[h(x)] for an affine h, so that the prior and the law of z_T part in their variance alone."""
+    model = affine_model(name)
+    raw = torch.tensor([2.0, -5.0]) + torch.randn(2000, 2, generator=seeded(0))
+    centre_prior(model, raw, batch_size=300)
+    alpha, (z, _) = model.sde.alpha(double(1.0)), model.flow(raw)
+    torch.testing.assert_close(model.sde.prior_mean.double(), alpha * z.double().mean(0), rtol=1e-5, atol=1e-6)
+    if name == "ve":
+        assert model.sde.prior_mean.abs().min() > 1
 
 
 @pytest.mark.parametrize("n, batch_size, parts", [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 256, [3]), (1, 1, [1])])
@@ -536,6 +550,9 @@ def test_bad_arguments_are_named():
         sample(model, 4, steps=0)
     with pytest.raises(ValueError, match=r"snr must be left out with sampler 'unipc', got 0\.1; 'pc' has it"):
         sample(model, 4, snr=0.1)
+    for snr in (0.0, (0.1, -0.1), (0.1, 0.1, 0.1)):
+        with pytest.raises(ValueError, match=r"snr must be positive, got .*; 0\.16 is usual"):
+            sample(model, 4, sampler="pc", snr=snr)
     with pytest.raises(ValueError, match="tol must be positive, got 0; 1e-05 is usual"):
         sample(model, 4, sampler="ode", tol=0)
     with pytest.raises(ValueError, match=r"eps must lie in \[1e-05, 1\.0\), got 1e-06"):
