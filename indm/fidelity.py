@@ -54,7 +54,7 @@ class Images:
     def first(self, n: int | None) -> "Images":
         """The first ``n``, all for None; a ValueError where there are fewer."""
         if n is not None and n > len(self.raw):
-            raise ValueError(f"n must be at most the {len(self.raw)} images of {self.provenance}, got {n}")
+            raise ValueError(f"n must be at most the {len(self.raw)} images that there are, got {n}")
         return replace(self, raw=self.raw[:n])
 
 
