@@ -1,6 +1,7 @@
 """The command line: one class a command, ``indm COMMAND --help``."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -9,17 +10,14 @@ import shlex
 import signal
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
-import torch
 import tyro
 from accelerate import PartialState
 from tyro.conf import Positional, arg
 
-import indm
 from indm import compare, pictures, recipes, runs
 from indm.data import load_data, stack
 from indm.densities import DENSITIES
@@ -31,6 +29,7 @@ ABOUT = """Implicit nonlinear diffusion models: train one, report its likelihood
   indm train digits --out runs/digits     train; Ctrl-C saves, --resume goes on
   indm evaluate runs/digits               NELBO and NLL of the test split, with error bars
   indm sample runs/digits -n 64           a grid of samples
+  indm fid runs/cifar10                   FID, Inception score, KID, precision and recall
   indm report runs/digits runs/linear     runs side by side on one page
   indm train-pair cats dogs               two image folders, to translate one into the other
   indm translate runs/cats-dogs cats --out as-dogs
@@ -144,6 +143,8 @@ class Evaluate:
     """Absolute tolerance of the ODE solver."""
     steps: Annotated[int | None, from_recipe("N")] = None
     """Solve the ODE in so many equal steps (24 is usual): fast, but without error control; 0 is adaptive."""
+    eps: Annotated[float | None, from_recipe("TIME")] = None
+    """Truncation of bound and ODE, at or above the model's own; 0 is the model's own."""
     batch_size: Annotated[int | None, from_recipe("N")] = None
     """Examples at a time."""
     seed: Annotated[int | None, from_recipe("N")] = None
@@ -158,48 +159,114 @@ class Evaluate:
         return 0
 
 
+@dataclass(kw_only=True)
+class Draws:
+    """How a command draws samples of a run: the options are those of :class:`indm.runs.Drawing`."""
+
+    sampler: Annotated[str, arg(help=f'{", ".join(SAMPLERS)}; "ode" is adaptive and chooses its own steps.')] = "unipc"
+    steps: int = 25
+    """Time steps."""
+    tol: Annotated[float | None, arg(metavar="TOLERANCE", help_behavior_hint="(default: 1e-5)")] = None
+    """Of the sampler "ode", relative and absolute."""
+    snr: Annotated[tuple[float, ...], arg(metavar="RATIO [RATIO]", help_behavior_hint="(default: 0.16)")] = ()
+    """Signal-to-noise ratio of the Langevin steps of the sampler "pc"; of two, from the first step to the last."""
+    eps: Annotated[float | None, arg(metavar="TIME", help_behavior_hint="(default: the model's)")] = None
+    """Where the reverse process ends, at or above the model's own truncation."""
+    latent_mean: bool = False
+    """Centre the prior on the mean latent of the training data."""
+    temperature: float = 1.0
+    """Factor on the latent before it is decoded; 1 samples the model."""
+    last_denoising: bool = True
+    """Leave out the last step, from z at the truncation to the mean of z_0 given it."""
+    batch_size: int = 256
+    """Samples at a time; part of what decides them."""
+    seed: int = 0
+    """Of the noise."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def drawing(self, n: int) -> runs.Drawing:
+        own = {key: value for key, value in vars(self).items() if key in {f.name for f in fields(runs.Drawing)}}
+        return runs.Drawing(**own | {"n": n, "snr": self.snr[0] if len(self.snr) == 1 else self.snr or None})
+
+
 @dataclass
-class Sample:
-    """Draw samples from a run's model: samples.png (a grid, or a scatter plot beside the data) and samples.npz."""
+class Sample(Draws):
+    """Draw samples from a run's model: samples.png (a grid, or a scatter plot beside the data) and samples.npz.
+
+    samples.npz also tells how they were drawn. Samples that are there already, drawn just so, are not drawn again.
+    """
 
     run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder."""
     n: Annotated[int, arg(aliases=["-n"])] = 64
     """How many."""
-    sampler: Annotated[str, arg(help=f'{", ".join(SAMPLERS)}; "ode" is adaptive and chooses its own steps.')] = "unipc"
-    steps: int = 25
-    """Time steps."""
-    temperature: float = 1.0
-    """Factor on the latent before it is decoded; 1 samples the model."""
-    batch_size: int = 256
-    """Samples at a time."""
-    seed: int = 0
-    """Of the noise."""
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: the run folder)")] = None
     """Where to write."""
-    quiet: bool = False
-    """No progress bar."""
 
     def run(self) -> int:
-        model, recipe = runs.open_run(self.run_folder)
-        if self.n < 1:
-            raise ValueError(f"-n must be at least 1 sample, got {self.n}")
-        generator = torch.Generator(model.scaling.scale.device).manual_seed(self.seed)
-        x = indm.sample(
-            model, self.n, sampler=self.sampler, steps=self.steps, temperature=self.temperature,
-            batch_size=self.batch_size, generator=generator, progress=not self.quiet,
-        )  # fmt: skip
-        samples, out = model.scaling.to_data(x).cpu(), self.out or self.run_folder
-        out.mkdir(parents=True, exist_ok=True)
-        runs.save_arrays(
-            out / "samples.npz", {"samples": samples.numpy(), "levels": np.array(model.scaling.levels or 0)}
-        )
+        out = self.out or self.run_folder
+        samples, levels, made_by = runs.draw(self.run_folder, self.drawing(self.n), out, progress=not self.quiet)
         if samples.ndim == 4:
-            pictures.save_grid(samples, model.scaling.levels or 256, out / "samples.png")
+            pictures.save_grid(samples, levels or 256, out / "samples.png")
         elif samples.shape[1] > 1:
-            reference = stack(load_data(**recipe["data"]).test, len(samples)).float()
-            pictures.scatter(samples, reference, DENSITIES.get(recipe["data"]["name"]), out / "samples.png")
-        print(f"{out / 'samples.png'}: {self.n} samples by {self.sampler}, {self.steps} steps")
+            reference = stack(load_data(**made_by["data"]).test, len(samples)).float()
+            pictures.scatter(samples, reference, DENSITIES.get(made_by["data"]["name"]), out / "samples.png")
+        by = f"{self.sampler}, {self.steps} steps" if made_by["steps"] else self.sampler
+        print(f"{out / 'samples.png'}: {self.n} samples by {by}")
+        return 0
+
+
+@dataclass
+class Fid(Draws):
+    """Score samples against a reference by torch-fidelity: FID, Inception score, KID, precision and recall.
+
+    indm fid runs/cifar10 draws samples as "indm sample" does and keeps them in samples.npz; drawn just so before, they
+    are not drawn again. The scores are added to fid.json with their provenance: pixels, sampler, split, extractor.
+    Needs 'indm[fid]', and Inception's weights in a place that the error names where they are missing.
+    """
+
+    source: Annotated[Positional[str], arg(metavar="RUN|FOLDER")]
+    """What is scored: a run folder, a folder of images, a samples.npz; or a data set's test split, as a yardstick."""
+    reference: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: the run's data)")] = None
+    """A data set (by its name, a recipe or a run folder), a folder of images or a samples.npz."""
+    split: Literal["train+valid", "train", "valid", "test"] = "train+valid"
+    """Of the reference's data set; train+valid is all that is not for testing, as published scores have it."""
+    extractor: Annotated[str, arg(metavar="FOLDER|FILE|inception")] = "inception"
+    """Inception, a file of its weights, or a folder with indm's own extractor, trained there on labels if need be."""
+    size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: as they are)")] = None
+    """Resize the images of a folder to this side."""
+    resize: Annotated[str, arg(metavar="MODE")] = "bilinear"
+    """How: bilinear, bicubic, lanczos, …; antialiased."""
+    n: Annotated[int | None, arg(aliases=["-n"], metavar="N", help_behavior_hint="(default: as the reference)")] = None
+    """How many samples; by default a run draws as many as the reference has, at most 50,000."""
+    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: the run folder, or .)")] = None
+    """Where to write."""
+
+    def run(self) -> int:
+        if importlib.util.find_spec("torch_fidelity") is None:
+            raise ValueError("indm fid needs the library torch-fidelity: pip install 'indm[fid]'")
+        from indm import fidelity
+
+        reading = {"size": self.size, "resize": self.resize}
+        is_run, progress = fidelity.is_run(self.source), not self.quiet
+        idle = [f.name for f in fields(Draws) if f.name != "quiet" and getattr(self, f.name) != f.default]
+        if idle and not is_run:
+            raise ValueError(f"--{idle[0].replace('_', '-')} is for samples drawn of a run, and {self.source} is none")
+        if self.reference is None and not is_run:
+            raise ValueError(f"--reference must be given for {self.source}, which is no run folder")
+        reference = fidelity.open_images(self.reference or self.source, split=self.split, **reading)
+        features = fidelity.find_features(self.extractor, reference.data, progress=progress)
+        out = self.out or (Path(self.source) if is_run else Path("."))
+        if is_run:
+            drawing = self.drawing(min(len(reference.raw), fidelity.MOST) if self.n is None else self.n)
+            samples = fidelity.of_run(Path(self.source), drawing, out, progress=progress)
+        else:
+            samples = fidelity.open_images(self.source, split="test", **reading).first(self.n)
+        record = fidelity.score(samples, reference, features, progress=progress)
+        print(fidelity.table(record))
+        fidelity.keep(record, out / "fid.json")
+        print(out / "fid.json")
         return 0
 
 
@@ -457,7 +524,18 @@ class Recipes:
 
 
 Command = (
-    Train | Evaluate | Sample | TrainPair | TrainBridge | Translate | Compare | Inspect | Report | Reproduce | Recipes
+    Train
+    | Evaluate
+    | Sample
+    | Fid
+    | TrainPair
+    | TrainBridge
+    | Translate
+    | Compare
+    | Inspect
+    | Report
+    | Reproduce
+    | Recipes
 )
 
 

@@ -400,14 +400,44 @@ def load_celeba(
     return Data(name="celeba", scaling=scaling, shape=(3, size, size), flip=flip, notes=notes, **parts)
 
 
-def _inspect(path: Path) -> tuple[str | None, str]:
-    """The mode of an image ("L" or "RGB") and "", or None and the reason it cannot be used."""
+def _inspect(path: Path) -> tuple[tuple[str, tuple[int, int]] | None, str]:
+    """The mode ("L" or "RGB") and size (width, height) of an image and "", or None and the reason it cannot be used."""
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         return None, "not an image by its name"
     try:
-        return read_image(path).mode, ""
+        image = read_image(path)
+        return (image.mode, image.size), ""
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         return None, str(error)
+
+
+def find_images(folder: Path, *, strict: bool = False) -> tuple[dict[Path, tuple[str, tuple[int, int]]], list[str]]:
+    """The images under a folder (recursive, hidden files apart) in sorted order, each with its mode and size; notes.
+
+    Every file is decoded once: those that are no image, or a damaged one, are skipped and counted, or an error with
+    ``strict``.
+
+    Raises:
+        ValueError: no folder, or none with images.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"path '{folder}' is not a folder")
+    found = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    files = [folder / p for p in found if not any(part.startswith(".") for part in p.parts)]
+    with ThreadPoolExecutor() as pool:
+        checked = dict(zip(files, pool.map(_inspect, files), strict=True))
+    good = {file: kind for file, (kind, _) in checked.items() if kind}
+    bad = [f"{file}: {reason}" for file, (kind, reason) in checked.items() if not kind]
+    notes = [f"read from {folder}"]
+    if bad:
+        problem = f"{len(bad)} of {len(files)} files cannot be read as images; the first is {bad[0]}"
+        if strict:
+            raise ValueError(f"strict: {problem}")
+        warnings.warn(f"skipped {problem}", stacklevel=3)
+        notes.append(f"skipped {problem}")
+    if not good:
+        raise ValueError(f"no readable images in '{folder}' ({len(files)} files); png, jpeg, webp, bmp, … would do")
+    return good, notes
 
 
 def load_folder(
@@ -427,9 +457,8 @@ def load_folder(
 ) -> Data:
     """All images under a folder (recursive, hidden files apart), in sorted order, split by ``seed``; read from disk.
 
-    Every file is decoded once here: those that are no image, or a damaged one, are skipped and counted, or an
-    error with ``strict``. ``channels`` is 1 (grey) or 3 (RGB), by default what the files have, if they agree.
-    ``resize`` and ``crop``: see :class:`ImageFiles`. ``valid`` and ``test`` are fractions.
+    Every file is decoded once here, see :func:`find_images`. ``channels`` is 1 (grey) or 3 (RGB), by default what the
+    files have, if they agree. ``resize`` and ``crop``: see :class:`ImageFiles`. ``valid`` and ``test`` are fractions.
     """
     folder = Path(path).expanduser()
     _check_size(size)
@@ -439,30 +468,16 @@ def load_folder(
         raise ValueError(f"unknown resize {resize!r}{nearest(resize, RESIZE_MODES)}")
     if crop is not True and crop is not False:
         _check_size(crop)
-    if not folder.is_dir():
-        raise ValueError(f"path '{path}' is not a folder")
-    found = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
-    files = [folder / p for p in found if not any(part.startswith(".") for part in p.parts)]
-    with ThreadPoolExecutor() as pool:
-        checked = dict(zip(files, pool.map(_inspect, files), strict=True))
-    good = [file for file, (mode, _) in checked.items() if mode]
-    bad = [f"{file}: {reason}" for file, (mode, reason) in checked.items() if not mode]
+    good, notes = find_images(folder, strict=strict)
     cut = "squashed" if crop is False else "centre-cropped"
-    notes = [f"read from {folder}", f"{cut}, resized to {size} ({resize})"]
-    if bad:
-        problem = f"{len(bad)} of {len(files)} files cannot be read as images; the first is {bad[0]}"
-        if strict:
-            raise ValueError(f"strict: {problem}")
-        warnings.warn(f"skipped {problem}", stacklevel=2)
-        notes.append(f"skipped {problem}")
-    if not good:
-        raise ValueError(f"no readable images in '{path}' ({len(files)} files); png, jpeg, webp, bmp, tiff … would do")
-    kinds = Counter(checked[file][0] for file in good)
+    notes.append(f"{cut}, resized to {size} ({resize})")
+    kinds = Counter(mode for mode, _ in good.values())
     if channels is None and len(kinds) > 1:
         raise ValueError(f"mixed channels: {kinds['L']} grey and {kinds['RGB']} colour images; pass channels=1 or 3")
     channels = channels or (1 if "L" in kinds else 3)
     parts = split(len(good), **_counts(len(good), valid, test), seed=seed, limit=limit)
-    sets = {part: ImageFiles([good[i] for i in index], size, channels, resize, crop) for part, index in parts.items()}
+    files = list(good)
+    sets = {part: ImageFiles([files[i] for i in index], size, channels, resize, crop) for part, index in parts.items()}
     notes.append(_describe(parts, seed))
     scaling, shape = Scaling.images(256, centered), (channels, size, size)
     return Data(name="folder", scaling=scaling, shape=shape, flip=flip, notes=notes, **sets)

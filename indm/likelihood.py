@@ -78,6 +78,7 @@ def log_likelihood(
     rtol: float = 1e-4,
     atol: float = 1e-4,
     steps: int | None = None,
+    eps: float | None = None,
     reference: GaussianReference | None = None,
     generator: torch.Generator | None = None,
 ) -> LikelihoodReport:
@@ -94,6 +95,7 @@ def log_likelihood(
             and in two dimensions.
         rtol, atol: tolerances of the adaptive solver.
         steps: solve in so many equal steps instead, without control of the error: a third of the time at 24.
+        eps: truncation, at least the SDE's own, which is the default.
         reference: a Gaussian law of the latents, whose probability flow is then solved exactly; default N(0, I).
 
     The ODE is integrated over the clock −log SNR in the coordinate of :func:`indm.score.probability_flow`, and its
@@ -103,8 +105,8 @@ def log_likelihood(
         raise ValueError(f"probes must be at least 1, got {probes}")
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be at least 1, or None for the adaptive solver, got {steps}; 24 is usual")
-    sde, score = model.score.sde, model.score
-    with evaluation_mode(model):
+    score = model.score
+    with evaluation_mode(model), score.sde.truncated(eps) as sde:
         exact = event_size(x) <= max(2, probes) if exact is None else exact
         # Drawn before the flow's own probes, so that models compared at one seed share them.
         noise = randn_like(x, generator)
@@ -130,10 +132,10 @@ def log_likelihood(
             settings = {"steps": steps}
         growth = d * integral + event_sum((spreads[1] / spreads[0]).log(), z)
         log_prob = log_det + sde.prior_log_prob(expand_like(spreads[1], z) * w) + growth - reconstruction
-    settings |= {
-        "eps": sde.eps,
-        "divergence": "exact" if exact else f"Hutchinson, {probes} Rademacher probe(s)",
-    }
+        settings |= {
+            "eps": sde.eps,
+            "divergence": "exact" if exact else f"Hutchinson, {probes} Rademacher probe(s)",
+        }
     return LikelihoodReport(log_prob, reconstruction, nfe, settings, model.scaling.log_scale(x.shape[1:]), d)
 
 
@@ -163,6 +165,7 @@ def evaluate(
     rtol: float = 1e-4,
     atol: float = 1e-4,
     steps: int | None = None,
+    eps: float | None = None,
     batch_size: int = 256,
     seed: int = 0,
     progress: bool = True,
@@ -176,7 +179,7 @@ def evaluate(
         repeats: independent draws of all randomness (dequantization, times, noise, probes) for each sample; at
             least 2, which is what tells estimator noise from the spread of the data.
         times: score evaluations for each NELBO draw.
-        probes, exact, rtol, atol, steps: see :func:`log_likelihood`.
+        probes, exact, rtol, atol, steps, eps: see :func:`log_likelihood`.
         batch_size: samples at a time.
         seed: of the generator behind every draw; models evaluated with one seed share dequantization, times and
             noise, so that their paired differences are sharper than the error of either.
@@ -192,7 +195,7 @@ def evaluate(
     nll_images = len(raw) if nll_images is None else min(nll_images, len(raw))
     if nll_images < 0 or nll_images == 1:
         raise ValueError(f"nll_images must be 0 (no NLL) or at least 2 for a standard error, got {nll_images}")
-    device = model.scaling.scale.device
+    device, eps = model.scaling.scale.device, model.score.sde.truncation(eps)
     generator = torch.Generator(device)
     draws: dict[str, list[Tensor]] = {}
     nfe: list[int] = []
@@ -208,7 +211,8 @@ def evaluate(
     jobs += [("nll", batch) for batch in raw[:nll_images].split(batch_size) if len(batch)]
     reference = latent_reference(model, raw, batch_size=batch_size, seed=seed)
     solver = {"probes": probes, "exact": exact, "rtol": rtol, "atol": atol, "steps": steps, "reference": reference}
-    with evaluation_mode(model), tqdm(total=repeats * len(jobs), desc="likelihood", disable=not progress) as bar:
+    bar = tqdm(total=repeats * len(jobs), desc="likelihood", disable=not progress)
+    with evaluation_mode(model), model.score.sde.truncated(eps), bar:
         for index, (kind, batch) in enumerate(jobs):
             for repeat in range(repeats):
                 bar.set_description(kind.upper())
@@ -231,7 +235,7 @@ def evaluate(
         "images": {"nelbo": len(raw), "nll": nll_images},
         "dims": dims,
         "dequantization": f"uniform, {levels} grey levels" if levels else "none (continuous data)",
-        "eps": model.score.sde.eps,
+        "eps": eps,
         "repeats": repeats,
         "seed": seed,
         "nelbo": {"times": times} | _summary(samples, "nelbo", dims),

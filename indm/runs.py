@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,9 @@ import indm
 from indm import recipes
 from indm.data import Data, load_data, stack
 from indm.recipes import Evaluation, Recipe
+from indm.sampling import centre_prior, find_sampler
 
+SAMPLES = "samples.npz"
 WEIGHTS = ("model.safetensors", "vae.safetensors")  # of an INDM, of a VAE
 # What may differ between a run and its continuation: it says how long and how watched, not what is computed.
 FREE_ON_RESUME = {
@@ -86,11 +90,77 @@ def evaluate(run: Path, given: dict | None = None, *, progress: bool = True) -> 
     options = Evaluation(**recipe["evaluate"] | (given or {}))
     data = load_data(**recipe["data"])
     settings = {key: value for key, value in vars(options).items() if key not in ("split", "images")}
-    settings["steps"] = options.steps or None
+    settings |= {"steps": options.steps or None, "eps": options.eps or None}
     raw = stack(getattr(data, options.split), options.images)
     result, nats = indm.evaluate(model, raw, progress=progress, **settings)
     write_evaluation(run, result, nats, recipe, data, options.split)
     return result
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What decides the samples of a run, as :func:`indm.sample` takes it; None is the sampler's or the SDE's own.
+
+    ``latent_mean`` centres the prior on the latents of (up to 10,000) training data, see
+    :func:`indm.sampling.centre_prior`.
+    """
+
+    n: int = 64
+    sampler: str = "unipc"
+    steps: int = 25
+    tol: float | None = None
+    snr: float | tuple[float, ...] | None = None
+    eps: float | None = None
+    latent_mean: bool = False
+    temperature: float = 1.0
+    last_denoising: bool = True
+    batch_size: int = 256
+    seed: int = 0
+
+
+def draw(
+    run: Path, drawing: Drawing, out: Path | None = None, *, progress: bool = True
+) -> tuple[Tensor, int, dict | None]:
+    """Samples in data units (n, *event), their grey levels (0: none), and their provenance: how they were drawn, and
+    of which weights and data.
+
+    They are kept in ``samples.npz`` in ``out`` (the run folder for None), and taken from there if that very drawing
+    is in it.
+    """
+    model, recipe = open_run(run)
+    if drawing.n < 1:
+        raise ValueError(f"n must be at least 1 sample, got {drawing.n}")
+    settings = asdict(drawing) | find_sampler(drawing.sampler, tol=drawing.tol, snr=drawing.snr)[1]
+    settings |= {"steps": None if drawing.sampler == "ode" else drawing.steps, "eps": model.sde.truncation(drawing.eps)}
+    device = model.scaling.scale.device
+    made_by = settings | {"device": device.type, "weights_sha256": weights_hash(run), "data": recipe["data"]}
+    made_by = json.loads(json.dumps(made_by))  # as it is read again
+    file = (out or run) / SAMPLES
+    if file.is_file():
+        found = read_samples(file)
+        if found[2] == made_by:
+            return found
+    generator = torch.Generator(device).manual_seed(drawing.seed)
+    if drawing.latent_mean:
+        centre_prior(model, stack(load_data(**recipe["data"]).train, 10_000), generator=generator)
+    options = {key: value for key, value in asdict(drawing).items() if key not in ("n", "seed", "latent_mean")}
+    x = indm.sample(model, drawing.n, **options, generator=generator, progress=progress)
+    samples = model.scaling.to_data(x).cpu()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {"samples": samples.numpy(), "levels": np.array(model.scaling.levels or 0)}
+    save_arrays(file, arrays | {"provenance": np.array(json.dumps(made_by))})
+    return read_samples(file)
+
+
+def read_samples(file: Path) -> tuple[Tensor, int, dict | None]:
+    """Samples that :func:`draw` kept, their grey levels (0: none), and their provenance; None where it is unknown."""
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            made_by = json.loads(str(content["provenance"])) if "provenance" in content else None
+            return torch.from_numpy(content["samples"]), int(content["levels"]), made_by
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file} cannot be read as samples that 'indm sample' wrote: {reason}") from error
 
 
 def weights_hash(run: Path) -> str:

@@ -7,6 +7,8 @@ NELBO is read off it, and the samplers step in it.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
@@ -122,6 +124,15 @@ class LinearSDE(nn.Module):
         if not self.eps <= eps < self.T:
             raise ValueError(f"eps must lie in [{self.eps}, {self.T}), got {eps}; it can only raise the SDE's own")
         return eps
+
+    @contextmanager
+    def truncated(self, eps: float | None) -> Iterator["LinearSDE"]:
+        """With the truncation raised to ``eps`` for the while (None leaves it), wherever the SDE is used meanwhile."""
+        before, self.eps = self.eps, self.truncation(eps)
+        try:
+            yield self
+        finally:
+            self.eps = before
 
     def sample_time(
         self, n: int, *, importance: bool, eps: float | None = None, generator=None, device=None

@@ -32,6 +32,7 @@ from indm.likelihood import latent_reference
 from indm.model import INDM, build_model
 from indm.objective import fid_loss, flow_loss, mle_loss, nelbo, soft_truncation
 from indm.recipes import Recipe, Training
+from indm.sampling import centre_prior
 from indm.sde import event_size
 
 OBJECTIVES = {"mle": mle_loss, "fid": fid_loss, "flow": flow_loss}
@@ -520,9 +521,7 @@ def plan(recipe: Recipe) -> dict:
 def with_centred_prior(trainer: Trainer) -> INDM:
     """A copy of the averaged model whose prior sits at the mean latent of (up to 10,000) training examples."""
     model = copy.deepcopy(trainer.ema.model)
-    raw = stack(trainer.data.train, 10_000).to(trainer.accelerator.device)
-    latents = [model.encode(model.scaling.to_model(part))[0] for part in raw.split(trainer.micro_batch_size)]
-    model.sde.prior_mean = torch.cat(latents).mean(0)
+    centre_prior(model, stack(trainer.data.train, 10_000), batch_size=trainer.micro_batch_size)
     return model
 
 

@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 import indm
-from indm import compare, recipes
+from indm import compare, recipes, runs
 from indm.cli import main, split_changes
 from indm.data import load_data
 from indm.model import build_model
+from indm.sampling import centre_prior
 
 SMALL = (
     "--flow.depth=1 --flow.width=4 --net.channels=4 --net.blocks=1 --net.attention=[] --train.steps=5 "
@@ -25,6 +26,7 @@ NAMES = (
     "train",
     "evaluate",
     "sample",
+    "fid",
     "train-pair",
     "train-bridge",
     "translate",
@@ -156,10 +158,11 @@ def test_evaluate_reports_what_it_stores(run, capsys):
 
 
 def test_evaluate_in_equal_steps(run):
-    arguments = ["evaluate", run, "--images", 40, "--nll-images", 4, "--steps", 8, "--quiet"]
+    arguments = ["evaluate", run, "--images", 40, "--nll-images", 4, "--steps", 8, "--eps", 1e-3, "--quiet"]
     assert main([str(a) for a in arguments]) == 0
-    nll = json.loads((run / "evaluation.json").read_text())["nll"]
-    assert nll["steps"] == 8 and nll["nfe"] == 9 and "rtol" not in nll
+    result = json.loads((run / "evaluation.json").read_text())
+    nll = result["nll"]
+    assert nll["steps"] == 8 and nll["nfe"] == 9 and "rtol" not in nll and result["eps"] == nll["eps"] == 1e-3
 
 
 def test_samples_are_repeatable_grey_levels(run, tmp_path):
@@ -174,6 +177,51 @@ def test_samples_are_repeatable_grey_levels(run, tmp_path):
     pitch = grid.shape[0] // 28  # 3 × (8 + 1) + 1 pixels, enlarged
     top_left = grid[pitch + pitch // 2 :: pitch, pitch + pitch // 2 :: pitch, 0][:8, :8]
     assert np.array_equal(top_left, (files[0][0, 0] / 16 * 255).round())
+
+
+def test_samples_tell_how_they_were_drawn(run, tmp_path):
+    """Every option reaches the sampler: the samples are those of indm.sample with the same ones."""
+    model = indm.INDM.load(run)
+
+    def drawn(*arguments):
+        assert main(["sample", str(run), "-n", "6", "--out", str(tmp_path), "--quiet", *arguments]) == 0
+        samples, levels, made_by = runs.read_samples(tmp_path / "samples.npz")
+        assert levels == 17 and made_by["weights_sha256"] == runs.weights_hash(run)
+        options = {k: made_by[k] for k in ("sampler", "tol", "snr", "eps", "temperature", "last_denoising")}
+        steps = {} if made_by["steps"] is None else {"steps": made_by["steps"]}
+        generator = torch.Generator().manual_seed(made_by["seed"])
+        x = indm.sample(model, 6, **options, **steps, batch_size=made_by["batch_size"], generator=generator)
+        assert torch.equal(model.scaling.to_data(x), samples)
+        return made_by
+
+    line = "--sampler pc --steps 4 --snr 0.3 --eps 0.01 --temperature 1.05 --no-last-denoising --batch-size 4 --seed 3"
+    made_by = drawn(*line.split())
+    assert (made_by["snr"], made_by["tol"], made_by["eps"]) == (0.3, None, 0.01) and not made_by["last_denoising"]
+    assert made_by["temperature"] == 1.05 and made_by["data"] == {"name": "digits"}
+    made_by = drawn("--sampler", "ode", "--tol", "1e-2")
+    assert (made_by["steps"], made_by["tol"], made_by["eps"]) == (None, 1e-2, 1e-5) and made_by["last_denoising"]
+    assert drawn("--sampler", "ode")["tol"] == 1e-5 and drawn("--sampler", "pc", "--steps", "2")["snr"] == 0.16
+
+
+def test_samples_from_a_centred_prior(run, tmp_path):
+    line = ["sample", str(run), "-n", "6", "--sampler", "pc", "--steps", "3", "--snr", "0.2", "0.1", "--latent-mean"]
+    assert main([*line, "--out", str(tmp_path), "--quiet"]) == 0
+    samples, _, made_by = runs.read_samples(tmp_path / "samples.npz")
+    assert made_by["latent_mean"] and made_by["snr"] == [0.2, 0.1]
+    model, generator = indm.INDM.load(run), torch.Generator().manual_seed(0)
+    centre_prior(model, load_data("digits").train.tensor, generator=generator)
+    x = indm.sample(model, 6, sampler="pc", steps=3, snr=(0.2, 0.1), generator=generator)
+    assert torch.equal(model.scaling.to_data(x), samples)
+
+
+def test_samples_are_drawn_once(run, tmp_path):
+    line = ["sample", str(run), "-n", "4", "--steps", "2", "--out", str(tmp_path), "--quiet"]
+    assert main(line) == 0
+    before = (tmp_path / "samples.npz").stat().st_mtime_ns
+    assert main(line) == 0
+    assert (tmp_path / "samples.npz").stat().st_mtime_ns == before
+    assert main([*line, "--seed", "1"]) == 0
+    assert (tmp_path / "samples.npz").stat().st_mtime_ns != before
 
 
 def test_points_are_shown_beside_their_density(tmp_path):
@@ -325,8 +373,11 @@ def test_mistakes_with_a_run(run, tmp_path, capsys):
     assert "it differs in" in fails(capsys, "train", "checkerboard", "--resume", "--out", run)
     assert "evaluate.images must be at least 2" in fails(capsys, "evaluate", run, "--images", 1)
     assert "sampler must be one of" in fails(capsys, "sample", run, "--sampler", "dmp++")
-    assert "-n must be at least 1" in fails(capsys, "sample", run, "-n", 0)
+    assert "n must be at least 1" in fails(capsys, "sample", run, "-n", 0)
     assert "steps must be at least 1" in fails(capsys, "sample", run, "--steps", 0)
+    assert "snr must be left out with sampler 'ode'" in fails(capsys, "sample", run, "--sampler", "ode", "--snr", 0.1)
+    assert "eps must lie in [1e-05, 1.0), got 1e-06" in fails(capsys, "sample", run, "--eps", 1e-6)
+    assert "eps must lie in [1e-05, 1.0), got 1e-06" in fails(capsys, "evaluate", run, "--eps", 1e-6)
     assert "is no run folder: there is no recipe.toml in it" in fails(capsys, "compare", tmp_path, run)
     assert {p: p.read_bytes() for p in run.iterdir()} == before
 

@@ -17,6 +17,7 @@ from indm.model import INDM
 from indm.sampling import (
     SAMPLERS,
     adaptive_ode,
+    centre_prior,
     dpm_solver_2m,
     dpm_solver_3m,
     euler_maruyama,
@@ -405,19 +406,82 @@ def test_temperature_multiplies_the_latent():
     torch.testing.assert_close(model.flow(hot)[0], latent, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("own", [0.3, 1e-5])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_last_denoising_is_the_posterior_mean_at_eps(name, sampler):
-    """By conjugacy, not by Tweedie's formula, at an ε where it shows."""
-    score = gaussian(name, eps=0.3)
+def test_last_denoising_is_the_posterior_mean_at_eps(name, sampler, own):
+    """By conjugacy, not by Tweedie's formula, at an ε where it shows: the SDE's own, or a raised one."""
+    score = gaussian(name, eps=own)
     model = INDM(Identity(), score, shape=(2,))
     rough, smooth = (
-        sample(model, 40, sampler=sampler, steps=6, last_denoising=on, generator=seeded(0)) for on in (False, True)
+        sample(model, 40, sampler=sampler, steps=6, eps=0.3, last_denoising=on, generator=seeded(0))
+        for on in (False, True)
     )
+    assert score.sde.eps == own
     t = double(0.3)
     alpha, sigma = score.sde.alpha(t), score.sde.sigma(t)
     precision = 1 / score.variance + alpha**2 / sigma**2
     expected = (score.mean / score.variance + alpha * rough.double() / sigma**2) / precision
     torch.testing.assert_close(smooth.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_truncation_is_where_the_reverse_process_ends(name):
+    """The law at a raised ε, by its closed form: N(α m, α² v + σ²)."""
+    score, n, eps = gaussian(name), 20_000, 0.4
+    options = {"steps": 40, "eps": eps, "last_denoising": False, "batch_size": n, "generator": seeded(0)}
+    x = sample(INDM(Identity(), score, shape=(2,)), n, **options).double()
+    mean, variance = score.law(double(eps), torch.zeros(1, 2, dtype=torch.float64))
+    assert ((x.mean(0) - mean) / variance.sqrt()).abs().max() < 4.5 / math.sqrt(n) + 0.005
+    assert (x.var(0) / variance - 1).abs().max() < 4.5 * math.sqrt(2 / n) + 0.01
+
+
+def test_ode_sampler_is_the_published_one_to_its_tolerance(name):
+    """RK45 in t on the latent itself, at the published rtol = atol = 1e-5, and the last denoising."""
+    means, stds = double([1.0, 0.5], [-1.0, 0.2]), double(0.4, 0.6)
+    score = MixtureScore(SDES[name](eps=1e-3), means, stds, double(0.5, 0.5))
+    sde, n = score.sde, 20
+    model = INDM(Identity(), score, shape=(2,))
+    z_T = sde.prior_sample((n, 2), generator=seeded(0), dtype=torch.float32).double()
+
+    def field(time, flat):
+        z, t = torch.from_numpy(flat.reshape(n, 2)), double(time).expand(n)
+        return (sde.drift(t)[:, None] * z - 0.5 * sde.diffusion(t)[:, None] ** 2 * score(z, t)).numpy().ravel()
+
+    found = integrate.solve_ivp(field, (1.0, sde.eps), z_T.numpy().ravel(), method="RK45", rtol=1e-5, atol=1e-5)
+    z, t = torch.from_numpy(found.y[:, -1].reshape(n, 2)), double(sde.eps).expand(n)
+    expected = (z + sde.sigma(t)[:, None] ** 2 * score(z, t)) / sde.alpha(t)[:, None]
+    errors = []
+    for tol in (None, 1e-5, 1e-2):
+        x = sample(model, n, sampler="ode", tol=tol, generator=seeded(0)).double()
+        errors.append((x - expected).abs().max().item())
+    assert errors[0] == errors[1] < 2e-4 and errors[2] > 10 * errors[1], errors
+
+
+@pytest.mark.parametrize("snr", [None, 0.17, (0.1, 0.3)])
+def test_predictor_corrector_under_ve_is_the_published_loop(snr, monkeypatch):
+    """N levels σ_i in geometric progression, from the highest to the lowest: the reverse diffusion with variance
+    σ_i² − σ_{i−1}², a Langevin step, and a last predictor without noise (σ_{−1} = 0); in NumPy, on the same noise."""
+    score, levels, n = gaussian("ve"), 50, 6
+    mean, variance = score.mean.numpy(), score.variance.numpy()
+    noise = torch.randn(2 * levels, n, 2, generator=seeded(1))
+    drawn = iter(noise)
+    monkeypatch.setattr("indm.sampling.randn_like", lambda z, generator=None: next(drawn))
+    model = INDM(Identity(), score, shape=(2,))
+    x = sample(model, n, sampler="pc", steps=levels - 1, snr=snr, generator=seeded(0))
+
+    sigmas = 0.01 * 5000 ** (np.arange(levels) / (levels - 1))
+    first, last = snr if isinstance(snr, tuple) else (snr or 0.16, snr or 0.16)
+    ratios = np.linspace(last, first, levels)
+    z = score.sde.prior_sample((n, 2), generator=seeded(0)).double().numpy()
+    drawn = iter(noise.double().numpy())
+    for i in range(levels - 1, 0, -1):
+        step = sigmas[i] ** 2 - sigmas[i - 1] ** 2
+        z = z + step * (mean - z) / (variance + sigmas[i] ** 2) + math.sqrt(step) * next(drawn)
+        gradient, normal = (mean - z) / (variance + sigmas[i - 1] ** 2), next(drawn)
+        ratio = np.linalg.norm(normal, axis=1).mean() / np.linalg.norm(gradient, axis=1).mean()
+        eta = 2 * (ratios[i - 1] * ratio) ** 2
+        z = z + eta * gradient + math.sqrt(2 * eta) * normal
+    z = z + sigmas[0] ** 2 * (mean - z) / (variance + sigmas[0] ** 2)
+    np.testing.assert_allclose(x.numpy(), z, rtol=2e-3, atol=2e-3)
 
 
 def test_prior_mean_is_where_sampling_starts():
@@ -433,6 +497,17 @@ def test_prior_mean_is_where_sampling_starts():
     )
     assert (x.mean(0) - score.sde.prior_mean).abs().max() < 4.5 * 50 / math.sqrt(20_000)
     assert (x.std(0) / 50 - 1).abs().max() < 4.5 / math.sqrt(40_000)
+
+
+def test_centred_prior_has_the_mean_of_the_noised_data(name):
+    """E[z_T] = α_T E[h(x)] for an affine h, so that the prior and the law of z_T part in their variance alone."""
+    model = affine_model(name)
+    raw = torch.tensor([2.0, -5.0]) + torch.randn(2000, 2, generator=seeded(0))
+    centre_prior(model, raw, batch_size=300)
+    alpha, (z, _) = model.sde.alpha(double(1.0)), model.flow(raw)
+    torch.testing.assert_close(model.sde.prior_mean.double(), alpha * z.double().mean(0), rtol=1e-5, atol=1e-6)
+    if name == "ve":
+        assert model.sde.prior_mean.abs().min() > 1
 
 
 @pytest.mark.parametrize("n, batch_size, parts", [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 256, [3]), (1, 1, [1])])
@@ -473,6 +548,17 @@ def test_bad_arguments_are_named():
         sample(model, 4, sampler="ddim")
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         sample(model, 4, steps=0)
+    with pytest.raises(ValueError, match=r"snr must be left out with sampler 'unipc', got 0\.1; 'pc' has it"):
+        sample(model, 4, snr=0.1)
+    for snr in (0.0, (0.1, -0.1), (0.1, 0.1, 0.1)):
+        with pytest.raises(ValueError, match=r"snr must be positive, got .*; 0\.16 is usual"):
+            sample(model, 4, sampler="pc", snr=snr)
+    with pytest.raises(ValueError, match="tol must be positive, got 0; 1e-05 is usual"):
+        sample(model, 4, sampler="ode", tol=0)
+    with pytest.raises(ValueError, match=r"eps must lie in \[1e-05, 1\.0\), got 1e-06"):
+        sample(model, 4, eps=1e-6)
+    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+        sample(model, 4, temperature=0)
     with pytest.raises(ValueError, match="shape"):
         sample(INDM(Identity(), gaussian("vp")), 4)
 

@@ -99,13 +99,14 @@ class Evaluation:
     rtol: float = 1e-4  # tolerances of the ODE solver
     atol: float = 1e-4
     steps: int = 0  # of the fixed-step ODE solver, fast but without error control; 0 is the adaptive one
+    eps: float = 0.0  # truncation of bound and ODE, at least the SDE's own; 0 is the SDE's own
     batch_size: int = 250
     seed: int = 0
 
     def __post_init__(self):
         _check_each(self, "evaluate", lambda v: v >= 1, "at least 1", "times probes batch_size")
         _check_each(self, "evaluate", lambda v: v >= 2, "at least 2", "images repeats")
-        _check_each(self, "evaluate", lambda v: v >= 0, "0 or more", "nll_images seed steps")
+        _check_each(self, "evaluate", lambda v: v >= 0, "0 or more", "nll_images seed steps eps")
         _check_each(self, "evaluate", lambda v: v > 0, "positive", "rtol atol")
 
 

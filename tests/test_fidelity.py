@@ -1,0 +1,349 @@
+"""Scores by torch-fidelity: each against its formula on the same features, where pixels come from, what is kept."""
+
+import hashlib
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch_fidelity
+from PIL import Image
+
+from indm import runs
+from indm.cli import main
+from indm.data import load_data, stack
+from indm.extractor import Extractor, train_extractor
+from indm.fidelity import (
+    INCEPTION_FILE,
+    INCEPTION_URL,
+    Images,
+    find_features,
+    fit,
+    inception_features,
+    keep,
+    open_images,
+    own_features,
+    score,
+    table,
+)
+from indm.metrics import frechet_distance
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits")
+
+
+@pytest.fixture(scope="module")
+def folder(digits, tmp_path_factory):
+    """Of a saved extractor, hardly trained."""
+    folder = tmp_path_factory.mktemp("extractor")
+    train_extractor(digits, epochs=2, most=400, progress=False).save(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """torch-fidelity keeps its cache, and looks for its weights, under this folder."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch"
+
+
+def images(raw, levels=17):
+    return Images(raw, levels, {})
+
+
+def save_images(folder, raw, mode="L"):
+    """Digits as files of 256 grey levels, in an order that sorting keeps."""
+    folder.mkdir()
+    for i, image in enumerate((raw[:, 0].double() * 255 / 16).round().byte().numpy()):
+        Image.fromarray(image).convert(mode).save(folder / f"{i:04}.png")
+    return folder
+
+
+# ── Scores ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def scored(digits, folder, tmp_path_factory):
+    """A record, and the features and logits that it was made of, by the extractor itself."""
+    samples, reference = stack(digits.test, 120), stack(digits.train, 120)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
+        record = score(images(samples), images(reference), own_features(folder), progress=False)
+    extractor = Extractor.load(folder)
+    a, b = (extractor.features(raw) for raw in (samples, reference))
+    with torch.no_grad():
+        return record, a.double(), b.double(), extractor.head(a).double()
+
+
+def test_frechet_distance_is_ours(scored):
+    record, a, b, _ = scored
+    assert record["scores"]["frechet_distance"] == pytest.approx(frechet_distance(a, b), rel=1e-6)
+
+
+def test_inception_score_is_the_exponential_of_the_mutual_information(scored):
+    record, _, _, logits = scored
+    order = np.random.RandomState(record["settings"]["rng_seed"]).permutation(len(logits))
+    p = logits.softmax(1).numpy()[order].reshape(record["settings"]["isc_splits"], -1, logits.shape[1])
+    entropies = [-(q * np.log(q)).sum(-1) for q in (p.mean(1), p)]
+    found = np.exp(entropies[0] - entropies[1].mean(1))
+    assert record["scores"]["inception_score"] == pytest.approx(found.mean(), rel=1e-9)
+    assert record["scores"]["inception_score_std"] == pytest.approx(found.std(), rel=1e-6)
+
+
+def test_kernel_distance_is_the_unbiased_mmd_of_the_cubic_kernel(scored):
+    record, a, b, _ = scored
+    assert record["settings"]["kid_subset_size"] == len(a) == len(b)  # so every subset is the whole
+
+    def kernel(x, y):
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    n = len(a)
+    within = sum((kernel(x, x).sum() - kernel(x, x).trace()) / (n * (n - 1)) for x in (a, b))
+    expected = (within - 2 * kernel(a, b).mean()).item()
+    assert record["scores"]["kernel_distance"] == pytest.approx(expected, rel=1e-6)
+    assert record["scores"]["kernel_distance_std"] == pytest.approx(0, abs=1e-6 * abs(expected))
+
+
+def test_precision_and_recall_are_shares_within_the_third_neighbour(scored):
+    record, a, b, _ = scored
+
+    def share(points, others):
+        """Of the points that lie in a ball of the others, each as large as the distance of its third neighbour."""
+        radii = [sorted(np.linalg.norm(others - x, axis=1))[3] for x in others]
+        inside = [(np.linalg.norm(others - x, axis=1) <= radii).any() for x in points]
+        return np.mean(inside)
+
+    a, b = a.numpy(), b.numpy()
+    assert record["scores"]["precision"] == pytest.approx(share(a, b), abs=1e-6)
+    assert record["scores"]["recall"] == pytest.approx(share(b, a), abs=1e-6)
+    assert 0.2 < record["scores"]["recall"] < 1
+
+
+def test_no_image_is_dropped_whatever_the_batches(digits, folder):
+    """65 images are a batch of 64 and one more, which has its part in the mean."""
+    raw = stack(digits.test, 65).clone()
+    raw[64:] = 16
+    features, extractor = own_features(folder), Extractor.load(folder)
+    record = score(images(raw), images(stack(digits.train, 70)), features, progress=False)
+    expected = frechet_distance(extractor.features(raw), extractor.features(stack(digits.train, 70)))
+    assert record["scores"]["frechet_distance"] == pytest.approx(expected, rel=1e-4)
+    assert record["samples"]["images"] == 65 and record["reference"]["images"] == 70
+
+
+def test_the_reference_is_seen_once(digits, folder, home, monkeypatch):
+    """Its features are cached for its pixels and this extractor, and no other."""
+    seen = []
+    forward = Extractor.features
+    monkeypatch.setattr(Extractor, "features", lambda self, raw, **o: seen.append(len(raw)) or forward(self, raw, **o))
+    samples, reference, features = images(stack(digits.test, 30)), images(stack(digits.train, 40)), own_features(folder)
+    first = score(samples, reference, features, progress=False)
+    assert sorted(seen) == [30, 40] and list(home.rglob("*.pt"))
+    again = score(samples, reference, features, progress=False)
+    assert sorted(seen) == [30, 30, 40] and again == first
+    score(samples, images(stack(digits.valid, 40)), features, progress=False)
+    assert sorted(seen) == [30, 30, 30, 40, 40]
+
+
+def test_scores_check_their_images(digits, folder):
+    features, raw = own_features(folder), stack(digits.train, 40)
+    with pytest.raises(ValueError, match="reference must be at least 20 images, got 19"):
+        score(images(raw), images(raw[:19]), features, progress=False)
+    with pytest.raises(ValueError, match=r"one shape, got \(1, 8, 8\) and \(1, 16, 16\)"):
+        score(images(raw), images(raw.repeat(1, 1, 2, 2)), features, progress=False)
+    with pytest.raises(ValueError, match=r"must have 1 channel\(s\) for the extractor, got 2"):
+        score(images(raw.expand(-1, 2, -1, -1)), images(raw), features, progress=False)
+    colours = raw.repeat(1, 3, 1, 1)
+    colours[0, 1] = 0
+    with pytest.raises(ValueError, match=r"must have 1 channel\(s\) for the extractor, got 3"):
+        score(images(colours), images(raw), features, progress=False)
+
+
+# ── Where images come from ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_folder_is_its_data_set(digits, folder, tmp_path, mode):
+    """Files of 256 levels, grey or grey in RGB, come back as the 17 levels that they were made of."""
+    raw, features = stack(digits.test, 50), own_features(folder)
+    read = open_images(save_images(tmp_path / "files", raw, mode))
+    assert read.levels == 256 and read.raw.shape == (50, 3 if mode == "RGB" else 1, 8, 8)
+    assert torch.equal(fit(read, features), raw)
+    assert read.provenance["resize"] is None
+    record = score(read, images(raw), features, progress=False)
+    assert record["samples"]["pixels_sha256"] == record["reference"]["pixels_sha256"]
+    assert record["scores"]["frechet_distance"] == pytest.approx(0, abs=1e-4)
+    assert record["scores"]["precision"] == record["scores"]["recall"] == 1
+
+
+def test_a_folder_is_resized_only_when_told(digits, tmp_path):
+    folder = save_images(tmp_path / "files", stack(digits.test, 30))
+    Image.fromarray(np.full((12, 10), 7, dtype=np.uint8)).save(folder / "other.png")
+    with pytest.raises(ValueError, match=r"size must be given for .*: its images have sides of 8 to 12"):
+        open_images(folder)
+    read = open_images(folder, size=9, resize="bicubic")
+    assert read.raw.shape == (31, 1, 9, 9) and bool((read.raw[-1] == 7).all())
+    assert read.provenance["resize"]["size"] == 9 and read.provenance["resize"]["mode"] == "bicubic"
+    with pytest.raises(ValueError, match="unknown resize 'bicubik'; did you mean 'bicubic'"):
+        open_images(folder, size=9, resize="bicubik")
+    with pytest.raises(ValueError, match="n must be at most the 31 images"):
+        read.first(32)
+
+
+@pytest.mark.parametrize(("split", "parts"), [("train+valid", ["train", "valid"]), ("test", ["test"])])
+def test_data_by_name(digits, split, parts):
+    read = open_images("digits", split=split)
+    assert torch.equal(read.raw, torch.cat([stack(getattr(digits, part)) for part in parts])) and read.levels == 17
+    assert read.provenance["data"] == {"name": "digits"} and read.provenance["split"] == split
+    assert any("split within classes by seed 0" in note for note in read.provenance["notes"])
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("digitz", "no images are found by the name 'digitz'; did you mean 'digits'"),
+        ("checkerboard", r"only images with grey levels can be scored, got events of shape \(2,\)"),
+        ("none.npz", "none.npz cannot be read as samples that 'indm sample' wrote"),
+        (".", "no readable images in '.'"),
+    ],
+)
+def test_what_holds_no_images_says_so(source, complaint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=complaint):
+        open_images(source)
+    with pytest.raises(ValueError, match=r"split must be one of train\+valid, train, valid, test, got 'tset'"):
+        open_images(source, split="tset")
+
+
+# ── Inception ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_missing_inception_weights_say_what_to_fetch(home, tmp_path):
+    complaint = rf"fetch {INCEPTION_URL} \(96 MB, SHA-256 6726825d\w{{56}}\) and put it in {home}.*{INCEPTION_FILE}"
+    with pytest.raises(ValueError, match=complaint):
+        find_features("inception")
+    with pytest.raises(ValueError, match=f"put it in {tmp_path}/mine.pth"):
+        find_features(tmp_path / "mine.pth")
+    (tmp_path / "mine.pth").write_bytes(b"something else")
+    with pytest.raises(ValueError, match=r"mine\.pth is not https://.*: its SHA-256 is \w{64}, not 6726825d"):
+        find_features(tmp_path / "mine.pth")
+
+
+def test_inception_scores_what_it_sees(digits, home, monkeypatch):
+    """torch-fidelity's own network from a local file, here of random weights, on small copies of the images; the
+    distance in its layer of 192 features, which is soon computed."""
+    network = torch_fidelity.FeatureExtractorInceptionV3
+    layers = {"isc": "logits_unbiased", "fid": "192", "kid": "192", "prc": "192"}
+    monkeypatch.setattr(network, "INPUT_IMAGE_SIZE", 75)
+    monkeypatch.setattr(network, "get_default_feature_layer_for_metric", staticmethod(layers.get))
+    with monkeypatch.context() as patch:
+        patch.setattr(network, "load_state_dict", lambda self, state: None)
+        patch.setattr(torch, "load", lambda *a, **k: None)
+        inside = network("inception-v3-compat", ["192"], feature_extractor_weights_path="none")
+    file = home / "hub" / "checkpoints" / INCEPTION_FILE
+    file.parent.mkdir(parents=True)
+    torch.save(inside.state_dict(), file)
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setattr("indm.fidelity.INCEPTION_SHA256", sha256)
+
+    features = inception_features()
+    samples, reference = images(stack(digits.test, 24)), images(stack(digits.train, 20))
+    record = score(samples, reference, features, progress=False)
+    assert record["extractor"]["weights_sha256"] == sha256 and "299×299" in record["extractor"]["input"]
+    pixels = [(x.raw.double() * 255 / 16).round().byte().expand(-1, 3, -1, -1) for x in (samples, reference)]
+    with torch.no_grad():
+        expected = frechet_distance(*(inside(x)[0] for x in pixels))
+    assert expected > 0 and record["scores"]["frechet_distance"] == pytest.approx(expected, rel=1e-3)
+    assert record["samples"]["pixels_sha256"] == hashlib.sha256(pixels[0].contiguous().numpy()).hexdigest()
+    assert "FID " in table(record) and "no FID" not in table(record)
+
+
+# ── The command ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    small = "--flow identity --net.channels=4 --net.blocks=1 --net.attention=[] --train.steps=2 --train.seconds=inf"
+    assert main(["train", "digits", *small.split(), "--out", str(folder), "--quiet"]) == 0
+    return folder
+
+
+def test_scores_of_a_run_with_their_provenance(run, folder, tmp_path, digits, capsys):
+    def scored(*arguments):
+        line = ["fid", str(run), "--extractor", str(folder), "-n", "30", "--out", str(tmp_path), "--quiet"]
+        assert main([*line, "--steps", "2", *arguments]) == 0
+        return json.loads((tmp_path / "fid.json").read_text())["records"]
+
+    (record,) = scored("--temperature", "1.05")
+    shown = capsys.readouterr().out
+    assert "30 samples, 1437 reference; features of indm-extractor, which make no FID" in shown
+    assert f"frechet distance     {record['scores']['frechet_distance']:.5g}\n" in shown
+    drawn = record["samples"]["drawn"]
+    assert drawn["temperature"] == 1.05 and drawn["sampler"] == "unipc" and drawn["seed"] == 0 and drawn["steps"] == 2
+    assert drawn["weights_sha256"] == runs.weights_hash(run) and drawn["last_denoising"] and drawn["eps"] == 1e-5
+    assert record["samples"]["images"] == 30 and record["samples"]["levels"] == 17
+    assert record["reference"]["split"] == "train+valid" and record["reference"]["images"] == 1257 + 180
+    saved = Extractor.load(folder).provenance
+    assert record["extractor"]["weights_sha256"] == saved["weights_sha256"] and record["extractor"]["epochs"] == 2
+    assert record["versions"]["torch_fidelity"] == torch_fidelity.__version__
+    samples = runs.read_samples(tmp_path / "samples.npz")[0]
+    assert record["samples"]["pixels_sha256"] == hashlib.sha256(samples.numpy()).hexdigest()
+
+    assert len(scored()) == 2  # beside that of temperature 1.05, and once however often
+    records = scored("--split", "test")
+    assert len(records) == 3 and scored("--split", "test") == records
+    assert [r["samples"]["drawn"]["temperature"] for r in records] == [1.05, 1.0, 1.0]
+    assert records[2]["reference"]["images"] == len(digits.test)
+
+
+def test_scores_of_files(run, folder, tmp_path, digits, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", str(run), "-n", "25", "--steps", "2", "--out", "drawn", "--quiet"]) == 0
+    save_images(tmp_path / "files", stack(digits.train, 40))
+    line = ["--extractor", str(folder), "--quiet"]
+    assert main(["fid", "drawn/samples.npz", "--reference", "digits", *line]) == 0
+    assert main(["fid", "files", "--reference", "files", "-n", "30", *line]) == 0
+    assert main(["fid", "digits", "--reference", str(run), "--split", "train", *line]) == 0
+    records = json.loads((tmp_path / "fid.json").read_text())["records"]
+    assert records[0]["samples"]["drawn"]["n"] == 25 and records[0]["samples"]["file"] == "drawn/samples.npz"
+    assert (records[1]["samples"]["images"], records[1]["reference"]["images"]) == (30, 40)
+    assert (records[2]["samples"]["split"], records[2]["reference"]["split"]) == ("test", "train")
+    assert records[2]["scores"]["frechet_distance"] < records[0]["scores"]["frechet_distance"]
+
+
+def test_an_extractor_is_trained_where_there_is_none(tmp_path, digits, monkeypatch):
+    made = []
+
+    def train(folder, data, progress):
+        made.append(data.name)
+        extractor = train_extractor(data, epochs=1, most=200, progress=False)
+        extractor.save(folder)
+        return extractor
+
+    monkeypatch.setattr("indm.fidelity.load_or_train", train)
+    for _ in range(2):
+        features = find_features(tmp_path / "new", digits, progress=False)
+    assert made == ["digits"] and features.provenance["train_images"] == 200
+    with pytest.raises(ValueError, match="holds no saved extractor"):
+        find_features(tmp_path / "none", None, progress=False)
+
+
+def test_mistakes_are_one_line(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def fails(*arguments):
+        capsys.readouterr()
+        assert main(["fid", *map(str, arguments), "--quiet"]) == 2
+        return capsys.readouterr().err
+
+    assert "no Inception weights" in fails(run) and not (run / "samples.npz").exists()
+    assert "--steps is for samples drawn of a run, and digits is none" in fails("digits", "--steps", 3)
+    assert "--reference must be given for digits, which is no run folder" in fails("digits")
+    (tmp_path / "fid.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"fid\.json holds no records of scores"):
+        keep({}, tmp_path / "fid.json")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "indm fid needs the library torch-fidelity: pip install 'indm[fid]'" in fails(run)
