@@ -379,10 +379,10 @@ def infer(state: State) -> tuple[dict, list[bool], int]:
             "multipliers": tuple(weight.shape[0] // channels for weight in first),
             "blocks": counts[0] if levels > 1 else (counts[0] - 3) // 2,
             "embedding": "fourier" if kinds[0] == "fourier" else "positional",
-            "output_pyramid": "sum" if kinds[:-2].count("norm") else "none",
         }
         attention = [[kinds[n] for n in run].count("attention") for run in runs_of[:levels]]
         if levels > 1:
+            found["output_pyramid"] = "sum" if "norm" in kinds[:-2] else "none"
             down, *inlet = [kinds[n] for n in between[0]]
             found["resample"] = {"resampling": "block", "strided": "conv", "empty": "plain"}[down]
             doubled = first[1].shape[1] == 2 * first[0].shape[0]
@@ -454,14 +454,17 @@ def architecture(state: State, given: Recipe, fallback: Recipe, size: int | None
         raise ValueError(
             "--image-size must be given, or --recipe or --settings: the tensors do not tell the images' side"
         )
-    inferred["attention"] = tuple(size // 2**level for level, attention in enumerate(attends) if attention)
+    heights = [size // 2**level for level in range(len(attends))]
+    inferred["attention"] = tuple(h for h, attention in zip(heights, attends, strict=True) if attention)
     deviations = state.get("sigmas")
     sigmas = {}
     if deviations is not None:
         table = (_short(deviations[-1]), _short(deviations[0]), len(deviations))
         inferred["sigma_table"] = table
         sigmas = dict(zip(("sigma_min", "sigma_max"), table, strict=False)) if sde["name"] == "ve" else {}
-    known = given.get("net", {})
+    known = dict(given.get("net", {}))
+    if "attention" in known:
+        known["attention"] = tuple(h for h in heights if h in known["attention"])  # others are at no level
     told = inferred | {f"sde.{key}": value for key, value in sigmas.items()}
     said = known | {f"sde.{key}": value for key, value in given.get("sde", {}).items()}
     said |= {"image channels": given.get("image", {}).get("channels", image_channels)}

@@ -62,8 +62,9 @@ class PublishedScore(ScoreModel):
     def published_sigma(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """σ_t as the original computes it."""
         if isinstance(self.sde, VESDE):
-            return self.sde.sigma(t)
-        variance = 1 - (2 * self.sde.log_alpha(t)).exp()
+            return self.sde.sigma_min * (self.sde.sigma_max / self.sde.sigma_min) ** t
+        decay = (2 * self.sde.log_alpha(t)).double().exp().to(t.dtype)  # rounded alike on all machines
+        variance = 1 - decay
         return variance if isinstance(self.sde, SubVPSDE) else variance.sqrt()
 
     def forward(self, z_t: Float[Tensor, "batch *event"], t: Float[Tensor, " batch"]) -> Float[Tensor, "batch *event"]:

@@ -1,7 +1,6 @@
 """The published score networks DDPM++ and NCSN++, as one U-Net with named parts."""
 
 import math
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -177,12 +176,12 @@ class NCSNpp(nn.Module):
         blocks: int = 4,
         attention=(16,),
         dropout: float = 0.1,
-        embedding: Literal["positional", "fourier"] = "positional",
+        embedding: str = "positional",
         fourier_scale: float = 16.0,
-        resample: Literal["block", "conv", "plain"] = "block",
+        resample: str = "block",
         fir=(),
-        input_pyramid: Literal["none", "residual", "sum", "cat"] = "none",
-        output_pyramid: Literal["none", "sum"] = "none",
+        input_pyramid: str = "none",
+        output_pyramid: str = "none",
         rescale: bool = True,
         centered: bool = True,
         scale_by_sigma: bool = False,
