@@ -100,9 +100,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     try:
         with torch.serialization.safe_globals(NUMPY_SCALARS):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it asks for {asked[1]}, and pickled code is not run" if asked else "damaged, or of another kind"
         raise ValueError(f"{path} cannot be read as a checkpoint of torch: {reason}") from error
@@ -255,11 +255,11 @@ def _same(value: Tensor) -> Tensor:
 
 def _as_linear(*weights: Tensor) -> Tensor:
     """The original's 1×1 maps are x ↦ x W + b over channels: one linear map of all."""
-    return torch.cat([weight.T for weight in weights])
+    return torch.cat([weight.mT for weight in weights])
 
 
 def _as_conv(weight: Tensor) -> Tensor:
-    return weight.T[:, :, None, None]
+    return weight.mT[:, :, None, None]
 
 
 def _together(*biases: Tensor) -> Tensor:
@@ -552,8 +552,9 @@ def convert(
     given = {} if settings is None else tables_of(read_settings(settings))
     for table, content in recipes.override({}, dict(changes)).items():
         given[table] = content if "name" in content else given.get(table, {}) | content
-    data = given.get("data") or fallback.get("data")
-    sizes = (image_size, given.get("image", {}).get("size"), data and data.get("size", SIDES.get(data["name"])))
+    data = given.get("data", {})
+    data = data if "name" in data else fallback.get("data", {}) | data
+    sizes = (image_size, given.get("image", {}).get("size"), data.get("size", SIDES.get(data.get("name"))))
     size = next((size for size in sizes if size is not None), None)
 
     source = read_checkpoint(checkpoint)
@@ -569,7 +570,7 @@ def convert(
 
     described = {kind: {k: v for k, v in table.items() if k != "shape"} for kind, table in model.description().items()}
     options = {table: fallback.get(table, {}) | given.get(table, {}) for table in ("train", "evaluate")}
-    data = (data or _likely_data(found.shape)) | {"centered": centered}
+    data = (data if "name" in data else _likely_data(found.shape) | data) | {"centered": centered}
     made = recipes.resolve({"data": data} | described | options)
     result = {
         "files": files,
