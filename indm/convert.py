@@ -110,9 +110,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         found = ", ".join(map(str, list(content)[:8])) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f'{path} must hold a dict whose "model" is a dict of tensors, as released; it holds {found}')
-    average = content.get("ema") or {}
+    average, step = content.get("ema") or {}, content.get("step")
+    shadow = average.get("shadow_params") if isinstance(average, dict) else ()
+    if shadow is not None and not (isinstance(shadow, list) and all(isinstance(value, Tensor) for value in shadow)):
+        raise ValueError(f'{path} must hold a list of tensors as "shadow_params" of its "ema", as released')
     state = {key.removeprefix("module."): value for key, value in state.items()}
-    return Checkpoint(path, state, average.get("shadow_params"), average.get("decay"), content.get("step"))
+    return Checkpoint(path, state, shadow, average.get("decay"), None if step is None else int(step))
 
 
 # ── The original's settings in our words ────────────────────────────────────────────────────────────────────────────
@@ -138,13 +141,16 @@ CHOICES = {
 SECOND = {  # settings that say more about another one
     "fir_kernel": "fir", "attention": "attn_resolutions", "resamp_with_conv": "resblock_type",
     "progressive_combine": "progressive_input",
+    **dict.fromkeys(("beta_min", "beta_max", "sigma_min", "sigma_max", "num_scales"), "sde"),
 }  # fmt: skip
-OTHER = {
-    "sde", "image_size", "num_channels", "fir", "attn_resolutions", "beta_min", "beta_max", "sigma_min", "sigma_max",
-    "num_scales",
-}  # fmt: skip
+OTHER = {"sde", "image_size", "num_channels", "fir", "attn_resolutions"}
 INERT = {"init_scale", "note"}  # the weights at the start; a remark
 KNOWN = {*SAME, *ONLY, *CHOICES, *SECOND, *OTHER, *INERT}
+TYPES = {
+    int: ("a whole number", "nf num_res_blocks image_size num_channels num_scales"),
+    list: ("a list", "ch_mult attn_resolutions fir_kernel"),
+    bool: ("true or false", "fir attention resamp_with_conv skip_rescale centered scale_by_sigma"),
+}
 
 
 def tables_of(settings: Mapping[str, object]) -> Recipe:
@@ -165,6 +171,9 @@ def tables_of(settings: Mapping[str, object]) -> Recipe:
             raise ValueError(f"settings: {key} must be {' or '.join(map(repr, CHOICES[key]))}, got {value!r}")
         if key in SECOND and SECOND[key] not in settings:
             raise ValueError(f"settings: {key} needs {SECOND[key]} beside it")
+        for kind, (wanted, keys) in TYPES.items():
+            if key in keys.split() and type(value) is not kind:
+                raise ValueError(f"settings: {key} must be {wanted}, got {value!r}")
     tables: Recipe = {"sde": {}, "net": {}, "image": {}, "train": {}}
     for key, (table, argument) in SAME.items():
         if key in settings:
@@ -338,18 +347,34 @@ def _listed(problems: list[str]) -> str:
     return "; ".join(problems[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _kind(leaves_there: Mapping[str, Tensor]) -> str:
+def _width(layer: State, *names: str) -> int:
+    """Length of the first tensor there of those names, which is one for each channel; 0 where there is none."""
+    return next((len(layer[name]) for name in names if name in layer and layer[name].ndim > 0), 0)
+
+
+def _inputs(block: State) -> int:
+    return _width(block, "GroupNorm_0.weight", "GroupNorm_0.bias")
+
+
+def _outputs(block: State) -> int:
+    return _width(block, "Conv_1.bias", "GroupNorm_1.weight", "GroupNorm_1.bias", "Dense_0.bias")
+
+
+def _kind(layer: State) -> str:
     """What a layer of the original's list is, by the names of its tensors; "empty" for one without any."""
-    if "NIN_3.W" in leaves_there:
+    names = {key.rpartition(".")[0] for key in layer}
+    if names & {"Dense_0", "Conv_1", "GroupNorm_1"}:
+        return "resampling" if "Conv_2" in names and _inputs(layer) == _outputs(layer) else "block"
+    if names & {"NIN_1", "NIN_2", "NIN_3"}:
         return "attention"
-    if "Conv_1.weight" in leaves_there:
-        shape = leaves_there["Conv_0.weight"].shape
-        return "resampling" if "Conv_2.weight" in leaves_there and shape[0] == shape[1] else "block"
-    marks = {"W": "fourier", "Conv2d_0.weight": "filtered", "Conv_0.weight": "strided", "Conv.weight": "skip"}
-    for mark, kind in marks.items():
-        if mark in leaves_there:
+    for mark, kind in {"Conv2d_0": "filtered", "Conv_0": "strided", "Conv": "skip"}.items():
+        if mark in names:
             return kind
-    return "empty" if not leaves_there else {1: "norm", 2: "linear", 4: "conv"}.get(leaves_there["weight"].ndim, "?")
+    if "W" in layer:
+        return "fourier"
+    if "weight" in layer:
+        return {1: "norm", 2: "linear", 4: "conv"}.get(layer["weight"].ndim, "unknown")
+    return "unknown" if layer else "empty"
 
 
 def infer(state: State) -> tuple[dict, list[bool], int]:
@@ -371,12 +396,12 @@ def infer(state: State) -> tuple[dict, list[bool], int]:
         stem = kinds.index("conv")
         runs_of, between = _runs(kinds, stem + 1)
         levels = (len(runs_of) + 1) // 2
-        first = [layers[run[0]]["Conv_0.weight"] for run in runs_of[:levels]]
+        first = [layers[run[0]] for run in runs_of[:levels]]
         channels, image_channels = layers[stem]["weight"].shape[:2]
         counts = [[kinds[n] for n in run].count("block") for run in runs_of]
         found = {
             "channels": channels,
-            "multipliers": tuple(weight.shape[0] // channels for weight in first),
+            "multipliers": tuple(_outputs(block) // channels for block in first),
             "blocks": counts[0] if levels > 1 else (counts[0] - 3) // 2,
             "embedding": "fourier" if kinds[0] == "fourier" else "positional",
         }
@@ -385,7 +410,7 @@ def infer(state: State) -> tuple[dict, list[bool], int]:
             found["output_pyramid"] = "sum" if "norm" in kinds[:-2] else "none"
             down, *inlet = [kinds[n] for n in between[0]]
             found["resample"] = {"resampling": "block", "strided": "conv", "empty": "plain"}[down]
-            doubled = first[1].shape[1] == 2 * first[0].shape[0]
+            doubled = _inputs(first[1]) == 2 * _outputs(first[0])
             pyramids = {"filtered": "residual", "strided": "residual", "skip": "cat" if doubled else "sum"}
             found["input_pyramid"] = pyramids[inlet[0]] if inlet else "none"
             if found["input_pyramid"] == "residual" and inlet[0] == "strided":
@@ -449,6 +474,8 @@ def architecture(state: State, given: Recipe, fallback: Recipe, size: int | None
             f"--sde must be given (vp, subvp or ve), or --recipe or --settings, got {sde.get('name')!r}: the tensors "
             "do not tell which it was"
         )
+    if given.get("net", {}).get("name", "ncsnpp") != "ncsnpp":
+        raise ValueError(f"net.name must be ncsnpp, whose checkpoint this is, got {given['net']['name']!r}")
     inferred, attends, image_channels = infer(state)
     if size is None:
         raise ValueError(
@@ -477,10 +504,11 @@ def architecture(state: State, given: Recipe, fallback: Recipe, size: int | None
         assumed["fir"] = NCSNPP["fir"]
     assumed |= {key: value for key, value in fallback.get("net", {}).items() if key in assumed}
     assumed = {key: value for key, value in assumed.items() if key not in {**known, **inferred}}
-    net = {**assumed, **known, **inferred}
+    net = {**assumed, **inferred, **known}
     if net["embedding"] == "fourier" or not net["scale_by_sigma"]:
         net.pop("sigma_table", None)  # not in use
-    return Architecture(sde | sigmas, net, (image_channels, size, size), inferred, assumed)
+    sde = sde | {key: value for key, value in sigmas.items() if not _alike(value, sde.get(key))}
+    return Architecture(sde, net, (image_channels, size, size), inferred, assumed)
 
 
 def _short(value: Tensor) -> float:

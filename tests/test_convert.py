@@ -114,6 +114,9 @@ def test_the_rest_is_as_published_or_a_recipe_s():
         ({"num_res_block": 3}, "'num_res_block' is no known setting; did you mean 'num_res_blocks'"),
         ({"sde": "vpe"}, "sde must be vpsde, subvpsde, vesde, got 'vpe'"),
         ({"resblock_type": "ddpm", "fir": True}, "fir must be false where resblock_type is 'ddpm'"),
+        ({"attn_resolutions": 8}, "attn_resolutions must be a list, got 8"),
+        ({"image_size": "16"}, "image_size must be a whole number, got '16'"),
+        ({"centered": 1}, "centered must be true or false, got 1"),
     ],
 )
 def test_settings_that_are_not_known(changes, words):
@@ -121,9 +124,10 @@ def test_settings_that_are_not_known(changes, words):
         tables_of(fixture("ddpmpp_vp")[0] | changes)
 
 
-def test_a_setting_that_says_more_about_another_needs_it():
-    with pytest.raises(ValueError, match="fir_kernel needs fir beside it"):
-        tables_of({"fir_kernel": [1, 1]})
+@pytest.mark.parametrize("key, value, other", [("fir_kernel", [1, 1], "fir"), ("beta_max", 20.0, "sde")])
+def test_a_setting_that_says_more_about_another_needs_it(key, value, other):
+    with pytest.raises(ValueError, match=f"{key} needs {other} beside it"):
+        tables_of({key: value})
 
 
 def test_what_contradicts_the_tensors_is_listed():
@@ -132,6 +136,17 @@ def test_what_contradicts_the_tensors_is_listed():
         converted(settings | {"nf": 32, "ch_mult": [1, 2, 2], "num_channels": 1}, state)
     for part in ("channels is 16, not 32", "multipliers is (1, 2), not [1, 2, 2]", "image channels is 3, not 1"):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("broken", ["1.weight", "3.Conv_1.weight", "3.Conv_0.weight", "11.Conv_0.weight"])
+def test_layers_of_another_network(broken):
+    _, state, _ = fixture("ddpmpp_vp")
+    other = {(f"all_modules.{broken[:-6]}strange" if k == f"all_modules.{broken}" else k): v for k, v in state.items()}
+    with pytest.raises(ValueError, match=r"(layers are not those of DDPM|does not match the network: .*strange)"):
+        converted({"image_size": 16, "sde": "vpsde"}, other)
+    state[f"all_modules.{broken}"] = torch.ones(3)
+    with pytest.raises(ValueError, match=r"(layers are not those of DDPM|does not match the network: .*\(3,\))"):
+        converted({"image_size": 16, "sde": "vpsde"}, state)
 
 
 def test_tensors_that_do_not_match_are_listed():
@@ -321,9 +336,11 @@ def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch
         ("text.pth --sde vp --image-size 16", "text.pth cannot be read as a checkpoint of torch: damaged"),
         ("cut.pth --sde vp --image-size 16", "cut.pth cannot be read as a checkpoint of torch: damaged"),
         ("list.pth --sde vp --image-size 16", 'must hold a dict whose "model" is a dict of tensors'),
+        ("odd.pth --sde vp --image-size 16", 'odd.pth must hold a list of tensors as "shadow_params"'),
         ("flow.pth --sde vp --image-size 16", "holds no score network (no tensors all_modules.N)"),
         ("checkpoint_1.pth --sde vp --image-size 16 --net.blocks 2", "blocks is 1, not 2"),
         ("checkpoint_1.pth --sde vp --image-size 15", "shape must be (channels, height, width) with sides"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --net unet", "net.name must be ncsnpp, whose checkpoint this is"),
         ("checkpoint_1.pth --sde vp --image-size 16 --net.cantered 1", "net 'ncsnpp' has no argument 'cantered'"),
         ("checkpoint_1.pth --sde vp --image-size 16 --train.lr 1", "--train is not for converting; data, sde, net"),
         ("checkpoint_1.pth --recipe cifar11", "no recipe or file is called 'cifar11'"),
@@ -343,6 +360,7 @@ def test_mistakes_are_one_line(arguments, complaint, released, tmp_path, monkeyp
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious.txt").write_text("x")
     torch.save([1, 2], tmp_path / "list.pth")
+    checkpoint({"a": torch.ones(2)}, tmp_path / "odd.pth", averages={"a": 1})
     checkpoint({"nnet.0.weight": torch.ones(2)}, tmp_path / "flow.pth")
     before = {path for path in tmp_path.rglob("*")}
     capsys.readouterr()
