@@ -4,12 +4,12 @@ from indm import flows
 from indm.learned_sde import LearnedSDE
 from indm.likelihood import LikelihoodReport, evaluate, log_likelihood
 from indm.model import INDM, build_model
-from indm.nets import MLP, UNet
+from indm.nets import MLP, NCSNpp, UNet
 from indm.nonlinear import NonlinearDiffusion, forward_path, generative_path, probability_flow_path
 from indm.objective import NELBO, fid_loss, flow_loss, mle_loss, nelbo, soft_truncation
 from indm.sampling import sample
 from indm.scaling import Scaling
-from indm.score import ScoreModel
+from indm.score import PublishedScore, ScoreModel
 from indm.sde import VESDE, VPSDE, LinearSDE, SubVPSDE
 from indm.translation import translate, translate_bridge
 
@@ -24,7 +24,9 @@ __all__ = [
     "LearnedSDE",
     "LikelihoodReport",
     "LinearSDE",
+    "NCSNpp",
     "NonlinearDiffusion",
+    "PublishedScore",
     "Scaling",
     "ScoreModel",
     "SubVPSDE",

@@ -34,6 +34,7 @@ ABOUT = """Implicit nonlinear diffusion models: train one, report its likelihood
   indm train-pair cats dogs               two image folders, to translate one into the other
   indm translate runs/cats-dogs cats --out as-dogs
   indm reproduce --fast                   the paper's claims, each with a number and a verdict
+  indm convert FILE --recipe NAME --out RUN   a checkpoint of the paper's code, as a run
 """
 DOTTED = re.compile(r"--((?:[\w-]+\.[\w.-]+)|data|data[-_]b|flow|sde|net|train|evaluate)(?:=(.*))?", re.DOTALL)
 
@@ -523,27 +524,63 @@ class Recipes:
         return 0
 
 
-Command = (
-    Train
-    | Evaluate
-    | Sample
-    | Fid
-    | TrainPair
-    | TrainBridge
-    | Translate
-    | Compare
-    | Inspect
-    | Report
-    | Reproduce
-    | Recipes
-)
+@dataclass
+class Convert:
+    """Make a run of a released checkpoint: of the paper's code, or of score_sde_pytorch (then without a flow).
+
+    Channels, levels, blocks, attention, pyramids and embedding are read off the tensors. What they do not tell is
+    asked for: --recipe cifar10-vp-nll says it all for that setting of the paper; or --sde vp, subvp or ve and
+    --image-size, the rest being taken as published for DDPM++ (vp, subvp) or NCSN++ (ve) and listed, to be changed by
+    --net.centered false, --net.fir "[1, 3, 3, 1]", --net.scale_by_sigma, --net.rescale, --sde.beta_max and so on; or
+    --settings, a JSON file of the original's settings under their original names. --data says what "indm evaluate"
+    shall load: --data folder --data.path my-images --data.size 32.
+
+    A tensor that does not fit is an error that lists it, and so is a setting that is not known. Nothing pickled in the
+    files is run.
+    """
+
+    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
+    """The score's file, for example checkpoint_26.pth."""
+    flow_checkpoint: Annotated[Positional[Path | None], arg(metavar="FLOW_CHECKPOINT")] = None
+    """The flow's file, for example flow_checkpoint_26.pth; without one the flow is the identity."""
+    out: Annotated[Path, arg(metavar="RUN")] = Path("runs/converted")
+    """The run folder."""
+    weights: Annotated[
+        Literal["ema", "model"] | None, arg(metavar="ema|model", help_behavior_hint="(default: as published)")
+    ] = None
+    """Moving averages or the last weights. The paper's results are of the score's averages and the flow's last ones."""
+    recipe: Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="(default: none)")] = None
+    """A recipe whose data, SDE and network hold where the tensors do not tell."""
+    settings: Annotated[Path | None, arg(metavar="JSON", help_behavior_hint="(default: none)")] = None
+    """The original's settings: {"sde": "vpsde", "image_size": 32, "centered": true, "fir": false, …}."""
+    flow_settings: Annotated[Path | None, arg(metavar="JSON", help_behavior_hint="(default: none)")] = None
+    """The original's settings of the flow."""
+    image_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: that of the data)")] = None
+    """Side of the images."""
+
+    def run(self, changes: dict[str, str]) -> int:
+        from indm.convert import convert
+
+        made = convert(**vars(self), changes=changes)
+        for name in ("from_the_tensors", "assumed", "data"):
+            told = ", ".join(f"{key} = {recipes.literal(value)}" for key, value in made[name].items())
+            print(f"{name.replace('_', ' ')}: {told or 'nothing'}")
+        files = " and ".join(f"{file['name']} ({file['weights']})" for file in made["files"])
+        print(f"{self.out}: {files}, step {made['step']}, {made['parameters']['score']:,} parameters of the score")
+        return 0
+
+
+# The commands that take the dotted changes of a recipe, and all of them.
+Changing = Train | TrainPair | TrainBridge | Convert
+Command = Changing | Evaluate | Sample | Fid | Translate | Compare | Inspect | Report | Reproduce | Recipes
+CHANGING = ("train", "train-pair", "train-bridge", "convert")
 
 
 def parse(arguments: list[str]) -> tuple[Command, dict[str, str]]:
-    """The command, and the dotted changes of a recipe, which only those that train take."""
+    """The command, and the dotted changes of a recipe."""
     changes: dict[str, str] = {}
     rest = list(arguments)
-    if arguments[:1] in (["train"], ["train-pair"], ["train-bridge"]):
+    if arguments and arguments[0] in CHANGING:
         rest, changes = split_changes(arguments)
     complaint = io.StringIO()
     try:
@@ -579,7 +616,7 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_: f"indm: warning: {message}\n"
     try:
         command, changes = parse(sys.argv[1:] if arguments is None else arguments)
-        return command.run(changes) if isinstance(command, Train | TrainPair | TrainBridge) else command.run()
+        return command.run(changes) if isinstance(command, Changing) else command.run()
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("INDM_TRACEBACK"):
             raise

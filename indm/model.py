@@ -28,9 +28,9 @@ from indm.flows import (
     ZukoFlow,
 )
 from indm.learned_sde import LearnedSDE
-from indm.nets import MLP, UNet, Zero
+from indm.nets import MLP, NCSNpp, UNet, Zero
 from indm.scaling import Scaling
-from indm.score import ScoreModel
+from indm.score import PublishedScore, ScoreModel
 from indm.sde import VESDE, VPSDE, LinearSDE, SubVPSDE
 
 Constructors = Mapping[str, Mapping[str, Callable[..., nn.Module]]]
@@ -49,8 +49,10 @@ CONSTRUCTORS: Constructors = {
         "compose": Compose,
     },
     "sde": {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE, "learned": LearnedSDE},
-    "net": {"mlp": MLP, "unet": UNet, "zero": Zero},
+    "net": {"mlp": MLP, "unet": UNet, "zero": Zero, "ncsnpp": NCSNpp},
 }
+# Networks whose input and output are not those of ScoreModel, each with the score that knows them.
+SCORES: Mapping[type[nn.Module], type[ScoreModel]] = {NCSNpp: PublishedScore}
 KINDS = ("flow", "sde", "net")
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
@@ -114,6 +116,12 @@ class INDM(nn.Module):
         """The constructors and arguments that :func:`build_model` needs to make this model anew."""
         if not isinstance(self.score, ScoreModel):
             raise ValueError(f"score must be a ScoreModel to be described, got {type(self.score).__name__}")
+        goes_with = score_of(self.score.backbone)
+        if type(self.score) is not goes_with:
+            raise ValueError(
+                f"score must be the {goes_with.__name__} that goes with {type(self.score.backbone).__name__} to be "
+                f"described, got {type(self.score).__name__}"
+            )
         parts = {"flow": self.flow, "sde": self.sde, "net": self.score.backbone}
         return {kind: describe(part, kind, constructors) for kind, part in parts.items()}
 
@@ -172,7 +180,12 @@ def build_model(
         if not isinstance(description.get(kind), Mapping):
             raise ValueError(f"description needs a table {kind!r} with a name, got {description.get(kind)!r}")
     flow, sde, net = (build(description[kind], kind, shape, constructors) for kind in KINDS)
-    return INDM(flow, ScoreModel(net, sde), scaling, tuple(shape))
+    return INDM(flow, score_of(net)(net, sde), scaling, tuple(shape))
+
+
+def score_of(net: nn.Module) -> type[ScoreModel]:
+    """The score that goes with that network."""
+    return SCORES.get(type(net), ScoreModel)
 
 
 def build(

@@ -46,10 +46,11 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the pixels of one image, one head: (h + project(attend(norm(h))))/√2."""
+    """Self-attention over the pixels of one image, one head: (h + project(attend(norm(h)))) · scale."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, scale: float = SKIP_SCALE):
         super().__init__()
+        self.scale = scale
         self.norm = group_norm(channels)
         self.query_key_value = nn.Linear(channels, 3 * channels)
         self.project = zeroed(nn.Linear(channels, channels))
@@ -58,7 +59,7 @@ class Attention(nn.Module):
         pixels = self.norm(h).flatten(2).transpose(1, 2)
         query, key, value = self.query_key_value(pixels)[:, None].chunk(3, dim=-1)
         mixed = self.project(F.scaled_dot_product_attention(query, key, value)[:, 0])
-        return (h + mixed.transpose(1, 2).reshape(h.shape)) * SKIP_SCALE
+        return (h + mixed.transpose(1, 2).reshape(h.shape)) * self.scale
 
 
 class Stage(nn.Module):

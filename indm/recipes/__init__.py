@@ -196,21 +196,22 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 def to_toml(recipe: Recipe) -> str:
     """The recipe as TOML text."""
     blocks = [
-        "\n".join([f"[{table}]", *(f"{key} = {_literal(value)}" for key, value in content.items())])
+        "\n".join([f"[{table}]", *(f"{key} = {literal(value)}" for key, value in content.items())])
         for table, content in recipe.items()
     ]
     return "\n\n".join(blocks) + "\n"
 
 
-def _literal(value) -> str:
+def literal(value) -> str:
+    """``value`` as TOML writes it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_literal, value))}]"
+        return f"[{', '.join(map(literal, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key} = {_literal(part)}' for key, part in value.items())}}}"
+        return f"{{{', '.join(f'{key} = {literal(part)}' for key, part in value.items())}}}"
     return repr(value)
 
 

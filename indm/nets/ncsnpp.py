@@ -1,0 +1,349 @@
+"""The published score networks DDPM++ and NCSN++, as one U-Net with named parts."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from indm.nets.fir import Down, StridedConv, Up
+from indm.nets.unet import SKIP_SCALE, Attention, group_norm, zeroed
+
+Images = Float[Tensor, "batch channels height width"]
+EMBEDDINGS = ("positional", "fourier")
+RESAMPLINGS = ("block", "conv", "plain")
+INPUT_PYRAMIDS = ("none", "residual", "sum", "cat")
+OUTPUT_PYRAMIDS = ("none", "sum")
+LONGEST_PERIOD = 10_000  # in radians, of the positional embedding
+CAUTIOUS_GAIN = math.sqrt(0.1)  # of the weights of 1×1 maps that begin small in the original
+
+
+class Positional(nn.Module):
+    """sin and cos of ω · level for ``features``/2 frequencies ω from 1 down to 1/10000, a zero at the end if odd."""
+
+    def __init__(self, features: int):
+        super().__init__()
+        half = features // 2
+        omega = torch.exp(-math.log(LONGEST_PERIOD) / (half - 1) * torch.arange(half))
+        self.features = features
+        self.register_buffer("omega", omega, persistent=False)
+
+    def forward(self, level: Float[Tensor, " batch"]) -> Float[Tensor, "batch features"]:
+        phase = level[:, None] * self.omega
+        return F.pad(torch.cat((phase.sin(), phase.cos()), dim=1), (0, self.features % 2))
+
+
+class Fourier(nn.Module):
+    """sin and cos of 2π ω log level for random frequencies ω ~ N(0, ``scale``²), drawn once; ``features`` in all.
+
+    Source: Tancik et al. 2020, https://arxiv.org/abs/2006.10739.
+    """
+
+    def __init__(self, features: int, scale: float):
+        super().__init__()
+        self.register_buffer("omega", scale * torch.randn(features // 2))
+
+    def forward(self, level: Float[Tensor, " batch"]) -> Float[Tensor, "batch features"]:
+        phase = 2 * math.pi * (level.log()[:, None] * self.omega)
+        return torch.cat((phase.sin(), phase.cos()), dim=1)
+
+
+class Block(nn.Module):
+    """Residual block (shortcut(r(h)) + conv(silu(norm(conv(r(silu(norm(h)))) + level)))) · scale; r may resample.
+
+    With a resampling r it is BigGAN's block; its shortcut is then a 1×1 convolution, as where the channels change.
+
+    Source: Brock et al. 2019, https://arxiv.org/abs/1809.11096.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, embedding: int, dropout: float, scale: float, resample: nn.Module | None = None
+    ):
+        super().__init__()
+        self.scale = scale
+        self.norm1 = group_norm(inputs)
+        self.resample = nn.Identity() if resample is None else resample
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.level = nn.Linear(embedding, outputs)
+        self.norm2 = group_norm(outputs)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.shortcut = nn.Identity() if inputs == outputs and resample is None else nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        update = self.conv1(self.resample(F.silu(self.norm1(h)))) + self.level(embedding)[:, :, None, None]
+        update = self.conv2(self.dropout(F.silu(self.norm2(update))))
+        return (self.shortcut(self.resample(h)) + update) * self.scale
+
+
+class Plain(nn.Module):
+    """A resampling layer that takes no notice of the noise level."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        return self.layer(h)
+
+
+class ResidualInlet(nn.Module):
+    """Input pyramid whose levels carry features: image ← (conv(image) + h) · scale, which also goes on as h."""
+
+    def __init__(self, inputs: int, outputs: int, taps: tuple[float, ...], scale: float):
+        super().__init__()
+        self.scale = scale
+        self.down = StridedConv(inputs, outputs, taps)
+
+    def forward(self, h: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        h = (self.down(image) + h) * self.scale
+        return h, h
+
+
+class SkipInlet(nn.Module):
+    """Input pyramid of smaller images, a 1×1 convolution of which is added to h or put before it as channels."""
+
+    def __init__(self, image_channels: int, channels: int, taps: tuple[float, ...], concatenate: bool):
+        super().__init__()
+        self.concatenate = concatenate
+        self.down = Down(taps)
+        self.conv = nn.Conv2d(image_channels, channels, 1)
+
+    def forward(self, h: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        image = self.down(image)
+        entering = self.conv(image)
+        return (torch.cat((entering, h), dim=1) if self.concatenate else entering + h), image
+
+
+class Readout(nn.Module):
+    """conv(silu(norm(h))): features to image channels."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.norm = group_norm(inputs)
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.conv(F.silu(self.norm(h)))
+
+
+class NCSNpp(nn.Module):
+    """The U-Net of Song et al., (z, level) → an output of z's shape; it starts at zero output.
+
+    Its ``level`` is 999 t under VP and sub-VP and σ_t under VE, and its output is the noise there, the score here:
+    see :class:`~indm.score.PublishedScore`, which goes with it.
+
+    ============  ============================================================================================
+    DDPM++        all defaults; with VP or sub-VP
+    NCSN++        embedding="fourier", fir=(1, 3, 3, 1), input_pyramid="residual", scale_by_sigma=True,
+                  centered=False, on data in [0, 1]; with VE
+    "deep"        blocks=8
+    ============  ============================================================================================
+
+    Args:
+        shape: (channels, height, width); both sides divisible by 2^(levels − 1).
+        channels: feature channels of the first level; the noise level's embedding has four times as many.
+        multipliers: for each level, its feature channels as a multiple of ``channels``.
+        blocks: residual blocks of a level on the way down; there is one more on the way up.
+        attention: heights at which self-attention follows every block on the way down, and the last on the way up.
+            The middle always has one.
+        dropout: probability of dropping a feature inside the residual blocks, in training.
+        embedding: of the noise level: "positional", sinusoids of the level, or "fourier", random ones of its log.
+        fourier_scale: standard deviation of the latter's frequencies.
+        resample: between levels: "block", a residual block that resamples (BigGAN's); "conv", a convolution of
+            stride 2 and one after nearest neighbours; or "plain", without weights.
+        fir: taps of the low-pass filter of all resampling, empty for none.
+        input_pyramid: what each level sees of the image: "none"; "residual", a pyramid of strided convolutions; or
+            smaller images by a 1×1 convolution, as a "sum" or as further channels ("cat").
+        output_pyramid: "none", or the "sum" of images read out at every level.
+        rescale: whether sums of two branches are divided by √2.
+        centered: whether data lie in [−1, 1]; if not, in [0, 1], and the network maps z to 2z − 1.
+        scale_by_sigma: whether the output is divided by the noise level; with the positional embedding by entry
+            ⌊level⌋ of ``sigma_table`` (σ_min, σ_max, N), N standard deviations from σ_max geometrically down to σ_min.
+
+    Raises:
+        ValueError: for a shape that does not halve evenly, an empty choice or an unknown one.
+
+    Source: Song et al. 2021, "Score-Based Generative Modeling through SDEs", https://arxiv.org/abs/2011.13456.
+    """
+
+    def __init__(
+        self,
+        shape,
+        channels: int = 128,
+        multipliers=(1, 2, 2, 2),
+        blocks: int = 4,
+        attention=(16,),
+        dropout: float = 0.1,
+        embedding: str = "positional",
+        fourier_scale: float = 16.0,
+        resample: str = "block",
+        fir=(),
+        input_pyramid: str = "none",
+        output_pyramid: str = "none",
+        rescale: bool = True,
+        centered: bool = True,
+        scale_by_sigma: bool = False,
+        sigma_table=(0.01, 50.0, 1000),
+    ):
+        super().__init__()
+        self.shape, self.multipliers, self.attention = tuple(shape), tuple(multipliers), tuple(attention)
+        self.channels, self.blocks, self.dropout = channels, blocks, dropout
+        self.embedding, self.fourier_scale = embedding, fourier_scale
+        self.resample, self.fir = resample, tuple(fir)
+        self.input_pyramid, self.output_pyramid = input_pyramid, output_pyramid
+        self.rescale, self.centered, self.scale_by_sigma = rescale, centered, scale_by_sigma
+        self.sigma_table = tuple(sigma_table)
+        self._check()
+
+        levels, image_channels = len(self.multipliers), self.shape[0]
+        widths = [channels * m for m in self.multipliers]
+        attends = [self.shape[1] // 2**level in self.attention for level in range(levels)]
+        scale, width = SKIP_SCALE if rescale else 1.0, 4 * channels
+
+        def block(inputs: int, outputs: int, resampling: nn.Module | None = None) -> Block:
+            return Block(inputs, outputs, width, dropout, scale, resampling)
+
+        def attend(level: int) -> nn.Module:
+            return Attention(widths[level], scale) if attends[level] else nn.Identity()
+
+        fourier = embedding == "fourier"
+        self.features = Fourier(2 * channels, fourier_scale) if fourier else Positional(channels)
+        self.level = nn.Sequential(
+            nn.Linear(2 * channels if fourier else channels, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
+        self.stem = nn.Conv2d(image_channels, channels, 3, padding=1)
+
+        self.encoder, self.encoder_attention = nn.ModuleList(), nn.ModuleList()
+        self.downs, self.inlets = nn.ModuleList(), nn.ModuleList()
+        self.decoder, self.decoder_attention = nn.ModuleList(), nn.ModuleList()
+        self.ups, self.readouts = nn.ModuleList(), nn.ModuleList()
+        h, skips, image = channels, [channels], image_channels
+        for level in range(levels):
+            if level > 0:
+                self.downs.append(self._down(h, block))
+                inlet = self._inlet(image, h, scale)
+                if inlet is not None:
+                    self.inlets.append(inlet)
+                    image = h if input_pyramid == "residual" else image
+                h = 2 * h if input_pyramid == "cat" else h
+                skips.append(h)
+            inputs = [h] + [widths[level]] * (blocks - 1)
+            self.encoder.append(nn.ModuleList(block(i, widths[level]) for i in inputs))
+            self.encoder_attention.append(nn.ModuleList(attend(level) for _ in inputs))
+            h = widths[level]
+            skips += [h] * blocks
+        self.middle = nn.ModuleList([block(h, h), block(h, h)])
+        self.middle_attention = Attention(h, scale)
+        for level in reversed(range(levels)):
+            if level < levels - 1:
+                self.ups.append(self._up(h, block))
+            inputs = [h] + [widths[level]] * blocks
+            self.decoder.append(nn.ModuleList(block(i + skips.pop(), widths[level]) for i in inputs))
+            self.decoder_attention.append(attend(level))
+            h = widths[level]
+            if output_pyramid == "sum" or level == 0:
+                self.readouts.append(Readout(h, image_channels))
+        self.enlarge = Up(self.fir)
+        smallest, largest, number = self.sigma_table
+        sigmas = torch.linspace(math.log(largest), math.log(smallest), number, dtype=torch.float64).exp().float()
+        self.register_buffer("sigmas", sigmas, persistent=False)
+        self._initialise()
+
+    def _check(self) -> None:
+        """The arguments, as they stand as attributes."""
+        multiple = 2 ** (len(self.multipliers) - 1)
+        if len(self.shape) != 3 or self.shape[1] % multiple or self.shape[2] % multiple:
+            raise ValueError(
+                f"shape must be (channels, height, width) with sides divisible by {multiple}, for as many levels as "
+                f"multipliers {self.multipliers} has, got {self.shape}; fewer levels or other sides will do"
+            )
+        if not self.multipliers or self.blocks < 1:
+            raise ValueError(
+                f"multipliers and blocks must not be empty, got {self.multipliers} and {self.blocks}; 1 will do"
+            )
+        if self.channels < 4:
+            raise ValueError(f"channels must be at least 4 for the embedding of the level, got {self.channels}")
+        choices = {
+            "embedding": EMBEDDINGS, "resample": RESAMPLINGS,
+            "input_pyramid": INPUT_PYRAMIDS, "output_pyramid": OUTPUT_PYRAMIDS,
+        }  # fmt: skip
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.resample == "conv" and self.fir:
+            raise ValueError(
+                f'resample "conv" must have no fir, got {self.fir}: no published network has both; "block" will do'
+            )
+        if len(self.sigma_table) != 3 or not 0 < self.sigma_table[0] < self.sigma_table[1]:
+            raise ValueError(
+                f"sigma_table must be σ_min, σ_max and N with 0 < σ_min < σ_max, got {self.sigma_table}; "
+                "(0.01, 50.0, 1000) is usual"
+            )
+
+    def _down(self, h: int, block) -> nn.Module:
+        if self.resample == "block":
+            return block(h, h, Down(self.fir))
+        return Plain(StridedConv(h, h) if self.resample == "conv" else Down(self.fir))
+
+    def _up(self, h: int, block) -> nn.Module:
+        if self.resample == "block":
+            return block(h, h, Up(self.fir))
+        up = Up(self.fir)
+        return Plain(nn.Sequential(up, nn.Conv2d(h, h, 3, padding=1)) if self.resample == "conv" else up)
+
+    def _inlet(self, image: int, h: int, scale: float) -> nn.Module | None:
+        if self.input_pyramid == "none":
+            return None
+        if self.input_pyramid == "residual":
+            return ResidualInlet(image, h, self.fir, scale)
+        return SkipInlet(image, h, self.fir, self.input_pyramid == "cat")
+
+    def _initialise(self) -> None:
+        """Xavier-uniform weights, zero biases, and zero last maps of every residual branch and of the output."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, Block):
+                zeroed(module.conv2)
+            elif isinstance(module, Readout):
+                zeroed(module.conv)
+            elif isinstance(module, Attention):
+                for part in module.query_key_value.weight.chunk(3):
+                    nn.init.xavier_uniform_(part, gain=CAUTIOUS_GAIN)
+                zeroed(module.project)
+
+    def forward(self, z: Images, level: Float[Tensor, " batch"]) -> Images:
+        """The output for images ``z`` at noise levels ``level``, (B,)."""
+        embedding = self.level(self.features(level))
+        image = z if self.centered else 2 * z - 1
+        h = self.stem(image)
+        skips = [h]
+        for i, (blocks, attentions) in enumerate(zip(self.encoder, self.encoder_attention, strict=True)):
+            if i > 0:
+                h = self.downs[i - 1](h, embedding)
+                if self.inlets:
+                    h, image = self.inlets[i - 1](h, image)
+                skips.append(h)
+            for block, attention in zip(blocks, attentions, strict=True):
+                h = attention(block(h, embedding))
+                skips.append(h)
+        h = self.middle[1](self.middle_attention(self.middle[0](h, embedding)), embedding)
+        for i, (blocks, attention) in enumerate(zip(self.decoder, self.decoder_attention, strict=True)):
+            if i > 0:
+                h = self.ups[i - 1](h, embedding)
+            for block in blocks:
+                h = block(torch.cat((h, skips.pop()), dim=1), embedding)
+            h = attention(h)
+            if self.output_pyramid == "sum":
+                output = self.readouts[i](h) if i == 0 else self.enlarge(output) + self.readouts[i](h)
+        if self.output_pyramid == "none":
+            output = self.readouts[0](h)
+        return output / self.sigma(level)[:, None, None, None] if self.scale_by_sigma else output
+
+    def sigma(self, level: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """What ``scale_by_sigma`` divides by."""
+        return level if self.embedding == "fourier" else self.sigmas[level.long()]

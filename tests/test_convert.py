@@ -1,0 +1,370 @@
+"""Converted checkpoints: the stored networks, random ones in the original's layout, the files, mistakes."""
+
+import json
+import re
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from published import FIXTURES, checkpoint, drawn, fixture
+
+from indm import INDM, PublishedScore, recipes
+from indm.cli import main
+from indm.convert import architecture, convert, infer, read_checkpoint, score_of_checkpoint, tables_of
+from indm.flows import ActNorm, Identity
+from indm.sde import VESDE
+
+SMALL = ["ddpmpp_vp", "ncsnpp_ve"]
+UNTOLD = ("fir", "centered", "scale_by_sigma", "rescale", "dropout")  # by the tensors
+
+
+def relative_error(score, reference):
+    """The largest error of a sample over its largest entry."""
+    error = (score - reference).flatten(1).abs().amax(1)
+    return (error / reference.flatten(1).abs().amax(1)).max().item()
+
+
+def converted(settings, state, given=None):
+    tables = tables_of(settings if given is None else given)
+    found = architecture(state, tables, {}, settings["image_size"])
+    return score_of_checkpoint(state, found.sde, found.net, found.shape)
+
+
+# ── The network ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_scores_of_the_stored_networks(name):
+    settings, state, arrays = fixture(name)
+    with torch.no_grad():
+        score = converted(settings, state)(arrays["input/z_t"], arrays["input/t"])
+    assert relative_error(score, arrays["output/score"]) < 1e-5
+
+
+VE = {"sde": "vesde", "embedding_type": "fourier", "scale_by_sigma": True, "centered": False}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sde": "subvpsde", "num_channels": 1},
+        {"ch_mult": [1, 1, 2, 3], "nf": 12, "num_res_blocks": 2, "attn_resolutions": [8, 2], "image_size": 16},
+        {"ch_mult": [2], "attn_resolutions": [8]},
+        VE | {"fir": True, "progressive_input": "residual", "sigma_max": 90, "num_channels": 1},
+        VE | {"progressive_input": "residual", "skip_rescale": False, "scale_by_sigma": False, "num_res_blocks": 2},
+        {"fir": True, "fir_kernel": [1, 2, 4], "beta_min": 0.2, "beta_max": 12.0},
+        VE | {"fir": True, "progressive_input": "input_skip", "progressive": "output_skip", "ch_mult": [1, 2, 2]},
+        {"progressive_input": "input_skip", "progressive_combine": "cat", "ch_mult": [1, 2, 2], "attention": False},
+        {"resblock_type": "ddpm", "progressive_input": "residual"},
+        {"resblock_type": "ddpm", "resamp_with_conv": False, "fir": True, "progressive": "output_skip"},
+        {"scale_by_sigma": True, "num_scales": 1200},
+        {"sde": "vesde", "scale_by_sigma": True},
+        {"embedding_type": "fourier", "scale_by_sigma": True},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_scores_of_random_networks_in_the_original_layout(changes):
+    settings, state, z_t, t, reference = drawn(**changes)
+    with torch.no_grad():
+        assert relative_error(converted(settings, state)(z_t, t), reference) < 1e-5
+        # The same with no more than what the tensors do not tell.
+        keys = ("sde", "beta_min", "beta_max", "fir", "fir_kernel", "centered", "scale_by_sigma", "skip_rescale")
+        few = {key: settings[key] for key in keys}
+        assert relative_error(converted(settings, state, few)(z_t, t), reference) < 1e-5
+
+
+def test_what_the_tensors_tell():
+    _, state, *_ = drawn(ch_mult=[1, 2, 2], num_res_blocks=3, attn_resolutions=[8, 2], num_channels=2)
+    found, attends, channels = infer(state)
+    assert found == {
+        "channels": 8, "multipliers": (1, 2, 2), "blocks": 3, "embedding": "positional", "resample": "block",
+        "input_pyramid": "none", "output_pyramid": "none",
+    }  # fmt: skip
+    assert attends == [True, False, True] and channels == 2
+
+
+def test_the_rest_is_as_published_or_a_recipe_s():
+    _, state, *_ = drawn(**VE | {"fir": True, "progressive_input": "residual"})
+    found = architecture(state, {"sde": {"name": "ve"}}, {}, 8)
+    assert found.assumed == {
+        "fir": (1, 3, 3, 1), "rescale": True, "centered": False, "scale_by_sigma": True, "dropout": 0.1
+    }  # fmt: skip
+    assert found.sde == {"name": "ve", "sigma_min": 0.01, "sigma_max": 50.0}
+    recipe = {"sde": {"name": "ve", "sigma_max": 90.0, "eps": 1e-4}, "net": {"centered": True, "blocks": 7}}
+    found = architecture(state, {"net": {"dropout": 0.0}}, recipe, 8)
+    assert found.net["centered"] and found.net["dropout"] == 0.0 and found.net["blocks"] == 1
+    assert found.sde == {"name": "ve", "sigma_max": 50.0, "eps": 1e-4, "sigma_min": 0.01}  # the tensors say 50
+    other = architecture(state, {"sde": {"name": "vp"}}, recipe, 8)
+    assert other.sde == {"name": "vp"} and other.assumed["fir"] == (1, 3, 3, 1)  # the tensors are a filter's
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"nonlinearity": "elu"}, "nonlinearity must be 'swish' or 'silu', got 'elu'"),
+        ({"resblock_type": "resnet"}, "resblock_type must be 'biggan' or 'ddpm', got 'resnet'"),
+        ({"progressive": "residual"}, "progressive must be 'none' or 'output_skip', got 'residual'"),
+        ({"conditional": False}, "conditional must be True, got False"),
+        ({"fourier_feature": True}, "fourier_feature must be False"),
+        ({"auxiliary_resblock": False}, "auxiliary_resblock must be True"),
+        ({"name": "ddpm"}, "name must be 'ncsnpp', got 'ddpm'"),
+        ({"num_res_block": 3}, "'num_res_block' is no known setting; did you mean 'num_res_blocks'"),
+        ({"sde": "vpe"}, "sde must be vpsde, subvpsde, vesde, got 'vpe'"),
+        ({"resblock_type": "ddpm", "fir": True}, "fir must be false where resblock_type is 'ddpm'"),
+        ({"attn_resolutions": 8}, "attn_resolutions must be a list, got 8"),
+        ({"image_size": "16"}, "image_size must be a whole number, got '16'"),
+        ({"centered": 1}, "centered must be true or false, got 1"),
+    ],
+)
+def test_settings_that_are_not_known(changes, words):
+    with pytest.raises(ValueError, match=re.escape(f"settings: {words}")):
+        tables_of(fixture("ddpmpp_vp")[0] | changes)
+
+
+@pytest.mark.parametrize("key, value, other", [("fir_kernel", [1, 1], "fir"), ("beta_max", 20.0, "sde")])
+def test_a_setting_that_says_more_about_another_needs_it(key, value, other):
+    with pytest.raises(ValueError, match=f"{key} needs {other} beside it"):
+        tables_of({key: value})
+
+
+def test_what_contradicts_the_tensors_is_listed():
+    settings, state, _ = fixture("ddpmpp_vp")
+    with pytest.raises(ValueError) as caught:
+        converted(settings | {"nf": 32, "ch_mult": [1, 2, 2], "num_channels": 1}, state)
+    for part in ("channels is 16, not 32", "multipliers is (1, 2), not [1, 2, 2]", "image channels is 3, not 1"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("broken", ["1.weight", "3.Conv_1.weight", "3.Conv_0.weight", "11.Conv_0.weight"])
+def test_layers_of_another_network(broken):
+    _, state, _ = fixture("ddpmpp_vp")
+    other = {(f"all_modules.{broken[:-6]}strange" if k == f"all_modules.{broken}" else k): v for k, v in state.items()}
+    with pytest.raises(ValueError, match=r"(layers are not those of DDPM|does not match the network: .*strange)"):
+        converted({"image_size": 16, "sde": "vpsde"}, other)
+    state[f"all_modules.{broken}"] = torch.ones(3)
+    with pytest.raises(ValueError, match=r"(layers are not those of DDPM|does not match the network: .*\(3,\))"):
+        converted({"image_size": 16, "sde": "vpsde"}, state)
+
+
+def test_tensors_that_do_not_match_are_listed():
+    settings, state, _ = fixture("ddpmpp_vp")
+    tables = tables_of(settings)
+    found = architecture(state, tables, {}, 16)
+    del state["all_modules.6.NIN_1.W"]
+    state["all_modules.5.Conv_1.weight"] = torch.zeros(32, 31, 3, 3)
+    state["all_modules.6.NIN_3.W"] = torch.zeros(3)
+    state["all_modules.99.weight"] = torch.zeros(1)
+    with pytest.raises(ValueError) as caught:
+        score_of_checkpoint(state, found.sde, found.net, found.shape)
+    for part in (
+        "all_modules.6.NIN_1.W is missing",
+        "all_modules.5.Conv_1.weight of shape (32, 31, 3, 3) cannot be encoder.1.0.conv2.weight (32, 32, 3, 3)",
+        "all_modules.6.NIN_3.W of shape (3,) cannot be",
+        "all_modules.99.weight is left over",
+    ):
+        assert part in str(caught.value)
+
+
+# ── Files ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_averages_are_in_the_order_of_the_trainable_parameters(name, tmp_path):
+    _, state, _ = fixture(name)
+    trained = [key for key in state if key not in ("sigmas", "all_modules.0.W")]
+    averages = [state[key] + i for i, key in enumerate(trained)]
+    read = read_checkpoint(checkpoint(state, tmp_path / "a.pth", averages=averages))
+    assert read.step == 123 and read.decay == 0.9999
+    averaged = read.weights("ema")
+    assert list(averaged) == list(state)
+    for key, value in read.weights("model").items():
+        assert torch.equal(value, state[key])
+        assert torch.equal(averaged[key], value + (trained.index(key) if key in trained else 0))
+
+
+def test_averages_that_do_not_follow_the_parameters(tmp_path):
+    _, state, _ = fixture("ddpmpp_vp")
+    averages = [value for key, value in state.items() if key != "sigmas"]
+    for broken, words in (
+        (averages[:-1], "the 153 moving averages of .* do not follow its 154 parameters"),
+        (averages[::-1], r"all_modules.0.weight \(64, 16\) against \(3,\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            read_checkpoint(checkpoint(state, tmp_path / "a.pth", averages=broken)).weights("ema")
+    without = checkpoint(state, tmp_path / "b.pth")
+    torch.save(torch.load(without) | {"ema": None}, without)
+    with pytest.raises(ValueError, match='holds no moving average; weights "model"'):
+        read_checkpoint(without).weights("ema")
+    assert read_checkpoint(without).weights("model")
+
+
+def test_numbers_of_numpy_in_the_optimizer_are_read(tmp_path):
+    """Warm-up leaves a learning rate of NumPy's type behind; before version 2 what makes it had another name."""
+    path = checkpoint(fixture("ddpmpp_vp")[1], tmp_path / "a.pth", optimizer={"lr": np.float64(2e-4)})
+    assert read_checkpoint(path).step == 123
+    content = {"optimizer": {"lr": np.float64(2e-4)}, "model": {"module.a": torch.ones(2)}, "step": 7}
+    torch.save(content, path, _use_new_zipfile_serialization=False)  # also the format of old
+    for before, after in ((b"numpy._core.", b"numpy.core."), (b"numpy.core.", b"numpy._core.")):
+        other = tmp_path / "other.pth"
+        other.write_bytes(path.read_bytes().replace(before, after))
+        read = read_checkpoint(other)
+        assert read.step == 7 and torch.equal(read.state["a"], torch.ones(2)) and read.shadow is None
+
+
+class Hostile:
+    """What runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return print, ("code was run",)
+
+
+def test_pickled_code_is_not_run(tmp_path, capsys):
+    path = checkpoint(fixture("ddpmpp_vp")[1], tmp_path / "a.pth", extra=Hostile())
+    with pytest.raises(ValueError, match=r"asks for .*print, and pickled code is not run"):
+        read_checkpoint(path)
+    assert "code was run" not in capsys.readouterr().out
+
+
+# ── Runs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """A checkpoint in the released format whose averages are the stored network, its last weights others; images."""
+    folder = tmp_path_factory.mktemp("released")
+    _, state, _ = fixture("ddpmpp_vp")
+    averages = [value.clone() for key, value in state.items() if key != "sigmas"]
+    checkpoint(
+        {k: v if k == "sigmas" else 0.9 * v for k, v in state.items()}, folder / "checkpoint_1.pth", averages=averages
+    )
+    (folder / "images").mkdir()
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)):
+        Image.fromarray(image).save(folder / "images" / f"{i}.png")
+    return folder
+
+
+def run_cli(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def test_a_converted_run_is_evaluated_and_sampled(released, tmp_path, capsys):
+    run, (_, _, arrays) = tmp_path / "run", fixture("ddpmpp_vp")
+    data = ("--data", "folder", "--data.path", released / "images", "--data.size", 16)
+    assert run_cli("convert", released / "checkpoint_1.pth", "--sde", "vp", *data, "--out", run) == 0
+    shown = capsys.readouterr().out
+    assert "multipliers = [1, 2]" in shown and "assumed: fir = []" in shown and "189,347 parameters" in shown
+    model = INDM.load(run)
+    with torch.no_grad():
+        score = model.score(arrays["input/z_t"], arrays["input/t"])
+    assert relative_error(score, arrays["output/score"]) < 1e-5
+    assert type(model.flow) is Identity and model.shape == (3, 16, 16) and model.scaling.levels == 256
+    made = json.loads((run / "conversion.json").read_text())
+    assert made["files"][0]["weights"] == "ema" and made["step"] == 123 and len(made["files"][0]["sha256"]) == 64
+
+    few = ("--images", 2, "--nll-images", 0, "--times", 1, "--quiet")
+    assert run_cli("evaluate", run, *few) == 0
+    result = json.loads((run / "evaluation.json").read_text())
+    assert result["nelbo"]["with_reconstruction"]["bits_per_dim"] > 7
+    assert run_cli("sample", run, "-n", 2, "--steps", 2, "--quiet") == 0
+    assert np.load(run / "samples.npz")["samples"].shape == (2, 3, 16, 16)
+    assert (
+        run_cli("train", run, "--train.steps", 1, "--train.batch_size", 4, "--out", tmp_path / "more", "--quiet") == 0
+    )
+
+
+def test_last_weights_and_settings_from_a_file(released, tmp_path):
+    settings = FIXTURES / "ddpmpp_vp.json"
+    paths = (released / "checkpoint_1.pth", tmp_path / "run")
+    convert(*paths, settings=settings, weights="model")
+    _, state, _ = fixture("ddpmpp_vp")
+    model, recipe = INDM.load(tmp_path / "run"), recipes.load(tmp_path / "run")
+    torch.testing.assert_close(model.score.backbone.stem.weight, 0.9 * state["all_modules.2.weight"])
+    assert recipe["train"]["ema"] == 0.9999 and recipe["data"]["centered"] is True
+
+
+def test_a_recipe_says_what_the_tensors_do_not(tmp_path):
+    _, state, *_ = drawn(**VE | {"fir": True, "progressive_input": "residual", "image_size": 16, "sigma_max": 90.0})
+    path = checkpoint(state, tmp_path / "a.pth")
+    changes = {"data.size": "16", "evaluate.images": "7"}
+    convert(path, tmp_path / "run", recipe="celeba64-ve-fid", changes=changes)
+    model, recipe = INDM.load(tmp_path / "run"), recipes.load(tmp_path / "run")
+    assert isinstance(model.sde, VESDE) and model.sde.sigma_max == 90.0 and type(model.score) is PublishedScore
+    assert recipe["data"]["name"] == "celeba" and recipe["data"]["centered"] is False
+    assert recipe["evaluate"]["images"] == 7 and recipe["evaluate"]["rtol"] == 1e-5
+    assert model.scaling.to_model(torch.full((1, 3, 16, 16), 255, dtype=torch.uint8)).max() <= 1
+    assert model.scaling.to_model(torch.zeros(1, 3, 16, 16)).min() >= 0
+
+
+def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch):
+    """The seam: it gets the flow's last weights, or its averages, the JSON's settings and the images' shape."""
+    seen = []
+
+    def flow_from_state(state, settings, shape):
+        seen.append((state, settings, shape))
+        return ActNorm(shape[0])
+
+    module = types.ModuleType("indm.convert_flow")
+    module.flow_from_state = flow_from_state
+    monkeypatch.setitem(sys.modules, "indm.convert_flow", module)
+    state = {"lamb": torch.tensor(2.0), "nnet.0.weight": torch.ones(2), "nnet.0.scale": torch.tensor(5.0)}
+    flow = checkpoint(state, tmp_path / "flow.pth", averages=[torch.tensor(3.0), torch.zeros(2)])
+    (tmp_path / "flow.json").write_text('{"nblocks": "2-2"}')
+    options = {
+        "flow_checkpoint": flow,
+        "flow_settings": tmp_path / "flow.json",
+        "settings": FIXTURES / "ddpmpp_vp.json",
+    }
+    convert(released / "checkpoint_1.pth", tmp_path / "a", **options)
+    convert(released / "checkpoint_1.pth", tmp_path / "b", **options, weights="ema")
+    raw, averaged = (state for state, *_ in seen)
+    assert raw["lamb"] == 2 and averaged["lamb"] == 3 and averaged["nnet.0.scale"] == 5
+    assert seen[0][1:] == ({"nblocks": "2-2"}, (3, 16, 16))
+    assert type(INDM.load(tmp_path / "a").flow) is ActNorm
+    assert recipes.load(tmp_path / "a")["flow"]["name"] == "actnorm"
+
+
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        ("checkpoint_1.pth", "--sde must be given (vp, subvp or ve), or --recipe or --settings, got None"),
+        ("checkpoint_1.pth --sde vp", "--image-size must be given, or --recipe or --settings"),
+        ("checkpoint_1.pth --sde learned --image-size 16", "--sde must be given"),
+        ("missing.pth --sde vp --image-size 16", "missing.pth cannot be read: No such file"),
+        ("text.pth --sde vp --image-size 16", "text.pth cannot be read as a checkpoint of torch: damaged"),
+        ("cut.pth --sde vp --image-size 16", "cut.pth cannot be read as a checkpoint of torch: damaged"),
+        ("list.pth --sde vp --image-size 16", 'must hold a dict whose "model" is a dict of tensors'),
+        ("odd.pth --sde vp --image-size 16", 'odd.pth must hold a list of tensors as "shadow_params"'),
+        ("flow.pth --sde vp --image-size 16", "holds no score network (no tensors all_modules.N)"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --net.blocks 2", "blocks is 1, not 2"),
+        ("checkpoint_1.pth --sde vp --image-size 15", "shape must be (channels, height, width) with sides"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --net unet", "net.name must be ncsnpp, whose checkpoint this is"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --net.cantered 1", "net 'ncsnpp' has no argument 'cantered'"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --train.lr 1", "--train is not for converting; data, sde, net"),
+        ("checkpoint_1.pth --recipe cifar11", "no recipe or file is called 'cifar11'"),
+        ("checkpoint_1.pth --settings no.json", "settings no.json cannot be read as JSON"),
+        ("checkpoint_1.pth --settings list.json", "settings list.json must be a JSON object"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --weights raw", "invalid choice 'raw' for argument '--weights'"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --out full", "full exists and is not empty"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(arguments, complaint, released, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    whole = (released / "checkpoint_1.pth").read_bytes()
+    (tmp_path / "checkpoint_1.pth").write_bytes(whole)
+    (tmp_path / "cut.pth").write_bytes(whole[:5000])
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious.txt").write_text("x")
+    torch.save([1, 2], tmp_path / "list.pth")
+    checkpoint({"a": torch.ones(2)}, tmp_path / "odd.pth", averages={"a": 1})
+    checkpoint({"nnet.0.weight": torch.ones(2)}, tmp_path / "flow.pth")
+    before = {path for path in tmp_path.rglob("*")}
+    capsys.readouterr()
+    assert run_cli("convert", *arguments.split()) == 2
+    error = capsys.readouterr().err
+    assert complaint in error and error.count("\n") == 1
+    assert {path for path in tmp_path.rglob("*")} == before
