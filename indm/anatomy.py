@@ -127,7 +127,7 @@ def class_information(
             seen = {}
             for part, z in latents.items():
                 z_t = sde.perturb(z, t.to(z).expand(len(z)), randn_like(z, generator))
-                seen[part] = model.flow.solve_inverse(z_t, 1e-3)[0].flatten(1).cpu().numpy()
+                seen[part] = model.flow.solve_inverse(z_t, tol=1e-3)[0].flatten(1).cpu().numpy()
             scale = seen["train"].std() + 1e-12
             probe = LogisticRegression(C=0.1, max_iter=300).fit(seen["train"] / scale, labels["train"])
             accuracy = float(probe.score(seen["test"] / scale, labels["test"]))

@@ -222,7 +222,7 @@ class Part(Flow):
 
     def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> tuple[Tensor, PerSample, Tensor, Tensor]:
         left, right = self._halves(z)
-        x, residual, iterations, converged = self.flow.solve_inverse(right, tol)
+        x, residual, iterations, converged = self.flow.solve_inverse(right, tol=tol)
         return torch.cat([left, x], dim=1), residual, iterations, converged & left.flatten(1).isfinite().all(1)
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
