@@ -95,12 +95,13 @@ def add_runs(page: Page, out: Path, facts: list[Facts], data: Data, extractor: E
     draw("quality", "Distance to the test data over evaluations of the network (dashed: training data).",
          lambda path: figures.quality_figure(indms, path))  # fmt: skip
 
+    if maps:
+        page.heading("Transport along the probability flow")
+        page.table(transport_rows(maps))
     page.heading("The sampling error by parts")
     page.table(error_rows(indms))
-    if not mapped:
+    if not maps:
         return
-    page.heading("Transport along the probability flow")
-    page.table(transport_rows(maps))
     if len(data.shape) == 3:
         page.heading("Paths")
         draw("paths", "x_t along one Brownian path, equally spaced on the log-SNR clock from ε to T.",
