@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import indm
+from indm import facts
 from indm.cli import main
 from indm.data import load_data
 from indm.flows import Compose, ConditionalResidualFlow, ExactLogDet, Frozen, Squeeze, use_log_det
@@ -341,6 +342,10 @@ def test_train_evaluate_and_sample_from_the_command_line(run, capsys):
     capsys.readouterr()
     assert main(["inspect", str(run), "--quiet"]) == 2
     assert "draws a code in every call" in capsys.readouterr().err
+
+
+def test_a_report_leaves_out_what_needs_one_map(run):
+    assert facts.measures_of(run) == ["quality", "errors", "gap"]
 
 
 def test_resumed_training_goes_on_exactly(run, tmp_path):
