@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from indm import pictures
 from indm.data import Data, stack
-from indm.flows import Flow
+from indm.flows import Flow, require_one_map
 from indm.likelihood import evaluation_mode
 from indm.objective import randn_like
 from indm.sampling import log_snr_grid
@@ -127,7 +127,7 @@ def class_information(
             seen = {}
             for part, z in latents.items():
                 z_t = sde.perturb(z, t.to(z).expand(len(z)), randn_like(z, generator))
-                seen[part] = model.flow.solve_inverse(z_t, 1e-3)[0].flatten(1).cpu().numpy()
+                seen[part] = model.flow.solve_inverse(z_t, tol=1e-3)[0].flatten(1).cpu().numpy()
             scale = seen["train"].std() + 1e-12
             probe = LogisticRegression(C=0.1, max_iter=300).fit(seen["train"] / scale, labels["train"])
             accuracy = float(probe.score(seen["test"] / scale, labels["test"]))
@@ -137,7 +137,12 @@ def class_information(
 
 
 def inspect(model, data: Data, *, examples: int = 2000, seed: int = 0, progress: bool = True) -> dict:
-    """All of the above for one model: ``action``, ``spectrum``, ``singular_values`` (where feasible) and ``probe``."""
+    """All of the above for one model: ``action``, ``spectrum``, ``singular_values`` (where feasible) and ``probe``.
+
+    Raises:
+        ValueError: a flow that draws its map anew in every call.
+    """
+    require_one_map(model.flow, "its anatomy")
     generator = torch.Generator(model.scaling.scale.device).manual_seed(seed)
     x = model.scaling.to_model(stack(data.test, examples).to(model.scaling.scale.device), generator=generator)
     with evaluation_mode(model):

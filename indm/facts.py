@@ -247,9 +247,17 @@ def gather(
 ) -> list[Facts]:
     """The facts of every run, with all measures that it can have."""
     return [
-        facts_of(folder, group, extractor, data, options, ["quality"] if is_vae(folder) else list(MEASURES), progress)
+        facts_of(folder, group, extractor, data, options, measures_of(folder), progress)
         for folder, group in groups_of(folders).items()
     ]
+
+
+def measures_of(run: Path) -> list[str]:
+    """The measures that make sense for a run: a VAE has no diffusion, a conditional flow no single map."""
+    if is_vae(run):
+        return ["quality"]
+    one_map = runs.open_run(run)[0].flow.one_map
+    return [name for name in MEASURES if one_map or name not in ("transport", "flow")]
 
 
 def by_group(facts: Sequence[Facts]) -> dict[str, list[Facts]]:

@@ -240,6 +240,8 @@ def evaluate(
         "seed": seed,
         "nelbo": {"times": times} | _summary(samples, "nelbo", dims),
     }
+    if not model.flow.one_map:
+        report["codes"] = "one draw for each estimate: the flow's own likelihood is a bound"
     if nll_images:
         report["nll"] = settings | {"nfe": sum(nfe) / len(nfe)} | _summary(samples, "nll", dims)
     return report, {name: values.mean(0) for name, values in samples.items()}
@@ -253,7 +255,8 @@ def latent_reference(
     generator = torch.Generator(device).manual_seed(seed)
     with evaluation_mode(model):
         for batch in raw[:most].split(batch_size):
-            latents.append(model.flow.latent(model.scaling.to_model(batch.to(device), generator=generator)))
+            x = model.scaling.to_model(batch.to(device), generator=generator)
+            latents.append(model.flow.latent(x, generator=generator))
     return GaussianReference.fit(torch.cat(latents))
 
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from indm.data import Data, stack
 from indm.densities import DENSITIES, Density, Points
 from indm.extractor import Extractor
+from indm.flows import require_one_map
 from indm.likelihood import evaluate, evaluation_mode
 from indm.metrics import frechet_distance, sliced_wasserstein
 from indm.objective import prior_term, randn_like
@@ -121,14 +122,16 @@ def solve(
 ) -> tuple[Batch, int]:
     """x in model units from given z_T, by a sampler, the last denoising and h⁻¹, as :func:`indm.sample` does it.
 
+    A conditional flow has the same codes in every call, so that samples of the same z_T can be compared.
+
     Returns:
         x, and the evaluations of the score for one sample (the most that one took), that of the denoising included.
     """
-    parts, nfe = [], 0
+    parts, nfe, codes = [], 0, _generator(z_T, 0, 3)
     with evaluation_mode(model):
         for part in z_T.split(batch_size):
             z, count = SAMPLERS[sampler](model.score, part, steps=steps, generator=generator, progress=progress)
-            parts.append(model.decode(denoise(model.score, z, model.sde.endpoints(z)[0])))
+            parts.append(model.decode(denoise(model.score, z, model.sde.endpoints(z)[0]), generator=codes))
             nfe = max(nfe, count + 1)
     return torch.cat(parts), nfe
 
@@ -148,7 +151,8 @@ def latents(model, raw: Tensor, *, generator: torch.Generator | None = None, bat
     """h(x) of data in data units."""
     with evaluation_mode(model):
         parts = [part.to(model.scaling.scale.device) for part in raw.split(batch_size)]
-        return torch.cat([model.flow.latent(model.scaling.to_model(part, generator=generator)) for part in parts])
+        batches = (model.scaling.to_model(part, generator=generator) for part in parts)
+        return torch.cat([model.flow.latent(x, generator=generator) for x in batches])
 
 
 # ── Quality over steps ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -226,8 +230,9 @@ def transport(model, x: Batch, *, generator: torch.Generator | None = None, prog
         ``nfe``, and for ``data`` (x_0 → x_T) and ``latent`` (z_0 → z_T) what :func:`transport_cost` does.
 
     Raises:
-        ValueError: too few or too many samples.
+        ValueError: too few or too many samples, or a flow that draws its map anew in every call.
     """
+    require_one_map(model.flow, "transport along it")
     if not 2 * FOLDS <= len(x) <= LARGEST_ASSIGNMENT:
         raise ValueError(f"x must hold {2 * FOLDS} to {LARGEST_ASSIGNMENT} samples, got {len(x)}; 1000 is usual")
     with evaluation_mode(model):
@@ -286,7 +291,8 @@ def sampling_errors(
 
     Args:
         model: an INDM.
-        data: a known density (:data:`indm.densities.DENSITIES`, by its name) also has its estimation error in nats.
+        data: a known density (:data:`indm.densities.DENSITIES`, by its name) also has its estimation error in nats,
+            unless the flow draws its map anew in every call.
         sampler: one that solves the probability flow.
         images: samples, at most as many as the test and the training split hold.
 
@@ -317,7 +323,7 @@ def sampling_errors(
         ),
         "floor": floor(data, images, extractor),
     }
-    if data.name in DENSITIES:
+    if data.name in DENSITIES and model.flow.one_map:
         density = DENSITIES[data.name]
         estimation["kl"] = estimation_error(model, density, stack(data.test, POINTS), prior, seed, progress)
         if model.sde.alpha(model.sde.endpoints(z)[1]).ndim == 1:  # entries of one clock, on which it is resolved

@@ -18,6 +18,7 @@ from indm.flows import (
     ActNorm,
     AutoregressiveFlow,
     Compose,
+    ConditionalResidualFlow,
     CouplingFlow,
     Flow,
     Identity,
@@ -39,6 +40,7 @@ CONSTRUCTORS: Constructors = {
     "flow": {
         "identity": Identity,
         "residual": ResidualFlow,
+        "conditional-residual": ConditionalResidualFlow,
         "coupling": CouplingFlow,
         "autoregressive": AutoregressiveFlow,
         "zuko": ZukoFlow,
@@ -97,20 +99,24 @@ class INDM(nn.Module):
     def encode(
         self, x: Float[Tensor, "batch *event"], *, generator: torch.Generator | None = None
     ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, " batch"]]:
-        """z = h_φ(x) and log|det ∂z/∂x| in nats (B,).
+        """z = h_φ(x) and log|det ∂z/∂x| in nats (B,); with a conditional flow, less the KL of the code that is drawn.
 
         Under autocast the inside of h may be computed in lower precision; z itself and log|det| are not.
         """
         return self.flow(x, generator=generator)
 
-    def decode(self, z: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
+    def decode(
+        self, z: Float[Tensor, "batch *event"], *, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "batch *event"]:
         """x = h_φ⁻¹(z), in full precision under autocast too, and without a gradient where the inverse is iterative.
+
+        ``generator`` feeds the draw of a conditional flow's codes from their prior.
 
         Raises:
             RuntimeError: naming the samples whose inverse did not converge.
         """
         with torch.autocast(z.device.type, enabled=False):
-            return self.flow.inverse(z)
+            return self.flow.inverse(z, generator=generator)
 
     def description(self, constructors: Constructors = CONSTRUCTORS) -> dict:
         """The constructors and arguments that :func:`build_model` needs to make this model anew."""

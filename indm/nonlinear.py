@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from indm.flows import Compose, ExactFlow, Flow, Part
+from indm.flows import Compose, ExactFlow, Flow, Part, require_one_map
 from indm.likelihood import evaluation_mode
 from indm.objective import randn_like
 from indm.ode import basis, rademacher
@@ -217,7 +217,7 @@ class NonlinearDiffusion:
     Points x are (B, *event), times t (B,). All methods compute in evaluation mode and without gradients.
 
     Raises:
-        ValueError: ``tol`` or ``probes`` that is not positive.
+        ValueError: ``tol`` or ``probes`` that is not positive, or a flow that draws its map anew in every call.
         RuntimeError: from any method, naming the samples for which a product with J did not reach ``tol``.
     """
 
@@ -226,6 +226,7 @@ class NonlinearDiffusion:
             raise ValueError(f"tol must be positive, got {tol}; {TOLERANCE:g} is usual")
         if probes < 1:
             raise ValueError(f"probes must be at least 1, got {probes}")
+        require_one_map(model.flow, "a diffusion on the data space")
         self.model, self.tol, self.probes = model, tol, probes
 
     @_evaluated
@@ -433,9 +434,10 @@ def forward_path(model, x: Batch, times: Grid, *, generator: torch.Generator | N
     Exact in law and cheap, for any number of frames: the latent makes exact transitions and each frame is decoded.
 
     Raises:
-        ValueError: ``times`` that do not increase within [ε, T].
+        ValueError: ``times`` that do not increase within [ε, T], or a flow that draws its map anew in every call.
         RuntimeError: where the flow's inverse did not converge.
     """
+    require_one_map(model.flow, "a path on the data space")
     with evaluation_mode(model):
         times = _forward_times(model.sde, times)
         return _decode(model, _latent_from_data(model, x, times, generator)[0])
@@ -446,6 +448,7 @@ def generative_path(model, x: Batch, times: Grid, *, generator: torch.Generator 
 
     One step of reverse diffusion between successive times: for its accuracy take many. Raises as :func:`forward_path`.
     """
+    require_one_map(model.flow, "a path on the data space")
     with evaluation_mode(model):
         path = [model.flow.latent(x)]
         for t, s in itertools.pairwise(_backward_times(model.sde, times).to(x)):
@@ -458,6 +461,7 @@ def probability_flow_path(model, x: Batch, times: Grid, *, tol: float = 1e-5) ->
 
     The latent's ODE is solved to ``tol`` between successive times. Raises as :func:`forward_path`.
     """
+    require_one_map(model.flow, "a path on the data space")
     with evaluation_mode(model):
         times = _check_times(model.sde, times)
         path = [model.flow.latent(x)]

@@ -73,6 +73,8 @@ def add_runs(page: Page, out: Path, facts: list[Facts], data: Data, extractor: E
 
     indms = having("errors")
     firsts = [group[0] for group in indms]
+    maps = having("flow")  # not the conditional flows, which have a map for each code
+    mapped = [group[0] for group in maps]
     page.text(f"{'; '.join(data.notes)}. Numbers are means over a group's seeds ± their standard error; a single run "
               "has that of its examples.")  # fmt: skip
     page.heading("Likelihood and budget")
@@ -93,27 +95,30 @@ def add_runs(page: Page, out: Path, facts: list[Facts], data: Data, extractor: E
     draw("quality", "Distance to the test data over evaluations of the network (dashed: training data).",
          lambda path: figures.quality_figure(indms, path))  # fmt: skip
 
-    page.heading("Transport along the probability flow")
-    page.table(transport_rows(indms))
+    if maps:
+        page.heading("Transport along the probability flow")
+        page.table(transport_rows(maps))
     page.heading("The sampling error by parts")
     page.table(error_rows(indms))
+    if not maps:
+        return
     if len(data.shape) == 3:
         page.heading("Paths")
         draw("paths", "x_t along one Brownian path, equally spaced on the log-SNR clock from ε to T.",
-             lambda path: figures.strips_figure(firsts, data, path, figures.forward_strip))  # fmt: skip
+             lambda path: figures.strips_figure(mapped, data, path, figures.forward_strip))  # fmt: skip
         draw("flow-paths", "x_t along the probability flow: encoded to T, each column decoded by h⁻¹.",
-             lambda path: figures.strips_figure(firsts, data, path, figures.flow_strip))  # fmt: skip
+             lambda path: figures.strips_figure(mapped, data, path, figures.flow_strip))  # fmt: skip
         draw("interpolation", "From x to x′ through z_T: both encoded, interpolated on the sphere, decoded.",
-             lambda path: figures.strips_figure(firsts, data, path, figures.interpolation_strip))  # fmt: skip
+             lambda path: figures.strips_figure(mapped, data, path, figures.interpolation_strip))  # fmt: skip
     if data.shape == (2,):
         page.heading("Paths")
-        for f in firsts:
+        for f in mapped:
             draw(f"plane-{f.group.replace('/', '-')}", f"{f.group}: density; particles along the forward diffusion and "
                  "the generative flow; drift f_φ and volatility G_φ (ellipses).",
                  lambda path, f=f: figures.plane_figure(f, data, path))  # fmt: skip
     page.heading("What the flow does")
     draw("flow", "Spectrum of ∂h/∂x, where its action lies, what x_t tells of the class.",
-         lambda path: anatomy.save_figure({f.group: f.measures["flow"] for f in firsts}, path))  # fmt: skip
+         lambda path: anatomy.save_figure({f.group: f.measures["flow"] for f in mapped}, path))  # fmt: skip
 
 
 def shown(mean: float, error: float, digits: int = 3) -> str:

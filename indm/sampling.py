@@ -284,7 +284,7 @@ def sample(
             z, _ = draw(model.score, z, steps=steps, generator=generator, progress=progress, **options)
             if last_denoising:
                 z = denoise(model.score, z, model.score.sde.endpoints(z)[0])
-            parts.append(model.decode(temperature * z))
+            parts.append(model.decode(temperature * z, generator=generator))
     return torch.cat(parts)
 
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from indm import recipes, runs
 from indm.data import Data, flip_horizontally, load_data, loader, stack
-from indm.flows import Frozen, Identity
+from indm.flows import Frozen, Identity, require_one_map
 from indm.knobs import isometry_defect, normal_law, terminal_nll
 from indm.likelihood import latent_reference
 from indm.model import INDM, build_model
@@ -76,11 +76,18 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, n: int) -> None:
-        """Take in the weights after optimizer step ``n`` (from 1); buffers are copied."""
+        """Take in the weights after optimizer step ``n`` (from 1).
+
+        Real buffers are averaged like weights, so that the statistics of a batch norm are those of the weights before
+        it; others are copied.
+        """
         weight = 1 - min(self.decay, (1 + n) / (10 + n))
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), weight)
         for averaged, current in zip(self.model.buffers(), model.buffers(), strict=True):
-            averaged.copy_(current)
+            if averaged.is_floating_point():
+                averaged.lerp_(current, weight)
+            else:
+                averaged.copy_(current)
 
 
 def learning_rate_factor(step: int, progress: float, warmup: int, decay: float) -> float:
@@ -111,6 +118,8 @@ def check_parts(model: INDM, options: Training) -> None:
         raise ValueError('train.latent_mean must be false for train.objective "flow", whose prior is N(0, I)')
     if not score and options.pretrain:
         raise ValueError(f"train.pretrain must be 0 where the score has nothing to train, got {options.pretrain:g}")
+    if options.isometry:
+        require_one_map(model.flow, "train.isometry")
     if not score and not flow:
         raise ValueError(
             "flow.name and net.name must leave something to train, got a flow and a score without parameters"

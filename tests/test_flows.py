@@ -11,6 +11,7 @@ from indm.flows import (
     ActNorm,
     AutoregressiveFlow,
     Compose,
+    ConditionalResidualFlow,
     CouplingFlow,
     ExactLogDet,
     Frozen,
@@ -56,6 +57,18 @@ for shape in [(2,), (5,), (1, 8, 8), (3, 8, 8), (2, 6, 10)]:
     for norm in (2.0, math.inf):
         name = f"residual-{'x'.join(map(str, shape))}-{norm:g}"
         FLOWS[name] = (lambda shape=shape, norm=norm: ResidualFlow(shape, (2, 2), 16, norm), shape)
+
+
+for activation in ("softplus", "elu", "swish", "lcube"):
+    FLOWS[f"residual-rows-{activation}"] = (
+        lambda a=activation: ResidualFlow((2, 4, 4), (1, 1), 8, "rows", 0.9, a, actnorm=a == "elu", squeeze=a == "elu"),
+        (2, 4, 4),
+    )
+for shape in [(5,), (1, 8, 8)]:
+    FLOWS[f"conditional-{'x'.join(map(str, shape))}"] = (
+        lambda s=shape: ConditionalResidualFlow(s, (1, 1), 16, code_dim=4).at(torch.linspace(-2, 2, 4)),
+        shape,
+    )
 
 
 def perturb(flow, scale=0.4):

@@ -13,6 +13,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.linalg import eigsh
 
 from indm.flows import ActNorm, Compose, ExactLogDet, PowerSeries, ResidualBlock, ResidualFlow, use_log_det
+from indm.flows.activations import ACTIVATIONS
 from indm.flows.residual import ContractiveLinear, convolution_norm
 
 ESTIMATORS = {
@@ -411,6 +412,28 @@ def test_norms_hold_for_any_parameters(shape, norm, scale):
                 assert torch.equal(constrained, linear.weight), "a map within the bound is left alone"
             elif linear.padding == 0 or (norm == math.inf and min(event[1:]) > 2):
                 assert true_norm(linear, constrained, event) >= 0.9 * (1 - 1e-5), "no tighter than it must be"
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 6, 10)], ids=str)
+def test_norm_of_rows_divides_each_row_by_its_own_sum(shape):
+    flow = randomize(ResidualFlow(shape, (1, 1), 6, "rows", 0.9), 0.3)
+    for linear in (m for m in flow.modules() if isinstance(m, ContractiveLinear)):
+        with torch.no_grad():
+            linear.weight[0] *= 1e-3
+        free, bound = linear.weight.flatten(1), linear.constrained_weight().flatten(1)
+        sums = free.abs().sum(1)
+        torch.testing.assert_close(bound.abs().sum(1), sums.clamp(max=0.9), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(bound * sums[:, None], free * bound.abs().sum(1)[:, None], rtol=1e-5, atol=1e-6)
+        assert torch.equal(bound[0], free[0]), "a small row is left alone, whatever the others are"
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_have_the_slope_of_autograd_which_is_at_most_one(name):
+    phi = ACTIVATIONS[name]().double()
+    v = torch.linspace(-6, 6, 2001, dtype=torch.float64).requires_grad_()
+    (slope,) = torch.autograd.grad(phi(v).sum(), v)
+    torch.testing.assert_close(phi.slope(phi.rate * v), slope, rtol=1e-9, atol=1e-9)
+    assert slope.abs().max() <= 1 + 1e-12
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 4, 4)], ids=str)

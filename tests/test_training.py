@@ -126,17 +126,20 @@ def test_bits_per_dim_in_the_metrics_are_those_of_nelbo(tmp_path):
 def test_average_of_weights_is_the_one_written_down():
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    ema, expected = EMA(model, decay=0.4), model[0].weight.detach().clone()
+    ema, expected, statistics = EMA(model, decay=0.4), model[0].weight.detach().clone(), 0.0
     for n in range(1, 12):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter))
             model[1].running_mean.fill_(n)
+            model[1].num_batches_tracked.fill_(n)
         ema.update(model, n)
         decay = min(0.4, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * model[0].weight.detach()
         assert torch.allclose(ema.model[0].weight, expected, atol=1e-6)
-        assert torch.equal(ema.model[1].running_mean, model[1].running_mean)
+        statistics = decay * statistics + (1 - decay) * n
+        assert torch.allclose(ema.model[1].running_mean, torch.full((3,), statistics))
+        assert ema.model[1].num_batches_tracked == n
     assert not any(p.requires_grad for p in ema.model.parameters())
 
 

@@ -1,7 +1,18 @@
 """Normalizing flows h_φ: data → latent, one family a file."""
 
 from indm.flows.autoregressive import AutoregressiveFlow
-from indm.flows.base import ActNorm, Compose, ExactFlow, Flow, Frozen, Identity, Squeeze, Unsqueeze
+from indm.flows.base import (
+    ActNorm,
+    Compose,
+    ExactFlow,
+    Flow,
+    Frozen,
+    Identity,
+    Squeeze,
+    Unsqueeze,
+    require_one_map,
+)
+from indm.flows.conditional import ConditionalResidualFlow
 from indm.flows.coupling import Coupling, CouplingFlow, InvertibleLinear, Part, initialize_actnorms
 from indm.flows.log_det import ExactLogDet, PowerSeries
 from indm.flows.residual import ResidualBlock, ResidualFlow, use_log_det
@@ -11,6 +22,7 @@ __all__ = [
     "ActNorm",
     "AutoregressiveFlow",
     "Compose",
+    "ConditionalResidualFlow",
     "Coupling",
     "CouplingFlow",
     "ExactFlow",
@@ -27,5 +39,6 @@ __all__ = [
     "Unsqueeze",
     "ZukoFlow",
     "initialize_actnorms",
+    "require_one_map",
     "use_log_det",
 ]

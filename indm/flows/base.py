@@ -21,15 +21,22 @@ def magnitude(z: Tensor) -> Tensor:
 
 
 class Flow(nn.Module):
-    """An invertible map h_φ that keeps the shape of a batch: x (B, *event) → z (B, *event)."""
+    """An invertible map h_φ that keeps the shape of a batch: x (B, *event) → z (B, *event).
+
+    ``one_map`` is False for a flow that has a map for each value of a code and draws the code anew in every call: its
+    log-determinant is then a bound (see :class:`~indm.flows.ConditionalResidualFlow`), and its inverse undoes it only
+    at the same code. What needs one and the same map asks by :func:`require_one_map`.
+    """
+
+    one_map = True
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
         """Returns z = h(x) and log|det ∂z/∂x| in nats, (B,); ``generator`` feeds a stochastic estimate of it."""
         raise NotImplementedError
 
-    def latent(self, x: Tensor) -> Tensor:
-        """z = h(x) alone, for where log|det| is not needed."""
-        return self(x)[0]
+    def latent(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """z = h(x) alone, where log|det| is not needed; ``generator`` feeds the draw of a code, where there is one."""
+        return self(x, generator=generator)[0]
 
     def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> tuple[Tensor, PerSample, Tensor, Tensor]:
         """The inverse with its certificate: x, residual, iterations, converged, all but the first (B,).
@@ -39,20 +46,30 @@ class Flow(nn.Module):
         """
         raise NotImplementedError
 
-    def inverse(self, z: Tensor, tol: float = TOLERANCE) -> Tensor:
+    def inverse(self, z: Tensor, tol: float = TOLERANCE, *, generator: torch.Generator | None = None) -> Tensor:
         """x with h(x) = z; samples that single precision leaves above ``tol`` are solved again in double.
+
+        ``generator`` feeds the draw of a code, where there is one.
 
         Raises:
             RuntimeError: naming the samples whose residual stayed above ``tol``.
         """
-        x, residual, iterations, converged = self.solve_inverse(z, tol)
+        return self._certified_inverse(z, tol)
+
+    def _certified_inverse(self, z: Tensor, tol: float, **given: Tensor) -> Tensor:
+        """:meth:`inverse`, where ``solve_inverse`` also takes what is ``given`` for each sample."""
+        x, residual, iterations, converged = self.solve_inverse(z, tol=tol, **given)
         failed = (~converged).nonzero().flatten()
         if len(failed) and z.dtype != torch.float64:
             double = copy.deepcopy(self).double()
             again, residual[failed], iterations[failed], converged[failed] = (
                 part.to(known.dtype)
                 for part, known in zip(
-                    double.solve_inverse(z[failed].double(), tol), (x, residual, iterations, converged), strict=True
+                    double.solve_inverse(
+                        z[failed].double(), tol=tol, **{name: v[failed].double() for name, v in given.items()}
+                    ),
+                    (x, residual, iterations, converged),
+                    strict=True,
                 )
             )
             x = x.index_put((failed,), again)
@@ -65,6 +82,15 @@ class Flow(nn.Module):
                 "compute in float64, or use solve_inverse to keep the samples that did converge"
             )
         return x
+
+
+def require_one_map(flow: Flow, purpose: str) -> None:
+    """ValueError where ``flow`` draws its map anew in every call, which makes no sense for ``purpose``."""
+    if not flow.one_map:
+        raise ValueError(
+            f"flow must be one and the same map for {purpose}, got {type(flow).__name__}, which draws a code in every "
+            "call; take it at one code: INDM(flow.at(code), model.score, model.scaling, model.shape)"
+        )
 
 
 class ExactFlow(Flow):
@@ -101,14 +127,14 @@ class Frozen(Flow):
 
     def __init__(self, flow: Flow):
         super().__init__()
-        self.flow = flow
+        self.flow, self.one_map = flow, flow.one_map
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
         with torch.no_grad():
-            return self.flow.latent(x), x.new_zeros(len(x))
+            return self.flow.latent(x, generator=generator), x.new_zeros(len(x))
 
     def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> tuple[Tensor, PerSample, Tensor, Tensor]:
-        return self.flow.solve_inverse(z, tol)
+        return self.flow.solve_inverse(z, tol=tol)
 
 
 class Compose(Flow):
@@ -120,6 +146,8 @@ class Compose(Flow):
 
     def __init__(self, flows: list[Flow]):
         super().__init__()
+        for flow in flows:
+            require_one_map(flow, "a composition")
         self.flows = nn.ModuleList(flows)
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
@@ -129,7 +157,7 @@ class Compose(Flow):
             log_det = log_det + step
         return x, log_det
 
-    def latent(self, x: Tensor) -> Tensor:
+    def latent(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         for flow in self.flows:
             x = flow.latent(x)
         return x
@@ -139,7 +167,7 @@ class Compose(Flow):
         iterations = torch.zeros(len(z), dtype=torch.long, device=z.device)
         x = z
         for flow in reversed(self.flows):
-            x, _, steps, _ = flow.solve_inverse(x, tol / 10)
+            x, _, steps, _ = flow.solve_inverse(x, tol=tol / 10)
             iterations = iterations + steps
         with torch.no_grad():
             residual = (self.latent(x) - z).flatten(1).abs().amax(1) / magnitude(z)

@@ -5,6 +5,7 @@ https://arxiv.org/abs/1807.03039; Durkan et al. 2019, "Neural Spline Flows", htt
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,25 @@ class Affine:
 
     def _log_scale(self, a: Tensor) -> Tensor:
         return a if math.isinf(self.max_log_scale) else self.max_log_scale * (a / self.max_log_scale).tanh()
+
+
+@dataclass(frozen=True)
+class SigmoidAffine:
+    """y ↦ y s + b, s = sigmoid(a + 2) + 0.001: raw parameters (a, b) of each entry; at 0, s is ``start``."""
+
+    size = 2
+    start = 1 / (1 + math.exp(-2.0)) + 1e-3
+
+    def __call__(self, y: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        scale = self._scale(raw[:, 0])
+        return y * scale + raw[:, 1], scale.log()
+
+    def inverse(self, z: Tensor, raw: Tensor) -> Tensor:
+        """y that is mapped to z."""
+        return (z - raw[:, 1]) / self._scale(raw[:, 0])
+
+    def _scale(self, a: Tensor) -> Tensor:
+        return (a + 2).sigmoid() + 1e-3
 
 
 @dataclass(frozen=True)
@@ -97,17 +117,25 @@ class RationalQuadratic:
         return torch.cat([-end, inner, end], dim=2)
 
 
-Transform = Affine | RationalQuadratic
+Transform = Affine | SigmoidAffine | RationalQuadratic
 
 
 class Conditioner(nn.Module):
     """What one half of the entries says about the transform of the other: (B, a, …) → (B, size, b, …), 0 at first.
 
-    3×3 → 1×1 → 3×3 convolutions for images, dense layers for vectors, SiLU between. Kernels are channels-last: with few
-    channels that is several times faster, on CPUs too.
+    3×3 → 1×1 → 3×3 convolutions for images, dense layers for vectors, with ``activation`` between. Kernels are
+    channels-last: with few channels that is several times faster, on CPUs too.
     """
 
-    def __init__(self, inputs: int, outputs: int, size: int, width: int, image: bool):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        width: int,
+        image: bool,
+        activation: Callable[[], nn.Module] = nn.SiLU,
+    ):
         super().__init__()
         self.size = size
 
@@ -116,9 +144,9 @@ class Conditioner(nn.Module):
 
         layers = [
             layer(inputs, width, 3),
-            nn.SiLU(),
+            activation(),
             layer(width, width, 1),
-            nn.SiLU(),
+            activation(),
             layer(width, size * outputs, 3),
         ]
         nn.init.zeros_(layers[-1].weight)
@@ -137,14 +165,22 @@ class Coupling(ExactFlow):
         width: hidden channels of the conditioner θ.
         transform: T.
         flip: let the second half be the one that is kept.
+        activation: makes the conditioner's activations.
     """
 
-    def __init__(self, shape: tuple[int, ...], width: int, transform: Transform, flip: bool = False):
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        width: int,
+        transform: Transform,
+        flip: bool = False,
+        activation: Callable[[], nn.Module] = nn.SiLU,
+    ):
         super().__init__()
         self.transform, self.flip = transform, flip
         self.sizes = [shape[0] // 2, shape[0] - shape[0] // 2]
         kept, moved = reversed(self.sizes) if flip else self.sizes
-        self.conditioner = Conditioner(kept, moved, transform.size, width, image=len(shape) == 3)
+        self.conditioner = Conditioner(kept, moved, transform.size, width, len(shape) == 3, activation)
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         first, second = x.split(self.sizes, dim=1)
@@ -222,7 +258,7 @@ class Part(Flow):
 
     def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> tuple[Tensor, PerSample, Tensor, Tensor]:
         left, right = self._halves(z)
-        x, residual, iterations, converged = self.flow.solve_inverse(right, tol)
+        x, residual, iterations, converged = self.flow.solve_inverse(right, tol=tol)
         return torch.cat([left, x], dim=1), residual, iterations, converged & left.flatten(1).isfinite().all(1)
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:

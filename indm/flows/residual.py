@@ -4,17 +4,20 @@ Source: Chen et al. 2019, "Residual Flows for Invertible Generative Modeling", h
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm.flows import fixed_point
-from indm.flows.base import TOLERANCE, Batch, Compose, Flow, PerSample, Squeeze, Unsqueeze, magnitude
+from indm.flows.activations import ACTIVATIONS
+from indm.flows.base import TOLERANCE, ActNorm, Batch, Compose, Flow, PerSample, Squeeze, Unsqueeze, magnitude
 from indm.flows.log_det import ExactLogDet, PowerSeries
 
 LogDet = ExactLogDet | PowerSeries
+Norm = float | str
+Weights = list[tuple[Tensor, Tensor]]  # of each map, weight and bias; a bias may be (B, out), one for each sample
 
 
 class ContractiveLinear(nn.Module):
@@ -27,11 +30,12 @@ class ContractiveLinear(nn.Module):
         in_shape: event shape of the input, (C, H, W) or (D,).
         out_channels: size of the first axis of the output.
         kernel: side of the kernel for images (odd).
-        norm: 2 (spectral norm) or inf (largest absolute row sum, the paper's).
+        norm: 2 (spectral norm), inf (largest absolute row sum) or "rows" (the same bound, but each row is divided by
+            its own sum, where that is too large, and the others keep their size: the paper's).
         coeff: the bound, in (0, 0.98].
     """
 
-    def __init__(self, in_shape: tuple[int, ...], out_channels: int, kernel: int, norm: float, coeff: float):
+    def __init__(self, in_shape: tuple[int, ...], out_channels: int, kernel: int, norm: Norm, coeff: float):
         super().__init__()
         self.norm, self.coeff = norm, coeff
         self.image = len(in_shape) == 3
@@ -42,7 +46,10 @@ class ContractiveLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """W x + bias."""
+        """W x + bias, the bias (out,) or (B, out)."""
+        if bias is not None and bias.ndim == 2:
+            y = self.apply_weight(x, weight)
+            return y + (bias[:, :, None, None] if self.image else bias).to(y.dtype)
         return F.conv2d(x, weight, bias, padding=self.padding) if self.image else F.linear(x, weight, bias)
 
     def apply_transpose(self, y: Tensor, weight: Tensor) -> Tensor:
@@ -51,15 +58,20 @@ class ContractiveLinear(nn.Module):
 
     def induced_norm(self) -> Tensor:
         """Norm of the free parameter's map (an upper bound of it for padded convolutions), with its gradient."""
-        if self.norm == math.inf:
-            return self.weight.abs().flatten(1).sum(1).max()
+        if self.norm in ("rows", math.inf):
+            return self.row_sums().max()
         if self.padding == 0:
             return torch.linalg.matrix_norm(self.weight.flatten(1), 2)
         return convolution_norm(self.weight)
 
     def constrained_weight(self) -> Tensor:
         """The weight that the map applies: induced norm at most ``coeff``."""
-        return self.weight / (self.induced_norm() / self.coeff).clamp_min(1.0)
+        norm = self.row_sums() if self.norm == "rows" else self.induced_norm()
+        return self.weight / (norm / self.coeff).clamp_min(1.0)
+
+    def row_sums(self) -> Tensor:
+        """Absolute sum of each row, (out, 1, …), to divide the weight by."""
+        return self.weight.abs().sum(tuple(range(1, self.weight.ndim)), keepdim=True)
 
 
 def convolution_norm(weight: Tensor, frequencies: int = 32) -> Tensor:
@@ -94,13 +106,14 @@ def convolution_norm(weight: Tensor, frequencies: int = 32) -> Tensor:
 
 
 class ResidualBlock(Flow):
-    """x ↦ x + g(x), g = W₃ φ W₂ φ W₁ (φ), with φ(x) = sin(2πx)/(2π): smooth, slope at most 1.
+    """x ↦ x + g(x), g = W₃ φ W₂ φ W₁ (φ), by default with φ(x) = sin(2πx)/(2π): smooth, slope at most 1.
 
     Args:
         shape: event shape, (C, H, W) or (D,).
         width: hidden channels.
         norm, coeff: see :class:`ContractiveLinear`; Lip(g) ≤ coeff³.
         preactivate: apply φ before the first map too.
+        activation: φ, a name in :data:`~indm.flows.activations.ACTIVATIONS`.
 
     ``training_log_det`` and ``evaluation_log_det`` are the estimators used in the two modes; both are exact where
     that is cheap (up to 3 dimensions in training, 64 in evaluation). Else training estimates the log-determinant of a
@@ -108,7 +121,15 @@ class ResidualBlock(Flow):
     of the flow's gradient. It starts at the identity (W₃ = 0).
     """
 
-    def __init__(self, shape: tuple[int, ...], width: int, norm: float, coeff: float, preactivate: bool):
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        width: int,
+        norm: Norm,
+        coeff: float,
+        preactivate: bool,
+        activation: str = "sin",
+    ):
         super().__init__()
         hidden = (width, *shape[1:])
         self.preactivate = preactivate
@@ -116,46 +137,57 @@ class ResidualBlock(Flow):
             ContractiveLinear(inputs, outputs, kernel, norm, coeff)
             for inputs, outputs, kernel in [(shape, width, 3), (hidden, width, 1), (hidden, shape[0], 3)]
         )
+        self.activations = nn.ModuleList(ACTIVATIONS[activation]() for _ in range(3 if preactivate else 2))
         nn.init.zeros_(self.maps[-1].weight)
         d = math.prod(shape)
         self.training_log_det: LogDet = ExactLogDet() if d <= 3 else PowerSeries(1, 1.0, share=16)
         self.evaluation_log_det: LogDet = ExactLogDet() if d <= 64 else PowerSeries(20, 2.0)
 
-    def _weights(self) -> list[tuple[Tensor, Tensor]]:
-        """Weight and bias of the three maps, with the factors of φ taken into them: sin alone is left between.
+    @property
+    def rate(self) -> float:
+        """The factor of φ(v) = value(rate·v)/rate."""
+        return self.activations[0].rate
+
+    def _weights(self) -> Weights:
+        """Weight and bias of the three maps, with the factors of φ taken into them: its value alone is left between.
 
         Kernels are channels-last: with few channels that is several times faster, on CPUs too.
         """
         with torch.autocast(self.maps[0].weight.device.type, enabled=False):
             first, second, third = (linear.constrained_weight() for linear in self.maps)
-            turns = 2 * math.pi
             if self.preactivate:
-                first = first / turns
-            weights = [turns * first, second, third / turns]
+                first = first / self.rate
+            weights = [self.rate * first, second, third / self.rate]
             if self.maps[0].image:
                 weights = [weight.contiguous(memory_format=torch.channels_last) for weight in weights]
-            biases = [turns * self.maps[0].bias, turns * self.maps[1].bias, self.maps[2].bias]
+            biases = [self.rate * self.maps[0].bias, self.rate * self.maps[1].bias, self.maps[2].bias]
             return list(zip(weights, biases, strict=True))
 
-    def _angles(self, x: Tensor, weights: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor | None, Tensor]]:
-        """For each map, the angle whose sine enters it (None where that is x itself), and its output."""
+    def _angles(self, x: Tensor, weights: Weights) -> Iterator[tuple[Tensor | None, Tensor]]:
+        """For each map, what the activation before it acts on (None where there is none), and its output."""
         for i, (linear, (weight, bias)) in enumerate(zip(self.maps, weights, strict=True)):
-            angle = x if i > 0 else 2 * math.pi * x if self.preactivate else None
-            x = linear.apply_weight(x if angle is None else angle.sin(), weight, bias)
+            angle = x if i > 0 else self.rate * x if self.preactivate else None
+            x = linear.apply_weight(x if angle is None else self._activation(i).value(angle), weight, bias)
             yield angle, x
 
-    def _evaluate(self, x: Tensor, weights: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def _activation(self, i: int) -> nn.Module:
+        """That before map ``i``."""
+        return self.activations[i - len(self.maps)]
+
+    def _evaluate(self, x: Tensor, weights: Weights) -> Tensor:
         """g(x); under autocast its inner precision is that of the convolutions."""
         for _, output in self._angles(x, weights):
             x = output
         return x
 
-    def _log_det(self, x: Tensor, weights: list[tuple[Tensor, Tensor]], estimator: LogDet, generator) -> Tensor:
+    def _log_det(self, x: Tensor, weights: Weights, estimator: LogDet, generator) -> Tensor:
         """log|det(I + J)| from the slopes of the activations at ``x``, in full precision."""
-        angles = [angle for angle, _ in self._angles(x, weights)]
-        slopes = [x.new_ones(()) if angle is None else angle.cos() for angle in angles]
+        slopes = [
+            x.new_ones(()) if angle is None else self._activation(i).slope(angle)
+            for i, (angle, _) in enumerate(self._angles(x, weights))
+        ]
         if self.preactivate:
-            slopes[0] = 2 * math.pi * slopes[0]
+            slopes[0] = self.rate * slopes[0]
 
         def jvp(v: Tensor) -> Tensor:
             for linear, (weight, _), slope in zip(self.maps, weights, slopes, strict=True):
@@ -172,15 +204,17 @@ class ResidualBlock(Flow):
         return estimator(jvp, vjp, x, generator)
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
-        weights = self._weights()
+        return self._forward(x, self._weights(), generator)
+
+    def _forward(self, x: Tensor, weights: Weights, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         estimator = self.training_log_det if self.training else self.evaluation_log_det
         rows, share = estimator.rows(len(x), generator, x.device)
         z = x + self._evaluate(x, weights)
         with torch.autocast(x.device.type, enabled=False):
-            part = self._log_det(x[rows], weights, estimator, generator)
+            part = self._log_det(x[rows], _of_rows(weights, rows), estimator, generator)
         return z, nn.functional.pad(share * part, (rows.start, len(x) - rows.stop))
 
-    def latent(self, x: Batch) -> Batch:
+    def latent(self, x: Batch, *, generator: torch.Generator | None = None) -> Batch:
         return x + self._evaluate(x, self._weights())
 
     @torch.no_grad()
@@ -188,13 +222,85 @@ class ResidualBlock(Flow):
         self, z: Batch, tol: float = TOLERANCE, max_iterations: int = 1000
     ) -> tuple[Batch, PerSample, Tensor, Tensor]:
         """The fixed point of x ↦ z − g(x), accelerated, each sample until its own residual is at most ``tol``."""
-        weights = self._weights()
+        return self._solve(z, self._weights(), tol, max_iterations)
 
+    def _solve(
+        self, z: Tensor, weights: Weights, tol: float, max_iterations: int = 1000
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         def contraction(x: Tensor, rows: Tensor) -> Tensor:
-            return z[rows] - self._evaluate(x, weights)
+            return z[rows] - self._evaluate(x, _of_rows(weights, rows))
 
         x, residual, evaluations = fixed_point.solve(contraction, z, tol, magnitude(z), max_iterations=max_iterations)
         return x, residual, evaluations, residual <= tol
+
+
+def _of_rows(weights: Weights, rows: slice | Tensor) -> Weights:
+    """The weights that these samples of a batch meet."""
+    return [(weight, bias[rows] if bias.ndim == 2 and len(bias) > 1 else bias) for weight, bias in weights]
+
+
+def residual_chain(
+    shape: tuple[int, ...],
+    blocks: tuple[int, ...],
+    block: Callable[[tuple[int, ...], bool], Flow],
+    squeeze: bool = False,
+    actnorm: bool = False,
+) -> list[Flow]:
+    """Groups of residual blocks with squeezes between them, as :class:`ResidualFlow` explains.
+
+    Args:
+        block: (event shape, whether it is pre-activated) → a block; every one but the first is.
+
+    Raises:
+        ValueError: ``shape`` or ``blocks`` that do not fit.
+    """
+    if len(shape) not in (1, 3):
+        raise ValueError(f"shape must be (C, H, W) for images or (D,) for vectors, got {shape}")
+    if not blocks or min(blocks) < 1:
+        raise ValueError(f"blocks must name at least one block for each group, got {blocks}; (4, 4) is usual")
+    image = len(shape) == 3
+    if squeeze and not image:
+        raise ValueError(f"squeeze must be false for vectors, got true for shape {shape}")
+    squeezes = len(blocks) - 1 + squeeze
+    if image and (shape[1] % 2**squeezes or shape[2] % 2**squeezes):
+        raise ValueError(
+            f"blocks={blocks} and squeeze={squeeze} squeeze {squeezes} times, so height and width must be divisible by "
+            f"{2**squeezes}, got shape {shape}; use fewer groups, for example blocks=({sum(blocks)},)"
+        )
+    flows: list[Flow] = []
+    for group, count in enumerate(blocks):
+        if image and (group > 0 or squeeze):
+            flows.append(Squeeze())
+            shape = (4 * shape[0], shape[1] // 2, shape[2] // 2)
+        if actnorm and group == 0:
+            flows.append(ActNorm(shape[0]))
+        for i in range(count):
+            flows.append(block(shape, group > 0 or i > 0))
+            flows += [ActNorm(shape[0])] if actnorm else []
+    return flows + ([Unsqueeze() for _ in range(squeezes)] if image else [])
+
+
+def checked_norm(norm: Norm) -> Norm:
+    """2.0, inf or "rows".
+
+    Raises:
+        ValueError: anything else.
+    """
+    if str(norm) not in ("2", "2.0", "inf", "rows"):
+        raise ValueError(
+            f'norm must be 2 (spectral), inf (largest absolute row sum) or "rows" (each row by its own), got {norm!r}'
+        )
+    return norm if norm == "rows" else float(norm)
+
+
+def check_block(width: int, coeff: float, activation: str) -> None:
+    """ValueError where one of these arguments makes no block."""
+    if not 0 < coeff <= 0.98:
+        raise ValueError(f"coeff must lie in (0, 0.98] for a block that is surely invertible, got {coeff}")
+    if width < 1:
+        raise ValueError(f"width must be at least 1 hidden channel, got {width}; 64 is usual")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}; 'sin' is usual")
 
 
 class ResidualFlow(Compose):
@@ -205,11 +311,14 @@ class ResidualFlow(Compose):
         blocks: number of blocks in each group; images are squeezed between groups, so H and W must be divisible
             by 2^(groups−1). Vectors have the groups one after the other.
         width: hidden channels of every block.
-        norm: induced norm that is constrained: inf (the paper's, cheap, and the better NELBO where we measured) or 2
-            (spectral, less conservative).
+        norm: induced norm that is constrained: inf (cheap, and the better NELBO where we measured), "rows" (the same,
+            row by row: the paper's) or 2 (spectral, less conservative).
         coeff: bound on the norm of each linear map.
+        activation: of every block, a name in :data:`~indm.flows.activations.ACTIVATIONS`.
+        squeeze: squeeze images once before the first group too.
+        actnorm: an :class:`ActNorm` before the first block and after every one.
 
-    The published CIFAR-10 flow is ``blocks=(16, 16), width=512, norm=inf``.
+    The published CIFAR-10 flow is ``blocks=(16, 16), width=512, norm="rows"``.
     """
 
     def __init__(
@@ -217,38 +326,21 @@ class ResidualFlow(Compose):
         shape: tuple[int, ...],
         blocks: tuple[int, ...] = (4, 4),
         width: int = 64,
-        norm: float | str = math.inf,
+        norm: Norm = math.inf,
         coeff: float = 0.98,
+        activation: str = "sin",
+        squeeze: bool = False,
+        actnorm: bool = False,
     ):
-        shape, blocks = tuple(shape), tuple(blocks)
-        if str(norm) not in ("2", "2.0", "inf"):
-            raise ValueError(f"norm must be 2 (spectral) or inf (largest absolute row sum), got {norm!r}")
-        norm = float(norm)
-        if not 0 < coeff <= 0.98:
-            raise ValueError(f"coeff must lie in (0, 0.98] for a block that is surely invertible, got {coeff}")
-        if width < 1:
-            raise ValueError(f"width must be at least 1 hidden channel, got {width}; 64 is usual")
-        if len(shape) not in (1, 3):
-            raise ValueError(f"shape must be (C, H, W) for images or (D,) for vectors, got {shape}")
-        if not blocks or min(blocks) < 1:
-            raise ValueError(f"blocks must name at least one block for each group, got {blocks}; (4, 4) is usual")
-        image, factor = len(shape) == 3, 2 ** (len(blocks) - 1)
-        if image and (shape[1] % factor or shape[2] % factor):
-            raise ValueError(
-                f"blocks={blocks} squeezes {len(blocks) - 1} times, so height and width must be divisible by "
-                f"{factor}, got shape {shape}; use fewer groups, for example blocks=({sum(blocks)},)"
-            )
-        flows: list[Flow] = []
-        event = shape
-        for group, count in enumerate(blocks):
-            if image and group > 0:
-                flows.append(Squeeze())
-                event = (4 * event[0], event[1] // 2, event[2] // 2)
-            for i in range(count):
-                flows.append(ResidualBlock(event, width, norm, coeff, preactivate=group > 0 or i > 0))
-        flows += [Unsqueeze() for _ in blocks[1:]] if image else []
-        super().__init__(flows)
+        shape, blocks, norm = tuple(shape), tuple(blocks), checked_norm(norm)
+        check_block(width, coeff, activation)
+
+        def block(event: tuple[int, ...], preactivate: bool) -> ResidualBlock:
+            return ResidualBlock(event, width, norm, coeff, preactivate, activation)
+
+        super().__init__(residual_chain(shape, blocks, block, squeeze, actnorm))
         self.shape, self.blocks, self.width, self.norm, self.coeff = shape, blocks, width, norm, coeff
+        self.activation, self.squeeze, self.actnorm = activation, squeeze, actnorm
 
 
 def use_log_det(flow: Flow, *, training: LogDet | None = None, evaluation: LogDet | None = None) -> None:

@@ -1,0 +1,375 @@
+r"""The conditional residual flow: a residual flow for each value of a global code u of the image.
+
+.. math:: \log p(x) \ge E_{u \sim q(u|x)}\big[\log p_z(h_u(x)) + \log|\det \partial h_u/\partial x|\big]
+          - \mathrm{KL}\big(q(u|x)\,\|\,p(u)\big)
+
+The code is the latent of a variational autoencoder around the flow: it says what is common to all pixels, which local
+convolutions have to find out pixel by pixel. q(u|x) is a Gaussian from a small residual network; p(u) is a coupling
+flow of N(0, I).
+
+Sources: Ma et al. 2020, "Decoupling Global and Local Representations via Invertible Generative Flows",
+https://arxiv.org/abs/2004.11820 (code, encoder, prior); Kim et al. 2022 (the residual blocks, and the two together),
+https://arxiv.org/abs/2205.13699.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from indm.flows.base import TOLERANCE, ActNorm, Batch, Compose, ExactFlow, Flow, PerSample
+from indm.flows.coupling import Coupling, InvertibleLinear, SigmoidAffine
+from indm.flows.residual import Norm, ResidualBlock, Weights, check_block, checked_norm, residual_chain
+
+Codes = Float[Tensor, "batch code"]
+Certificate = tuple[Tensor, Tensor, Tensor, Tensor]
+
+ENCODER_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "elu": nn.ELU,
+    "relu": nn.ReLU,
+    "leaky_relu": functools.partial(nn.LeakyReLU, 0.1),
+}
+
+
+class ConditionalBlock(ResidualBlock):
+    """A residual block for each code: the middle map acts on its input + A u + a.
+
+    x ↦ x + W₃ φ W₂ (φ W₁ (φ) x + A u + a). The middle map is 1×1, so a constant at its input is one at its output: u
+    changes the bias W₂(A u + a) + b₂ of each sample, and neither the Lipschitz constant nor the cost.
+
+    Args:
+        code_dim: entries K of the code.
+        shape, width, norm, coeff, preactivate, activation: see :class:`~indm.flows.ResidualBlock`.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        width: int,
+        norm: Norm,
+        coeff: float,
+        preactivate: bool,
+        activation: str,
+        code_dim: int,
+    ):
+        super().__init__(shape, width, norm, coeff, preactivate, activation)
+        self.code = nn.Linear(code_dim, width)
+
+    def forward(self, x: Batch, code: Tensor, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+        """As the block at ``code`` (B, K), or (1, K) for all samples."""
+        return self._forward(x, self._weights_at(code), generator)
+
+    def latent(self, x: Batch, code: Tensor, *, generator: torch.Generator | None = None) -> Batch:
+        return x + self._evaluate(x, self._weights_at(code))
+
+    @torch.no_grad()
+    def solve_inverse(self, z: Batch, code: Tensor, tol: float = TOLERANCE) -> Certificate:
+        return self._solve(z, self._weights_at(code), tol)
+
+    def _weights_at(self, code: Tensor) -> Weights:
+        first, (middle, bias), last = self._weights()
+        with torch.autocast(code.device.type, enabled=False):
+            bias = bias + self.rate * F.linear(self.code(code), middle.flatten(1))
+        return [first, (middle, bias), last]
+
+
+class AtCode(Flow):
+    """A conditional block at given codes, as a flow.
+
+    Args:
+        block: the block.
+        code: (1, K) for all samples, or (B, K) for the samples of one batch.
+    """
+
+    def __init__(self, block: ConditionalBlock, code: Tensor):
+        super().__init__()
+        self.block = block
+        self.register_buffer("code", code)
+
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+        return self.block(x, self.code, generator=generator)
+
+    def latent(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        return self.block.latent(x, self.code)
+
+    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
+        return self.block.solve_inverse(z, self.code, tol)
+
+
+class EncoderBlock(nn.Module):
+    """Two 3×3 convolutions with batch norm around a shortcut; a 1×1 convolution where the shape changes.
+
+    Args:
+        inputs, outputs: channels.
+        stride: 2 halves the sides (rounded up).
+        activation: a name in :data:`ENCODER_ACTIVATIONS`.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, activation: str):
+        super().__init__()
+
+        def convolution(channels: int, kernel: int, stride: int) -> nn.Sequential:
+            layer = nn.Conv2d(channels, outputs, kernel, stride, kernel // 2, bias=False)
+            return nn.Sequential(layer, nn.BatchNorm2d(outputs))
+
+        self.activation = ENCODER_ACTIVATIONS[activation]()
+        self.first, self.second = convolution(inputs, 3, stride), convolution(outputs, 3, 1)
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else convolution(inputs, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.second(self.activation(self.first(x))) + self.shortcut(x))
+
+
+class CodeEncoder(nn.Module):
+    """x → mean and log-variance of q(u|x), each (B, K); 0 at first: the standard normal, whatever x is.
+
+    Args:
+        shape: event shape, (C, H, W), or (D,), which is seen as an image of one pixel.
+        code_dim: K.
+        planes: channels of each level, two :class:`EncoderBlock`, of which the second halves the sides.
+        channels: of the map that is flattened at the end.
+        activation: a name in :data:`ENCODER_ACTIVATIONS`; the last is always an ELU.
+    """
+
+    def __init__(self, shape: tuple[int, ...], code_dim: int, planes: tuple[int, ...], channels: int, activation: str):
+        super().__init__()
+        inputs, *sides = shape if len(shape) == 3 else (shape[0], 1, 1)
+        layers: list[nn.Module] = []
+        for outputs in planes:
+            layers += [EncoderBlock(inputs, outputs, 1, activation), EncoderBlock(outputs, outputs, 2, activation)]
+            inputs, sides = outputs, [-(-side // 2) for side in sides]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(inputs, channels, 1), nn.ELU())
+        self.head = nn.Linear(channels * math.prod(sides), 2 * code_dim)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        image = x if x.ndim == 4 else x[:, :, None, None]
+        mean, log_variance = self.head(self.layers(image).flatten(1)).to(x.dtype).chunk(2, dim=1)
+        return mean, log_variance
+
+
+class Interleaved(ExactFlow):
+    """A flow of the entries in the order even places, odd places; they come back in their own.
+
+    Args:
+        flow: a flow of vectors.
+    """
+
+    def __init__(self, flow: ExactFlow):
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+        z, log_det = self.flow(torch.cat([x[:, 0::2], x[:, 1::2]], dim=1), generator=generator)
+        return self._back(z), log_det
+
+    def inverse_step(self, z: Batch) -> Batch:
+        return self._back(self.flow.inverse_step(torch.cat([z[:, 0::2], z[:, 1::2]], dim=1)))
+
+    def _back(self, z: Tensor) -> Tensor:
+        return torch.stack(z.chunk(2, dim=1), dim=2).flatten(1)
+
+
+class CodePrior(Compose):
+    """u → e ~ N(0, I), the flow whose density at u is p(u); at first p(u) is N(0, I) too.
+
+    A step is ActNorm, a linear map, two couplings that each move one half by the other, ActNorm, and two more couplings
+    of the entries at even and at odd places.
+
+    Args:
+        code_dim: entries of u, an even number.
+        steps: how many.
+        width: hidden units of the couplings.
+        activation: of the couplings, a name in :data:`ENCODER_ACTIVATIONS`.
+    """
+
+    def __init__(self, code_dim: int, steps: int, width: int, activation: str):
+        def norm() -> ActNorm:
+            layer = ActNorm(code_dim)
+            nn.init.constant_(layer.log_scale, -math.log(SigmoidAffine.start))  # the couplings after it undo it
+            return layer
+
+        def coupling(flip: bool) -> Coupling:
+            return Coupling((code_dim,), width, SigmoidAffine(), flip, ENCODER_ACTIVATIONS[activation])
+
+        flows: list[Flow] = []
+        for _ in range(steps):
+            flows += [norm(), InvertibleLinear(code_dim, "rotation"), coupling(False), coupling(True)]
+            flows += [norm(), Interleaved(coupling(False)), Interleaved(coupling(True))]
+        super().__init__(flows)
+
+    def code_of(self, noise: Codes) -> Codes:
+        """The code u that is mapped to ``noise``: u ~ p(u) for noise ~ N(0, I)."""
+        for flow in reversed(self.flows):
+            noise = flow.inverse_step(noise)
+        return noise
+
+    def log_prob(self, code: Codes) -> PerSample:
+        """log p(u), nats."""
+        with torch.autocast(code.device.type, enabled=False):
+            e, log_det = self(code)
+        return log_det - 0.5 * (e.square() + math.log(2 * math.pi)).sum(1)
+
+
+class ConditionalResidualFlow(Flow):
+    """A residual flow h_u for each code u, with q(u|x) and p(u): z = h_u(x) and a bound in place of log|det|.
+
+    ``flow(x, code)`` is h_u and its own log|det|, and ``flow.inverse(z, code)`` undoes it. ``flow(x)`` draws u ~ q(u|x)
+    and returns log|det| − log q(u|x) + log p(u) in its place: with it every log-likelihood of a model becomes a draw of
+    a lower bound. ``flow.inverse(z)`` draws u ~ p(u), as sampling does. ``flow.at(code)`` is h_u for one u, an ordinary
+    flow.
+
+    Args:
+        shape: event shape, (C, H, W) or (D,).
+        blocks, width, norm, coeff, activation, squeeze, actnorm: see :class:`~indm.flows.ResidualFlow`.
+        code_dim: entries K of the code, an even number.
+        encoder_planes, encoder_channels, encoder_activation: of q(u|x), see :class:`CodeEncoder`. With ``squeeze`` it
+            sees the squeezed image.
+        prior_steps, prior_width, prior_activation: of p(u), see :class:`CodePrior`.
+
+    It starts at the identity, with the bound exact. The published CIFAR-10 flow is ``blocks=(16, 16), width=512,
+    encoder_planes=(48, 96, 96), prior_width=256``. In training mode batch norm makes q(u|x) depend on the whole batch.
+    """
+
+    one_map = False
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        blocks: tuple[int, ...] = (4, 4),
+        width: int = 64,
+        norm: Norm = "rows",
+        coeff: float = 0.98,
+        activation: str = "sin",
+        squeeze: bool = False,
+        actnorm: bool = False,
+        code_dim: int = 64,
+        encoder_planes: tuple[int, ...] = (16, 32),
+        encoder_channels: int = 8,
+        encoder_activation: str = "elu",
+        prior_steps: int = 2,
+        prior_width: int = 64,
+        prior_activation: str = "elu",
+    ):
+        super().__init__()
+        shape, blocks, norm = tuple(shape), tuple(blocks), checked_norm(norm)
+        encoder_planes = tuple(encoder_planes)
+        check_block(width, coeff, activation)
+        if code_dim < 2 or code_dim % 2:
+            raise ValueError(f"code_dim must be an even number of at least 2, got {code_dim}; 64 is usual")
+        counts = {"encoder_channels": encoder_channels, "prior_steps": prior_steps, "prior_width": prior_width}
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
+        if not encoder_planes or min(encoder_planes) < 1:
+            raise ValueError(f"encoder_planes must name the channels of each level, got {encoder_planes}; (16, 32) do")
+        for name, value in {"encoder_activation": encoder_activation, "prior_activation": prior_activation}.items():
+            if value not in ENCODER_ACTIVATIONS:
+                raise ValueError(f"{name} must be one of {', '.join(ENCODER_ACTIVATIONS)}, got {value!r}")
+
+        def block(event: tuple[int, ...], preactivate: bool) -> ConditionalBlock:
+            return ConditionalBlock(event, width, norm, coeff, preactivate, activation, code_dim)
+
+        self.chain = nn.ModuleList(residual_chain(shape, blocks, block, squeeze, actnorm))
+        seen = (4 * shape[0], shape[1] // 2, shape[2] // 2) if squeeze else shape
+        self.encoder = CodeEncoder(seen, code_dim, encoder_planes, encoder_channels, encoder_activation)
+        self.prior = CodePrior(code_dim, prior_steps, prior_width, prior_activation)
+        self.shape, self.blocks, self.width, self.norm, self.coeff = shape, blocks, width, norm, coeff
+        self.activation, self.squeeze, self.actnorm, self.code_dim = activation, squeeze, actnorm, code_dim
+        self.encoder_planes, self.encoder_channels = encoder_planes, encoder_channels
+        self.encoder_activation, self.prior_activation = encoder_activation, prior_activation
+        self.prior_steps, self.prior_width = prior_steps, prior_width
+
+    def posterior(self, x: Batch) -> tuple[Codes, Codes]:
+        """Mean and log-variance of the Gaussian q(u|x), each (B, K)."""
+        return self.encoder(F.pixel_unshuffle(x, 2) if self.squeeze else x)
+
+    def encode_code(self, x: Batch, *, generator: torch.Generator | None = None) -> Codes:
+        """A draw of u ~ q(u|x), (B, K), with a gradient to x and the encoder."""
+        return self._draw(x, generator)[0]
+
+    def sample_code(self, n: int, *, generator: torch.Generator | None = None) -> Codes:
+        """n draws of u ~ p(u), (n, K)."""
+        like = self.encoder.head.weight
+        noise = torch.randn(n, self.code_dim, generator=generator, dtype=like.dtype, device=like.device)
+        return self.prior.code_of(noise)
+
+    def kl(self, x: Batch, code: Tensor) -> PerSample:
+        """log q(u|x) − log p(u) at ``code`` (B, K), nats: for u ~ q(u|x) an unbiased draw of KL(q(u|x) ‖ p(u))."""
+        mean, log_variance = self.posterior(x)
+        return _normal_log_prob((code - mean) * (-0.5 * log_variance).exp(), log_variance) - self.prior.log_prob(code)
+
+    def at(self, code: Float[Tensor, " code"]) -> Compose:
+        """h_u for one code u (K,): a flow with its own log|det|, for where one and the same map is needed.
+
+        It shares the parameters of the blocks.
+        """
+        if code.shape != (self.code_dim,):
+            raise ValueError(f"code must be one code of shape ({self.code_dim},), got {tuple(code.shape)}")
+        return self._at(code[None].detach().clone())
+
+    def forward(
+        self, x: Batch, code: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Batch, PerSample]:
+        """z = h_u(x) and log|det ∂z/∂x| at ``code`` (B, K); without one, that − kl at a code drawn from q(u|x)."""
+        if code is not None:
+            return self._at(self._checked(code, x))(x, generator=generator)
+        code, kl = self._draw(x, generator)
+        z, log_det = self._at(code)(x, generator=generator)
+        return z, log_det - kl
+
+    def latent(self, x: Tensor, code: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
+        code = self._draw(x, generator)[0] if code is None else self._checked(code, x)
+        return self._at(code).latent(x)
+
+    def inverse(
+        self,
+        z: Tensor,
+        code: Tensor | None = None,
+        tol: float = TOLERANCE,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """x with h_u(x) = z at ``code`` (B, K), by default drawn from p(u); raises as :meth:`Flow.inverse`."""
+        code = self.sample_code(len(z), generator=generator).to(z) if code is None else code
+        return self._certified_inverse(z, tol, code=code.detach())
+
+    def solve_inverse(
+        self,
+        z: Tensor,
+        code: Tensor | None = None,
+        tol: float = TOLERANCE,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Certificate:
+        """As :meth:`Flow.solve_inverse`, at ``code`` (B, K), by default drawn from p(u)."""
+        code = self.sample_code(len(z), generator=generator).to(z) if code is None else self._checked(code, z)
+        return self._at(code).solve_inverse(z, tol=tol)
+
+    def _at(self, code: Tensor) -> Compose:
+        return Compose([AtCode(part, code) if isinstance(part, ConditionalBlock) else part for part in self.chain])
+
+    def _checked(self, code: Tensor, x: Tensor) -> Tensor:
+        if code.shape != (len(x), self.code_dim):
+            raise ValueError(
+                f"code must have shape {(len(x), self.code_dim)}, one row for each sample, got {tuple(code.shape)}"
+            )
+        return code
+
+    def _draw(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """u ~ q(u|x) and log q(u|x) − log p(u)."""
+        mean, log_variance = self.posterior(x)
+        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+        code = mean + (0.5 * log_variance).exp() * noise
+        return code, _normal_log_prob(noise, log_variance) - self.prior.log_prob(code)
+
+
+def _normal_log_prob(noise: Tensor, log_variance: Tensor) -> Tensor:
+    """log density of N(m, e^log_variance) at m + e^(log_variance/2) noise, (B,)."""
+    return -0.5 * (noise.square() + log_variance + math.log(2 * math.pi)).sum(1)
