@@ -169,7 +169,8 @@ def residual_arguments(
     width, inputs = reader.shape(f"{first_block(reader, prefix)}.nnet.0.weight")[:2]
     squeeze = inputs == 4 * shape[0]
     if inputs != shape[0] and not squeeze:
-        raise ValueError(f"shape must have {inputs} channels, or {inputs / 4:g} that are squeezed, got {shape}")
+        squeezed = f", or {inputs // 4} that are squeezed" if inputs % 4 == 0 else ""
+        raise ValueError(f"the flow is one of images of {inputs} channel(s){squeezed}, the shape asked for is {shape}")
     if len(groups) > 2:
         raise ValueError(
             f"settings: nblocks with more than two groups cannot be converted, got {groups}: the original puts the "
