@@ -442,7 +442,7 @@ def test_states_that_are_no_such_flow():
         flow_from_state({"conv.weight": torch.zeros(1)}, {}, shape)
     with pytest.raises(ValueError, match=r"shape must be \(C, H, W\)"):
         flow_from_state(state, {}, (3,))
-    with pytest.raises(ValueError, match=r"shape must have 3 channels, or 0\.75 that are squeezed, got \(2, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"images of 3 channel\(s\), the shape asked for is \(2, 16, 16\)"):
         flow_from_state(state, {}, (2, 16, 16))
     with pytest.raises(ValueError, match="nblocks with more than two groups"):
         flow_from_state(Original().blocks("", 1, (1, 1, 1), 4).state, {}, (1, 8, 8))
