@@ -362,8 +362,8 @@ class Reproduce:
     """Reproduce the paper's claims: train INDM and its linear twin at equal seconds, and judge each claim.
 
     Also the plain flow, a VAE, pre-trained INDM, and both under VE; three seeds each. Writes index.html, claims.md and
-    claims.json. It can be killed at any time: the same command goes on. On two cores the whole takes about 80 minutes,
-    --fast about 15.
+    claims.json. It can be killed at any time: the same command goes on. On two cores the whole takes about an hour and a
+    half, --fast about 15 minutes.
     """
 
     data: tuple[Literal["eight-gaussians", "digits", "fashion-mnist-16", "fashion-mnist"], ...] = (
