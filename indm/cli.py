@@ -362,8 +362,8 @@ class Reproduce:
     """Reproduce the paper's claims: train INDM and its linear twin at equal seconds, and judge each claim.
 
     Also the plain flow, a VAE, pre-trained INDM, and both under VE; three seeds each. Writes index.html, claims.md and
-    claims.json. It can be killed at any time: the same command goes on. On two cores the whole takes an hour and a half,
-    --fast a quarter of an hour.
+    claims.json. It can be killed at any time: the same command goes on. On two cores the whole takes one and a half
+    hours, --fast a quarter of an hour.
     """
 
     data: tuple[Literal["eight-gaussians", "digits", "fashion-mnist-16", "fashion-mnist"], ...] = (
