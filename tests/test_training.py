@@ -492,7 +492,7 @@ def test_processes_share_the_work_and_make_one_run(tmp_path):
         [*launch, "train", str(tmp_path / "mine.toml"), "--out", str(run), "--quiet"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
