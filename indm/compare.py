@@ -128,7 +128,8 @@ def likelihood_table(result: dict) -> str:
     if result["entropy_nats"] is not None:
         rows.append(("entropy of the data", f"{result['entropy_nats']:.4f}", "", ""))
     counts = ", ".join(f"{n} for the {kind.upper()}" for kind, n in result["images"].items())
-    return f"{table(rows)}\n{result['split']} split: {counts}; ε = {result['eps']:g}; {result['dequantization']}"
+    lines = [table(rows), f"{result['split']} split: {counts}; ε = {result['eps']:g}; {result['dequantization']}"]
+    return "\n".join(lines + ([f"codes: {result['codes']}"] if "codes" in result else []))
 
 
 def _key(result: dict) -> str:
