@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from torch import Tensor
 import indm
 from indm import recipes
 from indm.data import Data, load_data, stack
+from indm.images import count_unreadable
 from indm.recipes import Evaluation, Recipe
 
 WEIGHTS = ("model.safetensors", "vae.safetensors")  # of an INDM, of a VAE
@@ -46,21 +47,43 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
         raise ValueError(f"{run} is a run of another recipe: it differs in {', '.join(differing)}; use another --out")
 
 
-def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[str]) -> None:
-    """Write ``recipe.toml`` and ``versions.json``: packages, git state of the source, seed, device, data, command."""
-    made_by = {
+def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
+    """ValueError where ``folder`` holds a file of these names already, unless it may be written over."""
+    there = [name for name in names if (folder / name).exists()]
+    if there and not overwrite:
+        raise ValueError(f"{folder} already holds {', '.join(there)}: add --overwrite to write that anew")
+
+
+def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device | None = None) -> dict:
+    """What a result depends on beside its options; stands in every file of numbers.
+
+    Args:
+        seed: of everything random in it, None where nothing is.
+        weights: SHA-256 of the weights of each run that it was made from, see :func:`weights_hash`.
+        where: the device, by default :func:`device`.
+    """
+    where = torch.device(device()) if where is None else where
+    return {
         "indm": indm.__version__,
         **{name: importlib.metadata.version(name) for name in ("torch", "accelerate", "numpy")},
         "python": platform.python_version(),
         "git": git_state(),
-        "seed": recipe["train"]["seed"],
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "data": data_notes,
         "command": sys.argv,
+        "seed": seed,
+        "weights_sha256": dict(weights),
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
+        "threads": torch.get_num_threads(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
     }
+
+
+def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[str]) -> None:
+    """Write ``recipe.toml`` and ``versions.json``: the provenance of the run, and where its data came from."""
+    text, made_by = recipes.to_toml(recipe), provenance(recipe["train"]["seed"], {}, device)
     run.mkdir(parents=True, exist_ok=True)
-    write_text(run / "recipe.toml", recipes.to_toml(recipe))
-    write_json(run / "versions.json", made_by)
+    write_text(run / "recipe.toml", text)
+    write_json(run / "versions.json", made_by | {"data": data_notes})
 
 
 def device() -> str:
@@ -103,10 +126,13 @@ def weights_hash(run: Path) -> str:
 
 def write_evaluation(run: Path, result: dict, nats: dict[str, Tensor], recipe: Recipe, data: Data, split: str) -> None:
     """Add to ``result`` what was evaluated, and write both."""
+    weights = weights_hash(run)
     result |= {
         "data": recipe["data"],
         "split": split,
-        "weights_sha256": weights_hash(run),
+        "unreadable_images": count_unreadable(getattr(data, split)),
+        "weights_sha256": weights,
+        "provenance": provenance(result["seed"], {str(run): weights}),
         "entropy_nats": data.entropy,
         "unit": "bits/dim" if data.scaling.levels else "nats",
     }
@@ -125,29 +151,32 @@ def read_metrics(run: Path) -> list[dict]:
     return lines
 
 
+def end_at_once(number: int, frame: object) -> None:
+    """A handler of signals that waits for nothing."""
+    os._exit(128 + number)
+
+
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets; the second signal acts as it always did."""
+    """An event that SIGINT or SIGTERM sets; the second signal ends the process at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
     def stop(number, frame) -> None:
         event.set()
-        restore()
+        for each in before:
+            signal.signal(each, end_at_once)
 
     for number in before:
         signal.signal(number, stop)
     try:
         yield event
     finally:
-        restore()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def git_state() -> str | None:
