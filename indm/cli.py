@@ -47,6 +47,7 @@ Exit status:
   2    a mistake, which one line on standard error names
   3    an error that should not be; the same command with --debug shows where it came from
   130  interrupted: Ctrl-C ends a training when its step is saved, all else as soon as may be, the second time at once
+  141  nobody reads the output any more, as in "indm recipes | head"
 
 No file is written over without --overwrite.
 """
@@ -121,7 +122,8 @@ def train_run(recipe: recipes.Recipe, out: Path, resume: bool, quiet: bool) -> i
 
 def name_of(source: str) -> str:
     """What a run of a recipe or on a folder is called: one name, which never leads out of the folder of runs."""
-    return Path(source).resolve().stem.lstrip(".") or "run"
+    path = Path(os.path.abspath(source))
+    return (path.name if path.is_dir() else path.stem).lstrip(".") or "run"
 
 
 def recipe_of_two(
@@ -570,6 +572,8 @@ def interruptible() -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; every failure is one line on standard error and an exit status, see "indm --help"."""
     warnings.formatwarning = lambda message, *_: f"indm: warning: {one_line(message)}\n"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
     command: Command | None = None
     try:
         with interruptible():
@@ -581,7 +585,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("indm: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # "indm recipes | head"
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NOBODY_READS
     except Exception as error:

@@ -458,6 +458,15 @@ def test_names_that_lead_out_stay_inside(run, tmp_path, monkeypatch, capsys):
         assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_folder_need_not_be_called_in_unicode(run, tmp_path, capsys):
+    out = tmp_path / "\udcff"
+    assert main(["sample", str(run), "-n", "1", "--steps", "1", "--out", str(out), "--quiet"]) == 0
+    assert "\\udcff/samples.png" in capsys.readouterr().out and (out / "samples.json").is_file()
+    recipe = recipes.load("digits") | {"data": {"name": "array", "path": str(out)}}
+    with pytest.raises(ValueError, match="is no Unicode text, which a recipe must be: rename that"):
+        recipes.to_toml(recipe)
+
+
 def test_a_dry_run_stays_a_recipe_whatever_the_folder_is_called(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "digits", *SMALL, "--dry-run", "--out", "x\n[evil]\na = 1"]) == 0

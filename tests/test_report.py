@@ -546,6 +546,8 @@ def test_report_json_holds_what_was_measured(digits):
     stored = json.loads((base / "out" / "report.json").read_text())
     assert stored["options"] == {"images": 20, "steps": [2, 3, 200], "samplers": ["unipc", "euler-maruyama"], "seed": 0}
     assert list(stored["runs"]) == [str(folder) for folder in folders]
+    weights = {str(folder): runs.weights_hash(folder) for folder in folders}
+    assert stored["provenance"]["weights_sha256"] == weights and stored["provenance"]["seed"] == 0
     for folder in folders:
         found = stored["runs"][str(folder)]
         names = {"quality"} if folder.name == "vae" else {"quality", "transport", "errors", "gap", "flow"}
