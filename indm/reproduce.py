@@ -9,7 +9,6 @@ learning curve is what a run that ended there would have reached.
 """
 
 import contextlib
-import json
 import math
 import os
 import shutil
@@ -25,7 +24,7 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from indm import claims, recipes, runs, vae
+from indm import claims, reading, recipes, runs, vae
 from indm.claims import Verdict
 from indm.data import Data, load_data
 from indm.extractor import Extractor, load_or_train
@@ -183,7 +182,7 @@ def run_folder(out: Path, data: str, variant: str, seed: int) -> Path:
 
 def work(out: Path, data: str, variant: str, seed: int) -> int:
     """Train, evaluate and measure one run, or what is left of it; exit status 130 where it was interrupted."""
-    folder, kept = run_folder(out, data, variant, seed), json.loads((out / "plan.json").read_text("utf-8"))
+    folder, kept = run_folder(out, data, variant, seed), reading.json_object(out / "plan.json")
     plan = read_plan(kept)
     recipe = recipe_of(plan, data, variant, seed, kept["steps"][data][variant])
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -204,7 +203,7 @@ def work(out: Path, data: str, variant: str, seed: int) -> int:
 
 def finished(run: Path) -> bool:
     summary = run / "summary.json"
-    return summary.exists() and not json.loads(summary.read_text("utf-8"))["interrupted"]
+    return summary.exists() and not reading.json_object(summary)["interrupted"]
 
 
 def material_of(out: Path, data: str) -> tuple[Data, Extractor | None]:
@@ -221,10 +220,12 @@ def prepare(out: Path, plan: Plan, threads: int, progress: bool) -> dict:
     """Check or make ``plan.json``, with what a step costs and how many each variant makes."""
     path = out / "plan.json"
     if path.exists():
-        kept = json.loads(path.read_text("utf-8"))
+        kept = reading.json_object(path)
         if read_plan(kept) != plan:
             raise ValueError(f"{out} holds another reproduction, {kept['plan']}; go on with that, or use another --out")
         return kept
+    if out.exists() and not {entry.name for entry in out.iterdir()} <= set(plan.data):
+        raise ValueError(f"{out} exists and holds something else than a reproduction: use another --out")
     for data in tqdm(plan.data, desc="extractors", disable=not progress):
         material_of(out, data)
     usual = torch.get_num_threads()
@@ -379,7 +380,9 @@ def reproduce(out: Path, plan: Plan, *, jobs: int | None = None, progress: bool 
         add_runs(page, out, facts, material, extractor, prefix=f"{data}-")
     page.write(out / "index.html")
     numbers = [{key: None if value != value else value for key, value in asdict(v).items()} for v in verdicts]
-    runs.write_json(out / "claims.json", {"plan": kept, "verdicts": numbers})
+    weights = {str(f.folder): runs.weights_hash(f.folder) for *_, facts in sections for f in facts}
+    made_by = runs.provenance(None, weights)  # each run's seed is its folder's name
+    runs.write_json(out / "claims.json", {"plan": kept, "provenance": made_by, "verdicts": numbers})
     rows = [HEADER, ("---",) * len(HEADER), *(cells(verdict) for verdict in verdicts)]
     runs.write_text(out / "claims.md", "".join(f"| {' | '.join(row)} |\n" for row in rows))
     return verdicts

@@ -24,9 +24,10 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast, gather_ob
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from indm import recipes, runs
+from indm import reading, recipes, runs
 from indm.data import Data, flip_horizontally, load_data, loader, stack
 from indm.flows import Frozen, Identity, require_one_map
+from indm.images import count_unreadable
 from indm.knobs import isometry_defect, normal_law, terminal_nll
 from indm.likelihood import latent_reference
 from indm.model import INDM, build_model
@@ -333,7 +334,7 @@ class Trainer:
         """Go back to the state in ``run``'s checkpoint. The random state is only that of as many processes as then."""
         path = run / "checkpoint.pt"
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = reading.checkpoint(path)
             self.model.load_state_dict(state["model"])
             self.ema.model.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -585,6 +586,7 @@ def summarise(trainer: Trainer, metrics: Metrics, interrupted: bool) -> dict:
         **metrics.last_validation,
         **sizes(trainer),
         "peak_memory_mib": round(peak_memory_mib()),
+        "unreadable_images": count_unreadable(trainer.data.train),
     }
     if trainer.accelerator.device.type == "cuda":
         summary["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)

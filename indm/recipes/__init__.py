@@ -6,6 +6,7 @@ that is built); ``[train]`` and ``[evaluate]`` are the dataclasses :class:`Train
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from indm.model import KINDS, nearest
 NAMED_TABLES = ("data", *KINDS)
 BUNDLED = Path(__file__).parent
 TRACKERS = {"tensorboard", "wandb"}
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 Recipe = dict[str, dict]
 
 
@@ -134,7 +136,7 @@ def load(source: str | Path) -> Recipe:
         raise FileNotFoundError(f"no recipe or file is called {str(source)!r}{nearest(str(source), bundled())}")
     try:
         recipe = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     for table, content in recipe.items():
         if not isinstance(content, dict):
@@ -196,10 +198,14 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 def to_toml(recipe: Recipe) -> str:
     """The recipe as TOML text."""
     blocks = [
-        "\n".join([f"[{table}]", *(f"{key} = {literal(value)}" for key, value in content.items())])
+        "\n".join([f"[{table}]", *(f"{_key(key)} = {literal(value)}" for key, value in content.items())])
         for table, content in recipe.items()
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def _key(key: str) -> str:
+    return key if BARE_KEY.fullmatch(key) else literal(key)
 
 
 def literal(value) -> str:
@@ -207,18 +213,20 @@ def literal(value) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+        if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+            raise ValueError(f"{value!r} is no Unicode text, which a recipe must be: rename that file or folder")
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(literal, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key} = {literal(part)}' for key, part in value.items())}}}"
-    return repr(value)
+        return f"{{{', '.join(f'{_key(key)} = {literal(part)}' for key, part in value.items())}}}"
+    return str(value)  # numbers and dates
 
 
 def _value(text: str):
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return value if isinstance(value, bool | int | float | str | list) else text
 
