@@ -36,9 +36,9 @@ from indm.training import Trainer, train
 from indm.translation import Route, two_models
 
 LINEAR = 1.15  # steps of a linear diffusion in the time of one of INDM
-IMAGES = 300  # of A's test split, at most
+IMAGES = 200  # of A's test split, at most
 SHOWN = 10
-CYCLED = 50  # images whose error is looked at along the steps
+CYCLED = 32  # images whose error is looked at along the steps
 STRENGTHS = (0.3, 0.5)  # of SDEdit
 NAMES = {
     "indm": "two INDMs",
@@ -129,14 +129,20 @@ def routes(recipe: dict, steps: int, out: Path) -> dict[str, Route]:
         ("ddib", linear, {"flow": "identity", "train.flow_every": "1"}),
     ):
         changed = recipes.override(base, {**changes, "train.steps": str(count)})
-        train_pair(changed, out / name, resume=(out / name).exists())
+        whole(train_pair(changed, out / name, resume=(out / name).exists()))
     changed = recipes.override(base, {"train.steps": str(2 * steps)})
-    train(changed, out / "bridge", resume=(out / "bridge" / "checkpoint.pt").exists())
+    whole({"bridge": train(changed, out / "bridge", resume=(out / "bridge" / "checkpoint.pt").exists())})
     told = conditional(recipe, 2 * linear, out)
     found = {name: open_runs([out / name]).route() for name in ("indm", "ddib", "bridge")}
     found |= {f"{name} 0.5": open_runs([out / name]).route(strength=0.5) for name in ("indm", "ddib")}
     found |= {f"sdedit {s}": two_models(told, told, strength=s, stochastic=True) for s in STRENGTHS}
     return {name: found[name] for name in NAMES}
+
+
+def whole(summaries: dict[str, dict]) -> None:
+    """Stop where a training was told to."""
+    if any(summary["interrupted"] for summary in summaries.values()):
+        raise KeyboardInterrupt
 
 
 def study(name: str, steps: int, out: Path) -> dict:
@@ -173,7 +179,7 @@ def study(name: str, steps: int, out: Path) -> dict:
 def cycles(opened: Opened, raw: Tensor) -> list[dict]:
     """The error of A → B → A, grey levels, for tolerances and for equal steps."""
     rows = []
-    for options in [{"tol": tol} for tol in (1e-3, 1e-4, 1e-5)] + [{"steps": n} for n in (25, 50, 100, 200, 400)]:
+    for options in [{"tol": tol} for tol in (1e-4, 1e-5, 1e-6)] + [{"steps": n} for n in (25, 50, 100, 200, 400)]:
         route = opened.route(**options)
         x = route.models[0].scaling.centre(raw)
         there = route.follow(x)

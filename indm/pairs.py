@@ -30,7 +30,7 @@ from indm.recipes import Recipe
 from indm.resemblance import COLUMNS, limits, resemblance, row, two_classes
 from indm.sde import squared_norm
 from indm.training import check_second, train
-from indm.translation import DIRECTIONS, TOL, Arrival, Route, bridge, two_models
+from indm.translation import DIRECTIONS, STEPS, Arrival, Route, bridge, two_models
 
 SIDES = ("a", "b")
 ARRAY_SUFFIXES = {".npz", ".npy"}
@@ -247,8 +247,8 @@ class Options:
 
     strength: float = 1.0
     stochastic: bool = False
-    tol: float = TOL
-    steps: int | None = None
+    steps: int = STEPS
+    tol: float | None = None
     seed: int = 0
     strip: int = 0  # frames of each leg on the strip; 0 for none
     cycle: bool = False
@@ -270,7 +270,7 @@ def translate_files(
         What ``translation.json`` holds: a row for each example (its distance from the source, the error of its cycle),
         ``failed`` with the reason for each that could not be read or translated, times, evaluations, options, models.
     """
-    route = opened.route(strength=options.strength, stochastic=options.stochastic, tol=options.tol, steps=options.steps)
+    route = opened.route(strength=options.strength, stochastic=options.stochastic, steps=options.steps, tol=options.tol)
     if options.cycle:
         route.back()  # says so where there is none
     items = find(sources, route.models[0], opened.data, options.strict)

@@ -26,7 +26,7 @@ from indm.objective import randn_like
 from indm.sampling import follow_flow
 from indm.sde import LinearSDE, expand_like
 
-TOL = 1e-5
+STEPS = 200  # evaluations there; a cycle is then within a few hundredths of a grey level where it was measured
 DIRECTIONS = ("forward", "backward")
 
 
@@ -62,20 +62,19 @@ class Route:
 
     Attributes:
         legs: each begins at the time at which the one before ends.
-        tol: of the adaptive solver.
-        steps: equal steps of the whole way in −log SNR in place of it, one evaluation each; the error is of third
-            order in the step.
+        steps: equal steps of the whole way in −log SNR, one evaluation each; the error is of third order in the step.
+        tol: solve adaptively to this tolerance in place of them.
     """
 
     legs: tuple[Leg, ...]
-    tol: float = TOL
-    steps: int | None = None
+    steps: int = STEPS
+    tol: float | None = None
 
     def __post_init__(self):
-        if self.steps is not None and self.steps < len(self.legs):
-            raise ValueError(f"steps must be at least {len(self.legs)}, one a leg, or None, got {self.steps}")
-        if not self.tol > 0:
-            raise ValueError(f"tol must be positive, got {self.tol}; {TOL:g} is usual")
+        if self.steps < len(self.legs):
+            raise ValueError(f"steps must be at least {len(self.legs)}, one a leg, got {self.steps}; {STEPS} is usual")
+        if self.tol is not None and not self.tol > 0:
+            raise ValueError(f"tol must be positive, or None for equal steps, got {self.tol}; 1e-6 is usual")
 
     @property
     def models(self) -> tuple[INDM, INDM]:
@@ -91,7 +90,7 @@ class Route:
         if any(leg.noise for leg in self.legs):
             raise ValueError("there is no way back along noise: a stochastic route has no cycle")
         legs = tuple(Leg(leg.model, leg.end, leg.start) for leg in reversed(self.legs))
-        return Route(legs, self.tol, self.steps)
+        return Route(legs, self.steps, self.tol)
 
     def follow(
         self, x: Float[Tensor, "batch *event"], *, frames: int = 0, generator: torch.Generator | None = None
@@ -110,24 +109,33 @@ class Route:
             raise ValueError(f"x must be a batch of events of shape {first.shape}, got {tuple(x.shape)}")
         if frames == 1 or frames < 0:
             raise ValueError(f"frames must be 0 for none or at least 2, got {frames}")
-        nfe, pictures = 0, []
         with evaluation_mode(first), evaluation_mode(last):
-            z = first.encode(x)[0] * _rest(first.sde, self.legs[0].start, x)
+            start = first.encode(x)[0] * _rest(first.sde, self.legs[0].start, x)
+            noise = None if generator is None else generator.clone_state()
+            z, nfe = start, 0
             for leg in self.legs:
-                pictures += [leg.model.decode(z)] if frames else []
-                for start, end in _pairs(leg, max(2, frames)):
-                    z, evaluations = self._advance(leg, z, start, end, generator)
-                    nfe += evaluations
-                    pictures += [leg.model.decode(z)] if frames else []
+                z, evaluations = self._advance(leg, z, leg.start, leg.end, generator)
+                nfe += evaluations
             arrived = last.decode(z / _rest(last.sde, self.legs[-1].end, z))
+            pictures = list(self._frames(start, frames, noise)) if frames else []
         empty = x.new_zeros(len(x), 0, *x.shape[1:])
         return Arrival(arrived, nfe, torch.stack(pictures, 1) if pictures else empty)
+
+    def _frames(self, z: Tensor, frames: int, generator: torch.Generator | None) -> Iterator[Tensor]:
+        """h⁻¹(z_t) at equally spaced times of every leg, on a way of their own: stops would make the way less exact."""
+        for leg in self.legs:
+            yield leg.model.decode(z)
+            for start, end in _pairs(leg, frames):
+                z, _ = self._advance(leg, z, start, end, generator)
+                yield leg.model.decode(z)
 
     def _advance(self, leg: Leg, z: Tensor, start: float, end: float, generator) -> tuple[Tensor, int]:
         if leg.noise:
             return forward_step(leg.model.sde, z, start, end, generator), 0
-        steps = self.steps and max(1, round(self.steps * _clock(leg.model.sde, start, end) / self._length()))
-        return follow_flow(leg.model.score, z, start, end, tol=self.tol, steps=steps)
+        if self.tol is not None:
+            return follow_flow(leg.model.score, z, start, end, tol=self.tol)
+        steps = max(1, round(self.steps * _clock(leg.model.sde, start, end) / self._length()))
+        return follow_flow(leg.model.score, z, start, end, steps=steps)
 
     def _length(self) -> float:
         """Of all legs together on the clock −log SNR."""
@@ -140,8 +148,8 @@ def two_models(
     *,
     strength: float = 1.0,
     stochastic: bool = False,
-    tol: float = TOL,
-    steps: int | None = None,
+    steps: int = STEPS,
+    tol: float | None = None,
 ) -> Route:
     """The route from the data of ``source`` to those of ``target``.
 
@@ -157,7 +165,7 @@ def two_models(
     sde = source.sde
     turn = max(sde.eps, _way(strength, sde))
     legs = (Leg(source, sde.eps, turn, noise=stochastic), Leg(target, turn, sde.eps))
-    return Route(legs, tol, steps)
+    return Route(legs, steps, tol)
 
 
 def bridge(
@@ -166,8 +174,8 @@ def bridge(
     *,
     strength: float = 1.0,
     stochastic: bool = False,
-    tol: float = TOL,
-    steps: int | None = None,
+    steps: int = STEPS,
+    tol: float | None = None,
 ) -> Route:
     """The route through one INDM, from the data at t = 0 to those at t = T ("forward") or "backward".
 
@@ -182,7 +190,7 @@ def bridge(
     sde = model.sde
     way = _way(strength, sde)
     ends = (sde.eps, max(sde.eps, way)) if direction == "forward" else (sde.T, max(sde.eps, sde.T - way))
-    return Route((Leg(model, *ends, noise=stochastic),), tol, steps)
+    return Route((Leg(model, *ends, noise=stochastic),), steps, tol)
 
 
 def translate(
@@ -192,8 +200,8 @@ def translate(
     *,
     strength: float = 1.0,
     stochastic: bool = False,
-    tol: float = TOL,
-    steps: int | None = None,
+    steps: int = STEPS,
+    tol: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "batch *event"]:
     """Data of A as data of B, by two models: see :func:`two_models`, whose arguments these are.
@@ -203,7 +211,7 @@ def translate(
 
     Source: §5 of Kim et al. 2022, https://arxiv.org/abs/2205.13699; Su et al. 2023, https://arxiv.org/abs/2203.08382.
     """
-    route = two_models(source, target, strength=strength, stochastic=stochastic, tol=tol, steps=steps)
+    route = two_models(source, target, strength=strength, stochastic=stochastic, steps=steps, tol=tol)
     return route.follow(x, generator=generator).x
 
 
@@ -214,12 +222,12 @@ def translate_bridge(
     *,
     strength: float = 1.0,
     stochastic: bool = False,
-    tol: float = TOL,
-    steps: int | None = None,
+    steps: int = STEPS,
+    tol: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "batch *event"]:
     """Data at one end of a bridge as data at its other: see :func:`bridge`, whose arguments these are."""
-    route = bridge(model, direction, strength=strength, stochastic=stochastic, tol=tol, steps=steps)
+    route = bridge(model, direction, strength=strength, stochastic=stochastic, steps=steps, tol=tol)
     return route.follow(x, generator=generator).x
 
 
