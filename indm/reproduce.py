@@ -224,8 +224,6 @@ def prepare(out: Path, plan: Plan, threads: int, progress: bool) -> dict:
         if read_plan(kept) != plan:
             raise ValueError(f"{out} holds another reproduction, {kept['plan']}; go on with that, or use another --out")
         return kept
-    if out.exists() and not {entry.name for entry in out.iterdir()} <= set(plan.data):
-        raise ValueError(f"{out} exists and holds something else than a reproduction: use another --out")
     for data in tqdm(plan.data, desc="extractors", disable=not progress):
         material_of(out, data)
     usual = torch.get_num_threads()
@@ -361,6 +359,9 @@ def reproduce(out: Path, plan: Plan, *, jobs: int | None = None, progress: bool 
         raise ValueError(f"seeds must be at least 1, got {plan.seeds}; 3 is usual")
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
+    found = {entry.name for entry in out.iterdir()} if out.exists() else set()
+    if "plan.json" not in found and not found <= set(plan.data):  # where it was killed before it had a plan
+        raise ValueError(f"{out} exists and holds something else than a reproduction: use another --out")
     jobs = jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     kept = prepare(out, plan, threads, progress)
