@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from indm.flows.residual import check_contractions
 from indm.gaussian import GaussianReference
 from indm.objective import nelbo, randn_like, reconstruction_term
 from indm.ode import adams, basis, integrate, rademacher, value_and_divergence
@@ -192,6 +193,7 @@ def evaluate(
     nll_images = len(raw) if nll_images is None else min(nll_images, len(raw))
     if nll_images < 0 or nll_images == 1:
         raise ValueError(f"nll_images must be 0 (no NLL) or at least 2 for a standard error, got {nll_images}")
+    check_contractions(model.flow)
     device = model.scaling.scale.device
     generator = torch.Generator(device)
     draws: dict[str, list[Tensor]] = {}

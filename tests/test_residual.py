@@ -12,8 +12,9 @@ from scipy import stats
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import eigsh
 
+import indm
 from indm.flows import ActNorm, Compose, ExactLogDet, PowerSeries, ResidualBlock, ResidualFlow, use_log_det
-from indm.flows.residual import ContractiveLinear, convolution_norm
+from indm.flows.residual import ContractiveLinear, check_contractions, convolution_norm
 
 ESTIMATORS = {
     "training": PowerSeries(2, 2.0),
@@ -649,3 +650,21 @@ def test_layout_of_groups_and_preactivation():
     assert [b.preactivate for b in blocks] == [False, True, True, True]
     assert [b.maps[0].weight.shape[1] for b in blocks] == [1, 1, 4, 16]
     assert [m.weight.shape[-1] for m in blocks[0].maps] == [3, 1, 3]
+
+
+@pytest.mark.parametrize("norm", [2, math.inf])
+def test_a_map_that_does_not_contract_is_found_at_the_next_evaluation(norm, monkeypatch):
+    """A flow of any weights passes; one whose constraint is gone, or whose weights are no numbers, is named."""
+    flow = ResidualFlow((1, 8, 8), (1, 1), 4, norm=norm)
+    for parameter in flow.parameters():
+        torch.nn.init.normal_(parameter, std=3.0)
+    check_contractions(flow)
+    linear = flow.flows[2].maps[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(linear, "constrained_weight", lambda: linear.weight)
+        with pytest.raises(RuntimeError, match=r"flows\.2\.maps\.1 has norm .* where its bound is 0\.98"):
+            check_contractions(flow)
+    torch.nn.init.constant_(linear.weight, math.nan)
+    model = indm.INDM(flow, indm.ScoreModel(indm.MLP((1, 8, 8), width=8, depth=1), indm.VPSDE()))
+    with pytest.raises(RuntimeError, match=r"flows\.2\.maps\.1 has norm nan"):
+        indm.evaluate(model, torch.rand(4, 1, 8, 8), progress=False)

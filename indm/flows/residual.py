@@ -49,13 +49,14 @@ class ContractiveLinear(nn.Module):
         """Wᵀ y."""
         return F.conv_transpose2d(y, weight, padding=self.padding) if self.image else F.linear(y, weight.T)
 
-    def induced_norm(self) -> Tensor:
-        """Norm of the free parameter's map (an upper bound of it for padded convolutions), with its gradient."""
+    def induced_norm(self, weight: Tensor | None = None) -> Tensor:
+        """Norm of the map by ``weight``, or the free parameter (an upper bound of it for padded convolutions)."""
+        weight = self.weight if weight is None else weight
         if self.norm == math.inf:
-            return self.weight.abs().flatten(1).sum(1).max()
+            return weight.abs().flatten(1).sum(1).max()
         if self.padding == 0:
-            return torch.linalg.matrix_norm(self.weight.flatten(1), 2)
-        return convolution_norm(self.weight)
+            return torch.linalg.matrix_norm(weight.flatten(1), 2)
+        return convolution_norm(weight)
 
     def constrained_weight(self) -> Tensor:
         """The weight that the map applies: induced norm at most ``coeff``."""
@@ -249,6 +250,24 @@ class ResidualFlow(Compose):
         flows += [Unsqueeze() for _ in blocks[1:]] if image else []
         super().__init__(flows)
         self.shape, self.blocks, self.width, self.norm, self.coeff = shape, blocks, width, norm, coeff
+
+
+@torch.no_grad()
+def check_contractions(flow: Flow) -> None:
+    """That every map in ``flow`` that must contract does so, as it is applied, to rounding; done at each evaluation.
+
+    Raises:
+        RuntimeError: naming the map, its norm and its bound.
+    """
+    for name, linear in flow.named_modules():
+        if isinstance(linear, ContractiveLinear):
+            finite = bool(linear.weight.isfinite().all())
+            norm = float(linear.induced_norm(linear.constrained_weight())) if finite else math.nan
+            if not norm <= linear.coeff * (1 + 1e-4):
+                raise RuntimeError(
+                    f"the flow's {name} has norm {norm:g} where its bound is {linear.coeff:g}, so that the flow need "
+                    "not be invertible; go back to an older checkpoint"
+                )
 
 
 def use_log_det(flow: Flow, *, training: LogDet | None = None, evaluation: LogDet | None = None) -> None:
