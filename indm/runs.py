@@ -1,5 +1,6 @@
 """The run folder: what may be written into it, the files that say what made it, reading it and leaving it whole."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -28,6 +29,7 @@ FREE_ON_RESUME = {
     f"train.{key}"
     for key in (
         "steps", "seconds", "log_every", "validate_every", "checkpoint_every", "keep_every", "workers", "trackers",
+        "keep_last", "skips", "rollbacks",
     )
 }  # fmt: skip
 
@@ -115,13 +117,12 @@ def write_evaluation(run: Path, result: dict, nats: dict[str, Tensor], recipe: R
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """The lines of ``metrics.jsonl``; a last line that was cut off in the writing is left out."""
+    """The lines of ``metrics.jsonl``; what is no line of it, such as one cut off in the writing, is left out."""
     path, lines = run / "metrics.jsonl", []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    for text in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            line = json.loads(text)
+            lines += [line] if isinstance(line, dict) and isinstance(line.get("step"), int) else []
     return lines
 
 
@@ -165,12 +166,20 @@ def git_state() -> str | None:
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """``write`` to a file beside ``path``, then put it in its place: at no time is ``path`` half written."""
+    """``write`` to a file beside ``path``, then put it in its place: at no time is ``path`` half written.
+
+    Where that fails, nothing is left of it: on a full disk a half-written file would keep the rest from being saved.
+    """
     beside = path.with_name(f".{path.name}.new")
-    write(beside)
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    beside.unlink(missing_ok=True)
+    try:
+        write(beside)
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
