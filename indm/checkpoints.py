@@ -45,11 +45,7 @@ def write(run: Path, state: dict, keep: int) -> None:
     """
     path = run / FOLDER / f"{state['step']}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        runs.write_whole(path, lambda beside: torch.save(state, beside))
-    except RuntimeError as error:  # what torch makes of a full disk
-        reason = str(error).splitlines()[0]
-        raise OSError(f"{path} cannot be written: {reason}; the states before it are as they were") from error
+    runs.write_whole(path, lambda beside: torch.save(state, beside))
     _name_newest(run, path)
     for old in numbered(run)[keep:]:
         old.unlink()
@@ -73,7 +69,9 @@ def restore(run: Path, use: Callable[[dict], None]) -> None:
             _pass_over(run, complaints, path)
         return
     if not complaints:
-        raise FileNotFoundError(f"{run / NEWEST} is missing, so there is nothing to resume; leave out --resume")
+        raise FileNotFoundError(
+            f"{run / NEWEST} is missing, so there is nothing to resume; move {run} away and start without --resume"
+        )
     path, reason = next(iter(complaints.items()))
     raise ValueError(f"{path} cannot be read as a checkpoint of this recipe: {reason}; nor can any older one in {run}")
 

@@ -154,7 +154,8 @@ class Evaluate:
     def run(self) -> int:
         given = {k: v for k, v in vars(self).items() if v is not None and k not in ("run_folder", "quiet")}
         result = runs.evaluate(self.run_folder, given, progress=not self.quiet)
-        print(compare.likelihood_table(result))
+        if PartialState().is_main_process:
+            print(compare.likelihood_table(result))
         return 0
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from safetensors import SafetensorError
 from torch import Tensor
 
 import indm
@@ -82,16 +84,19 @@ def evaluate(run: Path, given: dict | None = None, *, progress: bool = True) -> 
     """The likelihood of held-out data under a run's model, see :func:`indm.evaluate`.
 
     ``given`` stands over the recipe's ``[evaluate]``. Writes ``evaluation.json``, which is returned, and per-example
-    nats to ``evaluation.npz``.
+    nats to ``evaluation.npz``. Where several processes were launched, each does its share; the main one writes.
     """
+    processes = PartialState(cpu=not torch.accelerator.is_available())
     model, recipe = open_run(run)
     options = Evaluation(**recipe["evaluate"] | (given or {}))
     data = load_data(**recipe["data"])
     settings = {key: value for key, value in vars(options).items() if key not in ("split", "images")}
     settings["steps"] = options.steps or None
     raw = stack(getattr(data, options.split), options.images)
-    result, nats = indm.evaluate(model, raw, progress=progress, **settings)
-    write_evaluation(run, result, nats, recipe, data, options.split)
+    distributed, main = processes.num_processes > 1, processes.is_main_process
+    result, nats = indm.evaluate(model, raw, progress=progress and main, distributed=distributed, **settings)
+    if main:
+        write_evaluation(run, result, nats, recipe, data, options.split)
     return result
 
 
@@ -169,6 +174,9 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """``write`` to a file beside ``path``, then put it in its place: at no time is ``path`` half written.
 
     Where that fails, nothing is left of it: on a full disk a half-written file would keep the rest from being saved.
+
+    Raises:
+        OSError: also where torch or safetensors have another name for a full disk.
     """
     beside = path.with_name(f".{path.name}.new")
     beside.unlink(missing_ok=True)
@@ -177,6 +185,9 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         with beside.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except (RuntimeError, SafetensorError) as error:
+        beside.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written, what was there before is as it was: {error}") from error
     except BaseException:
         beside.unlink(missing_ok=True)
         raise

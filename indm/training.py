@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from indm import checkpoints, recipes, runs
 from indm.data import Data, flip_horizontally, load_data, loader, stack
+from indm.draws import for_rows, part_of
 from indm.flows import Frozen, Identity
 from indm.flows.residual import check_contractions
 from indm.knobs import isometry_defect, normal_law, terminal_nll
@@ -163,15 +164,14 @@ class Trainer:
         layout = torch.channels_last if accelerator.device.type == "cuda" else torch.preserve_format
         self.model = model.to(accelerator.device, memory_format=layout)
         self.ema = EMA(self.model, self.options.ema)
-        groups = [group for group in self.parameter_groups() if group["params"]]
-        self.optimizer = torch.optim.AdamW(groups, lr=self.options.lr, betas=self.options.betas, fused=True)
+        self.optimizer = self.build_optimizer([group for group in self.parameter_groups() if group["params"]])
         self.step, self.seconds = 0, 0.0
         self.pretraining = self.options.pretrain > 0
         self.means, self.validation, self.best = Means(), {}, {}
         self.skipped = self.skipped_in_row = self.rollbacks = 0
         self.rate, self.fell_back = 1.0, False
         self.network = accelerator.prepare_model(self.build_step(recipe).train())
-        torch.manual_seed(self.options.seed + 1 + accelerator.process_index)
+        torch.manual_seed(self.options.seed + 1)  # of all processes: see indm.draws
 
     def build_model(self, recipe: Recipe) -> nn.Module:
         """What is trained, on the CPU: a module with ``scaling``, ``shape`` and ``save(folder)``."""
@@ -186,6 +186,10 @@ class Trainer:
             {"name": "score", "params": list(score.parameters()), "rate": o.lr, "weight_decay": o.weight_decay},
             {"name": "flow", "params": list(flow.parameters()), "rate": o.flow_lr, "weight_decay": o.flow_weight_decay},
         ]
+
+    def build_optimizer(self, groups: list[dict]) -> torch.optim.Optimizer:
+        """An optimizer that leaves all as it is where its ``found_inf`` is 1, as fused ones do on the device."""
+        return torch.optim.AdamW(groups, lr=self.options.lr, betas=self.options.betas, fused=True)
 
     def build_step(self, recipe: Recipe) -> nn.Module:
         """The objective as a module, (x, **conditions) ↦ (loss, terms to be logged), see :class:`TrainingStep`."""
@@ -217,7 +221,7 @@ class Trainer:
         raw, flip = stack(self.data_b.train, MOST_IN_MEMORY), self.data_b.flip
 
         def draw(n: int) -> Tensor:
-            drawn = raw[torch.randint(len(raw), (n,))].to(device)
+            drawn = raw[for_rows(n, lambda n: torch.randint(len(raw), (n,)))].to(device)
             return scaling.to_model(flip_horizontally(drawn) if flip else drawn)
 
         return draw
@@ -278,7 +282,9 @@ class Trainer:
         for i in range(o.accumulate):
             last = i == o.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.network):
-                loss, terms = self.network(self.prepare_batch(next(batches)), **conditions)
+                raw = next(batches)
+                with part_of(self.accelerator.process_index * len(raw), self.accelerator.num_processes * len(raw)):
+                    loss, terms = self.network(self.prepare_batch(raw), **conditions)
                 self.accelerator.backward(loss / o.accumulate)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value / o.accumulate
@@ -347,7 +353,8 @@ class Trainer:
             "model": self.model.state_dict(),
             "ema": self.ema.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "processes": gather_object([{"random": random, "means": self.means.state()}]),
+            "random": random,
+            "means": gather_object([self.means.state()]),
             **{name: getattr(self, name) for name in KEPT},
         }
         if self.accelerator.is_main_process:
@@ -357,7 +364,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def load(self, run: Path) -> None:
-        """Go back to the newest whole state in ``run``. With another number of processes the random state is new."""
+        """Go back to the newest whole state in ``run``; the number of processes may be another one. Collective."""
         with self.accelerator.main_process_first():
             checkpoints.restore(run, self._take)
 
@@ -368,13 +375,11 @@ class Trainer:
         for name in KEPT:
             setattr(self, name, state[name])
         self.skipped_in_row = 0
-        a, parts = self.accelerator, state["processes"]
-        self.means.restore(parts[a.process_index % len(parts)]["means"], a.device)
-        if len(parts) == a.num_processes:
-            random = parts[a.process_index]["random"]
-            torch.set_rng_state(random["cpu"])
-            if a.device.type == "cuda" and "cuda" in random:
-                torch.cuda.set_rng_state(random["cuda"], a.device)
+        a, means, random = self.accelerator, state["means"], state["random"]
+        self.means.restore(means[a.process_index % len(means)], a.device)
+        torch.set_rng_state(random["cpu"])
+        if a.device.type == "cuda" and "cuda" in random:
+            torch.cuda.set_rng_state(random["cuda"], a.device)
 
     def roll_back(self, run: Path) -> None:
         """Go back to the newest state in ``run`` at half the learning rates.

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from indm import checkpoints, runs
 
@@ -92,7 +93,7 @@ def test_a_folder_with_the_newest_state_alone_can_be_resumed(tmp_path):
 
 
 def test_where_nothing_is_whole_that_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing to resume; leave out --resume"):
+    with pytest.raises(FileNotFoundError, match=r"nothing to resume; move .* away and start without"):
         restored(tmp_path)
     written(tmp_path, 10, 20)
     for path in (tmp_path / "checkpoints").iterdir():
@@ -135,6 +136,8 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, small_disk):
     written(small_disk, 10, 20)
     with pytest.raises(OSError, match=r"30\.pt cannot be written|No space left"):
         checkpoints.write(small_disk, state(30) | {"large": torch.zeros(2**19)}, 2)
+    with pytest.raises(OSError, match=r"large\.safetensors cannot be written|No space left"):
+        runs.write_whole(small_disk / "large.safetensors", lambda p: save_file({"large": torch.zeros(2**19)}, p))
     assert restored(small_disk) == 20 and not [p for p in small_disk.rglob(".*")]
 
 

@@ -1,9 +1,15 @@
 """What a run survives: signals at any moment, steps that are not finite, disks that are full."""
 
+import io
 import itertools
 import json
 import math
+import os
+import random
+import shutil
 import signal
+import time
+import warnings
 
 import pytest
 import torch
@@ -78,10 +84,9 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(tmp_path, 
 
 def test_a_full_disk_ends_a_run_that_can_be_resumed(tmp_path, small_disk, whole):
     run = small_disk / "run"
-    with pytest.raises((OSError, RuntimeError), match=r"cannot be written|No space left"):
+    with pytest.raises(OSError, match=r"cannot be written|No space left"):
         train(change(TINY, keep_last=1000, checkpoint_every=1), run, progress=False)
     assert checkpoints.numbered(run) and not list(run.rglob(".*"))
-    (small_disk / "run" / "snapshots").mkdir(exist_ok=True)
     for old in checkpoints.numbered(run)[2:]:
         old.unlink()
     train(TINY, run, resume=True, progress=False)
@@ -223,3 +228,87 @@ def test_a_signal_while_a_checkpoint_is_written_waits_for_it(tmp_path, monkeypat
     assert checkpoint(tmp_path)["step"] == 6 and json.loads((tmp_path / "summary.json").read_text())["interrupted"]
     train(TINY, tmp_path, resume=True, progress=False)
     compare_runs(whole, tmp_path)
+
+
+# ── signals at any moment ───────────────────────────────────────────────────────────────────────────────────────────
+
+LONG = change(TINY, steps=40, checkpoint_every=7)
+
+
+def child(run, before=lambda: None):
+    """A process that makes ``run`` or what is left of it, after ``before()``."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        before()
+        warnings.simplefilter("ignore")
+        train(LONG, run, resume=checkpoints.begun(run), progress=False)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def finish(run):
+    """Start it again after it was stopped: anew where it had saved nothing."""
+    if run.exists() and not checkpoints.begun(run):
+        shutil.rmtree(run)
+    assert os.waitpid(child(run), 0)[1] == 0
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    """The run that nothing disturbs, and the seconds it takes."""
+    run = tmp_path_factory.mktemp("long") / "run"
+    started = time.monotonic()
+    finish(run)
+    return run, time.monotonic() - started
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize("case", range(20))
+def test_a_signal_at_a_random_moment_changes_nothing(tmp_path, long, number, case):
+    whole, seconds = long
+    run = tmp_path / "run"
+    pid = child(run)
+    time.sleep(random.Random(f"{number}{case}").uniform(0, seconds))
+    os.kill(pid, number)
+    os.waitpid(pid, 0)
+    finish(run)
+    compare_runs(whole, run)
+
+
+def die_at(call, name, share):
+    """SIGKILL at that call of ``name``: in the middle of a checkpoint's bytes, or before or after a rename."""
+
+    def before():
+        module = torch if name == "save" else os
+        real, calls = getattr(module, name), []
+
+        def fatal(*arguments):
+            calls.append(arguments)
+            if len(calls) == call:
+                if name == "save":
+                    whole = io.BytesIO()
+                    real(arguments[0], whole)
+                    arguments[1].write_bytes(whole.getvalue()[: int(share * whole.tell())])
+                elif share > 0.5:
+                    real(*arguments)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments)
+
+        setattr(module, name, fatal)
+
+    return before
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name, most", [("save", 7), ("replace", 40), ("link", 7)])
+@pytest.mark.parametrize("case", range(20))
+def test_being_killed_while_a_checkpoint_is_written_changes_nothing(tmp_path, long, name, most, case):
+    chance = random.Random(f"{name}{case}")
+    pid = child(tmp_path / "run", die_at(chance.randint(1, most), name, chance.random()))
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    finish(tmp_path / "run")
+    compare_runs(long[0], tmp_path / "run")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indm import draws
 from indm.flows import fixed_point
 from indm.flows.base import TOLERANCE, Batch, Compose, Flow, PerSample, Squeeze, Unsqueeze, magnitude
 from indm.flows.log_det import ExactLogDet, PowerSeries
@@ -177,9 +178,9 @@ class ResidualBlock(Flow):
         estimator = self.training_log_det if self.training else self.evaluation_log_det
         rows, share = estimator.rows(len(x), generator, x.device)
         z = x + self._evaluate(x, weights)
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False), draws.only(rows):
             part = self._log_det(x[rows], weights, estimator, generator)
-        return z, nn.functional.pad(share * part, (rows.start, len(x) - rows.stop))
+        return z, torch.slice_scatter(part.new_zeros(len(x)), share * part, 0, rows.start, rows.stop, rows.step or 1)
 
     def latent(self, x: Batch) -> Batch:
         return x + self._evaluate(x, self._weights())
@@ -279,5 +280,8 @@ def use_log_det(flow: Flow, *, training: LogDet | None = None, evaluation: LogDe
 
 
 def _scale(v: Tensor, slope: Tensor) -> Tensor:
-    """slope · v for a stack v (K·B, ...) and slope (B, ...) or scalar."""
-    return slope * v if slope.ndim == 0 else (v.reshape(-1, *slope.shape) * slope).reshape(v.shape)
+    """slope · v for a stack v (K·B, ...) and slope (B, ...) or scalar; B may be 0."""
+    if slope.ndim == 0:
+        return slope * v
+    copies = len(v) // max(len(slope), 1)
+    return (v.reshape(copies, *slope.shape) * slope).reshape(v.shape)
