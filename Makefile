@@ -22,6 +22,7 @@ demo: env
 test: env
 	$(BIN)/pytest -n 2 --dist loadfile
 
+# Hundreds of runs that are killed, and runs of several processes: half an hour.
 test-long: env
 	$(BIN)/pytest -m long
 

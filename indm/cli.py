@@ -192,7 +192,8 @@ class Evaluate(Common):
         runs.check_absent(self.run_folder, ["evaluation.json", "evaluation.npz"], self.overwrite)
         given = {k: v for k, v in vars(self).items() if v is not None and k in EVALUATION}
         result = runs.evaluate(self.run_folder, given, progress=not self.quiet)
-        print(compare.likelihood_table(result))
+        if PartialState().is_main_process:
+            print(compare.likelihood_table(result))
         return DONE
 
 

@@ -26,6 +26,7 @@ from torchvision.transforms.v2 import functional as F
 
 from indm import images, reading
 from indm.densities import DENSITIES
+from indm.draws import for_rows
 from indm.images import ImageFiles
 from indm.model import nearest
 from indm.scaling import Scaling
@@ -92,7 +93,8 @@ def stack(dataset: Dataset, n: int | None = None) -> Tensor:
 def flip_horizontally(raw: Num[Tensor, "batch c h w"], generator: torch.Generator | None = None) -> Tensor:
     """Mirror each image left to right with probability 1/2."""
     device = raw.device if generator is None else generator.device
-    flipped = torch.rand(len(raw), 1, 1, 1, generator=generator, device=device).to(raw.device) < 0.5
+    u = for_rows(len(raw), lambda n: torch.rand(n, 1, 1, 1, generator=generator, device=device))
+    flipped = u.to(raw.device) < 0.5
     return torch.where(flipped, raw.flip(-1), raw)
 
 

@@ -24,7 +24,7 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from indm import claims, reading, recipes, runs, vae
+from indm import checkpoints, claims, reading, recipes, runs, vae
 from indm.claims import Verdict
 from indm.data import Data, load_data
 from indm.extractor import Extractor, load_or_train
@@ -187,7 +187,7 @@ def work(out: Path, data: str, variant: str, seed: int) -> int:
     recipe = recipe_of(plan, data, variant, seed, kept["steps"][data][variant])
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # of a unit whose parent was killed, too
-        if folder.exists() and not (folder / "checkpoint.pt").exists():
+        if folder.exists() and not checkpoints.begun(folder):
             shutil.rmtree(folder)  # killed before anything was saved
         if not finished(folder):
             summary = train(recipe, folder, resume=folder.exists(), progress=False, trainer=trainer_class(variant))

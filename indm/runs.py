@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from safetensors import SafetensorError
 from torch import Tensor
 
 import indm
@@ -34,6 +36,7 @@ FREE_ON_RESUME = {
     f"train.{key}"
     for key in (
         "steps", "seconds", "log_every", "validate_every", "checkpoint_every", "keep_every", "workers", "trackers",
+        "keep_last", "skips", "rollbacks",
     )
 }  # fmt: skip
 
@@ -108,16 +111,19 @@ def evaluate(run: Path, given: dict | None = None, *, progress: bool = True) -> 
     """The likelihood of held-out data under a run's model, see :func:`indm.evaluate`.
 
     ``given`` stands over the recipe's ``[evaluate]``. Writes ``evaluation.json``, which is returned, and per-example
-    nats to ``evaluation.npz``.
+    nats to ``evaluation.npz``. Where several processes were launched, each does its share; the main one writes.
     """
+    processes = PartialState(cpu=not torch.accelerator.is_available())
     model, recipe = open_run(run)
     options = Evaluation(**recipe["evaluate"] | (given or {}))
     data = load_data(**recipe["data"])
     settings = {key: value for key, value in vars(options).items() if key not in ("split", "images")}
     settings |= {"steps": options.steps or None, "eps": options.eps or None}
     raw = stack(getattr(data, options.split), options.images)
-    result, nats = indm.evaluate(model, raw, progress=progress, **settings)
-    write_evaluation(run, result, nats, recipe, data, options.split)
+    distributed, main = processes.num_processes > 1, processes.is_main_process
+    result, nats = indm.evaluate(model, raw, progress=progress and main, distributed=distributed, **settings)
+    if main:
+        write_evaluation(run, result, nats, recipe, data, options.split)
     return result
 
 
@@ -223,13 +229,12 @@ def write_evaluation(run: Path, result: dict, nats: dict[str, Tensor], recipe: R
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """The lines of ``metrics.jsonl``; a last line that was cut off in the writing is left out."""
+    """The lines of ``metrics.jsonl``; what is no line of it, such as one cut off in the writing, is left out."""
     path, lines = run / "metrics.jsonl", []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    for text in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            line = json.loads(text)
+            lines += [line] if isinstance(line, dict) and isinstance(line.get("step"), int) else []
     return lines
 
 
@@ -276,12 +281,26 @@ def git_state() -> str | None:
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """``write`` to a file beside ``path``, then put it in its place: at no time is ``path`` half written."""
+    """``write`` to a file beside ``path``, then put it in its place: at no time is ``path`` half written.
+
+    Where that fails, nothing is left of it: on a full disk a half-written file would keep the rest from being saved.
+
+    Raises:
+        OSError: also where torch or safetensors have another name for a full disk.
+    """
     beside = path.with_name(f".{path.name}.new")
-    write(beside)
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    beside.unlink(missing_ok=True)
+    try:
+        write(beside)
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except (RuntimeError, SafetensorError) as error:
+        beside.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written, what was there before is as it was: {error}") from error
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

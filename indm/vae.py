@@ -40,7 +40,7 @@ from indm.objective import randn_like
 from indm.recipes import Evaluation, Recipe, Training
 from indm.scaling import Scaling
 from indm.sde import event_size, squared_norm
-from indm.training import Trainer, count_parameters, train
+from indm.training import Draw, Trainer, count_parameters, train
 
 WEIGHTS, DESCRIPTION = "vae.safetensors", "vae.json"
 LEAST_STD = 1e-3  # of the decoder, where the data have no grey levels
@@ -364,9 +364,8 @@ class VAETrainer(Trainer):
     def conditions(self) -> dict:
         return {"weight": min(1.0, self.progress / WARMUP)}
 
-    def bound(self, model: VAE, raw: Tensor, generator: torch.Generator) -> Tensor:
-        batches = [model.scaling.to_model(part, generator=generator) for part in raw.split(self.micro_batch_size)]
-        return torch.cat([bound(model, x, generator=generator).total for x in batches])
+    def bound(self, model: VAE, raw: Tensor) -> Draw:
+        return lambda x, generator: bound(model, x, generator=generator).total
 
 
 def train_vae(recipe: Recipe, out: str | Path, *, resume: bool = False, progress: bool = True) -> dict:

@@ -404,7 +404,7 @@ def test_mistakes(arguments, complaint, run, tmp_path, monkeypatch, capsys):
 
 
 def test_mistakes_with_a_run(run, tmp_path, capsys):
-    before = {p: p.read_bytes() for p in run.iterdir()}
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     assert "exists and is not empty" in fails(capsys, "train", "digits", "--out", run)
     assert "it differs in" in fails(capsys, "train", "checkerboard", "--resume", "--out", run)
     assert "evaluate.images must be at least 2" in fails(capsys, "evaluate", run, "--images", 1, "--overwrite")
@@ -415,13 +415,13 @@ def test_mistakes_with_a_run(run, tmp_path, capsys):
     assert "eps must lie in [1e-05, 1.0), got 1e-06" in fails(capsys, "sample", run, "--eps", 1e-6)
     assert "eps must lie in [1e-05, 1.0), got 1e-06" in fails(capsys, "evaluate", run, "--eps", 1e-6, "--overwrite")
     assert "is no run folder: there is no recipe.toml in it" in fails(capsys, "compare", tmp_path, run)
-    assert {p: p.read_bytes() for p in run.iterdir()} == before
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
 def test_a_run_folder_resumes_by_its_name(run, tmp_path, capsys):
     copy = tmp_path / "copy"
     copy.mkdir()
-    for path in run.iterdir():
+    for path in (path for path in run.iterdir() if path.is_file()):  # checkpoint.pt is enough
         (copy / path.name).write_bytes(path.read_bytes())
     assert main(["train", str(copy), "--resume", "--train.steps", "6", "--quiet"]) == 0
     assert json.loads((copy / "summary.json").read_text())["steps"] == 6

@@ -64,6 +64,9 @@ class Training:
     validate_every: int = 500  # steps
     validate_examples: int = 1000
     checkpoint_every: int = 1000  # steps
+    keep_last: int = 2  # checkpoints that stay, each about four times the model; best/ is the averaged model alone
+    skips: int = 20  # steps in a row left out for a loss or gradient that is not finite, before the run goes back
+    rollbacks: int = 3  # times it goes back to its last checkpoint, at half the learning rates, before it gives up
     keep_every: int = 0  # steps after which the averaged model is also kept as snapshots/STEP; 0 keeps none
     seed: int = 0
     trackers: tuple[str, ...] = ()  # of "tensorboard", "wandb"
@@ -71,11 +74,11 @@ class Training:
     def __post_init__(self):
         _check_each(self, "train", lambda v: v >= 1, "at least 1", "batch_size accumulate validate_examples")
         _check_each(self, "train", lambda v: v >= 1, "at least 1", "log_every validate_every checkpoint_every")
+        _check_each(self, "train", lambda v: v >= 1, "at least 1", "keep_last skips")
         _check_each(self, "train", lambda v: v > 0, "positive", "steps seconds lr flow_lr clip")
         _check_each(self, "train", lambda v: v >= 0, "0 or more", "weight_decay flow_weight_decay warmup workers seed")
-        _check_each(
-            self, "train", lambda v: v >= 0, "0 or more", "soft_truncation flow_warmup isometry terminal keep_every"
-        )
+        _check_each(self, "train", lambda v: v >= 0, "0 or more", "soft_truncation flow_warmup isometry terminal")
+        _check_each(self, "train", lambda v: v >= 0, "0 or more", "keep_every rollbacks")
         _check_each(self, "train", lambda v: 0 <= v < 1, "in [0, 1)", "ema pretrain")
         _check_each(self, "train", lambda v: 0 <= v <= 1, "in [0, 1]", "decay")
         _check_each(self, "train", lambda v: all(0 <= b < 1 for b in v), "two numbers in [0, 1)", "betas")
