@@ -4,7 +4,7 @@ OUT ?= runs/demo
 BIN = .venv/bin
 READY = .venv/.ready
 
-.PHONY: demo test lint bench bench-full env
+.PHONY: demo test test-long lint bench bench-full env
 env: $(READY)
 
 $(READY): pyproject.toml
@@ -21,6 +21,10 @@ demo: env
 
 test: env
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# Hundreds of runs that are killed, and runs of several processes: half an hour.
+test-long: env
+	$(BIN)/pytest -m long
 
 lint: env
 	$(BIN)/ruff check .

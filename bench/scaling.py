@@ -1,6 +1,7 @@
-"""How costs grow: seconds and memory of a training step, seconds of a likelihood.
+"""How costs grow: seconds and memory of a training step, seconds of a likelihood, and what many GPUs have to exchange.
 
     python bench/scaling.py --out runs/bench-full
+    python bench/scaling.py --paper               # the last alone, which is reckoned and not measured
 
 One quantity is varied at a time, the others stay at 16×16×3, a flow of 4–4 blocks, batch 64, one probe, tolerance 1e-4.
 Writes ``scaling.json``, ``scaling.md`` and ``scaling.png``. The network is untrained: its costs are those of a trained
@@ -27,6 +28,42 @@ STEP = {
 }
 NLL = {"resolution": (8, 16, 32), "probes": (1, 2, 4, 8), "tolerance": (1e-2, 1e-3, 1e-4, 1e-5)}
 USUAL = {"resolution": 16, "blocks of a group": 4, "batch": 64, "probes": 1, "tolerance": 1e-4}
+
+# What the reckoning takes for granted, of machines of 8 GPUs: bytes/s from a GPU to its neighbour within one machine
+# and from one to the next, and seconds until the first byte arrives.
+WITHIN, BETWEEN, LATENCY = 300e9, 50e9, 10e-6
+GPUS, PER_GPU = (8, 64, 512), 32  # and samples of a step for each of them
+MODELS = {  # parameters of score and flow, dimensions of a sample
+    "the U-Net of 1.2 M and the flow of make bench, 16×16×3": (1.3e6, 16 * 16 * 3),
+    "DDPM++ of 62 M and the flow of (16, 16) blocks, 32×32×3": (62e6 + 10e6, 32 * 32 * 3),
+}
+
+
+def exchange(parameters: float, gpus: int) -> tuple[float, float]:
+    """Bytes that each GPU sends for the mean of all gradients by a ring, 2 (n − 1)/n of them in float32, and seconds.
+
+    The seconds are those of the slowest link, and of the 2 (n − 1) hops. Data parallelism hides most of them behind the
+    backward pass.
+    """
+    sent = 2 * (gpus - 1) / gpus * 4 * parameters
+    return sent, sent / (WITHIN if gpus <= 8 else BETWEEN) + 2 * (gpus - 1) * LATENCY
+
+
+def paper() -> list[str]:
+    """A table of what a step exchanges and draws, reckoned."""
+    lines = [
+        "| model | GPUs | batch | sent by each GPU | at most | numbers drawn by each GPU |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, (parameters, dims) in MODELS.items():
+        for gpus in GPUS:
+            sent, seconds = exchange(parameters, gpus)
+            drawn = 2 * gpus * PER_GPU * dims  # dequantization and noise of the whole batch, see indm.draws
+            lines.append(
+                f"| {name} | {gpus} | {gpus * PER_GPU} | {sent / 2**20:.0f} MiB | {1e3 * seconds:.1f} ms | "
+                f"{drawn / 1e6:.1f} M |"
+            )
+    return lines
 
 
 def training_step(resolution: int, blocks: int, batch: int) -> tuple[float, float]:
@@ -58,10 +95,14 @@ def likelihood(resolution: int, probes: int, tolerance: float) -> tuple[float, i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--paper", action="store_true", help="only what many GPUs exchange, reckoned")
     parser.add_argument("--step", nargs=3, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.step:
         print(*training_step(*options.step))
+        return
+    if options.paper:
+        print(*paper(), sep="\n")
         return
     options.out.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -88,7 +129,7 @@ def write_table(rows: list[dict], path: Path) -> None:
     for r in rows:
         last = f"{r['mib']:.0f} MiB" if "mib" in r else f"{r['nfe']} evaluations"
         lines.append(f"| {r['of']} | {r['varied']} | {r['value']:g} | {r['seconds']:.3f} | {last} |")
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join([*lines, "", *paper()]) + "\n")
 
 
 def plot(rows: list[dict], path: Path) -> None:

@@ -9,11 +9,15 @@ import re
 import shlex
 import signal
 import sys
+import threading
+import traceback
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import tyro
 from accelerate import PartialState
 from tyro.conf import Positional, arg
@@ -21,6 +25,7 @@ from tyro.conf import Positional, arg
 from indm import compare, pictures, recipes, runs
 from indm.data import load_data, stack
 from indm.densities import DENSITIES
+from indm.reading import one_line
 from indm.sampling import SAMPLERS
 
 ABOUT = """Implicit nonlinear diffusion models: train one, report its likelihood, sample from it.
@@ -35,7 +40,20 @@ ABOUT = """Implicit nonlinear diffusion models: train one, report its likelihood
   indm translate runs/cats-dogs cats --out as-dogs
   indm reproduce --fast                   the paper's claims, each with a number and a verdict
   indm convert FILE --recipe NAME --out RUN   a checkpoint of the paper's code, as a run
+
+Exit status:
+
+  0    all is done
+  1    some examples failed and are named on standard error, the others are done
+  2    a mistake, which one line on standard error names
+  3    an error that should not be; the same command with --debug shows where it came from
+  130  interrupted: Ctrl-C ends a training when its step is saved, all else as soon as may be, the second time at once
+  141  nobody reads the output any more, as in "indm recipes | head"
+
+No file is written over without --overwrite.
 """
+DONE, SOME_FAILED, MISTAKE, DEFECT, INTERRUPTED, NOBODY_READS = 0, 1, 2, 3, 130, 141
+EVALUATION = {field.name for field in fields(recipes.Evaluation)}
 DOTTED = re.compile(r"--((?:[\w-]+\.[\w.-]+)|data|data[-_]b|flow|sde|net|train|evaluate)(?:=(.*))?", re.DOTALL)
 
 
@@ -44,8 +62,16 @@ def from_recipe(metavar: str):
     return arg(metavar=metavar, help_behavior_hint="(default: the recipe's)")
 
 
+@dataclass(kw_only=True)
+class Common:
+    """What every command takes."""
+
+    debug: bool = False
+    """Also show where in the program an error came from."""
+
+
 @dataclass
-class Train:
+class Train(Common):
     """Train a model from a recipe, in a run folder.
 
     Any key of the recipe can be changed: --train.steps 500 --flow.width 32 --data.path my-images. A bare table name
@@ -72,11 +98,12 @@ class Train:
 
         recipe = recipes.override(recipes.load(self.recipe), changes)
         is_run = self.recipe not in recipes.bundled() and Path(self.recipe).is_dir()
-        out = self.out or (Path(self.recipe) if is_run else Path("runs") / Path(self.recipe).stem)
+        out = self.out or (Path(self.recipe) if is_run else Path("runs") / name_of(self.recipe))
         if self.dry_run:
             facts = plan(recipe) | {"would be written to": out}
-            print(recipes.to_toml(recipes.resolve(recipe)) + "".join(f"\n# {k}: {v}" for k, v in facts.items()))
-            return 0
+            comments = "".join(f"\n# {key}: {one_line(value)}" for key, value in facts.items())
+            print(recipes.to_toml(recipes.resolve(recipe)) + comments)
+            return DONE
         return train_run(recipe, out, self.resume, self.quiet)
 
 
@@ -88,10 +115,16 @@ def train_run(recipe: recipes.Recipe, out: Path, resume: bool, quiet: bool) -> i
     if summary["interrupted"]:
         go_on = shlex.join(["indm", "train", str(out), "--resume"])
         print(f"Interrupted at step {summary['steps']}; all is saved. Go on with: {go_on}", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     if PartialState().is_main_process:
         print(f"{out}: {json.dumps(summary)}")
-    return 0
+    return DONE
+
+
+def name_of(source: str) -> str:
+    """What a run of a recipe or on a folder is called: one name, which never leads out of the folder of runs."""
+    path = Path(os.path.abspath(source))
+    return (path.name if path.is_dir() else path.stem).lstrip(".") or "run"
 
 
 def recipe_of_two(
@@ -102,10 +135,10 @@ def recipe_of_two(
     With two folders, what is said of ``data`` also holds for ``data_b``.
     """
     if len(sources) == 1:
-        name = Path(sources[0]).stem
+        name = name_of(sources[0])
         recipe = recipes.override(recipes.load(sources[0]), changes)
     elif len(sources) == 2:
-        name = "-".join(Path(source).name for source in sources)
+        name = "-".join(map(name_of, sources))
         both = {f"data_b.{key[5:]}": value for key, value in changes.items() if key.startswith("data.")}
         paths = {f"{table}.path": json.dumps(source) for table, source in zip(("data", "data_b"), sources, strict=True)}
         recipe = recipes.override(recipes.load("translate-folders"), paths | both | changes)
@@ -117,7 +150,7 @@ def recipe_of_two(
 
 
 @dataclass
-class Evaluate:
+class Evaluate(Common):
     """Report the likelihood of held-out data under a run's model: NELBO and NLL, with and without reconstruction.
 
     Prints a table and writes evaluation.json, and per-example nats to evaluation.npz. What is not given here is as in
@@ -150,18 +183,22 @@ class Evaluate:
     """Examples at a time."""
     seed: Annotated[int | None, from_recipe("N")] = None
     """Of everything random in it."""
+    overwrite: bool = False
+    """Write over an evaluation that is there."""
     quiet: bool = False
     """No progress bar."""
 
     def run(self) -> int:
-        given = {k: v for k, v in vars(self).items() if v is not None and k not in ("run_folder", "quiet")}
+        runs.check_absent(self.run_folder, ["evaluation.json", "evaluation.npz"], self.overwrite)
+        given = {k: v for k, v in vars(self).items() if v is not None and k in EVALUATION}
         result = runs.evaluate(self.run_folder, given, progress=not self.quiet)
-        print(compare.likelihood_table(result))
-        return 0
+        if PartialState().is_main_process:
+            print(compare.likelihood_table(result))
+        return DONE
 
 
 @dataclass(kw_only=True)
-class Draws:
+class Draws(Common):
     """How a command draws samples of a run: the options are those of :class:`indm.runs.Drawing`."""
 
     sampler: Annotated[str, arg(help=f'{", ".join(SAMPLERS)}; "ode" is adaptive and chooses its own steps.')] = "unipc"
@@ -183,6 +220,8 @@ class Draws:
     """Samples at a time; part of what decides them."""
     seed: int = 0
     """Of the noise."""
+    overwrite: bool = False
+    """Write over samples that are there and were drawn otherwise."""
     quiet: bool = False
     """No progress bar."""
 
@@ -195,7 +234,8 @@ class Draws:
 class Sample(Draws):
     """Draw samples from a run's model: samples.png (a grid, or a scatter plot beside the data) and samples.npz.
 
-    samples.npz also tells how they were drawn. Samples that are there already, drawn just so, are not drawn again.
+    samples.npz and samples.json tell how they were drawn. Samples that are there already, drawn just so, are not drawn
+    again.
     """
 
     run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
@@ -207,15 +247,18 @@ class Sample(Draws):
 
     def run(self) -> int:
         out = self.out or self.run_folder
-        samples, levels, made_by = runs.draw(self.run_folder, self.drawing(self.n), out, progress=not self.quiet)
-        if samples.ndim == 4:
+        options = {"overwrite": self.overwrite, "progress": not self.quiet}
+        samples, levels, made_by = runs.draw(self.run_folder, self.drawing(self.n), out, **options)
+        if (out / "samples.png").exists():
+            pass  # drawn just so before, and shown
+        elif samples.ndim == 4:
             pictures.save_grid(samples, levels or 256, out / "samples.png")
         elif samples.shape[1] > 1:
             reference = stack(load_data(**made_by["data"]).test, len(samples)).float()
             pictures.scatter(samples, reference, DENSITIES.get(made_by["data"]["name"]), out / "samples.png")
         by = f"{self.sampler}, {self.steps} steps" if made_by["steps"] else self.sampler
         print(f"{out / 'samples.png'}: {self.n} samples by {by}")
-        return 0
+        return DONE
 
 
 @dataclass
@@ -251,7 +294,9 @@ class Fid(Draws):
 
         reading = {"size": self.size, "resize": self.resize}
         is_run, progress = fidelity.is_run(self.source), not self.quiet
-        idle = [f.name for f in fields(Draws) if f.name != "quiet" and getattr(self, f.name) != f.default]
+        idle = [
+            f.name for f in fields(Draws) if f.name not in ("quiet", "debug") and getattr(self, f.name) != f.default
+        ]
         if idle and not is_run:
             raise ValueError(f"--{idle[0].replace('_', '-')} is for samples drawn of a run, and {self.source} is none")
         if self.reference is None and not is_run:
@@ -261,18 +306,18 @@ class Fid(Draws):
         out = self.out or (Path(self.source) if is_run else Path("."))
         if is_run:
             drawing = self.drawing(min(len(reference.raw), fidelity.MOST) if self.n is None else self.n)
-            samples = fidelity.of_run(Path(self.source), drawing, out, progress=progress)
+            samples = fidelity.of_run(Path(self.source), drawing, out, overwrite=self.overwrite, progress=progress)
         else:
             samples = fidelity.open_images(self.source, split="test", **reading).first(self.n)
         record = fidelity.score(samples, reference, features, progress=progress)
         print(fidelity.table(record))
         fidelity.keep(record, out / "fid.json")
         print(out / "fid.json")
-        return 0
+        return DONE
 
 
 @dataclass
-class Compare:
+class Compare(Common):
     """Compare evaluated runs: a table, paired differences from the first run, and comparison.png.
 
     A difference within two standard errors is a tie.
@@ -282,15 +327,18 @@ class Compare:
     """Two or more run folders, each of them evaluated on the same examples."""
     out: Path = Path(".")
     """Where to write comparison.png and comparison.json."""
+    overwrite: bool = False
+    """Write over a comparison that is there."""
 
     def run(self) -> int:
+        runs.check_absent(self.out, ["comparison.json", "comparison.png"], self.overwrite)
         print(compare.compare(list(self.run_folders), self.out))
         print(f"{self.out / 'comparison.png'}")
-        return 0
+        return DONE
 
 
 @dataclass
-class Inspect:
+class Inspect(Common):
     """Look at what the flow of a run does: flow.png and flow.json.
 
     The singular values of its Jacobian, where its action lies (colour, low and high frequencies, position), and how
@@ -305,12 +353,15 @@ class Inspect:
     """Of dequantization and noise."""
     out: Path = Path(".")
     """Where to write flow.png and flow.json."""
+    overwrite: bool = False
+    """Write over what is there."""
     quiet: bool = False
     """No progress bar."""
 
     def run(self) -> int:
         from indm import anatomy
 
+        runs.check_absent(self.out, ["flow.json", "flow.png"], self.overwrite)
         found = {}
         for folder in self.run_folders:
             model, recipe = runs.open_run(folder)
@@ -318,16 +369,17 @@ class Inspect:
             options = {"examples": self.examples, "seed": self.seed, "progress": not self.quiet}
             found[str(folder)] = anatomy.inspect(model, data, **options)
         self.out.mkdir(parents=True, exist_ok=True)
-        runs.write_json(self.out / "flow.json", found)
+        made_by = runs.provenance(self.seed, {str(folder): runs.weights_hash(folder) for folder in self.run_folders})
+        runs.write_json(self.out / "flow.json", {"provenance": made_by, "runs": found})
         anatomy.save_figure(found, self.out / "flow.png")
         for name, result in found.items():
             print(name, ", ".join(f"{key} {value:.3f}" for key, value in result["action"].items()))
         print(self.out / "flow.png")
-        return 0
+        return DONE
 
 
 @dataclass
-class Report:
+class Report(Common):
     """Set runs of one data set side by side on one page: index.html, its pictures as PNG, report.json.
 
     Learning curves, likelihoods, sample quality over steps for each sampler, samples, paths x_t, interpolation,
@@ -346,6 +398,8 @@ class Report:
     samplers: tuple[str, ...] = ("unipc", "heun", "euler-maruyama")
     seed: int = 0
     """Of everything random."""
+    overwrite: bool = False
+    """Write over another report; the same one goes on without."""
     quiet: bool = False
     """No progress bar."""
 
@@ -353,12 +407,12 @@ class Report:
         from indm.report import Options, report
 
         options = Options(self.images, self.steps, self.samplers, self.seed)
-        print(report(list(self.run_folders), self.out, options, progress=not self.quiet))
-        return 0
+        print(report(list(self.run_folders), self.out, options, overwrite=self.overwrite, progress=not self.quiet))
+        return DONE
 
 
 @dataclass
-class Reproduce:
+class Reproduce(Common):
     """Reproduce the paper's claims: train INDM and its linear twin at equal seconds, and judge each claim.
 
     Also the plain flow, a VAE, pre-trained INDM, and both under VE; three seeds each. Writes index.html, claims.md and
@@ -389,13 +443,13 @@ class Reproduce:
             verdicts = reproduce(self.out, plan, jobs=self.jobs, progress=not self.quiet)
         except KeyboardInterrupt:
             print("Interrupted; all is saved. The same command goes on.", file=sys.stderr)
-            return 130
+            return INTERRUPTED
         print(f"{summary(verdicts)}\n{self.out / 'index.html'}")
-        return 0
+        return DONE
 
 
 @dataclass
-class TrainPair:
+class TrainPair(Common):
     """Train two models, one of each of two data sets, to translate between them with "indm translate".
 
     Give two image folders, or a recipe with [data] and [data_b] (sneaker-boot, pullover-dress, digits-3-8, …). Both
@@ -421,14 +475,14 @@ class TrainPair:
         summaries = train_pair(recipe, out, resume=self.resume, progress=not self.quiet)
         if any(summary["interrupted"] for summary in summaries.values()):
             print("Interrupted; all is saved. The same command with --resume goes on.", file=sys.stderr)
-            return 130
+            return INTERRUPTED
         for side, summary in summaries.items():
             print(f"{out / side}: {json.dumps(summary)}")
-        return 0
+        return DONE
 
 
 @dataclass
-class TrainBridge:
+class TrainBridge(Common):
     """Train one model whose diffusion begins in the images of A and ends in those of B.
 
     It minimises the NELBO of A plus train.terminal (1 unless changed) times −log p of B's images under the flow and
@@ -450,7 +504,7 @@ class TrainBridge:
 
 
 @dataclass
-class Translate:
+class Translate(Common):
     """Translate images of A into images of B, without pairs to learn from.
 
       indm translate RUN_A RUN_B photos --out results     two models: to T along A's flow of probability, back along B's
@@ -509,23 +563,23 @@ class Translate:
         report = pairs.translate_files(opened, self.paths[count:], self.out, options, progress=not self.quiet)
         print(pairs.summary(report))
         for name, reason in report["failed"].items():
-            print(f"indm: not translated: {name}: {reason}", file=sys.stderr)
+            print(f"indm: not translated: {one_line(name)}: {reason}", file=sys.stderr)
         print(f"{self.out / 'sheet.png'}" if report["examples"] else "nothing was translated")
-        return 1 if report["failed"] else 0
+        return SOME_FAILED if report["failed"] else DONE
 
 
 @dataclass
-class Recipes:
+class Recipes(Common):
     """List the recipes that come with indm."""
 
     def run(self) -> int:
         for name, description in recipes.bundled().items():
             print(f"{name:18} {description}")
-        return 0
+        return DONE
 
 
 @dataclass
-class Convert:
+class Convert(Common):
     """Make a run of a released checkpoint: of the paper's code, or of score_sde_pytorch (then without a flow).
 
     Channels, levels, blocks, attention, pyramids and embedding are read off the tensors. What they do not tell is
@@ -561,13 +615,14 @@ class Convert:
     def run(self, changes: dict[str, str]) -> int:
         from indm.convert import convert
 
-        made = convert(**vars(self), changes=changes)
+        options = {key: value for key, value in vars(self).items() if key != "debug"}
+        made = convert(**options, changes=changes)
         for name in ("from_the_tensors", "assumed", "data"):
             told = ", ".join(f"{key} = {recipes.literal(value)}" for key, value in made[name].items())
             print(f"{name.replace('_', ' ')}: {told or 'nothing'}")
         files = " and ".join(f"{file['name']} ({file['weights']})" for file in made["files"])
         print(f"{self.out}: {files}, step {made['step']}, {made['parameters']['score']:,} parameters of the score")
-        return 0
+        return DONE
 
 
 # The commands that take the dotted changes of a recipe, and all of them.
@@ -611,19 +666,54 @@ def split_changes(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     return rest, changes
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command; what the user can mend is one line on standard error and status 2."""
-    warnings.formatwarning = lambda message, *_: f"indm: warning: {message}\n"
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """The first Ctrl-C is a KeyboardInterrupt, the second ends the process at once."""
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, runs.end_at_once)
+        raise KeyboardInterrupt
+
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield  # someone else decides what Ctrl-C means
+        return
+    signal.signal(signal.SIGINT, interrupt)
     try:
-        command, changes = parse(sys.argv[1:] if arguments is None else arguments)
-        return command.run(changes) if isinstance(command, Changing) else command.run()
-    except (ValueError, OSError, RuntimeError) as error:
-        if os.environ.get("INDM_TRACEBACK"):
-            raise
-        print(f"indm: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; every failure is one line on standard error and an exit status, see "indm --help"."""
+    warnings.formatwarning = lambda message, *_: f"indm: warning: {one_line(message)}\n"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
+    command: Command | None = None
+    try:
+        with interruptible():
+            command, changes = parse(sys.argv[1:] if arguments is None else arguments)
+            trains = isinstance(command, Changing)
+            status = command.run(changes) if trains else command.run()
+            sys.stdout.flush()
+            return status
     except KeyboardInterrupt:
-        return 130
+        print("indm: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOBODY_READS
+    except Exception as error:
+        if command is not None and command.debug:
+            traceback.print_exc()
+        kind = type(error)
+        if issubclass(kind, ValueError | OSError) or kind in (RuntimeError, MemoryError, torch.OutOfMemoryError):
+            print(f"indm: error: {one_line(error) or kind.__name__}", file=sys.stderr)
+            return MISTAKE
+        said = f"unexpected {kind.__name__}: {one_line(error)}"
+        print(f"indm: error: {said} (the same command with --debug shows where)", file=sys.stderr)
+        return DEFECT
 
 
 if __name__ == "__main__":

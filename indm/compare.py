@@ -1,6 +1,5 @@
 """Tables of runs: likelihoods, learning curves, runs compared in pairs."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from indm import recipes, runs
+from indm import reading, recipes, runs
 from indm.pictures import dots, save_figure, tile
 
 KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)"}
@@ -71,7 +70,9 @@ def compare(folders: list[Path], out: Path) -> str:
             lines.append(f"{kind.upper()}, {other} − {baseline}: {_verdict(found, unit)}")
     lines.append(f"{unit}, ± one standard error, with the reconstruction term, {first['split']} split")
     out.mkdir(parents=True, exist_ok=True)
-    runs.write_json(out / "comparison.json", {"baseline": str(baseline), "unit": unit, "differences": differences})
+    weights = {str(folder): result["weights_sha256"] for folder, (result, _) in evaluations.items()}
+    found = {"baseline": str(baseline), "unit": unit, "differences": differences}
+    runs.write_json(out / "comparison.json", found | {"provenance": runs.provenance(None, weights)})
     _comparison_figure(folders, out / "comparison.png", unit)
     return "\n".join(lines)
 
@@ -93,9 +94,9 @@ def paired_difference(differences: np.ndarray) -> dict:
 
 def per_image(folder: Path) -> tuple[np.ndarray, float]:
     """NELBO of every test image in the reported unit, and the run's mean."""
-    result = json.loads((folder / "evaluation.json").read_text())
-    with np.load(folder / "evaluation.npz") as arrays:
-        values = arrays["nelbo"] / (result["dims"] * math.log(2) if result["unit"] == "bits/dim" else 1.0)
+    result = reading.json_object(folder / "evaluation.json")
+    nats = reading.array(folder / "evaluation.npz", "nelbo")
+    values = nats / (result["dims"] * math.log(2) if result["unit"] == "bits/dim" else 1.0)
     return values, float(values.mean())
 
 
@@ -128,7 +129,8 @@ def likelihood_table(result: dict) -> str:
     if result["entropy_nats"] is not None:
         rows.append(("entropy of the data", f"{result['entropy_nats']:.4f}", "", ""))
     counts = ", ".join(f"{n} for the {kind.upper()}" for kind, n in result["images"].items())
-    return f"{table(rows)}\n{result['split']} split: {counts}; ε = {result['eps']:g}; {result['dequantization']}"
+    lines = [table(rows), f"{result['split']} split: {counts}; ε = {result['eps']:g}; {result['dequantization']}"]
+    return "\n".join(lines + ([f"codes: {result['codes']}"] if "codes" in result else []))
 
 
 def _key(result: dict) -> str:
@@ -155,8 +157,7 @@ def _comparison_figure(folders: list[Path], path: Path, unit: str) -> None:
         if not file.exists():
             axes.text(0.5, 0.5, "not sampled yet", ha="center")
             continue
-        with np.load(file) as content:
-            samples, levels = torch.from_numpy(content["samples"]), int(content["levels"])
+        samples, levels = torch.from_numpy(reading.array(file, "samples")), int(reading.array(file, "levels"))
         if samples.ndim == 4:
             axes.imshow(tile(samples[:64], levels), interpolation="nearest")
             axes.axis("off")
@@ -169,8 +170,7 @@ def _read_evaluation(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
     recipes.load(folder)  # says so where this is no run
     if not (folder / "evaluation.json").exists():
         raise FileNotFoundError(f"{folder} has not been evaluated: run 'indm evaluate {folder}' first")
-    with np.load(folder / "evaluation.npz") as content:
-        return json.loads((folder / "evaluation.json").read_text()), dict(content)
+    return reading.json_object(folder / "evaluation.json"), reading.arrays(folder / "evaluation.npz")
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

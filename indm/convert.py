@@ -4,9 +4,8 @@ The original keeps its layers in one list, ``all_modules.N``; :func:`published_o
 the tensors cannot tell is taken, in this order, from what the caller gives, a recipe, or the published settings.
 """
 
-import json
+import functools
 import math
-import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from indm import recipes, runs
+from indm import reading, recipes, runs
 from indm.flows import Flow, Identity
 from indm.model import INDM, build, nearest
 from indm.nets import NCSNpp
@@ -98,13 +97,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     try:
-        with torch.serialization.safe_globals(NUMPY_SCALARS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = reading.checkpoint(path, NUMPY_SCALARS)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # damaged files surface as almost anything
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it asks for {asked[1]}, and pickled code is not run" if asked else "damaged, or of another kind"
+        reason = reading.reason(error) if isinstance(error, ValueError) else "damaged, or of another kind"
+        reason = f"it asks for {asked[1]}, and pickled code is not run" if asked else reason
         raise ValueError(f"{path} cannot be read as a checkpoint of torch: {reason}") from error
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -114,7 +113,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     shadow = average.get("shadow_params") if isinstance(average, dict) else ()
     if shadow is not None and not (isinstance(shadow, list) and all(isinstance(value, Tensor) for value in shadow)):
         raise ValueError(f'{path} must hold a list of tensors as "shadow_params" of its "ema", as released')
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = {str(key).removeprefix("module."): value for key, value in state.items()}
+    try:
+        reading.check_held(state | {f"average {i}": value for i, value in enumerate(shadow or ())})
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint of torch: {error}") from error
     return Checkpoint(path, state, shadow, average.get("decay"), None if step is None else int(step))
 
 
@@ -218,12 +221,9 @@ def _sde_table(settings: Mapping[str, object]) -> dict:
 def read_settings(path: str | Path) -> dict[str, object]:
     """The settings in a JSON file."""
     try:
-        settings = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"settings {path} cannot be read as JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"settings {path} must be a JSON object of settings, got {type(settings).__name__}")
-    return settings
+        return reading.json_object(Path(path))
+    except ValueError as error:
+        raise ValueError(f"settings {error}") from None
 
 
 # ── The score network ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -530,7 +530,9 @@ def score_of_checkpoint(state: State, sde: dict, net: dict, shape: tuple[int, ..
     Raises:
         ValueError: bad tables, or tensors that do not match, each of them listed.
     """
-    network = build({"name": "ncsnpp", **net}, "net", shape)
+    make = functools.partial(build, {"name": "ncsnpp", **net}, "net", shape)
+    reading.check_described(make, {**net, "shape": shape}, state)
+    network = make()
     load_published(network, state)
     return PublishedScore(network, build(sde, "sde", shape)).eval()
 
@@ -566,7 +568,8 @@ def convert(
         changes: dotted keys of the tables data, sde, net and evaluate, as on the command line.
 
     Returns:
-        What is also written to ``conversion.json``: the files and their weights, and where each setting is from.
+        What is also written to ``conversion.json``, there with its provenance: the files and their weights, and where
+        each setting is from.
 
     Raises:
         ValueError: files that cannot be read, settings that are missing, unknown or contradicted, tensors that do not
@@ -612,7 +615,8 @@ def convert(
     }
     model.save(out)
     runs.describe(out, made, torch.device("cpu"), [f"converted from {file['name']}" for file in files])
-    runs.write_json(out / "conversion.json", result)
+    made_by = runs.provenance(None, {file["name"]: file["sha256"] for file in files})
+    runs.write_json(out / "conversion.json", result | {"provenance": made_by})
     return result
 
 

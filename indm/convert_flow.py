@@ -5,8 +5,9 @@ Lipschitz coefficient, which otherwise are the published ones; any other setting
 does not match is an error that lists it.
 """
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from indm.flows import ActNorm, ConditionalResidualFlow, Coupling, Flow, InvertibleLinear, ResidualFlow
 from indm.flows.conditional import ConditionalBlock, Interleaved
 from indm.flows.residual import ResidualBlock
+from indm.reading import check_described
 
 # Entries that say nothing of the map: the roulette's parameters and statistics, the norms and the matrix inverses that
 # are computed anew from the weights, and whether an ActNorm has seen data (checked apart).
@@ -72,12 +74,16 @@ def flow_from_state(state: Mapping[str, Tensor], settings: Mapping[str, Any], sh
     if conditional:
         arguments |= code_arguments(reader, settings.get("discriminator", {}), shape, arguments["squeeze"])
         agree(settings, "code_dim", arguments["code_dim"])
-        flow: Flow = ConditionalResidualFlow(shape, **arguments)
+        make: Callable[[], Flow] = functools.partial(ConditionalResidualFlow, shape, **arguments)
+    else:
+        make = functools.partial(ResidualFlow, shape, **arguments)
+    check_described(make, arguments | {"shape": shape}, reader.state)
+    flow = make()
+    if isinstance(flow, ConditionalResidualFlow):
         read_chain(reader, prefix, flow.chain)
         read_encoder(reader, flow)
         read_prior(reader, flow)
     else:
-        flow = ResidualFlow(shape, **arguments)
         read_chain(reader, prefix, flow.flows)
     reader.finish()
     return flow.eval()

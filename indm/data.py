@@ -9,33 +9,30 @@ import functools
 import gzip
 import inspect
 import math
-import os
 import typing
 import warnings
-import zipfile
-import zlib
-from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Num, Shaped
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import CIFAR10, CelebA, FashionMNIST
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from indm import images, reading
 from indm.densities import DENSITIES
+from indm.draws import for_rows
+from indm.images import ImageFiles
 from indm.model import nearest
 from indm.scaling import Scaling
 
 MIN_SIZE = 8
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+MOST_PACKED = 1032  # bytes that one of a deflated stream can stand for
 RESIZE_MODES = [mode.value for mode in InterpolationMode if mode.value != "nearest-exact"]  # Pillow has no such mode
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
@@ -83,51 +80,6 @@ class InMemory(Dataset):
         return self.tensor[indices]
 
 
-class ImageFiles(Dataset):
-    """Images decoded from ``files`` when asked for: uint8 (``channels``, ``size``, ``size``).
-
-    ``crop``: an integer takes the centred square of that side (at most the image's), True the largest centred
-    square, False the whole image, aspect ratio not kept; the result is resized by ``resize`` (antialiased).
-    """
-
-    def __init__(self, files: list[Path], size: int, channels: int, resize: str = "bilinear", crop: bool | int = True):
-        self.files, self.size, self.channels, self.resize, self.crop = files, size, channels, resize, crop
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return square(read_image(self.files[index]), self.size, self.channels, self.resize, self.crop)
-
-
-def square(image: Image.Image, size: int, channels: int, resize: str = "bilinear", crop: bool | int = True) -> Tensor:
-    """An image as uint8 (``channels``, ``size``, ``size``), cut and resized as :class:`ImageFiles` says."""
-    image = image.convert("L" if channels == 1 else "RGB")
-    if crop is not False:
-        largest = min(image.size)
-        image = F.center_crop(image, [largest if crop is True else min(crop, largest)])
-    return F.pil_to_tensor(F.resize(image, [size, size], InterpolationMode(resize)))
-
-
-def read_image(path: Path) -> Image.Image:
-    """Decode an image to 8-bit grey ("L") or "RGB": upright, 16-bit levels scaled, transparency over white."""
-    with Image.open(path) as image:
-        if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-            raise ValueError(f"{image.width}×{image.height} pixels, more than PIL's limit of {Image.MAX_IMAGE_PIXELS}")
-        image = ImageOps.exif_transpose(image)  # also decodes every pixel, so that truncation shows
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no grey levels")
-    if image.mode.startswith("I"):
-        levels = np.asarray(image).astype(np.int64)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise ValueError("integer pixels outside 0 … 65535")
-        image = Image.fromarray((levels // 256).astype(np.uint8))
-    grey = image.mode in ("1", "L", "LA", "La")
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("L" if grey else "RGB")
-
-
 # ── Using data sets ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -141,7 +93,8 @@ def stack(dataset: Dataset, n: int | None = None) -> Tensor:
 def flip_horizontally(raw: Num[Tensor, "batch c h w"], generator: torch.Generator | None = None) -> Tensor:
     """Mirror each image left to right with probability 1/2."""
     device = raw.device if generator is None else generator.device
-    flipped = torch.rand(len(raw), 1, 1, 1, generator=generator, device=device).to(raw.device) < 0.5
+    u = for_rows(len(raw), lambda n: torch.rand(n, 1, 1, 1, generator=generator, device=device))
+    flipped = u.to(raw.device) < 0.5
     return torch.where(flipped, raw.flip(-1), raw)
 
 
@@ -239,8 +192,7 @@ def _pooled(tensor: Tensor, parts: dict[str, Tensor], labels: Tensor | None = No
 
 
 def _download_root(root: str | Path | None) -> Path:
-    default = os.environ.get("INDM_DATA") or Path.home() / ".cache" / "indm"
-    return Path(root or default).expanduser()
+    return Path(root).expanduser() if root else images.cache()
 
 
 def _torchvision(name: str, dataset: Callable[..., Dataset], *args, **kwargs) -> Dataset:
@@ -289,16 +241,21 @@ def load_digits(*, seed: int = 0, centered: bool = True, limit: int | None = Non
 def read_idx(path: Path, magic: int) -> np.ndarray:
     """An array of a gzip-compressed IDX file (LeCun's format of MNIST); its ``magic`` number and size are checked."""
     try:
-        content = gzip.decompress(path.read_bytes())
-        header = np.frombuffer(content, dtype=">u4", count=1 + magic % 256).tolist()
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as gzip-compressed IDX ({error})") from error
-    if header[0] != magic:
-        raise ValueError(f"{path} is not the IDX file expected: its magic number is {header[0]}, not {magic}")
-    shape, payload = header[1:], len(content) - 4 * len(header)
-    if math.prod(shape) != payload:
-        raise ValueError(f"{path} is damaged: its header says {shape}, it holds {payload} bytes")
-    return np.frombuffer(content, dtype=np.uint8, offset=4 * len(header)).reshape(shape).copy()
+        with gzip.open(path) as file:
+            found, *shape = np.frombuffer(file.read(4 * (1 + magic % 256)), dtype=">u4", count=1 + magic % 256).tolist()
+            claimed = math.prod(shape)
+            if found != magic:
+                raise ValueError(f"its magic number is {found}, not {magic}")
+            if claimed > MOST_PACKED * path.stat().st_size:
+                raise ValueError(f"its header says {shape}, more than a file of its size can hold")
+            reading.check_memory(claimed)
+            content = file.read(claimed + 1)
+    except Exception as error:  # damaged streams surface as almost anything
+        raise ValueError(f"{path} cannot be read as gzip-compressed IDX: {reading.reason(error)}") from error
+    if len(content) != claimed:
+        held = len(content) if len(content) < claimed else "more"
+        raise ValueError(f"{path} is damaged: its header says {shape}, it holds {held} bytes")
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape).copy()
 
 
 def _fashion_mnist_folder(root: str | Path | None, download: bool) -> Path:
@@ -400,44 +357,47 @@ def load_celeba(
     return Data(name="celeba", scaling=scaling, shape=(3, size, size), flip=flip, notes=notes, **parts)
 
 
-def _inspect(path: Path) -> tuple[tuple[str, tuple[int, int]] | None, str]:
-    """The mode ("L" or "RGB") and size (width, height) of an image and "", or None and the reason it cannot be used."""
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        return None, "not an image by its name"
+def _first_bad(found: images.Index) -> str:
+    """The first file that is no image, and why."""
+    path = found.files[int(np.argmin(found.kinds))]
+    if path.suffix.lower() not in images.SUFFIXES:
+        return f"{path}: not an image by its name"
     try:
-        image = read_image(path)
-        return (image.mode, image.size), ""
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        return None, str(error)
+        images.read_image(path)
+    except (ValueError, OSError) as error:
+        return f"{path}: {reading.reason(error)}"
+    return f"{path}: it has changed since it was looked at"
 
 
-def find_images(folder: Path, *, strict: bool = False) -> tuple[dict[Path, tuple[str, tuple[int, int]]], list[str]]:
-    """The images under a folder (recursive, hidden files apart) in sorted order, each with its mode and size; notes.
+def find_images(
+    folder: Path, *, whole: bool = False, strict: bool = False
+) -> tuple[images.Files, tuple[int, int], list[str]]:
+    """The images under a folder (recursive, hidden files apart) in sorted order, how many are grey and colour, notes.
 
-    Every file is decoded once: those that are no image, or a damaged one, are skipped and counted, or an error with
-    ``strict``.
+    Args:
+        folder: whose files are looked at, see :func:`indm.images.index`; those that are no image are skipped and
+            counted.
+        whole: decode every file, so that damaged ones are skipped too, in place of looking at its header.
+        strict: decode every file, and let one that is skipped be an error.
 
     Raises:
         ValueError: no folder, or none with images.
     """
     if not folder.is_dir():
         raise ValueError(f"path '{folder}' is not a folder")
-    found = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
-    files = [folder / p for p in found if not any(part.startswith(".") for part in p.parts)]
-    with ThreadPoolExecutor() as pool:
-        checked = dict(zip(files, pool.map(_inspect, files), strict=True))
-    good = {file: kind for file, (kind, _) in checked.items() if kind}
-    bad = [f"{file}: {reason}" for file, (kind, reason) in checked.items() if not kind]
-    notes = [f"read from {folder}"]
+    found = images.index(folder, whole=whole or strict)
+    files = found.files
+    bad, grey, colour = np.bincount(found.kinds, minlength=3).tolist()
+    notes = [f"read from {folder}, listed by {'decoding each' if whole or strict else 'the header of each'}"]
     if bad:
-        problem = f"{len(bad)} of {len(files)} files cannot be read as images; the first is {bad[0]}"
+        problem = f"{bad} of {len(files)} files cannot be read as images; the first is {_first_bad(found)}"
         if strict:
             raise ValueError(f"strict: {problem}")
         warnings.warn(f"skipped {problem}", stacklevel=3)
         notes.append(f"skipped {problem}")
-    if not good:
+    if not grey + colour:
         raise ValueError(f"no readable images in '{folder}' ({len(files)} files); png, jpeg, webp, bmp, … would do")
-    return good, notes
+    return files.select(np.flatnonzero(found.kinds)), (grey, colour), notes
 
 
 def load_folder(
@@ -457,8 +417,12 @@ def load_folder(
 ) -> Data:
     """All images under a folder (recursive, hidden files apart), in sorted order, split by ``seed``; read from disk.
 
-    Every file is decoded once here, see :func:`find_images`. ``channels`` is 1 (grey) or 3 (RGB), by default what the
-    files have, if they agree. ``resize`` and ``crop``: see :class:`ImageFiles`. ``valid`` and ``test`` are fractions.
+    The header of every file is looked at, once for folders of many files (see :func:`indm.images.index`): what is no
+    image is skipped and counted. What shows to be damaged later is replaced, see :class:`ImageFiles`. With ``strict``
+    every file is decoded here, and either is an error.
+
+    ``channels`` is 1 (grey) or 3 (RGB), by default what the files have, if they agree. ``resize`` and ``crop``: see
+    :class:`ImageFiles`. ``valid`` and ``test`` are fractions.
     """
     folder = Path(path).expanduser()
     _check_size(size)
@@ -468,38 +432,31 @@ def load_folder(
         raise ValueError(f"unknown resize {resize!r}{nearest(resize, RESIZE_MODES)}")
     if crop is not True and crop is not False:
         _check_size(crop)
-    good, notes = find_images(folder, strict=strict)
-    cut = "squashed" if crop is False else "centre-cropped"
-    notes.append(f"{cut}, resized to {size} ({resize})")
-    kinds = Counter(mode for mode, _ in good.values())
-    if channels is None and len(kinds) > 1:
-        raise ValueError(f"mixed channels: {kinds['L']} grey and {kinds['RGB']} colour images; pass channels=1 or 3")
-    channels = channels or (1 if "L" in kinds else 3)
-    parts = split(len(good), **_counts(len(good), valid, test), seed=seed, limit=limit)
-    files = list(good)
-    sets = {part: ImageFiles([files[i] for i in index], size, channels, resize, crop) for part, index in parts.items()}
+    good, (grey, colour), notes = find_images(folder, strict=strict)
+    notes.append(f"{'squashed' if crop is False else 'centre-cropped'}, resized to {size} ({resize})")
+    if channels is None and grey and colour:
+        raise ValueError(f"mixed channels: {grey} grey and {colour} colour images; pass channels=1 or 3")
+    channels = channels or (1 if grey else 3)
+    parts = split(grey + colour, **_counts(grey + colour, valid, test), seed=seed, limit=limit)
+    sets = {p: ImageFiles(good.select(chosen.numpy()), size, channels, resize, crop) for p, chosen in parts.items()}
     notes.append(_describe(parts, seed))
     scaling, shape = Scaling.images(256, centered), (channels, size, size)
     return Data(name="folder", scaling=scaling, shape=shape, flip=flip, notes=notes, **sets)
 
 
 def _read_array(path: Path, key: str | None) -> np.ndarray:
-    try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            if key is not None:
-                raise ValueError(f"key {key!r} was given, but a .npy file holds one array without a name")
-            return content
-        with content:
-            if key is None and ("samples" in content.files or len(content.files) == 1):
-                key = "samples" if "samples" in content.files else content.files[0]
-            if key is None:
-                raise ValueError(f"it holds several arrays; pass key= one of {', '.join(content.files)}")
-            if key not in content.files:
-                raise ValueError(f"it has no array {key!r}{nearest(key, content.files)}")
-            return content[key]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as .npy or .npz: {error}") from error
+    names = reading.array_names(path)
+    if names is None:
+        if key is not None:
+            raise ValueError(f"{path}: key {key!r} was given, but a .npy file holds one array without a name")
+        return reading.array(path)
+    if key is None and ("samples" in names or len(names) == 1):
+        key = "samples" if "samples" in names else names[0]
+    if key is None:
+        raise ValueError(f"{path} holds several arrays; pass key= one of {', '.join(names)}")
+    if key not in names:
+        raise ValueError(f"{path} has no array {key!r}{nearest(key, names)}")
+    return reading.array(path, key)
 
 
 def load_array(

@@ -4,19 +4,19 @@ Its Fréchet distances compare models of one data set with one extractor; they a
 extractor it was, and belongs beside every number made with it.
 """
 
+import functools
 import hashlib
-import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Num
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from indm import runs
+from indm import reading, runs
 from indm.data import MIN_SIZE, Data, InMemory, loader, stack
 from indm.likelihood import evaluation_mode
 
@@ -40,7 +40,7 @@ class Extractor(nn.Module):
 
     size = 64
 
-    def __init__(self, shape: tuple[int, ...], levels: int, classes: int):
+    def __init__(self, shape: Sequence[int], levels: int, classes: int):
         super().__init__()
         if len(shape) != 3 or min(shape[1:]) < MIN_SIZE:
             raise ValueError(f"shape must be (C, H, W) with H and W at least {MIN_SIZE}, got {tuple(shape)}")
@@ -96,16 +96,19 @@ class Extractor(nn.Module):
             if not (folder / name).is_file():
                 raise ValueError(f"{folder} holds no saved extractor: there is no file {name} in it")
         try:
-            description = json.loads((folder / DESCRIPTION).read_text("utf-8"))
+            description = reading.json_object(folder / DESCRIPTION)
+            sizes = {key: description[key] for key in ("shape", "levels", "classes")}
+            reading.check_memory((folder / WEIGHTS).stat().st_size)
             weights = (folder / WEIGHTS).read_bytes()
-            extractor = cls(tuple(description["shape"]), description["levels"], description["classes"])
-            extractor.load_state_dict(load(weights))
+            state = load(weights)
+            make = functools.partial(cls, **sizes)
+            reading.check_described(make, sizes, state)
+            extractor = make()
+            extractor.load_state_dict(state)
             extractor.provenance = description["provenance"]
             saved = extractor.provenance["weights_sha256"]
-        except (SafetensorError, OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            reason = f"{reason} is missing" if isinstance(error, KeyError) else reason
-            raise ValueError(f"the extractor in {folder} cannot be read: {reason}") from error
+        except Exception as error:  # what is damaged, or described by a stranger, surfaces as almost anything
+            raise ValueError(f"the extractor in {folder} cannot be read: {reading.reason(error)}") from error
         if hashlib.sha256(weights).hexdigest() != saved:
             raise ValueError(f"the weights in {folder} are not those that its {DESCRIPTION} names; train it anew")
         return extractor.eval()

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import indm
-from indm import anatomy, measures, recipes, runs, vae
+from indm import anatomy, measures, reading, recipes, runs, vae
 from indm.compare import KINDS
 from indm.data import Data, stack
 from indm.extractor import Extractor
@@ -145,7 +145,7 @@ def measure(
     made_by["extractor_sha256"] = None if extractor is None else extractor.provenance["weights_sha256"]
     made_by = json.loads(json.dumps(made_by))
     if path.exists():
-        kept = json.loads(path.read_text("utf-8"))
+        kept = reading.json_object(path)
         if kept["options"] == made_by:
             return kept["found"]
     found = MEASURES[name](run, data, extractor, options, progress)
@@ -163,7 +163,7 @@ def end_of(run: Path) -> dict:
     path = run / "summary.json"
     if not path.exists():
         raise ValueError(f"{run} has not come to an end: go on with 'indm train {run} --resume'")
-    return json.loads(path.read_text("utf-8"))
+    return reading.json_object(path)
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def facts_of(
 ) -> Facts:
     """The facts of one run with the measures of these names, made where they are not there yet."""
     evaluated = run / "evaluation.json"
-    kept = json.loads(evaluated.read_text("utf-8")) if evaluated.exists() else {"weights_sha256": None}
+    kept = reading.json_object(evaluated) if evaluated.exists() else {"weights_sha256": None}
     if kept.get("weights_sha256", runs.weights_hash(run)) != runs.weights_hash(run):
         kept = vae.evaluate_run(run) if is_vae(run) else runs.evaluate(run, progress=progress)
     found = {name: measure(run, name, data, extractor, options, progress=progress) for name in names}

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 import indm
-from indm import recipes, runs
-from indm.data import LOADERS, RESIZE_MODES, Data, ImageFiles, InMemory, find_images, load_data, stack
+from indm import images as files
+from indm import reading, recipes, runs
+from indm.data import LOADERS, RESIZE_MODES, Data, InMemory, find_images, load_data, stack
 from indm.extractor import DESCRIPTION, Extractor, load_or_train
 from indm.model import nearest
 
@@ -110,24 +111,25 @@ def of_data(table: dict, split: str = "train+valid") -> Images:
 
 
 def of_folder(folder: Path, size: int | None = None, resize: str = "bilinear") -> Images:
-    """All images of a folder, in sorted order; RGB where one of them is."""
+    """All images of a folder, in sorted order; RGB where one of them is. Damaged ones are left out."""
     if resize not in RESIZE_MODES:
         raise ValueError(f"unknown resize {resize!r}{nearest(resize, RESIZE_MODES)}")
-    found, notes = find_images(folder)
-    sides = {side for _, shape in found.values() for side in shape}
+    found, (_, colour), notes = find_images(folder, whole=True)
+    sides = {side for file in found for side in files.read_size(file)} if size is None else {size}
     if size is None and len(sides) > 1:
         raise ValueError(f"size must be given for {folder}: its images have sides of {min(sides)} to {max(sides)}")
     done = (
         None if size is None else {"size": size, "mode": resize, "crop": "the largest centred square", "by": "Pillow"}
     )
-    channels = 3 if any(mode == "RGB" for mode, _ in found.values()) else 1
-    raw = stack(ImageFiles(list(found), size or min(sides), channels, resize))
+    raw = stack(files.ImageFiles(found, min(sides), 3 if colour else 1, resize))
     return _grey(raw, 256, {"folder": str(folder), "resize": done, "notes": notes})
 
 
-def of_run(run: Path, drawing: runs.Drawing, out: Path | None = None, *, progress: bool = True) -> Images:
+def of_run(
+    run: Path, drawing: runs.Drawing, out: Path | None = None, *, overwrite: bool = False, progress: bool = True
+) -> Images:
     """Samples of a run, see :func:`indm.runs.draw`."""
-    samples, levels, made_by = runs.draw(run, drawing, out, progress=progress)
+    samples, levels, made_by = runs.draw(run, drawing, out, overwrite=overwrite, progress=progress)
     return _grey(samples, levels, {"run": str(run), "drawn": made_by})
 
 
@@ -268,7 +270,8 @@ def score(samples: Images, reference: Images, features: Features, *, progress: b
         ``inception_score`` (mean and ``…_std`` over 10 parts), ``kernel_distance`` (KID: mean and ``…_std`` over
         100 subsets), ``precision`` and ``recall`` (3 nearest neighbours, in the features of the other scores).
         ``samples``, ``reference``: their provenance, ``images``, ``shape``, ``levels`` and the SHA-256 of the pixels
-        that the extractor saw. ``extractor``, ``settings``, ``versions``.
+        that the extractor saw. ``extractor``, ``settings``, ``versions``. ``provenance``: what all files of numbers
+        have, see :func:`indm.runs.provenance`.
 
     Raises:
         ValueError: fewer than 20 images, or images of different shapes.
@@ -321,17 +324,22 @@ def score(samples: Images, reference: Images, features: Features, *, progress: b
         "recall": found[torch_fidelity.KEY_METRIC_RECALL],
     }
     versions = {"indm": indm.__version__, "torch": torch.__version__, "torch_fidelity": torch_fidelity.__version__}
-    return {"scores": scores, **about, "extractor": features.provenance, "settings": settings, "versions": versions}
+    drawn = {source.get("run", source.get("file")): source.get("drawn") for source in about.values()}
+    weights = {source: made_by["weights_sha256"] for source, made_by in drawn.items() if made_by}
+    made_by = runs.provenance((about["samples"].get("drawn") or {}).get("seed"), weights)
+    how = {"extractor": features.provenance, "settings": settings, "versions": versions}
+    return {"scores": scores, **about, **how, "provenance": made_by}
 
 
 def keep(record: dict, file: Path) -> None:
-    """Add what :func:`score` returned to the ``records`` of a JSON file; one of the same provenance is replaced."""
+    """Add what :func:`score` returned to the ``records`` of a JSON file, in place of one that says what it does."""
     try:
-        kept = json.loads(file.read_text("utf-8"))["records"] if file.is_file() else []
+        kept = reading.json_object(file)["records"] if file.is_file() else []
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} holds no records of scores, which could not be added to it: {error!r}") from error
     record = json.loads(json.dumps(record))  # as it will be read
-    others = [old for old in kept if old | {"scores": None} != record | {"scores": None}]
+    apart = {"scores": None, "provenance": None}  # the same scores may be asked for by another command
+    others = [old for old in kept if old | apart != record | apart]
     file.parent.mkdir(parents=True, exist_ok=True)
     runs.write_json(file, {"records": [*others, record]})
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from indm.draws import for_rows
 from indm.flows import Flow
 from indm.objective import randn_like
 from indm.sde import LinearSDE, squared_norm
@@ -43,7 +44,7 @@ def normal_law(x: Batch) -> Callable[[int], Batch]:
     factor = basis * variance.clamp_min(1e-6).sqrt()
 
     def draw(n: int) -> Tensor:
-        noise = torch.randn(n, len(mean), dtype=x.dtype, device=x.device)
+        noise = for_rows(n, lambda n: torch.randn(n, len(mean), dtype=x.dtype, device=x.device))
         return (mean + noise @ factor.T).reshape(n, *x.shape[1:])
 
     return draw

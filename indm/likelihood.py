@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from indm.flows.residual import check_contractions
 from indm.gaussian import GaussianReference
 from indm.objective import nelbo, randn_like, reconstruction_term
 from indm.ode import adams, basis, integrate, rademacher, value_and_divergence
@@ -169,6 +171,7 @@ def evaluate(
     batch_size: int = 256,
     seed: int = 0,
     progress: bool = True,
+    distributed: bool = False,
 ) -> tuple[dict, dict[str, Tensor]]:
     """NELBO and NLL of raw data, each with and without reconstruction, with standard errors.
 
@@ -183,6 +186,10 @@ def evaluate(
         batch_size: samples at a time.
         seed: of the generator behind every draw; models evaluated with one seed share dequantization, times and
             noise, so that their paired differences are sharper than the error of either.
+        distributed: every process of ``torch.distributed`` calls this with the same model and data, takes its share of
+            the batches, and returns the whole, which does not depend on how many they are. The model is a bare module,
+            not wrapped for data parallel training: a solver then takes as many steps as its batch needs, and no
+            process waits for another before the end.
 
     Returns:
         A JSON-able report, and per-sample nats of the raw data, mean over repeats: ``nelbo``, ``nll`` and both with
@@ -195,38 +202,45 @@ def evaluate(
     nll_images = len(raw) if nll_images is None else min(nll_images, len(raw))
     if nll_images < 0 or nll_images == 1:
         raise ValueError(f"nll_images must be 0 (no NLL) or at least 2 for a standard error, got {nll_images}")
+    check_contractions(model.flow)
     device, eps = model.scaling.scale.device, model.score.sde.truncation(eps)
     generator = torch.Generator(device)
-    draws: dict[str, list[Tensor]] = {}
-    nfe: list[int] = []
-    settings: dict = {}
-
-    def record(name: str, total: Tensor, reconstruction: Tensor, log_scale: float) -> None:
-        draws.setdefault(name, []).append((total + log_scale).double().cpu())
-        draws.setdefault(f"{name}_without_reconstruction", []).append(
-            (total - reconstruction + log_scale).double().cpu()
-        )
-
     jobs = [("nelbo", batch) for batch in raw.split(batch_size)]
     jobs += [("nll", batch) for batch in raw[:nll_images].split(batch_size) if len(batch)]
     reference = latent_reference(model, raw, batch_size=batch_size, seed=seed)
     solver = {"probes": probes, "exact": exact, "rtol": rtol, "atol": atol, "steps": steps, "reference": reference}
-    bar = tqdm(total=repeats * len(jobs), desc="likelihood", disable=not progress)
+    log_scale = model.scaling.log_scale(raw.shape[1:])
+
+    def draw(kind: str, batch: Tensor, number: int) -> dict:
+        generator.manual_seed(seed + 1_000_003 * number)
+        x = model.scaling.to_model(batch.to(device), generator=generator)
+        if kind == "nelbo":
+            found, solved = nelbo(model, x, times=times, reference=reference, generator=generator), {}
+            total = found.total
+        else:
+            found = log_likelihood(model, x, **solver, generator=generator)
+            total, solved = -found.log_prob, {"nfe": found.nfe, "settings": found.settings}
+        nats = {kind: total, f"{kind}_without_reconstruction": total - found.reconstruction}
+        return {"nats": {name: (values + log_scale).double().cpu() for name, values in nats.items()}, **solved}
+
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+    mine, found = range(rank, len(jobs), processes), {}
+    bar = tqdm(total=repeats * len(mine), desc="likelihood", disable=not progress)
     with evaluation_mode(model), model.score.sde.truncated(eps), bar:
-        for index, (kind, batch) in enumerate(jobs):
-            for repeat in range(repeats):
-                bar.set_description(kind.upper())
-                generator.manual_seed(seed + 1_000_003 * (index * repeats + repeat))
-                x = model.scaling.to_model(batch.to(device), generator=generator)
-                if kind == "nelbo":
-                    terms = nelbo(model, x, times=times, reference=reference, generator=generator)
-                    record(kind, terms.total, terms.reconstruction, model.scaling.log_scale(x.shape[1:]))
-                else:
-                    report = log_likelihood(model, x, **solver, generator=generator)
-                    record(kind, -report.log_prob, report.reconstruction, report.log_scale)
-                    nfe.append(report.nfe)
-                    settings = report.settings
+        for index in mine:
+            bar.set_description(jobs[index][0].upper())
+            for number in range(index * repeats, (index + 1) * repeats):
+                found[number] = draw(*jobs[index], number)
                 bar.update()
+    if distributed:
+        parts = [None] * processes
+        dist.all_gather_object(parts, found)
+        found = {number: result for part in parts for number, result in part.items()}
+    draws: dict[str, list[Tensor]] = {}
+    for _, result in sorted(found.items()):
+        for name, nats in result["nats"].items():
+            draws.setdefault(name, []).append(nats)
+    solved = [result for result in found.values() if "nfe" in result]
 
     dims = math.prod(raw.shape[1:])
     samples = {name: _per_repeat(parts, repeats) for name, parts in draws.items()}
@@ -243,7 +257,8 @@ def evaluate(
     if not model.flow.one_map:
         report["codes"] = "one draw for each estimate: the flow's own likelihood is a bound"
     if nll_images:
-        report["nll"] = settings | {"nfe": sum(nfe) / len(nfe)} | _summary(samples, "nll", dims)
+        nfe = sum(result["nfe"] for result in solved) / len(solved)
+        report["nll"] = solved[0]["settings"] | {"nfe": nfe} | _summary(samples, "nll", dims)
     return report, {name: values.mean(0) for name, values in samples.items()}
 
 

@@ -1,6 +1,7 @@
 """INDM: a flow, a score and the data's scaling; built from a description, saved to and loaded from a folder."""
 
 import difflib
+import functools
 import inspect
 import json
 import math
@@ -10,10 +11,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from indm import reading
 from indm.flows import (
     ActNorm,
     AutoregressiveFlow,
@@ -155,17 +156,20 @@ class INDM(nn.Module):
             if not (folder / name).is_file():
                 raise ValueError(f"{folder} holds no saved model: there is no file {name} in it")
         try:
-            description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-            state = load_file(folder / WEIGHTS, device=str(device))
-            tables = {kind: description[kind] for kind in KINDS}
+            description = reading.json_object(folder / DESCRIPTION)
+            state = reading.weights(folder / WEIGHTS, device=str(device))
+            tables, shape = {kind: description[kind] for kind in KINDS}, tuple(description["shape"])
             scaling = Scaling(state["scaling.shift"], state["scaling.scale"], description["levels"])
-            model = build_model(tables, tuple(description["shape"]), scaling, constructors)
+            make = functools.partial(build_model, tables, shape, scaling, constructors)
+            reading.check_described(make, {"size": math.prod(shape), "shape": shape, **tables}, state)
+            for kind in KINDS:
+                if tuple(tables[kind].get("shape", shape)) != shape:
+                    raise ValueError(f"{kind}.shape must be the model's, {shape}, got {tables[kind]['shape']}")
+            model = make()
             model.sde.prior_mean = state["score.sde.prior_mean"]
             model.to(state["scaling.scale"].dtype).load_state_dict(state)
-        except (SafetensorError, OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            reason = f"{reason} is missing" if isinstance(error, KeyError) else reason
-            raise ValueError(f"the model in {folder} cannot be read: {reason}") from error
+        except Exception as error:  # what is damaged, or described by a stranger, surfaces as almost anything
+            raise ValueError(f"the model in {folder} cannot be read: {reading.reason(error)}") from error
         return model.to(device).eval()
 
 

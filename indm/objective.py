@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from indm.draws import for_rows, strata
 from indm.gaussian import GaussianReference
 from indm.sde import LinearSDE, event_size, event_sum, expand_like, squared_norm
 
@@ -80,7 +81,7 @@ def denoising_error(score, z: Tensor, t: Tensor, noise: Tensor, rate: Tensor | N
 
 def randn_like(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Standard normal noise in the shape, dtype and device of ``z``."""
-    return torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
+    return for_rows(len(z), lambda n: torch.randn(n, *z.shape[1:], generator=generator, dtype=z.dtype, device=z.device))
 
 
 def nelbo(
@@ -162,9 +163,8 @@ def extended_clock(sde: LinearSDE, n: int, eps: float, *, generator=None, device
     (R + 1) E[D(t)] = ∫ E[D] g²/σ² dt + E[D(ε)].
     """
     length = sde.log_snr_range(eps) + 1.0
-    u = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
-    position = (torch.randperm(n, generator=generator, device=device) + u) / n * length - 1.0
-    start = sde.log_snr(torch.full_like(u, eps))
+    position = strata(n, generator=generator, device=device) * length - 1.0
+    start = sde.log_snr(torch.full_like(position, eps))
     return sde.time(start - position.clamp_min(0.0)).clamp(eps, sde.T).float(), length
 
 
@@ -212,8 +212,7 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
 
     clock, length = extended_clock(sde, n, eps, generator=generator, device=z.device)
     uniform, span = sde.sample_time(n, importance=False, eps=eps, generator=generator, device=z.device)
-    position = torch.randperm(n, generator=generator, device=z.device)
-    from_clock = position + torch.rand(n, generator=generator, device=z.device) < n / 2
+    from_clock = strata(n, generator=generator, device=z.device) < 0.5
     t = torch.where(from_clock, clock, uniform)
     atom = t <= eps
     rate = torch.where(atom, torch.ones_like(t), (sde.diffusion(t) / sde.sigma(t)) ** 2)

@@ -21,9 +21,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from indm import pictures, recipes, runs
+from indm import checkpoints, images, pictures, reading, recipes, runs
 from indm.compare import table
-from indm.data import IMAGE_SUFFIXES, load_data, read_events, read_image, square
+from indm.data import load_data, read_events
 from indm.extractor import load_or_train
 from indm.model import INDM
 from indm.recipes import Recipe
@@ -34,7 +34,7 @@ from indm.translation import DIRECTIONS, STEPS, Arrival, Route, bridge, two_mode
 
 SIDES = ("a", "b")
 ARRAY_SUFFIXES = {".npz", ".npy"}
-SHEET = "sheet"
+SHEET = "sheet"  # a picture beside the results, so that an image of that name keeps its suffix
 IN_SHEET = 64  # results that the contact sheet shows, at most
 FEWEST_SCORED, MOST_SCORED = 20, 2000  # results that are compared with the data of B
 
@@ -74,7 +74,7 @@ def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: boo
     runs.write_text(out / "pair.toml", recipes.to_toml(recipe))
     summaries: dict[str, dict] = {}
     for side, content in sides.items():
-        begun = resume and (out / side / "checkpoint.pt").exists()
+        begun = resume and checkpoints.begun(out / side)
         summaries[side] = train(content, out / side, resume=begun, progress=progress)
         if summaries[side]["interrupted"]:
             break
@@ -185,27 +185,28 @@ def find(sources: Sequence[Path], model: INDM, data: dict, strict: bool = False)
                 )
             else:
                 items.append(Item(name, file, _reader(file, model, data, strict)))
-    names = Counter(item.name for item in items if item.row is None)
-    names[SHEET] += 1
-    # a.png and a.jpg, or what would be the contact sheet: keep the suffix.
+    names = Counter(item.name for item in items if item.row is None) + Counter([SHEET])
     items = [_with_suffix(item) if names[item.name] > 1 and item.row is None else item for item in items]
-    names = Counter(item.name for item in items)
-    twice = [name for name, count in names.items() if count > 1]
+    written = Counter(
+        name for item in items for name in (item.name, *(f"{beside}/{item.name}" for beside in ("cycle", "strips")))
+    )
+    twice = [name for name, count in written.items() if count > 1]
     if twice:
-        raise ValueError(f"{len(twice)} names of images come twice, such as {twice[0]!r}; translate them apart")
+        raise ValueError(f"{len(twice)} names of results come twice, such as {twice[0]!r}; translate them apart")
     return items
 
 
 def _files(source: Path) -> list[tuple[Path, str]]:
     """Files and the names of their results, without suffix: below a folder, with the path below it."""
     if source.is_dir():
-        known = IMAGE_SUFFIXES | ARRAY_SUFFIXES
+        known = images.SUFFIXES | ARRAY_SUFFIXES
         below = sorted(path.relative_to(source) for path in source.rglob("*") if path.suffix.lower() in known)
         below = [path for path in below if not any(part.startswith(".") for part in path.parts)]
-        return [(source / path, str(path.with_suffix(""))) for path in below]
+        return [(source / path, str(path.with_suffix(""))) for path in below if (source / path).is_file()]
     if source.is_file():
         return [(source, source.stem)]
-    return [(Path(path), Path(path).stem) for path in sorted(glob.glob(str(source), recursive=True))]
+    found = map(Path, sorted(glob.glob(str(source), recursive=True)))
+    return [(path, path.stem) for path in found if path.is_file()]
 
 
 def _with_suffix(item: Item) -> Item:
@@ -224,13 +225,13 @@ def _reader(file: Path, model: INDM, data: dict, strict: bool) -> Callable[[], t
     options = {key: data[key] for key in ("resize", "crop") if key in data}
 
     def read() -> tuple[Tensor, str]:
-        image, note = read_image(file), ""
+        image, note = images.read_image(file), ""
         if image.size == (width, height):
             pixels = F.pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
         elif strict or height != width:
             raise ValueError(f"{image.width}×{image.height} pixels, and the model has {width}×{height}")
         else:
-            pixels = square(image, width, channels, **options)
+            pixels = images.square(image, width, channels, **options)
             note = f"resized from {image.width}×{image.height}"
         return (pixels.double() * (model.scaling.levels - 1) / 255).round().to(torch.uint8), note
 
@@ -284,9 +285,10 @@ def translate_files(
     finally:
         report = work.finish() | {
             "seconds_per_example": (time.perf_counter() - started) / len(items),
-            "models": [{"run": str(f), "weights_sha256": runs.weights_hash(f)} for f in opened.folders],
+            "models": [str(folder) for folder in opened.folders],
             "direction": opened.direction,
             "options": asdict(options),
+            "provenance": runs.provenance(options.seed, {str(f): runs.weights_hash(f) for f in opened.folders}),
         }
         runs.write_json(out / "translation.json", report)
     if options.score and len(work.kept) >= FEWEST_SCORED:
@@ -324,10 +326,10 @@ class _Work:
         for item in items:
             try:
                 read.append((item, *item.read()))
-            except (ValueError, OSError, SyntaxError) as error:
+            except (ValueError, OSError) as error:
                 if self.options.strict:
                     raise ValueError(f"strict: {item.source}: {error}") from error
-                self.failed[item.name] = " ".join(str(error).split())
+                self.failed[item.name] = reading.reason(error)
         if not read:
             return
         try:
@@ -337,7 +339,7 @@ class _Work:
                 try:
                     self._translate([alone])
                 except RuntimeError as error:
-                    self.failed[alone[0].name] = " ".join(str(error).split())
+                    self.failed[alone[0].name] = reading.reason(error)
 
     def _translate(self, read: list[tuple[Item, Tensor, str]]) -> None:
         raw = torch.stack([tensor for _, tensor, _ in read])

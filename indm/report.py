@@ -1,12 +1,13 @@
 """``indm report``: runs side by side on one self-contained page, with its pictures as PNG and its numbers as JSON."""
 
+import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from indm import anatomy, figures, recipes, runs
+from indm import anatomy, figures, reading, recipes, runs
 from indm.compare import KINDS, check_same_examples
 from indm.data import Data, load_data
 from indm.extractor import Extractor, load_or_train
@@ -15,20 +16,28 @@ from indm.measures import FOLDS
 from indm.page import Page
 
 
-def report(folders: Sequence[Path], out: Path, options: Options | None = None, *, progress: bool = True) -> Path:
+def report(
+    folders: Sequence[Path],
+    out: Path,
+    options: Options | None = None,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
     """Compare runs of one data set on a page.
 
     Args:
         folders: run folders, of INDMs or VAEs, whose ``[data]`` is the same. Those not evaluated yet are.
         out: folder for ``index.html``, its PNGs, ``report.json`` and the extractor of the Fréchet distance.
         options: what to measure.
+        overwrite: let ``out`` hold another report, or a page of something else.
         progress: show bars.
 
     Returns:
         The path of the page.
 
     Raises:
-        ValueError: no run of an INDM, or runs of different data.
+        ValueError: no run of an INDM, or runs of different data; ``out`` holds another report.
         FileNotFoundError: a folder that is no run.
     """
     if not folders:
@@ -41,6 +50,8 @@ def report(folders: Sequence[Path], out: Path, options: Options | None = None, *
         runs.weights_hash(folder)  # says so where there is no model
     if all(is_vae(folder) for folder in folders):
         raise ValueError("folders must name at least one run of an INDM, got VAEs alone")
+    if not overwrite:
+        check_out(folders, out, options)
     data = load_data(**first)
     if len(data.test) < 2 * FOLDS:
         raise ValueError(
@@ -51,12 +62,30 @@ def report(folders: Sequence[Path], out: Path, options: Options | None = None, *
     extractor = load_or_train(out, data, progress=progress) if data.labels else None
     facts = gather(folders, extractor, data, options, progress)
     check_same_examples({f.folder: f.evaluation for f in facts})
+    numbers = {str(f.folder): {"group": f.group, "evaluation": f.evaluation} | f.measures for f in facts}
+    weights = {str(folder): runs.weights_hash(folder) for folder in folders}
+    made_by = runs.provenance(options.seed, weights)
+    # First of all that is written: where it is, the page beside it is of the same report.
+    runs.write_json(out / "report.json", {"options": asdict(options), "provenance": made_by, "runs": numbers})
     page = Page(f"Runs of {data.name}")
     add_runs(page, out, facts, data, extractor)
     page.write(out / "index.html")
-    numbers = {str(f.folder): {"group": f.group, "evaluation": f.evaluation} | f.measures for f in facts}
-    runs.write_json(out / "report.json", {"options": asdict(options), "runs": numbers})
     return out / "index.html"
+
+
+def check_out(folders: Sequence[Path], out: Path, options: Options) -> None:
+    """ValueError where ``out`` holds another report than that of these runs with these options."""
+    made, known = (
+        out / "report.json",
+        {"options": json.loads(json.dumps(asdict(options))), "runs": list(map(str, folders))},
+    )
+    if made.exists():
+        kept = reading.json_object(made)
+        if {"options": kept.get("options"), "runs": list(kept.get("runs", ()))} == known:
+            return
+    elif not (out / "index.html").exists() and not any(out.glob("*.png")):
+        return
+    raise ValueError(f"{out} holds another report: add --overwrite to write that anew, or name another --out")
 
 
 def add_runs(page: Page, out: Path, facts: list[Facts], data: Data, extractor: Extractor | None, prefix="") -> None:

@@ -9,7 +9,6 @@ learning curve is what a run that ended there would have reached.
 """
 
 import contextlib
-import json
 import math
 import os
 import shutil
@@ -25,7 +24,7 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from indm import claims, recipes, runs, vae
+from indm import checkpoints, claims, reading, recipes, runs, vae
 from indm.claims import Verdict
 from indm.data import Data, load_data
 from indm.extractor import Extractor, load_or_train
@@ -183,12 +182,12 @@ def run_folder(out: Path, data: str, variant: str, seed: int) -> Path:
 
 def work(out: Path, data: str, variant: str, seed: int) -> int:
     """Train, evaluate and measure one run, or what is left of it; exit status 130 where it was interrupted."""
-    folder, kept = run_folder(out, data, variant, seed), json.loads((out / "plan.json").read_text("utf-8"))
+    folder, kept = run_folder(out, data, variant, seed), reading.json_object(out / "plan.json")
     plan = read_plan(kept)
     recipe = recipe_of(plan, data, variant, seed, kept["steps"][data][variant])
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # of a unit whose parent was killed, too
-        if folder.exists() and not (folder / "checkpoint.pt").exists():
+        if folder.exists() and not checkpoints.begun(folder):
             shutil.rmtree(folder)  # killed before anything was saved
         if not finished(folder):
             summary = train(recipe, folder, resume=folder.exists(), progress=False, trainer=trainer_class(variant))
@@ -204,7 +203,7 @@ def work(out: Path, data: str, variant: str, seed: int) -> int:
 
 def finished(run: Path) -> bool:
     summary = run / "summary.json"
-    return summary.exists() and not json.loads(summary.read_text("utf-8"))["interrupted"]
+    return summary.exists() and not reading.json_object(summary)["interrupted"]
 
 
 def material_of(out: Path, data: str) -> tuple[Data, Extractor | None]:
@@ -221,7 +220,7 @@ def prepare(out: Path, plan: Plan, threads: int, progress: bool) -> dict:
     """Check or make ``plan.json``, with what a step costs and how many each variant makes."""
     path = out / "plan.json"
     if path.exists():
-        kept = json.loads(path.read_text("utf-8"))
+        kept = reading.json_object(path)
         if read_plan(kept) != plan:
             raise ValueError(f"{out} holds another reproduction, {kept['plan']}; go on with that, or use another --out")
         return kept
@@ -360,6 +359,9 @@ def reproduce(out: Path, plan: Plan, *, jobs: int | None = None, progress: bool 
         raise ValueError(f"seeds must be at least 1, got {plan.seeds}; 3 is usual")
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
+    found = {entry.name for entry in out.iterdir()} if out.exists() else set()
+    if "plan.json" not in found and not found <= set(plan.data):  # where it was killed before it had a plan
+        raise ValueError(f"{out} exists and holds something else than a reproduction: use another --out")
     jobs = jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     kept = prepare(out, plan, threads, progress)
@@ -379,7 +381,9 @@ def reproduce(out: Path, plan: Plan, *, jobs: int | None = None, progress: bool 
         add_runs(page, out, facts, material, extractor, prefix=f"{data}-")
     page.write(out / "index.html")
     numbers = [{key: None if value != value else value for key, value in asdict(v).items()} for v in verdicts]
-    runs.write_json(out / "claims.json", {"plan": kept, "verdicts": numbers})
+    weights = {str(f.folder): runs.weights_hash(f.folder) for *_, facts in sections for f in facts}
+    made_by = runs.provenance(None, weights)  # each run's seed is its folder's name
+    runs.write_json(out / "claims.json", {"plan": kept, "provenance": made_by, "verdicts": numbers})
     rows = [HEADER, ("---",) * len(HEADER), *(cells(verdict) for verdict in verdicts)]
     runs.write_text(out / "claims.md", "".join(f"| {' | '.join(row)} |\n" for row in rows))
     return verdicts

@@ -1,5 +1,6 @@
 """The run folder: what may be written into it, the files that say what made it, reading it and leaving it whole."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -9,29 +10,33 @@ import signal
 import subprocess
 import sys
 import threading
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from safetensors import SafetensorError
 from torch import Tensor
 
 import indm
-from indm import recipes
+from indm import reading, recipes
 from indm.data import Data, load_data, stack
+from indm.images import count_unreadable
 from indm.recipes import Evaluation, Recipe
 from indm.sampling import centre_prior, find_sampler
 
 SAMPLES = "samples.npz"
+OF_SAMPLES = ("samples.json", SAMPLES, "samples.png")  # all of one drawing
 WEIGHTS = ("model.safetensors", "vae.safetensors")  # of an INDM, of a VAE
 # What may differ between a run and its continuation: it says how long and how watched, not what is computed.
 FREE_ON_RESUME = {
     f"train.{key}"
     for key in (
         "steps", "seconds", "log_every", "validate_every", "checkpoint_every", "keep_every", "workers", "trackers",
+        "keep_last", "skips", "rollbacks",
     )
 }  # fmt: skip
 
@@ -50,21 +55,43 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
         raise ValueError(f"{run} is a run of another recipe: it differs in {', '.join(differing)}; use another --out")
 
 
-def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[str]) -> None:
-    """Write ``recipe.toml`` and ``versions.json``: packages, git state of the source, seed, device, data, command."""
-    made_by = {
+def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
+    """ValueError where ``folder`` holds a file of these names already, unless it may be written over."""
+    there = [name for name in names if (folder / name).exists()]
+    if there and not overwrite:
+        raise ValueError(f"{folder} already holds {', '.join(there)}: add --overwrite to write that anew")
+
+
+def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device | None = None) -> dict:
+    """What a result depends on beside its options; stands in every file of numbers.
+
+    Args:
+        seed: of everything random in it, None where nothing is.
+        weights: SHA-256 of the weights of each run that it was made from, see :func:`weights_hash`.
+        where: the device, by default :func:`device`.
+    """
+    where = torch.device(device()) if where is None else where
+    return {
         "indm": indm.__version__,
         **{name: importlib.metadata.version(name) for name in ("torch", "accelerate", "numpy")},
         "python": platform.python_version(),
         "git": git_state(),
-        "seed": recipe["train"]["seed"],
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "data": data_notes,
         "command": sys.argv,
+        "seed": seed,
+        "weights_sha256": dict(weights),
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
+        "threads": torch.get_num_threads(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
     }
+
+
+def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[str]) -> None:
+    """Write ``recipe.toml`` and ``versions.json``: the provenance of the run, and where its data came from."""
+    text, made_by = recipes.to_toml(recipe), provenance(recipe["train"]["seed"], {}, device)
     run.mkdir(parents=True, exist_ok=True)
-    write_text(run / "recipe.toml", recipes.to_toml(recipe))
-    write_json(run / "versions.json", made_by)
+    write_text(run / "recipe.toml", text)
+    write_json(run / "versions.json", made_by | {"data": data_notes})
 
 
 def device() -> str:
@@ -84,16 +111,19 @@ def evaluate(run: Path, given: dict | None = None, *, progress: bool = True) -> 
     """The likelihood of held-out data under a run's model, see :func:`indm.evaluate`.
 
     ``given`` stands over the recipe's ``[evaluate]``. Writes ``evaluation.json``, which is returned, and per-example
-    nats to ``evaluation.npz``.
+    nats to ``evaluation.npz``. Where several processes were launched, each does its share; the main one writes.
     """
+    processes = PartialState(cpu=not torch.accelerator.is_available())
     model, recipe = open_run(run)
     options = Evaluation(**recipe["evaluate"] | (given or {}))
     data = load_data(**recipe["data"])
     settings = {key: value for key, value in vars(options).items() if key not in ("split", "images")}
     settings |= {"steps": options.steps or None, "eps": options.eps or None}
     raw = stack(getattr(data, options.split), options.images)
-    result, nats = indm.evaluate(model, raw, progress=progress, **settings)
-    write_evaluation(run, result, nats, recipe, data, options.split)
+    distributed, main = processes.num_processes > 1, processes.is_main_process
+    result, nats = indm.evaluate(model, raw, progress=progress and main, distributed=distributed, **settings)
+    if main:
+        write_evaluation(run, result, nats, recipe, data, options.split)
     return result
 
 
@@ -119,13 +149,16 @@ class Drawing:
 
 
 def draw(
-    run: Path, drawing: Drawing, out: Path | None = None, *, progress: bool = True
+    run: Path, drawing: Drawing, out: Path | None = None, *, overwrite: bool = False, progress: bool = True
 ) -> tuple[Tensor, int, dict | None]:
     """Samples in data units (n, *event), their grey levels (0: none), and their provenance: how they were drawn, and
     of which weights and data.
 
     They are kept in ``samples.npz`` in ``out`` (the run folder for None), and taken from there if that very drawing
-    is in it.
+    is in it. Beside it ``samples.json`` says what they were made by.
+
+    Raises:
+        ValueError: bad options, or other samples in ``out``, which only ``overwrite`` lets go, with their picture.
     """
     model, recipe = open_run(run)
     if drawing.n < 1:
@@ -136,10 +169,12 @@ def draw(
     made_by = settings | {"device": device.type, "weights_sha256": weights_hash(run), "data": recipe["data"]}
     made_by = json.loads(json.dumps(made_by))  # as it is read again
     file = (out or run) / SAMPLES
-    if file.is_file():
-        found = read_samples(file)
-        if found[2] == made_by:
-            return found
+    if file.exists():
+        with contextlib.suppress(ValueError):  # what cannot be read is not written over either
+            found = read_samples(file)
+            if found[2] == made_by:
+                return found
+    check_absent(file.parent, OF_SAMPLES, overwrite)
     generator = torch.Generator(device).manual_seed(drawing.seed)
     if drawing.latent_mean:
         centre_prior(model, stack(load_data(**recipe["data"]).train, 10_000), generator=generator)
@@ -147,20 +182,26 @@ def draw(
     x = indm.sample(model, drawing.n, **options, generator=generator, progress=progress)
     samples = model.scaling.to_data(x).cpu()
     file.parent.mkdir(parents=True, exist_ok=True)
+    for name in OF_SAMPLES:
+        (file.parent / name).unlink(missing_ok=True)
+    command = provenance(drawing.seed, {str(run): made_by["weights_sha256"]})
+    write_json(file.with_suffix(".json"), {"options": settings, "provenance": command})
     arrays = {"samples": samples.numpy(), "levels": np.array(model.scaling.levels or 0)}
-    save_arrays(file, arrays | {"provenance": np.array(json.dumps(made_by))})
+    text = np.frombuffer(json.dumps(made_by).encode(), np.uint8)  # the files that are read safely hold numbers alone
+    save_arrays(file, arrays | {"provenance": text})  # last: where it is, the other is
     return read_samples(file)
 
 
 def read_samples(file: Path) -> tuple[Tensor, int, dict | None]:
     """Samples that :func:`draw` kept, their grey levels (0: none), and their provenance; None where it is unknown."""
     try:
-        with np.load(file, allow_pickle=False) as content:
-            made_by = json.loads(str(content["provenance"])) if "provenance" in content else None
-            return torch.from_numpy(content["samples"]), int(content["levels"]), made_by
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{file} cannot be read as samples that 'indm sample' wrote: {reason}") from error
+        told = "provenance" in (reading.array_names(file) or ())
+        made_by = json.loads(reading.array(file, "provenance").tobytes()) if told else None
+        return torch.from_numpy(reading.array(file, "samples")), int(reading.array(file, "levels")), made_by
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{file} cannot be read as samples that 'indm sample' wrote: {reading.reason(error)}"
+        ) from error
 
 
 def weights_hash(run: Path) -> str:
@@ -173,10 +214,13 @@ def weights_hash(run: Path) -> str:
 
 def write_evaluation(run: Path, result: dict, nats: dict[str, Tensor], recipe: Recipe, data: Data, split: str) -> None:
     """Add to ``result`` what was evaluated, and write both."""
+    weights = weights_hash(run)
     result |= {
         "data": recipe["data"],
         "split": split,
-        "weights_sha256": weights_hash(run),
+        "unreadable_images": count_unreadable(getattr(data, split)),
+        "weights_sha256": weights,
+        "provenance": provenance(result["seed"], {str(run): weights}),
         "entropy_nats": data.entropy,
         "unit": "bits/dim" if data.scaling.levels else "nats",
     }
@@ -185,39 +229,41 @@ def write_evaluation(run: Path, result: dict, nats: dict[str, Tensor], recipe: R
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """The lines of ``metrics.jsonl``; a last line that was cut off in the writing is left out."""
+    """The lines of ``metrics.jsonl``; what is no line of it, such as one cut off in the writing, is left out."""
     path, lines = run / "metrics.jsonl", []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    for text in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            line = json.loads(text)
+            lines += [line] if isinstance(line, dict) and isinstance(line.get("step"), int) else []
     return lines
+
+
+def end_at_once(number: int, frame: object) -> None:
+    """A handler of signals that waits for nothing."""
+    os._exit(128 + number)
 
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets; the second signal acts as it always did."""
+    """An event that SIGINT or SIGTERM sets; the second signal ends the process at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
     def stop(number, frame) -> None:
         event.set()
-        restore()
+        for each in before:
+            signal.signal(each, end_at_once)
 
     for number in before:
         signal.signal(number, stop)
     try:
         yield event
     finally:
-        restore()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def git_state() -> str | None:
@@ -235,12 +281,26 @@ def git_state() -> str | None:
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """``write`` to a file beside ``path``, then put it in its place: at no time is ``path`` half written."""
+    """``write`` to a file beside ``path``, then put it in its place: at no time is ``path`` half written.
+
+    Where that fails, nothing is left of it: on a full disk a half-written file would keep the rest from being saved.
+
+    Raises:
+        OSError: also where torch or safetensors have another name for a full disk.
+    """
     beside = path.with_name(f".{path.name}.new")
-    write(beside)
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    beside.unlink(missing_ok=True)
+    try:
+        write(beside)
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except (RuntimeError, SafetensorError) as error:
+        beside.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written, what was there before is as it was: {error}") from error
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

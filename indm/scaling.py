@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Num
 from torch import Tensor, nn
 
+from indm.draws import for_rows
+
 
 class Scaling(nn.Module):
     r"""``x = (raw + u − shift) / scale``; ``u`` is uniform dequantization noise where the data have grey levels.
@@ -43,7 +45,8 @@ class Scaling(nn.Module):
         """Raw data to model units, in ``scale``'s dtype; adds uniform dequantization noise where there are levels."""
         raw = raw.to(self.scale.dtype)
         if self.levels is not None:
-            noise = torch.rand(raw.shape, generator=generator, device=raw.device, dtype=raw.dtype)
+            kind = {"generator": generator, "device": raw.device, "dtype": raw.dtype}
+            noise = for_rows(len(raw), lambda n: torch.rand(n, *raw.shape[1:], **kind))
             margin = self.levels * 2.0**-22  # so that no rounding carries a pixel into the next level
             raw = raw + margin + (1 - 2 * margin) * noise
         return (raw - self.shift) / self.scale

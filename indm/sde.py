@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from indm.draws import strata
+
 Times = Float[Tensor, "..."]
 
 
@@ -149,9 +151,7 @@ class LinearSDE(nn.Module):
         """
         eps = self.truncation(eps)
         device = self.prior_mean.device if device is None else device
-        u = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
-        order = torch.randperm(n, generator=generator, device=device)
-        u = (order + u) / n
+        u = strata(n, generator=generator, device=device)
         if not importance:
             t = eps + (self.T - eps) * u
             return t.float(), torch.full_like(t, self.T - eps).float()

@@ -1,18 +1,22 @@
 """One training loop: flow and score together, from a recipe to a run folder, on whatever devices accelerate finds.
 
 A run folder holds ``recipe.toml`` (resolved), ``versions.json``, ``metrics.jsonl``, ``checkpoint.pt`` (all that
-``resume`` needs), ``model.safetensors`` with ``model.json`` (the averaged model) and, at the end, ``summary.json``.
+``resume`` needs) with the ones before it in ``checkpoints/``, ``model.safetensors`` with ``model.json`` (the averaged
+model), ``best/`` (that of the best validation) and, at the end, ``summary.json``.
+
+A step whose loss or gradient is not finite is left out, on all processes alike. After many in a row the run goes back
+to its last checkpoint, at half the learning rates; when that has been of no help it stops and says what was not finite.
 """
 
 import copy
 import importlib.util
 import itertools
-import json
 import math
 import resource
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,11 +28,15 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast, gather_ob
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from indm import recipes, runs
+from indm import checkpoints, recipes, runs
 from indm.data import Data, flip_horizontally, load_data, loader, stack
+from indm.draws import for_rows, part_of
 from indm.flows import Frozen, Identity, require_one_map
+from indm.flows.residual import check_contractions
+from indm.images import count_unreadable
 from indm.knobs import isometry_defect, normal_law, terminal_nll
 from indm.likelihood import latent_reference
+from indm.logbook import LOOK_EVERY, Fault, Logbook, Means
 from indm.model import INDM, build_model
 from indm.objective import fid_loss, flow_loss, mle_loss, nelbo, soft_truncation
 from indm.recipes import Recipe, Training
@@ -36,6 +44,7 @@ from indm.sampling import centre_prior
 from indm.sde import event_size
 
 OBJECTIVES = {"mle": mle_loss, "fid": fid_loss, "flow": flow_loss}
+Draw = Callable[[Tensor, torch.Generator], Tensor]  # (x, generator) ↦ nats, (B,)
 LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
 MOST_IN_MEMORY = 20_000  # examples of the law that x_T shall have
 BAR = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}{postfix}"
@@ -136,6 +145,10 @@ def check_second(data: Data, second: Data) -> None:
             raise ValueError(f"data_b must have {what} {a}, as data have, got {b}")
 
 
+# Of a trainer, beside tensors and what each process has of its own.
+KEPT = ("step", "seconds", "pretraining", "validation", "best", "skipped", "rollbacks", "rate")
+
+
 class Trainer:
     """The model, its average, the optimizer and the place in the run: what a checkpoint holds, and one step of it.
 
@@ -156,17 +169,20 @@ class Trainer:
                 f"{len(data.train)} training examples, got {self.options.batch_size}"
             )
         self.micro_batch_size = self.options.batch_size // parts
+        self.validation_batch_size = recipes.options_of(recipe, "evaluate").batch_size
         torch.manual_seed(self.options.seed)
         model = self.build_model(recipe)
         layout = torch.channels_last if accelerator.device.type == "cuda" else torch.preserve_format
         self.model = model.to(accelerator.device, memory_format=layout)
         self.ema = EMA(self.model, self.options.ema)
-        groups = [group for group in self.parameter_groups() if group["params"]]
-        self.optimizer = torch.optim.AdamW(groups, lr=self.options.lr, betas=self.options.betas, fused=True)
+        self.optimizer = self.build_optimizer([group for group in self.parameter_groups() if group["params"]])
         self.step, self.seconds = 0, 0.0
         self.pretraining = self.options.pretrain > 0
+        self.means, self.validation, self.best = Means(), {}, {}
+        self.skipped = self.skipped_in_row = self.rollbacks = 0
+        self.rate, self.fell_back = 1.0, False
         self.network = accelerator.prepare_model(self.build_step(recipe).train())
-        torch.manual_seed(self.options.seed + 1 + accelerator.process_index)
+        torch.manual_seed(self.options.seed + 1)  # of all processes: see indm.draws
 
     def build_model(self, recipe: Recipe) -> nn.Module:
         """What is trained, on the CPU: a module with ``scaling``, ``shape`` and ``save(folder)``."""
@@ -182,6 +198,10 @@ class Trainer:
             {"name": "flow", "params": list(flow.parameters()), "rate": o.flow_lr, "weight_decay": o.flow_weight_decay},
         ]
 
+    def build_optimizer(self, groups: list[dict]) -> torch.optim.Optimizer:
+        """An optimizer that leaves all as it is where its ``found_inf`` is 1, as fused ones do on the device."""
+        return torch.optim.AdamW(groups, lr=self.options.lr, betas=self.options.betas, fused=True)
+
     def build_step(self, recipe: Recipe) -> nn.Module:
         """The objective as a module, (x, **conditions) ↦ (loss, terms to be logged), see :class:`TrainingStep`."""
         return TrainingStep(self.model, self.options, self._terminal_law())
@@ -191,16 +211,15 @@ class Trainer:
         k = self.options.soft_truncation
         return {"eps": soft_truncation(self.model.sde, k) if k else None, "behind": self.behind()}
 
-    def bound(self, model: nn.Module, raw: Tensor, generator: torch.Generator) -> Tensor:
-        """A draw of an upper bound of −log p of raw data under ``model``, nats in model units, (N,).
+    def bound(self, model: nn.Module, raw: Tensor) -> Draw:
+        """What draws an upper bound of −log p of a batch x of ``raw`` under ``model``, nats in model units, (B,).
 
         A Gaussian law of the latents takes most of the noise out of it, where fitting one costs next to nothing.
         """
+        check_contractions(model.flow)
         small = math.prod(model.shape) <= LARGEST_CONTROLLED
         reference = latent_reference(model, raw, seed=self.options.seed) if small else None
-        batches = [model.scaling.to_model(part, generator=generator) for part in raw.split(self.micro_batch_size)]
-        terms = [nelbo(model, x, times=2, reference=reference, generator=generator) for x in batches]
-        return torch.cat([term.total for term in terms])
+        return lambda x, generator: nelbo(model, x, times=2, reference=reference, generator=generator).total
 
     def _terminal_law(self) -> Callable[[int], Tensor] | None:
         """What draws examples of the law that x_T shall have, in model units; None where none is asked for."""
@@ -213,7 +232,7 @@ class Trainer:
         raw, flip = stack(self.data_b.train, MOST_IN_MEMORY), self.data_b.flip
 
         def draw(n: int) -> Tensor:
-            drawn = raw[torch.randint(len(raw), (n,))].to(device)
+            drawn = raw[for_rows(n, lambda n: torch.randint(len(raw), (n,)))].to(device)
             return scaling.to_model(flip_horizontally(drawn) if flip else drawn)
 
         return draw
@@ -260,17 +279,23 @@ class Trainer:
         return self.model.scaling.to_model(flip_horizontally(raw) if self.data.flip else raw)
 
     def train_step(self, batches: Iterator[Tensor]) -> dict[str, Tensor]:
-        """One optimizer step; the loss, its terms in nats (means over the batch) and the gradient norms."""
+        """One optimizer step; the loss, its terms in nats (means over the batch) and the gradient norms.
+
+        Where one of them is not finite on any process, weights and optimizer stay as they are, and ``skipped`` is 1.
+        The fused optimizer sees to that on the device, so that the host need not wait for it.
+        """
         o, conditions = self.options, self.conditions()
         for group in self.optimizer.param_groups:
             warmup = max(o.warmup, o.flow_warmup) if group["name"] == "flow" else o.warmup
-            group["lr"] = group["rate"] * learning_rate_factor(self.step, self.progress, warmup, o.decay)
+            group["lr"] = self.rate * group["rate"] * learning_rate_factor(self.step, self.progress, warmup, o.decay)
 
         sums: dict[str, Tensor] = {}
         for i in range(o.accumulate):
             last = i == o.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.network):
-                loss, terms = self.network(self.prepare_batch(next(batches)), **conditions)
+                raw = next(batches)
+                with part_of(self.accelerator.process_index * len(raw), self.accelerator.num_processes * len(raw)):
+                    loss, terms = self.network(self.prepare_batch(raw), **conditions)
                 self.accelerator.backward(loss / o.accumulate)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value / o.accumulate
@@ -278,11 +303,14 @@ class Trainer:
         for group in self.optimizer.param_groups:
             if any(p.grad is not None for p in group["params"]):
                 sums[f"{group['name']}_grad_norm"] = nn.utils.clip_grad_norm_(group["params"], o.clip)
+        finite = torch.stack([value.isfinite() for value in sums.values()]).all()
+        skipped = self.accelerator.reduce((~finite).float(), "sum").clamp_max(1.0)
+        self.optimizer.found_inf = skipped
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.ema.update(self.model, self.step)
-        return sums
+        return sums | {"skipped": skipped}
 
     def in_units(self, nats: Tensor | float) -> tuple[float, str]:
         """Nats in model units as bits/dim where the data have grey levels, else as total nats of the raw data."""
@@ -297,18 +325,35 @@ class Trainer:
 
         With a second data set, also −log p(x_T) of its validation examples, as ``valid_terminal``.
         """
-        device = self.accelerator.device
-        generator = torch.Generator(device).manual_seed(self.options.seed)
-        raw = stack(self.data.valid, self.options.validate_examples).to(device)
-        value, unit = self.in_units(self.bound(self.ema.model, raw, generator).mean())
+        model, raw = self.ema.model, stack(self.data.valid, self.options.validate_examples)
+        value, unit = self.in_units(self._drawn(raw, self.bound(model, raw)).mean())
         found = {"valid_nelbo": value, "unit": unit}
         if self.data_b is not None:
-            model = self.ema.model
-            second = stack(self.data_b.valid, self.options.validate_examples).to(device)
-            parts = [model.scaling.to_model(p, generator=generator) for p in second.split(self.micro_batch_size)]
-            nats = torch.cat([terminal_nll(model.flow, model.sde, x, generator=generator) for x in parts])
+            second = stack(self.data_b.valid, self.options.validate_examples)
+            nats = self._drawn(second, lambda x, g: terminal_nll(model.flow, model.sde, x, generator=g))
             found["valid_terminal"], _ = self.in_units(nats.mean())
         return found
+
+    def _drawn(self, raw: Tensor, draw: Draw) -> Tensor:
+        """``draw`` of all of ``raw``, nats (N,): each process does its share of the batches, and all get all of them.
+
+        The noise of a batch depends on its place alone, so that the result does not depend on the processes.
+        """
+        a, nats = self.accelerator, []
+        generator = torch.Generator(a.device)
+        for index, part in enumerate(raw.split(self.validation_batch_size)):
+            if index % a.num_processes == a.process_index:
+                generator.manual_seed(self.options.seed + 1_000_003 * index)
+                x = self.ema.model.scaling.to_model(part.to(a.device), generator=generator)
+                nats.append(draw(x, generator).float())
+            else:
+                nats.append(torch.zeros(len(part), device=a.device))
+        return a.reduce(torch.cat(nats), "sum")
+
+    def place_of(self, step: int) -> dict[str, int]:
+        """Which batch ``step`` (from 1) took: its epoch, and its place in the epoch's order, both from 0."""
+        epoch, batch = divmod(step - 1, len(self.data.train) // self.options.batch_size)
+        return {"epoch": epoch, "batch": batch}
 
     def save(self, run: Path) -> None:
         """Write the checkpoint and the averaged model into ``run``, each file whole or not at all. Collective."""
@@ -319,35 +364,44 @@ class Trainer:
             "model": self.model.state_dict(),
             "ema": self.ema.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "pretraining": self.pretraining,
-            "random": gather_object([random]),
+            "random": random,
+            "means": gather_object([self.means.state()]),
+            **{name: getattr(self, name) for name in KEPT},
         }
         if self.accelerator.is_main_process:
-            runs.write_whole(run / "checkpoint.pt", lambda path: torch.save(state, path))
+            checkpoints.write(run, state, self.options.keep_last)
             self.ema.model.save(run)
+        self.fell_back = False
         self.accelerator.wait_for_everyone()
 
     def load(self, run: Path) -> None:
-        """Go back to the state in ``run``'s checkpoint. The random state is only that of as many processes as then."""
-        path = run / "checkpoint.pt"
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            self.model.load_state_dict(state["model"])
-            self.ema.model.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.seconds, self.pretraining = state["step"], state["seconds"], state["pretraining"]
-            rank = self.accelerator.process_index
-            if len(state["random"]) == self.accelerator.num_processes:
-                torch.set_rng_state(state["random"][rank]["cpu"])
-                if self.accelerator.device.type == "cuda" and "cuda" in state["random"][rank]:
-                    torch.cuda.set_rng_state(state["random"][rank]["cuda"], self.accelerator.device)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path} is missing, so there is nothing to resume; leave out --resume") from None
-        except Exception as error:  # a damaged archive surfaces as almost anything
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{path} cannot be read as a checkpoint of this recipe: {reason}") from error
+        """Go back to the newest whole state in ``run``; the number of processes may be another one. Collective."""
+        with self.accelerator.main_process_first():
+            checkpoints.restore(run, self._take)
+
+    def _take(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.ema.model.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in KEPT:
+            setattr(self, name, state[name])
+        self.skipped_in_row = 0
+        a, means, random = self.accelerator, state["means"], state["random"]
+        self.means.restore(means[a.process_index % len(means)], a.device)
+        torch.set_rng_state(random["cpu"])
+        if a.device.type == "cuda" and "cuda" in random:
+            torch.cuda.set_rng_state(random["cuda"], a.device)
+
+    def roll_back(self, run: Path) -> None:
+        """Go back to the newest state in ``run`` at half the learning rates.
+
+        Where the run has just come from there, that was of no use, and it is set aside for the one before it.
+        """
+        seconds, rate, rollbacks = self.seconds, self.rate / 2, self.rollbacks + 1
+        if self.fell_back and self.accelerator.is_main_process:
+            checkpoints.drop_newest(run)
+        self.load(run)
+        self.seconds, self.rate, self.rollbacks, self.fell_back = seconds, rate, rollbacks, True
 
 
 def train(
@@ -373,7 +427,8 @@ def train(
 
     Raises:
         ValueError: a mistake in the recipe, a folder with another run, an unreadable checkpoint.
-        RuntimeError: the loss became infinite or NaN.
+        RuntimeError: the loss became infinite or NaN, and lower learning rates were of no help.
+        OSError: something could not be written; what had been saved is as it was.
     """
     recipe, out = recipes.resolve(recipe), Path(out)
     options = recipes.options_of(recipe, "train")
@@ -387,12 +442,14 @@ def train(
         trainer.load(out)
     if accelerator.is_main_process:
         runs.describe(out, recipe, accelerator.device, data.notes)
-    with Metrics(trainer, out, recipe) as metrics, runs.interruptible() as interrupted:
+        say_what_is_lost(out, trainer.step)
+    with Logbook(trainer, out, recipe) as log, runs.interruptible() as interrupted:
         if not resume:
             trainer.save(out)  # a folder that cannot be written is found out now
-        loop(trainer, out, metrics, interrupted, progress and accelerator.is_main_process)
-        trainer.save(out)
-        summary = summarise(trainer, metrics, interrupted.is_set())
+        loop(trainer, out, log, interrupted, progress and accelerator.is_main_process)
+        if not trainer.skipped_in_row or trainer.progress >= 1:
+            trainer.save(out)
+        summary = summarise(trainer, out, interrupted.is_set())
         if accelerator.is_main_process:
             if options.latent_mean:
                 with_centred_prior(trainer).save(out)
@@ -400,27 +457,73 @@ def train(
     return summary
 
 
-def loop(trainer: Trainer, out: Path, metrics: "Metrics", interrupted: threading.Event, progress: bool) -> None:
-    """Step until the budget is spent or ``interrupted``; log, validate and save on the way."""
+def say_what_is_lost(run: Path, step: int) -> None:
+    """Warn where the run had come further than the state from which it goes on."""
+    reached = max((line["step"] for line in runs.read_metrics(run)), default=0)
+    if reached > step:
+        warnings.warn(
+            f"{run} had come to step {reached} at least; it goes on from its checkpoint of step {step}, and does the "
+            f"{reached - step} steps in between again",
+            stacklevel=3,
+        )
+
+
+def loop(trainer: Trainer, out: Path, log: Logbook, interrupted: threading.Event, progress: bool) -> None:
+    """Step until the budget is spent or ``interrupted``; log, validate and save on the way.
+
+    No state is saved while steps are being left out: the last one saved is one that could be trained from.
+    """
     o, batches = trainer.options, trainer.batches()
+
+    def due(every: int) -> bool:
+        return trainer.step % every == 0
+
     with tqdm(total=1.0, initial=min(trainer.progress, 1.0), disable=not progress, bar_format=BAR) as bar:
         while trainer.progress < 1 and not interrupted.is_set():
             started = time.perf_counter()
-            metrics.add(trainer.train_step(batches))
+            log.add(trainer.train_step(batches))
             trainer.seconds += time.perf_counter() - started
             agree(trainer, interrupted)
             over = trainer.progress >= 1
-            if trainer.step % o.log_every == 0 or over:
-                bar.set_postfix_str(metrics.log_step(), refresh=False)
-            if trainer.step % o.validate_every == 0 or over:
-                metrics.log_validation()
-            if o.keep_every and trainer.step % o.keep_every == 0 and trainer.accelerator.is_main_process:
+            logs, validates, saves = over or due(o.log_every), over or due(o.validate_every), due(o.checkpoint_every)
+            fault = log.look() if logs or validates or saves or due(LOOK_EVERY) else None
+            if not fault and logs:
+                bar.set_postfix_str(log.log_step(), refresh=False)
+            if not fault and validates:
+                fault = log.log_validation()
+            if fault:
+                recover(trainer, out, log, fault)
+                batches = trainer.batches()
+                continue
+            if o.keep_every and due(o.keep_every) and trainer.accelerator.is_main_process:
                 trainer.ema.model.save(out / "snapshots" / str(trainer.step))
-            if trainer.step % o.checkpoint_every == 0 and not over:
-                metrics.check()
+            if saves and not over and not trainer.skipped_in_row:
                 trainer.save(out)
             bar.update(min(trainer.progress, 1.0) - bar.n)
-        metrics.check()
+        log.look()
+
+
+def recover(trainer: Trainer, out: Path, log: Logbook, fault: Fault) -> None:
+    """Back to a state that was saved, at lower rates.
+
+    Raises:
+        RuntimeError: it has been done as often as the recipe allows.
+    """
+    if trainer.rollbacks == trainer.options.rollbacks:
+        raise RuntimeError(
+            f"{fault.cause} became infinite or NaN by step {fault.step}, and again after "
+            f"{trainer.rollbacks} returns to a checkpoint, each at half the learning rates; the checkpoints before it "
+            f"are kept, and {out / 'metrics.jsonl'} says which batches. Lower train.lr or train.flow_lr, or raise "
+            "train.warmup, in a new run"
+        )
+    trainer.roll_back(out)
+    log.log_rollback(fault)
+    if trainer.accelerator.is_main_process:
+        warnings.warn(
+            f"{fault.cause} was infinite or NaN by step {fault.step}; going on from step {trainer.step} at "
+            f"{trainer.rate:g} of the learning rates",
+            stacklevel=2,
+        )
 
 
 def agree(trainer: Trainer, interrupted: threading.Event) -> None:
@@ -431,78 +534,6 @@ def agree(trainer: Trainer, interrupted: threading.Event) -> None:
         trainer.seconds = broadcast(torch.tensor(trainer.seconds, dtype=torch.float64, device=device)).item()
         if stops > 0:
             interrupted.set()
-
-
-class Metrics:
-    """Running means of the loss terms; writes ``metrics.jsonl`` and the trackers, from the main process."""
-
-    def __init__(self, trainer: Trainer, run: Path, recipe: Recipe):
-        self.trainer, self.path, self.recipe = trainer, run / "metrics.jsonl", recipe
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-        self.last_validation: dict = {}
-
-    def __enter__(self) -> "Metrics":
-        if self.trainer.options.trackers:
-            flat = {f"{t}.{k}": str(v) for t, content in self.recipe.items() for k, v in content.items()}
-            self.trainer.accelerator.init_trackers("indm", config=flat)
-        if self.trainer.accelerator.is_main_process:
-            kept = [line for line in runs.read_metrics(self.path.parent) if line["step"] <= self.trainer.step]
-            runs.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.trainer.options.trackers:
-            self.trainer.accelerator.end_training()
-
-    def add(self, terms: dict[str, Tensor]) -> None:
-        """Take in the terms of one step, without waiting for the device."""
-        for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def check(self) -> None:
-        """Stop before damaged weights replace good ones."""
-        broken = [name for name, value in self.sums.items() if not math.isfinite(value)]
-        if broken:
-            raise RuntimeError(
-                f"{', '.join(broken)} became infinite or NaN by step {self.trainer.step}; the checkpoint before it is "
-                "kept. Lower train.lr or train.flow_lr, or raise train.warmup, in a new run"
-            )
-
-    def log_step(self) -> str:
-        """Write the means since the last call (terms in nats, the NELBO as in validation); what the bar shows."""
-        self.check()
-        reduced = {k: self.trainer.accelerator.reduce(v / self.counts[k], "mean") for k, v in self.sums.items()}
-        means = {name: value.item() for name, value in reduced.items()}
-        self.sums, self.counts = {}, {}
-        rates = {f"{group['name']}_lr": group["lr"] for group in self.trainer.optimizer.param_groups}
-        parts = " ".join(f"{name} {means[name]:.1f}" for name in self.trainer.shown if name in means)
-        shown = ""
-        if "nelbo" in means:
-            means["nelbo"], unit = self.trainer.in_units(torch.tensor(means["nelbo"]))
-            shown = f" nelbo {means['nelbo']:.3f} {unit}"
-        self._write(means | rates)
-        return f" step {self.trainer.step}{shown} ({parts})" + self._shown_validation()
-
-    def log_validation(self) -> None:
-        """Validate on the main process and write the result."""
-        if self.trainer.accelerator.is_main_process:
-            self.last_validation = self.trainer.validate()
-        self._write(self.last_validation)
-        self.trainer.accelerator.wait_for_everyone()
-
-    def _shown_validation(self) -> str:
-        return f" valid {self.last_validation['valid_nelbo']:.3f}" if self.last_validation else ""
-
-    def _write(self, values: dict) -> None:
-        if self.trainer.accelerator.is_main_process:
-            line = {"step": self.trainer.step, "seconds": round(self.trainer.seconds, 3), **values}
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-        if self.trainer.options.trackers:
-            numbers = {name: value for name, value in values.items() if isinstance(value, float)}
-            self.trainer.accelerator.log(numbers, step=self.trainer.step)
 
 
 def plan(recipe: Recipe) -> dict:
@@ -576,15 +607,20 @@ def peak_memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def summarise(trainer: Trainer, metrics: Metrics, interrupted: bool) -> dict:
-    """What the run came to: steps, seconds, validation, memory."""
+def summarise(trainer: Trainer, out: Path, interrupted: bool) -> dict:
+    """What the run came to: steps, seconds, validation, memory, disk."""
     summary = {
         "interrupted": interrupted,
         "steps": trainer.step,
         "seconds": round(trainer.seconds, 3),
-        **metrics.last_validation,
+        **trainer.validation,
+        **({"best": trainer.best} if trainer.best else {}),
+        "skipped_steps": trainer.skipped,
+        "rollbacks": trainer.rollbacks,
         **sizes(trainer),
+        "checkpoints_mib": round(checkpoints.mebibytes(out), 1),
         "peak_memory_mib": round(peak_memory_mib()),
+        "unreadable_images": count_unreadable(trainer.data.train),
     }
     if trainer.accelerator.device.type == "cuda":
         summary["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)

@@ -20,19 +20,18 @@ The run folder holds ``vae.safetensors`` and ``vae.json`` where that of an INDM 
 Source: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", https://arxiv.org/abs/1312.6114.
 """
 
-import json
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm import recipes, runs
+from indm import reading, recipes, runs
 from indm.data import load_data, stack
 from indm.likelihood import evaluation_mode, mean_and_errors
 from indm.model import build, describe
@@ -41,7 +40,7 @@ from indm.objective import randn_like
 from indm.recipes import Evaluation, Recipe, Training
 from indm.scaling import Scaling
 from indm.sde import event_size, squared_norm
-from indm.training import Trainer, count_parameters, train
+from indm.training import Draw, Trainer, count_parameters, train
 
 WEIGHTS, DESCRIPTION = "vae.safetensors", "vae.json"
 LEAST_STD = 1e-3  # of the decoder, where the data have no grey levels
@@ -238,13 +237,15 @@ def load(folder: str | Path, device: str = "cpu") -> VAE:
     """
     folder = Path(folder)
     try:
-        description = json.loads((folder / DESCRIPTION).read_text("utf-8"))
-        state = load_file(folder / WEIGHTS, device=str(device))
+        description = reading.json_object(folder / DESCRIPTION)
+        state = reading.weights(folder / WEIGHTS, device=str(device))
         scaling = Scaling(state["scaling.shift"], state["scaling.scale"], description["levels"])
-        model = build_vae(description["net"], tuple(description["shape"]), scaling)
+        make = functools.partial(build_vae, description["net"], tuple(description["shape"]), scaling)
+        reading.check_described(make, description, state)
+        model = make()
         model.load_state_dict(state)
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise ValueError(f"no VAE can be read in {folder}: {' '.join(str(error).split())[:300]}") from error
+    except Exception as error:  # what is damaged, or described by a stranger, surfaces as almost anything
+        raise ValueError(f"no VAE can be read in {folder}: {reading.reason(error)}") from error
     return model.to(device).eval()
 
 
@@ -363,9 +364,8 @@ class VAETrainer(Trainer):
     def conditions(self) -> dict:
         return {"weight": min(1.0, self.progress / WARMUP)}
 
-    def bound(self, model: VAE, raw: Tensor, generator: torch.Generator) -> Tensor:
-        batches = [model.scaling.to_model(part, generator=generator) for part in raw.split(self.micro_batch_size)]
-        return torch.cat([bound(model, x, generator=generator).total for x in batches])
+    def bound(self, model: VAE, raw: Tensor) -> Draw:
+        return lambda x, generator: bound(model, x, generator=generator).total
 
 
 def train_vae(recipe: Recipe, out: str | Path, *, resume: bool = False, progress: bool = True) -> dict:

@@ -1,6 +1,7 @@
 """Checks every shape annotation of ``indm`` at run time, and keeps the tests repeatable and on one thread."""
 
 import os
+import subprocess
 
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
@@ -8,6 +9,7 @@ from jaxtyping import install_import_hook
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # a whole number is a float, as type checkers have it
 install_import_hook("indm", f"{__name__}.checked")  # before anything of indm is imported
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
@@ -21,3 +23,15 @@ torch.set_num_threads(int(os.environ.get("INDM_TEST_THREADS", "1")))
 def pytest_runtest_setup(item):
     """Every test starts from the same global random state, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("nothing can be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

@@ -2,6 +2,10 @@
 
 import json
 import math
+import shlex
+import signal
+import subprocess
+import sys
 import tomllib
 
 import numpy as np
@@ -10,7 +14,7 @@ import torch
 from PIL import Image
 
 import indm
-from indm import compare, recipes, runs
+from indm import cli, compare, recipes, runs
 from indm.cli import main, split_changes
 from indm.data import load_data
 from indm.model import build_model
@@ -146,7 +150,7 @@ def test_dry_run_prints_a_recipe_and_writes_nothing(tmp_path, monkeypatch, capsy
 
 def test_evaluate_reports_what_it_stores(run, capsys):
     arguments = ["evaluate", run, "--images", 40, "--nll-images", 4, "--rtol", 0.1, "--atol", 0.1, "--quiet"]
-    assert main([str(a) for a in arguments]) == 0
+    assert main([*map(str, arguments), "--overwrite"]) == 0
     table = capsys.readouterr().out
     result = json.loads((run / "evaluation.json").read_text())
     with np.load(run / "evaluation.npz") as content:
@@ -164,6 +168,7 @@ def test_evaluate_reports_what_it_stores(run, capsys):
 
 def test_evaluate_in_equal_steps(run):
     arguments = ["evaluate", run, "--images", 40, "--nll-images", 4, "--steps", 8, "--eps", 1e-3, "--quiet"]
+    arguments.append("--overwrite")
     assert main([str(a) for a in arguments]) == 0
     result = json.loads((run / "evaluation.json").read_text())
     nll = result["nll"]
@@ -189,7 +194,7 @@ def test_samples_tell_how_they_were_drawn(run, tmp_path):
     model = indm.INDM.load(run)
 
     def drawn(*arguments):
-        assert main(["sample", str(run), "-n", "6", "--out", str(tmp_path), "--quiet", *arguments]) == 0
+        assert main(["sample", str(run), "-n", "6", "--out", str(tmp_path), "--quiet", "--overwrite", *arguments]) == 0
         samples, levels, made_by = runs.read_samples(tmp_path / "samples.npz")
         assert levels == 17 and made_by["weights_sha256"] == runs.weights_hash(run)
         options = {k: made_by[k] for k in ("sampler", "tol", "snr", "eps", "temperature", "last_denoising")}
@@ -225,8 +230,30 @@ def test_samples_are_drawn_once(run, tmp_path):
     before = (tmp_path / "samples.npz").stat().st_mtime_ns
     assert main(line) == 0
     assert (tmp_path / "samples.npz").stat().st_mtime_ns == before
-    assert main([*line, "--seed", "1"]) == 0
+    assert main([*line, "--seed", "1"]) == 2
+    assert (tmp_path / "samples.npz").stat().st_mtime_ns == before
+    assert main([*line, "--seed", "1", "--overwrite"]) == 0
     assert (tmp_path / "samples.npz").stat().st_mtime_ns != before
+
+
+def test_a_picture_of_samples_is_of_those_beside_it(run, tmp_path):
+    """Samples that are drawn anew without a picture, as for scores, leave none of the old ones behind."""
+    line = ["sample", str(run), "-n", "4", "--steps", "2", "--out", str(tmp_path), "--quiet"]
+    assert main(line) == 0
+    old = (tmp_path / "samples.png").read_bytes()
+    drawing = runs.Drawing(n=4, steps=2, seed=1)
+    with pytest.raises(ValueError, match=r"already holds samples\.json, samples\.npz, samples\.png: add --overwrite"):
+        runs.draw(run, drawing, tmp_path, progress=False)
+    new = runs.draw(run, drawing, tmp_path, overwrite=True, progress=False)[0]
+    assert not (tmp_path / "samples.png").exists()
+    assert json.loads((tmp_path / "samples.json").read_text())["options"]["seed"] == 1
+    before = (tmp_path / "samples.npz").stat().st_mtime_ns
+    assert main([*line, "--seed", "1"]) == 0  # the picture alone was missing
+    assert (tmp_path / "samples.npz").stat().st_mtime_ns == before
+    assert (tmp_path / "samples.png").read_bytes() != old
+    assert torch.equal(runs.read_samples(tmp_path / "samples.npz")[0], new)
+    (tmp_path / "samples.npz").write_bytes(b"damaged")
+    assert main(line) == 2 and (tmp_path / "samples.npz").read_bytes() == b"damaged"
 
 
 def test_points_are_shown_beside_their_density(tmp_path):
@@ -247,7 +274,8 @@ def test_compare_pairs_the_examples(run, tmp_path, capsys):
     small = [part for part in SMALL if not part.startswith("--flow")]
     assert main(["train", "digits", *small, "--flow", "identity", "--out", str(twin), "--quiet"]) == 0
     for folder in (run, twin):
-        assert main(["evaluate", str(folder), "--images", "40", "--nll-images", "0", "--quiet"]) == 0
+        few = ["--images", "40", "--nll-images", "0", "--quiet", "--overwrite"]
+        assert main(["evaluate", str(folder), *few]) == 0
     capsys.readouterr()
     assert main(["compare", str(run), str(twin), "--out", str(tmp_path)]) == 0
     table = capsys.readouterr().out
@@ -258,8 +286,11 @@ def test_compare_pairs_the_examples(run, tmp_path, capsys):
     assert f"{found['difference']:+.4f} ± {found['standard_error']:.4f} bits/dim" in table
     assert Image.open(tmp_path / "comparison.png").size[0] > 600
 
-    assert main(["evaluate", str(twin), "--images", "30", "--nll-images", "0", "--quiet"]) == 0
-    complaint = fails(capsys, "compare", run, twin, "--out", tmp_path)
+    assert "already holds evaluation.json, evaluation.npz: add --overwrite" in fails(capsys, "evaluate", twin)
+    assert "already holds comparison.json, comparison.png" in fails(capsys, "compare", run, twin, "--out", tmp_path)
+    few[1] = "30"
+    assert main(["evaluate", str(twin), *few]) == 0
+    complaint = fails(capsys, "compare", run, twin, "--out", tmp_path, "--overwrite")
     assert f"{twin} and {run} were evaluated on different examples: {{'nelbo': 30, 'nll': 0}} of" in complaint
     assert "and {'nelbo': 40, 'nll': 0} of" in complaint and complaint.endswith("both with the same options\n")
 
@@ -373,24 +404,24 @@ def test_mistakes(arguments, complaint, run, tmp_path, monkeypatch, capsys):
 
 
 def test_mistakes_with_a_run(run, tmp_path, capsys):
-    before = {p: p.read_bytes() for p in run.iterdir()}
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     assert "exists and is not empty" in fails(capsys, "train", "digits", "--out", run)
     assert "it differs in" in fails(capsys, "train", "checkerboard", "--resume", "--out", run)
-    assert "evaluate.images must be at least 2" in fails(capsys, "evaluate", run, "--images", 1)
+    assert "evaluate.images must be at least 2" in fails(capsys, "evaluate", run, "--images", 1, "--overwrite")
     assert "sampler must be one of" in fails(capsys, "sample", run, "--sampler", "dmp++")
     assert "n must be at least 1" in fails(capsys, "sample", run, "-n", 0)
     assert "steps must be at least 1" in fails(capsys, "sample", run, "--steps", 0)
     assert "snr must be left out with sampler 'ode'" in fails(capsys, "sample", run, "--sampler", "ode", "--snr", 0.1)
     assert "eps must lie in [1e-05, 1.0), got 1e-06" in fails(capsys, "sample", run, "--eps", 1e-6)
-    assert "eps must lie in [1e-05, 1.0), got 1e-06" in fails(capsys, "evaluate", run, "--eps", 1e-6)
+    assert "eps must lie in [1e-05, 1.0), got 1e-06" in fails(capsys, "evaluate", run, "--eps", 1e-6, "--overwrite")
     assert "is no run folder: there is no recipe.toml in it" in fails(capsys, "compare", tmp_path, run)
-    assert {p: p.read_bytes() for p in run.iterdir()} == before
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
 def test_a_run_folder_resumes_by_its_name(run, tmp_path, capsys):
     copy = tmp_path / "copy"
     copy.mkdir()
-    for path in run.iterdir():
+    for path in (path for path in run.iterdir() if path.is_file()):  # checkpoint.pt is enough
         (copy / path.name).write_bytes(path.read_bytes())
     assert main(["train", str(copy), "--resume", "--train.steps", "6", "--quiet"]) == 0
     assert json.loads((copy / "summary.json").read_text())["steps"] == 6
@@ -410,9 +441,166 @@ def test_unreadable_images_are_skipped_with_one_warning(tmp_path, monkeypatch, c
 
 def test_inspect_writes_what_the_flow_does(run, tmp_path, capsys):
     assert main(["inspect", str(run), "--examples", "300", "--out", str(tmp_path), "--quiet"]) == 0
-    found = json.loads((tmp_path / "flow.json").read_text())[str(run)]
+    found = json.loads((tmp_path / "flow.json").read_text())["runs"][str(run)]
     assert len(found["singular_values"]) == 16 and len(found["singular_values"][0]) == 64
     accuracies = [point["accuracy"] for point in found["probe"]]
     assert accuracies[0] > 0.8 and accuracies[-1] < 0.25
     assert Image.open(tmp_path / "flow.png").size[0] > 1000
     assert "position" in capsys.readouterr().out
+
+
+# ── Exit statuses, --debug, Ctrl-C, and what is written over
+
+
+def test_help_documents_the_exit_statuses(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for status in ("0 all is done", "1 some examples failed", "2 a mistake", "3 an error", "130 interrupted"):
+        assert status in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (ValueError("a\nb \x1b[2J"), 2, "indm: error: a b \\x1b[2J"),
+        (FileNotFoundError(2, "No such file", "x"), 2, "indm: error: [Errno 2] No such file: 'x'"),
+        (OSError(28, "No space left on device"), 2, "indm: error: [Errno 28] No space left on device"),
+        (RuntimeError("the loss became NaN"), 2, "indm: error: the loss became NaN"),
+        (MemoryError(), 2, "indm: error: MemoryError"),
+        (KeyError("x"), 3, "indm: error: unexpected KeyError: 'x' (the same command with --debug shows where)"),
+        (RecursionError("too deep"), 3, "indm: error: unexpected RecursionError: too deep"),
+        (AssertionError(), 3, "indm: error: unexpected AssertionError: "),
+        (KeyboardInterrupt(), 130, "indm: interrupted"),
+    ],
+)
+def test_every_failure_is_one_line_and_a_status(error, status, said, monkeypatch, capsys):
+    def fail(self, *_):
+        raise error
+
+    for kind in (cli.Train, cli.Evaluate, cli.Sample, cli.TrainPair, cli.TrainBridge, cli.Translate, cli.Compare,
+                 cli.Inspect, cli.Report, cli.Reproduce, cli.Recipes, cli.Fid, cli.Convert):  # fmt: skip
+        monkeypatch.setattr(kind, "run", fail)
+    for command in ("train digits", "evaluate r", "sample r", "train-pair a b", "train-bridge a b",
+                    "translate r a --out o", "compare r r", "inspect r", "report r", "reproduce",
+                    "recipes", "fid r", "convert c"):  # fmt: skip
+        assert main(command.split()) == status
+        shown = capsys.readouterr().err
+        assert shown.startswith(said) and shown.count("\n") == 1
+        if status != 130:
+            assert main([*command.split(), "--debug"]) == status
+            shown = capsys.readouterr().err
+            assert "Traceback (most recent call last)" in shown and "in fail" in shown and said in shown
+
+
+def test_nothing_is_written_over_unless_told_to(run, tmp_path, capsys):
+    few = ["--images", "20", "--nll-images", "0", "--quiet"]
+    assert main(["evaluate", str(run), *few, "--overwrite"]) == 0
+    out, draw = tmp_path / "out", ["-n", "4", "--steps", "2", "--quiet"]
+    commands = (
+        ["evaluate", str(run), *few],
+        ["sample", str(run), *draw, "--seed=7", "--out", str(out)],
+        ["compare", str(run), str(run), "--out", str(out)],
+        ["inspect", str(run), "--examples", "200", "--quiet", "--out", str(out)],
+    )
+    for command in commands[1:]:
+        assert main(command) == 0
+    kept = {p: p.read_bytes() for folder in (run, out) for p in folder.iterdir() if p.is_file()}
+    commands[1].remove("--seed=7")  # drawn just so, they would be left as they are
+    for command in commands:
+        assert "add --overwrite to write that anew" in fails(capsys, *command)
+    assert {p: p.read_bytes() for p in kept} == kept
+    assert main([*commands[1], "--overwrite", "--seed", "1"]) == 0
+    assert (out / "samples.npz").read_bytes() != kept[out / "samples.npz"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    assert "holds something else than a reproduction" in fails(capsys, "reproduce", "--out", tmp_path / "mine")
+
+
+def test_names_that_lead_out_stay_inside(run, tmp_path, monkeypatch, capsys):
+    """The folder of a run is one name below runs/, whatever its recipe is called."""
+    home = tmp_path / "home"
+    (home / "deep").mkdir(parents=True)
+    monkeypatch.chdir(home / "deep")
+    planned = []
+    monkeypatch.setattr(cli, "train_run", lambda recipe, out, *_: planned.append(out) or 0)
+    text = recipes.to_toml(recipes.load("digits-3-8"))
+    for name in ("../up.toml", "a\nb.toml", "...toml"):
+        (home / "deep" / name).write_text(text)
+        for command in ("train", "train-bridge"):
+            assert main([command, name]) == 0
+    (home / "recipe.toml").write_text(text)
+    assert main(["train-bridge", ".."]) == 0 and main(["train-bridge", "../deep/..", ".", "--data.size", "8"]) == 0
+    assert all(out.parts[0] == "runs" and len(out.parts) == 2 and out.name not in (".", "..") for out in planned)
+    assert [out.name for out in planned[-2:]] == ["home-bridge", "home-deep-bridge"]
+    for name in ("../../../etc/passwd", "../../nowhere", "/dev/null", "a\nb"):
+        assert main(["train", name]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_folder_need_not_be_called_in_unicode(run, tmp_path, capsys):
+    out = tmp_path / "\udcff"
+    assert main(["sample", str(run), "-n", "1", "--steps", "1", "--out", str(out), "--quiet"]) == 0
+    assert "\\udcff/samples.png" in capsys.readouterr().out and (out / "samples.json").is_file()
+    recipe = recipes.load("digits") | {"data": {"name": "array", "path": str(out)}}
+    with pytest.raises(ValueError, match="is no Unicode text, which a recipe must be: rename that"):
+        recipes.to_toml(recipe)
+
+
+def test_a_dry_run_stays_a_recipe_whatever_the_folder_is_called(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "digits", *SMALL, "--dry-run", "--out", "x\n[evil]\na = 1"]) == 0
+    assert "evil" not in tomllib.loads(capsys.readouterr().out)
+
+
+@pytest.mark.long
+def test_a_reader_that_has_enough_is_no_error():
+    command = f"{shlex.quote(sys.executable)} -m indm recipes | head -1; echo ${{PIPESTATUS[0]}}"
+    slow = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert slow.stderr == "" and slow.stdout.splitlines()[-1] in ("0", "141")
+
+
+STUBBORN = """
+import signal, sys, time
+from indm import cli, runs
+
+def work(self):
+    print("begun", flush=True)
+    if {waits}:
+        with runs.interruptible() as interrupted:
+            while not interrupted.is_set():
+                time.sleep(0.01)
+            print("asked", flush=True)
+            time.sleep(60)
+    try:
+        time.sleep(60)
+    finally:
+        print("asked", flush=True)
+        time.sleep(60)  # what takes its time to put things right
+
+cli.Recipes.run = work
+sys.exit(cli.main(["recipes"]))
+"""
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_the_second_ctrl_c_ends_at_once(waits):
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUBBORN.format(waits=waits)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "asked\n" and process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 130 and process.stderr.read() == ""
+
+
+@pytest.mark.long
+def test_one_ctrl_c_is_one_line():
+    script = STUBBORN.format(waits=False).replace("        time.sleep(60)  # what", "        pass  # what")
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130 and process.stderr.read() == "indm: interrupted\n"

@@ -1,9 +1,11 @@
 """Converted checkpoints: the stored networks, random ones in the original's layout, the files, mistakes."""
 
 import json
+import os
 import re
 import sys
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -228,6 +230,51 @@ def test_pickled_code_is_not_run(tmp_path, capsys):
     assert "code was run" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("where", ["model", "averages"])
+def test_a_tensor_cannot_claim_more_than_is_stored(where, tmp_path):
+    huge, state = torch.zeros(1).expand(10**12), {"all_modules.1.weight": torch.ones(2)}
+    path = tmp_path / "a.pth"
+    checkpoint(
+        state | {"a": huge} if where == "model" else state,
+        path,
+        averages=[huge if where == "averages" else torch.ones(2)],
+    )
+    assert path.stat().st_size < 10_000
+    with pytest.raises(
+        ValueError, match=r"a\.pth cannot be read .* claims \(1000000000000,\), 4,000,000,000,000 bytes"
+    ):
+        read_checkpoint(path)
+
+
+def test_the_network_cannot_be_larger_than_the_tensors(tmp_path):
+    """One wide layer does not make the converter build a whole network of its width."""
+    _, state, _ = fixture("ddpmpp_vp")
+    key = next(key for key, value in state.items() if value.ndim == 4)
+    state = state | {key: torch.zeros(200_000, *state[key].shape[1:])}
+    path = checkpoint(state, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="the description is of a larger model than the weights"):
+        convert(path, tmp_path / "run", image_size=16, changes={"sde": "vp"})
+
+
+def test_pipes_and_packed_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(ValueError, match="it is no file"):
+        read_checkpoint(tmp_path / "pipe.pth")
+    torch.save({"model": {"a": torch.zeros(10**6)}}, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as whole, zipfile.ZipFile(tmp_path / "b.pth", "w", 8) as packed:
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name))
+    with pytest.raises(ValueError, match=r"it claims .* bytes and holds"):
+        read_checkpoint(tmp_path / "b.pth")
+
+
+def test_files_of_torch_before_1_6_are_read(tmp_path):
+    _, state, _ = fixture("ddpmpp_vp")
+    torch.save({"model": state}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    found = read_checkpoint(tmp_path / "old.pth").weights("model")
+    assert found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in state)
+
+
 # ── Runs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -262,6 +309,7 @@ def test_a_converted_run_is_evaluated_and_sampled(released, tmp_path, capsys):
     assert relative_error(score, arrays["output/score"]) < 1e-5
     assert type(model.flow) is Identity and model.shape == (3, 16, 16) and model.scaling.levels == 256
     made = json.loads((run / "conversion.json").read_text())
+    assert made["provenance"]["weights_sha256"] == {file["name"]: file["sha256"] for file in made["files"]}
     assert made["files"][0]["weights"] == "ema" and made["step"] == 123 and len(made["files"][0]["sha256"]) == 64
 
     few = ("--images", 2, "--nll-images", 0, "--times", 1, "--quiet")
@@ -345,7 +393,7 @@ def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch
         ("checkpoint_1.pth --sde vp --image-size 16 --train.lr 1", "--train is not for converting; data, sde, net"),
         ("checkpoint_1.pth --recipe cifar11", "no recipe or file is called 'cifar11'"),
         ("checkpoint_1.pth --settings no.json", "settings no.json cannot be read as JSON"),
-        ("checkpoint_1.pth --settings list.json", "settings list.json must be a JSON object"),
+        ("checkpoint_1.pth --settings list.json", "settings list.json cannot be read as JSON: it holds list"),
         ("checkpoint_1.pth --sde vp --image-size 16 --weights raw", "invalid choice 'raw' for argument '--weights'"),
         ("checkpoint_1.pth --sde vp --image-size 16 --out full", "full exists and is not empty"),
     ],

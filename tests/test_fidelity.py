@@ -190,6 +190,11 @@ def test_a_folder_is_resized_only_when_told(digits, tmp_path):
         open_images(folder, size=9, resize="bicubik")
     with pytest.raises(ValueError, match="n must be at most the 31 images"):
         read.first(32)
+    whole = (folder / "0000.png").read_bytes()
+    (folder / "0000.png").write_bytes(whole[: len(whole) - 30])  # its header is whole
+    with pytest.warns(UserWarning, match="skipped 1 of 31 files"):
+        rest = open_images(folder, size=9, resize="bicubic")
+    assert torch.equal(rest.raw, read.raw[1:]) and "skipped 1 of 31 files" in " ".join(rest.provenance["notes"])
 
 
 @pytest.mark.parametrize(("split", "parts"), [("train+valid", ["train", "valid"]), ("test", ["test"])])
@@ -271,10 +276,10 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_scores_of_a_run_with_their_provenance(run, folder, tmp_path, digits, capsys):
+def test_scores_of_a_run_with_their_provenance(run, folder, tmp_path, digits, monkeypatch, capsys):
     def scored(*arguments):
         line = ["fid", str(run), "--extractor", str(folder), "-n", "30", "--out", str(tmp_path), "--quiet"]
-        assert main([*line, "--steps", "2", *arguments]) == 0
+        assert main([*line, "--steps", "2", "--overwrite", *arguments]) == 0
         return json.loads((tmp_path / "fid.json").read_text())["records"]
 
     (record,) = scored("--temperature", "1.05")
@@ -289,12 +294,20 @@ def test_scores_of_a_run_with_their_provenance(run, folder, tmp_path, digits, ca
     saved = Extractor.load(folder).provenance
     assert record["extractor"]["weights_sha256"] == saved["weights_sha256"] and record["extractor"]["epochs"] == 2
     assert record["versions"]["torch_fidelity"] == torch_fidelity.__version__
+    made_by = record["provenance"]
+    assert made_by["seed"] == 0 and made_by["weights_sha256"] == {str(run): runs.weights_hash(run)}
+    assert {"indm", "torch", "python", "git", "command", "device", "threads"} <= made_by.keys()
     samples = runs.read_samples(tmp_path / "samples.npz")[0]
     assert record["samples"]["pixels_sha256"] == hashlib.sha256(samples.numpy()).hexdigest()
 
     assert len(scored()) == 2  # beside that of temperature 1.05, and once however often
     records = scored("--split", "test")
-    assert len(records) == 3 and scored("--split", "test") == records
+    monkeypatch.setattr("sys.argv", ["another", "command"])
+    again = scored("--split", "test")
+    assert len(records) == 3 and again[2]["provenance"]["command"] == ["another", "command"]
+    assert [r | {"provenance": 0} for r in again] == [r | {"provenance": 0} for r in records]
+    assert main(["fid", str(run), "--extractor", str(folder), "-n", "30", "--out", str(tmp_path), "--quiet"]) == 2
+    assert "already holds samples.json, samples.npz: add --overwrite" in capsys.readouterr().err
     assert [r["samples"]["drawn"]["temperature"] for r in records] == [1.05, 1.0, 1.0]
     assert records[2]["reference"]["images"] == len(digits.test)
 

@@ -169,7 +169,9 @@ def test_a_folder_is_translated_name_by_name(trained, toys, tmp_path, capsys):
     strip = pixels(out / "strips" / names[0])
     assert abs(strip[:, :8] - pixels(toys[0] / names[0])).max() <= 1
     assert abs(strip[:, -8:] - pixels(out / names[0])).max() <= 1
-    assert report["models"][0]["weights_sha256"] == runs.weights_hash(trained / "pair" / "a")
+    sides = [trained / "pair" / side for side in "ab"]
+    assert report["models"] == [str(side) for side in sides]
+    assert report["provenance"]["weights_sha256"] == {str(side): runs.weights_hash(side) for side in sides}
     assert "24 translated" in capsys.readouterr().out
 
 
@@ -355,3 +357,19 @@ def test_mistakes(trained, toys, tmp_path, capsys):
     assert "--overwrite" in error_of(capsys, "translate", pair, toys[0], "--out", out)
     assert main(["translate", str(pair), str(toys[0]), "--out", str(out), "--overwrite", "--quiet"]) == 0
     assert (out / "mine.txt").read_text() == "kept"
+
+
+def test_results_are_never_written_over_by_one_another(trained, tmp_path, capsys):
+    home = tmp_path / "home"
+    for name in ("sheet", "a", "b/sheet", "x\ny"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (200, 10, 10)).save(f"{home / name}.png")
+    pair, out = str(trained / "pair"), tmp_path / "out"
+    assert main(["translate", pair, str(home), "--out", str(out), "--steps", "4", "--quiet"]) == 0
+    found = {str(path.relative_to(out)) for path in out.rglob("*.png")}
+    assert found == {"sheet.png", "sheet.png.png", "a.png", "b/sheet.png", "x\ny.png"}
+    assert pixels(out / "sheet.png").shape != pixels(out / "sheet.png.png").shape
+    (home / "cycle").mkdir()
+    Image.new("RGB", (8, 8)).save(home / "cycle" / "a.png")
+    error = error_of(capsys, "translate", pair, home, "--out", tmp_path / "twice", "--cycle", "--quiet")
+    assert "names of results come twice, such as 'cycle/a'" in error

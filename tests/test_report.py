@@ -546,6 +546,8 @@ def test_report_json_holds_what_was_measured(digits):
     stored = json.loads((base / "out" / "report.json").read_text())
     assert stored["options"] == {"images": 20, "steps": [2, 3, 200], "samplers": ["unipc", "euler-maruyama"], "seed": 0}
     assert list(stored["runs"]) == [str(folder) for folder in folders]
+    weights = {str(folder): runs.weights_hash(folder) for folder in folders}
+    assert stored["provenance"]["weights_sha256"] == weights and stored["provenance"]["seed"] == 0
     for folder in folders:
         found = stored["runs"][str(folder)]
         names = {"quality"} if folder.name == "vae" else {"quality", "transport", "errors", "gap", "flow"}
@@ -658,8 +660,19 @@ def test_report_refuses_what_it_cannot_compare(digits, tmp_path):
     with pytest.raises(
         ValueError, match=r"twin and .* were evaluated on different examples: \{'nelbo': 50, 'nll': 0\}"
     ):
-        report.report([folders[0], twin], base / "out", QUICK, progress=False)
-    assert (base / "out" / "index.html").read_bytes() == page
+        report.report([folders[0], twin], base / "out", QUICK, overwrite=True, progress=False)
+    before = {p: p.stat().st_mtime_ns for p in (base / "out").iterdir()}
+    for runs_of, options in ((folders[:2], QUICK), (folders, replace(QUICK, seed=1))):
+        with pytest.raises(ValueError, match="out holds another report: add --overwrite"):
+            report.report(runs_of, base / "out", options, progress=False)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "index.html").write_text("mine")
+    with pytest.raises(ValueError, match="mine holds another report"):
+        report.report(folders, tmp_path / "mine", QUICK, progress=False)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert (base / "out" / "index.html").read_bytes() == page and (
+        tmp_path / "mine" / "index.html"
+    ).read_text() == "mine"
 
 
 def test_report_of_the_plane_shows_density_drift_and_volatility(tmp_path, monkeypatch):

@@ -12,9 +12,10 @@ from scipy import stats
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import eigsh
 
+import indm
 from indm.flows import ActNorm, Compose, ExactLogDet, PowerSeries, ResidualBlock, ResidualFlow, use_log_det
 from indm.flows.activations import ACTIVATIONS
-from indm.flows.residual import ContractiveLinear, convolution_norm
+from indm.flows.residual import ContractiveLinear, check_contractions, convolution_norm
 
 ESTIMATORS = {
     "training": PowerSeries(2, 2.0),
@@ -215,10 +216,9 @@ def test_a_share_of_the_batch_stands_for_all_of_it(n, share, seed):
     """Every sample is in one of the equally likely parts, which has as large a factor as there are parts."""
     estimator, generator = PowerSeries(share=share), seeded(seed)
     parts = [estimator.rows(n, generator, torch.device("cpu")) for _ in range(400)]
-    slices = sorted({(rows.start, rows.stop) for rows, _ in parts})
+    chosen = {tuple(range(n)[rows]) for rows, _ in parts}
     assert {factor for _, factor in parts} == {min(share, n)}
-    assert slices[0][0] == 0 and slices[-1][1] == n and all(a[1] == b[0] for a, b in itertools.pairwise(slices))
-    assert len(slices) == min(share, n)
+    assert len(chosen) == min(share, n) and sorted(itertools.chain(*chosen)) == list(range(n))
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 4, 4)], ids=str)
@@ -672,3 +672,21 @@ def test_layout_of_groups_and_preactivation():
     assert [b.preactivate for b in blocks] == [False, True, True, True]
     assert [b.maps[0].weight.shape[1] for b in blocks] == [1, 1, 4, 16]
     assert [m.weight.shape[-1] for m in blocks[0].maps] == [3, 1, 3]
+
+
+@pytest.mark.parametrize("norm", [2, math.inf])
+def test_a_map_that_does_not_contract_is_found_at_the_next_evaluation(norm, monkeypatch):
+    """A flow of any weights passes; one whose constraint is gone, or whose weights are no numbers, is named."""
+    flow = ResidualFlow((1, 8, 8), (1, 1), 4, norm=norm)
+    for parameter in flow.parameters():
+        torch.nn.init.normal_(parameter, std=3.0)
+    check_contractions(flow)
+    linear = flow.flows[2].maps[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(linear, "constrained_weight", lambda: linear.weight)
+        with pytest.raises(RuntimeError, match=r"flows\.2\.maps\.1 has norm .* where its bound is 0\.98"):
+            check_contractions(flow)
+    torch.nn.init.constant_(linear.weight, math.nan)
+    model = indm.INDM(flow, indm.ScoreModel(indm.MLP((1, 8, 8), width=8, depth=1), indm.VPSDE()))
+    with pytest.raises(RuntimeError, match=r"flows\.2\.maps\.1 has norm nan"):
+        indm.evaluate(model, torch.rand(4, 1, 8, 8), progress=False)

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,6 +62,11 @@ def assert_same(a, b):
         assert torch.equal(a, b)
     else:
         assert a == b
+
+
+def log_of(run):
+    """The metrics but for the seconds: no line is missing, none is there twice."""
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in runs.read_metrics(run)]
 
 
 def interrupt_at(monkeypatch, step):
@@ -165,11 +171,7 @@ def test_resuming_equals_never_stopping(tmp_path, monkeypatch, stop, options):
     whole, halved = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "halved")
     assert whole.pop("seconds") > 0 and halved.pop("seconds") > 0
     assert_same(whole, halved)
-    validations = [
-        [(m["step"], m["valid_nelbo"]) for m in runs.read_metrics(tmp_path / r) if "valid_nelbo" in m]
-        for r in ("whole", "halved")
-    ]
-    assert validations[0] == validations[1]
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "halved")
 
 
 def test_accumulated_batches_are_one_step(tmp_path):
@@ -443,10 +445,11 @@ def test_refuses_what_would_lose_a_run(tmp_path):
     with pytest.raises(ValueError, match=r"another recipe: it differs in flow\.width, train\.lr;"):
         train(other, run, resume=True, progress=False)
 
-    content = (run / "checkpoint.pt").read_bytes()
-    (run / "checkpoint.pt").write_bytes(content[: len(content) // 2])
+    for state in (run / "checkpoints").iterdir():
+        state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
         train(change(DIGITS, steps=2), run, resume=True, progress=False)
+    shutil.rmtree(run / "checkpoints")
     (run / "checkpoint.pt").unlink()
     with pytest.raises(FileNotFoundError, match="nothing to resume"):
         train(change(DIGITS, steps=2), run, resume=True, progress=False)
@@ -498,10 +501,10 @@ def test_processes_share_the_work_and_make_one_run(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('"steps": 4') == 1
     state = checkpoint(run)
-    assert state["step"] == 4 and len(state["random"]) == 2
-    assert not torch.equal(state["random"][0]["cpu"], state["random"][1]["cpu"])
+    assert state["step"] == 4 and len(state["means"]) == 2
     assert {line["step"] for line in runs.read_metrics(run)} == {2, 4}
 
     alone = train(recipe, tmp_path / "alone", progress=False)
-    assert json.loads((run / "summary.json").read_text())["valid_nelbo"] == pytest.approx(alone["valid_nelbo"], rel=0.1)
+    together = json.loads((run / "summary.json").read_text())
+    assert together["valid_nelbo"] == pytest.approx(alone["valid_nelbo"], rel=1e-4)
     assert train(change(recipe, steps=5), run, resume=True, progress=False)["steps"] == 5

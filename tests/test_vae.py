@@ -327,4 +327,4 @@ def test_an_evaluated_run_stands_beside_an_indm(tmp_path, capsys):
     with np.load(ours / "evaluation.npz") as a, np.load(other / "evaluation.npz") as b:
         mean = (b["nelbo"] - a["nelbo"]).mean() / (64 * math.log(2))
     assert differences["nelbo"]["difference"] == pytest.approx(mean)
-    assert cli.main(["evaluate", str(ours)]) == 2 and "no file model.json" in capsys.readouterr().err
+    assert cli.main(["evaluate", str(ours), "--overwrite"]) == 2 and "no file model.json" in capsys.readouterr().err

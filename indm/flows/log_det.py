@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from indm import draws
 from indm.sde import event_size
 
 Product = Callable[[Tensor], Tensor]
@@ -60,11 +61,9 @@ class PowerSeries:
 
     def rows(self, n: int, generator: torch.Generator | None, device: torch.device) -> tuple[slice, int]:
         """Which of ``n`` samples get an estimate, and the factor that makes up for the others."""
-        share = min(self.share, n)
-        if share == 1:
-            return slice(0, n), 1
-        part = int(torch.randint(share, (), generator=generator, device=device))
-        return slice(part * n // share, (part + 1) * n // share), share
+        share = min(self.share, draws.whole(n))
+        offset = int(torch.randint(share, (), generator=generator, device=device)) if share > 1 else 0
+        return draws.every(share, offset, n), share
 
     def coefficients(self, generator: torch.Generator | None = None, device=None) -> list[float]:
         """1/P(term k is reached) for k = 1, 2, … up to the number of terms drawn this time."""
@@ -78,9 +77,9 @@ class PowerSeries:
         return [1.0] * self.exact_terms + reached
 
     def __call__(self, jvp: Product, vjp: Product, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        shape = (self.probes, *x.shape)
-        bits = torch.randint(0, 2, shape, generator=generator, device=x.device, dtype=torch.int8)
-        v = (2 * bits - 1).to(x.dtype).flatten(0, 1)
+        event, kind = (self.probes, *x.shape[1:]), {"device": x.device, "dtype": torch.int8}
+        bits = draws.for_rows(len(x), lambda n: torch.randint(0, 2, (n, *event), generator=generator, **kind))
+        v = (2 * bits - 1).to(x.dtype).transpose(0, 1).flatten(0, 1)
         with torch.no_grad():
             power, value, neumann = v, 0.0, v.clone()
             for k, coefficient in enumerate(self.coefficients(generator, x.device), start=1):

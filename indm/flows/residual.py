@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indm import draws
 from indm.flows import fixed_point
 from indm.flows.activations import ACTIVATIONS
 from indm.flows.base import TOLERANCE, ActNorm, Batch, Compose, Flow, PerSample, Squeeze, Unsqueeze, magnitude
@@ -56,22 +57,24 @@ class ContractiveLinear(nn.Module):
         """Wᵀ y."""
         return F.conv_transpose2d(y, weight, padding=self.padding) if self.image else F.linear(y, weight.T)
 
-    def induced_norm(self) -> Tensor:
-        """Norm of the free parameter's map (an upper bound of it for padded convolutions), with its gradient."""
+    def induced_norm(self, weight: Tensor | None = None) -> Tensor:
+        """Norm of the map by ``weight``, or the free parameter (an upper bound of it for padded convolutions)."""
+        weight = self.weight if weight is None else weight
         if self.norm in ("rows", math.inf):
-            return self.row_sums().max()
+            return row_sums(weight).max()
         if self.padding == 0:
-            return torch.linalg.matrix_norm(self.weight.flatten(1), 2)
-        return convolution_norm(self.weight)
+            return torch.linalg.matrix_norm(weight.flatten(1), 2)
+        return convolution_norm(weight)
 
     def constrained_weight(self) -> Tensor:
         """The weight that the map applies: induced norm at most ``coeff``."""
-        norm = self.row_sums() if self.norm == "rows" else self.induced_norm()
+        norm = row_sums(self.weight) if self.norm == "rows" else self.induced_norm()
         return self.weight / (norm / self.coeff).clamp_min(1.0)
 
-    def row_sums(self) -> Tensor:
-        """Absolute sum of each row, (out, 1, …), to divide the weight by."""
-        return self.weight.abs().sum(tuple(range(1, self.weight.ndim)), keepdim=True)
+
+def row_sums(weight: Tensor) -> Tensor:
+    """Absolute sum of each row, (out, 1, …), to divide the weight by."""
+    return weight.abs().sum(tuple(range(1, weight.ndim)), keepdim=True)
 
 
 def convolution_norm(weight: Tensor, frequencies: int = 32) -> Tensor:
@@ -210,9 +213,9 @@ class ResidualBlock(Flow):
         estimator = self.training_log_det if self.training else self.evaluation_log_det
         rows, share = estimator.rows(len(x), generator, x.device)
         z = x + self._evaluate(x, weights)
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False), draws.only(rows):
             part = self._log_det(x[rows], _of_rows(weights, rows), estimator, generator)
-        return z, nn.functional.pad(share * part, (rows.start, len(x) - rows.stop))
+        return z, torch.slice_scatter(part.new_zeros(len(x)), share * part, 0, rows.start, rows.stop, rows.step or 1)
 
     def latent(self, x: Batch, *, generator: torch.Generator | None = None) -> Batch:
         return x + self._evaluate(x, self._weights())
@@ -343,6 +346,24 @@ class ResidualFlow(Compose):
         self.activation, self.squeeze, self.actnorm = activation, squeeze, actnorm
 
 
+@torch.no_grad()
+def check_contractions(flow: Flow) -> None:
+    """That every map in ``flow`` that must contract does so, as it is applied, to rounding; done at each evaluation.
+
+    Raises:
+        RuntimeError: naming the map, its norm and its bound.
+    """
+    for name, linear in flow.named_modules():
+        if isinstance(linear, ContractiveLinear):
+            finite = bool(linear.weight.isfinite().all())
+            norm = float(linear.induced_norm(linear.constrained_weight())) if finite else math.nan
+            if not norm <= linear.coeff * (1 + 1e-4):
+                raise RuntimeError(
+                    f"the flow's {name} has norm {norm:g} where its bound is {linear.coeff:g}, so that the flow need "
+                    "not be invertible; go back to an older checkpoint"
+                )
+
+
 def use_log_det(flow: Flow, *, training: LogDet | None = None, evaluation: LogDet | None = None) -> None:
     """Choose the log-determinant estimators of every residual block in ``flow``; None leaves that mode as it is."""
     for block in flow.modules():
@@ -352,5 +373,8 @@ def use_log_det(flow: Flow, *, training: LogDet | None = None, evaluation: LogDe
 
 
 def _scale(v: Tensor, slope: Tensor) -> Tensor:
-    """slope · v for a stack v (K·B, ...) and slope (B, ...) or scalar."""
-    return slope * v if slope.ndim == 0 else (v.reshape(-1, *slope.shape) * slope).reshape(v.shape)
+    """slope · v for a stack v (K·B, ...) and slope (B, ...) or scalar; B may be 0."""
+    if slope.ndim == 0:
+        return slope * v
+    copies = len(v) // max(len(slope), 1)
+    return (v.reshape(copies, *slope.shape) * slope).reshape(v.shape)

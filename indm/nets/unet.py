@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indm.draws import for_rows
 from indm.nets.embedding import LevelEmbedding
 
 SKIP_SCALE = math.sqrt(0.5)
@@ -26,6 +27,16 @@ def zeroed(layer: nn.Module) -> nn.Module:
     return layer
 
 
+class Dropout(nn.Dropout):
+    """Dropout whose mask of a sample is the same however the batch is divided over processes."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return h
+        kept = for_rows(len(h), lambda n: torch.rand(n, *h.shape[1:], device=h.device)) >= self.p
+        return h * kept / (1 - self.p)
+
+
 class ResBlock(nn.Module):
     """Pre-activation residual block: (shortcut(h) + conv(silu(norm(conv(silu(norm(h))) + level))))/√2."""
 
@@ -35,7 +46,7 @@ class ResBlock(nn.Module):
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.level = nn.Linear(embedding, outputs)
         self.norm2 = group_norm(outputs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 

@@ -6,6 +6,7 @@ that is built); ``[train]`` and ``[evaluate]`` are the dataclasses :class:`Train
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from indm.model import KINDS, nearest
 NAMED_TABLES = ("data", *KINDS)
 BUNDLED = Path(__file__).parent
 TRACKERS = {"tensorboard", "wandb"}
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 Recipe = dict[str, dict]
 
 
@@ -62,6 +64,9 @@ class Training:
     validate_every: int = 500  # steps
     validate_examples: int = 1000
     checkpoint_every: int = 1000  # steps
+    keep_last: int = 2  # checkpoints that stay, each about four times the model; best/ is the averaged model alone
+    skips: int = 20  # steps in a row left out for a loss or gradient that is not finite, before the run goes back
+    rollbacks: int = 3  # times it goes back to its last checkpoint, at half the learning rates, before it gives up
     keep_every: int = 0  # steps after which the averaged model is also kept as snapshots/STEP; 0 keeps none
     seed: int = 0
     trackers: tuple[str, ...] = ()  # of "tensorboard", "wandb"
@@ -69,11 +74,11 @@ class Training:
     def __post_init__(self):
         _check_each(self, "train", lambda v: v >= 1, "at least 1", "batch_size accumulate validate_examples")
         _check_each(self, "train", lambda v: v >= 1, "at least 1", "log_every validate_every checkpoint_every")
+        _check_each(self, "train", lambda v: v >= 1, "at least 1", "keep_last skips")
         _check_each(self, "train", lambda v: v > 0, "positive", "steps seconds lr flow_lr clip")
         _check_each(self, "train", lambda v: v >= 0, "0 or more", "weight_decay flow_weight_decay warmup workers seed")
-        _check_each(
-            self, "train", lambda v: v >= 0, "0 or more", "soft_truncation flow_warmup isometry terminal keep_every"
-        )
+        _check_each(self, "train", lambda v: v >= 0, "0 or more", "soft_truncation flow_warmup isometry terminal")
+        _check_each(self, "train", lambda v: v >= 0, "0 or more", "keep_every rollbacks")
         _check_each(self, "train", lambda v: 0 <= v < 1, "in [0, 1)", "ema pretrain")
         _check_each(self, "train", lambda v: 0 <= v <= 1, "in [0, 1]", "decay")
         _check_each(self, "train", lambda v: all(0 <= b < 1 for b in v), "two numbers in [0, 1)", "betas")
@@ -134,7 +139,7 @@ def load(source: str | Path) -> Recipe:
         raise FileNotFoundError(f"no recipe or file is called {str(source)!r}{nearest(str(source), bundled())}")
     try:
         recipe = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     for table, content in recipe.items():
         if not isinstance(content, dict):
@@ -196,10 +201,14 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 def to_toml(recipe: Recipe) -> str:
     """The recipe as TOML text."""
     blocks = [
-        "\n".join([f"[{table}]", *(f"{key} = {literal(value)}" for key, value in content.items())])
+        "\n".join([f"[{table}]", *(f"{_key(key)} = {literal(value)}" for key, value in content.items())])
         for table, content in recipe.items()
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def _key(key: str) -> str:
+    return key if BARE_KEY.fullmatch(key) else literal(key)
 
 
 def literal(value) -> str:
@@ -207,18 +216,20 @@ def literal(value) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+        if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+            raise ValueError(f"{value!r} is no Unicode text, which a recipe must be: rename that file or folder")
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(literal, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key} = {literal(part)}' for key, part in value.items())}}}"
-    return repr(value)
+        return f"{{{', '.join(f'{_key(key)} = {literal(part)}' for key, part in value.items())}}}"
+    return str(value)  # numbers and dates
 
 
 def _value(text: str):
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return value if isinstance(value, bool | int | float | str | list) else text
 

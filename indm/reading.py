@@ -1,0 +1,209 @@
+"""Files whose maker is not known: nothing in them is run, and what they claim is checked before memory is taken."""
+
+import io
+import json
+import math
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+LONGEST_HEADER = 2**16  # bytes of an array's header, which are a hundred
+LARGEST_COUNT = 2**24  # a whole number in a description, where the weights hold fewer numbers than that
+SPARE = 2**14  # numbers that a model may have beside its weights
+
+
+def one_line(text: object) -> str:
+    """``text`` on one line, with nothing in it that a terminal would obey: names of files may hold either."""
+    words = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, on one line; decoders raise errors of all kinds, some of them without a word."""
+    said = one_line(error)[:300]
+    return f"{said} is missing" if isinstance(error, KeyError) else said or type(error).__name__
+
+
+def check_memory(claimed: int) -> None:
+    """ValueError where so many bytes are more than this machine's memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if claimed > memory:
+        raise ValueError(f"it claims {claimed:,} bytes, and this machine has {memory:,} bytes of memory")
+
+
+@contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    """Every failure inside is a ValueError that names ``path``."""
+    try:
+        if not path.is_file():  # a named pipe would be waited for
+            raise ValueError("it is no file" if path.exists() else "there is no such file")
+        yield
+    except Exception as error:  # damaged files surface as almost anything
+        raise ValueError(f"{path} cannot be read as {what}: {reason(error)}") from error
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: naming the file; for whatever else is in it, too.
+    """
+    with _reading(path, "JSON"):
+        content = json.loads(path.read_text("utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds {type(content).__name__}, where an object must be")
+        return content
+
+
+# ── Arrays ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def array_names(path: Path) -> list[str] | None:
+    """The names of the arrays in an .npz file; None of an .npy file, which holds one without a name."""
+    with _reading(path, ".npy or .npz"):
+        if not zipfile.is_zipfile(path):
+            return None
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+def array(path: Path, name: str | None = None) -> np.ndarray:
+    """The array in an .npy file, or that of this ``name`` in an .npz file: numbers, never objects.
+
+    Raises:
+        ValueError: naming the file; a header that claims more than the file holds or memory can is one, too.
+    """
+    with _reading(path, ".npy or .npz"), path.open("rb") as file:
+        if name is None:
+            return _array(file, path.stat().st_size)
+        with zipfile.ZipFile(file) as archive:
+            info = archive.getinfo(f"{name}.npy")
+            with archive.open(info) as member:
+                return _array(member, info.file_size)
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file by name, see :func:`array`."""
+    return {name: array(path, name) for name in array_names(path) or []}
+
+
+def _array(file, size: int) -> np.ndarray:
+    head = io.BytesIO(file.read(LONGEST_HEADER))
+    version = np.lib.format.read_magic(head)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"its version must be 1.0 or 2.0, got {version}")
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_columns, dtype = read_header(head)
+    if dtype.kind not in "biufc":
+        raise ValueError(f"it must hold numbers, got {dtype}; objects are not read, as they could run code")
+    claimed, held = math.prod(shape) * dtype.itemsize, size - head.tell()
+    if min(shape, default=0) < 0 or claimed > held:
+        raise ValueError(f"its header claims {shape} of {dtype}, {claimed:,} bytes, and it holds {held:,}")
+    check_memory(claimed)
+    content = np.empty(claimed, np.uint8)
+    begun = head.readinto(content.data)
+    while begun < claimed:
+        more = file.readinto(content.data[begun:])
+        if not more:
+            raise ValueError(f"it ends after {begun:,} of {claimed:,} bytes")
+        begun += more
+    values = content.view(dtype)
+    return values.reshape(shape[::-1]).T if by_columns else values.reshape(shape)
+
+
+# ── Weights ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def weights(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a safetensors file, whose header must fit its size, and its size this machine's memory."""
+    with _reading(path, "weights"):
+        check_memory(path.stat().st_size)
+        return load_file(path, device=device)
+
+
+def check_described(make: Callable[[], nn.Module], description: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Make what is described without taking memory for it, and see that the weights are of that size.
+
+    Args:
+        make: builds the module from ``description``.
+        description: from which ``make`` takes its sizes; no number in it may be out of all proportion.
+        state: the weights read.
+
+    Raises:
+        ValueError: the description is of a larger module than the weights.
+    """
+    held, counted = sum(tensor.numel() for tensor in state.values()), 0
+    larger = ValueError(f"the description is of a larger model than the weights, which hold {held:,} numbers")
+
+    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal counted
+        counted += 0 if tensor is None else max(1, tensor.numel())
+        if counted > 2 * held + SPARE:  # stops a loop of a million layers, too
+            raise larger
+
+    largest = max(_whole_numbers(description), default=0)
+    if largest > max(held, LARGEST_COUNT):
+        raise larger
+    hooks = register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            make()
+    except (NotImplementedError, RuntimeError):  # what needs values has sides, whose products are in the weights
+        if largest**2 > 4 * held + LARGEST_COUNT:
+            raise larger from None
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _whole_numbers(value: object) -> Iterator[int]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _whole_numbers(part)
+    elif isinstance(value, int):
+        yield abs(value)
+
+
+def checkpoint(path: Path, known: Sequence[Any] = ()) -> Any:
+    """What ``torch.save`` wrote of tensors, numbers, strings and containers of them; a pickle of more is an error.
+
+    Args:
+        path: a file, of torch's own kind, or a zip file as torch writes since 1.6.
+        known: what else may be made of it, see :func:`torch.serialization.safe_globals`.
+
+    Raises:
+        ValueError, OSError, RuntimeError, pickle.UnpicklingError, …: nearly anything for a damaged file.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():  # a named pipe would be waited for
+        raise ValueError("it is no file")
+    claimed = held = path.stat().st_size
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(info.file_size for info in archive.infolist())
+    if claimed > held:  # torch stores its records as they are, so that packed ones can only be a trick
+        raise ValueError(f"it claims {claimed:,} bytes and holds {held:,}")
+    check_memory(claimed)
+    with torch.serialization.safe_globals(list(known)):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def check_held(state: Mapping[str, Tensor]) -> None:
+    """ValueError for a tensor that claims more numbers than are stored, as one whose strides are 0 can."""
+    for name, tensor in state.items():
+        claimed, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+        if claimed > held:
+            raise ValueError(f"{name} claims {tuple(tensor.shape)}, {claimed:,} bytes, and {held:,} are stored")

@@ -1,0 +1,158 @@
+"""States on disk: damage of every kind is seen, the newest whole one is used, nothing good is lost."""
+
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from indm import checkpoints, runs
+
+
+def state(step):
+    return {"step": step, "model": {"weight": torch.full((3, 4), float(step))}, "rate": 0.5, "best": {}}
+
+
+def written(run, *steps, keep=2):
+    for step in steps:
+        checkpoints.write(run, state(step), keep)
+
+
+def restored(run):
+    found = []
+    checkpoints.restore(run, found.append)
+    assert torch.equal(found[-1]["model"]["weight"], state(found[-1]["step"])["model"]["weight"])
+    return found[-1]["step"]
+
+
+def steps_in(run):
+    return sorted(p.name for p in (run / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("keep, left", [(1, ["4.pt"]), (2, ["3.pt", "4.pt"]), (9, ["0.pt", "2.pt", "3.pt", "4.pt"])])
+def test_the_last_few_stay_and_the_newest_has_its_name(tmp_path, keep, left):
+    written(tmp_path, 0, 2, 3, 4, keep=keep)
+    assert steps_in(tmp_path) == sorted(left) and restored(tmp_path) == 4
+    assert os.path.samefile(tmp_path / "checkpoint.pt", tmp_path / "checkpoints" / "4.pt")
+    size = (tmp_path / "checkpoint.pt").stat().st_size
+    assert checkpoints.mebibytes(tmp_path) == pytest.approx(len(left) * size / 2**20, rel=0.01)
+
+
+def test_states_are_in_the_order_of_their_steps_not_of_their_names(tmp_path):
+    written(tmp_path, 9, 10, 100)
+    assert steps_in(tmp_path) == ["10.pt", "100.pt"] and restored(tmp_path) == 100
+
+
+def test_every_flipped_bit_is_seen_or_is_of_no_consequence(tmp_path):
+    """One bit in each byte of a state, and in each of four bits of it: what can be read is what was written."""
+    written(tmp_path, 1)
+    path, damaged, seen = tmp_path / "checkpoint.pt", tmp_path / "damaged.pt", 0
+    content = bytearray(path.read_bytes())
+    for i in range(len(content)):
+        content[i] ^= 1 << i % 8
+        damaged.write_bytes(content)
+        content[i] ^= 1 << i % 8
+        try:
+            found = checkpoints.read(damaged)
+        except Exception:
+            seen += 1
+            continue
+        assert found.keys() == state(1).keys() and found["step"] == 1 and found["rate"] == 0.5
+        assert torch.equal(found["model"]["weight"], state(1)["model"]["weight"])
+    assert seen > 0.3 * len(content)  # the rest is padding, dates, and what is said twice
+
+
+def truncate(path, share):
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])
+def test_the_newest_whole_state_is_used_and_a_truncated_one_set_aside(tmp_path, share):
+    written(tmp_path, 10, 20)
+    truncate(tmp_path / "checkpoints" / "20.pt", share)
+    with pytest.warns(UserWarning, match=r"20\.pt is damaged .* going on from .*10\.pt, the newest that is whole"):
+        assert restored(tmp_path) == 10
+    assert steps_in(tmp_path) == ["10.pt", "20.pt.damaged"]
+    assert checkpoints.read(tmp_path / "checkpoint.pt")["step"] == 10
+    written(tmp_path, 20)
+    assert steps_in(tmp_path) == ["10.pt", "20.pt", "20.pt.damaged"], "no whole state gave way to a damaged one"
+
+
+@pytest.mark.parametrize("missing, step", [(("checkpoint.pt",), 20), (("checkpoints/20.pt", "checkpoint.pt"), 10)])
+def test_missing_files_are_done_without(tmp_path, missing, step):
+    written(tmp_path, 10, 20)
+    for name in missing:
+        (tmp_path / name).unlink()
+    assert checkpoints.begun(tmp_path) and restored(tmp_path) == step
+
+
+def test_a_folder_with_the_newest_state_alone_can_be_resumed(tmp_path):
+    written(tmp_path, 10, keep=1)
+    (tmp_path / "checkpoints" / "10.pt").unlink()
+    assert restored(tmp_path) == 10
+
+
+def test_where_nothing_is_whole_that_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing to resume; move .* away and start without"):
+        restored(tmp_path)
+    written(tmp_path, 10, 20)
+    for path in (tmp_path / "checkpoints").iterdir():
+        truncate(path, 0.5)
+    with pytest.raises(ValueError, match=r"20\.pt cannot be read as a checkpoint .*; nor can any older one"):
+        restored(tmp_path)
+    assert steps_in(tmp_path) == ["10.pt", "20.pt"]
+
+
+def test_a_pickle_with_code_in_it_is_no_state(tmp_path):
+    class Code:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save(Code(), tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        restored(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "link"])
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, call):
+    written(tmp_path, 10, 20)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        if call == "link":  # no hard links: a copy will do
+            written(tmp_path, 30)
+        else:
+            with pytest.raises(OSError, match="No space left"):
+                written(tmp_path, 30)
+    assert restored(tmp_path) == (30 if call == "link" else 20)
+    assert not [p for p in tmp_path.rglob(".*")], "nothing half written takes up the disk"
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path, small_disk):
+    written(small_disk, 10, 20)
+    with pytest.raises(OSError, match=r"30\.pt cannot be written|No space left"):
+        checkpoints.write(small_disk, state(30) | {"large": torch.zeros(2**19)}, 2)
+    with pytest.raises(OSError, match=r"large\.safetensors cannot be written|No space left"):
+        runs.write_whole(small_disk / "large.safetensors", lambda p: save_file({"large": torch.zeros(2**19)}, p))
+    assert restored(small_disk) == 20 and not [p for p in small_disk.rglob(".*")]
+
+
+def test_the_newest_state_is_dropped_only_where_there_is_an_older_one(tmp_path):
+    written(tmp_path, 10, 20)
+    checkpoints.drop_newest(tmp_path)
+    assert restored(tmp_path) == 10 and steps_in(tmp_path) == ["10.pt", "20.pt.damaged"]
+    checkpoints.drop_newest(tmp_path)
+    assert restored(tmp_path) == 10
+
+
+HALF_LINES = [b'{"step": 8, "se', b"\0\0\0", b"\xff\xfe", b"[1]", b'{"other": 1}', b'{"step": "x"}']
+
+
+@pytest.mark.parametrize("damage", HALF_LINES, ids=range(6))
+def test_what_is_no_line_of_the_metrics_is_left_out(tmp_path, damage):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 4}\n' + damage + b'\n{"step": 9}\n' + damage)
+    assert runs.read_metrics(tmp_path) == [{"step": 4}, {"step": 9}]

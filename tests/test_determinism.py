@@ -1,0 +1,72 @@
+"""The same seed gives the same bytes in another process, and every output says what it was made by."""
+
+import json
+import os
+import subprocess
+import sys
+
+import indm
+from indm import runs
+
+WORK = """
+import sys
+from indm.cli import main
+
+small = [
+    "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.blocks=1", "--net.attention=[]", "--train.steps=4",
+    "--train.seconds=inf", "--train.log_every=1", "--train.validate_every=2", "--train.validate_examples=20",
+]
+for command in (
+    ["train", "digits", *small, "--out", "run"],
+    ["evaluate", "run", "--images", "20", "--nll-images", "3", "--rtol", "0.1", "--atol", "0.1"],
+    ["sample", "run", "-n", "4", "--steps", "3", "--seed", "5"],
+    ["sample", "run", "-n", "4", "--steps", "3", "--sampler", "euler-maruyama", "--out", "noisy"],
+    ["inspect", "run", "--examples", "200", "--out", "flow"],
+    ["translate", "run", "run", "run/samples.npz", "--out", "translated", "--stochastic", "--steps", "8"],
+):
+    assert main([*command, "--quiet"]) == 0, command
+assert main(["compare", "run", "run", "--out", "compared"]) == 0
+"""
+TIMES = {"seconds", "seconds_per_example", "peak_memory_mib"}
+JSONS = {
+    "run/versions.json": 0, "run/evaluation.json": 0, "run/samples.json": 5, "noisy/samples.json": 0,
+    "flow/flow.json": 0, "translated/translation.json": 0, "compared/comparison.json": None,
+}  # fmt: skip
+
+
+def timeless(value):
+    """Without what a clock has measured."""
+    if isinstance(value, dict):
+        return {key: timeless(part) for key, part in value.items() if key not in TIMES}
+    return [timeless(part) for part in value] if isinstance(value, list) else value
+
+
+def content(path):
+    if path.suffix == ".json":
+        return timeless(json.loads(path.read_text()))
+    if path.suffix == ".jsonl":
+        return [timeless(json.loads(line)) for line in path.read_text().splitlines()]
+    return path.read_bytes()
+
+
+def test_two_processes_write_the_same_bytes_and_say_what_made_them(tmp_path):
+    folders = [tmp_path / name for name in ("one", "two")]
+    for i, folder in enumerate(folders):
+        folder.mkdir()
+        environment = os.environ | {"PYTHONHASHSEED": str(i + 1), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", WORK]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    first, second = ({p.relative_to(f): p for p in f.rglob("*") if p.is_file()} for f in folders)
+    assert first.keys() == second.keys() and len(first) > 15
+    for name, path in first.items():
+        if name.name not in ("checkpoint.pt", "comparison.png"):  # they hold the seconds so far
+            assert content(path) == content(second[name]), name
+
+    weights = runs.weights_hash(folders[0] / "run")
+    for name, seed in JSONS.items():
+        found = json.loads((folders[0] / name).read_text())
+        made_by = found if name == "run/versions.json" else found["provenance"]
+        assert made_by["indm"] == indm.__version__ and made_by["seed"] == seed and made_by["threads"] == 1, name
+        assert {"torch", "numpy", "python", "git", "command", "device", "matmul_precision"} <= made_by.keys(), name
+        assert name == "run/versions.json" or made_by["weights_sha256"] == {"run": weights}, name

@@ -1,0 +1,371 @@
+"""Readers of files from strangers under fuzzing: whatever is in a file, a ValueError or an OSError is all that comes.
+
+Each check runs some dozens of times in the ordinary suite, and 10⁵ times in all under ``make test-long``.
+"""
+
+import copy
+import gzip
+import io
+import json
+import tempfile
+import tomllib
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from indm import images, reading, recipes, training
+from indm.cli import main
+from indm.convert import read_checkpoint
+from indm.data import load_data, read_idx
+from indm.images import ImageFiles
+from indm.model import INDM, build_model
+from indm.scaling import Scaling
+
+HOME = Path(tempfile.mkdtemp(prefix="indm-fuzz-"))
+KNOWN = (ValueError, OSError)
+
+
+def fuzzed(few: int, many: int, **strategies):
+    """Two tests of a check: ``few`` cases in the ordinary suite, ``many`` in the long one."""
+
+    def tests(check):
+        def test(cases):
+            had = 0
+
+            @settings(max_examples=cases, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+            @given(**strategies)
+            def each(**drawn):
+                nonlocal had
+                had += 1
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    check(**drawn)
+
+            each()
+            assert had >= cases
+
+        marks = [pytest.param(few, id="few"), pytest.param(many, id="many", marks=pytest.mark.long)]
+        return pytest.mark.parametrize("cases", marks)(test)
+
+    return tests
+
+
+# ── What is changed in a good file: bytes overwritten, left out, put in, the end cut off
+
+EDITS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 65535), st.binary(max_size=6)), max_size=5)
+
+
+def edited(content: bytes, edits) -> bytes:
+    for kind, place, new in edits:
+        at = place % (len(content) + 1)
+        skipped = {0: len(new), 1: len(new) + 1, 2: 0, 3: len(content)}[kind]
+        content = content[:at] + (new if kind in (0, 2) else b"") + content[at + skipped :]
+    return content
+
+
+VALUES = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.floats(), st.text(max_size=8), st.integers(-2, 5), st.integers(),
+        st.sampled_from([2**31, 2**63, 10**12, 10**30, 1e300, "inf", "nan", "vp", "identity", "\n", "../..", ""]),
+    ),
+    lambda parts: st.lists(parts, max_size=3) | st.dictionaries(st.text(max_size=5), parts, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+
+
+def places(value, path=()):
+    """The paths to every value inside a value."""
+    yield path
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from places(child, (*path, key))
+
+
+def replaced(value, place: int, new):
+    value, found = copy.deepcopy(value), list(places(value))
+    path = found[place % len(found)]
+    if not path:
+        return new
+    inside = value
+    for key in path[:-1]:
+        inside = inside[key]
+    inside[path[-1]] = new
+    return value
+
+
+# ── Recipes
+
+BUNDLED = {name: (recipes.BUNDLED / f"{name}.toml").read_bytes() for name in recipes.bundled()}
+
+
+def read_recipe(content: bytes) -> None:
+    (HOME / "mine.toml").write_bytes(content)
+    try:
+        recipe = recipes.resolve(recipes.load(HOME / "mine.toml"))
+        text = recipes.to_toml(recipe)
+    except KNOWN as error:
+        assert len(str(error)) > 10
+        return
+    again = tomllib.loads(text)
+    assert recipes.differences(recipe, again) == [] or "nan" in text
+    assert recipes.to_toml(recipes.resolve(again)) == text
+
+
+@fuzzed(60, 12_000, name=st.sampled_from(sorted(BUNDLED)), edits=EDITS)
+def test_recipes_with_changed_bytes(name, edits):
+    read_recipe(edited(BUNDLED[name], edits))
+
+
+@fuzzed(30, 6000, text=st.text(max_size=200))
+def test_recipes_that_are_any_text(text):
+    read_recipe(text.encode("utf-8", "surrogatepass"))
+
+
+TOML = st.recursive(
+    st.one_of(st.booleans(), st.floats(), st.text(max_size=8), st.integers(), st.dates(), st.datetimes(), st.times()),
+    lambda parts: st.lists(parts, max_size=3) | st.dictionaries(st.text(max_size=5), parts, max_size=3),
+    max_leaves=6,
+)
+
+
+@fuzzed(60, 10_000, name=st.sampled_from(sorted(BUNDLED)), place=st.integers(0, 999), new=TOML, key=st.text(max_size=6))
+def test_recipes_with_changed_values(name, place, new, key):
+    recipe = replaced(tomllib.loads(BUNDLED[name].decode()), place, new)
+    try:
+        recipe["flow"] = dict(recipe["flow"]) | {key: new}
+        text = recipes.to_toml(recipe)
+    except (KeyError, TypeError, ValueError, AttributeError):  # no recipe that could have been read
+        return
+    read_recipe(text.encode())
+
+
+@fuzzed(
+    60, 10_000, table=st.sampled_from([*recipes.TABLES, "trian", ""]),
+    key=st.sampled_from([*vars(recipes.Training()), "name", "", "a.b"]), value=st.text(max_size=20) | VALUES.map(str),
+)  # fmt: skip
+def test_changes_on_the_command_line(table, key, value):
+    try:
+        recipe = recipes.override(recipes.load("digits"), {f"{table}.{key}": value})
+        text = recipes.to_toml(recipes.resolve(recipe))
+    except KNOWN:
+        return
+    tomllib.loads(text)
+
+
+# ── Arrays
+
+
+def npz(**arrays) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+def npy(array) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+ARRAYS = {
+    "vectors.npy": npy(np.arange(60.0).reshape(30, 2)),
+    "images.npy": npy(np.arange(30 * 64, dtype=np.uint8).reshape(30, 8, 8)),
+    "several.npz": npz(samples=np.arange(60.0).reshape(30, 2), levels=np.array(0)),
+    "one.npz": npz(images=np.zeros((12, 8, 8, 3), np.uint8)),
+}
+
+
+@fuzzed(80, 20_000, name=st.sampled_from(sorted(ARRAYS)), edits=EDITS)
+def test_arrays_with_changed_bytes(name, edits):
+    (HOME / name).write_bytes(edited(ARRAYS[name], edits))
+    try:
+        load_data("array", path=HOME / name)
+    except KNOWN as error:
+        assert "\n" not in str(error)
+
+
+@fuzzed(
+    40, 5000, shape=st.lists(st.integers(-2, 2**64), max_size=4) | VALUES,
+    descr=st.sampled_from(["<f8", "|u1", "|O", "<U9", ">i4", "|V0", "<M8[s]"]) | VALUES, order=VALUES | st.booleans(),
+    held=st.integers(0, 200),
+)  # fmt: skip
+def test_headers_of_arrays(shape, descr, order, held):
+    shape = tuple(shape) if isinstance(shape, list) else shape
+    text = repr({"descr": descr, "fortran_order": order, "shape": shape}).encode("latin1", "replace")
+    (HOME / "h.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(held))
+    try:
+        assert reading.array(HOME / "h.npy").nbytes <= held
+    except KNOWN as error:
+        assert "\n" not in str(error)
+
+
+IDX = np.array([2051, 3, 28, 28], ">u4").tobytes() + bytes(3 * 784)
+
+
+@fuzzed(20, 3000, inside=EDITS, outside=EDITS)
+def test_idx_files(inside, outside):
+    (HOME / "a.gz").write_bytes(edited(gzip.compress(edited(IDX, inside), 1), outside))
+    try:
+        read_idx(HOME / "a.gz", 2051)
+    except KNOWN as error:
+        assert "\n" not in str(error)
+
+
+@fuzzed(20, 2000, edits=EDITS, kinds=st.lists(st.integers(0, 255), max_size=4))
+def test_kept_indexes(edits, kinds):
+    content = npz(names=np.frombuffer(b"a.pngb.png", np.uint8), ends=np.array([5, 10]), sizes=np.array([1, 2]),
+                  times=np.array([3, 4]), kinds=np.array(kinds, np.uint8))  # fmt: skip
+    (HOME / "index.npz").write_bytes(edited(content, edits))
+    kept = images._kept(HOME / "index.npz", HOME)
+    assert kept is None or all(isinstance(file, Path) for file in kept.files)
+
+
+# ── Images
+
+
+def encoded(kind: str, mode: str, **options) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(file, format=kind, **options)
+    return file.getvalue()
+
+
+IMAGES = [
+    encoded(kind, mode, **options)
+    for kind, mode, options in (
+        ("PNG", "RGB", {}), ("PNG", "P", {"transparency": 0}), ("PNG", "I;16", {}), ("PNG", "LA", {}),
+        ("JPEG", "RGB", {}), ("JPEG", "CMYK", {}), ("WEBP", "RGBA", {"lossless": True}), ("BMP", "RGB", {}),
+        ("GIF", "P", {}), ("TIFF", "RGB", {}), ("TIFF", "F", {}), ("TIFF", "L", {"compression": "tiff_lzw"}),
+        ("PPM", "L", {}),
+    )
+]  # fmt: skip
+
+
+@fuzzed(120, 25_000, which=st.integers(0, len(IMAGES) - 1), edits=EDITS)
+def test_images_with_changed_bytes(which, edits):
+    path = HOME / "a.png"
+    path.write_bytes(edited(IMAGES[which], edits))
+    try:
+        kind = images.read_kind(path)
+    except KNOWN:
+        kind = None
+    try:
+        image = images.read_image(path)
+        assert image.mode == kind and images.square(image, 8, 3).shape == (3, 8, 8)
+    except KNOWN:
+        pass
+
+
+FILE = st.tuples(st.integers(0, len(IMAGES) - 1), EDITS)
+NAME = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
+
+
+@fuzzed(5, 600, damage=st.dictionaries(NAME, FILE, min_size=6, max_size=6))
+def test_folders_of_images(damage):
+    with tempfile.TemporaryDirectory(dir=HOME) as folder:
+        for name, (which, edits) in damage.items():
+            Path(folder, f"{name}.png").write_bytes(edited(IMAGES[which], edits))
+        try:
+            sets = load_data("folder", path=folder, size=8)
+            assert isinstance(sets.train, ImageFiles)
+            for i in range(len(sets.train)):
+                assert sets.train[i].shape == sets.shape
+        except KNOWN:
+            pass
+
+
+# ── Models and checkpoints
+
+TABLES = {
+    "flow": {"name": "residual", "blocks": [1], "width": 4},
+    "sde": {"name": "vp"},
+    "net": {"name": "mlp", "width": 8, "depth": 1},
+}
+build_model(TABLES, (2,), Scaling()).save(HOME / "model")
+DESCRIPTION = json.loads((HOME / "model" / "model.json").read_text())
+FILES = {name: (HOME / "model" / name).read_bytes() for name in ("model.json", "model.safetensors")}
+torch.save(
+    {"model": {"a": torch.arange(6.0)}, "step": 3, "random": [{"cpu": torch.get_rng_state()[:64]}]}, HOME / "c.pt"
+)
+CHECKPOINT = (HOME / "c.pt").read_bytes()
+
+
+def load_model(name: str, content: bytes) -> None:
+    for other, whole in FILES.items():
+        (HOME / "model" / other).write_bytes(content if other == name else whole)
+    try:
+        INDM.load(HOME / "model")
+    except KNOWN as error:
+        assert "\n" not in str(error) and str(HOME / "model") in str(error)
+
+
+@fuzzed(30, 5000, place=st.integers(0, 99), new=VALUES)
+def test_descriptions_with_changed_values(place, new):
+    load_model("model.json", json.dumps(replaced(DESCRIPTION, place, new)).encode())
+
+
+@fuzzed(30, 4000, name=st.sampled_from(sorted(FILES)), edits=EDITS)
+def test_models_with_changed_bytes(name, edits):
+    load_model(name, edited(FILES[name], edits))
+
+
+@fuzzed(40, 6000, edits=EDITS)
+def test_checkpoints_with_changed_bytes(edits):
+    (HOME / "c.pt").write_bytes(edited(CHECKPOINT, edits))
+    try:
+        reading.checkpoint(HOME / "c.pt")
+    except Exception as error:  # the trainer turns all into a ValueError
+        assert not isinstance(error, AssertionError)
+
+
+@fuzzed(40, 6000, edits=EDITS)
+def test_released_checkpoints_with_changed_bytes(edits):
+    (HOME / "c.pt").write_bytes(edited(CHECKPOINT, edits))
+    try:
+        read_checkpoint(HOME / "c.pt")
+    except KNOWN as error:
+        assert "\n" not in str(error) and str(HOME / "c.pt") in str(error)
+
+
+# ── The command line
+
+COMMANDS = [
+    "train",
+    "evaluate",
+    "sample",
+    "fid",
+    "convert",
+    "compare",
+    "inspect",
+    "report",
+    "translate",
+    "recipes",
+    "x",
+]
+WORDS = [
+    "--out", "--quiet", "--steps", "-n", "0", "-1", "7", "--debug", "--overwrite", "--seed", "nowhere", "..", ".",
+    "--data", "--flow", "identity", "mine.toml", "--train.steps=3", "--images", "1e9", "", "\n", "--", "--flow.width",
+    "[", "é",
+]  # fmt: skip
+WORD = st.sampled_from(WORDS) | st.text(max_size=5).filter(lambda word: not word.startswith("-h"))
+
+
+@fuzzed(15, 1000, command=st.sampled_from(COMMANDS), words=st.lists(WORD, max_size=5))
+def test_command_lines(command, words):
+    error, out = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(HOME)
+        patch.setattr("sys.stderr", error)
+        patch.setattr("sys.stdout", out)
+        patch.setattr(training, "train", lambda *_, **__: {"interrupted": False})
+        status = main([command, *words])
+    lines = error.getvalue().splitlines()
+    assert status in (0, 2) and ("Traceback" not in error.getvalue() or "--debug" in words), error.getvalue()
+    if status == 2 and "--debug" not in words:
+        assert len([line for line in lines if line.startswith("indm: error: ")]) == 1 and len(lines) == 1, lines

@@ -1,0 +1,204 @@
+"""Folders of very many images: listed once, read one at a time, and a damaged one costs one image."""
+
+import json
+import os
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from indm import images
+from indm.cli import main
+from indm.data import load_data, loader, stack
+from indm.images import Files, ImageFiles, count_unreadable, index, index_file
+from indm.training import peak_memory_mib
+
+
+def many(folder, n, sources=50, below=1000):
+    """``n`` names of a few images, in folders of ``below`` each: hard links, so that they take no room."""
+    folder.mkdir()
+    for i in range(sources):
+        pixels = np.full((8, 8, 3), (i, 2 * i, 3 * i), np.uint8)
+        Image.fromarray(pixels).save(folder / f".{i}.png")  # hidden: no image of the folder
+    for i in range(n):
+        if i % below == 0:
+            (folder / f"{i // below:04d}").mkdir()
+        os.link(folder / f".{i % sources}.png", folder / f"{i // below:04d}" / f"{i:07d}.png")
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("INDM_DATA", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def looked_at(monkeypatch):
+    """The files whose header was read."""
+    seen, real = [], images.read_kind
+    monkeypatch.setattr(images, "read_kind", lambda path: seen.append(path) or real(path))
+    return seen
+
+
+# ── The list
+
+
+def test_the_list_is_that_of_the_file_system_in_sorted_order(tmp_path):
+    hidden = [".hidden.png", ".h/x.png", "a/.x/y.png"]
+    for name in ["b.png", "a/z.png", "a/b/c.png", "a.png", "a-b/x.png", "ü\n ö.png", *hidden]:
+        path = tmp_path / "f" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(path)
+    raw = os.fsencode(tmp_path / "f") + b"/\xff.png"
+    with open(raw, "wb") as file:
+        file.write((tmp_path / "f" / "b.png").read_bytes())
+    os.symlink(tmp_path / "f" / "b.png", tmp_path / "f" / "link.png")
+    os.symlink(tmp_path / "nowhere", tmp_path / "f" / "broken.png")
+    os.symlink(tmp_path / "f", tmp_path / "f" / "again")  # a loop
+    os.mkfifo(tmp_path / "f" / "pipe.png")
+    found = index(tmp_path / "f")
+    below = (p for p in (tmp_path / "f").rglob("*") if p.is_file() and "again" not in p.parts)
+    expected = sorted(p for p in below if "/." not in str(p.relative_to(tmp_path)))
+    assert list(found.files) == expected and len(expected) == 8
+    assert found.kinds.tolist() == [1] * 8 and found.sizes.tolist() == [p.stat().st_size for p in expected]
+
+
+def test_files_are_a_sequence_of_few_bytes(tmp_path):
+    paths = [f"{i}/é{i}.png" for i in range(100)]
+    ends = np.cumsum([len(os.fsencode(p)) for p in paths])
+    files = Files(tmp_path, np.frombuffer("".join(paths).encode(), np.uint8), ends)
+    assert list(files) == [tmp_path / p for p in paths] and files[-1] == tmp_path / paths[-1]
+    assert list(files[10:40:7]) == list(files)[10:40:7] and list(files.select(np.array([5, 3]))) == [files[5], files[3]]
+    assert list(files[50:].select(np.array([1]))) == [files[51]]
+    with pytest.raises(IndexError):
+        files[100]
+
+
+def test_an_index_is_kept_and_only_changes_are_looked_at(tmp_path, cache, looked_at):
+    folder = many(tmp_path / "f", 3000)
+    first = index(folder)
+    assert len(looked_at) == len(first.files) == 3000 and index_file(folder).is_file()
+    looked_at.clear()
+    again = index(folder)
+    assert not looked_at and np.array_equal(again.kinds, first.kinds) and list(again.files) == list(first.files)
+
+    Image.new("L", (8, 8), 7).save(folder / "0001" / "added.png")
+    (folder / "0002" / "0002000.png").unlink()
+    changed = folder / "0000" / "0000000.png"
+    changed.unlink()
+    changed.write_bytes(b"no image")
+    third = index(folder)
+    assert sorted(p.name for p in looked_at) == ["0000000.png", "added.png"]
+    kinds = dict(zip(third.files, third.kinds.tolist(), strict=True))
+    assert kinds[changed] == 0 and kinds[folder / "0001" / "added.png"] == 1 and len(kinds) == 3000
+    assert sum(kind == 2 for kind in kinds.values()) == 2998
+
+    index_file(folder).write_bytes(index_file(folder).read_bytes()[:999])  # damaged: made anew
+    looked_at.clear()
+    assert np.array_equal(index(folder).kinds, third.kinds) and len(looked_at) == 3000
+    looked_at.clear()
+    sets = load_data("folder", path=folder, size=8, channels=3)
+    assert not looked_at and sum(len(getattr(sets, part)) for part in ("train", "valid", "test")) == 2999
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path, monkeypatch, looked_at):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("INDM_DATA", str(tmp_path / "file" / "below"))
+    folder = many(tmp_path / "f", 1000)
+    for _ in range(2):
+        assert (index(folder).kinds == 2).all()
+    assert len(looked_at) == 2000
+
+
+def test_few_files_leave_nothing_in_the_cache(tmp_path, cache):
+    index(many(tmp_path / "f", 999))
+    assert not cache.exists()
+
+
+# ── Damage, and the order of the data
+
+
+def damaged(folder, *which):
+    for i in which:
+        file = folder / "0000" / f"{i:07d}.png"
+        content = file.read_bytes()
+        file.unlink()
+        file.write_bytes(content[: len(content) // 2 + 8])  # the header is whole
+
+
+def test_a_damaged_image_is_replaced_by_the_next_warned_of_once_and_counted(tmp_path):
+    folder = many(tmp_path / "f", 40)
+    whole = stack(ImageFiles(index(folder).files, 8, 3))
+    damaged(folder, 7, 20, 21, 39)
+    data = ImageFiles(index(folder).files, 8, 3)
+    assert len(data) == 40 and count_unreadable(data) == 0
+    with pytest.warns(UserWarning, match="0000007.png cannot be read .* takes its place") as warned:
+        found = stack(data)
+    assert len(warned) == 1 and data.unreadable.nonzero().flatten().tolist() == [7, 20, 21, 39]
+    expected = whole.clone()
+    expected[[7, 20, 21, 39]] = whole[[8, 22, 22, 0]]
+    assert torch.equal(found, expected) and torch.equal(stack(data), found) and count_unreadable(data) == 4
+
+
+def test_a_folder_that_has_gone_is_an_error_after_a_hundred(tmp_path):
+    folder = many(tmp_path / "f", 200)
+    data = ImageFiles(index(folder).files, 8, 3)
+    for file in data.files:
+        file.unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match=r"100 images in a row cannot be read, beginning with .*0000150.png"):
+            data[150]
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
+def test_workers_change_neither_the_order_nor_what_stands_for_a_damaged_image(tmp_path):
+    folder = many(tmp_path / "f", 60)
+    damaged(folder, 3, 30, 31)
+    epochs = []
+    for workers in (0, 1, 3):
+        data = ImageFiles(index(folder).files, 8, 3)
+        epochs.append(list(loader(data, 7, shuffle=True, seed=5, epoch=2, workers=workers)))
+        assert count_unreadable(data) == 3  # those of the workers, too
+    for other in epochs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(epochs[0], other, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
+def test_a_training_outlives_a_damaged_image(tmp_path):
+    folder = many(tmp_path / "f", 60)
+    damaged(folder, *range(0, 60, 7))
+    small = [
+        "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.blocks=1", "--net.multipliers=[1]",
+        "--net.attention=[]", "--train.steps=8", "--train.seconds=inf", "--train.batch_size=12",
+        "--train.validate_examples=4", f"--data.path={folder}", "--data.size=8",
+    ]  # fmt: skip
+    weights = []
+    for workers in (0, 3):
+        run = tmp_path / str(workers)
+        assert main(["train", "folder", *small, "--out", str(run), "--quiet", f"--train.workers={workers}"]) == 0
+        assert 5 <= json.loads((run / "summary.json").read_text())["unreadable_images"] <= 9
+        weights.append((run / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("n", [100_000])
+def test_very_many_files(tmp_path, cache, n):
+    folder = many(tmp_path / "f", n, sources=100)
+    before, started = peak_memory_mib(), time.perf_counter()
+    sets = load_data("folder", path=folder, size=8)
+    first = time.perf_counter() - started
+    started = time.perf_counter()
+    again = load_data("folder", path=folder, size=8)
+    second = time.perf_counter() - started
+    batches = iter(loader(sets.train, 128, shuffle=True, workers=1))
+    for _ in range(20):
+        assert next(batches).shape == (128, 3, 8, 8)
+    print(f"{n} files: indexed in {first:.1f} s, again in {second:.1f} s, {peak_memory_mib() - before:.0f} MiB")
+    assert len(sets.train) == len(again.train) == 0.8 * n and second < first / 2
+    assert peak_memory_mib() - before < 100 + n / 2000  # half a kilobyte a file

@@ -1,0 +1,238 @@
+"""Several processes make the run that one makes, and none of them hangs. With gloo, on the CPU."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_reliability import TINY
+from test_training import assert_same, change, checkpoint, log_of
+
+from indm import draws, recipes, runs
+from indm.flows import PowerSeries, ResidualBlock, use_log_det
+
+LAUNCH = str(Path(__file__).with_name("launch.py"))
+# 8 samples for each of 4 processes, of which 2 in 32 have a log-determinant; 50 examples in batches of 20, the last of
+# them uneven, and one of four processes without any.
+WIDE = change(TINY, steps=50, accumulate=1, validate_examples=50, checkpoint_every=20)
+WIDE |= {"evaluate": {"batch_size": 20}}
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def command(processes, *arguments, module=False):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [*torchrun, *(["-m"] if module else []), *map(str, arguments)]
+
+
+def launch(processes, *arguments, module=False, fails=False):
+    done = subprocess.run(
+        command(processes, *arguments, module=module),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=ONE_THREAD,
+    )
+    assert (done.returncode != 0) == fails, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def wide(folder):
+    """The recipe's file, and the run that one process makes of it."""
+    (folder / "wide.toml").write_text(recipes.to_toml(WIDE))
+    launch(1, LAUNCH, folder / "wide.toml", folder / "one")
+    return folder / "wide.toml", folder / "one"
+
+
+def largest_difference(one, other):
+    a, b = checkpoint(one), checkpoint(other)
+    pairs = [(a[part][k], b[part][k]) for part in ("model", "ema") for k in a[part]]
+    return max((p - q).abs().max().item() for p, q in pairs)
+
+
+# ── the numbers drawn ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def in_parts(total, parts, draw):
+    """``draw(first, n)`` by each of so many processes, from the same random state, put together again."""
+    together = []
+    for part in range(parts):
+        torch.manual_seed(0)
+        with draws.part_of(part * total // parts, total):
+            together.append(draw(part * total // parts, total // parts))
+    return torch.cat(together)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 16])
+def test_what_is_drawn_does_not_depend_on_the_parts(parts):
+    def draw(_, n):
+        return torch.stack([draws.for_rows(n, torch.randn), draws.strata(n).float()], 1)
+
+    assert torch.equal(in_parts(16, parts, draw), in_parts(16, 1, draw))
+    strata = in_parts(16, parts, lambda _, n: draws.strata(n))
+    assert sorted((strata * 16).long().tolist()) == list(range(16))
+
+
+@pytest.mark.parametrize("parts", [2, 3, 6, 24])
+@pytest.mark.parametrize("share", [1, 5, 16])
+def test_a_share_of_the_batch_is_the_same_samples_with_the_same_probes(parts, share):
+    """Also where a part has none of them."""
+    block = ResidualBlock((4,), 8, 2.0, 0.9, preactivate=True).double().train()
+    torch.nn.init.normal_(block.maps[-1].weight)
+    use_log_det(block, training=PowerSeries(1, 1.0, share=share))
+    x = torch.randn(24, 4, dtype=torch.float64)
+
+    def log_dets(first, n):
+        return block(x[first : first + n])[1].detach()
+
+    whole = in_parts(24, 1, log_dets)
+    assert (whole != 0).sum() in (24 // share, -(-24 // share))
+    assert torch.allclose(in_parts(24, parts, log_dets), whole, rtol=1e-12)
+
+
+# ── the same run ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_make_the_run_of_one(folder, wide, processes):
+    recipe, one = wide
+    launch(processes, LAUNCH, recipe, folder / str(processes))
+    assert largest_difference(one, folder / str(processes)) < 1e-9
+    logs = log_of(one), log_of(folder / str(processes))
+    assert [list(line) for line in logs[0]] == [list(line) for line in logs[1]]
+    for a, b in zip(*logs, strict=True):
+        differing = [k for k in a if a[k] != b[k]]
+        assert [a[k] for k in differing] == pytest.approx([b[k] for k in differing], rel=1e-6)
+
+
+@pytest.mark.long
+def test_processes_make_the_evaluation_of_one(folder, wide):
+    """To the last bit, with an adaptive solver; 3 batches over 4 processes, one of which has nothing to do."""
+    _, run = wide
+    arguments = ["indm", "evaluate", run, "--images", "50", "--nll-images", "10", "--batch-size", "20", "--quiet"]
+    found = {}
+    for processes in (1, 2, 4):
+        said = launch(processes, *arguments, module=True).stdout
+        assert said.count("NELBO") == launch(1, *arguments, module=True).stdout.count("NELBO")
+        launch(processes, *arguments, module=True)
+        report = json.loads((run / "evaluation.json").read_text())
+        with np.load(run / "evaluation.npz") as file:
+            found[processes] = report, {name: file[name].tolist() for name in file.files}
+    assert found[2] == found[1] and found[4] == found[1]
+
+
+@pytest.mark.long
+def test_two_processes_that_are_interrupted_go_on_exactly(folder, tmp_path):
+    """One of them is told; with accumulation, between two checkpoints. The same with another number of processes."""
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(recipes.to_toml(change(WIDE, steps=12, accumulate=2)))
+    launch(2, LAUNCH, recipe, tmp_path / "whole")
+    launch(2, LAUNCH, recipe, tmp_path / "halved", "--interrupt", 1, 7)
+    state = checkpoint(tmp_path / "halved")
+    assert state["step"] == 8
+    launch(2, LAUNCH, recipe, tmp_path / "halved", "--resume")
+    whole, halved = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "halved")
+    whole.pop("seconds"), halved.pop("seconds")
+    assert_same(whole, halved)
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "halved")
+
+    launch(2, LAUNCH, recipe, tmp_path / "other", "--interrupt", 0, 7)
+    launch(1, LAUNCH, recipe, tmp_path / "other", "--resume")
+    assert largest_difference(tmp_path / "whole", tmp_path / "other") < 1e-9
+
+
+# ── failures ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.long
+def test_what_is_not_finite_on_one_process_is_left_out_by_all(folder, wide, tmp_path):
+    recipe, _ = wide
+    launch(4, LAUNCH, recipe, tmp_path / "run", "--nan", 2, 11)
+    (line,) = [line for line in runs.read_metrics(tmp_path / "run") if "skipped" in line]
+    assert line["step"] == 12 and line["not_finite"] == "denoising"
+    state = checkpoint(tmp_path / "run")
+    assert state["step"] == 50 and all(v.isfinite().all() for v in state["model"].values())
+    assert {int(s["step"]) for s in state["optimizer"]["state"].values()} <= {49, *range(1, 18)}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_all_with_an_error_and_nothing_is_lost(wide, tmp_path, rank):
+    recipe, one = wide
+    started = time.monotonic()
+    done = launch(2, LAUNCH, recipe, tmp_path / "run", "--kill", rank, 45, fails=True)
+    assert time.monotonic() - started < 60 and "Signal 9" in done.stderr
+    assert checkpoint(tmp_path / "run")["step"] == 40
+    launch(2, LAUNCH, recipe, tmp_path / "run", "--resume")
+    assert largest_difference(one, tmp_path / "run") < 1e-9
+
+
+@pytest.mark.long
+def test_a_signal_to_the_launcher_saves(wide, tmp_path):
+    recipe, _ = wide
+    process = subprocess.Popen(
+        command(2, LAUNCH, recipe, tmp_path / "run"),
+        stderr=subprocess.DEVNULL,
+        env=ONE_THREAD,
+    )
+    deadline = time.monotonic() + 120
+    while not runs.read_metrics(tmp_path / "run") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["interrupted"]
+    assert checkpoint(tmp_path / "run")["step"] % 20 != 0
+
+
+# ── other ways to start, and to divide ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.long
+def test_accelerate_launch_makes_one_run(tmp_path):
+    (tmp_path / "mine.toml").write_text(recipes.to_toml(change(TINY, steps=4)))
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "indm", "train"]
+    done = subprocess.run(
+        [*launcher, *options, str(tmp_path / "mine.toml"), "--out", str(tmp_path / "run"), "--quiet"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=ONE_THREAD,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('"steps": 4') == 1 and len(checkpoint(tmp_path / "run")["means"]) == 2
+
+
+@pytest.mark.long
+def test_two_launchers_make_one_run(folder, wide):
+    """As two machines would: each starts one process, and they meet at an address."""
+    recipe, one = wide
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    torchrun += ["--rdzv-id", "7", "--rdzv-backend", "c10d", "--rdzv-endpoint", address]
+    arguments = [LAUNCH, str(recipe), str(folder / "machines")]
+    machines = [subprocess.Popen([*torchrun, *arguments], env=ONE_THREAD) for _ in range(2)]
+    assert [machine.wait(timeout=300) for machine in machines] == [0, 0]
+    assert largest_difference(one, folder / "machines") < 1e-9
+
+
+@pytest.mark.long
+def test_a_sharded_optimizer_makes_the_same_run(folder, wide):
+    recipe, one = wide
+    launch(2, LAUNCH, recipe, folder / "sharded", "--sharded")
+    assert largest_difference(one, folder / "sharded") < 1e-9

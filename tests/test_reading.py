@@ -1,0 +1,313 @@
+"""Files from strangers: nothing in them is run, and what they claim is checked before memory is taken."""
+
+import gzip
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from indm import reading
+from indm.data import load_data, read_idx
+from indm.images import read_image
+from indm.model import INDM, build_model
+from indm.reading import one_line
+from indm.scaling import Scaling
+from indm.training import Trainer, peak_memory_mib
+from indm.vae import build_vae
+from indm.vae import load as load_vae
+
+HUGE = 10**12
+
+
+@pytest.fixture(autouse=True)
+def _no_memory_is_taken():
+    """No test here may need a hundredth of what the files claim."""
+    before = peak_memory_mib()
+    yield
+    assert peak_memory_mib() - before < 300
+
+
+def test_messages_are_one_line_that_no_terminal_obeys():
+    assert one_line("a\nb\t\tc\r d") == "a b c d"
+    assert one_line("\x1b[2Jgone \x07 ü – 日本") == "\\x1b[2Jgone \\x07 ü – 日本"
+    assert one_line("\udcff") == "\\udcff" and one_line("\u202egpj.exe") == "\\u202egpj.exe"
+
+
+# ── Arrays
+
+
+def header(shape, dtype="<f8"):
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+def test_arrays_are_what_numpy_reads(tmp_path):
+    rng = np.random.default_rng(0)
+    by_columns, other_end = (
+        np.asfortranarray(rng.normal(size=(4, 3, 2))),
+        rng.integers(0, 255, (300, 300)).astype(">u2"),
+    )
+    kinds = [
+        rng.normal(size=(5, 3)),
+        by_columns,
+        np.arange(7),
+        np.zeros((0, 5)),
+        np.array(3),
+        other_end,
+        np.ones(3, bool),
+    ]
+    for i, array in enumerate(kinds):
+        np.save(tmp_path / f"{i}.npy", array)
+        assert np.array_equal(reading.array(tmp_path / f"{i}.npy"), array)
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "all.npz", **{f"a{i}": array for i, array in enumerate(kinds)})
+        found = reading.arrays(tmp_path / "all.npz")
+        assert all(np.array_equal(found[f"a{i}"], array) and found[f"a{i}"].dtype == array.dtype
+                   for i, array in enumerate(kinds))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (header((HUGE,)), "claims .* 8,000,000,000,000 bytes, and it holds 0"),
+        (header((HUGE, HUGE, HUGE)) + bytes(800), "claims"),
+        (header((-1, 8)) + bytes(800), "claims"),
+        (header((2, 2), "|O") + pickle.dumps([1, 2, 3, 4]), "could run code"),
+        (header((2,), "|S8") + bytes(16), "must hold numbers"),
+        (header((2,), [("a", "<f8")]) + bytes(16), "must hold numbers"),
+        (b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**32 - 1) + b"{" * 1000, "cannot be read"),
+        (b"\x93NUMPY\x01\x00" + struct.pack("<H", 9000) + b"(" * 9000, "cannot be read"),
+        (b"\x93NUMPY\x09\x00", "version must be"),
+        (b"", "cannot be read"),
+    ],
+)  # fmt: skip
+def test_what_an_array_claims_is_checked(tmp_path, content, complaint):
+    (tmp_path / "a.npy").write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("../../a.npy", content)
+    for name in ("a.npy", "a.npz"):
+        with pytest.raises(ValueError, match=complaint) as caught:
+            load_data("array", path=tmp_path / name)
+        assert "\n" not in str(caught.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npy", "a.npz"] and not (tmp_path.parent / "a.npy").exists()
+
+
+def test_bombs_and_pipes(tmp_path, monkeypatch):
+    """A hundred MB of zeros in a hundred kB are no more than the header says, and read only where they fit."""
+    with (
+        zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("a.npy", "w") as member,
+    ):
+        member.write(header((HUGE,)))
+        for _ in range(100):
+            member.write(bytes(2**20))
+    assert (tmp_path / "bomb.npz").stat().st_size < 200_000
+    with pytest.raises(ValueError, match="holds 104,857,600"):
+        load_data("array", path=tmp_path / "bomb.npz")
+    np.savez_compressed(tmp_path / "large.npz", np.zeros((1000, 1000)))
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 7999}[name])
+    with pytest.raises(ValueError, match=r"claims 8,000,000 bytes, and this machine has 7,999,000 bytes"):
+        load_data("array", path=tmp_path / "large.npz")
+    monkeypatch.undo()
+    os.mkfifo(tmp_path / "pipe.npy")
+    with pytest.raises(ValueError, match="it is no file"):  # rather than wait for a writer
+        load_data("array", path=tmp_path / "pipe.npy")
+
+
+def test_an_idx_file_that_claims_much(tmp_path):
+    path = tmp_path / "a.gz"
+    for shape, complaint in (((2**32 - 1,) * 3, "more than a file of its size"), ((100, 28, 28), "holds more bytes")):
+        path.write_bytes(gzip.compress(np.array([2051, *shape], ">u4").tobytes() + bytes(10**7)))
+        with pytest.raises(ValueError, match=complaint):
+            read_idx(path, 2051)
+
+
+# ── Images
+
+
+def png(width, height, extra=b""):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + extra
+        + chunk(b"IDAT", zlib.compress(bytes(10**7)))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [10_000, 13_000, 10**6, 2**31 - 1])
+def test_an_image_that_claims_much_is_refused_by_its_header(tmp_path, side):
+    (tmp_path / "a.png").write_bytes(png(side, side))
+    with pytest.raises(ValueError, match="limit of"):
+        read_image(tmp_path / "a.png")
+
+
+def test_only_formats_whose_decoders_run_nothing_are_opened(tmp_path, monkeypatch):
+    """PIL would give PostScript to Ghostscript, whatever the file is called."""
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n")
+    assert Image.open(tmp_path / "a.png").format == "EPS"
+    with pytest.raises(OSError, match="cannot identify"):
+        read_image(tmp_path / "a.png")
+
+
+# ── Models and checkpoints
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ("run-by-a-pickle",)
+
+
+TABLES = {
+    "flow": {"name": "residual", "blocks": [1], "width": 4},
+    "sde": {"name": "vp"},
+    "net": {"name": "mlp", "width": 8, "depth": 1},
+}
+
+
+def saved(folder, **changes):
+    model = build_model(TABLES | changes, (2,), Scaling())
+    model.save(folder)
+    return model
+
+
+def edit(folder, change):
+    description = json.loads((folder / "model.json").read_text())
+    change(description)
+    (folder / "model.json").write_text(json.dumps(description))
+
+
+@pytest.mark.parametrize("flow", ["residual", "coupling", "autoregressive", "zuko", "identity", "actnorm", "linear"])
+@pytest.mark.parametrize("sde", ["vp", "learned"])
+def test_models_are_loaded_as_they_were(tmp_path, flow, sde):
+    table = {"name": flow} | ({"channels": 2} if flow in ("actnorm", "linear") else {})
+    model, x = saved(tmp_path, flow=table, sde={"name": sde}).eval(), torch.randn(5, 2)
+    loaded = INDM.load(tmp_path)
+    assert torch.equal(loaded.encode(x)[0], model.encode(x)[0])
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+
+
+NOTHING = {"flow": {"name": "identity"}, "net": {"name": "zero"}}
+CLAIMS = [
+    (NOTHING, ("shape",), [10**4] * 3),
+    ({}, ("flow", "width"), 10**6), ({}, ("flow", "width"), HUGE), ({}, ("flow", "blocks"), [10**7]),
+    ({}, ("flow", "blocks"), [HUGE]), ({}, ("net", "width"), 10**5), ({}, ("net", "depth"), 10**7),
+    ({}, ("net", "fourier"), 10**7), ({}, ("net", "fourier"), HUGE), ({}, ("shape",), [10**7]),
+    ({}, ("shape",), [HUGE]), ({}, ("shape",), [2] * 1000),
+    ({"flow": {"name": "coupling"}}, ("flow", "depth"), 10**7),
+    ({"flow": {"name": "coupling"}}, ("flow", "bins"), 10**7),
+    ({"flow": {"name": "coupling"}}, ("flow", "levels"), HUGE),
+    ({"flow": {"name": "autoregressive"}}, ("flow", "layers"), 10**7),
+    ({"flow": {"name": "autoregressive"}}, ("flow", "width"), 10**6),
+    ({"flow": {"name": "zuko"}}, ("flow", "width"), 10**5), ({"flow": {"name": "zuko"}}, ("flow", "transforms"), 10**6),
+    ({"flow": {"name": "zuko"}}, ("shape",), [10**5]),
+    ({"flow": {"name": "linear", "channels": 2}}, ("flow", "channels"), 10**6),
+    ({"sde": {"name": "learned"}}, ("sde", "knots"), 10**7),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("tables", "key", "value"), CLAIMS)
+def test_a_description_that_claims_more_than_the_weights_is_an_error(tmp_path, tables, key, value):
+    saved(tmp_path, **tables)
+
+    def change(description):
+        for part in key[:-1]:
+            description = description[part]
+        assert key[-1] in description
+        description[key[-1]] = value
+
+    edit(tmp_path, change)
+    with pytest.raises(ValueError, match="cannot be read") as caught:
+        INDM.load(tmp_path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_weights_that_claim_more_than_the_file_holds(tmp_path):
+    saved(tmp_path)
+    content = (tmp_path / "model.safetensors").read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    claims = json.loads(content[8 : 8 + length])
+    name = next(name for name in claims if name.endswith("weight"))
+    start = claims[name]["data_offsets"][0]
+    for shape, end in (([HUGE], start + 4 * HUGE), ([HUGE], claims[name]["data_offsets"][1]), ([2**62, 4], start)):
+        claims[name] |= {"shape": shape, "data_offsets": [start, end]}
+        text = json.dumps(claims).encode()
+        (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+        with pytest.raises(ValueError, match="cannot be read"):
+            INDM.load(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", 2**63) + content[8:])
+    with pytest.raises(ValueError, match="cannot be read"):
+        INDM.load(tmp_path)
+
+
+def test_a_vae_that_claims_more_than_its_weights(tmp_path):
+    vae = build_vae({"name": "vae-mlp", "width": 8, "latent": 2}, (2,), Scaling())
+    vae.save(tmp_path)
+    x = torch.randn(3, 2)
+    assert torch.equal(load_vae(tmp_path).encode(x)[0], vae.eval().encode(x)[0])
+    description = json.loads((tmp_path / "vae.json").read_text())
+    description["net"]["width"] = 10**6
+    (tmp_path / "vae.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="the description is of a larger model than the weights"):
+        load_vae(tmp_path)
+
+
+def test_a_pickle_with_code_in_it_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": Code()}, "checkpoint.pt")
+    trainer = Trainer.__new__(Trainer)
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        trainer.load(tmp_path)
+    np.save("a.npy", np.array([Code()] * 4, object))
+    with pytest.raises(ValueError, match="could run code"):
+        load_data("array", path="a.npy")
+    saved(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(pickle.dumps(Code()))
+    with pytest.raises(ValueError, match="cannot be read"):
+        INDM.load(tmp_path)
+    assert not (tmp_path / "run-by-a-pickle").exists()
+    torch.load("checkpoint.pt", weights_only=False)  # as it would have been
+    assert (tmp_path / "run-by-a-pickle").exists()
+
+
+def test_a_packed_checkpoint_is_not_unpacked(tmp_path):
+    torch.save({"a": torch.zeros(10**6)}, tmp_path / "a.pt")
+    assert torch.equal(reading.checkpoint(tmp_path / "a.pt")["a"], torch.zeros(10**6))
+    with zipfile.ZipFile(tmp_path / "a.pt") as whole, zipfile.ZipFile(tmp_path / "b.pt", "w", 8) as packed:
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name))
+    with pytest.raises(ValueError, match=r"claims 4,\d+,\d+ bytes and holds"):
+        reading.checkpoint(tmp_path / "b.pt")
+
+
+def test_the_source_loads_no_pickle():
+    """Of the two functions that could, one is always told not to, the other is not used."""
+    for path in sorted((reading.Path(reading.__file__).parent).rglob("*.py")):
+        text = path.read_text("utf-8")
+        assert "pickle" not in text.replace("a pickle of more", "") or path.name == "test_reading.py", path
+        assert text.count("torch.load(") == text.count("weights_only=True"), path
+        assert "np.load(" not in text and "load_file(" not in text.replace("return load_file(path", ""), path
+
+
+def test_a_state_of_other_dtypes_is_loaded_or_refused(tmp_path):
+    saved(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    save_file({k: v.to(torch.int64) for k, v in state.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="cannot be read"):
+        INDM.load(tmp_path)

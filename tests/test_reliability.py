@@ -1,0 +1,314 @@
+"""What a run survives: signals at any moment, steps that are not finite, disks that are full."""
+
+import io
+import itertools
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import time
+import warnings
+
+import pytest
+import torch
+from accelerate import Accelerator
+from test_training import assert_same, change, checkpoint, interrupt_at, log_of
+
+import indm
+from indm import checkpoints, recipes, runs
+from indm.data import load_data
+from indm.training import Trainer, train
+
+# Every kind of randomness that training has: dequantization, times, noise, roulette, probes, the share of the batch
+# that has a log-determinant, dropout, truncation; accumulation; the flow in every third step.
+TINY = {
+    "data": {"name": "digits"},
+    "flow": {"name": "residual", "blocks": [1], "width": 4},
+    "sde": {"name": "vp"},
+    "net": {"name": "unet", "channels": 4, "multipliers": [1], "blocks": 1, "attention": [], "dropout": 0.2},
+    "train": {
+        "steps": 12, "batch_size": 32, "accumulate": 2, "flow_every": 3, "soft_truncation": 1.2, "warmup": 3,
+        "decay": 0.3, "pretrain": 0.2, "validate_examples": 20, "log_every": 5, "validate_every": 4,
+        "checkpoint_every": 3,
+    },
+}  # fmt: skip
+
+
+def compare_runs(one, other):
+    """Bit for bit the same: weights, average, optimizer, random state, running means, log."""
+    a, b = checkpoint(one), checkpoint(other)
+    a.pop("seconds"), b.pop("seconds")
+    assert_same(a, b)
+    assert log_of(one) == log_of(other)
+    for folder in (".", "best"):
+        one_model, other_model = (indm.INDM.load(run / folder).state_dict() for run in (one, other))
+        assert_same(dict(one_model), dict(other_model))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(TINY, run, progress=False)
+    return run
+
+
+@pytest.mark.parametrize(
+    "stop", [1, 2, 7, 12]
+)  # between two lines of the log, at a checkpoint's step or not, at the end
+def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, whole, stop):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, stop)
+        assert train(TINY, tmp_path, progress=False)["interrupted"]
+    summary = train(TINY, tmp_path, resume=True, progress=False)
+    compare_runs(whole, tmp_path)
+    assert summary["best"] == checkpoint(whole)["best"] and math.isfinite(summary["valid_nelbo"])
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(tmp_path, monkeypatch, whole):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 10)
+        train(TINY, tmp_path, progress=False)
+    damaged = tmp_path / "checkpoints" / "10.pt"
+    damaged.write_bytes(damaged.read_bytes()[:5000])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 10, "los')
+    with pytest.warns(UserWarning) as said:
+        train(TINY, tmp_path, resume=True, progress=False)
+    said = [str(warning.message) for warning in said]
+    assert any("10.pt is damaged" in text and "9.pt, the newest that is whole" in text for text in said)
+    assert any("had come to step 10 at least; it goes on from its checkpoint of step 9" in text for text in said)
+    compare_runs(whole, tmp_path)
+
+
+def test_a_full_disk_ends_a_run_that_can_be_resumed(tmp_path, small_disk, whole):
+    run = small_disk / "run"
+    with pytest.raises(OSError, match=r"cannot be written|No space left"):
+        train(change(TINY, keep_last=1000, checkpoint_every=1), run, progress=False)
+    assert checkpoints.numbered(run) and not list(run.rglob(".*"))
+    for old in checkpoints.numbered(run)[2:]:
+        old.unlink()
+    train(TINY, run, resume=True, progress=False)
+    compare_runs(whole, run)
+
+
+def test_the_best_validation_is_kept(tmp_path, monkeypatch):
+    """Of validations 3, 1, 2 the second's averaged model stays in best/."""
+    validations, models = iter([3.0, 1.0, 2.0]), {}
+
+    def validate(self):
+        models[self.step] = {k: v.clone() for k, v in self.ema.model.state_dict().items()}
+        return {"valid_nelbo": next(validations), "unit": "bits/dim"}
+
+    monkeypatch.setattr(Trainer, "validate", validate)
+    summary = train(TINY, tmp_path, progress=False)
+    assert summary["best"] == {"step": 8, "valid_nelbo": 1.0}
+    assert_same(dict(indm.INDM.load(tmp_path / "best").state_dict()), models[8])
+
+
+# ── numbers that are not finite ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def break_steps(monkeypatch, broken, value=math.nan):
+    """Give those steps (from 1) a batch of ``value`` where ``broken(trainer)`` says so."""
+    prepare = Trainer.prepare_batch
+
+    def prepare_batch(self, raw):
+        x = prepare(self, raw)
+        return torch.full_like(x, value) if broken(self) else x
+
+    monkeypatch.setattr(Trainer, "prepare_batch", prepare_batch)
+
+
+def trainer_of(recipe):
+    return Trainer(recipes.resolve(recipe), load_data("digits"), Accelerator())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_moves_neither_weights_nor_optimizer(monkeypatch, value):
+    trainer = trainer_of(change(TINY, pretrain=0.0))
+    batches = trainer.batches()
+    trainer.train_step(batches)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    moments = [{k: v.clone() for k, v in s.items()} for s in trainer.optimizer.state_dict()["state"].values()]
+    break_steps(monkeypatch, lambda self: self.step == 1, value)
+    assert trainer.train_step(batches)["skipped"] == 1 and trainer.step == 2
+    assert_same(dict(trainer.model.state_dict()), before)
+    assert_same(list(trainer.optimizer.state_dict()["state"].values()), moments)
+    assert trainer.train_step(batches)["skipped"] == 0
+    assert any(not torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
+
+
+def test_a_gradient_that_is_not_finite_is_seen_where_the_loss_is_finite():
+    trainer = trainer_of(TINY)
+    bias = trainer.model.score.backbone.stem.bias
+    handle = bias.register_hook(lambda gradient: gradient * math.inf)
+    terms = trainer.train_step(trainer.batches())
+    assert terms["skipped"] == 1 and terms["loss"].isfinite() and not terms["score_grad_norm"].isfinite()
+    handle.remove()
+
+
+def test_what_is_left_out_is_counted_with_its_batch_and_its_cause(tmp_path, monkeypatch):
+    """Steps 5 and 43 of a run with 39 steps an epoch; the means and the weights are those of the others."""
+    break_steps(monkeypatch, lambda self: self.step in (4, 42))
+    recipe = change(TINY, steps=45, pretrain=0.0, validate_every=100, checkpoint_every=100, accumulate=1)
+    summary = train(recipe, tmp_path, progress=False)
+    lines = [line for line in runs.read_metrics(tmp_path) if "skipped" in line]
+    places = [(line["step"], line["skipped"], line["epoch"], line["batch"]) for line in lines]
+    assert places == [(5, 1, 0, 4), (43, 2, 1, 3)]
+    assert lines[0]["not_finite"] == "denoising" and lines[1]["not_finite"] == "flow, denoising, prior"
+    assert summary["skipped_steps"] == 2 and summary["rollbacks"] == 0
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    assert all(math.isfinite(line["denoising"]) for line in runs.read_metrics(tmp_path) if "score_lr" in line)
+
+
+def test_a_run_that_fails_goes_back_and_goes_on_at_a_lower_rate(tmp_path, monkeypatch):
+    break_steps(monkeypatch, lambda self: self.step >= 7 and self.rate == 1)
+    recipe = change(TINY, steps=20, skips=4, log_every=3)
+    with pytest.warns(UserWarning, match=r"was infinite or NaN by step 11; going on from step 6 at 0\.5 of the"):
+        summary = train(recipe, tmp_path, progress=False)
+    assert summary["steps"] == 20 and summary["rollbacks"] == 1 and summary["skipped_steps"] == 0
+    lines = runs.read_metrics(tmp_path)
+    (back,) = [line for line in lines if "rollback" in line]
+    assert (back["step"], back["from"], back["rate"], back["rollback"]) == (6, 11, 0.5, 1) and back["not_finite"]
+    assert [line["step"] for line in lines if "score_lr" in line] == [3, 6, 9, 12, 15, 18, 20]
+    rates = {line["step"]: line["score_lr"] for line in lines if "score_lr" in line}
+    assert rates[9] == pytest.approx(rates[6] / 2)
+    assert checkpoint(tmp_path)["rate"] == 0.5
+
+
+def test_going_back_is_the_same_if_the_run_is_stopped_in_the_middle_of_it(tmp_path, monkeypatch):
+    break_steps(monkeypatch, lambda self: self.step >= 7 and self.rate == 1)
+    recipe = change(TINY, steps=20, skips=4, log_every=3)
+    with pytest.warns(UserWarning):
+        train(recipe, tmp_path / "whole", progress=False)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 9)  # the second of four steps that are left out: that state is none to go back to
+        train(recipe, tmp_path / "halved", progress=False)
+    assert checkpoint(tmp_path / "halved")["step"] == 6
+    with pytest.warns(UserWarning):
+        train(recipe, tmp_path / "halved", resume=True, progress=False)
+    compare_runs(tmp_path / "whole", tmp_path / "halved")
+
+
+def test_where_the_newest_state_is_no_help_the_one_before_it_is_tried_and_then_the_run_ends(tmp_path, monkeypatch):
+    """States of steps 6 and 3 in turns; the fourth failure is the last, and what was saved stays."""
+    visited = []
+    break_steps(monkeypatch, lambda self: (visited.append(self.step), self.step >= 7)[1])
+    recipe = change(TINY, steps=20, skips=2, accumulate=1)
+    with (
+        pytest.warns(UserWarning, match="going on from step"),
+        pytest.raises(RuntimeError, match=r"infinite or NaN by step 9, .* after 3 returns .* Lower train\.lr"),
+    ):
+        train(recipe, tmp_path, progress=False)
+    assert [b for a, b in itertools.pairwise(visited) if b <= a] == [6, 3, 6]
+    assert checkpoints.numbered(tmp_path) and all(v.isfinite().all() for v in checkpoint(tmp_path)["model"].values())
+
+
+def test_a_validation_that_is_not_finite_is_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "validate", lambda self: {"valid_nelbo": math.nan, "unit": "bits/dim"})
+    with pytest.warns(UserWarning, match="valid_nelbo"), pytest.raises(RuntimeError, match="valid_nelbo became"):
+        train(change(TINY, rollbacks=1), tmp_path, progress=False)
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_a_signal_while_a_checkpoint_is_written_waits_for_it(tmp_path, monkeypatch, whole):
+    save, raised = torch.save, []
+
+    def interrupted(state, path):
+        if not raised and state["step"] == 6:
+            raised.append(signal.raise_signal(signal.SIGTERM))
+        save(state, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", interrupted)
+        assert train(TINY, tmp_path, progress=False)["interrupted"]
+    assert checkpoint(tmp_path)["step"] == 6 and json.loads((tmp_path / "summary.json").read_text())["interrupted"]
+    train(TINY, tmp_path, resume=True, progress=False)
+    compare_runs(whole, tmp_path)
+
+
+# ── signals at any moment ───────────────────────────────────────────────────────────────────────────────────────────
+
+LONG = change(TINY, steps=40, checkpoint_every=7)
+
+
+def child(run, before=lambda: None):
+    """A process that makes ``run`` or what is left of it, after ``before()``."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        before()
+        warnings.simplefilter("ignore")
+        train(LONG, run, resume=checkpoints.begun(run), progress=False)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def finish(run):
+    """Start it again after it was stopped: anew where it had saved nothing."""
+    if run.exists() and not checkpoints.begun(run):
+        shutil.rmtree(run)
+    assert os.waitpid(child(run), 0)[1] == 0
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    """The run that nothing disturbs, and the seconds it takes."""
+    run = tmp_path_factory.mktemp("long") / "run"
+    started = time.monotonic()
+    finish(run)
+    return run, time.monotonic() - started
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize("case", range(20))
+def test_a_signal_at_a_random_moment_changes_nothing(tmp_path, long, number, case):
+    whole, seconds = long
+    run = tmp_path / "run"
+    pid = child(run)
+    time.sleep(random.Random(f"{number}{case}").uniform(0, seconds))
+    os.kill(pid, number)
+    os.waitpid(pid, 0)
+    finish(run)
+    compare_runs(whole, run)
+
+
+def die_at(call, name, share):
+    """SIGKILL at that call of ``name``: in the middle of a checkpoint's bytes, or before or after a rename."""
+
+    def before():
+        module = torch if name == "save" else os
+        real, calls = getattr(module, name), []
+
+        def fatal(*arguments):
+            calls.append(arguments)
+            if len(calls) == call:
+                if name == "save":
+                    whole = io.BytesIO()
+                    real(arguments[0], whole)
+                    arguments[1].write_bytes(whole.getvalue()[: int(share * whole.tell())])
+                elif share > 0.5:
+                    real(*arguments)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments)
+
+        setattr(module, name, fatal)
+
+    return before
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name, most", [("save", 7), ("replace", 40), ("link", 7)])
+@pytest.mark.parametrize("case", range(20))
+def test_being_killed_while_a_checkpoint_is_written_changes_nothing(tmp_path, long, name, most, case):
+    chance = random.Random(f"{name}{case}")
+    pid = child(tmp_path / "run", die_at(chance.randint(1, most), name, chance.random()))
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    finish(tmp_path / "run")
+    compare_runs(long[0], tmp_path / "run")
