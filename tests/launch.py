@@ -33,14 +33,16 @@ class InDouble(Trainer):
     def build_model(self, recipe):
         return super().build_model(recipe).double()
 
-    def prepare_batch(self, raw):
+    def train_step(self, batches):
         here = [self.accelerator.process_index, self.step]
-        if here == list(options.kill):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if here == list(options.interrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+        for fatal, number in ((options.kill, signal.SIGKILL), (options.interrupt, signal.SIGINT)):
+            if here == list(fatal):
+                os.kill(os.getpid(), number)
+        return super().train_step(batches)
+
+    def prepare_batch(self, raw):
         x = super().prepare_batch(raw)
-        return x * math.nan if here == list(options.nan) else x
+        return x * math.nan if [self.accelerator.process_index, self.step] == list(options.nan) else x
 
 
 class ShardedAdamW(ZeroRedundancyOptimizer):
