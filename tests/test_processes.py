@@ -201,7 +201,7 @@ def test_a_signal_to_the_launcher_saves(wide, tmp_path):
 @pytest.mark.long
 def test_accelerate_launch_makes_one_run(tmp_path):
     (tmp_path / "mine.toml").write_text(recipes.to_toml(change(TINY, steps=4)))
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "indm", "train"]
     done = subprocess.run(
         [*launcher, *options, str(tmp_path / "mine.toml"), "--out", str(tmp_path / "run"), "--quiet"],
