@@ -1,6 +1,6 @@
 """A training run in float64 that several processes make: ``torchrun … tests/launch.py RECIPE OUT [--resume] …``.
 
-The tests of several processes start it; with ``--nan`` and ``--kill`` one process fails at a step.
+The tests of several processes start it; with ``--nan``, ``--kill`` and ``--interrupt`` one process fails at a step.
 """
 
 import argparse
@@ -16,31 +16,28 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from indm import recipes
 from indm.training import Trainer, train
 
-parser = argparse.ArgumentParser()
-parser.add_argument("recipe", type=Path)
-parser.add_argument("out", type=Path)
-parser.add_argument("--resume", action="store_true")
-parser.add_argument("--sharded", action="store_true")
-parser.add_argument("--nan", type=int, nargs=2, default=(-1, -1), metavar=("RANK", "STEP"))
-parser.add_argument("--kill", type=int, nargs=2, default=(-1, -1), metavar=("RANK", "STEP"))
-parser.add_argument("--interrupt", type=int, nargs=2, default=(-1, -1), metavar=("RANK", "STEP"))
-options = parser.parse_args()
+FAULTS: dict[str, list[int]] = {"nan": [], "kill": [], "interrupt": []}  # which process, and at which step
 
 
 class InDouble(Trainer):
     """In float64, where the order of a sum over processes is far below what is compared."""
 
+    def fails(self, fault):
+        return FAULTS[fault] == [self.accelerator.process_index, self.step]
+
     def build_model(self, recipe):
         return super().build_model(recipe).double()
 
-    def prepare_batch(self, raw):
-        here = [self.accelerator.process_index, self.step]
-        if here == list(options.kill):
+    def train_step(self, batches):
+        if self.fails("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
-        if here == list(options.interrupt):
+        if self.fails("interrupt"):
             os.kill(os.getpid(), signal.SIGINT)
+        return super().train_step(batches)
+
+    def prepare_batch(self, raw):
         x = super().prepare_batch(raw)
-        return x * math.nan if here == list(options.nan) else x
+        return x * math.nan if self.fails("nan") else x
 
 
 class ShardedAdamW(ZeroRedundancyOptimizer):
@@ -59,17 +56,26 @@ class ShardedAdamW(ZeroRedundancyOptimizer):
 
 
 class Sharded(InDouble):
-    """As in docs/reliability.md."""
+    """As in docs/distributed.md."""
 
     def build_optimizer(self, groups):
         return ShardedAdamW(groups, lr=self.options.lr, betas=self.options.betas)
 
 
-torch.set_num_threads(1)
-train(
-    recipes.load(options.recipe),
-    options.out,
-    resume=options.resume,
-    progress=False,
-    trainer=Sharded if options.sharded else InDouble,
-)
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--sharded", action="store_true")
+    for fault in FAULTS:
+        parser.add_argument(f"--{fault}", type=int, nargs=2, default=[], metavar=("RANK", "STEP"))
+    options = parser.parse_args()
+    FAULTS.update({fault: getattr(options, fault) for fault in FAULTS})
+    torch.set_num_threads(1)
+    trainer = Sharded if options.sharded else InDouble
+    train(recipes.load(options.recipe), options.out, resume=options.resume, progress=False, trainer=trainer)
+
+
+if __name__ == "__main__":
+    main()

@@ -304,7 +304,7 @@ def die_at(call, name, share):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name, most", [("save", 7), ("replace", 40), ("link", 7)])
+@pytest.mark.parametrize("name, most", [("save", 7), ("replace", 30), ("link", 7)])
 @pytest.mark.parametrize("case", range(20))
 def test_being_killed_while_a_checkpoint_is_written_changes_nothing(tmp_path, long, name, most, case):
     chance = random.Random(f"{name}{case}")
