@@ -20,6 +20,7 @@ import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed import is_torchelastic_launched
 
 import indm
 from indm import reading, recipes
@@ -245,7 +246,11 @@ def end_at_once(number: int, frame: object) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets; the second signal ends the process at once."""
+    """An event that SIGINT or SIGTERM sets; the second signal ends the process at once.
+
+    Not so under torchrun, which passes on what a terminal has sent its processes already: there the second signal to
+    the launcher is what ends them.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -254,8 +259,9 @@ def interruptible() -> Iterator[threading.Event]:
 
     def stop(number, frame) -> None:
         event.set()
-        for each in before:
-            signal.signal(each, end_at_once)
+        if not is_torchelastic_launched():
+            for each in before:
+                signal.signal(each, end_at_once)
 
     for number in before:
         signal.signal(number, stop)

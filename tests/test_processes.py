@@ -179,17 +179,20 @@ def test_a_killed_process_ends_all_with_an_error_and_nothing_is_lost(wide, tmp_p
 
 
 @pytest.mark.long
-def test_a_signal_to_the_launcher_saves(wide, tmp_path):
+@pytest.mark.parametrize("send", [lambda pid: os.kill(pid, signal.SIGTERM), lambda pid: os.killpg(pid, signal.SIGINT)])
+def test_a_signal_to_the_launcher_saves(wide, tmp_path, send):
+    """To it alone, or, as by Ctrl-C in a terminal, to all of its processes, to which it passes that on once more."""
     recipe, _ = wide
     process = subprocess.Popen(
         command(2, LAUNCH, recipe, tmp_path / "run"),
         stderr=subprocess.DEVNULL,
         env=ONE_THREAD,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 120
     while not runs.read_metrics(tmp_path / "run") and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    send(process.pid)
     process.wait(timeout=60)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["interrupted"]
     assert checkpoint(tmp_path / "run")["step"] % 20 != 0

@@ -461,13 +461,22 @@ def test_batch_size_must_be_there(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_signals_act_as_before_after_the_first(monkeypatch):
+@pytest.mark.parametrize("launched, status", [(False, 128 + signal.SIGINT), (True, 0)])
+def test_the_second_signal_ends_the_process_unless_a_launcher_may_have_repeated_it(monkeypatch, launched, status):
+    monkeypatch.setattr(runs, "is_torchelastic_launched", lambda: launched)
+    pid = os.fork()
+    if not pid:
+        with runs.interruptible() as event:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+            os._exit(0 if event.is_set() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == status
+
+
+def test_signals_act_as_before_once_a_run_is_over():
     with runs.interruptible() as event:
         signal.raise_signal(signal.SIGTERM)
-        assert event.is_set()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert event.is_set() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
