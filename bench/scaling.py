@@ -1,7 +1,8 @@
-"""How costs grow: seconds and memory of a training step, seconds of a likelihood, and what many GPUs have to exchange.
+"""How costs grow: seconds and memory of a training step, seconds of a likelihood, several processes, many GPUs.
 
     python bench/scaling.py --out runs/bench-full
-    python bench/scaling.py --paper               # the last alone, which is reckoned and not measured
+    python bench/scaling.py --processes           # the same batch by one process and by several, alone
+    python bench/scaling.py --paper               # what many GPUs exchange, alone, which is reckoned and not measured
 
 One quantity is varied at a time, the others stay at 16×16×3, a flow of 4–4 blocks, batch 64, one probe, tolerance 1e-4.
 Writes ``scaling.json``, ``scaling.md`` and ``scaling.png``. The network is untrained: its costs are those of a trained
@@ -10,6 +11,11 @@ one except for the number of the solver's steps.
 
 import argparse
 import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -66,6 +72,33 @@ def paper() -> list[str]:
     return lines
 
 
+def processes() -> list[str]:
+    """A table of seconds a step by 1, 2, … processes that share this machine's cores, the batch being the same."""
+    cores, kinds = os.cpu_count() or 1, [1, 2, 4]
+    found: dict[int, list[float]] = {n: [] for n in kinds}
+    for _ in range(3):
+        for n in kinds:
+            found[n].append(step_of_processes(n, max(1, cores // n)))
+    lines = [f"| processes on {cores} cores | threads of each | seconds a step | of one |", "|---|---|---|---|"]
+    one = statistics.median(found[1])
+    for n, seconds in found.items():
+        middle = statistics.median(seconds)
+        spread = f"{middle:.3f} ({min(seconds):.3f} to {max(seconds):.3f})"
+        lines.append(f"| {n} | {max(1, cores // n)} | {spread} | {middle / one:.2f} |")
+    return lines
+
+
+def step_of_processes(n: int, threads: int, steps: int = 60) -> float:
+    """Seconds a step of the recipe ``digits``, with 128 samples over all ``n`` processes."""
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(n), "-m"]
+    options = ["--train.seconds=inf", f"--train.steps={steps}", f"--train.validate-every={steps}", "--quiet"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", *launcher, "indm", "train", "digits", *options, "--out", f"{folder}/run"]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+        return json.loads(Path(folder, "run", "summary.json").read_text())["seconds"] / steps
+
+
 def training_step(resolution: int, blocks: int, batch: int) -> tuple[float, float]:
     """Seconds of one step with the flow in it, and MiB that training adds to the process."""
     performance.FLOW, performance.BATCH = performance.FLOW | {"blocks": [blocks, blocks]}, batch
@@ -95,14 +128,16 @@ def likelihood(resolution: int, probes: int, tolerance: float) -> tuple[float, i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
-    parser.add_argument("--paper", action="store_true", help="only what many GPUs exchange, reckoned")
+    alone = parser.add_mutually_exclusive_group()
+    alone.add_argument("--processes", action="store_true", help="only one process against several, on this machine")
+    alone.add_argument("--paper", action="store_true", help="only what many GPUs exchange, reckoned")
     parser.add_argument("--step", nargs=3, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.step:
         print(*training_step(*options.step))
         return
-    if options.paper:
-        print(*paper(), sep="\n")
+    if options.processes or options.paper:
+        print(*(processes() if options.processes else paper()), sep="\n")
         return
     options.out.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -129,7 +164,7 @@ def write_table(rows: list[dict], path: Path) -> None:
     for r in rows:
         last = f"{r['mib']:.0f} MiB" if "mib" in r else f"{r['nfe']} evaluations"
         lines.append(f"| {r['of']} | {r['varied']} | {r['value']:g} | {r['seconds']:.3f} | {last} |")
-    path.write_text("\n".join([*lines, "", *paper()]) + "\n")
+    path.write_text("\n".join([*lines, "", *processes(), "", *paper()]) + "\n")
 
 
 def plot(rows: list[dict], path: Path) -> None:
