@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from indm.flows import require_one_map
 from indm.likelihood import evaluation_mode
 from indm.model import INDM
 from indm.objective import randn_like
@@ -75,6 +76,8 @@ class Route:
             raise ValueError(f"steps must be at least {len(self.legs)}, one a leg, got {self.steps}; {STEPS} is usual")
         if self.tol is not None and not self.tol > 0:
             raise ValueError(f"tol must be positive, or None for equal steps, got {self.tol}; 1e-6 is usual")
+        for model in self.models:
+            require_one_map(model.flow, "a translation")
 
     @property
     def models(self) -> tuple[INDM, INDM]:

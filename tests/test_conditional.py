@@ -381,6 +381,7 @@ def test_what_needs_one_map_says_so():
         lambda: indm.generative_path(model, x, times.flip(0)),
         lambda: indm.probability_flow_path(model, x, times),
         lambda: transport(model, x.repeat(10, 1, 1, 1)),
+        lambda: indm.translate(model, model, x),
         lambda: Compose([Squeeze(), flow]),
         lambda: indm.NonlinearDiffusion(INDM(Frozen(flow), model.score, shape=flow.shape)),
     ):

@@ -26,6 +26,21 @@ WIDE |= {"evaluate": {"batch_size": 20}}
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
+# What else is drawn, and a batch norm: a code for each sample, the published network's dropout.
+CODES = change(TINY, steps=12, pretrain=0.0)
+CODES |= {
+    "flow": {
+        "name": "conditional-residual",
+        "blocks": [1],
+        "width": 4,
+        "code_dim": 4,
+        "encoder_planes": [4],
+        "prior_width": 8,
+    },
+    "net": {"name": "ncsnpp", "channels": 8, "multipliers": [1], "blocks": 1, "attention": [], "dropout": 0.2},
+}
+
+
 def command(processes, *arguments, module=False):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return [*torchrun, *(["-m"] if module else []), *map(str, arguments)]
@@ -116,6 +131,16 @@ def test_processes_make_the_run_of_one(folder, wide, processes):
     for a, b in zip(*logs, strict=True):
         differing = [k for k in a if a[k] != b[k]]
         assert [a[k] for k in differing] == pytest.approx([b[k] for k in differing], rel=1e-6)
+
+
+def test_processes_make_the_run_of_one_with_codes_and_a_batch_norm(tmp_path):
+    (tmp_path / "codes.toml").write_text(recipes.to_toml(CODES))
+    for processes in (1, 2):
+        launch(processes, LAUNCH, tmp_path / "codes.toml", tmp_path / str(processes))
+    assert largest_difference(tmp_path / "1", tmp_path / "2") < 1e-9
+    state = checkpoint(tmp_path / "1")["model"]
+    counted = [value for name, value in state.items() if name.endswith("num_batches_tracked")]
+    assert counted and min(counted) > 0
 
 
 @pytest.mark.long

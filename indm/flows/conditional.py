@@ -21,9 +21,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indm import draws
 from indm.flows.base import TOLERANCE, ActNorm, Batch, Compose, ExactFlow, Flow, PerSample
 from indm.flows.coupling import Coupling, InvertibleLinear, SigmoidAffine
 from indm.flows.residual import Norm, ResidualBlock, Weights, check_block, checked_norm, residual_chain
+from indm.nets.whole_batch import BatchNorm2d
 
 Codes = Float[Tensor, "batch code"]
 Certificate = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -114,7 +116,7 @@ class EncoderBlock(nn.Module):
 
         def convolution(channels: int, kernel: int, stride: int) -> nn.Sequential:
             layer = nn.Conv2d(channels, outputs, kernel, stride, kernel // 2, bias=False)
-            return nn.Sequential(layer, nn.BatchNorm2d(outputs))
+            return nn.Sequential(layer, BatchNorm2d(outputs))
 
         self.activation = ENCODER_ACTIVATIONS[activation]()
         self.first, self.second = convolution(inputs, 3, stride), convolution(outputs, 3, 1)
@@ -365,7 +367,8 @@ class ConditionalResidualFlow(Flow):
     def _draw(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """u ~ q(u|x) and log q(u|x) − log p(u)."""
         mean, log_variance = self.posterior(x)
-        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+        kind = {"dtype": mean.dtype, "device": mean.device}
+        noise = draws.for_rows(len(mean), lambda n: torch.randn(n, self.code_dim, generator=generator, **kind))
         code = mean + (0.5 * log_variance).exp() * noise
         return code, _normal_log_prob(noise, log_variance) - self.prior.log_prob(code)
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from indm.nets.fir import Down, StridedConv, Up
 from indm.nets.unet import SKIP_SCALE, Attention, group_norm, zeroed
+from indm.nets.whole_batch import Dropout
 
 Images = Float[Tensor, "batch channels height width"]
 EMBEDDINGS = ("positional", "fourier")
@@ -67,7 +68,7 @@ class Block(nn.Module):
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.level = nn.Linear(embedding, outputs)
         self.norm2 = group_norm(outputs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.shortcut = nn.Identity() if inputs == outputs and resample is None else nn.Conv2d(inputs, outputs, 1)
 

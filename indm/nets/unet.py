@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.draws import for_rows
 from indm.nets.embedding import LevelEmbedding
+from indm.nets.whole_batch import Dropout
 
 SKIP_SCALE = math.sqrt(0.5)
 SMALLEST_SIDE = 8
@@ -25,16 +25,6 @@ def zeroed(layer: nn.Module) -> nn.Module:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
-
-
-class Dropout(nn.Dropout):
-    """Dropout whose mask of a sample is the same however the batch is divided over processes."""
-
-    def forward(self, h: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return h
-        kept = for_rows(len(h), lambda n: torch.rand(n, *h.shape[1:], device=h.device)) >= self.p
-        return h * kept / (1 - self.p)
 
 
 class ResBlock(nn.Module):
