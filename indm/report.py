@@ -75,10 +75,8 @@ def report(
 
 def check_out(folders: Sequence[Path], out: Path, options: Options) -> None:
     """ValueError where ``out`` holds another report than that of these runs with these options."""
-    made, known = (
-        out / "report.json",
-        {"options": json.loads(json.dumps(asdict(options))), "runs": list(map(str, folders))},
-    )
+    made = out / "report.json"
+    known = {"options": json.loads(json.dumps(asdict(options))), "runs": list(map(str, folders))}
     if made.exists():
         kept = reading.json_object(made)
         if {"options": kept.get("options"), "runs": list(kept.get("runs", ()))} == known:
