@@ -158,17 +158,13 @@ def inspect(model, data: Data, *, examples: int = 2000, seed: int = 0, progress:
 
 def save_figure(found: dict[str, dict], path: Path) -> None:
     """Singular values, the action by share and frequency, and probe accuracies of several models, by name, as a PNG."""
-    images = any("spectrum" in result for result in found.values())
-    figure = Figure(figsize=(19 if images else 14, 4), layout="constrained")
-    left, middle, right, *more = figure.subplots(1, 3 + images)
+    probes, spectra = (any(part in result for result in found.values()) for part in ("probe", "spectrum"))
+    figure = Figure(figsize=(4.75 * (2 + probes + spectra), 4), layout="constrained")
+    left, middle, *more = figure.subplots(1, 2 + probes + spectra)
     for name, result in found.items():
         for i, values in enumerate(result.get("singular_values", [])):
             left.plot(values, color=f"C{list(found).index(name)}", alpha=0.4, label=None if i else name)
-        if "probe" in result:
-            lines = {key: [point[key] for point in result["probe"]] for key in result["probe"][0]}
-            right.errorbar(lines["clock"], lines["accuracy"], lines["standard_error"], fmt=".-", label=name)
     left.set(title="singular values of ∂h/∂x, one line a sample", xlabel="index", yscale="log")
-    right.set(title="class known from x_t, linear probe", xlabel="log-SNR clock, 0 at ε, 1 at T", ylabel="accuracy")
 
     moved = {name: result["action"] for name, result in found.items() if result["action"]["size"] > 1e-6}
     kinds = [key for key in next(iter(found.values()))["action"] if key != "size" and not key.startswith("x_")]
@@ -178,12 +174,23 @@ def save_figure(found: dict[str, dict], path: Path) -> None:
         offset = (i - (len(bars) - 1) / 2) / (len(bars) + 1)
         middle.bar([k + offset for k in range(len(kinds))], shares, 1 / (len(bars) + 1), label=name)
     middle.set(title="shares of the energy of h(x) − x", xticks=range(len(kinds)), xticklabels=kinds)
-    for axes in more:
-        _spectra(axes, found)
-    for axes in (left, middle, right, *more):
+    if probes:
+        _probes(more[0], found)
+    if spectra:
+        _spectra(more[-1], found)
+    for axes in (left, middle, *more):
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
     pictures.save_figure(figure, path)
+
+
+def _probes(axes: Axes, found: dict[str, dict]) -> None:
+    """What is left of the class over time, a line for each model that has it."""
+    for name, result in found.items():
+        if "probe" in result:
+            lines = {key: [point[key] for point in result["probe"]] for key in result["probe"][0]}
+            axes.errorbar(lines["clock"], lines["accuracy"], lines["standard_error"], fmt=".-", label=name)
+    axes.set(title="class known from x_t, linear probe", xlabel="log-SNR clock, 0 at ε, 1 at T", ylabel="accuracy")
 
 
 def _spectra(axes: Axes, found: dict[str, dict]) -> None:

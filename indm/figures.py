@@ -59,7 +59,7 @@ def quality_figure(groups: list[list[Facts]], path: Path) -> None:
             axes.set(xscale="log", yscale="log", xlabel="evaluations of the network", title=sampler)
             counts = [row["nfe"] for row in rows if row["sampler"] == sampler]
             axes.set_xticks(counts, labels=counts)
-            axes.minorticks_off()
+            axes.xaxis.minorticks_off()
         panels[0].set_ylabel({"frechet": "Fréchet distance"}.get(key, "sliced Wasserstein distance"))
         panels[0].legend()
     pictures.save_figure(figure, path)

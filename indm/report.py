@@ -154,17 +154,18 @@ def shown(mean: float, error: float, digits: int = 3) -> str:
 
 def likelihood_rows(facts: list[Facts]) -> list[tuple[str, ...]]:
     unit = facts[0].unit
-    rows = [("", "seeds", "parameters", "steps", "seconds", *(f"{name}, {unit}" for name in KINDS.values()))]
+    kinds = [kind for kind in KINDS if any(f.bound(kind) for f in facts)]
+    rows = [("", "seeds", "parameters", "steps", "seconds", *(f"{KINDS[kind]}, {unit}" for kind in kinds))]
     for group, found in by_group(facts).items():
         cells = []
-        for kind in KINDS:
+        for kind in kinds:
             bounds = [f.bound(kind) for f in found if f.bound(kind)]
             cells.append(shown(*over_seeds([b[0] for b in bounds], bounds[0][1])) if bounds else "–")
         ends = [f.curve[-1] for f in found]
         steps, seconds = (statistics.mean(end[key] for end in ends) for key in ("step", "seconds"))
         rows.append((group, str(len(found)), f"{found[0].parameters:,}", f"{steps:.0f}", f"{seconds:.0f}", *cells))
     entropy = facts[0].evaluation["entropy_nats"]
-    return rows if entropy is None else [*rows, ("entropy of the data", *[""] * 4, f"{entropy:.3f}", "")]
+    return rows if entropy is None else [*rows, ("entropy of the data", *[""] * 4, *[f"{entropy:.3f}"] * len(kinds))]
 
 
 def quality_rows(groups: list[list[Facts]]) -> list[tuple[str, ...]]:
