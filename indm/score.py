@@ -56,7 +56,7 @@ class PublishedScore(ScoreModel):
                 "the unet and the mlp take any"
             )
         super().__init__(backbone, sde)
-        if not self.published_sigma(torch.tensor(sde.eps)) > 0:
+        if not self.published_sigma(torch.tensor(sde.eps, device="cpu")) > 0:  # also where the model has no memory
             raise ValueError(f"sde.eps must leave noise in single precision, got {sde.eps}; 1e-5 is usual")
 
     def published_sigma(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -334,10 +334,11 @@ def test_train_evaluate_and_sample_from_the_command_line(run, capsys):
     for report in ((run / "evaluation.json").read_text(), capsys.readouterr().out):
         assert "the flow's own likelihood is a bound" in report
     drawn = []
-    for seed in ("1", "1", "2"):
-        assert main(["sample", str(run), "-n", "6", "--steps", "4", "--seed", seed]) == 0
-        with np.load(run / "samples.npz") as arrays:
-            drawn.append(arrays[arrays.files[0]])
+    for out, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        options = ["--steps", "4", "--seed", seed, "--out", str(run / out)]
+        assert main(["sample", str(run), "-n", "6", *options]) == 0
+        with np.load(run / out / "samples.npz") as arrays:
+            drawn.append(arrays["samples"])
     assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
     capsys.readouterr()
     assert main(["inspect", str(run), "--quiet"]) == 2
