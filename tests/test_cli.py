@@ -565,14 +565,15 @@ import signal, sys, time
 from indm import cli, runs
 
 def work(self):
-    print("begun", flush=True)
     if {waits}:
         with runs.interruptible() as interrupted:
+            print("begun", flush=True)
             while not interrupted.is_set():
                 time.sleep(0.01)
             print("asked", flush=True)
             time.sleep(60)
     try:
+        print("begun", flush=True)
         time.sleep(60)
     finally:
         print("asked", flush=True)
