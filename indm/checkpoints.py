@@ -5,23 +5,29 @@ change: the same file where the file system has hard links, else a copy. A state
 member is compared before it is used.
 """
 
+import errno
 import os
 import shutil
 import warnings
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from indm import reading, runs
 
-NEWEST, FOLDER, DAMAGED = "checkpoint.pt", "checkpoints", ".damaged"
+NEWEST, FOLDER = "checkpoint.pt", "checkpoints"
+DAMAGED, DIVERGED = ".damaged", ".diverged"  # of states that are set aside
 
 
 def begun(run: Path) -> bool:
     """Whether there is any state in ``run``, whole or not."""
     return bool(found(run))
+
+
+def nothing_saved(run: Path) -> bool:
+    """Whether ``run`` was ended before it saved anything at all."""
+    return not begun(run) and not any((run / name).exists() for name in runs.WEIGHTS)
 
 
 def found(run: Path) -> list[Path]:
@@ -45,35 +51,42 @@ def write(run: Path, state: dict, keep: int) -> None:
     """
     path = run / FOLDER / f"{state['step']}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
+    for half_written in path.parent.glob(".*.new"):  # by a process that was killed
+        half_written.unlink()
     runs.write_whole(path, lambda beside: torch.save(state, beside))
     _name_newest(run, path)
     for old in numbered(run)[keep:]:
         old.unlink()
 
 
-def restore(run: Path, use: Callable[[dict], None]) -> None:
-    """Give ``use`` the newest whole state in ``run``; what is newer and damaged is set aside as ``….damaged``.
+def newest(run: Path) -> tuple[Path, dict]:
+    """The newest whole state in ``run``, and its file; what is newer and damaged is set aside as ``….damaged``.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: none is whole, or none is one that ``use`` can take.
+        ValueError: none is whole.
+        OSError, MemoryError: one cannot be read now, which does not say that it is damaged.
     """
     complaints: dict[Path, str] = {}
     for path in found(run):
         try:
-            use(read(path))
+            state = read(path)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
         except Exception as error:  # a damaged archive surfaces as almost anything
-            complaints[path] = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            complaints[path] = reading.reason(error)
             continue
         if complaints:
             _pass_over(run, complaints, path)
-        return
+        return path, state
     if not complaints:
         raise FileNotFoundError(
             f"{run / NEWEST} is missing, so there is nothing to resume; move {run} away and start without --resume"
         )
     path, reason = next(iter(complaints.items()))
-    raise ValueError(f"{path} cannot be read as a checkpoint of this recipe: {reason}; nor can any older one in {run}")
+    raise ValueError(f"{path} cannot be read as a checkpoint: {reason}; nor can any older one in {run}")
 
 
 def read(path: Path) -> dict:
@@ -82,6 +95,8 @@ def read(path: Path) -> dict:
     Raises:
         ValueError: a member of the archive is not what was written. Other damage raises what zipfile or torch do.
     """
+    if not path.is_file():  # a named pipe would be waited for
+        raise ValueError("it is no file")
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged is not None:
@@ -90,16 +105,16 @@ def read(path: Path) -> dict:
 
 
 def drop_newest(run: Path) -> None:
-    """Set the newest state aside, if there is an older one."""
-    newest, *older = numbered(run)
-    if older:
-        newest.replace(newest.with_name(newest.name + DAMAGED))
-        _name_newest(run, older[0])
+    """Set the newest state aside as ``….diverged``, if there is an older one."""
+    steps = numbered(run)
+    if len(steps) > 1:
+        steps[0].replace(steps[0].with_name(steps[0].name + DIVERGED))
+        _name_newest(run, steps[1])
 
 
 def mebibytes(run: Path) -> float:
-    """What the states in ``run`` take of the disk."""
-    return sum(path.stat().st_size for path in numbered(run)) / 2**20
+    """What the states in ``run`` take of the disk, those set aside with them."""
+    return sum(path.stat().st_size for path in (run / FOLDER).iterdir()) / 2**20
 
 
 def _pass_over(run: Path, complaints: dict[Path, str], whole: Path) -> None:

@@ -114,7 +114,10 @@ def train_run(recipe: recipes.Recipe, out: Path, resume: bool, quiet: bool) -> i
     summary = train(recipe, out, resume=resume, progress=not quiet)
     if summary["interrupted"]:
         go_on = shlex.join(["indm", "train", str(out), "--resume"])
-        print(f"Interrupted at step {summary['steps']}; all is saved. Go on with: {go_on}", file=sys.stderr)
+        saved = (
+            "all is saved" if summary["saved_step"] == summary["steps"] else f"saved is step {summary['saved_step']}"
+        )
+        print(f"Interrupted at step {summary['steps']}; {saved}. Go on with: {go_on}", file=sys.stderr)
         return INTERRUPTED
     if PartialState().is_main_process:
         print(f"{out}: {json.dumps(summary)}")

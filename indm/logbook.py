@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from indm import runs
+from indm import reading, runs
 from indm.recipes import Recipe
 
 TOTALS = ("loss", "nelbo")  # sums of other terms: not the cause where one of those is not finite either
@@ -35,9 +35,12 @@ class Means:
     def state(self) -> dict:
         return {name: {k: v.cpu() for k, v in part.items()} for name, part in vars(self).items()}
 
-    def restore(self, state: dict, device: torch.device) -> None:
-        for name, part in state.items():
-            setattr(self, name, {k: v.to(device) for k, v in part.items()})
+    def restore(self, states: list[dict], process: int, processes: int, device: torch.device) -> None:
+        """Take the state of this ``process``, or the mean of all where there were not so many ``processes`` then."""
+        own = states if len(states) != processes else [states[process]]
+        for name in ("sums", "counts"):
+            parts = [state[name] for state in own]
+            setattr(self, name, {k: sum(part[k] for part in parts).to(device) / len(parts) for k in parts[0]})
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Logbook:
 
     def __init__(self, trainer, run: Path, recipe: Recipe):
         self.trainer, self.path, self.recipe = trainer, run / "metrics.jsonl", recipe
+        self.best = run / "best" / "validation.json"  # of which step and how good the model beside it is
         self.unread: list[dict[str, Tensor]] = []
 
     def __enter__(self) -> "Logbook":
@@ -73,8 +77,9 @@ class Logbook:
             self.trainer.accelerator.end_training()
 
     def go_back(self) -> None:
-        """Forget what came after the state that the trainer is in."""
+        """Forget what came after the state that the trainer is in; the best model stays, whenever it came."""
         self.unread = []
+        self.trainer.best = reading.json_object(self.best) if self.best.exists() else {}
         if self.trainer.accelerator.is_main_process:
             kept = [line for line in runs.read_metrics(self.path.parent) if self._is_past(line)]
             runs.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -93,14 +98,27 @@ class Logbook:
         skipped = torch.stack([terms["skipped"] for terms in unread]).tolist() if unread else []
         trainer, first = self.trainer, self.trainer.step - len(unread) + 1
         for step, (terms, left_out) in enumerate(zip(unread, skipped, strict=True), first):
-            trainer.skipped_in_row = trainer.skipped_in_row + 1 if left_out else 0
+            in_row = self._in_row(frozenset(terms), left_out > 0)
             if left_out:
                 trainer.skipped += 1
                 cause = self._cause(terms)
                 self._write({"skipped": trainer.skipped, "not_finite": cause} | trainer.place_of(step), step)
-                if trainer.skipped_in_row == trainer.options.skips:
+                if in_row == trainer.options.skips:
                     return Fault(step, cause)
         return None
+
+    def _in_row(self, kind: frozenset[str], left_out: bool) -> int:
+        """How many steps were left out in a row, where a row ends at a step that has all the terms of those in it.
+
+        Steps behind a frozen flow tell nothing of the flow, and end no row of steps that train it.
+        """
+        rows = self.trainer.skipped_in_row
+        if left_out:
+            rows.update({*rows, kind})
+        else:
+            for known in [known for known in rows if known <= kind]:
+                del rows[known]
+        return max(rows.values(), default=0)
 
     def _cause(self, terms: dict[str, Tensor]) -> str:
         """The terms that are not finite, on whichever process; else the gradients."""
@@ -135,18 +153,20 @@ class Logbook:
         if found["valid_nelbo"] < trainer.best.get("valid_nelbo", math.inf):
             trainer.best = {"step": trainer.step, "valid_nelbo": found["valid_nelbo"]}
             if trainer.accelerator.is_main_process:
-                trainer.ema.model.save(self.path.parent / "best")
+                trainer.ema.model.save(self.best.parent)
+                runs.write_json(self.best, trainer.best)
         self._write(found, trainer.step)
         return None
 
     def log_rollback(self, fault: Fault) -> None:
-        """Write that the run, now in an earlier state, came back to it."""
-        self.go_back()
+        """Write that the run, now in an earlier state, came back to it, and which steps had been left out since."""
         trainer = self.trainer
-        self._write(
-            {"rollback": trainer.rollbacks, "from": fault.step, "not_finite": fault.cause, "rate": trainer.rate},
-            trainer.step,
-        )
+        lines = runs.read_metrics(self.path.parent) if trainer.accelerator.is_main_process else []
+        lines = [line for line in lines if "skipped" in line and not self._is_past(line)]
+        left_out = [{key: line[key] for key in ("step", "epoch", "batch", "not_finite")} for line in lines]
+        self.go_back()
+        told = {"rollback": trainer.rollbacks, "from": fault.step, "not_finite": fault.cause, "rate": trainer.rate}
+        self._write(told | {"left_out": left_out}, trainer.step)
 
     def _write(self, values: dict, step: int) -> None:
         if self.trainer.accelerator.is_main_process:

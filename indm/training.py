@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,11 +25,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
-from accelerate.utils import DistributedDataParallelKwargs, broadcast, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from indm import checkpoints, recipes, runs
+from indm import checkpoints, reading, recipes, runs
 from indm.data import Data, flip_horizontally, load_data, loader, stack
 from indm.draws import for_rows, part_of
 from indm.flows import Frozen, Identity, require_one_map
@@ -146,7 +147,7 @@ def check_second(data: Data, second: Data) -> None:
 
 
 # Of a trainer, beside tensors and what each process has of its own.
-KEPT = ("step", "seconds", "pretraining", "validation", "best", "skipped", "rollbacks", "rate")
+KEPT = ("step", "seconds", "pretraining", "validation", "skipped", "rollbacks", "rate")
 
 
 class Trainer:
@@ -179,8 +180,9 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self.pretraining = self.options.pretrain > 0
         self.means, self.validation, self.best = Means(), {}, {}
-        self.skipped = self.skipped_in_row = self.rollbacks = 0
-        self.rate, self.fell_back = 1.0, False
+        self.skipped, self.skipped_in_row = 0, Counter()  # in all, and in a row of each kind of step: see Logbook
+        self.rate, self.rollbacks, self.fell_back = 1.0, 0, False
+        self.saved_step: int | None = None
         self.network = accelerator.prepare_model(self.build_step(recipe).train())
         torch.manual_seed(self.options.seed + 1)  # of all processes: see indm.draws
 
@@ -281,10 +283,12 @@ class Trainer:
     def train_step(self, batches: Iterator[Tensor]) -> dict[str, Tensor]:
         """One optimizer step; the loss, its terms in nats (means over the batch) and the gradient norms.
 
-        Where one of them is not finite on any process, weights and optimizer stay as they are, and ``skipped`` is 1.
-        The fused optimizer sees to that on the device, so that the host need not wait for it.
+        Where one of them is not finite on any process, model and optimizer stay as they are, and ``skipped`` is 1. The
+        fused optimizer sees to that on the device, so that the host need not wait for it; the average goes on towards
+        the weights.
         """
         o, conditions = self.options, self.conditions()
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]  # a batch norm's change in the pass
         for group in self.optimizer.param_groups:
             warmup = max(o.warmup, o.flow_warmup) if group["name"] == "flow" else o.warmup
             group["lr"] = self.rate * group["rate"] * learning_rate_factor(self.step, self.progress, warmup, o.decay)
@@ -307,6 +311,8 @@ class Trainer:
         skipped = self.accelerator.reduce((~finite).float(), "sum").clamp_max(1.0)
         self.optimizer.found_inf = skipped
         self.optimizer.step()
+        for buffer, before in buffers:
+            buffer.copy_(torch.where(skipped > 0, before, buffer))
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.ema.update(self.model, self.step)
@@ -371,13 +377,34 @@ class Trainer:
         if self.accelerator.is_main_process:
             checkpoints.write(run, state, self.options.keep_last)
             self.ema.model.save(run)
-        self.fell_back = False
+        self.saved_step, self.fell_back = self.step, False
         self.accelerator.wait_for_everyone()
 
     def load(self, run: Path) -> None:
-        """Go back to the newest whole state in ``run``; the number of processes may be another one. Collective."""
-        with self.accelerator.main_process_first():
-            checkpoints.restore(run, self._take)
+        """Go back to the newest whole state in ``run``; the number of processes may be another one. Collective.
+
+        The main process finds it, and all take that very one.
+
+        Raises:
+            ValueError: none is whole, or it is one of another model.
+            OSError: it cannot be read.
+        """
+        a, state = self.accelerator, {}
+        found: list[Path | Exception | None] = [None]
+        if a.is_main_process:
+            try:
+                found[0], state = checkpoints.newest(run)
+            except (ValueError, OSError) as error:
+                found[0] = error
+        broadcast_object_list(found)
+        if isinstance(found[0], Exception):
+            raise found[0]
+        state = state or checkpoints.read(found[0])
+        try:
+            self._take(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{found[0]} is no checkpoint of this recipe: {reading.reason(error)}") from error
+        self.saved_step = self.step
 
     def _take(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
@@ -385,9 +412,9 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         for name in KEPT:
             setattr(self, name, state[name])
-        self.skipped_in_row = 0
-        a, means, random = self.accelerator, state["means"], state["random"]
-        self.means.restore(means[a.process_index % len(means)], a.device)
+        self.skipped_in_row.clear()
+        a, random = self.accelerator, state["random"]
+        self.means.restore(state["means"], a.process_index, a.num_processes, a.device)
         torch.set_rng_state(random["cpu"])
         if a.device.type == "cuda" and "cuda" in random:
             torch.cuda.set_rng_state(random["cuda"], a.device)
@@ -397,11 +424,11 @@ class Trainer:
 
         Where the run has just come from there, that was of no use, and it is set aside for the one before it.
         """
-        seconds, rate, rollbacks = self.seconds, self.rate / 2, self.rollbacks + 1
+        seconds, skipped, rate, rollbacks = self.seconds, self.skipped, self.rate / 2, self.rollbacks + 1
         if self.fell_back and self.accelerator.is_main_process:
             checkpoints.drop_newest(run)
         self.load(run)
-        self.seconds, self.rate, self.rollbacks, self.fell_back = seconds, rate, rollbacks, True
+        self.seconds, self.skipped, self.rate, self.rollbacks, self.fell_back = seconds, skipped, rate, rollbacks, True
 
 
 def train(
@@ -417,7 +444,8 @@ def train(
     Args:
         recipe: tables as in :mod:`indm.recipes`.
         out: the run folder; must not hold a run already, unless ``resume``.
-        resume: go on from the checkpoint in ``out``. Steps, data order and random numbers continue exactly.
+        resume: go on from the checkpoint in ``out``. Steps, data order and random numbers continue exactly. A run that
+            was ended before its first checkpoint begins anew.
         progress: show a bar.
         trainer: what is trained, and how one step is made: :class:`Trainer` unless given.
 
@@ -435,6 +463,7 @@ def train(
     check_trackers(options.trackers)
     accelerator = make_accelerator(options, out)
     runs.check_folder(out, recipe, resume)
+    resume = resume and not checkpoints.nothing_saved(out)
     with accelerator.main_process_first():
         data = load_data(**recipe["data"])
     trainer = (trainer or Trainer)(recipe, data, accelerator)
@@ -446,10 +475,10 @@ def train(
     with Logbook(trainer, out, recipe) as log, runs.interruptible() as interrupted:
         if not resume:
             trainer.save(out)  # a folder that cannot be written is found out now
-        loop(trainer, out, log, interrupted, progress and accelerator.is_main_process)
+        stopped = loop(trainer, out, log, interrupted, progress and accelerator.is_main_process)
         if not trainer.skipped_in_row or trainer.progress >= 1:
             trainer.save(out)
-        summary = summarise(trainer, out, interrupted.is_set())
+        summary = summarise(trainer, out, stopped)
         if accelerator.is_main_process:
             if options.latent_mean:
                 with_centred_prior(trainer).save(out)
@@ -468,22 +497,25 @@ def say_what_is_lost(run: Path, step: int) -> None:
         )
 
 
-def loop(trainer: Trainer, out: Path, log: Logbook, interrupted: threading.Event, progress: bool) -> None:
+def loop(trainer: Trainer, out: Path, log: Logbook, interrupted: threading.Event, progress: bool) -> bool:
     """Step until the budget is spent or ``interrupted``; log, validate and save on the way.
 
     No state is saved while steps are being left out: the last one saved is one that could be trained from.
+
+    Returns:
+        Whether it was interrupted, the same on all processes.
     """
-    o, batches = trainer.options, trainer.batches()
+    o, batches, stops = trainer.options, trainer.batches(), False
 
     def due(every: int) -> bool:
         return trainer.step % every == 0
 
     with tqdm(total=1.0, initial=min(trainer.progress, 1.0), disable=not progress, bar_format=BAR) as bar:
-        while trainer.progress < 1 and not interrupted.is_set():
+        while trainer.progress < 1 and not stops:
             started = time.perf_counter()
             log.add(trainer.train_step(batches))
             trainer.seconds += time.perf_counter() - started
-            agree(trainer, interrupted)
+            stops = agree(trainer, interrupted)
             over = trainer.progress >= 1
             logs, validates, saves = over or due(o.log_every), over or due(o.validate_every), due(o.checkpoint_every)
             fault = log.look() if logs or validates or saves or due(LOOK_EVERY) else None
@@ -501,6 +533,7 @@ def loop(trainer: Trainer, out: Path, log: Logbook, interrupted: threading.Event
                 trainer.save(out)
             bar.update(min(trainer.progress, 1.0) - bar.n)
         log.look()
+    return stops
 
 
 def recover(trainer: Trainer, out: Path, log: Logbook, fault: Fault) -> None:
@@ -526,14 +559,14 @@ def recover(trainer: Trainer, out: Path, log: Logbook, fault: Fault) -> None:
         )
 
 
-def agree(trainer: Trainer, interrupted: threading.Event) -> None:
-    """Let all processes have the main one's clock, and stop if any was told to: none may step alone."""
-    if trainer.accelerator.num_processes > 1:
-        device = trainer.accelerator.device
-        stops = trainer.accelerator.reduce(torch.tensor(float(interrupted.is_set()), device=device))
-        trainer.seconds = broadcast(torch.tensor(trainer.seconds, dtype=torch.float64, device=device)).item()
-        if stops > 0:
-            interrupted.set()
+def agree(trainer: Trainer, interrupted: threading.Event) -> bool:
+    """Let all processes have the main one's clock; whether to stop as any was told to. None may act alone on either."""
+    a = trainer.accelerator
+    if a.num_processes == 1:
+        return interrupted.is_set()
+    said = [float(interrupted.is_set()), trainer.seconds * a.is_main_process]
+    stops, trainer.seconds = a.reduce(torch.tensor(said, dtype=torch.float64, device=a.device)).tolist()
+    return stops > 0
 
 
 def plan(recipe: Recipe) -> dict:
@@ -612,6 +645,7 @@ def summarise(trainer: Trainer, out: Path, interrupted: bool) -> dict:
     summary = {
         "interrupted": interrupted,
         "steps": trainer.step,
+        "saved_step": trainer.saved_step,
         "seconds": round(trainer.seconds, 3),
         **trainer.validation,
         **({"best": trainer.best} if trainer.best else {}),

@@ -1,6 +1,7 @@
 """A training run in float64 that several processes make: ``torchrun … tests/launch.py RECIPE OUT [--resume] …``.
 
-The tests of several processes start it; with ``--nan``, ``--kill`` and ``--interrupt`` one process fails at a step.
+The tests of several processes start it; with ``--nan``, ``--kill`` and ``--interrupt`` one process fails at a step,
+with ``--late`` it is interrupted after that step, when it has validated or saved.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from indm import recipes
 from indm.training import Trainer, train
 
-FAULTS: dict[str, list[int]] = {"nan": [], "kill": [], "interrupt": []}  # which process, and at which step
+FAULTS: dict[str, list[int]] = {name: [] for name in ("nan", "kill", "interrupt", "late")}  # which process, which step
 
 
 class InDouble(Trainer):
@@ -34,6 +35,17 @@ class InDouble(Trainer):
         if self.fails("interrupt"):
             os.kill(os.getpid(), signal.SIGINT)
         return super().train_step(batches)
+
+    def validate(self):
+        found = super().validate()
+        if self.fails("late"):
+            os.kill(os.getpid(), signal.SIGINT)
+        return found
+
+    def save(self, run):
+        super().save(run)
+        if self.fails("late"):
+            os.kill(os.getpid(), signal.SIGINT)
 
     def prepare_batch(self, raw):
         x = super().prepare_batch(raw)

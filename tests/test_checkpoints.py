@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from indm import checkpoints, runs
+from indm import checkpoints, reading, runs
 
 
 def state(step):
@@ -19,10 +19,10 @@ def written(run, *steps, keep=2):
 
 
 def restored(run):
-    found = []
-    checkpoints.restore(run, found.append)
-    assert torch.equal(found[-1]["model"]["weight"], state(found[-1]["step"])["model"]["weight"])
-    return found[-1]["step"]
+    path, found = checkpoints.newest(run)
+    assert torch.equal(found["model"]["weight"], state(found["step"])["model"]["weight"])
+    assert checkpoints.read(path)["step"] == found["step"]
+    return found["step"]
 
 
 def steps_in(run):
@@ -98,7 +98,7 @@ def test_where_nothing_is_whole_that_is_said(tmp_path):
     written(tmp_path, 10, 20)
     for path in (tmp_path / "checkpoints").iterdir():
         truncate(path, 0.5)
-    with pytest.raises(ValueError, match=r"20\.pt cannot be read as a checkpoint .*; nor can any older one"):
+    with pytest.raises(ValueError, match=r"20\.pt cannot be read as a checkpoint: .*; nor can any older one"):
         restored(tmp_path)
     assert steps_in(tmp_path) == ["10.pt", "20.pt"]
 
@@ -144,9 +144,38 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, small_disk):
 def test_the_newest_state_is_dropped_only_where_there_is_an_older_one(tmp_path):
     written(tmp_path, 10, 20)
     checkpoints.drop_newest(tmp_path)
-    assert restored(tmp_path) == 10 and steps_in(tmp_path) == ["10.pt", "20.pt.damaged"]
+    assert restored(tmp_path) == 10 and steps_in(tmp_path) == ["10.pt", "20.pt.diverged"]
     checkpoints.drop_newest(tmp_path)
     assert restored(tmp_path) == 10
+    (tmp_path / "checkpoints" / "10.pt").unlink()
+    checkpoints.drop_newest(tmp_path)
+    assert restored(tmp_path) == 10, "checkpoint.pt alone"
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError(), torch.OutOfMemoryError()])
+def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, error):
+    written(tmp_path, 10, 20)
+
+    def fails(*_):
+        raise error
+
+    with monkeypatch.context() as patch, pytest.raises(type(error), match=r"20\.pt" if error.args else None):
+        patch.setattr(reading, "checkpoint", fails)
+        restored(tmp_path)
+    assert steps_in(tmp_path) == ["10.pt", "20.pt"] and restored(tmp_path) == 20
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="it is no file"):
+        restored(tmp_path)
+
+
+def test_what_a_killed_process_has_half_written_is_cleared_away(tmp_path):
+    written(tmp_path, 10)
+    (tmp_path / "checkpoints" / ".15.pt.new").write_bytes(b"half")
+    written(tmp_path, 20)
+    assert steps_in(tmp_path) == ["10.pt", "20.pt"]
 
 
 HALF_LINES = [b'{"step": 8, "se', b"\0\0\0", b"\xff\xfe", b"[1]", b'{"other": 1}', b'{"step": "x"}']

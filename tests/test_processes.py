@@ -77,6 +77,14 @@ def largest_difference(one, other):
     return max((p - q).abs().max().item() for p, q in pairs)
 
 
+def assert_same_log(one, other):
+    logs = log_of(one), log_of(other)
+    assert [list(line) for line in logs[0]] == [list(line) for line in logs[1]]
+    for a, b in zip(*logs, strict=True):
+        differing = [k for k in a if a[k] != b[k]]
+        assert [a[k] for k in differing] == pytest.approx([b[k] for k in differing], rel=1e-6)
+
+
 # ── the numbers drawn ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -126,11 +134,7 @@ def test_processes_make_the_run_of_one(folder, wide, processes):
     recipe, one = wide
     launch(processes, LAUNCH, recipe, folder / str(processes))
     assert largest_difference(one, folder / str(processes)) < 1e-9
-    logs = log_of(one), log_of(folder / str(processes))
-    assert [list(line) for line in logs[0]] == [list(line) for line in logs[1]]
-    for a, b in zip(*logs, strict=True):
-        differing = [k for k in a if a[k] != b[k]]
-        assert [a[k] for k in differing] == pytest.approx([b[k] for k in differing], rel=1e-6)
+    assert_same_log(one, folder / str(processes))
 
 
 def test_processes_make_the_run_of_one_with_codes_and_a_batch_norm(tmp_path):
@@ -147,7 +151,19 @@ def test_processes_make_the_run_of_one_with_codes_and_a_batch_norm(tmp_path):
 def test_processes_make_the_evaluation_of_one(folder, wide):
     """To the last bit, with an adaptive solver; 3 batches over 4 processes, one of which has nothing to do."""
     _, run = wide
-    arguments = ["indm", "evaluate", run, "--images", "50", "--nll-images", "10", "--batch-size", "20", "--quiet"]
+    arguments = [
+        "indm",
+        "evaluate",
+        run,
+        "--images",
+        "50",
+        "--nll-images",
+        "10",
+        "--batch-size",
+        "20",
+        "--quiet",
+        "--overwrite",
+    ]
     found = {}
     for processes in (1, 2, 4):
         said = launch(processes, *arguments, module=True).stdout
@@ -175,6 +191,55 @@ def test_two_processes_that_are_interrupted_go_on_exactly(folder, tmp_path):
     launch(2, LAUNCH, recipe, tmp_path / "other", "--interrupt", 0, 7)
     launch(1, LAUNCH, recipe, tmp_path / "other", "--resume")
     assert largest_difference(tmp_path / "whole", tmp_path / "other") < 1e-9
+    assert_same_log(tmp_path / "whole", tmp_path / "other")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("step", [4, 6])
+def test_a_process_that_is_interrupted_between_two_steps_leaves_with_all(tmp_path, step):
+    """After a validation, and after a checkpoint, of one process alone: the others do one more step, and so does it."""
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(recipes.to_toml(change(TINY, accumulate=1, checkpoint_every=6)))
+    launch(2, LAUNCH, recipe, tmp_path / "run", "--late", 1, step)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["interrupted"] and summary["steps"] == summary["saved_step"] == step + 1
+
+
+@pytest.mark.long
+def test_all_processes_go_on_from_the_same_state(tmp_path):
+    """The main one finds the newest damaged; the other would have read it before it was set aside, or not."""
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(recipes.to_toml(change(TINY, accumulate=1)))
+    launch(2, LAUNCH, recipe, tmp_path / "run", "--interrupt", 0, 7)
+    damaged = tmp_path / "run" / "checkpoints" / "8.pt"
+    damaged.write_bytes(damaged.read_bytes()[:3000])
+    done = launch(2, LAUNCH, recipe, tmp_path / "run", "--resume")
+    assert done.stderr.count("8.pt is damaged") == 1 and "6.pt, the newest that is whole" in done.stderr
+    launch(2, LAUNCH, recipe, tmp_path / "whole")
+    whole, run = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "run")
+    whole.pop("seconds"), run.pop("seconds")
+    assert_same(whole, run)
+
+
+@pytest.mark.long
+def test_where_no_state_is_whole_all_processes_say_so(tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(recipes.to_toml(change(TINY, accumulate=1)))
+    launch(2, LAUNCH, recipe, tmp_path / "run", "--interrupt", 0, 1)
+    for state in (tmp_path / "run" / "checkpoints").iterdir():
+        state.write_bytes(b"")
+    done = launch(2, LAUNCH, recipe, tmp_path / "run", "--resume", fails=True)
+    assert "cannot be read as a checkpoint" in done.stderr
+
+
+@pytest.mark.long
+def test_codes_and_a_batch_norm_in_bfloat16(tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(recipes.to_toml(change(CODES, steps=4, mixed_precision="bf16")))
+    launch(2, "indm", "train", recipe, "--out", tmp_path / "run", "--quiet", module=True)
+    state = checkpoint(tmp_path / "run")["model"]
+    assert all(value.isfinite().all() for value in state.values())
+    assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
 
 
 # ── failures ────────────────────────────────────────────────────────────────────────────────────────────────────────

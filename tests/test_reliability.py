@@ -47,6 +47,10 @@ def compare_runs(one, other):
         assert_same(dict(one_model), dict(other_model))
 
 
+def summary_of(run):
+    return json.loads((run / "summary.json").read_text())
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     run = tmp_path_factory.mktemp("whole") / "run"
@@ -63,7 +67,7 @@ def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not_been(tmp_path, monkeypa
         assert train(TINY, tmp_path, progress=False)["interrupted"]
     summary = train(TINY, tmp_path, resume=True, progress=False)
     compare_runs(whole, tmp_path)
-    assert summary["best"] == checkpoint(whole)["best"] and math.isfinite(summary["valid_nelbo"])
+    assert summary["best"] == summary_of(whole)["best"] and math.isfinite(summary["valid_nelbo"])
 
 
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(tmp_path, monkeypatch, whole):
@@ -93,18 +97,45 @@ def test_a_full_disk_ends_a_run_that_can_be_resumed(tmp_path, small_disk, whole)
     compare_runs(whole, run)
 
 
-def test_the_best_validation_is_kept(tmp_path, monkeypatch):
-    """Of validations 3, 1, 2 the second's averaged model stays in best/."""
-    validations, models = iter([3.0, 1.0, 2.0]), {}
+@pytest.mark.parametrize("fails_at", [None, 9])
+@pytest.mark.filterwarnings("ignore:.* going on from step 6")
+def test_the_best_validation_is_kept(tmp_path, monkeypatch, fails_at):
+    """Of validations 3, 1, 2 the second's averaged model stays in best/, also where the run goes back behind it."""
+    validations, models = iter([3.0, 1.0, 4.0, 2.0] if fails_at else [3.0, 1.0, 2.0]), {}
 
     def validate(self):
-        models[self.step] = {k: v.clone() for k, v in self.ema.model.state_dict().items()}
+        models.setdefault(self.step, {k: v.clone() for k, v in self.ema.model.state_dict().items()})
         return {"valid_nelbo": next(validations), "unit": "bits/dim"}
 
     monkeypatch.setattr(Trainer, "validate", validate)
-    summary = train(TINY, tmp_path, progress=False)
-    assert summary["best"] == {"step": 8, "valid_nelbo": 1.0}
+    break_steps(monkeypatch, lambda self: fails_at is not None and self.step >= fails_at and self.rate == 1)
+    summary = train(change(TINY, skips=2, log_every=1), tmp_path, progress=False)
+    assert summary["rollbacks"] == (fails_at is not None) and summary["best"] == {"step": 8, "valid_nelbo": 1.0}
     assert_same(dict(indm.INDM.load(tmp_path / "best").state_dict()), models[8])
+    assert json.loads((tmp_path / "best" / "validation.json").read_text()) == summary["best"]
+
+
+@pytest.mark.parametrize("left", [[], ["recipe.toml"], ["recipe.toml", "versions.json", "metrics.jsonl"]])
+def test_a_run_that_had_saved_nothing_yet_begins_anew(tmp_path, whole, left):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in left:
+        shutil.copy(whole / name, run)
+    if not left:
+        with pytest.raises(FileNotFoundError, match="holds no run to resume"):
+            train(TINY, run, resume=True, progress=False)
+        return
+    train(TINY, run, resume=True, progress=False)
+    compare_runs(whole, run)
+
+
+def test_a_run_whose_states_were_removed_is_not_begun_anew(tmp_path, whole):
+    run = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoint.pt").unlink()
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        train(TINY, run, resume=True, progress=False)
+    assert runs.weights_hash(run) == runs.weights_hash(whole)
 
 
 # ── numbers that are not finite ─────────────────────────────────────────────────────────────────────────────────────
@@ -125,9 +156,13 @@ def trainer_of(recipe):
     return Trainer(recipes.resolve(recipe), load_data("digits"), Accelerator())
 
 
+CONDITIONAL = {"name": "conditional-residual", "blocks": [1], "width": 4, "code_dim": 4, "encoder_planes": [4]}
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_step_that_is_not_finite_moves_neither_weights_nor_optimizer(monkeypatch, value):
-    trainer = trainer_of(change(TINY, pretrain=0.0))
+@pytest.mark.parametrize("flow", [TINY["flow"], CONDITIONAL], ids=["residual", "batch norm"])
+def test_a_step_that_is_not_finite_moves_neither_model_nor_optimizer(monkeypatch, value, flow):
+    trainer = trainer_of(change(TINY, pretrain=0.0, flow_every=1) | {"flow": flow})
     batches = trainer.batches()
     trainer.train_step(batches)
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
@@ -169,14 +204,30 @@ def test_a_run_that_fails_goes_back_and_goes_on_at_a_lower_rate(tmp_path, monkey
     recipe = change(TINY, steps=20, skips=4, log_every=3)
     with pytest.warns(UserWarning, match=r"was infinite or NaN by step 11; going on from step 6 at 0\.5 of the"):
         summary = train(recipe, tmp_path, progress=False)
-    assert summary["steps"] == 20 and summary["rollbacks"] == 1 and summary["skipped_steps"] == 0
+    assert summary["steps"] == 20 and summary["rollbacks"] == 1 and summary["skipped_steps"] == 4
     lines = runs.read_metrics(tmp_path)
     (back,) = [line for line in lines if "rollback" in line]
     assert (back["step"], back["from"], back["rate"], back["rollback"]) == (6, 11, 0.5, 1) and back["not_finite"]
+    assert [line["step"] for line in back["left_out"]] == [8, 9, 10, 11]
+    assert [line["batch"] for line in back["left_out"]] == [7, 8, 9, 10] and back["left_out"][0]["not_finite"]
     assert [line["step"] for line in lines if "score_lr" in line] == [3, 6, 9, 12, 15, 18, 20]
     rates = {line["step"]: line["score_lr"] for line in lines if "score_lr" in line}
     assert rates[9] == pytest.approx(rates[6] / 2)
     assert checkpoint(tmp_path)["rate"] == 0.5
+
+
+def test_a_flow_that_never_has_a_finite_loss_is_a_failure_though_the_score_has_steps_in_between(tmp_path, monkeypatch):
+    break_steps(monkeypatch, lambda self: self.behind() == "joint")
+    recipe = change(TINY, steps=60, pretrain=0.0, accumulate=1, skips=3, rollbacks=0, flow_every=3)
+    with pytest.raises(RuntimeError, match="became infinite or NaN by step 7, "):
+        train(recipe, tmp_path, progress=False)
+
+
+def test_what_is_interrupted_while_steps_are_left_out_says_what_is_saved(tmp_path, monkeypatch):
+    break_steps(monkeypatch, lambda self: self.step >= 7)
+    interrupt_at(monkeypatch, 9)
+    summary = train(change(TINY, skips=4), tmp_path, progress=False)
+    assert (summary["interrupted"], summary["steps"], summary["saved_step"]) == (True, 9, 6)
 
 
 def test_going_back_is_the_same_if_the_run_is_stopped_in_the_middle_of_it(tmp_path, monkeypatch):
@@ -225,7 +276,7 @@ def test_a_signal_while_a_checkpoint_is_written_waits_for_it(tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", interrupted)
         assert train(TINY, tmp_path, progress=False)["interrupted"]
-    assert checkpoint(tmp_path)["step"] == 6 and json.loads((tmp_path / "summary.json").read_text())["interrupted"]
+    assert checkpoint(tmp_path)["step"] == 7 and summary_of(tmp_path)["interrupted"]  # the step after it is the last
     train(TINY, tmp_path, resume=True, progress=False)
     compare_runs(whole, tmp_path)
 

@@ -26,13 +26,13 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(self, h: Tensor) -> Tensor:
         if not self.training or draws.whole(len(h)) == len(h):
             return super().forward(h)
-        count = draws.whole(len(h)) * h[0, 0].numel()
-        mean = all_reduce(h.sum((0, 2, 3))) / count
-        centred = h - mean[:, None, None]
+        x, count = h.to(self.weight.dtype), draws.whole(len(h)) * h[0, 0].numel()
+        mean = all_reduce(x.sum((0, 2, 3))) / count
+        centred = x - mean[:, None, None]
         variance = all_reduce(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(h.dtype)
