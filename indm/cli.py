@@ -364,6 +364,8 @@ class Inspect(Common):
     def run(self) -> int:
         from indm import anatomy
 
+        if not self.run_folders:
+            raise ValueError("inspect needs at least one run folder, got none")
         runs.check_absent(self.out, ["flow.json", "flow.png"], self.overwrite)
         found = {}
         for folder in self.run_folders:

@@ -364,6 +364,7 @@ def test_help_is_there(command, capsys):
         ("sample untrained", "untrained holds no saved model"),
         ("sample damaged", "the model in damaged cannot be read"),
         ("compare full", "compare needs at least two run folders, got 1"),
+        ("inspect", "inspect needs at least one run folder, got none"),
         ("report", "folders must name at least one run, got none"),
         ("report full", "full is no run folder: there is no recipe.toml in it"),
         ("report nowhere", "no recipe or file is called 'nowhere'"),
