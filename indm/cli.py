@@ -114,11 +114,16 @@ def train_run(recipe: recipes.Recipe, out: Path, resume: bool, quiet: bool) -> i
     summary = train(recipe, out, resume=resume, progress=not quiet)
     if summary["interrupted"]:
         go_on = shlex.join(["indm", "train", str(out), "--resume"])
-        print(f"Interrupted at step {summary['steps']}; all is saved. Go on with: {go_on}", file=sys.stderr)
+        say(f"Interrupted at step {summary['steps']}; all is saved. Go on with: {go_on}", file=sys.stderr)
         return INTERRUPTED
-    if PartialState().is_main_process:
-        print(f"{out}: {json.dumps(summary)}")
+    say(f"{out}: {json.dumps(summary)}")
     return DONE
+
+
+def say(text: str, file: io.TextIOBase | None = None) -> None:
+    """Print what all processes know, once."""
+    if PartialState().is_main_process:
+        print(text, file=file)
 
 
 def name_of(source: str) -> str:
@@ -192,8 +197,7 @@ class Evaluate(Common):
         runs.check_absent(self.run_folder, ["evaluation.json", "evaluation.npz"], self.overwrite)
         given = {k: v for k, v in vars(self).items() if v is not None and k in EVALUATION}
         result = runs.evaluate(self.run_folder, given, progress=not self.quiet)
-        if PartialState().is_main_process:
-            print(compare.likelihood_table(result))
+        say(compare.likelihood_table(result))
         return DONE
 
 
@@ -474,10 +478,10 @@ class TrainPair(Common):
         recipe, out = recipe_of_two(self.sources, changes, self.out, "")
         summaries = train_pair(recipe, out, resume=self.resume, progress=not self.quiet)
         if any(summary["interrupted"] for summary in summaries.values()):
-            print("Interrupted; all is saved. The same command with --resume goes on.", file=sys.stderr)
+            say("Interrupted; all is saved. The same command with --resume goes on.", file=sys.stderr)
             return INTERRUPTED
         for side, summary in summaries.items():
-            print(f"{out / side}: {json.dumps(summary)}")
+            say(f"{out / side}: {json.dumps(summary)}")
         return DONE
 
 
