@@ -114,14 +114,18 @@ def train_run(recipe: recipes.Recipe, out: Path, resume: bool, quiet: bool) -> i
     summary = train(recipe, out, resume=resume, progress=not quiet)
     if summary["interrupted"]:
         go_on = shlex.join(["indm", "train", str(out), "--resume"])
-        saved = (
-            "all is saved" if summary["saved_step"] == summary["steps"] else f"saved is step {summary['saved_step']}"
-        )
-        print(f"Interrupted at step {summary['steps']}; {saved}. Go on with: {go_on}", file=sys.stderr)
+        step, saved = summary["steps"], summary["saved_step"]
+        kept = "all is saved" if saved == step else f"saved is step {saved}, the last before steps were left out"
+        say(f"Interrupted at step {step}; {kept}. Go on with: {go_on}", file=sys.stderr)
         return INTERRUPTED
-    if PartialState().is_main_process:
-        print(f"{out}: {json.dumps(summary)}")
+    say(f"{out}: {json.dumps(summary)}")
     return DONE
+
+
+def say(text: str, file: io.TextIOBase | None = None) -> None:
+    """Print what all processes know, once."""
+    if PartialState().is_main_process:
+        print(text, file=file)
 
 
 def name_of(source: str) -> str:
@@ -195,8 +199,7 @@ class Evaluate(Common):
         runs.check_absent(self.run_folder, ["evaluation.json", "evaluation.npz"], self.overwrite)
         given = {k: v for k, v in vars(self).items() if v is not None and k in EVALUATION}
         result = runs.evaluate(self.run_folder, given, progress=not self.quiet)
-        if PartialState().is_main_process:
-            print(compare.likelihood_table(result))
+        say(compare.likelihood_table(result))
         return DONE
 
 
@@ -479,10 +482,10 @@ class TrainPair(Common):
         recipe, out = recipe_of_two(self.sources, changes, self.out, "")
         summaries = train_pair(recipe, out, resume=self.resume, progress=not self.quiet)
         if any(summary["interrupted"] for summary in summaries.values()):
-            print("Interrupted; all is saved. The same command with --resume goes on.", file=sys.stderr)
+            say("Interrupted; all is saved. The same command with --resume goes on.", file=sys.stderr)
             return INTERRUPTED
         for side, summary in summaries.items():
-            print(f"{out / side}: {json.dumps(summary)}")
+            say(f"{out / side}: {json.dumps(summary)}")
         return DONE
 
 
@@ -671,23 +674,40 @@ def split_changes(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     return rest, changes
 
 
+def interrupt(number: int, frame: object) -> None:
+    """A handler of signals: the first is a KeyboardInterrupt, the second ends the process at once."""
+    signal.signal(number, runs.end_at_once)
+    raise KeyboardInterrupt
+
+
+def is_ctrl_c_free() -> bool:
+    """Whether nobody else decides what Ctrl-C means."""
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return usual and threading.current_thread() is threading.main_thread()
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """The first Ctrl-C is a KeyboardInterrupt, the second ends the process at once."""
-
-    def interrupt(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, runs.end_at_once)
-        raise KeyboardInterrupt
-
-    usual = signal.getsignal(signal.SIGINT)
-    if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
-        yield  # someone else decides what Ctrl-C means
+    if not is_ctrl_c_free():
+        yield
         return
     signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, usual)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def program() -> int:
+    """:func:`main` where nothing comes after it: Ctrl-C then ends Python at once, whatever still has to be put away."""
+    free = is_ctrl_c_free()
+    if free:
+        signal.signal(signal.SIGINT, interrupt)
+    status = main()
+    if free:
+        signal.signal(signal.SIGINT, runs.end_at_once)
+    return status
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -722,4 +742,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())
