@@ -51,7 +51,7 @@ def write(run: Path, state: dict, keep: int) -> None:
     """
     path = run / FOLDER / f"{state['step']}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    for half_written in path.parent.glob(".*.new"):  # by a process that was killed
+    for half_written in path.parent.glob(runs.HALF_WRITTEN):
         half_written.unlink()
     runs.write_whole(path, lambda beside: torch.save(state, beside))
     _name_newest(run, path)

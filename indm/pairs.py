@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from indm import checkpoints, images, pictures, reading, recipes, runs
+from indm import images, pictures, reading, recipes, runs
 from indm.compare import table
 from indm.data import load_data, read_events
 from indm.extractor import load_or_train
@@ -78,7 +78,7 @@ def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: boo
         runs.write_text(out / "pair.toml", recipes.to_toml(recipe))
     summaries: dict[str, dict] = {}
     for side, content in sides.items():
-        begun = resume and checkpoints.begun(out / side)
+        begun = resume and (out / side / "recipe.toml").exists()
         summaries[side] = train(content, out / side, resume=begun, progress=progress)
         if summaries[side]["interrupted"]:
             break

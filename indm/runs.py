@@ -33,6 +33,7 @@ SAMPLES = "samples.npz"
 OF_SAMPLES = ("samples.json", SAMPLES, "samples.png")  # all of one drawing
 WEIGHTS = ("model.safetensors", "vae.safetensors")  # of an INDM, of a VAE
 Write = Callable[[Path], object]  # makes a file of that name
+HALF_WRITTEN = ".*.new"  # names of what a process that was killed has left
 # What may differ between a run and its continuation: it says how long and how watched, not what is computed.
 FREE_ON_RESUME = {
     f"train.{key}"
@@ -46,7 +47,7 @@ FREE_ON_RESUME = {
 def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
     """Nothing is written over: a fresh run needs a fresh folder, a resumed one the recipe it began with."""
     if not resume:
-        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        if run.exists() and (not run.is_dir() or any(not path.match(HALF_WRITTEN) for path in run.iterdir())):
             raise ValueError(f"{run} exists and is not empty: go on with --resume, or start anew with another --out")
         return
     if not (run / "recipe.toml").is_file():

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -615,6 +616,7 @@ def check_trackers(trackers: tuple[str, ...]) -> None:
 
 def make_accelerator(options: Training, out: Path | None = None) -> Accelerator:
     """The devices and processes to train on; on a machine without accelerator the processes share its CPU."""
+    AcceleratorState._reset_state()  # the runs of one Python process need not have one precision
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision=fast_precision() if options.mixed_precision == "auto" else options.mixed_precision,

@@ -117,15 +117,15 @@ def test_the_best_validation_is_kept(tmp_path, monkeypatch, fails_at):
 
 @pytest.mark.parametrize("left", [[], ["recipe.toml"], ["recipe.toml", "versions.json", "metrics.jsonl"]])
 def test_a_run_that_had_saved_nothing_yet_begins_anew(tmp_path, whole, left):
+    """With --resume where there is a recipe; without it there is nothing but what was half written."""
     run = tmp_path / "run"
-    run.mkdir()
+    (run / "checkpoints").mkdir(parents=True) if left else run.mkdir()
+    (run / ".recipe.toml.new").write_text("[da")
     for name in left:
         shutil.copy(whole / name, run)
-    if not left:
-        with pytest.raises(FileNotFoundError, match="holds no run to resume"):
-            train(TINY, run, resume=True, progress=False)
-        return
-    train(TINY, run, resume=True, progress=False)
+    with pytest.raises((FileNotFoundError, ValueError), match="leave out --resume" if not left else "go on with --res"):
+        train(TINY, run, resume=not left, progress=False)
+    train(TINY, run, resume=bool(left), progress=False)
     compare_runs(whole, run)
 
 

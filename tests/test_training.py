@@ -455,6 +455,14 @@ def test_refuses_what_would_lose_a_run(tmp_path):
         train(change(DIGITS, steps=2), run, resume=True, progress=False)
 
 
+def test_two_runs_of_one_process_may_differ_in_precision(tmp_path):
+    for i, precision in enumerate(("no", "bf16", "no")):
+        train(change(DIGITS, steps=1, mixed_precision=precision), tmp_path / str(i), progress=False)
+    first, second, third = (checkpoint(tmp_path / str(i))["model"] for i in range(3))
+    assert_same(first, third)
+    assert any(not torch.equal(second[k], first[k]) for k in first)
+
+
 def test_batch_size_must_be_there(tmp_path):
     with pytest.raises(ValueError, match=r"train.batch_size must be .* at most the 1257 training examples, got 1258"):
         train(change(DIGITS, batch_size=1258), tmp_path / "run", progress=False)
