@@ -233,10 +233,15 @@ def read_metrics(run: Path) -> list[dict]:
     """The lines of ``metrics.jsonl``; what is no line of it, such as one cut off in the writing, is left out."""
     path, lines = run / "metrics.jsonl", []
     for text in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):  # damage may also look like very long or deep JSON
             line = json.loads(text)
-            lines += [line] if isinstance(line, dict) and isinstance(line.get("step"), int) else []
+            lines += [line] if isinstance(line, dict) and _is_placed(line) else []
     return lines
+
+
+def _is_placed(line: dict) -> bool:
+    """Whether ``line`` says after which step it was written, and, if it is one of a return, after how many of them."""
+    return isinstance(line.get("step"), int) and isinstance(line.get("rollback", 0), int)
 
 
 def end_at_once(number: int, frame: object) -> None:
