@@ -268,10 +268,11 @@ def _kept(path: Path, folder: Path) -> Index | None:
 
 def _keep(path: Path, found: Index) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        arrays = (found.files.names, found.files.ends, found.sizes, found.times, found.kinds)
-        np.savez(file, **dict(zip(IN_INDEX, arrays, strict=True)))
-    os.replace(file.name, path)
+    arrays = (found.files.names, found.files.ends, found.sizes, found.times, found.kinds)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # nothing half written stays on a full disk
+        beside = Path(folder) / path.name
+        np.savez(beside, **dict(zip(IN_INDEX, arrays, strict=True)))
+        os.replace(beside, path)
 
 
 # ── As a data set ───────────────────────────────────────────────────────────────────────────────────────────────────

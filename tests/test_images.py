@@ -114,6 +114,17 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path, monkeypatch, 
     assert len(looked_at) == 2000
 
 
+def test_an_index_that_cannot_be_kept_leaves_nothing_half_written(tmp_path, cache, monkeypatch):
+    def full(file, **arrays):
+        savez(file, **arrays)
+        raise OSError(28, "No space left on device")
+
+    savez = np.savez
+    monkeypatch.setattr(np, "savez", full)
+    assert len(index(many(tmp_path / "f", 1000)).files) == 1000
+    assert not list((cache / "indexes").iterdir())
+
+
 def test_few_files_leave_nothing_in_the_cache(tmp_path, cache):
     index(many(tmp_path / "f", 999))
     assert not cache.exists()
