@@ -198,7 +198,7 @@ def test_a_training_outlives_a_damaged_image(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("n", [100_000])
+@pytest.mark.parametrize("n", [1_000_000])
 def test_very_many_files(tmp_path, cache, n):
     folder = many(tmp_path / "f", n, sources=100)
     before, started = peak_memory_mib(), time.perf_counter()
