@@ -321,6 +321,12 @@ class ImageFiles(Dataset):
         self.unreadable[place] = True
 
 
-def count_unreadable(dataset: Dataset) -> int:
-    """How many images of a data set could not be read when they were asked for, so far."""
-    return int(dataset.unreadable.sum()) if isinstance(dataset, ImageFiles) else 0
+def count_unreadable(dataset: Dataset, add_up: Callable[[Tensor], Tensor] = lambda met: met) -> int:
+    """How many images of a data set could not be read when they were asked for, since this process began.
+
+    Args:
+        dataset: of which this process and its workers have read.
+        add_up: the sum of a tensor over several processes, all of which then call this, so that an image counts once
+            whichever of them met it; by default this process counts alone.
+    """
+    return int((add_up(dataset.unreadable.int()) > 0).sum()) if isinstance(dataset, ImageFiles) else 0

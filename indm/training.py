@@ -641,7 +641,10 @@ def peak_memory_mib() -> float:
 
 
 def summarise(trainer: Trainer, out: Path, interrupted: bool) -> dict:
-    """What the run came to: steps, seconds, validation, memory, disk."""
+    """What the run came to: steps, seconds, validation, memory, disk. Collective.
+
+    ``unreadable_images`` are those of the training data that any process met since the run was last started.
+    """
     summary = {
         "interrupted": interrupted,
         "steps": trainer.step,
@@ -654,7 +657,9 @@ def summarise(trainer: Trainer, out: Path, interrupted: bool) -> dict:
         **sizes(trainer),
         "checkpoints_mib": round(checkpoints.mebibytes(out), 1),
         "peak_memory_mib": round(peak_memory_mib()),
-        "unreadable_images": count_unreadable(trainer.data.train),
+        "unreadable_images": count_unreadable(
+            trainer.data.train, lambda met: trainer.accelerator.reduce(met.to(trainer.accelerator.device))
+        ),
     }
     if trainer.accelerator.device.type == "cuda":
         summary["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 import warnings
 
@@ -179,22 +181,52 @@ def test_workers_change_neither_the_order_nor_what_stands_for_a_damaged_image(tm
         assert all(torch.equal(a, b) for a, b in zip(epochs[0], other, strict=True))
 
 
+SMALL = [
+    "train", "folder", "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.blocks=1", "--net.attention=[]",
+    "--net.multipliers=[1]", "--train.steps=8", "--train.seconds=inf", "--train.batch_size=12",
+    "--train.validate_examples=4", "--data.size=8", "--quiet",
+]  # fmt: skip
+
+
+def unreadable(run):
+    return json.loads((run / "summary.json").read_text())["unreadable_images"]
+
+
 @pytest.mark.filterwarnings("ignore:.*cannot be read")
 def test_a_training_outlives_a_damaged_image(tmp_path):
     folder = many(tmp_path / "f", 60)
     damaged(folder, *range(0, 60, 7))
-    small = [
-        "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.blocks=1", "--net.multipliers=[1]",
-        "--net.attention=[]", "--train.steps=8", "--train.seconds=inf", "--train.batch_size=12",
-        "--train.validate_examples=4", f"--data.path={folder}", "--data.size=8",
-    ]  # fmt: skip
     weights = []
     for workers in (0, 3):
         run = tmp_path / str(workers)
-        assert main(["train", "folder", *small, "--out", str(run), "--quiet", f"--train.workers={workers}"]) == 0
-        assert 5 <= json.loads((run / "summary.json").read_text())["unreadable_images"] <= 9
+        assert main([*SMALL, f"--data.path={folder}", "--out", str(run), f"--train.workers={workers}"]) == 0
+        assert 5 <= unreadable(run) <= 9
         weights.append((run / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+def test_an_image_that_several_processes_met_counts_once(tmp_path):
+    data = ImageFiles(index(many(tmp_path / "f", 6)).files, 8, 3)
+    data.unreadable[1:3] = True
+    assert count_unreadable(data) == 2
+    assert count_unreadable(data, lambda met: met + torch.tensor([0, 0, 1, 1, 0, 0])) == 3
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
+def test_two_processes_count_the_damaged_images_of_both(tmp_path):
+    """Each reads its half of one epoch, and the main one writes what one process would."""
+    folder = many(tmp_path / "f", 60)
+    damaged(folder, *range(0, 60, 2))
+    line = [*SMALL, f"--data.path={folder}", "--train.steps=4", "--out"]
+    assert main([*line, str(tmp_path / "one")]) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "indm"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, *line, str(tmp_path / "two")], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert unreadable(tmp_path / "one") == unreadable(tmp_path / "two") > 20
 
 
 @pytest.mark.long
