@@ -32,6 +32,7 @@ from indm.sampling import centre_prior, find_sampler
 SAMPLES = "samples.npz"
 OF_SAMPLES = ("samples.json", SAMPLES, "samples.png")  # all of one drawing
 WEIGHTS = ("model.safetensors", "vae.safetensors")  # of an INDM, of a VAE
+Write = Callable[[Path], object]  # makes a file of that name
 # What may differ between a run and its continuation: it says how long and how watched, not what is computed.
 FREE_ON_RESUME = {
     f"train.{key}"
@@ -183,13 +184,13 @@ def draw(
     x = indm.sample(model, drawing.n, **options, generator=generator, progress=progress)
     samples = model.scaling.to_data(x).cpu()
     file.parent.mkdir(parents=True, exist_ok=True)
-    for name in OF_SAMPLES:
-        (file.parent / name).unlink(missing_ok=True)
     command = provenance(drawing.seed, {str(run): made_by["weights_sha256"]})
-    write_json(file.with_suffix(".json"), {"options": settings, "provenance": command})
+    told = json_into({"options": settings, "provenance": command})
     arrays = {"samples": samples.numpy(), "levels": np.array(model.scaling.levels or 0)}
     text = np.frombuffer(json.dumps(made_by).encode(), np.uint8)  # the files that are read safely hold numbers alone
-    save_arrays(file, arrays | {"provenance": text})  # last: where it is, the other is
+    kept = arrays_into(arrays | {"provenance": text})
+    old = [file.parent / name for name in reversed(OF_SAMPLES)]
+    write_together({file.with_suffix(".json"): told, file: kept}, old)  # samples.npz last: where it is, the other is
     return read_samples(file)
 
 
@@ -225,8 +226,9 @@ def write_evaluation(run: Path, result: dict, nats: dict[str, Tensor], recipe: R
         "entropy_nats": data.entropy,
         "unit": "bits/dim" if data.scaling.levels else "nats",
     }
-    save_arrays(run / "evaluation.npz", {name: values.numpy() for name, values in nats.items()})
-    write_json(run / "evaluation.json", result)  # last: where it is, the other is
+    arrays, told = run / "evaluation.npz", run / "evaluation.json"
+    kept = arrays_into({name: values.numpy() for name, values in nats.items()})
+    write_together({arrays: kept, told: json_into(result)}, [told])  # it is the last: where it is, the other is
 
 
 def read_metrics(run: Path) -> list[dict]:
@@ -291,35 +293,65 @@ def git_state() -> str | None:
         return None
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Write) -> None:
     """``write`` to a file beside ``path``, then put it in its place: at no time is ``path`` half written.
 
-    Where that fails, nothing is left of it: on a full disk a half-written file would keep the rest from being saved.
+    See :func:`write_together` for what is raised.
+    """
+    write_together({path: write})
+
+
+def write_together(writes: Mapping[Path, Write], old: Sequence[Path] = ()) -> None:
+    """Write files beside their places; when all are whole, remove the ``old`` ones and put the new in place, in order.
+
+    Where writing fails, what was there stays, and nothing is left of the new: on a full disk a half-written file would
+    keep the rest from being saved.
 
     Raises:
         OSError: also where torch or safetensors have another name for a full disk.
     """
-    beside = path.with_name(f".{path.name}.new")
-    beside.unlink(missing_ok=True)
+    beside = {path: path.with_name(f".{path.name}.new") for path in writes}
     try:
-        write(beside)
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except (RuntimeError, SafetensorError) as error:
-        beside.unlink(missing_ok=True)
-        raise OSError(f"{path} cannot be written, what was there before is as it was: {error}") from error
+        for path, write in writes.items():
+            _write_beside(path, beside[path], write)
+        for path in old:
+            path.unlink(missing_ok=True)
+        for path, new in beside.items():
+            os.replace(new, path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        for new in beside.values():
+            new.unlink(missing_ok=True)
         raise
 
 
-def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    def write(beside: Path) -> None:
-        with beside.open("wb") as file:
+def _write_beside(path: Path, beside: Path, write: Write) -> None:
+    beside.unlink(missing_ok=True)
+    try:
+        write(beside)
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(f"{path} cannot be written, what was there before is as it was: {error}") from error
+    with beside.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def arrays_into(arrays: dict[str, np.ndarray]) -> Write:
+    """What writes ``arrays`` as ``.npz``."""
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
             np.savez_compressed(file, **arrays)
 
-    write_whole(path, write)
+    return write
+
+
+def json_into(value: dict) -> Write:
+    """What writes ``value`` as JSON."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    return lambda path: path.write_text(text, "utf-8")
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    write_whole(path, arrays_into(arrays))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -327,4 +359,4 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: dict) -> None:
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_whole(path, json_into(value))

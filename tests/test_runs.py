@@ -1,8 +1,19 @@
 """The run folder: what damage its files survive, and what is left of them where something new cannot be written."""
 
+import json
+import os
+
+import numpy as np
 import pytest
 
 from indm import runs
+from indm.cli import main
+
+SMALL = [
+    "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.blocks=1", "--net.attention=[]", "--train.steps=2",
+    "--train.seconds=inf", "--train.validate_examples=20", "--quiet",
+]  # fmt: skip
+FEW = ["--images", "20", "--nll-images", "0", "--quiet"]
 
 NO_LINES = {
     "deep": b"[" * 100_000,
@@ -19,3 +30,71 @@ def test_what_cannot_be_a_line_of_the_metrics_is_left_out(tmp_path, damage):
     """Whatever it is: a run with such a line in its log must be able to go on."""
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 4, "rollback": 1}\n' + damage + b'\n{"step": 9}\n')
     assert runs.read_metrics(tmp_path) == [{"step": 4, "rollback": 1}, {"step": 9}]
+
+
+# ── Old results stay until the new are whole
+
+
+def trained(folder):
+    assert main(["train", "digits", *SMALL, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("runs") / "run")
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def fill(folder):
+    """Leave no room on the file system of ``folder``."""
+    with pytest.raises(OSError, match="No space left"), (folder / "other").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+
+def test_samples_stay_where_there_is_no_room_for_new_ones(run, small_disk):
+    runs.draw(run, runs.Drawing(n=4, steps=1), small_disk, progress=False)
+    (small_disk / "samples.png").write_bytes(b"their picture")
+    fill(small_disk)
+    before = content(small_disk)
+    with pytest.raises(OSError, match="No space left"):
+        runs.draw(run, runs.Drawing(n=2000, steps=1), small_disk, overwrite=True, progress=False)
+    assert content(small_disk) == before and len(before) == 4
+
+
+def killed_at(monkeypatch, call):
+    """End what is done at that call of os.replace, as a SIGKILL before it would."""
+    real, calls = os.replace, []
+
+    def replace(*paths):
+        calls.append(paths)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        real(*paths)
+
+    monkeypatch.setattr(os, "replace", replace)
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_samples_are_never_beside_what_describes_others(run, tmp_path, monkeypatch, call):
+    runs.draw(run, runs.Drawing(n=4, steps=1), tmp_path, progress=False)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        killed_at(patch, call)
+        runs.draw(run, runs.Drawing(n=4, steps=1, seed=1), tmp_path, overwrite=True, progress=False)
+    assert "samples.npz" not in content(tmp_path)
+
+
+def test_an_evaluation_is_never_beside_the_numbers_of_another(run, monkeypatch):
+    assert main(["evaluate", str(run), *FEW, "--overwrite"]) == 0
+    with monkeypatch.context() as patch:
+        killed_at(patch, 2)
+        assert main(["evaluate", str(run), *FEW, "--seed", "5", "--overwrite"]) == 130
+    assert "evaluation.json" not in content(run)
+    assert main(["evaluate", str(run), *FEW, "--seed", "5", "--overwrite"]) == 0
+    found = json.loads((run / "evaluation.json").read_text())
+    with np.load(run / "evaluation.npz") as file:
+        assert found["seed"] == 5 and len(file["nelbo"]) == found["images"]["nelbo"] == 20
