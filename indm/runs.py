@@ -89,11 +89,24 @@ def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device
 
 
 def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[str]) -> None:
-    """Write ``recipe.toml`` and ``versions.json``: the provenance of the run, and where its data came from."""
+    """Write ``recipe.toml`` and ``versions.json``: the provenance of the run, and where its data came from.
+
+    Of a resumed run that is the provenance of its last part; those of the parts ``before`` it stand there in order.
+    """
     text, made_by = recipes.to_toml(recipe), provenance(recipe["train"]["seed"], {}, device)
     run.mkdir(parents=True, exist_ok=True)
     write_text(run / "recipe.toml", text)
-    write_json(run / "versions.json", made_by | {"data": data_notes})
+    before = _parts(run / "versions.json")
+    write_json(run / "versions.json", made_by | {"data": data_notes} | ({"before": before} if before else {}))
+
+
+def _parts(file: Path) -> list[dict]:
+    """The provenance of each part of a run that ``versions.json`` tells of; none where it is missing or damaged."""
+    try:
+        last = reading.json_object(file)
+        return [*last.pop("before", []), last]
+    except (ValueError, TypeError):
+        return []
 
 
 def device() -> str:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
+import torch
 
 from indm import runs
 from indm.cli import main
@@ -30,6 +32,24 @@ def test_what_cannot_be_a_line_of_the_metrics_is_left_out(tmp_path, damage):
     """Whatever it is: a run with such a line in its log must be able to go on."""
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 4, "rollback": 1}\n' + damage + b'\n{"step": 9}\n')
     assert runs.read_metrics(tmp_path) == [{"step": 4, "rollback": 1}, {"step": 9}]
+
+
+def test_every_part_of_a_run_says_what_made_it(tmp_path, monkeypatch):
+    for part in ("one", "two", "three"):
+        monkeypatch.setattr(sys, "argv", ["indm", part])
+        runs.describe(tmp_path, {"train": {"seed": 0}}, torch.device("cpu"), [part])
+    last = json.loads((tmp_path / "versions.json").read_text())
+    before = last.pop("before")
+    assert [made_by["command"][1] for made_by in [*before, last]] == ["one", "two", "three"]
+    assert [made_by["data"] for made_by in before] == [["one"], ["two"]]
+    assert all(made_by.keys() == last.keys() for made_by in before)
+
+
+@pytest.mark.parametrize("damage", [b'{"indm": "0.', b"[]", b'{"before": 3}', b"\xff"], ids=range(4))
+def test_a_damaged_provenance_does_not_keep_a_run_from_going_on(tmp_path, damage):
+    (tmp_path / "versions.json").write_bytes(damage)
+    runs.describe(tmp_path, {"train": {"seed": 0}}, torch.device("cpu"), [])
+    assert "before" not in json.loads((tmp_path / "versions.json").read_text())
 
 
 # ── Old results stay until the new are whole
