@@ -117,11 +117,16 @@ def train_run(recipe: recipes.Recipe, out: Path, resume: bool, quiet: bool) -> i
         saved = (
             "all is saved" if summary["saved_step"] == summary["steps"] else f"saved is step {summary['saved_step']}"
         )
-        print(f"Interrupted at step {summary['steps']}; {saved}. Go on with: {go_on}", file=sys.stderr)
+        say(f"Interrupted at step {summary['steps']}; {saved}. Go on with: {go_on}", file=sys.stderr)
         return INTERRUPTED
-    if PartialState().is_main_process:
-        print(f"{out}: {json.dumps(summary)}")
+    say(f"{out}: {json.dumps(summary)}")
     return DONE
+
+
+def say(text: str, file: io.TextIOBase | None = None) -> None:
+    """Print what all processes know, once."""
+    if PartialState().is_main_process:
+        print(text, file=file)
 
 
 def name_of(source: str) -> str:
@@ -479,10 +484,10 @@ class TrainPair(Common):
         recipe, out = recipe_of_two(self.sources, changes, self.out, "")
         summaries = train_pair(recipe, out, resume=self.resume, progress=not self.quiet)
         if any(summary["interrupted"] for summary in summaries.values()):
-            print("Interrupted; all is saved. The same command with --resume goes on.", file=sys.stderr)
+            say("Interrupted; all is saved. The same command with --resume goes on.", file=sys.stderr)
             return INTERRUPTED
         for side, summary in summaries.items():
-            print(f"{out / side}: {json.dumps(summary)}")
+            say(f"{out / side}: {json.dumps(summary)}")
         return DONE
 
 

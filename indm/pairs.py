@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -67,11 +68,14 @@ def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: boo
         ValueError: as :func:`indm.training.train`; data sets that are not of one kind.
     """
     sides = {side: recipes.resolve(content) for side, content in sides_of(recipe).items()}
+    processes = PartialState(cpu=not torch.accelerator.is_available())
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not empty: go on with --resume, or start anew with another --out")
-    check_second(*(load_data(**content["data"]) for content in sides.values()))
-    out.mkdir(parents=True, exist_ok=True)
-    runs.write_text(out / "pair.toml", recipes.to_toml(recipe))
+    with processes.main_process_first():  # who has come here has looked at the folder: it is written after this
+        check_second(*(load_data(**content["data"]) for content in sides.values()))
+    if processes.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        runs.write_text(out / "pair.toml", recipes.to_toml(recipe))
     summaries: dict[str, dict] = {}
     for side, content in sides.items():
         begun = resume and checkpoints.begun(out / side)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_processes import launch
 
 from indm import pairs, recipes, runs
 from indm.cli import main
@@ -125,6 +126,29 @@ def test_a_pair_that_was_stopped_goes_on(toys, tmp_path, monkeypatch, capsys):
     assert main([*arguments, "--resume"]) == 0
     assert runs.weights_hash(tmp_path / "pair" / "a") == first
     assert json.loads((tmp_path / "pair" / "b" / "summary.json").read_text())["steps"] == 5
+
+
+LATE = """
+import os, sys, time
+from indm.cli import main
+
+time.sleep(3 * int(os.environ["RANK"]))  # the second process comes when the first would long have begun
+sys.exit(main())
+"""
+
+
+@pytest.mark.long
+def test_two_processes_train_one_pair(toys, tmp_path):
+    out, late = tmp_path / "pair", tmp_path / "late.py"
+    late.write_text(LATE)
+    arguments = [late, "train-pair", *toys, "--out", out, "--data.size", 8, "--train.steps", 4, *SMALL]
+    arguments += ["--train.batch_size", 8, "--quiet"]
+    said = launch(2, *arguments).stdout.splitlines()
+    assert [line.partition(": ")[0] for line in said] == [str(out / "a"), str(out / "b")]
+    assert all(json.loads(line.partition(": ")[2])["steps"] == 4 for line in said)
+    assert pairs.is_pair(out) and (out / "pair.toml").is_file()
+    assert "exists and is not empty" in launch(2, *arguments, fails=True).stderr
+    assert launch(2, *arguments, "--resume").stdout.count('"steps": 4') == 2
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.bundled() if "data_b" in recipes.load(name)])
