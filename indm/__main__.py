@@ -2,6 +2,6 @@
 
 import sys
 
-from indm.cli import main
+from indm.cli import program
 
-sys.exit(main())
+sys.exit(program())

@@ -676,23 +676,40 @@ def split_changes(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     return rest, changes
 
 
+def interrupt(number: int, frame: object) -> None:
+    """A handler of signals: the first is a KeyboardInterrupt, the second ends the process at once."""
+    signal.signal(number, runs.end_at_once)
+    raise KeyboardInterrupt
+
+
+def is_ctrl_c_free() -> bool:
+    """Whether nobody else decides what Ctrl-C means."""
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return usual and threading.current_thread() is threading.main_thread()
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """The first Ctrl-C is a KeyboardInterrupt, the second ends the process at once."""
-
-    def interrupt(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, runs.end_at_once)
-        raise KeyboardInterrupt
-
-    usual = signal.getsignal(signal.SIGINT)
-    if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
-        yield  # someone else decides what Ctrl-C means
+    if not is_ctrl_c_free():
+        yield
         return
     signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, usual)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def program() -> int:
+    """:func:`main` where nothing comes after it: Ctrl-C then ends Python at once, whatever still has to be put away."""
+    free = is_ctrl_c_free()
+    if free:
+        signal.signal(signal.SIGINT, interrupt)
+    status = main()
+    if free:
+        signal.signal(signal.SIGINT, runs.end_at_once)
+    return status
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -727,4 +744,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

@@ -597,6 +597,49 @@ def test_the_second_ctrl_c_ends_at_once(waits):
     assert process.wait(timeout=10) == 130 and process.stderr.read() == ""
 
 
+LEAVING = """
+import atexit, contextlib, sys, time
+from indm import cli, runs
+
+@atexit.register
+def put_away():
+    print("leaving", flush=True)
+    time.sleep(60)
+
+def work(self):
+    with runs.interruptible() if {saves} else contextlib.nullcontext() as interrupted:
+        print("begun", flush=True)
+        while not {saves} or not interrupted.is_set():
+            time.sleep(0.01)
+    return cli.INTERRUPTED
+
+cli.Recipes.run, sys.argv = work, ["indm", "recipes"]
+sys.exit(cli.program())
+"""
+
+
+@pytest.mark.parametrize("saves", [False, True])
+def test_a_second_ctrl_c_while_python_ends_is_no_traceback(saves):
+    process = subprocess.Popen(
+        [sys.executable, "-c", LEAVING.format(saves=saves)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "leaving\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 130
+    assert process.stderr.read() == ("" if saves else "indm: interrupted\n")
+
+
+def test_ctrl_c_means_what_it_did_once_a_command_called_from_python_is_over(monkeypatch, capsys):
+    def interrupted(self):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(cli.Recipes, "run", interrupted)
+    assert main(["recipes"]) == 130 and "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.mark.long
 def test_one_ctrl_c_is_one_line():
     script = STUBBORN.format(waits=False).replace("        time.sleep(60)  # what", "        pass  # what")
