@@ -44,7 +44,7 @@ def test_states_are_in_the_order_of_their_steps_not_of_their_names(tmp_path):
 
 
 def test_every_flipped_bit_is_seen_or_is_of_no_consequence(tmp_path):
-    """One bit in each byte of a state, and in each of four bits of it: what can be read is what was written."""
+    """One bit in each byte of a state, the next one from byte to byte: what can be read is what was written."""
     written(tmp_path, 1)
     path, damaged, seen = tmp_path / "checkpoint.pt", tmp_path / "damaged.pt", 0
     content = bytearray(path.read_bytes())

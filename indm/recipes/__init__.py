@@ -57,7 +57,7 @@ class Training:
     soft_truncation: float = 0.0  # exponent k of the law of the truncation (1.2 is usual); 0 truncates at ε
     isometry: float = 0.0  # weight of the flow's distance from an isometry: 0 is free, large is a linear diffusion
     terminal: float = 0.0  # weight of −log p(x_T) under [data_b], or under the data's own mean and covariance
-    latent_mean: bool = False  # at the end, centre the prior on the mean of the latents (for VE)
+    latent_mean: bool = False  # centre the final model's prior on the mean latent (for VE); not in best/, snapshots/
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"  # auto: bf16 where the machine is fast in it
     workers: int = 0  # processes that load data
     log_every: int = 50  # steps
