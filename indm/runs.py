@@ -58,10 +58,18 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
 
 
 def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
-    """ValueError where ``folder`` holds a file of these names already, unless it may be written over."""
+    """Nothing is computed that cannot be kept.
+
+    Raises:
+        ValueError: ``folder`` holds a file of these names already, and it may not be written over.
+        PermissionError: nothing can be written into ``folder``, or where it would be made.
+    """
     there = [name for name in names if (folder / name).exists()]
     if there and not overwrite:
         raise ValueError(f"{folder} already holds {', '.join(there)}: add --overwrite to write that anew")
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(nearest, os.W_OK):
+        raise PermissionError(f"nothing can be written into {nearest}: it is read-only, or only others may")
 
 
 def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device | None = None) -> dict:

@@ -2,12 +2,14 @@
 
 import json
 import os
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 
+import indm
 from indm import runs
 from indm.cli import main
 
@@ -52,7 +54,7 @@ def test_a_damaged_provenance_does_not_keep_a_run_from_going_on(tmp_path, damage
     assert "before" not in json.loads((tmp_path / "versions.json").read_text())
 
 
-# ── Old results stay until the new are whole
+# ── A disk that is read-only
 
 
 def trained(folder):
@@ -67,6 +69,36 @@ def run(tmp_path_factory):
 
 def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_disk_that_is_read_only_is_one_line_and_read_all_the_same(run, small_disk, tmp_path, capsys):
+    mine = trained(small_disk / "mine")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    before = content(mine)
+    for command in (
+        ["train", "digits", *SMALL, "--out", str(small_disk / "new")],
+        ["train", str(mine), *SMALL, "--train.steps", "4", "--resume"],
+        ["evaluate", str(mine), *FEW],
+        ["sample", str(mine), "-n", "4", "--quiet"],
+        ["sample", str(run), "-n", "4", "--quiet", "--out", str(small_disk / "new" / "samples")],
+    ):
+        capsys.readouterr()
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("indm: error: ") and said.count("\n") == 1, said
+        assert ("Read-only file system" in said or "it is read-only" in said) and str(small_disk) in said
+    assert content(mine) == before and not (small_disk / "new").exists()
+    assert main(["sample", str(mine), "-n", "4", "--quiet", "--out", str(tmp_path / "samples")]) == 0
+
+
+def test_a_disk_that_is_read_only_is_found_out_before_anything_is_computed(run, small_disk, tmp_path, monkeypatch):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    monkeypatch.setattr(indm, "sample", lambda *_, **__: pytest.fail("samples that cannot be kept were drawn"))
+    with pytest.raises(PermissionError, match=f"nothing can be written into {small_disk}: it is read-only"):
+        runs.draw(run, runs.Drawing(n=4), small_disk / "new" / "samples", progress=False)
+
+
+# ── Old results stay until the new are whole
 
 
 def fill(folder):
