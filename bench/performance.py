@@ -34,7 +34,8 @@ from indm.objective import mle_loss, nelbo, randn_like
 from indm.ode import rademacher
 from indm.sampling import adaptive_ode, unipc
 from indm.score import denoise
-from indm.training import Trainer, make_accelerator
+from indm.trainer import Trainer
+from indm.training import make_accelerator
 
 NET = {"name": "unet", "channels": 32, "multipliers": [1, 2, 2], "blocks": 2, "attention": [8]}
 FLOW = {"name": "residual", "blocks": [4, 4], "width": 64}

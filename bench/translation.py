@@ -32,7 +32,8 @@ from indm.pairs import Opened, open_runs, train_pair
 from indm.pictures import save_figure, tile
 from indm.resemblance import COLUMNS, limits, resemblance, row, two_classes
 from indm.score import ScoreModel
-from indm.training import Trainer, train
+from indm.trainer import Trainer
+from indm.training import train
 from indm.translation import Route, two_models
 
 LINEAR = 1.15  # steps of a linear diffusion in the time of one of INDM

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from indm import reading, recipes, runs
 from indm.flows import Flow, Identity
-from indm.model import INDM, build, nearest
+from indm.model import INDM, build, count_parameters, nearest
 from indm.nets import NCSNpp
 from indm.nets.fir import StridedConv
 from indm.nets.ncsnpp import Block, Fourier, Plain, ResidualInlet, SkipInlet
@@ -27,7 +27,6 @@ from indm.nets.unet import Attention
 from indm.recipes import Recipe
 from indm.scaling import Scaling
 from indm.score import PublishedScore
-from indm.training import count_parameters
 
 State = dict[str, Tensor]
 Weights = Literal["ema", "model"]

@@ -18,9 +18,9 @@ from indm import anatomy, measures, reading, recipes, runs, vae
 from indm.compare import KINDS
 from indm.data import Data, stack
 from indm.extractor import Extractor
+from indm.model import count_parameters
 from indm.recipes import Recipe
 from indm.sampling import SAMPLERS
-from indm.training import count_parameters
 
 MANY_STEPS = 200  # from so many on only stochastic samplers are measured: the others have long converged
 GAP_IMAGES = 64  # whose likelihood is taken at every snapshot

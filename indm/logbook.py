@@ -55,7 +55,7 @@ class Logbook:
     """Writes ``metrics.jsonl`` and the trackers, from the main process; every process calls it alike.
 
     Args:
-        trainer: the :class:`indm.training.Trainer` whose run it is.
+        trainer: the :class:`indm.trainer.Trainer` whose run it is.
         run: the run folder.
         recipe: for the trackers.
     """
@@ -88,7 +88,7 @@ class Logbook:
         return line["step"] <= self.trainer.step and line.get("rollback", 0) <= self.trainer.rollbacks
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        """Take in what one step gave, see :meth:`indm.training.Trainer.train_step`."""
+        """Take in what one step gave, see :meth:`indm.trainer.Trainer.train_step`."""
         self.unread.append(terms)
         self.trainer.means.add({k: v for k, v in terms.items() if k != "skipped"}, terms["skipped"] > 0)
 

@@ -249,6 +249,10 @@ def nearest(word: str, known) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else f" (there are: {', '.join(known)})"
 
 
+def count_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
 def _arguments(constructor: Callable[..., nn.Module]) -> list[str]:
     """Names of the arguments; those of a bare ``nn.Module`` (*args, **kwargs) are none."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

@@ -30,7 +30,8 @@ from indm.model import INDM
 from indm.recipes import Recipe
 from indm.resemblance import COLUMNS, limits, resemblance, row, two_classes
 from indm.sde import squared_norm
-from indm.training import check_second, train
+from indm.trainer import check_second
+from indm.training import train
 from indm.translation import DIRECTIONS, STEPS, Arrival, Route, bridge, two_models
 
 SIDES = ("a", "b")

@@ -33,7 +33,8 @@ from indm.model import build_model
 from indm.page import Page
 from indm.recipes import Recipe
 from indm.report import add_runs
-from indm.training import Trainer, count_parameters, make_accelerator, train
+from indm.trainer import Trainer
+from indm.training import make_accelerator, train
 
 VARIANTS: dict[str, dict[str, str]] = {
     "linear": {"flow": "identity", "train.flow_every": "1"},

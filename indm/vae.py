@@ -40,7 +40,8 @@ from indm.objective import randn_like
 from indm.recipes import Evaluation, Recipe, Training
 from indm.scaling import Scaling
 from indm.sde import event_size, squared_norm
-from indm.training import Draw, Trainer, count_parameters, train
+from indm.trainer import Draw, Trainer
+from indm.training import train
 
 WEIGHTS, DESCRIPTION = "vae.safetensors", "vae.json"
 LEAST_STD = 1e-3  # of the decoder, where the data have no grey levels
@@ -340,7 +341,7 @@ class VAEStep(nn.Module):
 
 
 class VAETrainer(Trainer):
-    """:class:`~indm.training.Trainer` of a VAE."""
+    """:class:`~indm.trainer.Trainer` of a VAE."""
 
     shown = ("distortion", "rate")
 

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from indm import recipes
-from indm.training import Trainer, train
+from indm.trainer import Trainer
+from indm.training import train
 
 FAULTS: dict[str, list[int]] = {name: [] for name in ("nan", "kill", "interrupt", "late")}  # which process, which step
 

@@ -19,7 +19,7 @@ from indm.model import INDM, build_model
 from indm.nets import Zero
 from indm.score import ScoreModel
 from indm.sde import VPSDE
-from indm.training import EMA, check_parts
+from indm.trainer import EMA, check_parts
 
 DEFAULTS = {"blocks": (1, 1), "width": 8, "code_dim": 4, "encoder_planes": (6, 8), "prior_width": 8}
 CASES = {

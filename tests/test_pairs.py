@@ -104,7 +104,7 @@ def test_a_pair_that_was_stopped_goes_on(toys, tmp_path, monkeypatch, capsys):
     def stopped(recipe, out, **options):
         calls.append(out.name)
         if len(calls) == 2:  # in the middle of the second: a signal after its first step
-            from indm.training import Trainer
+            from indm.trainer import Trainer
 
             step = Trainer.train_step
 

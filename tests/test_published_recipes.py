@@ -8,10 +8,10 @@ import torch
 
 from indm import INDM, PublishedScore, build_model, recipes, training
 from indm.data import Data, InMemory
-from indm.model import build
+from indm.model import build, count_parameters
 from indm.scaling import Scaling
 from indm.sde import VESDE
-from indm.training import count_parameters, train
+from indm.training import train
 
 PUBLISHED = [
     name for name, recipe in ((n, recipes.load(n)) for n in recipes.bundled()) if recipe["net"]["name"] == "ncsnpp"

@@ -19,7 +19,8 @@ from test_training import assert_same, change, checkpoint, interrupt_at, log_of
 import indm
 from indm import checkpoints, recipes, runs
 from indm.data import load_data
-from indm.training import Trainer, train
+from indm.trainer import Trainer
+from indm.training import train
 
 # Every kind of randomness that training has: dequantization, times, noise, roulette, probes, the share of the batch
 # that has a log-determinant, dropout, truncation; accumulation; the flow in every third step.

@@ -20,10 +20,11 @@ from indm import claims, facts, figures, measures, recipes, reproduce, runs, vae
 from indm.claims import Verdict
 from indm.data import load_data
 from indm.flows import Identity
-from indm.model import build_model
+from indm.model import build_model, count_parameters
 from indm.reproduce import STUDIES, VARIANTS, Plan, Study, recipe_of, run_folder, work
 from indm.sde import VESDE, VPSDE
-from indm.training import Trainer, count_parameters, train
+from indm.trainer import Trainer
+from indm.training import train
 
 TINY = {
     "data": {"name": "eight-gaussians", "samples": 2000},
@@ -183,7 +184,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from indm import reproduce
-from indm.training import Trainer
+from indm.trainer import Trainer
 
 def killed(self, batches):
     if self.step == 230:

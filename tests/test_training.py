@@ -22,7 +22,8 @@ from indm import recipes, runs, training
 from indm.data import load_data, stack
 from indm.knobs import isometry_defect, normal_law
 from indm.metrics import sliced_wasserstein
-from indm.training import EMA, Trainer, learning_rate_factor, train
+from indm.trainer import EMA, OBJECTIVES, Trainer, learning_rate_factor
+from indm.training import train
 
 DIGITS = {
     "data": {"name": "digits"},
@@ -188,7 +189,7 @@ def test_gradient_is_the_mean_over_accumulated_batches_and_is_clipped(monkeypatc
         loss = next(factors) * model.score.backbone.stem.bias.sum() + 0 * sum(p.sum() for p in model.parameters())
         return loss, {"nelbo": loss.detach()}
 
-    monkeypatch.setitem(training.OBJECTIVES, "mle", objective)
+    monkeypatch.setitem(OBJECTIVES, "mle", objective)
     trainer = Trainer(recipes.resolve(change(DIGITS, accumulate=2, clip=clip)), load_data("digits"), Accelerator())
     bias, seen = trainer.model.score.backbone.stem.bias, []
     monkeypatch.setattr(trainer.optimizer, "step", lambda: seen.append(bias.grad.clone()))

@@ -17,12 +17,12 @@ import indm
 from indm import cli, compare, recipes, runs, vae
 from indm.data import load_data, stack
 from indm.flows import Identity
-from indm.model import INDM, build_model
+from indm.model import INDM, build_model, count_parameters
 from indm.nets import Zero
 from indm.scaling import Scaling
 from indm.score import ScoreModel
 from indm.sde import VPSDE
-from indm.training import count_parameters, train
+from indm.training import train
 from indm.vae import VAE, ConvCoder, MLPCoder, VAETrainer, bound, build_vae, matching_width, train_vae
 
 DIGITS = {
