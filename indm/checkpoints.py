@@ -71,9 +71,9 @@ def newest(run: Path) -> tuple[Path, dict]:
     for path in found(run):
         try:
             state = read(path)
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
         except Exception as error:  # a damaged archive surfaces as almost anything
+            if reading.is_out_of_memory(error):
+                raise MemoryError(f"{path} takes more memory than there is: {reading.reason(error)}") from error
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise OSError(error.errno, error.strerror, str(path)) from error
             complaints[path] = reading.reason(error)

@@ -114,12 +114,18 @@ def train_run(recipe: recipes.Recipe, out: Path, resume: bool, quiet: bool) -> i
     summary = train(recipe, out, resume=resume, progress=not quiet)
     if summary["interrupted"]:
         go_on = shlex.join(["indm", "train", str(out), "--resume"])
-        step, saved = summary["steps"], summary["saved_step"]
-        kept = "all is saved" if saved == step else f"saved is step {saved}, the last before steps were left out"
-        say(f"Interrupted at step {step}; {kept}. Go on with: {go_on}", file=sys.stderr)
+        say(f"Interrupted at {what_is_kept(summary)}. Go on with: {go_on}", file=sys.stderr)
         return INTERRUPTED
     say(f"{out}: {json.dumps(summary)}")
     return DONE
+
+
+def what_is_kept(summary: dict) -> str:
+    """Of a run that was interrupted: no state is saved while steps are being left out."""
+    step, saved = summary["steps"], summary["saved_step"]
+    if saved == step:
+        return f"step {step}; all is saved"
+    return f"step {step}; saved is step {saved}, the last before steps were left out"
 
 
 def say(text: str, file: io.TextIOBase | None = None) -> None:
@@ -199,7 +205,8 @@ class Evaluate(Common):
         runs.check_absent(self.run_folder, ["evaluation.json", "evaluation.npz"], self.overwrite)
         given = {k: v for k, v in vars(self).items() if v is not None and k in EVALUATION}
         result = runs.evaluate(self.run_folder, given, progress=not self.quiet)
-        say(compare.likelihood_table(result))
+        if PartialState().is_main_process:  # which alone has the whole of it
+            print(compare.likelihood_table(result))
         return DONE
 
 
@@ -450,7 +457,7 @@ class Reproduce(Common):
         try:
             verdicts = reproduce(self.out, plan, jobs=self.jobs, progress=not self.quiet)
         except KeyboardInterrupt:
-            print("Interrupted; all is saved. The same command goes on.", file=sys.stderr)
+            print("Interrupted. What is done is kept, and the same command goes on.", file=sys.stderr)
             return INTERRUPTED
         print(f"{summary(verdicts)}\n{self.out / 'index.html'}")
         return DONE
@@ -481,8 +488,10 @@ class TrainPair(Common):
 
         recipe, out = recipe_of_two(self.sources, changes, self.out, "")
         summaries = train_pair(recipe, out, resume=self.resume, progress=not self.quiet)
-        if any(summary["interrupted"] for summary in summaries.values()):
-            say("Interrupted; all is saved. The same command with --resume goes on.", file=sys.stderr)
+        side, last = list(summaries.items())[-1]
+        if last["interrupted"]:
+            kept = what_is_kept(last)
+            say(f"Interrupted in {side}, at {kept}. The same command with --resume goes on.", file=sys.stderr)
             return INTERRUPTED
         for side, summary in summaries.items():
             say(f"{out / side}: {json.dumps(summary)}")

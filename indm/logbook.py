@@ -6,6 +6,7 @@ every so many steps in between: a step is left out by the device alone, and the 
 
 import json
 import math
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,10 +80,21 @@ class Logbook:
     def go_back(self) -> None:
         """Forget what came after the state that the trainer is in; the best model stays, whenever it came."""
         self.unread = []
-        self.trainer.best = reading.json_object(self.best) if self.best.exists() else {}
+        self.trainer.best = self._read_best()
         if self.trainer.accelerator.is_main_process:
             kept = [line for line in runs.read_metrics(self.path.parent) if self._is_past(line)]
             runs.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def _read_best(self) -> dict:
+        if not self.best.exists():
+            return {}
+        try:
+            best = reading.json_object(self.best)
+            return {"step": int(best["step"]), "valid_nelbo": float(best["valid_nelbo"])}
+        except (ValueError, TypeError, KeyError) as error:
+            if self.trainer.accelerator.is_main_process:
+                warnings.warn(f"{self.best} is damaged ({reading.reason(error)}); the next model is best", stacklevel=4)
+            return {}
 
     def _is_past(self, line: dict) -> bool:
         return line["step"] <= self.trainer.step and line.get("rollback", 0) <= self.trainer.rollbacks
@@ -162,8 +174,7 @@ class Logbook:
         """Write that the run, now in an earlier state, came back to it, and which steps had been left out since."""
         trainer = self.trainer
         lines = runs.read_metrics(self.path.parent) if trainer.accelerator.is_main_process else []
-        lines = [line for line in lines if "skipped" in line and not self._is_past(line)]
-        left_out = [{key: line[key] for key in ("step", "epoch", "batch", "not_finite")} for line in lines]
+        left_out = [step for line in lines if not self._is_past(line) for step in _left_out(line)]
         self.go_back()
         told = {"rollback": trainer.rollbacks, "from": fault.step, "not_finite": fault.cause, "rate": trainer.rate}
         self._write(told | {"left_out": left_out}, trainer.step)
@@ -176,3 +187,10 @@ class Logbook:
         if self.trainer.options.trackers:
             numbers = {name: value for name, value in values.items() if isinstance(value, float)}
             self.trainer.accelerator.log(numbers, step=step)
+
+
+def _left_out(line: dict) -> list[dict]:
+    """The steps that a line, which may be damaged, says were left out: itself, or what was lost with a return."""
+    steps = line.get("left_out", [line] if "skipped" in line else [])
+    kept = [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+    return [{key: step.get(key) for key in ("step", "epoch", "batch", "not_finite")} for step in kept]

@@ -43,6 +43,11 @@ def check_memory(claimed: int) -> None:
         raise ValueError(f"it claims {claimed:,} bytes, and this machine has {memory:,} bytes of memory")
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory could not be had, which says nothing of what was read; torch has three ways to say so."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 @contextmanager
 def _reading(path: Path, what: str) -> Iterator[None]:
     """Every failure inside is a ValueError that names ``path``."""

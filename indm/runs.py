@@ -1,6 +1,8 @@
 """The run folder: what may be written into it, the files that say what made it, reading it and leaving it whole."""
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -14,10 +16,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed import is_torchelastic_launched
@@ -34,6 +38,8 @@ OF_SAMPLES = ("samples.json", SAMPLES, "samples.png")  # all of one drawing
 WEIGHTS = ("model.safetensors", "vae.safetensors")  # of an INDM, of a VAE
 Write = Callable[[Path], object]  # makes a file of that name
 HALF_WRITTEN = ".*.new"  # names of what a process that was killed has left
+LOCK = ".lock"
+T = TypeVar("T")
 # What may differ between a run and its continuation: it says how long and how watched, not what is computed.
 FREE_ON_RESUME = {
     f"train.{key}"
@@ -47,7 +53,7 @@ FREE_ON_RESUME = {
 def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
     """Nothing is written over: a fresh run needs a fresh folder, a resumed one the recipe it began with."""
     if not resume:
-        if run.exists() and (not run.is_dir() or any(not path.match(HALF_WRITTEN) for path in run.iterdir())):
+        if run.exists() and (not run.is_dir() or any(not _says_nothing(path) for path in run.iterdir())):
             raise ValueError(f"{run} exists and is not empty: go on with --resume, or start anew with another --out")
         return
     if not (run / "recipe.toml").is_file():
@@ -56,6 +62,46 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
     differing = sorted(key for key in differing if not key.startswith("evaluate."))
     if differing:
         raise ValueError(f"{run} is a run of another recipe: it differs in {', '.join(differing)}; use another --out")
+
+
+def _says_nothing(path: Path) -> bool:
+    return path.match(HALF_WRITTEN) or path.name == LOCK
+
+
+@contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Inside, no other process is in here for the same ``run``, a folder that is made if need be.
+
+    However a process ends, it is then out. Where the file system has no locks, nobody is kept out.
+
+    Raises:
+        ValueError: another process is.
+        OSError: ``run`` cannot be written.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / LOCK).open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process: the workers that it forks have no part
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ValueError(f"{run} is being trained by another process: wait for it, or end it first") from None
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+        yield
+
+
+def by_main_process(find: Callable[[], T]) -> T:
+    """What ``find`` gives in the main process, for all; what it raises there, all raise. Collective."""
+    said: list = [None, None]
+    if PartialState().is_main_process:
+        try:
+            said = [find(), None]
+        except Exception as error:
+            said = [None, error]
+    broadcast_object_list(said)
+    if said[1] is not None:
+        raise said[1]
+    return said[0]
 
 
 def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:

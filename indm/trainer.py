@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from indm import checkpoints, reading, recipes
+from indm import checkpoints, reading, recipes, runs
 from indm.data import Data, flip_horizontally, load_data, loader, stack
 from indm.draws import for_rows, part_of
 from indm.flows import Frozen, Identity, require_one_map
@@ -372,23 +372,23 @@ class Trainer:
 
         Raises:
             ValueError: none is whole, or it is one of another model.
-            OSError: it cannot be read.
+            OSError, MemoryError: it cannot be read now.
         """
-        a, state = self.accelerator, {}
-        found: list[Path | Exception | None] = [None]
-        if a.is_main_process:
-            try:
-                found[0], state = checkpoints.newest(run)
-            except (ValueError, OSError) as error:
-                found[0] = error
-        broadcast_object_list(found)
-        if isinstance(found[0], Exception):
-            raise found[0]
-        state = state or checkpoints.read(found[0])
+        state: dict = {}
+
+        def newest() -> Path:
+            nonlocal state
+            path, state = checkpoints.newest(run)
+            return path
+
+        path = runs.by_main_process(newest)
+        state = state or checkpoints.read(path)
         try:
             self._take(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{found[0]} is no checkpoint of this recipe: {reading.reason(error)}") from error
+            if reading.is_out_of_memory(error):
+                raise MemoryError(f"{path} takes more memory than there is: {reading.reason(error)}") from error
+            raise ValueError(f"{path} is no checkpoint of this recipe: {reading.reason(error)}") from error
         self.saved_step = self.step
 
     def _take(self, state: dict) -> None:

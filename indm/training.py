@@ -16,6 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -59,7 +60,8 @@ def train(
         run early, after its checkpoint was written.
 
     Raises:
-        ValueError: a mistake in the recipe, a folder with another run, an unreadable checkpoint.
+        ValueError: a mistake in the recipe, a folder with another run or in which another process trains, an unreadable
+            checkpoint.
         RuntimeError: the loss became infinite or NaN, and lower learning rates were of no help.
         OSError: something could not be written; what had been saved is as it was.
     """
@@ -67,25 +69,38 @@ def train(
     options = recipes.options_of(recipe, "train")
     check_trackers(options.trackers)
     accelerator = make_accelerator(options, out)
-    runs.check_folder(out, recipe, resume)
-    resume = resume and not checkpoints.nothing_saved(out)
+    runs.by_main_process(lambda: runs.check_folder(out, recipe, resume))  # a quick no
     with accelerator.main_process_first():
         data = load_data(**recipe["data"])
     trainer = (trainer or Trainer)(recipe, data, accelerator)
-    if resume:
+    with ExitStack() as held:
+
+        def begin() -> bool:
+            """Whether there is a state to go on from, now that nobody else can change that."""
+            held.enter_context(runs.alone(out))
+            runs.check_folder(out, recipe, resume)
+            return resume and not checkpoints.nothing_saved(out)
+
+        return run_in(out, recipe, trainer, runs.by_main_process(begin), progress)
+
+
+def run_in(out: Path, recipe: Recipe, trainer: Trainer, goes_on: bool, progress: bool) -> dict:
+    """Train in a folder that is this run's alone, from the start or from the state in it; see :func:`train`."""
+    main = trainer.accelerator.is_main_process
+    if goes_on:
         trainer.load(out)
-    if accelerator.is_main_process:
-        runs.describe(out, recipe, accelerator.device, data.notes)
+    if main:
+        runs.describe(out, recipe, trainer.accelerator.device, trainer.data.notes)
         say_what_is_lost(out, trainer.step)
     with Logbook(trainer, out, recipe) as log, runs.interruptible() as interrupted:
-        if not resume:
+        if not goes_on:
             trainer.save(out)  # a folder that cannot be written is found out now
-        stopped = loop(trainer, out, log, interrupted, progress and accelerator.is_main_process)
+        stopped = loop(trainer, out, log, interrupted, progress and main)
         if not trainer.skipped_in_row or trainer.progress >= 1:
             trainer.save(out)
         summary = summarise(trainer, out, stopped)
-        if accelerator.is_main_process:
-            if options.latent_mean:
+        if main:
+            if trainer.options.latent_mean:
                 with_centred_prior(trainer).save(out)
             runs.write_json(out / "summary.json", summary)
     return summary

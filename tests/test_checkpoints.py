@@ -152,17 +152,31 @@ def test_the_newest_state_is_dropped_only_where_there_is_an_older_one(tmp_path):
     assert restored(tmp_path) == 10, "checkpoint.pt alone"
 
 
-@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError(), torch.OutOfMemoryError()])
+NO_MEMORY = (
+    MemoryError(),
+    torch.OutOfMemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to …"),
+)
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), *NO_MEMORY])
 def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, error):
     written(tmp_path, 10, 20)
 
     def fails(*_):
         raise error
 
-    with monkeypatch.context() as patch, pytest.raises(type(error), match=r"20\.pt" if error.args else None):
+    raised = MemoryError if error in NO_MEMORY else OSError
+    with monkeypatch.context() as patch, pytest.raises(raised, match=r"20\.pt"):
         patch.setattr(reading, "checkpoint", fails)
         restored(tmp_path)
     assert steps_in(tmp_path) == ["10.pt", "20.pt"] and restored(tmp_path) == 20
+
+
+def test_the_allocator_says_that_memory_is_short_in_words_that_are_known():
+    with pytest.raises(Exception) as raised:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert reading.is_out_of_memory(raised.value) and not reading.is_out_of_memory(RuntimeError("corrupt"))
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import torch
 from test_reliability import TINY
 from test_training import assert_same, change, checkpoint, log_of
 
-from indm import draws, recipes, runs
+from indm import checkpoints, draws, recipes, runs
 from indm.flows import PowerSeries, ResidualBlock, use_log_det
 
 LAUNCH = str(Path(__file__).with_name("launch.py"))
@@ -286,6 +287,37 @@ def test_a_signal_to_the_launcher_saves(wide, tmp_path, send):
     process.wait(timeout=60)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["interrupted"]
     assert checkpoint(tmp_path / "run")["step"] % 20 != 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", range(9))
+def test_a_signal_at_a_random_moment_to_one_of_two_processes_changes_nothing(wide, tmp_path, case):
+    """Three of each kind, to either process, from its first step to its last; what was left is done afterwards."""
+    recipe, one = wide
+    random = Random(case)
+    number = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)[case % 3]
+    process = subprocess.Popen(
+        command(2, LAUNCH, recipe, tmp_path / "run"), stderr=subprocess.DEVNULL, env=ONE_THREAD, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not checkpoints.begun(tmp_path / "run") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(random.uniform(0, 8))
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    if len(workers) == 2:
+        os.kill(int(random.choice(workers)), number)
+    process.wait(timeout=60)
+    launch(2, LAUNCH, recipe, tmp_path / "run", "--resume")
+    assert largest_difference(one, tmp_path / "run") < 1e-9
+    assert_same_log(one, tmp_path / "run")
+
+
+@pytest.mark.long
+def test_processes_that_find_another_in_the_folder_all_say_so(wide, tmp_path):
+    recipe, _ = wide
+    with runs.alone(tmp_path / "run"):
+        done = launch(2, LAUNCH, recipe, tmp_path / "run", fails=True)
+    assert "is being trained by another process" in done.stderr and not (tmp_path / "run" / "recipe.toml").exists()
 
 
 # ── other ways to start, and to divide ──────────────────────────────────────────────────────────────────────────────

@@ -19,6 +19,7 @@ from test_training import assert_same, change, checkpoint, interrupt_at, log_of
 import indm
 from indm import checkpoints, recipes, runs
 from indm.data import load_data
+from indm.logbook import Logbook
 from indm.trainer import Trainer
 from indm.training import train
 
@@ -91,7 +92,7 @@ def test_a_full_disk_ends_a_run_that_can_be_resumed(tmp_path, small_disk, whole)
     run = small_disk / "run"
     with pytest.raises(OSError, match=r"cannot be written|No space left"):
         train(change(TINY, keep_last=1000, checkpoint_every=1), run, progress=False)
-    assert checkpoints.numbered(run) and not list(run.rglob(".*"))
+    assert checkpoints.numbered(run) and not list(run.rglob(runs.HALF_WRITTEN))
     for old in checkpoints.numbered(run)[2:]:
         old.unlink()
     train(TINY, run, resume=True, progress=False)
@@ -99,7 +100,7 @@ def test_a_full_disk_ends_a_run_that_can_be_resumed(tmp_path, small_disk, whole)
 
 
 @pytest.mark.parametrize("fails_at", [None, 9])
-@pytest.mark.filterwarnings("ignore:.* going on from step 6")
+@pytest.mark.filterwarnings("ignore:.* going on from step 9")
 def test_the_best_validation_is_kept(tmp_path, monkeypatch, fails_at):
     """Of validations 3, 1, 2 the second's averaged model stays in best/, also where the run goes back behind it."""
     validations, models = iter([3.0, 1.0, 4.0, 2.0] if fails_at else [3.0, 1.0, 2.0]), {}
@@ -128,6 +129,29 @@ def test_a_run_that_had_saved_nothing_yet_begins_anew(tmp_path, whole, left):
         train(TINY, run, resume=not left, progress=False)
     train(TINY, run, resume=bool(left), progress=False)
     compare_runs(whole, run)
+
+
+@pytest.mark.parametrize("damage", [b'{"step": 8, "val', b"[]", b'{"step": 8}', b'{"step": 8, "valid_nelbo": null}'])
+def test_a_damaged_record_of_the_best_model_does_not_keep_a_run_from_going_on(tmp_path, whole, damage):
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / "best" / "validation.json").write_bytes(damage)
+    with pytest.warns(UserWarning, match=r"validation\.json is damaged .*; the next model is best"):
+        summary = train(change(TINY, steps=16), run, resume=True, progress=False)
+    assert summary["best"]["step"] == 16 == json.loads((run / "best" / "validation.json").read_text())["step"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_for_a_state_is_not_called_a_state_of_something_else(tmp_path, monkeypatch, whole, error):
+    run = shutil.copytree(whole, tmp_path / "run")
+
+    def take(*_):
+        raise error
+
+    monkeypatch.setattr(Trainer, "_take", take)
+    with pytest.raises(
+        MemoryError, match=r"checkpoints/12\.pt takes more memory than there is" if error.args else None
+    ):
+        train(TINY, run, resume=True, progress=False)
 
 
 def test_a_run_whose_states_were_removed_is_not_begun_anew(tmp_path, whole):
@@ -250,12 +274,22 @@ def test_where_the_newest_state_is_no_help_the_one_before_it_is_tried_and_then_t
     visited = []
     break_steps(monkeypatch, lambda self: (visited.append(self.step), self.step >= 7)[1])
     recipe = change(TINY, steps=20, skips=2, accumulate=1)
+    told = []
+    log_rollback = Logbook.log_rollback
+
+    def noting(self, fault):
+        log_rollback(self, fault)
+        told.append(runs.read_metrics(tmp_path)[-1])
+
+    monkeypatch.setattr(Logbook, "log_rollback", noting)
     with (
         pytest.warns(UserWarning, match="going on from step"),
         pytest.raises(RuntimeError, match=r"infinite or NaN by step 9, .* after 3 returns .* Lower train\.lr"),
     ):
         train(recipe, tmp_path, progress=False)
     assert [b for a, b in itertools.pairwise(visited) if b <= a] == [6, 3, 6]
+    left_out = [[step["step"] for step in line["left_out"]] for line in told]
+    assert left_out == [[8, 9], [8, 9, 8, 9], [8, 9]], "the line of step 6 is lost with the return to step 3"
     assert checkpoints.numbered(tmp_path) and all(v.isfinite().all() for v in checkpoint(tmp_path)["model"].values())
 
 

@@ -1,9 +1,13 @@
 """The run folder: what damage its files survive, and what is left of them where something new cannot be written."""
 
+import errno
+import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -52,6 +56,66 @@ def test_a_damaged_provenance_does_not_keep_a_run_from_going_on(tmp_path, damage
     (tmp_path / "versions.json").write_bytes(damage)
     runs.describe(tmp_path, {"train": {"seed": 0}}, torch.device("cpu"), [])
     assert "before" not in json.loads((tmp_path / "versions.json").read_text())
+
+
+# ── One process at a time
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from indm import runs
+
+with runs.alone(Path(sys.argv[1])):
+    print("in", flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A folder that another process has for itself, and that process."""
+    folder = tmp_path / "held"
+    process = subprocess.Popen([sys.executable, "-c", HOLDING, str(folder)], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    yield folder, process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_two_processes_do_not_train_in_one_folder(held, capsys):
+    folder, process = held
+    before = content(folder)
+    assert main(["train", "digits", *SMALL, "--out", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert "held is being trained by another process: wait for it, or end it first" in said and said.count("\n") == 1
+    assert content(folder) == before
+    process.kill()
+    process.wait()
+    assert trained(folder) == folder
+
+
+def test_a_forked_worker_does_not_keep_a_folder(tmp_path):
+    """As one of a data loader, which outlives a process that is killed by seconds."""
+    with runs.alone(tmp_path):
+        worker = os.fork()
+        if not worker:
+            time.sleep(100)
+    looks = [sys.executable, "-c", HOLDING.replace("100", "0"), str(tmp_path)]
+    try:
+        assert subprocess.run(looks, stdout=subprocess.DEVNULL).returncode == 0
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch, number):
+    def without(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", without)
+    assert trained(tmp_path / "run") == tmp_path / "run"
 
 
 # ── A disk that is read-only
