@@ -640,6 +640,12 @@ def test_ctrl_c_means_what_it_did_once_a_command_called_from_python_is_over(monk
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_what_is_said_to_be_saved_is_what_is_saved():
+    assert cli.what_is_kept({"steps": 9, "saved_step": 9}) == "step 9; all is saved"
+    said = cli.what_is_kept({"steps": 9, "saved_step": 6})
+    assert said == "step 9; saved is step 6, the last before steps were left out"
+
+
 @pytest.mark.long
 def test_one_ctrl_c_is_one_line():
     script = STUBBORN.format(waits=False).replace("        time.sleep(60)  # what", "        pass  # what")

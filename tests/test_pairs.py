@@ -119,7 +119,8 @@ def test_a_pair_that_was_stopped_goes_on(toys, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(pairs, "train", stopped)
     assert main(arguments) == 130 and calls == ["a", "b"]
-    assert "--resume goes on" in capsys.readouterr().err
+    said = "Interrupted in b, at step 1; all is saved. The same command with --resume goes on."
+    assert capsys.readouterr().err.endswith(f"{said}\n")
     first = runs.weights_hash(tmp_path / "pair" / "a")
     assert json.loads((tmp_path / "pair" / "b" / "summary.json").read_text())["steps"] == 1
     assert "--resume" in error_of(capsys, *arguments)
