@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import trange
 
-from indm import recipes, runs
+from indm import recipes, writing
 from indm.data import Data, InMemory, load_data, stack
 from indm.extractor import load_or_train
 from indm.flows import Identity
@@ -117,7 +117,7 @@ def conditional(recipe: dict, steps: int, out: Path) -> INDM:
     batches = trainer.batches()
     for _ in trange(steps, desc="conditional"):
         trainer.train_step(batches)
-    runs.write_whole(file, lambda beside: torch.save(trainer.ema.model.state_dict(), beside))
+    writing.whole(file, lambda beside: torch.save(trainer.ema.model.state_dict(), beside))
     return trainer.ema.model
 
 
@@ -171,8 +171,8 @@ def study(name: str, steps: int, out: Path) -> dict:
         pictures[method] = result[:SHOWN]
         print(method, row(values), values.get("cycle_error_max"), flush=True)
     found |= {"copy": copied, "cycle": cycles(open_runs([out / "indm"]), raw[:CYCLED])}
-    runs.write_json(out / f"{name}.json", found)
-    runs.write_text(out / f"{name}.md", table(found))
+    writing.json_object(out / f"{name}.json", found)
+    writing.text(out / f"{name}.md", table(found))
     picture(pictures, a.scaling.levels, out / f"{name}.png")
     return found
 

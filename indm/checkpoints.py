@@ -6,6 +6,7 @@ member is compared before it is used.
 """
 
 import errno
+import math
 import os
 import shutil
 import warnings
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from indm import reading, runs
+from indm import reading, runs, writing
 
 NEWEST, FOLDER = "checkpoint.pt", "checkpoints"
 DAMAGED, DIVERGED = ".damaged", ".diverged"  # of states that are set aside
@@ -22,7 +23,7 @@ DAMAGED, DIVERGED = ".damaged", ".diverged"  # of states that are set aside
 
 def begun(run: Path) -> bool:
     """Whether there is any state in ``run``, whole or not."""
-    return bool(found(run))
+    return (run / NEWEST).exists() or bool(numbered(run))
 
 
 def nothing_saved(run: Path) -> bool:
@@ -31,10 +32,20 @@ def nothing_saved(run: Path) -> bool:
 
 
 def found(run: Path) -> list[Path]:
-    """The states in ``run``, the newest first; ``checkpoint.pt`` where the newest belongs."""
+    """The states in ``run``, the newest first; ``checkpoint.pt`` is one by itself where no other is the same file."""
     steps = numbered(run)
-    newest = [path for path in [run / NEWEST] if path.exists() and not (steps and path.samefile(steps[0]))]
-    return [*steps[:1], *newest, *steps[1:]]
+    newest = [path for path in [run / NEWEST] if path.exists() and not any(map(path.samefile, steps))]
+    return sorted([*steps, *newest], key=_step, reverse=True)
+
+
+def _step(path: Path) -> float:
+    """That of a state, ∞ where only reading will show what is wrong with it."""
+    if path.name != NEWEST:
+        return int(path.stem)
+    try:
+        return read(path)["step"]
+    except Exception:
+        return math.inf
 
 
 def numbered(run: Path) -> list[Path]:
@@ -51,9 +62,9 @@ def write(run: Path, state: dict, keep: int) -> None:
     """
     path = run / FOLDER / f"{state['step']}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    for half_written in path.parent.glob(runs.HALF_WRITTEN):
+    for half_written in path.parent.glob(writing.HALF_WRITTEN):
         half_written.unlink()
-    runs.write_whole(path, lambda beside: torch.save(state, beside))
+    writing.whole(path, lambda beside: torch.save(state, beside))
     _name_newest(run, path)
     for old in numbered(run)[keep:]:
         old.unlink()
@@ -72,15 +83,13 @@ def newest(run: Path) -> tuple[Path, dict]:
         try:
             state = read(path)
         except Exception as error:  # a damaged archive surfaces as almost anything
-            if reading.is_out_of_memory(error):
-                raise MemoryError(f"{path} takes more memory than there is: {reading.reason(error)}") from error
-            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-                raise OSError(error.errno, error.strerror, str(path)) from error
+            reading.check_memory_was_had(path, error)
+            for cause in reading.causes(error):  # zipfile has one answer to all that goes wrong at the end of a file
+                if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):
+                    raise OSError(cause.errno, cause.strerror, str(path)) from error
             complaints[path] = reading.reason(error)
             continue
-        if complaints:
-            _pass_over(run, complaints, path)
-        return path, state
+        return _use(run, path, state["step"], complaints), state
     if not complaints:
         raise FileNotFoundError(
             f"{run / NEWEST} is missing, so there is nothing to resume; move {run} away and start without --resume"
@@ -93,7 +102,8 @@ def read(path: Path) -> dict:
     """The state in ``path``.
 
     Raises:
-        ValueError: a member of the archive is not what was written. Other damage raises what zipfile or torch do.
+        ValueError: a member of the archive is not what was written, or it is no state of a run. Other damage raises
+            what zipfile or torch do.
     """
     if not path.is_file():  # a named pipe would be waited for
         raise ValueError("it is no file")
@@ -101,15 +111,33 @@ def read(path: Path) -> dict:
         damaged = archive.testzip()
     if damaged is not None:
         raise ValueError(f"the checksum of its {damaged} is wrong")
-    return reading.checkpoint(path)
+    state = reading.checkpoint(path)
+    if not (isinstance(state, dict) and isinstance(state.get("step"), int) and state["step"] >= 0):
+        raise ValueError("it is no state of a run")
+    return state
 
 
 def drop_newest(run: Path) -> None:
-    """Set the newest state aside as ``….diverged``, if there is an older one."""
-    steps = numbered(run)
-    if len(steps) > 1:
-        steps[0].replace(steps[0].with_name(steps[0].name + DIVERGED))
-        _name_newest(run, steps[1])
+    """Set the newest state aside as ``….diverged``, if there is an older one that is whole."""
+    newest, older = numbered(run)[0], numbered(run)[1:]
+    whole = next((path for path in older if _is_whole(path)), None)
+    if whole is not None:
+        _name_newest(run, whole)
+        newest.replace(newest.with_name(newest.name + DIVERGED))
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read(path)
+        return True
+    except Exception:
+        return False
+
+
+def reached(run: Path) -> int:
+    """The step that ``run`` had come to by what its damaged states are called, 0 where there is none."""
+    names = [path.name.removesuffix(f".pt{DAMAGED}") for path in (run / FOLDER).glob(f"*.pt{DAMAGED}")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def mebibytes(run: Path) -> float:
@@ -117,16 +145,22 @@ def mebibytes(run: Path) -> float:
     return sum(path.stat().st_size for path in (run / FOLDER).iterdir()) / 2**20
 
 
-def _pass_over(run: Path, complaints: dict[Path, str], whole: Path) -> None:
+def _use(run: Path, whole: Path, step: int, complaints: dict[Path, str]) -> Path:
+    """Set what is damaged aside, and let the newest whole state have both of its names; its file."""
     for path, reason in complaints.items():
         warnings.warn(f"{path} is damaged ({reason}); going on from {whole}, the newest that is whole", stacklevel=3)
         path.replace(path.with_name(path.name + DAMAGED))
-    if whole.name != NEWEST:
+    if whole.name == NEWEST:
+        whole = run / FOLDER / f"{step}.pt"
+        whole.parent.mkdir(exist_ok=True)
+        writing.whole(whole, lambda beside: _link(run / NEWEST, beside))
+    elif complaints:
         _name_newest(run, whole)
+    return whole
 
 
 def _name_newest(run: Path, path: Path) -> None:
-    runs.write_whole(run / NEWEST, lambda beside: _link(path, beside))
+    writing.whole(run / NEWEST, lambda beside: _link(path, beside))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -22,7 +22,7 @@ import tyro
 from accelerate import PartialState
 from tyro.conf import Positional, arg
 
-from indm import compare, pictures, recipes, runs
+from indm import compare, pictures, recipes, runs, writing
 from indm.data import load_data, stack
 from indm.densities import DENSITIES
 from indm.reading import one_line
@@ -112,6 +112,7 @@ def train_run(recipe: recipes.Recipe, out: Path, resume: bool, quiet: bool) -> i
     from indm.training import train
 
     summary = train(recipe, out, resume=resume, progress=not quiet)
+    del summary["told_to_stop"]
     if summary["interrupted"]:
         go_on = shlex.join(["indm", "train", str(out), "--resume"])
         say(f"Interrupted at {what_is_kept(summary)}. Go on with: {go_on}", file=sys.stderr)
@@ -385,7 +386,7 @@ class Inspect(Common):
             found[str(folder)] = anatomy.inspect(model, data, **options)
         self.out.mkdir(parents=True, exist_ok=True)
         made_by = runs.provenance(self.seed, {str(folder): runs.weights_hash(folder) for folder in self.run_folders})
-        runs.write_json(self.out / "flow.json", {"provenance": made_by, "runs": found})
+        writing.json_object(self.out / "flow.json", {"provenance": made_by, "runs": found})
         anatomy.save_figure(found, self.out / "flow.png")
         for name, result in found.items():
             print(name, ", ".join(f"{key} {value:.3f}" for key, value in result["action"].items()))
@@ -489,7 +490,7 @@ class TrainPair(Common):
         recipe, out = recipe_of_two(self.sources, changes, self.out, "")
         summaries = train_pair(recipe, out, resume=self.resume, progress=not self.quiet)
         side, last = list(summaries.items())[-1]
-        if last["interrupted"]:
+        if last["interrupted"] or len(summaries) < 2:
             kept = what_is_kept(last)
             say(f"Interrupted in {side}, at {kept}. The same command with --resume goes on.", file=sys.stderr)
             return INTERRUPTED

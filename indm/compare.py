@@ -9,7 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from indm import reading, recipes, runs
+from indm import reading, recipes, runs, writing
 from indm.pictures import dots, save_figure, tile
 
 KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)"}
@@ -72,7 +72,7 @@ def compare(folders: list[Path], out: Path) -> str:
     out.mkdir(parents=True, exist_ok=True)
     weights = {str(folder): result["weights_sha256"] for folder, (result, _) in evaluations.items()}
     found = {"baseline": str(baseline), "unit": unit, "differences": differences}
-    runs.write_json(out / "comparison.json", found | {"provenance": runs.provenance(None, weights)})
+    writing.json_object(out / "comparison.json", found | {"provenance": runs.provenance(None, weights)})
     _comparison_figure(folders, out / "comparison.png", unit)
     return "\n".join(lines)
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from indm import reading, recipes, runs
+from indm import reading, recipes, runs, writing
 from indm.flows import Flow, Identity
 from indm.model import INDM, build, count_parameters, nearest
 from indm.nets import NCSNpp
@@ -615,7 +615,7 @@ def convert(
     model.save(out)
     runs.describe(out, made, torch.device("cpu"), [f"converted from {file['name']}" for file in files])
     made_by = runs.provenance(None, {file["name"]: file["sha256"] for file in files})
-    runs.write_json(out / "conversion.json", result | {"provenance": made_by})
+    writing.json_object(out / "conversion.json", result | {"provenance": made_by})
     return result
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from indm import reading, runs
+from indm import reading, writing
 from indm.data import MIN_SIZE, Data, InMemory, loader, stack
 from indm.likelihood import evaluation_mode
 
@@ -81,8 +81,8 @@ class Extractor(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         description = {"shape": list(self.shape), "levels": self.levels, "classes": self.classes}
-        runs.write_whole(folder / WEIGHTS, lambda beside: beside.write_bytes(_weights(self)))
-        runs.write_json(folder / DESCRIPTION, description | {"provenance": self.provenance})
+        writing.whole(folder / WEIGHTS, lambda beside: beside.write_bytes(_weights(self)))
+        writing.json_object(folder / DESCRIPTION, description | {"provenance": self.provenance})
 
     @classmethod
     def load(cls, folder: str | Path) -> "Extractor":

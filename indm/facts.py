@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import indm
-from indm import anatomy, measures, reading, recipes, runs, vae
+from indm import anatomy, measures, reading, recipes, runs, vae, writing
 from indm.compare import KINDS
 from indm.data import Data, stack
 from indm.extractor import Extractor
@@ -150,7 +150,7 @@ def measure(
             return kept["found"]
     found = MEASURES[name](run, data, extractor, options, progress)
     path.parent.mkdir(exist_ok=True)
-    runs.write_json(path, {"options": made_by, "found": found})
+    writing.json_object(path, {"options": made_by, "found": found})
     return found
 
 

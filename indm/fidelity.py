@@ -19,7 +19,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 import indm
 from indm import images as files
-from indm import reading, recipes, runs
+from indm import reading, recipes, runs, writing
 from indm.data import LOADERS, RESIZE_MODES, Data, InMemory, find_images, load_data, stack
 from indm.extractor import DESCRIPTION, Extractor, load_or_train
 from indm.model import nearest
@@ -341,7 +341,7 @@ def keep(record: dict, file: Path) -> None:
     apart = {"scores": None, "provenance": None}  # the same scores may be asked for by another command
     others = [old for old in kept if old | apart != record | apart]
     file.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_json(file, {"records": [*others, record]})
+    writing.json_object(file, {"records": [*others, record]})
 
 
 def table(record: dict) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from indm import reading, runs
+from indm import reading, runs, writing
 from indm.recipes import Recipe
 
 TOTALS = ("loss", "nelbo")  # sums of other terms: not the cause where one of those is not finite either
@@ -75,7 +75,8 @@ class Logbook:
 
     def __exit__(self, *_) -> None:
         if self.trainer.options.trackers:
-            self.trainer.accelerator.end_training()
+            for tracker in self.trainer.accelerator.trackers:  # end_training would end the processes' group, too
+                tracker.finish()
 
     def go_back(self) -> None:
         """Forget what came after the state that the trainer is in; the best model stays, whenever it came."""
@@ -83,7 +84,7 @@ class Logbook:
         self.trainer.best = self._read_best()
         if self.trainer.accelerator.is_main_process:
             kept = [line for line in runs.read_metrics(self.path.parent) if self._is_past(line)]
-            runs.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+            writing.text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def _read_best(self) -> dict:
         if not self.best.exists():
@@ -156,17 +157,21 @@ class Logbook:
         return f" step {trainer.step}{shown} ({parts})" + validation
 
     def log_validation(self) -> Fault | None:
-        """Validate and write the result, and keep the averaged model if it is the best so far; a fault if it is NaN."""
+        """Validate and write the result, and keep the averaged model if it is the best so far.
+
+        A fault where not all of it is finite.
+        """
         trainer = self.trainer
         found = trainer.validate()
-        if not math.isfinite(found["valid_nelbo"]):
-            return Fault(trainer.step, "valid_nelbo")
+        broken = [name for name, value in found.items() if isinstance(value, float) and not math.isfinite(value)]
+        if broken:
+            return Fault(trainer.step, ", ".join(broken))
         trainer.validation = found
         if found["valid_nelbo"] < trainer.best.get("valid_nelbo", math.inf):
             trainer.best = {"step": trainer.step, "valid_nelbo": found["valid_nelbo"]}
             if trainer.accelerator.is_main_process:
                 trainer.ema.model.save(self.best.parent)
-                runs.write_json(self.best, trainer.best)
+                writing.json_object(self.best, trainer.best)
         self._write(found, trainer.step)
         return None
 

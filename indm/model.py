@@ -3,7 +3,6 @@
 import difflib
 import functools
 import inspect
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,10 +10,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from indm import reading
+from indm import reading, writing
 from indm.flows import (
     ActNorm,
     AutoregressiveFlow,
@@ -133,16 +131,17 @@ class INDM(nn.Module):
         return {kind: describe(part, kind, constructors) for kind, part in parts.items()}
 
     def save(self, folder: str | Path, constructors: Constructors = CONSTRUCTORS) -> None:
-        """Write ``model.safetensors`` and ``model.json``; each file replaces its predecessor in one step."""
+        """Write ``model.safetensors`` and ``model.json``; both are whole before they replace their predecessors.
+
+        Raises:
+            OSError: they cannot be written; what was there is as it was.
+        """
         folder = Path(folder)
         description = {"format": 1, "shape": list(self.shape), "levels": self.scaling.levels}
         description |= self.description(constructors)
         folder.mkdir(parents=True, exist_ok=True)
-        new = {name: folder / f".{name}.new" for name in (WEIGHTS, DESCRIPTION)}
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, new[WEIGHTS])
-        new[DESCRIPTION].write_text(json.dumps(description, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        for name, path in new.items():
-            path.replace(folder / name)
+        weights = writing.weights_into(self.state_dict())
+        writing.together({folder / WEIGHTS: weights, folder / DESCRIPTION: writing.json_into(description)})
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu", constructors: Constructors = CONSTRUCTORS) -> "INDM":

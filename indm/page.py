@@ -4,7 +4,7 @@ import base64
 import html
 from pathlib import Path
 
-from indm import runs
+from indm import writing
 
 LONG = 40  # characters from which a cell may be broken
 STYLE = """
@@ -56,7 +56,7 @@ class Page:
     def write(self, path: Path) -> None:
         head = f'<meta charset="utf-8"><title>{html.escape(self.title)}</title><style>{STYLE}</style>'
         body = "\n".join(self.parts)
-        runs.write_text(path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n')
+        writing.text(path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n')
 
 
 def _kind(cell: str) -> str:

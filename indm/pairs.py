@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from indm import images, pictures, reading, recipes, runs
+from indm import images, pictures, reading, recipes, runs, writing
 from indm.compare import table
 from indm.data import load_data, read_events
 from indm.extractor import load_or_train
@@ -63,27 +63,42 @@ def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: boo
     Each has the whole budget of ``[train]``. With ``resume``, what is finished stays and what was begun goes on.
 
     Returns:
-        The summaries by side; where the first was interrupted there is no second.
+        The summaries by side; where a signal came in the first there is no second.
 
     Raises:
         ValueError: as :func:`indm.training.train`; data sets that are not of one kind.
     """
     sides = {side: recipes.resolve(content) for side, content in sides_of(recipe).items()}
     processes = PartialState(cpu=not torch.accelerator.is_available())
-    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not empty: go on with --resume, or start anew with another --out")
-    with processes.main_process_first():  # who has come here has looked at the folder: it is written after this
+    begun = runs.by_main_process(lambda: _begun(out, sides) if resume else runs.check_empty(out) or [])
+    with processes.main_process_first():
         check_second(*(load_data(**content["data"]) for content in sides.values()))
     if processes.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
-        runs.write_text(out / "pair.toml", recipes.to_toml(recipe))
+        writing.text(out / "pair.toml", recipes.to_toml(recipe))
     summaries: dict[str, dict] = {}
     for side, content in sides.items():
-        begun = resume and (out / side / "recipe.toml").exists()
-        summaries[side] = train(content, out / side, resume=begun, progress=progress)
-        if summaries[side]["interrupted"]:
+        done = runs.by_main_process(lambda run=out / side, content=content: runs.finished(run, content))
+        summary = done or train(content, out / side, resume=side in begun, progress=progress)
+        told_to_stop = summary.pop("told_to_stop", False)
+        summaries[side] = summary
+        if told_to_stop:
             break
     return summaries
+
+
+def _begun(out: Path, sides: dict[str, Recipe]) -> list[str]:
+    """The sides of the pair in ``out`` that have a run.
+
+    Raises:
+        ValueError, FileNotFoundError: there is no pair, or it is one of other recipes.
+    """
+    if not (out / "pair.toml").is_file():
+        raise FileNotFoundError(f"{out} holds no pair to resume (no pair.toml in it); leave out --resume to start one")
+    begun = [side for side in sides if (out / side / "recipe.toml").exists()]
+    for side in begun:
+        runs.check_folder(out / side, sides[side], resume=True)
+    return begun
 
 
 # ── Models ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -295,10 +310,10 @@ def translate_files(
             "options": asdict(options),
             "provenance": runs.provenance(options.seed, {str(f): runs.weights_hash(f) for f in opened.folders}),
         }
-        runs.write_json(out / "translation.json", report)
+        writing.json_object(out / "translation.json", report)
     if options.score and len(work.kept) >= FEWEST_SCORED:
         report["scores"] = score(opened, *(torch.stack(side) for side in zip(*work.kept, strict=True)), out, progress)
-        runs.write_json(out / "translation.json", report)
+        writing.json_object(out / "translation.json", report)
     return report
 
 
@@ -390,7 +405,7 @@ class _Work:
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = (torch.cat(images.unbind(0), 2).double() * 255 / (self.levels - 1)).round().to(torch.uint8)
         image = Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
-        runs.write_whole(path, lambda beside: image.save(beside, format="PNG"))
+        writing.whole(path, lambda beside: image.save(beside, format="PNG"))
 
     def finish(self) -> dict:
         """Write the arrays and the sheet; the rows, what failed, and the evaluations of one example."""
@@ -399,7 +414,7 @@ class _Work:
             path = self.out / f"{items[0].name.rsplit('-', 1)[0]}.npz"
             path.parent.mkdir(parents=True, exist_ok=True)
             content = {"samples": torch.stack(results).numpy(), "levels": np.array(self.levels or 0)}
-            runs.save_arrays(path, content | {"rows": np.array([item.row for item in items])})
+            writing.whole(path, writing.arrays_into(content | {"rows": np.array([item.row for item in items])}))
         if self.shown:
             self._sheet(self.out / f"{SHEET}.png")
         return {"examples": self.rows, "failed": self.failed, "nfe": self.nfe}

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from indm import runs
+from indm import writing
 from indm.densities import Density
 
 
@@ -29,12 +29,12 @@ def save_grid(images: Tensor, levels: int, path: Path, columns: int | None = Non
     grid = tile(images, levels, columns)
     factor = max(1, 640 // max(grid.shape[:2]))
     pixels = (grid.repeat(factor, 0).repeat(factor, 1) * 255).round().astype(np.uint8)
-    runs.write_whole(path, lambda beside: Image.fromarray(pixels).save(beside, format="PNG"))
+    writing.whole(path, lambda beside: Image.fromarray(pixels).save(beside, format="PNG"))
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
-    runs.write_whole(path, lambda beside: figure.savefig(beside, format="png", dpi=120))
+    writing.whole(path, lambda beside: figure.savefig(beside, format="png", dpi=120))
 
 
 def scatter(samples: Tensor, reference: Tensor, density: Density | None, path: Path) -> None:

@@ -43,9 +43,18 @@ def check_memory(claimed: int) -> None:
         raise ValueError(f"it claims {claimed:,} bytes, and this machine has {memory:,} bytes of memory")
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory could not be had, which says nothing of what was read; torch has three ways to say so."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what it was raised from or in the handling of."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def check_memory_was_had(path: Path, error: Exception) -> None:
+    """MemoryError where ``error``, in reading ``path``, is one of those; torch's allocator has a RuntimeError."""
+    for cause in causes(error):
+        if isinstance(cause, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(cause):
+            raise MemoryError(f"{path} takes more memory than there is: {reason(error)}") from error
 
 
 @contextmanager

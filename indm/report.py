@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from indm import anatomy, figures, reading, recipes, runs
+from indm import anatomy, figures, reading, recipes, runs, writing
 from indm.compare import KINDS, check_same_examples
 from indm.data import Data, load_data
 from indm.extractor import Extractor, load_or_train
@@ -66,7 +66,7 @@ def report(
     weights = {str(folder): runs.weights_hash(folder) for folder in folders}
     made_by = runs.provenance(options.seed, weights)
     # First of all that is written: where it is, the page beside it is of the same report.
-    runs.write_json(out / "report.json", {"options": asdict(options), "provenance": made_by, "runs": numbers})
+    writing.json_object(out / "report.json", {"options": asdict(options), "provenance": made_by, "runs": numbers})
     page = Page(f"Runs of {data.name}")
     add_runs(page, out, facts, data, extractor)
     page.write(out / "index.html")

@@ -24,12 +24,12 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from indm import checkpoints, claims, reading, recipes, runs, vae
+from indm import checkpoints, claims, reading, recipes, runs, vae, writing
 from indm.claims import Verdict
 from indm.data import Data, load_data
 from indm.extractor import Extractor, load_or_train
 from indm.facts import MEASURES, Facts, Options, facts_of, measure
-from indm.model import build_model
+from indm.model import build_model, count_parameters
 from indm.page import Page
 from indm.recipes import Recipe
 from indm.report import add_runs
@@ -188,11 +188,11 @@ def work(out: Path, data: str, variant: str, seed: int) -> int:
     recipe = recipe_of(plan, data, variant, seed, kept["steps"][data][variant])
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # of a unit whose parent was killed, too
-        if folder.exists() and not checkpoints.begun(folder):
-            shutil.rmtree(folder)  # killed before anything was saved
-        if not finished(folder):
+        if folder.exists() and checkpoints.nothing_saved(folder):
+            shutil.rmtree(folder)  # killed before that
+        if not runs.finished(folder, recipe):
             summary = train(recipe, folder, resume=folder.exists(), progress=False, trainer=trainer_class(variant))
-            if summary["interrupted"]:
+            if summary["told_to_stop"]:
                 return 130
         if not (folder / "evaluation.json").exists():
             runs.evaluate(folder, progress=False) if variant != "vae" else vae.evaluate_run(folder)
@@ -200,11 +200,6 @@ def work(out: Path, data: str, variant: str, seed: int) -> int:
         for name in measured(variant, seed):
             measure(folder, name, material, extractor, plan.options(data, seed), progress=False)
     return 0
-
-
-def finished(run: Path) -> bool:
-    summary = run / "summary.json"
-    return summary.exists() and not reading.json_object(summary)["interrupted"]
 
 
 def material_of(out: Path, data: str) -> tuple[Data, Extractor | None]:
@@ -249,7 +244,7 @@ def prepare(out: Path, plan: Plan, threads: int, progress: bool) -> dict:
         "steps": steps,
         "threads": threads,
     }
-    runs.write_json(path, kept)
+    writing.json_object(path, kept)
     return kept
 
 
@@ -361,9 +356,15 @@ def reproduce(out: Path, plan: Plan, *, jobs: int | None = None, progress: bool 
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     found = {entry.name for entry in out.iterdir()} if out.exists() else set()
-    if "plan.json" not in found and not found <= set(plan.data):  # where it was killed before it had a plan
+    if "plan.json" not in found and not found <= {*plan.data, runs.LOCK}:  # where it was killed before it had a plan
         raise ValueError(f"{out} exists and holds something else than a reproduction: use another --out")
     jobs = jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
+    with runs.alone(out):
+        return _reproduce(out, plan, jobs, progress)
+
+
+def _reproduce(out: Path, plan: Plan, jobs: int, progress: bool) -> list[Verdict]:
+    """:func:`reproduce` in a folder that no other process works in."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     kept = prepare(out, plan, threads, progress)
     run_units(out, plan, jobs, threads, progress)
@@ -384,9 +385,9 @@ def reproduce(out: Path, plan: Plan, *, jobs: int | None = None, progress: bool 
     numbers = [{key: None if value != value else value for key, value in asdict(v).items()} for v in verdicts]
     weights = {str(f.folder): runs.weights_hash(f.folder) for *_, facts in sections for f in facts}
     made_by = runs.provenance(None, weights)  # each run's seed is its folder's name
-    runs.write_json(out / "claims.json", {"plan": kept, "provenance": made_by, "verdicts": numbers})
+    writing.json_object(out / "claims.json", {"plan": kept, "provenance": made_by, "verdicts": numbers})
     rows = [HEADER, ("---",) * len(HEADER), *(cells(verdict) for verdict in verdicts)]
-    runs.write_text(out / "claims.md", "".join(f"| {' | '.join(row)} |\n" for row in rows))
+    writing.text(out / "claims.md", "".join(f"| {' | '.join(row)} |\n" for row in rows))
     return verdicts
 
 

@@ -22,12 +22,11 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed import is_torchelastic_launched
 
 import indm
-from indm import reading, recipes
+from indm import reading, recipes, writing
 from indm.data import Data, load_data, stack
 from indm.images import count_unreadable
 from indm.recipes import Evaluation, Recipe
@@ -36,8 +35,6 @@ from indm.sampling import centre_prior, find_sampler
 SAMPLES = "samples.npz"
 OF_SAMPLES = ("samples.json", SAMPLES, "samples.png")  # all of one drawing
 WEIGHTS = ("model.safetensors", "vae.safetensors")  # of an INDM, of a VAE
-Write = Callable[[Path], object]  # makes a file of that name
-HALF_WRITTEN = ".*.new"  # names of what a process that was killed has left
 LOCK = ".lock"
 T = TypeVar("T")
 # What may differ between a run and its continuation: it says how long and how watched, not what is computed.
@@ -53,9 +50,7 @@ FREE_ON_RESUME = {
 def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
     """Nothing is written over: a fresh run needs a fresh folder, a resumed one the recipe it began with."""
     if not resume:
-        if run.exists() and (not run.is_dir() or any(not _says_nothing(path) for path in run.iterdir())):
-            raise ValueError(f"{run} exists and is not empty: go on with --resume, or start anew with another --out")
-        return
+        return check_empty(run)
     if not (run / "recipe.toml").is_file():
         raise FileNotFoundError(f"{run} holds no run to resume (no recipe.toml in it); leave out --resume to start one")
     differing = set(recipes.differences(recipes.load(run), recipe)) - FREE_ON_RESUME
@@ -64,8 +59,25 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
         raise ValueError(f"{run} is a run of another recipe: it differs in {', '.join(differing)}; use another --out")
 
 
+def check_empty(folder: Path) -> None:
+    """ValueError where ``folder`` holds more than what a process that was killed at once has left."""
+    if folder.exists() and (not folder.is_dir() or any(not _says_nothing(path) for path in folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not empty: go on with --resume, or start anew with another --out")
+
+
 def _says_nothing(path: Path) -> bool:
-    return path.match(HALF_WRITTEN) or path.name == LOCK
+    return path.match(writing.HALF_WRITTEN) or path.name == LOCK
+
+
+def finished(run: Path, recipe: Recipe) -> dict | None:
+    """The summary of a run that has spent the budget of ``recipe``; None where it has not, or none can be read."""
+    budget = recipes.options_of(recipe, "train")
+    try:
+        summary = reading.json_object(run / "summary.json")
+        spent = summary["steps"] >= budget.steps or summary["seconds"] >= budget.seconds
+        return summary if spent and not summary["interrupted"] else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 @contextmanager
@@ -84,7 +96,7 @@ def alone(run: Path) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process: the workers that it forks have no part
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise ValueError(f"{run} is being trained by another process: wait for it, or end it first") from None
+                raise ValueError(f"another process is at work in {run}: wait for it, or end it first") from None
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
                 raise
         yield
@@ -150,9 +162,9 @@ def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[s
     """
     text, made_by = recipes.to_toml(recipe), provenance(recipe["train"]["seed"], {}, device)
     run.mkdir(parents=True, exist_ok=True)
-    write_text(run / "recipe.toml", text)
+    writing.text(run / "recipe.toml", text)
     before = _parts(run / "versions.json")
-    write_json(run / "versions.json", made_by | {"data": data_notes} | ({"before": before} if before else {}))
+    writing.json_object(run / "versions.json", made_by | {"data": data_notes} | ({"before": before} if before else {}))
 
 
 def _parts(file: Path) -> list[dict]:
@@ -253,12 +265,12 @@ def draw(
     samples = model.scaling.to_data(x).cpu()
     file.parent.mkdir(parents=True, exist_ok=True)
     command = provenance(drawing.seed, {str(run): made_by["weights_sha256"]})
-    told = json_into({"options": settings, "provenance": command})
+    told = writing.json_into({"options": settings, "provenance": command})
     arrays = {"samples": samples.numpy(), "levels": np.array(model.scaling.levels or 0)}
     text = np.frombuffer(json.dumps(made_by).encode(), np.uint8)  # the files that are read safely hold numbers alone
-    kept = arrays_into(arrays | {"provenance": text})
+    kept = writing.arrays_into(arrays | {"provenance": text})
     old = [file.parent / name for name in reversed(OF_SAMPLES)]
-    write_together({file.with_suffix(".json"): told, file: kept}, old)  # samples.npz last: where it is, the other is
+    writing.together({file.with_suffix(".json"): told, file: kept}, old)  # samples.npz last: where it is, the other is
     return read_samples(file)
 
 
@@ -295,8 +307,8 @@ def write_evaluation(run: Path, result: dict, nats: dict[str, Tensor], recipe: R
         "unit": "bits/dim" if data.scaling.levels else "nats",
     }
     arrays, told = run / "evaluation.npz", run / "evaluation.json"
-    kept = arrays_into({name: values.numpy() for name, values in nats.items()})
-    write_together({arrays: kept, told: json_into(result)}, [told])  # it is the last: where it is, the other is
+    kept = writing.arrays_into({name: values.numpy() for name, values in nats.items()})
+    writing.together({arrays: kept, told: writing.json_into(result)}, [told])  # last: where it is, the other is
 
 
 def read_metrics(run: Path) -> list[dict]:
@@ -359,72 +371,3 @@ def git_state() -> str | None:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def write_whole(path: Path, write: Write) -> None:
-    """``write`` to a file beside ``path``, then put it in its place: at no time is ``path`` half written.
-
-    See :func:`write_together` for what is raised.
-    """
-    write_together({path: write})
-
-
-def write_together(writes: Mapping[Path, Write], old: Sequence[Path] = ()) -> None:
-    """Write files beside their places; when all are whole, remove the ``old`` ones and put the new in place, in order.
-
-    Where writing fails, what was there stays, and nothing is left of the new: on a full disk a half-written file would
-    keep the rest from being saved.
-
-    Raises:
-        OSError: also where torch or safetensors have another name for a full disk.
-    """
-    beside = {path: path.with_name(f".{path.name}.new") for path in writes}
-    try:
-        for path, write in writes.items():
-            _write_beside(path, beside[path], write)
-        for path in old:
-            path.unlink(missing_ok=True)
-        for path, new in beside.items():
-            os.replace(new, path)
-    except BaseException:
-        for new in beside.values():
-            new.unlink(missing_ok=True)
-        raise
-
-
-def _write_beside(path: Path, beside: Path, write: Write) -> None:
-    beside.unlink(missing_ok=True)
-    try:
-        write(beside)
-    except (RuntimeError, SafetensorError) as error:
-        raise OSError(f"{path} cannot be written, what was there before is as it was: {error}") from error
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def arrays_into(arrays: dict[str, np.ndarray]) -> Write:
-    """What writes ``arrays`` as ``.npz``."""
-
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-
-    return write
-
-
-def json_into(value: dict) -> Write:
-    """What writes ``value`` as JSON."""
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    return lambda path: path.write_text(text, "utf-8")
-
-
-def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    write_whole(path, arrays_into(arrays))
-
-
-def write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda beside: beside.write_text(text, "utf-8"))
-
-
-def write_json(path: Path, value: dict) -> None:
-    write_whole(path, json_into(value))

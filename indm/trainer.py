@@ -147,7 +147,10 @@ class Trainer:
     def __init__(self, recipe: Recipe, data: Data, accelerator: Accelerator):
         self.options: Training = recipes.options_of(recipe, "train")
         self.data, self.accelerator = data, accelerator
-        self.data_b = load_data(**recipe["data_b"]) if "data_b" in recipe and self.options.terminal else None
+        self.data_b = None
+        if "data_b" in recipe and self.options.terminal:
+            with accelerator.main_process_first():
+                self.data_b = load_data(**recipe["data_b"])
         parts = self.options.accumulate * accelerator.num_processes
         if self.options.batch_size % parts or self.options.batch_size > len(data.train):
             raise ValueError(
@@ -386,8 +389,7 @@ class Trainer:
         try:
             self._take(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            if reading.is_out_of_memory(error):
-                raise MemoryError(f"{path} takes more memory than there is: {reading.reason(error)}") from error
+            reading.check_memory_was_had(path, error)
             raise ValueError(f"{path} is no checkpoint of this recipe: {reading.reason(error)}") from error
         self.saved_step = self.step
 

@@ -25,7 +25,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from tqdm import tqdm
 
-from indm import checkpoints, recipes, runs
+from indm import checkpoints, recipes, runs, writing
 from indm.data import Data, load_data, stack
 from indm.images import count_unreadable
 from indm.logbook import LOOK_EVERY, Fault, Logbook
@@ -57,7 +57,7 @@ def train(
 
     Returns:
         The summary that is written at the end; its ``interrupted`` says that a signal (Ctrl-C, SIGTERM) ended the
-        run early, after its checkpoint was written.
+        run early, after its checkpoint was written. Beside it, ``told_to_stop``: whether there was a signal at all.
 
     Raises:
         ValueError: a mistake in the recipe, a folder with another run or in which another process trains, an unreadable
@@ -102,13 +102,14 @@ def run_in(out: Path, recipe: Recipe, trainer: Trainer, goes_on: bool, progress:
         if main:
             if trainer.options.latent_mean:
                 with_centred_prior(trainer).save(out)
-            runs.write_json(out / "summary.json", summary)
-    return summary
+            writing.json_object(out / "summary.json", summary)
+        told = agree(trainer, interrupted)  # also in what comes after the last step
+    return summary | {"told_to_stop": told}
 
 
 def say_what_is_lost(run: Path, step: int) -> None:
     """Warn where the run had come further than the state from which it goes on."""
-    reached = max((line["step"] for line in runs.read_metrics(run)), default=0)
+    reached = max([checkpoints.reached(run), *(line["step"] for line in runs.read_metrics(run))])
     if reached > step:
         warnings.warn(
             f"{run} had come to step {reached} at least; it goes on from its checkpoint of step {step}, and does the "
@@ -272,7 +273,7 @@ def summarise(trainer: Trainer, out: Path, interrupted: bool) -> dict:
         "skipped_steps": trainer.skipped,
         "rollbacks": trainer.rollbacks,
         **sizes(trainer),
-        "checkpoints_mib": round(checkpoints.mebibytes(out), 1),
+        "checkpoints_mib": runs.by_main_process(lambda: round(checkpoints.mebibytes(out), 1)),
         "peak_memory_mib": round(peak_memory_mib()),
         "unreadable_images": count_unreadable(
             trainer.data.train, lambda met: trainer.accelerator.reduce(met.to(trainer.accelerator.device))

@@ -27,11 +27,10 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm import reading, recipes, runs
+from indm import reading, recipes, runs, writing
 from indm.data import load_data, stack
 from indm.likelihood import evaluation_mode, mean_and_errors
 from indm.model import build, describe
@@ -211,14 +210,13 @@ class VAE(nn.Module):
         return mean, torch.logaddexp(log_std, least.log().to(log_std))
 
     def save(self, folder: str | Path) -> None:
-        """Write ``vae.safetensors`` and ``vae.json``; each file replaces its predecessor in one step."""
+        """Write ``vae.safetensors`` and ``vae.json``, as :meth:`indm.INDM.save` does."""
         folder = Path(folder)
         description = {"format": 1, "shape": list(self.shape), "levels": self.scaling.levels}
         description |= {"net": describe(self.coder, "net", CONSTRUCTORS)}
-        state = {name: value.contiguous() for name, value in self.state_dict().items()}
         folder.mkdir(parents=True, exist_ok=True)
-        runs.write_whole(folder / WEIGHTS, lambda path: save_file(state, path))
-        runs.write_json(folder / DESCRIPTION, description)
+        weights = writing.weights_into(self.state_dict())
+        writing.together({folder / WEIGHTS: weights, folder / DESCRIPTION: writing.json_into(description)})
 
 
 def build_vae(table: dict, shape: tuple[int, ...], scaling: Scaling) -> VAE:

@@ -1,12 +1,14 @@
 """States on disk: damage of every kind is seen, the newest whole one is used, nothing good is lost."""
 
+import io
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from indm import checkpoints, reading, runs
+from indm import checkpoints, reading, runs, writing
 
 
 def state(step):
@@ -86,6 +88,53 @@ def test_missing_files_are_done_without(tmp_path, missing, step):
     assert checkpoints.begun(tmp_path) and restored(tmp_path) == step
 
 
+def copied(run):
+    """As a file system without hard links has it."""
+    content = (run / "checkpoint.pt").read_bytes()
+    (run / "checkpoint.pt").unlink()
+    (run / "checkpoint.pt").write_bytes(content)
+
+
+def test_a_copy_of_the_newest_state_has_its_number_again_when_that_is_damaged(tmp_path):
+    written(tmp_path, 10, 20)
+    copied(tmp_path)
+    truncate(tmp_path / "checkpoints" / "20.pt", 0.5)
+    with pytest.warns(UserWarning, match=r"20\.pt is damaged .* going on from .*checkpoint\.pt, the newest"):
+        assert restored(tmp_path) == 20
+    assert steps_in(tmp_path) == ["10.pt", "20.pt", "20.pt.damaged"] and restored(tmp_path) == 20
+    checkpoints.drop_newest(tmp_path)
+    assert restored(tmp_path) == 10
+
+
+def test_a_copy_of_the_newest_state_has_its_number_again_when_that_is_missing(tmp_path):
+    written(tmp_path, 10, 20)
+    (tmp_path / "checkpoints" / "20.pt").unlink()
+    assert restored(tmp_path) == 20 and steps_in(tmp_path) == ["10.pt", "20.pt"]
+
+
+def test_a_copy_that_is_older_or_damaged_does_not_stand_in_the_way(tmp_path):
+    written(tmp_path, 10)
+    copied(tmp_path)
+    kept = (tmp_path / "checkpoint.pt").read_bytes()
+    written(tmp_path, 20)
+    (tmp_path / "checkpoint.pt").unlink()
+    (tmp_path / "checkpoint.pt").write_bytes(kept)  # killed before it had its second name
+    assert restored(tmp_path) == 20
+    (tmp_path / "checkpoint.pt").unlink()
+    (tmp_path / "checkpoint.pt").write_bytes(kept[:1000])
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt is damaged .* going on from .*20\.pt"):
+        assert restored(tmp_path) == 20
+    assert os.path.samefile(tmp_path / "checkpoint.pt", tmp_path / "checkpoints" / "20.pt")
+
+
+@pytest.mark.parametrize("content", [[1], {"step": "../../x"}, {"step": 2.5}, {"step": -1}, {"steps": 1}])
+def test_what_is_no_state_of_a_run_is_not_taken_for_one(tmp_path, content):
+    written(tmp_path, 10)
+    torch.save(content, tmp_path / "checkpoints" / "20.pt")
+    with pytest.warns(UserWarning, match="it is no state of a run"):
+        assert restored(tmp_path) == 10
+
+
 def test_a_folder_with_the_newest_state_alone_can_be_resumed(tmp_path):
     written(tmp_path, 10, keep=1)
     (tmp_path / "checkpoints" / "10.pt").unlink()
@@ -137,7 +186,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, small_disk):
     with pytest.raises(OSError, match=r"30\.pt cannot be written|No space left"):
         checkpoints.write(small_disk, state(30) | {"large": torch.zeros(2**19)}, 2)
     with pytest.raises(OSError, match=r"large\.safetensors cannot be written|No space left"):
-        runs.write_whole(small_disk / "large.safetensors", lambda p: save_file({"large": torch.zeros(2**19)}, p))
+        writing.whole(small_disk / "large.safetensors", lambda p: save_file({"large": torch.zeros(2**19)}, p))
     assert restored(small_disk) == 20 and not [p for p in small_disk.rglob(".*")]
 
 
@@ -147,9 +196,32 @@ def test_the_newest_state_is_dropped_only_where_there_is_an_older_one(tmp_path):
     assert restored(tmp_path) == 10 and steps_in(tmp_path) == ["10.pt", "20.pt.diverged"]
     checkpoints.drop_newest(tmp_path)
     assert restored(tmp_path) == 10
-    (tmp_path / "checkpoints" / "10.pt").unlink()
+
+
+def test_the_newest_state_is_dropped_only_where_an_older_one_is_whole(tmp_path):
+    written(tmp_path, 10, 20, 30, keep=9)
+    for step in (10, 20):
+        truncate(tmp_path / "checkpoints" / f"{step}.pt", 0.5)
     checkpoints.drop_newest(tmp_path)
-    assert restored(tmp_path) == 10, "checkpoint.pt alone"
+    assert restored(tmp_path) == 30
+    written(tmp_path, 5, keep=9)
+    checkpoints.drop_newest(tmp_path)
+    with pytest.warns(UserWarning, match=r"0\.pt is damaged"):
+        assert restored(tmp_path) == 5
+
+
+def test_a_state_is_dropped_or_not_whenever_that_is_cut_short(tmp_path, monkeypatch):
+    written(tmp_path, 10, 20)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        checkpoints.drop_newest(tmp_path)
+    assert restored(tmp_path) == 20
+    checkpoints.drop_newest(tmp_path)
+    assert restored(tmp_path) == 10
 
 
 NO_MEMORY = (
@@ -173,10 +245,35 @@ def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, er
     assert steps_in(tmp_path) == ["10.pt", "20.pt"] and restored(tmp_path) == 20
 
 
+@pytest.mark.parametrize("method", ["read", "seek"])
+def test_a_disk_that_fails_at_the_end_of_a_state_is_not_called_damage(tmp_path, monkeypatch, method):
+    """There zipfile calls all that goes wrong a bad archive."""
+    written(tmp_path, 10, 20)
+
+    class Failing(io.BufferedReader):
+        pass
+
+    def fails(*_):
+        raise OSError(5, "Input/output error")
+
+    setattr(Failing, method, fails)
+    opens = io.open
+
+    def opened(path, *options):
+        return Failing(io.FileIO(path)) if str(path).endswith("20.pt") else opens(path, *options)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"Input/output error.*20\.pt"):
+        patch.setattr(io, "open", opened)
+        restored(tmp_path)
+    assert steps_in(tmp_path) == ["10.pt", "20.pt"] and restored(tmp_path) == 20
+
+
 def test_the_allocator_says_that_memory_is_short_in_words_that_are_known():
-    with pytest.raises(Exception) as raised:
+    with pytest.raises(RuntimeError) as raised:
         torch.empty(2**60, dtype=torch.uint8)
-    assert reading.is_out_of_memory(raised.value) and not reading.is_out_of_memory(RuntimeError("corrupt"))
+    with pytest.raises(MemoryError, match=r"x\.pt takes more memory than there is: .*can't allocate"):
+        reading.check_memory_was_had(Path("x.pt"), raised.value)
+    reading.check_memory_was_had(Path("x.pt"), RuntimeError("corrupt"))
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

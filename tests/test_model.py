@@ -346,6 +346,24 @@ def test_a_failed_save_leaves_the_old_model(tmp_path):
     assert_same(INDM.load(tmp_path), model)
 
 
+def test_a_full_disk_leaves_the_old_model_and_nothing_half_written(small_disk):
+    model = made()
+    model.save(small_disk / "run")
+    with pytest.raises(OSError, match="No space left"), (small_disk / "other").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    with pytest.raises(OSError, match="No space left"):
+        made().save(small_disk / "run")
+    assert_same(INDM.load(small_disk / "run"), model)
+    assert sorted(path.name for path in (small_disk / "run").iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_who_may_read_a_model_is_as_for_any_file(tmp_path):
+    made().save(tmp_path)
+    (tmp_path / "other").write_text("")
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
 # ---------------------------------------------------------------- the model itself
 
 

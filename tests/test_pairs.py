@@ -129,6 +129,49 @@ def test_a_pair_that_was_stopped_goes_on(toys, tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "pair" / "b" / "summary.json").read_text())["steps"] == 5
 
 
+def test_a_pair_that_is_told_to_stop_at_the_end_of_the_first_does_not_begin_the_second(
+    toys, tmp_path, monkeypatch, capsys
+):
+    from indm import training
+
+    out, real = tmp_path / "pair", training.summarise
+    arguments = ["train-pair", *map(str, toys), "--out", str(out), "--data.size", "8", *SMALL]
+    arguments += ["--train.steps", "2", "--train.batch_size", "8", "--quiet"]
+
+    def interrupted(*options):
+        signal.raise_signal(signal.SIGTERM)
+        return real(*options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "summarise", interrupted)
+        assert main(arguments) == 130
+    assert "Interrupted in a, at step 2; all is saved" in capsys.readouterr().err and not (out / "b").exists()
+    for saved in [*(out / "a").rglob("*.pt")]:
+        saved.unlink()  # a finished side needs none
+    before = {path: path.stat().st_mtime_ns for path in (out / "a").rglob("*")}
+    assert main([*arguments, "--resume"]) == 0 and (out / "b" / "summary.json").exists()
+    assert {path: path.stat().st_mtime_ns for path in (out / "a").rglob("*")} == before
+    said = [line.partition(": ") for line in capsys.readouterr().out.splitlines()]
+    assert [name for name, *_ in said] == [str(out / "a"), str(out / "b")]
+    assert all(json.loads(told)["steps"] == 2 for *_, told in said)
+
+
+def test_a_pair_is_resumed_only_where_it_is_one_and_the_same(toys, tmp_path, capsys):
+    arguments = ["train-pair", *map(str, toys), "--data.size", "8", *SMALL, "--train.steps", "2", "--quiet"]
+    arguments += ["--train.batch_size", "8", "--out"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("mine")
+    assert "holds no pair to resume" in error_of(capsys, *arguments, str(tmp_path / "other"), "--resume")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
+    pair = tmp_path / "pair"
+    assert main([*arguments, str(pair)]) == 0
+    before = (pair / "pair.toml").read_bytes()
+    said = error_of(capsys, *arguments, str(pair), "--resume", "--train.lr", "0.5")
+    assert "differs in train.lr" in said and (pair / "pair.toml").read_bytes() == before
+    assert main([*arguments, str(pair), "--resume", "--train.steps", "3"]) == 0
+    assert [json.loads((pair / side / "summary.json").read_text())["steps"] for side in "ab"] == [3, 3]
+
+
 LATE = """
 import os, sys, time
 from indm.cli import main
@@ -143,7 +186,7 @@ def test_two_processes_train_one_pair(toys, tmp_path):
     out, late = tmp_path / "pair", tmp_path / "late.py"
     late.write_text(LATE)
     arguments = [late, "train-pair", *toys, "--out", out, "--data.size", 8, "--train.steps", 4, *SMALL]
-    arguments += ["--train.batch_size", 8, "--quiet"]
+    arguments += ["--train.batch_size", 8, "--quiet", "--train.trackers", '["tensorboard"]']
     said = launch(2, *arguments).stdout.splitlines()
     assert [line.partition(": ")[0] for line in said] == [str(out / "a"), str(out / "b")]
     assert all(json.loads(line.partition(": ")[2])["steps"] == 4 for line in said)

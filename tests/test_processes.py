@@ -317,7 +317,7 @@ def test_processes_that_find_another_in_the_folder_all_say_so(wide, tmp_path):
     recipe, _ = wide
     with runs.alone(tmp_path / "run"):
         done = launch(2, LAUNCH, recipe, tmp_path / "run", fails=True)
-    assert "is being trained by another process" in done.stderr and not (tmp_path / "run" / "recipe.toml").exists()
+    assert "another process is at work in" in done.stderr and not (tmp_path / "run" / "recipe.toml").exists()
 
 
 # ── other ways to start, and to divide ──────────────────────────────────────────────────────────────────────────────

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from test_training import assert_same, change, checkpoint, interrupt_at, log_of
 
 import indm
-from indm import checkpoints, recipes, runs
+from indm import checkpoints, recipes, runs, writing
 from indm.data import load_data
 from indm.logbook import Logbook
 from indm.trainer import Trainer
@@ -88,11 +88,21 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(tmp_path, 
     compare_runs(whole, tmp_path)
 
 
+def test_the_steps_that_are_lost_are_told_where_the_log_is_silent(tmp_path, monkeypatch):
+    recipe = change(TINY, log_every=100, validate_every=100)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 10)
+        train(recipe, tmp_path, progress=False)
+    (tmp_path / "checkpoints" / "10.pt").write_bytes(b"")
+    with pytest.warns(UserWarning, match="had come to step 10 at least; it goes on from its checkpoint of step 9"):
+        train(recipe, tmp_path, resume=True, progress=False)
+
+
 def test_a_full_disk_ends_a_run_that_can_be_resumed(tmp_path, small_disk, whole):
     run = small_disk / "run"
     with pytest.raises(OSError, match=r"cannot be written|No space left"):
         train(change(TINY, keep_last=1000, checkpoint_every=1), run, progress=False)
-    assert checkpoints.numbered(run) and not list(run.rglob(runs.HALF_WRITTEN))
+    assert checkpoints.numbered(run) and not list(run.rglob(writing.HALF_WRITTEN))
     for old in checkpoints.numbered(run)[2:]:
         old.unlink()
     train(TINY, run, resume=True, progress=False)
@@ -298,6 +308,34 @@ def test_a_validation_that_is_not_finite_is_a_failure(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="valid_nelbo"), pytest.raises(RuntimeError, match="valid_nelbo became"):
         train(change(TINY, rollbacks=1), tmp_path, progress=False)
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_anything_in_a_validation_that_is_not_finite_is_a_failure(tmp_path, monkeypatch, value):
+    validations = itertools.count()
+
+    def validate(self):
+        return {"valid_nelbo": 1.0, "unit": "bits/dim", "valid_terminal": value if next(validations) == 1 else 2.0}
+
+    monkeypatch.setattr(Trainer, "validate", validate)
+    with pytest.warns(UserWarning, match=r"valid_terminal was infinite or NaN by step 8; going on from step 6"):
+        summary = train(TINY, tmp_path, progress=False)
+    assert summary["rollbacks"] == 1 and summary["valid_terminal"] == 2 and summary["steps"] == 12
+    assert "Infinity" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_a_signal_after_the_last_step_is_not_lost(tmp_path, monkeypatch):
+    """What was told to stop is done all the same; whoever would begin something else then knows."""
+    validate = Trainer.validate
+
+    def told(self):
+        if self.step == 12:
+            signal.raise_signal(signal.SIGTERM)
+        return validate(self)
+
+    monkeypatch.setattr(Trainer, "validate", told)
+    summary = train(TINY, tmp_path, progress=False)
+    assert summary["told_to_stop"] and not summary["interrupted"] and summary["steps"] == 12
 
 
 def test_a_signal_while_a_checkpoint_is_written_waits_for_it(tmp_path, monkeypatch, whole):

@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 import indm
-from indm import claims, facts, figures, measures, recipes, reproduce, runs, vae
+from indm import claims, facts, figures, measures, recipes, reproduce, runs, training, vae
 from indm.claims import Verdict
 from indm.data import load_data
 from indm.flows import Identity
@@ -199,6 +200,10 @@ sys.exit(reproduce.work(Path(out), "eight-gaussians", "indm", 0))
 """
 
 
+def finished(folder):
+    return runs.finished(folder, recipes.load(folder))
+
+
 def assert_without_gaps(folder, steps):
     """Training terms every 50 steps and validations in ten parts, each once and in order, from first to last."""
     lines = runs.read_metrics(folder)
@@ -222,7 +227,7 @@ def test_a_killed_unit_goes_on_and_ends_as_if_it_had_not_been(tmp_path, tiny, mo
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     killed = subprocess.run(command, cwd=Path(indm.__file__).parents[1], env=environment, timeout=120)
     assert killed.returncode == -signal.SIGKILL
-    assert not (folder / "summary.json").exists() and not reproduce.finished(folder)
+    assert not (folder / "summary.json").exists() and not finished(folder)
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 200
     assert max(line["step"] for line in runs.read_metrics(folder)) == 216  # ahead of the checkpoint
 
@@ -232,7 +237,7 @@ def test_a_killed_unit_goes_on_and_ends_as_if_it_had_not_been(tmp_path, tiny, mo
     )
     assert work(out, "eight-gaussians", "indm", 0) == 0
     summary = json.loads((folder / "summary.json").read_text())
-    assert begun == [True] and summary["steps"] == steps and not summary["interrupted"] and reproduce.finished(folder)
+    assert begun == [True] and summary["steps"] == steps and not summary["interrupted"] and finished(folder)
     assert_without_gaps(folder, steps)
     real(recipe_of(FAST, "eight-gaussians", "indm", 0, steps), tmp_path / "whole", progress=False)
     ends = [indm.INDM.load(f).state_dict() for f in (folder, tmp_path / "whole")]
@@ -264,8 +269,8 @@ def test_an_interrupted_unit_says_so_and_goes_on(tmp_path, tiny, monkeypatch):
         patch.setattr(Trainer, "train_step", interrupted)
         assert work(tmp_path, "eight-gaussians", "vae", 1) == 130
     assert json.loads((folder / "summary.json").read_text())["steps"] == 101
-    assert not reproduce.finished(folder) and not (folder / "evaluation.json").exists()
-    assert work(tmp_path, "eight-gaussians", "vae", 1) == 0 and reproduce.finished(folder)
+    assert not finished(folder) and not (folder / "evaluation.json").exists()
+    assert work(tmp_path, "eight-gaussians", "vae", 1) == 0 and finished(folder)
     assert json.loads((folder / "summary.json").read_text())["steps"] == 240  # four for one of INDM's
     assert (folder / "evaluation.json").exists() and not (folder / "measures").exists()  # the first seed alone is
 
@@ -282,6 +287,45 @@ def test_a_folder_without_checkpoint_is_begun_anew(tmp_path, tiny, left):
     kept = json.loads((folder / "measures" / "quality.json").read_text())
     assert [row["steps"] for row in kept["found"]] == [None, 5, 10, 5, 10]
     assert {row["images"] for row in kept["found"]} == {20}
+
+
+def test_a_finished_run_stays_where_its_checkpoints_were_removed(tmp_path, tiny, monkeypatch):
+    reproduce.prepare(tmp_path, FAST, 1, False)
+    assert work(tmp_path, "eight-gaussians", "linear", 1) == 0
+    folder = run_folder(tmp_path, "eight-gaussians", "linear", 1)
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "checkpoint.pt").unlink()
+    before = times_of(folder)
+    monkeypatch.setattr(reproduce, "train", None)  # not called
+    assert work(tmp_path, "eight-gaussians", "linear", 1) == 0
+    assert times_of(folder) == before
+
+
+def test_a_unit_that_is_told_to_stop_when_it_is_trained_stops(tmp_path, tiny, monkeypatch):
+    reproduce.prepare(tmp_path, FAST, 1, False)
+    folder, real = run_folder(tmp_path, "eight-gaussians", "linear", 1), training.summarise
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "summarise", interrupted)
+        assert work(tmp_path, "eight-gaussians", "linear", 1) == 130
+    assert finished(folder) and not (folder / "evaluation.json").exists()
+    assert work(tmp_path, "eight-gaussians", "linear", 1) == 0
+
+
+def test_two_reproductions_do_not_work_in_one_folder(tmp_path):
+    (tmp_path / "out").mkdir()
+    script = f"""
+from pathlib import Path
+from indm.reproduce import Plan, reproduce
+reproduce(Path({str(tmp_path / "out")!r}), Plan(("eight-gaussians",), 1, True), progress=False)
+"""
+    with runs.alone(tmp_path / "out"):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "another process is at work in" in done.stderr and not (tmp_path / "out" / "plan.json").exists()
 
 
 def test_only_what_is_missing_is_made(tmp_path, tiny, monkeypatch):
