@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from indm import reading, recipes, runs, writing
 from indm.data import load_data, stack
 from indm.likelihood import evaluation_mode, mean_and_errors
-from indm.model import build, describe
+from indm.model import build, count_parameters, describe
 from indm.nets.unet import SMALLEST_SIDE, group_norm, zeroed
 from indm.objective import randn_like
 from indm.recipes import Evaluation, Recipe, Training

@@ -332,7 +332,7 @@ class NCSNpp(nn.Module):
             for block, attention in zip(blocks, attentions, strict=True):
                 h = attention(block(h, embedding))
                 skips.append(h)
-        h = self.middle[1](self.middle_attention(self.middle[0](h, embedding)), embedding)
+        h, output = self.middle[1](self.middle_attention(self.middle[0](h, embedding)), embedding), None
         for i, (blocks, attention) in enumerate(zip(self.decoder, self.decoder_attention, strict=True)):
             if i > 0:
                 h = self.ups[i - 1](h, embedding)
@@ -340,7 +340,7 @@ class NCSNpp(nn.Module):
                 h = block(torch.cat((h, skips.pop()), dim=1), embedding)
             h = attention(h)
             if self.output_pyramid == "sum":
-                output = self.readouts[i](h) if i == 0 else self.enlarge(output) + self.readouts[i](h)
+                output = self.readouts[i](h) if output is None else self.enlarge(output) + self.readouts[i](h)
         if self.output_pyramid == "none":
             output = self.readouts[0](h)
         return output / self.sigma(level)[:, None, None, None] if self.scale_by_sigma else output
