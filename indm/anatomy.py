@@ -20,6 +20,7 @@ from indm.sampling import log_snr_grid
 LARGEST_DENSE = 1024  # dimensions up to which the Jacobian is formed
 SPECTRA = 16  # samples whose Jacobian is looked at
 LOW = 1 / 8  # cycles a pixel up to which a frequency is called low; 1/2 is the highest along an axis
+TINY = 1e-30  # an energy: of data that are all the same, or a flow that moves nothing
 Batch = Float[Tensor, "batch *event"]
 
 
@@ -53,7 +54,7 @@ def action(flow: Flow, x: Batch) -> dict[str, float]:
     """
     with torch.no_grad():
         delta = flow.latent(x) - x
-    found = {"size": math.sqrt(_energy(delta) / _energy(x))}
+    found = {"size": math.sqrt(_energy(delta) / max(_energy(x), TINY))}
     return found | _shares(delta) | {f"x_{name}": share for name, share in _shares(x).items()}
 
 
@@ -62,7 +63,7 @@ def _energy(v: Tensor) -> float:
 
 
 def _shares(v: Tensor) -> dict[str, float]:
-    total = max(_energy(v), 1e-30)
+    total = max(_energy(v), TINY)
     shares = {"position": _energy(v.mean(0, keepdim=True)) / total}
     if v.ndim == 4:
         power, radius = _power(v), _radius(v)
@@ -140,8 +141,10 @@ def inspect(model, data: Data, *, examples: int = 2000, seed: int = 0, progress:
     """All of the above for one model: ``action``, ``spectrum``, ``singular_values`` (where feasible) and ``probe``.
 
     Raises:
-        ValueError: a flow that draws its map anew in every call.
+        ValueError: a flow that draws its map anew in every call, or fewer than 2 examples.
     """
+    if examples < 2:
+        raise ValueError(f"examples must be at least 2, got {examples}")
     require_one_map(model.flow, "its anatomy")
     generator = torch.Generator(model.scaling.scale.device).manual_seed(seed)
     x = model.scaling.to_model(stack(data.test, examples).to(model.scaling.scale.device), generator=generator)

@@ -271,7 +271,8 @@ class Sample(Draws):
             reference = stack(load_data(**made_by["data"]).test, len(samples)).float()
             pictures.scatter(samples, reference, DENSITIES.get(made_by["data"]["name"]), out / "samples.png")
         by = f"{self.sampler}, {self.steps} steps" if made_by["steps"] else self.sampler
-        print(f"{out / 'samples.png'}: {self.n} samples by {by}")
+        shown = "samples.png" if (out / "samples.png").exists() else runs.SAMPLES  # numbers by themselves
+        print(f"{out / shown}: {self.n} samples by {by}")
         return DONE
 
 
@@ -722,6 +723,9 @@ def program() -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; every failure is one line on standard error and an exit status, see "indm --help"."""
+    for name in ("stdout", "stderr"):  # what was closed before it began
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     warnings.formatwarning = lambda message, *_: f"indm: warning: {one_line(message)}\n"
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be Unicode

@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from indm import reading, recipes, runs, writing
-from indm.pictures import dots, save_figure, tile
+from indm.pictures import dots, figure_into, tile
 
 KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)"}
 TIE = 2.0  # standard errors under which a difference is called a tie
@@ -51,14 +50,17 @@ def compare(folders: list[Path], out: Path) -> str:
     """
     if len(folders) < 2:
         raise ValueError(f"compare needs at least two run folders, got {len(folders)}")
-    evaluations = {folder: _read_evaluation(folder) for folder in folders}
+    for folder in folders:
+        recipes.load(folder)  # says so where this is no run
+    evaluations = {folder: (read_evaluation(folder), _read_nats(folder)) for folder in folders}
     baseline, *others = folders
     first, first_nats = evaluations[baseline]
     check_same_examples({folder: result for folder, (result, _) in evaluations.items()})
     rows = [("run", "steps", "seconds", "NELBO", "NLL (ODE)")]
     for folder, (result, _) in evaluations.items():
-        end = runs.read_metrics(folder)[-1]
-        rows.append((str(folder), str(end["step"]), f"{end['seconds']:.0f}", *(_cell(result, k) for k in KINDS)))
+        ends = [(str(line["step"]), f"{line['seconds']:.0f}") for line in runs.read_metrics(folder)[-1:]]
+        trained = ends[0] if ends else ("–", "–")  # a released checkpoint that was converted
+        rows.append((str(folder), *trained, *(_cell(result, k) for k in KINDS)))
 
     unit, lines, differences = first["unit"], [table(rows)], {}
     per_unit = first["dims"] * math.log(2) if unit == "bits/dim" else 1.0
@@ -72,8 +74,9 @@ def compare(folders: list[Path], out: Path) -> str:
     out.mkdir(parents=True, exist_ok=True)
     weights = {str(folder): result["weights_sha256"] for folder, (result, _) in evaluations.items()}
     found = {"baseline": str(baseline), "unit": unit, "differences": differences}
-    writing.json_object(out / "comparison.json", found | {"provenance": runs.provenance(None, weights)})
-    _comparison_figure(folders, out / "comparison.png", unit)
+    told = writing.json_into(found | {"provenance": runs.provenance(None, weights)})
+    drawn = figure_into(_comparison_figure(folders, unit))
+    writing.together({out / "comparison.png": drawn, out / "comparison.json": told})
     return "\n".join(lines)
 
 
@@ -144,7 +147,7 @@ def _cell(result: dict, kind: str) -> str:
     return f"{values[key]:.4f} ± {values[f'{key}_standard_error']:.4f}"
 
 
-def _comparison_figure(folders: list[Path], path: Path, unit: str) -> None:
+def _comparison_figure(folders: list[Path], unit: str) -> Figure:
     figure = Figure(figsize=(max(8, 4 * len(folders)), 8), layout="constrained")
     above, below = figure.subfigures(2, 1)
     names = {f: f.name if [g.name for g in folders].count(f.name) == 1 else str(f) for f in folders}
@@ -157,20 +160,48 @@ def _comparison_figure(folders: list[Path], path: Path, unit: str) -> None:
         if not file.exists():
             axes.text(0.5, 0.5, "not sampled yet", ha="center")
             continue
-        samples, levels = torch.from_numpy(reading.array(file, "samples")), int(reading.array(file, "levels"))
+        samples, levels, _ = runs.read_samples(file)
         if samples.ndim == 4:
             axes.imshow(tile(samples[:64], levels), interpolation="nearest")
             axes.axis("off")
-        else:
+        elif samples.ndim == 2:
             dots(axes, samples, f"samples of {folder.name}")
-    save_figure(figure, path)
+        else:
+            raise ValueError(f"{file} must hold samples (N, C, H, W) or (N, D), got {tuple(samples.shape)}")
+    return figure
 
 
-def _read_evaluation(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
-    recipes.load(folder)  # says so where this is no run
-    if not (folder / "evaluation.json").exists():
+def read_evaluation(folder: Path) -> dict:
+    """What :func:`indm.runs.evaluate` wrote into ``evaluation.json``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    file = folder / "evaluation.json"
+    if not file.exists():
         raise FileNotFoundError(f"{folder} has not been evaluated: run 'indm evaluate {folder}' first")
-    return reading.json_object(folder / "evaluation.json"), reading.arrays(folder / "evaluation.npz")
+    result = reading.json_object(file)
+    try:
+        likelihood_table(result)
+        _ = _examples(result), result["dims"] + 1, result["weights_sha256"], [result["images"][k] + 1 for k in KINDS]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{file} is no evaluation: {reading.reason(error)}; run 'indm evaluate {folder} --overwrite'"
+        ) from error
+    return result
+
+
+def _read_nats(folder: Path) -> dict[str, np.ndarray]:
+    """Nats of every example, by name, each (N,)."""
+    file = folder / "evaluation.npz"
+    nats = reading.arrays(file)
+    if "nelbo" not in nats:
+        raise ValueError(f"{file} must hold an array nelbo, got {', '.join(nats) or 'none'}")
+    for name, values in nats.items():
+        if values.ndim != 1 or len(values) < 2:
+            raise ValueError(f"{file} must hold nats (N,), got {name} of shape {values.shape}")
+    return nats
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

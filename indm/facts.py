@@ -15,7 +15,7 @@ import torch
 
 import indm
 from indm import anatomy, measures, reading, recipes, runs, vae, writing
-from indm.compare import KINDS
+from indm.compare import KINDS, read_evaluation
 from indm.data import Data, stack
 from indm.extractor import Extractor
 from indm.model import count_parameters
@@ -110,7 +110,8 @@ def gap(run: Path, data: Data, extractor: Extractor | None, options: Options, pr
     """NELBO − NLL of the probability-flow ODE of the same examples: at every snapshot of the run, and at its end."""
     raw = stack(data.test, min(options.images, 1000 if len(data.shape) == 1 else GAP_IMAGES))
     last = end_of(run)["steps"]
-    kept = {int(folder.name): folder for folder in (run / "snapshots").glob("*")} | {last: run}
+    found = [folder for folder in (run / "snapshots").glob("*") if folder.name.isdecimal()]
+    kept = {int(folder.name): folder for folder in found} | {last: run}
     rows = []
     for step, folder in sorted(kept.items()):
         model = indm.INDM.load(folder, device=runs.device())
@@ -146,7 +147,7 @@ def measure(
     made_by = json.loads(json.dumps(made_by))
     if path.exists():
         kept = reading.json_object(path)
-        if kept["options"] == made_by:
+        if kept.get("options") == made_by and "found" in kept:
             return kept["found"]
     found = MEASURES[name](run, data, extractor, options, progress)
     path.parent.mkdir(exist_ok=True)
@@ -155,15 +156,17 @@ def measure(
 
 
 def end_of(run: Path) -> dict:
-    """What a run came to, ``steps``, ``seconds``, …
+    """What a run came to, ``steps``, ``seconds``, …; of a released checkpoint that was converted, ``steps`` alone.
 
     Raises:
         ValueError: it was killed and has not been gone on with.
     """
-    path = run / "summary.json"
-    if not path.exists():
+    summary, conversion = run / "summary.json", run / "conversion.json"
+    if not summary.exists() and conversion.exists():
+        return {"steps": int(reading.json_object(conversion).get("step") or 0)}
+    if not summary.exists() or not isinstance(reading.json_object(summary).get("steps"), int):
         raise ValueError(f"{run} has not come to an end: go on with 'indm train {run} --resume'")
-    return reading.json_object(path)
+    return reading.json_object(summary)
 
 
 @dataclass(frozen=True)
@@ -233,9 +236,11 @@ def facts_of(
     progress: bool = True,
 ) -> Facts:
     """The facts of one run with the measures of these names, made where they are not there yet."""
-    evaluated = run / "evaluation.json"
-    kept = reading.json_object(evaluated) if evaluated.exists() else {"weights_sha256": None}
-    if kept.get("weights_sha256", runs.weights_hash(run)) != runs.weights_hash(run):
+    try:
+        kept = read_evaluation(run)
+    except (FileNotFoundError, ValueError):
+        kept = {"weights_sha256": None}
+    if kept["weights_sha256"] != runs.weights_hash(run):
         kept = vae.evaluate_run(run) if is_vae(run) else runs.evaluate(run, progress=progress)
     found = {name: measure(run, name, data, extractor, options, progress=progress) for name in names}
     model = vae.load(run) if is_vae(run) else runs.open_run(run)[0]

@@ -4,7 +4,7 @@ import difflib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,8 +201,7 @@ def build(
     table: Mapping[str, Any], kind: str, shape: tuple[int, ...], constructors: Constructors = CONSTRUCTORS
 ) -> nn.Module:
     """One flow, SDE or network from its table; ``shape`` goes to the constructors that take it."""
-    arguments = dict(table)
-    known = constructors[kind]
+    arguments, known = dict(table), constructors[kind]
     name = arguments.pop("name", None)
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"{kind}.name must be one of {', '.join(known)}, got {name!r}{nearest(str(name), known)}")
@@ -211,7 +210,10 @@ def build(
         if key not in parameters:
             raise ValueError(f"{kind} {name!r} has no argument {key!r}{nearest(key, parameters)}")
     if "flows" in parameters:
-        arguments["flows"] = [build(part, kind, shape, constructors) for part in arguments.get("flows", [])]
+        parts = arguments.get("flows", [])
+        if not isinstance(parts, Sequence) or not all(isinstance(part, Mapping) for part in parts):
+            raise ValueError(f"{kind}.flows must be a list of tables, got {parts!r}")
+        arguments["flows"] = [build(part, kind, shape, constructors) for part in parts]
     if "shape" in parameters:
         arguments.setdefault("shape", tuple(shape))
     arguments = {k: tuple(v) if isinstance(v, list) and k != "flows" else v for k, v in arguments.items()}

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -34,7 +35,15 @@ def save_grid(images: Tensor, levels: int, path: Path, columns: int | None = Non
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
-    writing.whole(path, lambda beside: figure.savefig(beside, format="png", dpi=120))
+    writing.whole(path, figure_into(figure))
+
+
+def figure_into(figure: Figure) -> writing.Write:
+    """What writes ``figure`` as PNG. Names of runs are in it, and what is between two $ in them is no formula."""
+    for text in figure.findobj(Text):
+        if "$" in text.get_text():
+            text.set_parse_math(False)
+    return lambda path: figure.savefig(path, format="png", dpi=120)
 
 
 def scatter(samples: Tensor, reference: Tensor, density: Density | None, path: Path) -> None:

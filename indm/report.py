@@ -161,9 +161,9 @@ def likelihood_rows(facts: list[Facts]) -> list[tuple[str, ...]]:
         for kind in kinds:
             bounds = [f.bound(kind) for f in found if f.bound(kind)]
             cells.append(shown(*over_seeds([b[0] for b in bounds], bounds[0][1])) if bounds else "–")
-        ends = [f.curve[-1] for f in found]
-        steps, seconds = (statistics.mean(end[key] for end in ends) for key in ("step", "seconds"))
-        rows.append((group, str(len(found)), f"{found[0].parameters:,}", f"{steps:.0f}", f"{seconds:.0f}", *cells))
+        ends = [f.curve[-1] for f in found if f.curve]
+        budget = [f"{statistics.mean(end[key] for end in ends):.0f}" if ends else "–" for key in ("step", "seconds")]
+        rows.append((group, str(len(found)), f"{found[0].parameters:,}", *budget, *cells))
     entropy = facts[0].evaluation["entropy_nats"]
     return rows if entropy is None else [*rows, ("entropy of the data", *[""] * 4, *[f"{entropy:.3f}"] * len(kinds))]
 

@@ -212,13 +212,29 @@ def read_plan(kept: dict) -> Plan:
     return Plan(**kept["plan"] | {"data": tuple(kept["plan"]["data"])})
 
 
-def prepare(out: Path, plan: Plan, threads: int, progress: bool) -> dict:
-    """Check or make ``plan.json``, with what a step costs and how many each variant makes."""
+def kept_plan(out: Path, plan: Plan) -> dict | None:
+    """What ``plan.json`` in ``out`` holds; None where there is none.
+
+    Raises:
+        ValueError: it is damaged, or of another plan.
+    """
     path = out / "plan.json"
-    if path.exists():
-        kept = reading.json_object(path)
-        if read_plan(kept) != plan:
-            raise ValueError(f"{out} holds another reproduction, {kept['plan']}; go on with that, or use another --out")
+    if not path.exists():
+        return None
+    kept = reading.json_object(path)
+    try:
+        same = read_plan(kept) == plan
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no plan of a reproduction: {reading.reason(error)}") from error
+    if not same:
+        raise ValueError(f"{out} holds another reproduction, {kept['plan']}; go on with that, or use another --out")
+    return kept
+
+
+def prepare(out: Path, plan: Plan, threads: int, progress: bool) -> dict:
+    """Read or make ``plan.json``, with what a step costs and how many each variant makes."""
+    kept = kept_plan(out, plan)
+    if kept is not None:
         return kept
     for data in tqdm(plan.data, desc="extractors", disable=not progress):
         material_of(out, data)
@@ -244,7 +260,7 @@ def prepare(out: Path, plan: Plan, threads: int, progress: bool) -> dict:
         "steps": steps,
         "threads": threads,
     }
-    writing.json_object(path, kept)
+    writing.json_object(out / "plan.json", kept)
     return kept
 
 
@@ -348,6 +364,8 @@ def reproduce(out: Path, plan: Plan, *, jobs: int | None = None, progress: bool 
         ValueError: unknown data, or ``out`` holds another reproduction.
         RuntimeError: a unit failed.
     """
+    if not plan.data:
+        raise ValueError(f"data must name at least one of {', '.join(STUDIES)}, got none")
     for data in plan.data:
         if data not in STUDIES:
             raise ValueError(f"data must be of {', '.join(STUDIES)}, got {data!r}")
@@ -358,6 +376,7 @@ def reproduce(out: Path, plan: Plan, *, jobs: int | None = None, progress: bool 
     found = {entry.name for entry in out.iterdir()} if out.exists() else set()
     if "plan.json" not in found and not found <= {*plan.data, runs.LOCK}:  # where it was killed before it had a plan
         raise ValueError(f"{out} exists and holds something else than a reproduction: use another --out")
+    kept_plan(out, plan)  # a quick no
     jobs = jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
     with runs.alone(out):
         return _reproduce(out, plan, jobs, progress)

@@ -121,12 +121,15 @@ def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
 
     Raises:
         ValueError: ``folder`` holds a file of these names already, and it may not be written over.
+        NotADirectoryError: it is a file, or would be in one.
         PermissionError: nothing can be written into ``folder``, or where it would be made.
     """
     there = [name for name in names if (folder / name).exists()]
     if there and not overwrite:
         raise ValueError(f"{folder} already holds {', '.join(there)}: add --overwrite to write that anew")
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"nothing can be written into {nearest}: it is no folder")
     if not os.access(nearest, os.W_OK):
         raise PermissionError(f"nothing can be written into {nearest}: it is read-only, or only others may")
 

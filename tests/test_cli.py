@@ -2,11 +2,14 @@
 
 import json
 import math
+import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -295,6 +298,41 @@ def test_compare_pairs_the_examples(run, tmp_path, capsys):
     assert "and {'nelbo': 40, 'nll': 0} of" in complaint and complaint.endswith("both with the same options\n")
 
 
+@pytest.fixture(scope="module")
+def evaluated(run, tmp_path_factory):
+    """A copy of a run that is evaluated, under a name in which matplotlib would see a formula."""
+    folder = tmp_path_factory.mktemp("evaluated") / r"a$\x$b"
+    shutil.copytree(run, folder)
+    assert main(["evaluate", str(folder), "--images", "20", "--nll-images", "0", "--quiet", "--overwrite"]) == 0
+    return folder
+
+
+def test_compare_shows_any_name_and_what_has_no_curve(evaluated, tmp_path, capsys):
+    """A run without a log of training, as a released checkpoint that was converted is."""
+    twin = shutil.copytree(evaluated, tmp_path / "twin")
+    (twin / "metrics.jsonl").unlink()
+    capsys.readouterr()
+    assert main(["compare", str(evaluated), str(twin), "--out", str(tmp_path / "out")]) == 0
+    *_, cells = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(str(twin)))
+    assert cells[1:3] == ["–", "–"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["comparison.json", "comparison.png"]
+
+
+DAMAGED = {
+    "evaluation.json": [b"{}", b'{"nelbo": null}', b"[]", b'{"unit": "nats", "nelbo": {"with_reconstruction": 3}}'],
+    "evaluation.npz": [{"nelbo": np.zeros((3, 3))}, {"nelbo": np.zeros(1)}, b"PK"],
+    "samples.npz": [{"samples": np.zeros(5), "levels": np.array(0)}, {"samples": np.zeros((2, 1, 3, 3))}, b"PK"],
+}
+
+
+@pytest.mark.parametrize("name, damage", [(name, d) for name, damages in DAMAGED.items() for d in damages])
+def test_what_compare_reads_is_whole_or_named(name, damage, evaluated, tmp_path, capsys):
+    twin = shutil.copytree(evaluated, tmp_path / "twin")
+    np.savez(twin / name, **damage) if isinstance(damage, dict) else (twin / name).write_bytes(damage)
+    assert name in fails(capsys, "compare", evaluated, twin, "--out", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*")), "nothing half done is left"
+
+
 def test_a_small_difference_is_a_tie():
     noise = np.tile([1.0, -1.0], 50)
     error = noise.std(ddof=1) / 10
@@ -341,6 +379,8 @@ def test_help_is_there(command, capsys):
         ("train digits --flow.widht 3", "flow 'coupling' has no argument 'widht'; did you mean 'width'?"),
         ("train digits --flow.width three", "flow 'coupling' cannot be made"),
         ("train digits --flow.depth 0", "levels, depth and width must be at least 1"),
+        ("train digits --flow compose --flow.flows [1]", "flow.flows must be a list of tables, got [1]"),
+        ("train digits --flow compose --flow.flows 3", "flow.flows must be a list of tables, got 3"),
         ("train digits --data-b checkerboard --train.terminal 1", "data_b must have events of shape"),
         ("train digits --sde pv", "sde.name must be one of"),
         ("train digits --sde.beta_min -1", "0 < beta_min < beta_max"),
@@ -376,6 +416,10 @@ def test_help_is_there(command, capsys):
         ("report untrained --steps 200", "steps must hold one below 200"),
         ("report untrained --samplers dmp++", "samplers must be one or more of ode, euler-maruyama"),
         ("reproduce --data mnist", "invalid choice 'mnist' for argument '--data'. Expected one of"),
+        ("inspect full --out full/precious.txt", "nothing can be written into full/precious.txt: it is no folder"),
+        ("compare full full --out full/precious.txt/a", "nothing can be written into full/precious.txt: it is no"),
+        ("sample untrained --out full/precious.txt", "untrained holds no saved model"),
+        ("reproduce --out new --data", "data must name at least one of eight-gaussians, digits"),
         ("reproduce --seeds 0 --out new", "seeds must be at least 1, got 0"),
         ("reproduce --jobs 0 --out new", "jobs must be at least 1, got 0"),
         ("reproduce --seeds 2 --out begun", "begun holds another reproduction"),
@@ -416,6 +460,12 @@ def test_mistakes_with_a_run(run, tmp_path, capsys):
     assert "eps must lie in [1e-05, 1.0), got 1e-06" in fails(capsys, "sample", run, "--eps", 1e-6)
     assert "eps must lie in [1e-05, 1.0), got 1e-06" in fails(capsys, "evaluate", run, "--eps", 1e-6, "--overwrite")
     assert "is no run folder: there is no recipe.toml in it" in fails(capsys, "compare", tmp_path, run)
+    for count in ("0", "-3"):
+        assert "examples must be at least 2, got" in fails(
+            capsys, "inspect", run, "--examples", count, "--out", tmp_path
+        )
+    file = run / "recipe.toml"
+    assert f"nothing can be written into {file}: it is no folder" in fails(capsys, "sample", run, "--out", file)
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
@@ -629,6 +679,27 @@ def test_a_second_ctrl_c_while_python_ends_is_no_traceback(saves):
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=10) == 130
     assert process.stderr.read() == ("" if saves else "indm: interrupted\n")
+
+
+def test_ctrl_c_while_python_still_loads_is_one_line(tmp_path):
+    (tmp_path / "torch.py").write_text('import time\nprint("loading", flush=True)\ntime.sleep(60)\n')
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import indm_command; indm_command.program()"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(indm.__file__).parents[1])])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 130 and process.stderr.read() == "indm: interrupted\n"
+
+
+@pytest.mark.parametrize("closed, status", [("recipes >&-", 0), ("train nope 2>&-", 2)])
+def test_a_closed_output_is_no_error(closed, status):
+    command = f"{shlex.quote(sys.executable)} -c 'import indm_command, sys; sys.exit(indm_command.program())' {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
 
 
 def test_ctrl_c_means_what_it_did_once_a_command_called_from_python_is_over(monkeypatch, capsys):

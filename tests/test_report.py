@@ -410,6 +410,8 @@ def test_a_measure_is_kept_until_options_or_weights_change(tmp_path, monkeypatch
         return measure(run, "quality", data, extractor, Options(**options), progress=False)[0]["value"]
 
     kept = run / "measures" / "quality.json"
+    kept.parent.mkdir()
+    kept.write_text("{}")  # nothing that could be used
     assert found() == found() == 0.1 and len(calls) == 1
     assert json.loads(kept.read_text())["found"] == [{"sampler": "data", "steps": None, "value": 0.1}]
     for number, options in enumerate(({"images": 40}, {"steps": (3,)}, {"samplers": ("heun",)}, {"seed": 1}), start=2):
@@ -432,6 +434,7 @@ def test_snapshots_are_the_averaged_model_of_their_step_and_show_its_gap(tmp_pat
         sorted(p.name for p in (run / "snapshots").iterdir()) == ["4", "8"]
         and not (tmp_path / "half/snapshots").exists()
     )
+    (run / "snapshots" / "notes").write_text("mine")
     weights = {p: (p / "model.safetensors").read_bytes()
                for p in (run, tmp_path / "half", run / "snapshots/4", run / "snapshots/8")}  # fmt: skip
     assert weights[run / "snapshots/8"] == weights[run] != weights[tmp_path / "half"] == weights[run / "snapshots/4"]
@@ -456,6 +459,27 @@ def test_the_end_is_shown_where_it_is_no_multiple_of_the_snapshots(tmp_path):
     assert all(row["gap"] == pytest.approx(row["nelbo"] - row["nll"]) for row in rows)  # nats: 1 is the unit
     reported, _ = indm.evaluate(indm.INDM.load(tmp_path / "run"), stack(data.test, 40), times=16, progress=False)
     assert rows[-1]["nll"] == pytest.approx(reported["nll"]["with_reconstruction"]["nats"])
+
+
+def test_the_end_of_a_run_is_known_or_that_is_said(tmp_path):
+    with pytest.raises(ValueError, match="has not come to an end"):
+        facts.end_of(tmp_path)
+    (tmp_path / "conversion.json").write_text('{"step": 123}')
+    assert facts.end_of(tmp_path) == {"steps": 123}
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(ValueError, match="has not come to an end"):
+        facts.end_of(tmp_path)
+
+
+def test_a_damaged_evaluation_is_made_anew_and_a_run_without_a_log_is_reported(tmp_path):
+    """As a released checkpoint that was converted is."""
+    run, data = tmp_path / "run", load_data(**PLANE["data"])
+    train(PLANE, run, progress=False)
+    (run / "metrics.jsonl").unlink()
+    (run / "evaluation.json").write_text("{}")
+    f = facts.facts_of(run, "a", None, data, Options(images=20, steps=(2,)), [], progress=False)
+    assert f.evaluation == json.loads((run / "evaluation.json").read_text())
+    assert report.likelihood_rows([f])[1][3:5] == ("–", "–")
 
 
 def test_a_run_that_was_trained_on_is_evaluated_and_measured_anew(tmp_path):

@@ -1,0 +1,25 @@
+"""The ``indm`` command. Ctrl-C ends it at once while Python still loads what it needs, which takes seconds.
+
+It is a module by itself because importing anything of ``indm`` imports PyTorch first.
+"""
+
+import os
+import signal
+
+
+def program() -> int:
+    """:func:`indm.cli.program`."""
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if usual:
+        signal.signal(signal.SIGINT, end)
+    from indm.cli import program
+
+    if usual:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return program()
+
+
+def end(number: int, frame: object) -> None:
+    """A handler of signals: nothing has been begun that would have to be put away."""
+    os.write(2, b"indm: interrupted\n")
+    os._exit(130)
