@@ -179,6 +179,7 @@ KINDS = {
     }.items()
     for name in names.split()
 }
+SDE_KINDS = {"name": str} | dict.fromkeys(("beta_min", "beta_max", "sigma_min", "sigma_max", "eps"), float)
 NET_KINDS = {SAME[name][1]: KINDS[name] for name in SAME if SAME[name][0] == "net"} | {
     "attention": tuple[int, ...], "fir": tuple[float, ...], "sigma_table": tuple[float, ...],
     **dict.fromkeys(("resample", "input_pyramid", "output_pyramid"), str),
@@ -507,7 +508,7 @@ def architecture(state: State, given: Recipe, fallback: Recipe, size: int | None
     """
     for tables in (given, fallback):
         _check_kinds(tables.get("net", {}), NET_KINDS, "net.")
-        _check_kinds(tables.get("sde", {}), {"name": str}, "sde.")
+        _check_kinds(tables.get("sde", {}), SDE_KINDS, "sde.")
     sde = given.get("sde", {})
     if sde.get("name", fallback.get("sde", {}).get("name")) == fallback.get("sde", {}).get("name"):
         sde = fallback.get("sde", {}) | sde

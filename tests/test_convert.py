@@ -270,12 +270,13 @@ def test_what_a_checkpoint_holds_beside_its_weights_is_checked(changes, complain
         ({"sigmas": torch.tensor(1.0)}, r"sigmas must be two deviations or more, got a tensor of shape \(\)"),
         ({"sigmas": torch.ones(0)}, r"sigmas must be two deviations or more, got a tensor of shape \(0,\)"),
         ({"all_modules.2.weight": torch.ones(0, 3, 3, 3)}, "layers are not those of DDPM"),
+        ({"all_modules.5.Conv_1.bias": torch.ones(0)}, r"multipliers and blocks must be 1 or more, got \(1, 0\) and 1"),
     ],
 )
 def test_tensors_of_no_network(changes, complaint):
     settings, state, _ = fixture("ddpmpp_vp")
     with pytest.raises(ValueError, match=complaint):
-        converted(settings, state | changes)
+        converted(settings, state | changes, {"sde": "vpsde"})
 
 
 def test_a_message_does_not_list_without_end():
@@ -306,8 +307,7 @@ def test_a_tensor_cannot_claim_more_than_is_stored(where, tmp_path):
 def test_the_network_cannot_be_larger_than_the_tensors(tmp_path):
     """One wide layer does not make the converter build a whole network of its width."""
     _, state, _ = fixture("ddpmpp_vp")
-    key = next(key for key, value in state.items() if value.ndim == 4)
-    state = state | {key: torch.zeros(200_000, *state[key].shape[1:])}
+    state = state | {"all_modules.5.Conv_1.bias": torch.zeros(200_000 * 16)}
     path = checkpoint(state, tmp_path / "a.pth")
     with pytest.raises(ValueError, match="the description is of a larger model than the weights"):
         convert(path, tmp_path / "run", image_size=16, changes={"sde": "vp"})
@@ -462,7 +462,8 @@ def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch
         ("checkpoint_1.pth --sde vp --image-size 16 --net.centered 5", "net.centered must be true or false, got 5"),
         ("checkpoint_1.pth --sde vp --image-size 16 --net.attention 5", "net.attention must be a list of a whole"),
         ("checkpoint_1.pth --sde.name [1] --image-size 16", "sde.name must be a string, got [1]"),
-        ("checkpoint_1.pth --sde vp --image-size 16 --sde.beta_max [1]", "sde 'vp' cannot be made from"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --sde.beta_max [1]", "sde.beta_max must be a number, got [1]"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --sde.beta_max inf", "sde.beta_max must be finite, got inf"),
         ("checkpoint_1.pth --sde vp --image-size 16 --net.fir [1e400,1]", "net.fir must be finite, got [inf, 1]"),
         ("checkpoint_1.pth --sde vp --image-size 16 --net.dropout x", "net.dropout must be a number, got 'x'"),
     ],
