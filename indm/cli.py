@@ -316,9 +316,14 @@ class Fid(Draws):
             raise ValueError(f"--{idle[0].replace('_', '-')} is for samples drawn of a run, and {self.source} is none")
         if self.reference is None and not is_run:
             raise ValueError(f"--reference must be given for {self.source}, which is no run folder")
-        reference = fidelity.open_images(self.reference or self.source, split=self.split, **reading)
-        features = fidelity.find_features(self.extractor, reference.data, progress=progress)
         out = self.out or (Path(self.source) if is_run else Path("."))
+        runs.check_absent(out, (), self.overwrite)
+        fidelity.read_records(out / "fid.json")
+        if self.n is not None:
+            fidelity.check_number("n", self.n)
+        reference = fidelity.open_images(self.reference or self.source, split=self.split, **reading)
+        fidelity.check_number("reference", len(reference.raw))
+        features = fidelity.find_features(self.extractor, reference.data, progress=progress)
         if is_run:
             drawing = self.drawing(min(len(reference.raw), fidelity.MOST) if self.n is None else self.n)
             samples = fidelity.of_run(Path(self.source), drawing, out, overwrite=self.overwrite, progress=progress)

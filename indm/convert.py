@@ -13,11 +13,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from indm import reading, recipes, runs, writing
+from indm.data import check_data
 from indm.flows import Flow, Identity
 from indm.model import INDM, build, count_parameters, nearest
 from indm.nets import NCSNpp
@@ -36,14 +36,20 @@ BUFFERS = {
     "sigmas", "scale", "last_n_samples", "last_firmom", "last_secmom",
     "running_mean", "running_var", "num_batches_tracked",
 }  # fmt: skip
-SHOWN = 40  # mismatches that one message lists
 SIDES = {"cifar10": 32, "celeba": 64, "fashion-mnist": 28, "digits": 8}
-# Optimizer states hold numbers of NumPy's (learning rates); making one runs nothing else.
-_MAKE_SCALAR = np.float64(0).__reduce__()[0]
-NUMPY_SCALARS = [
-    np.dtype, np.dtypes.Float64DType,
-    (_MAKE_SCALAR, "numpy.core.multiarray.scalar"), (_MAKE_SCALAR, "numpy._core.multiarray.scalar"),
-]  # fmt: skip
+
+
+class Unused:
+    """What stands for a number of NumPy's: optimizer states hold them (learning rates), and nothing here needs one."""
+
+    def __init__(self, *_):
+        pass
+
+    def __setstate__(self, _):
+        pass
+
+
+NUMPY_SCALARS = dict.fromkeys(("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"), Unused)
 
 
 # ── Files ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -79,7 +85,7 @@ class Checkpoint:
         if len(trained) != len(self.shadow) or differing:
             raise ValueError(
                 f"the {len(self.shadow)} moving averages of {self.path} do not follow its {len(trained)} parameters: "
-                f"{_listed(differing) or 'shapes agree as far as they go'}"
+                f"{reading.listed(differing) or 'shapes agree as far as they go'}"
             )
         return self.state | dict(pairs)
 
@@ -100,24 +106,37 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # damaged files surface as almost anything
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = reading.reason(error) if isinstance(error, ValueError) else "damaged, or of another kind"
-        reason = f"it asks for {asked[1]}, and pickled code is not run" if asked else reason
         raise ValueError(f"{path} cannot be read as a checkpoint of torch: {reason}") from error
-    state = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        found = ", ".join(map(str, list(content)[:8])) if isinstance(content, dict) else type(content).__name__
+    if not (isinstance(content, dict) and _is_state(content.get("model"))):
+        found = reading.brief(", ".join(map(_shown, content))) if isinstance(content, dict) else _shown(content)
         raise ValueError(f'{path} must hold a dict whose "model" is a dict of tensors, as released; it holds {found}')
-    average, step = content.get("ema") or {}, content.get("step")
+    state, average, step = content["model"], content.get("ema"), content.get("step")
+    average = {} if average is None else average
     shadow = average.get("shadow_params") if isinstance(average, dict) else ()
     if shadow is not None and not (isinstance(shadow, list) and all(isinstance(value, Tensor) for value in shadow)):
         raise ValueError(f'{path} must hold a list of tensors as "shadow_params" of its "ema", as released')
-    state = {str(key).removeprefix("module."): value for key, value in state.items()}
+    decay = average.get("decay")
+    if decay is not None and not (type(decay) in (int, float) and 0 <= decay <= 1):
+        raise ValueError(f'{path} must hold a number from 0 to 1 as "decay" of its "ema", got {_shown(decay)}')
+    if step is not None and not (type(step) is int and step >= 0):
+        raise ValueError(f'{path} must hold a whole number, 0 or more, as "step", got {_shown(step)}')
+    state = {key.removeprefix("module."): value for key, value in state.items()}
     try:
-        reading.check_held(state | {f"average {i}": value for i, value in enumerate(shadow or ())})
+        for tensors in (state, {f"average {i}": value for i, value in enumerate(shadow or ())}):
+            reading.check_held(tensors, path.stat().st_size)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as a checkpoint of torch: {error}") from error
-    return Checkpoint(path, state, shadow, average.get("decay"), None if step is None else int(step))
+    return Checkpoint(path, state, shadow, decay, step)
+
+
+def _is_state(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+def _shown(value: object) -> str:
+    """A value of a checkpoint for a message; of most only the type, as they may be of any depth and length."""
+    return reading.brief(value) if isinstance(value, str | int | float) else type(value).__name__
 
 
 # ── The original's settings in our words ────────────────────────────────────────────────────────────────────────────
@@ -148,11 +167,23 @@ SECOND = {  # settings that say more about another one
 OTHER = {"sde", "image_size", "num_channels", "fir", "attn_resolutions"}
 INERT = {"init_scale", "note"}  # the weights at the start; a remark
 KNOWN = {*SAME, *ONLY, *CHOICES, *SECOND, *OTHER, *INERT}
-TYPES = {
-    int: ("a whole number", "nf num_res_blocks image_size num_channels num_scales"),
-    list: ("a list", "ch_mult attn_resolutions fir_kernel"),
-    bool: ("true or false", "fir attention resamp_with_conv skip_rescale centered scale_by_sigma"),
+KINDS = {
+    name: kind
+    for kind, names in {
+        int: "nf num_res_blocks image_size num_channels num_scales",
+        float: "dropout fourier_scale beta_min beta_max sigma_min sigma_max ema_rate",
+        bool: "fir attention resamp_with_conv skip_rescale centered scale_by_sigma",
+        str: f"sde embedding_type {' '.join(CHOICES)}",
+        tuple[int, ...]: "ch_mult attn_resolutions",
+        tuple[float, ...]: "fir_kernel",
+    }.items()
+    for name in names.split()
 }
+SDE_KINDS = {"name": str} | dict.fromkeys(("beta_min", "beta_max", "sigma_min", "sigma_max", "eps"), float)
+NET_KINDS = {SAME[name][1]: KINDS[name] for name in SAME if SAME[name][0] == "net"} | {
+    "attention": tuple[int, ...], "fir": tuple[float, ...], "sigma_table": tuple[float, ...],
+    **dict.fromkeys(("resample", "input_pyramid", "output_pyramid"), str),
+}  # fmt: skip
 
 
 def tables_of(settings: Mapping[str, object]) -> Recipe:
@@ -164,18 +195,18 @@ def tables_of(settings: Mapping[str, object]) -> Recipe:
         ValueError: a setting that is unknown or has a value that the network cannot take, by its name.
     """
     settings = {key: value.lower() if isinstance(value, str) else value for key, value in settings.items()}
+    _check_kinds(settings, KINDS, "settings: ")
     for key, value in settings.items():
         if key not in KNOWN:
-            raise ValueError(f"settings: {key!r} is no known setting{nearest(key, sorted(KNOWN))}")
+            raise ValueError(f"settings: {reading.brief(repr(key))} is no known setting{nearest(key, sorted(KNOWN))}")
         if key in ONLY and value not in ONLY[key]:
-            raise ValueError(f"settings: {key} must be {' or '.join(map(repr, ONLY[key]))}, got {value!r}")
+            raise ValueError(
+                f"settings: {key} must be {' or '.join(map(repr, ONLY[key]))}, got {reading.brief(repr(value))}"
+            )
         if key in CHOICES and value not in CHOICES[key]:
             raise ValueError(f"settings: {key} must be {' or '.join(map(repr, CHOICES[key]))}, got {value!r}")
         if key in SECOND and SECOND[key] not in settings:
             raise ValueError(f"settings: {key} needs {SECOND[key]} beside it")
-        for kind, (wanted, keys) in TYPES.items():
-            if key in keys.split() and type(value) is not kind:
-                raise ValueError(f"settings: {key} must be {wanted}, got {value!r}")
     tables: Recipe = {"sde": {}, "net": {}, "image": {}, "train": {}}
     for key, (table, argument) in SAME.items():
         if key in settings:
@@ -204,6 +235,15 @@ def tables_of(settings: Mapping[str, object]) -> Recipe:
     if {"sigma_min", "sigma_max", "num_scales"} <= set(settings):
         net["sigma_table"] = tuple(settings[key] for key in ("sigma_min", "sigma_max", "num_scales"))
     return tables
+
+
+def _check_kinds(content: Mapping[str, object], kinds: Mapping[str, object], where: str) -> None:
+    """ValueError naming, after ``where``, a value that is of another type than its own, or no finite number."""
+    recipes.check_kinds(content, kinds, where)
+    for key, value in content.items():
+        numbers = value if isinstance(value, list | tuple) else (value,)
+        if key in kinds and not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+            raise ValueError(f"{where}{key} must be finite, got {reading.brief(repr(value))}")
 
 
 def _sde_table(settings: Mapping[str, object]) -> dict:
@@ -337,13 +377,8 @@ def load_published(net: NCSNpp, state: State) -> None:
                 problems.append(f"{' and '.join(keys)} of shape {shapes} cannot be {name} {tuple(ours[name].shape)}")
     problems += [f"{key} is left over" for key in state if key not in taken]
     if problems:
-        raise ValueError(f"the checkpoint does not match the network: {_listed(problems)}")
+        raise ValueError(f"the checkpoint does not match the network: {reading.listed(problems)}")
     net.load_state_dict(new)
-
-
-def _listed(problems: list[str]) -> str:
-    more = len(problems) - SHOWN
-    return "; ".join(problems[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _width(layer: State, *names: str) -> int:
@@ -390,6 +425,11 @@ def infer(state: State) -> tuple[dict, list[bool], int]:
         raise ValueError(
             "the checkpoint holds no score network (no tensors all_modules.N); that of a flow is the second argument"
         )
+    if max(layers) > 2 * len(layers):  # a layer without tensors has others on both sides
+        raise ValueError(
+            f"the checkpoint's layers are not those of DDPM++ or NCSN++: it holds {len(layers)} of them, and they are "
+            f"numbered up to {reading.brief(max(layers))}"
+        )
     kinds = [_kind(layers.get(n, {})) for n in range(max(layers) + 1)]
     try:
         stem = kinds.index("conv")
@@ -415,8 +455,9 @@ def infer(state: State) -> tuple[dict, list[bool], int]:
             if found["input_pyramid"] == "residual" and inlet[0] == "strided":
                 found["fir"] = ()
         return found, [n > (level == levels - 1) for level, n in enumerate(attention)], image_channels
-    except (ValueError, KeyError, IndexError) as error:
-        raise ValueError(f"the checkpoint's layers are not those of DDPM++ or NCSN++: {', '.join(kinds)}") from error
+    except (ValueError, LookupError, ArithmeticError) as error:
+        shown = reading.brief(", ".join(kinds))
+        raise ValueError(f"the checkpoint's layers are not those of DDPM++ or NCSN++: {shown}") from error
 
 
 def _runs(kinds: list[str], start: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -465,6 +506,9 @@ def architecture(state: State, given: Recipe, fallback: Recipe, size: int | None
     Raises:
         ValueError: what is given contradicts the tensors, by its names; or what neither tells is missing.
     """
+    for tables in (given, fallback):
+        _check_kinds(tables.get("net", {}), NET_KINDS, "net.")
+        _check_kinds(tables.get("sde", {}), SDE_KINDS, "sde.")
     sde = given.get("sde", {})
     if sde.get("name", fallback.get("sde", {}).get("name")) == fallback.get("sde", {}).get("name"):
         sde = fallback.get("sde", {}) | sde
@@ -485,6 +529,9 @@ def architecture(state: State, given: Recipe, fallback: Recipe, size: int | None
     deviations = state.get("sigmas")
     sigmas = {}
     if deviations is not None:
+        if deviations.ndim != 1 or len(deviations) < 2 or deviations.is_complex():
+            shape = reading.brief(tuple(deviations.shape))
+            raise ValueError(f"the checkpoint's sigmas must be two deviations or more, got a tensor of shape {shape}")
         table = (_short(deviations[-1]), _short(deviations[0]), len(deviations))
         inferred["sigma_table"] = table
         sigmas = dict(zip(("sigma_min", "sigma_max"), table, strict=False)) if sde["name"] == "ve" else {}
@@ -497,7 +544,7 @@ def architecture(state: State, given: Recipe, fallback: Recipe, size: int | None
     told |= {"image channels": image_channels}
     contradicted = [f"{k} is {told[k]}, not {v}" for k, v in said.items() if k in told and not _alike(told[k], v)]
     if contradicted:
-        raise ValueError(f"the tensors tell otherwise than what is given: {_listed(contradicted)}")
+        raise ValueError(f"the tensors tell otherwise than what is given: {reading.listed(contradicted)}")
     assumed = dict(ASSUMED[sde["name"]])
     if not assumed["fir"] and any(key.endswith(".Conv2d_0.weight") for key in state):
         assumed["fir"] = NCSNPP["fir"]
@@ -584,8 +631,14 @@ def convert(
         given[table] = content if "name" in content else given.get(table, {}) | content
     data = given.get("data", {})
     data = data if "name" in data else fallback.get("data", {}) | data
+    _check_kinds(data, {"name": str}, "data.")
     sizes = (image_size, given.get("image", {}).get("size"), data.get("size", SIDES.get(data.get("name"))))
     size = next((size for size in sizes if size is not None), None)
+    if size is not None and (type(size) is not int or size < 1):
+        raise ValueError(
+            "--image-size (or image_size of --settings, or data.size) must be a whole number of pixels, 1 or more, "
+            f"got {reading.brief(repr(size))}"
+        )
 
     source = read_checkpoint(checkpoint)
     found = architecture(source.state, given, fallback, size)
@@ -601,6 +654,7 @@ def convert(
     described = {kind: {k: v for k, v in table.items() if k != "shape"} for kind, table in model.description().items()}
     options = {table: fallback.get(table, {}) | given.get(table, {}) for table in ("train", "evaluate")}
     data = (data if "name" in data else _likely_data(found.shape) | data) | {"centered": centered}
+    check_data(**data)
     made = recipes.resolve({"data": data} | described | options)
     result = {
         "files": files,
@@ -612,10 +666,11 @@ def convert(
         "assumed": found.assumed,
         "data": data,
     }
-    model.save(out)
-    runs.describe(out, made, torch.device("cpu"), [f"converted from {file['name']}" for file in files])
     made_by = runs.provenance(None, {file["name"]: file["sha256"] for file in files})
-    writing.json_object(out / "conversion.json", result | {"provenance": made_by})
+    told = writing.json_into(result | {"provenance": made_by})  # what cannot be told is an error before all writing
+    runs.describe(out, made, torch.device("cpu"), [f"converted from {file['name']}" for file in files])
+    model.save(out)
+    writing.whole(out / "conversion.json", told)
     return result
 
 

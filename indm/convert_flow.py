@@ -16,7 +16,8 @@ from torch import Tensor
 from indm.flows import ActNorm, ConditionalResidualFlow, Coupling, Flow, InvertibleLinear, ResidualFlow
 from indm.flows.conditional import ConditionalBlock, Interleaved
 from indm.flows.residual import ResidualBlock
-from indm.reading import check_described
+from indm.reading import brief, check_described, listed
+from indm.recipes import check_kinds
 
 # Entries that say nothing of the map: the roulette's parameters and statistics, the norms and the matrix inverses that
 # are computed anew from the weights, and whether an ActNorm has seen data (checked apart).
@@ -64,7 +65,7 @@ def flow_from_state(state: Mapping[str, Tensor], settings: Mapping[str, Any], sh
         raise ValueError(f"shape must be (C, H, W), got {shape}: the released flows are of images")
     conditional = reader.has("generator.") or reader.has("discriminator.")
     prefix = "generator.flow." if conditional else ""
-    if not reader.has(f"{prefix}transforms."):
+    if not chains(reader, prefix):
         raise ValueError(
             "state must hold a residual flow, with keys like 'transforms.0.chain.0.nnet.0.weight' or "
             f"'generator.flow.transforms.…' for the conditional one, got {_some(reader.state)}"
@@ -72,7 +73,7 @@ def flow_from_state(state: Mapping[str, Tensor], settings: Mapping[str, Any], sh
     check_settings(settings, conditional)
     arguments = residual_arguments(reader, prefix, settings, shape)
     if conditional:
-        arguments |= code_arguments(reader, settings.get("discriminator", {}), shape, arguments["squeeze"])
+        arguments |= code_arguments(reader, settings, shape, arguments["squeeze"])
         agree(settings, "code_dim", arguments["code_dim"])
         make: Callable[[], Flow] = functools.partial(ConditionalResidualFlow, shape, **arguments)
     else:
@@ -103,34 +104,36 @@ class Reader:
         pattern = re.compile(re.escape(prefix) + r"(\d+)(\.|$)")
         return sorted({int(match[1]) for match in map(pattern.match, self.state) if match})
 
-    def shape(self, key: str) -> tuple[int, ...]:
-        """Of a tensor on which the architecture depends."""
+    def shape(self, key: str, sides: int) -> tuple[int, ...]:
+        """Of a tensor on which the architecture depends, and which must have so many sides."""
         if key not in self.state:
             raise ValueError(f"state lacks {key!r}, from which the architecture is read")
-        return tuple(self.state[key].shape)
+        shape = tuple(self.state[key].shape)
+        if len(shape) != sides:
+            raise ValueError(f"state must hold {sides} sides of {key!r}, got the shape {brief(shape)}")
+        return shape
 
-    def take(self, key: str) -> Tensor | None:
+    def take(self, key: str, like: Tensor) -> Tensor | None:
+        """The tensor ``key``; None, and a problem, where it is missing or of another shape than ``like``."""
         self.left.discard(key)
-        if key not in self.state:
+        value = self.state.get(key)
+        if value is None:
             self.problems.append(f"{key} is missing")
-        return self.state.get(key)
+        elif value.shape != like.shape:
+            self.problems.append(f"{key} has shape {tuple(value.shape)} where {tuple(like.shape)} is needed")
+            return None
+        return value
 
     @torch.no_grad()
     def copy(self, key: str, target: Tensor) -> None:
         """Copy the tensor ``key`` into ``target``."""
-        self.put(key, self.take(key), target)
-
-    @torch.no_grad()
-    def put(self, key: str, value: Tensor | None, target: Tensor) -> None:
-        """Copy ``value``, read from ``key``, into ``target``."""
-        if value is not None and value.shape != target.shape:
-            self.problems.append(f"{key} has shape {tuple(value.shape)} where {tuple(target.shape)} is needed")
-        elif value is not None:
+        value = self.take(key, target)
+        if value is not None:
             target.copy_(value)
 
-    def weight_norm(self, key: str) -> Tensor | None:
-        """g v/‖v‖ of a layer whose rows v have the lengths g."""
-        g, v = self.take(f"{key}.weight_g"), self.take(f"{key}.weight_v")
+    def weight_norm(self, key: str, like: Tensor) -> Tensor | None:
+        """g v/‖v‖ of a layer whose rows v have the lengths g; ``like`` is of its shape."""
+        g, v = self.take(f"{key}.weight_g", like[:, :1]), self.take(f"{key}.weight_v", like)
         return None if g is None or v is None else g * v / v.norm(dim=1, keepdim=True)
 
     def finish(self) -> None:
@@ -138,22 +141,34 @@ class Reader:
         unknown = sorted(key for key in self.left if not INCIDENTAL.search(key))
         problems = self.problems + [f"{key} is not understood" for key in unknown]
         if problems:
-            raise ValueError(f"state does not fit the architecture that was read from it: {'; '.join(problems)}")
+            raise ValueError(f"state does not fit the architecture that was read from it: {listed(problems)}")
 
 
 def check_settings(settings: Mapping[str, Any], conditional: bool) -> None:
     """ValueError naming every setting that is unknown, or has a value that is not converted."""
     known = {*UNRELATED, *FIXED, *DERIVED, *CHOSEN, *(("generator", "dequantizer") if conditional else ())}
+    check_kinds(settings, {"act_fn": str, "coeff": float}, "settings: ")
     problems = [f"{key} is unknown" for key in settings if key not in known]
     for key, values in FIXED.items():
         if key in settings and settings[key] not in values:
             problems.append(f"{key} must be {' or '.join(map(repr, values))}, got {settings[key]!r}")
-    if settings.get("generator", {}).get("flow", {}).get("type", "resflow") != "resflow":
-        problems.append(f"generator must have a flow of type 'resflow', got {settings['generator']}")
-    if settings.get("dequantizer", {}).get("type", "uniform") != "uniform":
-        problems.append(f"dequantizer must be of type 'uniform', got {settings['dequantizer']}")
+    table(settings, "discriminator")
+    flow, dequantizer = table(settings, "generator", "flow"), table(settings, "dequantizer")
+    if flow.get("type", "resflow") != "resflow":
+        problems.append(f"generator must have a flow of type 'resflow', got {flow['type']!r}")
+    if dequantizer.get("type", "uniform") != "uniform":
+        problems.append(f"dequantizer must be of type 'uniform', got {dequantizer['type']!r}")
     if problems:
-        raise ValueError(f"settings cannot be converted: {'; '.join(problems)}")
+        raise ValueError(f"settings cannot be converted: {listed(problems)}")
+
+
+def table(settings: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+    """The table at ``path`` in the settings, empty where there is none; a ValueError where there is something else."""
+    for i, key in enumerate(path):
+        settings = settings.get(key, {})
+        if not isinstance(settings, Mapping):
+            raise ValueError(f"settings: {'.'.join(path[: i + 1])} must be a table, got {brief(repr(settings))}")
+    return settings
 
 
 def agree(settings: Mapping[str, Any], key: str, found: Any, path: str = "") -> None:
@@ -161,7 +176,7 @@ def agree(settings: Mapping[str, Any], key: str, found: Any, path: str = "") -> 
     given = settings.get(key, found)
     given = tuple(given) if isinstance(given, list) else given
     if given != found:
-        raise ValueError(f"settings: {path}{key} is {given!r}, but the tensors and the shape say {found!r}")
+        raise ValueError(f"settings: {path}{key} is {brief(repr(given))}, but the tensors and the shape say {found!r}")
 
 
 # ── The residual flow ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -172,7 +187,7 @@ def residual_arguments(
 ) -> dict[str, Any]:
     """Arguments of the residual flow, from tensors where they show there."""
     groups = [sum(reader.has(f"{chain}{j}.nnet.") for j in reader.indices(chain)) for chain in chains(reader, prefix)]
-    width, inputs = reader.shape(f"{first_block(reader, prefix)}.nnet.0.weight")[:2]
+    width, inputs = reader.shape(f"{first_block(reader, prefix)}.nnet.0.weight", 4)[:2]
     squeeze = inputs == 4 * shape[0]
     if inputs != shape[0] and not squeeze:
         squeezed = f", or {inputs // 4} that are squeezed" if inputs % 4 == 0 else ""
@@ -183,7 +198,7 @@ def residual_arguments(
             "entries of such a z into another order than their places in the image"
         )
     actnorm = any(key.endswith(".initialized") for key in reader.state)
-    uninitialized = [k for k, v in reader.state.items() if k.endswith(".initialized") and not bool(v)]
+    uninitialized = [k for k, v in reader.state.items() if k.endswith(".initialized") and not v.all()]
     if uninitialized:
         raise ValueError(f"state holds an ActNorm that never saw data: {_some(uninitialized)}")
     agree(settings, "nblocks", "-".join(map(str, groups)))
@@ -221,12 +236,13 @@ def read_chain(reader: Reader, prefix: str, flows) -> None:
             read_actnorm(reader, source, target)
 
 
+@torch.no_grad()
 def read_actnorm(reader: Reader, source: str, target: ActNorm) -> None:
     """(x + bias) e^weight in the original."""
-    weight, bias = reader.take(f"{source}.weight"), reader.take(f"{source}.bias")
-    reader.put(f"{source}.weight", weight, target.log_scale)
+    weight, bias = reader.take(f"{source}.weight", target.log_scale), reader.take(f"{source}.bias", target.shift)
     if weight is not None and bias is not None:
-        reader.put(f"{source}.bias", bias * weight.exp(), target.shift)
+        target.log_scale.copy_(weight)
+        target.shift.copy_(bias * weight.exp())
 
 
 def read_block(reader: Reader, source: str, target: ResidualBlock) -> None:
@@ -254,9 +270,11 @@ def code_arguments(
     reader: Reader, settings: Mapping[str, Any], shape: tuple[int, ...], squeeze: bool
 ) -> dict[str, Any]:
     """Arguments of the encoder and the prior, from tensors where they show there."""
-    encoder, prior = dict(settings.get("encoder", {})), dict(settings.get("prior", {}))
+    whole, encoder, prior = (table(settings, "discriminator", *path) for path in ((), ("encoder",), ("prior",)))
+    for name, part in {"encoder": encoder, "prior": prior}.items():
+        check_kinds(part, {"activation": str}, f"settings: discriminator.{name}.")
     tables = {
-        "discriminator.": (settings, {"type": "gaussian"}, ("encoder", "in_dim", "dim", "prior")),
+        "discriminator.": (whole, {"type": "gaussian"}, ("encoder", "in_dim", "dim", "prior")),
         "discriminator.encoder.": (
             encoder, {"type": "global_resnet_bn"}, ("levels", "in_planes", "hidden_planes", "out_planes", "activation"),
         ),
@@ -265,21 +283,21 @@ def code_arguments(
             ("num_steps", "in_features", "hidden_features", "activation", "alpha"),  # the original never uses alpha
         ),
     }  # fmt: skip
-    for path, (table, fixed, known) in tables.items():
-        for key, value in table.items():
+    for path, (given, fixed, known) in tables.items():
+        for key, value in given.items():
             if key not in {*fixed, *known}:
-                raise ValueError(f"settings: {path}{key} is unknown, with the value {value!r}")
+                raise ValueError(f"settings: {path}{brief(key)} is unknown, with the value {brief(repr(value))}")
             if value != fixed.get(key, value):
-                raise ValueError(f"settings: {path}{key} must be {fixed[key]!r}, got {value!r}")
+                raise ValueError(f"settings: {path}{key} must be {fixed[key]!r}, got {brief(repr(value))}")
 
     levels = reader.indices(f"{ENCODER}resnet")
-    planes = tuple(reader.shape(f"{ENCODER}resnet{i}.main.0.conv1.weight")[0] for i in levels)
-    channels = reader.shape(f"{ENCODER}top.weight")[0]
-    outputs, features = reader.shape(f"{HEAD}.weight_v")
-    hidden, half = reader.shape(f"{STEPS}0.unit.coupling1_up.net.fc1.weight")
+    planes = tuple(reader.shape(f"{ENCODER}resnet{i}.main.0.conv1.weight", 4)[0] for i in levels)
+    channels = reader.shape(f"{ENCODER}top.weight", 4)[0]
+    outputs, features = reader.shape(f"{HEAD}.weight_v", 2)
+    hidden, half = reader.shape(f"{STEPS}0.unit.coupling1_up.net.fc1.weight", 2)
     steps = len(reader.indices(STEPS))
-    agree(settings, "in_dim", features, "discriminator.")
-    agree(settings, "dim", outputs // 2, "discriminator.")
+    agree(whole, "in_dim", features, "discriminator.")
+    agree(whole, "dim", outputs // 2, "discriminator.")
     agree(encoder, "levels", len(planes), "discriminator.encoder.")
     agree(encoder, "in_planes", shape[0] * (4 if squeeze else 1), "discriminator.encoder.")
     agree(encoder, "hidden_planes", planes, "discriminator.encoder.")
@@ -292,6 +310,7 @@ def code_arguments(
             "prior_activation": prior.get("activation", "elu")}  # fmt: skip
 
 
+@torch.no_grad()
 def read_encoder(reader: Reader, flow: ConditionalResidualFlow) -> None:
     """Two blocks a level, then the 1×1 convolution and the head."""
     *blocks, top, _ = flow.encoder.layers
@@ -306,7 +325,9 @@ def read_encoder(reader: Reader, flow: ConditionalResidualFlow) -> None:
                 reader.copy(f"{source}.{norm}.{name}", target)
     reader.copy(f"{ENCODER}top.weight", top.weight)
     reader.copy(f"{ENCODER}top.bias", top.bias)
-    reader.put(f"{HEAD}.weight_v", reader.weight_norm(HEAD), flow.encoder.head.weight)
+    head = reader.weight_norm(HEAD, flow.encoder.head.weight)
+    if head is not None:
+        flow.encoder.head.weight.copy_(head)
     reader.copy(f"{HEAD}.bias", flow.encoder.head.bias)
 
 
@@ -325,21 +346,21 @@ def read_prior(reader: Reader, flow: ConditionalResidualFlow) -> None:
             read_coupling(reader, source, layer.flow if isinstance(layer, Interleaved) else layer)
 
 
+@torch.no_grad()
 def read_linear(reader: Reader, source: str, target: InvertibleLinear) -> None:
     """W as P L U, computed in double precision."""
-    weight, size = reader.take(f"{source}.weight"), (target.channels, target.channels)
-    if weight is None or weight.shape != size:
-        reader.problems += [] if weight is None else [f"{source}.weight must have shape {size}"]
+    weight = reader.take(f"{source}.weight", target.off_diagonal)
+    if weight is None:
         return
     permutation, lower, upper = torch.linalg.lu(weight.double())
     diagonal = upper.diagonal()
-    with torch.no_grad():
-        target.permutation.copy_(permutation)
-        target.sign.copy_(diagonal.sign())
-        target.log_diagonal.copy_(diagonal.abs().log())
-        target.off_diagonal.copy_(lower.tril(-1) + upper.triu(1))
+    target.permutation.copy_(permutation)
+    target.sign.copy_(diagonal.sign())
+    target.log_diagonal.copy_(diagonal.abs().log())
+    target.off_diagonal.copy_(lower.tril(-1) + upper.triu(1))
 
 
+@torch.no_grad()
 def read_coupling(reader: Reader, source: str, target: Coupling) -> None:
     """Three dense layers; the original's last gives shifts before scales, and has weight norm."""
     first, _, second, _, last = target.conditioner.layers
@@ -347,15 +368,15 @@ def read_coupling(reader: Reader, source: str, target: Coupling) -> None:
         reader.copy(f"{source}.net.{name}.weight", layer.weight)
         reader.copy(f"{source}.net.{name}.bias", layer.bias)
     key = f"{source}.net.fc3.linear"
-    for name, value, parameter in [
-        ("weight_v", reader.weight_norm(key), last.weight),
-        ("bias", reader.take(f"{key}.bias"), last.bias),
+    for value, parameter in [
+        (reader.weight_norm(key, last.weight), last.weight),
+        (reader.take(f"{key}.bias", last.bias), last.bias),
     ]:
-        swapped = None if value is None else value.roll(len(value) // 2, 0)
-        reader.put(f"{key}.{name}", swapped, parameter)
+        if value is not None:
+            parameter.copy_(value.roll(len(value) // 2, 0))
 
 
 def _some(names) -> str:
     """The first few of them."""
     names = [str(name) for name in names]
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "") if names else "nothing"
+    return brief(", ".join(names[:5])) + (", …" if len(names) > 5 else "") if names else "nothing"

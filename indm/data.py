@@ -544,8 +544,18 @@ def load_data(name: str, **options: object) -> Data:
     """Load the data set ``name`` with the options of its loader.
 
     Raises:
-        ValueError: for an unknown name or option (with the nearest known one), an option of the wrong type,
-            a missing one, and for data that cannot be used.
+        ValueError: what :func:`check_data` raises, and for data that cannot be used.
+    """
+    check_data(name, **options)
+    return LOADERS[name](**options)
+
+
+def check_data(name: str, **options: object) -> None:
+    """See that there is such a data set with such options, without looking for its files.
+
+    Raises:
+        ValueError: for an unknown name or option (with the nearest known one), an option of the wrong type, and a
+            missing one.
     """
     if name not in LOADERS:
         raise ValueError(f"unknown data {name!r}{nearest(name, LOADERS)}")
@@ -561,7 +571,6 @@ def load_data(name: str, **options: object) -> Data:
     missing = [o for o, p in parameters.items() if p.default is inspect.Parameter.empty and o not in options]
     if missing:
         raise ValueError(f"data {name!r} needs the option {', '.join(missing)}")
-    return LOADERS[name](**options)
 
 
 def _fits(value: object, kinds: tuple[type, ...]) -> bool:

@@ -6,8 +6,12 @@ is returned or kept without its provenance: which pixels, how they were made, an
 Source: Obukhov et al. 2020, "torch-fidelity", https://github.com/toshas/torch-fidelity.
 """
 
+import contextlib
 import hashlib
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +38,7 @@ INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 OWN = "indm-extractor"
+REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
@@ -53,10 +58,18 @@ class Images:
     data: Data | None = None
 
     def first(self, n: int | None) -> "Images":
-        """The first ``n``, all for None; a ValueError where there are fewer."""
+        """The first ``n``, all for None; a ValueError where there are fewer, or ``n`` is too few to be scored."""
+        if n is not None:
+            check_number("n", n)
         if n is not None and n > len(self.raw):
             raise ValueError(f"n must be at most the {len(self.raw)} images that there are, got {n}")
         return replace(self, raw=self.raw[:n])
+
+
+def check_number(name: str, n: int) -> None:
+    """ValueError where so many images are too few to be scored, or scored against."""
+    if n < FEWEST:
+        raise ValueError(f"{name} must be at least {FEWEST} images, of which scores can be made, got {n}")
 
 
 # ── Where images come from ──────────────────────────────────────────────────────────────────────────────────────────
@@ -263,7 +276,7 @@ class Pixels(InMemory):
 def score(samples: Images, reference: Images, features: Features, *, progress: bool = True) -> dict:
     """The scores of samples against a reference, with their provenance.
 
-    The features of the reference are cached by torch-fidelity, under a name made of its pixels and of the extractor.
+    The features of the reference are kept, see :func:`features_file`.
 
     Returns:
         ``scores``: ``frechet_distance`` (squared units of the features; the FID where the extractor is Inception),
@@ -282,8 +295,7 @@ def score(samples: Images, reference: Images, features: Features, *, progress: b
     """
     pixels, about = {}, {}
     for name, images in {"samples": samples, "reference": reference}.items():
-        if len(images.raw) < FEWEST:
-            raise ValueError(f"{name} must be at least {FEWEST} images, got {len(images.raw)}")
+        check_number(name, len(images.raw))
         raw = pixels[name] = fit(images, features).contiguous()
         about[name] = images.provenance | {
             "images": len(raw),
@@ -298,22 +310,24 @@ def score(samples: Images, reference: Images, features: Features, *, progress: b
         )
     settings = SETTINGS | {"kid_subset_size": min(1000, *map(len, pixels.values()))}
     key = [about["reference"]["pixels_sha256"], shapes[1], features.provenance, torch_fidelity.__version__]
-    found = torch_fidelity.calculate_metrics(
-        input1=Pixels(pixels["samples"]),
-        input2=Pixels(pixels["reference"]),
-        input2_cache_name=f"indm-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()}",
-        feature_extractor=features.name,
-        feature_extractor_weights_path=str(features.weights),
-        isc=True,
-        fid=True,
-        kid=True,
-        prc=True,
-        cuda=torch.cuda.is_available(),
-        batch_size=BATCH,
-        save_cpu_ram=True,  # no worker processes: the images are in memory
-        verbose=progress and features.name == INCEPTION,  # it calls every Fréchet distance a FID
-        **settings,
-    )
+    with kept_features(features_file(key), features, len(pixels["reference"])) as folder:
+        found = torch_fidelity.calculate_metrics(
+            input1=Pixels(pixels["samples"]),
+            input2=Pixels(pixels["reference"]),
+            input2_cache_name=REFERENCE,
+            cache_root=str(folder),
+            feature_extractor=features.name,
+            feature_extractor_weights_path=str(features.weights),
+            isc=True,
+            fid=True,
+            kid=True,
+            prc=True,
+            cuda=torch.cuda.is_available(),
+            batch_size=BATCH,
+            save_cpu_ram=True,  # no worker processes: the images are in memory
+            verbose=progress and features.name == INCEPTION,  # it calls every Fréchet distance a FID
+            **settings,
+        )
     scores = {
         "frechet_distance": found[torch_fidelity.KEY_METRIC_FID],
         "inception_score": found[torch_fidelity.KEY_METRIC_ISC_MEAN],
@@ -331,12 +345,73 @@ def score(samples: Images, reference: Images, features: Features, *, progress: b
     return {"scores": scores, **about, **how, "provenance": made_by}
 
 
-def keep(record: dict, file: Path) -> None:
-    """Add what :func:`score` returned to the ``records`` of a JSON file, in place of one that says what it does."""
+def features_file(key: list) -> Path:
+    """Where the features of a reference are kept, by what they depend on: its pixels, the extractor, the library."""
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return files.cache() / "features" / f"{name}.safetensors"
+
+
+@contextmanager
+def kept_features(file: Path, features: Features, images: int) -> Iterator[Path]:
+    """A folder that torch-fidelity may take for its cache: with the features of the reference that ``file`` keeps, or
+    without any, and then they are kept afterwards.
+
+    Its own cache is pickles with code, which whoever can write there could run. In this one is nothing but what this
+    process puts there.
+    """
+    kept = _read_features(file, features, images)
+    with tempfile.TemporaryDirectory(prefix="indm-") as folder:
+        for name, values in kept.items():
+            torch.save(values, Path(folder) / f"{name}.pt")
+        yield Path(folder)
+        if not kept:
+            made = {path.stem: reading.checkpoint(path) for path in Path(folder).glob(f"{_prefix(features)}*.pt")}
+            with contextlib.suppress(OSError):  # a cache that cannot be written costs time alone
+                file.parent.mkdir(parents=True, exist_ok=True)
+                writing.whole(file, writing.weights_into(made))
+
+
+def _read_features(file: Path, features: Features, images: int) -> dict[str, Tensor]:
+    """The features that ``file`` keeps of so many images; none where there are others, or damage."""
     try:
-        kept = reading.json_object(file)["records"] if file.is_file() else []
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} holds no records of scores, which could not be added to it: {error!r}") from error
+        kept = reading.weights(file)
+    except ValueError:
+        return {}
+    begins = _prefix(features)
+    fits = all(
+        name.startswith(begins) and "/" not in name
+        and values.ndim == 2 and len(values) == images and bool(values.isfinite().all())
+        for name, values in kept.items()
+    )  # fmt: skip
+    return kept if fits else {}
+
+
+def _prefix(features: Features) -> str:
+    """With which the names begin that torch-fidelity gives to the features of the reference."""
+    return f"{REFERENCE}-{features.name}-features-"
+
+
+def read_records(file: Path) -> list[dict]:
+    """The records of scores in a JSON file, none where there is no such file.
+
+    Raises:
+        ValueError: something else is there, to which none can be added.
+    """
+    if not file.exists():
+        return []
+    records = reading.json_object(file).get("records")
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise ValueError(f'{file} holds no list of "records" of scores, to which others could be added; move it away')
+    return records
+
+
+def keep(record: dict, file: Path) -> None:
+    """Add what :func:`score` returned to the ``records`` of a JSON file, in place of one that says what it does.
+
+    Raises:
+        ValueError: see :func:`read_records`.
+    """
+    kept = read_records(file)
     record = json.loads(json.dumps(record))  # as it will be read
     apart = {"scores": None, "provenance": None}  # the same scores may be asked for by another command
     others = [old for old in kept if old | apart != record | apart]

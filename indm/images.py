@@ -10,6 +10,7 @@ import math
 import os
 import stat
 import tempfile
+import threading
 import warnings
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import InterpolationMode
@@ -33,6 +34,7 @@ KINDS = (None, "L", "RGB")  # of a file in an index: no image that can be used, 
 IN_INDEX = ("names", "ends", "sizes", "times", "kinds")
 KEPT_FROM = 1000  # files from which on the index of a folder is kept
 AT_ONCE = 4096  # files that are looked at side by side
+WHOLE_AT_ONCE = threading.BoundedSemaphore(os.cpu_count() or 1)  # images that are decoded; one may take a gigabyte
 MOST_IN_A_ROW = 100  # images that cannot be read, one after the other, before that is an error
 
 
@@ -90,15 +92,32 @@ def read_image(path: Path) -> Image.Image:
     """
     with _opened(path) as image:
         kind = _kind(image)
-        image = ImageOps.exif_transpose(image)  # also decodes every pixel, so that truncation shows
+        image.load()  # every pixel, so that truncation shows
+        ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):
-            levels = np.asarray(image).astype(np.int64)
-            if levels.min() < 0 or levels.max() > 65535:
-                raise ValueError("integer pixels outside 0 … 65535")
-            image = Image.fromarray((levels // 256).astype(np.uint8))
+            return _first_byte(image)
         if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+            return _over_white(image, kind)
         return image.convert(kind)
+
+
+def _first_byte(image: Image.Image) -> Image.Image:
+    """The first byte of 16-bit levels, made in their own precision: images may be as large as PIL's limit."""
+    levels = np.asarray(image)
+    if levels.min() < 0 or levels.max() > 65535:
+        raise ValueError("integer pixels outside 0 … 65535")
+    return Image.fromarray((levels >> 8).astype(np.uint8))
+
+
+def _over_white(image: Image.Image, kind: str) -> Image.Image:
+    """An image with transparency as it looks over white, by as few copies."""
+    with_alpha = "LA" if kind == "L" else "RGBA"
+    if image.mode != with_alpha:
+        image = image.convert(with_alpha)
+    clear = ImageChops.invert(image.getchannel("A"))
+    image = image.convert(kind)
+    image.paste("white", mask=clear)
+    return image
 
 
 def square(image: Image.Image, size: int, channels: int, resize: str = "bilinear", crop: bool | int = True) -> Tensor:
@@ -201,7 +220,8 @@ def _header_kind(path: Path) -> int:
 
 
 def _whole_kind(path: Path) -> int:
-    return _looked(lambda path: read_image(path).mode, path)
+    with WHOLE_AT_ONCE:
+        return _looked(lambda path: read_image(path).mode, path)
 
 
 def _looked(kind: Callable[[Path], str], path: Path) -> int:

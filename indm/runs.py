@@ -278,15 +278,36 @@ def draw(
 
 
 def read_samples(file: Path) -> tuple[Tensor, int, dict | None]:
-    """Samples that :func:`draw` kept, their grey levels (0: none), and their provenance; None where it is unknown."""
+    """Samples that :func:`draw` kept, their grey levels (0: none), and their provenance; None where it is unknown.
+
+    Raises:
+        ValueError: naming the file, which is damaged, or holds something else.
+    """
     try:
         told = "provenance" in (reading.array_names(file) or ())
         made_by = json.loads(reading.array(file, "provenance").tobytes()) if told else None
-        return torch.from_numpy(reading.array(file, "samples")), int(reading.array(file, "levels")), made_by
+        samples, levels = reading.array(file, "samples"), reading.array(file, "levels")
+        _check_samples(samples, levels, made_by)
+        return torch.from_numpy(samples), int(levels), made_by
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{file} cannot be read as samples that 'indm sample' wrote: {reading.reason(error)}"
         ) from error
+
+
+def _check_samples(samples: np.ndarray, levels: np.ndarray, made_by: object) -> None:
+    """ValueError where these are no samples, number of grey levels, and provenance."""
+    if levels.shape != () or levels.dtype.kind not in "iu" or levels == 1 or levels < 0:
+        raise ValueError(f"its levels must be one whole number, 2 or more, or 0 for none, got {reading.brief(levels)}")
+    if levels > 0 and (
+        samples.dtype.kind not in "iu" or samples.min(initial=0) < 0 or samples.max(initial=0) >= levels
+    ):
+        raise ValueError(f"its samples must be whole numbers from 0 to {levels - 1}, the last of its levels")
+    if made_by is None:
+        return
+    if not isinstance(made_by, dict) or not isinstance(made_by.get("weights_sha256"), str):
+        raise ValueError('its provenance must be an object with a "weights_sha256"')
+    json.dumps(made_by, allow_nan=False)  # as it is written again beside what is made of the samples
 
 
 def weights_hash(run: Path) -> str:

@@ -1,6 +1,7 @@
 """Converted checkpoints: the stored networks, random ones in the original's layout, the files, mistakes."""
 
 import json
+import math
 import os
 import re
 import sys
@@ -116,9 +117,19 @@ def test_the_rest_is_as_published_or_a_recipe_s():
         ({"num_res_block": 3}, "'num_res_block' is no known setting; did you mean 'num_res_blocks'"),
         ({"sde": "vpe"}, "sde must be vpsde, subvpsde, vesde, got 'vpe'"),
         ({"resblock_type": "ddpm", "fir": True}, "fir must be false where resblock_type is 'ddpm'"),
-        ({"attn_resolutions": 8}, "attn_resolutions must be a list, got 8"),
+        ({"attn_resolutions": 8}, "attn_resolutions must be a list of a whole number, got 8"),
         ({"image_size": "16"}, "image_size must be a whole number, got '16'"),
         ({"centered": 1}, "centered must be true or false, got 1"),
+        ({"resblock_type": ["biggan"]}, "resblock_type must be a string, got ['biggan']"),
+        ({"progressive": ["none"]}, "progressive must be a string, got ['none']"),
+        ({"progressive_input": {"a": 1}}, "progressive_input must be a string, got {'a': 1}"),
+        ({"progressive_combine": []}, "progressive_combine must be a string, got []"),
+        ({"sde": ["vpsde"]}, "sde must be a string, got ['vpsde']"),
+        ({"dropout": "0.1"}, "dropout must be a number, got '0.1'"),
+        ({"beta_max": math.nan}, "beta_max must be finite, got nan"),
+        ({"fir_kernel": [1, math.inf]}, "fir_kernel must be finite, got [1, inf]"),
+        ({"ch_mult": [[1]]}, "ch_mult must be a list of a whole number, got [[1]]"),
+        ({"nf": "n" * 10**5}, f"nf must be a whole number, got '{'n' * 199}…"),
     ],
 )
 def test_settings_that_are_not_known(changes, words):
@@ -230,6 +241,53 @@ def test_pickled_code_is_not_run(tmp_path, capsys):
     assert "code was run" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"step": [1]}, 'must hold a whole number, 0 or more, as "step", got list'),
+        ({"step": -1}, 'must hold a whole number, 0 or more, as "step", got -1'),
+        ({"step": np.float64(3)}, 'as "step", got Unused'),
+        ({"ema": {"decay": torch.ones(2)}}, 'must hold a number from 0 to 1 as "decay" of its "ema", got Tensor'),
+        ({"ema": {"decay": math.nan}}, 'must hold a number from 0 to 1 as "decay" of its "ema", got nan'),
+        ({"ema": torch.ones(2)}, 'must hold a list of tensors as "shadow_params" of its "ema"'),
+        ({"model": {3: torch.ones(2)}}, 'must hold a dict whose "model" is a dict of tensors'),
+        ({"model": 1, "m" * 10**5: 2}, "it holds optimizer, model, ema, step, extra, m{100,200}…$"),
+        ({"model": {"a": torch.ones(2).to_sparse()}}, r"it asks for torch\._utils\._rebuild_sparse_tensor"),
+        ({"model": {"a": torch.ones(2, device="meta")}}, r"it asks for torch\._utils\._rebuild_meta_tensor_no_storage"),
+    ],
+)
+def test_what_a_checkpoint_holds_beside_its_weights_is_checked(changes, complaint, tmp_path):
+    path = checkpoint(fixture("ddpmpp_vp")[1], tmp_path / "a.pth", extra=1)
+    torch.save(torch.load(path) | changes, path)
+    with pytest.raises(ValueError, match=complaint):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"all_modules.999999999999.weight": torch.ones(2)}, "they are numbered up to 999999999999"),
+        ({"sigmas": torch.tensor(1.0)}, r"sigmas must be two deviations or more, got a tensor of shape \(\)"),
+        ({"sigmas": torch.ones(0)}, r"sigmas must be two deviations or more, got a tensor of shape \(0,\)"),
+        ({"all_modules.2.weight": torch.ones(0, 3, 3, 3)}, "layers are not those of DDPM"),
+        ({"all_modules.5.Conv_1.bias": torch.ones(0)}, r"multipliers and blocks must be 1 or more, got \(1, 0\) and 1"),
+    ],
+)
+def test_tensors_of_no_network(changes, complaint):
+    settings, state, _ = fixture("ddpmpp_vp")
+    with pytest.raises(ValueError, match=complaint):
+        converted(settings, state | changes, {"sde": "vpsde"})
+
+
+def test_a_message_does_not_list_without_end():
+    settings, state, _ = fixture("ddpmpp_vp")
+    found = architecture(state, tables_of(settings), {}, 16)
+    further = {f"all_modules.1.{i}{'a' * 10**4}": torch.ones(1) for i in range(100)}
+    with pytest.raises(ValueError, match=r"a…; and 60 more$") as caught:
+        score_of_checkpoint(state | further, found.sde, found.net, found.shape)
+    assert len(str(caught.value)) < 10_000
+
+
 @pytest.mark.parametrize("where", ["model", "averages"])
 def test_a_tensor_cannot_claim_more_than_is_stored(where, tmp_path):
     huge, state = torch.zeros(1).expand(10**12), {"all_modules.1.weight": torch.ones(2)}
@@ -249,8 +307,7 @@ def test_a_tensor_cannot_claim_more_than_is_stored(where, tmp_path):
 def test_the_network_cannot_be_larger_than_the_tensors(tmp_path):
     """One wide layer does not make the converter build a whole network of its width."""
     _, state, _ = fixture("ddpmpp_vp")
-    key = next(key for key, value in state.items() if value.ndim == 4)
-    state = state | {key: torch.zeros(200_000, *state[key].shape[1:])}
+    state = state | {"all_modules.5.Conv_1.bias": torch.zeros(200_000 * 16)}
     path = checkpoint(state, tmp_path / "a.pth")
     with pytest.raises(ValueError, match="the description is of a larger model than the weights"):
         convert(path, tmp_path / "run", image_size=16, changes={"sde": "vp"})
@@ -396,6 +453,19 @@ def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch
         ("checkpoint_1.pth --settings list.json", "settings list.json cannot be read as JSON: it holds list"),
         ("checkpoint_1.pth --sde vp --image-size 16 --weights raw", "invalid choice 'raw' for argument '--weights'"),
         ("checkpoint_1.pth --sde vp --image-size 16 --out full", "full exists and is not empty"),
+        ("checkpoint_1.pth --sde vp --image-size -8", "must be a whole number of pixels, 1 or more, got -8"),
+        ("checkpoint_1.pth --sde vp --data.size [8]", "(or image_size of --settings, or data.size) must be a whole"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --data 5", "unknown data '5'"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --data.name [5]", "data.name must be a string, got [5]"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --data.flap 5", "data 'folder' has no option 'flap'; did you mean"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --data.path \ud800", "is no Unicode text"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --net.centered 5", "net.centered must be true or false, got 5"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --net.attention 5", "net.attention must be a list of a whole"),
+        ("checkpoint_1.pth --sde.name [1] --image-size 16", "sde.name must be a string, got [1]"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --sde.beta_max [1]", "sde.beta_max must be a number, got [1]"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --sde.beta_max inf", "sde.beta_max must be finite, got inf"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --net.fir [1e400,1]", "net.fir must be finite, got [inf, 1]"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --net.dropout x", "net.dropout must be a number, got 'x'"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(arguments, complaint, released, tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -386,6 +387,11 @@ def test_conditional_flows_of_other_settings(name):
         ({"act_fn": "gelu"}, r"activation must be one of .*, got 'gelu'"),
         ({"act_fn": "swish"}, r"transforms\.0\.chain\.0\.nnet\.1\.beta is missing"),
         ({"coeff": 0.99}, r"coeff must lie in \(0, 0.98\]"),
+        ({"coeff": [1]}, r"settings: coeff must be a number, got \[1\]"),
+        ({"act_fn": []}, r"settings: act_fn must be a string, got \[\]"),
+        ({"preact": [True]}, r"preact must be True, got \[True\]"),
+        ({"nblocks": [[2], {}]}, r"nblocks is \(\[2\], {}\), but"),
+        ({"discriminator": 3}, "settings: discriminator must be a table, got 3"),
     ],
 )
 def test_settings_of_the_plain_flow_that_do_not_fit(settings, message):
@@ -405,6 +411,10 @@ def test_settings_of_the_plain_flow_that_do_not_fit(settings, message):
         (("encoder", "activation"), "gelu", r"encoder_activation must be one of"),
         (("prior", "transform"), "additive", r"discriminator\.prior\.transform must be 'affine'"),
         (("prior", "hidden_features"), 512, r"discriminator\.prior\.hidden_features is 512"),
+        (("encoder", "activation"), ["elu"], r"discriminator\.encoder\.activation must be a string, got \['elu'\]"),
+        (("prior", "activation"), 3, r"discriminator\.prior\.activation must be a string, got 3"),
+        (("encoder",), 3, r"settings: discriminator\.encoder must be a table, got 3"),
+        (("prior",), "x" * 10**5, r"settings: discriminator\.prior must be a table, got 'x{199}…$"),
     ],
 )
 def test_settings_of_the_discriminator_that_do_not_fit(path, value, message):
@@ -415,6 +425,32 @@ def test_settings_of_the_discriminator_that_do_not_fit(path, value, message):
     table[path[-1]] = value
     with pytest.raises(ValueError, match=message):
         flow_from_state(state, settings, shape)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"generator": "x"}, "settings: generator must be a table, got 'x'"),
+        ({"generator": {"flow": [1]}}, r"settings: generator\.flow must be a table, got \[1\]"),
+        ({"dequantizer": 3}, "settings: dequantizer must be a table, got 3"),
+        ({"discriminator": 3}, "settings: discriminator must be a table, got 3"),
+    ],
+)
+def test_settings_that_should_be_tables(settings, message):
+    state, good, _, shape = recorded(CONDITIONAL)
+    with pytest.raises(ValueError, match=message):
+        flow_from_state(state, good | settings, shape)
+
+
+@pytest.mark.parametrize("name", [PLAIN, CONDITIONAL])
+def test_a_tensor_of_any_shape_is_read_or_named(name):
+    """Of every kind of tensor one, as no, one and five sides."""
+    state, settings, _, shape = recorded(name)
+    kinds = {re.sub(r"\d+", "N", key): key for key in state if key.endswith(("weight", "bias", "_v", "_g"))}
+    for key in kinds.values():
+        for wrong in (torch.tensor(1.0), torch.ones(7), torch.ones(1, 2, 1, 2, 1)):
+            with pytest.raises(ValueError, match=re.escape(key.removeprefix("module."))):
+                flow_from_state(state | {key: wrong}, settings, shape)
 
 
 @pytest.mark.parametrize("name", [PLAIN, CONDITIONAL])
@@ -446,6 +482,15 @@ def test_states_that_are_no_such_flow():
         flow_from_state(state, {}, (2, 16, 16))
     with pytest.raises(ValueError, match="nblocks with more than two groups"):
         flow_from_state(Original().blocks("", 1, (1, 1, 1), 4).state, {}, (1, 8, 8))
+    with pytest.raises(ValueError, match=r"state must hold a residual flow, .* got transforms\.x"):
+        flow_from_state({"transforms.x": torch.zeros(1)}, {}, shape)
+    with pytest.raises(ValueError, match=r"state lacks 'transforms\.0\.chain\.0\.nnet\.0\.weight'"):
+        flow_from_state({"transforms.0.x": torch.zeros(1)}, {}, shape)
+    with pytest.raises(ValueError, match=r"a is not understood; .*…; and 161 more$") as error:
+        flow_from_state(
+            state | {f"a{'b' * 10**4}{i}": torch.ones(1) for i in range(200)} | {"a": torch.ones(1)}, {}, shape
+        )
+    assert len(str(error.value)) < 10_000
     fresh = Original().blocks("", 1, (1,), 4, actnorm=True).state
     fresh["module.transforms.0.chain.0.initialized"] = torch.tensor(0)
     with pytest.raises(ValueError, match="ActNorm that never saw data"):

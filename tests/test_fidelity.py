@@ -3,13 +3,18 @@
 import hashlib
 import importlib.util
 import json
+import math
+import os
+import pickle
 
 import numpy as np
 import pytest
 import torch
 import torch_fidelity
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from indm import images as images_module
 from indm import runs
 from indm.cli import main
 from indm.data import load_data, stack
@@ -45,8 +50,9 @@ def folder(digits, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """torch-fidelity keeps its cache, and looks for its weights, under this folder."""
+    """torch-fidelity looks for its weights under this folder, and features are kept in one beside it."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("INDM_DATA", str(tmp_path / "cache"))
     return tmp_path / "torch"
 
 
@@ -70,7 +76,7 @@ def scored(digits, folder, tmp_path_factory):
     """A record, and the features and logits that it was made of, by the extractor itself."""
     samples, reference = stack(digits.test, 120), stack(digits.train, 120)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
+        patch.setenv("INDM_DATA", str(tmp_path_factory.mktemp("cache")))
         record = score(images(samples), images(reference), own_features(folder), progress=False)
     extractor = Extractor.load(folder)
     a, b = (extractor.features(raw) for raw in (samples, reference))
@@ -133,23 +139,79 @@ def test_no_image_is_dropped_whatever_the_batches(digits, folder):
     assert record["samples"]["images"] == 65 and record["reference"]["images"] == 70
 
 
-def test_the_reference_is_seen_once(digits, folder, home, monkeypatch):
-    """Its features are cached for its pixels and this extractor, and no other."""
-    seen = []
-    forward = Extractor.features
+@pytest.fixture
+def seen(monkeypatch):
+    """How many images the extractor is given, each time."""
+    seen, forward = [], Extractor.features
     monkeypatch.setattr(Extractor, "features", lambda self, raw, **o: seen.append(len(raw)) or forward(self, raw, **o))
+    return seen
+
+
+def kept():
+    (file,) = (images_module.cache() / "features").iterdir()
+    return file
+
+
+def test_the_reference_is_seen_once(digits, folder, seen, home):
+    """Its features are kept for its pixels and this extractor, and no other."""
     samples, reference, features = images(stack(digits.test, 30)), images(stack(digits.train, 40)), own_features(folder)
     first = score(samples, reference, features, progress=False)
-    assert sorted(seen) == [30, 40] and list(home.rglob("*.pt"))
+    assert sorted(seen) == [30, 40] and kept().suffix == ".safetensors"
     again = score(samples, reference, features, progress=False)
     assert sorted(seen) == [30, 30, 40] and again == first
     score(samples, images(stack(digits.valid, 40)), features, progress=False)
     assert sorted(seen) == [30, 30, 30, 40, 40]
+    assert not home.exists()
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ("run-by-a-pickle",)
+
+
+def test_a_pickle_where_features_are_kept_is_not_run(digits, folder, home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    samples, reference, features = images(stack(digits.test, 30)), images(stack(digits.train, 40)), own_features(folder)
+    first = score(samples, reference, features, progress=False)
+    places = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert places
+    for path in places:
+        path.write_bytes(pickle.dumps(Code()))
+    assert score(samples, reference, features, progress=False) == first
+    for path in places:
+        torch.save(Code(), path)
+    assert score(samples, reference, features, progress=False) == first
+    assert not (tmp_path / "run-by-a-pickle").exists()
+
+
+def test_features_of_something_else_are_made_anew(digits, folder, seen, tmp_path):
+    """Also where a name would lead out of the folder that they are laid in."""
+    samples, reference, features = images(stack(digits.test, 30)), images(stack(digits.train, 40)), own_features(folder)
+    first = score(samples, reference, features, progress=False)
+    good = load_file(kept())
+    name = next(iter(good))
+    for change in (
+        {name: good[name][:30]}, {name: good[name][:, 0].contiguous()}, {name: good[name] * math.nan},
+        {f"{name}/../../../{tmp_path}/out": good[name]}, {"others": good[name]},
+    ):  # fmt: skip
+        save_file({key: value.clone() for key, value in (good | change).items()}, kept())
+        seen.clear()
+        assert score(samples, reference, features, progress=False) == first and sorted(seen) == [30, 40]
+        assert load_file(kept()).keys() == good.keys()
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_features_that_cannot_be_kept_cost_time_alone(digits, folder, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    samples, reference, features = images(stack(digits.test, 30)), images(stack(digits.train, 40)), own_features(folder)
+    first = score(samples, reference, features, progress=False)
+    monkeypatch.setenv("INDM_DATA", str(tmp_path / "file"))
+    assert score(samples, reference, features, progress=False) == first
 
 
 def test_scores_check_their_images(digits, folder):
     features, raw = own_features(folder), stack(digits.train, 40)
-    with pytest.raises(ValueError, match="reference must be at least 20 images, got 19"):
+    with pytest.raises(ValueError, match=r"reference must be at least 20 images, .* got 19"):
         score(images(raw), images(raw[:19]), features, progress=False)
     with pytest.raises(ValueError, match=r"one shape, got \(1, 8, 8\) and \(1, 16, 16\)"):
         score(images(raw), images(raw.repeat(1, 1, 2, 2)), features, progress=False)
@@ -190,6 +252,10 @@ def test_a_folder_is_resized_only_when_told(digits, tmp_path):
         open_images(folder, size=9, resize="bicubik")
     with pytest.raises(ValueError, match="n must be at most the 31 images"):
         read.first(32)
+    for n in (-5, 0, 19):
+        with pytest.raises(ValueError, match=f"n must be at least 20 images, of which scores can be made, got {n}"):
+            read.first(n)
+    assert len(read.first(20).raw) == 20 and len(read.first(None).raw) == 31
     whole = (folder / "0000.png").read_bytes()
     (folder / "0000.png").write_bytes(whole[: len(whole) - 30])  # its header is whole
     with pytest.warns(UserWarning, match="skipped 1 of 31 files"):
@@ -344,8 +410,73 @@ def test_an_extractor_is_trained_where_there_is_none(tmp_path, digits, monkeypat
         find_features(tmp_path / "none", None, progress=False)
 
 
-def test_mistakes_are_one_line(run, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("text", ["[1]", "5", "{", '{"x": 1}', '{"records": [1]}', '{"records": 5}', '{"records": {}}'])
+def test_a_damaged_record_is_said_before_anything_is_computed(run, folder, text, tmp_path, monkeypatch, capsys):
+    (tmp_path / "fid.json").write_text(text)
+    monkeypatch.setattr("indm.fidelity.open_images", lambda *_, **__: pytest.fail("images were read"))
+    assert main(["fid", str(run), "--extractor", str(folder), "--out", str(tmp_path), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'fid.json'}" in error and error.count("\n") == 1
+    with pytest.raises(ValueError, match=r"fid\.json"):
+        keep({}, tmp_path / "fid.json")
+    assert (tmp_path / "fid.json").read_text() == text
+
+
+def test_a_place_where_nothing_can_be_written_is_said_before_anything_is_computed(
+    run, folder, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("indm.fidelity.open_images", lambda *_, **__: pytest.fail("images were read"))
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert main(["fid", str(run), "--extractor", str(folder), "--out", str(out), "--quiet"]) == 2
+        assert f"{tmp_path / 'file'} is no folder" in capsys.readouterr().err
+    (tmp_path / "fid.json").mkdir()
+    assert main(["fid", str(run), "--extractor", str(folder), "--out", str(tmp_path), "--quiet"]) == 2
+    assert "fid.json cannot be read as JSON: it is no file" in capsys.readouterr().err
+
+
+def test_a_reference_of_too_few_images_is_said_before_samples_are_drawn(run, folder, digits, tmp_path, capsys):
+    few = save_images(tmp_path / "few", stack(digits.test, 19))
+    line = ["fid", str(run), "--reference", str(few), "--extractor", str(folder), "--out", str(tmp_path), "--quiet"]
+    assert main(line) == 2
+    assert "reference must be at least 20 images" in capsys.readouterr().err and not (tmp_path / "samples.npz").exists()
+
+
+SAMPLES = np.zeros((30, 1, 8, 8), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"provenance": "[1]"}, 'its provenance must be an object with a "weights_sha256"'),
+        ({"provenance": '"abc"'}, "its provenance must be an object"),
+        ({"provenance": '{"x": 1}'}, "its provenance must be an object"),
+        ({"provenance": '{"weights_sha256": 1}'}, "its provenance must be an object"),
+        ({"provenance": '{"weights_sha256": "a", "tol": NaN}'}, "not JSON compliant"),
+        ({"provenance": "{"}, "Expecting property name"),
+        ({"levels": 1}, "its levels must be one whole number, 2 or more, or 0 for none, got 1"),
+        ({"levels": -17}, "or 0 for none, got -17"),
+        ({"levels": [17, 17]}, r"or 0 for none, got \[17 17\]"),
+        ({"levels": 16.5}, r"or 0 for none, got 16\.5"),
+        ({"samples": SAMPLES + 17}, "its samples must be whole numbers from 0 to 16"),
+        ({"samples": SAMPLES - 1.0}, "its samples must be whole numbers from 0 to 16"),
+    ],
+)
+def test_samples_that_are_not_what_they_should_be(changes, complaint, tmp_path):
+    made_by = '{"weights_sha256": "a", "seed": 3}'
+    content = {"samples": SAMPLES, "levels": 17, "provenance": made_by} | changes
+    content["provenance"] = np.frombuffer(content["provenance"].encode(), np.uint8)
+    np.savez(tmp_path / "samples.npz", **content)
+    with pytest.raises(ValueError, match=rf"samples\.npz cannot be read as samples .*{complaint}"):
+        open_images(tmp_path / "samples.npz")
+    content = {"samples": SAMPLES, "levels": 17, "provenance": np.frombuffer(made_by.encode(), np.uint8)}
+    np.savez(tmp_path / "samples.npz", **content)
+    assert open_images(tmp_path / "samples.npz").provenance["drawn"] == json.loads(made_by)
+
+
+def test_mistakes_are_one_line(run, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    extractor = ("--extractor", folder)
 
     def fails(*arguments):
         capsys.readouterr()
@@ -355,8 +486,8 @@ def test_mistakes_are_one_line(run, tmp_path, monkeypatch, capsys):
     assert "no Inception weights" in fails(run) and not (run / "samples.npz").exists()
     assert "--steps is for samples drawn of a run, and digits is none" in fails("digits", "--steps", 3)
     assert "--reference must be given for digits, which is no run folder" in fails("digits")
-    (tmp_path / "fid.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"fid\.json holds no records of scores"):
-        keep({}, tmp_path / "fid.json")
+    assert "n must be at least 20 images" in fails("digits", "--reference", "digits", "-n", -5)
+    assert "n must be at least 20 images" in fails(run, "-n", 19) and not (run / "samples.npz").exists()
+    assert "n must be at most the 360 images" in fails("digits", "--reference", "digits", "-n", 361, *extractor)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "indm fid needs the library torch-fidelity: pip install 'indm[fid]'" in fails(run)

@@ -132,6 +132,56 @@ def test_few_files_leave_nothing_in_the_cache(tmp_path, cache):
     assert not cache.exists()
 
 
+# ── Large images
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+from indm.images import read_image
+taken = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+read_image(Path(sys.argv[1]))
+before = taken()
+read_image(Path(sys.argv[2]))
+print(taken() - before)
+"""
+
+
+@pytest.mark.parametrize(("mode", "most"), [("I;16", 9), ("LA", 8), ("RGBA", 11)])
+def test_a_large_image_is_decoded_in_few_bytes_a_pixel(tmp_path, mode, most):
+    side = 4000
+    for name, of in (("small", 8), ("large", side)):
+        pixels = np.zeros((of, of), np.uint16)
+        (Image.fromarray(pixels) if mode == "I;16" else Image.new(mode, (of, of))).save(tmp_path / f"{name}.png")
+    files = [str(tmp_path / f"{name}.png") for name in ("small", "large")]
+    done = subprocess.run([sys.executable, "-c", MEASURED, *files], capture_output=True, text=True, check=True)
+    assert int(done.stdout) / side**2 < most  # it was 20 and more
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_transparent_pixels_are_those_of_the_composite(tmp_path, mode):
+    value, alpha = np.meshgrid(np.arange(256), np.arange(256))
+    pixels = np.stack([*[value, value // 2, 255 - value][: len(mode) - 1], alpha], -1).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    found = np.asarray(images.read_image(tmp_path / "a.png")).reshape(256, 256, -1).astype(int)
+    a = pixels[..., -1:] / 255
+    assert np.abs(found - (255 * (1 - a) + pixels[..., :-1] * a)).max() <= 0.5 + 1e-9
+
+
+def test_no_more_images_than_cores_are_decoded_at_once(tmp_path, monkeypatch):
+    inside, most, real = [], [], images.read_image
+
+    def slow(path):
+        inside.append(path)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.remove(path)
+        return real(path)
+
+    monkeypatch.setattr(images, "read_image", slow)
+    assert (index(many(tmp_path / "f", 60), whole=True).kinds == 2).all()
+    assert len(most) == 60 and max(most) <= os.cpu_count()
+
+
 # ── Damage, and the order of the data
 
 

@@ -157,7 +157,8 @@ def test_data_in_the_unit_interval_are_centred():
     [
         ({"shape": (3, 9, 8)}, "shape must be .* divisible by 2"),
         ({"shape": (3,)}, "shape must be"),
-        ({"blocks": 0}, "multipliers and blocks must not be empty"),
+        ({"blocks": 0}, "multipliers and blocks must be 1 or more"),
+        ({"multipliers": (1, 0)}, "multipliers and blocks must be 1 or more"),
         ({"channels": 2}, "channels must be at least 4"),
         ({"embedding": "sinus"}, "embedding must be one of positional, fourier, got 'sinus'"),
         ({"resample": "ddpm"}, "resample must be one of"),

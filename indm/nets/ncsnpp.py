@@ -260,9 +260,9 @@ class NCSNpp(nn.Module):
                 f"shape must be (channels, height, width) with sides divisible by {multiple}, for as many levels as "
                 f"multipliers {self.multipliers} has, got {self.shape}; fewer levels or other sides will do"
             )
-        if not self.multipliers or self.blocks < 1:
+        if min(self.multipliers, default=0) < 1 or self.blocks < 1:
             raise ValueError(
-                f"multipliers and blocks must not be empty, got {self.multipliers} and {self.blocks}; 1 will do"
+                f"multipliers and blocks must be 1 or more, got {self.multipliers} and {self.blocks}; (1,) and 1 do"
             )
         if self.channels < 4:
             raise ValueError(f"channels must be at least 4 for the embedding of the level, got {self.channels}")

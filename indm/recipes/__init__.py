@@ -8,12 +8,13 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from indm.model import KINDS, nearest
+from indm.reading import brief
 
 NAMED_TABLES = ("data", *KINDS)
 BUNDLED = Path(__file__).parent
@@ -24,7 +25,7 @@ Recipe = dict[str, dict]
 
 def _require(condition: bool, key: str, value: object, wanted: str) -> None:
     if not condition:
-        raise ValueError(f"{key} must be {wanted}, got {value!r}")
+        raise ValueError(f"{key} must be {wanted}, got {brief(repr(value))}")
 
 
 def _check_each(options: object, table: str, holds: Callable, wanted: str, names: str) -> None:
@@ -185,10 +186,17 @@ def options_of(recipe: Recipe, table: Literal["train", "evaluate"]) -> Training 
     """The options in that table, checked: unknown keys and wrong types are ValueErrors."""
     kind, content = OPTION_TABLES[table], recipe.get(table, {})
     hints = get_type_hints(kind)
-    for key, value in content.items():
+    for key in content:
         _check_name(key, hints, "key", f"{table}.{key}")
-        _require(_is_a(value, hints[key]), f"{table}.{key}", value, _describe(hints[key]))
+    check_kinds(content, hints, f"{table}.")
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+
+
+def check_kinds(content: Mapping[str, object], kinds: Mapping[str, object], where: str) -> None:
+    """ValueError naming, after ``where``, a value that is not of the type that ``kinds`` has for its key, if any."""
+    for key, value in content.items():
+        if key in kinds:
+            _require(_is_a(value, kinds[key]), f"{where}{key}", value, _describe(kinds[key]))
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
