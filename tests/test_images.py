@@ -132,6 +132,34 @@ def test_few_files_leave_nothing_in_the_cache(tmp_path, cache):
     assert not cache.exists()
 
 
+@pytest.mark.parametrize("n", [12, 1000])
+def test_a_user_without_a_home_has_no_cache(tmp_path, monkeypatch, looked_at, n):
+    def without():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("INDM_DATA", raising=False)
+    monkeypatch.setattr(images.Path, "home", without)
+    folder = many(tmp_path / "f", n)
+    for _ in range(2):
+        assert (index(folder).kinds == 2).all()
+    assert len(looked_at) == 2 * n
+
+
+def test_the_fingerprint_of_files_tells_which_they_are_and_where_their_names_end(tmp_path):
+    def fingerprint(names, chosen=None):
+        block = np.frombuffer("".join(names).encode(), np.uint8)
+        ends = np.cumsum([len(name) for name in names])
+        return Files(tmp_path, block, ends, None if chosen is None else np.array(chosen)).fingerprint()
+
+    assert fingerprint(["a", "bc", "d"], [0, 2]) == fingerprint(["a", "d"]) == fingerprint(["a", "d", "xy"], [0, 1])
+    different = (["ab", "c"], ["a", "bc"], ["abc"], ["a", "b", "c"], ["ab", "c", "c"])
+    assert len({fingerprint(names) for names in different}) == len(different)
+    million = Files(tmp_path, np.zeros(30_000_000, np.uint8), np.arange(30, 30_000_030, 30))
+    started = time.perf_counter()
+    million.fingerprint()
+    assert time.perf_counter() - started < 5
+
+
 # ── Damage, and the order of the data
 
 
