@@ -179,7 +179,7 @@ def told_of_splits(data: Data) -> dict:
 
 def other_splits(run: Path, data: Data) -> dict | None:
     """What ``versions.json`` tells of a part of ``run`` whose data were not ``data``; None where it tells of none."""
-    parts = [part for part in _parts(run / "versions.json") if isinstance(part, dict)]
+    parts = _parts(run / "versions.json")
     return next((part for part in parts if part.get("data_sha256", data.fingerprint) != data.fingerprint), None)
 
 
@@ -199,7 +199,7 @@ def _parts(file: Path) -> list[dict]:
     """The provenance of each part of a run that ``versions.json`` tells of; none where it is missing or damaged."""
     try:
         last = reading.json_object(file)
-        return [*last.pop("before", []), last]
+        return [part for part in (*last.pop("before", []), last) if isinstance(part, dict)]
     except (ValueError, TypeError):
         return []
 
