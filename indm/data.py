@@ -7,6 +7,7 @@ Every split is a function of its seed. Everything that cannot be used is a ``Val
 
 import functools
 import gzip
+import hashlib
 import inspect
 import math
 import typing
@@ -29,7 +30,8 @@ from indm.densities import DENSITIES
 from indm.draws import for_rows
 from indm.images import ImageFiles
 from indm.model import nearest
-from indm.scaling import Scaling
+from indm.recipes import check_whole_number
+from indm.scaling import Scaling, check_levels
 
 MIN_SIZE = 8
 MOST_PACKED = 1032  # bytes that one of a deflated stream can stand for
@@ -49,6 +51,8 @@ class Data:
         flip: whether training should flip images horizontally at random.
         labels: class labels (n,) int64 of each split, in its order, where the data have them.
         notes: where the data came from and what was done to them, one sentence each.
+        fingerprint: SHA-256 of what decides, beside the options, which example is in which split; "" where that never
+            changes.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Data:
     flip: bool = False
     labels: dict[str, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    fingerprint: str = ""
 
 
 class InMemory(Dataset):
@@ -441,7 +446,8 @@ def load_folder(
     sets = {p: ImageFiles(good.select(chosen.numpy()), size, channels, resize, crop) for p, chosen in parts.items()}
     notes.append(_describe(parts, seed))
     scaling, shape = Scaling.images(256, centered), (channels, size, size)
-    return Data(name="folder", scaling=scaling, shape=shape, flip=flip, notes=notes, **sets)
+    about = {"notes": notes, "fingerprint": good.fingerprint()}
+    return Data(name="folder", scaling=scaling, shape=shape, flip=flip, **about, **sets)
 
 
 def _read_array(path: Path, key: str | None) -> np.ndarray:
@@ -450,6 +456,8 @@ def _read_array(path: Path, key: str | None) -> np.ndarray:
         if key is not None:
             raise ValueError(f"{path}: key {key!r} was given, but a .npy file holds one array without a name")
         return reading.array(path)
+    if not names:
+        raise ValueError(f"{path} holds no arrays; one with an array of the data would do")
     if key is None and ("samples" in names or len(names) == 1):
         key = "samples" if "samples" in names else names[0]
     if key is None:
@@ -487,17 +495,29 @@ def load_array(
         if levels is not None:
             raise ValueError(f"levels are for integer data; {path} holds {array.dtype}")
         with np.errstate(over="ignore"):
-            array = array.astype(np.float32)
+            array = np.ascontiguousarray(array, np.float32)
         broken = np.flatnonzero(~np.isfinite(array).all(axis=1))
         if len(broken):
             raise ValueError(f"{path}: {len(broken)} of {len(array)} rows hold NaN or inf, first row {broken[0]}")
     else:
         array, levels = _grey_levels(array, levels, path)
+    if flip and array.ndim == 2:
+        raise ValueError(f"flip must be false for vectors: {path} holds no images but shape {array.shape}")
     parts = split(len(array), **_counts(len(array), valid, test), seed=seed, limit=limit)
-    fields = _pooled(torch.from_numpy(array), parts)
+    _check_room(array, path)
+    fields = _pooled(torch.from_numpy(array), parts) | {"fingerprint": hashlib.sha256(array).hexdigest()}
+    del array
     scaling = Scaling.images(levels, centered) if levels else Scaling.standardise(fields["train"].tensor)
     notes = [f"read from {path}" + (f", key {key}" if key else ""), _describe(parts, seed)]
     return Data(name="array", scaling=scaling, flip=flip, notes=notes, **fields)
+
+
+def _check_room(array: np.ndarray, path: str | Path) -> None:
+    """ValueError where there is no memory for the splits of an array beside it."""
+    try:
+        reading.check_memory(2 * array.nbytes)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be split, which takes as much memory again: {error}") from error
 
 
 def read_events(path: Path, levels: int | None) -> Tensor:
@@ -506,10 +526,13 @@ def read_events(path: Path, levels: int | None) -> Tensor:
     Images as :func:`load_array` takes them, of so many ``levels``; float vectors where ``levels`` is None.
     """
     array = _read_array(path, None)
+    if 0 in array.shape:
+        raise ValueError(f"{path} holds no events: its shape is {array.shape}")
     if (levels is None) != (array.dtype.kind == "f"):
         wanted = "floats" if levels is None else f"integers 0 … {levels - 1}"
         raise ValueError(f"{path} must hold {wanted}, as the model has them, got {array.dtype}")
-    return torch.from_numpy(array.astype(np.float32) if levels is None else _grey_levels(array, levels, path)[0])
+    events = array.astype(np.float32, copy=False) if levels is None else _grey_levels(array, levels, path)[0]
+    return torch.from_numpy(events)
 
 
 def _grey_levels(array: np.ndarray, levels: int | None, path: str | Path) -> tuple[np.ndarray, int]:
@@ -517,6 +540,7 @@ def _grey_levels(array: np.ndarray, levels: int | None, path: str | Path) -> tup
     if levels is None and (array.dtype != np.uint8 or array.ndim == 2):
         raise ValueError(f"{path} holds {array.dtype}: pass levels= (for values 0 … levels − 1), or store floats")
     levels = 256 if levels is None else levels
+    check_levels(levels)
     if array.min() < 0 or array.max() >= levels:
         raise ValueError(f"{path} holds values {array.min()} … {array.max()}, not 0 … {levels - 1}; pass other levels=")
     if array.ndim == 3:
@@ -568,6 +592,7 @@ def check_data(name: str, **options: object) -> None:
         if not _fits(value, kinds):
             wanted = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
             raise ValueError(f"option {option!r} of data {name!r} must be {wanted}, got {value!r}")
+        check_whole_number(f"data.{option}", value)
     missing = [o for o, p in parameters.items() if p.default is inspect.Parameter.empty and o not in options]
     if missing:
         raise ValueError(f"data {name!r} needs the option {', '.join(missing)}")

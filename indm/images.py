@@ -163,6 +163,14 @@ class Files(Sequence[Path]):
         """Those at the positions ``index``."""
         return Files(self.folder, self.names, self.ends, self.chosen[index])
 
+    def fingerprint(self) -> str:
+        """SHA-256 of the paths below the folder, in the order of ``names`` whatever that of ``chosen``."""
+        lengths, chosen = np.diff(self.ends, prepend=0), np.zeros(len(self.ends), bool)
+        chosen[self.chosen] = True
+        found = hashlib.sha256(lengths[chosen])
+        found.update(self.names[np.repeat(chosen, lengths)])
+        return found.hexdigest()
+
 
 @dataclass(frozen=True)
 class Index:
@@ -191,7 +199,8 @@ def index(folder: Path, whole: bool = False) -> Index:
         whole: decode every image in place of its header, whatever is kept.
     """
     found = _listed(folder)
-    kept = None if whole else _kept(index_file(folder), folder)
+    place = _place(folder) if len(found.files) >= KEPT_FROM and not whole else None
+    kept = None if place is None else _kept(place, folder)
     known = _known(found, kept)
     unknown = np.flatnonzero(~known)
     look = _whole_kind if whole else _header_kind
@@ -199,9 +208,9 @@ def index(folder: Path, whole: bool = False) -> Index:
         for first in range(0, len(unknown), AT_ONCE):
             part = unknown[first : first + AT_ONCE]
             found.kinds[part] = list(pool.map(look, found.files.select(part)))
-    if len(found.files) >= KEPT_FROM and len(unknown) and not whole:
+    if place is not None and len(unknown):
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time alone
-            _keep(index_file(folder), found)
+            _keep(place, found)
     return found
 
 
@@ -213,6 +222,14 @@ def cache() -> Path:
 def index_file(folder: Path) -> Path:
     """Where the index of ``folder`` is kept."""
     return cache() / "indexes" / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]}.npz"
+
+
+def _place(folder: Path) -> Path | None:
+    """:func:`index_file`, or None for a user without a home."""
+    try:
+        return index_file(folder)
+    except RuntimeError:
+        return None
 
 
 def _header_kind(path: Path) -> int:

@@ -107,6 +107,7 @@ def log_likelihood(
         raise ValueError(f"probes must be at least 1, got {probes}")
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be at least 1, or None for the adaptive solver, got {steps}; 24 is usual")
+    _check_tolerances(rtol, atol)
     score = model.score
     with evaluation_mode(model), score.sde.truncated(eps) as sde:
         exact = event_size(x) <= max(2, probes) if exact is None else exact
@@ -139,6 +140,12 @@ def log_likelihood(
             "divergence": "exact" if exact else f"Hutchinson, {probes} Rademacher probe(s)",
         }
     return LikelihoodReport(log_prob, reconstruction, nfe, settings, model.scaling.log_scale(x.shape[1:]), d)
+
+
+def _check_tolerances(rtol: float, atol: float) -> None:
+    for name, tolerance in {"rtol": rtol, "atol": atol}.items():
+        if not 0 < tolerance < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {tolerance}; 1e-4 is usual")
 
 
 def _whitened_adams(field, state, probe: Tensor, law: GaussianReference, span: tuple[float, float], steps: int):
@@ -202,6 +209,7 @@ def evaluate(
     nll_images = len(raw) if nll_images is None else min(nll_images, len(raw))
     if nll_images < 0 or nll_images == 1:
         raise ValueError(f"nll_images must be 0 (no NLL) or at least 2 for a standard error, got {nll_images}")
+    _check_tolerances(rtol, atol)
     check_contractions(model.flow)
     device, eps = model.scaling.scale.device, model.score.sde.truncation(eps)
     generator = torch.Generator(device)

@@ -5,8 +5,10 @@ The folder of a pair holds an ordinary run for each side, ``a`` and ``b``, of th
 is an ordinary run of a recipe with ``[data_b]`` and ``train.terminal``.
 """
 
+import errno
 import glob
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -38,6 +40,8 @@ SIDES = ("a", "b")
 ARRAY_SUFFIXES = {".npz", ".npy"}
 SHEET = "sheet"  # a picture beside the results, so that an image of that name keeps its suffix
 IN_SHEET = 64  # results that the contact sheet shows, at most
+TOLD = "translation.json"
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # errors that no other image is spared
 FEWEST_SCORED, MOST_SCORED = 20, 2000  # results that are compared with the data of B
 
 
@@ -225,8 +229,20 @@ def _files(source: Path) -> list[tuple[Path, str]]:
         return [(source / path, str(path.with_suffix(""))) for path in below if (source / path).is_file()]
     if source.is_file():
         return [(source, source.stem)]
-    found = map(Path, sorted(glob.glob(str(source), recursive=True)))
-    return [(path, path.stem) for path in found if path.is_file()]
+    return [(path, path.stem) for path in map(Path, sorted(_matching(source))) if path.is_file()]
+
+
+def _matching(pattern: Path) -> set[str]:
+    """What a glob pattern matches; its ``**`` follows no links, as two that lead back have ever more ways through."""
+    if "**" not in pattern.parts:
+        return set(glob.glob(str(pattern)))
+    at, found = pattern.parts.index("**"), set()
+    below = Path(*pattern.parts[at + 1 :] or ("*",))
+    for top in glob.glob(str(Path(*pattern.parts[:at]))):
+        for folder, inner, _ in os.walk(top):
+            inner[:] = [name for name in inner if not name.startswith(".")]
+            found |= _matching(Path(glob.escape(folder)) / below)
+    return found
 
 
 def _with_suffix(item: Item) -> Item:
@@ -276,6 +292,13 @@ class Options:
     strict: bool = False
     batch_size: int = 64
 
+    def __post_init__(self):
+        recipes.check_whole_numbers(self)
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}; 64 is usual")
+        if self.strip < 0 or self.strip == 1:
+            raise ValueError(f"strip must be 0 for none or at least 2 frames, got {self.strip}")
+
 
 def translate_files(
     opened: Opened, sources: Sequence[Path], out: Path, options: Options, *, progress: bool = True
@@ -288,12 +311,18 @@ def translate_files(
 
     Returns:
         What ``translation.json`` holds: a row for each example (its distance from the source, the error of its cycle),
-        ``failed`` with the reason for each that could not be read or translated, times, evaluations, options, models.
+        ``failed`` with the reason for each that could not be read, translated or written, times, evaluations, options,
+        models.
+
+    Raises:
+        ValueError: bad options, nothing found, or a result that would be written over a source.
+        OSError: nothing can be written any more; what was done by then is told of.
     """
     route = opened.route(strength=options.strength, stochastic=options.stochastic, steps=options.steps, tol=options.tol)
     if options.cycle:
         route.back()  # says so where there is none
     items = find(sources, route.models[0], opened.data, options.strict)
+    check_sources_stay(items, out, options)
     work = _Work(route, out, options)
     started = time.perf_counter()
     try:
@@ -310,11 +339,37 @@ def translate_files(
             "options": asdict(options),
             "provenance": runs.provenance(options.seed, {str(f): runs.weights_hash(f) for f in opened.folders}),
         }
-        writing.json_object(out / "translation.json", report)
+        writing.json_object(out / TOLD, report)
     if options.score and len(work.kept) >= FEWEST_SCORED:
         report["scores"] = score(opened, *(torch.stack(side) for side in zip(*work.kept, strict=True)), out, progress)
-        writing.json_object(out / "translation.json", report)
+        writing.json_object(out / TOLD, report)
     return report
+
+
+def check_sources_stay(items: Sequence[Item], out: Path, options: Options) -> None:
+    """ValueError where a result has the place of one of the sources, by whatever name or link."""
+    beside = [name for name, wanted in {"cycle": options.cycle, "strips": options.strip}.items() if wanted]
+    results = {out / TOLD, out / f"{SHEET}.png"}
+    for item in items:
+        results |= {_result(out, item)} | {out / name / f"{item.name}.png" for name in beside}
+    sources = {_file(item.source) for item in items}
+    over = sorted(path for path in results if _file(path) in sources)
+    if over:
+        raise ValueError(f"{over[0]} is one of the sources, and a result would be written over it; use another --out")
+
+
+def _result(out: Path, item: Item) -> Path:
+    """Where the result of ``item`` is written, of an array's rows together."""
+    return out / (f"{item.name}.png" if item.row is None else f"{item.name.rsplit('-', 1)[0]}.npz")
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    """Which file on which disk; None where there is none."""
+    try:
+        found = path.stat()
+        return found.st_dev, found.st_ino
+    except OSError:
+        return None
 
 
 def score(opened: Opened, source: Tensor, result: Tensor, out: Path, progress: bool = True) -> dict:
@@ -341,7 +396,7 @@ class _Work:
         out.mkdir(parents=True, exist_ok=True)
 
     def add(self, items: list[Item]) -> None:
-        """Read, translate and write a batch; what cannot be read or translated is named, and the rest goes on."""
+        """Read, translate and write a batch; what cannot be read, translated or written is named, the rest goes on."""
         read: list[tuple[Item, Tensor, str]] = []
         for item in items:
             try:
@@ -370,19 +425,21 @@ class _Work:
         back = self.route.back().follow(there.x) if self.options.cycle else None
         returned = None if back is None else source.scaling.to_data(back.x).cpu()
         errors = None if back is None else ((back.x - x) * source.scaling.scale).flatten(1).abs().amax(1).tolist()
-        strips = self._strips(there) if self.options.strip else None
+        strips = self._strips(there) if self.options.strip and raw.ndim == 4 else None
         self.nfe = max(self.nfe, there.nfe)
         for i, (item, _, note) in enumerate(read):
             distance = squared_norm(results[i : i + 1].double() - raw[i : i + 1].double()).sqrt().item()
             line = {"name": item.name, "source": str(item.source), "distance_rms": distance / math.sqrt(raw[0].numel())}
             line |= {"note": note} if note else {}
             line |= {} if errors is None else {"cycle_error_max": errors[i]}
+            beside = {} if strips is None else {"strips": strips[i]}
+            beside |= {} if returned is None or item.row is not None else {"cycle": returned[i][None]}
+            try:
+                self._write(item, results[i], beside)
+            except OSError as error:
+                self._name(item, error)
+                continue
             self.rows.append(line)
-            self._write(item, results[i])
-            if returned is not None and item.row is None:
-                self._save(self.out / "cycle" / f"{item.name}.png", returned[i][None])
-            if strips is not None and raw.ndim == 4:
-                self._save(self.out / "strips" / f"{item.name}.png", strips[i])
             if self.options.score and len(self.kept) < MOST_SCORED:
                 self.kept.append((raw[i], results[i]))
             if len(self.shown) < IN_SHEET:
@@ -394,11 +451,20 @@ class _Work:
         parts = [leg.model.scaling.to_data(f) for leg, f in zip(self.route.legs, by_leg, strict=True)]
         return torch.cat(parts, 1).cpu()
 
-    def _write(self, item: Item, result: Tensor) -> None:
+    def _write(self, item: Item, result: Tensor, beside: dict[str, Tensor]) -> None:
+        """Write a result, or keep it for its array; and what goes by its name in the folders ``beside`` it."""
+        for folder, shown in beside.items():
+            self._save(self.out / folder / f"{item.name}.png", shown)
         if item.row is None:
-            self._save(self.out / f"{item.name}.png", result[None])
+            self._save(_result(self.out, item), result[None])
         else:
             self.arrays.setdefault(item.source, []).append((item, result))
+
+    def _name(self, item: Item, error: OSError) -> None:
+        """Note that ``item`` cannot be written; where no other can be either, that ends it all."""
+        if error.errno in OF_THE_DISK:
+            raise error
+        self.failed[item.name] = reading.reason(error)
 
     def _save(self, path: Path, images: Tensor) -> None:
         """Images (N, C, H, W) side by side as PNG, pixel for pixel."""
@@ -409,15 +475,23 @@ class _Work:
 
     def finish(self) -> dict:
         """Write the arrays and the sheet; the rows, what failed, and the evaluations of one example."""
-        for found in self.arrays.values():
+        for source, found in self.arrays.items():
             items, results = zip(*found, strict=True)
-            path = self.out / f"{items[0].name.rsplit('-', 1)[0]}.npz"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = {"samples": torch.stack(results).numpy(), "levels": np.array(self.levels or 0)}
-            writing.whole(path, writing.arrays_into(content | {"rows": np.array([item.row for item in items])}))
+            try:
+                self._save_array(items, torch.stack(results))
+            except OSError as error:
+                self.rows = [line for line in self.rows if line["source"] != str(source)]
+                for item in items:
+                    self._name(item, error)
         if self.shown:
             self._sheet(self.out / f"{SHEET}.png")
         return {"examples": self.rows, "failed": self.failed, "nfe": self.nfe}
+
+    def _save_array(self, items: Sequence[Item], results: Tensor) -> None:
+        path = _result(self.out, items[0])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"samples": results.numpy(), "levels": np.array(self.levels or 0)}
+        writing.whole(path, writing.arrays_into(content | {"rows": np.array([item.row for item in items])}))
 
     def _sheet(self, path: Path) -> None:
         columns = [torch.stack(column) for column in zip(*self.shown, strict=True)]

@@ -8,7 +8,7 @@ import re
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickletools import genops
 from typing import Any
@@ -27,6 +27,8 @@ LARGEST_COUNT = 2**24  # a whole number in a description, where the weights hold
 SPARE = 2**14  # numbers that a model may have beside its weights
 LONGEST_VALUE = 200  # characters of what a message quotes from a file
 MOST_LISTED = 40  # problems that one message lists
+CONTROL_GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+MEMORY_LIMITS = {"": "memory.max", "memory": "memory.limit_in_bytes"}  # of a group, in version 2 and version 1
 
 
 def one_line(text: object) -> str:
@@ -54,10 +56,20 @@ def reason(error: Exception) -> str:
 
 
 def check_memory(claimed: int) -> None:
-    """ValueError where so many bytes are more than this machine's memory."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """ValueError where so many bytes are more than this machine's memory, or than a container leaves of it."""
+    memory = min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_memory_limits()])
     if claimed > memory:
-        raise ValueError(f"it claims {claimed:,} bytes, and this machine has {memory:,} bytes of memory")
+        raise ValueError(f"it claims {claimed:,} bytes, and this process can have {memory:,} bytes of memory")
+
+
+def _memory_limits() -> Iterator[int]:
+    """The limits in bytes of the control groups that this process is in, as containers set them."""
+    lines = OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.is_file() else []
+    for _, kinds, group in (line.split(":", 2) for line in lines):
+        folder = CONTROL_GROUPS / kinds / group.lstrip("/")
+        for place in (folder, *folder.parents) if kinds in MEMORY_LIMITS else ():
+            with suppress(OSError, ValueError):  # it is not there, or it is "max"
+                yield int((place / MEMORY_LIMITS[kinds]).read_text())
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -158,8 +159,11 @@ def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device
     }
 
 
-def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[str]) -> None:
-    """Write ``recipe.toml`` and ``versions.json``: the provenance of the run, and where its data came from.
+def describe(
+    run: Path, recipe: Recipe, device: torch.device, data_notes: list[str], splits: dict | None = None
+) -> None:
+    """Write ``recipe.toml`` and ``versions.json``: the provenance of the run, where its data came from, and what
+    :func:`told_of_splits` says of their ``splits``.
 
     Of a resumed run that is the provenance of its last part; those of the parts ``before`` it stand there in order.
     """
@@ -167,14 +171,38 @@ def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[s
     run.mkdir(parents=True, exist_ok=True)
     writing.text(run / "recipe.toml", text)
     before = _parts(run / "versions.json")
-    writing.json_object(run / "versions.json", made_by | {"data": data_notes} | ({"before": before} if before else {}))
+    told = {"data": data_notes} | (splits or {}) | ({"before": before} if before else {})
+    writing.json_object(run / "versions.json", made_by | told)
+
+
+def told_of_splits(data: Data) -> dict:
+    """What shows later whether an example may have changed its split: the fingerprint of ``data``, and their number."""
+    return {"data_sha256": data.fingerprint, "data_examples": sum(map(len, (data.train, data.valid, data.test)))}
+
+
+def other_splits(run: Path, data: Data) -> dict | None:
+    """What ``versions.json`` tells of a part of ``run`` whose data were not ``data``; None where it tells of none."""
+    parts = _parts(run / "versions.json")
+    return next((part for part in parts if part.get("data_sha256", data.fingerprint) != data.fingerprint), None)
+
+
+def warn_of_other_splits(run: Path, data: Data) -> None:
+    """Warn where a part of ``run`` was trained on other data than ``data``."""
+    then = other_splits(run, data)
+    if then is not None:
+        warnings.warn(
+            f"the data of {run} have changed since it was trained, {then.get('data_examples')} examples then, "
+            f"{told_of_splits(data)['data_examples']} now: some may have moved from the training to the test split, "
+            "and results on them are then too good",
+            stacklevel=3,
+        )
 
 
 def _parts(file: Path) -> list[dict]:
     """The provenance of each part of a run that ``versions.json`` tells of; none where it is missing or damaged."""
     try:
         last = reading.json_object(file)
-        return [*last.pop("before", []), last]
+        return [part for part in (*last.pop("before", []), last) if isinstance(part, dict)]
     except (ValueError, TypeError):
         return []
 
@@ -202,6 +230,8 @@ def evaluate(run: Path, given: dict | None = None, *, progress: bool = True) -> 
     model, recipe = open_run(run)
     options = Evaluation(**recipe["evaluate"] | (given or {}))
     data = load_data(**recipe["data"])
+    if processes.is_main_process:
+        warn_of_other_splits(run, data)
     settings = {key: value for key, value in vars(options).items() if key not in ("split", "images")}
     settings |= {"steps": options.steps or None, "eps": options.eps or None}
     raw = stack(getattr(data, options.split), options.images)
@@ -231,6 +261,9 @@ class Drawing:
     last_denoising: bool = True
     batch_size: int = 256
     seed: int = 0
+
+    def __post_init__(self):
+        recipes.check_whole_numbers(self)
 
 
 def draw(
@@ -324,6 +357,7 @@ def write_evaluation(run: Path, result: dict, nats: dict[str, Tensor], recipe: R
     result |= {
         "data": recipe["data"],
         "split": split,
+        "data_changed": other_splits(run, data) is not None,
         "unreadable_images": count_unreadable(getattr(data, split)),
         "weights_sha256": weights,
         "provenance": provenance(result["seed"], {str(run): weights}),

@@ -214,7 +214,7 @@ def find_sampler(sampler: str | Sampler, **given: float | tuple[float, ...] | No
     """A sampler by its name in :data:`SAMPLERS`, and its own :data:`OPTIONS`: those ``given``, else its defaults.
 
     Raises:
-        ValueError: an unknown name, an option that this sampler does not have, or one that is not positive.
+        ValueError: an unknown name, an option that this sampler does not have, or one that is not positive and finite.
     """
     if isinstance(sampler, str) and sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
@@ -226,8 +226,8 @@ def find_sampler(sampler: str | Sampler, **given: float | tuple[float, ...] | No
         if name not in options:
             raise ValueError(f"{name} must be left out with sampler {sampler!r}, got {value}; {OPTIONS[name]!r} has it")
         numbers = value if isinstance(value, tuple) else (value,)
-        if not 1 <= len(numbers) <= (2 if name == "snr" else 1) or not all(number > 0 for number in numbers):
-            raise ValueError(f"{name} must be positive, got {value}; {options[name]:g} is usual")
+        if not 1 <= len(numbers) <= (2 if name == "snr" else 1) or not all(0 < number < math.inf for number in numbers):
+            raise ValueError(f"{name} must be positive and finite, got {value}; {options[name]:g} is usual")
         options[name] = value
     return draw, options
 
@@ -272,8 +272,8 @@ def sample(
     for name, count in {"shape_or_n": shape[0], "steps": steps, "batch_size": batch_size}.items():
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}; 1 samples the model")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {temperature}; 1 samples the model")
     draw, options = find_sampler(sampler, tol=tol, snr=snr)
     parts = []
     with evaluation_mode(model), model.score.sde.truncated(eps):

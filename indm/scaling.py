@@ -8,6 +8,17 @@ from torch import Tensor, nn
 
 from indm.draws import for_rows
 
+MOST_LEVELS = 2**20  # the noise of to_model is then half as wide as a level; of twice as many, it is nothing
+AT_ONCE = 2**22  # numbers that are held in double precision
+
+
+def check_levels(levels: int) -> None:
+    """ValueError for a number of grey levels that cannot be dequantized."""
+    if levels < 2:
+        raise ValueError(f"levels must be at least 2 grey levels, or None for continuous data, got {levels}")
+    if levels > MOST_LEVELS:
+        raise ValueError(f"levels must be at most {MOST_LEVELS:,} grey levels, got {levels:,}; store floats instead")
+
 
 class Scaling(nn.Module):
     r"""``x = (raw + u − shift) / scale``; ``u`` is uniform dequantization noise where the data have grey levels.
@@ -22,8 +33,8 @@ class Scaling(nn.Module):
 
     def __init__(self, shift: Tensor | float = 0.0, scale: Tensor | float = 1.0, levels: int | None = None):
         super().__init__()
-        if levels is not None and levels < 2:
-            raise ValueError(f"levels must be at least 2 grey levels, or None for continuous data, got {levels}")
+        if levels is not None:
+            check_levels(levels)
         self.levels = levels
         self.register_buffer("shift", torch.as_tensor(shift, dtype=torch.float32))
         self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32))
@@ -37,8 +48,9 @@ class Scaling(nn.Module):
 
     @classmethod
     def standardise(cls, vectors: Tensor) -> "Scaling":
-        """Zero mean and unit variance for each feature of ``vectors`` (N, ...); constant features keep scale 1."""
-        std, mean = torch.std_mean(vectors.double(), dim=0)
+        """Zero mean and unit variance for each feature of ``vectors`` (N, D, …); constant features keep scale 1."""
+        parts = vectors.split(max(1, AT_ONCE // len(vectors)), dim=1)  # in double precision, a part at a time
+        std, mean = map(torch.cat, zip(*(torch.std_mean(part.double(), dim=0) for part in parts), strict=True))
         return cls(mean, torch.where(std > 1e-8, std, torch.ones_like(std)))
 
     def to_model(self, raw: Num[Tensor, "batch *event"], *, generator=None) -> Tensor:

@@ -89,8 +89,11 @@ def run_in(out: Path, recipe: Recipe, trainer: Trainer, goes_on: bool, progress:
     main = trainer.accelerator.is_main_process
     if goes_on:
         trainer.load(out)
+        if main:
+            runs.warn_of_other_splits(out, trainer.data)
     if main:
-        runs.describe(out, recipe, trainer.accelerator.device, trainer.data.notes)
+        splits = runs.told_of_splits(trainer.data)
+        runs.describe(out, recipe, trainer.accelerator.device, trainer.data.notes, splits)
         say_what_is_lost(out, trainer.step)
     with Logbook(trainer, out, recipe) as log, runs.interruptible() as interrupted:
         if not goes_on:

@@ -13,6 +13,7 @@ route is invertible, so A → B → A gives back the source up to the solver's e
 """
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -74,8 +75,8 @@ class Route:
     def __post_init__(self):
         if self.steps < len(self.legs):
             raise ValueError(f"steps must be at least {len(self.legs)}, one a leg, got {self.steps}; {STEPS} is usual")
-        if self.tol is not None and not self.tol > 0:
-            raise ValueError(f"tol must be positive, or None for equal steps, got {self.tol}; 1e-6 is usual")
+        if self.tol is not None and not 0 < self.tol < math.inf:
+            raise ValueError(f"tol must be positive and finite, or None for equal steps, got {self.tol}; 1e-6 is usual")
         for model in self.models:
             require_one_map(model.flow, "a translation")
 

@@ -421,6 +421,7 @@ def evaluate_run(run: str | Path) -> dict:
     run = Path(run)
     recipe = recipes.resolve(recipes.load(run))
     options, data = Evaluation(**recipe["evaluate"]), load_data(**recipe["data"])
+    runs.warn_of_other_splits(run, data)
     model = load(run, device=runs.device())
     raw = stack(getattr(data, options.split), options.images)
     report, nats = evaluate(model, raw, repeats=options.repeats, batch_size=options.batch_size, seed=options.seed)

@@ -1,5 +1,6 @@
 """Files that are whole or not there: written beside their place first, whatever ends the writing."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from torch import Tensor
 
 Write = Callable[[Path], object]  # makes a file of that name
 HALF_WRITTEN = ".*.new"  # names of what a process that was killed has left
+LONGEST = 64  # bytes of a name that is part of the name of the file beside it
 
 
 def whole(path: Path, write: Write) -> None:
@@ -31,7 +33,7 @@ def together(writes: Mapping[Path, Write], old: Sequence[Path] = ()) -> None:
     Raises:
         OSError: also where torch or safetensors have another name for a full disk.
     """
-    beside = {path: path.with_name(f".{path.name}.new") for path in writes}
+    beside = {path: _beside(path) for path in writes}
     try:
         for path, write in writes.items():
             _write_beside(path, beside[path], write)
@@ -43,6 +45,12 @@ def together(writes: Mapping[Path, Write], old: Sequence[Path] = ()) -> None:
         for new in beside.values():
             new.unlink(missing_ok=True)
         raise
+
+
+def _beside(path: Path) -> Path:
+    """Where ``path`` is written first: of a long name, as it may be the longest that the file system has, its hash."""
+    name = os.fsencode(path.name)
+    return path.with_name(f".{path.name if len(name) <= LONGEST else hashlib.sha256(name).hexdigest()}.new")
 
 
 def _write_beside(path: Path, beside: Path, write: Write) -> None:

@@ -105,11 +105,13 @@ def test_changes_are_toml_or_strings():
     changes = {
         "train.steps": "500", "train.lr": "3e-4", "train.latent_mean": "true", "flow.norm": "inf",
         "data.path": "my imgs", "flow.blocks": "[2, 2]", "data.day": "2024-01-01", "data.number": '"7"',
+        "data.root": "2024", "data_b.path": "0x1F", "data_b.root": '"2024"',
     }  # fmt: skip
     changed = recipes.override({"flow": {"name": "residual", "width": 8}, "train": {"lr": 1.0}}, changes)
     assert changed["train"] == {"steps": 500, "lr": 3e-4, "latent_mean": True}
     assert changed["flow"] == {"name": "residual", "width": 8, "norm": math.inf, "blocks": [2, 2]}
-    assert changed["data"] == {"path": "my imgs", "day": "2024-01-01", "number": "7"}
+    assert changed["data"] == {"path": "my imgs", "day": "2024-01-01", "number": "7", "root": "2024"}
+    assert changed["data_b"] == {"path": "0x1F", "root": "2024"}  # a folder may be called by a number
 
 
 def test_a_table_is_replaced_before_its_keys_are_set():
@@ -373,6 +375,13 @@ def test_help_is_there(command, capsys):
         ("train digits --train.lr nan", "train.lr must be positive, got nan"),
         ("train digits --train.trackers [\"tensorbord\"]", "train.trackers must be of tensorboard, wandb"),
         ("train digits --evaluate.repeats 1", "evaluate.repeats must be at least 2"),
+        ("train digits --evaluate.rtol inf", "evaluate.rtol must be positive and finite, got inf"),
+        ("train digits --train.batch_size 100000000000000000000", "train.batch_size must be within ±2,147,483,647"),
+        ("train digits --train.seed 100000000000000000000", "train.seed must be within ±9,223,372,036,854,775,807"),
+        ("train rings --data.samples 100000000000000000000", "data.samples must be within ±2,147,483,647"),
+        ("train array --data.path wide.npy --data.levels 2000000000", "levels must be at most 1,048,576 grey levels"),
+        ("train array --data.path 2024", "2024 cannot be read as .npy or .npz"),
+        ("train array --data.path vectors.npy --data.flip true", "flip must be false for vectors"),
         ("train digits --trian.steps 3", "--trian.steps is no known table; did you mean 'train'?"),
         ("train digits --train mle", "--train is no known table that can be replaced"),
         ("train digits --flow residaul", "flow.name must be one of"),
@@ -434,6 +443,8 @@ def test_mistakes(arguments, complaint, run, tmp_path, monkeypatch, capsys):
         (tmp_path / "damaged" / name).write_bytes((run / name).read_bytes())
     (tmp_path / "damaged" / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:100])
     np.save("broken.npy", np.full((50, 2), np.nan, dtype=np.float32))
+    np.save("vectors.npy", np.zeros((50, 2)))
+    np.save("wide.npy", np.full((50, 2), 2**31 + 5))
     whole = recipes.to_toml(recipes.load("digits"))
     (tmp_path / "broken.toml").write_text("steps = = 3")
     (tmp_path / "extra.toml").write_text(f"{whole}\n[extra]\na = 1\n")
@@ -455,6 +466,18 @@ def test_mistakes_with_a_run(run, tmp_path, capsys):
     assert "evaluate.images must be at least 2" in fails(capsys, "evaluate", run, "--images", 1, "--overwrite")
     assert "sampler must be one of" in fails(capsys, "sample", run, "--sampler", "dmp++")
     assert "n must be at least 1" in fails(capsys, "sample", run, "-n", 0)
+    for option in ("-n", "--steps", "--batch-size", "--seed"):
+        name = option.lstrip("-").replace("-", "_")
+        assert f"{name} must be within ±" in fails(capsys, "sample", run, option, 10**20)
+    for option in ("--times", "--images", "--batch-size", "--seed"):
+        name = option.lstrip("-").replace("-", "_")
+        assert f"evaluate.{name} must be within ±" in fails(capsys, "evaluate", run, option, 10**20, "--overwrite")
+    for tol in ("inf", "nan", "0"):
+        said = fails(capsys, "sample", run, "--sampler", "ode", "--tol", tol)
+        assert f"tol must be positive and finite, got {float(tol)}" in said
+        for name in ("rtol", "atol"):
+            said = fails(capsys, "evaluate", run, f"--{name}", tol, "--overwrite")
+            assert f"evaluate.{name} must be positive and finite, got {float(tol)}" in said
     assert "steps must be at least 1" in fails(capsys, "sample", run, "--steps", 0)
     assert "snr must be left out with sampler 'ode'" in fails(capsys, "sample", run, "--sampler", "ode", "--snr", 0.1)
     assert "eps must lie in [1e-05, 1.0), got 1e-06" in fails(capsys, "sample", run, "--eps", 1e-6)

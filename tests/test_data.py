@@ -3,7 +3,10 @@
 import gzip
 import hashlib
 import inspect
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from indm.data import (
     ImageFiles,
     InMemory,
     flip_horizontally,
+    load_array,
     load_data,
     loader,
     split,
@@ -28,6 +32,15 @@ from indm.densities import DENSITIES
 from indm.images import read_image
 
 PARTS = ("train", "valid", "test")
+PEAK = """
+import sys
+from indm.data import load_data
+from indm.training import peak_memory_mib
+
+before = peak_memory_mib()
+load_data("array", path=sys.argv[1])
+print(peak_memory_mib() - before)
+"""
 
 
 def rows(dataset):
@@ -562,6 +575,88 @@ def test_integer_arrays_and_levels(tmp_path):
     assert x.min() >= 0 and x.max() <= 1 and torch.equal(array.scaling.to_data(x), array.train.tensor)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "levels"), [(np.int64, 2_000_000_000_000), (np.uint64, 10**23), (np.int64, 2**21), (np.uint8, 2**32)]
+)
+def test_more_grey_levels_than_can_be_dequantized_are_refused(tmp_path, dtype, levels):
+    """Above 2³¹ they became negative numbers."""
+    most = min(levels, np.iinfo(dtype).max, 2**63)
+    np.save(tmp_path / "i.npy", np.random.default_rng(0).integers(0, most, (30, 4), dtype=dtype))
+    for refuse in (load_data, lambda _, **options: load_array(**options)):
+        with pytest.raises(ValueError, match=r"levels must be (at most 1,048,576|within ±2,147,483,647)"):
+            refuse("array", path=tmp_path / "i.npy", levels=levels)
+
+
+@pytest.mark.parametrize("option", ["samples", "valid_samples", "seed"])
+def test_numbers_that_are_too_large_to_count_are_refused(option):
+    with pytest.raises(ValueError, match=f"data.{option} must be within ±[0-9,]*, got 1{'0' * 20}"):
+        load_data("rings", **{option: 10**20})
+    load_data("rings", samples=10, valid_samples=1, test_samples=1, seed=2**40)  # as a seed may be
+
+
+def test_an_array_is_not_held_more_often_than_it_is_split(tmp_path):
+    """Beside the array and the splits made of it there is no third copy, whatever the layout of the file."""
+    for name, array in (("c", np.zeros((2**21, 8), np.float32)), ("u", np.zeros((2**18, 1, 16, 16), np.uint8))):
+        np.save(tmp_path / f"{name}.npy", array)
+        peak = subprocess.run([sys.executable, "-c", PEAK, tmp_path / f"{name}.npy"], capture_output=True, text=True)
+        assert float(peak.stdout) < 2.5 * array.nbytes / 2**20, peak.stderr
+
+
+def test_an_array_that_leaves_no_room_for_its_splits_is_refused(tmp_path, monkeypatch):
+    np.save(tmp_path / "a.npy", np.zeros((1000, 1000), np.float32))
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 7999}[name])
+    with pytest.raises(ValueError, match=r"a.npy cannot be split, .* 8,000,000 bytes, .* can have 7,999,000"):
+        load_data("array", path=tmp_path / "a.npy")
+
+
+# ── What decides the splits
+
+
+def test_the_fingerprint_of_a_folder_is_that_of_the_names_of_its_images(folder):
+    def found(**options):
+        return load_data("folder", path=folder, size=8, **options).fingerprint
+
+    before = found()
+    assert len(before) == 64 and found(seed=3, limit=2) == before
+    with pytest.warns(UserWarning, match="1 of 13 files"):
+        (folder / "notes.txt").write_text("no image, and in no split")
+        assert found() == before
+    (folder / "notes.txt").unlink()
+    elsewhere = folder.rename(folder.with_name("elsewhere"))
+    assert load_data("folder", path=elsewhere, size=8).fingerprint == before
+    elsewhere.rename(folder)
+    fingerprints = {before}
+    (folder / "a.png").rename(folder / "b.png")
+    fingerprints.add(found())
+    (folder / "b.png").rename(folder / "more" / "A.png")
+    fingerprints.add(found())
+    save(folder / "a.png", picture(50))
+    fingerprints.add(found())
+    assert len(fingerprints) == 4
+
+
+def test_the_fingerprint_of_an_array_is_that_of_its_numbers(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+
+    def found(array, save=np.save, **options):
+        save(tmp_path / "a", array)
+        (file,) = tmp_path.iterdir()
+        fingerprint = load_data("array", path=file, **options).fingerprint
+        file.unlink()
+        return fingerprint
+
+    before = found(vectors)
+    assert len(before) == 64 and found(vectors, np.savez, seed=3, limit=2) == before
+    assert found(np.asfortranarray(vectors)) == found(vectors.astype(float)) == before
+    assert len({before, found(vectors[::-1]), found(np.concatenate([vectors, vectors[:1]]))}) == 3
+    grey = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
+    assert found(grey) == found(grey.transpose(0, 3, 1, 2)) != found(grey[::-1])
+
+
+def test_data_that_come_with_a_package_have_no_fingerprint():
+    assert load_data("digits").fingerprint == load_data("rings", samples=10).fingerprint == ""
+
+
 def test_arrays_that_cannot_be_used(tmp_path):
     rng = np.random.default_rng(0)
     broken = rng.normal(size=(30, 2))
@@ -586,6 +681,7 @@ def test_arrays_that_cannot_be_used(tmp_path):
     for name, array in stored.items():
         np.save(tmp_path / f"{name}.npy", array)
     np.savez(tmp_path / "two.npz", images=grey, labels=np.zeros(30))
+    np.savez(tmp_path / "bare.npz")
     (tmp_path / "text.npy").write_text("1 2 3")
     (tmp_path / "text.npz").write_text("1 2 3")
     (tmp_path / "cut.npy").write_bytes((tmp_path / "grey.npy").read_bytes()[:500])
@@ -604,9 +700,13 @@ def test_arrays_that_cannot_be_used(tmp_path):
         ("wide.npy", {}, "pass levels="),
         ("small.npy", {}, "at least 8 pixels"),
         ("grey.npy", {"levels": 16}, "not 0 … 15"),
-        ("grey.npy", {"levels": 0}, "not 0 …"),
+        ("grey.npy", {"levels": 0}, "levels must be at least 2"),
         ("grey.npy", {"key": "images"}, "holds one array"),
         ("vectors.npy", {"levels": 256}, "levels are for integer data"),
+        ("vectors.npy", {"flip": True}, "flip must be false for vectors: .*vectors.npy"),
+        ("integers.npy", {"levels": 9, "flip": True}, "flip must be false for vectors"),
+        ("bare.npz", {}, "bare.npz holds no arrays"),
+        ("bare.npz", {"key": "images"}, "bare.npz holds no arrays"),
         ("two.npz", {}, "pass key= one of images, labels"),
         ("two.npz", {"key": "image"}, "did you mean 'images'"),
         ("missing.npy", {}, "missing.npy cannot be read"),

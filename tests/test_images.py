@@ -182,6 +182,30 @@ def test_no_more_images_than_cores_are_decoded_at_once(tmp_path, monkeypatch):
     assert len(most) == 60 and max(most) <= os.cpu_count()
 
 
+@pytest.mark.parametrize("n", [12, 1000])
+def test_a_user_without_a_home_has_no_cache(tmp_path, monkeypatch, looked_at, n):
+    def without():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("INDM_DATA", raising=False)
+    monkeypatch.setattr(images.Path, "home", without)
+    folder = many(tmp_path / "f", n)
+    for _ in range(2):
+        assert (index(folder).kinds == 2).all()
+    assert len(looked_at) == 2 * n
+
+
+def test_the_fingerprint_of_files_tells_which_they_are_and_where_their_names_end(tmp_path):
+    def fingerprint(names, chosen=None):
+        block = np.frombuffer("".join(names).encode(), np.uint8)
+        ends = np.cumsum([len(name) for name in names])
+        return Files(tmp_path, block, ends, None if chosen is None else np.array(chosen)).fingerprint()
+
+    assert fingerprint(["a", "bc", "d"], [0, 2]) == fingerprint(["a", "d"]) == fingerprint(["a", "d", "xy"], [0, 1])
+    different = (["ab", "c"], ["a", "bc"], ["abc"], ["a", "b", "c"], ["ab", "c", "c"])
+    assert len({fingerprint(names) for names in different}) == len(different)
+
+
 # ── Damage, and the order of the data
 
 

@@ -371,6 +371,12 @@ def test_evaluate_checks_its_arguments():
         evaluate(model, raw, repeats=1)
     with pytest.raises(ValueError, match="raw must hold at least 2"):
         evaluate(model, raw[:1])
+    for name in ("rtol", "atol"):
+        for tolerance in (0.0, -1.0, float("inf"), float("nan")):
+            with pytest.raises(ValueError, match=f"{name} must be positive and finite, got {tolerance}"):
+                evaluate(model, raw, **{name: tolerance})
+            with pytest.raises(ValueError, match=f"{name} must be positive and finite, got {tolerance}"):
+                log_likelihood(model, model.scaling.centre(raw), **{name: tolerance})
 
 
 @pytest.mark.parametrize("nll_images", [1, -1])

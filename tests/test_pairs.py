@@ -1,9 +1,14 @@
 """Two data sets, from folders of images to translated files, through the command line as a user goes."""
 
+import errno
+import glob
 import json
+import os
 import shutil
 import signal
+import time
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +16,7 @@ import torch
 from PIL import Image
 from test_processes import launch
 
-from indm import pairs, recipes, runs
+from indm import pairs, recipes, runs, writing
 from indm.cli import main
 from indm.data import load_data
 from indm.flows import ActNorm
@@ -282,6 +287,40 @@ def test_files_patterns_and_arrays_are_taken(trained, toys, tmp_path):
     assert main(["translate", str(trained / "pair"), str(out / "many.npz"), "--out", str(again), "--quiet"]) == 0
 
 
+PATTERNS = [
+    "**", "**/*", "**/*.png", "**/b/*.png", "**/[ab]", "[*]/**/*.png", "a/**/**/c.png", "./**/b/**/*.png", "a**/*.png",
+    "*/**", "**/.h/*.png",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_pattern_matches_what_that_of_a_shell_does(pattern, tmp_path, monkeypatch):
+    for name in ("a.png", "a/b.png", "a/b/c.png", "b/a/b/c.png", ".h/a.png", "a/.h/b.png", ".a.png", "*/[/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    for top in ("", f"{glob.escape(str(tmp_path))}/"):
+        expected = {Path(path) for path in glob.glob(f"{top}{pattern}", recursive=True) if Path(path).is_file()}
+        assert {path for path, _ in pairs._files(Path(top + pattern))} == expected
+
+
+def test_links_that_lead_in_circles_are_not_followed(tmp_path):
+    loop = tmp_path / "im" / "loop"
+    loop.mkdir(parents=True)
+    for name in "xy":
+        (loop / name).symlink_to(".")
+    dark(loop / "deep" / "a.png")
+    dark(tmp_path / "elsewhere" / "b.png")
+    (loop / "linked").symlink_to(tmp_path / "elsewhere")
+    (loop / "c.png").symlink_to(tmp_path / "elsewhere" / "b.png")
+    started = time.perf_counter()
+    found = {pattern: [path for path, _ in pairs._files(tmp_path / pattern)] for pattern in ("im/loop/**/*.png", "im")}
+    assert time.perf_counter() - started < 5
+    assert found["im"] == [loop / "c.png", loop / "deep" / "a.png"]
+    assert {path.resolve() for path in found["im/loop/**/*.png"]} == {path.resolve() for path in found["im"]}
+    assert [path for path, _ in pairs._files(loop / "linked" / "**" / "*.png")] == [loop / "linked" / "b.png"]
+
+
 def test_the_same_seed_gives_the_same_noise(trained, toys, tmp_path):
     results = {}
     for name, seed in (("one", "3"), ("two", "3"), ("three", "4")):
@@ -321,6 +360,101 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(trained, toys, tmp_pa
     assert "not translated: 250-03: " in capsys.readouterr().err
     assert len(list(out.glob("2*.png"))) == 23 and not (out / broken.name).exists()
     assert list(json.loads((out / "translation.json").read_text())["failed"]) == ["250-03"]
+
+
+def dark(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (20, 20, 20)).save(path)
+    return path
+
+
+def test_the_longest_names_there_are_have_results(trained, tmp_path):
+    """The file that a result is first written to must not need a longer one."""
+    home, out = tmp_path / "home", tmp_path / "out"
+    names = [f"{'x' * 251}.png", f"{'é' * 124}.png", "short.png"]
+    for name in names:
+        dark(home / name)
+    np.save(home / f"{'y' * 251}.npy", np.zeros((2, 3, 8, 8), np.uint8))
+    assert main(["translate", str(trained / "pair"), str(home), "--out", str(out), "--steps", "4", "--quiet"]) == 0
+    expected = {*names, "sheet.png", "translation.json", f"{'y' * 251}.npz"}
+    assert {path.name for path in out.iterdir()} == expected
+
+
+def test_what_cannot_be_written_is_named_and_the_rest_goes_on(trained, tmp_path, capsys):
+    home, out = tmp_path / "home", tmp_path / "out"
+    for name in ("a.png", "b/c.png", "d.png", f"{'x' * 250}.png", f"{'x' * 250}.bmp"):
+        dark(home / name)
+    for name in ("e", "f"):
+        np.save(home / f"{name}.npy", np.zeros((2, 3, 8, 8), np.uint8))
+    (out / "a.png").mkdir(parents=True)
+    (out / "b").touch()
+    (out / "f.npz").mkdir()
+    arguments = ["translate", str(trained / "pair"), str(home), "--out", str(out), "--overwrite", "--quiet"]
+    assert main([*arguments, "--steps", "4", "--batch-size", "3"]) == 1
+    error = capsys.readouterr().err
+    long = [f"{'x' * 250}.{kind}" for kind in ("bmp", "png")]  # their results would be …bmp.png and …png.png
+    report = json.loads((out / "translation.json").read_text())
+    assert sorted(report["failed"]) == ["a", "b/c", "f-00000", "f-00001", *long]
+    assert "not translated: a: [Errno 21] Is a directory" in error and "File name too long" in error
+    assert [row["name"] for row in report["examples"]] == ["d", "e-00000", "e-00001"]
+    assert (out / "d.png").is_file() and (out / "e.npz").is_file() and not [*out.rglob(writing.HALF_WRITTEN)]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_a_disk_that_takes_nothing_more_ends_a_translation(trained, toys, tmp_path, monkeypatch, capsys, number):
+    real, written = writing.whole, []
+
+    def fails_at_third(path, write):
+        written.append(path)
+        if len(written) == 3:
+            raise OSError(number, os.strerror(number), str(path))
+        real(path, write)
+
+    monkeypatch.setattr(writing, "whole", fails_at_third)
+    error = error_of(capsys, "translate", trained / "pair", toys[0], "--out", tmp_path / "out", "--quiet")
+    assert os.strerror(number) in error
+    report = json.loads((tmp_path / "out" / "translation.json").read_text())
+    assert len(report["examples"]) == 2 and not report["failed"]
+
+
+def linked(tmp_path, photos):
+    (tmp_path / "link").symlink_to(photos)
+    return tmp_path / "link"
+
+
+def linked_result(tmp_path, photos):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "250-03.png").symlink_to(photos / "250-03.png")
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    "where",
+    [lambda tmp_path, photos: photos, lambda tmp_path, photos: photos / ".." / photos.name, linked, linked_result],
+)
+def test_a_source_is_never_written_over(where, trained, toys, tmp_path, capsys):
+    photos = shutil.copytree(toys[0], tmp_path / "photos")
+    out = where(tmp_path, photos)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    arguments = ["translate", trained / "pair", photos, "--out", out, "--overwrite", "--quiet"]
+    for also in ([], ["--cycle"]):
+        error = error_of(capsys, *arguments, *also)
+        assert "is one of the sources, and a result would be written over it; use another --out" in error
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+@pytest.mark.parametrize("over", ["many.npz", "sheet.png", "cycle/a.png", "strips/a.png"])
+def test_nor_is_a_source_that_has_the_name_of_something_beside_the_results(over, trained, tmp_path, capsys):
+    out = tmp_path / "out"
+    if over.endswith(".npz"):
+        out.mkdir()
+        np.savez(out / over, samples=np.zeros((2, 3, 8, 8), np.uint8))
+    else:
+        dark(out / over)
+    before = (out / over).read_bytes()
+    options = ["--out", out, "--overwrite", "--cycle", "--strip", "2", "--quiet"]
+    assert f"{over} is one of the sources" in error_of(capsys, "translate", trained / "pair", out / over, *options)
+    assert (out / over).read_bytes() == before and len([*out.rglob("*.*")]) == 1
 
 
 class Stubborn(ActNorm):
@@ -410,6 +544,14 @@ def test_mistakes(trained, toys, tmp_path, capsys):
         ([pair, toys[0], "--strength", "0"], "strength must lie in"),
         ([trained / "bridge", toys[0], "--stochastic", "--direction", "backward"], "stochastic must be false"),
         ([pair, toys[0], "--stochastic", "--cycle"], "no way back along noise"),
+        ([pair, toys[0], "--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        ([pair, toys[0], "--batch-size", "-1"], "batch_size must be at least 1, got -1"),
+        ([pair, toys[0], "--batch-size", 10**20], "batch_size must be within ±"),
+        ([pair, toys[0], "--steps", 10**20], "steps must be within ±"),
+        ([pair, toys[0], "--seed", 10**20], "seed must be within ±"),
+        ([pair, toys[0], "--strip", "1"], "strip must be 0 for none or at least 2 frames, got 1"),
+        ([pair, toys[0], "--tol", "inf"], "tol must be positive and finite, or None for equal steps, got inf"),
+        ([pair, toys[0], "--tol", "nan"], "tol must be positive and finite, or None for equal steps, got nan"),
     ):
         assert complaint in error_of(capsys, "translate", *arguments, "--out", out, "--quiet")
     (tmp_path / "empty").mkdir()
@@ -417,6 +559,10 @@ def test_mistakes(trained, toys, tmp_path, capsys):
     np.save(tmp_path / "wrong.npy", np.zeros((2, 16, 16, 3), np.uint8))
     error = error_of(capsys, "translate", pair, tmp_path / "wrong.npy", "--out", out)
     assert "must hold events of shape (3, 8, 8), got (3, 16, 16)" in error
+    for kind in (np.uint8, np.int64, np.float32):
+        np.save(tmp_path / "none.npy", np.zeros((0, 3, 8, 8), kind))
+        error = error_of(capsys, "translate", pair, tmp_path / "none.npy", "--out", out)
+        assert "none.npy holds no events: its shape is (0, 3, 8, 8)" in error
     np.save(tmp_path / "floats.npy", np.zeros((2, 5)))
     assert "must hold integers 0 … 255" in error_of(capsys, "translate", pair, tmp_path / "floats.npy", "--out", out)
     assert not out.exists()

@@ -120,12 +120,34 @@ def test_bombs_and_pipes(tmp_path, monkeypatch):
         load_data("array", path=tmp_path / "bomb.npz")
     np.savez_compressed(tmp_path / "large.npz", np.zeros((1000, 1000)))
     monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 7999}[name])
-    with pytest.raises(ValueError, match=r"claims 8,000,000 bytes, and this machine has 7,999,000 bytes"):
+    with pytest.raises(ValueError, match=r"claims 8,000,000 bytes, and this process can have 7,999,000 bytes"):
         load_data("array", path=tmp_path / "large.npz")
     monkeypatch.undo()
     os.mkfifo(tmp_path / "pipe.npy")
     with pytest.raises(ValueError, match="it is no file"):  # rather than wait for a writer
         load_data("array", path=tmp_path / "pipe.npy")
+
+
+LIMITS = {
+    "version 2": ("0::/a/b\n", {"a/b/memory.max": "max\n", "a/memory.max": "7999000\n", "memory.max": "8000001\n"}),
+    "version 2, in a container": ("0::/\n", {"memory.max": "7999000\n"}),
+    "version 1": ("3:cpuset:/c\n4:memory:/a\n", {"memory/a/memory.limit_in_bytes": "7999000\n"}),
+    "version 1, in a container": ("4:memory:/elsewhere\n", {"memory/memory.limit_in_bytes": "7999000\n"}),
+}
+
+
+@pytest.mark.parametrize(("groups", "limits"), LIMITS.values(), ids=LIMITS)
+def test_the_memory_of_a_container_counts(tmp_path, monkeypatch, groups, limits):
+    monkeypatch.setattr(reading, "CONTROL_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(reading, "OWN_GROUPS", tmp_path / "own")
+    reading.check_memory(8_000_000)  # where there are no such files, the machine's memory does
+    (tmp_path / "own").write_text(groups)
+    for name, limit in limits.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(limit)
+    reading.check_memory(7_999_000)
+    with pytest.raises(ValueError, match="claims 8,000,000 bytes, and this process can have 7,999,000 bytes"):
+        reading.check_memory(8_000_000)
 
 
 def test_an_idx_file_that_claims_much(tmp_path):

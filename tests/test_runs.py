@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import indm
 from indm import runs
 from indm.cli import main
+from indm.data import load_data
 
 SMALL = [
     "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.blocks=1", "--net.attention=[]", "--train.steps=2",
@@ -214,3 +217,59 @@ def test_an_evaluation_is_never_beside_the_numbers_of_another(run, monkeypatch):
     found = json.loads((run / "evaluation.json").read_text())
     with np.load(run / "evaluation.npz") as file:
         assert found["seed"] == 5 and len(file["nelbo"]) == found["images"]["nelbo"] == 20
+
+
+# ── Data that change after a training
+
+
+def add_image(home, i):
+    pixels = np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(pixels).save(home / f"{i:02d}.png")
+
+
+def add_row(home, i):
+    rows = np.load(home / "a.npy") if i else np.zeros((0, 8, 8), np.uint8)
+    np.save(home / "a.npy", np.concatenate([rows, np.full((1, 8, 8), 5 * i, np.uint8)]))
+
+
+KINDS = {"folder": (add_image, ".", "--data.size=8"), "array": (add_row, "a.npy")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_example_that_is_added_after_a_training_is_warned_of(kind, tmp_path):
+    home, run, (add, path, *options) = tmp_path / "home", str(tmp_path / "run"), KINDS[kind]
+    home.mkdir()
+    for i in range(20):
+        add(home, i)
+    options += [f"--data={kind}", f"--data.path={home / path}", "--train.batch_size=4", "--out", run]
+    train = ["train", "digits", *SMALL, *options]
+    evaluate = ["evaluate", run, "--images", "2", "--nll-images", "0", "--quiet", "--overwrite"]
+
+    def parts():
+        last = json.loads((tmp_path / "run" / "versions.json").read_text())
+        return [*last.pop("before", []), last]
+
+    def changed():
+        return json.loads((tmp_path / "run" / "evaluation.json").read_text())["data_changed"]
+
+    with warnings.catch_warnings(action="error"):
+        assert main(train) == 0 and main(evaluate) == 0 and not changed()
+        assert main([*train, "--resume", "--train.steps=4"]) == 0
+    assert [part["data_examples"] for part in parts()] == [20, 20] and len({p["data_sha256"] for p in parts()}) == 1
+    add(home, 20)
+    said = f"the data of {run} have changed since it was trained, 20 examples then, 21 now: .* from the training to the"
+    with pytest.warns(UserWarning, match=said):
+        assert main(evaluate) == 0 and changed()
+    with pytest.warns(UserWarning, match=said):
+        assert main([*train, "--resume", "--train.steps=6"]) == 0
+    assert [part["data_examples"] for part in parts()] == [20, 20, 21]
+    with pytest.warns(UserWarning, match=said):  # its first parts were trained on what was not then for testing
+        assert main(evaluate) == 0 and changed()
+
+
+@pytest.mark.parametrize("told", ["", "[]", '{"before": 3}', '{"before": [3], "indm": "0.1"}', '{"data_sha256": "x"}'])
+def test_a_run_that_does_not_tell_its_data_is_not_said_to_have_others(run, tmp_path, told):
+    (tmp_path / "versions.json").write_text(told)
+    found = runs.other_splits(tmp_path, load_data("digits"))
+    assert found == ({"data_sha256": "x"} if "sha256" in told else None)
+    assert runs.other_splits(run, load_data("digits")) is None

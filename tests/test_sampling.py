@@ -550,15 +550,17 @@ def test_bad_arguments_are_named():
         sample(model, 4, steps=0)
     with pytest.raises(ValueError, match=r"snr must be left out with sampler 'unipc', got 0\.1; 'pc' has it"):
         sample(model, 4, snr=0.1)
-    for snr in (0.0, (0.1, -0.1), (0.1, 0.1, 0.1)):
-        with pytest.raises(ValueError, match=r"snr must be positive, got .*; 0\.16 is usual"):
+    for snr in (0.0, float("nan"), (0.1, -0.1), (0.1, float("inf")), (0.1, 0.1, 0.1)):
+        with pytest.raises(ValueError, match=r"snr must be positive and finite, got .*; 0\.16 is usual"):
             sample(model, 4, sampler="pc", snr=snr)
-    with pytest.raises(ValueError, match="tol must be positive, got 0; 1e-05 is usual"):
-        sample(model, 4, sampler="ode", tol=0)
+    for tol in (0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"tol must be positive and finite, got {tol}; 1e-05 is usual"):
+            sample(model, 4, sampler="ode", tol=tol)
     with pytest.raises(ValueError, match=r"eps must lie in \[1e-05, 1\.0\), got 1e-06"):
         sample(model, 4, eps=1e-6)
-    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
-        sample(model, 4, temperature=0)
+    for temperature in (0, float("inf")):
+        with pytest.raises(ValueError, match=f"temperature must be positive and finite, got {temperature}"):
+            sample(model, 4, temperature=temperature)
     with pytest.raises(ValueError, match="shape"):
         sample(INDM(Identity(), gaussian("vp")), 4)
 

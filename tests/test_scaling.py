@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from indm.scaling import Scaling
+from indm import scaling as module
+from indm.scaling import MOST_LEVELS, Scaling
 
 LARGEST_BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))  # what torch.rand can return
 
@@ -49,6 +50,16 @@ def test_standardised_vectors():
     torch.testing.assert_close(nats, -raw_density, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(50, 7), (50, 3, 2)])
+def test_vectors_are_standardised_a_part_at_a_time(shape, monkeypatch):
+    raw = torch.randn(shape) * 3 + 7
+    whole = Scaling.standardise(raw)
+    monkeypatch.setattr(module, "AT_ONCE", 100)
+    parts = Scaling.standardise(raw)
+    torch.testing.assert_close(parts.shift, whole.shift)
+    torch.testing.assert_close(parts.scale, whole.scale)
+
+
 def test_scale_that_broadcasts_counts_once_for_each_dimension():
     scaling = Scaling(torch.zeros(3, 1, 1), torch.tensor([1.0, 2.0, 4.0])[:, None, None])
     assert scaling.log_scale((3, 8, 8)) == pytest.approx(64 * math.log(8), rel=1e-6)
@@ -56,7 +67,7 @@ def test_scale_that_broadcasts_counts_once_for_each_dimension():
 
 @settings(max_examples=60)
 @given(
-    st.sampled_from([2, 3, 16, 17, 100, 255, 256, 1000, 4096]),
+    st.sampled_from([2, 3, 16, 17, 100, 255, 256, 1000, 4096, MOST_LEVELS - 1, MOST_LEVELS]),
     st.booleans(),
     st.floats(0.0, LARGEST_BELOW_ONE, width=32),
 )
@@ -115,6 +126,12 @@ def test_same_generator_same_noise():
 def test_levels_are_checked(levels):
     with pytest.raises(ValueError, match="levels must be at least 2"):
         Scaling(0.0, 1.0, levels)
+
+
+@pytest.mark.parametrize("levels", [MOST_LEVELS + 1, 2**31, 10**23])
+def test_more_levels_than_have_room_for_noise_are_refused(levels):
+    with pytest.raises(ValueError, match=f"levels must be at most 1,048,576 grey levels, got {levels:,}"):
+        Scaling.images(levels)
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])

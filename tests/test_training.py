@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 import indm
-from indm import recipes, runs, training
+from indm import recipes, runs, training, writing
 from indm.data import load_data, stack
 from indm.knobs import isometry_defect, normal_law
 from indm.metrics import sliced_wasserstein
@@ -112,7 +112,7 @@ def test_a_run_is_whole(tmp_path, objective):
     assert recipes.differences(recipes.load(run), recipes.resolve(recipe)) == []
     made_by = json.loads((run / "versions.json").read_text())
     assert torch.__version__.startswith(made_by["torch"]) and made_by["indm"] == indm.__version__ and made_by["data"]
-    assert not list(run.glob(".*")), "nothing half written is left"
+    assert not list(run.glob(writing.HALF_WRITTEN)), "nothing half written is left"
 
     saved, averaged = indm.INDM.load(run).state_dict(), checkpoint(run)["ema"]
     assert saved.keys() == averaged.keys() and all(torch.equal(saved[k], averaged[k]) for k in saved)

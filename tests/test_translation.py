@@ -235,8 +235,9 @@ def test_arguments_are_checked():
             translate(model, model, x, strength=strength)
     with pytest.raises(ValueError, match="steps must be at least 2, one a leg"):
         translate(model, model, x, steps=1)
-    with pytest.raises(ValueError, match="tol must be positive"):
-        translate(model, model, x, tol=0.0)
+    for tol in (0.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"tol must be positive and finite, or None for equal steps, got {tol}"):
+            translate(model, model, x, tol=tol)
     with pytest.raises(ValueError, match=r"events of shape \(2,\), got \(4, 3\)"):
         translate(model, model, torch.zeros(4, 3, dtype=torch.float64))
     with pytest.raises(ValueError, match="direction must be 'forward' or 'backward', got 'up'"):

@@ -9,7 +9,7 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -19,6 +19,8 @@ from indm.reading import brief
 NAMED_TABLES = ("data", *KINDS)
 BUNDLED = Path(__file__).parent
 TRACKERS = {"tensorboard", "wandb"}
+TEXT_KEYS = ("path", "root")  # also where a folder is called by a number
+LARGEST, LARGEST_SEED = 2**31 - 1, 2**63 - 1  # whole numbers that torch takes for a size, and for a seed
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 Recipe = dict[str, dict]
 
@@ -31,6 +33,20 @@ def _require(condition: bool, key: str, value: object, wanted: str) -> None:
 def _check_each(options: object, table: str, holds: Callable, wanted: str, names: str) -> None:
     for name in names.split():
         _require(holds(getattr(options, name)), f"{table}.{name}", getattr(options, name), wanted)
+
+
+def check_whole_number(key: str, value: object) -> None:
+    """ValueError where ``value`` is a whole number that is too large for what it counts, or for a seed."""
+    most = LARGEST_SEED if key.endswith("seed") else LARGEST
+    if isinstance(value, int):
+        _require(abs(value) <= most, key, value, f"within ±{most:,}")
+
+
+def check_whole_numbers(options: object, table: str = "") -> None:
+    """:func:`check_whole_number` for the fields of a dataclass that are declared so."""
+    for field in fields(options):
+        if field.type is int:
+            check_whole_number(f"{table}{field.name}", getattr(options, field.name))
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,7 @@ class Training:
     trackers: tuple[str, ...] = ()  # of "tensorboard", "wandb"
 
     def __post_init__(self):
+        check_whole_numbers(self, "train.")
         _check_each(self, "train", lambda v: v >= 1, "at least 1", "batch_size accumulate validate_examples")
         _check_each(self, "train", lambda v: v >= 1, "at least 1", "log_every validate_every checkpoint_every")
         _check_each(self, "train", lambda v: v >= 1, "at least 1", "keep_last skips")
@@ -110,10 +127,11 @@ class Evaluation:
     seed: int = 0
 
     def __post_init__(self):
+        check_whole_numbers(self, "evaluate.")
         _check_each(self, "evaluate", lambda v: v >= 1, "at least 1", "times probes batch_size")
         _check_each(self, "evaluate", lambda v: v >= 2, "at least 2", "images repeats")
         _check_each(self, "evaluate", lambda v: v >= 0, "0 or more", "nll_images seed steps eps")
-        _check_each(self, "evaluate", lambda v: v > 0, "positive", "rtol atol")
+        _check_each(self, "evaluate", lambda v: 0 < v < math.inf, "positive and finite", "rtol atol")
 
 
 OPTION_TABLES = {"train": Training, "evaluate": Evaluation}
@@ -152,7 +170,7 @@ def override(recipe: Recipe, changes: dict[str, str]) -> Recipe:
     """``recipe`` with dotted keys changed, values written as in TOML: ``{"train.steps": "500", "flow": "identity"}``.
 
     A bare table name puts another thing of that kind in its place and keeps none of the old table. What is not
-    TOML is taken as a string.
+    TOML is taken as a string, and so is whatever a ``path`` or ``root`` is given as.
     """
     changed = {table: dict(content) for table, content in recipe.items()}
     for table in (key for key in changes if "." not in key):
@@ -161,7 +179,9 @@ def override(recipe: Recipe, changes: dict[str, str]) -> Recipe:
     for dotted in (key for key in changes if "." in key):
         table, key = dotted.split(".", 1)
         _check_name(table, TABLES, "table", f"--{dotted}")
-        changed.setdefault(table, {})[key] = _value(changes[dotted])
+        value = _value(changes[dotted])
+        is_text = key in TEXT_KEYS and not isinstance(value, str)
+        changed.setdefault(table, {})[key] = changes[dotted] if is_text else value
     return changed
 
 
