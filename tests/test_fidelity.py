@@ -429,7 +429,7 @@ def test_a_place_where_nothing_can_be_written_is_said_before_anything_is_compute
     monkeypatch.setattr("indm.fidelity.open_images", lambda *_, **__: pytest.fail("images were read"))
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         assert main(["fid", str(run), "--extractor", str(folder), "--out", str(out), "--quiet"]) == 2
-        assert f"{tmp_path / 'file'} is no folder" in capsys.readouterr().err
+        assert f"{tmp_path / 'file'}: it is no folder" in capsys.readouterr().err
     (tmp_path / "fid.json").mkdir()
     assert main(["fid", str(run), "--extractor", str(folder), "--out", str(tmp_path), "--quiet"]) == 2
     assert "fid.json cannot be read as JSON: it is no file" in capsys.readouterr().err
