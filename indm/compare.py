@@ -197,10 +197,10 @@ def _read_nats(folder: Path) -> dict[str, np.ndarray]:
     file = folder / "evaluation.npz"
     nats = reading.arrays(file)
     if "nelbo" not in nats:
-        raise ValueError(f"{file} must hold an array nelbo, got {', '.join(nats) or 'none'}")
+        raise ValueError(f"{file} must hold an array nelbo, got {reading.brief(', '.join(nats)) or 'none'}")
     for name, values in nats.items():
         if values.ndim != 1 or len(values) < 2:
-            raise ValueError(f"{file} must hold nats (N,), got {name} of shape {values.shape}")
+            raise ValueError(f"{file} must hold nats (N,), got {reading.brief(name)} of shape {values.shape}")
     return nats
 
 

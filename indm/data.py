@@ -461,9 +461,9 @@ def _read_array(path: Path, key: str | None) -> np.ndarray:
     if key is None and ("samples" in names or len(names) == 1):
         key = "samples" if "samples" in names else names[0]
     if key is None:
-        raise ValueError(f"{path} holds several arrays; pass key= one of {', '.join(names)}")
+        raise ValueError(f"{path} holds several arrays; pass key= one of {reading.brief(', '.join(names))}")
     if key not in names:
-        raise ValueError(f"{path} has no array {key!r}{nearest(key, names)}")
+        raise ValueError(f"{path} has no array {key!r}{nearest(key, map(reading.brief, names))}")
     return reading.array(path, key)
 
 

@@ -246,7 +246,8 @@ def describe(module: nn.Module, kind: str, constructors: Constructors = CONSTRUC
 
 def nearest(word: str, known) -> str:
     """«; did you mean 'x'?» where some known word is near, else the list of what there is."""
-    matches = difflib.get_close_matches(word, [str(k) for k in known], n=1)
+    known = [str(k) for k in known]
+    matches = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {matches[0]!r}?" if matches else f" (there are: {', '.join(known)})"
 
 

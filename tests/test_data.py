@@ -722,6 +722,15 @@ def test_arrays_that_cannot_be_used(tmp_path):
     assert load_data("array", path=tmp_path / "two.npz", key="images").shape == (1, 8, 8)
 
 
+def test_names_of_arrays_are_quoted_on_one_line(tmp_path):
+    path = str(tmp_path / "a.npz")
+    np.savez(path, **{"x\n\x1by": np.zeros(2), "z" * 1000: np.zeros(2)})
+    for options in ({}, {"key": "rows"}):
+        with pytest.raises(ValueError, match=r"x \\x1by, z{100}") as caught:
+            load_data("array", path=path, **options)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+
+
 def test_options_of_every_loader_are_keywords():
     for name, function in LOADERS.items():
         parameters = inspect.signature(function).parameters.values()

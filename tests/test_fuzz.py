@@ -363,7 +363,7 @@ def test_command_lines(command, words):
         patch.chdir(HOME)
         patch.setattr("sys.stderr", error)
         patch.setattr("sys.stdout", out)
-        patch.setattr(training, "train", lambda *_, **__: {"interrupted": False})
+        patch.setattr(training, "train", lambda *_, **__: {"interrupted": False, "told_to_stop": False})
         status = main([command, *words])
     lines = error.getvalue().splitlines()
     assert status in (0, 2) and ("Traceback" not in error.getvalue() or "--debug" in words), error.getvalue()
