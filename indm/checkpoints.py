@@ -65,7 +65,7 @@ def write(run: Path, state: dict, keep: int) -> None:
     for half_written in path.parent.glob(writing.HALF_WRITTEN):
         half_written.unlink()
     writing.whole(path, lambda beside: torch.save(state, beside))
-    _name_newest(run, path)
+    _also_called(path, run / NEWEST)
     for old in numbered(run)[keep:]:
         old.unlink()
 
@@ -119,10 +119,10 @@ def read(path: Path) -> dict:
 
 def drop_newest(run: Path) -> None:
     """Set the newest state aside as ``….diverged``, if there is an older one that is whole."""
-    newest, older = numbered(run)[0], numbered(run)[1:]
+    newest, *older = numbered(run)
     whole = next((path for path in older if _is_whole(path)), None)
     if whole is not None:
-        _name_newest(run, whole)
+        _also_called(whole, run / NEWEST)
         newest.replace(newest.with_name(newest.name + DIVERGED))
 
 
@@ -153,14 +153,14 @@ def _use(run: Path, whole: Path, step: int, complaints: dict[Path, str]) -> Path
     if whole.name == NEWEST:
         whole = run / FOLDER / f"{step}.pt"
         whole.parent.mkdir(exist_ok=True)
-        writing.whole(whole, lambda beside: _link(run / NEWEST, beside))
+        _also_called(run / NEWEST, whole)
     elif complaints:
-        _name_newest(run, whole)
+        _also_called(whole, run / NEWEST)
     return whole
 
 
-def _name_newest(run: Path, path: Path) -> None:
-    writing.whole(run / NEWEST, lambda beside: _link(path, beside))
+def _also_called(path: Path, name: Path) -> None:
+    writing.whole(name, lambda beside: _link(path, beside))
 
 
 def _link(source: Path, target: Path) -> None:

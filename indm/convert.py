@@ -622,7 +622,7 @@ def convert(
             match (all of them listed), or a folder ``out`` that is not empty.
     """
     out, changes = Path(out), changes or {}
-    runs.check_folder(out, {}, resume=False)
+    runs.check_empty(out)
     for table in {key.partition(".")[0] for key in changes} - set(TABLES):
         raise ValueError(f"--{table} is not for converting; {', '.join(TABLES)} can be changed")
     fallback = recipes.load(recipe) if recipe is not None else {}

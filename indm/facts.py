@@ -164,9 +164,10 @@ def end_of(run: Path) -> dict:
     summary, conversion = run / "summary.json", run / "conversion.json"
     if not summary.exists() and conversion.exists():
         return {"steps": int(reading.json_object(conversion).get("step") or 0)}
-    if not summary.exists() or not isinstance(reading.json_object(summary).get("steps"), int):
+    end = reading.json_object(summary) if summary.exists() else {}
+    if not isinstance(end.get("steps"), int):
         raise ValueError(f"{run} has not come to an end: go on with 'indm train {run} --resume'")
-    return reading.json_object(summary)
+    return end
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ class Logbook:
         if self.trainer.options.trackers:
             flat = {f"{t}.{k}": str(v) for t, content in self.recipe.items() for k, v in content.items()}
             self.trainer.accelerator.init_trackers("indm", config=flat)
+        self.trainer.best = self._read_best()
         self.go_back()
         return self
 
@@ -81,7 +82,6 @@ class Logbook:
     def go_back(self) -> None:
         """Forget what came after the state that the trainer is in; the best model stays, whenever it came."""
         self.unread = []
-        self.trainer.best = self._read_best()
         if self.trainer.accelerator.is_main_process:
             kept = [line for line in runs.read_metrics(self.path.parent) if self._is_past(line)]
             writing.text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -94,7 +94,7 @@ class Logbook:
             return {"step": int(best["step"]), "valid_nelbo": float(best["valid_nelbo"])}
         except (ValueError, TypeError, KeyError) as error:
             if self.trainer.accelerator.is_main_process:
-                warnings.warn(f"{self.best} is damaged ({reading.reason(error)}); the next model is best", stacklevel=4)
+                warnings.warn(f"{self.best} is damaged ({reading.reason(error)}); the next model is best", stacklevel=3)
             return {}
 
     def _is_past(self, line: dict) -> bool:

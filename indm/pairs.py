@@ -74,7 +74,7 @@ def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: boo
     """
     sides = {side: recipes.resolve(content) for side, content in sides_of(recipe).items()}
     processes = PartialState(cpu=not torch.accelerator.is_available())
-    begun = runs.by_main_process(lambda: _begun(out, sides) if resume else runs.check_empty(out) or [])
+    begun = runs.by_main_process(lambda: _begun(out, sides, resume))
     with processes.main_process_first():
         check_second(*(load_data(**content["data"]) for content in sides.values()))
     if processes.is_main_process:
@@ -91,12 +91,15 @@ def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: boo
     return summaries
 
 
-def _begun(out: Path, sides: dict[str, Recipe]) -> list[str]:
-    """The sides of the pair in ``out`` that have a run.
+def _begun(out: Path, sides: dict[str, Recipe], resume: bool) -> list[str]:
+    """The sides of the pair in ``out`` that have a run; none where one begins anew.
 
     Raises:
-        ValueError, FileNotFoundError: there is no pair, or it is one of other recipes.
+        ValueError, FileNotFoundError: there is something where one begins, no pair to resume, or one of other recipes.
     """
+    if not resume:
+        runs.check_empty(out)
+        return []
     if not (out / "pair.toml").is_file():
         raise FileNotFoundError(f"{out} holds no pair to resume (no pair.toml in it); leave out --resume to start one")
     begun = [side for side in sides if (out / side / "recipe.toml").exists()]
