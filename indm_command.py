@@ -8,11 +8,11 @@ import signal
 
 
 def program() -> int:
-    """:func:`indm.cli.program`."""
+    """:func:`indm.cli.main.program`."""
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if usual:
         signal.signal(signal.SIGINT, end)
-    from indm.cli import program
+    from indm.cli.main import program
 
     if usual:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -15,7 +15,7 @@ from indm.flows.base import magnitude
 from indm.objective import constant_term, denoising_error, prior_term, reconstruction_term
 from indm.ode import rademacher
 from indm.score import denoise
-from indm.sde import event_size, expand_like, squared_norm
+from indm.tensors import event_size, expand_like, squared_norm
 
 # ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -2,9 +2,11 @@
 
 import sys
 
-from indm import cli, training
+from indm.cli.main import main
 from indm.flows import initialize_actnorms
-from indm.trainer import EMA, Trainer
+from indm.training import loop
+from indm.training.ema import EMA
+from indm.training.trainer import Trainer
 
 
 class DataStartTrainer(Trainer):
@@ -14,5 +16,5 @@ class DataStartTrainer(Trainer):
         self.ema = EMA(self.model, self.options.ema)
 
 
-training.Trainer = DataStartTrainer
-sys.exit(cli.main())
+loop.Trainer = DataStartTrainer
+sys.exit(main())

@@ -14,11 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import indm
-from indm.data import load_data, stack
-from indm.knobs import normal_law
-from indm.metrics import mmd, sliced_wasserstein
-from indm.pictures import save_figure, tile
-from indm.runs import open_run
+from indm.data.base import stack
+from indm.data.registry import load_data
+from indm.evaluation.distances import mmd, sliced_wasserstein
+from indm.evaluation.plots import save_figure, tile
+from indm.runs.folder import open_run
+from indm.training.penalties import normal_law
 
 STEPS = (3, 5, 10, 20, 50)
 
@@ -121,7 +122,7 @@ def drift(runs: Path, out: Path) -> None:
     start, end = sde.clock_span()
     clock = torch.linspace(start, end, 200, dtype=torch.float64)
     t = sde.time(-clock).clamp(sde.eps, sde.T)
-    rate = sde.rate(t)
+    rate = sde.clock_rate(t)
     middle.plot(clock, rate.flatten(1), color="C0", alpha=0.2)
     middle.set(xlabel="common clock −log SNR", ylabel="rate of each entry", title="linear, both")
     image = right.imshow(rate[100].reshape(sde.shape[-2:]))

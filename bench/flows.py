@@ -1,4 +1,5 @@
-"""Which flow, why Glow fails, and what schedule and knobs do: grids of short trainings over seeds, compared in pairs.
+"""Which flow, why Glow fails, and what schedule and penalties do: grids of short trainings over
+seeds, compared in pairs.
 
     python bench/flows.py glow --out runs/flows
     python bench/flows.py digits fashion checkerboard --out runs/flows
@@ -22,9 +23,10 @@ import torch
 from grid import COMMAND, RESIDUAL, run, summary
 
 import indm
-from indm.compare import difference, per_image
-from indm.data import load_data, stack
-from indm.runs import open_run
+from indm.data.base import stack
+from indm.data.registry import load_data
+from indm.evaluation.comparison import difference, per_image
+from indm.runs.folder import open_run
 
 DATA_START = (str(Path(__file__).with_name("data_start.py")),)
 
@@ -36,7 +38,7 @@ class Grid:
     recipe: str
     common: str
     variants: dict[str, str]
-    evaluation: str = "--nll-images 64 --repeats 4 --times 8 --steps 24"
+    evaluation: str = "--nll-examples 64 --repeats 4 --times 8 --steps 24"
     data_start: tuple[str, ...] = field(default=())  # the variants whose ActNorms start from the data
 
     def trainer(self, variant: str) -> tuple[str, ...]:
@@ -49,10 +51,10 @@ def compose(*flows: str) -> str:
     return f"--flow compose --flow.flows '[{inner}]'"
 
 
-LINEAR = "--flow identity --train.flow_every 1"
-SPLINE = "--flow coupling --train.flow_every 1"
+LINEAR = "--flow identity --train.flow_update_every 1"
+SPLINE = "--flow coupling --train.flow_update_every 1"
 AFFINE = f"{SPLINE} --flow.transform affine"
-FROZEN = "--train.flow_lr 1e-12 --train.flow_every 1"
+FROZEN = "--train.flow_lr 1e-12 --train.flow_update_every 1"
 SQUEEZED_ROTATION = compose('name = "linear", channels = 4, start = "rotation"')
 SQUEEZED_ACTNORM = compose('name = "actnorm", channels = 4')
 ROTATED, FREE = "--flow.start rotation", "--flow.max_log_scale inf"
@@ -62,11 +64,11 @@ FAMILIES = {
     "residual": shlex.join(RESIDUAL),
     "affine coupling": AFFINE,
     "spline coupling": SPLINE,
-    "spline coupling, every 3rd step": "--flow coupling --train.flow_every 3",
+    "spline coupling, every 3rd step": "--flow coupling --train.flow_update_every 3",
 }
 
 GRIDS = {
-    "steps": Grid("digits", STEPS, FAMILIES | {"autoregressive": "--flow autoregressive --train.flow_every 1"}),
+    "steps": Grid("digits", STEPS, FAMILIES | {"autoregressive": "--flow autoregressive --train.flow_update_every 1"}),
     "glow": Grid(
         "digits",
         STEPS,
@@ -97,7 +99,7 @@ GRIDS = {
         "fashion-mnist-16",
         "--train.steps inf --train.seconds 150",
         {name: changes for name, changes in FAMILIES.items() if name != "affine coupling"},
-        evaluation="--images 2000 --nll-images 50 --repeats 2 --times 4 --steps 24",
+        evaluation="--images 2000 --nll-examples 50 --repeats 2 --times 4 --steps 24",
     ),
     "checkerboard": Grid(
         "checkerboard",
@@ -105,11 +107,11 @@ GRIDS = {
         {
             "linear": LINEAR,
             "residual": "",
-            "affine coupling": f"{AFFINE} --flow.depth 8 --train.flow_every 1",
+            "affine coupling": f"{AFFINE} --flow.depth 8 --train.flow_update_every 1",
             "spline coupling": f"{SPLINE} --flow.depth 6 --flow.bound 2.5",
-            "zuko": "--flow zuko --train.flow_every 1",
+            "zuko": "--flow zuko --train.flow_update_every 1",
         },
-        evaluation="--images 20000 --nll-images 5000 --repeats 2 --times 8",
+        evaluation="--images 20000 --nll-examples 5000 --repeats 2 --times 8",
     ),
     "pretraining": Grid(
         "digits",
@@ -144,11 +146,12 @@ GRIDS = {
                 ", both": "--sde learned",
             }.items()
         },
-        evaluation="--nll-images 0 --repeats 4 --times 8",
+        evaluation="--nll-examples 0 --repeats 4 --times 8",
     ),
     "terminal": Grid(
         "checkerboard",
-        "--train.steps 1500 --train.seconds inf --flow coupling --flow.depth 6 --flow.bound 2.5 --train.flow_every 1",
+        "--train.steps 1500 --train.seconds inf --flow coupling --flow.depth 6 --flow.bound 2.5 "
+        "--train.flow_update_every 1",
         {
             "free": "",
             "moments, 1": "--train.terminal 1",
@@ -157,7 +160,7 @@ GRIDS = {
                 for weight in (0.1, 1, 10)
             },
         },
-        evaluation="--images 20000 --nll-images 0 --repeats 2 --times 8",
+        evaluation="--images 20000 --nll-examples 0 --repeats 2 --times 8",
     ),
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 COMMAND = ("-m", "indm")
-RESIDUAL = ["--flow", "residual", "--flow.blocks", "[4]", "--flow.width", "16", "--train.flow_every", "4"]
+RESIDUAL = ["--flow", "residual", "--flow.blocks", "[4]", "--flow.width", "16", "--train.flow_update_every", "4"]
 
 
 def one_thread(*arguments: str) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from indm.convert import architecture, read_settings, score_of_checkpoint, tables_of
+from indm.convert.architecture import architecture
+from indm.convert.run import score_of_checkpoint
+from indm.convert.settings import read_settings, tables_of
 
 
 def errors(path: Path) -> torch.Tensor:

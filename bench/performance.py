@@ -25,17 +25,20 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 import indm
-from indm import recipes
-from indm.data import Data, load_data, stack
+from indm.config import recipes
+from indm.data.base import Data, stack
+from indm.data.registry import load_data
 from indm.flows import ResidualBlock, ResidualFlow
 from indm.flows.base import magnitude
-from indm.likelihood import evaluation_mode, latent_reference
-from indm.objective import mle_loss, nelbo, randn_like
+from indm.likelihood import latent_reference
+from indm.objective import mle_loss, nelbo
 from indm.ode import rademacher
+from indm.rng import randn_like
 from indm.sampling import adaptive_ode, unipc
 from indm.score import denoise
-from indm.trainer import Trainer
-from indm.training import make_accelerator
+from indm.tensors import evaluation_mode
+from indm.training.devices import make_accelerator
+from indm.training.trainer import Trainer
 
 NET = {"name": "unet", "channels": 32, "multipliers": [1, 2, 2], "blocks": 2, "attention": [8]}
 FLOW = {"name": "residual", "blocks": [4, 4], "width": 64}
@@ -75,7 +78,7 @@ class Ours:
 
     def cycle(self) -> None:
         """As many steps as there are until the flow has had its turn."""
-        for _ in range(self.trainer.options.flow_every):
+        for _ in range(self.trainer.options.flow_update_every):
             self.trainer.train_step(self.batches)
 
 
@@ -112,7 +115,9 @@ def training(size: int, rounds: int) -> list[dict]:
         "plain fid": Plain(size, "residual", baselines.plain_fid_loss).step,
     }
     ours = {"linear": Ours(size, "identity").cycle}
-    ours |= {f"{mode} {k}": Ours(size, objective=mode, flow_every=k).cycle for mode in ("mle", "fid") for k in every}
+    ours |= {
+        f"{mode} {k}": Ours(size, objective=mode, flow_update_every=k).cycle for mode in ("mle", "fid") for k in every
+    }
     times = seconds(plain | ours, rounds)
     for name in list(times):
         if name[-1].isdigit():
@@ -207,7 +212,7 @@ def variance(model, raw: Tensor, draws: int = 16) -> list[dict]:
             f"{spread['plain'][part]:.3g}",
             f"{spread['ours'][part]:.3g}",
             f"{spread['ours'][part] / spread['plain'][part]:.2f}",
-            "× flow_every × seconds: ≤ 1" if part == "flow" else "× seconds: ≤ 1",
+            "× flow_update_every × seconds: ≤ 1" if part == "flow" else "× seconds: ≤ 1",
         )
         for part in parts
     ]

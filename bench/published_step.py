@@ -10,11 +10,12 @@ import time
 
 import torch
 
-from indm import build_model, recipes
+from indm import build_model
+from indm.config import recipes
 from indm.model import count_parameters
 from indm.objective import mle_loss
 from indm.scaling import Scaling
-from indm.training import peak_memory_mib
+from indm.training.devices import peak_memory_mib
 
 SIDES = {"cifar10": 32, "celeba": 64}
 

@@ -64,7 +64,7 @@ def paper() -> list[str]:
     for name, (parameters, dims) in MODELS.items():
         for gpus in GPUS:
             sent, seconds = exchange(parameters, gpus)
-            drawn = 2 * gpus * PER_GPU * dims  # dequantization and noise of the whole batch, see indm.draws
+            drawn = 2 * gpus * PER_GPU * dims  # dequantization and noise of the whole batch, see indm.rng
             lines.append(
                 f"| {name} | {gpus} | {gpus * PER_GPU} | {sent / 2**20:.0f} MiB | {1e3 * seconds:.1f} ms | "
                 f"{drawn / 1e6:.1f} M |"

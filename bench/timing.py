@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from indm.training import peak_memory_mib
+from indm.training.devices import peak_memory_mib
 
 
 def seconds(candidates: dict[str, Callable[[], object]], rounds: int = 5) -> dict[str, list[float]]:

@@ -21,19 +21,22 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import trange
 
-from indm import recipes, writing
-from indm.data import Data, InMemory, load_data, stack
-from indm.extractor import load_or_train
+from indm.config import recipes
+from indm.data.base import Data, InMemory, stack
+from indm.data.registry import load_data
+from indm.evaluation.extractor import load_or_train
+from indm.evaluation.file_translation import Opened, open_runs
+from indm.evaluation.plots import save_figure, tile
+from indm.evaluation.translation_metrics import COLUMNS, limits, row, translation_metrics, two_classes
+from indm.files import atomic
 from indm.flows import Identity
 from indm.model import INDM, build
 from indm.nets import UNet
 from indm.objective import mle_loss
-from indm.pairs import Opened, open_runs, train_pair
-from indm.pictures import save_figure, tile
-from indm.resemblance import COLUMNS, limits, resemblance, row, two_classes
 from indm.score import ScoreModel
-from indm.trainer import Trainer
-from indm.training import train
+from indm.training.loop import train
+from indm.training.pairs import train_pair
+from indm.training.trainer import Trainer
 from indm.translation import Route, two_models
 
 LINEAR = 1.15  # steps of a linear diffusion in the time of one of INDM
@@ -117,7 +120,7 @@ def conditional(recipe: dict, steps: int, out: Path) -> INDM:
     batches = trainer.batches()
     for _ in trange(steps, desc="conditional"):
         trainer.train_step(batches)
-    writing.whole(file, lambda beside: torch.save(trainer.ema.model.state_dict(), beside))
+    atomic.whole(file, lambda beside: torch.save(trainer.ema.model.state_dict(), beside))
     return trainer.ema.model
 
 
@@ -127,7 +130,7 @@ def routes(recipe: dict, steps: int, out: Path) -> dict[str, Route]:
     base = recipes.override(recipe, {"train.seconds": "inf", "train.validate_every": "1000000"})
     for name, count, changes in (
         ("indm", steps, {}),
-        ("ddib", linear, {"flow": "identity", "train.flow_every": "1"}),
+        ("ddib", linear, {"flow": "identity", "train.flow_update_every": "1"}),
     ):
         changed = recipes.override(base, {**changes, "train.steps": str(count)})
         whole(train_pair(changed, out / name, resume=(out / name).exists()))
@@ -155,14 +158,17 @@ def study(name: str, steps: int, out: Path) -> dict:
     raw = stack(a.test, IMAGES)
     found: dict = {"images": len(raw), "steps": steps, "extractor": extractor.provenance, "methods": {}}
     pictures = {"source": raw[:SHOWN]}
-    copied = resemblance(raw, raw, b, extractor, label)
+    copied = translation_metrics(raw, raw, b, extractor, label)
     for method, route in routes(recipe, steps, out).items():
         x, generator = route.models[0].scaling.centre(raw), torch.Generator().manual_seed(0)
         started = time.perf_counter()
         there = route.follow(x, generator=generator)
         seconds = (time.perf_counter() - started) / len(raw)
         result = route.models[1].scaling.to_data(there.x)
-        values = resemblance(raw, result, b, extractor, label) | {"nfe": there.nfe, "seconds_per_image": seconds}
+        values = translation_metrics(raw, result, b, extractor, label) | {
+            "nfe": there.nfe,
+            "seconds_per_image": seconds,
+        }
         if not any(leg.noise for leg in route.legs):
             back = route.back().follow(there.x)
             error = ((back.x - x) * route.models[0].scaling.scale).flatten(1).abs().amax(1)
@@ -171,8 +177,8 @@ def study(name: str, steps: int, out: Path) -> dict:
         pictures[method] = result[:SHOWN]
         print(method, row(values), values.get("cycle_error_max"), flush=True)
     found |= {"copy": copied, "cycle": cycles(open_runs([out / "indm"]), raw[:CYCLED])}
-    writing.json_object(out / f"{name}.json", found)
-    writing.text(out / f"{name}.md", table(found))
+    atomic.json_object(out / f"{name}.json", found)
+    atomic.text(out / f"{name}.md", table(found))
     picture(pictures, a.scaling.levels, out / f"{name}.png")
     return found
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from grid import RESIDUAL, run, summary
 
-from indm.compare import difference, per_image
+from indm.evaluation.comparison import difference, per_image
 
 FLOWS = {
     "linear": ["--flow", "identity"],
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--flows", default="indm-2,indm-inf", help="comma-separated, of indm, indm-2 and indm-inf")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--evaluate", default="--nll-images 0 --times 4", help="options of indm evaluate")
+    parser.add_argument("--evaluate", default="--nll-examples 0 --times 4", help="options of indm evaluate")
     options = parser.parse_args()
     evaluation, seeds = options.evaluate.split(), range(options.seeds)
     flows = options.flows.split(",")

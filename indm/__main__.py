@@ -2,6 +2,6 @@
 
 import sys
 
-from indm.cli import program
+from indm.cli.main import program
 
 sys.exit(program())

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from indm.sde import LinearSDE, event_size, expand_like
+from indm.sde.linear import LinearSDE
+from indm.tensors import event_size, expand_like
 
 LARGEST_DENSE = 4096  # dimensions up to which the covariance is dense; above, its diagonal is used
 Batch = Float[Tensor, "batch *event"]

@@ -1,6 +1,5 @@
 """INDM: a flow, a score and the data's scaling; built from a description, saved to and loaded from a folder."""
 
-import difflib
 import functools
 import inspect
 import math
@@ -12,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from indm import reading, writing
+from indm.config.parts import KINDS
+from indm.files import atomic, untrusted
 from indm.flows import (
     ActNorm,
     AutoregressiveFlow,
@@ -27,14 +27,14 @@ from indm.flows import (
     Unsqueeze,
     ZukoFlow,
 )
-from indm.learned_sde import LearnedSDE
+from indm.messages import nearest, reason
 from indm.nets import MLP, NCSNpp, UNet, Zero
 from indm.scaling import Scaling
 from indm.score import PublishedScore, ScoreModel
-from indm.sde import VESDE, VPSDE, LinearSDE, SubVPSDE
+from indm.sde.learned import LearnedSDE
+from indm.sde.linear import VESDE, VPSDE, LinearSDE, SubVPSDE
 
 Constructors = Mapping[str, Mapping[str, Callable[..., nn.Module]]]
-
 CONSTRUCTORS: Constructors = {
     "flow": {
         "identity": Identity,
@@ -54,7 +54,6 @@ CONSTRUCTORS: Constructors = {
 }
 # Networks whose input and output are not those of ScoreModel, each with the score that knows them.
 SCORES: Mapping[type[nn.Module], type[ScoreModel]] = {NCSNpp: PublishedScore}
-KINDS = ("flow", "sde", "net")
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
@@ -140,8 +139,8 @@ class INDM(nn.Module):
         description = {"format": 1, "shape": list(self.shape), "levels": self.scaling.levels}
         description |= self.description(constructors)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = writing.weights_into(self.state_dict())
-        writing.together({folder / WEIGHTS: weights, folder / DESCRIPTION: writing.json_into(description)})
+        weights = atomic.weights_into(self.state_dict())
+        atomic.together({folder / WEIGHTS: weights, folder / DESCRIPTION: atomic.json_into(description)})
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu", constructors: Constructors = CONSTRUCTORS) -> "INDM":
@@ -155,12 +154,12 @@ class INDM(nn.Module):
             if not (folder / name).is_file():
                 raise ValueError(f"{folder} holds no saved model: there is no file {name} in it")
         try:
-            description = reading.json_object(folder / DESCRIPTION)
-            state = reading.weights(folder / WEIGHTS, device=str(device))
+            description = untrusted.json_object(folder / DESCRIPTION)
+            state = untrusted.weights(folder / WEIGHTS, device=str(device))
             tables, shape = {kind: description[kind] for kind in KINDS}, tuple(description["shape"])
             scaling = Scaling(state["scaling.shift"], state["scaling.scale"], description["levels"])
             make = functools.partial(build_model, tables, shape, scaling, constructors)
-            reading.check_described(make, {"size": math.prod(shape), "shape": shape, **tables}, state)
+            untrusted.check_described(make, {"size": math.prod(shape), "shape": shape, **tables}, state)
             for kind in KINDS:
                 if tuple(tables[kind].get("shape", shape)) != shape:
                     raise ValueError(f"{kind}.shape must be the model's, {shape}, got {tables[kind]['shape']}")
@@ -168,7 +167,7 @@ class INDM(nn.Module):
             model.sde.prior_mean = state["score.sde.prior_mean"]
             model.to(state["scaling.scale"].dtype).load_state_dict(state)
         except Exception as error:  # what is damaged, or described by a stranger, surfaces as almost anything
-            raise ValueError(f"the model in {folder} cannot be read: {reading.reason(error)}") from error
+            raise ValueError(f"the model in {folder} cannot be read: {reason(error)}") from error
         return model.to(device).eval()
 
 
@@ -242,13 +241,6 @@ def describe(module: nn.Module, kind: str, constructors: Constructors = CONSTRUC
             value = str(value)
         table[key] = value
     return table
-
-
-def nearest(word: str, known) -> str:
-    """«; did you mean 'x'?» where some known word is near, else the list of what there is."""
-    known = [str(k) for k in known]
-    matches = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else f" (there are: {', '.join(known)})"
 
 
 def count_parameters(module: nn.Module) -> int:

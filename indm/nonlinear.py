@@ -29,11 +29,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from indm.flows import Compose, ExactFlow, Flow, Part, require_one_map
-from indm.likelihood import evaluation_mode
-from indm.objective import randn_like
 from indm.ode import basis, rademacher
+from indm.rng import randn_like
 from indm.sampling import follow_flow, log_snr_grid, reverse_diffusion_step
-from indm.sde import LinearSDE, event_size, expand_like
+from indm.sde.linear import LinearSDE
+from indm.tensors import evaluation_mode, event_size, expand_like
 
 Batch = Float[Tensor, "batch *event"]
 Times = Float[Tensor, " batch"]

@@ -17,13 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from indm.draws import for_rows, strata
 from indm.gaussian import GaussianReference
-from indm.sde import LinearSDE, event_size, event_sum, expand_like, squared_norm
+from indm.rng import randn_like, strata
+from indm.sde.linear import LinearSDE
+from indm.tensors import event_size, event_sum, expand_like, squared_norm
 
 PerSample = Float[Tensor, " batch"]
 Losses = tuple[Float[Tensor, ""], dict[str, Tensor]]
-
 # In FID mode the score also sees this much of the likelihood weighting: at ε, where its own weighting has no mass,
 # the ratio of the two weights stays finite.
 LIKELIHOOD_SHARE = 1e-3
@@ -79,11 +79,6 @@ def denoising_error(score, z: Tensor, t: Tensor, noise: Tensor, rate: Tensor | N
     return 0.5 * squared_norm(error if rate is None else expand_like(rate, z).sqrt() * error)
 
 
-def randn_like(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal noise in the shape, dtype and device of ``z``."""
-    return for_rows(len(z), lambda n: torch.randn(n, *z.shape[1:], generator=generator, dtype=z.dtype, device=z.device))
-
-
 def nelbo(
     model,
     x: Float[Tensor, "batch *event"],
@@ -113,7 +108,7 @@ def nelbo(
     noises = [randn_like(x, generator) for _ in range(times + 1)]
     z, log_det = model.encode(x, generator=generator)
     pairs = list(zip(strata, noises, strict=False))
-    errors = torch.stack([denoising_error(model.score, z, t, noise, sde.rate(t)) for t, noise in pairs])
+    errors = torch.stack([denoising_error(model.score, z, t, noise, sde.clock_rate(t)) for t, noise in pairs])
     if reference is not None:
         excess = torch.stack([reference.excess(sde, z, t, noise) for t, noise in pairs])
         errors = errors - control(errors, clock_position(sde, strata), excess)
@@ -185,7 +180,7 @@ def mle_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     eps = sde.truncation(eps)
     z, log_det = model.encode(x, generator=generator)
     t, length = extended_clock(sde, len(z), eps, generator=generator, device=z.device)
-    rate = sde.rate(t)
+    rate = sde.clock_rate(t)
     rate = torch.where(expand_like(t <= eps, rate), torch.ones_like(rate), rate)  # reconstruction: each entry once
     denoising = length * denoising_error(model.score, z, t.to(z.dtype), randn_like(z, generator), rate)
     prior = prior_term(sde, z)

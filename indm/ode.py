@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from indm.sde import event_size, expand_like
+from indm.tensors import event_size, expand_like
 
 State = tuple[Tensor, ...]
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from indm.likelihood import evaluation_mode
-from indm.objective import randn_like
 from indm.ode import adams, integrate, interpolatory_weights
+from indm.rng import randn_like
 from indm.score import denoise, probability_flow
-from indm.sde import LinearSDE, expand_like
+from indm.sde.linear import LinearSDE
+from indm.tensors import evaluation_mode, expand_like
 
 Sampler = Callable[..., tuple[Tensor, int]]
 OPTIONS = {"tol": "ode", "snr": "pc"}  # options of one sampler alone
@@ -183,7 +183,7 @@ def follow_flow(
         return (probability_flow(score, clock)(state[0]),)
 
     start, end = (-sde.log_snr(torch.tensor([t, s], dtype=torch.float64))).tolist()
-    before, after = (expand_like(sde.spread(z.new_full((len(z),), time)), z) for time in (t, s))
+    before, after = (expand_like(sde.marginal_std(z.new_full((len(z),), time)), z) for time in (t, s))
     with tqdm(desc="probability flow (evaluations)", leave=False, disable=not progress) as bar:
         if steps is not None:
             (w,), nfe = adams(field, (z / before,), start, end, steps=steps)

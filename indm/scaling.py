@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Num
 from torch import Tensor, nn
 
-from indm.draws import for_rows
+from indm.rng import for_rows
 
 MOST_LEVELS = 2**20  # the noise of to_model is then half as wide as a level; of twice as many, it is nothing
 AT_ONCE = 2**22  # numbers that are held in double precision

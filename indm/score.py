@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from indm.sde import VESDE, VPSDE, LinearSDE, SubVPSDE, expand_like
+from indm.sde.linear import VESDE, VPSDE, LinearSDE, SubVPSDE
+from indm.tensors import expand_like
 
 LARGEST_LEVEL = 999  # the published level at T under VP, the last of 1000 discrete steps counted from 0
 
@@ -27,7 +28,7 @@ class ScoreModel(nn.Module):
         self.backbone, self.sde = backbone, sde
 
     def forward(self, z_t: Float[Tensor, "batch *event"], t: Float[Tensor, " batch"]) -> Float[Tensor, "batch *event"]:
-        sigma, spread = self.sde.sigma(t), self.sde.spread(t)
+        sigma, spread = self.sde.sigma(t), self.sde.marginal_std(t)
         y = z_t / expand_like(spread, z_t)
         noise = expand_like(sigma / spread, z_t) * y + self.backbone(y, -0.5 * self.sde.log_snr(t)).to(z_t.dtype)
         return -noise / expand_like(sigma, z_t)
@@ -89,9 +90,9 @@ def probability_flow(score: nn.Module, clock: Float[Tensor, " batch"]) -> Callab
 
     def velocity(w: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
         t = sde.time(-clock.double()).clamp(sde.eps, sde.T).to(w.dtype)
-        sigma, spread = expand_like(sde.sigma(t), w), expand_like(sde.spread(t), w)
+        sigma, spread = expand_like(sde.sigma(t), w), expand_like(sde.marginal_std(t), w)
         q = sigma / spread
-        return -0.5 * expand_like(sde.rate(t), w) * q * (sigma * score(spread * w, t) + q * w)
+        return -0.5 * expand_like(sde.clock_rate(t), w) * q * (sigma * score(spread * w, t) + q * w)
 
     return velocity
 

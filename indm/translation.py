@@ -22,11 +22,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from indm.flows import require_one_map
-from indm.likelihood import evaluation_mode
 from indm.model import INDM
-from indm.objective import randn_like
+from indm.rng import randn_like
 from indm.sampling import follow_flow
-from indm.sde import LinearSDE, expand_like
+from indm.sde.linear import LinearSDE
+from indm.tensors import evaluation_mode, expand_like
 
 STEPS = 200  # evaluations there; a cycle is then within a few hundredths of a grey level where it was measured
 DIRECTIONS = ("forward", "backward")

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from indm.sde import VESDE, VPSDE, SubVPSDE
+from indm.sde.linear import VESDE, VPSDE, SubVPSDE
 
 SDES = {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE}
 

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
-from indm import recipes
-from indm.trainer import Trainer
-from indm.training import train
+from indm.config import recipes
+from indm.training.loop import train
+from indm.training.trainer import Trainer
 
 FAULTS: dict[str, list[int]] = {name: [] for name in ("nan", "kill", "interrupt", "late")}  # which process, which step
 

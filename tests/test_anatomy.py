@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import indm
-from indm import anatomy
-from indm.data import Data, InMemory
+from indm.data.base import Data, InMemory
+from indm.evaluation import flow_analysis
 from indm.flows import ActNorm, Compose, CouplingFlow, Flow, Identity, InvertibleLinear
 from indm.scaling import Scaling
 
@@ -34,7 +34,7 @@ def test_singular_values_of_scaling_and_rotation():
     x = torch.randn(3, 4, dtype=torch.float64)
     flow = Compose([InvertibleLinear(4, "rotation").double(), scale, InvertibleLinear(4, "rotation").double()])
     expected = scale.log_scale.detach().exp().sort(descending=True).values.expand(3, 4)
-    torch.testing.assert_close(anatomy.singular_values(flow, x), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(flow_analysis.singular_values(flow, x), expected, rtol=1e-6, atol=0)
 
 
 def test_product_of_singular_values_is_the_determinant():
@@ -44,12 +44,12 @@ def test_product_of_singular_values_is_the_determinant():
         for parameter in flow.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
         expected = flow(x)[1]
-    torch.testing.assert_close(anatomy.singular_values(flow, x).log().sum(1), expected)
+    torch.testing.assert_close(flow_analysis.singular_values(flow, x).log().sum(1), expected)
 
 
 def test_large_events_have_no_dense_jacobian():
     with pytest.raises(ValueError, match="at most 1024"):
-        anatomy.singular_values(Identity(), torch.zeros(1, 3, 32, 32))
+        flow_analysis.singular_values(Identity(), torch.zeros(1, 3, 32, 32))
 
 
 def test_action_of_known_displacements():
@@ -58,14 +58,14 @@ def test_action_of_known_displacements():
     board = ones * (1.0 - 2.0 * ((torch.arange(8)[:, None] + torch.arange(8)) % 2))
     wave = ones * torch.cos(2 * torch.pi * torch.arange(8) / 8)
     for pattern, where in ((ones, "colour"), (board, "high"), (wave, "low")):
-        found = anatomy.action(Shift(0.5 * pattern), x)
+        found = flow_analysis.action(Shift(0.5 * pattern), x)
         assert found["position"] == pytest.approx(1.0, abs=1e-6), where
         assert found[where] == pytest.approx(1.0, abs=1e-6), where
-    assert anatomy.action(Shift(0.5 * ones), x)["size"] == pytest.approx(0.5, rel=0.01)
+    assert flow_analysis.action(Shift(0.5 * ones), x)["size"] == pytest.approx(0.5, rel=0.01)
     scale = ActNorm(2)
     with torch.no_grad():
         scale.log_scale.fill_(0.2)
-    found = anatomy.action(scale, x)  # the displacement is a multiple of white x: 1 frequency of 64 is the mean
+    found = flow_analysis.action(scale, x)  # the displacement is a multiple of white x: 1 frequency of 64 is the mean
     assert found["position"] == pytest.approx(1 / 2000, rel=0.5)
     assert found["colour"] == pytest.approx(1 / 64, rel=0.2)
     assert found["colour"] + found["low"] + found["high"] == pytest.approx(1.0)
@@ -86,7 +86,7 @@ def test_class_is_known_at_the_start_and_forgotten_at_the_end():
     )  # fmt: skip
     tables = {"flow": {"name": "coupling"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8, "depth": 1}}
     model = indm.build_model(tables, (3,))
-    found = anatomy.class_information(model, data, times=5, progress=False)
+    found = flow_analysis.class_information(model, data, times=5, progress=False)
     accuracies = [point["accuracy"] for point in found]
     assert accuracies[0] == 1.0 and abs(accuracies[-1] - 0.5) < 0.06
     # At SNR 1/r the class is the sign of a sum of three entries: Φ(√(3/(0.04 + r))).
@@ -103,7 +103,7 @@ def test_spectrum_by_frequency_and_channel():
     wave = torch.cos(2 * math.pi * cycles * torch.arange(side, dtype=torch.float64) / side)
 
     pattern = torch.stack([torch.zeros_like(wave), 0.5 * wave])[:, None].expand(2, side, side)
-    found = anatomy.spectrum(Shift(pattern), x + 1.0)
+    found = flow_analysis.spectrum(Shift(pattern), x + 1.0)
     assert found["frequency"][cycles] == cycles / side
     moved = torch.tensor(found["moved"])
     assert moved[1, cycles].item() == pytest.approx(0.25 * wave.square().sum().item() * side)

@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from indm import checkpoints, reading, runs, writing
+from indm.files import atomic, pickles, untrusted
+from indm.runs.folder import read_metrics
+from indm.training import checkpoints
 
 
 def state(step):
@@ -186,7 +188,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, small_disk):
     with pytest.raises(OSError, match=r"30\.pt cannot be written|No space left"):
         checkpoints.write(small_disk, state(30) | {"large": torch.zeros(2**19)}, 2)
     with pytest.raises(OSError, match=r"large\.safetensors cannot be written|No space left"):
-        writing.whole(small_disk / "large.safetensors", lambda p: save_file({"large": torch.zeros(2**19)}, p))
+        atomic.whole(small_disk / "large.safetensors", lambda p: save_file({"large": torch.zeros(2**19)}, p))
     assert restored(small_disk) == 20 and not [p for p in small_disk.rglob(".*")]
 
 
@@ -240,7 +242,7 @@ def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, er
 
     raised = MemoryError if error in NO_MEMORY else OSError
     with monkeypatch.context() as patch, pytest.raises(raised, match=r"20\.pt"):
-        patch.setattr(reading, "checkpoint", fails)
+        patch.setattr(pickles, "checkpoint", fails)
         restored(tmp_path)
     assert steps_in(tmp_path) == ["10.pt", "20.pt"] and restored(tmp_path) == 20
 
@@ -272,8 +274,8 @@ def test_the_allocator_says_that_memory_is_short_in_words_that_are_known():
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**60, dtype=torch.uint8)
     with pytest.raises(MemoryError, match=r"x\.pt takes more memory than there is: .*can't allocate"):
-        reading.check_memory_was_had(Path("x.pt"), raised.value)
-    reading.check_memory_was_had(Path("x.pt"), RuntimeError("corrupt"))
+        untrusted.check_memory_was_had(Path("x.pt"), raised.value)
+    untrusted.check_memory_was_had(Path("x.pt"), RuntimeError("corrupt"))
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
@@ -295,4 +297,4 @@ HALF_LINES = [b'{"step": 8, "se', b"\0\0\0", b"\xff\xfe", b"[1]", b'{"other": 1}
 @pytest.mark.parametrize("damage", HALF_LINES, ids=range(6))
 def test_what_is_no_line_of_the_metrics_is_left_out(tmp_path, damage):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 4}\n' + damage + b'\n{"step": 9}\n' + damage)
-    assert runs.read_metrics(tmp_path) == [{"step": 4}, {"step": 9}]
+    assert read_metrics(tmp_path) == [{"step": 4}, {"step": 9}]

@@ -8,17 +8,17 @@ import pytest
 import torch
 from scipy.stats import ttest_rel
 
-from indm import claims
-from indm.claims import judge, paired, steps_to_goal
-from indm.densities import EightGaussians, log_gaussian_mixture
-from indm.facts import Facts
-from indm.sde import VESDE, VPSDE
+from indm.data.densities import EightGaussians, log_gaussian_mixture
+from indm.report.records import Record
+from indm.reproduction import claims
+from indm.reproduction.claims import judge, paired, steps_to_goal
+from indm.sde.linear import VESDE, VPSDE
 
 INDM, LINEAR = [2.13, 2.31, 2.05, 2.4], [2.5, 2.44, 2.61, 2.48]
 
 
 def fact(folder, group="a", **measured):
-    return Facts(folder, group, {}, {"unit": "nats", "entropy_nats": None}, 0, measured)
+    return Record(folder, group, {}, {"unit": "nats", "entropy_nats": None}, 0, measured)
 
 
 def make_run(folder, nelbo, curve=((1, 1.0),), unit="nats", dims=2):
@@ -32,7 +32,7 @@ def make_run(folder, nelbo, curve=((1, 1.0),), unit="nats", dims=2):
     evaluation = {"unit": unit, "dims": dims, "entropy_nats": None, "nelbo": {"with_reconstruction": numbers}}
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     np.savez(folder / "evaluation.npz", nelbo=np.asarray(nelbo))
-    return Facts(folder, folder.parent.name, {}, evaluation, 0, {})
+    return Record(folder, folder.parent.name, {}, evaluation, 0, {})
 
 
 def values(rows, start):

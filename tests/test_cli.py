@@ -17,10 +17,32 @@ import torch
 from PIL import Image
 
 import indm
-from indm import cli, compare, recipes, runs
-from indm.cli import main, split_changes
-from indm.data import load_data
+from indm.cli import main as cli
+from indm.cli.main import (
+    Compare,
+    Convert,
+    Evaluate,
+    Fid,
+    Inspect,
+    Recipes,
+    Report,
+    Reproduce,
+    Sample,
+    Train,
+    TrainBridge,
+    TrainPair,
+    Translate,
+    main,
+    split_changes,
+    what_is_kept,
+)
+from indm.config import recipes
+from indm.data.registry import load_data
+from indm.evaluation.comparison import paired_difference
 from indm.model import build_model
+from indm.runs import samples as samples_module
+from indm.runs.provenance import weights_hash
+from indm.runs.samples import Drawing, read_samples
 from indm.sampling import centre_prior
 
 SMALL = (
@@ -154,7 +176,7 @@ def test_dry_run_prints_a_recipe_and_writes_nothing(tmp_path, monkeypatch, capsy
 
 
 def test_evaluate_reports_what_it_stores(run, capsys):
-    arguments = ["evaluate", run, "--images", 40, "--nll-images", 4, "--rtol", 0.1, "--atol", 0.1, "--quiet"]
+    arguments = ["evaluate", run, "--images", 40, "--nll-examples", 4, "--rtol", 0.1, "--atol", 0.1, "--quiet"]
     assert main([*map(str, arguments), "--overwrite"]) == 0
     table = capsys.readouterr().out
     result = json.loads((run / "evaluation.json").read_text())
@@ -172,7 +194,7 @@ def test_evaluate_reports_what_it_stores(run, capsys):
 
 
 def test_evaluate_in_equal_steps(run):
-    arguments = ["evaluate", run, "--images", 40, "--nll-images", 4, "--steps", 8, "--eps", 1e-3, "--quiet"]
+    arguments = ["evaluate", run, "--images", 40, "--nll-examples", 4, "--steps", 8, "--eps", 1e-3, "--quiet"]
     arguments.append("--overwrite")
     assert main([str(a) for a in arguments]) == 0
     result = json.loads((run / "evaluation.json").read_text())
@@ -200,8 +222,8 @@ def test_samples_tell_how_they_were_drawn(run, tmp_path):
 
     def drawn(*arguments):
         assert main(["sample", str(run), "-n", "6", "--out", str(tmp_path), "--quiet", "--overwrite", *arguments]) == 0
-        samples, levels, made_by = runs.read_samples(tmp_path / "samples.npz")
-        assert levels == 17 and made_by["weights_sha256"] == runs.weights_hash(run)
+        samples, levels, made_by = read_samples(tmp_path / "samples.npz")
+        assert levels == 17 and made_by["weights_sha256"] == weights_hash(run)
         options = {k: made_by[k] for k in ("sampler", "tol", "snr", "eps", "temperature", "last_denoising")}
         steps = {} if made_by["steps"] is None else {"steps": made_by["steps"]}
         generator = torch.Generator().manual_seed(made_by["seed"])
@@ -221,7 +243,7 @@ def test_samples_tell_how_they_were_drawn(run, tmp_path):
 def test_samples_from_a_centred_prior(run, tmp_path):
     line = ["sample", str(run), "-n", "6", "--sampler", "pc", "--steps", "3", "--snr", "0.2", "0.1", "--latent-mean"]
     assert main([*line, "--out", str(tmp_path), "--quiet"]) == 0
-    samples, _, made_by = runs.read_samples(tmp_path / "samples.npz")
+    samples, _, made_by = read_samples(tmp_path / "samples.npz")
     assert made_by["latent_mean"] and made_by["snr"] == [0.2, 0.1]
     model, generator = indm.INDM.load(run), torch.Generator().manual_seed(0)
     centre_prior(model, load_data("digits").train.tensor, generator=generator)
@@ -246,17 +268,17 @@ def test_a_picture_of_samples_is_of_those_beside_it(run, tmp_path):
     line = ["sample", str(run), "-n", "4", "--steps", "2", "--out", str(tmp_path), "--quiet"]
     assert main(line) == 0
     old = (tmp_path / "samples.png").read_bytes()
-    drawing = runs.Drawing(n=4, steps=2, seed=1)
+    drawing = Drawing(n=4, steps=2, seed=1)
     with pytest.raises(ValueError, match=r"already holds samples\.json, samples\.npz, samples\.png: add --overwrite"):
-        runs.draw(run, drawing, tmp_path, progress=False)
-    new = runs.draw(run, drawing, tmp_path, overwrite=True, progress=False)[0]
+        samples_module.draw(run, drawing, tmp_path, progress=False)
+    new = samples_module.draw(run, drawing, tmp_path, overwrite=True, progress=False)[0]
     assert not (tmp_path / "samples.png").exists()
     assert json.loads((tmp_path / "samples.json").read_text())["options"]["seed"] == 1
     before = (tmp_path / "samples.npz").stat().st_mtime_ns
     assert main([*line, "--seed", "1"]) == 0  # the picture alone was missing
     assert (tmp_path / "samples.npz").stat().st_mtime_ns == before
     assert (tmp_path / "samples.png").read_bytes() != old
-    assert torch.equal(runs.read_samples(tmp_path / "samples.npz")[0], new)
+    assert torch.equal(read_samples(tmp_path / "samples.npz")[0], new)
     (tmp_path / "samples.npz").write_bytes(b"damaged")
     assert main(line) == 2 and (tmp_path / "samples.npz").read_bytes() == b"damaged"
 
@@ -268,7 +290,7 @@ def test_points_are_shown_beside_their_density(tmp_path):
     assert main(["sample", str(run), "-n", "50", "--steps", "2", "--quiet"]) == 0
     assert np.load(run / "samples.npz")["samples"].shape == (50, 2)
     assert Image.open(run / "samples.png").size[0] > 600
-    few = ["--images", "100", "--nll-images", "0", "--quiet"]
+    few = ["--images", "100", "--nll-examples", "0", "--quiet"]
     assert main(["evaluate", str(run), *few]) == 0
     result = json.loads((run / "evaluation.json").read_text())
     assert result["unit"] == "nats" and result["entropy_nats"] == pytest.approx(math.log(2)) and "nll" not in result
@@ -279,7 +301,7 @@ def test_compare_pairs_the_examples(run, tmp_path, capsys):
     small = [part for part in SMALL if not part.startswith("--flow")]
     assert main(["train", "digits", *small, "--flow", "identity", "--out", str(twin), "--quiet"]) == 0
     for folder in (run, twin):
-        few = ["--images", "40", "--nll-images", "0", "--quiet", "--overwrite"]
+        few = ["--images", "40", "--nll-examples", "0", "--quiet", "--overwrite"]
         assert main(["evaluate", str(folder), *few]) == 0
     capsys.readouterr()
     assert main(["compare", str(run), str(twin), "--out", str(tmp_path)]) == 0
@@ -305,7 +327,7 @@ def evaluated(run, tmp_path_factory):
     """A copy of a run that is evaluated, under a name in which matplotlib would see a formula."""
     folder = tmp_path_factory.mktemp("evaluated") / r"a$\x$b"
     shutil.copytree(run, folder)
-    assert main(["evaluate", str(folder), "--images", "20", "--nll-images", "0", "--quiet", "--overwrite"]) == 0
+    assert main(["evaluate", str(folder), "--images", "20", "--nll-examples", "0", "--quiet", "--overwrite"]) == 0
     return folder
 
 
@@ -338,9 +360,9 @@ def test_what_compare_reads_is_whole_or_named(name, damage, evaluated, tmp_path,
 def test_a_small_difference_is_a_tie():
     noise = np.tile([1.0, -1.0], 50)
     error = noise.std(ddof=1) / 10
-    assert compare.paired_difference(noise + 1.9 * error)["tie"]
-    assert not compare.paired_difference(noise + 2.1 * error)["tie"]
-    assert not compare.paired_difference(noise - 2.1 * error)["tie"]
+    assert paired_difference(noise + 1.9 * error)["tie"]
+    assert not paired_difference(noise + 2.1 * error)["tie"]
+    assert not paired_difference(noise - 2.1 * error)["tie"]
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in NAMES)])
@@ -552,8 +574,8 @@ def test_every_failure_is_one_line_and_a_status(error, status, said, monkeypatch
     def fail(self, *_):
         raise error
 
-    for kind in (cli.Train, cli.Evaluate, cli.Sample, cli.TrainPair, cli.TrainBridge, cli.Translate, cli.Compare,
-                 cli.Inspect, cli.Report, cli.Reproduce, cli.Recipes, cli.Fid, cli.Convert):  # fmt: skip
+    for kind in (Train, Evaluate, Sample, TrainPair, TrainBridge, Translate, Compare,
+                 Inspect, Report, Reproduce, Recipes, Fid, Convert):  # fmt: skip
         monkeypatch.setattr(kind, "run", fail)
     for command in ("train digits", "evaluate r", "sample r", "train-pair a b", "train-bridge a b",
                     "translate r a --out o", "compare r r", "inspect r", "report r", "reproduce",
@@ -568,7 +590,7 @@ def test_every_failure_is_one_line_and_a_status(error, status, said, monkeypatch
 
 
 def test_nothing_is_written_over_unless_told_to(run, tmp_path, capsys):
-    few = ["--images", "20", "--nll-images", "0", "--quiet"]
+    few = ["--images", "20", "--nll-examples", "0", "--quiet"]
     assert main(["evaluate", str(run), *few, "--overwrite"]) == 0
     out, draw = tmp_path / "out", ["-n", "4", "--steps", "2", "--quiet"]
     commands = (
@@ -636,11 +658,12 @@ def test_a_reader_that_has_enough_is_no_error():
 
 STUBBORN = """
 import signal, sys, time
-from indm import cli, runs
+from indm.cli import main as cli
+from indm.runs import signals
 
 def work(self):
     if {waits}:
-        with runs.interruptible() as interrupted:
+        with signals.interruptible() as interrupted:
             print("begun", flush=True)
             while not interrupted.is_set():
                 time.sleep(0.01)
@@ -672,7 +695,8 @@ def test_the_second_ctrl_c_ends_at_once(waits):
 
 LEAVING = """
 import atexit, contextlib, sys, time
-from indm import cli, runs
+from indm.cli import main as cli
+from indm.runs import signals
 
 @atexit.register
 def put_away():
@@ -680,7 +704,7 @@ def put_away():
     time.sleep(60)
 
 def work(self):
-    with runs.interruptible() if {saves} else contextlib.nullcontext() as interrupted:
+    with signals.interruptible() if {saves} else contextlib.nullcontext() as interrupted:
         print("begun", flush=True)
         while not {saves} or not interrupted.is_set():
             time.sleep(0.01)
@@ -729,14 +753,14 @@ def test_ctrl_c_means_what_it_did_once_a_command_called_from_python_is_over(monk
     def interrupted(self):
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(cli.Recipes, "run", interrupted)
+    monkeypatch.setattr(Recipes, "run", interrupted)
     assert main(["recipes"]) == 130 and "interrupted" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_what_is_said_to_be_saved_is_what_is_saved():
-    assert cli.what_is_kept({"steps": 9, "saved_step": 9}) == "step 9; all is saved"
-    said = cli.what_is_kept({"steps": 9, "saved_step": 6})
+    assert what_is_kept({"steps": 9, "saved_step": 9}) == "step 9; all is saved"
+    said = what_is_kept({"steps": 9, "saved_step": 6})
     assert said == "step 9; saved is step 6, the last before steps were left out"
 
 

@@ -9,17 +9,20 @@ import torch
 from torch import nn
 
 import indm
-from indm import facts
-from indm.cli import main
-from indm.data import load_data
+from indm.cli.main import main
+from indm.config import recipes
+from indm.data.registry import load_data
+from indm.evaluation.sample_quality import solve
+from indm.evaluation.transport import transport
 from indm.flows import Compose, ConditionalResidualFlow, ExactLogDet, Frozen, Squeeze, use_log_det
 from indm.flows.conditional import CodePrior
-from indm.measures import solve, transport
 from indm.model import INDM, build_model
 from indm.nets import Zero
+from indm.report import records
 from indm.score import ScoreModel
-from indm.sde import VPSDE
-from indm.trainer import EMA, check_parts
+from indm.sde.linear import VPSDE
+from indm.training.ema import EMA
+from indm.training.trainer import check_parts
 
 DEFAULTS = {"blocks": (1, 1), "width": 8, "code_dim": 4, "encoder_planes": (6, 8), "prior_width": 8}
 CASES = {
@@ -316,7 +319,8 @@ def test_save_and_load(name, tmp_path):
 
 TRAINING = (
     "--flow=conditional-residual --flow.blocks=[1,1] --flow.width=4 --flow.code-dim=4 --flow.encoder-planes=[4] "
-    "--net.channels=4 --net.blocks=1 --net.attention=[] --train.steps=5 --train.seconds=inf --train.flow_every=2 "
+    "--net.channels=4 --net.blocks=1 --net.attention=[] --train.steps=5 --train.seconds=inf "
+    "--train.flow_update_every=2 "
     "--train.batch_size=32 --train.log_every=1 --train.validate_every=5 --train.validate_examples=20"
 )
 
@@ -329,7 +333,7 @@ def run(tmp_path_factory):
 
 
 def test_train_evaluate_and_sample_from_the_command_line(run, capsys):
-    options = ["--images", "8", "--nll-images", "4", "--steps", "8", "--quiet"]
+    options = ["--images", "8", "--nll-examples", "4", "--steps", "8", "--quiet"]
     assert main(["evaluate", str(run), *options]) == 0
     for report in ((run / "evaluation.json").read_text(), capsys.readouterr().out):
         assert "the flow's own likelihood is a bound" in report
@@ -346,7 +350,7 @@ def test_train_evaluate_and_sample_from_the_command_line(run, capsys):
 
 
 def test_a_report_leaves_out_what_needs_one_map(run):
-    assert facts.measures_of(run) == ["quality", "errors", "gap"]
+    assert records.measures_of(run) == ["quality", "errors", "gap"]
 
 
 def test_resumed_training_goes_on_exactly(run, tmp_path):
@@ -393,9 +397,9 @@ def test_what_needs_one_map_says_so():
 
 
 def test_isometry_needs_one_map():
-    recipe = indm.recipes.override(indm.recipes.load("digits"), {"flow": "conditional-residual", "train.isometry": "1"})
-    options = indm.recipes.options_of(indm.recipes.resolve(recipe), "train")
-    model = build_model(indm.recipes.model_of(recipe), shape=load_data(name="digits").shape)
+    recipe = recipes.override(recipes.load("digits"), {"flow": "conditional-residual", "train.isometry": "1"})
+    options = recipes.options_of(recipes.resolve(recipe), "train")
+    model = build_model(recipes.model_of(recipe), shape=load_data(name="digits").shape)
     with pytest.raises(ValueError, match=r"one and the same map for train\.isometry"):
         check_parts(model, options)
 

@@ -14,11 +14,15 @@ import torch
 from PIL import Image
 from published import FIXTURES, checkpoint, drawn, fixture
 
-from indm import INDM, PublishedScore, recipes
-from indm.cli import main
-from indm.convert import architecture, convert, infer, read_checkpoint, score_of_checkpoint, tables_of
+from indm import INDM, PublishedScore
+from indm.cli.main import main
+from indm.config import recipes
+from indm.convert.architecture import architecture, infer
+from indm.convert.released import read_checkpoint
+from indm.convert.run import convert, score_of_checkpoint
+from indm.convert.settings import tables_of
 from indm.flows import ActNorm, Identity
-from indm.sde import VESDE
+from indm.sde.linear import VESDE
 
 SMALL = ["ddpmpp_vp", "ncsnpp_ve"]
 UNTOLD = ("fir", "centered", "scale_by_sigma", "rescale", "dropout")  # by the tensors
@@ -369,7 +373,7 @@ def test_a_converted_run_is_evaluated_and_sampled(released, tmp_path, capsys):
     assert made["provenance"]["weights_sha256"] == {file["name"]: file["sha256"] for file in made["files"]}
     assert made["files"][0]["weights"] == "ema" and made["step"] == 123 and len(made["files"][0]["sha256"]) == 64
 
-    few = ("--images", 2, "--nll-images", 0, "--times", 1, "--quiet")
+    few = ("--images", 2, "--nll-examples", 0, "--times", 1, "--quiet")
     assert run_cli("evaluate", run, *few) == 0
     result = json.loads((run / "evaluation.json").read_text())
     assert result["nelbo"]["with_reconstruction"]["bits_per_dim"] > 7
@@ -411,9 +415,9 @@ def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch
         seen.append((state, settings, shape))
         return ActNorm(shape[0])
 
-    module = types.ModuleType("indm.convert_flow")
+    module = types.ModuleType("indm.convert.flow")
     module.flow_from_state = flow_from_state
-    monkeypatch.setitem(sys.modules, "indm.convert_flow", module)
+    monkeypatch.setitem(sys.modules, "indm.convert.flow", module)
     state = {"lamb": torch.tensor(2.0), "nnet.0.weight": torch.ones(2), "nnet.0.scale": torch.tensor(5.0)}
     flow = checkpoint(state, tmp_path / "flow.pth", averages=[torch.tensor(3.0), torch.zeros(2)])
     (tmp_path / "flow.json").write_text('{"nblocks": "2-2"}')

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from indm.convert_flow import flow_from_state
+from indm.convert.flow import flow_from_state
 from indm.flows import ConditionalResidualFlow, ExactLogDet, ResidualFlow, use_log_det
 from indm.model import INDM, build_model
 

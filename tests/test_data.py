@@ -15,27 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from indm import data as module
-from indm.data import (
-    DEBIAN_FASHION_MNIST,
-    LOADERS,
-    ImageFiles,
-    InMemory,
-    flip_horizontally,
-    load_array,
-    load_data,
-    loader,
-    split,
-    stack,
-)
-from indm.densities import DENSITIES
-from indm.images import read_image
+from indm.data import ImageFiles, celeba, cifar10, fashion_mnist
+from indm.data.arrays import load_array
+from indm.data.base import InMemory, flip_horizontally, loader, stack
+from indm.data.densities import DENSITIES
+from indm.data.fashion_mnist import DEBIAN_FASHION_MNIST
+from indm.data.image_files import read_image
+from indm.data.registry import LOADERS, load_data
+from indm.data.splits import split
 
 PARTS = ("train", "valid", "test")
 PEAK = """
 import sys
 from indm.data import load_data
-from indm.training import peak_memory_mib
+from indm.training.devices import peak_memory_mib
 
 before = peak_memory_mib()
 load_data("array", path=sys.argv[1])
@@ -266,7 +259,7 @@ def test_fashion_mnist_is_downloaded_where_it_is_missing(tmp_path, monkeypatch):
         write_fashion_mnist(tmp_path / "FashionMNIST" / "raw", np.random.default_rng(0))
         return InMemory(torch.zeros(0))
 
-    monkeypatch.setattr(module, "FashionMNIST", fetch)
+    monkeypatch.setattr(fashion_mnist, "FashionMNIST", fetch)
     with pytest.raises(ValueError, match="fashion-mnist not found in"):
         load_data("fashion-mnist", root=tmp_path, download=False)
     assert len(load_data("fashion-mnist", root=tmp_path, valid=1).train) == 39
@@ -274,7 +267,7 @@ def test_fashion_mnist_is_downloaded_where_it_is_missing(tmp_path, monkeypatch):
     def offline(root, download):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(module, "FashionMNIST", offline)
+    monkeypatch.setattr(fashion_mnist, "FashionMNIST", offline)
     with pytest.raises(ValueError, match="no route to host"):
         load_data("fashion-mnist", root=tmp_path / "elsewhere")
 
@@ -341,9 +334,9 @@ def test_cifar10_in_the_layout_of_torchvision(tmp_path, monkeypatch):
     batches = [{"data": images[c].reshape(10, -1), "labels": labels[c]} for c in chunks]
     written = [write(name, batch) for name, batch in zip("abcdef", batches, strict=True)]
     meta = write("batches.meta", {"label_names": list("0123456789")})
-    monkeypatch.setattr(module.CIFAR10, "train_list", written[:5])
-    monkeypatch.setattr(module.CIFAR10, "test_list", written[5:])
-    monkeypatch.setattr(module.CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]})
+    monkeypatch.setattr(cifar10.CIFAR10, "train_list", written[:5])
+    monkeypatch.setattr(cifar10.CIFAR10, "test_list", written[5:])
+    monkeypatch.setattr(cifar10.CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]})
     cifar = load_data("cifar10", root=tmp_path, download=False, valid=12, limit=30)
     assert [len(getattr(cifar, part)) for part in PARTS] == [30, 12, 10]
     assert np.array_equal(cifar.test.tensor.numpy(), images[50:])
@@ -375,12 +368,12 @@ def test_celeba_in_the_layout_of_torchvision(tmp_path, monkeypatch):
     (base / "list_eval_partition.txt").write_text("".join(f"{n} {a}\n" for n, a in zip(names, assignment, strict=True)))
     with pytest.raises(ValueError, match="celeba could not be loaded"):
         load_data("celeba", root=tmp_path, download=False)  # the checksums of the real index files do not match
-    monkeypatch.setattr(module.CelebA, "_check_integrity", lambda self: True)
-    celeba = load_data("celeba", root=tmp_path, download=False, limit=3)
-    assert [len(getattr(celeba, part)) for part in PARTS] == [3, 2, 2] and celeba.shape == (3, 64, 64)
+    monkeypatch.setattr(celeba.CelebA, "_check_integrity", lambda self: True)
+    data = load_data("celeba", root=tmp_path, download=False, limit=3)
+    assert [len(getattr(data, part)) for part in PARTS] == [3, 2, 2] and data.shape == (3, 64, 64)
     for part, code in (("valid", 1), ("test", 2)):
         chosen = [i for i, a in enumerate(assignment) if a == code]
-        for item, i in zip(stack(getattr(celeba, part)), chosen, strict=True):
+        for item, i in zip(stack(getattr(data, part)), chosen, strict=True):
             assert item.shape == (3, 64, 64) and item.dtype == torch.uint8
             assert (item.double().mean() - 20 * i).abs() < 3 and item.double().std() < 12
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from indm.densities import DENSITIES, Checkerboard, EightGaussians, Pinwheel, Rings, TwoSpirals, quadrature_entropy
+from indm.data.densities import DENSITIES, Checkerboard, EightGaussians, Pinwheel, Rings, TwoSpirals, quadrature_entropy
 
 N = 200_000
 SMOOTH = [name for name in DENSITIES if name != "checkerboard"]

@@ -8,7 +8,8 @@ import sys
 import torch
 
 import indm
-from indm import reading, runs
+from indm.files import pickles
+from indm.runs.provenance import weights_hash
 
 WORK = """
 import sys
@@ -20,7 +21,7 @@ small = [
 ]
 for command in (
     ["train", "digits", *small, "--out", "run"],
-    ["evaluate", "run", "--images", "20", "--nll-images", "3", "--rtol", "0.1", "--atol", "0.1"],
+    ["evaluate", "run", "--images", "20", "--nll-examples", "3", "--rtol", "0.1", "--atol", "0.1"],
     ["sample", "run", "-n", "4", "--steps", "3", "--seed", "5"],
     ["sample", "run", "-n", "4", "--steps", "3", "--sampler", "euler-maruyama", "--out", "noisy"],
     ["inspect", "run", "--examples", "200", "--out", "flow"],
@@ -51,7 +52,7 @@ def content(path):
     if path.suffix == ".jsonl":
         return [timeless(json.loads(line)) for line in path.read_text().splitlines()]
     if path.suffix == ".pt":
-        return timeless(reading.checkpoint(path))
+        return timeless(pickles.checkpoint(path))
     return path.read_bytes()
 
 
@@ -69,7 +70,7 @@ def test_two_processes_write_the_same_bytes_and_say_what_made_them(tmp_path):
         if name.name != "comparison.png":  # it shows the seconds
             assert content(path) == content(second[name]), name
 
-    weights = runs.weights_hash(folders[0] / "run")
+    weights = weights_hash(folders[0] / "run")
     for name, seed in JSONS.items():
         found = json.loads((folders[0] / name).read_text())
         made_by = found if name == "run/versions.json" else found["provenance"]

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from indm.data import load_data, stack
-from indm.extractor import Extractor, load_or_train, shifted, train_extractor
-from indm.metrics import frechet_distance
+from indm.data.base import stack
+from indm.data.registry import load_data
+from indm.evaluation.distances import frechet_distance
+from indm.evaluation.extractor import Extractor, load_or_train, shifted, train_extractor
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,13 @@ import torch_fidelity
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from indm import images as images_module
-from indm import runs
-from indm.cli import main
-from indm.data import load_data, stack
-from indm.extractor import Extractor, train_extractor
-from indm.fidelity import (
+from indm.cli.main import main
+from indm.data import image_files
+from indm.data.base import stack
+from indm.data.registry import load_data
+from indm.evaluation.distances import frechet_distance
+from indm.evaluation.extractor import Extractor, train_extractor
+from indm.evaluation.fid import (
     INCEPTION_FILE,
     INCEPTION_URL,
     Images,
@@ -32,7 +33,8 @@ from indm.fidelity import (
     score,
     table,
 )
-from indm.metrics import frechet_distance
+from indm.runs.provenance import weights_hash
+from indm.runs.samples import read_samples
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +150,7 @@ def seen(monkeypatch):
 
 
 def kept():
-    (file,) = (images_module.cache() / "features").iterdir()
+    (file,) = (image_files.cache() / "features").iterdir()
     return file
 
 
@@ -317,7 +319,7 @@ def test_inception_scores_what_it_sees(digits, home, monkeypatch):
     file.parent.mkdir(parents=True)
     torch.save(inside.state_dict(), file)
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    monkeypatch.setattr("indm.fidelity.INCEPTION_SHA256", sha256)
+    monkeypatch.setattr("indm.evaluation.fid.INCEPTION_SHA256", sha256)
 
     features = inception_features()
     samples, reference = images(stack(digits.test, 24)), images(stack(digits.train, 20))
@@ -354,16 +356,16 @@ def test_scores_of_a_run_with_their_provenance(run, folder, tmp_path, digits, mo
     assert f"frechet distance     {record['scores']['frechet_distance']:.5g}\n" in shown
     drawn = record["samples"]["drawn"]
     assert drawn["temperature"] == 1.05 and drawn["sampler"] == "unipc" and drawn["seed"] == 0 and drawn["steps"] == 2
-    assert drawn["weights_sha256"] == runs.weights_hash(run) and drawn["last_denoising"] and drawn["eps"] == 1e-5
+    assert drawn["weights_sha256"] == weights_hash(run) and drawn["last_denoising"] and drawn["eps"] == 1e-5
     assert record["samples"]["images"] == 30 and record["samples"]["levels"] == 17
     assert record["reference"]["split"] == "train+valid" and record["reference"]["images"] == 1257 + 180
     saved = Extractor.load(folder).provenance
     assert record["extractor"]["weights_sha256"] == saved["weights_sha256"] and record["extractor"]["epochs"] == 2
     assert record["versions"]["torch_fidelity"] == torch_fidelity.__version__
     made_by = record["provenance"]
-    assert made_by["seed"] == 0 and made_by["weights_sha256"] == {str(run): runs.weights_hash(run)}
+    assert made_by["seed"] == 0 and made_by["weights_sha256"] == {str(run): weights_hash(run)}
     assert {"indm", "torch", "python", "git", "command", "device", "threads"} <= made_by.keys()
-    samples = runs.read_samples(tmp_path / "samples.npz")[0]
+    samples = read_samples(tmp_path / "samples.npz")[0]
     assert record["samples"]["pixels_sha256"] == hashlib.sha256(samples.numpy()).hexdigest()
 
     assert len(scored()) == 2  # beside that of temperature 1.05, and once however often
@@ -402,7 +404,7 @@ def test_an_extractor_is_trained_where_there_is_none(tmp_path, digits, monkeypat
         extractor.save(folder)
         return extractor
 
-    monkeypatch.setattr("indm.fidelity.load_or_train", train)
+    monkeypatch.setattr("indm.evaluation.fid.load_or_train", train)
     for _ in range(2):
         features = find_features(tmp_path / "new", digits, progress=False)
     assert made == ["digits"] and features.provenance["train_images"] == 200
@@ -413,7 +415,7 @@ def test_an_extractor_is_trained_where_there_is_none(tmp_path, digits, monkeypat
 @pytest.mark.parametrize("text", ["[1]", "5", "{", '{"x": 1}', '{"records": [1]}', '{"records": 5}', '{"records": {}}'])
 def test_a_damaged_record_is_said_before_anything_is_computed(run, folder, text, tmp_path, monkeypatch, capsys):
     (tmp_path / "fid.json").write_text(text)
-    monkeypatch.setattr("indm.fidelity.open_images", lambda *_, **__: pytest.fail("images were read"))
+    monkeypatch.setattr("indm.evaluation.fid.open_images", lambda *_, **__: pytest.fail("images were read"))
     assert main(["fid", str(run), "--extractor", str(folder), "--out", str(tmp_path), "--quiet"]) == 2
     error = capsys.readouterr().err
     assert f"{tmp_path / 'fid.json'}" in error and error.count("\n") == 1
@@ -426,7 +428,7 @@ def test_a_place_where_nothing_can_be_written_is_said_before_anything_is_compute
     run, folder, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "file").touch()
-    monkeypatch.setattr("indm.fidelity.open_images", lambda *_, **__: pytest.fail("images were read"))
+    monkeypatch.setattr("indm.evaluation.fid.open_images", lambda *_, **__: pytest.fail("images were read"))
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         assert main(["fid", str(run), "--extractor", str(folder), "--out", str(out), "--quiet"]) == 2
         assert f"{tmp_path / 'file'}: it is no folder" in capsys.readouterr().err

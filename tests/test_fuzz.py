@@ -19,13 +19,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from indm import images, reading, recipes, training
-from indm.cli import main
-from indm.convert import read_checkpoint
-from indm.data import load_data, read_idx
-from indm.images import ImageFiles
+from indm.cli.main import main
+from indm.config import recipes
+from indm.config.options import Training
+from indm.convert.released import read_checkpoint
+from indm.data import image_files
+from indm.data.fashion_mnist import read_idx
+from indm.data.image_files import ImageFiles
+from indm.data.registry import load_data
+from indm.files import pickles, untrusted
 from indm.model import INDM, build_model
 from indm.scaling import Scaling
+from indm.training import loop
 
 HOME = Path(tempfile.mkdtemp(prefix="indm-fuzz-"))
 KNOWN = (ValueError, OSError)
@@ -147,7 +152,7 @@ def test_recipes_with_changed_values(name, place, new, key):
 
 @fuzzed(
     60, 10_000, table=st.sampled_from([*recipes.TABLES, "trian", ""]),
-    key=st.sampled_from([*vars(recipes.Training()), "name", "", "a.b"]), value=st.text(max_size=20) | VALUES.map(str),
+    key=st.sampled_from([*vars(Training()), "name", "", "a.b"]), value=st.text(max_size=20) | VALUES.map(str),
 )  # fmt: skip
 def test_changes_on_the_command_line(table, key, value):
     try:
@@ -200,7 +205,7 @@ def test_headers_of_arrays(shape, descr, order, held):
     text = repr({"descr": descr, "fortran_order": order, "shape": shape}).encode("latin1", "replace")
     (HOME / "h.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(held))
     try:
-        assert reading.array(HOME / "h.npy").nbytes <= held
+        assert untrusted.array(HOME / "h.npy").nbytes <= held
     except KNOWN as error:
         assert "\n" not in str(error)
 
@@ -222,7 +227,7 @@ def test_kept_indexes(edits, kinds):
     content = npz(names=np.frombuffer(b"a.pngb.png", np.uint8), ends=np.array([5, 10]), sizes=np.array([1, 2]),
                   times=np.array([3, 4]), kinds=np.array(kinds, np.uint8))  # fmt: skip
     (HOME / "index.npz").write_bytes(edited(content, edits))
-    kept = images._kept(HOME / "index.npz", HOME)
+    kept = image_files._kept(HOME / "index.npz", HOME)
     assert kept is None or all(isinstance(file, Path) for file in kept.files)
 
 
@@ -252,12 +257,12 @@ def test_images_with_changed_bytes(which, edits):
     path = HOME / "a.png"
     path.write_bytes(edited(IMAGES[which], edits))
     try:
-        kind = images.read_kind(path)
+        kind = image_files.read_kind(path)
     except KNOWN:
         kind = None
     try:
-        image = images.read_image(path)
-        assert image.mode == kind and images.square(image, 8, 3).shape == (3, 8, 8)
+        image = image_files.read_image(path)
+        assert image.mode == kind and image_files.square(image, 8, 3).shape == (3, 8, 8)
     except KNOWN:
         pass
 
@@ -319,7 +324,7 @@ def test_models_with_changed_bytes(name, edits):
 def test_checkpoints_with_changed_bytes(edits):
     (HOME / "c.pt").write_bytes(edited(CHECKPOINT, edits))
     try:
-        reading.checkpoint(HOME / "c.pt")
+        pickles.checkpoint(HOME / "c.pt")
     except Exception as error:  # the trainer turns all into a ValueError
         assert not isinstance(error, AssertionError)
 
@@ -363,7 +368,7 @@ def test_command_lines(command, words):
         patch.chdir(HOME)
         patch.setattr("sys.stderr", error)
         patch.setattr("sys.stdout", out)
-        patch.setattr(training, "train", lambda *_, **__: {"interrupted": False, "told_to_stop": False})
+        patch.setattr(loop, "train", lambda *_, **__: {"interrupted": False, "signal_received": False})
         status = main([command, *words])
     lines = error.getvalue().splitlines()
     assert status in (0, 2) and ("Traceback" not in error.getvalue() or "--debug" in words), error.getvalue()

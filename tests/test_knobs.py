@@ -1,14 +1,14 @@
-"""The knobs of the flow, against flows whose Jacobian and terminal law are known."""
+"""The penalties of the flow, against flows whose Jacobian and terminal law are known."""
 
 import math
 
 import pytest
 import torch
 
+from indm.evaluation.distances import mmd
 from indm.flows import ActNorm, Compose, CouplingFlow, Identity, InvertibleLinear, ResidualFlow
-from indm.knobs import isometry_defect, normal_law, terminal_nll
-from indm.metrics import mmd
-from indm.sde import VESDE, VPSDE
+from indm.sde.linear import VESDE, VPSDE
+from indm.training.penalties import isometry_defect, normal_law, terminal_nll
 
 
 def test_isometries_have_no_defect():

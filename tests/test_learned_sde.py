@@ -9,10 +9,10 @@ from closed_form import GaussianScore
 import indm
 from indm.flows import Identity
 from indm.gaussian import GaussianReference
-from indm.learned_sde import LearnedSDE
 from indm.objective import fid_loss, nelbo
 from indm.sampling import SAMPLERS
-from indm.sde import VPSDE
+from indm.sde.learned import LearnedSDE
+from indm.sde.linear import VPSDE
 
 LEARN = ("drift", "volatility", "both")
 SHAPE = (2, 3)
@@ -66,8 +66,8 @@ def test_rate_is_the_ageing_on_the_common_clock(sde):
     common = torch.autograd.grad(-sde.log_snr(t).sum(), t)[0]
     for i in range(own.shape[1]):
         ageing = torch.autograd.grad(own[:, i].sum(), t, retain_graph=True)[0] / common
-        torch.testing.assert_close(sde.rate(t).flatten(1)[:, i], ageing, rtol=1e-7, atol=0)
-    assert bool((sde.rate(t) > 0).all())
+        torch.testing.assert_close(sde.clock_rate(t).flatten(1)[:, i], ageing, rtol=1e-7, atol=0)
+    assert bool((sde.clock_rate(t) > 0).all())
 
 
 def test_drift_and_volatility_bend_the_signal_to_noise_ratio_alike():

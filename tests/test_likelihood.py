@@ -7,13 +7,15 @@ import pytest
 import torch
 from closed_form import SDES, GaussianScore, LinearScore, MixtureScore, gaussian, normal_log_prob, within
 
+from indm.evaluation.likelihood import evaluate, mean_and_errors
 from indm.flows import ActNorm, Identity
 from indm.flows.base import ExactFlow
 from indm.gaussian import GaussianReference
-from indm.likelihood import LikelihoodReport, evaluate, evaluation_mode, log_likelihood, mean_and_errors
+from indm.likelihood import LikelihoodReport, log_likelihood
 from indm.model import INDM
 from indm.scaling import Scaling
-from indm.sde import VPSDE
+from indm.sde.linear import VPSDE
+from indm.tensors import evaluation_mode
 
 NUMBERS = {
     "nats",
@@ -241,7 +243,7 @@ def test_evaluate_vectors():
     scale, shift = torch.tensor([50.0, 0.1]), torch.tensor([100.0, -3.0])
     model = INDM(Identity(), score, Scaling(shift, scale))
     raw = score.sample(3000, seeded(0), dtype=torch.float32) * scale + shift
-    report, samples = evaluate(model, raw, nll_images=1000, batch_size=700, rtol=1e-6, atol=1e-6, progress=False)
+    report, samples = evaluate(model, raw, nll_examples=1000, batch_size=700, rtol=1e-6, atol=1e-6, progress=False)
 
     assert json.loads(json.dumps(report)) == report
     assert {"images", "dims", "dequantization", "eps", "repeats", "seed", "nelbo", "nll"} <= set(report)
@@ -361,7 +363,7 @@ def test_models_compared_at_one_seed_share_dequantization_times_and_noise(kind):
 
 def test_evaluate_without_nll():
     model, raw, _ = grey_model(True)
-    report, samples = evaluate(model, raw, nll_images=0, progress=False)
+    report, samples = evaluate(model, raw, nll_examples=0, progress=False)
     assert "nll" not in report and "nll" not in samples and report["images"]["nll"] == 0
 
 
@@ -379,8 +381,8 @@ def test_evaluate_checks_its_arguments():
                 log_likelihood(model, model.scaling.centre(raw), **{name: tolerance})
 
 
-@pytest.mark.parametrize("nll_images", [1, -1])
-def test_evaluate_needs_two_images_for_a_standard_error_of_the_nll(nll_images):
+@pytest.mark.parametrize("nll_examples", [1, -1])
+def test_evaluate_needs_two_images_for_a_standard_error_of_the_nll(nll_examples):
     model, raw, _ = grey_model(True)
-    with pytest.raises(ValueError, match="nll_images"):
-        evaluate(model, raw[:10], nll_images=nll_images, progress=False)
+    with pytest.raises(ValueError, match="nll_examples"):
+        evaluate(model, raw[:10], nll_examples=nll_examples, progress=False)

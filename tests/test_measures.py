@@ -11,17 +11,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from indm import INDM, measures
-from indm.data import Data, InMemory, load_data, stack
-from indm.densities import DENSITIES, Density
-from indm.extractor import train_extractor
+from indm import INDM
+from indm.data.base import Data, InMemory, stack
+from indm.data.densities import DENSITIES, Density
+from indm.data.registry import load_data
+from indm.evaluation import sample_quality, statistics
+from indm.evaluation.distances import frechet_distance
+from indm.evaluation.extractor import train_extractor
+from indm.evaluation.sampling_error import (
+    discretization_error,
+    estimation_curve,
+    estimation_error,
+    latent_quadrature,
+    prior_error,
+    sampling_errors,
+)
+from indm.evaluation.transport import encode_ode, transport, transport_cost
 from indm.flows import Identity
 from indm.flows.base import ExactFlow
-from indm.learned_sde import LearnedSDE
-from indm.metrics import frechet_distance
 from indm.sampling import SAMPLERS
 from indm.scaling import Scaling
-from indm.sde import VPSDE
+from indm.sde.learned import LearnedSDE
+from indm.sde.linear import VPSDE
 
 
 class Linear(ExactFlow):
@@ -91,22 +102,22 @@ def test_jackknife_of_a_mean_and_of_a_variance():
     generator, values, errors = torch.Generator().manual_seed(0), [], []
     for _ in range(400):
         a, b = torch.randn(100, generator=generator), 2 * torch.randn(60, generator=generator)
-        found = measures.jackknife(lambda a, b: {"v": (a.mean() + b.mean()).item(), "w": b.var().item()}, a, b)
+        found = statistics.jackknife(lambda a, b: {"v": (a.mean() + b.mean()).item(), "w": b.var().item()}, a, b)
         values.append([found["v"], found["w"]])
         errors.append([found["v_standard_error"], found["w_standard_error"]])
     squares = torch.tensor(errors).square().mean(0)
     torch.testing.assert_close(squares, torch.tensor([1 / 100 + 4 / 60, 2 * 16 / 59]), rtol=0.15, atol=0)
     torch.testing.assert_close(torch.tensor(values).var(0), squares, rtol=0.25, atol=0)
     with pytest.raises(ValueError, match="at least 20"):
-        measures.jackknife(lambda a: {"v": 0.0}, torch.zeros(19))
+        statistics.jackknife(lambda a: {"v": 0.0}, torch.zeros(19))
 
 
 def test_distances_are_in_units_of_the_scaling():
     raw = torch.randint(256, (60, 1, 8, 8), dtype=torch.uint8)
-    found = measures.distances(raw, raw.flip(0) // 2, Scaling.images(256))
-    halves = measures.distances(raw, raw.flip(0) // 2, Scaling(0.0, 256.0))
+    found = sample_quality.distances(raw, raw.flip(0) // 2, Scaling.images(256))
+    halves = sample_quality.distances(raw, raw.flip(0) // 2, Scaling(0.0, 256.0))
     assert found["sliced_wasserstein"] == pytest.approx(2 * halves["sliced_wasserstein"], rel=1e-4)
-    assert measures.distances(raw, raw, Scaling.images(256))["sliced_wasserstein"] == 0.0
+    assert sample_quality.distances(raw, raw, Scaling.images(256))["sliced_wasserstein"] == 0.0
     assert found["frechet"] is None and found["images"] == 60
 
 
@@ -116,7 +127,7 @@ def test_distances_are_in_units_of_the_scaling():
 def test_quality_of_the_exact_score_reaches_the_floor():
     score = gaussian("vp")
     data = normal_data(score, 1200)
-    rows = measures.quality(model_of(score), data, steps=(3, 40), images=600, progress=False)
+    rows = sample_quality.quality(model_of(score), data, steps=(3, 40), images=600, progress=False)
     json.dumps(rows, allow_nan=False)
     assert [row["sampler"] for row in rows[::2]] == ["data", "unipc", "heun", "euler-maruyama"]
     assert [row["nfe"] for row in rows] == [0, 4, 41, 7, 81, 4, 41]
@@ -138,7 +149,7 @@ def test_quality_starts_every_number_of_steps_from_the_same_noise():
             return super().forward(z, t)
 
     score = Recording(VPSDE(), torch.zeros(2), torch.ones(2))
-    measures.quality(model_of(score), normal_data(score, 300), steps=(5, 10), images=300, progress=False)
+    sample_quality.quality(model_of(score), normal_data(score, 300), steps=(5, 10), images=300, progress=False)
     for starts in seen.values():
         assert len(starts) == 6 and all(torch.allclose(starts[0], other) for other in starts)
 
@@ -149,10 +160,12 @@ def test_quality_of_images_has_frechet_distances():
     raw = data.scaling.to_model(stack(data.train))
     score = GaussianScore(VPSDE(), raw.mean(0), raw.var(0))
     model = INDM(Identity(), score, data.scaling, data.shape)
-    floor, row = measures.quality(model, data, extractor, samplers=("unipc",), steps=(20,), images=150, progress=False)
+    floor, row = sample_quality.quality(
+        model, data, extractor, samplers=("unipc",), steps=(20,), images=150, progress=False
+    )
     assert floor["sets"] == 5 and floor["frechet_spread"] > 0
     assert row["frechet"] > floor["frechet"] + 4 * floor["frechet_spread"]
-    samples, _ = measures.solve(model, measures.prior_draws(model, 150, 0), "unipc", 20)
+    samples, _ = sample_quality.solve(model, sample_quality.prior_draws(model, 150, 0), "unipc", 20)
     features = [extractor.features(part) for part in (data.scaling.to_data(samples), stack(data.test, 150))]
     assert row["frechet"] == pytest.approx(frechet_distance(*features), rel=1e-6)
 
@@ -165,7 +178,7 @@ def test_encoding_and_sampling_by_the_ode_undo_each_other(name):
     score = gaussian(name)
     model, eps = model_of(score), torch.tensor(score.sde.eps)
     z = score.sde.perturb(score.sample(50, dtype=torch.float32), eps, torch.randn(50, 2))
-    z_T, nfe = measures.encode_ode(model, z)
+    z_T, nfe = encode_ode(model, z)
     expected = score.flow(z, score.sde.eps, score.sde.T)
     torch.testing.assert_close(z_T, expected, rtol=1e-3, atol=1e-3 * score.sde.prior_std)
     back, _ = SAMPLERS["ode"](score, z_T)
@@ -186,7 +199,7 @@ def test_transport_of_a_gaussian_is_optimal_and_costs_what_it_must():
     """Entry by entry monotone, hence optimal: W₂² of the two Gaussians, but for the noise at ε."""
     score = gaussian("vp")
     x = score.sample(600, torch.Generator().manual_seed(1), torch.float32)
-    found = measures.transport(model_of(score), x, progress=False)
+    found = transport(model_of(score), x, progress=False)
     json.dumps(found, allow_nan=False)
     mean, variance = latent_displacement(score)
     for part in ("data", "latent"):
@@ -205,7 +218,7 @@ def test_transport_behind_a_shear_is_not_optimal():
     score = GaussianScore(VPSDE(), torch.tensor([0.3, -0.2]).double(), torch.tensor([0.05, 4.0]).double())
     inverse = torch.linalg.inv(shear)
     x = (score.sample(800, torch.Generator().manual_seed(1)) @ inverse.T).float()
-    found = measures.transport(model_of(score, Linear(shear)), x, progress=False)
+    found = transport(model_of(score, Linear(shear)), x, progress=False)
     mean, variance = latent_displacement(score)
     cost = (inverse @ mean).square().sum() + (inverse.square() @ variance).sum()
     near(found["data"], cost.item(), "cost")
@@ -223,7 +236,7 @@ def test_transport_behind_a_shear_is_not_optimal():
 def test_no_pairing_costs_less_than_the_optimum(seed, dims, scale):
     generator = torch.Generator().manual_seed(seed)
     a, b = torch.randn(20, dims, generator=generator), scale * torch.randn(20, dims, generator=generator)
-    found = measures.transport_cost(a, b)
+    found = transport_cost(a, b)
     assert found["optimal"] <= found["cost"] + 1e-12 and found["ratio"] >= 1 - 1e-12
     if dims == 1:
         sorted_cost = (a.sort(0).values - b.sort(0).values).double().square().mean().item()
@@ -234,7 +247,7 @@ def test_transport_takes_a_number_of_samples_that_can_be_paired():
     model = model_of(gaussian("vp"))
     for n in (19, 2001):
         with pytest.raises(ValueError, match=f"20 to 2000 samples, got {n}"):
-            measures.transport(model, torch.zeros(n, 2))
+            transport(model, torch.zeros(n, 2))
 
 
 # ── Prior ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -246,7 +259,7 @@ def test_prior_error_of_gaussian_latents(name):
     score = gaussian(name, **({"beta_max": 4.0} if name == "vp" else {"sigma_max": 3.0}))
     sde, z = score.sde, score.sample(2000)
     noisy = sde.perturb(z, z.new_full((len(z),), sde.T), torch.randn_like(z))
-    found = measures.prior_error(sde, z.float(), noisy.float())
+    found = prior_error(sde, z.float(), noisy.float())
     T, power = torch.tensor(sde.T, dtype=torch.float64), sde.prior_std**2
     mean, variance = score.law(T, z)
     below = 0.5 * ((variance + mean**2) / power - 1 - (variance / power).log()).sum().item()
@@ -260,7 +273,7 @@ def test_prior_error_of_gaussian_latents(name):
 def test_prior_distance_sees_a_shift_above_its_floor():
     sde, z = VPSDE(), torch.zeros(2000, 2)
     z_T = torch.randn(2000, 2) + torch.tensor([1.0, 0.0])
-    found = measures.prior_error(sde, z, z_T)
+    found = prior_error(sde, z, z_T)
     assert found["sliced_wasserstein"] == pytest.approx(math.sqrt(0.5), rel=0.1)
     assert found["sliced_wasserstein_floor"] < 0.1
 
@@ -274,8 +287,8 @@ def test_discretization_error_falls_with_the_order_of_the_sampler(sampler, order
     model = model_of(score)
     model.scaling.double()
     z_T = score.sde.prior_sample((100, 2), dtype=torch.float64)
-    converged, _ = measures.solve(model, z_T, "ode")
-    rows = measures.discretization_error(model, z_T, converged, sampler=sampler, steps=(20, 40, 80), progress=False)
+    converged, _ = sample_quality.solve(model, z_T, "ode")
+    rows = discretization_error(model, z_T, converged, sampler=sampler, steps=(20, 40, 80), progress=False)
     for coarse, fine in itertools.pairwise(rows):
         assert math.log2(coarse["rms"] / fine["rms"]) == pytest.approx(order, abs=0.5)
         assert 0 < coarse["rms_standard_error"] < 0.2 * coarse["rms"] and coarse["rms_grey_levels"] is None
@@ -284,10 +297,10 @@ def test_discretization_error_falls_with_the_order_of_the_sampler(sampler, order
 def test_discretization_error_in_grey_levels_is_scaled():
     score = GaussianScore(VPSDE(), torch.zeros(1, 8, 8), 0.2 * torch.ones(1, 8, 8))
     model = INDM(Identity(), score, Scaling.images(256), (1, 8, 8))
-    z_T = measures.prior_draws(model, 30, 0)
-    converged, _ = measures.solve(model, z_T, "ode")
-    (row,) = measures.discretization_error(model, z_T, converged, steps=(5,), progress=False)
-    x, _ = measures.solve(model, z_T, "unipc", 5)
+    z_T = sample_quality.prior_draws(model, 30, 0)
+    converged, _ = sample_quality.solve(model, z_T, "ode")
+    (row,) = discretization_error(model, z_T, converged, steps=(5,), progress=False)
+    x, _ = sample_quality.solve(model, z_T, "unipc", 5)
     assert row["rms"] == pytest.approx((x - converged).square().mean().sqrt().item(), rel=1e-5)
     assert row["rms_grey_levels"] == pytest.approx(128 * row["rms"], rel=1e-5)
     assert row["rms_grey_levels_standard_error"] == pytest.approx(128 * row["rms_standard_error"], rel=1e-5)
@@ -300,7 +313,7 @@ def test_discretization_error_in_grey_levels_is_scaled():
 def test_quadrature_gives_the_exact_score_of_a_mixture(name):
     density, sde = DENSITIES["eight-gaussians"], SDES[name]()
     exact = eight_gaussians(sde)
-    quadrature = measures.latent_quadrature(model_of(exact), density, step=0.02)
+    quadrature = latent_quadrature(model_of(exact), density, step=0.02)
     assert quadrature.spacing == pytest.approx(0.02, rel=1e-3)
     for clock in torch.linspace(2 * math.log(0.04), sde.clock_span()[1], 6).double():
         t = sde.time(-clock).float()
@@ -317,7 +330,7 @@ def test_quadrature_behind_a_flow_and_an_sde_of_each_entry():
     with torch.no_grad():
         sde.log_volatility.add_(0.4 * torch.randn_like(sde.log_volatility))
     model = model_of(eight_gaussians(sde), Linear(matrix))
-    quadrature = measures.latent_quadrature(model, density, step=0.02)
+    quadrature = latent_quadrature(model, density, step=0.02)
     assert quadrature.spacing == pytest.approx(0.02 * matrix.norm(dim=0).max().item(), rel=1e-3)
     t = torch.tensor(0.4)
     alpha, sigma = sde.alpha(t[None].double()).detach()[0], sde.sigma(t[None].double()).detach()[0]
@@ -334,7 +347,7 @@ def test_estimation_curve_of_a_scaled_score():
     """s = c·true for p = N(0, v I): ½ E‖σ(s − true)‖² = (c − 1)² σ²/(α² v + σ²) in two dimensions."""
     std, factor = 0.3, 1.2
     exact = GaussianScore(VPSDE(), torch.zeros(2), torch.full((2,), std**2))
-    found = measures.estimation_curve(
+    found = estimation_curve(
         model_of(Scaled(exact, factor)), Normal(std), samples=1000, times=8, step=0.02, progress=False
     )
     json.dumps(found, allow_nan=False)
@@ -346,7 +359,7 @@ def test_estimation_curve_of_a_scaled_score():
     assert start == pytest.approx(2 * math.log(0.04), abs=1e-2) and end == found["whole_range"][1]
     integral = (factor - 1) ** 2 * math.log((std**2 + math.exp(end)) / (std**2 + math.exp(start)))
     assert abs(found["integral"] - integral) < 4.5 * found["integral_standard_error"] + 0.02 * integral
-    exactly = measures.estimation_curve(model_of(exact), Normal(std), samples=200, times=5, step=0.02, progress=False)
+    exactly = estimation_curve(model_of(exact), Normal(std), samples=200, times=5, step=0.02, progress=False)
     assert exactly["integral"] < 1e-4
 
 
@@ -354,9 +367,9 @@ def test_estimation_error_in_nats_is_the_integral_over_the_whole_clock():
     """s = c·true for the eight Gaussians: E[NELBO] − H − KL is (c − 1)² times the integral of ½E‖σ·true‖²."""
     sde, density, factor = VPSDE(eps=1e-3), DENSITIES["eight-gaussians"], 1.1
     exact, raw = eight_gaussians(sde), DENSITIES["eight-gaussians"].sample(2000)
-    prior = measures.prior_error(sde, raw, raw)
-    found = measures.estimation_error(model_of(Scaled(exact, factor)), density, raw, prior, progress=False)
-    curve = measures.estimation_curve(model_of(Scaled(exact, factor)), density, times=12, step=0.02, progress=False)
+    prior = prior_error(sde, raw, raw)
+    found = estimation_error(model_of(Scaled(exact, factor)), density, raw, prior, progress=False)
+    curve = estimation_curve(model_of(Scaled(exact, factor)), density, times=12, step=0.02, progress=False)
     # Below the range that is resolved the kernel is far narrower than the data, and E‖σ s‖² = 2 r/(std² + r); what the
     # reconstruction adds at ε is of the order of σ_ε²/std² = 0.01.
     below = (factor - 1) ** 2 * math.log(
@@ -372,9 +385,7 @@ def test_estimation_error_in_nats_is_the_integral_over_the_whole_clock():
 
 def test_sampling_errors_of_an_exact_score_are_small():
     data = load_data("eight-gaussians", samples=400, valid_samples=1, test_samples=400)
-    found = measures.sampling_errors(
-        model_of(eight_gaussians(VPSDE())), data, images=400, steps=(5, 40), progress=False
-    )
+    found = sampling_errors(model_of(eight_gaussians(VPSDE())), data, images=400, steps=(5, 40), progress=False)
     json.dumps(found, allow_nan=False)
     assert found["prior"]["kl_below"] < found["prior"]["kl_above"] < 1e-3
     five, forty = found["discretization"]
@@ -391,7 +402,7 @@ def test_sampling_errors_of_an_exact_score_are_small():
 
 def test_sampling_errors_of_data_whose_density_is_unknown_have_no_nats():
     score = gaussian("ve", shape=(3,))
-    found = measures.sampling_errors(
+    found = sampling_errors(
         model_of(score, shape=(3,)), normal_data(score, 100), images=5000, steps=(5,), progress=False
     )
     assert found["images"] == 100 and set(found["estimation"]) == {"samples", "floor"}
@@ -400,6 +411,6 @@ def test_sampling_errors_of_data_whose_density_is_unknown_have_no_nats():
 def test_unknown_and_stochastic_samplers_are_errors():
     model, data = model_of(gaussian("vp")), normal_data(gaussian("vp"), 40)
     with pytest.raises(ValueError, match=r"sampler must be one of .*, got 'euler'"):
-        measures.quality(model, data, samplers=("euler",))
+        sample_quality.quality(model, data, samplers=("euler",))
     with pytest.raises(ValueError, match="got 'pc'"):
-        measures.sampling_errors(model, data, sampler="pc")
+        sampling_errors(model, data, sampler="pc")

@@ -13,7 +13,7 @@ from indm.model import CONSTRUCTORS, INDM, build, build_model, describe
 from indm.nets import MLP
 from indm.scaling import Scaling
 from indm.score import ScoreModel
-from indm.sde import VESDE, VPSDE, SubVPSDE
+from indm.sde.linear import VESDE, VPSDE, SubVPSDE
 
 IMAGE, VECTOR = (1, 8, 8), (5,)
 UNET = {"name": "unet", "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.1}

@@ -9,10 +9,10 @@ from published import slow_upfirdn
 
 from indm import INDM, NCSNpp, PublishedScore, Scaling, ScoreModel, UNet, build_model, nelbo
 from indm.flows import Identity
-from indm.learned_sde import LearnedSDE
 from indm.model import count_parameters
 from indm.nets.fir import Down, StridedConv, Up, upfirdn2d
-from indm.sde import VESDE, VPSDE, SubVPSDE
+from indm.sde.learned import LearnedSDE
+from indm.sde.linear import VESDE, VPSDE, SubVPSDE
 
 PLUSPLUS = {
     "embedding": "fourier", "fir": (1, 3, 3, 1), "input_pyramid": "residual", "scale_by_sigma": True, "centered": False,

@@ -21,7 +21,6 @@ from indm.flows import (
     ResidualFlow,
     ZukoFlow,
 )
-from indm.learned_sde import LearnedSDE
 from indm.model import INDM
 from indm.nonlinear import (
     NonlinearDiffusion,
@@ -36,6 +35,7 @@ from indm.nonlinear import (
     solve,
 )
 from indm.sampling import log_snr_grid, uniform_grid
+from indm.sde.learned import LearnedSDE
 
 FLOWS = {
     "identity": (Identity, (3,)),

@@ -30,7 +30,7 @@ from indm.objective import (
     soft_truncation,
 )
 from indm.score import ScoreModel, denoise
-from indm.sde import VESDE, VPSDE, SubVPSDE
+from indm.sde.linear import VESDE, VPSDE, SubVPSDE
 
 SHAPES = [(2,), (3, 8, 8)]
 

@@ -16,13 +16,19 @@ import torch
 from PIL import Image
 from test_processes import launch
 
-from indm import pairs, recipes, runs, writing
-from indm.cli import main
-from indm.data import load_data
+from indm.cli.main import main
+from indm.config import recipes
+from indm.data.registry import load_data
+from indm.evaluation import file_translation
+from indm.evaluation.file_translation import Options, find, open_runs, translate_files
+from indm.files import atomic
 from indm.flows import ActNorm
 from indm.model import INDM, build_model
-from indm.pairs import Options, find, open_runs, sides_of, translate_files
+from indm.runs.folder import open_run, read_metrics
+from indm.runs.provenance import weights_hash
 from indm.scaling import Scaling
+from indm.training import pairs
+from indm.training.pairs import sides_of
 
 SMALL = [
     "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.blocks=1", "--net.multipliers=[1]",
@@ -82,14 +88,14 @@ def test_a_pair_is_two_ordinary_runs_that_differ_in_their_data(trained, toys):
     assert (a["data"]["path"], b["data"]["path"]) == tuple(map(str, toys)) and a["data"]["size"] == 8
     assert a["train"]["terminal"] == 0 and "data_b" not in a
     assert "data_b" in tomllib.loads((trained / "pair" / "pair.toml").read_text())
-    assert main(["evaluate", str(trained / "pair" / "b"), "--quiet", "--images", "2", "--nll-images", "0"]) == 0
+    assert main(["evaluate", str(trained / "pair" / "b"), "--quiet", "--images", "2", "--nll-examples", "0"]) == 0
 
 
 def test_a_bridge_logs_both_of_its_terms(trained):
-    lines = runs.read_metrics(trained / "bridge")
+    lines = read_metrics(trained / "bridge")
     assert any("terminal" in line for line in lines)
     summary = json.loads((trained / "bridge" / "summary.json").read_text())
-    model, recipe = runs.open_run(trained / "bridge")
+    model, recipe = open_run(trained / "bridge")
     second = load_data(**recipe["data_b"])
     assert {"valid_nelbo", "valid_terminal"} <= summary.keys() and len(second.valid) == 2
     # Independent of the trainer: −log p of B's validation images under h and N(0, I), at the middle of their levels.
@@ -109,7 +115,7 @@ def test_a_pair_that_was_stopped_goes_on(toys, tmp_path, monkeypatch, capsys):
     def stopped(recipe, out, **options):
         calls.append(out.name)
         if len(calls) == 2:  # in the middle of the second: a signal after its first step
-            from indm.trainer import Trainer
+            from indm.training.trainer import Trainer
 
             step = Trainer.train_step
 
@@ -126,20 +132,21 @@ def test_a_pair_that_was_stopped_goes_on(toys, tmp_path, monkeypatch, capsys):
     assert main(arguments) == 130 and calls == ["a", "b"]
     said = "Interrupted in b, at step 1; all is saved. The same command with --resume goes on."
     assert capsys.readouterr().err.endswith(f"{said}\n")
-    first = runs.weights_hash(tmp_path / "pair" / "a")
+    first = weights_hash(tmp_path / "pair" / "a")
     assert json.loads((tmp_path / "pair" / "b" / "summary.json").read_text())["steps"] == 1
     assert "--resume" in error_of(capsys, *arguments)
     assert main([*arguments, "--resume"]) == 0
-    assert runs.weights_hash(tmp_path / "pair" / "a") == first
+    assert weights_hash(tmp_path / "pair" / "a") == first
     assert json.loads((tmp_path / "pair" / "b" / "summary.json").read_text())["steps"] == 5
 
 
 def test_a_pair_that_is_told_to_stop_at_the_end_of_the_first_does_not_begin_the_second(
     toys, tmp_path, monkeypatch, capsys
 ):
-    from indm import training
+    from indm.training import loop
+    from indm.training.loop import summarise
 
-    out, real = tmp_path / "pair", training.summarise
+    out, real = tmp_path / "pair", summarise
     arguments = ["train-pair", *map(str, toys), "--out", str(out), "--data.size", "8", *SMALL]
     arguments += ["--train.steps", "2", "--train.batch_size", "8", "--quiet"]
 
@@ -148,7 +155,7 @@ def test_a_pair_that_is_told_to_stop_at_the_end_of_the_first_does_not_begin_the_
         return real(*options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "summarise", interrupted)
+        patch.setattr(loop, "summarise", interrupted)
         assert main(arguments) == 130
     assert "Interrupted in a, at step 2; all is saved" in capsys.readouterr().err and not (out / "b").exists()
     for saved in [*(out / "a").rglob("*.pt")]:
@@ -195,7 +202,7 @@ def test_two_processes_train_one_pair(toys, tmp_path):
     said = launch(2, *arguments).stdout.splitlines()
     assert [line.partition(": ")[0] for line in said] == [str(out / "a"), str(out / "b")]
     assert all(json.loads(line.partition(": ")[2])["steps"] == 4 for line in said)
-    assert pairs.is_pair(out) and (out / "pair.toml").is_file()
+    assert file_translation.is_pair(out) and (out / "pair.toml").is_file()
     assert "exists and is not empty" in launch(2, *arguments, fails=True).stderr
     assert launch(2, *arguments, "--resume").stdout.count('"steps": 4') == 2
 
@@ -244,7 +251,7 @@ def test_a_folder_is_translated_name_by_name(trained, toys, tmp_path, capsys):
     assert abs(strip[:, -8:] - pixels(out / names[0])).max() <= 1
     sides = [trained / "pair" / side for side in "ab"]
     assert report["models"] == [str(side) for side in sides]
-    assert report["provenance"]["weights_sha256"] == {str(side): runs.weights_hash(side) for side in sides}
+    assert report["provenance"]["weights_sha256"] == {str(side): weights_hash(side) for side in sides}
     assert "24 translated" in capsys.readouterr().out
 
 
@@ -259,7 +266,7 @@ def test_a_model_and_its_copy_give_back_the_images(trained, toys, tmp_path):
 @pytest.mark.parametrize("kind", ["pair", "bridge", "two runs"])
 def test_backward_undoes_forward(kind, trained, toys, tmp_path):
     folders = [trained / "pair" / "a", trained / "pair" / "b"] if kind == "two runs" else [trained / kind]
-    model, recipe = runs.open_run(folders[0] / "a" if kind == "pair" else folders[0])
+    model, recipe = open_run(folders[0] / "a" if kind == "pair" else folders[0])
     images = [item.read()[0] for item in find([toys[0]], model, recipe["data"])]
     x = model.scaling.centre(torch.stack(images))
     there, back = (open_runs(folders, direction).route() for direction in ("forward", "backward"))
@@ -301,7 +308,7 @@ def test_a_pattern_matches_what_that_of_a_shell_does(pattern, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     for top in ("", f"{glob.escape(str(tmp_path))}/"):
         expected = {Path(path) for path in glob.glob(f"{top}{pattern}", recursive=True) if Path(path).is_file()}
-        assert {path for path, _ in pairs._files(Path(top + pattern))} == expected
+        assert {path for path, _ in file_translation._files(Path(top + pattern))} == expected
 
 
 def test_links_that_lead_in_circles_are_not_followed(tmp_path):
@@ -314,11 +321,16 @@ def test_links_that_lead_in_circles_are_not_followed(tmp_path):
     (loop / "linked").symlink_to(tmp_path / "elsewhere")
     (loop / "c.png").symlink_to(tmp_path / "elsewhere" / "b.png")
     started = time.perf_counter()
-    found = {pattern: [path for path, _ in pairs._files(tmp_path / pattern)] for pattern in ("im/loop/**/*.png", "im")}
+    found = {
+        pattern: [path for path, _ in file_translation._files(tmp_path / pattern)]
+        for pattern in ("im/loop/**/*.png", "im")
+    }
     assert time.perf_counter() - started < 5
     assert found["im"] == [loop / "c.png", loop / "deep" / "a.png"]
     assert {path.resolve() for path in found["im/loop/**/*.png"]} == {path.resolve() for path in found["im"]}
-    assert [path for path, _ in pairs._files(loop / "linked" / "**" / "*.png")] == [loop / "linked" / "b.png"]
+    assert [path for path, _ in file_translation._files(loop / "linked" / "**" / "*.png")] == [
+        loop / "linked" / "b.png"
+    ]
 
 
 def test_the_same_seed_gives_the_same_noise(trained, toys, tmp_path):
@@ -397,12 +409,12 @@ def test_what_cannot_be_written_is_named_and_the_rest_goes_on(trained, tmp_path,
     assert sorted(report["failed"]) == ["a", "b/c", "f-00000", "f-00001", *long]
     assert "not translated: a: [Errno 21] Is a directory" in error and "File name too long" in error
     assert [row["name"] for row in report["examples"]] == ["d", "e-00000", "e-00001"]
-    assert (out / "d.png").is_file() and (out / "e.npz").is_file() and not [*out.rglob(writing.HALF_WRITTEN)]
+    assert (out / "d.png").is_file() and (out / "e.npz").is_file() and not [*out.rglob(atomic.HALF_WRITTEN)]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
 def test_a_disk_that_takes_nothing_more_ends_a_translation(trained, toys, tmp_path, monkeypatch, capsys, number):
-    real, written = writing.whole, []
+    real, written = atomic.whole, []
 
     def fails_at_third(path, write):
         written.append(path)
@@ -410,7 +422,7 @@ def test_a_disk_that_takes_nothing_more_ends_a_translation(trained, toys, tmp_pa
             raise OSError(number, os.strerror(number), str(path))
         real(path, write)
 
-    monkeypatch.setattr(writing, "whole", fails_at_third)
+    monkeypatch.setattr(atomic, "whole", fails_at_third)
     error = error_of(capsys, "translate", trained / "pair", toys[0], "--out", tmp_path / "out", "--quiet")
     assert os.strerror(number) in error
     report = json.loads((tmp_path / "out" / "translation.json").read_text())
@@ -475,7 +487,7 @@ def test_an_inverse_that_does_not_converge_is_named_image_by_image(toys, tmp_pat
     Image.new("RGB", (8, 8), (250, 250, 250)).save(home / "light.png")
     (tmp_path / "run").mkdir()
     model.save(tmp_path / "run")
-    opened = pairs.Opened((tmp_path / "run",) * 2, (model, stubborn), "forward", {}, {})
+    opened = file_translation.Opened((tmp_path / "run",) * 2, (model, stubborn), "forward", {}, {})
     report = translate_files(opened, [home], tmp_path / "out", Options(), progress=False)
     assert [row["name"] for row in report["examples"]] == ["dark"]
     array = np.stack([np.full((3, 8, 8), grey, np.uint8) for grey in (250, 20, 30)])

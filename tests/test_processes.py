@@ -16,8 +16,12 @@ import torch
 from test_reliability import TINY
 from test_training import assert_same, change, checkpoint, log_of
 
-from indm import checkpoints, draws, recipes, runs
+from indm import rng
+from indm.config import recipes
 from indm.flows import PowerSeries, ResidualBlock, use_log_det
+from indm.runs.folder import read_metrics
+from indm.runs.lock import run_lock
+from indm.training import checkpoints
 
 LAUNCH = str(Path(__file__).with_name("launch.py"))
 # 8 samples for each of 4 processes, of which 2 in 32 have a log-determinant; 50 examples in batches of 20, the last of
@@ -94,7 +98,7 @@ def in_parts(total, parts, draw):
     together = []
     for part in range(parts):
         torch.manual_seed(0)
-        with draws.part_of(part * total // parts, total):
+        with rng.part_of(part * total // parts, total):
             together.append(draw(part * total // parts, total // parts))
     return torch.cat(together)
 
@@ -102,10 +106,10 @@ def in_parts(total, parts, draw):
 @pytest.mark.parametrize("parts", [1, 2, 4, 16])
 def test_what_is_drawn_does_not_depend_on_the_parts(parts):
     def draw(_, n):
-        return torch.stack([draws.for_rows(n, torch.randn), draws.strata(n).float()], 1)
+        return torch.stack([rng.for_rows(n, torch.randn), rng.strata(n).float()], 1)
 
     assert torch.equal(in_parts(16, parts, draw), in_parts(16, 1, draw))
-    strata = in_parts(16, parts, lambda _, n: draws.strata(n))
+    strata = in_parts(16, parts, lambda _, n: rng.strata(n))
     assert sorted((strata * 16).long().tolist()) == list(range(16))
 
 
@@ -158,7 +162,7 @@ def test_processes_make_the_evaluation_of_one(folder, wide):
         run,
         "--images",
         "50",
-        "--nll-images",
+        "--nll-examples",
         "10",
         "--batch-size",
         "20",
@@ -250,7 +254,7 @@ def test_codes_and_a_batch_norm_in_bfloat16(tmp_path):
 def test_what_is_not_finite_on_one_process_is_left_out_by_all(folder, wide, tmp_path):
     recipe, _ = wide
     launch(4, LAUNCH, recipe, tmp_path / "run", "--nan", 2, 11)
-    (line,) = [line for line in runs.read_metrics(tmp_path / "run") if "skipped" in line]
+    (line,) = [line for line in read_metrics(tmp_path / "run") if "skipped" in line]
     assert line["step"] == 12 and line["not_finite"] == "denoising"
     state = checkpoint(tmp_path / "run")
     assert state["step"] == 50 and all(v.isfinite().all() for v in state["model"].values())
@@ -281,7 +285,7 @@ def test_a_signal_to_the_launcher_saves(wide, tmp_path, send):
         start_new_session=True,
     )
     deadline = time.monotonic() + 120
-    while not runs.read_metrics(tmp_path / "run") and time.monotonic() < deadline:
+    while not read_metrics(tmp_path / "run") and time.monotonic() < deadline:
         time.sleep(0.1)
     send(process.pid)
     process.wait(timeout=60)
@@ -315,7 +319,7 @@ def test_a_signal_at_a_random_moment_to_one_of_two_processes_changes_nothing(wid
 @pytest.mark.long
 def test_processes_that_find_another_in_the_folder_all_say_so(wide, tmp_path):
     recipe, _ = wide
-    with runs.alone(tmp_path / "run"):
+    with run_lock(tmp_path / "run"):
         done = launch(2, LAUNCH, recipe, tmp_path / "run", fails=True)
     assert "another process is at work in" in done.stderr and not (tmp_path / "run" / "recipe.toml").exists()
 

@@ -6,12 +6,14 @@ import math
 import pytest
 import torch
 
-from indm import INDM, PublishedScore, build_model, recipes, training
-from indm.data import Data, InMemory
+from indm import INDM, PublishedScore, build_model
+from indm.config import recipes
+from indm.data.base import Data, InMemory
 from indm.model import build, count_parameters
 from indm.scaling import Scaling
-from indm.sde import VESDE
-from indm.training import train
+from indm.sde.linear import VESDE
+from indm.training import loop
+from indm.training.loop import train
 
 PUBLISHED = [
     name for name, recipe in ((n, recipes.load(n)) for n in recipes.bundled()) if recipe["net"]["name"] == "ncsnpp"
@@ -74,7 +76,7 @@ def test_settings_are_the_published_ones(name):
 def test_two_steps(name, linear, tmp_path, monkeypatch):
     recipe = recipes.load(name)
     data = generated(recipe)
-    monkeypatch.setattr(training, "load_data", lambda **options: data)
+    monkeypatch.setattr(loop, "load_data", lambda **options: data)
     changes = REDUCED | SHORT
     if linear:
         changes = {k: v for k, v in changes.items() if not k.startswith("flow.")} | {"flow": "identity"}

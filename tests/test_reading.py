@@ -19,15 +19,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from indm import checkpoints, reading
-from indm.data import load_data, read_idx
-from indm.images import read_image
+from indm.data.fashion_mnist import read_idx
+from indm.data.image_files import read_image
+from indm.data.registry import load_data
+from indm.files import pickles, untrusted
+from indm.messages import one_line
 from indm.model import INDM, build_model
-from indm.reading import one_line
+from indm.reproduction.vae import build_vae
+from indm.reproduction.vae import load as load_vae
 from indm.scaling import Scaling
-from indm.training import peak_memory_mib
-from indm.vae import build_vae
-from indm.vae import load as load_vae
+from indm.training import checkpoints
+from indm.training.devices import peak_memory_mib
 
 HUGE = 10**12
 
@@ -72,10 +74,10 @@ def test_arrays_are_what_numpy_reads(tmp_path):
     ]
     for i, array in enumerate(kinds):
         np.save(tmp_path / f"{i}.npy", array)
-        assert np.array_equal(reading.array(tmp_path / f"{i}.npy"), array)
+        assert np.array_equal(untrusted.array(tmp_path / f"{i}.npy"), array)
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "all.npz", **{f"a{i}": array for i, array in enumerate(kinds)})
-        found = reading.arrays(tmp_path / "all.npz")
+        found = untrusted.arrays(tmp_path / "all.npz")
         assert all(np.array_equal(found[f"a{i}"], array) and found[f"a{i}"].dtype == array.dtype
                    for i, array in enumerate(kinds))  # fmt: skip
 
@@ -138,16 +140,16 @@ LIMITS = {
 
 @pytest.mark.parametrize(("groups", "limits"), LIMITS.values(), ids=LIMITS)
 def test_the_memory_of_a_container_counts(tmp_path, monkeypatch, groups, limits):
-    monkeypatch.setattr(reading, "CONTROL_GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(reading, "OWN_GROUPS", tmp_path / "own")
-    reading.check_memory(8_000_000)  # where there are no such files, the machine's memory does
+    monkeypatch.setattr(untrusted, "CONTROL_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(untrusted, "OWN_GROUPS", tmp_path / "own")
+    untrusted.check_memory(8_000_000)  # where there are no such files, the machine's memory does
     (tmp_path / "own").write_text(groups)
     for name, limit in limits.items():
         (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "groups" / name).write_text(limit)
-    reading.check_memory(7_999_000)
+    untrusted.check_memory(7_999_000)
     with pytest.raises(ValueError, match="claims 8,000,000 bytes, and this process can have 7,999,000 bytes"):
-        reading.check_memory(8_000_000)
+        untrusted.check_memory(8_000_000)
 
 
 def test_an_idx_file_that_claims_much(tmp_path):
@@ -313,12 +315,12 @@ def test_a_pickle_with_code_in_it_is_not_run(tmp_path, monkeypatch):
 
 def test_a_packed_checkpoint_is_not_unpacked(tmp_path):
     torch.save({"a": torch.zeros(10**6)}, tmp_path / "a.pt")
-    assert torch.equal(reading.checkpoint(tmp_path / "a.pt")["a"], torch.zeros(10**6))
+    assert torch.equal(pickles.checkpoint(tmp_path / "a.pt")["a"], torch.zeros(10**6))
     with zipfile.ZipFile(tmp_path / "a.pt") as whole, zipfile.ZipFile(tmp_path / "b.pt", "w", 8) as packed:
         for name in whole.namelist():
             packed.writestr(name, whole.read(name))
     with pytest.raises(ValueError, match=r"claims 4,\d+,\d+ bytes and holds"):
-        reading.checkpoint(tmp_path / "b.pt")
+        pickles.checkpoint(tmp_path / "b.pt")
 
 
 class Asks:
@@ -359,7 +361,7 @@ def test_a_pickle_that_asks_for_memory_or_code_is_refused_by_what_it_asks_for(tm
     torch.save({"model": content}, tmp_path / "a.pt", **options)
     assert (tmp_path / "a.pt").stat().st_size < 5000
     with pytest.raises(ValueError, match=rf"it asks for {asked}.* and pickled code is not run"):
-        reading.checkpoint(tmp_path / "a.pt")
+        pickles.checkpoint(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("options", [{}, OLD], ids=["new", "old"])
@@ -371,7 +373,7 @@ def test_all_that_checkpoints_hold_is_read(tmp_path, options):
         "parameter": nn.Parameter(torch.ones(2)), "shared": [state["weight"], state["weight"][1:]], 3: "é", "b": True,
     }  # fmt: skip
     torch.save(content, tmp_path / "a.pt", **options)
-    found = reading.checkpoint(tmp_path / "a.pt")
+    found = pickles.checkpoint(tmp_path / "a.pt")
     assert list(found) == list(content) and found["numbers"] == content["numbers"] and found[3] == "é"
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(found["kinds"], content["kinds"], strict=True))
     assert all(torch.equal(found["state"][name], value) for name, value in state.items())
@@ -386,7 +388,7 @@ def test_a_record_is_not_read_again_under_another_spelling(tmp_path):
             content = whole.read(name).replace(b"X\x01\x00\x00\x000", b"X\x01\x00\x00\x00a")
             other.writestr(name.replace("data/0", "data/A"), content)
     with pytest.raises(ValueError, match=r"it asks for a storage as torch\.save does not"):
-        reading.checkpoint(tmp_path / "b.pt")
+        pickles.checkpoint(tmp_path / "b.pt")
 
 
 @pytest.mark.parametrize(
@@ -402,18 +404,18 @@ def test_a_record_is_not_read_again_under_another_spelling(tmp_path):
 )
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_tensors_that_are_not_what_a_file_can_hold(tensor, complaint):
-    reading.check_held({"a": torch.zeros(100), "b": torch.zeros(150)}, 1000)
+    pickles.check_held({"a": torch.zeros(100), "b": torch.zeros(150)}, 1000)
     for name in ("a", "a" + 10_000 * "b"):
         with pytest.raises(ValueError, match=complaint.replace("a ", "a(b{199}…)? ", 1)) as caught:
-            reading.check_held({name: tensor}, 1000)
+            pickles.check_held({name: tensor}, 1000)
         assert len(str(caught.value)) < 700
     with pytest.raises(ValueError, match=r"b claims .* 600 bytes, and 300 are stored"):
-        reading.check_held({"a": torch.zeros(175), "b": torch.zeros(150)}, 1000)
+        pickles.check_held({"a": torch.zeros(175), "b": torch.zeros(150)}, 1000)
 
 
 def test_the_source_loads_no_pickle():
     """Of the two functions that could, one is always told not to, the other is not used."""
-    for path in sorted((reading.Path(reading.__file__).parent).rglob("*.py")):
+    for path in sorted((untrusted.Path(untrusted.__file__).parent).rglob("*.py")):
         text = path.read_text("utf-8")
         assert not re.search(r"import (pickle\b|\w*dill|joblib)|pickle\.(load|Unpickler)", text), path
         assert text.count("torch.load(") == text.count("weights_only=True"), path

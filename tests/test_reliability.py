@@ -17,11 +17,15 @@ from accelerate import Accelerator
 from test_training import assert_same, change, checkpoint, interrupt_at, log_of
 
 import indm
-from indm import checkpoints, recipes, runs, writing
-from indm.data import load_data
-from indm.logbook import Logbook
-from indm.trainer import Trainer
-from indm.training import train
+from indm.config import recipes
+from indm.data.registry import load_data
+from indm.files import atomic
+from indm.runs.folder import read_metrics
+from indm.runs.provenance import weights_hash
+from indm.training import checkpoints
+from indm.training.loop import train
+from indm.training.metrics_log import MetricsLog
+from indm.training.trainer import Trainer
 
 # Every kind of randomness that training has: dequantization, times, noise, roulette, probes, the share of the batch
 # that has a log-determinant, dropout, truncation; accumulation; the flow in every third step.
@@ -31,7 +35,7 @@ TINY = {
     "sde": {"name": "vp"},
     "net": {"name": "unet", "channels": 4, "multipliers": [1], "blocks": 1, "attention": [], "dropout": 0.2},
     "train": {
-        "steps": 12, "batch_size": 32, "accumulate": 2, "flow_every": 3, "soft_truncation": 1.2, "warmup": 3,
+        "steps": 12, "batch_size": 32, "accumulate": 2, "flow_update_every": 3, "soft_truncation": 1.2, "warmup": 3,
         "decay": 0.3, "pretrain": 0.2, "validate_examples": 20, "log_every": 5, "validate_every": 4,
         "checkpoint_every": 3,
     },
@@ -102,7 +106,7 @@ def test_a_full_disk_ends_a_run_that_can_be_resumed(tmp_path, small_disk, whole)
     run = small_disk / "run"
     with pytest.raises(OSError, match=r"cannot be written|No space left"):
         train(change(TINY, keep_last=1000, checkpoint_every=1), run, progress=False)
-    assert checkpoints.numbered(run) and not list(run.rglob(writing.HALF_WRITTEN))
+    assert checkpoints.numbered(run) and not list(run.rglob(atomic.HALF_WRITTEN))
     for old in checkpoints.numbered(run)[2:]:
         old.unlink()
     train(TINY, run, resume=True, progress=False)
@@ -121,7 +125,7 @@ def test_the_best_validation_is_kept(tmp_path, monkeypatch, fails_at):
 
     monkeypatch.setattr(Trainer, "validate", validate)
     break_steps(monkeypatch, lambda self: fails_at is not None and self.step >= fails_at and self.rate == 1)
-    summary = train(change(TINY, skips=2, log_every=1), tmp_path, progress=False)
+    summary = train(change(TINY, max_skipped_steps=2, log_every=1), tmp_path, progress=False)
     assert summary["rollbacks"] == (fails_at is not None) and summary["best"] == {"step": 8, "valid_nelbo": 1.0}
     assert_same(dict(indm.INDM.load(tmp_path / "best").state_dict()), models[8])
     assert json.loads((tmp_path / "best" / "validation.json").read_text()) == summary["best"]
@@ -170,7 +174,7 @@ def test_a_run_whose_states_were_removed_is_not_begun_anew(tmp_path, whole):
     (run / "checkpoint.pt").unlink()
     with pytest.raises(FileNotFoundError, match="nothing to resume"):
         train(TINY, run, resume=True, progress=False)
-    assert runs.weights_hash(run) == runs.weights_hash(whole)
+    assert weights_hash(run) == weights_hash(whole)
 
 
 # ── numbers that are not finite ─────────────────────────────────────────────────────────────────────────────────────
@@ -197,7 +201,7 @@ CONDITIONAL = {"name": "conditional-residual", "blocks": [1], "width": 4, "code_
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("flow", [TINY["flow"], CONDITIONAL], ids=["residual", "batch norm"])
 def test_a_step_that_is_not_finite_moves_neither_model_nor_optimizer(monkeypatch, value, flow):
-    trainer = trainer_of(change(TINY, pretrain=0.0, flow_every=1) | {"flow": flow})
+    trainer = trainer_of(change(TINY, pretrain=0.0, flow_update_every=1) | {"flow": flow})
     batches = trainer.batches()
     trainer.train_step(batches)
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
@@ -224,23 +228,23 @@ def test_what_is_left_out_is_counted_with_its_batch_and_its_cause(tmp_path, monk
     break_steps(monkeypatch, lambda self: self.step in (4, 42))
     recipe = change(TINY, steps=45, pretrain=0.0, validate_every=100, checkpoint_every=100, accumulate=1)
     summary = train(recipe, tmp_path, progress=False)
-    lines = [line for line in runs.read_metrics(tmp_path) if "skipped" in line]
+    lines = [line for line in read_metrics(tmp_path) if "skipped" in line]
     places = [(line["step"], line["skipped"], line["epoch"], line["batch"]) for line in lines]
     assert places == [(5, 1, 0, 4), (43, 2, 1, 3)]
     assert lines[0]["not_finite"] == "denoising" and lines[1]["not_finite"] == "flow, denoising, prior"
     assert summary["skipped_steps"] == 2 and summary["rollbacks"] == 0
     text = (tmp_path / "metrics.jsonl").read_text()
     assert "NaN" not in text and "Infinity" not in text
-    assert all(math.isfinite(line["denoising"]) for line in runs.read_metrics(tmp_path) if "score_lr" in line)
+    assert all(math.isfinite(line["denoising"]) for line in read_metrics(tmp_path) if "score_lr" in line)
 
 
 def test_a_run_that_fails_goes_back_and_goes_on_at_a_lower_rate(tmp_path, monkeypatch):
     break_steps(monkeypatch, lambda self: self.step >= 7 and self.rate == 1)
-    recipe = change(TINY, steps=20, skips=4, log_every=3)
+    recipe = change(TINY, steps=20, max_skipped_steps=4, log_every=3)
     with pytest.warns(UserWarning, match=r"was infinite or NaN by step 11; going on from step 6 at 0\.5 of the"):
         summary = train(recipe, tmp_path, progress=False)
     assert summary["steps"] == 20 and summary["rollbacks"] == 1 and summary["skipped_steps"] == 4
-    lines = runs.read_metrics(tmp_path)
+    lines = read_metrics(tmp_path)
     (back,) = [line for line in lines if "rollback" in line]
     assert (back["step"], back["from"], back["rate"], back["rollback"]) == (6, 11, 0.5, 1) and back["not_finite"]
     assert [line["step"] for line in back["left_out"]] == [8, 9, 10, 11]
@@ -253,7 +257,9 @@ def test_a_run_that_fails_goes_back_and_goes_on_at_a_lower_rate(tmp_path, monkey
 
 def test_a_flow_that_never_has_a_finite_loss_is_a_failure_though_the_score_has_steps_in_between(tmp_path, monkeypatch):
     break_steps(monkeypatch, lambda self: self.behind() == "joint")
-    recipe = change(TINY, steps=60, pretrain=0.0, accumulate=1, skips=3, rollbacks=0, flow_every=3)
+    recipe = change(
+        TINY, steps=60, pretrain=0.0, accumulate=1, max_skipped_steps=3, max_rollbacks=0, flow_update_every=3
+    )
     with pytest.raises(RuntimeError, match="became infinite or NaN by step 7, "):
         train(recipe, tmp_path, progress=False)
 
@@ -261,13 +267,13 @@ def test_a_flow_that_never_has_a_finite_loss_is_a_failure_though_the_score_has_s
 def test_what_is_interrupted_while_steps_are_left_out_says_what_is_saved(tmp_path, monkeypatch):
     break_steps(monkeypatch, lambda self: self.step >= 7)
     interrupt_at(monkeypatch, 9)
-    summary = train(change(TINY, skips=4), tmp_path, progress=False)
+    summary = train(change(TINY, max_skipped_steps=4), tmp_path, progress=False)
     assert (summary["interrupted"], summary["steps"], summary["saved_step"]) == (True, 9, 6)
 
 
 def test_going_back_is_the_same_if_the_run_is_stopped_in_the_middle_of_it(tmp_path, monkeypatch):
     break_steps(monkeypatch, lambda self: self.step >= 7 and self.rate == 1)
-    recipe = change(TINY, steps=20, skips=4, log_every=3)
+    recipe = change(TINY, steps=20, max_skipped_steps=4, log_every=3)
     with pytest.warns(UserWarning):
         train(recipe, tmp_path / "whole", progress=False)
     with monkeypatch.context() as patch:
@@ -283,15 +289,15 @@ def test_where_the_newest_state_is_no_help_the_one_before_it_is_tried_and_then_t
     """States of steps 6 and 3 in turns; the fourth failure is the last, and what was saved stays."""
     visited = []
     break_steps(monkeypatch, lambda self: (visited.append(self.step), self.step >= 7)[1])
-    recipe = change(TINY, steps=20, skips=2, accumulate=1)
+    recipe = change(TINY, steps=20, max_skipped_steps=2, accumulate=1)
     told = []
-    log_rollback = Logbook.log_rollback
+    log_rollback = MetricsLog.log_rollback
 
     def noting(self, fault):
         log_rollback(self, fault)
-        told.append(runs.read_metrics(tmp_path)[-1])
+        told.append(read_metrics(tmp_path)[-1])
 
-    monkeypatch.setattr(Logbook, "log_rollback", noting)
+    monkeypatch.setattr(MetricsLog, "log_rollback", noting)
     with (
         pytest.warns(UserWarning, match="going on from step"),
         pytest.raises(RuntimeError, match=r"infinite or NaN by step 9, .* after 3 returns .* Lower train\.lr"),
@@ -306,7 +312,7 @@ def test_where_the_newest_state_is_no_help_the_one_before_it_is_tried_and_then_t
 def test_a_validation_that_is_not_finite_is_a_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "validate", lambda self: {"valid_nelbo": math.nan, "unit": "bits/dim"})
     with pytest.warns(UserWarning, match="valid_nelbo"), pytest.raises(RuntimeError, match="valid_nelbo became"):
-        train(change(TINY, rollbacks=1), tmp_path, progress=False)
+        train(change(TINY, max_rollbacks=1), tmp_path, progress=False)
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 
@@ -335,7 +341,7 @@ def test_a_signal_after_the_last_step_is_not_lost(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Trainer, "validate", told)
     summary = train(TINY, tmp_path, progress=False)
-    assert summary["told_to_stop"] and not summary["interrupted"] and summary["steps"] == 12
+    assert summary["signal_received"] and not summary["interrupted"] and summary["steps"] == 12
 
 
 def test_a_signal_while_a_checkpoint_is_written_waits_for_it(tmp_path, monkeypatch, whole):

@@ -18,18 +18,27 @@ from PIL import Image
 from torch.distributions import MultivariateNormal
 
 import indm
-from indm import facts, figures, measures, pictures, recipes, report, runs
-from indm.claims import sampling_parts
-from indm.data import load_data, stack
-from indm.densities import Density
-from indm.extractor import Extractor, train_extractor
-from indm.facts import Facts, Options, groups_of, measure
+from indm.config import recipes
+from indm.data.base import stack
+from indm.data.densities import Density
+from indm.data.registry import load_data
+from indm.evaluation import plots, sampling_error
+from indm.evaluation import plots as pictures
+from indm.evaluation.extractor import Extractor, train_extractor
+from indm.evaluation.runs import evaluate_run
+from indm.evaluation.sampling_error import estimation_curve
 from indm.flows import Identity
 from indm.model import build_model
-from indm.page import Page
+from indm.report import figures, records, writer
+from indm.report.page import Page
+from indm.report.records import Options, Record, groups_of, measure
+from indm.report.writer import likelihood_rows, report
+from indm.reproduction.claims import sampling_parts
+from indm.reproduction.vae import train_vae
+from indm.runs.folder import open_run
+from indm.runs.provenance import weights_hash
 from indm.scaling import Scaling
-from indm.training import train
-from indm.vae import train_vae
+from indm.training.loop import train
 
 DIGITS = {
     "data": {"name": "digits"},
@@ -37,8 +46,8 @@ DIGITS = {
     "sde": {"name": "vp"},
     "net": {"name": "mlp", "width": 16, "depth": 1, "fourier": 0},
     "train": {"steps": 8, "batch_size": 64, "validate_examples": 20, "log_every": 2, "validate_every": 4,
-              "keep_every": 8, "lr": 3e-3, "flow_lr": 3e-3, "ema": 0.5},
-    "evaluate": {"images": 60, "nll_images": 4, "times": 2, "steps": 8},
+              "snapshot_every": 8, "lr": 3e-3, "flow_lr": 3e-3, "ema": 0.5},
+    "evaluate": {"images": 60, "nll_examples": 4, "times": 2, "steps": 8},
 }  # fmt: skip
 PLANE = DIGITS | {
     "data": {"name": "eight-gaussians", "samples": 2000},
@@ -136,7 +145,7 @@ def test_ellipses_are_the_images_of_circles_that_just_fit():
     points = torch.cartesian_prod(axis, axis)
     matrices = torch.randn(16, 2, 2)
     axes = Figure().subplots()
-    pictures.ellipses(axes, points, matrices, "G")
+    plots.ellipses(axes, points, matrices, "G")
     assert len(axes.lines) == 16
     largest, reached = torch.linalg.svdvals(matrices)[:, 0].max().item(), 0.0
     for line, point, matrix in zip(axes.lines, points, matrices, strict=True):
@@ -153,7 +162,7 @@ def test_ellipses_are_the_images_of_circles_that_just_fit():
 def test_arrows_stand_at_their_points_and_name_the_largest():
     points, vectors = torch.randn(9, 2), torch.randn(9, 2)
     axes = Figure().subplots()
-    pictures.arrows(axes, points, vectors, "f")
+    plots.arrows(axes, points, vectors, "f")
     (arrows,) = axes.collections
     assert np.allclose(arrows.get_offsets(), points)
     assert np.allclose(np.stack([arrows.U, arrows.V], 1), vectors) and arrows.angles == "xy"
@@ -170,7 +179,7 @@ class OneGaussian(Density):
 @pytest.mark.parametrize("scaling", [None, Scaling(torch.tensor([0.5, -0.5]), torch.tensor([0.5, 0.25]))])
 def test_background_has_the_density_where_it_is(scaling):
     axes, extent = Figure().subplots(), (-1.5, 2.0, -2.5, 2.0)
-    pictures.background(axes, OneGaussian(), extent, scaling)
+    plots.background(axes, OneGaussian(), extent, scaling)
     (image,) = axes.images
     values, (x0, x1, y0, y1) = np.asarray(image.get_array()), extent
     assert tuple(image.get_extent()) == extent and image.origin == "lower"
@@ -187,7 +196,7 @@ def test_background_has_the_density_where_it_is(scaling):
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_tile_places_images_by_rows(channels):
     images = torch.randint(0, 17, (5, channels, 2, 3))
-    grid = pictures.tile(images, 17, columns=3)
+    grid = plots.tile(images, 17, columns=3)
     assert grid.shape == (1 + 2 * 3, 1 + 3 * 4, 3)
     inside = np.zeros(grid.shape[:2], dtype=bool)
     for i, image in enumerate(images.double().numpy() / 16):
@@ -200,7 +209,7 @@ def test_tile_places_images_by_rows(channels):
 
 def test_a_picture_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.png"
-    pictures.save_figure(Figure(figsize=(2, 1)), path)
+    plots.save_figure(Figure(figsize=(2, 1)), path)
     assert Image.open(path).size == (240, 120)
     before = path.read_bytes()
 
@@ -210,7 +219,7 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path):
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        pictures.save_figure(Broken(), path)
+        plots.save_figure(Broken(), path)
     assert path.read_bytes() == before
 
 
@@ -279,7 +288,7 @@ def bars(axes):
 
 
 def fact(folder, group, **measured):
-    return Facts(folder, group, {}, {"unit": "nats", "entropy_nats": None}, 0, measured)
+    return Record(folder, group, {}, {"unit": "nats", "entropy_nats": None}, 0, measured)
 
 
 def test_quality_and_gap_figures_show_means_over_seeds(monkeypatch, tmp_path):
@@ -352,7 +361,7 @@ def test_groups_are_seeds_of_one_recipe(tmp_path):
     alone = written(tmp_path / "linear", PLANE | {"flow": {"name": "identity"}})
     same = [written(tmp_path / side / "run", change(PLANE, "train", lr=lr)) for side, lr in (("a", 0.1), ("b", 0.2))]
     both = written(tmp_path / "indm" / "longer", change(change(PLANE, "train", seed=1), "train", steps=9))
-    watched = change(change(PLANE, "train", seed=7, log_every=1, keep_every=3), "evaluate", images=30)
+    watched = change(change(PLANE, "train", seed=7, log_every=1, snapshot_every=3), "evaluate", images=30)
     seeds.append(written(tmp_path / "indm" / "3", watched))  # the same model, seen otherwise
     order = [seeds[0], alone, seeds[1], *same, both, *seeds[2:]]
     found = groups_of(order)
@@ -360,23 +369,23 @@ def test_groups_are_seeds_of_one_recipe(tmp_path):
     assert [found[folder] for folder in seeds] == ["indm"] * 4
     assert found[alone] == "linear" and found[both] == "longer"
     assert [found[folder] for folder in same] == ["run", str(same[1])]
-    grouped = facts.by_group([fact(folder, group) for folder, group in found.items()])
+    grouped = records.by_group([fact(folder, group) for folder, group in found.items()])
     assert [f.folder for f in grouped["indm"]] == seeds and list(grouped)[:2] == ["indm", "linear"]
 
 
 def test_means_over_seeds():
     values = [0.3, 0.5, 1.3]
-    mean, error = facts.over_seeds(values)
+    mean, error = records.over_seeds(values)
     assert mean == pytest.approx(np.mean(values)) and error == pytest.approx(np.std(values, ddof=1) / math.sqrt(3))
-    assert facts.over_seeds([0.3], 0.1) == (0.3, 0.1) and math.isnan(facts.over_seeds([0.3])[1])
-    assert report.shown(0.12345, 0.01) == "0.123 ± 0.010" and report.shown(0.12345, math.nan, 2) == "0.12"
+    assert records.over_seeds([0.3], 0.1) == (0.3, 0.1) and math.isnan(records.over_seeds([0.3])[1])
+    assert writer.shown(0.12345, 0.01) == "0.123 ± 0.010" and writer.shown(0.12345, math.nan, 2) == "0.12"
 
 
 def test_bounds_are_in_the_unit_of_the_run(tmp_path):
     bits = {"bits_per_dim": 2.5, "bits_per_dim_standard_error": 0.1, "nats": 111.0, "nats_standard_error": 4.0}
     for unit, wanted in (("bits/dim", (2.5, 0.1)), ("nats", (111.0, 4.0))):
         evaluation = {"unit": unit, "entropy_nats": None, "nelbo": {"with_reconstruction": bits}}
-        f = Facts(tmp_path, "a", {}, evaluation, 0, {})
+        f = Record(tmp_path, "a", {}, evaluation, 0, {})
         assert f.unit == unit and f.bound() == wanted and f.bound("nll") is None
 
 
@@ -403,7 +412,7 @@ def test_a_measure_is_kept_until_options_or_weights_change(tmp_path, monkeypatch
         calls.append(options)
         return [{"sampler": "data", "steps": None, "value": 0.1 * len(calls)}]
 
-    monkeypatch.setattr(facts, "MEASURES", {"quality": quality})
+    monkeypatch.setattr(records, "MEASURES", {"quality": quality})
     data = load_data(**PLANE["data"])
 
     def found(extractor=None, **options):
@@ -428,8 +437,8 @@ def test_a_measure_is_kept_until_options_or_weights_change(tmp_path, monkeypatch
 
 def test_snapshots_are_the_averaged_model_of_their_step_and_show_its_gap(tmp_path):
     run = tmp_path / "run"
-    train(change(DIGITS, "train", keep_every=4), run, progress=False)
-    train(change(DIGITS, "train", steps=4, keep_every=0), tmp_path / "half", progress=False)
+    train(change(DIGITS, "train", snapshot_every=4), run, progress=False)
+    train(change(DIGITS, "train", steps=4, snapshot_every=0), tmp_path / "half", progress=False)
     assert (
         sorted(p.name for p in (run / "snapshots").iterdir()) == ["4", "8"]
         and not (tmp_path / "half/snapshots").exists()
@@ -452,9 +461,9 @@ def test_snapshots_are_the_averaged_model_of_their_step_and_show_its_gap(tmp_pat
 
 
 def test_the_end_is_shown_where_it_is_no_multiple_of_the_snapshots(tmp_path):
-    train(change(PLANE, "train", steps=7, keep_every=3), tmp_path / "run", progress=False)
+    train(change(PLANE, "train", steps=7, snapshot_every=3), tmp_path / "run", progress=False)
     data = load_data(**PLANE["data"])
-    rows = facts.gap(tmp_path / "run", data, None, Options(images=40), False)
+    rows = records.gap(tmp_path / "run", data, None, Options(images=40), False)
     assert [row["step"] for row in rows] == [3, 6, 7]
     assert all(row["gap"] == pytest.approx(row["nelbo"] - row["nll"]) for row in rows)  # nats: 1 is the unit
     reported, _ = indm.evaluate(indm.INDM.load(tmp_path / "run"), stack(data.test, 40), times=16, progress=False)
@@ -463,12 +472,12 @@ def test_the_end_is_shown_where_it_is_no_multiple_of_the_snapshots(tmp_path):
 
 def test_the_end_of_a_run_is_known_or_that_is_said(tmp_path):
     with pytest.raises(ValueError, match="has not come to an end"):
-        facts.end_of(tmp_path)
+        records.end_of(tmp_path)
     (tmp_path / "conversion.json").write_text('{"step": 123}')
-    assert facts.end_of(tmp_path) == {"steps": 123}
+    assert records.end_of(tmp_path) == {"steps": 123}
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(ValueError, match="has not come to an end"):
-        facts.end_of(tmp_path)
+        records.end_of(tmp_path)
 
 
 def test_a_damaged_evaluation_is_made_anew_and_a_run_without_a_log_is_reported(tmp_path):
@@ -477,16 +486,16 @@ def test_a_damaged_evaluation_is_made_anew_and_a_run_without_a_log_is_reported(t
     train(PLANE, run, progress=False)
     (run / "metrics.jsonl").unlink()
     (run / "evaluation.json").write_text("{}")
-    f = facts.facts_of(run, "a", None, data, Options(images=20, steps=(2,)), [], progress=False)
+    f = records.record_of(run, "a", None, data, Options(images=20, steps=(2,)), [], progress=False)
     assert f.evaluation == json.loads((run / "evaluation.json").read_text())
-    assert report.likelihood_rows([f])[1][3:5] == ("–", "–")
+    assert likelihood_rows([f])[1][3:5] == ("–", "–")
 
 
 def test_a_run_that_was_trained_on_is_evaluated_and_measured_anew(tmp_path):
     run, data = tmp_path / "run", load_data(**PLANE["data"])
 
     def known():
-        f = facts.facts_of(run, "a", None, data, Options(images=20, steps=(2,)), ["transport"], progress=False)
+        f = records.record_of(run, "a", None, data, Options(images=20, steps=(2,)), ["transport"], progress=False)
         nats = f.evaluation["nelbo"]["with_reconstruction"]["nats"]
         return nats, f.measures["transport"]["data"]["cost"], f.curve[-1]["step"]
 
@@ -496,7 +505,7 @@ def test_a_run_that_was_trained_on_is_evaluated_and_measured_anew(tmp_path):
     train(change(PLANE, "train", steps=60), run, resume=True, progress=False)
     second = known()
     assert second[0] < first[0] and second[1] != first[1] and (first[2], second[2]) == (8, 60)
-    assert second[0] == pytest.approx(runs.evaluate(run, progress=False)["nelbo"]["with_reconstruction"]["nats"])
+    assert second[0] == pytest.approx(evaluate_run(run, progress=False)["nelbo"]["with_reconstruction"]["nats"])
 
 
 # ── The report ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -523,14 +532,14 @@ def digits(tmp_path_factory):
             raise Stopped
         return made(run, *_)
 
-    made = facts.MEASURES["gap"]
+    made = records.MEASURES["gap"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(facts.MEASURES, "gap", stopped)
+        patch.setitem(records.MEASURES, "gap", stopped)
         with pytest.raises(Stopped):
-            report.report(folders, out, QUICK, progress=False)
+            report(folders, out, QUICK, progress=False)
     assert not (out / "index.html").exists()
     kept = {p: p.stat().st_mtime_ns for p in base.rglob("*") if p.parent.name == "measures"}
-    assert report.report(folders, out, QUICK, progress=False) == out / "index.html"
+    assert report(folders, out, QUICK, progress=False) == out / "index.html"
     return base, folders, kept
 
 
@@ -570,7 +579,7 @@ def test_report_json_holds_what_was_measured(digits):
     stored = json.loads((base / "out" / "report.json").read_text())
     assert stored["options"] == {"images": 20, "steps": [2, 3, 200], "samplers": ["unipc", "euler-maruyama"], "seed": 0}
     assert list(stored["runs"]) == [str(folder) for folder in folders]
-    weights = {str(folder): runs.weights_hash(folder) for folder in folders}
+    weights = {str(folder): weights_hash(folder) for folder in folders}
     assert stored["provenance"]["weights_sha256"] == weights and stored["provenance"]["seed"] == 0
     for folder in folders:
         found = stored["runs"][str(folder)]
@@ -623,7 +632,7 @@ def test_the_whole_sampling_error_is_within_its_parts(digits):
     base, folders, _ = digits
     stored = json.loads((base / "out" / "report.json").read_text())["runs"]
     for folder in folders[:3]:
-        found = Facts(folder, "a", {}, {}, 0, stored[str(folder)])
+        found = Record(folder, "a", {}, {}, 0, stored[str(folder)])
         for steps in (2, 3):
             parts = sampling_parts(found, steps)
             whole = parts.pop("whole")
@@ -639,18 +648,18 @@ def test_a_report_goes_on_where_it_was_stopped_and_repeats_itself(digits, monkey
     def never(*_):
         raise AssertionError("measured again")
 
-    for name in facts.MEASURES:
-        monkeypatch.setitem(facts.MEASURES, name, never)
-    monkeypatch.setattr(report, "add_runs", lambda page, out, facts, *_: drawn.extend(f.group for f in facts))
+    for name in records.MEASURES:
+        monkeypatch.setitem(records.MEASURES, name, never)
+    monkeypatch.setattr(writer, "add_runs", lambda page, out, facts, *_: drawn.extend(f.group for f in facts))
     monkeypatch.setattr(Page, "write", lambda self, path: None)
-    report.report(folders, base / "out", QUICK, progress=False)
+    report(folders, base / "out", QUICK, progress=False)
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert (base / "out" / "report.json").read_bytes() == numbers and drawn == ["indm", "indm", NASTY, "vae"]
 
 
 def test_interpolation_ends_at_the_images_for_any_flow_and_score(digits):
     _, folders, _ = digits
-    model, data = runs.open_run(folders[0])[0], load_data(name="digits")
+    model, data = open_run(folders[0])[0], load_data(name="digits")
     assert not isinstance(model.flow, Identity)
     raw = stack(data.test, 3)
     with torch.no_grad():
@@ -675,24 +684,24 @@ def test_report_refuses_what_it_cannot_compare(digits, tmp_path):
         ([written(tmp_path / "few", PLANE | {"data": few})], ValueError, "at least 20 test examples"),
     ):
         with pytest.raises(error, match=complaint):
-            report.report(given, tmp_path / "out", QUICK, progress=False)
+            report(given, tmp_path / "out", QUICK, progress=False)
     assert not (tmp_path / "out").exists()
 
     page, twin = (base / "out" / "index.html").read_bytes(), tmp_path / "twin"
     shutil.copytree(folders[2], twin)
-    runs.evaluate(twin, {"images": 50, "nll_images": 0}, progress=False)
+    evaluate_run(twin, {"images": 50, "nll_examples": 0}, progress=False)
     with pytest.raises(
         ValueError, match=r"twin and .* were evaluated on different examples: \{'nelbo': 50, 'nll': 0\}"
     ):
-        report.report([folders[0], twin], base / "out", QUICK, overwrite=True, progress=False)
+        report([folders[0], twin], base / "out", QUICK, overwrite=True, progress=False)
     before = {p: p.stat().st_mtime_ns for p in (base / "out").iterdir()}
     for runs_of, options in ((folders[:2], QUICK), (folders, replace(QUICK, seed=1))):
         with pytest.raises(ValueError, match="out holds another report: add --overwrite"):
-            report.report(runs_of, base / "out", options, progress=False)
+            report(runs_of, base / "out", options, progress=False)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "index.html").write_text("mine")
     with pytest.raises(ValueError, match="mine holds another report"):
-        report.report(folders, tmp_path / "mine", QUICK, progress=False)
+        report(folders, tmp_path / "mine", QUICK, progress=False)
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert (base / "out" / "index.html").read_bytes() == page and (
         tmp_path / "mine" / "index.html"
@@ -700,18 +709,18 @@ def test_report_refuses_what_it_cannot_compare(digits, tmp_path):
 
 
 def test_report_of_the_plane_shows_density_drift_and_volatility(tmp_path, monkeypatch):
-    quick = functools.partial(measures.estimation_curve, samples=50, times=3, step=0.05)
-    monkeypatch.setattr(measures, "estimation_curve", quick)
-    monkeypatch.setattr(measures, "POINTS", 100)
+    quick = functools.partial(estimation_curve, samples=50, times=3, step=0.05)
+    monkeypatch.setattr(sampling_error, "estimation_curve", quick)
+    monkeypatch.setattr(sampling_error, "POINTS", 100)
     monkeypatch.setattr(figures, "PARTICLES", 200)
     folders = [tmp_path / "a" / "run", tmp_path / "b" / "run"]  # of one name, which is no path of a picture
     for folder, flow in zip(folders, (PLANE["flow"], {"name": "identity"}), strict=True):
         train(PLANE | {"flow": flow}, folder, progress=False)
-    kept, write = [], pictures.save_figure
+    kept, write = [], plots.save_figure
     monkeypatch.setattr(
-        pictures, "save_figure", lambda figure, path: (kept.append((path.name, figure)), write(figure, path))
+        plots, "save_figure", lambda figure, path: (kept.append((path.name, figure)), write(figure, path))
     )
-    page = report.report(folders, tmp_path / "out", Options(20, (2,), ("unipc",)), progress=False)
+    page = report(folders, tmp_path / "out", Options(20, (2,), ("unipc",)), progress=False)
 
     text = page.read_text("utf-8")
     assert len(assert_alone(text).images()) == 5 + 2 == len(list((tmp_path / "out").glob("*.png")))
@@ -731,7 +740,7 @@ def test_report_of_the_plane_shows_density_drift_and_volatility(tmp_path, monkey
     assert np.allclose(panels[0, 0].lines[0].get_xydata(), x, atol=0.05)
 
     likelihood, _, _, error = tables(text)
-    entropy = indm.densities.DENSITIES["eight-gaussians"].entropy()
+    entropy = indm.data.densities.DENSITIES["eight-gaussians"].entropy()
     assert likelihood[-1][0] == "entropy of the data" and likelihood[-1][5] == f"{entropy:.3f}"
     estimation = json.loads((tmp_path / "out" / "report.json").read_text())["runs"][str(folders[1])]["errors"][
         "estimation"

@@ -17,24 +17,39 @@ import pytest
 import torch
 
 import indm
-from indm import claims, facts, figures, measures, recipes, reproduce, runs, training, vae
-from indm.claims import Verdict
-from indm.data import load_data
+from indm.config import recipes
+from indm.data.registry import load_data
+from indm.evaluation import sampling_error
+from indm.evaluation.sampling_error import estimation_curve
 from indm.flows import Identity
 from indm.model import build_model, count_parameters
-from indm.reproduce import STUDIES, VARIANTS, Plan, Study, recipe_of, run_folder, work
-from indm.sde import VESDE, VPSDE
-from indm.trainer import Trainer
-from indm.training import train
+from indm.report import figures, records
+from indm.reproduction import claims, reproduce, vae
+from indm.reproduction.claims import Verdict
+from indm.reproduction.reproduce import STUDIES, VARIANTS, Plan, Study, recipe_of, run_folder, work
+from indm.runs import folder as folder_module
+from indm.runs.folder import read_metrics
+from indm.runs.lock import run_lock
+from indm.sde.linear import VESDE, VPSDE
+from indm.training import loop
+from indm.training.loop import summarise, train
+from indm.training.trainer import Trainer
 
 TINY = {
     "data": {"name": "eight-gaussians", "samples": 2000},
     "flow": {"name": "residual", "blocks": [1], "width": 4},
     "sde": {"name": "vp"},
     "net": {"name": "mlp", "width": 8, "depth": 1},
-    "train": {"steps": 5, "seconds": 9, "batch_size": 256, "validate_examples": 20, "flow_every": 3, "decay": 0.5},
+    "train": {
+        "steps": 5,
+        "seconds": 9,
+        "batch_size": 256,
+        "validate_examples": 20,
+        "flow_update_every": 3,
+        "decay": 0.5,
+    },
 }
-EVALUATE = {"images": "60", "nll_images": "10", "times": "2", "steps": "4"}
+EVALUATE = {"images": "60", "nll_examples": "10", "times": "2", "steps": "4"}
 FAST = Plan(("eight-gaussians",), 2, fast=True)
 TAKEN = {"linear": [0.5, 0.4, 0.7], "indm": [1.2, 1.0, 0.9], "flow": [2.0], "vae": [0.25]}
 COSTS = {"linear": 0.5, "indm": 1.0, "indm-pretrained": 0.835, "linear-ve": 0.5, "indm-ve": 1.0, "flow": 2.0,
@@ -55,9 +70,9 @@ def tiny(tmp_path, monkeypatch):
     make(8)
     monkeypatch.setattr(reproduce, "FAST_STEPS", (5, 10))
     monkeypatch.setattr(reproduce, "seconds_per_step", lambda *_, **__: TAKEN)
-    quick = functools.partial(measures.estimation_curve, samples=50, times=3, step=0.05)
-    monkeypatch.setattr(measures, "estimation_curve", quick)
-    monkeypatch.setattr(measures, "POINTS", 100)
+    quick = functools.partial(estimation_curve, samples=50, times=3, step=0.05)
+    monkeypatch.setattr(sampling_error, "estimation_curve", quick)
+    monkeypatch.setattr(sampling_error, "POINTS", 100)
     return make
 
 
@@ -99,12 +114,15 @@ def test_variants_differ_in_nothing_else():
                 assert key in changed or key.split(".")[0] in changed or (variant == "vae" and key == "train.lr")
             assert recipe["train"]["seed"] == 1 and recipe["train"]["steps"] == 120
             assert recipe["train"]["seconds"] == math.inf and recipe["train"]["decay"] == 0
-            assert recipe["train"]["validate_every"] == (12 if fast else 6) and recipe["train"]["keep_every"] == 0
+            assert recipe["train"]["validate_every"] == (12 if fast else 6) and recipe["train"]["snapshot_every"] == 0
             assert recipe["evaluate"] == made["linear"]["evaluate"]
-        assert made["indm"]["evaluate"]["nll_images"] == (0 if fast else 64)
+        assert made["indm"]["evaluate"]["nll_examples"] == (0 if fast else 64)
     seeds = [recipe_of(Plan(("digits",), 3, False), "digits", "indm", seed, 7) for seed in (0, 5)]
-    assert set(recipes.differences(*seeds)) == {"train.seed", "train.keep_every"}  # the first seed alone has snapshots
-    assert recipe_of(Plan(("digits",), 3, False), "digits", "indm", 0, 120)["train"]["keep_every"] == 30
+    assert set(recipes.differences(*seeds)) == {
+        "train.seed",
+        "train.snapshot_every",
+    }  # the first seed alone has snapshots
+    assert recipe_of(Plan(("digits",), 3, False), "digits", "indm", 0, 120)["train"]["snapshot_every"] == 30
 
 
 def test_a_plan_measures_less_when_it_is_fast():
@@ -184,8 +202,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from indm import reproduce
-from indm.trainer import Trainer
+from indm.reproduction import reproduce
+from indm.training.trainer import Trainer
 
 def killed(self, batches):
     if self.step == 230:
@@ -201,12 +219,12 @@ sys.exit(reproduce.work(Path(out), "eight-gaussians", "indm", 0))
 
 
 def finished(folder):
-    return runs.finished(folder, recipes.load(folder))
+    return folder_module.finished(folder, recipes.load(folder))
 
 
 def assert_without_gaps(folder, steps):
     """Training terms every 50 steps and validations in ten parts, each once and in order, from first to last."""
-    lines = runs.read_metrics(folder)
+    lines = read_metrics(folder)
     trained = [line["step"] for line in lines if "loss" in line]
     validated = [line["step"] for line in lines if "valid_nelbo" in line]
     assert trained == [*range(50, steps, 50), steps]
@@ -218,8 +236,8 @@ def assert_without_gaps(folder, steps):
 def test_a_killed_unit_goes_on_and_ends_as_if_it_had_not_been(tmp_path, tiny, monkeypatch):
     steps, out = 240, tmp_path / "out"
     tiny(steps)
-    for name in facts.MEASURES.keys() - {"quality", "flow"}:
-        monkeypatch.delitem(facts.MEASURES, name)  # all are made in the test of the whole
+    for name in records.MEASURES.keys() - {"quality", "flow"}:
+        monkeypatch.delitem(records.MEASURES, name)  # all are made in the test of the whole
     reproduce.prepare(out, FAST, 1, False)
     folder = run_folder(out, "eight-gaussians", "indm", 0)
     program = KILLED.replace("EVALUATE", repr(EVALUATE))
@@ -229,7 +247,7 @@ def test_a_killed_unit_goes_on_and_ends_as_if_it_had_not_been(tmp_path, tiny, mo
     assert killed.returncode == -signal.SIGKILL
     assert not (folder / "summary.json").exists() and not finished(folder)
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 200
-    assert max(line["step"] for line in runs.read_metrics(folder)) == 216  # ahead of the checkpoint
+    assert max(line["step"] for line in read_metrics(folder)) == 216  # ahead of the checkpoint
 
     begun, real = [], train
     monkeypatch.setattr(
@@ -243,8 +261,7 @@ def test_a_killed_unit_goes_on_and_ends_as_if_it_had_not_been(tmp_path, tiny, mo
     ends = [indm.INDM.load(f).state_dict() for f in (folder, tmp_path / "whole")]
     assert all(torch.allclose(ends[0][key], ends[1][key], atol=1e-6) for key in ends[1])
     validated = [
-        [line["valid_nelbo"] for line in runs.read_metrics(f) if "valid_nelbo" in line]
-        for f in (folder, tmp_path / "whole")
+        [line["valid_nelbo"] for line in read_metrics(f) if "valid_nelbo" in line] for f in (folder, tmp_path / "whole")
     ]
     assert validated[0] == pytest.approx(validated[1], abs=1e-5)
     assert sorted(int(p.name) for p in (folder / "snapshots").iterdir()) == [120, 240]
@@ -303,14 +320,14 @@ def test_a_finished_run_stays_where_its_checkpoints_were_removed(tmp_path, tiny,
 
 def test_a_unit_that_is_told_to_stop_when_it_is_trained_stops(tmp_path, tiny, monkeypatch):
     reproduce.prepare(tmp_path, FAST, 1, False)
-    folder, real = run_folder(tmp_path, "eight-gaussians", "linear", 1), training.summarise
+    folder, real = run_folder(tmp_path, "eight-gaussians", "linear", 1), summarise
 
     def interrupted(*arguments):
         signal.raise_signal(signal.SIGTERM)
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "summarise", interrupted)
+        patch.setattr(loop, "summarise", interrupted)
         assert work(tmp_path, "eight-gaussians", "linear", 1) == 130
     assert finished(folder) and not (folder / "evaluation.json").exists()
     assert work(tmp_path, "eight-gaussians", "linear", 1) == 0
@@ -320,10 +337,10 @@ def test_two_reproductions_do_not_work_in_one_folder(tmp_path):
     (tmp_path / "out").mkdir()
     script = f"""
 from pathlib import Path
-from indm.reproduce import Plan, reproduce
+from indm.reproduction.reproduce import Plan, reproduce
 reproduce(Path({str(tmp_path / "out")!r}), Plan(("eight-gaussians",), 1, True), progress=False)
 """
-    with runs.alone(tmp_path / "out"):
+    with run_lock(tmp_path / "out"):
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "another process is at work in" in done.stderr and not (tmp_path / "out" / "plan.json").exists()
 
@@ -336,7 +353,7 @@ def test_only_what_is_missing_is_made(tmp_path, tiny, monkeypatch):
     (folder / "measures" / "quality.json").unlink()
     before = times_of(folder)
     monkeypatch.setattr(reproduce, "train", None)  # not called
-    monkeypatch.setattr(runs, "evaluate", None)
+    monkeypatch.setattr(reproduce, "evaluate_run", None)
     assert work(tmp_path, "eight-gaussians", "flow", 0) == 0
     after = times_of(folder)
     assert after.keys() - before.keys() == {folder / "measures" / "quality.json"}
@@ -412,7 +429,7 @@ def test_the_whole_writes_a_row_for_every_verdict_and_repeats_itself(tmp_path, t
     assert (bound.indm, bound.linear) == pytest.approx([sum(nats[v]) / 2 for v in ("indm", "linear")])
     pretrained = next(v for v in verdicts if v.claim == "5 pre-training")
     assert pretrained.linear == pytest.approx(bound.indm)
-    ends = {v: runs.read_metrics(run_folder(out, "eight-gaussians", v, 0))[-1]["step"] for v in ("indm", "linear")}
+    ends = {v: read_metrics(run_folder(out, "eight-gaussians", v, 0))[-1]["step"] for v in ("indm", "linear")}
     assert ends["indm"] * COSTS["indm"] == ends["linear"] * COSTS["linear"]
 
     check = next(v for v in verdicts if v.quantity.startswith("check"))
@@ -428,8 +445,8 @@ def test_the_whole_writes_a_row_for_every_verdict_and_repeats_itself(tmp_path, t
     def never(*_, **__):
         raise AssertionError("measured again")
 
-    for name in facts.MEASURES:
-        monkeypatch.setitem(facts.MEASURES, name, never)
+    for name in records.MEASURES:
+        monkeypatch.setitem(records.MEASURES, name, never)
     monkeypatch.setattr(reproduce, "add_runs", lambda *_, **__: None)
     assert str(reproduce.reproduce(out, FAST, jobs=1, progress=False)) == str(verdicts)
     made = {p for p in before if p.parent == out}

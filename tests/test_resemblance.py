@@ -1,5 +1,6 @@
 """What is said of a translation, on translations whose worth is known."""
 
+import importlib.util
 import itertools
 import math
 
@@ -7,11 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from indm import resemblance as module
-from indm.data import load_data, stack
-from indm.extractor import train_extractor
-from indm.metrics import kernel_distance
-from indm.resemblance import limits, perceptual_distance, resemblance, row, structural_similarity, two_classes
+from indm.data.base import stack
+from indm.data.registry import load_data
+from indm.evaluation.distances import kernel_distance
+from indm.evaluation.extractor import train_extractor
+from indm.evaluation.translation_metrics import (
+    limits,
+    perceptual_distance,
+    row,
+    structural_similarity,
+    translation_metrics,
+    two_classes,
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +68,15 @@ def test_true_images_of_the_target_reach_the_floor_and_the_sources_the_ceiling(s
     a, b = sides
     source, test = stack(a.test), stack(b.test)
     n = min(len(source), len(test))
-    true = resemblance(source[:n], test[:n], b, extractor, label=1)
+    true = translation_metrics(source[:n], test[:n], b, extractor, label=1)
     assert true["frechet"] == pytest.approx(true["frechet_floor"]) and true["kid"] == pytest.approx(true["kid_floor"])
     assert true["accuracy"] > 0.9 > 0.2 > true["accuracy_ceiling"]
     assert true["diversity"] == pytest.approx(1)
-    copy = resemblance(source[:n], source[:n], b, extractor, label=1)
+    copy = translation_metrics(source[:n], source[:n], b, extractor, label=1)
     assert copy["frechet"] == pytest.approx(copy["frechet_ceiling"]) and copy["frechet"] > 5 * true["frechet"]
     assert copy["distance"] == 0 and copy["ssim"] == pytest.approx(1) and copy["accuracy"] < 0.2
     assert true["distance"] > 2 and true["ssim"] < 0.6
-    one = resemblance(source[:n], test[:1].expand(n, -1, -1, -1), b, extractor, label=1)
+    one = translation_metrics(source[:n], test[:1].expand(n, -1, -1, -1), b, extractor, label=1)
     assert one["diversity"] == pytest.approx(0, abs=1e-5) and one["frechet"] > true["frechet"]
     assert len(row(true)) == 6 and list(limits(true)) == ["B's test images", "sources"]
 
@@ -93,5 +101,5 @@ def test_what_is_not_there_is_left_out(monkeypatch, tmp_path):
     x = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert perceptual_distance(x, x, 256) is None
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert structural_similarity(x, x, 256) is None

@@ -15,16 +15,19 @@ import pytest
 import torch
 from PIL import Image
 
-import indm
-from indm import runs
-from indm.cli import main
-from indm.data import load_data
+from indm.cli.main import main
+from indm.data.registry import load_data
+from indm.runs import samples
+from indm.runs.folder import read_metrics
+from indm.runs.lock import run_lock
+from indm.runs.provenance import describe, other_splits
+from indm.runs.samples import Drawing, draw
 
 SMALL = [
     "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.blocks=1", "--net.attention=[]", "--train.steps=2",
     "--train.seconds=inf", "--train.validate_examples=20", "--quiet",
 ]  # fmt: skip
-FEW = ["--images", "20", "--nll-images", "0", "--quiet"]
+FEW = ["--images", "20", "--nll-examples", "0", "--quiet"]
 
 NO_LINES = {
     "deep": b"[" * 100_000,
@@ -40,13 +43,13 @@ NO_LINES = {
 def test_what_cannot_be_a_line_of_the_metrics_is_left_out(tmp_path, damage):
     """Whatever it is: a run with such a line in its log must be able to go on."""
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 4, "rollback": 1}\n' + damage + b'\n{"step": 9}\n')
-    assert runs.read_metrics(tmp_path) == [{"step": 4, "rollback": 1}, {"step": 9}]
+    assert read_metrics(tmp_path) == [{"step": 4, "rollback": 1}, {"step": 9}]
 
 
 def test_every_part_of_a_run_says_what_made_it(tmp_path, monkeypatch):
     for part in ("one", "two", "three"):
         monkeypatch.setattr(sys, "argv", ["indm", part])
-        runs.describe(tmp_path, {"train": {"seed": 0}}, torch.device("cpu"), [part])
+        describe(tmp_path, {"train": {"seed": 0}}, torch.device("cpu"), [part])
     last = json.loads((tmp_path / "versions.json").read_text())
     before = last.pop("before")
     assert [made_by["command"][1] for made_by in [*before, last]] == ["one", "two", "three"]
@@ -57,7 +60,7 @@ def test_every_part_of_a_run_says_what_made_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize("damage", [b'{"indm": "0.', b"[]", b'{"before": 3}', b"\xff"], ids=range(4))
 def test_a_damaged_provenance_does_not_keep_a_run_from_going_on(tmp_path, damage):
     (tmp_path / "versions.json").write_bytes(damage)
-    runs.describe(tmp_path, {"train": {"seed": 0}}, torch.device("cpu"), [])
+    describe(tmp_path, {"train": {"seed": 0}}, torch.device("cpu"), [])
     assert "before" not in json.loads((tmp_path / "versions.json").read_text())
 
 
@@ -66,9 +69,9 @@ def test_a_damaged_provenance_does_not_keep_a_run_from_going_on(tmp_path, damage
 HOLDING = """
 import sys, time
 from pathlib import Path
-from indm import runs
+from indm.runs.lock import run_lock
 
-with runs.alone(Path(sys.argv[1])):
+with run_lock(Path(sys.argv[1])):
     print("in", flush=True)
     time.sleep(100)
 """
@@ -100,7 +103,7 @@ def test_two_processes_do_not_train_in_one_folder(held, capsys):
 
 def test_a_forked_worker_does_not_keep_a_folder(tmp_path):
     """As one of a data loader, which outlives a process that is killed by seconds."""
-    with runs.alone(tmp_path):
+    with run_lock(tmp_path):
         worker = os.fork()
         if not worker:
             time.sleep(100)
@@ -160,9 +163,9 @@ def test_a_disk_that_is_read_only_is_one_line_and_read_all_the_same(run, small_d
 
 def test_a_disk_that_is_read_only_is_found_out_before_anything_is_computed(run, small_disk, tmp_path, monkeypatch):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    monkeypatch.setattr(indm, "sample", lambda *_, **__: pytest.fail("samples that cannot be kept were drawn"))
+    monkeypatch.setattr(samples, "sample", lambda *_, **__: pytest.fail("samples that cannot be kept were drawn"))
     with pytest.raises(PermissionError, match=f"nothing can be written into {small_disk}: it is read-only"):
-        runs.draw(run, runs.Drawing(n=4), small_disk / "new" / "samples", progress=False)
+        draw(run, Drawing(n=4), small_disk / "new" / "samples", progress=False)
 
 
 # ── Old results stay until the new are whole
@@ -176,12 +179,12 @@ def fill(folder):
 
 
 def test_samples_stay_where_there_is_no_room_for_new_ones(run, small_disk):
-    runs.draw(run, runs.Drawing(n=4, steps=1), small_disk, progress=False)
+    draw(run, Drawing(n=4, steps=1), small_disk, progress=False)
     (small_disk / "samples.png").write_bytes(b"their picture")
     fill(small_disk)
     before = content(small_disk)
     with pytest.raises(OSError, match="No space left"):
-        runs.draw(run, runs.Drawing(n=2000, steps=1), small_disk, overwrite=True, progress=False)
+        draw(run, Drawing(n=2000, steps=1), small_disk, overwrite=True, progress=False)
     assert content(small_disk) == before and len(before) == 4
 
 
@@ -200,10 +203,10 @@ def killed_at(monkeypatch, call):
 
 @pytest.mark.parametrize("call", [1, 2])
 def test_samples_are_never_beside_what_describes_others(run, tmp_path, monkeypatch, call):
-    runs.draw(run, runs.Drawing(n=4, steps=1), tmp_path, progress=False)
+    draw(run, Drawing(n=4, steps=1), tmp_path, progress=False)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         killed_at(patch, call)
-        runs.draw(run, runs.Drawing(n=4, steps=1, seed=1), tmp_path, overwrite=True, progress=False)
+        draw(run, Drawing(n=4, steps=1, seed=1), tmp_path, overwrite=True, progress=False)
     assert "samples.npz" not in content(tmp_path)
 
 
@@ -243,7 +246,7 @@ def test_an_example_that_is_added_after_a_training_is_warned_of(kind, tmp_path):
         add(home, i)
     options += [f"--data={kind}", f"--data.path={home / path}", "--train.batch_size=4", "--out", run]
     train = ["train", "digits", *SMALL, *options]
-    evaluate = ["evaluate", run, "--images", "2", "--nll-images", "0", "--quiet", "--overwrite"]
+    evaluate = ["evaluate", run, "--images", "2", "--nll-examples", "0", "--quiet", "--overwrite"]
 
     def parts():
         last = json.loads((tmp_path / "run" / "versions.json").read_text())
@@ -270,6 +273,6 @@ def test_an_example_that_is_added_after_a_training_is_warned_of(kind, tmp_path):
 @pytest.mark.parametrize("told", ["", "[]", '{"before": 3}', '{"before": [3], "indm": "0.1"}', '{"data_sha256": "x"}'])
 def test_a_run_that_does_not_tell_its_data_is_not_said_to_have_others(run, tmp_path, told):
     (tmp_path / "versions.json").write_text(told)
-    found = runs.other_splits(tmp_path, load_data("digits"))
+    found = other_splits(tmp_path, load_data("digits"))
     assert found == ({"data_sha256": "x"} if "sha256" in told else None)
-    assert runs.other_splits(run, load_data("digits")) is None
+    assert other_splits(run, load_data("digits")) is None

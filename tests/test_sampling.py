@@ -31,7 +31,7 @@ from indm.sampling import (
     uniform_grid,
     unipc,
 )
-from indm.sde import VESDE, VPSDE, SubVPSDE
+from indm.sde.linear import VESDE, VPSDE, SubVPSDE
 
 
 def seeded(seed):

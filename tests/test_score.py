@@ -22,7 +22,7 @@ def test_velocity_is_that_of_the_definition(name, u, weight, bias):
     clock = torch.full((4,), start + (0.02 + 0.96 * u) * (end - start), dtype=torch.float64)
     z = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     t = sde.time(-clock).requires_grad_()
-    c = sde.spread(t)
+    c = sde.marginal_std(t)
     (c_rate,) = torch.autograd.grad(c.sum(), t)
     f, g, sigma = (coefficient(t)[:, None] for coefficient in (sde.drift, sde.diffusion, sde.sigma))
     c, c_rate = c[:, None], c_rate[:, None]
@@ -35,7 +35,7 @@ def test_velocity_is_that_of_the_definition(name, u, weight, bias):
 def test_it_carries_gaussian_data_to_their_law_at_T(name):
     score = gaussian(name, (5,))
     sde, z = score.sde, score.sample(20, torch.Generator().manual_seed(0))
-    eps, T = (sde.spread(t)[:, None] for t in sde.endpoints(z))
+    eps, T = (sde.marginal_std(t)[:, None] for t in sde.endpoints(z))
 
     def field(clock, state):
         return (probability_flow(score, clock)(state[0]),)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from indm.sde import VESDE, VPSDE, SubVPSDE
+from indm.sde.linear import VESDE, VPSDE, SubVPSDE
 
 BETAS = st.tuples(st.floats(0.01, 2.0), st.floats(3.0, 40.0))
 VARIANCE_PRESERVING = st.builds(

@@ -18,12 +18,19 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 import indm
-from indm import recipes, runs, training, writing
-from indm.data import load_data, stack
-from indm.knobs import isometry_defect, normal_law
-from indm.metrics import sliced_wasserstein
-from indm.trainer import EMA, OBJECTIVES, Trainer, learning_rate_factor
-from indm.training import train
+from indm.config import recipes
+from indm.data.base import stack
+from indm.data.registry import load_data
+from indm.evaluation.distances import sliced_wasserstein
+from indm.files import atomic
+from indm.runs import signals
+from indm.runs.folder import read_metrics
+from indm.runs.signals import interruptible
+from indm.training.devices import fast_precision
+from indm.training.ema import EMA
+from indm.training.loop import train
+from indm.training.penalties import isometry_defect, normal_law
+from indm.training.trainer import OBJECTIVES, Trainer, learning_rate_factor
 
 DIGITS = {
     "data": {"name": "digits"},
@@ -67,7 +74,7 @@ def assert_same(a, b):
 
 def log_of(run):
     """The metrics but for the seconds: no line is missing, none is there twice."""
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in runs.read_metrics(run)]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(run)]
 
 
 def interrupt_at(monkeypatch, step):
@@ -94,7 +101,7 @@ def test_learns_a_gaussian_to_its_entropy(tmp_path):
     model, raw = indm.INDM.load(tmp_path / "run"), stack(load_data(**recipe["data"]).test)
     bound = indm.nelbo(model, model.scaling.to_model(raw), times=64).total.mean() + model.scaling.log_scale((2,))
     assert abs(bound.item() - entropy) < 0.25
-    losses = [line["nelbo"] for line in runs.read_metrics(tmp_path / "run") if "nelbo" in line]
+    losses = [line["nelbo"] for line in read_metrics(tmp_path / "run") if "nelbo" in line]
     assert sum(losses[:5]) / 5 > entropy + 0.7
     assert abs(sum(losses[-100:]) / 100 - entropy) < 0.2
 
@@ -106,13 +113,13 @@ def test_a_run_is_whole(tmp_path, objective):
     summary = train(recipe, run, progress=False)
     assert summary["steps"] == 9 and not summary["interrupted"] and summary["peak_memory_mib"] > 0
     assert math.isfinite(summary["valid_nelbo"]) and summary["unit"] == "bits/dim"
-    lines = runs.read_metrics(run)
+    lines = read_metrics(run)
     assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8, 9]
     assert [line["step"] for line in lines if "valid_nelbo" in line] == [4, 8, 9]
     assert recipes.differences(recipes.load(run), recipes.resolve(recipe)) == []
     made_by = json.loads((run / "versions.json").read_text())
     assert torch.__version__.startswith(made_by["torch"]) and made_by["indm"] == indm.__version__ and made_by["data"]
-    assert not list(run.glob(writing.HALF_WRITTEN)), "nothing half written is left"
+    assert not list(run.glob(atomic.HALF_WRITTEN)), "nothing half written is left"
 
     saved, averaged = indm.INDM.load(run).state_dict(), checkpoint(run)["ema"]
     assert saved.keys() == averaged.keys() and all(torch.equal(saved[k], averaged[k]) for k in saved)
@@ -226,7 +233,7 @@ def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.os, "replace", fail_at_the_second_checkpoint)
+        patch.setattr(os, "replace", fail_at_the_second_checkpoint)
         with pytest.raises(OSError, match="No space left"):
             train(recipe, run, progress=False)
     assert checkpoint(run)["step"] == 2
@@ -256,7 +263,7 @@ def test_pretraining_leaves_the_flow_alone_and_ends_without_a_jump():
 
 
 def test_the_flow_trains_in_every_third_step_alone_and_the_score_in_all():
-    trainer = Trainer(recipes.resolve(change(DIGITS, flow_every=3, steps=9)), load_data("digits"), Accelerator())
+    trainer = Trainer(recipes.resolve(change(DIGITS, flow_update_every=3, steps=9)), load_data("digits"), Accelerator())
     batches = trainer.batches()
     for step in range(7):
         before = [copy.deepcopy(list(part.parameters())) for part in (trainer.model.flow, trainer.model.score)]
@@ -271,10 +278,10 @@ def test_the_flow_trains_in_every_third_step_alone_and_the_score_in_all():
 @pytest.mark.parametrize("objective", ["mle", "fid", "flow"])
 def test_a_plain_flow_trains_without_a_score(tmp_path, objective):
     recipe = DIGITS | {"net": {"name": "zero"}, "flow": {"name": "coupling", "width": 8}}
-    recipe = change(recipe, objective=objective, steps=30, batch_size=128, flow_lr=5e-3, flow_every=3)
+    recipe = change(recipe, objective=objective, steps=30, batch_size=128, flow_lr=5e-3, flow_update_every=3)
     summary = train(recipe, tmp_path / "run", progress=False)
     assert summary["score_parameters"] == 0 < summary["flow_parameters"]
-    lines = runs.read_metrics(tmp_path / "run")
+    lines = read_metrics(tmp_path / "run")
     assert lines[-2]["nelbo"] < lines[0]["nelbo"] - 0.1
     assert abs(summary["valid_nelbo"] - lines[-2]["nelbo"]) < 1 and "score_lr" not in lines[0]
     model = indm.INDM.load(tmp_path / "run")
@@ -420,7 +427,7 @@ def test_precision_is_chosen_by_what_the_processor_computes_in(monkeypatch, avx5
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
-    assert training.fast_precision() == expected
+    assert fast_precision() == expected
 
 
 def test_trackers_get_the_metrics(tmp_path):
@@ -429,7 +436,7 @@ def test_trackers_get_the_metrics(tmp_path):
 
     train(change(DIGITS, steps=4, trackers=["tensorboard"]), tmp_path / "run", progress=False)
     events = EventAccumulator(str(tmp_path / "run" / "indm")).Reload()
-    lines = runs.read_metrics(tmp_path / "run")
+    lines = read_metrics(tmp_path / "run")
     for name in ("nelbo", "flow", "score_lr", "valid_nelbo"):
         written = [(line["step"], line[name]) for line in lines if name in line]
         assert [(e.step, pytest.approx(e.value)) for e in events.Scalars(name)] == written
@@ -472,10 +479,10 @@ def test_batch_size_must_be_there(tmp_path):
 
 @pytest.mark.parametrize("launched, status", [(False, 128 + signal.SIGINT), (True, 0)])
 def test_the_second_signal_ends_the_process_unless_a_launcher_may_have_repeated_it(monkeypatch, launched, status):
-    monkeypatch.setattr(runs, "is_torchelastic_launched", lambda: launched)
+    monkeypatch.setattr(signals, "is_torchelastic_launched", lambda: launched)
     pid = os.fork()
     if not pid:
-        with runs.interruptible() as event:
+        with interruptible() as event:
             signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGINT)
             os._exit(0 if event.is_set() else 1)
@@ -483,7 +490,7 @@ def test_the_second_signal_ends_the_process_unless_a_launcher_may_have_repeated_
 
 
 def test_signals_act_as_before_once_a_run_is_over():
-    with runs.interruptible() as event:
+    with interruptible() as event:
         signal.raise_signal(signal.SIGTERM)
     assert event.is_set() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -494,7 +501,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     command = [sys.executable, "-m", "indm", "train", str(tmp_path / "mine.toml"), "--out", str(run), "--quiet"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 60
-    while not any("loss" in line for line in runs.read_metrics(run)) and time.monotonic() < deadline:
+    while not any("loss" in line for line in read_metrics(run)) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
@@ -520,7 +527,7 @@ def test_processes_share_the_work_and_make_one_run(tmp_path):
     assert done.stdout.count('"steps": 4') == 1
     state = checkpoint(run)
     assert state["step"] == 4 and len(state["means"]) == 2
-    assert {line["step"] for line in runs.read_metrics(run)} == {2, 4}
+    assert {line["step"] for line in read_metrics(run)} == {2, 4}
 
     alone = train(recipe, tmp_path / "alone", progress=False)
     together = json.loads((run / "summary.json").read_text())

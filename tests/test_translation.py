@@ -12,7 +12,7 @@ import indm
 from indm.flows import ActNorm, Identity
 from indm.model import INDM, build_model
 from indm.scaling import Scaling
-from indm.sde import VESDE, VPSDE
+from indm.sde.linear import VESDE, VPSDE
 from indm.translation import Leg, Route, bridge, forward_step, translate, translate_bridge, two_models
 
 

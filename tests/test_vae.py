@@ -14,16 +14,21 @@ from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 import indm
-from indm import cli, compare, recipes, runs, vae
-from indm.data import load_data, stack
+from indm.cli.main import main
+from indm.config import recipes
+from indm.data.base import stack
+from indm.data.registry import load_data
+from indm.evaluation.comparison import likelihood_table
 from indm.flows import Identity
 from indm.model import INDM, build_model, count_parameters
 from indm.nets import Zero
+from indm.reproduction import vae
+from indm.reproduction.vae import VAE, ConvCoder, MLPCoder, VAETrainer, bound, build_vae, matching_width, train_vae
+from indm.runs.folder import read_metrics
 from indm.scaling import Scaling
 from indm.score import ScoreModel
-from indm.sde import VPSDE
-from indm.training import train
-from indm.vae import VAE, ConvCoder, MLPCoder, VAETrainer, bound, build_vae, matching_width, train_vae
+from indm.sde.linear import VPSDE
+from indm.training.loop import train
 
 DIGITS = {
     "data": {"name": "digits"},
@@ -223,7 +228,7 @@ def test_training_on_digits_learns_them(tmp_path):
     run = tmp_path / "run"
     recipe = change(DIGITS, steps=160, lr=2e-3, ema=0.9, log_every=10, validate_every=80)
     summary = train_vae(recipe, run, progress=False)
-    lines = [line for line in runs.read_metrics(run) if "nelbo" in line]
+    lines = [line for line in read_metrics(run) if "nelbo" in line]
     assert lines[-1]["nelbo"] < lines[0]["nelbo"] - 0.7
     assert summary["valid_nelbo"] < lines[-1]["nelbo"] + 0.2 and summary["unit"] == "bits/dim"
     assert lines[-1]["rate"] > 1  # nats: the code is in use
@@ -307,24 +312,24 @@ def test_evaluations_of_one_seed_share_their_dequantization(monkeypatch):
     monkeypatch.setattr(Scaling, "to_model", recorded)
     vae.evaluate(models[0], raw, batch_size=4, seed=5)
     ours = torch.cat(seen)
-    indm.evaluate(models[1], raw, nll_images=0, batch_size=4, seed=5, progress=False)
+    indm.evaluate(models[1], raw, nll_examples=0, batch_size=4, seed=5, progress=False)
     assert torch.equal(torch.cat(seen[-6:]), ours)
 
 
 def test_an_evaluated_run_stands_beside_an_indm(tmp_path, capsys):
     ours, other = tmp_path / "vae", tmp_path / "indm"
     train_vae(DIGITS, ours, progress=False)
-    report = vae.evaluate_run(ours)
+    report = vae.evaluate_vae_run(ours)
     assert json.loads((ours / "evaluation.json").read_text()) == report
     assert report["images"] == {"nelbo": 60, "nll": 0} and report["unit"] == "bits/dim" and report["split"] == "test"
-    assert "60 for the NELBO" in compare.likelihood_table(report)
+    assert "60 for the NELBO" in likelihood_table(report)
 
     train(DIGITS | {"flow": {"name": "coupling", "width": 8}, "net": {"name": "zero"}}, other, progress=False)
-    assert cli.main(["evaluate", str(other), "--nll-images", "0", "--quiet"]) == 0
+    assert main(["evaluate", str(other), "--nll-examples", "0", "--quiet"]) == 0
     assert report.keys() == json.loads((other / "evaluation.json").read_text()).keys()
-    assert cli.main(["compare", str(ours), str(other), "--out", str(tmp_path)]) == 0
+    assert main(["compare", str(ours), str(other), "--out", str(tmp_path)]) == 0
     differences = json.loads((tmp_path / "comparison.json").read_text())["differences"][str(other)]
     with np.load(ours / "evaluation.npz") as a, np.load(other / "evaluation.npz") as b:
         mean = (b["nelbo"] - a["nelbo"]).mean() / (64 * math.log(2))
     assert differences["nelbo"]["difference"] == pytest.approx(mean)
-    assert cli.main(["evaluate", str(ours), "--overwrite"]) == 2 and "no file model.json" in capsys.readouterr().err
+    assert main(["evaluate", str(ours), "--overwrite"]) == 2 and "no file model.json" in capsys.readouterr().err

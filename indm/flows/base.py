@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from indm.sde import event_size
+from indm.tensors import event_size
 
 # Of max|h(x) − z|/max(1, max|z|): what rounding leaves of it in single precision where h expands twentyfold, and a
 # hundredth of half a grey level of 256.

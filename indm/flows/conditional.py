@@ -21,11 +21,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm import draws
+from indm import rng
 from indm.flows.base import TOLERANCE, ActNorm, Batch, Compose, ExactFlow, Flow, PerSample
 from indm.flows.coupling import Coupling, InvertibleLinear, SigmoidAffine
 from indm.flows.residual import Norm, ResidualBlock, Weights, check_block, checked_norm, residual_chain
-from indm.nets.whole_batch import BatchNorm2d
+from indm.whole_batch import BatchNorm2d
 
 Codes = Float[Tensor, "batch code"]
 Certificate = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -368,7 +368,7 @@ class ConditionalResidualFlow(Flow):
         """u ~ q(u|x) and log q(u|x) − log p(u)."""
         mean, log_variance = self.posterior(x)
         kind = {"dtype": mean.dtype, "device": mean.device}
-        noise = draws.for_rows(len(mean), lambda n: torch.randn(n, self.code_dim, generator=generator, **kind))
+        noise = rng.for_rows(len(mean), lambda n: torch.randn(n, self.code_dim, generator=generator, **kind))
         code = mean + (0.5 * log_variance).exp() * noise
         return code, _normal_log_prob(noise, log_variance) - self.prior.log_prob(code)
 

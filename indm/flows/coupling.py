@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm.flows.base import TOLERANCE, ActNorm, Batch, Compose, ExactFlow, Flow, PerSample, Squeeze, Unsqueeze
-from indm.sde import event_size
+from indm.tensors import event_size
 
 
 @dataclass(frozen=True)

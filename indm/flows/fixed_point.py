@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from indm.sde import expand_like
+from indm.tensors import expand_like
 
 
 @torch.no_grad()

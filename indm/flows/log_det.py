@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from indm import draws
-from indm.sde import event_size
+from indm import rng
+from indm.tensors import event_size
 
 Product = Callable[[Tensor], Tensor]
 
@@ -61,9 +61,9 @@ class PowerSeries:
 
     def rows(self, n: int, generator: torch.Generator | None, device: torch.device) -> tuple[slice, int]:
         """Which of ``n`` samples get an estimate, and the factor that makes up for the others."""
-        share = min(self.share, draws.whole(n))
+        share = min(self.share, rng.whole(n))
         offset = int(torch.randint(share, (), generator=generator, device=device)) if share > 1 else 0
-        return draws.every(share, offset, n), share
+        return rng.every(share, offset, n), share
 
     def coefficients(self, generator: torch.Generator | None = None, device=None) -> list[float]:
         """1/P(term k is reached) for k = 1, 2, … up to the number of terms drawn this time."""
@@ -78,7 +78,7 @@ class PowerSeries:
 
     def __call__(self, jvp: Product, vjp: Product, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         event, kind = (self.probes, *x.shape[1:]), {"device": x.device, "dtype": torch.int8}
-        bits = draws.for_rows(len(x), lambda n: torch.randint(0, 2, (n, *event), generator=generator, **kind))
+        bits = rng.for_rows(len(x), lambda n: torch.randint(0, 2, (n, *event), generator=generator, **kind))
         v = (2 * bits - 1).to(x.dtype).transpose(0, 1).flatten(0, 1)
         with torch.no_grad():
             power, value, neumann = v, 0.0, v.clone()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm import draws
+from indm import rng
 from indm.flows import fixed_point
 from indm.flows.activations import ACTIVATIONS
 from indm.flows.base import TOLERANCE, ActNorm, Batch, Compose, Flow, PerSample, Squeeze, Unsqueeze, magnitude
@@ -213,7 +213,7 @@ class ResidualBlock(Flow):
         estimator = self.training_log_det if self.training else self.evaluation_log_det
         rows, share = estimator.rows(len(x), generator, x.device)
         z = x + self._evaluate(x, weights)
-        with torch.autocast(x.device.type, enabled=False), draws.only(rows):
+        with torch.autocast(x.device.type, enabled=False), rng.only(rows):
             part = self._log_det(x[rows], _of_rows(weights, rows), estimator, generator)
         return z, torch.slice_scatter(part.new_zeros(len(x)), share * part, 0, rows.start, rows.stop, rows.step or 1)
 

@@ -3,9 +3,6 @@
 :class:`NCSNpp`, the published one, has a noise level and an output of its own, which its score knows.
 """
 
-from indm.nets.mlp import MLP
-from indm.nets.ncsnpp import NCSNpp
-from indm.nets.unet import UNet
-from indm.nets.zero import Zero
+import lazy_loader
 
-__all__ = ["MLP", "NCSNpp", "UNet", "Zero"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from indm.nets.fir import Down, StridedConv, Up
 from indm.nets.unet import SKIP_SCALE, Attention, group_norm, zeroed
-from indm.nets.whole_batch import Dropout
+from indm.whole_batch import Dropout
 
 Images = Float[Tensor, "batch channels height width"]
 EMBEDDINGS = ("positional", "fourier")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm.nets.embedding import LevelEmbedding
-from indm.nets.whole_batch import Dropout
+from indm.whole_batch import Dropout
 
 SKIP_SCALE = math.sqrt(0.5)
 SMALLEST_SIDE = 8

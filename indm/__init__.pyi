@@ -1,0 +1,33 @@
+from . import flows as flows
+from .evaluation.likelihood import evaluate as evaluate
+from .likelihood import LikelihoodReport as LikelihoodReport
+from .likelihood import log_likelihood as log_likelihood
+from .model import INDM as INDM
+from .model import build_model as build_model
+from .nets.mlp import MLP as MLP
+from .nets.ncsnpp import NCSNpp as NCSNpp
+from .nets.unet import UNet as UNet
+from .nonlinear import NonlinearDiffusion as NonlinearDiffusion
+from .nonlinear import forward_path as forward_path
+from .nonlinear import generative_path as generative_path
+from .nonlinear import probability_flow_path as probability_flow_path
+from .objective import NELBO as NELBO
+from .objective import fid_loss as fid_loss
+from .objective import flow_loss as flow_loss
+from .objective import mle_loss as mle_loss
+from .objective import nelbo as nelbo
+from .objective import soft_truncation as soft_truncation
+from .sampling import sample as sample
+from .scaling import Scaling as Scaling
+from .score import PublishedScore as PublishedScore
+from .score import ScoreModel as ScoreModel
+from .sde.learned import LearnedSDE as LearnedSDE
+from .sde.linear import VESDE as VESDE
+from .sde.linear import VPSDE as VPSDE
+from .sde.linear import LinearSDE as LinearSDE
+from .sde.linear import SubVPSDE as SubVPSDE
+from .training.loop import train as train
+from .translation import translate as translate
+from .translation import translate_bridge as translate_bridge
+
+__version__: str

@@ -1,0 +1,143 @@
+"""Recipes: TOML files that say everything about a run. Read, changed key by key, checked, and written back.
+
+``[data]``, ``[flow]``, ``[sde]`` and ``[net]`` each have a ``name`` and the arguments of what it names (checked where
+that is built); ``[train]`` and ``[evaluate]`` are the dataclasses :class:`Training` and :class:`Evaluation`.
+"""
+
+import json
+import re
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal, get_type_hints
+
+from indm.config.checks import check_kinds, check_name
+from indm.config.migrations import migrate
+from indm.config.options import Evaluation, Training
+from indm.config.parts import KINDS
+from indm.messages import nearest
+
+NAMED_TABLES = ("data", *KINDS)
+BUNDLED = Path(__file__).parent / "bundled"
+TEXT_KEYS = ("path", "root")  # also where a folder is called by a number
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+Recipe = dict[str, dict]
+OPTION_TABLES = {"train": Training, "evaluate": Evaluation}
+OPTIONAL_TABLES = ("data_b",)  # a second data set: the law that x_T shall have
+TABLES = (*NAMED_TABLES, *OPTIONAL_TABLES, *OPTION_TABLES)
+
+
+def bundled() -> dict[str, str]:
+    """The names of the recipes that come with indm, each with its one-line description."""
+    files = sorted(BUNDLED.glob("*.toml"), key=lambda path: path.stem)
+    return {path.stem: path.read_text("utf-8").splitlines()[0].lstrip("# ") for path in files}
+
+
+def load(source: str | Path) -> Recipe:
+    """The recipe of a bundled name, a TOML file, or a run folder, as it is written there (defaults not filled in)."""
+    path = Path(source)
+    if str(source) in bundled() and not (isinstance(source, Path) and source.is_dir()):
+        path = BUNDLED / f"{source}.toml"
+    elif path.is_dir():
+        path = path / "recipe.toml"
+        if not path.is_file():
+            raise FileNotFoundError(f"{source} is no run folder: there is no recipe.toml in it")
+    if not path.is_file():
+        raise FileNotFoundError(f"no recipe or file is called {str(source)!r}{nearest(str(source), bundled())}")
+    try:
+        recipe = tomllib.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    for table, content in recipe.items():
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: {table} must be a table, [{table}], got {content!r}")
+    return migrate(recipe) if Path(source).is_dir() else recipe
+
+
+def override(recipe: Recipe, changes: dict[str, str]) -> Recipe:
+    """``recipe`` with dotted keys changed, values written as in TOML: ``{"train.steps": "500", "flow": "identity"}``.
+
+    A bare table name puts another thing of that kind in its place and keeps none of the old table. What is not
+    TOML is taken as a string, and so is whatever a ``path`` or ``root`` is given as.
+    """
+    changed = {table: dict(content) for table, content in recipe.items()}
+    for table in (key for key in changes if "." not in key):
+        check_name(table, (*NAMED_TABLES, *OPTIONAL_TABLES), "table that can be replaced", f"--{table}")
+        changed[table] = {"name": changes[table]}
+    for dotted in (key for key in changes if "." in key):
+        table, key = dotted.split(".", 1)
+        check_name(table, TABLES, "table", f"--{dotted}")
+        value = _value(changes[dotted])
+        is_text = key in TEXT_KEYS and not isinstance(value, str)
+        changed.setdefault(table, {})[key] = changes[dotted] if is_text else value
+    return changed
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """``recipe`` checked and with the defaults of ``[train]`` and ``[evaluate]`` filled in, tables in fixed order."""
+    for table in recipe:
+        check_name(table, TABLES, "table", f"[{table}]")
+    optional = [table for table in OPTIONAL_TABLES if table in recipe]
+    for table in (*NAMED_TABLES, *optional):
+        if not isinstance(recipe.get(table, {}).get("name"), str):
+            raise ValueError(f'[{table}] needs a name = "…" that says which {table} is meant')
+    options = {table: asdict(options_of(recipe, table)) for table in OPTION_TABLES}
+    return {table: dict(options.get(table, recipe.get(table, {}))) for table in (*NAMED_TABLES, *optional, *options)}
+
+
+def model_of(recipe: Recipe) -> Recipe:
+    """The tables that describe the model, as :func:`indm.build_model` takes them."""
+    return {table: recipe[table] for table in KINDS}
+
+
+def options_of(recipe: Recipe, table: Literal["train", "evaluate"]) -> Training | Evaluation:
+    """The options in that table, checked: unknown keys and wrong types are ValueErrors."""
+    kind, content = OPTION_TABLES[table], recipe.get(table, {})
+    hints = get_type_hints(kind)
+    for key in content:
+        check_name(key, hints, "key", f"{table}.{key}")
+    check_kinds(content, hints, f"{table}.")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """The dotted keys in which two recipes differ."""
+    old, new = tomllib.loads(to_toml(old)), tomllib.loads(to_toml(new))
+    keys = [(table, key) for table in TABLES for key in {**old.get(table, {}), **new.get(table, {})}]
+    return [f"{t}.{k}" for t, k in keys if old.get(t, {}).get(k) != new.get(t, {}).get(k)]
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The recipe as TOML text."""
+    blocks = [
+        "\n".join([f"[{table}]", *(f"{_key(key)} = {literal(value)}" for key, value in content.items())])
+        for table, content in recipe.items()
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _key(key: str) -> str:
+    return key if BARE_KEY.fullmatch(key) else literal(key)
+
+
+def literal(value) -> str:
+    """``value`` as TOML writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+            raise ValueError(f"{value!r} is no Unicode text, which a recipe must be: rename that file or folder")
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(literal, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_key(key)} = {literal(part)}' for key, part in value.items())}}}"
+    return str(value)  # numbers and dates
+
+
+def _value(text: str):
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, bool | int | float | str | list) else text

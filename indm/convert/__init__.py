@@ -1,0 +1,5 @@
+"""Released checkpoints of the paper's code, as run folders."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,117 @@
+"""Released checkpoint files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from indm import messages
+from indm.files import pickles
+from indm.messages import brief, listed
+
+State = dict[str, Tensor]
+Weights = Literal["ema", "model"]
+# Last parts of the names under which the released files keep what is no trainable parameter. The one-dimensional
+# ``all_modules.0.W`` is one too: the frozen frequencies of the Fourier embedding.
+BUFFERS = {
+    "sigmas", "scale", "last_n_samples", "last_firmom", "last_secmom",
+    "running_mean", "running_var", "num_batches_tracked",
+}  # fmt: skip
+
+
+class Unused:
+    """What stands for a number of NumPy's: optimizer states hold them (learning rates), and nothing here needs one."""
+
+    def __init__(self, *_):
+        pass
+
+    def __setstate__(self, _):
+        pass
+
+
+NUMPY_SCALARS = dict.fromkeys(("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"), Unused)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a released file holds: the last weights, their moving average in parameter order, its decay, the step."""
+
+    path: Path
+    state: State
+    shadow: list[Tensor] | None
+    decay: float | None
+    step: int | None
+
+    def weights(self, which: Weights) -> State:
+        """The state with the trainable parameters' last values ("model") or their moving averages ("ema").
+
+        Raises:
+            ValueError: the file holds no averages, or averages of another number or shape than the parameters.
+        """
+        if which == "model":
+            return self.state
+        if self.shadow is None:
+            raise ValueError(f'{self.path} holds no moving average; weights "model" takes the last ones')
+        trained = [key for key, value in self.state.items() if _is_trainable(key, value)]
+        pairs = list(zip(trained, self.shadow, strict=False))
+        differing = [
+            f"{key} {tuple(self.state[key].shape)} against {tuple(average.shape)}"
+            for key, average in pairs
+            if self.state[key].shape != average.shape
+        ]
+        if len(trained) != len(self.shadow) or differing:
+            raise ValueError(
+                f"the {len(self.shadow)} moving averages of {self.path} do not follow its {len(trained)} parameters: "
+                f"{listed(differing) or 'shapes agree as far as they go'}"
+            )
+        return self.state | dict(pairs)
+
+
+def _is_trainable(key: str, value: Tensor) -> bool:
+    return key.rpartition(".")[2] not in BUFFERS and not (key == "all_modules.0.W" and value.ndim == 1)
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a released file, without running any code that is pickled in it.
+
+    Raises:
+        ValueError: the file is missing, no checkpoint, or not in the released layout.
+    """
+    path = Path(path)
+    try:
+        content = pickles.checkpoint(path, NUMPY_SCALARS)
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # damaged files surface as almost anything
+        reason = messages.reason(error) if isinstance(error, ValueError) else "damaged, or of another kind"
+        raise ValueError(f"{path} cannot be read as a checkpoint of torch: {reason}") from error
+    if not (isinstance(content, dict) and _is_state(content.get("model"))):
+        found = brief(", ".join(map(shown, content))) if isinstance(content, dict) else shown(content)
+        raise ValueError(f'{path} must hold a dict whose "model" is a dict of tensors, as released; it holds {found}')
+    state, average, step = content["model"], content.get("ema"), content.get("step")
+    average = {} if average is None else average
+    shadow = average.get("shadow_params") if isinstance(average, dict) else ()
+    if shadow is not None and not (isinstance(shadow, list) and all(isinstance(value, Tensor) for value in shadow)):
+        raise ValueError(f'{path} must hold a list of tensors as "shadow_params" of its "ema", as released')
+    decay = average.get("decay")
+    if decay is not None and not (type(decay) in (int, float) and 0 <= decay <= 1):
+        raise ValueError(f'{path} must hold a number from 0 to 1 as "decay" of its "ema", got {shown(decay)}')
+    if step is not None and not (type(step) is int and step >= 0):
+        raise ValueError(f'{path} must hold a whole number, 0 or more, as "step", got {shown(step)}')
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    try:
+        for tensors in (state, {f"average {i}": value for i, value in enumerate(shadow or ())}):
+            pickles.check_held(tensors, path.stat().st_size)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint of torch: {error}") from error
+    return Checkpoint(path, state, shadow, decay, step)
+
+
+def _is_state(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+def shown(value: object) -> str:
+    """A value of a checkpoint for a message; of most only the type, as they may be of any depth and length."""
+    return brief(value) if isinstance(value, str | int | float) else type(value).__name__

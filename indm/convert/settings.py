@@ -1,0 +1,131 @@
+"""The original's settings as our tables."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from indm.config.checks import check_kinds
+from indm.config.recipes import Recipe
+from indm.files import untrusted
+from indm.messages import brief, nearest
+
+SDES = {"vpsde": "vp", "subvpsde": "subvp", "vesde": "ve"}
+SAME = {  # settings that are an argument of ours under another name
+    "nf": ("net", "channels"), "ch_mult": ("net", "multipliers"), "num_res_blocks": ("net", "blocks"),
+    "dropout": ("net", "dropout"), "embedding_type": ("net", "embedding"), "fourier_scale": ("net", "fourier_scale"),
+    "skip_rescale": ("net", "rescale"), "centered": ("net", "centered"), "scale_by_sigma": ("net", "scale_by_sigma"),
+    "ema_rate": ("train", "ema"),
+}  # fmt: skip
+ONLY = {  # settings of which the network knows one value
+    "name": ("ncsnpp",), "nonlinearity": ("swish", "silu"), "normalization": ("groupnorm",), "conv_size": (3,),
+    "attention_type": ("ddpm",), "conditional": (True,), "auxiliary_resblock": (True,), "fourier_feature": (False,),
+    "continuous": (True,),
+}  # fmt: skip
+CHOICES = {
+    "resblock_type": {"biggan": "block", "ddpm": "conv"},
+    "progressive_input": {"none": "none", "residual": "residual", "input_skip": "sum"},
+    "progressive": {"none": "none", "output_skip": "sum"},
+    "progressive_combine": {"sum": "sum", "cat": "cat"},
+}
+SECOND = {  # settings that say more about another one
+    "fir_kernel": "fir", "attention": "attn_resolutions", "resamp_with_conv": "resblock_type",
+    "progressive_combine": "progressive_input",
+    **dict.fromkeys(("beta_min", "beta_max", "sigma_min", "sigma_max", "num_scales"), "sde"),
+}  # fmt: skip
+OTHER = {"sde", "image_size", "num_channels", "fir", "attn_resolutions"}
+INERT = {"init_scale", "note"}  # the weights at the start; a remark
+KNOWN = {*SAME, *ONLY, *CHOICES, *SECOND, *OTHER, *INERT}
+KINDS = {
+    name: kind
+    for kind, names in {
+        int: "nf num_res_blocks image_size num_channels num_scales",
+        float: "dropout fourier_scale beta_min beta_max sigma_min sigma_max ema_rate",
+        bool: "fir attention resamp_with_conv skip_rescale centered scale_by_sigma",
+        str: f"sde embedding_type {' '.join(CHOICES)}",
+        tuple[int, ...]: "ch_mult attn_resolutions",
+        tuple[float, ...]: "fir_kernel",
+    }.items()
+    for name in names.split()
+}
+SDE_KINDS = {"name": str} | dict.fromkeys(("beta_min", "beta_max", "sigma_min", "sigma_max", "eps"), float)
+NET_KINDS = {SAME[name][1]: KINDS[name] for name in SAME if SAME[name][0] == "net"} | {
+    "attention": tuple[int, ...], "fir": tuple[float, ...], "sigma_table": tuple[float, ...],
+    **dict.fromkeys(("resample", "input_pyramid", "output_pyramid"), str),
+}  # fmt: skip
+
+
+def tables_of(settings: Mapping[str, object]) -> Recipe:
+    """Settings of the original's configuration, in one flat mapping, as our tables "sde", "net", "image" and "train".
+
+    Only what is given there is in the tables; "image" has ``size`` and ``channels``.
+
+    Raises:
+        ValueError: a setting that is unknown or has a value that the network cannot take, by its name.
+    """
+    settings = {key: value.lower() if isinstance(value, str) else value for key, value in settings.items()}
+    check_finite_kinds(settings, KINDS, "settings: ")
+    for key, value in settings.items():
+        if key not in KNOWN:
+            raise ValueError(f"settings: {brief(repr(key))} is no known setting{nearest(key, sorted(KNOWN))}")
+        if key in ONLY and value not in ONLY[key]:
+            raise ValueError(f"settings: {key} must be {' or '.join(map(repr, ONLY[key]))}, got {brief(repr(value))}")
+        if key in CHOICES and value not in CHOICES[key]:
+            raise ValueError(f"settings: {key} must be {' or '.join(map(repr, CHOICES[key]))}, got {value!r}")
+        if key in SECOND and SECOND[key] not in settings:
+            raise ValueError(f"settings: {key} needs {SECOND[key]} beside it")
+    tables: Recipe = {"sde": {}, "net": {}, "image": {}, "train": {}}
+    for key, (table, argument) in SAME.items():
+        if key in settings:
+            tables[table][argument] = settings[key]
+    net = tables["net"]
+    if "fir" in settings:
+        net["fir"] = settings.get("fir_kernel", (1, 3, 3, 1)) if settings["fir"] else ()
+    if "attn_resolutions" in settings:
+        net["attention"] = settings["attn_resolutions"] if settings.get("attention", True) else ()
+    if "resblock_type" in settings:
+        net["resample"] = CHOICES["resblock_type"][settings["resblock_type"]]
+        if net["resample"] == "conv" and not settings.get("resamp_with_conv", True):
+            net["resample"] = "plain"
+        if net["resample"] == "conv" and net.get("fir"):
+            raise ValueError("settings: fir must be false where resblock_type is 'ddpm' and resamp_with_conv is true")
+    if "progressive_input" in settings:
+        net["input_pyramid"] = CHOICES["progressive_input"][settings["progressive_input"]]
+        if net["input_pyramid"] == "sum":
+            net["input_pyramid"] = settings.get("progressive_combine", "sum")
+    if "progressive" in settings:
+        net["output_pyramid"] = CHOICES["progressive"][settings["progressive"]]
+    for key, name in (("image_size", "size"), ("num_channels", "channels")):
+        if key in settings:
+            tables["image"][name] = settings[key]
+    tables["sde"] = _sde_table(settings)
+    if {"sigma_min", "sigma_max", "num_scales"} <= set(settings):
+        net["sigma_table"] = tuple(settings[key] for key in ("sigma_min", "sigma_max", "num_scales"))
+    return tables
+
+
+def check_finite_kinds(content: Mapping[str, object], kinds: Mapping[str, object], where: str) -> None:
+    """ValueError naming, after ``where``, a value that is of another type than its own, or no finite number."""
+    check_kinds(content, kinds, where)
+    for key, value in content.items():
+        numbers = value if isinstance(value, list | tuple) else (value,)
+        if key in kinds and not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+            raise ValueError(f"{where}{key} must be finite, got {brief(repr(value))}")
+
+
+def _sde_table(settings: Mapping[str, object]) -> dict:
+    """The SDE's table; of the rates and deviations those that its kind has."""
+    if "sde" not in settings:
+        return {}
+    if settings["sde"] not in (*SDES, *SDES.values()):
+        raise ValueError(f"settings: sde must be {', '.join(SDES)}, got {settings['sde']!r}")
+    name = SDES.get(settings["sde"], settings["sde"])
+    keys = ("sigma_min", "sigma_max") if name == "ve" else ("beta_min", "beta_max")
+    return {"name": name} | {key: settings[key] for key in keys if key in settings}
+
+
+def read_settings(path: str | Path) -> dict[str, object]:
+    """The settings in a JSON file."""
+    try:
+        return untrusted.json_object(Path(path))
+    except ValueError as error:
+        raise ValueError(f"settings {error}") from None

@@ -1,0 +1,5 @@
+"""Data sets: one loader a file, all by name in :mod:`indm.data.registry`."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

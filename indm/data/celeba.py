@@ -1,0 +1,34 @@
+"""CelebA."""
+
+from pathlib import Path
+
+from torchvision.datasets import CelebA
+
+from indm.data.base import Data
+from indm.data.downloads import download_root, from_torchvision
+from indm.data.image_files import ImageFiles
+from indm.data.splits import check_size, limited
+from indm.scaling import Scaling
+
+
+def load_celeba(
+    *,
+    size: int = 64,
+    crop: int = 140,
+    root: str | Path | None = None,
+    download: bool = True,
+    limit: int | None = None,
+    centered: bool = True,
+    flip: bool = True,
+) -> Data:
+    """CelebA by torchvision, in its standard splits: centre crop, antialiased bilinear resize; read from disk."""
+    check_size(size, crop)
+    home = str(download_root(root))
+    parts = {}
+    for part in ("train", "valid", "test"):
+        found = from_torchvision("celeba", CelebA, home, split=part, download=download)
+        files = [Path(found.root, found.base_folder, "img_align_celeba", name) for name in found.filename]
+        parts[part] = ImageFiles(limited(files, limit if part == "train" else None), size, 3, crop=crop)
+    notes = ["torchvision's CelebA, standard splits", f"centre crop {crop}, then bilinear resize to {size}"]
+    scaling = Scaling.images(256, centered)
+    return Data(name="celeba", scaling=scaling, shape=(3, size, size), flip=flip, notes=notes, **parts)

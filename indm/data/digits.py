@@ -1,0 +1,27 @@
+"""The handwritten digits that scikit-learn bundles."""
+
+import numpy as np
+import torch
+
+from indm.data.base import Data
+from indm.data.splits import describe_split, pooled, selected
+from indm.scaling import Scaling
+
+
+def load_digits(*, seed: int = 0, centered: bool = True, limit: int | None = None, label: int | None = None) -> Data:
+    """The 1797 handwritten digits that scikit-learn bundles: 1×8×8, 17 grey levels; 180 valid, 360 test, stratified.
+
+    ``label`` keeps the images of one class alone, in the same splits.
+    """
+    from sklearn.datasets import load_digits as bundled
+    from sklearn.model_selection import train_test_split
+
+    images, labels = bundled(return_X_y=True)
+    rest, test = train_test_split(np.arange(len(labels)), test_size=360, random_state=seed, stratify=labels)
+    train, valid = train_test_split(rest, test_size=180, random_state=seed, stratify=labels[rest])
+    parts = {"train": torch.from_numpy(train), "valid": torch.from_numpy(valid), "test": torch.from_numpy(test)}
+    parts = selected(parts, torch.from_numpy(labels), label, limit)
+    pool = torch.from_numpy(images.astype(np.uint8)).reshape(-1, 1, 8, 8)
+    notes = ["scikit-learn's bundled digits", describe_split(parts, seed, "within classes ")]
+    fields = pooled(pool, parts, torch.from_numpy(labels))
+    return Data(name="digits", scaling=Scaling.images(17, centered), notes=notes, **fields)

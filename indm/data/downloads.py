@@ -1,0 +1,20 @@
+"""Data sets that torchvision downloads."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch.utils.data import Dataset
+
+from indm.data import image_files
+
+
+def download_root(root: str | Path | None) -> Path:
+    return Path(root).expanduser() if root else image_files.cache()
+
+
+def from_torchvision(name: str, dataset: Callable[..., Dataset], *args, **kwargs) -> Dataset:
+    """``dataset(*args, **kwargs)``, where every failure to find or to download the files is a ``ValueError``."""
+    try:
+        return dataset(*args, **kwargs)
+    except (RuntimeError, OSError, ImportError) as error:
+        raise ValueError(f"{name} could not be loaded ({error}); pass root= or download=True") from error

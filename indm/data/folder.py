@@ -1,0 +1,104 @@
+"""Folders of images."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from torchvision.transforms.v2 import InterpolationMode
+
+from indm.data import image_files
+from indm.data.base import Data
+from indm.data.image_files import ImageFiles
+from indm.data.splits import check_size, counts, describe_split, split
+from indm.messages import nearest, reason
+from indm.scaling import Scaling
+
+RESIZE_MODES = [mode.value for mode in InterpolationMode if mode.value != "nearest-exact"]  # Pillow has no such mode
+
+
+def _first_bad(found: image_files.Index) -> str:
+    """The first file that is no image, and why."""
+    path = found.files[int(np.argmin(found.kinds))]
+    if path.suffix.lower() not in image_files.SUFFIXES:
+        return f"{path}: not an image by its name"
+    try:
+        image_files.read_image(path)
+    except (ValueError, OSError) as error:
+        return f"{path}: {reason(error)}"
+    return f"{path}: it has changed since it was looked at"
+
+
+def find_images(
+    folder: Path, *, whole: bool = False, strict: bool = False
+) -> tuple[image_files.Files, tuple[int, int], list[str]]:
+    """The images under a folder (recursive, hidden files apart) in sorted order, how many are grey and colour, notes.
+
+    Args:
+        folder: whose files are looked at, see :func:`indm.data.image_files.index`; those that are no image are
+            skipped and counted.
+        whole: decode every file, so that damaged ones are skipped too, in place of looking at its header.
+        strict: decode every file, and let one that is skipped be an error.
+
+    Raises:
+        ValueError: no folder, or none with images.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"path '{folder}' is not a folder")
+    found = image_files.index(folder, whole=whole or strict)
+    files = found.files
+    bad, grey, colour = np.bincount(found.kinds, minlength=3).tolist()
+    notes = [f"read from {folder}, listed by {'decoding each' if whole or strict else 'the header of each'}"]
+    if bad:
+        problem = f"{bad} of {len(files)} files cannot be read as images; the first is {_first_bad(found)}"
+        if strict:
+            raise ValueError(f"strict: {problem}")
+        warnings.warn(f"skipped {problem}", stacklevel=3)
+        notes.append(f"skipped {problem}")
+    if not grey + colour:
+        raise ValueError(f"no readable images in '{folder}' ({len(files)} files); png, jpeg, webp, bmp, … would do")
+    return files.select(np.flatnonzero(found.kinds)), (grey, colour), notes
+
+
+def load_folder(
+    *,
+    path: str | Path,
+    size: int,
+    channels: int | None = None,
+    resize: str = "bilinear",
+    crop: bool | int = True,
+    valid: float = 0.1,
+    test: float = 0.1,
+    seed: int = 0,
+    strict: bool = False,
+    limit: int | None = None,
+    centered: bool = True,
+    flip: bool = False,
+) -> Data:
+    """All images under a folder (recursive, hidden files apart), in sorted order, split by ``seed``; read from disk.
+
+    The header of every file is looked at, once for folders of many files (see :func:`indm.data.image_files.index`).
+    What is no image is skipped and counted. What proves to be damaged later is replaced, see :class:`ImageFiles`. With
+    ``strict`` every file is decoded here, and either is an error.
+
+    ``channels`` is 1 (grey) or 3 (RGB), by default what the files have, if they agree. ``resize`` and ``crop``: see
+    :class:`ImageFiles`. ``valid`` and ``test`` are fractions.
+    """
+    folder = Path(path).expanduser()
+    check_size(size)
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
+    if resize not in RESIZE_MODES:
+        raise ValueError(f"unknown resize {resize!r}{nearest(resize, RESIZE_MODES)}")
+    if crop is not True and crop is not False:
+        check_size(crop)
+    good, (grey, colour), notes = find_images(folder, strict=strict)
+    notes.append(f"{'squashed' if crop is False else 'centre-cropped'}, resized to {size} ({resize})")
+    if channels is None and grey and colour:
+        raise ValueError(f"mixed channels: {grey} grey and {colour} colour images; pass channels=1 or 3")
+    channels = channels or (1 if grey else 3)
+    parts = split(grey + colour, **counts(grey + colour, valid, test), seed=seed, limit=limit)
+    sets = {p: ImageFiles(good.select(chosen.numpy()), size, channels, resize, crop) for p, chosen in parts.items()}
+    notes.append(describe_split(parts, seed))
+    scaling, shape = Scaling.images(256, centered), (channels, size, size)
+    about = {"notes": notes, "fingerprint": good.fingerprint()}
+    return Data(name="folder", scaling=scaling, shape=shape, flip=flip, **about, **sets)

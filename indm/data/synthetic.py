@@ -1,0 +1,20 @@
+"""Samples of two-dimensional densities whose entropy is known."""
+
+import torch
+
+from indm.data.base import Data, InMemory
+from indm.data.densities import DENSITIES
+from indm.scaling import Scaling
+
+
+def load_density(
+    name: str, /, *, samples: int = 100_000, valid_samples: int = 5000, test_samples: int = 20_000, seed: int = 0
+) -> Data:
+    """Samples of a density of :mod:`indm.data.densities`, drawn once; the test set does not depend on ``samples``."""
+    if min(samples, valid_samples, test_samples) < 1:
+        raise ValueError(f"{name}: samples, valid_samples and test_samples must each be at least 1")
+    density, generator = DENSITIES[name], torch.Generator().manual_seed(seed)
+    counts = {"test": test_samples, "valid": valid_samples, "train": samples}
+    parts = {part: InMemory(density.sample(n, generator=generator)) for part, n in counts.items()}
+    notes = [f"samples drawn with seed {seed}"]
+    return Data(name=name, scaling=Scaling(), shape=(2,), entropy=density.entropy(), notes=notes, **parts)

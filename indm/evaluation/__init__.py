@@ -1,0 +1,1 @@
+"""What a trained model is worth: likelihoods, distances, sampling errors, translations."""

@@ -1,0 +1,57 @@
+"""The likelihood of a run's held-out data, written into its folder."""
+
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from indm.config.options import Evaluation
+from indm.config.recipes import Recipe
+from indm.data.base import Data, stack
+from indm.data.image_files import count_unreadable
+from indm.data.registry import load_data
+from indm.evaluation.likelihood import evaluate
+from indm.files import atomic
+from indm.runs.folder import open_run
+from indm.runs.provenance import other_splits, provenance, warn_of_other_splits, weights_hash
+
+
+def evaluate_run(run: Path, given: dict | None = None, *, progress: bool = True) -> dict:
+    """The likelihood of held-out data under a run's model, see :func:`indm.evaluate`.
+
+    ``given`` stands over the recipe's ``[evaluate]``. Writes ``evaluation.json``, which is returned, and per-example
+    nats to ``evaluation.npz``. Where several processes were launched, each does its share; the main one writes.
+    """
+    processes = PartialState(cpu=not torch.accelerator.is_available())
+    model, recipe = open_run(run)
+    options = Evaluation(**recipe["evaluate"] | (given or {}))
+    data = load_data(**recipe["data"])
+    if processes.is_main_process:
+        warn_of_other_splits(run, data)
+    settings = {key: value for key, value in vars(options).items() if key not in ("split", "images")}
+    settings |= {"steps": options.steps or None, "eps": options.eps or None}
+    raw = stack(getattr(data, options.split), options.images)
+    distributed, main = processes.num_processes > 1, processes.is_main_process
+    result, nats = evaluate(model, raw, progress=progress and main, distributed=distributed, **settings)
+    if main:
+        write_evaluation(run, result, nats, recipe, data, options.split)
+    return result
+
+
+def write_evaluation(run: Path, result: dict, nats: dict[str, Tensor], recipe: Recipe, data: Data, split: str) -> None:
+    """Add to ``result`` what was evaluated, and write both."""
+    weights = weights_hash(run)
+    result |= {
+        "data": recipe["data"],
+        "split": split,
+        "data_changed": other_splits(run, data) is not None,
+        "unreadable_images": count_unreadable(getattr(data, split)),
+        "weights_sha256": weights,
+        "provenance": provenance(result["seed"], {str(run): weights}),
+        "entropy_nats": data.entropy,
+        "unit": "bits/dim" if data.scaling.levels else "nats",
+    }
+    arrays, told = run / "evaluation.npz", run / "evaluation.json"
+    kept = atomic.arrays_into({name: values.numpy() for name, values in nats.items()})
+    atomic.together({arrays: kept, told: atomic.json_into(result)}, [told])  # last: where it is, the other is

@@ -1,0 +1,282 @@
+r"""What a report says of one trained model: sample quality over steps, transport cost, and the sampling error by parts.
+
+Measures take a model and data and return what JSON can hold. Samples and paths are computed in the model's precision,
+statistics in float64. Standard errors are of the mean, or by the :func:`jackknife` where a number is no mean.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from indm.data.base import Data, stack
+from indm.data.densities import DENSITIES, Density, Points
+from indm.evaluation.extractor import Extractor
+from indm.evaluation.likelihood import evaluate
+from indm.evaluation.sample_quality import (
+    STEPS,
+    STOCHASTIC,
+    check_sampler,
+    count_images,
+    distances,
+    floor,
+    latents,
+    make_generator,
+    prior_draws,
+    solve,
+)
+from indm.evaluation.statistics import mean_and_error
+from indm.objective import prior_term
+from indm.rng import randn_like
+from indm.sampling import SAMPLERS
+from indm.scaling import Scaling
+from indm.sde.linear import LinearSDE
+from indm.tensors import Batch, evaluation_mode, event_sum, expand_like, squared_norm
+
+POINTS = 20_000  # test data of a known density whose NELBO is compared with it
+NEGLIGIBLE = 14.0  # nats below its highest at which a density is 0 to the quadrature
+TABLE = 100_000  # pairs of a sample and a point of the quadrature looked at in one go
+
+
+def sampling_errors(
+    model,
+    data: Data,
+    extractor: Extractor | None = None,
+    *,
+    steps: Sequence[int] = STEPS,
+    sampler: str = "unipc",
+    images: int = 500,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict:
+    """The sampling error as prior + discretization + estimation, each measured apart from the others.
+
+    With x(z_T) for the converged solver's sample (probability-flow ODE to 1e-5): *prior* is π against the law of z_T,
+    and x(π) against x(z_T of training data), pair by pair with one noise in both; *discretization* the sampler in so
+    many steps against x, from the same z_T ~ π; *estimation* x(z_T of training data) against test data, beside the
+    :func:`floor`.
+
+    Args:
+        model: an INDM.
+        data: a known density (:data:`~indm.data.densities.DENSITIES`, by its name) also has its estimation error in
+            nats, unless the flow draws its map anew in every call.
+        sampler: one that solves the probability flow.
+        images: samples, at most as many as the test and the training split hold.
+
+    Returns:
+        ``prior`` (:func:`prior_error`, and ``rms`` in model units), ``discretization`` (:func:`discretization_error`),
+        ``estimation`` (``samples``, ``floor`` and, for a known density, ``kl`` and ``curve``), ``nfe`` of the converged
+        solver, ``images``, ``sampler``, ``seed``.
+
+    Raises:
+        ValueError: a sampler that is unknown or stochastic.
+    """
+    check_sampler(sampler, [name for name in SAMPLERS if name not in STOCHASTIC])
+    images = count_images(data, images)
+    generator = make_generator(model.scaling.scale, seed, 1)
+    z = latents(model, stack(data.train, images), generator=generator)
+    with evaluation_mode(model):
+        drawn = prior_draws(model, images, seed)
+        noise = (drawn - model.sde.prior_mean.to(drawn)) / model.sde.prior_std
+        z_T = {"data": model.sde.perturb(z, model.sde.endpoints(z)[1], noise), "prior": drawn}
+    converged, nfe = {}, 0
+    for name, start in z_T.items():
+        converged[name], count = solve(model, start, "ode", progress=progress)
+        nfe = max(nfe, count)
+    prior = prior_error(model.sde, z, z_T["data"], seed=seed)
+    estimation: dict = {
+        "samples": distances(
+            model.scaling.to_data(converged["data"]).cpu(), stack(data.test, images), data.scaling, extractor
+        ),
+        "floor": floor(data, images, extractor),
+    }
+    if data.name in DENSITIES and model.flow.one_map:
+        density = DENSITIES[data.name]
+        estimation["kl"] = estimation_error(model, density, stack(data.test, POINTS), prior, seed, progress)
+        if model.sde.alpha(model.sde.endpoints(z)[1]).ndim == 1:  # entries of one clock, on which it is resolved
+            estimation["curve"] = estimation_curve(model, density, samples=images, seed=seed, progress=progress)
+    return {
+        "images": images,
+        "sampler": sampler,
+        "nfe": nfe,
+        "seed": seed,
+        "prior": prior | _root_mean_square("rms", converged["prior"] - converged["data"]),
+        "discretization": discretization_error(
+            model, z_T["prior"], converged["prior"], sampler=sampler, steps=steps, progress=progress
+        ),
+        "estimation": estimation,
+    }
+
+
+@torch.no_grad()
+def prior_error(sde: LinearSDE, z: Batch, z_T: Float[Tensor, "batch *event"], *, seed: int = 0) -> dict:
+    """The law of z_T against the prior π, for latents ``z`` and draws ``z_T`` of their kernel at T.
+
+    Returns:
+        ``kl_above``: E KL(q(z_T|z_0) ‖ π), nats, an upper bound of KL(law of z_T ‖ π), with its standard error.
+        ``kl_below``: KL of the Gaussian with the moments of z_T from π, a lower bound (π being Gaussian); the
+        covariance is that of ``z`` carried to T.
+        ``sliced_wasserstein``: of z_T from as many draws of π, latent units, with its standard error, and
+        ``sliced_wasserstein_floor``, of two sets of draws of π.
+    """
+    z = z.double()
+    _, T = sde.endpoints(z)
+    alpha, sigma = (expand_like(v, z).expand_as(z)[0].flatten() for v in (sde.alpha(T), sde.sigma(T)))
+    entropy = event_sum(expand_like(sde.sigma(T), z).expand_as(z).log() + 0.5 * math.log(2 * math.pi * math.e), z)
+    above, error = mean_and_error(prior_term(sde, z) - entropy)
+
+    shift = alpha * z.flatten(1).mean(0) - sde.prior_mean.to(z).expand(z.shape[1:]).flatten()
+    covariance = alpha[:, None] * torch.cov(z.flatten(1).T).reshape(len(alpha), len(alpha)) * alpha
+    covariance = (covariance + torch.diag(sigma**2)) / sde.prior_std**2
+    below = 0.5 * (covariance.trace() + (shift / sde.prior_std).square().sum() - len(alpha) - covariance.logdet())
+
+    generator, unit = make_generator(z, seed, 2), Scaling()
+    pi = [sde.prior_sample(z_T.shape, generator=generator, device=z.device, dtype=z_T.dtype) for _ in range(2)]
+    found = {"kl_above": above, "kl_above_standard_error": error, "kl_below": below.item()}
+    for suffix, draws in (("", z_T), ("_floor", pi[1])):
+        seen = distances(draws, pi[0], unit)
+        found[f"sliced_wasserstein{suffix}"] = seen["sliced_wasserstein"]
+        found[f"sliced_wasserstein{suffix}_standard_error"] = seen["sliced_wasserstein_standard_error"]
+    return found
+
+
+def discretization_error(
+    model,
+    z_T: Batch,
+    converged: Float[Tensor, "batch *event"],
+    *,
+    sampler: str = "unipc",
+    steps: Sequence[int] = STEPS,
+    progress: bool = True,
+) -> list[dict]:
+    """Root mean square over entries of the sampler's x − the ``converged`` x from the same z_T, for numbers of steps.
+
+    Returns:
+        Rows ``steps``, ``nfe``, ``rms`` in model units and ``rms_grey_levels`` (before rounding; None for continuous
+        data), each with its ``…_standard_error`` over samples.
+    """
+    rows = []
+    for count in tqdm(steps, desc="discretization", disable=not progress):
+        x, nfe = solve(model, z_T, sampler, count, progress=progress)
+        row = {"steps": count, "nfe": nfe} | _root_mean_square("rms", x - converged)
+        grey = _root_mean_square("rms_grey_levels", (x - converged) * model.scaling.scale)
+        rows.append(row | (grey if model.scaling.levels else dict.fromkeys(grey)))
+    return rows
+
+
+def _root_mean_square(name: str, v: Tensor) -> dict[str, float]:
+    mean, error = mean_and_error(v.double().square().flatten(1).mean(1))
+    root = math.sqrt(mean)
+    return {name: root, f"{name}_standard_error": error / max(2 * root, 1e-300)}
+
+
+def estimation_error(model, density: Density, raw: Points, prior: dict, seed: int = 0, progress: bool = True) -> dict:
+    r"""The estimation error of a known density p in nats: E[NELBO] − H(p) − KL(law of z_T ‖ π).
+
+    It equals :math:`\tfrac12\int g^2 E\|s_\theta - \nabla\log p_t\|^2 dt` and the reconstruction's mismatch at ε.
+    The entropy is taken sample by sample, as −log p(x), and the KL halfway between the bounds of :func:`prior_error`.
+
+    Returns:
+        ``nats``; ``standard_error`` over ``raw``; ``nats_uncertainty``: half the distance of the bounds.
+    """
+    _, nats = evaluate(model, raw, nll_examples=0, times=8, seed=seed, progress=progress)
+    gap, error = mean_and_error(nats["nelbo"] + density.log_prob(raw).double())
+    middle = 0.5 * (prior["kl_above"] + prior["kl_below"])
+    half = 0.5 * (prior["kl_above"] - prior["kl_below"])
+    return {"nats": gap - middle, "standard_error": error, "nats_uncertainty": half}
+
+
+@dataclass(frozen=True)
+class Quadrature:
+    """A law of z_0 as weighted points.
+
+    Attributes:
+        points: (m, 2) float64.
+        log_weights: (m,), up to a constant.
+        spacing: the largest distance of neighbours.
+    """
+
+    points: Float[Tensor, "m 2"]
+    log_weights: Float[Tensor, " m"]
+    spacing: float
+
+    def score(self, sde: LinearSDE, z_t: Points, t: Float[Tensor, ""]) -> Points:
+        """σ_t ∇log p_t(z_t) = −(z_t − α_t E[z_0|z_t])/σ_t, float64."""
+        alpha, sigma = (v.reshape(1, -1) for v in (sde.alpha(t.double()[None]), sde.sigma(t.double()[None])))
+        scaled, found = alpha / sigma * self.points, []
+        weights = self.log_weights - 0.5 * squared_norm(scaled)
+        for part in (z_t.double() / sigma).split(max(1, TABLE // len(scaled))):
+            found.append(torch.addmm(weights, part, scaled.T).softmax(1) @ scaled - part)
+        return torch.cat(found)
+
+
+def latent_quadrature(model, density: Density, *, step: float = 0.01, half_width: float = 2.0) -> Quadrature:
+    """The law of h(x), x ~ ``density``: midpoints of squares of side ``step`` in [−half_width, half_width]²."""
+    axis = torch.arange(-half_width + step / 2, half_width, step, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    log_p = density.log_prob(grid)
+    kept = log_p > log_p.max() - NEGLIGIBLE
+    raw = grid[kept]
+
+    def latent(raw: Tensor) -> Tensor:
+        return latents(model, raw, batch_size=4096).double()
+
+    points = latent(raw)
+    neighbours = [latent(raw + step * axis) - points for axis in torch.eye(2, dtype=torch.float64)]
+    spacing = max(between.norm(dim=1).max().item() for between in neighbours)
+    return Quadrature(points, log_p[kept].to(points.device), spacing)
+
+
+def estimation_curve(
+    model,
+    density: Density,
+    *,
+    samples: int = 1000,
+    times: int = 24,
+    step: float = 0.01,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict:
+    r"""The score's error against the true score of a known density, ½ E‖σ_t (s_θ − ∇log p_t)‖² per unit of log-SNR.
+
+    The true score is an integral over x_0, by quadrature (:class:`Quadrature`) with squares of side ``step``; it is
+    trusted where σ_t/α_t is at least twice the distance of neighbouring points in the latent. ``times`` midpoints
+    divide that part of the clock.
+
+    Returns:
+        ``curve``: ``t``, ``clock`` (−log SNR), ``integrand`` and ``standard_error`` (nats per unit of the clock).
+        ``integral`` over ``range`` of the clock, with ``integral_standard_error``, nats; ``whole_range``, of the
+        model; ``spacing`` in the latent; ``samples``.
+    """
+    sde, quadrature = model.sde, latent_quadrature(model, density, step=step)
+    start, end = sde.clock_span()
+    first = max(start, 2 * math.log(2 * quadrature.spacing))
+    width = (end - first) / times
+    z = latents(model, density.sample(samples, generator=torch.Generator().manual_seed(seed)))
+    generator = make_generator(z, seed, 1)
+    curve, errors = [], []
+    for i in tqdm(range(times), desc="estimation", disable=not progress):
+        clock = torch.tensor(first + (i + 0.5) * width, dtype=torch.float64, device=z.device)
+        t = sde.time(-clock).to(z)
+        each = t.expand(len(z))
+        with evaluation_mode(model):
+            z_t = sde.perturb(z, each, randn_like(z, generator))
+            error = expand_like(sde.sigma(each), z) * model.score(z_t, each) - quadrature.score(sde, z_t, t)
+            errors.append(0.5 * squared_norm(expand_like(sde.clock_rate(each), z).sqrt() * error))
+        integrand, standard_error = mean_and_error(errors[-1])
+        point = {"t": t.item(), "clock": clock.item(), "integrand": integrand, "standard_error": standard_error}
+        curve.append(point)
+    integral, integral_error = mean_and_error(width * torch.stack(errors).sum(0))
+    return {
+        "curve": curve,
+        "integral": integral,
+        "integral_standard_error": integral_error,
+        "range": [first, end],
+        "whole_range": [start, end],
+        "spacing": quadrature.spacing,
+        "samples": samples,
+    }

@@ -1,0 +1,1 @@
+"""Files: strangers' are read without trust, ours are written whole or not at all."""

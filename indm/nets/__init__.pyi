@@ -1,0 +1,4 @@
+from .mlp import MLP as MLP
+from .ncsnpp import NCSNpp as NCSNpp
+from .unet import UNet as UNet
+from .zero import Zero as Zero

@@ -1,0 +1,185 @@
+"""Figures of a report: curves over training and over sampling steps, samples, paths as strips, the plane."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from indm.data.base import Data, stack
+from indm.data.densities import DENSITIES
+from indm.evaluation import plots, sample_quality
+from indm.evaluation.comparison import learning_curves
+from indm.evaluation.transport import encode_ode
+from indm.nonlinear import NonlinearDiffusion, forward_path, probability_flow_path
+from indm.report.records import Record, by_group, is_vae, over_seeds
+from indm.reproduction import vae
+from indm.runs.folder import open_run
+from indm.sampling import log_snr_grid
+
+COLUMNS = 4  # of samples
+FRAMES = 9  # of a path
+STRIPS = 4  # paths of a group that are shown
+PARTICLES = 1000
+FIELD = 13  # points along a side of the plane
+
+
+def curves_figure(facts: list[Record], path: Path) -> None:
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    groups = {label: [f.curve for f in found] for label, found in by_group(facts).items()}
+    for axes, against in zip(figure.subplots(1, 2, sharey=True), ("step", "seconds"), strict=True):
+        learning_curves(axes, groups, against, facts[0].unit)
+    plots.save_figure(figure, path)
+
+
+def gap_figure(shown: list[Record], path: Path) -> None:
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for f in shown:
+        rows = f.measures["gap"]
+        axes.errorbar(*([row[key] for row in rows] for key in ("step", "gap", "standard_error")), fmt=".-",
+                      label=f.group)  # fmt: skip
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(xlabel="step", ylabel=f"NELBO − NLL of the ODE, {shown[0].unit}")
+    axes.legend()
+    plots.save_figure(figure, path)
+
+
+def quality_figure(groups: list[list[Record]], path: Path) -> None:
+    """A row for each distance, a column for each sampler, a line for each group."""
+    rows = [row for row in groups[0][0].measures["quality"] if row["sampler"] != "data"]
+    samplers = list(dict.fromkeys(row["sampler"] for row in rows))
+    kinds = ["sliced_wasserstein"] + (["frechet"] if rows[0]["frechet"] is not None else [])
+    figure = Figure(figsize=(4.5 * len(samplers), 3.6 * len(kinds)), layout="constrained")
+    for panels, key in zip(figure.subplots(len(kinds), len(samplers), sharey="row", squeeze=False), kinds, strict=True):
+        for axes, sampler in zip(panels, samplers, strict=True):
+            for found in groups:
+                _quality_line(axes, found, sampler, key)
+            floor = next(row for row in groups[0][0].measures["quality"] if row["sampler"] == "data")
+            axes.axhline(floor[key], color="black", linestyle="--", linewidth=0.8)
+            axes.set(xscale="log", yscale="log", xlabel="evaluations of the network", title=sampler)
+            counts = [row["nfe"] for row in rows if row["sampler"] == sampler]
+            axes.set_xticks(counts, labels=counts)
+            axes.xaxis.minorticks_off()
+        panels[0].set_ylabel({"frechet": "Fréchet distance"}.get(key, "sliced Wasserstein distance"))
+        panels[0].legend()
+    plots.save_figure(figure, path)
+
+
+def _quality_line(axes: Axes, found: list[Record], sampler: str, key: str) -> None:
+    seeds = [[row for row in f.measures["quality"] if row["sampler"] == sampler] for f in found]
+    points = []
+    for same in zip(*seeds, strict=True):
+        error = same[0][f"{key}_standard_error"]
+        points.append((same[0]["nfe"], *over_seeds([row[key] for row in same], error)))
+    nfe, mean, error = zip(*points, strict=True)
+    axes.errorbar(nfe, mean, error, fmt=".-", label=found[0].group)
+
+
+def samples_figure(facts: list[Record], data: Data, path: Path) -> None:
+    firsts = [found[0] for found in by_group(facts).values()]
+    rows, columns = -(-(len(firsts) + 1) // COLUMNS), min(COLUMNS, len(firsts) + 1)
+    figure = Figure(figsize=(4 * columns, 4.3 * rows), layout="constrained")
+    first, *others = figure.subplots(rows, columns, squeeze=False).flat
+    n = 64 if len(data.shape) == 3 else PARTICLES
+    _show(first, stack(data.test, n), data, "data")
+    for axes in others[len(firsts) :]:
+        axes.axis("off")
+    for axes, f in zip(others, firsts, strict=False):
+        generator = torch.Generator().manual_seed(0)
+        if is_vae(f.folder):
+            model = vae.load(f.folder)
+            x = vae.sample(model, n, generator=generator)
+        else:
+            model = open_run(f.folder)[0]
+            x, _ = sample_quality.solve(model, sample_quality.prior_draws(model, n, 0), "heun", 25)
+        _show(axes, model.scaling.to_data(x).cpu(), data, f.group)
+    plots.save_figure(figure, path)
+
+
+def _show(axes: Axes, raw: Tensor, data: Data, title: str) -> None:
+    if raw.ndim == 4:
+        axes.imshow(plots.tile(raw, data.scaling.levels or 256), interpolation="nearest")
+        axes.set_title(title)
+        axes.axis("off")
+    elif raw.shape[1] > 1:
+        low, high = (torch.quantile(stack(data.test, PARTICLES).float(), q, dim=0) for q in (0.0, 1.0))
+        plots.dots(axes, raw, title)
+        axes.set(xlim=(low[0] - 0.3, high[0] + 0.3), ylim=(low[1] - 0.3, high[1] + 0.3))
+
+
+def clock(model, frames: int = FRAMES) -> Tensor:
+    """Times from ε to T, equally spaced on the log-SNR clock."""
+    return log_snr_grid(model.sde, frames - 1).flip(0)
+
+
+def forward_strip(model, x: Tensor) -> Tensor:
+    """x_t along one Brownian path, (frames, B, *event)."""
+    return forward_path(model, x, clock(model), generator=torch.Generator(x.device).manual_seed(0))
+
+
+def flow_strip(model, x: Tensor) -> Tensor:
+    """x_t along the probability flow."""
+    eps, _ = model.sde.endpoints(x)
+    generator = torch.Generator(x.device).manual_seed(1)
+    noise = torch.randn(x.shape, generator=generator, device=x.device)
+    return probability_flow_path(model, NonlinearDiffusion(model).perturb(x, eps, noise), clock(model))
+
+
+def interpolation_strip(model, x: Tensor) -> Tensor:
+    """From each x to its successor, through z_T."""
+    z = encode_ode(model, model.flow.latent(x).detach())[0]
+    return torch.stack([sample_quality.solve(model, slerp(z, z.roll(-1, 0), share), "ode")[0] for share in
+                        torch.linspace(0, 1, FRAMES).tolist()])  # fmt: skip
+
+
+def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """On the great circle from a to b, (B, *event), lengths interpolated by the same weights."""
+    flat = [v.flatten(1) for v in (a, b)]
+    angle = torch.nn.functional.cosine_similarity(*flat).clamp(-1 + 1e-6, 1 - 1e-6).arccos()[:, None]
+    left, right = ((angle * s).sin() / angle.sin() for s in (1 - share, share))
+    return (left * flat[0] + right * flat[1]).reshape(a.shape)
+
+
+def strips_figure(shown: list[Record], data: Data, path: Path, strip: Callable) -> None:
+    """A panel for each group, a row for each image, a column for each time."""
+    figure = Figure(figsize=(8, 0.9 * STRIPS * len(shown) + 0.5), layout="constrained")
+    for axes, f in zip(figure.subplots(len(shown), 1, squeeze=False).flat, shown, strict=True):
+        model = open_run(f.folder)[0]
+        raw = stack(data.test, STRIPS).to(model.scaling.scale.device)
+        with torch.no_grad():
+            frames = strip(model, model.scaling.to_model(raw, generator=torch.Generator(raw.device).manual_seed(0)))
+        rows = model.scaling.to_data(frames.transpose(0, 1).flatten(0, 1)).cpu()
+        axes.imshow(plots.tile(rows, data.scaling.levels or 256, FRAMES), interpolation="nearest")
+        axes.set_title(f.group)
+        axes.axis("off")
+    plots.save_figure(figure, path)
+
+
+def plane_figure(f: Record, data: Data, path: Path) -> None:
+    """A model of the plane: density and samples, particles forward and backward, drift and volatility."""
+    model = open_run(f.folder)[0].cpu()
+    diffusion, times = NonlinearDiffusion(model), clock(model, 5)
+    x = model.scaling.to_model(stack(data.test, PARTICLES))
+    generator = torch.Generator().manual_seed(0)
+    forward = forward_path(model, x, times, generator=generator)
+    start = model.decode(sample_quality.prior_draws(model, len(x), 0)).detach()
+    backward = probability_flow_path(model, start, times.flip(0))
+    reach = 1.2 * x.abs().max().item()
+    figure = Figure(figsize=(16, 13), layout="constrained")
+    panels = figure.subplots(4, 5)
+    if data.name in DENSITIES:
+        square = (-2 * reach, 2 * reach) * 2
+        plots.background(panels[0, 0], DENSITIES[data.name], square, model.scaling)
+    for column, t in enumerate(times.tolist()):
+        for row, cloud, what in ((0, forward[column], "forward"), (1, backward[-1 - column], "generative")):
+            plots.dots(panels[row, column], cloud, f"{what}, t = {t:.3g}")
+            panels[row, column].set(xlim=(-2 * reach, 2 * reach), ylim=(-2 * reach, 2 * reach))
+        at = torch.full((FIELD**2,), t)
+        axis = torch.linspace(-reach, reach, FIELD)
+        grid = torch.cartesian_prod(axis, axis)
+        plots.arrows(panels[2, column], grid, diffusion.drift(grid, at), f"f_φ, t = {t:.3g}")
+        plots.ellipses(panels[3, column], grid, diffusion.dense_diffusion(grid, at), f"G_φ, t = {t:.3g}")
+    plots.save_figure(figure, path)

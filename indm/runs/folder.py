@@ -1,0 +1,97 @@
+"""The run folder: what may be written into it, and what is read from it."""
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from indm.config import recipes
+from indm.config.recipes import Recipe
+from indm.files import atomic, untrusted
+from indm.model import INDM
+from indm.runs.lock import LOCK
+from indm.runs.provenance import device
+
+# What may differ between a run and its continuation: it says how long and how watched, not what is computed.
+FREE_ON_RESUME = {
+    f"train.{key}"
+    for key in (
+        "steps", "seconds", "log_every", "validate_every", "checkpoint_every", "snapshot_every", "workers", "trackers",
+        "keep_last", "max_skipped_steps", "max_rollbacks",
+    )
+}  # fmt: skip
+
+
+def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
+    """Nothing is written over: a fresh run needs a fresh folder, a resumed one the recipe it began with."""
+    if not resume:
+        return check_empty(run)
+    if not (run / "recipe.toml").is_file():
+        raise FileNotFoundError(f"{run} holds no run to resume (no recipe.toml in it); leave out --resume to start one")
+    differing = set(recipes.differences(recipes.load(run), recipe)) - FREE_ON_RESUME
+    differing = sorted(key for key in differing if not key.startswith("evaluate."))
+    if differing:
+        raise ValueError(f"{run} is a run of another recipe: it differs in {', '.join(differing)}; use another --out")
+
+
+def check_empty(folder: Path) -> None:
+    """ValueError where ``folder`` holds more than what a process that was killed at once has left."""
+    if folder.exists() and (not folder.is_dir() or any(not _says_nothing(path) for path in folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not empty: go on with --resume, or start anew with another --out")
+
+
+def _says_nothing(path: Path) -> bool:
+    return path.match(atomic.HALF_WRITTEN) or path.name == LOCK
+
+
+def finished(run: Path, recipe: Recipe) -> dict | None:
+    """The summary of a run that has spent the budget of ``recipe``; None where it has not, or none can be read."""
+    budget = recipes.options_of(recipe, "train")
+    try:
+        summary = untrusted.json_object(run / "summary.json")
+        spent = summary["steps"] >= budget.steps or summary["seconds"] >= budget.seconds
+        return summary if spent and not summary["interrupted"] else None
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
+    """Nothing is computed that cannot be kept.
+
+    Raises:
+        ValueError: ``folder`` holds a file of these names already, and it may not be written over.
+        NotADirectoryError: it is a file, or would be in one.
+        PermissionError: nothing can be written into ``folder``, or where it would be made.
+    """
+    there = [name for name in names if (folder / name).exists()]
+    if there and not overwrite:
+        raise ValueError(f"{folder} already holds {', '.join(there)}: add --overwrite to write that anew")
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"nothing can be written into {nearest}: it is no folder")
+    if not os.access(nearest, os.W_OK):
+        raise PermissionError(f"nothing can be written into {nearest}: it is read-only, or only others may")
+
+
+def open_run(run: Path) -> tuple[INDM, Recipe]:
+    """The averaged model, on :func:`device`, and the resolved recipe of a run folder."""
+    if not run.is_dir():
+        raise FileNotFoundError(f"{run} is no run folder")
+    recipe = recipes.resolve(recipes.load(run))
+    return INDM.load(run, device=device()), recipe
+
+
+def read_metrics(run: Path) -> list[dict]:
+    """The lines of ``metrics.jsonl``; what is no line of it, such as one cut off in the writing, is left out."""
+    path, lines = run / "metrics.jsonl", []
+    for text in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError, RecursionError):  # damage may also look like very long or deep JSON
+            line = json.loads(text)
+            lines += [line] if isinstance(line, dict) and _is_placed(line) else []
+    return lines
+
+
+def _is_placed(line: dict) -> bool:
+    """Whether ``line`` says after which step it was written, and, if it is one of a return, after how many of them."""
+    return isinstance(line.get("step"), int) and isinstance(line.get("rollback", 0), int)

@@ -1,0 +1,119 @@
+"""What a result depends on: versions, command, seed, weights, data."""
+
+import hashlib
+import importlib.metadata
+import platform
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+import indm
+from indm.config import recipes
+from indm.config.recipes import Recipe
+from indm.data.base import Data
+from indm.files import atomic, untrusted
+
+WEIGHTS = ("model.safetensors", "vae.safetensors")  # of an INDM, of a VAE
+
+
+def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device | None = None) -> dict:
+    """What a result depends on beside its options; stands in every file of numbers.
+
+    Args:
+        seed: of everything random in it, None where nothing is.
+        weights: SHA-256 of the weights of each run that it was made from, see :func:`weights_hash`.
+        where: the device, by default :func:`device`.
+    """
+    where = torch.device(device()) if where is None else where
+    return {
+        "indm": indm.__version__,
+        **{name: importlib.metadata.version(name) for name in ("torch", "accelerate", "numpy")},
+        "python": platform.python_version(),
+        "git": git_state(),
+        "command": sys.argv,
+        "seed": seed,
+        "weights_sha256": dict(weights),
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
+        "threads": torch.get_num_threads(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def describe(
+    run: Path, recipe: Recipe, device: torch.device, data_notes: list[str], splits: dict | None = None
+) -> None:
+    """Write ``recipe.toml`` and ``versions.json``: the provenance of the run, where its data came from, and what
+    :func:`told_of_splits` says of their ``splits``.
+
+    Of a resumed run that is the provenance of its last part; those of the parts ``before`` it stand there in order.
+    """
+    text, made_by = recipes.to_toml(recipe), provenance(recipe["train"]["seed"], {}, device)
+    run.mkdir(parents=True, exist_ok=True)
+    atomic.text(run / "recipe.toml", text)
+    before = _parts(run / "versions.json")
+    told = {"data": data_notes} | (splits or {}) | ({"before": before} if before else {})
+    atomic.json_object(run / "versions.json", made_by | told)
+
+
+def split_record(data: Data) -> dict:
+    """What shows later whether an example may have changed its split: the fingerprint of ``data``, and their number."""
+    return {"data_sha256": data.fingerprint, "data_examples": sum(map(len, (data.train, data.valid, data.test)))}
+
+
+def other_splits(run: Path, data: Data) -> dict | None:
+    """What ``versions.json`` tells of a part of ``run`` whose data were not ``data``; None where it tells of none."""
+    parts = _parts(run / "versions.json")
+    return next((part for part in parts if part.get("data_sha256", data.fingerprint) != data.fingerprint), None)
+
+
+def warn_of_other_splits(run: Path, data: Data) -> None:
+    """Warn where a part of ``run`` was trained on other data than ``data``."""
+    then = other_splits(run, data)
+    if then is not None:
+        warnings.warn(
+            f"the data of {run} have changed since it was trained, {then.get('data_examples')} examples then, "
+            f"{split_record(data)['data_examples']} now: some may have moved from the training to the test split, "
+            "and results on them are then too good",
+            stacklevel=3,
+        )
+
+
+def _parts(file: Path) -> list[dict]:
+    """The provenance of each part of a run that ``versions.json`` tells of; none where it is missing or damaged."""
+    try:
+        last = untrusted.json_object(file)
+        return [part for part in (*last.pop("before", []), last) if isinstance(part, dict)]
+    except (ValueError, TypeError):
+        return []
+
+
+def device() -> str:
+    """Where models are looked at: the GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def weights_hash(run: Path) -> str:
+    """SHA-256 of the run's averaged model: whether a file was made of these very weights."""
+    weights = next((run / name for name in WEIGHTS if (run / name).exists()), None)
+    if weights is None:
+        raise ValueError(f"{run} holds no saved model: there is no {' or '.join(WEIGHTS)} in it")
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+def git_state() -> str | None:
+    """Commit of the checkout that this source lies in, with ``+`` where tracked files differ; None outside of one."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,121 @@
+"""Samples drawn from a run, kept with how they were drawn."""
+
+import contextlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from indm.config.checks import check_whole_numbers
+from indm.data.base import stack
+from indm.data.registry import load_data
+from indm.files import atomic, untrusted
+from indm.messages import brief, reason
+from indm.runs.folder import check_absent, open_run
+from indm.runs.provenance import provenance, weights_hash
+from indm.sampling import centre_prior, find_sampler, sample
+
+SAMPLES = "samples.npz"
+OF_SAMPLES = ("samples.json", SAMPLES, "samples.png")  # all of one drawing
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What decides the samples of a run, as :func:`indm.sample` takes it; None is the sampler's or the SDE's own.
+
+    ``latent_mean`` centres the prior on the latents of (up to 10,000) training data, see
+    :func:`indm.sampling.centre_prior`.
+    """
+
+    n: int = 64
+    sampler: str = "unipc"
+    steps: int = 25
+    tol: float | None = None
+    snr: float | tuple[float, ...] | None = None
+    eps: float | None = None
+    latent_mean: bool = False
+    temperature: float = 1.0
+    last_denoising: bool = True
+    batch_size: int = 256
+    seed: int = 0
+
+    def __post_init__(self):
+        check_whole_numbers(self)
+
+
+def draw(
+    run: Path, drawing: Drawing, out: Path | None = None, *, overwrite: bool = False, progress: bool = True
+) -> tuple[Tensor, int, dict | None]:
+    """Samples in data units (n, *event), their grey levels (0: none), and their provenance: how they were drawn, and
+    of which weights and data.
+
+    They are kept in ``samples.npz`` in ``out`` (the run folder for None), and taken from there if that very drawing
+    is in it. Beside it ``samples.json`` says what they were made by.
+
+    Raises:
+        ValueError: bad options, or other samples in ``out``, which only ``overwrite`` lets go, with their picture.
+    """
+    model, recipe = open_run(run)
+    if drawing.n < 1:
+        raise ValueError(f"n must be at least 1 sample, got {drawing.n}")
+    settings = asdict(drawing) | find_sampler(drawing.sampler, tol=drawing.tol, snr=drawing.snr)[1]
+    settings |= {"steps": None if drawing.sampler == "ode" else drawing.steps, "eps": model.sde.truncation(drawing.eps)}
+    device = model.scaling.scale.device
+    made_by = settings | {"device": device.type, "weights_sha256": weights_hash(run), "data": recipe["data"]}
+    made_by = json.loads(json.dumps(made_by))  # as it is read again
+    file = (out or run) / SAMPLES
+    if file.exists():
+        with contextlib.suppress(ValueError):  # what cannot be read is not written over either
+            found = read_samples(file)
+            if found[2] == made_by:
+                return found
+    check_absent(file.parent, OF_SAMPLES, overwrite)
+    generator = torch.Generator(device).manual_seed(drawing.seed)
+    if drawing.latent_mean:
+        centre_prior(model, stack(load_data(**recipe["data"]).train, 10_000), generator=generator)
+    options = {key: value for key, value in asdict(drawing).items() if key not in ("n", "seed", "latent_mean")}
+    x = sample(model, drawing.n, **options, generator=generator, progress=progress)
+    samples = model.scaling.to_data(x).cpu()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    command = provenance(drawing.seed, {str(run): made_by["weights_sha256"]})
+    told = atomic.json_into({"options": settings, "provenance": command})
+    arrays = {"samples": samples.numpy(), "levels": np.array(model.scaling.levels or 0)}
+    text = np.frombuffer(json.dumps(made_by).encode(), np.uint8)  # the files that are read safely hold numbers alone
+    kept = atomic.arrays_into(arrays | {"provenance": text})
+    old = [file.parent / name for name in reversed(OF_SAMPLES)]
+    atomic.together({file.with_suffix(".json"): told, file: kept}, old)  # samples.npz last: where it is, the other is
+    return read_samples(file)
+
+
+def read_samples(file: Path) -> tuple[Tensor, int, dict | None]:
+    """Samples that :func:`draw` kept, their grey levels (0: none), and their provenance; None where it is unknown.
+
+    Raises:
+        ValueError: naming the file, which is damaged, or holds something else.
+    """
+    try:
+        told = "provenance" in (untrusted.array_names(file) or ())
+        made_by = json.loads(untrusted.array(file, "provenance").tobytes()) if told else None
+        samples, levels = untrusted.array(file, "samples"), untrusted.array(file, "levels")
+        _check_samples(samples, levels, made_by)
+        return torch.from_numpy(samples), int(levels), made_by
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read as samples that 'indm sample' wrote: {reason(error)}") from error
+
+
+def _check_samples(samples: np.ndarray, levels: np.ndarray, made_by: object) -> None:
+    """ValueError where these are no samples, number of grey levels, and provenance."""
+    if levels.shape != () or levels.dtype.kind not in "iu" or levels == 1 or levels < 0:
+        raise ValueError(f"its levels must be one whole number, 2 or more, or 0 for none, got {brief(levels)}")
+    if levels > 0 and (
+        samples.dtype.kind not in "iu" or samples.min(initial=0) < 0 or samples.max(initial=0) >= levels
+    ):
+        raise ValueError(f"its samples must be whole numbers from 0 to {levels - 1}, the last of its levels")
+    if made_by is None:
+        return
+    if not isinstance(made_by, dict) or not isinstance(made_by.get("weights_sha256"), str):
+        raise ValueError('its provenance must be an object with a "weights_sha256"')
+    json.dumps(made_by, allow_nan=False)  # as it is written again beside what is made of the samples

@@ -1,0 +1,42 @@
+"""Ctrl-C and SIGTERM while a run is trained."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch.distributed import is_torchelastic_launched
+
+
+def end_at_once(number: int, frame: object) -> None:
+    """A handler of signals that waits for nothing."""
+    os._exit(128 + number)
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """An event that SIGINT or SIGTERM sets; the second signal ends the process at once.
+
+    Not so under torchrun, which passes on what a terminal has sent its processes already: there the second signal to
+    the launcher is what ends them.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number, frame) -> None:
+        event.set()
+        if not is_torchelastic_launched():
+            for each in before:
+                signal.signal(each, end_at_once)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

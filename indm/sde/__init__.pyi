@@ -1,0 +1,5 @@
+from .learned import LearnedSDE as LearnedSDE
+from .linear import VESDE as VESDE
+from .linear import VPSDE as VPSDE
+from .linear import LinearSDE as LinearSDE
+from .linear import SubVPSDE as SubVPSDE

@@ -1,0 +1,256 @@
+r"""Linear diffusions on the latent, :math:`dz = f(t)\,z\,dt + g(t)\,dw` on :math:`[\epsilon, T]`.
+
+Every linear SDE has a Gaussian kernel :math:`q(z_t \mid z_0) = N(\alpha_t z_0, \sigma_t^2 I)`, and every one
+here satisfies :math:`d \log(\sigma_t^2/\alpha_t^2) = (g^2/\sigma^2)\,dt`. The log signal-to-noise ratio is
+therefore the natural clock: importance-sampled times are uniform in it, the closed-form constant of the
+NELBO is read off it, and the samplers step in it.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from indm.rng import strata
+from indm.tensors import event_size, expand_like, squared_norm
+
+Times = Float[Tensor, "..."]
+
+
+class LinearSDE(nn.Module):
+    """A linear SDE with a Gaussian prior, on ``[eps, T]``.
+
+    Args:
+        eps: the truncation ε, the only one the library knows; ``0 < eps < T = 1``.
+
+    The prior is N(prior_mean, prior_std² I). ``prior_mean`` is a buffer (zero unless set, for example to
+    the mean of the latents), so it moves and is saved with the model.
+
+    Source: Song et al. 2021, "Score-Based Generative Modeling through SDEs", https://arxiv.org/abs/2011.13456.
+    """
+
+    T = 1.0
+    prior_std = 1.0
+
+    def __init__(self, eps: float = 1e-5):
+        super().__init__()
+        if not 0.0 < eps < self.T:
+            raise ValueError(f"eps must lie strictly between 0 and {self.T}, got {eps}; 1e-5 is usual")
+        self.eps = eps
+        self.register_buffer("prior_mean", torch.tensor(0.0))
+
+    def log_alpha(self, t: Times) -> Times:
+        r""":math:`\log\alpha_t = \int_0^t f`."""
+        raise NotImplementedError
+
+    def sigma(self, t: Times) -> Times:
+        r"""Standard deviation :math:`\sigma_t` of the kernel."""
+        raise NotImplementedError
+
+    def drift(self, t: Times) -> Times:
+        """The coefficient f(t) of the linear drift f(t) z."""
+        raise NotImplementedError
+
+    def diffusion(self, t: Times) -> Times:
+        """The volatility g(t)."""
+        raise NotImplementedError
+
+    def time(self, log_snr: Times) -> Times:
+        """The inverse of :meth:`log_snr`."""
+        raise NotImplementedError
+
+    def alpha(self, t: Times) -> Times:
+        r"""Scale :math:`\alpha_t` of the mean of the kernel."""
+        return self.log_alpha(t).exp()
+
+    def marginal_std(self, t: Times) -> Times:
+        r""":math:`\sqrt{\alpha_t^2+\sigma_t^2}`: standard deviation of z_t for latents of unit variance."""
+        return torch.hypot(self.alpha(t), self.sigma(t))
+
+    def log_snr(self, t: Times) -> Times:
+        r""":math:`\log(\alpha_t^2/\sigma_t^2)`, strictly decreasing, with derivative :math:`-g^2/\sigma^2`."""
+        return 2.0 * (self.log_alpha(t) - self.sigma(t).log())
+
+    def clock_rate(self, t: Times) -> Times:
+        """How fast an entry of the latent ages on the clock −log SNR; 1 where all entries share one SDE."""
+        return torch.ones_like(t)
+
+    def perturb(self, z: Tensor, t: Times, noise: Tensor) -> Tensor:
+        r""":math:`z_t = \alpha_t z_0 + \sigma_t\,\mathrm{noise}`; ``z`` and ``noise`` (B, ...), ``t`` (B,)."""
+        return expand_like(self.alpha(t), z) * z + expand_like(self.sigma(t), z) * noise
+
+    def endpoints(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """ε and T as tensors (B,) with the dtype and device of ``z``."""
+        return z.new_full((len(z),), self.eps), z.new_full((len(z),), self.T)
+
+    def prior_sample(self, shape, *, generator=None, device=None, dtype=None) -> Tensor:
+        """Draw from the prior N(prior_mean, prior_std² I); ``shape`` includes the batch axis."""
+        device = self.prior_mean.device if device is None else device
+        noise = torch.randn(*shape, generator=generator, device=device, dtype=dtype)
+        return self.prior_mean.to(noise) + self.prior_std * noise
+
+    def prior_log_prob(self, z: Float[Tensor, "batch *event"]) -> Float[Tensor, " batch"]:
+        """log π(z) in nats, (B,)."""
+        d = event_size(z)
+        mahalanobis = squared_norm(z - self.prior_mean.to(z)) / self.prior_std**2
+        return -0.5 * mahalanobis - d * (math.log(self.prior_std) + 0.5 * math.log(2 * math.pi))
+
+    def truncation(self, eps: float | None) -> float:
+        """``eps``, checked, or the SDE's own for None."""
+        if eps is None:
+            return self.eps
+        if not self.eps <= eps < self.T:
+            raise ValueError(f"eps must lie in [{self.eps}, {self.T}), got {eps}; it can only raise the SDE's own")
+        return eps
+
+    @contextmanager
+    def truncated(self, eps: float | None) -> Iterator["LinearSDE"]:
+        """With the truncation raised to ``eps`` for the while (None leaves it), wherever the SDE is used meanwhile."""
+        before, self.eps = self.eps, self.truncation(eps)
+        try:
+            yield self
+        finally:
+            self.eps = before
+
+    def sample_time(
+        self, n: int, *, importance: bool, eps: float | None = None, generator=None, device=None
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        r"""Draw ``n`` stratified times on [eps, T], in random order.
+
+        Args:
+            importance: density ∝ g²/σ² (uniform in log-SNR) instead of uniform in t.
+            eps: a truncation above the SDE's own (soft truncation).
+
+        Returns:
+            t: (n,), one in each of n strata of equal probability.
+            weight: (n,), the reciprocal of the density, so that E[weight · h(t)] = ∫ h(t) dt.
+        """
+        eps = self.truncation(eps)
+        device = self.prior_mean.device if device is None else device
+        u = strata(n, generator=generator, device=device)
+        if not importance:
+            t = eps + (self.T - eps) * u
+            return t.float(), torch.full_like(t, self.T - eps).float()
+        t = self.time(torch.lerp(*self.log_snr(u.new_tensor([eps, self.T])), u)).clamp(eps, self.T)
+        weight = self.log_snr_range(eps) * (self.sigma(t) / self.diffusion(t)) ** 2
+        return t.float(), weight.float()
+
+    def clock_span(self) -> tuple[float, float]:
+        """The clock τ = −log SNR at ε and at T."""
+        start, end = (-self.log_snr(torch.tensor([self.eps, self.T], dtype=torch.float64))).tolist()
+        return start, end
+
+    def log_snr_range(self, eps: float | None = None) -> float:
+        r""":math:`\int_\epsilon^T g^2/\sigma^2\,dt`, the length of [eps, T] on the log-SNR clock."""
+        first, last = self.log_snr(torch.tensor([self.truncation(eps), self.T], dtype=torch.float64))
+        return (first - last).item()
+
+
+class _VariancePreserving(LinearSDE):
+    r"""What VP and sub-VP share: :math:`f = -\beta/2`, :math:`B = \beta_{min} t + (\beta_{max}-\beta_{min})t^2/2`."""
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, eps: float = 1e-5):
+        super().__init__(eps)
+        if not 0.0 < beta_min < beta_max:
+            raise ValueError(
+                f"beta_min and beta_max must satisfy 0 < beta_min < beta_max, got {beta_min} and {beta_max}; "
+                "0.1 and 20 are usual"
+            )
+        self.beta_min, self.beta_max = beta_min, beta_max
+
+    def beta(self, t: Times) -> Times:
+        """The noise rate β(t), linear in t."""
+        return self.beta_min + (self.beta_max - self.beta_min) * t
+
+    def integrated_beta(self, t: Times) -> Times:
+        r""":math:`B(t) = \int_0^t \beta`."""
+        return (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t) * t
+
+    def time_of_integrated_beta(self, b: Times) -> Times:
+        """The inverse of :meth:`integrated_beta`, in the form of the quadratic's root that does not cancel."""
+        return 2 * b / (self.beta_min + (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * b).sqrt())
+
+    def log_alpha(self, t: Times) -> Times:
+        return -0.5 * self.integrated_beta(t)
+
+    def drift(self, t: Times) -> Times:
+        return -0.5 * self.beta(t)
+
+
+class VPSDE(_VariancePreserving):
+    r"""Variance preserving: :math:`g^2=\beta`, :math:`\alpha=e^{-B/2}`, :math:`\sigma^2=1-e^{-B}`, prior N(0, I).
+
+    Args:
+        beta_min, beta_max: β(0) and β(1).
+        eps: the truncation ε.
+    """
+
+    def sigma(self, t: Times) -> Times:
+        return (-torch.expm1(-self.integrated_beta(t))).sqrt()
+
+    def diffusion(self, t: Times) -> Times:
+        return self.beta(t).sqrt()
+
+    def log_snr(self, t: Times) -> Times:
+        return -torch.expm1(self.integrated_beta(t)).log()
+
+    def time(self, log_snr: Times) -> Times:
+        return self.time_of_integrated_beta(nn.functional.softplus(-log_snr, threshold=50.0))
+
+
+class SubVPSDE(_VariancePreserving):
+    r"""Sub-VP: :math:`g^2=\beta(1-e^{-2B})`, :math:`\alpha=e^{-B/2}`, :math:`\sigma=1-e^{-B}`, prior N(0, I).
+
+    Args:
+        beta_min, beta_max: β(0) and β(1).
+        eps: the truncation ε.
+    """
+
+    def sigma(self, t: Times) -> Times:
+        return -torch.expm1(-self.integrated_beta(t))
+
+    def diffusion(self, t: Times) -> Times:
+        return (self.beta(t) * -torch.expm1(-2 * self.integrated_beta(t))).sqrt()
+
+    def time(self, log_snr: Times) -> Times:
+        return self.time_of_integrated_beta(2 * torch.asinh(0.5 * (-0.5 * log_snr).exp()))
+
+
+class VESDE(LinearSDE):
+    r"""Variance exploding: :math:`f=0`, :math:`\alpha=1`, :math:`\sigma=\sigma_{min}(\sigma_{max}/\sigma_{min})^t`.
+
+    The prior is N(prior_mean, σ_max² I).
+
+    Args:
+        sigma_min, sigma_max: σ at t = 0 and at t = 1.
+        eps: the truncation ε.
+    """
+
+    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, eps: float = 1e-5):
+        super().__init__(eps)
+        if not 0.0 < sigma_min < sigma_max:
+            raise ValueError(
+                f"sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}; "
+                "0.01 and 50 are usual"
+            )
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        self.log_ratio = math.log(sigma_max / sigma_min)
+        self.prior_std = sigma_max
+
+    def log_alpha(self, t: Times) -> Times:
+        return torch.zeros_like(t)
+
+    def sigma(self, t: Times) -> Times:
+        return self.sigma_min * (self.log_ratio * t).exp()
+
+    def drift(self, t: Times) -> Times:
+        return torch.zeros_like(t)
+
+    def diffusion(self, t: Times) -> Times:
+        return self.sigma(t) * math.sqrt(2 * self.log_ratio)
+
+    def time(self, log_snr: Times) -> Times:
+        return (-0.5 * log_snr - math.log(self.sigma_min)) / self.log_ratio

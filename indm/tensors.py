@@ -1,0 +1,46 @@
+"""Shapes of batches, and running a model without training it."""
+
+import math
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Batch = Float[Tensor, "batch *event"]
+PerSample = Float[Tensor, " batch"]
+
+
+def expand_like(t: Tensor, z: Tensor) -> Tensor:
+    """Append singleton axes to ``t`` (B,) so that it broadcasts against ``z`` (B, ...); (B, ...) stays as it is."""
+    return t.reshape(t.shape + (1,) * (z.ndim - t.ndim))
+
+
+def event_size(z: Tensor) -> int:
+    """Number of dimensions of one sample of the batch ``z`` (B, ...)."""
+    return math.prod(z.shape[1:])
+
+
+def event_sum(coefficient: Tensor, z: Tensor) -> Float[Tensor, " batch"]:
+    """Sum over the entries of an event like ``z``'s of a coefficient that is (B,) or (B, *event)."""
+    if coefficient.ndim == 1:
+        return event_size(z) * coefficient
+    return coefficient.flatten(1).sum(1)
+
+
+def squared_norm(v: Float[Tensor, "batch *event"]) -> Float[Tensor, " batch"]:
+    """‖v‖² of each sample, summed over all event axes."""
+    return v.flatten(1).square().sum(1)
+
+
+@contextmanager
+def evaluation_mode(model):
+    """Evaluation mode without gradients; the model's own mode is put back at the end."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,172 @@
+"""Training states on disk: each whole or known not to be, the newest that is whole, and how many of them stay.
+
+``checkpoints/STEP.pt`` are the last few states. ``checkpoint.pt`` is the newest of them under a name that does not
+change: the same file where the file system has hard links, else a copy. A state is a zip archive; the CRC-32 of every
+member is compared before it is used.
+"""
+
+import errno
+import math
+import os
+import shutil
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+
+from indm import messages
+from indm.files import atomic, pickles, untrusted
+from indm.runs.provenance import WEIGHTS
+
+NEWEST, FOLDER = "checkpoint.pt", "checkpoints"
+DAMAGED, DIVERGED = ".damaged", ".diverged"  # of states that are set aside
+
+
+def begun(run: Path) -> bool:
+    """Whether there is any state in ``run``, whole or not."""
+    return (run / NEWEST).exists() or bool(numbered(run))
+
+
+def nothing_saved(run: Path) -> bool:
+    """Whether ``run`` was ended before it saved anything at all."""
+    return not begun(run) and not any((run / name).exists() for name in WEIGHTS)
+
+
+def found(run: Path) -> list[Path]:
+    """The states in ``run``, the newest first; ``checkpoint.pt`` is one by itself where no other is the same file."""
+    steps = numbered(run)
+    newest = [path for path in [run / NEWEST] if path.exists() and not any(map(path.samefile, steps))]
+    return sorted([*steps, *newest], key=_step, reverse=True)
+
+
+def _step(path: Path) -> float:
+    """That of a state, ∞ where only reading will show what is wrong with it."""
+    if path.name != NEWEST:
+        return int(path.stem)
+    try:
+        return read(path)["step"]
+    except Exception:
+        return math.inf
+
+
+def numbered(run: Path) -> list[Path]:
+    """``checkpoints/STEP.pt``, the newest first."""
+    steps = [path for path in (run / FOLDER).glob("*.pt") if path.stem.isdecimal()]
+    return sorted(steps, key=lambda path: int(path.stem), reverse=True)
+
+
+def write(run: Path, state: dict, keep: int) -> None:
+    """Write ``state`` as that of its ``step``, and leave the last ``keep`` states in ``run``.
+
+    Raises:
+        OSError: it cannot be written; what was there before is as it was.
+    """
+    path = run / FOLDER / f"{state['step']}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for half_written in path.parent.glob(atomic.HALF_WRITTEN):
+        half_written.unlink()
+    atomic.whole(path, lambda beside: torch.save(state, beside))
+    _also_called(path, run / NEWEST)
+    for old in numbered(run)[keep:]:
+        old.unlink()
+
+
+def newest(run: Path) -> tuple[Path, dict]:
+    """The newest whole state in ``run``, and its file; what is newer and damaged is set aside as ``….damaged``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: none is whole.
+        OSError, MemoryError: one cannot be read now, which does not say that it is damaged.
+    """
+    complaints: dict[Path, str] = {}
+    for path in found(run):
+        try:
+            state = read(path)
+        except Exception as error:  # a damaged archive surfaces as almost anything
+            untrusted.check_memory_was_had(path, error)
+            for cause in untrusted.causes(error):  # zipfile has one answer to all that goes wrong at the end of a file
+                if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):
+                    raise OSError(cause.errno, cause.strerror, str(path)) from error
+            complaints[path] = messages.reason(error)
+            continue
+        return _use(run, path, state["step"], complaints), state
+    if not complaints:
+        raise FileNotFoundError(
+            f"{run / NEWEST} is missing, so there is nothing to resume; move {run} away and start without --resume"
+        )
+    path, reason = next(iter(complaints.items()))
+    raise ValueError(f"{path} cannot be read as a checkpoint: {reason}; nor can any older one in {run}")
+
+
+def read(path: Path) -> dict:
+    """The state in ``path``.
+
+    Raises:
+        ValueError: a member of the archive is not what was written, or it is no state of a run. Other damage raises
+            what zipfile or torch do.
+    """
+    if not path.is_file():  # a named pipe would be waited for
+        raise ValueError("it is no file")
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of its {damaged} is wrong")
+    state = pickles.checkpoint(path)
+    if not (isinstance(state, dict) and isinstance(state.get("step"), int) and state["step"] >= 0):
+        raise ValueError("it is no state of a run")
+    return state
+
+
+def drop_newest(run: Path) -> None:
+    """Set the newest state aside as ``….diverged``, if there is an older one that is whole."""
+    newest, *older = numbered(run)
+    whole = next((path for path in older if _is_whole(path)), None)
+    if whole is not None:
+        _also_called(whole, run / NEWEST)
+        newest.replace(newest.with_name(newest.name + DIVERGED))
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read(path)
+        return True
+    except Exception:
+        return False
+
+
+def reached(run: Path) -> int:
+    """The step that ``run`` had come to by what its damaged states are called, 0 where there is none."""
+    names = [path.name.removesuffix(f".pt{DAMAGED}") for path in (run / FOLDER).glob(f"*.pt{DAMAGED}")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def mebibytes(run: Path) -> float:
+    """What the states in ``run`` take of the disk, those set aside with them."""
+    return sum(path.stat().st_size for path in (run / FOLDER).iterdir()) / 2**20
+
+
+def _use(run: Path, whole: Path, step: int, complaints: dict[Path, str]) -> Path:
+    """Set what is damaged aside, and let the newest whole state have both of its names; its file."""
+    for path, reason in complaints.items():
+        warnings.warn(f"{path} is damaged ({reason}); going on from {whole}, the newest that is whole", stacklevel=3)
+        path.replace(path.with_name(path.name + DAMAGED))
+    if whole.name == NEWEST:
+        whole = run / FOLDER / f"{step}.pt"
+        whole.parent.mkdir(exist_ok=True)
+        _also_called(run / NEWEST, whole)
+    elif complaints:
+        _also_called(whole, run / NEWEST)
+    return whole
+
+
+def _also_called(path: Path, name: Path) -> None:
+    atomic.whole(name, lambda beside: _link(path, beside))
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)

@@ -1,0 +1,264 @@
+"""One training loop: flow and score together, from a recipe to a run folder, on whatever devices accelerate finds.
+
+A run folder holds ``recipe.toml`` (resolved), ``versions.json``, ``metrics.jsonl``, ``checkpoint.pt`` (all that
+``resume`` needs) with the ones before it in ``checkpoints/``, ``model.safetensors`` with ``model.json`` (the averaged
+model), ``best/`` (that of the best validation) and, at the end, ``summary.json``.
+
+A step whose loss or gradient is not finite is left out, on all processes alike. After many in a row the run goes back
+to its last checkpoint, at half the learning rates; when that has been of no help it stops and says what was not finite.
+"""
+
+import copy
+import importlib.util
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from indm.config import recipes
+from indm.config.recipes import Recipe
+from indm.data.base import Data, stack
+from indm.data.image_files import count_unreadable
+from indm.data.registry import load_data
+from indm.files import atomic
+from indm.model import INDM
+from indm.runs.folder import check_folder, read_metrics
+from indm.runs.lock import run_lock
+from indm.runs.processes import by_main_process
+from indm.runs.provenance import describe, split_record, warn_of_other_splits
+from indm.runs.signals import interruptible
+from indm.sampling import centre_prior
+from indm.training import checkpoints
+from indm.training.devices import make_accelerator, peak_memory_mib
+from indm.training.metrics_log import LOOK_EVERY, Fault, MetricsLog
+from indm.training.trainer import Trainer
+
+BAR = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}{postfix}"
+
+
+def train(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    trainer: Callable[[Recipe, Data, Accelerator], Trainer] | None = None,
+) -> dict:
+    """Train what ``recipe`` describes, in the run folder ``out``.
+
+    Args:
+        recipe: tables as in :mod:`indm.config.recipes`.
+        out: the run folder; must not hold a run already, unless ``resume``.
+        resume: go on from the checkpoint in ``out``. Steps, data order and random numbers continue exactly. A run that
+            was ended before its first checkpoint begins anew.
+        progress: show a bar.
+        trainer: what is trained, and how one step is made: :class:`Trainer` unless given.
+
+    Returns:
+        The summary that is written at the end; its ``interrupted`` says that a signal (Ctrl-C, SIGTERM) ended the
+        run early, after its checkpoint was written. Beside it, ``signal_received``: whether there was a signal at all.
+
+    Raises:
+        ValueError: a mistake in the recipe, a folder with another run or in which another process trains, an unreadable
+            checkpoint.
+        RuntimeError: the loss became infinite or NaN, and lower learning rates were of no help.
+        OSError: something could not be written; what had been saved is as it was.
+    """
+    recipe, out = recipes.resolve(recipe), Path(out)
+    options = recipes.options_of(recipe, "train")
+    check_trackers(options.trackers)
+    accelerator = make_accelerator(options, out)
+    by_main_process(lambda: check_folder(out, recipe, resume))  # a quick no
+    with accelerator.main_process_first():
+        data = load_data(**recipe["data"])
+    trainer = (trainer or Trainer)(recipe, data, accelerator)
+    with ExitStack() as held:
+
+        def begin() -> bool:
+            """Whether there is a state to go on from, now that nobody else can change that."""
+            held.enter_context(run_lock(out))
+            check_folder(out, recipe, resume)
+            return resume and not checkpoints.nothing_saved(out)
+
+        return run_in(out, recipe, trainer, by_main_process(begin), progress)
+
+
+def run_in(out: Path, recipe: Recipe, trainer: Trainer, goes_on: bool, progress: bool) -> dict:
+    """Train in a folder that is this run's alone, from the start or from the state in it; see :func:`train`."""
+    main = trainer.accelerator.is_main_process
+    if goes_on:
+        trainer.load(out)
+        if main:
+            warn_of_other_splits(out, trainer.data)
+    if main:
+        splits = split_record(trainer.data)
+        describe(out, recipe, trainer.accelerator.device, trainer.data.notes, splits)
+        say_what_is_lost(out, trainer.step)
+    with MetricsLog(trainer, out, recipe) as log, interruptible() as interrupted:
+        if not goes_on:
+            trainer.save(out)  # a folder that cannot be written is found out now
+        stopped = loop(trainer, out, log, interrupted, progress and main)
+        if not trainer.skipped_in_row or trainer.progress >= 1:
+            trainer.save(out)
+        summary = summarise(trainer, out, stopped)
+        if main:
+            if trainer.options.latent_mean:
+                with_centred_prior(trainer).save(out)
+            atomic.json_object(out / "summary.json", summary)
+        told = agree(trainer, interrupted)  # also in what comes after the last step
+    return summary | {"signal_received": told}
+
+
+def say_what_is_lost(run: Path, step: int) -> None:
+    """Warn where the run had come further than the state from which it goes on."""
+    reached = max([checkpoints.reached(run), *(line["step"] for line in read_metrics(run))])
+    if reached > step:
+        warnings.warn(
+            f"{run} had come to step {reached} at least; it goes on from its checkpoint of step {step}, and does the "
+            f"{reached - step} steps in between again",
+            stacklevel=3,
+        )
+
+
+def loop(trainer: Trainer, out: Path, log: MetricsLog, interrupted: threading.Event, progress: bool) -> bool:
+    """Step until the budget is spent or ``interrupted``; log, validate and save on the way.
+
+    No state is saved while steps are being left out: the last one saved is one that could be trained from.
+
+    Returns:
+        Whether it was interrupted, the same on all processes.
+    """
+    o, batches, stops = trainer.options, trainer.batches(), False
+
+    def due(every: int) -> bool:
+        return trainer.step % every == 0
+
+    with tqdm(total=1.0, initial=min(trainer.progress, 1.0), disable=not progress, bar_format=BAR) as bar:
+        while trainer.progress < 1 and not stops:
+            started = time.perf_counter()
+            log.add(trainer.train_step(batches))
+            trainer.seconds += time.perf_counter() - started
+            stops = agree(trainer, interrupted)
+            over = trainer.progress >= 1
+            logs, validates, saves = over or due(o.log_every), over or due(o.validate_every), due(o.checkpoint_every)
+            fault = log.look() if logs or validates or saves or due(LOOK_EVERY) else None
+            if not fault and logs:
+                bar.set_postfix_str(log.log_step(), refresh=False)
+            if not fault and validates:
+                fault = log.log_validation()
+            if fault:
+                recover(trainer, out, log, fault)
+                batches = trainer.batches()
+                continue
+            if o.snapshot_every and due(o.snapshot_every) and trainer.accelerator.is_main_process:
+                trainer.ema.model.save(out / "snapshots" / str(trainer.step))
+            if saves and not over and not trainer.skipped_in_row:
+                trainer.save(out)
+            bar.update(min(trainer.progress, 1.0) - bar.n)
+        log.look()
+    return stops
+
+
+def recover(trainer: Trainer, out: Path, log: MetricsLog, fault: Fault) -> None:
+    """Back to a state that was saved, at lower rates.
+
+    Raises:
+        RuntimeError: it has been done as often as the recipe allows.
+    """
+    if trainer.rollbacks == trainer.options.max_rollbacks:
+        raise RuntimeError(
+            f"{fault.cause} became infinite or NaN by step {fault.step}, and again after "
+            f"{trainer.rollbacks} returns to a checkpoint, each at half the learning rates; the checkpoints before it "
+            f"are kept, and {out / 'metrics.jsonl'} says which batches. Lower train.lr or train.flow_lr, or raise "
+            "train.warmup, in a new run"
+        )
+    trainer.roll_back(out)
+    log.log_rollback(fault)
+    if trainer.accelerator.is_main_process:
+        warnings.warn(
+            f"{fault.cause} was infinite or NaN by step {fault.step}; going on from step {trainer.step} at "
+            f"{trainer.rate:g} of the learning rates",
+            stacklevel=2,
+        )
+
+
+def agree(trainer: Trainer, interrupted: threading.Event) -> bool:
+    """Let all processes have the main one's clock; whether to stop as any was told to. None may act alone on either."""
+    a = trainer.accelerator
+    if a.num_processes == 1:
+        return interrupted.is_set()
+    said = [float(interrupted.is_set()), trainer.seconds * a.is_main_process]
+    stops, trainer.seconds = a.reduce(torch.tensor(said, dtype=torch.float64, device=a.device)).tolist()
+    return stops > 0
+
+
+def plan(recipe: Recipe) -> dict:
+    """What a run would be, without making it: parameters, data, and the seconds of one step on this machine."""
+    recipe = recipes.resolve(recipe)
+    accelerator = make_accelerator(recipes.options_of(recipe, "train"))
+    trainer = Trainer(recipe, load_data(**recipe["data"]), accelerator)
+    batches, cycle = trainer.batches(), max(3, trainer.options.flow_update_every)
+    trainer.pretraining = False
+    float(trainer.train_step(batches)["denoising"])
+    started = time.perf_counter()
+    for _ in range(cycle):
+        float(trainer.train_step(batches)["denoising"])
+    seconds = (time.perf_counter() - started) / cycle
+    return {
+        **{name.replace("_", " "): count for name, count in sizes(trainer).items()},
+        "event shape": tuple(trainer.data.shape),
+        "examples": {split: len(getattr(trainer.data, split)) for split in ("train", "valid", "test")},
+        "device": str(accelerator.device),
+        "seconds per step": seconds,
+    }
+
+
+@torch.no_grad()
+def with_centred_prior(trainer: Trainer) -> INDM:
+    """A copy of the averaged model whose prior sits at the mean latent of (up to 10,000) training examples."""
+    model = copy.deepcopy(trainer.ema.model)
+    centre_prior(model, stack(trainer.data.train, 10_000), batch_size=trainer.micro_batch_size)
+    return model
+
+
+def sizes(trainer: Trainer) -> dict[str, int]:
+    """The parameters of each part of the model."""
+    return {f"{g['name']}_parameters": sum(p.numel() for p in g["params"]) for g in trainer.parameter_groups()}
+
+
+def check_trackers(trackers: tuple[str, ...]) -> None:
+    missing = [name for name in trackers if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"train.trackers needs {', '.join(missing)}: pip install 'indm[tracking]'")
+
+
+def summarise(trainer: Trainer, out: Path, interrupted: bool) -> dict:
+    """What the run came to: steps, seconds, validation, memory, disk. Collective.
+
+    ``unreadable_images`` are those of the training data that any process met since the run was last started.
+    """
+    summary = {
+        "interrupted": interrupted,
+        "steps": trainer.step,
+        "saved_step": trainer.saved_step,
+        "seconds": round(trainer.seconds, 3),
+        **trainer.validation,
+        **({"best": trainer.best} if trainer.best else {}),
+        "skipped_steps": trainer.skipped,
+        "rollbacks": trainer.rollbacks,
+        **sizes(trainer),
+        "checkpoints_mib": by_main_process(lambda: round(checkpoints.mebibytes(out), 1)),
+        "peak_memory_mib": round(peak_memory_mib()),
+        "unreadable_images": count_unreadable(
+            trainer.data.train, lambda met: trainer.accelerator.reduce(met.to(trainer.accelerator.device))
+        ),
+    }
+    if trainer.accelerator.device.type == "cuda":
+        summary["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
+    return summary

@@ -1,0 +1,203 @@
+"""What a run says of itself: means of the loss terms, validations, steps left out and why, as lines of metrics.jsonl.
+
+Nothing here makes the host wait for the device but :meth:`Logbook.look`, which is called before a line is written and
+every so many steps in between: a step is left out by the device alone, and the host is told later.
+"""
+
+import json
+import math
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from indm.config.recipes import Recipe
+from indm.files import atomic, untrusted
+from indm.messages import reason
+from indm.runs.folder import read_metrics
+
+TOTALS = ("loss", "nelbo")  # sums of other terms: not the cause where one of those is not finite either
+LOOK_EVERY = 50  # steps
+
+
+@dataclass
+class Means:
+    """Sums and counts of the terms since the last line, of this process: part of a run's state."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, terms: dict[str, Tensor], left_out: Tensor) -> None:
+        """Take in the terms of one step, or none of them, without waiting for the device."""
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + torch.where(left_out, torch.zeros_like(value), value)
+            self.counts[name] = self.counts.get(name, 0) + (~left_out).float()
+
+    def state(self) -> dict:
+        return {name: {k: v.cpu() for k, v in part.items()} for name, part in vars(self).items()}
+
+    def restore(self, states: list[dict], process: int, processes: int, device: torch.device) -> None:
+        """Take the state of this ``process``, or the mean of all where there were not so many ``processes`` then."""
+        own = states if len(states) != processes else [states[process]]
+        for name in ("sums", "counts"):
+            parts = [state[name] for state in own]
+            setattr(self, name, {k: sum(part[k] for part in parts).to(device) / len(parts) for k in parts[0]})
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a run cannot go on as it is: what was not finite, by which step."""
+
+    step: int
+    cause: str
+
+
+class MetricsLog:
+    """Writes ``metrics.jsonl`` and the trackers, from the main process; every process calls it alike.
+
+    Args:
+        trainer: the :class:`indm.training.trainer.Trainer` whose run it is.
+        run: the run folder.
+        recipe: for the trackers.
+    """
+
+    def __init__(self, trainer, run: Path, recipe: Recipe):
+        self.trainer, self.path, self.recipe = trainer, run / "metrics.jsonl", recipe
+        self.best = run / "best" / "validation.json"  # of which step and how good the model beside it is
+        self.unread: list[dict[str, Tensor]] = []
+
+    def __enter__(self) -> "MetricsLog":
+        if self.trainer.options.trackers:
+            flat = {f"{t}.{k}": str(v) for t, content in self.recipe.items() for k, v in content.items()}
+            self.trainer.accelerator.init_trackers("indm", config=flat)
+        self.trainer.best = self._read_best()
+        self.go_back()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.trainer.options.trackers:
+            for tracker in self.trainer.accelerator.trackers:  # end_training would end the processes' group, too
+                tracker.finish()
+
+    def go_back(self) -> None:
+        """Forget what came after the state that the trainer is in; the best model stays, whenever it came."""
+        self.unread = []
+        if self.trainer.accelerator.is_main_process:
+            kept = [line for line in read_metrics(self.path.parent) if self._is_past(line)]
+            atomic.text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def _read_best(self) -> dict:
+        if not self.best.exists():
+            return {}
+        try:
+            best = untrusted.json_object(self.best)
+            return {"step": int(best["step"]), "valid_nelbo": float(best["valid_nelbo"])}
+        except (ValueError, TypeError, KeyError) as error:
+            if self.trainer.accelerator.is_main_process:
+                warnings.warn(f"{self.best} is damaged ({reason(error)}); the next model is best", stacklevel=3)
+            return {}
+
+    def _is_past(self, line: dict) -> bool:
+        return line["step"] <= self.trainer.step and line.get("rollback", 0) <= self.trainer.rollbacks
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Take in what one step gave, see :meth:`indm.training.trainer.Trainer.train_step`."""
+        self.unread.append(terms)
+        self.trainer.means.add({k: v for k, v in terms.items() if k != "skipped"}, terms["skipped"] > 0)
+
+    def look(self) -> Fault | None:
+        """Write down the steps that were left out since the last look; a fault where there were too many in a row."""
+        unread, self.unread = self.unread, []
+        skipped = torch.stack([terms["skipped"] for terms in unread]).tolist() if unread else []
+        trainer, first = self.trainer, self.trainer.step - len(unread) + 1
+        for step, (terms, left_out) in enumerate(zip(unread, skipped, strict=True), first):
+            in_row = self._in_row(frozenset(terms), left_out > 0)
+            if left_out:
+                trainer.skipped += 1
+                cause = self._cause(terms)
+                self._write({"skipped": trainer.skipped, "not_finite": cause} | trainer.place_of(step), step)
+                if in_row == trainer.options.max_skipped_steps:
+                    return Fault(step, cause)
+        return None
+
+    def _in_row(self, kind: frozenset[str], left_out: bool) -> int:
+        """How many steps were left out in a row, where a row ends at a step that has all the terms of those in it.
+
+        Steps behind a frozen flow tell nothing of the flow, and end no row of steps that train it.
+        """
+        rows = self.trainer.skipped_in_row
+        if left_out:
+            rows.update({*rows, kind})
+        else:
+            for known in [known for known in rows if known <= kind]:
+                del rows[known]
+        return max(rows.values(), default=0)
+
+    def _cause(self, terms: dict[str, Tensor]) -> str:
+        """The terms that are not finite, on whichever process; else the gradients."""
+        broken = [k for k, v in terms.items() if not math.isfinite(self.trainer.accelerator.reduce(v).item())]
+        gradients = {name for name in broken if name.endswith("_grad_norm")}
+        parts = [name for name in broken if name not in gradients and name not in TOTALS]
+        return ", ".join(parts or [name for name in broken if name not in gradients] or sorted(gradients))
+
+    def log_step(self) -> str:
+        """Write the means since the last call (terms in nats, the NELBO as in validation); what the bar shows."""
+        means, trainer = self.trainer.means, self.trainer
+        found = {k: trainer.accelerator.reduce(v / means.counts[k], "mean").item() for k, v in means.sums.items()}
+        found = {name: value for name, value in found.items() if math.isfinite(value)}  # all left out: none
+        trainer.means = Means()
+        rates = {f"{group['name']}_lr": group["lr"] for group in trainer.optimizer.param_groups}
+        parts = " ".join(f"{name} {found[name]:.1f}" for name in trainer.shown if name in found)
+        shown = ""
+        if "nelbo" in found:
+            found["nelbo"], unit = trainer.in_units(torch.tensor(found["nelbo"]))
+            shown = f" nelbo {found['nelbo']:.3f} {unit}"
+        self._write(found | rates, trainer.step)
+        validation = f" valid {trainer.validation['valid_nelbo']:.3f}" if trainer.validation else ""
+        return f" step {trainer.step}{shown} ({parts})" + validation
+
+    def log_validation(self) -> Fault | None:
+        """Validate and write the result, and keep the averaged model if it is the best so far.
+
+        A fault where not all of it is finite.
+        """
+        trainer = self.trainer
+        found = trainer.validate()
+        broken = [name for name, value in found.items() if isinstance(value, float) and not math.isfinite(value)]
+        if broken:
+            return Fault(trainer.step, ", ".join(broken))
+        trainer.validation = found
+        if found["valid_nelbo"] < trainer.best.get("valid_nelbo", math.inf):
+            trainer.best = {"step": trainer.step, "valid_nelbo": found["valid_nelbo"]}
+            if trainer.accelerator.is_main_process:
+                trainer.ema.model.save(self.best.parent)
+                atomic.json_object(self.best, trainer.best)
+        self._write(found, trainer.step)
+        return None
+
+    def log_rollback(self, fault: Fault) -> None:
+        """Write that the run, now in an earlier state, came back to it, and which steps had been left out since."""
+        trainer = self.trainer
+        lines = read_metrics(self.path.parent) if trainer.accelerator.is_main_process else []
+        left_out = [step for line in lines if not self._is_past(line) for step in _left_out(line)]
+        self.go_back()
+        told = {"rollback": trainer.rollbacks, "from": fault.step, "not_finite": fault.cause, "rate": trainer.rate}
+        self._write(told | {"left_out": left_out}, trainer.step)
+
+    def _write(self, values: dict, step: int) -> None:
+        if self.trainer.accelerator.is_main_process:
+            line = {"step": step, "seconds": round(self.trainer.seconds, 3), **values}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        if self.trainer.options.trackers:
+            numbers = {name: value for name, value in values.items() if isinstance(value, float)}
+            self.trainer.accelerator.log(numbers, step=step)
+
+
+def _left_out(line: dict) -> list[dict]:
+    """The steps that a line, which may be damaged, says were left out: itself, or what was lost with a return."""
+    steps = line.get("left_out", [line] if "skipped" in line else [])
+    kept = [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+    return [{key: step.get(key) for key in ("step", "epoch", "batch", "not_finite")} for step in kept]

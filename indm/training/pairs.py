@@ -1,0 +1,77 @@
+"""Two models of two data sets, trained in one go."""
+
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from indm.config import recipes
+from indm.config.recipes import Recipe
+from indm.data.registry import load_data
+from indm.files import atomic
+from indm.runs.folder import check_empty, check_folder, finished
+from indm.runs.processes import by_main_process
+from indm.training.loop import train
+from indm.training.trainer import check_second
+
+SIDES = ("a", "b")
+
+
+def sides_of(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe of each side's model: the same but for the data, and without the term of a bridge.
+
+    Raises:
+        ValueError: there is no second data set.
+    """
+    if "data_b" not in recipe:
+        raise ValueError("[data_b] is missing: the recipe of a pair needs a second data set, such as --data-b digits")
+    options = {key: value for key, value in recipe.get("train", {}).items() if key != "terminal"}
+    shared = {table: content for table, content in recipe.items() if table != "data_b"} | {"train": options}
+    return {"a": shared, "b": shared | {"data": recipe["data_b"]}}
+
+
+def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: bool = True) -> dict[str, dict]:
+    """Train a model of ``recipe``'s ``[data]`` in ``out/a``, then one of its ``[data_b]`` in ``out/b``.
+
+    Each has the whole budget of ``[train]``. With ``resume``, what is finished stays and what was begun goes on.
+
+    Returns:
+        The summaries by side; where a signal came in the first there is no second.
+
+    Raises:
+        ValueError: as :func:`indm.training.loop.train`; data sets that are not of one kind.
+    """
+    sides = {side: recipes.resolve(content) for side, content in sides_of(recipe).items()}
+    processes = PartialState(cpu=not torch.accelerator.is_available())
+    begun = by_main_process(lambda: _begun(out, sides, resume))
+    with processes.main_process_first():
+        check_second(*(load_data(**content["data"]) for content in sides.values()))
+    if processes.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        atomic.text(out / "pair.toml", recipes.to_toml(recipe))
+    summaries: dict[str, dict] = {}
+    for side, content in sides.items():
+        done = by_main_process(lambda run=out / side, content=content: finished(run, content))
+        summary = done or train(content, out / side, resume=side in begun, progress=progress)
+        signal_received = summary.pop("signal_received", False)
+        summaries[side] = summary
+        if signal_received:
+            break
+    return summaries
+
+
+def _begun(out: Path, sides: dict[str, Recipe], resume: bool) -> list[str]:
+    """The sides of the pair in ``out`` that have a run; none where one begins anew.
+
+    Raises:
+        ValueError, FileNotFoundError: there is something where one begins, no pair to resume, or one of other recipes.
+    """
+    if not resume:
+        check_empty(out)
+        return []
+    if not (out / "pair.toml").is_file():
+        raise FileNotFoundError(f"{out} holds no pair to resume (no pair.toml in it); leave out --resume to start one")
+    begun = [side for side in sides if (out / side / "recipe.toml").exists()]
+    for side in begun:
+        check_folder(out / side, sides[side], resume=True)
+    return begun

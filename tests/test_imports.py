@@ -1,0 +1,102 @@
+"""The house: every module imports only what stands before it, and nothing is loaded before it is used."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import indm
+
+ROOT = Path(indm.__file__).parent
+# A room or module may import itself and those before it. The method ends at `paths`; what follows is the workshop.
+ORDER = [
+    "messages",
+    "tensors",
+    "rng",
+    "whole_batch",
+    "files",
+    "config",
+    "scaling",
+    "sde",
+    "flows",
+    "nets",
+    "score",
+    "gaussian",
+    "model",
+    "objective",
+    "ode",
+    "likelihood",
+    "sampling",
+    "translation",
+    "linearization",
+    "nonlinear",
+    "paths",
+    "data",
+    "runs",
+    "training",
+    "evaluation",
+    "report",
+    "reproduction",
+    "convert",
+    "cli",
+]
+METHOD = ORDER[: ORDER.index("paths") + 1]
+MODULES = {
+    ".".join(("indm", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+
+def room(module: str) -> str:
+    """The place in :data:`ORDER` that a module belongs to; "" for the package itself."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def exported(package: str) -> dict[str, str]:
+    """Where the names come from that a package exports lazily, as its stub says."""
+    stub = MODULES[package].with_suffix(".pyi")
+    tree = ast.parse(stub.read_text()) if stub.exists() else ast.Module([])
+    froms = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: f"{package}.{node.module}" for node in froms if node.module for alias in node.names}
+
+
+def imports(module: str) -> set[str]:
+    """The modules of indm that ``module`` imports, anywhere in it; for a lazy name, the module that defines it."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name in MODULES}
+        elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
+            lazy = exported(node.module) if MODULES[node.module].name == "__init__.py" else {}
+            for alias in node.names:
+                below = f"{node.module}.{alias.name}"
+                found.add(below if below in MODULES else lazy.get(alias.name, node.module))
+    return found - {module}
+
+
+GRAPH = {module: imports(module) for module in MODULES if not module.endswith("__main__")}
+
+
+def test_every_module_has_its_place_in_the_order():
+    assert {room(module) for module in GRAPH} - {""} <= set(ORDER)
+
+
+@pytest.mark.parametrize("module", GRAPH)
+def test_a_module_imports_only_what_stands_before_it(module):
+    if room(module):
+        later = ORDER[ORDER.index(room(module)) + 1 :]
+        assert not [name for name in GRAPH[module] if room(name) in later]
+
+
+def test_no_cycle():
+    list(TopologicalSorter(GRAPH).static_order())  # raises CycleError with the modules of a cycle
+
+
+def test_the_method_loads_nothing_of_the_workshop():
+    names = [module for module in GRAPH if room(module) in METHOD]
+    program = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\nprint(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert not [name for name in loaded if name.startswith("indm.") and room(name) not in METHOD]
