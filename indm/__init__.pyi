@@ -1,4 +1,5 @@
 from . import flows as flows
+from .config.parts import trust as trust
 from .evaluation.likelihood import evaluate as evaluate
 from .likelihood import LikelihoodReport as LikelihoodReport
 from .likelihood import log_likelihood as log_likelihood

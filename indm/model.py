@@ -11,50 +11,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from indm.config.parts import KINDS
+from indm.config.parts import KINDS, Constructors, Untrusted, find, is_outside, name_of
 from indm.files import atomic, untrusted
-from indm.flows import (
-    ActNorm,
-    AutoregressiveFlow,
-    Compose,
-    ConditionalResidualFlow,
-    CouplingFlow,
-    Flow,
-    Identity,
-    InvertibleLinear,
-    ResidualFlow,
-    Squeeze,
-    Unsqueeze,
-    ZukoFlow,
-)
+from indm.flows.base import Flow
 from indm.messages import nearest, reason
-from indm.nets import MLP, NCSNpp, UNet, Zero
 from indm.scaling import Scaling
-from indm.score import PublishedScore, ScoreModel
-from indm.sde.learned import LearnedSDE
-from indm.sde.linear import VESDE, VPSDE, LinearSDE, SubVPSDE
+from indm.score import ScoreModel, score_for
+from indm.sde.linear import LinearSDE
 
-Constructors = Mapping[str, Mapping[str, Callable[..., nn.Module]]]
-CONSTRUCTORS: Constructors = {
-    "flow": {
-        "identity": Identity,
-        "residual": ResidualFlow,
-        "conditional-residual": ConditionalResidualFlow,
-        "coupling": CouplingFlow,
-        "autoregressive": AutoregressiveFlow,
-        "zuko": ZukoFlow,
-        "actnorm": ActNorm,
-        "linear": InvertibleLinear,
-        "squeeze": Squeeze,
-        "unsqueeze": Unsqueeze,
-        "compose": Compose,
-    },
-    "sde": {"vp": VPSDE, "subvp": SubVPSDE, "ve": VESDE, "learned": LearnedSDE},
-    "net": {"mlp": MLP, "unet": UNet, "zero": Zero, "ncsnpp": NCSNpp},
-}
-# Networks whose input and output are not those of ScoreModel, each with the score that knows them.
-SCORES: Mapping[type[nn.Module], type[ScoreModel]] = {NCSNpp: PublishedScore}
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+PLAIN = (bool, int, float, str, tuple, list, dict, type(None))  # what a description can hold
 
 
 class INDM(nn.Module):
@@ -116,11 +82,11 @@ class INDM(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             return self.flow.inverse(z, generator=generator)
 
-    def description(self, constructors: Constructors = CONSTRUCTORS) -> dict:
+    def description(self, constructors: Constructors | None = None) -> dict:
         """The constructors and arguments that :func:`build_model` needs to make this model anew."""
         if not isinstance(self.score, ScoreModel):
             raise ValueError(f"score must be a ScoreModel to be described, got {type(self.score).__name__}")
-        goes_with = score_of(self.score.backbone)
+        goes_with = score_for(self.score.backbone)
         if type(self.score) is not goes_with:
             raise ValueError(
                 f"score must be the {goes_with.__name__} that goes with {type(self.score.backbone).__name__} to be "
@@ -129,7 +95,7 @@ class INDM(nn.Module):
         parts = {"flow": self.flow, "sde": self.sde, "net": self.score.backbone}
         return {kind: describe(part, kind, constructors) for kind, part in parts.items()}
 
-    def save(self, folder: str | Path, constructors: Constructors = CONSTRUCTORS) -> None:
+    def save(self, folder: str | Path, constructors: Constructors | None = None) -> None:
         """Write ``model.safetensors`` and ``model.json``; both are whole before they replace their predecessors.
 
         Raises:
@@ -143,7 +109,7 @@ class INDM(nn.Module):
         atomic.together({folder / WEIGHTS: weights, folder / DESCRIPTION: atomic.json_into(description)})
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu", constructors: Constructors = CONSTRUCTORS) -> "INDM":
+    def load(cls, folder: str | Path, device: str = "cpu", constructors: Constructors | None = None) -> "INDM":
         """Read what :meth:`save` wrote, in evaluation mode.
 
         Raises:
@@ -166,6 +132,8 @@ class INDM(nn.Module):
             model = make()
             model.sde.prior_mean = state["score.sde.prior_mean"]
             model.to(state["scaling.scale"].dtype).load_state_dict(state)
+        except Untrusted as error:
+            raise Untrusted(f"the model in {folder}: {error}") from None
         except Exception as error:  # what is damaged, or described by a stranger, surfaces as almost anything
             raise ValueError(f"the model in {folder} cannot be read: {reason(error)}") from error
         return model.to(device).eval()
@@ -175,7 +143,7 @@ def build_model(
     description: Mapping[str, Mapping[str, Any]],
     shape: tuple[int, ...],
     scaling: Scaling | None = None,
-    constructors: Constructors = CONSTRUCTORS,
+    constructors: Constructors | None = None,
 ) -> INDM:
     """An INDM from tables "flow", "sde" and "net", each a constructor's ``name`` and its arguments.
 
@@ -188,23 +156,27 @@ def build_model(
         if not isinstance(description.get(kind), Mapping):
             raise ValueError(f"description needs a table {kind!r} with a name, got {description.get(kind)!r}")
     flow, sde, net = (build(description[kind], kind, shape, constructors) for kind in KINDS)
-    return INDM(flow, score_of(net)(net, sde), scaling, tuple(shape))
-
-
-def score_of(net: nn.Module) -> type[ScoreModel]:
-    """The score that goes with that network."""
-    return SCORES.get(type(net), ScoreModel)
+    return INDM(flow, score_for(net)(net, sde), scaling, tuple(shape))
 
 
 def build(
-    table: Mapping[str, Any], kind: str, shape: tuple[int, ...], constructors: Constructors = CONSTRUCTORS
+    table: Mapping[str, Any], kind: str, shape: tuple[int, ...], constructors: Constructors | None = None
 ) -> nn.Module:
-    """One flow, SDE or network from its table; ``shape`` goes to the constructors that take it."""
-    arguments, known = dict(table), constructors[kind]
+    """One flow, SDE or network from its table; ``shape`` goes to the constructors that take it.
+
+    Args:
+        table: a ``name`` as :func:`indm.config.parts.find` takes it, and the arguments of what it names.
+        kind: "flow", "sde" or "net".
+        shape: event shape.
+        constructors: names beside the built-in ones.
+
+    Raises:
+        ValueError: an unknown name or argument (with the nearest that exists), or a bad value.
+    """
+    arguments = dict(table)
     name = arguments.pop("name", None)
-    if not isinstance(name, str) or name not in known:
-        raise ValueError(f"{kind}.name must be one of {', '.join(known)}, got {name!r}{nearest(str(name), known)}")
-    parameters = _arguments(known[name])
+    constructor = find(kind, name, constructors)
+    parameters = _parameters(constructor)
     for key in arguments:
         if key not in parameters:
             raise ValueError(f"{kind} {name!r} has no argument {key!r}{nearest(key, parameters)}")
@@ -217,37 +189,51 @@ def build(
         arguments.setdefault("shape", tuple(shape))
     arguments = {k: tuple(v) if isinstance(v, list) and k != "flows" else v for k, v in arguments.items()}
     try:
-        return known[name](**arguments)
+        module = constructor(**arguments)
     except TypeError as error:
         raise ValueError(f"{kind} {name!r} cannot be made from {arguments}: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"{kind} {name!r} must make a torch.nn.Module, got {type(module).__name__}")
+    module.built_from = {key: value for key, value in arguments.items() if key != "flows"}  # see describe
+    return module
 
 
-def describe(module: nn.Module, kind: str, constructors: Constructors = CONSTRUCTORS) -> dict[str, Any]:
-    """The table that :func:`build` takes: constructor arguments are attributes of the same name."""
-    names = {constructor: name for name, constructor in constructors[kind].items()}
-    if type(module) not in names:
-        raise ValueError(
-            f"{kind} of type {type(module).__name__} is not in the table of constructors "
-            f"({', '.join(names.values())}); pass constructors= with an entry for it"
-        )
-    table: dict[str, Any] = {"name": names[type(module)]}
-    for key in _arguments(type(module)):
-        value = getattr(module, key)
+def describe(module: nn.Module, kind: str, constructors: Constructors | None = None) -> dict[str, Any]:
+    """The table that :func:`build` takes: constructor arguments are attributes of the same name.
+
+    A class outside this package need not keep them where :func:`build` made the module: it remembers what it gave.
+
+    Raises:
+        ValueError: the class cannot be named, or an argument is not known.
+    """
+    table: dict[str, Any] = {"name": name_of(kind, type(module), constructors)}
+    built_from = getattr(module, "built_from", {}) if is_outside(table["name"]) else {}
+    for key, parameter in _parameters(type(module)).items():
+        value = built_from.get(key, getattr(module, key, None))
         if isinstance(value, nn.ModuleList):
-            value = [describe(part, kind, constructors) for part in value]
-        elif isinstance(value, tuple):
-            value = list(value)
-        elif isinstance(value, float) and not math.isfinite(value):
-            value = str(value)
-        table[key] = value
+            table[key] = [describe(part, kind, constructors) for part in value]
+        elif isinstance(value, PLAIN) and (key in built_from or hasattr(module, key)):
+            table[key] = _plain(value)
+        elif not built_from or parameter.default is parameter.empty:
+            raise ValueError(
+                f"{kind} {type(module).__name__} cannot be described: keep its argument {key!r} as an attribute of "
+                "that name (a number, a string, a list of them), or make it by indm.build_model"
+            )
     return table
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON and TOML have it."""
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _arguments(constructor: Callable[..., nn.Module]) -> list[str]:
-    """Names of the arguments; those of a bare ``nn.Module`` (*args, **kwargs) are none."""
+def _parameters(constructor: Callable[..., nn.Module]) -> dict[str, inspect.Parameter]:
+    """The arguments by name; those of a bare ``nn.Module`` (*args, **kwargs) are none."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [name for name, p in inspect.signature(constructor).parameters.items() if p.kind in named]
+    return {name: p for name, p in inspect.signature(constructor).parameters.items() if p.kind in named}

@@ -75,6 +75,23 @@ class PublishedScore(ScoreModel):
         return -self.backbone(z_t, LARGEST_LEVEL * t).to(z_t.dtype) / expand_like(sigma, z_t)
 
 
+def score_for(backbone: nn.Module) -> type[ScoreModel]:
+    """The score that goes with a network: the one that its ``parameterization`` names, :class:`ScoreModel` by default.
+
+    Raises:
+        ValueError: it names none.
+    """
+    name = getattr(backbone, "parameterization", "noise")
+    if name not in PARAMETERIZATIONS:
+        known = ", ".join(map(repr, PARAMETERIZATIONS))
+        raise ValueError(f"parameterization of {type(backbone).__name__} must be one of {known}, got {name!r}")
+    return PARAMETERIZATIONS[name]
+
+
+# How a network says what it sees and gives: its attribute ``parameterization``.
+PARAMETERIZATIONS: dict[str, type[ScoreModel]] = {"noise": ScoreModel, "published": PublishedScore}
+
+
 def probability_flow(score: nn.Module, clock: Float[Tensor, " batch"]) -> Callable[[Tensor], Tensor]:
     r"""The probability flow at ``clock`` = −log SNR, for latents in the coordinate w = z_t/√(α_t² + σ_t²).
 

@@ -1,15 +1,19 @@
 """INDM as a whole: what is described, built and saved comes back the same; what cannot be is said in one line."""
 
 import copy
+import inspect
 import json
 import math
+import sys
 
 import pytest
 import torch
 from torch import nn
 
+import indm
+from indm.config import parts
 from indm.flows import ActNorm, Compose, ExactFlow, Identity, ResidualFlow
-from indm.model import CONSTRUCTORS, INDM, build, build_model, describe
+from indm.model import INDM, build, build_model, describe
 from indm.nets import MLP
 from indm.scaling import Scaling
 from indm.score import ScoreModel
@@ -187,17 +191,121 @@ class Flip(ExactFlow):
         return z / self.sign
 
 
+def flipped():
+    return INDM(Compose([Flip(VECTOR), Identity()]), ScoreModel(MLP(VECTOR, 8, 1), VPSDE()), shape=VECTOR).eval()
+
+
 def test_a_table_of_constructors_takes_new_ones(tmp_path):
-    model = INDM(Compose([Flip(VECTOR), Identity()]), ScoreModel(MLP(VECTOR, 8, 1), VPSDE()), shape=VECTOR)
-    with pytest.raises(ValueError, match=r"Flip is not in the table.*constructors="):
-        model.save(tmp_path / "none")
-    assert not (tmp_path / "none").exists(), "nothing is written where a part cannot be described"
-    table = {**CONSTRUCTORS, "flow": {**CONSTRUCTORS["flow"], "flip": Flip}}
-    model.eval().save(tmp_path, table)
-    assert "flip" not in CONSTRUCTORS["flow"]
+    model, table = flipped(), {"flow": {"flip": Flip}}
+    model.save(tmp_path, table)
+    assert json.loads((tmp_path / "model.json").read_text())["flow"]["flows"][0]["name"] == "flip"
+    assert "flip" not in parts.BUILT_IN["flow"]
     with pytest.raises(ValueError, match="flip"):
         INDM.load(tmp_path)
     assert_same(INDM.load(tmp_path, constructors=table), model)
+
+
+# ---------------------------------------------------------------- classes outside the package
+
+
+class Widened(nn.Module):
+    """A network that keeps another number under the name of its argument."""
+
+    def __init__(self, shape, width, bias=True):
+        super().__init__()
+        self.width = 2 * width
+        self.body = nn.Linear(shape[0] + 1, self.width, bias)
+        self.head = nn.Linear(self.width, shape[0])
+
+    def forward(self, z, level):
+        return self.head(self.body(torch.cat([z, level[:, None]], 1)).tanh())
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    """A folder on the path with a package whose import leaves a mark."""
+    package = tmp_path / "site" / "stranger"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    source = inspect.getsource(Widened)
+    (package / "nets.py").write_text(
+        f"import torch\nfrom torch import nn\n\nopen({str(tmp_path / 'imported')!r}, 'w').close()\n\n\n{source}"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    yield tmp_path / "imported"
+    for name in [name for name in sys.modules if name.split(".")[0] == "stranger"]:
+        del sys.modules[name]
+
+
+LINEAR = {"flow": {"name": "identity"}, "sde": {"name": "vp"}}
+
+
+def test_a_class_outside_is_saved_by_its_name_and_read_only_where_it_is_trusted(tmp_path, outside):
+    tables = LINEAR | {"net": {"name": "stranger.nets:Widened", "width": 4}}
+    with pytest.raises(parts.Untrusted, match=r"'stranger.nets:Widened' is code outside indm.*--trust stranger"):
+        indm.build_model(tables, VECTOR)
+    assert not outside.exists(), "nothing was imported"
+    with indm.trust("stranger"):
+        model = indm.build_model(tables, VECTOR).eval()
+    assert outside.exists()
+    outside.unlink()
+    model.save(tmp_path / "run")
+    saved = json.loads((tmp_path / "run" / "model.json").read_text())["net"]
+    assert saved == {"name": "stranger.nets:Widened", "shape": list(VECTOR), "width": 4}, "the argument, not 2 · 4"
+    del sys.modules["stranger.nets"]
+    with pytest.raises(parts.Untrusted, match=rf"{tmp_path / 'run'}.*--trust stranger .*constructors="):
+        INDM.load(tmp_path / "run")
+    assert not outside.exists()
+    with indm.trust("stranger.nets:Widened"):  # its package is meant
+        assert_same(INDM.load(tmp_path / "run"), model)
+    own = {"net": {"stranger.nets:Widened": Widened}}
+    assert_same(INDM.load(tmp_path / "run", constructors=own), model)
+    with pytest.raises(parts.Untrusted):
+        INDM.load(tmp_path / "run")
+
+
+def test_a_class_itself_stands_for_its_name():
+    model = indm.build_model(LINEAR | {"net": {"name": Widened, "width": 4, "bias": False}}, VECTOR)
+    assert model.description()["net"] == {
+        "name": f"{__name__}:Widened", "shape": list(VECTOR), "width": 4, "bias": False
+    }  # fmt: skip
+
+
+def test_what_cannot_be_described_says_why(tmp_path):
+    class Local(Widened):
+        pass
+
+    def described(net):
+        return INDM(Identity(), ScoreModel(net, VPSDE()), shape=VECTOR).description()
+
+    with pytest.raises(ValueError, match=r"Local cannot be named.*defined in a function.*constructors="):
+        described(Local(VECTOR, 4))
+    with pytest.raises(ValueError, match=r"Widened cannot be described: keep its argument 'shape' as an attribute"):
+        described(Widened(VECTOR, 4))
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("nowhere.nets:Mine", "no module 'nowhere' where Python looks"),
+        ("stranger.nots:Mine", "no module 'stranger.nots' where Python looks"),
+        ("stranger.nets:Widenned", "stranger.nets has no 'Widenned'; did you mean 'Widened'?"),
+        ("stranger.nets:torch", "must be a class or a function, got module"),
+        ("stranger.nets:open", "stranger.nets has no 'open'"),
+        ("umlp", "net.name must be one of mlp, .* or package.module:Name, got 'umlp'; did you mean 'mlp'?"),
+        ("a b:c", "net.name must be one of"),
+    ],
+)
+def test_names_that_lead_nowhere(outside, name, message):
+    with indm.trust("stranger", "nowhere"), pytest.raises(ValueError, match=message):
+        indm.build_model(LINEAR | {"net": {"name": name}}, VECTOR)
+
+
+def test_every_built_in_name_is_there():
+    for kind, names in parts.BUILT_IN.items():
+        for name in names:
+            part = parts.find(kind, name)
+            assert parts.name_of(kind, part) == name
 
 
 # ---------------------------------------------------------------- files

@@ -1,3 +1,150 @@
-"""Which kinds of parts a model is made of."""
+"""Parts by name: flows, SDEs, networks and the rest, those of this package and those of anybody else's.
 
-KINDS = ("flow", "sde", "net")
+A name is a row of :data:`BUILT_IN`, or ``"package.module:Name"``, code outside this package. A name may stand in a file
+from a stranger, so code outside is imported only inside :func:`trust`. Nothing is imported before it is asked for.
+"""
+
+import importlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from indm.messages import brief, nearest
+
+KINDS = ("flow", "sde", "net")  # the parts of which a model is made
+BUILT_IN: Mapping[str, Mapping[str, str]] = {
+    "flow": {
+        "identity": "indm.flows.base:Identity",
+        "residual": "indm.flows.residual:ResidualFlow",
+        "conditional-residual": "indm.flows.conditional:ConditionalResidualFlow",
+        "coupling": "indm.flows.coupling:CouplingFlow",
+        "autoregressive": "indm.flows.autoregressive:AutoregressiveFlow",
+        "zuko": "indm.flows.zuko_adapter:ZukoFlow",
+        "actnorm": "indm.flows.base:ActNorm",
+        "linear": "indm.flows.coupling:InvertibleLinear",
+        "squeeze": "indm.flows.base:Squeeze",
+        "unsqueeze": "indm.flows.base:Unsqueeze",
+        "compose": "indm.flows.base:Compose",
+    },
+    "sde": {
+        "vp": "indm.sde.linear:VPSDE",
+        "subvp": "indm.sde.linear:SubVPSDE",
+        "ve": "indm.sde.linear:VESDE",
+        "learned": "indm.sde.learned:LearnedSDE",
+    },
+    "net": {
+        "mlp": "indm.nets.mlp:MLP",
+        "unet": "indm.nets.unet:UNet",
+        "zero": "indm.nets.zero:Zero",
+        "ncsnpp": "indm.nets.ncsnpp:NCSNpp",
+    },
+}
+OUTSIDE = re.compile(r"(?P<package>\w+)(\.\w+)*:\w+(\.\w+)*")
+Constructors = Mapping[str, Mapping[str, Callable[..., Any]]]  # kind → name → constructor
+_trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
+
+
+class Untrusted(ValueError):
+    """A name asks for code outside this package that the user has not said to trust."""
+
+
+@contextmanager
+def trust(*packages: str) -> Iterator[None]:
+    """Inside, names may ask for code of these top-level packages: reading a model can then import and run it.
+
+    >>> with trust("textwrap"):
+    ...     find("net", "textwrap:TextWrapper").__name__
+    'TextWrapper'
+    """
+    token = _trusted.set(_trusted.get() | {package.split(":")[0].split(".")[0] for package in packages})
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
+
+
+def is_outside(name: object) -> bool:
+    """Whether ``name`` has the form ``"package.module:Name"``."""
+    return isinstance(name, str) and OUTSIDE.fullmatch(name) is not None
+
+
+def find(kind: str, name: Any, constructors: Constructors | None = None) -> Any:
+    """The part of that kind and name, most often a class.
+
+    Args:
+        kind: a key of :data:`BUILT_IN`.
+        name: a built-in name, a name in ``constructors``, ``"package.module:Name"``, or the class itself.
+        constructors: names beside the built-in ones; what stands there needs no :func:`trust`.
+
+    Raises:
+        Untrusted: code outside this package that is not trusted.
+        ValueError: an unknown name (with the nearest that exists), or no such module or class.
+    """
+    if callable(name):
+        return name
+    own = (constructors or {}).get(kind, {})
+    if isinstance(name, str) and name in own:
+        return own[name]
+    if isinstance(name, str) and name in BUILT_IN[kind]:
+        return _imported(kind, BUILT_IN[kind][name])
+    if not is_outside(name):
+        known = [*BUILT_IN[kind], *own]
+        raise ValueError(
+            f"{kind}.name must be one of {', '.join(known)}, or package.module:Name, got {brief(repr(name))}"
+            f"{nearest(str(name), known)}"
+        )
+    package = OUTSIDE.fullmatch(name)["package"]
+    if package not in _trusted.get():
+        raise Untrusted(
+            f"{kind} {name!r} is code outside indm, and reading it would import and run {package!r}: if you trust that "
+            f"package, add --trust {package} (in Python: with indm.trust({package!r}):, or constructors=)"
+        )
+    return _imported(kind, name)
+
+
+def name_of(kind: str, part: Any, constructors: Constructors | None = None) -> str:
+    """The name by which :func:`find` finds ``part``, a class or a function.
+
+    Raises:
+        ValueError: nothing could import it by a name.
+    """
+    own = {constructor: name for name, constructor in (constructors or {}).get(kind, {}).items()}
+    if part in own:
+        return own[part]
+    place = f"{part.__module__}:{part.__qualname__}"
+    names = {place: name for name, place in BUILT_IN[kind].items()}
+    if place in names:
+        return names[place]
+    if part.__module__ == "__main__" or "<" in part.__qualname__:
+        raise ValueError(
+            f"{kind} {part.__qualname__} cannot be named in a file, as it is defined in "
+            f"{'a script' if part.__module__ == '__main__' else 'a function'}: move it to a module that can be "
+            "imported, or pass constructors= with an entry for it"
+        )
+    return place
+
+
+def _imported(kind: str, place: str) -> Any:
+    module, _, path = place.partition(":")
+    try:
+        part = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise ValueError(f"{kind} {place!r} cannot be imported: {error}") from error
+        raise ValueError(
+            f"{kind} {place!r}: there is no module {error.name!r} where Python looks; install it, or add its folder to "
+            "PYTHONPATH"
+        ) from error
+    for name in path.split("."):
+        if not hasattr(part, name):
+            raise ValueError(f"{kind} {place!r}: {module} has no {name!r}{nearest(name, _public(part))}")
+        part = getattr(part, name)
+    if not callable(part):
+        raise ValueError(f"{kind} {place!r} must be a class or a function, got {type(part).__name__}")
+    return part
+
+
+def _public(module: Any) -> list[str]:
+    return [name for name in dir(module) if not name.startswith("_")]

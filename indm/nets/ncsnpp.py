@@ -169,6 +169,8 @@ class NCSNpp(nn.Module):
     Source: Song et al. 2021, "Score-Based Generative Modeling through SDEs", https://arxiv.org/abs/2011.13456.
     """
 
+    parameterization = "published"  # see indm.score.score_for
+
     def __init__(
         self,
         shape,
