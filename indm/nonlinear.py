@@ -421,9 +421,8 @@ def latent_path(sde: LinearSDE, z: Batch, times: Grid, increments: Increments) -
     """
     times, path = times.to(z.device, torch.float64), [z]
     for t, s, dw in zip(times[:-1, None], times[1:, None], increments, strict=True):
-        a = sde.alpha(s) / sde.alpha(t)
-        spread = (sde.sigma(s) ** 2 - (a * sde.sigma(t)) ** 2).clamp_min(0).sqrt()
-        z = expand_like(a, z).to(z) * z + expand_like(spread, z).to(z) * dw / (s - t).sqrt().to(z)
+        ratio, std = (expand_like(v, z).to(z) for v in sde.transition(t, s))
+        z = ratio * z + std * dw / (s - t).sqrt().to(z)
         path.append(z)
     return torch.stack(path)
 

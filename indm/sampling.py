@@ -73,10 +73,8 @@ def predictor_corrector(
 
 def reverse_diffusion_step(score, z: Tensor, t: Tensor, s: Tensor, generator=None) -> Tensor:
     """z_s = (2 − a) z + G² s_θ + G n for the forward kernel z_t = a z_s + G n from s to t."""
-    sde = score.sde
-    a = sde.alpha(t) / sde.alpha(s)
-    variance = expand_like(sde.sigma(t) ** 2 - (a * sde.sigma(s)) ** 2, z).clamp_min(0)
-    return (2 - expand_like(a, z)) * z + variance * score(z, t) + variance.sqrt() * randn_like(z, generator)
+    a, G = (expand_like(v, z) for v in score.sde.transition(s, t))
+    return (2 - a) * z + G**2 * score(z, t) + G * randn_like(z, generator)
 
 
 def langevin_step(score, z: Tensor, t: Tensor, snr: float, generator=None) -> Tensor:
@@ -114,7 +112,7 @@ def _exponential_adams(score, z: Tensor, steps: int, order: int, correct: bool, 
     prediction itself is not made anew, so every step has one evaluation.
     """
     sde, grid = score.sde, log_snr_grid(score.sde, steps)
-    if sde.sigma(grid).ndim > 1:
+    if not sde.is_scalar:
         raise ValueError("sampler must be 'heun' or 'ode' for an SDE that is learned entry by entry")
     alpha, sigma, half = (v.tolist() for v in (sde.alpha(grid), sde.sigma(grid), 0.5 * sde.log_snr(grid)))
 

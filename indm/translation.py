@@ -248,11 +248,8 @@ def check_pair(source: INDM, target: INDM) -> None:
 
 def forward_step(sde: LinearSDE, z: Tensor, t: float, s: float, generator: torch.Generator | None = None) -> Tensor:
     """A draw of z_s given z_t for s ≥ t, exactly: (α_s/α_t) z_t + √(σ_s² − (α_s/α_t)² σ_t²) n."""
-    (alpha_t, alpha_s), (sigma_t, sigma_s) = (
-        [expand_like(of(z.new_full((len(z),), time)), z) for time in (t, s)] for of in (sde.alpha, sde.sigma)
-    )
-    ratio = alpha_s / alpha_t
-    return ratio * z + (sigma_s**2 - (ratio * sigma_t) ** 2).clamp_min(0).sqrt() * randn_like(z, generator)
+    ratio, std = (expand_like(v, z) for v in sde.transition(z.new_full((len(z),), t), z.new_full((len(z),), s)))
+    return ratio * z + std * randn_like(z, generator)
 
 
 def _rest(sde: LinearSDE, time: float, z: Tensor) -> Tensor | float:

@@ -41,7 +41,7 @@ def times(sde, n=40):
 def test_starts_at_vp(learn):
     sde, vp = LearnedSDE(SHAPE, learn), VPSDE()
     t = times(sde)
-    for name in ("alpha", "sigma", "drift", "diffusion", "rate", "spread"):
+    for name in ("alpha", "sigma", "drift", "diffusion", "clock_rate", "marginal_std"):
         expected = getattr(vp, name)(t).reshape(-1, 1, 1).expand(-1, *SHAPE)
         torch.testing.assert_close(getattr(sde, name)(t), expected, rtol=1e-9, atol=0, msg=name)
     assert sde.clock_span() == vp.clock_span()
@@ -58,6 +58,20 @@ def test_kernel_solves_the_moment_equations(sde):
         f, g, sigma = (value.flatten(1)[:, i] for value in (sde.drift(t), sde.diffusion(t), sde.sigma(t)))
         torch.testing.assert_close(slope(sde.log_alpha(t)), f, rtol=1e-8, atol=1e-8)
         torch.testing.assert_close(slope(sde.sigma(t) ** 2), 2 * f * sigma**2 + g**2, rtol=1e-7, atol=1e-7)
+
+
+def test_transition_carries_the_kernel_from_t_to_s_entry_by_entry(sde):
+    """α_s = r α_t and σ_s² = r² σ_t² + v², and two steps make one."""
+    t = times(sde)
+    (a, first), (b, second), (whole, std) = (
+        sde.transition(t[i::3][:13], t[j::3][:13]) for i, j in ((0, 1), (1, 2), (0, 2))
+    )
+    t, s = t[0::3][:13], t[2::3][:13]
+    assert whole.shape == std.shape == (13, *SHAPE) and not sde.is_scalar
+    torch.testing.assert_close(whole * sde.alpha(t), sde.alpha(s), rtol=1e-12, atol=0)
+    torch.testing.assert_close((whole * sde.sigma(t)) ** 2 + std**2, sde.sigma(s) ** 2, rtol=1e-12, atol=0)
+    torch.testing.assert_close(a * b, whole, rtol=1e-12, atol=0)
+    torch.testing.assert_close((b * first) ** 2 + second**2, std**2, rtol=1e-9, atol=0)
 
 
 def test_rate_is_the_ageing_on_the_common_clock(sde):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from indm.sde.linear import VESDE, VPSDE, SubVPSDE
+from indm.sde.linear import VESDE, VPSDE, LinearSDE, SubVPSDE
 
 BETAS = st.tuples(st.floats(0.01, 2.0), st.floats(3.0, 40.0))
 VARIANCE_PRESERVING = st.builds(
@@ -180,6 +180,55 @@ def test_perturb_has_the_moments_of_the_kernel(sde):
     scale = sde.sigma(t).item() / math.sqrt(len(z0))
     assert (z.mean(0) - 1.7 * sde.alpha(t)).abs().max() < 5 * scale
     assert (z.std(0) / sde.sigma(t) - 1).abs().max() < 5 / math.sqrt(2 * len(z0))
+
+
+@settings(max_examples=25)
+@given(ANY_SDE, st.floats(1e-3, 0.9), st.floats(0.01, 0.1))
+def test_transition_solves_the_moment_equations_from_t_to_s(sde, t, step):
+    """From z_t = 1 of variance 0: dm/du = f m and dV/du = 2 f V + g² end at the ratio and the variance."""
+
+    def moments(time, state):
+        f, g = sde.drift(double(time)).item(), sde.diffusion(double(time)).item()
+        return [f * state[0], 2 * f * state[1] + g**2]
+
+    solution = integrate.solve_ivp(moments, (t, t + step), [1.0, 0.0], method="DOP853", rtol=1e-11, atol=1e-16)
+    ratio, std = sde.transition(double(t), double(t + step))
+    assert ratio.item() == pytest.approx(solution.y[0, -1], rel=1e-8)
+    assert std.item() ** 2 == pytest.approx(solution.y[1, -1], rel=1e-6)
+
+
+def test_transitions_form_a_semigroup_that_carries_the_marginals(sde):
+    t, u, s = double(1e-3, 0.2, 0.5), double(0.1, 0.3, 0.9), double(0.4, 0.31, 1.0)
+    (a, first), (b, second), (whole, std) = (sde.transition(*pair) for pair in ((t, u), (u, s), (t, s)))
+    torch.testing.assert_close(a * b, whole, rtol=1e-12, atol=0)
+    torch.testing.assert_close((b * first) ** 2 + second**2, std**2, rtol=1e-10, atol=0)
+    torch.testing.assert_close((whole * sde.sigma(t)) ** 2 + std**2, sde.sigma(s) ** 2, rtol=1e-12, atol=0)
+    ratio, std = sde.transition(t.float(), t.float())
+    assert bool((ratio == 1).all()) and bool((std == 0).all())  # not the root of a rounding error below 0
+
+
+def test_transitions_in_closed_form():
+    t, s = double(0.1, 0.4), double(0.2, 0.9)
+    ratio, std = VPSDE().transition(t, s)
+    grown = VPSDE().integrated_beta(s) - VPSDE().integrated_beta(t)
+    torch.testing.assert_close(ratio, (-grown / 2).exp())
+    torch.testing.assert_close(std, (1 - (-grown).exp()).sqrt())
+    ratio, std = VESDE().transition(t, s)
+    torch.testing.assert_close(ratio, torch.ones_like(t))
+    torch.testing.assert_close(std, (VESDE().sigma(s) ** 2 - VESDE().sigma(t) ** 2).sqrt())
+
+
+def test_built_in_sdes_are_scalar(sde):
+    sde.prior_mean = torch.zeros(3, 2)
+    assert sde.is_scalar
+
+
+@pytest.mark.parametrize("missing", ["log_alpha", "sigma", "drift", "diffusion", "time"])
+def test_an_sde_that_lacks_a_method_cannot_be_made(missing):
+    methods = {name: getattr(VPSDE, name) for name in ("log_alpha", "sigma", "drift", "diffusion", "time")}
+    del methods[missing]
+    with pytest.raises(TypeError, match=f"abstract method '?{missing}'?"):
+        type("Partial", (LinearSDE,), methods)()
 
 
 @pytest.mark.parametrize("kind", SDES.values())

@@ -97,7 +97,7 @@ def sampling_errors(
     if data.name in DENSITIES and model.flow.one_map:
         density = DENSITIES[data.name]
         estimation["kl"] = estimation_error(model, density, stack(data.test, POINTS), prior, seed, progress)
-        if model.sde.alpha(model.sde.endpoints(z)[1]).ndim == 1:  # entries of one clock, on which it is resolved
+        if model.sde.is_scalar:  # the error is resolved on the one clock of all entries
             estimation["curve"] = estimation_curve(model, density, samples=images, seed=seed, progress=progress)
     return {
         "images": images,

@@ -91,7 +91,7 @@ def quality(run: Path, data: Data, extractor: Extractor | None, options: Options
 
 def samplers_of(model, options: Options) -> list[str]:
     """Those of the options that take the model's SDE; Heun where none does (an SDE learned entry by entry)."""
-    if model.sde.sigma(model.sde.endpoints(model.scaling.scale.new_zeros(1))[0]).ndim == 1:
+    if model.sde.is_scalar:
         return list(options.samplers)
     return [name for name in options.samplers if name == "heun"] or ["heun"]
 

@@ -7,11 +7,11 @@ with f, g of the VP diffusion and a_i, v_i piecewise linear on its clock τ = �
 
 .. math:: \sigma_i^2/\alpha_i^2 = \int_{-\infty}^{\tau} e^{u + v_i(u) - 2a_i(u)}\,du .
 
-Drift and volatility enter the path of the signal-to-noise ratio through v − 2a alone: what one can do to it, the other
-can, and what is left to the drift is the scale of z_t, which matters only at T, where z_T should be N(0, I).
+Drift and volatility enter the path of the signal-to-noise ratio only through v − 2a, so either of them can bend it in
+any way that the other can. The drift alone sets the scale of z_t, which matters only at T, where z_T should be N(0, I).
 
-The entries of a learned diffusion are mixed by the flow before it: with A, S that commute at all times this is the
-general linear SDE, in the coordinates that diagonalise it.
+The flow before the diffusion mixes the entries of the data. So this is the general linear SDE whose matrices commute at
+all times, in the coordinates that diagonalise them.
 """
 
 import torch
@@ -24,7 +24,7 @@ class LearnedSDE(LinearSDE):
     """VP with learned drift, volatility or both, for each entry of the event; starts at VP.
 
     Coefficients are (B, *event) where those of a scalar SDE are (B,). ``log_snr`` and ``time`` stay those of VP: the
-    common clock, in which entry i ages at :meth:`rate`.
+    common clock, on which entry i ages at :meth:`clock_rate`.
 
     Args:
         shape: event shape.
@@ -91,7 +91,7 @@ class LearnedSDE(LinearSDE):
         return self._zeros() if self.log_volatility is None else self.log_volatility.double()
 
     def _bend(self) -> Tensor:
-        """v − 2a at the knots, all that the signal-to-noise ratio knows of them."""
+        """v − 2a at the knots: the only combination on which the signal-to-noise ratio depends."""
         return self._volatility() - 2 * self._gain()
 
     def _zeros(self) -> Tensor:
@@ -101,12 +101,12 @@ class LearnedSDE(LinearSDE):
         """(B,) to (B, 1, …), as many axes as (B, *event) has."""
         return v.reshape(*v.shape, *(1 for _ in self.shape))
 
-    def _place(self, t: Times) -> tuple[Tensor, Tensor]:
-        """The segment between knots in which ``t`` lies, and how far on the clock it lies behind its first knot."""
+    def _locate(self, t: Times) -> tuple[Tensor, Tensor]:
+        """The segment between knots that holds ``t``, and the distance on the clock from its first knot to ``t``."""
         (start, end), length = self.base.clock_span(), self._segment_length()
-        behind = (-self.base.log_snr(t.double()) - start).clamp(0, end - start)
-        segment = (behind / length).long().clamp(max=self.knots - 2)
-        return segment, behind - segment.double() * length
+        offset = (-self.base.log_snr(t.double()) - start).clamp(0, end - start)
+        segment = (offset / length).long().clamp(max=self.knots - 2)
+        return segment, offset - segment.double() * length
 
     def _segment_length(self) -> float:
         start, end = self.base.clock_span()
@@ -114,9 +114,9 @@ class LearnedSDE(LinearSDE):
 
     def _interpolate(self, knots: Tensor, t: Times) -> tuple[Tensor, Tensor]:
         """Value and slope on the clock at ``t``, (B, *event), of the piecewise linear function through the knots."""
-        segment, behind = self._place(t)
+        segment, offset = self._locate(t)
         slope = (knots[1:] - knots[:-1])[segment] / self._segment_length()
-        return knots[segment] + self._expand(behind) * slope, slope
+        return knots[segment] + self._expand(offset) * slope, slope
 
     def _log_noise_to_signal(self, t: Times) -> Tensor:
         """log σ_i²/α_i² by the closed form of its integral over each segment, (B, *event)."""
@@ -126,8 +126,8 @@ class LearnedSDE(LinearSDE):
         slope = 1 + (bend[1:] - bend[:-1]) / length
         whole = _log_integral(value[:-1], slope, torch.full_like(slope, length))
         before = torch.logcumsumexp(torch.cat([value[:1], whole]), dim=0)  # up to each knot; bend is constant before
-        segment, behind = self._place(t)
-        return torch.logaddexp(before[segment], _log_integral(value[segment], slope[segment], self._expand(behind)))
+        segment, offset = self._locate(t)
+        return torch.logaddexp(before[segment], _log_integral(value[segment], slope[segment], self._expand(offset)))
 
 
 def _log_integral(value: Tensor, slope: Tensor, length: Tensor) -> Tensor:

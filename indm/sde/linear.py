@@ -7,6 +7,7 @@ NELBO is read off it, and the samplers step in it.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,19 +16,45 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm.rng import strata
-from indm.tensors import event_size, expand_like, squared_norm
+from indm.tensors import Batch, PerSample, event_size, expand_like, squared_norm
 
 Times = Float[Tensor, "..."]
 
 
-class LinearSDE(nn.Module):
+class LinearSDE(nn.Module, ABC):
     """A linear SDE with a Gaussian prior, on ``[eps, T]``.
 
     Args:
-        eps: the truncation ε, the only one the library knows; ``0 < eps < T = 1``.
+        eps: the truncation ε, the only one in the library; ``0 < eps < T = 1``.
 
     The prior is N(prior_mean, prior_std² I). ``prior_mean`` is a buffer (zero unless set, for example to
     the mean of the latents), so it moves and is saved with the model.
+
+    To write an SDE, define its five abstract methods: :meth:`log_alpha`, :meth:`sigma`, :meth:`drift`,
+    :meth:`diffusion` and :meth:`time`. They act entry by entry on times of any shape and keep the dtype. Set
+    ``prior_std`` where σ_T is not 1, and keep every constructor argument as an attribute of the same name, so that a
+    saved model can describe itself. Coefficients may also differ between the entries of an event, (B, *event) for
+    times (B,): then define :meth:`clock_rate` too, and see :class:`~indm.sde.learned.LearnedSDE`.
+
+    Example: a variance-preserving diffusion at a constant rate.
+
+        >>> class ConstantRate(LinearSDE):
+        ...     def __init__(self, beta: float = 10.0, eps: float = 1e-5):
+        ...         super().__init__(eps)
+        ...         self.beta = beta
+        ...     def log_alpha(self, t):
+        ...         return -0.5 * self.beta * t
+        ...     def sigma(self, t):
+        ...         return (-torch.expm1(-self.beta * t)).sqrt()
+        ...     def drift(self, t):
+        ...         return torch.full_like(t, -0.5 * self.beta)
+        ...     def diffusion(self, t):
+        ...         return torch.full_like(t, self.beta**0.5)
+        ...     def time(self, log_snr):
+        ...         return torch.nn.functional.softplus(-log_snr) / self.beta
+        >>> sde, t = ConstantRate(), torch.tensor([0.2, 0.7])
+        >>> torch.allclose(sde.time(sde.log_snr(t)), t)
+        True
 
     Source: Song et al. 2021, "Score-Based Generative Modeling through SDEs", https://arxiv.org/abs/2011.13456.
     """
@@ -42,25 +69,25 @@ class LinearSDE(nn.Module):
         self.eps = eps
         self.register_buffer("prior_mean", torch.tensor(0.0))
 
+    @abstractmethod
     def log_alpha(self, t: Times) -> Times:
         r""":math:`\log\alpha_t = \int_0^t f`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sigma(self, t: Times) -> Times:
         r"""Standard deviation :math:`\sigma_t` of the kernel."""
-        raise NotImplementedError
 
+    @abstractmethod
     def drift(self, t: Times) -> Times:
         """The coefficient f(t) of the linear drift f(t) z."""
-        raise NotImplementedError
 
+    @abstractmethod
     def diffusion(self, t: Times) -> Times:
         """The volatility g(t)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def time(self, log_snr: Times) -> Times:
         """The inverse of :meth:`log_snr`."""
-        raise NotImplementedError
 
     def alpha(self, t: Times) -> Times:
         r"""Scale :math:`\alpha_t` of the mean of the kernel."""
@@ -75,14 +102,34 @@ class LinearSDE(nn.Module):
         return 2.0 * (self.log_alpha(t) - self.sigma(t).log())
 
     def clock_rate(self, t: Times) -> Times:
-        """How fast an entry of the latent ages on the clock −log SNR; 1 where all entries share one SDE."""
+        """d(−log SNR of an entry)/d(−:meth:`log_snr`): 1 where all entries of the latent share one SDE."""
         return torch.ones_like(t)
 
-    def perturb(self, z: Tensor, t: Times, noise: Tensor) -> Tensor:
-        r""":math:`z_t = \alpha_t z_0 + \sigma_t\,\mathrm{noise}`; ``z`` and ``noise`` (B, ...), ``t`` (B,)."""
+    @property
+    def is_scalar(self) -> bool:
+        """Whether all entries of the latent share one SDE: coefficients are (B,) at times (B,), not (B, *event)."""
+        T = self.prior_mean.new_full((1,), self.T)
+        return self.alpha(T).ndim == 1 and self.sigma(T).ndim == 1
+
+    def transition(self, t: Times, s: Times) -> tuple[Times, Times]:
+        r"""The kernel of z_s given z_t, for times s ≥ t: :math:`q(z_s \mid z_t) = N(r z_t, v^2 I)`.
+
+        .. math:: r = \alpha_s/\alpha_t, \qquad v = \sqrt{\sigma_s^2 - r^2\sigma_t^2}
+
+        Args:
+            t, s: (B,).
+
+        Returns:
+            The ratio r and the standard deviation v, each of the shape of :meth:`sigma`.
+        """
+        ratio = self.alpha(s) / self.alpha(t)
+        return ratio, (self.sigma(s) ** 2 - (ratio * self.sigma(t)) ** 2).clamp_min(0).sqrt()
+
+    def perturb(self, z: Batch, t: Times, noise: Batch) -> Tensor:
+        r""":math:`z_t = \alpha_t z_0 + \sigma_t\,\mathrm{noise}`; ``z`` and ``noise`` (B, *event), ``t`` (B,)."""
         return expand_like(self.alpha(t), z) * z + expand_like(self.sigma(t), z) * noise
 
-    def endpoints(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def endpoints(self, z: Batch) -> tuple[PerSample, PerSample]:
         """ε and T as tensors (B,) with the dtype and device of ``z``."""
         return z.new_full((len(z),), self.eps), z.new_full((len(z),), self.T)
 
@@ -92,14 +139,14 @@ class LinearSDE(nn.Module):
         noise = torch.randn(*shape, generator=generator, device=device, dtype=dtype)
         return self.prior_mean.to(noise) + self.prior_std * noise
 
-    def prior_log_prob(self, z: Float[Tensor, "batch *event"]) -> Float[Tensor, " batch"]:
+    def prior_log_prob(self, z: Batch) -> PerSample:
         """log π(z) in nats, (B,)."""
         d = event_size(z)
         mahalanobis = squared_norm(z - self.prior_mean.to(z)) / self.prior_std**2
         return -0.5 * mahalanobis - d * (math.log(self.prior_std) + 0.5 * math.log(2 * math.pi))
 
     def truncation(self, eps: float | None) -> float:
-        """``eps``, checked, or the SDE's own for None."""
+        """``eps``, checked; the SDE's own where it is None."""
         if eps is None:
             return self.eps
         if not self.eps <= eps < self.T:
@@ -108,7 +155,7 @@ class LinearSDE(nn.Module):
 
     @contextmanager
     def truncated(self, eps: float | None) -> Iterator["LinearSDE"]:
-        """With the truncation raised to ``eps`` for the while (None leaves it), wherever the SDE is used meanwhile."""
+        """Inside the context, the SDE's truncation is ``eps`` (None leaves it), wherever the SDE is used."""
         before, self.eps = self.eps, self.truncation(eps)
         try:
             yield self
@@ -118,11 +165,11 @@ class LinearSDE(nn.Module):
     def sample_time(
         self, n: int, *, importance: bool, eps: float | None = None, generator=None, device=None
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        r"""Draw ``n`` stratified times on [eps, T], in random order.
+        r"""Draw ``n`` stratified times on [ε, T], in random order.
 
         Args:
             importance: density ∝ g²/σ² (uniform in log-SNR) instead of uniform in t.
-            eps: a truncation above the SDE's own (soft truncation).
+            eps: a truncation ε above the SDE's own (soft truncation).
 
         Returns:
             t: (n,), one in each of n strata of equal probability.
@@ -150,7 +197,7 @@ class LinearSDE(nn.Module):
 
 
 class _VariancePreserving(LinearSDE):
-    r"""What VP and sub-VP share: :math:`f = -\beta/2`, :math:`B = \beta_{min} t + (\beta_{max}-\beta_{min})t^2/2`."""
+    r"""VP and sub-VP: :math:`f = -\beta/2`, :math:`B = \beta_{min} t + (\beta_{max}-\beta_{min})t^2/2`."""
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, eps: float = 1e-5):
         super().__init__(eps)
@@ -170,7 +217,7 @@ class _VariancePreserving(LinearSDE):
         return (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t) * t
 
     def time_of_integrated_beta(self, b: Times) -> Times:
-        """The inverse of :meth:`integrated_beta`, in the form of the quadratic's root that does not cancel."""
+        """The inverse of :meth:`integrated_beta`: the root of the quadratic, in the form without cancellation."""
         return 2 * b / (self.beta_min + (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * b).sqrt())
 
     def log_alpha(self, t: Times) -> Times:
