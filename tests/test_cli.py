@@ -17,25 +17,16 @@ import torch
 from PIL import Image
 
 import indm
-from indm.cli import main as cli
-from indm.cli.main import (
-    Compare,
-    Convert,
-    Evaluate,
-    Fid,
-    Inspect,
-    Recipes,
-    Report,
-    Reproduce,
-    Sample,
-    Train,
-    TrainBridge,
-    TrainPair,
-    Translate,
-    main,
-    split_changes,
-    what_is_kept,
-)
+from indm.cli import train as train_commands
+from indm.cli.convert import Convert
+from indm.cli.evaluate import Evaluate
+from indm.cli.main import main, split_changes
+from indm.cli.recipes import Recipes
+from indm.cli.report import Compare, Inspect, Report
+from indm.cli.reproduce import Reproduce
+from indm.cli.sample import Fid, Sample
+from indm.cli.train import Train, TrainBridge, TrainPair, what_is_kept
+from indm.cli.translate import Translate
 from indm.config import recipes
 from indm.data.registry import load_data
 from indm.evaluation.comparison import paired_difference
@@ -619,7 +610,7 @@ def test_names_that_lead_out_stay_inside(run, tmp_path, monkeypatch, capsys):
     (home / "deep").mkdir(parents=True)
     monkeypatch.chdir(home / "deep")
     planned = []
-    monkeypatch.setattr(cli, "train_run", lambda recipe, out, *_: planned.append(out) or 0)
+    monkeypatch.setattr(train_commands, "train_run", lambda recipe, out, *_: planned.append(out) or 0)
     text = recipes.to_toml(recipes.load("digits-3-8"))
     for name in ("../up.toml", "a\nb.toml", "...toml"):
         (home / "deep" / name).write_text(text)
@@ -731,7 +722,7 @@ def test_a_second_ctrl_c_while_python_ends_is_no_traceback(saves):
 def test_ctrl_c_while_python_still_loads_is_one_line(tmp_path):
     (tmp_path / "torch.py").write_text('import time\nprint("loading", flush=True)\ntime.sleep(60)\n')
     process = subprocess.Popen(
-        [sys.executable, "-c", "import indm_command; indm_command.program()"],
+        [sys.executable, "-c", "import indm_command, sys; sys.exit(indm_command.program())", "train", "digits"],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(indm.__file__).parents[1])])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -773,3 +764,23 @@ def test_one_ctrl_c_is_one_line():
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=20) == 130 and process.stderr.read() == "indm: interrupted\n"
+
+
+# ── What is loaded ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+HEAVY = ("torch", "torchvision", "accelerate", "matplotlib", "sklearn", "scipy", "numpy", "PIL", "jaxtyping")
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import indm",
+        "from indm.cli.main import main; main(['recipes'])",
+        *(f"from indm.cli.main import main; main({command})" for command in (["--help"], ["train", "--help"])),
+    ],
+)
+def test_nothing_heavy_is_loaded_before_it_is_used(program):
+    script = f"import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); {program}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not set(done.stderr.split()) & set(HEAVY)

@@ -6,12 +6,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch.distributed import is_torchelastic_launched
-
 
 def end_at_once(number: int, frame: object) -> None:
     """A handler of signals that waits for nothing."""
     os._exit(128 + number)
+
+
+def is_torchelastic_launched() -> bool:
+    """Whether torchrun started this process."""
+    from torch.distributed import is_torchelastic_launched  # PyTorch takes seconds to load
+
+    return is_torchelastic_launched()
 
 
 @contextmanager

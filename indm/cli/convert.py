@@ -1,0 +1,57 @@
+"""``indm convert``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from indm.cli.common import DONE, Common
+from indm.config import recipes
+
+
+@dataclass
+class Convert(Common):
+    """Make a run of a released checkpoint: of the paper's code, or of score_sde_pytorch (then without a flow).
+
+    Channels, levels, blocks, attention, pyramids and embedding are read off the tensors. What they do not tell is
+    asked for: --recipe cifar10-vp-nll says it all for that setting of the paper; or --sde vp, subvp or ve and
+    --image-size, the rest being taken as published for DDPM++ (vp, subvp) or NCSN++ (ve) and listed, to be changed by
+    --net.centered false, --net.fir "[1, 3, 3, 1]", --net.scale_by_sigma, --net.rescale, --sde.beta_max and so on; or
+    --settings, a JSON file of the original's settings under their original names. --data says what "indm evaluate"
+    shall load: --data folder --data.path my-images --data.size 32.
+
+    A tensor that does not fit is an error that lists it, and so is a setting that is not known. Nothing pickled in the
+    files is run.
+    """
+
+    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
+    """The score's file, for example checkpoint_26.pth."""
+    flow_checkpoint: Annotated[Positional[Path | None], arg(metavar="FLOW_CHECKPOINT")] = None
+    """The flow's file, for example flow_checkpoint_26.pth; without one the flow is the identity."""
+    out: Annotated[Path, arg(metavar="RUN")] = Path("runs/converted")
+    """The run folder."""
+    weights: Annotated[
+        Literal["ema", "model"] | None, arg(metavar="ema|model", help_behavior_hint="(default: as published)")
+    ] = None
+    """Moving averages or the last weights. The paper's results are of the score's averages and the flow's last ones."""
+    recipe: Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="(default: none)")] = None
+    """A recipe whose data, SDE and network hold where the tensors do not tell."""
+    settings: Annotated[Path | None, arg(metavar="JSON", help_behavior_hint="(default: none)")] = None
+    """The original's settings: {"sde": "vpsde", "image_size": 32, "centered": true, "fir": false, …}."""
+    flow_settings: Annotated[Path | None, arg(metavar="JSON", help_behavior_hint="(default: none)")] = None
+    """The original's settings of the flow."""
+    image_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: that of the data)")] = None
+    """Side of the images."""
+
+    def run(self, changes: dict[str, str]) -> int:
+        from indm.convert.run import convert
+
+        options = {key: value for key, value in vars(self).items() if key != "debug"}
+        made = convert(**options, changes=changes)
+        for name in ("from_the_tensors", "assumed", "data"):
+            told = ", ".join(f"{key} = {recipes.literal(value)}" for key, value in made[name].items())
+            print(f"{name.replace('_', ' ')}: {told or 'nothing'}")
+        files = " and ".join(f"{file['name']} ({file['weights']})" for file in made["files"])
+        print(f"{self.out}: {files}, step {made['step']}, {made['parameters']['score']:,} parameters of the score")
+        return DONE

@@ -1,0 +1,114 @@
+"""``indm report``, ``compare`` and ``inspect``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from indm.cli.common import DONE, Common
+
+
+@dataclass
+class Compare(Common):
+    """Compare evaluated runs: a table, paired differences from the first run, and comparison.png.
+
+    A difference within two standard errors is a tie.
+    """
+
+    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…")]
+    """Two or more run folders, each of them evaluated on the same examples."""
+    out: Path = Path(".")
+    """Where to write comparison.png and comparison.json."""
+    overwrite: bool = False
+    """Write over a comparison that is there."""
+
+    def run(self) -> int:
+        from indm.evaluation.comparison import compare
+        from indm.runs.folder import check_absent
+
+        check_absent(self.out, ["comparison.json", "comparison.png"], self.overwrite)
+        print(compare(list(self.run_folders), self.out))
+        print(f"{self.out / 'comparison.png'}")
+        return DONE
+
+
+@dataclass
+class Inspect(Common):
+    """Look at what the flow of a run does: flow.png and flow.json.
+
+    The singular values of its Jacobian, where its action lies (colour, low and high frequencies, position), and how
+    long the class can be told from x_t. Give a linear run (--flow identity) as a second one to compare with.
+    """
+
+    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…")]
+    """One or more run folders, all of the same data."""
+    examples: int = 2000
+    """Examples of each split to look at, at most."""
+    seed: int = 0
+    """Of dequantization and noise."""
+    out: Path = Path(".")
+    """Where to write flow.png and flow.json."""
+    overwrite: bool = False
+    """Write over what is there."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self) -> int:
+        from indm.data.registry import load_data
+        from indm.evaluation import flow_analysis
+        from indm.files import atomic
+        from indm.runs.folder import check_absent, open_run
+        from indm.runs.provenance import provenance, weights_hash
+
+        if not self.run_folders:
+            raise ValueError("inspect needs at least one run folder, got none")
+        check_absent(self.out, ["flow.json", "flow.png"], self.overwrite)
+        found = {}
+        for folder in self.run_folders:
+            model, recipe = open_run(folder)
+            data = load_data(**recipe["data"])
+            options = {"examples": self.examples, "seed": self.seed, "progress": not self.quiet}
+            found[str(folder)] = flow_analysis.inspect(model, data, **options)
+        self.out.mkdir(parents=True, exist_ok=True)
+        made_by = provenance(self.seed, {str(folder): weights_hash(folder) for folder in self.run_folders})
+        atomic.json_object(self.out / "flow.json", {"provenance": made_by, "runs": found})
+        flow_analysis.save_figure(found, self.out / "flow.png")
+        for name, result in found.items():
+            print(name, ", ".join(f"{key} {value:.3f}" for key, value in result["action"].items()))
+        print(self.out / "flow.png")
+        return DONE
+
+
+@dataclass
+class Report(Common):
+    """Set runs of one data set side by side on one page: index.html, its pictures as PNG, report.json.
+
+    Learning curves, likelihoods, sample quality over steps for each sampler, samples, paths x_t, interpolation,
+    transport cost, the sampling error by parts, what the flow does. Runs that differ in the seed alone are averaged.
+    What was measured is kept in the run folders, so that a report that was stopped goes on.
+    """
+
+    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…")]
+    """One or more run folders of one data set; what was not evaluated is."""
+    out: Path = Path("report")
+    """Where to write."""
+    images: int = 500
+    """Samples of each measure, at most; a tenth of it is quick and rough."""
+    steps: tuple[int, ...] = (5, 10, 20, 50, 100)
+    """Of the samplers. From 200 on for the stochastic ones alone: the others have long converged."""
+    samplers: tuple[str, ...] = ("unipc", "heun", "euler-maruyama")
+    seed: int = 0
+    """Of everything random."""
+    overwrite: bool = False
+    """Write over another report; the same one goes on without."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def run(self) -> int:
+        from indm.report.records import Options
+        from indm.report.writer import report
+
+        options = Options(self.images, self.steps, self.samplers, self.seed)
+        print(report(list(self.run_folders), self.out, options, overwrite=self.overwrite, progress=not self.quiet))
+        return DONE
