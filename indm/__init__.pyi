@@ -1,5 +1,6 @@
 from . import flows as flows
 from .config.parts import trust as trust
+from .config.recipes import recipe as recipe
 from .evaluation.likelihood import evaluate as evaluate
 from .likelihood import LikelihoodReport as LikelihoodReport
 from .likelihood import log_likelihood as log_likelihood

@@ -4,6 +4,7 @@ import copy
 import inspect
 import json
 import math
+import subprocess
 import sys
 
 import pytest
@@ -572,3 +573,27 @@ def test_decode_names_the_samples_that_fail():
     z[1, 0, 0, 0] = math.nan
     with pytest.raises(RuntimeError, match=r"indices 1;"):
         model.decode(z)
+
+
+def test_what_a_script_defines_is_named_after_its_file(tmp_path):
+    script = f"""
+import sys
+import torch
+from torch import nn
+import indm
+
+{inspect.getsource(Widened)}
+
+if __name__ == "__main__":
+    tables = {{"flow": {{"name": "identity"}}, "sde": {{"name": "vp"}}, "net": {{"name": Widened, "width": 4}}}}
+    indm.build_model(tables, (5,)).save("run")
+"""
+    (tmp_path / "mine.py").write_text(script)
+    subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, check=True)
+    assert json.loads((tmp_path / "run" / "model.json").read_text())["net"]["name"] == "mine:Widened"
+    read = 'import indm\nwith indm.trust("mine"): print(type(indm.INDM.load("run").score.backbone))'
+    done = subprocess.run([sys.executable, "-c", read], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout == "<class 'mine.Widened'>\n"
+    named = 'from indm.config.parts import name_of\nclass A: pass\nname_of("net", A)'
+    done = subprocess.run([sys.executable, "-c", named], cwd=tmp_path, capture_output=True, text=True)
+    assert "A cannot be named in a file, as it is defined in an interactive session" in done.stderr

@@ -1,5 +1,5 @@
-"""Runs that the first version wrote, under the names that options, keys and files had then: they load, evaluate, sample,
-translate and go on. ``tests/fixtures/runs/continued.json`` has what each came to when that version resumed it."""
+"""Runs that the first version wrote, under the names of its options, keys and files: they load, evaluate, sample,
+translate and resume. ``tests/fixtures/runs/continued.json`` has what each came to when that version resumed it."""
 
 import json
 import shutil

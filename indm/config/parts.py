@@ -6,9 +6,11 @@ from a stranger, so code outside is imported only inside :func:`trust`. Nothing 
 
 import importlib
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 from indm.messages import brief, nearest
@@ -107,23 +109,32 @@ def find(kind: str, name: Any, constructors: Constructors | None = None) -> Any:
 def name_of(kind: str, part: Any, constructors: Constructors | None = None) -> str:
     """The name by which :func:`find` finds ``part``, a class or a function.
 
+    What a script defines is named after the file of the script, from whose folder it can be imported.
+
     Raises:
         ValueError: nothing could import it by a name.
     """
     own = {constructor: name for name, constructor in (constructors or {}).get(kind, {}).items()}
     if part in own:
         return own[part]
-    place = f"{part.__module__}:{part.__qualname__}"
+    module = _script() if part.__module__ == "__main__" else part.__module__
+    place = f"{module}:{part.__qualname__}"
     names = {place: name for name, place in BUILT_IN[kind].items()}
     if place in names:
         return names[place]
-    if part.__module__ == "__main__" or "<" in part.__qualname__:
+    if module is None or "<" in part.__qualname__:
         raise ValueError(
             f"{kind} {part.__qualname__} cannot be named in a file, as it is defined in "
-            f"{'a script' if part.__module__ == '__main__' else 'a function'}: move it to a module that can be "
+            f"{'an interactive session' if module is None else 'a function'}: move it to a module that can be "
             "imported, or pass constructors= with an entry for it"
         )
     return place
+
+
+def _script() -> str | None:
+    """The name by which the running script can be imported; None where Python was started without one."""
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    return None if file is None else Path(file).stem
 
 
 def _imported(kind: str, place: str) -> Any:

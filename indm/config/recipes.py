@@ -7,6 +7,7 @@ that is built); ``[train]`` and ``[evaluate]`` are the dataclasses :class:`Train
 import json
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, get_type_hints
@@ -52,6 +53,24 @@ def load(source: str | Path) -> Recipe:
         if not isinstance(content, dict):
             raise ValueError(f"{path}: {table} must be a table, [{table}], got {content!r}")
     return migrate(recipe) if Path(source).is_dir() else recipe
+
+
+def recipe(source: str | Path, changes: Mapping[str, object] | None = None) -> Recipe:
+    """The recipe of a bundled name, a TOML file or a run folder, with some of its keys changed, checked and whole.
+
+    Args:
+        source: as in :func:`load`.
+        changes: values by dotted key; a bare table name puts another part in its place.
+
+    Raises:
+        ValueError: an unknown key (with the nearest that exists), or a value of the wrong type.
+
+    >>> changed = recipe("digits", {"train.steps": 500, "flow": "identity"})
+    >>> changed["train"]["steps"], changed["flow"]
+    (500, {'name': 'identity'})
+    """
+    texts = {key: literal(value) if "." in key else str(value) for key, value in (changes or {}).items()}
+    return resolve(override(load(source), texts))
 
 
 def override(recipe: Recipe, changes: dict[str, str]) -> Recipe:
