@@ -51,6 +51,11 @@ class Scaling(nn.Module):
         """Zero mean and unit variance for each feature of ``vectors`` (N, D, …); constant features keep scale 1."""
         parts = vectors.split(max(1, AT_ONCE // len(vectors)), dim=1)  # in double precision, a part at a time
         std, mean = map(torch.cat, zip(*(torch.std_mean(part.double(), dim=0) for part in parts), strict=True))
+        return cls.from_moments(mean, std)
+
+    @classmethod
+    def from_moments(cls, mean: Tensor, std: Tensor) -> "Scaling":
+        """Data of that mean and deviation to zero mean and unit variance; constant features keep scale 1."""
         return cls(mean, torch.where(std > 1e-8, std, torch.ones_like(std)))
 
     def to_model(self, raw: Num[Tensor, "batch *event"], *, generator=None) -> Tensor:

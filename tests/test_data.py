@@ -14,10 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from indm.data import ImageFiles, celeba, cifar10, fashion_mnist
 from indm.data.arrays import load_array
-from indm.data.base import InMemory, flip_horizontally, loader, stack
+from indm.data.base import InMemory, as_data, stack
+from indm.data.batches import flip_horizontally, loader
 from indm.data.densities import DENSITIES
 from indm.data.fashion_mnist import DEBIAN_FASHION_MNIST
 from indm.data.image_files import read_image
@@ -600,6 +602,137 @@ def test_an_array_that_leaves_no_room_for_its_splits_is_refused(tmp_path, monkey
     monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 7999}[name])
     with pytest.raises(ValueError, match=r"a.npy cannot be split, .* 8,000,000 bytes, .* can have 7,999,000"):
         load_data("array", path=tmp_path / "a.npy")
+
+
+# ── Whatever a user has
+
+
+class Pairs(Dataset):
+    """A map-style data set of (x, label) whose items are made when asked for."""
+
+    def __init__(self, items):
+        self.items, self.asked = items, []
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        self.asked.append(index)
+        return self.items[index], index % 3
+
+
+def assert_same_data(a, b):
+    for part in PARTS:
+        x, y = stack(getattr(a, part)), stack(getattr(b, part))
+        assert x.dtype == y.dtype and torch.equal(x, y)
+    assert a.shape == b.shape and a.scaling.levels == b.scaling.levels and a.flip == b.flip
+    assert torch.equal(a.scaling.shift, b.scaling.shift) and torch.equal(a.scaling.scale, b.scaling.scale)
+
+
+@pytest.mark.parametrize("kind", ["vectors", "images", "levels"])
+@pytest.mark.parametrize("made", [np.asarray, torch.as_tensor])
+def test_data_in_memory_are_as_if_read_from_a_file(tmp_path, kind, made):
+    rng = np.random.default_rng(0)
+    array, options = {
+        "vectors": (rng.normal(2, 3, (60, 3)), {}),
+        "images": (rng.integers(0, 256, (60, 9, 10, 3), dtype=np.uint8), {"flip": True, "centered": False}),
+        "levels": (rng.integers(0, 1000, (60, 4)), {"levels": 1000}),
+    }[kind]
+    np.save(tmp_path / "a.npy", array)
+    options |= {"seed": 5, "valid": 0.2, "test": 0.15, "limit": 30}
+    read, given = load_array(path=tmp_path / "a.npy", **options), as_data(made(array), **options)
+    assert_same_data(read, given)
+    assert read.fingerprint == given.fingerprint and given.name == "given" and read.notes[1:] == given.notes
+    assert as_data(given) is given
+    held = as_data(InMemory(made(array)) if made is torch.as_tensor else array, **options)
+    assert_same_data(held, given)
+
+
+@pytest.mark.parametrize("kind", ["vectors", "images", "PIL"])
+def test_a_data_set_of_tuples_is_that_of_its_first_entries(kind):
+    """Split, scaled and laid out as the array of them; items are read when asked for, in worker processes too."""
+    rng = np.random.default_rng(1)
+    array = rng.normal(100, 3, (50, 4)) if kind == "vectors" else rng.integers(0, 256, (50, 8, 9, 3), dtype=np.uint8)
+    items = Pairs([Image.fromarray(x) for x in array] if kind == "PIL" else array)
+    lazy, whole = as_data(items, seed=3, limit=20), as_data(array, seed=3, limit=20)
+    few = items.asked[:]
+    for part in PARTS:
+        assert torch.equal(stack(getattr(lazy, part)), stack(getattr(whole, part)))
+        batches = [list(loader(getattr(d, part), 4, shuffle=True)) for d in (lazy, whole)]
+        assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
+    torch.testing.assert_close(lazy.scaling.shift, whole.scaling.shift)
+    torch.testing.assert_close(lazy.scaling.scale, whole.scaling.scale)
+    assert lazy.shape == whole.shape and lazy.scaling.levels == whole.scaling.levels
+    if kind != "vectors":  # nothing but the first item was read to know what there is
+        assert set(few) == {0}
+    assert as_data(Pairs(array[:40])).fingerprint != lazy.fingerprint == as_data(Pairs(array), seed=4).fingerprint
+    tensors = TensorDataset(torch.from_numpy(array), torch.arange(50))
+    assert_same_data(as_data(tensors, seed=3, limit=20), whole)
+    assert isinstance(as_data(tensors).train, InMemory)  # batches are indexed, not put together
+
+
+def test_splits_that_are_given_stay():
+    x = torch.arange(60, dtype=torch.uint8).reshape(20, 3)
+    data = as_data((x[:12], Pairs(x[12:15].numpy()), x[15:]), levels=60, limit=5, name="mine")
+    assert torch.equal(stack(data.train), x[:5]) and torch.equal(stack(data.valid), x[12:15])
+    assert torch.equal(stack(data.test), x[15:]) and data.name == "mine" and data.scaling.levels == 60
+    others = [(x[:12], x[12:15], x[15:19]), (x[:12].flip(0), x[12:15], x[15:])]
+    assert len({as_data(s, levels=60).fingerprint for s in [*others, (x[:12], x[12:15], x[15:])]}) == 3
+    z = torch.randn(20, 2)
+    standardised = as_data((z[:12], z[12:15], z[15:])).scaling
+    torch.testing.assert_close(standardised.shift, z[:12].mean(0))
+    torch.testing.assert_close(standardised.scale, z[:12].std(0))
+
+
+def test_deviations_far_from_zero_do_not_cancel():
+    x = 1e6 + torch.randn(200, 2)
+    lazy, whole = as_data(Pairs(list(x))).scaling, as_data(x).scaling
+    torch.testing.assert_close(lazy.scale, whole.scale, rtol=1e-6, atol=0)
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        yield torch.zeros(2)
+
+
+class Unmeasured(Dataset):
+    def __getitem__(self, index):
+        return torch.zeros(2)
+
+
+def test_what_cannot_be_made_into_data():
+    x, grey = torch.randn(30, 2), torch.zeros(30, 1, 8, 8, dtype=torch.uint8)
+    ragged = as_data(Pairs([np.zeros((8, 8 + (i == 7)), np.uint8) for i in range(30)]))
+    cases = [
+        (x[:0], {}, r"the data has shape \(0, 2\)"),
+        (x[:, 0], {}, r"has shape \(30,\); \(N, D\)"),
+        (x[:2], {}, "2 items cannot be split"),
+        (x > 0, {}, "holds bool"),
+        (x, {"levels": 2}, "levels are for integer data; the data holds float32"),
+        (x / 0, {}, "30 of 30 rows hold NaN or inf"),
+        (x, {"flip": True}, r"flip must be false for vectors: .* shape \(2,\)"),
+        (x.long(), {}, "pass levels="),
+        (grey + 9, {"levels": 8}, "holds values 9 … 9, not 0 … 7"),
+        ("digits", {}, "cannot be a str: a tensor, an array, a map-style data set or three"),
+        ({"x": x}, {}, "cannot be a dict"),
+        (7, {}, "cannot be a int"),
+        (Endless(), {}, "cannot be a Endless: a tensor"),
+        (DataLoader(Pairs(x)), {}, "cannot be a DataLoader: .*; its .dataset would do"),
+        (Unmeasured(), {}, "must have a length, Unmeasured has none"),
+        (Pairs([]), {}, "must have items, got an empty Pairs"),
+        (Pairs([{"image": 1}] * 30), {}, r"item 0 of the data holds object \(dict\)"),
+        (Pairs([Image.new("P", (8, 8))] * 30), {}, 'item 0 of the data is an image of mode P; convert it to "L" or'),
+        (Pairs([[[1.0], [2.0, 3.0]]] * 30), {}, "item 0 of the data cannot be read as an array of numbers"),
+        ((x, x), {}, r"must be three, \(train, valid, test\), got 2"),
+        ((x, x[:, :1], x), {}, r"must be of one shape .*, got train of shape \(2,\), valid of shape \(1,\)"),
+        ((x, (x > 0).to(torch.uint8), x), {}, "the valid split of the data holds uint8: pass levels="),
+        ((x, x, x), {"limit": 0}, "limit must be"),
+    ]
+    for source, options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            as_data(source, **options)
+    with pytest.raises(ValueError, match=r"item 7 of the data is torch.uint8 of shape \(1, 8, 9\), item 0 has shape"):
+        [stack(getattr(ragged, part)) for part in PARTS]
 
 
 # ── What decides the splits

@@ -14,7 +14,8 @@ from PIL import Image
 
 from indm.cli.main import main
 from indm.data import image_files
-from indm.data.base import loader, stack
+from indm.data.base import stack
+from indm.data.batches import loader
 from indm.data.image_files import Files, ImageFiles, count_unreadable, index, index_file
 from indm.data.registry import load_data
 from indm.training.devices import peak_memory_mib

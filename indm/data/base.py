@@ -1,15 +1,26 @@
-"""Three splits of a data set as raw tensors in data units, and batches of them."""
+"""What every loader returns: three splits of raw data with their scaling. Any data set can be made into one.
 
+A loader is a function or a class with keyword options that returns a :class:`Data`, or anything that :func:`as_data`
+takes.
+"""
+
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Num, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from indm.rng import for_rows
+from indm.data.raw import events, to_array
+from indm.data.splits import counts, describe_split, limited, split
+from indm.files import untrusted
 from indm.scaling import Scaling
+
+PARTS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +68,86 @@ class InMemory(Dataset):
         """A whole batch at once; ``DataLoader`` calls it."""
         return self.tensor[indices]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one item."""
+        return tuple(self.tensor.shape[1:])
+
+    def select(self, index: Tensor) -> "InMemory":
+        """A copy of the rows at the positions ``index``."""
+        return InMemory(self.tensor[index])
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the numbers."""
+        return hashlib.sha256(self.tensor.numpy()).hexdigest()
+
+    def standardised(self) -> Scaling:
+        """The scaling to zero mean and unit variance in each dimension."""
+        return Scaling.standardise(self.tensor)
+
+
+class FirstEntries(Dataset):
+    """The items of a map-style data set, read when asked for; the first entry of those that are tuples or lists.
+
+    Each is checked and brought to the layout of all others, see :func:`indm.data.raw.events`.
+
+    Args:
+        dataset: with ``len`` and integer indices.
+        levels: number of grey levels of integer data, see :func:`as_data`.
+        where: what messages call the data set.
+        chosen: positions of the items, in this order; all by default.
+
+    Raises:
+        ValueError: on reading an item that has another shape than the first, or that cannot be used.
+    """
+
+    def __init__(self, dataset: Any, levels: int | None, where: str | Path, chosen: Tensor | None = None):
+        self.dataset, self.where = dataset, where
+        self.chosen = torch.arange(len(dataset)) if chosen is None else chosen
+        first, self.levels = self._read(0, levels)
+        self.shape = tuple(first.shape)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> Tensor:
+        position = int(self.chosen[index])
+        item, levels = self._read(position, self.levels)
+        if (tuple(item.shape), levels) != (self.shape, self.levels):
+            raise ValueError(
+                f"all items must be of one shape and kind: item {position} of {self.where} is {item.dtype} of shape "
+                f"{tuple(item.shape)}, item 0 has shape {self.shape} and levels {self.levels}"
+            )
+        return item
+
+    def _read(self, position: int, levels: int | None) -> tuple[Tensor, int | None]:
+        item, where = self.dataset[position], f"item {position} of {self.where}"
+        rows, levels = events(to_array(item[0] if isinstance(item, tuple | list) else item, where)[None], levels, where)
+        return torch.from_numpy(rows[0]), levels
+
+    def select(self, index: Tensor) -> "FirstEntries":
+        """The items at the positions ``index``."""
+        return FirstEntries(self.dataset, self.levels, self.where, self.chosen[index])
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the number of items: their contents would all have to be read."""
+        return hashlib.sha256(f"{len(self)} items".encode()).hexdigest()
+
+    def standardised(self) -> Scaling:
+        """The scaling to zero mean and unit variance in each dimension; reads every item once."""
+        first = self[0].double()
+        total, squares = torch.zeros_like(first), torch.zeros_like(first)
+        for i in range(len(self)):
+            shifted = self[i].double() - first  # so that the squares do not cancel
+            total += shifted
+            squares += shifted**2
+        mean = total / len(self)
+        variance = (squares - len(self) * mean**2) / (len(self) - 1)
+        return Scaling.from_moments(first + mean, variance.clamp(min=0).sqrt())
+
+
+Examples = InMemory | FirstEntries
+
 
 def stack(dataset: Dataset, n: int | None = None) -> Tensor:
     """The first ``n`` items (all by default) as one tensor (n, *event)."""
@@ -65,46 +156,114 @@ def stack(dataset: Dataset, n: int | None = None) -> Tensor:
     return torch.stack([dataset[i] for i in range(len(dataset))[:n]])
 
 
-def flip_horizontally(raw: Num[Tensor, "batch c h w"], generator: torch.Generator | None = None) -> Tensor:
-    """Mirror each image left to right with probability 1/2."""
-    device = raw.device if generator is None else generator.device
-    u = for_rows(len(raw), lambda n: torch.rand(n, 1, 1, 1, generator=generator, device=device))
-    flipped = u.to(raw.device) < 0.5
-    return torch.where(flipped, raw.flip(-1), raw)
+def pooled(tensor: Tensor, parts: Mapping[str, Tensor], labels: Tensor | None = None) -> dict[str, Any]:
+    """The fields of :class:`Data` that follow from all examples in one tensor and index tensors into it."""
+    by_part = {} if labels is None else {part: labels[index] for part, index in parts.items()}
+    sets = {part: InMemory(tensor[index]) for part, index in parts.items()}
+    return sets | {"shape": tuple(tensor.shape[1:]), "labels": by_part}
 
 
-def collate(items: Tensor | list[Tensor]) -> Tensor:
-    """A batch from what a data set returned: already one, or a list of items."""
-    return items if isinstance(items, Tensor) else torch.stack(items)
-
-
-def loader(
-    dataset: Dataset,
-    batch_size: int,
+def as_data(
+    source: Any,
     *,
-    shuffle: bool,
+    name: str = "given",
+    levels: int | None = None,
+    valid: float = 0.1,
+    test: float = 0.1,
     seed: int = 0,
-    epoch: int = 0,
-    workers: int = 0,
-    drop_last: bool = False,
-) -> DataLoader:
-    """One epoch of batches (B, *event), in an order that depends on ``seed`` and ``epoch`` alone.
+    limit: int | None = None,
+    centered: bool = True,
+    flip: bool = False,
+    where: str | Path = "the data",
+) -> Data:
+    """Anything that holds examples, as a :class:`Data`.
 
-    A run that stopped in the middle of an epoch resumes by asking for the same epoch and skipping the batches
-    it has seen (``accelerate.skip_first_batches`` skips them unread).
+    Floats are continuous and are standardised by the training split. Integers are grey levels 0 … ``levels`` − 1:
+    vectors (D,), or images (H, W), (H, W, C) or (C, H, W), also images of PIL.
+
+    Args:
+        source: a :class:`Data`, which is returned as it is; a tensor or an array (N, …); a map-style data set, where
+            of items that are tuples the first entry counts; or three of these, (train, valid, test).
+        name: of the result.
+        levels: how many grey levels integers have; by default 256 for images of uint8.
+        valid, test: fractions of ``source``, where it is not three already.
+        seed: decides which example is in which split.
+        limit: the training split keeps only its first ``limit`` examples.
+        centered: grey levels are scaled to [−1, 1], else to [0, 1].
+        flip: whether training should flip images horizontally at random.
+        where: what error messages call ``source``.
+
+    Raises:
+        ValueError: naming what is wrong with ``source``. Items of a data set are checked when they are read.
+
+    Example:
+        >>> data = as_data(torch.randn(100, 2))
+        >>> len(data.train), len(data.valid), len(data.test), data.shape
+        (80, 10, 10, (2,))
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    order = range(len(dataset))
-    if shuffle:
-        state = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
-        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(state)).tolist()
-    return DataLoader(
-        dataset,
-        batch_size,
-        sampler=order,
-        num_workers=workers,
-        drop_last=drop_last,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-    )
+    if isinstance(source, Data):
+        return source
+    if isinstance(source, tuple):
+        sets, levels, fingerprint = _divided_before(source, levels, limit, where)
+        note = "divided before: " + ", ".join(f"{part} {len(examples)}" for part, examples in sets.items())
+    else:
+        examples, levels = _examples(source, levels, where)
+        del source  # an array that nobody else holds is freed once it is split
+        parts = split(len(examples), **counts(len(examples), valid, test), seed=seed, limit=limit)
+        sets, fingerprint, note = _divided(examples, parts, where), examples.fingerprint(), describe_split(parts, seed)
+        del examples
+    shape = sets["train"].shape
+    if flip and len(shape) != 3:
+        raise ValueError(f"flip must be false for vectors: {where} holds no images but events of shape {shape}")
+    scaling = Scaling.images(levels, centered) if levels else sets["train"].standardised()
+    about = {"shape": shape, "flip": flip, "notes": [note], "fingerprint": fingerprint}
+    return Data(name=name, scaling=scaling, **about, **sets)
+
+
+def _examples(source: Any, levels: int | None, where: str | Path) -> tuple[Examples, int | None]:
+    """The examples of a tensor, an array or a map-style data set, and how many grey levels they have."""
+    if isinstance(source, TensorDataset):
+        source = source.tensors[0]
+    if isinstance(source, InMemory):
+        source = source.tensor
+    if hasattr(source, "dtype"):
+        array, levels = events(source, levels, where)
+        return InMemory(torch.from_numpy(array)), levels
+    wanted = "a tensor, an array, a map-style data set or three of these (train, valid, test) would do"
+    if isinstance(source, str | Mapping | IterableDataset) or not hasattr(source, "__getitem__"):
+        hint = "; its .dataset would do" if hasattr(source, "dataset") else ""
+        raise ValueError(f"{where} cannot be a {type(source).__name__}: {wanted}{hint}")
+    if not hasattr(source, "__len__"):
+        raise ValueError(f"{where} must have a length, {type(source).__name__} has none: {wanted}")
+    if not len(source):
+        raise ValueError(f"{where} must have items, got an empty {type(source).__name__}")
+    examples = FirstEntries(source, levels, where)
+    return examples, examples.levels
+
+
+def _divided(examples: Examples, parts: Mapping[str, Tensor], where: str | Path) -> dict[str, Examples]:
+    """The splits of ``examples`` at the positions ``parts``; ValueError where memory cannot hold them beside it."""
+    if isinstance(examples, InMemory):
+        try:
+            untrusted.check_memory(2 * examples.tensor.nbytes)
+        except ValueError as error:
+            raise ValueError(f"{where} cannot be split, which takes as much memory again: {error}") from error
+    return {part: examples.select(index) for part, index in parts.items()}
+
+
+def _divided_before(
+    source: tuple, levels: int | None, limit: int | None, where: str | Path
+) -> tuple[dict[str, Examples], int | None, str]:
+    """Three splits, how many grey levels they have, and their fingerprint."""
+    if len(source) != len(PARTS):
+        raise ValueError(f"{where} as a tuple must be three, (train, valid, test), got {len(source)}")
+    sets, kinds = {}, set()
+    for part, given in zip(PARTS, source, strict=True):
+        sets[part], found = _examples(given, levels, f"the {part} split of {where}")
+        kinds.add((sets[part].shape, found))
+    if len(kinds) > 1:
+        got = ", ".join(f"{part} of shape {examples.shape}" for part, examples in sets.items())
+        raise ValueError(f"the splits of {where} must be of one shape and number of grey levels, got {got}")
+    prints = [examples.fingerprint() for examples in sets.values()]
+    sets["train"] = sets["train"].select(limited(torch.arange(len(sets["train"])), limit))
+    return sets, found, hashlib.sha256("".join(prints).encode()).hexdigest()

@@ -7,7 +7,8 @@ from torchvision.datasets import CelebA
 from indm.data.base import Data
 from indm.data.downloads import download_root, from_torchvision
 from indm.data.image_files import ImageFiles
-from indm.data.splits import check_size, limited
+from indm.data.raw import check_size
+from indm.data.splits import limited
 from indm.scaling import Scaling
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torchvision.datasets import CIFAR10
 
-from indm.data.base import Data
+from indm.data.base import Data, pooled
 from indm.data.downloads import download_root, from_torchvision
-from indm.data.splits import describe_split, pooled, split
+from indm.data.splits import describe_split, split
 from indm.scaling import Scaling
 
 

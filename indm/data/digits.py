@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from indm.data.base import Data
-from indm.data.splits import describe_split, pooled, selected
+from indm.data.base import Data, pooled
+from indm.data.splits import describe_split, selected
 from indm.scaling import Scaling
 
 

@@ -9,9 +9,10 @@ import torch
 from torchvision.datasets import FashionMNIST
 from torchvision.transforms.v2 import functional as F
 
-from indm.data.base import Data
+from indm.data.base import Data, pooled
 from indm.data.downloads import download_root, from_torchvision
-from indm.data.splits import check_size, describe_split, pooled, selected, split
+from indm.data.raw import check_size
+from indm.data.splits import describe_split, selected, split
 from indm.files import untrusted
 from indm.messages import reason
 from indm.scaling import Scaling

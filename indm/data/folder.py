@@ -9,7 +9,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from indm.data import image_files
 from indm.data.base import Data
 from indm.data.image_files import ImageFiles
-from indm.data.splits import check_size, counts, describe_split, split
+from indm.data.raw import check_size
+from indm.data.splits import counts, describe_split, split
 from indm.messages import nearest, reason
 from indm.scaling import Scaling
 

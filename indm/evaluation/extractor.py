@@ -16,8 +16,9 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from indm.data.base import Data, InMemory, loader, stack
-from indm.data.splits import MIN_SIZE
+from indm.data.base import Data, InMemory, stack
+from indm.data.batches import loader
+from indm.data.raw import MIN_SIZE
 from indm.files import atomic, untrusted
 from indm.messages import reason
 from indm.tensors import evaluation_mode

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from indm.config import recipes
 from indm.config.options import Training
 from indm.config.recipes import Recipe
-from indm.data.base import Data, flip_horizontally, loader, stack
+from indm.data.base import Data, stack
+from indm.data.batches import flip_horizontally, loader
 from indm.data.registry import load_data
 from indm.files import untrusted
 from indm.flows import Frozen, Identity, require_one_map

@@ -1,0 +1,54 @@
+"""Batches of raw data: the order of an epoch, and random flips."""
+
+import numpy as np
+import torch
+from jaxtyping import Num
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from indm.rng import for_rows
+
+
+def flip_horizontally(raw: Num[Tensor, "batch c h w"], generator: torch.Generator | None = None) -> Tensor:
+    """Mirror each image left to right with probability 1/2."""
+    device = raw.device if generator is None else generator.device
+    u = for_rows(len(raw), lambda n: torch.rand(n, 1, 1, 1, generator=generator, device=device))
+    flipped = u.to(raw.device) < 0.5
+    return torch.where(flipped, raw.flip(-1), raw)
+
+
+def collate(items: Tensor | list[Tensor]) -> Tensor:
+    """A batch from what a data set returned: already one, or a list of items."""
+    return items if isinstance(items, Tensor) else torch.stack(items)
+
+
+def loader(
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    shuffle: bool,
+    seed: int = 0,
+    epoch: int = 0,
+    workers: int = 0,
+    drop_last: bool = False,
+) -> DataLoader:
+    """One epoch of batches (B, *event), in an order that depends on ``seed`` and ``epoch`` alone.
+
+    A run that stopped in the middle of an epoch resumes by asking for the same epoch and skipping the batches
+    it has seen (``accelerate.skip_first_batches`` skips them unread).
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    order = range(len(dataset))
+    if shuffle:
+        state = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(state)).tolist()
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=order,
+        num_workers=workers,
+        drop_last=drop_last,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+    )
