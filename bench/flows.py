@@ -99,7 +99,7 @@ GRIDS = {
         "fashion-mnist-16",
         "--train.steps inf --train.seconds 150",
         {name: changes for name, changes in FAMILIES.items() if name != "affine coupling"},
-        evaluation="--images 2000 --nll-examples 50 --repeats 2 --times 4 --steps 24",
+        evaluation="--examples 2000 --nll-examples 50 --repeats 2 --times 4 --steps 24",
     ),
     "checkerboard": Grid(
         "checkerboard",
@@ -111,7 +111,7 @@ GRIDS = {
             "spline coupling": f"{SPLINE} --flow.depth 6 --flow.bound 2.5",
             "zuko": "--flow zuko --train.flow_update_every 1",
         },
-        evaluation="--images 20000 --nll-examples 5000 --repeats 2 --times 8",
+        evaluation="--examples 20000 --nll-examples 5000 --repeats 2 --times 8",
     ),
     "pretraining": Grid(
         "digits",
@@ -160,7 +160,7 @@ GRIDS = {
                 for weight in (0.1, 1, 10)
             },
         },
-        evaluation="--images 20000 --nll-examples 0 --repeats 2 --times 8",
+        evaluation="--examples 20000 --nll-examples 0 --repeats 2 --times 8",
     ),
 }  # fmt: skip
 

@@ -167,7 +167,7 @@ def test_dry_run_prints_a_recipe_and_writes_nothing(tmp_path, monkeypatch, capsy
 
 
 def test_evaluate_reports_what_it_stores(run, capsys):
-    arguments = ["evaluate", run, "--images", 40, "--nll-examples", 4, "--rtol", 0.1, "--atol", 0.1, "--quiet"]
+    arguments = ["evaluate", run, "--examples", 40, "--nll-examples", 4, "--rtol", 0.1, "--atol", 0.1, "--quiet"]
     assert main([*map(str, arguments), "--overwrite"]) == 0
     table = capsys.readouterr().out
     result = json.loads((run / "evaluation.json").read_text())
@@ -185,7 +185,7 @@ def test_evaluate_reports_what_it_stores(run, capsys):
 
 
 def test_evaluate_in_equal_steps(run):
-    arguments = ["evaluate", run, "--images", 40, "--nll-examples", 4, "--steps", 8, "--eps", 1e-3, "--quiet"]
+    arguments = ["evaluate", run, "--examples", 40, "--nll-examples", 4, "--steps", 8, "--eps", 1e-3, "--quiet"]
     arguments.append("--overwrite")
     assert main([str(a) for a in arguments]) == 0
     result = json.loads((run / "evaluation.json").read_text())
@@ -281,7 +281,7 @@ def test_points_are_shown_beside_their_density(tmp_path):
     assert main(["sample", str(run), "-n", "50", "--steps", "2", "--quiet"]) == 0
     assert np.load(run / "samples.npz")["samples"].shape == (50, 2)
     assert Image.open(run / "samples.png").size[0] > 600
-    few = ["--images", "100", "--nll-examples", "0", "--quiet"]
+    few = ["--examples", "100", "--nll-examples", "0", "--quiet"]
     assert main(["evaluate", str(run), *few]) == 0
     result = json.loads((run / "evaluation.json").read_text())
     assert result["unit"] == "nats" and result["entropy_nats"] == pytest.approx(math.log(2)) and "nll" not in result
@@ -292,7 +292,7 @@ def test_compare_pairs_the_examples(run, tmp_path, capsys):
     small = [part for part in SMALL if not part.startswith("--flow")]
     assert main(["train", "digits", *small, "--flow", "identity", "--out", str(twin), "--quiet"]) == 0
     for folder in (run, twin):
-        few = ["--images", "40", "--nll-examples", "0", "--quiet", "--overwrite"]
+        few = ["--examples", "40", "--nll-examples", "0", "--quiet", "--overwrite"]
         assert main(["evaluate", str(folder), *few]) == 0
     capsys.readouterr()
     assert main(["compare", str(run), str(twin), "--out", str(tmp_path)]) == 0
@@ -318,7 +318,7 @@ def evaluated(run, tmp_path_factory):
     """A copy of a run that is evaluated, under a name in which matplotlib would see a formula."""
     folder = tmp_path_factory.mktemp("evaluated") / r"a$\x$b"
     shutil.copytree(run, folder)
-    assert main(["evaluate", str(folder), "--images", "20", "--nll-examples", "0", "--quiet", "--overwrite"]) == 0
+    assert main(["evaluate", str(folder), "--examples", "20", "--nll-examples", "0", "--quiet", "--overwrite"]) == 0
     return folder
 
 
@@ -375,6 +375,8 @@ def test_help_is_there(command, capsys):
         ("train digitz", "no recipe or file is called 'digitz'; did you mean 'digits'?"),
         ("train digits --rezume", "Unrecognized options: --rezume; Perhaps you meant: --resume"),
         ("train digits --train.setps 3", "train.setps is no known key; did you mean 'steps'?"),
+        ("train digits --train.flow_every 3", "train.flow_every is now train.flow_update_every"),
+        ("train old.toml", "evaluate.images is now evaluate.examples"),
         ("train digits --train.steps", "--train.steps needs a value"),
         ("train digits --train.steps many", "train.steps must be a number, got 'many'"),
         ("train digits --train.steps 1.5", "train.steps must be a whole number, or inf, got 1.5"),
@@ -461,6 +463,7 @@ def test_mistakes(arguments, complaint, run, tmp_path, monkeypatch, capsys):
     whole = recipes.to_toml(recipes.load("digits"))
     (tmp_path / "broken.toml").write_text("steps = = 3")
     (tmp_path / "extra.toml").write_text(f"{whole}\n[extra]\na = 1\n")
+    (tmp_path / "old.toml").write_text(whole.replace("[evaluate]", "[evaluate]\nimages = 30"))
     (tmp_path / "nameless.toml").write_text(whole.replace('name = "coupling"', ""))
     (tmp_path / "notable.toml").write_text("train = 3\n" + whole[: whole.index("[train]")])
     (tmp_path / "untrained" / "recipe.toml").write_text(whole)
@@ -476,13 +479,13 @@ def test_mistakes_with_a_run(run, tmp_path, capsys):
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     assert "exists and is not empty" in fails(capsys, "train", "digits", "--out", run)
     assert "it differs in" in fails(capsys, "train", "checkerboard", "--resume", "--out", run)
-    assert "evaluate.images must be at least 2" in fails(capsys, "evaluate", run, "--images", 1, "--overwrite")
+    assert "evaluate.examples must be at least 2" in fails(capsys, "evaluate", run, "--examples", 1, "--overwrite")
     assert "sampler must be one of" in fails(capsys, "sample", run, "--sampler", "dmp++")
     assert "n must be at least 1" in fails(capsys, "sample", run, "-n", 0)
     for option in ("-n", "--steps", "--batch-size", "--seed"):
         name = option.lstrip("-").replace("-", "_")
         assert f"{name} must be within ±" in fails(capsys, "sample", run, option, 10**20)
-    for option in ("--times", "--images", "--batch-size", "--seed"):
+    for option in ("--times", "--examples", "--batch-size", "--seed"):
         name = option.lstrip("-").replace("-", "_")
         assert f"evaluate.{name} must be within ±" in fails(capsys, "evaluate", run, option, 10**20, "--overwrite")
     for tol in ("inf", "nan", "0"):
@@ -581,7 +584,7 @@ def test_every_failure_is_one_line_and_a_status(error, status, said, monkeypatch
 
 
 def test_nothing_is_written_over_unless_told_to(run, tmp_path, capsys):
-    few = ["--images", "20", "--nll-examples", "0", "--quiet"]
+    few = ["--examples", "20", "--nll-examples", "0", "--quiet"]
     assert main(["evaluate", str(run), *few, "--overwrite"]) == 0
     out, draw = tmp_path / "out", ["-n", "4", "--steps", "2", "--quiet"]
     commands = (

@@ -333,7 +333,7 @@ def run(tmp_path_factory):
 
 
 def test_train_evaluate_and_sample_from_the_command_line(run, capsys):
-    options = ["--images", "8", "--nll-examples", "4", "--steps", "8", "--quiet"]
+    options = ["--examples", "8", "--nll-examples", "4", "--steps", "8", "--quiet"]
     assert main(["evaluate", str(run), *options]) == 0
     for report in ((run / "evaluation.json").read_text(), capsys.readouterr().out):
         assert "the flow's own likelihood is a bound" in report

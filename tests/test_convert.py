@@ -373,7 +373,7 @@ def test_a_converted_run_is_evaluated_and_sampled(released, tmp_path, capsys):
     assert made["provenance"]["weights_sha256"] == {file["name"]: file["sha256"] for file in made["files"]}
     assert made["files"][0]["weights"] == "ema" and made["step"] == 123 and len(made["files"][0]["sha256"]) == 64
 
-    few = ("--images", 2, "--nll-examples", 0, "--times", 1, "--quiet")
+    few = ("--examples", 2, "--nll-examples", 0, "--times", 1, "--quiet")
     assert run_cli("evaluate", run, *few) == 0
     result = json.loads((run / "evaluation.json").read_text())
     assert result["nelbo"]["with_reconstruction"]["bits_per_dim"] > 7
@@ -397,12 +397,12 @@ def test_last_weights_and_settings_from_a_file(released, tmp_path):
 def test_a_recipe_says_what_the_tensors_do_not(tmp_path):
     _, state, *_ = drawn(**VE | {"fir": True, "progressive_input": "residual", "image_size": 16, "sigma_max": 90.0})
     path = checkpoint(state, tmp_path / "a.pth")
-    changes = {"data.size": "16", "evaluate.images": "7"}
+    changes = {"data.size": "16", "evaluate.examples": "7"}
     convert(path, tmp_path / "run", recipe="celeba64-ve-fid", changes=changes)
     model, recipe = INDM.load(tmp_path / "run"), recipes.load(tmp_path / "run")
     assert isinstance(model.sde, VESDE) and model.sde.sigma_max == 90.0 and type(model.score) is PublishedScore
     assert recipe["data"]["name"] == "celeba" and recipe["data"]["centered"] is False
-    assert recipe["evaluate"]["images"] == 7 and recipe["evaluate"]["rtol"] == 1e-5
+    assert recipe["evaluate"]["examples"] == 7 and recipe["evaluate"]["rtol"] == 1e-5
     assert model.scaling.to_model(torch.full((1, 3, 16, 16), 255, dtype=torch.uint8)).max() <= 1
     assert model.scaling.to_model(torch.zeros(1, 3, 16, 16)).min() >= 0
 

@@ -355,7 +355,7 @@ COMMANDS = [
 ]
 WORDS = [
     "--out", "--quiet", "--steps", "-n", "0", "-1", "7", "--debug", "--overwrite", "--seed", "nowhere", "..", ".",
-    "--data", "--flow", "identity", "mine.toml", "--train.steps=3", "--images", "1e9", "", "\n", "--", "--flow.width",
+    "--data", "--flow", "identity", "mine.toml", "--train.steps=3", "--examples", "1e9", "", "\n", "--", "--flow.width",
     "[", "é",
 ]  # fmt: skip
 WORD = st.sampled_from(WORDS) | st.text(max_size=5).filter(lambda word: not word.startswith("-h"))

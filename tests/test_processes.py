@@ -160,7 +160,7 @@ def test_processes_make_the_evaluation_of_one(folder, wide):
         "indm",
         "evaluate",
         run,
-        "--images",
+        "--examples",
         "50",
         "--nll-examples",
         "10",

@@ -47,7 +47,7 @@ DIGITS = {
     "net": {"name": "mlp", "width": 16, "depth": 1, "fourier": 0},
     "train": {"steps": 8, "batch_size": 64, "validate_examples": 20, "log_every": 2, "validate_every": 4,
               "snapshot_every": 8, "lr": 3e-3, "flow_lr": 3e-3, "ema": 0.5},
-    "evaluate": {"images": 60, "nll_examples": 4, "times": 2, "steps": 8},
+    "evaluate": {"examples": 60, "nll_examples": 4, "times": 2, "steps": 8},
 }  # fmt: skip
 PLANE = DIGITS | {
     "data": {"name": "eight-gaussians", "samples": 2000},
@@ -361,7 +361,7 @@ def test_groups_are_seeds_of_one_recipe(tmp_path):
     alone = written(tmp_path / "linear", PLANE | {"flow": {"name": "identity"}})
     same = [written(tmp_path / side / "run", change(PLANE, "train", lr=lr)) for side, lr in (("a", 0.1), ("b", 0.2))]
     both = written(tmp_path / "indm" / "longer", change(change(PLANE, "train", seed=1), "train", steps=9))
-    watched = change(change(PLANE, "train", seed=7, log_every=1, snapshot_every=3), "evaluate", images=30)
+    watched = change(change(PLANE, "train", seed=7, log_every=1, snapshot_every=3), "evaluate", examples=30)
     seeds.append(written(tmp_path / "indm" / "3", watched))  # the same model, seen otherwise
     order = [seeds[0], alone, seeds[1], *same, both, *seeds[2:]]
     found = groups_of(order)
@@ -689,7 +689,7 @@ def test_report_refuses_what_it_cannot_compare(digits, tmp_path):
 
     page, twin = (base / "out" / "index.html").read_bytes(), tmp_path / "twin"
     shutil.copytree(folders[2], twin)
-    evaluate_run(twin, {"images": 50, "nll_examples": 0}, progress=False)
+    evaluate_run(twin, {"examples": 50, "nll_examples": 0}, progress=False)
     with pytest.raises(
         ValueError, match=r"twin and .* were evaluated on different examples: \{'nelbo': 50, 'nll': 0\}"
     ):

@@ -27,7 +27,7 @@ SMALL = [
     "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.blocks=1", "--net.attention=[]", "--train.steps=2",
     "--train.seconds=inf", "--train.validate_examples=20", "--quiet",
 ]  # fmt: skip
-FEW = ["--images", "20", "--nll-examples", "0", "--quiet"]
+FEW = ["--examples", "20", "--nll-examples", "0", "--quiet"]
 
 NO_LINES = {
     "deep": b"[" * 100_000,
@@ -246,7 +246,7 @@ def test_an_example_that_is_added_after_a_training_is_warned_of(kind, tmp_path):
         add(home, i)
     options += [f"--data={kind}", f"--data.path={home / path}", "--train.batch_size=4", "--out", run]
     train = ["train", "digits", *SMALL, *options]
-    evaluate = ["evaluate", run, "--images", "2", "--nll-examples", "0", "--quiet", "--overwrite"]
+    evaluate = ["evaluate", run, "--examples", "2", "--nll-examples", "0", "--quiet", "--overwrite"]
 
     def parts():
         last = json.loads((tmp_path / "run" / "versions.json").read_text())

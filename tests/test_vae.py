@@ -36,7 +36,7 @@ DIGITS = {
     "sde": {"name": "vp"},
     "net": {"name": "vae-conv", "width": 8, "latent": 6},
     "train": {"steps": 9, "batch_size": 128, "validate_examples": 40, "log_every": 3, "validate_every": 3},
-    "evaluate": {"images": 60, "batch_size": 25},
+    "evaluate": {"examples": 60, "batch_size": 25},
 }
 TABLES = {
     "conv": ({"name": "vae-conv", "width": 4, "latent": 5}, (1, 8, 8)),

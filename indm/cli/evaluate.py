@@ -29,7 +29,7 @@ class Evaluate(Common):
     """The run folder."""
     split: Annotated[Literal["test", "valid", "train"] | None, from_recipe("SPLIT")] = None
     """Which examples: test, valid or train."""
-    images: Annotated[int | None, from_recipe("N")] = None
+    examples: Annotated[int | None, from_recipe("N")] = None
     """How many of them, at most, for the NELBO."""
     nll_examples: Annotated[int | None, from_recipe("N")] = None
     """How many of these for the NLL of the probability-flow ODE; 0 skips it."""

@@ -1,4 +1,8 @@
-"""What options were called before: the one table by which old run folders are read and old names are answered."""
+"""What options were called before: the one table of old names.
+
+A run folder is read with today's names (:func:`migrate`). An old name in a recipe of the user's or on the command line
+is an error that gives the new one (:func:`check_name_is_current`).
+"""
 
 from collections.abc import Mapping
 
@@ -7,6 +11,7 @@ RENAMED = {
     "train.keep_every": "train.snapshot_every",
     "train.skips": "train.max_skipped_steps",
     "train.rollbacks": "train.max_rollbacks",
+    "evaluate.images": "evaluate.examples",
     "evaluate.nll_images": "evaluate.nll_examples",
 }
 
@@ -17,3 +22,9 @@ def migrate(recipe: Mapping[str, Mapping]) -> dict[str, dict]:
         table: {RENAMED.get(f"{table}.{key}", f"{table}.{key}").split(".", 1)[1]: value for key, value in keys.items()}
         for table, keys in recipe.items()
     }
+
+
+def check_name_is_current(name: str) -> None:
+    """ValueError where ``name``, "table.key" in a recipe, is an old name of an option."""
+    if name in RENAMED:
+        raise ValueError(f"{name} is now {RENAMED[name]}")

@@ -78,7 +78,7 @@ class Evaluation:
     """The ``[evaluate]`` table: what ``indm evaluate`` does unless told otherwise."""
 
     split: Literal["test", "valid", "train"] = "test"
-    images: int = 10_000  # examples for the NELBO, at most
+    examples: int = 10_000  # for the NELBO, at most
     nll_examples: int = 1000  # of these, the first so many for the probability-flow ODE; 0 skips it
     repeats: int = 2  # independent estimates for each example, which tell the estimator's noise
     times: int = 4  # score evaluations of one NELBO estimate
@@ -93,6 +93,6 @@ class Evaluation:
     def __post_init__(self):
         check_whole_numbers(self, "evaluate.")
         check_each(self, "evaluate", lambda v: v >= 1, "at least 1", "times probes batch_size")
-        check_each(self, "evaluate", lambda v: v >= 2, "at least 2", "images repeats")
+        check_each(self, "evaluate", lambda v: v >= 2, "at least 2", "examples repeats")
         check_each(self, "evaluate", lambda v: v >= 0, "0 or more", "nll_examples seed steps eps")
         check_each(self, "evaluate", lambda v: 0 < v < math.inf, "positive and finite", "rtol atol")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, get_type_hints
 
 from indm.config.checks import check_kinds, check_name
-from indm.config.migrations import migrate
+from indm.config.migrations import check_name_is_current, migrate
 from indm.config.options import Evaluation, Training
 from indm.config.parts import KINDS
 from indm.messages import nearest
@@ -86,6 +86,7 @@ def override(recipe: Recipe, changes: dict[str, str]) -> Recipe:
     for dotted in (key for key in changes if "." in key):
         table, key = dotted.split(".", 1)
         check_name(table, TABLES, "table", f"--{dotted}")
+        check_name_is_current(dotted)
         value = _value(changes[dotted])
         is_text = key in TEXT_KEYS and not isinstance(value, str)
         changed.setdefault(table, {})[key] = changes[dotted] if is_text else value
@@ -96,6 +97,8 @@ def resolve(recipe: Recipe) -> Recipe:
     """``recipe`` checked and with the defaults of ``[train]`` and ``[evaluate]`` filled in, tables in fixed order."""
     for table in recipe:
         check_name(table, TABLES, "table", f"[{table}]")
+        for key in recipe[table]:
+            check_name_is_current(f"{table}.{key}")
     optional = [table for table in OPTIONAL_TABLES if table in recipe]
     for table in (*NAMED_TABLES, *optional):
         if not isinstance(recipe.get(table, {}).get("name"), str):

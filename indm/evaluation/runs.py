@@ -29,9 +29,9 @@ def evaluate_run(run: Path, given: dict | None = None, *, progress: bool = True)
     data = load_data(**recipe["data"])
     if processes.is_main_process:
         warn_of_other_splits(run, data)
-    settings = {key: value for key, value in vars(options).items() if key not in ("split", "images")}
+    settings = {key: value for key, value in vars(options).items() if key not in ("split", "examples")}
     settings |= {"steps": options.steps or None, "eps": options.eps or None}
-    raw = stack(getattr(data, options.split), options.images)
+    raw = stack(getattr(data, options.split), options.examples)
     distributed, main = processes.num_processes > 1, processes.is_main_process
     result, nats = evaluate(model, raw, progress=progress and main, distributed=distributed, **settings)
     if main:

@@ -73,12 +73,12 @@ class Study:
 
 
 STUDIES = {
-    "eight-gaussians": Study("eight-gaussians", 1200, 150, 1000, 100, {"images": "10_000", "nll_examples": "2000"}),
+    "eight-gaussians": Study("eight-gaussians", 1200, 150, 1000, 100, {"examples": "10_000", "nll_examples": "2000"}),
     "digits": Study("digits", 500, 40, 256, 40, {"nll_examples": "64", "repeats": "4", "times": "8"}),
     "fashion-mnist-16": Study(
-        "fashion-mnist-16", 300, 20, 128, 40, {"images": "2000", "nll_examples": "50"}, BASELINES
+        "fashion-mnist-16", 300, 20, 128, 40, {"examples": "2000", "nll_examples": "50"}, BASELINES
     ),
-    "fashion-mnist": Study("fashion-mnist", 300, 20, 128, 40, {"images": "1000", "nll_examples": "50"}, BASELINES),
+    "fashion-mnist": Study("fashion-mnist", 300, 20, 128, 40, {"examples": "1000", "nll_examples": "50"}, BASELINES),
 }
 STEPS, FAST_STEPS = (5, 10, 20, 50, 100, 1000), (5, 10, 20, 50)
 SAMPLERS = ("unipc", "euler-maruyama")
@@ -118,7 +118,7 @@ def recipe_of(plan: Plan, data: str, variant: str, seed: int, steps: int) -> Rec
     recipe = recipes.load(study.recipe)
     if variant == "vae":
         changes |= vae_changes(recipe)
-    evaluate = study.evaluate | ({"images": "200", "nll_examples": "0"} if plan.fast else {})
+    evaluate = study.evaluate | ({"examples": "200", "nll_examples": "0"} if plan.fast else {})
     changes |= {f"evaluate.{key}": value for key, value in evaluate.items()}
     changes |= {
         "train.seed": str(seed),

@@ -421,7 +421,7 @@ def evaluate_vae_run(run: str | Path) -> dict:
     options, data = Evaluation(**recipe["evaluate"]), load_data(**recipe["data"])
     warn_of_other_splits(run, data)
     model = load(run, device=provenance.device())
-    raw = stack(getattr(data, options.split), options.images)
+    raw = stack(getattr(data, options.split), options.examples)
     report, nats = evaluate(model, raw, repeats=options.repeats, batch_size=options.batch_size, seed=options.seed)
     write_evaluation(run, report, nats, recipe, data, options.split)
     return report
