@@ -14,11 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from indm.sde.linear import LinearSDE
-from indm.tensors import event_size, expand_like
+from indm.tensors import Batch, PerSample, event_size, expand_like
 
 LARGEST_DENSE = 4096  # dimensions up to which the covariance is dense; above, its diagonal is used
-Batch = Float[Tensor, "batch *event"]
-PerSample = Float[Tensor, " batch"]
 
 
 class GaussianReference:

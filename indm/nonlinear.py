@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from indm.flows import Compose, ExactFlow, Flow, Part, require_one_map
+from indm.flows.base import Flow, require_one_map
 from indm.ode import basis, rademacher
 from indm.rng import randn_like
 from indm.sampling import follow_flow, log_snr_grid, reverse_diffusion_step
@@ -156,8 +156,7 @@ def _gmres_cycle(A: Operator, r: Batch, goal: Times) -> Batch:
 
 def _inverse_linearization(flow: Flow, z: Tensor) -> Operator | None:
     """∂h⁻¹(z)/∂z where the inverse is a formula that can be differentiated."""
-    parts = [part for part in flow.modules() if isinstance(part, Flow)]
-    if not all(isinstance(part, ExactFlow | Compose | Part) for part in parts):
+    if not flow.inverse_is_formula:
         return None
     return linearize(lambda z: flow.solve_inverse(z)[0], z)[1]
 

@@ -8,11 +8,11 @@ import torch
 import indm
 from indm.data.base import Data, InMemory
 from indm.evaluation import flow_analysis
-from indm.flows import ActNorm, Compose, CouplingFlow, Flow, Identity, InvertibleLinear
+from indm.flows import ActNorm, Compose, CouplingFlow, ExactFlow, Identity, InvertibleLinear
 from indm.scaling import Scaling
 
 
-class Shift(Flow):
+class Shift(ExactFlow):
     """x ↦ x + pattern."""
 
     def __init__(self, pattern):
@@ -24,6 +24,9 @@ class Shift(Flow):
 
     def forward(self, x, *, generator=None):
         return self.latent(x), x.new_zeros(len(x))
+
+    def inverse_step(self, z):
+        return z - self.pattern
 
 
 def test_singular_values_of_scaling_and_rotation():

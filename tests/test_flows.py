@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -13,13 +14,15 @@ from indm.flows import (
     Compose,
     ConditionalResidualFlow,
     CouplingFlow,
+    ExactFlow,
     ExactLogDet,
+    Flow,
     Frozen,
     Identity,
     InvertibleLinear,
-    Part,
     PowerSeries,
     ResidualFlow,
+    SecondHalf,
     Squeeze,
     Unsqueeze,
     ZukoFlow,
@@ -42,7 +45,7 @@ FLOWS = {
     "composed": (composed, (3, 4, 6)),
     "linear": (lambda: InvertibleLinear(5), (5,)),
     "linear-images": (lambda: InvertibleLinear(3), (3, 4, 6)),
-    "part": (lambda: Part(ActNorm(3)), (5, 2, 4)),
+    "second-half": (lambda: SecondHalf(ActNorm(3)), (5, 2, 4)),
     "autoregressive-5": (lambda: AutoregressiveFlow((5,), 2, width=16, layers=1), (5,)),
     "autoregressive-1x8x8": (lambda: AutoregressiveFlow((1, 8, 8), 2, width=16, layers=1), (1, 8, 8)),
     "autoregressive-3x4x6": (lambda: AutoregressiveFlow((3, 4, 6), 2, width=16, layers=1), (3, 4, 6)),
@@ -165,6 +168,70 @@ def test_log_det_of_the_inverse_is_the_opposite(case):
         ]
     inverse_log_det = torch.stack([torch.linalg.slogdet(c.flatten(1))[1] for c in columns])
     torch.testing.assert_close(inverse_log_det, -log_det, rtol=1e-4, atol=1e-4 * d)
+
+
+def test_an_inverse_that_is_a_formula_is_differentiable(case, request):
+    """Its Jacobian is the inverse of h's; what iterates says so."""
+    flow, x, _ = case
+    iterative = request.node.callspec.params["case"].startswith(("residual", "conditional", "composed"))
+    assert flow.inverse_is_formula is not iterative
+    if flow.inverse_is_formula:
+        x = x[:1].double()
+        z = perturb(flow).double()(x)[0].detach()
+        inverse = torch.autograd.functional.jacobian(lambda z: flow.solve_inverse(z)[0].flatten(), z).flatten(1)
+        torch.testing.assert_close(inverse @ batched_jacobian(flow, x)[0], torch.eye(x.numel()).double())
+
+
+class Outside(Flow):
+    """A composition by somebody else, whose parts do not lie where ours do."""
+
+    def __init__(self, *flows):
+        super().__init__()
+        self.stages = nn.ModuleDict({f"stage{i}": nn.Sequential(flow) for i, flow in enumerate(flows)})
+
+    def forward(self, x, *, generator=None):
+        raise AssertionError("check needs no pass")
+
+    def solve_inverse(self, z, tol=0.0):
+        raise AssertionError("check needs no pass")
+
+
+@pytest.mark.parametrize(
+    "wrap, name",
+    [
+        (lambda flow: flow, ""),
+        (lambda flow: Compose([Identity(), flow]), "flows.1."),
+        (Frozen, "flow."),
+        (SecondHalf, "flow."),
+        (lambda flow: Outside(Identity(), flow), "stages.stage1.0."),
+        (lambda flow: Outside(Compose([flow])), "stages.stage0.0.flows.0."),
+    ],
+)
+def test_a_flow_checks_its_parts_and_names_the_one_that_fails(wrap, name):
+    residual = ResidualFlow((4,), (1, 1), 8)
+    flow = wrap(residual)
+    flow.check()
+    with torch.no_grad():
+        residual.flows[1].maps[2].weight[0, 0] = math.inf
+    with pytest.raises(RuntimeError, match=rf"^{re.escape(name)}flows\.1\.maps\.2\.weight has norm nan"):
+        flow.check()
+
+
+def test_a_conditional_flow_checks_its_blocks():
+    flow = ConditionalResidualFlow((4,), (1,), 8, code_dim=2)
+    with torch.no_grad():
+        flow.chain[0].maps[0].weight.fill_(math.nan)
+    for part, name in ((flow, "chain.0"), (flow.at(torch.zeros(2)), "flows.0.block")):
+        with pytest.raises(RuntimeError, match=rf"^{name}\.maps\.0\.weight has norm nan"):
+            part.check()
+
+
+@pytest.mark.parametrize("base, missing", [(Flow, "forward"), (Flow, "solve_inverse"), (ExactFlow, "inverse_step")])
+def test_a_flow_that_lacks_a_method_cannot_be_made(base, missing):
+    methods = {name: getattr(Identity, name) for name in ("forward", "solve_inverse", "inverse_step")}
+    del methods[missing]
+    with pytest.raises(TypeError, match=f"abstract method '?{missing}'?"):
+        type("Partial", (base,), methods)()
 
 
 @trainable

@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from indm.flows.residual import check_contractions
 from indm.likelihood import _check_tolerances, latent_reference, log_likelihood
 from indm.objective import nelbo
 from indm.tensors import evaluation_mode
@@ -62,7 +61,7 @@ def evaluate(
     if nll_examples < 0 or nll_examples == 1:
         raise ValueError(f"nll_examples must be 0 (no NLL) or at least 2 for a standard error, got {nll_examples}")
     _check_tolerances(rtol, atol)
-    check_contractions(model.flow)
+    model.flow.check()
     device, eps = model.scaling.scale.device, model.score.sde.truncation(eps)
     generator = torch.Generator(device)
     jobs = [("nelbo", batch) for batch in raw.split(batch_size)]

@@ -12,7 +12,7 @@ from .conditional import ConditionalResidualFlow as ConditionalResidualFlow
 from .coupling import Coupling as Coupling
 from .coupling import CouplingFlow as CouplingFlow
 from .coupling import InvertibleLinear as InvertibleLinear
-from .coupling import Part as Part
+from .coupling import SecondHalf as SecondHalf
 from .coupling import initialize_actnorms as initialize_actnorms
 from .log_det import ExactLogDet as ExactLogDet
 from .log_det import PowerSeries as PowerSeries

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.flows.base import Batch, Compose, ExactFlow, PerSample
+from indm.flows.base import Compose, ExactFlow
 from indm.flows.coupling import Affine
+from indm.tensors import Batch, PerSample
 
 
 class CausalLayer(nn.Module):

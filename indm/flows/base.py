@@ -1,18 +1,17 @@
 """The contract of a normalizing flow h_φ, and the flows that need no mathematics of their own."""
 
 import copy
+from abc import ABC, abstractmethod
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from indm.tensors import event_size
+from indm.tensors import Batch, PerSample, event_size
 
 # Of max|h(x) − z|/max(1, max|z|): what rounding leaves of it in single precision where h expands twentyfold, and a
 # hundredth of half a grey level of 256.
 TOLERANCE = 5e-5
-Batch = Float[Tensor, "batch *event"]
-PerSample = Float[Tensor, " batch"]
+Certificate = tuple[Tensor, Tensor, Tensor, Tensor]  # x, residual, iterations, converged, see Flow.solve_inverse
 
 
 def magnitude(z: Tensor) -> Tensor:
@@ -20,34 +19,93 @@ def magnitude(z: Tensor) -> Tensor:
     return z.flatten(1).abs().amax(1).clamp_min(1.0)
 
 
-class Flow(nn.Module):
+class Constrained(nn.Module):
+    """A module whose parameters may be required to meet a constraint, or whose parts are."""
+
+    def check(self) -> None:
+        """Check the constraints of the parts, however deep they lie; a part with a constraint overrides this.
+
+        Raises:
+            RuntimeError: naming the part and its violated constraint.
+        """
+        for name, part in _constrained_parts(self):
+            try:
+                part.check()
+            except RuntimeError as error:
+                raise RuntimeError(f"{name}.{error}") from error
+
+
+def _constrained_parts(module: nn.Module) -> list[tuple[str, Constrained]]:
+    """The nearest constrained modules below ``module``, with their names: each of them checks its own parts."""
+    parts: list[tuple[str, Constrained]] = []
+    for name, child in module.named_children():
+        if isinstance(child, Constrained):
+            parts.append((name, child))
+        else:
+            parts += [(f"{name}.{below}", part) for below, part in _constrained_parts(child)]
+    return parts
+
+
+class Flow(Constrained, ABC):
     """An invertible map h_φ that keeps the shape of a batch: x (B, *event) → z (B, *event).
 
-    ``one_map`` is False for a flow that has a map for each value of a code and draws the code anew in every call: its
+    To write a flow, define :meth:`forward`, and
+
+    - ``inverse_step(z)`` where the inverse is a formula: subclass :class:`ExactFlow`;
+    - :meth:`solve_inverse` where it is computed iteratively: subclass :class:`Flow`.
+
+    Let it start at or near the identity, and keep every constructor argument as an attribute of the same name, so that
+    a saved model can describe itself. Where z = h(x) is cheaper without log|det|, define :meth:`latent` too. Where the
+    parameters can take values for which h is not invertible, define :meth:`check`.
+
+    Example: one scale and shift for all entries.
+
+        >>> class Affine(ExactFlow):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.log_scale = torch.nn.Parameter(torch.tensor(0.5))
+        ...         self.shift = torch.nn.Parameter(torch.tensor(1.0))
+        ...     def forward(self, x, *, generator=None):
+        ...         return self.log_scale.exp() * x + self.shift, (event_size(x) * self.log_scale).expand(len(x))
+        ...     def inverse_step(self, z):
+        ...         return (z - self.shift) * (-self.log_scale).exp()
+        >>> flow, x = Compose([Affine(), Affine()]), torch.randn(4, 3)
+        >>> z, log_det = flow(x)
+        >>> log_det.tolist()
+        [3.0, 3.0, 3.0, 3.0]
+        >>> torch.allclose(flow.inverse(z), x, atol=1e-5)
+        True
+
+    ``one_map`` is False for a flow that has a map for each value of a code and draws the code anew in every call. Its
     log-determinant is then a bound (see :class:`~indm.flows.ConditionalResidualFlow`), and its inverse undoes it only
-    at the same code. What needs one and the same map asks by :func:`require_one_map`.
+    at the same code. Code that needs one fixed map calls :func:`require_one_map`.
     """
 
     one_map = True
 
+    @property
+    def inverse_is_formula(self) -> bool:
+        """Whether :meth:`solve_inverse` evaluates a formula that autograd can differentiate, without iterating."""
+        return False
+
+    @abstractmethod
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
-        """Returns z = h(x) and log|det ∂z/∂x| in nats, (B,); ``generator`` feeds a stochastic estimate of it."""
-        raise NotImplementedError
+        """z = h(x) and log|det ∂z/∂x| in nats, (B,); ``generator`` feeds a stochastic estimate of the latter."""
 
     def latent(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """z = h(x) alone, where log|det| is not needed; ``generator`` feeds the draw of a code, where there is one."""
         return self(x, generator=generator)[0]
 
-    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> tuple[Tensor, PerSample, Tensor, Tensor]:
+    @abstractmethod
+    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
         """The inverse with its certificate: x, residual, iterations, converged, all but the first (B,).
 
         The residual is max|h(x) − z| over one sample's entries, relative to max(1, max|z|); ``converged`` says where
         it is at most ``tol``. No gradient flows through an iterative inverse.
         """
-        raise NotImplementedError
 
     def inverse(self, z: Tensor, tol: float = TOLERANCE, *, generator: torch.Generator | None = None) -> Tensor:
-        """x with h(x) = z; samples that single precision leaves above ``tol`` are solved again in double.
+        """x with h(x) = z; samples whose residual stays above ``tol`` in single precision are solved in double.
 
         ``generator`` feeds the draw of a code, where there is one.
 
@@ -56,26 +114,22 @@ class Flow(nn.Module):
         """
         return self._certified_inverse(z, tol)
 
-    def _certified_inverse(self, z: Tensor, tol: float, **given: Tensor) -> Tensor:
-        """:meth:`inverse`, where ``solve_inverse`` also takes what is ``given`` for each sample."""
-        x, residual, iterations, converged = self.solve_inverse(z, tol=tol, **given)
-        failed = (~converged).nonzero().flatten()
+    def _certified_inverse(self, z: Tensor, tol: float, **conditions: Tensor) -> Tensor:
+        """:meth:`inverse`, where ``solve_inverse`` also takes ``conditions``, each with one row a sample."""
+        solution = self.solve_inverse(z, tol=tol, **conditions)
+        failed = _rows(~solution[3])
         if len(failed) and z.dtype != torch.float64:
-            double = copy.deepcopy(self).double()
-            again, residual[failed], iterations[failed], converged[failed] = (
-                part.to(known.dtype)
-                for part, known in zip(
-                    double.solve_inverse(
-                        z[failed].double(), tol=tol, **{name: v[failed].double() for name, v in given.items()}
-                    ),
-                    (x, residual, iterations, converged),
-                    strict=True,
-                )
+            flow = copy.deepcopy(self).double()
+            conditions = {name: value[failed].double() for name, value in conditions.items()}
+            retried = flow.solve_inverse(z[failed].double(), tol=tol, **conditions)
+            solution = tuple(
+                first.index_put((failed,), second.to(first.dtype))
+                for first, second in zip(solution, retried, strict=True)
             )
-            x = x.index_put((failed,), again)
-        if not bool(converged.all()):
-            failed = (~converged).nonzero().flatten()
-            shown = ", ".join(str(i) for i in failed[:10].tolist()) + (", …" if len(failed) > 10 else "")
+        x, residual, iterations, converged = solution
+        failed = _rows(~converged)
+        if len(failed):
+            shown = ", ".join(map(str, failed[:10].tolist())) + (", …" if len(failed) > 10 else "")
             raise RuntimeError(
                 f"inverse did not reach tol={tol:g} for {len(failed)} of {len(z)} samples (indices {shown}; largest "
                 f"residual {residual.max().item():.2g} after {int(iterations.max())} iterations); allow a larger tol, "
@@ -84,23 +138,39 @@ class Flow(nn.Module):
         return x
 
 
+def _rows(mask: Tensor) -> Tensor:
+    """The indices at which ``mask`` (B,) is true."""
+    return mask.nonzero().flatten()
+
+
 def require_one_map(flow: Flow, purpose: str) -> None:
     """ValueError where ``flow`` draws its map anew in every call, which makes no sense for ``purpose``."""
     if not flow.one_map:
         raise ValueError(
             f"flow must be one and the same map for {purpose}, got {type(flow).__name__}, which draws a code in every "
-            "call; take it at one code: INDM(flow.at(code), model.score, model.scaling, model.shape)"
+            "call; fix the code: INDM(flow.at(code), model.score, model.scaling, model.shape)"
         )
 
 
-class ExactFlow(Flow):
-    """A flow whose inverse is a formula: subclasses give ``inverse_step``."""
+def measured_certificate(flow: Flow, x: Tensor, z: Tensor, iterations: Tensor, tol: float) -> Certificate:
+    """The certificate of x as h⁻¹(z), by one pass of h."""
+    with torch.no_grad():
+        residual = (flow.latent(x) - z).flatten(1).abs().amax(1) / magnitude(z)
+    return x, residual, iterations, residual <= tol
 
+
+class ExactFlow(Flow):
+    """A flow whose inverse is a formula that autograd can differentiate: subclasses define ``inverse_step``."""
+
+    @property
+    def inverse_is_formula(self) -> bool:
+        return True
+
+    @abstractmethod
     def inverse_step(self, z: Batch) -> Batch:
         """x with h(x) = z, exactly up to rounding."""
-        raise NotImplementedError
 
-    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> tuple[Tensor, PerSample, Tensor, Tensor]:
+    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
         x = self.inverse_step(z)
         zero = z.new_zeros(len(z))
         return x, zero, zero.long(), x.flatten(1).isfinite().all(1)
@@ -119,10 +189,10 @@ class Identity(ExactFlow):
 class Frozen(Flow):
     """h of another flow as a constant: no gradient, and 0 in place of log|det|.
 
-    A training loss behind it is off by a constant and trains the score alone, at the cost of one pass of h.
+    With it a training loss is off by a constant and trains the score alone, at the cost of one pass of h.
 
     Args:
-        flow: the flow whose h it is.
+        flow: the flow that gives h.
     """
 
     def __init__(self, flow: Flow):
@@ -133,7 +203,11 @@ class Frozen(Flow):
         with torch.no_grad():
             return self.flow.latent(x, generator=generator), x.new_zeros(len(x))
 
-    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> tuple[Tensor, PerSample, Tensor, Tensor]:
+    @property
+    def inverse_is_formula(self) -> bool:
+        return self.flow.inverse_is_formula
+
+    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
         return self.flow.solve_inverse(z, tol=tol)
 
 
@@ -141,7 +215,7 @@ class Compose(Flow):
     """h = flows[-1] ∘ … ∘ flows[0].
 
     Args:
-        flows: the flows in the order in which the data meet them.
+        flows: the flows in the order in which they are applied to the data.
     """
 
     def __init__(self, flows: list[Flow]):
@@ -162,16 +236,18 @@ class Compose(Flow):
             x = flow.latent(x)
         return x
 
-    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> tuple[Tensor, PerSample, Tensor, Tensor]:
+    @property
+    def inverse_is_formula(self) -> bool:
+        return all(flow.inverse_is_formula for flow in self.flows)
+
+    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
         """Inverts flow by flow, each to a tenth of ``tol``, and certifies the whole by one pass of h."""
         iterations = torch.zeros(len(z), dtype=torch.long, device=z.device)
         x = z
         for flow in reversed(self.flows):
             x, _, steps, _ = flow.solve_inverse(x, tol=tol / 10)
             iterations = iterations + steps
-        with torch.no_grad():
-            residual = (self.latent(x) - z).flatten(1).abs().amax(1) / magnitude(z)
-        return x, residual, iterations, residual <= tol
+        return measured_certificate(self, x, z, iterations, tol)
 
 
 class Squeeze(ExactFlow):
@@ -221,7 +297,7 @@ class ActNorm(ExactFlow):
 
     @torch.no_grad()
     def initialize(self, x: Batch) -> None:
-        """Set scale and shift so that the channels of ``h(x)`` have zero mean and unit variance on this batch."""
+        """Set scale and shift so that every channel of h(x) has zero mean and unit variance on this batch."""
         std, mean = torch.std_mean(x.transpose(0, 1).flatten(1), dim=1)
         self.log_scale.copy_(-std.clamp_min(1e-6).log())
         self.shift.copy_(-mean * self.log_scale.exp())

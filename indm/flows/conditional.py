@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm import rng
-from indm.flows.base import TOLERANCE, ActNorm, Batch, Compose, ExactFlow, Flow, PerSample
+from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow
 from indm.flows.coupling import Coupling, InvertibleLinear, SigmoidAffine
 from indm.flows.residual import Norm, ResidualBlock, Weights, check_block, checked_norm, residual_chain
+from indm.tensors import Batch, PerSample
 from indm.whole_batch import BatchNorm2d
 
 Codes = Float[Tensor, "batch code"]
-Certificate = tuple[Tensor, Tensor, Tensor, Tensor]
 
 ENCODER_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.flows.base import TOLERANCE, ActNorm, Batch, Compose, ExactFlow, Flow, PerSample, Squeeze, Unsqueeze
-from indm.tensors import event_size
+from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow, Squeeze, Unsqueeze
+from indm.tensors import Batch, PerSample, event_size
 
 
 @dataclass(frozen=True)
@@ -240,8 +240,8 @@ class InvertibleLinear(ExactFlow):
         return torch.einsum("ij,bj...->bi...", torch.linalg.solve_triangular(upper, half, upper=True), z)
 
 
-class Part(Flow):
-    """Applies a flow to the second half of the channels and leaves the first as they are: the step between scales.
+class SecondHalf(Flow):
+    """A flow of the second half of the channels; the first half stays as it is. It leads from one scale to the next.
 
     Args:
         flow: the flow of the second half, ⌈C/2⌉ of the C channels.
@@ -256,7 +256,11 @@ class Part(Flow):
         z, log_det = self.flow(right, generator=generator)
         return torch.cat([left, z], dim=1), log_det
 
-    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> tuple[Tensor, PerSample, Tensor, Tensor]:
+    @property
+    def inverse_is_formula(self) -> bool:
+        return self.flow.inverse_is_formula
+
+    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
         left, right = self._halves(z)
         x, residual, iterations, converged = self.flow.solve_inverse(right, tol=tol)
         return torch.cat([left, x], dim=1), residual, iterations, converged & left.flatten(1).isfinite().all(1)
@@ -328,7 +332,7 @@ class CouplingFlow(Compose):
 
         def scale(event: tuple[int, ...], remaining: int) -> list[Flow]:
             event = (4 * event[0], event[1] // 2, event[2] // 2)
-            finer = [Part(Compose(scale((event[0] // 2, *event[1:]), remaining - 1)))] if remaining > 1 else []
+            finer = [SecondHalf(Compose(scale((event[0] // 2, *event[1:]), remaining - 1)))] if remaining > 1 else []
             return [Squeeze(), *steps(event), *finer, Unsqueeze()]
 
         super().__init__(scale(shape, levels) if image else steps(shape))

@@ -13,15 +13,26 @@ from torch.nn import functional as F
 from indm import rng
 from indm.flows import fixed_point
 from indm.flows.activations import ACTIVATIONS
-from indm.flows.base import TOLERANCE, ActNorm, Batch, Compose, Flow, PerSample, Squeeze, Unsqueeze, magnitude
+from indm.flows.base import (
+    TOLERANCE,
+    ActNorm,
+    Certificate,
+    Compose,
+    Constrained,
+    Flow,
+    Squeeze,
+    Unsqueeze,
+    magnitude,
+)
 from indm.flows.log_det import ExactLogDet, PowerSeries
+from indm.tensors import Batch, PerSample
 
 LogDet = ExactLogDet | PowerSeries
 Norm = float | str
 Weights = list[tuple[Tensor, Tensor]]  # of each map, weight and bias; a bias may be (B, out), one for each sample
 
 
-class ContractiveLinear(nn.Module):
+class ContractiveLinear(Constrained):
     """A convolution (zero-padded, stride 1) or a dense map whose induced norm is at most ``coeff``.
 
     The free parameter is divided by max(1, norm/coeff) each time it is used, so the constraint holds for every value
@@ -70,6 +81,21 @@ class ContractiveLinear(nn.Module):
         """The weight that the map applies: induced norm at most ``coeff``."""
         norm = row_sums(self.weight) if self.norm == "rows" else self.induced_norm()
         return self.weight / (norm / self.coeff).clamp_min(1.0)
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Check that the weight as it is applied has the norm that it should, up to rounding.
+
+        Raises:
+            RuntimeError: with the norm and its bound.
+        """
+        finite = bool(self.weight.isfinite().all())
+        norm = float(self.induced_norm(self.constrained_weight())) if finite else math.nan
+        if not norm <= self.coeff * (1 + 1e-4):
+            raise RuntimeError(
+                f"weight has norm {norm:g} where its bound is {self.coeff:g}, so that the flow need not be invertible; "
+                "go back to an older checkpoint"
+            )
 
 
 def row_sums(weight: Tensor) -> Tensor:
@@ -221,15 +247,11 @@ class ResidualBlock(Flow):
         return x + self._evaluate(x, self._weights())
 
     @torch.no_grad()
-    def solve_inverse(
-        self, z: Batch, tol: float = TOLERANCE, max_iterations: int = 1000
-    ) -> tuple[Batch, PerSample, Tensor, Tensor]:
+    def solve_inverse(self, z: Batch, tol: float = TOLERANCE, max_iterations: int = 1000) -> Certificate:
         """The fixed point of x ↦ z − g(x), accelerated, each sample until its own residual is at most ``tol``."""
         return self._solve(z, self._weights(), tol, max_iterations)
 
-    def _solve(
-        self, z: Tensor, weights: Weights, tol: float, max_iterations: int = 1000
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _solve(self, z: Tensor, weights: Weights, tol: float, max_iterations: int = 1000) -> Certificate:
         def contraction(x: Tensor, rows: Tensor) -> Tensor:
             return z[rows] - self._evaluate(x, _of_rows(weights, rows))
 
@@ -344,24 +366,6 @@ class ResidualFlow(Compose):
         super().__init__(residual_chain(shape, blocks, block, squeeze, actnorm))
         self.shape, self.blocks, self.width, self.norm, self.coeff = shape, blocks, width, norm, coeff
         self.activation, self.squeeze, self.actnorm = activation, squeeze, actnorm
-
-
-@torch.no_grad()
-def check_contractions(flow: Flow) -> None:
-    """That every map in ``flow`` that must contract does so, as it is applied, to rounding; done at each evaluation.
-
-    Raises:
-        RuntimeError: naming the map, its norm and its bound.
-    """
-    for name, linear in flow.named_modules():
-        if isinstance(linear, ContractiveLinear):
-            finite = bool(linear.weight.isfinite().all())
-            norm = float(linear.induced_norm(linear.constrained_weight())) if finite else math.nan
-            if not norm <= linear.coeff * (1 + 1e-4):
-                raise RuntimeError(
-                    f"the flow's {name} has norm {norm:g} where its bound is {linear.coeff:g}, so that the flow need "
-                    "not be invertible; go back to an older checkpoint"
-                )
 
 
 def use_log_det(flow: Flow, *, training: LogDet | None = None, evaluation: LogDet | None = None) -> None:

@@ -8,7 +8,8 @@ import importlib.util
 import torch
 from torch import Tensor, nn
 
-from indm.flows.base import Batch, ExactFlow, PerSample
+from indm.flows.base import ExactFlow
+from indm.tensors import Batch, PerSample
 
 
 class ZukoFlow(ExactFlow):

@@ -24,7 +24,6 @@ from indm.data.batches import flip_horizontally, loader
 from indm.data.registry import load_data
 from indm.files import untrusted
 from indm.flows import Frozen, Identity, require_one_map
-from indm.flows.residual import check_contractions
 from indm.likelihood import latent_reference
 from indm.messages import reason
 from indm.model import INDM, build_model, count_parameters
@@ -191,7 +190,7 @@ class Trainer:
 
         A Gaussian law of the latents takes most of the noise out of it, where fitting one costs next to nothing.
         """
-        check_contractions(model.flow)
+        model.flow.check()
         small = math.prod(model.shape) <= LARGEST_CONTROLLED
         reference = latent_reference(model, raw, seed=self.options.seed) if small else None
         return lambda x, generator: nelbo(model, x, times=2, reference=reference, generator=generator).total
