@@ -410,7 +410,7 @@ def test_help_is_there(command, capsys):
         ("train digits --sde.beta_min -1", "0 < beta_min < beta_max"),
         ("train digits --net lmp", "net.name must be one of"),
         ("train digits --data.limt 9", "has no option 'limt'; did you mean 'limit'?"),
-        ("train digits --data digitz", "unknown data 'digitz'; did you mean 'digits'?"),
+        ("train digits --data digitz", "or package.module:Name, got 'digitz'; did you mean 'digits'?"),
         ("train folder", "needs the option path"),
         ("train folder --data.path nowhere", "path 'nowhere' is not a folder"),
         ("train folder --data.path .", "no readable images in '.'"),

@@ -459,7 +459,7 @@ def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch
         ("checkpoint_1.pth --sde vp --image-size 16 --out full", "full exists and is not empty"),
         ("checkpoint_1.pth --sde vp --image-size -8", "must be a whole number of pixels, 1 or more, got -8"),
         ("checkpoint_1.pth --sde vp --data.size [8]", "(or image_size of --settings, or data.size) must be a whole"),
-        ("checkpoint_1.pth --sde vp --image-size 16 --data 5", "unknown data '5'"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --data 5", "data.name must be one of checkerboard, "),
         ("checkpoint_1.pth --sde vp --image-size 16 --data.name [5]", "data.name must be a string, got [5]"),
         ("checkpoint_1.pth --sde vp --image-size 16 --data.flap 5", "data 'folder' has no option 'flap'; did you mean"),
         ("checkpoint_1.pth --sde vp --image-size 16 --data.path \ud800", "is no Unicode text"),

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from indm.config.parts import BUILT_IN, Untrusted, find, trust
 from indm.data import ImageFiles, celeba, cifar10, fashion_mnist
 from indm.data.arrays import load_array
 from indm.data.base import InMemory, as_data, stack
@@ -23,7 +24,7 @@ from indm.data.batches import flip_horizontally, loader
 from indm.data.densities import DENSITIES
 from indm.data.fashion_mnist import DEBIAN_FASHION_MNIST
 from indm.data.image_files import read_image
-from indm.data.registry import LOADERS, load_data
+from indm.data.registry import check_data, load_data
 from indm.data.splits import split
 
 PARTS = ("train", "valid", "test")
@@ -132,7 +133,7 @@ def test_flips_mirror_about_half_of_the_images():
 
 
 def test_unknown_names_and_options_are_told_the_nearest():
-    with pytest.raises(ValueError, match=r"unknown data 'digit'; did you mean 'digits'\?"):
+    with pytest.raises(ValueError, match=r"data.name must be one of .*got 'digit'; did you mean 'digits'\?"):
         load_data("digit")
     with pytest.raises(ValueError, match=r"there are: .*checkerboard"):
         load_data("zzzzz")
@@ -735,6 +736,85 @@ def test_what_cannot_be_made_into_data():
         [stack(getattr(ragged, part)) for part in PARTS]
 
 
+OUTSIDE = """
+import torch
+from torch.utils.data import Dataset
+
+from indm.data.base import Data, as_data
+
+
+class Moons(Dataset):
+    def __init__(self, n: int, noise: float = 0.1, seed=0):
+        draws = torch.Generator().manual_seed(seed)
+        angle = torch.rand(n, generator=draws) * torch.pi
+        self.points = torch.stack([angle.cos(), angle.sin()], 1) + noise * torch.randn(n, 2, generator=draws)
+
+    def __len__(self):
+        return len(self.points)
+
+    def __getitem__(self, index):
+        return self.points[index], index
+
+
+def ready(*, n: int = 40) -> Data:
+    return as_data(torch.zeros(n, 3), name="mine")
+
+
+def unannotated(n=40):
+    return ready(n=n)
+
+
+def anything(**options):
+    return torch.full((30, 2), options["level"]).long()
+
+
+def nothing():
+    return None
+"""
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    (tmp_path / "outside_data.py").write_text(OUTSIDE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "outside_data", raising=False)
+
+
+def test_data_of_another_package(outside):
+    with pytest.raises(Untrusted, match="add --trust outside_data"):
+        load_data("outside_data:Moons", n=50)
+    assert "outside_data" not in sys.modules
+    with trust("outside_data"):
+        data = load_data("outside_data:Moons", n=50, noise=0, seed=3, valid=0.2)
+        points = sys.modules["outside_data"].Moons(50, 0, 3).points
+        assert load_data("outside_data:ready").name == "mine"
+        assert load_data("outside_data:anything", level=7, levels=8).scaling.levels == 8
+    assert_same_data(data, as_data(points, valid=0.2))  # its seed is its own, the split has that of as_data
+    assert data.name == "outside_data:Moons"
+
+
+def test_options_of_data_of_another_package(outside):
+    cases = [
+        ("Moons", {}, "needs the option n"),
+        ("Moons", {"n": 2.5}, "option 'n' of data 'outside_data:Moons' must be int, got 2.5"),
+        ("Moons", {"n": 10**20}, "data.n must be within"),
+        ("Moons", {"n": 50, "nois": 1}, "no option 'nois'; did you mean 'noise'"),
+        ("Moons", {"n": 50, "vald": 0.2}, "no option 'vald'; did you mean 'valid'"),
+        ("Moons", {"n": 50, "valid": "a"}, "option 'valid' of data .* must be float"),
+        ("Moons", {"n": 50, "levels": 2}, "levels are for integer data; item 0 of data 'outside_data:Moons' holds"),
+        ("ready", {"valid": 0.2}, r"no option 'valid' \(there are: n\)"),
+        ("unannotated", {"valid": 0.2}, "no option 'valid': it returns a Data"),
+        ("anything", {"level": 7}, "data 'outside_data:anything' holds int64: pass levels="),
+        ("nothing", {}, "data 'outside_data:nothing' cannot be a NoneType"),
+        ("Monns", {}, "outside_data has no 'Monns'; did you mean 'Moons'"),
+    ]
+    with trust("outside_data"):
+        for name, options, message in cases:
+            with pytest.raises(ValueError, match=message):
+                load_data(f"outside_data:{name}", **options)
+        check_data("outside_data:Moons", n=50, seed="any: it has no annotation")
+
+
 # ── What decides the splits
 
 
@@ -858,6 +938,6 @@ def test_names_of_arrays_are_quoted_on_one_line(tmp_path):
 
 
 def test_options_of_every_loader_are_keywords():
-    for name, function in LOADERS.items():
-        parameters = inspect.signature(function).parameters.values()
+    for name in BUILT_IN["data"]:
+        parameters = inspect.signature(find("data", name)).parameters.values()
         assert all(p.kind is p.KEYWORD_ONLY for p in parameters), name

@@ -42,6 +42,19 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "zero": "indm.nets.zero:Zero",
         "ncsnpp": "indm.nets.ncsnpp:NCSNpp",
     },
+    "data": {
+        "checkerboard": "indm.data.synthetic:load_checkerboard",
+        "eight-gaussians": "indm.data.synthetic:load_eight_gaussians",
+        "two-spirals": "indm.data.synthetic:load_two_spirals",
+        "rings": "indm.data.synthetic:load_rings",
+        "pinwheel": "indm.data.synthetic:load_pinwheel",
+        "digits": "indm.data.digits:load_digits",
+        "fashion-mnist": "indm.data.fashion_mnist:load_fashion_mnist",
+        "cifar10": "indm.data.cifar10:load_cifar10",
+        "celeba": "indm.data.celeba:load_celeba",
+        "folder": "indm.data.folder:load_folder",
+        "array": "indm.data.arrays:load_array",
+    },
 }
 OUTSIDE = re.compile(r"(?P<package>\w+)(\.\w+)*:\w+(\.\w+)*")
 Constructors = Mapping[str, Mapping[str, Callable[..., Any]]]  # kind → name → constructor

@@ -1,4 +1,6 @@
-"""Samples of two-dimensional densities whose entropy is known."""
+"""Samples of two-dimensional densities whose entropy is known, one loader a density."""
+
+import functools
 
 import torch
 
@@ -18,3 +20,10 @@ def load_density(
     parts = {part: InMemory(density.sample(n, generator=generator)) for part, n in counts.items()}
     notes = [f"samples drawn with seed {seed}"]
     return Data(name=name, scaling=Scaling(), shape=(2,), entropy=density.entropy(), notes=notes, **parts)
+
+
+load_checkerboard = functools.partial(load_density, "checkerboard")
+load_eight_gaussians = functools.partial(load_density, "eight-gaussians")
+load_two_spirals = functools.partial(load_density, "two-spirals")
+load_rings = functools.partial(load_density, "rings")
+load_pinwheel = functools.partial(load_density, "pinwheel")

@@ -23,10 +23,11 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 import indm
 from indm.config import recipes
+from indm.config.parts import BUILT_IN
 from indm.data import image_files
 from indm.data.base import Data, InMemory, stack
 from indm.data.folder import RESIZE_MODES, find_images
-from indm.data.registry import LOADERS, load_data
+from indm.data.registry import load_data
 from indm.evaluation.extractor import DESCRIPTION, Extractor, load_or_train
 from indm.files import atomic, pickles, untrusted
 from indm.messages import nearest
@@ -89,7 +90,7 @@ def open_images(
 
     Args:
         source: a recipe by name or TOML file, a run folder (both stand for their data), a name in
-            :data:`indm.data.registry.LOADERS`, a folder of images (searched recursively), or a ``samples.npz``.
+            :data:`indm.config.parts.BUILT_IN`, a folder of images (searched recursively), or a ``samples.npz``.
         split: of a data set; "train+valid" is all that is not for testing, as published scores have it.
         size, resize: side to which the largest centred square of each image of a folder is resized, and how; without
             a size the files must be square and of one size, and stay as they are.
@@ -107,9 +108,9 @@ def open_images(
         return of_data(recipes.resolve(recipes.load(source))["data"], split)
     if path.is_dir():
         return of_folder(path, size, resize)
-    if str(source) in LOADERS:
+    if str(source) in BUILT_IN["data"]:
         return of_data({"name": str(source)}, split)
-    known = [*recipes.bundled(), *LOADERS]
+    known = [*recipes.bundled(), *BUILT_IN["data"]]
     raise ValueError(
         f"no images are found by the name {str(source)!r}{nearest(str(source), known)}; a run or image folder, a "
         "samples.npz, a recipe or a data set would do"
