@@ -25,7 +25,7 @@ from grid import COMMAND, RESIDUAL, run, summary
 import indm
 from indm.data.base import stack
 from indm.data.registry import load_data
-from indm.evaluation.comparison import difference, per_image
+from indm.evaluation.comparison import difference, per_example
 from indm.runs.folder import open_run
 
 DATA_START = (str(Path(__file__).with_name("data_start.py")),)
@@ -175,7 +175,7 @@ def report(grid: Grid, out: Path, seeds: range) -> dict:
         evaluations = [json.loads((folder / "evaluation.json").read_text()) for folder in folders]
         key = "bits_per_dim" if evaluations[0]["unit"] == "bits/dim" else "nats"
         table[name] = {
-            "nelbo": [per_image(folder)[1] for folder in folders],
+            "nelbo": [float(per_example(folder).mean()) for folder in folders],
             "nll": [e["nll"]["with_reconstruction"][key] if "nll" in e else None for e in evaluations],
             "steps": [summary(folder)["steps"] for folder in folders],
             "seconds_per_step": statistics.median(summary(f)["seconds"] / summary(f)["steps"] for f in folders),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from grid import RESIDUAL, run, summary
 
-from indm.evaluation.comparison import difference, per_image
+from indm.evaluation.comparison import difference, per_example
 
 FLOWS = {
     "linear": ["--flow", "identity"],
@@ -60,7 +60,7 @@ def main() -> None:
     report = {"recipe": options.recipe, "seconds": options.seconds, "seeds": options.seeds, "runs": {}, "paired": {}}
     for name in ("linear", *flows, *(f"linear-as-{flow}" for flow in flows)):
         report["runs"][name] = {
-            "nelbo": [per_image(folder(name, seed))[1] for seed in seeds],
+            "nelbo": [float(per_example(folder(name, seed)).mean()) for seed in seeds],
             "steps": [summary(folder(name, seed))["steps"] for seed in seeds],
             "seconds": [summary(folder(name, seed))["seconds"] for seed in seeds],
             "peak_memory_mib": max(summary(folder(name, seed))["peak_memory_mib"] for seed in seeds),

@@ -5,7 +5,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -35,6 +35,8 @@ class INDM(nn.Module):
     Source: Kim et al. 2022, "Maximum Likelihood Training of Implicit Nonlinear Diffusion Models",
     https://arxiv.org/abs/2205.13699.
     """
+
+    is_diffusion: ClassVar[bool] = True  # it has an SDE: samplers, a probability flow, an NLL
 
     def __init__(
         self, flow: Flow, score: nn.Module, scaling: Scaling | None = None, shape: tuple[int, ...] | None = None

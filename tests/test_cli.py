@@ -29,7 +29,7 @@ from indm.cli.train import Train, TrainBridge, TrainPair, what_is_kept
 from indm.cli.translate import Translate
 from indm.config import recipes
 from indm.data.registry import load_data
-from indm.evaluation.comparison import paired_difference
+from indm.evaluation.statistics import paired_difference
 from indm.model import build_model
 from indm.runs import samples as samples_module
 from indm.runs.provenance import weights_hash

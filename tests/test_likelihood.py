@@ -7,7 +7,7 @@ import pytest
 import torch
 from closed_form import SDES, GaussianScore, LinearScore, MixtureScore, gaussian, normal_log_prob, within
 
-from indm.evaluation.likelihood import evaluate, mean_and_errors
+from indm.evaluation.likelihood import evaluate, in_units
 from indm.flows import ActNorm, Identity
 from indm.flows.base import ExactFlow
 from indm.gaussian import GaussianReference
@@ -219,11 +219,11 @@ def test_evaluation_mode_is_put_back(training):
     assert model.training is training and torch.is_grad_enabled()
 
 
-def test_mean_and_errors_by_hand():
+def test_in_units_by_hand():
     """Draws = image effect + noise: the standard error is of the images' means, the noise what repeats can show."""
     n, repeats = 4000, 3
     effect, noise = 2.0 * torch.randn(n, generator=seeded(0)), 0.5 * torch.randn(repeats, n, generator=seeded(1))
-    numbers = mean_and_errors((7 + effect + noise).double(), dims=10)
+    numbers = in_units((7 + effect + noise).double(), dims=10)
     assert set(numbers) == NUMBERS
     assert numbers["nats"] == pytest.approx(7 + (effect + noise.mean(0)).mean().item(), rel=1e-6)
     total = math.sqrt(2.0**2 + 0.5**2 / repeats) / math.sqrt(n)

@@ -27,6 +27,7 @@ from indm.evaluation import plots as pictures
 from indm.evaluation.extractor import Extractor, train_extractor
 from indm.evaluation.runs import evaluate_run
 from indm.evaluation.sampling_error import estimation_curve
+from indm.evaluation.statistics import over_seeds
 from indm.flows import Identity
 from indm.model import build_model
 from indm.report import figures, records, writer
@@ -375,9 +376,9 @@ def test_groups_are_seeds_of_one_recipe(tmp_path):
 
 def test_means_over_seeds():
     values = [0.3, 0.5, 1.3]
-    mean, error = records.over_seeds(values)
+    mean, error = over_seeds(values)
     assert mean == pytest.approx(np.mean(values)) and error == pytest.approx(np.std(values, ddof=1) / math.sqrt(3))
-    assert records.over_seeds([0.3], 0.1) == (0.3, 0.1) and math.isnan(records.over_seeds([0.3])[1])
+    assert over_seeds([0.3], 0.1) == (0.3, 0.1) and math.isnan(over_seeds([0.3])[1])
     assert writer.shown(0.12345, 0.01) == "0.123 ± 0.010" and writer.shown(0.12345, math.nan, 2) == "0.12"
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from indm.config import recipes
 from indm.evaluation.plots import dots, figure_into, tile
+from indm.evaluation.statistics import difference_over_seeds, paired_difference
 from indm.files import atomic, untrusted
 from indm.messages import brief, reason
 from indm.runs.folder import read_metrics
@@ -17,7 +18,6 @@ from indm.runs.provenance import provenance
 from indm.runs.samples import read_samples
 
 KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)"}
-TIE = 2.0  # standard errors under which a difference is called a tie
 
 
 def learning_curves(axes: Axes, groups: Mapping[str, Sequence[list[dict]]], against: str, unit: str) -> None:
@@ -94,34 +94,16 @@ def _verdict(found: dict, unit: str) -> str:
     return f"{found['difference']:+.4f} ± {found['standard_error']:.4f} {unit}, {word}"
 
 
-def paired_difference(differences: np.ndarray) -> dict:
-    """Mean of per-example differences, its standard error, and whether that is a tie (within two of them)."""
-    mean, error = float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(len(differences)))
-    return {"difference": mean, "standard_error": error, "tie": abs(mean) < TIE * error}
-
-
-def per_image(folder: Path) -> tuple[np.ndarray, float]:
-    """NELBO of every test image in the reported unit, and the run's mean."""
+def per_example(folder: Path) -> np.ndarray:
+    """NELBO of every example that a run was evaluated on, (n,), in bits/dim or nats as the run reports it."""
     result = untrusted.json_object(folder / "evaluation.json")
     nats = untrusted.array(folder / "evaluation.npz", "nelbo")
-    values = nats / (result["dims"] * math.log(2) if result["unit"] == "bits/dim" else 1.0)
-    return values, float(values.mean())
+    return nats / (result["dims"] * math.log(2) if result["unit"] == "bits/dim" else 1.0)
 
 
 def difference(pairs: Sequence[tuple[Path, Path]]) -> dict:
-    """Mean paired difference, its standard error over seeds and over images, and the verdict at two of the larger."""
-    differences = np.stack([per_image(a)[0] - per_image(b)[0] for a, b in pairs])
-    seeds = differences.mean(1)
-    over_seeds = float(seeds.std(ddof=1) / math.sqrt(len(seeds))) if len(seeds) > 1 else math.nan
-    over_images = float(differences.mean(0).std(ddof=1) / math.sqrt(differences.shape[1]))
-    error = np.nanmax([over_seeds, over_images])
-    verdict = "tie" if abs(seeds.mean()) < TIE * error else "better" if seeds.mean() < 0 else "worse"
-    return {
-        "difference": float(seeds.mean()),
-        "standard_error_over_seeds": over_seeds,
-        "standard_error_over_images": over_images,
-        "verdict": verdict,
-    }
+    """NELBO of the first less that of the second of each pair of runs, see :func:`difference_over_seeds`."""
+    return difference_over_seeds(np.stack([per_example(a) - per_example(b) for a, b in pairs]))
 
 
 def likelihood_table(result: dict) -> str:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from indm.data.base import Data, InMemory, stack
 from indm.data.batches import loader
 from indm.data.raw import MIN_SIZE
+from indm.evaluation.statistics import share_error
 from indm.files import atomic, untrusted
 from indm.messages import reason
 from indm.tensors import evaluation_mode
@@ -216,4 +217,4 @@ def _accuracy(extractor: Extractor, raw: Tensor, labels: Tensor) -> tuple[float,
     """The share of labels found, and its standard error."""
     found = extractor.head(extractor.features(raw)).argmax(1) == labels
     accuracy = found.double().mean().item()
-    return accuracy, math.sqrt(accuracy * (1 - accuracy) / len(labels))
+    return accuracy, share_error(accuracy, len(labels))

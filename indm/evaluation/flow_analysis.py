@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from indm.data.base import Data, stack
 from indm.evaluation import plots
+from indm.evaluation.statistics import share_error
 from indm.flows import Flow, require_one_map
 from indm.rng import randn_like
 from indm.sampling import log_snr_grid
@@ -132,7 +133,7 @@ def class_information(
             scale = seen["train"].std() + 1e-12
             probe = LogisticRegression(C=0.1, max_iter=300).fit(seen["train"] / scale, labels["train"])
             accuracy = float(probe.score(seen["test"] / scale, labels["test"]))
-            error = math.sqrt(accuracy * (1 - accuracy) / len(labels["test"]))
+            error = share_error(accuracy, len(labels["test"]))
             results.append({"t": t.item(), "clock": where, "accuracy": accuracy, "standard_error": error})
     return results
 

@@ -1,6 +1,9 @@
 """The likelihood of held-out data under a model, with error bars."""
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypedDict, Unpack
 
 import torch
 import torch.distributed as dist
@@ -8,9 +11,50 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from indm.evaluation.statistics import mean_error_and_noise
+from indm.gaussian import GaussianReference
 from indm.likelihood import _check_tolerances, latent_reference, log_likelihood
+from indm.messages import nearest
 from indm.objective import nelbo
 from indm.tensors import evaluation_mode
+
+SEED_STRIDE = 1_000_003  # between the seeds of successive draws
+
+
+class Solver(TypedDict, total=False):
+    """How the probability-flow ODE is solved: options of :func:`indm.log_likelihood`."""
+
+    probes: int
+    exact: bool | None
+    rtol: float
+    atol: float
+    steps: int | None
+    eps: float | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One draw for a batch.
+
+    Attributes:
+        total: (B,), nats of −log p(x) or of a bound of it.
+        without_reconstruction: (B,), the same without the reconstruction term.
+        settings: how it was made.
+        nfe: evaluations of an ODE's field; 0: no ODE was solved.
+    """
+
+    total: Tensor
+    without_reconstruction: Tensor
+    settings: dict = field(default_factory=dict)
+    nfe: int = 0
+
+    def of_raw_data(self, log_scale: float) -> "Estimate":
+        """The same in nats of the raw data, in float64 on the CPU."""
+        total, without = ((v + log_scale).double().cpu() for v in (self.total, self.without_reconstruction))
+        return replace(self, total=total, without_reconstruction=without)
+
+
+Estimator = Callable[[Tensor, torch.Generator], Estimate]
 
 
 def evaluate(
@@ -20,136 +64,169 @@ def evaluate(
     nll_examples: int | None = None,
     repeats: int = 2,
     times: int = 4,
-    probes: int = 1,
-    exact: bool | None = None,
-    rtol: float = 1e-4,
-    atol: float = 1e-4,
-    steps: int | None = None,
-    eps: float | None = None,
     batch_size: int = 256,
     seed: int = 0,
     progress: bool = True,
     distributed: bool = False,
+    **solver: Unpack[Solver],
 ) -> tuple[dict, dict[str, Tensor]]:
     """NELBO and NLL of raw data, each with and without reconstruction, with standard errors.
 
     Args:
-        model: an INDM.
+        model: an INDM; or a model that is no diffusion (``model.is_diffusion`` is false), of which ``model.bound`` is
+            reported as the NELBO, and no NLL.
         raw: (N, *event) in data units (grey levels, vectors).
         nll_examples: how many of them (the first ones) get the NLL; default all, 0 skips it.
         repeats: independent draws of all randomness (dequantization, times, noise, probes) for each sample; at
-            least 2, which is what tells estimator noise from the spread of the data.
+            least 2, because one draw cannot tell estimator noise from the spread of the data.
         times: score evaluations for each NELBO draw.
-        probes, exact, rtol, atol, steps, eps: see :func:`log_likelihood`.
         batch_size: samples at a time.
         seed: of the generator behind every draw; models evaluated with one seed share dequantization, times and
             noise, so that their paired differences are sharper than the error of either.
+        progress: show a bar.
         distributed: every process of ``torch.distributed`` calls this with the same model and data, takes its share of
-            the batches, and returns the whole, which does not depend on how many they are. The model is a bare module,
-            not wrapped for data parallel training: a solver then takes as many steps as its batch needs, and no
-            process waits for another before the end.
+            the batches, and returns the whole, which does not depend on the number of processes. The model is a bare
+            module, not wrapped for data parallel training: a solver then takes as many steps as its batch needs, and
+            no process waits for another before the end.
+        **solver: ``probes``, ``exact``, ``rtol``, ``atol``, ``steps`` and ``eps``, as :func:`indm.log_likelihood` takes
+            them; the NELBO has the same ``eps``.
 
     Returns:
         A JSON-able report, and per-sample nats of the raw data, mean over repeats: ``nelbo``, ``nll`` and both with
         suffix ``_without_reconstruction``.
+
+    Raises:
+        ValueError: an option that is unknown or out of range.
+        RuntimeError: a flow that need not be invertible.
     """
-    if repeats < 2:
-        raise ValueError(f"repeats must be at least 2, got {repeats}: one draw cannot show its own noise")
-    if len(raw) < 2:
-        raise ValueError(f"raw must hold at least 2 samples for a standard error, got {len(raw)}")
-    nll_examples = len(raw) if nll_examples is None else min(nll_examples, len(raw))
-    if nll_examples < 0 or nll_examples == 1:
-        raise ValueError(f"nll_examples must be 0 (no NLL) or at least 2 for a standard error, got {nll_examples}")
-    _check_tolerances(rtol, atol)
-    model.flow.check()
-    device, eps = model.scaling.scale.device, model.score.sde.truncation(eps)
-    generator = torch.Generator(device)
-    jobs = [("nelbo", batch) for batch in raw.split(batch_size)]
-    jobs += [("nll", batch) for batch in raw[:nll_examples].split(batch_size) if len(batch)]
-    reference = latent_reference(model, raw, batch_size=batch_size, seed=seed)
-    solver = {"probes": probes, "exact": exact, "rtol": rtol, "atol": atol, "steps": steps, "reference": reference}
-    log_scale = model.scaling.log_scale(raw.shape[1:])
+    counts = {"nelbo": len(raw), "nll": len(raw) if nll_examples is None else min(nll_examples, len(raw))}
+    _check(counts, repeats, solver)
+    device, eps, notes = model.scaling.scale.device, 0.0, {}
+    if model.is_diffusion:
+        model.flow.check()
+        eps = model.sde.truncation(solver.get("eps"))
+        reference = latent_reference(model, raw, batch_size=batch_size, seed=seed)
+        estimators = diffusion_estimators(model, reference, times, solver | {"eps": eps})
+        if not model.flow.one_map:
+            notes = {"codes": "one draw for each estimate: the flow's own likelihood is a bound"}
+    else:
+        estimators, counts["nll"] = bound_estimators(model), 0
+    jobs = [(kind, batch) for kind, n in counts.items() for batch in raw[:n].split(batch_size) if len(batch)]
+    generator, log_scale = torch.Generator(device), model.scaling.log_scale(raw.shape[1:])
 
-    def draw(kind: str, batch: Tensor, number: int) -> dict:
-        generator.manual_seed(seed + 1_000_003 * number)
+    def draw(job: int, number: int) -> Estimate:
+        kind, batch = jobs[job]
+        generator.manual_seed(seed + SEED_STRIDE * number)
         x = model.scaling.to_model(batch.to(device), generator=generator)
-        if kind == "nelbo":
-            found, solved = nelbo(model, x, times=times, reference=reference, generator=generator), {}
-            total = found.total
-        else:
-            found = log_likelihood(model, x, **solver, generator=generator)
-            total, solved = -found.log_prob, {"nfe": found.nfe, "settings": found.settings}
-        nats = {kind: total, f"{kind}_without_reconstruction": total - found.reconstruction}
-        return {"nats": {name: (values + log_scale).double().cpu() for name, values in nats.items()}, **solved}
+        return estimators[kind](x, generator).of_raw_data(log_scale)
 
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
-    mine, found = range(rank, len(jobs), processes), {}
-    bar = tqdm(total=repeats * len(mine), desc="likelihood", disable=not progress)
-    with evaluation_mode(model), model.score.sde.truncated(eps), bar:
-        for index in mine:
-            bar.set_description(jobs[index][0].upper())
-            for number in range(index * repeats, (index + 1) * repeats):
-                found[number] = draw(*jobs[index], number)
-                bar.update()
-    if distributed:
-        parts = [None] * processes
-        dist.all_gather_object(parts, found)
-        found = {number: result for part in parts for number, result in part.items()}
-    draws: dict[str, list[Tensor]] = {}
-    for _, result in sorted(found.items()):
-        for name, nats in result["nats"].items():
-            draws.setdefault(name, []).append(nats)
-    solved = [result for result in found.values() if "nfe" in result]
-
-    dims = math.prod(raw.shape[1:])
-    samples = {name: _per_repeat(parts, repeats) for name, parts in draws.items()}
-    levels = model.scaling.levels
+    with evaluation_mode(model):
+        estimates = _draw_all(draw, [kind for kind, _ in jobs], repeats, progress, distributed)
+    levels, dims = model.scaling.levels, math.prod(raw.shape[1:])
     report = {
-        "images": {"nelbo": len(raw), "nll": nll_examples},
+        "images": counts,
         "dims": dims,
         "dequantization": f"uniform, {levels} grey levels" if levels else "none (continuous data)",
         "eps": eps,
         "repeats": repeats,
         "seed": seed,
-        "nelbo": {"times": times} | _summary(samples, "nelbo", dims),
-    }
-    if not model.flow.one_map:
-        report["codes"] = "one draw for each estimate: the flow's own likelihood is a bound"
-    if nll_examples:
-        nfe = sum(result["nfe"] for result in solved) / len(solved)
-        report["nll"] = solved[0]["settings"] | {"nfe": nfe} | _summary(samples, "nll", dims)
-    return report, {name: values.mean(0) for name, values in samples.items()}
+    } | notes
+    nats = {}
+    for kind, found in estimates.items():
+        report[kind], both = summary(found, dims)
+        nats |= {kind: both[0], f"{kind}_without_reconstruction": both[1]}
+    return report, nats
 
 
-def _per_repeat(parts: list[Tensor], repeats: int) -> Tensor:
-    """[batch 0 repeat 0, batch 0 repeat 1, …] to (repeats, N)."""
-    return torch.stack([torch.cat(parts[r::repeats]) for r in range(repeats)])
+def _check(counts: Mapping[str, int], repeats: int, solver: Solver) -> None:
+    for name in solver:
+        if name not in Solver.__annotations__:
+            raise ValueError(f"{name} is no option of evaluate{nearest(name, Solver.__annotations__)}")
+    if repeats < 2:
+        raise ValueError(f"repeats must be at least 2, got {repeats}: one draw cannot show its own noise")
+    if counts["nelbo"] < 2:
+        raise ValueError(f"raw must hold at least 2 samples for a standard error, got {counts['nelbo']}")
+    if counts["nll"] < 0 or counts["nll"] == 1:
+        raise ValueError(f"nll_examples must be 0 (no NLL) or at least 2 for a standard error, got {counts['nll']}")
+    _check_tolerances(solver.get("rtol", 1e-4), solver.get("atol", 1e-4))
 
 
-def _summary(samples: dict[str, Tensor], name: str, dims: int) -> dict:
-    return {
-        "with_reconstruction": mean_and_errors(samples[name], dims),
-        "without_reconstruction": mean_and_errors(samples[f"{name}_without_reconstruction"], dims),
-    }
+def diffusion_estimators(model, reference: GaussianReference, times: int, solver: Solver) -> dict[str, Estimator]:
+    """The NELBO of the generative SDE and the NLL of the probability-flow ODE, truncated at one ``eps``."""
+
+    def bound(x: Tensor, generator: torch.Generator) -> Estimate:
+        with model.sde.truncated(solver.get("eps")):
+            terms = nelbo(model, x, times=times, reference=reference, generator=generator)
+        return Estimate(terms.total, terms.total - terms.reconstruction, {"times": times})
+
+    def nll(x: Tensor, generator: torch.Generator) -> Estimate:
+        solved = log_likelihood(model, x, **solver, reference=reference, generator=generator)
+        return Estimate(-solved.log_prob, -solved.log_prob - solved.reconstruction, solved.settings, solved.nfe)
+
+    return {"nelbo": bound, "nll": nll}
 
 
-def mean_and_errors(draws: Float[Tensor, "repeats n"], dims: int) -> dict[str, float]:
-    """Mean over samples with its standard error and the part of that error that is estimator noise.
+def bound_estimators(model) -> dict[str, Estimator]:
+    """The bound of a model that is no diffusion."""
 
-    ``estimator_noise`` is the standard error that would remain if the images themselves were given: the root of the
-    mean within-image variance over (repeats · n). Where draws are stratified over the batch (the times of the NELBO)
-    the mean is sharper than that says.
+    def bound(x: Tensor, generator: torch.Generator) -> Estimate:
+        terms = model.bound(x, generator=generator)
+        return Estimate(terms.total, terms.total - terms.reconstruction)
+
+    return {"nelbo": bound}
+
+
+def _draw_all(
+    draw: Callable[[int, int], Estimate], kinds: list[str], repeats: int, progress: bool, distributed: bool
+) -> dict[str, list[list[Estimate]]]:
+    """``draw(job, number)`` for each job and repeat, ``number`` counting all draws: by kind, job by job.
+
+    With ``distributed`` every process draws its share of the jobs and gets those of all.
     """
-    repeats, n = draws.shape
-    nats = draws.mean().item()
-    error = (draws.mean(0).std() / math.sqrt(n)).item()
-    noise = math.sqrt(draws.var(0).mean().item() / (repeats * n))
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+    share, drawn = range(rank, len(kinds), processes), {}
+    with tqdm(total=repeats * len(share), desc="likelihood", disable=not progress) as bar:
+        for job in share:
+            bar.set_description(kinds[job].upper())
+            drawn[job] = []
+            for repeat in range(repeats):
+                drawn[job].append(draw(job, job * repeats + repeat))
+                bar.update()
+    if distributed:
+        parts: list[dict] = [{}] * processes
+        dist.all_gather_object(parts, drawn)
+        drawn = {job: estimates for part in parts for job, estimates in part.items()}
+    by_kind: dict[str, list[list[Estimate]]] = {}
+    for job, kind in enumerate(kinds):
+        by_kind.setdefault(kind, []).append(drawn[job])
+    return by_kind
+
+
+def summary(estimates: list[list[Estimate]], dims: int) -> tuple[dict, tuple[Tensor, Tensor]]:
+    """What a report says of estimates of one kind, batch by batch and repeat by repeat, and the mean nats of every
+    sample over repeats, with and without reconstruction."""
+    draws = {
+        part: torch.cat([torch.stack([getattr(e, part) for e in batch]) for batch in estimates], 1)
+        for part in ("total", "without_reconstruction")
+    }
+    evaluations = [e.nfe for batch in estimates for e in batch]
+    numbers = estimates[0][0].settings | ({"nfe": sum(evaluations) / len(evaluations)} if any(evaluations) else {})
+    numbers |= {
+        "with_reconstruction": in_units(draws["total"], dims),
+        "without_reconstruction": in_units(draws["without_reconstruction"], dims),
+    }
+    return numbers, (draws["total"].mean(0), draws["without_reconstruction"].mean(0))
+
+
+def in_units(draws: Float[Tensor, "repeats n"], dims: int) -> dict[str, float]:
+    """Mean, standard error and estimator noise of ``draws`` (see :func:`mean_error_and_noise`) in nats and bits/dim."""
+    mean, error, noise = mean_error_and_noise(draws)
     bits = dims * math.log(2)
     return {
-        "nats": nats,
+        "nats": mean,
         "nats_standard_error": error,
         "nats_estimator_noise": noise,
-        "bits_per_dim": nats / bits,
+        "bits_per_dim": mean / bits,
         "bits_per_dim_standard_error": error / bits,
         "bits_per_dim_estimator_noise": noise / bits,
     }

@@ -11,13 +11,14 @@ from tqdm import tqdm
 from indm.data.base import Data, stack
 from indm.evaluation.distances import frechet_distance, sliced_wasserstein
 from indm.evaluation.extractor import Extractor
-from indm.evaluation.statistics import CHUNKS, jackknife
+from indm.evaluation.statistics import jackknife
 from indm.sampling import SAMPLERS
 from indm.scaling import Scaling
 from indm.score import denoise
 from indm.tensors import Batch, evaluation_mode
 
 PROJECTIONS = 200  # of the sliced Wasserstein distance
+CHUNKS = 5  # sets of training data, at most, that show the spread of a floor
 STEPS = (5, 10, 20, 50, 100)
 STOCHASTIC = ("euler-maruyama", "pc")
 

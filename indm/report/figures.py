@@ -12,9 +12,10 @@ from indm.data.base import Data, stack
 from indm.data.densities import DENSITIES
 from indm.evaluation import plots, sample_quality
 from indm.evaluation.comparison import learning_curves
+from indm.evaluation.statistics import over_seeds
 from indm.evaluation.transport import encode_ode
 from indm.nonlinear import NonlinearDiffusion, forward_path, probability_flow_path
-from indm.report.records import Record, by_group, is_vae, over_seeds
+from indm.report.records import Record, by_group, is_vae
 from indm.reproduction import vae
 from indm.runs.folder import open_run
 from indm.sampling import log_snr_grid

@@ -6,7 +6,6 @@ Runs whose recipes differ in the seed alone are one group.
 
 import json
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -282,10 +281,3 @@ def by_group(facts: Sequence[Record]) -> dict[str, list[Record]]:
     for f in facts:
         groups.setdefault(f.group, []).append(f)
     return groups
-
-
-def over_seeds(values: Sequence[float], alone: float = math.nan) -> tuple[float, float]:
-    """Mean over seeds and its standard error; that of a single value is ``alone``."""
-    if len(values) == 1:
-        return values[0], alone
-    return statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))

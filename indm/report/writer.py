@@ -13,11 +13,11 @@ from indm.data.registry import load_data
 from indm.evaluation import flow_analysis
 from indm.evaluation.comparison import KINDS, check_same_examples
 from indm.evaluation.extractor import Extractor, load_or_train
-from indm.evaluation.statistics import FOLDS
+from indm.evaluation.statistics import FOLDS, over_seeds
 from indm.files import atomic, untrusted
 from indm.report import figures
 from indm.report.page import Page
-from indm.report.records import Options, Record, by_group, gather, is_vae, over_seeds
+from indm.report.records import Options, Record, by_group, gather, is_vae
 from indm.runs.provenance import provenance, weights_hash
 
 

@@ -17,8 +17,9 @@ from scipy import stats
 from torch import Tensor, nn
 
 from indm.data.densities import EightGaussians
-from indm.evaluation.comparison import TIE, difference
+from indm.evaluation.comparison import difference
 from indm.evaluation.likelihood import evaluate
+from indm.evaluation.statistics import TIE
 from indm.flows import Identity
 from indm.model import INDM
 from indm.report.records import Record
@@ -90,7 +91,7 @@ def bound_at_equal_seconds(claim: str, data: str, indm: list[Record], linear: li
     """INDM − linear in the test NELBO, which all seeds take on the same examples."""
     found = difference([(a.folder, b.folder) for a, b in zip(indm, linear, strict=True)])
     bounds = [[f.bound()[0] for f in group] for group in (indm, linear)]
-    least = found["standard_error_over_images"]
+    least = found["standard_error_over_examples"]
     return paired(claim, data, f"{quantity}, {indm[0].unit}, at equal seconds", *bounds, sign=-1, least=least)
 
 

@@ -35,7 +35,7 @@ from indm.config.options import Evaluation, Training
 from indm.config.recipes import Recipe
 from indm.data.base import stack
 from indm.data.registry import load_data
-from indm.evaluation.likelihood import mean_and_errors
+from indm.evaluation.likelihood import in_units
 from indm.evaluation.runs import write_evaluation
 from indm.files import atomic, untrusted
 from indm.messages import reason
@@ -395,7 +395,7 @@ def evaluate(
                 x = model.scaling.to_model(batch.to(device), generator=generator)
                 draws.append(bound(model, x, generator=generator).total.double().cpu())
     nats = torch.stack([torch.cat(draws[r::repeats]) for r in range(repeats)]) + model.scaling.log_scale(model.shape)
-    numbers = mean_and_errors(nats, dims)
+    numbers = in_units(nats, dims)
     report = {
         "images": {"nelbo": len(raw), "nll": 0},
         "dims": dims,
