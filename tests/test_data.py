@@ -23,7 +23,7 @@ from indm.data.base import InMemory, as_data, stack
 from indm.data.batches import flip_horizontally, loader
 from indm.data.densities import DENSITIES
 from indm.data.fashion_mnist import DEBIAN_FASHION_MNIST
-from indm.data.image_files import read_image
+from indm.data.images import read_image
 from indm.data.registry import check_data, load_data
 from indm.data.splits import split
 

@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from indm.cli.main import main
-from indm.data import image_files
 from indm.data.base import stack
+from indm.data.cache import cache_folder
 from indm.data.registry import load_data
 from indm.evaluation.distances import frechet_distance
 from indm.evaluation.extractor import Extractor, train_extractor
@@ -150,7 +150,7 @@ def seen(monkeypatch):
 
 
 def kept():
-    (file,) = (image_files.cache() / "features").iterdir()
+    (file,) = (cache_folder() / "features").iterdir()
     return file
 
 

@@ -23,7 +23,7 @@ from indm.cli.main import main
 from indm.config import recipes
 from indm.config.options import Training
 from indm.convert.released import read_checkpoint
-from indm.data import image_files
+from indm.data import folder_index, images
 from indm.data.fashion_mnist import read_idx
 from indm.data.image_files import ImageFiles
 from indm.data.registry import load_data
@@ -227,7 +227,7 @@ def test_kept_indexes(edits, kinds):
     content = npz(names=np.frombuffer(b"a.pngb.png", np.uint8), ends=np.array([5, 10]), sizes=np.array([1, 2]),
                   times=np.array([3, 4]), kinds=np.array(kinds, np.uint8))  # fmt: skip
     (HOME / "index.npz").write_bytes(edited(content, edits))
-    kept = image_files._kept(HOME / "index.npz", HOME)
+    kept = folder_index._read_cached(HOME / "index.npz", HOME)
     assert kept is None or all(isinstance(file, Path) for file in kept.files)
 
 
@@ -257,12 +257,12 @@ def test_images_with_changed_bytes(which, edits):
     path = HOME / "a.png"
     path.write_bytes(edited(IMAGES[which], edits))
     try:
-        kind = image_files.read_kind(path)
+        kind = images.read_kind(path)
     except KNOWN:
         kind = None
     try:
-        image = image_files.read_image(path)
-        assert image.mode == kind and image_files.square(image, 8, 3).shape == (3, 8, 8)
+        image = images.read_image(path)
+        assert image.mode == kind and images.square(image, 8, 3).shape == (3, 8, 8)
     except KNOWN:
         pass
 

@@ -13,10 +13,13 @@ import torch
 from PIL import Image
 
 from indm.cli.main import main
-from indm.data import image_files
+from indm.data import cache as cache_module
+from indm.data import folder_index
 from indm.data.base import stack
 from indm.data.batches import loader
-from indm.data.image_files import Files, ImageFiles, count_unreadable, index, index_file
+from indm.data.folder_index import Files, index, index_file
+from indm.data.image_files import ImageFiles, count_unreadable
+from indm.data.images import read_image, read_kind
 from indm.data.registry import load_data
 from indm.training.devices import peak_memory_mib
 
@@ -43,8 +46,8 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def looked_at(monkeypatch):
     """The files whose header was read."""
-    seen, real = [], image_files.read_kind
-    monkeypatch.setattr(image_files, "read_kind", lambda path: seen.append(path) or real(path))
+    seen = []
+    monkeypatch.setattr(folder_index, "read_kind", lambda path: seen.append(path) or read_kind(path))
     return seen
 
 
@@ -139,7 +142,7 @@ def test_few_files_leave_nothing_in_the_cache(tmp_path, cache):
 MEASURED = """
 import resource, sys
 from pathlib import Path
-from indm.data.image_files import read_image
+from indm.data.images import read_image
 taken = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 read_image(Path(sys.argv[1]))
 before = taken()
@@ -164,22 +167,22 @@ def test_transparent_pixels_are_those_of_the_composite(tmp_path, mode):
     value, alpha = np.meshgrid(np.arange(256), np.arange(256))
     pixels = np.stack([*[value, value // 2, 255 - value][: len(mode) - 1], alpha], -1).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    found = np.asarray(image_files.read_image(tmp_path / "a.png")).reshape(256, 256, -1).astype(int)
+    found = np.asarray(read_image(tmp_path / "a.png")).reshape(256, 256, -1).astype(int)
     a = pixels[..., -1:] / 255
     assert np.abs(found - (255 * (1 - a) + pixels[..., :-1] * a)).max() <= 0.5 + 1e-9
 
 
 def test_no_more_images_than_cores_are_decoded_at_once(tmp_path, monkeypatch):
-    inside, most, real = [], [], image_files.read_image
+    inside, most = [], []
 
     def slow(path):
         inside.append(path)
         most.append(len(inside))
         time.sleep(0.01)
         inside.remove(path)
-        return real(path)
+        return read_image(path)
 
-    monkeypatch.setattr(image_files, "read_image", slow)
+    monkeypatch.setattr(folder_index, "read_image", slow)
     assert (index(many(tmp_path / "f", 60), whole=True).kinds == 2).all()
     assert len(most) == 60 and max(most) <= os.cpu_count()
 
@@ -190,7 +193,7 @@ def test_a_user_without_a_home_has_no_cache(tmp_path, monkeypatch, looked_at, n)
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("INDM_DATA", raising=False)
-    monkeypatch.setattr(image_files.Path, "home", without)
+    monkeypatch.setattr(cache_module.Path, "home", without)
     folder = many(tmp_path / "f", n)
     for _ in range(2):
         assert (index(folder).kinds == 2).all()

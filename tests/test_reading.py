@@ -11,6 +11,7 @@ import struct
 import zipfile
 import zlib
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +20,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import indm
 from indm.data.fashion_mnist import read_idx
-from indm.data.image_files import read_image
+from indm.data.images import read_image
 from indm.data.registry import load_data
 from indm.files import pickles, untrusted
 from indm.messages import one_line
@@ -415,7 +417,7 @@ def test_tensors_that_are_not_what_a_file_can_hold(tensor, complaint):
 
 def test_the_source_loads_no_pickle():
     """Of the two functions that could, one is always told not to, the other is not used."""
-    for path in sorted((untrusted.Path(untrusted.__file__).parent).rglob("*.py")):
+    for path in sorted(Path(indm.__file__).parent.rglob("*.py")):
         text = path.read_text("utf-8")
         assert not re.search(r"import (pickle\b|\w*dill|joblib)|pickle\.(load|Unpickler)", text), path
         assert text.count("torch.load(") == text.count("weights_only=True"), path

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from indm.data import image_files
+from indm.data.cache import cache_folder
 
 
 def download_root(root: str | Path | None) -> Path:
-    return Path(root).expanduser() if root else image_files.cache()
+    """The folder ``root``, or where downloads are cached."""
+    return Path(root).expanduser() if root else cache_folder()
 
 
 def from_torchvision(name: str, dataset: Callable[..., Dataset], *args, **kwargs) -> Dataset:

@@ -4,60 +4,15 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from torchvision.transforms.v2 import InterpolationMode
 
-from indm.data import image_files
 from indm.data.base import Data
+from indm.data.folder_index import Files, Index, index
 from indm.data.image_files import ImageFiles
+from indm.data.images import RESIZE_MODES, SUFFIXES, read_image
 from indm.data.raw import check_size
 from indm.data.splits import counts, describe_split, split
 from indm.messages import nearest, reason
 from indm.scaling import Scaling
-
-RESIZE_MODES = [mode.value for mode in InterpolationMode if mode.value != "nearest-exact"]  # Pillow has no such mode
-
-
-def _first_bad(found: image_files.Index) -> str:
-    """The first file that is no image, and why."""
-    path = found.files[int(np.argmin(found.kinds))]
-    if path.suffix.lower() not in image_files.SUFFIXES:
-        return f"{path}: not an image by its name"
-    try:
-        image_files.read_image(path)
-    except (ValueError, OSError) as error:
-        return f"{path}: {reason(error)}"
-    return f"{path}: it has changed since it was looked at"
-
-
-def find_images(
-    folder: Path, *, whole: bool = False, strict: bool = False
-) -> tuple[image_files.Files, tuple[int, int], list[str]]:
-    """The images under a folder (recursive, hidden files apart) in sorted order, how many are grey and colour, notes.
-
-    Args:
-        folder: whose files are looked at, see :func:`indm.data.image_files.index`; those that are no image are
-            skipped and counted.
-        whole: decode every file, so that damaged ones are skipped too, in place of looking at its header.
-        strict: decode every file, and let one that is skipped be an error.
-
-    Raises:
-        ValueError: no folder, or none with images.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"path '{folder}' is not a folder")
-    found = image_files.index(folder, whole=whole or strict)
-    files = found.files
-    bad, grey, colour = np.bincount(found.kinds, minlength=3).tolist()
-    notes = [f"read from {folder}, listed by {'decoding each' if whole or strict else 'the header of each'}"]
-    if bad:
-        problem = f"{bad} of {len(files)} files cannot be read as images; the first is {_first_bad(found)}"
-        if strict:
-            raise ValueError(f"strict: {problem}")
-        warnings.warn(f"skipped {problem}", stacklevel=3)
-        notes.append(f"skipped {problem}")
-    if not grey + colour:
-        raise ValueError(f"no readable images in '{folder}' ({len(files)} files); png, jpeg, webp, bmp, … would do")
-    return files.select(np.flatnonzero(found.kinds)), (grey, colour), notes
 
 
 def load_folder(
@@ -77,9 +32,9 @@ def load_folder(
 ) -> Data:
     """All images under a folder (recursive, hidden files apart), in sorted order, split by ``seed``; read from disk.
 
-    The header of every file is looked at, once for folders of many files (see :func:`indm.data.image_files.index`).
-    What is no image is skipped and counted. What proves to be damaged later is replaced, see :class:`ImageFiles`. With
-    ``strict`` every file is decoded here, and either is an error.
+    The header of every file is read here, once for folders of many files (see :mod:`indm.data.folder_index`). What is
+    no image is skipped and counted. An image whose damage shows only when it is decoded is replaced by the next, see
+    :class:`ImageFiles`. With ``strict`` every file is decoded here, and either is an error.
 
     ``channels`` is 1 (grey) or 3 (RGB), by default what the files have, if they agree. ``resize`` and ``crop``: see
     :class:`ImageFiles`. ``valid`` and ``test`` are fractions.
@@ -92,14 +47,54 @@ def load_folder(
         raise ValueError(f"unknown resize {resize!r}{nearest(resize, RESIZE_MODES)}")
     if crop is not True and crop is not False:
         check_size(crop)
-    good, (grey, colour), notes = find_images(folder, strict=strict)
+    files, (grey, colour), notes = find_images(folder, strict=strict)
     notes.append(f"{'squashed' if crop is False else 'centre-cropped'}, resized to {size} ({resize})")
     if channels is None and grey and colour:
         raise ValueError(f"mixed channels: {grey} grey and {colour} colour images; pass channels=1 or 3")
     channels = channels or (1 if grey else 3)
-    parts = split(grey + colour, **counts(grey + colour, valid, test), seed=seed, limit=limit)
-    sets = {p: ImageFiles(good.select(chosen.numpy()), size, channels, resize, crop) for p, chosen in parts.items()}
+    parts = split(len(files), **counts(len(files), valid, test), seed=seed, limit=limit)
+    sets = {p: ImageFiles(files.select(chosen.numpy()), size, channels, resize, crop) for p, chosen in parts.items()}
     notes.append(describe_split(parts, seed))
     scaling, shape = Scaling.images(256, centered), (channels, size, size)
-    about = {"notes": notes, "fingerprint": good.fingerprint()}
+    about = {"notes": notes, "fingerprint": files.fingerprint()}
     return Data(name="folder", scaling=scaling, shape=shape, flip=flip, **about, **sets)
+
+
+def find_images(folder: Path, *, whole: bool = False, strict: bool = False) -> tuple[Files, tuple[int, int], list[str]]:
+    """The images under a folder (recursive, hidden files apart) in sorted order, how many are grey and colour, notes.
+
+    Args:
+        folder: where to look; files that are no image are skipped and counted.
+        whole: decode every file in place of reading its header, so that damaged ones are skipped too.
+        strict: decode every file, and let one that is skipped be an error.
+
+    Raises:
+        ValueError: no folder, or none with images.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"path '{folder}' is not a folder")
+    listing = index(folder, whole=whole or strict)
+    files = listing.files
+    bad, grey, colour = np.bincount(listing.kinds, minlength=3).tolist()
+    notes = [f"read from {folder}, listed by {'decoding each' if whole or strict else 'the header of each'}"]
+    if bad:
+        problem = f"{bad} of {len(files)} files cannot be read as images; the first is {_first_bad(listing)}"
+        if strict:
+            raise ValueError(f"strict: {problem}")
+        warnings.warn(f"skipped {problem}", stacklevel=3)
+        notes.append(f"skipped {problem}")
+    if not grey + colour:
+        raise ValueError(f"no readable images in '{folder}' ({len(files)} files); png, jpeg, webp, bmp, … would do")
+    return files.select(np.flatnonzero(listing.kinds)), (grey, colour), notes
+
+
+def _first_bad(listing: Index) -> str:
+    """The first file that is no image, and why."""
+    path = listing.files[int(np.argmin(listing.kinds))]
+    if path.suffix.lower() not in SUFFIXES:
+        return f"{path}: not an image by its name"
+    try:
+        read_image(path)
+    except (ValueError, OSError) as error:
+        return f"{path}: {reason(error)}"
+    return f"{path}: it has changed since it was looked at"

@@ -24,9 +24,11 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 import indm
 from indm.config import recipes
 from indm.config.parts import BUILT_IN
-from indm.data import image_files
 from indm.data.base import Data, InMemory, stack
-from indm.data.folder import RESIZE_MODES, find_images
+from indm.data.cache import cache_folder
+from indm.data.folder import find_images
+from indm.data.image_files import ImageFiles
+from indm.data.images import RESIZE_MODES, read_size
 from indm.data.registry import load_data
 from indm.evaluation.extractor import DESCRIPTION, Extractor, load_or_train
 from indm.files import atomic, pickles, untrusted
@@ -131,13 +133,13 @@ def of_folder(folder: Path, size: int | None = None, resize: str = "bilinear") -
     if resize not in RESIZE_MODES:
         raise ValueError(f"unknown resize {resize!r}{nearest(resize, RESIZE_MODES)}")
     found, (_, colour), notes = find_images(folder, whole=True)
-    sides = {side for file in found for side in image_files.read_size(file)} if size is None else {size}
+    sides = {side for file in found for side in read_size(file)} if size is None else {size}
     if size is None and len(sides) > 1:
         raise ValueError(f"size must be given for {folder}: its images have sides of {min(sides)} to {max(sides)}")
     done = (
         None if size is None else {"size": size, "mode": resize, "crop": "the largest centred square", "by": "Pillow"}
     )
-    raw = stack(image_files.ImageFiles(found, min(sides), 3 if colour else 1, resize))
+    raw = stack(ImageFiles(found, min(sides), 3 if colour else 1, resize))
     return _grey(raw, 256, {"folder": str(folder), "resize": done, "notes": notes})
 
 
@@ -345,7 +347,7 @@ def score(samples: Images, reference: Images, features: Features, *, progress: b
 def features_file(key: list) -> Path:
     """Where the features of a reference are kept, by what they depend on: its pixels, the extractor, the library."""
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return image_files.cache() / "features" / f"{name}.safetensors"
+    return cache_folder() / "features" / f"{name}.safetensors"
 
 
 @contextmanager

@@ -24,8 +24,8 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from indm.config.checks import check_whole_numbers
-from indm.data import image_files
 from indm.data.arrays import read_events
+from indm.data.images import SUFFIXES, read_image, square
 from indm.data.registry import load_data
 from indm.evaluation import plots
 from indm.evaluation.comparison import table
@@ -160,7 +160,7 @@ def find(sources: Sequence[Path], model: INDM, data: dict, strict: bool = False)
 def _files(source: Path) -> list[tuple[Path, str]]:
     """Files and the names of their results, without suffix: below a folder, with the path below it."""
     if source.is_dir():
-        known = image_files.SUFFIXES | ARRAY_SUFFIXES
+        known = SUFFIXES | ARRAY_SUFFIXES
         below = sorted(path.relative_to(source) for path in source.rglob("*") if path.suffix.lower() in known)
         below = [path for path in below if not any(part.startswith(".") for part in path.parts)]
         return [(source / path, str(path.with_suffix(""))) for path in below if (source / path).is_file()]
@@ -198,13 +198,13 @@ def _reader(file: Path, model: INDM, data: dict, strict: bool) -> Callable[[], t
     options = {key: data[key] for key in ("resize", "crop") if key in data}
 
     def read() -> tuple[Tensor, str]:
-        image, note = image_files.read_image(file), ""
+        image, note = read_image(file), ""
         if image.size == (width, height):
             pixels = F.pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
         elif strict or height != width:
             raise ValueError(f"{image.width}×{image.height} pixels, and the model has {width}×{height}")
         else:
-            pixels = image_files.square(image, width, channels, **options)
+            pixels = square(image, width, channels, **options)
             note = f"resized from {image.width}×{image.height}"
         return (pixels.double() * (model.scaling.levels - 1) / 255).round().to(torch.uint8), note
 

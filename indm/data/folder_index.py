@@ -1,0 +1,209 @@
+"""The list of the images below a folder: paths in little memory, made once and cached where there are very many."""
+
+import contextlib
+import hashlib
+import os
+import stat
+import tempfile
+import threading
+from array import array
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from indm.data.cache import cache_folder
+from indm.data.images import SUFFIXES, read_image, read_kind
+from indm.files import untrusted
+
+KINDS = (None, "L", "RGB")  # of a file: no image that can be used, grey, colour
+ARRAYS = ("names", "ends", "sizes", "times", "kinds")  # in a cached index
+CACHED_FROM = 1000  # files
+AT_ONCE = 4096  # files whose headers are read side by side
+DECODING = threading.BoundedSemaphore(os.cpu_count() or 1)  # one image may take a gigabyte to decode
+
+
+class Files(Sequence[Path]):
+    """Paths below ``folder`` in as many bytes as their names have: a million need some 30 MB, not a gigabyte.
+
+    Args:
+        folder: to which the names are relative.
+        names: all names, one after the other, as the file system encodes them.
+        ends: where each ends in ``names``.
+        chosen: positions of those that are in the sequence, in its order; all by default.
+    """
+
+    def __init__(self, folder: Path, names: np.ndarray, ends: np.ndarray, chosen: np.ndarray | None = None):
+        self.folder, self.names, self.ends = folder, names, ends
+        self.chosen = np.arange(len(ends)) if chosen is None else chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Files": ...
+
+    def __getitem__(self, index: int | slice) -> "Path | Files":
+        if isinstance(index, slice):
+            return self.select(np.arange(len(self))[index])
+        return self.folder / os.fsdecode(self.name(index))
+
+    def name(self, index: int) -> bytes:
+        """The path below the folder, as the file system encodes it."""
+        i = self.chosen[index]
+        return self.names[self.ends[i - 1] if i else 0 : self.ends[i]].tobytes()
+
+    def select(self, index: np.ndarray) -> "Files":
+        """Those at the positions ``index``."""
+        return Files(self.folder, self.names, self.ends, self.chosen[index])
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the paths below the folder, in the order of ``names`` whatever that of ``chosen``."""
+        lengths, chosen = np.diff(self.ends, prepend=0), np.zeros(len(self.ends), bool)
+        chosen[self.chosen] = True
+        digest = hashlib.sha256(lengths[chosen])
+        digest.update(self.names[np.repeat(chosen, lengths)])
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Index:
+    """The files below a folder, hidden ones apart, in sorted order.
+
+    Attributes:
+        files: their paths.
+        sizes, times: bytes, and nanoseconds of the last change, int64.
+        kinds: positions in :data:`KINDS`, uint8.
+    """
+
+    files: Files
+    sizes: np.ndarray
+    times: np.ndarray
+    kinds: np.ndarray
+
+
+def index(folder: Path, whole: bool = False) -> Index:
+    """List the images below ``folder`` by reading the header of each.
+
+    The index of a folder of many files is cached (see :func:`index_file`); after that, only files that were added or
+    changed are read.
+
+    Args:
+        folder: searched recursively.
+        whole: decode every image in place of reading its header, and ignore the cache.
+    """
+    listing = _list_files(folder)
+    cached_at = _cache_place(folder) if len(listing.files) >= CACHED_FROM and not whole else None
+    cached = None if cached_at is None else _read_cached(cached_at, folder)
+    unknown = np.flatnonzero(~_copy_kinds(listing, cached))
+    kind_of = _kind_by_decoding if whole else _kind_by_header
+    with ThreadPoolExecutor() as pool:
+        for first in range(0, len(unknown), AT_ONCE):
+            part = unknown[first : first + AT_ONCE]
+            listing.kinds[part] = list(pool.map(kind_of, listing.files.select(part)))
+    if cached_at is not None and len(unknown):
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time alone
+            _write_cached(cached_at, listing)
+    return listing
+
+
+def index_file(folder: Path) -> Path:
+    """Where the index of ``folder`` is cached."""
+    return cache_folder() / "indexes" / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]}.npz"
+
+
+def _cache_place(folder: Path) -> Path | None:
+    """:func:`index_file`, or None for a user without a home."""
+    try:
+        return index_file(folder)
+    except RuntimeError:
+        return None
+
+
+def _kind_by_header(path: Path) -> int:
+    return _kind(read_kind, path)
+
+
+def _kind_by_decoding(path: Path) -> int:
+    with DECODING:
+        return _kind(lambda path: read_image(path).mode, path)
+
+
+def _kind(mode_of: Callable[[Path], str], path: Path) -> int:
+    """The position in :data:`KINDS` of what ``mode_of`` says of a file."""
+    if path.suffix.lower() not in SUFFIXES:
+        return 0
+    try:
+        return KINDS.index(mode_of(path))
+    except (ValueError, OSError):
+        return 0
+
+
+def _list_files(folder: Path) -> Index:
+    """All files below ``folder``, with kinds yet to be filled in. Links to files are followed, links to folders not."""
+    names, ends, sizes, times = bytearray(), array("q"), array("q"), array("q")
+    waiting = [""]
+    while waiting:
+        name = waiting.pop()
+        path = os.path.join(folder, name)
+        status = os.lstat(path) if name else None
+        if status is not None and stat.S_ISLNK(status.st_mode):
+            status = os.stat(path) if os.path.isfile(path) else status
+        if status is None or stat.S_ISDIR(status.st_mode):
+            below = sorted((n for n in os.listdir(path) if not n.startswith(".")), reverse=True)
+            waiting += [os.path.join(name, n) for n in below]
+        elif stat.S_ISREG(status.st_mode):
+            names += os.fsencode(name)
+            ends.append(len(names))
+            sizes.append(status.st_size)
+            times.append(status.st_mtime_ns)
+    numbers = [np.array(values, np.int64) for values in (ends, sizes, times)]
+    files = Files(folder, np.frombuffer(bytes(names), np.uint8), numbers[0])
+    return Index(files, *numbers[1:], np.zeros(len(ends), np.uint8))
+
+
+def _copy_kinds(listing: Index, cached: Index | None) -> np.ndarray:
+    """Copy into ``listing`` the kinds of files whose name, size and time are as cached; booleans say which those are."""
+    if cached is None:
+        return np.zeros(len(listing.files), bool)
+    then, now = ((i.files.names, i.files.ends, i.sizes, i.times) for i in (cached, listing))
+    if all(map(np.array_equal, then, now)):
+        listing.kinds[:] = cached.kinds
+        return np.ones(len(listing.files), bool)
+    positions = {key: i for i, key in enumerate(_keys(cached))}
+    position = np.array([positions.get(key, -1) for key in _keys(listing)], int)
+    unchanged = position >= 0
+    listing.kinds[unchanged] = cached.kinds[position[unchanged]]
+    return unchanged
+
+
+def _keys(index: Index) -> list[tuple[bytes, int, int]]:
+    """By what a file is known again: its name, size and time of change."""
+    stats = zip(index.sizes.tolist(), index.times.tolist(), strict=True)
+    return [(index.files.name(i), size, time) for i, (size, time) in enumerate(stats)]
+
+
+def _read_cached(path: Path, folder: Path) -> Index | None:
+    """The cached index; None where there is none that can be used."""
+    try:
+        names, ends, sizes, times, kinds = (untrusted.array(path, name) for name in ARRAYS)
+    except ValueError:
+        return None
+    fits = len(ends) == len(sizes) == len(times) == len(kinds) and kinds.max(initial=0) < len(KINDS)
+    rising = len(ends) == 0 or (ends[0] >= 0 and ends[-1] == len(names) and bool((np.diff(ends) >= 0).all()))
+    return Index(Files(folder, names, ends), sizes, times, kinds) if fits and rising else None
+
+
+def _write_cached(path: Path, index: Index) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = (index.files.names, index.files.ends, index.sizes, index.times, index.kinds)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # on a full disk nothing half written stays
+        beside = Path(folder) / path.name
+        np.savez(beside, **dict(zip(ARRAYS, arrays, strict=True)))
+        os.replace(beside, path)

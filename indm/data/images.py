@@ -1,0 +1,110 @@
+"""One image file: its header, its pixels, and the square that a model is given.
+
+Only the formats of :data:`FORMATS` are opened, whatever a file is called: none of their decoders runs another program,
+as that of PostScript would. An image of more pixels than PIL's limit is refused by its header.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageChops, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from indm.messages import reason
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+RESIZE_MODES = [mode.value for mode in InterpolationMode if mode.value != "nearest-exact"]  # Pillow has no such mode
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The image whose header has been read; every failure inside is a ValueError or an OSError."""
+    try:
+        if not path.is_file():  # a named pipe would be waited for
+            raise ValueError("it is no file" if path.exists() else "there is no such file")
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                size = f"{image.width}×{image.height}"
+                raise ValueError(f"{size} pixels, more than PIL's limit of {Image.MAX_IMAGE_PIXELS}")
+            yield image
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        raise ValueError(reason(error)) from error
+
+
+def _kind(image: Image.Image) -> str:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no grey levels")
+    return "L" if image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I") else "RGB"
+
+
+def read_kind(path: Path) -> str:
+    """Whether an image is grey ("L") or "RGB", by its header alone.
+
+    Raises:
+        ValueError, OSError: it is no image that can be used.
+    """
+    with _opened(path) as image:
+        return _kind(image)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image as it is stored, by its header alone.
+
+    Raises:
+        ValueError, OSError: it is no image that can be used.
+    """
+    with _opened(path) as image:
+        return image.size
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode an image to 8-bit grey ("L") or "RGB": upright, 16-bit levels scaled, transparency over white.
+
+    Raises:
+        ValueError, OSError: it is no image that can be used, or a damaged one.
+    """
+    with _opened(path) as image:
+        kind = _kind(image)
+        image.load()  # every pixel, so that truncation shows
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I"):
+            return _first_byte(image)
+        if image.has_transparency_data:
+            return _over_white(image, kind)
+        return image.convert(kind)
+
+
+def _first_byte(image: Image.Image) -> Image.Image:
+    """The first byte of 16-bit levels, made in their own precision: images may be as large as PIL's limit."""
+    levels = np.asarray(image)
+    if levels.min() < 0 or levels.max() > 65535:
+        raise ValueError("integer pixels outside 0 … 65535")
+    return Image.fromarray((levels >> 8).astype(np.uint8))
+
+
+def _over_white(image: Image.Image, kind: str) -> Image.Image:
+    """An image with transparency as it looks over white, by as few copies."""
+    with_alpha = "LA" if kind == "L" else "RGBA"
+    if image.mode != with_alpha:
+        image = image.convert(with_alpha)
+    clear = ImageChops.invert(image.getchannel("A"))
+    image = image.convert(kind)
+    image.paste("white", mask=clear)
+    return image
+
+
+def square(image: Image.Image, size: int, channels: int, resize: str = "bilinear", crop: bool | int = True) -> Tensor:
+    """An image as uint8 (``channels``, ``size``, ``size``), cut and resized as :class:`ImageFiles` says."""
+    image = image.convert("L" if channels == 1 else "RGB")
+    if crop is not False:
+        largest = min(image.size)
+        image = F.center_crop(image, [largest if crop is True else min(crop, largest)])
+    return F.pil_to_tensor(F.resize(image, [size, size], InterpolationMode(resize)))
