@@ -169,7 +169,7 @@ def _list_files(folder: Path) -> Index:
 
 
 def _copy_kinds(listing: Index, cached: Index | None) -> np.ndarray:
-    """Copy into ``listing`` the kinds of files whose name, size and time are as cached; booleans say which those are."""
+    """Copy the kinds of files whose name, size and time are as cached; booleans say which files those are."""
     if cached is None:
         return np.zeros(len(listing.files), bool)
     then, now = ((i.files.names, i.files.ends, i.sizes, i.times) for i in (cached, listing))
