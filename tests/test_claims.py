@@ -1,7 +1,9 @@
-"""The claims' arithmetic: scipy's paired test, curves and facts made by hand, and the exact score by autograd."""
+"""The claims' arithmetic: scipy's paired test, curves and records made by hand, and the exact score by autograd."""
 
+import functools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,20 +11,22 @@ import torch
 from scipy.stats import ttest_rel
 
 from indm.data.densities import EightGaussians, log_gaussian_mixture
-from indm.report.records import Record
-from indm.reproduction import claims
-from indm.reproduction.claims import judge, paired, steps_to_goal
+from indm.report.records import MEASURES, Record
+from indm.reproduction import claims, control
+from indm.reproduction.claims import CLAIMS, Claim, Evidence, steps_to_goal
+from indm.reproduction.studies import VARIANTS
+from indm.reproduction.verdicts import judge, paired
 from indm.sde.linear import VESDE, VPSDE
 
 INDM, LINEAR = [2.13, 2.31, 2.05, 2.4], [2.5, 2.44, 2.61, 2.48]
 
 
-def fact(folder, group="a", **measured):
+def record(folder, group="a", **measured):
     return Record(folder, group, {}, {"unit": "nats", "entropy_nats": None}, 0, measured)
 
 
 def make_run(folder, nelbo, curve=((1, 1.0),), unit="nats", dims=2):
-    """The facts of a folder with per-example nats and a validation curve, as an evaluated run has them."""
+    """The record of a folder with per-example nats and a validation curve, as an evaluated run has them."""
     folder.mkdir(parents=True)
     lines = [{"step": step, "seconds": 2.0 * step, "valid_nelbo": value, "unit": unit} for step, value in curve]
     between = {"step": lines[-1]["step"], "seconds": 1.0, "loss": 0.0}  # training terms stand between them
@@ -35,10 +39,33 @@ def make_run(folder, nelbo, curve=((1, 1.0),), unit="nats", dims=2):
     return Record(folder, folder.parent.name, {}, evaluation, 0, {})
 
 
+def evidence(indm, linear, *cost):
+    return Evidence("d", {"indm": indm, "linear": linear}, *cost)
+
+
 def values(rows, start):
     """The one row whose quantity begins so."""
     (row,) = [row for row in rows if row.quantity.startswith(start)]
     return row
+
+
+# ── A claim as a value ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_claim_is_judged_where_all_its_variants_were_trained():
+    row = paired("q", [1.0, 2.0], [3.0, 5.0], sign=-1)
+    claim = Claim("7 mine", "…", lambda e: [row] * len(e.records), variants=("indm", "flow"), control=lambda: [row])
+    (verdict, _) = claim.verdicts(Evidence("d", {"indm": [], "flow": []}))
+    assert (verdict.claim, verdict.data) == ("7 mine", "d") and vars(row).items() <= vars(verdict).items()
+    assert claim.verdicts(Evidence("d", {"indm": [], "linear": []})) == []
+    assert [(v.claim, v.data, v.difference) for v in claim.controls()] == [("7 mine", "eight Gaussians", -2.5)]
+    assert Claim("8", "…", lambda e: []).controls() == []
+
+
+def test_claims_need_what_there_is():
+    assert len({claim.name for claim in CLAIMS}) == len(CLAIMS)
+    for claim in CLAIMS:
+        assert set(claim.variants) <= VARIANTS.keys() and set(claim.measures) <= MEASURES.keys()
 
 
 # ── The test ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -57,35 +84,35 @@ def test_a_difference_within_two_standard_errors_is_a_tie(sign, error):
 
 @pytest.mark.parametrize(("sign", "verdict"), [(-1, "reproduced"), (1, "failed")])
 def test_paired_is_the_paired_t_test(sign, verdict):
-    found, known = paired("c", "d", "q", INDM, LINEAR, sign), ttest_rel(INDM, LINEAR)
+    found, known = paired("q", INDM, LINEAR, sign=sign), ttest_rel(INDM, LINEAR)
     assert (found.indm, found.linear) == pytest.approx((np.mean(INDM), np.mean(LINEAR)))
     assert found.difference == pytest.approx(np.mean(INDM) - np.mean(LINEAR)) and found.difference < 0
     assert found.difference / found.standard_error == pytest.approx(known.statistic)
     assert found.test == f"paired over 4 seeds, p = {known.pvalue:.2g}"
     assert found.verdict == verdict
-    assert paired("c", "d", "q", LINEAR, INDM, sign).verdict != verdict
+    assert paired("q", LINEAR, INDM, sign=sign).verdict != verdict
 
 
 def test_paired_takes_out_what_seeds_share():
     shared = np.array([0.0, 5.0, -3.0, 9.0])
-    found = paired("c", "d", "q", list(INDM + shared), list(LINEAR + shared), -1)
-    assert found.standard_error == pytest.approx(paired("c", "d", "q", INDM, LINEAR, -1).standard_error)
+    found = paired("q", list(INDM + shared), list(LINEAR + shared), sign=-1)
+    assert found.standard_error == pytest.approx(paired("q", INDM, LINEAR, sign=-1).standard_error)
     with pytest.raises(ValueError, match="zip"):
-        paired("c", "d", "q", INDM, LINEAR[:3], -1)
+        paired("q", INDM, LINEAR[:3], sign=-1)
 
 
 def test_the_error_of_the_examples_is_the_least():
-    alone = paired("c", "d", "q", INDM, LINEAR, -1)
-    assert paired("c", "d", "q", INDM, LINEAR, -1, least=0.5 * alone.standard_error) == alone
-    wide = paired("c", "d", "q", INDM, LINEAR, -1, least=abs(alone.difference) / 1.9)
+    alone = paired("q", INDM, LINEAR, sign=-1)
+    assert paired("q", INDM, LINEAR, sign=-1, least_error=0.5 * alone.standard_error) == alone
+    wide = paired("q", INDM, LINEAR, sign=-1, least_error=abs(alone.difference) / 1.9)
     assert wide.standard_error == abs(alone.difference) / 1.9 and wide.verdict == "tie"
-    one = paired("c", "d", "q", [1.0], [1.5], -1, least=0.2)
+    one = paired("q", [1.0], [1.5], sign=-1, least_error=0.2)
     assert (one.standard_error, one.test, one.verdict) == (0.2, "one seed", "reproduced")
-    unknown = paired("c", "d", "q", [1.0], [1.5], -1)  # without any error there is nothing to judge by
+    unknown = paired("q", [1.0], [1.5], sign=-1)  # without any error there is nothing to judge by
     assert math.isnan(unknown.standard_error) and unknown.verdict == "untested" and unknown.difference == -0.5
-    same = paired("c", "d", "q", [0.0, 0.0], [1.0, 1.0], 1)  # no spread, and yet a difference
+    same = paired("q", [0.0, 0.0], [1.0, 1.0], sign=1)  # no spread, and yet a difference
     assert same.verdict == "failed" and same.standard_error == 0
-    assert paired("c", "d", "q", [1.0, 1.0], [1.0, 1.0], 1).verdict == "tie"
+    assert paired("q", [1.0, 1.0], [1.0, 1.0], sign=1).verdict == "tie"
 
 
 # ── Fast training ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -123,7 +150,7 @@ def test_fast_training_compares_the_bound_and_the_time(tmp_path, unit):
         [make_run(tmp_path / name / str(i), nelbo, curves[name], unit) for i, nelbo in enumerate(found)]
         for name, found in nelbos.items()
     )
-    rows = claims.fast_training("d", indm, linear, math.log(1.25), 0.01)
+    rows = claims.fast_training(evidence(indm, linear, math.log(1.25), 0.01))
     bound = values(rows, "test NELBO")
     per_unit = 2 * math.log(2) if unit == "bits/dim" else 1.0
     known = ttest_rel(*([v.mean() / per_unit for v in nelbos[name]] for name in ("indm", "linear")))
@@ -139,9 +166,9 @@ def test_fast_training_compares_the_bound_and_the_time(tmp_path, unit):
     assert {row.verdict for row in rows} == {"reproduced"}
 
     for cost, error, verdict in ((2.5, 0.01, "failed"), (2.5, 0.2, "tie"), (1.25, 0.4, "tie")):
-        slow = claims.fast_training("d", indm, linear, math.log(cost), error)  # fewer steps, more seconds
+        slow = claims.fast_training(evidence(indm, linear, math.log(cost), error))  # fewer steps, more seconds
         assert [row.verdict for row in slow[1:]] == ["reproduced", verdict]
-    turned = claims.fast_training("d", linear, indm, math.log(1.25), 0.01)
+    turned = claims.fast_training(evidence(linear, indm, math.log(1.25), 0.01))
     assert {row.verdict for row in turned} == {"failed"}
 
 
@@ -152,10 +179,13 @@ def test_pretraining_and_both_sdes_judge_the_bound_with_the_error_of_the_example
         name: [make_run(tmp_path / name / str(i), nelbo) for i, nelbo in enumerate(nelbos)]
         for name, nelbos in (("good", good), ("bad", bad), ("noisy", noisy))
     }
-    (row,) = claims.pretraining("d", runs["good"], runs["bad"])
+    pretrained = {"indm-pretrained": runs["good"], "indm": runs["bad"]}
+    (row,) = claims.pretraining(Evidence("d", pretrained))
     assert row.difference == pytest.approx(-0.5) and row.verdict == "reproduced"
-    assert claims.pretraining("d", runs["bad"], runs["good"])[0].verdict == "failed"
-    vp, ve = claims.both_sdes("d", {"VP": (runs["bad"], runs["good"]), "VE": (runs["noisy"], runs["bad"])})
+    turned = {"indm-pretrained": runs["bad"], "indm": runs["good"]}
+    assert claims.pretraining(Evidence("d", turned))[0].verdict == "failed"
+    pairs = {"indm": runs["bad"], "linear": runs["good"], "indm-ve": runs["noisy"], "linear-ve": runs["bad"]}
+    vp, ve = claims.both_sdes(Evidence("d", pairs))
     assert "under VP" in vp.quantity and vp.difference == pytest.approx(0.5) and vp.verdict == "failed"
     each = np.mean(noisy, 0) - np.mean(bad, 0)
     assert "under VE" in ve.quantity and ve.difference == pytest.approx(each.mean()) and ve.verdict == "tie"
@@ -167,12 +197,12 @@ def test_pretraining_and_both_sdes_judge_the_bound_with_the_error_of_the_example
 
 def with_gaps(tmp_path, gaps, error=0.05):
     early = {"step": 1, "gap": 99.0, "standard_error": 1.0}  # only the end counts
-    return [fact(tmp_path, gap=[early, {"step": 9, "gap": gap, "standard_error": error}]) for gap in gaps]
+    return [record(tmp_path, gap=[early, {"step": 9, "gap": gap, "standard_error": error}]) for gap in gaps]
 
 
 def test_mle_training_is_reproduced_where_indm_closes_the_gap(tmp_path):
     indm, linear = with_gaps(tmp_path, [0.03, -0.05, 0.04]), with_gaps(tmp_path, [0.9, 1.1, 1.0])
-    size, ours, theirs = claims.mle_training("d", indm, linear)
+    size, ours, theirs = claims.mle_training(evidence(indm, linear))
     assert (size.indm, size.linear) == pytest.approx((0.04, 1.0)) and size.verdict == "reproduced"  # sizes, not sums
     least = 0.05 * math.sqrt(2)  # of the examples, which all seeds share
     assert size.standard_error == pytest.approx(max(paired_error([0.03, 0.05, 0.04], [0.9, 1.1, 1.0]), least))
@@ -181,8 +211,8 @@ def test_mle_training_is_reproduced_where_indm_closes_the_gap(tmp_path):
     assert theirs.linear == theirs.difference == pytest.approx(1.0) and math.isnan(theirs.indm)
     assert ours.standard_error == pytest.approx(0.05)  # examples, which all seeds share
     assert theirs.standard_error == pytest.approx(0.1 / math.sqrt(3))  # seeds
-    assert [row.verdict for row in claims.mle_training("d", linear, indm)] == ["failed", "not zero", ours.verdict]
-    assert claims.mle_training("d", indm, with_gaps(tmp_path, [0.05, 0.01, -0.04]))[0].verdict == "tie"
+    assert [row.verdict for row in claims.mle_training(evidence(linear, indm))] == ["failed", "not zero", ours.verdict]
+    assert claims.mle_training(evidence(indm, with_gaps(tmp_path, [0.05, 0.01, -0.04])))[0].verdict == "tie"
 
 
 def paired_error(a, b):
@@ -191,7 +221,7 @@ def paired_error(a, b):
 
 def test_mle_training_with_one_seed_has_the_error_of_the_examples(tmp_path):
     for gap, verdict in ((0.095, "zero within two standard errors"), (-0.105, "not zero")):
-        rows = claims.mle_training("d", with_gaps(tmp_path, [gap]), with_gaps(tmp_path, [2.0]))
+        rows = claims.mle_training(evidence(with_gaps(tmp_path, [gap]), with_gaps(tmp_path, [2.0])))
         assert rows[1].verdict == verdict and rows[1].standard_error == 0.05
         assert rows[0].standard_error == pytest.approx(0.05 * math.sqrt(2)) and rows[0].verdict == "reproduced"
 
@@ -218,11 +248,11 @@ def test_robust_sampling_counts_what_few_steps_cost(tmp_path):
             ratio = 1.2 + loss + 0.01 * i
             costs = {"data": {"ratio": ratio, "cost_per_dimension": 2 * ratio}}
             found.append(
-                fact(tmp_path, quality=rows, transport=costs | {"latent": {"ratio": 7.0, "cost_per_dimension": 7.0}})
+                record(tmp_path, quality=rows, transport=costs | {"latent": {"ratio": 7.0, "cost_per_dimension": 7.0}})
             )
         return found
 
-    rows = claims.robust_sampling("d", group([0.1, 0.12, 0.09]), group([0.5, 0.4, 0.45]))
+    rows = claims.robust_sampling(evidence(group([0.1, 0.12, 0.09]), group([0.5, 0.4, 0.45])))
     quantities = [row.quantity for row in rows]
     assert quantities == [
         "Fréchet distance, unipc, 5 less 100 steps",
@@ -240,7 +270,7 @@ def test_robust_sampling_counts_what_few_steps_cost(tmp_path):
     assert [row.indm for row in rows[-2:]] == pytest.approx([2 * (1.21 + ours), 1.21 + ours])
     assert rows[-2].verdict == rows[-1].verdict == "reproduced"
     turned = claims.robust_sampling(
-        "d", group([0.5, 0.4, 0.45], frechet=False), group([0.1, 0.12, 0.09], frechet=False)
+        evidence(group([0.5, 0.4, 0.45], frechet=False), group([0.1, 0.12, 0.09], frechet=False))
     )
     assert len(turned) == 5 and {row.verdict for row in turned} == {"failed"}
 
@@ -252,13 +282,13 @@ def parted(tmp_path, whole, prior, discretization, estimation):
         "estimation": {"samples": {"sliced_wasserstein": estimation}},
     }
     rows = quality(None, [99.0, whole, 99.0, 99.0, 99.0, 99.0])
-    return fact(tmp_path, quality=rows, errors=errors)
+    return record(tmp_path, quality=rows, errors=errors)
 
 
-def test_decomposition_compares_the_parts_and_their_sum_to_the_whole(tmp_path):
+def test_the_sampling_error_compares_the_parts_and_their_sum_to_the_whole(tmp_path):
     indm = [parted(tmp_path, 0.5, 0.1, 0.3, 0.2), parted(tmp_path, 0.52, 0.12, 0.3, 0.22)]
     linear = [parted(tmp_path, 1.5, 0.1, 0.5, 0.6), parted(tmp_path, 1.5, 0.14, 0.51, 0.59)]
-    rows = claims.decomposition("d", indm, linear)
+    rows = claims.sampling_error(evidence(indm, linear))
     assert len(rows) == 5
     for name, ours, theirs, verdict in (
         ("whole", 0.51, 1.5, "reproduced"),
@@ -274,7 +304,7 @@ def test_decomposition_compares_the_parts_and_their_sum_to_the_whole(tmp_path):
     assert check.verdict == "violated"  # by every linear run
     for whole, verdict in ((0.6, "holds"), (0.61, "violated")):
         edge = [*indm[:1], parted(tmp_path, whole, 0.125, 0.25, 0.225)]
-        assert claims.decomposition("d", indm, edge)[-1].verdict == verdict
+        assert claims.sampling_error(evidence(indm, edge))[-1].verdict == verdict
 
 
 # ── The control ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -291,17 +321,18 @@ def test_the_exact_score_is_the_gradient_of_the_noised_mixture(sde, factor):
         z_t = (std * torch.randn(64, 2, dtype=torch.float64) + 0.5).requires_grad_()
         log_p = log_gaussian_mixture(z_t, alpha * density.centres, torch.full((8,), 1 / 8), std)
         (score,) = torch.autograd.grad(log_p.sum(), z_t)
-        found = claims.MixtureScore(sde, factor)(z_t.detach(), each)
+        found = control.MixtureScore(sde, factor)(z_t.detach(), each)
         assert torch.allclose(found, factor * score, rtol=1e-6, atol=1e-9)
 
 
 def test_control_is_as_expected_and_would_notice(monkeypatch):
-    exact, wrong = claims.control(points=200)
+    claim = replace(CLAIMS[1], control=functools.partial(control.exact_score_control, points=200))
+    exact, wrong = claim.controls()
     assert (exact.verdict, wrong.verdict) == ("as expected", "as expected")
     assert abs(exact.difference) < 3 * exact.standard_error and wrong.difference < -3 * wrong.standard_error
     assert {exact.claim, wrong.claim} == {"2 MLE training"}  # it stands beside what it is the control of
     assert "with 1.1 times the exact score" in wrong.quantity
 
-    made = claims.MixtureScore
-    monkeypatch.setattr(claims, "MixtureScore", lambda sde, factor: made(sde, {1.0: 1.1, 1.1: 1.0}[factor]))
-    assert [row.verdict for row in claims.control(points=200)] == ["NOT as expected"] * 2
+    made = control.MixtureScore
+    monkeypatch.setattr(control, "MixtureScore", lambda sde, factor: made(sde, {1.0: 1.1, 1.1: 1.0}[factor]))
+    assert [row.verdict for row in claim.controls()] == ["NOT as expected"] * 2

@@ -468,7 +468,10 @@ def test_mistakes(arguments, complaint, run, tmp_path, monkeypatch, capsys):
     (tmp_path / "notable.toml").write_text("train = 3\n" + whole[: whole.index("[train]")])
     (tmp_path / "untrained" / "recipe.toml").write_text(whole)
     (tmp_path / "other" / "recipe.toml").write_text(whole.replace('name = "digits"', 'name = "digits"\nlimit = 100'))
-    (tmp_path / "begun" / "plan.json").write_text('{"plan": {"data": ["digits"], "seeds": 3, "fast": false}}')
+    (tmp_path / "begun" / "plan.json").write_text(
+        '{"plan": {"data": ["digits"], "seeds": 3, "fast": false}, "threads": 1,'
+        ' "seconds_per_step": {}, "log_cost": {}, "steps": {}}'
+    )
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
 
     assert complaint in fails(capsys, *arguments.split())

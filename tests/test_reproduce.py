@@ -24,9 +24,11 @@ from indm.evaluation.sampling_error import estimation_curve
 from indm.flows import Identity
 from indm.model import build_model, count_parameters
 from indm.report import figures, records
-from indm.reproduction import claims, reproduce, vae
-from indm.reproduction.claims import Verdict
-from indm.reproduction.reproduce import STUDIES, VARIANTS, Plan, Study, recipe_of, run_folder, work
+from indm.reproduction import claims, control, costs, plan, reproduce, studies, units, vae
+from indm.reproduction.plan import Budget, Plan, measures_of, recipe_of, run_folder
+from indm.reproduction.studies import STUDIES, VARIANTS, Study
+from indm.reproduction.units import work
+from indm.reproduction.verdicts import Verdict, summary
 from indm.runs import folder as folder_module
 from indm.runs.folder import read_metrics
 from indm.runs.lock import run_lock
@@ -49,7 +51,7 @@ TINY = {
         "decay": 0.5,
     },
 }
-EVALUATE = {"images": "60", "nll_examples": "10", "times": "2", "steps": "4"}
+EVALUATE = {"examples": "60", "nll_examples": "10", "times": "2", "steps": "4"}
 FAST = Plan(("eight-gaussians",), 2, fast=True)
 TAKEN = {"linear": [0.5, 0.4, 0.7], "indm": [1.2, 1.0, 0.9], "flow": [2.0], "vae": [0.25]}
 COSTS = {"linear": 0.5, "indm": 1.0, "indm-pretrained": 0.835, "linear-ve": 0.5, "indm-ve": 1.0, "flow": 2.0,
@@ -68,8 +70,8 @@ def tiny(tmp_path, monkeypatch):
         monkeypatch.setitem(STUDIES, "eight-gaussians", study(steps))
 
     make(8)
-    monkeypatch.setattr(reproduce, "FAST_STEPS", (5, 10))
-    monkeypatch.setattr(reproduce, "seconds_per_step", lambda *_, **__: TAKEN)
+    monkeypatch.setattr(plan, "FAST_STEPS", (5, 10))
+    monkeypatch.setattr(costs, "seconds_per_step", lambda *_, **__: TAKEN)
     quick = functools.partial(estimation_curve, samples=50, times=3, step=0.05)
     monkeypatch.setattr(sampling_error, "estimation_curve", quick)
     monkeypatch.setattr(sampling_error, "POINTS", 100)
@@ -85,9 +87,9 @@ def times_of(folder):
 
 @pytest.mark.parametrize("data", ["eight-gaussians", "digits"])
 def test_variants_are_what_they_are_called(data):
-    plan, material = Plan((data,), 3, fast=False), load_data(**recipes.load(data)["data"])
+    whole, material = Plan((data,), 3, fast=False), load_data(**recipes.load(data)["data"])
     shape, x = material.shape, torch.randn(3, *material.shape)
-    made = {variant: recipe_of(plan, data, variant, 2, 120) for variant in VARIANTS}
+    made = {variant: recipe_of(whole, data, variant, 2, 120) for variant in VARIANTS}
     model = {v: build_model(recipes.model_of(recipe), shape) for v, recipe in made.items() if v != "vae"}
     for variant in model:
         with torch.no_grad():
@@ -109,9 +111,13 @@ def test_variants_differ_in_nothing_else():
     for fast in (False, True):
         made = {v: recipe_of(Plan(("digits",), 3, fast), "digits", v, 1, 120) for v in VARIANTS}
         for variant, recipe in made.items():
-            changed = {key.split(".")[0] if "." not in key else key for key in VARIANTS[variant]}
+            changed = {key.split(".")[0] if "." not in key else key for key in VARIANTS[variant].changes}
             for key in recipes.differences(made["indm"], recipe):
-                assert key in changed or key.split(".")[0] in changed or (variant == "vae" and key == "train.lr")
+                assert (
+                    key in changed
+                    or key.split(".")[0] in changed
+                    or (variant == "vae" and (key == "train.lr" or key.startswith("net.")))
+                )
             assert recipe["train"]["seed"] == 1 and recipe["train"]["steps"] == 120
             assert recipe["train"]["seconds"] == math.inf and recipe["train"]["decay"] == 0
             assert recipe["train"]["validate_every"] == (12 if fast else 6) and recipe["train"]["snapshot_every"] == 0
@@ -138,11 +144,12 @@ def test_a_plan_measures_less_when_it_is_fast():
 
 def test_every_variant_gets_the_same_seconds(tmp_path, tiny, monkeypatch):
     tiny(1001)
-    kept = json.loads(json.dumps(reproduce.prepare(tmp_path / "out", FAST, 1, False)))
-    assert kept["seconds_per_step"]["eight-gaussians"] == pytest.approx(COSTS)  # medians
+    budget = reproduce.prepare(tmp_path / "out", FAST, 1, False)
+    stored = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert stored["seconds_per_step"]["eight-gaussians"] == pytest.approx(COSTS)  # medians
     logs = np.log(np.divide(TAKEN["indm"], TAKEN["linear"]))
-    assert kept["log_cost"]["eight-gaussians"] == pytest.approx([logs.mean(), logs.std(ddof=1) / math.sqrt(3)])
-    steps = kept["steps"]["eight-gaussians"]
+    assert stored["log_cost"]["eight-gaussians"] == pytest.approx([logs.mean(), logs.std(ddof=1) / math.sqrt(3)])
+    steps = stored["steps"]["eight-gaussians"]
     assert steps == {"linear": 2002, "indm": 1001, "indm-pretrained": 1199, "linear-ve": 2002, "indm-ve": 1001,
                      "flow": 500, "vae": 4004}  # fmt: skip
     assert all(steps[v] * COSTS[v] == pytest.approx(1001, abs=0.5 * COSTS[v]) for v in VARIANTS)
@@ -150,9 +157,9 @@ def test_every_variant_gets_the_same_seconds(tmp_path, tiny, monkeypatch):
     def never(*_, **__):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(reproduce, "seconds_per_step", never)
-    assert reproduce.prepare(tmp_path / "out", FAST, 1, False) == kept  # a budget is decided once
-    assert reproduce.read_plan(kept) == FAST
+    monkeypatch.setattr(costs, "seconds_per_step", never)
+    assert reproduce.prepare(tmp_path / "out", FAST, 1, False) == budget  # a budget is decided once
+    assert Budget.load(tmp_path / "out") == budget and budget.plan == FAST and stored.keys() == vars(budget).keys()
     before = (tmp_path / "out" / "plan.json").read_bytes()
     for other in (Plan(FAST.data, 3, True), Plan(FAST.data, 2, False), Plan(("digits",), 2, True)):
         with pytest.raises(ValueError, match="holds another reproduction") as complaint:
@@ -162,17 +169,50 @@ def test_every_variant_gets_the_same_seconds(tmp_path, tiny, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("plan", "jobs", "complaint"),
+    ("options", "jobs", "complaint"),
     [
-        (Plan(("eight-gaussians", "mnist"), 2, True), None, "data must be of eight-gaussians.*'mnist'"),
-        (Plan(("eight-gaussians",), 0, True), None, "seeds must be at least 1, got 0"),
-        (Plan(("eight-gaussians",), 2, True), 0, "jobs must be at least 1, got 0"),
+        ({"data": ("eight-gaussians", "mnist")}, None, "data must be of eight-gaussians.*'mnist'"),
+        ({"data": ()}, None, "data must name at least one of eight-gaussians"),
+        ({"seeds": 0}, None, "seeds must be at least 1, got 0"),
+        ({}, 0, "jobs must be at least 1, got 0"),
     ],
 )
-def test_plans_that_are_none(tmp_path, plan, jobs, complaint):
+def test_plans_that_are_none(tmp_path, options, jobs, complaint):
     with pytest.raises(ValueError, match=complaint):
-        reproduce.reproduce(tmp_path / "out", plan, jobs=jobs, progress=False)
+        reproduce.reproduce(tmp_path / "out", Plan(**options), jobs=jobs, progress=False)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "damage", [{"plan": 1}, {"plan": {"seeds": 3}}, {"log_cost": {"eight-gaussians": [0.2]}}, {"mine": 1}]
+)
+def test_a_damaged_plan_is_named(tmp_path, damage):
+    budget = Budget(FAST, {"eight-gaussians": COSTS}, {"eight-gaussians": (0.2, 0.1)}, {"eight-gaussians": {}}, 1)
+    budget.save(tmp_path)
+    assert Budget.load(tmp_path) == budget
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | damage))
+    with pytest.raises(ValueError, match=r"plan\.json is no plan of a reproduction"):
+        Budget.load(tmp_path)
+
+
+def test_a_run_has_the_measures_that_claims_need_and_the_page_shows(monkeypatch):
+    for seed in (0, 1):
+        assert measures_of("indm", seed) == measures_of("linear", seed) == list(records.MEASURES)
+        assert measures_of("flow", seed) == measures_of("vae", seed) == (["quality"] if seed == 0 else [])
+        assert measures_of("indm-ve", seed) == measures_of("indm-pretrained", seed) == []
+    mine = claims.Claim("7 mine", "…", lambda evidence: [], measures=("gap", "flow"), variants=("indm-ve", "flow"))
+    monkeypatch.setattr(plan, "CLAIMS", (*claims.CLAIMS, mine))  # a row of one table is all that a claim needs
+    assert measures_of("indm-ve", 1) == measures_of("flow", 1) == ["gap", "flow"]
+    assert measures_of("flow", 0) == ["quality", "gap", "flow"] and measures_of("linear-ve", 0) == []
+
+
+def test_units_are_all_runs_of_a_plan_the_main_pair_first():
+    whole = Plan(("digits", "fashion-mnist-16"), 2, fast=True).units()
+    assert len(whole) == len(set(whole)) == 2 * (7 + 4)
+    assert whole[:4] == [("digits", v, seed) for v in ("linear", "indm") for seed in (0, 1)]
+    assert {v for data, v, _ in whole if data == "digits"} == VARIANTS.keys()
+    assert {v for data, v, _ in whole if data != "digits"} == {"linear", "indm", "flow", "vae"}
 
 
 def test_what_a_step_costs_is_measured(tiny, monkeypatch):
@@ -186,14 +226,14 @@ def test_what_a_step_costs_is_measured(tiny, monkeypatch):
 
     monkeypatch.setattr(Trainer, "train_step", slow_flow)
     loaded = load_data(name="eight-gaussians", samples=3000)
-    monkeypatch.setattr(reproduce, "load_data", lambda **_: loaded)
-    taken = reproduce.seconds_per_step(FAST, "eight-gaussians", rounds=3, steps=1)
+    monkeypatch.setattr(costs, "load_data", lambda **_: loaded)
+    taken = costs.seconds_per_step(FAST, "eight-gaussians", rounds=3, steps=1)
     assert {len(seconds) for seconds in taken.values()} == {2}  # the first round warms up
-    costs = reproduce.costs_of(taken)
-    assert costs.keys() == VARIANTS.keys() and min(costs.values()) > 0
-    assert costs["flow"] > 0.1 and costs["flow"] > costs["linear"] + 0.05
-    assert costs["linear-ve"] == costs["linear"] and costs["indm-ve"] == costs["indm"]
-    assert costs["indm-pretrained"] == pytest.approx(0.33 * costs["linear"] + 0.67 * costs["indm"])
+    cost = costs.costs_of(taken)
+    assert cost.keys() == VARIANTS.keys() and min(cost.values()) > 0
+    assert cost["flow"] > 0.1 and cost["flow"] > cost["linear"] + 0.05
+    assert cost["linear-ve"] == cost["linear"] and cost["indm-ve"] == cost["indm"]
+    assert cost["indm-pretrained"] == pytest.approx(0.33 * cost["linear"] + 0.67 * cost["indm"])
 
 
 # ── Units ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -202,7 +242,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from indm.reproduction import reproduce
+from indm.reproduction import studies, units
 from indm.training.trainer import Trainer
 
 def killed(self, batches):
@@ -213,8 +253,8 @@ def killed(self, batches):
 torch.set_num_threads(1)
 step, Trainer.train_step = Trainer.train_step, killed
 out, recipe, steps = sys.argv[1:]
-reproduce.STUDIES["eight-gaussians"] = reproduce.Study(recipe, int(steps), int(steps), 20, 20, EVALUATE)
-sys.exit(reproduce.work(Path(out), "eight-gaussians", "indm", 0))
+studies.STUDIES["eight-gaussians"] = studies.Study(recipe, int(steps), int(steps), 20, 20, EVALUATE)
+sys.exit(units.work(Path(out), "eight-gaussians", "indm", 0))
 """
 
 
@@ -250,9 +290,7 @@ def test_a_killed_unit_goes_on_and_ends_as_if_it_had_not_been(tmp_path, tiny, mo
     assert max(line["step"] for line in read_metrics(folder)) == 216  # ahead of the checkpoint
 
     begun, real = [], train
-    monkeypatch.setattr(
-        reproduce, "train", lambda *a, resume, **k: begun.append(resume) or real(*a, resume=resume, **k)
-    )
+    monkeypatch.setattr(units, "train", lambda *a, resume, **k: begun.append(resume) or real(*a, resume=resume, **k))
     assert work(out, "eight-gaussians", "indm", 0) == 0
     summary = json.loads((folder / "summary.json").read_text())
     assert begun == [True] and summary["steps"] == steps and not summary["interrupted"] and finished(folder)
@@ -313,7 +351,7 @@ def test_a_finished_run_stays_where_its_checkpoints_were_removed(tmp_path, tiny,
     shutil.rmtree(folder / "checkpoints")
     (folder / "checkpoint.pt").unlink()
     before = times_of(folder)
-    monkeypatch.setattr(reproduce, "train", None)  # not called
+    monkeypatch.setattr(units, "train", None)  # not called
     assert work(tmp_path, "eight-gaussians", "linear", 1) == 0
     assert times_of(folder) == before
 
@@ -337,7 +375,8 @@ def test_two_reproductions_do_not_work_in_one_folder(tmp_path):
     (tmp_path / "out").mkdir()
     script = f"""
 from pathlib import Path
-from indm.reproduction.reproduce import Plan, reproduce
+from indm.reproduction.plan import Plan
+from indm.reproduction.reproduce import reproduce
 reproduce(Path({str(tmp_path / "out")!r}), Plan(("eight-gaussians",), 1, True), progress=False)
 """
     with run_lock(tmp_path / "out"):
@@ -352,8 +391,8 @@ def test_only_what_is_missing_is_made(tmp_path, tiny, monkeypatch):
     assert {p.stem for p in (folder / "measures").iterdir()} == {"quality"}
     (folder / "measures" / "quality.json").unlink()
     before = times_of(folder)
-    monkeypatch.setattr(reproduce, "train", None)  # not called
-    monkeypatch.setattr(reproduce, "evaluate_run", None)
+    monkeypatch.setattr(units, "train", None)  # not called
+    monkeypatch.setattr(units, "evaluate_run", None)
     assert work(tmp_path, "eight-gaussians", "flow", 0) == 0
     after = times_of(folder)
     assert after.keys() - before.keys() == {folder / "measures" / "quality.json"}
@@ -361,10 +400,10 @@ def test_only_what_is_missing_is_made(tmp_path, tiny, monkeypatch):
 
 
 def test_a_unit_that_fails_is_named_with_its_log(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "VARIANTS", {"indm": {}})
+    monkeypatch.setattr(plan, "VARIANTS", {"indm": studies.Variant()})
     monkeypatch.setitem(STUDIES, "digits", replace(STUDIES["digits"], variants=("indm",)))
     with pytest.raises(RuntimeError, match=r"digits, indm, seed 0 ended with status 1; .*0\.log says why"):
-        reproduce.run_units(tmp_path, Plan(("digits",), 1, True), 1, 1, False)  # there is no plan
+        units.run_units(tmp_path, Plan(("digits",), 1, True), 1, 1, False)  # there is no plan
     assert "plan.json" in (tmp_path / "digits" / "indm" / "0.log").read_text()
 
 
@@ -374,15 +413,18 @@ def test_a_unit_that_fails_is_named_with_its_log(tmp_path, monkeypatch):
 def test_the_whole_writes_a_row_for_every_verdict_and_repeats_itself(tmp_path, tiny, monkeypatch):
     done = []
 
-    def units(out, plan, jobs, threads, progress):
-        for data in plan.data:
-            for variant in VARIANTS:
-                for seed in range(plan.seeds):
-                    done.append((data, variant, seed))
-                    assert work(out, data, variant, seed) == 0
+    def run_units(out, plan, jobs, threads, progress):
+        for unit in plan.units():
+            done.append(unit)
+            assert work(out, *unit) == 0
 
-    monkeypatch.setattr(reproduce, "run_units", units)
-    monkeypatch.setattr(claims, "control", functools.partial(claims.control, points=30))
+    monkeypatch.setattr(reproduce, "run_units", run_units)
+    few_points = functools.partial(control.exact_score_control, points=30)
+    quick = [
+        replace(claim, control=few_points) if claim.control is control.exact_score_control else claim
+        for claim in claims.CLAIMS
+    ]
+    monkeypatch.setattr(reproduce, "CLAIMS", quick)
     plane = []  # its figure is tested with the report
     monkeypatch.setattr(
         figures, "plane_figure", lambda f, data, path: plane.append(f.group) or figures.gap_figure([f], path)
@@ -410,12 +452,13 @@ def test_the_whole_writes_a_row_for_every_verdict_and_repeats_itself(tmp_path, t
         cells = dict(zip(names, (cell.strip() for cell in line.strip("|").split("|")), strict=True))
         assert (cells["claim"], cells["data"], cells["verdict"]) == (v.claim, v.data, v.verdict)
         assert cells["difference"] == f"{v.difference:+.4f} ± {v.standard_error:.4f}" and cells["test"] == v.test
-    summary = reproduce.summary(verdicts).splitlines()
-    assert len(summary) == len(verdicts) and all(v.verdict in line for line, v in zip(summary, verdicts, strict=True))
+    lines = summary(verdicts).splitlines()
+    assert len(lines) == len(verdicts) and all(v.verdict in line for line, v in zip(lines, verdicts, strict=True))
 
     page = (out / "index.html").read_text("utf-8")
     assert page.count("<img ") == len(list(out.glob("eight-gaussians-*.png"))) == 7
     assert all(f">{v.verdict}</td>" in page for v in verdicts) and '<td class="holds">holds</td>' in page
+    assert all(f'<td class="long">{claim.sentence}</td>' in page for claim in quick)
     assert "Equal seconds for all, 2 seeds" in page and "linear 16 × 500 ms" in page
     assert all(f'<td class="{variant}">{variant}</td>' in page for variant in VARIANTS)
 

@@ -35,7 +35,9 @@ class Reproduce(Common):
     """No progress bar."""
 
     def run(self) -> int:
-        from indm.reproduction.reproduce import Plan, reproduce, summary
+        from indm.reproduction.plan import Plan
+        from indm.reproduction.reproduce import reproduce
+        from indm.reproduction.verdicts import summary
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: all units save what they have
         plan = Plan(self.data, self.seeds, self.fast)

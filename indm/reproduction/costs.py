@@ -1,0 +1,81 @@
+"""What a training step of each variant costs, and how many steps each can make in the seconds of INDM's.
+
+The budget of a comparison is one of steps: their cost is measured first, variant beside variant and with nothing else
+running. So the outcome does not depend on what else the machine does meanwhile.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from tqdm import tqdm
+
+from indm.config import recipes
+from indm.data.registry import load_data
+from indm.reproduction import vae
+from indm.reproduction.plan import FIRST_SEED, Budget, Plan, recipe_of
+from indm.reproduction.studies import STUDIES, VARIANTS
+from indm.training.devices import make_accelerator
+from indm.training.trainer import Trainer
+
+ROUNDS, FAST_ROUNDS = 8, 3
+
+
+def trainer_class(variant: str) -> type[Trainer]:
+    return vae.VAETrainer if variant == "vae" else Trainer
+
+
+def measure_budget(plan: Plan, threads: int, progress: bool = True) -> Budget:
+    """The budget of a plan for runs of so many ``threads``, measured now on this machine."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    costs: dict[str, dict[str, float]] = {}
+    log_cost: dict[str, tuple[float, float]] = {}
+    for data in tqdm(plan.data, desc="cost of a step", disable=not progress):
+        measured = seconds_per_step(plan, data, rounds=FAST_ROUNDS if plan.fast else ROUNDS)
+        costs[data], log_cost[data] = costs_of(measured), log_cost_of(measured)
+    torch.set_num_threads(usual)
+    steps = {
+        data: {variant: round(plan.steps(data) * row["indm"] / cost) for variant, cost in row.items()}
+        for data, row in costs.items()
+    }
+    return Budget(plan, costs, log_cost, steps, threads)
+
+
+def seconds_per_step(plan: Plan, data: str, rounds: int, steps: int = 12) -> dict[str, list[float]]:
+    """Seconds of a training step of each variant whose cost is measured, one value for each round but the first.
+
+    In each round every variant makes ``steps`` steps in turn; the first round warms up.
+    """
+    trainers, batches = {}, {}
+    for variant in (v for v in STUDIES[data].variants if not VARIANTS[v].cost):
+        recipe = recipe_of(plan, data, variant, FIRST_SEED, 100)
+        accelerator = make_accelerator(recipes.options_of(recipe, "train"))
+        trainers[variant] = trainer_class(variant)(recipe, load_data(**recipe["data"]), accelerator)
+        batches[variant] = trainers[variant].batches()
+    seconds: dict[str, list[float]] = {variant: [] for variant in trainers}
+    for _ in range(rounds):
+        for variant, trainer in trainers.items():
+            started = time.perf_counter()
+            for _ in range(steps):
+                terms = trainer.train_step(batches[variant])
+            float(next(iter(terms.values())))  # waits for the device
+            seconds[variant].append((time.perf_counter() - started) / steps)
+    return {variant: values[1:] for variant, values in seconds.items()}
+
+
+def costs_of(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Median seconds of a step of each variant; of those that are not measured, by the shares they are made of."""
+    costs = {variant: statistics.median(values) for variant, values in seconds.items()}
+    composed = {variant: row.cost for variant, row in VARIANTS.items() if row.cost}
+    return costs | {
+        variant: sum(share * costs[part] for part, share in shares.items()) for variant, shares in composed.items()
+    }
+
+
+def log_cost_of(seconds: Mapping[str, Sequence[float]]) -> tuple[float, float]:
+    """Log of an INDM step's seconds over a linear one's, with its standard error over rounds."""
+    logs = [math.log(a / b) for a, b in zip(seconds["indm"], seconds["linear"], strict=True)]
+    return statistics.mean(logs), statistics.stdev(logs) / math.sqrt(len(logs))

@@ -1,0 +1,168 @@
+"""The plan of one reproduction: which runs it holds, their recipes and what is measured of them, kept in ``plan.json``.
+
+Learning rates are constant (no decay), so that every point of a learning curve is what a run that ended there would
+have reached.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from indm.config import recipes
+from indm.config.recipes import Recipe
+from indm.files import atomic, untrusted
+from indm.messages import nearest, reason
+from indm.report.records import MEASURES, Options
+from indm.reproduction.claims import CLAIMS
+from indm.reproduction.studies import STUDIES, VARIANTS
+
+PLAN = "plan.json"
+FIRST_SEED = 0  # its runs keep snapshots, and more is shown of them
+STEPS, FAST_STEPS = (5, 10, 20, 50, 100, 1000), (5, 10, 20, 50)
+SAMPLERS = ("unipc", "euler-maruyama")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a reproduction is; it cannot be changed once begun.
+
+    Args:
+        data: names in :data:`STUDIES`.
+        seeds: runs of each variant.
+        fast: a tenth of the budget, which shows whether everything works and not whether the claims hold.
+
+    Raises:
+        ValueError: no or unknown data, or no seeds.
+    """
+
+    data: tuple[str, ...] = ("eight-gaussians", "digits", "fashion-mnist-16")
+    seeds: int = 3
+    fast: bool = False
+
+    def __post_init__(self):
+        if not self.data:
+            raise ValueError(f"data must name at least one of {', '.join(STUDIES)}, got none")
+        for data in self.data:
+            if data not in STUDIES:
+                raise ValueError(f"data must be of {', '.join(STUDIES)}, got {data!r}{nearest(data, STUDIES)}")
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {self.seeds}; 3 is usual")
+
+    def options(self, data: str, seed: int) -> Options:
+        """What is measured of a run; each seed has its own noise, so that the spread over seeds includes it."""
+        study = STUDIES[data]
+        images, steps = (study.fast_images, FAST_STEPS) if self.fast else (study.images, STEPS)
+        return Options(images, steps, SAMPLERS, seed)
+
+    @property
+    def validations(self) -> int:
+        """Points of a learning curve."""
+        return 10 if self.fast else 20
+
+    @property
+    def snapshots(self) -> int:
+        """Models kept along training, for the first seed."""
+        return 2 if self.fast else 4
+
+    def steps(self, data: str) -> int:
+        """Optimizer steps of INDM."""
+        return STUDIES[data].fast_steps if self.fast else STUDIES[data].steps
+
+    def units(self) -> list[tuple[str, str, int]]:
+        """Data, variant and seed of every run, INDM and its twin first."""
+        order = sorted(VARIANTS, key=lambda variant: variant not in ("linear", "indm"))
+        return [
+            (data, variant, seed)
+            for data in self.data
+            for variant in order
+            if variant in STUDIES[data].variants
+            for seed in range(self.seeds)
+        ]
+
+
+def measures_of(variant: str, seed: int) -> list[str]:
+    """The measures of a run: those that the claims need and those that the page shows, in the order of the table."""
+    row = VARIANTS[variant]
+    needed = {name for claim in CLAIMS if variant in claim.variants for name in claim.measures} | {*row.shown}
+    if seed == FIRST_SEED:
+        needed |= {*row.shown_once}
+    return [name for name in MEASURES if name in needed]
+
+
+def run_folder(out: Path, data: str, variant: str, seed: int) -> Path:
+    """Where a run of the reproduction in ``out`` is."""
+    return out / data / variant / str(seed)
+
+
+def recipe_of(plan: Plan, data: str, variant: str, seed: int, steps: int) -> Recipe:
+    """The recipe of a run: that of the data, with the variant's changes and the budget."""
+    study, row = STUDIES[data], VARIANTS[variant]
+    recipe = recipes.load(study.recipe)
+    evaluate = {**study.evaluate, **({"examples": "200", "nll_examples": "0"} if plan.fast else {})}
+    changes = {**row.changes, **row.fit(recipe), **{f"evaluate.{key}": value for key, value in evaluate.items()}}
+    changes |= {
+        "train.seed": str(seed),
+        "train.steps": str(steps),
+        "train.seconds": "inf",
+        "train.decay": "0.0",
+        "train.validate_every": str(max(1, steps // plan.validations)),
+        "train.validate_examples": "500",
+        "train.snapshot_every": str(max(1, steps // plan.snapshots) if seed == FIRST_SEED else 0),
+        "train.checkpoint_every": "200",
+    }
+    return recipes.resolve(recipes.override(recipe, changes))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What ``plan.json`` holds.
+
+    Args:
+        plan: what the reproduction is.
+        seconds_per_step: by data and variant.
+        log_cost: log of the seconds of an INDM step over those of a linear one, and its standard error, by data.
+        steps: of each run, by data and variant.
+        threads: of each run, with which the costs were measured.
+    """
+
+    plan: Plan
+    seconds_per_step: dict[str, dict[str, float]]
+    log_cost: dict[str, tuple[float, float]]
+    steps: dict[str, dict[str, int]]
+    threads: int
+
+    def save(self, out: Path) -> None:
+        """Write ``plan.json`` into ``out``."""
+        out.mkdir(parents=True, exist_ok=True)
+        atomic.json_object(out / PLAN, asdict(self))
+
+    @staticmethod
+    def load(out: Path) -> "Budget | None":
+        """What ``plan.json`` in ``out`` holds; None where there is none.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        path = out / PLAN
+        if not path.exists():
+            return None
+        stored = untrusted.json_object(path)
+        try:
+            plan = Plan(**stored["plan"] | {"data": tuple(stored["plan"]["data"])})
+            log_cost = {data: (cost, error) for data, (cost, error) in stored["log_cost"].items()}
+            return Budget(**stored | {"plan": plan, "log_cost": log_cost})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path} is no plan of a reproduction: {reason(error)}") from error
+
+    def text(self) -> str:
+        """What every run could spend, in words."""
+        parts = []
+        for data in self.plan.data:
+            costs, steps = self.seconds_per_step[data], self.steps[data]
+            counts = ", ".join(f"{v} {steps[v]} × {1e3 * costs[v]:.0f} ms" for v in STUDIES[data].variants)
+            parts.append(f"{data}: {counts}")
+        return (
+            f"Equal seconds for all, {self.plan.seeds} seeds. Steps × cost of a step on {self.threads} thread(s): "
+            f"{'; '.join(parts)}. Differences are INDM − linear, ± one standard error (over seeds, or over examples "
+            "where that is larger); within two of them is a tie. NELBOs of all seeds are of the same test examples, "
+            "distances of samples have noise of their own in every seed."
+        )

@@ -1,0 +1,111 @@
+"""A unit of the reproduction is one run: it is trained, evaluated and measured.
+
+Each unit is a process of its own (``python -m indm.reproduction.units OUT DATA VARIANT SEED``) and keeps what it has
+made, so that a reproduction that was killed continues where it was.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from filelock import FileLock
+from tqdm import tqdm
+
+from indm.config import recipes
+from indm.data.base import Data
+from indm.data.registry import load_data
+from indm.evaluation.extractor import Extractor, load_or_train
+from indm.evaluation.runs import evaluate_run
+from indm.report.records import measure
+from indm.reproduction import vae
+from indm.reproduction.costs import trainer_class
+from indm.reproduction.plan import PLAN, Budget, Plan, measures_of, recipe_of, run_folder
+from indm.reproduction.studies import STUDIES
+from indm.runs.folder import finished
+from indm.training import checkpoints
+from indm.training.loop import train
+
+DONE, INTERRUPTED = 0, 130  # exit statuses
+
+
+def work(out: Path, data: str, variant: str, seed: int) -> int:
+    """Train, evaluate and measure one run, or what is left of it.
+
+    Returns:
+        The exit status: 0, or 130 where the run was interrupted.
+
+    Raises:
+        ValueError: ``out`` holds no plan.
+    """
+    folder, budget = run_folder(out, data, variant, seed), Budget.load(out)
+    if budget is None:
+        raise ValueError(f"{out} holds no {PLAN}: 'indm reproduce --out {out}' makes it")
+    recipe = recipe_of(budget.plan, data, variant, seed, budget.steps[data][variant])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # the process of a unit may outlive the one that started it
+        if folder.exists() and checkpoints.nothing_saved(folder):
+            shutil.rmtree(folder)  # killed before its first checkpoint
+        if not finished(folder, recipe):
+            summary = train(recipe, folder, resume=folder.exists(), progress=False, trainer=trainer_class(variant))
+            if summary["signal_received"]:
+                return INTERRUPTED
+        if not (folder / "evaluation.json").exists():
+            evaluate_run(folder, progress=False) if variant != "vae" else vae.evaluate_vae_run(folder)
+        material, extractor = material_of(out, data)
+        for name in measures_of(variant, seed):
+            measure(folder, name, material, extractor, budget.plan.options(data, seed), progress=False)
+    return DONE
+
+
+def material_of(out: Path, data: str) -> tuple[Data, Extractor | None]:
+    """A data set and, where it has labels, its extractor, which is trained once."""
+    material = load_data(**recipes.load(STUDIES[data].recipe)["data"])
+    return material, load_or_train(out / data, material, progress=False) if material.labels else None
+
+
+def run_units(out: Path, plan: Plan, jobs: int, threads: int, progress: bool) -> None:
+    """All units of a plan, ``jobs`` side by side on ``threads`` each.
+
+    Raises:
+        RuntimeError: a unit failed; its log is named.
+        KeyboardInterrupt: after every unit has been told to save what it has.
+    """
+    units, running = plan.units(), set[subprocess.Popen]()
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = [pool.submit(_run_unit, out, unit, threads, running) for unit in units]
+        try:
+            for done in tqdm(as_completed(waiting), total=len(units), desc="runs", disable=not progress):
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
+            raise
+
+
+def _run_unit(out: Path, unit: tuple[str, str, int], threads: int, running: set[subprocess.Popen]) -> None:
+    """:func:`work` in a process of its own, which is in ``running`` meanwhile."""
+    data, variant, seed = unit
+    log = run_folder(out, data, variant, seed).with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "indm.reproduction.units", str(out), data, variant, str(seed)]
+    with log.open("w") as file:
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        process = subprocess.Popen(  # in a session of its own: Ctrl-C reaches it once, through run_units
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+        running.add(process)
+        status = process.wait()
+        running.discard(process)
+    if status:
+        raise RuntimeError(f"{data}, {variant}, seed {seed} ended with status {status}; {log} says why")
+
+
+if __name__ == "__main__":
+    out, data, variant, seed = sys.argv[1:]
+    sys.exit(work(Path(out), data, variant, int(seed)))
