@@ -1,11 +1,11 @@
-"""Shapes of batches, and running a model without training it."""
+"""Shapes of batches, layers that start at zero, and evaluation mode."""
 
 import math
 from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 Batch = Float[Tensor, "batch *event"]
 PerSample = Float[Tensor, " batch"]
@@ -31,6 +31,13 @@ def event_sum(coefficient: Tensor, z: Tensor) -> Float[Tensor, " batch"]:
 def squared_norm(v: Float[Tensor, "batch *event"]) -> Float[Tensor, " batch"]:
     """‖v‖² of each sample, summed over all event axes."""
     return v.flatten(1).square().sum(1)
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """``layer`` with all its parameters set to zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from indm.flows import (
     Frozen,
     Identity,
     InvertibleLinear,
+    NormflowsFlow,
     PowerSeries,
     ResidualFlow,
     SecondHalf,
@@ -28,6 +29,8 @@ from indm.flows import (
     ZukoFlow,
     use_log_det,
 )
+
+SPLINE = "AutoregressiveRationalQuadraticSpline"
 
 
 def composed():
@@ -51,6 +54,8 @@ FLOWS = {
     "autoregressive-3x4x6": (lambda: AutoregressiveFlow((3, 4, 6), 2, width=16, layers=1), (3, 4, 6)),
     "zuko-nsf": (lambda: ZukoFlow((3,), "nsf", 2, 16), (3,)),
     "zuko-maf": (lambda: ZukoFlow((5,), "maf", 2, 16), (5,)),
+    "zuko-realnvp": (lambda: ZukoFlow((5,), "realnvp", 2, 16), (5,)),
+    "normflows": (lambda: NormflowsFlow((4,), SPLINE, 1, 8, {"num_blocks": 1}, inverse_is_formula=True), (4,)),
 }
 for transform in ("affine", "spline"):
     for shape in [(2,), (5,), (1, 8, 8), (3, 4, 12)]:

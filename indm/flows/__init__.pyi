@@ -1,3 +1,7 @@
+from .adapters import NormflowsAdapter as NormflowsAdapter
+from .adapters import NormflowsFlow as NormflowsFlow
+from .adapters import ZukoAdapter as ZukoAdapter
+from .adapters import ZukoFlow as ZukoFlow
 from .autoregressive import AutoregressiveFlow as AutoregressiveFlow
 from .base import ActNorm as ActNorm
 from .base import Compose as Compose
@@ -19,4 +23,3 @@ from .log_det import PowerSeries as PowerSeries
 from .residual import ResidualBlock as ResidualBlock
 from .residual import ResidualFlow as ResidualFlow
 from .residual import use_log_det as use_log_det
-from .zuko_adapter import ZukoFlow as ZukoFlow

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from indm.flows.base import Compose, ExactFlow
 from indm.flows.coupling import Affine
-from indm.tensors import Batch, PerSample
+from indm.tensors import Batch, PerSample, zeroed
 
 
 class CausalLayer(nn.Module):
@@ -50,9 +50,7 @@ class AutoregressiveBlock(ExactFlow):
         self.embed = nn.Linear(entries, width)
         self.position = nn.Parameter(0.02 * torch.randn(tokens, width))
         self.layers = nn.Sequential(*(CausalLayer(width, heads=max(1, width // 32)) for _ in range(layers)))
-        self.output = nn.Linear(width, self.transform.size * entries)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
+        self.output = zeroed(nn.Linear(width, self.transform.size * entries))
 
     def _tokens(self, x: Tensor) -> Tensor:
         tokens = F.pixel_unshuffle(x, self.patch).flatten(2).mT if len(self.shape) == 3 else x.unsqueeze(2)

@@ -25,7 +25,7 @@ from indm import rng
 from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow
 from indm.flows.coupling import Coupling, InvertibleLinear, SigmoidAffine
 from indm.flows.residual import Norm, ResidualBlock, Weights, check_block, checked_norm, residual_chain
-from indm.tensors import Batch, PerSample
+from indm.tensors import Batch, PerSample, zeroed
 from indm.whole_batch import BatchNorm2d
 
 Codes = Float[Tensor, "batch code"]
@@ -146,9 +146,7 @@ class CodeEncoder(nn.Module):
             layers += [EncoderBlock(inputs, outputs, 1, activation), EncoderBlock(outputs, outputs, 2, activation)]
             inputs, sides = outputs, [-(-side // 2) for side in sides]
         self.layers = nn.Sequential(*layers, nn.Conv2d(inputs, channels, 1), nn.ELU())
-        self.head = nn.Linear(channels * math.prod(sides), 2 * code_dim)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = zeroed(nn.Linear(channels * math.prod(sides), 2 * code_dim))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         image = x if x.ndim == 4 else x[:, :, None, None]

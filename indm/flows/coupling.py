@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow, Squeeze, Unsqueeze
-from indm.tensors import Batch, PerSample, event_size
+from indm.tensors import Batch, PerSample, event_size, zeroed
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,8 @@ class Conditioner(nn.Module):
             activation(),
             layer(width, width, 1),
             activation(),
-            layer(width, size * outputs, 3),
+            zeroed(layer(width, size * outputs, 3)),
         ]
-        nn.init.zeros_(layers[-1].weight)
-        nn.init.zeros_(layers[-1].bias)
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
     def forward(self, a: Tensor) -> Tensor:

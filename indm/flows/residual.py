@@ -25,7 +25,7 @@ from indm.flows.base import (
     magnitude,
 )
 from indm.flows.log_det import ExactLogDet, PowerSeries
-from indm.tensors import Batch, PerSample
+from indm.tensors import Batch, PerSample, zeroed
 
 LogDet = ExactLogDet | PowerSeries
 Norm = float | str
@@ -167,7 +167,7 @@ class ResidualBlock(Flow):
             for inputs, outputs, kernel in [(shape, width, 3), (hidden, width, 1), (hidden, shape[0], 3)]
         )
         self.activations = nn.ModuleList(ACTIVATIONS[activation]() for _ in range(3 if preactivate else 2))
-        nn.init.zeros_(self.maps[-1].weight)
+        zeroed(self.maps[-1])
         d = math.prod(shape)
         self.training_log_det: LogDet = ExactLogDet() if d <= 3 else PowerSeries(1, 1.0, share=16)
         self.evaluation_log_det: LogDet = ExactLogDet() if d <= 64 else PowerSeries(20, 2.0)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm.nets.embedding import LevelEmbedding
+from indm.tensors import zeroed
 
 
 class MLPBlock(nn.Module):
@@ -49,9 +50,7 @@ class MLP(nn.Module):
         self.embedding = LevelEmbedding(width)
         self.input = nn.Linear(d * (1 + 2 * fourier), width)
         self.blocks = nn.ModuleList(MLPBlock(width) for _ in range(depth))
-        self.output = nn.Linear(width, d)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
+        self.output = zeroed(nn.Linear(width, d))
 
     def features(self, z: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch features"]:
         """The entries of z and, rung by rung, their sines and cosines: (B, d (1 + 2 · fourier))."""

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm.nets.fir import Down, StridedConv, Up
-from indm.nets.unet import SKIP_SCALE, Attention, group_norm, zeroed
+from indm.nets.unet import SKIP_SCALE, Attention, group_norm
+from indm.tensors import zeroed
 from indm.whole_batch import Dropout
 
 Images = Float[Tensor, "batch channels height width"]

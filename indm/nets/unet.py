@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm.nets.embedding import LevelEmbedding
+from indm.tensors import zeroed
 from indm.whole_batch import Dropout
 
 SKIP_SCALE = math.sqrt(0.5)
@@ -18,13 +19,6 @@ def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm with the most groups, at most 32, that divide ``channels`` and hold 4 channels or more each."""
     groups = max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or channels >= 4 * g))
     return nn.GroupNorm(groups, channels, eps=1e-6)
-
-
-def zeroed(layer: nn.Module) -> nn.Module:
-    """``layer`` with all its parameters set to zero."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
 
 
 class ResBlock(nn.Module):
