@@ -1,6 +1,16 @@
-"""Backbones: networks (z, c) → an output of z's shape, where c is the log noise level log(σ/α) of each sample.
+"""Backbones: the networks inside :class:`~indm.score.ScoreModel`, one family a file.
 
-:class:`NCSNpp`, the published one, has a noise level and an output of its own, which its score knows.
+The contract: a backbone is a module with ``forward(z, level)`` that returns a tensor of the shape of ``z``.
+
+- ``z`` (B, *event) is the noisy latent, scaled to unit variance where the latents have unit variance.
+- ``level`` (B,) is the log noise level log(σ/α) of each sample, from about −8 at ε to 6 at T.
+- The output is added to the noise that a standard normal latent would have, so a backbone starts best at zero output
+  (:func:`~indm.tensors.zeroed` makes such a last layer).
+
+A backbone that can be named in a recipe is made as ``Class(**options)``, with ``shape`` (the event shape) too if it has
+such a parameter, and keeps every argument as an attribute of the same name. :class:`NCSNpp`, the published network,
+takes another level and gives another output, and says so by its attribute ``parameterization``, see
+:func:`indm.score.score_for`.
 """
 
 import lazy_loader

@@ -30,7 +30,7 @@ class MLPBlock(nn.Module):
 
 
 class MLP(nn.Module):
-    """Residual MLP (z, c) → an output of z's shape; it flattens the event, and starts at zero output.
+    """Residual MLP (z, level) → an output of z's shape; it flattens the event, and starts at zero output.
 
     Args:
         shape: the event shape, any number of axes.
@@ -58,9 +58,9 @@ class MLP(nn.Module):
         phase = (z[:, None] * self.omega[:, None]).flatten(1)
         return torch.cat((z, phase.sin(), phase.cos()), dim=1)
 
-    def forward(self, z: Float[Tensor, "batch *event"], c: Float[Tensor, " batch"]) -> Float[Tensor, "batch *event"]:
-        """The output for inputs ``z`` at log noise levels ``c`` = log(σ/α), (B,)."""
-        embedding = self.embedding(c)
+    def forward(self, z: Float[Tensor, "batch *event"], level: Float[Tensor, " batch"]) -> Float[Tensor, "batch *event"]:
+        """The output for inputs ``z`` at log noise levels ``level`` = log(σ/α), (B,)."""
+        embedding = self.embedding(level)
         h = self.input(self.features(z))
         for block in self.blocks:
             h = block(h, embedding)

@@ -70,7 +70,7 @@ class Stage(nn.Module):
 
 
 class UNet(nn.Module):
-    """U-Net (z, c) → an output of z's shape for images; its output convolution, and so its output, starts at zero.
+    """U-Net (z, level) → an output of z's shape for images; its output convolution, and so its output, starts at zero.
 
     Each level halves the side by average pooling; ``blocks`` residual blocks go down, their outputs meet as many
     blocks on the way up. Images whose sides do not halve evenly are padded with zeros at the bottom and the right,
@@ -141,23 +141,23 @@ class UNet(nn.Module):
         self.output = zeroed(nn.Conv2d(width, self.shape[0], 3, padding=1))
 
     def forward(
-        self, z: Float[Tensor, "batch channels height width"], c: Float[Tensor, " batch"]
+        self, z: Float[Tensor, "batch channels height width"], level: Float[Tensor, " batch"]
     ) -> Float[Tensor, "batch channels height width"]:
-        """The output for images ``z`` at log noise levels ``c`` = log(σ/α), (B,)."""
+        """The output for images ``z`` at log noise levels ``level`` = log(σ/α), (B,)."""
         height, width = z.shape[2:]
-        embedding = self.embedding(c)
+        embedding = self.embedding(level)
         h = self.stem(F.pad(z, (0, -width % self.multiple, 0, -height % self.multiple)).contiguous())
         skips = []
-        for level, stages in enumerate(self.encoder):
-            if level > 0:
+        for i, stages in enumerate(self.encoder):
+            if i > 0:
                 h = F.avg_pool2d(h, 2)
             for stage in stages:
                 h = stage(h, embedding)
                 skips.append(h)
         for stage in self.middle:
             h = stage(h, embedding)
-        for level, stages in enumerate(self.decoder):
-            if level > 0:
+        for i, stages in enumerate(self.decoder):
+            if i > 0:
                 h = F.interpolate(h, scale_factor=2.0, mode="nearest")
             for stage in stages:
                 h = stage(torch.cat((h, skips.pop()), dim=1), embedding)

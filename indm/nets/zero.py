@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 
 class Zero(nn.Module):
-    """(z, c) → 0: with :class:`~indm.score.ScoreModel` the exact score of latents distributed as N(0, I).
+    """(z, level) → 0: with :class:`~indm.score.ScoreModel` the exact score of latents distributed as N(0, I).
 
     It makes an INDM a plain normalizing flow: as the latents stay N(0, I) at all times, the NELBO is the flow's own
     −log N(h(x); 0, I) − log|det ∂h/∂x|, up to what truncation at ε and the prior at T leave.
     """
 
-    def forward(self, z: Float[Tensor, "batch *event"], c: Float[Tensor, " batch"]) -> Float[Tensor, "batch *event"]:
+    def forward(self, z: Float[Tensor, "batch *event"], level: Float[Tensor, " batch"]) -> Float[Tensor, "batch *event"]:
         return torch.zeros_like(z)
