@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from indm.tensors import PerSample
+
 LONGEST_PERIOD = 32.0
 SHORTEST_PERIOD = 1.0
 
@@ -31,10 +33,10 @@ class LevelEmbedding(nn.Module):
         self.register_buffer("omega", 2 * math.pi * ladder, persistent=False)
         self.mlp = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
 
-    def features(self, level: Float[Tensor, " batch"]) -> Float[Tensor, "batch features"]:
+    def features(self, level: PerSample) -> Float[Tensor, "batch features"]:
         """sin and cos of ω level over all frequencies ω, (B, 2 · frequencies)."""
         phase = level[:, None] * self.omega
         return torch.cat((phase.sin(), phase.cos()), dim=1)
 
-    def forward(self, level: Float[Tensor, " batch"]) -> Float[Tensor, "batch width"]:
+    def forward(self, level: PerSample) -> Float[Tensor, "batch width"]:
         return self.mlp(self.features(level))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm.nets.embedding import LevelEmbedding
-from indm.tensors import zeroed
+from indm.tensors import Batch, PerSample, zeroed
 
 
 class MLPBlock(nn.Module):
@@ -52,13 +52,13 @@ class MLP(nn.Module):
         self.blocks = nn.ModuleList(MLPBlock(width) for _ in range(depth))
         self.output = zeroed(nn.Linear(width, d))
 
-    def features(self, z: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch features"]:
+    def features(self, z: Batch) -> Float[Tensor, "batch features"]:
         """The entries of z and, rung by rung, their sines and cosines: (B, d (1 + 2 · fourier))."""
         z = z.flatten(1)
         phase = (z[:, None] * self.omega[:, None]).flatten(1)
         return torch.cat((z, phase.sin(), phase.cos()), dim=1)
 
-    def forward(self, z: Float[Tensor, "batch *event"], level: Float[Tensor, " batch"]) -> Float[Tensor, "batch *event"]:
+    def forward(self, z: Batch, level: PerSample) -> Batch:
         """The output for inputs ``z`` at log noise levels ``level`` = log(σ/α), (B,)."""
         embedding = self.embedding(level)
         h = self.input(self.features(z))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from indm.nets.fir import Down, StridedConv, Up
 from indm.nets.unet import SKIP_SCALE, Attention, group_norm
-from indm.tensors import zeroed
+from indm.tensors import PerSample, zeroed
 from indm.whole_batch import Dropout
 
 Images = Float[Tensor, "batch channels height width"]
@@ -31,7 +31,7 @@ class Positional(nn.Module):
         self.features = features
         self.register_buffer("omega", omega, persistent=False)
 
-    def forward(self, level: Float[Tensor, " batch"]) -> Float[Tensor, "batch features"]:
+    def forward(self, level: PerSample) -> Float[Tensor, "batch features"]:
         phase = level[:, None] * self.omega
         return F.pad(torch.cat((phase.sin(), phase.cos()), dim=1), (0, self.features % 2))
 
@@ -46,7 +46,7 @@ class Fourier(nn.Module):
         super().__init__()
         self.register_buffer("omega", scale * torch.randn(features // 2))
 
-    def forward(self, level: Float[Tensor, " batch"]) -> Float[Tensor, "batch features"]:
+    def forward(self, level: PerSample) -> Float[Tensor, "batch features"]:
         phase = 2 * math.pi * (level.log()[:, None] * self.omega)
         return torch.cat((phase.sin(), phase.cos()), dim=1)
 
@@ -320,7 +320,7 @@ class NCSNpp(nn.Module):
                     nn.init.xavier_uniform_(part, gain=CAUTIOUS_GAIN)
                 zeroed(module.project)
 
-    def forward(self, z: Images, level: Float[Tensor, " batch"]) -> Images:
+    def forward(self, z: Images, level: PerSample) -> Images:
         """The output for images ``z`` at noise levels ``level``, (B,)."""
         embedding = self.level(self.features(level))
         image = z if self.centered else 2 * z - 1
@@ -348,6 +348,6 @@ class NCSNpp(nn.Module):
             output = self.readouts[0](h)
         return output / self.sigma(level)[:, None, None, None] if self.scale_by_sigma else output
 
-    def sigma(self, level: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    def sigma(self, level: PerSample) -> PerSample:
         """What ``scale_by_sigma`` divides by."""
         return level if self.embedding == "fourier" else self.sigmas[level.long()]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm.nets.embedding import LevelEmbedding
-from indm.tensors import zeroed
+from indm.tensors import PerSample, zeroed
 from indm.whole_batch import Dropout
 
 SKIP_SCALE = math.sqrt(0.5)
@@ -141,7 +141,7 @@ class UNet(nn.Module):
         self.output = zeroed(nn.Conv2d(width, self.shape[0], 3, padding=1))
 
     def forward(
-        self, z: Float[Tensor, "batch channels height width"], level: Float[Tensor, " batch"]
+        self, z: Float[Tensor, "batch channels height width"], level: PerSample
     ) -> Float[Tensor, "batch channels height width"]:
         """The output for images ``z`` at log noise levels ``level`` = log(σ/α), (B,)."""
         height, width = z.shape[2:]

@@ -1,8 +1,9 @@
 """The backbone that predicts nothing."""
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
+
+from indm.tensors import Batch, PerSample
 
 
 class Zero(nn.Module):
@@ -12,5 +13,5 @@ class Zero(nn.Module):
     −log N(h(x); 0, I) − log|det ∂h/∂x|, up to what truncation at ε and the prior at T leave.
     """
 
-    def forward(self, z: Float[Tensor, "batch *event"], level: Float[Tensor, " batch"]) -> Float[Tensor, "batch *event"]:
+    def forward(self, z: Batch, level: PerSample) -> Batch:
         return torch.zeros_like(z)
