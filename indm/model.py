@@ -52,6 +52,11 @@ class INDM(nn.Module):
         return self.score.sde
 
     @property
+    def trained_parts(self) -> dict[str, nn.Module]:
+        """The parts that have learning rates of their own."""
+        return {"score": self.score, "flow": self.flow}
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Event shape.
 

@@ -10,15 +10,21 @@ Source: Kim et al. 2022, "Maximum Likelihood Training of Implicit Nonlinear Diff
 https://arxiv.org/abs/2205.13699.
 """
 
+import inspect
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from indm.config.parts import KINDS
 from indm.gaussian import GaussianReference
+from indm.model import build_model
 from indm.rng import randn_like, strata
+from indm.scaling import Scaling
 from indm.sde.linear import LinearSDE
 from indm.tensors import event_size, event_sum, expand_like, squared_norm
 
@@ -169,6 +175,81 @@ def _constants(sde: LinearSDE, z: Tensor, eps: float) -> Tensor:
     return constant_term(sde, z, start) - event_sum(sde.log_alpha(start) + 0.5, z)
 
 
+def build_indm(recipe: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...], scaling: Scaling) -> nn.Module:
+    """The INDM of the recipe's tables "flow", "sde" and "net"."""
+    return build_model({kind: recipe[kind] for kind in KINDS}, shape, scaling)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What training minimises, and all that the trainer must know of it.
+
+    Attributes:
+        loss: ``loss(model, x)`` → the loss, a scalar, and its mean terms by name, which are logged. It is called in
+            training mode, without a generator. Where its signature has them, it is also given ``eps`` (the truncation
+            drawn for this step, or None) and ``progress`` (the fraction of the run that is over).
+        trains_score: whether parameters of score and SDE get a gradient; if not, they must have none.
+        trains_flow: the same for the flow.
+        truncates: whether ``loss`` stays an objective at any truncation ``eps``, as ``train.soft_truncation`` needs.
+        standard_prior: whether the prior must be N(0, I).
+        shown: names of the terms beside the progress bar.
+        frozen_terms: names of the terms that still mean the same behind a frozen flow, where there is no
+            log-determinant (``train.flow_update_every``).
+        build: makes the model from the recipe, the event shape and the scaling.
+
+    A function is an objective with the default attributes; :func:`as_objective` gives it others.
+    """
+
+    loss: Callable[..., Losses]
+    trains_score: bool = True
+    trains_flow: bool = True
+    truncates: bool = True
+    standard_prior: bool = False
+    shown: tuple[str, ...] = ("flow", "denoising", "prior")
+    frozen_terms: tuple[str, ...] = ("denoising",)
+    build: Callable[..., nn.Module] = build_indm
+
+    def __call__(self, model: nn.Module, x: Tensor, **conditions: Any) -> Losses:
+        return self.loss(model, x, **conditions)
+
+    def takes(self, condition: str) -> bool:
+        """Whether the loss has an argument of that name."""
+        return condition in inspect.signature(self.loss).parameters
+
+
+def as_objective(**attributes: Any) -> Callable[[Callable[..., Losses]], Callable[..., Losses]]:
+    """Decorates a loss with the attributes of its :class:`Objective`; the function itself stays as it is.
+
+    >>> @as_objective(trains_score=False, truncates=False)
+    ... def likelihood(model, x):
+    ...     nats = flow_nll(model, x).mean()
+    ...     return nats, {"nelbo": nats.detach()}
+    >>> objective_of(likelihood).trains_score
+    False
+    """
+
+    def decorate(loss: Callable[..., Losses]) -> Callable[..., Losses]:
+        loss.objective = Objective(loss, **attributes)
+        return loss
+
+    return decorate
+
+
+def objective_of(part: Any) -> Objective:
+    """The :class:`Objective` that ``part`` is or makes: an objective, a loss function, or a class called without options.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(part, type):
+        part = part()
+    if isinstance(part, Objective):
+        return part
+    if not callable(part):
+        raise ValueError(f"objective must be a function of (model, x), an Objective, or a name, got {part!r}")
+    return getattr(part, "objective", None) or Objective(part)
+
+
 def mle_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
     """Flow and score both minimise the NELBO (with reconstruction, at truncation ``eps``).
 
@@ -228,18 +309,32 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     return surrogate / event_size(z), terms
 
 
+def flow_nll(model, x: Tensor, *, generator: torch.Generator | None = None) -> PerSample:
+    """−log π(h(x)) − log|det ∂h/∂x| in nats, (B,): the likelihood of ``x`` where only the flow models it.
+
+    It is also minus the log-density of x_T ~ h⁻¹#π, whose mean over a law is least where x_T has that law.
+    """
+    prior, flow = _flow_terms(model, x, generator)
+    return prior + flow
+
+
+def _flow_terms(model, x: Tensor, generator: torch.Generator | None) -> tuple[PerSample, PerSample]:
+    """−log π(h(x)) and −log|det ∂h/∂x|."""
+    z, log_det = model.encode(x, generator=generator)
+    return -model.sde.prior_log_prob(z), -log_det
+
+
+@as_objective(trains_score=False, truncates=False, standard_prior=True)
 def flow_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
     """The flow alone maximises its exact likelihood under the prior: E[−log π(h(x)) − log|det ∂h/∂x|].
 
-    No score is evaluated, nor trained: beside it belongs the one of latents N(0, I), :class:`~indm.nets.Zero`, whose
-    NELBO this is. ``eps`` is checked as in the other losses, but moves nothing. Returns as :func:`mle_loss`, with
-    ``denoising`` 0.
+    No score is evaluated or trained. With :class:`~indm.nets.Zero`, the score of latents N(0, I), this is the NELBO.
+    ``eps`` is checked as in the other losses, but changes nothing. Returns as :func:`mle_loss`, with ``denoising`` 0.
     """
     model.sde.truncation(eps)
-    z, log_det = model.encode(x, generator=generator)
-    prior = -model.sde.prior_log_prob(z)
-    nll = (prior - log_det).mean()
-    return nll / event_size(z), _means(nelbo=nll, flow=-log_det, denoising=torch.zeros_like(log_det), prior=prior)
+    prior, flow = _flow_terms(model, x, generator)
+    nll = (prior + flow).mean()
+    return nll / event_size(x), _means(nelbo=nll, flow=flow, denoising=torch.zeros_like(flow), prior=prior)
 
 
 def soft_truncation(sde: LinearSDE, k: float = 1.2, *, generator: torch.Generator | None = None) -> float:

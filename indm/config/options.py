@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from indm.config.checks import check_each, check_whole_numbers, require
+from indm.config.parts import BUILT_IN, GIVEN, is_outside
 
 TRACKERS = {"tensorboard", "wandb"}
 
@@ -13,8 +14,9 @@ TRACKERS = {"tensorboard", "wandb"}
 class Training:
     """The ``[train]`` table. A run ends after ``steps`` or ``seconds``, whichever comes first; ``inf`` is no limit."""
 
-    # What the score minimises: the NELBO, or the variance-weighted loss; "flow" trains the flow alone, without a score.
-    objective: Literal["mle", "fid", "flow"] = "mle"
+    # "mle": flow and score minimise the NELBO; "fid": the score minimises the variance-weighted loss; "flow": the flow's
+    # own likelihood, without a score; or any loss as "package.module:name", see indm.objective.Objective.
+    objective: str = "mle"
     steps: float = 10_000  # optimizer steps
     seconds: float = math.inf  # of training alone: validation and checkpoints are not counted
     batch_size: int = 128  # examples of one optimizer step, over all processes and accumulated batches
@@ -67,8 +69,10 @@ class Training:
         check_each(self, "train", lambda v: v == math.inf or v == int(v), "a whole number, or inf", "steps")
         check_each(self, "train", lambda v: v % self.accumulate == 0, "a multiple of train.accumulate", "batch_size")
         check_each(self, "train", lambda v: set(v) <= TRACKERS, "of tensorboard, wandb", "trackers")
-        truncated = self.objective == "flow" and self.soft_truncation > 0
-        require(not truncated, "train.soft_truncation", self.soft_truncation, '0 with train.objective "flow"')
+        names = BUILT_IN["objective"]
+        is_name = self.objective in (*names, GIVEN) or is_outside(self.objective)
+        wanted = f"{' or '.join(map(repr, names))}, or a loss as package.module:name"
+        require(is_name, "train.objective", self.objective, wanted)
         finite = math.isfinite(min(self.steps, self.seconds))
         require(finite, "train.seconds", self.seconds, "finite if train.steps is inf")
 

@@ -56,7 +56,13 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "folder": "indm.data.folder:load_folder",
         "array": "indm.data.arrays:load_array",
     },
+    "objective": {
+        "mle": "indm.objective:mle_loss",
+        "fid": "indm.objective:fid_loss",
+        "flow": "indm.objective:flow_loss",
+    },
 }
+GIVEN = "given"  # stands in a run's recipe for what was given in Python and cannot be named
 OUTSIDE = re.compile(r"(?P<package>\w+)(\.\w+)*:\w+(\.\w+)*")
 Constructors = Mapping[str, Mapping[str, Callable[..., Any]]]  # kind → name → constructor
 _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
@@ -105,6 +111,11 @@ def find(kind: str, name: Any, constructors: Constructors | None = None) -> Any:
         return own[name]
     if isinstance(name, str) and name in BUILT_IN[kind]:
         return _imported(kind, BUILT_IN[kind][name])
+    if name == GIVEN:
+        raise ValueError(
+            f"{kind} {GIVEN!r} was given in Python and has no name: give it again, as in indm.train(…, {kind}=…)"
+            f"{', or with --data NAME on the command line' if kind == 'data' else ''}"
+        )
     if not is_outside(name):
         known = [*BUILT_IN[kind], *own]
         raise ValueError(

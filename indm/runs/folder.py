@@ -88,10 +88,17 @@ def read_metrics(run: Path) -> list[dict]:
     for text in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError, RecursionError):  # damage may also look like very long or deep JSON
             line = json.loads(text)
-            lines += [line] if isinstance(line, dict) and _is_placed(line) else []
+            lines += [_migrated(line)] if isinstance(line, dict) and _is_placed(line) else []
     return lines
 
 
 def _is_placed(line: dict) -> bool:
     """Whether ``line`` says after which step it was written, and, if it is one of a return, after how many of them."""
     return isinstance(line.get("step"), int) and isinstance(line.get("rollback", 0), int)
+
+
+def _migrated(line: dict) -> dict:
+    """``line`` with the names of today, where the first version wrote it."""
+    if "rollback" in line and "rate" in line:
+        line["lr_factor"] = line.pop("rate")
+    return line

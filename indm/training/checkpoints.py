@@ -116,6 +116,15 @@ def read(path: Path) -> dict:
     state = pickles.checkpoint(path)
     if not (isinstance(state, dict) and isinstance(state.get("step"), int) and state["step"] >= 0):
         raise ValueError("it is no state of a run")
+    return _migrated(state)
+
+
+def _migrated(state: dict) -> dict:
+    """``state`` with the names of today, where the first version wrote it."""
+    groups = (state.get("optimizer") or {}).get("param_groups", [])
+    for table, new in ((state, "lr_factor"), *((group, "base_lr") for group in groups)):
+        if "rate" in table:
+            table[new] = table.pop("rate")
     return state
 
 

@@ -183,7 +183,7 @@ def recover(trainer: Trainer, out: Path, log: MetricsLog, fault: Fault) -> None:
     if trainer.accelerator.is_main_process:
         warnings.warn(
             f"{fault.cause} was infinite or NaN by step {fault.step}; going on from step {trainer.step} at "
-            f"{trainer.rate:g} of the learning rates",
+            f"{trainer.lr_factor:g} of the learning rates",
             stacklevel=2,
         )
 
@@ -205,10 +205,10 @@ def plan(recipe: Recipe) -> dict:
     trainer = Trainer(recipe, load_data(**recipe["data"]), accelerator)
     batches, cycle = trainer.batches(), max(3, trainer.options.flow_update_every)
     trainer.pretraining = False
-    float(trainer.train_step(batches)["denoising"])
+    float(trainer.train_step(batches)["skipped"])  # waits for the device
     started = time.perf_counter()
     for _ in range(cycle):
-        float(trainer.train_step(batches)["denoising"])
+        float(trainer.train_step(batches)["skipped"])
     seconds = (time.perf_counter() - started) / cycle
     return {
         **{name.replace("_", " "): count for name, count in sizes(trainer).items()},

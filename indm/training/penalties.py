@@ -1,28 +1,73 @@
-"""What else may be asked of a flow: to stay near an isometry, and to carry the prior to a chosen law of x_T.
+"""Penalties on the flow: staying near an isometry, and carrying the prior to a chosen law of x_T.
 
-The nonlinear diffusion x_t = h⁻¹(z_t) ends at x_T ~ h⁻¹#π. With an h that is everywhere an isometry it is a linear
-diffusion up to a rigid motion; how far from one h may go is the strength of the nonlinearity.
+The nonlinear diffusion x_t = h⁻¹(z_t) ends at x_T ~ h⁻¹#π. If h is an isometry everywhere, that is a linear diffusion
+up to a rigid motion; how far h may depart from one is the strength of the nonlinearity.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from indm.flows import Flow
+from indm.config.options import Training
+from indm.data.base import Data, flip_horizontally, stack
+from indm.flows.base import Flow
+from indm.objective import flow_nll
 from indm.rng import for_rows, randn_like
-from indm.sde.linear import LinearSDE
+from indm.scaling import Scaling
 from indm.tensors import squared_norm
 
 Batch = Float[Tensor, "batch *event"]
 PerSample = Float[Tensor, " batch"]
+Law = Callable[[int], Tensor]  # n ↦ n draws in model units, (n, *event)
+MOST_IN_MEMORY = 20_000  # examples of the law that x_T shall have
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A term that is added to the loss in the steps that train the flow.
+
+    Attributes:
+        name: of the term in the log.
+        weight: of the term in the loss.
+        value: (model, x) ↦ a scalar.
+        in_nats: it is in nats per sample; then the loss takes it per dimension, like the bound.
+    """
+
+    name: str
+    weight: float
+    value: Callable[[nn.Module, Tensor], Tensor]
+    in_nats: bool = False
+
+
+def penalties_of(
+    options: Training, scaling: Scaling, data: Data, second: Data | None, device: torch.device
+) -> list[Penalty]:
+    """The penalties that ``options`` give a weight.
+
+    Args:
+        options: the ``[train]`` table.
+        scaling: of the model.
+        data: what is trained on.
+        second: the data whose law x_T shall have; None for the Gaussian with the moments of ``data``.
+        device: where the draws of that law shall be.
+    """
+    penalties = []
+    if options.isometry:
+        penalties.append(Penalty("isometry", options.isometry, lambda model, x: isometry_defect(model.flow, x).mean()))
+    if options.terminal:
+        value = partial(terminal_nll, terminal_law(scaling, data, second, device))
+        penalties.append(Penalty("terminal", options.terminal, value, in_nats=True))
+    return penalties
 
 
 def isometry_defect(flow: Flow, x: Batch, *, generator: torch.Generator | None = None) -> PerSample:
     """(log ‖J v‖²/‖v‖²)² with J = ∂h/∂x and one Gaussian v for each sample, (B,).
 
-    0 for every v where and only where h keeps lengths; 1 where it changes them by a factor √e ≈ 1.65.
+    0 for every v exactly where h keeps lengths; 1 where it changes them by a factor √e ≈ 1.65.
     """
     v = randn_like(x, generator)
     with torch.autocast(x.device.type, enabled=False):
@@ -30,13 +75,25 @@ def isometry_defect(flow: Flow, x: Batch, *, generator: torch.Generator | None =
     return (squared_norm(moved) / squared_norm(v)).log().square()
 
 
-def terminal_nll(flow: Flow, sde: LinearSDE, x: Batch, *, generator: torch.Generator | None = None) -> PerSample:
-    """−log density at ``x`` of x_T ~ h⁻¹#π in nats, (B,): its mean over a law is least where x_T has that law."""
-    z, log_det = flow(x, generator=generator)
-    return -sde.prior_log_prob(z) - log_det
+def terminal_law(scaling: Scaling, data: Data, second: Data | None, device: torch.device) -> Law:
+    """What draws examples of the law that x_T shall have, in model units."""
+    if second is None:
+        return normal_law(scaling.to_model(stack(data.train, MOST_IN_MEMORY).to(device)))
+    raw, flip = stack(second.train, MOST_IN_MEMORY), second.flip
+
+    def draw(n: int) -> Tensor:
+        rows = raw[for_rows(n, lambda n: torch.randint(len(raw), (n,)))].to(device)
+        return scaling.to_model(flip_horizontally(rows) if flip else rows)
+
+    return draw
 
 
-def normal_law(x: Batch) -> Callable[[int], Batch]:
+def terminal_nll(law: Law, model: nn.Module, x: Batch) -> Float[Tensor, ""]:
+    """Mean −log density of x_T ~ h⁻¹#π at as many draws of ``law`` as ``x`` has samples, nats."""
+    return flow_nll(model, law(len(x))).mean()
+
+
+def normal_law(x: Batch) -> Law:
     """A sampler of the Gaussian with the mean and the covariance of the data ``x`` (n, *event)."""
     flat = x.flatten(1)
     mean, centred = flat.mean(0), flat - flat.mean(0)

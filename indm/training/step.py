@@ -1,0 +1,48 @@
+"""One forward pass of training as a module, and the schedule of the learning rates."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from indm.flows.base import Frozen, Identity
+from indm.model import INDM
+from indm.objective import Objective
+from indm.tensors import event_size
+from indm.training.penalties import Penalty
+
+
+class TrainingStep(nn.Module):
+    """Objective and penalties as one forward pass, x ↦ (loss, terms), so that data parallelism sees every parameter.
+
+    A step trains the score behind the "joint" flow, behind the same flow "frozen" (neither log-determinant nor
+    gradient), or behind "none" (the identity, which is what a flow starts as: nothing jumps when it enters). A model
+    without a diffusion has the "joint" step alone.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective, penalties: Sequence[Penalty] = ()):
+        super().__init__()
+        self.objective, self.penalties = objective, tuple(penalties)
+        self.models = nn.ModuleDict({"joint": model})
+        if model.is_diffusion:
+            flows = {"frozen": Frozen(model.flow), "none": Identity()}
+            self.models |= {name: INDM(flow, model.score, model.scaling, model.shape) for name, flow in flows.items()}
+
+    def forward(self, x: Tensor, behind: str = "joint", **conditions: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        model = self.models[behind]
+        loss, terms = self.objective.loss(model, x, **conditions)
+        if behind == "frozen":
+            terms = {name: terms[name] for name in self.objective.frozen_terms if name in terms}
+            return loss, {name: term.detach() for name, term in terms.items()}
+        terms = dict(terms)
+        for penalty in self.penalties if behind == "joint" else ():
+            terms[penalty.name] = penalty.value(model, x)
+            loss = loss + penalty.weight * terms[penalty.name] / (event_size(x) if penalty.in_nats else 1)
+        return loss, {name: term.detach() for name, term in {"loss": loss, **terms}.items()}
+
+
+def learning_rate_factor(step: int, progress: float, warmup: int, decay: float) -> float:
+    """Linear rise over the first ``warmup`` steps, 1, linear fall to 0 over the last fraction ``decay`` of the run."""
+    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    fall = min(1.0, (1 - progress) / decay) if decay else 1.0
+    return rise * max(fall, 0.0)

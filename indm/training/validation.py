@@ -1,0 +1,46 @@
+"""The bound that validation draws, and drawing over all processes."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from indm.likelihood import latent_reference
+from indm.objective import nelbo
+from indm.scaling import Scaling
+
+Draw = Callable[[Tensor, torch.Generator], Tensor]  # (x, generator) ↦ nats, (B,)
+LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
+
+
+def bound_of(model: nn.Module, raw: Tensor, seed: int) -> Draw:
+    """What draws an upper bound of −log p of a batch x of ``raw`` under ``model``, nats in model units, (B,).
+
+    For a diffusion that is the NELBO; a Gaussian law of the latents removes most of its noise, where fitting one costs
+    next to nothing. Any other model has a method ``bound(x, generator=…)``, whose result has a ``total``.
+    """
+    if not model.is_diffusion:
+        return lambda x, generator: model.bound(x, generator=generator).total
+    model.flow.check()
+    small = math.prod(model.shape) <= LARGEST_CONTROLLED
+    reference = latent_reference(model, raw, seed=seed) if small else None
+    return lambda x, generator: nelbo(model, x, times=2, reference=reference, generator=generator).total
+
+
+def drawn(raw: Tensor, draw: Draw, scaling: Scaling, accelerator: Accelerator, batch_size: int, seed: int) -> Tensor:
+    """``draw`` of all of ``raw``, nats (N,): each process does its share of the batches, and all get all of them.
+
+    The noise of a batch depends on its place alone, so that the result does not depend on the processes.
+    """
+    a, nats = accelerator, []
+    generator = torch.Generator(a.device)
+    for index, part in enumerate(raw.split(batch_size)):
+        if index % a.num_processes == a.process_index:
+            generator.manual_seed(seed + 1_000_003 * index)
+            x = scaling.to_model(part.to(a.device), generator=generator)
+            nats.append(draw(x, generator).float())
+        else:
+            nats.append(torch.zeros(len(part), device=a.device))
+    return a.reduce(torch.cat(nats), "sum")
