@@ -236,7 +236,7 @@ def as_objective(**attributes: Any) -> Callable[[Callable[..., Losses]], Callabl
 
 
 def objective_of(part: Any) -> Objective:
-    """The :class:`Objective` that ``part`` is or makes: an objective, a loss function, or a class called without options.
+    """The :class:`Objective` that ``part`` is or makes: an objective, a loss, or a class, called without options.
 
     Raises:
         ValueError: it is none of these.

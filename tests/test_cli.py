@@ -384,7 +384,10 @@ def test_help_is_there(command, capsys):
         ("train digits --train.batch_size 0", "train.batch_size must be at least 1, got 0"),
         ("train digits --train.batch_size 2.0", "train.batch_size must be a whole number, got 2.0"),
         ("train digits --train.accumulate 3", "train.batch_size must be a multiple of train.accumulate, got 128"),
-        ("train digits --train.objective nll", "train.objective must be 'mle' or 'fid' or 'flow', got 'nll'"),
+        (
+            "train digits --train.objective nll",
+            "train.objective must be 'mle' or 'fid' or 'flow', or a loss as package.module:name, got 'nll'",
+        ),
         ("train digits --train.betas [0.9]", "train.betas must be a list of a number"),
         ("train digits --train.ema 1", "train.ema must be in [0, 1), got 1"),
         ("train digits --train.lr nan", "train.lr must be positive, got nan"),

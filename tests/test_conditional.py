@@ -18,11 +18,12 @@ from indm.flows import Compose, ConditionalResidualFlow, ExactLogDet, Frozen, Sq
 from indm.flows.conditional import CodePrior
 from indm.model import INDM, build_model
 from indm.nets import Zero
+from indm.objective import Objective, mle_loss
 from indm.report import records
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
+from indm.training.checks import check_parts
 from indm.training.ema import EMA
-from indm.training.trainer import check_parts
 
 DEFAULTS = {"blocks": (1, 1), "width": 8, "code_dim": 4, "encoder_planes": (6, 8), "prior_width": 8}
 CASES = {
@@ -401,7 +402,7 @@ def test_isometry_needs_one_map():
     options = recipes.options_of(recipes.resolve(recipe), "train")
     model = build_model(recipes.model_of(recipe), shape=load_data(name="digits").shape)
     with pytest.raises(ValueError, match=r"one and the same map for train\.isometry"):
-        check_parts(model, options)
+        check_parts(model, options, Objective(mle_loss))
 
 
 @pytest.mark.parametrize(

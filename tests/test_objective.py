@@ -19,12 +19,15 @@ from indm.model import INDM
 from indm.nets import Zero
 from indm.objective import (
     LIKELIHOOD_SHARE,
+    Objective,
+    as_objective,
     constant_term,
     extended_clock,
     fid_loss,
     flow_loss,
     mle_loss,
     nelbo,
+    objective_of,
     prior_term,
     reconstruction_term,
     soft_truncation,
@@ -535,3 +538,31 @@ def test_quadrature_of_this_file():
     t, w = log_panels(1e-5, 1.0)
     assert (w * torch.cos(5 * t)).sum().item() == pytest.approx(integrate.quad(lambda s: math.cos(5 * s), 1e-5, 1)[0])
     assert (w / t).sum().item() == pytest.approx(math.log(1e5))
+
+
+# ── what the trainer must know of an objective ───────────────────────────────────────────────────────────────────────
+
+
+def test_the_flow_loss_says_what_it_does_not_train():
+    assert objective_of(mle_loss) == Objective(mle_loss) and objective_of(fid_loss) == Objective(fid_loss)
+    flow = objective_of(flow_loss)
+    assert (flow.trains_score, flow.trains_flow, flow.truncates, flow.standard_prior) == (False, True, False, True)
+
+
+def test_an_objective_is_a_function_an_objective_or_what_a_class_makes():
+    def loss(model, x, *, progress):
+        return x.sum() * progress, {}
+
+    class Made:
+        def __call__(self, model, x):
+            return x.sum(), {}
+
+    plain = objective_of(loss)
+    assert plain == Objective(loss) and objective_of(plain) is plain
+    assert plain.takes("progress") and not plain.takes("eps")
+    assert plain(None, torch.ones(3), progress=2.0)[0] == 6
+    made = objective_of(Made)
+    assert isinstance(made.loss, Made) and not made.takes("progress")
+    assert objective_of(as_objective(trains_flow=False)(loss)) == Objective(loss, trains_flow=False)
+    with pytest.raises(ValueError, match="objective must be a function .*, got 3"):
+        objective_of(3)

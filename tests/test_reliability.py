@@ -124,7 +124,7 @@ def test_the_best_validation_is_kept(tmp_path, monkeypatch, fails_at):
         return {"valid_nelbo": next(validations), "unit": "bits/dim"}
 
     monkeypatch.setattr(Trainer, "validate", validate)
-    break_steps(monkeypatch, lambda self: fails_at is not None and self.step >= fails_at and self.rate == 1)
+    break_steps(monkeypatch, lambda self: fails_at is not None and self.step >= fails_at and self.lr_factor == 1)
     summary = train(change(TINY, max_skipped_steps=2, log_every=1), tmp_path, progress=False)
     assert summary["rollbacks"] == (fails_at is not None) and summary["best"] == {"step": 8, "valid_nelbo": 1.0}
     assert_same(dict(indm.INDM.load(tmp_path / "best").state_dict()), models[8])
@@ -239,20 +239,20 @@ def test_what_is_left_out_is_counted_with_its_batch_and_its_cause(tmp_path, monk
 
 
 def test_a_run_that_fails_goes_back_and_goes_on_at_a_lower_rate(tmp_path, monkeypatch):
-    break_steps(monkeypatch, lambda self: self.step >= 7 and self.rate == 1)
+    break_steps(monkeypatch, lambda self: self.step >= 7 and self.lr_factor == 1)
     recipe = change(TINY, steps=20, max_skipped_steps=4, log_every=3)
     with pytest.warns(UserWarning, match=r"was infinite or NaN by step 11; going on from step 6 at 0\.5 of the"):
         summary = train(recipe, tmp_path, progress=False)
     assert summary["steps"] == 20 and summary["rollbacks"] == 1 and summary["skipped_steps"] == 4
     lines = read_metrics(tmp_path)
     (back,) = [line for line in lines if "rollback" in line]
-    assert (back["step"], back["from"], back["rate"], back["rollback"]) == (6, 11, 0.5, 1) and back["not_finite"]
+    assert (back["step"], back["from"], back["lr_factor"], back["rollback"]) == (6, 11, 0.5, 1) and back["not_finite"]
     assert [line["step"] for line in back["left_out"]] == [8, 9, 10, 11]
     assert [line["batch"] for line in back["left_out"]] == [7, 8, 9, 10] and back["left_out"][0]["not_finite"]
     assert [line["step"] for line in lines if "score_lr" in line] == [3, 6, 9, 12, 15, 18, 20]
     rates = {line["step"]: line["score_lr"] for line in lines if "score_lr" in line}
     assert rates[9] == pytest.approx(rates[6] / 2)
-    assert checkpoint(tmp_path)["rate"] == 0.5
+    assert checkpoint(tmp_path)["lr_factor"] == 0.5
 
 
 def test_a_flow_that_never_has_a_finite_loss_is_a_failure_though_the_score_has_steps_in_between(tmp_path, monkeypatch):
@@ -272,7 +272,7 @@ def test_what_is_interrupted_while_steps_are_left_out_says_what_is_saved(tmp_pat
 
 
 def test_going_back_is_the_same_if_the_run_is_stopped_in_the_middle_of_it(tmp_path, monkeypatch):
-    break_steps(monkeypatch, lambda self: self.step >= 7 and self.rate == 1)
+    break_steps(monkeypatch, lambda self: self.step >= 7 and self.lr_factor == 1)
     recipe = change(TINY, steps=20, max_skipped_steps=4, log_every=3)
     with pytest.warns(UserWarning):
         train(recipe, tmp_path / "whole", progress=False)

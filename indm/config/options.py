@@ -14,8 +14,8 @@ TRACKERS = {"tensorboard", "wandb"}
 class Training:
     """The ``[train]`` table. A run ends after ``steps`` or ``seconds``, whichever comes first; ``inf`` is no limit."""
 
-    # "mle": flow and score minimise the NELBO; "fid": the score minimises the variance-weighted loss; "flow": the flow's
-    # own likelihood, without a score; or any loss as "package.module:name", see indm.objective.Objective.
+    # "mle": flow and score minimise the NELBO; "fid": the score minimises the variance-weighted loss; "flow": the flow
+    # alone maximises its likelihood; or any loss as "package.module:name", see indm.objective.Objective.
     objective: str = "mle"
     steps: float = 10_000  # optimizer steps
     seconds: float = math.inf  # of training alone: validation and checkpoints are not counted

@@ -353,7 +353,9 @@ class VAETrainer(Trainer):
 
     def parameter_groups(self) -> list[dict]:
         o = self.options
-        return [{"name": "vae", "params": list(self.model.parameters()), "base_lr": o.lr, "weight_decay": o.weight_decay}]
+        return [
+            {"name": "vae", "params": list(self.model.parameters()), "base_lr": o.lr, "weight_decay": o.weight_decay}
+        ]
 
     def build_step(self, recipe: Recipe) -> VAEStep:
         return VAEStep(self.model)

@@ -122,7 +122,9 @@ def _called(kind: str, part: Callable, *inputs: Tensor) -> Any:
         return part(*inputs)
     except (RuntimeError, IndexError, TypeError) as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-        raise ValueError(f"{kind} {type(part).__name__} cannot be called with inputs of shape {shapes}: {error}") from error
+        raise ValueError(
+            f"{kind} {type(part).__name__} cannot be called with inputs of shape {shapes}: {error}"
+        ) from error
 
 
 def _devices(x: Tensor) -> list[int]:

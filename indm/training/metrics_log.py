@@ -183,7 +183,12 @@ class MetricsLog:
         lines = read_metrics(self.path.parent) if trainer.accelerator.is_main_process else []
         left_out = [step for line in lines if not self._is_past(line) for step in _left_out(line)]
         self.go_back()
-        told = {"rollback": trainer.rollbacks, "from": fault.step, "not_finite": fault.cause, "lr_factor": trainer.lr_factor}
+        told = {
+            "rollback": trainer.rollbacks,
+            "from": fault.step,
+            "not_finite": fault.cause,
+            "lr_factor": trainer.lr_factor,
+        }
         self._write(told | {"left_out": left_out}, trainer.step)
 
     def _write(self, values: dict, step: int) -> None:

@@ -11,8 +11,8 @@ from indm.data.registry import load_data
 from indm.files import atomic
 from indm.runs.folder import check_empty, check_folder, finished
 from indm.runs.processes import by_main_process
-from indm.training.loop import train
 from indm.training.checks import check_second
+from indm.training.loop import train
 
 SIDES = ("a", "b")
 

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm.config.options import Training
-from indm.data.base import Data, flip_horizontally, stack
+from indm.data.base import Data, stack
+from indm.data.batches import flip_horizontally
 from indm.flows.base import Flow
 from indm.objective import flow_nll
 from indm.rng import for_rows, randn_like

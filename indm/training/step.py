@@ -26,7 +26,8 @@ class TrainingStep(nn.Module):
         self.models = nn.ModuleDict({"joint": model})
         if model.is_diffusion:
             flows = {"frozen": Frozen(model.flow), "none": Identity()}
-            self.models |= {name: INDM(flow, model.score, model.scaling, model.shape) for name, flow in flows.items()}
+            for name, flow in flows.items():
+                self.models[name] = INDM(flow, model.score, model.scaling, model.shape)
 
     def forward(self, x: Tensor, behind: str = "joint", **conditions: Any) -> tuple[Tensor, dict[str, Tensor]]:
         model = self.models[behind]

@@ -5,7 +5,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from indm.config import parts, recipes
 from indm.config.options import Training
 from indm.config.recipes import Recipe
-from indm.data.base import Data, flip_horizontally, loader, stack
+from indm.data.base import Data, stack
+from indm.data.batches import flip_horizontally, loader
 from indm.data.registry import load_data
 from indm.files import untrusted
 from indm.messages import reason
@@ -130,7 +131,7 @@ class Trainer:
         return self.objective.shown
 
     def parameter_groups(self) -> list[dict]:
-        """The parts of the model, each with its own learning rate before the schedule, weight decay and gradient norm."""
+        """The parts of the model, each with its own learning rate (before the schedule) and weight decay."""
         return [
             {
                 "name": name,
@@ -151,9 +152,7 @@ class Trainer:
 
     def build_step(self, recipe: Recipe) -> nn.Module:
         """The objective as a module, (x, **conditions) ↦ (loss, terms to be logged), see :class:`TrainingStep`."""
-        penalties = penalties_of(
-            self.options, self.model.scaling, self.data, self.data_b, self.accelerator.device
-        )
+        penalties = penalties_of(self.options, self.model.scaling, self.data, self.data_b, self.accelerator.device)
         return TrainingStep(self.model, self.objective, penalties)
 
     def conditions(self) -> dict:
@@ -281,9 +280,7 @@ class Trainer:
         return validation
 
     def _drawn(self, raw: Tensor, draw: Draw) -> Tensor:
-        return drawn(
-            raw, draw, self.ema.model.scaling, self.accelerator, self.validation_batch_size, self.options.seed
-        )
+        return drawn(raw, draw, self.ema.model.scaling, self.accelerator, self.validation_batch_size, self.options.seed)
 
     def place_of(self, step: int) -> dict[str, int]:
         """Which batch ``step`` (from 1) took: its epoch, and its place in the epoch's order, both from 0."""
