@@ -146,7 +146,9 @@ def test_a_folder_with_the_newest_state_alone_can_be_resumed(tmp_path):
 
 def test_a_state_of_the_first_version_has_the_names_of_today(tmp_path):
     group = {"name": "flow", "lr": 0.1, "rate": 0.2}
-    torch.save({"step": 3, "rate": 0.25, "optimizer": {"state": {}, "param_groups": [group]}}, tmp_path / "checkpoint.pt")
+    torch.save(
+        {"step": 3, "rate": 0.25, "optimizer": {"state": {}, "param_groups": [group]}}, tmp_path / "checkpoint.pt"
+    )
     _, found = checkpoints.newest(tmp_path)
     assert found["lr_factor"] == 0.25 and "rate" not in found
     assert found["optimizer"]["param_groups"] == [{"name": "flow", "lr": 0.1, "base_lr": 0.2}]

@@ -564,5 +564,5 @@ def test_an_objective_is_a_function_an_objective_or_what_a_class_makes():
     made = objective_of(Made)
     assert isinstance(made.loss, Made) and not made.takes("progress")
     assert objective_of(as_objective(trains_flow=False)(loss)) == Objective(loss, trains_flow=False)
-    with pytest.raises(ValueError, match="objective must be a function .*, got 3"):
+    with pytest.raises(ValueError, match=r"objective must be a function .*, got 3"):
         objective_of(3)
