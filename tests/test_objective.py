@@ -560,7 +560,7 @@ def test_an_objective_is_a_function_an_objective_or_what_a_class_makes():
     plain = objective_of(loss)
     assert plain == Objective(loss) and objective_of(plain) is plain
     assert plain.takes("progress") and not plain.takes("eps")
-    assert plain(None, torch.ones(3), progress=2.0)[0] == 6
+    assert plain(nn.Identity(), torch.ones(3), progress=2.0)[0] == 6
     made = objective_of(Made)
     assert isinstance(made.loss, Made) and not made.takes("progress")
     assert objective_of(as_objective(trains_flow=False)(loss)) == Objective(loss, trains_flow=False)
