@@ -1,4 +1,7 @@
-"""The architecture of a released checkpoint."""
+"""The architecture of a released score network, as its tensors show it.
+
+What they do not show is taken from what the caller gives, then from a recipe, then from the published settings.
+"""
 
 import math
 import re
@@ -11,20 +14,198 @@ from indm.convert.released import State
 from indm.convert.settings import NET_KINDS, SDE_KINDS, check_finite_kinds
 from indm.messages import brief, listed
 
-SIDES = {"cifar10": 32, "celeba": 64, "fashion-mnist": 28, "digits": 8}
+# What tensors do not show, as published: DDPM++ with VP and sub-VP, NCSN++ with VE.
+DDPMPP = {"fir": (), "rescale": True, "centered": True, "scale_by_sigma": False, "dropout": 0.1}
+NCSNPP = DDPMPP | {"fir": (1, 3, 3, 1), "centered": False, "scale_by_sigma": True}
+ASSUMED = {"vp": DDPMPP, "subvp": DDPMPP, "ve": NCSNPP}
+FOREIGN = "the checkpoint's layers are not those of DDPM++ or NCSN++"
 
 
-def _width(layer: State, *names: str) -> int:
-    """Length of the first tensor there of those names, which is one for each channel; 0 where there is none."""
-    return next((len(layer[name]) for name in names if name in layer and layer[name].ndim > 0), 0)
+@dataclass(frozen=True)
+class Architecture:
+    """Tables of an SDE and a network, the event shape, and where the network's arguments are from.
+
+    Args:
+        sde: table of the SDE.
+        net: table of the network.
+        shape: of the images.
+        inferred: the part of ``net`` that the tensors show.
+        assumed: the part of ``net`` that is taken from a recipe or as published.
+    """
+
+    sde: dict
+    net: dict
+    shape: tuple[int, int, int]
+    inferred: dict
+    assumed: dict
 
 
-def _inputs(block: State) -> int:
-    return _width(block, "GroupNorm_0.weight", "GroupNorm_0.bias")
+def architecture(state: State, given: Recipe, fallback: Recipe, size: int | None) -> Architecture:
+    """The architecture by the tensors, then by what is ``given``, then by a recipe, then as published.
+
+    Args:
+        given: tables "sde", "net", "image", which must not contradict the tensors.
+        fallback: tables of a recipe, which may.
+        size: side of the images.
+
+    Raises:
+        ValueError: what is given contradicts the tensors, or something is missing that they do not show.
+    """
+    for tables in (given, fallback):
+        check_finite_kinds(tables.get("net", {}), NET_KINDS, "net.")
+        check_finite_kinds(tables.get("sde", {}), SDE_KINDS, "sde.")
+    sde = _sde_table(given, fallback)
+    if given.get("net", {}).get("name", "ncsnpp") != "ncsnpp":
+        raise ValueError(f"net.name must be ncsnpp, whose checkpoint this is, got {given['net']['name']!r}")
+    inferred, attends, image_channels = infer(state)
+    if size is None:
+        raise ValueError(
+            "--image-size must be given, or --recipe or --settings: the tensors do not tell the images' side"
+        )
+    heights = [size // 2**level for level in range(len(attends))]
+    inferred["attention"] = tuple(h for h, attention in zip(heights, attends, strict=True) if attention)
+    sigmas = {}
+    if "sigmas" in state:
+        low, high, count = _sigma_table(state["sigmas"])
+        inferred["sigma_table"] = (low, high, count)
+        sigmas = {"sigma_min": low, "sigma_max": high} if sde["name"] == "ve" else {}
+    chosen = dict(given.get("net", {}))
+    if "attention" in chosen:
+        chosen["attention"] = tuple(h for h in heights if h in chosen["attention"])  # no level has another height
+    _check_agreement(
+        inferred | _prefixed("sde.", sigmas) | {"image channels": image_channels},
+        chosen
+        | _prefixed("sde.", given.get("sde", {}))
+        | {"image channels": given.get("image", {}).get("channels", image_channels)},
+    )
+    assumed = _assumed(state, sde, fallback.get("net", {}), {*chosen, *inferred})
+    net = {**assumed, **inferred, **chosen}
+    if net["embedding"] == "fourier" or not net["scale_by_sigma"]:
+        net.pop("sigma_table", None)  # not in use
+    sde = sde | {key: value for key, value in sigmas.items() if not _alike(value, sde.get(key))}
+    return Architecture(sde, net, (image_channels, size, size), inferred, assumed)
 
 
-def _outputs(block: State) -> int:
-    return _width(block, "Conv_1.bias", "GroupNorm_1.weight", "GroupNorm_1.bias", "Dense_0.bias")
+def _sde_table(given: Recipe, fallback: Recipe) -> dict:
+    """The SDE that is given, completed by the recipe's where both are of one kind."""
+    sde, default = given.get("sde", {}), fallback.get("sde", {})
+    if sde.get("name", default.get("name")) == default.get("name"):
+        sde = default | sde
+    if sde.get("name") not in ASSUMED:
+        raise ValueError(
+            f"--sde must be given (vp, subvp or ve), or --recipe or --settings, got {sde.get('name')!r}: the tensors "
+            "do not tell which it was"
+        )
+    return sde
+
+
+def _sigma_table(deviations: Tensor) -> tuple[float, float, int]:
+    """The least and the largest of the original's noise levels, which it keeps in falling order, and their number."""
+    if deviations.ndim != 1 or len(deviations) < 2 or deviations.is_complex():
+        shape = brief(tuple(deviations.shape))
+        raise ValueError(f"the checkpoint's sigmas must be two deviations or more, got a tensor of shape {shape}")
+    return _rounded(deviations[-1]), _rounded(deviations[0]), len(deviations)
+
+
+def _assumed(state: State, sde: dict, fallback: dict, certain: set[str]) -> dict:
+    """The network's arguments that are not ``certain``: the recipe's, or as published with that SDE."""
+    assumed = dict(ASSUMED[sde["name"]])
+    if not assumed["fir"] and any(key.endswith(".Conv2d_0.weight") for key in state):
+        assumed["fir"] = NCSNPP["fir"]
+    assumed |= {key: value for key, value in fallback.items() if key in assumed}
+    return {key: value for key, value in assumed.items() if key not in certain}
+
+
+def _check_agreement(actual: dict, given: dict) -> None:
+    """ValueError listing what is given and is otherwise by the tensors."""
+    contradicted = [
+        f"{key} is {actual[key]}, not {value}"
+        for key, value in given.items()
+        if key in actual and not _alike(actual[key], value)
+    ]
+    if contradicted:
+        raise ValueError(f"the tensors contradict what is given: {listed(contradicted)}")
+
+
+def infer(state: State) -> tuple[dict, list[bool], int]:
+    """What the tensors show of a network: arguments of :class:`NCSNpp`, attention at each level, image channels.
+
+    Raises:
+        ValueError: they are not those of a DDPM++ or NCSN++.
+    """
+    layers = _layers(state)
+    kinds = [_kind(layers.get(n, {})) for n in range(max(layers) + 1)]
+    try:
+        return _infer(layers, kinds)
+    except (ValueError, LookupError, ArithmeticError) as error:
+        raise ValueError(f"{FOREIGN}: {brief(', '.join(kinds))}") from error
+
+
+def _layers(state: State) -> dict[int, State]:
+    """The tensors of each layer of the original's list, by their names in it."""
+    layers: dict[int, State] = {}
+    for key, value in state.items():
+        match = re.fullmatch(r"all_modules\.(\d+)\.(.+)", key)
+        if match:
+            layers.setdefault(int(match[1]), {})[match[2]] = value
+    if not layers:
+        raise ValueError(
+            "the checkpoint holds no score network (no tensors all_modules.N); that of a flow is the second argument"
+        )
+    if max(layers) > 2 * len(layers):  # a layer without tensors has others on both sides
+        raise ValueError(f"{FOREIGN}: it holds {len(layers)} of them, and they are numbered up to {brief(max(layers))}")
+    return layers
+
+
+def _infer(layers: dict[int, State], kinds: list[str]) -> tuple[dict, list[bool], int]:
+    """:func:`infer` from the layers and the kind of each.
+
+    Between two resamplings lies one level on the way down or up; at the lowest both ways and the middle are one run.
+    """
+    stem = kinds.index("conv")
+    runs, between = _runs(kinds, stem + 1)
+    levels = (len(runs) + 1) // 2
+    first = [layers[run[0]] for run in runs[:levels]]
+    channels, image_channels = layers[stem]["weight"].shape[:2]
+    counts = [[kinds[n] for n in run].count("block") for run in runs]
+    arguments = {
+        "channels": channels,
+        "multipliers": tuple(_outputs(block) // channels for block in first),
+        "blocks": counts[0] if levels > 1 else (counts[0] - 3) // 2,
+        "embedding": "fourier" if kinds[0] == "fourier" else "positional",
+    }
+    if levels > 1:
+        doubled = _inputs(first[1]) == 2 * _outputs(first[0])
+        arguments["output_pyramid"] = "sum" if "norm" in kinds[:-2] else "none"
+        arguments |= _resampling_arguments([kinds[n] for n in between[0]], doubled)
+    attention = [[kinds[n] for n in run].count("attention") for run in runs[:levels]]
+    return arguments, [n > (level == levels - 1) for level, n in enumerate(attention)], image_channels
+
+
+def _resampling_arguments(kinds: list[str], doubled: bool) -> dict:
+    """Arguments that show in the layers between the first two levels; ``doubled``: channels are concatenated there."""
+    down, *inlet = kinds
+    resample = {"resampling": "block", "strided": "conv", "empty": "plain"}[down]
+    if not inlet:
+        return {"resample": resample, "input_pyramid": "none"}
+    pyramids = {"filtered": "residual", "strided": "residual", "skip": "cat" if doubled else "sum"}
+    arguments = {"resample": resample, "input_pyramid": pyramids[inlet[0]]}
+    return arguments | ({"fir": ()} if inlet[0] == "strided" else {})
+
+
+def _runs(kinds: list[str], start: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Positions from ``start`` on: runs of blocks and attention, and what lies between each run and the next."""
+    runs: list[list[int]] = []
+    between: list[list[int]] = [[]]
+    for n in range(start, len(kinds)):
+        if kinds[n] not in ("block", "attention"):
+            between[-1].append(n)
+        elif runs and not between[-1]:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+            between.append([])
+    return runs, between[1:]
 
 
 def _kind(layer: State) -> str:
@@ -44,156 +225,30 @@ def _kind(layer: State) -> str:
     return "unknown" if layer else "empty"
 
 
-def infer(state: State) -> tuple[dict, list[bool], int]:
-    """What the tensors tell of a network: arguments of :class:`NCSNpp`, attention at each level, image channels.
-
-    Between two resamplings lies one level on the way down or up; at the lowest both ways and the middle are one run.
-    """
-    layers: dict[int, State] = {}
-    for key, value in state.items():
-        match = re.fullmatch(r"all_modules\.(\d+)\.(.+)", key)
-        if match:
-            layers.setdefault(int(match[1]), {})[match[2]] = value
-    if not layers:
-        raise ValueError(
-            "the checkpoint holds no score network (no tensors all_modules.N); that of a flow is the second argument"
-        )
-    if max(layers) > 2 * len(layers):  # a layer without tensors has others on both sides
-        raise ValueError(
-            f"the checkpoint's layers are not those of DDPM++ or NCSN++: it holds {len(layers)} of them, and they are "
-            f"numbered up to {brief(max(layers))}"
-        )
-    kinds = [_kind(layers.get(n, {})) for n in range(max(layers) + 1)]
-    try:
-        stem = kinds.index("conv")
-        runs_of, between = _runs(kinds, stem + 1)
-        levels = (len(runs_of) + 1) // 2
-        first = [layers[run[0]] for run in runs_of[:levels]]
-        channels, image_channels = layers[stem]["weight"].shape[:2]
-        counts = [[kinds[n] for n in run].count("block") for run in runs_of]
-        found = {
-            "channels": channels,
-            "multipliers": tuple(_outputs(block) // channels for block in first),
-            "blocks": counts[0] if levels > 1 else (counts[0] - 3) // 2,
-            "embedding": "fourier" if kinds[0] == "fourier" else "positional",
-        }
-        attention = [[kinds[n] for n in run].count("attention") for run in runs_of[:levels]]
-        if levels > 1:
-            found["output_pyramid"] = "sum" if "norm" in kinds[:-2] else "none"
-            down, *inlet = [kinds[n] for n in between[0]]
-            found["resample"] = {"resampling": "block", "strided": "conv", "empty": "plain"}[down]
-            doubled = _inputs(first[1]) == 2 * _outputs(first[0])
-            pyramids = {"filtered": "residual", "strided": "residual", "skip": "cat" if doubled else "sum"}
-            found["input_pyramid"] = pyramids[inlet[0]] if inlet else "none"
-            if found["input_pyramid"] == "residual" and inlet[0] == "strided":
-                found["fir"] = ()
-        return found, [n > (level == levels - 1) for level, n in enumerate(attention)], image_channels
-    except (ValueError, LookupError, ArithmeticError) as error:
-        shown = brief(", ".join(kinds))
-        raise ValueError(f"the checkpoint's layers are not those of DDPM++ or NCSN++: {shown}") from error
+def _inputs(block: State) -> int:
+    return _width(block, "GroupNorm_0.weight", "GroupNorm_0.bias")
 
 
-def _runs(kinds: list[str], start: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Positions from ``start`` on: runs of blocks and attention, and what lies between each run and the next."""
-    runs_of: list[list[int]] = []
-    between: list[list[int]] = [[]]
-    for n in range(start, len(kinds)):
-        if kinds[n] not in ("block", "attention"):
-            between[-1].append(n)
-        elif runs_of and not between[-1]:
-            runs_of[-1].append(n)
-        else:
-            runs_of.append([n])
-            between.append([])
-    return runs_of, between[1:]
+def _outputs(block: State) -> int:
+    return _width(block, "Conv_1.bias", "GroupNorm_1.weight", "GroupNorm_1.bias", "Dense_0.bias")
 
 
-# What tensors cannot tell, as published: DDPM++ with VP and sub-VP, NCSN++ with VE.
-DDPMPP = {"fir": (), "rescale": True, "centered": True, "scale_by_sigma": False, "dropout": 0.1}
-NCSNPP = DDPMPP | {"fir": (1, 3, 3, 1), "centered": False, "scale_by_sigma": True}
-ASSUMED = {"vp": DDPMPP, "subvp": DDPMPP, "ve": NCSNPP}
-TABLES = ("data", "sde", "net", "evaluate")  # of a recipe, that may be changed
+def _width(layer: State, *names: str) -> int:
+    """Length of the first tensor that is there, of names with one entry for each channel; 0 where there is none."""
+    return next((len(layer[name]) for name in names if name in layer and layer[name].ndim > 0), 0)
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """Tables of an SDE and a network, the event shape, and where the network's arguments are from."""
-
-    sde: dict
-    net: dict
-    shape: tuple[int, int, int]
-    inferred: dict
-    assumed: dict
+def _prefixed(prefix: str, table: dict) -> dict:
+    return {f"{prefix}{key}": value for key, value in table.items()}
 
 
-def architecture(state: State, given: Recipe, fallback: Recipe, size: int | None) -> Architecture:
-    """Which network the tensors are of: what they tell, then what is ``given``, then a recipe's, then as published.
-
-    Args:
-        given: tables "sde", "net", "image", which the tensors must not contradict.
-        fallback: tables of a recipe, which they may.
-        size: side of the images.
-
-    Raises:
-        ValueError: what is given contradicts the tensors, by its names; or what neither tells is missing.
-    """
-    for tables in (given, fallback):
-        check_finite_kinds(tables.get("net", {}), NET_KINDS, "net.")
-        check_finite_kinds(tables.get("sde", {}), SDE_KINDS, "sde.")
-    sde = given.get("sde", {})
-    if sde.get("name", fallback.get("sde", {}).get("name")) == fallback.get("sde", {}).get("name"):
-        sde = fallback.get("sde", {}) | sde
-    if sde.get("name") not in ASSUMED:
-        raise ValueError(
-            f"--sde must be given (vp, subvp or ve), or --recipe or --settings, got {sde.get('name')!r}: the tensors "
-            "do not tell which it was"
-        )
-    if given.get("net", {}).get("name", "ncsnpp") != "ncsnpp":
-        raise ValueError(f"net.name must be ncsnpp, whose checkpoint this is, got {given['net']['name']!r}")
-    inferred, attends, image_channels = infer(state)
-    if size is None:
-        raise ValueError(
-            "--image-size must be given, or --recipe or --settings: the tensors do not tell the images' side"
-        )
-    heights = [size // 2**level for level in range(len(attends))]
-    inferred["attention"] = tuple(h for h, attention in zip(heights, attends, strict=True) if attention)
-    deviations = state.get("sigmas")
-    sigmas = {}
-    if deviations is not None:
-        if deviations.ndim != 1 or len(deviations) < 2 or deviations.is_complex():
-            shape = brief(tuple(deviations.shape))
-            raise ValueError(f"the checkpoint's sigmas must be two deviations or more, got a tensor of shape {shape}")
-        table = (_short(deviations[-1]), _short(deviations[0]), len(deviations))
-        inferred["sigma_table"] = table
-        sigmas = dict(zip(("sigma_min", "sigma_max"), table, strict=False)) if sde["name"] == "ve" else {}
-    known = dict(given.get("net", {}))
-    if "attention" in known:
-        known["attention"] = tuple(h for h in heights if h in known["attention"])  # others are at no level
-    told = inferred | {f"sde.{key}": value for key, value in sigmas.items()}
-    said = known | {f"sde.{key}": value for key, value in given.get("sde", {}).items()}
-    said |= {"image channels": given.get("image", {}).get("channels", image_channels)}
-    told |= {"image channels": image_channels}
-    contradicted = [f"{k} is {told[k]}, not {v}" for k, v in said.items() if k in told and not _alike(told[k], v)]
-    if contradicted:
-        raise ValueError(f"the tensors tell otherwise than what is given: {listed(contradicted)}")
-    assumed = dict(ASSUMED[sde["name"]])
-    if not assumed["fir"] and any(key.endswith(".Conv2d_0.weight") for key in state):
-        assumed["fir"] = NCSNPP["fir"]
-    assumed |= {key: value for key, value in fallback.get("net", {}).items() if key in assumed}
-    assumed = {key: value for key, value in assumed.items() if key not in {**known, **inferred}}
-    net = {**assumed, **inferred, **known}
-    if net["embedding"] == "fourier" or not net["scale_by_sigma"]:
-        net.pop("sigma_table", None)  # not in use
-    sde = sde | {key: value for key, value in sigmas.items() if not _alike(value, sde.get(key))}
-    return Architecture(sde, net, (image_channels, size, size), inferred, assumed)
-
-
-def _short(value: Tensor) -> float:
+def _rounded(value: Tensor) -> float:
     """A number without the noise of exp(log(·))."""
     return float(f"{value.item():.9g}")
 
 
 def _alike(a: object, b: object) -> bool:
+    """Whether values are equal, numbers within a relative 1e-6, lists and tuples entry by entry."""
     if isinstance(a, tuple | list) and isinstance(b, tuple | list):
         return len(a) == len(b) and all(map(_alike, a, b))
     if isinstance(a, int | float) and isinstance(b, int | float):

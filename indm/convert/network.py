@@ -1,4 +1,8 @@
-"""The score network's tensors."""
+"""The weights of a released score network, layer by layer.
+
+The original keeps its layers in one list, ``all_modules.N``; :func:`published_order` walks ours in that order, and
+:func:`leaves` says which of its tensors make which of our parameters.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -7,14 +11,13 @@ from torch import Tensor, nn
 
 from indm.convert.released import State
 from indm.messages import listed
-from indm.nets import NCSNpp
 from indm.nets.fir import StridedConv
-from indm.nets.ncsnpp import Block, Fourier, Plain, ResidualInlet, SkipInlet
+from indm.nets.ncsnpp import Block, Fourier, NCSNpp, Plain, ResidualInlet, SkipInlet
 from indm.nets.unet import Attention
 
 
 def published_order(net: NCSNpp) -> Iterator[nn.Module]:
-    """The parts of ``net`` in the order of the original's list; one without parameters has its place there too."""
+    """The parts of ``net`` in the order of the original's list, including those without parameters."""
     if isinstance(net.features, Fourier):
         yield net.features
     yield from (net.level[0], net.level[2], net.stem)
@@ -38,7 +41,7 @@ def _present(*parts: nn.Module) -> Iterator[nn.Module]:
     return (part for part in parts if not isinstance(part, nn.Identity))
 
 
-# One parameter of a part: its name, those of the original that make it, and how they do.
+# A parameter of a part: its name, the names of the original's that make it, and the function that does.
 Leaf = tuple[str, tuple[str, ...], Callable[..., Tensor]]
 
 
@@ -47,7 +50,7 @@ def _same(value: Tensor) -> Tensor:
 
 
 def _as_linear(*weights: Tensor) -> Tensor:
-    """The original's 1×1 maps are x ↦ x W + b over channels: one linear map of all."""
+    """One linear map from the original's 1×1 maps, which are x ↦ x W + b over channels."""
     return torch.cat([weight.mT for weight in weights])
 
 
@@ -64,18 +67,18 @@ def _layer(ours: str, theirs: str) -> list[Leaf]:
 
 
 def leaves(part: nn.Module, net: NCSNpp) -> list[Leaf]:
-    """The parameters of a part of ``net``, from those of the original's layer in its place."""
+    """The parameters of a part of ``net``, and what they are made of in the original's layer."""
     if isinstance(part, Fourier):
         return [("omega", ("W",), _same)]
     if isinstance(part, Block):
         ours = ("norm1.", "conv1.", "level.", "norm2.", "conv2.")
         theirs = ("GroupNorm_0.", "Conv_0.", "Dense_0.", "GroupNorm_1.", "Conv_1.")
-        found = [leaf for names in zip(ours, theirs, strict=True) for leaf in _layer(*names)]
+        block = [leaf for names in zip(ours, theirs, strict=True) for leaf in _layer(*names)]
         if isinstance(part.shortcut, nn.Identity):
-            return found
+            return block
         if net.resample == "block":
-            return found + _layer("shortcut.", "Conv_2.")
-        return [*found, ("shortcut.weight", ("NIN_0.W",), _as_conv), ("shortcut.bias", ("NIN_0.b",), _same)]
+            return block + _layer("shortcut.", "Conv_2.")
+        return [*block, ("shortcut.weight", ("NIN_0.W",), _as_conv), ("shortcut.bias", ("NIN_0.b",), _same)]
     if isinstance(part, Attention):
         return [
             *_layer("norm.", "GroupNorm_0."),
@@ -95,18 +98,18 @@ def leaves(part: nn.Module, net: NCSNpp) -> list[Leaf]:
 
 
 def load_published(net: NCSNpp, state: State) -> None:
-    """Give ``net`` the weights of the original's ``state`` (names without "module.").
+    """Load the original's ``state`` (names without "module.") into ``net``.
 
     Raises:
         ValueError: listing every tensor that is missing, left over, or of another shape.
     """
     ours = net.state_dict()
     names = {module: f"{name}." for name, module in net.named_modules()}
-    new, taken, problems = {}, {"sigmas"}, []
+    new, used, problems = {}, {"sigmas"}, []
     for position, part in enumerate(published_order(net)):
         for leaf, sources, join in leaves(part, net):
             keys = [f"all_modules.{position}.{source}" for source in sources]
-            taken.update(keys)
+            used.update(keys)
             missing = [f"{key} is missing" for key in keys if key not in state]
             problems += missing
             if missing:
@@ -120,7 +123,7 @@ def load_published(net: NCSNpp, state: State) -> None:
             if not fits:
                 shapes = ", ".join(str(tuple(state[key].shape)) for key in keys)
                 problems.append(f"{' and '.join(keys)} of shape {shapes} cannot be {name} {tuple(ours[name].shape)}")
-    problems += [f"{key} is left over" for key in state if key not in taken]
+    problems += [f"{key} is left over" for key in state if key not in used]
     if problems:
         raise ValueError(f"the checkpoint does not match the network: {listed(problems)}")
     net.load_state_dict(new)

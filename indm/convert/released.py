@@ -1,4 +1,4 @@
-"""Released checkpoint files."""
+"""Released checkpoint files: what they hold, read without running code that is pickled in them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,8 @@ from indm.messages import brief, listed
 
 State = dict[str, Tensor]
 Weights = Literal["ema", "model"]
-# Last parts of the names under which the released files keep what is no trainable parameter. The one-dimensional
-# ``all_modules.0.W`` is one too: the frozen frequencies of the Fourier embedding.
+# Entries that are no trainable parameters, by the last part of their names. The one-dimensional ``all_modules.0.W`` is
+# none either: it holds the fixed frequencies of the Fourier embedding.
 BUFFERS = {
     "sigmas", "scale", "last_n_samples", "last_firmom", "last_secmom",
     "running_mean", "running_var", "num_batches_tracked",
@@ -21,7 +21,7 @@ BUFFERS = {
 
 
 class Unused:
-    """What stands for a number of NumPy's: optimizer states hold them (learning rates), and nothing here needs one."""
+    """Stands for the NumPy numbers in optimizer states (learning rates), of which none is needed here."""
 
     def __init__(self, *_):
         pass
@@ -35,7 +35,15 @@ NUMPY_SCALARS = dict.fromkeys(("numpy.dtype", "numpy.core.multiarray.scalar", "n
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a released file holds: the last weights, their moving average in parameter order, its decay, the step."""
+    """What a released file holds.
+
+    Args:
+        path: of the file.
+        state: the last weights, by name.
+        shadow: their moving averages, in the order of the parameters.
+        decay: of the averages.
+        step: at which it was saved.
+    """
 
     path: Path
     state: State
@@ -55,15 +63,15 @@ class Checkpoint:
             raise ValueError(f'{self.path} holds no moving average; weights "model" takes the last ones')
         trained = [key for key, value in self.state.items() if _is_trainable(key, value)]
         pairs = list(zip(trained, self.shadow, strict=False))
-        differing = [
+        differing_shapes = [
             f"{key} {tuple(self.state[key].shape)} against {tuple(average.shape)}"
             for key, average in pairs
             if self.state[key].shape != average.shape
         ]
-        if len(trained) != len(self.shadow) or differing:
+        if len(trained) != len(self.shadow) or differing_shapes:
             raise ValueError(
                 f"the {len(self.shadow)} moving averages of {self.path} do not follow its {len(trained)} parameters: "
-                f"{listed(differing) or 'shapes agree as far as they go'}"
+                f"{listed(differing_shapes) or 'shapes agree as far as they go'}"
             )
         return self.state | dict(pairs)
 
@@ -87,16 +95,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         reason = messages.reason(error) if isinstance(error, ValueError) else "damaged, or of another kind"
         raise ValueError(f"{path} cannot be read as a checkpoint of torch: {reason}") from error
     if not (isinstance(content, dict) and _is_state(content.get("model"))):
-        found = brief(", ".join(map(shown, content))) if isinstance(content, dict) else shown(content)
-        raise ValueError(f'{path} must hold a dict whose "model" is a dict of tensors, as released; it holds {found}')
-    state, average, step = content["model"], content.get("ema"), content.get("step")
-    average = {} if average is None else average
-    shadow = average.get("shadow_params") if isinstance(average, dict) else ()
-    if shadow is not None and not (isinstance(shadow, list) and all(isinstance(value, Tensor) for value in shadow)):
-        raise ValueError(f'{path} must hold a list of tensors as "shadow_params" of its "ema", as released')
-    decay = average.get("decay")
-    if decay is not None and not (type(decay) in (int, float) and 0 <= decay <= 1):
-        raise ValueError(f'{path} must hold a number from 0 to 1 as "decay" of its "ema", got {shown(decay)}')
+        actual = brief(", ".join(map(shown, content))) if isinstance(content, dict) else shown(content)
+        raise ValueError(f'{path} must hold a dict whose "model" is a dict of tensors, as released; it holds {actual}')
+    state, step = content["model"], content.get("step")
+    shadow, decay = _averages(path, content.get("ema"))
     if step is not None and not (type(step) is int and step >= 0):
         raise ValueError(f'{path} must hold a whole number, 0 or more, as "step", got {shown(step)}')
     state = {key.removeprefix("module."): value for key, value in state.items()}
@@ -108,10 +110,22 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(path, state, shadow, decay, step)
 
 
+def _averages(path: Path, average: object) -> tuple[list[Tensor] | None, float | None]:
+    """The moving averages and their decay, each None where there is none."""
+    average = {} if average is None else average
+    shadow = average.get("shadow_params") if isinstance(average, dict) else ()
+    if shadow is not None and not (isinstance(shadow, list) and all(isinstance(value, Tensor) for value in shadow)):
+        raise ValueError(f'{path} must hold a list of tensors as "shadow_params" of its "ema", as released')
+    decay = average.get("decay")
+    if decay is not None and not (type(decay) in (int, float) and 0 <= decay <= 1):
+        raise ValueError(f'{path} must hold a number from 0 to 1 as "decay" of its "ema", got {shown(decay)}')
+    return shadow, decay
+
+
 def _is_state(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
 
 
 def shown(value: object) -> str:
-    """A value of a checkpoint for a message; of most only the type, as they may be of any depth and length."""
+    """A value of a checkpoint for a message: text and numbers as they are, of anything else its type."""
     return brief(value) if isinstance(value, str | int | float) else type(value).__name__

@@ -1,8 +1,12 @@
-"""The original's settings as our tables."""
+"""The original's settings of a score network, as our tables.
+
+:data:`SAME` and what follows it say of every setting which argument of ours it is, or which values it may have.
+"""
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from indm.config.checks import check_kinds
 from indm.config.recipes import Recipe
@@ -10,13 +14,13 @@ from indm.files import untrusted
 from indm.messages import brief, nearest
 
 SDES = {"vpsde": "vp", "subvpsde": "subvp", "vesde": "ve"}
-SAME = {  # settings that are an argument of ours under another name
+SAME = {  # settings that are an argument of ours, under this name
     "nf": ("net", "channels"), "ch_mult": ("net", "multipliers"), "num_res_blocks": ("net", "blocks"),
     "dropout": ("net", "dropout"), "embedding_type": ("net", "embedding"), "fourier_scale": ("net", "fourier_scale"),
     "skip_rescale": ("net", "rescale"), "centered": ("net", "centered"), "scale_by_sigma": ("net", "scale_by_sigma"),
     "ema_rate": ("train", "ema"),
 }  # fmt: skip
-ONLY = {  # settings of which the network knows one value
+ONLY = {  # settings of which the network can take these values only
     "name": ("ncsnpp",), "nonlinearity": ("swish", "silu"), "normalization": ("groupnorm",), "conv_size": (3,),
     "attention_type": ("ddpm",), "conditional": (True,), "auxiliary_resblock": (True,), "fourier_feature": (False,),
     "continuous": (True,),
@@ -27,7 +31,7 @@ CHOICES = {
     "progressive": {"none": "none", "output_skip": "sum"},
     "progressive_combine": {"sum": "sum", "cat": "cat"},
 }
-SECOND = {  # settings that say more about another one
+SECOND = {  # settings that have a meaning only beside another one
     "fir_kernel": "fir", "attention": "attn_resolutions", "resamp_with_conv": "resblock_type",
     "progressive_combine": "progressive_input",
     **dict.fromkeys(("beta_min", "beta_max", "sigma_min", "sigma_max", "num_scales"), "sde"),
@@ -54,15 +58,33 @@ NET_KINDS = {SAME[name][1]: KINDS[name] for name in SAME if SAME[name][0] == "ne
 }  # fmt: skip
 
 
-def tables_of(settings: Mapping[str, object]) -> Recipe:
+def tables_of(settings: Mapping[str, Any]) -> Recipe:
     """Settings of the original's configuration, in one flat mapping, as our tables "sde", "net", "image" and "train".
 
-    Only what is given there is in the tables; "image" has ``size`` and ``channels``.
+    The tables hold only what is given; "image" has ``size`` and ``channels``.
 
     Raises:
         ValueError: a setting that is unknown or has a value that the network cannot take, by its name.
     """
     settings = {key: value.lower() if isinstance(value, str) else value for key, value in settings.items()}
+    _check(settings)
+    tables: Recipe = {"sde": _sde_table(settings), "net": {}, "image": {}, "train": {}}
+    for key, (table, argument) in SAME.items():
+        if key in settings:
+            tables[table][argument] = settings[key]
+    for key, name in (("image_size", "size"), ("num_channels", "channels")):
+        if key in settings:
+            tables["image"][name] = settings[key]
+    tables["net"] |= _resampling(settings) | _pyramids(settings)
+    if "attn_resolutions" in settings:
+        tables["net"]["attention"] = settings["attn_resolutions"] if settings.get("attention", True) else ()
+    if {"sigma_min", "sigma_max", "num_scales"} <= set(settings):
+        tables["net"]["sigma_table"] = tuple(settings[key] for key in ("sigma_min", "sigma_max", "num_scales"))
+    return tables
+
+
+def _check(settings: Mapping[str, object]) -> None:
+    """ValueError naming the first setting that is unknown, lacks the one it belongs to, or has a bad value."""
     check_finite_kinds(settings, KINDS, "settings: ")
     for key, value in settings.items():
         if key not in KNOWN:
@@ -73,38 +95,35 @@ def tables_of(settings: Mapping[str, object]) -> Recipe:
             raise ValueError(f"settings: {key} must be {' or '.join(map(repr, CHOICES[key]))}, got {value!r}")
         if key in SECOND and SECOND[key] not in settings:
             raise ValueError(f"settings: {key} needs {SECOND[key]} beside it")
-    tables: Recipe = {"sde": {}, "net": {}, "image": {}, "train": {}}
-    for key, (table, argument) in SAME.items():
-        if key in settings:
-            tables[table][argument] = settings[key]
-    net = tables["net"]
+
+
+def _resampling(settings: Mapping[str, Any]) -> dict:
+    """The filter and how the network changes its resolution."""
+    net = {}
     if "fir" in settings:
         net["fir"] = settings.get("fir_kernel", (1, 3, 3, 1)) if settings["fir"] else ()
-    if "attn_resolutions" in settings:
-        net["attention"] = settings["attn_resolutions"] if settings.get("attention", True) else ()
     if "resblock_type" in settings:
         net["resample"] = CHOICES["resblock_type"][settings["resblock_type"]]
         if net["resample"] == "conv" and not settings.get("resamp_with_conv", True):
             net["resample"] = "plain"
         if net["resample"] == "conv" and net.get("fir"):
             raise ValueError("settings: fir must be false where resblock_type is 'ddpm' and resamp_with_conv is true")
+    return net
+
+
+def _pyramids(settings: Mapping[str, Any]) -> dict:
+    net = {}
     if "progressive_input" in settings:
         net["input_pyramid"] = CHOICES["progressive_input"][settings["progressive_input"]]
         if net["input_pyramid"] == "sum":
             net["input_pyramid"] = settings.get("progressive_combine", "sum")
     if "progressive" in settings:
         net["output_pyramid"] = CHOICES["progressive"][settings["progressive"]]
-    for key, name in (("image_size", "size"), ("num_channels", "channels")):
-        if key in settings:
-            tables["image"][name] = settings[key]
-    tables["sde"] = _sde_table(settings)
-    if {"sigma_min", "sigma_max", "num_scales"} <= set(settings):
-        net["sigma_table"] = tuple(settings[key] for key in ("sigma_min", "sigma_max", "num_scales"))
-    return tables
+    return net
 
 
 def check_finite_kinds(content: Mapping[str, object], kinds: Mapping[str, object], where: str) -> None:
-    """ValueError naming, after ``where``, a value that is of another type than its own, or no finite number."""
+    """ValueError naming, after ``where``, a value that is not of its key's type, or not finite."""
     check_kinds(content, kinds, where)
     for key, value in content.items():
         numbers = value if isinstance(value, list | tuple) else (value,)
@@ -113,7 +132,7 @@ def check_finite_kinds(content: Mapping[str, object], kinds: Mapping[str, object
 
 
 def _sde_table(settings: Mapping[str, object]) -> dict:
-    """The SDE's table; of the rates and deviations those that its kind has."""
+    """The SDE's table, with those of the limits that its kind has."""
     if "sde" not in settings:
         return {}
     if settings["sde"] not in (*SDES, *SDES.values()):
