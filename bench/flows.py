@@ -25,7 +25,7 @@ from grid import COMMAND, RESIDUAL, run, summary
 import indm
 from indm.data.base import stack
 from indm.data.registry import load_data
-from indm.evaluation.comparison import difference, per_example
+from indm.evaluation.results import difference, per_example
 from indm.runs.folder import open_run
 
 DATA_START = (str(Path(__file__).with_name("data_start.py")),)

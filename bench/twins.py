@@ -14,7 +14,7 @@ from pathlib import Path
 
 from grid import RESIDUAL, run, summary
 
-from indm.evaluation.comparison import difference, per_example
+from indm.evaluation.results import difference, per_example
 
 FLOWS = {
     "linear": ["--flow", "identity"],

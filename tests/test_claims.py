@@ -11,7 +11,8 @@ import torch
 from scipy.stats import ttest_rel
 
 from indm.data.densities import EightGaussians, log_gaussian_mixture
-from indm.report.records import MEASURES, Record
+from indm.report.measurements import MEASUREMENTS
+from indm.report.records import Record
 from indm.reproduction import claims, control
 from indm.reproduction.claims import CLAIMS, Claim, Evidence, steps_to_goal
 from indm.reproduction.studies import VARIANTS
@@ -65,7 +66,7 @@ def test_a_claim_is_judged_where_all_its_variants_were_trained():
 def test_claims_need_what_there_is():
     assert len({claim.name for claim in CLAIMS}) == len(CLAIMS)
     for claim in CLAIMS:
-        assert set(claim.variants) <= VARIANTS.keys() and set(claim.measures) <= MEASURES.keys()
+        assert set(claim.variants) <= VARIANTS.keys() and set(claim.measurements) <= MEASUREMENTS.keys()
 
 
 # ── The test ────────────────────────────────────────────────────────────────────────────────────────────────────────

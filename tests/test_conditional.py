@@ -19,7 +19,7 @@ from indm.flows.conditional import CodePrior
 from indm.model import INDM, build_model
 from indm.nets import Zero
 from indm.objective import Objective, mle_loss
-from indm.report import records
+from indm.report import measurements
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
 from indm.training.checks import check_parts
@@ -351,7 +351,7 @@ def test_train_evaluate_and_sample_from_the_command_line(run, capsys):
 
 
 def test_a_report_leaves_out_what_needs_one_map(run):
-    assert records.measures_of(run) == ["quality", "errors", "gap"]
+    assert measurements.measurements_of(run) == ["quality", "errors", "gap"]
 
 
 def test_resumed_training_goes_on_exactly(run, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from indm.cli.main import main
-from indm.evaluation.comparison import read_evaluation
+from indm.evaluation.results import read_evaluation
 from indm.files import untrusted
 from indm.report.records import groups_of
 from indm.runs.folder import read_metrics

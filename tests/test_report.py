@@ -30,10 +30,12 @@ from indm.evaluation.sampling_error import estimation_curve
 from indm.evaluation.statistics import over_seeds
 from indm.flows import Identity
 from indm.model import build_model
-from indm.report import figures, records, writer
+from indm.report import figures, measurements, records, tables, writer
+from indm.report.measurements import Measurement, Options, Setup, measure
 from indm.report.page import Page
-from indm.report.records import Options, Record, groups_of, measure
-from indm.report.writer import likelihood_rows, report
+from indm.report.records import Record, groups_of
+from indm.report.tables import likelihood_rows
+from indm.report.writer import report
 from indm.reproduction.claims import sampling_parts
 from indm.reproduction.vae import train_vae
 from indm.runs.folder import open_run
@@ -56,7 +58,7 @@ PLANE = DIGITS | {
     "net": {"name": "mlp", "width": 8, "depth": 1},
 }
 NASTY = "<b>&\"'x"
-QUICK = Options(images=20, steps=(2, 3, 200), samplers=("unipc", "euler-maruyama"))
+QUICK = Options(examples=20, steps=(2, 3, 200), samplers=("unipc", "euler-maruyama"))
 
 
 def change(recipe, table, **options):
@@ -288,7 +290,7 @@ def bars(axes):
     return found
 
 
-def fact(folder, group, **measured):
+def record(folder, group, **measured):
     return Record(folder, group, {}, {"unit": "nats", "entropy_nats": None}, 0, measured)
 
 
@@ -304,8 +306,8 @@ def test_quality_and_gap_figures_show_means_over_seeds(monkeypatch, tmp_path):
             for sampler, steps, nfe, value in rows
         ]  # fmt: skip
 
-    two = [fact(tmp_path, "a", quality=quality(v)) for v in ([0.5, 0.2, 0.9, 0.6], [0.7, 0.4, 0.8, 0.3])]
-    one = [fact(tmp_path, "b", quality=quality([1.0, 0.8, 2.0, 1.5]))]
+    two = [record(tmp_path, "a", quality=quality(v)) for v in ([0.5, 0.2, 0.9, 0.6], [0.7, 0.4, 0.8, 0.3])]
+    one = [record(tmp_path, "b", quality=quality([1.0, 0.8, 2.0, 1.5]))]
     figures.quality_figure([two, one], tmp_path / "q.png")
     left, right = kept[0].axes
     assert (left.get_title(), right.get_title()) == ("unipc", "euler-maruyama")
@@ -316,7 +318,7 @@ def test_quality_and_gap_figures_show_means_over_seeds(monkeypatch, tmp_path):
     assert [line.get_ydata()[0] for line in left.lines if line.get_linestyle() == "--"] == [0.1]
 
     rows = [{"step": 4, "gap": 0.3, "standard_error": 0.1}, {"step": 9, "gap": -0.2, "standard_error": 0.05}]
-    figures.gap_figure([fact(tmp_path, "a", gap=rows)], tmp_path / "g.png")
+    figures.gap_figure([record(tmp_path, "a", gap=rows)], tmp_path / "g.png")
     (axes,) = kept[1].axes
     x, y, error = bars(axes)["a"]
     assert (x, y) == ([4, 9], [0.3, -0.2]) and error == pytest.approx([0.1, 0.05])
@@ -330,7 +332,7 @@ def test_curves_show_every_validation_and_name_a_group_once(monkeypatch, tmp_pat
         lines = [{"step": s, "seconds": s / 2 + i, "valid_nelbo": 10 * i - s, "unit": "nats"} for s in (3, 6)]
         written = [lines[0], {"step": 5, "seconds": 3.0, "loss": 1.0}, lines[1]]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in written))
-        found.append(fact(folder, "a" if i < 2 else "b"))
+        found.append(record(folder, "a" if i < 2 else "b"))
     figures.curves_figure(found, tmp_path / "c.png")
     steps, seconds = kept[0].axes
     assert [list(line.get_xdata()) for line in steps.lines] == [[3, 6]] * 3
@@ -346,7 +348,7 @@ def test_curves_show_every_validation_and_name_a_group_once(monkeypatch, tmp_pat
     assert [list(axes.lines[0].get_xdata()) for axes in kept[1].axes] == [[3, 6], [0.75, 1.5]]
 
 
-# ── Facts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Records ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def written(folder, recipe):
@@ -370,7 +372,7 @@ def test_groups_are_seeds_of_one_recipe(tmp_path):
     assert [found[folder] for folder in seeds] == ["indm"] * 4
     assert found[alone] == "linear" and found[both] == "longer"
     assert [found[folder] for folder in same] == ["run", str(same[1])]
-    grouped = records.by_group([fact(folder, group) for folder, group in found.items()])
+    grouped = records.by_group([record(folder, group) for folder, group in found.items()])
     assert [f.folder for f in grouped["indm"]] == seeds and list(grouped)[:2] == ["indm", "linear"]
 
 
@@ -379,7 +381,7 @@ def test_means_over_seeds():
     mean, error = over_seeds(values)
     assert mean == pytest.approx(np.mean(values)) and error == pytest.approx(np.std(values, ddof=1) / math.sqrt(3))
     assert over_seeds([0.3], 0.1) == (0.3, 0.1) and math.isnan(over_seeds([0.3])[1])
-    assert writer.shown(0.12345, 0.01) == "0.123 ± 0.010" and writer.shown(0.12345, math.nan, 2) == "0.12"
+    assert tables.with_error(0.12345, 0.01) == "0.123 ± 0.010" and tables.with_error(0.12345, math.nan, 2) == "0.12"
 
 
 def test_bounds_are_in_the_unit_of_the_run(tmp_path):
@@ -393,7 +395,7 @@ def test_bounds_are_in_the_unit_of_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"images": 19}, "images must be at least 20"),
+        ({"examples": 19}, "examples must be at least 20"),
         ({"steps": ()}, "steps must be one or more"),
         ({"steps": (5, 0)}, "steps must be one or more numbers of at least 1"),
         ({"steps": (200, 1000)}, "steps must hold one below 200"),
@@ -406,25 +408,27 @@ def test_options_that_cannot_be_measured(options, complaint):
         Options(**options)
 
 
-def test_a_measure_is_kept_until_options_or_weights_change(tmp_path, monkeypatch):
+def test_a_measurement_is_kept_until_options_or_weights_change(tmp_path, monkeypatch):
     run, calls = written(tmp_path / "run", PLANE), []
 
-    def quality(run, data, extractor, options, progress):
-        calls.append(options)
+    def quality(run, setup):
+        calls.append(setup.options)
         return [{"sampler": "data", "steps": None, "value": 0.1 * len(calls)}]
 
-    monkeypatch.setattr(records, "MEASURES", {"quality": quality})
+    monkeypatch.setattr(measurements, "MEASUREMENTS", {"quality": Measurement(quality)})
     data = load_data(**PLANE["data"])
 
     def found(extractor=None, **options):
-        return measure(run, "quality", data, extractor, Options(**options), progress=False)[0]["value"]
+        return measure(run, "quality", Setup(data, extractor, Options(**options), progress=False))[0]["value"]
 
-    kept = run / "measures" / "quality.json"
+    kept = run / "measurements" / "quality.json"
     kept.parent.mkdir()
     kept.write_text("{}")  # nothing that could be used
     assert found() == found() == 0.1 and len(calls) == 1
-    assert json.loads(kept.read_text())["found"] == [{"sampler": "data", "steps": None, "value": 0.1}]
-    for number, options in enumerate(({"images": 40}, {"steps": (3,)}, {"samplers": ("heun",)}, {"seed": 1}), start=2):
+    assert json.loads(kept.read_text())["result"] == [{"sampler": "data", "steps": None, "value": 0.1}]
+    for number, options in enumerate(
+        ({"examples": 40}, {"steps": (3,)}, {"samplers": ("heun",)}, {"seed": 1}), start=2
+    ):
         assert found(**options) == found(**options) == 0.1 * number and len(calls) == number
     os.utime(run / "model.safetensors", ns=(1, 1))  # the same weights, copied
     assert found(seed=1) == 0.5
@@ -434,6 +438,19 @@ def test_a_measure_is_kept_until_options_or_weights_change(tmp_path, monkeypatch
     for number, weights in ((7, "a"), (8, "b")):  # Fréchet distances of another extractor are other numbers
         extractor.provenance = {"weights_sha256": weights}
         assert found(extractor, seed=1) == found(extractor, seed=1) == pytest.approx(0.1 * number)
+
+
+def test_a_measurement_of_the_first_version_is_read(tmp_path, monkeypatch):
+    run, setup = written(tmp_path / "run", PLANE), Setup(load_data(**PLANE["data"]), None, Options(), progress=False)
+    options = {"images": 500, "steps": [5, 10, 20, 50, 100], "samplers": ["unipc", "heun", "euler-maruyama"], "seed": 0}
+    options |= {"weights_sha256": weights_hash(run), "extractor_sha256": None}
+    (run / "measures").mkdir()
+    (run / "measures" / "gap.json").write_text(json.dumps({"options": options, "found": [{"gap": 0.5}]}))
+    monkeypatch.setattr(measurements, "MEASUREMENTS", {"gap": Measurement(lambda run, setup: [{"gap": 0.7}])})
+    assert measure(run, "gap", setup) == [{"gap": 0.5}]
+    changed = replace(setup, options=Options(seed=1))
+    assert measure(run, "gap", changed) == [{"gap": 0.7}]
+    assert json.loads((run / "measurements" / "gap.json").read_text())["options"]["examples"] == 500
 
 
 def test_snapshots_are_the_averaged_model_of_their_step_and_show_its_gap(tmp_path):
@@ -449,8 +466,8 @@ def test_snapshots_are_the_averaged_model_of_their_step_and_show_its_gap(tmp_pat
                for p in (run, tmp_path / "half", run / "snapshots/4", run / "snapshots/8")}  # fmt: skip
     assert weights[run / "snapshots/8"] == weights[run] != weights[tmp_path / "half"] == weights[run / "snapshots/4"]
 
-    data, options = load_data(name="digits"), Options(images=20, seed=3)
-    rows = measure(run, "gap", data, None, options, progress=False)
+    data, options = load_data(name="digits"), Options(examples=20, seed=3)
+    rows = measure(run, "gap", Setup(data, None, options, progress=False))
     assert [row["step"] for row in rows] == [4, 8]
     for row, folder in zip(rows, (run / "snapshots" / "4", run), strict=True):
         reported, nats = indm.evaluate(indm.INDM.load(folder), stack(data.test, 20), times=16, seed=3, progress=False)
@@ -464,7 +481,7 @@ def test_snapshots_are_the_averaged_model_of_their_step_and_show_its_gap(tmp_pat
 def test_the_end_is_shown_where_it_is_no_multiple_of_the_snapshots(tmp_path):
     train(change(PLANE, "train", steps=7, snapshot_every=3), tmp_path / "run", progress=False)
     data = load_data(**PLANE["data"])
-    rows = records.gap(tmp_path / "run", data, None, Options(images=40), False)
+    rows = measurements.gap(tmp_path / "run", Setup(data, None, Options(examples=40), progress=False))
     assert [row["step"] for row in rows] == [3, 6, 7]
     assert all(row["gap"] == pytest.approx(row["nelbo"] - row["nll"]) for row in rows)  # nats: 1 is the unit
     reported, _ = indm.evaluate(indm.INDM.load(tmp_path / "run"), stack(data.test, 40), times=16, progress=False)
@@ -473,12 +490,12 @@ def test_the_end_is_shown_where_it_is_no_multiple_of_the_snapshots(tmp_path):
 
 def test_the_end_of_a_run_is_known_or_that_is_said(tmp_path):
     with pytest.raises(ValueError, match="has not come to an end"):
-        records.end_of(tmp_path)
+        measurements.end_of(tmp_path)
     (tmp_path / "conversion.json").write_text('{"step": 123}')
-    assert records.end_of(tmp_path) == {"steps": 123}
+    assert measurements.end_of(tmp_path) == {"steps": 123}
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(ValueError, match="has not come to an end"):
-        records.end_of(tmp_path)
+        measurements.end_of(tmp_path)
 
 
 def test_a_damaged_evaluation_is_made_anew_and_a_run_without_a_log_is_reported(tmp_path):
@@ -487,7 +504,7 @@ def test_a_damaged_evaluation_is_made_anew_and_a_run_without_a_log_is_reported(t
     train(PLANE, run, progress=False)
     (run / "metrics.jsonl").unlink()
     (run / "evaluation.json").write_text("{}")
-    f = records.record_of(run, "a", None, data, Options(images=20, steps=(2,)), [], progress=False)
+    f = records.record_of(run, "a", Setup(data, None, Options(examples=20, steps=(2,)), progress=False), [])
     assert f.evaluation == json.loads((run / "evaluation.json").read_text())
     assert likelihood_rows([f])[1][3:5] == ("–", "–")
 
@@ -496,9 +513,10 @@ def test_a_run_that_was_trained_on_is_evaluated_and_measured_anew(tmp_path):
     run, data = tmp_path / "run", load_data(**PLANE["data"])
 
     def known():
-        f = records.record_of(run, "a", None, data, Options(images=20, steps=(2,)), ["transport"], progress=False)
+        setup = Setup(data, None, Options(examples=20, steps=(2,)), progress=False)
+        f = records.record_of(run, "a", setup, ["transport"])
         nats = f.evaluation["nelbo"]["with_reconstruction"]["nats"]
-        return nats, f.measures["transport"]["data"]["cost"], f.curve[-1]["step"]
+        return nats, f.measurements["transport"]["data"]["cost"], f.curve[-1]["step"]
 
     train(PLANE, run, progress=False)
     first = known()
@@ -531,20 +549,20 @@ def digits(tmp_path_factory):
     def stopped(run, *_):
         if run == folders[1]:
             raise Stopped
-        return made(run, *_)
+        return made.make(run, *_)
 
-    made = records.MEASURES["gap"]
+    made = measurements.MEASUREMENTS["gap"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(records.MEASURES, "gap", stopped)
+        patch.setitem(measurements.MEASUREMENTS, "gap", replace(made, make=stopped))
         with pytest.raises(Stopped):
             report(folders, out, QUICK, progress=False)
     assert not (out / "index.html").exists()
-    kept = {p: p.stat().st_mtime_ns for p in base.rglob("*") if p.parent.name == "measures"}
+    kept = {p: p.stat().st_mtime_ns for p in base.rglob("*") if p.parent.name == "measurements"}
     assert report(folders, out, QUICK, progress=False) == out / "index.html"
     return base, folders, kept
 
 
-def tables(text):
+def tables_of(text):
     """The tables of a page as rows of cells."""
     found, cell = [], None
     for part in text.split("<"):
@@ -578,7 +596,12 @@ def test_report_is_one_page_with_every_picture(digits):
 def test_report_json_holds_what_was_measured(digits):
     base, folders, _ = digits
     stored = json.loads((base / "out" / "report.json").read_text())
-    assert stored["options"] == {"images": 20, "steps": [2, 3, 200], "samplers": ["unipc", "euler-maruyama"], "seed": 0}
+    assert stored["options"] == {
+        "examples": 20,
+        "steps": [2, 3, 200],
+        "samplers": ["unipc", "euler-maruyama"],
+        "seed": 0,
+    }
     assert list(stored["runs"]) == [str(folder) for folder in folders]
     weights = {str(folder): weights_hash(folder) for folder in folders}
     assert stored["provenance"]["weights_sha256"] == weights and stored["provenance"]["seed"] == 0
@@ -587,7 +610,7 @@ def test_report_json_holds_what_was_measured(digits):
         names = {"quality"} if folder.name == "vae" else {"quality", "transport", "errors", "gap", "flow"}
         assert found.keys() == names | {"group", "evaluation"}
         for name in names:
-            assert found[name] == json.loads((folder / "measures" / f"{name}.json").read_text())["found"]
+            assert found[name] == json.loads((folder / "measurements" / f"{name}.json").read_text())["result"]
         assert found["evaluation"] == json.loads((folder / "evaluation.json").read_text())
     assert [found["group"] for found in stored["runs"].values()] == ["indm", "indm", NASTY, "vae"]
 
@@ -595,7 +618,7 @@ def test_report_json_holds_what_was_measured(digits):
 def test_report_tables_are_means_over_seeds(digits):
     base, folders, _ = digits
     stored = list(json.loads((base / "out" / "report.json").read_text())["runs"].values())
-    likelihood, quality, transport, error = tables((base / "out" / "index.html").read_text("utf-8"))
+    likelihood, quality, transport, error = tables_of((base / "out" / "index.html").read_text("utf-8"))
 
     nelbos = []
     for folder in folders:
@@ -649,9 +672,9 @@ def test_a_report_goes_on_where_it_was_stopped_and_repeats_itself(digits, monkey
     def never(*_):
         raise AssertionError("measured again")
 
-    for name in records.MEASURES:
-        monkeypatch.setitem(records.MEASURES, name, never)
-    monkeypatch.setattr(writer, "add_runs", lambda page, out, facts, *_: drawn.extend(f.group for f in facts))
+    for name, measurement in measurements.MEASUREMENTS.items():
+        monkeypatch.setitem(measurements.MEASUREMENTS, name, replace(measurement, make=never))
+    monkeypatch.setattr(writer, "add_runs", lambda page, out, records, *_: drawn.extend(r.group for r in records))
     monkeypatch.setattr(Page, "write", lambda self, path: None)
     report(folders, base / "out", QUICK, progress=False)
     assert {p: p.stat().st_mtime_ns for p in before} == before
@@ -679,7 +702,7 @@ def test_report_refuses_what_it_cannot_compare(digits, tmp_path):
     few = {"name": "array", "path": str(tmp_path / "few.npy")}
     for given, error, complaint in (
         ([], ValueError, "at least one run"),
-        ([folders[3]], ValueError, "at least one run of an INDM, got VAEs alone"),
+        ([folders[3]], ValueError, "at least one run of an INDM, got only VAE"),
         ([folders[0], other], ValueError, "runs of different data"),
         ([folders[0], empty], FileNotFoundError, "is no run folder"),
         ([written(tmp_path / "few", PLANE | {"data": few})], ValueError, "at least 20 test examples"),
@@ -740,7 +763,7 @@ def test_report_of_the_plane_shows_density_drift_and_volatility(tmp_path, monkey
     x = model.scaling.to_model(stack(load_data(**PLANE["data"]).test, figures.PARTICLES))
     assert np.allclose(panels[0, 0].lines[0].get_xydata(), x, atol=0.05)
 
-    likelihood, _, _, error = tables(text)
+    likelihood, _, _, error = tables_of(text)
     entropy = indm.data.densities.DENSITIES["eight-gaussians"].entropy()
     assert likelihood[-1][0] == "entropy of the data" and likelihood[-1][5] == f"{entropy:.3f}"
     estimation = json.loads((tmp_path / "out" / "report.json").read_text())["runs"][str(folders[1])]["errors"][

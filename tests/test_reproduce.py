@@ -23,9 +23,9 @@ from indm.evaluation import sampling_error
 from indm.evaluation.sampling_error import estimation_curve
 from indm.flows import Identity
 from indm.model import build_model, count_parameters
-from indm.report import figures, records
+from indm.report import figures, measurements
 from indm.reproduction import claims, control, costs, plan, reproduce, studies, units, vae
-from indm.reproduction.plan import Budget, Plan, measures_of, recipe_of, run_folder
+from indm.reproduction.plan import Budget, Plan, measurements_of, recipe_of, run_folder
 from indm.reproduction.studies import STUDIES, VARIANTS, Study
 from indm.reproduction.units import work
 from indm.reproduction.verdicts import Verdict, summary
@@ -133,7 +133,7 @@ def test_variants_differ_in_nothing_else():
 
 def test_a_plan_measures_less_when_it_is_fast():
     slow, fast = (Plan(("digits",), 3, fast).options("digits", 1) for fast in (False, True))
-    assert slow.images > fast.images and set(fast.steps) < set(slow.steps) and 1000 in slow.steps
+    assert slow.examples > fast.examples and set(fast.steps) < set(slow.steps) and 1000 in slow.steps
     assert set(claims.FEW_STEPS) <= set(fast.steps) and 10 in fast.steps
     for data, study in STUDIES.items():
         assert (
@@ -196,15 +196,15 @@ def test_a_damaged_plan_is_named(tmp_path, damage):
         Budget.load(tmp_path)
 
 
-def test_a_run_has_the_measures_that_claims_need_and_the_page_shows(monkeypatch):
+def test_a_run_has_the_measurements_that_claims_need_and_the_page_shows(monkeypatch):
     for seed in (0, 1):
-        assert measures_of("indm", seed) == measures_of("linear", seed) == list(records.MEASURES)
-        assert measures_of("flow", seed) == measures_of("vae", seed) == (["quality"] if seed == 0 else [])
-        assert measures_of("indm-ve", seed) == measures_of("indm-pretrained", seed) == []
-    mine = claims.Claim("7 mine", "…", lambda evidence: [], measures=("gap", "flow"), variants=("indm-ve", "flow"))
+        assert measurements_of("indm", seed) == measurements_of("linear", seed) == list(measurements.MEASUREMENTS)
+        assert measurements_of("flow", seed) == measurements_of("vae", seed) == (["quality"] if seed == 0 else [])
+        assert measurements_of("indm-ve", seed) == measurements_of("indm-pretrained", seed) == []
+    mine = claims.Claim("7 mine", "…", lambda evidence: [], measurements=("gap", "flow"), variants=("indm-ve", "flow"))
     monkeypatch.setattr(plan, "CLAIMS", (*claims.CLAIMS, mine))  # a row of one table is all that a claim needs
-    assert measures_of("indm-ve", 1) == measures_of("flow", 1) == ["gap", "flow"]
-    assert measures_of("flow", 0) == ["quality", "gap", "flow"] and measures_of("linear-ve", 0) == []
+    assert measurements_of("indm-ve", 1) == measurements_of("flow", 1) == ["gap", "flow"]
+    assert measurements_of("flow", 0) == ["quality", "gap", "flow"] and measurements_of("linear-ve", 0) == []
 
 
 def test_units_are_all_runs_of_a_plan_the_main_pair_first():
@@ -276,8 +276,8 @@ def assert_without_gaps(folder, steps):
 def test_a_killed_unit_goes_on_and_ends_as_if_it_had_not_been(tmp_path, tiny, monkeypatch):
     steps, out = 240, tmp_path / "out"
     tiny(steps)
-    for name in records.MEASURES.keys() - {"quality", "flow"}:
-        monkeypatch.delitem(records.MEASURES, name)  # all are made in the test of the whole
+    for name in measurements.MEASUREMENTS.keys() - {"quality", "flow"}:
+        monkeypatch.delitem(measurements.MEASUREMENTS, name)  # all are made in the test of the whole
     reproduce.prepare(out, FAST, 1, False)
     folder = run_folder(out, "eight-gaussians", "indm", 0)
     program = KILLED.replace("EVALUATE", repr(EVALUATE))
@@ -303,7 +303,7 @@ def test_a_killed_unit_goes_on_and_ends_as_if_it_had_not_been(tmp_path, tiny, mo
     ]
     assert validated[0] == pytest.approx(validated[1], abs=1e-5)
     assert sorted(int(p.name) for p in (folder / "snapshots").iterdir()) == [120, 240]
-    assert {p.stem for p in (folder / "measures").iterdir()} == {"quality", "flow"}
+    assert {p.stem for p in (folder / "measurements").iterdir()} == {"quality", "flow"}
 
     before = times_of(out)
     assert work(out, "eight-gaussians", "indm", 0) == 0  # nothing is left to do
@@ -327,10 +327,10 @@ def test_an_interrupted_unit_says_so_and_goes_on(tmp_path, tiny, monkeypatch):
     assert not finished(folder) and not (folder / "evaluation.json").exists()
     assert work(tmp_path, "eight-gaussians", "vae", 1) == 0 and finished(folder)
     assert json.loads((folder / "summary.json").read_text())["steps"] == 240  # four for one of INDM's
-    assert (folder / "evaluation.json").exists() and not (folder / "measures").exists()  # the first seed alone is
+    assert (folder / "evaluation.json").exists() and not (folder / "measurements").exists()  # the first seed alone is
 
 
-@pytest.mark.parametrize("left", ["recipe.toml", "measures/quality.json"])
+@pytest.mark.parametrize("left", ["recipe.toml", "measurements/quality.json"])
 def test_a_folder_without_checkpoint_is_begun_anew(tmp_path, tiny, left):
     reproduce.prepare(tmp_path, FAST, 1, False)
     folder = run_folder(tmp_path, "eight-gaussians", "linear", 1)
@@ -339,9 +339,9 @@ def test_a_folder_without_checkpoint_is_begun_anew(tmp_path, tiny, left):
     assert work(tmp_path, "eight-gaussians", "linear", 1) == 0
     assert json.loads((folder / "summary.json").read_text())["steps"] == 16  # two for one of INDM's
     assert recipes.load(folder)["flow"] == {"name": "identity"} and recipes.load(folder)["train"]["seed"] == 1
-    kept = json.loads((folder / "measures" / "quality.json").read_text())
-    assert [row["steps"] for row in kept["found"]] == [None, 5, 10, 5, 10]
-    assert {row["images"] for row in kept["found"]} == {20}
+    kept = json.loads((folder / "measurements" / "quality.json").read_text())
+    assert [row["steps"] for row in kept["result"]] == [None, 5, 10, 5, 10]
+    assert {row["images"] for row in kept["result"]} == {20}
 
 
 def test_a_finished_run_stays_where_its_checkpoints_were_removed(tmp_path, tiny, monkeypatch):
@@ -388,14 +388,14 @@ def test_only_what_is_missing_is_made(tmp_path, tiny, monkeypatch):
     reproduce.prepare(tmp_path, FAST, 1, False)
     assert work(tmp_path, "eight-gaussians", "flow", 0) == 0
     folder = run_folder(tmp_path, "eight-gaussians", "flow", 0)
-    assert {p.stem for p in (folder / "measures").iterdir()} == {"quality"}
-    (folder / "measures" / "quality.json").unlink()
+    assert {p.stem for p in (folder / "measurements").iterdir()} == {"quality"}
+    (folder / "measurements" / "quality.json").unlink()
     before = times_of(folder)
     monkeypatch.setattr(units, "train", None)  # not called
     monkeypatch.setattr(units, "evaluate_run", None)
     assert work(tmp_path, "eight-gaussians", "flow", 0) == 0
     after = times_of(folder)
-    assert after.keys() - before.keys() == {folder / "measures" / "quality.json"}
+    assert after.keys() - before.keys() == {folder / "measurements" / "quality.json"}
     assert {p: after[p] for p in before} == before
 
 
@@ -488,8 +488,8 @@ def test_the_whole_writes_a_row_for_every_verdict_and_repeats_itself(tmp_path, t
     def never(*_, **__):
         raise AssertionError("measured again")
 
-    for name in records.MEASURES:
-        monkeypatch.setitem(records.MEASURES, name, never)
+    for name in measurements.MEASUREMENTS:
+        monkeypatch.setitem(measurements.MEASUREMENTS, name, measurements.Measurement(never))
     monkeypatch.setattr(reproduce, "add_runs", lambda *_, **__: None)
     assert str(reproduce.reproduce(out, FAST, jobs=1, progress=False)) == str(verdicts)
     made = {p for p in before if p.parent == out}

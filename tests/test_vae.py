@@ -18,7 +18,7 @@ from indm.cli.main import main
 from indm.config import recipes
 from indm.data.base import stack
 from indm.data.registry import load_data
-from indm.evaluation.comparison import likelihood_table
+from indm.evaluation.results import likelihood_table
 from indm.flows import Identity
 from indm.model import INDM, build_model, count_parameters
 from indm.nets import Zero

@@ -59,7 +59,7 @@ class Evaluate(Common):
     def run(self) -> int:
         from accelerate import PartialState
 
-        from indm.evaluation.comparison import likelihood_table
+        from indm.evaluation.results import likelihood_table
         from indm.evaluation.runs import evaluate_run
         from indm.runs.folder import check_absent
 

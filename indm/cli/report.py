@@ -56,7 +56,7 @@ class Inspect(Common):
 
     def run(self) -> int:
         from indm.data.registry import load_data
-        from indm.evaluation import flow_analysis
+        from indm.evaluation import flow_analysis, flow_plots
         from indm.files import atomic
         from indm.runs.folder import check_absent, open_run
         from indm.runs.provenance import provenance, weights_hash
@@ -69,11 +69,11 @@ class Inspect(Common):
             model, recipe = open_run(folder)
             data = load_data(**recipe["data"])
             options = {"examples": self.examples, "seed": self.seed, "progress": not self.quiet}
-            found[str(folder)] = flow_analysis.inspect(model, data, **options)
+            found[str(folder)] = flow_analysis.analyse(model, data, **options)
         self.out.mkdir(parents=True, exist_ok=True)
         made_by = provenance(self.seed, {str(folder): weights_hash(folder) for folder in self.run_folders})
         atomic.json_object(self.out / "flow.json", {"provenance": made_by, "runs": found})
-        flow_analysis.save_figure(found, self.out / "flow.png")
+        flow_plots.save_flow_figure(found, self.out / "flow.png")
         for name, result in found.items():
             print(name, ", ".join(f"{key} {value:.3f}" for key, value in result["action"].items()))
         print(self.out / "flow.png")
@@ -93,8 +93,8 @@ class Report(Common):
     """One or more run folders of one data set; what was not evaluated is."""
     out: Path = Path("report")
     """Where to write."""
-    images: int = 500
-    """Samples of each measure, at most; a tenth of it is quick and rough."""
+    examples: int = 500
+    """Samples of each measurement, at most; a tenth of it is quick and rough."""
     steps: tuple[int, ...] = (5, 10, 20, 50, 100)
     """Of the samplers. From 200 on for the stochastic ones alone: the others have long converged."""
     samplers: tuple[str, ...] = ("unipc", "heun", "euler-maruyama")
@@ -106,9 +106,9 @@ class Report(Common):
     """No progress bar."""
 
     def run(self) -> int:
-        from indm.report.records import Options
+        from indm.report.measurements import Options
         from indm.report.writer import report
 
-        options = Options(self.images, self.steps, self.samplers, self.seed)
+        options = Options(self.examples, self.steps, self.samplers, self.seed)
         print(report(list(self.run_folders), self.out, options, overwrite=self.overwrite, progress=not self.quiet))
         return DONE

@@ -43,6 +43,10 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "zero": "indm.nets.zero:Zero",
         "ncsnpp": "indm.nets.ncsnpp:NCSNpp",
     },
+    "model": {
+        "indm": "indm.model:INDM",
+        "vae": "indm.reproduction.vae:VAE",
+    },
     "data": {
         "checkerboard": "indm.data.synthetic:load_checkerboard",
         "eight-gaussians": "indm.data.synthetic:load_eight_gaussians",

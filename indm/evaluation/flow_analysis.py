@@ -1,17 +1,14 @@
-"""What the flow of a trained model does: its Jacobian, where its action lies, and what x_t still tells of the class."""
+"""What the flow of a trained model does: its Jacobian, where its action lies, how well x_t still shows the class."""
 
 import math
-from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
 from indm.data.base import Data, stack
-from indm.evaluation import plots
 from indm.evaluation.statistics import share_error
 from indm.flows import Flow, require_one_map
 from indm.rng import randn_like
@@ -55,8 +52,8 @@ def action(flow: Flow, x: Batch) -> dict[str, float]:
     """
     with torch.no_grad():
         delta = flow.latent(x) - x
-    found = {"size": math.sqrt(_energy(delta) / max(_energy(x), TINY))}
-    return found | _shares(delta) | {f"x_{name}": share for name, share in _shares(x).items()}
+    size = {"size": math.sqrt(_energy(delta) / max(_energy(x), TINY))}
+    return size | _shares(delta) | {f"x_{name}": share for name, share in _shares(x).items()}
 
 
 def _energy(v: Tensor) -> float:
@@ -107,38 +104,46 @@ def spectrum(flow: Flow, x: Float[Tensor, "batch c h w"]) -> dict[str, list]:
 def class_information(
     model, data: Data, *, times: int = 9, examples: int = 2000, seed: int = 0, progress: bool = True
 ) -> list[dict[str, float]]:
-    """How well a linear classifier of x_t = h⁻¹(z_t) knows the class, at times equally spaced on the log-SNR clock.
+    """The accuracy of a linear classifier of x_t = h⁻¹(z_t), at times equally spaced on the log-SNR clock.
 
-    Each time it is trained anew on noised training examples and scored on noised test examples.
+    At each time a new classifier is trained on noised training examples and scored on noised test examples.
 
     Returns:
         For each time: ``t``, ``clock`` (from 0 at ε to 1 at T), ``accuracy`` and ``standard_error``.
     """
-    from sklearn.linear_model import LogisticRegression
-
-    sde, generator = model.sde, torch.Generator(model.scaling.scale.device).manual_seed(seed)
-    position, grid = torch.linspace(0, 1, times, dtype=torch.float64), log_snr_grid(sde, times - 1).flip(0)
-    results = []
+    generator = torch.Generator(model.scaling.scale.device).manual_seed(seed)
+    positions, grid = torch.linspace(0, 1, times, dtype=torch.float64), log_snr_grid(model.sde, times - 1).flip(0)
+    points = []
     with evaluation_mode(model):
         latents = {}
-        for part in ("train", "test"):
-            raw = stack(getattr(data, part), examples).to(model.scaling.scale.device)
-            latents[part] = model.flow.latent(model.scaling.to_model(raw, generator=generator))
-        labels = {part: data.labels[part][: len(z)].numpy() for part, z in latents.items()}
-        for where, t in tqdm(list(zip(position.tolist(), grid, strict=True)), desc="probe", disable=not progress):
-            seen = {}
-            for part, z in latents.items():
-                z_t = sde.perturb(z, t.to(z).expand(len(z)), randn_like(z, generator))
-                seen[part] = model.flow.solve_inverse(z_t, tol=1e-3)[0].flatten(1).cpu().numpy()
-            scale = seen["train"].std() + 1e-12
-            probe = LogisticRegression(C=0.1, max_iter=300).fit(seen["train"] / scale, labels["train"])
-            accuracy = float(probe.score(seen["test"] / scale, labels["test"]))
+        for split in ("train", "test"):
+            raw = stack(getattr(data, split), examples).to(model.scaling.scale.device)
+            latents[split] = model.flow.latent(model.scaling.to_model(raw, generator=generator))
+        labels = {split: data.labels[split][: len(z)].numpy() for split, z in latents.items()}
+        for clock, t in tqdm(list(zip(positions.tolist(), grid, strict=True)), desc="probe", disable=not progress):
+            x_t = {split: _noised(model, z, t, generator) for split, z in latents.items()}
+            accuracy = _linear_accuracy(x_t, labels)
             error = share_error(accuracy, len(labels["test"]))
-            results.append({"t": t.item(), "clock": where, "accuracy": accuracy, "standard_error": error})
-    return results
+            points.append({"t": t.item(), "clock": clock, "accuracy": accuracy, "standard_error": error})
+    return points
 
 
-def inspect(model, data: Data, *, examples: int = 2000, seed: int = 0, progress: bool = True) -> dict:
+def _noised(model, z: Batch, t: Float[Tensor, ""], generator: torch.Generator) -> np.ndarray:
+    """x_t of latents, (n, d)."""
+    z_t = model.sde.perturb(z, t.to(z).expand(len(z)), randn_like(z, generator))
+    return model.flow.solve_inverse(z_t, tol=1e-3)[0].flatten(1).cpu().numpy()
+
+
+def _linear_accuracy(x: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> float:
+    """The test accuracy of a logistic regression trained on the training split."""
+    from sklearn.linear_model import LogisticRegression
+
+    scale = x["train"].std() + 1e-12
+    classifier = LogisticRegression(C=0.1, max_iter=300).fit(x["train"] / scale, labels["train"])
+    return float(classifier.score(x["test"] / scale, labels["test"]))
+
+
+def analyse(model, data: Data, *, examples: int = 2000, seed: int = 0, progress: bool = True) -> dict:
     """All of the above for one model: ``action``, ``spectrum``, ``singular_values`` (where feasible) and ``probe``.
 
     Raises:
@@ -146,64 +151,15 @@ def inspect(model, data: Data, *, examples: int = 2000, seed: int = 0, progress:
     """
     if examples < 2:
         raise ValueError(f"examples must be at least 2, got {examples}")
-    require_one_map(model.flow, "its anatomy")
+    require_one_map(model.flow, "its analysis")
     generator = torch.Generator(model.scaling.scale.device).manual_seed(seed)
     x = model.scaling.to_model(stack(data.test, examples).to(model.scaling.scale.device), generator=generator)
     with evaluation_mode(model):
-        found: dict = {"action": action(model.flow, x)}
+        analysis: dict = {"action": action(model.flow, x)}
         if x.ndim == 4:
-            found["spectrum"] = spectrum(model.flow, x)
+            analysis["spectrum"] = spectrum(model.flow, x)
         if x[0].numel() <= LARGEST_DENSE:
-            found["singular_values"] = singular_values(model.flow, x[:SPECTRA]).tolist()
+            analysis["singular_values"] = singular_values(model.flow, x[:SPECTRA]).tolist()
     if data.labels:
-        found["probe"] = class_information(model, data, examples=examples, seed=seed, progress=progress)
-    return found
-
-
-def save_figure(found: dict[str, dict], path: Path) -> None:
-    """Singular values, the action by share and frequency, and probe accuracies of several models, by name, as a PNG."""
-    probes, spectra = (any(part in result for result in found.values()) for part in ("probe", "spectrum"))
-    figure = Figure(figsize=(4.75 * (2 + probes + spectra), 4), layout="constrained")
-    left, middle, *more = figure.subplots(1, 2 + probes + spectra)
-    for name, result in found.items():
-        for i, values in enumerate(result.get("singular_values", [])):
-            left.plot(values, color=f"C{list(found).index(name)}", alpha=0.4, label=None if i else name)
-    left.set(title="singular values of ∂h/∂x, one line a sample", xlabel="index", yscale="log")
-
-    moved = {name: result["action"] for name, result in found.items() if result["action"]["size"] > 1e-6}
-    kinds = [key for key in next(iter(found.values()))["action"] if key != "size" and not key.startswith("x_")]
-    bars = {name: [shares[key] for key in kinds] for name, shares in moved.items()}
-    bars["the data themselves"] = [next(iter(found.values()))["action"][f"x_{key}"] for key in kinds]
-    for i, (name, shares) in enumerate(bars.items()):
-        offset = (i - (len(bars) - 1) / 2) / (len(bars) + 1)
-        middle.bar([k + offset for k in range(len(kinds))], shares, 1 / (len(bars) + 1), label=name)
-    middle.set(title="shares of the energy of h(x) − x", xticks=range(len(kinds)), xticklabels=kinds)
-    if probes:
-        _probes(more[0], found)
-    if spectra:
-        _spectra(more[-1], found)
-    for axes in (left, middle, *more):
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend()
-    plots.save_figure(figure, path)
-
-
-def _probes(axes: Axes, found: dict[str, dict]) -> None:
-    """What is left of the class over time, a line for each model that has it."""
-    for name, result in found.items():
-        if "probe" in result:
-            lines = {key: [point[key] for point in result["probe"]] for key in result["probe"][0]}
-            axes.errorbar(lines["clock"], lines["accuracy"], lines["standard_error"], fmt=".-", label=name)
-    axes.set(title="class known from x_t, linear probe", xlabel="log-SNR clock, 0 at ε, 1 at T", ylabel="accuracy")
-
-
-def _spectra(axes: Axes, found: dict[str, dict]) -> None:
-    """Energy by frequency, a line for each model and channel, dotted for the data."""
-    for number, (name, result) in enumerate(found.items()):
-        lines = result["spectrum"]
-        if result["action"]["size"] > 1e-6:
-            for i, energy in enumerate(lines["moved"]):
-                axes.plot(lines["frequency"], energy, ".-", color=f"C{number}", label=None if i else name)
-    for i, energy in enumerate(lines["x"]):
-        axes.plot(lines["frequency"], energy, ":", color="black", label=None if i else "the data themselves")
-    axes.set(title="energy moved, by frequency and channel", xlabel="cycles a pixel", yscale="log")
+        analysis["probe"] = class_information(model, data, examples=examples, seed=seed, progress=progress)
+    return analysis

@@ -1,6 +1,7 @@
 """Pictures as PNG: grids of images, strips along a path, densities beside samples, the plane as a diffusion sees it."""
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +90,13 @@ def ellipses(axes: Axes, points: Tensor, matrices: Tensor, title: str) -> None:
     for point, outline in zip(points, scale * matrices @ circle, strict=True):
         axes.plot(*(point[:, None] + outline).numpy(), color="C0", linewidth=0.8)
     axes.set(title=f"{title}, largest {torch.linalg.matrix_norm(matrices, 2).max():.2g}", aspect="equal")
+
+
+def learning_curves(axes: Axes, groups: Mapping[str, Sequence[list[dict]]], against: str, unit: str) -> None:
+    """Validation NELBO ``against`` "step" or "seconds"; a colour for each group of curves (lines of metrics)."""
+    for number, (label, curves) in enumerate(groups.items()):
+        for i, lines in enumerate(curves):
+            points = [m[against] for m in lines], [m["valid_nelbo"] for m in lines]
+            axes.plot(*points, ".-", color=f"C{number}", label=None if i else label)
+    axes.set(xlabel=against, ylabel=f"validation NELBO ({unit})")
+    axes.legend()

@@ -11,13 +11,11 @@ from torch import Tensor
 from indm.data.base import Data, stack
 from indm.data.densities import DENSITIES
 from indm.evaluation import plots, sample_quality
-from indm.evaluation.comparison import learning_curves
 from indm.evaluation.statistics import over_seeds
 from indm.evaluation.transport import encode_ode
 from indm.nonlinear import NonlinearDiffusion, forward_path, probability_flow_path
-from indm.report.records import Record, by_group, is_vae
-from indm.reproduction import vae
-from indm.runs.folder import open_run
+from indm.report.records import Record, by_group
+from indm.runs.folder import open_model
 from indm.sampling import log_snr_grid
 
 COLUMNS = 4  # of samples
@@ -27,38 +25,40 @@ PARTICLES = 1000
 FIELD = 13  # points along a side of the plane
 
 
-def curves_figure(facts: list[Record], path: Path) -> None:
+def curves_figure(records: list[Record], path: Path) -> None:
+    """Validation NELBO over steps and over seconds, a colour for each group."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
-    groups = {label: [f.curve for f in found] for label, found in by_group(facts).items()}
+    groups = {name: [record.curve for record in group] for name, group in by_group(records).items()}
     for axes, against in zip(figure.subplots(1, 2, sharey=True), ("step", "seconds"), strict=True):
-        learning_curves(axes, groups, against, facts[0].unit)
+        plots.learning_curves(axes, groups, against, records[0].unit)
     plots.save_figure(figure, path)
 
 
-def gap_figure(shown: list[Record], path: Path) -> None:
+def gap_figure(records: list[Record], path: Path) -> None:
+    """NELBO − NLL over steps, a line for each record."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    for f in shown:
-        rows = f.measures["gap"]
-        axes.errorbar(*([row[key] for row in rows] for key in ("step", "gap", "standard_error")), fmt=".-",
-                      label=f.group)  # fmt: skip
+    for record in records:
+        rows = record.measurements["gap"]
+        steps, gaps, errors = ([row[key] for row in rows] for key in ("step", "gap", "standard_error"))
+        axes.errorbar(steps, gaps, errors, fmt=".-", label=record.group)
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="step", ylabel=f"NELBO − NLL of the ODE, {shown[0].unit}")
+    axes.set(xlabel="step", ylabel=f"NELBO − NLL of the ODE, {records[0].unit}")
     axes.legend()
     plots.save_figure(figure, path)
 
 
 def quality_figure(groups: list[list[Record]], path: Path) -> None:
     """A row for each distance, a column for each sampler, a line for each group."""
-    rows = [row for row in groups[0][0].measures["quality"] if row["sampler"] != "data"]
+    first = groups[0][0].measurements["quality"]
+    floor, rows = first[0], [row for row in first if row["sampler"] != "data"]
     samplers = list(dict.fromkeys(row["sampler"] for row in rows))
     kinds = ["sliced_wasserstein"] + (["frechet"] if rows[0]["frechet"] is not None else [])
     figure = Figure(figsize=(4.5 * len(samplers), 3.6 * len(kinds)), layout="constrained")
     for panels, key in zip(figure.subplots(len(kinds), len(samplers), sharey="row", squeeze=False), kinds, strict=True):
         for axes, sampler in zip(panels, samplers, strict=True):
-            for found in groups:
-                _quality_line(axes, found, sampler, key)
-            floor = next(row for row in groups[0][0].measures["quality"] if row["sampler"] == "data")
+            for group in groups:
+                _quality_line(axes, group, sampler, key)
             axes.axhline(floor[key], color="black", linestyle="--", linewidth=0.8)
             axes.set(xscale="log", yscale="log", xlabel="evaluations of the network", title=sampler)
             counts = [row["nfe"] for row in rows if row["sampler"] == sampler]
@@ -69,18 +69,19 @@ def quality_figure(groups: list[list[Record]], path: Path) -> None:
     plots.save_figure(figure, path)
 
 
-def _quality_line(axes: Axes, found: list[Record], sampler: str, key: str) -> None:
-    seeds = [[row for row in f.measures["quality"] if row["sampler"] == sampler] for f in found]
+def _quality_line(axes: Axes, group: list[Record], sampler: str, key: str) -> None:
+    seeds = [[row for row in record.measurements["quality"] if row["sampler"] == sampler] for record in group]
     points = []
     for same in zip(*seeds, strict=True):
         error = same[0][f"{key}_standard_error"]
         points.append((same[0]["nfe"], *over_seeds([row[key] for row in same], error)))
     nfe, mean, error = zip(*points, strict=True)
-    axes.errorbar(nfe, mean, error, fmt=".-", label=found[0].group)
+    axes.errorbar(nfe, mean, error, fmt=".-", label=group[0].group)
 
 
-def samples_figure(facts: list[Record], data: Data, path: Path) -> None:
-    firsts = [found[0] for found in by_group(facts).values()]
+def samples_figure(records: list[Record], data: Data, path: Path) -> None:
+    """Data, and samples of the first model of each group."""
+    firsts = [group[0] for group in by_group(records).values()]
     rows, columns = -(-(len(firsts) + 1) // COLUMNS), min(COLUMNS, len(firsts) + 1)
     figure = Figure(figsize=(4 * columns, 4.3 * rows), layout="constrained")
     first, *others = figure.subplots(rows, columns, squeeze=False).flat
@@ -88,16 +89,18 @@ def samples_figure(facts: list[Record], data: Data, path: Path) -> None:
     _show(first, stack(data.test, n), data, "data")
     for axes in others[len(firsts) :]:
         axes.axis("off")
-    for axes, f in zip(others, firsts, strict=False):
-        generator = torch.Generator().manual_seed(0)
-        if is_vae(f.folder):
-            model = vae.load(f.folder)
-            x = vae.sample(model, n, generator=generator)
-        else:
-            model = open_run(f.folder)[0]
-            x, _ = sample_quality.solve(model, sample_quality.prior_draws(model, n, 0), "heun", 25)
-        _show(axes, model.scaling.to_data(x).cpu(), data, f.group)
+    for axes, record in zip(others, firsts, strict=False):
+        _show(axes, _samples(open_model(record.folder), n), data, record.group)
     plots.save_figure(figure, path)
+
+
+def _samples(model, n: int) -> Tensor:
+    """Samples in data units: of a diffusion by Heun in 25 steps, of another model as it draws them."""
+    if model.is_diffusion:
+        x, _ = sample_quality.solve(model, sample_quality.prior_draws(model, n, 0), "heun", 25)
+    else:
+        x = model.sample(n, generator=sample_quality.make_generator(model.scaling.scale, 0, 0))
+    return model.scaling.to_data(x).cpu()
 
 
 def _show(axes: Axes, raw: Tensor, data: Data, title: str) -> None:
@@ -144,24 +147,24 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     return (left * flat[0] + right * flat[1]).reshape(a.shape)
 
 
-def strips_figure(shown: list[Record], data: Data, path: Path, strip: Callable) -> None:
+def strips_figure(records: list[Record], data: Data, path: Path, strip: Callable) -> None:
     """A panel for each group, a row for each image, a column for each time."""
-    figure = Figure(figsize=(8, 0.9 * STRIPS * len(shown) + 0.5), layout="constrained")
-    for axes, f in zip(figure.subplots(len(shown), 1, squeeze=False).flat, shown, strict=True):
-        model = open_run(f.folder)[0]
+    figure = Figure(figsize=(8, 0.9 * STRIPS * len(records) + 0.5), layout="constrained")
+    for axes, record in zip(figure.subplots(len(records), 1, squeeze=False).flat, records, strict=True):
+        model = open_model(record.folder)
         raw = stack(data.test, STRIPS).to(model.scaling.scale.device)
         with torch.no_grad():
             frames = strip(model, model.scaling.to_model(raw, generator=torch.Generator(raw.device).manual_seed(0)))
         rows = model.scaling.to_data(frames.transpose(0, 1).flatten(0, 1)).cpu()
         axes.imshow(plots.tile(rows, data.scaling.levels or 256, FRAMES), interpolation="nearest")
-        axes.set_title(f.group)
+        axes.set_title(record.group)
         axes.axis("off")
     plots.save_figure(figure, path)
 
 
-def plane_figure(f: Record, data: Data, path: Path) -> None:
+def plane_figure(record: Record, data: Data, path: Path) -> None:
     """A model of the plane: density and samples, particles forward and backward, drift and volatility."""
-    model = open_run(f.folder)[0].cpu()
+    model = open_model(record.folder).cpu()
     diffusion, times = NonlinearDiffusion(model), clock(model, 5)
     x = model.scaling.to_model(stack(data.test, PARTICLES))
     generator = torch.Generator().manual_seed(0)

@@ -1,6 +1,6 @@
 """The paper's claims: INDM against its linear twin in pairs over seeds, each difference with its error and a verdict.
 
-A claim is one value: a sentence, the variants that are trained for it, the measures that are taken of them, and how it
+A claim is one value: a sentence, the variants that are trained for it, what is measured of them, and how it
 is judged. A new claim is a function of :class:`Evidence` and a row of :data:`CLAIMS`.
 
 Source of the claims: Kim et al. 2022, https://arxiv.org/abs/2205.13699.
@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from indm.evaluation.comparison import difference
+from indm.evaluation.results import difference
 from indm.evaluation.statistics import TIE, over_seeds
 from indm.report.records import Record
 from indm.reproduction.control import CONTROL_DATA, exact_score_control
@@ -52,15 +52,15 @@ class Claim:
         name: as in the table; claims are listed in the order of their names.
         sentence: what is claimed.
         judge: the comparisons that decide it on one data set.
-        measures: names in :data:`indm.report.records.MEASURES`, which every variant's runs of all seeds need.
+        measurements: names in :data:`indm.report.measurements.MEASUREMENTS`, for every variant and seed.
         variants: names in :data:`indm.reproduction.studies.VARIANTS`, whose runs it needs.
-        control: comparisons, made once, that show whether the claim's measures can be relied on.
+        control: comparisons, made once, that show whether the claim's measurements can be relied on.
     """
 
     name: str
     sentence: str
     judge: Callable[[Evidence], list[Comparison]]
-    measures: tuple[str, ...] = ()
+    measurements: tuple[str, ...] = ()
     variants: tuple[str, ...] = ("linear", "indm")
     control: Callable[[], list[Comparison]] = list
 
@@ -123,7 +123,7 @@ def _step_at(curve: list[dict], goal: float) -> float:
 def mle_training(e: Evidence) -> list[Comparison]:
     """|NELBO − NLL of the ODE| at the end of training, smaller for INDM; and the gap of each against zero."""
     unit = e.records["indm"][0].unit
-    ends = [[record.measures["gap"][-1] for record in group] for group in e.pair]
+    ends = [[record.measurements["gap"][-1] for record in group] for group in e.pair]
     sizes = [[abs(end["gap"]) for end in group] for group in ends]
     least_error = math.hypot(*(statistics.mean(end["standard_error"] for end in group) for group in ends))
     rows = [paired(f"|NELBO − NLL (ODE)|, {unit}", *sizes, sign=-1, least_error=least_error)]
@@ -144,7 +144,7 @@ def _error_of_mean_gap(ends: list[dict]) -> float:
 
 def robust_sampling(e: Evidence) -> list[Comparison]:
     """What few steps cost, by sampler: the distance at few steps less that at many; and the transport cost."""
-    first, rows = e.records["indm"][0].measures["quality"], []
+    first, rows = e.records["indm"][0].measurements["quality"], []
     measured = {(row["sampler"], row["steps"]) for row in first if row["sampler"] != "data"}
     for sampler in dict.fromkeys(row["sampler"] for row in first if row["sampler"] != "data"):
         most = max(steps for name, steps in measured if name == sampler and steps <= MOST_STEPS)
@@ -162,13 +162,13 @@ def robust_sampling(e: Evidence) -> list[Comparison]:
         ("cost_per_dimension", "transport cost E‖x_T − x_0‖² / d, data space"),
         ("ratio", "transport cost over the optimal one, data space"),
     ):
-        costs = [[record.measures["transport"]["data"][key] for record in group] for group in e.pair]
+        costs = [[record.measurements["transport"]["data"][key] for record in group] for group in e.pair]
         rows.append(paired(quantity, *costs, sign=-1))
     return rows
 
 
 def _quality(record: Record, sampler: str, steps: int) -> dict:
-    return next(row for row in record.measures["quality"] if (row["sampler"], row["steps"]) == (sampler, steps))
+    return next(row for row in record.measurements["quality"] if (row["sampler"], row["steps"]) == (sampler, steps))
 
 
 def sampling_error(e: Evidence) -> list[Comparison]:
@@ -188,7 +188,7 @@ def sampling_error(e: Evidence) -> list[Comparison]:
 
 def sampling_parts(record: Record, steps: int) -> dict[str, float]:
     """The error of UniPC with ``steps`` steps: the whole (sliced Wasserstein to test data) and its three parts."""
-    errors = record.measures["errors"]
+    errors = record.measurements["errors"]
     return {
         "whole": _quality(record, "unipc", steps)["sliced_wasserstein"],
         "prior": errors["prior"]["rms"],
@@ -218,20 +218,20 @@ CLAIMS = (
         "2 MLE training",
         "The bound of INDM is the likelihood of its probability flow: no variational gap is left.",
         mle_training,
-        measures=("gap",),
+        measurements=("gap",),
         control=exact_score_control,
     ),
     Claim(
         "3 robust sampling",
         "Samples of INDM lose less when steps are few, for its paths are closer to optimal transport.",
         robust_sampling,
-        measures=("quality", "transport"),
+        measurements=("quality", "transport"),
     ),
     Claim(
         "4 sampling error",
         "INDM makes the parts of the sampling error smaller.",
         sampling_error,
-        measures=("quality", "errors"),
+        measurements=("quality", "errors"),
     ),
     Claim(
         "5 pre-training",

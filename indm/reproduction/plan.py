@@ -11,7 +11,7 @@ from indm.config import recipes
 from indm.config.recipes import Recipe
 from indm.files import atomic, untrusted
 from indm.messages import nearest, reason
-from indm.report.records import MEASURES, Options
+from indm.report.measurements import MEASUREMENTS, Options
 from indm.reproduction.claims import CLAIMS
 from indm.reproduction.studies import STUDIES, VARIANTS
 
@@ -79,13 +79,13 @@ class Plan:
         ]
 
 
-def measures_of(variant: str, seed: int) -> list[str]:
-    """The measures of a run: those that the claims need and those that the page shows, in the order of the table."""
+def measurements_of(variant: str, seed: int) -> list[str]:
+    """What is measured of a run: what the claims need and what the page shows, in the order of the table."""
     row = VARIANTS[variant]
-    needed = {name for claim in CLAIMS if variant in claim.variants for name in claim.measures} | {*row.shown}
+    needed = {name for claim in CLAIMS if variant in claim.variants for name in claim.measurements} | {*row.shown}
     if seed == FIRST_SEED:
         needed |= {*row.shown_once}
-    return [name for name in MEASURES if name in needed]
+    return [name for name in MEASUREMENTS if name in needed]
 
 
 def run_folder(out: Path, data: str, variant: str, seed: int) -> Path:

@@ -15,12 +15,13 @@ from tqdm import tqdm
 from indm.data.base import Data
 from indm.evaluation.extractor import Extractor
 from indm.files import atomic
+from indm.report.measurements import Setup
 from indm.report.page import Page
 from indm.report.records import Record, record_of
 from indm.report.writer import add_runs
 from indm.reproduction.claims import CLAIMS, Evidence
 from indm.reproduction.costs import measure_budget
-from indm.reproduction.plan import PLAN, Budget, Plan, measures_of, run_folder
+from indm.reproduction.plan import PLAN, Budget, Plan, measurements_of, run_folder
 from indm.reproduction.studies import STUDIES
 from indm.reproduction.units import material_of, run_units
 from indm.reproduction.verdicts import HEADER, Verdict, as_json, cells, markdown
@@ -124,8 +125,9 @@ def gather(out: Path, budget: Budget, data: str) -> Section:
     material, extractor = material_of(out, data)
 
     def record(variant: str, seed: int) -> Record:
-        folder, options = run_folder(out, data, variant, seed), budget.plan.options(data, seed)
-        made = record_of(folder, variant, extractor, material, options, measures_of(variant, seed), False)
+        folder = run_folder(out, data, variant, seed)
+        setup = Setup(material, extractor, budget.plan.options(data, seed), progress=False)
+        made = record_of(folder, variant, setup, measurements_of(variant, seed))
         return replace(made, cost=budget.seconds_per_step[data][variant])
 
     seeds, variants = range(budget.plan.seeds), STUDIES[data].variants

@@ -38,7 +38,7 @@ class Variant:
         changes: options of the recipe, as on the command line.
         fit: further changes, which depend on the recipe.
         cost: shares of other variants' step costs that make up its own; empty where the cost is measured.
-        shown: measures that the page shows, though no claim needs them, of the runs of all seeds.
+        shown: measurements that the page shows, though no claim needs them, of the runs of all seeds.
         shown_once: the same, of the run of the first seed alone.
     """
 
@@ -69,7 +69,7 @@ class Study:
         recipe: name or path of its recipe.
         steps: optimizer steps of INDM; the other variants make as many as take the same time.
         fast_steps: the same for ``--fast``.
-        images: samples of each measure.
+        images: samples of each measurement.
         fast_images: the same for ``--fast``.
         evaluate: options of the recipe's ``[evaluate]``, as on the command line.
         variants: which are trained; a claim that needs others is not judged on these data.

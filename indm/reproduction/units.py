@@ -20,10 +20,10 @@ from indm.data.base import Data
 from indm.data.registry import load_data
 from indm.evaluation.extractor import Extractor, load_or_train
 from indm.evaluation.runs import evaluate_run
-from indm.report.records import measure
+from indm.report.measurements import Setup, measure
 from indm.reproduction import vae
 from indm.reproduction.costs import trainer_class
-from indm.reproduction.plan import PLAN, Budget, Plan, measures_of, recipe_of, run_folder
+from indm.reproduction.plan import PLAN, Budget, Plan, measurements_of, recipe_of, run_folder
 from indm.reproduction.studies import STUDIES
 from indm.runs.folder import finished
 from indm.training import checkpoints
@@ -56,8 +56,8 @@ def work(out: Path, data: str, variant: str, seed: int) -> int:
         if not (folder / "evaluation.json").exists():
             evaluate_run(folder, progress=False) if variant != "vae" else vae.evaluate_vae_run(folder)
         material, extractor = material_of(out, data)
-        for name in measures_of(variant, seed):
-            measure(folder, name, material, extractor, budget.plan.options(data, seed), progress=False)
+        for name in measurements_of(variant, seed):
+            measure(folder, name, Setup(material, extractor, budget.plan.options(data, seed), progress=False))
     return DONE
 
 

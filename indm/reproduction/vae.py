@@ -24,6 +24,7 @@ import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -195,6 +196,8 @@ class VAE(nn.Module):
     none: less than dequantization noise needs, and more than would let a density of continuous data grow without bound.
     """
 
+    is_diffusion: ClassVar[bool] = False
+
     def __init__(self, coder: nn.Module, scaling: Scaling, shape: tuple[int, ...]):
         super().__init__()
         self.coder, self.scaling, self.shape = coder, scaling, tuple(shape)
@@ -209,6 +212,19 @@ class VAE(nn.Module):
         mean, log_std = (part.to(z.dtype) for part in self.coder.decode(z))
         least = LEAST_LEVELS / self.scaling.scale if self.scaling.levels else torch.tensor(LEAST_STD)
         return mean, torch.logaddexp(log_std, least.log().to(log_std))
+
+    def bound(self, x: Float[Tensor, "batch *event"], *, generator: torch.Generator | None = None) -> "Bound":
+        """See :func:`bound`."""
+        return bound(self, x, generator=generator)
+
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Float[Tensor, "n *event"]:
+        """See :func:`sample`."""
+        return sample(self, n, generator=generator)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu") -> "VAE":
+        """See :func:`load`."""
+        return load(folder, device)
 
     def save(self, folder: str | Path) -> None:
         """Write ``vae.safetensors`` and ``vae.json``, as :meth:`indm.INDM.save` does."""
@@ -260,6 +276,11 @@ class Bound:
     def total(self) -> Tensor:
         """The bound, (B,): the negative ELBO."""
         return self.distortion + self.rate
+
+    @property
+    def reconstruction(self) -> Tensor:
+        """Zeros, (B,): it is a bound of x itself, not of a noised x."""
+        return torch.zeros_like(self.rate)
 
 
 def bound(model: VAE, x: Float[Tensor, "batch *event"], *, generator: torch.Generator | None = None) -> Bound:

@@ -5,8 +5,9 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from indm.config import recipes
+from indm.config import parts, recipes
 from indm.config.recipes import Recipe
 from indm.files import atomic, untrusted
 from indm.model import INDM
@@ -72,6 +73,22 @@ def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
         raise NotADirectoryError(f"nothing can be written into {nearest}: it is no folder")
     if not os.access(nearest, os.W_OK):
         raise PermissionError(f"nothing can be written into {nearest}: it is read-only, or only others may")
+
+
+def model_class(folder: Path) -> type:
+    """The class of the model that is saved in ``folder``, as its description names it; INDM where it names none."""
+    if (folder / "vae.json").exists():  # as the first version saved it
+        return parts.find("model", "vae")
+    try:
+        name = untrusted.json_object(folder / "model.json").get("model", "indm")
+    except (ValueError, OSError):  # its loading says what is wrong
+        name = "indm"
+    return parts.find("model", name)
+
+
+def open_model(folder: Path) -> Any:
+    """The model that is saved in ``folder``, whatever its class, on :func:`device`."""
+    return model_class(folder).load(folder, device=device())
 
 
 def open_run(run: Path) -> tuple[INDM, Recipe]:

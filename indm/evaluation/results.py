@@ -1,0 +1,103 @@
+"""What an evaluation of a run holds, as it is read, shown and compared."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from indm.evaluation.statistics import difference_over_seeds
+from indm.files import untrusted
+from indm.messages import brief, reason
+
+KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)"}
+
+
+def read_evaluation(folder: Path) -> dict:
+    """What :func:`indm.evaluation.runs.evaluate_run` wrote into ``evaluation.json``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    file = folder / "evaluation.json"
+    if not file.exists():
+        raise FileNotFoundError(f"{folder} has not been evaluated: run 'indm evaluate {folder}' first")
+    result = untrusted.json_object(file)
+    try:
+        likelihood_table(result)
+        _ = _examples(result), result["dims"] + 1, result["weights_sha256"], [result["images"][k] + 1 for k in KINDS]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{file} is no evaluation: {reason(error)}; run 'indm evaluate {folder} --overwrite'"
+        ) from error
+    return result
+
+
+def read_nats(folder: Path) -> dict[str, np.ndarray]:
+    """Nats of every example, by name, each (N,)."""
+    file = folder / "evaluation.npz"
+    nats = untrusted.arrays(file)
+    if "nelbo" not in nats:
+        raise ValueError(f"{file} must hold an array nelbo, got {brief(', '.join(nats)) or 'none'}")
+    for name, values in nats.items():
+        if values.ndim != 1 or len(values) < 2:
+            raise ValueError(f"{file} must hold nats (N,), got {brief(name)} of shape {values.shape}")
+    return nats
+
+
+def per_example(folder: Path) -> np.ndarray:
+    """NELBO of every example that a run was evaluated on, (n,), in bits/dim or nats as the run reports it."""
+    result = untrusted.json_object(folder / "evaluation.json")
+    nats = untrusted.array(folder / "evaluation.npz", "nelbo")
+    return nats / (result["dims"] * math.log(2) if result["unit"] == "bits/dim" else 1.0)
+
+
+def difference(pairs: Sequence[tuple[Path, Path]]) -> dict:
+    """NELBO of the first less that of the second of each pair of runs, see :func:`difference_over_seeds`."""
+    return difference_over_seeds(np.stack([per_example(a) - per_example(b) for a, b in pairs]))
+
+
+def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
+    """ValueError where runs were not evaluated on the same examples; a likelihood that only one has does not count."""
+    baseline, first = next(iter(evaluations.items()))
+    for folder, result in evaluations.items():
+        both = [kind for kind in KINDS if kind in result and kind in first]
+        if any(result[key] != first[key] for key in ("data", "split")) or any(
+            result["images"][kind] != first["images"][kind] for kind in both
+        ):
+            raise ValueError(
+                f"{folder} and {baseline} were evaluated on different examples: {_examples(result)} and "
+                f"{_examples(first)}; evaluate both with the same options"
+            )
+
+
+def _examples(result: dict) -> str:
+    return f"{result['images']} of {result['data']}, {result['split']} split"
+
+
+def likelihood_table(result: dict) -> str:
+    """An evaluation as text: NELBO and NLL, each with and without the reconstruction term."""
+    key = number_key(result)
+    rows = [("", result["unit"], "± standard error", "of it estimator noise")]
+    for kind, name in KINDS.items():
+        for part, remark in (("with", ""), ("without", " without reconstruction (no likelihood)")):
+            if kind in result:
+                values = result[kind][f"{part}_reconstruction"]
+                numbers = (values[key + suffix] for suffix in ("", "_standard_error", "_estimator_noise"))
+                rows.append((name + remark, *(f"{number:.4f}" for number in numbers)))
+    if result["entropy_nats"] is not None:
+        rows.append(("entropy of the data", f"{result['entropy_nats']:.4f}", "", ""))
+    counts = ", ".join(f"{n} for the {kind.upper()}" for kind, n in result["images"].items())
+    lines = [table(rows), f"{result['split']} split: {counts}; ε = {result['eps']:g}; {result['dequantization']}"]
+    return "\n".join(lines + ([f"codes: {result['codes']}"] if "codes" in result else []))
+
+
+def number_key(result: dict) -> str:
+    return "bits_per_dim" if result["unit"] == "bits/dim" else "nats"
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Rows of cells as lines of text, columns aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -1,0 +1,234 @@
+"""What a report measures of runs. A measurement is kept in the run folder, as ``RUN/measurements/NAME.json``, so that
+a report that was stopped goes on and a second one is quick.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from indm.data.base import Data, stack
+from indm.evaluation import flow_analysis, sample_quality
+from indm.evaluation import transport as transport_module
+from indm.evaluation.extractor import Extractor
+from indm.evaluation.likelihood import evaluate
+from indm.evaluation.results import KINDS
+from indm.evaluation.sample_quality import STOCHASTIC, make_generator
+from indm.evaluation.sampling_error import sampling_errors
+from indm.evaluation.statistics import FOLDS, mean_and_error
+from indm.evaluation.transport import LARGEST_ASSIGNMENT
+from indm.files import atomic, untrusted
+from indm.model import INDM
+from indm.runs.folder import open_model
+from indm.runs.provenance import device, weights_hash
+from indm.sampling import SAMPLERS
+
+MANY_STEPS = 200  # from here on only stochastic samplers are measured: the others have long converged
+GAP_IMAGES = 64  # whose likelihood is taken at every snapshot
+FOLDER, OLD_FOLDER = "measurements", "measures"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a report measures."""
+
+    examples: int = 500
+    """Samples of each measurement, at most; a tenth of it is quick and rough."""
+    steps: tuple[int, ...] = (5, 10, 20, 50, 100)
+    """Steps of the samplers. From 200 on only the stochastic ones are measured: the others have long converged."""
+    samplers: tuple[str, ...] = ("unipc", "heun", "euler-maruyama")
+    """Samplers whose samples are compared with the data."""
+    seed: int = 0
+    """Seed of everything random."""
+
+    def __post_init__(self):
+        if self.examples < 2 * FOLDS:
+            raise ValueError(f"examples must be at least {2 * FOLDS} for standard errors, got {self.examples}")
+        if not self.steps or min(self.steps) < 1:
+            raise ValueError(f"steps must be one or more numbers of at least 1, got {self.steps}")
+        if min(self.steps) >= MANY_STEPS:
+            raise ValueError(f"steps must hold one below {MANY_STEPS}, where all samplers run, got {self.steps}")
+        if not self.samplers or not set(self.samplers) <= set(SAMPLERS):
+            raise ValueError(f"samplers must be one or more of {', '.join(SAMPLERS)}, got {self.samplers}")
+
+    def few_steps(self) -> list[int]:
+        """The numbers of steps for which every sampler is measured."""
+        return [steps for steps in self.steps if steps < MANY_STEPS]
+
+    def many_steps(self) -> list[int]:
+        """The numbers of steps for which only the stochastic samplers are measured."""
+        return [steps for steps in self.steps if steps >= MANY_STEPS]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the measurements of all runs of a report share.
+
+    Attributes:
+        data: the data set of the runs.
+        extractor: of features for Fréchet distances; None for data without labels.
+        options: what is measured.
+        progress: show bars.
+    """
+
+    data: Data
+    extractor: Extractor | None
+    options: Options
+    progress: bool = True
+
+    def dependencies(self, run: Path) -> dict:
+        """What a measurement of ``run`` depends on, as JSON holds it."""
+        extractor = None if self.extractor is None else self.extractor.provenance["weights_sha256"]
+        weights = {"weights_sha256": weights_hash(run), "extractor_sha256": extractor}
+        return json.loads(json.dumps(asdict(self.options) | weights))
+
+
+def quality(run: Path, setup: Setup) -> list[dict]:
+    """Distances of samples to the test split, over samplers and steps; one row for a model that is no diffusion."""
+    model, options, data = open_model(run), setup.options, setup.data
+    if not model.is_diffusion:
+        examples, generator = (
+            min(options.examples, len(data.test)),
+            make_generator(model.scaling.scale, options.seed, 0),
+        )
+        samples = model.scaling.to_data(model.sample(examples, generator=generator))
+        row = {"sampler": "decoder", "steps": 0, "nfe": 1}
+        return [row | sample_quality.distances(samples, stack(data.test, examples), data.scaling, setup.extractor)]
+    rows, samplers = [], samplers_of(model, options)
+    stochastic = [name for name in samplers if name in STOCHASTIC]
+    for steps, names in (options.few_steps(), samplers), (options.many_steps(), stochastic):
+        if steps and names:
+            rows += sample_quality.quality(
+                model, data, setup.extractor, samplers=names, steps=steps, images=options.examples, seed=options.seed,
+                progress=setup.progress,
+            )  # fmt: skip
+    return rows
+
+
+def samplers_of(model: INDM, options: Options) -> list[str]:
+    """Those of the options that take the model's SDE; Heun where none does (an SDE learned entry by entry)."""
+    if model.sde.is_scalar:
+        return list(options.samplers)
+    return [name for name in options.samplers if name == "heun"] or ["heun"]
+
+
+def transport(run: Path, setup: Setup) -> dict:
+    """The cost of the probability flow on the data space beside the least cost."""
+    model = open_model(run)
+    device = model.scaling.scale.device
+    generator = torch.Generator(device).manual_seed(setup.options.seed)
+    raw = stack(setup.data.test, min(setup.options.examples, LARGEST_ASSIGNMENT)).to(device)
+    x = model.scaling.to_model(raw, generator=generator)
+    return transport_module.transport(model, x, generator=generator, progress=setup.progress)
+
+
+def errors(run: Path, setup: Setup) -> dict:
+    """The sampling error by parts, of the first sampler that solves the probability flow."""
+    model, options = open_model(run), setup.options
+    sampler = next((name for name in samplers_of(model, options) if name not in STOCHASTIC), "heun")
+    return sampling_errors(
+        model, setup.data, setup.extractor, steps=options.few_steps(), sampler=sampler, images=options.examples,
+        seed=options.seed, progress=setup.progress,
+    )  # fmt: skip
+
+
+def gap(run: Path, setup: Setup) -> list[dict]:
+    """NELBO − NLL of the probability-flow ODE of the same examples: at every snapshot of the run, and at its end."""
+    raw = stack(setup.data.test, min(setup.options.examples, 1000 if len(setup.data.shape) == 1 else GAP_IMAGES))
+    snapshots = [folder for folder in (run / "snapshots").glob("*") if folder.name.isdecimal()]
+    folders = {int(folder.name): folder for folder in snapshots} | {end_of(run)["steps"]: run}
+    rows = []
+    for step, folder in sorted(folders.items()):
+        model = INDM.load(folder, device=device())
+        _, nats = evaluate(model, raw, times=16, seed=setup.options.seed, progress=setup.progress)
+        unit = math.log(2) * raw[0].numel() if model.scaling.levels else 1.0
+        mean, error = mean_and_error((nats["nelbo"] - nats["nll"]) / unit)
+        row = {"step": step, "gap": mean, "standard_error": error, "images": len(raw)}
+        rows.append(row | {kind: nats[kind].mean().item() / unit for kind in KINDS})
+    return rows
+
+
+def flow(run: Path, setup: Setup) -> dict:
+    """What the flow does, see :func:`indm.evaluation.flow_analysis.analyse`."""
+    options = setup.options
+    return flow_analysis.analyse(
+        open_model(run), setup.data, examples=options.examples, seed=options.seed, progress=setup.progress
+    )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A measurement, and what a model must have for it.
+
+    Attributes:
+        make: (run, setup) → what JSON can hold.
+        needs_diffusion: an SDE, samplers and a probability flow.
+        needs_one_map: a flow that is the same map in every call.
+    """
+
+    make: Callable[[Path, Setup], Any]
+    needs_diffusion: bool = True
+    needs_one_map: bool = False
+
+    def fits(self, model: Any) -> bool:
+        """Whether it makes sense for ``model``."""
+        if not model.is_diffusion:
+            return not self.needs_diffusion
+        return model.flow.one_map or not self.needs_one_map
+
+
+MEASUREMENTS = {
+    "quality": Measurement(quality, needs_diffusion=False),
+    "transport": Measurement(transport, needs_one_map=True),
+    "errors": Measurement(errors),
+    "gap": Measurement(gap),
+    "flow": Measurement(flow, needs_one_map=True),
+}
+
+
+def measurements_of(run: Path) -> list[str]:
+    """The measurements that make sense for a run."""
+    model = open_model(run)
+    return [name for name, measurement in MEASUREMENTS.items() if measurement.fits(model)]
+
+
+def measure(run: Path, name: str, setup: Setup) -> Any:
+    """A measurement of a run, made and kept in its folder where there is none of these weights with this setup."""
+    path, dependencies = run / FOLDER / f"{name}.json", setup.dependencies(run)
+    for stored in (_read(path), _read(run / OLD_FOLDER / f"{name}.json")):
+        if stored is not None and stored[0] == dependencies:
+            return stored[1]
+    result = MEASUREMENTS[name].make(run, setup)
+    path.parent.mkdir(exist_ok=True)
+    atomic.json_object(path, {"options": dependencies, "result": result})
+    return result
+
+
+def _read(path: Path) -> tuple[dict, Any] | None:
+    """What a stored measurement depends on, and its result; None where there is none. Old names are read, too."""
+    stored = untrusted.json_object(path) if path.exists() else {}
+    options, result = stored.get("options"), stored.get("result", stored.get("found"))
+    if not isinstance(options, dict) or result is None:
+        return None
+    if "images" in options:
+        options["examples"] = options.pop("images")
+    return options, result
+
+
+def end_of(run: Path) -> dict:
+    """What a run came to, ``steps``, ``seconds``, …; of a released checkpoint that was converted, ``steps`` alone.
+
+    Raises:
+        ValueError: it was killed and has not been resumed.
+    """
+    summary, conversion = run / "summary.json", run / "conversion.json"
+    if not summary.exists() and conversion.exists():
+        return {"steps": int(untrusted.json_object(conversion).get("step") or 0)}
+    end = untrusted.json_object(summary) if summary.exists() else {}
+    if not isinstance(end.get("steps"), int):
+        raise ValueError(f"{run} has not come to an end: go on with 'indm train {run} --resume'")
+    return end

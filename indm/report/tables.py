@@ -1,0 +1,113 @@
+"""The tables of a report: rows of cells, the first row the header."""
+
+import functools
+import math
+import operator
+import statistics
+
+from indm.evaluation.results import KINDS
+from indm.evaluation.statistics import over_seeds
+from indm.report.records import Record, by_group
+
+Rows = list[tuple[str, ...]]
+
+
+def with_error(mean: float, error: float, digits: int = 3) -> str:
+    """ "mean ± error", or the mean alone where the error is NaN."""
+    return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
+
+
+def likelihood_rows(records: list[Record]) -> Rows:
+    """A row for each group: its seeds, size, budget and likelihoods; and the entropy of the data where it is known."""
+    unit = records[0].unit
+    kinds = [kind for kind in KINDS if any(record.bound(kind) for record in records)]
+    rows = [("", "seeds", "parameters", "steps", "seconds", *(f"{KINDS[kind]}, {unit}" for kind in kinds))]
+    for name, group in by_group(records).items():
+        ends = [record.curve[-1] for record in group if record.curve]
+        budget = [f"{statistics.mean(end[key] for end in ends):.0f}" if ends else "–" for key in ("step", "seconds")]
+        bounds = [_bound(group, kind) for kind in kinds]
+        rows.append((name, str(len(group)), f"{group[0].parameters:,}", *budget, *bounds))
+    entropy = records[0].evaluation["entropy_nats"]
+    return rows if entropy is None else [*rows, ("entropy of the data", *[""] * 4, *[f"{entropy:.3f}"] * len(kinds))]
+
+
+def _bound(group: list[Record], kind: str) -> str:
+    bounds = [bound for bound in (record.bound(kind) for record in group) if bound]
+    return with_error(*over_seeds([mean for mean, _ in bounds], bounds[0][1])) if bounds else "–"
+
+
+def quality_rows(groups: list[list[Record]]) -> Rows:
+    """One row for each group, sampler and number of steps; rows of training data first."""
+    rows = [("", "sampler", "steps", "evaluations", "samples", "Fréchet", "sliced Wasserstein")]
+    for group in groups:
+        for same in zip(*(record.measurements["quality"] for record in group), strict=True):
+            row, name = same[0], group[0].group
+            if row["sampler"] == "data":
+                if group is not groups[0]:
+                    continue  # the same for all groups
+                name = "training data"
+            counts = (str(row["steps"] or ""), str(row["nfe"] or ""), str(row["images"]))
+            rows.append(
+                (name, row["sampler"], *counts, _distance(same, "frechet"), _distance(same, "sliced_wasserstein"))
+            )
+    return rows
+
+
+def _distance(rows: tuple[dict, ...], key: str) -> str:
+    """Of the rows of all seeds."""
+    values = [row[key] for row in rows if row[key] is not None]
+    return with_error(*over_seeds(values, rows[0][f"{key}_standard_error"])) if values else "–"
+
+
+def transport_rows(groups: list[list[Record]]) -> Rows:
+    """Two rows for each group, on the data space and on the latent."""
+    rows = [("", "space", "E‖x_T − x_0‖² / d", "optimal / d", "cost / optimal", "samples")]
+    for group in groups:
+        for space in ("data", "latent"):
+            costs = [record.measurements["transport"][space] for record in group]
+            cells = [
+                with_error(*over_seeds([cost[key] for cost in costs], costs[0][f"{key}_standard_error"]))
+                for key in ("cost_per_dimension", "optimal_per_dimension", "ratio")
+            ]
+            rows.append((group[0].group, space, *cells, str(costs[0]["samples"])))
+    return rows
+
+
+def error_rows(groups: list[list[Record]]) -> Rows:
+    """Prior, discretization and estimation error; see :func:`indm.evaluation.sampling_error.sampling_errors`."""
+    rows = [("", "term", "measured as", "value")]
+    for group in groups:
+        for term, what, values, alone in error_terms([record.measurements["errors"] for record in group]):
+            rows.append((group[0].group, term, what, with_error(*over_seeds(values, alone), digits=4)))
+    return rows
+
+
+def error_terms(seeds: list[dict]) -> list[tuple[str, str, list[float], float]]:
+    """Term, what it is, its value for each seed, and the standard error of one (NaN: none)."""
+    first = seeds[0]
+
+    def values(*keys: str | int) -> list[float]:
+        return [functools.reduce(operator.getitem, keys, seed) for seed in seeds]
+
+    terms = [
+        ("prior", "KL(law of z_T ‖ π), nats: at most", values("prior", "kl_above"), math.nan),
+        ("prior", "KL(law of z_T ‖ π), nats: at least", values("prior", "kl_below"), math.nan),
+        ("prior", "converged samples from π to those from true z_T of the same noise, RMS, model units",
+         values("prior", "rms"), first["prior"]["rms_standard_error"]),
+    ]  # fmt: skip
+    for i, row in enumerate(first["discretization"]):
+        what = f"{row['steps']} steps of {first['sampler']} to converged, RMS, model units"
+        terms.append(("discretization", what, values("discretization", i, "rms"), row["rms_standard_error"]))
+    estimation = first["estimation"]
+    for key, name in (("sliced_wasserstein", "sliced Wasserstein"), ("frechet", "Fréchet")):
+        if estimation["samples"][key] is not None:
+            for part, of in (("samples", "converged samples from true z_T"), ("floor", "training data")):
+                error = estimation[part][f"{key}_standard_error"]
+                terms.append(("estimation", f"{name}, {of} to test data", values("estimation", part, key), error))
+    for part, key, error, what in (
+        ("kl", "nats", "standard_error", "½∫g²E‖s_θ − ∇log p_t‖² dt by the bound, nats"),
+        ("curve", "integral", "integral_standard_error", "the same, measured where the true score is resolved, nats"),
+    ):
+        if part in estimation:
+            terms.append(("estimation", what, values("estimation", part, key), estimation[part][error]))
+    return terms
