@@ -1,25 +1,128 @@
-"""Samplers on the latent: from the prior at T to ε, each a loop over one step that reads like its equation.
+"""Samplers on the latent: from the prior at T to ε, each a class whose step reads like its equation.
 
-A sampler is a function (score, z_T, *, steps, generator, progress) → (z_ε, nfe). The solution is decoded once.
+A new one-step sampler is a subclass of :class:`Sampler` with its ``step``. Samples are decoded once, at the end.
 """
 
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from indm.config.parts import BUILT_IN, find
+from indm.messages import nearest
 from indm.ode import adams, integrate, interpolatory_weights
 from indm.rng import randn_like
 from indm.score import denoise, probability_flow
 from indm.sde.linear import LinearSDE
-from indm.tensors import evaluation_mode, expand_like
+from indm.tensors import Batch, PerSample, evaluation_mode, expand_like
 
-Sampler = Callable[..., tuple[Tensor, int]]
-OPTIONS = {"tol": "ode", "snr": "pc"}  # options of one sampler alone
+SAMPLERS = BUILT_IN["sampler"]  # the names of the samplers of this package; make_sampler makes one
+
+
+class Sampler:
+    """A rule that carries z_T ~ π to z_ε, by the generative SDE or by its probability flow.
+
+    To write a one-step sampler, derive from this class, set ``order``, and define :meth:`step`. Constructor arguments
+    are its options: make it a frozen dataclass, or keep each argument as an attribute of the same name. A sampler that
+    remembers earlier steps, or chooses its own, defines :meth:`solve` instead. Nothing has to be registered:
+    ``indm.sample(model, 8, sampler=Mine())``, on the command line ``--sampler my_package.module:Mine``.
+
+    Attributes:
+        order: of convergence in the step size: of the solution for the probability flow, of moments for the SDE.
+        stochastic: whether it draws noise: then its samples are not a function of z_T.
+        needs_scalar_sde: whether all entries of the latent must share one SDE (see :attr:`LinearSDE.is_scalar`).
+        adaptive: whether it chooses its own steps.
+        evaluations_per_step: of the score.
+
+    Example: Euler's rule for the probability flow.
+
+        >>> class Euler(Sampler):
+        ...     order = 1
+        ...     def step(self, score, z, t, s, generator=None):
+        ...         f, g, delta = (expand_like(v, z) for v in (score.sde.drift(t), score.sde.diffusion(t), s - t))
+        ...         return z + (f * z - 0.5 * g**2 * score(z, t)) * delta
+        >>> make_sampler(Euler).order
+        1
+    """
+
+    order: ClassVar[int]
+    stochastic: ClassVar[bool] = False
+    needs_scalar_sde: ClassVar[bool] = False
+    adaptive: ClassVar[bool] = False
+    evaluations_per_step: ClassVar[int] = 1
+
+    def grid(self, sde: LinearSDE, steps: int) -> Tensor:
+        """The times T = t_0 > … > t_steps = ε between which it steps, (steps + 1,) in float64."""
+        return log_snr_grid(sde, steps)
+
+    def step(self, score, z: Batch, t: PerSample, s: PerSample, generator: torch.Generator | None = None) -> Tensor:
+        """z_s from z_t for s < t; ``score(z, t)`` is ∇log p_t, ``score.sde`` its SDE."""
+        raise NotImplementedError(f"{type(self).__name__} must define step, or solve")
+
+    def solve(
+        self, score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
+    ) -> tuple[Tensor, int]:
+        """z_ε from z_T, and the evaluations of the score for one sample.
+
+        Raises:
+            ValueError: the SDE differs between the entries of the latent, and this sampler cannot take that.
+        """
+        self.check(score.sde)
+        for t, s in intervals(self.grid(score.sde, steps), z, progress):
+            z = self.step(score, z, t, s, generator)
+        return z, steps * self.evaluations_per_step
+
+    def check(self, sde: LinearSDE) -> None:
+        """ValueError where this sampler cannot take the SDE."""
+        if self.needs_scalar_sde and not sde.is_scalar:
+            able = [name for name in SAMPLERS if not find("sampler", name).needs_scalar_sde]
+            raise ValueError(
+                f"sampler must be one of {', '.join(able)} for an SDE that is learned entry by entry, got "
+                f"{type(self).__name__}"
+            )
+
+    def options(self) -> dict[str, Any]:
+        """Its constructor arguments."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+
+def make_sampler(sampler: str | type[Sampler] | Sampler, **options: Any) -> Sampler:
+    """A sampler from its name, its class, or itself.
+
+    Args:
+        sampler: a name in :data:`SAMPLERS`, ``"package.module:Class"`` (see :func:`indm.trust`), a class, or an object.
+        options: arguments of the class.
+
+    Raises:
+        ValueError: an unknown name (with the nearest that exists), an option that the sampler does not have, or a value
+            that it does not take.
+
+    >>> make_sampler("pc", snr=0.1)
+    PredictorCorrector(snr=0.1)
+    """
+    if isinstance(sampler, Sampler):
+        if options:
+            raise ValueError(f"{next(iter(options))} must be given to {type(sampler).__name__} where it is made")
+        return sampler
+    kind = find("sampler", sampler)
+    if not (isinstance(kind, type) and issubclass(kind, Sampler)):
+        raise ValueError(f"sampler must be a subclass of indm.sampling.Sampler, got {sampler!r}")
+    known = inspect.signature(kind).parameters
+    for name, value in options.items():
+        if name not in known:
+            others = [repr(other) for other in SAMPLERS if name in inspect.signature(find("sampler", other)).parameters]
+            hint = f"; {' and '.join(others)} has it" if others else nearest(name, known) if known else ""
+            raise ValueError(f"{name} must be left out with sampler {sampler!r}, got {value}{hint}")
+    try:
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+    except TypeError as error:
+        raise ValueError(f"sampler {sampler!r} cannot be made from {options}: {error}") from error
 
 
 def log_snr_grid(sde: LinearSDE, steps: int) -> Tensor:
@@ -35,40 +138,74 @@ def uniform_grid(sde: LinearSDE, steps: int) -> Tensor:
     return torch.linspace(sde.T, sde.eps, steps + 1, dtype=torch.float64)
 
 
-def _steps(grid: Tensor, z: Tensor, progress: bool) -> Iterable[tuple[Tensor, Tensor]]:
-    """Pairs (t, s) of successive times, each (B,)."""
+def intervals(grid: Tensor, z: Tensor, progress: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs (t, s) of successive times of ``grid``, each (B,) like ``z``; with ``progress``, under a bar."""
     grid = grid.to(z.device, z.dtype)
     pairs = itertools.pairwise(grid)
     for t, s in tqdm(pairs, total=len(grid) - 1, desc="sampling", leave=False, disable=not progress):
         yield t.expand(len(z)), s.expand(len(z))
 
 
-def euler_maruyama(score, z: Tensor, *, steps: int, generator=None, progress: bool = False) -> tuple[Tensor, int]:
-    r"""z_s = z − [f z − g² s_θ] Δ + g √Δ n, Δ = t − s, on a uniform grid (the reverse-time SDE)."""
-    sde = score.sde
-    for t, s in _steps(uniform_grid(sde, steps), z, progress):
-        delta, g = expand_like(t - s, z), expand_like(sde.diffusion(t), z)
-        drift = expand_like(sde.drift(t), z) * z - g**2 * score(z, t)
-        z = z - drift * delta + g * delta.sqrt() * randn_like(z, generator)
-    return z, steps
+def _check_positive(name: str, value: object, usual: float, most: int = 1) -> None:
+    """ValueError unless ``value`` is a positive, finite number, or a tuple of up to ``most`` of them."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    positive = all(isinstance(number, int | float) and 0 < number < math.inf for number in numbers)
+    if not (1 <= len(numbers) <= most and positive):
+        raise ValueError(f"{name} must be positive and finite, got {value}; {usual:g} is usual")
 
 
-def predictor_corrector(
-    score, z: Tensor, *, steps: int, generator=None, progress: bool = False, snr: float | tuple[float, float] = 0.16
-) -> tuple[Tensor, int]:
-    """Reverse diffusion and one Langevin step at each time, on a uniform grid.
+# ── of the generative SDE ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class EulerMaruyama(Sampler):
+    """z_s = z − [f z − g² s_θ] Δ + g √Δ n, Δ = t − s, on a uniform grid (the reverse-time SDE)."""
+
+    order = 1
+    stochastic = True
+
+    def grid(self, sde: LinearSDE, steps: int) -> Tensor:
+        return uniform_grid(sde, steps)
+
+    def step(self, score, z: Batch, t: PerSample, s: PerSample, generator: torch.Generator | None = None) -> Tensor:
+        delta, g = expand_like(t - s, z), expand_like(score.sde.diffusion(t), z)
+        drift = expand_like(score.sde.drift(t), z) * z - g**2 * score(z, t)
+        return z - drift * delta + g * delta.sqrt() * randn_like(z, generator)
+
+
+@dataclass(frozen=True)
+class PredictorCorrector(Sampler):
+    """A step of reverse diffusion, then one Langevin step at its end, on a uniform grid.
 
     Args:
-        snr: signal-to-noise ratio of the Langevin steps; two numbers are those at T and at ε, linear in time between.
-            Published with VE: 0.16 on CIFAR-10, 0.17 on CelebA; INDM: 0.14 to 0.16, 0.15.
+        snr: signal-to-noise ratio of the Langevin steps; of two numbers, the first is the ratio at T and the second at
+            ε, linear in time in between. Published with VE: 0.16 on CIFAR-10, 0.17 on CelebA; INDM: 0.14 to 0.16,
+            0.15. The Langevin steps leave a bias of order snr², which more steps do not remove.
 
     Source: Song et al. 2021, algorithms 2–5, https://arxiv.org/abs/2011.13456.
     """
-    first, last = snr if isinstance(snr, tuple) else (snr, snr)
-    for i, (t, s) in enumerate(_steps(uniform_grid(score.sde, steps), z, progress), start=1):
-        z = reverse_diffusion_step(score, z, t, s, generator)
-        z = langevin_step(score, z, s, first + (last - first) * i / steps, generator)
-    return z, 2 * steps
+
+    order = 1
+    stochastic = True
+    evaluations_per_step = 2
+
+    snr: float | tuple[float, ...] = 0.16
+
+    def __post_init__(self):
+        _check_positive("snr", self.snr, usual=0.16, most=2)
+
+    def grid(self, sde: LinearSDE, steps: int) -> Tensor:
+        return uniform_grid(sde, steps)
+
+    def solve(
+        self, score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
+    ) -> tuple[Tensor, int]:
+        numbers = self.snr if isinstance(self.snr, tuple) else (self.snr,)
+        first, last = numbers[0], numbers[-1]
+        for i, (t, s) in enumerate(intervals(self.grid(score.sde, steps), z, progress), start=1):
+            z = reverse_diffusion_step(score, z, t, s, generator)
+            z = langevin_step(score, z, s, first + (last - first) * i / steps, generator)
+        return z, steps * self.evaluations_per_step
 
 
 def reverse_diffusion_step(score, z: Tensor, t: Tensor, s: Tensor, generator=None) -> Tensor:
@@ -85,50 +222,75 @@ def langevin_step(score, z: Tensor, t: Tensor, snr: float, generator=None) -> Te
     return z + eta * s + (2 * eta).sqrt() * noise
 
 
-def heun(score, z: Tensor, *, steps: int, generator=None, progress: bool = False) -> tuple[Tensor, int]:
+# ── of the probability flow ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Heun(Sampler):
     r"""Heun's rule for the probability flow as dy/dν = ε̂, y = z/α, ν = σ/α, ε̂ = −σ s_θ; equal steps in log-SNR.
 
     Source: Karras et al. 2022, "Elucidating the Design Space", algorithm 1, https://arxiv.org/abs/2206.00364.
     """
-    sde = score.sde
 
-    def noise(y: Tensor, t: Tensor) -> Tensor:
-        return -expand_like(sde.sigma(t), y) * score(expand_like(sde.alpha(t), y) * y, t)
+    order = 2
+    evaluations_per_step = 2
 
-    eps, T = (expand_like(sde.alpha(t), z) for t in sde.endpoints(z))
-    y = z / T
-    for t, s in _steps(log_snr_grid(sde, steps), z, progress):
-        delta = expand_like(sde.sigma(s) / sde.alpha(s) - sde.sigma(t) / sde.alpha(t), z)
+    def step(self, score, z: Batch, t: PerSample, s: PerSample, generator: torch.Generator | None = None) -> Tensor:
+        alpha_t, alpha_s = (expand_like(score.sde.alpha(time), z) for time in (t, s))
+        return self._step(score, z / alpha_t, t, s) * alpha_s
+
+    def solve(
+        self, score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
+    ) -> tuple[Tensor, int]:
+        alpha_eps, alpha_T = (expand_like(score.sde.alpha(time), z) for time in score.sde.endpoints(z))
+        y = z / alpha_T
+        for t, s in intervals(self.grid(score.sde, steps), z, progress):
+            y = self._step(score, y, t, s)
+        return y * alpha_eps, steps * self.evaluations_per_step
+
+    def _step(self, score, y: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """y_s from y_t."""
+        sde = score.sde
+
+        def noise(y: Tensor, t: Tensor) -> Tensor:
+            return -expand_like(sde.sigma(t), y) * score(expand_like(sde.alpha(t), y) * y, t)
+
+        delta = expand_like(sde.sigma(s) / sde.alpha(s) - sde.sigma(t) / sde.alpha(t), y)
         slope = noise(y, t)
-        y = y + 0.5 * delta * (slope + noise(y + delta * slope, s))
-    return y * eps, 2 * steps
+        return y + 0.5 * delta * (slope + noise(y + delta * slope, s))
 
 
-def _exponential_adams(score, z: Tensor, steps: int, order: int, correct: bool, progress: bool) -> tuple[Tensor, int]:
-    """The probability flow as d(z/σ)/dλ = e^λ E[z_0|z_t], λ = ½ log SNR: the exponential is integrated exactly and the
-    prediction E[z_0|z_t] as a polynomial through its last ``order`` values.
+class ExponentialAdams(Sampler):
+    """The probability flow as d(z/σ)/dλ = e^λ E[z_0|z_t], λ = ½ log SNR: multistep, one evaluation a step.
 
-    With ``correct``, a step is taken once more when the prediction at its end is known, with that value too. The
-    prediction itself is not made anew, so every step has one evaluation.
+    The exponential is integrated exactly, the prediction E[z_0|z_t] as the polynomial through its last values: of a
+    predictor of order p the last p. With a ``corrector``, of order p + 1, each step is repeated once the prediction at
+    its end is known, with that value added; the prediction itself is not computed again.
     """
-    sde, grid = score.sde, log_snr_grid(score.sde, steps)
-    if not sde.is_scalar:
-        raise ValueError("sampler must be 'heun' or 'ode' for an SDE that is learned entry by entry")
-    alpha, sigma, half = (v.tolist() for v in (sde.alpha(grid), sde.sigma(grid), 0.5 * sde.log_snr(grid)))
 
-    def advance(z: Tensor, i: int, points: list[tuple[float, Tensor]]) -> Tensor:
-        weights = exponential_weights([node for node, _ in points], half[i], half[i + 1])
-        change = sum(weight * value for weight, (_, value) in zip(weights, points, strict=True))
-        return sigma[i + 1] / sigma[i] * z + alpha[i + 1] * change
+    needs_scalar_sde = True
+    corrector: ClassVar[bool] = False
 
-    points: list[tuple[float, Tensor]] = []  # (λ, prediction), newest first
-    before = z
-    for i, (t, _) in enumerate(_steps(grid, z, progress)):
-        points = [(half[i], denoise(score, z, t)), *points[:order]]
-        if correct and i > 0:
-            z = advance(before, i - 1, points)
-        before, z = z, advance(z, i, points[:order])
-    return z, steps
+    def solve(
+        self, score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
+    ) -> tuple[Tensor, int]:
+        self.check(score.sde)
+        sde, grid, points_kept = score.sde, self.grid(score.sde, steps), self.order - self.corrector
+        alpha, sigma, half = (v.tolist() for v in (sde.alpha(grid), sde.sigma(grid), 0.5 * sde.log_snr(grid)))
+
+        def advance(z: Tensor, i: int, points: list[tuple[float, Tensor]]) -> Tensor:
+            weights = exponential_weights([node for node, _ in points], half[i], half[i + 1])
+            change = sum(weight * value for weight, (_, value) in zip(weights, points, strict=True))
+            return sigma[i + 1] / sigma[i] * z + alpha[i + 1] * change
+
+        points: list[tuple[float, Tensor]] = []  # (λ, prediction), newest first
+        before = z
+        for i, (t, _) in enumerate(intervals(grid, z, progress)):
+            points = [(half[i], denoise(score, z, t)), *points[:points_kept]]
+            if self.corrector and i > 0:
+                z = advance(before, i - 1, points)
+            before, z = z, advance(z, i, points[:points_kept])
+        return z, steps
 
 
 def exponential_weights(nodes: list[float], start: float, end: float) -> list[float]:
@@ -141,38 +303,74 @@ def exponential_weights(nodes: list[float], start: float, end: float) -> list[fl
     return interpolatory_weights(nodes, start, end, moments)
 
 
-def dpm_solver_2m(score, z: Tensor, *, steps: int, generator=None, progress: bool = False) -> tuple[Tensor, int]:
-    """DPM-Solver++(2M): second-order multistep, one evaluation a step.
+@dataclass(frozen=True)
+class DPMSolver2M(ExponentialAdams):
+    """DPM-Solver++(2M): second-order multistep, one evaluation a step, see :class:`ExponentialAdams`.
 
     Source: Lu et al. 2022, "DPM-Solver++", algorithm 2, https://arxiv.org/abs/2211.01095.
     """
-    return _exponential_adams(score, z, steps, order=2, correct=False, progress=progress)
+
+    order = 2
 
 
-def dpm_solver_3m(score, z: Tensor, *, steps: int, generator=None, progress: bool = False) -> tuple[Tensor, int]:
-    """DPM-Solver++(3M): third-order multistep, one evaluation a step. Source: as :func:`dpm_solver_2m`."""
-    return _exponential_adams(score, z, steps, order=3, correct=False, progress=progress)
+@dataclass(frozen=True)
+class DPMSolver3M(ExponentialAdams):
+    """DPM-Solver++(3M): third-order multistep, one evaluation a step. Source: as :class:`DPMSolver2M`."""
+
+    order = 3
 
 
-def unipc(score, z: Tensor, *, steps: int, generator=None, progress: bool = False) -> tuple[Tensor, int]:
+@dataclass(frozen=True)
+class UniPC(ExponentialAdams):
     """UniPC: DPM-Solver++(3M) with a corrector of fourth order that costs no evaluation.
 
     Source: Zhao et al. 2023, "UniPC", https://arxiv.org/abs/2302.04867 (with exact integrals of the interpolant).
     """
-    return _exponential_adams(score, z, steps, order=3, correct=True, progress=progress)
+
+    order = 4
+    corrector = True
+
+
+@dataclass(frozen=True)
+class AdaptiveODE(Sampler):
+    """The probability-flow ODE by Dormand–Prince 5(4), see :func:`follow_flow`; every sample has its own steps.
+
+    Args:
+        tol: relative and absolute tolerance.
+    """
+
+    order = 5
+    adaptive = True
+
+    tol: float = 1e-5
+
+    def __post_init__(self):
+        _check_positive("tol", self.tol, usual=1e-5)
+
+    def solve(
+        self,
+        score,
+        z: Batch,
+        *,
+        steps: int | None = None,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+    ) -> tuple[Tensor, int]:
+        """z_ε from z_T, and the evaluations of the sample that took the most; ``steps`` is not used."""
+        return follow_flow(score, z, score.sde.T, score.sde.eps, tol=self.tol, progress=progress)
 
 
 def follow_flow(
     score, z: Tensor, t: float, s: float, *, tol: float = 1e-5, steps: int | None = None, progress: bool = False
 ) -> tuple[Tensor, int]:
-    """z at time s from z at time t, either way, by the probability-flow ODE on the clock −log SNR.
+    """z at time s from z at time t, in either direction, by the probability-flow ODE on the clock −log SNR.
 
     Args:
-        tol: tolerance of the adaptive solver.
-        steps: solve by :func:`indm.ode.adams` in so many equal steps in place of it.
+        tol: relative and absolute tolerance of the adaptive solver.
+        steps: use :func:`indm.ode.adams` with this many equal steps instead.
 
     Returns:
-        z_s, and the evaluations of the score for one sample, the most that one took.
+        z_s, and the evaluations of the score for the sample that took the most.
     """
     sde = score.sde
 
@@ -190,54 +388,15 @@ def follow_flow(
     return after * w, int(evaluations.max())
 
 
-def adaptive_ode(
-    score, z: Tensor, *, steps: int | None = None, generator=None, progress: bool = False, tol: float = 1e-5
-) -> tuple[Tensor, int]:
-    """The probability-flow ODE to tolerance ``tol``, see :func:`follow_flow`; chooses its own ``steps``."""
-    return follow_flow(score, z, score.sde.T, score.sde.eps, tol=tol, progress=progress)
-
-
-SAMPLERS: dict[str, Sampler] = {
-    "ode": adaptive_ode,
-    "euler-maruyama": euler_maruyama,
-    "pc": predictor_corrector,
-    "heun": heun,
-    "dpm++2m": dpm_solver_2m,
-    "dpm++3m": dpm_solver_3m,
-    "unipc": unipc,
-}
-
-
-def find_sampler(sampler: str | Sampler, **given: float | tuple[float, ...] | None) -> tuple[Sampler, dict]:
-    """A sampler by its name in :data:`SAMPLERS`, and its own :data:`OPTIONS`: those ``given``, else its defaults.
-
-    Raises:
-        ValueError: an unknown name, an option that this sampler does not have, or one that is not positive and finite.
-    """
-    if isinstance(sampler, str) and sampler not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
-    draw = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
-    options = {k: p.default for k, p in inspect.signature(draw).parameters.items() if k in OPTIONS}
-    for name, value in given.items():
-        if value is None:
-            continue
-        if name not in options:
-            raise ValueError(f"{name} must be left out with sampler {sampler!r}, got {value}; {OPTIONS[name]!r} has it")
-        numbers = value if isinstance(value, tuple) else (value,)
-        if not 1 <= len(numbers) <= (2 if name == "snr" else 1) or not all(0 < number < math.inf for number in numbers):
-            raise ValueError(f"{name} must be positive and finite, got {value}; {options[name]:g} is usual")
-        options[name] = value
-    return draw, options
+# ── from z_T to data ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def sample(
     model,
     shape_or_n: int | tuple[int, ...],
     *,
-    sampler: str | Sampler = "unipc",
+    sampler: str | type[Sampler] | Sampler = "unipc",
     steps: int = 25,
-    tol: float | None = None,
-    snr: float | tuple[float, ...] | None = None,
     eps: float | None = None,
     temperature: float = 1.0,
     last_denoising: bool = True,
@@ -250,11 +409,9 @@ def sample(
     Args:
         model: an INDM.
         shape_or_n: how many (the model then knows its event shape), or the whole shape with the batch axis.
-        sampler: a name in :data:`SAMPLERS` or a function of the same kind.
+        sampler: a name in :data:`SAMPLERS`, or a :class:`Sampler`, such as ``PredictorCorrector(snr=0.1)``.
         steps: time steps (the adaptive "ode" takes as many as it needs).
-        tol: relative and absolute tolerance of "ode"; default 1e-5.
-        snr: signal-to-noise ratio of the Langevin steps of "pc", or those at T and at ε; default 0.16.
-        eps: truncation at which the reverse process ends, at least the SDE's own, which is the default.
+        eps: truncation at which the reverse process ends; default: the SDE's own, which is also the least.
         temperature: factor on the latent before it is decoded; 1.0 samples the model.
         last_denoising: replace z_ε by E[z_0 | z_ε] at the end, before the temperature.
         batch_size: samples at a time.
@@ -263,7 +420,7 @@ def sample(
         x in model units, (n, *event); ``model.scaling.to_data`` gives grey levels.
 
     Raises:
-        ValueError: an unknown sampler, an option it does not have, or a number that cannot be.
+        ValueError: an unknown sampler, a sampler that cannot take the SDE, or a number out of range.
         RuntimeError: where the flow's inverse did not converge (see ``Flow.inverse``).
     """
     shape = (shape_or_n, *model.shape) if isinstance(shape_or_n, int) else tuple(shape_or_n)
@@ -272,18 +429,33 @@ def sample(
             raise ValueError(f"{name} must be at least 1, got {count}")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}; 1 samples the model")
-    draw, options = find_sampler(sampler, tol=tol, snr=snr)
+    sampler, sde, dtype = make_sampler(sampler), model.score.sde, model.scaling.scale.dtype
     parts = []
-    with evaluation_mode(model), model.score.sde.truncated(eps):
+    with evaluation_mode(model), sde.truncated(eps):
         for i in tqdm(range(math.ceil(shape[0] / batch_size)), desc="batches", disable=not progress):
             n = min(batch_size, shape[0] - i * batch_size)
-            dtype = model.scaling.scale.dtype
-            z = model.score.sde.prior_sample((n, *shape[1:]), generator=generator, dtype=dtype)
-            z, _ = draw(model.score, z, steps=steps, generator=generator, progress=progress, **options)
-            if last_denoising:
-                z = denoise(model.score, z, model.score.sde.endpoints(z)[0])
+            z_T = sde.prior_sample((n, *shape[1:]), generator=generator, dtype=dtype)
+            z, _ = solve_latent(model, z_T, sampler, steps, last_denoising, generator=generator, progress=progress)
             parts.append(model.decode(temperature * z, generator=generator))
     return torch.cat(parts)
+
+
+def solve_latent(
+    model,
+    z_T: Batch,
+    sampler: Sampler,
+    steps: int | None = None,
+    last_denoising: bool = True,
+    *,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+) -> tuple[Batch, int]:
+    """z_0 from z_T by a sampler: z_ε or, with ``last_denoising``, E[z_0 | z_ε]; and the evaluations of the score."""
+    with evaluation_mode(model):
+        z, nfe = sampler.solve(model.score, z_T, steps=steps, generator=generator, progress=progress)
+        if not last_denoising:
+            return z, nfe
+        return denoise(model.score, z, model.score.sde.endpoints(z)[0]), nfe + 1
 
 
 def centre_prior(model, raw: Tensor, *, batch_size: int = 256, generator: torch.Generator | None = None) -> None:

@@ -51,10 +51,10 @@ No file is written over without --overwrite.
 """
 DOTTED = re.compile(r"--((?:[\w-]+\.[\w.-]+)|data|data[-_]b|flow|sde|net|train|evaluate)(?:=(.*))?", re.DOTALL)
 
-# The commands that take the dotted changes of a recipe, and all of them.
-Changing = Train | TrainPair | TrainBridge | Convert
-Command = Changing | Evaluate | Sample | Fid | Translate | Compare | Inspect | Report | Reproduce | Recipes
-CHANGING = ("train", "train-pair", "train-bridge", "convert")
+# The commands that take the dotted changes of a recipe or of a sampler, and all of them.
+Changing = Train | TrainPair | TrainBridge | Convert | Sample | Fid
+Command = Changing | Evaluate | Translate | Compare | Inspect | Report | Reproduce | Recipes
+CHANGING = ("train", "train-pair", "train-bridge", "convert", "sample", "fid")
 
 
 def parse(arguments: list[str]) -> tuple[Command, dict[str, str]]:

@@ -18,13 +18,11 @@ class Draws(Common):
     """How a command draws samples of a run: the options are those of :class:`indm.runs.samples.Drawing`."""
 
     sampler: str = "unipc"
-    """ode, euler-maruyama, pc, heun, dpm++2m, dpm++3m or unipc; "ode" is adaptive and chooses its own steps."""
+    """ode, euler-maruyama, pc, heun, dpm++2m, dpm++3m, unipc, or package.module:Class. "ode" is adaptive and chooses its
+    own steps. Options of a sampler: --sampler.tol 1e-6 with "ode", --sampler.snr 0.16 (or [0.16,0.14], from the first
+    step to the last) with "pc"."""
     steps: int = 25
     """Time steps."""
-    tol: Annotated[float | None, arg(metavar="TOLERANCE", help_behavior_hint="(default: 1e-5)")] = None
-    """Of the sampler "ode", relative and absolute."""
-    snr: Annotated[tuple[float, ...], arg(metavar="RATIO [RATIO]", help_behavior_hint="(default: 0.16)")] = ()
-    """Signal-to-noise ratio of the Langevin steps of the sampler "pc"; of two, from the first step to the last."""
     eps: Annotated[float | None, arg(metavar="TIME", help_behavior_hint="(default: the model's)")] = None
     """Where the reverse process ends, at or above the model's own truncation."""
     latent_mean: bool = False
@@ -42,11 +40,17 @@ class Draws(Common):
     quiet: bool = False
     """No progress bar."""
 
-    def drawing(self, n: int) -> "Drawing":
+    def drawing(self, n: int, changes: dict[str, str]) -> "Drawing":
+        """``changes``: the options of the sampler as ``{"sampler.snr": "0.16"}``."""
+        from indm.config.recipes import value_of
         from indm.runs.samples import Drawing
 
+        for key in changes:
+            if not key.startswith("sampler."):
+                raise ValueError(f"--{key} is no option of this command, whose dotted options are --sampler.…")
+        options = {key.removeprefix("sampler."): value_of(text) for key, text in changes.items()}
         own = {key: value for key, value in vars(self).items() if key in {f.name for f in fields(Drawing)}}
-        return Drawing(**own | {"n": n, "snr": self.snr[0] if len(self.snr) == 1 else self.snr or None})
+        return Drawing(**own | {"n": n, "sampler_options": options})
 
 
 @dataclass
@@ -64,7 +68,7 @@ class Sample(Draws):
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: the run folder)")] = None
     """Where to write."""
 
-    def run(self) -> int:
+    def run(self, changes: dict[str, str]) -> int:
         from indm.data.base import stack
         from indm.data.densities import DENSITIES
         from indm.data.registry import load_data
@@ -73,7 +77,7 @@ class Sample(Draws):
 
         out = self.out or self.run_folder
         options = {"overwrite": self.overwrite, "progress": not self.quiet}
-        samples, levels, made_by = draw(self.run_folder, self.drawing(self.n), out, **options)
+        samples, levels, made_by = draw(self.run_folder, self.drawing(self.n, changes), out, **options)
         if (out / "samples.png").exists():
             pass  # drawn just so before, and shown
         elif samples.ndim == 4:
@@ -113,7 +117,7 @@ class Fid(Draws):
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: the run folder, or .)")] = None
     """Where to write."""
 
-    def run(self) -> int:
+    def run(self, changes: dict[str, str]) -> int:
         if importlib.util.find_spec("torch_fidelity") is None:
             raise ValueError("indm fid needs the library torch-fidelity: pip install 'indm[fid]'")
         from indm.evaluation import fid
@@ -124,6 +128,7 @@ class Fid(Draws):
         idle = [
             f.name for f in fields(Draws) if f.name not in ("quiet", "debug") and getattr(self, f.name) != f.default
         ]
+        idle += list(changes)
         if idle and not is_run:
             raise ValueError(f"--{idle[0].replace('_', '-')} is for samples drawn of a run, and {self.source} is none")
         if self.reference is None and not is_run:
@@ -137,7 +142,7 @@ class Fid(Draws):
         fid.check_number("reference", len(reference.raw))
         features = fid.find_features(self.extractor, reference.data, progress=progress)
         if is_run:
-            drawing = self.drawing(min(len(reference.raw), fid.MOST) if self.n is None else self.n)
+            drawing = self.drawing(min(len(reference.raw), fid.MOST) if self.n is None else self.n, changes)
             samples = fid.of_run(Path(self.source), drawing, out, overwrite=self.overwrite, progress=progress)
         else:
             samples = fid.open_images(self.source, split="test", **reading).first(self.n)

@@ -5,7 +5,9 @@ is an error that gives the new one (:func:`check_name_is_current`).
 """
 
 from collections.abc import Mapping
+from typing import Any
 
+SAMPLER_OPTIONS = ("tol", "snr")  # of one sampler each, once beside its name and None for the others
 RENAMED = {
     "train.flow_every": "train.flow_update_every",
     "train.keep_every": "train.snapshot_every",
@@ -28,3 +30,11 @@ def check_name_is_current(name: str) -> None:
     """ValueError where ``name``, "table.key" in a recipe, is an old name of an option."""
     if name in RENAMED:
         raise ValueError(f"{name} is now {RENAMED[name]}")
+
+
+def migrate_drawing(made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """How an earlier version says that samples were drawn, as today's :class:`indm.runs.samples.Drawing` has it."""
+    if "sampler_options" in made_by:
+        return dict(made_by)
+    options = {key: made_by[key] for key in SAMPLER_OPTIONS if made_by.get(key) is not None}
+    return {key: value for key, value in made_by.items() if key not in SAMPLER_OPTIONS} | {"sampler_options": options}

@@ -65,6 +65,15 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "fid": "indm.objective:fid_loss",
         "flow": "indm.objective:flow_loss",
     },
+    "sampler": {
+        "ode": "indm.sampling:AdaptiveODE",
+        "euler-maruyama": "indm.sampling:EulerMaruyama",
+        "pc": "indm.sampling:PredictorCorrector",
+        "heun": "indm.sampling:Heun",
+        "dpm++2m": "indm.sampling:DPMSolver2M",
+        "dpm++3m": "indm.sampling:DPMSolver3M",
+        "unipc": "indm.sampling:UniPC",
+    },
 }
 GIVEN = "given"  # stands in a run's recipe for what was given in Python and cannot be named
 OUTSIDE = re.compile(r"(?P<package>\w+)(\.\w+)*:\w+(\.\w+)*")
@@ -122,8 +131,9 @@ def find(kind: str, name: Any, constructors: Constructors | None = None) -> Any:
         )
     if not is_outside(name):
         known = [*BUILT_IN[kind], *own]
+        option = f"{kind}.name" if kind in ("data", *KINDS) else kind  # what the user wrote the name for
         raise ValueError(
-            f"{kind}.name must be one of {', '.join(known)}, or package.module:Name, got {brief(repr(name))}"
+            f"{option} must be one of {', '.join(known)}, or package.module:Name, got {brief(repr(name))}"
             f"{nearest(str(name), known)}"
         )
     package = OUTSIDE.fullmatch(name)["package"]

@@ -23,6 +23,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 import indm
 from indm.config import recipes
+from indm.config.migrations import migrate_drawing
 from indm.config.parts import BUILT_IN
 from indm.data.base import Data, InMemory, stack
 from indm.data.cache import cache_folder
@@ -401,7 +402,14 @@ def read_records(file: Path) -> list[dict]:
     records = untrusted.json_object(file).get("records")
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise ValueError(f'{file} holds no list of "records" of scores, to which others could be added; move it away')
-    return records
+    return [_migrated(record) for record in records]
+
+
+def _migrated(record: dict) -> dict:
+    samples = record.get("samples")
+    if not isinstance(samples, dict) or not isinstance(samples.get("drawn"), dict):
+        return record
+    return record | {"samples": samples | {"drawn": migrate_drawing(samples["drawn"])}}
 
 
 def keep(record: dict, file: Path) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,15 +12,13 @@ from indm.data.base import Data, stack
 from indm.evaluation.distances import frechet_distance, sliced_wasserstein
 from indm.evaluation.extractor import Extractor
 from indm.evaluation.statistics import jackknife
-from indm.sampling import SAMPLERS
+from indm.sampling import Sampler, make_sampler, solve_latent
 from indm.scaling import Scaling
-from indm.score import denoise
 from indm.tensors import Batch, evaluation_mode
 
 PROJECTIONS = 200  # of the sliced Wasserstein distance
 CHUNKS = 5  # sets of training data, at most, that show the spread of a floor
 STEPS = (5, 10, 20, 50, 100)
-STOCHASTIC = ("euler-maruyama", "pc")
 
 
 def distances(raw: Tensor, reference: Tensor, scaling: Scaling, extractor: Extractor | None = None) -> dict:
@@ -66,7 +64,7 @@ def floor(data: Data, images: int, extractor: Extractor | None = None) -> dict:
 def solve(
     model,
     z_T: Batch,
-    sampler: str,
+    sampler: str | Sampler,
     steps: int | None = None,
     *,
     generator: torch.Generator | None = None,
@@ -80,12 +78,12 @@ def solve(
     Returns:
         x, and the evaluations of the score for one sample (the most that one took), that of the denoising included.
     """
-    parts, nfe, codes = [], 0, make_generator(z_T, 0, 3)
+    sampler, parts, nfe, codes = make_sampler(sampler), [], 0, make_generator(z_T, 0, 3)
     with evaluation_mode(model):
         for part in z_T.split(batch_size):
-            z, count = SAMPLERS[sampler](model.score, part, steps=steps, generator=generator, progress=progress)
-            parts.append(model.decode(denoise(model.score, z, model.sde.endpoints(z)[0]), generator=codes))
-            nfe = max(nfe, count + 1)
+            z, count = solve_latent(model, part, sampler, steps, generator=generator, progress=progress)
+            parts.append(model.decode(z, generator=codes))
+            nfe = max(nfe, count)
     return torch.cat(parts), nfe
 
 
@@ -132,10 +130,10 @@ def quality(
         ``seconds`` and those of :func:`distances`; the first row is the :func:`floor`, sampler "data".
 
     Raises:
-        ValueError: an unknown sampler.
+        ValueError: an unknown sampler, or one that cannot take the model's SDE.
     """
     for sampler in samplers:
-        check_sampler(sampler, SAMPLERS)
+        make_sampler(sampler).check(model.sde)
     images = count_images(data, images)
     test, z_T = stack(data.test, images), prior_draws(model, images, seed)
     rows = [{"sampler": "data", "steps": None, "nfe": 0, "seconds": 0.0} | floor(data, images, extractor)]
@@ -151,8 +149,3 @@ def quality(
 def count_images(data: Data, images: int) -> int:
     """``images``, or as many as there are to compare."""
     return min(images, len(data.test), len(data.train))
-
-
-def check_sampler(sampler: str, known: Iterable[str]) -> None:
-    if sampler not in known:
-        raise ValueError(f"sampler must be one of {', '.join(known)}, got {sampler!r}")

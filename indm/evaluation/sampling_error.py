@@ -19,8 +19,6 @@ from indm.evaluation.extractor import Extractor
 from indm.evaluation.likelihood import evaluate
 from indm.evaluation.sample_quality import (
     STEPS,
-    STOCHASTIC,
-    check_sampler,
     count_images,
     distances,
     floor,
@@ -32,7 +30,7 @@ from indm.evaluation.sample_quality import (
 from indm.evaluation.statistics import mean_and_error
 from indm.objective import prior_term
 from indm.rng import randn_like
-from indm.sampling import SAMPLERS
+from indm.sampling import make_sampler
 from indm.scaling import Scaling
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, evaluation_mode, event_sum, expand_like, squared_norm
@@ -75,7 +73,8 @@ def sampling_errors(
     Raises:
         ValueError: a sampler that is unknown or stochastic.
     """
-    check_sampler(sampler, [name for name in SAMPLERS if name not in STOCHASTIC])
+    if make_sampler(sampler).stochastic:
+        raise ValueError(f"sampler must solve the probability flow, as 'unipc' does, got {sampler!r}")
     images = count_images(data, images)
     generator = make_generator(model.scaling.scale, seed, 1)
     z = latents(model, stack(data.train, images), generator=generator)

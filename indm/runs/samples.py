@@ -2,21 +2,23 @@
 
 import contextlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from indm.config.checks import check_whole_numbers
+from indm.config.migrations import migrate_drawing
 from indm.data.base import stack
 from indm.data.registry import load_data
 from indm.files import atomic, untrusted
 from indm.messages import brief, reason
 from indm.runs.folder import check_absent, open_run
 from indm.runs.provenance import provenance, weights_hash
-from indm.sampling import centre_prior, find_sampler, sample
+from indm.sampling import centre_prior, make_sampler, sample
 
 SAMPLES = "samples.npz"
 OF_SAMPLES = ("samples.json", SAMPLES, "samples.png")  # all of one drawing
@@ -24,17 +26,20 @@ OF_SAMPLES = ("samples.json", SAMPLES, "samples.png")  # all of one drawing
 
 @dataclass(frozen=True)
 class Drawing:
-    """What decides the samples of a run, as :func:`indm.sample` takes it; None is the sampler's or the SDE's own.
+    """What decides the samples of a run: the arguments of :func:`indm.sample`.
 
-    ``latent_mean`` centres the prior on the latents of (up to 10,000) training data, see
-    :func:`indm.sampling.centre_prior`.
+    Attributes:
+        sampler: a name as :func:`indm.sampling.make_sampler` takes it.
+        sampler_options: arguments of the sampler, its defaults for the others.
+        eps: None is the SDE's own.
+        latent_mean: centre the prior on the latents of (up to 10,000) training data, see
+            :func:`indm.sampling.centre_prior`.
     """
 
     n: int = 64
     sampler: str = "unipc"
     steps: int = 25
-    tol: float | None = None
-    snr: float | tuple[float, ...] | None = None
+    sampler_options: dict[str, Any] = field(default_factory=dict)
     eps: float | None = None
     latent_mean: bool = False
     temperature: float = 1.0
@@ -61,8 +66,9 @@ def draw(
     model, recipe = open_run(run)
     if drawing.n < 1:
         raise ValueError(f"n must be at least 1 sample, got {drawing.n}")
-    settings = asdict(drawing) | find_sampler(drawing.sampler, tol=drawing.tol, snr=drawing.snr)[1]
-    settings |= {"steps": None if drawing.sampler == "ode" else drawing.steps, "eps": model.sde.truncation(drawing.eps)}
+    sampler = make_sampler(drawing.sampler, **drawing.sampler_options)
+    settings = asdict(drawing) | {"sampler_options": sampler.options(), "eps": model.sde.truncation(drawing.eps)}
+    settings |= {"steps": None if sampler.adaptive else drawing.steps}
     device = model.scaling.scale.device
     made_by = settings | {"device": device.type, "weights_sha256": weights_hash(run), "data": recipe["data"]}
     made_by = json.loads(json.dumps(made_by))  # as it is read again
@@ -76,8 +82,18 @@ def draw(
     generator = torch.Generator(device).manual_seed(drawing.seed)
     if drawing.latent_mean:
         centre_prior(model, stack(load_data(**recipe["data"]).train, 10_000), generator=generator)
-    options = {key: value for key, value in asdict(drawing).items() if key not in ("n", "seed", "latent_mean")}
-    x = sample(model, drawing.n, **options, generator=generator, progress=progress)
+    x = sample(
+        model,
+        drawing.n,
+        sampler=sampler,
+        steps=drawing.steps,
+        eps=drawing.eps,
+        temperature=drawing.temperature,
+        last_denoising=drawing.last_denoising,
+        batch_size=drawing.batch_size,
+        generator=generator,
+        progress=progress,
+    )
     samples = model.scaling.to_data(x).cpu()
     file.parent.mkdir(parents=True, exist_ok=True)
     command = provenance(drawing.seed, {str(run): made_by["weights_sha256"]})
@@ -101,7 +117,7 @@ def read_samples(file: Path) -> tuple[Tensor, int, dict | None]:
         made_by = json.loads(untrusted.array(file, "provenance").tobytes()) if told else None
         samples, levels = untrusted.array(file, "samples"), untrusted.array(file, "levels")
         _check_samples(samples, levels, made_by)
-        return torch.from_numpy(samples), int(levels), made_by
+        return torch.from_numpy(samples), int(levels), None if made_by is None else migrate_drawing(made_by)
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read as samples that 'indm sample' wrote: {reason(error)}") from error
 
