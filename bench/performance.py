@@ -34,8 +34,7 @@ from indm.likelihood import latent_reference
 from indm.objective import mle_loss, nelbo
 from indm.ode import rademacher
 from indm.rng import randn_like
-from indm.sampling import adaptive_ode, unipc
-from indm.score import denoise
+from indm.sampling import AdaptiveODE, Sampler, UniPC, solve_latent
 from indm.tensors import evaluation_mode
 from indm.training.devices import make_accelerator
 from indm.training.trainer import Trainer
@@ -288,23 +287,21 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
 
 def sampling(model, test: Tensor, n: int, quality: int, rounds: int, steps: int = 25) -> list[dict]:
-    eps = model.sde.eps
     draw = model.sde.prior_sample((n, *model.shape), generator=torch.Generator().manual_seed(0)).to(DEVICE)
 
     @torch.no_grad()
-    def ours(z: Tensor, solver=unipc, **options) -> Tensor:
-        z, _ = solver(model.score, z, steps=steps, **options)
-        return model.decode(denoise(model.score, z, z.new_full((len(z),), eps)))
+    def ours(z: Tensor, sampler: Sampler = UniPC()) -> Tensor:  # noqa: B008, frozen
+        return model.decode(solve_latent(model, z, sampler, steps)[0])
 
     with evaluation_mode(model):
-        converged = ours(draw, adaptive_ode, tol=1e-6)
+        converged = ours(draw, AdaptiveODE(1e-6))
         plain, evaluations = baselines.plain_ode_sample(model, draw)
         grey = model.scaling.scale.item() * 256 / model.scaling.levels
         off = [(x - converged).abs().mean().item() * grey for x in (plain, ours(draw))]
         times = seconds({"plain": lambda: baselines.plain_ode_sample(model, draw), "ours": lambda: ours(draw)}, rounds)
         # the same noise through both: paired in the bootstrap
         many = model.sde.prior_sample((quality, *model.shape), generator=torch.Generator().manual_seed(1)).to(DEVICE)
-        solvers = (partial(ours, solver=adaptive_ode, tol=1e-4), ours)
+        solvers = (partial(ours, sampler=AdaptiveODE(1e-4)), ours)
         sets = [torch.cat([solve(z) for z in many.split(250)]) for solve in solvers]
     data = model.scaling.to_model(test.to(DEVICE)).flatten(1)
     _, _, axes = torch.linalg.svd(data - data.mean(0), full_matrices=False)

@@ -210,8 +210,8 @@ class PredictorCorrector(Sampler):
 
 def reverse_diffusion_step(score, z: Tensor, t: Tensor, s: Tensor, generator=None) -> Tensor:
     """z_s = (2 − a) z + G² s_θ + G n for the forward kernel z_t = a z_s + G n from s to t."""
-    a, G = (expand_like(v, z) for v in score.sde.transition(s, t))
-    return (2 - a) * z + G**2 * score(z, t) + G * randn_like(z, generator)
+    a, variance = (expand_like(v, z) for v in score.sde.transition_moments(s, t))
+    return (2 - a) * z + variance * score(z, t) + variance.sqrt() * randn_like(z, generator)
 
 
 def langevin_step(score, z: Tensor, t: Tensor, snr: float, generator=None) -> Tensor:

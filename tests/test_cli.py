@@ -34,7 +34,7 @@ from indm.model import build_model
 from indm.runs import samples as samples_module
 from indm.runs.provenance import weights_hash
 from indm.runs.samples import Drawing, read_samples
-from indm.sampling import centre_prior
+from indm.sampling import PredictorCorrector, centre_prior, make_sampler
 
 SMALL = (
     "--flow.depth=1 --flow.width=4 --net.channels=4 --net.blocks=1 --net.attention=[] --train.steps=5 "
@@ -215,30 +215,32 @@ def test_samples_tell_how_they_were_drawn(run, tmp_path):
         assert main(["sample", str(run), "-n", "6", "--out", str(tmp_path), "--quiet", "--overwrite", *arguments]) == 0
         samples, levels, made_by = read_samples(tmp_path / "samples.npz")
         assert levels == 17 and made_by["weights_sha256"] == weights_hash(run)
-        options = {k: made_by[k] for k in ("sampler", "tol", "snr", "eps", "temperature", "last_denoising")}
+        options = {k: made_by[k] for k in ("eps", "temperature", "last_denoising")}
+        options["sampler"] = make_sampler(made_by["sampler"], **made_by["sampler_options"])
         steps = {} if made_by["steps"] is None else {"steps": made_by["steps"]}
         generator = torch.Generator().manual_seed(made_by["seed"])
         x = indm.sample(model, 6, **options, **steps, batch_size=made_by["batch_size"], generator=generator)
         assert torch.equal(model.scaling.to_data(x), samples)
         return made_by
 
-    line = "--sampler pc --steps 4 --snr 0.3 --eps 0.01 --temperature 1.05 --no-last-denoising --batch-size 4 --seed 3"
-    made_by = drawn(*line.split())
-    assert (made_by["snr"], made_by["tol"], made_by["eps"]) == (0.3, None, 0.01) and not made_by["last_denoising"]
+    line = "--sampler pc --steps 4 --sampler.snr 0.3 --eps 0.01 --temperature 1.05 --no-last-denoising --batch-size 4"
+    made_by = drawn(*line.split(), "--seed", "3")
+    assert made_by["sampler_options"] == {"snr": 0.3} and made_by["eps"] == 0.01 and not made_by["last_denoising"]
     assert made_by["temperature"] == 1.05 and made_by["data"] == {"name": "digits"}
-    made_by = drawn("--sampler", "ode", "--tol", "1e-2")
-    assert (made_by["steps"], made_by["tol"], made_by["eps"]) == (None, 1e-2, 1e-5) and made_by["last_denoising"]
-    assert drawn("--sampler", "ode")["tol"] == 1e-5 and drawn("--sampler", "pc", "--steps", "2")["snr"] == 0.16
+    made_by = drawn("--sampler", "ode", "--sampler.tol", "1e-2")
+    assert (made_by["steps"], made_by["sampler_options"], made_by["eps"]) == (None, {"tol": 1e-2}, 1e-5)
+    assert made_by["last_denoising"] and drawn("--sampler", "ode")["sampler_options"] == {"tol": 1e-5}
+    assert drawn("--sampler", "pc", "--steps", "2")["sampler_options"] == {"snr": 0.16}
 
 
 def test_samples_from_a_centred_prior(run, tmp_path):
-    line = ["sample", str(run), "-n", "6", "--sampler", "pc", "--steps", "3", "--snr", "0.2", "0.1", "--latent-mean"]
-    assert main([*line, "--out", str(tmp_path), "--quiet"]) == 0
+    line = ["sample", str(run), "-n", "6", "--sampler", "pc", "--steps", "3", "--sampler.snr", "[0.2,0.1]"]
+    assert main([*line, "--latent-mean", "--out", str(tmp_path), "--quiet"]) == 0
     samples, _, made_by = read_samples(tmp_path / "samples.npz")
-    assert made_by["latent_mean"] and made_by["snr"] == [0.2, 0.1]
+    assert made_by["latent_mean"] and made_by["sampler_options"] == {"snr": [0.2, 0.1]}
     model, generator = indm.INDM.load(run), torch.Generator().manual_seed(0)
     centre_prior(model, load_data("digits").train.tensor, generator=generator)
-    x = indm.sample(model, 6, sampler="pc", steps=3, snr=(0.2, 0.1), generator=generator)
+    x = indm.sample(model, 6, sampler=PredictorCorrector(snr=(0.2, 0.1)), steps=3, generator=generator)
     assert torch.equal(model.scaling.to_data(x), samples)
 
 
@@ -441,7 +443,7 @@ def test_help_is_there(command, capsys):
         ("report untrained --steps", "steps must be one or more numbers of at least 1, got ()"),
         ("report untrained --steps many", "Error parsing --steps"),
         ("report untrained --steps 200", "steps must hold one below 200"),
-        ("report untrained --samplers dmp++", "samplers must be one or more of ode, euler-maruyama"),
+        ("report untrained --samplers dmp++", "sampler must be one of ode, euler-maruyama"),
         ("reproduce --data mnist", "invalid choice 'mnist' for argument '--data'. Expected one of"),
         ("inspect full --out full/precious.txt", "nothing can be written into full/precious.txt: it is no folder"),
         ("compare full full --out full/precious.txt/a", "nothing can be written into full/precious.txt: it is no"),
@@ -495,13 +497,15 @@ def test_mistakes_with_a_run(run, tmp_path, capsys):
         name = option.lstrip("-").replace("-", "_")
         assert f"evaluate.{name} must be within ±" in fails(capsys, "evaluate", run, option, 10**20, "--overwrite")
     for tol in ("inf", "nan", "0"):
-        said = fails(capsys, "sample", run, "--sampler", "ode", "--tol", tol)
-        assert f"tol must be positive and finite, got {float(tol)}" in said
+        said = fails(capsys, "sample", run, "--sampler", "ode", "--sampler.tol", tol)
+        assert f"tol must be positive and finite, got {float(tol) if float(tol) else tol}" in said
         for name in ("rtol", "atol"):
             said = fails(capsys, "evaluate", run, f"--{name}", tol, "--overwrite")
             assert f"evaluate.{name} must be positive and finite, got {float(tol)}" in said
     assert "steps must be at least 1" in fails(capsys, "sample", run, "--steps", 0)
-    assert "snr must be left out with sampler 'ode'" in fails(capsys, "sample", run, "--sampler", "ode", "--snr", 0.1)
+    line = ["sample", run, "--sampler", "ode", "--sampler.snr", 0.1]
+    assert "snr must be left out with sampler 'ode', got 0.1; 'pc' has it" in fails(capsys, *line)
+    assert "--net.width is no option of this command" in fails(capsys, "sample", run, "--net.width", 3)
     assert "eps must lie in [1e-05, 1.0), got 1e-06" in fails(capsys, "sample", run, "--eps", 1e-6)
     assert "eps must lie in [1e-05, 1.0), got 1e-06" in fails(capsys, "evaluate", run, "--eps", 1e-6, "--overwrite")
     assert "is no run folder: there is no recipe.toml in it" in fails(capsys, "compare", tmp_path, run)

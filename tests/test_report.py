@@ -400,7 +400,7 @@ def test_bounds_are_in_the_unit_of_the_run(tmp_path):
         ({"steps": (5, 0)}, "steps must be one or more numbers of at least 1"),
         ({"steps": (200, 1000)}, "steps must hold one below 200"),
         ({"samplers": ()}, "samplers must be one or more of"),
-        ({"samplers": ("unipc", "dmp++")}, "samplers must be one or more of"),
+        ({"samplers": ("unipc", "dmp++")}, "sampler must be one of"),
     ],
 )
 def test_options_that_cannot_be_measured(options, complaint):

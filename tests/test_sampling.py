@@ -1,5 +1,6 @@
 """The samplers against exact moments, exact solutions of the probability flow and their orders of convergence."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -12,24 +13,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate
 
+import indm
 from indm.flows import ActNorm, Identity
 from indm.model import INDM
 from indm.sampling import (
     SAMPLERS,
-    adaptive_ode,
+    AdaptiveODE,
+    DPMSolver2M,
+    DPMSolver3M,
+    EulerMaruyama,
+    Heun,
+    PredictorCorrector,
+    Sampler,
     centre_prior,
-    dpm_solver_2m,
-    dpm_solver_3m,
-    euler_maruyama,
     exponential_weights,
-    heun,
+    intervals,
     langevin_step,
     log_snr_grid,
-    predictor_corrector,
+    make_sampler,
     reverse_diffusion_step,
     sample,
     uniform_grid,
-    unipc,
 )
 from indm.sde.linear import VESDE, VPSDE, SubVPSDE
 
@@ -40,6 +44,26 @@ def seeded(seed):
 
 def double(*values):
     return torch.tensor(values, dtype=torch.float64)
+
+
+def samplers(holds=lambda sampler: True):
+    """The names of the samplers for which this holds."""
+    return [name for name in SAMPLERS if holds(make_sampler(name))]
+
+
+FIXED_STEPS = samplers(lambda sampler: not sampler.stochastic and not sampler.adaptive)
+MULTISTEP = samplers(lambda sampler: sampler.needs_scalar_sde)
+
+
+@dataclasses.dataclass(frozen=True)
+class Nothing(Sampler):
+    """Returns its start, and keeps what it was given."""
+
+    seen: list = dataclasses.field(default_factory=list)
+
+    def solve(self, score, z, *, steps, generator=None, progress=False):
+        self.seen.append((score, z, torch.is_grad_enabled(), score.training))
+        return z, steps
 
 
 @pytest.fixture(params=SDES)
@@ -130,27 +154,28 @@ def gaussian_problem(name):
     return score, z, score.flow(z, 1.0, score.sde.eps)
 
 
-@pytest.mark.parametrize("scheme, order", [(heun, 2), (dpm_solver_2m, 2), (dpm_solver_3m, 3), (unipc, 4)])
-def test_order_on_curved_paths(name, scheme, order):
+@pytest.mark.parametrize("sampler", FIXED_STEPS)
+def test_order_on_curved_paths(name, sampler):
     """The multistep schemes start with a step of first order, at T, where the prediction hardly moves."""
     score, z, exact = mixture_problem(name)
-    steps = np.array([80, 120, 180, 270])
-    errors = [(scheme(score, z, steps=int(n))[0] - exact).abs().mean().item() for n in steps]
-    assert order - 0.2 < slope(steps, errors) < order + 0.6
+    scheme, steps = make_sampler(sampler), np.array([80, 120, 180, 270])
+    errors = [(scheme.solve(score, z, steps=int(n))[0] - exact).abs().mean().item() for n in steps]
+    order = {"heun": 2, "dpm++2m": 2, "dpm++3m": 3, "unipc": 4}[sampler]
+    assert scheme.order == order and order - 0.2 < slope(steps, errors) < order + 0.6
     assert errors[-1] < {2: 2e-3, 3: 1e-4, 4: 2e-5}[order]
 
 
-@pytest.mark.parametrize("scheme", [heun, dpm_solver_2m])
+@pytest.mark.parametrize("scheme", [Heun(), DPMSolver2M()])
 def test_second_order_on_the_exact_solution_of_gaussian_data(name, scheme):
     score, z, exact = gaussian_problem(name)
     steps = np.array([80, 120, 180, 270])
-    errors = [(scheme(score, z, steps=int(n))[0] - exact).abs().mean().item() for n in steps]
+    errors = [(scheme.solve(score, z, steps=int(n))[0] - exact).abs().mean().item() for n in steps]
     assert 1.85 < slope(steps, errors) < 2.6 and errors[-1] < 2e-3
 
 
 def test_third_order_beats_second_on_gaussian_data(name):
     score, z, exact = gaussian_problem(name)
-    two, three = ((f(score, z, steps=100)[0] - exact).abs().max() for f in (dpm_solver_2m, dpm_solver_3m))
+    two, three = ((f.solve(score, z, steps=100)[0] - exact).abs().max() for f in (DPMSolver2M(), DPMSolver3M()))
     assert three < two / 20 and three < 1e-4
 
 
@@ -159,21 +184,23 @@ def test_adaptive_ode_solves_to_its_tolerance(name, problem):
     score, z, exact = problem(name)
     errors, evaluations = [], []
     for tol in (1e-4, 1e-6, 1e-8):
-        result, nfe = adaptive_ode(score, z, tol=tol)
+        result, nfe = AdaptiveODE(tol).solve(score, z)
         errors.append((result - exact).abs().max().item())
         evaluations.append(nfe)
         assert errors[-1] < 100 * tol
     assert evaluations[0] < evaluations[1] < evaluations[2] and errors[2] < errors[1] < errors[0]
 
 
-@pytest.mark.parametrize("scheme", [dpm_solver_2m, dpm_solver_3m, unipc])
-def test_a_constant_prediction_is_integrated_exactly(name, scheme):
+@pytest.mark.parametrize("sampler", MULTISTEP)
+def test_a_constant_prediction_is_integrated_exactly(name, sampler):
     """Where E[z_0|z_t] is one point m, the solution is z_s = α_s m + σ_s/σ_t (z_t − α_t m), in any number of steps."""
     sde, point = SDES[name](eps=1e-2), double(0.7, -0.4)
-    score = GaussianScore(sde, point, double(0.0, 0.0))
+    score, scheme = GaussianScore(sde, point, double(0.0, 0.0)), make_sampler(sampler)
     z = sde.prior_sample((6, 2), generator=seeded(0), dtype=torch.float64)
     for steps in (1, 2, 5, 17):
-        torch.testing.assert_close(scheme(score, z, steps=steps)[0], score.flow(z, 1.0, 1e-2), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            scheme.solve(score, z, steps=steps)[0], score.flow(z, 1.0, 1e-2), rtol=1e-9, atol=1e-9
+        )
 
 
 @settings(max_examples=50)
@@ -199,13 +226,12 @@ def test_evaluations_are_counted():
             self.calls += 1
             return super().forward(z, t)
 
-    counts = {"euler-maruyama": 1, "pc": 2, "heun": 2, "dpm++2m": 1, "dpm++3m": 1, "unipc": 1}
-    for sampler, per_step in counts.items():
-        score = Counts(VPSDE(), double(0.0), double(1.0))
-        _, nfe = SAMPLERS[sampler](score, torch.randn(4, 1, dtype=torch.float64), steps=7)
-        assert nfe == score.calls == 7 * per_step
-    score = Counts(VPSDE(), double(0.0), double(1.0))
-    assert adaptive_ode(score, torch.randn(4, 1, dtype=torch.float64))[1] == score.calls
+    counts = {"euler-maruyama": 1, "pc": 2, "heun": 2, "dpm++2m": 1, "dpm++3m": 1, "unipc": 1, "ode": None}
+    for name in SAMPLERS:
+        score, sampler = Counts(VPSDE(), double(0.0), double(1.0)), make_sampler(name)
+        _, nfe = sampler.solve(score, torch.randn(4, 1, dtype=torch.float64), steps=7)
+        assert nfe == score.calls
+        assert sampler.adaptive or nfe == 7 * counts[name] == 7 * sampler.evaluations_per_step
 
 
 def test_grids(name):
@@ -244,7 +270,7 @@ def test_euler_maruyama_follows_its_moment_recursion(kind, steps):
     score.sde = kind()
     n = 100_000
     z = torch.randn(n, 2, dtype=torch.float64, generator=seeded(0))
-    z, _ = euler_maruyama(score, z, steps=steps, generator=seeded(1))
+    z, _ = EulerMaruyama().solve(score, z, steps=steps, generator=seeded(1))
     mean, variance = euler_moments(score, steps)
     assert ((z.mean(0) - mean) / (variance / n).sqrt()).abs().max() < 4.5
     assert (z.var(0) / variance - 1).abs().max() < 4.5 * math.sqrt(2 / n)
@@ -284,9 +310,70 @@ def test_strong_order_of_euler_maruyama(monkeypatch):
         ratio = fine // int(count)
         increments = iter(noise.reshape(int(count), ratio, n, 2).sum(1) / math.sqrt(ratio))
         monkeypatch.setattr("indm.sampling.randn_like", lambda z, generator=None, source=increments: next(source))
-        z, _ = euler_maruyama(score, z_T, steps=int(count))
+        z, _ = EulerMaruyama().solve(score, z_T, steps=int(count))
         errors.append((z - reference).square().sum(1).mean().sqrt().item())
     assert slope(steps, errors) == pytest.approx(1.0, abs=0.15)
+
+
+@pytest.mark.parametrize("sampler", samplers(lambda sampler: sampler.stochastic))
+def test_weak_order_of_stochastic_samplers(sampler, monkeypatch):
+    """For a Gaussian score a step is affine in z and in its noise: row 0 has neither, row 1 has the start alone, and
+    each other row one noise alone, so that one batch holds the exact moments of the scheme."""
+    score, errors, steps = GaussianScore(VPSDE(), double(0.4), double(0.3)), [], np.array([50, 100, 200])
+    scheme = make_sampler(sampler, **{"snr": 1e-9} if sampler == "pc" else {})  # no corrector to speak of
+    for count in steps:
+        drawn = iter(torch.eye(2 + scheme.evaluations_per_step * int(count), dtype=torch.float64)[2:, :, None])
+        monkeypatch.setattr("indm.sampling.randn_like", lambda z, generator=None, source=drawn: next(source))
+        z = torch.eye(2 + scheme.evaluations_per_step * int(count), dtype=torch.float64)[1][:, None]
+        z, _ = scheme.solve(score, z, steps=int(count))
+        mean, variance = score.law(double(score.sde.eps), torch.zeros(1, 1, dtype=torch.float64))
+        moments = torch.stack([z[0] - mean[0], (z[1:] - z[0]).square().sum(0) - variance[0]])
+        errors.append(moments.abs().max().item())
+    assert slope(steps, errors) == pytest.approx(scheme.order, abs=0.15) and errors[-1] < 0.05
+
+
+class Ralston(Sampler):
+    """Ralston's rule for the probability flow in t, as somebody else would write it."""
+
+    order = 2
+    evaluations_per_step = 2
+
+    def grid(self, sde, steps):
+        return uniform_grid(sde, steps)
+
+    def step(self, score, z, t, s, generator=None):
+        def velocity(z, t):
+            return score.sde.drift(t)[:, None] * z - 0.5 * score.sde.diffusion(t)[:, None] ** 2 * score(z, t)
+
+        h = (s - t)[:, None]
+        first = velocity(z, t)
+        return z + h * (first + 3 * velocity(z + 2 / 3 * h * first, t + 2 / 3 * (s - t))) / 4
+
+
+def test_a_sampler_from_outside_is_its_step_and_its_order():
+    score = gaussian("vp", eps=0.1)
+    z = score.sde.prior_sample((24, 2), generator=seeded(0), dtype=torch.float64)
+    exact, steps = score.flow(z, 1.0, score.sde.eps), np.array([40, 80, 160])
+    errors = [(make_sampler(Ralston).solve(score, z, steps=int(n))[0] - exact).abs().mean().item() for n in steps]
+    assert slope(steps, errors) == pytest.approx(Ralston.order, abs=0.15)
+    assert make_sampler(Ralston).solve(score, z, steps=3)[1] == 6
+    model = INDM(Identity(), gaussian("vp"), shape=(2,))
+    with indm.trust(__name__):
+        by_name = sample(model, 6, sampler=f"{__name__}:Ralston", generator=seeded(0))
+    assert torch.equal(by_name, sample(model, 6, sampler=Ralston(), generator=seeded(0)))
+    with pytest.raises(indm.config.parts.Untrusted, match="--trust"):
+        sample(model, 6, sampler=f"{__name__}:Ralston")
+
+
+@pytest.mark.parametrize("sampler", samplers(lambda sampler: type(sampler).step is not Sampler.step))
+def test_one_step_is_what_is_looped_over(sampler):
+    """Heun's loop keeps z/α, its step takes z: the same up to rounding."""
+    score, scheme = gaussian("vp"), make_sampler(sampler)
+    z = score.sde.prior_sample((6, 2), generator=seeded(0), dtype=torch.float64)
+    first, second = intervals(scheme.grid(score.sde, 2), z)
+    generator = seeded(1)
+    by_steps = scheme.step(score, scheme.step(score, z, *first, generator), *second, generator)
+    torch.testing.assert_close(by_steps, scheme.solve(score, z, steps=2, generator=seeded(1))[0])
 
 
 # ── predictor–corrector ──────────────────────────────────────────────────────────────────────────────────────────
@@ -372,7 +459,7 @@ def test_snr_of_the_corrector_is_its_bias(name):
     """Without the corrector's noise nothing is left but the predictor: a small snr meets the exact law."""
     score, n = gaussian(name), 8_000
     z = score.sde.prior_sample((n, 2), generator=seeded(0), dtype=torch.float64)
-    z, nfe = predictor_corrector(score, z, steps=400, generator=seeded(1), snr=0.01)
+    z, nfe = PredictorCorrector(snr=0.01).solve(score, z, steps=400, generator=seeded(1))
     white = (z - score.mean) / score.variance.sqrt()
     assert nfe == 800
     assert (white.var(0) - 1).abs().max() < 0.02 + 4.5 * math.sqrt(2 / n)
@@ -450,8 +537,8 @@ def test_ode_sampler_is_the_published_one_to_its_tolerance(name):
     z, t = torch.from_numpy(found.y[:, -1].reshape(n, 2)), double(sde.eps).expand(n)
     expected = (z + sde.sigma(t)[:, None] ** 2 * score(z, t)) / sde.alpha(t)[:, None]
     errors = []
-    for tol in (None, 1e-5, 1e-2):
-        x = sample(model, n, sampler="ode", tol=tol, generator=seeded(0)).double()
+    for sampler in ("ode", AdaptiveODE(1e-5), AdaptiveODE(1e-2)):
+        x = sample(model, n, sampler=sampler, generator=seeded(0)).double()
         errors.append((x - expected).abs().max().item())
     assert errors[0] == errors[1] < 2e-4 and errors[2] > 10 * errors[1], errors
 
@@ -466,7 +553,8 @@ def test_predictor_corrector_under_ve_is_the_published_loop(snr, monkeypatch):
     drawn = iter(noise)
     monkeypatch.setattr("indm.sampling.randn_like", lambda z, generator=None: next(drawn))
     model = INDM(Identity(), score, shape=(2,))
-    x = sample(model, n, sampler="pc", steps=levels - 1, snr=snr, generator=seeded(0))
+    sampler = "pc" if snr is None else PredictorCorrector(snr)
+    x = sample(model, n, sampler=sampler, steps=levels - 1, generator=seeded(0))
 
     sigmas = 0.01 * 5000 ** (np.arange(levels) / (levels - 1))
     first, last = snr if isinstance(snr, tuple) else (snr or 0.16, snr or 0.16)
@@ -491,7 +579,7 @@ def test_prior_mean_is_where_sampling_starts():
     x = sample(
         INDM(Identity(), score, shape=(2,)),
         20_000,
-        sampler=lambda s, z, **_: (z, 0),
+        sampler=Nothing(),
         last_denoising=False,
         generator=seeded(0),
     )
@@ -512,17 +600,11 @@ def test_centred_prior_has_the_mean_of_the_noised_data(name):
 
 @pytest.mark.parametrize("n, batch_size, parts", [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 256, [3]), (1, 1, [1])])
 def test_batches(n, batch_size, parts):
-    sizes = []
-
-    def sampler(score, z, *, steps, generator, progress):
-        sizes.append(len(z))
-        return z, steps
-
     model = INDM(Identity(), gaussian("vp"), shape=(2,))
     for request in (n, (n, 2)):
-        sizes.clear()
+        sampler = Nothing()
         x = sample(model, request, sampler=sampler, batch_size=batch_size)
-        assert sizes == parts and x.shape == (n, 2) and len(x.unique(dim=0)) == n
+        assert [len(z) for _, z, *_ in sampler.seen] == parts and x.shape == (n, 2) and len(x.unique(dim=0)) == n
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -537,25 +619,31 @@ def test_same_seed_same_samples(sampler):
 
 def test_the_mode_of_the_model_is_kept():
     model = INDM(Identity(), LinearScore(VPSDE(), 1.0, 0.0), shape=(2,)).train()
-    seen = []
-    sample(model, 2, sampler=lambda s, z, **_: (seen.append((s.training, torch.is_grad_enabled())), (z, 0))[1])
-    assert seen == [(False, False)] and model.training and torch.is_grad_enabled()
+    sampler = Nothing()
+    sample(model, 2, sampler=sampler)
+    assert sampler.seen[0][2:] == (False, False) and model.training and torch.is_grad_enabled()
 
 
 def test_bad_arguments_are_named():
     model = INDM(Identity(), gaussian("vp"), shape=(2,))
-    with pytest.raises(ValueError, match=r"sampler must be one of ode, .*unipc, got 'ddim'"):
+    with pytest.raises(ValueError, match=r"sampler must be one of ode, .*unipc, or package.module:Name, got 'ddim'"):
         sample(model, 4, sampler="ddim")
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         sample(model, 4, steps=0)
     with pytest.raises(ValueError, match=r"snr must be left out with sampler 'unipc', got 0\.1; 'pc' has it"):
-        sample(model, 4, snr=0.1)
-    for snr in (0.0, float("nan"), (0.1, -0.1), (0.1, float("inf")), (0.1, 0.1, 0.1)):
+        make_sampler("unipc", snr=0.1)
+    with pytest.raises(ValueError, match=r"snrr must be left out with sampler 'pc', got 0\.1; did you mean 'snr'\?"):
+        make_sampler("pc", snrr=0.1)
+    with pytest.raises(ValueError, match="snr must be given to PredictorCorrector where it is made"):
+        make_sampler(PredictorCorrector(), snr=0.1)
+    with pytest.raises(ValueError, match=r"sampler must be a subclass of indm\.sampling\.Sampler, got <class 'dict'>"):
+        sample(model, 4, sampler=dict)
+    for snr in (0.0, float("nan"), (0.1, -0.1), (0.1, float("inf")), (0.1, 0.1, 0.1), ()):
         with pytest.raises(ValueError, match=r"snr must be positive and finite, got .*; 0\.16 is usual"):
-            sample(model, 4, sampler="pc", snr=snr)
+            make_sampler("pc", snr=snr)
     for tol in (0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=f"tol must be positive and finite, got {tol}; 1e-05 is usual"):
-            sample(model, 4, sampler="ode", tol=tol)
+            make_sampler("ode", tol=tol)
     with pytest.raises(ValueError, match=r"eps must lie in \[1e-05, 1\.0\), got 1e-06"):
         sample(model, 4, eps=1e-6)
     for temperature in (0, float("inf")):

@@ -18,9 +18,9 @@ class Draws(Common):
     """How a command draws samples of a run: the options are those of :class:`indm.runs.samples.Drawing`."""
 
     sampler: str = "unipc"
-    """ode, euler-maruyama, pc, heun, dpm++2m, dpm++3m, unipc, or package.module:Class. "ode" is adaptive and chooses its
-    own steps. Options of a sampler: --sampler.tol 1e-6 with "ode", --sampler.snr 0.16 (or [0.16,0.14], from the first
-    step to the last) with "pc"."""
+    """ode, euler-maruyama, pc, heun, dpm++2m, dpm++3m, unipc, or package.module:Class. "ode" is adaptive and chooses
+    its own steps. Options of a sampler: --sampler.tol 1e-6 with "ode", --sampler.snr 0.16 (or [0.16,0.14], from the
+    first step to the last) with "pc"."""
     steps: int = 25
     """Time steps."""
     eps: Annotated[float | None, arg(metavar="TIME", help_behavior_hint="(default: the model's)")] = None

@@ -86,12 +86,8 @@ def override(recipe: Recipe, changes: dict[str, str]) -> Recipe:
     for dotted in (key for key in changes if "." in key):
         table, key = dotted.split(".", 1)
         check_name(table, TABLES, "table", f"--{dotted}")
-<<<<<<< HEAD
         check_name_is_current(dotted)
-        value = _value(changes[dotted])
-=======
         value = value_of(changes[dotted])
->>>>>>> d79a778 (Samplers are objects: step, order, and their own options stand on the class)
         is_text = key in TEXT_KEYS and not isinstance(value, str)
         changed.setdefault(table, {})[key] = changes[dotted] if is_text else value
     return changed

@@ -122,8 +122,13 @@ class LinearSDE(nn.Module, ABC):
         Returns:
             The ratio r and the standard deviation v, each of the shape of :meth:`sigma`.
         """
+        ratio, variance = self.transition_moments(t, s)
+        return ratio, variance.sqrt()
+
+    def transition_moments(self, t: Times, s: Times) -> tuple[Times, Times]:
+        """The ratio r and the variance v² of :meth:`transition`."""
         ratio = self.alpha(s) / self.alpha(t)
-        return ratio, (self.sigma(s) ** 2 - (ratio * self.sigma(t)) ** 2).clamp_min(0).sqrt()
+        return ratio, (self.sigma(s) ** 2 - (ratio * self.sigma(t)) ** 2).clamp_min(0)
 
     def perturb(self, z: Batch, t: Times, noise: Batch) -> Tensor:
         r""":math:`z_t = \alpha_t z_0 + \sigma_t\,\mathrm{noise}`; ``z`` and ``noise`` (B, *event), ``t`` (B,)."""
