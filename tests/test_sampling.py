@@ -636,8 +636,9 @@ def test_bad_arguments_are_named():
         make_sampler("pc", snrr=0.1)
     with pytest.raises(ValueError, match="snr must be given to PredictorCorrector where it is made"):
         make_sampler(PredictorCorrector(), snr=0.1)
-    with pytest.raises(ValueError, match=r"sampler must be a subclass of indm\.sampling\.Sampler, got <class 'dict'>"):
-        sample(model, 4, sampler=dict)
+    complaint = r"sampler must be a subclass of indm\.sampling\.Sampler, got 'textwrap:TextWrapper'"
+    with indm.trust("textwrap"), pytest.raises(ValueError, match=complaint):
+        sample(model, 4, sampler="textwrap:TextWrapper")
     for snr in (0.0, float("nan"), (0.1, -0.1), (0.1, float("inf")), (0.1, 0.1, 0.1), ()):
         with pytest.raises(ValueError, match=r"snr must be positive and finite, got .*; 0\.16 is usual"):
             make_sampler("pc", snr=snr)
