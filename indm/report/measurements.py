@@ -17,7 +17,7 @@ from indm.evaluation import transport as transport_module
 from indm.evaluation.extractor import Extractor
 from indm.evaluation.likelihood import evaluate
 from indm.evaluation.results import KINDS
-from indm.evaluation.sample_quality import STOCHASTIC, make_generator
+from indm.evaluation.sample_quality import make_generator
 from indm.evaluation.sampling_error import sampling_errors
 from indm.evaluation.statistics import FOLDS, mean_and_error
 from indm.evaluation.transport import LARGEST_ASSIGNMENT
@@ -25,7 +25,7 @@ from indm.files import atomic, untrusted
 from indm.model import INDM
 from indm.runs.folder import open_model
 from indm.runs.provenance import device, weights_hash
-from indm.sampling import SAMPLERS
+from indm.sampling import SAMPLERS, make_sampler
 
 MANY_STEPS = 200  # from here on only stochastic samplers are measured: the others have long converged
 GAP_IMAGES = 64  # whose likelihood is taken at every snapshot
@@ -52,8 +52,10 @@ class Options:
             raise ValueError(f"steps must be one or more numbers of at least 1, got {self.steps}")
         if min(self.steps) >= MANY_STEPS:
             raise ValueError(f"steps must hold one below {MANY_STEPS}, where all samplers run, got {self.steps}")
-        if not self.samplers or not set(self.samplers) <= set(SAMPLERS):
-            raise ValueError(f"samplers must be one or more of {', '.join(SAMPLERS)}, got {self.samplers}")
+        if not self.samplers:
+            raise ValueError(f"samplers must be one or more of {', '.join(SAMPLERS)}, got none")
+        for name in self.samplers:
+            make_sampler(name)
 
     def few_steps(self) -> list[int]:
         """The numbers of steps for which every sampler is measured."""
@@ -99,7 +101,7 @@ def quality(run: Path, setup: Setup) -> list[dict]:
         row = {"sampler": "decoder", "steps": 0, "nfe": 1}
         return [row | sample_quality.distances(samples, stack(data.test, examples), data.scaling, setup.extractor)]
     rows, samplers = [], samplers_of(model, options)
-    stochastic = [name for name in samplers if name in STOCHASTIC]
+    stochastic = [name for name in samplers if make_sampler(name).stochastic]
     for steps, names in (options.few_steps(), samplers), (options.many_steps(), stochastic):
         if steps and names:
             rows += sample_quality.quality(
@@ -111,9 +113,8 @@ def quality(run: Path, setup: Setup) -> list[dict]:
 
 def samplers_of(model: INDM, options: Options) -> list[str]:
     """Those of the options that take the model's SDE; Heun where none does (an SDE learned entry by entry)."""
-    if model.sde.is_scalar:
-        return list(options.samplers)
-    return [name for name in options.samplers if name == "heun"] or ["heun"]
+    able = [name for name in options.samplers if model.sde.is_scalar or not make_sampler(name).needs_scalar_sde]
+    return able or ["heun"]
 
 
 def transport(run: Path, setup: Setup) -> dict:
@@ -129,7 +130,7 @@ def transport(run: Path, setup: Setup) -> dict:
 def errors(run: Path, setup: Setup) -> dict:
     """The sampling error by parts, of the first sampler that solves the probability flow."""
     model, options = open_model(run), setup.options
-    sampler = next((name for name in samplers_of(model, options) if name not in STOCHASTIC), "heun")
+    sampler = next((name for name in samplers_of(model, options) if not make_sampler(name).stochastic), "heun")
     return sampling_errors(
         model, setup.data, setup.extractor, steps=options.few_steps(), sampler=sampler, images=options.examples,
         seed=options.seed, progress=setup.progress,
