@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from indm.files import atomic, pickles, untrusted
+from indm.files import atomic, pickles
+from indm.files.memory import raise_if_out_of_memory
 from indm.runs.folder import read_metrics
 from indm.training import checkpoints
 
@@ -292,8 +293,8 @@ def test_the_allocator_says_that_memory_is_short_in_words_that_are_known():
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**60, dtype=torch.uint8)
     with pytest.raises(MemoryError, match=r"x\.pt takes more memory than there is: .*can't allocate"):
-        untrusted.check_memory_was_had(Path("x.pt"), raised.value)
-    untrusted.check_memory_was_had(Path("x.pt"), RuntimeError("corrupt"))
+        raise_if_out_of_memory(Path("x.pt"), raised.value)
+    raise_if_out_of_memory(Path("x.pt"), RuntimeError("corrupt"))
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

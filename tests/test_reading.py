@@ -24,7 +24,7 @@ import indm
 from indm.data.fashion_mnist import read_idx
 from indm.data.images import read_image
 from indm.data.registry import load_data
-from indm.files import pickles, untrusted
+from indm.files import memory, pickles, untrusted
 from indm.messages import one_line
 from indm.model import INDM, build_model
 from indm.reproduction.vae import build_vae
@@ -142,16 +142,16 @@ LIMITS = {
 
 @pytest.mark.parametrize(("groups", "limits"), LIMITS.values(), ids=LIMITS)
 def test_the_memory_of_a_container_counts(tmp_path, monkeypatch, groups, limits):
-    monkeypatch.setattr(untrusted, "CONTROL_GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(untrusted, "OWN_GROUPS", tmp_path / "own")
-    untrusted.check_memory(8_000_000)  # where there are no such files, the machine's memory does
+    monkeypatch.setattr(memory, "CONTROL_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "own")
+    memory.check_memory(8_000_000)  # where there are no such files, the machine's memory does
     (tmp_path / "own").write_text(groups)
     for name, limit in limits.items():
         (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "groups" / name).write_text(limit)
-    untrusted.check_memory(7_999_000)
+    memory.check_memory(7_999_000)
     with pytest.raises(ValueError, match="claims 8,000,000 bytes, and this process can have 7,999,000 bytes"):
-        untrusted.check_memory(8_000_000)
+        memory.check_memory(8_000_000)
 
 
 def test_an_idx_file_that_claims_much(tmp_path):
@@ -342,6 +342,7 @@ def hexadecimal(times):
     return value
 
 
+TEXT = "a" * 1000  # one, which is in the file once
 OLD = {"_use_new_zipfile_serialization": False}
 
 
@@ -353,6 +354,7 @@ OLD = {"_use_new_zipfile_serialization": False}
         (Asks(torch.Tensor, 10**9), "torch.Tensor"),
         (Asks(torch.UntypedStorage, 10**9), "torch.storage.UntypedStorage"),
         (hexadecimal(25), "_codecs.encode as torch.save does not"),
+        ([Asks(codecs.encode, TEXT, "latin1") for _ in range(9)], "_codecs.encode as torch.save does not"),
         (Asks(OrderedDict, [("a", 1)]), "collections.OrderedDict as torch.save does not"),
         (torch.zeros(3).to_sparse(), "torch._utils._rebuild_sparse_tensor"),
         (torch.zeros(10**9, device="meta"), "torch._utils._rebuild_meta_tensor_no_storage"),
@@ -372,11 +374,13 @@ def test_all_that_checkpoints_hold_is_read(tmp_path, options):
     state = nn.BatchNorm1d(3).state_dict()  # an OrderedDict with an attribute
     content = {
         "state": state, "kinds": [torch.arange(4).to(kind) for kind in kinds], "numbers": (1, -(2**40), 0.5, None),
-        "parameter": nn.Parameter(torch.ones(2)), "shared": [state["weight"], state["weight"][1:]], 3: "é", "b": True,
+        "bytes": [b"\xff\x00", b"ab", b"ab"], "parameter": nn.Parameter(torch.ones(2)),
+        "shared": [state["weight"], state["weight"][1:]], 3: "é", "b": True,
     }  # fmt: skip
     torch.save(content, tmp_path / "a.pt", **options)
     found = pickles.checkpoint(tmp_path / "a.pt")
     assert list(found) == list(content) and found["numbers"] == content["numbers"] and found[3] == "é"
+    assert found["bytes"] == content["bytes"]
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(found["kinds"], content["kinds"], strict=True))
     assert all(torch.equal(found["state"][name], value) for name, value in state.items())
     assert torch.equal(found["shared"][1], state["weight"][1:]) and torch.equal(found["parameter"], torch.ones(2))
@@ -406,13 +410,13 @@ def test_a_record_is_not_read_again_under_another_spelling(tmp_path):
 )
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_tensors_that_are_not_what_a_file_can_hold(tensor, complaint):
-    pickles.check_held({"a": torch.zeros(100), "b": torch.zeros(150)}, 1000)
+    pickles.check_stored({"a": torch.zeros(100), "b": torch.zeros(150)}, 1000)
     for name in ("a", "a" + 10_000 * "b"):
         with pytest.raises(ValueError, match=complaint.replace("a ", "a(b{199}…)? ", 1)) as caught:
-            pickles.check_held({name: tensor}, 1000)
+            pickles.check_stored({name: tensor}, 1000)
         assert len(str(caught.value)) < 700
     with pytest.raises(ValueError, match=r"b claims .* 600 bytes, and 300 are stored"):
-        pickles.check_held({"a": torch.zeros(175), "b": torch.zeros(150)}, 1000)
+        pickles.check_stored({"a": torch.zeros(175), "b": torch.zeros(150)}, 1000)
 
 
 def test_the_source_loads_no_pickle():

@@ -104,7 +104,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     state = {key.removeprefix("module."): value for key, value in state.items()}
     try:
         for tensors in (state, {f"average {i}": value for i, value in enumerate(shadow or ())}):
-            pickles.check_held(tensors, path.stat().st_size)
+            pickles.check_stored(tensors, path.stat().st_size)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as a checkpoint of torch: {error}") from error
     return Checkpoint(path, state, shadow, decay, step)

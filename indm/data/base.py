@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from indm.data.raw import events, to_array
 from indm.data.splits import counts, describe_split, limited, split
-from indm.files import untrusted
+from indm.files.memory import check_memory
 from indm.scaling import Scaling
 
 PARTS = ("train", "valid", "test")
@@ -245,7 +245,7 @@ def _divided(examples: Examples, parts: Mapping[str, Tensor], where: str | Path)
     """The splits of ``examples`` at the positions ``parts``; ValueError where memory cannot hold them beside it."""
     if isinstance(examples, InMemory):
         try:
-            untrusted.check_memory(2 * examples.tensor.nbytes)
+            check_memory(2 * examples.tensor.nbytes)
         except ValueError as error:
             raise ValueError(f"{where} cannot be split, which takes as much memory again: {error}") from error
     return {part: examples.select(index) for part, index in parts.items()}

@@ -13,7 +13,7 @@ from indm.data.base import Data, pooled
 from indm.data.downloads import download_root, from_torchvision
 from indm.data.raw import check_size
 from indm.data.splits import describe_split, selected, split
-from indm.files import untrusted
+from indm.files.memory import check_memory
 from indm.messages import reason
 from indm.scaling import Scaling
 
@@ -31,7 +31,7 @@ def read_idx(path: Path, magic: int) -> np.ndarray:
                 raise ValueError(f"its magic number is {found}, not {magic}")
             if claimed > MOST_PACKED * path.stat().st_size:
                 raise ValueError(f"its header says {shape}, more than a file of its size can hold")
-            untrusted.check_memory(claimed)
+            check_memory(claimed)
             content = file.read(claimed + 1)
     except Exception as error:  # damaged streams surface as almost anything
         raise ValueError(f"{path} cannot be read as gzip-compressed IDX: {reason(error)}") from error

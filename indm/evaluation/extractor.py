@@ -21,6 +21,7 @@ from indm.data.batches import loader
 from indm.data.raw import MIN_SIZE
 from indm.evaluation.statistics import share_error
 from indm.files import atomic, untrusted
+from indm.files.memory import check_memory
 from indm.messages import reason
 from indm.tensors import evaluation_mode
 
@@ -102,7 +103,7 @@ class Extractor(nn.Module):
         try:
             description = untrusted.json_object(folder / DESCRIPTION)
             sizes = {key: description[key] for key in ("shape", "levels", "classes")}
-            untrusted.check_memory((folder / WEIGHTS).stat().st_size)
+            check_memory((folder / WEIGHTS).stat().st_size)
             weights = (folder / WEIGHTS).read_bytes()
             state = load(weights)
             make = functools.partial(cls, **sizes)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place first, whatever ends the writing."""
+"""Files that are whole or not there: each is written beside its place first and then renamed into it."""
 
 import hashlib
 import json
@@ -12,26 +12,26 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 Write = Callable[[Path], object]  # makes a file of that name
-HALF_WRITTEN = ".*.new"  # names of what a process that was killed has left
-LONGEST = 64  # bytes of a name that is part of the name of the file beside it
+HALF_WRITTEN = ".*.new"  # pattern of the files that a killed process leaves behind
+LONGEST = 64  # bytes of a name that the file beside it repeats
 
 
 def whole(path: Path, write: Write) -> None:
-    """``write`` to a file beside ``path``, then put it in its place: at no time is ``path`` half written.
+    """``write`` to a file beside ``path``, then rename it: at no time is ``path`` half written.
 
-    See :func:`together` for what is raised.
+    See :func:`together` for errors.
     """
     together({path: write})
 
 
 def together(writes: Mapping[Path, Write], old: Sequence[Path] = ()) -> None:
-    """Write files beside their places; when all are whole, remove the ``old`` ones and put the new in place, in order.
+    """Write files beside their places; when all are whole, remove the ``old`` ones and rename the new in order.
 
-    Where writing fails, what was there stays, and nothing is left of the new: on a full disk a half-written file would
-    keep the rest from being saved.
+    Where writing fails, what was there stays, and nothing new is left: on a full disk a half-written file would keep
+    everything else from being saved.
 
     Raises:
-        OSError: also where torch or safetensors have another name for a full disk.
+        OSError: a file cannot be written; also where torch or safetensors raise another error for a full disk.
     """
     beside = {path: _beside(path) for path in writes}
     try:
@@ -48,7 +48,7 @@ def together(writes: Mapping[Path, Write], old: Sequence[Path] = ()) -> None:
 
 
 def _beside(path: Path) -> Path:
-    """Where ``path`` is written first: of a long name, as it may be the longest that the file system has, its hash."""
+    """Where ``path`` is written first. A long name is hashed, as the file system may allow no longer one."""
     name = os.fsencode(path.name)
     return path.with_name(f".{path.name if len(name) <= LONGEST else hashlib.sha256(name).hexdigest()}.new")
 
@@ -58,13 +58,13 @@ def _write_beside(path: Path, beside: Path, write: Write) -> None:
     try:
         write(beside)
     except (RuntimeError, SafetensorError) as error:
-        raise OSError(f"{path} cannot be written, what was there before is as it was: {error}") from error
+        raise OSError(f"{path} cannot be written, and what was there before is unchanged: {error}") from error
     with beside.open("rb") as file:
         os.fsync(file.fileno())
 
 
-def arrays_into(arrays: dict[str, np.ndarray]) -> Write:
-    """What writes ``arrays`` as ``.npz``."""
+def arrays_into(arrays: Mapping[str, np.ndarray]) -> Write:
+    """The function that writes ``arrays`` as ``.npz``."""
 
     def write(path: Path) -> None:
         with path.open("wb") as file:
@@ -73,20 +73,26 @@ def arrays_into(arrays: dict[str, np.ndarray]) -> Write:
     return write
 
 
-def json_into(value: dict) -> Write:
-    """What writes ``value`` as JSON."""
+def json_into(value: Mapping) -> Write:
+    """The function that writes ``value`` as JSON.
+
+    Raises:
+        ValueError: here and not later, for NaN and infinity, which JSON has not.
+    """
     content = json.dumps(value, indent=2, allow_nan=False) + "\n"
     return lambda path: path.write_text(content, "utf-8")
 
 
 def weights_into(state: Mapping[str, Tensor]) -> Write:
-    """What writes ``state`` as safetensors, through memory: its own way to write a file leaves others behind."""
+    """The function that writes ``state`` as safetensors; through memory, as safetensors' own leaves temporary files."""
     return lambda path: path.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in state.items()}))
 
 
 def text(path: Path, content: str) -> None:
+    """Write ``content`` as UTF-8."""
     whole(path, lambda beside: beside.write_text(content, "utf-8"))
 
 
-def json_object(path: Path, value: dict) -> None:
+def json_object(path: Path, value: Mapping) -> None:
+    """Write ``value`` as JSON, see :func:`json_into`."""
     whole(path, json_into(value))

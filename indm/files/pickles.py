@@ -1,4 +1,25 @@
-"""TODO"""
+"""Checkpoints that ``torch.save`` wrote, which are pickles: read only where they ask for what ``torch.save`` asks for.
+
+**The attacker** made the file: a released checkpoint from the net, or a run folder from somebody else. They want to run
+code in the process that reads it, or to take its memory or time with a small file.
+
+**What PyTorch stops.** ``torch.load(weights_only=True)`` calls nothing outside its own list, so no pickled code is run.
+
+**What it does not stop,** and what is therefore compared with ``torch.save`` before anything is loaded:
+
+- Calls on its list that take any amount of memory from a few bytes: ``bytearray(3_000_000_000)``, storages of any size,
+  tensors on "meta", text encoded in hexadecimal again and again, one text made into bytes ten thousand times. Only the
+  calls that ``torch.save`` makes are allowed, each in the steps in which it makes them (:data:`ALLOWED_CALLS`).
+- The same storage read again under another name, as often as there are spellings: members of the archive are found
+  whatever the case of their names, which makes the memory quadratic in the file. Names of storages must be numbers.
+- Archives whose records are compressed and unpack to far more than the file. ``torch.save`` stores them as they are.
+- Tensors whose strides of 0 claim more numbers than are stored: a caller that computes with them calls
+  :func:`check_stored`.
+
+**What is not promised.** Unpickling is PyTorch's: a hole in it, in its C++ reader or in ``zipfile`` is one here. The
+numbers may be anything, NaN included; whoever builds a model from them checks names, shapes and sizes. A file may be as
+large as the memory.
+"""
 
 import io
 import re
@@ -7,16 +28,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from pickletools import genops
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from indm.files.untrusted import check_memory
+from indm.files.memory import check_memory
 from indm.messages import brief
 
-ZIP = b"PK\x03\x04"  # how torch tells its two formats apart
-PICKLES = 5  # in a file of old: two marks, the system, what was saved, the keys of its storages
+ZIP = b"PK\x03\x04"  # by this PyTorch tells its two formats apart
+OLD_PICKLES = 5  # in a file of the old format: two marks, the system, what was saved, the keys of its storages
 STORAGES = {
     f"torch {kind}Storage"
     for kind in (
@@ -24,38 +45,45 @@ STORAGES = {
         "Bool",
     )
 }  # fmt: skip
-# What torch.save asks for, and the steps by which it does so: what else is made of it could take any amount of memory
-# (an OrderedDict of a long list, again and again; bytes whose hexadecimal is encoded in turn). None is any text.
-ASKED_FOR: dict[str, tuple] = {
-    "collections OrderedDict": (("EMPTY_TUPLE", None), ("REDUCE", None)),
+# What torch.save asks for, and the steps that follow, where others would take memory. None is any argument, written out
+# in that place: a text from the memo costs the file two bytes, and could be made into bytes any number of times.
+ALLOWED_CALLS: dict[str, tuple[tuple[str, str | None], ...]] = {
+    "collections OrderedDict": (("EMPTY_TUPLE", None), ("REDUCE", None)),  # an empty one
     "_codecs encode": (("BINUNICODE", None), ("BINUNICODE", "latin1"), ("TUPLE2", None), ("REDUCE", None)),
     "torch._utils _rebuild_tensor_v2": (),
     "torch._utils _rebuild_parameter": (),
 } | dict.fromkeys(STORAGES, ())
-# A storage is named by a number: the archive's members are found whatever the case of a name.
-STORED = re.compile(r"MARK BINUNICODE GLOBAL BINUNICODE BINUNICODE (BININT[12]?|LONG1) (NONE )?TUPLE BINPERSID$")
-Step = tuple[str, Any]  # an operation of a pickle, and its argument
+# The steps by which torch.save names a storage.
+STORAGE_STEPS = re.compile(r"MARK BINUNICODE GLOBAL BINUNICODE BINUNICODE (BININT[12]?|LONG1) (NONE )?TUPLE BINPERSID$")
+
+
+class Step(NamedTuple):
+    """An operation of a pickle; of one that takes a value from the memo, the operation that made the value."""
+
+    name: str
+    argument: Any = None
+    from_memo: bool = False
 
 
 def checkpoint(path: Path, known: Mapping[str, Callable] | None = None) -> Any:
     """What ``torch.save`` wrote of tensors, numbers, strings and containers of them; a pickle of more is an error.
 
     Args:
-        path: a file, of torch's own kind, or a zip file as torch writes since 1.6.
+        path: a file of PyTorch's old format, or a zip file as it writes since 1.6.
         known: what else may be asked for, by its full name, and what is called in its place.
 
     Raises:
-        ValueError: also for what else a pickle asks for, which it names.
+        ValueError: naming what else the pickle asks for, or saying that it claims more memory than there is.
         OSError, RuntimeError, pickle.UnpicklingError, …: nearly anything for a damaged file.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():  # a named pipe would be waited for
+    if path.exists() and not path.is_file() and not path.is_dir():  # reading a named pipe would wait for a writer
         raise ValueError("it is no file")
     known = known or {}
     claimed = held = path.stat().st_size
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             claimed = sum(info.file_size for info in archive.infolist())
-    if claimed > held:  # torch stores its records as they are, so that packed ones can only be a trick
+    if claimed > held:
         raise ValueError(f"it claims {claimed:,} bytes and holds {held:,}")
     check_memory(claimed)
     _check_pickles(path, known)
@@ -63,65 +91,7 @@ def checkpoint(path: Path, known: Mapping[str, Callable] | None = None) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _check_pickles(path: Path, known: Mapping[str, Callable]) -> None:
-    """ValueError for a pickle that asks for more than ``torch.save`` does, see :func:`_check_pickle`."""
-    with path.open("rb") as file:
-        if file.read(len(ZIP)) == ZIP:
-            record = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")  # the one that torch will take
-            return _check_pickle(io.BytesIO(record), known)
-        file.seek(0)
-        for _ in range(PICKLES):
-            _check_pickle(file, known)
-
-
-def _check_pickle(file: io.BufferedIOBase, known: Mapping[str, Callable]) -> None:
-    """ValueError naming what a pickle asks for beside what ``torch.save`` and ``known`` do, or in another way."""
-    due: list[Step] = []
-    asked, steps = "", deque[Step](maxlen=9)
-    for step in _steps(file):
-        steps.append(step)
-        name, argument = step
-        if due and not _is_due(step, due.pop(0)):
-            raise ValueError(f"it asks for {brief(asked)} as torch.save does not, and pickled code is not run")
-        if name == "GLOBAL":
-            asked = argument.replace(" ", ".")
-            if argument not in ASKED_FOR and asked not in known:
-                raise ValueError(f"it asks for {brief(asked)}, and pickled code is not run")
-            due = list(ASKED_FOR.get(argument, ()))
-        if name == "BINPERSID" and not _is_storage(list(steps)):
-            raise ValueError("it asks for a storage as torch.save does not")
-
-
-def _is_due(step: Step, wanted: Step) -> bool:
-    return step == wanted or (wanted[1] is None and step[0] == wanted[0])
-
-
-def _is_storage(steps: list[Step]) -> bool:
-    """Whether the last steps name a storage by its kind and its number."""
-    asks = STORED.search(" ".join(name for name, _ in steps))
-    if asks is None:
-        return False
-    _, tag, kind, number, *_ = steps[-len(asks[0].split()) :]
-    return tag[1] == "storage" and kind[1] in STORAGES and number[1].isdecimal()
-
-
-def _steps(file: io.BufferedIOBase) -> Iterator[Step]:
-    """The operations of a pickle; a name or a text that was put aside stands where it is taken up again."""
-    aside: dict[int, Step] = {}
-    last: Step = ("", None)
-    try:
-        for operation, argument, _ in genops(file):
-            if operation.name in ("BINPUT", "LONG_BINPUT"):
-                aside[argument] = last if last[0] in ("GLOBAL", "BINUNICODE") else ("taken up", None)
-                continue
-            taken = operation.name in ("BINGET", "LONG_BINGET")
-            last = aside.get(argument, ("taken up", None)) if taken else (operation.name, argument)
-            yield last
-    except ValueError as error:
-        raise ValueError("damaged, or of another kind") from error
-
-
-def check_held(state: Mapping[str, Tensor], held: int) -> None:
+def check_stored(state: Mapping[str, Tensor], held: int) -> None:
     """See that tensors are made of numbers that a file of ``held`` bytes can hold.
 
     Raises:
@@ -139,3 +109,62 @@ def check_held(state: Mapping[str, Tensor], held: int) -> None:
             shape = brief(tuple(tensor.shape))
             raise ValueError(f"{brief(name)} claims {shape}, {claimed:,} bytes, and {stored:,} are stored for it")
         left -= claimed
+
+
+def _check_pickles(path: Path, known: Mapping[str, Callable]) -> None:
+    """:func:`_check_pickle` for every pickle that PyTorch would read in a file."""
+    with path.open("rb") as file:
+        if file.read(len(ZIP)) == ZIP:
+            record = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")  # by PyTorch's own reader
+            return _check_pickle(io.BytesIO(record), known)
+        file.seek(0)
+        for _ in range(OLD_PICKLES):
+            _check_pickle(file, known)
+
+
+def _check_pickle(file: io.BufferedIOBase, known: Mapping[str, Callable]) -> None:
+    """ValueError where a pickle asks for more than ``torch.save`` and ``known``, or in other steps."""
+    due: list[tuple[str, str | None]] = []
+    asked, latest = "", deque[Step](maxlen=9)
+    for step in _steps(file):
+        latest.append(step)
+        if due and not _is_due(step, *due.pop(0)):
+            raise ValueError(f"it asks for {brief(asked)} as torch.save does not, and pickled code is not run")
+        if step.name == "GLOBAL":
+            asked = step.argument.replace(" ", ".")
+            if step.argument not in ALLOWED_CALLS and asked not in known:
+                raise ValueError(f"it asks for {brief(asked)}, and pickled code is not run")
+            due = list(ALLOWED_CALLS.get(step.argument, ()))
+        if step.name == "BINPERSID" and not _is_storage(list(latest)):
+            raise ValueError("it asks for a storage as torch.save does not")
+
+
+def _is_due(step: Step, name: str, argument: str | None) -> bool:
+    return step.name == name and (not step.from_memo if argument is None else step.argument == argument)
+
+
+def _is_storage(steps: list[Step]) -> bool:
+    """Whether the last steps name a storage by its kind and its number."""
+    match = STORAGE_STEPS.search(" ".join(step.name for step in steps))
+    if match is None:
+        return False
+    _, tag, kind, number, *_ = steps[-len(match[0].split()) :]
+    return tag.argument == "storage" and kind.argument in STORAGES and number.argument.isdecimal()
+
+
+def _steps(file: io.BufferedIOBase) -> Iterator[Step]:
+    """The operations of a pickle, but those that put a value into the memo."""
+    other = Step("other", None, True)  # than a name or a text
+    memo: dict[int, Step] = {}
+    last = Step("")
+    try:
+        for operation, argument, _ in genops(file):
+            if operation.name in ("BINPUT", "LONG_BINPUT"):
+                is_text = last.name in ("GLOBAL", "BINUNICODE")
+                memo[argument] = last._replace(from_memo=True) if is_text else other
+                continue
+            is_get = operation.name in ("BINGET", "LONG_BINGET")
+            last = memo.get(argument, other) if is_get else Step(operation.name, argument)
+            yield last
+    except ValueError as error:
+        raise ValueError("damaged, or of another kind") from error

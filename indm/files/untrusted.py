@@ -1,12 +1,15 @@
-"""Files whose maker is not known: nothing in them is run, and what they claim is checked before memory is taken."""
+"""Files whose maker is not known: JSON, arrays, weights, and the description of a model.
+
+Nothing in them is run, and what a header or a description claims is checked before memory is taken for it. Every
+failure is a ValueError that names the file. Pickles are read by :mod:`indm.files.pickles`.
+"""
 
 import io
 import json
 import math
-import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,51 +22,19 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from indm.files.memory import check_memory
 from indm.messages import reason
 
-LONGEST_HEADER = 2**16  # bytes of an array's header, which are a hundred
-LARGEST_COUNT = 2**24  # a whole number in a description, where the weights hold fewer numbers than that
+LONGEST_HEADER = 2**16  # bytes; the header of an array has about a hundred
+LARGEST_COUNT = 2**24  # the largest whole number that a description may hold whatever the size of the weights
 SPARE = 2**14  # numbers that a model may have beside its weights
-CONTROL_GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-MEMORY_LIMITS = {"": "memory.max", "memory": "memory.limit_in_bytes"}  # of a group, in version 2 and version 1
-
-
-def check_memory(claimed: int) -> None:
-    """ValueError where so many bytes are more than this machine's memory, or than a container leaves of it."""
-    memory = min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_memory_limits()])
-    if claimed > memory:
-        raise ValueError(f"it claims {claimed:,} bytes, and this process can have {memory:,} bytes of memory")
-
-
-def _memory_limits() -> Iterator[int]:
-    """The limits in bytes of the control groups that this process is in, as containers set them."""
-    lines = OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.is_file() else []
-    for _, kinds, group in (line.split(":", 2) for line in lines):
-        folder = CONTROL_GROUPS / kinds / group.lstrip("/")
-        for place in (folder, *folder.parents) if kinds in MEMORY_LIMITS else ():
-            with suppress(OSError, ValueError):  # it is not there, or it is "max"
-                yield int((place / MEMORY_LIMITS[kinds]).read_text())
-
-
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and what it was raised from or in the handling of."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def check_memory_was_had(path: Path, error: Exception) -> None:
-    """MemoryError where ``error``, in reading ``path``, is one of those; torch's allocator has a RuntimeError."""
-    for cause in causes(error):
-        if isinstance(cause, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(cause):
-            raise MemoryError(f"{path} takes more memory than there is: {reason(error)}") from error
 
 
 @contextmanager
 def _reading(path: Path, what: str) -> Iterator[None]:
     """Every failure inside is a ValueError that names ``path``."""
     try:
-        if not path.is_file():  # a named pipe would be waited for
+        if not path.is_file():  # reading a named pipe would wait for a writer
             raise ValueError("it is no file" if path.exists() else "there is no such file")
         yield
     except Exception as error:  # damaged files surface as almost anything
@@ -74,7 +45,7 @@ def json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        ValueError: naming the file; for whatever else is in it, too.
+        ValueError: naming the file; also where it holds another kind of value.
     """
     with _reading(path, "JSON"):
         content = json.loads(path.read_text("utf-8"))
@@ -84,7 +55,7 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def array_names(path: Path) -> list[str] | None:
-    """The names of the arrays in an .npz file; None of an .npy file, which holds one without a name."""
+    """The names of the arrays in an .npz file; None for an .npy file, which holds one without a name."""
     with _reading(path, ".npy or .npz"):
         if not zipfile.is_zipfile(path):
             return None
@@ -93,10 +64,10 @@ def array_names(path: Path) -> list[str] | None:
 
 
 def array(path: Path, name: str | None = None) -> np.ndarray:
-    """The array in an .npy file, or that of this ``name`` in an .npz file: numbers, never objects.
+    """The array in an .npy file, or the one called ``name`` in an .npz file: numbers, never objects.
 
     Raises:
-        ValueError: naming the file; a header that claims more than the file holds or memory can is one, too.
+        ValueError: naming the file; also where its header claims more than the file holds, or than memory can.
     """
     with _reading(path, ".npy or .npz"), path.open("rb") as file:
         if name is None:
@@ -112,7 +83,8 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
     return {name: array(path, name) for name in array_names(path) or []}
 
 
-def _array(file, size: int) -> np.ndarray:
+def _array(file: io.BufferedIOBase, size: int) -> np.ndarray:
+    """The array in the ``size`` bytes of ``file``, read into memory once."""
     head = io.BytesIO(file.read(LONGEST_HEADER))
     version = np.lib.format.read_magic(head)
     if version not in ((1, 0), (2, 0)):
@@ -126,12 +98,12 @@ def _array(file, size: int) -> np.ndarray:
         raise ValueError(f"its header claims {shape} of {dtype}, {claimed:,} bytes, and it holds {held:,}")
     check_memory(claimed)
     content = np.empty(claimed, np.uint8)
-    begun = head.readinto(content.data)
-    while begun < claimed:
-        more = file.readinto(content.data[begun:])
+    filled = head.readinto(content.data)
+    while filled < claimed:
+        more = file.readinto(content.data[filled:])
         if not more:
-            raise ValueError(f"it ends after {begun:,} of {claimed:,} bytes")
-        begun += more
+            raise ValueError(f"it ends after {filled:,} of {claimed:,} bytes")
+        filled += more
     values = content.view(dtype)
     return values.reshape(shape[::-1]).T if by_columns else values.reshape(shape)
 
@@ -144,12 +116,12 @@ def weights(path: Path, device: str = "cpu") -> dict[str, Tensor]:
 
 
 def check_described(make: Callable[[], nn.Module], description: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Make what is described without taking memory for it, and see that the weights are of that size.
+    """Build what is described without taking memory for it, and see that it is no larger than the weights.
 
     Args:
         make: builds the module from ``description``.
-        description: from which ``make`` takes its sizes; no number in it may be out of all proportion.
-        state: the weights read.
+        description: from which ``make`` takes its sizes.
+        state: the weights, already read.
 
     Raises:
         ValueError: the description is of a larger module than the weights.
@@ -160,7 +132,7 @@ def check_described(make: Callable[[], nn.Module], description: Mapping[str, Any
     def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
         nonlocal counted
         counted += 0 if tensor is None else max(1, tensor.numel())
-        if counted > 2 * held + SPARE:  # stops a loop of a million layers, too
+        if counted > 2 * held + SPARE:  # ends a loop that builds a million layers, too
             raise larger
 
     largest = max(_whole_numbers(description), default=0)
@@ -170,7 +142,7 @@ def check_described(make: Callable[[], nn.Module], description: Mapping[str, Any
     try:
         with torch.device("meta"):
             make()
-    except (NotImplementedError, RuntimeError):  # what needs values has sides, whose products are in the weights
+    except (NotImplementedError, RuntimeError):  # a module that needs values; what it makes has sides ≤ largest
         if largest**2 > 4 * held + LARGEST_COUNT:
             raise larger from None
     finally:
@@ -179,6 +151,7 @@ def check_described(make: Callable[[], nn.Module], description: Mapping[str, Any
 
 
 def _whole_numbers(value: object) -> Iterator[int]:
+    """The absolute values of all whole numbers in a description."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from indm import messages
-from indm.files import atomic, pickles, untrusted
+from indm.files import atomic, pickles
+from indm.files.memory import causes, raise_if_out_of_memory
 from indm.runs.provenance import WEIGHTS
 
 NEWEST, FOLDER = "checkpoint.pt", "checkpoints"
@@ -85,8 +86,8 @@ def newest(run: Path) -> tuple[Path, dict]:
         try:
             state = read(path)
         except Exception as error:  # a damaged archive surfaces as almost anything
-            untrusted.check_memory_was_had(path, error)
-            for cause in untrusted.causes(error):  # zipfile has one answer to all that goes wrong at the end of a file
+            raise_if_out_of_memory(path, error)
+            for cause in causes(error):  # zipfile has one answer to all that goes wrong at the end of a file
                 if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):
                     raise OSError(cause.errno, cause.strerror, str(path)) from error
             complaints[path] = messages.reason(error)

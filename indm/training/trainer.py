@@ -21,7 +21,7 @@ from indm.config.recipes import Recipe
 from indm.data.base import Data, stack
 from indm.data.batches import flip_horizontally, loader
 from indm.data.registry import load_data
-from indm.files import untrusted
+from indm.files.memory import raise_if_out_of_memory
 from indm.messages import reason
 from indm.model import count_parameters
 from indm.objective import Objective, flow_nll, objective_of, soft_truncation
@@ -327,7 +327,7 @@ class Trainer:
         try:
             self._take(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            untrusted.check_memory_was_had(path, error)
+            raise_if_out_of_memory(path, error)
             raise ValueError(f"{path} is no checkpoint of this recipe: {reason(error)}") from error
         self.saved_step = self.step
 

@@ -1,0 +1,49 @@
+"""How much memory this process can have, asked before any is taken for what a file claims."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from indm.messages import reason
+
+CONTROL_GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+LIMIT_FILES = {"": "memory.max", "memory": "memory.limit_in_bytes"}  # of a control group, in version 2 and version 1
+
+
+def check_memory(claimed: int) -> None:
+    """ValueError where ``claimed`` bytes are more than this machine's memory, or than a container leaves of it."""
+    memory = min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_limits()])
+    if claimed > memory:
+        raise ValueError(f"it claims {claimed:,} bytes, and this process can have {memory:,} bytes of memory")
+
+
+def _limits() -> Iterator[int]:
+    """The limits in bytes of the control groups that this process is in, as containers set them."""
+    lines = OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.is_file() else []
+    for _, kinds, group in (line.split(":", 2) for line in lines):
+        if kinds not in LIMIT_FILES:
+            continue
+        folder = CONTROL_GROUPS / kinds / group.lstrip("/")
+        for place in (folder, *folder.parents):
+            with suppress(OSError, ValueError):  # there is no such file, or it says "max"
+                yield int((place / LIMIT_FILES[kinds]).read_text())
+
+
+def raise_if_out_of_memory(path: Path, error: Exception) -> None:
+    """MemoryError where ``error``, raised while ``path`` was read, comes from a want of memory.
+
+    A file that cannot be read for that reason is not damaged. PyTorch's allocator for the CPU raises a RuntimeError.
+    """
+    for cause in causes(error):
+        if isinstance(cause, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(cause):
+            raise MemoryError(f"{path} takes more memory than there is: {reason(error)}") from error
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and the errors from which it was raised or during whose handling it arose."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
