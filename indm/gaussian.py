@@ -1,4 +1,4 @@
-r"""Gaussian latents, whose denoising error is known in closed form: a control variate for any other.
+r"""Gaussian latents, whose denoising error is known in closed form: a control variate for that of any other law.
 
 For latents N(m, QΛQᵀ) the exact score gives the denoising error (with r = σ²/α², and λ, δ, n the variance, z₀ − m and
 the noise in one coordinate of the basis Q)
@@ -6,7 +6,7 @@ the noise in one coordinate of the basis Q)
 .. math:: D_G = \tfrac12 \sum \left(\frac{\lambda n - \sqrt r\,\delta}{\lambda + r}\right)^2, \qquad
           E[D_G] = \tfrac12 \sum \frac{\lambda^2 + r\delta^2}{(\lambda+r)^2},
 
-and a score network errs much as the Gaussian one does on the same noise.
+and on the same noise, the error of a score network is close to that of the Gaussian score.
 """
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, event_size, expand_like
 
-LARGEST_DENSE = 4096  # dimensions up to which the covariance is dense; above, its diagonal is used
+LARGEST_DENSE = 4096  # dimensions up to which the covariance is dense; above, only its diagonal is used
 
 
 class GaussianReference:
@@ -41,7 +41,7 @@ class GaussianReference:
 
     @classmethod
     def fit(cls, z: Batch) -> "GaussianReference":
-        """Mean and covariance of latents ``z``; correlations are shrunk towards 0 as far as few samples demand.
+        """Mean and covariance of latents ``z``; correlations are shrunk towards 0, more so with fewer samples.
 
         Source of the shrinkage: Chen et al. 2010, "Shrinkage Algorithms for MMSE Covariance Estimation", eq. 23,
         https://arxiv.org/abs/0907.4698.
@@ -54,8 +54,8 @@ class GaussianReference:
             return cls(mean.to(z.dtype), std.square().to(z.dtype))
         v = (v - mean) / std
         correlation = v.T @ v / n
-        spread = correlation.square().sum()
-        shrinkage = ((1 - 2 / d) * spread + d**2) / ((n + 1 - 2 / d) * (spread - d).clamp_min(1e-12))
+        total = correlation.square().sum()
+        shrinkage = ((1 - 2 / d) * total + d**2) / ((n + 1 - 2 / d) * (total - d).clamp_min(1e-12))
         shrinkage = shrinkage.clamp(1e-6, 1.0)
         correlation = (1 - shrinkage) * correlation + shrinkage * torch.eye(d, dtype=v.dtype, device=v.device)
         variance, basis = torch.linalg.eigh(std[:, None] * correlation * std)
@@ -72,7 +72,7 @@ class GaussianReference:
     def whiten(self, w: Batch, clock: PerSample) -> Float[Tensor, "batch d"]:
         """The coordinate v = Qᵀ(w √(1+r) − m)/√(λ+r), r = e^clock, of w = z_t/√(α_t² + σ_t²).
 
-        It rests on the probability flow of this Gaussian law (:func:`indm.score.probability_flow`).
+        It is constant along the probability flow of this Gaussian law (:func:`indm.score.probability_flow`).
         """
         r = expand_like(clock.exp().to(w.dtype), w.flatten(1))
         return self.offset((1 + r).sqrt() * w.flatten(1)) / (self.variance + r).sqrt()

@@ -1,8 +1,8 @@
-"""Random numbers of a batch that is divided over processes: the same ones, however it is divided.
+"""Random numbers for a batch that may be divided over processes: they do not depend on how it is divided.
 
-What training draws for the samples of a batch it draws through :func:`for_rows`. Within :func:`part_of` all processes
-have one random state: each draws for the whole batch and takes its own rows. That costs as many times the numbers as
-there are processes, and makes them a function of the seed, the step and the sample's place in the batch alone.
+Training draws everything that belongs to a sample through :func:`for_rows`. Inside :func:`part_of` all processes have
+the same random state: each draws for the whole batch and keeps its own rows. So n processes draw n times as many
+numbers, which depend only on the seed, the step and the sample's place in the batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,10 @@ _part: ContextVar[tuple[int, int] | None] = ContextVar("part", default=None)  # 
 
 @contextmanager
 def part_of(first: int, total: int) -> Iterator[None]:
-    """Within it, a batch is rows ``first``, … of one of ``total`` rows, and every process is within one."""
+    """Inside, the local batch is rows ``first``, ``first`` + 1, … of a whole batch of ``total`` rows.
+
+    All processes must be inside at the same time.
+    """
     token = _part.set((first, total))
     try:
         yield
@@ -27,7 +30,7 @@ def part_of(first: int, total: int) -> Iterator[None]:
 
 @contextmanager
 def only(rows: slice) -> Iterator[None]:
-    """Within it, of the batch in hand only the ``rows`` start, start + step, … are left."""
+    """Inside, the batch has only every ``step``-th row: locally, those that the slice ``rows`` takes."""
     if _part.get() is None:
         yield
         return
@@ -39,25 +42,25 @@ def only(rows: slice) -> Iterator[None]:
 
 
 def whole(n: int) -> int:
-    """The size of the batch of which ``n`` rows are in hand."""
+    """The size of the whole batch, of which ``n`` rows are local."""
     part = _part.get()
     return n if part is None else part[1]
 
 
 def every(step: int, offset: int, n: int) -> slice:
-    """The rows in hand, of ``n``, that are rows offset, offset + step, … of the whole batch."""
+    """Those of ``n`` local rows that are rows offset, offset + step, … of the whole batch."""
     part = _part.get()
     return slice((offset - (part[0] if part else 0)) % step, n, step)
 
 
 def for_rows(n: int, draw: Callable[[int], Tensor]) -> Tensor:
-    """``draw(n)``, one row for each of the ``n`` samples in hand: of ``draw`` of the whole batch, the rows of these."""
+    """The local rows, ``n`` of them, of what ``draw`` gives for the size of the whole batch."""
     part = _part.get()
     return draw(n) if part is None else draw(part[1])[part[0] : part[0] + n]
 
 
 def strata(n: int, *, generator: torch.Generator | None = None, device=None) -> Tensor:
-    """A number in [0, 1) for each sample, float64, one in each of as many equal parts as the whole batch has rows."""
+    """One number in each of N equal parts of [0, 1), in random order, for a whole batch of N: the ``n`` local ones."""
 
     def draw(n: int) -> Tensor:
         u = torch.rand(n, generator=generator, device=device, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The affine map between data units and model units: the one place where nats become bits."""
+"""The affine map between data units and model units; nats become bits here and nowhere else."""
 
 import math
 
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from indm.rng import for_rows
 
-MOST_LEVELS = 2**20  # the noise of to_model is then half as wide as a level; of twice as many, it is nothing
-AT_ONCE = 2**22  # numbers that are held in double precision
+MOST_LEVELS = 2**20  # to_model's noise is then half a level wide; with twice as many it would have no width
+AT_ONCE = 2**22  # numbers held in double precision at a time
 
 
 def check_levels(levels: int) -> None:
@@ -24,7 +24,7 @@ class Scaling(nn.Module):
     r"""``x = (raw + u − shift) / scale``; ``u`` is uniform dequantization noise where the data have grey levels.
 
     Args:
-        shift, scale: numbers, or tensors that broadcast against one event (features standardised apart).
+        shift, scale: numbers, or tensors that broadcast against one event (each feature standardised by itself).
         levels: number of grey levels 0 … levels−1 of integer data; None for continuous data.
 
     A negative log-density of ``x`` in nats becomes one of the raw data by adding ``log scale`` for each dimension,
@@ -64,7 +64,7 @@ class Scaling(nn.Module):
         if self.levels is not None:
             kind = {"generator": generator, "device": raw.device, "dtype": raw.dtype}
             noise = for_rows(len(raw), lambda n: torch.rand(n, *raw.shape[1:], **kind))
-            margin = self.levels * 2.0**-22  # so that no rounding carries a pixel into the next level
+            margin = self.levels * 2.0**-22  # so that rounding carries no pixel into the next level
             raw = raw + margin + (1 - 2 * margin) * noise
         return (raw - self.shift) / self.scale
 

@@ -42,7 +42,7 @@ def zeroed(layer: nn.Module) -> nn.Module:
 
 @contextmanager
 def evaluation_mode(model):
-    """Evaluation mode without gradients; the model's own mode is put back at the end."""
+    """Evaluation mode without gradients; at the end every module gets back the mode that it had."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Layers that see the whole batch, however it is divided over processes, see :mod:`indm.rng`."""
+"""Dropout and batch norm that do not depend on how a batch is divided over processes, see :mod:`indm.rng`."""
 
 import torch
 from torch import Tensor, nn
@@ -8,19 +8,19 @@ from indm import rng
 
 
 class Dropout(nn.Dropout):
-    """Dropout whose mask of a sample does not depend on which process has it."""
+    """Dropout whose mask for a sample does not depend on the process that holds the sample."""
 
     def forward(self, h: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return h
-        kept = rng.for_rows(len(h), lambda n: torch.rand(n, *h.shape[1:], device=h.device)) >= self.p
-        return h * kept / (1 - self.p)
+        mask = rng.for_rows(len(h), lambda n: torch.rand(n, *h.shape[1:], device=h.device)) >= self.p
+        return h * mask / (1 - self.p)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm by mean and variance over the samples of all processes, which each needs to have some of.
+    """Batch norm by mean and variance over the samples of all processes; each process needs at least one sample.
 
-    PyTorch's SyncBatchNorm does so on GPUs alone.
+    PyTorch's SyncBatchNorm works on GPUs only.
     """
 
     def forward(self, h: Tensor) -> Tensor:

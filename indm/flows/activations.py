@@ -1,4 +1,4 @@
-"""Activations of residual blocks: slope at most 1, written so that a constant factor can be moved into the weights."""
+"""Activations of residual blocks, of slope at most 1; a constant factor in them can be moved into the weights."""
 
 import math
 
@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 
 class Activation(nn.Module):
-    """φ(v) = value(rate·v)/rate, with φ′(v) = slope(rate·v) in [−1, 1]; blocks take ``rate`` into their weights."""
+    """φ(v) = value(ωv)/ω for the ``frequency`` ω, φ′(v) = slope(ωv) in [−1, 1]; blocks take ω into their weights."""
 
-    rate = 1.0
+    frequency = 1.0
 
     def value(self, u: Tensor) -> Tensor:
         raise NotImplementedError
@@ -21,13 +21,13 @@ class Activation(nn.Module):
 
     def forward(self, v: Tensor) -> Tensor:
         """φ(v)."""
-        return self.value(self.rate * v) / self.rate
+        return self.value(self.frequency * v) / self.frequency
 
 
 class Sin(Activation):
     """sin(2πv)/(2π)."""
 
-    rate = 2 * math.pi
+    frequency = 2 * math.pi
 
     def value(self, u: Tensor) -> Tensor:
         return u.sin()
@@ -76,7 +76,7 @@ class Swish(Activation):
 
 
 class Cube(Activation):
-    """v³/3 between −1 and 1, and on with slope 1."""
+    """v³/3 between −1 and 1, continued with slope 1."""
 
     def value(self, u: Tensor) -> Tensor:
         inner = u.clamp(-1.0, 1.0)
@@ -87,7 +87,7 @@ class Cube(Activation):
 
 
 class ReLU(Activation):
-    """max(v, 0): not smooth, so no flow for :class:`~indm.NonlinearDiffusion`."""
+    """max(v, 0). A flow with it is not smooth, so :class:`~indm.NonlinearDiffusion` cannot use it."""
 
     def value(self, u: Tensor) -> Tensor:
         return u.relu()

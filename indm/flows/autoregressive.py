@@ -1,6 +1,6 @@
 """A transformer autoregressive flow: causal attention over the patches of an image or the entries of a vector.
 
-One parallel pass gives z and an exact log-determinant; the inverse is exact too, but goes patch by patch.
+One parallel pass gives z and an exact log-determinant. The inverse is exact too, but works patch by patch.
 
 Source: Zhai et al. 2024, "Normalizing Flows are Capable Generative Models" (TarFlow), https://arxiv.org/abs/2412.06329.
 """
@@ -32,13 +32,13 @@ class CausalLayer(nn.Module):
 
 
 class AutoregressiveBlock(ExactFlow):
-    """Each token is scaled and shifted as a transformer that saw the tokens before it says; the identity at first.
+    """Scales and shifts each token by what a transformer computes from the tokens before it; the identity at first.
 
     Args:
         shape: event shape, (C, H, W) or (D,).
         patch: side of the square patches of an image.
         width, layers: of the transformer.
-        flip: go through the tokens from the last to the first.
+        flip: take the tokens from the last to the first.
     """
 
     def __init__(self, shape: tuple[int, ...], patch: int, width: int, layers: int, flip: bool):
@@ -76,15 +76,15 @@ class AutoregressiveBlock(ExactFlow):
 
     def inverse_step(self, z: Batch) -> Batch:
         latents = self._tokens(z)
-        known = latents[:, :0]
+        decoded = latents[:, :0]
         for i in range(latents.shape[1]):
-            raw = self._conditioned(torch.cat([known, latents[:, i : i + 1]], dim=1))
-            known = torch.cat([known, self.transform.inverse(latents[:, i : i + 1], raw[:, :, i:])], dim=1)
-        return self._event(known)
+            raw = self._conditioned(torch.cat([decoded, latents[:, i : i + 1]], dim=1))
+            decoded = torch.cat([decoded, self.transform.inverse(latents[:, i : i + 1], raw[:, :, i:])], dim=1)
+        return self._event(decoded)
 
 
 class AutoregressiveFlow(Compose):
-    """Autoregressive blocks that go through the tokens in alternating directions.
+    """Autoregressive blocks that take the tokens in alternating directions.
 
     Args:
         shape: event shape, (C, H, W) with H and W divisible by ``patch``, or (D,).

@@ -3,9 +3,9 @@ r"""The conditional residual flow: a residual flow for each value of a global co
 .. math:: \log p(x) \ge E_{u \sim q(u|x)}\big[\log p_z(h_u(x)) + \log|\det \partial h_u/\partial x|\big]
           - \mathrm{KL}\big(q(u|x)\,\|\,p(u)\big)
 
-The code is the latent of a variational autoencoder around the flow: it says what is common to all pixels, which local
-convolutions have to find out pixel by pixel. q(u|x) is a Gaussian from a small residual network; p(u) is a coupling
-flow of N(0, I).
+The code is the latent of a variational autoencoder around the flow. It carries what all pixels have in common, which
+local convolutions would have to infer at every pixel. q(u|x) is a Gaussian from a small residual network; p(u) is a
+coupling flow of N(0, I).
 
 Sources: Ma et al. 2020, "Decoupling Global and Local Representations via Invertible Generative Flows",
 https://arxiv.org/abs/2004.11820 (code, encoder, prior); Kim et al. 2022 (the residual blocks, and the two together),
@@ -62,7 +62,7 @@ class ConditionalBlock(ResidualBlock):
         self.code = nn.Linear(code_dim, width)
 
     def forward(self, x: Batch, code: Tensor, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
-        """As the block at ``code`` (B, K), or (1, K) for all samples."""
+        """z and log|det| of the block at ``code`` (B, K), or (1, K) for all samples."""
         return self._forward(x, self._weights_at(code), generator)
 
     def latent(self, x: Batch, code: Tensor, *, generator: torch.Generator | None = None) -> Batch:
@@ -75,7 +75,7 @@ class ConditionalBlock(ResidualBlock):
     def _weights_at(self, code: Tensor) -> Weights:
         first, (middle, bias), last = self._weights()
         with torch.autocast(code.device.type, enabled=False):
-            bias = bias + self.rate * F.linear(self.code(code), middle.flatten(1))
+            bias = bias + self.frequency * F.linear(self.code(code), middle.flatten(1))
         return [first, (middle, bias), last]
 
 
@@ -128,14 +128,14 @@ class EncoderBlock(nn.Module):
 
 
 class CodeEncoder(nn.Module):
-    """x → mean and log-variance of q(u|x), each (B, K); 0 at first: the standard normal, whatever x is.
+    """x → mean and log-variance of q(u|x), each (B, K). Both are 0 at first: the standard normal for every x.
 
     Args:
-        shape: event shape, (C, H, W), or (D,), which is seen as an image of one pixel.
+        shape: event shape, (C, H, W), or (D,), which is treated as an image of one pixel.
         code_dim: K.
-        planes: channels of each level, two :class:`EncoderBlock`, of which the second halves the sides.
-        channels: of the map that is flattened at the end.
-        activation: a name in :data:`ENCODER_ACTIVATIONS`; the last is always an ELU.
+        planes: channels of each level; a level is two :class:`EncoderBlock`, of which the second halves the sides.
+        channels: of the feature map that is flattened at the end.
+        activation: a name in :data:`ENCODER_ACTIVATIONS`; the last activation is always an ELU.
     """
 
     def __init__(self, shape: tuple[int, ...], code_dim: int, planes: tuple[int, ...], channels: int, activation: str):
@@ -155,7 +155,7 @@ class CodeEncoder(nn.Module):
 
 
 class Interleaved(ExactFlow):
-    """A flow of the entries in the order even places, odd places; they come back in their own.
+    """A flow of the reordered entries, those at even places before those at odd places; it restores their order.
 
     Args:
         flow: a flow of vectors.
@@ -177,14 +177,14 @@ class Interleaved(ExactFlow):
 
 
 class CodePrior(Compose):
-    """u → e ~ N(0, I), the flow whose density at u is p(u); at first p(u) is N(0, I) too.
+    """u → e ~ N(0, I), the flow whose density at u is p(u); p(u) starts as N(0, I).
 
-    A step is ActNorm, a linear map, two couplings that each move one half by the other, ActNorm, and two more couplings
-    of the entries at even and at odd places.
+    A step is ActNorm, a linear map, two couplings that transform one half by the other in turn, ActNorm, and two more
+    couplings between the entries at even and at odd places.
 
     Args:
         code_dim: entries of u, an even number.
-        steps: how many.
+        steps: number of steps.
         width: hidden units of the couplings.
         activation: of the couplings, a name in :data:`ENCODER_ACTIVATIONS`.
     """
@@ -192,7 +192,7 @@ class CodePrior(Compose):
     def __init__(self, code_dim: int, steps: int, width: int, activation: str):
         def norm() -> ActNorm:
             layer = ActNorm(code_dim)
-            nn.init.constant_(layer.log_scale, -math.log(SigmoidAffine.start))  # the couplings after it undo it
+            nn.init.constant_(layer.log_scale, -math.log(SigmoidAffine.start))  # undone by the couplings after it
             return layer
 
         def coupling(flip: bool) -> Coupling:
@@ -230,10 +230,10 @@ class ConditionalResidualFlow(Flow):
         blocks, width, norm, coeff, activation, squeeze, actnorm: see :class:`~indm.flows.ResidualFlow`.
         code_dim: entries K of the code, an even number.
         encoder_planes, encoder_channels, encoder_activation: of q(u|x), see :class:`CodeEncoder`. With ``squeeze`` it
-            sees the squeezed image.
+            takes the squeezed image.
         prior_steps, prior_width, prior_activation: of p(u), see :class:`CodePrior`.
 
-    It starts at the identity, with the bound exact. The published CIFAR-10 flow is ``blocks=(16, 16), width=512,
+    It starts at the identity, where the bound is exact. The published CIFAR-10 flow is ``blocks=(16, 16), width=512,
     encoder_planes=(48, 96, 96), prior_width=256``. In training mode batch norm makes q(u|x) depend on the whole batch.
     """
 
@@ -277,8 +277,8 @@ class ConditionalResidualFlow(Flow):
             return ConditionalBlock(event, width, norm, coeff, preactivate, activation, code_dim)
 
         self.chain = nn.ModuleList(residual_chain(shape, blocks, block, squeeze, actnorm))
-        seen = (4 * shape[0], shape[1] // 2, shape[2] // 2) if squeeze else shape
-        self.encoder = CodeEncoder(seen, code_dim, encoder_planes, encoder_channels, encoder_activation)
+        encoder_shape = (4 * shape[0], shape[1] // 2, shape[2] // 2) if squeeze else shape
+        self.encoder = CodeEncoder(encoder_shape, code_dim, encoder_planes, encoder_channels, encoder_activation)
         self.prior = CodePrior(code_dim, prior_steps, prior_width, prior_activation)
         self.shape, self.blocks, self.width, self.norm, self.coeff = shape, blocks, width, norm, coeff
         self.activation, self.squeeze, self.actnorm, self.code_dim = activation, squeeze, actnorm, code_dim
@@ -306,9 +306,9 @@ class ConditionalResidualFlow(Flow):
         return _normal_log_prob((code - mean) * (-0.5 * log_variance).exp(), log_variance) - self.prior.log_prob(code)
 
     def at(self, code: Float[Tensor, " code"]) -> Compose:
-        """h_u for one code u (K,): a flow with its own log|det|, for where one and the same map is needed.
+        """h_u for one code u (K,): a flow with its own log|det|, where one fixed map is needed.
 
-        It shares the parameters of the blocks.
+        It shares the parameters of this flow's blocks.
         """
         if code.shape != (self.code_dim,):
             raise ValueError(f"code must be one code of shape ({self.code_dim},), got {tuple(code.shape)}")

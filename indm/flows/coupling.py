@@ -69,7 +69,7 @@ class RationalQuadratic:
 
     bins: int = 8
     bound: float = 1.5
-    least = 1e-3  # share of a bin in the side, and slope of a knot
+    least = 1e-3  # smallest share of a bin in the side, and smallest slope of a knot
 
     @property
     def size(self) -> int:
@@ -121,10 +121,10 @@ Transform = Affine | SigmoidAffine | RationalQuadratic
 
 
 class Conditioner(nn.Module):
-    """What one half of the entries says about the transform of the other: (B, a, …) → (B, size, b, …), 0 at first.
+    """The network that computes one half's transform from the other half: (B, a, …) → (B, size, b, …), 0 at first.
 
-    3×3 → 1×1 → 3×3 convolutions for images, dense layers for vectors, with ``activation`` between. Kernels are
-    channels-last: with few channels that is several times faster, on CPUs too.
+    3×3 → 1×1 → 3×3 convolutions for images, dense layers for vectors, with ``activation`` between them. Kernels are
+    channels-last, which with few channels is several times faster, on CPUs too.
     """
 
     def __init__(
@@ -156,14 +156,14 @@ class Conditioner(nn.Module):
 
 
 class Coupling(ExactFlow):
-    """(a, b) ↦ (a, T(b; θ(a))) for the two halves of axis 1, each entry of b transformed by itself.
+    """(a, b) ↦ (a, T(b; θ(a))) for the two halves of axis 1; T acts entry by entry.
 
     Args:
         shape: event shape, (C, H, W) or (D,) with C or D at least 2.
         width: hidden channels of the conditioner θ.
         transform: T.
-        flip: let the second half be the one that is kept.
-        activation: makes the conditioner's activations.
+        flip: keep the second half and transform the first.
+        activation: constructor of the conditioner's activations.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class InvertibleLinear(ExactFlow):
 
     Args:
         channels: size of axis 1 of the batch.
-        start: W at first, "identity" or a random "rotation" (Glow's).
+        start: the initial W, "identity" or a random "rotation" (Glow's).
 
     Source: Kingma & Dhariwal 2018, "Glow", §3.2, https://arxiv.org/abs/1807.03039.
     """
@@ -270,20 +270,20 @@ class SecondHalf(Flow):
 class CouplingFlow(Compose):
     """Scales of coupling steps, each step ActNorm, a 1×1 convolution and a coupling; one scale for vectors.
 
-    A scale squeezes (space to depth), makes ``depth`` steps, hands half of its channels to the next scale, and undoes
-    the squeeze, so that the latent has the shape of x and every pixel of it the place of x's.
+    A scale squeezes (space to depth), makes ``depth`` steps, passes half of its channels on to the next scale, and
+    undoes the squeeze. So the latent has the shape of x, and its pixels stay in their places.
 
     Args:
         shape: event shape, (C, H, W) with H and W divisible by 2^levels, or (D,) with D at least 2.
         levels: number of scales of an image.
         depth: coupling steps of each scale.
         width: hidden channels of the conditioners.
-        transform: "spline" (rational-quadratic: it can spread out the values that many entries share, as images' black
-            and white, and fitted far better where we measured) or "affine".
+        transform: "spline" (rational-quadratic: it can spread out values that many entries share, such as the black
+            and white of images, and fitted far better in our measurements) or "affine".
         bins, bound: of the spline, which lives on [−bound, bound]; images reach from −1 to 1.
         max_log_scale: bound of the affine log-scales; inf leaves them free.
-        start: of the 1×1 convolutions. With "identity" the whole flow starts at the identity, which is what a diffusion
-            wants (docs/flows.md); "rotation" is Glow's.
+        start: of the 1×1 convolutions. With "identity" the whole flow starts at the identity, which suits a diffusion
+            best (docs/flows.md); "rotation" is Glow's.
     """
 
     def __init__(
@@ -341,7 +341,7 @@ class CouplingFlow(Compose):
 
 @torch.no_grad()
 def initialize_actnorms(flow: Flow, x: Batch) -> None:
-    """Set every ActNorm in ``flow`` so that what it gives on this batch is standardised, in the order of the data."""
+    """Initialise every ActNorm in ``flow`` on this batch, in order: each standardises what those before it leave."""
     norms = [module for module in flow.modules() if isinstance(module, ActNorm)]
     hooks = [norm.register_forward_pre_hook(lambda norm, inputs: norm.initialize(inputs[0])) for norm in norms]
     try:

@@ -1,7 +1,7 @@
 r"""Estimators of log|det(I + J)| for a residual map x ↦ x + g(x) with Jacobian J of g and Lip(g) < 1.
 
-Each is called with the two products of J at a batch of points and returns one number a sample whose *value* and
-whose *gradient* are both (unbiased estimates of) the log-determinant's. Products act on stacks (K·B, *event).
+Each takes the two products with J at a batch of points and returns one number a sample. Both its *value* and its
+*gradient* are those of the log-determinant, or unbiased estimates of them. Products act on stacks (K·B, *event).
 """
 
 import math
@@ -46,10 +46,10 @@ class PowerSeries:
             reached: unbiased. With 0 the series is cut after ``exact_terms``: deterministic given the probes, with
             an error of at most d·Lⁿ⁺¹/((n+1)(1−L)) for a Lipschitz constant L.
         probes: Rademacher vectors for each sample.
-        share: only one in so many samples of a batch, drawn at random, gets an estimate, and it is that many times as
-            large; the others get 0. Unbiased for every sample.
+        share: only one sample in ``share``, drawn at random, gets an estimate, multiplied by ``share``; the others get
+            0. Unbiased for every sample.
 
-    The powers (Jᵀ)ᵏv serve the value and the gradient alike, and only one product by J carries a graph.
+    The powers (Jᵀ)ᵏv serve both the value and the gradient, and only one product with J carries a graph.
 
     Source: Chen et al. 2019, "Residual Flows", eqs. 6 and 8, https://arxiv.org/abs/1906.02735.
     """
@@ -60,13 +60,13 @@ class PowerSeries:
     share: int = 1
 
     def rows(self, n: int, generator: torch.Generator | None, device: torch.device) -> tuple[slice, int]:
-        """Which of ``n`` samples get an estimate, and the factor that makes up for the others."""
+        """Which of ``n`` samples get an estimate, and the factor that compensates for the others."""
         share = min(self.share, rng.whole(n))
         offset = int(torch.randint(share, (), generator=generator, device=device)) if share > 1 else 0
         return rng.every(share, offset, n), share
 
     def coefficients(self, generator: torch.Generator | None = None, device=None) -> list[float]:
-        """1/P(term k is reached) for k = 1, 2, … up to the number of terms drawn this time."""
+        """1/P(term k is reached) for k = 1, 2, … up to the number of terms of this draw."""
         mean = torch.tensor(self.further_terms, device=device)
         further = int(torch.poisson(mean, generator=generator)) if self.further_terms > 0 else 0
         probability, survival, reached = math.exp(-self.further_terms), 1.0, []

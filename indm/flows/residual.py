@@ -36,14 +36,14 @@ class ContractiveLinear(Constrained):
     """A convolution (zero-padded, stride 1) or a dense map whose induced norm is at most ``coeff``.
 
     The free parameter is divided by max(1, norm/coeff) each time it is used, so the constraint holds for every value
-    that an optimizer or an average gives it; there is no state to keep in step.
+    that an optimizer or an average gives it; there is no state to keep in sync.
 
     Args:
         in_shape: event shape of the input, (C, H, W) or (D,).
         out_channels: size of the first axis of the output.
         kernel: side of the kernel for images (odd).
-        norm: 2 (spectral norm), inf (largest absolute row sum) or "rows" (the same bound, but each row is divided by
-            its own sum, where that is too large, and the others keep their size: the paper's).
+        norm: 2 (spectral norm), inf (largest absolute row sum) or "rows" (the same bound, but only the rows whose sum
+            is too large are divided, each by its own: the paper's).
         coeff: the bound, in (0, 0.98].
     """
 
@@ -69,7 +69,7 @@ class ContractiveLinear(Constrained):
         return F.conv_transpose2d(y, weight, padding=self.padding) if self.image else F.linear(y, weight.T)
 
     def induced_norm(self, weight: Tensor | None = None) -> Tensor:
-        """Norm of the map by ``weight``, or the free parameter (an upper bound of it for padded convolutions)."""
+        """Norm of the map by ``weight``, or by the free parameter (an upper bound of it for padded convolutions)."""
         weight = self.weight if weight is None else weight
         if self.norm in ("rows", math.inf):
             return row_sums(weight).max()
@@ -145,9 +145,9 @@ class ResidualBlock(Flow):
         activation: φ, a name in :data:`~indm.flows.activations.ACTIVATIONS`.
 
     ``training_log_det`` and ``evaluation_log_det`` are the estimators used in the two modes; both are exact where
-    that is cheap (up to 3 dimensions in training, 64 in evaluation). Else training estimates the log-determinant of a
-    sixteenth of the batch, drawn at random, in place of the whole: its noise is small beside that of the score's part
-    of the flow's gradient. It starts at the identity (W₃ = 0).
+    that is cheap (up to 3 dimensions in training, 64 in evaluation). Otherwise training estimates the log-determinant
+    of a random sixteenth of the batch only: that noise is small beside the noise of the score's part of the flow's
+    gradient. The block starts at the identity (W₃ = 0).
     """
 
     def __init__(
@@ -173,34 +173,34 @@ class ResidualBlock(Flow):
         self.evaluation_log_det: LogDet = ExactLogDet() if d <= 64 else PowerSeries(20, 2.0)
 
     @property
-    def rate(self) -> float:
-        """The factor of φ(v) = value(rate·v)/rate."""
-        return self.activations[0].rate
+    def frequency(self) -> float:
+        """ω of the activation φ(v) = value(ωv)/ω."""
+        return self.activations[0].frequency
 
     def _weights(self) -> Weights:
-        """Weight and bias of the three maps, with the factors of φ taken into them: its value alone is left between.
+        """Weight and bias of the three maps, with the factors ω of φ taken into them; ``value`` is left between them.
 
         Kernels are channels-last: with few channels that is several times faster, on CPUs too.
         """
         with torch.autocast(self.maps[0].weight.device.type, enabled=False):
             first, second, third = (linear.constrained_weight() for linear in self.maps)
             if self.preactivate:
-                first = first / self.rate
-            weights = [self.rate * first, second, third / self.rate]
+                first = first / self.frequency
+            weights = [self.frequency * first, second, third / self.frequency]
             if self.maps[0].image:
                 weights = [weight.contiguous(memory_format=torch.channels_last) for weight in weights]
-            biases = [self.rate * self.maps[0].bias, self.rate * self.maps[1].bias, self.maps[2].bias]
+            biases = [self.frequency * self.maps[0].bias, self.frequency * self.maps[1].bias, self.maps[2].bias]
             return list(zip(weights, biases, strict=True))
 
     def _angles(self, x: Tensor, weights: Weights) -> Iterator[tuple[Tensor | None, Tensor]]:
-        """For each map, what the activation before it acts on (None where there is none), and its output."""
+        """For each map, the input of the activation before it (None where there is none) and the map's output."""
         for i, (linear, (weight, bias)) in enumerate(zip(self.maps, weights, strict=True)):
-            angle = x if i > 0 else self.rate * x if self.preactivate else None
+            angle = x if i > 0 else self.frequency * x if self.preactivate else None
             x = linear.apply_weight(x if angle is None else self._activation(i).value(angle), weight, bias)
             yield angle, x
 
     def _activation(self, i: int) -> nn.Module:
-        """That before map ``i``."""
+        """The activation before map ``i``."""
         return self.activations[i - len(self.maps)]
 
     def _evaluate(self, x: Tensor, weights: Weights) -> Tensor:
@@ -216,7 +216,7 @@ class ResidualBlock(Flow):
             for i, (angle, _) in enumerate(self._angles(x, weights))
         ]
         if self.preactivate:
-            slopes[0] = self.rate * slopes[0]
+            slopes[0] = self.frequency * slopes[0]
 
         def jvp(v: Tensor) -> Tensor:
             for linear, (weight, _), slope in zip(self.maps, weights, slopes, strict=True):
@@ -260,7 +260,7 @@ class ResidualBlock(Flow):
 
 
 def _of_rows(weights: Weights, rows: slice | Tensor) -> Weights:
-    """The weights that these samples of a batch meet."""
+    """The weights for these rows of a batch."""
     return [(weight, bias[rows] if bias.ndim == 2 and len(bias) > 1 else bias) for weight, bias in weights]
 
 
@@ -274,10 +274,10 @@ def residual_chain(
     """Groups of residual blocks with squeezes between them, as :class:`ResidualFlow` explains.
 
     Args:
-        block: (event shape, whether it is pre-activated) → a block; every one but the first is.
+        block: (event shape, whether to pre-activate) → a block; all blocks but the first are pre-activated.
 
     Raises:
-        ValueError: ``shape`` or ``blocks`` that do not fit.
+        ValueError: ``shape`` and ``blocks`` do not fit.
     """
     if len(shape) not in (1, 3):
         raise ValueError(f"shape must be (C, H, W) for images or (D,) for vectors, got {shape}")
@@ -319,9 +319,9 @@ def checked_norm(norm: Norm) -> Norm:
 
 
 def check_block(width: int, coeff: float, activation: str) -> None:
-    """ValueError where one of these arguments makes no block."""
+    """ValueError where one of these arguments is out of range."""
     if not 0 < coeff <= 0.98:
-        raise ValueError(f"coeff must lie in (0, 0.98] for a block that is surely invertible, got {coeff}")
+        raise ValueError(f"coeff must lie in (0, 0.98] for a block that is certainly invertible, got {coeff}")
     if width < 1:
         raise ValueError(f"width must be at least 1 hidden channel, got {width}; 64 is usual")
     if activation not in ACTIVATIONS:
@@ -336,8 +336,8 @@ class ResidualFlow(Compose):
         blocks: number of blocks in each group; images are squeezed between groups, so H and W must be divisible
             by 2^(groups−1). Vectors have the groups one after the other.
         width: hidden channels of every block.
-        norm: induced norm that is constrained: inf (cheap, and the better NELBO where we measured), "rows" (the same,
-            row by row: the paper's) or 2 (spectral, less conservative).
+        norm: induced norm that is constrained: inf (cheap, and it gave the best NELBO in our measurements), "rows" (the
+            same, row by row: the paper's) or 2 (spectral, less conservative).
         coeff: bound on the norm of each linear map.
         activation: of every block, a name in :data:`~indm.flows.activations.ACTIVATIONS`.
         squeeze: squeeze images once before the first group too.
@@ -369,7 +369,7 @@ class ResidualFlow(Compose):
 
 
 def use_log_det(flow: Flow, *, training: LogDet | None = None, evaluation: LogDet | None = None) -> None:
-    """Choose the log-determinant estimators of every residual block in ``flow``; None leaves that mode as it is."""
+    """Set the log-determinant estimators of every residual block in ``flow``; None leaves a mode as it is."""
     for block in flow.modules():
         if isinstance(block, ResidualBlock):
             block.training_log_det = training or block.training_log_det

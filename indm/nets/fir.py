@@ -36,7 +36,7 @@ def upfirdn2d(
 
 
 class Filter(nn.Module):
-    """What the resampling layers share: a low-pass filter that keeps means, or none.
+    """The common part of the resampling layers: a low-pass filter that keeps means, or none.
 
     Args:
         taps: of the filter along each axis, scaled to sum 1; (1, 3, 3, 1) is NCSN++'s. Empty: no filter.

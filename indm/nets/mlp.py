@@ -37,8 +37,8 @@ class MLP(nn.Module):
         width: hidden width, also of the noise level's embedding.
         depth: number of residual blocks.
         fourier: the first layer also sees sin(ωz) and cos(ωz) of every entry for ω = 2ᵏπ/2, k < ``fourier``.
-            A plain MLP is slow to learn sharp edges: with data of unit scale and 4 rungs (periods 4 … 1/2), the
-            NELBO of a checkerboard after the same short training is a third of a nat lower than with none.
+            A plain MLP is slow to learn sharp edges: with data of unit scale and 4 frequencies (periods 4 … 1/2), the
+            NELBO of a checkerboard after the same short training is a third of a nat lower than without.
     """
 
     def __init__(self, shape, width: int = 256, depth: int = 4, fourier: int = 4):
@@ -53,7 +53,7 @@ class MLP(nn.Module):
         self.output = zeroed(nn.Linear(width, d))
 
     def features(self, z: Batch) -> Float[Tensor, "batch features"]:
-        """The entries of z and, rung by rung, their sines and cosines: (B, d (1 + 2 · fourier))."""
+        """The entries of z, then their sines and cosines at every frequency: (B, d (1 + 2 · fourier))."""
         z = z.flatten(1)
         phase = (z[:, None] * self.omega[:, None]).flatten(1)
         return torch.cat((z, phase.sin(), phase.cos()), dim=1)

@@ -18,7 +18,7 @@ RESAMPLINGS = ("block", "conv", "plain")
 INPUT_PYRAMIDS = ("none", "residual", "sum", "cat")
 OUTPUT_PYRAMIDS = ("none", "sum")
 LONGEST_PERIOD = 10_000  # in radians, of the positional embedding
-CAUTIOUS_GAIN = math.sqrt(0.1)  # of the weights of 1×1 maps that begin small in the original
+CAUTIOUS_GAIN = math.sqrt(0.1)  # of the weights of the 1×1 maps that start small in the original
 
 
 class Positional(nn.Module):
@@ -80,7 +80,7 @@ class Block(nn.Module):
 
 
 class Plain(nn.Module):
-    """A resampling layer that takes no notice of the noise level."""
+    """A resampling layer that ignores the noise level."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()
@@ -104,7 +104,7 @@ class ResidualInlet(nn.Module):
 
 
 class SkipInlet(nn.Module):
-    """Input pyramid of smaller images, a 1×1 convolution of which is added to h or put before it as channels."""
+    """Input pyramid of smaller images; a 1×1 convolution of each is added to h or put before it as channels."""
 
     def __init__(self, image_channels: int, channels: int, taps: tuple[float, ...], concatenate: bool):
         super().__init__()
@@ -156,8 +156,8 @@ class NCSNpp(nn.Module):
         resample: between levels: "block", a residual block that resamples (BigGAN's); "conv", a convolution of
             stride 2 and one after nearest neighbours; or "plain", without weights.
         fir: taps of the low-pass filter of all resampling, empty for none.
-        input_pyramid: what each level sees of the image: "none"; "residual", a pyramid of strided convolutions; or
-            smaller images by a 1×1 convolution, as a "sum" or as further channels ("cat").
+        input_pyramid: how the image enters each level: "none"; "residual", by a pyramid of strided convolutions; or by
+            a 1×1 convolution of smaller images, as a "sum" or as further channels ("cat").
         output_pyramid: "none", or the "sum" of images read out at every level.
         rescale: whether sums of two branches are divided by √2.
         centered: whether data lie in [−1, 1]; if not, in [0, 1], and the network maps z to 2z − 1.
@@ -256,7 +256,7 @@ class NCSNpp(nn.Module):
         self._initialise()
 
     def _check(self) -> None:
-        """The arguments, as they stand as attributes."""
+        """Check the arguments, which are attributes by now."""
         multiple = 2 ** (len(self.multipliers) - 1)
         if len(self.shape) != 3 or self.shape[1] % multiple or self.shape[2] % multiple:
             raise ValueError(

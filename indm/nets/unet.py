@@ -87,10 +87,10 @@ class UNet(nn.Module):
         dropout: probability of dropping a feature inside the residual blocks, in training.
 
     Raises:
-        ValueError: for a ``shape`` that is no image of side 8 or more, no level, or no block.
+        ValueError: ``shape`` is not an image with sides of at least 8, or there is no level or no block.
 
-    Source: DDPM++ of Song et al. 2021, https://arxiv.org/abs/2011.13456, with one skip a block and resampling
-    without weights of its own, between the blocks.
+    Source: DDPM++ of Song et al. 2021, https://arxiv.org/abs/2011.13456, with one skip per block and resampling
+    without weights between the blocks.
     """
 
     def __init__(
