@@ -1,4 +1,8 @@
-"""Folders of very many images: listed once, read one at a time, and a damaged one costs one image."""
+"""Folders of very many images: listed once, read one at a time, and a damaged one costs one image.
+
+A folder was once decoded whole at every start, with a gigabyte for the paths of a million images, and one image that was
+damaged behind its header ended a training.
+"""
 
 import json
 import os
