@@ -1,0 +1,30 @@
+"""Train INDM and its linear twin on digits, and compare them on the same test images.
+
+python examples/images.py                  # four minutes on two cores
+"""
+
+from pathlib import Path
+
+import tyro
+
+import indm
+from indm.evaluation.comparison import compare
+from indm.evaluation.runs import evaluate_run
+from indm.runs.samples import Drawing, draw
+
+VARIANTS = {"indm": {}, "linear": {"flow": "identity"}}  # the twin has the identity in place of the flow
+
+
+def main(steps: int = 600, out: Path = Path("runs/example-images")) -> None:
+    """steps: of the optimizer, for each of the two; out: a folder for both runs."""
+    for name, changes in VARIANTS.items():
+        budget = {"train.steps": steps, "train.seconds": float("inf")}
+        indm.train(indm.recipe("digits", budget | changes), out / name)
+        evaluate_run(out / name)
+        samples, levels, _ = draw(out / name, Drawing(n=64))
+        print(f"{name}: {len(samples)} samples of {levels} grey levels in {out / name}/samples.npz")
+    print(compare([out / name for name in VARIANTS], out))  # and comparison.png
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,77 @@
+"""The examples run as they stand, at a tiny budget, and the pages' walk-throughs from the page itself."""
+
+import importlib.util
+import inspect
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from indm.cli.main import main
+from indm.runs.folder import read_metrics
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+PAGE = (ROOT / "docs" / "extending.md").read_text("utf-8")
+SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
+
+
+def lines_of(section: str) -> list[list[str]]:
+    """The commands of a section, with a few steps in place of those that it asks for."""
+    commands = "\n".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL)).splitlines()
+    few = re.compile(r"--train\.steps \d+")
+    return [shlex.split(few.sub("--train.steps 2 --train.seconds inf", line), comments=True) for line in commands]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """An empty folder to work in, whose modules are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in [name for name in sys.modules if name not in before and name.startswith("my_")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example(path, tmp_path):
+    assert len(path.read_text("utf-8").splitlines()) <= 41
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert inspect.signature(module.main).parameters.keys() == {"steps", "out"}
+    module.main(steps=3, out=tmp_path / "run")
+    runs = sorted(tmp_path.rglob("summary.json"))
+    assert runs and all(read_metrics(run.parent)[-1]["step"] == 3 for run in runs)
+
+
+def test_an_example_as_a_script_and_its_run_from_the_command_line(tmp_path):
+    script = ROOT / "examples" / "own_network.py"
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'examples'}"}
+    sample = "from indm.cli.main import main; import sys; sys.exit(main(sys.argv[1:]))"
+    for command in (
+        [str(script), "--steps", "2", "--out", str(tmp_path / "run")],
+        ["-c", sample, "sample", str(tmp_path / "run"), "-n", "4", "--steps", "2", "--trust", "own_network", "--quiet"],
+    ):
+        subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert (tmp_path / "run" / "samples.npz").is_file()
+
+
+@pytest.mark.parametrize("title", [title for title in SECTIONS if "```python" in SECTIONS[title]])
+def test_the_walk_through(title, workplace, monkeypatch):
+    """Write the section's files, then run its commands as the shell would."""
+    if title == "A sampler":  # it samples the run of the section on SDEs
+        prepare = SECTIONS["An SDE"]
+    else:
+        prepare = ""
+    for section in (prepare, SECTIONS[title]):
+        for name, code in re.findall(r'```python title="(.*?)"\n(.*?)```', section, re.DOTALL):
+            (workplace / name).write_text(code, "utf-8")
+        for command in lines_of(section):
+            assert command[0] == "indm"
+            small = {"evaluate": ["--examples", "20", "--nll-examples", "2", "--times", "1"]}.get(command[1], [])
+            assert main([*command[1:], "--quiet", *small]) == 0, command
