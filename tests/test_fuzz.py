@@ -1,8 +1,8 @@
-"""Readers of files from strangers under fuzzing: whatever is in a file, a ValueError or an OSError is all that is raised.
+"""Readers of files from strangers under fuzzing: whatever is in a file, only ValueError or OSError is raised.
 
-Each check runs some dozens of times in the ordinary suite, and 109,600 times in all under ``make test-long`` (7 minutes of
-one core). Two defects were found so: names of arrays quoted with their newlines, and `indm inspect` without a run, which
-ended in a StopIteration.
+Each check runs some dozens of times in the ordinary suite, and 109,600 times in all under ``make test-long`` (7 minutes
+of one core). Two defects were found so: names of arrays quoted with their newlines, and `indm inspect` without a run,
+which ended in a StopIteration.
 """
 
 import copy

@@ -1,8 +1,8 @@
 """Files from strangers: nothing in them is run, and what they claim is checked before memory is taken.
 
-Most cases were found broken once: a `model.json` with a width of 10⁶ took the memory before the weights were found not to
-fit; an `.npy` whose header claims 10¹² numbers was a MemoryError; IDX files were unpacked before their header was read; a
-checkpoint of 1.5 kB asked PyTorch's weights-only reader for a bytearray of 3 GB.
+Most cases were found broken once: a `model.json` with a width of 10⁶ took the memory before the weights were found not
+to fit; an `.npy` whose header claims 10¹² numbers was a MemoryError; IDX files were unpacked before their header was
+read; a checkpoint of 1.5 kB asked PyTorch's weights-only reader for a bytearray of 3 GB.
 """
 
 import codecs
