@@ -28,6 +28,8 @@ from .sde.linear import VESDE as VESDE
 from .sde.linear import VPSDE as VPSDE
 from .sde.linear import LinearSDE as LinearSDE
 from .sde.linear import SubVPSDE as SubVPSDE
+from .objective import Objective as Objective
+from .objective import as_objective as as_objective
 from .training.loop import train as train
 from .translation import translate as translate
 from .translation import translate_bridge as translate_bridge

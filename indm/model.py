@@ -57,6 +57,11 @@ class INDM(nn.Module):
         return {"score": self.score, "flow": self.flow}
 
     @property
+    def has_shape(self) -> bool:
+        """Whether the model was made with an event shape."""
+        return self._shape is not None
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Event shape.
 

@@ -41,6 +41,10 @@ class Scaling(nn.Module):
         if not bool((self.scale > 0).all()):
             raise ValueError("scale must be positive everywhere; give constant features a scale of 1")
 
+    def is_identity(self) -> bool:
+        """Whether model units are data units, as with ``Scaling()``."""
+        return self.levels is None and bool((self.shift == 0).all() and (self.scale == 1).all())
+
     @classmethod
     def images(cls, levels: int = 256, centered: bool = True) -> "Scaling":
         """Grey levels to [−1, 1] (``centered``) or to [0, 1]."""

@@ -341,7 +341,7 @@ def test_a_signal_after_the_last_step_is_not_lost(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Trainer, "validate", told)
     summary = train(TINY, tmp_path, progress=False)
-    assert summary["signal_received"] and not summary["interrupted"] and summary["steps"] == 12
+    assert summary.signal_received and not summary["interrupted"] and summary["steps"] == 12
 
 
 def test_a_signal_while_a_checkpoint_is_written_waits_for_it(tmp_path, monkeypatch, whole):

@@ -56,7 +56,6 @@ def train_run(recipe: recipes.Recipe, out: Path, resume: bool, quiet: bool) -> i
     from indm.training.loop import train
 
     summary = train(recipe, out, resume=resume, progress=not quiet)
-    del summary["signal_received"]
     if summary["interrupted"]:
         go_on = shlex.join(["indm", "train", str(out), "--resume"])
         say(f"Interrupted at {what_is_kept(summary)}. Go on with: {go_on}", file=sys.stderr)

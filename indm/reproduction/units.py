@@ -51,7 +51,7 @@ def work(out: Path, data: str, variant: str, seed: int) -> int:
             shutil.rmtree(folder)  # killed before its first checkpoint
         if not finished(folder, recipe):
             summary = train(recipe, folder, resume=folder.exists(), progress=False, trainer=trainer_class(variant))
-            if summary["signal_received"]:
+            if summary.signal_received:
                 return INTERRUPTED
         if not (folder / "evaluation.json").exists():
             evaluate_run(folder, progress=False) if variant != "vae" else vae.evaluate_vae_run(folder)

@@ -1,6 +1,5 @@
 """What is refused before a training starts: parts that do not go together, and parts of the wrong shape."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -80,7 +79,7 @@ def check_second(data: Data, second: Data) -> None:
 
 
 def check_shapes(model: nn.Module, x: Tensor) -> None:
-    """See, on a batch ``x`` in model units, that flow and network return what they must; no random number is used up.
+    """See, on a batch ``x`` in model units, that flow and network return what they must.
 
     Raises:
         ValueError: naming the part, the shape it returned and the one that is needed.
@@ -92,10 +91,10 @@ def check_shapes(model: nn.Module, x: Tensor) -> None:
             raise ValueError(f"{what} must have shape {wanted} for a batch of {len(x)}, got {got}")
 
     net = model.score.backbone
-    with torch.random.fork_rng(devices=_devices(x)), evaluation_mode(model):
+    with evaluation_mode(model):
         z, level = x.clone(), torch.zeros(len(x), dtype=x.dtype, device=x.device)
         check(f"net {type(net).__name__}: its output", _called("net", net, z, level), tuple(x.shape))
-        pair = _called("flow", model.encode, x)
+        pair = _called("flow", model.flow, x, generator=None)
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise ValueError(f"flow {type(model.flow).__name__} must return z and log_det, got {type(pair).__name__}")
         check(f"flow {type(model.flow).__name__}: its z", pair[0], tuple(x.shape))
@@ -103,12 +102,12 @@ def check_shapes(model: nn.Module, x: Tensor) -> None:
 
 
 def check_loss(objective: Objective, model: nn.Module, x: Tensor, conditions: dict[str, Any]) -> None:
-    """See, on a batch ``x`` in model units, that the loss returns what it must; no random number is used up.
+    """See, on a batch ``x`` in model units, that the loss returns what it must.
 
     Raises:
         ValueError: it does not return a scalar and a dict of scalars.
     """
-    with torch.random.fork_rng(devices=_devices(x)), evaluation_mode(model):
+    with evaluation_mode(model):
         result = objective.loss(model, x, **conditions)
     fits = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
     scalars = [result[0], *result[1].values()] if fits else []
@@ -117,15 +116,11 @@ def check_loss(objective: Objective, model: nn.Module, x: Tensor, conditions: di
         raise ValueError(f"objective {name} must return a scalar loss and a dict of scalar terms, got {result!r:.200}")
 
 
-def _called(kind: str, part: Callable, *inputs: Tensor) -> Any:
+def _called(kind: str, part: nn.Module, *inputs: Tensor, **options: Any) -> Any:
     try:
-        return part(*inputs)
+        return part(*inputs, **options)
     except (RuntimeError, IndexError, TypeError) as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise ValueError(
             f"{kind} {type(part).__name__} cannot be called with inputs of shape {shapes}: {error}"
         ) from error
-
-
-def _devices(x: Tensor) -> list[int]:
-    return [x.device.index or 0] if x.device.type == "cuda" else []

@@ -13,28 +13,31 @@ import importlib.util
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from indm.config import recipes
+from indm.config import parts, recipes
+from indm.config.options import Training
 from indm.config.recipes import Recipe
 from indm.data.base import Data, stack
 from indm.data.image_files import count_unreadable
 from indm.data.registry import load_data
 from indm.files import atomic
 from indm.model import INDM
+from indm.objective import Losses, Objective, objective_of
 from indm.runs.folder import check_folder, read_metrics
 from indm.runs.lock import run_lock
 from indm.runs.processes import by_main_process
 from indm.runs.provenance import describe, split_record, warn_of_other_splits
 from indm.runs.signals import interruptible
 from indm.sampling import centre_prior
-from indm.training import checkpoints
+from indm.training import checkpoints, given
 from indm.training.devices import make_accelerator, peak_memory_mib
 from indm.training.metrics_log import LOOK_EVERY, Fault, MetricsLog
 from indm.training.trainer import Trainer
@@ -42,42 +45,80 @@ from indm.training.trainer import Trainer
 BAR = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}{postfix}"
 
 
+Callback = Callable[[Trainer, dict[str, Tensor]], bool | None]
+
+
+class Summary(dict):
+    """What ``summary.json`` says of a run.
+
+    Attributes:
+        signal_received: whether there was a signal (Ctrl-C, SIGTERM), also one that came after the last step.
+    """
+
+    signal_received: bool = False
+
+
 def train(
-    recipe: Recipe,
+    recipe: str | Path | Recipe | Training,
     out: str | Path,
     *,
+    model: nn.Module | None = None,
+    data: Data | Dataset | Tensor | None = None,
+    objective: str | Objective | Callable[..., Losses] | None = None,
+    callbacks: Sequence[Callback] = (),
     resume: bool = False,
     progress: bool = True,
-    trainer: Callable[[Recipe, Data, Accelerator], Trainer] | None = None,
-) -> dict:
-    """Train what ``recipe`` describes, in the run folder ``out``.
+    trainer: type[Trainer] | None = None,
+) -> Summary:
+    """Train a model, in the run folder ``out``.
+
+    What is given in Python stands in place of a table of the recipe: its class is named there, if a file can name it.
+    The command line can then read the run back (``--trust my_package``); ``train`` can resume it when it is given the
+    same again.
 
     Args:
-        recipe: tables as in :mod:`indm.config.recipes`.
+        recipe: the name of a bundled recipe, a TOML file, a run folder, or tables as in :mod:`indm.config.recipes`;
+            with ``model`` and ``data``, a :class:`~indm.config.options.Training` is enough.
         out: the run folder; must not hold a run already, unless ``resume``.
-        resume: go on from the checkpoint in ``out``. Steps, data order and random numbers continue exactly. A run that
-            was ended before its first checkpoint begins anew.
+        model: an :class:`~indm.model.INDM`, or a network, (z, level) ↦ a tensor like z, for the recipe's flow and SDE.
+            It is trained in place; the run folder gets the average of its weights.
+        data: a map-style data set, whose items may be tuples (the first entry counts), a tensor (N, …), or anything
+            else that :func:`indm.data.base.as_data` takes.
+        objective: a name as in ``train.objective``, a loss (model, x) ↦ (loss, terms), or an
+            :class:`~indm.objective.Objective`.
+        callbacks: each is called as ``callback(trainer, terms)`` after every optimizer step. The run stops, saved as
+            by Ctrl-C, when one returns True.
+        resume: continue from the checkpoint in ``out``. Steps, data order and random numbers continue exactly. A run
+            that ended before its first checkpoint starts anew.
         progress: show a bar.
-        trainer: what is trained, and how one step is made: :class:`Trainer` unless given.
+        trainer: a subclass of :class:`Trainer` that makes its own optimizer or steps.
 
     Returns:
-        The summary that is written at the end; its ``interrupted`` says that a signal (Ctrl-C, SIGTERM) ended the
-        run early, after its checkpoint was written. Beside it, ``signal_received``: whether there was a signal at all.
+        The summary that is written at the end. Its ``interrupted`` says that a signal or a callback ended the run
+        early, after its checkpoint was written.
 
     Raises:
-        ValueError: a mistake in the recipe, a folder with another run or in which another process trains, an unreadable
-            checkpoint.
+        ValueError: a mistake in the recipe, a part that returns the wrong shape, a folder with another run or in which
+            another process trains, an unreadable checkpoint.
         RuntimeError: the loss became infinite or NaN, and lower learning rates were of no help.
         OSError: something could not be written; what had been saved is as it was.
+
+    Example::
+
+        data = torch.randn(1000, 2)
+        train("eight-gaussians", "runs/mine", data=data, callbacks=[lambda trainer, terms: trainer.step == 100])
     """
-    recipe, out = recipes.resolve(recipe), Path(out)
+    recipe, out = given.recipe_of(recipe, model, data, objective), Path(out)
     options = recipes.options_of(recipe, "train")
     check_trackers(options.trackers)
     accelerator = make_accelerator(options, out)
-    by_main_process(lambda: check_folder(out, recipe, resume))  # a quick no
+    by_main_process(lambda: check_folder(out, recipe, resume))  # before anything slow
     with accelerator.main_process_first():
-        data = load_data(**recipe["data"])
-    trainer = (trainer or Trainer)(recipe, data, accelerator)
+        data = load_data(**recipe["data"]) if data is None else given.data_of(data, recipe)
+    if model is not None:
+        model = given.model_of(model, recipe, data)
+    objective = None if objective is None else objective_of(parts.find("objective", objective))
+    trains = (trainer or Trainer)(recipe, data, accelerator, model=model, objective=objective)
     with ExitStack() as held:
 
         def begin() -> bool:
@@ -86,10 +127,12 @@ def train(
             check_folder(out, recipe, resume)
             return resume and not checkpoints.nothing_saved(out)
 
-        return run_in(out, recipe, trainer, by_main_process(begin), progress)
+        return run_in(out, recipe, trains, by_main_process(begin), callbacks, progress)
 
 
-def run_in(out: Path, recipe: Recipe, trainer: Trainer, goes_on: bool, progress: bool) -> dict:
+def run_in(
+    out: Path, recipe: Recipe, trainer: Trainer, goes_on: bool, callbacks: Sequence[Callback], progress: bool
+) -> Summary:
     """Train in a folder that is this run's alone, from the start or from the state in it; see :func:`train`."""
     main = trainer.accelerator.is_main_process
     if goes_on:
@@ -103,16 +146,28 @@ def run_in(out: Path, recipe: Recipe, trainer: Trainer, goes_on: bool, progress:
     with MetricsLog(trainer, out, recipe) as log, interruptible() as interrupted:
         if not goes_on:
             trainer.save(out)  # a folder that cannot be written is found out now
-        stopped = loop(trainer, out, log, interrupted, progress and main)
+        stopped = loop(trainer, out, log, stop_requests(trainer, interrupted, callbacks), progress and main)
         if not trainer.skipped_in_row or trainer.progress >= 1:
             trainer.save(out)
-        summary = summarise(trainer, out, stopped)
+        summary = Summary(summarise(trainer, out, stopped))
         if main:
             if trainer.options.latent_mean:
                 with_centred_prior(trainer).save(out)
             atomic.json_object(out / "summary.json", summary)
-        told = agree(trainer, interrupted)  # also in what comes after the last step
-    return summary | {"signal_received": told}
+        summary.signal_received = agree(trainer, interrupted.is_set())  # also in what comes after the last step
+    return summary
+
+
+def stop_requests(
+    trainer: Trainer, interrupted: threading.Event, callbacks: Sequence[Callback]
+) -> Callable[[dict[str, Tensor]], bool]:
+    """What says after a step, from its terms, whether to stop; the same on all processes."""
+
+    def stops(terms: dict[str, Tensor]) -> bool:
+        answers = [callback(trainer, terms) for callback in callbacks]
+        return agree(trainer, interrupted.is_set() or any(answers))
+
+    return stops
 
 
 def say_what_is_lost(run: Path, step: int) -> None:
@@ -126,13 +181,15 @@ def say_what_is_lost(run: Path, step: int) -> None:
         )
 
 
-def loop(trainer: Trainer, out: Path, log: MetricsLog, interrupted: threading.Event, progress: bool) -> bool:
-    """Step until the budget is spent or ``interrupted``; log, validate and save on the way.
+def loop(
+    trainer: Trainer, out: Path, log: MetricsLog, asked_to_stop: Callable[[dict[str, Tensor]], bool], progress: bool
+) -> bool:
+    """Step until the budget is spent or ``asked_to_stop(terms)``; log, validate and save on the way.
 
     No state is saved while steps are being left out: the last one saved is one that could be trained from.
 
     Returns:
-        Whether it was interrupted, the same on all processes.
+        Whether it was asked to stop, the same on all processes.
     """
     o, batches, stops = trainer.options, trainer.batches(), False
 
@@ -142,9 +199,10 @@ def loop(trainer: Trainer, out: Path, log: MetricsLog, interrupted: threading.Ev
     with tqdm(total=1.0, initial=min(trainer.progress, 1.0), disable=not progress, bar_format=BAR) as bar:
         while trainer.progress < 1 and not stops:
             started = time.perf_counter()
-            log.add(trainer.train_step(batches))
+            terms = trainer.train_step(batches)
             trainer.seconds += time.perf_counter() - started
-            stops = agree(trainer, interrupted)
+            log.add(terms)
+            stops = asked_to_stop(terms)
             over = trainer.progress >= 1
             logs, validates, saves = over or due(o.log_every), over or due(o.validate_every), due(o.checkpoint_every)
             fault = log.look() if logs or validates or saves or due(LOOK_EVERY) else None
@@ -188,14 +246,14 @@ def recover(trainer: Trainer, out: Path, log: MetricsLog, fault: Fault) -> None:
         )
 
 
-def agree(trainer: Trainer, interrupted: threading.Event) -> bool:
-    """Let all processes have the main one's clock; whether to stop as any was told to. None may act alone on either."""
+def agree(trainer: Trainer, stops: bool) -> bool:
+    """Whether any process ``stops``; all get the main one's clock. No process may act alone on either."""
     a = trainer.accelerator
     if a.num_processes == 1:
-        return interrupted.is_set()
-    said = [float(interrupted.is_set()), trainer.seconds * a.is_main_process]
-    stops, trainer.seconds = a.reduce(torch.tensor(said, dtype=torch.float64, device=a.device)).tolist()
-    return stops > 0
+        return stops
+    own = torch.tensor([float(stops), trainer.seconds * a.is_main_process], dtype=torch.float64, device=a.device)
+    stopping, trainer.seconds = a.reduce(own).tolist()
+    return stopping > 0
 
 
 def plan(recipe: Recipe) -> dict:

@@ -53,9 +53,8 @@ def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: boo
     for side, content in sides.items():
         done = by_main_process(lambda run=out / side, content=content: finished(run, content))
         summary = done or train(content, out / side, resume=side in begun, progress=progress)
-        signal_received = summary.pop("signal_received", False)
         summaries[side] = summary
-        if signal_received:
+        if not done and summary.signal_received:
             break
     return summaries
 

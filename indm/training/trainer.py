@@ -118,8 +118,7 @@ class Trainer:
         loss_package = getattr(self.objective.loss, "__module__", "").split(".")[0]
         if {*packages, loss_package} <= {"torch", "indm"}:
             return
-        with torch.random.fork_rng():
-            x = self.model.scaling.to_model(stack(self.data.train, 2).to(self.accelerator.device))
+        x = self.model.scaling.to_model(stack(self.data.train, 2).to(self.accelerator.device))
         if self.model.is_diffusion:
             check_shapes(self.model, x)
         known = {"eps": None, "progress": 0.0}
