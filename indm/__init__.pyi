@@ -14,6 +14,8 @@ from .nonlinear import forward_path as forward_path
 from .nonlinear import generative_path as generative_path
 from .nonlinear import probability_flow_path as probability_flow_path
 from .objective import NELBO as NELBO
+from .objective import Objective as Objective
+from .objective import as_objective as as_objective
 from .objective import fid_loss as fid_loss
 from .objective import flow_loss as flow_loss
 from .objective import mle_loss as mle_loss
@@ -28,8 +30,6 @@ from .sde.linear import VESDE as VESDE
 from .sde.linear import VPSDE as VPSDE
 from .sde.linear import LinearSDE as LinearSDE
 from .sde.linear import SubVPSDE as SubVPSDE
-from .objective import Objective as Objective
-from .objective import as_objective as as_objective
 from .training.loop import train as train
 from .translation import translate as translate
 from .translation import translate_bridge as translate_bridge
