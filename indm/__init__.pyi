@@ -10,9 +10,6 @@ from .nets.mlp import MLP as MLP
 from .nets.ncsnpp import NCSNpp as NCSNpp
 from .nets.unet import UNet as UNet
 from .nonlinear import NonlinearDiffusion as NonlinearDiffusion
-from .nonlinear import forward_path as forward_path
-from .nonlinear import generative_path as generative_path
-from .nonlinear import probability_flow_path as probability_flow_path
 from .objective import NELBO as NELBO
 from .objective import Objective as Objective
 from .objective import as_objective as as_objective
@@ -21,6 +18,11 @@ from .objective import flow_loss as flow_loss
 from .objective import mle_loss as mle_loss
 from .objective import nelbo as nelbo
 from .objective import soft_truncation as soft_truncation
+from .paths import forward_path as forward_path
+from .paths import generative_path as generative_path
+from .paths import paired_paths as paired_paths
+from .paths import probability_flow_path as probability_flow_path
+from .sampling import Sampler as Sampler
 from .sampling import sample as sample
 from .scaling import Scaling as Scaling
 from .score import PublishedScore as PublishedScore

@@ -13,7 +13,8 @@ from indm.data.densities import DENSITIES
 from indm.evaluation import plots, sample_quality
 from indm.evaluation.statistics import over_seeds
 from indm.evaluation.transport import encode_ode
-from indm.nonlinear import NonlinearDiffusion, forward_path, probability_flow_path
+from indm.nonlinear import NonlinearDiffusion
+from indm.paths import forward_path, probability_flow_path
 from indm.report.records import Record, by_group
 from indm.runs.folder import open_model
 from indm.sampling import log_snr_grid

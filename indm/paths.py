@@ -1,0 +1,247 @@
+"""Paths of the diffusion in both spaces: z_t of the linear SDE, x_t = h⁻¹(z_t), and x_t simulated on the data space.
+
+Stepping the latent and decoding every frame is exact in law and cheap. The simulations take the coefficients of
+:class:`~indm.nonlinear.NonlinearDiffusion` instead, and show that both are one diffusion.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from indm.flows.base import require_one_map
+from indm.nonlinear import NonlinearDiffusion
+from indm.rng import randn_like
+from indm.sampling import follow_flow, log_snr_grid, reverse_diffusion_step
+from indm.sde.linear import LinearSDE
+from indm.tensors import Batch, evaluation_mode, expand_like
+
+Grid = Float[Tensor, " times"]
+Path = Float[Tensor, "times batch *event"]
+Increments = Float[Tensor, "steps batch *event"]
+
+STEPS = 100  # of a path, where no times are given
+
+
+@dataclass(frozen=True)
+class Paths:
+    """One Brownian path seen in both spaces.
+
+    Attributes:
+        times: (times,), increasing.
+        latent: z_t of the linear SDE, by its exact transitions.
+        decoded: h⁻¹(z_t).
+        simulated: x_t of the nonlinear SDE, by Euler–Maruyama on the data space from the same start.
+    """
+
+    times: Grid
+    latent: Path
+    decoded: Path
+    simulated: Path
+
+
+def paired_paths(
+    diffusion: NonlinearDiffusion, x: Batch, times: Grid | None = None, *, generator: torch.Generator | None = None
+) -> Paths:
+    """One Brownian path from data x, as z_t, as h⁻¹(z_t), and as the simulation on the data space.
+
+    ``times`` as in :func:`simulate_forward`. The two on the data space differ by the error of that simulation.
+    """
+    model = diffusion.model
+    with evaluation_mode(model):
+        times = _forward_times(model.sde, times)
+        latent, increments = _latent_from_data(model, x, times, generator)
+        decoded = _decode(model, latent)
+    simulated = simulate_forward(diffusion, decoded[0], times, increments=increments, generator=generator)
+    return Paths(times, latent, decoded, simulated)
+
+
+# ── simulations on the data space ────────────────────────────────────────────────────────────────────────────────
+
+
+def simulate_forward(
+    diffusion: NonlinearDiffusion,
+    x: Batch,
+    times: Grid | None = None,
+    *,
+    increments: Increments | None = None,
+    generator: torch.Generator | None = None,
+) -> Path:
+    """Euler–Maruyama for the forward SDE on the data space, from x at times[0]; strong order ½.
+
+    Args:
+        x: (B, *event), such as ``diffusion.perturb`` gives at ε.
+        times: increasing; default: 100 steps from ε to T, equal in log-SNR.
+        increments: of the Brownian motion, (times − 1, B, *event); default: drawn.
+        generator: of the increments and the probes.
+
+    Returns:
+        x_t at all ``times``, (times, B, *event).
+
+    Raises:
+        ValueError: ``times`` that do not increase within [ε, T], or ``increments`` of another shape.
+        RuntimeError: see :class:`~indm.nonlinear.NonlinearDiffusion`.
+    """
+    times = _forward_times(diffusion.model.sde, times)
+    return _euler_maruyama(diffusion, diffusion.forward_velocity, x, times, increments, generator)
+
+
+def simulate_generative(
+    diffusion: NonlinearDiffusion,
+    x: Batch,
+    times: Grid | None = None,
+    *,
+    increments: Increments | None = None,
+    generator: torch.Generator | None = None,
+) -> Path:
+    """Euler–Maruyama for the generative SDE on the data space, from x at times[0] (such as h⁻¹ of a prior draw).
+
+    ``times`` decrease (default: from T to ε); else as :func:`simulate_forward`.
+    """
+    times = _backward_times(diffusion.model.sde, times)
+    return _euler_maruyama(diffusion, diffusion.generative_velocity, x, times, increments, generator)
+
+
+def simulate_probability_flow(diffusion: NonlinearDiffusion, x: Batch, times: Grid | None = None) -> Path:
+    """Heun's rule for the probability flow on the data space, from x at times[0]; order 2.
+
+    ``times`` increase or decrease; default: from T to ε, 100 steps equal in log-SNR.
+    """
+    sde, path = diffusion.model.sde, [x]
+    times = _check_times(sde, _backward_times(sde, None) if times is None else times)
+    for t, s in itertools.pairwise(times.to(x)):
+        slope = diffusion.probability_flow(x, t.expand(len(x)))
+        x = x + 0.5 * (s - t) * (slope + diffusion.probability_flow(x + (s - t) * slope, s.expand(len(x))))
+        path.append(x)
+    return torch.stack(path)
+
+
+def _euler_maruyama(
+    diffusion: NonlinearDiffusion,
+    velocity: Callable[..., Tensor],
+    x: Tensor,
+    times: Tensor,
+    increments: Tensor | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """x ← x + J (velocity (s − t) + g (w_s − w_t)) from each time t to the next s, in either direction."""
+    increments = brownian_increments(times, x, generator=generator) if increments is None else increments
+    if increments.shape != (len(times) - 1, *x.shape):
+        raise ValueError(
+            f"increments must have shape {(len(times) - 1, *x.shape)}, one for each step and entry of x, got "
+            f"{tuple(increments.shape)}; brownian_increments(times, x) would do"
+        )
+    path = [x]
+    with evaluation_mode(diffusion.model):
+        for (t, s), dw in zip(itertools.pairwise(times.to(x)), increments, strict=True):
+            here = diffusion.at(x, t.expand(len(x)))
+            x = x + here.J @ ((s - t) * velocity(here, generator) + here.g * dw)
+            path.append(x)
+    return torch.stack(path)
+
+
+# ── paths of the latent ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def brownian_increments(times: Grid, x: Batch, *, generator: torch.Generator | None = None) -> Increments:
+    """w at each of ``times`` less w at the one before, (times − 1, B, *event) for x (B, *event).
+
+    ``times`` increase or decrease.
+    """
+    root = times.diff().abs().sqrt().to(x)
+    return torch.stack([r * randn_like(x, generator) for r in root])
+
+
+def latent_path(sde: LinearSDE, z: Batch, times: Grid, increments: Increments) -> Path:
+    r"""z_t of dz = f z dt + g dw from z at times[0], by its exact transitions, with noise from Brownian increments.
+
+    .. math:: z_s = a z_t + \sqrt{\sigma_s^2 - a^2\sigma_t^2}\,\frac{w_s - w_t}{\sqrt{s-t}}, \qquad
+              a = \alpha_s/\alpha_t
+
+    Exact in law for any increasing ``times``; as a function of the path w it has strong order 1.
+    """
+    times, path = times.to(z.device, torch.float64), [z]
+    for t, s, dw in zip(times[:-1, None], times[1:, None], increments, strict=True):
+        ratio, std = (expand_like(v, z).to(z) for v in sde.transition(t, s))
+        z = ratio * z + std * dw / (s - t).sqrt().to(z)
+        path.append(z)
+    return torch.stack(path)
+
+
+def forward_path(model, x: Batch, times: Grid, *, generator: torch.Generator | None = None) -> Path:
+    """x_t = h⁻¹(z_t) along one Brownian path from data x, at increasing ``times``, (times, B, *event).
+
+    Exact in law and cheap, for any number of frames: the latent makes exact transitions and each frame is decoded.
+
+    Raises:
+        ValueError: ``times`` that do not increase within [ε, T], or a flow that draws its map anew in every call.
+        RuntimeError: where the flow's inverse did not converge.
+    """
+    require_one_map(model.flow, "a path on the data space")
+    with evaluation_mode(model):
+        times = _forward_times(model.sde, times)
+        return _decode(model, _latent_from_data(model, x, times, generator)[0])
+
+
+def generative_path(model, x: Batch, times: Grid, *, generator: torch.Generator | None = None) -> Path:
+    """x_t = h⁻¹(z_t) along the generative SDE from x at times[0], at decreasing ``times``, (times, B, *event).
+
+    One step of reverse diffusion between successive times: for its accuracy take many. Raises as :func:`forward_path`.
+    """
+    require_one_map(model.flow, "a path on the data space")
+    with evaluation_mode(model):
+        path = [model.flow.latent(x)]
+        for t, s in itertools.pairwise(_backward_times(model.sde, times).to(x)):
+            path.append(reverse_diffusion_step(model.score, path[-1], t.expand(len(x)), s.expand(len(x)), generator))
+        return _decode(model, torch.stack(path))
+
+
+def probability_flow_path(model, x: Batch, times: Grid, *, tol: float = 1e-5) -> Path:
+    """x_t = h⁻¹(z_t) along the probability flow from x at times[0], ``times`` in either direction, (times, B, *event).
+
+    The latent's ODE is solved to ``tol`` between successive times. Raises as :func:`forward_path`.
+    """
+    require_one_map(model.flow, "a path on the data space")
+    with evaluation_mode(model):
+        times = _check_times(model.sde, times)
+        path = [model.flow.latent(x)]
+        for t, s in itertools.pairwise(times.tolist()):
+            path.append(follow_flow(model.score, path[-1], t, s, tol=tol)[0])
+        return _decode(model, torch.stack(path))
+
+
+def _latent_from_data(model, x: Tensor, times: Tensor, generator) -> tuple[Tensor, Tensor]:
+    """z_t from the kernel's draw at times[0] on, for data x, and the Brownian increments behind it."""
+    start = times[:1].to(x).expand(len(x))
+    z = model.sde.perturb(model.flow.latent(x), start, randn_like(x, generator))
+    increments = brownian_increments(times, x, generator=generator)
+    return latent_path(model.sde, z, times, increments), increments
+
+
+def _decode(model, latent: Tensor) -> Tensor:
+    """h⁻¹ of each frame."""
+    return torch.stack([model.decode(z) for z in latent])
+
+
+def _forward_times(sde: LinearSDE, times: Tensor | None) -> Tensor:
+    return _check_times(sde, log_snr_grid(sde, STEPS).flip(0) if times is None else times, "increase")
+
+
+def _backward_times(sde: LinearSDE, times: Tensor | None) -> Tensor:
+    return _check_times(sde, log_snr_grid(sde, STEPS) if times is None else times, "decrease")
+
+
+def _check_times(sde: LinearSDE, times: Tensor, way: str = "increase or decrease") -> Tensor:
+    """``times`` in float64, strictly monotone in [ε, T] (but for the rounding of single precision)."""
+    times = times.double()
+    allowed = {"increase": [{1.0}], "decrease": [{-1.0}]}.get(way, [{1.0}, {-1.0}])
+    inside = (times >= sde.eps * (1 - 1e-6)) & (times <= sde.T * (1 + 1e-6))
+    if set(times.diff().sign().tolist()) not in allowed or not bool(inside.all()):
+        raise ValueError(
+            f"times must be at least 2 and {way} strictly within [{sde.eps:g}, {sde.T:g}], got {times.tolist()[:10]}; "
+            "indm.sampling.log_snr_grid gives such times (they decrease: flip them to go forward)"
+        )
+    return times.clamp(sde.eps, sde.T)
