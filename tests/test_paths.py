@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from closed_form import gaussian
+from closed_form import gaussian, within
 from test_flows import perturb
 from test_nonlinear import close, make
 
