@@ -25,9 +25,9 @@ from indm.config import recipes
 from indm.data.base import Data, InMemory, stack
 from indm.data.registry import load_data
 from indm.evaluation.extractor import load_or_train
-from indm.evaluation.file_translation import Opened, open_runs
 from indm.evaluation.plots import save_figure, tile
 from indm.evaluation.translation_metrics import COLUMNS, limits, row, translation_metrics, two_classes
+from indm.evaluation.translation_runs import TranslationRuns, open_runs
 from indm.files import atomic
 from indm.flows import Identity
 from indm.model import INDM, build
@@ -183,7 +183,7 @@ def study(name: str, steps: int, out: Path) -> dict:
     return found
 
 
-def cycles(opened: Opened, raw: Tensor) -> list[dict]:
+def cycles(opened: TranslationRuns, raw: Tensor) -> list[dict]:
     """The error of A → B → A, grey levels, for tolerances and for equal steps."""
     rows = []
     for options in [{"tol": tol} for tol in (1e-4, 1e-5, 1e-6)] + [{"steps": n} for n in (25, 50, 100, 200, 400)]:

@@ -19,8 +19,9 @@ from test_processes import launch
 from indm.cli.main import main
 from indm.config import recipes
 from indm.data.registry import load_data
-from indm.evaluation import file_translation
-from indm.evaluation.file_translation import Options, find, open_runs, translate_files
+from indm.evaluation.file_translation import Options, translate_files
+from indm.evaluation.translation_runs import TranslationRuns, open_runs
+from indm.evaluation.translation_sources import files_of, find
 from indm.files import atomic
 from indm.flows import ActNorm
 from indm.model import INDM, build_model
@@ -202,7 +203,7 @@ def test_two_processes_train_one_pair(toys, tmp_path):
     said = launch(2, *arguments).stdout.splitlines()
     assert [line.partition(": ")[0] for line in said] == [str(out / "a"), str(out / "b")]
     assert all(json.loads(line.partition(": ")[2])["steps"] == 4 for line in said)
-    assert file_translation.is_pair(out) and (out / "pair.toml").is_file()
+    assert pairs.is_pair(out) and (out / "pair.toml").is_file()
     assert "exists and is not empty" in launch(2, *arguments, fails=True).stderr
     assert launch(2, *arguments, "--resume").stdout.count('"steps": 4') == 2
 
@@ -308,7 +309,7 @@ def test_a_pattern_matches_what_that_of_a_shell_does(pattern, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     for top in ("", f"{glob.escape(str(tmp_path))}/"):
         expected = {Path(path) for path in glob.glob(f"{top}{pattern}", recursive=True) if Path(path).is_file()}
-        assert {path for path, _ in file_translation._files(Path(top + pattern))} == expected
+        assert {path for path, _ in files_of(Path(top + pattern))} == expected
 
 
 def test_links_that_lead_in_circles_are_not_followed(tmp_path):
@@ -321,16 +322,11 @@ def test_links_that_lead_in_circles_are_not_followed(tmp_path):
     (loop / "linked").symlink_to(tmp_path / "elsewhere")
     (loop / "c.png").symlink_to(tmp_path / "elsewhere" / "b.png")
     started = time.perf_counter()
-    found = {
-        pattern: [path for path, _ in file_translation._files(tmp_path / pattern)]
-        for pattern in ("im/loop/**/*.png", "im")
-    }
+    found = {pattern: [path for path, _ in files_of(tmp_path / pattern)] for pattern in ("im/loop/**/*.png", "im")}
     assert time.perf_counter() - started < 5
     assert found["im"] == [loop / "c.png", loop / "deep" / "a.png"]
     assert {path.resolve() for path in found["im/loop/**/*.png"]} == {path.resolve() for path in found["im"]}
-    assert [path for path, _ in file_translation._files(loop / "linked" / "**" / "*.png")] == [
-        loop / "linked" / "b.png"
-    ]
+    assert [path for path, _ in files_of(loop / "linked" / "**" / "*.png")] == [loop / "linked" / "b.png"]
 
 
 def test_the_same_seed_gives_the_same_noise(trained, toys, tmp_path):
@@ -487,7 +483,7 @@ def test_an_inverse_that_does_not_converge_is_named_image_by_image(toys, tmp_pat
     Image.new("RGB", (8, 8), (250, 250, 250)).save(home / "light.png")
     (tmp_path / "run").mkdir()
     model.save(tmp_path / "run")
-    opened = file_translation.Opened((tmp_path / "run",) * 2, (model, stubborn), "forward", {}, {})
+    opened = TranslationRuns((tmp_path / "run",) * 2, (model, stubborn), "forward", {}, {})
     report = translate_files(opened, [home], tmp_path / "out", Options(), progress=False)
     assert [row["name"] for row in report["examples"]] == ["dark"]
     array = np.stack([np.full((3, 8, 8), grey, np.uint8) for grey in (250, 20, 30)])

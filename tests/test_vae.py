@@ -332,4 +332,6 @@ def test_an_evaluated_run_stands_beside_an_indm(tmp_path, capsys):
     with np.load(ours / "evaluation.npz") as a, np.load(other / "evaluation.npz") as b:
         mean = (b["nelbo"] - a["nelbo"]).mean() / (64 * math.log(2))
     assert differences["nelbo"]["difference"] == pytest.approx(mean)
-    assert main(["evaluate", str(ours), "--overwrite"]) == 2 and "no file model.json" in capsys.readouterr().err
+    assert main(["evaluate", str(ours), "--overwrite"]) == 0 and "NELBO" in capsys.readouterr().out
+    again = json.loads((ours / "evaluation.json").read_text())["nelbo"]["with_reconstruction"]
+    assert again["nats"] == pytest.approx(report["nelbo"]["with_reconstruction"]["nats"], rel=1e-6)

@@ -56,14 +56,15 @@ class Translate(Common):
 
     def run(self) -> int:
         from indm.evaluation import file_translation
+        from indm.evaluation.translation_runs import is_run_or_pair, open_runs
 
-        count = next((i for i, path in enumerate(self.paths) if not file_translation.is_run(path)), len(self.paths))
+        count = next((i for i, path in enumerate(self.paths) if not is_run_or_pair(path)), len(self.paths))
         if not count or count == len(self.paths):
             what = "a run folder (with a recipe.toml in it) first" if not count else "images after the run folders"
             raise ValueError(f"translate needs {what}, got {' '.join(map(str, self.paths))}")
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())) and not self.overwrite:
             raise ValueError(f"--out {self.out} exists and is not empty: name another, or add --overwrite")
-        opened = file_translation.open_runs(self.paths[:count], self.direction)
+        opened = open_runs(self.paths[:count], self.direction)
         options = file_translation.Options(
             self.strength, self.stochastic, self.steps, self.tol, self.seed, self.strip, self.cycle, self.score,
             self.strict, self.batch_size,

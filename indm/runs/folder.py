@@ -75,6 +75,11 @@ def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
         raise PermissionError(f"nothing can be written into {nearest}: it is read-only, or only others may")
 
 
+def is_run(folder: Path) -> bool:
+    """Whether ``folder`` is that of a run."""
+    return (folder / "recipe.toml").is_file()
+
+
 def model_class(folder: Path) -> type:
     """The class of the model that is saved in ``folder``, as its description names it; INDM where it names none."""
     if (folder / "vae.json").exists():  # as the first version saved it

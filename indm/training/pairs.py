@@ -9,12 +9,17 @@ from indm.config import recipes
 from indm.config.recipes import Recipe
 from indm.data.registry import load_data
 from indm.files import atomic
-from indm.runs.folder import check_empty, check_folder, finished
+from indm.runs.folder import check_empty, check_folder, finished, is_run
 from indm.runs.processes import by_main_process
 from indm.training.checks import check_second
 from indm.training.loop import train
 
 SIDES = ("a", "b")
+
+
+def is_pair(folder: Path) -> bool:
+    """Whether ``folder`` holds a run for each side."""
+    return all(is_run(folder / side) for side in SIDES)
 
 
 def sides_of(recipe: Recipe) -> dict[str, Recipe]:

@@ -1,0 +1,141 @@
+"""The results of a translation as files: images, arrays, strips, the sheet."""
+
+import errno
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from indm.evaluation import plots
+from indm.evaluation.translation_sources import SHEET, Item
+from indm.files import atomic
+from indm.messages import reason
+
+REPORT = "translation.json"
+IN_SHEET = 64  # results that the sheet shows, at most
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # errors that every other result would meet, too
+
+
+def result_path(out: Path, item: Item) -> Path:
+    """Where the result of ``item`` is written; the rows of an array go into one file."""
+    return out / (f"{item.name}.png" if item.row is None else f"{item.name.rsplit('-', 1)[0]}.npz")
+
+
+def check_sources_stay(items: Sequence[Item], out: Path, beside: Sequence[str]) -> None:
+    """ValueError where a result would be written over one of the sources, by whatever name or link.
+
+    Args:
+        items: what will be translated.
+        out: where results will be written.
+        beside: the folders in ``out`` that will hold a picture for each item: "cycle", "strips".
+    """
+    results = {out / REPORT, out / f"{SHEET}.png"}
+    for item in items:
+        results |= {result_path(out, item)} | {out / folder / f"{item.name}.png" for folder in beside}
+    sources = {_file(item.source) for item in items}
+    over = sorted(path for path in results if _file(path) in sources)
+    if over:
+        raise ValueError(f"{over[0]} is one of the sources, and a result would be written over it; use another --out")
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    """Which file on which disk; None where there is none."""
+    try:
+        status = path.stat()
+        return status.st_dev, status.st_ino
+    except OSError:
+        return None
+
+
+class ResultWriter:
+    """Writes results into a folder, image by image, arrays and the sheet at the end.
+
+    Args:
+        out: the folder, made if need be.
+        levels: number of grey levels; None of vectors.
+
+    ``failed`` holds the reason for each item that could not be written, by name.
+    """
+
+    def __init__(self, out: Path, levels: int | None):
+        self.out, self.levels = out, levels
+        self.failed: dict[str, str] = {}
+        self.shown: list[tuple[Tensor, ...]] = []
+        self.arrays: dict[Path, list[tuple[Item, Tensor]]] = {}
+        out.mkdir(parents=True, exist_ok=True)
+
+    def write(self, item: Item, result: Tensor, beside: dict[str, Tensor]) -> bool:
+        """Write a result, or keep it until its array is complete, and pictures in the folders ``beside`` it.
+
+        Returns:
+            Whether that was possible.
+
+        Raises:
+            OSError: nothing more can be written to the disk.
+        """
+        try:
+            for folder, images in beside.items():
+                self._save(self.out / folder / f"{item.name}.png", images)
+            if item.row is None:
+                self._save(result_path(self.out, item), result[None])
+        except OSError as error:
+            self._fail([item], error)
+            return False
+        if item.row is not None:
+            self.arrays.setdefault(item.source, []).append((item, result))
+        return True
+
+    def show(self, *columns: Tensor) -> None:
+        """Put source, result and, if it was made, the way back on the sheet, as long as there is room."""
+        if len(self.shown) < IN_SHEET:
+            self.shown.append(columns)
+
+    def finish(self) -> set[Path]:
+        """Write the arrays and the sheet; the sources of the arrays that could not be written."""
+        lost = set()
+        for source, rows in self.arrays.items():
+            items, results = zip(*rows, strict=True)
+            try:
+                self._save_array(items, torch.stack(results))
+            except OSError as error:
+                self._fail(items, error)
+                lost.add(source)
+        if self.shown:
+            self._save_sheet(self.out / f"{SHEET}.png")
+        return lost
+
+    def _fail(self, items: Sequence[Item], error: OSError) -> None:
+        if error.errno in DISK_ERRORS:
+            raise error
+        self.failed |= {item.name: reason(error) for item in items}
+
+    def _save(self, path: Path, images: Tensor) -> None:
+        """Images (N, C, H, W) side by side as PNG, pixel for pixel."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = (torch.cat(images.unbind(0), 2).double() * 255 / (self.levels - 1)).round().to(torch.uint8)
+        image = Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
+        atomic.whole(path, lambda beside: image.save(beside, format="PNG"))
+
+    def _save_array(self, items: Sequence[Item], results: Tensor) -> None:
+        path = result_path(self.out, items[0])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"samples": results.numpy(), "levels": np.array(self.levels or 0)}
+        atomic.whole(path, atomic.arrays_into(content | {"rows": np.array([item.row for item in items])}))
+
+    def _save_sheet(self, path: Path) -> None:
+        columns = [torch.stack(column) for column in zip(*self.shown, strict=True)]
+        if columns[0].ndim == 4:
+            together = torch.stack(columns, 1).flatten(0, 1)
+            width = len(columns) * math.ceil(math.sqrt(len(self.shown) / len(columns)))
+            plots.save_grid(together, self.levels, path, columns=width)
+        elif columns[0].ndim == 2 and columns[0].shape[1] > 1:
+            figure = Figure(figsize=(4 * len(columns), 4), layout="constrained")
+            titles = ("source", "result", "back again")
+            for axes, points, title in zip(figure.subplots(1, len(columns)), columns, titles, strict=False):
+                plots.dots(axes, points.float(), title)
+            plots.save_figure(figure, path)

@@ -1,0 +1,132 @@
+"""The examples that are to be translated: image files, folders, glob patterns and arrays."""
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from indm.data.arrays import read_events
+from indm.data.images import SUFFIXES, read_image, square
+from indm.model import INDM
+
+ARRAY_SUFFIXES = {".npz", ".npy"}
+SHEET = "sheet"  # a picture beside the results, so that an image of that name keeps its suffix
+
+
+@dataclass(frozen=True)
+class Item:
+    """One example to be translated.
+
+    Attributes:
+        name: of its result, without suffix.
+        source: the file that it is in.
+        read: gives (C, H, W) or (D,) in data units, and a note of what was done to it ("": nothing).
+        row: of an array; None of an image file.
+    """
+
+    name: str
+    source: Path
+    read: Callable[[], tuple[Tensor, str]]
+    row: int | None = None
+
+
+def find(sources: Sequence[Path], model: INDM, data: dict, strict: bool = False) -> list[Item]:
+    """The examples in files, folders (searched recursively), glob patterns, ``.npz`` and ``.npy`` arrays.
+
+    Args:
+        model: whose shape and grey levels they must have; images of another size are cut and resized as ``data`` (the
+            ``[data]`` table of a run on a folder) says, else by the largest centred square.
+        strict: an image of another size, or a file that is no image, is an error.
+
+    Raises:
+        ValueError: nothing found, an array of another shape, an image where the model has no images, or two results of
+            one name.
+    """
+    items: list[Item] = []
+    for source in sources:
+        files = files_of(source)
+        if not files:
+            raise ValueError(f"no image or array found in '{source}'; png, jpeg, webp, … and npz, npy would do")
+        for file, name in files:
+            if file.suffix.lower() in ARRAY_SUFFIXES:
+                items += _rows(file, name, model)
+            elif len(model.shape) != 3 or model.shape[0] not in (1, 3):
+                raise ValueError(
+                    f"{file}: events of shape {model.shape} are no image files; an .npz of arrays would do"
+                )
+            else:
+                items.append(Item(name, file, _reader(file, model, data, strict)))
+    return _with_names_apart(items)
+
+
+def _with_names_apart(items: list[Item]) -> list[Item]:
+    """The items, where two images of one name keep their suffixes; a ValueError where two results still have one."""
+    names = Counter(item.name for item in items if item.row is None) + Counter([SHEET])
+    items = [_with_suffix(item) if names[item.name] > 1 and item.row is None else item for item in items]
+    written = Counter(
+        name for item in items for name in (item.name, *(f"{folder}/{item.name}" for folder in ("cycle", "strips")))
+    )
+    twice = [name for name, count in written.items() if count > 1]
+    if twice:
+        raise ValueError(f"{len(twice)} names of results come twice, such as {twice[0]!r}; translate them apart")
+    return items
+
+
+def files_of(source: Path) -> list[tuple[Path, str]]:
+    """Files and the names of their results, without suffix: below a folder, with the path below it."""
+    if source.is_dir():
+        known = SUFFIXES | ARRAY_SUFFIXES
+        below = sorted(path.relative_to(source) for path in source.rglob("*") if path.suffix.lower() in known)
+        below = [path for path in below if not any(part.startswith(".") for part in path.parts)]
+        return [(source / path, str(path.with_suffix(""))) for path in below if (source / path).is_file()]
+    if source.is_file():
+        return [(source, source.stem)]
+    return [(path, path.stem) for path in map(Path, sorted(_matching(source))) if path.is_file()]
+
+
+def _matching(pattern: Path) -> set[str]:
+    """What a glob pattern matches; its ``**`` follows no links, as two that lead back have ever more ways through."""
+    if "**" not in pattern.parts:
+        return set(glob.glob(str(pattern)))
+    at, matches = pattern.parts.index("**"), set()
+    below = Path(*pattern.parts[at + 1 :] or ("*",))
+    for top in glob.glob(str(Path(*pattern.parts[:at]))):
+        for folder, inner, _ in os.walk(top):
+            inner[:] = [name for name in inner if not name.startswith(".")]
+            matches |= _matching(Path(glob.escape(folder)) / below)
+    return matches
+
+
+def _with_suffix(item: Item) -> Item:
+    return Item(f"{item.name}{item.source.suffix}", item.source, item.read)
+
+
+def _rows(file: Path, name: str, model: INDM) -> list[Item]:
+    array = read_events(file, model.scaling.levels)
+    if tuple(array.shape[1:]) != model.shape:
+        raise ValueError(f"{file} must hold events of shape {model.shape}, got {tuple(array.shape[1:])}")
+    return [Item(f"{name}-{row:05d}", file, lambda row=row: (array[row], ""), row) for row in range(len(array))]
+
+
+def _reader(file: Path, model: INDM, data: dict, strict: bool) -> Callable[[], tuple[Tensor, str]]:
+    channels, height, width = model.shape
+    options = {key: data[key] for key in ("resize", "crop") if key in data}
+
+    def read() -> tuple[Tensor, str]:
+        image, note = read_image(file), ""
+        if image.size == (width, height):
+            pixels = F.pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
+        elif strict or height != width:
+            raise ValueError(f"{image.width}×{image.height} pixels, and the model has {width}×{height}")
+        else:
+            pixels = square(image, width, channels, **options)
+            note = f"resized from {image.width}×{image.height}"
+        return (pixels.double() * (model.scaling.levels - 1) / 255).round().to(torch.uint8), note
+
+    return read
