@@ -13,7 +13,7 @@ from indm.runs.provenance import weights_hash
 
 WORK = """
 import sys
-from indm.cli import main
+from indm.cli.main import main
 
 small = [
     "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.blocks=1", "--net.attention=[]", "--train.steps=4",

@@ -122,7 +122,7 @@ def test_mle_loss_is_the_same_bound(sde):
 
 def test_likelihood_is_that_of_the_closed_flow(sde):
     score, model = gaussian(sde)
-    x = score.sample(20, torch.Generator().manual_seed(1))
+    x = score.sample(4, torch.Generator().manual_seed(1))
     result = indm.log_likelihood(model, x, exact=True, rtol=1e-8, atol=1e-8, generator=torch.Generator().manual_seed(2))
     noise = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(2))
     eps, _ = sde.endpoints(x)
@@ -147,14 +147,15 @@ def test_stochastic_samplers_reach_the_law_above_the_steep_end(sde, name):
 
 @pytest.mark.parametrize("name", ["heun", "ode"])
 def test_samplers_reach_the_data(sde, name):
+    """The flow of a Gaussian law is affine, so samples whose moments are those of z_T arrive with those of the data."""
     score, _ = gaussian(sde)
-    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(50, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noise = (noise - noise.mean(0)) / noise.std(0)
     with torch.no_grad():  # from the law of z_T itself, which need not be the prior
         mean, variance = score.law(torch.tensor(1.0, dtype=torch.float64), torch.zeros(1, *SHAPE, dtype=torch.float64))
-        z = mean + variance.sqrt() * torch.randn(20_000, *SHAPE, dtype=torch.float64, generator=generator)
-        z, _ = make_sampler(name).solve(score, z, steps=60, generator=generator)
-    torch.testing.assert_close(z.mean(0), score.mean, rtol=0, atol=0.04)
-    torch.testing.assert_close(z.var(0), score.variance, rtol=0.06, atol=0)
+        z, _ = make_sampler(name).solve(score, mean + variance.sqrt() * noise, steps=60)
+    torch.testing.assert_close(z.mean(0), score.mean, rtol=0, atol=1e-3)
+    torch.testing.assert_close(z.var(0), score.variance, rtol=0.03, atol=0)
 
 
 def test_what_it_cannot_do_is_said(sde):
