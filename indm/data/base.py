@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Shaped
@@ -23,12 +23,21 @@ from indm.scaling import Scaling
 PARTS = ("train", "valid", "test")
 
 
+@runtime_checkable
+class Examples(Protocol):
+    """A map-style data set whose items are tensors of one shape, in data units."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Tensor: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Data:
     """Three disjoint data sets and what is known about them.
 
     Attributes:
-        train, valid, test: items in data units, each ``shape``, with ``len``.
+        train, valid, test: the examples of each split, of shape ``shape``.
         scaling: data units to model units; ``scaling.levels`` are the grey levels, None for continuous data.
         shape: of one item, (C, H, W) or (D,).
         entropy: of the data in total nats (data units), where it is known.
@@ -40,9 +49,9 @@ class Data:
     """
 
     name: str
-    train: Dataset
-    valid: Dataset
-    test: Dataset
+    train: Examples
+    valid: Examples
+    test: Examples
     scaling: Scaling
     shape: tuple[int, ...]
     entropy: float | None = None
@@ -79,7 +88,7 @@ class InMemory(Dataset):
 
     def fingerprint(self) -> str:
         """SHA-256 of the numbers."""
-        return hashlib.sha256(self.tensor.numpy()).hexdigest()
+        return hashlib.sha256(self.tensor.numpy().data).hexdigest()
 
     def standardised(self) -> Scaling:
         """The scaling to zero mean and unit variance in each dimension."""
@@ -146,10 +155,10 @@ class FirstEntries(Dataset):
         return Scaling.from_moments(first + mean, variance.clamp(min=0).sqrt())
 
 
-Examples = InMemory | FirstEntries
+Source = InMemory | FirstEntries
 
 
-def stack(dataset: Dataset, n: int | None = None) -> Tensor:
+def stack(dataset: Examples, n: int | None = None) -> Tensor:
     """The first ``n`` items (all by default) as one tensor (n, *event)."""
     if isinstance(dataset, InMemory):
         return dataset.tensor[:n]
@@ -216,11 +225,11 @@ def as_data(
     if flip and len(shape) != 3:
         raise ValueError(f"flip must be false for vectors: {where} holds no images but events of shape {shape}")
     scaling = Scaling.images(levels, centered) if levels else sets["train"].standardised()
-    about = {"shape": shape, "flip": flip, "notes": [note], "fingerprint": fingerprint}
-    return Data(name=name, scaling=scaling, **about, **sets)
+    about: dict[str, Any] = {"shape": shape, "flip": flip, "notes": [note], "fingerprint": fingerprint}
+    return Data(name=name, scaling=scaling, **about | sets)
 
 
-def _examples(source: Any, levels: int | None, where: str | Path) -> tuple[Examples, int | None]:
+def _examples(source: Any, levels: int | None, where: str | Path) -> tuple[Source, int | None]:
     """The examples of a tensor, an array or a map-style data set, and how many grey levels they have."""
     if isinstance(source, TensorDataset):
         source = source.tensors[0]
@@ -241,7 +250,7 @@ def _examples(source: Any, levels: int | None, where: str | Path) -> tuple[Examp
     return examples, examples.levels
 
 
-def _divided(examples: Examples, parts: Mapping[str, Tensor], where: str | Path) -> dict[str, Examples]:
+def _divided(examples: Source, parts: Mapping[str, Tensor], where: str | Path) -> dict[str, Source]:
     """The splits of ``examples`` at the positions ``parts``; ValueError where memory cannot hold them beside it."""
     if isinstance(examples, InMemory):
         try:
@@ -253,7 +262,7 @@ def _divided(examples: Examples, parts: Mapping[str, Tensor], where: str | Path)
 
 def _divided_before(
     source: tuple, levels: int | None, limit: int | None, where: str | Path
-) -> tuple[dict[str, Examples], int | None, str]:
+) -> tuple[dict[str, Source], int | None, str]:
     """Three splits, how many grey levels they have, and their fingerprint."""
     if len(source) != len(PARTS):
         raise ValueError(f"{where} as a tuple must be three, (train, valid, test), got {len(source)}")

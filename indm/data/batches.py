@@ -1,11 +1,15 @@
 """Batches of raw data: the order of an epoch, and random flips."""
 
+from collections.abc import Sequence
+from typing import cast
+
 import numpy as np
 import torch
 from jaxtyping import Num
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from indm.data.base import Examples
 from indm.rng import for_rows
 
 
@@ -23,7 +27,7 @@ def collate(items: Tensor | list[Tensor]) -> Tensor:
 
 
 def loader(
-    dataset: Dataset,
+    dataset: Examples,
     batch_size: int,
     *,
     shuffle: bool,
@@ -39,12 +43,12 @@ def loader(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    order = range(len(dataset))
+    order: Sequence[int] = range(len(dataset))
     if shuffle:
         state = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(state)).tolist()
     return DataLoader(
-        dataset,
+        cast(Dataset, dataset),
         batch_size,
         sampler=order,
         num_workers=workers,

@@ -1,6 +1,7 @@
 """CelebA."""
 
 from pathlib import Path
+from typing import Any
 
 from torchvision.datasets import CelebA
 
@@ -25,7 +26,7 @@ def load_celeba(
     """CelebA by torchvision, in its standard splits: centre crop, antialiased bilinear resize; read from disk."""
     check_size(size, crop)
     home = str(download_root(root))
-    parts = {}
+    parts: dict[str, Any] = {}
     for part in ("train", "valid", "test"):
         found = from_torchvision("celeba", CelebA, home, split=part, download=download)
         files = [Path(found.root, found.base_folder, "img_align_celeba", name) for name in found.filename]

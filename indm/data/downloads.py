@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-
-from torch.utils.data import Dataset
+from typing import TypeVar
 
 from indm.data.cache import cache_folder
+
+T = TypeVar("T")
 
 
 def download_root(root: str | Path | None) -> Path:
@@ -13,7 +14,7 @@ def download_root(root: str | Path | None) -> Path:
     return Path(root).expanduser() if root else cache_folder()
 
 
-def from_torchvision(name: str, dataset: Callable[..., Dataset], *args, **kwargs) -> Dataset:
+def from_torchvision(name: str, dataset: Callable[..., T], *args, **kwargs) -> T:
     """``dataset(*args, **kwargs)``, where every failure to find or to download the files is a ``ValueError``."""
     try:
         return dataset(*args, **kwargs)

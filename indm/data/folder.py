@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,8 +57,8 @@ def load_folder(
     sets = {p: ImageFiles(files.select(chosen.numpy()), size, channels, resize, crop) for p, chosen in parts.items()}
     notes.append(describe_split(parts, seed))
     scaling, shape = Scaling.images(256, centered), (channels, size, size)
-    about = {"notes": notes, "fingerprint": files.fingerprint()}
-    return Data(name="folder", scaling=scaling, shape=shape, flip=flip, **about, **sets)
+    about: dict[str, Any] = {"shape": shape, "flip": flip, "notes": notes, "fingerprint": files.fingerprint()}
+    return Data(name="folder", scaling=scaling, **about | sets)
 
 
 def find_images(folder: Path, *, whole: bool = False, strict: bool = False) -> tuple[Files, tuple[int, int], list[str]]:

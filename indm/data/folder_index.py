@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -67,8 +67,8 @@ class Files(Sequence[Path]):
         """SHA-256 of the paths below the folder, in the order of ``names`` whatever that of ``chosen``."""
         lengths, chosen = np.diff(self.ends, prepend=0), np.zeros(len(self.ends), bool)
         chosen[self.chosen] = True
-        digest = hashlib.sha256(lengths[chosen])
-        digest.update(self.names[np.repeat(chosen, lengths)])
+        digest = hashlib.sha256(lengths[chosen].data)
+        digest.update(self.names[np.repeat(chosen, lengths)].data)
         return digest.hexdigest()
 
 
@@ -163,9 +163,8 @@ def _list_files(folder: Path) -> Index:
             ends.append(len(names))
             sizes.append(status.st_size)
             times.append(status.st_mtime_ns)
-    numbers = [np.array(values, np.int64) for values in (ends, sizes, times)]
-    files = Files(folder, np.frombuffer(bytes(names), np.uint8), numbers[0])
-    return Index(files, *numbers[1:], np.zeros(len(ends), np.uint8))
+    files = Files(folder, np.frombuffer(bytes(names), np.uint8), np.array(ends, np.int64))
+    return Index(files, np.array(sizes, np.int64), np.array(times, np.int64), np.zeros(len(ends), np.uint8))
 
 
 def _copy_kinds(listing: Index, cached: Index | None) -> np.ndarray:
@@ -202,8 +201,9 @@ def _read_cached(path: Path, folder: Path) -> Index | None:
 
 def _write_cached(path: Path, index: Index) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = (index.files.names, index.files.ends, index.sizes, index.times, index.kinds)
+    values = (index.files.names, index.files.ends, index.sizes, index.times, index.kinds)
+    arrays: dict[str, Any] = dict(zip(ARRAYS, values, strict=True))
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # on a full disk nothing half written stays
         beside = Path(folder) / path.name
-        np.savez(beside, **dict(zip(ARRAYS, arrays, strict=True)))
+        np.savez(beside, **arrays)
         os.replace(beside, path)

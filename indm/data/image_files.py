@@ -63,7 +63,7 @@ class ImageFiles(Dataset):
         self.unreadable[position] = True
 
 
-def count_unreadable(dataset: Dataset, add_up: Callable[[Tensor], Tensor] = lambda unreadable: unreadable) -> int:
+def count_unreadable(dataset: object, add_up: Callable[[Tensor], Tensor] = lambda unreadable: unreadable) -> int:
     """How many images of a data set could not be read when they were asked for, since this process began.
 
     Args:

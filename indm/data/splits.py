@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-Items = TypeVar("Items", bound="Tensor | list")
+Items = TypeVar("Items", Tensor, list)
 
 
 def split(n: int, *, valid: int, test: int = 0, seed: int = 0, limit: int | None = None) -> dict[str, Tensor]:

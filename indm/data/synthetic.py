@@ -1,6 +1,7 @@
 """Samples of two-dimensional densities whose entropy is known, one loader a density."""
 
 import functools
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ def load_density(
         raise ValueError(f"{name}: samples, valid_samples and test_samples must each be at least 1")
     density, generator = DENSITIES[name], torch.Generator().manual_seed(seed)
     counts = {"test": test_samples, "valid": valid_samples, "train": samples}
-    parts = {part: InMemory(density.sample(n, generator=generator)) for part, n in counts.items()}
+    parts: dict[str, Any] = {part: InMemory(density.sample(n, generator=generator)) for part, n in counts.items()}
     notes = [f"samples drawn with seed {seed}"]
     return Data(name=name, scaling=Scaling(), shape=(2,), entropy=density.entropy(), notes=notes, **parts)
 

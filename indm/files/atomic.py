@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -66,9 +67,11 @@ def _write_beside(path: Path, beside: Path, write: Write) -> None:
 def arrays_into(arrays: Mapping[str, np.ndarray]) -> Write:
     """The function that writes ``arrays`` as ``.npz``."""
 
+    named: dict[str, Any] = dict(arrays)
+
     def write(path: Path) -> None:
         with path.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **named)
 
     return write
 

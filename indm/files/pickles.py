@@ -9,7 +9,7 @@ code in the process that reads it, or to take its memory or time with a small fi
 
 - Calls on its list that take any amount of memory from a few bytes: ``bytearray(3_000_000_000)``, storages of any size,
   tensors on "meta", text encoded in hexadecimal again and again, one text made into bytes ten thousand times. Only the
-  calls that ``torch.save`` makes are allowed, each in the steps in which it makes them (:data:`ALLOWED_CALLS`).
+  calls that ``torch.save`` makes are allowed, each in the steps in which it makes them (:data:`ALLOWED`, :data:`DUE`).
 - The same storage read again under another name, as often as there are spellings: members of the archive are found
   whatever the case of their names, which makes the memory quadratic in the file. Names of storages must be numbers.
 - Archives whose records are compressed and unpack to far more than the file. ``torch.save`` stores them as they are.
@@ -45,14 +45,13 @@ STORAGES = {
         "Bool",
     )
 }  # fmt: skip
-# What torch.save asks for, and the steps that follow, where others would take memory. None is any argument, written out
-# in that place: a text from the memo costs the file two bytes, and could be made into bytes any number of times.
-ALLOWED_CALLS: dict[str, tuple[tuple[str, str | None], ...]] = {
+# The steps that follow what torch.save asks for, where others would take memory. None is any argument, written out in
+# that place: a text from the memo costs the file two bytes, and could be made into bytes any number of times.
+DUE: Mapping[str, tuple[tuple[str, str | None], ...]] = {
     "collections OrderedDict": (("EMPTY_TUPLE", None), ("REDUCE", None)),  # an empty one
     "_codecs encode": (("BINUNICODE", None), ("BINUNICODE", "latin1"), ("TUPLE2", None), ("REDUCE", None)),
-    "torch._utils _rebuild_tensor_v2": (),
-    "torch._utils _rebuild_parameter": (),
-} | dict.fromkeys(STORAGES, ())
+}
+ALLOWED = {*DUE, *STORAGES, "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
 # The steps by which torch.save names a storage.
 STORAGE_STEPS = re.compile(r"MARK BINUNICODE GLOBAL BINUNICODE BINUNICODE (BININT[12]?|LONG1) (NONE )?TUPLE BINPERSID$")
 
@@ -132,9 +131,9 @@ def _check_pickle(file: io.BufferedIOBase, known: Mapping[str, Callable]) -> Non
             raise ValueError(f"it asks for {brief(asked)} as torch.save does not, and pickled code is not run")
         if step.name == "GLOBAL":
             asked = step.argument.replace(" ", ".")
-            if step.argument not in ALLOWED_CALLS and asked not in known:
+            if step.argument not in ALLOWED and asked not in known:
                 raise ValueError(f"it asks for {brief(asked)}, and pickled code is not run")
-            due = list(ALLOWED_CALLS.get(step.argument, ()))
+            due = list(DUE.get(step.argument, ()))
         if step.name == "BINPERSID" and not _is_storage(list(latest)):
             raise ValueError("it asks for a storage as torch.save does not")
 
@@ -152,10 +151,10 @@ def _is_storage(steps: list[Step]) -> bool:
     return tag.argument == "storage" and kind.argument in STORAGES and number.argument.isdecimal()
 
 
-def _steps(file: io.BufferedIOBase) -> Iterator[Step]:
+def _steps(file: Any) -> Iterator[Step]:
     """The operations of a pickle, but those that put a value into the memo."""
     other = Step("other", None, True)  # than a name or a text
-    memo: dict[int, Step] = {}
+    memo: dict[Any, Step] = {}
     last = Step("")
     try:
         for operation, argument, _ in genops(file):

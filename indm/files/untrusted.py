@@ -83,8 +83,8 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
     return {name: array(path, name) for name in array_names(path) or []}
 
 
-def _array(file: io.BufferedIOBase, size: int) -> np.ndarray:
-    """The array in the ``size`` bytes of ``file``, read into memory once."""
+def _array(file: Any, size: int) -> np.ndarray:
+    """The array in the ``size`` bytes of ``file``, which is open for reading; its numbers are read into memory once."""
     head = io.BytesIO(file.read(LONGEST_HEADER))
     version = np.lib.format.read_magic(head)
     if version not in ((1, 0), (2, 0)):
