@@ -43,21 +43,21 @@ NETS = [small_mlp(), small_mlp((2, 3)), small_unet(), small_unet((3, 9, 14), mul
 
 @pytest.mark.parametrize("net", NETS, ids=lambda net: f"{type(net).__name__}{net.shape}")
 class TestEveryBackbone:
-    def test_output_depends_on_z_and_c(self, net):
-        z, c = draw(net.shape)
-        reference = net(z, c)
-        assert ((net(-z, c) - reference).flatten(1).norm(dim=1) > 1e-2).all()
-        assert ((net(z, c + 0.5) - reference).flatten(1).norm(dim=1) > 1e-3).all()
+    def test_output_depends_on_z_and_level(self, net):
+        z, level = draw(net.shape)
+        reference = net(z, level)
+        assert ((net(-z, level) - reference).flatten(1).norm(dim=1) > 1e-2).all()
+        assert ((net(z, level + 0.5) - reference).flatten(1).norm(dim=1) > 1e-3).all()
 
     def test_starts_at_zero(self, net):
         fresh = type(net)(net.shape)
-        z, c = draw(net.shape)
-        assert (fresh(z, c) == 0).all()
+        z, level = draw(net.shape)
+        assert (fresh(z, level) == 0).all()
 
     def test_every_parameter_gets_a_gradient(self, net):
-        z, c = draw(net.shape)
+        z, level = draw(net.shape)
         names, parameters = zip(*net.named_parameters(), strict=True)
-        gradients = torch.autograd.grad(net(z, c).square().sum(), parameters)
+        gradients = torch.autograd.grad(net(z, level).square().sum(), parameters)
         dead = [
             name for name, g in zip(names, gradients, strict=True) if not (g.isfinite().all() and g.abs().max() > 0)
         ]
@@ -66,34 +66,34 @@ class TestEveryBackbone:
     @given(order=st.permutations(range(5)), seed=st.integers(0, 1000))
     @settings(max_examples=10, deadline=None)
     def test_samples_do_not_see_one_another(self, net, order, seed):
-        z, c = draw(net.shape, seed=seed)
+        z, level = draw(net.shape, seed=seed)
         with torch.no_grad():
-            whole = net(z, c)
-            torch.testing.assert_close(net(z[order], c[order]), whole[order], atol=1e-4, rtol=1e-4)
+            whole = net(z, level)
+            torch.testing.assert_close(net(z[order], level[order]), whole[order], atol=1e-4, rtol=1e-4)
             z[order[0]] *= 10
-            torch.testing.assert_close(net(z, c)[order[1:]], whole[order[1:]], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(net(z, level)[order[1:]], whole[order[1:]], atol=1e-4, rtol=1e-4)
 
     def test_keeps_its_constructor_arguments(self, net):
         names = ["width", "depth", "fourier"] if isinstance(net, MLP) else ["channels", "multipliers", "blocks"]
         names += [] if isinstance(net, MLP) else ["attention", "dropout"]
         twin = type(net)(net.shape, **{name: getattr(net, name) for name in names})
         twin.load_state_dict(net.state_dict())
-        z, c = draw(net.shape)
-        assert torch.equal(twin.eval()(z, c), net(z, c))
+        z, level = draw(net.shape)
+        assert torch.equal(twin.eval()(z, level), net(z, level))
 
 
 def test_derivatives_against_finite_differences():
     for net, n in ((MLP((2,), width=8, depth=1), 3), (UNet((1, 8, 8), 4, (1, 2), 1, (8,)), 1)):
         net = perturbed(net.double())
-        z, c = draw(net.shape, n, dtype=torch.float64)
-        assert torch.autograd.gradcheck(net, (z.requires_grad_(), c.requires_grad_()), atol=1e-6)
+        z, level = draw(net.shape, n, dtype=torch.float64)
+        assert torch.autograd.gradcheck(net, (z.requires_grad_(), level.requires_grad_()), atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 8, 8)])
 def test_zero_has_no_parameters_and_predicts_nothing(shape):
-    net, (z, c) = Zero(), draw(shape, dtype=torch.float64)
+    net, (z, level) = Zero(), draw(shape, dtype=torch.float64)
     assert not list(net.parameters()) and not net.state_dict()
-    assert torch.equal(net(z, c), 0 * z)
+    assert torch.equal(net(z, level), 0 * z)
 
 
 class TestLevelEmbedding:
@@ -129,10 +129,10 @@ class TestMLP:
         torch.testing.assert_close(net.features(z), torch.tensor([expected]), atol=1e-5, rtol=1e-5)
 
     def test_without_fourier_features_sees_z_alone(self):
-        z, c = draw((2, 3))
+        z, level = draw((2, 3))
         net = perturbed(MLP((2, 3), width=8, depth=1, fourier=0))
         assert torch.equal(net.features(z), z.flatten(1))
-        assert net(z, c).shape == z.shape
+        assert net(z, level).shape == z.shape
 
     def test_parameter_count(self):
         d, w, depth, fourier = 6, 16, 3, 2
@@ -142,18 +142,18 @@ class TestMLP:
         assert sum(p.numel() for p in MLP((2, 3), w, depth, fourier).parameters()) == expected
 
     def test_learns_the_exact_denoiser_of_gaussian_data(self):
-        """For z₀ ~ N(0, I) and α² + σ² = 1 the best noise estimate is σ z_t, with σ² = sigmoid(2c)."""
+        """For z₀ ~ N(0, I) and α² + σ² = 1 the best noise estimate is σ z_t, with σ² = sigmoid(2 level)."""
         torch.manual_seed(0)
         net = MLP((2,), width=64, depth=2)
         optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=600)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=300)
 
         def error(n):
-            z, c = torch.randn(n, 2), -7 + 12 * torch.rand(n)
-            return (net(z, c) - torch.sigmoid(2 * c).sqrt()[:, None] * z).square().mean()
+            z, level = torch.randn(n, 2), -7 + 12 * torch.rand(n)
+            return (net(z, level) - torch.sigmoid(2 * level).sqrt()[:, None] * z).square().mean()
 
         before = error(4000).item()
-        for _ in range(600):
+        for _ in range(300):
             optimizer.zero_grad()
             error(256).backward()
             optimizer.step()
@@ -166,18 +166,18 @@ class TestUNet:
     @pytest.mark.parametrize("shape", [(1, 8, 8), (2, 9, 14), (3, 13, 8), (5, 16, 11)])
     def test_memory_format_does_not_matter(self, shape):
         net = small_unet(shape)
-        z, c = draw(shape)
-        expected = net(z, c)
-        torch.testing.assert_close(net(z.to(memory_format=torch.channels_last), c), expected, atol=1e-5, rtol=1e-5)
+        z, level = draw(shape)
+        expected = net(z, level)
+        torch.testing.assert_close(net(z.to(memory_format=torch.channels_last), level), expected, atol=1e-5, rtol=1e-5)
         net.to(memory_format=torch.channels_last)
-        torch.testing.assert_close(net(z.to(memory_format=torch.channels_last), c), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(net(z.to(memory_format=torch.channels_last), level), expected, atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize("height, width", [(9, 11), (8, 13), (15, 8), (12, 12)])
     def test_odd_sizes_are_padded_and_cropped(self, height, width):
         net = small_unet((2, height, width), multipliers=(1, 2, 2))
-        z, c = draw(net.shape)
+        z, level = draw(net.shape)
         padded = F.pad(z, (0, 4 * math.ceil(width / 4) - width, 0, 4 * math.ceil(height / 4) - height))
-        torch.testing.assert_close(net(z, c), net(padded, c)[:, :, :height, :width], atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(net(z, level), net(padded, level)[:, :, :height, :width], atol=1e-6, rtol=1e-6)
 
     @pytest.mark.parametrize(
         "height, attention, expected",
@@ -195,11 +195,11 @@ class TestUNet:
 
     def test_dropout_acts_in_training_only(self):
         net, plain = small_unet(dropout=0.5), small_unet()
-        z, c = draw(net.shape)
-        assert torch.equal(net(z, c), plain(z, c))
+        z, level = draw(net.shape)
+        assert torch.equal(net(z, level), plain(z, level))
         net.train()
-        assert (net(z, c) - net(z, c)).abs().max() > 1e-2
-        assert torch.equal(plain.train()(z, c), plain.eval()(z, c))
+        assert (net(z, level) - net(z, level)).abs().max() > 1e-2
+        assert torch.equal(plain.train()(z, level), plain.eval()(z, level))
 
     def test_parameter_count(self):
         c, e, images = 8, 32, 3
@@ -264,6 +264,6 @@ def test_group_count_suits_the_channels(channels):
 @settings(max_examples=25, deadline=None)
 def test_any_image_size_and_channel_count(images, height, width, channels, levels):
     net = perturbed(UNet((images, height, width), channels=channels, multipliers=[1] * levels, blocks=1))
-    z, c = draw(net.shape, 2)
-    output = net(z, c)
+    z, level = draw(net.shape, 2)
+    output = net(z, level)
     assert output.shape == z.shape and output.isfinite().all() and output.std() > 0

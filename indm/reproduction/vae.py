@@ -41,12 +41,12 @@ from indm.evaluation.runs import write_evaluation
 from indm.files import atomic, untrusted
 from indm.messages import reason
 from indm.model import build, count_parameters, describe
-from indm.nets.unet import SMALLEST_SIDE, group_norm, zeroed
+from indm.nets.unet import SMALLEST_SIDE, group_norm
 from indm.rng import randn_like
 from indm.runs import provenance
 from indm.runs.provenance import warn_of_other_splits
 from indm.scaling import Scaling
-from indm.tensors import evaluation_mode, event_size, squared_norm
+from indm.tensors import evaluation_mode, event_size, squared_norm, zeroed
 from indm.training.loop import train
 from indm.training.trainer import Draw, Trainer
 
