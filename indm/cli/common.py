@@ -2,8 +2,8 @@
 
 import os
 from dataclasses import dataclass
+from io import TextIOBase
 from pathlib import Path
-from typing import TextIO
 
 DONE, SOME_FAILED, MISTAKE, DEFECT, INTERRUPTED, NOBODY_READS = 0, 1, 2, 3, 130, 141
 
@@ -16,7 +16,7 @@ class Common:
     """Also show where in the program an error came from."""
 
 
-def say(text: str, file: TextIO | None = None) -> None:
+def say(text: str, file: TextIOBase | None = None) -> None:
     """Print what all processes know, once."""
     from accelerate import PartialState
 

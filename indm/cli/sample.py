@@ -121,10 +121,10 @@ class Fid(Draws):
         if importlib.util.find_spec("torch_fidelity") is None:
             raise ValueError("indm fid needs the library torch-fidelity: pip install 'indm[fid]'")
         from indm.evaluation import fid
-        from indm.runs.folder import check_absent
+        from indm.runs import folder
 
         reading = {"size": self.size, "resize": self.resize}
-        is_run, progress = fid.is_run(self.source), not self.quiet
+        is_run, progress = folder.is_run(Path(self.source)), not self.quiet
         idle = [
             f.name for f in fields(Draws) if f.name not in ("quiet", "debug") and getattr(self, f.name) != f.default
         ]
@@ -134,7 +134,7 @@ class Fid(Draws):
         if self.reference is None and not is_run:
             raise ValueError(f"--reference must be given for {self.source}, which is no run folder")
         out = self.out or (Path(self.source) if is_run else Path("."))
-        check_absent(out, (), self.overwrite)
+        folder.check_absent(out, (), self.overwrite)
         fid.read_records(out / "fid.json")
         if self.n is not None:
             fid.check_number("n", self.n)

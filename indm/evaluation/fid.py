@@ -35,6 +35,7 @@ from indm.evaluation.extractor import DESCRIPTION, Extractor, load_or_train
 from indm.files import atomic, pickles, untrusted
 from indm.messages import nearest
 from indm.runs import provenance as provenance_module
+from indm.runs.folder import is_run
 from indm.runs.samples import Drawing, draw, read_samples
 
 SPLITS = ("train+valid", "train", "valid", "test")
@@ -81,11 +82,6 @@ def check_number(name: str, n: int) -> None:
         raise ValueError(f"{name} must be at least {FEWEST} images, of which scores can be made, got {n}")
 
 
-def is_run(source: str | Path) -> bool:
-    """Whether samples can be drawn of it."""
-    return (Path(source) / "recipe.toml").is_file()
-
-
 def open_images(
     source: str | Path, *, split: str = "train+valid", size: int | None = None, resize: str = "bilinear"
 ) -> Images:
@@ -107,7 +103,7 @@ def open_images(
     if path.suffix == ".npz":
         samples, levels, made_by = read_samples(path)
         return _grey(samples, levels, {"file": str(path), "drawn": made_by})
-    if str(source) in recipes.bundled() or is_run(source) or path.suffix == ".toml":
+    if str(source) in recipes.bundled() or is_run(path) or path.suffix == ".toml":
         return of_data(recipes.resolve(recipes.load(source))["data"], split)
     if path.is_dir():
         return of_folder(path, size, resize)

@@ -14,6 +14,7 @@ from indm.model import INDM
 from indm.runs.lock import LOCK
 from indm.runs.provenance import device
 
+RECIPE = "recipe.toml"  # resolved
 # What may differ between a run and its continuation: it says how long and how watched, not what is computed.
 FREE_ON_RESUME = {
     f"train.{key}"
@@ -24,12 +25,17 @@ FREE_ON_RESUME = {
 }  # fmt: skip
 
 
+def is_run(folder: Path) -> bool:
+    """Whether ``folder`` is that of a run, from its beginning on."""
+    return (folder / RECIPE).is_file()
+
+
 def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
     """Nothing is written over: a fresh run needs a fresh folder, a resumed one the recipe it began with."""
     if not resume:
         return check_empty(run)
-    if not (run / "recipe.toml").is_file():
-        raise FileNotFoundError(f"{run} holds no run to resume (no recipe.toml in it); leave out --resume to start one")
+    if not is_run(run):
+        raise FileNotFoundError(f"{run} holds no run to resume (no {RECIPE} in it); leave out --resume to start one")
     differing = set(recipes.differences(recipes.load(run), recipe)) - FREE_ON_RESUME
     differing = sorted(key for key in differing if not key.startswith("evaluate."))
     if differing:
@@ -73,11 +79,6 @@ def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
         raise NotADirectoryError(f"nothing can be written into {nearest}: it is no folder")
     if not os.access(nearest, os.W_OK):
         raise PermissionError(f"nothing can be written into {nearest}: it is read-only, or only others may")
-
-
-def is_run(folder: Path) -> bool:
-    """Whether ``folder`` is that of a run."""
-    return (folder / "recipe.toml").is_file()
 
 
 def model_class(folder: Path) -> type:

@@ -1,6 +1,5 @@
 """Devices, precision and memory of a training."""
 
-import resource
 import sys
 from pathlib import Path
 
@@ -37,4 +36,10 @@ def peak_memory_mib() -> float:
     status = Path("/proc/self/status")
     if status.exists():  # getrusage counts from what the parent process held
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 2**10
+    if sys.platform == "win32":
+        import psutil  # accelerate needs it, too
+
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource  # not there on Windows
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -15,6 +15,7 @@ from indm.training.checks import check_second
 from indm.training.loop import train
 
 SIDES = ("a", "b")
+PAIR = "pair.toml"  # the recipe of both, in the folder that holds the runs of the sides
 
 
 def is_pair(folder: Path) -> bool:
@@ -53,7 +54,7 @@ def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: boo
         check_second(*(load_data(**content["data"]) for content in sides.values()))
     if processes.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
-        atomic.text(out / "pair.toml", recipes.to_toml(recipe))
+        atomic.text(out / PAIR, recipes.to_toml(recipe))
     summaries: dict[str, dict] = {}
     for side, content in sides.items():
         done = by_main_process(lambda run=out / side, content=content: finished(run, content))
@@ -73,9 +74,9 @@ def _begun(out: Path, sides: dict[str, Recipe], resume: bool) -> list[str]:
     if not resume:
         check_empty(out)
         return []
-    if not (out / "pair.toml").is_file():
-        raise FileNotFoundError(f"{out} holds no pair to resume (no pair.toml in it); leave out --resume to start one")
-    begun = [side for side in sides if (out / side / "recipe.toml").exists()]
+    if not (out / PAIR).is_file():
+        raise FileNotFoundError(f"{out} holds no pair to resume (no {PAIR} in it); leave out --resume to start one")
+    begun = [side for side in sides if is_run(out / side)]
     for side in begun:
         check_folder(out / side, sides[side], resume=True)
     return begun
