@@ -95,8 +95,23 @@ def test_no_cycle():
     list(TopologicalSorter(GRAPH).static_order())  # raises CycleError with the modules of a cycle
 
 
-def test_the_method_loads_nothing_of_the_workshop():
-    names = [module for module in GRAPH if room(module) in METHOD]
-    program = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\nprint(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    assert not [name for name in loaded if name.startswith("indm.") and room(name) not in METHOD]
+@pytest.fixture(scope="module")
+def loaded():
+    """What a fresh interpreter has loaded after the method, and after the modules for numbers of the evaluation, too."""
+    pictures = {"plots", "flow_plots", "comparison"}
+    method = [module for module in GRAPH if room(module) in METHOD]
+    numbers = [m for m in GRAPH if room(m) == "evaluation" and m.rsplit(".", 1)[-1] not in pictures]
+    program = "import importlib, sys\n"
+    for names in (method, numbers):
+        program += f"for name in {names}: importlib.import_module(name)\nprint(*sys.modules)\n"
+    lines = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    return [line.split() for line in lines.splitlines()]
+
+
+def test_the_method_loads_nothing_of_the_workshop(loaded):
+    assert not [name for name in loaded[0] if name.startswith("indm.") and room(name) not in METHOD]
+
+
+def test_modules_for_numbers_load_no_library_for_pictures_or_scores(loaded):
+    """What draws, classifies and scores loads matplotlib, scikit-learn and torch-fidelity when it does."""
+    assert not {"matplotlib", "sklearn", "torch_fidelity"} & set(loaded[1])

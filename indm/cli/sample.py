@@ -120,34 +120,35 @@ class Fid(Draws):
     def run(self, changes: dict[str, str]) -> int:
         if importlib.util.find_spec("torch_fidelity") is None:
             raise ValueError("indm fid needs the library torch-fidelity: pip install 'indm[fid]'")
-        from indm.evaluation import fid
-        from indm.runs import folder
+        from indm.evaluation import fid, image_sources
+        from indm.evaluation.features import find_features
+        from indm.runs.folder import check_absent, is_run
 
         reading = {"size": self.size, "resize": self.resize}
-        is_run, progress = folder.is_run(Path(self.source)), not self.quiet
+        of_run, progress = is_run(Path(self.source)), not self.quiet
         idle = [
             f.name for f in fields(Draws) if f.name not in ("quiet", "debug") and getattr(self, f.name) != f.default
         ]
         idle += list(changes)
-        if idle and not is_run:
+        if idle and not of_run:
             raise ValueError(f"--{idle[0].replace('_', '-')} is for samples drawn of a run, and {self.source} is none")
-        if self.reference is None and not is_run:
+        if self.reference is None and not of_run:
             raise ValueError(f"--reference must be given for {self.source}, which is no run folder")
-        out = self.out or (Path(self.source) if is_run else Path("."))
-        folder.check_absent(out, (), self.overwrite)
+        out = self.out or (Path(self.source) if of_run else Path("."))
+        check_absent(out, (), self.overwrite)
         fid.read_records(out / "fid.json")
         if self.n is not None:
-            fid.check_number("n", self.n)
-        reference = fid.open_images(self.reference or self.source, split=self.split, **reading)
-        fid.check_number("reference", len(reference.raw))
-        features = fid.find_features(self.extractor, reference.data, progress=progress)
-        if is_run:
-            drawing = self.drawing(min(len(reference.raw), fid.MOST) if self.n is None else self.n, changes)
-            samples = fid.of_run(Path(self.source), drawing, out, overwrite=self.overwrite, progress=progress)
+            image_sources.check_number("n", self.n)
+        reference = image_sources.open_images(self.reference or self.source, split=self.split, **reading)
+        image_sources.check_number("reference", len(reference.raw))
+        features = find_features(self.extractor, reference.data, progress=progress)
+        if of_run:
+            drawing = self.drawing(min(len(reference.raw), image_sources.MOST) if self.n is None else self.n, changes)
+            samples = image_sources.of_run(Path(self.source), drawing, out, overwrite=self.overwrite, progress=progress)
         else:
-            samples = fid.open_images(self.source, split="test", **reading).first(self.n)
+            samples = image_sources.open_images(self.source, split="test", **reading).first(self.n)
         record = fid.score(samples, reference, features, progress=progress)
-        print(fid.table(record))
-        fid.keep(record, out / "fid.json")
+        print(fid.score_table(record))
+        fid.add_record(record, out / "fid.json")
         print(out / "fid.json")
         return DONE

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from indm.evaluation import plots
 from indm.evaluation.translation_sources import SHEET, Item
 from indm.files import atomic
 from indm.messages import reason
@@ -128,6 +126,10 @@ class ResultWriter:
         atomic.whole(path, atomic.arrays_into(content | {"rows": np.array([item.row for item in items])}))
 
     def _save_sheet(self, path: Path) -> None:
+        from matplotlib.figure import Figure
+
+        from indm.evaluation import plots
+
         columns = [torch.stack(column) for column in zip(*self.shown, strict=True)]
         if columns[0].ndim == 4:
             together = torch.stack(columns, 1).flatten(0, 1)

@@ -20,19 +20,16 @@ from indm.data.cache import cache_folder
 from indm.data.registry import load_data
 from indm.evaluation.distances import frechet_distance
 from indm.evaluation.extractor import Extractor, train_extractor
-from indm.evaluation.fid import (
+from indm.evaluation.features import (
     INCEPTION_FILE,
     INCEPTION_URL,
-    Images,
     find_features,
     fit,
     inception_features,
-    keep,
-    open_images,
     own_features,
-    score,
-    table,
 )
+from indm.evaluation.fid import add_record, score, score_table
+from indm.evaluation.image_sources import Images, open_images
 from indm.runs.provenance import weights_hash
 from indm.runs.samples import read_samples
 
@@ -319,7 +316,7 @@ def test_inception_scores_what_it_sees(digits, home, monkeypatch):
     file.parent.mkdir(parents=True)
     torch.save(inside.state_dict(), file)
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    monkeypatch.setattr("indm.evaluation.fid.INCEPTION_SHA256", sha256)
+    monkeypatch.setattr("indm.evaluation.features.INCEPTION_SHA256", sha256)
 
     features = inception_features()
     samples, reference = images(stack(digits.test, 24)), images(stack(digits.train, 20))
@@ -330,7 +327,7 @@ def test_inception_scores_what_it_sees(digits, home, monkeypatch):
         expected = frechet_distance(*(inside(x)[0] for x in pixels))
     assert expected > 0 and record["scores"]["frechet_distance"] == pytest.approx(expected, rel=1e-3)
     assert record["samples"]["pixels_sha256"] == hashlib.sha256(pixels[0].contiguous().numpy()).hexdigest()
-    assert "FID " in table(record) and "no FID" not in table(record)
+    assert "FID " in score_table(record) and "no FID" not in score_table(record)
 
 
 # ── The command ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -404,7 +401,7 @@ def test_an_extractor_is_trained_where_there_is_none(tmp_path, digits, monkeypat
         extractor.save(folder)
         return extractor
 
-    monkeypatch.setattr("indm.evaluation.fid.load_or_train", train)
+    monkeypatch.setattr("indm.evaluation.features.load_or_train", train)
     for _ in range(2):
         features = find_features(tmp_path / "new", digits, progress=False)
     assert made == ["digits"] and features.provenance["train_images"] == 200
@@ -415,12 +412,12 @@ def test_an_extractor_is_trained_where_there_is_none(tmp_path, digits, monkeypat
 @pytest.mark.parametrize("text", ["[1]", "5", "{", '{"x": 1}', '{"records": [1]}', '{"records": 5}', '{"records": {}}'])
 def test_a_damaged_record_is_said_before_anything_is_computed(run, folder, text, tmp_path, monkeypatch, capsys):
     (tmp_path / "fid.json").write_text(text)
-    monkeypatch.setattr("indm.evaluation.fid.open_images", lambda *_, **__: pytest.fail("images were read"))
+    monkeypatch.setattr("indm.evaluation.image_sources.open_images", lambda *_, **__: pytest.fail("images were read"))
     assert main(["fid", str(run), "--extractor", str(folder), "--out", str(tmp_path), "--quiet"]) == 2
     error = capsys.readouterr().err
     assert f"{tmp_path / 'fid.json'}" in error and error.count("\n") == 1
     with pytest.raises(ValueError, match=r"fid\.json"):
-        keep({}, tmp_path / "fid.json")
+        add_record({}, tmp_path / "fid.json")
     assert (tmp_path / "fid.json").read_text() == text
 
 
@@ -428,7 +425,7 @@ def test_a_place_where_nothing_can_be_written_is_said_before_anything_is_compute
     run, folder, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "file").touch()
-    monkeypatch.setattr("indm.evaluation.fid.open_images", lambda *_, **__: pytest.fail("images were read"))
+    monkeypatch.setattr("indm.evaluation.image_sources.open_images", lambda *_, **__: pytest.fail("images were read"))
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         assert main(["fid", str(run), "--extractor", str(folder), "--out", str(out), "--quiet"]) == 2
         assert f"{tmp_path / 'file'}: it is no folder" in capsys.readouterr().err
