@@ -97,7 +97,7 @@ def test_no_cycle():
 
 @pytest.fixture(scope="module")
 def loaded():
-    """What a fresh interpreter has loaded after the method, and after the modules for numbers of the evaluation, too."""
+    """What a fresh interpreter has loaded after the method, and after the evaluation less its pictures."""
     pictures = {"plots", "flow_plots", "comparison"}
     method = [module for module in GRAPH if room(module) in METHOD]
     numbers = [m for m in GRAPH if room(m) == "evaluation" and m.rsplit(".", 1)[-1] not in pictures]
