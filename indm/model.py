@@ -3,7 +3,9 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from indm.config.parts import KINDS, Constructors, Untrusted, find, is_outside, name_of
 from indm.files import atomic, untrusted
 from indm.flows.base import Flow
-from indm.messages import nearest, reason
+from indm.messages import brief, nearest, reason
 from indm.scaling import Scaling
 from indm.score import ScoreModel, score_for
 from indm.sde.linear import LinearSDE
@@ -113,12 +115,7 @@ class INDM(nn.Module):
         Raises:
             OSError: they cannot be written; what was there is as it was.
         """
-        folder = Path(folder)
-        description = {"format": 1, "shape": list(self.shape), "levels": self.scaling.levels}
-        description |= self.description(constructors)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = atomic.weights_into(self.state_dict())
-        atomic.together({folder / WEIGHTS: weights, folder / DESCRIPTION: atomic.json_into(description)})
+        write_model(self, folder, self.description(constructors))
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu", constructors: Constructors | None = None) -> "INDM":
@@ -127,28 +124,69 @@ class INDM(nn.Module):
         Raises:
             ValueError: a file is missing or unreadable, or does not fit the other.
         """
-        folder = Path(folder)
-        for name in (DESCRIPTION, WEIGHTS):
-            if not (folder / name).is_file():
-                raise ValueError(f"{folder} holds no saved model: there is no file {name} in it")
-        try:
-            description = untrusted.json_object(folder / DESCRIPTION)
-            state = untrusted.weights(folder / WEIGHTS, device=str(device))
-            tables, shape = {kind: description[kind] for kind in KINDS}, tuple(description["shape"])
-            scaling = Scaling(state["scaling.shift"], state["scaling.scale"], description["levels"])
-            make = functools.partial(build_model, tables, shape, scaling, constructors)
-            untrusted.check_described(make, {"size": math.prod(shape), "shape": shape, **tables}, state)
+        with reading(folder, device) as saved:
+            name = saved.description.get("model", "indm")
+            if name != "indm":
+                raise ValueError(f"it is a {brief(name)}, and this needs an INDM")
+            tables, shape = {kind: saved.description[kind] for kind in KINDS}, saved.shape
+            make = functools.partial(build_model, tables, shape, saved.scaling, constructors)
+            untrusted.check_described(make, {"size": math.prod(shape), "shape": shape, **tables}, saved.state)
             for kind in KINDS:
                 if tuple(tables[kind].get("shape", shape)) != shape:
                     raise ValueError(f"{kind}.shape must be the model's, {shape}, got {tables[kind]['shape']}")
             model = make()
-            model.sde.prior_mean = state["score.sde.prior_mean"]
-            model.to(state["scaling.scale"].dtype).load_state_dict(state)
-        except Untrusted as error:
-            raise Untrusted(f"the model in {folder}: {error}") from None
-        except Exception as error:  # what is damaged, or described by a stranger, surfaces as almost anything
-            raise ValueError(f"the model in {folder} cannot be read: {reason(error)}") from error
+            model.sde.prior_mean = saved.state["score.sde.prior_mean"]
+            model.to(saved.state["scaling.scale"].dtype).load_state_dict(saved.state)
         return model.to(device).eval()
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A saved model as it is read: its description, its weights, and what both say of data and events."""
+
+    description: dict[str, Any]
+    state: dict[str, Tensor]
+    scaling: Scaling
+    shape: tuple[int, ...]
+
+
+def write_model(model: nn.Module, folder: str | Path, description: Mapping[str, Any]) -> None:
+    """Write the weights of a model with ``shape`` and ``scaling``, and its ``description``.
+
+    Both files are whole before they replace their predecessors.
+
+    Raises:
+        OSError: they cannot be written; what was there is as it was.
+    """
+    folder = Path(folder)
+    content = {"format": 1, "shape": list(model.shape), "levels": model.scaling.levels, **description}
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = atomic.weights_into(model.state_dict())
+    atomic.together({folder / WEIGHTS: weights, folder / DESCRIPTION: atomic.json_into(content)})
+
+
+@contextmanager
+def reading(
+    folder: str | Path, device: str = "cpu", files: tuple[str, str] = (DESCRIPTION, WEIGHTS)
+) -> Iterator[Saved]:
+    """Gives what :func:`write_model` wrote; whatever goes wrong inside is an error that names the folder.
+
+    Raises:
+        ValueError: a file is missing or unreadable, or does not fit the other.
+    """
+    folder = Path(folder)
+    for name in files:
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} holds no saved model: there is no file {name} in it")
+    try:
+        description = untrusted.json_object(folder / files[0])
+        state = untrusted.weights(folder / files[1], device=str(device))
+        scaling = Scaling(state["scaling.shift"], state["scaling.scale"], description["levels"])
+        yield Saved(description, state, scaling, tuple(description["shape"]))
+    except Untrusted as error:
+        raise Untrusted(f"the model in {folder}: {error}") from None
+    except Exception as error:  # what is damaged, or described by a stranger, surfaces as almost anything
+        raise ValueError(f"the model in {folder} cannot be read: {reason(error)}") from error
 
 
 def build_model(
@@ -168,6 +206,11 @@ def build_model(
         if not isinstance(description.get(kind), Mapping):
             raise ValueError(f"description needs a table {kind!r} with a name, got {description.get(kind)!r}")
     flow, sde, net = (build(description[kind], kind, shape, constructors) for kind in KINDS)
+    if type(net).forward is nn.Module.forward:
+        raise ValueError(
+            f"net {description['net'].get('name')!r} has no forward(z, level), which the network of an INDM must have; "
+            'a coder (latent, encode, decode) is trained by train.objective "elbo"'
+        )
     return INDM(flow, score_for(net)(net, sde), scaling, tuple(shape))
 
 

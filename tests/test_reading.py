@@ -32,8 +32,7 @@ from indm.data.registry import load_data
 from indm.files import memory, pickles, untrusted
 from indm.messages import one_line
 from indm.model import INDM, build_model
-from indm.reproduction.vae import build_vae
-from indm.reproduction.vae import load as load_vae
+from indm.reproduction.vae import VAE, build_vae
 from indm.scaling import Scaling
 from indm.training import checkpoints
 from indm.training.devices import peak_memory_mib
@@ -295,12 +294,12 @@ def test_a_vae_that_claims_more_than_its_weights(tmp_path):
     vae = build_vae({"name": "vae-mlp", "width": 8, "latent": 2}, (2,), Scaling())
     vae.save(tmp_path)
     x = torch.randn(3, 2)
-    assert torch.equal(load_vae(tmp_path).encode(x)[0], vae.eval().encode(x)[0])
-    description = json.loads((tmp_path / "vae.json").read_text())
+    assert torch.equal(VAE.load(tmp_path).encode(x)[0], vae.eval().encode(x)[0])
+    description = json.loads((tmp_path / "model.json").read_text())
     description["net"]["width"] = 10**6
-    (tmp_path / "vae.json").write_text(json.dumps(description))
+    (tmp_path / "model.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match="the description is of a larger model than the weights"):
-        load_vae(tmp_path)
+        VAE.load(tmp_path)
 
 
 def test_a_pickle_with_code_in_it_is_not_run(tmp_path, monkeypatch):

@@ -116,7 +116,7 @@ def test_variants_differ_in_nothing_else():
                 assert (
                     key in changed
                     or key.split(".")[0] in changed
-                    or (variant == "vae" and (key == "train.lr" or key.startswith("net.")))
+                    or (variant == "vae" and (key in ("train.lr", "train.objective") or key.startswith("net.")))
                 )
             assert recipe["train"]["seed"] == 1 and recipe["train"]["steps"] == 120
             assert recipe["train"]["seconds"] == math.inf and recipe["train"]["decay"] == 0

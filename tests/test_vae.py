@@ -3,7 +3,9 @@
 import itertools
 import json
 import math
+import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,23 +21,35 @@ from indm.config import recipes
 from indm.data.base import stack
 from indm.data.registry import load_data
 from indm.evaluation.results import likelihood_table
+from indm.evaluation.runs import evaluate_run
 from indm.flows import Identity
 from indm.model import INDM, build_model, count_parameters
 from indm.nets import Zero
+from indm.objective import objective_of
 from indm.reproduction import vae
-from indm.reproduction.vae import VAE, ConvCoder, MLPCoder, VAETrainer, bound, build_vae, matching_width, train_vae
-from indm.runs.folder import read_metrics
+from indm.reproduction.coders import ConvCoder, MLPCoder
+from indm.reproduction.vae import VAE, build_vae, elbo, matching_width
+from indm.runs.folder import model_class, open_model, read_metrics
 from indm.scaling import Scaling
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
 from indm.training.loop import train
+from indm.training.trainer import Trainer
 
+OLD_RUN = Path(__file__).parent / "fixtures" / "runs" / "vae"
 DIGITS = {
     "data": {"name": "digits"},
     "flow": {"name": "identity"},
     "sde": {"name": "vp"},
     "net": {"name": "vae-conv", "width": 8, "latent": 6},
-    "train": {"steps": 9, "batch_size": 128, "validate_examples": 40, "log_every": 3, "validate_every": 3},
+    "train": {
+        "objective": "elbo",
+        "steps": 9,
+        "batch_size": 128,
+        "validate_examples": 40,
+        "log_every": 3,
+        "validate_every": 3,
+    },
     "evaluate": {"examples": 60, "batch_size": 25},
 }
 TABLES = {
@@ -106,7 +120,7 @@ def expected_bound(model, x, monkeypatch):
     for signs in itertools.product((-1.0, 1.0), repeat=model.coder.latent):
         noise = torch.tensor(signs, dtype=x.dtype).expand(len(x), -1)
         monkeypatch.setattr(vae, "randn_like", lambda z, generator=None, noise=noise: noise)
-        totals.append(bound(model, x).total)
+        totals.append(model.bound(x).total)
     monkeypatch.undo()
     return torch.stack(totals).mean(0)
 
@@ -130,21 +144,21 @@ def test_bound_elsewhere_is_above_it_by_the_divergence_of_the_encoder(monkeypatc
 def test_draws_of_the_bound_have_its_mean(monkeypatch):
     model, law = linear_vae(wrong=0.1)
     x = law.sample((10,))
-    draws = torch.stack([bound(model, x, generator=seeded(i)).total for i in range(4000)])
+    draws = torch.stack([model.bound(x, generator=seeded(i)).total for i in range(4000)])
     assert within(draws, expected_bound(model, x, monkeypatch))
 
 
 def test_samples_have_the_moments_of_the_marginal():
     model, law = linear_vae()
     model.scaling.double()
-    x = vae.sample(model, 40_000, generator=seeded(0))
+    x = model.sample(40_000, generator=seeded(0))
     torch.testing.assert_close(x.mean(0), law.mean, rtol=0, atol=0.03)
     torch.testing.assert_close(x.T.cov(), law.covariance_matrix, rtol=0.05, atol=0.03)
 
 
 def test_terms_are_those_of_torchs_distributions(model):
     x = torch.randn(6, *model.shape)
-    terms = bound(model, x, generator=seeded(3))
+    terms = model.bound(x, generator=seeded(3))
     mean, log_std = model.encode(x)
     code = Independent(Normal(mean, log_std.exp()), 1)
     z = mean + log_std.exp() * torch.randn(mean.shape, generator=seeded(3))
@@ -154,6 +168,7 @@ def test_terms_are_those_of_torchs_distributions(model):
     torch.testing.assert_close(terms.distortion, -decoder.log_prob(x))
     torch.testing.assert_close(terms.rate, kl_divergence(code, prior))
     assert terms.rate.min() > 0 and torch.equal(terms.total, terms.distortion + terms.rate)
+    assert torch.equal(terms.reconstruction, torch.zeros(6))
 
 
 # ── the networks ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -162,7 +177,7 @@ def test_terms_are_those_of_torchs_distributions(model):
 def test_every_parameter_gets_a_gradient_and_samples_do_not_mix(model):
     x, z = torch.randn(4, *model.shape), torch.randn(4, model.coder.latent)
     names, parameters = zip(*model.named_parameters(), strict=True)
-    gradients = torch.autograd.grad(bound(model, x).total.sum(), parameters)
+    gradients = torch.autograd.grad(model.bound(x).total.sum(), parameters)
     dead = [n for n, g in zip(names, gradients, strict=True) if not (g.isfinite().all() and g.abs().max() > 0)]
     assert not dead
     for one, both in ((model.encode, x), (model.decode, z)):
@@ -199,12 +214,14 @@ def test_refuses_what_cannot_be_built():
         MLPCoder((4,), width=8, latent=0)
     with pytest.raises(ValueError, match="depth must be at least 1"):
         MLPCoder((4,), depth=0)
-    with pytest.raises(ValueError, match=r"net\.name must be one of vae-conv, vae-mlp, got 'unet'"):
+    with pytest.raises(
+        ValueError, match=r"needs a net with .*, such as vae-conv or vae-mlp, got 'unet' without latent"
+    ):
         build_vae({"name": "unet"}, (1, 8, 8), Scaling())
     with pytest.raises(ValueError, match="parameters must be at least"):
         matching_width({"name": "vae-mlp"}, (1000,), 10)
     with pytest.raises(ValueError, match="n must be at least 1"):
-        vae.sample(build_vae(*TABLES["mlp"], Scaling()), 0)
+        build_vae(*TABLES["mlp"], Scaling()).sample(0)
 
 
 # ── training, saving, evaluating ─────────────────────────────────────────────────────────────────────────────────
@@ -212,56 +229,72 @@ def test_refuses_what_cannot_be_built():
 
 def test_saved_is_loaded(model, tmp_path):
     model.save(tmp_path)
-    twin = vae.load(tmp_path)
-    assert not twin.training and twin.shape == model.shape and twin.scaling.levels == model.scaling.levels
+    assert {p.name for p in tmp_path.iterdir()} == {"model.json", "model.safetensors"}
+    twin = open_model(tmp_path)
+    assert (
+        type(twin) is model_class(tmp_path) is VAE
+        and not twin.training
+        and twin.shape == model.shape
+        and twin.scaling.levels == model.scaling.levels
+    )
     x = model.scaling.to_model(torch.randint(0, 17, (3, *model.shape)), generator=seeded(0))
-    assert torch.equal(bound(twin, x, generator=seeded(1)).total, bound(model, x, generator=seeded(1)).total)
-    assert torch.equal(vae.sample(twin, 2, generator=seeded(2)), vae.sample(model, 2, generator=seeded(2)))
-    with pytest.raises(ValueError, match=r"no file model\.json"):
+    assert torch.equal(twin.bound(x, generator=seeded(1)).total, model.bound(x, generator=seeded(1)).total)
+    assert torch.equal(twin.sample(2, generator=seeded(2)), model.sample(2, generator=seeded(2)))
+    with pytest.raises(ValueError, match="cannot be read: it is a vae, and this needs an INDM"):
         indm.INDM.load(tmp_path)
-    (tmp_path / "vae.json").unlink()
-    with pytest.raises(ValueError, match=r"no VAE can be read in .*vae\.json"):
-        vae.load(tmp_path)
+    (tmp_path / "model.json").unlink()
+    with pytest.raises(ValueError, match=r"no file model\.json"):
+        VAE.load(tmp_path)
+
+
+def test_a_vae_of_the_first_version_is_read_and_saved_as_one_of_today(tmp_path):
+    shutil.copytree(OLD_RUN, tmp_path / "old")
+    assert model_class(tmp_path / "old") is VAE
+    old = open_model(tmp_path / "old")
+    old.save(tmp_path / "old")  # as a run that is resumed does
+    assert not list((tmp_path / "old").glob("vae.*")) and (tmp_path / "old" / "model.safetensors").exists()
+    twin = open_model(tmp_path / "old")
+    assert all(torch.equal(value, twin.state_dict()[key]) for key, value in old.state_dict().items())
+    recipe = recipes.load(OLD_RUN)
+    assert recipe["train"]["objective"] == "elbo" and recipes.resolve(recipe)["train"]["objective"] == "elbo"
 
 
 def test_training_on_digits_learns_them(tmp_path):
     run = tmp_path / "run"
     recipe = change(DIGITS, steps=160, lr=2e-3, ema=0.9, log_every=10, validate_every=80)
-    summary = train_vae(recipe, run, progress=False)
+    summary = train(recipe, run, progress=False)
     lines = [line for line in read_metrics(run) if "nelbo" in line]
     assert lines[-1]["nelbo"] < lines[0]["nelbo"] - 0.7
     assert summary["valid_nelbo"] < lines[-1]["nelbo"] + 0.2 and summary["unit"] == "bits/dim"
     assert lines[-1]["rate"] > 1  # nats: the code is in use
-    assert summary["vae_parameters"] == count_parameters(vae.load(run)) == len(vae_vector(run))
-    assert {"versions.json", "checkpoint.pt", "vae.safetensors", "vae.json"} <= {p.name for p in run.iterdir()}
+    assert summary["vae_parameters"] == count_parameters(VAE.load(run)) == len(vae_vector(run))
+    assert {"versions.json", "checkpoint.pt", "model.safetensors", "model.json"} <= {p.name for p in run.iterdir()}
 
-    model, raw = vae.load(run), stack(load_data("digits").train).double()
-    samples = model.scaling.to_data(vae.sample(model, 1000, generator=seeded(0)))
+    model, raw = VAE.load(run), stack(load_data("digits").train).double()
+    samples = model.scaling.to_data(model.sample(1000, generator=seeded(0)))
     assert samples.shape == (1000, 1, 8, 8) and samples.dtype == torch.uint8 and samples.max() <= 16
     mean = samples.double().mean(0)
     assert (mean - raw.mean(0)).square().mean().sqrt() < 0.4 * raw.mean(0).std()
 
 
 def vae_vector(run):
-    return nn.utils.parameters_to_vector(vae.load(run).parameters())
+    return nn.utils.parameters_to_vector(VAE.load(run).parameters())
 
 
 def test_the_rates_weight_rises_to_one():
-    trainer = VAETrainer(recipes.resolve(change(DIGITS, steps=10)), load_data("digits"), Accelerator(cpu=True))
+    trainer = Trainer(recipes.resolve(change(DIGITS, steps=10)), load_data("digits"), Accelerator(cpu=True))
     weights, batches = [], trainer.batches()
     for _ in range(5):
-        weights.append(trainer.conditions()["weight"])
         terms = trainer.train_step(batches)
-        expected = (terms["distortion"] + weights[-1] * terms["rate"]) / 64
-        torch.testing.assert_close(terms["loss"], expected)
-    assert weights == pytest.approx([0.0, 0.5, 1.0, 1.0, 1.0])
+        weights.append(((64 * terms["loss"] - terms["distortion"]) / terms["rate"]).item())
+    assert weights == pytest.approx([0.0, 0.5, 1.0, 1.0, 1.0], abs=1e-3)
 
 
 @pytest.mark.parametrize("net", ["vae-conv", "vae-mlp"])
 def test_resuming_equals_never_stopping(tmp_path, monkeypatch, net):
     recipe = DIGITS | {"net": {"name": net, "width": 8, "latent": 6}}
-    train_vae(recipe, tmp_path / "whole", progress=False)
-    original = VAETrainer.train_step
+    train(recipe, tmp_path / "whole", progress=False)
+    original = Trainer.train_step
 
     def interrupted(self, batches):
         terms = original(self, batches)
@@ -270,17 +303,42 @@ def test_resuming_equals_never_stopping(tmp_path, monkeypatch, net):
         return terms
 
     with monkeypatch.context() as patch:
-        patch.setattr(VAETrainer, "train_step", interrupted)
-        assert train_vae(recipe, tmp_path / "halved", progress=False)["interrupted"]
-    assert train_vae(recipe, tmp_path / "halved", resume=True, progress=False)["steps"] == 9
+        patch.setattr(Trainer, "train_step", interrupted)
+        assert train(recipe, tmp_path / "halved", progress=False)["interrupted"]
+    assert train(recipe, tmp_path / "halved", resume=True, progress=False)["steps"] == 9
     assert torch.equal(vae_vector(tmp_path / "whole"), vae_vector(tmp_path / "halved"))
 
 
-@pytest.mark.parametrize("option", [{"objective": "fid"}, {"pretrain": 0.5}, {"isometry": 1.0}, {"latent_mean": True}])
+def test_objective_and_network_go_together(tmp_path):
+    with pytest.raises(ValueError, match=r"net 'vae-conv' has no forward\(z, level\), .* \"elbo\""):
+        train(change(DIGITS, objective="fid"), tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match=r"\"elbo\" needs a net with .*, got 'mlp' without latent, encode, decode"):
+        train(DIGITS | {"net": {"name": "mlp"}}, tmp_path / "run", progress=False)
+
+
+def test_the_objective_is_the_bound_whose_rate_is_weighted_by_the_progress(model):
+    x, event = torch.randn(5, *model.shape), math.prod(model.shape)
+    torch.manual_seed(2)
+    terms = model.bound(x)
+    for progress, weight in ((0.0, 0.0), (0.05, 0.25), (0.2, 1.0), (0.9, 1.0)):
+        torch.manual_seed(2)
+        loss, shown = elbo(model, x, progress=progress)
+        expected = (terms.distortion.mean() + weight * terms.rate.mean()) / event
+        torch.testing.assert_close(loss, expected)
+        assert loss.requires_grad and not any(value.requires_grad for value in shown.values())
+        for name, value in {"nelbo": terms.total, "distortion": terms.distortion, "rate": terms.rate}.items():
+            torch.testing.assert_close(shown.pop(name), value.mean().detach())
+        assert not shown
+    assert objective_of(elbo).shown == ("distortion", "rate") and not objective_of(elbo).takes("eps")
+
+
+@pytest.mark.parametrize("option", [{"pretrain": 0.5}, {"isometry": 1.0}, {"latent_mean": True}])
 def test_refuses_what_only_an_indm_can_be_trained_for(tmp_path, option):
     (key, value), *_ = option.items()
-    with pytest.raises(ValueError, match=rf"train\.{key} must be .* for a VAE, .*, got {value!r}"):
-        train_vae(change(DIGITS, **option), tmp_path / "run", progress=False)
+    with pytest.raises(
+        ValueError, match=rf"train\.{key} must be .* for a model without flow and diffusion, got {value!r}"
+    ):
+        train(change(DIGITS, **option), tmp_path / "run", progress=False)
 
 
 def test_evaluation_is_the_bound_of_the_raw_data():
@@ -289,7 +347,7 @@ def test_evaluation_is_the_bound_of_the_raw_data():
     scale = torch.tensor([50.0, 0.1, 1.0, 2.0, 3.0])
     model.scaling = Scaling(torch.tensor([100.0, 0.0, 0.0, 0.0, 0.0]), scale).double()
     raw = law.sample((4000,)) * model.scaling.scale + model.scaling.shift
-    report, nats = vae.evaluate(model, raw, repeats=4, batch_size=1500, seed=3)
+    report, nats = indm.evaluate(model, raw, repeats=4, batch_size=1500, seed=3, progress=False)
     numbers = report["nelbo"]["with_reconstruction"]
     entropy = law.entropy().item() + scale.log().sum().item()
     assert numbers["nats"] == pytest.approx(entropy, abs=4.5 * numbers["nats_standard_error"])
@@ -297,7 +355,7 @@ def test_evaluation_is_the_bound_of_the_raw_data():
     assert numbers["bits_per_dim"] == pytest.approx(numbers["nats"] / (5 * math.log(2)))
     for arguments in ({"repeats": 1}, {"raw": raw[:1]}):
         with pytest.raises(ValueError, match=r"must .*2"):
-            vae.evaluate(model, **{"raw": raw} | arguments)
+            indm.evaluate(model, **{"raw": raw} | arguments)
 
 
 def test_evaluations_of_one_seed_share_their_dequantization(monkeypatch):
@@ -310,7 +368,7 @@ def test_evaluations_of_one_seed_share_their_dequantization(monkeypatch):
         return seen[-1]
 
     monkeypatch.setattr(Scaling, "to_model", recorded)
-    vae.evaluate(models[0], raw, batch_size=4, seed=5)
+    indm.evaluate(models[0], raw, batch_size=4, seed=5, progress=False)
     ours = torch.cat(seen)
     indm.evaluate(models[1], raw, nll_examples=0, batch_size=4, seed=5, progress=False)
     assert torch.equal(torch.cat(seen[-6:]), ours)
@@ -318,13 +376,14 @@ def test_evaluations_of_one_seed_share_their_dequantization(monkeypatch):
 
 def test_an_evaluated_run_stands_beside_an_indm(tmp_path, capsys):
     ours, other = tmp_path / "vae", tmp_path / "indm"
-    train_vae(DIGITS, ours, progress=False)
-    report = vae.evaluate_vae_run(ours)
+    train(DIGITS, ours, progress=False)
+    report = evaluate_run(ours, progress=False)
     assert json.loads((ours / "evaluation.json").read_text()) == report
     assert report["images"] == {"nelbo": 60, "nll": 0} and report["unit"] == "bits/dim" and report["split"] == "test"
     assert "60 for the NELBO" in likelihood_table(report)
 
-    train(DIGITS | {"flow": {"name": "coupling", "width": 8}, "net": {"name": "zero"}}, other, progress=False)
+    flow = {"flow": {"name": "coupling", "width": 8}, "net": {"name": "zero"}}
+    train(change(DIGITS, objective="mle") | flow, other, progress=False)
     assert main(["evaluate", str(other), "--nll-examples", "0", "--quiet"]) == 0
     assert report.keys() == json.loads((other / "evaluation.json").read_text()).keys()
     assert main(["compare", str(ours), str(other), "--out", str(tmp_path)]) == 0
@@ -332,6 +391,8 @@ def test_an_evaluated_run_stands_beside_an_indm(tmp_path, capsys):
     with np.load(ours / "evaluation.npz") as a, np.load(other / "evaluation.npz") as b:
         mean = (b["nelbo"] - a["nelbo"]).mean() / (64 * math.log(2))
     assert differences["nelbo"]["difference"] == pytest.approx(mean)
-    assert main(["evaluate", str(ours), "--overwrite"]) == 0 and "NELBO" in capsys.readouterr().out
-    again = json.loads((ours / "evaluation.json").read_text())["nelbo"]["with_reconstruction"]
-    assert again["nats"] == pytest.approx(report["nelbo"]["with_reconstruction"]["nats"], rel=1e-6)
+    assert main(["evaluate", str(ours), "--overwrite", "--quiet"]) == 0  # as any run
+    assert json.loads((ours / "evaluation.json").read_text())["nelbo"] == report["nelbo"]
+    capsys.readouterr()
+    assert main(["sample", str(ours), "-n", "4"]) == 2
+    assert "it is a vae, and this needs an INDM" in capsys.readouterr().err

@@ -16,14 +16,19 @@ RENAMED = {
     "evaluate.images": "evaluate.examples",
     "evaluate.nll_images": "evaluate.nll_examples",
 }
+VAE_NETS = ("vae-conv", "vae-mlp")  # of a VAE, whose runs had the objective of an INDM in their recipes
 
 
 def migrate(recipe: Mapping[str, Mapping]) -> dict[str, dict]:
     """A recipe that an earlier version wrote, with today's names."""
-    return {
+    migrated = {
         table: {RENAMED.get(f"{table}.{key}", f"{table}.{key}").split(".", 1)[1]: value for key, value in keys.items()}
         for table, keys in recipe.items()
     }
+    train = migrated.get("train", {})
+    if migrated.get("net", {}).get("name") in VAE_NETS and train.get("objective", "mle") == "mle":
+        migrated["train"] = train | {"objective": "elbo"}
+    return migrated
 
 
 def check_name_is_current(name: str) -> None:

@@ -42,6 +42,8 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "unet": "indm.nets.unet:UNet",
         "zero": "indm.nets.zero:Zero",
         "ncsnpp": "indm.nets.ncsnpp:NCSNpp",
+        "vae-conv": "indm.reproduction.coders:ConvCoder",
+        "vae-mlp": "indm.reproduction.coders:MLPCoder",
     },
     "model": {
         "indm": "indm.model:INDM",
@@ -64,6 +66,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "mle": "indm.objective:mle_loss",
         "fid": "indm.objective:fid_loss",
         "flow": "indm.objective:flow_loss",
+        "elbo": "indm.reproduction.vae:elbo",
     },
     "sampler": {
         "ode": "indm.sampling:AdaptiveODE",

@@ -14,17 +14,12 @@ from tqdm import tqdm
 
 from indm.config import recipes
 from indm.data.registry import load_data
-from indm.reproduction import vae
 from indm.reproduction.plan import FIRST_SEED, Budget, Plan, recipe_of
 from indm.reproduction.studies import STUDIES, VARIANTS
 from indm.training.devices import make_accelerator
 from indm.training.trainer import Trainer
 
 ROUNDS, FAST_ROUNDS = 8, 3
-
-
-def trainer_class(variant: str) -> type[Trainer]:
-    return vae.VAETrainer if variant == "vae" else Trainer
 
 
 def measure_budget(plan: Plan, threads: int, progress: bool = True) -> Budget:
@@ -53,7 +48,7 @@ def seconds_per_step(plan: Plan, data: str, rounds: int, steps: int = 12) -> dic
     for variant in (v for v in STUDIES[data].variants if not VARIANTS[v].cost):
         recipe = recipe_of(plan, data, variant, FIRST_SEED, 100)
         accelerator = make_accelerator(recipes.options_of(recipe, "train"))
-        trainers[variant] = trainer_class(variant)(recipe, load_data(**recipe["data"]), accelerator)
+        trainers[variant] = Trainer(recipe, load_data(**recipe["data"]), accelerator)
         batches[variant] = trainers[variant].batches()
     seconds: dict[str, list[float]] = {variant: [] for variant in trainers}
     for _ in range(rounds):

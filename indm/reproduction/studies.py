@@ -7,7 +7,7 @@ from indm.config import recipes
 from indm.config.recipes import Recipe
 from indm.data.registry import load_data
 from indm.model import build_model, count_parameters
-from indm.reproduction import vae
+from indm.reproduction.vae import matching_width
 
 PRETRAIN = 0.33
 LINEAR = {"flow": "identity", "train.flow_update_every": "1"}
@@ -24,9 +24,10 @@ def vae_changes(recipe: Recipe) -> dict[str, str]:
     kind = "vae-conv" if len(data.shape) == 3 else "vae-mlp"
     parameters = count_parameters(build_model(recipes.model_of(recipe), data.shape))
     return {
+        "train.objective": "elbo",
         "train.lr": "1e-3",
         "net": kind,
-        "net.width": str(vae.matching_width({"name": kind}, data.shape, parameters)),
+        "net.width": str(matching_width({"name": kind}, data.shape, parameters)),
     }
 
 

@@ -21,8 +21,6 @@ from indm.data.registry import load_data
 from indm.evaluation.extractor import Extractor, load_or_train
 from indm.evaluation.runs import evaluate_run
 from indm.report.measurements import Setup, measure
-from indm.reproduction import vae
-from indm.reproduction.costs import trainer_class
 from indm.reproduction.plan import PLAN, Budget, Plan, measurements_of, recipe_of, run_folder
 from indm.reproduction.studies import STUDIES
 from indm.runs.folder import finished
@@ -50,11 +48,11 @@ def work(out: Path, data: str, variant: str, seed: int) -> int:
         if folder.exists() and checkpoints.nothing_saved(folder):
             shutil.rmtree(folder)  # killed before its first checkpoint
         if not finished(folder, recipe):
-            summary = train(recipe, folder, resume=folder.exists(), progress=False, trainer=trainer_class(variant))
+            summary = train(recipe, folder, resume=folder.exists(), progress=False)
             if summary.signal_received:
                 return INTERRUPTED
         if not (folder / "evaluation.json").exists():
-            evaluate_run(folder, progress=False) if variant != "vae" else vae.evaluate_vae_run(folder)
+            evaluate_run(folder, progress=False)
         material, extractor = material_of(out, data)
         for name in measurements_of(variant, seed):
             measure(folder, name, Setup(material, extractor, budget.plan.options(data, seed), progress=False))

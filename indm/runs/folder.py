@@ -83,7 +83,7 @@ def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
 
 def model_class(folder: Path) -> type:
     """The class of the model that is saved in ``folder``, as its description names it; INDM where it names none."""
-    if (folder / "vae.json").exists():  # as the first version saved it
+    if not (folder / "model.json").exists() and (folder / "vae.json").exists():  # as the first version saved it
         return parts.find("model", "vae")
     try:
         name = untrusted.json_object(folder / "model.json").get("model", "indm")
