@@ -20,20 +20,22 @@ import indm
 from indm.cli import train as train_commands
 from indm.cli.convert import Convert
 from indm.cli.evaluate import Evaluate
-from indm.cli.main import main, split_changes
+from indm.cli.main import main
 from indm.cli.recipes import Recipes
 from indm.cli.report import Compare, Inspect, Report
 from indm.cli.reproduce import Reproduce
 from indm.cli.sample import Fid, Sample
-from indm.cli.train import Train, TrainBridge, TrainPair, what_is_kept
+from indm.cli.tables import take_tables
+from indm.cli.train import Train, TrainBridge, TrainPair, saved_state
 from indm.cli.translate import Translate
 from indm.config import recipes
+from indm.config.options import Drawing
 from indm.data.registry import load_data
 from indm.evaluation.statistics import paired_difference
 from indm.model import build_model
 from indm.runs import samples as samples_module
 from indm.runs.provenance import weights_hash
-from indm.runs.samples import Drawing, read_samples
+from indm.runs.samples import read_samples
 from indm.sampling import PredictorCorrector, centre_prior, make_sampler
 
 SMALL = (
@@ -134,11 +136,14 @@ def test_a_table_is_replaced_before_its_keys_are_set():
     assert recipe == {"flow": {"name": "residual", "blocks": [4]}}
 
 
-def test_changes_are_told_from_options():
-    line = "train digits --train.batch-size 7 --out a --flow=identity --resume --sde ve --net.depth -1"
-    rest, changes = split_changes(line.split())
-    assert rest == ["train", "digits", "--out", "a", "--resume"]
-    assert changes == {"train.batch_size": "7", "flow": "identity", "sde": "ve", "net.depth": "-1"}
+def test_values_of_tables_are_taken_out_of_the_arguments():
+    line = "digits --net.batch-size 7 --out a --flow=identity --resume --sde ve --net.depth -1 --train.lr 3"
+    rest, values = take_tables(line.split(), ("flow", "sde", "net"))
+    assert rest == ["digits", "--out", "a", "--resume", "--train.lr", "3"]
+    assert values == {"net.batch_size": "7", "flow": "identity", "sde": "ve", "net.depth": "-1"}
+    assert take_tables(["--sampler", "pc", "--sampler.snr=0.1"], ("sampler",), named=False) == (
+        ["--sampler", "pc"], {"sampler.snr": "0.1"},
+    )  # fmt: skip
 
 
 def test_recipes_lists_names_and_descriptions(capsys):
@@ -372,14 +377,14 @@ def test_help_is_there(command, capsys):
     ("arguments", "complaint"),
     [
         ("", "Expected one of {train"),
-        ("trian digits", "Unrecognized options"),
+        ("trian digits", "trian is no command of indm; did you mean 'train'?"),
         ("train", "Missing from indm train: RECIPE"),
         ("train digitz", "no recipe or file is called 'digitz'; did you mean 'digits'?"),
-        ("train digits --rezume", "Unrecognized options: --rezume; Perhaps you meant: --resume"),
-        ("train digits --train.setps 3", "train.setps is no known key; did you mean 'steps'?"),
+        ("train digits --rezume", "--rezume is no known option; did you mean '--resume'?"),
+        ("train digits --train.setps 3", "--train.setps is no known option; did you mean '--train.steps'?"),
         ("train digits --train.flow_every 3", "train.flow_every is now train.flow_update_every"),
         ("train old.toml", "evaluate.images is now evaluate.examples"),
-        ("train digits --train.steps", "--train.steps needs a value"),
+        ("train digits --train.steps", "Missing value for argument '--train.steps'"),
         ("train digits --train.steps many", "train.steps must be a number, got 'many'"),
         ("train digits --train.steps 1.5", "train.steps must be a whole number, or inf, got 1.5"),
         ("train digits --train.steps inf --train.seconds inf", "train.seconds must be finite if train.steps is inf"),
@@ -402,8 +407,14 @@ def test_help_is_there(command, capsys):
         ("train array --data.path wide.npy --data.levels 2000000000", "levels must be at most 1,048,576 grey levels"),
         ("train array --data.path 2024", "2024 cannot be read as .npy or .npz"),
         ("train array --data.path vectors.npy --data.flip true", "flip must be false for vectors"),
-        ("train digits --trian.steps 3", "--trian.steps is no known table; did you mean 'train'?"),
-        ("train digits --train mle", "--train is no known table that can be replaced"),
+        ("train digits --trian.steps 3", "--trian.steps is no known option; did you mean '--train.steps'?"),
+        ("train digits --train mle", "--train is no known option"),
+        ("train digits extra", "extra is one argument too many"),
+        ("train digits --flow", "--flow needs a value"),
+        ("train setps.toml", "train.setps is no known key; did you mean 'steps'?"),
+        ("evaluate nowhere --rtol many", "evaluate.rtol must be a number, got 'many'"),
+        ("evaluate nowhere --images 3", "--images is now --examples"),
+        ("evaluate nowhere --nll-images=3", "--nll-images is now --nll-examples"),
         ("train digits --flow residaul", "flow.name must be one of"),
         ("train digits --flow.widht 3", "flow 'coupling' has no argument 'widht'; did you mean 'width'?"),
         ("train digits --flow.width three", "flow 'coupling' cannot be made"),
@@ -438,7 +449,8 @@ def test_help_is_there(command, capsys):
         ("report full", "full is no run folder: there is no recipe.toml in it"),
         ("report nowhere", "no recipe or file is called 'nowhere'"),
         ("report untrained other", "other and untrained are runs of different data"),
-        ("report untrained --images 19", "images must be at least 20 for standard errors, got 19"),
+        ("report untrained --images 19", "--images is now --examples"),
+        ("report untrained --examples 19", "examples must be at least 20 for standard errors, got 19"),
         ("report untrained --steps 5 0", "steps must be one or more numbers of at least 1, got (5, 0)"),
         ("report untrained --steps", "steps must be one or more numbers of at least 1, got ()"),
         ("report untrained --steps many", "Error parsing --steps"),
@@ -469,6 +481,7 @@ def test_mistakes(arguments, complaint, run, tmp_path, monkeypatch, capsys):
     (tmp_path / "broken.toml").write_text("steps = = 3")
     (tmp_path / "extra.toml").write_text(f"{whole}\n[extra]\na = 1\n")
     (tmp_path / "old.toml").write_text(whole.replace("[evaluate]", "[evaluate]\nimages = 30"))
+    (tmp_path / "setps.toml").write_text(whole.replace("[train]", "[train]\nsetps = 30"))
     (tmp_path / "nameless.toml").write_text(whole.replace('name = "coupling"', ""))
     (tmp_path / "notable.toml").write_text("train = 3\n" + whole[: whole.index("[train]")])
     (tmp_path / "untrained" / "recipe.toml").write_text(whole)
@@ -501,11 +514,11 @@ def test_mistakes_with_a_run(run, tmp_path, capsys):
         assert f"tol must be positive and finite, got {float(tol) if float(tol) else tol}" in said
         for name in ("rtol", "atol"):
             said = fails(capsys, "evaluate", run, f"--{name}", tol, "--overwrite")
-            assert f"evaluate.{name} must be positive and finite, got {float(tol)}" in said
+            assert f"evaluate.{name} must be positive and finite, got {float(tol) if float(tol) else tol}" in said
     assert "steps must be at least 1" in fails(capsys, "sample", run, "--steps", 0)
     line = ["sample", run, "--sampler", "ode", "--sampler.snr", 0.1]
     assert "snr must be left out with sampler 'ode', got 0.1; 'pc' has it" in fails(capsys, *line)
-    assert "--net.width is no option of this command" in fails(capsys, "sample", run, "--net.width", 3)
+    assert "--net.width is no known option" in fails(capsys, "sample", run, "--net.width", 3)
     assert "eps must lie in [1e-05, 1.0), got 1e-06" in fails(capsys, "sample", run, "--eps", 1e-6)
     assert "eps must lie in [1e-05, 1.0), got 1e-06" in fails(capsys, "evaluate", run, "--eps", 1e-6, "--overwrite")
     assert "is no run folder: there is no recipe.toml in it" in fails(capsys, "compare", tmp_path, run)
@@ -763,9 +776,9 @@ def test_ctrl_c_means_what_it_did_once_a_command_called_from_python_is_over(monk
 
 
 def test_what_is_said_to_be_saved_is_what_is_saved():
-    assert what_is_kept({"steps": 9, "saved_step": 9}) == "step 9; all is saved"
-    said = what_is_kept({"steps": 9, "saved_step": 6})
-    assert said == "step 9; saved is step 6, the last before steps were left out"
+    assert saved_state({"steps": 9, "saved_step": 9}) == "step 9, which is saved"
+    state = saved_state({"steps": 9, "saved_step": 6})
+    assert state == "step 9; the last saved step is 6, before steps were skipped"
 
 
 @pytest.mark.long

@@ -18,8 +18,9 @@ from test_processes import launch
 
 from indm.cli.main import main
 from indm.config import recipes
+from indm.config.options import TranslationOptions
 from indm.data.registry import load_data
-from indm.evaluation.file_translation import Options, translate_files
+from indm.evaluation.file_translation import translate_files
 from indm.evaluation.translation_runs import TranslationRuns, open_runs
 from indm.evaluation.translation_sources import files_of, find
 from indm.files import atomic
@@ -484,11 +485,11 @@ def test_an_inverse_that_does_not_converge_is_named_image_by_image(toys, tmp_pat
     (tmp_path / "run").mkdir()
     model.save(tmp_path / "run")
     opened = TranslationRuns((tmp_path / "run",) * 2, (model, stubborn), "forward", {}, {})
-    report = translate_files(opened, [home], tmp_path / "out", Options(), progress=False)
+    report = translate_files(opened, [home], tmp_path / "out", TranslationOptions(), progress=False)
     assert [row["name"] for row in report["examples"]] == ["dark"]
     array = np.stack([np.full((3, 8, 8), grey, np.uint8) for grey in (250, 20, 30)])
     np.savez(tmp_path / "three.npz", samples=array)
-    again = translate_files(opened, [tmp_path / "three.npz"], tmp_path / "arrays", Options(), progress=False)
+    again = translate_files(opened, [tmp_path / "three.npz"], tmp_path / "arrays", TranslationOptions(), progress=False)
     with np.load(tmp_path / "arrays" / "three.npz") as content:
         assert content["rows"].tolist() == [1, 2] and list(again["failed"]) == ["three-00000"]
     assert "inverse did not reach" in report["failed"]["light"] and not (tmp_path / "out" / "light.png").exists()

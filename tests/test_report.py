@@ -19,6 +19,7 @@ from torch.distributions import MultivariateNormal
 
 import indm
 from indm.config import recipes
+from indm.config.options import ReportOptions
 from indm.data.base import stack
 from indm.data.densities import Density
 from indm.data.registry import load_data
@@ -31,7 +32,7 @@ from indm.evaluation.statistics import over_seeds
 from indm.flows import Identity
 from indm.model import build_model
 from indm.report import figures, measurements, records, tables, writer
-from indm.report.measurements import Measurement, Options, Setup, measure
+from indm.report.measurements import Measurement, Setup, measure
 from indm.report.page import Page
 from indm.report.records import Record, groups_of
 from indm.report.tables import likelihood_rows
@@ -57,7 +58,7 @@ PLANE = DIGITS | {
     "net": {"name": "mlp", "width": 8, "depth": 1},
 }
 NASTY = "<b>&\"'x"
-QUICK = Options(examples=20, steps=(2, 3, 200), samplers=("unipc", "euler-maruyama"))
+QUICK = ReportOptions(examples=20, steps=(2, 3, 200), samplers=("unipc", "euler-maruyama"))
 
 
 def change(recipe, table, **options):
@@ -404,7 +405,7 @@ def test_bounds_are_in_the_unit_of_the_run(tmp_path):
 )
 def test_options_that_cannot_be_measured(options, complaint):
     with pytest.raises(ValueError, match=complaint):
-        Options(**options)
+        ReportOptions(**options)
 
 
 def test_a_measurement_is_kept_until_options_or_weights_change(tmp_path, monkeypatch):
@@ -418,7 +419,7 @@ def test_a_measurement_is_kept_until_options_or_weights_change(tmp_path, monkeyp
     data = load_data(**PLANE["data"])
 
     def found(extractor=None, **options):
-        return measure(run, "quality", Setup(data, extractor, Options(**options), progress=False))[0]["value"]
+        return measure(run, "quality", Setup(data, extractor, ReportOptions(**options), progress=False))[0]["value"]
 
     kept = run / "measurements" / "quality.json"
     kept.parent.mkdir()
@@ -440,14 +441,17 @@ def test_a_measurement_is_kept_until_options_or_weights_change(tmp_path, monkeyp
 
 
 def test_a_measurement_of_the_first_version_is_read(tmp_path, monkeypatch):
-    run, setup = written(tmp_path / "run", PLANE), Setup(load_data(**PLANE["data"]), None, Options(), progress=False)
+    run, setup = (
+        written(tmp_path / "run", PLANE),
+        Setup(load_data(**PLANE["data"]), None, ReportOptions(), progress=False),
+    )
     options = {"images": 500, "steps": [5, 10, 20, 50, 100], "samplers": ["unipc", "heun", "euler-maruyama"], "seed": 0}
     options |= {"weights_sha256": weights_hash(run), "extractor_sha256": None}
     (run / "measures").mkdir()
     (run / "measures" / "gap.json").write_text(json.dumps({"options": options, "found": [{"gap": 0.5}]}))
     monkeypatch.setattr(measurements, "MEASUREMENTS", {"gap": Measurement(lambda run, setup: [{"gap": 0.7}])})
     assert measure(run, "gap", setup) == [{"gap": 0.5}]
-    changed = replace(setup, options=Options(seed=1))
+    changed = replace(setup, options=ReportOptions(seed=1))
     assert measure(run, "gap", changed) == [{"gap": 0.7}]
     assert json.loads((run / "measurements" / "gap.json").read_text())["options"]["examples"] == 500
 
@@ -465,7 +469,7 @@ def test_snapshots_are_the_averaged_model_of_their_step_and_show_its_gap(tmp_pat
                for p in (run, tmp_path / "half", run / "snapshots/4", run / "snapshots/8")}  # fmt: skip
     assert weights[run / "snapshots/8"] == weights[run] != weights[tmp_path / "half"] == weights[run / "snapshots/4"]
 
-    data, options = load_data(name="digits"), Options(examples=20, seed=3)
+    data, options = load_data(name="digits"), ReportOptions(examples=20, seed=3)
     rows = measure(run, "gap", Setup(data, None, options, progress=False))
     assert [row["step"] for row in rows] == [4, 8]
     for row, folder in zip(rows, (run / "snapshots" / "4", run), strict=True):
@@ -480,7 +484,7 @@ def test_snapshots_are_the_averaged_model_of_their_step_and_show_its_gap(tmp_pat
 def test_the_end_is_shown_where_it_is_no_multiple_of_the_snapshots(tmp_path):
     train(change(PLANE, "train", steps=7, snapshot_every=3), tmp_path / "run", progress=False)
     data = load_data(**PLANE["data"])
-    rows = measurements.gap(tmp_path / "run", Setup(data, None, Options(examples=40), progress=False))
+    rows = measurements.gap(tmp_path / "run", Setup(data, None, ReportOptions(examples=40), progress=False))
     assert [row["step"] for row in rows] == [3, 6, 7]
     assert all(row["gap"] == pytest.approx(row["nelbo"] - row["nll"]) for row in rows)  # nats: 1 is the unit
     reported, _ = indm.evaluate(indm.INDM.load(tmp_path / "run"), stack(data.test, 40), times=16, progress=False)
@@ -503,7 +507,7 @@ def test_a_damaged_evaluation_is_made_anew_and_a_run_without_a_log_is_reported(t
     train(PLANE, run, progress=False)
     (run / "metrics.jsonl").unlink()
     (run / "evaluation.json").write_text("{}")
-    f = records.record_of(run, "a", Setup(data, None, Options(examples=20, steps=(2,)), progress=False), [])
+    f = records.record_of(run, "a", Setup(data, None, ReportOptions(examples=20, steps=(2,)), progress=False), [])
     assert f.evaluation == json.loads((run / "evaluation.json").read_text())
     assert likelihood_rows([f])[1][3:5] == ("–", "–")
 
@@ -512,7 +516,7 @@ def test_a_run_that_was_trained_on_is_evaluated_and_measured_anew(tmp_path):
     run, data = tmp_path / "run", load_data(**PLANE["data"])
 
     def known():
-        setup = Setup(data, None, Options(examples=20, steps=(2,)), progress=False)
+        setup = Setup(data, None, ReportOptions(examples=20, steps=(2,)), progress=False)
         f = records.record_of(run, "a", setup, ["transport"])
         nats = f.evaluation["nelbo"]["with_reconstruction"]["nats"]
         return nats, f.measurements["transport"]["data"]["cost"], f.curve[-1]["step"]
@@ -744,7 +748,7 @@ def test_report_of_the_plane_shows_density_drift_and_volatility(tmp_path, monkey
     monkeypatch.setattr(
         plots, "save_figure", lambda figure, path: (kept.append((path.name, figure)), write(figure, path))
     )
-    page = report(folders, tmp_path / "out", Options(20, (2,), ("unipc",)), progress=False)
+    page = report(folders, tmp_path / "out", ReportOptions(20, (2,), ("unipc",)), progress=False)
 
     text = page.read_text("utf-8")
     assert len(assert_alone(text).images()) == 5 + 2 == len(list((tmp_path / "out").glob("*.png")))

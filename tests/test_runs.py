@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 
 from indm.cli.main import main
+from indm.config.options import Drawing
 from indm.data.registry import load_data
 from indm.runs import samples
 from indm.runs.folder import read_metrics
 from indm.runs.lock import run_lock
 from indm.runs.provenance import describe, other_splits
-from indm.runs.samples import Drawing, draw
+from indm.runs.samples import draw
 
 SMALL = [
     "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.blocks=1", "--net.attention=[]", "--train.steps=2",

@@ -1,19 +1,45 @@
-"""What all commands share: their options, their exit statuses, what they say."""
+"""What all commands share: their options, their exit statuses, what they print."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import TextIOBase
 from pathlib import Path
+from typing import Annotated, ClassVar
+
+from tyro.conf import Suppress, UseAppendAction, arg
+
+from indm.config import parts
 
 DONE, SOME_FAILED, MISTAKE, DEFECT, INTERRUPTED, NOBODY_READS = 0, 1, 2, 3, 130, 141
 
 
 @dataclass(kw_only=True)
 class Common:
-    """What every command takes."""
+    """What every command takes. A command is a dataclass of its options with ``run() -> exit status``."""
 
+    tables: ClassVar[tuple[str, ...]] = ()
+    """Tables whose keys are given as ``--table.key value``, see :func:`indm.cli.tables.take_tables`."""
+    named: ClassVar[bool] = True
+    """Whether ``--table name`` is taken with them."""
+
+    table_values: Annotated[dict[str, str], Suppress] = field(default_factory=dict)
+    """What was given so, as TOML texts."""
+    trust: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="PACKAGE", help_behavior_hint="(repeatable)")] = ()
+    """Let files name code of this package, which is then imported and run: package.module:Class."""
     debug: bool = False
     """Also show where in the program an error came from."""
+
+    def trusted(self) -> list[str]:
+        """The packages whose code may be run."""
+        return list(self.trust)
+
+    def run(self) -> int:
+        raise NotImplementedError
+
+
+def outside(names: list[str]) -> list[str]:
+    """Those of the names that are code outside indm."""
+    return [name for name in names if parts.is_outside(name)]
 
 
 def say(text: str, file: TextIOBase | None = None) -> None:

@@ -1,13 +1,18 @@
 """``indm convert``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from indm.cli.common import DONE, Common
+from indm.cli.tables import flags_of, given
 from indm.config import recipes
+from indm.config.options import Evaluation
+
+EvaluationFlags = flags_of(Evaluation)
 
 
 @dataclass
@@ -24,6 +29,8 @@ class Convert(Common):
     A tensor that does not fit is an error that lists it, and so is a setting that is not known. Nothing pickled in the
     files is run.
     """
+
+    tables = ("data", "sde", "net")
 
     checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
     """The score's file, for example checkpoint_26.pth."""
@@ -44,14 +51,17 @@ class Convert(Common):
     image_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: that of the data)")] = None
     """Side of the images."""
 
-    def run(self, changes: dict[str, str]) -> int:
+    evaluate: EvaluationFlags = field(default_factory=EvaluationFlags)
+
+    def run(self) -> int:
         from indm.convert.run import convert
 
-        options = {key: value for key, value in vars(self).items() if key != "debug"}
-        made = convert(**options, changes=changes)
+        options = {key: value for key, value in vars(self).items() if key in signature(convert).parameters}
+        evaluate = {f"evaluate.{key}": text for key, text in given(self.evaluate).items()}
+        made = convert(**options, changes=self.table_values | evaluate)
         for name in ("from_the_tensors", "assumed", "data"):
-            told = ", ".join(f"{key} = {recipes.literal(value)}" for key, value in made[name].items())
-            print(f"{name.replace('_', ' ')}: {told or 'nothing'}")
+            settings = ", ".join(f"{key} = {recipes.literal(value)}" for key, value in made[name].items())
+            print(f"{name.replace('_', ' ')}: {settings or 'nothing'}")
         files = " and ".join(f"{file['name']} ({file['weights']})" for file in made["files"])
         print(f"{self.out}: {files}, step {made['step']}, {made['parameters']['score']:,} parameters of the score")
         return DONE

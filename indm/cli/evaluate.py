@@ -1,58 +1,32 @@
 """``indm evaluate``."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from indm.cli.common import DONE, Common
+from indm.cli.tables import flags_of, given
+from indm.config import recipes
 from indm.config.options import Evaluation
 
-EVALUATION = {field.name for field in fields(Evaluation)}
-
-
-def from_recipe(metavar: str):
-    """An option whose default stands in the recipe."""
-    return arg(metavar=metavar, help_behavior_hint="(default: the recipe's)")
+EvaluationFlags = flags_of(Evaluation, default="the recipe's")
 
 
 @dataclass
 class Evaluate(Common):
     """Report the likelihood of held-out data under a run's model: NELBO and NLL, with and without reconstruction.
 
-    Prints a table and writes evaluation.json, and per-example nats to evaluation.npz. What is not given here is as in
-    the recipe's [evaluate] table.
+    Prints a table and writes evaluation.json, and per-example nats to evaluation.npz. An option that is not given here
+    is that of the recipe's [evaluate] table.
     """
 
     run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder."""
-    split: Annotated[Literal["test", "valid", "train"] | None, from_recipe("SPLIT")] = None
-    """Which examples: test, valid or train."""
-    examples: Annotated[int | None, from_recipe("N")] = None
-    """How many of them, at most, for the NELBO."""
-    nll_examples: Annotated[int | None, from_recipe("N")] = None
-    """How many of these for the NLL of the probability-flow ODE; 0 skips it."""
-    repeats: Annotated[int | None, from_recipe("N")] = None
-    """Independent estimates for each example (2 or more), which tell the estimator's noise."""
-    times: Annotated[int | None, from_recipe("N")] = None
-    """Score evaluations of one NELBO estimate."""
-    probes: Annotated[int | None, from_recipe("N")] = None
-    """Hutchinson probes of the divergence."""
-    rtol: Annotated[float | None, from_recipe("TOLERANCE")] = None
-    """Relative tolerance of the ODE solver."""
-    atol: Annotated[float | None, from_recipe("TOLERANCE")] = None
-    """Absolute tolerance of the ODE solver."""
-    steps: Annotated[int | None, from_recipe("N")] = None
-    """Solve the ODE in so many equal steps (24 is usual): fast, but without error control; 0 is adaptive."""
-    eps: Annotated[float | None, from_recipe("TIME")] = None
-    """Truncation of bound and ODE, at or above the model's own; 0 is the model's own."""
-    batch_size: Annotated[int | None, from_recipe("N")] = None
-    """Examples at a time."""
-    seed: Annotated[int | None, from_recipe("N")] = None
-    """Of everything random in it."""
+    options: Annotated[EvaluationFlags, arg(name="")] = field(default_factory=EvaluationFlags)
     overwrite: bool = False
-    """Write over an evaluation that is there."""
+    """Overwrite an existing evaluation."""
     quiet: bool = False
     """No progress bar."""
 
@@ -63,9 +37,11 @@ class Evaluate(Common):
         from indm.evaluation.runs import evaluate_run
         from indm.runs.folder import check_absent
 
+        options = recipes.checked(
+            "evaluate", {key: recipes.value_of(text) for key, text in given(self.options).items()}
+        )
         check_absent(self.run_folder, ["evaluation.json", "evaluation.npz"], self.overwrite)
-        given = {k: v for k, v in vars(self).items() if v is not None and k in EVALUATION}
-        result = evaluate_run(self.run_folder, given, progress=not self.quiet)
-        if PartialState().is_main_process:  # which alone has the whole of it
+        result = evaluate_run(self.run_folder, options, progress=not self.quiet)
+        if PartialState().is_main_process:  # which alone has the results of all processes
             print(likelihood_table(result))
         return DONE

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import signal
@@ -10,19 +11,23 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator
+from typing import Annotated, Union
 
 import tyro
 
-from indm.cli.common import DEFECT, INTERRUPTED, MISTAKE, NOBODY_READS
+from indm.cli.common import DEFECT, INTERRUPTED, MISTAKE, NOBODY_READS, Common
 from indm.cli.convert import Convert
 from indm.cli.evaluate import Evaluate
 from indm.cli.recipes import Recipes
 from indm.cli.report import Compare, Inspect, Report
 from indm.cli.reproduce import Reproduce
 from indm.cli.sample import Fid, Sample
+from indm.cli.tables import take_tables
 from indm.cli.train import Train, TrainBridge, TrainPair
 from indm.cli.translate import Translate
-from indm.messages import one_line
+from indm.config import parts
+from indm.config.migrations import check_flag_is_current
+from indm.messages import nearest, one_line
 from indm.runs.signals import end_at_once
 
 ABOUT = """Implicit nonlinear diffusion models: train one, report its likelihood, sample from it.
@@ -49,47 +54,89 @@ Exit status:
 
 No file is written over without --overwrite.
 """
-DOTTED = re.compile(r"--((?:[\w-]+\.[\w.-]+)|data|data[-_]b|flow|sde|net|train|evaluate)(?:=(.*))?", re.DOTALL)
 
-# The commands that take the dotted changes of a recipe or of a sampler, and all of them.
-Changing = Train | TrainPair | TrainBridge | Convert | Sample | Fid
-Command = Changing | Evaluate | Translate | Compare | Inspect | Report | Reproduce | Recipes
-CHANGING = ("train", "train-pair", "train-bridge", "convert", "sample", "fid")
+COMMANDS = {
+    "train": Train,
+    "train-pair": TrainPair,
+    "train-bridge": TrainBridge,
+    "convert": Convert,
+    "evaluate": Evaluate,
+    "sample": Sample,
+    "fid": Fid,
+    "translate": Translate,
+    "compare": Compare,
+    "inspect": Inspect,
+    "report": Report,
+    "reproduce": Reproduce,
+    "recipes": Recipes,
+}
+UNKNOWN = "Unrecognized options: "  # as tyro says
+CONFIG = (tyro.conf.FlagCreatePairsOff,)
+ANY_COMMAND = Union[  # noqa: UP007
+    tuple(
+        Annotated[kind, tyro.conf.subcommand(name, description=kind.__doc__.splitlines()[0])]
+        for name, kind in COMMANDS.items()
+    )
+]
 
 
-def parse(arguments: list[str]) -> tuple[Command, dict[str, str]]:
-    """The command, and the dotted changes of a recipe."""
-    changes: dict[str, str] = {}
-    rest = list(arguments)
-    if arguments and arguments[0] in CHANGING:
-        rest, changes = split_changes(arguments)
+def parse(arguments: list[str]) -> Common:
+    """The command that the arguments ask for.
+
+    Raises:
+        ValueError: what is wrong with the arguments, in one line.
+        SystemExit: the help was asked for, and shown.
+    """
+    kind: type[Common] | None = None
+    if arguments and not arguments[0].startswith("-"):
+        name, *options = arguments
+        if name not in COMMANDS:
+            raise ValueError(f"{one_line(name)} is no command of indm{nearest(name, COMMANDS)}")
+        for option in options:
+            check_flag_is_current(name, option)
+        kind = COMMANDS[name]
+        options, values = take_tables(options, kind.tables, kind.named)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                Command, prog="indm", description=ABOUT, args=rest, config=(tyro.conf.FlagCreatePairsOff,)
-            ), changes
+            if kind is None:
+                return tyro.cli(ANY_COMMAND, prog="indm", description=ABOUT, args=arguments, config=CONFIG)
+            command = tyro.cli(kind, prog=f"indm {arguments[0]}", args=options, config=CONFIG)
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
-        _, *lines = (re.sub(r"[─-╿|+]|-{3,}", " ", line).strip() for line in complaint.getvalue().splitlines())
-        raise ValueError("; ".join(line for line in lines if line).replace(":;", ":")) from None
+        raise ValueError(in_one_line(complaint.getvalue())) from None
+    command.table_values = values
+    return command
 
 
-def split_changes(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Take the ``--table.key value`` and ``--table name`` pairs out of the arguments."""
-    rest, changes = [], {}
-    remaining = iter(arguments)
-    for argument in remaining:
-        match = DOTTED.fullmatch(argument)
-        if match is None:
-            rest.append(argument)
-            continue
-        value = match[2] if match[2] is not None else next(remaining, None)
-        if value is None:
-            raise ValueError(f"{argument} needs a value")
-        changes[match[1].replace("-", "_")] = value
-    return rest, changes
+def in_one_line(complaint: str) -> str:
+    """What tyro says about a mistake in boxes of several lines."""
+    _, *lines = (re.sub(r"[─-╿|+]|-{3,}", " ", line).strip() for line in complaint.splitlines())
+    lines = itertools.takewhile(lambda line: not line.startswith(("Argument helptext", "For full helptext")), lines)
+    first, *others = [line for line in lines if line]
+    if not first.startswith(UNKNOWN):
+        return "; ".join([first, *others]).replace(":;", ":")
+    unknown = first.removeprefix(UNKNOWN).split(", ")[0]
+    if not unknown.startswith("-"):
+        return f"{unknown} is one argument too many"
+    similar = [line.split()[0] for line in others if line.startswith("-")]
+    return f"{unknown} is no known option" + (f"; did you mean {similar[0]!r}?" if similar else "")
+
+
+@contextlib.contextmanager
+def trusting(packages: list[str]) -> Iterator[None]:
+    """Code of these packages may be run; it is found where Python looks, and in the current folder."""
+    if not packages:
+        yield
+        return
+    here = os.getcwd()
+    sys.path.append(here)  # the last place, so that no file there stands for a library
+    try:
+        with parts.trust(*packages):
+            yield
+    finally:
+        sys.path.remove(here)
 
 
 def interrupt(number: int, frame: object) -> None:
@@ -142,12 +189,12 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_: f"indm: warning: {one_line(message)}\n"
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
-    command: Command | None = None
+    command: Common | None = None
     try:
         with interruptible():
-            command, changes = parse(sys.argv[1:] if arguments is None else arguments)
-            trains = isinstance(command, Changing)
-            status = command.run(changes) if trains else command.run()
+            command = parse(sys.argv[1:] if arguments is None else arguments)
+            with trusting(command.trusted()):
+                status = command.run()
             sys.stdout.flush()
             return status
     except KeyboardInterrupt:

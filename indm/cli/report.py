@@ -1,12 +1,13 @@
 """``indm report``, ``compare`` and ``inspect``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from indm.cli.common import DONE, Common
+from indm.config.options import ReportOptions
 
 
 @dataclass
@@ -93,22 +94,15 @@ class Report(Common):
     """One or more run folders of one data set; what was not evaluated is."""
     out: Path = Path("report")
     """Where to write."""
-    examples: int = 500
-    """Samples of each measurement, at most; a tenth of it is quick and rough."""
-    steps: tuple[int, ...] = (5, 10, 20, 50, 100)
-    """Of the samplers. From 200 on for the stochastic ones alone: the others have long converged."""
-    samplers: tuple[str, ...] = ("unipc", "heun", "euler-maruyama")
-    seed: int = 0
-    """Of everything random."""
+    options: Annotated[ReportOptions, arg(name="")] = field(default_factory=ReportOptions)
     overwrite: bool = False
     """Write over another report; the same one goes on without."""
     quiet: bool = False
     """No progress bar."""
 
     def run(self) -> int:
-        from indm.report.measurements import Options
         from indm.report.writer import report
 
-        options = Options(self.examples, self.steps, self.samplers, self.seed)
-        print(report(list(self.run_folders), self.out, options, overwrite=self.overwrite, progress=not self.quiet))
+        folders, progress = list(self.run_folders), not self.quiet
+        print(report(folders, self.out, self.options, overwrite=self.overwrite, progress=progress))
         return DONE

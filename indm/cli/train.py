@@ -3,44 +3,72 @@
 import json
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from indm.cli.common import DONE, INTERRUPTED, Common, name_of, say
+from indm.cli.common import DONE, INTERRUPTED, Common, name_of, outside, say
+from indm.cli.tables import flags_of, given
 from indm.config import recipes
+from indm.config.options import Evaluation, Training
 from indm.messages import one_line
+
+UNLESS = "The default shown holds where neither the recipe nor the command line gives a value."
+TrainingFlags = flags_of(Training, about=UNLESS)
+EvaluationFlags = flags_of(Evaluation, about=UNLESS)
+
+
+@dataclass(kw_only=True)
+class TrainsRecipe(Common):
+    """What the commands that train a recipe share."""
+
+    tables = (*recipes.NAMED_TABLES, *recipes.OPTIONAL_TABLES)
+
+    resume: bool = False
+    """Continue from the last checkpoint in the run folder."""
+    quiet: bool = False
+    """No progress bar."""
+    train: TrainingFlags = field(default_factory=TrainingFlags)
+    evaluate: EvaluationFlags = field(default_factory=EvaluationFlags)
+
+    def changes(self) -> dict[str, str]:
+        """The changes of the recipe, by table or table.key."""
+        options = {"train": given(self.train), "evaluate": given(self.evaluate)}
+        dotted = {f"{table}.{key}": text for table, texts in options.items() for key, text in texts.items()}
+        return self.table_values | dotted
+
+    def trusted(self) -> list[str]:
+        """Also what this command line itself names, unless it continues a run that somebody else may have written."""
+        named = [value for key, value in self.changes().items() if "." not in key or key == "train.objective"]
+        return super().trusted() + ([] if self.resume else outside(named))
 
 
 @dataclass
-class Train(Common):
+class Train(TrainsRecipe):
     """Train a model from a recipe, in a run folder.
 
-    Any key of the recipe can be changed: --train.steps 500 --flow.width 32 --data.path my-images. A bare table name
-    puts another thing in its place: --flow identity is the linear twin, --sde ve, --net mlp. Values are TOML
-    (--net.multipliers "[1, 2]"); what is not is a string.
+    Any key of the recipe can be changed: --train.steps 500 --flow.width 32 --data.path my-images. A table's name alone
+    puts another part in its place: --flow identity is the linear twin, --sde ve, --net mlp. A part can also be code of
+    yours: --net my_package.nets:Mine --net.width 64. Values are TOML (--net.multipliers "[1, 2]"); what is not TOML is
+    a string.
 
-    Ctrl-C finishes the step, saves, and says how to go on. "indm train runs/digits --resume" does, with the recipe
-    saved there. "indm train digits --dry-run > mine.toml" writes a recipe of your own to begin with.
+    Ctrl-C finishes the step, saves, and prints the command that continues: "indm train runs/digits --resume", with the
+    recipe saved there. "indm train digits --dry-run > mine.toml" writes a recipe to start your own from.
     """
 
     recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
     """Name of a recipe (see "indm recipes"), a TOML file, or a run folder."""
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/RECIPE)")] = None
     """The run folder."""
-    resume: bool = False
-    """Go on from the checkpoint in the run folder."""
     dry_run: bool = False
     """Show the resolved recipe, the sizes and the time of one step; write nothing."""
-    quiet: bool = False
-    """No progress bar."""
 
-    def run(self, changes: dict[str, str]) -> int:
+    def run(self) -> int:
         from indm.training.loop import plan
 
-        recipe = recipes.override(recipes.load(self.recipe), changes)
+        recipe = recipes.override(recipes.load(self.recipe), self.changes())
         is_run = self.recipe not in recipes.bundled() and Path(self.recipe).is_dir()
         out = self.out or (Path(self.recipe) if is_run else Path("runs") / name_of(self.recipe))
         if self.dry_run:
@@ -51,33 +79,82 @@ class Train(Common):
         return train_run(recipe, out, self.resume, self.quiet)
 
 
+@dataclass
+class TrainPair(TrainsRecipe):
+    """Train two models, one of each of two data sets, to translate between them with "indm translate".
+
+    Give two image folders, or a recipe with [data] and [data_b] (sneaker-boot, pullover-dress, digits-3-8, …). Both
+    models have the recipe's settings and its whole budget each. Any key can be changed as in "indm train":
+    --data.size 32 (with two folders: for both), --train.seconds 600; --flow identity is DDIB, the linear baseline.
+
+    The run folder holds a run for each side, a and b. Ctrl-C saves; the same command with --resume continues.
+    """
+
+    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="A B | RECIPE")]
+    """Two image folders, or one recipe."""
+    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/RECIPE or runs/A-B)")] = None
+    """The run folder."""
+
+    def run(self) -> int:
+        from indm.training.pairs import train_pair
+
+        recipe, out = recipe_of_two(self.sources, self.changes(), self.out, "")
+        summaries = train_pair(recipe, out, resume=self.resume, progress=not self.quiet)
+        side, last = list(summaries.items())[-1]
+        if last["interrupted"] or len(summaries) < 2:
+            state = saved_state(last)
+            say(f"Interrupted in {side}, at {state}. The same command with --resume continues.", file=sys.stderr)
+            return INTERRUPTED
+        for side, summary in summaries.items():
+            say(f"{out / side}: {json.dumps(summary)}")
+        return DONE
+
+
+@dataclass
+class TrainBridge(TrainsRecipe):
+    """Train one model whose diffusion begins in the images of A and ends in those of B.
+
+    It minimises the NELBO of A plus train.terminal (1 unless changed) times −log p of B's images under the flow and
+    the prior, both per dimension; both are logged, as nelbo and terminal. Sources and changes as in "indm train-pair".
+    """
+
+    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="A B | RECIPE")]
+    """Two image folders, or one recipe."""
+    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/RECIPE-bridge)")] = None
+    """The run folder."""
+
+    def run(self) -> int:
+        recipe, out = recipe_of_two(self.sources, self.changes(), self.out, "-bridge")
+        return train_run(recipe, out, self.resume, self.quiet)
+
+
 def train_run(recipe: recipes.Recipe, out: Path, resume: bool, quiet: bool) -> int:
-    """Train one run and say what came of it; the exit status."""
+    """Train one run and print what came of it; the exit status."""
     from indm.training.loop import train
 
     summary = train(recipe, out, resume=resume, progress=not quiet)
     if summary["interrupted"]:
-        go_on = shlex.join(["indm", "train", str(out), "--resume"])
-        say(f"Interrupted at {what_is_kept(summary)}. Go on with: {go_on}", file=sys.stderr)
+        command = shlex.join(["indm", "train", str(out), "--resume"])
+        say(f"Interrupted at {saved_state(summary)}. Continue with: {command}", file=sys.stderr)
         return INTERRUPTED
     say(f"{out}: {json.dumps(summary)}")
     return DONE
 
 
-def what_is_kept(summary: dict) -> str:
-    """Of a run that was interrupted: no state is saved while steps are being left out."""
+def saved_state(summary: dict) -> str:
+    """The last step of an interrupted run and the last step saved. No state is saved while steps are skipped."""
     step, saved = summary["steps"], summary["saved_step"]
     if saved == step:
-        return f"step {step}; all is saved"
-    return f"step {step}; saved is step {saved}, the last before steps were left out"
+        return f"step {step}, which is saved"
+    return f"step {step}; the last saved step is {saved}, before steps were skipped"
 
 
 def recipe_of_two(
     sources: tuple[str, ...], changes: dict[str, str], out: Path | None, suffix: str
 ) -> tuple[recipes.Recipe, Path]:
-    """The recipe that two image folders, or the name of a recipe with two data sets, mean; and the run folder.
+    """The recipe that two image folders or one recipe with two data sets stand for, and the run folder.
 
-    With two folders, what is said of ``data`` also holds for ``data_b``.
+    With two folders, changes of ``data`` also hold for ``data_b``.
     """
     if len(sources) == 1:
         name = name_of(sources[0])
@@ -92,60 +169,3 @@ def recipe_of_two(
     if "data_b" not in recipe:
         raise ValueError(f"{sources[0]} has no [data_b]: give two image folders, or a recipe with two data sets")
     return recipe, out or Path("runs") / f"{name}{suffix}"
-
-
-@dataclass
-class TrainPair(Common):
-    """Train two models, one of each of two data sets, to translate between them with "indm translate".
-
-    Give two image folders, or a recipe with [data] and [data_b] (sneaker-boot, pullover-dress, digits-3-8, …). Both
-    models have the recipe's settings and its whole budget each. Any key can be changed as in "indm train":
-    --data.size 32 (with two folders: for both), --train.seconds 600; --flow identity is DDIB, the linear baseline.
-
-    The run folder holds a run for each side, a and b. Ctrl-C saves; the same command with --resume goes on.
-    """
-
-    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="A B | RECIPE")]
-    """Two image folders, or one recipe."""
-    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/RECIPE or runs/A-B)")] = None
-    """The run folder."""
-    resume: bool = False
-    """Go on from where the run folder is."""
-    quiet: bool = False
-    """No progress bar."""
-
-    def run(self, changes: dict[str, str]) -> int:
-        from indm.training.pairs import train_pair
-
-        recipe, out = recipe_of_two(self.sources, changes, self.out, "")
-        summaries = train_pair(recipe, out, resume=self.resume, progress=not self.quiet)
-        side, last = list(summaries.items())[-1]
-        if last["interrupted"] or len(summaries) < 2:
-            kept = what_is_kept(last)
-            say(f"Interrupted in {side}, at {kept}. The same command with --resume goes on.", file=sys.stderr)
-            return INTERRUPTED
-        for side, summary in summaries.items():
-            say(f"{out / side}: {json.dumps(summary)}")
-        return DONE
-
-
-@dataclass
-class TrainBridge(Common):
-    """Train one model whose diffusion begins in the images of A and ends in those of B.
-
-    It minimises the NELBO of A plus train.terminal (1 unless changed) times −log p of B's images under the flow and
-    the prior, both per dimension; both are logged, as nelbo and terminal. Sources and changes as in "indm train-pair".
-    """
-
-    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="A B | RECIPE")]
-    """Two image folders, or one recipe."""
-    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/RECIPE-bridge)")] = None
-    """The run folder."""
-    resume: bool = False
-    """Go on from the checkpoint in the run folder."""
-    quiet: bool = False
-    """No progress bar."""
-
-    def run(self, changes: dict[str, str]) -> int:
-        recipe, out = recipe_of_two(self.sources, changes, self.out, "-bridge")
-        return train_run(recipe, out, self.resume, self.quiet)

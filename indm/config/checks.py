@@ -1,8 +1,7 @@
 """The checks of options: names, types and ranges, each failure a ``ValueError`` that names the option."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
-from typing import Literal, get_args, get_origin
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from indm.messages import brief, nearest
 
@@ -27,10 +26,10 @@ def check_whole_number(key: str, value: object) -> None:
 
 
 def check_whole_numbers(options: object, table: str = "") -> None:
-    """:func:`check_whole_number` for the fields of a dataclass that are declared so."""
-    for field in fields(options):
-        if field.type is int:
-            check_whole_number(f"{table}{field.name}", getattr(options, field.name))
+    """:func:`check_whole_number` for the fields of a dataclass that may be whole numbers."""
+    for name, hint in get_type_hints(type(options)).items():
+        if hint is int or int in get_args(hint):
+            check_whole_number(f"{table}{name}", getattr(options, name))
 
 
 def check_kinds(content: Mapping[str, object], kinds: Mapping[str, object], where: str) -> None:

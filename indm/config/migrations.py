@@ -18,6 +18,10 @@ RENAMED = {
 }
 VAE_NETS = ("vae-conv", "vae-mlp")  # of a VAE, whose runs had the objective of an INDM in their recipes
 
+RENAMED_FLAGS = {"report --images": "--examples"} | {
+    f"{command} --{option}": f"--sampler.{option}" for command in ("sample", "fid") for option in SAMPLER_OPTIONS
+}  # those of recipes and of evaluate are in the table above
+
 
 def migrate(recipe: Mapping[str, Mapping]) -> dict[str, dict]:
     """A recipe that an earlier version wrote, with today's names."""
@@ -43,3 +47,18 @@ def migrate_drawing(made_by: Mapping[str, Any]) -> dict[str, Any]:
         return dict(made_by)
     options = {key: made_by[key] for key in SAMPLER_OPTIONS if made_by.get(key) is not None}
     return {key: value for key, value in made_by.items() if key not in SAMPLER_OPTIONS} | {"sampler_options": options}
+
+
+def check_flag_is_current(command: str, argument: str) -> None:
+    """ValueError where ``argument`` of that command is an old name of an option."""
+    if not argument.startswith("--"):
+        return
+    flag = argument.partition("=")[0]
+    if command == "evaluate":
+        old, new = f"evaluate.{flag[2:].replace('-', '_')}", ""
+        if old in RENAMED:
+            new = f"--{RENAMED[old].split('.')[1].replace('_', '-')}"
+            raise ValueError(f"{flag} is now {new}")
+    if f"{command} {flag}" in RENAMED_FLAGS:
+        raise ValueError(f"{flag} is now {RENAMED_FLAGS[f'{command} {flag}']}")
+    check_name_is_current(flag[2:].replace("-", "_"))

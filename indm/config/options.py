@@ -1,58 +1,100 @@
-"""The options of training and of evaluation, each declared once."""
+"""All options that are checked as one: each is declared here once, with its default and the sentence that explains it.
+
+The recipes' tables, the command line with its help, and the checks are made from these dataclasses. Nothing heavy is
+imported here, so that ``indm --help`` is quick.
+"""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Suppress, arg
 
 from indm.config.checks import check_each, check_whole_numbers, require
 from indm.config.parts import BUILT_IN, GIVEN, is_outside
+from indm.messages import nearest
 
 TRACKERS = {"tensorboard", "wandb"}
+FEWEST_EXAMPLES = 20  # of a report: two for each fold of the jackknife
+MANY_STEPS = 200  # from here on only stochastic samplers are measured: the others have long converged
+
+
+def default(words: str):
+    """What the help shows in place of a default that is None or empty."""
+    return arg(help_behavior_hint=f"(default: {words})")
 
 
 @dataclass(frozen=True)
 class Training:
-    """The ``[train]`` table. A run ends after ``steps`` or ``seconds``, whichever comes first; ``inf`` is no limit."""
+    """Keys of the recipe's [train] table. A run ends after ``steps`` or ``seconds``, whichever comes first."""
 
-    # "mle": flow and score minimise the NELBO; "fid": the score minimises the variance-weighted loss; "flow": the flow
-    # alone maximises its likelihood; or any loss as "package.module:name", see indm.objective.Objective.
     objective: str = "mle"
-    steps: float = 10_000  # optimizer steps
-    seconds: float = math.inf  # of training alone: validation and checkpoints are not counted
-    batch_size: int = 128  # examples of one optimizer step, over all processes and accumulated batches
-    accumulate: int = 1  # batches whose gradients make one optimizer step
-    lr: float = 1e-3  # of the score
+    """What is minimised: "mle" is the NELBO; with "fid" the score minimises the variance-weighted loss; "flow" trains
+    the flow alone; or a loss of yours as package.module:name, see indm.objective.Objective."""
+    steps: float = 10_000
+    """Optimizer steps; inf is no limit."""
+    seconds: float = math.inf
+    """Seconds of training. Validation and checkpoints do not count; inf is no limit."""
+    batch_size: int = 128
+    """Examples of one optimizer step, over all processes and accumulated batches."""
+    accumulate: int = 1
+    """Batches whose gradients are added up for one optimizer step."""
+    lr: float = 1e-3
+    """Learning rate of the score."""
     flow_lr: float = 1e-3
-    flow_update_every: int = (
-        1  # the flow takes part in every so-many-th step; in between the score trains behind it as it is
-    )
+    """Learning rate of the flow."""
+    flow_update_every: int = 1
+    """The flow is trained in every n-th step. In the steps between, the score alone is trained."""
     betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.01  # of the score
+    """Decay rates of Adam's averages of the gradient and of its square."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of the score."""
     flow_weight_decay: float = 0.0
-    clip: float = 1.0  # largest gradient norm, of score and flow apart
-    warmup: int = 0  # steps in which the learning rates rise linearly
-    flow_warmup: int = 0  # the same for the flow alone, where that is longer: the score goes ahead
-    decay: float = 0.0  # last fraction of the run, in which they fall linearly to 0
-    ema: float = 0.999  # decay of the averaged weights, which are the ones validated and saved
-    pretrain: float = 0.0  # first fraction of the run, in which the score is trained without the flow
-    soft_truncation: float = 0.0  # exponent k of the law of the truncation (1.2 is usual); 0 truncates at ε
-    isometry: float = 0.0  # weight of the flow's distance from an isometry: 0 is free, large is a linear diffusion
-    terminal: float = 0.0  # weight of −log p(x_T) under [data_b], or under the data's own mean and covariance
-    latent_mean: bool = False  # centre the final model's prior on the mean latent (for VE); not in best/, snapshots/
-    mixed_precision: Literal["auto", "no", "bf16"] = "auto"  # auto: bf16 where the machine is fast in it
-    workers: int = 0  # processes that load data
-    log_every: int = 50  # steps
-    validate_every: int = 500  # steps
+    """Decoupled weight decay of the flow."""
+    clip: float = 1.0
+    """Largest norm of the gradient; score and flow are clipped separately."""
+    warmup: int = 0
+    """Steps in which the learning rates rise linearly."""
+    flow_warmup: int = 0
+    """The same for the flow, if that is longer, so that the score gets a head start."""
+    decay: float = 0.0
+    """Last fraction of the run, in which the learning rates fall linearly to 0."""
+    ema: float = 0.999
+    """Decay of the averaged weights, which are those that are validated and saved."""
+    pretrain: float = 0.0
+    """First fraction of the run, in which the score is trained without the flow."""
+    soft_truncation: float = 0.0
+    """Exponent k of the law of the random truncation (1.2 is usual); 0 always truncates at ε."""
+    isometry: float = 0.0
+    """Weight of the flow's distance from an isometry: 0 leaves it free, a large weight gives a linear diffusion."""
+    terminal: float = 0.0
+    """Weight of −log p(x_T), with x_T drawn from [data_b], or from a Gaussian with the data's mean and covariance."""
+    latent_mean: bool = False
+    """Centre the final model's prior on the mean latent (useful for VE); best/ and snapshots/ stay as they are."""
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    """Precision of the networks; "auto" is bf16 where the machine is fast in it."""
+    workers: int = 0
+    """Processes that load data; 0 loads them in the process that trains."""
+    log_every: int = 50
+    """Steps between two lines of the metrics log."""
+    validate_every: int = 500
+    """Steps between two validations."""
     validate_examples: int = 1000
-    checkpoint_every: int = 1000  # steps
-    keep_last: int = 2  # checkpoints that stay, each about four times the model; best/ is the averaged model alone
-    max_skipped_steps: int = (
-        20  # steps in a row left out for a loss or gradient that is not finite, before the run goes back
-    )
-    max_rollbacks: int = 3  # times it goes back to its last checkpoint, at half the learning rates, before it gives up
-    snapshot_every: int = 0  # steps after which the averaged model is also kept as snapshots/STEP; 0 keeps none
+    """Examples of the validation split that a validation uses, at most."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints."""
+    keep_last: int = 2
+    """Checkpoints that are kept, each about four times the size of the model; best/ is the averaged model alone."""
+    max_skipped_steps: int = 20
+    """Steps in a row that may be skipped because a loss or gradient is not finite; after that the run goes back."""
+    max_rollbacks: int = 3
+    """Times a run goes back to its last checkpoint, at half the learning rates, before it stops with an error."""
+    snapshot_every: int = 0
+    """Steps between two copies of the averaged model, kept as snapshots/STEP; 0 keeps none."""
     seed: int = 0
-    trackers: tuple[str, ...] = ()  # of "tensorboard", "wandb"
+    """Seed of the weights, the batches and the noise."""
+    trackers: tuple[str, ...] = ()
+    """Where metrics are also sent: "tensorboard", "wandb"."""
 
     def __post_init__(self):
         check_whole_numbers(self, "train.")
@@ -79,20 +121,32 @@ class Training:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The ``[evaluate]`` table: what ``indm evaluate`` does unless told otherwise."""
+    """Keys of the recipe's [evaluate] table: how "indm evaluate" estimates likelihoods."""
 
     split: Literal["test", "valid", "train"] = "test"
-    examples: int = 10_000  # for the NELBO, at most
-    nll_examples: int = 1000  # of these, the first so many for the probability-flow ODE; 0 skips it
-    repeats: int = 2  # independent estimates for each example, which tell the estimator's noise
-    times: int = 4  # score evaluations of one NELBO estimate
-    probes: int = 1  # of the divergence
-    rtol: float = 1e-4  # tolerances of the ODE solver
+    """Which examples: test, valid or train."""
+    examples: int = 10_000
+    """Examples for the NELBO, at most."""
+    nll_examples: int = 1000
+    """How many of these, from the first, for the NLL of the probability-flow ODE; 0 skips the NLL."""
+    repeats: int = 2
+    """Independent estimates for each example (2 or more), which show the estimator's noise."""
+    times: int = 4
+    """Score evaluations of one NELBO estimate."""
+    probes: int = 1
+    """Hutchinson probes of the divergence."""
+    rtol: float = 1e-4
+    """Relative tolerance of the ODE solver."""
     atol: float = 1e-4
-    steps: int = 0  # of the fixed-step ODE solver, fast but without error control; 0 is the adaptive one
-    eps: float = 0.0  # truncation of bound and ODE, at least the SDE's own; 0 is the SDE's own
+    """Absolute tolerance of the ODE solver."""
+    steps: int = 0
+    """Equal steps of the ODE solver (24 is usual): fast, but without error control; 0 is the adaptive solver."""
+    eps: float = 0.0
+    """Truncation of bound and ODE, at or above the model's own; 0 is the model's own."""
     batch_size: int = 250
+    """Examples at a time."""
     seed: int = 0
+    """Seed of dequantization, noise, times and probes."""
 
     def __post_init__(self):
         check_whole_numbers(self, "evaluate.")
@@ -100,3 +154,117 @@ class Evaluation:
         check_each(self, "evaluate", lambda v: v >= 2, "at least 2", "examples repeats")
         check_each(self, "evaluate", lambda v: v >= 0, "0 or more", "nll_examples seed steps eps")
         check_each(self, "evaluate", lambda v: 0 < v < math.inf, "positive and finite", "rtol atol")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What decides the samples of a run. The values go to :func:`indm.sample`."""
+
+    n: Annotated[int, arg(aliases=["-n"])] = 64
+    """How many samples."""
+    sampler: str = "unipc"
+    """ode, euler-maruyama, pc, heun, dpm++2m, dpm++3m, unipc, or package.module:Class. "ode" is adaptive and chooses
+    its own steps. Options of a sampler: --sampler.tol 1e-6 with "ode", --sampler.snr 0.16 (or [0.16,0.14], from the
+    first step to the last) with "pc"."""
+    sampler_options: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
+    """Arguments of the sampler; those that are left out have its defaults."""
+    steps: int = 25
+    """Time steps."""
+    eps: Annotated[float | None, default("the model's")] = None
+    """Where the reverse process ends, at or above the model's own truncation."""
+    latent_mean: bool = False
+    """Centre the prior on the mean latent of (up to 10,000) training data."""
+    temperature: float = 1.0
+    """Factor on the latent before it is decoded; 1 samples the model."""
+    last_denoising: bool = True
+    """Leave out the last step, from z at the truncation to the mean of z_0 given it."""
+    batch_size: int = 256
+    """Samples at a time. Other sizes give other samples."""
+    seed: int = 0
+    """Seed of the noise."""
+
+    def __post_init__(self):
+        check_whole_numbers(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidDrawing(Drawing):
+    """The samples of a run that are scored against a reference."""
+
+    n: Annotated[int | None, arg(aliases=["-n"], metavar="N"), default("as the reference")] = None
+    """How many samples; by default a run draws as many as the reference has, at most 50,000."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslationOptions:
+    """How images are translated, and what is written beside the results."""
+
+    strength: float = 1.0
+    """How far up the diffusion to go, as a share of T; less than 1 keeps more of the source."""
+    stochastic: bool = False
+    """Go up by random noise in place of the probability flow; the results then depend on --seed."""
+    seed: int = 0
+    """Seed of that noise."""
+    steps: int = 200
+    """Evaluations of the networks: 50 is four times quicker, and its cycle is less exact."""
+    tol: Annotated[float | None, default("equal steps")] = None
+    """Solve adaptively to this tolerance in place of equal steps; 1e-6 is usual."""
+    strip: int = 0
+    """Also write strips/NAME.png with this many pictures of each leg of the way; 0 for none."""
+    cycle: bool = False
+    """Also go back to A: cycle/NAME.png, and the largest error of each image in grey levels."""
+    score: bool = False
+    """Also compare with the data of B (Fréchet and kernel distance, how many a classifier takes for B, diversity)."""
+    strict: bool = False
+    """An image of another size than the model's, or a file that is no image, is an error."""
+    batch_size: int = 64
+    """Images at a time."""
+
+    def __post_init__(self):
+        check_whole_numbers(self)
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}; 64 is usual")
+        if self.strip < 0 or self.strip == 1:
+            raise ValueError(f"strip must be 0 for none or at least 2 frames, got {self.strip}")
+
+    def folders(self) -> list[str]:
+        """The folders beside the results that hold a picture of each."""
+        return [name for name, wanted in {"cycle": self.cycle, "strips": self.strip}.items() if wanted]
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report measures."""
+
+    examples: int = 500
+    """Samples of each measurement, at most; a tenth of it is quick and rough."""
+    steps: tuple[int, ...] = (5, 10, 20, 50, 100)
+    """Steps of the samplers. From 200 on only the stochastic samplers run: the others have long converged."""
+    samplers: tuple[str, ...] = ("unipc", "heun", "euler-maruyama")
+    """Samplers whose samples are compared with the data."""
+    seed: int = 0
+    """Seed of everything random."""
+
+    def __post_init__(self):
+        check_whole_numbers(self)
+        if self.examples < FEWEST_EXAMPLES:
+            raise ValueError(f"examples must be at least {FEWEST_EXAMPLES} for standard errors, got {self.examples}")
+        if not self.steps or min(self.steps) < 1:
+            raise ValueError(f"steps must be one or more numbers of at least 1, got {self.steps}")
+        if min(self.steps) >= MANY_STEPS:
+            raise ValueError(f"steps must hold one below {MANY_STEPS}, where all samplers run, got {self.steps}")
+        names = ", ".join(BUILT_IN["sampler"])
+        if not self.samplers:
+            raise ValueError(f"samplers must be one or more of {names}, got none")
+        for name in self.samplers:
+            if name not in BUILT_IN["sampler"] and not is_outside(name):
+                known = nearest(name, BUILT_IN["sampler"])
+                raise ValueError(f"sampler must be one of {names}, or package.module:Name, got {name!r}{known}")
+
+    def few_steps(self) -> list[int]:
+        """The numbers of steps for which every sampler is measured."""
+        return [steps for steps in self.steps if steps < MANY_STEPS]
+
+    def many_steps(self) -> list[int]:
+        """The numbers of steps for which only the stochastic samplers are measured."""
+        return [steps for steps in self.steps if steps >= MANY_STEPS]

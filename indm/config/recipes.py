@@ -114,12 +114,17 @@ def model_of(recipe: Recipe) -> Recipe:
 
 def options_of(recipe: Recipe, table: Literal["train", "evaluate"]) -> Training | Evaluation:
     """The options in that table, checked: unknown keys and wrong types are ValueErrors."""
-    kind, content = OPTION_TABLES[table], recipe.get(table, {})
-    hints = get_type_hints(kind)
+    return OPTION_TABLES[table](**checked(table, recipe.get(table, {})))
+
+
+def checked(table: Literal["train", "evaluate"], content: Mapping[str, object]) -> dict[str, object]:
+    """The options ``content`` of that table, names and types checked, with lists as tuples."""
+    hints = get_type_hints(OPTION_TABLES[table])
     for key in content:
+        check_name_is_current(f"{table}.{key}")
         check_name(key, hints, "key", f"{table}.{key}")
     check_kinds(content, hints, f"{table}.")
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:

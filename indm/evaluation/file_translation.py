@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from indm.config.checks import check_whole_numbers
+from indm.config.options import TranslationOptions
 from indm.data.registry import load_data
 from indm.evaluation.extractor import load_or_train
 from indm.evaluation.results import table
@@ -22,61 +22,25 @@ from indm.files import atomic
 from indm.messages import reason
 from indm.runs.provenance import provenance, weights_hash
 from indm.tensors import squared_norm
-from indm.translation import STEPS, Arrival, Route
+from indm.translation import Arrival, Route
 
 FEWEST_SCORED, MOST_SCORED = 20, 2000  # results that are compared with the data of B
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to translate, and what to write beside the results."""
+def route_of(runs: TranslationRuns, options: TranslationOptions) -> Route:
+    """The way from A to B.
 
-    strength: float = 1.0
-    """How far up the diffusion to go, as a share of T; less than 1 keeps more of the source."""
-    stochastic: bool = False
-    """Go up by random noise in place of the probability flow; the results then depend on the seed."""
-    steps: int = STEPS
-    """Evaluations of the networks; 50 is four times quicker, and its cycle is less exact."""
-    tol: float | None = None
-    """Solve adaptively to this tolerance in place of equal steps; 1e-6 is usual."""
-    seed: int = 0
-    """Seed of the noise."""
-    strip: int = 0
-    """Also write strips/NAME.png, with this many pictures of each leg of the way; 0 for none."""
-    cycle: bool = False
-    """Also go back to A: cycle/NAME.png, and the largest error of each image in grey levels."""
-    score: bool = False
-    """Also compare with the data of B: Fréchet and kernel distance, how many a classifier takes for B, diversity."""
-    strict: bool = False
-    """An image of another size than the model's, or a file that is no image, is an error."""
-    batch_size: int = 64
-    """Images at a time."""
-
-    def __post_init__(self):
-        check_whole_numbers(self)
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}; 64 is usual")
-        if self.strip < 0 or self.strip == 1:
-            raise ValueError(f"strip must be 0 for none or at least 2 frames, got {self.strip}")
-
-    def route(self, runs: TranslationRuns) -> Route:
-        """The way from A to B.
-
-        Raises:
-            ValueError: a bad option, or a cycle where no way leads back.
-        """
-        route = runs.route(strength=self.strength, stochastic=self.stochastic, steps=self.steps, tol=self.tol)
-        if self.cycle:
-            route.back()
-        return route
-
-    def folders(self) -> list[str]:
-        """The folders beside the results that hold a picture of each."""
-        return [name for name, wanted in {"cycle": self.cycle, "strips": self.strip}.items() if wanted]
+    Raises:
+        ValueError: a bad option, or a cycle where no way leads back.
+    """
+    route = runs.route(strength=options.strength, stochastic=options.stochastic, steps=options.steps, tol=options.tol)
+    if options.cycle:
+        route.back()
+    return route
 
 
 def translate_files(
-    runs: TranslationRuns, sources: Sequence[Path], out: Path, options: Options, *, progress: bool = True
+    runs: TranslationRuns, sources: Sequence[Path], out: Path, options: TranslationOptions, *, progress: bool = True
 ) -> dict:
     """Translate what lies in ``sources`` into ``out``, see :func:`~indm.evaluation.translation_sources.find`.
 
@@ -93,7 +57,7 @@ def translate_files(
         ValueError: bad options, nothing found, or a result that would be written over a source.
         OSError: nothing more can be written; the report names what was done until then.
     """
-    route = options.route(runs)
+    route = route_of(runs, options)
     items = find(sources, route.models[0], runs.data, options.strict)
     check_sources_stay(items, out, options.folders())
     work = FileTranslation(BatchTranslator(route, options), ResultWriter(out, route.models[0].scaling.levels))
@@ -148,7 +112,7 @@ class Translated:
 class BatchTranslator:
     """Translates batches by one route; ``nfe`` is the most evaluations that one example took."""
 
-    def __init__(self, route: Route, options: Options):
+    def __init__(self, route: Route, options: TranslationOptions):
         self.route, self.options, self.nfe = route, options, 0
         device = route.models[0].scaling.scale.device
         self.generator = torch.Generator(device).manual_seed(options.seed)

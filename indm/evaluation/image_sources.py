@@ -8,6 +8,7 @@ from jaxtyping import Num
 from torch import Tensor
 
 from indm.config import recipes
+from indm.config.options import Drawing
 from indm.config.parts import BUILT_IN
 from indm.data.base import Data, stack
 from indm.data.folder import find_images
@@ -16,7 +17,7 @@ from indm.data.images import RESIZE_MODES, read_size
 from indm.data.registry import load_data
 from indm.messages import nearest
 from indm.runs.folder import is_run
-from indm.runs.samples import Drawing, draw, read_samples
+from indm.runs.samples import draw, read_samples
 
 SPLITS = ("train+valid", "train", "valid", "test")
 FEWEST = 20  # images whose scores are worth the name

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from indm.config.options import ReportOptions
 from indm.data.base import Data, stack
 from indm.evaluation import flow_analysis, sample_quality
 from indm.evaluation import transport as transport_module
@@ -19,51 +20,16 @@ from indm.evaluation.likelihood import evaluate
 from indm.evaluation.results import KINDS
 from indm.evaluation.sample_quality import make_generator
 from indm.evaluation.sampling_error import sampling_errors
-from indm.evaluation.statistics import FOLDS, mean_and_error
+from indm.evaluation.statistics import mean_and_error
 from indm.evaluation.transport import LARGEST_ASSIGNMENT
 from indm.files import atomic, untrusted
 from indm.model import INDM
 from indm.runs.folder import open_model
 from indm.runs.provenance import device, weights_hash
-from indm.sampling import SAMPLERS, make_sampler
+from indm.sampling import make_sampler
 
-MANY_STEPS = 200  # from here on only stochastic samplers are measured: the others have long converged
 GAP_IMAGES = 64  # whose likelihood is taken at every snapshot
 FOLDER, OLD_FOLDER = "measurements", "measures"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a report measures."""
-
-    examples: int = 500
-    """Samples of each measurement, at most; a tenth of it is quick and rough."""
-    steps: tuple[int, ...] = (5, 10, 20, 50, 100)
-    """Steps of the samplers. From 200 on only the stochastic ones are measured: the others have long converged."""
-    samplers: tuple[str, ...] = ("unipc", "heun", "euler-maruyama")
-    """Samplers whose samples are compared with the data."""
-    seed: int = 0
-    """Seed of everything random."""
-
-    def __post_init__(self):
-        if self.examples < 2 * FOLDS:
-            raise ValueError(f"examples must be at least {2 * FOLDS} for standard errors, got {self.examples}")
-        if not self.steps or min(self.steps) < 1:
-            raise ValueError(f"steps must be one or more numbers of at least 1, got {self.steps}")
-        if min(self.steps) >= MANY_STEPS:
-            raise ValueError(f"steps must hold one below {MANY_STEPS}, where all samplers run, got {self.steps}")
-        if not self.samplers:
-            raise ValueError(f"samplers must be one or more of {', '.join(SAMPLERS)}, got none")
-        for name in self.samplers:
-            make_sampler(name)
-
-    def few_steps(self) -> list[int]:
-        """The numbers of steps for which every sampler is measured."""
-        return [steps for steps in self.steps if steps < MANY_STEPS]
-
-    def many_steps(self) -> list[int]:
-        """The numbers of steps for which only the stochastic samplers are measured."""
-        return [steps for steps in self.steps if steps >= MANY_STEPS]
 
 
 @dataclass(frozen=True)
@@ -79,7 +45,7 @@ class Setup:
 
     data: Data
     extractor: Extractor | None
-    options: Options
+    options: ReportOptions
     progress: bool = True
 
     def dependencies(self, run: Path) -> dict:
@@ -111,7 +77,7 @@ def quality(run: Path, setup: Setup) -> list[dict]:
     return rows
 
 
-def samplers_of(model: INDM, options: Options) -> list[str]:
+def samplers_of(model: INDM, options: ReportOptions) -> list[str]:
     """Those of the options that take the model's SDE; Heun where none does (an SDE learned entry by entry)."""
     able = [name for name in options.samplers if model.sde.is_scalar or not make_sampler(name).needs_scalar_sde]
     return able or ["heun"]

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from indm.config import recipes
+from indm.config.options import ReportOptions
 from indm.data.base import Data
 from indm.data.registry import load_data
 from indm.evaluation.extractor import Extractor, load_or_train
@@ -14,7 +15,7 @@ from indm.evaluation.results import check_same_examples
 from indm.evaluation.statistics import FOLDS
 from indm.files import atomic, untrusted
 from indm.report import figures, tables
-from indm.report.measurements import Options, Setup
+from indm.report.measurements import Setup
 from indm.report.page import Page
 from indm.report.records import Record, by_group, gather
 from indm.runs.folder import model_class
@@ -24,7 +25,7 @@ from indm.runs.provenance import provenance, weights_hash
 def report(
     folders: Sequence[Path],
     out: Path,
-    options: Options | None = None,
+    options: ReportOptions | None = None,
     *,
     overwrite: bool = False,
     progress: bool = True,
@@ -46,7 +47,7 @@ def report(
         ValueError: no run of a diffusion, or runs of different data; ``out`` holds another report.
         FileNotFoundError: a folder that is no run.
     """
-    options = options or Options()
+    options = options or ReportOptions()
     table = common_data(folders)
     if not overwrite:
         check_out(folders, out, options)
@@ -91,7 +92,7 @@ def common_data(folders: Sequence[Path]) -> dict:
     return first
 
 
-def check_out(folders: Sequence[Path], out: Path, options: Options) -> None:
+def check_out(folders: Sequence[Path], out: Path, options: ReportOptions) -> None:
     """ValueError where ``out`` holds another report than that of these runs with these options."""
     file = out / "report.json"
     wanted = {"options": json.loads(json.dumps(asdict(options))), "runs": list(map(str, folders))}

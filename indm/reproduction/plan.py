@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from indm.config import recipes
+from indm.config.options import ReportOptions
 from indm.config.recipes import Recipe
 from indm.files import atomic, untrusted
 from indm.messages import nearest, reason
-from indm.report.measurements import MEASUREMENTS, Options
+from indm.report.measurements import MEASUREMENTS
 from indm.reproduction.claims import CLAIMS
 from indm.reproduction.studies import STUDIES, VARIANTS
 
@@ -47,11 +48,11 @@ class Plan:
         if self.seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {self.seeds}; 3 is usual")
 
-    def options(self, data: str, seed: int) -> Options:
+    def options(self, data: str, seed: int) -> ReportOptions:
         """What is measured of a run; each seed has its own noise, so that the spread over seeds includes it."""
         study = STUDIES[data]
         images, steps = (study.fast_images, FAST_STEPS) if self.fast else (study.images, STEPS)
-        return Options(images, steps, SAMPLERS, seed)
+        return ReportOptions(images, steps, SAMPLERS, seed)
 
     @property
     def validations(self) -> int:

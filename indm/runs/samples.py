@@ -2,16 +2,15 @@
 
 import contextlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from indm.config.checks import check_whole_numbers
 from indm.config.migrations import migrate_drawing
+from indm.config.options import Drawing
 from indm.data.base import stack
 from indm.data.registry import load_data
 from indm.files import atomic, untrusted
@@ -22,33 +21,6 @@ from indm.sampling import centre_prior, make_sampler, sample
 
 SAMPLES = "samples.npz"
 OF_SAMPLES = ("samples.json", SAMPLES, "samples.png")  # all of one drawing
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """What decides the samples of a run: the arguments of :func:`indm.sample`.
-
-    Attributes:
-        sampler: a name as :func:`indm.sampling.make_sampler` takes it.
-        sampler_options: arguments of the sampler, its defaults for the others.
-        eps: None is the SDE's own.
-        latent_mean: centre the prior on the latents of (up to 10,000) training data, see
-            :func:`indm.sampling.centre_prior`.
-    """
-
-    n: int = 64
-    sampler: str = "unipc"
-    steps: int = 25
-    sampler_options: dict[str, Any] = field(default_factory=dict)
-    eps: float | None = None
-    latent_mean: bool = False
-    temperature: float = 1.0
-    last_denoising: bool = True
-    batch_size: int = 256
-    seed: int = 0
-
-    def __post_init__(self):
-        check_whole_numbers(self)
 
 
 def draw(
