@@ -29,6 +29,7 @@ test-long: env
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Ratios of speed and memory against the straightforward implementation; nothing else should run meanwhile.
 bench: env

@@ -7,6 +7,7 @@ score; off it their difference can have either sign and is not a variational gap
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -112,7 +113,7 @@ def log_likelihood(
         if steps is None:
             (w, integral), evaluations = integrate(field, state, *span, context=(probe,), rtol=rtol, atol=atol)
             nfe = math.ceil(evaluations.double().mean().item())
-            settings = {"rtol": rtol, "atol": atol}
+            settings: dict[str, Any] = {"rtol": rtol, "atol": atol}
         else:
             law = GaussianReference.standard(z) if reference is None else reference
             (w, integral), nfe = _whitened_adams(field, state, probe, law, span, steps)

@@ -17,7 +17,9 @@ https://arxiv.org/abs/2205.13699.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -54,7 +56,10 @@ class Point:
         return Operator(lambda v: self.J @ (self.g * v), lambda u: self.g * (self.J.mT @ u))
 
 
-def _evaluated(method):
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _evaluated(method: Method) -> Method:
     """The method in the model's evaluation mode, without gradients."""
 
     @functools.wraps(method)
@@ -62,7 +67,7 @@ def _evaluated(method):
         with evaluation_mode(self.model):
             return method(self, *args, **kwargs)
 
-    return wrapped
+    return cast(Method, wrapped)
 
 
 class NonlinearDiffusion:

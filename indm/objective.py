@@ -229,7 +229,7 @@ def as_objective(**attributes: Any) -> Callable[[Callable[..., Losses]], Callabl
     """
 
     def decorate(loss: Callable[..., Losses]) -> Callable[..., Losses]:
-        loss.objective = Objective(loss, **attributes)
+        loss.objective = Objective(loss, **attributes)  # type: ignore[attr-defined]
         return loss
 
     return decorate

@@ -31,10 +31,11 @@ def part_of(first: int, total: int) -> Iterator[None]:
 @contextmanager
 def only(rows: slice) -> Iterator[None]:
     """Inside, the batch has only every ``step``-th row: locally, those that the slice ``rows`` takes."""
-    if _part.get() is None:
+    part = _part.get()
+    if part is None:
         yield
         return
-    first, total = _part.get()
+    first, total = part
     step = rows.step or 1
     offset = (first + rows.start) % step
     with part_of(len(range(offset, first, step)), len(range(offset, total, step))):

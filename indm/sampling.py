@@ -452,7 +452,8 @@ def solve_latent(
 ) -> tuple[Batch, int]:
     """z_0 from z_T by a sampler: z_ε or, with ``last_denoising``, E[z_0 | z_ε]; and the evaluations of the score."""
     with evaluation_mode(model):
-        z, nfe = sampler.solve(model.score, z_T, steps=steps, generator=generator, progress=progress)
+        options: Any = {"steps": steps, "generator": generator, "progress": progress}
+        z, nfe = sampler.solve(model.score, z_T, **options)
         if not last_denoising:
             return z, nfe
         return denoise(model.score, z, model.score.sde.endpoints(z)[0]), nfe + 1

@@ -1,5 +1,7 @@
 """Dropout and batch norm that do not depend on how a batch is divided over processes, see :mod:`indm.rng`."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
@@ -30,9 +32,10 @@ class BatchNorm2d(nn.BatchNorm2d):
         mean = all_reduce(x.sum((0, 2, 3))) / count
         centred = x - mean[:, None, None]
         variance = all_reduce(centred.square().sum((0, 2, 3))) / count
+        running: Any = self  # its statistics are there, and so is its momentum
         with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            running.num_batches_tracked += 1
+            running.running_mean.lerp_(mean, self.momentum)
+            running.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(h.dtype)

@@ -69,8 +69,10 @@ class Inspect(Common):
         for folder in self.run_folders:
             model, recipe = open_run(folder)
             data = load_data(**recipe["data"])
-            options = {"examples": self.examples, "seed": self.seed, "progress": not self.quiet}
-            found[str(folder)] = flow_analysis.analyse(model, data, **options)
+            analysis = flow_analysis.analyse(
+                model, data, examples=self.examples, seed=self.seed, progress=not self.quiet
+            )
+            found[str(folder)] = analysis
         self.out.mkdir(parents=True, exist_ok=True)
         made_by = provenance(self.seed, {str(folder): weights_hash(folder) for folder in self.run_folders})
         atomic.json_object(self.out / "flow.json", {"provenance": made_by, "runs": found})

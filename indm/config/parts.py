@@ -132,14 +132,15 @@ def find(kind: str, name: Any, constructors: Constructors | None = None) -> Any:
             f"{kind} {GIVEN!r} was given in Python and has no name: give it again, as in indm.train(…, {kind}=…)"
             f"{', or with --data NAME on the command line' if kind == 'data' else ''}"
         )
-    if not is_outside(name):
+    outside = OUTSIDE.fullmatch(name) if isinstance(name, str) else None
+    if outside is None:
         known = [*BUILT_IN[kind], *own]
         option = f"{kind}.name" if kind in ("data", *KINDS) else kind  # what the user wrote the name for
         raise ValueError(
             f"{option} must be one of {', '.join(known)}, or package.module:Name, got {brief(repr(name))}"
             f"{nearest(str(name), known)}"
         )
-    package = OUTSIDE.fullmatch(name)["package"]
+    package = outside["package"]
     if package not in _trusted.get():
         raise Untrusted(
             f"{kind} {name!r} is code outside indm, and reading it would import and run {package!r}: if you trust that "

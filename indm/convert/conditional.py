@@ -1,6 +1,6 @@
 """The code of a released conditional flow: the encoder that infers it, and its prior."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -98,7 +98,8 @@ def read_prior(reader: Reader, flow: ConditionalResidualFlow) -> None:
     """Copy the prior: every step has seven layers, with these names."""
     names = ("actnorm", "linear", "unit.coupling1_up", "unit.coupling1_dn", "unit.actnorm", "unit.coupling2_up",
              "unit.coupling2_dn")  # fmt: skip
-    for i, layer in enumerate(flow.prior.flows):
+    layers: Iterable[Any] = flow.prior.flows
+    for i, layer in enumerate(layers):
         source = f"{STEPS}{i // len(names)}.{names[i % len(names)]}"
         if isinstance(layer, ActNorm):
             reader.copy(f"{source}.log_scale", layer.log_scale)
@@ -106,7 +107,8 @@ def read_prior(reader: Reader, flow: ConditionalResidualFlow) -> None:
         elif isinstance(layer, InvertibleLinear):
             read_linear(reader, source, layer)
         else:
-            read_coupling(reader, source, layer.flow if isinstance(layer, Interleaved) else layer)
+            coupling: Any = layer.flow if isinstance(layer, Interleaved) else layer
+            read_coupling(reader, source, coupling)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from indm.convert.conditional import code_arguments, read_encoder, read_prior
 from indm.convert.flow_settings import check_agrees, check_settings
@@ -113,7 +113,7 @@ def first_block(reader: Reader, prefix: str) -> str:
     return next((f"{chain}{j}" for j in reader.indices(chain) if reader.has(f"{chain}{j}.nnet.")), f"{chain}0")
 
 
-def read_chain(reader: Reader, prefix: str, flows: Iterable[Flow]) -> None:
+def read_chain(reader: Reader, prefix: str, flows: Iterable[nn.Module]) -> None:
     """Copy blocks and ActNorms, in the order in which data pass them."""
     sources = [f"{chain}{j}" for chain in chains(reader, prefix) for j in reader.indices(chain)]
     targets = [flow for flow in flows if isinstance(flow, ResidualBlock | ActNorm)]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -112,11 +112,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 def _averages(path: Path, average: object) -> tuple[list[Tensor] | None, float | None]:
     """The moving averages and their decay, each None where there is none."""
-    average = {} if average is None else average
-    shadow = average.get("shadow_params") if isinstance(average, dict) else ()
+    content: Any = {} if average is None else average
+    shadow = content.get("shadow_params") if isinstance(content, dict) else ()
     if shadow is not None and not (isinstance(shadow, list) and all(isinstance(value, Tensor) for value in shadow)):
         raise ValueError(f'{path} must hold a list of tensors as "shadow_params" of its "ema", as released')
-    decay = average.get("decay")
+    decay = content.get("decay")
     if decay is not None and not (type(decay) in (int, float) and 0 <= decay <= 1):
         raise ValueError(f'{path} must hold a number from 0 to 1 as "decay" of its "ema", got {shown(decay)}')
     return shadow, decay

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -27,6 +28,7 @@ from indm.runs.folder import check_empty
 from indm.runs.provenance import describe, provenance
 from indm.scaling import Scaling
 from indm.score import PublishedScore
+from indm.sde.linear import LinearSDE
 
 SIDES = {"cifar10": 32, "celeba": 64, "fashion-mnist": 28, "digits": 8}  # of the images
 TABLES = ("data", "sde", "net", "evaluate")  # of a recipe, those that may be changed
@@ -102,9 +104,9 @@ def score_of_checkpoint(state: State, sde: dict, net: dict, shape: tuple[int, ..
     """
     make = functools.partial(build, {"name": "ncsnpp", **net}, "net", shape)
     untrusted.check_described(make, {**net, "shape": shape}, state)
-    network = make()
+    network: Any = make()
     load_published(network, state)
-    return PublishedScore(network, build(sde, "sde", shape)).eval()
+    return PublishedScore(network, cast(LinearSDE, build(sde, "sde", shape))).eval()
 
 
 def read_flow(path: str | Path, weights: Weights, settings: str | Path | None, shape: tuple[int, ...]) -> Flow:
@@ -125,7 +127,7 @@ def _given_tables(settings: str | Path | None, changes: Mapping[str, str]) -> Re
 
 def _side_of_images(image_size: int | None, given: Recipe, data: dict) -> int | None:
     """The side of the images in pixels, None where nobody says."""
-    sizes = (image_size, given.get("image", {}).get("size"), data.get("size", SIDES.get(data.get("name"))))
+    sizes = (image_size, given.get("image", {}).get("size"), data.get("size", SIDES.get(data.get("name", ""))))
     size = next((size for size in sizes if size is not None), None)
     if size is not None and (type(size) is not int or size < 1):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -83,7 +84,7 @@ def _verdict(found: dict, unit: str) -> str:
 def _comparison_figure(folders: list[Path], unit: str) -> Figure:
     """Learning curves over steps and over seconds; below them samples of each run, where there are any."""
     figure = Figure(figsize=(max(8, 4 * len(folders)), 8), layout="constrained")
-    above, below = figure.subfigures(2, 1)
+    above, below = cast(Any, figure.subfigures(2, 1))
     names = {f: f.name if [g.name for g in folders].count(f.name) == 1 else str(f) for f in folders}
     curves = {names[f]: [[line for line in read_metrics(f) if "valid_nelbo" in line]] for f in folders}
     for axes, against in zip(above.subplots(1, 2, sharey=True), ("step", "seconds"), strict=True):

@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from jaxtyping import Float, Num
@@ -151,7 +152,7 @@ def train_extractor(
     bar = tqdm(total=steps, desc="extractor", disable=not progress)
     with bar, torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        extractor = Extractor(data.shape, data.scaling.levels, int(labels.max()) + 1)
+        extractor = Extractor(data.shape, cast(int, data.scaling.levels), int(labels.max()) + 1)
         optimizer = torch.optim.AdamW(extractor.parameters(), weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
         for epoch in range(epochs):

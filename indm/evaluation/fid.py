@@ -9,6 +9,7 @@ Source: Obukhov et al. 2020, "torch-fidelity", https://github.com/toshas/torch-f
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +83,7 @@ def _describe(images: Images, pixels: Tensor) -> dict:
         "images": len(pixels),
         "shape": list(images.raw.shape[1:]),
         "levels": images.levels,
-        "pixels_sha256": hashlib.sha256(pixels.numpy()).hexdigest(),
+        "pixels_sha256": hashlib.sha256(pixels.numpy().data).hexdigest(),
     }
 
 
@@ -122,7 +123,7 @@ def _calculate(
 
 def _provenance(about: dict[str, dict]) -> dict:
     """The provenance of scores: the seed of the samples, and the weights of all that was drawn of a run."""
-    drawn = {source.get("run", source.get("file")): source.get("drawn") for source in about.values()}
+    drawn: dict[Any, Any] = {source.get("run", source.get("file")): source.get("drawn") for source in about.values()}
     weights = {source: made_by["weights_sha256"] for source, made_by in drawn.items() if made_by}
     return provenance((about["samples"].get("drawn") or {}).get("seed"), weights)
 

@@ -78,7 +78,8 @@ def translate_files(
         }
         atomic.json_object(out / REPORT, report)
     if options.score and len(work.scored) >= FEWEST_SCORED:
-        report["scores"] = score(runs, *(torch.stack(side) for side in zip(*work.scored, strict=True)), out, progress)
+        raw, translated = (torch.stack(side) for side in zip(*work.scored, strict=True))
+        report["scores"] = score(runs, raw, translated, out, progress)
         atomic.json_object(out / REPORT, report)
     return report
 

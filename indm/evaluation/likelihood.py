@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 import torch.distributed as dist
@@ -131,7 +131,7 @@ def evaluate(
         "repeats": repeats,
         "seed": seed,
     } | notes
-    nats = {}
+    nats: dict[str, Tensor] = {}
     for kind, found in estimates.items():
         report[kind], both = summary(found, dims)
         nats |= {kind: both[0], f"{kind}_without_reconstruction": both[1]}
@@ -184,7 +184,7 @@ def _draw_all(
     With ``distributed`` every process draws its share of the jobs and gets those of all.
     """
     rank, processes = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
-    share, drawn = range(rank, len(kinds), processes), {}
+    share, drawn = range(rank, len(kinds), processes), dict[int, Any]()
     with tqdm(total=repeats * len(share), desc="likelihood", disable=not progress) as bar:
         for job in share:
             bar.set_description(kinds[job].upper())

@@ -79,7 +79,7 @@ def _examples(result: dict) -> str:
 def likelihood_table(result: dict) -> str:
     """An evaluation as text: NELBO and NLL, each with and without the reconstruction term."""
     key = number_key(result)
-    rows = [("", result["unit"], "± standard error", "of it estimator noise")]
+    rows: list[tuple[str, ...]] = [("", result["unit"], "± standard error", "of it estimator noise")]
     for kind, name in KINDS.items():
         for part, remark in (("with", ""), ("without", " without reconstruction (no likelihood)")):
             if kind in result:

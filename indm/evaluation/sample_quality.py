@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ def floor(data: Data, images: int, extractor: Extractor | None = None) -> dict:
     test = stack(data.test, images)
     chunks = [part for part in stack(data.train, CHUNKS * images).split(images) if len(part) == images]
     rows = [distances(part, test, data.scaling, extractor) for part in chunks]
-    found = {"images": images, "sets": len(rows)}
+    found: dict[str, Any] = {"images": images, "sets": len(rows)}
     for key in ("sliced_wasserstein", "frechet"):
         values = None if rows[0][key] is None else torch.tensor([row[key] for row in rows], dtype=torch.float64)
         found[key] = None if values is None else values.mean().item()

@@ -91,7 +91,7 @@ def jackknife(statistic: Callable[..., dict[str, float]], *sets: Tensor) -> dict
         statistic(*(samples[torch.arange(len(samples), device=samples.device) % FOLDS != fold] for samples in sets))
         for fold in range(FOLDS)
     ]
-    numbers = {}
+    numbers: dict[str, float] = {}
     for name, value in statistic(*sets).items():
         spread = torch.tensor([values[name] for values in without], dtype=torch.float64).std().item()
         numbers |= {name: value, f"{name}_standard_error": (FOLDS - 1) / math.sqrt(FOLDS) * spread}

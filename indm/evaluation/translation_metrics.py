@@ -7,6 +7,7 @@ distances compare translations of one pair of data sets with one another; they a
 import importlib.util
 import math
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from jaxtyping import Num
@@ -25,7 +26,8 @@ MOST = 2000  # training images of the target that results are compared with
 
 def two_classes(a: Data, b: Data) -> Data:
     """The images of both data sets as one, labelled 0 and 1: what tells them apart can be learned from it."""
-    parts, labels = {}, {}
+    parts: dict[str, Any] = {}
+    labels: dict[str, Tensor] = {}
     for part in ("train", "valid", "test"):
         sets = [stack(getattr(data, part), 10_000) for data in (a, b)]
         parts[part] = InMemory(torch.cat(sets))
@@ -83,8 +85,13 @@ def structural_similarity(a: Images, b: Images, levels: int) -> Tensor | None:
         return None
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    options = {"gaussian_kernel": False, "kernel_size": WINDOW, "data_range": float(levels - 1), "reduction": "none"}
-    return structural_similarity_index_measure(a.double(), b.double(), **options)
+    options: dict[str, Any] = {
+        "gaussian_kernel": False,
+        "kernel_size": WINDOW,
+        "data_range": float(levels - 1),
+        "reduction": "none",
+    }
+    return cast(Tensor, structural_similarity_index_measure(a.double(), b.double(), **options))
 
 
 def perceptual_distance(a: Images, b: Images, levels: int) -> Tensor | None:

@@ -4,6 +4,7 @@ import errno
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -115,7 +116,7 @@ class ResultWriter:
     def _save(self, path: Path, images: Tensor) -> None:
         """Images (N, C, H, W) side by side as PNG, pixel for pixel."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = (torch.cat(images.unbind(0), 2).double() * 255 / (self.levels - 1)).round().to(torch.uint8)
+        pixels = (torch.cat(images.unbind(0), 2).double() * 255 / (cast(int, self.levels) - 1)).round().to(torch.uint8)
         image = Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
         atomic.whole(path, lambda beside: image.save(beside, format="PNG"))
 
@@ -134,7 +135,7 @@ class ResultWriter:
         if columns[0].ndim == 4:
             together = torch.stack(columns, 1).flatten(0, 1)
             width = len(columns) * math.ceil(math.sqrt(len(self.shown) / len(columns)))
-            plots.save_grid(together, self.levels, path, columns=width)
+            plots.save_grid(together, cast(int, self.levels), path, columns=width)
         elif columns[0].ndim == 2 and columns[0].shape[1] > 1:
             figure = Figure(figsize=(4 * len(columns), 4), layout="constrained")
             titles = ("source", "result", "back again")

@@ -1,11 +1,13 @@
 """The examples that are to be translated: image files, folders, glob patterns and arrays."""
 
+import functools
 import glob
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -111,7 +113,10 @@ def _rows(file: Path, name: str, model: INDM) -> list[Item]:
     array = read_events(file, model.scaling.levels)
     if tuple(array.shape[1:]) != model.shape:
         raise ValueError(f"{file} must hold events of shape {model.shape}, got {tuple(array.shape[1:])}")
-    return [Item(f"{name}-{row:05d}", file, lambda row=row: (array[row], ""), row) for row in range(len(array))]
+    return [
+        Item(f"{name}-{row:05d}", file, functools.partial(lambda row: (array[row], ""), row), row)
+        for row in range(len(array))
+    ]
 
 
 def _reader(file: Path, model: INDM, data: dict, strict: bool) -> Callable[[], tuple[Tensor, str]]:
@@ -127,6 +132,6 @@ def _reader(file: Path, model: INDM, data: dict, strict: bool) -> Callable[[], t
         else:
             pixels = square(image, width, channels, **options)
             note = f"resized from {image.width}×{image.height}"
-        return (pixels.double() * (model.scaling.levels - 1) / 255).round().to(torch.uint8), note
+        return (pixels.double() * (cast(int, model.scaling.levels) - 1) / 255).round().to(torch.uint8), note
 
     return read

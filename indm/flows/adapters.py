@@ -200,7 +200,7 @@ class NormflowsAdapter(ForeignFlow):
         super().__init__(inverse_is_formula)
         layers = getattr(flow, "flows", None)
         # Summed here, the log-determinant keeps its precision: normflows sums in single precision.
-        self.layers = layers if type(flow).__name__ == "NormalizingFlow" else nn.ModuleList([flow])
+        self.layers: Any = layers if type(flow).__name__ == "NormalizingFlow" else nn.ModuleList([flow])
 
     def _encode(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         log_det: Tensor | float = 0.0
@@ -263,7 +263,7 @@ class NormflowsFlow(NormflowsAdapter):
     def _layer(
         self, family: type[nn.Module], shape: tuple[int, ...], width: int, options: Mapping[str, Any]
     ) -> nn.Module:
-        arguments = {"num_blocks": 2} | {name: width for name in self.FROM_WIDTH}
+        arguments: dict[str, Any] = {"num_blocks": 2} | {name: width for name in self.FROM_WIDTH}
         arguments |= {name: shape if name == "shape" else shape[0] for name in self.FROM_SHAPE}
         accepted = _parameters(family)
         return _made(family, {key: value for key, value in (arguments | _tuples(options)).items() if key in accepted})
@@ -291,7 +291,7 @@ def _parameters(family: type[nn.Module]) -> set[str]:
     """The arguments of a class, with those that it passes on to the classes that it extends."""
     names: set[str] = set()
     for base in family.__mro__:
-        parameters = inspect.signature(base.__init__).parameters
+        parameters = inspect.signature(base.__init__).parameters  # type: ignore[misc]
         names |= set(parameters)
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             break

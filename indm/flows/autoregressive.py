@@ -26,7 +26,8 @@ class CausalLayer(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         heads = self.query_key_value(self.norm1(h)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(*heads, is_causal=True)
+        query, key, value = heads
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         h = h + self.project(mixed.transpose(1, 2).flatten(2))
         return h + self.mlp(self.norm2(h))
 

@@ -117,16 +117,16 @@ class Flow(Constrained, ABC):
     def _certified_inverse(self, z: Tensor, tol: float, **conditions: Tensor) -> Tensor:
         """:meth:`inverse`, where ``solve_inverse`` also takes ``conditions``, each with one row a sample."""
         solution = self.solve_inverse(z, tol=tol, **conditions)
-        failed = _rows(~solution[3])
+        x, residual, iterations, converged = solution
+        failed = _rows(~converged)
         if len(failed) and z.dtype != torch.float64:
             flow = copy.deepcopy(self).double()
             conditions = {name: value[failed].double() for name, value in conditions.items()}
             retried = flow.solve_inverse(z[failed].double(), tol=tol, **conditions)
-            solution = tuple(
+            x, residual, iterations, converged = (
                 first.index_put((failed,), second.to(first.dtype))
                 for first, second in zip(solution, retried, strict=True)
             )
-        x, residual, iterations, converged = solution
         failed = _rows(~converged)
         if len(failed):
             shown = ", ".join(map(str, failed[:10].tolist())) + (", …" if len(failed) > 10 else "")

@@ -14,7 +14,8 @@ https://arxiv.org/abs/2205.13699.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -353,7 +354,8 @@ class ConditionalResidualFlow(Flow):
         return self._at(code).solve_inverse(z, tol=tol)
 
     def _at(self, code: Tensor) -> Compose:
-        return Compose([AtCode(part, code) if isinstance(part, ConditionalBlock) else part for part in self.chain])
+        parts: Iterable[Any] = self.chain
+        return Compose([AtCode(part, code) if isinstance(part, ConditionalBlock) else part for part in parts])
 
     def _checked(self, code: Tensor, x: Tensor) -> Tensor:
         if code.shape != (len(x), self.code_dim):
@@ -365,7 +367,7 @@ class ConditionalResidualFlow(Flow):
     def _draw(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """u ~ q(u|x) and log q(u|x) − log p(u)."""
         mean, log_variance = self.posterior(x)
-        kind = {"dtype": mean.dtype, "device": mean.device}
+        kind: Any = {"dtype": mean.dtype, "device": mean.device}
         noise = rng.for_rows(len(mean), lambda n: torch.randn(n, self.code_dim, generator=generator, **kind))
         code = mean + (0.5 * log_variance).exp() * noise
         return code, _normal_log_prob(noise, log_variance) - self.prior.log_prob(code)

@@ -149,7 +149,7 @@ class Conditioner(nn.Module):
             activation(),
             zeroed(layer(width, size * outputs, 3)),
         ]
-        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, a: Tensor) -> Tensor:
         return self.layers(a).to(a.dtype).unflatten(1, (self.size, -1))
@@ -264,7 +264,8 @@ class SecondHalf(Flow):
         return torch.cat([left, x], dim=1), residual, iterations, converged & left.flatten(1).isfinite().all(1)
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x.tensor_split([x.shape[1] // 2], dim=1)
+        first, second = x.tensor_split([x.shape[1] // 2], dim=1)
+        return first, second
 
 
 class CouplingFlow(Compose):

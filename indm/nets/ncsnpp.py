@@ -1,6 +1,7 @@
 """The published score networks DDPM++ and NCSN++, as one U-Net with named parts."""
 
 import math
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -309,7 +310,7 @@ class NCSNpp(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                nn.init.zeros_(cast(Tensor, module.bias))
         for module in self.modules():
             if isinstance(module, Block):
                 zeroed(module.conv2)
@@ -335,11 +336,12 @@ class NCSNpp(nn.Module):
             for block, attention in zip(blocks, attentions, strict=True):
                 h = attention(block(h, embedding))
                 skips.append(h)
-        h, output = self.middle[1](self.middle_attention(self.middle[0](h, embedding)), embedding), None
+        h = self.middle[1](self.middle_attention(self.middle[0](h, embedding)), embedding)
+        output: Any = None
         for i, (blocks, attention) in enumerate(zip(self.decoder, self.decoder_attention, strict=True)):
             if i > 0:
                 h = self.ups[i - 1](h, embedding)
-            for block in blocks:
+            for block in blocks:  # type: ignore[attr-defined]
                 h = block(torch.cat((h, skips.pop()), dim=1), embedding)
             h = attention(h)
             if self.output_pyramid == "sum":

@@ -151,7 +151,7 @@ class UNet(nn.Module):
         for i, stages in enumerate(self.encoder):
             if i > 0:
                 h = F.avg_pool2d(h, 2)
-            for stage in stages:
+            for stage in stages:  # type: ignore[attr-defined]
                 h = stage(h, embedding)
                 skips.append(h)
         for stage in self.middle:
@@ -159,6 +159,6 @@ class UNet(nn.Module):
         for i, stages in enumerate(self.decoder):
             if i > 0:
                 h = F.interpolate(h, scale_factor=2.0, mode="nearest")
-            for stage in stages:
+            for stage in stages:  # type: ignore[attr-defined]
                 h = stage(torch.cat((h, skips.pop()), dim=1), embedding)
         return self.output(F.silu(self.norm(h)))[:, :, :height, :width]

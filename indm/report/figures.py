@@ -143,7 +143,7 @@ def interpolation_strip(model, x: Tensor) -> Tensor:
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     """On the great circle from a to b, (B, *event), lengths interpolated by the same weights."""
     flat = [v.flatten(1) for v in (a, b)]
-    angle = torch.nn.functional.cosine_similarity(*flat).clamp(-1 + 1e-6, 1 - 1e-6).arccos()[:, None]
+    angle = torch.nn.functional.cosine_similarity(flat[0], flat[1]).clamp(-1 + 1e-6, 1 - 1e-6).arccos()[:, None]
     left, right = ((angle * s).sin() / angle.sin() for s in (1 - share, share))
     return (left * flat[0] + right * flat[1]).reshape(a.shape)
 

@@ -4,6 +4,7 @@ import functools
 import math
 import operator
 import statistics
+from typing import Any, cast
 
 from indm.evaluation.results import KINDS
 from indm.evaluation.statistics import over_seeds
@@ -38,7 +39,7 @@ def _bound(group: list[Record], kind: str) -> str:
 
 def quality_rows(groups: list[list[Record]]) -> Rows:
     """One row for each group, sampler and number of steps; rows of training data first."""
-    rows = [("", "sampler", "steps", "evaluations", "samples", "Fréchet", "sliced Wasserstein")]
+    rows: Rows = [("", "sampler", "steps", "evaluations", "samples", "Fréchet", "sliced Wasserstein")]
     for group in groups:
         for same in zip(*(record.measurements["quality"] for record in group), strict=True):
             row, name = same[0], group[0].group
@@ -61,7 +62,7 @@ def _distance(rows: tuple[dict, ...], key: str) -> str:
 
 def transport_rows(groups: list[list[Record]]) -> Rows:
     """Two rows for each group, on the data space and on the latent."""
-    rows = [("", "space", "E‖x_T − x_0‖² / d", "optimal / d", "cost / optimal", "samples")]
+    rows: Rows = [("", "space", "E‖x_T − x_0‖² / d", "optimal / d", "cost / optimal", "samples")]
     for group in groups:
         for space in ("data", "latent"):
             costs = [record.measurements["transport"][space] for record in group]
@@ -75,7 +76,7 @@ def transport_rows(groups: list[list[Record]]) -> Rows:
 
 def error_rows(groups: list[list[Record]]) -> Rows:
     """Prior, discretization and estimation error; see :func:`indm.evaluation.sampling_error.sampling_errors`."""
-    rows = [("", "term", "measured as", "value")]
+    rows: Rows = [("", "term", "measured as", "value")]
     for group in groups:
         for term, what, values, alone in error_terms([record.measurements["errors"] for record in group]):
             rows.append((group[0].group, term, what, with_error(*over_seeds(values, alone), digits=4)))
@@ -87,7 +88,7 @@ def error_terms(seeds: list[dict]) -> list[tuple[str, str, list[float], float]]:
     first = seeds[0]
 
     def values(*keys: str | int) -> list[float]:
-        return [functools.reduce(operator.getitem, keys, seed) for seed in seeds]
+        return [functools.reduce(operator.getitem, keys, cast(Any, seed)) for seed in seeds]
 
     terms = [
         ("prior", "KL(law of z_T ‖ π), nats: at most", values("prior", "kl_above"), math.nan),

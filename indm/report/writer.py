@@ -1,5 +1,6 @@
 """``indm report``: runs side by side on one self-contained page, with its pictures as PNG and its numbers as JSON."""
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -204,7 +205,7 @@ class Sections:
                 ("interpolation", "From x to x′ through z_T: both encoded, interpolated on the sphere, decoded.",
                  figures.interpolation_strip),
             ):  # fmt: skip
-                self.draw(name, caption, lambda path, s=strip: figures.strips_figure(records, self.data, path, s))
+                self.draw(name, caption, functools.partial(figures.strips_figure, records, self.data, strip=strip))
         if self.data.shape == (2,):
             self.page.heading("Paths")
             for record in records:
@@ -212,7 +213,7 @@ class Sections:
                     f"plane-{record.group.replace('/', '-')}",
                     f"{record.group}: density; particles along the forward diffusion and the generative flow; drift "
                     "f_φ and volatility G_φ (ellipses).",
-                    lambda path, record=record: figures.plane_figure(record, self.data, path),
+                    functools.partial(figures.plane_figure, record, self.data),
                 )
 
     def flow(self) -> None:

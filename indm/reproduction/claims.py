@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 from indm.evaluation.results import difference
 from indm.evaluation.statistics import TIE, over_seeds
@@ -77,10 +78,9 @@ class Claim:
 
 def bound_at_equal_seconds(indm: Sequence[Record], linear: Sequence[Record], quantity: str) -> Comparison:
     """INDM − linear in the test NELBO, which is taken on the same examples for all seeds."""
-    least_error = difference([(a.folder, b.folder) for a, b in zip(indm, linear, strict=True)])[
-        "standard_error_over_examples"
-    ]
-    bounds = [[record.bound()[0] for record in group] for group in (indm, linear)]
+    folders = [(a.folder, b.folder) for a, b in zip(indm, linear, strict=True)]
+    least_error = difference(folders)["standard_error_over_examples"]
+    bounds = [[cast(tuple, record.bound())[0] for record in group] for group in (indm, linear)]
     return paired(f"{quantity}, {indm[0].unit}, at equal seconds", *bounds, sign=-1, least_error=least_error)
 
 
@@ -130,9 +130,9 @@ def mle_training(e: Evidence) -> list[Comparison]:
     for name, group in zip(("INDM", "linear"), ends, strict=True):
         gap, error = statistics.mean(end["gap"] for end in group), _error_of_mean_gap(group)
         verdict = "zero within two standard errors" if abs(gap) <= TIE * error else "not zero"
-        values = (gap, math.nan) if name == "INDM" else (math.nan, gap)
+        left, right = (gap, math.nan) if name == "INDM" else (math.nan, gap)
         quantity = f"NELBO − NLL (ODE) of {name}, {unit}"
-        rows.append(Comparison(quantity, *values, gap, error, "over examples and seeds", verdict))
+        rows.append(Comparison(quantity, left, right, gap, error, "over examples and seeds", verdict))
     return rows
 
 

@@ -36,8 +36,8 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
         return check_empty(run)
     if not is_run(run):
         raise FileNotFoundError(f"{run} holds no run to resume (no {RECIPE} in it); leave out --resume to start one")
-    differing = set(recipes.differences(recipes.load(run), recipe)) - FREE_ON_RESUME
-    differing = sorted(key for key in differing if not key.startswith("evaluate."))
+    others = set(recipes.differences(recipes.load(run), recipe)) - FREE_ON_RESUME
+    differing = sorted(key for key in others if not key.startswith("evaluate."))
     if differing:
         raise ValueError(f"{run} is a run of another recipe: it differs in {', '.join(differing)}; use another --out")
 
@@ -81,7 +81,7 @@ def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
         raise PermissionError(f"nothing can be written into {nearest}: it is read-only, or only others may")
 
 
-def model_class(folder: Path) -> type:
+def model_class(folder: Path) -> Any:
     """The class of the model that is saved in ``folder``, as its description names it; INDM where it names none."""
     if not (folder / "model.json").exists() and (folder / "vae.json").exists():  # as the first version saved it
         return parts.find("model", "vae")

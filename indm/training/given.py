@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -100,7 +100,7 @@ def model_of(model: nn.Module, recipe: Recipe, data: Data) -> nn.Module:
     shape = tuple(data.shape)
     if not is_whole(model):
         torch.manual_seed(recipe["train"]["seed"])
-        flow, sde = (build(recipe[kind], kind, shape) for kind in ("flow", "sde"))
+        flow, sde = (cast(Any, build(recipe[kind], kind, shape)) for kind in ("flow", "sde"))
         return INDM(flow, score_for(model)(model, sde), data.scaling, shape)
     if isinstance(model, INDM) and (not model.has_shape or model.scaling.is_identity()):
         scaling = data.scaling if model.scaling.is_identity() else model.scaling

@@ -29,7 +29,6 @@ from indm.data.base import Data, stack
 from indm.data.image_files import count_unreadable
 from indm.data.registry import load_data
 from indm.files import atomic
-from indm.model import INDM
 from indm.objective import Losses, Objective, objective_of
 from indm.runs.folder import check_folder, read_metrics
 from indm.runs.lock import run_lock
@@ -278,7 +277,7 @@ def plan(recipe: Recipe) -> dict:
 
 
 @torch.no_grad()
-def with_centred_prior(trainer: Trainer) -> INDM:
+def with_centred_prior(trainer: Trainer) -> nn.Module:
     """A copy of the averaged model whose prior sits at the mean latent of (up to 10,000) training examples."""
     model = copy.deepcopy(trainer.ema.model)
     centre_prior(model, stack(trainer.data.train, 10_000), batch_size=trainer.micro_batch_size)

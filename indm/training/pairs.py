@@ -1,5 +1,6 @@
 """Two models of two data sets, trained in one go."""
 
+import functools
 from pathlib import Path
 
 import torch
@@ -57,10 +58,13 @@ def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: boo
         atomic.text(out / PAIR, recipes.to_toml(recipe))
     summaries: dict[str, dict] = {}
     for side, content in sides.items():
-        done = by_main_process(lambda run=out / side, content=content: finished(run, content))
-        summary = done or train(content, out / side, resume=side in begun, progress=progress)
+        done = by_main_process(functools.partial(finished, out / side, content))
+        if done:
+            summaries[side] = done
+            continue
+        summary = train(content, out / side, resume=side in begun, progress=progress)
         summaries[side] = summary
-        if not done and summary.signal_received:
+        if summary.signal_received:
             break
     return summaries
 

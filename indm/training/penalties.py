@@ -72,7 +72,7 @@ def isometry_defect(flow: Flow, x: Batch, *, generator: torch.Generator | None =
     """
     v = randn_like(x, generator)
     with torch.autocast(x.device.type, enabled=False):
-        _, moved = torch.func.jvp(flow.latent, (x,), (v,))
+        moved = torch.func.jvp(flow.latent, (x,), (v,))[1]
     return (squared_norm(moved) / squared_norm(v)).log().square()
 
 

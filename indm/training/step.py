@@ -42,7 +42,7 @@ class TrainingStep(nn.Module):
         return loss, {name: term.detach() for name, term in {"loss": loss, **terms}.items()}
 
 
-def learning_rate_factor(step: int, progress: float, warmup: int, decay: float) -> float:
+def learning_rate_factor(step: int, progress: float, warmup: float, decay: float) -> float:
     """Linear rise over the first ``warmup`` steps, 1, linear fall to 0 over the last fraction ``decay`` of the run."""
     rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
     fall = min(1.0, (1 - progress) / decay) if decay else 1.0

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -74,14 +75,17 @@ class Trainer:
         else:
             check_parts(model, self.options, self.objective)
         layout = torch.channels_last if accelerator.device.type == "cuda" else torch.preserve_format
-        self.model = model.to(accelerator.device, memory_format=layout)
+        self.model = model.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
         self._try_outside_parts()
         self.ema = EMA(self.model, self.options.ema)
         self.optimizer = self.build_optimizer([group for group in self.parameter_groups() if group["params"]])
         self.step, self.seconds = 0, 0.0
         self.pretraining = self.options.pretrain > 0
-        self.means, self.validation, self.best = Means(), {}, {}
-        self.skipped, self.skipped_in_row = 0, Counter()  # in all, and in a row of each kind of step: see MetricsLog
+        self.means = Means()
+        self.validation: dict[str, Any] = {}
+        self.best: dict[str, Any] = {}
+        self.skipped = 0  # in all
+        self.skipped_in_row: Counter[str] = Counter()  # in a row, of each kind of step: see MetricsLog
         self.lr_factor, self.rollbacks, self.fell_back = 1.0, 0, False
         self.saved_step: int | None = None
         self.network = accelerator.prepare_model(self.build_step(recipe).train())
@@ -226,7 +230,7 @@ class Trainer:
                 terms[f"{group['name']}_grad_norm"] = nn.utils.clip_grad_norm_(group["params"], self.options.clip)
         finite = torch.stack([value.isfinite() for value in terms.values()]).all()
         skipped = self.accelerator.reduce((~finite).float(), "sum").clamp_max(1.0)
-        self.optimizer.found_inf = skipped
+        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         self.optimizer.step()
         for buffer, before in buffers:
             buffer.copy_(torch.where(skipped > 0, before, buffer))
@@ -264,14 +268,14 @@ class Trainer:
         return float(nats + scaling.log_scale(shape)), "nats"
 
     @torch.no_grad()
-    def validate(self) -> dict[str, float]:
+    def validate(self) -> dict[str, Any]:
         """The :meth:`bound` of the averaged model on validation examples, every time with the same noise.
 
         With a second data set, also −log p(x_T) of its validation examples, as ``valid_terminal``.
         """
         model, raw = self.ema.model, stack(self.data.valid, self.options.validate_examples)
         value, unit = self.in_units(self._drawn(raw, self.bound(model, raw)).mean())
-        validation = {"valid_nelbo": value, "unit": unit}
+        validation: dict[str, Any] = {"valid_nelbo": value, "unit": unit}
         if self.data_b is not None:
             second = stack(self.data_b.valid, self.options.validate_examples)
             nats = self._drawn(second, lambda x, generator: flow_nll(model, x, generator=generator))
