@@ -214,9 +214,7 @@ def build_model(
     return INDM(flow, score_for(net)(net, sde), scaling, tuple(shape))
 
 
-def build(
-    table: Mapping[str, Any], kind: str, shape: tuple[int, ...], constructors: Constructors | None = None
-) -> nn.Module:
+def build(table: Mapping[str, Any], kind: str, shape: tuple[int, ...], constructors: Constructors | None = None) -> Any:
     """One flow, SDE or network from its table; ``shape`` goes to the constructors that take it.
 
     Args:
@@ -249,7 +247,7 @@ def build(
         raise ValueError(f"{kind} {name!r} cannot be made from {arguments}: {error}") from error
     if not isinstance(module, nn.Module):
         raise ValueError(f"{kind} {name!r} must make a torch.nn.Module, got {type(module).__name__}")
-    module.built_from = {key: value for key, value in arguments.items() if key != "flows"}  # see describe
+    module.built_from = {key: value for key, value in arguments.items() if key != "flows"}  # type: ignore[assignment]  # see describe
     return module
 
 

@@ -2,9 +2,8 @@
 
 import os
 from dataclasses import dataclass, field
-from io import TextIOBase
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from tyro.conf import Suppress, UseAppendAction, arg
 
@@ -42,7 +41,7 @@ def outside(names: list[str]) -> list[str]:
     return [name for name in names if parts.is_outside(name)]
 
 
-def say(text: str, file: TextIOBase | None = None) -> None:
+def say(text: str, file: Any = None) -> None:
     """Print what all processes know, once."""
     from accelerate import PartialState
 

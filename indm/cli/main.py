@@ -11,7 +11,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator
-from typing import Annotated, Union
+from typing import Annotated, Any, Union, cast
 
 import tyro
 
@@ -74,7 +74,7 @@ UNKNOWN = "Unrecognized options: "  # as tyro says
 CONFIG = (tyro.conf.FlagCreatePairsOff,)
 ANY_COMMAND = Union[  # noqa: UP007
     tuple(
-        Annotated[kind, tyro.conf.subcommand(name, description=kind.__doc__.splitlines()[0])]
+        Annotated[kind, tyro.conf.subcommand(name, description=str(kind.__doc__).splitlines()[0])]
         for name, kind in COMMANDS.items()
     )
 ]
@@ -100,7 +100,7 @@ def parse(arguments: list[str]) -> Common:
     try:
         with contextlib.redirect_stderr(complaint):
             if kind is None:
-                return tyro.cli(ANY_COMMAND, prog="indm", description=ABOUT, args=arguments, config=CONFIG)
+                return tyro.cli(cast(Any, ANY_COMMAND), prog="indm", description=ABOUT, args=arguments, config=CONFIG)
             command = tyro.cli(kind, prog=f"indm {arguments[0]}", args=options, config=CONFIG)
     except SystemExit as stop:
         if stop.code in (None, 0):
@@ -113,8 +113,8 @@ def parse(arguments: list[str]) -> Common:
 def in_one_line(complaint: str) -> str:
     """What tyro says about a mistake in boxes of several lines."""
     _, *lines = (re.sub(r"[─-╿|+]|-{3,}", " ", line).strip() for line in complaint.splitlines())
-    lines = itertools.takewhile(lambda line: not line.startswith(("Argument helptext", "For full helptext")), lines)
-    first, *others = [line for line in lines if line]
+    said = itertools.takewhile(lambda line: not line.startswith(("Argument helptext", "For full helptext")), lines)
+    first, *others = [line for line in said if line]
     if not first.startswith(UNKNOWN):
         return "; ".join([first, *others]).replace(":;", ":")
     unknown = first.removeprefix(UNKNOWN).split(", ")[0]

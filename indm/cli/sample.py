@@ -3,7 +3,7 @@
 import importlib.util
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -57,7 +57,8 @@ class Sample(Draws):
 
         out, drawing = self.out or self.run_folder, replace(self.drawing, sampler_options=self.sampler_options())
         options = {"overwrite": self.overwrite, "progress": not self.quiet}
-        samples, levels, made_by = draw(self.run_folder, drawing, out, **options)
+        samples, levels, drawn = draw(self.run_folder, drawing, out, **options)
+        made_by: Any = drawn
         if (out / "samples.png").exists():
             pass  # drawn just so before, and shown
         elif samples.ndim == 4:
@@ -103,7 +104,7 @@ class Fid(Draws):
         from indm.evaluation.features import find_features
         from indm.runs.folder import check_absent, is_run
 
-        reading = {"size": self.size, "resize": self.resize}
+        reading: Any = {"size": self.size, "resize": self.resize}
         of_run, progress = is_run(Path(self.source)), not self.quiet
         if not of_run:
             self.check_nothing_is_drawn()

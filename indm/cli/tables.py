@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Collection
 from dataclasses import field, fields, make_dataclass
 from itertools import pairwise
-from typing import Annotated, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from tyro.conf import arg
 
@@ -23,7 +23,7 @@ METAVARS = {int: "N", float: "NUMBER", bool: "true|false", str: "NAME"}
 
 def help_of(options: type) -> dict[str, str]:
     """The sentence below each field of a dataclass."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(options))).body
+    definition: Any = ast.parse(textwrap.dedent(inspect.getsource(options))).body[0]
     return {
         above.target.id: below.value.value
         for above, below in pairwise(definition.body)
@@ -49,7 +49,7 @@ def flags_of(options: type, default: str | None = None, about: str = "") -> type
     )
 
 
-def metavar(hint: object) -> str:
+def metavar(hint: Any) -> str:
     """What stands for a value of that type in the help."""
     if get_origin(hint) is Literal:
         return "|".join(get_args(hint))
@@ -80,8 +80,9 @@ def take_tables(arguments: list[str], tables: Collection[str], named: bool = Tru
             others.append(argument)
             continue
         if not equals:
-            value = next(remaining, None)
-        if value is None:
-            raise ValueError(f"{argument} needs a value")
+            try:
+                value = next(remaining)
+            except StopIteration:
+                raise ValueError(f"{argument} needs a value") from None
         taken[name] = value
     return others, taken

@@ -191,7 +191,7 @@ class Drawing:
 class FidDrawing(Drawing):
     """The samples of a run that are scored against a reference."""
 
-    n: Annotated[int | None, arg(aliases=["-n"], metavar="N"), default("as the reference")] = None
+    n: Annotated[int | None, arg(aliases=["-n"], metavar="N"), default("as the reference")] = None  # type: ignore[assignment]
     """How many samples; by default a run draws as many as the reference has, at most 50,000."""
 
 

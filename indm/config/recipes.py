@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, get_type_hints
+from typing import Any, Literal, get_type_hints, overload
 
 from indm.config.checks import check_kinds, check_name
 from indm.config.migrations import check_name_is_current, migrate
@@ -103,7 +103,7 @@ def resolve(recipe: Recipe) -> Recipe:
     for table in (*NAMED_TABLES, *optional):
         if not isinstance(recipe.get(table, {}).get("name"), str):
             raise ValueError(f'[{table}] needs a name = "…" that says which {table} is meant')
-    options = {table: asdict(options_of(recipe, table)) for table in OPTION_TABLES}
+    options = {"train": asdict(options_of(recipe, "train")), "evaluate": asdict(options_of(recipe, "evaluate"))}
     return {table: dict(options.get(table, recipe.get(table, {}))) for table in (*NAMED_TABLES, *optional, *options)}
 
 
@@ -112,12 +112,20 @@ def model_of(recipe: Recipe) -> Recipe:
     return {table: recipe[table] for table in KINDS}
 
 
+@overload
+def options_of(recipe: Recipe, table: Literal["train"]) -> Training: ...
+
+
+@overload
+def options_of(recipe: Recipe, table: Literal["evaluate"]) -> Evaluation: ...
+
+
 def options_of(recipe: Recipe, table: Literal["train", "evaluate"]) -> Training | Evaluation:
     """The options in that table, checked: unknown keys and wrong types are ValueErrors."""
     return OPTION_TABLES[table](**checked(table, recipe.get(table, {})))
 
 
-def checked(table: Literal["train", "evaluate"], content: Mapping[str, object]) -> dict[str, object]:
+def checked(table: Literal["train", "evaluate"], content: Mapping[str, object]) -> dict[str, Any]:
     """The options ``content`` of that table, names and types checked, with lists as tuples."""
     hints = get_type_hints(OPTION_TABLES[table])
     for key in content:
