@@ -25,9 +25,10 @@ def help_of(options: type) -> dict[str, str]:
     """The sentence below each field of a dataclass."""
     definition: Any = ast.parse(textwrap.dedent(inspect.getsource(options))).body[0]
     return {
-        above.target.id: below.value.value
+        above.target.id: str(below.value.value)
         for above, below in pairwise(definition.body)
         if isinstance(above, ast.AnnAssign) and isinstance(below, ast.Expr)
+        if isinstance(above.target, ast.Name) and isinstance(below.value, ast.Constant)
     }
 
 
