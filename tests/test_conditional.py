@@ -78,8 +78,8 @@ def test_round_trip_at_a_given_code(case):
     code = flow.encode_code(x, generator=seeded(1))
     with torch.no_grad():
         z, _ = flow(x, code)
-        torch.testing.assert_close(flow.inverse(z, code, 1e-10), x, rtol=0, atol=1e-8)
-        assert (flow.inverse(z, code.roll(1, 0)) - x).abs().max() > 1e-3, "another code is another map"
+        torch.testing.assert_close(flow.inverse(z, 1e-10, code=code), x, rtol=0, atol=1e-8)
+        assert (flow.inverse(z, code=code.roll(1, 0)) - x).abs().max() > 1e-3, "another code is another map"
         assert torch.equal(flow.latent(x, code), z)
 
 
@@ -88,10 +88,10 @@ def test_single_precision_falls_back_to_double_with_the_codes_of_the_samples_tha
     flow, x, code = flow.float(), x.float(), torch.randn(4, 4, generator=seeded(1))
     with torch.no_grad():
         z, _ = flow(x, code)
-        tol = 0.999 * float(flow.solve_inverse(z, code, 1e-7)[1].max())  # some samples reach it and some do not
-        assert 0 < flow.solve_inverse(z, code, tol)[3].sum() < 4
-        again = copy.deepcopy(flow).double().inverse(z.double(), code.double(), tol)
-        torch.testing.assert_close(flow.inverse(z, code, tol).double(), again, rtol=0, atol=1e-5)
+        tol = 0.999 * float(flow.solve_inverse(z, 1e-7, code=code)[1].max())  # some samples reach it and some do not
+        assert 0 < flow.solve_inverse(z, tol, code=code)[3].sum() < 4
+        again = copy.deepcopy(flow).double().inverse(z.double(), tol, code=code.double())
+        torch.testing.assert_close(flow.inverse(z, tol, code=code).double(), again, rtol=0, atol=1e-5)
 
 
 def test_log_det_at_a_code_is_that_of_the_autograd_jacobian(case):
@@ -206,7 +206,7 @@ def test_inverse_draws_the_code_from_the_prior(case):
     flow, z = case
     code = flow.sample_code(4, generator=seeded(7))
     x = flow.inverse(z, generator=seeded(7))
-    assert torch.equal(x, flow.inverse(z, code))
+    assert torch.equal(x, flow.inverse(z, code=code))
     assert torch.equal(x, flow.solve_inverse(z, generator=seeded(7))[0])
     assert not torch.equal(x, flow.inverse(z, generator=seeded(8)))
 
@@ -430,7 +430,7 @@ def test_bad_arguments(arguments, message):
 
 def test_codes_of_the_wrong_shape():
     flow, x = made("image")
-    for call in (lambda: flow(x, torch.zeros(3, 4)), lambda: flow.inverse(x, torch.zeros(4, 5))):
+    for call in (lambda: flow(x, torch.zeros(3, 4)), lambda: flow.inverse(x, code=torch.zeros(4, 5))):
         with pytest.raises(ValueError, match=r"code must have shape \(4, 4\)"):
             call()
     with pytest.raises(ValueError, match="code must be one code"):

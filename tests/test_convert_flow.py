@@ -73,7 +73,7 @@ def test_conditional_flow_as_recorded(known):
         z, log_det = flow(x[:1], code[:1])
         assert_near(z, values["output/z"][:1], 1e-5)
         assert_near(log_det, values["output/log_det_exact"][:1], 1e-4)
-        assert_near(flow.inverse(z, code[:1]), values["input/x"][:1], 2e-5)
+        assert_near(flow.inverse(z, code=code[:1]), values["input/x"][:1], 2e-5)
 
 
 @pytest.mark.parametrize("name", [PLAIN, CONDITIONAL])

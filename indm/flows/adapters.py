@@ -198,9 +198,9 @@ class NormflowsAdapter(ForeignFlow):
 
     def __init__(self, flow: nn.Module, inverse_is_formula: bool = False):
         super().__init__(inverse_is_formula)
-        layers = getattr(flow, "flows", None)
         # Summed here, the log-determinant keeps its precision: normflows sums in single precision.
-        self.layers: Any = layers if type(flow).__name__ == "NormalizingFlow" else nn.ModuleList([flow])
+        layers: Any = flow.flows if isinstance(flow, _library("normflows").NormalizingFlow) else [flow]
+        self.layers = nn.ModuleList(layers)
 
     def _encode(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         log_det: Tensor | float = 0.0
@@ -290,8 +290,8 @@ def _classes(module: ModuleType, base: type) -> dict[str, type[nn.Module]]:
 def _parameters(family: type[nn.Module]) -> set[str]:
     """The arguments of a class, with those that it passes on to the classes that it extends."""
     names: set[str] = set()
-    for base in family.__mro__:
-        parameters = inspect.signature(base.__init__).parameters  # type: ignore[misc]
+    for base in family.__mro__[:-1]:
+        parameters = inspect.signature(base).parameters
         names |= set(parameters)
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             break

@@ -116,8 +116,7 @@ class Flow(Constrained, ABC):
 
     def _certified_inverse(self, z: Tensor, tol: float, **conditions: Tensor) -> Tensor:
         """:meth:`inverse`, where ``solve_inverse`` also takes ``conditions``, each with one row a sample."""
-        solution = self.solve_inverse(z, tol=tol, **conditions)
-        x, residual, iterations, converged = solution
+        x, residual, iterations, converged = self.solve_inverse(z, tol=tol, **conditions)
         failed = _rows(~converged)
         if len(failed) and z.dtype != torch.float64:
             flow = copy.deepcopy(self).double()
@@ -125,7 +124,7 @@ class Flow(Constrained, ABC):
             retried = flow.solve_inverse(z[failed].double(), tol=tol, **conditions)
             x, residual, iterations, converged = (
                 first.index_put((failed,), second.to(first.dtype))
-                for first, second in zip(solution, retried, strict=True)
+                for first, second in zip((x, residual, iterations, converged), retried, strict=True)
             )
         failed = _rows(~converged)
         if len(failed):

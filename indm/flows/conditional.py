@@ -14,8 +14,7 @@ https://arxiv.org/abs/2205.13699.
 
 import functools
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -62,15 +61,21 @@ class ConditionalBlock(ResidualBlock):
         super().__init__(shape, width, norm, coeff, preactivate, activation)
         self.code = nn.Linear(code_dim, width)
 
-    def forward(self, x: Batch, code: Tensor, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+    def forward(  # type: ignore[override]
+        self, x: Batch, code: Tensor, *, generator: torch.Generator | None = None
+    ) -> tuple[Batch, PerSample]:
         """z and log|det| of the block at ``code`` (B, K), or (1, K) for all samples."""
         return self._forward(x, self._weights_at(code), generator)
 
-    def latent(self, x: Batch, code: Tensor, *, generator: torch.Generator | None = None) -> Batch:
+    def latent(  # type: ignore[override]
+        self, x: Batch, code: Tensor, *, generator: torch.Generator | None = None
+    ) -> Batch:
         return x + self._evaluate(x, self._weights_at(code))
 
     @torch.no_grad()
-    def solve_inverse(self, z: Batch, code: Tensor, tol: float = TOLERANCE) -> Certificate:
+    def solve_inverse(  # type: ignore[override]
+        self, z: Batch, code: Tensor, tol: float = TOLERANCE
+    ) -> Certificate:
         return self._solve(z, self._weights_at(code), tol)
 
     def _weights_at(self, code: Tensor) -> Weights:
@@ -221,10 +226,10 @@ class CodePrior(Compose):
 class ConditionalResidualFlow(Flow):
     """A residual flow h_u for each code u, with q(u|x) and p(u): z = h_u(x) and a bound in place of log|det|.
 
-    ``flow(x, code)`` is h_u and its own log|det|, and ``flow.inverse(z, code)`` undoes it. ``flow(x)`` draws u ~ q(u|x)
-    and returns log|det| − log q(u|x) + log p(u) in its place: with it every log-likelihood of a model becomes a draw of
-    a lower bound. ``flow.inverse(z)`` draws u ~ p(u), as sampling does. ``flow.at(code)`` is h_u for one u, an ordinary
-    flow.
+    ``flow(x, code)`` is h_u and its own log|det|, and ``flow.inverse(z, code=code)`` undoes it. ``flow(x)`` draws
+    u ~ q(u|x) and returns log|det| − log q(u|x) + log p(u) in place of log|det|: with it every log-likelihood of a
+    model becomes a draw of a lower bound. ``flow.inverse(z)`` draws u ~ p(u), as sampling does. ``flow.at(code)`` is
+    h_u for one u, an ordinary flow.
 
     Args:
         shape: event shape, (C, H, W) or (D,).
@@ -332,9 +337,9 @@ class ConditionalResidualFlow(Flow):
     def inverse(
         self,
         z: Tensor,
-        code: Tensor | None = None,
         tol: float = TOLERANCE,
         *,
+        code: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """x with h_u(x) = z at ``code`` (B, K), by default drawn from p(u); raises as :meth:`Flow.inverse`."""
@@ -344,9 +349,9 @@ class ConditionalResidualFlow(Flow):
     def solve_inverse(
         self,
         z: Tensor,
-        code: Tensor | None = None,
         tol: float = TOLERANCE,
         *,
+        code: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Certificate:
         """As :meth:`Flow.solve_inverse`, at ``code`` (B, K), by default drawn from p(u)."""
@@ -354,8 +359,9 @@ class ConditionalResidualFlow(Flow):
         return self._at(code).solve_inverse(z, tol=tol)
 
     def _at(self, code: Tensor) -> Compose:
-        parts: Iterable[Any] = self.chain
-        return Compose([AtCode(part, code) if isinstance(part, ConditionalBlock) else part for part in parts])
+        return Compose(
+            [AtCode(part, code) if isinstance(part, ConditionalBlock) else part for part in self.chain]  # type: ignore[misc]
+        )
 
     def _checked(self, code: Tensor, x: Tensor) -> Tensor:
         if code.shape != (len(x), self.code_dim):
@@ -367,8 +373,7 @@ class ConditionalResidualFlow(Flow):
     def _draw(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """u ~ q(u|x) and log q(u|x) − log p(u)."""
         mean, log_variance = self.posterior(x)
-        kind: Any = {"dtype": mean.dtype, "device": mean.device}
-        noise = rng.for_rows(len(mean), lambda n: torch.randn(n, self.code_dim, generator=generator, **kind))
+        noise = rng.randn_like(mean, generator)
         code = mean + (0.5 * log_variance).exp() * noise
         return code, _normal_log_prob(noise, log_variance) - self.prior.log_prob(code)
 

@@ -264,8 +264,8 @@ class SecondHalf(Flow):
         return torch.cat([left, x], dim=1), residual, iterations, converged & left.flatten(1).isfinite().all(1)
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = x.tensor_split([x.shape[1] // 2], dim=1)
-        return first, second
+        left, right = x.tensor_split([x.shape[1] // 2], dim=1)
+        return left, right
 
 
 class CouplingFlow(Compose):

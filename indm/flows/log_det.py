@@ -7,7 +7,6 @@ Each takes the two products with J at a batch of points and returns one number a
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,12 +77,14 @@ class PowerSeries:
         return [1.0] * self.exact_terms + reached
 
     def __call__(self, jvp: Product, vjp: Product, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        event, kind = (self.probes, *x.shape[1:]), dict[str, Any](device=x.device, dtype=torch.int8)
-        bits = rng.for_rows(len(x), lambda n: torch.randint(0, 2, (n, *event), generator=generator, **kind))
+        def draw(n: int) -> Tensor:
+            shape = (n, self.probes, *x.shape[1:])
+            return torch.randint(0, 2, shape, generator=generator, device=x.device, dtype=torch.int8)
+
+        bits = rng.for_rows(len(x), draw)
         v = (2 * bits - 1).to(x.dtype).transpose(0, 1).flatten(0, 1)
         with torch.no_grad():
-            value: Any = 0.0
-            power, neumann = v, v.clone()
+            power, value, neumann = v, v.new_zeros(len(v)), v.clone()
             for k, coefficient in enumerate(self.coefficients(generator, x.device), start=1):
                 power = -vjp(power)
                 value = value - coefficient / k * _dot(power, v)

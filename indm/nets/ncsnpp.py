@@ -1,7 +1,6 @@
 """The published score networks DDPM++ and NCSN++, as one U-Net with named parts."""
 
 import math
-from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -310,7 +309,7 @@ class NCSNpp(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(cast(Tensor, module.bias))
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         for module in self.modules():
             if isinstance(module, Block):
                 zeroed(module.conv2)
@@ -337,7 +336,7 @@ class NCSNpp(nn.Module):
                 h = attention(block(h, embedding))
                 skips.append(h)
         h = self.middle[1](self.middle_attention(self.middle[0](h, embedding)), embedding)
-        output: Any = None
+        output: Tensor | None = None
         for i, (blocks, attention) in enumerate(zip(self.decoder, self.decoder_attention, strict=True)):
             if i > 0:
                 h = self.ups[i - 1](h, embedding)
@@ -346,7 +345,7 @@ class NCSNpp(nn.Module):
             h = attention(h)
             if self.output_pyramid == "sum":
                 output = self.readouts[i](h) if output is None else self.enlarge(output) + self.readouts[i](h)
-        if self.output_pyramid == "none":
+        if output is None:
             output = self.readouts[0](h)
         return output / self.sigma(level)[:, None, None, None] if self.scale_by_sigma else output
 

@@ -186,8 +186,8 @@ class LinearSDE(nn.Module, ABC):
         if not importance:
             t = eps + (self.T - eps) * u
             return t.float(), torch.full_like(t, self.T - eps).float()
-        first, last = self.log_snr(u.new_tensor([eps, self.T]))
-        t = self.time(torch.lerp(first, last, u)).clamp(eps, self.T)
+        start, end = self.log_snr(u.new_tensor([eps, self.T]))
+        t = self.time(torch.lerp(start, end, u)).clamp(eps, self.T)
         weight = self.log_snr_range(eps) * (self.sigma(t) / self.diffusion(t)) ** 2
         return t.float(), weight.float()
 
