@@ -393,7 +393,7 @@ def test_help_is_there(command, capsys):
         ("train digits --train.accumulate 3", "train.batch_size must be a multiple of train.accumulate, got 128"),
         (
             "train digits --train.objective nll",
-            "train.objective must be 'mle' or 'fid' or 'flow', or a loss as package.module:name, got 'nll'",
+            "train.objective must be 'mle' or 'fid' or 'flow' or 'elbo', or a loss as package.module:name, got 'nll'",
         ),
         ("train digits --train.betas [0.9]", "train.betas must be a list of a number"),
         ("train digits --train.ema 1", "train.ema must be in [0, 1), got 1"),

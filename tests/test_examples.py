@@ -64,10 +64,7 @@ def test_an_example_as_a_script_and_its_run_from_the_command_line(tmp_path):
 @pytest.mark.parametrize("title", [title for title in SECTIONS if "```python" in SECTIONS[title]])
 def test_the_walk_through(title, workplace, monkeypatch):
     """Write the section's files, then run its commands as the shell would."""
-    if title == "A sampler":  # it samples the run of the section on SDEs
-        prepare = SECTIONS["An SDE"]
-    else:
-        prepare = ""
+    prepare = SECTIONS["An SDE"] if title == "A sampler" else ""  # it samples the run of the section on SDEs
     for section in (prepare, SECTIONS[title]):
         for name, code in re.findall(r'```python title="(.*?)"\n(.*?)```', section, re.DOTALL):
             (workplace / name).write_text(code, "utf-8")
