@@ -1,9 +1,8 @@
 """INDM: a flow, a score and the data's scaling; built from a description, saved to and loaded from a folder."""
 
 import functools
-import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from indm.config.checks import arguments_of, check_arguments
 from indm.config.parts import KINDS, Constructors, Untrusted, find, is_outside, name_of
 from indm.files import atomic, untrusted
 from indm.flows.base import Flow
@@ -229,15 +229,13 @@ def build(table: Mapping[str, Any], kind: str, shape: tuple[int, ...], construct
     arguments = dict(table)
     name = arguments.pop("name", None)
     constructor = find(kind, name, constructors)
-    parameters = _parameters(constructor)
-    for key in arguments:
-        if key not in parameters:
-            raise ValueError(f"{kind} {name!r} has no argument {key!r}{nearest(key, parameters)}")
+    parameters = arguments_of(constructor)
     if "flows" in parameters:
         parts = arguments.get("flows", [])
         if not isinstance(parts, Sequence) or not all(isinstance(part, Mapping) for part in parts):
             raise ValueError(f"{kind}.flows must be a list of tables, got {parts!r}")
         arguments["flows"] = [build(part, kind, shape, constructors) for part in parts]
+    check_arguments(constructor, arguments, table=kind, what=f"{kind} {name!r}", given_later=("shape",))
     if "shape" in parameters:
         arguments.setdefault("shape", tuple(shape))
     arguments = {k: tuple(v) if isinstance(v, list) and k != "flows" else v for k, v in arguments.items()}
@@ -261,7 +259,7 @@ def describe(module: nn.Module, kind: str, constructors: Constructors | None = N
     """
     table: dict[str, Any] = {"name": name_of(kind, type(module), constructors)}
     built_from = getattr(module, "built_from", {}) if is_outside(table["name"]) else {}
-    for key, parameter in _parameters(type(module)).items():
+    for key, parameter in arguments_of(type(module)).items():
         value = built_from.get(key, getattr(module, key, None))
         if isinstance(value, nn.ModuleList):
             table[key] = [describe(part, kind, constructors) for part in value]
@@ -284,9 +282,3 @@ def _plain(value: Any) -> Any:
 
 def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def _parameters(constructor: Callable[..., nn.Module]) -> dict[str, inspect.Parameter]:
-    """The arguments by name; those of a bare ``nn.Module`` (*args, **kwargs) are none."""
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {name: p for name, p in inspect.signature(constructor).parameters.items() if p.kind in named}

@@ -446,7 +446,7 @@ def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch
         ("checkpoint_1.pth --sde vp --image-size 16 --net.blocks 2", "blocks is 1, not 2"),
         ("checkpoint_1.pth --sde vp --image-size 15", "shape must be (channels, height, width) with sides"),
         ("checkpoint_1.pth --sde vp --image-size 16 --net unet", "net.name must be ncsnpp, whose checkpoint this is"),
-        ("checkpoint_1.pth --sde vp --image-size 16 --net.cantered 1", "net 'ncsnpp' has no argument 'cantered'"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --net.cantered 1", "net 'ncsnpp' has no option 'cantered'"),
         ("checkpoint_1.pth --sde vp --image-size 16 --train.lr 1", "--train.lr is no known option"),
         ("checkpoint_1.pth --recipe cifar11", "no recipe or file is called 'cifar11'"),
         ("checkpoint_1.pth --settings no.json", "settings no.json cannot be read as JSON"),

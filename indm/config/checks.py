@@ -1,11 +1,24 @@
-"""The checks of options: names, types and ranges, each failure a ``ValueError`` that names the option."""
+"""The one checker: of options in recipes, of the arguments of parts and data sets, of foreign settings.
 
-from collections.abc import Callable, Mapping
-from typing import Literal, get_args, get_origin, get_type_hints
+A failure is a ``ValueError`` that names the option, the value, what would do, and the nearest name that exists.
+"""
+
+import collections.abc
+import contextlib
+import inspect
+import types
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from indm.messages import brief, nearest
 
 LARGEST, LARGEST_SEED = 2**31 - 1, 2**63 - 1  # whole numbers that torch takes for a size, and for a seed
+WORDS = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "a table",
+    list: "a list", tuple: "a list", Path: "a path",
+}  # fmt: skip
+SEQUENCES = (tuple, list, collections.abc.Sequence)
 
 
 def require(condition: bool, key: str, value: object, wanted: str) -> None:
@@ -13,7 +26,8 @@ def require(condition: bool, key: str, value: object, wanted: str) -> None:
         raise ValueError(f"{key} must be {wanted}, got {brief(repr(value))}")
 
 
-def check_each(options: object, table: str, holds: Callable, wanted: str, names: str) -> None:
+def check_each(options: object, table: str, holds: Callable[[Any], bool], wanted: str, names: str) -> None:
+    """:func:`require` for each of the fields ``names``, separated by spaces."""
     for name in names.split():
         require(holds(getattr(options, name)), f"{table}.{name}", getattr(options, name), wanted)
 
@@ -32,37 +46,116 @@ def check_whole_numbers(options: object, table: str = "") -> None:
             check_whole_number(f"{table}{name}", getattr(options, name))
 
 
-def check_kinds(content: Mapping[str, object], kinds: Mapping[str, object], where: str) -> None:
-    """ValueError naming, after ``where``, a value that is not of the type that ``kinds`` has for its key, if any."""
-    for key, value in content.items():
-        if key in kinds:
-            require(_is_a(value, kinds[key]), f"{where}{key}", value, _describe(kinds[key]))
-
-
-def check_name(word: str, known, what: str, shown: str) -> None:
+def check_name(word: str, known: Collection[str], what: str, shown: str) -> None:
+    """ValueError where ``word``, which the message calls ``shown``, is no known name of ``what``."""
     if word not in known:
         raise ValueError(f"{shown} is no known {what}{nearest(word, known)}")
 
 
-def _is_a(value, hint) -> bool:
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) is tuple:
-        inner = get_args(hint)
-        many = len(inner) == 2 and inner[1] is Ellipsis
-        return (
-            isinstance(value, list | tuple)
-            and (many or len(value) == len(inner))
-            and all(_is_a(v, inner[0]) for v in value)
-        )
+def check_types(values: Mapping[str, object], hints: Mapping[str, object], where: str) -> None:
+    """ValueError naming, after ``where``, a value that is not of the type in ``hints``.
+
+    Names without a hint, and types other than numbers, strings, lists and tables, are not checked.
+    """
+    for name, value in values.items():
+        if name in hints:
+            require(_is_a(value, hints[name]), f"{where}{name}", value, _describe(hints[name]))
+
+
+def check_arguments(
+    target: Callable[..., Any],
+    values: Mapping[str, object],
+    *,
+    table: str,
+    what: str,
+    given_later: Collection[str] = (),
+    more: Mapping[str, object] = types.MappingProxyType({}),
+) -> None:
+    """Check what a class or function is called with, by its signature.
+
+    Args:
+        target: what is called; where it takes ``**options``, any name will do.
+        values: its arguments by name.
+        table: of the recipe, for messages: "flow" in "flow.width must be a whole number".
+        what: the target in messages: "flow 'coupling'".
+        given_later: parameters that the caller fills in.
+        more: names that are taken beside those of ``target``, with their types.
+
+    Raises:
+        ValueError: an unknown name, a value of another type than annotated, or a missing argument.
+    """
+    parameters = arguments_of(target)
+    hints = dict(more) | _hints(target, parameters)
+    if not takes_any_name(target):
+        for name in values:
+            if name not in hints:
+                raise ValueError(f"{what} has no option {name!r}{nearest(name, hints)}")
+    check_types(values, hints, f"{table}.")
+    for name, value in values.items():
+        check_whole_number(f"{table}.{name}", value)
+    given = {*values, *given_later}
+    missing = [name for name, p in parameters.items() if p.default is p.empty and name not in given]
+    if missing:
+        raise ValueError(f"{what} needs the option {', '.join(missing)}")
+
+
+def arguments_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters that can be given by name; those of a bare ``nn.Module`` (*args, **kwargs) are none."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name: p for name, p in inspect.signature(target).parameters.items() if p.kind in named}
+
+
+def takes_any_name(target: Callable[..., Any]) -> bool:
+    """Whether ``target`` has ``**options``."""
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(target).parameters.values())
+
+
+def _hints(target: Callable[..., Any], parameters: Iterable[str]) -> dict[str, object]:
+    """The types of the parameters; annotations that cannot be resolved stay text, which is not checked."""
+    annotations = {name: p.annotation for name, p in inspect.signature(target).parameters.items()}
+    with contextlib.suppress(NameError, TypeError, AttributeError):
+        annotations |= get_type_hints(target.__init__ if isinstance(target, type) else target)
+    return {name: annotations[name] for name in parameters}
+
+
+def _is_a(value: object, hint: Any) -> bool:
+    """Whether ``value`` is of that type: a whole number is a number, a bool is none, a list is as good as a tuple."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _is_a(value, inner[0])
+    if origin in (Union, types.UnionType):
+        return any(_is_a(value, part) for part in inner)
+    if origin is Literal:
+        return value in inner
+    if origin in SEQUENCES:
+        return isinstance(value, list | tuple) and _are(value, inner)
     if hint is float:
-        hint = int | float  # a whole number is a number
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint in (list, tuple):
+        return isinstance(value, list | tuple)
+    if hint in (None, types.NoneType):
+        return value is None
+    return hint not in WORDS or (isinstance(value, hint) and (hint is bool or not isinstance(value, bool)))
 
 
-def _describe(hint) -> str:
-    if get_origin(hint) is Literal:
-        return " or ".join(map(repr, get_args(hint)))
-    if get_origin(hint) is tuple:
-        return f"a list of {_describe(get_args(hint)[0])}"
-    return {int: "a whole number", bool: "true or false", str: "a string"}.get(hint, "a number")
+def _are(values: list | tuple, hints: tuple) -> bool:
+    """Whether the values of a list are of the types that a tuple's or a list's annotation holds."""
+    if len(hints) == 2 and hints[1] is not ...:
+        return len(values) == 2 and all(map(_is_a, values, hints))
+    if hints and hints[-1] is not ... and len(hints) > 2:
+        return len(values) == len(hints) and all(map(_is_a, values, hints))
+    return all(_is_a(value, hints[0]) for value in values) if hints else True
+
+
+def _describe(hint: Any) -> str:
+    """That type in words."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _describe(inner[0])
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(part) for part in inner if part is not types.NoneType)
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin in SEQUENCES and inner:
+        return f"a list of {_describe(inner[0])}"
+    return WORDS.get(origin or hint, getattr(hint, "__name__", str(hint)))

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_type_hints, overload
 
-from indm.config.checks import check_kinds, check_name
+from indm.config.checks import check_name, check_types
 from indm.config.migrations import check_name_is_current, migrate
 from indm.config.options import Evaluation, Training
 from indm.config.parts import KINDS
@@ -131,7 +131,7 @@ def checked(table: Literal["train", "evaluate"], content: Mapping[str, object]) 
     for key in content:
         check_name_is_current(f"{table}.{key}")
         check_name(key, hints, "key", f"{table}.{key}")
-    check_kinds(content, hints, f"{table}.")
+    check_types(content, hints, f"{table}.")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
 
 

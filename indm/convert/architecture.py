@@ -11,7 +11,7 @@ from torch import Tensor
 
 from indm.config.recipes import Recipe
 from indm.convert.released import State
-from indm.convert.settings import NET_KINDS, SDE_KINDS, check_finite_kinds
+from indm.convert.settings import NET_KINDS, SDE_KINDS, check_finite_types
 from indm.messages import brief, listed
 
 # What tensors do not show, as published: DDPM++ with VP and sub-VP, NCSN++ with VE.
@@ -52,8 +52,8 @@ def architecture(state: State, given: Recipe, fallback: Recipe, size: int | None
         ValueError: what is given contradicts the tensors, or something is missing that they do not show.
     """
     for tables in (given, fallback):
-        check_finite_kinds(tables.get("net", {}), NET_KINDS, "net.")
-        check_finite_kinds(tables.get("sde", {}), SDE_KINDS, "sde.")
+        check_finite_types(tables.get("net", {}), NET_KINDS, "net.")
+        check_finite_types(tables.get("sde", {}), SDE_KINDS, "sde.")
     sde = _sde_table(given, fallback)
     if given.get("net", {}).get("name", "ncsnpp") != "ncsnpp":
         raise ValueError(f"net.name must be ncsnpp, whose checkpoint this is, got {given['net']['name']!r}")

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from indm.config.checks import check_kinds
+from indm.config.checks import check_types
 from indm.convert.flow_settings import check_agrees, table
 from indm.convert.reader import Reader
 from indm.flows.base import ActNorm
@@ -36,7 +36,7 @@ def check_code_settings(settings: Mapping[str, Any]) -> None:
     """ValueError naming the first setting of encoder or prior that is unknown or cannot be converted."""
     given = {path: table(settings, "discriminator", *place) for path, (place, _, _) in TABLES.items()}
     for path in ("discriminator.encoder.", "discriminator.prior."):
-        check_kinds(given[path], {"activation": str}, f"settings: {path}")
+        check_types(given[path], {"activation": str}, f"settings: {path}")
     for path, (_, fixed, known) in TABLES.items():
         for key, value in given[path].items():
             if key not in {*fixed, *known}:

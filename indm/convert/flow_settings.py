@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from indm.config.checks import check_kinds
+from indm.config.checks import check_types
 from indm.messages import brief, listed
 
 # Settings of training and of estimators, which do not change the map, and remarks.
@@ -31,7 +31,7 @@ CHOSEN = ("act_fn", "coeff", "discriminator")
 def check_settings(settings: Mapping[str, Any], conditional: bool) -> None:
     """ValueError naming every setting that is unknown or has a value that cannot be converted."""
     known = {*UNRELATED, *FIXED, *DERIVED, *CHOSEN, *(("generator", "dequantizer") if conditional else ())}
-    check_kinds(settings, {"act_fn": str, "coeff": float}, "settings: ")
+    check_types(settings, {"act_fn": str, "coeff": float}, "settings: ")
     problems = [f"{key} is unknown" for key in settings if key not in known]
     for key, values in FIXED.items():
         if key in settings and settings[key] not in values:

@@ -18,7 +18,7 @@ from indm.convert.architecture import Architecture, architecture
 from indm.convert.flow import flow_from_state
 from indm.convert.network import load_published
 from indm.convert.released import Checkpoint, State, Weights, read_checkpoint
-from indm.convert.settings import check_finite_kinds, read_settings, tables_of
+from indm.convert.settings import check_finite_types, read_settings, tables_of
 from indm.data.registry import check_data
 from indm.files import atomic, untrusted
 from indm.flows.base import Flow, Identity
@@ -75,7 +75,7 @@ def convert(
     fallback = recipes.load(recipe) if recipe is not None else {}
     data = given.get("data", {})
     data = data if "name" in data else fallback.get("data", {}) | data
-    check_finite_kinds(data, {"name": str}, "data.")
+    check_finite_types(data, {"name": str}, "data.")
     size = _side_of_images(image_size, given, data)
 
     source = read_checkpoint(checkpoint)

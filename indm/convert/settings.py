@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from indm.config.checks import check_kinds
+from indm.config.checks import check_types
 from indm.config.recipes import Recipe
 from indm.files import untrusted
 from indm.messages import brief, nearest
@@ -85,7 +85,7 @@ def tables_of(settings: Mapping[str, Any]) -> Recipe:
 
 def _check(settings: Mapping[str, object]) -> None:
     """ValueError naming the first setting that is unknown, lacks the one it belongs to, or has a bad value."""
-    check_finite_kinds(settings, KINDS, "settings: ")
+    check_finite_types(settings, KINDS, "settings: ")
     for key, value in settings.items():
         if key not in KNOWN:
             raise ValueError(f"settings: {brief(repr(key))} is no known setting{nearest(key, sorted(KNOWN))}")
@@ -122,9 +122,9 @@ def _pyramids(settings: Mapping[str, Any]) -> dict:
     return net
 
 
-def check_finite_kinds(content: Mapping[str, object], kinds: Mapping[str, object], where: str) -> None:
+def check_finite_types(content: Mapping[str, object], kinds: Mapping[str, object], where: str) -> None:
     """ValueError naming, after ``where``, a value that is not of its key's type, or not finite."""
-    check_kinds(content, kinds, where)
+    check_types(content, kinds, where)
     for key, value in content.items():
         numbers = value if isinstance(value, list | tuple) else (value,)
         if key in kinds and not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
