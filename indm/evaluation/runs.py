@@ -6,7 +6,6 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from indm.config import recipes
 from indm.config.options import Evaluation
 from indm.config.recipes import Recipe
 from indm.data.base import Data, stack
@@ -14,7 +13,7 @@ from indm.data.image_files import count_unreadable
 from indm.data.registry import load_data
 from indm.evaluation.likelihood import evaluate
 from indm.files import atomic
-from indm.runs.folder import open_model
+from indm.runs.folder import open_model, recipe_of
 from indm.runs.provenance import other_splits, provenance, warn_of_other_splits, weights_hash
 
 
@@ -25,7 +24,8 @@ def evaluate_run(run: Path, given: dict | None = None, *, progress: bool = True)
     nats to ``evaluation.npz``. Where several processes were launched, each does its share; the main one writes.
     """
     processes = PartialState(cpu=not torch.accelerator.is_available())
-    model, recipe = open_model(run), recipes.resolve(recipes.load(run))
+    recipe = recipe_of(run)
+    model = open_model(run)
     options = Evaluation(**recipe["evaluate"] | (given or {}))
     data = load_data(**recipe["data"])
     if processes.is_main_process:

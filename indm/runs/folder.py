@@ -99,10 +99,19 @@ def open_model(folder: Path) -> Any:
 
 def open_run(run: Path) -> tuple[INDM, Recipe]:
     """The averaged model, on :func:`device`, and the resolved recipe of a run folder."""
+    recipe = recipe_of(run)
+    return INDM.load(run, device=device()), recipe
+
+
+def recipe_of(run: Path) -> Recipe:
+    """The resolved recipe of a run folder.
+
+    Raises:
+        FileNotFoundError: ``run`` is not a run folder.
+    """
     if not run.is_dir():
         raise FileNotFoundError(f"{run} is no run folder")
-    recipe = recipes.resolve(recipes.load(run))
-    return INDM.load(run, device=device()), recipe
+    return recipes.resolve(recipes.load(run))
 
 
 def read_metrics(run: Path) -> list[dict]:
