@@ -61,21 +61,15 @@ class ConditionalBlock(ResidualBlock):
         super().__init__(shape, width, norm, coeff, preactivate, activation)
         self.code = nn.Linear(code_dim, width)
 
-    def forward(  # type: ignore[override]
-        self, x: Batch, code: Tensor, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, code: Tensor, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
         """z and log|det| of the block at ``code`` (B, K), or (1, K) for all samples."""
         return self._forward(x, self._weights_at(code), generator)
 
-    def latent(  # type: ignore[override]
-        self, x: Batch, code: Tensor, *, generator: torch.Generator | None = None
-    ) -> Batch:
+    def latent(self, x: Batch, code: Tensor, *, generator: torch.Generator | None = None) -> Batch:
         return x + self._evaluate(x, self._weights_at(code))
 
     @torch.no_grad()
-    def solve_inverse(  # type: ignore[override]
-        self, z: Batch, code: Tensor, tol: float = TOLERANCE
-    ) -> Certificate:
+    def solve_inverse(self, z: Batch, code: Tensor, tol: float = TOLERANCE) -> Certificate:
         return self._solve(z, self._weights_at(code), tol)
 
     def _weights_at(self, code: Tensor) -> Weights:
