@@ -133,7 +133,7 @@ def test_the_code_enters_at_the_input_of_the_middle_map():
 
 def plane():
     """A grid over the plane, (n, 2), and the area of a cell."""
-    axis = torch.linspace(-12, 12, 481, dtype=torch.float64)
+    axis = torch.linspace(-12, 12, 241, dtype=torch.float64)
     return torch.cartesian_prod(axis, axis), (axis[1] - axis[0]).item() ** 2
 
 
