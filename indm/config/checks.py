@@ -114,7 +114,7 @@ def _hints(target: Callable[..., Any], parameters: Iterable[str]) -> dict[str, o
     """The types of the parameters; annotations that cannot be resolved stay text, which is not checked."""
     annotations = {name: p.annotation for name, p in inspect.signature(target).parameters.items()}
     with contextlib.suppress(NameError, TypeError, AttributeError):
-        annotations |= get_type_hints(target.__init__ if isinstance(target, type) else target)
+        annotations |= get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
     return {name: annotations[name] for name in parameters}
 
 

@@ -28,8 +28,8 @@ def load_celeba(
     home = str(download_root(root))
     parts: dict[str, Any] = {}
     for part in ("train", "valid", "test"):
-        found = from_torchvision("celeba", CelebA, home, split=part, download=download)
-        files = [Path(found.root, found.base_folder, "img_align_celeba", name) for name in found.filename]
+        dataset: Any = from_torchvision("celeba", CelebA, home, split=part, download=download)
+        files = [Path(dataset.root, dataset.base_folder, "img_align_celeba", name) for name in dataset.filename]
         parts[part] = ImageFiles(limited(files, limit if part == "train" else None), size, 3, crop=crop)
     notes = ["torchvision's CelebA, standard splits", f"centre crop {crop}, then bilinear resize to {size}"]
     scaling = Scaling.images(256, centered)

@@ -17,7 +17,7 @@ from indm.files.memory import check_memory
 from indm.messages import reason
 from indm.scaling import Scaling
 
-MOST_PACKED = 1032  # bytes that one of a deflated stream can stand for
+MOST_PACKED = 1032  # bytes to which one byte of a deflated stream can unpack
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -25,10 +25,10 @@ def read_idx(path: Path, magic: int) -> np.ndarray:
     """An array of a gzip-compressed IDX file (LeCun's format of MNIST); its ``magic`` number and size are checked."""
     try:
         with gzip.open(path) as file:
-            found, *shape = np.frombuffer(file.read(4 * (1 + magic % 256)), dtype=">u4", count=1 + magic % 256).tolist()
+            first, *shape = np.frombuffer(file.read(4 * (1 + magic % 256)), dtype=">u4", count=1 + magic % 256).tolist()
             claimed = math.prod(shape)
-            if found != magic:
-                raise ValueError(f"its magic number is {found}, not {magic}")
+            if first != magic:
+                raise ValueError(f"its magic number is {first}, not {magic}")
             if claimed > MOST_PACKED * path.stat().st_size:
                 raise ValueError(f"its header says {shape}, more than a file of its size can hold")
             check_memory(claimed)
