@@ -28,7 +28,6 @@ from indm.evaluation import plots as pictures
 from indm.evaluation.extractor import Extractor, train_extractor
 from indm.evaluation.runs import evaluate_run
 from indm.evaluation.sampling_error import estimation_curve
-from indm.evaluation.statistics import over_seeds
 from indm.flows import Identity
 from indm.model import build_model
 from indm.report import figures, measurements, records, tables, writer
@@ -58,7 +57,8 @@ PLANE = DIGITS | {
     "net": {"name": "mlp", "width": 8, "depth": 1},
 }
 NASTY = "<b>&\"'x"
-QUICK = ReportOptions(examples=20, steps=(2, 3, 200), samplers=("unipc", "euler-maruyama"))
+MANY = 8  # steps from which on the quick report has the stochastic samplers alone
+QUICK = ReportOptions(examples=20, steps=(2, 3, MANY), samplers=("unipc", "euler-maruyama"))
 
 
 def change(recipe, table, **options):
@@ -266,7 +266,7 @@ def test_strips_where_the_paths_are_known():
     assert torch.allclose(forward[0], x, atol=0.03)
     assert forward.flatten(1).std(1).numpy() == pytest.approx(1, abs=0.06)
     correlation = [torch.corrcoef(torch.stack([frame.flatten(), x.flatten()]))[0, 1].item() for frame in forward]
-    alpha = model.sde.alpha(figures.clock(model)).tolist()
+    alpha = model.sde.alpha(figures.clock(model, figures.FRAMES)).tolist()
     assert correlation == pytest.approx(alpha, abs=0.06)
     assert torch.allclose(flow, flow[:1].expand_as(flow), atol=2e-3) and torch.allclose(flow[0], x, atol=0.03)
     for frame, share in zip(way, torch.linspace(0, 1, figures.FRAMES).tolist(), strict=True):
@@ -376,11 +376,7 @@ def test_groups_are_seeds_of_one_recipe(tmp_path):
     assert [f.folder for f in grouped["indm"]] == seeds and list(grouped)[:2] == ["indm", "linear"]
 
 
-def test_means_over_seeds():
-    values = [0.3, 0.5, 1.3]
-    mean, error = over_seeds(values)
-    assert mean == pytest.approx(np.mean(values)) and error == pytest.approx(np.std(values, ddof=1) / math.sqrt(3))
-    assert over_seeds([0.3], 0.1) == (0.3, 0.1) and math.isnan(over_seeds([0.3])[1])
+def test_a_number_is_shown_with_its_error_if_it_has_one():
     assert tables.with_error(0.12345, 0.01) == "0.123 ± 0.010" and tables.with_error(0.12345, math.nan, 2) == "0.12"
 
 
@@ -557,12 +553,15 @@ def digits(tmp_path_factory):
 
     made = measurements.MEASUREMENTS["gap"]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("indm.config.options.MANY_STEPS", MANY)
+        patch.setattr(plots, "DPI", 80)
         patch.setitem(measurements.MEASUREMENTS, "gap", replace(made, make=stopped))
         with pytest.raises(Stopped):
             report(folders, out, QUICK, progress=False)
-    assert not (out / "index.html").exists()
-    kept = {p: p.stat().st_mtime_ns for p in base.rglob("*") if p.parent.name == "measurements"}
-    assert report(folders, out, QUICK, progress=False) == out / "index.html"
+        assert not (out / "index.html").exists()
+        kept = {p: p.stat().st_mtime_ns for p in base.rglob("*") if p.parent.name == "measurements"}
+        patch.setitem(measurements.MEASUREMENTS, "gap", made)
+        assert report(folders, out, QUICK, progress=False) == out / "index.html"
     return base, folders, kept
 
 
@@ -602,7 +601,7 @@ def test_report_json_holds_what_was_measured(digits):
     stored = json.loads((base / "out" / "report.json").read_text())
     assert stored["options"] == {
         "examples": 20,
-        "steps": [2, 3, 200],
+        "steps": [2, 3, MANY],
         "samplers": ["unipc", "euler-maruyama"],
         "seed": 0,
     }
@@ -639,7 +638,7 @@ def test_report_tables_are_means_over_seeds(digits):
     assert [row[1:3] for row in quality[1:7]] == [["data", ""], ["unipc", "2"], ["unipc", "3"], ["euler-maruyama", "2"],
                                                   ["euler-maruyama", "3"], ["data", ""]]  # fmt: skip
     assert [row[0] for row in quality if row[0] == "training data"] == ["training data"] * 2
-    assert len(quality) == 1 + 7 + 5 + 1 and quality[7][1:3] == ["euler-maruyama", "200"]
+    assert len(quality) == 1 + 7 + 5 + 1 and quality[7][1:3] == ["euler-maruyama", str(MANY)]
     pair = [found["quality"][2] for found in stored[:2]]
     assert (pair[0]["sampler"], pair[0]["steps"]) == ("unipc", 3)
     for cell, key in ((quality[3][5], "frechet"), (quality[3][6], "sliced_wasserstein")):
@@ -741,6 +740,7 @@ def test_report_of_the_plane_shows_density_drift_and_volatility(tmp_path, monkey
     monkeypatch.setattr(sampling_error, "estimation_curve", quick)
     monkeypatch.setattr(sampling_error, "POINTS", 100)
     monkeypatch.setattr(figures, "PARTICLES", 200)
+    monkeypatch.setattr(plots, "DPI", 40)
     folders = [tmp_path / "a" / "run", tmp_path / "b" / "run"]  # of one name, which is no path of a picture
     for folder, flow in zip(folders, (PLANE["flow"], {"name": "identity"}), strict=True):
         train(PLANE | {"flow": flow}, folder, progress=False)

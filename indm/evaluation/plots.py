@@ -16,6 +16,8 @@ from torchvision.utils import make_grid
 from indm.data.densities import Density
 from indm.files import atomic
 
+DPI = 120  # of figures
+
 
 def tile(images: Tensor, levels: int, columns: int | None = None) -> np.ndarray:
     """A grid of images (N, C, H, W) in grey levels as (height, width, 3) in [0, 1]; channels by mean if not 1 or 3."""
@@ -44,7 +46,7 @@ def figure_into(figure: Figure) -> atomic.Write:
     for text in figure.findobj(Text):
         if "$" in text.get_text():
             text.set_parse_math(False)
-    return lambda path: figure.savefig(path, format="png", dpi=120)
+    return lambda path: figure.savefig(path, format="png", dpi=DPI)
 
 
 def scatter(samples: Tensor, reference: Tensor, density: Density | None, path: Path) -> None:

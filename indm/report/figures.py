@@ -115,14 +115,14 @@ def _show(axes: Axes, raw: Tensor, data: Data, title: str) -> None:
         axes.set(xlim=(low[0] - 0.3, high[0] + 0.3), ylim=(low[1] - 0.3, high[1] + 0.3))
 
 
-def clock(model, frames: int = FRAMES) -> Tensor:
+def clock(model, frames: int) -> Tensor:
     """Times from ε to T, equally spaced on the log-SNR clock."""
     return log_snr_grid(model.sde, frames - 1).flip(0)
 
 
 def forward_strip(model, x: Tensor) -> Tensor:
     """x_t along one Brownian path, (frames, B, *event)."""
-    return forward_path(model, x, clock(model), generator=torch.Generator(x.device).manual_seed(0))
+    return forward_path(model, x, clock(model, FRAMES), generator=torch.Generator(x.device).manual_seed(0))
 
 
 def flow_strip(model, x: Tensor) -> Tensor:
@@ -130,14 +130,14 @@ def flow_strip(model, x: Tensor) -> Tensor:
     eps, _ = model.sde.endpoints(x)
     generator = torch.Generator(x.device).manual_seed(1)
     noise = torch.randn(x.shape, generator=generator, device=x.device)
-    return probability_flow_path(model, NonlinearDiffusion(model).perturb(x, eps, noise), clock(model))
+    return probability_flow_path(model, NonlinearDiffusion(model).perturb(x, eps, noise), clock(model, FRAMES))
 
 
 def interpolation_strip(model, x: Tensor) -> Tensor:
     """From each x to its successor, through z_T."""
     z = encode_ode(model, model.flow.latent(x).detach())[0]
-    return torch.stack([sample_quality.solve(model, slerp(z, z.roll(-1, 0), share), "ode")[0] for share in
-                        torch.linspace(0, 1, FRAMES).tolist()])  # fmt: skip
+    way = torch.stack([slerp(z, z.roll(-1, 0), share) for share in torch.linspace(0, 1, FRAMES).tolist()])
+    return sample_quality.solve(model, way.flatten(0, 1), "ode")[0].reshape(way.shape)
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
