@@ -3,12 +3,14 @@
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +27,11 @@ from indm.cli.recipes import Recipes
 from indm.cli.report import Compare, Inspect, Report
 from indm.cli.reproduce import Reproduce
 from indm.cli.sample import Fid, Sample
-from indm.cli.tables import take_tables
+from indm.cli.tables import help_of, take_tables
 from indm.cli.train import Train, TrainBridge, TrainPair, saved_state
 from indm.cli.translate import Translate
 from indm.config import recipes
-from indm.config.options import Drawing
+from indm.config.options import Drawing, Evaluation, ReportOptions, Training, TranslationOptions
 from indm.data.registry import load_data
 from indm.evaluation.statistics import paired_difference
 from indm.model import build_model
@@ -368,6 +370,70 @@ def test_help_is_there(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
     assert stop.value.code == 0 and "usage: indm" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command, options, prefix",
+    [("train", Training, "train."), ("train", Evaluation, "evaluate."), ("evaluate", Evaluation, ""),
+     ("fid", Drawing, ""), ("sample", Drawing, ""), ("report", ReportOptions, ""), ("translate", TranslationOptions, "")],
+)  # fmt: skip
+def test_help_has_every_option_with_its_sentence_and_default(command, options, prefix, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    sentences = help_of(options)
+    assert set(sentences) == {field.name for field in fields(options)}
+    for field in fields(options):
+        if field.name == "sampler_options":
+            continue  # --sampler.snr and so on, which the sentence of --sampler explains
+        name = field.name.replace("_", "-")
+        flag = f"--no-{name}" if field.default is True and not prefix else f"--{prefix}{name}"
+        assert f"{flag} " in shown
+        if (command, field.name) != ("fid", "n"):  # which has a default of its own there
+            assert re.sub(r"\s+", " ", sentences[field.name]) in shown
+    if command == "train" and options is Training:
+        assert "accumulated batches. (default: 128)" in shown and "The default shown holds where neither" in shown
+
+
+MINE = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, shape, width=3):
+        super().__init__()
+        self.width = width
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, z, level):
+        return self.scale * z
+"""
+
+
+def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path, monkeypatch, capsys):
+    """--net on the command line of a training is enough; what stands in a file needs --trust, and so does --resume."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_nets.py").write_text(MINE)
+    path = list(sys.path)
+    short = ["--flow", "identity", "--train.steps=2", "--train.seconds=inf", "--train.validate_examples=20", "--quiet"]
+    train = ["train", "digits", "--net", "my_nets:Net", "--net.width", "5", *short, "--out", "run"]
+    assert main(train) == 0
+    assert json.loads((tmp_path / "run" / "model.json").read_text())["net"]["width"] == 5
+    del sys.modules["my_nets"]
+    few = ["--examples", "20", "--nll-examples", "0", "--quiet"]
+    refused = {
+        "evaluate": ["evaluate", "run", *few],
+        "sample": ["sample", "run", "-n", "2", "--steps", "2", "--quiet"],
+        "resume": ["train", "run", "--resume", "--train.steps", "3", "--quiet"],
+        "resume by name": [*train, "--resume", "--train.steps=3"],
+        "from a file": ["train", "run/recipe.toml", *short[2:], "--out", "again"],
+    }
+    for command in refused.values():
+        assert "--trust my_nets" in fails(capsys, *command)
+    assert "my_nets" not in sys.modules and not (tmp_path / "again").exists()
+    for command in refused.values():
+        assert main([*command, "--trust", "my_nets"]) == 0
+    assert sys.path == path
+    del sys.modules["my_nets"]
 
 
 # ── Whatever is wrong is one line ───────────────────────────────────────────────────────────────────────────────────
