@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import torch
 
 import indm
 from indm.config import recipes
+from indm.config.options import StudyName
 from indm.data.registry import load_data
 from indm.evaluation import sampling_error
 from indm.evaluation.sampling_error import estimation_curve
@@ -135,6 +137,7 @@ def test_a_plan_measures_less_when_it_is_fast():
     slow, fast = (Plan(("digits",), 3, fast).options("digits", 1) for fast in (False, True))
     assert slow.examples > fast.examples and set(fast.steps) < set(slow.steps) and 1000 in slow.steps
     assert set(claims.FEW_STEPS) <= set(fast.steps) and 10 in fast.steps
+    assert tuple(STUDIES) == get_args(StudyName)
     for data, study in STUDIES.items():
         assert (
             Plan((data,), 1, True).steps(data) == study.fast_steps < study.steps == Plan((data,), 1, False).steps(data)
@@ -241,6 +244,7 @@ def test_what_a_step_costs_is_measured(tiny, monkeypatch):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from typing import get_args
 import torch
 from indm.reproduction import studies, units
 from indm.training.trainer import Trainer
@@ -375,6 +379,7 @@ def test_two_reproductions_do_not_work_in_one_folder(tmp_path):
     (tmp_path / "out").mkdir()
     script = f"""
 from pathlib import Path
+from typing import get_args
 from indm.reproduction.plan import Plan
 from indm.reproduction.reproduce import reproduce
 reproduce(Path({str(tmp_path / "out")!r}), Plan(("eight-gaussians",), 1, True), progress=False)

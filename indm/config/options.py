@@ -6,7 +6,7 @@ imported here, so that ``indm --help`` is quick.
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from tyro.conf import Suppress, arg
 
@@ -16,6 +16,7 @@ from indm.messages import nearest
 
 TRACKERS = {"tensorboard", "wandb"}
 FEWEST_EXAMPLES = 20  # of a report: two for each fold of the jackknife
+StudyName = Literal["eight-gaussians", "digits", "fashion-mnist-16", "fashion-mnist"]  # of a reproduction
 MANY_STEPS = 200  # from here on only stochastic samplers are measured: the others have long converged
 
 
@@ -268,3 +269,25 @@ class ReportOptions:
     def many_steps(self) -> list[int]:
         """The numbers of steps for which only the stochastic samplers are measured."""
         return [steps for steps in self.steps if steps >= MANY_STEPS]
+
+
+@dataclass(frozen=True)
+class ReproductionOptions:
+    """What ``indm reproduce`` trains and judges."""
+
+    data: tuple[StudyName, ...] = ("eight-gaussians", "digits", "fashion-mnist-16")
+    """Data sets; fashion-mnist is the one of 28×28."""
+    seeds: int = 3
+    """Runs of each model."""
+    fast: bool = False
+    """A tenth of the budget: shows whether everything works, not whether the claims hold."""
+
+    def __post_init__(self):
+        known = get_args(StudyName)
+        if not self.data:
+            raise ValueError(f"data must name at least one of {', '.join(known)}, got none")
+        for name in self.data:
+            if name not in known:
+                raise ValueError(f"data must be of {', '.join(known)}, got {name!r}{nearest(name, known)}")
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {self.seeds}; 3 is usual")

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from indm.config import recipes
-from indm.config.options import ReportOptions
+from indm.config.options import ReportOptions, ReproductionOptions
 from indm.config.recipes import Recipe
 from indm.files import atomic, untrusted
-from indm.messages import nearest, reason
+from indm.messages import reason
 from indm.report.measurements import MEASUREMENTS
 from indm.reproduction.claims import CLAIMS
 from indm.reproduction.studies import STUDIES, VARIANTS
@@ -23,30 +23,8 @@ SAMPLERS = ("unipc", "euler-maruyama")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a reproduction is; it cannot be changed once begun.
-
-    Args:
-        data: names in :data:`STUDIES`.
-        seeds: runs of each variant.
-        fast: a tenth of the budget, which shows whether everything works and not whether the claims hold.
-
-    Raises:
-        ValueError: no or unknown data, or no seeds.
-    """
-
-    data: tuple[str, ...] = ("eight-gaussians", "digits", "fashion-mnist-16")
-    seeds: int = 3
-    fast: bool = False
-
-    def __post_init__(self):
-        if not self.data:
-            raise ValueError(f"data must name at least one of {', '.join(STUDIES)}, got none")
-        for data in self.data:
-            if data not in STUDIES:
-                raise ValueError(f"data must be of {', '.join(STUDIES)}, got {data!r}{nearest(data, STUDIES)}")
-        if self.seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {self.seeds}; 3 is usual")
+class Plan(ReproductionOptions):
+    """What a reproduction is: data sets in :data:`STUDIES`, seeds, and whether the budget is the small one."""
 
     def options(self, data: str, seed: int) -> ReportOptions:
         """What is measured of a run; each seed has its own noise, so that the spread over seeds includes it."""
