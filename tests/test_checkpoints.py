@@ -89,7 +89,7 @@ def test_missing_files_are_done_without(tmp_path, missing, step):
     written(tmp_path, 10, 20)
     for name in missing:
         (tmp_path / name).unlink()
-    assert checkpoints.begun(tmp_path) and restored(tmp_path) == step
+    assert checkpoints.has_state(tmp_path) and restored(tmp_path) == step
 
 
 def copied(run):

@@ -304,7 +304,7 @@ def test_a_signal_at_a_random_moment_to_one_of_two_processes_changes_nothing(wid
         command(2, LAUNCH, recipe, tmp_path / "run"), stderr=subprocess.DEVNULL, env=ONE_THREAD, start_new_session=True
     )
     deadline = time.monotonic() + 120
-    while not checkpoints.begun(tmp_path / "run") and time.monotonic() < deadline:
+    while not checkpoints.has_state(tmp_path / "run") and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(random.uniform(0, 8))
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

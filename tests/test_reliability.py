@@ -373,7 +373,7 @@ def child(run, before=lambda: None):
     try:
         before()
         warnings.simplefilter("ignore")
-        train(LONG, run, resume=checkpoints.begun(run), progress=False)
+        train(LONG, run, resume=checkpoints.has_state(run), progress=False)
         os._exit(0)
     finally:
         os._exit(1)
@@ -381,7 +381,7 @@ def child(run, before=lambda: None):
 
 def finish(run):
     """Start it again after it was stopped: anew where it had saved nothing."""
-    if run.exists() and not checkpoints.begun(run):
+    if run.exists() and not checkpoints.has_state(run):
         shutil.rmtree(run)
     assert os.waitpid(child(run), 0)[1] == 0
 

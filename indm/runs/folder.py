@@ -31,7 +31,12 @@ def is_run(folder: Path) -> bool:
 
 
 def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
-    """Nothing is written over: a fresh run needs a fresh folder, a resumed one the recipe it began with."""
+    """A new run needs an empty folder, a resumed one the recipe it started with.
+
+    Raises:
+        ValueError: the folder is not empty, or holds a run of another recipe.
+        FileNotFoundError: it holds no run to resume.
+    """
     if not resume:
         return check_empty(run)
     if not is_run(run):
@@ -43,12 +48,12 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
 
 
 def check_empty(folder: Path) -> None:
-    """ValueError where ``folder`` holds more than what a process that was killed at once has left."""
-    if folder.exists() and (not folder.is_dir() or any(not _says_nothing(path) for path in folder.iterdir())):
+    """ValueError where ``folder`` holds more than a process leaves that is killed at once."""
+    if folder.exists() and (not folder.is_dir() or any(not _is_debris(path) for path in folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty: go on with --resume, or start anew with another --out")
 
 
-def _says_nothing(path: Path) -> bool:
+def _is_debris(path: Path) -> bool:
     return path.match(atomic.HALF_WRITTEN) or path.name == LOCK
 
 
@@ -64,7 +69,7 @@ def finished(run: Path, recipe: Recipe) -> dict | None:
 
 
 def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
-    """Nothing is computed that cannot be kept.
+    """See, before anything is computed, that the result can be written.
 
     Raises:
         ValueError: ``folder`` holds a file of these names already, and it may not be written over.
@@ -115,7 +120,7 @@ def recipe_of(run: Path) -> Recipe:
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """The lines of ``metrics.jsonl``; what is no line of it, such as one cut off in the writing, is left out."""
+    """The lines of ``metrics.jsonl``, without damaged ones, such as one that was cut off while it was written."""
     path, lines = run / "metrics.jsonl", []
     for text in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError, RecursionError):  # damage may also look like very long or deep JSON
@@ -125,7 +130,7 @@ def read_metrics(run: Path) -> list[dict]:
 
 
 def _is_placed(line: dict) -> bool:
-    """Whether ``line`` says after which step it was written, and, if it is one of a return, after how many of them."""
+    """Whether ``line`` has the step after which it was written and, if it is one of a rollback, the number of that."""
     return isinstance(line.get("step"), int) and isinstance(line.get("rollback", 0), int)
 
 

@@ -1,4 +1,4 @@
-"""What the main process decides for all."""
+"""Decisions of the main process, shared with all."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,15 +9,16 @@ from accelerate.utils import broadcast_object_list
 T = TypeVar("T")
 
 
-def by_main_process(find: Callable[[], T]) -> T:
-    """What ``find`` gives in the main process, for all; what it raises there, all raise. Collective."""
-    said: list = [None, None]
+def by_main_process(decide: Callable[[], T]) -> T:
+    """Call ``decide`` in the main process; all processes return its result, or raise its error. Collective."""
+    outcome: list = [None, None]  # the result, and the error
     if PartialState().is_main_process:
         try:
-            said = [find(), None]
+            outcome = [decide(), None]
         except Exception as error:
-            said = [None, error]
-    broadcast_object_list(said)
-    if said[1] is not None:
-        raise said[1]
-    return said[0]
+            outcome = [None, error]
+    broadcast_object_list(outcome)
+    result, error = outcome
+    if error is not None:
+        raise error
+    return result

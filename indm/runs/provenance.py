@@ -21,7 +21,7 @@ WEIGHTS = ("model.safetensors", "vae.safetensors")  # of an INDM, of a VAE
 
 
 def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device | None = None) -> dict:
-    """What a result depends on beside its options; stands in every file of numbers.
+    """What a result depends on beside its options; it is part of every file of numbers.
 
     Args:
         seed: of everything random in it, None where nothing is.
@@ -47,26 +47,26 @@ def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device
 def describe(
     run: Path, recipe: Recipe, device: torch.device, data_notes: list[str], splits: dict | None = None
 ) -> None:
-    """Write ``recipe.toml`` and ``versions.json``: the provenance of the run, where its data came from, and what
-    :func:`told_of_splits` says of their ``splits``.
+    """Write ``recipe.toml`` and ``versions.json``: the provenance of the run, where its data came from, and their
+    :func:`split_record`.
 
-    Of a resumed run that is the provenance of its last part; those of the parts ``before`` it stand there in order.
+    For a resumed run that is the provenance of its last part; its key ``before`` has those of the earlier parts.
     """
     text, made_by = recipes.to_toml(recipe), provenance(recipe["train"]["seed"], {}, device)
     run.mkdir(parents=True, exist_ok=True)
     atomic.text(run / "recipe.toml", text)
     before = _parts(run / "versions.json")
-    told = {"data": data_notes} | (splits or {}) | ({"before": before} if before else {})
-    atomic.json_object(run / "versions.json", made_by | told)
+    about_data = {"data": data_notes} | (splits or {})
+    atomic.json_object(run / "versions.json", made_by | about_data | ({"before": before} if before else {}))
 
 
 def split_record(data: Data) -> dict:
-    """What shows later whether an example may have changed its split: the fingerprint of ``data``, and their number."""
+    """What shows later whether an example may have changed its split: the fingerprint of ``data``, and its size."""
     return {"data_sha256": data.fingerprint, "data_examples": sum(map(len, (data.train, data.valid, data.test)))}
 
 
 def other_splits(run: Path, data: Data) -> dict | None:
-    """What ``versions.json`` tells of a part of ``run`` whose data were not ``data``; None where it tells of none."""
+    """The record in ``versions.json`` of a part of ``run`` whose data were not ``data``; None where there is none."""
     parts = _parts(run / "versions.json")
     return next((part for part in parts if part.get("data_sha256", data.fingerprint) != data.fingerprint), None)
 
@@ -84,7 +84,7 @@ def warn_of_other_splits(run: Path, data: Data) -> None:
 
 
 def _parts(file: Path) -> list[dict]:
-    """The provenance of each part of a run that ``versions.json`` tells of; none where it is missing or damaged."""
+    """The provenance of each part of a run, from ``versions.json``; none where that is missing or damaged."""
     try:
         last = untrusted.json_object(file)
         return [part for part in (*last.pop("before", []), last) if isinstance(part, dict)]
@@ -93,12 +93,12 @@ def _parts(file: Path) -> list[dict]:
 
 
 def device() -> str:
-    """Where models are looked at: the GPU where there is one."""
+    """Where saved models are evaluated: the GPU where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def weights_hash(run: Path) -> str:
-    """SHA-256 of the run's averaged model: whether a file was made of these very weights."""
+    """SHA-256 of the run's averaged weights, to recognise files that were made with them."""
     weights = next((run / name for name in WEIGHTS if (run / name).exists()), None)
     if weights is None:
         raise ValueError(f"{run} holds no saved model: there is no {' or '.join(WEIGHTS)} in it")

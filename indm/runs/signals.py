@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 def end_at_once(number: int, frame: object) -> None:
-    """A handler of signals that waits for nothing."""
+    """A signal handler that ends the process without any clean-up."""
     os._exit(128 + number)
 
 
@@ -23,8 +23,8 @@ def is_torchelastic_launched() -> bool:
 def interruptible() -> Iterator[threading.Event]:
     """An event that SIGINT or SIGTERM sets; the second signal ends the process at once.
 
-    Not so under torchrun, which passes on what a terminal has sent its processes already: there the second signal to
-    the launcher is what ends them.
+    Under torchrun that is not so, because it passes on a signal that the terminal has sent to its processes already:
+    there they end with the second signal to the launcher.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

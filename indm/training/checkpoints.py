@@ -1,4 +1,4 @@
-"""Training states on disk: each whole or known not to be, the newest that is whole, and how many of them stay.
+"""Training states on disk: damage is recognised, the newest whole state is used, and old ones are removed.
 
 ``checkpoints/STEP.pt`` are the last few states. ``checkpoint.pt`` is the newest of them under a name that does not
 change: the same file where the file system has hard links, else a copy. A state is a zip archive; the CRC-32 of every
@@ -24,17 +24,17 @@ NEWEST, FOLDER = "checkpoint.pt", "checkpoints"
 DAMAGED, DIVERGED = ".damaged", ".diverged"  # of states that are set aside
 
 
-def begun(run: Path) -> bool:
+def has_state(run: Path) -> bool:
     """Whether there is any state in ``run``, whole or not."""
     return (run / NEWEST).exists() or bool(numbered(run))
 
 
 def nothing_saved(run: Path) -> bool:
-    """Whether ``run`` was ended before it saved anything at all."""
-    return not begun(run) and not any((run / name).exists() for name in WEIGHTS)
+    """Whether ``run`` ended before it saved anything."""
+    return not has_state(run) and not any((run / name).exists() for name in WEIGHTS)
 
 
-def found(run: Path) -> list[Path]:
+def states_in(run: Path) -> list[Path]:
     """The states in ``run``, the newest first; ``checkpoint.pt`` is one by itself where no other is the same file."""
     steps = numbered(run)
     newest = [path for path in [run / NEWEST] if path.exists() and not any(map(path.samefile, steps))]
@@ -42,7 +42,7 @@ def found(run: Path) -> list[Path]:
 
 
 def _step(path: Path) -> float:
-    """That of a state, ∞ where only reading will show what is wrong with it."""
+    """The step of a state; ∞ where it cannot be read, so that reading it comes first and shows why."""
     if path.name != NEWEST:
         return int(path.stem)
     try:
@@ -58,7 +58,7 @@ def numbered(run: Path) -> list[Path]:
 
 
 def write(run: Path, state: dict, keep: int) -> None:
-    """Write ``state`` as that of its ``step``, and leave the last ``keep`` states in ``run``.
+    """Write ``state`` under its ``step``, and remove all but the last ``keep`` states in ``run``.
 
     Raises:
         OSError: it cannot be written; what was there before is as it was.
@@ -82,7 +82,7 @@ def newest(run: Path) -> tuple[Path, dict]:
         OSError, MemoryError: one cannot be read now, which does not say that it is damaged.
     """
     complaints: dict[Path, str] = {}
-    for path in found(run):
+    for path in states_in(run):
         try:
             state = read(path)
         except Exception as error:  # a damaged archive surfaces as almost anything
@@ -147,18 +147,18 @@ def _is_whole(path: Path) -> bool:
 
 
 def reached(run: Path) -> int:
-    """The step that ``run`` had come to by what its damaged states are called, 0 where there is none."""
+    """The largest step among the names of the damaged states in ``run``; 0 where there is none."""
     names = [path.name.removesuffix(f".pt{DAMAGED}") for path in (run / FOLDER).glob(f"*.pt{DAMAGED}")]
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def mebibytes(run: Path) -> float:
-    """What the states in ``run`` take of the disk, those set aside with them."""
+    """The size on disk of the states in ``run``, with those set aside."""
     return sum(path.stat().st_size for path in (run / FOLDER).iterdir()) / 2**20
 
 
 def _use(run: Path, whole: Path, step: int, complaints: dict[Path, str]) -> Path:
-    """Set what is damaged aside, and let the newest whole state have both of its names; its file."""
+    """Set damaged states aside, and give the newest whole one both of its names; its file."""
     for path, reason in complaints.items():
         warnings.warn(f"{path} is damaged ({reason}); going on from {whole}, the newest that is whole", stacklevel=3)
         path.replace(path.with_name(path.name + DAMAGED))

@@ -13,13 +13,13 @@ from indm.config.options import Training
 
 def make_accelerator(options: Training, out: Path | None = None) -> Accelerator:
     """The devices and processes to train on; on a machine without accelerator the processes share its CPU."""
-    AcceleratorState._reset_state()  # the runs of one Python process need not have one precision
+    AcceleratorState._reset_state()  # runs of one Python process may differ in precision
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision=fast_precision() if options.mixed_precision == "auto" else options.mixed_precision,
         log_with=list(options.trackers) or None,
         project_dir=out,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # not all steps train the flow
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # not each step trains the flow
     )
 
 

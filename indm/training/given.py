@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -15,6 +16,7 @@ from indm.config import parts, recipes
 from indm.config.options import Training
 from indm.config.recipes import Recipe
 from indm.data.base import Data, as_data
+from indm.data.registry import load_data
 from indm.model import INDM, build, describe
 from indm.objective import Objective, objective_of
 from indm.score import score_for
@@ -83,9 +85,17 @@ def name_of_objective(objective: Objective) -> str:
     return next((f"{module}:{name}" for name, value in values.items() if value is objective), parts.GIVEN)
 
 
-def data_of(data: Any, recipe: Recipe) -> Data:
-    """Given data as a :class:`Data`, named as the recipe names them."""
-    return as_data(data, name=recipe["data"]["name"])
+def resolved(
+    recipe: Recipe, accelerator: Accelerator, model: nn.Module | None, data: Any, objective: Any
+) -> dict[str, Any]:
+    """The ``data``, ``model`` and ``objective`` of a :class:`~indm.training.trainer.Trainer`; None is the recipe's."""
+    with accelerator.main_process_first():
+        data = load_data(**recipe["data"]) if data is None else as_data(data, name=recipe["data"]["name"])
+    return {
+        "data": data,
+        "model": None if model is None else model_of(model, recipe, data),
+        "objective": None if objective is None else objective_of(parts.find("objective", objective)),
+    }
 
 
 def model_of(model: nn.Module, recipe: Recipe, data: Data) -> nn.Module:

@@ -1,11 +1,11 @@
-"""One training loop: flow and score together, from a recipe to a run folder, on whatever devices accelerate finds.
+"""The training loop: from a recipe, or from parts given in Python, to a run folder, on the devices accelerate finds.
 
 A run folder holds ``recipe.toml`` (resolved), ``versions.json``, ``metrics.jsonl``, ``checkpoint.pt`` (all that
 ``resume`` needs) with the ones before it in ``checkpoints/``, ``model.safetensors`` with ``model.json`` (the averaged
 model), ``best/`` (that of the best validation) and, at the end, ``summary.json``.
 
 A step whose loss or gradient is not finite is left out, on all processes alike. After many in a row the run goes back
-to its last checkpoint, at half the learning rates; when that has been of no help it stops and says what was not finite.
+to its last checkpoint, at half the learning rates. If that does not help, it stops and says what was not finite.
 """
 
 import copy
@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from indm.config import parts, recipes
+from indm.config import recipes
 from indm.config.options import Training
 from indm.config.recipes import Recipe
 from indm.data.base import Data, stack
 from indm.data.image_files import count_unreadable
 from indm.data.registry import load_data
 from indm.files import atomic
-from indm.objective import Losses, Objective, objective_of
+from indm.objective import Losses, Objective
 from indm.runs.folder import check_folder, read_metrics
 from indm.runs.lock import run_lock
 from indm.runs.processes import by_main_process
@@ -48,7 +48,7 @@ Callback = Callable[[Trainer, dict[str, Tensor]], bool | None]
 
 
 class Summary(dict):
-    """What ``summary.json`` says of a run.
+    """The contents of ``summary.json``.
 
     Attributes:
         signal_received: whether there was a signal (Ctrl-C, SIGTERM), also one that came after the last step.
@@ -108,43 +108,38 @@ def train(
         train("eight-gaussians", "runs/mine", data=data, callbacks=[lambda trainer, terms: trainer.step == 100])
     """
     recipe, out = given.recipe_of(recipe, model, data, objective), Path(out)
-    options = recipes.options_of(recipe, "train")
-    check_trackers(options.trackers)
-    accelerator = make_accelerator(options, out)
+    check_trackers(recipe["train"]["trackers"])
+    accelerator = make_accelerator(recipes.options_of(recipe, "train"), out)
     by_main_process(lambda: check_folder(out, recipe, resume))  # before anything slow
-    with accelerator.main_process_first():
-        data = load_data(**recipe["data"]) if data is None else given.data_of(data, recipe)
-    if model is not None:
-        model = given.model_of(model, recipe, data)
-    objective = None if objective is None else objective_of(parts.find("objective", objective))
-    trains = (trainer or Trainer)(recipe, data, accelerator, model=model, objective=objective)
+    parts_of_run = given.resolved(recipe, accelerator, model, data, objective)
+    made = (trainer or Trainer)(recipe, accelerator=accelerator, **parts_of_run)
     with ExitStack() as held:
 
-        def begin() -> bool:
-            """Whether there is a state to go on from, now that nobody else can change that."""
+        def lock() -> bool:
+            """Whether there is a state to continue from, now that no other process can change that."""
             held.enter_context(run_lock(out))
             check_folder(out, recipe, resume)
             return resume and not checkpoints.nothing_saved(out)
 
-        return run_in(out, recipe, trains, by_main_process(begin), callbacks, progress)
+        return run_in(out, recipe, made, by_main_process(lock), callbacks, progress)
 
 
 def run_in(
-    out: Path, recipe: Recipe, trainer: Trainer, goes_on: bool, callbacks: Sequence[Callback], progress: bool
+    out: Path, recipe: Recipe, trainer: Trainer, resumes: bool, callbacks: Sequence[Callback], progress: bool
 ) -> Summary:
-    """Train in a folder that is this run's alone, from the start or from the state in it; see :func:`train`."""
+    """Train in a folder that no other process uses, from the start or from the state in it; see :func:`train`."""
     main = trainer.accelerator.is_main_process
-    if goes_on:
+    if resumes:
         trainer.load(out)
         if main:
             warn_of_other_splits(out, trainer.data)
     if main:
         splits = split_record(trainer.data)
         describe(out, recipe, trainer.accelerator.device, trainer.data.notes, splits)
-        say_what_is_lost(out, trainer.step)
+        warn_of_lost_steps(out, trainer.step)
     with MetricsLog(trainer, out, recipe) as log, interruptible() as interrupted:
-        if not goes_on:
-            trainer.save(out)  # a folder that cannot be written is found out now
+        if not resumes:
+            trainer.save(out)  # an error now, if the folder cannot be written
         stopped = loop(trainer, out, log, stop_requests(trainer, interrupted, callbacks), progress and main)
         if not trainer.skipped_in_row or trainer.progress >= 1:
             trainer.save(out)
@@ -169,8 +164,8 @@ def stop_requests(
     return stops
 
 
-def say_what_is_lost(run: Path, step: int) -> None:
-    """Warn where the run had come further than the state from which it goes on."""
+def warn_of_lost_steps(run: Path, step: int) -> None:
+    """Warn where the run had come further than the state from which it continues."""
     reached = max([checkpoints.reached(run), *(line["step"] for line in read_metrics(run))])
     if reached > step:
         warnings.warn(
@@ -223,10 +218,10 @@ def loop(
 
 
 def recover(trainer: Trainer, out: Path, log: MetricsLog, fault: Fault) -> None:
-    """Back to a state that was saved, at lower rates.
+    """Go back to a saved state, at lower learning rates.
 
     Raises:
-        RuntimeError: it has been done as often as the recipe allows.
+        RuntimeError: it has gone back as often as the recipe allows.
     """
     if trainer.rollbacks == trainer.options.max_rollbacks:
         raise RuntimeError(

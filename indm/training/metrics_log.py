@@ -1,7 +1,7 @@
-"""What a run says of itself: means of the loss terms, validations, steps left out and why, as lines of metrics.jsonl.
+"""The log of a run, metrics.jsonl: means of the loss terms, validations, steps that were left out, and why.
 
-Nothing here makes the host wait for the device but :meth:`Logbook.look`, which is called before a line is written and
-every so many steps in between: a step is left out by the device alone, and the host is told later.
+Only :meth:`MetricsLog.look` makes the host wait for the device. It is called before a line is written, and every 50
+steps: the device leaves a step out by itself, and the host learns of it later.
 """
 
 import json
@@ -39,7 +39,7 @@ class Means:
         return {name: {k: v.cpu() for k, v in part.items()} for name, part in vars(self).items()}
 
     def restore(self, states: list[dict], process: int, processes: int, device: torch.device) -> None:
-        """Take the state of this ``process``, or the mean of all where there were not so many ``processes`` then."""
+        """Take the state of this ``process``, or the mean of all where the number of ``processes`` was another then."""
         own = states if len(states) != processes else [states[process]]
         for name in ("sums", "counts"):
             parts = [state[name] for state in own]
@@ -82,11 +82,11 @@ class MetricsLog:
                 tracker.finish()
 
     def go_back(self) -> None:
-        """Forget what came after the state that the trainer is in; the best model stays, whenever it came."""
+        """Drop the lines after the state that the trainer is in; the best model stays, whichever step it is of."""
         self.unread = []
         if self.trainer.accelerator.is_main_process:
-            kept = [line for line in read_metrics(self.path.parent) if self._is_past(line)]
-            atomic.text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+            lines = [line for line in read_metrics(self.path.parent) if self._is_past(line)]
+            atomic.text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def _read_best(self) -> dict:
         if not self.best.exists():
@@ -103,7 +103,7 @@ class MetricsLog:
         return line["step"] <= self.trainer.step and line.get("rollback", 0) <= self.trainer.rollbacks
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        """Take in what one step gave, see :meth:`indm.training.trainer.Trainer.train_step`."""
+        """Take in the terms of one step, see :meth:`indm.training.trainer.Trainer.train_step`."""
         self.unread.append(terms)
         self.trainer.means.add({k: v for k, v in terms.items() if k != "skipped"}, terms["skipped"] > 0)
 
@@ -125,7 +125,7 @@ class MetricsLog:
     def _in_row(self, kind: frozenset[str], left_out: bool) -> int:
         """How many steps were left out in a row, where a row ends at a step that has all the terms of those in it.
 
-        Steps behind a frozen flow tell nothing of the flow, and end no row of steps that train it.
+        Steps behind a frozen flow show nothing of the flow, so they end no row of steps that train it.
         """
         rows = self.trainer.skipped_in_row
         if left_out:
@@ -145,16 +145,16 @@ class MetricsLog:
     def log_step(self) -> str:
         """Write the means since the last call (terms in nats, the NELBO as in validation); what the bar shows."""
         means, trainer = self.trainer.means, self.trainer
-        found = {k: trainer.accelerator.reduce(v / means.counts[k], "mean").item() for k, v in means.sums.items()}
-        found = {name: value for name, value in found.items() if math.isfinite(value)}  # all left out: none
+        terms = {k: trainer.accelerator.reduce(v / means.counts[k], "mean").item() for k, v in means.sums.items()}
+        terms = {name: value for name, value in terms.items() if math.isfinite(value)}  # none if all were left out
         trainer.means = Means()
         rates = {f"{group['name']}_lr": group["lr"] for group in trainer.optimizer.param_groups}
-        parts = " ".join(f"{name} {found[name]:.1f}" for name in trainer.shown if name in found)
+        parts = " ".join(f"{name} {terms[name]:.1f}" for name in trainer.shown if name in terms)
         shown = ""
-        if "nelbo" in found:
-            found["nelbo"], unit = trainer.in_units(torch.tensor(found["nelbo"]))
-            shown = f" nelbo {found['nelbo']:.3f} {unit}"
-        self._write(found | rates, trainer.step)
+        if "nelbo" in terms:
+            terms["nelbo"], unit = trainer.in_units(torch.tensor(terms["nelbo"]))
+            shown = f" nelbo {terms['nelbo']:.3f} {unit}"
+        self._write(terms | rates, trainer.step)
         validation = f" valid {trainer.validation['valid_nelbo']:.3f}" if trainer.validation else ""
         return f" step {trainer.step}{shown} ({parts})" + validation
 
@@ -164,17 +164,17 @@ class MetricsLog:
         A fault where not all of it is finite.
         """
         trainer = self.trainer
-        found = trainer.validate()
-        broken = [name for name, value in found.items() if isinstance(value, float) and not math.isfinite(value)]
+        validation = trainer.validate()
+        broken = [name for name, value in validation.items() if isinstance(value, float) and not math.isfinite(value)]
         if broken:
             return Fault(trainer.step, ", ".join(broken))
-        trainer.validation = found
-        if found["valid_nelbo"] < trainer.best.get("valid_nelbo", math.inf):
-            trainer.best = {"step": trainer.step, "valid_nelbo": found["valid_nelbo"]}
+        trainer.validation = validation
+        if validation["valid_nelbo"] < trainer.best.get("valid_nelbo", math.inf):
+            trainer.best = {"step": trainer.step, "valid_nelbo": validation["valid_nelbo"]}
             if trainer.accelerator.is_main_process:
                 trainer.ema.model.save(self.best.parent)
                 atomic.json_object(self.best, trainer.best)
-        self._write(found, trainer.step)
+        self._write(validation, trainer.step)
         return None
 
     def log_rollback(self, fault: Fault) -> None:
@@ -183,13 +183,13 @@ class MetricsLog:
         lines = read_metrics(self.path.parent) if trainer.accelerator.is_main_process else []
         left_out = [step for line in lines if not self._is_past(line) for step in _left_out(line)]
         self.go_back()
-        told = {
+        line = {
             "rollback": trainer.rollbacks,
             "from": fault.step,
             "not_finite": fault.cause,
             "lr_factor": trainer.lr_factor,
         }
-        self._write(told | {"left_out": left_out}, trainer.step)
+        self._write(line | {"left_out": left_out}, trainer.step)
 
     def _write(self, values: dict, step: int) -> None:
         if self.trainer.accelerator.is_main_process:
@@ -202,7 +202,7 @@ class MetricsLog:
 
 
 def _left_out(line: dict) -> list[dict]:
-    """The steps that a line, which may be damaged, says were left out: itself, or what was lost with a return."""
+    """The steps left out according to a line, which may be damaged: its own, or those before a rollback."""
     steps = line.get("left_out", [line] if "skipped" in line else [])
-    kept = [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
-    return [{key: step.get(key) for key in ("step", "epoch", "batch", "not_finite")} for step in kept]
+    whole = [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+    return [{key: step.get(key) for key in ("step", "epoch", "batch", "not_finite")} for step in whole]

@@ -40,7 +40,7 @@ def sides_of(recipe: Recipe) -> dict[str, Recipe]:
 def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: bool = True) -> dict[str, dict]:
     """Train a model of ``recipe``'s ``[data]`` in ``out/a``, then one of its ``[data_b]`` in ``out/b``.
 
-    Each has the whole budget of ``[train]``. With ``resume``, what is finished stays and what was begun goes on.
+    Each has the whole budget of ``[train]``. With ``resume``, a finished side stays, and an interrupted one continues.
 
     Returns:
         The summaries by side; where a signal came in the first there is no second.
@@ -50,7 +50,7 @@ def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: boo
     """
     sides = {side: recipes.resolve(content) for side, content in sides_of(recipe).items()}
     processes = PartialState(cpu=not torch.accelerator.is_available())
-    begun = by_main_process(lambda: _begun(out, sides, resume))
+    started = by_main_process(lambda: _started(out, sides, resume))
     with processes.main_process_first():
         check_second(*(load_data(**content["data"]) for content in sides.values()))
     if processes.is_main_process:
@@ -62,25 +62,25 @@ def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: boo
         if done:
             summaries[side] = done
             continue
-        summary = train(content, out / side, resume=side in begun, progress=progress)
+        summary = train(content, out / side, resume=side in started, progress=progress)
         summaries[side] = summary
         if summary.signal_received:
             break
     return summaries
 
 
-def _begun(out: Path, sides: dict[str, Recipe], resume: bool) -> list[str]:
-    """The sides of the pair in ``out`` that have a run; none where one begins anew.
+def _started(out: Path, sides: dict[str, Recipe], resume: bool) -> list[str]:
+    """The sides of the pair in ``out`` that have a run; none without ``resume``.
 
     Raises:
-        ValueError, FileNotFoundError: there is something where one begins, no pair to resume, or one of other recipes.
+        ValueError, FileNotFoundError: ``out`` is not empty, holds no pair to resume, or one of another recipe.
     """
     if not resume:
         check_empty(out)
         return []
     if not (out / PAIR).is_file():
         raise FileNotFoundError(f"{out} holds no pair to resume (no {PAIR} in it); leave out --resume to start one")
-    begun = [side for side in sides if is_run(out / side)]
-    for side in begun:
+    started = [side for side in sides if is_run(out / side)]
+    for side in started:
         check_folder(out / side, sides[side], resume=True)
-    return begun
+    return started
