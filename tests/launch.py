@@ -38,10 +38,10 @@ class InDouble(Trainer):
         return super().train_step(batches)
 
     def validate(self):
-        found = super().validate()
+        validation = super().validate()
         if self.fails("late"):
             os.kill(os.getpid(), signal.SIGINT)
-        return found
+        return validation
 
     def save(self, run):
         super().save(run)

@@ -93,12 +93,12 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(tmp_path, 
 
 
 def test_the_steps_that_are_lost_are_told_where_the_log_is_silent(tmp_path, monkeypatch):
-    recipe = change(TINY, log_every=100, validate_every=100)
+    recipe = change(TINY, steps=5, log_every=100, validate_every=100)
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 10)
+        interrupt_at(patch, 4)
         train(recipe, tmp_path, progress=False)
-    (tmp_path / "checkpoints" / "10.pt").write_bytes(b"")
-    with pytest.warns(UserWarning, match="had come to step 10 at least; it goes on from its checkpoint of step 9"):
+    (tmp_path / "checkpoints" / "4.pt").write_bytes(b"")
+    with pytest.warns(UserWarning, match="had come to step 4 at least; it goes on from its checkpoint of step 3"):
         train(recipe, tmp_path, resume=True, progress=False)
 
 
@@ -150,8 +150,8 @@ def test_a_damaged_record_of_the_best_model_does_not_keep_a_run_from_going_on(tm
     run = shutil.copytree(whole, tmp_path / "run")
     (run / "best" / "validation.json").write_bytes(damage)
     with pytest.warns(UserWarning, match=r"validation\.json is damaged .*; the next model is best"):
-        summary = train(change(TINY, steps=16), run, resume=True, progress=False)
-    assert summary["best"]["step"] == 16 == json.loads((run / "best" / "validation.json").read_text())["step"]
+        summary = train(change(TINY, steps=13), run, resume=True, progress=False)
+    assert summary["best"]["step"] == 13 == json.loads((run / "best" / "validation.json").read_text())["step"]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
@@ -224,13 +224,14 @@ def test_a_gradient_that_is_not_finite_is_seen_where_the_loss_is_finite():
 
 
 def test_what_is_left_out_is_counted_with_its_batch_and_its_cause(tmp_path, monkeypatch):
-    """Steps 5 and 43 of a run with 39 steps an epoch; the means and the weights are those of the others."""
-    break_steps(monkeypatch, lambda self: self.step in (4, 42))
-    recipe = change(TINY, steps=45, pretrain=0.0, validate_every=100, checkpoint_every=100, accumulate=1)
+    """Steps 5 and 13 of a run with 9 steps an epoch; the means and the weights are those of the others."""
+    break_steps(monkeypatch, lambda self: self.step in (4, 12))
+    recipe = change(TINY, steps=15, pretrain=0.0, validate_every=100, checkpoint_every=100, accumulate=1)
+    recipe = change(recipe, batch_size=128)
     summary = train(recipe, tmp_path, progress=False)
     lines = [line for line in read_metrics(tmp_path) if "skipped" in line]
     places = [(line["step"], line["skipped"], line["epoch"], line["batch"]) for line in lines]
-    assert places == [(5, 1, 0, 4), (43, 2, 1, 3)]
+    assert places == [(5, 1, 0, 4), (13, 2, 1, 3)]
     assert lines[0]["not_finite"] == "denoising" and lines[1]["not_finite"] == "flow, denoising, prior"
     assert summary["skipped_steps"] == 2 and summary["rollbacks"] == 0
     text = (tmp_path / "metrics.jsonl").read_text()
@@ -238,13 +239,28 @@ def test_what_is_left_out_is_counted_with_its_batch_and_its_cause(tmp_path, monk
     assert all(math.isfinite(line["denoising"]) for line in read_metrics(tmp_path) if "score_lr" in line)
 
 
-def test_a_run_that_fails_goes_back_and_goes_on_at_a_lower_rate(tmp_path, monkeypatch):
+FAILING = change(TINY, steps=20, max_skipped_steps=4, log_every=3)
+
+
+def break_from_step_7(monkeypatch):
     break_steps(monkeypatch, lambda self: self.step >= 7 and self.lr_factor == 1)
-    recipe = change(TINY, steps=20, max_skipped_steps=4, log_every=3)
-    with pytest.warns(UserWarning, match=r"was infinite or NaN by step 11; going on from step 6 at 0\.5 of the"):
-        summary = train(recipe, tmp_path, progress=False)
+
+
+@pytest.fixture(scope="module")
+def rolled_back(tmp_path_factory):
+    """A run that fails from step 7 on, until it has gone back."""
+    run = tmp_path_factory.mktemp("rolled_back") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        break_from_step_7(patch)
+        with pytest.warns(UserWarning, match=r"was infinite or NaN by step 11; going on from step 6 at 0\.5 of the"):
+            train(FAILING, run, progress=False)
+    return run
+
+
+def test_a_run_that_fails_goes_back_and_goes_on_at_a_lower_rate(rolled_back):
+    summary = summary_of(rolled_back)
     assert summary["steps"] == 20 and summary["rollbacks"] == 1 and summary["skipped_steps"] == 4
-    lines = read_metrics(tmp_path)
+    lines = read_metrics(rolled_back)
     (back,) = [line for line in lines if "rollback" in line]
     assert (back["step"], back["from"], back["lr_factor"], back["rollback"]) == (6, 11, 0.5, 1) and back["not_finite"]
     assert [line["step"] for line in back["left_out"]] == [8, 9, 10, 11]
@@ -252,7 +268,7 @@ def test_a_run_that_fails_goes_back_and_goes_on_at_a_lower_rate(tmp_path, monkey
     assert [line["step"] for line in lines if "score_lr" in line] == [3, 6, 9, 12, 15, 18, 20]
     rates = {line["step"]: line["score_lr"] for line in lines if "score_lr" in line}
     assert rates[9] == pytest.approx(rates[6] / 2)
-    assert checkpoint(tmp_path)["lr_factor"] == 0.5
+    assert checkpoint(rolled_back)["lr_factor"] == 0.5
 
 
 def test_a_flow_that_never_has_a_finite_loss_is_a_failure_though_the_score_has_steps_in_between(tmp_path, monkeypatch):
@@ -271,18 +287,15 @@ def test_what_is_interrupted_while_steps_are_left_out_says_what_is_saved(tmp_pat
     assert (summary["interrupted"], summary["steps"], summary["saved_step"]) == (True, 9, 6)
 
 
-def test_going_back_is_the_same_if_the_run_is_stopped_in_the_middle_of_it(tmp_path, monkeypatch):
-    break_steps(monkeypatch, lambda self: self.step >= 7 and self.lr_factor == 1)
-    recipe = change(TINY, steps=20, max_skipped_steps=4, log_every=3)
-    with pytest.warns(UserWarning):
-        train(recipe, tmp_path / "whole", progress=False)
+def test_going_back_is_the_same_if_the_run_is_stopped_in_the_middle_of_it(tmp_path, monkeypatch, rolled_back):
+    break_from_step_7(monkeypatch)
     with monkeypatch.context() as patch:
         interrupt_at(patch, 9)  # the second of four steps that are left out: that state is none to go back to
-        train(recipe, tmp_path / "halved", progress=False)
-    assert checkpoint(tmp_path / "halved")["step"] == 6
+        train(FAILING, tmp_path, progress=False)
+    assert checkpoint(tmp_path)["step"] == 6
     with pytest.warns(UserWarning):
-        train(recipe, tmp_path / "halved", resume=True, progress=False)
-    compare_runs(tmp_path / "whole", tmp_path / "halved")
+        train(FAILING, tmp_path, resume=True, progress=False)
+    compare_runs(rolled_back, tmp_path)
 
 
 def test_where_the_newest_state_is_no_help_the_one_before_it_is_tried_and_then_the_run_ends(tmp_path, monkeypatch):
@@ -324,9 +337,9 @@ def test_anything_in_a_validation_that_is_not_finite_is_a_failure(tmp_path, monk
         return {"valid_nelbo": 1.0, "unit": "bits/dim", "valid_terminal": value if next(validations) == 1 else 2.0}
 
     monkeypatch.setattr(Trainer, "validate", validate)
-    with pytest.warns(UserWarning, match=r"valid_terminal was infinite or NaN by step 8; going on from step 6"):
-        summary = train(TINY, tmp_path, progress=False)
-    assert summary["rollbacks"] == 1 and summary["valid_terminal"] == 2 and summary["steps"] == 12
+    with pytest.warns(UserWarning, match=r"valid_terminal was infinite or NaN by step 4; going on from step 3"):
+        summary = train(change(TINY, steps=5, validate_every=2), tmp_path, progress=False)
+    assert summary["rollbacks"] == 1 and summary["valid_terminal"] == 2 and summary["steps"] == 5
     assert "Infinity" not in (tmp_path / "metrics.jsonl").read_text()
 
 
@@ -335,13 +348,13 @@ def test_a_signal_after_the_last_step_is_not_lost(tmp_path, monkeypatch):
     validate = Trainer.validate
 
     def told(self):
-        if self.step == 12:
+        if self.step == 2:
             signal.raise_signal(signal.SIGTERM)
         return validate(self)
 
     monkeypatch.setattr(Trainer, "validate", told)
-    summary = train(TINY, tmp_path, progress=False)
-    assert summary.signal_received and not summary["interrupted"] and summary["steps"] == 12
+    summary = train(change(TINY, steps=2), tmp_path, progress=False)
+    assert summary.signal_received and not summary["interrupted"] and summary["steps"] == 2
 
 
 def test_a_signal_while_a_checkpoint_is_written_waits_for_it(tmp_path, monkeypatch, whole):

@@ -1,6 +1,7 @@
 """The loop: what it optimises, that it stops, saves and goes on exactly, and that nothing is lost on the way."""
 
 import copy
+import functools
 import json
 import math
 import os
@@ -167,21 +168,37 @@ def test_learning_rate_rises_rests_and_falls():
     assert learning_rate_factor(0, 0.0, warmup=0, decay=0.0) == 1.0
 
 
+ALL_OPTIONS = change(DIGITS, accumulate=2, pretrain=0.6, soft_truncation=1.2, decay=0.5)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run of a recipe that nothing disturbs, made once."""
+
+    @functools.cache
+    def make(name):
+        run = tmp_path_factory.mktemp("whole") / name
+        train({"plain": DIGITS, "all options": ALL_OPTIONS}[name], run, progress=False)
+        return run
+
+    return make
+
+
 @pytest.mark.parametrize("stop", [3, 4])  # in the middle of an epoch of four steps, and at its end
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2, "pretrain": 0.6, "soft_truncation": 1.2, "decay": 0.5}])
-def test_resuming_equals_never_stopping(tmp_path, monkeypatch, stop, options):
-    recipe = change(DIGITS, **options)
-    train(recipe, tmp_path / "whole", progress=False)
+@pytest.mark.parametrize(
+    "name, recipe", [("plain", DIGITS), ("all options", ALL_OPTIONS)], ids=["plain", "all options"]
+)
+def test_resuming_equals_never_stopping(tmp_path, monkeypatch, whole, stop, name, recipe):
     with monkeypatch.context() as patch:
         interrupt_at(patch, stop)
         assert train(recipe, tmp_path / "halved", progress=False)["interrupted"]
     assert checkpoint(tmp_path / "halved")["step"] == stop
     assert not train(recipe, tmp_path / "halved", resume=True, progress=False)["interrupted"]
 
-    whole, halved = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "halved")
-    assert whole.pop("seconds") > 0 and halved.pop("seconds") > 0
-    assert_same(whole, halved)
-    assert log_of(tmp_path / "whole") == log_of(tmp_path / "halved")
+    undisturbed, halved = checkpoint(whole(name)), checkpoint(tmp_path / "halved")
+    assert undisturbed.pop("seconds") > 0 and halved.pop("seconds") > 0
+    assert_same(undisturbed, halved)
+    assert log_of(whole(name)) == log_of(tmp_path / "halved")
 
 
 def test_accumulated_batches_are_one_step(tmp_path):
@@ -223,7 +240,7 @@ def test_order_of_the_data_covers_every_epoch(monkeypatch):
     assert torch.equal(next(trainer.batches()), later)
 
 
-def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch, whole):
     run, recipe = tmp_path / "run", change(DIGITS, checkpoint_every=2)
     replace, calls = os.replace, []
 
@@ -240,8 +257,7 @@ def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
             train(recipe, run, progress=False)
     assert checkpoint(run)["step"] == 2
     assert train(recipe, run, resume=True, progress=False)["steps"] == 9
-    train(recipe, tmp_path / "whole", progress=False)
-    assert_same(checkpoint(run)["model"], checkpoint(tmp_path / "whole")["model"])
+    assert_same(checkpoint(run)["model"], checkpoint(whole("plain"))["model"])
 
 
 def test_pretraining_leaves_the_flow_alone_and_ends_without_a_jump():
@@ -343,14 +359,13 @@ def test_a_strong_isometry_term_keeps_the_flow_linear():
     assert defects[1] < 0.02 * defects[0]
 
 
-@pytest.mark.parametrize("second", [True, False])
-def test_the_terminal_law_is_the_one_asked_for(second):
-    """x_T comes nearer to the second data set, or to the data's own mean and covariance, than without the term."""
-    distances = []
-    for weight in (0.0, 30.0):
+@pytest.fixture(scope="module")
+def ends():
+    """Draws of x_T in model units: without a term for its law, with the data's own moments, with a second data set."""
+
+    def draw(weight, **data_b):
         recipe = GAUSSIAN | {"data": {"name": "checkerboard", "samples": 5000}}
-        recipe |= {"flow": {"name": "coupling", "width": 16}}
-        recipe |= {"data_b": {"name": "eight-gaussians", "samples": 5000}} if second else {}
+        recipe |= {"flow": {"name": "coupling", "width": 16}} | data_b
         recipe = change(recipe, terminal=weight, flow_lr=5e-3)
         trainer = Trainer(recipes.resolve(recipe), load_data(**recipe["data"]), Accelerator())
         batches = trainer.batches()
@@ -360,9 +375,18 @@ def test_the_terminal_law_is_the_one_asked_for(second):
         with torch.no_grad():
             end = trainer.model.decode(torch.randn(2000, 2, generator=torch.Generator().manual_seed(0)))
         other = trainer.model.scaling.to_model(stack(load_data(**recipe.get("data_b", recipe["data"])).train))
-        target = other[:2000] if second else normal_law(other)(2000)
-        distances.append(sliced_wasserstein(end, target))
-    assert distances[1] < 0.6 * distances[0]
+        return end, other[:2000] if data_b else normal_law(other)(2000)
+
+    free, moments = draw(0.0), draw(30.0)
+    second = draw(30.0, data_b={"name": "eight-gaussians", "samples": 5000})
+    return free[0], moments, second
+
+
+@pytest.mark.parametrize("second", [True, False])
+def test_the_terminal_law_is_the_one_asked_for(ends, second):
+    """x_T comes nearer to the second data set, or to the data's own mean and covariance, than without the term."""
+    without, end, target = ends[0], *ends[2 if second else 1]
+    assert sliced_wasserstein(end, target) < 0.6 * sliced_wasserstein(without, target)
 
 
 def test_the_terminal_law_must_have_the_shape_of_the_data():
