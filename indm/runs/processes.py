@@ -18,7 +18,7 @@ def by_main_process(decide: Callable[[], T]) -> T:
         except Exception as error:
             outcome = [None, error]
     broadcast_object_list(outcome)
-    result, error = outcome
-    if error is not None:
-        raise error
+    result, failure = outcome
+    if failure is not None:
+        raise failure
     return result
