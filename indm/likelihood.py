@@ -6,12 +6,13 @@ score; off it their difference can have either sign and is not a variational gap
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from indm.gaussian import GaussianReference
 from indm.objective import reconstruction_term
@@ -74,25 +75,34 @@ def log_likelihood(
     .. math:: \log|\det \partial h/\partial x| + \log\pi(z_T) + \int_\epsilon^T \nabla\cdot(fz-\tfrac12 g^2 s)\,dt
               - \log q(z_\epsilon|z_0) + \log p(z_0|z_\epsilon)
 
+    The ODE is integrated over the clock −log SNR in the coordinate of :func:`indm.score.probability_flow`, and its
+    divergence per dimension, so that ``atol`` is in nats per dimension; every sample has its own steps.
+
     Args:
         model: an INDM.
         x: data in model units.
-        probes: Rademacher probes for the divergence, fixed along the path.
-        exact: exact divergence (d products in place of ``probes``); default: where that is cheaper, d ≤ ``probes``,
-            and in two dimensions.
+        probes: Rademacher probes for the divergence, the same all along the path.
+        exact: compute the exact divergence, by d products in place of ``probes``; default: where that is cheaper
+            (d ≤ ``probes``), and in two dimensions.
         rtol, atol: tolerances of the adaptive solver.
-        steps: solve in so many equal steps instead, without control of the error: a third of the time at 24.
+        steps: equal steps instead, without error control; 24 take a third of the time.
         eps: truncation, at least the SDE's own, which is the default.
-        reference: a Gaussian law of the latents, whose probability flow is then solved exactly; default N(0, I).
+        reference: a Gaussian law of the latents, for ``steps``: its probability flow is solved exactly, and only the
+            difference from it in steps; default N(0, I).
 
-    The ODE is integrated over the clock −log SNR in the coordinate of :func:`indm.score.probability_flow`, and its
-    divergence per dimension, so that ``atol`` is in nats per dimension; every sample has its own steps.
+    Raises:
+        ValueError: an option out of range.
+        RuntimeError: where the adaptive solver did not reach T.
+
+    Example:
+
+        >>> import indm
+        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> report = log_likelihood(indm.build_model(tables, (2,)), torch.zeros(100, 2))  # latents N(0, I)
+        >>> abs(report.bits_per_dim() - 0.5 * math.log2(2 * math.pi)) < 0.1
+        True
     """
-    if probes < 1:
-        raise ValueError(f"probes must be at least 1, got {probes}")
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps must be at least 1, or None for the adaptive solver, got {steps}; 24 is usual")
-    _check_tolerances(rtol, atol)
+    _check_solver(probes, steps, rtol, atol)
     score = model.score
     with evaluation_mode(model), score.sde.truncated(eps) as sde:
         exact = event_size(x) <= max(2, probes) if exact is None else exact
@@ -100,41 +110,61 @@ def log_likelihood(
         noise = randn_like(x, generator)
         probe = x.new_zeros(len(x)) if exact else rademacher(x, probes, generator)
         z, log_det = model.encode(x, generator=generator)
-        d, (eps, T) = event_size(z), sde.endpoints(z)
         reconstruction = reconstruction_term(score, z, noise)
-
-        def field(clock: Tensor, state: tuple[Tensor, ...], probe: Tensor) -> tuple[Tensor, ...]:
-            probe = basis(state[0]) if exact else probe
-            velocity, divergence = value_and_divergence(probability_flow(score, clock), state[0], probe)
-            return velocity, divergence / d
-
-        spreads, span = [sde.marginal_std(t) for t in (eps, T)], sde.clock_span()
-        state = (sde.perturb(z, eps, noise) / expand_like(spreads[0], z), torch.zeros_like(log_det))
+        start, end = (sde.marginal_std(t) for t in sde.endpoints(z))  # of z in the coordinate w = z/std
+        state = (sde.perturb(z, sde.endpoints(z)[0], noise) / expand_like(start, z), torch.zeros_like(log_det))
+        field, span = _flow_and_divergence(score, exact), sde.clock_span()
         if steps is None:
-            (w, integral), evaluations = integrate(field, state, *span, context=(probe,), rtol=rtol, atol=atol)
-            nfe = math.ceil(evaluations.double().mean().item())
             settings: dict[str, Any] = {"rtol": rtol, "atol": atol}
+            (w, integral), evaluations = integrate(field, state, *span, context=(probe,), **settings)
+            nfe = math.ceil(evaluations.double().mean().item())
         else:
+            settings = {"steps": steps}
             law = GaussianReference.standard(z) if reference is None else reference
             (w, integral), nfe = _whitened_adams(field, state, probe, law, span, steps)
-            settings = {"steps": steps}
-        growth = d * integral + event_sum((spreads[1] / spreads[0]).log(), z)
-        log_prob = log_det + sde.prior_log_prob(expand_like(spreads[1], z) * w) + growth - reconstruction
-        settings |= {
-            "eps": sde.eps,
-            "divergence": "exact" if exact else f"Hutchinson, {probes} Rademacher probe(s)",
-        }
-    return LikelihoodReport(log_prob, reconstruction, nfe, settings, model.scaling.log_scale(x.shape[1:]), d)
+        growth = event_size(z) * integral + event_sum((end / start).log(), z)
+        log_prob = log_det + sde.prior_log_prob(expand_like(end, z) * w) + growth - reconstruction
+        divergence = "exact" if exact else f"Hutchinson, {probes} Rademacher probe(s)"
+        settings |= {"eps": sde.eps, "divergence": divergence}
+    log_scale = model.scaling.log_scale(x.shape[1:])
+    return LikelihoodReport(log_prob, reconstruction, nfe, settings, log_scale, event_size(x))
 
 
-def _check_tolerances(rtol: float, atol: float) -> None:
+def check_tolerances(rtol: float, atol: float) -> None:
+    """ValueError naming a tolerance that is not positive and finite."""
     for name, tolerance in {"rtol": rtol, "atol": atol}.items():
         if not 0 < tolerance < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {tolerance}; 1e-4 is usual")
 
 
-def _whitened_adams(field, state, probe: Tensor, law: GaussianReference, span: tuple[float, float], steps: int):
-    """:func:`indm.ode.adams` for the state (w, integral), in the coordinate in which ``law`` rests."""
+def _check_solver(probes: int, steps: int | None, rtol: float, atol: float) -> None:
+    if probes < 1:
+        raise ValueError(f"probes must be at least 1, got {probes}")
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps must be at least 1, or None for the adaptive solver, got {steps}; 24 is usual")
+    check_tolerances(rtol, atol)
+
+
+def _flow_and_divergence(score: nn.Module, exact: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The field of (w, ∫ divergence/d): the probability flow, and its divergence per dimension by ``probe``."""
+
+    def field(clock: Tensor, state: tuple[Tensor, ...], probe: Tensor) -> tuple[Tensor, Tensor]:
+        w = state[0]
+        velocity, divergence = value_and_divergence(probability_flow(score, clock), w, basis(w) if exact else probe)
+        return velocity, divergence / event_size(w)
+
+    return field
+
+
+def _whitened_adams(
+    field: Callable[..., tuple[Tensor, Tensor]],
+    state: tuple[Tensor, Tensor],
+    probe: Tensor,
+    law: GaussianReference,
+    span: tuple[float, float],
+    steps: int,
+) -> tuple[tuple[Tensor, Tensor], int]:
+    """:func:`indm.ode.adams` for the state (w, integral), in the coordinate in which ``law`` does not move."""
     w, integral = state
 
     def whitened(clock: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -147,14 +177,21 @@ def _whitened_adams(field, state, probe: Tensor, law: GaussianReference, span: t
     return (law.colour(v, end).reshape(w.shape), integral), nfe
 
 
+def latents_of(
+    model, raw: Tensor, *, batch_size: int = 256, generator: torch.Generator | None = None
+) -> Float[Tensor, "n *event"]:
+    """h(x) of data in data units (n, *event), encoded ``batch_size`` at a time; dequantized by ``generator``."""
+    latents = []
+    with evaluation_mode(model):
+        for batch in raw.split(batch_size):
+            x = model.scaling.to_model(batch.to(model.scaling.scale.device), generator=generator)
+            latents.append(model.flow.latent(x, generator=generator))
+    return torch.cat(latents)
+
+
 def latent_reference(
     model, raw: Tensor, *, batch_size: int = 256, seed: int = 0, most: int = 10_000
 ) -> GaussianReference:
-    """The Gaussian law of (up to ``most`` of) these samples' latents: the control variate of their NELBO."""
-    device, latents = model.scaling.scale.device, []
-    generator = torch.Generator(device).manual_seed(seed)
-    with evaluation_mode(model):
-        for batch in raw[:most].split(batch_size):
-            x = model.scaling.to_model(batch.to(device), generator=generator)
-            latents.append(model.flow.latent(x, generator=generator))
-    return GaussianReference.fit(torch.cat(latents))
+    """The Gaussian law of the latents of the first ``most`` samples: the control variate of their NELBO."""
+    generator = torch.Generator(model.scaling.scale.device).manual_seed(seed)
+    return GaussianReference.fit(latents_of(model, raw[:most], batch_size=batch_size, generator=generator))

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from indm.config.parts import BUILT_IN, find
+from indm.likelihood import latents_of
 from indm.messages import nearest
 from indm.ode import adams, integrate, interpolatory_weights
 from indm.rng import randn_like
@@ -460,14 +461,13 @@ def solve_latent(
 
 
 def centre_prior(model, raw: Tensor, *, batch_size: int = 256, generator: torch.Generator | None = None) -> None:
-    """Put the mean of the prior where the mean of data goes: α_T times the mean of h(x).
+    """Put the mean of the prior where the diffusion takes the mean of data: α_T times the mean of h(x).
 
     Args:
         model: an INDM, which is changed.
         raw: data in data units, (n, *event).
     """
-    with evaluation_mode(model):
-        parts = [part.to(model.scaling.scale.device) for part in raw.split(batch_size)]
-        z = torch.cat([model.flow.latent(model.scaling.to_model(part, generator=generator)) for part in parts])
-        mean, sde = z.mean(0, keepdim=True), model.score.sde
+    mean = latents_of(model, raw, batch_size=batch_size, generator=generator).mean(0, keepdim=True)
+    sde = model.score.sde
+    with torch.no_grad():
         sde.prior_mean = (expand_like(sde.alpha(sde.endpoints(mean)[1]), mean) * mean)[0]

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from indm.evaluation.statistics import mean_error_and_noise
 from indm.gaussian import GaussianReference
-from indm.likelihood import _check_tolerances, latent_reference, log_likelihood
+from indm.likelihood import check_tolerances, latent_reference, log_likelihood
 from indm.messages import nearest
 from indm.objective import nelbo
 from indm.tensors import evaluation_mode
@@ -148,7 +148,7 @@ def _check(counts: Mapping[str, int], repeats: int, solver: Solver) -> None:
         raise ValueError(f"raw must hold at least 2 samples for a standard error, got {counts['nelbo']}")
     if counts["nll"] < 0 or counts["nll"] == 1:
         raise ValueError(f"nll_examples must be 0 (no NLL) or at least 2 for a standard error, got {counts['nll']}")
-    _check_tolerances(solver.get("rtol", 1e-4), solver.get("atol", 1e-4))
+    check_tolerances(solver.get("rtol", 1e-4), solver.get("atol", 1e-4))
 
 
 def diffusion_estimators(model, reference: GaussianReference, times: int, solver: Solver) -> dict[str, Estimator]:

@@ -99,14 +99,6 @@ def make_generator(like: Tensor, seed: int, stream: int) -> torch.Generator:
     return torch.Generator(like.device).manual_seed(seed + 1_000_003 * stream)
 
 
-def latents(model, raw: Tensor, *, generator: torch.Generator | None = None, batch_size: int = 256) -> Batch:
-    """h(x) of data in data units."""
-    with evaluation_mode(model):
-        parts = [part.to(model.scaling.scale.device) for part in raw.split(batch_size)]
-        batches = (model.scaling.to_model(part, generator=generator) for part in parts)
-        return torch.cat([model.flow.latent(x, generator=generator) for x in batches])
-
-
 def quality(
     model,
     data: Data,

@@ -22,12 +22,12 @@ from indm.evaluation.sample_quality import (
     count_images,
     distances,
     floor,
-    latents,
     make_generator,
     prior_draws,
     solve,
 )
 from indm.evaluation.statistics import mean_and_error
+from indm.likelihood import latents_of
 from indm.objective import prior_term
 from indm.rng import randn_like
 from indm.sampling import make_sampler
@@ -77,7 +77,7 @@ def sampling_errors(
         raise ValueError(f"sampler must solve the probability flow, as 'unipc' does, got {sampler!r}")
     images = count_images(data, images)
     generator = make_generator(model.scaling.scale, seed, 1)
-    z = latents(model, stack(data.train, images), generator=generator)
+    z = latents_of(model, stack(data.train, images), generator=generator)
     with evaluation_mode(model):
         drawn = prior_draws(model, images, seed)
         noise = (drawn - model.sde.prior_mean.to(drawn)) / model.sde.prior_std
@@ -222,7 +222,7 @@ def latent_quadrature(model, density: Density, *, step: float = 0.01, half_width
     raw = grid[kept]
 
     def latent(raw: Tensor) -> Tensor:
-        return latents(model, raw, batch_size=4096).double()
+        return latents_of(model, raw, batch_size=4096).double()
 
     points = latent(raw)
     neighbours = [latent(raw + step * axis) - points for axis in torch.eye(2, dtype=torch.float64)]
@@ -255,7 +255,7 @@ def estimation_curve(
     start, end = sde.clock_span()
     first = max(start, 2 * math.log(2 * quadrature.spacing))
     width = (end - first) / times
-    z = latents(model, density.sample(samples, generator=torch.Generator().manual_seed(seed)))
+    z = latents_of(model, density.sample(samples, generator=torch.Generator().manual_seed(seed)))
     generator = make_generator(z, seed, 1)
     curve, errors = [], []
     for i in tqdm(range(times), desc="estimation", disable=not progress):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from indm.config.migrations import migrate_drawing
 from indm.config.options import Drawing
+from indm.config.parts import trust
 from indm.data.base import stack
 from indm.data.registry import load_data
 from indm.files import atomic, untrusted
@@ -38,7 +39,8 @@ def draw(
     model, recipe = open_run(run)
     if drawing.n < 1:
         raise ValueError(f"n must be at least 1 sample, got {drawing.n}")
-    sampler = make_sampler(drawing.sampler, **drawing.sampler_options)
+    with trust(drawing.sampler):  # the caller names it; it does not come from a file
+        sampler = make_sampler(drawing.sampler, **drawing.sampler_options)
     settings = asdict(drawing) | {"sampler_options": sampler.options(), "eps": model.sde.truncation(drawing.eps)}
     settings |= {"steps": None if sampler.adaptive else drawing.steps}
     device = model.scaling.scale.device
