@@ -31,7 +31,7 @@ from indm.cli.tables import help_of, take_tables
 from indm.cli.train import Train, TrainBridge, TrainPair, saved_state
 from indm.cli.translate import Translate
 from indm.config import recipes
-from indm.config.options import Drawing, Evaluation, ReportOptions, Training, TranslationOptions
+from indm.config.options import Drawing, Evaluation, ReportOptions, ReproductionOptions, Training, TranslationOptions
 from indm.data.registry import load_data
 from indm.evaluation.statistics import paired_difference
 from indm.model import build_model
@@ -375,7 +375,8 @@ def test_help_is_there(command, capsys):
 @pytest.mark.parametrize(
     "command, options, prefix",
     [("train", Training, "train."), ("train", Evaluation, "evaluate."), ("evaluate", Evaluation, ""),
-     ("fid", Drawing, ""), ("sample", Drawing, ""), ("report", ReportOptions, ""), ("translate", TranslationOptions, "")],
+     ("fid", Drawing, ""), ("sample", Drawing, ""), ("report", ReportOptions, ""),
+     ("translate", TranslationOptions, ""), ("reproduce", ReproductionOptions, "")],
 )  # fmt: skip
 def test_help_has_every_option_with_its_sentence_and_default(command, options, prefix, capsys):
     with pytest.raises(SystemExit):

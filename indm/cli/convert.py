@@ -19,15 +19,18 @@ EvaluationFlags = flags_of(Evaluation)
 class Convert(Common):
     """Make a run of a released checkpoint: of the paper's code, or of score_sde_pytorch (then without a flow).
 
-    Channels, levels, blocks, attention, pyramids and embedding are read off the tensors. What they do not tell is
-    asked for: --recipe cifar10-vp-nll says it all for that setting of the paper; or --sde vp, subvp or ve and
-    --image-size, the rest being taken as published for DDPM++ (vp, subvp) or NCSN++ (ve) and listed, to be changed by
-    --net.centered false, --net.fir "[1, 3, 3, 1]", --net.scale_by_sigma, --net.rescale, --sde.beta_max and so on; or
-    --settings, a JSON file of the original's settings under their original names. --data says what "indm evaluate"
-    shall load: --data folder --data.path my-images --data.size 32.
+    Channels, levels, blocks, attention, pyramids and embedding are read from the tensors. The rest must be given:
 
-    A tensor that does not fit is an error that lists it, and so is a setting that is not known. Nothing pickled in the
-    files is run.
+    by --recipe cifar10-vp-nll, which has all of it for that setting of the paper;
+
+    or by --sde vp, subvp or ve and --image-size. The remaining settings are then those published for DDPM++ (vp, subvp)
+    or NCSN++ (ve); they are listed, and --net.centered false, --net.fir "[1, 3, 3, 1]", --net.scale_by_sigma,
+    --net.rescale, --sde.beta_max and so on change them;
+
+    or by --settings, a JSON file of the original's settings under their original names.
+
+    --data says what "indm evaluate" loads: --data folder --data.path my-images --data.size 32. A tensor that does not
+    fit is an error that lists it, and so is an unknown setting. Nothing pickled in the files is run.
     """
 
     tables = ("data", "sde", "net")

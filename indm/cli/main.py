@@ -33,7 +33,7 @@ from indm.runs.signals import end_at_once
 ABOUT = """Implicit nonlinear diffusion models: train one, report its likelihood, sample from it.
 
   indm recipes                            what can be trained as it is
-  indm train digits --out runs/digits     train; Ctrl-C saves, --resume goes on
+  indm train digits --out runs/digits     train; Ctrl-C saves, --resume continues
   indm evaluate runs/digits               NELBO and NLL of the test split, with error bars
   indm sample runs/digits -n 64           a grid of samples
   indm fid runs/cifar10                   FID, Inception score, KID, precision and recall
@@ -46,13 +46,13 @@ ABOUT = """Implicit nonlinear diffusion models: train one, report its likelihood
 Exit status:
 
   0    all is done
-  1    some examples failed and are named on standard error, the others are done
-  2    a mistake, which one line on standard error names
-  3    an error that should not be; the same command with --debug shows where it came from
-  130  interrupted: Ctrl-C ends a training when its step is saved, all else as soon as may be, the second time at once
-  141  nobody reads the output any more, as in "indm recipes | head"
+  1    some examples failed, which standard error names; the others are done
+  2    a mistake of yours, which one line on standard error explains
+  3    an error in this program; the same command with --debug shows where it came from
+  130  interrupted: training ends when its step is saved, other commands end soon; a second Ctrl-C ends at once
+  141  the reader of the output has closed it, as in "indm recipes | head"
 
-No file is written over without --overwrite.
+No file is overwritten without --overwrite.
 """
 
 COMMANDS = {
@@ -153,7 +153,7 @@ def is_ctrl_c_free() -> bool:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """The first Ctrl-C is a KeyboardInterrupt, the second ends the process at once."""
+    """Inside, the first Ctrl-C is a KeyboardInterrupt, and the second ends the process at once."""
     if not is_ctrl_c_free():
         yield
         return
@@ -165,7 +165,7 @@ def interruptible() -> Iterator[None]:
 
 
 def program() -> int:
-    """:func:`main` where nothing comes after it: Ctrl-C then ends Python at once, whatever still has to be put away."""
+    """:func:`main` as a program of its own: once it is over, Ctrl-C ends Python at once, without its clean-up."""
     free = is_ctrl_c_free()
     if free:
         signal.signal(signal.SIGINT, interrupt)
@@ -183,12 +183,12 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; every failure is one line on standard error and an exit status, see "indm --help"."""
-    for name in ("stdout", "stderr"):  # what was closed before it began
+    for name in ("stdout", "stderr"):  # closed before the program started
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     warnings.formatwarning = lambda message, *_: f"indm: warning: {one_line(message)}\n"
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be Unicode
     command: Common | None = None
     try:
         with interruptible():
@@ -210,8 +210,8 @@ def main(arguments: list[str] | None = None) -> int:
         if issubclass(kind, ValueError | OSError) or kind in (RuntimeError, MemoryError) or is_out_of_memory(error):
             print(f"indm: error: {one_line(error) or kind.__name__}", file=sys.stderr)
             return MISTAKE
-        said = f"unexpected {kind.__name__}: {one_line(error)}"
-        print(f"indm: error: {said} (the same command with --debug shows where)", file=sys.stderr)
+        message = f"unexpected {kind.__name__}: {one_line(error)}"
+        print(f"indm: error: {message} (the same command with --debug shows where)", file=sys.stderr)
         return DEFECT
 
 

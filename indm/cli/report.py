@@ -22,7 +22,7 @@ class Compare(Common):
     out: Path = Path(".")
     """Where to write comparison.png and comparison.json."""
     overwrite: bool = False
-    """Write over a comparison that is there."""
+    """Overwrite an existing comparison."""
 
     def run(self) -> int:
         from indm.evaluation.comparison import compare
@@ -38,20 +38,20 @@ class Compare(Common):
 class Inspect(Common):
     """Look at what the flow of a run does: flow.png and flow.json.
 
-    The singular values of its Jacobian, where its action lies (colour, low and high frequencies, position), and how
-    long the class can be told from x_t. Give a linear run (--flow identity) as a second one to compare with.
+    Shows the singular values of its Jacobian, where it acts (colour, low and high frequencies, position), and up to
+    which t a classifier tells the class from x_t. Add a linear run (--flow identity) to compare with.
     """
 
     run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…")]
     """One or more run folders, all of the same data."""
     examples: int = 2000
-    """Examples of each split to look at, at most."""
+    """Examples of each split, at most."""
     seed: int = 0
-    """Of dequantization and noise."""
+    """Seed of dequantization and noise."""
     out: Path = Path(".")
     """Where to write flow.png and flow.json."""
     overwrite: bool = False
-    """Write over what is there."""
+    """Overwrite existing files."""
     quiet: bool = False
     """No progress bar."""
 
@@ -89,16 +89,16 @@ class Report(Common):
 
     Learning curves, likelihoods, sample quality over steps for each sampler, samples, paths x_t, interpolation,
     transport cost, the sampling error by parts, what the flow does. Runs that differ in the seed alone are averaged.
-    What was measured is kept in the run folders, so that a report that was stopped goes on.
+    Measurements are kept in the run folders, so that a report that was stopped continues.
     """
 
     run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…")]
-    """One or more run folders of one data set; what was not evaluated is."""
+    """One or more run folders of one data set; those without an evaluation are evaluated first."""
     out: Path = Path("report")
     """Where to write."""
     options: Annotated[ReportOptions, arg(name="")] = field(default_factory=ReportOptions)
     overwrite: bool = False
-    """Write over another report; the same one goes on without."""
+    """Overwrite another report; the same report continues without this."""
     quiet: bool = False
     """No progress bar."""
 

@@ -38,8 +38,8 @@ class Draws(Common):
 class Sample(Draws):
     """Draw samples from a run's model: samples.png (a grid, or a scatter plot beside the data) and samples.npz.
 
-    samples.npz and samples.json tell how they were drawn. Samples that are there already, drawn just so, are not drawn
-    again.
+    samples.npz and samples.json say how they were drawn. Samples that were drawn with the same options are kept, not
+    drawn again.
     """
 
     run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
@@ -60,14 +60,14 @@ class Sample(Draws):
         samples, levels, drawn = draw(self.run_folder, drawing, out, **options)
         made_by: Any = drawn
         if (out / "samples.png").exists():
-            pass  # drawn just so before, and shown
+            pass  # of the same samples
         elif samples.ndim == 4:
             plots.save_grid(samples, levels or 256, out / "samples.png")
         elif samples.shape[1] > 1:
             reference = stack(load_data(**made_by["data"]).test, len(samples)).float()
             plots.scatter(samples, reference, DENSITIES.get(made_by["data"]["name"]), out / "samples.png")
         by = f"{drawing.sampler}, {drawing.steps} steps" if made_by["steps"] else drawing.sampler
-        shown = "samples.png" if (out / "samples.png").exists() else SAMPLES  # numbers by themselves
+        shown = "samples.png" if (out / "samples.png").exists() else SAMPLES  # single numbers have no picture
         print(f"{out / shown}: {len(samples)} samples by {by}")
         return DONE
 
@@ -76,23 +76,23 @@ class Sample(Draws):
 class Fid(Draws):
     """Score samples against a reference by torch-fidelity: FID, Inception score, KID, precision and recall.
 
-    indm fid runs/cifar10 draws samples as "indm sample" does and keeps them in samples.npz; drawn just so before, they
-    are not drawn again. The scores are added to fid.json with their provenance: pixels, sampler, split, extractor.
-    Needs 'indm[fid]', and Inception's weights in a place that the error names where they are missing.
+    indm fid runs/cifar10 draws samples as "indm sample" does, keeps them in samples.npz and uses them again. The scores
+    are added to fid.json with their provenance: pixels, sampler, split, extractor. Needs 'indm[fid]' and a file of
+    Inception's weights; where it is missing, the error says where to put it.
     """
 
     source: Annotated[Positional[str], arg(metavar="RUN|FOLDER")]
-    """What is scored: a run folder, a folder of images, a samples.npz; or a data set's test split, as a yardstick."""
+    """What to score: a run folder, a folder of images, a samples.npz, or a data set (its test split)."""
     reference: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: the run's data)")] = None
     """A data set (by its name, a recipe or a run folder), a folder of images or a samples.npz."""
     split: Literal["train+valid", "train", "valid", "test"] = "train+valid"
-    """Of the reference's data set; train+valid is all that is not for testing, as published scores have it."""
+    """Split of the reference's data set. Published scores use all data that are not for testing: train+valid."""
     extractor: Annotated[str, arg(metavar="FOLDER|FILE|inception")] = "inception"
-    """Inception, a file of its weights, or a folder with indm's own extractor, trained there on labels if need be."""
+    """inception, a file of its weights, or a folder for indm's own extractor, which is trained if it is not there."""
     size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: as they are)")] = None
     """Resize the images of a folder to this side."""
     resize: Annotated[str, arg(metavar="MODE")] = "bilinear"
-    """How: bilinear, bicubic, lanczos, …; antialiased."""
+    """How to resize: bilinear, bicubic, lanczos, …; antialiased."""
     drawing: Annotated[FidDrawing, arg(name="")] = field(default_factory=FidDrawing, kw_only=True)
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: the run folder, or .)")] = None
     """Where to write."""

@@ -16,9 +16,11 @@ from indm.messages import one_line
 class Translate(Common):
     """Translate images of A into images of B, without pairs to learn from.
 
-      indm translate RUN_A RUN_B photos --out results     two models: to T along A's flow of probability, back along B's
-      indm translate PAIR photos --out results            the same, with the folder of "indm train-pair"
-      indm translate BRIDGE photos --out results          one model of "indm train-bridge"
+    "indm translate RUN_A RUN_B photos --out results" takes two models: to T along A's probability flow, back along B's.
+
+    "indm translate PAIR photos --out results" does the same, with the folder of "indm train-pair".
+
+    "indm translate BRIDGE photos --out results" takes one model of "indm train-bridge".
 
     Writes NAME.png for each image (NAME.npz for an array), sheet.png with sources and results in turns, and
     translation.json with the distance of each result from its source and the reason for each that failed.
