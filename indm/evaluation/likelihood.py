@@ -122,20 +122,18 @@ def evaluate(
 
     with evaluation_mode(model):
         estimates = _draw_all(draw, [kind for kind, _ in jobs], repeats, progress, distributed)
-    levels, dims = model.scaling.levels, math.prod(raw.shape[1:])
-    report = {
-        "images": counts,
-        "dims": dims,
-        "dequantization": f"uniform, {levels} grey levels" if levels else "none (continuous data)",
-        "eps": eps,
-        "repeats": repeats,
-        "seed": seed,
-    } | notes
-    nats: dict[str, Tensor] = {}
-    for kind, found in estimates.items():
-        report[kind], both = summary(found, dims)
+    report = {"images": counts} | _setting(model, raw) | {"eps": eps, "repeats": repeats, "seed": seed} | notes
+    nats = {}
+    for kind, of_kind in estimates.items():
+        report[kind], both = summary(of_kind, report["dims"])
         nats |= {kind: both[0], f"{kind}_without_reconstruction": both[1]}
     return report, nats
+
+
+def _setting(model, raw: Tensor) -> dict:
+    levels = model.scaling.levels
+    dequantization = f"uniform, {levels} grey levels" if levels else "none (continuous data)"
+    return {"dims": math.prod(raw.shape[1:]), "dequantization": dequantization}
 
 
 def _check(counts: Mapping[str, int], repeats: int, solver: Solver) -> None:

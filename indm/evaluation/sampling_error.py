@@ -1,7 +1,7 @@
-r"""What a report says of one trained model: sample quality over steps, transport cost, and the sampling error by parts.
+r"""The sampling error of a model by parts: prior, discretization, estimation.
 
-Measures take a model and data and return what JSON can hold. Samples and paths are computed in the model's precision,
-statistics in float64. Standard errors are of the mean, or by the :func:`jackknife` where a number is no mean.
+Functions return what JSON can hold. Samples and paths are computed in the model's precision, statistics in float64.
+Standard errors are of the mean, or by the :func:`~indm.evaluation.statistics.jackknife` where a number is no mean.
 """
 
 import math
@@ -37,7 +37,7 @@ from indm.tensors import Batch, evaluation_mode, event_sum, expand_like, squared
 
 POINTS = 20_000  # test data of a known density whose NELBO is compared with it
 NEGLIGIBLE = 14.0  # nats below its highest at which a density is 0 to the quadrature
-TABLE = 100_000  # pairs of a sample and a point of the quadrature looked at in one go
+TABLE = 100_000  # pairs of a sample and a point of the quadrature in one matrix
 
 
 def sampling_errors(
@@ -54,8 +54,8 @@ def sampling_errors(
     """The sampling error as prior + discretization + estimation, each measured apart from the others.
 
     With x(z_T) for the converged solver's sample (probability-flow ODE to 1e-5): *prior* is π against the law of z_T,
-    and x(π) against x(z_T of training data), pair by pair with one noise in both; *discretization* the sampler in so
-    many steps against x, from the same z_T ~ π; *estimation* x(z_T of training data) against test data, beside the
+    and x(π) against x(z_T of training data), pair by pair with one noise in both; *discretization* is the sampler in a
+    number of steps against x, from the same z_T ~ π; *estimation* x(z_T of training data) against test data, beside the
     :func:`floor`.
 
     Args:
@@ -94,10 +94,7 @@ def sampling_errors(
         "floor": floor(data, images, extractor),
     }
     if data.name in DENSITIES and model.flow.one_map:
-        density = DENSITIES[data.name]
-        estimation["kl"] = estimation_error(model, density, stack(data.test, POINTS), prior, seed, progress)
-        if model.sde.is_scalar:  # the error is resolved on the one clock of all entries
-            estimation["curve"] = estimation_curve(model, density, samples=images, seed=seed, progress=progress)
+        estimation |= _estimation_in_nats(model, data, prior, images, seed, progress)
     return {
         "images": images,
         "sampler": sampler,
@@ -109,6 +106,15 @@ def sampling_errors(
         ),
         "estimation": estimation,
     }
+
+
+def _estimation_in_nats(model, data: Data, prior: dict, samples: int, seed: int, progress: bool) -> dict:
+    """``kl`` and ``curve`` of data of a known density."""
+    density = DENSITIES[data.name]
+    in_nats = {"kl": estimation_error(model, density, stack(data.test, POINTS), prior, seed, progress)}
+    if model.sde.is_scalar:  # the error is resolved on the one clock of all entries
+        in_nats["curve"] = estimation_curve(model, density, samples=samples, seed=seed, progress=progress)
+    return in_nats
 
 
 @torch.no_grad()
@@ -135,12 +141,12 @@ def prior_error(sde: LinearSDE, z: Batch, z_T: Float[Tensor, "batch *event"], *,
 
     generator, unit = make_generator(z, seed, 2), Scaling()
     pi = [sde.prior_sample(z_T.shape, generator=generator, device=z.device, dtype=z_T.dtype) for _ in range(2)]
-    found = {"kl_above": above, "kl_above_standard_error": error, "kl_below": below.item()}
+    numbers = {"kl_above": above, "kl_above_standard_error": error, "kl_below": below.item()}
     for suffix, draws in (("", z_T), ("_floor", pi[1])):
-        seen = distances(draws, pi[0], unit)
-        found[f"sliced_wasserstein{suffix}"] = seen["sliced_wasserstein"]
-        found[f"sliced_wasserstein{suffix}_standard_error"] = seen["sliced_wasserstein_standard_error"]
-    return found
+        distance = distances(draws, pi[0], unit)
+        numbers[f"sliced_wasserstein{suffix}"] = distance["sliced_wasserstein"]
+        numbers[f"sliced_wasserstein{suffix}_standard_error"] = distance["sliced_wasserstein_standard_error"]
+    return numbers
 
 
 def discretization_error(
@@ -206,11 +212,11 @@ class Quadrature:
     def score(self, sde: LinearSDE, z_t: Points, t: Float[Tensor, ""]) -> Points:
         """σ_t ∇log p_t(z_t) = −(z_t − α_t E[z_0|z_t])/σ_t, float64."""
         alpha, sigma = (v.reshape(1, -1) for v in (sde.alpha(t.double()[None]), sde.sigma(t.double()[None])))
-        scaled, found = alpha / sigma * self.points, []
+        scaled, scores = alpha / sigma * self.points, []
         weights = self.log_weights - 0.5 * squared_norm(scaled)
         for part in (z_t.double() / sigma).split(max(1, TABLE // len(scaled))):
-            found.append(torch.addmm(weights, part, scaled.T).softmax(1) @ scaled - part)
-        return torch.cat(found)
+            scores.append(torch.addmm(weights, part, scaled.T).softmax(1) @ scaled - part)
+        return torch.cat(scores)
 
 
 def latent_quadrature(model, density: Density, *, step: float = 0.01, half_width: float = 2.0) -> Quadrature:
