@@ -1,7 +1,7 @@
 """The paper's claims: INDM against its linear twin in pairs over seeds, each difference with its error and a verdict.
 
-A claim is one value: a sentence, the variants that are trained for it, what is measured of them, and how it
-is judged. A new claim is a function of :class:`Evidence` and a row of :data:`CLAIMS`.
+A claim is one value: a sentence, the variants that are trained for it, what is measured of them, and how it is judged.
+A new claim is a function of :class:`Evidence` and a row of :data:`CLAIMS`.
 
 Source of the claims: Kim et al. 2022, https://arxiv.org/abs/2205.13699.
 """

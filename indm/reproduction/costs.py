@@ -23,7 +23,7 @@ ROUNDS, FAST_ROUNDS = 8, 3
 
 
 def measure_budget(plan: Plan, threads: int, progress: bool = True) -> Budget:
-    """The budget of a plan for runs of so many ``threads``, measured now on this machine."""
+    """The budget of a plan, measured on this machine with the ``threads`` that each run will have."""
     usual = torch.get_num_threads()
     torch.set_num_threads(threads)
     costs: dict[str, dict[str, float]] = {}

@@ -70,7 +70,7 @@ def run_units(out: Path, plan: Plan, jobs: int, threads: int, progress: bool) ->
 
     Raises:
         RuntimeError: a unit failed; its log is named.
-        KeyboardInterrupt: after every unit has been told to save what it has.
+        KeyboardInterrupt: after a signal to every running unit, which saves its state and ends.
     """
     units, running = plan.units(), set[subprocess.Popen]()
     with ThreadPoolExecutor(jobs) as pool:
