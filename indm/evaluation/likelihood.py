@@ -123,7 +123,7 @@ def evaluate(
     with evaluation_mode(model):
         estimates = _draw_all(draw, [kind for kind, _ in jobs], repeats, progress, distributed)
     report = {"images": counts} | _setting(model, raw) | {"eps": eps, "repeats": repeats, "seed": seed} | notes
-    nats = {}
+    nats: dict[str, Tensor] = {}
     for kind, of_kind in estimates.items():
         report[kind], both = summary(of_kind, report["dims"])
         nats |= {kind: both[0], f"{kind}_without_reconstruction": both[1]}
