@@ -191,6 +191,13 @@ def test_evaluate_reports_what_it_stores(run, capsys):
     assert result["split"] == "test" and "test split: 40 for the NELBO, 4 for the NLL; ε = 1e-05" in table
 
 
+def test_evaluate_on_other_data(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    few = ["--examples", "20", "--nll-examples", "0", "--quiet", "--overwrite"]
+    assert main(["evaluate", str(copy), *few, "--data", "digits", "--data.limit=400"]) == 0
+    assert json.loads((copy / "evaluation.json").read_text())["data"] == {"name": "digits", "limit": 400}
+
+
 def test_evaluate_in_equal_steps(run):
     arguments = ["evaluate", run, "--examples", 40, "--nll-examples", 4, "--steps", 8, "--eps", 1e-3, "--quiet"]
     arguments.append("--overwrite")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from indm.cli.common import DONE, Common
+from indm.cli.common import DONE, Common, outside
 from indm.cli.tables import flags_of, given
 from indm.config import recipes
 from indm.config.options import Evaluation
@@ -19,8 +19,10 @@ class Evaluate(Common):
     """Report the likelihood of held-out data under a run's model: NELBO and NLL, with and without reconstruction.
 
     Prints a table and writes evaluation.json, and per-example nats to evaluation.npz. An option that is not given here
-    is that of the recipe's [evaluate] table.
+    is that of the recipe's [evaluate] table. Other data than the recipe's: --data NAME, --data.path my-images.
     """
+
+    tables = ("data",)
 
     run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder."""
@@ -30,18 +32,23 @@ class Evaluate(Common):
     quiet: bool = False
     """No progress bar."""
 
+    def trusted(self) -> list[str]:
+        """Also the package of the data set that this command line itself names."""
+        return super().trusted() + outside([self.table_values.get("data", "")])
+
     def run(self) -> int:
         from accelerate import PartialState
 
         from indm.evaluation.results import likelihood_table
         from indm.evaluation.runs import evaluate_run
-        from indm.runs.folder import check_absent
+        from indm.runs.folder import check_absent, recipe_of
 
         options = recipes.checked(
             "evaluate", {key: recipes.value_of(text) for key, text in given(self.options).items()}
         )
         check_absent(self.run_folder, ["evaluation.json", "evaluation.npz"], self.overwrite)
-        result = evaluate_run(self.run_folder, options, progress=not self.quiet)
+        data = recipes.override(recipe_of(self.run_folder), self.table_values)["data"]
+        result = evaluate_run(self.run_folder, options, data_table=data, progress=not self.quiet)
         if PartialState().is_main_process:  # which alone has the results of all processes
             print(likelihood_table(result))
         return DONE

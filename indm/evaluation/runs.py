@@ -17,14 +17,18 @@ from indm.runs.folder import open_model, recipe_of
 from indm.runs.provenance import other_splits, provenance, warn_of_other_splits, weights_hash
 
 
-def evaluate_run(run: Path, given: dict | None = None, *, progress: bool = True) -> dict:
+def evaluate_run(
+    run: Path, given: dict | None = None, *, data_table: dict | None = None, progress: bool = True
+) -> dict:
     """The likelihood of held-out data under a run's model, see :func:`indm.evaluate`.
 
-    ``given`` stands over the recipe's ``[evaluate]``. Writes ``evaluation.json``, which is returned, and per-example
-    nats to ``evaluation.npz``. Where several processes were launched, each does its share; the main one writes.
+    ``given`` stands over the recipe's ``[evaluate]``, and ``data_table`` in place of its ``[data]``. Writes
+    ``evaluation.json``, which is returned, and per-example nats to ``evaluation.npz``. Where several processes were
+    launched, each does its share; the main one writes.
     """
     processes = PartialState(cpu=not torch.accelerator.is_available())
     recipe = recipe_of(run)
+    recipe["data"] = data_table or recipe["data"]
     model = open_model(run)
     options = Evaluation(**recipe["evaluate"] | (given or {}))
     data = load_data(**recipe["data"])
