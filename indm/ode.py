@@ -23,7 +23,7 @@ _STAGES = (
     (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
 _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
-FIRST_STEP = 1 / 20  # of the whole way
+FIRST_STEP = 1 / 20  # as a share of the whole interval
 
 
 def integrate(
@@ -37,23 +37,23 @@ def integrate(
     atol: float = 1e-5,
     max_steps: int = 10_000,
 ) -> tuple[State, Tensor]:
-    """Dormand–Prince 5(4) from ``start`` to ``end`` in either direction, every sample with steps of its own.
+    """Dormand–Prince 5(4) from ``start`` to ``end`` in either direction; every sample has its own steps.
 
-    A sample's solution depends on no other; those that have arrived are no longer evaluated.
+    A sample's solution does not depend on the others. Samples that have reached ``end`` are no longer evaluated.
 
     Args:
-        field: (t (b,), state, *context) → d state/dt, for the b samples that are still on their way; every tensor has
-            the batch as its first axis, and t is in float64.
+        field: (t (b,), state, *context) → d state/dt, for the b samples that have not reached ``end``; every tensor
+            has the batch as its first axis, and t is in float64.
         state: at ``start``.
-        context: what else of each sample the field needs, constant on the way.
-        rtol, atol: a sample's step is accepted where, in every tensor, the root mean square of
+        context: further tensors that the field needs for each sample, constant in t.
+        rtol, atol: a sample's step is accepted if, in every tensor, the root mean square of
             error/(atol + rtol·|state|) is at most 1.
 
     Returns:
         The state at ``end`` and the number of evaluations of the field for each sample, (B,).
 
     Raises:
-        RuntimeError: where ``max_steps`` or the precision does not suffice, or the field is not finite.
+        RuntimeError: ``max_steps`` or the precision does not suffice, or the field is not finite.
     """
     span, like = end - start, state[0]
     nfe = torch.zeros(len(like), dtype=torch.long, device=like.device)
@@ -74,7 +74,7 @@ def integrate(
             slopes.append(field(t + node * step, trial, *context))
         nfe[rows] += len(_STAGES)
         error = _error_norm(_combine(step, _ERROR, slopes), state, trial, rtol, atol)
-        _check(torch.isfinite(error), "the ODE's field or state became non-finite", t, step)
+        _require(torch.isfinite(error), "the ODE's field or state became non-finite", t, step)
         accepted = error <= 1.0
         t = torch.where(accepted, t + step, t)
         state, slope = _where(accepted, trial, state), _where(accepted, slopes[-1], slope)
@@ -89,7 +89,7 @@ def integrate(
                 return result, nfe
             state, slope, context = (tuple(part[going] for part in parts) for parts in (state, slope, context))
         advice = f"; allow a larger rtol and atol (now {rtol:g}, {atol:g}) or compute in float64"
-        _check(step.abs() >= 1e-9 * abs(span), "the ODE's step became too small", t, step, advice)
+        _require(step.abs() >= 1e-9 * abs(span), "the ODE's step became too small", t, step, advice)
     raise RuntimeError(
         f"the ODE did not reach t = {end:g} in max_steps = {max_steps} steps for {len(rows)} of {len(like)} samples "
         f"(stopped at {t[0]:.3g})"
@@ -99,10 +99,10 @@ def integrate(
 def adams(
     field: Callable[..., State], state: State, start: float, end: float, *, steps: int, order: int = 4
 ) -> tuple[State, int]:
-    """Adams–Bashforth–Moulton in equal steps: one evaluation of the field a step and one at the end.
+    """Adams–Bashforth–Moulton in equal steps: one evaluation of the field per step, and one at the end.
 
-    A step extrapolates the field by the polynomial through its last ``order`` values, and is taken once more with the
-    value at its end; that value is not made anew. The first steps have as many values as there are.
+    A step extrapolates the field by the polynomial through its last ``order`` values. It is then repeated with the
+    value at its end added; the field is not evaluated again after that. The first steps use the values there are.
 
     Args:
         field: as in :func:`integrate`, without context.
@@ -142,7 +142,7 @@ def interpolatory_weights(nodes: list[float], start: float, end: float, moments:
     return np.linalg.solve(powers.T, moments).tolist()
 
 
-def _check(holds: Tensor, complaint: str, t: Tensor, step: Tensor, advice: str = "") -> None:
+def _require(holds: Tensor, complaint: str, t: Tensor, step: Tensor, advice: str = "") -> None:
     if not bool(holds.all()):
         i = int((~holds).nonzero()[0])
         raise RuntimeError(f"{complaint} near t = {t[i]:.3g} (step {step[i]:.2g}){advice}")

@@ -1,15 +1,15 @@
-r"""Unpaired translation: data of A become data of B along probability flows, without a single pair to learn from.
+r"""Unpaired translation: data of A become data of B along probability flows, learned without any pairs.
 
 *Two models.* x_A → h_A → the probability-flow ODE of A from ε to T → that of B back to ε → h_B⁻¹ → x_B. With identity
 flows it is DDIB, https://arxiv.org/abs/2203.08382.
 
-*One bridge.* The nonlinear diffusion of one INDM begins in A at t = 0 and ends in B at t = T, where
-x_T ~ h⁻¹#π has been given B's law (``train.terminal`` and ``[data_b]`` of a recipe): x_A → h → ODE to T → h⁻¹ → x_B,
-and the same way back.
+*One bridge.* The nonlinear diffusion of one INDM starts in A at t = 0 and ends in B at t = T: training gives
+x_T ~ h⁻¹#π the law of B (``train.terminal`` and ``[data_b]`` of a recipe). x_A → h → ODE to T → h⁻¹ → x_B, and the
+same in reverse.
 
-Either is a :class:`Route`: legs on the latent between an h at its beginning and an h⁻¹ at its end. A deterministic
-route is invertible, so A → B → A gives back the source up to the solver's error. To stay so, a route takes z_ε as
-α_ε z_0 at both of its ends and adds no noise and no last denoising there.
+Each is a :class:`Route`: h at its start, legs on the latent, h⁻¹ at its end. A deterministic route is invertible, so
+A → B → A gives back the source up to the solver's error. To keep it invertible, z_ε is α_ε z_0 at both ends: no noise
+is added there, and no last denoising is done.
 """
 
 import itertools
@@ -28,14 +28,14 @@ from indm.sampling import follow_flow
 from indm.sde.linear import LinearSDE
 from indm.tensors import evaluation_mode, expand_like
 
-STEPS = 200  # evaluations there; a cycle is then within a few hundredths of a grey level where it was measured
+STEPS = 200  # evaluations one way; in measurements a cycle was then off by a few hundredths of a grey level
 DIRECTIONS = ("forward", "backward")
 
 
 @dataclass(frozen=True)
 class Leg:
-    """The probability flow of ``model`` between the times ``start`` and ``end``, either way; with ``noise``, the
-    forward SDE, which only goes up."""
+    """The probability flow of ``model`` from time ``start`` to ``end``, in either direction; with ``noise``, its
+    forward SDE, for ``start`` < ``end`` only."""
 
     model: INDM
     start: float
@@ -45,11 +45,11 @@ class Leg:
 
 @dataclass(frozen=True)
 class Arrival:
-    """Where a route has led.
+    """The end of a route.
 
     Attributes:
         x: (B, *event), in units of the last leg's model.
-        nfe: evaluations of a score for one sample, the most that one took.
+        nfe: evaluations of a score, for the sample that took the most.
         frames: h⁻¹(z_t) of each leg at the times asked for, (B, frames, *event), each in units of its leg's model.
     """
 
@@ -64,8 +64,8 @@ class Route:
 
     Attributes:
         legs: each begins at the time at which the one before ends.
-        steps: equal steps of the whole way in −log SNR, one evaluation each; the error is of third order in the step.
-        tol: solve adaptively to this tolerance in place of them.
+        steps: equal steps in −log SNR over all legs, one evaluation each; the error is of third order in the step.
+        tol: solve adaptively to this tolerance instead.
     """
 
     legs: tuple[Leg, ...]
@@ -86,7 +86,7 @@ class Route:
         return self.legs[0].model, self.legs[-1].model
 
     def back(self) -> "Route":
-        """The way back along the probability flows.
+        """The reverse route, along the probability flows.
 
         Raises:
             ValueError: a leg has noise.
@@ -102,8 +102,8 @@ class Route:
         """Take ``x``, in units of the first model, along the route.
 
         Args:
-            frames: how many pictures of every leg, its ends with them; 0 for none, else at least 2.
-            generator: of the noise, where a leg has any.
+            frames: pictures of each leg, including its ends; 0 for none, else at least 2.
+            generator: of the noise, for legs with noise.
 
         Raises:
             RuntimeError: where an inverse of a flow did not converge, or the solver did not arrive.
@@ -126,7 +126,7 @@ class Route:
         return Arrival(arrived, nfe, torch.stack(pictures, 1) if pictures else empty)
 
     def _frames(self, z: Tensor, frames: int, generator: torch.Generator | None) -> Iterator[Tensor]:
-        """h⁻¹(z_t) at equally spaced times of every leg, on a way of their own: stops would make the way less exact."""
+        """h⁻¹(z_t) at equally spaced times of every leg. Solved apart from the route, which is more exact unbroken."""
         for leg in self.legs:
             yield leg.model.decode(z)
             for start, end in _pairs(leg, frames):
@@ -158,9 +158,9 @@ def two_models(
     """The route from the data of ``source`` to those of ``target``.
 
     Args:
-        strength: how far up it goes, as a share of T: 1 goes all the way, less keeps more of the source.
-        stochastic: go up by the forward SDE of ``source`` in place of its probability flow. What comes back is then
-            random (with identity flows: SDEdit, https://arxiv.org/abs/2108.01073) and there is no cycle.
+        strength: the time at which it turns, as a share of T: 1 goes all the way, less keeps more of the source.
+        stochastic: go up by the forward SDE of ``source`` instead of its probability flow. The result is then random
+            (with identity flows: SDEdit, https://arxiv.org/abs/2108.01073), and there is no cycle.
 
     Raises:
         ValueError: the models differ in shape, grey levels or SDE.
@@ -185,7 +185,7 @@ def bridge(
 
     Args:
         strength: share of the way from one end to the other.
-        stochastic: by the forward SDE, so "forward" alone; at strength 1 it forgets where it came from.
+        stochastic: by the forward SDE, so "forward" only; at strength 1 nothing of the source is left.
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be 'forward' or 'backward', got {direction!r}")
@@ -236,7 +236,7 @@ def translate_bridge(
 
 
 def check_pair(source: INDM, target: INDM) -> None:
-    """ValueError where a latent of ``source`` means nothing to ``target``."""
+    """ValueError if ``target`` cannot decode latents of ``source``: other shapes, grey levels, or SDE."""
     if source.shape != target.shape:
         raise ValueError(f"source and target must have events of one shape, got {source.shape} and {target.shape}")
     levels = source.scaling.levels, target.scaling.levels
@@ -253,7 +253,7 @@ def forward_step(sde: LinearSDE, z: Tensor, t: float, s: float, generator: torch
 
 
 def _rest(sde: LinearSDE, time: float, z: Tensor) -> Tensor | float:
-    """α_ε where a route begins or ends at ε, where z_ε is taken as α_ε z_0; elsewhere 1, z_t being what is decoded."""
+    """z_t over what is encoded or decoded: α_ε at ε, where z_ε is α_ε z_0; elsewhere 1, because z_t is decoded."""
     return expand_like(sde.alpha(z.new_full((len(z),), time)), z) if time == sde.eps else 1.0
 
 

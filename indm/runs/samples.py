@@ -27,14 +27,14 @@ OF_SAMPLES = ("samples.json", SAMPLES, "samples.png")  # all of one drawing
 def draw(
     run: Path, drawing: Drawing, out: Path | None = None, *, overwrite: bool = False, progress: bool = True
 ) -> tuple[Tensor, int, dict | None]:
-    """Samples in data units (n, *event), their grey levels (0: none), and their provenance: how they were drawn, and
-    of which weights and data.
+    """Samples in data units (n, *event), their grey levels (0: none), and their provenance: how they were drawn, from
+    which weights and data.
 
-    They are kept in ``samples.npz`` in ``out`` (the run folder for None), and taken from there if that very drawing
-    is in it. Beside it ``samples.json`` says what they were made by.
+    They are kept in ``samples.npz`` in ``out`` (default: the run folder). If that file holds exactly this drawing, it
+    is read instead. ``samples.json`` beside it says what made them.
 
     Raises:
-        ValueError: bad options, or other samples in ``out``, which only ``overwrite`` lets go, with their picture.
+        ValueError: bad options, or other samples in ``out``: only ``overwrite`` replaces them and their picture.
     """
     model, recipe = open_run(run)
     if drawing.n < 1:
@@ -48,10 +48,10 @@ def draw(
     made_by = json.loads(json.dumps(made_by))  # as it is read again
     file = (out or run) / SAMPLES
     if file.exists():
-        with contextlib.suppress(ValueError):  # what cannot be read is not written over either
-            found = read_samples(file)
-            if found[2] == made_by:
-                return found
+        with contextlib.suppress(ValueError):  # a file that cannot be read is not overwritten either
+            samples = read_samples(file)
+            if samples[2] == made_by:
+                return samples
     check_absent(file.parent, OF_SAMPLES, overwrite)
     generator = torch.Generator(device).manual_seed(drawing.seed)
     if drawing.latent_mean:
@@ -68,27 +68,30 @@ def draw(
         generator=generator,
         progress=progress,
     )
-    samples = model.scaling.to_data(x).cpu()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    command = provenance(drawing.seed, {str(run): made_by["weights_sha256"]})
-    told = atomic.json_into({"options": settings, "provenance": command})
-    arrays = {"samples": samples.numpy(), "levels": np.array(model.scaling.levels or 0)}
-    text = np.frombuffer(json.dumps(made_by).encode(), np.uint8)  # the files that are read safely hold numbers alone
-    kept = atomic.arrays_into(arrays | {"provenance": text})
-    old = [file.parent / name for name in reversed(OF_SAMPLES)]
-    atomic.together({file.with_suffix(".json"): told, file: kept}, old)  # samples.npz last: where it is, the other is
+    record = {"options": settings, "provenance": provenance(drawing.seed, {str(run): made_by["weights_sha256"]})}
+    _write(file, model.scaling.to_data(x).cpu(), model.scaling.levels or 0, made_by, record)
     return read_samples(file)
 
 
+def _write(file: Path, samples: Tensor, levels: int, made_by: dict, record: dict) -> None:
+    """Write ``samples.npz`` and ``samples.json``, and remove the files of other samples."""
+    text = np.frombuffer(json.dumps(made_by).encode(), np.uint8)  # a file of arrays can hold numbers alone
+    arrays = {"samples": samples.numpy(), "levels": np.array(levels), "provenance": text}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    old = [file.parent / name for name in reversed(OF_SAMPLES)]
+    parts = {file.with_suffix(".json"): atomic.json_into(record), file: atomic.arrays_into(arrays)}
+    atomic.together(parts, old)  # samples.npz last: where it is, the other is
+
+
 def read_samples(file: Path) -> tuple[Tensor, int, dict | None]:
-    """Samples that :func:`draw` kept, their grey levels (0: none), and their provenance; None where it is unknown.
+    """Samples that :func:`draw` kept, their grey levels (0: none), and their provenance (None: unknown).
 
     Raises:
-        ValueError: naming the file, which is damaged, or holds something else.
+        ValueError: naming the file, where it is damaged or holds something else.
     """
     try:
-        told = "provenance" in (untrusted.array_names(file) or ())
-        made_by = json.loads(untrusted.array(file, "provenance").tobytes()) if told else None
+        has_provenance = "provenance" in (untrusted.array_names(file) or ())
+        made_by = json.loads(untrusted.array(file, "provenance").tobytes()) if has_provenance else None
         samples, levels = untrusted.array(file, "samples"), untrusted.array(file, "levels")
         _check_samples(samples, levels, made_by)
         return torch.from_numpy(samples), int(levels), None if made_by is None else migrate_drawing(made_by)
@@ -97,7 +100,7 @@ def read_samples(file: Path) -> tuple[Tensor, int, dict | None]:
 
 
 def _check_samples(samples: np.ndarray, levels: np.ndarray, made_by: object) -> None:
-    """ValueError where these are no samples, number of grey levels, and provenance."""
+    """ValueError unless these are samples, a number of grey levels, and a provenance."""
     if levels.shape != () or levels.dtype.kind not in "iu" or levels == 1 or levels < 0:
         raise ValueError(f"its levels must be one whole number, 2 or more, or 0 for none, got {brief(levels)}")
     if levels > 0 and (
