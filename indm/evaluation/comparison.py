@@ -39,7 +39,9 @@ def compare(folders: list[Path], out: Path) -> str:
     differences = _differences(nats, folders, results[baseline]["dims"] * math.log(2) if unit == "bits/dim" else 1.0)
     lines = [table([("run", "steps", "seconds", *KINDS.values()), *(_row(f, result) for f, result in results.items())])]
     for other, by_kind in differences.items():
-        lines += [f"{k.upper()}, {other} − {baseline}: {_verdict(found, unit)}" for k, found in by_kind.items()]
+        lines += [
+            f"{k.upper()}, {other} − {baseline}: {_verdict(difference, unit)}" for k, difference in by_kind.items()
+        ]
     lines.append(f"{unit}, ± one standard error, with the reconstruction term, {results[baseline]['split']} split")
     out.mkdir(parents=True, exist_ok=True)
     weights = {str(folder): result["weights_sha256"] for folder, result in results.items()}
@@ -76,9 +78,9 @@ def _cell(result: dict, kind: str) -> str:
     return f"{values[key]:.4f} ± {values[f'{key}_standard_error']:.4f}"
 
 
-def _verdict(found: dict, unit: str) -> str:
-    word = "a tie" if found["tie"] else "worse" if found["difference"] > 0 else "better"
-    return f"{found['difference']:+.4f} ± {found['standard_error']:.4f} {unit}, {word}"
+def _verdict(difference: dict, unit: str) -> str:
+    word = "a tie" if difference["tie"] else "worse" if difference["difference"] > 0 else "better"
+    return f"{difference['difference']:+.4f} ± {difference['standard_error']:.4f} {unit}, {word}"
 
 
 def _comparison_figure(folders: list[Path], unit: str) -> Figure:

@@ -1,4 +1,4 @@
-"""A small classifier of the data's own labels, whose features compare images where Inception's weights cannot be had.
+"""A small classifier of the data's own labels; its features compare images where Inception's weights are not available.
 
 Its Fréchet distances compare models of one data set with one extractor; they are no FID. ``provenance`` says which
 extractor it was, and belongs beside every number made with it.
@@ -216,7 +216,7 @@ def _check(data: Data) -> None:
 
 
 def _accuracy(extractor: Extractor, raw: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The share of labels found, and its standard error."""
-    found = extractor.head(extractor.features(raw)).argmax(1) == labels
-    accuracy = found.double().mean().item()
+    """The share of labels that are predicted, and its standard error."""
+    correct = extractor.head(extractor.features(raw)).argmax(1) == labels
+    accuracy = correct.double().mean().item()
     return accuracy, share_error(accuracy, len(labels))

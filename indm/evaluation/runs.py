@@ -57,6 +57,7 @@ def write_evaluation(run: Path, result: dict, nats: dict[str, Tensor], recipe: R
         "entropy_nats": data.entropy,
         "unit": "bits/dim" if data.scaling.levels else "nats",
     }
-    arrays, told = run / "evaluation.npz", run / "evaluation.json"
-    kept = atomic.arrays_into({name: values.numpy() for name, values in nats.items()})
-    atomic.together({arrays: kept, told: atomic.json_into(result)}, [told])  # last: where it is, the other is
+    arrays, report = run / "evaluation.npz", run / "evaluation.json"
+    write_arrays = atomic.arrays_into({name: values.numpy() for name, values in nats.items()})
+    # The report is removed first and written last: where it is, the arrays beside it are of the same evaluation.
+    atomic.together({arrays: write_arrays, report: atomic.json_into(result)}, [report])

@@ -38,10 +38,10 @@ def distances(raw: Tensor, reference: Tensor, scaling: Scaling, extractor: Extra
         return {"frechet": frechet_distance(*sets)}
 
     units = [(samples.cpu().float() - scaling.shift.cpu()) / scaling.scale.cpu() for samples in (raw, reference)]
-    found = {"images": len(raw)} | jackknife(sliced, *units)
+    numbers = {"images": len(raw)} | jackknife(sliced, *units)
     if extractor is None:
-        return found | {"frechet": None, "frechet_standard_error": None}
-    return found | jackknife(frechet, *(extractor.features(samples) for samples in (raw, reference)))
+        return numbers | {"frechet": None, "frechet_standard_error": None}
+    return numbers | jackknife(frechet, *(extractor.features(samples) for samples in (raw, reference)))
 
 
 def floor(data: Data, images: int, extractor: Extractor | None = None) -> dict:
@@ -53,13 +53,13 @@ def floor(data: Data, images: int, extractor: Extractor | None = None) -> dict:
     test = stack(data.test, images)
     chunks = [part for part in stack(data.train, CHUNKS * images).split(images) if len(part) == images]
     rows = [distances(part, test, data.scaling, extractor) for part in chunks]
-    found: dict[str, Any] = {"images": images, "sets": len(rows)}
+    numbers: dict[str, Any] = {"images": images, "sets": len(rows)}
     for key in ("sliced_wasserstein", "frechet"):
         values = None if rows[0][key] is None else torch.tensor([row[key] for row in rows], dtype=torch.float64)
-        found[key] = None if values is None else values.mean().item()
-        found[f"{key}_standard_error"] = rows[0][f"{key}_standard_error"]
-        found[f"{key}_spread"] = None if values is None or len(rows) == 1 else values.std().item()
-    return found
+        numbers[key] = None if values is None else values.mean().item()
+        numbers[f"{key}_standard_error"] = rows[0][f"{key}_standard_error"]
+        numbers[f"{key}_spread"] = None if values is None or len(rows) == 1 else values.std().item()
+    return numbers
 
 
 def solve(

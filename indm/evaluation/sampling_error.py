@@ -224,8 +224,8 @@ def latent_quadrature(model, density: Density, *, step: float = 0.01, half_width
     axis = torch.arange(-half_width + step / 2, half_width, step, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     log_p = density.log_prob(grid)
-    kept = log_p > log_p.max() - NEGLIGIBLE
-    raw = grid[kept]
+    inside = log_p > log_p.max() - NEGLIGIBLE
+    raw = grid[inside]
 
     def latent(raw: Tensor) -> Tensor:
         return latents_of(model, raw, batch_size=4096).double()
@@ -233,7 +233,7 @@ def latent_quadrature(model, density: Density, *, step: float = 0.01, half_width
     points = latent(raw)
     neighbours = [latent(raw + step * axis) - points for axis in torch.eye(2, dtype=torch.float64)]
     spacing = max(between.norm(dim=1).max().item() for between in neighbours)
-    return Quadrature(points, log_p[kept].to(points.device), spacing)
+    return Quadrature(points, log_p[inside].to(points.device), spacing)
 
 
 def estimation_curve(

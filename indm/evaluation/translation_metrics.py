@@ -1,4 +1,4 @@
-"""How near translated images are to the data that they should look like, and how much of their sources they keep.
+"""How close translated images are to the data that they should look like, and how much of their sources they keep.
 
 The features and the classes come from a small classifier of the two data sets (:mod:`indm.evaluation.extractor`), so
 distances compare translations of one pair of data sets with one another; they are no FID.
@@ -55,25 +55,25 @@ def translation_metrics(source: Images, result: Images, target: Data, extractor:
     """
     train, test = stack(target.train, MOST), stack(target.test, len(result))
     f = {name: extractor.features(x) for name, x in (("a", source), ("ab", result), ("b", train), ("test", test))}
-    found: dict = {"images": len(result), "target_images": len(train), "target_test_images": len(test)}
-    found |= jackknife(_feature_distances, f["ab"], f["b"])
+    metrics: dict = {"images": len(result), "target_images": len(train), "target_test_images": len(test)}
+    metrics |= jackknife(_feature_distances, f["ab"], f["b"])
     for suffix, other in (("floor", "test"), ("ceiling", "a")):
         limits = jackknife(_feature_distances, f[other], f["b"])
-        found |= {f"{name}_{suffix}": limits[name] for name in ("frechet", "kid")}
+        metrics |= {f"{name}_{suffix}": limits[name] for name in ("frechet", "kid")}
     for suffix, features in (("", f["ab"]), ("_floor", f["test"]), ("_ceiling", f["a"])):
         right = extractor.head(features.to(extractor.head.weight.device)).argmax(1).cpu() == label
-        found[f"accuracy{suffix}"], error = mean_and_error(right.double())
-        found |= {"accuracy_standard_error": error} if not suffix else {}
+        metrics[f"accuracy{suffix}"], error = mean_and_error(right.double())
+        metrics |= {"accuracy_standard_error": error} if not suffix else {}
     difference = (result.double() - source.double()).flatten(1)
     for name, values in (
         ("distance", difference.square().mean(1).sqrt()),
         ("ssim", structural_similarity(source, result, extractor.levels)),
         ("lpips", perceptual_distance(source, result, extractor.levels)),
     ):
-        found[name], found[f"{name}_standard_error"] = (None, None) if values is None else mean_and_error(values)
+        metrics[name], metrics[f"{name}_standard_error"] = (None, None) if values is None else mean_and_error(values)
     spread = jackknife(_spread, f["ab"])
     whole = _spread(f["test"])["diversity"]
-    return found | {name: value / whole for name, value in spread.items()}
+    return metrics | {name: value / whole for name, value in spread.items()}
 
 
 def structural_similarity(a: Images, b: Images, levels: int) -> Tensor | None:
@@ -133,17 +133,18 @@ COLUMNS = {
 }
 
 
-def row(found: dict) -> list[str]:
+def row(metrics: dict) -> list[str]:
     """The columns of :data:`COLUMNS` as text, ± one standard error."""
     return [
-        "–" if found[name] is None else f"{found[name]:.3g} ± {found[f'{name}_standard_error']:.1g}" for name in COLUMNS
+        "–" if metrics[name] is None else f"{metrics[name]:.3g} ± {metrics[f'{name}_standard_error']:.1g}"
+        for name in COLUMNS
     ]
 
 
-def limits(found: dict) -> dict[str, list[str]]:
+def limits(metrics: dict) -> dict[str, list[str]]:
     """The rows of B's own test images and of the sources, which no translation made."""
     rows = {}
     for title, suffix in (("B's test images", "floor"), ("sources", "ceiling")):
-        own = {name: found.get(f"{name}_{suffix}", math.nan) for name in COLUMNS}
+        own = {name: metrics.get(f"{name}_{suffix}", math.nan) for name in COLUMNS}
         rows[title] = ["–" if math.isnan(value) else f"{value:.3g}" for value in own.values()]
     return rows

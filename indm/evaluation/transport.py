@@ -64,8 +64,8 @@ def transport_cost(start: Batch, end: Float[Tensor, "batch *event"]) -> dict:
         cost, optimal = float(table.diagonal().mean()), float(table[linear_sum_assignment(table)].mean())
         return {"cost": cost, "optimal": optimal, "excess": cost - optimal, "ratio": cost / optimal}
 
-    found = {"samples": len(start), "dims": start.shape[1]} | jackknife(costs, start, end)
+    numbers = {"samples": len(start), "dims": start.shape[1]} | jackknife(costs, start, end)
     for name in ("cost", "optimal", "excess"):
         for key in (name, f"{name}_standard_error"):
-            found[key.replace(name, f"{name}_per_dimension")] = found[key] / found["dims"]
-    return found
+            numbers[key.replace(name, f"{name}_per_dimension")] = numbers[key] / numbers["dims"]
+    return numbers
