@@ -532,7 +532,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.strip().endswith(f"Go on with: indm train {run} --resume") and "Traceback" not in said
+    assert said.strip().endswith(f"Continue with: indm train {run} --resume") and "Traceback" not in said
     step = checkpoint(run)["step"]
     assert step > 0
     assert train(change(DIGITS, steps=step + 2), run, resume=True, progress=False)["steps"] == step + 2
