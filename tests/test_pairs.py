@@ -235,7 +235,7 @@ def test_sides_that_do_not_fit_are_errors_before_anything_is_trained(toys, tmp_p
 
 def test_a_folder_is_translated_name_by_name(trained, toys, tmp_path, capsys):
     out = tmp_path / "out"
-    options = ["--out", str(out), "--strip", "3", "--cycle", "--quiet"]
+    options = ["--out", str(out), "--strip", "3", "--cycle", "--steps", "60", "--quiet"]
     assert main(["translate", str(trained / "pair"), str(toys[0]), *options]) == 0
     names = sorted(path.name for path in toys[0].iterdir())
     assert sorted(path.name for path in out.glob("*.png")) == sorted([*names, "sheet.png"])
@@ -283,7 +283,7 @@ def test_files_patterns_and_arrays_are_taken(trained, toys, tmp_path):
     np.save(tmp_path / "last.npy", array)
     out = tmp_path / "out"
     sources = [tmp_path / "many.npz", tmp_path / "last.npy", toys[0] / names[0], toys[0] / "*-0[12].png"]
-    arguments = ["translate", str(trained / "pair"), *map(str, sources), "--out", str(out), "--quiet"]
+    arguments = ["translate", str(trained / "pair"), *map(str, sources), "--out", str(out), "--steps", "20", "--quiet"]
     assert main([*arguments, "--batch-size", "3"]) == 0
     one = pixels(out / names[0])
     for name in ("many", "last"):
@@ -293,7 +293,12 @@ def test_files_patterns_and_arrays_are_taken(trained, toys, tmp_path):
             assert abs(content["samples"][0].transpose(1, 2, 0).astype(int) - one).max() <= 1
     assert sorted(path.name for path in out.glob("2*.png")) == names[:3]
     again = tmp_path / "again"  # what comes out goes in
-    assert main(["translate", str(trained / "pair"), str(out / "many.npz"), "--out", str(again), "--quiet"]) == 0
+    assert (
+        main(
+            ["translate", str(trained / "pair"), str(out / "many.npz"), "--out", str(again), "--steps", "4", "--quiet"]
+        )
+        == 0
+    )
 
 
 PATTERNS = [
@@ -420,7 +425,8 @@ def test_a_disk_that_takes_nothing_more_ends_a_translation(trained, toys, tmp_pa
         real(path, write)
 
     monkeypatch.setattr(atomic, "whole", fails_at_third)
-    error = error_of(capsys, "translate", trained / "pair", toys[0], "--out", tmp_path / "out", "--quiet")
+    options = ["--out", tmp_path / "out", "--steps", "4", "--quiet"]
+    error = error_of(capsys, "translate", trained / "pair", toys[0], *options)
     assert os.strerror(number) in error
     report = json.loads((tmp_path / "out" / "translation.json").read_text())
     assert len(report["examples"]) == 2 and not report["failed"]
