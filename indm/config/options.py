@@ -6,7 +6,7 @@ imported here, so that ``indm --help`` is quick.
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Suppress, arg
 
@@ -16,7 +16,7 @@ from indm.messages import nearest
 
 TRACKERS = {"tensorboard", "wandb"}
 FEWEST_EXAMPLES = 20  # of a report: two for each fold of the jackknife
-StudyName = Literal["eight-gaussians", "digits", "fashion-mnist-16", "fashion-mnist"]  # of a reproduction
+STUDY_NAMES = ("eight-gaussians", "digits", "fashion-mnist-16", "fashion-mnist")  # of a reproduction
 MANY_STEPS = 200  # from here on only stochastic samplers are measured: the others have long converged
 
 
@@ -275,19 +275,20 @@ class ReportOptions:
 class ReproductionOptions:
     """What ``indm reproduce`` trains and judges."""
 
-    data: tuple[StudyName, ...] = ("eight-gaussians", "digits", "fashion-mnist-16")
-    """Data sets; fashion-mnist is the one of 28×28."""
+    data: tuple[str, ...] = STUDY_NAMES[:3]
+    """Data sets: eight-gaussians, digits, fashion-mnist-16 or fashion-mnist, the one of 28×28."""
     seeds: int = 3
     """Runs of each model."""
     fast: bool = False
     """A tenth of the budget: shows whether everything works, not whether the claims hold."""
+    claims: tuple[str, ...] = ()
+    """Claims of your own beside the paper's: package.module:name, each a function that returns a Claim."""
 
     def __post_init__(self):
-        known = get_args(StudyName)
         if not self.data:
-            raise ValueError(f"data must name at least one of {', '.join(known)}, got none")
+            raise ValueError(f"data must name at least one of {', '.join(STUDY_NAMES)}, got none")
         for name in self.data:
-            if name not in known:
-                raise ValueError(f"data must be of {', '.join(known)}, got {name!r}{nearest(name, known)}")
+            if name not in STUDY_NAMES:
+                raise ValueError(f"data must be of {', '.join(STUDY_NAMES)}, got {name!r}{nearest(name, STUDY_NAMES)}")
         if self.seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {self.seeds}; 3 is usual")

@@ -62,6 +62,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "folder": "indm.data.folder:load_folder",
         "array": "indm.data.arrays:load_array",
     },
+    "claim": {},  # the paper's are a table, indm.reproduction.claims.CLAIMS
     "objective": {
         "mle": "indm.objective:mle_loss",
         "fid": "indm.objective:fid_loss",

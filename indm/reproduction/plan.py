@@ -4,16 +4,18 @@ Learning rates are constant (no decay), so that every point of a learning curve 
 have reached.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from indm.config import recipes
 from indm.config.options import ReportOptions, ReproductionOptions
+from indm.config.parts import find
 from indm.config.recipes import Recipe
 from indm.files import atomic, untrusted
 from indm.messages import reason
 from indm.report.measurements import MEASUREMENTS
-from indm.reproduction.claims import CLAIMS
+from indm.reproduction.claims import CLAIMS, Claim
 from indm.reproduction.studies import STUDIES, VARIANTS
 
 PLAN = "plan.json"
@@ -58,10 +60,25 @@ class Plan(ReproductionOptions):
         ]
 
 
-def measurements_of(variant: str, seed: int) -> list[str]:
+def claims_of(plan: Plan) -> tuple[Claim, ...]:
+    """The paper's claims, and the plan's own; :func:`indm.config.parts.trust` must allow the latter's packages.
+
+    Raises:
+        ValueError: a name that leads to no claim.
+    """
+    own = []
+    for name in plan.claims:
+        claim = find("claim", name)()
+        if not isinstance(claim, Claim):
+            raise ValueError(f"claims: {name} must be a function that returns a Claim, got {type(claim).__name__}")
+        own.append(claim)
+    return (*CLAIMS, *own)
+
+
+def measurements_of(claims: Sequence[Claim], variant: str, seed: int) -> list[str]:
     """What is measured of a run: what the claims need and what the page shows, in the order of the table."""
     row = VARIANTS[variant]
-    needed = {name for claim in CLAIMS if variant in claim.variants for name in claim.measurements} | {*row.shown}
+    needed = {name for claim in claims if variant in claim.variants for name in claim.measurements} | {*row.shown}
     if seed == FIRST_SEED:
         needed |= {*row.shown_once}
     return [name for name in MEASUREMENTS if name in needed]
@@ -126,7 +143,7 @@ class Budget:
             return None
         stored = untrusted.json_object(path)
         try:
-            plan = Plan(**stored["plan"] | {"data": tuple(stored["plan"]["data"])})
+            plan = Plan(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored["plan"].items()})
             log_cost = {data: (cost, error) for data, (cost, error) in stored["log_cost"].items()}
             return Budget(**stored | {"plan": plan, "log_cost": log_cost})
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -1,7 +1,7 @@
 """``indm reproduce``: train INDM, its linear twin and the other baselines at equal seconds, and judge every claim.
 
-The claims are :data:`indm.reproduction.claims.CLAIMS`; what they need is trained and measured in units
-(:mod:`indm.reproduction.units`), each with the steps that its budget allows (:mod:`indm.reproduction.costs`).
+The claims are :data:`indm.reproduction.claims.CLAIMS` and the plan's own. What they need is trained and measured in
+units (:mod:`indm.reproduction.units`), each with the steps that its budget allows (:mod:`indm.reproduction.costs`).
 """
 
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from indm.config.parts import trust
 from indm.data.base import Data
 from indm.evaluation.extractor import Extractor
 from indm.files import atomic
@@ -19,9 +20,9 @@ from indm.report.measurements import Setup
 from indm.report.page import Page
 from indm.report.records import Record, record_of
 from indm.report.writer import add_runs
-from indm.reproduction.claims import CLAIMS, Evidence
+from indm.reproduction.claims import Evidence
 from indm.reproduction.costs import measure_budget
-from indm.reproduction.plan import PLAN, Budget, Plan, measurements_of, run_folder
+from indm.reproduction.plan import PLAN, Budget, Plan, claims_of, measurements_of, run_folder
 from indm.reproduction.studies import STUDIES
 from indm.reproduction.units import material_of, run_units
 from indm.reproduction.verdicts import HEADER, Verdict, as_json, cells, markdown
@@ -64,7 +65,8 @@ def reproduce(out: Path, plan: Plan, *, jobs: int | None = None, progress: bool 
     check_out(out, plan)
     jobs = jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    with run_lock(out):
+    with trust(*plan.claims), run_lock(out):
+        claims_of(plan)  # a mistake in their names is found now
         budget = prepare(out, plan, threads, progress)
         run_units(out, plan, jobs, threads, progress)
         return write_report(out, budget, progress)
@@ -105,7 +107,7 @@ def write_report(out: Path, budget: Budget, progress: bool = True) -> list[Verdi
     verdicts = verdicts_of(sections, budget)
     page = Page("INDM: the paper's claims, measured")
     page.text(budget.text())
-    page.table([("claim", "what is claimed"), *((claim.name, claim.sentence) for claim in CLAIMS)])
+    page.table([("claim", "what is claimed"), *((claim.name, claim.sentence) for claim in claims_of(budget.plan))])
     page.table([HEADER, *map(cells, verdicts)])
     for section in tqdm(sections, desc="figures", disable=not progress):
         page.heading(section.data, level=1)
@@ -127,7 +129,7 @@ def gather(out: Path, budget: Budget, data: str) -> Section:
     def record(variant: str, seed: int) -> Record:
         folder = run_folder(out, data, variant, seed)
         setup = Setup(material, extractor, budget.plan.options(data, seed), progress=False)
-        made = record_of(folder, variant, setup, measurements_of(variant, seed))
+        made = record_of(folder, variant, setup, measurements_of(claims_of(budget.plan), variant, seed))
         return replace(made, cost=budget.seconds_per_step[data][variant])
 
     seeds, variants = range(budget.plan.seeds), STUDIES[data].variants
@@ -136,8 +138,9 @@ def gather(out: Path, budget: Budget, data: str) -> Section:
 
 def verdicts_of(sections: Sequence[Section], budget: Budget) -> list[Verdict]:
     """Every claim on every data set, after the controls, in the order of the claims' names."""
-    verdicts = [row for claim in CLAIMS for row in claim.controls()]
+    claims = claims_of(budget.plan)
+    verdicts = [row for claim in claims for row in claim.controls()]
     for section in sections:
         evidence = Evidence(section.data, section.records, *budget.log_cost[section.data])
-        verdicts += [row for claim in CLAIMS for row in claim.verdicts(evidence)]
+        verdicts += [row for claim in claims for row in claim.verdicts(evidence)]
     return sorted(verdicts, key=lambda verdict: verdict.claim)

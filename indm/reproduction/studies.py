@@ -85,7 +85,7 @@ class Study:
     variants: tuple[str, ...] = tuple(VARIANTS)
 
 
-# The names are declared in indm.config.options.StudyName, for the command line.
+# The names are declared in indm.config.options.STUDY_NAMES, for the command line.
 STUDIES: dict[str, Study] = {
     "eight-gaussians": Study("eight-gaussians", 1200, 150, 1000, 100, {"examples": "10_000", "nll_examples": "2000"}),
     "digits": Study("digits", 500, 40, 256, 40, {"nll_examples": "64", "repeats": "4", "times": "8"}),

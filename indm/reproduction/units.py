@@ -1,7 +1,7 @@
 """A unit of the reproduction is one run: it is trained, evaluated and measured.
 
-Each unit is a process of its own (``python -m indm.reproduction.units OUT DATA VARIANT SEED``) and keeps what it has
-made, so that a reproduction that was killed continues where it was.
+Each unit is a process of its own (``python -m indm.reproduction.units OUT DATA VARIANT SEED [CLAIM…]``) and keeps what
+it has made, so that a reproduction that was killed continues where it was.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -16,12 +17,13 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from indm.config import recipes
+from indm.config.parts import trust
 from indm.data.base import Data
 from indm.data.registry import load_data
 from indm.evaluation.extractor import Extractor, load_or_train
 from indm.evaluation.runs import evaluate_run
 from indm.report.measurements import Setup, measure
-from indm.reproduction.plan import PLAN, Budget, Plan, measurements_of, recipe_of, run_folder
+from indm.reproduction.plan import PLAN, Budget, Plan, claims_of, measurements_of, recipe_of, run_folder
 from indm.reproduction.studies import STUDIES
 from indm.runs.folder import finished
 from indm.training import checkpoints
@@ -54,7 +56,7 @@ def work(out: Path, data: str, variant: str, seed: int) -> int:
         if not (folder / "evaluation.json").exists():
             evaluate_run(folder, progress=False)
         material, extractor = material_of(out, data)
-        for name in measurements_of(variant, seed):
+        for name in measurements_of(claims_of(budget.plan), variant, seed):
             measure(folder, name, Setup(material, extractor, budget.plan.options(data, seed), progress=False))
     return DONE
 
@@ -74,7 +76,7 @@ def run_units(out: Path, plan: Plan, jobs: int, threads: int, progress: bool) ->
     """
     units, running = plan.units(), set[subprocess.Popen]()
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = [pool.submit(_run_unit, out, unit, threads, running) for unit in units]
+        waiting = [pool.submit(_run_unit, out, unit, plan.claims, threads, running) for unit in units]
         try:
             for done in tqdm(as_completed(waiting), total=len(units), desc="runs", disable=not progress):
                 done.result()
@@ -86,12 +88,14 @@ def run_units(out: Path, plan: Plan, jobs: int, threads: int, progress: bool) ->
             raise
 
 
-def _run_unit(out: Path, unit: tuple[str, str, int], threads: int, running: set[subprocess.Popen]) -> None:
-    """:func:`work` in a process of its own, which is in ``running`` meanwhile."""
+def _run_unit(
+    out: Path, unit: tuple[str, str, int], trusted: Sequence[str], threads: int, running: set[subprocess.Popen]
+) -> None:
+    """:func:`work` in a process of its own, which is in ``running`` meanwhile and trusts those claims."""
     data, variant, seed = unit
     log = run_folder(out, data, variant, seed).with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "indm.reproduction.units", str(out), data, variant, str(seed)]
+    command = [sys.executable, "-m", "indm.reproduction.units", str(out), data, variant, str(seed), *trusted]
     with log.open("w") as file:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         process = subprocess.Popen(  # in a session of its own: Ctrl-C reaches it once, through run_units
@@ -105,5 +109,6 @@ def _run_unit(out: Path, unit: tuple[str, str, int], threads: int, running: set[
 
 
 if __name__ == "__main__":
-    out, data, variant, seed = sys.argv[1:]
-    sys.exit(work(Path(out), data, variant, int(seed)))
+    out, data, variant, seed, *trusted = sys.argv[1:]
+    with trust(*trusted):
+        sys.exit(work(Path(out), data, variant, int(seed)))
