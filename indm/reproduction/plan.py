@@ -143,7 +143,8 @@ class Budget:
             return None
         stored = untrusted.json_object(path)
         try:
-            plan = Plan(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored["plan"].items()})
+            names = {key: tuple(stored["plan"].get(key, ())) for key in ("data", "claims")}
+            plan = Plan(**stored["plan"] | names)
             log_cost = {data: (cost, error) for data, (cost, error) in stored["log_cost"].items()}
             return Budget(**stored | {"plan": plan, "log_cost": log_cost})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
