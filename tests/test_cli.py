@@ -530,7 +530,7 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("report untrained --steps many", "Error parsing --steps"),
         ("report untrained --steps 200", "steps must hold one below 200"),
         ("report untrained --samplers dmp++", "sampler must be one of ode, euler-maruyama"),
-        ("reproduce --data mnist", "invalid choice 'mnist' for argument '--data'. Expected one of"),
+        ("reproduce --data mnist", "data must be of eight-gaussians, digits, fashion-mnist-16, fashion-mnist, got"),
         ("inspect full --out full/precious.txt", "nothing can be written into full/precious.txt: it is no folder"),
         ("compare full full --out full/precious.txt/a", "nothing can be written into full/precious.txt: it is no"),
         ("sample untrained --out full/precious.txt", "untrained holds no saved model"),

@@ -12,7 +12,7 @@ from indm.data.base import Data, InMemory
 from indm.model import build, count_parameters
 from indm.scaling import Scaling
 from indm.sde.linear import VESDE
-from indm.training import loop
+from indm.training import given
 from indm.training.loop import train
 
 PUBLISHED = [
@@ -76,7 +76,7 @@ def test_settings_are_the_published_ones(name):
 def test_two_steps(name, linear, tmp_path, monkeypatch):
     recipe = recipes.load(name)
     data = generated(recipe)
-    monkeypatch.setattr(loop, "load_data", lambda **options: data)
+    monkeypatch.setattr(given, "load_data", lambda **options: data)
     changes = REDUCED | SHORT
     if linear:
         changes = {k: v for k, v in changes.items() if not k.startswith("flow.")} | {"flow": "identity"}

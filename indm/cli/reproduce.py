@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from indm.cli.common import DONE, INTERRUPTED, Common
+from indm.cli.common import DONE, INTERRUPTED, Common, outside
 from indm.config.options import ReproductionOptions
 
 
@@ -28,6 +28,9 @@ class Reproduce(Common):
     """Runs side by side."""
     quiet: bool = False
     """No progress bar."""
+
+    def trusted(self) -> list[str]:
+        return super().trusted() + outside(list(self.options.claims))
 
     def run(self) -> int:
         from indm.reproduction.plan import Plan

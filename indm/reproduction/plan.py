@@ -66,13 +66,20 @@ def claims_of(plan: Plan) -> tuple[Claim, ...]:
     Raises:
         ValueError: a name that leads to no claim.
     """
-    own = []
-    for name in plan.claims:
-        claim = find("claim", name)()
-        if not isinstance(claim, Claim):
-            raise ValueError(f"claims: {name} must be a function that returns a Claim, got {type(claim).__name__}")
-        own.append(claim)
-    return (*CLAIMS, *own)
+    return (*CLAIMS, *map(_own_claim, plan.claims))
+
+
+def _own_claim(name: str) -> Claim:
+    make = find("claim", name)
+    try:
+        claim = make()
+    except TypeError as error:
+        raise ValueError(
+            f"claims: {name} must be a function without arguments that returns a Claim: {error}"
+        ) from error
+    if not isinstance(claim, Claim):
+        raise ValueError(f"claims: {name} must be a function that returns a Claim, it returns {type(claim).__name__}")
+    return claim
 
 
 def measurements_of(claims: Sequence[Claim], variant: str, seed: int) -> list[str]:
