@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from indm.config import parts
 from indm.flows import (
     ActNorm,
     AutoregressiveFlow,
@@ -29,6 +30,7 @@ from indm.flows import (
     ZukoFlow,
     use_log_det,
 )
+from indm.model import build
 
 SPLINE = "AutoregressiveRationalQuadraticSpline"
 
@@ -94,7 +96,25 @@ def perturb(flow, scale=0.4):
     return flow
 
 
-TRAINABLE = [name for name, (build, _) in FLOWS.items() if any(True for _ in build().parameters())]
+BY_HAND = {"identity", "residual", "conditional-residual", "coupling", "autoregressive", "zuko", "normflows", "actnorm",
+           "linear", "squeeze", "unsqueeze", "compose"}  # fmt: skip
+
+
+def by_default(name, shape):
+    """A flow of the table of parts as it is by default; None where it does not take events of that shape."""
+    try:
+        return build({"name": name}, "flow", shape)
+    except ValueError:
+        return None
+
+
+for name in parts.BUILT_IN["flow"].keys() - BY_HAND:  # a new row is tested without a word here
+    shapes = [shape for shape in [(5,), (1, 8, 8)] if by_default(name, shape) is not None]
+    assert shapes, f"{name} takes neither vectors nor images by default"
+    FLOWS |= {f"{name}-{len(shape)}d": (lambda n=name, s=shape: by_default(n, s), shape) for shape in shapes}
+
+
+TRAINABLE = [name for name, (make, _) in FLOWS.items() if any(True for _ in make().parameters())]
 TRIVIAL = [name for name in FLOWS if not name.startswith(("residual", "composed"))]
 trainable = pytest.mark.parametrize("case", TRAINABLE, indirect=True)
 
@@ -102,11 +122,11 @@ trainable = pytest.mark.parametrize("case", TRAINABLE, indirect=True)
 @pytest.fixture(params=FLOWS)
 def case(request):
     """A fresh flow (exact log-determinant in evaluation, in evaluation mode), and three samples."""
-    build, shape = FLOWS[request.param]
+    make, shape = FLOWS[request.param]
     torch.manual_seed(3)
-    flow = build().eval()
+    flow = make().eval()
     use_log_det(flow, evaluation=ExactLogDet())
-    return flow, torch.randn(3, *shape), build
+    return flow, torch.randn(3, *shape), make
 
 
 def batched_jacobian(flow, x):
@@ -298,10 +318,10 @@ def test_two_passes_and_one_backward(case):
 
 def test_state_round_trip(case):
     """The state of a flow holds its parameters, and gives a fresh one that computes the same bits."""
-    flow, x, build = case
+    flow, x, make = case
     perturb(flow)
     assert set(flow.state_dict()) >= {name for name, _ in flow.named_parameters()}
-    other = build().eval()
+    other = make().eval()
     use_log_det(other, evaluation=ExactLogDet())
     other.load_state_dict(flow.state_dict())
     with torch.no_grad():

@@ -17,7 +17,7 @@ VARIANCE_PRESERVING = st.builds(
     lambda kind, betas, eps: kind(*betas, eps=eps), st.sampled_from([VPSDE, SubVPSDE]), BETAS, st.floats(1e-6, 1e-2)
 )
 VARIANCE_EXPLODING = st.builds(VESDE, st.floats(1e-3, 0.1), st.floats(1.0, 100.0), st.floats(1e-6, 1e-2))
-ANY_SDE = VARIANCE_PRESERVING | VARIANCE_EXPLODING
+ANY_SDE = VARIANCE_PRESERVING | VARIANCE_EXPLODING | st.sampled_from([kind() for kind in SDES.values()])
 
 
 def double(*values):
@@ -38,8 +38,9 @@ def test_kernel_solves_the_moment_equations(sde, t):
         f, g = sde.drift(double(time)).item(), sde.diffusion(double(time)).item()
         return [f * state[0], 2 * f * state[1] + g**2]
 
-    start = [1.0, sde.sigma(double(0.0)).item() ** 2]
-    assert start[1] == pytest.approx(sde.sigma_min**2 if isinstance(sde, VESDE) else 0.0, rel=1e-12)
+    start = [sde.alpha(double(0.0)).item(), sde.sigma(double(0.0)).item() ** 2]
+    if isinstance(sde, VPSDE | SubVPSDE | VESDE):
+        assert start == pytest.approx([1.0, sde.sigma_min**2 if isinstance(sde, VESDE) else 0.0], rel=1e-12)
     solution = integrate.solve_ivp(moments, (0.0, t), start, method="DOP853", rtol=1e-11, atol=1e-16)
     mean, variance = solution.y[:, -1]
     assert sde.alpha(double(t)).item() == pytest.approx(mean, rel=1e-8)
