@@ -14,7 +14,7 @@ from indm.data import load_data, stack
 
 def main(steps: int = 2000, out: Path = Path("runs/example-density")) -> None:
     """steps: of the optimizer; out: the run folder."""
-    recipe = indm.recipe("eight-gaussians", {"train.steps": steps, "train.seconds": float("inf")})
+    recipe = indm.recipe("eight-gaussians", {"train.steps": steps})
     indm.train(recipe, out)
     model = indm.INDM.load(out)
 

@@ -15,7 +15,7 @@ from indm.training.pairs import train_pair
 
 def main(steps: int = 500, out: Path = Path("runs/example-translation")) -> None:
     """steps: of the optimizer, for each of the two models; out: the folder of the pair."""
-    recipe = indm.recipe("digits-3-8", {"train.steps": steps, "train.seconds": float("inf")})
+    recipe = indm.recipe("digits-3-8", {"train.steps": steps})
     train_pair(recipe, out)
     threes, eights = (indm.INDM.load(out / side) for side in "ab")
 

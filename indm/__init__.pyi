@@ -2,6 +2,7 @@ from . import flows as flows
 from .config.parts import trust as trust
 from .config.recipes import recipe as recipe
 from .evaluation.likelihood import evaluate as evaluate
+from .flows.check import check_flow as check_flow
 from .likelihood import LikelihoodReport as LikelihoodReport
 from .likelihood import log_likelihood as log_likelihood
 from .model import INDM as INDM

@@ -30,7 +30,7 @@ from indm.cli.sample import Fid, Sample
 from indm.cli.tables import help_of, take_tables
 from indm.cli.train import Train, TrainBridge, TrainPair, saved_state
 from indm.cli.translate import Translate
-from indm.config import recipes
+from indm.config import parts, recipes
 from indm.config.options import Drawing, Evaluation, ReportOptions, ReproductionOptions, Training, TranslationOptions
 from indm.data.registry import load_data
 from indm.evaluation.statistics import paired_difference
@@ -39,6 +39,7 @@ from indm.runs import samples as samples_module
 from indm.runs.provenance import weights_hash
 from indm.runs.samples import read_samples
 from indm.sampling import PredictorCorrector, centre_prior, make_sampler
+from indm.training.loop import train
 
 SMALL = (
     "--flow.depth=1 --flow.width=4 --net.channels=4 --net.blocks=1 --net.attention=[] --train.steps=5 "
@@ -493,8 +494,8 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("train digits --flow.widht 3", "flow 'coupling' has no option 'widht'; did you mean 'width'?"),
         ("train digits --flow.width three", "flow.width must be a whole number, got 'three'"),
         ("train digits --flow.depth 0", "levels, depth and width must be at least 1"),
-        ("train digits --flow compose --flow.flows [1]", "flow.flows must be a list of tables, got [1]"),
-        ("train digits --flow compose --flow.flows 3", "flow.flows must be a list of tables, got 3"),
+        ("train digits --flow compose --flow.flows [1]", "flow.flows must be a list of tables, one for each flow, got [1]"),
+        ("train digits --flow compose --flow.flows 3", "flow.flows must be a list of tables, one for each flow, got 3"),
         ("train digits --data-b checkerboard --train.terminal 1", "data_b must have events of shape"),
         ("train digits --sde pv", "sde.name must be one of"),
         ("train digits --sde.beta_min -1", "0 < beta_min < beta_max"),
@@ -884,3 +885,40 @@ def test_nothing_heavy_is_loaded_before_it_is_used(program):
     script = f"import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); {program}"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not set(done.stderr.split()) & set(HEAVY)
+
+
+def test_parts_shows_names_options_and_what_they_mean(capsys):
+    assert main(["parts"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for kind in ("flow", "sde", "net", "data") for name in parts.BUILT_IN[kind])
+    assert main(["parts", "flow", "coupling"]) == 0
+    shown = capsys.readouterr().out
+    assert "--flow.width = 32" in shown and "hidden channels of the conditioners" in shown
+    assert main(["parts", "data", "rings"]) == 0 and "--data.samples = 100000" in capsys.readouterr().out
+    assert "flw is no known kind of parts; did you mean 'flow'?" in fails(capsys, "parts", "flw")
+    assert "got 'coupled'; did you mean 'coupling'?" in fails(capsys, "parts", "flow", "coupled")
+
+
+@pytest.mark.parametrize(
+    "name, changes, steps, seconds",
+    [
+        ("digits", {}, math.inf, 90),
+        ("digits", {"train.steps": "150"}, 150, math.inf),
+        ("digits", {"train.seconds": "5"}, math.inf, 5),
+        ("digits", {"train.steps": "150", "train.seconds": "5"}, 150, 5),
+        ("folder", {"train.steps": "150"}, 150, None),
+    ],
+)
+def test_a_number_of_steps_replaces_a_budget_of_seconds(name, changes, steps, seconds):
+    budget = recipes.override(recipes.load(name), changes)["train"]
+    assert (budget["steps"], budget.get("seconds")) == (steps, seconds)
+
+
+def test_a_run_whose_data_were_given_in_python_is_sampled_without_them(tmp_path, capsys):
+    options = recipes.recipe(
+        "eight-gaussians", {"train.steps": 1, "train.validate_examples": 10, "train.batch_size": 20}
+    )
+    train(options, tmp_path / "run", data=torch.randn(100, 2), progress=False)
+    with pytest.warns(UserWarning, match="the picture shows no data .*: data 'given' was given in Python"):
+        assert main(["sample", str(tmp_path / "run"), "-n", "4", "--steps", "2", "--quiet"]) == 0
+    assert (tmp_path / "run" / "samples.png").is_file() and "samples.png: 4 samples" in capsys.readouterr().out

@@ -28,6 +28,7 @@ from indm.flows import (
     Squeeze,
     Unsqueeze,
     ZukoFlow,
+    check_flow,
     use_log_det,
 )
 from indm.model import build
@@ -448,3 +449,44 @@ def test_frozen_is_the_same_map_without_a_gradient(case):
     assert not z.requires_grad and torch.equal(z, expected) and log_det.tolist() == [0.0] * 3
     for a, b in zip(frozen.solve_inverse(z), flow.solve_inverse(z), strict=True):
         assert torch.equal(a, b)
+
+
+class Bent(ExactFlow):
+    """z = eˢ x + tanh of the entry before, with an error where one is asked for."""
+
+    def __init__(self, wrong=""):
+        super().__init__()
+        self.wrong = wrong
+        self.log_scale = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x, *, generator=None):
+        z = self.log_scale.exp() * x
+        z = torch.cat([z[:, :1], z[:, 1:] + z[:, :-1].tanh()], 1)
+        log_det = 0 * self.log_scale.sum() if self.wrong == "log_det" else self.log_scale.sum()
+        return z, log_det.expand(len(x))
+
+    def inverse_step(self, z):
+        entries = [z[:, 0]]
+        for i in (1, 2):
+            entries.append(z[:, i] - (0 if self.wrong == "inverse" else entries[-1].tanh()))
+        return torch.stack(entries, 1) * (-self.log_scale).exp()
+
+
+def test_check_flow_finds_a_wrong_log_det_and_a_wrong_inverse():
+    x = torch.randn(4, 3)
+    state = torch.get_rng_state()
+    check_flow(Bent(), x)
+    assert torch.equal(torch.get_rng_state(), state), "it leaves the random state alone"
+    wrong = Bent("log_det")
+    assert wrong(x)[1].abs().max() == 0, "at its start it is right by luck"
+    with pytest.raises(ValueError, match=r"Bent gives log\|det ∂z/∂x\| = 0 nats where its Jacobian has -?0\.\d+"):
+        check_flow(wrong, x)
+    with pytest.raises(ValueError, match=r"Bent does not invert itself: h\(h⁻¹\(z\)\) is off from z by \d"):
+        check_flow(Bent("inverse"), x)
+    assert wrong.log_scale.abs().max() == 0 and wrong.log_scale.dtype == torch.float32, "it is left as it was"
+
+
+@pytest.mark.parametrize("name", ["coupling-spline-1x8x8", "autoregressive-5", "composed", "residual-5-inf"])
+def test_check_flow_passes_right_flows(name):
+    make, shape = FLOWS[name]
+    check_flow(perturb(make()), torch.randn(2, *shape))

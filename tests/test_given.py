@@ -165,3 +165,25 @@ def test_what_returns_the_wrong_shape_is_refused_before_anything_is_written(tmp_
     with pytest.raises(ValueError, match=said):
         train(TABLES, tmp_path / "run", model=model, data=data, objective=objective, progress=False)
     assert not (tmp_path / "run").exists()
+
+
+class Lying(CouplingFlow):
+    """Its log-determinant lacks a factor that its map has; at its start nobody would notice."""
+
+    def __init__(self):
+        super().__init__((2,), depth=1, width=8)
+        self.log_factor = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, *, generator=None):
+        return super().forward(self.log_factor.exp() * x)
+
+    def solve_inverse(self, z, tol=1e-5):
+        x, *certificate = super().solve_inverse(z, tol)
+        return (-self.log_factor).exp() * x, *certificate
+
+
+def test_a_flow_whose_log_det_is_wrong_is_refused_before_anything_is_written(tmp_path):
+    model = INDM(Lying(), ScoreModel(MLP((2,), 8, 1), VPSDE()), shape=(2,))
+    with pytest.raises(ValueError, match=r"flow Lying gives log\|det .* where its Jacobian has"):
+        train(OPTIONS, tmp_path / "run", model=model, data=torch.randn(300, 2), progress=False)
+    assert not (tmp_path / "run").exists()

@@ -18,6 +18,7 @@ import tyro
 from indm.cli.common import DEFECT, INTERRUPTED, MISTAKE, NOBODY_READS, Common
 from indm.cli.convert import Convert
 from indm.cli.evaluate import Evaluate
+from indm.cli.parts import Parts
 from indm.cli.recipes import Recipes
 from indm.cli.report import Compare, Inspect, Report
 from indm.cli.reproduce import Reproduce
@@ -33,6 +34,7 @@ from indm.runs.signals import end_at_once
 ABOUT = """Implicit nonlinear diffusion models: train one, report its likelihood, sample from it.
 
   indm recipes                            what can be trained as it is
+  indm parts                              flows, SDEs, networks, … and the options of each
   indm train digits --out runs/digits     train; Ctrl-C saves, --resume continues
   indm evaluate runs/digits               NELBO and NLL of the test split, with error bars
   indm sample runs/digits -n 64           a grid of samples
@@ -69,6 +71,7 @@ COMMANDS = {
     "report": Report,
     "reproduce": Reproduce,
     "recipes": Recipes,
+    "parts": Parts,
 }
 UNKNOWN = "Unrecognized options: "  # as tyro says
 CONFIG = (tyro.conf.FlagCreatePairsOff,)

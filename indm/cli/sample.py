@@ -1,6 +1,7 @@
 """``indm sample`` and ``indm fid``."""
 
 import importlib.util
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -49,9 +50,7 @@ class Sample(Draws):
     """Where to write."""
 
     def run(self) -> int:
-        from indm.data.base import stack
         from indm.data.densities import DENSITIES
-        from indm.data.registry import load_data
         from indm.evaluation import plots
         from indm.runs.samples import SAMPLES, draw
 
@@ -64,12 +63,24 @@ class Sample(Draws):
         elif samples.ndim == 4:
             plots.save_grid(samples, levels or 256, out / "samples.png")
         elif samples.shape[1] > 1:
-            reference = stack(load_data(**made_by["data"]).test, len(samples)).float()
-            plots.scatter(samples, reference, DENSITIES.get(made_by["data"]["name"]), out / "samples.png")
+            density = DENSITIES.get(made_by["data"]["name"])
+            plots.scatter(samples, test_data(made_by["data"], len(samples)), density, out / "samples.png")
         by = f"{drawing.sampler}, {drawing.steps} steps" if made_by["steps"] else drawing.sampler
         shown = "samples.png" if (out / "samples.png").exists() else SAMPLES  # single numbers have no picture
         print(f"{out / shown}: {len(samples)} samples by {by}")
         return DONE
+
+
+def test_data(table: dict[str, Any], n: int) -> Any:
+    """The first ``n`` test examples; None, and a warning, where the data of a run cannot be loaded."""
+    from indm.data.base import stack
+    from indm.data.registry import load_data
+
+    try:
+        return stack(load_data(**table).test, n).float()
+    except ValueError as error:
+        warnings.warn(f"the picture shows no data beside the samples: {error}", stacklevel=2)
+        return None
 
 
 @dataclass

@@ -4,6 +4,7 @@ A name is a row of :data:`BUILT_IN`, or ``"package.module:Name"``, code outside 
 from a stranger, so code outside is imported only inside :func:`trust`. Nothing is imported before it is asked for.
 """
 
+import difflib
 import importlib
 import re
 import sys
@@ -131,21 +132,23 @@ def find(kind: str, name: Any, constructors: Constructors | None = None) -> Any:
     if name == GIVEN:
         raise ValueError(
             f"{kind} {GIVEN!r} was given in Python and has no name: give it again, as in indm.train(…, {kind}=…)"
-            f"{', or with --data NAME on the command line' if kind == 'data' else ''}"
+            f"{', or to indm evaluate as --data NAME' if kind == 'data' else ''}"
         )
     outside = OUTSIDE.fullmatch(name) if isinstance(name, str) else None
     if outside is None:
         known = [*BUILT_IN[kind], *own]
         option = f"{kind}.name" if kind in ("data", *KINDS) else kind  # what the user wrote the name for
+        close = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"{option} must be one of {', '.join(known)}, or package.module:Name, got {brief(repr(name))}"
-            f"{nearest(str(name), known)}"
+            f"{option} must be one of {', '.join(known)}, or package.module:Name, got {brief(repr(name))}{hint}"
         )
     package = outside["package"]
     if package not in _trusted.get():
         raise Untrusted(
             f"{kind} {name!r} is code outside indm, and reading it would import and run {package!r}: if you trust that "
             f"package, add --trust {package} (in Python: with indm.trust({package!r}):, or constructors=)"
+            + (f"; trusted so far: {', '.join(sorted(_trusted.get()))}" if _trusted.get() else "")
         )
     return _imported(kind, name)
 

@@ -5,6 +5,7 @@ that is built); ``[train]`` and ``[evaluate]`` are the dataclasses :class:`Train
 """
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -76,6 +77,7 @@ def recipe(source: str | Path, changes: Mapping[str, object] | None = None) -> R
 def override(recipe: Recipe, changes: dict[str, str]) -> Recipe:
     """``recipe`` with dotted keys changed, values written as in TOML: ``{"train.steps": "500", "flow": "identity"}``.
 
+    Where the recipe's budget is one of seconds alone, a number of steps replaces it, unless seconds are given too.
     A bare table name puts another thing of that kind in its place and keeps none of the old table. What is not
     TOML is taken as a string, and so is whatever a ``path`` or ``root`` is given as.
     """
@@ -90,6 +92,8 @@ def override(recipe: Recipe, changes: dict[str, str]) -> Recipe:
         value = value_of(changes[dotted])
         is_text = key in TEXT_KEYS and not isinstance(value, str)
         changed.setdefault(table, {})[key] = changes[dotted] if is_text else value
+    if "train.steps" in changes and "train.seconds" not in changes and recipe.get("train", {}).get("steps") == math.inf:
+        changed["train"]["seconds"] = math.inf
     return changed
 
 

@@ -49,8 +49,12 @@ def figure_into(figure: Figure) -> atomic.Write:
     return lambda path: figure.savefig(path, format="png", dpi=DPI)
 
 
-def scatter(samples: Tensor, reference: Tensor, density: Density | None, path: Path) -> None:
-    """Samples (N, 2 or more) beside the density, or beside ``reference`` data where no density is known."""
+def scatter(samples: Tensor, reference: Tensor | None, density: Density | None, path: Path) -> None:
+    """Samples (N, 2 or more) beside the density, or beside ``reference`` data; alone where there are none."""
+    if reference is None:
+        figure = Figure(figsize=(4, 4), layout="constrained")
+        dots(figure.subplots(), samples, "samples")
+        return save_figure(figure, path)
     figure = Figure(figsize=(8, 4), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     low, high = (torch.quantile(reference[:, :2], q, dim=0) for q in (0.001, 0.999))

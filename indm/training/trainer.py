@@ -23,6 +23,8 @@ from indm.data.base import Data, stack
 from indm.data.batches import flip_horizontally, loader
 from indm.data.registry import load_data
 from indm.files.memory import raise_if_out_of_memory
+from indm.flows.base import Flow
+from indm.flows.check import check_flow
 from indm.messages import reason
 from indm.model import count_parameters
 from indm.objective import Objective, flow_nll, objective_of, soft_truncation
@@ -118,13 +120,15 @@ class Trainer:
 
     def _try_outside_parts(self) -> None:
         """See that parts from outside this package return what they must, before anything is written."""
-        packages = {type(module).__module__.split(".")[0] for module in self.model.modules()}
+        packages = {package_of(module) for module in self.model.modules()}
         loss_package = getattr(self.objective.loss, "__module__", "").split(".")[0]
         if {*packages, loss_package} <= {"torch", "indm"}:
             return
         x = self.model.scaling.to_model(stack(self.data.train, 2).to(self.accelerator.device))
         if self.model.is_diffusion:
             check_shapes(self.model, x)
+            if any(isinstance(part, Flow) and package_of(part) != "indm" for part in self.model.flow.modules()):
+                check_flow(self.model.flow, x)
         known = {"eps": None, "progress": 0.0}
         check_loss(self.objective, self.model, x, {k: v for k, v in known.items() if self.objective.takes(k)})
 
@@ -358,3 +362,8 @@ class Trainer:
         self.load(run)
         self.seconds, self.skipped, self.lr_factor, self.rollbacks = seconds, skipped, lr_factor, rollbacks
         self.fell_back = True
+
+
+def package_of(module: nn.Module) -> str:
+    """The top-level package that the class of ``module`` comes from."""
+    return type(module).__module__.split(".")[0]
