@@ -18,7 +18,7 @@ VARIANTS = {"indm": {}, "linear": {"flow": "identity"}}  # the twin has the iden
 def main(steps: int = 600, out: Path = Path("runs/example-images")) -> None:
     """steps: of the optimizer, for each of the two; out: a folder for both runs."""
     for name, changes in VARIANTS.items():
-        budget: dict[str, object] = {"train.steps": steps}
+        budget: dict[str, object] = {"train.steps": steps, "evaluate.nll_examples": 16}
         indm.train(indm.recipe("digits", budget | changes), out / name)
         evaluate_run(out / name)
         samples, levels, _ = draw(out / name, Drawing(n=64))
