@@ -18,8 +18,7 @@ class Spiral(Dataset):
 
     def __init__(self, n: int = 5000, noise: float = 0.05):
         self.n, self.noise = n, noise
-        generator = torch.Generator().manual_seed(0)
-        angle = 3 * math.pi * torch.rand(n, generator=generator).sqrt()
+        angle = 3 * math.pi * torch.rand(n, generator=(generator := torch.Generator().manual_seed(0))).sqrt()
         points = torch.stack([angle * angle.cos(), angle * angle.sin()], dim=1) / 3
         self.points = points + noise * torch.randn(n, 2, generator=generator)
 
