@@ -88,7 +88,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_it(tmp_path, 
         train(TINY, tmp_path, resume=True, progress=False)
     said = [str(warning.message) for warning in said]
     assert any("10.pt is damaged" in text and "9.pt, the newest that is whole" in text for text in said)
-    assert any("had come to step 10 at least; it goes on from its checkpoint of step 9" in text for text in said)
+    assert any("had come to step 10 at least; it continues from its checkpoint of step 9" in text for text in said)
     compare_runs(whole, tmp_path)
 
 
@@ -98,7 +98,7 @@ def test_the_steps_that_are_lost_are_told_where_the_log_is_silent(tmp_path, monk
         interrupt_at(patch, 4)
         train(recipe, tmp_path, progress=False)
     (tmp_path / "checkpoints" / "4.pt").write_bytes(b"")
-    with pytest.warns(UserWarning, match="had come to step 4 at least; it goes on from its checkpoint of step 3"):
+    with pytest.warns(UserWarning, match="had come to step 4 at least; it continues from its checkpoint of step 3"):
         train(recipe, tmp_path, resume=True, progress=False)
 
 
@@ -139,7 +139,7 @@ def test_a_run_that_had_saved_nothing_yet_begins_anew(tmp_path, whole, left):
     (run / ".recipe.toml.new").write_text("[da")
     for name in left:
         shutil.copy(whole / name, run)
-    with pytest.raises((FileNotFoundError, ValueError), match="leave out --resume" if not left else "go on with --res"):
+    with pytest.raises((FileNotFoundError, ValueError), match="leave out --resume" if not left else "with --res"):
         train(TINY, run, resume=not left, progress=False)
     train(TINY, run, resume=bool(left), progress=False)
     compare_runs(whole, run)

@@ -65,19 +65,19 @@ class Inspect(Common):
         if not self.run_folders:
             raise ValueError("inspect needs at least one run folder, got none")
         check_absent(self.out, ["flow.json", "flow.png"], self.overwrite)
-        found = {}
+        analyses = {}
         for folder in self.run_folders:
             model, recipe = open_run(folder)
             data = load_data(**recipe["data"])
             analysis = flow_analysis.analyse(
                 model, data, examples=self.examples, seed=self.seed, progress=not self.quiet
             )
-            found[str(folder)] = analysis
+            analyses[str(folder)] = analysis
         self.out.mkdir(parents=True, exist_ok=True)
         made_by = provenance(self.seed, {str(folder): weights_hash(folder) for folder in self.run_folders})
-        atomic.json_object(self.out / "flow.json", {"provenance": made_by, "runs": found})
-        flow_plots.save_flow_figure(found, self.out / "flow.png")
-        for name, result in found.items():
+        atomic.json_object(self.out / "flow.json", {"provenance": made_by, "runs": analyses})
+        flow_plots.save_flow_figure(analyses, self.out / "flow.png")
+        for name, result in analyses.items():
             print(name, ", ".join(f"{key} {value:.3f}" for key, value in result["action"].items()))
         print(self.out / "flow.png")
         return DONE

@@ -1,5 +1,5 @@
 """What a report measures of runs. A measurement is kept in the run folder, as ``RUN/measurements/NAME.json``, so that
-a report that was stopped goes on and a second one is quick.
+a report that was stopped continues, and a second one is quick.
 """
 
 import json
@@ -197,5 +197,5 @@ def end_of(run: Path) -> dict:
         return {"steps": int(untrusted.json_object(conversion).get("step") or 0)}
     end = untrusted.json_object(summary) if summary.exists() else {}
     if not isinstance(end.get("steps"), int):
-        raise ValueError(f"{run} has not come to an end: go on with 'indm train {run} --resume'")
+        raise ValueError(f"{run} has not come to an end: continue with 'indm train {run} --resume'")
     return end

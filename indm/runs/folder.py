@@ -50,7 +50,7 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
 def check_empty(folder: Path) -> None:
     """ValueError where ``folder`` holds more than a process leaves that is killed at once."""
     if folder.exists() and (not folder.is_dir() or any(not _is_debris(path) for path in folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not empty: go on with --resume, or start anew with another --out")
+        raise ValueError(f"{folder} exists and is not empty: continue with --resume, or start anew with another --out")
 
 
 def _is_debris(path: Path) -> bool:

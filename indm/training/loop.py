@@ -169,7 +169,7 @@ def warn_of_lost_steps(run: Path, step: int) -> None:
     reached = max([checkpoints.reached(run), *(line["step"] for line in read_metrics(run))])
     if reached > step:
         warnings.warn(
-            f"{run} had come to step {reached} at least; it goes on from its checkpoint of step {step}, and does the "
+            f"{run} had come to step {reached} at least; it continues from its checkpoint of step {step}, and does the "
             f"{reached - step} steps in between again",
             stacklevel=3,
         )
