@@ -14,7 +14,7 @@ from indm.convert.flow import flow_from_state
 from indm.flows import ConditionalResidualFlow, ExactLogDet, ResidualFlow, use_log_det
 from indm.model import INDM, build_model
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 PLAIN, CONDITIONAL = "resflow_16-16", "wolf_resflow"
 
 

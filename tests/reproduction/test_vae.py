@@ -36,7 +36,7 @@ from indm.sde.linear import VPSDE
 from indm.training.loop import train
 from indm.training.trainer import Trainer
 
-OLD_RUN = Path(__file__).parent / "fixtures" / "runs" / "vae"
+OLD_RUN = Path(__file__).parents[1] / "fixtures" / "runs" / "vae"
 DIGITS = {
     "data": {"name": "digits"},
     "flow": {"name": "identity"},

@@ -15,7 +15,7 @@ from indm.files import untrusted
 from indm.report.records import groups_of
 from indm.runs.folder import read_metrics
 
-RUNS = Path(__file__).parent / "fixtures" / "runs"
+RUNS = Path(__file__).parents[1] / "fixtures" / "runs"
 CONTINUED = json.loads((RUNS / "continued.json").read_text())
 
 
