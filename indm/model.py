@@ -231,8 +231,8 @@ def build(table: Mapping[str, Any], kind: str, shape: tuple[int, ...], construct
     constructor = find(kind, name, constructors)
     parameters = arguments_of(constructor)
     if "flows" in parameters:
-        parts = arguments.get("flows", [])
-        if not isinstance(parts, Sequence) or not parts or not all(isinstance(part, Mapping) for part in parts):
+        parts = arguments.get("flows")
+        if not isinstance(parts, Sequence) or not all(isinstance(part, Mapping) for part in parts):
             raise ValueError(f"{kind}.flows must be a list of tables, one for each flow, got {parts!r}")
         arguments["flows"] = [build(part, kind, shape, constructors) for part in parts]
     check_arguments(constructor, arguments, table=kind, what=f"{kind} {name!r}", given_later=("shape",))

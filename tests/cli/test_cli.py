@@ -495,6 +495,7 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("train digits --flow.width three", "flow.width must be a whole number, got 'three'"),
         ("train digits --flow.depth 0", "levels, depth and width must be at least 1"),
         ("train digits --flow compose --flow.flows [1]", "must be a list of tables, one for each flow, got [1]"),
+        ("train digits --flow compose", "flow.flows must be a list of tables, one for each flow, got None"),
         ("train digits --flow compose --flow.flows 3", "flow.flows must be a list of tables, one for each flow, got 3"),
         ("train digits --data-b checkerboard --train.terminal 1", "data_b must have events of shape"),
         ("train digits --sde pv", "sde.name must be one of"),

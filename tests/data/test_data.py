@@ -145,7 +145,7 @@ def test_flips_mirror_about_half_of_the_images():
 def test_unknown_names_and_options_are_told_the_nearest():
     with pytest.raises(ValueError, match=r"data.name must be one of .*got 'digit'; did you mean 'digits'\?"):
         load_data("digit")
-    with pytest.raises(ValueError, match=r"there are: .*checkerboard"):
+    with pytest.raises(ValueError, match=r"must be one of .*checkerboard"):
         load_data("zzzzz")
     with pytest.raises(ValueError, match=r"no option 'sead'; did you mean 'seed'\?"):
         load_data("digits", sead=3)
