@@ -31,8 +31,13 @@ def reason(error: BaseException) -> str:
     return f"{message} is missing" if isinstance(error, KeyError) else message or type(error).__name__
 
 
+def did_you_mean(word: str, known: Iterable[object]) -> str:
+    """«; did you mean 'x'?» where a known word is near, else nothing."""
+    matches = difflib.get_close_matches(word, map(str, known), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
 def nearest(word: str, known: Iterable[object]) -> str:
-    """«; did you mean 'x'?» where a known word is near, else the list of what there is."""
+    """:func:`did_you_mean`, or the list of what there is."""
     names = [str(k) for k in known]
-    matches = difflib.get_close_matches(word, names, n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else f" (there are: {', '.join(names)})"
+    return did_you_mean(word, names) or f" (there are: {', '.join(names)})"

@@ -10,6 +10,8 @@ from indm.cli.common import DONE, Common, outside
 from indm.config import parts
 from indm.config.checks import check_name
 
+SHOWN = [kind for kind in parts.BUILT_IN if kind not in ("model", "claim")]
+
 
 @dataclass
 class Parts(Common):
@@ -42,6 +44,3 @@ class Parts(Common):
                 print(f"--{self.kind}.{name}{default}")
         print(f"\n{inspect.getdoc(getattr(part, 'func', part)) or 'No description.'}")
         return DONE
-
-
-SHOWN = [kind for kind in parts.BUILT_IN if kind not in ("model", "claim")]

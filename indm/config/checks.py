@@ -140,9 +140,7 @@ def _is_a(value: object, hint: Any) -> bool:
 
 def _are(values: list | tuple, hints: tuple) -> bool:
     """Whether the values of a list are of the types that a tuple's or a list's annotation holds."""
-    if len(hints) == 2 and hints[1] is not ...:
-        return len(values) == 2 and all(map(_is_a, values, hints))
-    if hints and hints[-1] is not ... and len(hints) > 2:
+    if len(hints) > 1 and hints[-1] is not ...:
         return len(values) == len(hints) and all(map(_is_a, values, hints))
     return all(_is_a(value, hints[0]) for value in values) if hints else True
 

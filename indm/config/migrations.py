@@ -55,10 +55,9 @@ def check_flag_is_current(command: str, argument: str) -> None:
         return
     flag = argument.partition("=")[0]
     if command == "evaluate":
-        old, new = f"evaluate.{flag[2:].replace('-', '_')}", ""
+        old = f"evaluate.{flag[2:].replace('-', '_')}"
         if old in RENAMED:
-            new = f"--{RENAMED[old].split('.')[1].replace('_', '-')}"
-            raise ValueError(f"{flag} is now {new}")
+            raise ValueError(f"{flag} is now --{RENAMED[old].split('.')[1].replace('_', '-')}")
     if f"{command} {flag}" in RENAMED_FLAGS:
         raise ValueError(f"{flag} is now {RENAMED_FLAGS[f'{command} {flag}']}")
     check_name_is_current(flag[2:].replace("-", "_"))

@@ -4,7 +4,6 @@ A name is a row of :data:`BUILT_IN`, or ``"package.module:Name"``, code outside 
 from a stranger, so code outside is imported only inside :func:`trust`. Nothing is imported before it is asked for.
 """
 
-import difflib
 import importlib
 import re
 import sys
@@ -14,7 +13,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from indm.messages import brief, nearest
+from indm.messages import brief, did_you_mean, nearest
 
 KINDS = ("flow", "sde", "net")  # the parts of which a model is made
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
@@ -138,10 +137,9 @@ def find(kind: str, name: Any, constructors: Constructors | None = None) -> Any:
     if outside is None:
         known = [*BUILT_IN[kind], *own]
         option = f"{kind}.name" if kind in ("data", *KINDS) else kind  # what the user wrote the name for
-        close = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"{option} must be one of {', '.join(known)}, or package.module:Name, got {brief(repr(name))}{hint}"
+            f"{option} must be one of {', '.join(known)}, or package.module:Name, got {brief(repr(name))}"
+            f"{did_you_mean(str(name), known)}"
         )
     package = outside["package"]
     if package not in _trusted.get():

@@ -11,35 +11,15 @@ from tqdm import tqdm
 from indm.data.base import Data, stack
 from indm.evaluation.statistics import share_error
 from indm.flows import Flow, require_one_map
+from indm.flows.check import LARGEST, singular_values
 from indm.rng import randn_like
 from indm.sampling import log_snr_grid
 from indm.tensors import evaluation_mode
 
-LARGEST_DENSE = 1024  # dimensions up to which the Jacobian is formed
 SPECTRA = 16  # samples whose Jacobian is looked at
 LOW = 1 / 8  # cycles a pixel up to which a frequency is called low; 1/2 is the highest along an axis
 TINY = 1e-30  # an energy: of data that are all the same, or a flow that moves nothing
 Batch = Float[Tensor, "batch *event"]
-
-
-def singular_values(flow: Flow, x: Batch) -> Float[Tensor, "batch d"]:
-    """Singular values of ∂h/∂x at each sample, falling. 1 everywhere is an isometry; the product is |det ∂h/∂x|.
-
-    Raises:
-        ValueError: above 1024 dimensions.
-    """
-    if x[0].numel() > LARGEST_DENSE:
-        raise ValueError(f"x must have at most {LARGEST_DENSE} dimensions for a dense Jacobian, got {x[0].numel()}")
-    return torch.linalg.svdvals(torch.stack([_jacobian(flow, sample) for sample in x]))
-
-
-def _jacobian(flow: Flow, sample: Tensor) -> Float[Tensor, "d d"]:
-    d = sample.numel()
-    with torch.enable_grad():
-        x = sample[None].detach().requires_grad_()
-        rows = torch.eye(d, dtype=x.dtype, device=x.device)[:, None]
-        (jacobian,) = torch.autograd.grad(flow.latent(x).flatten(1), x, rows, is_grads_batched=True)
-    return jacobian.reshape(d, d)
 
 
 def action(flow: Flow, x: Batch) -> dict[str, float]:
@@ -158,7 +138,7 @@ def analyse(model, data: Data, *, examples: int = 2000, seed: int = 0, progress:
         analysis: dict = {"action": action(model.flow, x)}
         if x.ndim == 4:
             analysis["spectrum"] = spectrum(model.flow, x)
-        if x[0].numel() <= LARGEST_DENSE:
+        if x[0].numel() <= LARGEST:
             analysis["singular_values"] = singular_values(model.flow, x[:SPECTRA]).tolist()
     if data.labels:
         analysis["probe"] = class_information(model, data, examples=examples, seed=seed, progress=progress)

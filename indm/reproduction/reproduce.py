@@ -125,11 +125,12 @@ def write_report(out: Path, budget: Budget, progress: bool = True) -> list[Verdi
 def gather(out: Path, budget: Budget, data: str) -> Section:
     """The records of all runs of a data set in the order of seeds, their seconds by what a step costs."""
     material, extractor = material_of(out, data)
+    claims = claims_of(budget.plan)
 
     def record(variant: str, seed: int) -> Record:
         folder = run_folder(out, data, variant, seed)
         setup = Setup(material, extractor, budget.plan.options(data, seed), progress=False)
-        made = record_of(folder, variant, setup, measurements_of(claims_of(budget.plan), variant, seed))
+        made = record_of(folder, variant, setup, measurements_of(claims, variant, seed))
         return replace(made, cost=budget.seconds_per_step[data][variant])
 
     seeds, variants = range(budget.plan.seeds), STUDIES[data].variants

@@ -10,7 +10,7 @@ from typing import Any
 from indm.config import parts, recipes
 from indm.config.recipes import Recipe
 from indm.files import atomic, untrusted
-from indm.model import INDM
+from indm.model import DESCRIPTION, INDM
 from indm.runs.lock import LOCK
 from indm.runs.provenance import device
 
@@ -88,10 +88,10 @@ def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
 
 def model_class(folder: Path) -> Any:
     """The class of the model that is saved in ``folder``, as its description names it; INDM where it names none."""
-    if not (folder / "model.json").exists() and (folder / "vae.json").exists():  # as the first version saved it
+    if not (folder / DESCRIPTION).exists() and (folder / "vae.json").exists():  # as the first version saved it
         return parts.find("model", "vae")
     try:
-        name = untrusted.json_object(folder / "model.json").get("model", "indm")
+        name = untrusted.json_object(folder / DESCRIPTION).get("model", "indm")
     except (ValueError, OSError):  # its loading says what is wrong
         name = "indm"
     return parts.find("model", name)

@@ -72,10 +72,8 @@ class Trainer:
         self.micro_batch_size = self._batch_size_of_a_pass()
         self.validation_batch_size = recipes.options_of(recipe, "evaluate").batch_size
         torch.manual_seed(self.options.seed)
-        if model is None:
-            model = self.build_model(recipe)
-        else:
-            check_parts(model, self.options, self.objective)
+        model = self.build_model(recipe) if model is None else model
+        check_parts(model, self.options, self.objective)
         layout = torch.channels_last if accelerator.device.type == "cuda" else torch.preserve_format
         self.model = model.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
         self._try_outside_parts()
@@ -114,9 +112,7 @@ class Trainer:
 
     def build_model(self, recipe: Recipe) -> nn.Module:
         """What is trained, on the CPU: a module with ``scaling``, ``shape``, ``trained_parts`` and ``save(folder)``."""
-        model = self.objective.build(recipe, self.data.shape, self.data.scaling)
-        check_parts(model, self.options, self.objective)
-        return model
+        return self.objective.build(recipe, self.data.shape, self.data.scaling)
 
     def _try_outside_parts(self) -> None:
         """See that parts from outside this package return what they must, before anything is written."""
