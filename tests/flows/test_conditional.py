@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from test_flows import slopes
 from torch import nn
 
 import indm
@@ -266,19 +267,8 @@ def test_gradient_of_the_bound_is_that_of_finite_differences(case):
         return (0.5 * z.flatten(1).square().sum(1) - bound).mean()
 
     direction = [torch.randn(p.shape, dtype=p.dtype, generator=seeded(i)) for i, p in enumerate(parameters)]
-    gradients = torch.autograd.grad(loss(), parameters)
-    slope = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True)).item()
-
-    @torch.no_grad()
-    def moved(step):
-        for p, d in zip(parameters, direction, strict=True):
-            p.add_(d, alpha=step)
-        value = loss().item()
-        for p, d in zip(parameters, direction, strict=True):
-            p.sub_(d, alpha=step)
-        return value
-
-    assert slope == pytest.approx((moved(1e-6) - moved(-1e-6)) / 2e-6, rel=1e-4, abs=1e-5)
+    slope, difference = slopes(loss, parameters, direction)
+    assert slope == pytest.approx(difference, rel=1e-4, abs=1e-5)
 
 
 def test_samples_interact_in_training_alone():
