@@ -20,11 +20,11 @@ demo: env
 	$(BIN)/indm compare $(OUT)/indm $(OUT)/linear --out $(OUT)
 
 test: env
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --durations 20
 
 # Hundreds of runs that are killed, and runs of several processes: half an hour.
 test-long: env
-	$(BIN)/pytest -m long
+	$(BIN)/pytest -m long --timeout 900 -o faulthandler_timeout=1000 --durations 20
 
 lint: env
 	$(BIN)/ruff check .

@@ -23,6 +23,9 @@ def is_torchelastic_launched() -> bool:
 def interruptible() -> Iterator[threading.Event]:
     """An event that SIGINT or SIGTERM sets; the second signal ends the process at once.
 
+    A signal that is ignored stays ignored: a shell script starts ``indm train … &`` with SIGINT ignored, so that the
+    Ctrl-C that ends the script does not end the training. SIGTERM does.
+
     Under torchrun that is not so, because it passes on a signal that the terminal has sent to its processes already:
     there they end with the second signal to the launcher.
     """
@@ -30,7 +33,8 @@ def interruptible() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
 
     def stop(number, frame) -> None:
         event.set()

@@ -783,7 +783,7 @@ def test_the_second_ctrl_c_ends_at_once(waits):
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "asked\n" and process.poll() is None
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=10) == 130 and process.stderr.read() == ""
+    assert process.wait() == 130 and process.stderr.read() == ""
 
 
 LEAVING = """
@@ -817,7 +817,7 @@ def test_a_second_ctrl_c_while_python_ends_is_no_traceback(saves):
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "leaving\n"
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=10) == 130
+    assert process.wait() == 130
     assert process.stderr.read() == ("" if saves else "indm: interrupted\n")
 
 
@@ -832,7 +832,7 @@ def test_ctrl_c_while_python_still_loads_is_one_line(tmp_path):
     )
     assert process.stdout.readline() == "loading\n"
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=10) == 130 and process.stderr.read() == "indm: interrupted\n"
+    assert process.wait() == 130 and process.stderr.read() == "indm: interrupted\n"
 
 
 @pytest.mark.parametrize("closed, status", [("recipes >&-", 0), ("train nope 2>&-", 2)])
@@ -865,7 +865,7 @@ def test_one_ctrl_c_is_one_line():
     )
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=20) == 130 and process.stderr.read() == "indm: interrupted\n"
+    assert process.wait() == 130 and process.stderr.read() == "indm: interrupted\n"
 
 
 # ── What is loaded ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import time
 import tomllib
 from pathlib import Path
 
@@ -319,6 +318,7 @@ def test_a_pattern_matches_what_that_of_a_shell_does(pattern, tmp_path, monkeypa
 
 
 def test_links_that_lead_in_circles_are_not_followed(tmp_path):
+    """Followed, there would be 2⁴⁰ paths."""
     loop = tmp_path / "im" / "loop"
     loop.mkdir(parents=True)
     for name in "xy":
@@ -327,9 +327,7 @@ def test_links_that_lead_in_circles_are_not_followed(tmp_path):
     dark(tmp_path / "elsewhere" / "b.png")
     (loop / "linked").symlink_to(tmp_path / "elsewhere")
     (loop / "c.png").symlink_to(tmp_path / "elsewhere" / "b.png")
-    started = time.perf_counter()
     found = {pattern: [path for path, _ in files_of(tmp_path / pattern)] for pattern in ("im/loop/**/*.png", "im")}
-    assert time.perf_counter() - started < 5
     assert found["im"] == [loop / "c.png", loop / "deep" / "a.png"]
     assert {path.resolve() for path in found["im/loop/**/*.png"]} == {path.resolve() for path in found["im"]}
     assert [path for path, _ in files_of(loop / "linked" / "**" / "*.png")] == [loop / "linked" / "b.png"]
