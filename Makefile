@@ -1,10 +1,11 @@
 # `make demo` and `make test` need nothing but Python 3.11 or newer: they make .venv and install into it.
 PYTHON ?= python3
 OUT ?= runs/demo
+SAMPLE ?= 1000
 BIN = .venv/bin
 READY = .venv/.ready
 
-.PHONY: demo test test-long lint bench bench-full env
+.PHONY: demo test test-long mutants lint bench bench-full env
 env: $(READY)
 
 $(READY): pyproject.toml
@@ -25,6 +26,12 @@ test: env
 # Hundreds of runs that are killed, and runs of several processes: half an hour.
 test-long: env
 	$(BIN)/pytest -m long --timeout 900 -o faulthandler_timeout=1000 --durations 20
+
+# Changes places of the method, one at a time, and looks whether a test fails: an hour; SAMPLE=all: over night. Stopped
+# and started again, it goes on. Writes docs/mutants.md.
+mutants: env
+	$(BIN)/pip install --quiet --editable ".[dev,mutants]"
+	$(BIN)/python bench/mutants.py --sample $(SAMPLE)
 
 lint: env
 	$(BIN)/ruff check .
