@@ -7,17 +7,17 @@ Two steps, of which the second is timed: both parts, flow and score, by the reci
 
 import argparse
 import time
+from typing import Any
 
 import torch
 
 from indm import build_model
 from indm.config import recipes
+from indm.data.registry import event_shape
 from indm.model import count_parameters
 from indm.objective import mle_loss
 from indm.scaling import Scaling
 from indm.training.devices import peak_memory_mib
-
-SIDES = {"cifar10": 32, "celeba": 64}
 
 
 def main() -> None:
@@ -26,11 +26,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     options = parser.parse_args()
     recipe = recipes.resolve(recipes.load(options.recipe))
-    side = SIDES[recipe["data"]["name"]]
+    shape: Any = event_shape(**recipe["data"])
     scaling = Scaling.images(256, recipe["data"].get("centered", True))
-    model = build_model(recipes.model_of(recipe), (3, side, side), scaling).train()
+    model = build_model(recipes.model_of(recipe), shape, scaling).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
-    raw = torch.randint(0, 256, (options.batch, 3, side, side), dtype=torch.uint8)
+    raw = torch.randint(0, 256, (options.batch, *shape), dtype=torch.uint8)
     for _ in range(2):
         started = time.perf_counter()
         loss, _ = mle_loss(model, scaling.to_model(raw))

@@ -1,18 +1,18 @@
 """``indm convert``."""
 
 from dataclasses import dataclass, field
-from inspect import signature
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from indm.cli.common import DONE, Common
 from indm.cli.tables import flags_of, given
 from indm.config import recipes
-from indm.config.options import Evaluation
+from indm.config.options import ConversionOptions, Evaluation
 
 EvaluationFlags = flags_of(Evaluation)
+LISTS = {"overruled": "the tensors overrule the recipe", "unrelated": "settings passed over"}  # of what is made
 
 
 @dataclass
@@ -29,8 +29,10 @@ class Convert(Common):
 
     or by --settings, a JSON file of the original's settings under their original names.
 
-    --data says what "indm evaluate" loads: --data folder --data.path my-images --data.size 32. A tensor that does not
-    fit is an error that lists it, and so is an unknown setting. Nothing pickled in the files is run.
+    --data says what "indm evaluate" loads: --data folder --data.path my-images --data.size 32. Their images must have
+    the shape of the checkpoint's. Without it they are the recipe's, or else assumed by the shape, and listed so. A
+    tensor that does not fit is an error that lists it, and so is an unknown setting. Nothing pickled in the files is
+    run.
     """
 
     tables = ("data", "sde", "net")
@@ -41,30 +43,22 @@ class Convert(Common):
     """The flow's file, for example flow_checkpoint_26.pth; without one the flow is the identity."""
     out: Annotated[Path, arg(metavar="RUN")] = Path("runs/converted")
     """The run folder."""
-    weights: Annotated[
-        Literal["ema", "model"] | None, arg(metavar="ema|model", help_behavior_hint="(default: as published)")
-    ] = None
-    """Moving averages or the last weights. The paper's results are of the score's averages and the flow's last ones."""
-    recipe: Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="(default: none)")] = None
-    """A recipe whose data, SDE and network hold where the tensors do not tell."""
-    settings: Annotated[Path | None, arg(metavar="JSON", help_behavior_hint="(default: none)")] = None
-    """The original's settings: {"sde": "vpsde", "image_size": 32, "centered": true, "fir": false, …}."""
-    flow_settings: Annotated[Path | None, arg(metavar="JSON", help_behavior_hint="(default: none)")] = None
-    """The original's settings of the flow."""
-    image_size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: that of the data)")] = None
-    """Side of the images."""
-
+    options: Annotated[ConversionOptions, arg(name="")] = field(default_factory=ConversionOptions)
     evaluate: EvaluationFlags = field(default_factory=EvaluationFlags)
 
     def run(self) -> int:
         from indm.convert.run import convert
 
-        options = {key: value for key, value in vars(self).items() if key in signature(convert).parameters}
-        evaluate = {f"evaluate.{key}": text for key, text in given(self.evaluate).items()}
-        made = convert(**options, changes=self.table_values | evaluate)
+        changes = self.table_values | {f"evaluate.{key}": text for key, text in given(self.evaluate).items()}
+        made = convert(
+            self.checkpoint, self.out, flow_checkpoint=self.flow_checkpoint, changes=changes, **vars(self.options)
+        )
         for name in ("from_the_tensors", "assumed", "data"):
             settings = ", ".join(f"{key} = {recipes.literal(value)}" for key, value in made[name].items())
             print(f"{name.replace('_', ' ')}: {settings or 'nothing'}")
+        for name, label in LISTS.items():
+            if made[name]:
+                print(f"{label}: {'; '.join(made[name])}")
         files = " and ".join(f"{file['name']} ({file['weights']})" for file in made["files"])
         print(f"{self.out}: {files}, step {made['step']}, {made['parameters']['score']:,} parameters of the score")
         return DONE

@@ -7,7 +7,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from indm.cli.common import DONE, Common
-from indm.config.options import ReportOptions
+from indm.config.options import InspectionOptions, ReportOptions
 
 
 @dataclass
@@ -44,10 +44,7 @@ class Inspect(Common):
 
     run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…")]
     """One or more run folders, all of the same data."""
-    examples: int = 2000
-    """Examples of each split, at most."""
-    seed: int = 0
-    """Seed of dequantization and noise."""
+    options: Annotated[InspectionOptions, arg(name="")] = field(default_factory=InspectionOptions)
     out: Path = Path(".")
     """Where to write flow.png and flow.json."""
     overwrite: bool = False
@@ -56,9 +53,9 @@ class Inspect(Common):
     """No progress bar."""
 
     def run(self) -> int:
-        from indm.data.registry import load_data
         from indm.evaluation import flow_analysis, flow_plots
         from indm.files import atomic
+        from indm.runs.data import data_of
         from indm.runs.folder import check_absent, open_run
         from indm.runs.provenance import provenance, weights_hash
 
@@ -67,14 +64,11 @@ class Inspect(Common):
         check_absent(self.out, ["flow.json", "flow.png"], self.overwrite)
         analyses = {}
         for folder in self.run_folders:
-            model, recipe = open_run(folder)
-            data = load_data(**recipe["data"])
-            analysis = flow_analysis.analyse(
-                model, data, examples=self.examples, seed=self.seed, progress=not self.quiet
-            )
-            analyses[str(folder)] = analysis
+            model, _ = open_run(folder)
+            data = data_of(folder, model)
+            analyses[str(folder)] = flow_analysis.analyse(model, data, **vars(self.options), progress=not self.quiet)
         self.out.mkdir(parents=True, exist_ok=True)
-        made_by = provenance(self.seed, {str(folder): weights_hash(folder) for folder in self.run_folders})
+        made_by = provenance(self.options.seed, {str(folder): weights_hash(folder) for folder in self.run_folders})
         atomic.json_object(self.out / "flow.json", {"provenance": made_by, "runs": analyses})
         flow_plots.save_flow_figure(analyses, self.out / "flow.png")
         for name, result in analyses.items():

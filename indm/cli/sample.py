@@ -4,13 +4,13 @@ import importlib.util
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from indm.cli.common import DONE, Common, outside
 from indm.config import recipes
-from indm.config.options import Drawing, FidDrawing
+from indm.config.options import Drawing, FidDrawing, ScoringOptions
 
 
 @dataclass(kw_only=True)
@@ -94,16 +94,7 @@ class Fid(Draws):
 
     source: Annotated[Positional[str], arg(metavar="RUN|FOLDER")]
     """What to score: a run folder, a folder of images, a samples.npz, or a data set (its test split)."""
-    reference: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: the run's data)")] = None
-    """A data set (by its name, a recipe or a run folder), a folder of images or a samples.npz."""
-    split: Literal["train+valid", "train", "valid", "test"] = "train+valid"
-    """Split of the reference's data set. Published scores use all data that are not for testing: train+valid."""
-    extractor: Annotated[str, arg(metavar="FOLDER|FILE|inception")] = "inception"
-    """inception, a file of its weights, or a folder for indm's own extractor, which is trained if it is not there."""
-    size: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="(default: as they are)")] = None
-    """Resize the images of a folder to this side."""
-    resize: Annotated[str, arg(metavar="MODE")] = "bilinear"
-    """How to resize: bilinear, bicubic, lanczos, …; antialiased."""
+    scoring: Annotated[ScoringOptions, arg(name="")] = field(default_factory=ScoringOptions, kw_only=True)
     drawing: Annotated[FidDrawing, arg(name="")] = field(default_factory=FidDrawing, kw_only=True)
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: the run folder, or .)")] = None
     """Where to write."""
@@ -115,11 +106,12 @@ class Fid(Draws):
         from indm.evaluation.features import find_features
         from indm.runs.folder import check_absent, is_run
 
-        reading: Any = {"size": self.size, "resize": self.resize}
+        scoring = self.scoring
+        reading: Any = {"size": scoring.size, "resize": scoring.resize}
         of_run, progress = is_run(Path(self.source)), not self.quiet
         if not of_run:
             self.check_nothing_is_drawn()
-        if self.reference is None and not of_run:
+        if scoring.reference is None and not of_run:
             raise ValueError(f"--reference must be given for {self.source}, which is no run folder")
         out = self.out or (Path(self.source) if of_run else Path("."))
         check_absent(out, (), self.overwrite)
@@ -127,9 +119,9 @@ class Fid(Draws):
         n = self.drawing.n
         if n is not None:
             image_sources.check_number("n", n)
-        reference = image_sources.open_images(self.reference or self.source, split=self.split, **reading)
+        reference = image_sources.open_images(scoring.reference or self.source, split=scoring.split, **reading)
         image_sources.check_number("reference", len(reference.raw))
-        features = find_features(self.extractor, reference.data, progress=progress)
+        features = find_features(scoring.extractor, reference.data, progress=progress)
         if of_run:
             n = min(len(reference.raw), image_sources.MOST) if n is None else n
             drawing = Drawing(**vars(self.drawing) | {"n": n, "sampler_options": self.sampler_options()})

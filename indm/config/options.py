@@ -6,6 +6,7 @@ imported here, so that ``indm --help`` is quick.
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Suppress, arg
@@ -194,6 +195,52 @@ class FidDrawing(Drawing):
 
     n: Annotated[int | None, arg(aliases=["-n"], metavar="N"), default("as the reference")] = None  # type: ignore[assignment]
     """How many samples; by default a run draws as many as the reference has, at most 50,000."""
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """What samples are scored against, and by which features."""
+
+    reference: Annotated[str | None, arg(metavar="SOURCE"), default("the run's data")] = None
+    """A data set (by its name, a recipe or a run folder), a folder of images or a samples.npz."""
+    split: Literal["train+valid", "train", "valid", "test"] = "train+valid"
+    """Split of the reference's data set. Published scores use all data that are not for testing: train+valid."""
+    extractor: Annotated[str, arg(metavar="FOLDER|FILE|inception")] = "inception"
+    """inception, a file of its weights, or a folder for indm's own extractor, which is trained if it is not there."""
+    size: Annotated[int | None, arg(metavar="PIXELS"), default("as they are")] = None
+    """Resize the images of a folder to this side."""
+    resize: Annotated[str, arg(metavar="MODE")] = "bilinear"
+    """How to resize: bilinear, bicubic, lanczos, …; antialiased."""
+
+
+@dataclass(frozen=True)
+class InspectionOptions:
+    """How the flow of a run is looked at. The values go to :func:`indm.evaluation.flow_analysis.analyse`."""
+
+    examples: int = 2000
+    """Examples of each split, at most."""
+    seed: int = 0
+    """Seed of dequantization and noise."""
+
+    def __post_init__(self):
+        check_whole_numbers(self)
+
+
+@dataclass(frozen=True)
+class ConversionOptions:
+    """How a released checkpoint is read. The values go to :func:`indm.convert.convert`."""
+
+    weights: Annotated[Literal["ema", "model"] | None, arg(metavar="ema|model"), default("as published")] = None
+    """Moving averages or the last weights. The paper's results are of the score's averages and the flow's last ones."""
+    recipe: Annotated[str | None, arg(metavar="RECIPE"), default("none")] = None
+    """A recipe whose data, SDE and network hold where the tensors do not tell."""
+    settings: Annotated[Path | None, arg(metavar="JSON"), default("none")] = None
+    """The original's settings: {"sde": "vpsde", "image_size": 32, "centered": true, "fir": false, …}, or its whole
+    configuration file as JSON. What it says of training, sampling and evaluation is passed over."""
+    flow_settings: Annotated[Path | None, arg(metavar="JSON"), default("none")] = None
+    """The original's settings of the flow, or its whole configuration file as JSON."""
+    image_size: Annotated[int | None, arg(metavar="PIXELS"), default("that of the data")] = None
+    """Side of the images."""
 
 
 @dataclass(frozen=True, kw_only=True)

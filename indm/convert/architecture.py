@@ -31,6 +31,7 @@ class Architecture:
         shape: of the images.
         inferred: the part of ``net`` that the tensors show.
         assumed: the part of ``net`` that is taken from a recipe or as published.
+        overruled: what a recipe says otherwise than the tensors, a phrase each.
     """
 
     sde: dict
@@ -38,6 +39,7 @@ class Architecture:
     shape: tuple[int, int, int]
     inferred: dict
     assumed: dict
+    overruled: list[str]
 
 
 def architecture(state: State, given: Recipe, fallback: Recipe, size: int | None) -> Architecture:
@@ -45,8 +47,9 @@ def architecture(state: State, given: Recipe, fallback: Recipe, size: int | None
 
     Args:
         given: tables "sde", "net", "image", which must not contradict the tensors.
-        fallback: tables of a recipe, which may.
-        size: side of the images.
+        fallback: tables of a recipe, which the tensors overrule. Its images' side, ``size`` of "image", holds only
+            where they do not.
+        size: side of the images; None is the recipe's.
 
     Raises:
         ValueError: what is given contradicts the tensors, or something is missing that they do not show.
@@ -55,35 +58,43 @@ def architecture(state: State, given: Recipe, fallback: Recipe, size: int | None
         check_finite_types(tables.get("net", {}), NET_KINDS, "net.")
         check_finite_types(tables.get("sde", {}), SDE_KINDS, "sde.")
     sde = _sde_table(given, fallback)
-    if given.get("net", {}).get("name", "ncsnpp") != "ncsnpp":
-        raise ValueError(f"net.name must be ncsnpp, whose checkpoint this is, got {given['net']['name']!r}")
+    for table in (given.get("net", {}), fallback.get("net", {})):
+        if table.get("name", "ncsnpp") != "ncsnpp":
+            raise ValueError(f"net.name must be ncsnpp, whose checkpoint this is, got {table['name']!r}")
     inferred, attends, image_channels = infer(state)
-    if size is None:
+    side = fallback.get("image", {}).get("size") if size is None else size
+    if side is None:
         raise ValueError(
             "--image-size must be given, or --recipe or --settings: the tensors do not tell the images' side"
         )
-    heights = [size // 2**level for level in range(len(attends))]
+    heights = [side // 2**level for level in range(len(attends))]
     inferred["attention"] = tuple(h for h, attention in zip(heights, attends, strict=True) if attention)
     sigmas = {}
     if "sigmas" in state:
         low, high, count = _sigma_table(state["sigmas"])
         inferred["sigma_table"] = (low, high, count)
         sigmas = {"sigma_min": low, "sigma_max": high} if sde["name"] == "ve" else {}
-    chosen = dict(given.get("net", {}))
-    if "attention" in chosen:
-        chosen["attention"] = tuple(h for h in heights if h in chosen["attention"])  # no level has another height
-    _check_agreement(
-        inferred | _prefixed("sde.", sigmas) | {"image channels": image_channels},
-        chosen
-        | _prefixed("sde.", given.get("sde", {}))
-        | {"image channels": given.get("image", {}).get("channels", image_channels)},
-    )
-    assumed = _assumed(state, sde, fallback.get("net", {}), {*chosen, *inferred})
+    chosen, default = (dict(tables.get("net", {})) for tables in (given, fallback))
+    for net in (chosen, default):
+        if "attention" in net:
+            net["attention"] = tuple(h for h in heights if h in net["attention"])  # no level has another height
+    actual = inferred | _prefixed("sde.", sigmas) | {"image channels": image_channels}
+    channels = given.get("image", {}).get("channels", image_channels)
+    said = chosen | _prefixed("sde.", given.get("sde", {})) | {"image channels": channels}
+    if contradicted := _contradicted(actual, said):
+        raise ValueError(f"the tensors contradict what is given: {listed(contradicted)}")
+    overruled = _contradicted(actual, default | _prefixed("sde.", sde) | said)
+    if size is None and overruled:
+        raise ValueError(
+            f"--image-size must be given: the tensors are of another network than the recipe's ({listed(overruled)}), "
+            f"so that its images' side of {side} need not be theirs"
+        )
+    assumed = _assumed(state, sde, default, {*chosen, *inferred})
     net = {**assumed, **inferred, **chosen}
     if net["embedding"] == "fourier" or not net["scale_by_sigma"]:
         net.pop("sigma_table", None)  # not in use
     sde = sde | {key: value for key, value in sigmas.items() if not _alike(value, sde.get(key))}
-    return Architecture(sde, net, (image_channels, size, size), inferred, assumed)
+    return Architecture(sde, net, (image_channels, side, side), inferred, assumed, overruled)
 
 
 def _sde_table(given: Recipe, fallback: Recipe) -> dict:
@@ -116,15 +127,13 @@ def _assumed(state: State, sde: dict, fallback: dict, certain: set[str]) -> dict
     return {key: value for key, value in assumed.items() if key not in certain}
 
 
-def _check_agreement(actual: dict, given: dict) -> None:
-    """ValueError listing what is given and is otherwise by the tensors."""
-    contradicted = [
+def _contradicted(actual: dict, said: dict) -> list[str]:
+    """What is said and is otherwise by the tensors, a phrase each."""
+    return [
         f"{key} is {actual[key]}, not {value}"
-        for key, value in given.items()
+        for key, value in said.items()
         if key in actual and not _alike(actual[key], value)
     ]
-    if contradicted:
-        raise ValueError(f"the tensors contradict what is given: {listed(contradicted)}")
 
 
 def infer(state: State) -> tuple[dict, list[bool], int]:

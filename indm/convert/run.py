@@ -16,21 +16,23 @@ from indm.config import recipes
 from indm.config.recipes import Recipe
 from indm.convert.architecture import Architecture, architecture
 from indm.convert.flow import flow_from_state
+from indm.convert.flow_settings import UNRELATED, table
 from indm.convert.network import load_published
-from indm.convert.released import Checkpoint, State, Weights, read_checkpoint
-from indm.convert.settings import check_finite_types, read_settings, tables_of
-from indm.data.registry import check_data
+from indm.convert.released import State, Weights, read_checkpoint
+from indm.convert.settings import check_finite_types, read_settings, tables_of, unrelated
+from indm.data.base import flags_of_data
+from indm.data.registry import check_data, event_shape
 from indm.files import atomic, untrusted
 from indm.flows.base import Flow, Identity
 from indm.messages import brief
 from indm.model import INDM, build, count_parameters
+from indm.runs.data import CONVERSION
 from indm.runs.folder import check_empty
 from indm.runs.provenance import describe, provenance
 from indm.scaling import Scaling
 from indm.score import PublishedScore
 from indm.sde.linear import LinearSDE
 
-SIDES = {"cifar10": 32, "celeba": 64, "fashion-mnist": 28, "digits": 8}  # of the images
 TABLES = ("data", "sde", "net", "evaluate")  # of a recipe, those that may be changed
 LEVELS = 256  # grey levels of the released models' data
 
@@ -56,42 +58,57 @@ def convert(
         weights: "ema" or "model" (the last ones) for both; by default "ema" for the score and "model" for the flow, as
             the paper's results were evaluated.
         recipe: whose data, SDE, network and evaluation hold where the tensors and what else is given do not tell.
-        settings: JSON file of the original's settings.
+        settings: JSON file of the original's settings, which may be its whole configuration.
         flow_settings: the same for the flow.
-        image_size: side of the images.
+        image_size: side of the images; by default that of the settings, of the data, or of a recipe of this network.
         changes: dotted keys of the tables data, sde, net and evaluate, as on the command line.
 
     Returns:
-        What is also written to ``conversion.json``, there with its provenance: the files and their weights, and where
-        each setting is from.
+        What is also written to ``conversion.json``, there with its provenance: the files and their weights, where each
+        setting is from (``from_the_tensors``; ``assumed``: from the recipe, or as published; ``overruled``: of the
+        recipe, otherwise by the tensors), and the ``unrelated`` settings of the files.
 
     Raises:
         ValueError: files that cannot be read, settings that are missing, unknown or contradicted, tensors that do not
-            match (all of them listed), or a folder ``out`` that is not empty.
+            match (all of them listed), data of another shape, or a folder ``out`` that is not empty.
     """
     out = Path(out)
     check_empty(out)
-    given = _given_tables(settings, changes or {})
+    original = {} if settings is None else read_settings(settings)
+    of_flow = {} if flow_settings is None else read_settings(flow_settings)
+    of_flow = dict(table(of_flow or original, "flow") or of_flow)  # of a whole configuration, its table
+    given = _given_tables(original, changes or {})
     fallback = recipes.load(recipe) if recipe is not None else {}
-    data = given.get("data", {})
-    data = data if "name" in data else fallback.get("data", {}) | data
-    check_finite_types(data, {"name": str}, "data.")
-    size = _side_of_images(image_size, given, data)
+    data = _named_data(given, fallback)
+    size = _side_of_images(image_size, given)
 
     source = read_checkpoint(checkpoint)
-    layout = architecture(source.state, given, fallback, size)
+    layout = architecture(source.state, given, fallback | {"image": {"size": _side_of(data)}}, size)
+    data = data if "name" in data else _likely_data(layout.shape) | data
+    data = _checked_data(data, layout, given.get("data", {}))
     files = [_file(checkpoint, weights or "ema")]
     score = score_of_checkpoint(source.weights(weights or "ema"), layout.sde, layout.net, layout.shape)
     flow: Flow = Identity()
     if flow_checkpoint is not None:
         files.append(_file(flow_checkpoint, weights or "model"))
-        flow = read_flow(flow_checkpoint, weights or "model", flow_settings, layout.shape)
-    centered = score.backbone.centered
-    model = INDM(flow, score, Scaling.images(LEVELS, centered), layout.shape).eval()
+        flow = read_flow(flow_checkpoint, weights or "model", of_flow, layout.shape)
+    model = INDM(flow, score, Scaling.images(LEVELS, score.backbone.centered), layout.shape).eval()
 
-    data = (data if "name" in data else _likely_data(layout.shape) | data) | {"centered": centered}
-    check_data(**data)
-    result = _result(files, source, layout, model, data)
+    passed_over = [f"flow.{key}" for key in of_flow if flow_checkpoint is None or key in UNRELATED]
+    assumed = layout.assumed | ({"image_size": layout.shape[1]} if size is None else {})
+    result = {
+        "files": files,
+        "step": source.step,
+        "ema_decay": source.decay,
+        "shape": list(layout.shape),
+        "parameters": {"score": count_parameters(model.score), "flow": count_parameters(model.flow)},
+        "recipe": None if recipe is None else str(recipe),
+        "from_the_tensors": layout.inferred,
+        "assumed": assumed | _assumed(model.description()["sde"], data, layout, given),
+        "overruled": layout.overruled,
+        "unrelated": unrelated(original) + passed_over,
+        "data": data,
+    }
     _write(out, model, _recipe(model, data, given, fallback), result)
     return result
 
@@ -109,32 +126,84 @@ def score_of_checkpoint(state: State, sde: dict, net: dict, shape: tuple[int, ..
     return PublishedScore(network, cast(LinearSDE, build(sde, "sde", shape))).eval()
 
 
-def read_flow(path: str | Path, weights: Weights, settings: str | Path | None, shape: tuple[int, ...]) -> Flow:
-    """The flow of a released flow checkpoint; ``settings`` is a JSON file of its configuration."""
-    state = read_checkpoint(path).weights(weights)
-    return flow_from_state(state, {} if settings is None else read_settings(settings), shape)
+def read_flow(path: str | Path, weights: Weights, settings: Mapping[str, Any], shape: tuple[int, ...]) -> Flow:
+    """The flow of a released flow checkpoint; ``settings`` are the original's of it."""
+    return flow_from_state(read_checkpoint(path).weights(weights), settings, shape)
 
 
-def _given_tables(settings: str | Path | None, changes: Mapping[str, str]) -> Recipe:
+def _given_tables(settings: Mapping[str, Any], changes: Mapping[str, str]) -> Recipe:
     """The tables of the original's settings with the changes; ValueError for a table that may not be changed."""
-    for table in {key.partition(".")[0] for key in changes} - set(TABLES):
-        raise ValueError(f"--{table} is not for converting; {', '.join(TABLES)} can be changed")
-    given = {} if settings is None else tables_of(read_settings(settings))
-    for table, content in recipes.override({}, dict(changes)).items():
-        given[table] = content if "name" in content else given.get(table, {}) | content
+    for name in {key.partition(".")[0] for key in changes} - set(TABLES):
+        raise ValueError(f"--{name} is not for converting; {', '.join(TABLES)} can be changed")
+    given = tables_of(settings)
+    for name, content in recipes.override({}, dict(changes)).items():
+        given[name] = content if "name" in content else given.get(name, {}) | content
     return given
 
 
-def _side_of_images(image_size: int | None, given: Recipe, data: dict) -> int | None:
-    """The side of the images in pixels, None where nobody says."""
-    sizes = (image_size, given.get("image", {}).get("size"), data.get("size", SIDES.get(data.get("name", ""))))
-    size = next((size for size in sizes if size is not None), None)
-    if size is not None and (type(size) is not int or size < 1):
+def _named_data(given: Recipe, fallback: Recipe) -> dict:
+    """The data that are given, else the recipe's with what is given of them; without a name where neither has one."""
+    data = given.get("data", {})
+    check_finite_types(data, {"name": str}, "data.")
+    data = data if "name" in data else fallback.get("data", {}) | data
+    if "name" in data:
+        check_data(**data)
+    return data
+
+
+def _side_of_images(image_size: int | None, given: Recipe) -> int | None:
+    """The side of the images in pixels that is given, None where none is.
+
+    Raises:
+        ValueError: it is no number of pixels, or what is given differs.
+    """
+    data = given.get("data", {})
+    sides = {
+        "--image-size": image_size,
+        "image_size of --settings": given.get("image", {}).get("size"),
+        f"the side of data {data['name']!r}" if "name" in data else "data.size": _side_of(data),
+    }
+    sides = {name: side for name, side in sides.items() if side is not None}
+    for side in sides.values():
+        if type(side) is not int or side < 1:
+            raise ValueError(
+                "--image-size (or image_size of --settings, or data.size) must be a whole number of pixels, 1 or more, "
+                f"got {brief(repr(side))}"
+            )
+    if len(set(sides.values())) > 1:
+        said = ", ".join(f"{name} is {side}" for name, side in sides.items())
+        raise ValueError(f"--image-size, the settings and the data must agree on the side of the images, got: {said}")
+    return next(iter(sides.values()), None)
+
+
+def _side_of(data: dict) -> Any:
+    """The side of the images of ``data``, None where it is not known or they are no images."""
+    shape = event_shape(**data) if "name" in data else (None, data.get("size"), data.get("size"))
+    return shape[1] if shape is not None and len(shape) == 3 else None
+
+
+def _checked_data(data: dict, layout: Architecture, given: dict) -> dict:
+    """``data`` in the network's units.
+
+    Raises:
+        ValueError: there are no such data, they are known to be of other events than the network, or other units than
+            the network's are ``given``.
+    """
+    check_data(**data)
+    events, shape = event_shape(**data), layout.shape
+    fits = events is None or (
+        len(events) == len(shape) and all(side in (None, wanted) for side, wanted in zip(events, shape, strict=True))
+    )
+    if not fits:
         raise ValueError(
-            "--image-size (or image_size of --settings, or data.size) must be a whole number of pixels, 1 or more, "
-            f"got {brief(repr(size))}"
+            f"data must have events of shape {shape}, as the checkpoint has, got {data['name']!r} of shape {events}; "
+            f"others are named by --data, for example {flags_of_data(shape)}"
         )
-    return size
+    centered = layout.net["centered"]
+    if given.get("centered", centered) != centered:
+        raise ValueError(f"data.centered must be net.centered, {centered}, got {given['centered']}")
+    check_data(**data | {"centered": centered})
+    return data | {"centered": centered}
 
 
 def _likely_data(shape: tuple[int, int, int]) -> dict:
@@ -155,16 +224,14 @@ def _recipe(model: INDM, data: dict, given: Recipe, fallback: Recipe) -> Recipe:
     return recipes.resolve({"data": data} | parts | options)
 
 
-def _result(files: list[dict], source: Checkpoint, layout: Architecture, model: INDM, data: dict) -> dict:
+def _assumed(sde: dict, data: dict, layout: Architecture, given: Recipe) -> dict:
+    """By dotted key, what neither the tensors nor the caller say of the SDE and the data."""
+    shown = {"sde": ("sigma_min", "sigma_max") if "sigma_table" in layout.inferred else (), "data": ("centered",)}
     return {
-        "files": files,
-        "step": source.step,
-        "ema_decay": source.decay,
-        "shape": list(layout.shape),
-        "parameters": {"score": count_parameters(model.score), "flow": count_parameters(model.flow)},
-        "from_the_tensors": layout.inferred,
-        "assumed": layout.assumed,
-        "data": data,
+        f"{name}.{key}": value
+        for name, content in {"sde": sde, "data": data}.items()
+        for key, value in content.items()
+        if key not in (*given.get(name, {}), *shown[name])
     }
 
 
@@ -175,4 +242,4 @@ def _write(out: Path, model: INDM, recipe: Recipe, result: dict) -> None:
     conversion = atomic.json_into(result | {"provenance": made_by})  # what has no JSON is an error before all writing
     describe(out, recipe, torch.device("cpu"), [f"converted from {file['name']}" for file in files])
     model.save(out)
-    atomic.whole(out / "conversion.json", conversion)
+    atomic.whole(out / CONVERSION, conversion)

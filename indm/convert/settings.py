@@ -23,7 +23,7 @@ SAME = {  # settings that are an argument of ours, under this name
 ONLY = {  # settings of which the network can take these values only
     "name": ("ncsnpp",), "nonlinearity": ("swish", "silu"), "normalization": ("groupnorm",), "conv_size": (3,),
     "attention_type": ("ddpm",), "conditional": (True,), "auxiliary_resblock": (True,), "fourier_feature": (False,),
-    "continuous": (True,),
+    "continuous": (True,), "ddpm_score": (True,), "unbounded_parametrization": (False,),
 }  # fmt: skip
 CHOICES = {
     "resblock_type": {"biggan": "block", "ddpm": "conv"},
@@ -34,16 +34,31 @@ CHOICES = {
 SECOND = {  # settings that have a meaning only beside another one
     "fir_kernel": "fir", "attention": "attn_resolutions", "resamp_with_conv": "resblock_type",
     "progressive_combine": "progressive_input",
-    **dict.fromkeys(("beta_min", "beta_max", "sigma_min", "sigma_max", "num_scales"), "sde"),
+    **dict.fromkeys(("beta_min", "beta_max", "sigma_min", "sigma_max", "num_scales", "truncation_time"), "sde"),
 }  # fmt: skip
 OTHER = {"sde", "image_size", "num_channels", "fir", "attn_resolutions"}
 INERT = {"init_scale", "note"}  # the weights at the start; a remark
 KNOWN = {*SAME, *ONLY, *CHOICES, *SECOND, *OTHER, *INERT}
+# The tables of the original's configuration file. Of "training" only what the score depends on is read.
+TABLES_READ, TABLES_LEFT = ("training", "data", "model"), ("sampling", "eval", "evaluate", "optim", "flow")
+# Settings of training, sampling and evaluation, which do not change the score.
+UNRELATED = {
+    "batch_size", "n_iters", "snapshot_freq", "log_freq", "eval_freq", "snapshot_freq_for_preemption",
+    "snapshot_sampling", "likelihood_weighting", "reduce_mean", "importance_sampling", "st", "k", "num_train_data",
+    "reconstruction_loss", "n_steps_each", "noise_removal", "probability_flow", "snr", "method", "predictor",
+    "corrector", "temperature", "need_sample", "idx_rand", "pc_denoise", "pc_denoise_time", "more_step", "pc_ratio",
+    "begin_snr", "end_snr", "snr_scheduling", "begin_ckpt", "end_ckpt", "enable_sampling", "num_samples",
+    "enable_loss", "enable_bpd", "bpd_dataset", "num_test_data", "residual", "score_ema", "flow_ema", "num_nelbo",
+    "rtol", "atol", "gap_diff", "target_ckpt", "data_mean", "skip_nll_wrong", "dataset", "random_flip",
+    "uniform_dequantization", "category", "tfrecords_path", "optimizer", "weight_decay", "lr", "beta1", "eps",
+    "warmup", "grad_clip", "num_micro_batch", "reset", "amsgrad", "seed", "device", "datadir",
+    "checkpoint_meta_dir", "resume",
+}  # fmt: skip
 KINDS = {
     name: kind
     for kind, names in {
         int: "nf num_res_blocks image_size num_channels num_scales",
-        float: "dropout fourier_scale beta_min beta_max sigma_min sigma_max ema_rate",
+        float: "dropout fourier_scale beta_min beta_max sigma_min sigma_max truncation_time ema_rate",
         bool: "fir attention resamp_with_conv skip_rescale centered scale_by_sigma",
         str: f"sde embedding_type {' '.join(CHOICES)}",
         tuple[int, ...]: "ch_mult attn_resolutions",
@@ -59,13 +74,17 @@ NET_KINDS = {SAME[name][1]: KINDS[name] for name in SAME if SAME[name][0] == "ne
 
 
 def tables_of(settings: Mapping[str, Any]) -> Recipe:
-    """Settings of the original's configuration, in one flat mapping, as our tables "sde", "net", "image" and "train".
+    """Settings of the original's configuration as our tables "sde", "net", "image" and "train".
 
     The tables hold only what is given; "image" has ``size`` and ``channels``.
+
+    Args:
+        settings: by name, or in the tables of the original's file; those that :func:`unrelated` names are passed over.
 
     Raises:
         ValueError: a setting that is unknown or has a value that the network cannot take, by its name.
     """
+    settings = {place[1]: value for place, value in _by_place(settings).items() if _is_read(*place)}
     settings = {key: value.lower() if isinstance(value, str) else value for key, value in settings.items()}
     _check(settings)
     tables: Recipe = {"sde": _sde_table(settings), "net": {}, "image": {}, "train": {}}
@@ -81,6 +100,26 @@ def tables_of(settings: Mapping[str, Any]) -> Recipe:
     if {"sigma_min", "sigma_max", "num_scales"} <= set(settings):
         tables["net"]["sigma_table"] = tuple(settings[key] for key in ("sigma_min", "sigma_max", "num_scales"))
     return tables
+
+
+def unrelated(settings: Mapping[str, Any]) -> list[str]:
+    """The settings of how the original is trained, sampled and evaluated, by dotted names; those of a flow apart."""
+    left = (place for place in _by_place(settings) if not _is_read(*place))
+    return [".".join(filter(None, place)) for place in left if place[0] != "flow"]
+
+
+def _by_place(settings: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    """The settings by table ("" where they are in none) and name."""
+    places: dict[tuple[str, str], Any] = {}
+    for key, value in settings.items():
+        is_table = key in (*TABLES_READ, *TABLES_LEFT) and isinstance(value, Mapping)
+        places |= {(key, name): part for name, part in value.items()} if is_table else {("", key): value}
+    return places
+
+
+def _is_read(table: str, name: str) -> bool:
+    """Whether the score may depend on that setting."""
+    return name in KNOWN if table == "training" else table not in TABLES_LEFT and name not in UNRELATED
 
 
 def _check(settings: Mapping[str, object]) -> None:
@@ -139,7 +178,8 @@ def _sde_table(settings: Mapping[str, object]) -> dict:
         raise ValueError(f"settings: sde must be {', '.join(SDES)}, got {settings['sde']!r}")
     name = SDES.get(settings["sde"], settings["sde"])
     keys = ("sigma_min", "sigma_max") if name == "ve" else ("beta_min", "beta_max")
-    return {"name": name} | {key: settings[key] for key in keys if key in settings}
+    table = {"name": name} | {key: settings[key] for key in keys if key in settings}
+    return table | ({"eps": settings["truncation_time"]} if "truncation_time" in settings else {})
 
 
 def read_settings(path: str | Path) -> dict[str, object]:

@@ -5,10 +5,10 @@ takes.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Shaped
@@ -21,6 +21,7 @@ from indm.files.memory import check_memory
 from indm.scaling import Scaling
 
 PARTS = ("train", "valid", "test")
+Loader = TypeVar("Loader", bound=Callable[..., Any])
 
 
 @runtime_checkable
@@ -59,6 +60,43 @@ class Data:
     labels: dict[str, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     fingerprint: str = ""
+
+
+def events_of_shape(shape: Callable[[Mapping[str, Any]], tuple[int | None, ...]]) -> Callable[[Loader], Loader]:
+    """Decorates a loader with the shape of its events, by its options; None is a size that its files decide.
+
+    So :func:`indm.data.registry.event_shape` knows it without the files.
+    """
+
+    def decorate(loader: Loader) -> Loader:
+        loader.event_shape = shape  # type: ignore[attr-defined]
+        return loader
+
+    return decorate
+
+
+def check_kind(data: Data, like: Any, whose: str, name: str = "data") -> None:
+    """ValueError where ``data``, called ``name``, are of other events or grey levels than ``like``.
+
+    Args:
+        data: the data.
+        like: a model or other data: what has ``shape`` and ``scaling``.
+        whose: that it is ``like``, as the message says it: "the model has".
+        name: of the data in the message.
+    """
+    for what, wanted, actual in (
+        ("events of shape", tuple(like.shape), tuple(data.shape)),
+        ("grey levels", like.scaling.levels, data.scaling.levels),
+    ):
+        if wanted != actual:
+            raise ValueError(f"{name} must have {what} {wanted}, as {whose}, got {actual}")
+
+
+def flags_of_data(shape: tuple[int, ...]) -> str:
+    """Options of the command line for data with events of that shape, as an example."""
+    if len(shape) == 3 and shape[1] == shape[2]:
+        return f"--data folder --data.path IMAGES --data.size {shape[1]} --data.channels {shape[0]}"
+    return "--data array --data.path FILE.npy"
 
 
 class InMemory(Dataset):

@@ -5,7 +5,7 @@ from typing import Any
 
 from torchvision.datasets import CelebA
 
-from indm.data.base import Data
+from indm.data.base import Data, events_of_shape
 from indm.data.downloads import download_root, from_torchvision
 from indm.data.image_files import ImageFiles
 from indm.data.raw import check_size
@@ -13,6 +13,7 @@ from indm.data.splits import limited
 from indm.scaling import Scaling
 
 
+@events_of_shape(lambda options: (3, options["size"], options["size"]))
 def load_celeba(
     *,
     size: int = 64,

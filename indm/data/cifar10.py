@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from torchvision.datasets import CIFAR10
 
-from indm.data.base import Data, pooled
+from indm.data.base import Data, events_of_shape, pooled
 from indm.data.downloads import download_root, from_torchvision
 from indm.data.splits import describe_split, split
 from indm.scaling import Scaling
 
 
+@events_of_shape(lambda _: (3, 32, 32))
 def load_cifar10(
     *,
     root: str | Path | None = None,

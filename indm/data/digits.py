@@ -3,11 +3,12 @@
 import numpy as np
 import torch
 
-from indm.data.base import Data, pooled
+from indm.data.base import Data, events_of_shape, pooled
 from indm.data.splits import describe_split, selected
 from indm.scaling import Scaling
 
 
+@events_of_shape(lambda _: (1, 8, 8))
 def load_digits(*, seed: int = 0, centered: bool = True, limit: int | None = None, label: int | None = None) -> Data:
     """The 1797 handwritten digits that scikit-learn bundles: 1×8×8, 17 grey levels; 180 valid, 360 test, stratified.
 

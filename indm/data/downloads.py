@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from indm.data.cache import cache_folder
+from indm.messages import reason
 
 T = TypeVar("T")
 
@@ -15,8 +16,20 @@ def download_root(root: str | Path | None) -> Path:
 
 
 def from_torchvision(name: str, dataset: Callable[..., T], *args, **kwargs) -> T:
-    """``dataset(*args, **kwargs)``, where every failure to find or to download the files is a ``ValueError``."""
+    """``dataset(*args, **kwargs)``, where every failure to find or to download the files is a ``ValueError``.
+
+    Its message says what helps, on the command line and in Python.
+    """
     try:
         return dataset(*args, **kwargs)
     except (RuntimeError, OSError, ImportError) as error:
-        raise ValueError(f"{name} could not be loaded ({error}); pass root= or download=True") from error
+        cause = reason(error).removesuffix(". You can use download=True to download it")
+        raise ValueError(f"{name} could not be loaded ({cause}); {where_to_look(args[0])}") from error
+
+
+def where_to_look(root: object) -> str:
+    """What to give where the files of a data set were not found in ``root``, or could not be downloaded to it."""
+    return (
+        f"they were looked for in {root}: --data.root FOLDER or $INDM_DATA names another, --data.download true "
+        'downloads them where there is a network (in Python: root="FOLDER", download=True)'
+    )

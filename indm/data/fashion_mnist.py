@@ -9,8 +9,8 @@ import torch
 from torchvision.datasets import FashionMNIST
 from torchvision.transforms.v2 import functional as F
 
-from indm.data.base import Data, pooled
-from indm.data.downloads import download_root, from_torchvision
+from indm.data.base import Data, events_of_shape, pooled
+from indm.data.downloads import download_root, from_torchvision, where_to_look
 from indm.data.raw import check_size
 from indm.data.splits import describe_split, selected, split
 from indm.files.memory import check_memory
@@ -49,11 +49,12 @@ def _fashion_mnist_folder(root: str | Path | None, download: bool) -> Path:
         if (place / "train-images-idx3-ubyte.gz").is_file():
             return place
     if not download:
-        raise ValueError(f"fashion-mnist not found in {', '.join(map(str, places))}; pass root= or download=True")
+        raise ValueError(f"fashion-mnist could not be loaded; {where_to_look(', '.join(map(str, places)))}")
     from_torchvision("fashion-mnist", FashionMNIST, str(home), download=True)
     return home / "FashionMNIST" / "raw"
 
 
+@events_of_shape(lambda options: (1, options["size"], options["size"]))
 def load_fashion_mnist(
     *,
     size: int = 28,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from indm.data.base import Data
+from indm.data.base import Data, events_of_shape
 from indm.data.folder_index import Files, Index, index
 from indm.data.image_files import ImageFiles
 from indm.data.images import RESIZE_MODES, SUFFIXES, read_image
@@ -16,6 +16,7 @@ from indm.messages import nearest, reason
 from indm.scaling import Scaling
 
 
+@events_of_shape(lambda options: (options["channels"], options["size"], options["size"]))
 def load_folder(
     *,
     path: str | Path,
@@ -51,7 +52,7 @@ def load_folder(
     files, (grey, colour), notes = find_images(folder, strict=strict)
     notes.append(f"{'squashed' if crop is False else 'centre-cropped'}, resized to {size} ({resize})")
     if channels is None and grey and colour:
-        raise ValueError(f"mixed channels: {grey} grey and {colour} colour images; pass channels=1 or 3")
+        raise ValueError(f"channels must be given (1 or 3) where there are {grey} grey and {colour} colour images")
     channels = channels or (1 if grey else 3)
     parts = split(len(files), **counts(len(files), valid, test), seed=seed, limit=limit)
     sets = {p: ImageFiles(files.select(chosen.numpy()), size, channels, resize, crop) for p, chosen in parts.items()}

@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 
-from indm.data.base import Data, InMemory
+from indm.data.base import Data, InMemory, events_of_shape
 from indm.data.densities import DENSITIES
 from indm.scaling import Scaling
 
 
+@events_of_shape(lambda _: (2,))
 def load_density(
     name: str, /, *, samples: int = 100_000, valid_samples: int = 5000, test_samples: int = 20_000, seed: int = 0
 ) -> Data:

@@ -10,9 +10,9 @@ from indm.config.options import Evaluation
 from indm.config.recipes import Recipe
 from indm.data.base import Data, stack
 from indm.data.image_files import count_unreadable
-from indm.data.registry import load_data
 from indm.evaluation.likelihood import evaluate
 from indm.files import atomic
+from indm.runs.data import data_of
 from indm.runs.folder import open_model, recipe_of
 from indm.runs.provenance import other_splits, provenance, warn_of_other_splits, weights_hash
 
@@ -31,7 +31,7 @@ def evaluate_run(
     recipe["data"] = data_table or recipe["data"]
     model = open_model(run)
     options = Evaluation(**recipe["evaluate"] | (given or {}))
-    data = load_data(**recipe["data"])
+    data = data_of(run, model, recipe["data"])
     if processes.is_main_process:
         warn_of_other_splits(run, data)
     settings = {key: value for key, value in vars(options).items() if key not in ("split", "examples")}

@@ -13,9 +13,9 @@ from indm.config.migrations import migrate_drawing
 from indm.config.options import Drawing
 from indm.config.parts import trust
 from indm.data.base import stack
-from indm.data.registry import load_data
 from indm.files import atomic, untrusted
 from indm.messages import brief, reason
+from indm.runs.data import data_of
 from indm.runs.folder import check_absent, open_run
 from indm.runs.provenance import provenance, weights_hash
 from indm.sampling import centre_prior, make_sampler, sample
@@ -55,7 +55,7 @@ def draw(
     check_absent(file.parent, OF_SAMPLES, overwrite)
     generator = torch.Generator(device).manual_seed(drawing.seed)
     if drawing.latent_mean:
-        centre_prior(model, stack(load_data(**recipe["data"]).train, 10_000), generator=generator)
+        centre_prior(model, stack(data_of(run, model).train, 10_000), generator=generator)
     x = sample(
         model,
         drawing.n,

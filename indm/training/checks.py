@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from indm.config.options import Training
-from indm.data.base import Data
+from indm.data.base import Data, check_kind
 from indm.flows.base import require_one_map
 from indm.model import count_parameters
 from indm.objective import Objective
@@ -70,12 +70,7 @@ def _check_objective(model: nn.Module, options: Training, objective: Objective, 
 
 def check_second(data: Data, second: Data) -> None:
     """ValueError where two data sets are not of one kind."""
-    for what, a, b in (
-        ("events of shape", tuple(data.shape), tuple(second.shape)),
-        ("grey levels", data.scaling.levels, second.scaling.levels),
-    ):
-        if a != b:
-            raise ValueError(f"data_b must have {what} {a}, as data have, got {b}")
+    check_kind(second, data, "data have", "data_b")
 
 
 def check_shapes(model: nn.Module, x: Tensor) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from indm.config import parts, recipes
 from indm.config.options import Training
 from indm.config.recipes import Recipe
-from indm.data.base import Data, as_data
+from indm.data.base import Data, as_data, check_kind
 from indm.data.registry import load_data
 from indm.model import INDM, build, describe
 from indm.objective import Objective, objective_of
@@ -115,12 +115,7 @@ def model_of(model: nn.Module, recipe: Recipe, data: Data) -> nn.Module:
     if isinstance(model, INDM) and (not model.has_shape or model.scaling.is_identity()):
         scaling = data.scaling if model.scaling.is_identity() else model.scaling
         model = INDM(model.flow, model.score, scaling, model.shape if model.has_shape else shape)
-    for what, of_model, of_data in (
-        ("events of shape", tuple(model.shape), shape),
-        ("grey levels", model.scaling.levels, data.scaling.levels),
-    ):
-        if of_model != of_data:
-            raise ValueError(f"data must have {what} {of_model}, as the model has, got {of_data}")
+    check_kind(data, model, "the model has")
     return model
 
 

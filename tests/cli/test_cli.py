@@ -31,7 +31,17 @@ from indm.cli.tables import help_of, take_tables
 from indm.cli.train import Train, TrainBridge, TrainPair, saved_state
 from indm.cli.translate import Translate
 from indm.config import parts, recipes
-from indm.config.options import Drawing, Evaluation, ReportOptions, ReproductionOptions, Training, TranslationOptions
+from indm.config.options import (
+    ConversionOptions,
+    Drawing,
+    Evaluation,
+    InspectionOptions,
+    ReportOptions,
+    ReproductionOptions,
+    ScoringOptions,
+    Training,
+    TranslationOptions,
+)
 from indm.data.registry import load_data
 from indm.evaluation.statistics import paired_difference
 from indm.model import build_model
@@ -384,7 +394,8 @@ def test_help_is_there(command, capsys):
     "command, options, prefix",
     [("train", Training, "train."), ("train", Evaluation, "evaluate."), ("evaluate", Evaluation, ""),
      ("fid", Drawing, ""), ("sample", Drawing, ""), ("report", ReportOptions, ""),
-     ("translate", TranslationOptions, ""), ("reproduce", ReproductionOptions, "")],
+     ("translate", TranslationOptions, ""), ("reproduce", ReproductionOptions, ""), ("fid", ScoringOptions, ""),
+     ("inspect", InspectionOptions, ""), ("convert", ConversionOptions, "")],
 )  # fmt: skip
 def test_help_has_every_option_with_its_sentence_and_default(command, options, prefix, capsys):
     with pytest.raises(SystemExit):
@@ -505,6 +516,7 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("train digits --data digitz", "or package.module:Name, got 'digitz'; did you mean 'digits'?"),
         ("train folder", "needs the option path"),
         ("train folder --data.path nowhere", "path 'nowhere' is not a folder"),
+        ("train cifar10-vp-nll --data.root none --data.download false", "looked for in none: --data.root FOLDER or $"),
         ("train folder --data.path .", "no readable images in '.'"),
         ("train folder --data.path . --data.size 4", "at least 8 pixels"),
         ("train array --data.path broken.npy", "rows hold NaN or inf"),

@@ -19,6 +19,7 @@ from indm.convert.architecture import architecture, infer
 from indm.convert.released import read_checkpoint
 from indm.convert.run import convert, score_of_checkpoint
 from indm.convert.settings import tables_of
+from indm.evaluation.runs import evaluate_run
 from indm.flows import ActNorm, Identity
 from indm.sde.linear import VESDE
 
@@ -403,6 +404,173 @@ def test_a_recipe_says_what_the_tensors_do_not(tmp_path):
     assert recipe["evaluate"]["examples"] == 7 and recipe["evaluate"]["rtol"] == 1e-5
     assert model.scaling.to_model(torch.full((1, 3, 16, 16), 255, dtype=torch.uint8)).max() <= 1
     assert model.scaling.to_model(torch.zeros(1, 3, 16, 16)).min() >= 0
+
+
+AT_16 = "--image-size must be given: the tensors are of another network than the recipe's (channels is 16, not 128; "
+
+
+@pytest.mark.parametrize(
+    "options, complaint",
+    [
+        ("--recipe cifar10-vp-nll", AT_16),
+        ("--recipe cifar10-vp-nll --data.flip false", AT_16),
+        ("--recipe cifar10-vp-nll --image-size 16", "as the checkpoint has, got 'cifar10' of shape (3, 32, 32)"),
+        (
+            "--recipe celeba64-vp-nll --image-size 32",
+            "(3, 32, 32), as the checkpoint has, got 'celeba' of shape (3, 64,",
+        ),
+        ("--recipe digits --image-size 8", "net.name must be ncsnpp, whose checkpoint this is, got 'unet'"),
+        ("--sde vp --image-size 16 --data cifar10", "--image-size is 16, the side of data 'cifar10' is 32"),
+        ("--sde vp --image-size 16 --data.size 32", "--image-size is 16, data.size is 32"),
+        (
+            "--sde vp --data fashion-mnist",
+            "(3, 28, 28), as the checkpoint has, got 'fashion-mnist' of shape (1, 28, 28)",
+        ),
+        (
+            "--sde vp --data fashion-mnist --data.size 16",
+            "got 'fashion-mnist' of shape (1, 16, 16); others are named by",
+        ),
+        ("--sde vp --data folder --data.path x --data.size 16 --data.channels 1", "got 'folder' of shape (1, 16, 16)"),
+        ("--sde vp --image-size 16 --data checkerboard", "got 'checkerboard' of shape (2,)"),
+        ("--sde vp --image-size 16 --data.centered false", "data.centered must be net.centered, True, got False"),
+    ],
+)
+def test_data_and_recipes_of_other_images(options, complaint, released, tmp_path, capsys):
+    """The checkpoint is one of three channels at 16×16, with attention at 8."""
+    assert run_cli("convert", released / "checkpoint_1.pth", *options.split(), "--out", tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert complaint in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
+    if "as the checkpoint has" in complaint:
+        assert "--data folder --data.path IMAGES --data.size" in error and "--data.channels 3" in error
+
+
+def test_a_folder_of_channels_that_only_its_files_tell(released, tmp_path, capsys):
+    """Nobody looks at the files before they are evaluated: one-channel images are refused there."""
+    (tmp_path / "grey").mkdir()
+    for i in range(20):
+        Image.fromarray(np.full((16, 16), i, dtype=np.uint8)).save(tmp_path / "grey" / f"{i}.png")
+    data, run = ("--data", "folder", "--data.path", tmp_path / "grey", "--data.size", 16), tmp_path / "run"
+    assert run_cli("convert", released / "checkpoint_1.pth", "--sde", "vp", *data, "--out", run) == 0
+    few = ("--examples", 2, "--nll-examples", 0, "--times", 1)
+    for command, *options in (("evaluate", *few), ("inspect", "--out", tmp_path), ("sample", "-n", 1, "--latent-mean")):
+        capsys.readouterr()
+        assert run_cli(command, run, *options, "--quiet") == 2
+        error = capsys.readouterr().err
+        assert "data must have events of shape (3, 16, 16), as the model has, got (1, 16, 16) of 'folder'; " in error
+        assert "--data.channels 3" in error
+    assert run_cli("evaluate", run, "--data.channels", 3, *few, "--quiet") == 0
+    assert run_cli("evaluate", run, "--data", "digits", "--overwrite", *few) == 2
+
+
+def test_the_tensors_overrule_a_recipe_and_it_is_said(released, tmp_path, capsys):
+    """Attention is where it is in the tensors: at 8 of 16×16, whatever the recipe says."""
+    run, data = tmp_path / "run", ("--data", "folder", "--data.path", "x", "--data.size", 16)
+    assert run_cli("convert", released / "checkpoint_1.pth", "--recipe", "cifar10-vp-nll", *data, "--out", run) == 0
+    shown, made = capsys.readouterr().out, json.loads((run / "conversion.json").read_text())
+    assert "the tensors overrule the recipe: channels is 16, not 128; " in shown
+    assert made["overruled"][-1] == "attention is (8,), not (16,)" and made["recipe"] == "cifar10-vp-nll"
+    assert INDM.load(run).score.backbone.attention == (8,) and INDM.load(run).shape == (3, 16, 16)
+    assert recipes.load(run)["net"]["attention"] == [8]
+
+
+def test_a_recipe_of_this_network_tells_the_side_of_the_images(tmp_path):
+    """The recipe's images are of the published side where its network is that of the tensors."""
+    settings, state, *_ = drawn(ch_mult=[1, 2, 2, 2], num_res_blocks=1, attn_resolutions=[16], image_size=32)
+    path, recipe = checkpoint(state, tmp_path / "a.pth"), recipes.load("cifar10-vp-nll")
+    recipe["net"] |= {"channels": settings["nf"], "blocks": 1}
+    (tmp_path / "small.toml").write_text(recipes.to_toml(recipe))
+    made = convert(path, tmp_path / "run", recipe=tmp_path / "small.toml")
+    assert made["shape"] == [3, 32, 32] and made["assumed"]["image_size"] == 32 and made["overruled"] == []
+    assert made["assumed"]["data.name"] == "cifar10" and made["data"]["centered"]
+    recipe["net"]["attention"] = [8]
+    (tmp_path / "other.toml").write_text(recipes.to_toml(recipe))
+    with pytest.raises(ValueError, match=r"--image-size must be given: .*\(attention is \(16,\), not \(8,\)\)"):
+        convert(path, tmp_path / "other", recipe=tmp_path / "other.toml")
+
+
+def test_assumed_data_are_said_to_be(released, tmp_path, capsys):
+    run, few = tmp_path / "run", ("--examples", 2, "--nll-examples", 0, "--times", 1, "--quiet")
+    assert run_cli("convert", released / "checkpoint_1.pth", "--sde", "vp", "--image-size", 16, "--out", run) == 0
+    shown = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("assumed: "))
+    for part in ('data.name = "folder"', 'data.path = "images"', "data.size = 16", "sde.beta_max = 20.0"):
+        assert part in shown
+    kept = json.loads((run / "conversion.json").read_text())["assumed"]
+    assert kept["data.channels"] == 3 and "sde.name" not in kept and "data.centered" not in kept
+    assert run_cli("evaluate", run, *few) == 2
+    error = capsys.readouterr().err
+    assert "path 'images' is not a folder; \"indm convert\" assumed these data, as none were named; " in error
+    assert "take others, for example --data folder --data.path IMAGES --data.size 16 --data.channels 3" in error
+    assert run_cli("evaluate", run, "--data.path", "none", *few) == 2
+    assert "assumed" not in capsys.readouterr().err  # these were named
+    assert run_cli("evaluate", run, "--data.path", released / "images", *few) == 0
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_likelihood_of_assumed_data_is_warned_of(named, released, tmp_path, monkeypatch, recwarn):
+    monkeypatch.chdir(released)  # where a folder "images" is
+    changes = {"data": "folder", "data.path": "images", "data.size": "16"} if named else {}
+    convert(released / "checkpoint_1.pth", tmp_path / "run", image_size=16, changes={"sde": "vp"} | changes)
+    options = {"examples": 2, "nll_examples": 0, "times": 1}
+    evaluate_run(tmp_path / "run", options, progress=False)
+    said = [str(warning.message) for warning in recwarn if "were not named" in str(warning.message)]
+    assert len(said) == (not named)
+    assert all("\"indm convert\" assumed 'folder'" in text for text in said)
+
+
+# ── The original's configuration file ───────────────────────────────────────────────────────────────────────────────
+
+TRAINING = {
+    "batch_size": 128, "n_iters": 1300001, "snapshot_freq": 50000, "log_freq": 50, "reduce_mean": False, "st": False,
+    "likelihood_weighting": True, "importance_sampling": True, "lr": 2e-4, "optimizer": "AdamW", "beta1": 0.9,
+    "warmup": 0, "grad_clip": 1.0, "weight_decay": 0.01, "dataset": "CIFAR10", "random_flip": True, "seed": 42,
+}  # fmt: skip
+
+
+def test_settings_of_training_are_passed_over_and_named(released, tmp_path, capsys):
+    settings = fixture("ddpmpp_vp")[0]
+    for name, content in {"flat": settings | TRAINING, "plain": settings}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        line = (released / "checkpoint_1.pth", "--settings", tmp_path / f"{name}.json", "--out", tmp_path / name)
+        assert run_cli("convert", *line) == 0
+        assert (f"settings passed over: {'; '.join(TRAINING)}\n" in capsys.readouterr().out) == (name == "flat")
+    assert json.loads((tmp_path / "flat" / "conversion.json").read_text())["unrelated"] == list(TRAINING)
+    assert recipes.load(tmp_path / "flat") == recipes.load(tmp_path / "plain")
+    assert (tmp_path / "flat" / "model.json").read_text() == (tmp_path / "plain" / "model.json").read_text()
+
+
+def test_the_whole_configuration_of_the_original(tmp_path, monkeypatch):
+    """Its tables are told apart: optim.eps is Adam's, and only training.truncation_time is that of the model."""
+    settings, state, _ = fixture("ddpmpp_vp")
+    data = {key: settings.pop(key) for key in ("image_size", "num_channels", "centered")}
+    training = {"sde": settings.pop("sde"), "continuous": True, "ddpm_score": True, "truncation_time": 2e-5, "x": 1}
+    whole = {
+        "training": training | {"batch_size": 128}, "sampling": {"snr": 0.16, "truncation_time": 1e-3},
+        "eval": {"rtol": 1e-5}, "optim": {"lr": 2e-4, "eps": 1e-8}, "data": data | {"dataset": "CIFAR10"},
+        "model": settings, "flow": {"lr": 1e-3, "nblocks": "2-2"}, "seed": 42,
+    }  # fmt: skip
+    (tmp_path / "whole.json").write_text(json.dumps(whole))
+    path = checkpoint(state, tmp_path / "a.pth")
+    made = convert(path, tmp_path / "run", settings=tmp_path / "whole.json")
+    assert made["unrelated"] == [
+        "training.x", "training.batch_size", "sampling.snr", "sampling.truncation_time", "eval.rtol", "optim.lr",
+        "optim.eps", "data.dataset", "seed", "flow.lr", "flow.nblocks",
+    ]  # fmt: skip
+    assert INDM.load(tmp_path / "run").sde.eps == 2e-5 and made["shape"] == [3, 16, 16]
+    seen = []
+    monkeypatch.setattr(
+        "indm.convert.run.flow_from_state", lambda state, settings, shape: seen.append(settings) or Identity()
+    )
+    flow = checkpoint({"a": torch.ones(1)}, tmp_path / "flow.pth")
+    for i, options in enumerate([{}, {"flow_settings": tmp_path / "whole.json"}]):
+        out = tmp_path / f"flow {i}"
+        made = convert(path, out, flow_checkpoint=flow, settings=tmp_path / "whole.json", **options)
+        assert seen[-1] == whole["flow"] and made["unrelated"][-2:] == ["seed", "flow.lr"]
+
+
+@pytest.mark.parametrize("key, value", [("ddpm_score", False), ("unbounded_parametrization", True)])
+def test_a_score_of_another_parametrization_is_refused(key, value):
+    with pytest.raises(ValueError, match=f"settings: {key} must be {not value}, got {value}"):
+        tables_of({"sde": "vpsde", key: value})
 
 
 def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ from indm.data.batches import flip_horizontally, loader
 from indm.data.densities import DENSITIES
 from indm.data.fashion_mnist import DEBIAN_FASHION_MNIST
 from indm.data.images import read_image
-from indm.data.registry import check_data, load_data
+from indm.data.registry import check_data, event_shape, load_data
 from indm.data.splits import split
 
 PARTS = ("train", "valid", "test")
@@ -273,7 +273,7 @@ def test_fashion_mnist_is_downloaded_where_it_is_missing(tmp_path, monkeypatch):
         return InMemory(torch.zeros(0))
 
     monkeypatch.setattr(fashion_mnist, "FashionMNIST", fetch)
-    with pytest.raises(ValueError, match="fashion-mnist not found in"):
+    with pytest.raises(ValueError, match=r"fashion-mnist could not be loaded; .*: --data.root FOLDER"):
         load_data("fashion-mnist", root=tmp_path, download=False)
     assert len(load_data("fashion-mnist", root=tmp_path, valid=1).train) == 39
 
@@ -359,8 +359,12 @@ def test_cifar10_in_the_layout_of_torchvision(tmp_path, monkeypatch):
     assert set(rows(cifar.train) + rows(cifar.valid)) <= {x.tobytes() for x in images[:50]}
 
     (base / "a").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"cifar10 could not be loaded .*root="):
+    assert event_shape("cifar10", valid=12) == cifar.shape
+    with pytest.raises(ValueError, match=r"cifar10 could not be loaded \(.*\); they were looked for in") as caught:
         load_data("cifar10", root=tmp_path, download=False)
+    for advice in (f"in {tmp_path}: --data.root FOLDER", "--data.download true", 'root="FOLDER", download=True)'):
+        assert advice in str(caught.value)
+    assert str(caught.value).count("download=True") == 1  # torchvision gives the same advice, for Python alone
 
 
 def test_celeba_in_the_layout_of_torchvision(tmp_path, monkeypatch):
@@ -478,9 +482,18 @@ def test_truncated_jpeg_and_decompression_bomb(tmp_path, monkeypatch):
         read_image(big[1])
 
 
+def test_event_shapes_are_known_without_the_files(folder):
+    for name, options in {"digits": {}, "checkerboard": {"samples": 10}, "folder": {"path": folder, "size": 8}}.items():
+        shape = load_data(name, **options).shape
+        assert event_shape(name, **options) == ((None, 8, 8) if name == "folder" else shape)
+    assert event_shape("folder", path="nowhere", size=9, channels=1) == (1, 9, 9)
+    assert event_shape("celeba", size=16) == (3, 16, 16) and event_shape("fashion-mnist") == (1, 28, 28)
+    assert event_shape("array", path="nowhere.npy") is None
+
+
 def test_mixed_channels(folder):
     grey = save(folder / "grey.png", picture(0, channels=1))
-    with pytest.raises(ValueError, match=r"mixed channels: 1 grey and 12 colour.*pass channels"):
+    with pytest.raises(ValueError, match=r"channels must be given \(1 or 3\) where there are 1 grey and 12 colour"):
         load_data("folder", path=folder, size=8)
     for channels in (1, 3):
         sets = load_data("folder", path=folder, size=12, channels=channels)
