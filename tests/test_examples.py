@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import indm
 from indm.cli.main import main
 from indm.report.records import Record
 from indm.reproduction import reproduce
@@ -42,32 +43,31 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = set(sys.modules)
     yield tmp_path
-    for name in [name for name in sys.modules if name not in before and name.startswith("my_")]:
+    for name in [name for name in sys.modules if name not in before and name.startswith(("my_", "own_"))]:
         del sys.modules[name]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example(path, tmp_path):
+def test_example(path, tmp_path, monkeypatch):
     assert len(path.read_text("utf-8").splitlines()) <= 40
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert inspect.signature(module.main).parameters.keys() == {"steps", "out"}
+    few = {"evaluate.examples": 20, "evaluate.nll_examples": 2}
+    recipe = indm.recipe
+    monkeypatch.setattr(indm, "recipe", lambda name, changes: recipe(name, changes | few))
     module.main(steps=3, out=tmp_path / "run")
     runs = sorted(tmp_path.rglob("summary.json"))
     assert runs and all(read_metrics(run.parent)[-1]["step"] == 3 for run in runs)
 
 
-def test_an_example_as_a_script_and_its_run_from_the_command_line(tmp_path):
-    script = ROOT / "examples" / "own_network.py"
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'examples'}"}
-    sample = "from indm.cli.main import main; import sys; sys.exit(main(sys.argv[1:]))"
-    for command in (
-        [str(script), "--steps", "2", "--out", str(tmp_path / "run")],
-        ["-c", sample, "sample", str(tmp_path / "run"), "-n", "4", "--steps", "2", "--trust", "own_network", "--quiet"],
-    ):
-        subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, check=True, capture_output=True)
-    assert (tmp_path / "run" / "samples.npz").is_file()
+def test_an_example_as_a_script_and_its_run_from_the_command_line(workplace, monkeypatch):
+    command = [sys.executable, str(ROOT / "examples" / "own_network.py"), "--steps", "2", "--out", "run"]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    assert main(["sample", "run", "-n", "4", "--steps", "2", "--trust", "own_network", "--quiet"]) == 0
+    assert (workplace / "run" / "samples.npz").is_file()
 
 
 @pytest.mark.parametrize("title", [title for title in SECTIONS if title != "A claim"])

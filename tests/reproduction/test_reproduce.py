@@ -6,15 +6,13 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import exit_code, fork
 
 import indm
 from indm.config import recipes
@@ -243,26 +241,6 @@ def test_what_a_step_costs_is_measured(tiny, monkeypatch):
 
 # ── Units ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from typing import get_args
-import torch
-from indm.reproduction import studies, units
-from indm.training.trainer import Trainer
-
-def killed(self, batches):
-    if self.step == 230:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, batches)
-
-torch.set_num_threads(1)
-step, Trainer.train_step = Trainer.train_step, killed
-out, recipe, steps = sys.argv[1:]
-studies.STUDIES["eight-gaussians"] = studies.Study(recipe, int(steps), int(steps), 20, 20, EVALUATE)
-sys.exit(units.work(Path(out), "eight-gaussians", "indm", 0))
-"""
-
 
 def finished(folder):
     return folder_module.finished(folder, recipes.load(folder))
@@ -286,11 +264,15 @@ def test_a_killed_unit_goes_on_and_ends_as_if_it_had_not_been(tmp_path, tiny, mo
         monkeypatch.delitem(measurements.MEASUREMENTS, name)  # all are made in the test of the whole
     reproduce.prepare(out, FAST, 1, False)
     folder = run_folder(out, "eight-gaussians", "indm", 0)
-    program = KILLED.replace("EVALUATE", repr(EVALUATE))
-    command = [sys.executable, "-c", program, str(out), str(tmp_path / "tiny.toml"), str(steps)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    killed = subprocess.run(command, cwd=Path(indm.__file__).parents[1], env=environment)
-    assert killed.returncode == -signal.SIGKILL
+
+    def killed():
+        step = Trainer.train_step
+        Trainer.train_step = lambda self, batches: (
+            os.kill(os.getpid(), signal.SIGKILL) if self.step == 230 else step(self, batches)
+        )
+        work(out, "eight-gaussians", "indm", 0)
+
+    assert exit_code(fork(killed)) == -signal.SIGKILL
     assert not (folder / "summary.json").exists() and not finished(folder)
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 200
     assert max(line["step"] for line in read_metrics(folder)) == 216  # ahead of the checkpoint
@@ -379,16 +361,14 @@ def test_a_unit_that_is_told_to_stop_when_it_is_trained_stops(tmp_path, tiny, mo
 
 def test_two_reproductions_do_not_work_in_one_folder(tmp_path):
     (tmp_path / "out").mkdir()
-    script = f"""
-from pathlib import Path
-from typing import get_args
-from indm.reproduction.plan import Plan
-from indm.reproduction.reproduce import reproduce
-reproduce(Path({str(tmp_path / "out")!r}), Plan(("eight-gaussians",), 1, True), progress=False)
-"""
+
+    def another():
+        with pytest.raises(ValueError, match="another process is at work in"):
+            reproduce.reproduce(tmp_path / "out", Plan(("eight-gaussians",), 1, True), progress=False)
+
     with run_lock(tmp_path / "out"):
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "another process is at work in" in done.stderr and not (tmp_path / "out" / "plan.json").exists()
+        assert exit_code(fork(another)) == 0
+    assert not (tmp_path / "out" / "plan.json").exists()
 
 
 def test_only_what_is_missing_is_made(tmp_path, tiny, monkeypatch):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from launch import InDouble
+from processes import fork_group
 from test_reliability import TINY
 from test_training import assert_same, change, checkpoint, log_of
 
@@ -144,9 +145,8 @@ def test_processes_make_the_run_of_one(folder, wide, processes):
 
 
 def test_processes_make_the_run_of_one_with_codes_and_a_batch_norm(tmp_path):
-    (tmp_path / "codes.toml").write_text(recipes.to_toml(CODES))
     train(CODES, tmp_path / "1", progress=False, trainer=InDouble)
-    launch(2, LAUNCH, tmp_path / "codes.toml", tmp_path / "2")
+    fork_group(2, lambda: train(CODES, tmp_path / "2", progress=False, trainer=InDouble))
     assert largest_difference(tmp_path / "1", tmp_path / "2") < 1e-9
     state = checkpoint(tmp_path / "1")["model"]
     counted = [value for name, value in state.items() if name.endswith("num_batches_tracked")]

@@ -14,6 +14,7 @@ import warnings
 import pytest
 import torch
 from accelerate import Accelerator
+from processes import fork
 from test_training import assert_same, change, checkpoint, interrupt_at, log_of
 
 import indm
@@ -380,16 +381,13 @@ LONG = change(TINY, steps=40, checkpoint_every=7)
 
 def child(run, before=lambda: None):
     """A process that makes ``run`` or what is left of it, after ``before()``."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
+
+    def work():
         before()
         warnings.simplefilter("ignore")
         train(LONG, run, resume=checkpoints.has_state(run), progress=False)
-        os._exit(0)
-    finally:
-        os._exit(1)
+
+    return fork(work)
 
 
 def finish(run):
