@@ -19,7 +19,8 @@ settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
-torch.set_num_threads(int(os.environ.get("INDM_TEST_THREADS", "1")))
+os.environ["OMP_NUM_THREADS"] = os.environ.get("INDM_TEST_THREADS", "1")  # else each training would measure its own
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def pytest_runtest_setup(item):

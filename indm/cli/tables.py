@@ -12,7 +12,8 @@ import textwrap
 from collections.abc import Collection
 from dataclasses import field, fields, make_dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from tyro.conf import arg
 
@@ -43,15 +44,29 @@ def flags_of(options: type, default: str | None = None, about: str = "") -> type
     sentences, made = help_of(options), []
     for option in fields(options):
         shown = literal(option.default) if default is None else default
-        flag = arg(metavar=metavar(option.type), help=sentences[option.name], help_behavior_hint=f"(default: {shown})")
+        flag = arg(
+            metavar=metavar(option.type),
+            help=sentences[option.name],
+            help_behavior_hint=f"(default: {shown})",
+            aliases=aliases_of(option.type),
+        )
         made.append((option.name, Annotated[str | None, flag], field(default=None)))
     return make_dataclass(
         f"{options.__name__}Flags", made, namespace={"__doc__": f"{options.__doc__}\n\n{about}"}, kw_only=True
     )
 
 
+def aliases_of(hint: Any) -> list[str] | None:
+    """Other names of the flag of an option of that type."""
+    return next((list(note.aliases) for note in getattr(hint, "__metadata__", ()) if note.aliases), None)
+
+
 def metavar(hint: Any) -> str:
     """What stands for a value of that type in the help."""
+    if get_origin(hint) is Annotated:
+        return metavar(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return "|".join(map(metavar, get_args(hint)))
     if get_origin(hint) is Literal:
         return "|".join(get_args(hint))
     if get_origin(hint) is tuple:

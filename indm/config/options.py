@@ -75,6 +75,9 @@ class Training:
     """Centre the final model's prior on the mean latent (useful for VE); best/ and snapshots/ stay as they are."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """Precision of the networks; "auto" is bf16 where the machine is fast in it."""
+    threads: Annotated[int | Literal["auto"], arg(aliases=["--threads"])] = "auto"
+    """Threads of the CPU. "auto" takes OMP_NUM_THREADS if that is set, and that of the run in a resumed one. Else it
+    measures a step on one, half and all threads, a second each, and takes the fastest. The last bits depend on it."""
     workers: int = 0
     """Processes that load data; 0 loads them in the process that trains."""
     log_every: int = 50
@@ -103,6 +106,7 @@ class Training:
         check_each(self, "train", lambda v: v >= 1, "at least 1", "batch_size accumulate validate_examples")
         check_each(self, "train", lambda v: v >= 1, "at least 1", "log_every validate_every checkpoint_every")
         check_each(self, "train", lambda v: v >= 1, "at least 1", "keep_last max_skipped_steps")
+        check_each(self, "train", lambda v: v == "auto" or v >= 1, '"auto" or at least 1', "threads")
         check_each(self, "train", lambda v: v > 0, "positive", "steps seconds lr flow_lr clip")
         check_each(self, "train", lambda v: v >= 0, "0 or more", "weight_decay flow_weight_decay warmup workers seed")
         check_each(self, "train", lambda v: v >= 0, "0 or more", "soft_truncation flow_warmup isometry terminal")

@@ -15,12 +15,13 @@ from indm.runs.lock import LOCK
 from indm.runs.provenance import device
 
 RECIPE = "recipe.toml"  # resolved
-# What may differ between a run and its continuation: it says how long and how watched, not what is computed.
+# What may differ between a run and its continuation: it says how long, how watched and on which
+# processors, not what is computed.
 FREE_ON_RESUME = {
     f"train.{key}"
     for key in (
-        "steps", "seconds", "log_every", "validate_every", "checkpoint_every", "snapshot_every", "workers", "trackers",
-        "keep_last", "max_skipped_steps", "max_rollbacks",
+        "steps", "seconds", "log_every", "validate_every", "checkpoint_every", "snapshot_every", "workers", "threads",
+        "trackers", "keep_last", "max_skipped_steps", "max_rollbacks",
     )
 }  # fmt: skip
 

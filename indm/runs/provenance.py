@@ -44,11 +44,9 @@ def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device
     }
 
 
-def describe(
-    run: Path, recipe: Recipe, device: torch.device, data_notes: list[str], splits: dict | None = None
-) -> None:
-    """Write ``recipe.toml`` and ``versions.json``: the provenance of the run, where its data came from, and their
-    :func:`split_record`.
+def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[str], more: dict | None = None) -> None:
+    """Write ``recipe.toml`` and ``versions.json``: the provenance of the run, where its data came from, and ``more``,
+    such as their :func:`split_record`.
 
     For a resumed run that is the provenance of its last part; its key ``before`` has those of the earlier parts.
     """
@@ -56,8 +54,14 @@ def describe(
     run.mkdir(parents=True, exist_ok=True)
     atomic.text(run / "recipe.toml", text)
     before = _parts(run / "versions.json")
-    about_data = {"data": data_notes} | (splits or {})
-    atomic.json_object(run / "versions.json", made_by | about_data | ({"before": before} if before else {}))
+    made_by |= {"data": data_notes} | (more or {})
+    atomic.json_object(run / "versions.json", made_by | ({"before": before} if before else {}))
+
+
+def threads_of(run: Path) -> int | None:
+    """The threads of PyTorch that the last part of ``run`` had; None where nothing says it."""
+    threads = [part.get("threads") for part in _parts(run / "versions.json")][-1:]
+    return next((n for n in threads if type(n) is int and n >= 1), None)
 
 
 def split_record(data: Data) -> dict:

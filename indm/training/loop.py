@@ -10,6 +10,7 @@ to its last checkpoint, at half the learning rates. If that does not help, it st
 
 import copy
 import importlib.util
+import sys
 import threading
 import time
 import warnings
@@ -36,9 +37,10 @@ from indm.runs.processes import by_main_process
 from indm.runs.provenance import describe, split_record, warn_of_other_splits
 from indm.runs.signals import interruptible
 from indm.sampling import centre_prior
-from indm.training import checkpoints, given
+from indm.training import checkpoints, given, threads
 from indm.training.devices import make_accelerator, peak_memory_mib
 from indm.training.metrics_log import LOOK_EVERY, Fault, MetricsLog
+from indm.training.threads import SlowSteps
 from indm.training.trainer import Trainer
 
 BAR = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}{postfix}"
@@ -133,11 +135,14 @@ def run_in(
         trainer.load(out)
         if main:
             warn_of_other_splits(out, trainer.data)
+    choice = threads.choose(trainer, out if resumes else None)
     if main:
-        splits = split_record(trainer.data)
-        describe(out, recipe, trainer.accelerator.device, trainer.data.notes, splits)
+        record = split_record(trainer.data) | choice.record()
+        describe(out, recipe, trainer.accelerator.device, trainer.data.notes, record)
         warn_of_lost_steps(out, trainer.step)
-    with MetricsLog(trainer, out, recipe) as log, interruptible() as interrupted:
+    if choice.seconds and progress:
+        tqdm.write(str(choice), file=sys.stderr)
+    with choice.in_use(), MetricsLog(trainer, out, recipe) as log, interruptible() as interrupted:
         if not resumes:
             trainer.save(out)  # an error now, if the folder cannot be written
         stopped = loop(trainer, out, log, stop_requests(trainer, interrupted, callbacks), progress and main)
@@ -185,7 +190,7 @@ def loop(
     Returns:
         Whether it was asked to stop, the same on all processes.
     """
-    o, batches, stops = trainer.options, trainer.batches(), False
+    o, batches, stops, slow_steps = trainer.options, trainer.batches(), False, SlowSteps()
 
     def due(every: int) -> bool:
         return trainer.step % every == 0
@@ -194,7 +199,11 @@ def loop(
         while trainer.progress < 1 and not stops:
             started = time.perf_counter()
             terms = trainer.train_step(batches)
-            trainer.seconds += time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            trainer.seconds += seconds
+            slowness = slow_steps.notice(trainer.step, frozenset(terms), seconds)
+            if slowness and trainer.accelerator.is_main_process:
+                warnings.warn(slowness, stacklevel=2)
             log.add(terms)
             stops = asked_to_stop(terms)
             over = trainer.progress >= 1
@@ -255,18 +264,20 @@ def plan(recipe: Recipe) -> dict:
     recipe = recipes.resolve(recipe)
     accelerator = make_accelerator(recipes.options_of(recipe, "train"))
     trainer = Trainer(recipe, load_data(**recipe["data"]), accelerator)
-    batches, cycle = trainer.batches(), max(3, trainer.options.flow_update_every)
+    choice, batches, cycle = threads.choose(trainer), trainer.batches(), max(3, trainer.options.flow_update_every)
     trainer.pretraining = False
-    float(trainer.train_step(batches)["skipped"])  # waits for the device
-    started = time.perf_counter()
-    for _ in range(cycle):
-        float(trainer.train_step(batches)["skipped"])
-    seconds = (time.perf_counter() - started) / cycle
+    with choice.in_use():
+        float(trainer.train_step(batches)["skipped"])  # waits for the device
+        started = time.perf_counter()
+        for _ in range(cycle):
+            float(trainer.train_step(batches)["skipped"])
+        seconds = (time.perf_counter() - started) / cycle
     return {
         **{name.replace("_", " "): count for name, count in sizes(trainer).items()},
         "event shape": tuple(trainer.data.shape),
         "examples": {split: len(getattr(trainer.data, split)) for split in ("train", "valid", "test")},
         "device": str(accelerator.device),
+        "threads": choice.threads,
         "seconds per step": seconds,
     }
 
