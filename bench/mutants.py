@@ -3,7 +3,7 @@
     python bench/mutants.py --sample 600
     python bench/mutants.py indm/scaling.py --sample all
 
-A mutant (bench/mutation.py) is imported from memory in a forked process: the checkout is never touched. It meets the
+A mutant (bench/mutation.py) is imported from memory in a forked process that stands in a copy of the tree. It meets the
 tests that reach its line (bench/mutation_tests.py); one failure kills it, and so does ten times the processor time that
 the tests take, and a minute.
 
@@ -23,10 +23,12 @@ import signal
 import tomllib
 from collections import Counter
 
+from filelock import FileLock
+
 os.environ |= {"CI": "1", "OMP_NUM_THREADS": "1"}  # hypothesis draws the same examples every time
 
 from mutation import mutants
-from mutation_tests import OUT, ROOT, Tests, side_by_side
+from mutation_tests import OUT, ROOT, TREE, Tests, copy_tree, side_by_side
 
 METHOD = [
     *("scaling", "score", "gaussian", "objective", "ode", "likelihood", "sampling", "translation", "linearization"),
@@ -52,7 +54,7 @@ Words (messages, docstrings) and types are no part of the method and are not mut
 
 
 def files(folder, names):
-    found = sorted(file for name in names for file in glob.glob(f"{folder}/{name}.py", root_dir=ROOT))
+    found = sorted(file for name in names for file in glob.glob(f"{folder}/{name}.py", root_dir=TREE))
     return [file for file in found if not file.endswith("__init__.py")]
 
 
@@ -140,11 +142,13 @@ def main():
     parser.add_argument("modules", nargs="*", help="files; all of the method by default")
     parser.add_argument("--sample", default="all", help="how many mutants, or all")
     options = parser.parse_args()
-    method = files("indm", METHOD)
-    by_module = {file: mutants(file, (ROOT / file).read_bytes()) for file in options.modules or method}
-    tests = Tests([file for file in files("tests", TESTS) if file not in OTHER_TESTS], method)
-    results = run(sample(by_module, options.sample), tests)
-    report(by_module, results)
+    OUT.mkdir(parents=True, exist_ok=True)
+    with FileLock(OUT / "lock", timeout=0):
+        copy_tree()
+        method = files("indm", METHOD)
+        by_module = {file: mutants(file, (TREE / file).read_bytes()) for file in options.modules or method}
+        tests = Tests([file for file in files("tests", TESTS) if file not in OTHER_TESTS], method)
+        report(by_module, run(sample(by_module, options.sample), tests))
 
 
 if __name__ == "__main__":
