@@ -3,7 +3,7 @@
 import pytest
 import torch
 from closed_form import GaussianScore, gaussian, within
-from test_flows import batched_jacobian, perturb
+from flow_tools import batched_jacobian, perturb
 from torch.func import hessian, jacfwd, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
 

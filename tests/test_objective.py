@@ -396,6 +396,21 @@ def plain_variance_weighted(model, x, eps=None):
     return 0.5 * (weight * square).sum() / (1 - start)
 
 
+def felt(name):
+    """An SDE so short that its prior is felt: at the defaults z_T forgets the data, and the prior has no gradient."""
+    options = {"vp": {"beta_max": 2.0}, "subvp": {"beta_max": 2.0}, "ve": {"sigma_max": 2.0}}
+    sde = SDES[name](**options.get(name, {}))
+    sde.prior_mean = torch.tensor([0.4, -0.3])
+    return sde
+
+
+def test_the_prior_is_felt(name):
+    model, x = INDM(trained_flow(), LinearScore(felt(name), 1.0, 0.0)), torch.randn(200, 2, dtype=torch.float64)
+    parameters = list(model.flow.parameters())
+    prior = gradients(prior_term(model.sde, model.encode(x)[0]).mean(), parameters)
+    assert prior.norm() > 0.1 * gradients(plain_bound(model, x), parameters).norm() or name not in ("vp", "subvp", "ve")
+
+
 def gradients(value, parameters):
     return torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters)])
 
@@ -407,18 +422,18 @@ def check(draws, exact, sharpness):
 
 @pytest.mark.parametrize("eps", [None, 0.2])
 def test_mle_gradients_are_those_of_the_plain_bound(name, eps, two_point_noise):
-    model = INDM(trained_flow(), LinearScore(SDES[name](), [0.8, 1.3], [0.3, -0.2]))
+    model = INDM(trained_flow(), LinearScore(felt(name), [0.8, 1.3], [0.3, -0.2]))
     x = torch.randn(2000, 2, dtype=torch.float64)
     parameters = list(model.parameters())
     exact = gradients(plain_bound(model, x, eps) / 2, parameters)
     draws = [gradients(mle_loss(model, x, eps=eps, generator=seeded(i))[0], parameters) for i in range(120)]
-    check(torch.stack(draws), exact, 0.01)
+    check(torch.stack(draws), exact, 0.02)
 
 
 @pytest.mark.parametrize("eps", [None, 0.2])
 def test_fid_gradients_are_each_part_its_own(name, eps, two_point_noise):
     """The flow's from the plain bound; the score's from the variance-weighted loss and its share of the bound."""
-    model = INDM(trained_flow(), LinearScore(SDES[name](), [0.8, 1.3], [0.3, -0.2]))
+    model = INDM(trained_flow(), LinearScore(felt(name), [0.8, 1.3], [0.3, -0.2]))
     x = torch.randn(1500, 2, dtype=torch.float64)
     flow, score = list(model.flow.parameters()), list(model.score.parameters())
     exact_flow = gradients(plain_bound(model, x, eps) / 2, flow)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from closed_form import gaussian, within
-from test_flows import perturb
+from flow_tools import perturb
 from test_nonlinear import close, make
 
 from indm.flows import CouplingFlow, InvertibleLinear, ResidualFlow

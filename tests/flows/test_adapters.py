@@ -7,7 +7,7 @@ import normflows
 import pytest
 import torch
 import zuko
-from test_flows import batched_jacobian, perturb
+from flow_tools import batched_jacobian, perturb
 
 import indm
 from indm.flows import Compose, NormflowsAdapter, NormflowsFlow, ZukoAdapter, ZukoFlow

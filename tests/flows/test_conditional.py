@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_flows import slopes
+from flow_tools import perturb, slopes
 from torch import nn
 
 import indm
@@ -15,7 +15,16 @@ from indm.config import recipes
 from indm.data.registry import load_data
 from indm.evaluation.sample_quality import solve
 from indm.evaluation.transport import transport
-from indm.flows import Compose, ConditionalResidualFlow, ExactLogDet, Frozen, Squeeze, use_log_det
+from indm.flows import (
+    ActNorm,
+    Compose,
+    ConditionalResidualFlow,
+    ExactLogDet,
+    Frozen,
+    InvertibleLinear,
+    Squeeze,
+    use_log_det,
+)
 from indm.flows.conditional import CodePrior
 from indm.model import INDM, build_model
 from indm.nets import Zero
@@ -149,6 +158,21 @@ def test_prior_is_a_density_and_its_samples_have_it():
     error = covariance.diagonal().sqrt() / 200
     assert ((drawn.mean(0) - mean).abs() < 4 * error).all()
     torch.testing.assert_close(torch.cov(drawn.T), covariance, rtol=0.05, atol=0.05 * covariance.max().item())
+
+
+def test_couplings_of_the_prior_move_all_entries_by_halves_and_by_turns():
+    """The Jacobian of each: a coupling moves one half, or every other entry, by all of the rest, which it leaves."""
+    prior = CodePrior(6, steps=2, width=8, activation="elu").double()
+    perturb(prior)
+    couplings = [flow for flow in prior.flows if not isinstance(flow, ActNorm | InvertibleLinear)]
+    assert len(couplings) == 8
+    x = torch.randn(6, dtype=torch.float64)
+    moved = [[3, 4, 5], [0, 1, 2], [1, 3, 5], [0, 2, 4]]
+    for flow, entries in zip(couplings, moved * 2, strict=True):
+        jacobian = torch.autograd.functional.jacobian(lambda x, flow=flow: flow(x[None])[0][0], x)
+        others = [i for i in range(6) if i not in entries]
+        assert torch.equal(jacobian[others], torch.eye(6).double()[others])
+        assert bool((jacobian[entries][:, others].abs() > 1e-9).all())
 
 
 @pytest.mark.parametrize("activation", ["elu", "relu", "leaky_relu"])

@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from indm.flows import AutoregressiveFlow, CouplingFlow, InvertibleLinear, ZukoFlow, initialize_actnorms
+from indm.flows import ActNorm, AutoregressiveFlow, CouplingFlow, InvertibleLinear, ZukoFlow, initialize_actnorms
 from indm.flows.coupling import Affine, RationalQuadratic
 
 
@@ -113,6 +113,33 @@ def test_what_single_precision_cannot_invert_is_inverted_in_double():
         assert not bool(flow.solve_inverse(z, tol)[3].all())
         expected = copy.deepcopy(flow).double().inverse(z.double(), 1e-10)
         torch.testing.assert_close(flow.inverse(z, tol).double(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "flow",
+    [
+        CouplingFlow((5,), depth=2, width=8, transform="affine"),
+        CouplingFlow((5,), depth=2, width=8),
+        CouplingFlow((1, 4, 4), levels=2, depth=2, width=8),
+        AutoregressiveFlow((5,), blocks=2, width=16, layers=1),
+        AutoregressiveFlow((1, 4, 4), blocks=2, width=16, layers=1),
+    ],
+    ids=lambda flow: f"{type(flow).__name__}{flow.shape}",
+)
+def test_every_entry_is_transformed_by_what_others_are(flow):
+    """Where nothing but the networks has left its start: no linear map mixes the entries, so that the Jacobian shows
+    which of them a coupling moves, and that two in opposite directions leave none as it is."""
+    flow = flow.double()
+    with torch.no_grad():
+        for module in flow.modules():
+            for parameter in module.parameters(recurse=False):
+                if not isinstance(module, InvertibleLinear | ActNorm):
+                    parameter.add_(0.3 * torch.randn_like(parameter))
+    x = 0.5 * torch.randn(flow.shape, dtype=torch.float64)
+    d = x.numel()
+    jacobian = torch.autograd.functional.jacobian(lambda x: flow(x[None])[0][0], x).reshape(d, d)
+    by_others = (jacobian - jacobian.diag().diag()).abs().amax(1)
+    assert bool((by_others > 1e-6).all()), f"entries {(by_others <= 1e-6).nonzero().flatten().tolist()} are left alone"
 
 
 def test_autoregressive_tokens_see_only_those_before_them():

@@ -27,59 +27,10 @@ def small_unet(shape=(2, 8, 8), **options):
     return perturbed(UNet(shape, **{"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (8,)} | options))
 
 
-def small_mlp(shape=(3,)):
-    torch.manual_seed(0)
-    return perturbed(MLP(shape, width=32, depth=2))
-
-
 def draw(shape, n=5, seed=1, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(n, *shape, generator=generator, dtype=torch.float64).to(dtype)
     return z, torch.linspace(-7, 5, n, dtype=torch.float64).to(dtype)
-
-
-NETS = [small_mlp(), small_mlp((2, 3)), small_unet(), small_unet((3, 9, 14), multipliers=[1, 2, 2], blocks=2)]
-
-
-@pytest.mark.parametrize("net", NETS, ids=lambda net: f"{type(net).__name__}{net.shape}")
-class TestEveryBackbone:
-    def test_output_depends_on_z_and_level(self, net):
-        z, level = draw(net.shape)
-        reference = net(z, level)
-        assert ((net(-z, level) - reference).flatten(1).norm(dim=1) > 1e-2).all()
-        assert ((net(z, level + 0.5) - reference).flatten(1).norm(dim=1) > 1e-3).all()
-
-    def test_starts_at_zero(self, net):
-        fresh = type(net)(net.shape)
-        z, level = draw(net.shape)
-        assert (fresh(z, level) == 0).all()
-
-    def test_every_parameter_gets_a_gradient(self, net):
-        z, level = draw(net.shape)
-        names, parameters = zip(*net.named_parameters(), strict=True)
-        gradients = torch.autograd.grad(net(z, level).square().sum(), parameters)
-        dead = [
-            name for name, g in zip(names, gradients, strict=True) if not (g.isfinite().all() and g.abs().max() > 0)
-        ]
-        assert not dead
-
-    @given(order=st.permutations(range(5)), seed=st.integers(0, 1000))
-    @settings(max_examples=10, deadline=None)
-    def test_samples_do_not_see_one_another(self, net, order, seed):
-        z, level = draw(net.shape, seed=seed)
-        with torch.no_grad():
-            whole = net(z, level)
-            torch.testing.assert_close(net(z[order], level[order]), whole[order], atol=1e-4, rtol=1e-4)
-            z[order[0]] *= 10
-            torch.testing.assert_close(net(z, level)[order[1:]], whole[order[1:]], atol=1e-4, rtol=1e-4)
-
-    def test_keeps_its_constructor_arguments(self, net):
-        names = ["width", "depth", "fourier"] if isinstance(net, MLP) else ["channels", "multipliers", "blocks"]
-        names += [] if isinstance(net, MLP) else ["attention", "dropout"]
-        twin = type(net)(net.shape, **{name: getattr(net, name) for name in names})
-        twin.load_state_dict(net.state_dict())
-        z, level = draw(net.shape)
-        assert torch.equal(twin.eval()(z, level), net(z, level))
 
 
 def test_derivatives_against_finite_differences():

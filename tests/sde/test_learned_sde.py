@@ -47,43 +47,6 @@ def test_starts_at_vp(learn):
     assert sde.clock_span() == vp.clock_span()
 
 
-def test_kernel_solves_the_moment_equations(sde):
-    """d log α/dt = f and dσ²/dt = 2 f σ² + g², by autograd in t."""
-    t = times(sde).requires_grad_()
-    for i in range(math.prod(SHAPE)):
-
-        def slope(value, i=i):
-            return torch.autograd.grad(value.flatten(1)[:, i].sum(), t)[0]
-
-        f, g, sigma = (value.flatten(1)[:, i] for value in (sde.drift(t), sde.diffusion(t), sde.sigma(t)))
-        torch.testing.assert_close(slope(sde.log_alpha(t)), f, rtol=1e-8, atol=1e-8)
-        torch.testing.assert_close(slope(sde.sigma(t) ** 2), 2 * f * sigma**2 + g**2, rtol=1e-7, atol=1e-7)
-
-
-def test_transition_carries_the_kernel_from_t_to_s_entry_by_entry(sde):
-    """α_s = r α_t and σ_s² = r² σ_t² + v², and two steps make one."""
-    t = times(sde)
-    (a, first), (b, second), (whole, std) = (
-        sde.transition(t[i::3][:13], t[j::3][:13]) for i, j in ((0, 1), (1, 2), (0, 2))
-    )
-    t, s = t[0::3][:13], t[2::3][:13]
-    assert whole.shape == std.shape == (13, *SHAPE) and not sde.is_scalar
-    torch.testing.assert_close(whole * sde.alpha(t), sde.alpha(s), rtol=1e-12, atol=0)
-    torch.testing.assert_close((whole * sde.sigma(t)) ** 2 + std**2, sde.sigma(s) ** 2, rtol=1e-12, atol=0)
-    torch.testing.assert_close(a * b, whole, rtol=1e-12, atol=0)
-    torch.testing.assert_close((b * first) ** 2 + second**2, std**2, rtol=1e-9, atol=0)
-
-
-def test_rate_is_the_ageing_on_the_common_clock(sde):
-    t = times(sde).requires_grad_()
-    own = 2 * (sde.sigma(t).log() - sde.log_alpha(t)).flatten(1)
-    common = torch.autograd.grad(-sde.log_snr(t).sum(), t)[0]
-    for i in range(own.shape[1]):
-        ageing = torch.autograd.grad(own[:, i].sum(), t, retain_graph=True)[0] / common
-        torch.testing.assert_close(sde.clock_rate(t).flatten(1)[:, i], ageing, rtol=1e-7, atol=0)
-    assert bool((sde.clock_rate(t) > 0).all())
-
-
 def test_drift_and_volatility_bend_the_signal_to_noise_ratio_alike():
     drift, volatility = learned("drift"), learned("volatility")
     with torch.no_grad():

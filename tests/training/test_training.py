@@ -240,6 +240,58 @@ def test_order_of_the_data_covers_every_epoch(monkeypatch):
     assert torch.equal(next(trainer.batches()), later)
 
 
+def test_order_of_the_data_is_another_in_every_epoch_and_for_every_seed():
+    def epochs(seed):
+        recipe = change(DIGITS, batch_size=100, seed=seed)
+        trainer = Trainer(recipes.resolve(recipe), load_data("digits"), Accelerator())
+        batches = trainer.batches()
+        return [torch.cat([next(batches) for _ in range(len(trainer.data.train) // 100)]) for _ in range(2)]
+
+    first, second = epochs(0)
+    other, _ = epochs(1)
+    assert torch.equal(epochs(0)[0], first)
+    for one, another in ((first, second), (first, other), (second, other)):
+        assert (one != another).flatten(1).any(1).float().mean() > 0.9, "at most a few examples keep their place"
+
+
+def test_validation_is_of_the_averaged_weights():
+    """Of the bound and of the density of x_T alike: the raw weights may be anything, the average may not."""
+    recipe = GAUSSIAN | {"data": {"name": "checkerboard"}, "data_b": {"name": "rings"}}
+    recipe = change(recipe, terminal=1.0, validate_examples=50, batch_size=50)
+    trainer = Trainer(recipes.resolve(recipe), load_data("checkerboard"), Accelerator())
+
+    def moved(model):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        return trainer.validate()
+
+    before = trainer.validate()
+    assert set(before) == {"valid_nelbo", "unit", "valid_terminal"}
+    assert moved(trainer.model) == before
+    after = moved(trainer.ema.model)
+    assert all(abs(after[name] - before[name]) > 1e-3 for name in ("valid_nelbo", "valid_terminal"))
+
+
+@pytest.mark.parametrize("decays", [{"score": 0.3, "flow": 0.0}, {"score": 0.0, "flow": 0.2}])
+def test_each_part_has_a_weight_decay_of_its_own(decays):
+    """Without a gradient, a step of AdamW multiplies the weights by 1 − rate · decay and does nothing else."""
+
+    def flat(model, x, *, eps=None):
+        loss = 0 * sum(p.sum() for p in model.parameters())
+        return loss, {"nelbo": loss.detach()}
+
+    recipe = change(DIGITS, weight_decay=decays["score"], flow_weight_decay=decays["flow"], lr=0.1, flow_lr=0.5)
+    trainer = Trainer(recipes.resolve(recipe), load_data("digits"), Accelerator(), objective=Objective(flat))
+    parts = {"score": trainer.model.score, "flow": trainer.model.flow}
+    before = copy.deepcopy(parts)
+    trainer.train_step(trainer.batches())
+    for name, part in parts.items():
+        kept = 1 - {"score": 0.1, "flow": 0.5}[name] * decays[name]
+        for p, q in zip(part.parameters(), before[name].parameters(), strict=True):
+            torch.testing.assert_close(p, kept * q)
+
+
 def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch, whole):
     run, recipe = tmp_path / "run", change(DIGITS, checkpoint_every=2)
     replace, calls = os.replace, []

@@ -1,0 +1,181 @@
+"""What every network of the table of parts must do: those of a score, and the coders of a VAE."""
+
+import copy
+
+import pytest
+import torch
+from contract_parts import SHAPES, constructions
+from torch import nn
+
+import indm
+from indm.config import parts
+from indm.model import INDM, build
+from indm.reproduction.vae import VAE
+from indm.scaling import Scaling
+from indm.score import score_for
+from indm.sde.linear import VPSDE
+
+TABLE = constructions("net")
+
+
+def is_coder(table, shape):
+    return type(build(table, "net", shape)).forward is nn.Module.forward
+
+
+NETS = {name: case for name, case in TABLE.items() if not is_coder(*case)}
+CODERS = TABLE.keys() - NETS.keys()
+trainable = [name for name, case in NETS.items() if list(build(*case[:1], "net", case[1]).parameters())]
+
+
+class ThroughCode(nn.Module):
+    """A coder as one map x ↦ (mean, log deviation) of z given x and of x given that mean."""
+
+    def __init__(self, coder):
+        super().__init__()
+        self.coder = coder
+
+    def forward(self, x):
+        mean, log_std = self.coder.encode(x)
+        return torch.cat([part.flatten(1) for part in (mean, log_std, *self.coder.decode(mean))], 1)
+
+
+def moved(module, scale=0.1):
+    """``module`` with noise on every parameter, so that nothing is hidden behind a layer that starts at zero."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+    return module.eval()
+
+
+def evaluated(net, z):
+    """A network at noise levels as its score gives them, from ε to T; a coder at z."""
+    if isinstance(net, ThroughCode):
+        return net(z)
+    t = torch.linspace(0.01, 0.99, len(z)).to(z)
+    seen = []
+    with torch.no_grad():
+        hook = net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+        score_for(net)(net, VPSDE())(z, t)
+        hook.remove()
+    return net(z, seen[0][1])
+
+
+def make(table, shape):
+    torch.manual_seed(0)
+    net = build(table, "net", shape)
+    return ThroughCode(net) if is_coder(table, shape) else net
+
+
+@pytest.fixture(params=TABLE)
+def net(request):
+    return moved(make(*TABLE[request.param]))
+
+
+def draw(net, n=4, dtype=torch.float32):
+    shape = (net.coder if isinstance(net, ThroughCode) else net).__dict__.get("shape", SHAPES["net"][0])
+    return torch.randn(n, *shape, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_starts_at_zero_so_that_the_score_is_that_of_standard_normal_latents(name):
+    table, shape = NETS[name]
+    z = torch.randn(3, *shape)
+    output = evaluated(make(table, shape).eval(), z)
+    assert output.shape == z.shape and bool((output == 0).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_keeps_dtype_and_is_a_function(net, dtype):
+    net, z = net.to(dtype), draw(net, dtype=dtype)
+    output = evaluated(net, z)
+    assert output.dtype == dtype and bool(output.isfinite().all())
+    assert torch.equal(evaluated(net, z), output)
+
+
+def test_samples_do_not_see_one_another(net):
+    """Another order, other neighbours, none at all."""
+    net, z = net.double(), draw(net, dtype=torch.float64)
+    level = torch.linspace(0.5, 3.0, len(z), dtype=z.dtype)
+
+    def outputs(rows, z=z):
+        return net(z[rows]) if isinstance(net, ThroughCode) else net(z[rows], level[rows])
+
+    with torch.no_grad():
+        whole = outputs(slice(None))
+        for rows in ([2, 0, 3, 1], [1], [1, 3]):
+            torch.testing.assert_close(outputs(rows), whole[rows], rtol=1e-9, atol=1e-9)
+        other = z.clone()
+        other[0] = 10.0
+        torch.testing.assert_close(outputs(slice(None), other)[1:], whole[1:], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", trainable)
+def test_output_depends_on_z_and_on_the_level(name):
+    net = moved(make(*NETS[name]))
+    z, level = draw(net), torch.linspace(0.5, 3.0, 4)
+    output = net(z, level)
+    for other in (net(-z, level), net(z, level + 0.5)):
+        assert bool(((other - output).flatten(1).norm(dim=1) > 1e-3).all())
+
+
+def test_every_parameter_gets_a_gradient_and_moves(net):
+    before = copy.deepcopy(dict(net.named_parameters()))
+    if before:
+        evaluated(net.train(), draw(net)).square().sum().backward()
+        torch.optim.AdamW(net.parameters(), weight_decay=0.0).step()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), name
+        assert not torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_saved_and_loaded_it_computes_the_same_bits(name, tmp_path):
+    """From its description: the constructor's arguments are attributes."""
+    table, shape = TABLE[name]
+    if name in CODERS:
+        model = moved(VAE(build(table, "net", shape), Scaling(), shape))
+        model.save(tmp_path)
+        one, other = ThroughCode(model.coder), ThroughCode(VAE.load(tmp_path).coder)
+    else:
+        model = moved(indm.build_model({"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": table}, shape))
+        model.save(tmp_path)
+        one, other = model.score.backbone, INDM.load(tmp_path).score.backbone
+    z = torch.randn(3, *shape)
+    assert torch.equal(evaluated(one, z), evaluated(other, z))
+
+
+# ── that the contract sees a wrong part ──────────────────────────────────────────────────────────────────────────────
+
+
+class Wrong(nn.Module):
+    """A linear network, in a way that is wrong."""
+
+    def __init__(self, shape, wrong="nothing"):
+        super().__init__()
+        self.shape, self.wrong = tuple(shape), wrong
+        self.weight, self.idle = nn.Parameter(torch.zeros(self.shape)), nn.Parameter(torch.zeros(1))
+
+    def forward(self, z, level):
+        output = self.weight * z * level.reshape(-1, *(1,) * (z.ndim - 1)) + self.idle * (self.wrong != "idle")
+        if self.wrong == "rows":
+            output = output - output.mean(0)
+        return output.to(torch.float32) if self.wrong == "dtype" else output
+
+
+@pytest.mark.parametrize(
+    "wrong, test",
+    [
+        ("rows", test_samples_do_not_see_one_another),
+        ("idle", test_every_parameter_gets_a_gradient_and_moves),
+        ("dtype", lambda net: test_keeps_dtype_and_is_a_function(net, torch.float64)),
+    ],
+)
+def test_the_contract_sees_a_wrong_network(wrong, test):
+    test(moved(Wrong((3,))))
+    with pytest.raises(AssertionError):
+        test(moved(Wrong((3,), wrong)))
+
+
+def test_a_new_row_joins_the_contract(monkeypatch):
+    monkeypatch.setitem(parts.BUILT_IN["net"], "mine", f"{__name__}:Wrong")
+    assert {"mine-3", "mine-1x8x8"} == constructions("net").keys() - TABLE.keys()

@@ -1,0 +1,142 @@
+"""What every objective of the table of parts must do, on the model that it builds from a small recipe."""
+
+import math
+
+import pytest
+import torch
+from closed_form import within
+from contract_parts import OPTIONS
+from flow_tools import perturb
+
+from indm import rng
+from indm.config import parts
+from indm.config.parts import BUILT_IN
+from indm.model import INDM
+from indm.objective import as_objective, mle_loss, nelbo, objective_of
+from indm.scaling import Scaling
+
+SHAPE = (2,)
+
+
+def made(name):
+    """The model that an objective builds, in double precision and away from its start."""
+    torch.manual_seed(0)
+    objective = objective_of(parts.find("objective", name))
+    net = {"name": "mlp", "width": 16, "depth": 1} if objective.trains_score else {"name": "zero"}
+    recipe = {"flow": {"name": "coupling", "depth": 2, "width": 8}, "sde": {"name": "vp", "beta_max": 3.0}, "net": net}
+    recipe |= OPTIONS["objective"].get(name, {})
+    return perturb(objective.build(recipe, SHAPE, Scaling()), 0.1).double()
+
+
+@pytest.fixture(params=BUILT_IN["objective"])
+def case(request):
+    return objective_of(parts.find("objective", request.param)), made(request.param)
+
+
+def value(objective, model, x, **conditions):
+    known = {"eps": None, "progress": 1.0} | conditions
+    return objective(model, x, **{name: given for name, given in known.items() if objective.takes(name)})
+
+
+def draw(n, seed=1):
+    return torch.randn(n, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_gives_a_loss_and_means_that_are_only_to_be_logged(case):
+    for dtype, n in ((torch.float64, 16), (torch.float32, 16), (torch.float32, 1)):
+        objective, model = case[0], case[1].to(dtype)
+        loss, terms = value(objective, model, draw(n).to(dtype))
+        assert loss.shape == () and loss.dtype == dtype and bool(loss.isfinite())
+        assert {*objective.shown} <= terms.keys()
+        for term in terms.values():
+            assert term.shape == () and not term.requires_grad and bool(term.isfinite())
+
+
+def test_trains_what_it_says(case):
+    objective, model = case
+    value(objective, model, draw(64))[0].backward()
+    trained = {"score": objective.trains_score, "flow": objective.trains_flow}
+    for name, part in model.trained_parts.items():
+        for parameter in part.parameters():
+            moved = parameter.grad is not None and bool((parameter.grad != 0).any())
+            assert moved == trained.get(name, True), name
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_is_the_mean_over_the_rows_however_they_are_divided(case, count):
+    """What each of several processes computes for its rows, from one random state; so are the gradients."""
+    objective, model = case
+    x, parameters = draw(32), list(model.parameters())
+
+    def of(first, n):
+        torch.manual_seed(7)
+        with rng.part_of(first, len(x)):
+            loss, terms = value(objective, model, x[first : first + n])
+        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        return torch.cat([loss.detach()[None], *(t[None] for t in terms.values()), *(g.flatten() for g in gradients)])
+
+    n = len(x) // count
+    pieces = torch.stack([of(first, n) for first in range(0, len(x), n)])
+    torch.testing.assert_close(pieces.mean(0), of(0, len(x)), rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("eps", [None, 0.1, 0.6])
+def test_the_bound_that_it_logs_is_the_one_that_validation_draws(case, monkeypatch, eps):
+    """``nelbo`` is the mean over the batch of the model's bound, whatever weighting the objective trains with; at a
+    truncation, that of the SDE truncated there."""
+    objective, model = case
+    if eps is not None and not objective.truncates:
+        return
+    x, normal = draw(2000), torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *shape, **options: normal(*shape, **options).sign())  # less variance
+    logged = torch.stack([value(objective, model, x, eps=eps)[1]["nelbo"] for _ in range(12)])
+    if isinstance(model, INDM):
+        with model.sde.truncated(eps):
+            bound = torch.stack([nelbo(model, x, times=4).total.mean() for _ in range(12)])
+    else:
+        bound = torch.stack([model.bound(x).total.mean() for _ in range(12)])
+    assert (logged - bound).std() / math.sqrt(12) < 0.05, "nats"
+    assert within(logged - bound, 0.0, errors=5, floor=2e-3)
+
+
+# ── that the contract sees a wrong part ──────────────────────────────────────────────────────────────────────────────
+
+
+@as_objective()
+def summed(model, x, *, eps=None):
+    loss, terms = mle_loss(model, x, eps=eps)
+    return loss * len(x), terms
+
+
+@as_objective(trains_flow=False)
+def silent(model, x, *, eps=None):
+    return mle_loss(model, x, eps=eps)
+
+
+@as_objective()
+def too_low(model, x, *, eps=None):
+    loss, terms = mle_loss(model, x, eps=eps)
+    return loss, terms | {"nelbo": terms["nelbo"] - terms["prior"]}
+
+
+@as_objective()
+def untruncated(model, x, *, eps=None):
+    return mle_loss(model, x)
+
+
+@pytest.mark.parametrize(
+    "wrong, test, arguments",
+    [
+        (summed, test_is_the_mean_over_the_rows_however_they_are_divided, {"count": 2}),
+        (silent, test_trains_what_it_says, {}),
+        (too_low, test_the_bound_that_it_logs_is_the_one_that_validation_draws, {"eps": None}),
+        (untruncated, test_the_bound_that_it_logs_is_the_one_that_validation_draws, {"eps": 0.6}),
+    ],
+)
+def test_the_contract_sees_a_wrong_objective(wrong, test, arguments, monkeypatch):
+    cases = [(objective_of(loss), made(loss)) for loss in (mle_loss, wrong)]
+    arguments |= {"monkeypatch": monkeypatch} if "eps" in arguments else {}
+    test(cases[0], **arguments)
+    with pytest.raises(AssertionError):
+        test(cases[1], **arguments)

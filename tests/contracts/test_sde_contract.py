@@ -1,0 +1,227 @@
+"""What every SDE of the table of parts must do, entry by entry where its coefficients differ between entries."""
+
+import pytest
+import torch
+from contract_parts import constructions
+from scipy import stats
+
+import indm
+from indm.config import parts
+from indm.model import build
+from indm.sde.linear import VPSDE
+
+TABLE = constructions("sde")
+SHAPE = (3,)
+
+
+def made(table, shape):
+    """The SDE in double precision, with learned parameters away from their start."""
+    torch.manual_seed(4)
+    sde = build(table, "sde", shape).double()
+    with torch.no_grad():
+        for parameter in sde.parameters():
+            parameter.normal_(std=0.5)
+    return sde
+
+
+@pytest.fixture(params=TABLE)
+def sde(request):
+    return made(*TABLE[request.param])
+
+
+def times(sde, n=24):
+    """Uniform on the clock from ε to T, but for both ends."""
+    ends = sde.log_snr(torch.tensor([sde.eps, sde.T], dtype=torch.float64))
+    return sde.time(torch.lerp(*ends, torch.linspace(0.013, 0.987, n, dtype=torch.float64)))
+
+
+def entries(value):
+    """(times, entries): one column for a coefficient that all entries share."""
+    return value.reshape(len(value), -1)
+
+
+def slope(value, t):
+    """d/dt of each entry, (times, entries)."""
+    columns = [torch.autograd.grad(v.sum(), t, retain_graph=True, allow_unused=True)[0] for v in entries(value).T]
+    return torch.stack([torch.zeros_like(t) if c is None else c for c in columns], 1)
+
+
+def test_kernel_solves_the_moment_equations(sde):
+    """d log α/dt = f and dσ²/dt = 2 f σ² + g², by autograd in t."""
+    t = times(sde).requires_grad_()
+    f, g, sigma = entries(sde.drift(t)), entries(sde.diffusion(t)), entries(sde.sigma(t))
+    log_alpha = sde.log_alpha(t)
+    moved = slope(log_alpha, t) if log_alpha.requires_grad else torch.zeros_like(f)
+    torch.testing.assert_close(moved, f.expand_as(moved), rtol=1e-7, atol=1e-8)
+    torch.testing.assert_close(slope(sde.sigma(t) ** 2, t), 2 * f * sigma**2 + g**2, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(sde.alpha(t), log_alpha.exp())
+
+
+def test_clock(sde):
+    """``time`` inverts the log-SNR; ``clock_rate`` is the ageing of an entry on it, at g²/σ² in t."""
+    t = times(sde).requires_grad_()
+    torch.testing.assert_close(sde.time(sde.log_snr(t)), t, rtol=1e-9, atol=1e-12)
+    common = slope(-sde.log_snr(t), t)
+    own = slope(2 * (sde.sigma(t).log() - sde.log_alpha(t)), t)
+    torch.testing.assert_close(own, (entries(sde.diffusion(t)) / entries(sde.sigma(t))) ** 2, rtol=1e-6, atol=0)
+    torch.testing.assert_close(entries(sde.clock_rate(t)), own / common, rtol=1e-6, atol=0)
+    ends = (-sde.log_snr(torch.tensor([sde.eps, sde.T], dtype=torch.float64))).tolist()
+    assert sde.clock_span() == pytest.approx(ends, rel=1e-12) and ends[0] < ends[1]
+    assert sde.log_snr_range() == pytest.approx(ends[1] - ends[0], rel=1e-12)
+
+
+def test_transitions_form_a_semigroup_that_carries_the_marginals(sde):
+    t, u, s = times(sde).split(8)
+    (a, first), (b, second), (whole, std) = (sde.transition(*pair) for pair in ((t, u), (u, s), (t, s)))
+    torch.testing.assert_close(a * b, whole, rtol=1e-12, atol=0)
+    torch.testing.assert_close((b * first) ** 2 + second**2, std**2, rtol=1e-8, atol=0)
+    torch.testing.assert_close(whole * sde.alpha(t), sde.alpha(s), rtol=1e-12, atol=0)
+    torch.testing.assert_close((whole * sde.sigma(t)) ** 2 + std**2, sde.sigma(s) ** 2, rtol=1e-12, atol=0)
+    ratio, std = sde.transition(t.float(), t.float())
+    assert bool((ratio == 1).all()) and bool((std == 0).all())  # not the root of a rounding error below 0
+
+
+def test_perturb_and_the_transition_from_eps_have_one_law(sde):
+    """z_t = α z_0 + σ n with the kernel's coefficients, for every sample its own time."""
+    t, z, noise = times(sde), torch.randn(24, *SHAPE).double(), torch.randn(24, *SHAPE).double()
+    z_t = sde.perturb(z, t, noise)
+    ratio, std = sde.transition(torch.full_like(t, sde.eps), t)
+    mean = entries(ratio * sde.alpha(torch.full_like(t, sde.eps))) * z
+    torch.testing.assert_close(sde.perturb(z, t, 0 * noise), mean)
+    variance = entries(std) ** 2 + (entries(ratio) * entries(sde.sigma(torch.full_like(t, sde.eps)))) ** 2
+    torch.testing.assert_close((z_t - mean) ** 2, variance * noise**2)
+    for rows in ([3], [5, 1]):
+        torch.testing.assert_close(sde.perturb(z[rows], t[rows], noise[rows]), z_t[rows])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_keeps_dtype(sde, dtype):
+    exact, t = times(sde), times(sde).to(dtype)
+    for name in ("alpha", "sigma", "drift", "diffusion", "log_snr", "marginal_std", "clock_rate"):
+        value = getattr(sde, name)(t)
+        assert value.dtype == dtype, name
+        torch.testing.assert_close(value.double(), getattr(sde, name)(exact), rtol=1e-4, atol=1e-5)
+    assert (sde.alpha(t[:1]).ndim == 1) == sde.is_scalar
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 4, 4)])
+def test_prior_is_the_normal_law_that_it_says(sde, shape):
+    z = 3 * torch.randn(5, *shape, dtype=torch.float64)
+    for centre in (torch.zeros((), dtype=torch.float64), torch.randn(shape, dtype=torch.float64)):
+        sde.prior_mean = centre
+        law = torch.distributions.Normal(centre.expand(shape), float(sde.prior_std))
+        torch.testing.assert_close(sde.prior_log_prob(z), law.log_prob(z).flatten(1).sum(1))
+        draws = sde.prior_sample((2000, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        assert stats.kstest(((draws - centre) / sde.prior_std).flatten().numpy(), "norm").pvalue > 1e-4
+
+
+@pytest.mark.parametrize("importance", [False, True])
+@pytest.mark.parametrize("eps", [None, 0.03])
+@pytest.mark.parametrize("n", [1, 64])
+def test_times_are_drawn_one_in_each_stratum_of_their_law(sde, importance, eps, n):
+    generator = torch.Generator().manual_seed(0)
+    draws = [sde.sample_time(n, importance=importance, eps=eps, generator=generator) for _ in range(150 // n + 4)]
+    start = sde.eps if eps is None else eps
+    for t, weight in draws:
+        assert t.shape == weight.shape == (n,)
+        t = t.double().clamp(start, sde.T)
+        low, high = sde.log_snr(torch.tensor([start, sde.T], dtype=torch.float64))
+        u = (low - sde.log_snr(t)) / (low - high) if importance else (t - start) / (sde.T - start)
+        assert bool(((u.sort().values * n - torch.arange(n) - 0.5).abs() < 0.5 + 2e-3 * n).all())
+        density = -_rate(sde, t) / (high - low) if importance else torch.full_like(t, 1 / (sde.T - start))
+        torch.testing.assert_close(weight.double() * density, torch.ones_like(t), rtol=1e-3, atol=0)
+    if n == 1:
+        positions = torch.cat([t for t, _ in draws]).double()
+        u = (low - sde.log_snr(positions)) / (low - high) if importance else (positions - start) / (sde.T - start)
+        assert stats.kstest(u.numpy(), "uniform").pvalue > 1e-3
+
+
+def _rate(sde, t):
+    """d(−log SNR)/dt by autograd."""
+    t = t.clone().requires_grad_()
+    return torch.autograd.grad(-sde.log_snr(t).sum(), t)[0]
+
+
+def test_truncation_is_raised_inside_and_restored(sde):
+    before = sde.eps
+    with sde.truncated(0.2):
+        assert sde.eps == 0.2 and sde.endpoints(torch.zeros(2, 3))[0].tolist() == pytest.approx([0.2] * 2)
+    assert sde.eps == before
+    for eps in (before / 2, 1.0, 2.0):
+        with pytest.raises(ValueError, match="eps must lie in"):
+            sde.sample_time(4, importance=True, eps=eps)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_saved_and_loaded_it_has_the_same_bits(name, tmp_path):
+    table, shape = TABLE[name]
+    model = indm.build_model({"flow": {"name": "identity"}, "sde": table, "net": {"name": "zero"}}, shape)
+    model.score.sde.load_state_dict(made(table, shape).float().state_dict())
+    model.sde.prior_mean = torch.randn(shape)
+    model.save(tmp_path)
+    again, t = indm.INDM.load(tmp_path).sde, torch.linspace(0.01, 1.0, 9)
+    assert again.eps == model.sde.eps and torch.equal(again.prior_mean, model.sde.prior_mean)
+    for name in ("alpha", "sigma", "drift", "diffusion", "log_snr"):
+        assert torch.equal(getattr(again, name)(t), getattr(model.sde, name)(t))
+
+
+def test_every_parameter_gets_a_gradient(sde):
+    model = indm.INDM(indm.flows.Identity(), indm.ScoreModel(indm.nets.Zero(), sde), shape=SHAPE)
+    if list(sde.parameters()):
+        indm.mle_loss(model, 2 * torch.randn(64, *SHAPE).double())[0].backward()
+    for name, parameter in sde.named_parameters():
+        assert bool((parameter.grad != 0).any()), name
+
+
+# ── that the contract sees a wrong part ──────────────────────────────────────────────────────────────────────────────
+
+
+class Wrong(VPSDE):
+    """VP with one coefficient that is wrong."""
+
+    def __init__(self, wrong="nothing"):
+        super().__init__()
+        self.wrong = wrong
+
+    def drift(self, t):
+        return super().drift(t) * (1.1 if self.wrong == "drift" else 1)
+
+    def diffusion(self, t):
+        return super().diffusion(t) * (1.1 if self.wrong == "diffusion" else 1)
+
+    def time(self, log_snr):
+        return super().time(log_snr + (0.1 if self.wrong == "time" else 0))
+
+    def transition_moments(self, t, s):
+        ratio, variance = super().transition_moments(t, s)
+        return ratio, variance * (1.1 if self.wrong == "transition" else 1)
+
+    def prior_log_prob(self, z):
+        return super().prior_log_prob(z) + (0.1 if self.wrong == "prior" else 0)
+
+    def sigma(self, t):
+        return super().sigma(t.float()) if self.wrong == "dtype" else super().sigma(t)
+
+
+@pytest.mark.parametrize(
+    "wrong, test",
+    [
+        ("drift", test_kernel_solves_the_moment_equations),
+        ("diffusion", test_kernel_solves_the_moment_equations),
+        ("diffusion", test_clock),
+        ("time", test_clock),
+        ("transition", test_transitions_form_a_semigroup_that_carries_the_marginals),
+        ("prior", lambda sde: test_prior_is_the_normal_law_that_it_says(sde, (3,))),
+        ("dtype", lambda sde: test_keeps_dtype(sde, torch.float64)),
+        ("diffusion", lambda sde: test_times_are_drawn_one_in_each_stratum_of_their_law(sde, True, None, 64)),
+    ],
+)
+def test_the_contract_sees_a_wrong_sde(wrong, test):
+    test(Wrong().double())
+    with pytest.raises(AssertionError):
+        test(Wrong(wrong).double())
+
+
+def test_a_new_row_joins_the_contract(monkeypatch):
+    monkeypatch.setitem(parts.BUILT_IN["sde"], "mine", f"{__name__}:Wrong")
+    assert constructions("sde").keys() - TABLE.keys() == {"mine-3"}
