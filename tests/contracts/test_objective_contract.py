@@ -81,14 +81,14 @@ def test_is_the_mean_over_the_rows_however_they_are_divided(case, count):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("eps", [None, 0.1, 0.6])
+@pytest.mark.parametrize("eps", [None, 0.1, 0.9])
 def test_the_bound_that_it_logs_is_the_one_that_validation_draws(case, monkeypatch, eps):
     """``nelbo`` is the mean over the batch of the model's bound, whatever weighting the objective trains with; at a
     truncation, that of the SDE truncated there."""
     objective, model = case
     if eps is not None and not objective.truncates:
         return
-    x, normal = draw(2000), torch.randn
+    x, normal = draw(4000), torch.randn
     monkeypatch.setattr(torch, "randn", lambda *shape, **options: normal(*shape, **options).sign())  # less variance
     logged = torch.stack([value(objective, model, x, eps=eps)[1]["nelbo"] for _ in range(12)])
     if isinstance(model, INDM):
@@ -97,7 +97,7 @@ def test_the_bound_that_it_logs_is_the_one_that_validation_draws(case, monkeypat
     else:
         bound = torch.stack([model.bound(x).total.mean() for _ in range(12)])
     assert (logged - bound).std() / math.sqrt(12) < 0.05, "nats"
-    assert within(logged - bound, 0.0, errors=5, floor=2e-3)
+    assert within(logged - bound, 0.0, errors=4.5, floor=2e-3)
 
 
 # ── that the contract sees a wrong part ──────────────────────────────────────────────────────────────────────────────
@@ -131,7 +131,7 @@ def untruncated(model, x, *, eps=None):
         (summed, test_is_the_mean_over_the_rows_however_they_are_divided, {"count": 2}),
         (silent, test_trains_what_it_says, {}),
         (too_low, test_the_bound_that_it_logs_is_the_one_that_validation_draws, {"eps": None}),
-        (untruncated, test_the_bound_that_it_logs_is_the_one_that_validation_draws, {"eps": 0.6}),
+        (untruncated, test_the_bound_that_it_logs_is_the_one_that_validation_draws, {"eps": 0.9}),
     ],
 )
 def test_the_contract_sees_a_wrong_objective(wrong, test, arguments, monkeypatch):
