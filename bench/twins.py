@@ -4,7 +4,8 @@
 
 For every seed it trains the recipe's INDM (``--flows indm``), or residual flows under both norm constraints, and the
 linear diffusion for the same seconds, then the linear diffusion again for as many steps as INDM made. Each run has one
-thread and ``--jobs`` run side by side. Killed and started again, it goes on. Writes ``twins.json``, prints the table.
+thread and ``--jobs`` run side by side. Killed and started again, it goes on. Writes ``twins.json``, prints the table:
+the differences are one family, each with Student's p over seeds, Holm's p and a verdict.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from grid import RESIDUAL, run, summary
 
 from indm.evaluation.results import difference, per_example
+from indm.evaluation.statistics import judged
 
 FLOWS = {
     "linear": ["--flow", "identity"],
@@ -57,7 +59,7 @@ def main() -> None:
         for job in jobs:
             job.result()
 
-    report = {"recipe": options.recipe, "seconds": options.seconds, "seeds": options.seeds, "runs": {}, "paired": {}}
+    report = {"recipe": options.recipe, "seconds": options.seconds, "seeds": options.seeds, "runs": {}}
     for name in ("linear", *flows, *(f"linear-as-{flow}" for flow in flows)):
         report["runs"][name] = {
             "nelbo": [float(per_example(folder(name, seed)).mean()) for seed in seeds],
@@ -65,13 +67,14 @@ def main() -> None:
             "seconds": [summary(folder(name, seed))["seconds"] for seed in seeds],
             "peak_memory_mib": max(summary(folder(name, seed))["peak_memory_mib"] for seed in seeds),
         }
+    family = {}
     for flow in flows:
         for title, twin in (("equal seconds", "linear"), ("equal steps", f"linear-as-{flow}")):
-            pairs = [(folder(flow, seed), folder(twin, seed)) for seed in seeds]
-            report["paired"][f"{flow}, {title}"] = difference(pairs)
+            family[f"{flow}, {title}"] = difference([(folder(flow, seed), folder(twin, seed)) for seed in seeds])
     if len(flows) == 2:
         pairs = [(folder(flows[0], seed), folder(flows[1], seed)) for seed in seeds]
-        report["paired"][f"{flows[0]} − {flows[1]}, equal seconds"] = difference(pairs)
+        family[f"{flows[0]} − {flows[1]}, equal seconds"] = difference(pairs)
+    report["paired"] = dict(zip(family, judged(list(family.values())), strict=True))
     (options.out / "twins.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
 

@@ -5,17 +5,18 @@ Stepping the latent and decoding every frame is exact in law and cheap. The simu
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm import tqdm
 
 from indm.flows.base import require_one_map
 from indm.nonlinear import NonlinearDiffusion
 from indm.rng import randn_like
-from indm.sampling import follow_flow, log_snr_grid, reverse_diffusion_step
+from indm.sampling import Sampler, follow_flow, log_snr_grid, reverse_diffusion_step
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, evaluation_mode, expand_like
 
@@ -197,6 +198,40 @@ def generative_path(model, x: Batch, times: Grid, *, generator: torch.Generator 
         for t, s in itertools.pairwise(_backward_times(model.sde, times).to(x)):
             path.append(reverse_diffusion_step(model.score, path[-1], t.expand(len(x)), s.expand(len(x)), generator))
         return _decode(model, torch.stack(path))
+
+
+def samples_of_one_path(
+    score,
+    z_T: Batch,
+    sampler: Sampler,
+    steps: Sequence[int],
+    *,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+) -> dict[int, Batch]:
+    """z_ε of a stochastic sampler in each number of ``steps``, all from z_T along one Brownian path.
+
+    What few steps lose is then seen sample by sample, against many steps through the same noise.
+
+    Args:
+        sampler: one that :attr:`~indm.sampling.Sampler.follows_a_path`.
+    """
+    sampler.check(score.sde)
+    grids = {n: sampler.grid(score.sde, n).to(z_T) for n in dict.fromkeys(steps)}
+    z, done = dict.fromkeys(grids, z_T), dict.fromkeys(grids, 0)
+    w = dict.fromkeys(grids, torch.zeros_like(z_T))  # of the path, since the last step
+    times = torch.cat(list(grids.values())).unique().flip(0)
+    pairs = itertools.pairwise(times)
+    for t, s in tqdm(pairs, total=len(times) - 1, desc="one path", leave=False, disable=not progress):
+        increment = (t - s).sqrt() * randn_like(z_T, generator)
+        for n, grid in grids.items():
+            w[n] = w[n] + increment
+            start, end = grid[done[n] : done[n] + 2]
+            if s == end:
+                noise = w[n] / (start - end).sqrt()
+                z[n] = sampler.driven_step(score, z[n], start.expand(len(z_T)), end.expand(len(z_T)), noise)
+                w[n], done[n] = torch.zeros_like(z_T), done[n] + 1
+    return z
 
 
 def probability_flow_path(model, x: Batch, times: Grid, *, tol: float = 1e-5) -> Path:

@@ -66,6 +66,18 @@ class Sampler:
         """z_s from z_t for s < t; ``score(z, t)`` is ∇log p_t, ``score.sde`` its SDE."""
         raise NotImplementedError(f"{type(self).__name__} must define step, or solve")
 
+    def driven_step(self, score, z: Batch, t: PerSample, s: PerSample, noise: Batch) -> Tensor:
+        """z_s from z_t with given noise (w_s − w_t)/√(t − s) of a Brownian path w; of stochastic samplers of a path.
+
+        With it, samples in different numbers of steps can follow one path (:func:`indm.paths.samples_of_one_path`).
+        """
+        raise NotImplementedError(f"{type(self).__name__} follows no Brownian path")
+
+    @property
+    def follows_a_path(self) -> bool:
+        """Whether its noise is that of a Brownian path: it has :meth:`driven_step`."""
+        return type(self).driven_step is not Sampler.driven_step
+
     def solve(
         self, score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
     ) -> tuple[Tensor, int]:
@@ -169,9 +181,12 @@ class EulerMaruyama(Sampler):
         return uniform_grid(sde, steps)
 
     def step(self, score, z: Batch, t: PerSample, s: PerSample, generator: torch.Generator | None = None) -> Tensor:
+        return self.driven_step(score, z, t, s, randn_like(z, generator))
+
+    def driven_step(self, score, z: Batch, t: PerSample, s: PerSample, noise: Batch) -> Tensor:
         delta, g = expand_like(t - s, z), expand_like(score.sde.diffusion(t), z)
         drift = expand_like(score.sde.drift(t), z) * z - g**2 * score(z, t)
-        return z - drift * delta + g * delta.sqrt() * randn_like(z, generator)
+        return z - drift * delta + g * delta.sqrt() * noise
 
 
 @dataclass(frozen=True)

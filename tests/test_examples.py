@@ -17,6 +17,7 @@ from indm.report.records import Record
 from indm.reproduction import reproduce
 from indm.reproduction.claims import CLAIMS, Evidence
 from indm.reproduction.plan import claims_of, measurements_of
+from indm.reproduction.verdicts import Judged, judge
 from indm.runs.folder import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +95,9 @@ def test_the_walk_through_of_a_claim(workplace, monkeypatch, capsys):
     def write_report(out, plan, progress):
         *paper, own = claims_of(plan)
         assert tuple(paper) == CLAIMS and "transport" in measurements_of([own], "linear", 1)
-        return own.verdicts(Evidence("eight-gaussians", records))
+        (row,) = own.rows
+        comparison = row.measure(Evidence("eight-gaussians", (records["indm"], records["linear"])))
+        return judge([Judged(own.name, "eight-gaussians", row.quantity, comparison, (2, 2))])
 
     monkeypatch.setattr(reproduce, "prepare", lambda out, plan, threads, progress: plan)
     monkeypatch.setattr(reproduce, "run_units", lambda *_: None)

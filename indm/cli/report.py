@@ -12,9 +12,10 @@ from indm.config.options import InspectionOptions, ReportOptions
 
 @dataclass
 class Compare(Common):
-    """Compare evaluated runs: a table, paired differences from the first run, and comparison.png.
+    """Compare evaluated runs: a table, paired differences from the first method, and comparison.png.
 
-    A difference within two standard errors is a tie.
+    Runs whose recipes differ in the seed alone are one method. Methods are compared in pairs of equal seeds; a verdict
+    needs two seeds or more of each, and Holm's adjusted p over all differences shown to be at most 5 %.
     """
 
     run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…")]

@@ -1,6 +1,5 @@
-"""``indm compare``: evaluated runs in one table, paired differences from the first, and a picture."""
+"""``indm compare``: methods in one table, their paired differences from the first, and a picture."""
 
-import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from indm.config import recipes
+from indm.evaluation.methods import ONE_TRAINING, differences, in_words, methods_of
 from indm.evaluation.plots import dots, figure_into, learning_curves, tile
 from indm.evaluation.results import KINDS, check_same_examples, number_key, read_evaluation, read_nats, table
-from indm.evaluation.statistics import paired_difference
 from indm.files import atomic
 from indm.runs.folder import read_metrics
 from indm.runs.provenance import provenance
@@ -19,56 +18,59 @@ from indm.runs.samples import read_samples
 
 
 def compare(folders: list[Path], out: Path) -> str:
-    """Runs side by side: a table, paired differences from the first run, and ``comparison.png`` in ``out``.
+    """Runs side by side: a table, differences of methods from that of the first run, ``comparison.png`` in ``out``.
 
-    The runs must have been evaluated on the same examples. A difference is the mean over examples of the difference
-    of two runs' likelihoods, with its standard error; within two of them it is called a tie.
+    Runs whose recipes differ in the seed alone are one method, named after its first run. Methods are compared in pairs
+    of equal seeds, on the same examples. With two seeds or more each difference has a p and a verdict, adjusted by
+    Holm's method over all differences that are shown; with one, its error is over examples, and it has no verdict.
+    Where all runs are of one method, each stands for itself.
 
     Returns:
         The table as text; ``comparison.json`` in ``out`` holds the differences.
+
+    Raises:
+        ValueError: fewer than two runs, other examples, or methods without a seed in common.
+        FileNotFoundError: a folder that is no run, or is not evaluated.
     """
     if len(folders) < 2:
         raise ValueError(f"compare needs at least two run folders, got {len(folders)}")
     for folder in folders:
         recipes.load(folder)  # an error where this is no run
     results = {folder: read_evaluation(folder) for folder in folders}
-    nats = {folder: read_nats(folder) for folder in folders}
+    for folder in folders:
+        read_nats(folder)  # an error where it is damaged
     check_same_examples(results)
-    baseline = folders[0]
-    unit = results[baseline]["unit"]
-    differences = _differences(nats, folders, results[baseline]["dims"] * math.log(2) if unit == "bits/dim" else 1.0)
-    lines = [table([("run", "steps", "seconds", *KINDS.values()), *(_row(f, result) for f, result in results.items())])]
-    for other, by_kind in differences.items():
-        lines += [
-            f"{k.upper()}, {other} − {baseline}: {_verdict(difference, unit)}" for k, difference in by_kind.items()
-        ]
-    lines.append(f"{unit}, ± one standard error, with the reconstruction term, {results[baseline]['split']} split")
+    groups = methods_of(folders)
+    methods = {str(group[0]): group for group in (groups if len(groups) > 1 else [[folder] for folder in folders])}
+    baseline, unit = str(folders[0]), results[folders[0]]["unit"]
+    by_method = differences(methods, results)
+    rows = [("run", "seeds", "steps", "seconds", *KINDS.values())]
+    for name, runs in methods.items():
+        rows += [_row(run, str(len(runs)) if str(run) == name else "", results[run]) for run in runs]
+    lines = [table(rows)]
+    for other, by_kind in by_method.items():
+        lines += [f"{kind.upper()}, {other} − {baseline}: {in_words(row, unit)}" for kind, row in by_kind.items()]
+    if any(row["verdict"] == "untested" for by_kind in by_method.values() for row in by_kind.values()):
+        lines.append(ONE_TRAINING)
+    lines.append(f"{unit}, ± one standard error, with the reconstruction term, {results[folders[0]]['split']} split")
     out.mkdir(parents=True, exist_ok=True)
     weights = {str(folder): result["weights_sha256"] for folder, result in results.items()}
-    content = {"baseline": str(baseline), "unit": unit, "differences": differences}
+    content = {
+        "baseline": baseline,
+        "unit": unit,
+        "methods": {name: list(map(str, runs)) for name, runs in methods.items()},
+        "differences": by_method,
+    }
     write_numbers = atomic.json_into(content | {"provenance": provenance(None, weights)})
-    write_picture = figure_into(_comparison_figure(folders, unit))
+    write_picture = figure_into(_comparison_figure(methods, unit))
     atomic.together({out / "comparison.png": write_picture, out / "comparison.json": write_numbers})
     return "\n".join(lines)
 
 
-def _differences(nats: dict[Path, dict[str, np.ndarray]], folders: list[Path], per_unit: float) -> dict[str, dict]:
-    """Paired differences of the other runs from the first, by run and by kind of likelihood that both have."""
-    first = nats[folders[0]]
-    return {
-        str(folder): {
-            kind: paired_difference((nats[folder][kind] - first[kind]) / per_unit)
-            for kind in KINDS
-            if kind in nats[folder] and kind in first
-        }
-        for folder in folders[1:]
-    }
-
-
-def _row(folder: Path, result: dict) -> tuple[str, ...]:
+def _row(folder: Path, seeds: str, result: dict) -> tuple[str, ...]:
     ends = [(str(line["step"]), f"{line['seconds']:.0f}") for line in read_metrics(folder)[-1:]]
     trained = ends[0] if ends else ("–", "–")  # a released checkpoint that was converted
-    return (str(folder), *trained, *(_cell(result, kind) for kind in KINDS))
+    return (str(folder), seeds, *trained, *(_cell(result, kind) for kind in KINDS))
 
 
 def _cell(result: dict, kind: str) -> str:
@@ -78,20 +80,19 @@ def _cell(result: dict, kind: str) -> str:
     return f"{values[key]:.4f} ± {values[f'{key}_standard_error']:.4f}"
 
 
-def _verdict(difference: dict, unit: str) -> str:
-    word = "a tie" if difference["tie"] else "worse" if difference["difference"] > 0 else "better"
-    return f"{difference['difference']:+.4f} ± {difference['standard_error']:.4f} {unit}, {word}"
-
-
-def _comparison_figure(folders: list[Path], unit: str) -> Figure:
-    """Learning curves over steps and over seconds; below them samples of each run, where there are any."""
-    figure = Figure(figsize=(max(8, 4 * len(folders)), 8), layout="constrained")
+def _comparison_figure(methods: dict[str, list[Path]], unit: str) -> Figure:
+    """Learning curves over steps and over seconds, a colour for each method; below them samples of its first run."""
+    firsts = [runs[0] for runs in methods.values()]
+    figure = Figure(figsize=(max(8, 4 * len(firsts)), 8), layout="constrained")
     above, below = cast(Any, figure.subfigures(2, 1))
-    names = {f: f.name if [g.name for g in folders].count(f.name) == 1 else str(f) for f in folders}
-    curves = {names[f]: [[line for line in read_metrics(f) if "valid_nelbo" in line]] for f in folders}
+    names = [f.name if [g.name for g in firsts].count(f.name) == 1 else str(f) for f in firsts]
+    curves = {
+        name: [[line for line in read_metrics(run) if "valid_nelbo" in line] for run in runs]
+        for name, runs in zip(names, methods.values(), strict=True)
+    }
     for axes, against in zip(above.subplots(1, 2, sharey=True), ("step", "seconds"), strict=True):
         learning_curves(axes, curves, against, unit)
-    for axes, folder in zip(np.atleast_1d(below.subplots(1, len(folders))), folders, strict=True):
+    for axes, folder in zip(np.atleast_1d(below.subplots(1, len(firsts))), firsts, strict=True):
         _show_samples(axes, folder)
     return figure
 

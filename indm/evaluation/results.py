@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from indm.evaluation.statistics import difference_over_seeds
+from indm.evaluation.statistics import Difference, paired_by_examples
 from indm.files import untrusted
 from indm.messages import brief, reason
 
@@ -46,16 +46,17 @@ def read_nats(folder: Path) -> dict[str, np.ndarray]:
     return nats
 
 
-def per_example(folder: Path) -> np.ndarray:
-    """NELBO of every example that a run was evaluated on, (n,), in bits/dim or nats as the run reports it."""
+def per_example(folder: Path, kind: str = "nelbo") -> np.ndarray:
+    """NELBO or NLL of every example that a run was evaluated on, (n,), in bits/dim or nats as the run reports it."""
     result = untrusted.json_object(folder / "evaluation.json")
-    nats = untrusted.array(folder / "evaluation.npz", "nelbo")
+    nats = read_nats(folder)[kind]
     return nats / (result["dims"] * math.log(2) if result["unit"] == "bits/dim" else 1.0)
 
 
-def difference(pairs: Sequence[tuple[Path, Path]]) -> dict:
-    """NELBO of the first less that of the second of each pair of runs, see :func:`difference_over_seeds`."""
-    return difference_over_seeds(np.stack([per_example(a) - per_example(b) for a, b in pairs]))
+def difference(pairs: Sequence[tuple[Path, Path]], kind: str = "nelbo") -> Difference:
+    """The first less the second of each pair of runs, one pair for each seed, all evaluated on the same examples."""
+    values = [[per_example(folder, kind) for folder in pair] for pair in pairs]
+    return paired_by_examples(*np.stack(values, axis=1))
 
 
 def check_same_examples(evaluations: Mapping[Path, dict]) -> None:

@@ -59,7 +59,10 @@ def quality_figure(groups: list[list[Record]], path: Path) -> None:
     for panels, key in zip(figure.subplots(len(kinds), len(samplers), sharey="row", squeeze=False), kinds, strict=True):
         for axes, sampler in zip(panels, samplers, strict=True):
             for group in groups:
-                _quality_line(axes, group, sampler, key)
+                rows_of = [record.measurements["quality"] for record in group]
+                _line(
+                    axes, [[row for row in each if row["sampler"] == sampler] for each in rows_of], key, group[0].group
+                )
             axes.axhline(floor[key], color="black", linestyle="--", linewidth=0.8)
             axes.set(xscale="log", yscale="log", xlabel="evaluations of the network", title=sampler)
             counts = [row["nfe"] for row in rows if row["sampler"] == sampler]
@@ -70,14 +73,28 @@ def quality_figure(groups: list[list[Record]], path: Path) -> None:
     plots.save_figure(figure, path)
 
 
-def _quality_line(axes: Axes, group: list[Record], sampler: str, key: str) -> None:
-    seeds = [[row for row in record.measurements["quality"] if row["sampler"] == sampler] for record in group]
+def loss_figure(groups: list[list[Record]], path: Path) -> None:
+    """What few steps lose, pair by pair: a panel for each sampler, a line for each group."""
+    samplers = list(dict.fromkeys(row["sampler"] for row in groups[0][0].measurements["errors"]["discretization"]))
+    figure = Figure(figsize=(max(6, 4.5 * len(samplers)), 4), layout="constrained")
+    panels = figure.subplots(1, len(samplers), sharey=True, squeeze=False)[0]
+    for axes, sampler in zip(panels, samplers, strict=True):
+        for group in groups:
+            rows = [record.measurements["errors"]["discretization"] for record in group]
+            _line(axes, [[row for row in each if row["sampler"] == sampler] for each in rows], "rms", group[0].group)
+        axes.set(xscale="log", yscale="log", xlabel="evaluations of the network", title=sampler)
+    panels[0].set_ylabel("loss, RMS in model units")
+    panels[0].legend()
+    plots.save_figure(figure, path)
+
+
+def _line(axes: Axes, seeds: list[list[dict]], key: str, label: str) -> None:
+    """A number over evaluations, its mean over seeds with the error."""
     points = []
     for same in zip(*seeds, strict=True):
-        error = same[0][f"{key}_standard_error"]
-        points.append((same[0]["nfe"], *over_seeds([row[key] for row in same], error)))
+        points.append((same[0]["nfe"], *over_seeds([row[key] for row in same], same[0][f"{key}_standard_error"])))
     nfe, mean, error = zip(*points, strict=True)
-    axes.errorbar(nfe, mean, error, fmt=".-", label=group[0].group)
+    axes.errorbar(nfe, mean, error, fmt=".-", label=label)
 
 
 def samples_figure(records: list[Record], data: Data, path: Path) -> None:

@@ -15,7 +15,8 @@ th, td { padding: 0.25em 0.8em; text-align: left; border-bottom: 1px solid #ddd;
 td.long { white-space: normal; min-width: 16rem; }
 td { font-variant-numeric: tabular-nums; } th { background: #f4f4f4; }
 figure { margin: 1.5em 0; } img { max-width: 100%; } figcaption { color: #555; font-size: 0.9rem; }
-.reproduced, .better, .holds { color: #176b2c; } .failed, .worse, .violated { color: #a11; } .tie { color: #86600a; }
+.reproduced, .better, .holds { color: #176b2c; } .opposite, .worse, .violated { color: #a11; }
+.undecided, .untested { color: #86600a; }
 """
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from indm.config import recipes
 from indm.config.recipes import Recipe
+from indm.evaluation.methods import differences, methods_of
 from indm.evaluation.results import number_key, read_evaluation
 from indm.evaluation.runs import evaluate_run
 from indm.model import count_parameters
 from indm.report.measurements import Setup, measure, measurements_of
-from indm.runs.folder import FREE_ON_RESUME, open_model, read_metrics
+from indm.runs.folder import open_model, read_metrics
 from indm.runs.provenance import weights_hash
 
 
@@ -23,7 +24,7 @@ class Record:
 
     Attributes:
         folder: of the run.
-        group: the name of the runs that differ from it in the seed alone.
+        group: the name of its method's runs, which differ in the seed alone.
         recipe: as the run has it.
         evaluation: what ``evaluation.json`` holds.
         parameters: of the model.
@@ -59,25 +60,10 @@ class Record:
 
 
 def groups_of(folders: Sequence[Path]) -> dict[Path, str]:
-    """The group of each run: runs whose recipes differ in the seed alone share one, named after their common folder.
-
-    How a run is watched and evaluated makes no difference, but its budget does.
-    """
-    alike = {"train.seed", *FREE_ON_RESUME} - {"train.steps", "train.seconds"}
-    groups: list[tuple[Recipe, list[Path]]] = []
-    for folder in folders:
-        recipe = recipes.load(folder)
-        twins = [
-            members
-            for other, members in groups
-            if all(key in alike or key.startswith("evaluate.") for key in recipes.differences(other, recipe))
-        ]
-        if twins:
-            twins[0].append(folder)
-        else:
-            groups.append((recipe, [folder]))
+    """The group of each run: the runs of one method (:func:`indm.evaluation.methods.methods_of`) share one, named after
+    their common folder."""
     names: dict[Path, str] = {}
-    for _, members in groups:
+    for members in methods_of(folders):
         place = members[0].resolve()
         name = place.name if len(members) == 1 else place.parent.name
         names |= dict.fromkeys(members, name if name not in names.values() else str(members[0]))
@@ -113,3 +99,9 @@ def by_group(records: Sequence[Record]) -> dict[str, list[Record]]:
     for record in records:
         groups.setdefault(record.group, []).append(record)
     return groups
+
+
+def differences_of(records: Sequence[Record]) -> dict[str, dict[str, dict]]:
+    """Every group's likelihoods less those of the first, see :func:`indm.evaluation.methods.differences`."""
+    groups = {name: [record.folder for record in group] for name, group in by_group(records).items()}
+    return differences(groups, {record.folder: record.evaluation for record in records})

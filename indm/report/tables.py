@@ -4,11 +4,13 @@ import functools
 import math
 import operator
 import statistics
+from collections.abc import Mapping
 from typing import Any, cast
 
 from indm.evaluation.results import KINDS
 from indm.evaluation.statistics import over_seeds
 from indm.report.records import Record, by_group
+from indm.sampling import make_sampler
 
 Rows = list[tuple[str, ...]]
 
@@ -19,22 +21,37 @@ def with_error(mean: float, error: float, digits: int = 3) -> str:
 
 
 def likelihood_rows(records: list[Record]) -> Rows:
-    """A row for each group: its seeds, size, budget and likelihoods; and the entropy of the data where it is known."""
+    """A row for each group: its seeds, size, budget and likelihoods; and the entropy of the data where it is known.
+
+    The error of a group is over its seeds, that of a single run over its examples.
+    """
     unit = records[0].unit
     kinds = [kind for kind in KINDS if any(record.bound(kind) for record in records)]
-    rows = [("", "seeds", "parameters", "steps", "seconds", *(f"{KINDS[kind]}, {unit}" for kind in kinds))]
+    rows = [("", "seeds", "± over", "parameters", "steps", "seconds", *(f"{KINDS[kind]}, {unit}" for kind in kinds))]
     for name, group in by_group(records).items():
         ends = [record.curve[-1] for record in group if record.curve]
         budget = [f"{statistics.mean(end[key] for end in ends):.0f}" if ends else "–" for key in ("step", "seconds")]
         bounds = [_bound(group, kind) for kind in kinds]
-        rows.append((name, str(len(group)), f"{group[0].parameters:,}", *budget, *bounds))
+        over = "seeds" if len(group) > 1 else "examples"
+        rows.append((name, str(len(group)), over, f"{group[0].parameters:,}", *budget, *bounds))
     entropy = records[0].evaluation["entropy_nats"]
-    return rows if entropy is None else [*rows, ("entropy of the data", *[""] * 4, *[f"{entropy:.3f}"] * len(kinds))]
+    return rows if entropy is None else [*rows, ("entropy of the data", *[""] * 5, *[f"{entropy:.3f}"] * len(kinds))]
 
 
 def _bound(group: list[Record], kind: str) -> str:
     bounds = [bound for bound in (record.bound(kind) for record in group) if bound]
     return with_error(*over_seeds([mean for mean, _ in bounds], bounds[0][1])) if bounds else "–"
+
+
+def difference_rows(by_method: Mapping[str, Mapping[str, Mapping]], first: str, unit: str) -> Rows:
+    """The differences of methods from the ``first``, see :func:`indm.evaluation.methods.differences`."""
+    rows: Rows = [("", "likelihood", f"difference from {first}, {unit}", "seeds", "p", "Holm's p", "verdict")]
+    for name, by_kind in by_method.items():
+        for kind, row in by_kind.items():
+            tests = ["–" if row[key] is None else f"{row[key]:.2g}" for key in ("p", "p_holm")]
+            cells = with_error(row["difference"], row["standard_error"], digits=4), str(row["seeds"]), *tests
+            rows.append((name, KINDS[kind], *cells, row["verdict"]))
+    return rows
 
 
 def quality_rows(groups: list[list[Record]]) -> Rows:
@@ -83,9 +100,21 @@ def error_rows(groups: list[list[Record]]) -> Rows:
     return rows
 
 
+def loss_rows(groups: list[list[Record]]) -> Rows:
+    """What few steps lose: one row for each group, sampler and number of steps."""
+    rows: Rows = [("", "sampler", "steps", "evaluations", "RMS, model units", "Fréchet", "sliced Wasserstein")]
+    for group in groups:
+        for same in zip(*(record.measurements["errors"]["discretization"] for record in group), strict=True):
+            row = same[0]
+            numbers = (_distance(same, key) for key in ("rms", "frechet", "sliced_wasserstein"))
+            rows.append((group[0].group, row["sampler"], str(row["steps"]), str(row["nfe"]), *numbers))
+    return rows
+
+
 def error_terms(seeds: list[dict]) -> list[tuple[str, str, list[float], float]]:
     """Term, what it is, its value for each seed, and the standard error of one (NaN: none)."""
     first = seeds[0]
+    solvers = [row["sampler"] for row in first["discretization"] if not make_sampler(row["sampler"]).stochastic]
 
     def values(*keys: str | int) -> list[float]:
         return [functools.reduce(operator.getitem, keys, cast(Any, seed)) for seed in seeds]
@@ -93,12 +122,15 @@ def error_terms(seeds: list[dict]) -> list[tuple[str, str, list[float], float]]:
     terms = [
         ("prior", "KL(law of z_T ‖ π), nats: at most", values("prior", "kl_above"), math.nan),
         ("prior", "KL(law of z_T ‖ π), nats: at least", values("prior", "kl_below"), math.nan),
+        ("prior", "√(E‖z_0‖²/d) of the latents, model units (of N(0, I): 1)", values("prior", "latent_rms"),
+         first["prior"]["latent_rms_standard_error"]),
         ("prior", "converged samples from π to those from true z_T of the same noise, RMS, model units",
          values("prior", "rms"), first["prior"]["rms_standard_error"]),
     ]  # fmt: skip
     for i, row in enumerate(first["discretization"]):
-        what = f"{row['steps']} steps of {first['sampler']} to converged, RMS, model units"
-        terms.append(("discretization", what, values("discretization", i, "rms"), row["rms_standard_error"]))
+        if row["sampler"] in solvers[:1]:
+            what = f"{row['steps']} steps of {row['sampler']} to converged, RMS, model units"
+            terms.append(("discretization", what, values("discretization", i, "rms"), row["rms_standard_error"]))
     estimation = first["estimation"]
     for key, name in (("sliced_wasserstein", "sliced Wasserstein"), ("frechet", "Fréchet")):
         if estimation["samples"][key] is not None:

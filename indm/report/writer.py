@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,13 +12,14 @@ from indm.data.base import Data
 from indm.data.registry import load_data
 from indm.evaluation.extractor import Extractor, load_or_train
 from indm.evaluation.flow_plots import save_flow_figure
+from indm.evaluation.methods import ONE_TRAINING, methods_of, pairs_of
 from indm.evaluation.results import check_same_examples
-from indm.evaluation.statistics import FOLDS
+from indm.evaluation.statistics import FOLDS, LEVEL
 from indm.files import atomic, untrusted
 from indm.report import figures, tables
 from indm.report.measurements import Setup
 from indm.report.page import Page
-from indm.report.records import Record, by_group, gather
+from indm.report.records import Record, by_group, differences_of, gather
 from indm.runs.folder import model_class
 from indm.runs.provenance import provenance, weights_hash
 
@@ -45,11 +46,15 @@ def report(
         The path of the page.
 
     Raises:
-        ValueError: no run of a diffusion, or runs of different data; ``out`` holds another report.
+        ValueError: no run of a diffusion, runs of different data, or methods without a seed in common; ``out`` holds
+            another report.
         FileNotFoundError: a folder that is no run.
     """
     options = options or ReportOptions()
     table = common_data(folders)
+    first, *others = methods_of(folders)
+    for other in others:
+        pairs_of(other, first)  # an error where they have no seed in common
     if not overwrite:
         check_out(folders, out, options)
     data = load_data(**table)
@@ -63,10 +68,14 @@ def report(
     records = gather(folders, Setup(data, extractor, options, progress))
     check_same_examples({record.folder: record.evaluation for record in records})
     numbers = {str(r.folder): {"group": r.group, "evaluation": r.evaluation} | r.measurements for r in records}
+    by_method = differences_of(records)
     made_by = provenance(options.seed, {str(folder): weights_hash(folder) for folder in folders})
     # Written first: where it is, the page beside it is of the same report.
-    atomic.json_object(out / "report.json", {"options": asdict(options), "provenance": made_by, "runs": numbers})
+    content = {"options": asdict(options), "provenance": made_by, "runs": numbers, "differences": by_method}
+    atomic.json_object(out / "report.json", content)
     page = Page(f"Runs of {data.name}")
+    if by_method:
+        add_differences(page, by_method, records)
     add_runs(page, out, records, data, extractor)
     page.write(out / "index.html")
     return out / "index.html"
@@ -106,12 +115,23 @@ def check_out(folders: Sequence[Path], out: Path, options: ReportOptions) -> Non
     raise ValueError(f"{out} holds another report: add --overwrite to write that anew, or name another --out")
 
 
+def add_differences(page: Page, by_method: Mapping[str, Mapping[str, Mapping]], records: list[Record]) -> None:
+    """The differences of likelihoods between methods, as :func:`differences_of` judges them."""
+    page.heading("Differences between methods")
+    page.table(tables.difference_rows(by_method, records[0].group, records[0].unit))
+    page.text(
+        "In pairs of equal seeds. ± is √(a² + b²) of the standard errors over seeds and over the examples, which all "
+        "seeds share. p is that of Student's paired t over seeds; Holm's p is adjusted over all rows of this table; "
+        f"a verdict needs one of at most {LEVEL:.0%}. {ONE_TRAINING}"
+    )
+
+
 def add_runs(page: Page, out: Path, records: list[Record], data: Data, extractor: Extractor | None, prefix="") -> None:
     """All sections on runs of one data set; pictures go to ``out``, their names begin with ``prefix``."""
     sections = Sections(page, out, records, data, extractor, prefix)
     page.text(
-        f"{'; '.join(data.notes)}. Numbers are means over a group's seeds ± their standard error; a single run has "
-        "that of its examples."
+        f"{'; '.join(data.notes)}. Numbers are means over a group's seeds ± their standard error. Where a group is one "
+        f"run, ± is over its examples or samples, and says nothing of other trainings of that method."
     )
     sections.likelihood()
     sections.samples()
@@ -186,6 +206,18 @@ class Sections:
         )
 
     def errors(self) -> None:
+        self.page.heading("What few steps lose")
+        self.page.text(
+            "The samples of few steps against those of the converged solver through the same noise: of the probability "
+            "flow from the same z_T, of a stochastic sampler along the same Brownian path. The loss has no noise of "
+            "the data, and is never negative."
+        )
+        self.page.table(tables.loss_rows(self.having("errors")))
+        self.draw(
+            "loss",
+            "Root mean square over entries, in model units, over evaluations of the network.",
+            lambda path: figures.loss_figure(self.having("errors"), path),
+        )
         if self.having("transport"):
             self.page.heading("Transport along the probability flow")
             self.page.table(tables.transport_rows(self.having("transport")))

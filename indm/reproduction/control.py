@@ -9,7 +9,7 @@ from indm.data.densities import EightGaussians
 from indm.evaluation.likelihood import evaluate
 from indm.flows.base import Identity
 from indm.model import INDM
-from indm.reproduction.verdicts import Comparison
+from indm.reproduction.verdicts import Check
 from indm.sde.linear import VPSDE, LinearSDE
 
 CONTROL_DATA = "eight Gaussians"
@@ -30,17 +30,17 @@ class MixtureScore(nn.Module):
         return self.factor * (weight * difference / variance).sum(1).to(z_t)
 
 
-def exact_score_control(seed: int = 0, points: int = 2000) -> list[Comparison]:
+def exact_score_control(seed: int = 0, points: int = 2000) -> list[Check]:
     """NELBO − NLL of the ODE with the exact score, which must be zero, and with 1.1 times it, which must not."""
     raw = EightGaussians().sample(points, generator=torch.Generator().manual_seed(seed))
-    comparisons = []
+    checks = []
     for factor, name in ((1.0, "the exact score"), (1.1, "1.1 times the exact score")):
         model = INDM(Identity(), MixtureScore(VPSDE(), factor), shape=(2,))
         _, nats = evaluate(model, raw, times=64, seed=seed, progress=False)
         gaps = nats["nelbo"] - nats["nll"]
         gap, error = gaps.mean().item(), (gaps.std() / math.sqrt(points)).item()
         is_zero, expected = abs(gap) <= 3 * error, factor == 1.0
-        quantity, test = f"control: NELBO − NLL (ODE) with {name}, nats", f"three standard errors, {points} points"
+        quantity, rule = f"control: NELBO − NLL (ODE) with {name}, nats", f"three standard errors, {points} points"
         outcome = "as expected" if is_zero == expected else "NOT as expected"
-        comparisons.append(Comparison(quantity, math.nan, gap, gap, error, test, outcome))
-    return comparisons
+        checks.append(Check(quantity, gap, error, outcome, rule))
+    return checks

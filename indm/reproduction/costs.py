@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from indm.config import recipes
 from indm.data.registry import load_data
-from indm.reproduction.plan import FIRST_SEED, Budget, Plan, recipe_of
+from indm.reproduction.plan import FIRST_SEED, Budget, Plan, family_of_plan, recipe_of
 from indm.reproduction.studies import STUDIES, VARIANTS
 from indm.training.devices import make_accelerator
 from indm.training.trainer import Trainer
@@ -36,7 +36,7 @@ def measure_budget(plan: Plan, threads: int, progress: bool = True) -> Budget:
         data: {variant: round(plan.steps(data) * row["indm"] / cost) for variant, cost in row.items()}
         for data, row in costs.items()
     }
-    return Budget(plan, costs, log_cost, steps, threads)
+    return Budget(plan, costs, log_cost, steps, threads, family_of_plan(plan))
 
 
 def seconds_per_step(plan: Plan, data: str, rounds: int, steps: int = 12) -> dict[str, list[float]]:

@@ -12,15 +12,17 @@ from indm.config import recipes
 from indm.config.options import ReportOptions, ReproductionOptions
 from indm.config.parts import find
 from indm.config.recipes import Recipe
+from indm.evaluation.statistics import LEVEL
 from indm.files import atomic, untrusted
 from indm.messages import reason
 from indm.report.measurements import MEASUREMENTS
-from indm.reproduction.claims import CLAIMS, Claim
+from indm.reproduction.claims import CLAIMS, Claim, family_of
 from indm.reproduction.studies import STUDIES, VARIANTS
 
 PLAN = "plan.json"
 FIRST_SEED = 0  # its runs keep snapshots, and more is shown of them
-STEPS, FAST_STEPS = (5, 10, 20, 50, 100, 1000), (5, 10, 20, 50)
+FAST_SEEDS = 2
+STEPS, FAST_STEPS = (5, 10, 20, 50, 100), (5, 10, 20)
 SAMPLERS = ("unipc", "euler-maruyama")
 
 
@@ -33,6 +35,10 @@ class Plan(ReproductionOptions):
         study = STUDIES[data]
         images, steps = (study.fast_images, FAST_STEPS) if self.fast else (study.images, STEPS)
         return ReportOptions(images, steps, SAMPLERS, seed)
+
+    def seeds_of(self, data: str) -> range:
+        """The seeds of every variant's runs."""
+        return range(self.seeds or (FAST_SEEDS if self.fast else STUDIES[data].seeds))
 
     @property
     def validations(self) -> int:
@@ -56,7 +62,7 @@ class Plan(ReproductionOptions):
             for data in self.data
             for variant in order
             if variant in STUDIES[data].variants
-            for seed in range(self.seeds)
+            for seed in self.seeds_of(data)
         ]
 
 
@@ -67,6 +73,12 @@ def claims_of(plan: Plan) -> tuple[Claim, ...]:
         ValueError: a name that leads to no claim.
     """
     return (*CLAIMS, *map(_own_claim, plan.claims))
+
+
+def family_of_plan(plan: Plan) -> tuple[str, ...]:
+    """Every difference that the plan will judge, as "claim · data · quantity"."""
+    variants = {data: STUDIES[data].variants for data in plan.data}
+    return tuple(f"{c.name} · {data} · {row.quantity}" for c, data, row in family_of(claims_of(plan), variants))
 
 
 def _own_claim(name: str) -> Claim:
@@ -125,6 +137,7 @@ class Budget:
         log_cost: log of the seconds of an INDM step over those of a linear one, and its standard error, by data.
         steps: of each run, by data and variant.
         threads: of each run, with which the costs were measured.
+        family: every difference that will get a verdict, stated before anything is trained.
     """
 
     plan: Plan
@@ -132,6 +145,7 @@ class Budget:
     log_cost: dict[str, tuple[float, float]]
     steps: dict[str, dict[str, int]]
     threads: int
+    family: tuple[str, ...]
 
     def save(self, out: Path) -> None:
         """Write ``plan.json`` into ``out``."""
@@ -153,7 +167,8 @@ class Budget:
             names = {key: tuple(stored["plan"].get(key, ())) for key in ("data", "claims")}
             plan = Plan(**stored["plan"] | names)
             log_cost = {data: (cost, error) for data, (cost, error) in stored["log_cost"].items()}
-            return Budget(**stored | {"plan": plan, "log_cost": log_cost})
+            family = tuple(stored["family"])
+            return Budget(**stored | {"plan": plan, "log_cost": log_cost, "family": family})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is no plan of a reproduction: {reason(error)}") from error
 
@@ -165,8 +180,11 @@ class Budget:
             counts = ", ".join(f"{v} {steps[v]} × {1e3 * costs[v]:.0f} ms" for v in STUDIES[data].variants)
             parts.append(f"{data}: {counts}")
         return (
-            f"Equal seconds for all, {self.plan.seeds} seeds. Steps × cost of a step on {self.threads} thread(s): "
-            f"{'; '.join(parts)}. Differences are INDM − linear, ± one standard error (over seeds, or over examples "
-            "where that is larger); within two of them is a tie. NELBOs of all seeds are of the same test examples, "
-            "distances of samples have noise of their own in every seed."
+            f"Equal seconds for all. Steps × cost of a step on {self.threads} thread(s): {'; '.join(parts)}. "
+            "Differences are INDM − linear in pairs over seeds, ± √(a² + b²) of the standard errors over seeds and of "
+            "what all seeds share (the test examples of a NELBO, the measured cost of a step). p is that of Student's "
+            f"paired t over seeds; Holm's p is adjusted over the whole table, {len(self.family)} differences that "
+            f"{PLAN} stated before anything was trained. A verdict needs one of at most {LEVEL:.0%}, and two seeds or "
+            'more. "Steps" are the optimizer steps that runs of the two made. Distances of samples have noise of their '
+            "own in every seed."
         )

@@ -16,16 +16,28 @@ from indm.config.parts import trust
 from indm.data.base import Data
 from indm.evaluation.extractor import Extractor
 from indm.files import atomic
-from indm.report.measurements import Setup
+from indm.report.measurements import Setup, end_of
 from indm.report.page import Page
 from indm.report.records import Record, record_of
 from indm.report.writer import add_runs
-from indm.reproduction.claims import Evidence
+from indm.reproduction.claims import Evidence, family_of
+from indm.reproduction.control import CONTROL_DATA
 from indm.reproduction.costs import measure_budget
-from indm.reproduction.plan import PLAN, Budget, Plan, claims_of, measurements_of, run_folder
+from indm.reproduction.plan import PLAN, Budget, Plan, claims_of, family_of_plan, measurements_of, run_folder
 from indm.reproduction.studies import STUDIES
 from indm.reproduction.units import material_of, run_units
-from indm.reproduction.verdicts import HEADER, Verdict, as_json, cells, markdown
+from indm.reproduction.verdicts import (
+    CHECK_HEADER,
+    HEADER,
+    ClaimCheck,
+    Judged,
+    Verdict,
+    as_json,
+    cells,
+    check_cells,
+    judge,
+    markdown,
+)
 from indm.runs.lock import LOCK, run_lock
 from indm.runs.provenance import provenance, weights_hash
 
@@ -98,17 +110,24 @@ def prepare(out: Path, plan: Plan, threads: int, progress: bool) -> Budget:
             material_of(out, data)
         budget = measure_budget(plan, threads, progress)
         budget.save(out)
+    if budget.family != family_of_plan(plan):
+        raise ValueError(
+            f"{out / PLAN} states another family of tests than this version of indm judges: use the version that made "
+            "it, or another --out"
+        )
     return budget
 
 
 def write_report(out: Path, budget: Budget, progress: bool = True) -> list[Verdict]:
     """Judge the claims by the runs in ``out``, all of which must be there, and write the page and the tables."""
     sections = [gather(out, budget, data) for data in tqdm(budget.plan.data, desc="records", disable=not progress)]
-    verdicts = verdicts_of(sections, budget)
+    verdicts, checks = verdicts_of(sections, budget), checks_of(sections, budget)
+    tables = {HEADER: list(map(cells, verdicts)), CHECK_HEADER: list(map(check_cells, checks))}
     page = Page("INDM: the paper's claims, measured")
     page.text(budget.text())
     page.table([("claim", "what is claimed"), *((claim.name, claim.sentence) for claim in claims_of(budget.plan))])
-    page.table([HEADER, *map(cells, verdicts)])
+    for header, rows in tables.items():
+        page.table([header, *rows])
     for section in tqdm(sections, desc="figures", disable=not progress):
         page.heading(section.data, level=1)
         prefix = f"{section.data}-"
@@ -116,9 +135,10 @@ def write_report(out: Path, budget: Budget, progress: bool = True) -> list[Verdi
     page.write(out / "index.html")
     weights = {str(r.folder): weights_hash(r.folder) for section in sections for r in section.all_records}
     made_by = provenance(None, weights)  # the seed of a run is the name of its folder
-    numbers = {"plan": asdict(budget), "provenance": made_by, "verdicts": list(map(as_json, verdicts))}
+    rows_of = {"verdicts": list(map(as_json, verdicts)), "checks": list(map(as_json, checks))}
+    numbers = {"plan": asdict(budget), "provenance": made_by, **rows_of}
     atomic.json_object(out / "claims.json", numbers)
-    atomic.text(out / "claims.md", markdown(verdicts))
+    atomic.text(out / "claims.md", "\n".join(markdown(header, rows) for header, rows in tables.items()))
     return verdicts
 
 
@@ -133,15 +153,30 @@ def gather(out: Path, budget: Budget, data: str) -> Section:
         made = record_of(folder, variant, setup, measurements_of(claims, variant, seed))
         return replace(made, cost=budget.seconds_per_step[data][variant])
 
-    seeds, variants = range(budget.plan.seeds), STUDIES[data].variants
+    seeds, variants = budget.plan.seeds_of(data), STUDIES[data].variants
     return Section(data, material, extractor, {v: [record(v, seed) for seed in seeds] for v in variants})
 
 
 def verdicts_of(sections: Sequence[Section], budget: Budget) -> list[Verdict]:
-    """Every claim on every data set, after the controls, in the order of the claims' names."""
-    claims = claims_of(budget.plan)
-    verdicts = [row for claim in claims for row in claim.controls()]
-    for section in sections:
-        evidence = Evidence(section.data, section.records, *budget.log_cost[section.data])
-        verdicts += [row for claim in claims for row in claim.verdicts(evidence)]
-    return sorted(verdicts, key=lambda verdict: verdict.claim)
+    """A verdict on every difference of the family."""
+    by_data = {section.data: section for section in sections}
+    variants = {data: tuple(section.records) for data, section in by_data.items()}
+    family = []
+    for claim, data, row in family_of(claims_of(budget.plan), variants):
+        left, right = pair = [by_data[data].records[name] for name in row.variants]
+        comparison = row.measure(Evidence(data, (left, right), *budget.log_cost[data]))
+        steps = [end_of(group[0].folder)["steps"] for group in pair]
+        family.append(Judged(claim.name, data, row.quantity, comparison, (steps[0], steps[1])))
+    return judge(family)
+
+
+def checks_of(sections: Sequence[Section], budget: Budget) -> list[ClaimCheck]:
+    """The controls of all claims, and their checks on every data set, in the order of the claims' names."""
+    checks = []
+    for claim in sorted(claims_of(budget.plan), key=lambda claim: claim.name):
+        checks += [ClaimCheck(claim=claim.name, data=CONTROL_DATA, **vars(check)) for check in claim.control()]
+        for section in sections:
+            pair = section.records["indm"], section.records["linear"]
+            found = claim.checks(Evidence(section.data, pair))
+            checks += [ClaimCheck(claim=claim.name, data=section.data, **vars(check)) for check in found]
+    return checks

@@ -72,6 +72,7 @@ class Study:
         fast_steps: the same for ``--fast``.
         images: samples of each measurement.
         fast_images: the same for ``--fast``.
+        seeds: runs of each variant: as many as the test NELBO, the main row, was seen to need.
         evaluate: options of the recipe's ``[evaluate]``, as on the command line.
         variants: which are trained; a claim that needs others is not judged on these data.
     """
@@ -81,16 +82,19 @@ class Study:
     fast_steps: int
     images: int
     fast_images: int
+    seeds: int
     evaluate: Mapping[str, str]
     variants: tuple[str, ...] = tuple(VARIANTS)
 
 
 # The names are declared in indm.config.options.STUDY_NAMES, for the command line.
 STUDIES: dict[str, Study] = {
-    "eight-gaussians": Study("eight-gaussians", 1200, 150, 1000, 100, {"examples": "10_000", "nll_examples": "2000"}),
-    "digits": Study("digits", 500, 40, 256, 40, {"nll_examples": "64", "repeats": "4", "times": "8"}),
-    "fashion-mnist-16": Study(
-        "fashion-mnist-16", 300, 20, 128, 40, {"examples": "2000", "nll_examples": "50"}, BASELINES
+    "eight-gaussians": Study(
+        "eight-gaussians", 1200, 150, 1000, 100, 10, {"examples": "10_000", "nll_examples": "2000"}
     ),
-    "fashion-mnist": Study("fashion-mnist", 300, 20, 128, 40, {"examples": "1000", "nll_examples": "50"}, BASELINES),
+    "digits": Study("digits", 500, 40, 256, 40, 5, {"nll_examples": "64", "repeats": "4", "times": "8"}),
+    "fashion-mnist-16": Study(
+        "fashion-mnist-16", 300, 20, 128, 40, 5, {"examples": "2000", "nll_examples": "50"}, BASELINES
+    ),
+    "fashion-mnist": Study("fashion-mnist", 300, 20, 128, 40, 5, {"examples": "1000", "nll_examples": "50"}, BASELINES),
 }

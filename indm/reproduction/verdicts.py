@@ -1,8 +1,8 @@
-"""A comparison of INDM with its linear twin: a difference, its standard error, and what follows from both.
+"""Verdicts on a family of differences that was stated beforehand, and checks, which are no part of it.
 
-A claim is *reproduced* where the difference has the claimed sign by two standard errors, *failed* where it has the
-opposite sign, a *tie* within two standard errors and *untested* without any. With few seeds a standard error is itself
-rough, so Student's p-value is given as well.
+A difference is tested by Student's paired t over seeds, and its p adjusted by Holm's method over the whole family. A
+claim is *reproduced* where the adjusted p is at most 5 % and the difference has the claimed sign, *opposite* where it
+has the other one, *undecided* where the adjusted p is larger, and *untested* with one seed.
 """
 
 import math
@@ -10,82 +10,154 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import stats
+from indm.evaluation.statistics import Difference, holm, verdict
+from indm.evaluation.statistics import paired as paired_difference
 
-from indm.evaluation.statistics import TIE, over_seeds
-
-HEADER = ("claim", "data", "verdict", "quantity", "INDM", "linear", "difference", "test")
+HEADER = (
+    "claim", "data", "verdict", "quantity", "INDM", "linear", "difference", "seeds", "p", "Holm's p", "steps",
+)  # fmt: skip
+CHECK_HEADER = ("claim", "data", "check", "value", "outcome", "by")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """INDM's and the linear twin's value (NaN: none), their difference, the test of it and the outcome."""
+    """Means over seeds of two variants, INDM and its linear twin mostly, and their difference.
 
+    Attributes:
+        difference: of the first less the second, in pairs over seeds.
+        sign: that it is claimed to have, 1 or −1.
+        unit: of the numbers, or the distance that was taken.
+    """
+
+    indm: float
+    linear: float
+    difference: Difference
+    sign: int
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A comparison of the family and what is to be shown of it.
+
+    Attributes:
+        steps: optimizer steps that runs of the two variants made.
+    """
+
+    claim: str
+    data: str
+    quantity: str
+    comparison: Comparison
+    steps: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A row of the table of verdicts; p and Holm's p are NaN for one seed."""
+
+    claim: str
+    data: str
+    verdict: str
     quantity: str
     indm: float
     linear: float
     difference: float
     standard_error: float
-    test: str
-    verdict: str
+    seeds: int
+    p: float
+    p_holm: float
+    steps: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A number that shows whether measurements can be relied on: its error, and the outcome by a rule of its own."""
+
+    quantity: str
+    value: float
+    standard_error: float
+    outcome: str
+    rule: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict(Comparison):
-    """A comparison as part of a claim, on one data set: a row of the table."""
+class ClaimCheck(Check):
+    """A check of a claim on one data set: a row of the table of checks."""
 
     claim: str
     data: str
 
 
-def judge(difference: float, error: float, sign: int) -> str:
-    """ "reproduced", "tie" or "failed", for a claim that ``sign`` · difference is positive."""
-    if not math.isfinite(difference):
-        return "failed"
-    if abs(difference) <= TIE * error:
-        return "tie"
-    return "reproduced" if sign * difference > 0 else "failed"
-
-
 def paired(
-    quantity: str, indm: Sequence[float], linear: Sequence[float], *, sign: int, least_error: float = 0.0
+    indm: Sequence[float], linear: Sequence[float], *, sign: int, unit: str = "", shared_error: float = math.nan
 ) -> Comparison:
     """INDM − linear in pairs over seeds, claimed to have the ``sign``.
 
     Args:
-        least_error: lower limit of the standard error: that of the test examples, which all seeds share.
+        shared_error: the standard error of what all seeds share, such as the test examples.
     """
-    differences = [a - b for a, b in zip(indm, linear, strict=True)]
-    averages = statistics.mean(indm), statistics.mean(linear)
-    mean, error = over_seeds(differences)
-    if len(differences) == 1:
-        error, verdict = (least_error, judge(mean, least_error, sign)) if least_error else (math.nan, "untested")
-        return Comparison(quantity, *averages, mean, error, "one seed", verdict)
-    error = max(error, least_error)
-    p = 2 * stats.t.sf(abs(mean) / max(error, 1e-300), len(differences) - 1)
-    test = f"paired over {len(differences)} seeds, p = {p:.2g}"
-    return Comparison(quantity, *averages, mean, error, test, judge(mean, error, sign))
+    means = statistics.mean(indm), statistics.mean(linear)
+    return Comparison(*means, paired_difference(indm, linear, shared_error), sign, unit)
+
+
+def judge(family: Sequence[Judged]) -> list[Verdict]:
+    """The verdicts of a whole family."""
+    adjusted = holm([row.comparison.difference.p for row in family])
+    return [_verdict(row, p_holm) for row, p_holm in zip(family, adjusted, strict=True)]
+
+
+def _verdict(row: Judged, p_holm: float) -> Verdict:
+    c = row.comparison
+    words = {-c.sign: "opposite", c.sign: "reproduced"}
+    d = c.difference
+    return Verdict(
+        claim=row.claim,
+        data=row.data,
+        verdict=verdict(d.difference, p_holm, less=words[-1], more=words[1]),
+        quantity=f"{row.quantity}, {c.unit}" if c.unit else row.quantity,
+        indm=c.indm,
+        linear=c.linear,
+        difference=d.difference,
+        standard_error=d.standard_error,
+        seeds=d.seeds,
+        p=d.p,
+        p_holm=p_holm,
+        steps=row.steps,
+    )
 
 
 def cells(v: Verdict) -> tuple[str, ...]:
     """A verdict as a row under :data:`HEADER`."""
-    indm, linear = ("–" if math.isnan(value) else f"{value:.4g}" for value in (v.indm, v.linear))
-    difference = f"{v.difference:+.4f} ± {v.standard_error:.4f}"
-    return (v.claim, v.data, v.verdict, v.quantity.replace("|", "∣"), indm, linear, difference, v.test)
+    means = f"{v.indm:.4g}", f"{v.linear:.4g}"
+    difference = f"{v.difference:+.4f}" + ("" if math.isnan(v.standard_error) else f" ± {v.standard_error:.4f}")
+    tests = ("–" if math.isnan(p) else f"{p:.2g}" for p in (v.p, v.p_holm))
+    steps = " / ".join(map(str, v.steps))
+    return (v.claim, v.data, v.verdict, v.quantity.replace("|", "∣"), *means, difference, str(v.seeds), *tests, steps)
+
+
+def check_cells(check: ClaimCheck) -> tuple[str, ...]:
+    """A check as a row under :data:`CHECK_HEADER`."""
+    value = f"{check.value:+.4f}" + ("" if math.isnan(check.standard_error) else f" ± {check.standard_error:.4f}")
+    return (check.claim, check.data, check.quantity.replace("|", "∣"), value, check.outcome, check.rule)
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:
     """One line for each verdict."""
-    return "\n".join(f"{v.claim:18} {v.data:17} {cells(v)[6]:22} {v.verdict:12} {v.quantity}" for v in verdicts)
+    return "\n".join(
+        f"{v.claim:18} {v.data:17} {cells(v)[6]:22} {'Holm p = ' + cells(v)[9]:18} {v.verdict:12} {v.quantity}"
+        for v in verdicts
+    )
 
 
-def markdown(verdicts: Sequence[Verdict]) -> str:
-    """The verdicts as a table in Markdown."""
-    rows = [HEADER, ("---",) * len(HEADER), *map(cells, verdicts)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ("---",) * len(header), *rows]
+    return "".join(f"| {' | '.join(row)} |\n" for row in lines)
 
 
-def as_json(verdict: Verdict) -> dict:
-    """A verdict for ``claims.json``, with null in place of NaN."""
-    values = {"claim": verdict.claim, "data": verdict.data} | vars(verdict)
-    return {key: None if value != value else value for key, value in values.items()}
+def as_json(row: Verdict | ClaimCheck) -> dict:
+    """A row for ``claims.json``, with null in place of what is not finite."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in vars(row).items()
+    }

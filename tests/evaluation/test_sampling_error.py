@@ -12,16 +12,19 @@ from exact_models import Linear, Normal, Scaled, eight_gaussians, model_of, near
 from indm import INDM
 from indm.data.densities import DENSITIES
 from indm.data.registry import load_data
-from indm.evaluation import sample_quality
+from indm.evaluation import sample_quality, sampling_error
 from indm.evaluation.sampling_error import (
     discretization_error,
     estimation_curve,
     estimation_error,
     latent_quadrature,
+    path_error,
     prior_error,
     sampling_errors,
 )
 from indm.flows import Identity
+from indm.paths import samples_of_one_path
+from indm.sampling import EulerMaruyama, PredictorCorrector
 from indm.scaling import Scaling
 from indm.sde.learned import LearnedSDE
 from indm.sde.linear import VPSDE
@@ -68,6 +71,37 @@ def test_discretization_error_falls_with_the_order_of_the_sampler(sampler, order
     for coarse, fine in itertools.pairwise(rows):
         assert math.log2(coarse["rms"] / fine["rms"]) == pytest.approx(order, abs=0.5)
         assert 0 < coarse["rms_standard_error"] < 0.2 * coarse["rms"] and coarse["rms_grey_levels"] is None
+
+
+def test_the_loss_of_a_stochastic_sampler_is_of_strong_order_one_and_of_its_path_alone():
+    """g depends on t alone, so Euler–Maruyama is of strong order 1; the converged number of steps loses nothing."""
+    score = gaussian("vp", beta_max=4.0).double()
+    model = model_of(score)
+    model.scaling.double()
+    z_T = score.sde.prior_sample((100, 2), dtype=torch.float64)
+    rows = path_error(model, z_T, steps=(25, 50, 100, 800), converged_steps=800, progress=False)
+    assert [row["nfe"] for row in rows] == [26, 51, 101, 801] and {row["sampler"] for row in rows} == {"euler-maruyama"}
+    for coarse, fine in itertools.pairwise(rows[:3]):
+        assert math.log2(coarse["rms"] / fine["rms"]) == pytest.approx(1, abs=0.3)
+        assert coarse["sliced_wasserstein"] > fine["sliced_wasserstein"] > 0
+    assert rows[3]["rms"] == rows[3]["sliced_wasserstein"] == 0.0
+
+
+def test_along_one_path_a_number_of_steps_has_its_usual_law_and_one_alone_its_usual_samples():
+    """Beside finer steps the noise of a step is the sum of theirs; alone it is what the sampler draws."""
+    score, sampler = gaussian("vp"), EulerMaruyama()
+    z_T = score.sde.prior_sample((40_000, 2), dtype=torch.float32)
+    both = samples_of_one_path(score, z_T, sampler, (3, 7), generator=torch.Generator().manual_seed(1))
+    alone = samples_of_one_path(score, z_T, sampler, (3,), generator=torch.Generator().manual_seed(2))
+    usual, _ = sampler.solve(score, z_T, steps=3, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(alone[3], usual, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(both[3].mean(0), usual.mean(0), rtol=0, atol=0.03)
+    torch.testing.assert_close(both[3].var(0), usual.var(0), rtol=0.04, atol=0)
+    together = torch.corrcoef(torch.stack([both[3][:, 0], both[7][:, 0]]))[0, 1]
+    assert together > torch.corrcoef(torch.stack([usual[:, 0], both[7][:, 0]]))[0, 1] + 0.05
+    with pytest.raises(NotImplementedError, match="PredictorCorrector follows no Brownian path"):
+        samples_of_one_path(score, z_T, PredictorCorrector(), (3,))
+    assert sampler.follows_a_path and not PredictorCorrector().follows_a_path
 
 
 def test_discretization_error_in_grey_levels_is_scaled():
@@ -184,9 +218,19 @@ def test_sampling_errors_of_data_whose_density_is_unknown_have_no_nats():
     assert found["images"] == 100 and set(found["estimation"]) == {"samples", "floor"}
 
 
-def test_unknown_and_stochastic_samplers_are_errors():
+def test_only_samplers_that_follow_a_path_have_a_loss_and_unknown_ones_are_errors(monkeypatch):
+    monkeypatch.setattr(sampling_error, "CONVERGED_STEPS", 40)
     model, data = model_of(gaussian("vp")), normal_data(gaussian("vp"), 40)
     with pytest.raises(ValueError, match=r"sampler must be one of .*, got 'euler'"):
         sample_quality.quality(model, data, samplers=("euler",))
-    with pytest.raises(ValueError, match="got 'pc'"):
-        sampling_errors(model, data, sampler="pc")
+    with pytest.raises(ValueError, match=r"sampler must be one of .*, got 'euler'"):
+        sampling_errors(model, data, samplers=("euler",))
+    few = {"steps": (2, 4), "images": 40, "progress": False}
+    found = sampling_errors(model, data, samplers=("euler-maruyama", "pc", "unipc"), **few)
+    rows = [(row["sampler"], row["steps"]) for row in found["discretization"]]
+    assert rows == [("euler-maruyama", 2), ("euler-maruyama", 4), ("unipc", 2), ("unipc", 4)]
+    assert min(row["rms"] for row in found["discretization"]) > 0
+    again = sampling_errors(model, data, samplers=("euler-maruyama",), **few)
+    assert again["discretization"] == found["discretization"][:2]  # its noise is its own
+    raw = torch.stack([data.train[i] for i in range(40)])
+    assert found["prior"]["latent_rms"] == pytest.approx(raw.square().mean().sqrt().item())

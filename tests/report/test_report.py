@@ -118,7 +118,7 @@ def test_page_holds_everything_and_escapes_it(tmp_path):
     page = Page(f"title {NASTY}")
     page.heading(f"heading {NASTY}", level=3)
     page.text(f"text {NASTY}")
-    page.table([("", f"head {NASTY}"), (f"cell {NASTY}", "failed")])
+    page.table([("", f"head {NASTY}"), (f"cell {NASTY}", "opposite")])
     page.picture(tmp_path / "a.png", f"caption {NASTY}")
     page.write(tmp_path / "index.html")
 
@@ -127,9 +127,9 @@ def test_page_holds_everything_and_escapes_it(tmp_path):
     assert text.startswith("<!doctype html>") and ("meta", {"charset": "utf-8"}) in reader.elements
     for tag, word in (("title", "title"), ("h1", "title"), ("h3", "heading"), ("p", "text"), ("figcaption", "caption")):
         assert "".join(reader.text(tag)) == f"{word} {NASTY}"
-    assert reader.text("th") == [f"head {NASTY}"] and reader.text("td") == [f"cell {NASTY}", "failed"]
+    assert reader.text("th") == [f"head {NASTY}"] and reader.text("td") == [f"cell {NASTY}", "opposite"]
     classes = [attributes["class"] for tag, attributes in reader.elements if tag == "td"]
-    assert classes == [f"cell {NASTY}", "failed"] and ".failed" in "".join(reader.text("style"))
+    assert classes == [f"cell {NASTY}", "opposite"] and ".opposite" in "".join(reader.text("style"))
     assert [a["alt"] for tag, a in reader.elements if tag == "img"] == [f"caption {NASTY}"]
     known = "html head meta title style body h1 h3 p table tr th td figure img figcaption"
     assert {tag for tag, _ in reader.elements} == set(known.split())
@@ -505,7 +505,7 @@ def test_a_damaged_evaluation_is_made_anew_and_a_run_without_a_log_is_reported(t
     (run / "evaluation.json").write_text("{}")
     f = records.record_of(run, "a", Setup(data, None, ReportOptions(examples=20, steps=(2,)), progress=False), [])
     assert f.evaluation == json.loads((run / "evaluation.json").read_text())
-    assert likelihood_rows([f])[1][3:5] == ("–", "–")
+    assert likelihood_rows([f])[1][4:6] == ("–", "–")
 
 
 def test_a_run_that_was_trained_on_is_evaluated_and_measured_anew(tmp_path):
@@ -555,6 +555,7 @@ def digits(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("indm.config.options.MANY_STEPS", MANY)
         patch.setattr(plots, "DPI", 80)
+        patch.setattr(sampling_error, "CONVERGED_STEPS", 40)
         patch.setitem(measurements.MEASUREMENTS, "gap", replace(made, make=stopped))
         with pytest.raises(Stopped):
             report(folders, out, QUICK, progress=False)
@@ -584,7 +585,7 @@ def test_report_is_one_page_with_every_picture(digits):
     base, _, _ = digits
     text = (base / "out" / "index.html").read_text("utf-8")
     reader = assert_alone(text)
-    names = ["curves", "gap", "samples", "quality", "paths", "flow-paths", "interpolation", "flow"]
+    names = ["curves", "gap", "samples", "quality", "loss", "paths", "flow-paths", "interpolation", "flow"]
     assert sorted(p.name for p in (base / "out").glob("*.png")) == sorted(f"{name}.png" for name in names)
     assert reader.images() == [(base / "out" / f"{name}.png").read_bytes() for name in names]
     for data in reader.images():
@@ -593,7 +594,7 @@ def test_report_is_one_page_with_every_picture(digits):
         assert image.format == "PNG" and min(image.size) > 300 and len(set(image.convert("L").tobytes())) > 10
     assert NASTY in reader.text("td") and "b" not in {tag for tag, _ in reader.elements}
     accuracy = json.loads((base / "out" / "extractor.json").read_text())["provenance"]["test_accuracy"]
-    assert f"of test accuracy {accuracy:.3f}" in text
+    assert f"of test accuracy {accuracy:.3f}" in text and "which of two models is better, not which method" in text
 
 
 def test_report_json_holds_what_was_measured(digits):
@@ -621,19 +622,34 @@ def test_report_json_holds_what_was_measured(digits):
 def test_report_tables_are_means_over_seeds(digits):
     base, folders, _ = digits
     stored = list(json.loads((base / "out" / "report.json").read_text())["runs"].values())
-    likelihood, quality, transport, error = tables_of((base / "out" / "index.html").read_text("utf-8"))
+    differences, likelihood, quality, loss, transport, error = tables_of(
+        (base / "out" / "index.html").read_text("utf-8")
+    )
 
     nelbos = []
     for folder in folders:
         with np.load(folder / "evaluation.npz") as arrays:
             nelbos.append(arrays["nelbo"] / (64 * math.log(2)))
     means = [v.mean() for v in nelbos]
-    assert [row[:2] for row in likelihood[1:]] == [["indm", "2"], [NASTY, "1"], ["vae", "1"]]
-    assert likelihood[1][5] == f"{np.mean(means[:2]):.3f} ± {np.std(means[:2], ddof=1) / math.sqrt(2):.3f}"
-    assert likelihood[2][5] == f"{means[2]:.3f} ± {nelbos[2].std(ddof=1) / math.sqrt(60):.3f}"
-    assert likelihood[3][6] == "–" and [row[3] for row in likelihood[1:]] == ["8"] * 3
+    assert [row[:3] for row in likelihood[1:]] == [["indm", "2", "seeds"], [NASTY, "1", "examples"],
+                                                   ["vae", "1", "examples"]]  # fmt: skip
+    assert likelihood[1][6] == f"{np.mean(means[:2]):.3f} ± {np.std(means[:2], ddof=1) / math.sqrt(2):.3f}"
+    assert likelihood[2][6] == f"{means[2]:.3f} ± {nelbos[2].std(ddof=1) / math.sqrt(60):.3f}"
+    assert likelihood[3][7] == "–" and [row[4] for row in likelihood[1:]] == ["8"] * 3
     parameters = sum(p.numel() for p in indm.INDM.load(folders[0]).parameters())
-    assert likelihood[1][2] == f"{parameters:,}"
+    assert likelihood[1][3] == f"{parameters:,}"
+
+    each = nelbos[2] - nelbos[0]  # the one pair of equal seeds
+    assert differences[1][:2] == [NASTY, "NELBO"] and differences[1][3:] == ["1", "–", "–", "untested"]
+    assert differences[1][2] == f"{each.mean():.4f} ± {each.std(ddof=1) / math.sqrt(60):.4f}"
+    assert [row[:2] for row in differences[2:]] == [[NASTY, "NLL (ODE)"], ["vae", "NELBO"]]
+
+    rows = [found["errors"]["discretization"] for found in stored[:2]]
+    assert [row[1:4] for row in loss[1:5]] == [["unipc", "2", "3"], ["unipc", "3", "4"], ["euler-maruyama", "2", "3"],
+                                               ["euler-maruyama", "3", "4"]]  # fmt: skip
+    for i, key in ((4, "rms"), (5, "frechet"), (6, "sliced_wasserstein")):
+        a, b = (found[2][key] for found in rows)
+        assert loss[3][i] == f"{(a + b) / 2:.3f} ± {abs(a - b) / 2:.3f}" and min(a, b) >= 0
 
     assert [row[1:3] for row in quality[1:7]] == [["data", ""], ["unipc", "2"], ["unipc", "3"], ["euler-maruyama", "2"],
                                                   ["euler-maruyama", "3"], ["data", ""]]  # fmt: skip
@@ -739,6 +755,7 @@ def test_report_of_the_plane_shows_density_drift_and_volatility(tmp_path, monkey
     quick = functools.partial(estimation_curve, samples=50, times=3, step=0.05)
     monkeypatch.setattr(sampling_error, "estimation_curve", quick)
     monkeypatch.setattr(sampling_error, "POINTS", 100)
+    monkeypatch.setattr(sampling_error, "CONVERGED_STEPS", 40)
     monkeypatch.setattr(figures, "PARTICLES", 200)
     monkeypatch.setattr(plots, "DPI", 40)
     folders = [tmp_path / "a" / "run", tmp_path / "b" / "run"]  # of one name, which is no path of a picture
@@ -751,7 +768,7 @@ def test_report_of_the_plane_shows_density_drift_and_volatility(tmp_path, monkey
     page = report(folders, tmp_path / "out", ReportOptions(20, (2,), ("unipc",)), progress=False)
 
     text = page.read_text("utf-8")
-    assert len(assert_alone(text).images()) == 5 + 2 == len(list((tmp_path / "out").glob("*.png")))
+    assert len(assert_alone(text).images()) == 6 + 2 == len(list((tmp_path / "out").glob("*.png")))
     linear = next(figure for name, figure in kept if name.startswith("plane-") and name.endswith("b-run.png"))
     panels = np.array(linear.axes).reshape(4, 5)
     assert len(panels[0, 0].images) == 1 and len(panels[0, 0].lines[0].get_xdata()) == figures.PARTICLES
@@ -767,9 +784,9 @@ def test_report_of_the_plane_shows_density_drift_and_volatility(tmp_path, monkey
     x = model.scaling.to_model(stack(load_data(**PLANE["data"]).test, figures.PARTICLES))
     assert np.allclose(panels[0, 0].lines[0].get_xydata(), x, atol=0.05)
 
-    likelihood, _, _, error = tables_of(text)
+    _, likelihood, _, _, _, error = tables_of(text)
     entropy = indm.data.densities.DENSITIES["eight-gaussians"].entropy()
-    assert likelihood[-1][0] == "entropy of the data" and likelihood[-1][5] == f"{entropy:.3f}"
+    assert likelihood[-1][0] == "entropy of the data" and likelihood[-1][6] == f"{entropy:.3f}"
     estimation = json.loads((tmp_path / "out" / "report.json").read_text())["runs"][str(folders[1])]["errors"][
         "estimation"
     ]

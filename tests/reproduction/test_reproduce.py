@@ -20,14 +20,15 @@ from indm.config.options import STUDY_NAMES
 from indm.data.registry import load_data
 from indm.evaluation import sampling_error
 from indm.evaluation.sampling_error import estimation_curve
+from indm.evaluation.statistics import holm
 from indm.flows import Identity
 from indm.model import build_model, count_parameters
 from indm.report import figures, measurements
 from indm.reproduction import claims, costs, plan, reproduce, studies, units, vae
-from indm.reproduction.plan import Budget, Plan, measurements_of, recipe_of, run_folder
+from indm.reproduction.plan import Budget, Plan, family_of_plan, measurements_of, recipe_of, run_folder
 from indm.reproduction.studies import STUDIES, VARIANTS, Study
 from indm.reproduction.units import work
-from indm.reproduction.verdicts import Comparison, Verdict, summary
+from indm.reproduction.verdicts import Check, summary
 from indm.runs import folder as folder_module
 from indm.runs.folder import read_metrics
 from indm.runs.lock import run_lock
@@ -63,7 +64,7 @@ def tiny(tmp_path, monkeypatch):
     (tmp_path / "tiny.toml").write_text(recipes.to_toml(TINY))
 
     def study(steps):
-        return Study(str(tmp_path / "tiny.toml"), steps, steps, 20, 20, EVALUATE)
+        return Study(str(tmp_path / "tiny.toml"), steps, steps, 20, 20, 3, EVALUATE)
 
     def make(steps):
         monkeypatch.setitem(STUDIES, "eight-gaussians", study(steps))
@@ -74,6 +75,7 @@ def tiny(tmp_path, monkeypatch):
     quick = functools.partial(estimation_curve, samples=50, times=3, step=0.05)
     monkeypatch.setattr(sampling_error, "estimation_curve", quick)
     monkeypatch.setattr(sampling_error, "POINTS", 100)
+    monkeypatch.setattr(sampling_error, "CONVERGED_STEPS", 40)
     return make
 
 
@@ -132,8 +134,9 @@ def test_variants_differ_in_nothing_else():
 
 def test_a_plan_measures_less_when_it_is_fast():
     slow, fast = (Plan(("digits",), 3, fast).options("digits", 1) for fast in (False, True))
-    assert slow.examples > fast.examples and set(fast.steps) < set(slow.steps) and 1000 in slow.steps
-    assert set(claims.FEW_STEPS) <= set(fast.steps) and 10 in fast.steps
+    assert slow.examples > fast.examples and set(fast.steps) < set(slow.steps) and claims.FEW_STEPS in fast.steps
+    for seeds, fast, found in ((None, True, plan.FAST_SEEDS), (None, False, STUDIES["digits"].seeds), (7, True, 7)):
+        assert Plan(("digits",), seeds, fast).seeds_of("digits") == range(found)
     assert tuple(STUDIES) == STUDY_NAMES
     for data, study in STUDIES.items():
         assert (
@@ -168,6 +171,17 @@ def test_every_variant_gets_the_same_seconds(tmp_path, tiny, monkeypatch):
     assert (tmp_path / "out" / "plan.json").read_bytes() == before
 
 
+def test_the_family_is_stated_in_the_plan_and_no_other_is_judged(tmp_path, tiny, monkeypatch):
+    reproduce.prepare(tmp_path, FAST, 1, False)
+    family = json.loads((tmp_path / "plan.json").read_text())["family"]
+    assert len(family) == 12 and "1 fast training · eight-gaussians · test NELBO at equal seconds" in family
+    images = family_of_plan(Plan(("digits", "fashion-mnist-16"), None))
+    assert len(images) == 12 + 10 and not any("fashion-mnist-16" in row and "under VE" in row for row in images)
+    monkeypatch.setattr(plan, "CLAIMS", claims.CLAIMS[:3])  # fewer tests would need less adjustment
+    with pytest.raises(ValueError, match=r"plan\.json states another family of tests than this version"):
+        reproduce.prepare(tmp_path, FAST, 1, False)
+
+
 @pytest.mark.parametrize(
     ("options", "jobs", "complaint"),
     [
@@ -184,10 +198,12 @@ def test_plans_that_are_none(tmp_path, options, jobs, complaint):
 
 
 @pytest.mark.parametrize(
-    "damage", [{"plan": 1}, {"plan": {"seeds": 3}}, {"log_cost": {"eight-gaussians": [0.2]}}, {"mine": 1}]
+    "damage",
+    [{"plan": 1}, {"plan": {"seeds": 3}}, {"log_cost": {"eight-gaussians": [0.2]}}, {"mine": 1}, {"family": None}],
 )
 def test_a_damaged_plan_is_named(tmp_path, damage):
-    budget = Budget(FAST, {"eight-gaussians": COSTS}, {"eight-gaussians": (0.2, 0.1)}, {"eight-gaussians": {}}, 1)
+    name = "eight-gaussians"
+    budget = Budget(FAST, {name: COSTS}, {name: (0.2, 0.1)}, {name: {}}, 1, family_of_plan(FAST))
     budget.save(tmp_path)
     assert Budget.load(tmp_path) == budget
     file = tmp_path / "plan.json"
@@ -204,7 +220,8 @@ def test_a_run_has_the_measurements_that_claims_need_and_the_page_shows():
         assert measured("indm", seed) == measured("linear", seed) == list(measurements.MEASUREMENTS)
         assert measured("flow", seed) == measured("vae", seed) == (["quality"] if seed == 0 else [])
         assert measured("indm-ve", seed) == measured("indm-pretrained", seed) == []
-    mine = claims.Claim("7 mine", "…", lambda evidence: [], measurements=("gap", "flow"), variants=("indm-ve", "flow"))
+    row = claims.Row("q", claims.bound, variants=("indm-ve", "flow"))
+    mine = claims.Claim("7 mine", "…", (row,), measurements=("gap", "flow"))
     assert measured("indm-ve", 1, mine) == measured("flow", 1, mine) == ["gap", "flow"]
     assert measured("flow", 0, mine) == ["quality", "gap", "flow"] and measured("linear-ve", 0, mine) == []
 
@@ -220,7 +237,7 @@ def test_units_are_all_runs_of_a_plan_the_main_pair_first():
 @pytest.mark.about_time
 def test_what_a_step_costs_is_measured(tiny, monkeypatch):
     monkeypatch.undo()  # the real clock, of the tiny study below
-    monkeypatch.setitem(STUDIES, "eight-gaussians", Study("eight-gaussians", 8, 8, 20, 20, EVALUATE))
+    monkeypatch.setitem(STUDIES, "eight-gaussians", Study("eight-gaussians", 8, 8, 20, 20, 3, EVALUATE))
     step = Trainer.train_step
 
     def slow_flow(self, batches):
@@ -406,7 +423,7 @@ def test_the_whole_writes_a_row_for_every_verdict_and_repeats_itself(tmp_path, t
             assert work(out, *unit) == 0
 
     monkeypatch.setattr(reproduce, "run_units", run_units)
-    row = Comparison("control", math.nan, 0.5, 0.5, 0.25, "by hand", "as expected")  # the real one is in test_claims
+    row = Check("control", 0.5, 0.25, "as expected", "by hand")  # the real one is in test_claims
     quick = [replace(claim, control=lambda: [row]) if claim.control is not list else claim for claim in claims.CLAIMS]
     monkeypatch.setattr(plan, "CLAIMS", tuple(quick))
     monkeypatch.setattr(Plan, "validations", 2)
@@ -422,29 +439,38 @@ def test_the_whole_writes_a_row_for_every_verdict_and_repeats_itself(tmp_path, t
     assert {v.claim for v in verdicts} == {"1 fast training", "2 MLE training", "3 robust sampling", "4 sampling error",
                                            "5 pre-training", "6 VP and VE"}  # fmt: skip
     assert [v.claim for v in verdicts] == sorted(v.claim for v in verdicts)
-    stored = json.loads((out / "claims.json").read_text())
-    unset = {"indm": math.nan, "linear": math.nan, "standard_error": math.nan}
-    again = [Verdict(**{key: unset[key] if value is None else value for key, value in row.items()})
-             for row in stored["verdicts"]]  # fmt: skip
-    assert [str(v) for v in again] == [str(v) for v in verdicts] and "NaN" not in (out / "claims.json").read_text()
+    assert [f"{v.claim} · {v.data} · {v.quantity.removesuffix(', nats').removesuffix(', sliced Wasserstein')}"
+            for v in verdicts] == list(family_of_plan(FAST))  # fmt: skip
+    adjusted = holm([v.p for v in verdicts])
+    assert [v.p_holm for v in verdicts] == pytest.approx(adjusted) and {v.seeds for v in verdicts} == {2}
+    stored, text = json.loads((out / "claims.json").read_text()), (out / "claims.json").read_text()
+    assert [row["p_holm"] for row in stored["verdicts"]] == [v.p_holm for v in verdicts] and "NaN" not in text
     assert stored["plan"] == json.loads((out / "plan.json").read_text())
+    checks = stored["checks"]
+    assert [check["quantity"].split(":")[0].split(",")[0] for check in checks] == [
+        "control", "NELBO − NLL (ODE) of INDM", "NELBO − NLL (ODE) of linear", "least sum of the parts less the whole",
+    ]  # fmt: skip
 
-    lines = (out / "claims.md").read_text("utf-8").splitlines()
-    assert len(lines) == 2 + len(verdicts) and {line.count("|") for line in lines} == {9}
-    assert set(lines[1]) == set("|- ")
-    names = [cell.strip() for cell in lines[0].strip("|").split("|")]
-    for line, v in zip(lines[2:], verdicts, strict=True):
-        cells = dict(zip(names, (cell.strip() for cell in line.strip("|").split("|")), strict=True))
+    first, second = (out / "claims.md").read_text("utf-8").split("\n\n")
+    for lines, count, columns in ((first.splitlines(), 12, 11), (second.splitlines(), len(checks), 6)):
+        assert len(lines) == 2 + count and {line.count("|") for line in lines} == {columns + 1}
+        assert set(lines[1]) == set("|- ")
+    names, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in first.splitlines())
+    for line, v in zip(lines, verdicts, strict=True):
+        cells = dict(zip(names, line, strict=True))
         assert (cells["claim"], cells["data"], cells["verdict"]) == (v.claim, v.data, v.verdict)
-        assert cells["difference"] == f"{v.difference:+.4f} ± {v.standard_error:.4f}" and cells["test"] == v.test
+        assert cells["difference"] == f"{v.difference:+.4f} ± {v.standard_error:.4f}"
+        assert (cells["p"], cells["Holm's p"]) == (f"{v.p:.2g}", f"{v.p_holm:.2g}")
+        pretrained = v.claim.startswith("5")
+        assert cells["steps"] == ("10 / 8" if pretrained else "8 / 16")
     lines = summary(verdicts).splitlines()
     assert len(lines) == len(verdicts) and all(v.verdict in line for line, v in zip(lines, verdicts, strict=True))
 
     page = (out / "index.html").read_text("utf-8")
-    assert page.count("<img ") == len(list(out.glob("eight-gaussians-*.png"))) == 7
+    assert page.count("<img ") == len(list(out.glob("eight-gaussians-*.png"))) == 8
     assert all(f">{v.verdict}</td>" in page for v in verdicts) and '<td class="holds">holds</td>' in page
     assert all(f'<td class="long">{claim.sentence}</td>' in page for claim in quick)
-    assert "Equal seconds for all, 2 seeds" in page and "linear 16 × 500 ms" in page
+    assert "12 differences that plan.json stated" in page and "linear 16 × 500 ms" in page
     assert all(f'<td class="{variant}">{variant}</td>' in page for variant in VARIANTS)
 
     bound = next(v for v in verdicts if v.claim == "1 fast training" and v.quantity.startswith("test NELBO"))
@@ -460,13 +486,11 @@ def test_the_whole_writes_a_row_for_every_verdict_and_repeats_itself(tmp_path, t
     ends = {v: read_metrics(run_folder(out, "eight-gaussians", v, 0))[-1]["step"] for v in ("indm", "linear")}
     assert ends["indm"] * COSTS["indm"] == ends["linear"] * COSTS["linear"]
 
-    (controlled,) = [v for v in verdicts if v.quantity == "control"]
-    assert (controlled.claim, controlled.linear, controlled.verdict) == ("2 MLE training", 0.5, "as expected")
-    check = next(v for v in verdicts if v.quantity.startswith("check"))
-    assert check.verdict == "holds"  # the triangle inequality, on real numbers
+    assert (checks[0]["claim"], checks[0]["value"], checks[0]["outcome"]) == ("2 MLE training", 0.5, "as expected")
+    assert checks[-1]["outcome"] == "holds"  # the triangle inequality, on real numbers
     likelihood = page[page.index("<table>", page.index("Likelihood and budget")) :]
     assert (
-        '<td class="linear">linear</td><td class="2">2</td>' in likelihood
+        '<td class="linear">linear</td><td class="2">2</td><td class="seeds">seeds</td>' in likelihood
         and '<td class="16">16</td><td class="8">8</td>' in likelihood
     )
 

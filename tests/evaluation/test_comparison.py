@@ -1,0 +1,137 @@
+"""Methods and their differences, on runs made by hand: recipes, and nats of every example."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import ttest_rel
+
+from indm.config import recipes
+from indm.evaluation.comparison import compare
+from indm.evaluation.methods import methods_of, pairs_of
+from indm.evaluation.statistics import holm
+
+DIMS, N = 64, 50
+LEVELS = {"linear": (2.1, 2.2, 2.0, 2.15), "indm": (1.6, 1.7, 1.52, 1.66), "flow": (2.05, 2.3, 2.02, 2.1)}
+GENERATOR = np.random.default_rng(0)
+HARD = GENERATOR.normal(size=N)  # what makes an example hard, for every model
+NATS = {
+    (name, seed): DIMS * math.log(2) * (level + HARD + 0.05 * GENERATOR.normal(size=N))
+    for name, levels in LEVELS.items()
+    for seed, level in enumerate(levels)
+}
+
+
+def evaluated(folder, nats, seed=0, nll=None, **changes):
+    """A run folder with a recipe and an evaluation of these nats."""
+    folder.mkdir(parents=True)
+    recipe = recipes.override(recipes.load("digits"), {"train.seed": str(seed), **changes})
+    (folder / "recipe.toml").write_text(recipes.to_toml(recipes.resolve(recipe)))
+    lines = [{"step": 5 * i, "seconds": 1.0 * i, "valid_nelbo": 3.0 - i} for i in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    kinds = {"nelbo": nats} | ({} if nll is None else {"nll": nll})
+    result = {"unit": "bits/dim", "dims": DIMS, "data": "digits", "split": "test", "eps": 1e-5,
+              "dequantization": "uniform", "entropy_nats": None, "weights_sha256": "0" * 64,
+              "images": {kind: len(kinds.get(kind, ())) for kind in ("nelbo", "nll")}}  # fmt: skip
+    for kind, values in kinds.items():
+        bits = values / (DIMS * math.log(2))
+        numbers = {"bits_per_dim": bits.mean(), "nats": values.mean()}
+        numbers |= {f"{key}{end}": 0.1 for key in list(numbers) for end in ("_standard_error", "_estimator_noise")}
+        result[kind] = {"with_reconstruction": numbers, "without_reconstruction": numbers}
+    (folder / "evaluation.json").write_text(json.dumps(result))
+    np.savez(folder / "evaluation.npz", **kinds)
+    return folder
+
+
+def trained(base, name, seeds, **changes):
+    linear = {} if name == "indm" else {"flow": "identity"} if name == "linear" else {"net": "zero"}
+    return [evaluated(base / name / str(s), NATS[name, s], s, **linear, **changes) for s in seeds]
+
+
+def bits(name, seeds):
+    return np.stack([NATS[name, s] for s in seeds]) / (DIMS * math.log(2))
+
+
+def test_methods_are_runs_that_differ_in_the_seed_alone(tmp_path):
+    indm, linear = trained(tmp_path, "indm", (0, 1, 2)), trained(tmp_path, "linear", (2, 0))
+    copy = evaluated(tmp_path / "copy", NATS["indm", 1], 1)
+    longer = evaluated(tmp_path / "longer", NATS["indm", 1], 3, **{"train.steps": "7"})
+    watched = evaluated(tmp_path / "watched", NATS["indm", 1], 4, **{"train.log_every": "7", "evaluate.times": "3"})
+    order = [indm[0], linear[0], copy, indm[1], linear[1], longer, indm[2], watched]
+    # The copy has the seed of indm[1]: it comes first and so belongs to the first, the other begins another method.
+    assert methods_of(order) == [[indm[0], copy, indm[2], watched], linear, [indm[1]], [longer]]
+    assert pairs_of(indm, linear) == [(indm[0], linear[1]), (indm[2], linear[0])]
+    assert pairs_of([longer], [indm[0]]) == [(longer, indm[0])]
+    with pytest.raises(
+        ValueError, match=r"must have seeds in common, to be compared in pairs, got \[0, 1, 2\] and \[3\]"
+    ):
+        pairs_of(indm, [longer])
+
+
+def test_differences_over_seeds_are_one_family(tmp_path):
+    """Three methods, four seeds: scipy's paired t, the error of the shared examples beside it, and Holm over both."""
+    seeds = range(4)
+    folders = [run for name in ("linear", "indm", "flow") for run in trained(tmp_path, name, seeds)]
+    table = compare(folders, tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert stored["baseline"] == str(folders[0]) and stored["unit"] == "bits/dim"
+    assert stored["methods"] == {str(folders[i]): list(map(str, folders[i : i + 4])) for i in (0, 4, 8)}
+    found = [stored["differences"][str(folders[i])]["nelbo"] for i in (4, 8)]
+    for row, name in zip(found, ("indm", "flow"), strict=True):
+        a, b = bits(name, seeds), bits("linear", seeds)
+        known = ttest_rel(a.mean(1), b.mean(1))
+        over_seeds = (a - b).mean() / known.statistic
+        over_examples = (a - b).mean(0).std(ddof=1) / math.sqrt(N)
+        assert row["difference"] == pytest.approx((a - b).mean()) and row["seeds"] == 4
+        assert row["standard_error_over_seeds"] == pytest.approx(over_seeds)
+        assert row["standard_error_over_examples"] == pytest.approx(over_examples)
+        assert row["standard_error"] == pytest.approx(math.hypot(over_seeds, over_examples))
+        assert row["p"] >= known.pvalue
+    assert [row["p_holm"] for row in found] == pytest.approx(holm([row["p"] for row in found]))
+    assert [row["verdict"] for row in found] == ["better", "undecided"]
+    line = next(line for line in table.splitlines() if line.startswith(f"NELBO, {folders[4]} − {folders[0]}: "))
+    assert line.endswith(f"bits/dim over 4 seeds, p = {found[0]['p']:.2g}, Holm's p = {found[0]['p_holm']:.2g}: better")
+    assert [line.split()[1] for line in table.splitlines() if line.startswith(str(folders[8]))] == ["4"]
+    assert "one training" not in table and Image.open(tmp_path / "out" / "comparison.png").size[0] > 600
+
+
+def test_one_training_each_has_an_error_over_examples_and_no_verdict(tmp_path):
+    """However large the difference is against it."""
+    (indm,), (linear,) = trained(tmp_path, "indm", (0,)), trained(tmp_path, "linear", (1,))
+    table = compare([linear, indm], tmp_path / "out")
+    row = json.loads((tmp_path / "out" / "comparison.json").read_text())["differences"][str(indm)]["nelbo"]
+    each = bits("indm", (0,)) - bits("linear", (1,))
+    assert row["standard_error"] == pytest.approx(each.std(ddof=1) / math.sqrt(N))
+    assert row["standard_error"] < 0.05 * abs(row["difference"])
+    assert row["verdict"] == "untested" and row["p"] is row["p_holm"] is row["standard_error_over_seeds"] is None
+    assert (
+        f"{row['difference']:+.4f} ± {row['standard_error']:.4f} bits/dim over the examples of one training each"
+        in table
+    )
+    assert "which of two models is better, not which method" in table
+    assert not any(word in table for word in ("better,\n", ": better", ": worse", "tie"))
+
+
+def test_seeds_of_one_method_stand_for_themselves(tmp_path):
+    runs = trained(tmp_path, "indm", (0, 1, 2))
+    compare(runs, tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert stored["methods"] == {str(run): [str(run)] for run in runs}
+    assert {row["nelbo"]["verdict"] for row in stored["differences"].values()} == {"untested"}
+
+
+def test_a_likelihood_counts_where_all_runs_of_a_pair_have_it(tmp_path):
+    nll = NATS["indm", 0][:10]
+    runs = [evaluated(tmp_path / f"a{s}", NATS["indm", s], s, nll=nll + s) for s in (0, 1)]
+    runs += [evaluated(tmp_path / f"b{s}", NATS["flow", s], s, nll=nll + 2 - s, net="zero") for s in (0, 1)]
+    runs += [evaluated(tmp_path / f"c{s}", NATS["linear", s], s, flow="identity") for s in (0, 1)]
+    compare(runs, tmp_path / "out")
+    differences = json.loads((tmp_path / "out" / "comparison.json").read_text())["differences"]
+    assert {name: set(row) for name, row in differences.items()} == {
+        str(runs[2]): {"nelbo", "nll"},
+        str(runs[4]): {"nelbo"},
+    }
+    rows = [row for by_kind in differences.values() for row in by_kind.values()]
+    assert [row["p_holm"] for row in rows] == pytest.approx(holm([row["p"] for row in rows]))  # three in the family
