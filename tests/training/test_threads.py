@@ -240,7 +240,7 @@ def test_a_step_that_takes_three_times_as_long_is_told_once(machine, factor, fro
         lambda step, kind: 0.4,
         lambda step, kind: 9.0 if step < 5 else 0.4,  # compiled
         lambda step, kind: 9.0 if step < 12 else 0.4 if step < 200 else 1.1,
-        lambda step, kind: 0.01 if step < 8 else 0.4,  # the first ones do next to nothing
+        lambda step, kind: 0.01 if step < 45 else 0.4,  # the first ones do next to nothing
         lambda step, kind: 30.0 if step % 20 == 0 else 0.4,  # an epoch begins
         lambda step, kind: 0.4 * (1 + 0.5 * (step % 2)) if step < 200 else 1.1,
         lambda step, kind: 0.001 if step < 300 else 0.004,  # less than a second in all
