@@ -31,7 +31,7 @@ class LikelihoodReport:
         reconstruction: (B,), that term; ``log_prob + reconstruction`` is the number without it, no likelihood of x.
         nfe: evaluations of the ODE's field, the mean over samples (each has its own steps) rounded up.
         settings: ε, tolerances, divergence.
-        log_scale: Σ log of the data scaling over one event, nats.
+        log_volume: what :meth:`indm.Scaling.log_volume` says of one event, nats.
         dims: dimensions of one event.
     """
 
@@ -39,12 +39,12 @@ class LikelihoodReport:
     reconstruction: Float[Tensor, " batch"]
     nfe: int
     settings: dict = dataclasses.field(default_factory=dict)
-    log_scale: float = 0.0
+    log_volume: float = 0.0
     dims: int = 1
 
     def nats(self) -> Float[Tensor, " batch"]:
         """−log p of the raw data, nats per sample."""
-        return self.log_scale - self.log_prob
+        return -(self.log_prob + self.log_volume)
 
     def bits_per_dim(self) -> float:
         """Mean over the batch of −log₂ p of the raw data, per dimension."""
@@ -126,8 +126,8 @@ def log_likelihood(
         log_prob = log_det + sde.prior_log_prob(expand_like(end, z) * w) + growth - reconstruction
         divergence = "exact" if exact else f"Hutchinson, {probes} Rademacher probe(s)"
         settings |= {"eps": sde.eps, "divergence": divergence}
-    log_scale = model.scaling.log_scale(x.shape[1:])
-    return LikelihoodReport(log_prob, reconstruction, nfe, settings, log_scale, event_size(x))
+    log_volume = model.scaling.log_volume(x.shape[1:])
+    return LikelihoodReport(log_prob, reconstruction, nfe, settings, log_volume, event_size(x))
 
 
 def check_tolerances(rtol: float, atol: float) -> None:

@@ -33,6 +33,7 @@ Losses = tuple[Float[Tensor, ""], dict[str, Tensor]]
 # In FID mode the score also sees this much of the likelihood weighting: at ε, where its own weighting has no mass,
 # the ratio of the two weights stays finite.
 LIKELIHOOD_SHARE = 1e-3
+ROWS_PER_COEFFICIENT = 5  # of a control variate: with more coefficients its own error exceeds what it takes away
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,14 @@ def nelbo(
     reference: GaussianReference | None = None,
     generator: torch.Generator | None = None,
 ) -> NELBO:
-    """An unbiased draw of the NELBO of each sample, with importance-sampled times.
+    """An unbiased draw of the NELBO of each sample, with importance-sampled times, stratified over the batch.
 
     Args:
         model: an INDM (or anything with ``encode`` and ``score``), used in the mode in which it is.
         x: data in model units.
         times: score evaluations for each sample, one in each of that many equal strata of the log-SNR clock.
-        reference: a Gaussian law of the latents, for :func:`control`: the same mean, a fraction of the noise.
+        reference: a Gaussian law of the latents, for :func:`control_variate`: the same mean, a fraction of the noise.
+            Times are then stratified in each half of the batch by itself.
 
     Returns:
         The five terms, nats in model units. ``model.scaling.bits_per_dim`` converts.
@@ -108,16 +110,15 @@ def nelbo(
         raise ValueError(f"times must be at least 1 score evaluation for each sample, got {times}")
     sde, n = model.score.sde, len(x)
     # Everything but the flow's own probes is drawn first, so that models compared at one seed share it.
-    strata = sde.sample_time(n * times, importance=True, generator=generator, device=x.device)[0].sort().values
-    strata = torch.stack([t[torch.randperm(n, generator=generator, device=x.device)] for t in strata.split(n)])
-    strata = strata.to(x.dtype)
+    parts = [n] if reference is None else [n // 2, n - n // 2]  # control_variate needs independent halves
+    strata = torch.cat([_stratified_times(sde, rows, times, generator, x.device) for rows in parts], 1).to(x.dtype)
     noises = [randn_like(x, generator) for _ in range(times + 1)]
     z, log_det = model.encode(x, generator=generator)
     pairs = list(zip(strata, noises, strict=False))
     errors = torch.stack([denoising_error(model.score, z, t, noise, sde.clock_rate(t)) for t, noise in pairs])
     if reference is not None:
         excess = torch.stack([reference.excess(sde, z, t, noise) for t, noise in pairs])
-        errors = errors - control(errors, clock_position(sde, strata), excess)
+        errors = errors - control_variate(errors, clock_position(sde, strata), excess)
     return NELBO(
         flow=-log_det,
         score=sde.log_snr_range() * errors.mean(0),
@@ -127,34 +128,52 @@ def nelbo(
     )
 
 
+def _stratified_times(sde: LinearSDE, n: int, times: int, generator, device) -> Float[Tensor, "times n"]:
+    """The clock is cut into ``times`` equal parts and each into ``n`` strata; row k has one time of each in part k."""
+    if n == 0:
+        return torch.zeros(times, 0, device=device)
+    t = sde.sample_time(n * times, importance=True, generator=generator, device=device)[0].sort().values
+    return torch.stack([part[torch.randperm(n, generator=generator, device=device)] for part in t.split(n)])
+
+
 def clock_position(sde: LinearSDE, t: Tensor) -> Tensor:
     """Where ``t`` lies on the log-SNR clock, from 0 at ε to 1 at T."""
     start, end = sde.clock_span()
     return (-sde.log_snr(t.double()) - start) / (end - start)
 
 
-def control(
+def control_variate(
     errors: Float[Tensor, "times n"], position: Float[Tensor, "times n"], excess: Float[Tensor, "times n"]
 ) -> Float[Tensor, "times n"]:
     """What of the ``errors`` follows from their times and from a Gaussian's errors on the same noise; its mean is 0.
 
     It is a combination of Legendre polynomials of the ``position`` (the mean course of the error) and of the
     ``excess`` times such polynomials, all of mean 0. Each half of the batch has the coefficients that fit the other
-    half best, so that no sample's own noise enters them and the mean is 0 exactly. 0 for batches too small to fit.
+    half best. The mean is 0 where the halves have independent times and noise, as in :func:`nelbo`. There are as many
+    coefficients as the rows of a half can determine, none for fewer than :data:`ROWS_PER_COEFFICIENT`.
     """
+    fitted, half = torch.zeros_like(position), errors.shape[1] // 2
+    controls = _controls(position, excess.double())[: errors.shape[0] * half // ROWS_PER_COEFFICIENT]
+    if not controls or not errors.isfinite().all():  # of a model that diverges, whose bound is to say so
+        return fitted.to(errors.dtype)
+    stacked = torch.stack(controls, dim=-1)
+    for own, other in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
+        design = nn.functional.pad(stacked[:, other].flatten(0, 1), (1, 0), value=1.0)
+        scale = design.norm(dim=0).clamp_min(1e-12)
+        solution = torch.linalg.lstsq(design / scale, errors[:, other].double().reshape(-1, 1)).solution
+        fitted[:, own] = stacked[:, own] @ (solution[1:, 0] / scale[1:])
+    return fitted.to(errors.dtype)
+
+
+def _controls(position: Tensor, excess: Tensor) -> list[Tensor]:
+    """P_k(position), k = 1 … 7, and excess · P_k, k = 0 … 3, the most useful first."""
     legendre = [torch.ones_like(position), 2 * position - 1]
     for k in range(1, 7):
         legendre.append(((2 * k + 1) * legendre[1] * legendre[k] - k * legendre[k - 1]) / (k + 1))
-    controls = torch.stack([*legendre[1:], *(p * excess.double() for p in legendre[:4])], dim=-1)
-    fitted, half = torch.zeros_like(position), errors.shape[1] // 2
-    if errors.shape[0] * half < 10 * controls.shape[-1]:
-        return fitted.to(errors.dtype)
-    for own, other in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
-        design = nn.functional.pad(controls[:, other].flatten(0, 1), (1, 0), value=1.0)
-        scale = design.norm(dim=0).clamp_min(1e-12)
-        solution = torch.linalg.lstsq(design / scale, errors[:, other].double().reshape(-1, 1)).solution
-        fitted[:, own] = controls[:, own] @ (solution[1:, 0] / scale[1:])
-    return fitted.to(errors.dtype)
+    course, gaussian = legendre[1:], [p * excess for p in legendre[:4]]
+    return [
+        course[0], gaussian[0], *course[1:3], gaussian[1], *course[3:5], gaussian[2], *course[5:], gaussian[3]
+    ]  # fmt: skip
 
 
 def extended_clock(sde: LinearSDE, n: int, eps: float, *, generator=None, device=None) -> tuple[Tensor, float]:

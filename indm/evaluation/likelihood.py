@@ -48,9 +48,9 @@ class Estimate:
     settings: dict = field(default_factory=dict)
     nfe: int = 0
 
-    def of_raw_data(self, log_scale: float) -> "Estimate":
+    def of_raw_data(self, log_volume: float) -> "Estimate":
         """The same in nats of the raw data, in float64 on the CPU."""
-        total, without = ((v + log_scale).double().cpu() for v in (self.total, self.without_reconstruction))
+        total, without = ((v - log_volume).double().cpu() for v in (self.total, self.without_reconstruction))
         return replace(self, total=total, without_reconstruction=without)
 
 
@@ -112,13 +112,13 @@ def evaluate(
     else:
         estimators, counts["nll"] = bound_estimators(model), 0
     jobs = [(kind, batch) for kind, n in counts.items() for batch in raw[:n].split(batch_size) if len(batch)]
-    generator, log_scale = torch.Generator(device), model.scaling.log_scale(raw.shape[1:])
+    generator, log_volume = torch.Generator(device), model.scaling.log_volume(raw.shape[1:])
 
     def draw(job: int, number: int) -> Estimate:
         kind, batch = jobs[job]
         generator.manual_seed(seed + SEED_STRIDE * number)
         x = model.scaling.to_model(batch.to(device), generator=generator)
-        return estimators[kind](x, generator).of_raw_data(log_scale)
+        return estimators[kind](x, generator).of_raw_data(log_volume)
 
     with evaluation_mode(model):
         estimates = _draw_all(draw, [kind for kind, _ in jobs], repeats, progress, distributed)

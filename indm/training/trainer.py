@@ -265,7 +265,7 @@ class Trainer:
         scaling, shape = self.model.scaling, self.model.shape
         if scaling.levels:
             return float(scaling.bits_per_dim(nats, shape)), "bits/dim"
-        return float(nats + scaling.log_scale(shape)), "nats"
+        return float(nats - scaling.log_volume(shape)), "nats"
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
