@@ -155,11 +155,12 @@ def plain_log_likelihood(model, x: Tensor, *, noise: Tensor, probe: Tensor, tol:
 
 
 def plain_nelbo(model, x: Tensor) -> Tensor:
-    """The bound by implicit score matching, one uniform time and one Hutchinson probe for each sample, (B,)."""
+    """The bound by implicit score matching, (B,): for each sample one time, uniform in log-SNR, and one probe."""
     sde, score = model.score.sde, model.score
     with torch.no_grad():
         z, log_det = model.encode(x)
-        t = _uniform_times(sde, z)
+        start, end = sde.clock_span()
+        t = sde.time(-(start + (end - start) * torch.rand(len(z), device=z.device)))
         z_t = sde.perturb(z, t, torch.randn_like(z))
         reconstruction = reconstruction_term(score, z, torch.randn_like(z))
     probe = rademacher(z, 1)[:, 0]
@@ -169,7 +170,8 @@ def plain_nelbo(model, x: Tensor) -> Tensor:
         (product,) = torch.autograd.grad((s * probe).sum(), z_t)
     divergence, s = (product * probe).flatten(1).sum(1), s.detach()
     integrand = sde.diffusion(t) ** 2 * (0.5 * squared_norm(s) + divergence) - event_size(z) * sde.drift(t)
-    return -log_det + (sde.T - sde.eps) * integrand + prior_term(sde, z) + reconstruction
+    weight = sde.log_snr_range() * (sde.sigma(t) / sde.diffusion(t)) ** 2
+    return -log_det + weight * integrand + prior_term(sde, z) + reconstruction
 
 
 # ── sampling ─────────────────────────────────────────────────────────────────────────────────────────────────────
