@@ -64,10 +64,7 @@ def quality_figure(groups: list[list[Record]], path: Path) -> None:
                     axes, [[row for row in each if row["sampler"] == sampler] for each in rows_of], key, group[0].group
                 )
             axes.axhline(floor[key], color="black", linestyle="--", linewidth=0.8)
-            axes.set(xscale="log", yscale="log", xlabel="evaluations of the network", title=sampler)
-            counts = [row["nfe"] for row in rows if row["sampler"] == sampler]
-            axes.set_xticks(counts, labels=counts)
-            axes.xaxis.minorticks_off()
+            _over_evaluations(axes, sampler, rows)
         panels[0].set_ylabel({"frechet": "Fréchet distance"}.get(key, "sliced Wasserstein distance"))
         panels[0].legend()
     plots.save_figure(figure, path)
@@ -82,10 +79,18 @@ def loss_figure(groups: list[list[Record]], path: Path) -> None:
         for group in groups:
             rows = [record.measurements["errors"]["discretization"] for record in group]
             _line(axes, [[row for row in each if row["sampler"] == sampler] for each in rows], "rms", group[0].group)
-        axes.set(xscale="log", yscale="log", xlabel="evaluations of the network", title=sampler)
+        _over_evaluations(axes, sampler, groups[0][0].measurements["errors"]["discretization"])
     panels[0].set_ylabel("loss, RMS in model units")
     panels[0].legend()
     plots.save_figure(figure, path)
+
+
+def _over_evaluations(axes: Axes, sampler: str, rows: list[dict]) -> None:
+    """Logarithmic axes over the evaluations of a sampler's rows, with a tick at each."""
+    axes.set(xscale="log", yscale="log", xlabel="evaluations of the network", title=sampler)
+    counts = [row["nfe"] for row in rows if row["sampler"] == sampler]
+    axes.set_xticks(counts, labels=counts)
+    axes.xaxis.minorticks_off()
 
 
 def _line(axes: Axes, seeds: list[list[dict]], key: str, label: str) -> None:
