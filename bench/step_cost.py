@@ -1,6 +1,6 @@
 """What a training step of INDM costs over that of its linear twin, both of the recipe, taking turns in one process.
 
-    python bench/step_cost.py digits fashion-mnist-16
+python bench/step_cost.py digits fashion-mnist-16
 """
 
 import math
@@ -18,7 +18,9 @@ def main(names: list[str]) -> None:
         measured = seconds_per_step(Plan(data=(data,)), data, rounds=2 * ROUNDS)
         log_cost, error = log_cost_of(measured)
         indm, linear = (1e3 * min(measured[variant]) for variant in ("indm", "linear"))
-        print(f"{data}: {math.exp(log_cost):.3f} ± {math.exp(log_cost) * error:.3f} ({indm:.0f} ms over {linear:.0f} ms)")
+        print(
+            f"{data}: {math.exp(log_cost):.3f} ± {math.exp(log_cost) * error:.3f} ({indm:.0f} ms over {linear:.0f} ms)"
+        )
 
 
 if __name__ == "__main__":
