@@ -112,6 +112,20 @@ def test_fit_finds_a_correlated_gaussian():
     torch.testing.assert_close(reference.basis.T @ reference.basis, torch.eye(6).double())
 
 
+def test_fit_shrinks_correlations_as_published():
+    """Off the diagonal all is multiplied by 1 − ρ, with ρ by eq. 23 of Chen et al. for the sample correlation S:
+    ρ = [(1 − 2/d) tr S² + tr² S]/[(n + 1 − 2/d)(tr S² − tr² S/d)]."""
+    n, d = 30, 4
+    z = torch.randn(n, d, dtype=torch.float64, generator=seeded(0)) @ torch.randn(d, d, generator=seeded(1)).double()
+    reference, sample = GaussianReference.fit(z), torch.cov(z.T, correction=0)
+    S = torch.corrcoef(z.T)
+    square, trace = (S @ S).trace(), S.trace()
+    rho = ((1 - 2 / d) * square + trace**2) / ((n + 1 - 2 / d) * (square - trace**2 / d))
+    assert 0.05 < rho < 0.95
+    covariance = reference.basis * reference.variance @ reference.basis.T
+    torch.testing.assert_close(covariance, (1 - rho) * sample + rho * sample.diagonal().diag())
+
+
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_fit_to_few_latents_shrinks_to_the_diagonal_and_stays_positive(n):
     z = torch.randn(n, 40, generator=seeded(0)) * torch.linspace(0.01, 3, 40)

@@ -88,6 +88,18 @@ def test_several_tensors_are_integrated_together():
     torch.testing.assert_close(integral, z[:, 0] ** 2 * (1 - math.exp(-6)) / 2, rtol=1e-7, atol=1e-8)
 
 
+def test_a_tensor_that_rests_does_not_loosen_the_tolerance_of_the_others():
+    """Each tensor meets the tolerance by itself: one without an error changes neither a step nor a bit."""
+    z = torch.randn(5, 3, dtype=torch.float64)
+
+    def field(t, state):
+        return (-3 * state[0] + t.sin()[:, None], *(torch.zeros_like(part) for part in state[1:]))
+
+    (alone,), nfe = integrate(field, (z,), 0.0, 2.0)
+    (beside, *_), evaluations = integrate(field, (z, torch.ones(5), torch.ones(5, 2)), 0.0, 2.0)
+    assert torch.equal(alone, beside) and torch.equal(nfe, evaluations)
+
+
 def test_a_sample_does_not_depend_on_its_batch():
     """The same solution and the same evaluations alone and among a thousand resting samples, which cost little."""
     z = torch.zeros(1000, 3, dtype=torch.float64)
