@@ -195,6 +195,22 @@ def test_frames_are_decoded_latents_from_the_source_to_the_result(pair):
     assert route.follow(x).frames.shape == (8, 0, 2)
 
 
+def test_frames_of_a_random_way_have_its_noise_and_take_none_from_what_follows():
+    source, target = model_of("vp", 0, actnorm(0)), model_of("vp", 1, actnorm(1))
+    x, route = data_of(source, 8), two_models(source, target, stochastic=True, tol=1e-8)
+    plain, pictured = seeded(3), seeded(3)
+    expected, found = route.follow(x, generator=plain).x, route.follow(x, frames=2, generator=pictured)
+    assert torch.equal(found.x, expected) and torch.equal(plain.get_state(), pictured.get_state())
+    assert (found.frames[:, -1] - found.x).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_steps_are_those_of_the_flows_alone(stochastic):
+    """All of them, however many legs have noise; each leg along a flow evaluates the score once more, at its end."""
+    route = two_models(model_of("vp", 0), model_of("vp", 1), stochastic=stochastic, steps=10)
+    assert route.follow(torch.zeros(2, 2, dtype=torch.float64)).nfe == 10 + sum(not leg.noise for leg in route.legs)
+
+
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=["vp", "ve"])
 def test_steps_of_the_forward_sde_add_up_to_its_kernel(sde):
     z, n = torch.full((50_000, 1), 1.5, dtype=torch.float64), 50_000
@@ -225,6 +241,11 @@ def test_steps_of_the_forward_sde_add_up_to_its_kernel(sde):
 def test_models_that_do_not_fit_are_errors(other, complaint):
     with pytest.raises(ValueError, match=complaint):
         two_models(model_of("vp", 0), other())
+
+
+def test_models_whose_noise_alone_differs_do_not_fit():
+    with pytest.raises(ValueError, match=r"the same SDE, got VESDE .*σ_T = 50\) and VESDE .*σ_T = 90\)"):
+        two_models(model_of("ve", 0), model_of("ve", 0, sigma_max=90.0))
 
 
 def test_arguments_are_checked():
