@@ -1,6 +1,7 @@
 """The loop: what it optimises, that it stops, saves and goes on exactly, and that nothing is lost on the way."""
 
 import copy
+import dataclasses
 import functools
 import json
 import math
@@ -16,6 +17,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from scipy import stats
 from torch import nn
 
 import indm
@@ -273,6 +275,62 @@ def test_validation_is_of_the_averaged_weights():
     assert all(abs(after[name] - before[name]) > 1e-3 for name in ("valid_nelbo", "valid_terminal"))
 
 
+def pushed(*slopes, **options):
+    """A trainer whose loss has, step by step, these slopes in every parameter of the score, and 0 in the flow."""
+    slopes = iter([0.0, *slopes])  # the first call only shows that it returns what it must
+
+    def objective(model, x, *, eps=None):
+        rest = 0 * sum(p.sum() for p in model.flow.parameters())
+        loss = next(slopes) * sum(p.sum() for p in model.score.parameters()) + rest
+        return loss, {"nelbo": loss.detach()}
+
+    recipe = recipes.resolve(change(DIGITS, weight_decay=0.0, clip=math.inf, **options))
+    return Trainer(recipe, load_data("digits"), Accelerator(), objective=Objective(objective))
+
+
+def test_a_step_is_that_of_adam_with_the_betas_of_the_recipe():
+    """The second step by hand, for slopes 1 and −3: −rate · m̂/√v̂ with β = (0.5, 0.8)."""
+    trainer = pushed(1.0, -3.0, lr=0.1, betas=[0.5, 0.8])
+    batches, weight = trainer.batches(), next(trainer.model.score.parameters())
+    start = weight.detach().clone()
+    trainer.train_step(batches)
+    torch.testing.assert_close(weight, start - 0.1)
+    trainer.train_step(batches)
+    m, v = (0.5 * 0.5 - 0.5 * 3) / (1 - 0.5**2), (0.8 * 0.2 + 0.2 * 9) / (1 - 0.8**2)
+    torch.testing.assert_close(weight, start - 0.1 - 0.1 * m / math.sqrt(v))
+
+
+def test_the_average_follows_fast_at_first():
+    """θ̄ ← d_n θ̄ + (1 − d_n) θ with d_n = (1 + n)/(10 + n) in the first steps, n the step of the run."""
+    trainer = pushed(1.0, 1.0, lr=0.1)
+    batches = trainer.batches()
+    weight, averaged = (next(model.score.parameters()) for model in (trainer.model, trainer.ema.model))
+    expected = averaged.clone()
+    for n in (1, 2):
+        trainer.train_step(batches)
+        expected = (1 + n) / (10 + n) * expected + 9 / (10 + n) * weight.detach()
+        torch.testing.assert_close(averaged, expected)
+
+
+def test_truncations_are_drawn_with_the_exponent_of_the_recipe():
+    trainer = Trainer(recipes.resolve(change(DIGITS, soft_truncation=3.0)), load_data("digits"), Accelerator())
+    draws, eps = np.array([trainer.conditions()["eps"] for _ in range(300)]), trainer.model.sde.eps
+    assert stats.kstest(draws, lambda tau: (eps**-2.0 - tau**-2.0) / (eps**-2.0 - 1)).pvalue > 1e-3
+    trainer = Trainer(recipes.resolve(DIGITS), load_data("digits"), Accelerator())
+    assert trainer.conditions()["eps"] is None
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_half_of_the_images_are_flipped_where_the_data_allow_it(flip):
+    data = dataclasses.replace(load_data("digits"), flip=flip)
+    trainer = Trainer(recipes.resolve(DIGITS), data, Accelerator())
+    raw = stack(data.train)[:400]
+    seen = data.scaling.to_data(trainer.prepare_batch(raw))
+    mirrored = (seen != raw).flatten(1).any(1)
+    assert torch.equal(seen[mirrored], raw[mirrored].flip(-1))
+    assert mirrored.float().mean().item() == pytest.approx(0.5 if flip else 0.0, abs=0.12 if flip else 0.0)
+
+
 @pytest.mark.parametrize("decays", [{"score": 0.3, "flow": 0.0}, {"score": 0.0, "flow": 0.2}])
 def test_each_part_has_a_weight_decay_of_its_own(decays):
     """Without a gradient, a step of AdamW multiplies the weights by 1 − rate · decay and does nothing else."""
@@ -313,11 +371,12 @@ def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch, whole)
 
 
 def test_pretraining_leaves_the_flow_alone_and_ends_without_a_jump():
-    trainer = Trainer(recipes.resolve(change(DIGITS, pretrain=0.5, steps=8)), load_data("digits"), Accelerator())
+    recipe = recipes.resolve(change(DIGITS, pretrain=0.5, steps=8, isometry=1.0))
+    trainer = Trainer(recipe, load_data("digits"), Accelerator())
     before = [p.clone() for p in trainer.model.flow.parameters()]
     batches = trainer.batches()
     for _ in range(4):
-        trainer.train_step(batches)
+        assert "isometry" not in trainer.train_step(batches), "a penalty on the flow is one where the flow is trained"
     assert trainer.step == 4 and trainer.behind() == "joint"
     assert all(torch.equal(p, q) for p, q in zip(before, trainer.model.flow.parameters(), strict=True))
 
@@ -328,7 +387,7 @@ def test_pretraining_leaves_the_flow_alone_and_ends_without_a_jump():
         losses.append(indm.nelbo(trainer.network.models[behind].eval(), x).total)
     trainer.network.train()
     assert torch.allclose(losses[0], losses[1], rtol=1e-5)
-    trainer.train_step(batches)
+    assert "isometry" in trainer.train_step(batches)
     assert any(not torch.equal(p, q) for p, q in zip(before, trainer.model.flow.parameters(), strict=True))
 
 
