@@ -9,10 +9,11 @@ from indm.evaluation.distances import mmd
 from indm.flows import ActNorm, Compose, CouplingFlow, Identity, InvertibleLinear, ResidualFlow
 from indm.model import INDM
 from indm.nets import Zero
-from indm.objective import flow_nll
+from indm.objective import Objective, flow_nll
 from indm.score import ScoreModel
 from indm.sde.linear import VESDE, VPSDE
-from indm.training.penalties import isometry_defect, normal_law, terminal_nll
+from indm.training.penalties import Penalty, isometry_defect, normal_law, terminal_nll
+from indm.training.step import TrainingStep
 
 
 def model_of(flow, sde):
@@ -99,3 +100,13 @@ def test_the_terminal_term_carries_the_prior_to_the_law():
         optimizer.step()
     assert distance() < 0.1 * before
     assert math.isfinite(before) and before > 0.05
+
+
+@pytest.mark.parametrize("in_nats, share", [(False, 1), (True, 4)])
+def test_a_penalty_in_nats_enters_the_loss_per_dimension_like_the_bound(in_nats, share):
+    model = INDM(Identity(), ScoreModel(Zero(), VPSDE()), shape=(4,))
+    objective = Objective(lambda model, x: (torch.tensor(10.0), {"nelbo": torch.tensor(40.0)}))
+    penalty = Penalty("bend", 3.0, lambda model, x: torch.tensor(2.0), in_nats)
+    loss, terms = TrainingStep(model, objective, [penalty])(torch.zeros(5, 4))
+    assert loss.item() == terms["loss"].item() == pytest.approx(10 + 3 * 2 / share)
+    assert terms["bend"].item() == 2
