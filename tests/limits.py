@@ -30,18 +30,34 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.flaky(reruns=2))
 
 
-def kill_children():
-    """And theirs."""
-    for child in psutil.Process().children(recursive=True):
+def children():
+    """The processes that this one has started, and theirs."""
+    return set(psutil.Process().children(recursive=True))
+
+
+def kill(processes):
+    for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
+            process.kill()
 
 
-def pytest_exception_interact():
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """What earlier tests have started is not this one's."""
+    item.session.older_children = children()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item):
+    """Nor is what its fixtures have: they may be a module's, and end it themselves."""
+    item.session.older_children = children()
+
+
+def pytest_exception_interact(node):
     """After a test that failed."""
-    kill_children()
+    kill(children() - getattr(node.session, "older_children", set()))
 
 
 def pytest_unconfigure():
     """When all is over."""
-    kill_children()
+    kill(children())
