@@ -10,7 +10,8 @@ the tests take, and a minute.
 The sample takes every module's mutants in the order of a hash of their code, in proportion to their number: one of 600
 is part of one of 1,200, and a change of a function exchanges only its own mutants. ``build/mutants`` keeps the results:
 stopped and started again, the command goes on. A killed mutant stays killed until its function changes; a survivor is
-tried again when the tests that it meets change. Writes docs/mutants.md, with the judgements of docs/mutants.toml.
+tried again when the tests that it meets change. Prints its page, with the judgements of docs/mutants.toml; where all
+modules are tried, the page is written to docs/mutants.md, and new survivors are appended to docs/mutants.toml.
 """
 
 import argparse
@@ -110,7 +111,7 @@ def row(name, number, statuses, equivalent):
 
 
 def report(by_module, results):
-    """Write the page; append to the judgements the survivors that have none."""
+    """The page, and the judgements with an empty one for every new survivor."""
     judged = JUDGEMENTS.read_text() if JUDGEMENTS.exists() else ""
     judgements = {
         (j["module"], j["function"], j["change"]): j["judgement"] for j in tomllib.loads(judged).get("mutant", [])
@@ -132,9 +133,7 @@ def report(by_module, results):
         module, function, change = mutant.name
         judgement = judgements.get(mutant.name) or f"not judged; met {results[mutant]['met']} tests"
         lines += ["", f"- `{module}`, `{function or 'module'}`: `{change}`\\", f"  {judgement}"]
-    JUDGEMENTS.write_text(judged)
-    PAGE.write_text("\n".join([HEAD, *rows, "", *lines]) + "\n")
-    print("\n".join(rows))
+    return "\n".join([HEAD, *rows, "", *lines]) + "\n", judged
 
 
 def main():
@@ -148,7 +147,11 @@ def main():
         method = files("indm", METHOD)
         by_module = {file: mutants(file, (TREE / file).read_bytes()) for file in options.modules or method}
         tests = Tests([file for file in files("tests", TESTS) if file not in OTHER_TESTS], method)
-        report(by_module, run(sample(by_module, options.sample), tests))
+        page, judged = report(by_module, run(sample(by_module, options.sample), tests))
+    print(page)
+    if not options.modules:
+        PAGE.write_text(page)
+        JUDGEMENTS.write_text(judged)
 
 
 if __name__ == "__main__":

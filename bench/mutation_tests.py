@@ -26,7 +26,7 @@ PARTS = ("indm", "tests", "docs", "examples", "pyproject.toml")
 PYTEST = ["-q", "-p", "no:cacheprovider", "-o", "timeout=0", "-o", "faulthandler_timeout=0"]
 WORKERS = os.cpu_count()
 MEMORY = 8 << 30  # bytes
-AT_MOST = 60  # seconds of processor time that the tests of a mutant take without it
+AT_MOST = 30  # seconds of processor time that the tests of a mutant take without it
 
 
 def copy_tree():
