@@ -77,7 +77,8 @@ class Training:
     """Precision of the networks; "auto" is bf16 where the machine is fast in it."""
     threads: Annotated[int | Literal["auto"], arg(aliases=["--threads"])] = "auto"
     """Threads of the CPU. "auto" takes OMP_NUM_THREADS if that is set, and that of the run in a resumed one. Else it
-    measures a step on one, half and all threads, a second each, and takes the fastest. The last bits depend on it."""
+    measures a step on one, half and all threads, a second each, and takes the fastest. The last bits depend on it;
+    versions.json of the run has it."""
     workers: int = 0
     """Processes that load data; 0 loads them in the process that trains."""
     log_every: int = 50

@@ -4,6 +4,7 @@ On a machine that others use too, more threads can be far slower than one: at ea
 waits for all threads, and so for the one whose core another process has.
 """
 
+import itertools
 import math
 import os
 import random
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from indm.runs.provenance import threads_of
 from indm.training.trainer import Trainer
@@ -128,27 +130,49 @@ def measure(run_pass: Callable[[], None], numbers: Sequence[int], steps: float, 
 def passes_without_trace(trainer: Trainer) -> Iterator[Callable[[], None]]:
     """What makes the passes of a step, forward and backward; afterwards all is as before.
 
-    They take the batch of the coming step, behind the flow that trains. Nothing moves the weights, their average, the
-    optimizer or the place in the run; buffers (power iterations, batch norms) and random states are put back.
+    They are :meth:`Trainer.forward_backward` on a batch of the coming step, behind the flow that trains. The average
+    of the weights, the optimizer and the place in the run stay as they are; random states are put back, and what the
+    passes change in the network: buffers (power iterations, batch norms), parameters that the first pass sets.
     """
-    network, of_python, of_numpy = trainer.network, random.getstate(), np.random.get_state()
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    of_python, of_numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[]):
-            raw = next(trainer.batches())
+        with torch.random.fork_rng(devices=[]), unchanged(trainer.network):
+            batches = itertools.repeat(next(trainer.batches()))
 
             def run_pass() -> None:
-                loss, _ = network(trainer.prepare_batch(raw), **trainer.conditions() | {"behind": "joint"})
-                trainer.accelerator.backward(loss)
-                network.zero_grad(set_to_none=True)
+                conditions = trainer.conditions()
+                if "behind" in conditions:
+                    conditions["behind"] = "joint"
+                trainer.forward_backward(batches, conditions)
+                trainer.network.zero_grad(set_to_none=True)
 
             yield run_pass
     finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
         random.setstate(of_python)
         np.random.set_state(of_numpy)
+
+
+@contextmanager
+def unchanged(network: nn.Module) -> Iterator[None]:
+    """Afterwards each module has the parameters, buffers and attributes that it had, and these tensors their values.
+
+    What a list or an object among the attributes holds is not put back.
+    """
+    tables = [
+        (table, dict(table))
+        for module in network.modules()
+        for table in (vars(module), module._parameters, module._buffers)
+    ]
+    values = [(tensor, tensor.detach().clone()) for tensor in (*network.parameters(), *network.buffers())]
+    try:
+        yield
+    finally:
+        for table, entries in tables:
+            table.clear()
+            table.update(entries)
+        with torch.no_grad():
+            for tensor, before in values:
+                tensor.copy_(before)
 
 
 class SlowSteps:
@@ -170,8 +194,8 @@ class SlowSteps:
             return None
         self.noticed = True
         return (
-            f"step {step} takes {now:.2g} s, where {usual:.2g} s were usual; most often other processes use the same "
-            f"cores{_load()}, or the data come slowly{_advice()}"
+            f"at step {step}, steps take {now:.2g} s, where {usual:.2g} s were usual; most often other processes use "
+            f"the same cores{_load()}, or the data come slowly{_advice()}"
         )
 
 
@@ -204,4 +228,7 @@ def _advice() -> str:
     threads = torch.get_num_threads()
     if threads == 1 or torch.accelerator.is_available():
         return ""
-    return f". Each operation waits for the slowest of {threads} threads: stop, and continue with --resume --threads 1"
+    return (
+        f". Each operation waits for the slowest of {threads} threads: stop, and continue with --resume --threads 1 "
+        "(in Python: resume=True, and 1 as train.threads of the recipe)"
+    )

@@ -53,7 +53,7 @@ class Trainer:
         objective: by default the one that the recipe names.
 
     A subclass may change how the model is made (:meth:`build_model`), the optimizer (:meth:`build_optimizer`), the
-    step (:meth:`build_step`, :meth:`conditions`) and what validation draws (:meth:`bound`).
+    step (:meth:`build_step`, :meth:`conditions`, :meth:`forward_backward`) and what validation draws (:meth:`bound`).
     """
 
     def __init__(
@@ -222,9 +222,13 @@ class Trainer:
         towards the weights.
         """
         conditions = self.conditions()
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]  # a batch norm's change in the pass
+        buffers = [  # what a pass changes, such as a batch norm's statistics, in place or by another tensor
+            (module, name, buffer.clone())
+            for module in self.model.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
         self._set_learning_rates()
-        terms = self._accumulate(batches, conditions)
+        terms = self.forward_backward(batches, conditions)
         for group in self.optimizer.param_groups:
             if any(p.grad is not None for p in group["params"]):
                 terms[f"{group['name']}_grad_norm"] = nn.utils.clip_grad_norm_(group["params"], self.options.clip)
@@ -232,8 +236,9 @@ class Trainer:
         skipped = self.accelerator.reduce((~finite).float(), "sum").clamp_max(1.0)
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         self.optimizer.step()
-        for buffer, before in buffers:
-            buffer.copy_(torch.where(skipped > 0, before, buffer))
+        for module, name, before in buffers:
+            after = module.get_buffer(name)
+            after.copy_(torch.where(skipped > 0, before, after))
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.ema.update(self.model, self.step)
@@ -246,8 +251,11 @@ class Trainer:
             scheduled = learning_rate_factor(self.step, self.progress, warmup, o.decay)
             group["lr"] = self.lr_factor * group["base_lr"] * scheduled
 
-    def _accumulate(self, batches: Iterator[Tensor], conditions: dict) -> dict[str, Tensor]:
-        """Gradients of the mean loss over the batches of one step; the means of its terms."""
+    def forward_backward(self, batches: Iterator[Tensor], conditions: dict) -> dict[str, Tensor]:
+        """Gradients of the mean loss over the batches of one step; the means of its terms.
+
+        These are all the passes of a step: what ``--threads auto`` measures.
+        """
         means: dict[str, Tensor] = {}
         for i in range(self.options.accumulate):
             last = i == self.options.accumulate - 1

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from processes import fork
 from test_training import assert_same, change, checkpoint, interrupt_at, log_of
+from torch import nn
 
 import indm
 from indm.config import recipes
@@ -213,6 +214,29 @@ def test_a_step_that_is_not_finite_moves_neither_model_nor_optimizer(monkeypatch
     assert_same(list(trainer.optimizer.state_dict()["state"].values()), moments)
     assert trainer.train_step(batches)["skipped"] == 0
     assert any(not torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
+
+
+class Replaced(nn.Module):
+    """Gives its buffer another tensor at each pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1))
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + x.mean().detach()
+
+
+def test_a_buffer_that_is_replaced_keeps_its_value_in_a_step_that_is_not_finite(monkeypatch):
+    trainer = trainer_of(TINY)
+    trainer.model.flow.replaced = trainer.ema.model.flow.replaced = Replaced()
+    trainer.network.register_forward_pre_hook(lambda module, inputs: trainer.model.flow.replaced(*inputs))
+    break_steps(monkeypatch, lambda self: self.step == 1, math.nan)
+    batches, means = trainer.batches(), []
+    for _ in range(3):
+        trainer.train_step(batches)
+        means.append(float(trainer.model.flow.replaced.mean))
+    assert means[0] == means[1] != means[2] and math.isfinite(means[2])
 
 
 def test_a_gradient_that_is_not_finite_is_seen_where_the_loss_is_finite():

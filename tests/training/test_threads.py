@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from test_reliability import CONDITIONAL, TINY, compare_runs, trainer_of
 from test_training import assert_same, change
+from torch import nn
 
 from indm.cli.main import parse
 from indm.config import recipes
@@ -160,8 +161,27 @@ def test_a_resumed_run_has_the_threads_it_was_trained_with(machine, tmp_path):
 # ── Measuring
 
 
+class Started(nn.Module):
+    """What parts of one's own may do in a pass: set a parameter at the first, and replace a buffer at each."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(1))
+        self.register_buffer("mean", torch.zeros(1))
+        self.is_set = False
+
+    @torch.no_grad()
+    def forward(self, x):
+        if not self.is_set:
+            self.shift.fill_(float(x.mean()) + 1)
+            self.is_set = True
+        self.mean = 0.9 * self.mean + x.mean()
+
+
 def noisy_loss(model, x, eps=None):
     """A loss with the randomness that parts of one's own may have."""
+    if hasattr(model, "started"):
+        model.started(x)
     loss, terms = mle_loss(model, x, eps=eps)
     return loss * (1 + 0.1 * np.random.rand() + 0.1 * random.random()), terms
 
@@ -173,6 +193,7 @@ def state_of(trainer):
         "models": (dict(trainer.network.state_dict()), dict(trainer.ema.model.state_dict())),
         "optimizer": trainer.optimizer.state_dict(),
         "gradients": [parameter.grad for parameter in trainer.network.parameters()],
+        "started": (trainer.model.started.is_set, list(vars(trainer.model.started))),
         "place": (trainer.step, trainer.seconds, trainer.pretraining, trainer.means.state()),
     }
     return copy.deepcopy(state)
@@ -185,13 +206,35 @@ def test_passes_leave_no_trace(steps_before):
     batches = trainer.batches()
     for _ in range(steps_before):
         trainer.train_step(batches)
+    trainer.model.started = Started()
     before = state_of(trainer)
     with threads.passes_without_trace(trainer) as run_pass:
         run_pass()
         assert all(now != then for now, then in zip(state_of(trainer)["random"], before["random"], strict=True))
-        moved = [not torch.equal(v, before["models"][0][k]) for k, v in trainer.network.state_dict().items()]
-        assert any(moved), "the statistics of the batch norm"
+        then, now = before["models"][0], trainer.network.state_dict()
+        moved = {name.rsplit(".", 1)[-1] for name in now if not torch.equal(now[name], then[name])}
+        assert moved >= {"running_mean", "mean", "shift"}
     assert_same(state_of(trainer), before)
+    held = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    assert {*map(id, held)} <= {*map(id, trainer.network.parameters())}
+
+
+def test_a_step_of_ones_own_is_what_is_measured():
+    """One that takes other conditions, and passes that are not the trainer's."""
+    given = []
+
+    class OwnStep(Trainer):
+        def conditions(self):
+            return {"weight": 2.0}
+
+        def forward_backward(self, batches, conditions):
+            given.append((next(batches).shape, conditions))
+            return {}
+
+    trainer = OwnStep(recipes.resolve(TINY), load_data("digits"), Accelerator())
+    with threads.passes_without_trace(trainer) as run_pass:
+        run_pass()
+    assert given == [((TINY["train"]["batch_size"] // 2, 1, 8, 8), {"weight": 2.0})]
 
 
 def test_a_measured_run_is_the_one_that_is_given_its_number(machine, monkeypatch, tmp_path, capsys):
@@ -227,8 +270,8 @@ def test_a_step_that_takes_three_times_as_long_is_told_once(machine, factor, fro
     said = slow_step_warnings(lambda step, kind: 0.4 * (factor if step >= from_step else 1))
     ((step, message),) = said.items()
     assert from_step < step < from_step + 25
-    assert f"step {step} takes {0.4 * factor:.2g} s, where 0.4 s were usual" in message
-    assert "other processes" in message and "--threads 1" in message
+    assert f"at step {step}, steps take {0.4 * factor:.2g} s, where 0.4 s were usual" in message
+    assert "other processes" in message and "--threads 1 (in Python: " in message
     machine.threads = 1
     (message,) = slow_step_warnings(lambda step, kind: 0.4 * (factor if step >= from_step else 1)).values()
     assert "other processes" in message and "--threads" not in message
@@ -273,4 +316,4 @@ def test_a_training_warns_of_slow_steps_and_not_of_validations(machine, monkeypa
         warnings.simplefilter("always")
         train(recipe, tmp_path / "run", progress=False)
     (said,) = [str(warning.message) for warning in caught if "were usual" in str(warning.message)]
-    assert said.startswith("step 8 takes 20 s, where 5 s were usual")
+    assert said.startswith("at step 8, steps take 20 s, where 5 s were usual")
