@@ -461,6 +461,17 @@ def test_fid_score_sees_mostly_the_variance_weighting():
     assert within(torch.stack(terms), expected, floor=1e-4)
 
 
+def test_fid_score_sees_its_share_of_the_bound(monkeypatch):
+    """On the same draws: with that share and without, the score's loss differs by the share of the bound's part."""
+    model = INDM(trained_flow(), LinearScore(VPSDE(), [0.8, 1.3], [0.3, -0.2]))
+    x = torch.randn(50, 2, dtype=torch.float64)
+    with_share = fid_loss(model, x, generator=seeded(0))[1]
+    monkeypatch.setattr("indm.objective.LIKELIHOOD_SHARE", 0.0)
+    without = fid_loss(model, x, generator=seeded(0))[1]
+    difference = with_share["variance_weighted"] - without["variance_weighted"]
+    torch.testing.assert_close(difference, LIKELIHOOD_SHARE * without["denoising"])
+
+
 # ── the flow alone ───────────────────────────────────────────────────────────────────────────────────────────────
 
 

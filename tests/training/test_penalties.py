@@ -5,14 +5,16 @@ import math
 import pytest
 import torch
 
+from indm.data.base import Data, InMemory
 from indm.evaluation.distances import mmd
 from indm.flows import ActNorm, Compose, CouplingFlow, Identity, InvertibleLinear, ResidualFlow
 from indm.model import INDM
 from indm.nets import Zero
 from indm.objective import Objective, flow_nll
+from indm.scaling import Scaling
 from indm.score import ScoreModel
 from indm.sde.linear import VESDE, VPSDE
-from indm.training.penalties import Penalty, isometry_defect, normal_law, terminal_nll
+from indm.training.penalties import Penalty, isometry_defect, normal_law, terminal_law, terminal_nll
 from indm.training.step import TrainingStep
 
 
@@ -100,6 +102,16 @@ def test_the_terminal_term_carries_the_prior_to_the_law():
         optimizer.step()
     assert distance() < 0.1 * before
     assert math.isfinite(before) and before > 0.05
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_terminal_law_flips_the_second_data_where_they_allow_it(flip):
+    image = torch.arange(4.0).reshape(1, 1, 2, 2)
+    data = Data("one", *(InMemory(image.repeat(3, 1, 1, 1)),) * 3, Scaling(), (1, 2, 2), flip=flip)
+    draws = terminal_law(Scaling(), data, data, torch.device("cpu"))(400)
+    mirrored = (draws == image.flip(-1)).flatten(1).all(1)
+    assert torch.equal(draws[~mirrored], image.expand(int((~mirrored).sum()), 1, 2, 2))
+    assert mirrored.float().mean().item() == pytest.approx(0.5 if flip else 0.0, abs=0.12 if flip else 0.0)
 
 
 @pytest.mark.parametrize("in_nats, share", [(False, 1), (True, 4)])

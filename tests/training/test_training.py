@@ -30,12 +30,14 @@ from indm.objective import Objective
 from indm.runs import signals
 from indm.runs.folder import read_metrics
 from indm.runs.signals import interruptible
+from indm.scaling import Scaling
 from indm.training.devices import fast_precision
 from indm.training.ema import EMA
 from indm.training.loop import train
 from indm.training.penalties import isometry_defect, normal_law
 from indm.training.step import learning_rate_factor
 from indm.training.trainer import Trainer
+from indm.training.validation import drawn
 
 DIGITS = {
     "data": {"name": "digits"},
@@ -329,6 +331,12 @@ def test_half_of_the_images_are_flipped_where_the_data_allow_it(flip):
     mirrored = (seen != raw).flatten(1).any(1)
     assert torch.equal(seen[mirrored], raw[mirrored].flip(-1))
     assert mirrored.float().mean().item() == pytest.approx(0.5 if flip else 0.0, abs=0.12 if flip else 0.0)
+
+
+def test_each_batch_of_validation_has_noise_of_its_own_and_the_same_every_time():
+    raw, scaling = torch.zeros(9, 2), Scaling.images(4)
+    one, again = (drawn(raw, lambda x, generator: x[:, 0], scaling, Accelerator(), 3, seed=5) for _ in range(2))
+    assert torch.equal(one, again) and len(one.unique()) == 9
 
 
 @pytest.mark.parametrize("decays", [{"score": 0.3, "flow": 0.0}, {"score": 0.0, "flow": 0.2}])
