@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from indm.rng import for_rows
 
 MOST_LEVELS = 2**20  # to_model's noise is then half a level wide; with twice as many it would have no width
+DENSITY_COUNTED = "its density counted"  # which earlier evaluations left out
 AT_ONCE = 2**22  # numbers held in double precision at a time
 
 
@@ -48,6 +49,14 @@ class Scaling(nn.Module):
     def margin(self) -> float:
         """m, in grey levels; 0 for continuous data."""
         return 0.0 if self.levels is None else self.levels * 2.0**-22
+
+    @property
+    def dequantization(self) -> str:
+        """What noise grey levels get and what their likelihood counts of it, in words."""
+        if self.levels is None:
+            return "none (continuous data)"
+        m = f"{self.margin:.3g}"
+        return f"uniform on [{m}, 1 − {m}], {self.levels} grey levels, {DENSITY_COUNTED}"
 
     def is_identity(self) -> bool:
         """Whether model units are data units, as with ``Scaling()``."""

@@ -296,7 +296,8 @@ def test_evaluate_grey_levels(centered, levels):
     """Bits/dim of the raw levels do not depend on the convention of scaling."""
     model, raw, nats = grey_model(centered, levels)
     report, samples = evaluate(model, raw, repeats=4, exact=False, progress=False)
-    assert report["dequantization"] == f"uniform, {levels} grey levels"
+    m = f"{levels * 2.0**-22:.3g}"
+    assert report["dequantization"] == f"uniform on [{m}, 1 − {m}], {levels} grey levels, its density counted"
     difference = samples["nll"] - nats
     assert abs(difference.mean().item()) < 4.5 * difference.std().item() / math.sqrt(400) + 16 * 1e-3
     bits = report["nll"]["with_reconstruction"]["bits_per_dim"]

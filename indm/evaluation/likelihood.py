@@ -122,18 +122,13 @@ def evaluate(
 
     with evaluation_mode(model):
         estimates = _draw_all(draw, [kind for kind, _ in jobs], repeats, progress, distributed)
-    report = {"images": counts} | _setting(model, raw) | {"eps": eps, "repeats": repeats, "seed": seed} | notes
+    setting = {"dims": math.prod(raw.shape[1:]), "dequantization": model.scaling.dequantization}
+    report = {"images": counts} | setting | {"eps": eps, "repeats": repeats, "seed": seed} | notes
     nats: dict[str, Tensor] = {}
     for kind, of_kind in estimates.items():
         report[kind], both = summary(of_kind, report["dims"])
         nats |= {kind: both[0], f"{kind}_without_reconstruction": both[1]}
     return report, nats
-
-
-def _setting(model, raw: Tensor) -> dict:
-    levels = model.scaling.levels
-    dequantization = f"uniform, {levels} grey levels" if levels else "none (continuous data)"
-    return {"dims": math.prod(raw.shape[1:]), "dequantization": dequantization}
 
 
 def _check(counts: Mapping[str, int], repeats: int, solver: Solver) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from indm.evaluation.statistics import Difference, paired_by_examples
 from indm.files import untrusted
 from indm.messages import brief, reason
+from indm.scaling import DENSITY_COUNTED
 
 KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)"}
 
@@ -26,7 +27,13 @@ def read_evaluation(folder: Path) -> dict:
     result = untrusted.json_object(file)
     try:
         likelihood_table(result)
-        _ = _examples(result), result["dims"] + 1, result["weights_sha256"], [result["images"][k] + 1 for k in KINDS]
+        _ = (
+            _examples(result),
+            result["dims"] + 1,
+            result["dequantization"] + "",
+            result["weights_sha256"],
+            [result["images"][k] + 1 for k in KINDS],
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{file} is no evaluation: {reason(error)}; run 'indm evaluate {folder} --overwrite'"
@@ -60,7 +67,10 @@ def difference(pairs: Sequence[tuple[Path, Path]], kind: str = "nelbo") -> Diffe
 
 
 def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
-    """ValueError where runs were not evaluated on the same examples; a likelihood that only one has does not count."""
+    """ValueError where runs were not evaluated on the same examples, or count their dequantization differently.
+
+    A likelihood that only one has does not count.
+    """
     baseline, first = next(iter(evaluations.items()))
     for folder, result in evaluations.items():
         both = [kind for kind in KINDS if kind in result and kind in first]
@@ -70,6 +80,12 @@ def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
             raise ValueError(
                 f"{folder} and {baseline} were evaluated on different examples: {_examples(result)} and "
                 f"{_examples(first)}; evaluate both with the same options"
+            )
+        if result["dequantization"] != first["dequantization"]:
+            older = folder if DENSITY_COUNTED in first["dequantization"] else baseline
+            raise ValueError(
+                f"{folder} and {baseline} count their dequantization differently: {brief(result['dequantization'])}, "
+                f"and {brief(first['dequantization'])}; run 'indm evaluate {older} --overwrite'"
             )
 
 

@@ -134,11 +134,13 @@ class Measurement:
         make: (run, setup) → what JSON can hold.
         needs_diffusion: an SDE, samplers and a probability flow.
         needs_one_map: a flow that is the same map in every call.
+        version: of the result, raised where its form or what it measures changes: stored ones are then made again.
     """
 
     make: Callable[[Path, Setup], Any]
     needs_diffusion: bool = True
     needs_one_map: bool = False
+    version: int = 1
 
     def fits(self, model: Any) -> bool:
         """Whether it makes sense for ``model``."""
@@ -150,8 +152,8 @@ class Measurement:
 MEASUREMENTS = {
     "quality": Measurement(quality, needs_diffusion=False),
     "transport": Measurement(transport, needs_one_map=True),
-    "errors": Measurement(errors),
-    "gap": Measurement(gap),
+    "errors": Measurement(errors, version=2),
+    "gap": Measurement(gap, version=2),
     "flow": Measurement(flow, needs_one_map=True),
 }
 
@@ -164,11 +166,12 @@ def measurements_of(run: Path) -> list[str]:
 
 def measure(run: Path, name: str, setup: Setup) -> Any:
     """A measurement of a run, made and kept in its folder where there is none of these weights with this setup."""
-    path, dependencies = run / FOLDER / f"{name}.json", setup.dependencies(run)
+    measurement = MEASUREMENTS[name]
+    path, dependencies = run / FOLDER / f"{name}.json", setup.dependencies(run) | {"version": measurement.version}
     for stored in (_read(path), _read(run / OLD_FOLDER / f"{name}.json")):
         if stored is not None and stored[0] == dependencies:
             return stored[1]
-    result = MEASUREMENTS[name].make(run, setup)
+    result = measurement.make(run, setup)
     path.parent.mkdir(exist_ok=True)
     atomic.json_object(path, {"options": dependencies, "result": result})
     return result
@@ -182,7 +185,7 @@ def _read(path: Path) -> tuple[dict, Any] | None:
         return None
     if "images" in options:
         options["examples"] = options.pop("images")
-    return options, result
+    return {"version": 1} | options, result
 
 
 def end_of(run: Path) -> dict:

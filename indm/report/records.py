@@ -78,10 +78,11 @@ def record_of(run: Path, group: str, setup: Setup, names: Sequence[str]) -> Reco
 
 
 def _evaluation_of(run: Path, progress: bool) -> dict:
-    """The evaluation in the folder of the run if it is of its weights, else a new one."""
+    """That in the run's folder; a new one where it is of other weights, or counts its dequantization as before."""
     try:
         evaluation = read_evaluation(run)
-        if evaluation["weights_sha256"] == weights_hash(run):
+        of_today = evaluation["dequantization"] == open_model(run).scaling.dequantization
+        if of_today and evaluation["weights_sha256"] == weights_hash(run):
             return evaluation
     except (FileNotFoundError, ValueError):
         pass
