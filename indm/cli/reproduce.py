@@ -19,7 +19,7 @@ class Reproduce(Common):
     Also the plain flow, a VAE, pre-trained INDM, and both under VE. A verdict is that of a paired t over seeds,
     adjusted by Holm's method over all differences that are judged; plan.json lists them before anything is trained.
     Writes index.html, claims.md and claims.json. It can be killed at any time; the same command then continues. On two
-    cores the whole takes about four hours, --fast a quarter of an hour.
+    cores the whole takes hours, --fast a quarter of an hour.
     """
 
     options: Annotated[ReproductionOptions, arg(name="")] = field(default_factory=ReproductionOptions)

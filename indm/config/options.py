@@ -330,9 +330,10 @@ class ReproductionOptions:
     data: tuple[str, ...] = STUDY_NAMES[:3]
     """Data sets: eight-gaussians, digits, fashion-mnist-16 or fashion-mnist, the one of 28×28."""
     seeds: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 10 in the plane, 5 of images)")] = None
-    """Runs of each model; a verdict needs at least two."""
+    """Runs of each model. A verdict needs at least two, and hardly comes with fewer than five."""
     fast: bool = False
-    """A tenth of the budget: shows whether everything works, not whether the claims hold."""
+    """A tenth of the budget and two seeds, with which verdicts come out undecided: shows whether everything works, not
+    whether the claims hold."""
     claims: tuple[str, ...] = ()
     """Claims of your own beside the paper's: package.module:name, each a function that returns a Claim."""
 

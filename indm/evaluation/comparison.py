@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from indm.config import recipes
-from indm.evaluation.methods import ONE_TRAINING, differences, in_words, methods_of
+from indm.evaluation.methods import ONE_TRAINING, check_distinct, differences, in_words, methods_of
 from indm.evaluation.plots import dots, figure_into, learning_curves, tile
 from indm.evaluation.results import KINDS, check_same_examples, number_key, read_evaluation, read_nats, table
 from indm.files import atomic
@@ -21,19 +21,21 @@ def compare(folders: list[Path], out: Path) -> str:
     """Runs side by side: a table, differences of methods from that of the first run, ``comparison.png`` in ``out``.
 
     Runs whose recipes differ in the seed alone are one method, named after its first run. Methods are compared in pairs
-    of equal seeds, on the same examples. With two seeds or more each difference has a p and a verdict, adjusted by
-    Holm's method over all differences that are shown; with one, its error is over examples, and it has no verdict.
+    of equal seeds, on the same examples; seeds without a partner are named and do not count. With two pairs or more a
+    difference has a p and a verdict, adjusted by Holm's method over all differences that are shown; with one, its error
+    is over examples, and it has no verdict.
     Where all runs are of one method, each stands for itself.
 
     Returns:
         The table as text; ``comparison.json`` in ``out`` holds the differences.
 
     Raises:
-        ValueError: fewer than two runs, other examples, or methods without a seed in common.
+        ValueError: fewer than two runs, one that is named twice, or other examples.
         FileNotFoundError: a folder that is no run, or is not evaluated.
     """
     if len(folders) < 2:
         raise ValueError(f"compare needs at least two run folders, got {len(folders)}")
+    check_distinct(folders)
     for folder in folders:
         recipes.load(folder)  # an error where this is no run
     results = {folder: read_evaluation(folder) for folder in folders}

@@ -1,5 +1,6 @@
 """Which runs are trainings of one method, and the differences between methods, judged as one family."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,15 @@ ONE_TRAINING = (
     "An error over the examples of one training says which of two models is better, not which method: a verdict on "
     "methods needs more seeds (--train.seed)."
 )
+NO_SEED = "untested: no seed in common"  # verdict on methods without a pair
+
+
+def check_distinct(folders: Sequence[Path]) -> None:
+    """ValueError for a folder that is named twice, which would stand for two trainings."""
+    places = [folder.resolve() for folder in folders]
+    for i, folder in enumerate(folders):
+        if places[i] in places[:i]:
+            raise ValueError(f"run folders must differ, got {folder} twice; name each once")
 
 
 def seed_of(run: Path) -> int:
@@ -38,21 +48,11 @@ def methods_of(folders: Sequence[Path]) -> list[list[Path]]:
 
 
 def pairs_of(other: Sequence[Path], first: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Runs of two methods in pairs of equal seeds; two single runs are one pair whatever their seeds.
-
-    Raises:
-        ValueError: no seed that both have.
-    """
+    """Runs of two methods in pairs of equal seeds, none where no seed is in both; two single runs are always a pair."""
     if len(other) == len(first) == 1:
         return [(other[0], first[0])]
     seeds = [{seed_of(run): run for run in runs} for runs in (other, first)]
-    pairs = [(run, seeds[1][seed]) for seed, run in seeds[0].items() if seed in seeds[1]]
-    if not pairs:
-        raise ValueError(
-            f"{other[0]} and {first[0]} must have seeds in common, to be compared in pairs, got "
-            f"{' and '.join(str(sorted(each)) for each in seeds)}"
-        )
-    return pairs
+    return [(run, seeds[1][seed]) for seed, run in seeds[0].items() if seed in seeds[1]]
 
 
 def differences(
@@ -65,27 +65,41 @@ def differences(
         evaluations: of each run, of the same examples, see :func:`indm.evaluation.results.check_same_examples`.
 
     Returns:
-        Rows of :func:`indm.evaluation.statistics.judged`.
-
-    Raises:
-        ValueError: methods without a seed in common.
+        Rows of :func:`indm.evaluation.statistics.judged`, each with the seeds that were ``left_out`` for want of a
+        partner. Without any pair the verdict is :data:`NO_SEED`.
     """
     (_, first), *others = methods.items()
     family: dict[tuple[str, str], Difference] = {}
+    left_out: dict[str, list[int]] = {}
     for name, runs in others:
         pairs = pairs_of(runs, first)
+        paired = {run for pair in pairs for run in pair}
+        left_out[name] = sorted(seed_of(run) for run in (*runs, *first) if run not in paired)
         for kind in KINDS:
-            if all(kind in evaluations[run] for pair in pairs for run in pair):
-                family[name, kind] = difference(pairs, kind)
+            if all(kind in evaluations[run] for run in paired or (*runs, *first)):
+                family[name, kind] = difference(pairs, kind) if pairs else Difference(math.nan, 0, math.nan)
     table: dict[str, dict[str, dict]] = {name: {} for name, _ in others}
     for (name, kind), row in zip(family, judged(list(family.values())), strict=True):
-        table[name][kind] = row
+        verdict = row["verdict"] if row["seeds"] else NO_SEED
+        table[name][kind] = row | {"verdict": verdict, "left_out": left_out[name]}
     return table
 
 
+def without_partner(row: Mapping) -> str:
+    """The seeds that a difference leaves out, in parentheses after a space; "" where there is none."""
+    return f" (without a partner: {', '.join(map(str, row['left_out']))})" if row["left_out"] else ""
+
+
 def in_words(row: Mapping, unit: str) -> str:
-    """A judged difference as text."""
-    text = f"{row['difference']:+.4f} ± {row['standard_error']:.4f} {unit}"
+    """A difference of :func:`differences` as text; "–" where a run diverged."""
+    if row["verdict"] == NO_SEED:
+        return NO_SEED + without_partner(row)
+    number, error = (
+        "–" if row[key] is None else f"{row[key]:{form}}"
+        for key, form in (("difference", "+.4f"), ("standard_error", ".4f"))
+    )
+    text = f"{number} ± {error} {unit}"
     if row["verdict"] == "untested":
-        return f"{text} over the examples of one training each: no verdict on methods"
-    return f"{text} over {row['seeds']} seeds, p = {row['p']:.2g}, Holm's p = {row['p_holm']:.2g}: {row['verdict']}"
+        return f"{text} over the examples of one training each{without_partner(row)}: no verdict on methods"
+    tests = f"p = {row['p']:.2g}, Holm's p = {row['p_holm']:.2g}: {row['verdict']}"
+    return f"{text} over {row['seeds']} seeds{without_partner(row)}, {tests}"

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any, cast
 
+from indm.evaluation.methods import without_partner
 from indm.evaluation.results import KINDS
 from indm.evaluation.statistics import over_seeds
 from indm.report.records import Record, by_group
@@ -15,9 +16,11 @@ from indm.sampling import make_sampler
 Rows = list[tuple[str, ...]]
 
 
-def with_error(mean: float, error: float, digits: int = 3) -> str:
-    """ "mean ± error", or the mean alone where the error is NaN."""
-    return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
+def with_error(mean: float | None, error: float | None, digits: int = 3) -> str:
+    """ "mean ± error", the mean alone where the error is NaN or None, "–" where the mean is None."""
+    if mean is None:
+        return "–"
+    return f"{mean:.{digits}f}" + ("" if error is None or math.isnan(error) else f" ± {error:.{digits}f}")
 
 
 def likelihood_rows(records: list[Record]) -> Rows:
@@ -49,7 +52,8 @@ def difference_rows(by_method: Mapping[str, Mapping[str, Mapping]], first: str, 
     for name, by_kind in by_method.items():
         for kind, row in by_kind.items():
             tests = ["–" if row[key] is None else f"{row[key]:.2g}" for key in ("p", "p_holm")]
-            cells = with_error(row["difference"], row["standard_error"], digits=4), str(row["seeds"]), *tests
+            seeds = f"{row['seeds']}{without_partner(row)}"
+            cells = with_error(row["difference"], row["standard_error"], digits=4), seeds, *tests
             rows.append((name, KINDS[kind], *cells, row["verdict"]))
     return rows
 

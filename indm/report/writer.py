@@ -12,7 +12,7 @@ from indm.data.base import Data
 from indm.data.registry import load_data
 from indm.evaluation.extractor import Extractor, load_or_train
 from indm.evaluation.flow_plots import save_flow_figure
-from indm.evaluation.methods import ONE_TRAINING, methods_of, pairs_of
+from indm.evaluation.methods import ONE_TRAINING, check_distinct
 from indm.evaluation.results import check_same_examples
 from indm.evaluation.statistics import FOLDS, LEVEL
 from indm.files import atomic, untrusted
@@ -46,15 +46,13 @@ def report(
         The path of the page.
 
     Raises:
-        ValueError: no run of a diffusion, runs of different data, or methods without a seed in common; ``out`` holds
-            another report.
+        ValueError: no run of a diffusion, one that is named twice, or runs of different data; ``out`` holds another
+            report.
         FileNotFoundError: a folder that is no run.
     """
     options = options or ReportOptions()
+    check_distinct(folders)
     table = common_data(folders)
-    first, *others = methods_of(folders)
-    for other in others:
-        pairs_of(other, first)  # an error where they have no seed in common
     if not overwrite:
         check_out(folders, out, options)
     data = load_data(**table)
@@ -120,8 +118,9 @@ def add_differences(page: Page, by_method: Mapping[str, Mapping[str, Mapping]], 
     page.heading("Differences between methods")
     page.table(tables.difference_rows(by_method, records[0].group, records[0].unit))
     page.text(
-        "In pairs of equal seeds. ± is √(a² + b²) of the standard errors over seeds and over the examples, which all "
-        "seeds share. p is that of Student's paired t over seeds; Holm's p is adjusted over all rows of this table; "
+        "In pairs of equal seeds; those without a partner do not count. ± is √(a² + b²) of the standard errors over "
+        "seeds and over the examples, which all seeds share. p is that of Student's paired t over seeds; Holm's p is "
+        "adjusted over all rows of this table; "
         f"a verdict needs one of at most {LEVEL:.0%}. {ONE_TRAINING}"
     )
 

@@ -16,7 +16,7 @@ from indm.evaluation.statistics import LEVEL
 from indm.files import atomic, untrusted
 from indm.messages import reason
 from indm.report.measurements import MEASUREMENTS
-from indm.reproduction.claims import CLAIMS, Claim, family_of
+from indm.reproduction.claims import CLAIMS, THESE_EXAMPLES, Claim, family_of
 from indm.reproduction.studies import STUDIES, VARIANTS
 
 PLAN = "plan.json"
@@ -182,9 +182,12 @@ class Budget:
         return (
             f"Equal seconds for all. Steps × cost of a step on {self.threads} thread(s): {'; '.join(parts)}. "
             "Differences are INDM − linear in pairs over seeds, ± √(a² + b²) of the standard errors over seeds and of "
-            "what all seeds share (the test examples of a NELBO, the measured cost of a step). p is that of Student's "
-            f"paired t over seeds; Holm's p is adjusted over the whole table, {len(self.family)} differences that "
-            f"{PLAN} stated before anything was trained. A verdict needs one of at most {LEVEL:.0%}, and two seeds or "
+            "what all seeds share: the examples of a NELBO and of a gap NELBO − NLL (errors of the two models' gaps "
+            "are added as if independent), and the measured cost of a step. Seeds share examples in the rows "
+            f'"{THESE_EXAMPLES}" as well, but their error leaves that out: other examples could give another verdict. '
+            "p is that of Student's paired t over seeds; Holm's p is adjusted over the whole table, "
+            f"{len(self.family)} differences that {PLAN} stated before anything was trained. "
+            f"A verdict needs one of at most {LEVEL:.0%}, and two seeds or "
             'more. "Steps" are the optimizer steps that runs of the two made. Distances of samples have noise of their '
             "own in every seed."
         )

@@ -166,7 +166,7 @@ def verdicts_of(sections: Sequence[Section], budget: Budget) -> list[Verdict]:
         left, right = pair = [by_data[data].records[name] for name in row.variants]
         comparison = row.measure(Evidence(data, (left, right), *budget.log_cost[data]))
         steps = [end_of(group[0].folder)["steps"] for group in pair]
-        family.append(Judged(claim.name, data, row.quantity, comparison, (steps[0], steps[1])))
+        family.append(Judged(claim.name, data, row.shown, comparison, (steps[0], steps[1])))
     return judge(family)
 
 

@@ -10,8 +10,11 @@ from scipy.stats import ttest_rel
 
 from indm.config import recipes
 from indm.evaluation.comparison import compare
-from indm.evaluation.methods import methods_of, pairs_of
+from indm.evaluation.methods import differences, in_words, methods_of, pairs_of
+from indm.evaluation.results import read_evaluation
 from indm.evaluation.statistics import holm
+from indm.report.tables import difference_rows
+from indm.scaling import Scaling
 
 DIMS, N = 64, 50
 LEVELS = {"linear": (2.1, 2.2, 2.0, 2.15), "indm": (1.6, 1.7, 1.52, 1.66), "flow": (2.05, 2.3, 2.02, 2.1)}
@@ -64,10 +67,7 @@ def test_methods_are_runs_that_differ_in_the_seed_alone(tmp_path):
     assert methods_of(order) == [[indm[0], copy, indm[2], watched], linear, [indm[1]], [longer]]
     assert pairs_of(indm, linear) == [(indm[0], linear[1]), (indm[2], linear[0])]
     assert pairs_of([longer], [indm[0]]) == [(longer, indm[0])]
-    with pytest.raises(
-        ValueError, match=r"must have seeds in common, to be compared in pairs, got \[0, 1, 2\] and \[3\]"
-    ):
-        pairs_of(indm, [longer])
+    assert pairs_of(indm, [longer]) == []
 
 
 def test_differences_over_seeds_are_one_family(tmp_path):
@@ -135,3 +135,54 @@ def test_a_likelihood_counts_where_all_runs_of_a_pair_have_it(tmp_path):
     }
     rows = [row for by_kind in differences.values() for row in by_kind.values()]
     assert [row["p_holm"] for row in rows] == pytest.approx(holm([row["p"] for row in rows]))  # three in the family
+
+
+def test_seeds_without_a_partner_are_named_and_methods_without_a_common_seed_are_untested(tmp_path):
+    """Such a method keeps neither the others from their verdicts, nor the family from its size."""
+    linear, indm = trained(tmp_path, "linear", (0, 1, 2)), trained(tmp_path, "indm", (3, 1, 0))
+    apart = evaluated(tmp_path / "apart", NATS["flow", 3], 7, net="zero")
+    table = compare([*linear, *indm, apart], tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / "comparison.json").read_text())["differences"]
+    row, alone = stored[str(indm[0])]["nelbo"], stored[str(apart)]["nelbo"]
+    each = bits("indm", (0, 1)) - bits("linear", (0, 1))
+    assert row["difference"] == pytest.approx(each.mean()) and row["seeds"] == 2 and row["left_out"] == [2, 3]
+    assert row["p_holm"] == row["p"]  # the other is no test
+    assert "bits/dim over 2 seeds (without a partner: 2, 3), p = " in table
+    assert alone["verdict"] == "untested: no seed in common" and alone["left_out"] == [0, 1, 2, 7]
+    assert alone["seeds"] == 0 and alone["difference"] is alone["standard_error"] is alone["p"] is None
+    assert f"NELBO, {apart} − {linear[0]}: untested: no seed in common (without a partner: 0, 1, 2, 7)" in table
+    assert set(stored[str(apart)]) == {"nelbo"} and "one training" not in table
+    rows = difference_rows({"indm": {"nelbo": row}, "apart": {"nelbo": alone}}, "linear", "bits/dim")
+    assert rows[1][3] == "2 (without a partner: 2, 3)"
+    assert rows[2][2:] == ("–", "0 (without a partner: 0, 1, 2, 7)", "–", "–", "untested: no seed in common")
+
+
+def test_a_folder_stands_for_one_training(tmp_path):
+    (run,) = trained(tmp_path, "indm", (0,))
+    again = run.parent / ".." / "indm" / "0"
+    with pytest.raises(ValueError, match=r"run folders must differ, got .*\.\./indm/0 twice"):
+        compare([run, again], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_run_that_diverged_is_shown_without_a_number(tmp_path, seeds):
+    linear = trained(tmp_path, "linear", range(seeds))
+    broken = [evaluated(tmp_path / f"b{s}", NATS["indm", s] + (math.inf if s == 0 else 0), s) for s in range(seeds)]
+    runs = [*linear, *broken]
+    with np.errstate(invalid="ignore"):
+        found = differences({"linear": linear, "b": broken}, {run: read_evaluation(run) for run in runs})
+    row = found["b"]["nelbo"]
+    text = in_words(row, "bits/dim")
+    assert row["difference"] is None and text.startswith("– ± – bits/dim over ")
+    assert text.endswith("undecided" if seeds == 2 else "no verdict on methods")
+    assert difference_rows(found, "linear", "bits/dim")[1][2] == "–"
+
+
+def test_old_and_new_counts_of_the_dequantization_are_not_mixed(tmp_path):
+    old, new = trained(tmp_path, "indm", (0,)) + trained(tmp_path, "linear", (0,))
+    result = json.loads((new / "evaluation.json").read_text())
+    (new / "evaluation.json").write_text(json.dumps(result | {"dequantization": Scaling(levels=17).dequantization}))
+    for order in ([old, new], [new, old]):
+        with pytest.raises(ValueError, match=f"differently: .*; run 'indm evaluate {old} --overwrite'"):
+            compare(order, tmp_path / "out")

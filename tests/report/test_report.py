@@ -9,6 +9,7 @@ import os
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ from indm.report.records import Record, groups_of
 from indm.report.tables import likelihood_rows
 from indm.report.writer import report
 from indm.reproduction.claims import sampling_parts
-from indm.runs.folder import open_run
+from indm.runs.folder import open_model, open_run
 from indm.runs.provenance import weights_hash
 from indm.scaling import Scaling
 from indm.training.loop import train
@@ -56,6 +57,7 @@ PLANE = DIGITS | {
     "flow": {"name": "residual", "blocks": [1], "width": 4},
     "net": {"name": "mlp", "width": 8, "depth": 1},
 }
+OLD_RUN = Path(__file__).parents[1] / "fixtures" / "runs" / "indm"
 NASTY = "<b>&\"'x"
 MANY = 8  # steps from which on the quick report has the stochastic samplers alone
 QUICK = ReportOptions(examples=20, steps=(2, 3, MANY), samplers=("unipc", "euler-maruyama"))
@@ -452,6 +454,24 @@ def test_a_measurement_of_the_first_version_is_read(tmp_path, monkeypatch):
     assert json.loads((run / "measurements" / "gap.json").read_text())["options"]["examples"] == 500
 
 
+def test_a_measurement_of_an_earlier_version_is_made_again(tmp_path, monkeypatch):
+    """What was stored before there were versions is of the first: errors without a sampler are not read."""
+    run = written(tmp_path / "run", PLANE)
+    setup = Setup(load_data(**PLANE["data"]), None, ReportOptions(), progress=False)
+    old = {"prior": {"rms": 0.1}, "discretization": [{"steps": 5, "rms": 0.2}]}
+    new = {"prior": {"rms": 0.1, "latent_rms": 1.0}, "discretization": [{"sampler": "unipc", "steps": 5, "rms": 0.2}]}
+    (run / "measurements").mkdir()
+    for name in ("errors", "gap", "transport"):
+        kept = {"options": setup.dependencies(run), "result": old}
+        (run / "measurements" / f"{name}.json").write_text(json.dumps(kept))
+        made = replace(measurements.MEASUREMENTS[name], make=lambda run, setup: new)
+        monkeypatch.setitem(measurements.MEASUREMENTS, name, made)
+    assert [measure(run, name, setup) for name in ("errors", "gap", "transport")] == [new, new, old]
+    assert json.loads((run / "measurements" / "errors.json").read_text())["options"]["version"] == 2
+    monkeypatch.setitem(measurements.MEASUREMENTS, "errors", replace(made, make=lambda run, setup: {}, version=2))
+    assert measure(run, "errors", setup) == new  # as stored
+
+
 def test_snapshots_are_the_averaged_model_of_their_step_and_show_its_gap(tmp_path):
     run = tmp_path / "run"
     train(change(DIGITS, "train", snapshot_every=4), run, progress=False)
@@ -506,6 +526,16 @@ def test_a_damaged_evaluation_is_made_anew_and_a_run_without_a_log_is_reported(t
     f = records.record_of(run, "a", Setup(data, None, ReportOptions(examples=20, steps=(2,)), progress=False), [])
     assert f.evaluation == json.loads((run / "evaluation.json").read_text())
     assert likelihood_rows([f])[1][4:6] == ("–", "–")
+
+
+def test_an_evaluation_that_counts_its_dequantization_as_before_is_made_anew(tmp_path, monkeypatch):
+    run = shutil.copytree(OLD_RUN, tmp_path / "run")
+    stored = json.loads((run / "evaluation.json").read_text())
+    monkeypatch.setattr(records, "evaluate_run", lambda run, progress: {"new": True})
+    assert records._evaluation_of(run, progress=False) == {"new": True}
+    counted = stored | {"dequantization": open_model(run).scaling.dequantization}
+    (run / "evaluation.json").write_text(json.dumps(counted))
+    assert records._evaluation_of(run, progress=False) == counted
 
 
 def test_a_run_that_was_trained_on_is_evaluated_and_measured_anew(tmp_path):
@@ -640,7 +670,12 @@ def test_report_tables_are_means_over_seeds(digits):
     assert likelihood[1][3] == f"{parameters:,}"
 
     each = nelbos[2] - nelbos[0]  # the one pair of equal seeds
-    assert differences[1][:2] == [NASTY, "NELBO"] and differences[1][3:] == ["1", "–", "–", "untested"]
+    assert differences[1][:2] == [NASTY, "NELBO"] and differences[1][3:] == [
+        "1 (without a partner: 1)",
+        "–",
+        "–",
+        "untested",
+    ]
     assert differences[1][2] == f"{each.mean():.4f} ± {each.std(ddof=1) / math.sqrt(60):.4f}"
     assert [row[:2] for row in differences[2:]] == [[NASTY, "NLL (ODE)"], ["vae", "NELBO"]]
 
@@ -721,6 +756,7 @@ def test_report_refuses_what_it_cannot_compare(digits, tmp_path):
     few = {"name": "array", "path": str(tmp_path / "few.npy")}
     for given, error, complaint in (
         ([], ValueError, "at least one run"),
+        ([folders[0], folders[0]], ValueError, "run folders must differ, got .* twice"),
         ([folders[3]], ValueError, "at least one run of an INDM, got only VAE"),
         ([folders[0], other], ValueError, "runs of different data"),
         ([folders[0], empty], FileNotFoundError, "is no run folder"),
