@@ -4,7 +4,6 @@ The NELBO bounds the likelihood of the generative *SDE*; the ODE has a likelihoo
 score; off it their difference can have either sign and is not a variational gap.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,9 +37,9 @@ class LikelihoodReport:
     log_prob: Float[Tensor, " batch"]
     reconstruction: Float[Tensor, " batch"]
     nfe: int
-    settings: dict = dataclasses.field(default_factory=dict)
-    log_volume: float = 0.0
-    dims: int = 1
+    settings: dict
+    log_volume: float
+    dims: int
 
     def nats(self) -> Float[Tensor, " batch"]:
         """−log p of the raw data, nats per sample."""

@@ -89,6 +89,7 @@ def test_equal_steps_converge_to_the_adaptive_solution(name):
 def test_steps_are_checked():
     with pytest.raises(ValueError, match="steps must be at least 1, or None"):
         log_likelihood(INDM(Identity(), gaussian("vp")), torch.zeros(2, 2), steps=0)
+    assert log_likelihood(INDM(Identity(), gaussian("vp")), torch.zeros(2, 2), steps=1).settings["steps"] == 1
 
 
 def test_gaussian_data_in_double_precision():

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from indm import ode
 from indm.ode import adams, basis, integrate, rademacher, value_and_divergence
 
 TURN = torch.tensor([[-0.3, -4.0, 0.1], [4.0, -0.3, 0.2], [0.0, 0.5, -1.0]], dtype=torch.float64)
@@ -29,6 +30,16 @@ def solve_linear(start, end, rtol, atol=0.0):
 def test_linear_system_in_both_directions(start, end, rtol):
     error, _ = solve_linear(start, end, rtol)
     assert error < 30 * rtol
+
+
+def test_the_tableau_is_one_of_fifth_order_with_a_fourth_order_error():
+    """Each stage lies at its node; the weights integrate polynomials up to degree 4, their error up to degree 3."""
+    nodes, stages, error = np.array(ode._NODES), [np.array(row) for row in ode._STAGES], np.array(ode._ERROR)
+    np.testing.assert_allclose([row.sum() for row in stages], nodes[1:], rtol=1e-14)
+    weights = stages[-1]
+    for k in range(5):
+        assert weights @ nodes[:6] ** k == pytest.approx(1 / (k + 1), abs=1e-14)
+        assert (abs(error @ nodes**k) < 1e-15) == (k < 4)
 
 
 def test_error_follows_the_tolerance_and_the_work_its_fifth_root():
