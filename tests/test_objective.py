@@ -290,6 +290,10 @@ def test_soft_truncation_law(k):
     assert stats.kstest(draws, cdf).pvalue > 1e-3
 
 
+def test_soft_truncation_is_the_published_one_by_default():
+    assert soft_truncation(VPSDE(), generator=seeded(1)) == soft_truncation(VPSDE(), 1.2, generator=seeded(1))
+
+
 def test_soft_truncation_checks_k():
     with pytest.raises(ValueError, match="k must be positive"):
         soft_truncation(VPSDE(), 0.0)

@@ -170,6 +170,7 @@ def test_a_bridge_may_stop_on_its_way_and_be_random():
     a = data_of(model, 20_000)
     half = translate_bridge(model, a, strength=0.5, tol=1e-7)
     noisy = translate_bridge(model, a, strength=0.5, stochastic=True, generator=seeded(7))
+    assert (noisy - half).abs().mean() > 0.1
     mean, variance = model.score.law(torch.tensor(0.5, dtype=torch.float64), half)
     for x in (half, noisy):
         white = (model.encode(x)[0] - mean) / variance.sqrt()
