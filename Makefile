@@ -5,6 +5,9 @@ SAMPLE ?= 1000
 BIN = .venv/bin
 READY = .venv/.ready
 
+# The tests start Python many times: what it has compiled is kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-long mutants lint bench bench-full env
 env: $(READY)
 

@@ -77,8 +77,8 @@ def test_equal_steps_are_exact_where_the_reference_is(name, shape):
 def test_equal_steps_converge_to_the_adaptive_solution(name):
     """Curved paths, without a reference: the same probes, ever more steps."""
     score = mixture(name)
-    model, x = INDM(Identity(), score), score.sample(200, seeded(0))
-    exact = log_likelihood(model, x, exact=False, rtol=1e-8, atol=1e-8, generator=seeded(1)).log_prob
+    model, x = INDM(Identity(), score), score.sample(50, seeded(0))
+    exact = log_likelihood(model, x, exact=False, rtol=1e-7, atol=1e-7, generator=seeded(1)).log_prob
     errors = [
         (log_likelihood(model, x, exact=False, steps=n, generator=seeded(1)).log_prob - exact).abs().mean().item()
         for n in (50, 100, 200)
@@ -284,7 +284,7 @@ def grey_model(centered, levels=256):
     scaling = Scaling.images(levels, centered)
     score = GaussianScore(VPSDE(), (mean - scaling.shift) / scaling.scale, (std / scaling.scale) ** 2)
     generator = seeded(7)
-    raw = (mean + std * torch.randn(400, 1, 4, 4, generator=generator)).floor().clamp(0, levels - 1).to(torch.uint8)
+    raw = (mean + std * torch.randn(200, 1, 4, 4, generator=generator)).floor().clamp(0, levels - 1).to(torch.uint8)
     # −log ∫ over the cell is bounded by the mean of −log p over it: ((raw + ½ − m)² + 1/12)/2v, in raw units.
     square = (raw.double() + 0.5 - mean.double()) ** 2 + 1 / 12
     nats = (square / (2 * std.double() ** 2) + 0.5 * math.log(2 * math.pi) + std.double().log()).flatten(1).sum(1)
@@ -300,7 +300,7 @@ def test_evaluate_grey_levels(centered, levels):
     m = f"{levels * 2.0**-22:.3g}"
     assert report["dequantization"] == f"uniform on [{m}, 1 − {m}], {levels} grey levels, its density counted"
     difference = samples["nll"] - nats
-    assert abs(difference.mean().item()) < 4.5 * difference.std().item() / math.sqrt(400) + 16 * 1e-3
+    assert abs(difference.mean().item()) < 4.5 * difference.std().item() / math.sqrt(200) + 16 * 1e-3
     bits = report["nll"]["with_reconstruction"]["bits_per_dim"]
     assert bits == pytest.approx(nats.mean().item() / (16 * math.log(2)), abs=0.01)
     if levels == 256:  # cells much narrower than the Gaussian: its differential entropy in grey levels
@@ -309,7 +309,7 @@ def test_evaluate_grey_levels(centered, levels):
     # Dequantization is drawn anew in every repeat: estimator noise that the NLL's report shows.
     noise = report["nll"]["with_reconstruction"]["nats_estimator_noise"]
     per_pixel = (2 * (raw.double() + 0.5 - 0.55 * levels)) ** 2 / 12 / (4 * (0.08 * levels) ** 4)  # leading order
-    expected = math.sqrt(per_pixel.flatten(1).sum(1).mean().item() / (4 * 400))
+    expected = math.sqrt(per_pixel.flatten(1).sum(1).mean().item() / (4 * 200))
     assert noise == pytest.approx(expected, rel=0.15)
 
 
@@ -336,7 +336,8 @@ def test_evaluate_names_the_numbers_without_reconstruction(name, eps, own):
 
 def test_evaluate_repeats_and_pairs():
     model, raw, _ = grey_model(True)
-    runs = [evaluate(model, raw[:50], seed=seed, batch_size=16, progress=False)[1] for seed in (3, 3, 4)]
+    options = {"batch_size": 8, "rtol": 0.1, "atol": 0.1, "progress": False}
+    runs = [evaluate(model, raw[:20], seed=seed, **options)[1] for seed in (3, 3, 4)]
     for key in runs[0]:
         assert torch.equal(runs[0][key], runs[1][key])
         assert not torch.equal(runs[0][key], runs[2][key])

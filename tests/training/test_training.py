@@ -467,6 +467,7 @@ def test_a_strong_isometry_term_keeps_the_flow_linear():
     defects = []
     for weight in (0.0, 100.0):
         recipe = change(DIGITS | {"flow": {"name": "coupling", "width": 8}}, isometry=weight, steps=30, flow_lr=1e-2)
+        recipe = change(recipe, batch_size=32)
         trainer = Trainer(recipes.resolve(recipe), load_data("digits"), Accelerator())
         batches = trainer.batches()
         for _ in range(25):
@@ -488,7 +489,7 @@ def ends():
         recipe = change(recipe, terminal=weight, flow_lr=5e-3)
         trainer = Trainer(recipes.resolve(recipe), load_data(**recipe["data"]), Accelerator())
         batches = trainer.batches()
-        for _ in range(120):
+        for _ in range(70):
             terms = trainer.train_step(batches)
         assert ("terminal" in terms) == (weight > 0)
         with torch.no_grad():
