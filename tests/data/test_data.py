@@ -180,7 +180,7 @@ def test_densities(name):
     assert torch.equal(small.test.tensor, large.test.tensor)
     assert not set(rows(small.train)) & (set(rows(small.test)) | set(rows(small.valid)))
     assert small.entropy == DENSITIES[name].entropy() and small.scaling.levels is None
-    assert small.scaling.log_scale(small.shape) == 0.0  # entropy in data units is entropy in model units
+    assert small.scaling.log_volume(small.shape) == 0.0  # entropy in data units is entropy in model units
     with pytest.raises(ValueError, match="at least 1"):
         load_data(name, samples=0)
 
