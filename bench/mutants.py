@@ -38,7 +38,8 @@ METHOD = [
 ]
 TESTS = [  # those of the method that start no commands and no groups of processes
     *("test_*", "contracts/test_*", "sde/test_*", "flows/test_*", "nets/test_*", "data/test_data"),
-    *("training/test_training", "training/test_checkpoints", "training/test_penalties", "evaluation/test_statistics"),
+    *("training/test_training", "training/test_given", "training/test_checkpoints", "training/test_penalties"),
+    *("evaluation/test_statistics", "evaluation/test_sampling_error"),
 ]
 OTHER_TESTS = {"tests/test_examples.py", "tests/test_imports.py", "tests/test_limits.py"}
 RESULTS, PAGE, JUDGEMENTS = OUT / "results.jsonl", ROOT / "docs" / "mutants.md", ROOT / "docs" / "mutants.toml"

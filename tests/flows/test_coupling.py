@@ -157,6 +157,7 @@ def test_autoregressive_tokens_see_only_those_before_them():
     ("build", "message"),
     [
         (lambda: CouplingFlow((1, 8, 6), levels=2), "divisible by 4"),
+        (lambda: CouplingFlow((1, 6, 8), levels=2), "divisible by 4"),
         (lambda: CouplingFlow((1,)), "D at least 2"),
         (lambda: CouplingFlow((4,), transform="cubic"), "transform must be"),
         (lambda: CouplingFlow((4,), depth=0), "at least 1"),

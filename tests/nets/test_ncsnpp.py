@@ -167,6 +167,7 @@ def test_data_in_the_unit_interval_are_centred():
         ({"resample": "conv", "fir": (1, 1)}, 'resample "conv" must have no fir'),
         ({"fir": (1,)}, "fir must be two taps or more"),
         ({"sigma_table": (50.0, 0.01, 1000)}, "sigma_table must be"),
+        ({"sigma_table": (1.0, 1.0, 1000)}, "sigma_table must be"),
     ],
 )
 def test_mistakes(options, words):
