@@ -15,7 +15,7 @@ from indm.reproduction.plan import Plan
 def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     for data in names:
-        measured = seconds_per_step(Plan(data=(data,)), data, rounds=2 * ROUNDS)
+        measured = seconds_per_step(Plan(data=(data,)), data, rounds=ROUNDS)
         log_cost, error = log_cost_of(measured)
         indm, linear = (1e3 * min(measured[variant]) for variant in ("indm", "linear"))
         print(
