@@ -420,7 +420,7 @@ def main() -> None:
     if "nll" in parts:
         add(nll(model, test, rounds=2))
     if "nelbo" in parts:
-        add(bound(model, test, repeats=12))
+        add(bound(model, test, repeats=40))
     if "sampling" in parts:
         add(sampling(model, test, 16 * scale, 1000 * scale, rounds=2))
     if "inverse" in parts:
