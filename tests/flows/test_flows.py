@@ -94,6 +94,7 @@ def test_squeeze_gathers_each_two_by_two_square():
 def test_what_cannot_be_squeezed():
     for flow, x in [
         (Squeeze(), torch.zeros(2, 3, 5, 4)),
+        (Squeeze(), torch.zeros(2, 3, 4, 5)),
         (Squeeze(), torch.zeros(2, 6)),
         (Unsqueeze(), torch.zeros(2, 6)),
     ]:

@@ -14,9 +14,9 @@ from scipy.sparse import csr_array
 from scipy.sparse.linalg import eigsh
 
 import indm
-from indm.flows import ActNorm, Compose, ExactLogDet, PowerSeries, ResidualBlock, ResidualFlow, use_log_det
+from indm.flows import ActNorm, Compose, ExactLogDet, Identity, PowerSeries, ResidualBlock, ResidualFlow, use_log_det
 from indm.flows.activations import ACTIVATIONS
-from indm.flows.residual import ContractiveLinear, convolution_norm
+from indm.flows.residual import ContractiveLinear, convolution_norm, residual_chain
 
 ESTIMATORS = {
     "default": PowerSeries(1, 1.0, share=16),
@@ -729,3 +729,20 @@ def test_a_map_that_does_not_contract_is_found_at_the_next_evaluation(norm, monk
     model = indm.INDM(flow, indm.ScoreModel(indm.MLP((1, 8, 8), width=8, depth=1), indm.VPSDE()))
     with pytest.raises(RuntimeError, match=r"^flows\.2\.maps\.1\.weight has norm nan"):
         indm.evaluate(model, torch.rand(4, 1, 8, 8), progress=False)
+
+
+def test_a_bound_is_kept_up_to_rounding(monkeypatch):
+    """A weight that is too large by a hundredth is no rounding."""
+    flow = ResidualFlow((4,), (1,), 8)
+    linear = flow.flows[0].maps[0]
+    with torch.no_grad():
+        linear.weight.mul_(0.98 / linear.induced_norm(linear.weight))
+    monkeypatch.setattr(linear, "constrained_weight", lambda: 1.01 * linear.weight)
+    with pytest.raises(RuntimeError, match="has norm"):
+        flow.check()
+
+
+def test_a_chain_has_an_actnorm_first_and_after_every_block():
+    names = [type(flow).__name__ for flow in residual_chain((1, 4, 4), (1, 2), lambda *_: Identity(), actnorm=True)]
+    first, second = ["ActNorm", "Identity", "ActNorm"], ["Squeeze", *["Identity", "ActNorm"] * 2]
+    assert names == [*first, *second, "Unsqueeze"]

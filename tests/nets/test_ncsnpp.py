@@ -11,6 +11,7 @@ from indm import INDM, NCSNpp, PublishedScore, Scaling, ScoreModel, UNet, build_
 from indm.flows import Identity
 from indm.model import count_parameters
 from indm.nets.fir import Down, StridedConv, Up, upfirdn2d
+from indm.nets.ncsnpp import Positional
 from indm.sde.learned import LearnedSDE
 from indm.sde.linear import VESDE, VPSDE, SubVPSDE
 
@@ -235,3 +236,17 @@ def test_a_network_that_predicts_nothing_has_the_nelbo_of_pure_noise():
     terms = nelbo(model, torch.zeros(500, 1, 8, 8))
     error = terms.score.std() / 500**0.5
     assert abs(terms.score.mean() - 32 * model.sde.log_snr_range()) < 4 * error
+
+
+def test_positional_embedding_is_sine_and_cosine_of_falling_frequencies():
+    level, omega = torch.tensor([0.0, 3.0, 700.0]), torch.tensor([1.0, 1e-2, 1e-4])
+    phase = level[:, None] * omega
+    expected = torch.cat((phase.sin(), phase.cos(), torch.zeros(3, 1)), dim=1)
+    torch.testing.assert_close(Positional(7)(level), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_positional_level_is_a_place_in_the_table_of_sigmas():
+    """N values in geometric progression, the largest first."""
+    net = NCSNpp((1, 8, 8), channels=4, multipliers=(1,), blocks=1, attention=(), sigma_table=(0.1, 10.0, 5))
+    torch.testing.assert_close(net.sigma(torch.arange(5.0)), torch.tensor([10.0, 10**0.5, 1.0, 0.1**0.5, 0.1]))
+    assert NCSNpp((1, 8, 8), channels=4, multipliers=(1,), blocks=1, attention=()).sigma_table == (0.01, 50.0, 1000)

@@ -218,3 +218,11 @@ def test_any_image_size_and_channel_count(images, height, width, channels, level
     z, level = draw(net.shape, 2)
     output = net(z, level)
     assert output.shape == z.shape and output.isfinite().all() and output.std() > 0
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_a_level_may_have_several_blocks(blocks):
+    """Every block of the way up takes what its counterpart on the way down gave, so that its width must fit."""
+    net = UNet((1, 8, 8), channels=4, multipliers=(1, 2), blocks=blocks, attention=())
+    assert net(torch.randn(2, 1, 8, 8), torch.randn(2)).shape == (2, 1, 8, 8)
+    assert [len(stages) for stages in net.encoder] == [blocks, blocks]

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -691,3 +692,10 @@ def test_processes_share_the_work_and_make_one_run(tmp_path):
     together = json.loads((run / "summary.json").read_text())
     assert together["valid_nelbo"] == pytest.approx(alone["valid_nelbo"], rel=1e-4)
     assert train(change(recipe, steps=5), run, resume=True, progress=False)["steps"] == 5
+
+
+@pytest.mark.parametrize("step, epoch, batch", [(1, 0, 0), (3, 0, 2), (4, 1, 0), (9, 2, 2)])
+def test_the_place_of_a_step(step, epoch, batch):
+    """Ten examples are three batches of three in an epoch; the rest is left out."""
+    trainer = SimpleNamespace(data=SimpleNamespace(train=range(10)), options=SimpleNamespace(batch_size=3))
+    assert Trainer.place_of(trainer, step) == {"epoch": epoch, "batch": batch}
