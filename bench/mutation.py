@@ -31,7 +31,7 @@ class Mutant:
     function: str  # qualified name; "" at the level of the module
     text: str  # "line → changed line", without indentation
     source: bytes  # of the whole module
-    spans: list[tuple[int, int]]  # lines of the statement, of its function, its class, …
+    spans: list[tuple[int, int]]  # lines that tell who meets it: its statement, function, class, …, module
     key: str  # a hash of the code around it and the change
 
     @property
@@ -102,8 +102,9 @@ class _Finder(cst.CSTVisitor):
                 self.changes.append((span.start, span.length, cst.Module([]).code_for_node(new), *self._place(old)))
         return True
 
-    def _place(self, node: cst.CSTNode) -> tuple[str, list[tuple[int, int]]]:
-        names, spans = [], []
+    def _place(self, node: cst.CSTNode) -> tuple[str, list[tuple[int, int]], bool]:
+        """Its function, its spans, and whether it is part of a constant of a module or a class."""
+        names, spans, constant = [], [], True
         while not isinstance(node, cst.Module):
             if isinstance(node, cst.BaseSmallStatement | cst.FunctionDef | cst.ClassDef) or (
                 not spans
@@ -113,8 +114,9 @@ class _Finder(cst.CSTVisitor):
                 spans.append((position.start.line, position.end.line))
             if isinstance(node, cst.FunctionDef | cst.ClassDef):
                 names.append(node.name.value)
+                constant &= not isinstance(node, cst.FunctionDef)
             node = self.get_metadata(ParentNodeProvider, node)
-        return ".".join(reversed(names)), spans
+        return ".".join(reversed(names)), spans, constant
 
 
 def _text(old: list[str], new: list[str]) -> str:
@@ -133,7 +135,7 @@ def mutants(module: str, source: bytes) -> list[Mutant]:
     finder = _Finder()
     MetadataWrapper(cst.parse_module(source)).visit(finder)
     lines, made, seen = source.decode().splitlines(), [], Counter()
-    for start, length, code, function, spans in sorted(finder.changes, key=lambda change: change[:3]):
+    for start, length, code, function, spans, constant in sorted(finder.changes, key=lambda change: change[:3]):
         mutated = source[:start] + code.encode() + source[start + length :]
         if mutated.split() == source.split():
             continue
@@ -144,5 +146,7 @@ def mutants(module: str, source: bytes) -> list[Mutant]:
         first, last = spans[min(1, len(spans) - 1)]
         code = "\n".join(lines[first - 1 : last])
         key = hashlib.sha256("\0".join((module, function, code, text)).encode()).hexdigest()[:16]
-        made.append(Mutant(module, function, text, mutated, [*spans, (1, len(lines))], key))
+        # A constant is met by the tests of what is around it: any test may have been the one that imported the module.
+        around = spans[1:] if constant else spans
+        made.append(Mutant(module, function, text, mutated, [*around, (1, len(lines))], key))
     return made
