@@ -54,7 +54,7 @@ def test_a_test_that_hangs_fails_and_the_others_are_run(tmp_path):
     done = subprocess.run(
         ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(TESTS), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        env=os.environ | {"PYTHONPATH": str(TESTS), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
     )

@@ -19,7 +19,7 @@ import indm
 from indm.config import recipes
 from indm.config.options import STUDY_NAMES
 from indm.data.registry import load_data
-from indm.evaluation import sampling_error
+from indm.evaluation import plots, sampling_error
 from indm.evaluation.sampling_error import estimation_curve
 from indm.evaluation.statistics import holm
 from indm.flows import Identity
@@ -433,6 +433,7 @@ def test_the_whole_writes_a_row_for_every_verdict_and_repeats_itself(tmp_path, t
         figures, "plane_figure", lambda f, data, path: plane.append(f.group) or figures.gap_figure([f], path)
     )
     monkeypatch.setattr(figures, "PARTICLES", 50)
+    monkeypatch.setattr(plots, "DPI", 40)
     out, threads = tmp_path / "out", torch.get_num_threads()
     verdicts = reproduce.reproduce(out, FAST, jobs=1, progress=False)
     assert len(done) == 14 and torch.get_num_threads() == threads and plane == ["linear", "indm"]
