@@ -99,6 +99,7 @@ def test_data_dependent_start_standardises_what_every_actnorm_gives():
         per_channel = z.transpose(0, 1).flatten(1)
         torch.testing.assert_close(per_channel.mean(1), torch.zeros(len(per_channel)), rtol=0, atol=1e-3)
         torch.testing.assert_close(per_channel.std(1), torch.ones(len(per_channel)), rtol=1e-3, atol=0)
+    torch.testing.assert_close(flow(x[:5])[0], flow(x)[0][:5])  # other batches start nothing anew
 
 
 def test_what_single_precision_cannot_invert_is_inverted_in_double():
