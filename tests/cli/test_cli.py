@@ -689,10 +689,11 @@ def test_nothing_is_written_over_unless_told_to(run, tmp_path, capsys):
     few = ["--examples", "20", "--nll-examples", "0", "--quiet"]
     assert main(["evaluate", str(run), *few, "--overwrite"]) == 0
     out, draw = tmp_path / "out", ["-n", "4", "--steps", "2", "--quiet"]
+    again = shutil.copytree(run, tmp_path / "again")
     commands = (
         ["evaluate", str(run), *few],
         ["sample", str(run), *draw, "--seed=7", "--out", str(out)],
-        ["compare", str(run), str(run), "--out", str(out)],
+        ["compare", str(run), str(again), "--out", str(out)],
         ["inspect", str(run), "--examples", "200", "--quiet", "--out", str(out)],
     )
     for command in commands[1:]:
