@@ -52,6 +52,9 @@ Written by this command (`bench/mutants.py` says how). A mutant changes one plac
 comparison, a constant, a condition, the order of arguments, a dropped statement. The tests should fail. "Equivalent"
 mutants cannot be killed: they compute the same. The rate is killed / (tried − equivalent), ± its binomial error.
 Words (messages, docstrings) and types are no part of the method and are not mutated.
+
+A mutant meets half a minute of the tests that reach it, none of commands or of several processes. A survivor that other
+tests kill counts as one; its judgement names them.
 """
 
 

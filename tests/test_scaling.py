@@ -123,6 +123,10 @@ def test_round_trip_of_every_grey_level_for_every_noise(levels, centered, u):
     assert moved == 0, f"{moved} of {levels} grey levels changed"
 
 
+def test_images_have_256_levels_by_default():
+    assert Scaling.images().levels == 256 and Scaling.images().bits_per_dim(torch.zeros(()), (1,)).item() > 7
+
+
 def test_round_trip_of_many_pixels():
     raw = torch.randint(0, 256, (100, 3, 32, 32), dtype=torch.uint8)
     scaling = Scaling.images(256)
