@@ -3,11 +3,12 @@
     python bench/translation.py sneaker-boot pullover-dress digits-3-8 --out runs/translation
 
 All have the recipe's network and about the same seconds: each of INDM's two models makes ``--steps`` steps, each of
-DDIB's (the same with the identity flow) 1.15 times as many, about what a step of INDM costs of a linear one; the bridge
-and the conditional model, which are one model, twice as many as one of these. The conditional model is a linear
-diffusion that is told the class of every image in one more channel, and translates by SDEdit: noise up to t, then the way back as
-class B. Test images of A are translated and compared with B, see
-``indm/evaluation/translation_metrics.py``; the classifier is that of all the data set's classes. Killed and started again, it goes on. Writes ``RECIPE.json``, ``RECIPE.md`` and ``RECIPE.png``.
+DDIB's (the same with the identity flow) 1.15 times as many, about what a step of INDM costs of a linear one; the
+bridge and the conditional model, which are one model, twice as many as one of these. The conditional model is a
+linear diffusion that is told the class of every image in one more channel, and translates by SDEdit: noise up to t,
+then the way back as class B. Test images of A are translated and compared with B, see
+``indm/evaluation/translation_metrics.py``; the classifier is that of all the data set's classes. Killed and started
+again, it goes on. Writes ``RECIPE.json``, ``RECIPE.md`` and ``RECIPE.png``.
 """
 
 import argparse
