@@ -778,13 +778,19 @@ sys.exit(cli.main(["recipes"]))
 """
 
 
-@pytest.mark.parametrize("waits", [False, True])
-def test_the_second_ctrl_c_ends_at_once(waits):
+def interrupted(script):
+    """The process of a script, which has begun and then got a Ctrl-C."""
     process = subprocess.Popen(
-        [sys.executable, "-c", STUBBORN.format(waits=waits)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGINT)
+    return process
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_the_second_ctrl_c_ends_at_once(waits):
+    process = interrupted(STUBBORN.format(waits=waits))
     assert process.stdout.readline() == "asked\n" and process.poll() is None
     process.send_signal(signal.SIGINT)
     assert process.wait() == 130 and process.stderr.read() == ""
@@ -814,11 +820,7 @@ sys.exit(cli.program())
 
 @pytest.mark.parametrize("saves", [False, True])
 def test_a_second_ctrl_c_while_python_ends_is_no_traceback(saves):
-    process = subprocess.Popen(
-        [sys.executable, "-c", LEAVING.format(saves=saves)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "begun\n"
-    process.send_signal(signal.SIGINT)
+    process = interrupted(LEAVING.format(saves=saves))
     assert process.stdout.readline() == "leaving\n"
     process.send_signal(signal.SIGINT)
     assert process.wait() == 130
@@ -847,10 +849,10 @@ def test_a_closed_output_is_no_error(closed, status):
 
 
 def test_ctrl_c_means_what_it_did_once_a_command_called_from_python_is_over(monkeypatch, capsys):
-    def interrupted(self):
+    def run(self):
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Recipes, "run", interrupted)
+    monkeypatch.setattr(Recipes, "run", run)
     assert main(["recipes"]) == 130 and "interrupted" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -864,11 +866,7 @@ def test_what_is_said_to_be_saved_is_what_is_saved():
 @pytest.mark.long
 def test_one_ctrl_c_is_one_line():
     script = STUBBORN.format(waits=False).replace("        time.sleep(60)  # what", "        pass  # what")
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "begun\n"
-    process.send_signal(signal.SIGINT)
+    process = interrupted(script)
     assert process.wait() == 130 and process.stderr.read() == "indm: interrupted\n"
 
 
