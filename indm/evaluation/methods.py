@@ -36,7 +36,8 @@ def methods_of(folders: Sequence[Path]) -> list[list[Path]]:
     """The runs by method: their recipes differ in the seed alone. A second run of one seed begins another method."""
     methods: list[tuple[Recipe, dict[int, Path]]] = []
     for folder in folders:
-        recipe, seed = recipes.load(folder), seed_of(folder)
+        recipe = recipes.load(folder)
+        seed = recipe["train"]["seed"]
         for other, runs in methods:
             changed = recipes.differences(other, recipe)
             if seed not in runs and all(key in ALIKE or key.startswith("evaluate.") for key in changed):

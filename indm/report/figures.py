@@ -59,10 +59,7 @@ def quality_figure(groups: list[list[Record]], path: Path) -> None:
     for panels, key in zip(figure.subplots(len(kinds), len(samplers), sharey="row", squeeze=False), kinds, strict=True):
         for axes, sampler in zip(panels, samplers, strict=True):
             for group in groups:
-                rows_of = [record.measurements["quality"] for record in group]
-                _line(
-                    axes, [[row for row in each if row["sampler"] == sampler] for each in rows_of], key, group[0].group
-                )
+                _line(axes, [record.measurements["quality"] for record in group], sampler, key, group[0].group)
             axes.axhline(floor[key], color="black", linestyle="--", linewidth=0.8)
             _over_evaluations(axes, sampler, rows)
         panels[0].set_ylabel({"frechet": "Fréchet distance"}.get(key, "sliced Wasserstein distance"))
@@ -72,14 +69,14 @@ def quality_figure(groups: list[list[Record]], path: Path) -> None:
 
 def loss_figure(groups: list[list[Record]], path: Path) -> None:
     """What few steps lose, pair by pair: a panel for each sampler, a line for each group."""
-    samplers = list(dict.fromkeys(row["sampler"] for row in groups[0][0].measurements["errors"]["discretization"]))
+    losses = [[record.measurements["errors"]["discretization"] for record in group] for group in groups]
+    samplers = list(dict.fromkeys(row["sampler"] for row in losses[0][0]))
     figure = Figure(figsize=(max(6, 4.5 * len(samplers)), 4), layout="constrained")
     panels = figure.subplots(1, len(samplers), sharey=True, squeeze=False)[0]
     for axes, sampler in zip(panels, samplers, strict=True):
-        for group in groups:
-            rows = [record.measurements["errors"]["discretization"] for record in group]
-            _line(axes, [[row for row in each if row["sampler"] == sampler] for each in rows], "rms", group[0].group)
-        _over_evaluations(axes, sampler, groups[0][0].measurements["errors"]["discretization"])
+        for group, seeds in zip(groups, losses, strict=True):
+            _line(axes, seeds, sampler, "rms", group[0].group)
+        _over_evaluations(axes, sampler, losses[0][0])
     panels[0].set_ylabel("loss, RMS in model units")
     panels[0].legend()
     plots.save_figure(figure, path)
@@ -93,10 +90,10 @@ def _over_evaluations(axes: Axes, sampler: str, rows: list[dict]) -> None:
     axes.xaxis.minorticks_off()
 
 
-def _line(axes: Axes, seeds: list[list[dict]], key: str, label: str) -> None:
-    """A number over evaluations, its mean over seeds with the error."""
+def _line(axes: Axes, seeds: list[list[dict]], sampler: str, key: str, label: str) -> None:
+    """A number of a sampler over evaluations, its mean over seeds with the error."""
     points = []
-    for same in zip(*seeds, strict=True):
+    for same in zip(*([row for row in rows if row["sampler"] == sampler] for rows in seeds), strict=True):
         points.append((same[0]["nfe"], *over_seeds([row[key] for row in same], same[0][f"{key}_standard_error"])))
     nfe, mean, error = zip(*points, strict=True)
     axes.errorbar(nfe, mean, error, fmt=".-", label=label)

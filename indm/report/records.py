@@ -72,17 +72,19 @@ def groups_of(folders: Sequence[Path]) -> dict[Path, str]:
 
 def record_of(run: Path, group: str, setup: Setup, names: Sequence[str]) -> Record:
     """The record of one run with the measurements of these names; what is missing is evaluated and measured."""
-    evaluation = _evaluation_of(run, setup.progress)
+    model = open_model(run)
+    dequantization, parameters = model.scaling.dequantization, count_parameters(model)
+    del model  # whatever measures opens its own
+    evaluation = _evaluation_of(run, dequantization, setup.progress)
     results = {name: measure(run, name, setup) for name in names}
-    return Record(run, group, recipes.load(run), evaluation, count_parameters(open_model(run)), results)
+    return Record(run, group, recipes.load(run), evaluation, parameters, results)
 
 
-def _evaluation_of(run: Path, progress: bool) -> dict:
-    """That in the run's folder; a new one where it is of other weights, or counts its dequantization as before."""
+def _evaluation_of(run: Path, dequantization: str, progress: bool) -> dict:
+    """That in the run's folder; a new one where it is of other weights, or counts its dequantization otherwise."""
     try:
         evaluation = read_evaluation(run)
-        of_today = evaluation["dequantization"] == open_model(run).scaling.dequantization
-        if of_today and evaluation["weights_sha256"] == weights_hash(run):
+        if evaluation["dequantization"] == dequantization and evaluation["weights_sha256"] == weights_hash(run):
             return evaluation
     except (FileNotFoundError, ValueError):
         pass

@@ -16,11 +16,14 @@ from indm.sampling import make_sampler
 Rows = list[tuple[str, ...]]
 
 
-def with_error(mean: float | None, error: float | None, digits: int = 3) -> str:
-    """ "mean ± error", the mean alone where the error is NaN or None, "–" where the mean is None."""
+def with_error(mean: float | None, error: float | None, digits: int = 3, sign: str = "") -> str:
+    """ "mean ± error", the mean alone where the error is NaN or None, "–" where the mean is None.
+
+    With ``sign`` "+" a positive mean has its sign.
+    """
     if mean is None:
         return "–"
-    return f"{mean:.{digits}f}" + ("" if error is None or math.isnan(error) else f" ± {error:.{digits}f}")
+    return f"{mean:{sign}.{digits}f}" + ("" if error is None or math.isnan(error) else f" ± {error:.{digits}f}")
 
 
 def likelihood_rows(records: list[Record]) -> Rows:

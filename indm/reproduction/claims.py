@@ -177,18 +177,14 @@ def gap_checks(e: Evidence) -> list[Check]:
     checks = []
     for name, group in zip(("INDM", "linear"), e.pair, strict=True):
         shared = statistics.mean(_end(record)["standard_error"] for record in group)
-        gap = Difference(*_mean_over_seeds([_end(record)["gap"] for record in group]), shared)
+        mean, error = over_seeds([_end(record)["gap"] for record in group])
+        gap = Difference(mean, len(group), error, shared)
         near = abs(gap.difference) <= ZERO * gap.standard_error
         outcome = "not told from zero" if near else "not zero"
         quantity = f"NELBO − NLL (ODE) of {name}, {group[0].unit}"
         rule = f"two standard errors, {gap.seeds} seeds and the examples"
         checks.append(Check(quantity, gap.difference, gap.standard_error, outcome, rule))
     return checks
-
-
-def _mean_over_seeds(values: Sequence[float]) -> tuple[float, int, float]:
-    mean, error = over_seeds(values)
-    return mean, len(values), error
 
 
 def _end(record: Record) -> dict:

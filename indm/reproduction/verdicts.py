@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from indm.evaluation.statistics import Difference, holm, verdict
 from indm.evaluation.statistics import paired as paired_difference
+from indm.report.tables import with_error
 
 HEADER = (
     "claim", "data", "verdict", "quantity", "INDM", "linear", "difference", "seeds", "p", "Holm's p", "steps",
@@ -107,9 +108,8 @@ def judge(family: Sequence[Judged]) -> list[Verdict]:
 
 
 def _verdict(row: Judged, p_holm: float) -> Verdict:
-    c = row.comparison
+    c, d = row.comparison, row.comparison.difference
     words = {-c.sign: "opposite", c.sign: "reproduced"}
-    d = c.difference
     return Verdict(
         claim=row.claim,
         data=row.data,
@@ -129,7 +129,7 @@ def _verdict(row: Judged, p_holm: float) -> Verdict:
 def cells(v: Verdict) -> tuple[str, ...]:
     """A verdict as a row under :data:`HEADER`."""
     means = f"{v.indm:.4g}", f"{v.linear:.4g}"
-    difference = f"{v.difference:+.4f}" + ("" if math.isnan(v.standard_error) else f" ± {v.standard_error:.4f}")
+    difference = with_error(v.difference, v.standard_error, digits=4, sign="+")
     tests = ("–" if math.isnan(p) else f"{p:.2g}" for p in (v.p, v.p_holm))
     steps = " / ".join(map(str, v.steps))
     return (v.claim, v.data, v.verdict, v.quantity.replace("|", "∣"), *means, difference, str(v.seeds), *tests, steps)
@@ -137,7 +137,7 @@ def cells(v: Verdict) -> tuple[str, ...]:
 
 def check_cells(check: ClaimCheck) -> tuple[str, ...]:
     """A check as a row under :data:`CHECK_HEADER`."""
-    value = f"{check.value:+.4f}" + ("" if math.isnan(check.standard_error) else f" ± {check.standard_error:.4f}")
+    value = with_error(check.value, check.standard_error, digits=4, sign="+")
     return (check.claim, check.data, check.quantity.replace("|", "∣"), value, check.outcome, check.rule)
 
 

@@ -531,11 +531,12 @@ def test_a_damaged_evaluation_is_made_anew_and_a_run_without_a_log_is_reported(t
 def test_an_evaluation_that_counts_its_dequantization_as_before_is_made_anew(tmp_path, monkeypatch):
     run = shutil.copytree(OLD_RUN, tmp_path / "run")
     stored = json.loads((run / "evaluation.json").read_text())
+    dequantization = open_model(run).scaling.dequantization
     monkeypatch.setattr(records, "evaluate_run", lambda run, progress: {"new": True})
-    assert records._evaluation_of(run, progress=False) == {"new": True}
-    counted = stored | {"dequantization": open_model(run).scaling.dequantization}
+    assert records._evaluation_of(run, dequantization, progress=False) == {"new": True}
+    counted = stored | {"dequantization": dequantization}
     (run / "evaluation.json").write_text(json.dumps(counted))
-    assert records._evaluation_of(run, progress=False) == counted
+    assert records._evaluation_of(run, dequantization, progress=False) == counted
 
 
 def test_a_run_that_was_trained_on_is_evaluated_and_measured_anew(tmp_path):
