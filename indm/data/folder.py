@@ -9,7 +9,7 @@ import numpy as np
 from indm.data.base import Data, events_of_shape
 from indm.data.folder_index import Files, Index, index
 from indm.data.image_files import ImageFiles
-from indm.data.images import RESIZE_MODES, SUFFIXES, read_image
+from indm.data.images import RESIZE_MODES, SUFFIXES, colour_of, read_image
 from indm.data.raw import check_size
 from indm.data.splits import counts, describe_split, split
 from indm.messages import nearest, reason
@@ -24,6 +24,7 @@ def load_folder(
     channels: int | None = None,
     resize: str = "bilinear",
     crop: bool | int = True,
+    background: str = "white",
     valid: float = 0.1,
     test: float = 0.1,
     seed: int = 0,
@@ -38,8 +39,10 @@ def load_folder(
     no image is skipped and counted. An image whose damage shows only when it is decoded is replaced by the next, see
     :class:`ImageFiles`. With ``strict`` every file is decoded here, and either is an error.
 
-    ``channels`` is 1 (grey) or 3 (RGB), by default what the files have, if they agree. ``resize`` and ``crop``: see
-    :class:`ImageFiles`. ``valid`` and ``test`` are fractions.
+    ``channels`` is 1 (grey) or 3 (RGB), by default 3 where any file is in colour. Transparency is composited on
+    ``background``: "white", "black", "#rrggbb" or another colour that Pillow's ImageColor knows. Images are turned
+    upright as their EXIF data say. ``resize`` and ``crop``: see :class:`ImageFiles`. ``valid`` and ``test`` are
+    fractions.
     """
     folder = Path(path).expanduser()
     check_size(size)
@@ -49,13 +52,17 @@ def load_folder(
         raise ValueError(f"unknown resize {resize!r}{nearest(resize, RESIZE_MODES)}")
     if crop is not True and crop is not False:
         check_size(crop)
+    colour_of(background)
     files, (grey, colour), notes = find_images(folder, strict=strict)
-    notes.append(f"{'squashed' if crop is False else 'centre-cropped'}, resized to {size} ({resize})")
+    notes.append(f"{'squashed' if crop is False else 'centre-cropped'}, resized to {size} ({resize}), on {background}")
     if channels is None and grey and colour:
-        raise ValueError(f"channels must be given (1 or 3) where there are {grey} grey and {colour} colour images")
-    channels = channels or (1 if grey else 3)
+        notes.append(f"RGB, as {colour} images are in colour and {grey} are grey; data.channels 1 makes all grey")
+    channels = channels or (3 if colour else 1)
     parts = split(len(files), **counts(len(files), valid, test), seed=seed, limit=limit)
-    sets = {p: ImageFiles(files.select(chosen.numpy()), size, channels, resize, crop) for p, chosen in parts.items()}
+    sets = {
+        part: ImageFiles(files.select(chosen.numpy()), size, channels, resize, crop, background)
+        for part, chosen in parts.items()
+    }
     notes.append(describe_split(parts, seed))
     scaling, shape = Scaling.images(256, centered), (channels, size, size)
     about: dict[str, Any] = {"shape": shape, "flip": flip, "notes": notes, "fingerprint": files.fingerprint()}

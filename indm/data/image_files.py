@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from indm.data.images import read_image, square
+from indm.data.images import colour_of, read_image, square
 from indm.messages import reason
 
 MOST_IN_A_ROW = 100  # unreadable images one after the other, before that is an error
@@ -25,18 +25,27 @@ class ImageFiles(Dataset):
         resize: Pillow's interpolation, antialiased.
         crop: an integer takes the centred square of that side (at most the image's), True the largest centred
             square, False the whole image without keeping its aspect ratio.
+        background: the colour on which transparency is composited, see :func:`indm.data.images.colour_of`.
 
     Attributes:
         unreadable: bool, one an image, shared by all worker processes: which ones were replaced.
 
     Raises:
-        ValueError: on reading where a hundred images in a row cannot be read.
+        ValueError: the background is no colour; on reading where a hundred images in a row cannot be read.
     """
 
     def __init__(
-        self, files: Sequence[Path], size: int, channels: int, resize: str = "bilinear", crop: bool | int = True
+        self,
+        files: Sequence[Path],
+        size: int,
+        channels: int,
+        resize: str = "bilinear",
+        crop: bool | int = True,
+        background: str = "white",
     ):
-        self.files, self.size, self.channels, self.resize, self.crop = files, size, channels, resize, crop
+        colour_of(background)
+        self.files, self.size, self.channels = files, size, channels
+        self.resize, self.crop, self.background = resize, crop, background
         self.unreadable = torch.zeros(len(files), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
@@ -46,7 +55,7 @@ class ImageFiles(Dataset):
         tries = min(len(self), MOST_IN_A_ROW)
         for position in ((index + further) % len(self) for further in range(tries)):
             try:
-                image = read_image(self.files[position])
+                image = read_image(self.files[position], self.background)
             except (ValueError, OSError) as error:
                 self._skip(position, error)
                 continue

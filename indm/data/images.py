@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageChops, ImageColor, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from indm.messages import reason
+from indm.messages import brief, reason
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -65,12 +65,30 @@ def read_size(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def read_image(path: Path) -> Image.Image:
-    """Decode an image to 8-bit grey ("L") or "RGB": upright, 16-bit levels scaled, transparency over white.
+def colour_of(background: str) -> tuple[int, int, int]:
+    """Red, green and blue, 0 … 255, of a colour as Pillow's ImageColor reads it: "white", "#rrggbb", "hsl(0,100%,50%)".
 
     Raises:
-        ValueError, OSError: it is no image that can be used, or a damaged one.
+        ValueError: it is no colour, or a transparent one.
     """
+    try:
+        red, green, blue = ImageColor.getrgb(background)
+    except ValueError:
+        raise ValueError(
+            f'background must be an opaque colour, such as "white", "black" or "#rrggbb", got {brief(repr(background))}'
+        ) from None
+    return red, green, blue
+
+
+def read_image(path: Path, background: str = "white") -> Image.Image:
+    """Decode an image to 8-bit grey ("L") or "RGB": upright as its EXIF data say, 16-bit levels scaled.
+
+    Transparency is composited on ``background``, see :func:`colour_of`; on one that is no grey the result is RGB.
+
+    Raises:
+        ValueError, OSError: it is no image that can be used, or a damaged one; the background is no colour.
+    """
+    colour = colour_of(background)
     with _opened(path) as image:
         kind = _kind(image)
         image.load()  # every pixel, so that truncation shows
@@ -78,7 +96,7 @@ def read_image(path: Path) -> Image.Image:
         if image.mode.startswith("I"):
             return _first_byte(image)
         if image.has_transparency_data:
-            return _over_white(image, kind)
+            return _composited(image, kind if len(set(colour)) == 1 else "RGB", colour)
         return image.convert(kind)
 
 
@@ -90,14 +108,14 @@ def _first_byte(image: Image.Image) -> Image.Image:
     return Image.fromarray((levels >> 8).astype(np.uint8))
 
 
-def _over_white(image: Image.Image, kind: str) -> Image.Image:
-    """An image with transparency as it looks over white, by as few copies."""
+def _composited(image: Image.Image, kind: str, colour: tuple[int, int, int]) -> Image.Image:
+    """An image with transparency as it looks on a background of that colour, by as few copies."""
     with_alpha = "LA" if kind == "L" else "RGBA"
     if image.mode != with_alpha:
         image = image.convert(with_alpha)
     clear = ImageChops.invert(image.getchannel("A"))
     image = image.convert(kind)
-    image.paste("white", mask=clear)
+    image.paste(colour[0] if kind == "L" else colour, mask=clear)
     return image
 
 

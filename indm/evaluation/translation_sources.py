@@ -42,8 +42,9 @@ def find(sources: Sequence[Path], model: INDM, data: dict, strict: bool = False)
     """The examples in files, folders (searched recursively), glob patterns, ``.npz`` and ``.npy`` arrays.
 
     Args:
-        model: whose shape and grey levels they must have; images of another size are cut and resized as ``data`` (the
-            ``[data]`` table of a run on a folder) says, else by the largest centred square.
+        model: whose shape and grey levels they must have.
+        data: the ``[data]`` table of a run on a folder: how images of another size are cut and resized, by default by
+            the largest centred square, and the ``background`` of those with transparency, by default white.
         strict: an image of another size, or a file that is no image, is an error.
 
     Raises:
@@ -122,9 +123,10 @@ def _rows(file: Path, name: str, model: INDM) -> list[Item]:
 def _reader(file: Path, model: INDM, data: dict, strict: bool) -> Callable[[], tuple[Tensor, str]]:
     channels, height, width = model.shape
     options = {key: data[key] for key in ("resize", "crop") if key in data}
+    background = data.get("background", "white")
 
     def read() -> tuple[Tensor, str]:
-        image, note = read_image(file), ""
+        image, note = read_image(file, background), ""
         if image.size == (width, height):
             pixels = F.pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
         elif strict or height != width:

@@ -493,11 +493,11 @@ def test_event_shapes_are_known_without_the_files(folder):
 
 def test_mixed_channels(folder):
     grey = save(folder / "grey.png", picture(0, channels=1))
-    with pytest.raises(ValueError, match=r"channels must be given \(1 or 3\) where there are 1 grey and 12 colour"):
-        load_data("folder", path=folder, size=8)
-    for channels in (1, 3):
-        sets = load_data("folder", path=folder, size=12, channels=channels)
+    for asked, channels in ((None, 3), (1, 1), (3, 3)):
+        sets = load_data("folder", path=folder, size=12, channels=asked)
         assert sets.shape == stack(sets.train, 1).shape[1:] == (channels, 12, 12)
+        noted = [note for note in sets.notes if "RGB, as 12 images are in colour and 1 are grey" in note]
+        assert len(noted) == (asked is None)
     assert (ImageFiles([grey], 12, 3)[0] == ImageFiles([grey], 12, 1)[0]).all()
 
 
@@ -520,6 +520,12 @@ def test_colour_modes_and_orientation(tmp_path):
     half = np.stack([np.zeros((8, 8)), np.full((8, 8), 51)], -1).astype(np.uint8)  # black at 20 % over white
     image = read_image(save(tmp_path / "la.png", half))
     assert image.mode == "L" and np.abs(np.asarray(image).astype(int) - 204).max() <= 1
+
+    for background, grey in (("black", 0), ("#646464", 80), ("white", 204)):  # black at 20 %
+        assert np.abs(np.asarray(read_image(tmp_path / "la.png", background)).astype(int) - grey).max() <= 1
+    red = ImageFiles([tmp_path / "alpha.png", tmp_path / "la.png"], 8, 3, background="#ff0000")
+    assert red[0][:, 7, 7].tolist() == [255, 0, 0] and red[0][:, 0, 0].tolist() == [0, 0, 0]
+    assert (red[1] - torch.tensor([204, 0, 0], dtype=torch.uint8)[:, None, None]).int().max() <= 1
 
     colours = Image.fromarray(picture(0)).quantize(7)
     colours.save(tmp_path / "palette.png")
@@ -549,6 +555,8 @@ def test_folders_and_options_that_cannot_be_used(folder, tmp_path):
         ({"path": folder, "size": 8, "crop": 0}, "at least 8 pixels"),
         ({"path": folder, "size": 8, "channels": 2}, "channels must be 1"),
         ({"path": folder, "size": 8, "resize": "bicubik"}, "did you mean 'bicubic'"),
+        ({"path": tmp_path / "missing", "size": 8, "background": "whyte"}, "background must be an opaque colour"),
+        ({"path": folder, "size": 8, "background": "#ffffff80"}, "background must be an opaque colour"),
         ({"path": folder, "size": 8, "valid": 1.5}, "valid must be a fraction"),
         ({"path": folder, "size": 8, "test": 0.0}, "test must be a fraction"),
         ({"path": folder, "size": 8, "test": 0.9, "valid": 0.5}, "cannot be split"),

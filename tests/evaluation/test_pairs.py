@@ -345,7 +345,9 @@ def test_the_same_seed_gives_the_same_noise(trained, toys, tmp_path):
 def test_other_sizes_and_kinds_are_resized_with_a_note(trained, tmp_path, capsys):
     home = tmp_path / "mixed"
     home.mkdir()
-    Image.new("RGB", (20, 12), (200, 10, 10)).save(home / "wide.jpg")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # stored 12×20, shown 20×12
+    Image.new("RGB", (12, 20), (200, 10, 10)).save(home / "wide.jpg", exif=turned)
     Image.new("L", (8, 8), 90).save(home / "grey.png")
     Image.new("L", (8, 8), 40).save(home / "sheet.png")
     (home / "sub").mkdir()
@@ -359,6 +361,14 @@ def test_other_sizes_and_kinds_are_resized_with_a_note(trained, tmp_path, capsys
     assert notes.count("resized from 20×12") == 1 and "1 resized" in capsys.readouterr().out
     strict = error_of(capsys, "translate", trained / "pair", home, "--out", tmp_path / "strict", "--strict", "--quiet")
     assert "20×12 pixels, and the model has 8×8" in strict and "wide.jpg" in strict
+
+
+def test_sources_are_composited_on_the_background_of_the_data(trained, tmp_path):
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    model, recipe = open_run(trained / "bridge")
+    for table, colour in ((recipe["data"], [255] * 3), (recipe["data"] | {"background": "#0a141e"}, [10, 20, 30])):
+        (item,) = find([tmp_path / "clear.png"], model, table)
+        assert item.read()[0][:, 0, 0].tolist() == colour
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_goes_on(trained, toys, tmp_path, capsys):
