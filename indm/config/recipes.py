@@ -4,12 +4,13 @@
 that is built); ``[train]`` and ``[evaluate]`` are the dataclasses :class:`Training` and :class:`Evaluation`.
 """
 
+import itertools
 import json
 import math
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints, overload
 
@@ -25,14 +26,47 @@ TEXT_KEYS = ("path", "root")  # also where a folder is called by a number
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 Recipe = dict[str, dict]
 OPTION_TABLES = {"train": Training, "evaluate": Evaluation}
+GROUPS = {  # what a bundled recipe is for → the command that trains it
+    "own images": "indm train folder --data.path FOLDER",
+    "own numbers": "indm train array --data.path FILE",
+    "translation": "indm train-pair RECIPE, indm train-bridge RECIPE",
+    "trying it out": "indm train RECIPE",
+    "the paper": "indm train RECIPE",
+}
 OPTIONAL_TABLES = ("data_b",)  # a second data set: the law that x_T shall have
 TABLES = (*NAMED_TABLES, *OPTIONAL_TABLES, *OPTION_TABLES)
 
 
-def bundled() -> dict[str, str]:
-    """The names of the recipes that come with indm, each with its one-line description."""
+@dataclass(frozen=True)
+class About:
+    """What the first lines of a bundled recipe say of it: its description, then comments such as ``# two cores: 90 s``.
+
+    Attributes:
+        description: one line.
+        group: one of :data:`GROUPS`, after ``# for:``.
+        two_cores, gpu: time and memory of its training; "" where nothing is known.
+    """
+
+    description: str
+    group: str
+    two_cores: str
+    gpu: str
+
+
+def bundled() -> dict[str, About]:
+    """The names of the recipes that come with indm, and what they say of themselves."""
     files = sorted(BUNDLED.glob("*.toml"), key=lambda path: path.stem)
-    return {path.stem: path.read_text("utf-8").splitlines()[0].lstrip("# ") for path in files}
+    return {path.stem: _about(path.read_text("utf-8")) for path in files}
+
+
+def _about(text: str) -> About:
+    description, *comments = (line.lstrip("# ") for line in itertools.takewhile(_is_comment, text.splitlines()))
+    said = {key: value.strip() for key, _, value in (line.partition(":") for line in comments)}
+    return About(description, said["for"], said.get("two cores", ""), said.get("GPU", ""))
+
+
+def _is_comment(line: str) -> bool:
+    return line.startswith("#")
 
 
 def load(source: str | Path) -> Recipe:

@@ -98,8 +98,14 @@ def fails(capsys, *arguments):
 @pytest.mark.parametrize("name", recipes.bundled())
 def test_every_recipe_is_complete_and_builds_its_model(name):
     recipe = recipes.resolve(recipes.load(name))
-    description = recipes.bundled()[name]
-    assert (recipes.BUNDLED / f"{name}.toml").read_text().startswith("# ") and 20 < len(description) < 100
+    about = recipes.bundled()[name]
+    assert (recipes.BUNDLED / f"{name}.toml").read_text().startswith(f"# {about.description}\n")
+    assert 20 < len(about.description) < 100 and about.group in recipes.GROUPS
+    seconds = recipe["train"]["seconds"]
+    if math.isfinite(seconds):  # what the list says is the recipe's budget
+        models = "2 × " if about.group == "translation" else ""
+        for said in (about.two_cores.partition(",")[0], about.gpu):
+            assert said in (f"{models}{seconds:.0f} s", f"{models}{math.ceil(seconds / 60)} min")
     shape = (2,) if recipe["net"]["name"] == "mlp" else NATIVE.get(recipe["data"]["name"], (1, 32, 32))
     shape = (shape[0], recipe["data"]["size"], recipe["data"]["size"]) if "size" in recipe["data"] else shape
     if recipe["net"]["name"] == "ncsnpp":
@@ -160,10 +166,12 @@ def test_values_of_tables_are_taken_out_of_the_arguments():
 
 def test_recipes_lists_names_and_descriptions(capsys):
     assert main(["recipes"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == sorted(recipes.bundled())
-    for name in ("checkerboard", "eight-gaussians", "two-spirals", "rings", "pinwheel", "digits", "fashion-mnist-16"):
-        assert any(line.startswith(f"{name} ") and len(line.split()) > 5 for line in lines)
+    shown = capsys.readouterr().out
+    for name, about in recipes.bundled().items():
+        assert re.search(rf"^  {name} .*{re.escape(about.description)}$", shown, re.MULTILINE), name
+    groups = [shown.index(f"{group[1:]}: indm train") for group in recipes.GROUPS]
+    assert groups == sorted(groups) and groups[0] < shown.index("  folder ") < groups[1] < shown.index("  array ")
+    assert re.search(r"^  digits +90 s, 0\.6 GB +90 s +The 1797 digits", shown, re.MULTILINE)
 
 
 # ── Commands ────────────────────────────────────────────────────────────────────────────────────────────────────────
