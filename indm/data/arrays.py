@@ -1,4 +1,4 @@
-"""Arrays in .npy and .npz files."""
+"""Arrays in .npy and .npz files, and tables of numbers in text files."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +7,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from indm.data import tables
 from indm.data.base import Data, as_data
 from indm.data.raw import grey_levels
 from indm.files import untrusted
 from indm.messages import brief, nearest
+
+CONVERSIONS = {  # what writes a file of another kind as one that is read here, by the suffix
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), 'pandas.read_excel("{name}").to_csv("{stem}.csv", index=False)'),
+    **dict.fromkeys((".parquet", ".pq"), 'pandas.read_parquet("{name}").to_csv("{stem}.csv", index=False)'),
+    ".feather": 'pandas.read_feather("{name}").to_csv("{stem}.csv", index=False)',
+    ".json": 'pandas.read_json("{name}").to_csv("{stem}.csv", index=False)',
+    **dict.fromkeys((".pkl", ".pickle"), 'numpy.save("{stem}.npy", pandas.read_pickle("{name}"))'),
+    **dict.fromkeys((".pt", ".pth"), 'numpy.save("{stem}.npy", torch.load("{name}", weights_only=True))'),
+    ".safetensors": 'numpy.savez("{stem}.npz", **safetensors.numpy.load_file("{name}"))',
+    ".mat": 'numpy.save("{stem}.npy", scipy.io.loadmat("{name}")["VARIABLE"])',
+    **dict.fromkeys((".h5", ".hdf5"), 'numpy.save("{stem}.npy", h5py.File("{name}")["DATASET"][:])'),
+}
 
 
 def load_array(
@@ -25,15 +38,16 @@ def load_array(
     centered: bool = True,
     flip: bool = False,
 ) -> Data:
-    """An array of a .npy or .npz file, split by ``seed``; ``valid`` and ``test`` are fractions.
+    """An array of a .npy or .npz file or a table of a .csv file; ``seed`` splits; ``valid`` and ``test`` are fractions.
 
-    In an .npz it is the one called ``key``, by default ``samples`` or the only one.
+    In an .npz it is the one called ``key``, by default ``samples`` or the only one. For tables, also in .tsv and .txt
+    files, see :func:`indm.data.tables.read_table`; they are floats without ``levels``, and integers with them.
 
     Floats (N, D) are vectors, standardised by the training split. Integers are grey levels 0 … ``levels`` − 1:
     images (N, H, W), (N, H, W, C) or (N, C, H, W), of 256 levels by default if uint8, or vectors (N, D).
     """
     data = as_data(
-        _vectors_or_grey_levels(Path(path).expanduser(), key),
+        _vectors_or_grey_levels(Path(path).expanduser(), key, levels),
         name="array", levels=levels, valid=valid, test=test, seed=seed, limit=limit, centered=centered, flip=flip,
         where=path,
     )  # fmt: skip
@@ -41,11 +55,11 @@ def load_array(
 
 
 def read_events(path: Path, levels: int | None) -> Tensor:
-    """The events of a .npy or .npz file (there the only array, or ``samples``), in data units, (N, *event).
+    """The events of a .npy, .npz (the only array, or ``samples``) or .csv file, in data units, (N, *event).
 
     Where ``levels`` is a number they are grey levels, laid out as for :func:`load_array`; where it is None, floats.
     """
-    array = _read_array(path, None)
+    array = _read_array(path, None, levels)
     if 0 in array.shape:
         raise ValueError(f"{path} holds no events: its shape is {array.shape}")
     if (levels is None) != (array.dtype.kind == "f"):
@@ -55,7 +69,19 @@ def read_events(path: Path, levels: int | None) -> Tensor:
     return torch.from_numpy(events)
 
 
-def _read_array(path: Path, key: str | None) -> np.ndarray:
+def _read_array(path: Path, key: str | None, levels: int | None) -> np.ndarray:
+    suffix = path.suffix.lower()
+    if suffix in tables.SUFFIXES:
+        if key is not None:
+            raise ValueError(f"{path}: key {key!r} was given, but a table is one array without a name")
+        table = tables.read_table(path)
+        is_whole = levels is not None and np.array_equal(table, np.floor(table))
+        return table.astype(np.int64) if is_whole else table
+    if path.is_dir():
+        raise ValueError(f'{path} is a folder: a .npy, .npz or .csv file would do, and "--data folder" reads images')
+    if suffix in CONVERSIONS and path.is_file():
+        line = CONVERSIONS[suffix].format(name=path.name, stem=path.stem)
+        raise ValueError(f"{path} is no .npy, .npz or .csv file; this line of Python writes one: {line}")
     names = untrusted.array_names(path)
     if names is None:
         if key is not None:
@@ -72,9 +98,9 @@ def _read_array(path: Path, key: str | None) -> np.ndarray:
     return untrusted.array(path, key)
 
 
-def _vectors_or_grey_levels(path: Path, key: str | None) -> np.ndarray:
+def _vectors_or_grey_levels(path: Path, key: str | None, levels: int | None) -> np.ndarray:
     """The array of a file; ValueError for images of floats, whose grey levels were most likely lost on the way."""
-    array = _read_array(path, key)
+    array = _read_array(path, key, levels)
     if array.dtype.kind == "f" and array.ndim > 2:
         raise ValueError(f"{path} holds {array.dtype} of shape {array.shape}; float vectors or uint8 images would do")
     return array

@@ -96,7 +96,7 @@ def flags_of_data(shape: tuple[int, ...]) -> str:
     """Options of the command line for data with events of that shape, as an example."""
     if len(shape) == 3 and shape[1] == shape[2]:
         return f"--data folder --data.path IMAGES --data.size {shape[1]} --data.channels {shape[0]}"
-    return "--data array --data.path FILE.npy"
+    return "--data array --data.path FILE"
 
 
 class InMemory(Dataset):

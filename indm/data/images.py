@@ -72,11 +72,13 @@ def colour_of(background: str) -> tuple[int, int, int]:
         ValueError: it is no colour, or a transparent one.
     """
     try:
-        red, green, blue = ImageColor.getrgb(background)
+        red, green, blue, *alpha = ImageColor.getrgb(background)
     except ValueError:
+        alpha = [0]
+    if alpha:
         raise ValueError(
             f'background must be an opaque colour, such as "white", "black" or "#rrggbb", got {brief(repr(background))}'
-        ) from None
+        )
     return red, green, blue
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from indm.data import tables
 from indm.data.arrays import read_events
 from indm.data.images import SUFFIXES, read_image, square
 from indm.model import INDM
@@ -39,7 +40,8 @@ class Item:
 
 
 def find(sources: Sequence[Path], model: INDM, data: dict, strict: bool = False) -> list[Item]:
-    """The examples in files, folders (searched recursively), glob patterns, ``.npz`` and ``.npy`` arrays.
+    """The examples in files, folders (searched recursively), glob patterns, ``.npz`` and ``.npy`` arrays, and tables of
+    vectors in ``.csv`` files (those of folders apart).
 
     Args:
         model: whose shape and grey levels they must have.
@@ -55,13 +57,13 @@ def find(sources: Sequence[Path], model: INDM, data: dict, strict: bool = False)
     for source in sources:
         files = files_of(source)
         if not files:
-            raise ValueError(f"no image or array found in '{source}'; png, jpeg, webp, … and npz, npy would do")
+            raise ValueError(f"no image or array found in '{source}'; png, jpeg, webp, … and npz, npy, csv would do")
         for file, name in files:
-            if file.suffix.lower() in ARRAY_SUFFIXES:
+            if file.suffix.lower() in (ARRAY_SUFFIXES | tables.SUFFIXES if len(model.shape) == 1 else ARRAY_SUFFIXES):
                 items += _rows(file, name, model)
             elif len(model.shape) != 3 or model.shape[0] not in (1, 3):
                 raise ValueError(
-                    f"{file}: events of shape {model.shape} are no image files; an .npz of arrays would do"
+                    f"{file}: events of shape {model.shape} are no image files; .npz, .npy or .csv would do"
                 )
             else:
                 items.append(Item(name, file, _reader(file, model, data, strict)))

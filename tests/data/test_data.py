@@ -954,7 +954,7 @@ def test_arrays_that_cannot_be_used(tmp_path):
         ("text.npz", {}, "cannot be read"),
         ("cut.npy", {}, "cannot be read"),
         ("cut.npz", {}, "cannot be read"),
-        ("", {}, "cannot be read"),
+        ("", {}, 'is a folder: .* "--data folder" reads images'),
     ]
     for name, options, message in cases:
         with pytest.raises(ValueError, match=message):

@@ -523,10 +523,10 @@ def test_vectors_are_translated_as_arrays(tmp_path):
     for name in ("rings", "eight-gaussians"):
         assert main(["train", name, "--out", str(tmp_path / name), *options]) == 0
     points = load_data("rings", samples=1, valid_samples=1, test_samples=40).test.tensor.numpy()
-    np.save(tmp_path / "points.npy", points)
+    np.savetxt(tmp_path / "points.csv", points, delimiter=",", header="x,y", comments="")
     folders = [str(tmp_path / name) for name in ("rings", "eight-gaussians")]
     out = tmp_path / "out"
-    assert main(["translate", *folders, str(tmp_path / "points.npy"), "--out", str(out), "--cycle", "--quiet"]) == 0
+    assert main(["translate", *folders, str(tmp_path / "points.csv"), "--out", str(out), "--cycle", "--quiet"]) == 0
     with np.load(out / "points.npz") as content:
         assert content["samples"].shape == (40, 2) and content["levels"] == 0
     report = json.loads((out / "translation.json").read_text())
