@@ -55,6 +55,18 @@ class LikelihoodReport:
             raise ValueError("standard_error needs at least 2 samples, got 1")
         return (self.nats().std() / math.sqrt(len(self.log_prob))).item() / (self.dims * math.log(2))
 
+    def __str__(self) -> str:
+        """The mean of −log p over the batch with its standard error, as a small table."""
+        n, bits = len(self.log_prob), self.dims * math.log(2)
+        lines = [f"{'':24}{'nats':>12}{'±':>10}{'bits/dim':>12}{'±':>10}"]
+        for name, nats in (
+            ("-log p", self.nats()),
+            ("without reconstruction", self.nats() - self.reconstruction),
+        ):
+            mean, error = nats.mean().item(), nats.std().item() / math.sqrt(n) if n > 1 else math.nan
+            lines.append(f"{name:24}{mean:12.4f}{error:10.4f}{mean / bits:12.4f}{error / bits:10.4f}")
+        return "\n".join([*lines, f"{n} samples of {self.dims} dimensions, {self.nfe} evaluations of the ODE's field"])
+
 
 def log_likelihood(
     model,

@@ -18,9 +18,8 @@ EvaluationFlags = flags_of(Evaluation, default="the recipe's")
 class Evaluate(Common):
     """Report the likelihood of held-out data under a run's model: NELBO and NLL, with and without reconstruction.
 
-    Prints a table and writes evaluation.json, and per-example nats to evaluation.npz. The table also has what a model
-    must beat on the same examples: uniform noise, a Gaussian, PNG. An option that is not given here is that of the
-    recipe's [evaluate] table. Other data than the recipe's: --data NAME, --data.path my-images.
+    Prints a table and writes evaluation.json, and per-example nats to evaluation.npz. An option that is not given here
+    is that of the recipe's [evaluate] table. Other data than the recipe's: --data NAME, --data.path my-images.
     """
 
     tables = ("data",)
@@ -40,7 +39,6 @@ class Evaluate(Common):
     def run(self) -> int:
         from accelerate import PartialState
 
-        from indm.evaluation.diagnosis import conclusion
         from indm.evaluation.results import likelihood_table
         from indm.evaluation.runs import evaluate_run
         from indm.runs.folder import check_absent, recipe_of
@@ -53,5 +51,4 @@ class Evaluate(Common):
         result = evaluate_run(self.run_folder, options, data_table=data, progress=not self.quiet)
         if PartialState().is_main_process:  # which alone has the results of all processes
             print(likelihood_table(result))
-            print(conclusion(self.run_folder, result))
         return DONE

@@ -1,9 +1,11 @@
 """``indm train``, ``train-pair`` and ``train-bridge``."""
 
 import json
+import math
 import shlex
 import sys
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -72,9 +74,9 @@ class Train(TrainsRecipe):
         is_run = self.recipe not in recipes.bundled() and Path(self.recipe).is_dir()
         out = self.out or (Path(self.recipe) if is_run else Path("runs") / name_of(self.recipe))
         if self.dry_run:
-            facts = plan(recipe) | {"would be written to": out}
+            recipe, facts = plan(recipe)
             comments = "".join(f"\n# {key}: {one_line(value)}" for key, value in facts.items())
-            print(recipes.to_toml(recipes.resolve(recipe)) + comments)
+            print(recipes.to_toml(recipe) + comments + f"\n# would be written to: {one_line(out)}")
             return DONE
         return train_run(recipe, out, self.resume, self.quiet)
 
@@ -106,7 +108,15 @@ class TrainPair(TrainsRecipe):
             say(f"Interrupted in {side}, at {state}. The same command with --resume continues.", file=sys.stderr)
             return INTERRUPTED
         for side, summary in summaries.items():
-            say(f"{out / side}: {json.dumps(summary)}")
+            say(f"{out / side}: {came_to(summary)}")
+        say(
+            next_commands(
+                {
+                    f"indm translate {shlex.quote(str(out))} IMAGES --out FOLDER": "pictures of A as pictures of B",
+                    f"indm evaluate {shlex.quote(str(out / side))}": "its likelihood, beside simple baselines",
+                }
+            )
+        )
         return DONE
 
 
@@ -137,8 +147,49 @@ def train_run(recipe: recipes.Recipe, out: Path, resume: bool, quiet: bool) -> i
         command = shlex.join(["indm", "train", str(out), "--resume"])
         say(f"Interrupted at {saved_state(summary)}. Continue with: {command}", file=sys.stderr)
         return INTERRUPTED
-    say(f"{out}: {json.dumps(summary)}")
+    run = shlex.quote(str(out))
+    say(f"{out}: {came_to(summary)}")
+    say(
+        next_commands(
+            {
+                f"indm evaluate {run}": "the likelihood of the test split, beside simple baselines",
+                f"indm sample {run}": "new samples",
+                f"indm train {run} --resume {more(recipe)}": "train on",
+            }
+        )
+    )
     return DONE
+
+
+def came_to(summary: dict) -> str:
+    """What a run came to, in one line; summary.json has more."""
+    seconds = timedelta(seconds=round(summary["seconds"]))
+    parts = [f"{summary['steps']:,} steps in {seconds}"]
+    if "valid_nelbo" in summary:
+        best = summary.get("best", {})
+        is_last = best.get("step") in (None, summary["steps"])
+        earlier = "" if is_last else f" (best {best['valid_nelbo']:.4g}, at step {best['step']:,})"
+        parts.append(f"validation NELBO {summary['valid_nelbo']:.4g} {summary['unit']}{earlier}")
+    for key, words in (
+        ("skipped_steps", "steps left out"),
+        ("rollbacks", "returns to a checkpoint"),
+        ("unreadable_images", "images that could not be read"),
+    ):
+        parts += [f"{summary[key]:,} {words}"] if summary.get(key) else []
+    return ", ".join(parts)
+
+
+def next_commands(lines: dict[str, str]) -> str:
+    """Commands, each with what it is for."""
+    width = max(map(len, lines))
+    return "\n".join(f"  {command:{width}}   {words}" for command, words in lines.items())
+
+
+def more(recipe: recipes.Recipe) -> str:
+    """The option that doubles the budget of a run of ``recipe``."""
+    budget = recipes.options_of(recipe, "train")
+    key = "steps" if math.isfinite(budget.steps) else "seconds"
+    return f"--train.{key} {2 * getattr(budget, key):.0f}"
 
 
 def saved_state(summary: dict) -> str:

@@ -26,10 +26,21 @@ def default(words: str):
     return arg(help_behavior_hint=f"(default: {words})")
 
 
+def _is_interval(value: float) -> bool:
+    return 0 < value < 1 or (value >= 1 and value == int(value))
+
+
 @dataclass(frozen=True)
 class Training:
-    """Keys of the recipe's [train] table. A run ends after ``steps`` or ``seconds``, whichever comes first."""
+    """Keys of the recipe's [train] table. A run ends after ``steps`` or ``seconds``, whichever comes first.
 
+    Warm-up and the intervals between lines, validations and checkpoints are numbers of steps, or shares of the run
+    where they are below 1.
+    """
+
+    preset: Annotated[Literal["", "auto", "small", "medium", "large"], arg(aliases=["--preset"])] = ""
+    """Sizes of network, flow and batch, and rates, where neither the recipe nor the command line gives them: "small",
+    "medium" or "large"; "auto" takes the largest with enough steps in the budget, by the measured time of a step."""
     objective: str = "mle"
     """What is minimised: "mle" is the NELBO; with "fid" the score minimises the variance-weighted loss; "flow" trains
     the flow alone; or a loss of yours as package.module:name, see indm.objective.Objective."""
@@ -55,14 +66,15 @@ class Training:
     """Decoupled weight decay of the flow."""
     clip: float = 1.0
     """Largest norm of the gradient; score and flow are clipped separately."""
-    warmup: int = 0
-    """Steps in which the learning rates rise linearly."""
-    flow_warmup: int = 0
+    warmup: float = 0
+    """Steps in which the learning rates rise linearly; below 1, a share of the run."""
+    flow_warmup: float = 0
     """The same for the flow, if that is longer, so that the score gets a head start."""
     decay: float = 0.0
     """Last fraction of the run, in which the learning rates fall linearly to 0."""
     ema: float = 0.999
-    """Decay of the averaged weights, which are those that are validated and saved."""
+    """Decay of the averaged weights, which are those that are validated and saved. After n steps it is at most
+    (1 + n)/(10 + n), so that the average is over the last tenth of a short run."""
     pretrain: float = 0.0
     """First fraction of the run, in which the score is trained without the flow."""
     soft_truncation: float = 0.0
@@ -81,14 +93,14 @@ class Training:
     versions.json of the run has it."""
     workers: int = 0
     """Processes that load data; 0 loads them in the process that trains."""
-    log_every: int = 50
-    """Steps between two lines of the metrics log."""
-    validate_every: int = 500
-    """Steps between two validations."""
+    log_every: float = 50
+    """Steps between two lines of the metrics log; below 1, a share of the run."""
+    validate_every: float = 0.05
+    """Steps between two validations; below 1, a share of the run."""
     validate_examples: int = 1000
     """Examples of the validation split that a validation uses, at most."""
-    checkpoint_every: int = 1000
-    """Steps between two checkpoints."""
+    checkpoint_every: float = 1000
+    """Steps between two checkpoints; below 1, a share of the run."""
     keep_last: int = 2
     """Checkpoints that are kept, each about four times the size of the model; best/ is the averaged model alone."""
     max_skipped_steps: int = 20
@@ -97,6 +109,8 @@ class Training:
     """Times a run goes back to its last checkpoint, at half the learning rates, before it stops with an error."""
     snapshot_every: int = 0
     """Steps between two copies of the averaged model, kept as snapshots/STEP; 0 keeps none."""
+    final: Literal["last", "best"] = "last"
+    """Which averaged model is the run's in the end: the last one, or that of the best validation."""
     seed: int = 0
     """Seed of the weights, the batches and the noise."""
     trackers: tuple[str, ...] = ()
@@ -105,12 +119,20 @@ class Training:
     def __post_init__(self):
         check_whole_numbers(self, "train.")
         check_each(self, "train", lambda v: v >= 1, "at least 1", "batch_size accumulate validate_examples")
-        check_each(self, "train", lambda v: v >= 1, "at least 1", "log_every validate_every checkpoint_every")
+        intervals = "log_every validate_every checkpoint_every"
+        check_each(self, "train", _is_interval, "a whole number of steps, or a share of the run below 1", intervals)
+        check_each(
+            self,
+            "train",
+            lambda v: not v or _is_interval(v),
+            "0, a whole number of steps, or a share of the run below 1",
+            "warmup flow_warmup",
+        )
         check_each(self, "train", lambda v: v >= 1, "at least 1", "keep_last max_skipped_steps")
         check_each(self, "train", lambda v: v == "auto" or v >= 1, '"auto" or at least 1', "threads")
         check_each(self, "train", lambda v: v > 0, "positive", "steps seconds lr flow_lr clip")
-        check_each(self, "train", lambda v: v >= 0, "0 or more", "weight_decay flow_weight_decay warmup workers seed")
-        check_each(self, "train", lambda v: v >= 0, "0 or more", "soft_truncation flow_warmup isometry terminal")
+        check_each(self, "train", lambda v: v >= 0, "0 or more", "weight_decay flow_weight_decay workers seed")
+        check_each(self, "train", lambda v: v >= 0, "0 or more", "soft_truncation isometry terminal")
         check_each(self, "train", lambda v: v >= 0, "0 or more", "snapshot_every max_rollbacks")
         check_each(self, "train", lambda v: 0 <= v < 1, "in [0, 1)", "ema pretrain")
         check_each(self, "train", lambda v: 0 <= v <= 1, "in [0, 1]", "decay")

@@ -2,6 +2,9 @@
 
 ``[data]``, ``[flow]``, ``[sde]`` and ``[net]`` each have a ``name`` and the arguments of what it names (checked where
 that is built); ``[train]`` and ``[evaluate]`` are the dataclasses :class:`Training` and :class:`Evaluation`.
+
+A recipe may have presets: ``[presets.small.net]`` holds keys of ``[net]`` for ``train.preset = "small"``. Such a recipe
+is open until :mod:`indm.training.presets` has filled them in, for which it needs the data.
 """
 
 import itertools
@@ -35,6 +38,7 @@ GROUPS = {  # what a bundled recipe is for → the command that trains it
 }
 OPTIONAL_TABLES = ("data_b",)  # a second data set: the law that x_T shall have
 TABLES = (*NAMED_TABLES, *OPTIONAL_TABLES, *OPTION_TABLES)
+PRESETS = "presets"
 
 
 @dataclass(frozen=True)
@@ -131,10 +135,37 @@ def override(recipe: Recipe, changes: dict[str, str]) -> Recipe:
     return changed
 
 
+def is_open(recipe: Recipe) -> bool:
+    """Whether a preset is yet to be filled in."""
+    return bool(recipe.get("train", {}).get("preset"))
+
+
+def with_preset(recipe: Recipe, preset: Recipe) -> Recipe:
+    """``recipe`` with the keys of ``preset`` where it has none itself; it is open no more.
+
+    A table of the preset that names a part is for that part alone.
+    """
+    filled = {table: dict(content) for table, content in recipe.items() if table != PRESETS}
+    del filled["train"]["preset"]
+    for table, content in preset.items():
+        own = filled.setdefault(table, {})
+        if content.get("name") in (None, own.get("name")):
+            filled[table] = content | own
+    return filled
+
+
+def as_continued(recipe: Recipe, run: str | Path) -> Recipe:
+    """``recipe``, if it is open, with the keys of the run folder ``run`` where it has none itself."""
+    return resolve(with_preset(recipe, load(run))) if is_open(recipe) else recipe
+
+
 def resolve(recipe: Recipe) -> Recipe:
-    """``recipe`` checked and with the defaults of ``[train]`` and ``[evaluate]`` filled in, tables in fixed order."""
+    """``recipe`` checked and with the defaults of ``[train]`` and ``[evaluate]`` filled in, tables in fixed order.
+
+    An open one is checked alone.
+    """
     for table in recipe:
-        check_name(table, TABLES, "table", f"[{table}]")
+        check_name(table, (*TABLES, PRESETS), "table", f"[{table}]")
         for key in recipe[table]:
             check_name_is_current(f"{table}.{key}")
     optional = [table for table in OPTIONAL_TABLES if table in recipe]
@@ -142,6 +173,8 @@ def resolve(recipe: Recipe) -> Recipe:
         if not isinstance(recipe.get(table, {}).get("name"), str):
             raise ValueError(f'[{table}] needs a name = "…" that says which {table} is meant')
     options = {"train": asdict(options_of(recipe, "train")), "evaluate": asdict(options_of(recipe, "evaluate"))}
+    if is_open(recipe):
+        return recipe
     return {table: dict(options.get(table, recipe.get(table, {}))) for table in (*NAMED_TABLES, *optional, *options)}
 
 

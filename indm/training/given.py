@@ -109,7 +109,7 @@ def model_of(model: nn.Module, recipe: Recipe, data: Data) -> nn.Module:
     """
     shape = tuple(data.shape)
     if not is_whole(model):
-        torch.manual_seed(recipe["train"]["seed"])
+        torch.manual_seed(recipes.options_of(recipe, "train").seed)
         flow, sde = (cast(Any, build(recipe[kind], kind, shape)) for kind in ("flow", "sde"))
         return INDM(flow, score_for(model)(model, sde), data.scaling, shape)
     if isinstance(model, INDM) and (not model.has_shape or model.scaling.is_identity()):

@@ -10,6 +10,7 @@ to its last checkpoint, at half the learning rates. If that does not help, it st
 
 import copy
 import importlib.util
+import math
 import sys
 import threading
 import time
@@ -21,7 +22,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from indm.config import recipes
 from indm.config.options import Training
@@ -30,22 +30,23 @@ from indm.data.base import Data, stack
 from indm.data.image_files import count_unreadable
 from indm.data.registry import load_data
 from indm.files import atomic
+from indm.model import reading
 from indm.objective import Losses, Objective
-from indm.runs.folder import check_folder, read_metrics
+from indm.runs.folder import check_folder, is_run, read_metrics
 from indm.runs.lock import run_lock
 from indm.runs.processes import by_main_process
 from indm.runs.provenance import describe, split_record, warn_of_other_splits
 from indm.runs.signals import interruptible
 from indm.sampling import centre_prior
-from indm.training import checkpoints, given, threads
+from indm.training import checkpoints, given, presets, threads
 from indm.training.devices import make_accelerator, peak_memory_mib
-from indm.training.metrics_log import LOOK_EVERY, Fault, MetricsLog
+from indm.training.metrics_log import BEST, LOOK_EVERY, Fault, MetricsLog
+from indm.training.progress import Progress
+from indm.training.step import is_due
 from indm.training.threads import SlowSteps
 from indm.training.trainer import Trainer
 
-BAR = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}{postfix}"
-
-
+FEW_STEPS = 200  # of a run that has hardly learned anything
 Callback = Callable[[Trainer, dict[str, Tensor]], bool | None]
 
 
@@ -109,21 +110,27 @@ def train(
         data = torch.randn(1000, 2)
         train("eight-gaussians", "runs/mine", data=data, callbacks=[lambda trainer, terms: trainer.step == 100])
     """
-    recipe, out = given.recipe_of(recipe, model, data, objective), Path(out)
-    check_trackers(recipe["train"]["trackers"])
-    accelerator = make_accelerator(recipes.options_of(recipe, "train"), out)
-    by_main_process(lambda: check_folder(out, recipe, resume))  # before anything slow
-    parts_of_run = given.resolved(recipe, accelerator, model, data, objective)
-    made = (trainer or Trainer)(recipe, accelerator=accelerator, **parts_of_run)
+    wanted, out = given.recipe_of(recipe, model, data, objective), Path(out)
+    if resume and is_run(out):
+        wanted = recipes.as_continued(wanted, out)
+    options = recipes.options_of(wanted, "train")
+    check_trackers(options.trackers)
+    accelerator = make_accelerator(options, out)
+    by_main_process(lambda: check_folder(out, wanted, resume))  # before anything slow
+    parts_of_run = given.resolved(wanted, accelerator, model, data, objective)
+    whole, notes = presets.completed(wanted, parts_of_run, accelerator, trainer or Trainer)
+    if progress and accelerator.is_main_process:
+        tell(*notes)
+    made = (trainer or Trainer)(whole, accelerator=accelerator, **parts_of_run)
     with ExitStack() as held:
 
         def lock() -> bool:
             """Whether there is a state to continue from, now that no other process can change that."""
             held.enter_context(run_lock(out))
-            check_folder(out, recipe, resume)
+            check_folder(out, whole, resume)
             return resume and not checkpoints.nothing_saved(out)
 
-        return run_in(out, recipe, made, by_main_process(lock), callbacks, progress)
+        return run_in(out, whole, made, by_main_process(lock), callbacks, progress)
 
 
 def run_in(
@@ -141,7 +148,7 @@ def run_in(
         describe(out, recipe, trainer.accelerator.device, trainer.data.notes, record)
         warn_of_lost_steps(out, trainer.step)
     if choice.seconds and progress:
-        tqdm.write(str(choice), file=sys.stderr)
+        tell(str(choice))
     with choice.in_use(), MetricsLog(trainer, out, recipe) as log, interruptible() as interrupted:
         if not resumes:
             trainer.save(out)  # an error now, if the folder cannot be written
@@ -150,11 +157,17 @@ def run_in(
             trainer.save(out)
         summary = Summary(summarise(trainer, out, stopped))
         if main:
-            if trainer.options.latent_mean:
-                with_centred_prior(trainer).save(out)
+            save_final(trainer, out)
             atomic.json_object(out / "summary.json", summary)
+            warn_of_short_run(trainer, stopped)
         summary.signal_received = agree(trainer, interrupted.is_set())  # also in what comes after the last step
     return summary
+
+
+def tell(*notes: str) -> None:
+    """Show what was decided for a run."""
+    for note in notes:
+        print(note, file=sys.stderr)
 
 
 def stop_requests(
@@ -192,12 +205,12 @@ def loop(
     """
     o, batches, stops, slow_steps = trainer.options, trainer.batches(), False, SlowSteps()
 
-    def due(every: int) -> bool:
-        return trainer.step % every == 0
+    def due(every: float) -> bool:
+        return is_due(every, trainer.step, before, trainer.progress)
 
-    with tqdm(total=1.0, initial=min(trainer.progress, 1.0), disable=not progress, bar_format=BAR) as bar:
+    with Progress(min(trainer.progress, 1.0), log.line, disabled=not progress) as shown:
         while trainer.progress < 1 and not stops:
-            started = time.perf_counter()
+            before, started = trainer.progress, time.perf_counter()
             terms = trainer.train_step(batches)
             seconds = time.perf_counter() - started
             trainer.seconds += seconds
@@ -210,7 +223,7 @@ def loop(
             logs, validates, saves = over or due(o.log_every), over or due(o.validate_every), due(o.checkpoint_every)
             fault = log.look() if logs or validates or saves or due(LOOK_EVERY) else None
             if not fault and logs:
-                bar.set_postfix_str(log.log_step(), refresh=False)
+                log.log_step()
             if not fault and validates:
                 fault = log.log_validation()
             if fault:
@@ -221,7 +234,7 @@ def loop(
                 trainer.ema.model.save(out / "snapshots" / str(trainer.step))
             if saves and not over and not trainer.skipped_in_row:
                 trainer.save(out)
-            bar.update(min(trainer.progress, 1.0) - bar.n)
+            shown.update(trainer.progress)
         log.look()
     return stops
 
@@ -259,12 +272,18 @@ def agree(trainer: Trainer, stops: bool) -> bool:
     return stopping > 0
 
 
-def plan(recipe: Recipe) -> dict:
-    """What a run would be, without making it: parameters, data, and the seconds of one step on this machine."""
+def plan(recipe: Recipe) -> tuple[Recipe, dict]:
+    """What a run would be, without making it: its whole recipe, and what is known of it on this machine.
+
+    That is parameters, data, the seconds of one step, and the seconds and steps of the run (validation apart).
+    """
     recipe = recipes.resolve(recipe)
     accelerator = make_accelerator(recipes.options_of(recipe, "train"))
-    trainer = Trainer(recipe, load_data(**recipe["data"]), accelerator)
-    choice, batches, cycle = threads.choose(trainer), trainer.batches(), max(3, trainer.options.flow_update_every)
+    data = load_data(**recipe["data"])
+    recipe, notes = presets.completed(recipe, {"data": data}, accelerator)
+    trainer = Trainer(recipe, data, accelerator)
+    o, choice, batches = trainer.options, threads.choose(trainer), trainer.batches()
+    cycle = max(3, o.flow_update_every)
     trainer.pretraining = False
     with choice.in_use():
         float(trainer.train_step(batches)["skipped"])  # waits for the device
@@ -272,22 +291,53 @@ def plan(recipe: Recipe) -> dict:
         for _ in range(cycle):
             float(trainer.train_step(batches)["skipped"])
         seconds = (time.perf_counter() - started) / cycle
-    return {
+    steps = min(o.steps, o.seconds / seconds)
+    return recipe, {
+        **{f"note {number}": note for number, note in enumerate(notes, 1)},
         **{name.replace("_", " "): count for name, count in sizes(trainer).items()},
         "event shape": tuple(trainer.data.shape),
         "examples": {split: len(getattr(trainer.data, split)) for split in ("train", "valid", "test")},
         "device": str(accelerator.device),
         "threads": choice.threads,
         "seconds per step": seconds,
+        "steps": round(steps),
+        "seconds": round(steps * seconds),
     }
 
 
 @torch.no_grad()
-def with_centred_prior(trainer: Trainer) -> nn.Module:
-    """A copy of the averaged model whose prior sits at the mean latent of (up to 10,000) training examples."""
+def save_final(trainer: Trainer, out: Path) -> None:
+    """Save the model that ``train.final`` and ``train.latent_mean`` ask for, where that is not the last average.
+
+    With ``latent_mean`` its prior sits at the mean latent of (up to 10,000) training examples. Checkpoints stay as
+    they are.
+    """
+    o = trainer.options
+    is_earlier = o.final == "best" and trainer.best.get("step", trainer.step) != trainer.step
+    if not is_earlier and not o.latent_mean:
+        return
     model = copy.deepcopy(trainer.ema.model)
-    centre_prior(model, stack(trainer.data.train, 10_000), batch_size=trainer.micro_batch_size)
-    return model
+    if is_earlier:
+        with reading(out / BEST, str(trainer.accelerator.device)) as saved:
+            model.load_state_dict(saved.state)
+    if o.latent_mean:
+        centre_prior(model, stack(trainer.data.train, 10_000), batch_size=trainer.micro_batch_size)
+    model.save(out)
+
+
+def warn_of_short_run(trainer: Trainer, interrupted: bool) -> None:
+    """Warn where a run has spent its budget before it could learn much."""
+    o, step = trainer.options, trainer.step
+    warmup = max(o.warmup, o.flow_warmup)
+    if interrupted or not (step < FEW_STEPS or step <= warmup):
+        return
+    why = f"inside its warm-up of {warmup:g} steps" if 1 <= warmup >= step else f"after {step} steps"
+    longer = "train.seconds" if math.isfinite(o.seconds) else "train.steps"
+    warnings.warn(
+        f"the run ended {why}, before it could learn much: give it more {longer}, a smaller model "
+        "(--preset small) or a smaller train.batch_size",
+        stacklevel=3,
+    )
 
 
 def sizes(trainer: Trainer) -> dict[str, int]:

@@ -18,6 +18,8 @@ from indm.files import atomic, untrusted
 from indm.messages import reason
 from indm.runs.folder import read_metrics
 
+PENALTIES = ("isometry", "terminal")  # terms beside the NELBO that are worth watching
+BEST = "best"  # the folder of the averaged model with the best validation, in that of the run
 TOTALS = ("loss", "nelbo")  # sums of other terms: not the cause where one of those is not finite either
 LOOK_EVERY = 50  # steps
 
@@ -65,8 +67,9 @@ class MetricsLog:
 
     def __init__(self, trainer, run: Path, recipe: Recipe):
         self.trainer, self.path, self.recipe = trainer, run / "metrics.jsonl", recipe
-        self.best = run / "best" / "validation.json"  # of which step and how good the model beside it is
+        self.best = run / BEST / "validation.json"  # of which step and how good the model beside it is
         self.unread: list[dict[str, Tensor]] = []
+        self.newest: dict[str, float] = {}  # terms of the last line that had them
 
     def __enter__(self) -> "MetricsLog":
         if self.trainer.options.trackers:
@@ -142,21 +145,40 @@ class MetricsLog:
         parts = [name for name in broken if name not in gradients and name not in TOTALS]
         return ", ".join(parts or [name for name in broken if name not in gradients] or sorted(gradients))
 
-    def log_step(self) -> str:
-        """Write the means since the last call (terms in nats, the NELBO as in validation); what the bar shows."""
+    def log_step(self) -> None:
+        """Write the means since the last call (terms in nats, the NELBO as in validation). Collective."""
         means, trainer = self.trainer.means, self.trainer
         terms = {k: trainer.accelerator.reduce(v / means.counts[k], "mean").item() for k, v in means.sums.items()}
-        terms = {name: value for name, value in terms.items() if math.isfinite(value)}  # none if all were left out
+        terms = self._in_units(terms)
+        self.newest |= terms
         trainer.means = Means()
         rates = {f"{group['name']}_lr": group["lr"] for group in trainer.optimizer.param_groups}
-        parts = " ".join(f"{name} {terms[name]:.1f}" for name in trainer.shown if name in terms)
-        shown = ""
-        if "nelbo" in terms:
-            terms["nelbo"], unit = trainer.in_units(torch.tensor(terms["nelbo"]))
-            shown = f" nelbo {terms['nelbo']:.3f} {unit}"
         self._write(terms | rates, trainer.step)
-        validation = f" valid {trainer.validation['valid_nelbo']:.3f}" if trainer.validation else ""
-        return f" step {trainer.step}{shown} ({parts})" + validation
+
+    def _in_units(self, terms: dict[str, float]) -> dict[str, float]:
+        """Those that are finite (none where all steps were left out), the NELBO in bits/dim or nats."""
+        terms = {name: value for name, value in terms.items() if math.isfinite(value)}
+        if "nelbo" in terms:
+            terms["nelbo"], _ = self.trainer.in_units(torch.tensor(terms["nelbo"]))
+        return terms
+
+    def line(self) -> str:
+        """Where the run is, for whoever watches it: step, loss, validation, learning rate.
+
+        The loss is the NELBO where there is one: this process's mean since the last line of the log, or that line's.
+        """
+        means, trainer = self.trainer.means, self.trainer
+        terms = self.newest | self._in_units({k: (v / means.counts[k]).item() for k, v in means.sums.items()})
+        parts = [f"step {trainer.step}"]
+        if "nelbo" in terms:
+            parts += [f"NELBO {terms['nelbo']:.3f} {trainer.in_units(0.0)[1]}"]
+            parts += [f"{name} {terms[name]:.4g}" for name in PENALTIES if name in terms]
+        else:
+            parts += [f"{name} {terms[name]:.4g}" for name in ("loss", *trainer.shown) if name in terms]
+        if trainer.validation:
+            parts += [f"validation {trainer.validation['valid_nelbo']:.3f}"]
+        rate = max(group["lr"] for group in trainer.optimizer.param_groups)
+        return ", ".join([*parts, f"rate {rate:.2g}"])
 
     def log_validation(self) -> Fault | None:
         """Validate and write the result, and keep the averaged model if it is the best so far.

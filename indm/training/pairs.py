@@ -8,12 +8,15 @@ from accelerate import PartialState
 
 from indm.config import recipes
 from indm.config.recipes import Recipe
+from indm.data.base import Data
 from indm.data.registry import load_data
 from indm.files import atomic
 from indm.runs.folder import check_empty, check_folder, finished, is_run
 from indm.runs.processes import by_main_process
+from indm.training import presets
 from indm.training.checks import check_second
-from indm.training.loop import train
+from indm.training.devices import make_accelerator
+from indm.training.loop import tell, train
 
 SIDES = ("a", "b")
 PAIR = "pair.toml"  # the recipe of both, in the folder that holds the runs of the sides
@@ -48,11 +51,17 @@ def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: boo
     Raises:
         ValueError: as :func:`indm.training.loop.train`; data sets that are not of one kind.
     """
-    sides = {side: recipes.resolve(content) for side, content in sides_of(recipe).items()}
+    if resume and (out / PAIR).is_file():
+        recipe = recipes.as_continued(recipe, out / PAIR)
     processes = PartialState(cpu=not torch.accelerator.is_available())
+    sides = {side: recipes.resolve(content) for side, content in sides_of(recipe).items()}
     started = by_main_process(lambda: _started(out, sides, resume))
     with processes.main_process_first():
-        check_second(*(load_data(**content["data"]) for content in sides.values()))
+        both = [load_data(**content["data"]) for content in sides.values()]
+    check_second(*both)
+    if recipes.is_open(recipe):
+        recipe = _completed(recipe, sides["a"], min(both, key=lambda data: len(data.train)), progress)
+        sides = {side: recipes.resolve(content) for side, content in sides_of(recipe).items()}
     if processes.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         atomic.text(out / PAIR, recipes.to_toml(recipe))
@@ -67,6 +76,15 @@ def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: boo
         if summary.signal_received:
             break
     return summaries
+
+
+def _completed(recipe: Recipe, side: Recipe, data: Data, progress: bool) -> Recipe:
+    """An open ``recipe`` of a pair with the preset that fits one ``side`` and the ``data`` of fewer examples."""
+    accelerator = make_accelerator(recipes.options_of(side, "train"))
+    preset, notes = presets.chosen(side, {"data": data}, accelerator)
+    if progress and accelerator.is_main_process:
+        tell(*notes)
+    return recipes.with_preset(recipe, preset)
 
 
 def _started(out: Path, sides: dict[str, Recipe], resume: bool) -> list[str]:

@@ -1,5 +1,6 @@
 """One forward pass of training as a module, and the schedule of the learning rates."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from indm.model import INDM
 from indm.objective import Objective
 from indm.tensors import event_size
 from indm.training.penalties import Penalty
+
+ROUNDING = 1e-9  # of a share, in intervals: three tenths of ten steps are three
 
 
 class TrainingStep(nn.Module):
@@ -43,7 +46,20 @@ class TrainingStep(nn.Module):
 
 
 def learning_rate_factor(step: int, progress: float, warmup: float, decay: float) -> float:
-    """Linear rise over the first ``warmup`` steps, 1, linear fall to 0 over the last fraction ``decay`` of the run."""
-    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
-    fall = min(1.0, (1 - progress) / decay) if decay else 1.0
-    return rise * max(fall, 0.0)
+    """A linear rise, 1, and a linear fall to 0 over the last share ``decay`` of the run.
+
+    The rise takes ``warmup`` steps, or that share of the run where it is below 1; then the first step has rate 0.
+    """
+    risen = (progress if warmup < 1 else step + 1) / warmup if warmup else 1.0
+    fall = (1 - progress) / decay if decay else 1.0
+    return min(risen, 1.0) * max(min(fall, 1.0), 0.0)
+
+
+def is_due(every: float, step: int, before: float, progress: float) -> bool:
+    """Whether ``step``, which took the run from ``before`` to ``progress`` (shares of it), ends an interval.
+
+    Intervals are of ``every`` steps, or of that share of the run where it is below 1.
+    """
+    if every >= 1:
+        return step % every == 0
+    return math.floor(progress / every + ROUNDING) > math.floor(before / every + ROUNDING)

@@ -247,9 +247,9 @@ class Trainer:
     def _set_learning_rates(self) -> None:
         o = self.options
         for group in self.optimizer.param_groups:
-            warmup = max(o.warmup, self._option_of(group["name"], "warmup"))
-            scheduled = learning_rate_factor(self.step, self.progress, warmup, o.decay)
-            group["lr"] = self.lr_factor * group["base_lr"] * scheduled
+            warmups = o.warmup, self._option_of(group["name"], "warmup")
+            factors = (learning_rate_factor(self.step, self.progress, warmup, o.decay) for warmup in warmups)
+            group["lr"] = self.lr_factor * group["base_lr"] * min(factors)
 
     def forward_backward(self, batches: Iterator[Tensor], conditions: dict) -> dict[str, Tensor]:
         """Gradients of the mean loss over the batches of one step; the means of its terms.

@@ -917,7 +917,8 @@ def test_parts_shows_names_options_and_what_they_mean(capsys):
         ("digits", {"train.steps": "150"}, 150, math.inf),
         ("digits", {"train.seconds": "5"}, math.inf, 5),
         ("digits", {"train.steps": "150", "train.seconds": "5"}, 150, 5),
-        ("folder", {"train.steps": "150"}, 150, None),
+        ("folder", {"train.steps": "150"}, 150, math.inf),
+        ("cifar10-vp-nll", {"train.steps": "150"}, 150, None),
     ],
 )
 def test_a_number_of_steps_replaces_a_budget_of_seconds(name, changes, steps, seconds):
