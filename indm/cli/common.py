@@ -17,9 +17,8 @@ class Common:
     """What every command takes. A command is a dataclass of its options with ``run() -> exit status``."""
 
     tables: ClassVar[tuple[str, ...]] = ()
-    """Tables whose keys are given as ``--table.key value``, see :func:`indm.cli.tables.take_tables`."""
-    named: ClassVar[bool] = True
-    """Whether ``--table name`` is taken with them."""
+    """Tables whose keys are given as ``--table.key value``, see :func:`indm.cli.tables.take_tables`; of those that name
+    a part of the recipe, ``--table name`` is taken, too."""
 
     table_values: Annotated[dict[str, str], Suppress] = field(default_factory=dict)
     """What was given so, as TOML texts."""

@@ -7,19 +7,18 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from indm.cli.common import DONE, Common
-from indm.cli.tables import flags_of, given
 from indm.config import recipes
-from indm.config.options import ConversionOptions, Evaluation
+from indm.config.options import ConversionOptions
 
-EvaluationFlags = flags_of(Evaluation)
 LISTS = {"overruled": "the tensors overrule the recipe", "unrelated": "settings passed over"}  # of what is made
 
 
 @dataclass
 class Convert(Common):
-    """Make a run of a released checkpoint: of the paper's code, or of score_sde_pytorch (then without a flow).
+    """Make a run of a checkpoint that the paper's authors or score_sde_pytorch released.
 
-    Channels, levels, blocks, attention, pyramids and embedding are read from the tensors. The rest must be given:
+    Those of score_sde_pytorch have no flow. Channels, levels, blocks, attention, pyramids and embedding are read from
+    the tensors. The rest must be given:
 
     by --recipe cifar10-vp-nll, which has all of it for that setting of the paper;
 
@@ -35,7 +34,7 @@ class Convert(Common):
     run.
     """
 
-    tables = ("data", "sde", "net")
+    tables = ("data", "sde", "net", "evaluate")
 
     checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
     """The score's file, for example checkpoint_26.pth."""
@@ -44,15 +43,12 @@ class Convert(Common):
     out: Annotated[Path, arg(metavar="RUN")] = Path("runs/converted")
     """The run folder."""
     options: Annotated[ConversionOptions, arg(name="")] = field(default_factory=ConversionOptions)
-    evaluate: EvaluationFlags = field(default_factory=EvaluationFlags)
 
     def run(self) -> int:
         from indm.convert.run import convert
 
-        changes = self.table_values | {f"evaluate.{key}": text for key, text in given(self.evaluate).items()}
-        made = convert(
-            self.checkpoint, self.out, flow_checkpoint=self.flow_checkpoint, changes=changes, **vars(self.options)
-        )
+        flow, options = self.flow_checkpoint, vars(self.options)
+        made = convert(self.checkpoint, self.out, flow_checkpoint=flow, changes=self.table_values, **options)
         for name in ("from_the_tensors", "assumed", "data"):
             settings = ", ".join(f"{key} = {recipes.literal(value)}" for key, value in made[name].items())
             print(f"{name.replace('_', ' ')}: {settings or 'nothing'}")

@@ -1,130 +1,20 @@
-"""The command line: one class a command, ``indm COMMAND --help``."""
+"""The ``indm`` program: one command, run to its exit status."""
 
 import contextlib
 import io
-import itertools
 import os
-import re
 import signal
 import sys
 import threading
 import traceback
 import warnings
 from collections.abc import Iterator
-from typing import Annotated, Any, Union, cast
-
-import tyro
 
 from indm.cli.common import DEFECT, INTERRUPTED, MISTAKE, NOBODY_READS, Common
-from indm.cli.convert import Convert
-from indm.cli.evaluate import Evaluate
-from indm.cli.parts import Parts
-from indm.cli.recipes import Recipes
-from indm.cli.report import Compare, Inspect, Report
-from indm.cli.reproduce import Reproduce
-from indm.cli.sample import Fid, Sample
-from indm.cli.tables import take_tables
-from indm.cli.train import Train, TrainBridge, TrainPair
-from indm.cli.translate import Translate
+from indm.cli.parsing import parse
 from indm.config import parts
-from indm.config.migrations import check_flag_is_current
-from indm.messages import nearest, one_line
+from indm.messages import one_line
 from indm.runs.signals import end_at_once
-
-ABOUT = """Implicit nonlinear diffusion models: train one, report its likelihood, sample from it.
-
-  indm recipes                            what can be trained as it is
-  indm parts                              flows, SDEs, networks, … and the options of each
-  indm train digits --out runs/digits     train; Ctrl-C saves, --resume continues
-  indm evaluate runs/digits               NELBO and NLL of the test split, with error bars
-  indm sample runs/digits -n 64           a grid of samples
-  indm fid runs/cifar10                   FID, Inception score, KID, precision and recall
-  indm report runs/digits runs/linear     runs side by side on one page
-  indm train-pair cats dogs               two image folders, to translate one into the other
-  indm translate runs/cats-dogs cats --out as-dogs
-  indm reproduce --fast                   the paper's claims, each with a number and a verdict
-  indm convert FILE --recipe NAME --out RUN   a checkpoint of the paper's code, as a run
-
-Exit status:
-
-  0    all is done
-  1    some examples failed, which standard error names; the others are done
-  2    a mistake of yours, which one line on standard error explains
-  3    an error in this program; the same command with --debug shows where it came from
-  130  interrupted: training ends when its step is saved, other commands end soon; a second Ctrl-C ends at once
-  141  the reader of the output has closed it, as in "indm recipes | head"
-
-No file is overwritten without --overwrite.
-"""
-
-COMMANDS = {
-    "train": Train,
-    "train-pair": TrainPair,
-    "train-bridge": TrainBridge,
-    "convert": Convert,
-    "evaluate": Evaluate,
-    "sample": Sample,
-    "fid": Fid,
-    "translate": Translate,
-    "compare": Compare,
-    "inspect": Inspect,
-    "report": Report,
-    "reproduce": Reproduce,
-    "recipes": Recipes,
-    "parts": Parts,
-}
-UNKNOWN = "Unrecognized options: "  # as tyro says
-CONFIG = (tyro.conf.FlagCreatePairsOff,)
-ANY_COMMAND = Union[  # noqa: UP007
-    tuple(
-        Annotated[kind, tyro.conf.subcommand(name, description=str(kind.__doc__).splitlines()[0])]
-        for name, kind in COMMANDS.items()
-    )
-]
-
-
-def parse(arguments: list[str]) -> Common:
-    """The command that the arguments ask for.
-
-    Raises:
-        ValueError: what is wrong with the arguments, in one line.
-        SystemExit: the help was asked for, and shown.
-    """
-    kind: type[Common] | None = None
-    if arguments and not arguments[0].startswith("-"):
-        name, *options = arguments
-        if name not in COMMANDS:
-            raise ValueError(f"{one_line(name)} is no command of indm{nearest(name, COMMANDS)}")
-        for option in options:
-            check_flag_is_current(name, option)
-        kind = COMMANDS[name]
-        options, values = take_tables(options, kind.tables, kind.named)
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            if kind is None:
-                return tyro.cli(cast(Any, ANY_COMMAND), prog="indm", description=ABOUT, args=arguments, config=CONFIG)
-            command = tyro.cli(kind, prog=f"indm {arguments[0]}", args=options, config=CONFIG)
-    except SystemExit as stop:
-        if stop.code in (None, 0):
-            raise
-        raise ValueError(in_one_line(complaint.getvalue())) from None
-    command.table_values = values
-    return command
-
-
-def in_one_line(complaint: str) -> str:
-    """What tyro says about a mistake in boxes of several lines."""
-    _, *lines = (re.sub(r"[─-╿|+]|-{3,}", " ", line).strip() for line in complaint.splitlines())
-    said = itertools.takewhile(lambda line: not line.startswith(("Argument helptext", "For full helptext")), lines)
-    first, *others = [line for line in said if line]
-    if not first.startswith(UNKNOWN):
-        return "; ".join([first, *others]).replace(":;", ":")
-    unknown = first.removeprefix(UNKNOWN).split(", ")[0]
-    if not unknown.startswith("-"):
-        return f"{unknown} is one argument too many"
-    similar = [line.split()[0] for line in others if line.startswith("-")]
-    return f"{unknown} is no known option" + (f"; did you mean {similar[0]!r}?" if similar else "")
 
 
 @contextlib.contextmanager
@@ -185,7 +75,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; every failure is one line on standard error and an exit status, see "indm --help"."""
+    """Run one command; every failure is one line on standard error and an exit status, see "indm help exit-status"."""
     for name in ("stdout", "stderr"):  # closed before the program started
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))

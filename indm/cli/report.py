@@ -12,13 +12,13 @@ from indm.config.options import InspectionOptions, ReportOptions
 
 @dataclass
 class Compare(Common):
-    """Compare evaluated runs: a table, paired differences from the first method, and comparison.png.
+    """Compare evaluated runs: a table, paired differences from the first, a picture.
 
     Runs whose recipes differ in the seed alone are one method. Methods are compared in pairs of equal seeds; a verdict
     needs two seeds or more of each, and Holm's adjusted p over all differences shown to be at most 5 %.
     """
 
-    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…")]
+    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…", help_behavior_hint="(required)")]
     """Two or more run folders, each of them evaluated on the same examples."""
     out: Path = Path(".")
     """Where to write comparison.png and comparison.json."""
@@ -37,13 +37,13 @@ class Compare(Common):
 
 @dataclass
 class Inspect(Common):
-    """Look at what the flow of a run does: flow.png and flow.json.
+    """Look at what the flow of a run does: flow.png, flow.json.
 
     Shows the singular values of its Jacobian, where it acts (colour, low and high frequencies, position), and up to
     which t a classifier tells the class from x_t. Add a linear run (--flow identity) to compare with.
     """
 
-    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…")]
+    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…", help_behavior_hint="(required)")]
     """One or more run folders, all of the same data."""
     options: Annotated[InspectionOptions, arg(name="")] = field(default_factory=InspectionOptions)
     out: Path = Path(".")
@@ -80,14 +80,15 @@ class Inspect(Common):
 
 @dataclass
 class Report(Common):
-    """Set runs of one data set side by side on one page: index.html, its pictures as PNG, report.json.
+    """Set runs of one data set side by side on one page, index.html.
 
     Learning curves, likelihoods, sample quality over steps for each sampler, samples, paths x_t, interpolation,
-    transport cost, the sampling error by parts, what the flow does. Runs that differ in the seed alone are averaged.
-    Measurements are kept in the run folders, so that a report that was stopped continues.
+    transport cost, the sampling error by parts, what the flow does. Its pictures as PNG and report.json lie beside it.
+    Runs that differ in the seed alone are averaged. Measurements are kept in the run folders, so that a report that was
+    stopped continues.
     """
 
-    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…")]
+    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…", help_behavior_hint="(required)")]
     """One or more run folders of one data set; those without an evaluation are evaluated first."""
     out: Path = Path("report")
     """Where to write."""

@@ -14,12 +14,12 @@ from indm.config.options import ReproductionOptions
 
 @dataclass
 class Reproduce(Common):
-    """Reproduce the paper's claims: train INDM and its linear twin at equal seconds, and judge each claim.
+    """Reproduce the paper's claims, each with a number and a verdict.
 
-    Also the plain flow, a VAE, pre-trained INDM, and both under VE. A verdict is that of a paired t over seeds,
-    adjusted by Holm's method over all differences that are judged; plan.json lists them before anything is trained.
-    Writes index.html, claims.md and claims.json. It can be killed at any time; the same command then continues. On two
-    cores the whole takes hours, --fast a quarter of an hour.
+    Trains INDM and its linear twin at equal seconds, also the plain flow, a VAE, pre-trained INDM, and both under VE. A
+    verdict is that of a paired t over seeds, adjusted by Holm's method over all differences that are judged; plan.json
+    lists them before anything is trained. Writes index.html, claims.md and claims.json. It can be killed at any time;
+    the same command then continues. On two cores the whole takes hours, --fast a quarter of an hour.
     """
 
     options: Annotated[ReproductionOptions, arg(name="")] = field(default_factory=ReproductionOptions)

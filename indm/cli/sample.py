@@ -18,7 +18,6 @@ class Draws(Common):
     """What the commands that draw samples of a run share."""
 
     tables = ("sampler",)
-    named = False  # --sampler is an option of the drawing
 
     drawing: Annotated[Drawing, arg(name="")]
     overwrite: bool = False
@@ -37,9 +36,10 @@ class Draws(Common):
 
 @dataclass
 class Sample(Draws):
-    """Draw samples from a run's model: samples.png (a grid, or a scatter plot beside the data) and samples.npz.
+    """Draw samples of a run: samples.png and samples.npz.
 
-    samples.npz and samples.json say how they were drawn. Samples that were drawn with the same options are kept, not
+    samples.png is a grid of images, or a scatter plot beside the data. samples.npz and samples.json say how they were
+    drawn. Samples that were drawn with the same options are kept, not
     drawn again.
     """
 
@@ -85,7 +85,7 @@ def test_data(table: dict[str, Any], n: int) -> Any:
 
 @dataclass
 class Fid(Draws):
-    """Score samples against a reference by torch-fidelity: FID, Inception score, KID, precision and recall.
+    """Score samples by torch-fidelity: FID, Inception score, KID, precision, recall.
 
     indm fid runs/cifar10 draws samples as "indm sample" does, keeps them in samples.npz and uses them again. The scores
     are added to fid.json with their provenance: pixels, sampler, split, extractor. Needs 'indm[fid]' and a file of

@@ -1,9 +1,8 @@
 """The tables of a recipe on the command line: ``--train.steps 500``, ``--flow coupling``, ``--flow.width 64``.
 
-The keys of [train] and [evaluate] are known: their flags, with help and defaults, are made from the dataclasses in
-:mod:`indm.config.options`. The keys of the other tables depend on the part that is named, which may be anybody's class;
-they are taken out of the arguments before tyro sees them (:func:`take_tables`), as a parser that does not know an
-option cannot tell its value from a positional argument.
+Most keys depend on the part that is named, which may be anybody's class. All are taken out of the arguments before tyro
+sees them (:func:`take_tables`), as a parser that does not know an option cannot tell its value from a positional
+argument; the recipe's checks say what is wrong with one.
 """
 
 import ast
@@ -12,14 +11,16 @@ import textwrap
 from collections.abc import Collection
 from dataclasses import field, fields, make_dataclass
 from itertools import pairwise
-from types import UnionType
+from pathlib import Path
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from tyro.conf import arg
 
-from indm.config.recipes import literal
+from indm.config.checks import SEQUENCES
+from indm.config.recipes import NAMED_TABLES, OPTION_TABLES, OPTIONAL_TABLES
 
-METAVARS = {int: "N", float: "NUMBER", bool: "true|false", str: "NAME"}
+METAVARS = {int: "N", float: "NUMBER", bool: "true|false", str: "NAME", Path: "PATH", dict: "TABLE"}
 
 
 def help_of(options: type) -> dict[str, str]:
@@ -33,46 +34,44 @@ def help_of(options: type) -> dict[str, str]:
     }
 
 
-def flags_of(options: type, default: str | None = None, about: str = "") -> type:
+def flags_of(options: type, default: str) -> type:
     """A dataclass with a field for each of ``options``: its TOML text, or None where no value was given.
 
     Args:
         options: a dataclass with a docstring below each field.
-        default: what the help shows as the default of each flag; None shows that of the field.
-        about: a sentence for the help below the docstring of ``options``.
+        default: what the help shows as the default of each flag.
     """
     sentences, made = help_of(options), []
     for option in fields(options):
-        shown = literal(option.default) if default is None else default
         flag = arg(
             metavar=metavar(option.type),
-            help=sentences[option.name],
-            help_behavior_hint=f"(default: {shown})",
-            aliases=aliases_of(option.type),
+            help=" ".join(sentences[option.name].split()),
+            help_behavior_hint=f"(default: {default})",
         )
         made.append((option.name, Annotated[str | None, flag], field(default=None)))
-    return make_dataclass(
-        f"{options.__name__}Flags", made, namespace={"__doc__": f"{options.__doc__}\n\n{about}"}, kw_only=True
-    )
+    return make_dataclass(f"{options.__name__}Flags", made, namespace={"__doc__": options.__doc__}, kw_only=True)
 
 
-def aliases_of(hint: Any) -> list[str] | None:
+def aliases_of(hint: Any) -> list[str]:
     """Other names of the flag of an option of that type."""
-    return next((list(note.aliases) for note in getattr(hint, "__metadata__", ()) if note.aliases), None)
+    return [alias for note in getattr(hint, "__metadata__", ()) for alias in note.aliases or ()]
 
 
 def metavar(hint: Any) -> str:
     """What stands for a value of that type in the help."""
-    if get_origin(hint) is Annotated:
-        return metavar(get_args(hint)[0])
-    if get_origin(hint) in (Union, UnionType):
-        return "|".join(map(metavar, get_args(hint)))
-    if get_origin(hint) is Literal:
-        return "|".join(get_args(hint))
-    if get_origin(hint) is tuple:
-        first, *others = get_args(hint)
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return metavar(inner[0])
+    if origin in (Union, UnionType):
+        return "|".join(metavar(part) for part in inner if part is not NoneType)
+    if origin is Literal:
+        return "|".join(filter(None, inner))
+    if origin in SEQUENCES and inner:
+        first, *others = inner
+        if origin is not tuple:
+            others = [...]
         return f"[{', '.join([metavar(first), *('…' if other is ... else metavar(other) for other in others)])}]"
-    return METAVARS[hint]
+    return METAVARS.get(origin or hint, "VALUE")
 
 
 def given(flags: object) -> dict[str, str]:
@@ -80,25 +79,33 @@ def given(flags: object) -> dict[str, str]:
     return {key: text for key, text in vars(flags).items() if text is not None}
 
 
-def take_tables(arguments: list[str], tables: Collection[str], named: bool = True) -> tuple[list[str], dict[str, str]]:
-    """Take ``--table.key value`` out of the arguments, and ``--table name`` too where ``named``.
+def take_tables(arguments: list[str], tables: Collection[str]) -> tuple[list[str], dict[str, str]]:
+    """Take ``--table.key value`` out of the arguments, ``--table name`` of a part, and other names of keys.
 
     Returns:
         The other arguments, and the values by ``table.key`` and ``table``.
     """
     others, taken = [], {}
+    named = {*tables} & {*NAMED_TABLES, *OPTIONAL_TABLES}
     remaining = iter(arguments)
     for argument in remaining:
-        name, equals, value = argument.removeprefix("--").partition("=")
-        name = name.replace("-", "_")
+        flag, equals, value = argument.partition("=")
+        name = ALIASES.get(flag, flag.removeprefix("--").replace("-", "_"))
         table, dot, _ = name.partition(".")
-        if not argument.startswith("--") or table not in tables or not (dot or named):
+        if not flag.startswith("--") or table not in (tables if dot else named):
             others.append(argument)
             continue
         if not equals:
-            try:
-                value = next(remaining)
-            except StopIteration:
-                raise ValueError(f"{argument} needs a value") from None
+            value = next(remaining, "--")
+            if value.startswith("--"):
+                raise ValueError(f"{flag} needs a value")
         taken[name] = value
     return others, taken
+
+
+ALIASES = {
+    alias: f"{table}.{option.name}"
+    for table, options in OPTION_TABLES.items()
+    for option in fields(options)
+    for alias in aliases_of(option.type)
+}  # of a flag → the key

@@ -4,7 +4,7 @@ import json
 import math
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -12,44 +12,30 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from indm.cli.common import DONE, INTERRUPTED, Common, name_of, outside, say
-from indm.cli.tables import flags_of, given
 from indm.config import recipes
-from indm.config.options import Evaluation, Training
 from indm.messages import one_line
-
-UNLESS = "The default shown holds where neither the recipe nor the command line gives a value."
-TrainingFlags = flags_of(Training, about=UNLESS)
-EvaluationFlags = flags_of(Evaluation, about=UNLESS)
 
 
 @dataclass(kw_only=True)
 class TrainsRecipe(Common):
     """What the commands that train a recipe share."""
 
-    tables = (*recipes.NAMED_TABLES, *recipes.OPTIONAL_TABLES)
+    tables = recipes.TABLES
 
     resume: bool = False
     """Continue from the last checkpoint in the run folder."""
     quiet: bool = False
     """No progress bar."""
-    train: TrainingFlags = field(default_factory=TrainingFlags)
-    evaluate: EvaluationFlags = field(default_factory=EvaluationFlags)
-
-    def changes(self) -> dict[str, str]:
-        """The changes of the recipe, by table or table.key."""
-        options = {"train": given(self.train), "evaluate": given(self.evaluate)}
-        dotted = {f"{table}.{key}": text for table, texts in options.items() for key, text in texts.items()}
-        return self.table_values | dotted
 
     def trusted(self) -> list[str]:
         """Also what this command line itself names, unless it continues a run that somebody else may have written."""
-        named = [value for key, value in self.changes().items() if "." not in key or key == "train.objective"]
+        named = [value for key, value in self.table_values.items() if "." not in key or key == "train.objective"]
         return super().trusted() + ([] if self.resume else outside(named))
 
 
 @dataclass
 class Train(TrainsRecipe):
-    """Train a model from a recipe, in a run folder.
+    """Train a model by a recipe, in a run folder.
 
     Any key of the recipe can be changed: --train.steps 500 --flow.width 32 --data.path my-images. A table's name alone
     puts another part in its place: --flow identity is the linear twin, --sde ve, --net mlp. A part can also be code of
@@ -70,7 +56,7 @@ class Train(TrainsRecipe):
     def run(self) -> int:
         from indm.training.loop import plan
 
-        recipe = recipes.override(recipes.load(self.recipe), self.changes())
+        recipe = recipes.override(recipes.load(self.recipe), self.table_values)
         is_run = self.recipe not in recipes.bundled() and Path(self.recipe).is_dir()
         out = self.out or (Path(self.recipe) if is_run else Path("runs") / name_of(self.recipe))
         if self.dry_run:
@@ -83,7 +69,7 @@ class Train(TrainsRecipe):
 
 @dataclass
 class TrainPair(TrainsRecipe):
-    """Train two models, one of each of two data sets, to translate between them with "indm translate".
+    """Train two models, of the data of A and of B, for "indm translate".
 
     Give two image folders, or a recipe with [data] and [data_b] (sneaker-boot, pullover-dress, digits-3-8, …). Both
     models have the recipe's settings and its whole budget each. Any key can be changed as in "indm train":
@@ -92,7 +78,7 @@ class TrainPair(TrainsRecipe):
     The run folder holds a run for each side, a and b. Ctrl-C saves; the same command with --resume continues.
     """
 
-    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="A B | RECIPE")]
+    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="A B | RECIPE", help_behavior_hint="(required)")]
     """Two image folders, or one recipe."""
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/RECIPE or runs/A-B)")] = None
     """The run folder."""
@@ -100,7 +86,7 @@ class TrainPair(TrainsRecipe):
     def run(self) -> int:
         from indm.training.pairs import train_pair
 
-        recipe, out = recipe_of_two(self.sources, self.changes(), self.out, "")
+        recipe, out = recipe_of_two(self.sources, self.table_values, self.out, "")
         summaries = train_pair(recipe, out, resume=self.resume, progress=not self.quiet)
         side, last = list(summaries.items())[-1]
         if last["interrupted"] or len(summaries) < 2:
@@ -122,19 +108,19 @@ class TrainPair(TrainsRecipe):
 
 @dataclass
 class TrainBridge(TrainsRecipe):
-    """Train one model whose diffusion begins in the images of A and ends in those of B.
+    """Train one model whose diffusion leads from the images of A to those of B.
 
     It minimises the NELBO of A plus train.terminal (1 unless changed) times −log p of B's images under the flow and
     the prior, both per dimension; both are logged, as nelbo and terminal. Sources and changes as in "indm train-pair".
     """
 
-    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="A B | RECIPE")]
+    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="A B | RECIPE", help_behavior_hint="(required)")]
     """Two image folders, or one recipe."""
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/RECIPE-bridge)")] = None
     """The run folder."""
 
     def run(self) -> int:
-        recipe, out = recipe_of_two(self.sources, self.changes(), self.out, "-bridge")
+        recipe, out = recipe_of_two(self.sources, self.table_values, self.out, "-bridge")
         return train_run(recipe, out, self.resume, self.quiet)
 
 

@@ -14,7 +14,7 @@ from indm.messages import one_line
 
 @dataclass
 class Translate(Common):
-    """Translate images of A into images of B, without pairs to learn from.
+    """Translate images of A into images of B by trained runs.
 
     "indm translate RUN_A RUN_B photos --out results" takes two models: to T along A's probability flow, back along B's.
 
@@ -26,7 +26,7 @@ class Translate(Common):
     translation.json with the distance of each result from its source and the reason for each that failed.
     """
 
-    paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN] IMAGES…")]
+    paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN] IMAGES…", help_behavior_hint="(required)")]
     """One or two run folders, then images: files, folders, patterns like "x/*.png", arrays as .npz or .npy."""
     out: Annotated[Path, arg(metavar="FOLDER")]
     """Where to write; a folder that is not empty is an error without --overwrite."""

@@ -85,7 +85,7 @@ def check_arguments(
         ValueError: an unknown name, a value of another type than annotated, or a missing argument.
     """
     parameters = arguments_of(target)
-    hints = dict(more) | _hints(target, parameters)
+    hints = dict(more) | hints_of(target, parameters)
     if not takes_any_name(target):
         for name in values:
             if name not in hints:
@@ -110,7 +110,7 @@ def takes_any_name(target: Callable[..., Any]) -> bool:
     return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(target).parameters.values())
 
 
-def _hints(target: Callable[..., Any], parameters: Iterable[str]) -> dict[str, object]:
+def hints_of(target: Callable[..., Any], parameters: Iterable[str]) -> dict[str, object]:
     """The types of the parameters; annotations that cannot be resolved stay text, which is not checked."""
     annotations = {name: p.annotation for name, p in inspect.signature(target).parameters.items()}
     with contextlib.suppress(NameError, TypeError, AttributeError):

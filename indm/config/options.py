@@ -356,7 +356,7 @@ class ReproductionOptions:
     fast: bool = False
     """A tenth of the budget and two seeds, with which verdicts come out undecided: shows whether everything works, not
     whether the claims hold."""
-    claims: tuple[str, ...] = ()
+    claims: Annotated[tuple[str, ...], default("none")] = ()
     """Claims of your own beside the paper's: package.module:name, each a function that returns a Claim."""
 
     def __post_init__(self):

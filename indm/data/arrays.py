@@ -38,13 +38,22 @@ def load_array(
     centered: bool = True,
     flip: bool = False,
 ) -> Data:
-    """An array of a .npy or .npz file or a table of a .csv file; ``seed`` splits; ``valid`` and ``test`` are fractions.
-
-    In an .npz it is the one called ``key``, by default ``samples`` or the only one. For tables, also in .tsv and .txt
-    files, see :func:`indm.data.tables.read_table`; they are floats without ``levels``, and integers with them.
+    """An array of a .npy or .npz file, or a table of a .csv, .tsv or .txt file.
 
     Floats (N, D) are vectors, standardised by the training split. Integers are grey levels 0 … ``levels`` − 1:
-    images (N, H, W), (N, H, W, C) or (N, C, H, W), of 256 levels by default if uint8, or vectors (N, D).
+    images (N, H, W), (N, H, W, C) or (N, C, H, W), or vectors (N, D). For tables see
+    :func:`indm.data.tables.read_table`; they are floats without ``levels``, and integers with them.
+
+    Args:
+        path: the file.
+        key: name of the array in an .npz; by default ``samples`` or the only one.
+        levels: number of grey levels of integers; by default 256 if they are uint8.
+        valid: fraction of the examples for validation.
+        test: fraction of the examples for the test.
+        seed: of the split.
+        limit: training examples to keep, the first ones; all by default.
+        centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
+        flip: whether training flips images horizontally at random.
     """
     data = as_data(
         _vectors_or_grey_levels(Path(path).expanduser(), key, levels),

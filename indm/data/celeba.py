@@ -24,7 +24,17 @@ def load_celeba(
     centered: bool = True,
     flip: bool = True,
 ) -> Data:
-    """CelebA by torchvision, in its standard splits: centre crop, antialiased bilinear resize; read from disk."""
+    """CelebA by torchvision, in its standard splits: centre crop, antialiased bilinear resize; read from disk.
+
+    Args:
+        size: side in pixels.
+        crop: side of the square that is cut out of the middle of each image before.
+        root: folder of the files; by default $INDM_DATA, or ~/.cache/indm.
+        download: whether to fetch files that are missing.
+        limit: training examples to keep, the first ones; all by default.
+        centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
+        flip: whether training flips images horizontally at random.
+    """
     check_size(size, crop)
     home = str(download_root(root))
     parts: dict[str, Any] = {}

@@ -23,7 +23,17 @@ def load_cifar10(
     centered: bool = True,
     flip: bool = True,
 ) -> Data:
-    """CIFAR-10 by torchvision: 3×32×32, 256 levels, the standard 10,000 test images; ``valid`` of the 50,000 others."""
+    """CIFAR-10 by torchvision: 3×32×32, 256 levels, the standard 10,000 test images; ``valid`` of the 50,000 others.
+
+    Args:
+        root: folder of the files; by default $INDM_DATA, or ~/.cache/indm.
+        download: whether to fetch files that are missing.
+        valid: images of the validation split.
+        seed: of the split into training and validation.
+        limit: training examples to keep, the first ones; all by default.
+        centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
+        flip: whether training flips images horizontally at random.
+    """
     home = str(download_root(root))
     train, test = (from_torchvision("cifar10", CIFAR10, home, train=t, download=download) for t in (True, False))
     n = len(train.data)

@@ -12,7 +12,11 @@ from indm.scaling import Scaling
 def load_digits(*, seed: int = 0, centered: bool = True, limit: int | None = None, label: int | None = None) -> Data:
     """The 1797 handwritten digits that scikit-learn bundles: 1×8×8, 17 grey levels; 180 valid, 360 test, stratified.
 
-    ``label`` keeps the images of one class alone, in the same splits.
+    Args:
+        seed: of the split.
+        centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
+        limit: training examples to keep, the first ones; all by default.
+        label: keeps the images of this class alone, in the same splits.
     """
     from sklearn.datasets import load_digits as bundled
     from sklearn.model_selection import train_test_split

@@ -69,9 +69,17 @@ def load_fashion_mnist(
 ) -> Data:
     """Fashion-MNIST: 1×28×28, 256 levels, the standard 10,000 test images; ``valid`` of the 60,000 others held out.
 
-    A ``size`` below 28 (16 is usual) is an antialiased bilinear resize, rounded to grey levels again. ``label`` keeps
-    the images of one class alone, in the same splits: 0 T-shirt, 1 trouser, 2 pullover, 3 dress, 4 coat, 5 sandal,
-    6 shirt, 7 sneaker, 8 bag, 9 ankle boot.
+    Args:
+        size: side in pixels; below 28 (16 is usual) by an antialiased bilinear resize, rounded to grey levels again.
+        root: folder of the files; by default $INDM_DATA, or ~/.cache/indm.
+        download: whether to fetch files that are missing.
+        valid: images of the validation split.
+        seed: of the split into training and validation.
+        limit: training examples to keep, the first ones; all by default.
+        centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
+        flip: whether training flips images horizontally at random.
+        label: keeps the images of this class alone, in the same splits: 0 T-shirt, 1 trouser, 2 pullover, 3 dress,
+            4 coat, 5 sandal, 6 shirt, 7 sneaker, 8 bag, 9 ankle boot.
     """
     check_size(size)
     if size > 28:

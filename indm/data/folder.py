@@ -39,10 +39,22 @@ def load_folder(
     no image is skipped and counted. An image whose damage shows only when it is decoded is replaced by the next, see
     :class:`ImageFiles`. With ``strict`` every file is decoded here, and either is an error.
 
-    ``channels`` is 1 (grey) or 3 (RGB), by default 3 where any file is in colour. Transparency is composited on
-    ``background``: "white", "black", "#rrggbb" or another colour that Pillow's ImageColor knows. Images are turned
-    upright as their EXIF data say. ``resize`` and ``crop``: see :class:`ImageFiles`. ``valid`` and ``test`` are
-    fractions.
+    Images are turned upright as their EXIF data say.
+
+    Args:
+        path: the folder.
+        size: side in pixels to which all images are brought.
+        channels: 1 (grey) or 3 (RGB), by default 3 where any file is in colour.
+        resize: how: "bilinear", "bicubic", "lanczos", …; antialiased.
+        crop: true cuts out the largest square in the middle, a number the square of that side; false squeezes.
+        background: behind transparent pixels: "white", "black", "#rrggbb" or a colour that Pillow's ImageColor knows.
+        valid: fraction of the images for validation.
+        test: fraction of the images for the test.
+        seed: of the split.
+        strict: decode every file now, and take none that is no image or damaged.
+        limit: training examples to keep, the first ones; all by default.
+        centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
+        flip: whether training flips images horizontally at random.
     """
     folder = Path(path).expanduser()
     check_size(size)

@@ -14,7 +14,14 @@ from indm.scaling import Scaling
 def load_density(
     name: str, /, *, samples: int = 100_000, valid_samples: int = 5000, test_samples: int = 20_000, seed: int = 0
 ) -> Data:
-    """Samples of a density of :mod:`indm.data.densities`, drawn once; the test set does not depend on ``samples``."""
+    """Samples of a density of :mod:`indm.data.densities`, drawn once; the test set does not depend on ``samples``.
+
+    Args:
+        samples: of the training split.
+        valid_samples: of the validation split.
+        test_samples: of the test split.
+        seed: of all splits.
+    """
     if min(samples, valid_samples, test_samples) < 1:
         raise ValueError(f"{name}: samples, valid_samples and test_samples must each be at least 1")
     density, generator = DENSITIES[name], torch.Generator().manual_seed(seed)

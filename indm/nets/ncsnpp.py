@@ -162,7 +162,8 @@ class NCSNpp(nn.Module):
         rescale: whether sums of two branches are divided by √2.
         centered: whether data lie in [−1, 1]; if not, in [0, 1], and the network maps z to 2z − 1.
         scale_by_sigma: whether the output is divided by the noise level; with the positional embedding by entry
-            ⌊level⌋ of ``sigma_table`` (σ_min, σ_max, N), N standard deviations from σ_max geometrically down to σ_min.
+            ⌊level⌋ of ``sigma_table``.
+        sigma_table: (σ_min, σ_max, N): N standard deviations from σ_max geometrically down to σ_min.
 
     Raises:
         ValueError: for a shape that does not halve evenly, an empty choice or an unknown one.

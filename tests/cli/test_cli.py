@@ -1,5 +1,6 @@
 """The command line: recipes and their changes, the commands end to end, and one line for whatever is wrong."""
 
+import inspect
 import json
 import math
 import os
@@ -19,7 +20,9 @@ import torch
 from PIL import Image
 
 import indm
+from indm.cli import listing
 from indm.cli import train as train_commands
+from indm.cli.commands import COMMANDS, about
 from indm.cli.convert import Convert
 from indm.cli.evaluate import Evaluate
 from indm.cli.main import main
@@ -56,21 +59,6 @@ SMALL = (
 )
 SMALL = [f"--{part}" for part in SMALL.removeprefix("--").split(" --")]
 
-NAMES = (
-    "train",
-    "evaluate",
-    "sample",
-    "fid",
-    "train-pair",
-    "train-bridge",
-    "translate",
-    "compare",
-    "inspect",
-    "report",
-    "reproduce",
-    "recipes",
-    "convert",
-)
 NATIVE = {"digits": (1, 8, 8), "fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32), "celeba": (3, 64, 64)}
 REDUCED = {"net.channels": "8", "net.blocks": "1", "flow.width": "4", "flow.blocks": "[1, 1]"}  # of the published ones
 
@@ -98,13 +86,13 @@ def fails(capsys, *arguments):
 @pytest.mark.parametrize("name", recipes.bundled())
 def test_every_recipe_is_complete_and_builds_its_model(name):
     recipe = recipes.resolve(recipes.load(name))
-    about = recipes.bundled()[name]
-    assert (recipes.BUNDLED / f"{name}.toml").read_text().startswith(f"# {about.description}\n")
-    assert 20 < len(about.description) < 100 and about.group in recipes.GROUPS
+    about_it = recipes.bundled()[name]
+    assert (recipes.BUNDLED / f"{name}.toml").read_text().startswith(f"# {about_it.description}\n")
+    assert 20 < len(about_it.description) < 100 and about_it.group in recipes.GROUPS
     seconds = recipe["train"]["seconds"]
     if math.isfinite(seconds):  # what the list says is the recipe's budget
-        models = "2 × " if about.group == "translation" else ""
-        for said in (about.two_cores.partition(",")[0], about.gpu):
+        models = "2 × " if about_it.group == "translation" else ""
+        for said in (about_it.two_cores.partition(",")[0], about_it.gpu):
             assert said in (f"{models}{seconds:.0f} s", f"{models}{math.ceil(seconds / 60)} min")
     shape = (2,) if recipe["net"]["name"] == "mlp" else NATIVE.get(recipe["data"]["name"], (1, 32, 32))
     shape = (shape[0], recipe["data"]["size"], recipe["data"]["size"]) if "size" in recipe["data"] else shape
@@ -156,19 +144,24 @@ def test_a_table_is_replaced_before_its_keys_are_set():
 
 def test_values_of_tables_are_taken_out_of_the_arguments():
     line = "digits --net.batch-size 7 --out a --flow=identity --resume --sde ve --net.depth -1 --train.lr 3"
+    line += " --threads 2"
     rest, values = take_tables(line.split(), ("flow", "sde", "net"))
-    assert rest == ["digits", "--out", "a", "--resume", "--train.lr", "3"]
+    assert rest == ["digits", "--out", "a", "--resume", "--train.lr", "3", "--threads", "2"]
     assert values == {"net.batch_size": "7", "flow": "identity", "sde": "ve", "net.depth": "-1"}
-    assert take_tables(["--sampler", "pc", "--sampler.snr=0.1"], ("sampler",), named=False) == (
+    assert take_tables(line.split(), ("train",))[1] == {"train.lr": "3", "train.threads": "2"}
+    assert take_tables(["--sampler", "pc", "--sampler.snr=0.1"], ("sampler",)) == (
         ["--sampler", "pc"], {"sampler.snr": "0.1"},
     )  # fmt: skip
+    for line in (["--net.width"], ["--net.width", "--quiet"]):
+        with pytest.raises(ValueError, match=r"--net\.width needs a value"):
+            take_tables(line, ("net",))
 
 
 def test_recipes_lists_names_and_descriptions(capsys):
     assert main(["recipes"]) == 0
     shown = capsys.readouterr().out
-    for name, about in recipes.bundled().items():
-        assert re.search(rf"^  {name} .*{re.escape(about.description)}$", shown, re.MULTILINE), name
+    for name, recipe in recipes.bundled().items():
+        assert re.search(rf"^  {name} .*{re.escape(recipe.description)}$", shown, re.MULTILINE), name
     groups = [shown.index(f"{group[1:]}: indm train") for group in recipes.GROUPS]
     assert groups == sorted(groups) and groups[0] < shown.index("  folder ") < groups[1] < shown.index("  array ")
     assert re.search(r"^  digits +90 s, 0\.6 GB +90 s +The 1797 digits", shown, re.MULTILINE)
@@ -382,11 +375,32 @@ def test_what_compare_reads_is_whole_or_named(name, damage, evaluated, tmp_path,
     assert not list((tmp_path / "out").glob("*")), "nothing half done is left"
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in NAMES)])
-def test_help_is_there(command, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([*command, "--help"])
-    assert stop.value.code == 0 and "usage: indm" in capsys.readouterr().out
+def shown_by(capsys, *arguments):
+    """What a command prints that shows some help, less boxes and line breaks."""
+    capsys.readouterr()
+    try:
+        assert main([*arguments]) == 0
+    except SystemExit as stop:
+        assert stop.code == 0
+    return re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["help"]])
+def test_all_commands_are_on_one_screen(arguments, capsys):
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert 24 <= len(lines) <= 30 and max(map(len, lines)) <= 100
+    for name in COMMANDS:
+        assert len([line for line in lines if line.startswith(f"  {name} ") and line.endswith(".")]) == 1
+    assert any("indm help exit-status" in line for line in lines)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_is_there_and_has_no_empty_default(command, capsys):
+    shown = shown_by(capsys, command, "--help")
+    assert f"usage: indm {command} " in shown and about(command) in shown
+    assert "default: )" not in shown
+    assert shown_by(capsys, "help", command) == shown
 
 
 @pytest.mark.parametrize(
@@ -394,24 +408,61 @@ def test_help_is_there(command, capsys):
     [("train", Training, "train."), ("train", Evaluation, "evaluate."), ("evaluate", Evaluation, ""),
      ("fid", Drawing, ""), ("sample", Drawing, ""), ("report", ReportOptions, ""),
      ("translate", TranslationOptions, ""), ("reproduce", ReproductionOptions, ""), ("fid", ScoringOptions, ""),
-     ("inspect", InspectionOptions, ""), ("convert", ConversionOptions, "")],
+     ("inspect", InspectionOptions, ""), ("convert", ConversionOptions, ""), ("convert", Evaluation, "evaluate.")],
 )  # fmt: skip
 def test_help_has_every_option_with_its_sentence_and_default(command, options, prefix, capsys):
-    with pytest.raises(SystemExit):
-        main([command, "--help"])
-    shown = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    shown = shown_by(capsys, command, "--help")
     sentences = help_of(options)
     assert set(sentences) == {field.name for field in fields(options)}
     for field in fields(options):
         if field.name == "sampler_options":
             continue  # --sampler.snr and so on, which the sentence of --sampler explains
-        name = field.name.replace("_", "-")
+        name = field.name if prefix else field.name.replace("_", "-")
         flag = f"--no-{name}" if field.default is True and not prefix else f"--{prefix}{name}"
         assert f"{flag} " in shown
         if (command, field.name) != ("fid", "n"):  # which has a default of its own there
             assert re.sub(r"\s+", " ", sentences[field.name]) in shown
     if command == "train" and options is Training:
-        assert "accumulated batches. (default: 128)" in shown and "The default shown holds where neither" in shown
+        assert "--train.batch_size N Examples of one optimizer step" in shown
+        assert "accumulated batches. (default: 128)" in shown and "The defaults hold where neither" in shown
+        assert "--threads, --train.threads N|auto" in shown and '"tensorboard", "wandb". (default: none)' in shown
+        assert '"indm help data", "indm help flow", "indm help sde", "indm help net"' in shown
+
+
+@pytest.mark.parametrize("table", listing.KINDS)
+def test_help_of_a_table_has_every_key_of_every_part(table, capsys):
+    """The names and the defaults by the signatures, and a sentence each."""
+    shown = shown_by(capsys, "help", f"train.{table}" if table in recipes.NAMED_TABLES else table)
+    for name in parts.BUILT_IN[table]:
+        part = parts.find(table, name)
+        assert f"{name}: " in shown
+        keys = {} if table == "objective" else {key.name: key for key in listing.keys_of_part(table, part)}
+        for key, parameter in inspect.signature(part).parameters.items() if keys else ():
+            if key == "shape" or parameter.kind is parameter.VAR_KEYWORD:
+                continue
+            assert f"--{table}.{key} " in shown and keys[key].sentence, f"{name} says nothing of {key}"
+            if isinstance(parameter.default, int | float | str):
+                assert keys[key].default == f"default: {recipes.literal(parameter.default)}"
+
+
+@pytest.mark.parametrize(
+    "topics, said",
+    [
+        ("exit-status", "2 a mistake of yours"),
+        ("train.train", "--train.lr NUMBER Learning rate of the score. (default: 0.001)"),
+        ("train.warmup", "--train.warmup"),
+        ("evaluate.evaluate", "--evaluate.rtol NUMBER"),
+        ("flow coupling", "--flow.width N hidden channels of the conditioners. (default: 32)"),
+        ("flow coupling", "A scale squeezes (space to depth), makes depth steps"),
+        ("flow.width residual", "residual: --flow.width N hidden channels of every block. (default: 64) "),
+        ("train.data.path", "folder: --data.path PATH the folder. (needed)"),
+        ("data_b rings", "--data_b.samples N of the training split. (default: 100000)"),
+        ("sample.sampler pc", "--sampler.snr NUMBER|[NUMBER, …] signal-to-noise ratio"),
+        ("net.attention unet", "whose blocks are followed by self-attention"),
+    ],
+)
+def test_help_explains_tables_parts_and_keys(topics, said, capsys):
+    assert said in shown_by(capsys, "help", *topics.split())
 
 
 MINE = """
@@ -461,15 +512,30 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ("", "Expected one of {train"),
+        ("--quiet train", "a command must come before --quiet"),
+        ("--train", "a command must come before --train; did you mean 'train'?"),
+        ("help trian", "indm help has nothing on trian; did you mean 'train'?"),
+        ("help train.flwo", "train.flwo is no known key of [train]; did you mean 'flow'?"),
+        ("help flow.widht", "flow.widht is no known key of [flow]; did you mean 'width'?"),
+        ("help train.setps", "train.setps is no known key of [train]; did you mean 'steps'?"),
+        ("help flow residaul", "got 'residaul'; did you mean 'residual'?"),
+        ("help train train", "indm help takes no train after train"),
+        ("help flow coupling more", "indm help takes no more after flow coupling"),
         ("trian digits", "trian is no command of indm; did you mean 'train'?"),
         ("train", "Missing from indm train: RECIPE"),
         ("train digitz", "no recipe or file is called 'digitz'; did you mean 'digits'?"),
-        ("train digits --rezume", "--rezume is no known option; did you mean '--resume'?"),
-        ("train digits --train.setps 3", "--train.setps is no known option; did you mean '--train.steps'?"),
+        ("train digits --rezume", "--rezume is no option of indm train; did you mean '--resume'?"),
+        ("train digits --train.setps 3", "train.setps is no known key; did you mean 'steps'?"),
+        ("train digits --steps 3", "--steps is no option of indm train; did you mean '--train.steps'?"),
+        ("train digits --batch-size 3", "--batch-size is no option of indm train; did you mean '--train.batch_size'?"),
+        ("train digits --cycle", "--cycle is no option of indm train; translate has it"),
+        ("train digits --path x", "is no option of indm train; keys of the recipe are given as --TABLE.KEY, see indm"),
+        ("compare full --fast", "--fast is no option of indm compare; reproduce has it"),
+        ("compare full --zzz", "--zzz is no option of indm compare; \"indm compare --help\" lists its options"),
+        ("sample full --flow.width 3", "--flow.width is no option of indm sample; train, train-pair, train-bri"),
         ("train digits --train.flow_every 3", "train.flow_every is now train.flow_update_every"),
         ("train old.toml", "evaluate.images is now evaluate.examples"),
-        ("train digits --train.steps", "Missing value for argument '--train.steps'"),
+        ("train digits --train.steps", "--train.steps needs a value"),
         ("train digits --train.steps many", "train.steps must be a number, got 'many'"),
         ("train digits --train.steps 1.5", "train.steps must be a whole number, or inf, got 1.5"),
         ("train digits --train.steps inf --train.seconds inf", "train.seconds must be finite if train.steps is inf"),
@@ -492,8 +558,8 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("train array --data.path wide.npy --data.levels 2000000000", "levels must be at most 1,048,576 grey levels"),
         ("train array --data.path 2024", "2024 cannot be read as .npy or .npz"),
         ("train array --data.path vectors.npy --data.flip true", "flip must be false for vectors"),
-        ("train digits --trian.steps 3", "--trian.steps is no known option; did you mean '--train.steps'?"),
-        ("train digits --train mle", "--train is no known option"),
+        ("train digits --trian.steps 3", "--trian.steps is no option of indm train; did you mean 'train'?"),
+        ("train digits --train mle", "--train is no option of indm train"),
         ("train digits extra", "extra is one argument too many"),
         ("train digits --flow", "--flow needs a value"),
         ("train setps.toml", "train.setps is no known key; did you mean 'steps'?"),
@@ -605,7 +671,7 @@ def test_mistakes_with_a_run(run, tmp_path, capsys):
     assert "steps must be at least 1" in fails(capsys, "sample", run, "--steps", 0)
     line = ["sample", run, "--sampler", "ode", "--sampler.snr", 0.1]
     assert "snr must be left out with sampler 'ode', got 0.1; 'pc' has it" in fails(capsys, *line)
-    assert "--net.width is no known option" in fails(capsys, "sample", run, "--net.width", 3)
+    assert "--net.width is no option of indm sample" in fails(capsys, "sample", run, "--net.width", 3)
     assert "eps must lie in [1e-05, 1.0), got 1e-06" in fails(capsys, "sample", run, "--eps", 1e-6)
     assert "eps must lie in [1e-05, 1.0), got 1e-06" in fails(capsys, "evaluate", run, "--eps", 1e-6, "--overwrite")
     assert "is no run folder: there is no recipe.toml in it" in fails(capsys, "compare", tmp_path, run)
@@ -653,9 +719,7 @@ def test_inspect_writes_what_the_flow_does(run, tmp_path, capsys):
 
 
 def test_help_documents_the_exit_statuses(capsys):
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    shown = " ".join(capsys.readouterr().out.split())
+    shown = shown_by(capsys, "help", "exit-status")
     for status in ("0 all is done", "1 some examples failed", "2 a mistake", "3 an error", "130 interrupted"):
         assert status in shown
 
@@ -764,6 +828,7 @@ def test_a_reader_that_has_enough_is_no_error():
 STUBBORN = """
 import signal, sys, time
 from indm.cli import main as cli
+from indm.cli.recipes import Recipes
 from indm.runs import signals
 
 def work(self):
@@ -781,7 +846,7 @@ def work(self):
         print("asked", flush=True)
         time.sleep(60)  # what takes its time to put things right
 
-cli.Recipes.run = work
+Recipes.run = work
 sys.exit(cli.main(["recipes"]))
 """
 
@@ -807,6 +872,7 @@ def test_the_second_ctrl_c_ends_at_once(waits):
 LEAVING = """
 import atexit, contextlib, sys, time
 from indm.cli import main as cli
+from indm.cli.recipes import Recipes
 from indm.runs import signals
 
 @atexit.register
@@ -821,7 +887,7 @@ def work(self):
             time.sleep(0.01)
     return cli.INTERRUPTED
 
-cli.Recipes.run, sys.argv = work, ["indm", "recipes"]
+Recipes.run, sys.argv = work, ["indm", "recipes"]
 sys.exit(cli.program())
 """
 
@@ -889,7 +955,10 @@ HEAVY = ("torch", "torchvision", "accelerate", "matplotlib", "sklearn", "scipy",
     [
         "import indm",
         "from indm.cli.main import main; main(['recipes'])",
-        *(f"from indm.cli.main import main; main({command})" for command in (["--help"], ["train", "--help"])),
+        *(
+            f"from indm.cli.main import main; main({command})"
+            for command in (["--help"], ["train", "--help"], ["help", "train.train"])
+        ),
     ],
 )
 def test_nothing_heavy_is_loaded_before_it_is_used(program):
@@ -904,8 +973,8 @@ def test_parts_shows_names_options_and_what_they_mean(capsys):
     assert all(name in listed for kind in ("flow", "sde", "net", "data") for name in parts.BUILT_IN[kind])
     assert main(["parts", "flow", "coupling"]) == 0
     shown = capsys.readouterr().out
-    assert "--flow.width = 32" in shown and "hidden channels of the conditioners" in shown
-    assert main(["parts", "data", "rings"]) == 0 and "--data.samples = 100000" in capsys.readouterr().out
+    assert "--flow.width N  " in shown and "hidden channels of the conditioners. (default: 32)" in shown
+    assert main(["help", "flow", "coupling"]) == 0 and capsys.readouterr().out == shown
     assert "flw is no known kind of parts; did you mean 'flow'?" in fails(capsys, "parts", "flw")
     assert "got 'coupled'; did you mean 'coupling'?" in fails(capsys, "parts", "flow", "coupled")
 

@@ -18,7 +18,7 @@ from test_reliability import CONDITIONAL, TINY, compare_runs, trainer_of
 from test_training import assert_same, change
 from torch import nn
 
-from indm.cli.main import parse
+from indm.cli.parsing import parse
 from indm.config import recipes
 from indm.config.options import Training
 from indm.data.registry import load_data
@@ -142,8 +142,8 @@ def test_a_number_of_threads_is_auto_or_at_least_1(tmp_path, wrong):
 
 @pytest.mark.parametrize("command", ["train", "train-pair", "train-bridge"])
 def test_the_flag_is_the_option(command):
-    assert parse([command, "digits", "--threads", "3"]).changes() == {"train.threads": "3"}
-    assert parse([command, "digits", "--train.threads", "auto"]).changes() == {"train.threads": "auto"}
+    assert parse([command, "digits", "--threads", "3"]).table_values == {"train.threads": "3"}
+    assert parse([command, "digits", "--train.threads", "auto"]).table_values == {"train.threads": "auto"}
     assert Training().threads == "auto"
 
 

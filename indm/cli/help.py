@@ -1,0 +1,102 @@
+"""``indm help``, and what ``indm`` alone shows."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from indm.cli import commands, listing, parsing
+from indm.cli.common import DONE, Common, outside
+from indm.config import parts
+from indm.config.checks import check_name
+from indm.config.recipes import OPTION_TABLES
+from indm.messages import nearest, one_line
+
+TITLE = "Diffusion models whose diffusion is learned: train one, look at it, sample, translate images."
+MORE = """To begin:      indm recipes     indm train digits     indm sample runs/digits
+To know more:  indm COMMAND --help     indm help train.flow     indm help exit-status"""
+EXIT_STATUS = """0    all is done
+1    some examples failed, which standard error names; the others are done
+2    a mistake of yours, which one line on standard error explains
+3    an error in this program; the same command with --debug shows where it came from
+130  interrupted: training ends when its step is saved, other commands end soon; a second Ctrl-C ends at once
+141  the reader of the output has closed it, as in "indm recipes | head"
+
+No file is overwritten without --overwrite."""
+
+
+@dataclass
+class Help(Common):
+    """Explain a command, a table of a recipe, one key, or the exit statuses.
+
+    "indm help train" is "indm train --help". "indm help train.train" lists the keys of [train], "indm help train.flow"
+    those of all flows, "indm help flow coupling" those of one, with its description; "indm help train.warmup" is one
+    key. "indm help exit-status" says what the exit statuses mean.
+    """
+
+    topics: Annotated[Positional[tuple[str, ...]], arg(metavar="[TOPIC [NAME]]", help_behavior_hint="")] = ()
+    """A command, a table, a table and one of its parts, or exit-status."""
+
+    def trusted(self) -> list[str]:
+        return super().trusted() + outside(list(self.topics[1:]))
+
+    def run(self) -> int:
+        if len(self.topics) == 1 and self.topics[0] in commands.COMMANDS:
+            parsing.show_help(self.topics[0])
+        else:
+            print(explained(*self.topics))
+        return DONE
+
+
+def overview() -> str:
+    """All commands on one screen."""
+    lines = ["usage: indm COMMAND …", "", TITLE, ""]
+    for title, group in commands.GROUPS.items():
+        lines += [title, *(f"  {name:14}{commands.about(name)}" for name in group)]
+    return "\n".join([*lines, "", MORE])
+
+
+def explained(topic: str = "", *names: str) -> str:
+    """What there is to say about a topic that is no command.
+
+    Raises:
+        ValueError: no such topic; names the nearest.
+    """
+    if not topic:
+        return overview()
+    if topic == "exit-status" and not names:
+        return EXIT_STATUS
+    table, key = table_of(topic)
+    if len(names) > 1 or (names and table in OPTION_TABLES):
+        raise ValueError(f"indm help takes no {one_line(names[-1])} after {one_line(' '.join((topic, *names[:-1])))}")
+    if names:
+        return listing.description(table, names[0]) if key is None else listing.of_part(table, names[0], key)
+    if table in OPTION_TABLES:
+        more = tables(table) if table in commands.COMMANDS else ()  # what may have been meant
+        check_key(table, key, [*(known.name for known in listing.keys_of_options(table)), *more])
+        return listing.of_options(table, key)
+    built_in = {name: parts.find(listing.kind_of(table), name) for name in parts.BUILT_IN[listing.kind_of(table)]}
+    having = {name: [known.name for known in listing.keys_of_part(table, part)] for name, part in built_in.items()}
+    check_key(table, key, sorted({known for keys in having.values() for known in keys}))
+    return "\n\n".join(listing.of_part(table, name, key) for name in built_in if key is None or key in having[name])
+
+
+def check_key(table: str, key: str | None, known: list[str]) -> None:
+    if key is not None:
+        check_name(key, known, f"key of [{table}]", f"{table}.{key}")
+
+
+def table_of(topic: str) -> tuple[str, str | None]:
+    """The table and the key that "flow", "train.flow", "flow.width" or "train.flow.width" means."""
+    first, *others = topic.removeprefix("--").replace("-", "_").split(".")
+    if others and first.replace("_", "-") in commands.COMMANDS and (others[0] == first or others[0] in tables(first)):
+        first, *others = others
+    if first not in listing.TABLES or len(others) > 1:
+        known = ["exit-status", *commands.COMMANDS, *listing.TABLES]
+        raise ValueError(f"indm help has nothing on {one_line(topic)}{nearest(topic, known)}")
+    return first, others[0] if others else None
+
+
+def tables(command: str) -> tuple[str, ...]:
+    """The tables whose keys the command takes."""
+    return commands.find(command.replace("_", "-")).tables

@@ -1,0 +1,140 @@
+"""The keys of a recipe's tables as the help lists them: type, default and sentence of each.
+
+All of it is read off the declarations: the dataclasses in :mod:`indm.config.options`, and the signatures and docstrings
+of parts.
+"""
+
+import inspect
+import re
+import shutil
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import docstring_parser
+
+from indm.cli.tables import aliases_of, help_of, metavar
+from indm.config import parts
+from indm.config.checks import arguments_of, hints_of
+from indm.config.recipes import OPTION_TABLES, OPTIONAL_TABLES, TEXT_KEYS, literal
+
+WIDEST, FLAG = 100, 30  # columns of a line, and of the name of an option in it
+KINDS = [kind for kind in parts.BUILT_IN if kind not in ("model", "claim")]  # of parts that options name
+NO_NAME = ("objective",)  # which is a key of [train], and has no options
+TABLES = (*OPTION_TABLES, *KINDS, *OPTIONAL_TABLES)
+MARKUP = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`|``")  # of docstrings
+UNLESS = "The defaults hold where neither the recipe nor the command line gives a value."
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a table: its ``flag`` with what stands for a value, its default in words, and its sentence."""
+
+    name: str
+    flag: str
+    default: str
+    sentence: str
+
+
+def keys_of_options(table: str) -> list[Key]:
+    """The keys of [train] or [evaluate]."""
+    options = OPTION_TABLES[table]
+    sentences = help_of(options)
+    return [
+        Key(
+            option.name,
+            ", ".join([*(aliases_of(option.type) or ()), f"--{table}.{option.name} {metavar(option.type)}"]),
+            _shown(option.default),
+            sentences[option.name],
+        )
+        for option in fields(options)
+    ]
+
+
+def keys_of_part(table: str, part: Callable[..., Any]) -> list[Key]:
+    """What can be given to a part by name, less the shape, which the data have."""
+    parameters = arguments_of(part)
+    hints, sentences = hints_of(part, parameters), sentences_of(part)
+    return [
+        Key(
+            name,
+            f"--{table}.{name} {'PATH' if name in TEXT_KEYS else metavar(hints[name])}",
+            "needed" if parameter.default is parameter.empty else _shown(parameter.default),
+            sentences.get(name, ""),
+        )
+        for name, parameter in parameters.items()
+        if name != "shape"
+    ]
+
+
+def sentences_of(part: Callable[..., Any]) -> dict[str, str]:
+    """What the docstring of a class or a function says of each of its arguments."""
+    arguments = docstring_parser.parse(_docstring(part), docstring_parser.DocstringStyle.GOOGLE).params
+    return {name.strip(): str(line.description) for line in arguments for name in line.arg_name.split(",")}
+
+
+def of_options(table: str, key: str | None = None) -> str:
+    """The keys of [train] or [evaluate], or one of them."""
+    about = f"{OPTION_TABLES[table].__doc__} {UNLESS}"
+    return "\n".join([*(wrapped(about) if key is None else ()), *_lines(keys_of_options(table), key)])
+
+
+def of_part(table: str, name: str, key: str | None = None) -> str:
+    """The first sentence and the keys of one part, or one of its keys."""
+    part = parts.find(kind_of(table), name)
+    about = wrapped(_docstring(part).partition("\n\n")[0] or "No description.", 2) if key is None else []
+    keys = [] if table in NO_NAME else keys_of_part(table, part)
+    return "\n".join([f"{name}:", *about, *_lines(keys, key)])
+
+
+def description(table: str, name: str) -> str:
+    """The keys of one part, then its docstring after the first sentence, less that of the arguments."""
+    text = _docstring(parts.find(kind_of(table), name))
+    paragraphs = [MARKUP.sub(r"\1", part) for part in text.split("\n\n")[1:] if not part.startswith("Args:")]
+    return "\n\n".join([of_part(table, name), *paragraphs])
+
+
+def kind_of(table: str) -> str:
+    """The kind of the parts that the table names: [data_b] names data, too."""
+    return table.removesuffix("_b")
+
+
+def of_tables(tables: Sequence[str]) -> str:
+    """What ``indm COMMAND --help`` says of the tables whose keys the command takes."""
+    named = [table for table in tables if table not in (*OPTION_TABLES, *OPTIONAL_TABLES)]
+    lines = [f"[{table}]: {of_options(table)}\n" for table in tables if table in OPTION_TABLES]
+    for table in named:
+        flag = f"--{table} NAME, --{table}.KEY VALUE" if table != "sampler" else "--sampler.KEY VALUE"
+        more = [f"{flag.replace(table, other)}: second data" for other in tables if other == f"{table}_b"]
+        lines += [f"[{table}]: {'; '.join([flag, *more])}", *wrapped(", ".join(parts.BUILT_IN[table]), 2)]
+    topics = ", ".join(f'"indm help {table}"' for table in named)
+    return "\n".join([*lines, *wrapped(f'Their keys: {topics}; those of one: "indm help {named[-1]} NAME".')])
+
+
+def wrapped(text: str, indent: int = 0) -> list[str]:
+    """The text without the markup of docstrings, in lines that the terminal can show."""
+    plain = MARKUP.sub(r"\1", " ".join(text.split()))
+    columns = min(WIDEST, max(2 * FLAG, shutil.get_terminal_size().columns))
+    margin = " " * indent
+    lines = textwrap.wrap(plain, columns, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False)
+    return lines or [""]
+
+
+def _lines(keys: Iterable[Key], only: str | None) -> list[str]:
+    """A line for each key, more where its sentence is long."""
+    lines = []
+    for key in keys:
+        if only in (None, key.name):
+            flag, (first, *others) = f"  {key.flag} ", wrapped(f"{key.sentence} ({key.default})", FLAG)
+            lines += [f"{flag:{FLAG}}{first[FLAG:]}"] if len(flag) <= FLAG else [flag.rstrip(), first]
+            lines += others
+    return lines
+
+
+def _shown(value: object) -> str:
+    return "optional" if value is None else f"default: {'none' if value == () else literal(value)}"
+
+
+def _docstring(part: Callable[..., Any]) -> str:
+    return inspect.getdoc(getattr(part, "func", part)) or ""  # of a functools.partial, that of its function

@@ -1,0 +1,88 @@
+"""The command that the arguments ask for, or one line that says what is wrong with them."""
+
+import contextlib
+import io
+import itertools
+import re
+
+import tyro
+
+from indm.cli import listing
+from indm.cli.commands import COMMANDS, find, flags
+from indm.cli.common import Common
+from indm.cli.tables import take_tables
+from indm.config.migrations import check_flag_is_current
+from indm.config.recipes import OPTION_TABLES
+from indm.messages import did_you_mean, nearest
+
+UNKNOWN = "Unrecognized options: "  # as tyro says
+CONFIG = (tyro.conf.FlagCreatePairsOff,)
+
+
+def parse(arguments: list[str]) -> Common:
+    """The command that the arguments ask for.
+
+    Raises:
+        ValueError: what is wrong with the arguments, in one line.
+        SystemExit: the help of a command was asked for, and shown.
+    """
+    name, *options = arguments if arguments and arguments[0] not in ("-h", "--help") else ["help"]
+    if name.startswith("-"):
+        raise ValueError(f"a command must come before {name}{nearest(name.lstrip('-'), COMMANDS)}")
+    kind = find(name)
+    for option in options:
+        check_flag_is_current(name, option)
+    options, values = take_tables(options, kind.tables)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            command = tyro.cli(kind, prog=f"indm {name}", args=options, config=CONFIG)
+    except SystemExit as stop:
+        if stop.code not in (None, 0):
+            raise ValueError(in_one_line(name, complaint.getvalue())) from None
+        if kind.tables:
+            print(listing.of_tables(kind.tables))
+        raise
+    command.table_values = values
+    return command
+
+
+def show_help(name: str) -> None:
+    """What ``indm COMMAND --help`` shows."""
+    with contextlib.suppress(SystemExit):
+        parse([name, "--help"])
+
+
+def in_one_line(command: str, complaint: str) -> str:
+    """What tyro says about a mistake in boxes of several lines."""
+    _, *lines = (re.sub(r"[─-╿|+]|-{3,}", " ", line).strip() for line in complaint.splitlines())
+    said = itertools.takewhile(lambda line: not line.startswith(("Argument helptext", "For full helptext")), lines)
+    first, *others = [line for line in said if line]
+    if not first.startswith(UNKNOWN):
+        return "; ".join([first, *others]).replace(":;", ":")
+    unknown = first.removeprefix(UNKNOWN).split(", ")[0]
+    if not unknown.startswith("-"):
+        return f"{unknown} is one argument too many"
+    return f"{unknown} is no option of indm {command}{meant(command, unknown)}"
+
+
+def meant(command: str, unknown: str) -> str:
+    """What an unknown option of a command may have meant."""
+    flag, tables = unknown.partition("=")[0].replace("_", "-"), find(command).tables
+    table, dot, _ = flag.removeprefix("--").partition(".")
+    if dot:
+        others = [name for name in COMMANDS if table in find(name).tables]
+        return _of_others(others) or did_you_mean(table, tables) or f'; "indm {command} --help" lists its options'
+    keys = [f"--{table}.{key.name}" for table in OPTION_TABLES if table in tables
+            for key in listing.keys_of_options(table)]  # fmt: skip
+    same = [key for key in keys if key.partition(".")[2].replace("_", "-") == flag.removeprefix("--")]
+    if same:
+        return f"; did you mean {same[0]!r}?"
+    others = [name for name in COMMANDS if flag in flags(name)]
+    near = did_you_mean(flag, [*flags(command), *keys])
+    by_table = f"; keys of the recipe are given as --TABLE.KEY, see indm {command} --help" if tables else ""
+    return _of_others(others) or near or by_table or f'; "indm {command} --help" lists its options'
+
+
+def _of_others(commands: list[str]) -> str:
+    return f"; {', '.join(commands)} {'has' if len(commands) == 1 else 'have'} it" if commands else ""
