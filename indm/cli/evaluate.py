@@ -41,6 +41,7 @@ class Evaluate(Common):
     def run(self) -> int:
         from accelerate import PartialState
 
+        from indm.evaluation.diagnosis import conclusion
         from indm.evaluation.results import likelihood_table
         from indm.evaluation.runs import evaluate_run
         from indm.runs.folder import check_absent, recipe_of
@@ -53,4 +54,5 @@ class Evaluate(Common):
         result = evaluate_run(self.run_folder, options, data_table=data, progress=not self.quiet)
         if PartialState().is_main_process:  # which alone has the results of all processes
             print(likelihood_table(result))
+            print(conclusion(self.run_folder, result))
         return DONE

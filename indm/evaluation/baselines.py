@@ -173,9 +173,10 @@ def baselines(data: Data, raw: Tensor, nelbo: Tensor, seed: int = 0) -> tuple[di
         seed: of the dequantization of the training split.
 
     Returns:
-        A JSON-able row for each baseline, ``uniform``, ``gaussian`` and ``png`` where they make sense: ``name`` in
-        words, mean and standard error over examples in nats and bits/dim, and ``nelbo_difference``, the NELBO less the
-        baseline in nats with its standard error, paired over examples. And the nats of each example, (N,), by name.
+        A JSON-able row for each baseline, ``uniform``, ``gaussian`` and ``png``, where it makes sense: its ``name`` in
+        words (and a ``detail``), mean and standard error over examples in nats and bits/dim, and ``nelbo_difference``,
+        the NELBO less the baseline with its standard error, paired over examples. And the nats of each example, (N,),
+        by name.
     """
     levels = data.scaling.levels
     uniform = (
@@ -187,7 +188,7 @@ def baselines(data: Data, raw: Tensor, nelbo: Tensor, seed: int = 0) -> tuple[di
     candidates: dict[str, tuple[str, Tensor | None, Mapping]] = {
         "uniform": ("uniform noise", uniform, {}),
         "gaussian": (f"a Gaussian with {about['covariance']} covariance", gaussian, about),
-        "png": ("PNG, header included", png_nats(raw, levels), {}),
+        "png": ("PNG", png_nats(raw, levels), {"detail": "header included"}),
     }
     nats = {name: values for name, (_, values, _) in candidates.items() if values is not None}
     rows = {}

@@ -94,7 +94,7 @@ def _examples(result: dict) -> str:
 
 
 def likelihood_table(result: dict) -> str:
-    """An evaluation as text: NELBO and NLL, each with and without the reconstruction term."""
+    """An evaluation as text: NELBO and NLL, each with and without the reconstruction term, and the baselines."""
     key = number_key(result)
     rows: list[tuple[str, ...]] = [("", result["unit"], "± standard error", "of it estimator noise")]
     for kind, name in KINDS.items():
@@ -103,11 +103,19 @@ def likelihood_table(result: dict) -> str:
                 values = result[kind][f"{part}_reconstruction"]
                 numbers = (values[key + suffix] for suffix in ("", "_standard_error", "_estimator_noise"))
                 rows.append((name + remark, *(f"{number:.4f}" for number in numbers)))
+    for row in result.get("baselines", {}).values():  # which earlier evaluations have not
+        numbers = (f"{row[key + end]:.4f}" for end in ("", "_standard_error"))
+        rows.append((f"baseline: {baseline_name(row)}", *numbers, ""))
     if result["entropy_nats"] is not None:
         rows.append(("entropy of the data", f"{result['entropy_nats']:.4f}", "", ""))
     counts = ", ".join(f"{n} for the {kind.upper()}" for kind, n in result["images"].items())
     lines = [table(rows), f"{result['split']} split: {counts}; ε = {result['eps']:g}; {result['dequantization']}"]
     return "\n".join(lines + ([f"codes: {result['codes']}"] if "codes" in result else []))
+
+
+def baseline_name(row: dict) -> str:
+    """What a table calls a baseline, see :func:`indm.evaluation.baselines.baselines`."""
+    return f"{row['name']}, {row['detail']}" if "detail" in row else row["name"]
 
 
 def number_key(result: dict) -> str:

@@ -10,6 +10,7 @@ from indm.config.options import Evaluation
 from indm.config.recipes import Recipe
 from indm.data.base import Data, stack
 from indm.data.image_files import count_unreadable
+from indm.evaluation.baselines import baselines
 from indm.evaluation.likelihood import evaluate
 from indm.files import atomic
 from indm.runs.data import data_of
@@ -23,8 +24,9 @@ def evaluate_run(
     """The likelihood of held-out data under a run's model, see :func:`indm.evaluate`.
 
     ``given`` stands over the recipe's ``[evaluate]``, and ``data_table`` in place of its ``[data]``. Writes
-    ``evaluation.json``, which is returned, and per-example nats to ``evaluation.npz``. Where several processes were
-    launched, each does its share; the main one writes.
+    ``evaluation.json``, which is returned, and per-example nats to ``evaluation.npz``. Both have the baselines of
+    :mod:`indm.evaluation.baselines`, too. Where several processes were launched, each does its share; the main one
+    writes.
     """
     processes = PartialState(cpu=not torch.accelerator.is_available())
     recipe = recipe_of(run)
@@ -40,6 +42,8 @@ def evaluate_run(
     distributed, main = processes.num_processes > 1, processes.is_main_process
     result, nats = evaluate(model, raw, progress=progress and main, distributed=distributed, **settings)
     if main:
+        result["baselines"], of_baselines = baselines(data, raw, nats["nelbo"], seed=options.seed)
+        nats |= {f"baseline_{name}": values for name, values in of_baselines.items()}
         write_evaluation(run, result, nats, recipe, data, options.split)
     return result
 

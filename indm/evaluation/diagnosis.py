@@ -1,0 +1,193 @@
+"""Whether a model learned its data, in plain sentences: better or worse than the baselines, why, and how to go on."""
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from indm.config import recipes
+from indm.config.options import Training
+from indm.config.parts import GIVEN
+from indm.evaluation.results import number_key
+from indm.files import untrusted
+from indm.runs.folder import read_metrics, recipe_of
+
+FEW_STEPS = 200
+ENOUGH_STEPS = 2000  # that a run is at least continued to
+LOW_RATE = 1e-5  # a learning rate that hardly trains
+MUST_BEAT = ("uniform", "gaussian")
+OTHER_DATA = "Likely cause: these are not the data that it was trained on."
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model beside a baseline: its value, the NELBO less that value and the standard error of this, in one unit."""
+
+    key: str
+    name: str
+    value: float
+    difference: float
+    error: float
+
+    @property
+    def better(self) -> bool:
+        """Whether the model is better, beyond two standard errors."""
+        return self.difference < -2 * self.error
+
+    @property
+    def worse(self) -> bool:
+        """Whether the model is worse, beyond two standard errors."""
+        return self.difference > 2 * self.error
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.value:.2f})"
+
+
+def comparisons(result: dict) -> list[Comparison]:
+    """The model of an evaluation beside each of its baselines, the best first; none where it was made before them."""
+    unit, compared = number_key(result), []
+    for key, row in result.get("baselines", {}).items():
+        less = row["nelbo_difference"]
+        compared.append(Comparison(key, row["name"], row[unit], less[unit], less[f"{unit}_standard_error"]))
+    return sorted(compared, key=lambda c: c.value)
+
+
+def learned(result: dict) -> bool:
+    """Whether the model of an evaluation is better than uniform noise and a Gaussian, beyond two standard errors."""
+    return all(comparison.better for comparison in comparisons(result) if comparison.key in MUST_BEAT)
+
+
+def conclusion(run: Path, result: dict) -> str:
+    """How the model of ``run`` compares with the baselines of its evaluation ``result``, in one line.
+
+    Where it is no better than uniform noise and a Gaussian, also the likely cause, and the command that continues.
+    An empty line where the evaluation has no baselines.
+    """
+    all_of_them = comparisons(result)
+    if not all_of_them:
+        return ""
+    value = f"The model ({result['nelbo']['with_reconstruction'][number_key(result)]:.2f} {result['unit']}) is"
+    failed = [c for c in all_of_them if c.key in MUST_BEAT and not c.better]
+    if worse := [c for c in failed if c.worse]:
+        sentence = f"{value} worse than {_and(worse)}: it has not learned these data yet."
+    else:
+        uniform = next((c.value for c in all_of_them if c.key == "uniform"), math.inf)
+        # What is no better than uniform noise says nothing, such as PNG of a few pixels.
+        telling = [c for c in all_of_them if c.value < uniform] or all_of_them
+        groups = {
+            "better than": [c for c in telling if c.better],
+            "within two standard errors of": [c for c in telling if not c.better and not c.worse],
+            "worse than": [c for c in telling if c.worse],
+        }
+        sentence = f"{value} {', but '.join(f'{words} {_and(group)}' for words, group in groups.items() if group)}."
+    if not failed:
+        return sentence
+    gaussian = next(c.value for c in all_of_them if c.key == "gaussian")
+    return f"{sentence} {OTHER_DATA if _of_other_data(run, result) else advice(run, gaussian)}"
+
+
+def _and(compared: Sequence[Comparison]) -> str:
+    *first, last = map(str, compared)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _of_other_data(run: Path, result: dict) -> bool:
+    return result["data_changed"] or result["data"]["name"] != recipe_of(run)["data"]["name"]
+
+
+def advice(run: Path, to_beat: float = -math.inf) -> str:
+    """Why the model of ``run`` has hardly learned, and the command that continues, from what the run's folder says.
+
+    Args:
+        run: the run folder.
+        to_beat: the NELBO of a baseline, in the unit of the run.
+    """
+    trained = _Trained.read(run)
+    if trained is None:  # a converted run
+        return OTHER_DATA
+    cause, remedy = trained.cause(to_beat)
+    return f"Likely cause: {cause}. {remedy or trained.command()}"
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What the folder of a run says of its training."""
+
+    run: Path
+    recipe: Mapping
+    options: Training
+    lines: Sequence[Mapping]
+    finished: bool
+
+    @classmethod
+    def read(cls, run: Path) -> "_Trained | None":
+        """None where nothing was trained here, as in a converted run."""
+        recipe, lines = recipe_of(run), read_metrics(run)
+        if not lines:
+            return None
+        try:
+            finished = not untrusted.json_object(run / "summary.json")["interrupted"]
+        except (OSError, ValueError, KeyError):
+            finished = False
+        return cls(run, recipe, recipes.options_of(recipe, "train"), lines, finished)
+
+    @property
+    def steps(self) -> int:
+        return self.lines[-1]["step"]
+
+    @property
+    def seconds(self) -> float:
+        return self.lines[-1].get("seconds", 0.0)
+
+    def last(self, name: str) -> float:
+        """The last value of a metric; NaN where it was not logged."""
+        return next((line[name] for line in reversed(self.lines) if name in line), math.nan)
+
+    def cause(self, to_beat: float) -> tuple[str, str | None]:
+        """The likely cause, and what would do if that is no longer training."""
+        rates = [max(by_part) for line in self.lines if (by_part := _rates(line))] or [math.nan]
+        if not self.finished:
+            return f"the run was interrupted at step {self.steps}, before its budget was spent", None
+        if rates == sorted(rates) and len(rates) > 1 and rates[-1] > rates[-2]:
+            return (
+                f"the run ended inside its warm-up, at step {self.steps}: the learning rate had come to "
+                f"{rates[-1]:.1e} and was still rising"
+            ), None
+        if self.steps < FEW_STEPS:
+            return f"the run made only {self.steps} steps", None
+        if max(rates) < LOW_RATE:
+            return (
+                f"the learning rate was never above {max(rates):.1e}",
+                "Train anew with a larger one, for example --train.lr 1e-3 --train.flow_lr 1e-3.",
+            )
+        training, validation = self.last("nelbo"), self.last("valid_nelbo")
+        if training < to_beat <= validation:
+            validated = [line for line in self.lines if "valid_nelbo" in line]
+            best = min(validated, key=lambda line: line["valid_nelbo"])["step"]
+            return (
+                f"too few data for this model: the training NELBO is {training:.2f}, that of validation "
+                f"{validation:.2f}",
+                f"More examples would do, flips of them (data.flip), or a smaller network; {self.run / 'best'} holds "
+                f"the model of the best validation, of step {best}.",
+            )
+        return f"the budget of {self.steps} steps, {self.seconds:.0f} seconds, is too small", None
+
+    def command(self) -> str:
+        """The command that continues with a larger budget."""
+        if not self.finished:
+            budget: dict[str, float] = {}
+        else:
+            steps = max(4 * self.steps, ENOUGH_STEPS)
+            seconds = math.ceil(self.seconds * steps / max(self.steps, 1))
+            budget = {"train.steps": steps} if self.steps >= self.options.steps else {}
+            budget |= {"train.seconds": seconds} if seconds > self.options.seconds else {}
+        if any(isinstance(table, Mapping) and table.get("name") == GIVEN for table in self.recipe.values()):
+            given = ", ".join(f"{key}={value}" for key, value in budget.items())
+            return f"Go on in Python: indm.train(…, resume=True){given and f', with {given}'}."
+        flags = [word for key, value in budget.items() for word in (f"--{key}", str(value))]
+        return f"Go on with: {shlex.join(['indm', 'train', str(self.run), '--resume', *flags])}"
+
+
+def _rates(line: Mapping) -> list[float]:
+    return [value for name, value in line.items() if name.endswith("_lr") and isinstance(value, float)]
