@@ -17,7 +17,9 @@ import indm
 from indm.data.base import stack
 from indm.data.registry import load_data
 from indm.evaluation.distances import mmd, sliced_wasserstein
-from indm.evaluation.plots import save_figure, tile
+from indm.evaluation.plots import save_figure
+from indm.evaluation.sheets import grid
+from indm.evaluation.style import COLOURS, DATA_COLOUR, colours_of, styled
 from indm.runs.folder import open_run
 from indm.training.penalties import normal_law
 
@@ -27,16 +29,17 @@ STEPS = (3, 5, 10, 20, 50)
 def dots(axes: Axes, table: dict) -> None:
     """The bound of every variant of a grid, one dot a seed."""
     for i, row in enumerate(table.values()):
-        axes.plot(row["nelbo"], [i] * len(row["nelbo"]), "o", color="C0" if i else "C3")
-    axes.axvline(statistics.mean(next(iter(table.values()))["nelbo"]), color="C3", linewidth=0.8)
+        axes.plot(row["nelbo"], [i] * len(row["nelbo"]), "o", color=COLOURS[0] if i else DATA_COLOUR)
+    axes.axvline(statistics.mean(next(iter(table.values()))["nelbo"]), color=DATA_COLOUR, linewidth=0.8)
     axes.set(yticks=range(len(table)), yticklabels=list(table), xlabel="NELBO (test, one dot a seed)")
     axes.invert_yaxis()
 
 
+@styled
 def bounds(runs: Path, name: str, out: Path) -> None:
     """:func:`dots` of a grid as a figure of its own."""
     table = json.loads((runs / f"{name}.json").read_text())
-    figure = Figure(figsize=(8, 0.35 * len(table) + 1.2), layout="constrained")
+    figure = Figure(figsize=(8, 0.35 * len(table) + 1.2))
     dots(figure.subplots(), table)
     save_figure(figure, out / f"flows-{name}.png")
 
@@ -50,42 +53,43 @@ def sampling_curve(model: indm.INDM, data: torch.Tensor) -> list[float]:
     return curve
 
 
+@styled
 def strength(runs: Path, out: Path) -> dict:
     """NELBO, the ODE's NLL and the sampling curve along the weight of the isometry term; first samples below."""
     table = json.loads((runs / "strength.json").read_text())
-    figure = Figure(figsize=(13, 7), layout="constrained")
+    figure = Figure(figsize=(13, 7))
     above, below = figure.subfigures(2, 1, height_ratios=(1.2, 1))
     left, right = above.subplots(1, 2)
     names = list(table)
-    left.plot(names, [statistics.mean(row["nelbo"]) for row in table.values()], ".-", label="NELBO")
-    left.plot(names, [statistics.mean(row["nll"]) for row in table.values()], ".-", label="NLL (ODE), first 64 images")
-    left.set(ylabel="bits/dim")
-    left.legend()
+    left.plot(names, [statistics.mean(row["nelbo"]) for row in table.values()], ".-", color=DATA_COLOUR, label="NELBO")
+    nll = [statistics.mean(row["nll"]) for row in table.values()]
+    left.plot(names, nll, ".--", color=DATA_COLOUR, label="NLL (ODE), first 64 images")
+    left.set(xlabel="weight of the isometry term", ylabel="bits/dim")
     left.tick_params(axis="x", rotation=20)
     curves = {}
-    for axes, name in zip(below.subplots(1, len(names)), names, strict=True):
+    for axes, name, colour in zip(below.subplots(1, len(names)), names, colours_of(names).values(), strict=True):
         model, recipe = open_run(runs / "strength" / name / "0")
         data = load_data(**recipe["data"])
         x = model.scaling.to_model(stack(data.test), generator=torch.Generator().manual_seed(2))
         curves[name] = sampling_curve(model, x)
-        right.plot(STEPS, curves[name], ".-", label=name)
+        right.plot(STEPS, curves[name], ".-", color=colour, label=name)
         samples = indm.sample(model, 25, steps=20, generator=torch.Generator().manual_seed(0))
-        axes.imshow(tile(model.scaling.to_data(samples), model.scaling.levels), interpolation="nearest")
+        axes.imshow(grid(model.scaling.to_data(samples), model.scaling.levels), interpolation="nearest")
         axes.set_title(name)
         axes.axis("off")
     right.set(xlabel="sampling steps", ylabel="sliced Wasserstein distance to test data", xscale="log", yscale="log")
     right.set_xticks(STEPS, labels=STEPS)
     right.minorticks_off()
-    right.legend()
     save_figure(figure, out / "flows-strength.png")
     return curves
 
 
+@styled
 @torch.no_grad()
 def terminal(runs: Path, out: Path) -> dict:
     """x_T of every variant, and its sliced Wasserstein distance and MMD to three laws."""
     names = list(GRIDS["terminal"].variants)
-    figure = Figure(figsize=(3 * len(names), 6), layout="constrained")
+    figure = Figure(figsize=(3 * len(names), 6))
     panels = figure.subplots(2, len(names), sharex=True, sharey=True)
     found: dict = {}
     data, other = (stack(load_data(name).test, 2000) for name in ("checkerboard", "eight-gaussians"))
@@ -110,11 +114,12 @@ def terminal(runs: Path, out: Path) -> dict:
     return found
 
 
+@styled
 @torch.no_grad()
 def drift(runs: Path, out: Path) -> None:
     """Bounds with a learned linear SDE, and how the entries' clocks run in it."""
     table = json.loads((runs / "drift.json").read_text())
-    figure = Figure(figsize=(13, 4), layout="constrained")
+    figure = Figure(figsize=(13, 4))
     left, middle, right = figure.subplots(1, 3)
     dots(left, table)
     model, _ = open_run(runs / "drift" / "linear, both" / "0")
@@ -123,7 +128,7 @@ def drift(runs: Path, out: Path) -> None:
     clock = torch.linspace(start, end, 200, dtype=torch.float64)
     t = sde.time(-clock).clamp(sde.eps, sde.T)
     rate = sde.clock_rate(t)
-    middle.plot(clock, rate.flatten(1), color="C0", alpha=0.2)
+    middle.plot(clock, rate.flatten(1), color=COLOURS[0], alpha=0.2)
     middle.set(xlabel="common clock −log SNR", ylabel="rate of each entry", title="linear, both")
     image = right.imshow(rate[100].reshape(sde.shape[-2:]))
     figure.colorbar(image)

@@ -26,6 +26,8 @@ from performance import NET, Ours, machine, roughen
 from timing import in_new_process, peak_mib
 
 import indm
+from indm.evaluation.plots import save_figure
+from indm.evaluation.style import styled
 
 STEP = {
     "resolution": (8, 16, 32, 64),
@@ -167,9 +169,10 @@ def write_table(rows: list[dict], path: Path) -> None:
     path.write_text("\n".join([*lines, "", *processes(), "", *paper()]) + "\n")
 
 
+@styled
 def plot(rows: list[dict], path: Path) -> None:
     kinds = list(dict.fromkeys((r["of"], r["varied"]) for r in rows))
-    figure = Figure(figsize=(12, 6), layout="constrained")
+    figure = Figure(figsize=(10, 6))
     for axes, (of, varied) in zip(figure.subplots(2, 3).flat, kinds, strict=True):
         chosen = [r for r in rows if (r["of"], r["varied"]) == (of, varied)]
         values = [r["value"] for r in chosen]
@@ -177,9 +180,9 @@ def plot(rows: list[dict], path: Path) -> None:
         axes.set_xscale("log")
         axes.minorticks_off()
         axes.set_xticks(values, [f"{value:g}" for value in values])
-        axes.set(xlabel=varied, ylabel="seconds", title=of, ylim=(0, None))
+        axes.set(xlabel=varied, ylabel="time (s)", title=of, ylim=(0, None))
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import trange
 
@@ -26,7 +25,8 @@ from indm.config import recipes
 from indm.data.base import Data, InMemory, stack
 from indm.data.registry import load_data
 from indm.evaluation.extractor import load_or_train
-from indm.evaluation.plots import save_figure, tile
+from indm.evaluation.plots import save_pixels
+from indm.evaluation.sheets import Panel, sheet
 from indm.evaluation.translation_metrics import COLUMNS, limits, row, translation_metrics, two_classes
 from indm.evaluation.translation_runs import TranslationRuns, open_runs
 from indm.files import atomic
@@ -220,12 +220,8 @@ def markdown(rows: list[list[str]]) -> str:
 
 
 def picture(pictures: dict[str, Tensor], levels: int, path: Path) -> None:
-    figure = Figure(figsize=(8, 0.75 * len(pictures)), layout="constrained")
-    for axes, (name, images) in zip(figure.subplots(len(pictures), 1), pictures.items(), strict=True):
-        axes.imshow(tile(images, levels, len(images)), interpolation="nearest")
-        axes.set(xticks=[], yticks=[])
-        axes.set_ylabel(NAMES.get(name, name).replace(", ", ",\n"), rotation=0, ha="right", va="center", fontsize=8)
-    save_figure(figure, path)
+    names = [NAMES.get(name, name) for name in pictures]
+    save_pixels(sheet([Panel(torch.cat(list(pictures.values())), SHOWN, rows=names)], levels), path)
 
 
 def main() -> None:

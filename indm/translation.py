@@ -125,11 +125,15 @@ class Route:
         empty = x.new_zeros(len(x), 0, *x.shape[1:])
         return Arrival(arrived, nfe, torch.stack(pictures, 1) if pictures else empty)
 
+    def times(self, frames: int) -> list[float]:
+        """The times of the ``frames`` pictures of every leg, one leg after the other."""
+        return [t for leg in self.legs for t in _times(leg, frames)]
+
     def _frames(self, z: Tensor, frames: int, generator: torch.Generator | None) -> Iterator[Tensor]:
         """h⁻¹(z_t) at equally spaced times of every leg. Solved apart from the route, which is more exact unbroken."""
         for leg in self.legs:
             yield leg.model.decode(z)
-            for start, end in _pairs(leg, frames):
+            for start, end in itertools.pairwise(_times(leg, frames)):
                 z, _ = self._advance(leg, z, start, end, generator)
                 yield leg.model.decode(z)
 
@@ -257,11 +261,10 @@ def _rest(sde: LinearSDE, time: float, z: Tensor) -> Tensor | float:
     return expand_like(sde.alpha(z.new_full((len(z),), time)), z) if time == sde.eps else 1.0
 
 
-def _pairs(leg: Leg, frames: int) -> Iterator[tuple[float, float]]:
-    """The pieces of a leg between ``frames`` equally spaced times."""
+def _times(leg: Leg, frames: int) -> list[float]:
+    """``frames`` equally spaced times of a leg, its ends among them."""
     inner = torch.linspace(leg.start, leg.end, frames, dtype=torch.float64).tolist()[1:-1]
-    times = [leg.start, *inner, leg.end]
-    return itertools.pairwise(times)
+    return [leg.start, *inner, leg.end]
 
 
 def _clock(sde: LinearSDE, start: float, end: float) -> float:

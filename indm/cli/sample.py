@@ -38,9 +38,8 @@ class Draws(Common):
 class Sample(Draws):
     """Draw samples of a run: samples.png and samples.npz.
 
-    samples.png is a grid of images, or a scatter plot beside the data. samples.npz and samples.json say how they were
-    drawn. Samples that were drawn with the same options are kept, not
-    drawn again.
+    samples.png is a grid of 256 images at most, or points beside the data. samples.npz and samples.json say how they
+    were drawn. Samples that were drawn with the same options are kept, not drawn again.
     """
 
     run_folder: Annotated[Positional[Path], arg(metavar="RUN")]

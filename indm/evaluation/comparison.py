@@ -1,20 +1,20 @@
 """``indm compare``: methods in one table, their paired differences from the first, and a picture."""
 
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from indm.config import recipes
 from indm.evaluation.methods import ONE_TRAINING, check_distinct, differences, in_words, methods_of
-from indm.evaluation.plots import dots, figure_into, learning_curves, tile
+from indm.evaluation.plots import learning_curves, pixels_into, samples_picture
 from indm.evaluation.results import KINDS, check_same_examples, number_key, read_evaluation, read_nats, table
+from indm.evaluation.style import colours_of, pixels_of, stacked, styled
 from indm.files import atomic
 from indm.runs.folder import read_metrics
 from indm.runs.provenance import provenance
-from indm.runs.samples import read_samples
+from indm.runs.samples import SAMPLES, read_samples
 
 
 def compare(folders: list[Path], out: Path) -> str:
@@ -64,7 +64,7 @@ def compare(folders: list[Path], out: Path) -> str:
         "differences": by_method,
     }
     write_numbers = atomic.json_into(content | {"provenance": provenance(None, weights)})
-    write_picture = figure_into(_comparison_figure(methods, unit))
+    write_picture = pixels_into(_picture(methods, unit))
     atomic.together({out / "comparison.png": write_picture, out / "comparison.json": write_numbers})
     return "\n".join(lines)
 
@@ -82,34 +82,35 @@ def _cell(result: dict, kind: str) -> str:
     return f"{values[key]:.4f} ± {values[f'{key}_standard_error']:.4f}"
 
 
-def _comparison_figure(methods: dict[str, list[Path]], unit: str) -> Figure:
-    """Learning curves over steps and over seconds, a colour for each method; below them samples of its first run."""
+def _picture(methods: dict[str, list[Path]], unit: str) -> np.ndarray:
+    """Learning curves over steps and over seconds, and below them samples of each method's first run, as bytes."""
     firsts = [runs[0] for runs in methods.values()]
-    figure = Figure(figsize=(max(8, 4 * len(firsts)), 8), layout="constrained")
-    above, below = cast(Any, figure.subfigures(2, 1))
     names = [f.name if [g.name for g in firsts].count(f.name) == 1 else str(f) for f in firsts]
     curves = {
         name: [[line for line in read_metrics(run) if "valid_nelbo" in line] for run in runs]
         for name, runs in zip(names, methods.values(), strict=True)
     }
-    for axes, against in zip(above.subplots(1, 2, sharey=True), ("step", "seconds"), strict=True):
-        learning_curves(axes, curves, against, unit)
-    for axes, folder in zip(np.atleast_1d(below.subplots(1, len(firsts))), firsts, strict=True):
-        _show_samples(axes, folder)
-    return figure
+    return stacked(_curves(curves, unit), _samples(dict(zip(names, firsts, strict=True))))
 
 
-def _show_samples(axes: Axes, folder: Path) -> None:
-    axes.set_title(f"samples of {folder.name}")
-    file = folder / "samples.npz"
-    if not file.exists():
-        axes.text(0.5, 0.5, "not sampled yet", ha="center")
-        return
-    samples, levels, _ = read_samples(file)
-    if samples.ndim == 4:
-        axes.imshow(tile(samples[:64], levels), interpolation="nearest")
-        axes.axis("off")
-    elif samples.ndim == 2:
-        dots(axes, samples, f"samples of {folder.name}")
-    else:
-        raise ValueError(f"{file} must hold samples (N, C, H, W) or (N, D), got {tuple(samples.shape)}")
+@styled
+def _curves(curves: dict[str, list[list[dict]]], unit: str) -> np.ndarray:
+    figure = Figure(figsize=(10, 4.2))
+    for axes, against in zip(figure.subplots(1, 2, sharey=True), ("step", "seconds"), strict=True):
+        learning_curves(axes, curves, against, unit, colours_of(curves))
+    return pixels_of(figure)
+
+
+def _samples(runs: dict[str, Path]) -> np.ndarray:
+    """A panel for each run, with words where there are no samples."""
+    panels: dict[str, Tensor | str] = {}
+    levels = 0
+    for name, run in runs.items():
+        file = run / SAMPLES
+        panels[name] = f"not sampled yet: indm sample {run}"
+        if file.exists():
+            samples, levels, _ = read_samples(file)
+            if samples.ndim not in (2, 4):
+                raise ValueError(f"{file} must hold samples (N, C, H, W) or (N, D), got {tuple(samples.shape)}")
+            panels[name] = samples
+    return samples_picture(panels, levels, colours_of(runs))

@@ -111,10 +111,12 @@ class Translated:
 
 
 class BatchTranslator:
-    """Translates batches by one route; ``nfe`` is the most evaluations that one example took."""
+    """Translates batches by one route; ``nfe`` is the most evaluations that one example took, ``times`` are those of
+    its frames."""
 
     def __init__(self, route: Route, options: TranslationOptions):
         self.route, self.options, self.nfe = route, options, 0
+        self.times = route.times(options.strip) if options.strip else []
         device = route.models[0].scaling.scale.device
         self.generator = torch.Generator(device).manual_seed(options.seed)
 
@@ -179,7 +181,8 @@ class FileTranslation:
     def _add(self, read: list[tuple[Item, Tensor, str]]) -> None:
         translations = self.translate(torch.stack([raw for _, raw, _ in read]))
         for (item, raw, note), translated in zip(read, translations, strict=True):
-            if not self.writer.write(item, translated.result, _beside(item, translated)):
+            pictures = translated.returned, translated.frames, self.translate.times
+            if not self.writer.write(item, translated.result, *pictures):
                 continue
             self.rows.append(_row(item, raw, note, translated))
             if self.options.score and len(self.scored) < MOST_SCORED:
@@ -192,14 +195,6 @@ class FileTranslation:
         lost = {str(source) for source in self.writer.finish()}
         rows = [line for line in self.rows if line["source"] not in lost]
         return {"examples": rows, "failed": self.failed | self.writer.failed, "nfe": self.translate.nfe}
-
-
-def _beside(item: Item, translated: Translated) -> dict[str, Tensor]:
-    """The pictures beside a result, by folder."""
-    pictures = {} if translated.frames is None else {"strips": translated.frames}
-    if translated.returned is not None and item.row is None:
-        pictures["cycle"] = translated.returned[None]
-    return pictures
 
 
 def _row(item: Item, raw: Tensor, note: str, translated: Translated) -> dict:

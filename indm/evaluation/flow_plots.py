@@ -1,69 +1,96 @@
 """The flow analyses of several models in one figure."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from indm.evaluation import plots
+from indm.evaluation.flow_analysis import LARGEST
+from indm.evaluation.style import DATA_COLOUR, colours_of, say_empty, styled
 
 MOVES = 1e-6  # size of the displacement from which a flow does anything
+DATA = "the data themselves"
+Analyses = Mapping[str, dict]
+Colours = Mapping[str, str]
 
 
-def save_flow_figure(analyses: dict[str, dict], path: Path) -> None:
+@styled
+def save_flow_figure(analyses: Analyses, path: Path, colours: Colours | None = None) -> None:
     """Singular values, the action by share and by frequency, and the accuracy of the class, as a PNG.
 
     Args:
         analyses: what :func:`indm.evaluation.flow_analysis.analyse` returned, by the name of the model.
         path: of the PNG.
+        colours: of the models; by their order by default.
     """
     panels = [_singular_values, _shares]
     panels += [_probes] if any("probe" in analysis for analysis in analyses.values()) else []
     panels += [_spectra] if any("spectrum" in analysis for analysis in analyses.values()) else []
-    figure = Figure(figsize=(4.75 * len(panels), 4), layout="constrained")
-    for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        panel(axes, analyses)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend()
+    rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(10, 4 * rows))
+    drawn = list(figure.subplots(rows, 2, squeeze=False).flat)
+    for axes, panel in zip(drawn, panels, strict=False):
+        panel(axes, analyses, colours or colours_of(analyses))
+    for axes in drawn[len(panels) :]:
+        axes.remove()
     plots.save_figure(figure, path)
 
 
-def _singular_values(axes: Axes, analyses: dict[str, dict]) -> None:
-    for number, (name, analysis) in enumerate(analyses.items()):
+def _singular_values(axes: Axes, analyses: Analyses, colours: Colours) -> None:
+    axes.set(title="singular values of ∂h/∂x, a line for each example", xlabel="index, largest first")
+    if not any("singular_values" in analysis for analysis in analyses.values()):
+        return say_empty(axes, f"not computed: examples of more than {LARGEST} entries")
+    for name, analysis in analyses.items():
         for i, values in enumerate(analysis.get("singular_values", [])):
-            axes.plot(values, color=f"C{number}", alpha=0.4, label=None if i else name)
-    axes.set(title="singular values of ∂h/∂x, one line a sample", xlabel="index", yscale="log")
+            axes.plot(values, color=colours[name], alpha=0.4, label=None if i else name)
+    axes.set(yscale="log", ylabel="singular value")
 
 
-def _shares(axes: Axes, analyses: dict[str, dict]) -> None:
+def _moving(analyses: Analyses) -> dict[str, dict]:
+    """Those whose flow does anything."""
+    return {name: analysis for name, analysis in analyses.items() if analysis["action"]["size"] > MOVES}
+
+
+def _shares(axes: Axes, analyses: Analyses, colours: Colours) -> None:
     """Bars for each model whose flow moves anything, and for the data."""
-    actions = {name: analysis["action"] for name, analysis in analyses.items()}
-    first = next(iter(actions.values()))
+    first = next(iter(analyses.values()))["action"]
     shares = [key for key in first if key != "size" and not key.startswith("x_")]
-    bars = {name: [a[key] for key in shares] for name, a in actions.items() if a["size"] > MOVES}
-    bars["the data themselves"] = [first[f"x_{key}"] for key in shares]
+    bars = {name: [analysis["action"][key] for key in shares] for name, analysis in _moving(analyses).items()}
+    bars[DATA] = [first[f"x_{key}"] for key in shares]
     for i, (name, heights) in enumerate(bars.items()):
         offset = (i - (len(bars) - 1) / 2) / (len(bars) + 1)
-        axes.bar([k + offset for k in range(len(shares))], heights, 1 / (len(bars) + 1), label=name)
-    axes.set(title="shares of the energy of h(x) − x", xticks=range(len(shares)), xticklabels=shares)
+        places = [k + offset for k in range(len(shares))]
+        axes.bar(places, heights, 1 / (len(bars) + 1), label=name, color=colours.get(name, DATA_COLOUR))
+    axes.set(xticks=range(len(shares)), xticklabels=shares, ylabel="share of the energy")
+    axes.set_title(f"where h(x) − x lies{_left_out(analyses)}")
 
 
-def _probes(axes: Axes, analyses: dict[str, dict]) -> None:
+def _left_out(analyses: Analyses) -> str:
+    """The models that are not shown."""
+    still = [name for name in analyses if name not in _moving(analyses)]
+    return f"\n(no displacement: {', '.join(still)})" if still else ""
+
+
+def _probes(axes: Axes, analyses: Analyses, colours: Colours) -> None:
     """The accuracy of the class over time, a line for each model that has it."""
     for name, analysis in analyses.items():
         if "probe" in analysis:
             lines = {key: [point[key] for point in analysis["probe"]] for key in analysis["probe"][0]}
-            axes.errorbar(lines["clock"], lines["accuracy"], lines["standard_error"], fmt=".-", label=name)
-    axes.set(title="class known from x_t, linear probe", xlabel="log-SNR clock, 0 at ε, 1 at T", ylabel="accuracy")
+            points = lines["clock"], lines["accuracy"], lines["standard_error"]
+            axes.errorbar(*points, fmt=".-", label=name, color=colours[name])
+    axes.set(title="class known from x_t by a linear probe", ylabel="accuracy", ylim=(0, 1.02))
+    axes.set(xlabel="log-SNR clock, 0 at t = ε, 1 at t = T")
 
 
-def _spectra(axes: Axes, analyses: dict[str, dict]) -> None:
+def _spectra(axes: Axes, analyses: Analyses, colours: Colours) -> None:
     """Energy by frequency, a line for each model and channel, dotted for the data."""
-    for number, (name, analysis) in enumerate(analyses.items()):
-        lines = analysis["spectrum"]
-        if analysis["action"]["size"] > MOVES:
-            for i, energy in enumerate(lines["moved"]):
-                axes.plot(lines["frequency"], energy, ".-", color=f"C{number}", label=None if i else name)
+    for name, analysis in _moving(analyses).items():
+        for i, energy in enumerate(analysis["spectrum"]["moved"]):
+            axes.plot(analysis["spectrum"]["frequency"], energy, ".-", color=colours[name], label=None if i else name)
+    lines = next(iter(analyses.values()))["spectrum"]
     for i, energy in enumerate(lines["x"]):
-        axes.plot(lines["frequency"], energy, ":", color="black", label=None if i else "the data themselves")
-    axes.set(title="energy moved, by frequency and channel", xlabel="cycles a pixel", yscale="log")
+        axes.plot(lines["frequency"], energy, ":", color=DATA_COLOUR, label=None if i else DATA)
+    axes.set(xlabel="frequency, cycles a pixel", yscale="log", ylabel="energy, model units²")
+    axes.set_title(f"energy of h(x) − x by frequency, a line for each channel{_left_out(analyses)}")

@@ -1,7 +1,6 @@
 """The results of a translation as files: images, arrays, strips, the sheet."""
 
 import errno
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -16,6 +15,7 @@ from indm.files import atomic
 from indm.messages import reason
 
 REPORT = "translation.json"
+SIDES = ("source", "result", "back again")  # of an example, on the sheet
 IN_SHEET = 64  # results that the sheet shows, at most
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # errors that every other result would meet, too
 
@@ -68,8 +68,11 @@ class ResultWriter:
         self.arrays: dict[Path, list[tuple[Item, Tensor]]] = {}
         out.mkdir(parents=True, exist_ok=True)
 
-    def write(self, item: Item, result: Tensor, beside: dict[str, Tensor]) -> bool:
-        """Write a result, or keep it until its array is complete, and pictures in the folders ``beside`` it.
+    def write(
+        self, item: Item, result: Tensor, returned: Tensor | None, frames: Tensor | None, times: Sequence[float]
+    ) -> bool:
+        """Write a result, or keep it until its array is complete; for an image what was carried back into ``cycle``;
+        the way, ``frames`` at ``times``, into ``strips``.
 
         Returns:
             Whether that was possible.
@@ -78,10 +81,12 @@ class ResultWriter:
             OSError: nothing more can be written to the disk.
         """
         try:
-            for folder, images in beside.items():
-                self._save(self.out / folder / f"{item.name}.png", images)
+            if frames is not None:
+                self._save_strip(self.out / "strips" / f"{item.name}.png", frames, times)
             if item.row is None:
-                self._save(result_path(self.out, item), result[None])
+                self._save(result_path(self.out, item), result)
+                if returned is not None:
+                    self._save(self.out / "cycle" / f"{item.name}.png", returned)
         except OSError as error:
             self._fail([item], error)
             return False
@@ -113,12 +118,20 @@ class ResultWriter:
             raise error
         self.failed |= {item.name: reason(error) for item in items}
 
-    def _save(self, path: Path, images: Tensor) -> None:
-        """Images (N, C, H, W) side by side as PNG, pixel for pixel."""
+    def _save(self, path: Path, image: Tensor) -> None:
+        """An image (C, H, W) as PNG, pixel for pixel."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = (torch.cat(images.unbind(0), 2).double() * 255 / (cast(int, self.levels) - 1)).round().to(torch.uint8)
-        image = Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
-        atomic.whole(path, lambda beside: image.save(beside, format="PNG"))
+        pixels = (image.double() * 255 / (cast(int, self.levels) - 1)).round().to(torch.uint8)
+        picture = Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
+        atomic.whole(path, lambda beside: picture.save(beside, format="PNG"))
+
+    def _save_strip(self, path: Path, frames: Tensor, times: Sequence[float]) -> None:
+        """Frames (N, C, H, W) in a row, each with its time above it."""
+        from indm.evaluation import plots, sheets
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        panel = sheets.Panel(frames, len(frames), tops=sheets.time_words(times))
+        plots.save_pixels(sheets.sheet([panel], cast(int, self.levels)), path)
 
     def _save_array(self, items: Sequence[Item], results: Tensor) -> None:
         path = result_path(self.out, items[0])
@@ -127,18 +140,11 @@ class ResultWriter:
         atomic.whole(path, atomic.arrays_into(content | {"rows": np.array([item.row for item in items])}))
 
     def _save_sheet(self, path: Path) -> None:
-        from matplotlib.figure import Figure
-
-        from indm.evaluation import plots
+        from indm.evaluation import plots, sheets
 
         columns = [torch.stack(column) for column in zip(*self.shown, strict=True)]
         if columns[0].ndim == 4:
-            together = torch.stack(columns, 1).flatten(0, 1)
-            width = len(columns) * math.ceil(math.sqrt(len(self.shown) / len(columns)))
-            plots.save_grid(together, cast(int, self.levels), path, columns=width)
+            plots.save_pixels(sheets.in_turns(dict(zip(SIDES, columns, strict=False)), cast(int, self.levels)), path)
         elif columns[0].ndim == 2 and columns[0].shape[1] > 1:
-            figure = Figure(figsize=(4 * len(columns), 4), layout="constrained")
-            titles = ("source", "result", "back again")
-            for axes, points, title in zip(figure.subplots(1, len(columns)), columns, titles, strict=False):
-                plots.dots(axes, points.float(), title)
-            plots.save_figure(figure, path)
+            panels = {name: points.float() for name, points in zip(SIDES, columns, strict=False)}
+            plots.save_pixels(plots.samples_picture(panels, 0, {}), path)

@@ -1,6 +1,7 @@
 """Figures of a report: curves over training and over sampling steps, samples, paths as strips, the plane."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from indm.data.base import Data, stack
 from indm.data.densities import DENSITIES
-from indm.evaluation import plots, sample_quality
+from indm.evaluation import plots, sample_quality, sheets
 from indm.evaluation.statistics import over_seeds
+from indm.evaluation.style import DATA_COLOUR, styled
 from indm.evaluation.transport import encode_ode
 from indm.nonlinear import NonlinearDiffusion
 from indm.paths import forward_path, probability_flow_path
@@ -19,66 +21,68 @@ from indm.report.records import Record, by_group
 from indm.runs.folder import open_model
 from indm.sampling import log_snr_grid
 
-COLUMNS = 4  # of samples
 FRAMES = 9  # of a path
 STRIPS = 4  # paths of a group that are shown
 PARTICLES = 1000
 FIELD = 13  # points along a side of the plane
+DISTANCES = {"sliced_wasserstein": "sliced Wasserstein distance", "frechet": "Fréchet distance"}
+Colours = Mapping[str, str]  # of each group, the same in all figures of a page
 
 
-def curves_figure(records: list[Record], path: Path) -> None:
+@styled
+def curves_figure(records: list[Record], path: Path, colours: Colours) -> None:
     """Validation NELBO over steps and over seconds, a colour for each group."""
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    figure = Figure(figsize=(10, 4.2))
     groups = {name: [record.curve for record in group] for name, group in by_group(records).items()}
     for axes, against in zip(figure.subplots(1, 2, sharey=True), ("step", "seconds"), strict=True):
-        plots.learning_curves(axes, groups, against, records[0].unit)
+        plots.learning_curves(axes, groups, against, records[0].unit, colours)
     plots.save_figure(figure, path)
 
 
-def gap_figure(records: list[Record], path: Path) -> None:
+@styled
+def gap_figure(records: list[Record], path: Path, colours: Colours) -> None:
     """NELBO − NLL over steps, a line for each record."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4))
     axes = figure.subplots()
     for record in records:
         rows = record.measurements["gap"]
         steps, gaps, errors = ([row[key] for row in rows] for key in ("step", "gap", "standard_error"))
-        axes.errorbar(steps, gaps, errors, fmt=".-", label=record.group)
+        axes.errorbar(steps, gaps, errors, fmt=".-", label=record.group, color=colours[record.group])
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="step", ylabel=f"NELBO − NLL of the ODE, {records[0].unit}")
-    axes.legend()
+    axes.set(xlabel=plots.AXES["step"], ylabel=f"NELBO − NLL of the ODE ({records[0].unit})")
     plots.save_figure(figure, path)
 
 
-def quality_figure(groups: list[list[Record]], path: Path) -> None:
+@styled
+def quality_figure(groups: list[list[Record]], path: Path, colours: Colours) -> None:
     """A row for each distance, a column for each sampler, a line for each group."""
     first = groups[0][0].measurements["quality"]
     floor, rows = first[0], [row for row in first if row["sampler"] != "data"]
     samplers = list(dict.fromkeys(row["sampler"] for row in rows))
     kinds = ["sliced_wasserstein"] + (["frechet"] if rows[0]["frechet"] is not None else [])
-    figure = Figure(figsize=(4.5 * len(samplers), 3.6 * len(kinds)), layout="constrained")
+    figure = Figure(figsize=(max(6, 3.4 * len(samplers)), 3.2 * len(kinds) + 0.5))
     for panels, key in zip(figure.subplots(len(kinds), len(samplers), sharey="row", squeeze=False), kinds, strict=True):
         for axes, sampler in zip(panels, samplers, strict=True):
             for group in groups:
-                _line(axes, [record.measurements["quality"] for record in group], sampler, key, group[0].group)
-            axes.axhline(floor[key], color="black", linestyle="--", linewidth=0.8)
+                _line(axes, [record.measurements["quality"] for record in group], sampler, key, group[0].group, colours)
+            axes.axhline(floor[key], color=DATA_COLOUR, linestyle="--", linewidth=0.8, label="training data")
             _over_evaluations(axes, sampler, rows)
-        panels[0].set_ylabel({"frechet": "Fréchet distance"}.get(key, "sliced Wasserstein distance"))
-        panels[0].legend()
+        panels[0].set_ylabel(f"{DISTANCES[key]} to test data")
     plots.save_figure(figure, path)
 
 
-def loss_figure(groups: list[list[Record]], path: Path) -> None:
+@styled
+def loss_figure(groups: list[list[Record]], path: Path, colours: Colours) -> None:
     """What few steps lose, pair by pair: a panel for each sampler, a line for each group."""
     losses = [[record.measurements["errors"]["discretization"] for record in group] for group in groups]
     samplers = list(dict.fromkeys(row["sampler"] for row in losses[0][0]))
-    figure = Figure(figsize=(max(6, 4.5 * len(samplers)), 4), layout="constrained")
+    figure = Figure(figsize=(max(6, 3.4 * len(samplers)), 4))
     panels = figure.subplots(1, len(samplers), sharey=True, squeeze=False)[0]
     for axes, sampler in zip(panels, samplers, strict=True):
         for group, seeds in zip(groups, losses, strict=True):
-            _line(axes, seeds, sampler, "rms", group[0].group)
+            _line(axes, seeds, sampler, "rms", group[0].group, colours)
         _over_evaluations(axes, sampler, losses[0][0])
-    panels[0].set_ylabel("loss, RMS in model units")
-    panels[0].legend()
+    panels[0].set_ylabel("loss, RMS (model units)")
     plots.save_figure(figure, path)
 
 
@@ -90,28 +94,30 @@ def _over_evaluations(axes: Axes, sampler: str, rows: list[dict]) -> None:
     axes.xaxis.minorticks_off()
 
 
-def _line(axes: Axes, seeds: list[list[dict]], sampler: str, key: str, label: str) -> None:
+def _line(axes: Axes, seeds: list[list[dict]], sampler: str, key: str, group: str, colours: Colours) -> None:
     """A number of a sampler over evaluations, its mean over seeds with the error."""
     points = []
     for same in zip(*([row for row in rows if row["sampler"] == sampler] for rows in seeds), strict=True):
         points.append((same[0]["nfe"], *over_seeds([row[key] for row in same], same[0][f"{key}_standard_error"])))
     nfe, mean, error = zip(*points, strict=True)
-    axes.errorbar(nfe, mean, error, fmt=".-", label=label)
+    axes.errorbar(nfe, mean, error, fmt=".-", label=group, color=colours[group])
 
 
-def samples_figure(records: list[Record], data: Data, path: Path) -> None:
+def samples_figure(records: list[Record], data: Data, path: Path, colours: Colours) -> None:
     """Data, and samples of the first model of each group."""
-    firsts = [group[0] for group in by_group(records).values()]
-    rows, columns = -(-(len(firsts) + 1) // COLUMNS), min(COLUMNS, len(firsts) + 1)
-    figure = Figure(figsize=(4 * columns, 4.3 * rows), layout="constrained")
-    first, *others = figure.subplots(rows, columns, squeeze=False).flat
-    n = 64 if len(data.shape) == 3 else PARTICLES
-    _show(first, stack(data.test, n), data, "data")
-    for axes in others[len(firsts) :]:
-        axes.axis("off")
-    for axes, record in zip(others, firsts, strict=False):
-        _show(axes, _samples(open_model(record.folder), n), data, record.group)
-    plots.save_figure(figure, path)
+    n = plots.SIDE**2 if len(data.shape) == 3 else PARTICLES
+    panels: dict[str, Tensor | str] = {"data": stack(data.test, n)}
+    panels |= {group: _samples(open_model(runs[0].folder), n) for group, runs in by_group(records).items()}
+    plots.save_pixels(plots.samples_picture(panels, data.scaling.levels or 256, colours, _limits(data)), path)
+
+
+def _limits(data: Data) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """Where the first two entries of points lie, with a margin; None for images and single numbers."""
+    if len(data.shape) != 1 or data.shape[0] < 2:
+        return None
+    points = stack(data.test, PARTICLES).float()
+    low, high = points.amin(0)[:2] - 0.3, points.amax(0)[:2] + 0.3
+    return (low[0].item(), high[0].item()), (low[1].item(), high[1].item())
 
 
 def _samples(model, n: int) -> Tensor:
@@ -121,17 +127,6 @@ def _samples(model, n: int) -> Tensor:
     else:
         x = model.sample(n, generator=sample_quality.make_generator(model.scaling.scale, 0, 0))
     return model.scaling.to_data(x).cpu()
-
-
-def _show(axes: Axes, raw: Tensor, data: Data, title: str) -> None:
-    if raw.ndim == 4:
-        axes.imshow(plots.tile(raw, data.scaling.levels or 256), interpolation="nearest")
-        axes.set_title(title)
-        axes.axis("off")
-    elif raw.shape[1] > 1:
-        low, high = (torch.quantile(stack(data.test, PARTICLES).float(), q, dim=0) for q in (0.0, 1.0))
-        plots.dots(axes, raw, title)
-        axes.set(xlim=(low[0] - 0.3, high[0] + 0.3), ylim=(low[1] - 0.3, high[1] + 0.3))
 
 
 def clock(model, frames: int) -> Tensor:
@@ -167,22 +162,57 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     return (left * flat[0] + right * flat[1]).reshape(a.shape)
 
 
-def strips_figure(records: list[Record], data: Data, path: Path, strip: Callable) -> None:
+@dataclass(frozen=True)
+class Strip:
+    """A way of images, shown frame by frame.
+
+    Attributes:
+        caption: of the figure.
+        frames: (model, x) → (frames, B, *event), in model units.
+        labels: model → a word above each frame.
+    """
+
+    caption: str
+    frames: Callable[..., Tensor]
+    labels: Callable[..., Sequence[str]]
+
+
+def times(model) -> list[str]:
+    """The times of the frames of a path."""
+    return sheets.time_words(clock(model, FRAMES).tolist())
+
+
+def shares(model) -> list[str]:
+    """How far each frame of an interpolation is on its way, in per cent."""
+    return ["x", *(f"{share:.0%}" for share in torch.linspace(0, 1, FRAMES).tolist()[1:-1]), "x′"]
+
+
+PATHS = {
+    "paths": Strip("x_t along one Brownian path, at times equally spaced on the log-SNR clock from ε to T.",
+                   forward_strip, times),
+    "flow-paths": Strip("x_t along the probability flow, at the same times: encoded to T, each frame decoded by h⁻¹.",
+                        flow_strip, times),
+    "interpolation": Strip("From x to x′ through z_T: both encoded, interpolated on the sphere, decoded.",
+                           interpolation_strip, shares),
+}  # fmt: skip
+
+
+def strips_figure(records: list[Record], data: Data, path: Path, strip: Strip) -> None:
     """A panel for each group, a row for each image, a column for each time."""
-    figure = Figure(figsize=(8, 0.9 * STRIPS * len(records) + 0.5), layout="constrained")
-    for axes, record in zip(figure.subplots(len(records), 1, squeeze=False).flat, records, strict=True):
+    panels = []
+    for record in records:
         model = open_model(record.folder)
         raw = stack(data.test, STRIPS).to(model.scaling.scale.device)
         with torch.no_grad():
-            frames = strip(model, model.scaling.to_model(raw, generator=torch.Generator(raw.device).manual_seed(0)))
+            x = model.scaling.to_model(raw, generator=torch.Generator(raw.device).manual_seed(0))
+            frames = strip.frames(model, x)
         rows = model.scaling.to_data(frames.transpose(0, 1).flatten(0, 1)).cpu()
-        axes.imshow(plots.tile(rows, data.scaling.levels or 256, FRAMES), interpolation="nearest")
-        axes.set_title(record.group)
-        axes.axis("off")
-    plots.save_figure(figure, path)
+        panels.append(sheets.Panel(rows, FRAMES, record.group, tops=strip.labels(model)))
+    plots.save_pixels(sheets.sheet(panels, data.scaling.levels or 256, across=1), path)
 
 
-def plane_figure(record: Record, data: Data, path: Path) -> None:
+@styled
+def plane_figure(record: Record, data: Data, path: Path, colours: Colours) -> None:
     """A model of the plane: density and samples, particles forward and backward, drift and volatility."""
     model = open_model(record.folder).cpu()
     diffusion, times = NonlinearDiffusion(model), clock(model, 5)
@@ -191,19 +221,24 @@ def plane_figure(record: Record, data: Data, path: Path) -> None:
     forward = forward_path(model, x, times, generator=generator)
     start = model.decode(sample_quality.prior_draws(model, len(x), 0)).detach()
     backward = probability_flow_path(model, start, times.flip(0))
-    reach = 1.2 * x.abs().max().item()
-    figure = Figure(figsize=(16, 13), layout="constrained")
-    panels = figure.subplots(4, 5)
+    colour, reach = colours[record.group], 1.2 * x.abs().max().item()
+    figure = Figure(figsize=(12, 10.4))
+    panels = figure.subplots(4, 5, sharex="row", sharey="row")
     if data.name in DENSITIES:
         square = (-2 * reach, 2 * reach) * 2
         plots.background(panels[0, 0], DENSITIES[data.name], square, model.scaling)
     for column, t in enumerate(times.tolist()):
         for row, cloud, what in ((0, forward[column], "forward"), (1, backward[-1 - column], "generative")):
-            plots.dots(panels[row, column], cloud, f"{what}, t = {t:.3g}")
+            plots.dots(panels[row, column], cloud, f"{what}, t = {t:.2g}", colour)
             panels[row, column].set(xlim=(-2 * reach, 2 * reach), ylim=(-2 * reach, 2 * reach))
         at = torch.full((FIELD**2,), t)
         axis = torch.linspace(-reach, reach, FIELD)
         grid = torch.cartesian_prod(axis, axis)
-        plots.arrows(panels[2, column], grid, diffusion.drift(grid, at), f"f_φ, t = {t:.3g}")
-        plots.ellipses(panels[3, column], grid, diffusion.dense_diffusion(grid, at), f"G_φ, t = {t:.3g}")
+        plots.arrows(panels[2, column], grid, diffusion.drift(grid, at), f"f_φ, t = {t:.2g}", colour)
+        plots.ellipses(panels[3, column], grid, diffusion.dense_diffusion(grid, at), f"G_φ, t = {t:.2g}", colour)
+    for number, row in enumerate(panels):
+        below = number % 2 == 1  # two rows have the same range
+        for axes in row:
+            axes.tick_params(labelleft=axes is row[0], labelbottom=below)
+            axes.set(xlabel="x₁ (model units)" if below else "", ylabel="x₂ (model units)" if axes is row[0] else "")
     plots.save_figure(figure, path)

@@ -15,6 +15,7 @@ from indm.evaluation.flow_plots import save_flow_figure
 from indm.evaluation.methods import ONE_TRAINING, check_distinct
 from indm.evaluation.results import check_same_examples
 from indm.evaluation.statistics import FOLDS, LEVEL
+from indm.evaluation.style import colours_of
 from indm.files import atomic, untrusted
 from indm.report import figures, tables
 from indm.report.measurements import Setup
@@ -74,7 +75,7 @@ def report(
     page = Page(f"Runs of {data.name}")
     if by_method:
         add_differences(page, by_method, records)
-    add_runs(page, out, records, data, extractor)
+    add_runs(page, out, records, data, extractor, colours_of(by_group(records)))
     page.write(out / "index.html")
     return out / "index.html"
 
@@ -125,9 +126,17 @@ def add_differences(page: Page, by_method: Mapping[str, Mapping[str, Mapping]], 
     )
 
 
-def add_runs(page: Page, out: Path, records: list[Record], data: Data, extractor: Extractor | None, prefix="") -> None:
+def add_runs(
+    page: Page,
+    out: Path,
+    records: list[Record],
+    data: Data,
+    extractor: Extractor | None,
+    colours: Mapping[str, str],
+    prefix: str = "",
+) -> None:
     """All sections on runs of one data set; pictures go to ``out``, their names begin with ``prefix``."""
-    sections = Sections(page, out, records, data, extractor, prefix)
+    sections = Sections(page, out, records, data, extractor, colours, prefix)
     page.text(
         f"{'; '.join(data.notes)}. Numbers are means over a group's seeds ± their standard error. Where a group is one "
         f"run, ± is over its examples or samples, and says nothing of other trainings of that method."
@@ -149,6 +158,7 @@ class Sections:
     records: list[Record]
     data: Data
     extractor: Extractor | None
+    colours: Mapping[str, str]
     prefix: str = ""
 
     def having(self, name: str) -> list[list[Record]]:
@@ -176,12 +186,12 @@ class Sections:
         self.draw(
             "curves",
             "Validation NELBO over steps and over seconds.",
-            lambda path: figures.curves_figure(self.records, path),
+            lambda path: figures.curves_figure(self.records, path, self.colours),
         )
         self.draw(
             "gap",
             "NELBO − NLL (ODE) of the same examples along training.",
-            lambda path: figures.gap_figure(self.first("gap"), path),
+            lambda path: figures.gap_figure(self.first("gap"), path, self.colours),
         )
 
     def samples(self) -> None:
@@ -189,7 +199,7 @@ class Sections:
         self.draw(
             "samples",
             "Samples: of a diffusion by Heun in 25 steps, of another model by its decoder.",
-            lambda path: figures.samples_figure(self.records, self.data, path),
+            lambda path: figures.samples_figure(self.records, self.data, path, self.colours),
         )
         if self.extractor is not None:
             made_by = self.extractor.provenance
@@ -201,7 +211,7 @@ class Sections:
         self.draw(
             "quality",
             "Distance to the test data over evaluations of the network (dashed: training data).",
-            lambda path: figures.quality_figure(self.having("errors"), path),
+            lambda path: figures.quality_figure(self.having("errors"), path, self.colours),
         )
 
     def errors(self) -> None:
@@ -215,7 +225,7 @@ class Sections:
         self.draw(
             "loss",
             "Root mean square over entries, in model units, over evaluations of the network.",
-            lambda path: figures.loss_figure(self.having("errors"), path),
+            lambda path: figures.loss_figure(self.having("errors"), path, self.colours),
         )
         if self.having("transport"):
             self.page.heading("Transport along the probability flow")
@@ -228,15 +238,9 @@ class Sections:
         records = self.first("flow")
         if len(self.data.shape) == 3:
             self.page.heading("Paths")
-            for name, caption, strip in (
-                ("paths", "x_t along one Brownian path, equally spaced on the log-SNR clock from ε to T.",
-                 figures.forward_strip),
-                ("flow-paths", "x_t along the probability flow: encoded to T, each column decoded by h⁻¹.",
-                 figures.flow_strip),
-                ("interpolation", "From x to x′ through z_T: both encoded, interpolated on the sphere, decoded.",
-                 figures.interpolation_strip),
-            ):  # fmt: skip
-                self.draw(name, caption, functools.partial(figures.strips_figure, records, self.data, strip=strip))
+            for name, strip in figures.PATHS.items():
+                write = functools.partial(figures.strips_figure, records, self.data, strip=strip)
+                self.draw(name, strip.caption, write)
         if self.data.shape == (2,):
             self.page.heading("Paths")
             for record in records:
@@ -244,7 +248,7 @@ class Sections:
                     f"plane-{record.group.replace('/', '-')}",
                     f"{record.group}: density; particles along the forward diffusion and the generative flow; drift "
                     "f_φ and volatility G_φ (ellipses).",
-                    functools.partial(figures.plane_figure, record, self.data),
+                    functools.partial(figures.plane_figure, record, self.data, colours=self.colours),
                 )
 
     def flow(self) -> None:
@@ -253,5 +257,5 @@ class Sections:
         self.draw(
             "flow",
             "Spectrum of ∂h/∂x, where its action lies, how well x_t shows the class.",
-            lambda path: save_flow_figure(analyses, path),
+            lambda path: save_flow_figure(analyses, path, self.colours),
         )

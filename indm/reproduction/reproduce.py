@@ -15,6 +15,7 @@ from tqdm import tqdm
 from indm.config.parts import trust
 from indm.data.base import Data
 from indm.evaluation.extractor import Extractor
+from indm.evaluation.style import colours_of
 from indm.files import atomic
 from indm.report.measurements import Setup, end_of
 from indm.report.page import Page
@@ -24,7 +25,7 @@ from indm.reproduction.claims import Evidence, family_of
 from indm.reproduction.control import CONTROL_DATA
 from indm.reproduction.costs import measure_budget
 from indm.reproduction.plan import PLAN, Budget, Plan, claims_of, family_of_plan, measurements_of, run_folder
-from indm.reproduction.studies import STUDIES
+from indm.reproduction.studies import STUDIES, VARIANTS
 from indm.reproduction.units import material_of, run_units
 from indm.reproduction.verdicts import (
     CHECK_HEADER,
@@ -131,7 +132,7 @@ def write_report(out: Path, budget: Budget, progress: bool = True) -> list[Verdi
     for section in tqdm(sections, desc="figures", disable=not progress):
         page.heading(section.data, level=1)
         prefix = f"{section.data}-"
-        add_runs(page, out, section.all_records, section.material, section.extractor, prefix=prefix)
+        add_runs(page, out, section.all_records, section.material, section.extractor, colours_of(VARIANTS), prefix)
     page.write(out / "index.html")
     weights = {str(r.folder): weights_hash(r.folder) for section in sections for r in section.all_records}
     made_by = provenance(None, weights)  # the seed of a run is the name of its folder

@@ -2,6 +2,7 @@
 
 import errno
 import glob
+import itertools
 import json
 import os
 import shutil
@@ -78,6 +79,26 @@ def error_of(capsys, *arguments):
 
 def pixels(path):
     return np.asarray(Image.open(path)).astype(int)
+
+
+def framed(picture, side):
+    """The square images of a sheet, row by row, found by the grey lines around them and brought back to their size."""
+    line = (picture == 153).all(-1)
+
+    def between(lines):
+        places = np.flatnonzero(lines)
+        return [(a + 1, b) for a, b in itertools.pairwise(places) if b - a >= 64]
+
+    found = []
+    for top, bottom in between(line.mean(1) > 0.5):
+        found.append([])
+        for left, right in between(line[top:bottom].all(0)):
+            image, factor = picture[top:bottom, left:right], (bottom - top) // side
+            assert image.shape[:2] == (side * factor, side * factor) and side * factor >= 64
+            small = image[::factor, ::factor]
+            assert np.array_equal(small.repeat(factor, 0).repeat(factor, 1), image)
+            found[-1].append(small)
+    return found
 
 
 # ── Training ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -239,7 +260,6 @@ def test_a_folder_is_translated_name_by_name(trained, toys, tmp_path, capsys):
     names = sorted(path.name for path in toys[0].iterdir())
     assert sorted(path.name for path in out.glob("*.png")) == sorted([*names, "sheet.png"])
     assert sorted(path.name for path in (out / "cycle").iterdir()) == names
-    assert pixels(out / "strips" / names[0]).shape == (8, 6 * 8, 3)
     report = json.loads((out / "translation.json").read_text())
     assert [row["name"] for row in report["examples"]] == [name[:-4] for name in names] and not report["failed"]
     assert max(row["cycle_error_max"] for row in report["examples"]) < 0.5
@@ -247,9 +267,17 @@ def test_a_folder_is_translated_name_by_name(trained, toys, tmp_path, capsys):
         source, result = pixels(row["source"]), pixels(out / f"{row['name']}.png")
         assert row["distance_rms"] == pytest.approx(np.sqrt(((source - result) ** 2).mean()))
         assert np.array_equal(pixels(out / "cycle" / f"{row['name']}.png"), source)
-    strip = pixels(out / "strips" / names[0])
-    assert abs(strip[:, :8] - pixels(toys[0] / names[0])).max() <= 1
-    assert abs(strip[:, -8:] - pixels(out / names[0])).max() <= 1
+    frames = framed(pixels(out / "strips" / names[0]), side=8)[0]
+    assert len(frames) == 6  # three of each leg, each pixel enlarged to a square
+    assert abs(frames[0] - pixels(toys[0] / names[0])).max() <= 1
+    assert abs(frames[-1] - pixels(out / names[0])).max() <= 1
+    sheet = framed(pixels(out / "sheet.png"), side=8)
+    assert len(sheet) == 6
+    for band, shown in enumerate((names[:12], names[12:])):  # source, result and back again below one another
+        for row, folder in enumerate((toys[0], out, out / "cycle")):
+            assert len(sheet[3 * band + row]) == 12
+            for frame, name in zip(sheet[3 * band + row], shown, strict=True):
+                assert np.array_equal(frame, pixels(folder / name))
     sides = [trained / "pair" / side for side in "ab"]
     assert report["models"] == [str(side) for side in sides]
     assert report["provenance"]["weights_sha256"] == {str(side): weights_hash(side) for side in sides}

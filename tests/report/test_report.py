@@ -24,7 +24,7 @@ from indm.config.options import ReportOptions
 from indm.data.base import stack
 from indm.data.densities import Density
 from indm.data.registry import load_data
-from indm.evaluation import plots, sampling_error
+from indm.evaluation import flow_plots, plots, sampling_error, sheets, style
 from indm.evaluation import plots as pictures
 from indm.evaluation.extractor import Extractor, train_extractor
 from indm.evaluation.runs import evaluate_run
@@ -199,22 +199,116 @@ def test_background_has_the_density_where_it_is(scaling):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
-def test_tile_places_images_by_rows(channels):
-    images = torch.randint(0, 17, (5, channels, 2, 3))
-    grid = plots.tile(images, 17, columns=3)
-    assert grid.shape == (1 + 2 * 3, 1 + 3 * 4, 3)
-    inside = np.zeros(grid.shape[:2], dtype=bool)
+def test_a_grid_places_enlarged_images_by_rows(channels):
+    images = torch.randint(0, 17, (5, channels, 8, 12))
+    picture = sheets.grid(images, 17, columns=3)
+    assert picture.shape == (2 + 2 * 66, 2 + 3 * 98, 3)  # eight times as large, and lines of two pixels
+    inside = np.zeros(picture.shape[:2], dtype=bool)
     for i, image in enumerate(images.double().numpy() / 16):
-        top, left = 1 + 3 * (i // 3), 1 + 4 * (i % 3)
-        inside[top : top + 2, left : left + 3] = True
-        shown = np.broadcast_to(image if channels == 3 else image.mean(0, keepdims=True), (3, 2, 3))
-        assert np.allclose(grid[top : top + 2, left : left + 3], shown.transpose(1, 2, 0), atol=1e-6)
-    assert (grid[~inside] == 0.5).all()
+        top, left = 2 + 66 * (i // 3), 2 + 98 * (i % 3)
+        inside[top : top + 64, left : left + 96] = True
+        shown = np.broadcast_to(image if channels == 3 else image.mean(0, keepdims=True), (3, 8, 12)).transpose(1, 2, 0)
+        assert np.abs(picture[top : top + 64, left : left + 96] - 255 * shown.repeat(8, 0).repeat(8, 1)).max() <= 0.5
+    outside = picture[~inside]
+    assert set(np.unique(outside)) <= {0, 153}  # the sixth image is missing
+    assert sheets.grid(torch.zeros(4, 1, 64, 64), 2).shape == (134, 134, 3)  # large enough as they are
+
+
+def test_a_sheet_has_its_words_inside_and_its_images_exact():
+    """Words are ink on white paper that does not touch the edges, and names that are long are broken."""
+    images = torch.randint(0, 2, (6, 1, 8, 8))
+    words = {
+        "title": "a/very/long/folder/" * 6 + "$1$_$2$",
+        "rows": ("source", "a longer word"),
+        "tops": ("t = 1e-05",) * 3,
+    }
+    paper = sheets.sheet([sheets.Panel(images, 3, **words), sheets.Panel("not drawn yet", 3, "second")], 2, across=2)
+    edges = np.concatenate([paper[0], paper[-1], paper[:, 0], paper[:, -1]])
+    assert (edges == 255).all()
+    exact = sheets.grid(images, 2, 3, sheets.enlargement(images.shape, 4 + round(words_width("t = 1e-05"))))
+    places = [
+        (top, left)
+        for top in range(len(paper) - len(exact) + 1)
+        for left in range(0, paper.shape[1] // 2)
+        if (paper[top, left : left + 9] == exact[0, :9]).all()
+        and np.array_equal(paper[top : top + len(exact), left : left + exact.shape[1]], exact)
+    ]
+    ((top, left),) = places
+    ink = (paper != 255).any(-1)
+    height = len(exact)
+    for row in (0, 1):  # a word beside each row
+        assert ink[top + row * height // 2 : top + (row + 1) * height // 2, : left - 2].any()
+    assert not ink[top:, left - 2 : left].any()
+    for column in range(3):
+        assert ink[top - sheets.LINE : top, left + column * exact.shape[1] // 3 :][:, : exact.shape[1] // 3].any()
+    assert ink[: top - 3 * sheets.LINE, : left + exact.shape[1]].any()  # the title needs several lines
+    right = paper[:, left + exact.shape[1] + 2 :]
+    assert (right[top + 20 : -20] != 255).any()  # why there are no images
+
+
+def words_width(word):
+    text = Figure(dpi=style.DPI).text(0, 0, word, size=style.FONT_SIZE)
+    return math.ceil(text.get_window_extent().width)
+
+
+def test_labels_of_a_figure_lie_inside_it_and_inside_their_panels():
+    figure = Figure(figsize=(8, 6))
+    names = ["runs/2026-11-26/a long name of a run/with/parts", "b" * 150, "$x$"]
+    for axes in figure.subplots(1, 2):
+        for name in names:
+            axes.plot([1, 2], [1.2, 1.9], label=name)
+        axes.set(title=names[0] + names[1][:60], xlabel=names[0] * 2, ylabel=names[0], yscale="log")
+    style.finish(figure)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert ["".join(text.get_text().split()) for text in legend.get_texts()] == ["".join(n.split()) for n in names]
+    titles = [axes.title for axes in figure.axes]
+    for text in (
+        *titles,
+        *legend.get_texts(),
+        *(axis.label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)),
+    ):
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+    left, right = (text.get_window_extent() for text in titles)
+    assert left.x1 < right.x0
+
+
+@pytest.mark.parametrize("reach", [(1.2, 1.9), (0.9, 1.1), (0.3, 0.8), (3, 95), (0.02, 4), (1e-4, 20), (1e-12, 1e9)])
+def test_a_logarithmic_axis_has_two_labels_or_more(reach):
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot(reach, reach)
+    axes.set(xscale="log", xlim=reach)
+    style.finish(figure)
+    figure.draw_without_rendering()
+    ticks = axes.xaxis.get_major_ticks()
+    labelled = [tick.get_loc() for tick in ticks if tick.label1.get_text() and reach[0] <= tick.get_loc() <= reach[1]]
+    assert 2 <= len(labelled) <= 12
+    if reach[1] < 300 * reach[0]:
+        assert [float(t.label1.get_text()) for t in ticks] == pytest.approx([t.get_loc() for t in ticks], rel=1e-5)
+
+
+def test_an_empty_panel_says_why():
+    figure = Figure()
+    curves, values = figure.subplots(1, 2)
+    plots.learning_curves(curves, {"a": [[]]}, "step", "nats", {"a": "red"})
+    flow_plots._singular_values(values, {"a": {"action": {}}}, {"a": "red"})
+    assert [axes.texts[0].get_text().replace("\n", " ") for axes in figure.axes] == [
+        "no validation was logged in training",
+        "not computed: examples of more than 1024 entries",
+    ]
+    some = {"a": [[{"step": 1, "valid_nelbo": 2.0}]], "b": [[]]}
+    axes = Figure().subplots()
+    plots.learning_curves(axes, some, "step", "nats", style.colours_of(some))
+    assert not axes.texts and [line.get_label() for line in axes.lines] == ["a", "b (nothing was validated)"]
 
 
 def test_a_picture_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.png"
-    plots.save_figure(Figure(figsize=(2, 1)), path)
+    figure = Figure(figsize=(2, 1))
+    figure.subplots()
+    plots.save_figure(figure, path)
     assert Image.open(path).size == (240, 120)
     before = path.read_bytes()
 
@@ -224,7 +318,9 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path):
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        plots.save_figure(Broken(), path)
+        figure = Broken()
+        figure.subplots()
+        plots.save_figure(figure, path)
     assert path.read_bytes() == before
 
 
@@ -310,7 +406,8 @@ def test_quality_and_gap_figures_show_means_over_seeds(monkeypatch, tmp_path):
 
     two = [record(tmp_path, "a", quality=quality(v)) for v in ([0.5, 0.2, 0.9, 0.6], [0.7, 0.4, 0.8, 0.3])]
     one = [record(tmp_path, "b", quality=quality([1.0, 0.8, 2.0, 1.5]))]
-    figures.quality_figure([two, one], tmp_path / "q.png")
+    colours = style.colours_of(["a", "b"])
+    figures.quality_figure([two, one], tmp_path / "q.png", colours)
     left, right = kept[0].axes
     assert (left.get_title(), right.get_title()) == ("unipc", "euler-maruyama")
     x, y, error = bars(left)["a"]
@@ -320,10 +417,12 @@ def test_quality_and_gap_figures_show_means_over_seeds(monkeypatch, tmp_path):
     assert [line.get_ydata()[0] for line in left.lines if line.get_linestyle() == "--"] == [0.1]
 
     rows = [{"step": 4, "gap": 0.3, "standard_error": 0.1}, {"step": 9, "gap": -0.2, "standard_error": 0.05}]
-    figures.gap_figure([record(tmp_path, "a", gap=rows)], tmp_path / "g.png")
+    figures.gap_figure([record(tmp_path, "b", gap=rows)], tmp_path / "g.png", colours)
     (axes,) = kept[1].axes
-    x, y, error = bars(axes)["a"]
+    x, y, error = bars(axes)["b"]
     assert (x, y) == ([4, 9], [0.3, -0.2]) and error == pytest.approx([0.1, 0.05])
+    lines = [container.lines[0] for panel in (left, right, axes) for container in panel.containers]
+    assert [line.get_color() for line in lines] == [colours[name] for name in "ababb"]  # a model has one colour
 
 
 def test_curves_show_every_validation_and_name_a_group_once(monkeypatch, tmp_path):
@@ -335,17 +434,18 @@ def test_curves_show_every_validation_and_name_a_group_once(monkeypatch, tmp_pat
         written = [lines[0], {"step": 5, "seconds": 3.0, "loss": 1.0}, lines[1]]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in written))
         found.append(record(folder, "a" if i < 2 else "b"))
-    figures.curves_figure(found, tmp_path / "c.png")
+    colours = style.colours_of("ab")
+    figures.curves_figure(found, tmp_path / "c.png", colours)
     steps, seconds = kept[0].axes
     assert [list(line.get_xdata()) for line in steps.lines] == [[3, 6]] * 3
     assert [list(line.get_xdata()) for line in seconds.lines] == [[1.5 + i, 3 + i] for i in range(3)]
     assert [list(line.get_ydata()) for line in seconds.lines] == [[10 * i - 3, 10 * i - 6] for i in range(3)]
-    assert [line.get_color() for line in steps.lines] == ["C0", "C0", "C1"]
-    assert [text.get_text() for text in steps.get_legend().get_texts()] == ["a", "b"]
-    assert steps.get_ylabel() == "validation NELBO (nats)"
+    assert [line.get_color() for line in steps.lines] == [colours[name] for name in "aab"]
+    assert colours["a"] != colours["b"] and steps.get_legend_handles_labels()[1] == ["a", "b"]
+    assert steps.get_ylabel() == "validation NELBO (nats)" and seconds.get_xlabel() == "training time (s)"
 
     figures.curves_figure(
-        [replace(found[0], cost=0.25)], tmp_path / "c.png"
+        [replace(found[0], cost=0.25)], tmp_path / "c.png", colours
     )  # where a step's seconds are measured apart
     assert [list(axes.lines[0].get_xdata()) for axes in kept[1].axes] == [[3, 6], [0.75, 1.5]]
 
@@ -585,7 +685,7 @@ def digits(tmp_path_factory):
     made = measurements.MEASUREMENTS["gap"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("indm.config.options.MANY_STEPS", MANY)
-        patch.setattr(plots, "DPI", 80)
+        patch.setattr(style, "DPI", 80)
         patch.setattr(sampling_error, "CONVERGED_STEPS", 40)
         patch.setitem(measurements.MEASUREMENTS, "gap", replace(made, make=stopped))
         with pytest.raises(Stopped):
@@ -794,7 +894,7 @@ def test_report_of_the_plane_shows_density_drift_and_volatility(tmp_path, monkey
     monkeypatch.setattr(sampling_error, "POINTS", 100)
     monkeypatch.setattr(sampling_error, "CONVERGED_STEPS", 40)
     monkeypatch.setattr(figures, "PARTICLES", 200)
-    monkeypatch.setattr(plots, "DPI", 40)
+    monkeypatch.setattr(style, "DPI", 40)
     folders = [tmp_path / "a" / "run", tmp_path / "b" / "run"]  # of one name, which is no path of a picture
     for folder, flow in zip(folders, (PLANE["flow"], {"name": "identity"}), strict=True):
         train(PLANE | {"flow": flow}, folder, progress=False)

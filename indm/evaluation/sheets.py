@@ -1,0 +1,168 @@
+"""Sheets of images: every image enlarged by one whole number, so that its pixels are seen, with words at its edges."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from indm.evaluation import style
+
+SMALLEST = 64  # pixels of an image's shorter side, at least
+WIDTH = 1100  # pixels of a sheet, about
+PAD, GREY = 2, 0.6  # the lines between images: pixels, and brightness
+FEWEST = 8  # images side by side in a sheet of many, at least, however large they are
+GAP = 12  # pixels around a panel
+LINE = round(1.5 * style.FONT_SIZE * style.DPI / 72)  # pixels of a line of text
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A grid of images with what is written at its edges.
+
+    Attributes:
+        images: (N, C, H, W) in grey levels, row by row; or words that say why there are none.
+        columns: of the grid.
+        title: above it.
+        rows: a word on the left of each row; none.
+        tops: a word above each column; none.
+    """
+
+    images: Tensor | str
+    columns: int
+    title: str = ""
+    rows: Sequence[str] = ()
+    tops: Sequence[str] = ()
+
+
+def time_words(times: Iterable[float]) -> list[str]:
+    """What is written above the frames of a path."""
+    first, *others = (f"{t:.2g}" for t in times)
+    return [f"t = {first}", *others]
+
+
+def enlargement(shape: torch.Size, room: int = 0) -> int:
+    """By what images (…, H, W) are enlarged: to :data:`SMALLEST` pixels, and to a width of ``room``, at least."""
+    height, width = shape[-2:]
+    return max(1, math.ceil(SMALLEST / min(height, width)), math.ceil(room / width))
+
+
+def grid(images: Tensor, levels: int, columns: int | None = None, factor: int | None = None) -> np.ndarray:
+    """A grid of images (N, C, H, W) in grey levels as (height, width, 3) bytes, with lines of :data:`PAD` grey pixels
+    around each.
+
+    Args:
+        images: their channels are averaged if they are not 1 or 3.
+        levels: number of grey levels.
+        columns: of the grid; as many as rows by default.
+        factor: by which they are enlarged; so much that they can be seen by default.
+    """
+    pixels = images.float() / (levels - 1)
+    if pixels.shape[1] not in (1, 3):
+        pixels = pixels.mean(1, keepdim=True)
+    factor = factor or enlargement(images.shape)
+    pixels = pixels.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    whole = make_grid(pixels, nrow=columns, padding=PAD, pad_value=GREY).permute(1, 2, 0).clamp(0, 1)
+    return (whole.numpy() * 255).round().astype(np.uint8)
+
+
+def sheet(panels: Sequence[Panel], levels: int, across: int | None = None) -> np.ndarray:
+    """Panels of images of one size as (height, width, 3) bytes, on white.
+
+    Args:
+        panels: one at least has images.
+        levels: number of grey levels.
+        across: panels side by side; as many as fit into :data:`WIDTH` by default.
+    """
+    pen = _Pen()
+    room = max((pen.width(word) + 4 for panel in panels for word in panel.tops), default=0)
+    left = max((pen.width(word) + GAP for panel in panels for word in panel.rows), default=0)
+    factor = next(enlargement(p.images.shape, room) for p in panels if isinstance(p.images, Tensor))
+    grids = [
+        None if isinstance(panel.images, str) else grid(panel.images, levels, panel.columns, factor) for panel in panels
+    ]
+    largest = max(pixels.shape[:2] for pixels in grids if pixels is not None)
+    pitch = GAP + left + largest[1]
+    across = across or max(1, min(len(panels), WIDTH // pitch))
+    top, placed = 0, []
+    for first in range(0, len(panels), across):
+        row = list(zip(panels, grids, strict=True))[first : first + across]
+        titles = [pen.wrapped(panel.title, pitch - GAP) for panel, _ in row]
+        top += GAP + LINE * max(map(len, titles))
+        bottoms = []
+        for i, ((panel, pixels), lines) in enumerate(zip(row, titles, strict=True)):
+            x = i * pitch + GAP
+            pen.write("\n".join(lines), x, top - LINE * len(lines), "left", "top")
+            if pixels is None:
+                why = "\n".join(pen.wrapped(str(panel.images), pitch - GAP))
+                pen.write(why, x + (pitch - GAP) / 2, top + largest[0] / 2, "center", "center")
+                bottoms.append(top + largest[0])
+                continue
+            start = _write_edges(pen, panel, pixels.shape, x + left, top)
+            placed.append((start, x + left, pixels))
+            bottoms.append(start + len(pixels))
+        top = max(bottoms)
+    return pen.on_paper(across * pitch + GAP, top + GAP, placed)
+
+
+def in_turns(rows: Mapping[str, Tensor], levels: int) -> np.ndarray:
+    """Images (N, C, H, W) of equal N below one another, in as many bands as it takes, as :func:`sheet`.
+
+    Args:
+        rows: by the word on their left.
+        levels: number of grey levels.
+    """
+    first = next(iter(rows.values()))
+    fit = max(FEWEST, WIDTH // (enlargement(first.shape) * first.shape[-1]))
+    bands = math.ceil(len(first) / fit)
+    columns = math.ceil(len(first) / bands)
+    parts = zip(*(images.split(columns) for images in rows.values()), strict=True)
+    panels = [Panel(torch.cat(part), len(part[0]), rows=list(rows)) for part in parts]
+    return sheet(panels, levels, across=1)
+
+
+def _write_edges(pen: "_Pen", panel: Panel, size: tuple[int, ...], left: int, top: int) -> int:
+    """Write the words at the edges of a grid; those of the columns begin at ``top``. Returns where its pixels begin."""
+    start = top + (LINE if panel.tops else 0)
+    width, height = size[1] / panel.columns, size[0] / max(1, len(panel.rows))
+    for i, word in enumerate(panel.tops):
+        pen.write(word, left + (i + 0.5) * width, start - 3, "center", "bottom")
+    for i, word in enumerate(panel.rows):
+        pen.write(word, left - GAP // 2, start + (i + 0.5) * height, "right", "center")
+    return start
+
+
+class _Pen:
+    """Measures words in pixels, collects them, and writes them."""
+
+    def __init__(self) -> None:
+        self.words: list[tuple[str, float, float, str, str]] = []
+
+    def width(self, word: str) -> int:
+        text = Figure(dpi=style.DPI).text(0, 0, word, size=style.FONT_SIZE, parse_math=False)
+        return math.ceil(text.get_window_extent().width)
+
+    def wrapped(self, text: str, room: int) -> list[str]:
+        """Lines no wider than ``room``; none of no text."""
+        return style.in_lines(text, room, self.width).split("\n") if text else []
+
+    def write(self, text: str, x: float, y: float, horizontal: str, vertical: str) -> None:
+        """``x`` and ``y`` in pixels from the upper left corner."""
+        self.words.append((text, x, y, horizontal, vertical))
+
+    def on_paper(self, width: int, height: int, placed: list[tuple[int, int, np.ndarray]]) -> np.ndarray:
+        """White paper with all words and grids."""
+        figure = Figure(((width + 0.5) / style.DPI, (height + 0.5) / style.DPI), dpi=style.DPI)
+        for text, x, y, horizontal, vertical in self.words:
+            figure.text(
+                x / width, 1 - y / height, text, ha=horizontal, va=vertical, size=style.FONT_SIZE, parse_math=False
+            )
+        paper = style.rendered(figure)
+        for top, left, pixels in placed:
+            paper[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+        return paper
