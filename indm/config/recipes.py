@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints, overload
 
+from indm.config import paths
 from indm.config.checks import check_name, check_types
 from indm.config.migrations import check_name_is_current, migrate
 from indm.config.options import Evaluation, Training
@@ -25,7 +26,7 @@ from indm.messages import nearest
 
 NAMED_TABLES = ("data", *KINDS)
 BUNDLED = Path(__file__).parent / "bundled"
-TEXT_KEYS = ("path", "root")  # also where a folder is called by a number
+TEXT_KEYS = paths.KEYS  # also where a folder is called by a number
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 Recipe = dict[str, dict]
 OPTION_TABLES = {"train": Training, "evaluate": Evaluation}
@@ -74,7 +75,10 @@ def _is_comment(line: str) -> bool:
 
 
 def load(source: str | Path) -> Recipe:
-    """The recipe of a bundled name, a TOML file, or a run folder, as it is written there (defaults not filled in)."""
+    """The recipe of a bundled name, a TOML file, or a run folder, as it is written there (defaults not filled in).
+
+    That of a run folder has absolute paths of its data, see :func:`indm.config.paths.located`.
+    """
     path = Path(source)
     if str(source) in bundled() and not (isinstance(source, Path) and source.is_dir()):
         path = BUNDLED / f"{source}.toml"
@@ -91,7 +95,7 @@ def load(source: str | Path) -> Recipe:
     for table, content in recipe.items():
         if not isinstance(content, dict):
             raise ValueError(f"{path}: {table} must be a table, [{table}], got {content!r}")
-    return migrate(recipe) if Path(source).is_dir() else recipe
+    return paths.located(migrate(recipe), Path(source)) if Path(source).is_dir() else recipe
 
 
 def recipe(source: str | Path, changes: Mapping[str, object] | None = None) -> Recipe:

@@ -6,6 +6,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
+from indm.config import paths
 from indm.config.options import Evaluation
 from indm.config.recipes import Recipe
 from indm.data.base import Data, stack
@@ -30,7 +31,7 @@ def evaluate_run(
     """
     processes = PartialState(cpu=not torch.accelerator.is_available())
     recipe = recipe_of(run)
-    recipe["data"] = data_table or recipe["data"]
+    recipe = paths.absolute(recipe | {"data": data_table or recipe["data"]})
     model = open_model(run)
     options = Evaluation(**recipe["evaluate"] | (given or {}))
     data = data_of(run, model, recipe["data"])

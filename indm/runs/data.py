@@ -4,6 +4,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from indm.config import paths
 from indm.config.parts import Untrusted
 from indm.data.base import Data, check_kind, flags_of_data
 from indm.data.registry import load_data
@@ -30,6 +31,8 @@ def data_of(run: Path, model: Any, table: dict | None = None) -> Data:
     except Untrusted:
         raise
     except ValueError as error:
+        if not assumed and table == own and paths.gone({"data": own}):
+            raise ValueError(f'{error}; "indm evaluate" takes --data.path, where they are now') from error
         if not assumed:
             raise
         raise ValueError(f'{error}; "indm convert" assumed these data, as none were named; {others}') from error

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from indm.config import parts, recipes
+from indm.config import parts, paths, recipes
 from indm.config.recipes import Recipe
 from indm.files import atomic, untrusted
 from indm.model import DESCRIPTION, INDM
@@ -32,7 +32,7 @@ def is_run(folder: Path) -> bool:
 
 
 def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
-    """A new run needs an empty folder, a resumed one the recipe it started with.
+    """A new run needs an empty folder, a resumed one the recipe it started with; data that were moved are the same.
 
     Raises:
         ValueError: the folder is not empty, or holds a run of another recipe.
@@ -42,7 +42,8 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
         return check_empty(run)
     if not is_run(run):
         raise FileNotFoundError(f"{run} holds no run to resume (no {RECIPE} in it); leave out --resume to start one")
-    others = set(recipes.differences(recipes.load(run), recipe)) - FREE_ON_RESUME
+    before = recipes.load(run)
+    others = set(recipes.differences(before, paths.absolute(recipe))) - FREE_ON_RESUME - paths.gone(before).keys()
     differing = sorted(key for key in others if not key.startswith("evaluate."))
     if differing:
         raise ValueError(f"{run} is a run of another recipe: it differs in {', '.join(differing)}; use another --out")

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import indm
-from indm.config import recipes
+from indm.config import paths, recipes
 from indm.config.recipes import Recipe
 from indm.data.base import Data
 from indm.files import atomic, untrusted
@@ -48,19 +48,21 @@ def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[s
     """Write ``recipe.toml`` and ``versions.json``: the provenance of the run, where its data came from, and ``more``,
     such as their :func:`split_record`.
 
+    The recipe gets absolute paths of its data, and ``versions.json`` the way to them from the run folder.
+
     For a resumed run that is the provenance of its last part; its key ``before`` has those of the earlier parts.
     """
-    text, made_by = recipes.to_toml(recipe), provenance(recipe["train"]["seed"], {}, device)
+    text, made_by = recipes.to_toml(paths.absolute(recipe)), provenance(recipe["train"]["seed"], {}, device)
     run.mkdir(parents=True, exist_ok=True)
     atomic.text(run / "recipe.toml", text)
-    before = _parts(run / "versions.json")
-    made_by |= {"data": data_notes} | (more or {})
-    atomic.json_object(run / "versions.json", made_by | ({"before": before} if before else {}))
+    before = _parts(run / paths.RECORD)
+    made_by |= {"data": data_notes, paths.RELATIVE: paths.relative(recipe, run)} | (more or {})
+    atomic.json_object(run / paths.RECORD, made_by | ({"before": before} if before else {}))
 
 
 def threads_of(run: Path) -> int | None:
     """The threads of PyTorch that the last part of ``run`` had; None where nothing says it."""
-    threads = [part.get("threads") for part in _parts(run / "versions.json")][-1:]
+    threads = [part.get("threads") for part in _parts(run / paths.RECORD)][-1:]
     return next((n for n in threads if type(n) is int and n >= 1), None)
 
 
@@ -71,7 +73,7 @@ def split_record(data: Data) -> dict:
 
 def other_splits(run: Path, data: Data) -> dict | None:
     """The record in ``versions.json`` of a part of ``run`` whose data were not ``data``; None where there is none."""
-    parts = _parts(run / "versions.json")
+    parts = _parts(run / paths.RECORD)
     return next((part for part in parts if part.get("data_sha256", data.fingerprint) != data.fingerprint), None)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from indm.config import recipes
+from indm.config import paths, recipes
 from indm.config.recipes import Recipe
 from indm.data.base import Data
 from indm.data.registry import load_data
@@ -64,7 +64,7 @@ def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: boo
         sides = {side: recipes.resolve(content) for side, content in sides_of(recipe).items()}
     if processes.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
-        atomic.text(out / PAIR, recipes.to_toml(recipe))
+        atomic.text(out / PAIR, recipes.to_toml(paths.absolute(recipe)))
     summaries: dict[str, dict] = {}
     for side, content in sides.items():
         done = by_main_process(functools.partial(finished, out / side, content))

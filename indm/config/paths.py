@@ -1,0 +1,71 @@
+"""Where the files of a data set are, whatever the current folder, and after a run and its data were moved together.
+
+The recipe of a run holds absolute paths. Its ``versions.json`` holds beside them the way from the run folder to each.
+"""
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from indm.config.parts import BUILT_IN
+
+KEYS = ("path", "root")  # of a built-in data set
+TABLES = ("data", "data_b")
+RECORD, RELATIVE = "versions.json", "data_paths"  # file in the run folder, and its key
+
+
+def absolute(recipe: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
+    """``recipe`` with absolute paths of its data. What code from outside calls a path stays as it is."""
+    whole = {table: dict(content) for table, content in recipe.items()}
+    for table, key in _paths_in(whole):
+        whole[table][key] = os.path.abspath(os.path.expanduser(whole[table][key]))
+    return whole
+
+
+def relative(recipe: Mapping[str, Mapping[str, Any]], run: Path) -> dict[str, str]:
+    """The way from the folder ``run`` to each path of the data, by dotted key."""
+    whole = absolute(recipe)
+    return {f"{table}.{key}": os.path.relpath(whole[table][key], run) for table, key in _paths_in(whole)}
+
+
+def located(recipe: Mapping[str, Mapping[str, Any]], run: Path) -> dict[str, dict]:
+    """The recipe of ``run`` with absolute paths of its data: where they were, else the way from the run folder.
+
+    Warns of a path that is the second. A relative one, which old runs have, starts in the current folder.
+    """
+    whole = absolute(recipe)
+    for table, key in _paths_in(whole):
+        before = whole[table][key]
+        if os.path.exists(before):
+            continue
+        way = _recorded(run).get(f"{table}.{key}")
+        now = os.path.abspath(run / way) if isinstance(way, str) else before
+        if now != before and os.path.exists(now):
+            warnings.warn(f"{table}.{key} of {run} is {now}, as {before} is gone", stacklevel=3)
+            whole[table][key] = now
+    return whole
+
+
+def gone(recipe: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The paths of the data at which nothing is, by dotted key."""
+    keys = _paths_in(recipe)
+    return {f"{t}.{k}": recipe[t][k] for t, k in keys if not os.path.exists(os.path.expanduser(recipe[t][k]))}
+
+
+def _paths_in(recipe: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    for table in TABLES:
+        content = recipe.get(table, {})
+        if str(content.get("name")) in BUILT_IN["data"]:
+            yield from ((table, key) for key in KEYS if isinstance(content.get(key), str))
+
+
+def _recorded(run: Path) -> dict[str, Any]:
+    """What ``versions.json`` says of paths; nothing where it cannot be read."""
+    ways = None
+    with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
+        ways = json.loads((run / RECORD).read_text("utf-8")).get(RELATIVE)
+    return ways if isinstance(ways, dict) else {}

@@ -1,0 +1,116 @@
+"""Runs and their data are found from any folder, and after both were moved; a run of other data is still refused."""
+
+import json
+import os
+import shutil
+import tomllib
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from indm.cli.main import main
+from indm.config import paths, recipes
+from indm.runs.folder import recipe_of
+
+TINY = [
+    "--flow", "identity", "--net.width=8", "--net.depth=1", "--train.batch_size=16", "--train.steps=2",
+    "--train.seconds=inf", "--train.warmup=0", "--train.validate_examples=4", "--quiet",
+]  # fmt: skip
+FEW = ["--examples=4", "--nll-examples=0", "--overwrite", "--quiet"]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with data and a run that was trained in it by a relative path; it is the current folder."""
+    home = tmp_path / "project"
+    home.mkdir()
+    np.save(home / "mine.npy", np.random.default_rng(0).normal(size=(40, 2)))
+    monkeypatch.chdir(home)
+    assert main(["train", "array", "--data.path=mine.npy", "--out=runs/a", *TINY]) == 0
+    return home
+
+
+def test_a_run_holds_its_paths_absolute_and_from_the_run_folder(project):
+    assert tomllib.loads((project / "runs/a/recipe.toml").read_text())["data"]["path"] == str(project / "mine.npy")
+    assert json.loads((project / "runs/a/versions.json").read_text())["data_paths"] == {"data.path": "../../mine.npy"}
+
+
+def test_a_run_is_evaluated_and_resumed_from_any_folder_and_where_it_was_moved(project, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.npy").write_text("another file of that name")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(["evaluate", "project/runs/a", *FEW]) == 0
+        assert main(["train", "project/runs/a", "--resume", "--quiet", "--train.steps=3"]) == 0
+    moved = tmp_path / "elsewhere" / "project"
+    shutil.move(project, moved)
+    for command in (["evaluate", str(moved / "runs/a"), *FEW], ["train", str(moved / "runs/a"), "--resume", "--quiet"]):
+        with pytest.warns(UserWarning, match=r"data.path of .* is .*/elsewhere/project/mine.npy, as .* is gone"):
+            assert main(command) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # resumed, it has the place of today
+        assert recipe_of(moved / "runs/a")["data"]["path"] == str(moved / "mine.npy")
+
+
+def test_data_that_were_moved_alone_are_named_on_the_command_line(project, capsys):
+    os.rename("mine.npy", "other.npy")
+    assert main(["evaluate", "runs/a", *FEW]) == 2
+    assert '"indm evaluate" takes --data.path, where they are now' in capsys.readouterr().err
+    assert main(["evaluate", "runs/a", "--data.path=other.npy", *FEW]) == 0
+    evaluated = json.loads((project / "runs/a/evaluation.json").read_text())
+    assert evaluated["data"] == {"name": "array", "path": str(project / "other.npy")} and not evaluated["data_changed"]
+    assert main(["train", "runs/a", "--resume", "--data.path=other.npy", "--train.steps=3", "--quiet"]) == 0
+    assert recipe_of(project / "runs/a")["data"]["path"] == str(project / "other.npy")
+    np.save("third.npy", np.zeros((40, 2)))
+    assert main(["train", "runs/a", "--resume", "--data.path=third.npy", "--quiet"]) == 2
+    assert "it differs in data.path" in capsys.readouterr().err
+
+
+def test_a_relative_path_of_an_old_run_starts_in_the_current_folder(project):
+    recipe = project / "runs/a/recipe.toml"
+    recipe.write_text(recipe.read_text().replace(str(project / "mine.npy"), "mine.npy"))
+    assert main(["evaluate", "runs/a", *FEW]) == 0
+    assert main(["train", "runs/a", "--resume", "--train.steps=3", "--quiet"]) == 0
+    assert recipes.load(recipe)["data"]["path"] == str(project / "mine.npy")
+
+
+@pytest.mark.parametrize("record", ["[1]", "{", '{"data_paths": 3}', '{"data_paths": {"data.path": 3}}', None])
+def test_a_record_that_says_nothing_of_paths_is_passed_over(project, record):
+    os.remove("mine.npy")
+    (project / "runs/a/versions.json").unlink() if record is None else (project / "runs/a/versions.json").write_text(
+        record
+    )
+    assert recipes.load(project / "runs/a")["data"]["path"] == str(project / "mine.npy")
+
+
+def test_both_data_sets_of_a_pair_are_found_where_it_was_moved(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    for side, level in (("cats", 60), ("dogs", 190)):
+        (home / side).mkdir()
+        for i in range(12):
+            Image.new("L", (8, 8), level + i).save(home / side / f"{i}.png")
+    small = [
+        "--data.size=8", "--flow", "identity", "--net.channels=4", "--net.blocks=1", "--net.multipliers=[1]",
+        "--net.attention=[]", "--train.steps=1", "--train.seconds=inf", "--train.batch_size=4",
+        "--train.validate_examples=1", "--quiet",
+    ]  # fmt: skip
+    assert main(["train-pair", "cats", "dogs", "--out=pair", *small]) == 0
+    pair = tomllib.loads((home / "pair/pair.toml").read_text())
+    assert (pair["data"]["path"], pair["data_b"]["path"]) == (str(home / "cats"), str(home / "dogs"))
+    shutil.move(home, tmp_path / "new")
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="is gone"):
+        assert recipe_of(tmp_path / "new/pair/b")["data"]["path"] == str(tmp_path / "new/dogs")
+        resumed = ["train-pair", "new/cats", "new/dogs", "--out=new/pair", "--resume", *small, "--train.steps=2"]
+        assert main(resumed) == 0
+    assert main([*resumed[:1], "new/dogs", "new/cats", *resumed[3:]]) == 2  # the sides are not to be swapped
+
+
+def test_what_code_from_outside_calls_a_path_stays():
+    recipe = {"data": {"name": "my.data:Set", "path": "s3://x"}, "data_b": {"name": "folder", "path": "~/x"}}
+    assert paths.absolute(recipe)["data"]["path"] == "s3://x"
+    assert paths.absolute(recipe)["data_b"]["path"] == os.path.expanduser("~/x")
