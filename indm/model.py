@@ -20,6 +20,7 @@ from indm.messages import brief, nearest, reason
 from indm.scaling import Scaling
 from indm.score import ScoreModel, score_for
 from indm.sde.linear import LinearSDE
+from indm.tensors import full_precision
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 PLAIN = (bool, int, float, str, tuple, list, dict, type(None))  # what a description can hold
@@ -93,7 +94,7 @@ class INDM(nn.Module):
         Raises:
             RuntimeError: naming the samples whose inverse did not converge.
         """
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z.device):
             return self.flow.inverse(z, generator=generator)
 
     def description(self, constructors: Constructors | None = None) -> dict:

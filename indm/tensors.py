@@ -1,7 +1,7 @@
 """Shapes of batches, layers that start at zero, and evaluation mode."""
 
 import math
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from jaxtyping import Float
@@ -38,6 +38,11 @@ def zeroed(layer: nn.Module) -> nn.Module:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Inside, autocast is off for ``device``. The meta device, which computes nothing, has none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from indm.data.image_files import ImageFiles
 from indm.data.images import RESIZE_MODES, SUFFIXES, colour_of, read_image
 from indm.data.raw import check_size
 from indm.data.splits import counts, describe_split, split
+from indm.files.memory import most_memory
 from indm.messages import nearest, reason
 from indm.scaling import Scaling
 
@@ -58,6 +59,7 @@ def load_folder(
     """
     folder = Path(path).expanduser()
     check_size(size)
+    check_decoded(size, channels or 3)
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
     if resize not in RESIZE_MODES:
@@ -79,6 +81,16 @@ def load_folder(
     scaling, shape = Scaling.images(256, centered), (channels, size, size)
     about: dict[str, Any] = {"shape": shape, "flip": flip, "notes": notes, "fingerprint": files.fingerprint()}
     return Data(name="folder", scaling=scaling, **about | sets)
+
+
+def check_decoded(size: int, channels: int) -> None:
+    """ValueError where memory cannot hold one image, as Pillow has it (4 bytes a pixel), as bytes and as floats."""
+    needed, most = size**2 * (4 + 5 * channels), most_memory()
+    if needed > most:
+        raise ValueError(
+            f"size must be such that memory holds an image: {size}×{size} pixels take {needed / 2**30:,.1f} GiB, and "
+            f"there are {most / 2**30:,.1f} GiB"
+        )
 
 
 def find_images(folder: Path, *, whole: bool = False, strict: bool = False) -> tuple[Files, tuple[int, int], list[str]]:

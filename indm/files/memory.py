@@ -13,9 +13,14 @@ CONTROL_GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 LIMIT_FILES = {"": "memory.max", "memory": "memory.limit_in_bytes"}  # of a control group, in version 2 and version 1
 
 
+def most_memory() -> int:
+    """The bytes of this machine's memory, or of what a container leaves of it."""
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_limits()])
+
+
 def check_memory(claimed: int) -> None:
-    """ValueError where ``claimed`` bytes are more than this machine's memory, or than a container leaves of it."""
-    memory = min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_limits()])
+    """ValueError where ``claimed`` bytes are more than :func:`most_memory`."""
+    memory = most_memory()
     if claimed > memory:
         raise ValueError(f"it claims {claimed:,} bytes, and this process can have {memory:,} bytes of memory")
 

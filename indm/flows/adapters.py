@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from indm.flows.base import TOLERANCE, Certificate, Flow, measured_certificate
 from indm.messages import nearest
-from indm.tensors import Batch, PerSample, expand_like, zeroed
+from indm.tensors import Batch, PerSample, expand_like, full_precision, zeroed
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 TO_LATENT, TO_DATA = "the data to the latent", "the latent to the data"
@@ -69,7 +69,7 @@ class ForeignFlow(Flow):
         Raises:
             ValueError: the library lacks the map in this direction, or it changes the shape of x.
         """
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             z, log_det = self._encode(_own(x))
         if z.shape != x.shape:
             raise ValueError(f"flow must keep the shape {tuple(x.shape)}, but it makes it {tuple(z.shape)}")

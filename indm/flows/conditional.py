@@ -25,7 +25,7 @@ from indm import rng
 from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow
 from indm.flows.coupling import Coupling, InvertibleLinear, SigmoidAffine
 from indm.flows.residual import Norm, ResidualBlock, Weights, check_block, checked_norm, residual_chain
-from indm.tensors import Batch, PerSample, zeroed
+from indm.tensors import Batch, PerSample, full_precision, zeroed
 from indm.whole_batch import BatchNorm2d
 
 Codes = Float[Tensor, "batch code"]
@@ -74,7 +74,7 @@ class ConditionalBlock(ResidualBlock):
 
     def _weights_at(self, code: Tensor) -> Weights:
         first, (middle, bias), last = self._weights()
-        with torch.autocast(code.device.type, enabled=False):
+        with full_precision(code.device):
             bias = bias + self.frequency * F.linear(self.code(code), middle.flatten(1))
         return [first, (middle, bias), last]
 
@@ -212,7 +212,7 @@ class CodePrior(Compose):
 
     def log_prob(self, code: Codes) -> PerSample:
         """log p(u), nats."""
-        with torch.autocast(code.device.type, enabled=False):
+        with full_precision(code.device):
             e, log_det = self(code)
         return log_det - 0.5 * (e.square() + math.log(2 * math.pi)).sum(1)
 

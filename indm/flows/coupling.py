@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow, Squeeze, Unsqueeze
-from indm.tensors import Batch, PerSample, event_size, zeroed
+from indm.tensors import Batch, PerSample, event_size, full_precision, zeroed
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ class InvertibleLinear(ExactFlow):
         return self.off_diagonal.tril(-1) + torch.eye(self.channels).to(upper), upper
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             lower, upper = self._factors()
             z = torch.einsum("ij,bj...->bi...", self.permutation @ lower @ upper, x)
         return z, (event_size(x) // self.channels * self.log_diagonal.sum()).expand(len(x))

@@ -25,7 +25,7 @@ from indm.flows.base import (
     magnitude,
 )
 from indm.flows.log_det import ExactLogDet, PowerSeries
-from indm.tensors import Batch, PerSample, zeroed
+from indm.tensors import Batch, PerSample, full_precision, zeroed
 
 LogDet = ExactLogDet | PowerSeries
 Norm = float | str
@@ -182,7 +182,7 @@ class ResidualBlock(Flow):
 
         Kernels are channels-last: with few channels that is several times faster, on CPUs too.
         """
-        with torch.autocast(self.maps[0].weight.device.type, enabled=False):
+        with full_precision(self.maps[0].weight.device):
             first, second, third = (linear.constrained_weight() for linear in self.maps)
             if self.preactivate:
                 first = first / self.frequency
@@ -239,7 +239,7 @@ class ResidualBlock(Flow):
         estimator = self.training_log_det if self.training else self.evaluation_log_det
         rows, share = estimator.rows(len(x), generator, x.device)
         z = x + self._evaluate(x, weights)
-        with torch.autocast(x.device.type, enabled=False), rng.only(rows):
+        with full_precision(x.device), rng.only(rows):
             part = self._log_det(x[rows], _of_rows(weights, rows), estimator, generator)
         return z, torch.slice_scatter(part.new_zeros(len(x)), share * part, 0, rows.start, rows.stop, rows.step or 1)
 

@@ -19,7 +19,7 @@ from indm.flows.base import Flow
 from indm.objective import flow_nll
 from indm.rng import for_rows, randn_like
 from indm.scaling import Scaling
-from indm.tensors import squared_norm
+from indm.tensors import full_precision, squared_norm
 
 Batch = Float[Tensor, "batch *event"]
 PerSample = Float[Tensor, " batch"]
@@ -71,7 +71,7 @@ def isometry_defect(flow: Flow, x: Batch, *, generator: torch.Generator | None =
     0 for every v exactly where h keeps lengths; 1 where it changes them by a factor √e ≈ 1.65.
     """
     v = randn_like(x, generator)
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x.device):
         moved = torch.func.jvp(flow.latent, (x,), (v,))[1]
     return (squared_norm(moved) / squared_norm(v)).log().square()
 

@@ -1,0 +1,135 @@
+"""The memory that one step of a training takes, before anything large is made.
+
+Weights and activations are made on PyTorch's meta device, where a tensor has a shape and no numbers.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from indm.config import parts, recipes
+from indm.config.recipes import Recipe
+from indm.files.memory import most_memory
+from indm.objective import objective_of
+from indm.scaling import Scaling
+
+COPIES = 5  # of the weights: themselves, their gradients, Adam's two averages, the moving average
+OWN = {"indm", "torch"}  # packages whose modules end on the meta device
+OFTEN = 1000  # tensors of a network's width that a pass keeps, at most: the largest recipes keep some 500
+
+
+class NoNumbers(TorchDispatchMode):
+    """On the meta device a number that is asked for, such as a random offset, is 0."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return torch.zeros((), dtype=args[0].dtype, device="cpu").item()
+        return func(*args, **(kwargs or {}))
+
+
+def estimate(recipe: Recipe, shape: tuple[int, ...], batch: int, *, half: bool = False) -> int:
+    """The bytes that a training step takes: weights, gradients, optimizer, average, and what the backward pass needs.
+
+    It is what must be there at the same time; PyTorch itself (some 300 MB) and the scratch memory of single operations
+    come on top. What code from outside keeps is not counted where it cannot do without numbers.
+
+    Args:
+        recipe: resolved.
+        shape: of one event.
+        batch: examples of one pass of one process: ``train.batch_size`` over accumulated batches and processes.
+        half: the activations of the score take 16 bits, as under ``train.mixed_precision`` "bf16".
+    """
+    return sum(_weights_and_kept(recipe, shape, batch, half))
+
+
+def _weights_and_kept(recipe: Recipe, shape: tuple[int, ...], batch: int, half: bool) -> tuple[int, int]:
+    """The bytes of all copies of the weights, and of the tensors that a forward pass keeps for the backward pass."""
+    objective = objective_of(parts.find("objective", recipe["train"]["objective"]))
+    scaling = Scaling.images(256)
+    with torch.device("meta"):
+        try:
+            model = objective.build(recipe, shape, scaling).train()
+        except Exception:  # a part that needs numbers, or a mistake in the recipe, which the training will name
+            return 0, 0
+        weights = COPIES * sum(p.nbytes for p in model.parameters())
+        if not model.is_diffusion:
+            return weights, 0
+        x, t = torch.zeros(batch, *shape), torch.ones(batch)
+        score = _kept_by(model.score.backbone, x, t)
+        return weights, _kept_by(model.flow, x) + (score // 2 if half else score)
+
+
+def _kept_by(module: nn.Module, *inputs: Tensor) -> int:
+    """The bytes of the tensors, weights apart, that ``module`` keeps for the backward pass."""
+    known = {p.untyped_storage()._cdata for p in module.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}  # which holds them, so that no other gets the address of one
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            kept[storage._cdata] = storage
+        return tensor
+
+    is_own = {type(part).__module__.split(".")[0] for part in module.modules()} <= OWN
+    with (
+        suppress(Exception),  # an operation that needs numbers: what was kept until then counts
+        NoNumbers() if is_own else nullcontext(),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        module(*inputs)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def check_fits(recipe: Recipe, shape: tuple[int, ...], accelerator: Accelerator) -> None:
+    """See that a step of training fits into the memory of the device, before anything of that size is made.
+
+    Raises:
+        ValueError: it takes more than there is.
+    """
+    options = recipes.options_of(recipe, "train")
+    batch = max(1, options.batch_size // (options.accumulate * accelerator.num_processes))
+    on_gpu = accelerator.device.type == "cuda"
+    most = torch.cuda.get_device_properties(accelerator.device).total_memory if on_gpu else most_memory()
+    if _is_small(recipe, shape, batch, most):
+        return
+    weights, kept = _weights_and_kept(recipe, shape, batch, accelerator.mixed_precision == "bf16")
+    if weights + kept > most:
+        raise ValueError(
+            f"a step of training takes {_gib(weights + kept)} ({_gib(weights)} for the weights and their optimizer, "
+            f"{_gib(kept)} for a batch), and there are {_gib(most)} of {'GPU memory' if on_gpu else 'memory'}: lower "
+            f"{', '.join(_sizes(recipe))}, or raise train.accumulate"
+        )
+
+
+def _is_small(recipe: Recipe, shape: tuple[int, ...], batch: int, most: int) -> bool:
+    """Whether a step fits whatever its parts are, so that they need not be looked at, which takes a second at first."""
+    width = max([1, *(value for _, value in _whole_numbers(recipe))])
+    return 4 * OFTEN * width * (batch * math.prod(shape) + COPIES * width) < most
+
+
+def _sizes(recipe: Recipe) -> Iterator[str]:
+    """The options that decide the memory, with their values: batch, image, the largest number of flow and network."""
+    yield f"train.batch_size ({recipe['train']['batch_size']})"
+    if "size" in recipe["data"]:
+        yield f"data.size ({recipe['data']['size']})"
+    for kind in ("flow", "net"):
+        largest = max(((value, key) for key, value in _whole_numbers(recipe) if key.startswith(kind)), default=None)
+        if largest is not None:
+            yield f"{largest[1]} ({largest[0]})"
+
+
+def _whole_numbers(recipe: Recipe) -> Iterator[tuple[str, int]]:
+    """The whole numbers in the tables of flow and network, with their dotted keys."""
+    for kind in ("flow", "net"):
+        for key, value in recipe[kind].items():
+            entries = value if isinstance(value, list | tuple) else [value]
+            yield from ((f"{kind}.{key}", entry) for entry in entries if type(entry) is int)
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB"
