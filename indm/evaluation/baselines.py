@@ -13,7 +13,6 @@ what must be chosen is chosen by the likelihood of the validation split.
 
 import io
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -116,11 +115,13 @@ def principal_axes(v: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "d r"], Float
     return v.T @ vectors / (n * values).sqrt(), values
 
 
-def gaussian_nats(data: Data, raw: Tensor, seed: int) -> tuple[Tensor, dict]:
-    """Nats of each of ``raw`` (N, *event) under a Gaussian, and how that was fitted; flips count as examples."""
-    scaling, dims = data.scaling, math.prod(data.shape)
-    full = dims <= LARGEST_DENSE
-    most = MOST_TRAINING if full else MOST_TRAINING_DIAGONAL
+def gaussian_nats(data: Data, raw: Tensor, seed: int = 0, most: int = MOST_TRAINING) -> tuple[Tensor, dict]:
+    """Nats of each of ``raw`` (N, *event) under a Gaussian fitted to at most ``most`` examples, and how it was fitted.
+
+    Flips count as examples.
+    """
+    scaling, full = data.scaling, math.prod(data.shape) <= LARGEST_DENSE
+    most = most if full else min(most, MOST_TRAINING_DIAGONAL)
     train = spread(data.train, most // 2 if data.flip else most)
     if data.flip:
         train = torch.cat([train, train.flip(-1)])
@@ -129,7 +130,13 @@ def gaussian_nats(data: Data, raw: Tensor, seed: int) -> tuple[Tensor, dict]:
     gaussian = fit_gaussian(x, valid, noise_variance(scaling, data.shape), full=full)
     batches = raw.split(AT_ONCE)
     nats = torch.cat([gaussian.nats(scaling.centre(batch).flatten(1).double()) for batch in batches])
-    about = {"covariance": "full" if full else "diagonal", "examples": len(train), "weight": gaussian.weight}
+    kind = "full" if full else "diagonal"
+    about = {
+        "name": f"a Gaussian with {kind} covariance",
+        "covariance": kind,
+        "examples": len(train),
+        "weight": gaussian.weight,
+    }
     return nats - scaling.log_volume(data.shape), about
 
 
@@ -184,20 +191,18 @@ def baselines(data: Data, raw: Tensor, nelbo: Tensor, seed: int = 0) -> tuple[di
         if levels is None
         else torch.full((len(raw),), math.prod(data.shape) * math.log(levels), dtype=torch.float64)
     )
-    gaussian, about = gaussian_nats(data, raw, seed)
-    candidates: dict[str, tuple[str, Tensor | None, Mapping]] = {
-        "uniform": ("uniform noise", uniform, {}),
-        "gaussian": (f"a Gaussian with {about['covariance']} covariance", gaussian, about),
-        "png": ("PNG", png_nats(raw, levels), {"detail": "header included"}),
+    candidates: dict[str, tuple[Tensor | None, dict]] = {
+        "uniform": (uniform, {"name": "uniform noise"}),
+        "gaussian": gaussian_nats(data, raw, seed),
+        "png": (png_nats(raw, levels), {"name": "PNG", "detail": "header included"}),
     }
-    nats = {name: values for name, (_, values, _) in candidates.items() if values is not None}
+    nats = {name: values for name, (values, _) in candidates.items() if values is not None}
     rows = {}
     for name, values in nats.items():
-        words, _, settings = candidates[name]
         less = paired_by_examples(nelbo.double().numpy()[None], values.numpy()[None])
         difference = in_both_units(less.difference, less.standard_error_shared, data.shape)
         numbers = in_both_units(*mean_and_error(values), data.shape)
-        rows[name] = {"name": words, **numbers, "nelbo_difference": difference, **settings}
+        rows[name] = candidates[name][1] | numbers | {"nelbo_difference": difference}
     return rows, nats
 
 

@@ -9,10 +9,17 @@ from pathlib import Path
 from indm.config import recipes
 from indm.config.options import Training
 from indm.config.parts import GIVEN
-from indm.evaluation.results import number_key
+from indm.data.base import stack
+from indm.data.registry import load_data
+from indm.evaluation.baselines import gaussian_nats
+from indm.evaluation.results import number_key, read_evaluation
+from indm.evaluation.statistics import mean_and_error
 from indm.files import untrusted
 from indm.runs.folder import read_metrics, recipe_of
+from indm.runs.provenance import weights_hash
 
+NEAR = 3 / 256  # of a result to its source, as a share of the grey levels
+FEW_EXAMPLES = 1000  # that a quick Gaussian is fitted to
 FEW_STEPS = 200
 ENOUGH_STEPS = 2000  # that a run is at least continued to
 LOW_RATE = 1e-5  # a learning rate that hardly trains
@@ -110,6 +117,61 @@ def advice(run: Path, to_beat: float = -math.inf) -> str:
     return f"Likely cause: {cause}. {remedy or trained.command()}"
 
 
+def conclusion_of_validation(run: Path) -> str:
+    """Where the last validation of ``run`` is worse than a Gaussian, beyond two of its standard errors: that, the cause
+    and the command that continues. Else, and where the data cannot be read or there was no validation, an empty line.
+
+    The Gaussian is fitted to a thousand examples at most.
+    """
+    trained = _Trained.read(run)
+    if trained is None or math.isnan(validation := trained.last("valid_nelbo")):
+        return ""
+    try:
+        data = load_data(**trained.recipe["data"])
+        raw = stack(data.valid, trained.options.validate_examples)
+        nats, about = gaussian_nats(data, raw, most=FEW_EXAMPLES)
+    except (ValueError, OSError):
+        return ""
+    unit = "bits/dim" if data.scaling.levels else "nats"
+    mean, error = mean_and_error(nats / (raw[0].numel() * math.log(2)) if data.scaling.levels else nats)
+    if not validation > mean + 2 * error:
+        return ""
+    return (
+        f"The last validation ({validation:.2f} {unit}) is worse than {about['name']} ({mean:.2f}): the model has not "
+        f"learned these data yet. {advice(run, mean)}"
+    )
+
+
+def conclusions_of_translation(distance: float, levels: int | None, runs: Sequence[Path]) -> list[str]:
+    """What says that the models of a translation have hardly learned, a line for each finding; none where all is well.
+
+    Args:
+        distance: of results from their sources, RMS, mean over examples; in grey levels where ``levels`` is not None.
+        levels: grey levels; None for vectors, whose distance says nothing here.
+        runs: the run folders of the models.
+    """
+    by_run = {run: _shortfall(run) for run in dict.fromkeys(runs)}
+    lines = []
+    if levels is not None and distance < NEAR * levels:
+        lines = [
+            f"The models translate every picture almost into itself: results are {distance:.1f} of {levels} grey "
+            "levels from their sources."
+        ]
+        by_run = {run: line or advice(run) for run, line in by_run.items()}
+    return lines + [f"{run}: {line}" for run, line in by_run.items() if line]
+
+
+def _shortfall(run: Path) -> str:
+    """The conclusion of a run that has not learned, from its evaluation or else its last validation; else nothing."""
+    try:
+        evaluation = read_evaluation(run)
+        if "baselines" in evaluation and evaluation["weights_sha256"] == weights_hash(run):
+            return "" if learned(evaluation) else conclusion(run, evaluation)
+    except (FileNotFoundError, ValueError):
+        pass
+    return conclusion_of_validation(run)
+
+
 @dataclass(frozen=True)
 class _Trained:
     """What the folder of a run says of its training."""
@@ -123,9 +185,10 @@ class _Trained:
     @classmethod
     def read(cls, run: Path) -> "_Trained | None":
         """None where nothing was trained here, as in a converted run."""
-        recipe, lines = recipe_of(run), read_metrics(run)
+        lines = read_metrics(run)
         if not lines:
             return None
+        recipe = recipe_of(run)
         try:
             finished = not untrusted.json_object(run / "summary.json")["interrupted"]
         except (OSError, ValueError, KeyError):

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from indm.config.options import TranslationOptions
 from indm.data.registry import load_data
+from indm.evaluation.diagnosis import conclusions_of_translation
 from indm.evaluation.extractor import load_or_train
 from indm.evaluation.results import table
 from indm.evaluation.translation_metrics import COLUMNS, limits, row, translation_metrics, two_classes
@@ -51,7 +52,8 @@ def translate_files(
     Returns:
         What ``translation.json`` holds: a row for each example (its distance from the source, the error of its cycle),
         ``failed`` with the reason for each that could not be read, translated or written, times, evaluations, options,
-        models.
+        models; and ``conclusions`` on models that have hardly learned, see
+        :func:`indm.evaluation.diagnosis.conclusions_of_translation`.
 
     Raises:
         ValueError: bad options, nothing found, or a result that would be written over a source.
@@ -76,6 +78,10 @@ def translate_files(
             "options": asdict(options),
             "provenance": provenance(options.seed, {str(f): weights_hash(f) for f in runs.folders}),
         }
+        atomic.json_object(out / REPORT, report)
+    if report["examples"] and options.strength == 1:  # else little is meant to change
+        levels = route.models[0].scaling.levels
+        report["conclusions"] = conclusions_of_translation(mean_distance(report), levels, runs.folders)
         atomic.json_object(out / REPORT, report)
     if options.score and len(work.scored) >= FEWEST_SCORED:
         raw, translated = (torch.stack(side) for side in zip(*work.scored, strict=True))
@@ -205,19 +211,24 @@ def _row(item: Item, raw: Tensor, note: str, translated: Translated) -> dict:
     return line | ({} if translated.cycle_error is None else {"cycle_error_max": translated.cycle_error})
 
 
+def mean_distance(report: dict) -> float:
+    """Of results from their sources, RMS, mean over examples."""
+    return sum(line["distance_rms"] for line in report["examples"]) / len(report["examples"])
+
+
 def summary(report: dict) -> str:
-    """What came of a translation, in one line."""
+    """What came of a translation: a line of numbers, one for each conclusion, the scores."""
     rows = report["examples"]
     if not rows:
         return f"0 translated, {len(report['failed'])} failed"
-    mean = sum(line["distance_rms"] for line in rows) / len(rows)
-    parts = [f"{len(rows)} translated", f"distance from the source {mean:.1f} (RMS, mean over examples)"]
+    distance = f"distance from the source {mean_distance(report):.1f} (RMS, mean over examples)"
+    parts = [f"{len(rows)} translated", distance]
     resized = sum("note" in line for line in rows)
     parts += [f"{resized} resized"] if resized else []
     if report["options"]["cycle"]:
         parts.append(f"error of the cycle at most {max(line['cycle_error_max'] for line in rows):.2g}")
     parts.append(f"{report['nfe']} evaluations, {report['seconds_per_example']:.2g} s each")
-    lines = [", ".join(parts)]
+    lines = [", ".join(parts), *report.get("conclusions", ())]
     if report["options"]["score"] and "scores" not in report:
         lines.append(f"no scores: they need at least {FEWEST_SCORED} results")
     if "scores" in report:

@@ -33,6 +33,7 @@ def read_evaluation(folder: Path) -> dict:
             result["dequantization"] + "",
             result["weights_sha256"],
             [result["images"][k] + 1 for k in KINDS],
+            [row["nelbo_difference"][number_key(result)] + 1 for row in result.get("baselines", {}).values()],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(

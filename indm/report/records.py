@@ -9,6 +9,7 @@ from pathlib import Path
 
 from indm.config import recipes
 from indm.config.recipes import Recipe
+from indm.evaluation.diagnosis import conclusion
 from indm.evaluation.methods import differences, methods_of
 from indm.evaluation.results import number_key, read_evaluation
 from indm.evaluation.runs import evaluate_run
@@ -102,6 +103,20 @@ def by_group(records: Sequence[Record]) -> dict[str, list[Record]]:
     for record in records:
         groups.setdefault(record.group, []).append(record)
     return groups
+
+
+def conclusions(records: Sequence[Record]) -> list[str]:
+    """Whether each group's models learned the data, see :func:`indm.evaluation.diagnosis.conclusion`, a line for each.
+
+    Of several seeds it is the worst that speaks. Groups whose evaluations have no baselines have no line.
+    """
+    lines = []
+    for name, group in by_group(records).items():
+        worst = max(group, key=lambda record: record.evaluation["nelbo"]["with_reconstruction"]["nats"])
+        sentence = conclusion(worst.folder, worst.evaluation)
+        seeds = f", the worst of {len(group)} seeds" if len(group) > 1 else ""
+        lines += [f"{name}{seeds}: {sentence}"] if sentence else []
+    return lines
 
 
 def differences_of(records: Sequence[Record]) -> dict[str, dict[str, dict]]:

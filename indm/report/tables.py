@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from indm.evaluation.methods import without_partner
-from indm.evaluation.results import KINDS
+from indm.evaluation.results import KINDS, baseline_name, number_key
 from indm.evaluation.statistics import over_seeds
 from indm.report.records import Record, by_group
 from indm.sampling import make_sampler
@@ -27,9 +27,10 @@ def with_error(mean: float | None, error: float | None, digits: int = 3, sign: s
 
 
 def likelihood_rows(records: list[Record]) -> Rows:
-    """A row for each group: its seeds, size, budget and likelihoods; and the entropy of the data where it is known.
+    """A row for each group: its seeds, size, budget and likelihoods; the baselines; the entropy where it is known.
 
-    The error of a group is over its seeds, that of a single run over its examples.
+    The error of a group is over its seeds, that of a single run or a baseline over the examples. Baselines are of the
+    examples of the NELBO.
     """
     unit = records[0].unit
     kinds = [kind for kind in KINDS if any(record.bound(kind) for record in records)]
@@ -40,6 +41,10 @@ def likelihood_rows(records: list[Record]) -> Rows:
         bounds = [_bound(group, kind) for kind in kinds]
         over = "seeds" if len(group) > 1 else "examples"
         rows.append((name, str(len(group)), over, f"{group[0].parameters:,}", *budget, *bounds))
+    key, blank = number_key(records[0].evaluation), [""] * (len(kinds) - 1)
+    for row in next((r.evaluation["baselines"] for r in records if "baselines" in r.evaluation), {}).values():
+        value = with_error(row[key], row[f"{key}_standard_error"])
+        rows.append((f"baseline: {baseline_name(row)}", "", "examples", "", "", "", value, *blank))
     entropy = records[0].evaluation["entropy_nats"]
     return rows if entropy is None else [*rows, ("entropy of the data", *[""] * 5, *[f"{entropy:.3f}"] * len(kinds))]
 

@@ -20,7 +20,7 @@ from indm.files import atomic, untrusted
 from indm.report import figures, tables
 from indm.report.measurements import Setup
 from indm.report.page import Page
-from indm.report.records import Record, by_group, differences_of, gather
+from indm.report.records import Record, by_group, conclusions, differences_of, gather
 from indm.runs.folder import model_class
 from indm.runs.provenance import provenance, weights_hash
 
@@ -179,6 +179,8 @@ class Sections:
     def likelihood(self) -> None:
         self.page.heading("Likelihood and budget")
         self.page.table(tables.likelihood_rows(self.records))
+        for line in conclusions(self.records):
+            self.page.text(line)
         self.page.text(
             "With the reconstruction term. NELBO bounds the likelihood of the generative SDE, NLL is that of the "
             "probability-flow ODE: their difference is zero for the exact score, no variational gap."

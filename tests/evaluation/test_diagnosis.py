@@ -8,7 +8,16 @@ import pytest
 
 from indm.cli.main import main
 from indm.config import recipes
-from indm.evaluation.diagnosis import advice, conclusion, learned
+from indm.data.base import stack
+from indm.data.registry import load_data
+from indm.evaluation.baselines import baselines
+from indm.evaluation.diagnosis import (
+    advice,
+    conclusion,
+    conclusion_of_validation,
+    conclusions_of_translation,
+    learned,
+)
 from indm.runs.folder import read_metrics
 
 BITS = 64 * math.log(2)
@@ -147,6 +156,43 @@ def test_causes_that_are_no_training(tmp_path):
     assert advice(run).endswith("these are not the data that it was trained on.")
 
 
+def test_validation_is_held_against_a_gaussian(tmp_path):
+    """Which has 3.0 bits/dim of the digits; without a validation or without data there is nothing to say."""
+    data = load_data("digits", limit=1000)
+    valid = stack(data.valid)
+    rows, _ = baselines(data, valid, valid[:, 0, 0, 0].double())
+    mean, error = (rows["gaussian"][f"bits_per_dim{end}"] for end in ("", "_standard_error"))
+    changes = {"data.limit": "1000", "train.steps": "500", "train.validate_examples": "1000"}
+    for value, beginning in (
+        (mean + 1.9 * error, ""),
+        (mean + 2.1 * error, f"The last validation ({mean + 2.1 * error:.2f}"),
+    ):
+        folder(tmp_path, [line(400, valid_nelbo=9.0), line(500, valid_nelbo=value)], FINISHED, **changes)
+        found = conclusion_of_validation(tmp_path)
+        assert found.startswith(beginning) and bool(found) == bool(beginning)
+    assert f"bits/dim) is worse than a Gaussian with full covariance ({mean:.2f}): " in found
+    assert found.endswith(f"Go on with: indm train {tmp_path} --resume --train.steps 2000")
+    (tmp_path / "recipe.toml").write_text((tmp_path / "recipe.toml").read_text().replace('"digits"', '"given"'))
+    assert conclusion_of_validation(tmp_path) == ""
+    assert conclusion_of_validation(folder(tmp_path, [line(500)], FINISHED, **changes)) == ""
+
+
+def test_a_translation_into_itself_is_called_so(tmp_path):
+    """By its distance, whatever the models are worth; and by their worth, whatever the distance."""
+    (tmp_path / "good").mkdir()
+    (tmp_path / "bad").mkdir()
+    good = folder(tmp_path / "good", [line(500, valid_nelbo=2.0)], FINISHED, **{"train.steps": "500"})
+    bad = folder(tmp_path / "bad", [line(100, valid_nelbo=9.0)], FINISHED, **{"train.steps": "100"})
+    far, near = 17 * 3.1 / 256, 17 * 2.9 / 256  # of 17 grey levels
+    assert conclusions_of_translation(far, 17, [good, good]) == []
+    assert conclusions_of_translation(0.0, None, [good]) == []
+    (line_of_bad,) = conclusions_of_translation(far, 17, [good, bad])
+    assert line_of_bad.startswith(f"{bad}: The last validation (9.00 bits/dim) is worse than a Gaussian")
+    first, of_good, of_bad = conclusions_of_translation(near, 17, [good, bad])
+    assert first.startswith("The models translate every picture almost into itself: results are 0.2 of 17 grey levels")
+    assert of_good == f"{good}: {advice(good)}" and of_bad == line_of_bad
+
+
 def test_evaluate_says_it_and_its_command_goes_on(tmp_path, monkeypatch, capsys):
     """A run of three steps on the digits, continued by the very command that its evaluation prints."""
     monkeypatch.setattr("indm.evaluation.diagnosis.ENOUGH_STEPS", 13)
@@ -163,6 +209,9 @@ def test_evaluate_says_it_and_its_command_goes_on(tmp_path, monkeypatch, capsys)
     ):
         assert any(text.startswith(f"baseline: {label}") and f"{row['bits_per_dim']:.4f}" in text for text in table)
     assert "it has not learned these data yet. Likely cause: the run made only 3 steps. Go on with: indm train" in last
+    assert conclusions_of_translation(9.0, 17, [run]) == [f"{run}: {last}"]
     _, *command = shlex.split(last.partition("Go on with: ")[2])
     assert main([*command, "--quiet"]) == 0
     assert read_metrics(run)[-1]["step"] == 13
+    (now,) = conclusions_of_translation(9.0, 17, [run])  # the evaluation is of other weights
+    assert now.startswith(f"{run}: The last validation (") and "the run made only 13 steps" in now

@@ -20,7 +20,7 @@ from indm.cli.main import main
 from indm.config import recipes
 from indm.config.options import TranslationOptions
 from indm.data.registry import load_data
-from indm.evaluation.file_translation import translate_files
+from indm.evaluation.file_translation import summary, translate_files
 from indm.evaluation.translation_runs import TranslationRuns, open_runs
 from indm.evaluation.translation_sources import files_of, find
 from indm.files import atomic
@@ -530,6 +530,10 @@ def test_an_inverse_that_does_not_converge_is_named_image_by_image(toys, tmp_pat
     few = TranslationOptions(steps=10)
     report = translate_files(opened, [home], tmp_path / "out", few, progress=False)
     assert [row["name"] for row in report["examples"]] == ["dark"]
+    assert "into itself: results are 0.0 of 256 grey levels" in report["conclusions"][0]
+    assert report["conclusions"][0] in summary(report).splitlines()
+    partly = TranslationOptions(steps=10, strength=0.5)
+    assert "conclusions" not in translate_files(opened, [home], tmp_path / "partly", partly, progress=False)
     array = np.stack([np.full((3, 8, 8), grey, np.uint8) for grey in (250, 20, 30)])
     np.savez(tmp_path / "three.npz", samples=array)
     again = translate_files(opened, [tmp_path / "three.npz"], tmp_path / "arrays", few, progress=False)

@@ -628,6 +628,31 @@ def test_a_damaged_evaluation_is_made_anew_and_a_run_without_a_log_is_reported(t
     assert likelihood_rows([f])[1][4:6] == ("–", "–")
 
 
+def test_baselines_are_rows_and_the_worst_seed_says_whether_it_learned(tmp_path):
+    """Of a group of two seeds and a run that was evaluated before there were baselines."""
+
+    def record(group, seed, value, baselines=True):
+        folder = tmp_path / f"{group}-{seed}"
+        train(change(DIGITS, "train", steps=2, seed=seed, snapshot_every=0), folder, progress=False)
+        numbers = {"nats": value * 64 * math.log(2), "bits_per_dim": value, "bits_per_dim_standard_error": 0.1}
+        less = {"bits_per_dim": value - 2.5, "bits_per_dim_standard_error": 0.01}
+        rows = {"gaussian": {"name": "a Gaussian", "bits_per_dim": 2.5, "bits_per_dim_standard_error": 0.02}}
+        rows["gaussian"]["nelbo_difference"] = less
+        evaluation = {"unit": "bits/dim", "entropy_nats": 7.0, "data": {"name": "digits"}, "data_changed": False}
+        evaluation |= {kind: {"with_reconstruction": numbers} for kind in ("nelbo", "nll")}
+        evaluation |= {"baselines": rows} if baselines else {}
+        return Record(folder, group, recipes.load(folder), evaluation, 1, {})
+
+    known = [record("a", 0, 2.0), record("a", 1, 3.0), record("b", 0, 2.2), record("c", 0, 2.1, baselines=False)]
+    first, second = records.conclusions(known)
+    assert first.startswith("a, the worst of 2 seeds: The model (3.00 bits/dim) is worse than a Gaussian (2.50)")
+    assert first.endswith(f"Go on with: indm train {tmp_path / 'a-1'} --resume --train.steps 2000")
+    assert second == "b: The model (2.20 bits/dim) is better than a Gaussian (2.50)."
+    *_, baseline, entropy = likelihood_rows(known[::-1])
+    assert baseline == ("baseline: a Gaussian", "", "examples", "", "", "", "2.500 ± 0.020", "")
+    assert entropy[0] == "entropy of the data"
+
+
 def test_an_evaluation_that_counts_its_dequantization_as_before_is_made_anew(tmp_path, monkeypatch):
     run = shutil.copytree(OLD_RUN, tmp_path / "run")
     stored = json.loads((run / "evaluation.json").read_text())
@@ -725,6 +750,7 @@ def test_report_is_one_page_with_every_picture(digits):
         assert image.format == "PNG" and min(image.size) > 300 and len(set(image.convert("L").tobytes())) > 10
     assert NASTY in reader.text("td") and "b" not in {tag for tag, _ in reader.elements}
     accuracy = json.loads((base / "out" / "extractor.json").read_text())["provenance"]["test_accuracy"]
+    assert ": The model (" in text and "baseline: a Gaussian with full covariance" in reader.text("td")
     assert f"of test accuracy {accuracy:.3f}" in text and "which of two models is better, not which method" in text
 
 
