@@ -1,6 +1,7 @@
 """What all commands share: their options, their exit statuses, what they print."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -31,8 +32,27 @@ class Common:
         """The packages whose code may be run."""
         return list(self.trust)
 
+    def computing(self) -> AbstractContextManager[None]:
+        """Inside, everything is computed where the command shall compute."""
+        return nullcontext()
+
     def run(self) -> int:
         raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class Computes(Common):
+    """A command that computes with a model."""
+
+    device: Annotated[str, arg(metavar="auto|cpu|cuda|cuda:1|mps")] = "auto"
+    """What to compute on; auto is the GPU where there is one."""
+
+    def computing(self) -> AbstractContextManager[None]:
+        if self.device == "auto":
+            return nullcontext()
+        from indm.runs.devices import computing_on
+
+        return computing_on(self.device)
 
 
 def outside(names: list[str]) -> list[str]:

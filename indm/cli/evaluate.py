@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from indm.cli.common import DONE, Common, outside
+from indm.cli.common import DONE, Computes, outside
 from indm.cli.tables import flags_of, given
 from indm.config import recipes
 from indm.config.options import Evaluation
@@ -15,7 +15,7 @@ EvaluationFlags = flags_of(Evaluation, default="the recipe's")
 
 
 @dataclass
-class Evaluate(Common):
+class Evaluate(Computes):
     """Report the likelihood of held-out data under a run, in bits/dim or nats.
 
     Prints a table of NELBO and NLL, with and without reconstruction, beside what a model must beat on the same

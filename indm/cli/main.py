@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with interruptible():
             command = parse(sys.argv[1:] if arguments is None else arguments)
-            with trusting(command.trusted()):
+            with trusting(command.trusted()), command.computing():
                 status = command.run()
             sys.stdout.flush()
             return status

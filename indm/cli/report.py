@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from indm.cli.common import DONE, Common
+from indm.cli.common import DONE, Common, Computes
 from indm.config.options import InspectionOptions, ReportOptions
 
 
@@ -36,7 +36,7 @@ class Compare(Common):
 
 
 @dataclass
-class Inspect(Common):
+class Inspect(Computes):
     """Look at what the flow of a run does: flow.png, flow.json.
 
     Shows the singular values of its Jacobian, where it acts (colour, low and high frequencies, position), and up to
@@ -79,7 +79,7 @@ class Inspect(Common):
 
 
 @dataclass
-class Report(Common):
+class Report(Computes):
     """Set runs of one data set side by side on one page, index.html.
 
     Learning curves, likelihoods, sample quality over steps for each sampler, samples, paths x_t, interpolation,

@@ -8,12 +8,12 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from indm.cli.common import DONE, INTERRUPTED, Common, outside
+from indm.cli.common import DONE, INTERRUPTED, Computes, outside
 from indm.config.options import ReproductionOptions
 
 
 @dataclass
-class Reproduce(Common):
+class Reproduce(Computes):
     """Reproduce the paper's claims, each with a number and a verdict.
 
     Trains INDM and its linear twin at equal seconds, also the plain flow, a VAE, pre-trained INDM, and both under VE. A

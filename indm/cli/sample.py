@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from indm.cli.common import DONE, Common, outside
+from indm.cli.common import DONE, Computes, outside
 from indm.config import recipes
 from indm.config.options import Drawing, FidDrawing, ScoringOptions
 
 
 @dataclass(kw_only=True)
-class Draws(Common):
+class Draws(Computes):
     """What the commands that draw samples of a run share."""
 
     tables = ("sampler",)

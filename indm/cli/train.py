@@ -11,13 +11,13 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from indm.cli.common import DONE, INTERRUPTED, Common, name_of, outside, say
+from indm.cli.common import DONE, INTERRUPTED, Computes, name_of, outside, say
 from indm.config import recipes
 from indm.messages import one_line
 
 
 @dataclass(kw_only=True)
-class TrainsRecipe(Common):
+class TrainsRecipe(Computes):
     """What the commands that train a recipe share."""
 
     tables = recipes.TABLES

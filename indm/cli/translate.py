@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from indm.cli.common import DONE, SOME_FAILED, Common
+from indm.cli.common import DONE, SOME_FAILED, Computes
 from indm.config.options import TranslationOptions
 from indm.messages import one_line
 
 
 @dataclass
-class Translate(Common):
+class Translate(Computes):
     """Translate images of A into images of B by trained runs.
 
     "indm translate RUN_A RUN_B photos --out results" takes two models: to T along A's probability flow, back along B's.

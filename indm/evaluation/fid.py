@@ -21,6 +21,7 @@ from indm.evaluation.features import INCEPTION, Features, fit
 from indm.evaluation.image_sources import Images, check_number
 from indm.evaluation.reference_features import REFERENCE, features_file, kept_features
 from indm.files import atomic, untrusted
+from indm.runs.devices import device
 from indm.runs.provenance import provenance
 
 BATCH = 64
@@ -104,7 +105,7 @@ def _calculate(
         fid=True,
         kid=True,
         prc=True,
-        cuda=torch.cuda.is_available(),
+        cuda=device().startswith("cuda"),
         batch_size=BATCH,
         save_cpu_ram=True,  # no worker processes: the images are in memory
         verbose=progress and features.name == INCEPTION,  # it calls every Fréchet distance a FID

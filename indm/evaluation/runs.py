@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from indm.evaluation.baselines import baselines
 from indm.evaluation.likelihood import evaluate
 from indm.files import atomic
 from indm.runs.data import data_of
+from indm.runs.devices import on_cpu
 from indm.runs.folder import open_model, recipe_of
 from indm.runs.provenance import other_splits, provenance, warn_of_other_splits, weights_hash
 
@@ -29,7 +29,7 @@ def evaluate_run(
     :mod:`indm.evaluation.baselines`, too. Where several processes were launched, each does its share; the main one
     writes.
     """
-    processes = PartialState(cpu=not torch.accelerator.is_available())
+    processes = PartialState(cpu=on_cpu())
     recipe = recipe_of(run)
     recipe = paths.absolute(recipe | {"data": data_table or recipe["data"]})
     model = open_model(run)

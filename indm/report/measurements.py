@@ -24,8 +24,9 @@ from indm.evaluation.statistics import mean_and_error
 from indm.evaluation.transport import LARGEST_ASSIGNMENT
 from indm.files import atomic, untrusted
 from indm.model import INDM
+from indm.runs.devices import device
 from indm.runs.folder import open_model
-from indm.runs.provenance import device, weights_hash
+from indm.runs.provenance import weights_hash
 from indm.sampling import make_sampler
 
 GAP_IMAGES = 64  # whose likelihood is taken at every snapshot

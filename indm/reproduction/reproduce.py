@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from indm.config.parts import trust
@@ -39,6 +38,7 @@ from indm.reproduction.verdicts import (
     judge,
     markdown,
 )
+from indm.runs.devices import on_cpu
 from indm.runs.lock import LOCK, run_lock
 from indm.runs.provenance import provenance, weights_hash
 
@@ -76,7 +76,7 @@ def reproduce(out: Path, plan: Plan, *, jobs: int | None = None, progress: bool 
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     check_out(out, plan)
-    jobs = jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
+    jobs = jobs or (os.cpu_count() or 1 if on_cpu() else 1)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with trust(*plan.claims), run_lock(out):
         claims_of(plan)  # a mistake in their names is found now

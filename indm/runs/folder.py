@@ -11,8 +11,8 @@ from indm.config import parts, paths, recipes
 from indm.config.recipes import Recipe
 from indm.files import atomic, untrusted
 from indm.model import DESCRIPTION, INDM
+from indm.runs.devices import device
 from indm.runs.lock import LOCK
-from indm.runs.provenance import device
 
 RECIPE = "recipe.toml"  # resolved
 # What may differ between a run and its continuation: it says how long, how watched and on which

@@ -16,6 +16,7 @@ from indm.config import paths, recipes
 from indm.config.recipes import Recipe
 from indm.data.base import Data
 from indm.files import atomic, untrusted
+from indm.runs.devices import device
 
 WEIGHTS = ("model.safetensors", "vae.safetensors")  # of an INDM, of a VAE
 
@@ -96,11 +97,6 @@ def _parts(file: Path) -> list[dict]:
         return [part for part in (*last.pop("before", []), last) if isinstance(part, dict)]
     except (ValueError, TypeError):
         return []
-
-
-def device() -> str:
-    """Where saved models are evaluated: the GPU where there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def weights_hash(run: Path) -> str:

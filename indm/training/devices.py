@@ -9,13 +9,14 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from indm.config.options import Training
+from indm.runs.devices import on_cpu
 
 
 def make_accelerator(options: Training, out: Path | None = None) -> Accelerator:
-    """The devices and processes to train on; on a machine without accelerator the processes share its CPU."""
+    """The devices and processes to train on; without accelerator the processes share the CPU."""
     AcceleratorState._reset_state()  # runs of one Python process may differ in precision
     return Accelerator(
-        cpu=not torch.accelerator.is_available(),
+        cpu=on_cpu(),
         mixed_precision=fast_precision() if options.mixed_precision == "auto" else options.mixed_precision,
         log_with=list(options.trackers) or None,
         project_dir=out,
@@ -25,7 +26,7 @@ def make_accelerator(options: Training, out: Path | None = None) -> Accelerator:
 
 def fast_precision() -> str:
     """ "bf16" where this machine computes in it faster than in full precision, else "no"."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not on_cpu():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return "bf16" if any(getattr(torch.cpu, name, bool)() for name in instructions) else "no"

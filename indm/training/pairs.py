@@ -3,7 +3,6 @@
 import functools
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 
 from indm.config import paths, recipes
@@ -11,6 +10,7 @@ from indm.config.recipes import Recipe
 from indm.data.base import Data
 from indm.data.registry import load_data
 from indm.files import atomic
+from indm.runs.devices import on_cpu
 from indm.runs.folder import check_empty, check_folder, finished, is_run
 from indm.runs.processes import by_main_process
 from indm.training import presets
@@ -53,7 +53,7 @@ def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: boo
     """
     if resume and (out / PAIR).is_file():
         recipe = recipes.as_continued(recipe, out / PAIR)
-    processes = PartialState(cpu=not torch.accelerator.is_available())
+    processes = PartialState(cpu=on_cpu())
     sides = {side: recipes.resolve(content) for side, content in sides_of(recipe).items()}
     started = by_main_process(lambda: _started(out, sides, resume))
     with processes.main_process_first():

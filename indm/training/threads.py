@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from indm.runs.devices import on_cpu
 from indm.runs.provenance import threads_of
 from indm.training.trainer import Trainer
 
@@ -226,7 +227,7 @@ def _load() -> str:
 def _advice() -> str:
     """What helps a training on the CPU that has several threads."""
     threads = torch.get_num_threads()
-    if threads == 1 or torch.accelerator.is_available():
+    if threads == 1 or not on_cpu():
         return ""
     return (
         f". Each operation waits for the slowest of {threads} threads: stop, and continue with --resume --threads 1 "

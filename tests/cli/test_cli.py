@@ -527,6 +527,10 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("train digits --train.setps 3", "train.setps is no known key; did you mean 'steps'?"),
         ("train digits --steps 3", "--steps is no option of indm train; did you mean '--train.steps'?"),
         ("train digits --batch-size 3", "--batch-size is no option of indm train; did you mean '--train.batch_size'?"),
+        *((f"{command} --device cuda:99", "device must be auto or one that this machine has (cpu")
+          for command in ("train digits", "train-pair digits-3-8", "train-bridge digits-3-8", "evaluate untrained",
+                          "sample untrained", "fid untrained", "translate a b --out c", "inspect untrained",
+                          "report untrained", "reproduce")),
         ("train digits --cycle", "--cycle is no option of indm train; translate has it"),
         ("train digits --path x", "is no option of indm train; keys of the recipe are given as --TABLE.KEY, see indm"),
         ("compare full --fast", "--fast is no option of indm compare; reproduce has it"),
