@@ -20,7 +20,6 @@ from indm.data.registry import load_data
 from indm.model import INDM, build, describe
 from indm.objective import Objective, objective_of
 from indm.score import score_for
-from indm.training.memory import check_fits
 
 
 def recipe_of(
@@ -92,8 +91,6 @@ def resolved(
     """The ``data``, ``model`` and ``objective`` of a :class:`~indm.training.trainer.Trainer`; None is the recipe's."""
     with accelerator.main_process_first():
         data = load_data(**recipe["data"]) if data is None else as_data(data, name=recipe["data"]["name"])
-    if model is None:
-        check_fits(recipe, data.shape, accelerator)
     return {
         "data": data,
         "model": None if model is None else model_of(model, recipe, data),

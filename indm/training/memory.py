@@ -23,6 +23,10 @@ OWN = {"indm", "torch"}  # packages whose modules end on the meta device
 OFTEN = 1000  # tensors of a network's width that a pass keeps, at most: the largest recipes keep some 500
 
 
+class TooLarge(ValueError):
+    """A step of training takes more memory than there is."""
+
+
 class NoNumbers(TorchDispatchMode):
     """On the meta device a number that is asked for, such as a random offset, is 0."""
 
@@ -89,7 +93,7 @@ def check_fits(recipe: Recipe, shape: tuple[int, ...], accelerator: Accelerator)
     """See that a step of training fits into the memory of the device, before anything of that size is made.
 
     Raises:
-        ValueError: it takes more than there is.
+        TooLarge: it takes more than there is.
     """
     options = recipes.options_of(recipe, "train")
     batch = max(1, options.batch_size // (options.accumulate * accelerator.num_processes))
@@ -99,7 +103,7 @@ def check_fits(recipe: Recipe, shape: tuple[int, ...], accelerator: Accelerator)
         return
     weights, kept = _weights_and_kept(recipe, shape, batch, accelerator.mixed_precision == "bf16")
     if weights + kept > most:
-        raise ValueError(
+        raise TooLarge(
             f"a step of training takes {_gib(weights + kept)} ({_gib(weights)} for the weights and their optimizer, "
             f"{_gib(kept)} for a batch), and there are {_gib(most)} of {'GPU memory' if on_gpu else 'memory'}: lower "
             f"{', '.join(_sizes(recipe))}, or raise train.accumulate"

@@ -13,6 +13,7 @@ from indm.config import recipes
 from indm.config.recipes import PRESETS, Recipe
 from indm.data.base import Data
 from indm.runs.processes import by_main_process
+from indm.training.memory import TooLarge
 from indm.training.threads import choose, passes_without_trace
 from indm.training.trainer import Trainer
 
@@ -116,7 +117,13 @@ def _largest(presets: list[Preset], recipe: Recipe, trainer_of: Callable[[Recipe
     seconds = options.seconds if math.isfinite(options.seconds) else USUAL_SECONDS
     for preset in presets:
         whole = recipes.resolve(recipes.with_preset(recipe, preset.tables))
-        per_step = seconds_of_a_step(trainer_of(whole))
+        try:
+            per_step = seconds_of_a_step(trainer_of(whole))
+        except TooLarge:
+            if preset is best:
+                raise
+            said.append(f"{preset.name} is more than memory holds")
+            break
         said.append(f"{preset.name} {per_step:.2g} s a step, {min(options.steps, seconds / per_step):,.0f} steps")
         if min(options.steps, ENOUGH_STEPS) * per_step > seconds:
             break

@@ -33,6 +33,7 @@ from indm.runs.processes import by_main_process
 from indm.training import checkpoints
 from indm.training.checks import check_loss, check_parts, check_second, check_shapes
 from indm.training.ema import EMA
+from indm.training.memory import check_fits
 from indm.training.metrics_log import Means
 from indm.training.penalties import penalties_of
 from indm.training.step import TrainingStep, learning_rate_factor
@@ -72,7 +73,9 @@ class Trainer:
         self.micro_batch_size = self._batch_size_of_a_pass()
         self.validation_batch_size = recipes.options_of(recipe, "evaluate").batch_size
         torch.manual_seed(self.options.seed)
-        model = self.build_model(recipe) if model is None else model
+        if model is None:
+            check_fits(recipe, data.shape, accelerator)
+            model = self.build_model(recipe)
         check_parts(model, self.options, self.objective)
         layout = torch.channels_last if accelerator.device.type == "cuda" else torch.preserve_format
         self.model = model.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]

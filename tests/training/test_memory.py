@@ -24,7 +24,7 @@ PLAIN = {"train.mixed_precision": "no", "train.steps": 10}
 IMAGES = PLAIN | {
     "net.channels": 16, "net.blocks": 1, "net.multipliers": [1, 2], "net.attention": [], "train.batch_size": 48,
 }  # fmt: skip
-VECTORS = PLAIN | {"data.path": "x", "flow": "identity", "net.width": 1500, "net.depth": 2, "train.batch_size": 300}
+VECTORS = PLAIN | {"flow": "identity", "net.width": 1500, "net.depth": 2, "train.batch_size": 300}
 
 
 def peak_of_step(recipe, data):
@@ -44,14 +44,14 @@ def test_an_estimate_is_near_the_peak_of_a_step():
     peak_of_step(
         recipes.recipe("digits", IMAGES | {"net.channels": 4, "train.batch_size": 2}), images
     )  # loads libraries
-    for name, changes, data in (("digits", IMAGES, images), ("array", VECTORS, vectors)):
+    for name, changes, data in (("digits", IMAGES, images), ("eight-gaussians", VECTORS, vectors)):
         recipe = recipes.recipe(name, changes)
         guess = estimate(recipe, data.shape, recipe["train"]["batch_size"])
         assert guess > 80 * 2**20 and guess / 1.5 < peak_of_step(recipe, data) < guess * 1.5
 
 
 def test_an_estimate_counts_five_copies_of_the_weights_and_grows_with_the_batch():
-    recipe = recipes.recipe("array", {"data.path": "x"})
+    recipe = recipes.recipe("eight-gaussians")
     model = build_indm(recipe, (5,), Scaling.images(256))
     weights = 4 * sum(p.numel() for p in model.parameters())
     one, two, three = (estimate(recipe, (5,), n * 160) for n in (1, 2, 3))

@@ -19,6 +19,7 @@ from indm.data.registry import load_data
 from indm.runs.folder import read_metrics
 from indm.training import presets
 from indm.training.loop import plan, train
+from indm.training.memory import TooLarge
 from indm.training.pairs import train_pair
 from indm.training.progress import Progress
 from indm.training.step import is_due, learning_rate_factor
@@ -78,6 +79,22 @@ def test_auto_takes_the_largest_with_enough_steps(step_seconds, vectors, small, 
     )
     assert whole["net"]["width"] == width and not recipes.is_open(whole)
     assert f"small {small:.2g} s a step" in notes[0] and "--preset takes another" in notes[0]
+
+
+def test_auto_takes_none_that_memory_does_not_hold(monkeypatch, step_seconds, vectors):
+    def check(recipe, shape, accelerator):
+        if recipe["net"]["width"] >= least:
+            raise TooLarge("a step of training takes more than there is")
+
+    step_seconds |= {128: 1e-6, 256: 1e-6, 512: 1e-6}
+    monkeypatch.setattr("indm.training.trainer.check_fits", check)
+    recipe, data = recipes.recipe("array", {"data.path": str(vectors)}), load_data("array", path=vectors)
+    least = 512
+    whole, notes = presets.completed(recipe, {"data": data}, one_process())
+    assert whole["net"]["width"] == 256 and "large is more than memory holds" in notes[0]
+    least = 128
+    with pytest.raises(TooLarge):
+        presets.completed(recipe, {"data": data}, one_process())
 
 
 def one_process():
