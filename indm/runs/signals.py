@@ -2,9 +2,17 @@
 
 import os
 import signal
+import socket
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+ENDING = (signal.SIGINT, signal.SIGTERM)
+GRACE = 5.0  # seconds that a step has after the first signal
+uncut = threading.RLock()
+"""Held while a checkpoint is written, and while the process ends by itself."""
 
 
 def end_at_once(number: int, frame: object) -> None:
@@ -19,33 +27,114 @@ def is_torchelastic_launched() -> bool:
     return is_torchelastic_launched()
 
 
+class Interrupted(threading.Event):
+    """Set by the first signal; a step that does not end soon after it ends with the process, see :func:`interruptible`.
+
+    Args:
+        last_words: what is then said of the run on standard error.
+    """
+
+    def __init__(self, last_words: Callable[[], str] = str):
+        super().__init__()
+        self.last_words, self._over = last_words, threading.Event()
+
+    def steps_are_over(self) -> None:
+        """From now on the process does not end by itself: what is left to do is written."""
+        self._over.set()
+
+    def watch(self, pipe: socket.socket) -> None:
+        """End the process :data:`GRACE` seconds after the first signal in ``pipe``, or at once with the second."""
+        first = _next_signal(pipe, None)
+        if first is None:
+            return
+        self.set()
+        second = _next_signal(pipe, time.monotonic() + GRACE)
+        if second is not None:
+            os._exit(128 + second)
+        with uncut:
+            if not self._over.is_set():
+                print(f"indm: {self.last_words()}", file=sys.stderr, flush=True)
+                os._exit(128 + first)
+
+
+def _next_signal(pipe: socket.socket, deadline: float | None) -> int | None:
+    """The next signal that asks to end; None once the pipe is closed, or at the deadline."""
+    while True:
+        try:
+            pipe.settimeout(None if deadline is None else max(deadline - time.monotonic(), 1e-3))
+            number = pipe.recv(1)
+        except TimeoutError:
+            return None
+        if not number or number[0] in ENDING:
+            return number[0] if number else None
+
+
 @contextmanager
-def interruptible() -> Iterator[threading.Event]:
+def interruptible(last_words: Callable[[], str] = str) -> Iterator[Interrupted]:
     """An event that SIGINT or SIGTERM sets; the second signal ends the process at once.
+
+    Where the event has not led to :meth:`Interrupted.steps_are_over` in :data:`GRACE` seconds, the process says its
+    ``last_words`` and ends with status 130 or 143, but not while :data:`uncut` is held. A thread sees to that, as
+    PyTorch lets no handler run in the middle of a backward pass. In an interactive session nothing ends by itself.
 
     A signal that is ignored stays ignored: a shell script starts ``indm train … &`` with SIGINT ignored, so that the
     Ctrl-C that ends the script does not end the training. SIGTERM does.
 
     Under torchrun that is not so, because it passes on a signal that the terminal has sent to its processes already:
-    there they end with the second signal to the launcher.
+    there they end with the second signal to the launcher, which also ends those that take too long.
     """
-    event = threading.Event()
+    event = Interrupted(last_words)
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in ENDING}
     before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
+    launched = is_torchelastic_launched()
 
     def stop(number, frame) -> None:
         event.set()
-        if not is_torchelastic_launched():
+        if not launched:
             for each in before:
                 signal.signal(each, end_at_once)
 
-    for number in before:
-        signal.signal(number, stop)
+    with _watched(event) if not launched and not hasattr(sys, "ps1") else nullcontext():
+        for number in before:
+            signal.signal(number, stop)
+        try:
+            yield event
+        finally:
+            event.steps_are_over()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+_pipes: list[socket.socket] = []  # in which this process gets its signals
+
+
+@contextmanager
+def _watched(event: Interrupted) -> Iterator[None]:
+    """Signals reach ``event.watch`` in another thread, whatever the main one does."""
+    inside, outside = socket.socketpair()
+    outside.setblocking(False)
+    former = signal.set_wakeup_fd(outside.fileno(), warn_on_full_buffer=False)
+    _pipes.append(outside)
+    watcher = threading.Thread(target=event.watch, args=(inside,), daemon=True)
+    watcher.start()
     try:
-        yield event
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.set_wakeup_fd(former)
+        _pipes.remove(outside)
+        outside.close()
+        watcher.join()
+        inside.close()
+
+
+def _leave_to_parent() -> None:
+    """In a new process, such as one that loads data: its signals are not those of the process that trains."""
+    if _pipes:
+        signal.set_wakeup_fd(-1)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_leave_to_parent)

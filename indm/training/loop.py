@@ -149,10 +149,18 @@ def run_in(
         warn_of_lost_steps(out, trainer.step)
     if choice.seconds and progress:
         tell(str(choice))
-    with choice.in_use(), MetricsLog(trainer, out, recipe) as log, interruptible() as interrupted:
+
+    def last_words() -> str:
+        return (
+            f"interrupted after step {trainer.step}, in a step or validation that takes long; {out} is saved at step "
+            f"{trainer.saved_step}, from which the same command with --resume continues"
+        )
+
+    with choice.in_use(), MetricsLog(trainer, out, recipe) as log, interruptible(last_words) as interrupted:
         if not resumes:
             trainer.save(out)  # an error now, if the folder cannot be written
         stopped = loop(trainer, out, log, stop_requests(trainer, interrupted, callbacks), progress and main)
+        interrupted.steps_are_over()
         if not trainer.skipped_in_row or trainer.progress >= 1:
             trainer.save(out)
         summary = Summary(summarise(trainer, out, stopped))

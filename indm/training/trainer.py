@@ -30,6 +30,7 @@ from indm.model import count_parameters
 from indm.objective import Objective, flow_nll, objective_of, soft_truncation
 from indm.rng import part_of
 from indm.runs.processes import by_main_process
+from indm.runs.signals import uncut
 from indm.training import checkpoints
 from indm.training.checks import check_loss, check_parts, check_second, check_shapes
 from indm.training.ema import EMA
@@ -315,8 +316,10 @@ class Trainer:
             **{name: getattr(self, name) for name in KEPT},
         }
         if self.accelerator.is_main_process:
-            checkpoints.write(run, state, self.options.keep_last)
-            self.ema.model.save(run)
+            with uncut:
+                checkpoints.write(run, state, self.options.keep_last)
+                self.ema.model.save(run)
+                self.saved_step = self.step
         self.saved_step, self.fell_back = self.step, False
         self.accelerator.wait_for_everyone()
 
