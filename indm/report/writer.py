@@ -18,6 +18,7 @@ from indm.evaluation.statistics import FOLDS, LEVEL
 from indm.evaluation.style import colours_of
 from indm.files import atomic, untrusted
 from indm.report import figures, tables
+from indm.report.conclusion import conclude
 from indm.report.measurements import Setup
 from indm.report.page import Page
 from indm.report.records import Record, by_group, conclusions, differences_of, gather
@@ -73,6 +74,7 @@ def report(
     content = {"options": asdict(options), "provenance": made_by, "runs": numbers, "differences": by_method}
     atomic.json_object(out / "report.json", content)
     page = Page(f"Runs of {data.name}")
+    page.conclude(conclude(records, by_method))
     if by_method:
         add_differences(page, by_method, records)
     add_runs(page, out, records, data, extractor, colours_of(by_group(records)))
@@ -187,12 +189,14 @@ class Sections:
         )
         self.draw(
             "curves",
-            "Validation NELBO over steps and over seconds.",
+            f"Validation NELBO in {self.records[0].unit}, over optimizer steps and over seconds of training: lower is "
+            "better.",
             lambda path: figures.curves_figure(self.records, path, self.colours),
         )
         self.draw(
             "gap",
-            "NELBO − NLL (ODE) of the same examples along training.",
+            f"NELBO − NLL (ODE) of the same examples in {self.records[0].unit}, over optimizer steps; bars are one "
+            "standard error over examples.",
             lambda path: figures.gap_figure(self.first("gap"), path, self.colours),
         )
 
@@ -200,7 +204,8 @@ class Sections:
         self.page.heading("Samples")
         self.draw(
             "samples",
-            "Samples: of a diffusion by Heun in 25 steps, of another model by its decoder.",
+            "Test data, and samples of the first seed of each model: of a diffusion by Heun in 25 steps, of another "
+            "model by its decoder.",
             lambda path: figures.samples_figure(self.records, self.data, path, self.colours),
         )
         if self.extractor is not None:
@@ -212,7 +217,8 @@ class Sections:
         self.page.table(tables.quality_rows(self.having("quality")))
         self.draw(
             "quality",
-            "Distance to the test data over evaluations of the network (dashed: training data).",
+            "Distance to the test data over evaluations of the network, both on logarithmic axes: lower is better. "
+            "Dashed: training data. Bars are one standard error.",
             lambda path: figures.quality_figure(self.having("errors"), path, self.colours),
         )
 
@@ -226,7 +232,8 @@ class Sections:
         self.page.table(tables.loss_rows(self.having("errors")))
         self.draw(
             "loss",
-            "Root mean square over entries, in model units, over evaluations of the network.",
+            "Root mean square over entries, in model units, over evaluations of the network, both on logarithmic axes: "
+            "lower is better. Bars are one standard error.",
             lambda path: figures.loss_figure(self.having("errors"), path, self.colours),
         )
         if self.having("transport"):
@@ -249,7 +256,7 @@ class Sections:
                 self.draw(
                     f"plane-{record.group.replace('/', '-')}",
                     f"{record.group}: density; particles along the forward diffusion and the generative flow; drift "
-                    "f_φ and volatility G_φ (ellipses).",
+                    "f_φ (arrows) and volatility G_φ (ellipses), scaled to the largest in each panel. Model units.",
                     functools.partial(figures.plane_figure, record, self.data, colours=self.colours),
                 )
 
@@ -258,6 +265,7 @@ class Sections:
         analyses = {record.group: record.measurements["flow"] for record in self.first("flow")}
         self.draw(
             "flow",
-            "Spectrum of ∂h/∂x, where its action lies, how well x_t shows the class.",
+            "Singular values of ∂h/∂x; where the displacement h(x) − x lies, as shares of its energy, which overlap; "
+            "how well a linear probe knows the class from x_t; the energy of the displacement by frequency.",
             lambda path: save_flow_figure(analyses, path, self.colours),
         )

@@ -19,6 +19,7 @@ from indm.files import atomic
 from indm.report.measurements import Setup, end_of
 from indm.report.page import Page
 from indm.report.records import Record, record_of
+from indm.report.tables import with_error
 from indm.report.writer import add_runs
 from indm.reproduction.claims import Evidence, family_of
 from indm.reproduction.control import CONTROL_DATA
@@ -125,9 +126,12 @@ def write_report(out: Path, budget: Budget, progress: bool = True) -> list[Verdi
     verdicts, checks = verdicts_of(sections, budget), checks_of(sections, budget)
     tables = {HEADER: list(map(cells, verdicts)), CHECK_HEADER: list(map(check_cells, checks))}
     page = Page("INDM: the paper's claims, measured")
+    page.conclude(conclusion_of(verdicts))
     page.text(budget.text())
+    page.heading("Claims")
     page.table([("claim", "what is claimed"), *((claim.name, claim.sentence) for claim in claims_of(budget.plan))])
-    for header, rows in tables.items():
+    for title, (header, rows) in zip(("Verdicts", "Checks"), tables.items(), strict=True):
+        page.heading(title)
         page.table([header, *rows])
     for section in tqdm(sections, desc="figures", disable=not progress):
         page.heading(section.data, level=1)
@@ -141,6 +145,21 @@ def write_report(out: Path, budget: Budget, progress: bool = True) -> list[Verdi
     atomic.json_object(out / "claims.json", numbers)
     atomic.text(out / "claims.md", "\n".join(markdown(header, rows) for header, rows in tables.items()))
     return verdicts
+
+
+def conclusion_of(verdicts: Sequence[Verdict]) -> list[str]:
+    """How many differences have which verdict, and which those are that were decided."""
+    words = [v.verdict for v in verdicts]
+    counts = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+    paragraphs = [f"Of {len(words)} differences that the claims name: {counts}."]
+    for word in ("reproduced", "opposite"):
+        rows = [
+            f"{v.claim}, {v.data}, {v.quantity} ({with_error(v.difference, v.standard_error)})"
+            for v in verdicts
+            if v.verdict == word
+        ]
+        paragraphs += [f"{word.capitalize()}: {'; '.join(rows)}."] if rows else []
+    return paragraphs
 
 
 def gather(out: Path, budget: Budget, data: str) -> Section:

@@ -31,7 +31,7 @@ from indm.evaluation.runs import evaluate_run
 from indm.evaluation.sampling_error import estimation_curve
 from indm.flows import Identity
 from indm.model import build_model
-from indm.report import figures, measurements, records, tables, writer
+from indm.report import conclusion, figures, measurements, records, tables, writer
 from indm.report.measurements import Measurement, Setup, measure
 from indm.report.page import Page
 from indm.report.records import Record, groups_of
@@ -101,7 +101,12 @@ class Reader(HTMLParser):
 def assert_alone(text):
     """Nothing is fetched from elsewhere."""
     reader = Reader(text)
-    assert not {tag for tag, _ in reader.elements} & {"script", "link", "iframe", "a", "object", "embed"}
+    assert not {tag for tag, _ in reader.elements} & {"script", "link", "iframe", "object", "embed"}
+    anchors = [attributes["id"] for tag, attributes in reader.elements if "id" in attributes]
+    assert len(set(anchors)) == len(anchors)
+    for tag, attributes in reader.elements:
+        if "href" in attributes:  # leads to a place of this page
+            assert tag == "a" and attributes.pop("href").removeprefix("#") in anchors
     for tag, attributes in reader.elements:
         assert not {"href", "srcset", "style", "onload", "onerror"} & attributes.keys()
         assert "src" not in attributes or tag == "img"
@@ -119,7 +124,9 @@ def test_page_holds_everything_and_escapes_it(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     page = Page(f"title {NASTY}")
     page.heading(f"heading {NASTY}", level=3)
+    page.heading(f"heading {NASTY}")  # a second of this name
     page.text(f"text {NASTY}")
+    page.conclude([f"so {NASTY}", "and more"])
     page.table([("", f"head {NASTY}"), (f"cell {NASTY}", "opposite")])
     page.picture(tmp_path / "a.png", f"caption {NASTY}")
     page.write(tmp_path / "index.html")
@@ -127,18 +134,23 @@ def test_page_holds_everything_and_escapes_it(tmp_path):
     text = (tmp_path / "index.html").read_text("utf-8")
     reader = assert_alone(text)
     assert text.startswith("<!doctype html>") and ("meta", {"charset": "utf-8"}) in reader.elements
-    for tag, word in (("title", "title"), ("h1", "title"), ("h3", "heading"), ("p", "text"), ("figcaption", "caption")):
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in reader.elements
+    for tag, word in (("title", "title"), ("h1", "title"), ("h3", "heading"), ("h2", "heading"),
+                      ("figcaption", "caption")):  # fmt: skip
         assert "".join(reader.text(tag)) == f"{word} {NASTY}"
+    assert reader.text("p") == [f"so {NASTY}", "and more", f"text {NASTY}"]
+    assert reader.text("a") == [f"heading {NASTY}"] * 2
+    assert [a["href"] for tag, a in Reader(text).elements if tag == "a"] == ["#heading-b-x", "#heading-b-x-2"]
     assert reader.text("th") == [f"head {NASTY}"] and reader.text("td") == [f"cell {NASTY}", "opposite"]
     classes = [attributes["class"] for tag, attributes in reader.elements if tag == "td"]
     assert classes == [f"cell {NASTY}", "opposite"] and ".opposite" in "".join(reader.text("style"))
     assert [a["alt"] for tag, a in reader.elements if tag == "img"] == [f"caption {NASTY}"]
-    known = "html head meta title style body h1 h3 p table tr th td figure img figcaption"
+    known = "html head meta title style body h1 h2 h3 section nav ul li a p table tr th td figure img figcaption"
     assert {tag for tag, _ in reader.elements} == set(known.split())
     (data,) = reader.images()
     assert data == (tmp_path / "a.png").read_bytes()
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), pixels)
-    order = [text.index(f">{word} ") for word in ("heading", "text", "head", "cell", "caption")]
+    order = [text.index(f">{word} ") for word in ("title", "so", "heading", "text", "head", "cell", "caption")]
     assert order == sorted(order)
 
 
@@ -450,6 +462,62 @@ def test_curves_show_every_validation_and_name_a_group_once(monkeypatch, tmp_pat
     assert [list(axes.lines[0].get_xdata()) for axes in kept[1].axes] == [[3, 6], [0.75, 1.5]]
 
 
+# ── The conclusion ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def concluded(group, nelbo, losses=(), seed=0):
+    """A record with a NELBO in nats, and what its samplers lose in 5 and in 10 steps."""
+    values = {"nats": nelbo, "nats_standard_error": 0.02}
+    evaluation = {"unit": "nats", "entropy_nats": None, "nelbo": {"with_reconstruction": values}}
+    rows = [
+        {"sampler": name, "steps": steps, "nfe": steps + 1, "rms": rms / steps, "rms_standard_error": 0.001}
+        for name, rms in losses
+        for steps in (5, 10)
+    ]
+    return Record(
+        Path(group, str(seed)), group, {}, evaluation, 0, {"errors": {"discretization": rows}} if rows else {}
+    )
+
+
+def judged_as(difference, verdict, p_holm=None, seeds=1):
+    return {"nelbo": {"difference": difference, "standard_error": 0.01, "seeds": seeds, "p_holm": p_holm,
+                      "verdict": verdict}}  # fmt: skip
+
+
+def test_a_conclusion_says_what_is_best_by_how_much_and_with_what_verdict():
+    linear, indm, flow = concluded("linear", 2.0), concluded("indm", 1.5), concluded("flow", 3.0)
+    untested = {"indm": judged_as(-0.5, "untested"), "flow": judged_as(1.0, "untested")}
+    assert conclusion.best_model([linear, indm, flow], untested) == (
+        "indm has the lowest NELBO on the test data, 1.500 ± 0.020 nats. linear has 0.5000 ± 0.0100 more: no verdict "
+        "on methods, since that needs several seeds of each."
+    )
+    better = {"linear": judged_as(0.5, "worse", 0.004, 3), "flow": judged_as(1.5, "worse", 0.004, 3)}
+    assert conclusion.best_model([indm, flow, linear], better).endswith(
+        "linear has 0.5000 ± 0.0100 more: the difference is larger than chance explains (Holm's p = 0.004, 3 seeds)."
+    )
+    undecided = {"indm": judged_as(-0.5, "undecided", 0.2, 3)}
+    assert "more: undecided, since the difference may be chance" in conclusion.best_model([linear, indm], undecided)
+    seeds = [concluded("indm", nelbo, seed=i) for i, nelbo in enumerate((1.4, 1.6))]
+    assert conclusion.best_model(seeds, {}) == (
+        "indm has the lowest NELBO on the test data, 1.500 ± 0.100 nats; there is no other model to compare it with."
+    )
+    assert "linear has 2.000 ± 0.020; the two cannot be compared in pairs" in conclusion.best_model([linear, indm], {})
+    assert conclusion.best_model([concluded("indm", math.nan)], {}) == "No model has a finite NELBO."
+
+
+def test_a_conclusion_names_the_sampler_that_loses_least_in_few_steps():
+    indm, linear = (concluded(name, 1.0, losses) for name, losses in (
+        ("indm", (("unipc", 0.5), ("heun", 1.0), ("pc", 2.0))), ("linear", (("unipc", 0.75), ("heun", 0.9)))
+    ))  # fmt: skip
+    assert conclusion.best_sampler([linear, indm, concluded("vae", 1.0)]) == (
+        "In 5 steps (6 evaluations of the network) unipc with indm loses least: 0.100 ± 0.001 from the converged "
+        "samples, root mean square in model units; heun loses 0.200 ± 0.001 with the same model, and linear "
+        "0.150 ± 0.001 with the same sampler. These differences are not tested."
+    )
+    assert conclusion.best_sampler([concluded("vae", 1.0)]) == ""
+    assert conclusion.conclude([concluded("vae", 1.0)], {}) == [conclusion.best_model([concluded("vae", 1.0)], {})]
+
+
 # ── Records ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -749,6 +817,10 @@ def test_report_is_one_page_with_every_picture(digits):
         image.load()
         assert image.format == "PNG" and min(image.size) > 300 and len(set(image.convert("L").tobytes())) > 10
     assert NASTY in reader.text("td") and "b" not in {tag for tag, _ in reader.elements}
+    first, second, *_ = reader.text("p")
+    assert " has the lowest NELBO on the test data, " in first and first.endswith("several seeds of each.")
+    assert second.startswith("In 2 steps (3 evaluations of the network) ")
+    assert "Samples" in reader.text("a")
     accuracy = json.loads((base / "out" / "extractor.json").read_text())["provenance"]["test_accuracy"]
     assert ": The model (" in text and "baseline: a Gaussian with full covariance" in reader.text("td")
     assert f"of test accuracy {accuracy:.3f}" in text and "which of two models is better, not which method" in text

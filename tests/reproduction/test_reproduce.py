@@ -472,6 +472,7 @@ def test_the_whole_writes_a_row_for_every_verdict_and_repeats_itself(tmp_path, t
     assert page.count("<img ") == len(list(out.glob("eight-gaussians-*.png"))) == 8
     assert all(f">{v.verdict}</td>" in page for v in verdicts) and '<td class="holds">holds</td>' in page
     assert all(f'<td class="long">{claim.sentence}</td>' in page for claim in quick)
+    assert "<p>Of 12 differences that the claims name: 12 untested.</p>" in page
     assert "12 differences that plan.json stated" in page and "linear 16 × 500 ms" in page
     assert all(f'<td class="{variant}">{variant}</td>' in page for variant in VARIANTS)
 
@@ -490,7 +491,7 @@ def test_the_whole_writes_a_row_for_every_verdict_and_repeats_itself(tmp_path, t
 
     assert (checks[0]["claim"], checks[0]["value"], checks[0]["outcome"]) == ("2 MLE training", 0.5, "as expected")
     assert checks[-1]["outcome"] == "holds"  # the triangle inequality, on real numbers
-    likelihood = page[page.index("<table>", page.index("Likelihood and budget")) :]
+    likelihood = page[page.index("<table>", page.index(">Likelihood and budget</h2>")) :]
     assert (
         '<td class="linear">linear</td><td class="2">2</td><td class="seeds">seeds</td>' in likelihood
         and '<td class="16">16</td><td class="8">8</td>' in likelihood
