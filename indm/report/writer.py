@@ -74,7 +74,7 @@ def report(
     content = {"options": asdict(options), "provenance": made_by, "runs": numbers, "differences": by_method}
     atomic.json_object(out / "report.json", content)
     page = Page(f"Runs of {data.name}")
-    page.conclude(conclude(records, by_method))
+    page.conclude(conclude(records, by_method) + conclusions(records))
     if by_method:
         add_differences(page, by_method, records)
     add_runs(page, out, records, data, extractor, colours_of(by_group(records)))
@@ -181,8 +181,6 @@ class Sections:
     def likelihood(self) -> None:
         self.page.heading("Likelihood and budget")
         self.page.table(tables.likelihood_rows(self.records))
-        for line in conclusions(self.records):
-            self.page.text(line)
         self.page.text(
             "With the reconstruction term. NELBO bounds the likelihood of the generative SDE, NLL is that of the "
             "probability-flow ODE: their difference is zero for the exact score, no variational gap."

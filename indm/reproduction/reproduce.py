@@ -18,7 +18,7 @@ from indm.evaluation.style import colours_of
 from indm.files import atomic
 from indm.report.measurements import Setup, end_of
 from indm.report.page import Page
-from indm.report.records import Record, record_of
+from indm.report.records import Record, conclusions, record_of
 from indm.report.tables import with_error
 from indm.report.writer import add_runs
 from indm.reproduction.claims import Evidence, family_of
@@ -127,6 +127,8 @@ def write_report(out: Path, budget: Budget, progress: bool = True) -> list[Verdi
     tables = {HEADER: list(map(cells, verdicts)), CHECK_HEADER: list(map(check_cells, checks))}
     page = Page("INDM: the paper's claims, measured")
     page.conclude(conclusion_of(verdicts))
+    for section in sections:
+        page.conclude([f"{section.data}, {line}" for line in conclusions(section.all_records)])
     page.text(budget.text())
     page.heading("Claims")
     page.table([("claim", "what is claimed"), *((claim.name, claim.sentence) for claim in claims_of(budget.plan))])

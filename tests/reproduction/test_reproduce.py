@@ -19,7 +19,7 @@ import indm
 from indm.config import recipes
 from indm.config.options import STUDY_NAMES
 from indm.data.registry import load_data
-from indm.evaluation import plots, sampling_error
+from indm.evaluation import sampling_error, style
 from indm.evaluation.sampling_error import estimation_curve
 from indm.evaluation.statistics import holm
 from indm.flows import Identity
@@ -430,10 +430,12 @@ def test_the_whole_writes_a_row_for_every_verdict_and_repeats_itself(tmp_path, t
     monkeypatch.setattr(Plan, "validations", 2)
     plane = []  # its figure is tested with the report
     monkeypatch.setattr(
-        figures, "plane_figure", lambda f, data, path: plane.append(f.group) or figures.gap_figure([f], path)
+        figures,
+        "plane_figure",
+        lambda f, data, path, colours: plane.append(f.group) or figures.gap_figure([f], path, colours),
     )
     monkeypatch.setattr(figures, "PARTICLES", 50)
-    monkeypatch.setattr(plots, "DPI", 40)
+    monkeypatch.setattr(style, "DPI", 40)
     out, threads = tmp_path / "out", torch.get_num_threads()
     verdicts = reproduce.reproduce(out, FAST, jobs=1, progress=False)
     assert len(done) == 14 and torch.get_num_threads() == threads and plane == ["linear", "indm"]
@@ -472,7 +474,11 @@ def test_the_whole_writes_a_row_for_every_verdict_and_repeats_itself(tmp_path, t
     assert page.count("<img ") == len(list(out.glob("eight-gaussians-*.png"))) == 8
     assert all(f">{v.verdict}</td>" in page for v in verdicts) and '<td class="holds">holds</td>' in page
     assert all(f'<td class="long">{claim.sentence}</td>' in page for claim in quick)
-    assert "<p>Of 12 differences that the claims name: 12 untested.</p>" in page
+    top = page[: page.index("<nav>")]
+    words = [v.verdict for v in verdicts]
+    assert "<p>Of 12 differences that the claims name: " in top
+    assert all(f"{words.count(word)} {word}" in top for word in set(words))
+    assert "<p>eight-gaussians, linear, the worst of 2 seeds: The model (" in top
     assert "12 differences that plan.json stated" in page and "linear 16 × 500 ms" in page
     assert all(f'<td class="{variant}">{variant}</td>' in page for variant in VARIANTS)
 
