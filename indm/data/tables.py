@@ -17,6 +17,7 @@ SUFFIXES = {".csv", ".tsv", ".txt"}
 SEPARATORS = ("\t", ";", ",")  # in this order; where none fits, blanks
 LOOKED_AT = 10  # lines by which the separator is chosen
 MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "?", "-", "."}
+INDEX_NAMES = {"", "unnamed: 0", "index", "id", "row", "nr", "no"}  # of a first column that may count the rows
 NUMBERS_ONLY = 'in pandas, df.select_dtypes("number").dropna().to_csv("numbers.csv", index=False) keeps what would do'
 
 Rows = Iterator[tuple[int, list[str]]]
@@ -26,8 +27,8 @@ def read_table(path: Path) -> np.ndarray:
     """The numbers of a text file, float32 (rows, columns).
 
     Tabs, semicolons, commas or blanks separate cells; between semicolons a comma may stand for the decimal point. The
-    first line may name the columns. Lines that are empty or begin with # are passed over. A first column without a name
-    that counts the rows, as pandas writes it, is left out with a warning.
+    first line may name the columns. Lines that are empty or begin with # are passed over. A first column that
+    counts the rows and is called so, or not at all as pandas writes it, is left out with a warning.
 
     Raises:
         ValueError: no file, one without rows or too large for memory, a line of another number of cells than the first,
@@ -44,8 +45,9 @@ def read_table(path: Path) -> np.ndarray:
         table = _numbers(rows if names else itertools.chain([first], rows), len(first[1]), names, separator == ";")
     except (ValueError, OSError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read as a table of numbers: {reason(error)}") from error
-    if names and not names[0] and np.array_equal(table[:, 0] - table[0, 0], np.arange(len(table))):
-        warnings.warn(f"{path}: the first column, which has no name and counts the rows, is left out", stacklevel=2)
+    is_index = names is not None and names[0].lower() in INDEX_NAMES and len(names) > 1
+    if is_index and np.array_equal(table[:, 0] - table[0, 0], np.arange(len(table))):
+        warnings.warn(f"{path}: the first column, which counts the rows, is left out", stacklevel=2)
         return table[:, 1:]
     return table
 

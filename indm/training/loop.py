@@ -147,6 +147,8 @@ def run_in(
         record = split_record(trainer.data) | choice.record()
         describe(out, recipe, trainer.accelerator.device, trainer.data.notes, record)
         warn_of_lost_steps(out, trainer.step)
+    if progress and main:
+        tell(*trainer.data.notes)
     if choice.seconds and progress:
         tell(str(choice))
 

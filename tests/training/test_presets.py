@@ -302,5 +302,6 @@ def test_what_a_run_shows(vectors, tmp_path, capsys):
         train(recipes.recipe("array", changes), tmp_path / "run")
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("batch of 160"), lines
+    assert lines[1].startswith("read from ") and lines[2].startswith("split by seed 0"), lines
     assert any(line.startswith(" 25% step 1, NELBO ") and " nats, rate " in line for line in lines), lines
     assert any(line.startswith("100% step 4, NELBO ") and ", validation " in line for line in lines)
