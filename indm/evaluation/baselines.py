@@ -125,7 +125,8 @@ def gaussian_nats(data: Data, raw: Tensor, seed: int = 0, most: int = MOST_TRAIN
     train = spread(data.train, most // 2 if data.flip else most)
     if data.flip:
         train = torch.cat([train, train.flip(-1)])
-    x = scaling.to_model(train, generator=torch.Generator().manual_seed(seed)).flatten(1)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.cat([scaling.to_model(part, generator=generator).flatten(1) for part in train.split(AT_ONCE)])
     valid = scaling.centre(spread(data.valid, MOST_VALIDATION)).flatten(1).double()
     gaussian = fit_gaussian(x, valid, noise_variance(scaling, data.shape), full=full)
     batches = raw.split(AT_ONCE)

@@ -75,9 +75,9 @@ def test_what_a_model_beats(value, error, sentence, tmp_path):
     ("value", "error", "beginning"),
     [
         (8.79, 0.1, "is worse than a Gaussian (5.00) and uniform noise (8.00): it has not learned these data yet."),
-        (5.5, 0.1, "is worse than a Gaussian (5.00): it has not learned these data yet."),
+        (5.25, 0.1, "is worse than a Gaussian (5.00): it has not learned these data yet."),
         (5.5, 0.3, "is within two standard errors of a Gaussian (5.00), but worse than PNG (4.00)."),  # of 0.6
-        (4.9, 0.1, "is within two standard errors of a Gaussian (5.00), but worse than PNG (4.00)."),
+        (4.85, 0.1, "is within two standard errors of a Gaussian (5.00), but worse than PNG (4.00)."),
     ],
 )
 def test_what_beats_a_model(value, error, beginning, tmp_path):
@@ -120,9 +120,10 @@ def test_nats_and_what_says_nothing(tmp_path):
         ),
         ([line(1000, 9e-6), line(2000, 8e-6)], FINISHED, LONG, "the learning rate was never above 9.0e-06", None),
         (
-            [line(1000, nelbo=5.2), line(2000, 0.0, nelbo=5.1, valid_nelbo=5.5)], FINISHED, {"steps": 2000},
+            [line(1000, nelbo=5.2), line(1500, 0.0), line(2000, 1e-4, nelbo=5.1, valid_nelbo=5.5)], FINISHED, LONG,
             "the budget of 2000 steps, 200 seconds, is too small", ["steps 8000"],
         ),
+        ([line(200)], FINISHED, {"steps": 200}, "the budget of 200 steps, 20 seconds", ["steps 2000"]),
         (
             [line(1000)], FINISHED, {"steps": math.inf, "seconds": 100.0},
             "the budget of 1000 steps, 100 seconds", ["seconds 400"],
