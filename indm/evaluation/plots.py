@@ -119,7 +119,7 @@ def dots(axes: Axes, points: Tensor, title: str, colour: str = style.COLOURS[0])
 def arrows(axes: Axes, points: Tensor, vectors: Tensor, title: str, colour: str = DATA_COLOUR) -> None:
     """A vector field at points of the plane, arrows scaled to the largest."""
     axes.quiver(*points.T.numpy(), *vectors.T.numpy(), angles="xy", width=0.004, color=colour)
-    axes.set(title=f"{title}, largest {vectors.norm(dim=1).max():.2g}", aspect="equal")
+    axes.set(title=f"{title}, largest {_short(vectors.norm(dim=1).max().item())}", aspect="equal")
 
 
 def ellipses(axes: Axes, points: Tensor, matrices: Tensor, title: str, colour: str = DATA_COLOUR) -> None:
@@ -129,7 +129,12 @@ def ellipses(axes: Axes, points: Tensor, matrices: Tensor, title: str, colour: s
     scale = (points[1:] - points[:-1]).norm(dim=1).min() / (2 * torch.linalg.matrix_norm(matrices, 2).max())
     for point, outline in zip(points, scale * matrices @ circle, strict=True):
         axes.plot(*(point[:, None] + outline).numpy(), color=colour, linewidth=0.8)
-    axes.set(title=f"{title}, largest {torch.linalg.matrix_norm(matrices, 2).max():.2g}", aspect="equal")
+    axes.set(title=f"{title}, largest {_short(torch.linalg.matrix_norm(matrices, 2).max().item())}", aspect="equal")
+
+
+def _short(value: float) -> str:
+    """Two digits that count, and no exponent before a million: 130, not 1.3e+02."""
+    return f"{float(f'{value:.2g}'):g}"
 
 
 def learning_curves(

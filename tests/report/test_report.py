@@ -177,6 +177,9 @@ def test_ellipses_are_the_images_of_circles_that_just_fit():
 
 
 def test_arrows_stand_at_their_points_and_name_the_largest():
+    axes = Figure().subplots()
+    plots.arrows(axes, torch.zeros(1, 2), torch.tensor([[0.0, 1234.0]]), "f")
+    assert axes.get_title() == "f, largest 1200"
     points, vectors = torch.randn(9, 2), torch.randn(9, 2)
     axes = Figure().subplots()
     plots.arrows(axes, points, vectors, "f")
