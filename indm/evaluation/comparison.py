@@ -107,10 +107,11 @@ def _samples(runs: dict[str, Path]) -> np.ndarray:
     levels = 0
     for name, run in runs.items():
         file = run / SAMPLES
-        panels[name] = f"not sampled yet: indm sample {run}"
+        title = f"samples of {name}"
+        panels[title] = f"not sampled yet: indm sample {run}"
         if file.exists():
             samples, levels, _ = read_samples(file)
             if samples.ndim not in (2, 4):
                 raise ValueError(f"{file} must hold samples (N, C, H, W) or (N, D), got {tuple(samples.shape)}")
-            panels[name] = samples
-    return samples_picture(panels, levels, colours_of(runs))
+            panels[title] = samples
+    return samples_picture(panels, levels, colours_of(panels))

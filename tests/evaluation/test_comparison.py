@@ -9,6 +9,7 @@ from PIL import Image
 from scipy.stats import ttest_rel
 
 from indm.config import recipes
+from indm.evaluation import comparison, style
 from indm.evaluation.comparison import compare
 from indm.evaluation.methods import differences, in_words, methods_of, pairs_of
 from indm.evaluation.results import read_evaluation
@@ -112,6 +113,23 @@ def test_one_training_each_has_an_error_over_examples_and_no_verdict(tmp_path):
     )
     assert "which of two models is better, not which method" in table
     assert not any(word in table for word in ("better,\n", ": better", ": worse", "tie"))
+
+
+def test_the_picture_has_samples_or_says_how_to_draw_them(tmp_path, monkeypatch):
+    """Of points, in the colours of the learning curves."""
+    (indm,), (linear,) = trained(tmp_path, "indm", (0,)), trained(tmp_path, "linear", (1,))
+    np.savez(indm / "samples.npz", samples=np.zeros((3, 2), np.float32), levels=np.array(0))
+    figures, write = [], style.pixels_of
+    for module in (style, comparison):
+        monkeypatch.setattr(module, "pixels_of", lambda figure: (figures.append(figure), write(figure))[1])
+    compare([linear, indm], tmp_path / "out")
+    curves, samples = figures
+    empty, points = samples.axes
+    assert [axes.get_title() for axes in samples.axes] == ["samples of 1", "samples of 0"]  # named after their folders
+    assert [line.get_label() for line in curves.axes[0].lines] == ["1", "0"]
+    assert "".join(empty.texts[0].get_text().split()) == f"notsampledyet:indmsample{linear}"
+    assert points.lines[0].get_color() == curves.axes[0].lines[1].get_color() == style.COLOURS[1]
+    assert len(points.lines[0].get_xdata()) == 3
 
 
 def test_seeds_of_one_method_stand_for_themselves(tmp_path):
