@@ -1,7 +1,9 @@
 """Words for error messages: values on one line, lists cut short, the nearest known name."""
 
+import contextlib
 import difflib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 LONGEST_VALUE = 200  # characters of a value that a message quotes
 MOST_LISTED = 40  # problems that one message lists
@@ -33,11 +35,23 @@ def reason(error: BaseException) -> str:
 
 def did_you_mean(word: str, known: Iterable[object]) -> str:
     """«; did you mean 'x'?» where a known word is near, else nothing."""
-    matches = difflib.get_close_matches(word, map(str, known), n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    return next((f"; did you mean {name!r}?" for name in closest(word, map(str, known))), "")
+
+
+def closest(word: str, known: Iterable[str]) -> list[str]:
+    """The known word that is nearest, if any is near."""
+    return difflib.get_close_matches(word, list(known), n=1)
 
 
 def nearest(word: str, known: Iterable[object]) -> str:
     """:func:`did_you_mean`, or the list of what there is."""
     names = [str(k) for k in known]
     return did_you_mean(word, names) or f" (there are: {', '.join(names)})"
+
+
+def near_path(path: Path) -> str:
+    """:func:`did_you_mean` for a path that is not there, by the names of what lies beside it."""
+    with contextlib.suppress(OSError):
+        names = [other.name for other in path.parent.iterdir()]
+        return next((f"; did you mean '{path.parent / name}'?" for name in closest(path.name, names)), "")
+    return ""

@@ -15,7 +15,7 @@ from indm.config.migrations import check_flag_is_current
 from indm.config.recipes import OPTION_TABLES
 from indm.messages import did_you_mean, nearest
 
-UNKNOWN = "Unrecognized options: "  # as tyro says
+UNKNOWN, MISSING = "Unrecognized options: ", "Missing from "  # as tyro says
 CONFIG = (tyro.conf.FlagCreatePairsOff,)
 
 
@@ -58,6 +58,9 @@ def in_one_line(command: str, complaint: str) -> str:
     _, *lines = (re.sub(r"[─-╿|+]|-{3,}", " ", line).strip() for line in complaint.splitlines())
     said = itertools.takewhile(lambda line: not line.startswith(("Argument helptext", "For full helptext")), lines)
     first, *others = [line for line in said if line]
+    if first.startswith(MISSING):
+        argument, *sentence = [line.removesuffix("(required)").strip() for line in others]
+        return f"indm {command} needs {argument}: {' '.join(sentence).strip()}"
     if not first.startswith(UNKNOWN):
         return "; ".join([first, *others]).replace(":;", ":")
     unknown = first.removeprefix(UNKNOWN).split(", ")[0]

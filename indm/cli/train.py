@@ -33,6 +33,18 @@ class TrainsRecipe(Computes):
         return super().trusted() + ([] if self.resume else outside(named))
 
 
+def loaded(source: str) -> recipes.Recipe:
+    """The recipe that the user named; a ValueError with the command that was meant where it is data."""
+    path = Path(source)
+    if path.is_dir() and not (path / "recipe.toml").is_file() and source not in recipes.bundled():
+        meant = f"to train on its images: indm train folder --data.path {shlex.quote(source)}"
+        raise ValueError(f"{source} is no run folder, there is no recipe.toml in it; {meant}")
+    if path.is_file() and path.suffix != ".toml":
+        meant = f"to train on an array or a table: indm train array --data.path {shlex.quote(source)}"
+        raise ValueError(f"{source} is no recipe, whose name would end in .toml; {meant}")
+    return recipes.load(source)
+
+
 @dataclass
 class Train(TrainsRecipe):
     """Train a model by a recipe, in a run folder.
@@ -56,7 +68,7 @@ class Train(TrainsRecipe):
     def run(self) -> int:
         from indm.training.loop import plan
 
-        recipe = recipes.override(recipes.load(self.recipe), self.table_values)
+        recipe = recipes.override(loaded(self.recipe), self.table_values)
         is_run = self.recipe not in recipes.bundled() and Path(self.recipe).is_dir()
         out = self.out or (Path(self.recipe) if is_run else Path("runs") / name_of(self.recipe))
         if self.dry_run:
@@ -193,9 +205,11 @@ def recipe_of_two(
 
     With two folders, changes of ``data`` also hold for ``data_b``.
     """
+    if len(sources) == 1 and Path(sources[0]).is_dir() and not (Path(sources[0]) / "recipe.toml").is_file():
+        raise ValueError(f"two image folders or one recipe must be given, got the folder {sources[0]} alone")
     if len(sources) == 1:
         name = name_of(sources[0])
-        recipe = recipes.override(recipes.load(sources[0]), changes)
+        recipe = recipes.override(loaded(sources[0]), changes)
     elif len(sources) == 2:
         name = "-".join(map(name_of, sources))
         both = {f"data_b.{key[5:]}": value for key, value in changes.items() if key.startswith("data.")}

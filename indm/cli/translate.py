@@ -48,8 +48,9 @@ class Translate(Computes):
             raise ValueError(f"translate needs {what}, got {' '.join(map(str, self.paths))}")
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())) and not self.overwrite:
             raise ValueError(f"--out {self.out} exists and is not empty: name another, or add --overwrite")
-        opened = open_runs(self.paths[:count], self.direction)
         sources = self.paths[count:]
+        file_translation.check_sources(sources, self.options)
+        opened = open_runs(self.paths[:count], self.direction)
         report = file_translation.translate_files(opened, sources, self.out, self.options, progress=not self.quiet)
         print(file_translation.summary(report))
         for name, reason in report["failed"].items():

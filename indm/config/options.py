@@ -214,6 +214,10 @@ class Drawing:
 
     def __post_init__(self):
         check_whole_numbers(self)
+        for name in ("n", "steps", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from indm.data.images import RESIZE_MODES, SUFFIXES, colour_of, read_image
 from indm.data.raw import check_size
 from indm.data.splits import counts, describe_split, split
 from indm.files.memory import most_memory
-from indm.messages import nearest, reason
+from indm.messages import near_path, nearest, reason
 from indm.scaling import Scaling
 
 
@@ -105,19 +105,20 @@ def find_images(folder: Path, *, whole: bool = False, strict: bool = False) -> t
         ValueError: no folder, or none with images.
     """
     if not folder.is_dir():
-        raise ValueError(f"path '{folder}' is not a folder")
+        what = f"is a file; its folder is '{folder.parent}'" if folder.exists() else f"is not there{near_path(folder)}"
+        raise ValueError(f"path '{folder}' is not a folder: it {what}")
     listing = index(folder, whole=whole or strict)
     files = listing.files
     bad, grey, colour = np.bincount(listing.kinds, minlength=3).tolist()
     notes = [f"read from {folder}, listed by {'decoding each' if whole or strict else 'the header of each'}"]
+    if not grey + colour:
+        raise ValueError(f"no readable images in '{folder}' ({len(files)} files); png, jpeg, webp, bmp, … would do")
     if bad:
         problem = f"{bad} of {len(files)} files cannot be read as images; the first is {_first_bad(listing)}"
         if strict:
             raise ValueError(f"strict: {problem}")
         warnings.warn(f"skipped {problem}", stacklevel=3)
         notes.append(f"skipped {problem}")
-    if not grey + colour:
-        raise ValueError(f"no readable images in '{folder}' ({len(files)} files); png, jpeg, webp, bmp, … would do")
     return files.select(np.flatnonzero(listing.kinds)), (grey, colour), notes
 
 

@@ -111,7 +111,7 @@ def find_features(extractor: str | Path, data: Data | None = None, *, progress: 
     path = Path(extractor)
     if str(extractor) == "inception":
         return inception_features()
-    if path.is_file() or path.suffix == ".pth":
+    if path.is_file() or path.suffix in (".pth", ".pt"):
         return inception_features(path)
     return own_features(path, data, progress=progress)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from indm.config.options import TranslationOptions
+from indm.data.images import SUFFIXES
 from indm.data.registry import load_data
 from indm.evaluation.diagnosis import conclusions_of_translation
 from indm.evaluation.extractor import load_or_train
@@ -18,7 +19,7 @@ from indm.evaluation.results import table
 from indm.evaluation.translation_metrics import COLUMNS, limits, row, translation_metrics, two_classes
 from indm.evaluation.translation_results import REPORT, ResultWriter, check_sources_stay
 from indm.evaluation.translation_runs import TranslationRuns
-from indm.evaluation.translation_sources import Item, find
+from indm.evaluation.translation_sources import Item, find, found_in
 from indm.files import atomic
 from indm.messages import reason
 from indm.runs.provenance import provenance, weights_hash
@@ -38,6 +39,23 @@ def route_of(runs: TranslationRuns, options: TranslationOptions) -> Route:
     if options.cycle:
         route.back()
     return route
+
+
+def check_sources(sources: Sequence[Path], options: TranslationOptions) -> None:
+    """See, before any model is opened, that there is something to translate, and enough of it for the scores.
+
+    Raises:
+        ValueError: there is not.
+    """
+    files = [file for source in sources for file, _ in found_in(source)]
+    if all(file.suffix.lower() in SUFFIXES for file in files):  # an array may hold many
+        check_scored(len(files), options)
+
+
+def check_scored(n: int, options: TranslationOptions) -> None:
+    """ValueError where ``n`` examples are too few for the scores that are asked for."""
+    if options.score and n < FEWEST_SCORED:
+        raise ValueError(f"score needs at least {FEWEST_SCORED} examples, got {n}; leave out --score, or give more")
 
 
 def translate_files(
@@ -61,6 +79,7 @@ def translate_files(
     """
     route = route_of(runs, options)
     items = find(sources, route.models[0], runs.data, options.strict)
+    check_scored(len(items), options)
     check_sources_stay(items, out, options.folders())
     work = FileTranslation(BatchTranslator(route, options), ResultWriter(out, route.models[0].scaling.levels))
     started = time.perf_counter()

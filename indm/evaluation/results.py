@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from indm.config.recipes import literal
 from indm.evaluation.statistics import Difference, paired_by_examples
 from indm.files import untrusted
 from indm.messages import brief, reason
@@ -79,8 +80,8 @@ def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
             result["images"][kind] != first["images"][kind] for kind in both
         ):
             raise ValueError(
-                f"{folder} and {baseline} were evaluated on different examples: {_examples(result)} and "
-                f"{_examples(first)}; evaluate both with the same options"
+                f"{folder} and {baseline} were evaluated on different examples: {_examples(result)}, and "
+                f"{_examples(first)}; only runs of the same data, evaluated with the same options, can be compared"
             )
         if result["dequantization"] != first["dequantization"]:
             older = folder if DENSITY_COUNTED in first["dequantization"] else baseline
@@ -91,7 +92,11 @@ def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
 
 
 def _examples(result: dict) -> str:
-    return f"{result['images']} of {result['data']}, {result['split']} split"
+    """What a run was evaluated on, in words."""
+    options = [f"{key} = {literal(value)}" for key, value in result["data"].items() if key != "name"]
+    data = " with ".join([result["data"]["name"], *([", ".join(options)] if options else [])])
+    counts = " and ".join(f"{n} for the {KINDS[kind]}" for kind, n in result["images"].items() if n)
+    return f"{counts} of the {result['split']} split of {brief(data)}"
 
 
 def likelihood_table(result: dict) -> str:

@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as F
 from indm.data import tables
 from indm.data.arrays import read_events
 from indm.data.images import SUFFIXES, read_image, square
+from indm.messages import near_path
 from indm.model import INDM
 
 ARRAY_SUFFIXES = {".npz", ".npy"}
@@ -55,10 +56,7 @@ def find(sources: Sequence[Path], model: INDM, data: dict, strict: bool = False)
     """
     items: list[Item] = []
     for source in sources:
-        files = files_of(source)
-        if not files:
-            raise ValueError(f"no image or array found in '{source}'; png, jpeg, webp, … and npz, npy, csv would do")
-        for file, name in files:
+        for file, name in found_in(source):
             if file.suffix.lower() in (ARRAY_SUFFIXES | tables.SUFFIXES if len(model.shape) == 1 else ARRAY_SUFFIXES):
                 items += _rows(file, name, model)
             elif len(model.shape) != 3 or model.shape[0] not in (1, 3):
@@ -68,6 +66,15 @@ def find(sources: Sequence[Path], model: INDM, data: dict, strict: bool = False)
             else:
                 items.append(Item(name, file, _reader(file, model, data, strict)))
     return _with_names_apart(items)
+
+
+def found_in(source: Path) -> list[tuple[Path, str]]:
+    """As :func:`files_of`; a ValueError where there are none."""
+    files = files_of(source)
+    if not files:
+        hint = "" if source.exists() else near_path(source)
+        raise ValueError(f"no image or array found in '{source}'; png, jpeg, webp, … and npz, npy, csv would do{hint}")
+    return files
 
 
 def _with_names_apart(items: list[Item]) -> list[Item]:

@@ -23,7 +23,7 @@ from torch.nn.modules.module import (
 )
 
 from indm.files.memory import check_memory
-from indm.messages import reason
+from indm.messages import near_path, reason
 
 LONGEST_HEADER = 2**16  # bytes; the header of an array has about a hundred
 LARGEST_COUNT = 2**24  # the largest whole number that a description may hold whatever the size of the weights
@@ -35,7 +35,7 @@ def _reading(path: Path, what: str) -> Iterator[None]:
     """Every failure inside is a ValueError that names ``path``."""
     try:
         if not path.is_file():  # reading a named pipe would wait for a writer
-            raise ValueError("it is no file" if path.exists() else "there is no such file")
+            raise ValueError("it is no file" if path.exists() else f"there is no such file{near_path(path)}")
         yield
     except Exception as error:  # damaged files surface as almost anything
         raise ValueError(f"{path} cannot be read as {what}: {reason(error)}") from error

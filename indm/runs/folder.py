@@ -10,6 +10,7 @@ from typing import Any
 from indm.config import parts, paths, recipes
 from indm.config.recipes import Recipe
 from indm.files import atomic, untrusted
+from indm.messages import did_you_mean
 from indm.model import DESCRIPTION, INDM
 from indm.runs.devices import device
 from indm.runs.lock import LOCK
@@ -41,7 +42,8 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
     if not resume:
         return check_empty(run)
     if not is_run(run):
-        raise FileNotFoundError(f"{run} holds no run to resume (no {RECIPE} in it); leave out --resume to start one")
+        hint = near_run(run) or "; leave out --resume to start one"
+        raise FileNotFoundError(f"{run} holds no run to resume (no {RECIPE} in it){hint}")
     before = recipes.load(run)
     others = set(recipes.differences(before, paths.absolute(recipe))) - FREE_ON_RESUME - paths.gone(before).keys()
     differing = sorted(key for key in others if not key.startswith("evaluate."))
@@ -117,8 +119,14 @@ def recipe_of(run: Path) -> Recipe:
         FileNotFoundError: ``run`` is not a run folder.
     """
     if not run.is_dir():
-        raise FileNotFoundError(f"{run} is no run folder")
+        raise FileNotFoundError(f"{run} is no run folder{near_run(run)}")
     return recipes.resolve(recipes.load(run))
+
+
+def near_run(run: Path) -> str:
+    """«; did you mean …?» where a run beside it, or in ``runs``, has a name like it."""
+    there = [folder for parent in (run.parent, Path("runs")) if parent.is_dir() for folder in parent.iterdir()]
+    return did_you_mean(str(run), [folder for folder in there if is_run(folder)])
 
 
 def read_metrics(run: Path) -> list[dict]:

@@ -36,11 +36,9 @@ def draw(
     Raises:
         ValueError: bad options, or other samples in ``out``: only ``overwrite`` replaces them and their picture.
     """
-    model, recipe = open_run(run)
-    if drawing.n < 1:
-        raise ValueError(f"n must be at least 1 sample, got {drawing.n}")
     with trust(drawing.sampler):  # the caller names it; it does not come from a file
         sampler = make_sampler(drawing.sampler, **drawing.sampler_options)
+    model, recipe = open_run(run)
     settings = asdict(drawing) | {"sampler_options": sampler.options(), "eps": model.sde.truncation(drawing.eps)}
     settings |= {"steps": None if sampler.adaptive else drawing.steps}
     device = model.scaling.scale.device

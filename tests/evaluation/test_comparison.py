@@ -36,7 +36,7 @@ def evaluated(folder, nats, seed=0, nll=None, **changes):
     lines = [{"step": 5 * i, "seconds": 1.0 * i, "valid_nelbo": 3.0 - i} for i in (1, 2)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     kinds = {"nelbo": nats} | ({} if nll is None else {"nll": nll})
-    result = {"unit": "bits/dim", "dims": DIMS, "data": "digits", "split": "test", "eps": 1e-5,
+    result = {"unit": "bits/dim", "dims": DIMS, "data": {"name": "digits"}, "split": "test", "eps": 1e-5,
               "dequantization": "uniform", "entropy_nats": None, "weights_sha256": "0" * 64,
               "images": {kind: len(kinds.get(kind, ())) for kind in ("nelbo", "nll")}}  # fmt: skip
     for kind, values in kinds.items():

@@ -485,7 +485,7 @@ def test_mistakes_are_one_line(run, folder, tmp_path, monkeypatch, capsys):
     assert "no Inception weights" in fails(run) and not (run / "samples.npz").exists()
     assert "--steps is for samples that are drawn from a run, and digits is no run" in fails("digits", "--steps", 3)
     assert "--reference must be given for digits, which is no run folder" in fails("digits")
-    assert "n must be at least 20 images" in fails("digits", "--reference", "digits", "-n", -5)
+    assert "n must be at least 1, got -5" in fails("digits", "--reference", "digits", "-n", -5)
     assert "n must be at least 20 images" in fails(run, "-n", 19) and not (run / "samples.npz").exists()
     assert "n must be at most the 360 images" in fails("digits", "--reference", "digits", "-n", 361, *extractor)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -588,8 +588,9 @@ def test_scores_say_what_a_translation_is_worth(tmp_path, capsys):
     assert scores["frechet"] == pytest.approx(scores["frechet_ceiling"])
     assert "B's test images" in capsys.readouterr().out and (tmp_path / "same" / "extractor").is_dir()
     np.save(tmp_path / "few.npy", raw[:5, 0].numpy())
-    assert main([*arguments[:3], str(tmp_path / "few.npy"), *arguments[4:], "--out", str(tmp_path / "few")]) == 0
-    assert "no scores: they need at least 20 results" in capsys.readouterr().out
+    assert main([*arguments[:3], str(tmp_path / "few.npy"), *arguments[4:], "--out", str(tmp_path / "few")]) == 2
+    assert "score needs at least 20 examples, got 5; leave out --score" in capsys.readouterr().err
+    assert not (tmp_path / "few").exists()
 
 
 def test_mistakes(trained, toys, tmp_path, capsys):
