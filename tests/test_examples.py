@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import indm
-from indm.cli.main import main
+from indm.cli.main import main, parse
 from indm.report.records import Record
 from indm.reproduction import reproduce
 from indm.reproduction.claims import CLAIMS, Evidence
@@ -106,3 +107,32 @@ def test_the_walk_through_of_a_claim(workplace, monkeypatch, capsys):
     assert "7 transport" in capsys.readouterr().out
     assert main(["reproduce", "--claims", "my_claim:paired", "--out", "other", "--quiet"]) == 2
     assert "my_claim:paired" in capsys.readouterr().err
+
+
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_python_of_the_readme_runs(tmp_path, capsys):
+    """As it stands there, at a few steps: own network and data, then the model's methods on two grey-level images."""
+    own, methods = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "own.py").write_text(own.replace('"train.steps": 500', '"train.steps": 2'), "utf-8")
+    done = subprocess.run(
+        [sys.executable, "own.py"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert "500 samples of 3 dimensions" in done.stdout.decode() and len(own.splitlines()) <= 22
+    raw = torch.randint(0, 17, (2, 1, 8, 8))
+    given = {"torch": torch, "indm": indm, "raw": raw}
+    exec(methods.replace("y = ", "cats = dogs = model\ny = "), given)
+    assert given["y"].shape == raw.shape and torch.isfinite(given["loss"])
+
+
+def test_the_commands_of_the_readme_are_commands(capsys):
+    """Every line that begins with indm is taken by the parser."""
+    blocks = re.findall(r"```\n(.*?)```", README, re.DOTALL)
+    commands = [
+        shlex.split(line, comments=True) for block in blocks for line in block.splitlines() if line[:5] == "indm "
+    ]
+    assert len(commands) >= 7
+    for _, *arguments in commands:
+        parse(arguments)

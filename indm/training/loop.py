@@ -38,7 +38,7 @@ from indm.runs.processes import by_main_process
 from indm.runs.provenance import describe, split_record, warn_of_other_splits
 from indm.runs.signals import interruptible
 from indm.sampling import centre_prior
-from indm.training import checkpoints, given, presets, threads
+from indm.training import checkpoints, given, memory, presets, threads
 from indm.training.devices import make_accelerator, peak_memory_mib
 from indm.training.metrics_log import BEST, LOOK_EVERY, Fault, MetricsLog
 from indm.training.progress import Progress
@@ -302,6 +302,8 @@ def plan(recipe: Recipe) -> tuple[Recipe, dict]:
             float(trainer.train_step(batches)["skipped"])
         seconds = (time.perf_counter() - started) / cycle
     steps = min(o.steps, o.seconds / seconds)
+    half = accelerator.mixed_precision == "bf16"
+    needed = memory.estimate(recipe, data.shape, trainer.micro_batch_size, half=half)
     return recipe, {
         **{f"note {number}": note for number, note in enumerate(notes, 1)},
         **{name.replace("_", " "): count for name, count in sizes(trainer).items()},
@@ -309,6 +311,7 @@ def plan(recipe: Recipe) -> tuple[Recipe, dict]:
         "examples": {split: len(getattr(trainer.data, split)) for split in ("train", "valid", "test")},
         "device": str(accelerator.device),
         "threads": choice.threads,
+        "memory beside the libraries": f"{memory.size_of(needed)}, an estimate",
         "seconds per step": seconds,
         "steps": round(steps),
         "seconds": round(steps * seconds),
