@@ -159,7 +159,7 @@ class MetricsLog:
         """Those that are finite (none where all steps were left out), the NELBO in bits/dim or nats."""
         terms = {name: value for name, value in terms.items() if math.isfinite(value)}
         if "nelbo" in terms:
-            terms["nelbo"], _ = self.trainer.in_units(torch.tensor(terms["nelbo"]))
+            terms["nelbo"] = self.trainer.in_units(torch.tensor(terms["nelbo"]))
         return terms
 
     def line(self) -> str:
@@ -171,7 +171,7 @@ class MetricsLog:
         terms = self.newest | self._in_units({k: (v / means.counts[k]).item() for k, v in means.sums.items()})
         parts = [f"step {trainer.step}"]
         if "nelbo" in terms:
-            parts += [f"NELBO {terms['nelbo']:.3f} {trainer.in_units(0.0)[1]}"]
+            parts += [f"NELBO {terms['nelbo']:.3f} {trainer.unit}"]
             parts += [f"{name} {terms[name]:.4g}" for name in PENALTIES if name in terms]
         else:
             parts += [f"{name} {terms[name]:.4g}" for name in ("loss", *trainer.shown) if name in terms]

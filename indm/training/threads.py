@@ -27,7 +27,7 @@ from indm.training.trainer import Trainer
 ENVIRONMENT = "OMP_NUM_THREADS"
 SECONDS = 1.0  # of measuring for each number of threads
 SHARE = 0.02  # of a run's time that the measuring takes at most, two passes for each number of threads apart
-FEWEST_STEPS = 200  # of a run that is measured: those passes are few beside it
+FEWEST_STEPS = 60  # of a run that is measured: those passes take a tenth of its time at most
 TURN = 0.05  # seconds for which one number of threads is measured before it is the next one's turn
 
 WINDOW_SECONDS, WINDOW_STEPS = 5.0, 10  # training steps whose median is compared with earlier ones: at least both

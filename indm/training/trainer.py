@@ -272,12 +272,17 @@ class Trainer:
                 means[name] = means.get(name, 0.0) + value / self.options.accumulate
         return means
 
-    def in_units(self, nats: Tensor | float) -> tuple[float, str]:
-        """Nats in model units as bits/dim where the data have grey levels, else as total nats of the raw data."""
+    @property
+    def unit(self) -> str:
+        """Of likelihoods: bits/dim where the data have grey levels, else total nats of the raw data."""
+        return "bits/dim" if self.model.scaling.levels else "nats"
+
+    def in_units(self, nats: Tensor) -> float:
+        """Nats in model units in the :attr:`unit`."""
         scaling, shape = self.model.scaling, self.model.shape
         if scaling.levels:
-            return float(scaling.bits_per_dim(nats, shape)), "bits/dim"
-        return float(nats - scaling.log_volume(shape)), "nats"
+            return float(scaling.bits_per_dim(nats, shape))
+        return float(nats - scaling.log_volume(shape))
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
@@ -286,12 +291,12 @@ class Trainer:
         With a second data set, also −log p(x_T) of its validation examples, as ``valid_terminal``.
         """
         model, raw = self.ema.model, stack(self.data.valid, self.options.validate_examples)
-        value, unit = self.in_units(self._drawn(raw, self.bound(model, raw)).mean())
-        validation: dict[str, Any] = {"valid_nelbo": value, "unit": unit}
+        bound = self.in_units(self._drawn(raw, self.bound(model, raw)).mean())
+        validation: dict[str, Any] = {"valid_nelbo": bound, "unit": self.unit}
         if self.data_b is not None:
             second = stack(self.data_b.valid, self.options.validate_examples)
             nats = self._drawn(second, lambda x, generator: flow_nll(model, x, generator=generator))
-            validation["valid_terminal"], _ = self.in_units(nats.mean())
+            validation["valid_terminal"] = self.in_units(nats.mean())
         return validation
 
     def _drawn(self, raw: Tensor, draw: Draw) -> Tensor:
