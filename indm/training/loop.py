@@ -311,7 +311,7 @@ def plan(recipe: Recipe) -> tuple[Recipe, dict]:
         "examples": {split: len(getattr(trainer.data, split)) for split in ("train", "valid", "test")},
         "device": str(accelerator.device),
         "threads": choice.threads,
-        "memory beside the libraries": f"{memory.size_of(needed)}, an estimate",
+        "memory beside the libraries": f"{memory.gib(needed)}, an estimate",
         "seconds per step": seconds,
         "steps": round(steps),
         "seconds": round(steps * seconds),

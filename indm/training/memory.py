@@ -104,8 +104,8 @@ def check_fits(recipe: Recipe, shape: tuple[int, ...], accelerator: Accelerator)
     weights, kept = _weights_and_kept(recipe, shape, batch, accelerator.mixed_precision == "bf16")
     if weights + kept > most:
         raise TooLarge(
-            f"a step of training takes {size_of(weights + kept)} ({size_of(weights)} for the weights and their optimizer, "
-            f"{size_of(kept)} for a batch), and there are {size_of(most)} of {'GPU memory' if on_gpu else 'memory'}: lower "
+            f"a step of training takes {gib(weights + kept)} ({gib(weights)} for the weights and their optimizer, "
+            f"{gib(kept)} for a batch), and there are {gib(most)} of {'GPU memory' if on_gpu else 'memory'}: lower "
             f"{', '.join(_sizes(recipe))}, or raise train.accumulate"
         )
 
@@ -135,5 +135,6 @@ def _whole_numbers(recipe: Recipe) -> Iterator[tuple[str, int]]:
             yield from ((f"{kind}.{key}", entry) for entry in entries if type(entry) is int)
 
 
-def size_of(count: int) -> str:
+def gib(count: int) -> str:
+    """So many bytes in GiB, or in MiB where that is less than one."""
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
