@@ -118,7 +118,7 @@ def principal_axes(v: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "d r"], Float
 def gaussian_nats(data: Data, raw: Tensor, seed: int = 0, most: int = MOST_TRAINING) -> tuple[Tensor, dict]:
     """Nats of each of ``raw`` (N, *event) under a Gaussian fitted to at most ``most`` examples, and how it was fitted.
 
-    Flips count as examples.
+    Flips count as examples. Nats are in single precision.
     """
     scaling, full = data.scaling, math.prod(data.shape) <= LARGEST_DENSE
     most = most if full else min(most, MOST_TRAINING_DIAGONAL)
@@ -138,7 +138,7 @@ def gaussian_nats(data: Data, raw: Tensor, seed: int = 0, most: int = MOST_TRAIN
         "examples": len(train),
         "weight": gaussian.weight,
     }
-    return nats - scaling.log_volume(data.shape), about
+    return (nats - scaling.log_volume(data.shape)).float().double(), about  # digits that no number of threads changes
 
 
 def noise_variance(scaling: Scaling, shape: tuple[int, ...]) -> Float[Tensor, " d"]:
