@@ -8,7 +8,7 @@ from indm.config import recipes
 from indm.config.recipes import Recipe
 from indm.evaluation.results import KINDS, difference
 from indm.evaluation.statistics import Difference, judged
-from indm.runs.folder import FREE_ON_RESUME
+from indm.runs.folder import FREE_ON_RESUME, recipe_of
 
 # How a run is watched and evaluated makes no difference, but its budget does.
 ALIKE = {"train.seed", *FREE_ON_RESUME} - {"train.steps", "train.seconds"}
@@ -36,7 +36,7 @@ def methods_of(folders: Sequence[Path]) -> list[list[Path]]:
     """The runs by method: their recipes differ in the seed alone. A second run of one seed begins another method."""
     methods: list[tuple[Recipe, dict[int, Path]]] = []
     for folder in folders:
-        recipe = recipes.load(folder)
+        recipe = recipe_of(folder)
         seed = recipe["train"]["seed"]
         for other, runs in methods:
             changed = recipes.differences(other, recipe)

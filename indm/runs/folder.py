@@ -44,7 +44,7 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
     if not is_run(run):
         hint = near_run(run) or "; leave out --resume to start one"
         raise FileNotFoundError(f"{run} holds no run to resume (no {RECIPE} in it){hint}")
-    before = recipes.load(run)
+    before = recipe_of(run)
     others = set(recipes.differences(before, paths.absolute(recipe))) - FREE_ON_RESUME - paths.gone(before).keys()
     differing = sorted(key for key in others if not key.startswith("evaluate."))
     if differing:
