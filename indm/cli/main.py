@@ -14,6 +14,7 @@ from indm.cli.common import DEFECT, INTERRUPTED, MISTAKE, NOBODY_READS, Common
 from indm.cli.parsing import parse
 from indm.config import parts
 from indm.messages import one_line
+from indm.runs import signals
 from indm.runs.signals import end_at_once
 
 
@@ -59,6 +60,7 @@ def interruptible() -> Iterator[None]:
 
 def program() -> int:
     """:func:`main` as a program of its own: once it is over, Ctrl-C ends Python at once, without its clean-up."""
+    signals.owns_process = True
     free = is_ctrl_c_free()
     if free:
         signal.signal(signal.SIGINT, interrupt)

@@ -1,7 +1,6 @@
 """``indm train``, ``train-pair`` and ``train-bridge``."""
 
 import json
-import math
 import shlex
 import sys
 from dataclasses import dataclass
@@ -26,6 +25,8 @@ class TrainsRecipe(Computes):
     """Continue from the last checkpoint in the run folder."""
     quiet: bool = False
     """No progress bar."""
+    dry_run: bool = False
+    """Show the whole recipe, the sizes, memory, and the time of a step and of the run; write nothing."""
 
     def trusted(self) -> list[str]:
         """Also what this command line itself names, unless it continues a run that somebody else may have written."""
@@ -62,20 +63,13 @@ class Train(TrainsRecipe):
     """Name of a recipe (see "indm recipes"), a TOML file, or a run folder."""
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/RECIPE)")] = None
     """The run folder."""
-    dry_run: bool = False
-    """Show the resolved recipe, the sizes and the time of one step; write nothing."""
 
     def run(self) -> int:
-        from indm.training.loop import plan
-
         recipe = recipes.override(loaded(self.recipe), self.table_values)
         is_run = self.recipe not in recipes.bundled() and Path(self.recipe).is_dir()
         out = self.out or (Path(self.recipe) if is_run else Path("runs") / name_of(self.recipe))
         if self.dry_run:
-            recipe, facts = plan(recipe)
-            comments = "".join(f"\n# {key}: {one_line(value)}" for key, value in facts.items())
-            print(recipes.to_toml(recipe) + comments + f"\n# would be written to: {one_line(out)}")
-            return DONE
+            return show_plan(recipe, out)
         return train_run(recipe, out, self.resume, self.quiet)
 
 
@@ -96,9 +90,11 @@ class TrainPair(TrainsRecipe):
     """The run folder."""
 
     def run(self) -> int:
-        from indm.training.pairs import train_pair
+        from indm.training.pairs import sides_of, train_pair
 
         recipe, out = recipe_of_two(self.sources, self.table_values, self.out, "")
+        if self.dry_run:
+            return show_plan(sides_of(recipe)["a"], out / "a", ", and another run like this to b")
         summaries = train_pair(recipe, out, resume=self.resume, progress=not self.quiet)
         side, last = list(summaries.items())[-1]
         if last["interrupted"] or len(summaries) < 2:
@@ -133,7 +129,19 @@ class TrainBridge(TrainsRecipe):
 
     def run(self) -> int:
         recipe, out = recipe_of_two(self.sources, self.table_values, self.out, "-bridge")
+        if self.dry_run:
+            return show_plan(recipe, out)
         return train_run(recipe, out, self.resume, self.quiet)
+
+
+def show_plan(recipe: recipes.Recipe, out: Path, more: str = "") -> int:
+    """Print what a run would be, as a recipe with comments; the exit status."""
+    from indm.training.loop import plan
+
+    whole, known = plan(recipe)
+    comments = "".join(f"\n# {key}: {one_line(value)}" for key, value in known.items())
+    print(recipes.to_toml(whole) + comments + f"\n# would be written to: {one_line(out)}{more}")
+    return DONE
 
 
 def train_run(recipe: recipes.Recipe, out: Path, resume: bool, quiet: bool) -> int:
@@ -152,7 +160,7 @@ def train_run(recipe: recipes.Recipe, out: Path, resume: bool, quiet: bool) -> i
             {
                 f"indm evaluate {run}": "the likelihood of the test split, beside simple baselines",
                 f"indm sample {run}": "new samples",
-                f"indm train {run} --resume {more(recipe)}": "train on",
+                f"indm train {run} --resume {more(recipe, summary)}": "train on",
             }
         )
     )
@@ -183,10 +191,10 @@ def next_commands(lines: dict[str, str]) -> str:
     return "\n".join(f"  {command:{width}}   {words}" for command, words in lines.items())
 
 
-def more(recipe: recipes.Recipe) -> str:
-    """The option that doubles the budget of a run of ``recipe``."""
+def more(recipe: recipes.Recipe, summary: dict) -> str:
+    """The option that doubles the budget which ended a run of ``recipe``."""
     budget = recipes.options_of(recipe, "train")
-    key = "steps" if math.isfinite(budget.steps) else "seconds"
+    key = "steps" if summary["steps"] >= budget.steps else "seconds"
     return f"--train.{key} {2 * getattr(budget, key):.0f}"
 
 

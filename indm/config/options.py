@@ -27,7 +27,8 @@ def default(words: str):
 
 
 def _is_interval(value: float) -> bool:
-    return 0 < value < 1 or (value >= 1 and value == int(value))
+    """Whether ``value`` is a share of a run below 1, or a whole number of steps; infinity is never."""
+    return 0 < value < 1 or value == math.inf or (value >= 1 and value == int(value))
 
 
 @dataclass(frozen=True)

@@ -159,8 +159,23 @@ def with_preset(recipe: Recipe, preset: Recipe) -> Recipe:
 
 
 def as_continued(recipe: Recipe, run: str | Path) -> Recipe:
-    """``recipe``, if it is open, with the keys of the run folder ``run`` where it has none itself."""
-    return resolve(with_preset(recipe, load(run))) if is_open(recipe) else recipe
+    """``recipe``, if it is open, with the keys of the run folder ``run`` where it has none itself.
+
+    Raises:
+        ValueError: it names a preset whose network or flow is another one than the run's.
+    """
+    if not is_open(recipe):
+        return recipe
+    name, continued = recipe["train"]["preset"], with_preset(recipe, load(run))
+    wanted = with_preset(recipe, recipe.get(PRESETS, {}).get(name, {}))
+    for table in ("net", "flow"):
+        for key, value in wanted[table].items():
+            if continued[table].get(key) != value:
+                raise ValueError(
+                    f"train.preset must be that of {run} to continue it, got {name!r}, whose {table}.{key} is {value} "
+                    f"and not {continued[table].get(key)}; leave --preset out"
+                )
+    return resolve(continued)
 
 
 def resolve(recipe: Recipe) -> Recipe:

@@ -12,12 +12,15 @@ from indm.data.images import colour_of, read_image, square
 from indm.messages import reason
 
 MOST_IN_A_ROW = 100  # unreadable images one after the other, before that is an error
+MOST_KEPT = 512 * 2**20  # bytes of decoded images that stay in memory
 
 
 class ImageFiles(Dataset):
     """Images decoded from ``files`` when asked for: uint8 (``channels``, ``size``, ``size``).
 
-    An image that cannot be read is replaced by the next one that can, always the same. The first is warned of.
+    An image that cannot be read is replaced by the next one that can, always the same. The first is warned of. Where
+    all images together are at most :data:`MOST_KEPT`, each is decoded once in each process: decoding a photograph takes
+    longer than a step of training.
 
     Args:
         files: paths; a list, or :class:`indm.data.folder_index.Files`.
@@ -47,11 +50,22 @@ class ImageFiles(Dataset):
         self.files, self.size, self.channels = files, size, channels
         self.resize, self.crop, self.background = resize, crop, background
         self.unreadable = torch.zeros(len(files), dtype=torch.bool).share_memory_()
+        fits = len(files) * channels * size**2 <= MOST_KEPT
+        self.kept = torch.empty(len(files) if fits else 0, channels, size, size, dtype=torch.uint8)
+        self.is_kept = torch.zeros(len(self.kept), dtype=torch.bool)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
+        if not len(self.kept):
+            return self._read(index)
+        if not self.is_kept[index]:
+            self.kept[index] = self._read(index)
+            self.is_kept[index] = True
+        return self.kept[index].clone()
+
+    def _read(self, index: int) -> Tensor:
         tries = min(len(self), MOST_IN_A_ROW)
         for position in ((index + further) % len(self) for further in range(tries)):
             try:

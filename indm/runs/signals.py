@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 GRACE = 5.0  # seconds that a step has after the first signal
+owns_process = False  # set by the command line: as a library, indm ends nobody's process
 uncut = threading.RLock()
 """Held while a checkpoint is written, and while the process ends by itself."""
 
@@ -28,7 +29,7 @@ def is_torchelastic_launched() -> bool:
 
 
 class Interrupted(threading.Event):
-    """Set by the first signal; a step that does not end soon after it ends with the process, see :func:`interruptible`.
+    """Set by the first signal. Where a step takes too long after it, the process may end: see :func:`interruptible`.
 
     Args:
         last_words: what is then said of the run on standard error.
@@ -73,9 +74,10 @@ def _next_signal(pipe: socket.socket, deadline: float | None) -> int | None:
 def interruptible(last_words: Callable[[], str] = str) -> Iterator[Interrupted]:
     """An event that SIGINT or SIGTERM sets; the second signal ends the process at once.
 
-    Where the event has not led to :meth:`Interrupted.steps_are_over` in :data:`GRACE` seconds, the process says its
-    ``last_words`` and ends with status 130 or 143, but not while :data:`uncut` is held. A thread sees to that, as
-    PyTorch lets no handler run in the middle of a backward pass. In an interactive session nothing ends by itself.
+    On the command line (:data:`owns_process`) the process does not wait long for a step: where the event has not led to
+    :meth:`Interrupted.steps_are_over` in :data:`GRACE` seconds, it prints ``last_words`` and ends with status 130 or
+    143, but not while :data:`uncut` is held. A thread sees to that, as PyTorch lets no handler run in the middle of a
+    backward pass.
 
     A signal that is ignored stays ignored: a shell script starts ``indm train … &`` with SIGINT ignored, so that the
     Ctrl-C that ends the script does not end the training. SIGTERM does.
@@ -97,7 +99,7 @@ def interruptible(last_words: Callable[[], str] = str) -> Iterator[Interrupted]:
             for each in before:
                 signal.signal(each, end_at_once)
 
-    with _watched(event) if not launched and not hasattr(sys, "ps1") else nullcontext():
+    with _watched(event) if owns_process and not launched else nullcontext():
         for number in before:
             signal.signal(number, stop)
         try:

@@ -230,7 +230,8 @@ def loop(
             log.add(terms)
             stops = asked_to_stop(terms)
             over = trainer.progress >= 1
-            logs, validates, saves = over or due(o.log_every), over or due(o.validate_every), due(o.checkpoint_every)
+            validates = over or (due(o.validate_every) and not stops)  # whoever asked to stop does not wait for it
+            logs, saves = over or due(o.log_every), due(o.checkpoint_every)
             fault = log.look() if logs or validates or saves or due(LOOK_EVERY) else None
             if not fault and logs:
                 log.log_step()
@@ -348,7 +349,7 @@ def warn_of_short_run(trainer: Trainer, interrupted: bool) -> None:
     longer = "train.seconds" if math.isfinite(o.seconds) else "train.steps"
     warnings.warn(
         f"the run ended {why}, before it could learn much: give it more {longer}, a smaller model "
-        "(--preset small) or a smaller train.batch_size",
+        "or a smaller train.batch_size",
         stacklevel=3,
     )
 
@@ -386,5 +387,5 @@ def summarise(trainer: Trainer, out: Path, interrupted: bool) -> dict:
         ),
     }
     if trainer.accelerator.device.type == "cuda":
-        summary["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
+        summary["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated(trainer.accelerator.device) / 2**20)
     return summary

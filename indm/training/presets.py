@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from indm.config import recipes
@@ -79,11 +80,10 @@ def chosen(
         )
     together = recipes.options_of(recipe, "train").accumulate * accelerator.num_processes
     presets = [fitted(size, of_recipe[size], parts["data"], together) for size in known if name in (size, "auto")]
-    preset = (
-        _largest(presets, recipe, lambda whole: trainer(whole, accelerator=accelerator, **parts))
-        if name == "auto"
-        else presets[0]
-    )
+    if name != "auto":
+        return presets[0].tables, presets[0].notes
+    preset = _largest(presets, recipe, lambda whole: trainer(whole, accelerator=accelerator, **parts))
+    accelerator.free_memory()  # the models that were tried
     return preset.tables, preset.notes
 
 
@@ -93,14 +93,20 @@ def fitted(name: str, preset: Recipe, data: Data, together: int = 1) -> Preset:
     The batch is a multiple of ``together``.
     """
     tables, notes = {table: dict(content) for table, content in preset.items()}, []
-    train, net, most = tables["train"], tables["net"], len(data.train) // together * together
+    train, net = tables["train"], tables["net"]
     if net["name"] == "unet":
+        if len(data.shape) != 3:
+            raise ValueError(
+                f"data must be images for the presets of this recipe, got events of shape {tuple(data.shape)}; the "
+                "recipe array is for vectors"
+            )
         smaller = train["batch_size"] * PIXELS // math.prod(data.shape[1:])
         train["batch_size"] = min(max(smaller, SMALLEST_BATCH), 2 * train["batch_size"])
         net["multipliers"] = multipliers(min(data.shape[1:]))
-    if train["batch_size"] > most:
-        notes.append(f"batch of {most}, as there are {len(data.train)} training examples; {name} has more")
-        train["batch_size"] = most
+    if train["batch_size"] > len(data.train):
+        notes.append(f"batch size {len(data.train)} in place of {train['batch_size']}: there are no more to train on")
+        train["batch_size"] = len(data.train)
+    train["batch_size"] = max(1, train["batch_size"] // together) * together
     return Preset(name, tables, tuple(notes))
 
 
@@ -119,7 +125,7 @@ def _largest(presets: list[Preset], recipe: Recipe, trainer_of: Callable[[Recipe
         whole = recipes.resolve(recipes.with_preset(recipe, preset.tables))
         try:
             per_step = seconds_of_a_step(trainer_of(whole))
-        except TooLarge:
+        except (TooLarge, torch.OutOfMemoryError):
             if preset is best:
                 raise
             said.append(f"{preset.name} is more than memory holds")
@@ -128,7 +134,7 @@ def _largest(presets: list[Preset], recipe: Recipe, trainer_of: Callable[[Recipe
         if min(options.steps, ENOUGH_STEPS) * per_step > seconds:
             break
         best = preset
-    note = f"preset {best.name} ({'; '.join(said)}); --preset takes another"
+    note = f"preset {best.name} ({'; '.join(said)}); choose another with --preset"
     return replace(best, notes=(note, *best.notes))
 
 
@@ -144,5 +150,7 @@ def seconds_of_a_step(trainer: Trainer) -> float:
         for _ in range(TIMED + 1):  # the first one also prepares kernels and memory
             started = time.perf_counter()
             run_pass()
+            if trainer.accelerator.device.type != "cpu":
+                torch.accelerator.synchronize(trainer.accelerator.device)
             times.append(time.perf_counter() - started)
     return by_main_process(lambda: statistics.median(times[1:]))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 BAR = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}{postfix}"
-OF_BAR, OF_LINES = 2.0, 10.0  # seconds between two texts of the bar, and between two lines
+BAR_INTERVAL, LINE_INTERVAL = 2.0, 5.0  # seconds between two texts of the bar, and between two lines
 
 
 class Progress:
@@ -25,7 +25,7 @@ class Progress:
         on_terminal = sys.stderr is not None and sys.stderr.isatty()
         self.bar = tqdm(total=1.0, initial=share, bar_format=BAR, disable=disabled or not on_terminal)
         self.lines = not disabled and not on_terminal
-        self.every = OF_BAR if on_terminal else OF_LINES
+        self.every = BAR_INTERVAL if on_terminal else LINE_INTERVAL
 
     def __enter__(self) -> "Progress":
         return self
@@ -49,5 +49,5 @@ class Progress:
             self.bar.set_postfix_str(" " + self.text())
             return
         done = self.share - self.first
-        left = tqdm.format_interval((1 - self.share) / done * (now - self.started)) if done else "?"
+        left = tqdm.format_interval((1 - self.share) / done * (now - self.started)) if done > 0 else "?"
         print(f"{self.share:4.0%} {self.text()}, {left} left", file=sys.stderr, flush=True)

@@ -61,5 +61,5 @@ def is_due(every: float, step: int, before: float, progress: float) -> bool:
     Intervals are of ``every`` steps, or of that share of the run where it is below 1.
     """
     if every >= 1:
-        return step % every == 0
+        return step % every == 0  # never, where it is infinite
     return math.floor(progress / every + ROUNDING) > math.floor(before / every + ROUNDING)

@@ -324,7 +324,7 @@ class Trainer:
             with uncut:
                 checkpoints.write(run, state, self.options.keep_last)
                 self.ema.model.save(run)
-                self.saved_step = self.step
+                self.saved_step = self.step  # before the process may end, with last words that name it
         self.saved_step, self.fell_back = self.step, False
         self.accelerator.wait_for_everyone()
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from indm.cli.main import main
 from indm.data import cache as cache_module
-from indm.data import folder_index
+from indm.data import folder_index, image_files
 from indm.data.base import stack
 from indm.data.batches import loader
 from indm.data.folder_index import Files, index, index_file
@@ -245,6 +245,20 @@ def test_a_damaged_image_is_replaced_by_the_next_warned_of_once_and_counted(tmp_
     expected = whole.clone()
     expected[[7, 20, 21, 39]] = whole[[8, 22, 22, 0]]
     assert torch.equal(found, expected) and torch.equal(stack(data), found) and count_unreadable(data) == 4
+
+
+def test_images_are_decoded_once_where_memory_holds_them_all(tmp_path, monkeypatch):
+    folder = many(tmp_path / "f", 5)
+    files = index(folder).files
+    monkeypatch.setattr(image_files, "MOST_KEPT", 5 * 3 * 8 * 8)
+    kept, again = ImageFiles(files, 8, 3), ImageFiles(files, 9, 3)
+    first, other = stack(kept), stack(again)
+    kept[2].zero_()  # a copy
+    for file in files:
+        file.unlink()
+    assert torch.equal(stack(kept), first) and torch.equal(kept[-1], first[-1]) and len(other) == 5
+    with pytest.raises(ValueError, match="5 images in a row cannot be read"), warnings.catch_warnings(action="ignore"):
+        again[0]
 
 
 def test_a_folder_that_has_gone_is_an_error_after_a_hundred(tmp_path):

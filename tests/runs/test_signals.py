@@ -3,7 +3,6 @@
 import ctypes
 import os
 import signal
-import sys
 import threading
 import time
 
@@ -16,6 +15,11 @@ from indm.runs import signals
 from indm.runs.folder import read_metrics
 from indm.runs.signals import interruptible, uncut
 from indm.training.trainer import Trainer
+
+
+@pytest.fixture(autouse=True)
+def on_the_command_line(monkeypatch):
+    monkeypatch.setattr(signals, "owns_process", True)
 
 
 def in_c(*sent):
@@ -68,7 +72,7 @@ def test_what_is_being_written_is_waited_for(monkeypatch, tmp_path):
     assert exit_code(fork(slow_disk)) == 143 and (tmp_path / "whole").exists()
 
 
-def test_nothing_ends_once_the_steps_are_over_or_the_session_is_interactive_or_another_process_is_meant(monkeypatch):
+def test_nothing_ends_once_the_steps_are_over_or_indm_is_a_library_or_another_process_is_meant(monkeypatch):
     monkeypatch.setattr(signals, "GRACE", 0.01)
 
     def over():
@@ -78,8 +82,8 @@ def test_nothing_ends_once_the_steps_are_over_or_the_session_is_interactive_or_a
             time.sleep(0.1)
             assert event.is_set()
 
-    def interactive():
-        sys.ps1 = ">>> "
+    def as_a_library():
+        signals.owns_process = False
         with interruptible() as event:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.1)
@@ -90,7 +94,7 @@ def test_nothing_ends_once_the_steps_are_over_or_the_session_is_interactive_or_a
             assert exit_code(fork(lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.1)))) == 0
             assert not event.is_set()
 
-    for work in (over, interactive, another):
+    for work in (over, as_a_library, another):
         assert exit_code(fork(work)) == 0
 
 

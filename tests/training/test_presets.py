@@ -78,7 +78,7 @@ def test_auto_takes_the_largest_with_enough_steps(step_seconds, vectors, small, 
         recipes.recipe("array", changes), {"data": load_data("array", path=vectors)}, one_process()
     )
     assert whole["net"]["width"] == width and not recipes.is_open(whole)
-    assert f"small {small:.2g} s a step" in notes[0] and "--preset takes another" in notes[0]
+    assert f"small {small:.2g} s a step" in notes[0] and "choose another with --preset" in notes[0]
 
 
 def test_auto_takes_none_that_memory_does_not_hold(monkeypatch, step_seconds, vectors):
@@ -114,7 +114,8 @@ def test_what_is_given_stays(step_seconds, vectors):
 def test_a_batch_is_capped_by_the_data_with_a_note(vectors):
     recipe = recipes.recipe("array", {"data.path": str(vectors), "train.preset": "small"})
     whole, notes = presets.completed(recipe, {"data": load_data("array", path=vectors)}, one_process())
-    assert whole["train"]["batch_size"] == 160 and "batch of 160, as there are 160 training examples" in notes[0]
+    assert whole["train"]["batch_size"] == 160
+    assert notes[0] == "batch size 160 in place of 256: there are no more to train on"
     given = recipes.recipe("array", {"data.path": str(vectors), "train.preset": "small", "train.batch_size": 999})
     whole, _ = presets.completed(given, {"data": load_data("array", path=vectors)}, one_process())
     assert whole["train"]["batch_size"] == 999  # which the training refuses
@@ -131,6 +132,8 @@ def test_a_batch_is_capped_by_the_data_with_a_note(vectors):
 def test_levels_and_batch_by_the_size_of_images(side, expected, batch):
     images = torch.zeros(100, 3, side, side, dtype=torch.uint8)
     tables = {"net": {"name": "unet"}, "train": {"batch_size": 32}}
+    two = presets.fitted("small", tables, as_data(images), together=2).tables["train"]["batch_size"]
+    assert two % 2 == 0 and 0 <= batch - two < 2
     fitted = presets.fitted("small", tables, as_data(images))
     assert fitted.tables["net"]["multipliers"] == expected and fitted.tables["train"]["batch_size"] == batch
     lowest = side / 2 ** (len(expected) - 1)
@@ -144,6 +147,13 @@ def test_presets_grow(name):
     sizes = [preset["net"].get("channels") or preset["net"]["width"] for preset in loaded[recipes.PRESETS].values()]
     rates = [preset["train"]["lr"] for preset in loaded[recipes.PRESETS].values()]
     assert sizes == sorted(sizes) and rates == sorted(rates, reverse=True)
+
+
+def test_recipes_of_images_have_the_same_presets(vectors):
+    folder, pair = (recipes.load(name)[recipes.PRESETS] for name in ("folder", "translate-folders"))
+    assert folder == pair
+    with pytest.raises(ValueError, match=r"data must be images for the presets .* got events of shape \(5,\)"):
+        presets.fitted("small", folder["small"], load_data("array", path=vectors))
 
 
 def test_a_preset_that_a_recipe_has_not(vectors):
@@ -164,6 +174,10 @@ def test_a_run_keeps_its_preset_when_it_continues(step_seconds, vectors, tmp_pat
         more = recipes.recipe("array", {"data.path": str(vectors), **QUICK, "train.seconds": 100, "train.steps": 6})
         assert train(more, tmp_path / "run", resume=True, progress=False)["steps"] == 6
         assert train(recipes.load(tmp_path / "run"), tmp_path / "run", resume=True, progress=False)["steps"] == 6
+    small, medium = (recipes.recipe("array", {"data.path": str(vectors), "train.preset": p}) for p in presets.SIZES[:2])
+    assert not recipes.is_open(recipes.as_continued(small, tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"got 'medium', whose net\.width is 256 and not 128; leave --preset out"):
+        recipes.as_continued(medium, tmp_path / "run")
     other = recipes.recipe("array", {"data.path": str(vectors), **QUICK, "train.lr": 0.7})
     with pytest.raises(ValueError, match=r"another recipe: it differs in train\.lr"):
         train(other, tmp_path / "run", resume=True, progress=False)
@@ -207,6 +221,7 @@ def test_intervals_that_are_shares(steps, every):
 
 
 def test_intervals_of_steps_and_of_seconds():
+    assert not any(is_due(math.inf, step, 0.0, 1.0) for step in range(1, 13))
     assert [step for step in range(1, 13) if is_due(5, step, 0.0, 0.0)] == [5, 10]
     seconds = [0.0, 0.04, 0.11, 0.12, 0.35, 0.41]  # of a run whose steps take different times
     due = [is_due(0.1, 3, before, after) for before, after in itertools.pairwise(seconds)]
@@ -223,7 +238,8 @@ def test_intervals_are_steps_or_shares(key):
     for wrong in (0, 1.5, -1):
         with pytest.raises(ValueError, match=rf"train\.{key} must be a whole number of steps, or a share of the run"):
             indm.config.options.Training(**{key: wrong})
-    assert getattr(indm.config.options.Training(**{key: 0.25}), key) == 0.25
+    for value in (0.25, 7, math.inf):
+        assert getattr(indm.config.options.Training(**{key: value}), key) == value
 
 
 def test_a_run_validates_by_shares(vectors, tmp_path):
@@ -282,10 +298,8 @@ def test_without_a_terminal_progress_is_a_line_every_few_seconds(monkeypatch, ca
         for step in range(1, 41):
             clock.now += 1.0
             progress.update(step / 40)
-    assert capsys.readouterr().err.splitlines() == [
-        "  2% step 1, 00:39 left", " 28% step 2, 00:29 left", " 52% step 3, 00:18 left", " 78% step 4, 00:08 left",
-        "100% step 5, 00:00 left",
-    ]  # fmt: skip
+    shown = [line.split()[0] for line in capsys.readouterr().err.splitlines()]
+    assert shown == ["2%", "15%", "28%", "40%", "52%", "65%", "78%", "90%", "100%"] and len(asked) == len(shown)
 
 
 def test_disabled_progress_asks_for_nothing(capsys):
@@ -301,7 +315,7 @@ def test_what_a_run_shows(vectors, tmp_path, capsys):
         warnings.simplefilter("ignore")
         train(recipes.recipe("array", changes), tmp_path / "run")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("batch of 160"), lines
+    assert lines[0].startswith("batch size 160"), lines
     assert lines[1].startswith("read from ") and lines[2].startswith("split by seed 0"), lines
     assert any(line.startswith(" 25% step 1, NELBO ") and " nats, rate " in line for line in lines), lines
     assert any(line.startswith("100% step 4, NELBO ") and ", validation " in line for line in lines)
