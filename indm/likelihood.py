@@ -32,6 +32,7 @@ class LikelihoodReport:
         settings: ε, tolerances, divergence.
         log_volume: what :meth:`indm.Scaling.log_volume` says of one event, nats.
         dims: dimensions of one event.
+        levels: grey levels of the data; None of continuous data, whose table has no bits/dim.
     """
 
     log_prob: Float[Tensor, " batch"]
@@ -40,6 +41,7 @@ class LikelihoodReport:
     settings: dict
     log_volume: float
     dims: int
+    levels: int | None = None
 
     def nats(self) -> Float[Tensor, " batch"]:
         """−log p of the raw data, nats per sample."""
@@ -57,14 +59,13 @@ class LikelihoodReport:
 
     def __str__(self) -> str:
         """The mean of −log p over the batch with its standard error, as a small table."""
-        n, bits = len(self.log_prob), self.dims * math.log(2)
-        lines = [f"{'':24}{'nats':>12}{'±':>10}{'bits/dim':>12}{'±':>10}"]
-        for name, nats in (
-            ("-log p", self.nats()),
-            ("without reconstruction", self.nats() - self.reconstruction),
-        ):
+        n = len(self.log_prob)
+        units = {"nats": 1.0} | ({"bits/dim": self.dims * math.log(2)} if self.levels else {})
+        lines = [" " * 24 + "".join(f"{unit:>12}{'±':>10}" for unit in units)]
+        rows = {"-log p": self.nats(), "without reconstruction": self.nats() - self.reconstruction}
+        for name, nats in rows.items():
             mean, error = nats.mean().item(), nats.std().item() / math.sqrt(n) if n > 1 else math.nan
-            lines.append(f"{name:24}{mean:12.4f}{error:10.4f}{mean / bits:12.4f}{error / bits:10.4f}")
+            lines.append(f"{name:24}" + "".join(f"{mean / u:12.4f}{error / u:10.4f}" for u in units.values()))
         return "\n".join([*lines, f"{n} samples of {self.dims} dimensions, {self.nfe} evaluations of the ODE's field"])
 
 
@@ -138,7 +139,8 @@ def log_likelihood(
         divergence = "exact" if exact else f"Hutchinson, {probes} Rademacher probe(s)"
         settings |= {"eps": sde.eps, "divergence": divergence}
     log_volume = model.scaling.log_volume(x.shape[1:])
-    return LikelihoodReport(log_prob, reconstruction, nfe, settings, log_volume, event_size(x))
+    levels = model.scaling.levels
+    return LikelihoodReport(log_prob, reconstruction, nfe, settings, log_volume, event_size(x), levels)
 
 
 def check_tolerances(rtol: float, atol: float) -> None:

@@ -103,7 +103,8 @@ def measure(run_pass: Callable[[], None], numbers: Sequence[int], steps: float, 
     Args:
         run_pass: the passes of one step.
         numbers: of threads; the first calls, which show how long a pass is, have the last of them.
-        steps, seconds: left of the run. Nothing is measured, and the result is empty, where it is too short for that.
+        steps, seconds: left of the run. Where it is too short, one pass with the first number is compared with one with
+            the last, and the result is empty unless it takes half the time: a busy machine is slow with many threads.
     """
 
     def seconds_of_a_pass(threads: int, at_least: float) -> float:
@@ -118,7 +119,8 @@ def measure(run_pass: Callable[[], None], numbers: Sequence[int], steps: float, 
         usual = seconds_of_a_pass(numbers[-1], 0.0)
     steps = min(steps, seconds / usual)
     if steps < FEWEST_STEPS:
-        return {}
+        one = seconds_of_a_pass(numbers[0], 0.0)
+        return {numbers[0]: one, numbers[-1]: usual} if one < usual / 2 else {}
     limit = min(SECONDS * len(numbers), SHARE * steps * usual)
     end, turn = time.perf_counter() + limit, min(TURN, limit / (2 * len(numbers)))
     rounds: list[list[float]] = []

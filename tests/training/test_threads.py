@@ -90,14 +90,20 @@ def test_a_load_that_comes_and_goes_meets_all_numbers_alike(machine):
 
 
 @pytest.mark.parametrize(
-    "steps, seconds, most", [(1, 1e9, 0), (threads.FEWEST_STEPS - 1, 1e9, 0), (1e9, 0.5, 2),
+    "steps, seconds, most", [(1, 1e9, 0), (threads.FEWEST_STEPS - 1, 1e9, 0), (1e9, 0.5, 3),
     (threads.FEWEST_STEPS, 1e9, 8), (1e9, 5.0, 15)],
 )  # fmt: skip
 def test_a_run_is_not_slowed_by_measuring(machine, monkeypatch, steps, seconds, most):
     calls = as_measured(monkeypatch, machine, dict.fromkeys([1, 2, 4], 0.01))
     choice = threads.choose(trainer_of(change(TINY, steps=steps, seconds=seconds)))
-    assert len(calls) <= most and bool(choice.seconds) == (most > 2)
+    assert len(calls) <= most and bool(choice.seconds) == (most > 3)
     assert choice.seconds or choice.threads == 4
+
+
+def test_a_short_run_on_a_busy_machine_takes_one_thread(machine, monkeypatch):
+    calls = as_measured(monkeypatch, machine, {1: 0.5, 2: 4.0, 4: 5.0})
+    choice = threads.choose(trainer_of(change(TINY, steps=1e9, seconds=100.0)))
+    assert choice.threads == 1 and choice.seconds == pytest.approx({1: 0.5, 4: 5.0}) and len(calls) == 3
 
 
 def test_the_command_line_environment_and_earlier_parts_decide_before_the_clock(machine, monkeypatch, tmp_path):
