@@ -29,7 +29,7 @@ MOST_TRAINING, MOST_TRAINING_DIAGONAL = 20_000, 2_000  # examples that a Gaussia
 MOST_VALIDATION = 500
 WEIGHTS = torch.logspace(-6, 0, 25, dtype=torch.float64).tolist()  # of uncorrelated entries, see fit_gaussian
 FLOORS = (1e-6, 1e-4, 1e-2)  # of the variance of an entry, as a share of the mean over all entries
-AT_ONCE = 2048  # examples in double precision at a time
+BATCH_SIZE = 2048  # examples in double precision at a time
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def principal_axes(v: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "d r"], Float
     """Eigenvectors and eigenvalues of vᵀv/n in double precision, without those of 0 where n < d."""
     n, d = v.shape
     if n >= d:
-        gram = sum((part.double().T @ part.double() for part in v.split(AT_ONCE)), torch.zeros(d, d).double())
+        gram = sum((part.double().T @ part.double() for part in v.split(BATCH_SIZE)), torch.zeros(d, d).double())
         values, vectors = torch.linalg.eigh(gram / n)
         return vectors, values.clamp_min(0)
     v = v.double()
@@ -115,21 +115,21 @@ def principal_axes(v: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "d r"], Float
     return v.T @ vectors / (n * values).sqrt(), values
 
 
-def gaussian_nats(data: Data, raw: Tensor, seed: int = 0, most: int = MOST_TRAINING) -> tuple[Tensor, dict]:
-    """Nats of each of ``raw`` (N, *event) under a Gaussian fitted to at most ``most`` examples, and how it was fitted.
+def gaussian_nats(data: Data, raw: Tensor, seed: int = 0) -> tuple[Tensor, dict]:
+    """Nats of each of ``raw`` (N, *event) under a Gaussian fitted to the training split, and how it was fitted.
 
     Flips count as examples. Nats are in single precision.
     """
     scaling, full = data.scaling, math.prod(data.shape) <= LARGEST_DENSE
-    most = most if full else min(most, MOST_TRAINING_DIAGONAL)
-    train = spread(data.train, most // 2 if data.flip else most)
+    most = MOST_TRAINING if full else MOST_TRAINING_DIAGONAL
+    train = evenly_spaced(data.train, most // 2 if data.flip else most)
     if data.flip:
         train = torch.cat([train, train.flip(-1)])
     generator = torch.Generator().manual_seed(seed)
-    x = torch.cat([scaling.to_model(part, generator=generator).flatten(1) for part in train.split(AT_ONCE)])
-    valid = scaling.centre(spread(data.valid, MOST_VALIDATION)).flatten(1).double()
+    x = torch.cat([scaling.to_model(part, generator=generator).flatten(1) for part in train.split(BATCH_SIZE)])
+    valid = scaling.centre(evenly_spaced(data.valid, MOST_VALIDATION)).flatten(1).double()
     gaussian = fit_gaussian(x, valid, noise_variance(scaling, data.shape), full=full)
-    batches = raw.split(AT_ONCE)
+    batches = raw.split(BATCH_SIZE)
     nats = torch.cat([gaussian.nats(scaling.centre(batch).flatten(1).double()) for batch in batches])
     kind = "full" if full else "diagonal"
     about = {
@@ -138,7 +138,8 @@ def gaussian_nats(data: Data, raw: Tensor, seed: int = 0, most: int = MOST_TRAIN
         "examples": len(train),
         "weight": gaussian.weight,
     }
-    return (nats - scaling.log_volume(data.shape)).float().double(), about  # digits that no number of threads changes
+    nats -= scaling.log_volume(data.shape)
+    return nats.float().double(), about  # digits that another number of threads rarely changes
 
 
 def noise_variance(scaling: Scaling, shape: tuple[int, ...]) -> Float[Tensor, " d"]:
@@ -147,7 +148,7 @@ def noise_variance(scaling: Scaling, shape: tuple[int, ...]) -> Float[Tensor, " 
     return ((width / scaling.scale.double()) ** 2 / 12).expand(shape).flatten()
 
 
-def spread(dataset: Examples, most: int) -> Tensor:
+def evenly_spaced(dataset: Examples, most: int) -> Tensor:
     """Examples at equal distances over a data set, at most ``most``."""
     return torch.stack([dataset[i] for i in range(0, len(dataset), math.ceil(len(dataset) / most))])
 
@@ -200,8 +201,8 @@ def baselines(data: Data, raw: Tensor, nelbo: Tensor, seed: int = 0) -> tuple[di
     nats = {name: values for name, (values, _) in candidates.items() if values is not None}
     rows = {}
     for name, values in nats.items():
-        less = paired_by_examples(nelbo.double().numpy()[None], values.numpy()[None])
-        difference = in_both_units(less.difference, less.standard_error_shared, data.shape)
+        paired = paired_by_examples(nelbo.double().numpy()[None], values.numpy()[None])
+        difference = in_both_units(paired.difference, paired.standard_error_shared, data.shape)
         numbers = in_both_units(*mean_and_error(values), data.shape)
         rows[name] = candidates[name][1] | numbers | {"nelbo_difference": difference}
     return rows, nats

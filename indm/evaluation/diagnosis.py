@@ -9,21 +9,16 @@ from pathlib import Path
 from indm.config import recipes
 from indm.config.options import Training
 from indm.config.parts import GIVEN
-from indm.data.base import stack
-from indm.data.registry import load_data
-from indm.evaluation.baselines import gaussian_nats
 from indm.evaluation.results import number_key, read_evaluation
-from indm.evaluation.statistics import mean_and_error
 from indm.files import untrusted
 from indm.runs.folder import read_metrics, recipe_of
 from indm.runs.provenance import weights_hash
 
-NEAR = 3 / 256  # of a result to its source, as a share of the grey levels
-FEW_EXAMPLES = 1000  # that a quick Gaussian is fitted to
+NEAR_SOURCE = 3 / 256  # distance of a result from its source, as a share of the grey levels
 FEW_STEPS = 200
 ENOUGH_STEPS = 2000  # that a run is at least continued to
 LOW_RATE = 1e-5  # a learning rate that hardly trains
-MUST_BEAT = ("uniform", "gaussian")
+REQUIRED_BASELINES = ("uniform", "gaussian")  # a model that is no better than these has not learned its data
 OTHER_DATA = "Likely cause: these are not the data that it was trained on."
 
 
@@ -62,7 +57,7 @@ def comparisons(result: dict) -> list[Comparison]:
 
 def learned(result: dict) -> bool:
     """Whether the model of an evaluation is better than uniform noise and a Gaussian, beyond two standard errors."""
-    return all(comparison.better for comparison in comparisons(result) if comparison.key in MUST_BEAT)
+    return all(comparison.better for comparison in comparisons(result) if comparison.key in REQUIRED_BASELINES)
 
 
 def conclusion(run: Path, result: dict) -> str:
@@ -71,27 +66,34 @@ def conclusion(run: Path, result: dict) -> str:
     Where it is no better than uniform noise and a Gaussian, also the likely cause, and the command that continues.
     An empty line where the evaluation has no baselines.
     """
-    all_of_them = comparisons(result)
-    if not all_of_them:
+    compared = comparisons(result)
+    if not compared:
         return ""
     value = f"The model ({result['nelbo']['with_reconstruction'][number_key(result)]:.2f} {result['unit']}) is"
-    failed = [c for c in all_of_them if c.key in MUST_BEAT and not c.better]
+    failed = [c for c in compared if c.key in REQUIRED_BASELINES and not c.better]
     if worse := [c for c in failed if c.worse]:
         sentence = f"{value} worse than {_and(worse)}: it has not learned these data yet."
     else:
-        uniform = next((c.value for c in all_of_them if c.key == "uniform"), math.inf)
-        # What is no better than uniform noise says nothing, such as PNG of a few pixels.
-        telling = [c for c in all_of_them if c.value < uniform] or all_of_them
+        informative = _informative(compared)
         groups = {
-            "better than": [c for c in telling if c.better],
-            "within two standard errors of": [c for c in telling if not c.better and not c.worse],
-            "worse than": [c for c in telling if c.worse],
+            "better than": [c for c in informative if c.better],
+            "within two standard errors of": [c for c in informative if not c.better and not c.worse],
+            "worse than": [c for c in informative if c.worse],
         }
         sentence = f"{value} {', but '.join(f'{words} {_and(group)}' for words, group in groups.items() if group)}."
     if not failed:
         return sentence
-    gaussian = next(c.value for c in all_of_them if c.key == "gaussian")
-    return f"{sentence} {OTHER_DATA if _of_other_data(run, result) else advice(run, gaussian)}"
+    gaussian = next(c.value for c in compared if c.key == "gaussian")
+    return f"{sentence} {OTHER_DATA if _of_other_data(run, result) else advice(run, gaussian)}".rstrip()
+
+
+def _informative(compared: Sequence[Comparison]) -> list[Comparison]:
+    """Without PNG where that is no better than uniform noise, as of a few pixels, and without uniform noise where a
+    Gaussian is better than that."""
+    value = {c.key: c.value for c in compared}
+    uniform, gaussian = value.get("uniform", math.inf), value.get("gaussian", math.inf)
+    redundant = {"png": value.get("png", math.inf) >= uniform, "uniform": gaussian < uniform}
+    return [c for c in compared if not redundant.get(c.key, False)]
 
 
 def _and(compared: Sequence[Comparison]) -> str:
@@ -103,73 +105,54 @@ def _of_other_data(run: Path, result: dict) -> bool:
     return result["data_changed"] or result["data"]["name"] != recipe_of(run)["data"]["name"]
 
 
-def advice(run: Path, to_beat: float = -math.inf) -> str:
+def advice(run: Path, baseline: float = -math.inf) -> str:
     """Why the model of ``run`` has hardly learned, and the command that continues, from what the run's folder says.
+
+    Nothing where the folder has no log of a training, as that of a converted run.
 
     Args:
         run: the run folder.
-        to_beat: the NELBO of a baseline, in the unit of the run.
+        baseline: the likelihood that the model should have reached, in the unit of the run.
     """
     trained = _Trained.read(run)
-    if trained is None:  # a converted run
-        return OTHER_DATA
-    cause, remedy = trained.cause(to_beat)
+    if trained is None:
+        return ""
+    cause, remedy = trained.cause(baseline)
     return f"Likely cause: {cause}. {remedy or trained.command()}"
-
-
-def conclusion_of_validation(run: Path) -> str:
-    """Where the last validation of ``run`` is worse than a Gaussian, beyond two of its standard errors: that, the cause
-    and the command that continues. Else, and where the data cannot be read or there was no validation, an empty line.
-
-    The Gaussian is fitted to a thousand examples at most.
-    """
-    trained = _Trained.read(run)
-    if trained is None or math.isnan(validation := trained.last("valid_nelbo")):
-        return ""
-    try:
-        data = load_data(**trained.recipe["data"])
-        raw = stack(data.valid, trained.options.validate_examples)
-        nats, about = gaussian_nats(data, raw, most=FEW_EXAMPLES)
-    except (ValueError, OSError):
-        return ""
-    unit = "bits/dim" if data.scaling.levels else "nats"
-    mean, error = mean_and_error(nats / (raw[0].numel() * math.log(2)) if data.scaling.levels else nats)
-    if not validation > mean + 2 * error:
-        return ""
-    return (
-        f"The last validation ({validation:.2f} {unit}) is worse than {about['name']} ({mean:.2f}): the model has not "
-        f"learned these data yet. {advice(run, mean)}"
-    )
 
 
 def conclusions_of_translation(distance: float, levels: int | None, runs: Sequence[Path]) -> list[str]:
     """What says that the models of a translation have hardly learned, a line for each finding; none where all is well.
+
+    A model is judged by the evaluation in its run folder; one without is judged by ``distance`` alone.
 
     Args:
         distance: of results from their sources, RMS, mean over examples; in grey levels where ``levels`` is not None.
         levels: grey levels; None for vectors, whose distance says nothing here.
         runs: the run folders of the models.
     """
-    by_run = {run: _shortfall(run) for run in dict.fromkeys(runs)}
+    evaluations = {run: _current_evaluation(run) for run in dict.fromkeys(runs)}
+    by_run = {run: conclusion(run, e) if e and not learned(e) else "" for run, e in evaluations.items()}
     lines = []
-    if levels is not None and distance < NEAR * levels:
+    if levels is not None and distance < NEAR_SOURCE * levels:
         lines = [
             f"The models translate every picture almost into itself: results are {distance:.1f} of {levels} grey "
             "levels from their sources."
         ]
         by_run = {run: line or advice(run) for run, line in by_run.items()}
-    return lines + [f"{run}: {line}" for run, line in by_run.items() if line]
+        for run in (run for run, evaluation in evaluations.items() if evaluation is None):
+            command = ["indm", "evaluate", str(run), *(["--overwrite"] if (run / "evaluation.json").exists() else [])]
+            by_run[run] = f"See whether the model has learned its data: {shlex.join(command)}\n{by_run[run]}"
+    return lines + [f"{run}: {part}" for run, line in by_run.items() for part in line.splitlines()]
 
 
-def _shortfall(run: Path) -> str:
-    """The conclusion of a run that has not learned, from its evaluation or else its last validation; else nothing."""
+def _current_evaluation(run: Path) -> dict | None:
+    """The evaluation in the folder of a run; None where there is none with baselines and of the weights there."""
     try:
         evaluation = read_evaluation(run)
-        if "baselines" in evaluation and evaluation["weights_sha256"] == weights_hash(run):
-            return "" if learned(evaluation) else conclusion(run, evaluation)
     except (FileNotFoundError, ValueError):
-        pass
-    return conclusion_of_validation(run)
+        return None
+    return evaluation if "baselines" in evaluation and evaluation["weights_sha256"] == weights_hash(run) else None
 
 
 @dataclass(frozen=True)
@@ -207,7 +190,12 @@ class _Trained:
         """The last value of a metric; NaN where it was not logged."""
         return next((line[name] for line in reversed(self.lines) if name in line), math.nan)
 
-    def cause(self, to_beat: float) -> tuple[str, str | None]:
+    def best_validation(self) -> Mapping:
+        """The line of the lowest validation; an empty one where there was none."""
+        validated = [line for line in self.lines if "valid_nelbo" in line]
+        return min(validated, key=lambda line: line["valid_nelbo"], default={})
+
+    def cause(self, baseline: float) -> tuple[str, str | None]:
         """The likely cause, and what would do if that is no longer training."""
         rates = [max(by_part) for line in self.lines if (by_part := _rates(line))] or [math.nan]
         if not self.finished:
@@ -224,16 +212,17 @@ class _Trained:
                 f"the learning rate was never above {max(rates):.1e}",
                 "Train anew with a larger one, for example --train.lr 1e-3 --train.flow_lr 1e-3.",
             )
-        training, validation = self.last("nelbo"), self.last("valid_nelbo")
-        if training < to_beat <= validation:
-            validated = [line for line in self.lines if "valid_nelbo" in line]
-            best = min(validated, key=lambda line: line["valid_nelbo"])["step"]
+        training, best = self.last("nelbo"), self.best_validation()
+        saves_best = self.options.final == "best"
+        validation = best.get("valid_nelbo", math.nan) if saves_best else self.last("valid_nelbo")
+        if training < baseline <= validation:
+            remedy = "More examples would do, flips of them (data.flip), or a smaller network"
+            if not saves_best:
+                remedy += f"; {self.run / 'best'} holds the model of the best validation, of step {best['step']}"
             return (
-                f"too few data for this model: the training NELBO is {training:.2f}, that of validation "
-                f"{validation:.2f}",
-                f"More examples would do, flips of them (data.flip), or a smaller network; {self.run / 'best'} holds "
-                f"the model of the best validation, of step {best}.",
-            )
+                f"too few data for this model: the training NELBO is {training:.2f}, that of "
+                f"{'the best ' if saves_best else ''}validation {validation:.2f}"
+            ), f"{remedy}."
         return f"the budget of {self.steps} steps, {self.seconds:.0f} seconds, is too small", None
 
     def command(self) -> str:

@@ -12,7 +12,7 @@ from torch.distributions import MultivariateNormal
 
 from indm.data.base import Data, InMemory
 from indm.evaluation import baselines as module
-from indm.evaluation.baselines import baselines, fit_gaussian, gaussian_nats, png_nats, principal_axes, spread
+from indm.evaluation.baselines import baselines, evenly_spaced, fit_gaussian, gaussian_nats, png_nats, principal_axes
 from indm.evaluation.statistics import mean_and_error
 from indm.scaling import Scaling
 
@@ -143,13 +143,14 @@ def test_flips_count_as_examples():
     assert alone.mean() < there.mean() - 0.01  # the two pixels differ
 
 
-def test_examples_are_spread_over_the_split_and_few():
-    assert spread(InMemory(torch.arange(10)), 4).tolist() == [0, 3, 6, 9]
-    assert spread(InMemory(torch.arange(4)), 9).tolist() == [0, 1, 2, 3]
+def test_examples_are_evenly_spaced_in_the_split_and_few(monkeypatch):
+    assert evenly_spaced(InMemory(torch.arange(10)), 4).tolist() == [0, 3, 6, 9]
+    assert evenly_spaced(InMemory(torch.arange(4)), 9).tolist() == [0, 1, 2, 3]
+    monkeypatch.setattr(module, "MOST_TRAINING", 30)
     images = draw(100, 1, 1, 2, levels=256)
     for flip in (True, False):
         data = Data("d", *[InMemory(images)] * 3, Scaling.images(), (1, 1, 2), flip=flip)
-        assert 20 <= gaussian_nats(data, images, most=30)[1]["examples"] <= 30
+        assert 20 <= gaussian_nats(data, images)[1]["examples"] <= 30
 
 
 @pytest.mark.parametrize(

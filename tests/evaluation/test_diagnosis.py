@@ -8,13 +8,9 @@ import pytest
 
 from indm.cli.main import main
 from indm.config import recipes
-from indm.data.base import stack
-from indm.data.registry import load_data
-from indm.evaluation.baselines import baselines
 from indm.evaluation.diagnosis import (
     advice,
     conclusion,
-    conclusion_of_validation,
     conclusions_of_translation,
     learned,
 )
@@ -95,6 +91,10 @@ def test_nats_and_what_says_nothing(tmp_path):
     )
     small = BASELINES | {"png": ("PNG", 14.2)}
     assert conclusion(tmp_path, result(3.0, baselines=small)).endswith("is better than a Gaussian (5.00).")
+    between = {"png": ("PNG", 6.0), "uniform": ("uniform noise", 8.0), "gaussian": ("a Gaussian", 8.2)}
+    assert conclusion(tmp_path, result(7.0, baselines=between)).endswith(
+        "is better than uniform noise (8.00) and a Gaussian (8.20), but worse than PNG (6.00)."
+    )
     weak = {"uniform": ("uniform noise", 1.0), "gaussian": ("a Gaussian", 1.3)}
     assert conclusion(tmp_path, result(0.5, baselines=weak)).endswith(
         "is better than uniform noise (1.00) and a Gaussian (1.30)."
@@ -145,8 +145,22 @@ def test_the_likely_cause_and_how_to_go_on(lines, summary, changes, cause, flags
         assert found.endswith(f". Go on with: indm train {run} --resume{budget}")
 
 
+@pytest.mark.parametrize("final", ["last", "best"])
+def test_the_validation_that_counts_is_that_of_the_model_that_was_saved(final, tmp_path):
+    lines = [line(1000, nelbo=3.0, valid_nelbo=4.0), line(2000, 5e-4, nelbo=2.0, valid_nelbo=5.5)]
+    run = folder(tmp_path, lines, FINISHED, **{"train.steps": "2000", "train.final": final})
+    by_a_baseline_between, below_both = advice(run, 5.0), advice(run, 3.5)
+    if final == "best":
+        assert "the budget of 2000 steps" in by_a_baseline_between
+        assert "is 2.00, that of the best validation 4.00. More examples" in below_both
+        assert below_both.endswith("or a smaller network.")  # no other model would be better
+    else:
+        assert by_a_baseline_between == below_both and "that of validation 5.50. More examples" in below_both
+        assert below_both.endswith(f"{run / 'best'} holds the model of the best validation, of step 1000.")
+
+
 def test_causes_that_are_no_training(tmp_path):
-    """Other data than those of the training; a converted run, which has none; data that were given in Python."""
+    """Other data than those of the training; data that were given in Python; a converted run, which has no log."""
     run = folder(tmp_path, [line(100)], FINISHED, **{"train.steps": "100"})
     for changes in ({"data": {"name": "folder"}}, {"data_changed": True}):
         assert conclusion(run, result(9.0, **changes)).endswith("these are not the data that it was trained on.")
@@ -154,44 +168,22 @@ def test_causes_that_are_no_training(tmp_path):
     (run / "recipe.toml").write_text(text)
     assert advice(run).endswith("Go on in Python: indm.train(…, resume=True), with train.steps=2000.")
     (run / "metrics.jsonl").write_text("")
-    assert advice(run).endswith("these are not the data that it was trained on.")
-
-
-def test_validation_is_held_against_a_gaussian(tmp_path):
-    """Which has 3.0 bits/dim of the digits; without a validation or without data there is nothing to say."""
-    data = load_data("digits", limit=1000)
-    valid = stack(data.valid)
-    rows, _ = baselines(data, valid, valid[:, 0, 0, 0].double())
-    mean, error = (rows["gaussian"][f"bits_per_dim{end}"] for end in ("", "_standard_error"))
-    changes = {"data.limit": "1000", "train.steps": "500", "train.validate_examples": "1000"}
-    for value, beginning in (
-        (mean + 1.9 * error, ""),
-        (mean + 2.1 * error, f"The last validation ({mean + 2.1 * error:.2f}"),
-    ):
-        folder(tmp_path, [line(400, valid_nelbo=9.0), line(500, valid_nelbo=value)], FINISHED, **changes)
-        found = conclusion_of_validation(tmp_path)
-        assert found.startswith(beginning) and bool(found) == bool(beginning)
-    assert f"bits/dim) is worse than a Gaussian with full covariance ({mean:.2f}): " in found
-    assert found.endswith(f"Go on with: indm train {tmp_path} --resume --train.steps 2000")
-    (tmp_path / "recipe.toml").write_text((tmp_path / "recipe.toml").read_text().replace('"digits"', '"given"'))
-    assert conclusion_of_validation(tmp_path) == ""
-    assert conclusion_of_validation(folder(tmp_path, [line(500)], FINISHED, **changes)) == ""
+    assert advice(run) == "" and conclusion(run, result(9.0, data={"name": "given"})).endswith("these data yet.")
 
 
 def test_a_translation_into_itself_is_called_so(tmp_path):
-    """By its distance, whatever the models are worth; and by their worth, whatever the distance."""
-    (tmp_path / "good").mkdir()
-    (tmp_path / "bad").mkdir()
-    good = folder(tmp_path / "good", [line(500, valid_nelbo=2.0)], FINISHED, **{"train.steps": "500"})
-    bad = folder(tmp_path / "bad", [line(100, valid_nelbo=9.0)], FINISHED, **{"train.steps": "100"})
+    """By its distance, whatever the models are worth; without an evaluation nothing is said of them."""
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for run in runs:
+        run.mkdir()
+    folder(runs[0], [line(100, valid_nelbo=9.0)], FINISHED, **{"train.steps": "100"})
+    folder(runs[1], **{"train.steps": "100"}).joinpath("metrics.jsonl").unlink()  # as of a converted run
     far, near = 17 * 3.1 / 256, 17 * 2.9 / 256  # of 17 grey levels
-    assert conclusions_of_translation(far, 17, [good, good]) == []
-    assert conclusions_of_translation(0.0, None, [good]) == []
-    (line_of_bad,) = conclusions_of_translation(far, 17, [good, bad])
-    assert line_of_bad.startswith(f"{bad}: The last validation (9.00 bits/dim) is worse than a Gaussian")
-    first, of_good, of_bad = conclusions_of_translation(near, 17, [good, bad])
+    assert conclusions_of_translation(far, 17, [*runs, runs[0]]) == conclusions_of_translation(0.0, None, runs) == []
+    first, *others = conclusions_of_translation(near, 17, [*runs, runs[0]])
     assert first.startswith("The models translate every picture almost into itself: results are 0.2 of 17 grey levels")
-    assert of_good == f"{good}: {advice(good)}" and of_bad == line_of_bad
+    see = "See whether the model has learned its data: indm evaluate"
+    assert others == [f"{runs[0]}: {see} {runs[0]}", f"{runs[0]}: {advice(runs[0])}", f"{runs[1]}: {see} {runs[1]}"]
 
 
 def test_evaluate_says_it_and_its_command_goes_on(tmp_path, monkeypatch, capsys):
@@ -214,5 +206,6 @@ def test_evaluate_says_it_and_its_command_goes_on(tmp_path, monkeypatch, capsys)
     _, *command = shlex.split(last.partition("Go on with: ")[2])
     assert main([*command, "--quiet"]) == 0
     assert read_metrics(run)[-1]["step"] == 13
-    (now,) = conclusions_of_translation(9.0, 17, [run])  # the evaluation is of other weights
-    assert now.startswith(f"{run}: The last validation (") and "the run made only 13 steps" in now
+    assert conclusions_of_translation(9.0, 17, [run]) == []  # the evaluation is of other weights
+    _, see, _ = conclusions_of_translation(0.1, 17, [run])
+    assert see.endswith(shlex.join(["indm", "evaluate", str(run), "--overwrite"]))
