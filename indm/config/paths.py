@@ -56,6 +56,12 @@ def gone(recipe: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {f"{t}.{k}": recipe[t][k] for t, k in keys if not os.path.exists(os.path.expanduser(recipe[t][k]))}
 
 
+def without_paths(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of a data set without the places of its files, which may be moved."""
+    places = {key for _, key in _paths_in({"data": table})}
+    return {key: value for key, value in table.items() if key not in places}
+
+
 def _paths_in(recipe: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     for table in TABLES:
         content = recipe.get(table, {})
@@ -65,7 +71,8 @@ def _paths_in(recipe: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, st
 
 def _recorded(run: Path) -> dict[str, Any]:
     """What ``versions.json`` says of paths; nothing where it cannot be read."""
-    ways = None
+    ways, record = None, run / RECORD
     with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
-        ways = json.loads((run / RECORD).read_text("utf-8")).get(RELATIVE)
+        if record.is_file():  # reading a named pipe would wait for a writer
+            ways = json.loads(record.read_text("utf-8")).get(RELATIVE)
     return ways if isinstance(ways, dict) else {}

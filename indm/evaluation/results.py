@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from indm.config import paths
 from indm.config.recipes import literal
 from indm.evaluation.statistics import Difference, paired_by_examples
 from indm.files import untrusted
@@ -71,13 +72,15 @@ def difference(pairs: Sequence[tuple[Path, Path]], kind: str = "nelbo") -> Diffe
 def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
     """ValueError where runs were not evaluated on the same examples, or count their dequantization differently.
 
-    A likelihood that only one has does not count.
+    A likelihood that only one has does not count. Data may have been moved: paths may differ, the examples must not.
     """
     baseline, first = next(iter(evaluations.items()))
     for folder, result in evaluations.items():
         both = [kind for kind in KINDS if kind in result and kind in first]
-        if any(result[key] != first[key] for key in ("data", "split")) or any(
-            result["images"][kind] != first["images"][kind] for kind in both
+        if (
+            result["split"] != first["split"]
+            or not _same_data(result, first)
+            or any(result["images"][kind] != first["images"][kind] for kind in both)
         ):
             raise ValueError(
                 f"{folder} and {baseline} were evaluated on different examples: {_examples(result)}, and "
@@ -91,12 +94,20 @@ def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
             )
 
 
+def _same_data(one: dict, other: dict) -> bool:
+    """Whether two evaluations have the same options of data and, where both say what they read, the same examples."""
+    options = [paths.without_paths(result["data"]) for result in (one, other)]
+    hashes = [result.get("examples_sha256") for result in (one, other)]
+    return options[0] == options[1] and (None in hashes or hashes[0] == hashes[1])
+
+
 def _examples(result: dict) -> str:
     """What a run was evaluated on, in words."""
     options = [f"{key} = {literal(value)}" for key, value in result["data"].items() if key != "name"]
     data = " with ".join([result["data"]["name"], *([", ".join(options)] if options else [])])
     counts = " and ".join(f"{n} for the {KINDS[kind]}" for kind, n in result["images"].items() if n)
-    return f"{counts} of the {result['split']} split of {brief(data)}"
+    content = f" (SHA-256 {sha256[:8]})" if (sha256 := result.get("examples_sha256")) else ""
+    return f"{counts} of the {result['split']} split of {brief(data)}{content}"
 
 
 def likelihood_table(result: dict) -> str:

@@ -1,5 +1,6 @@
 """The likelihood of a run's held-out data, written into its folder."""
 
+import hashlib
 from pathlib import Path
 
 from accelerate import PartialState
@@ -45,6 +46,8 @@ def evaluate_run(
     if main:
         result["baselines"], of_baselines = baselines(data, raw, nats["nelbo"], seed=options.seed)
         nats |= {f"baseline_{name}": values for name, values in of_baselines.items()}
+        if data.fingerprint:  # else its name and options decide the examples
+            result["examples_sha256"] = hashlib.sha256(raw.flatten().numpy().data).hexdigest()
         write_evaluation(run, result, nats, recipe, data, options.split)
     return result
 

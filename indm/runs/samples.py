@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from indm.config import paths
 from indm.config.migrations import migrate_drawing
 from indm.config.options import Drawing
 from indm.config.parts import trust
@@ -21,7 +22,7 @@ from indm.runs.provenance import provenance, weights_hash
 from indm.sampling import centre_prior, make_sampler, sample
 
 SAMPLES = "samples.npz"
-OF_SAMPLES = ("samples.json", SAMPLES, "samples.png")  # all of one drawing
+SAMPLE_FILES = ("samples.json", SAMPLES, "samples.png")  # all of one drawing
 
 
 def draw(
@@ -48,9 +49,9 @@ def draw(
     if file.exists():
         with contextlib.suppress(ValueError):  # a file that cannot be read is not overwritten either
             samples = read_samples(file)
-            if samples[2] == made_by:
+            if samples[2] is not None and _without_paths(samples[2]) == _without_paths(made_by):
                 return samples
-    check_absent(file.parent, OF_SAMPLES, overwrite)
+    check_absent(file.parent, SAMPLE_FILES, overwrite)
     generator = torch.Generator(device).manual_seed(drawing.seed)
     if drawing.latent_mean:
         centre_prior(model, stack(data_of(run, model).train, 10_000), generator=generator)
@@ -71,12 +72,18 @@ def draw(
     return read_samples(file)
 
 
+def _without_paths(made_by: dict) -> dict:
+    """How samples were drawn, wherever the data of the run are: a run and its data may be moved together."""
+    data = made_by.get("data")
+    return made_by | {"data": paths.without_paths(data)} if isinstance(data, dict) else made_by
+
+
 def _write(file: Path, samples: Tensor, levels: int, made_by: dict, record: dict) -> None:
     """Write ``samples.npz`` and ``samples.json``, and remove the files of other samples."""
     text = np.frombuffer(json.dumps(made_by).encode(), np.uint8)  # a file of arrays can hold numbers alone
     arrays = {"samples": samples.numpy(), "levels": np.array(levels), "provenance": text}
     file.parent.mkdir(parents=True, exist_ok=True)
-    old = [file.parent / name for name in reversed(OF_SAMPLES)]
+    old = [file.parent / name for name in reversed(SAMPLE_FILES)]
     parts = {file.with_suffix(".json"): atomic.json_into(record), file: atomic.arrays_into(arrays)}
     atomic.together(parts, old)  # samples.npz last: where it is, the other is
 

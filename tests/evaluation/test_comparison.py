@@ -1,5 +1,6 @@
 """Methods and their differences, on runs made by hand: recipes, and nats of every example."""
 
+import contextlib
 import json
 import math
 
@@ -12,7 +13,7 @@ from indm.config import recipes
 from indm.evaluation import comparison, style
 from indm.evaluation.comparison import compare
 from indm.evaluation.methods import differences, in_words, methods_of, pairs_of
-from indm.evaluation.results import read_evaluation
+from indm.evaluation.results import check_same_examples, read_evaluation
 from indm.evaluation.statistics import holm
 from indm.report.tables import difference_rows
 from indm.scaling import Scaling
@@ -130,6 +131,29 @@ def test_the_picture_has_samples_or_says_how_to_draw_them(tmp_path, monkeypatch)
     assert "".join(empty.texts[0].get_text().split()) == f"notsampledyet:indmsample{linear}"
     assert points.lines[0].get_color() == curves.axes[0].lines[1].get_color() == style.COLOURS[1]
     assert len(points.lines[0].get_xdata()) == 3
+
+
+@pytest.mark.parametrize(
+    ("paths", "hashes", "same"),
+    [
+        (("mine.npy", "/home/mine.npy"), (None, None), True),  # of an earlier version
+        (("mine.npy", "/home/mine.npy"), (None, "a"), True),
+        (("/old/mine.npy", "/new/mine.npy"), ("a", "a"), True),
+        (("/old/mine.npy", "/new/mine.npy"), ("a", "b"), False),
+        (("/home/mine.npy", "/home/mine.npy"), ("a", "b"), False),
+    ],
+)
+def test_the_examples_of_an_evaluation_decide_not_where_they_are(paths, hashes, same, tmp_path):
+    results = {}
+    for path, sha256, run in zip(paths, hashes, trained(tmp_path, "indm", (0, 1)), strict=True):
+        results[run] = read_evaluation(run) | {"data": {"name": "array", "path": path}}
+        results[run] |= {} if sha256 is None else {"examples_sha256": sha256}
+    wanted = r"evaluated on different examples: .*mine.npy. \(SHA-256 b\), and .*mine.npy. \(SHA-256 a\)"
+    with contextlib.nullcontext() if same else pytest.raises(ValueError, match=wanted):
+        check_same_examples(results)
+    results[run]["data"]["valid"] = 0.3
+    with pytest.raises(ValueError, match="evaluated on different examples"):
+        check_same_examples(results)
 
 
 def test_seeds_of_one_method_stand_for_themselves(tmp_path):

@@ -54,6 +54,26 @@ def test_a_run_is_evaluated_and_resumed_from_any_folder_and_where_it_was_moved(p
         assert recipe_of(moved / "runs/a")["data"]["path"] == str(moved / "mine.npy")
 
 
+def test_samples_and_evaluations_are_known_where_both_were_moved(project, tmp_path, monkeypatch, capsys):
+    """Evaluations of one data set are compared, wherever it was; those of another of the same options are not."""
+    shutil.copytree("runs/a", "runs/b")
+    draw, few = ["-n", "3", "--steps", "2", "--quiet"], ["--examples=4", "--nll-examples=0", "--quiet"]
+    assert main(["sample", "runs/a", *draw]) == main(["evaluate", "runs/a", *few]) == 0
+    moved = tmp_path / "elsewhere"
+    shutil.move(project, moved)
+    monkeypatch.chdir(moved)
+    before = (moved / "runs/a/samples.npz").stat().st_mtime_ns
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is gone")
+        assert main(["sample", "runs/a", *draw]) == main(["evaluate", "runs/b", *few]) == 0
+        assert (moved / "runs/a/samples.npz").stat().st_mtime_ns == before
+        assert main(["compare", "runs/a", "runs/b", "--out=same"]) == 0
+        np.save("third.npy", np.random.default_rng(1).normal(size=(40, 2)))
+        assert main(["evaluate", "runs/b", "--data.path=third.npy", *FEW]) == 0
+        assert main(["compare", "runs/a", "runs/b", "--out=other"]) == 2
+    assert "were evaluated on different examples" in capsys.readouterr().err
+
+
 def test_data_that_were_moved_alone_are_named_on_the_command_line(project, capsys):
     os.rename("mine.npy", "other.npy")
     assert main(["evaluate", "runs/a", *FEW]) == 2
@@ -76,12 +96,15 @@ def test_a_relative_path_of_an_old_run_starts_in_the_current_folder(project):
     assert recipes.load(recipe)["data"]["path"] == str(project / "mine.npy")
 
 
-@pytest.mark.parametrize("record", ["[1]", "{", '{"data_paths": 3}', '{"data_paths": {"data.path": 3}}', None])
+@pytest.mark.parametrize("record", ["[1]", "{", '{"data_paths": 3}', '{"data_paths": {"data.path": 3}}', None, "pipe"])
 def test_a_record_that_says_nothing_of_paths_is_passed_over(project, record):
     os.remove("mine.npy")
-    (project / "runs/a/versions.json").unlink() if record is None else (project / "runs/a/versions.json").write_text(
-        record
-    )
+    file = project / "runs/a/versions.json"
+    file.unlink()
+    if record == "pipe":
+        os.mkfifo(file)
+    elif record is not None:
+        file.write_text(record)
     assert recipes.load(project / "runs/a")["data"]["path"] == str(project / "mine.npy")
 
 
