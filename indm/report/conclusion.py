@@ -40,13 +40,16 @@ def best_model(records: Sequence[Record], by_method: Mapping[str, Mapping[str, M
     if len(ranked) == 1:
         return f"{sentence}; there is no other model to compare it with."
     other = first if best != first and first in bounds else next(name for name in ranked if name != best)
-    row = by_method.get(best if other == first else other, {}).get("nelbo")
+    # Differences are from the first group.
+    row = by_method.get(best if other == first else other, {}).get("nelbo") if first in (best, other) else None
     if row is None or row["difference"] is None:
         return f"{sentence}. {other} has {with_error(*bounds[other])}; the two cannot be compared in pairs."
-    size = with_error(abs(row["difference"]), row["standard_error"], digits=4)
+    more = -row["difference"] if other == first else row["difference"]
+    size = with_error(abs(more), row["standard_error"], digits=4)
+    words = f"{size} more" if more >= 0 else f"{size} less over pairs of equal seeds"
     tested = "" if row["p_holm"] is None else f" (Holm's p = {row['p_holm']:.2g}, {row['seeds']} seeds)"
     verdict = VERDICTS.get(row["verdict"], row["verdict"])
-    return f"{sentence}. {other} has {size} more: {verdict}{tested}."
+    return f"{sentence}. {other} has {words}: {verdict}{tested}."
 
 
 def _bound(group: Sequence[Record]) -> tuple[float, float]:

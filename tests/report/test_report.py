@@ -506,6 +506,13 @@ def test_a_conclusion_says_what_is_best_by_how_much_and_with_what_verdict():
         "indm has the lowest NELBO on the test data, 1.500 ± 0.100 nats; there is no other model to compare it with."
     )
     assert "linear has 2.000 ± 0.020; the two cannot be compared in pairs" in conclusion.best_model([linear, indm], {})
+    for records_, row in (([linear, indm], {"indm": 0.2}), ([indm, linear], {"linear": -0.2})):  # of a few seeds alone
+        opposite = {name: judged_as(difference, "undecided", 0.2, 2) for name, difference in row.items()}
+        assert "linear has 0.2000 ± 0.0100 less over pairs of equal seeds: undecided" in conclusion.best_model(
+            records_, opposite
+        )
+    diverged = concluded("first", math.nan)  # in a seed that has no partner
+    assert "linear has 2.000 ± 0.020; the two" in conclusion.best_model([diverged, indm, linear], better)
     assert conclusion.best_model([concluded("indm", math.nan)], {}) == "No model has a finite NELBO."
 
 
@@ -730,10 +737,16 @@ def test_an_evaluation_that_counts_its_dequantization_as_before_is_made_anew(tmp
     stored = json.loads((run / "evaluation.json").read_text())
     dequantization = open_model(run).scaling.dequantization
     monkeypatch.setattr(records, "evaluate_run", lambda run, progress: {"new": True})
-    assert records._evaluation_of(run, dequantization, progress=False) == {"new": True}
+    setup = Setup(load_data("digits"), None, QUICK, progress=False)
+    assert records._evaluation_of(run, dequantization, setup) == {"new": True}
     counted = stored | {"dequantization": dequantization}
     (run / "evaluation.json").write_text(json.dumps(counted))
-    assert records._evaluation_of(run, dequantization, progress=False) == counted
+    found = records._evaluation_of(run, dequantization, setup)
+    rows = found.pop("baselines")  # of its own examples, which an earlier version did not write
+    assert found == counted and list(rows) == ["uniform", "gaussian", "png"]
+    less = stored["nelbo"]["with_reconstruction"]["bits_per_dim"] - math.log2(17)
+    assert rows["uniform"]["nelbo_difference"]["bits_per_dim"] == pytest.approx(less)
+    assert json.loads((run / "evaluation.json").read_text()) == counted
 
 
 def test_a_run_that_was_trained_on_is_evaluated_and_measured_anew(tmp_path):
