@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import re
+from pathlib import Path
 
 import tyro
 
@@ -65,7 +66,8 @@ def in_one_line(command: str, complaint: str) -> str:
         return "; ".join([first, *others]).replace(":;", ":")
     unknown = first.removeprefix(UNKNOWN).split(", ")[0]
     if not unknown.startswith("-"):
-        return f"{unknown} is one argument too many"
+        given = f"; data are given as --data.path {unknown}" if command == "train" and Path(unknown).exists() else ""
+        return f"{unknown} is one argument too many{given}"
     return f"{unknown} is no option of indm {command}{meant(command, unknown)}"
 
 

@@ -76,10 +76,13 @@ def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
     """See, before anything is computed, that the result can be written.
 
     Raises:
-        ValueError: ``folder`` holds a file of these names already, and it may not be written over.
+        ValueError: ``folder`` is to be made and has the name of a file, or it holds a file of these names already, and
+            it may not be written over.
         NotADirectoryError: it is a file, or would be in one.
         PermissionError: nothing can be written into ``folder``, or where it would be made.
     """
+    if folder.suffix.lower() in (".png", ".npz", ".npy", ".csv", ".json", ".html") and not folder.exists():
+        raise ValueError(f"out must be a folder, got {folder}, the name of a file; results have names of their own")
     there = [name for name in names if (folder / name).exists()]
     if there and not overwrite:
         raise ValueError(f"{folder} already holds {', '.join(there)}: add --overwrite to write that anew")

@@ -286,6 +286,8 @@ def test_a_picture_of_samples_is_of_those_beside_it(run, tmp_path):
     assert main(line) == 0
     old = (tmp_path / "samples.png").read_bytes()
     drawing = Drawing(n=4, steps=2, seed=1)
+    with pytest.raises(ValueError, match=r"out must be a folder, got .*mine\.csv, the name of a file"):
+        samples_module.draw(run, drawing, tmp_path / "mine.csv", progress=False)
     with pytest.raises(ValueError, match=r"already holds samples\.json, samples\.npz, samples\.png: add --overwrite"):
         samples_module.draw(run, drawing, tmp_path, progress=False)
     new = samples_module.draw(run, drawing, tmp_path, overwrite=True, progress=False)[0]
@@ -567,6 +569,7 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("train digits --trian.steps 3", "--trian.steps is no option of indm train; did you mean 'train'?"),
         ("train digits --train mle", "--train is no option of indm train"),
         ("train digits extra", "extra is one argument too many"),
+        ("train array vectors.npy", "vectors.npy is one argument too many; data are given as --data.path vectors.npy"),
         ("train digits --flow", "--flow needs a value"),
         ("train setps.toml", "train.setps is no known key; did you mean 'steps'?"),
         ("evaluate nowhere --rtol many", "evaluate.rtol must be a number, got 'many'"),
