@@ -6,9 +6,17 @@ It is a module by itself because importing anything of ``indm`` imports PyTorch 
 import os
 import signal
 
+SPINS = "10000"  # of a thread of GNU's OpenMP before it sleeps; that reads it when PyTorch is loaded
+
 
 def program() -> int:
-    """:func:`indm.cli.main.program`."""
+    """:func:`indm.cli.main.program`.
+
+    A thread that waits for others spins, by default so long that on a busy machine a training step takes ten times as
+    long as with few spins (docs/performance.md). Whoever has set one of the two variables decides.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if usual:
         signal.signal(signal.SIGINT, end)

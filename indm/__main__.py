@@ -2,6 +2,6 @@
 
 import sys
 
-from indm.cli.main import program
+from indm_command import program
 
 sys.exit(program())

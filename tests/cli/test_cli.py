@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 import indm
+import indm_command
 from indm.cli import listing
 from indm.cli import train as train_commands
 from indm.cli.commands import COMMANDS, about
@@ -1002,6 +1003,19 @@ def test_parts_shows_names_options_and_what_they_mean(capsys):
 def test_a_number_of_steps_replaces_a_budget_of_seconds(name, changes, steps, seconds):
     budget = recipes.override(recipes.load(name), changes)["train"]
     assert (budget["steps"], budget.get("seconds")) == (steps, seconds)
+
+
+@pytest.mark.parametrize(
+    "given, expected", [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+)
+def test_the_command_lets_waiting_threads_sleep_unless_told_otherwise(monkeypatch, given, expected):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("indm.cli.main.program", lambda: 5)
+    assert indm_command.program() == 5 and os.environ.get("GOMP_SPINCOUNT") == expected
 
 
 def test_a_run_whose_data_were_given_in_python_is_sampled_without_them(tmp_path, capsys):
