@@ -107,7 +107,10 @@ class TrainPair(TrainsRecipe):
             next_commands(
                 {
                     f"indm translate {shlex.quote(str(out))} IMAGES --out FOLDER": "pictures of A as pictures of B",
-                    f"indm evaluate {shlex.quote(str(out / side))}": "its likelihood, beside simple baselines",
+                    **{
+                        f"indm evaluate {shlex.quote(str(out / side))}": "its likelihood, beside simple baselines"
+                        for side in summaries
+                    },
                 }
             )
         )

@@ -85,7 +85,9 @@ def load(source: str | Path) -> Recipe:
     elif path.is_dir():
         path = path / "recipe.toml"
         if not path.is_file():
-            raise FileNotFoundError(f"{source} is no run folder: there is no recipe.toml in it")
+            below = sorted(str(file.parent) for file in path.parent.glob("*/recipe.toml"))
+            hint = f", but in {', '.join(below[:3])}" if below else ""
+            raise FileNotFoundError(f"{source} is no run folder: there is no recipe.toml in it{hint}")
     if not path.is_file():
         raise FileNotFoundError(f"no recipe or file is called {str(source)!r}{nearest(str(source), bundled())}")
     try:

@@ -142,6 +142,7 @@ def run_in(
         trainer.load(out)
         if main:
             warn_of_other_splits(out, trainer.data)
+            warn_of_spent_budget(trainer, out)
     choice = threads.choose(trainer, out if resumes else None)
     if main:
         record = split_record(trainer.data) | choice.record()
@@ -337,6 +338,18 @@ def save_final(trainer: Trainer, out: Path) -> None:
     if o.latent_mean:
         centre_prior(model, stack(trainer.data.train, 10_000), batch_size=trainer.micro_batch_size)
     model.save(out)
+
+
+def warn_of_spent_budget(trainer: Trainer, out: Path) -> None:
+    """Warn where there is nothing left to do: the budget is that of the whole run, not of its continuation."""
+    o = trainer.options
+    key, spent = ("steps", trainer.step) if trainer.step >= o.steps else ("seconds", trainer.seconds)
+    if trainer.progress >= 1:
+        warnings.warn(
+            f"{out} is not trained on, as it has spent its budget, {spent:.0f} {key} of {getattr(o, key):.0f}: "
+            f"train.{key} counts from its beginning; give --train.{key} {2 * getattr(o, key):.0f} or so",
+            stacklevel=3,
+        )
 
 
 def warn_of_short_run(trainer: Trainer, interrupted: bool) -> None:

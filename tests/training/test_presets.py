@@ -173,6 +173,9 @@ def test_a_run_keeps_its_preset_when_it_continues(step_seconds, vectors, tmp_pat
         step_seconds[256] = 1e-9  # a faster machine
         more = recipes.recipe("array", {"data.path": str(vectors), **QUICK, "train.seconds": 100, "train.steps": 6})
         assert train(more, tmp_path / "run", resume=True, progress=False)["steps"] == 6
+    with pytest.warns(
+        UserWarning, match=r"is not trained on, as it has spent its budget, 6 steps of 6: train\.steps counts"
+    ):
         assert train(recipes.load(tmp_path / "run"), tmp_path / "run", resume=True, progress=False)["steps"] == 6
     small, medium = (recipes.recipe("array", {"data.path": str(vectors), "train.preset": p}) for p in presets.SIZES[:2])
     assert not recipes.is_open(recipes.as_continued(small, tmp_path / "run"))
