@@ -17,6 +17,7 @@ from indm.runs.provenance import weights_hash
 NEAR_SOURCE = 3 / 256  # distance of a result from its source, as a share of the grey levels
 FEW_STEPS = 200
 ENOUGH_STEPS = 2000  # that a run is at least continued to
+MOST_MORE = 10  # times the seconds of a run, in the command that continues it
 LOW_RATE = 1e-5  # a learning rate that hardly trains
 REQUIRED_BASELINES = ("uniform", "gaussian")  # a model that is no better than these has not learned its data
 OTHER_DATA = "Likely cause: these are not the data that it was trained on."
@@ -216,7 +217,7 @@ class _Trained:
         saves_best = self.options.final == "best"
         validation = best.get("valid_nelbo", math.nan) if saves_best else self.last("valid_nelbo")
         if training < baseline <= validation:
-            remedy = "More examples would do, flips of them (data.flip), or a smaller network"
+            remedy = "More examples would do, or a smaller network"
             if not saves_best:
                 remedy += f"; {self.run / 'best'} holds the model of the best validation, of step {best['step']}"
             return (
@@ -231,7 +232,7 @@ class _Trained:
             budget: dict[str, float] = {}
         else:
             steps = max(4 * self.steps, ENOUGH_STEPS)
-            seconds = math.ceil(self.seconds * steps / max(self.steps, 1))
+            seconds = math.ceil(self.seconds * min(steps / max(self.steps, 1), MOST_MORE))
             budget = {"train.steps": steps} if self.steps >= self.options.steps else {}
             budget |= {"train.seconds": seconds} if seconds > self.options.seconds else {}
         if any(isinstance(table, Mapping) and table.get("name") == GIVEN for table in self.recipe.values()):

@@ -126,7 +126,11 @@ def likelihood_table(result: dict) -> str:
     if result["entropy_nats"] is not None:
         rows.append(("entropy of the data", f"{result['entropy_nats']:.4f}", "", ""))
     counts = ", ".join(f"{n} for the {kind.upper()}" for kind, n in result["images"].items())
-    lines = [table(rows), f"{result['split']} split: {counts}; ε = {result['eps']:g}; {result['dequantization']}"]
+    lines = [table(rows), f"{result['split']} split: {counts}; ε = {result['eps']:g}"]
+    lines.append(f"dequantization: {result['dequantization']}")
+    both = [result[kind]["with_reconstruction"][key] for kind in KINDS if kind in result]
+    if len(both) == 2 and both[1] > both[0]:
+        lines.append("The NELBO bounds the law of the SDE; the NLL is of that of the ODE, and may lie above it.")
     return "\n".join(lines + ([f"codes: {result['codes']}"] if "codes" in result else []))
 
 
