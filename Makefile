@@ -7,6 +7,8 @@ READY = .venv/.ready
 
 # The tests start Python many times: what it has compiled is kept.
 unexport PYTHONDONTWRITEBYTECODE
+# Several processes share the cores: threads that wait sleep after a short while (docs/performance.md, Threads).
+export GOMP_SPINCOUNT ?= 10000
 
 .PHONY: demo test test-long mutants lint bench bench-full env
 env: $(READY)
