@@ -231,12 +231,13 @@ def loop(
             log.add(terms)
             stops = asked_to_stop(terms)
             over = trainer.progress >= 1
-            validates = over or (due(o.validate_every) and not stops)  # whoever asked to stop does not wait for it
-            logs, saves = over or due(o.log_every), due(o.checkpoint_every)
+            logs, validates, saves = over or due(o.log_every), over or due(o.validate_every), due(o.checkpoint_every)
             fault = log.look() if logs or validates or saves or due(LOOK_EVERY) else None
             if not fault and logs:
                 log.log_step()
             if not fault and validates:
+                if stops and not trainer.skipped_in_row:
+                    trainer.save(out)  # the process may end in a validation that takes long
                 fault = log.log_validation()
             if fault:
                 recover(trainer, out, log, fault)

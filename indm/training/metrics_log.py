@@ -173,7 +173,7 @@ class MetricsLog:
         if "nelbo" in terms:
             parts += [f"NELBO {terms['nelbo']:.3f} {trainer.unit}"]
             parts += [f"{name} {terms[name]:.4g}" for name in PENALTIES if name in terms]
-        else:
+        elif "loss" in terms:  # which steps behind a frozen flow have not
             parts += [f"{name} {terms[name]:.4g}" for name in ("loss", *trainer.shown) if name in terms]
         if trainer.validation:
             parts += [f"validation {trainer.validation['valid_nelbo']:.3f}"]
