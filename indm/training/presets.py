@@ -18,7 +18,7 @@ from indm.training.memory import TooLarge
 from indm.training.threads import choose, passes_without_trace
 from indm.training.trainer import Trainer
 
-SIZES = ("small", "medium", "large")
+FEWEST_EXAMPLES = {"small": 0, "medium": 2_000, "large": 20_000}  # to train on, for "auto": fewer overfit at once
 ENOUGH_STEPS = 2000  # of a run that learns well; the largest preset with so many is taken
 USUAL_SECONDS = 600.0  # of a run whose budget is one of steps
 PIXELS = 32 * 32  # of the images for which a preset's batch is meant
@@ -60,7 +60,8 @@ def chosen(
 ) -> tuple[Recipe, tuple[str, ...]]:
     """The tables of the preset of an open ``recipe``, fitted to its data, and notes: why this one, what was fitted.
 
-    "auto" takes the largest preset that makes enough steps within the budget, by the time of a step, measured here.
+    "auto" takes the largest preset for which there are enough examples, and which makes enough steps within the budget,
+    by the time of a step, measured here.
 
     Args:
         recipe: open.
@@ -72,14 +73,16 @@ def chosen(
         ValueError: the recipe has no such preset.
     """
     name, of_recipe = recipe["train"]["preset"], recipe.get(PRESETS, {})
-    known = [size for size in SIZES if size in of_recipe]
+    known = [size for size in FEWEST_EXAMPLES if size in of_recipe]
     if not known or name not in (*known, "auto"):
         raise ValueError(
             f"train.preset must be one that the recipe has ({', '.join(known) or 'none'}), got {name!r}; the recipes "
             "folder, array and translate-folders have small, medium and large"
         )
     together = recipes.options_of(recipe, "train").accumulate * accelerator.num_processes
-    presets = [fitted(size, of_recipe[size], parts["data"], together) for size in known if name in (size, "auto")]
+    enough = [size for size in known if len(parts["data"].train) >= FEWEST_EXAMPLES[size]]
+    wanted = (enough or known[:1]) if name == "auto" else [name]
+    presets = [fitted(size, of_recipe[size], parts["data"], together) for size in wanted]
     if name != "auto":
         return presets[0].tables, presets[0].notes
     preset = _largest(presets, recipe, lambda whole: trainer(whole, accelerator=accelerator, **parts))

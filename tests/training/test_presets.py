@@ -41,6 +41,12 @@ def step_seconds(monkeypatch):
 
 
 @pytest.fixture
+def any_number(monkeypatch):
+    """All presets are for any number of examples."""
+    monkeypatch.setattr(presets, "FEWEST_EXAMPLES", dict.fromkeys(presets.FEWEST_EXAMPLES, 0))
+
+
+@pytest.fixture
 def vectors(tmp_path):
     path = tmp_path / "table.npy"
     np.save(path, np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32))
@@ -71,7 +77,7 @@ def preset_of(run):
         (0.01, 1.30, {"steps": 500}, 128),
     ],
 )
-def test_auto_takes_the_largest_with_enough_steps(step_seconds, vectors, small, medium, budget, width):
+def test_auto_takes_the_largest_with_enough_steps(any_number, step_seconds, vectors, small, medium, budget, width):
     step_seconds |= {128: small, 256: medium, 512: 1000.0}
     changes = {"data.path": str(vectors), **{f"train.{key}": value for key, value in budget.items()}}
     whole, notes = presets.completed(
@@ -81,7 +87,7 @@ def test_auto_takes_the_largest_with_enough_steps(step_seconds, vectors, small, 
     assert f"small {small:.2g} s a step" in notes[0] and "choose another with --preset" in notes[0]
 
 
-def test_auto_takes_none_that_memory_does_not_hold(monkeypatch, step_seconds, vectors):
+def test_auto_takes_none_that_memory_does_not_hold(any_number, monkeypatch, step_seconds, vectors):
     def check(recipe, shape, accelerator):
         if recipe["net"]["width"] >= least:
             raise TooLarge("a step of training takes more than there is")
@@ -101,7 +107,7 @@ def one_process():
     return Accelerator(cpu=True)
 
 
-def test_what_is_given_stays(step_seconds, vectors):
+def test_what_is_given_stays(any_number, step_seconds, vectors):
     step_seconds |= {64: 1e-6, 128: 1e-6, 256: 1e-6, 512: 1e-6}
     changes = {"data.path": str(vectors), "net.width": 64, "train.lr": 0.5, "flow": "identity"}
     data = {"data": load_data("array", path=vectors)}
@@ -109,6 +115,16 @@ def test_what_is_given_stays(step_seconds, vectors):
     assert whole["net"]["width"] == 64 and whole["train"]["lr"] == 0.5
     assert whole["flow"] == {"name": "identity"}  # no key of the preset's own flow
     assert whole["train"]["flow_lr"] == 5e-4  # that of large
+
+
+@pytest.mark.parametrize(("rows", "width"), [(200, 128), (2600, 256), (26_000, 512)])
+def test_few_examples_get_a_small_preset(step_seconds, rows, width):
+    step_seconds |= {128: 1e-6, 256: 1e-6, 512: 1e-6}
+    data = {"data": as_data(torch.randn(rows, 2))}
+    whole, notes = presets.completed(recipes.load("array"), data, one_process())
+    assert whole["net"]["width"] == width and ("medium" in notes[0]) == (rows > 2500)
+    asked = recipes.recipe("array", {"data.path": "x.npy", "train.preset": "large"})
+    assert presets.completed(asked, data, one_process())[0]["net"]["width"] == 512
 
 
 def test_a_batch_is_capped_by_the_data_with_a_note(vectors):
@@ -143,7 +159,7 @@ def test_levels_and_batch_by_the_size_of_images(side, expected, batch):
 @pytest.mark.parametrize("name", ["folder", "array", "translate-folders"])
 def test_presets_grow(name):
     loaded = recipes.load(name)
-    assert list(loaded[recipes.PRESETS]) == list(presets.SIZES) and recipes.is_open(recipes.resolve(loaded))
+    assert list(loaded[recipes.PRESETS]) == list(presets.FEWEST_EXAMPLES) and recipes.is_open(recipes.resolve(loaded))
     sizes = [preset["net"].get("channels") or preset["net"]["width"] for preset in loaded[recipes.PRESETS].values()]
     rates = [preset["train"]["lr"] for preset in loaded[recipes.PRESETS].values()]
     assert sizes == sorted(sizes) and rates == sorted(rates, reverse=True)
@@ -177,7 +193,9 @@ def test_a_run_keeps_its_preset_when_it_continues(step_seconds, vectors, tmp_pat
         UserWarning, match=r"is not trained on, as it has spent its budget, 6 steps of 6: train\.steps counts"
     ):
         assert train(recipes.load(tmp_path / "run"), tmp_path / "run", resume=True, progress=False)["steps"] == 6
-    small, medium = (recipes.recipe("array", {"data.path": str(vectors), "train.preset": p}) for p in presets.SIZES[:2])
+    small, medium = (
+        recipes.recipe("array", {"data.path": str(vectors), "train.preset": p}) for p in ("small", "medium")
+    )
     assert not recipes.is_open(recipes.as_continued(small, tmp_path / "run"))
     with pytest.raises(ValueError, match=r"got 'medium', whose net\.width is 256 and not 128; leave --preset out"):
         recipes.as_continued(medium, tmp_path / "run")
