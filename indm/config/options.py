@@ -18,6 +18,8 @@ from indm.messages import nearest
 TRACKERS = {"tensorboard", "wandb"}
 FEWEST_EXAMPLES = 20  # of a report: two for each fold of the jackknife
 STUDY_NAMES = ("eight-gaussians", "digits", "fashion-mnist-16", "fashion-mnist")  # of a reproduction
+FEW_STEPS = 200  # of a training that has hardly learned anything
+ENOUGH_STEPS = 2000  # of one that learns well: the aim of presets, and of advice to train on
 MANY_STEPS = 200  # from here on only stochastic samplers are measured: the others have long converged
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indm.config import recipes
-from indm.config.options import Training
+from indm.config.options import ENOUGH_STEPS, FEW_STEPS, Training
 from indm.config.parts import GIVEN
 from indm.evaluation.results import number_key, read_evaluation
 from indm.files import untrusted
@@ -15,8 +15,6 @@ from indm.runs.folder import read_metrics, recipe_of
 from indm.runs.provenance import weights_hash
 
 NEAR_SOURCE = 3 / 256  # distance of a result from its source, as a share of the grey levels
-FEW_STEPS = 200
-ENOUGH_STEPS = 2000  # that a run is at least continued to
 MOST_MORE = 10  # times the seconds of a run, in the command that continues it
 LOW_RATE = 1e-5  # a learning rate that hardly trains
 REQUIRED_BASELINES = ("uniform", "gaussian")  # a model that is no better than these has not learned its data

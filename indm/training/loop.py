@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from indm.config import recipes
-from indm.config.options import Training
+from indm.config.options import FEW_STEPS, Training
 from indm.config.recipes import Recipe
 from indm.data.base import Data, stack
 from indm.data.image_files import count_unreadable
@@ -46,7 +46,6 @@ from indm.training.step import is_due
 from indm.training.threads import SlowSteps
 from indm.training.trainer import Trainer
 
-FEW_STEPS = 200  # of a run that has hardly learned anything
 Callback = Callable[[Trainer, dict[str, Tensor]], bool | None]
 
 

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from indm.config import recipes
+from indm.config.options import ENOUGH_STEPS
 from indm.config.recipes import PRESETS, Recipe
 from indm.data.base import Data
 from indm.runs.processes import by_main_process
@@ -19,7 +20,6 @@ from indm.training.threads import choose, passes_without_trace
 from indm.training.trainer import Trainer
 
 FEWEST_EXAMPLES = {"small": 0, "medium": 2_000, "large": 20_000}  # to train on, for "auto": fewer overfit at once
-ENOUGH_STEPS = 2000  # of a run that learns well; the largest preset with so many is taken
 USUAL_SECONDS = 600.0  # of a run whose budget is one of steps
 PIXELS = 32 * 32  # of the images for which a preset's batch is meant
 SMALLEST_BATCH = 8
