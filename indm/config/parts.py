@@ -22,6 +22,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "residual": "indm.flows.residual:ResidualFlow",
         "conditional-residual": "indm.flows.conditional:ConditionalResidualFlow",
         "coupling": "indm.flows.coupling:CouplingFlow",
+        "elementwise": "indm.flows.elementwise:ElementwiseFlow",
         "autoregressive": "indm.flows.autoregressive:AutoregressiveFlow",
         "zuko": "indm.flows.adapters:ZukoFlow",
         "normflows": "indm.flows.adapters:NormflowsFlow",

@@ -19,6 +19,7 @@ from .coupling import CouplingFlow as CouplingFlow
 from .coupling import InvertibleLinear as InvertibleLinear
 from .coupling import SecondHalf as SecondHalf
 from .coupling import initialize_actnorms as initialize_actnorms
+from .elementwise import ElementwiseFlow as ElementwiseFlow
 from .log_det import ExactLogDet as ExactLogDet
 from .log_det import PowerSeries as PowerSeries
 from .residual import ResidualBlock as ResidualBlock

@@ -104,10 +104,18 @@ class RationalQuadratic:
         index = (v.unsqueeze(1) >= knots[:, along, 1:-1]).sum(1, keepdim=True)
         ends = torch.cat([index, index + 1], dim=1)
         lower, upper = knots.gather(2, ends.unsqueeze(1).expand(-1, 2, *ends.shape[1:])).unbind(2)
-        slopes = F.pad(raw[:, 2 * self.bins :].transpose(1, -1), (1, 1)).transpose(1, -1).gather(1, ends)
-        slopes = self.least + (1 - self.least) * F.softplus(slopes + math.log(math.e - 1))
+        slopes = self._slopes(self._padded(raw[:, 2 * self.bins :]).gather(1, ends))
         size = upper - lower
         return lower[:, 0], size[:, 0], lower[:, 1], size[:, 1], slopes[:, 0], slopes[:, 1]
+
+    def _slopes(self, raw: Tensor) -> Tensor:
+        """Slopes of knots from raw ones; 1 from 0."""
+        return self.least + (1 - self.least) * F.softplus(raw + math.log(math.e - 1))
+
+    @staticmethod
+    def _padded(raw: Tensor) -> Tensor:
+        """Raw slopes of all knots, (B, K + 1, …), from those of the inner ones: 0 at both ends."""
+        return F.pad(raw.transpose(1, -1), (1, 1)).transpose(1, -1)
 
     def _knots(self, raw: Tensor) -> Tensor:
         """Knots along x and y, (B, 2, K + 1, …), from raw widths and heights (B, 2 K, …)."""

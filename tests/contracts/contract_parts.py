@@ -18,6 +18,7 @@ OPTIONS = {
             "blocks": [1, 1], "width": 8, "code_dim": 4, "encoder_planes": [4], "prior_steps": 1, "prior_width": 8,
         },
         "coupling": {"depth": 2, "width": 8},
+        "elementwise": {"bins": 2},
         "autoregressive": {"blocks": 2, "width": 16, "layers": 1},
         "zuko": {"transforms": 2, "width": 16},
         "normflows": {

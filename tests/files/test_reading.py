@@ -247,6 +247,7 @@ CLAIMS = [
     ({"flow": {"name": "coupling"}}, ("flow", "depth"), 10**7),
     ({"flow": {"name": "coupling"}}, ("flow", "bins"), 10**7),
     ({"flow": {"name": "coupling"}}, ("flow", "levels"), HUGE),
+    ({"flow": {"name": "elementwise"}}, ("flow", "bins"), 10**7),
     ({"flow": {"name": "autoregressive"}}, ("flow", "layers"), 10**7),
     ({"flow": {"name": "autoregressive"}}, ("flow", "width"), 10**6),
     ({"flow": {"name": "zuko"}}, ("flow", "width"), 10**5), ({"flow": {"name": "zuko"}}, ("flow", "transforms"), 10**6),

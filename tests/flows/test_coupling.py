@@ -1,4 +1,4 @@
-"""Coupling and autoregressive flows: their transforms against other implementations, their starts, what they refuse."""
+"""Coupling, elementwise and autoregressive flows: their transforms against other implementations, starts, refusals."""
 
 import copy
 import math
@@ -8,7 +8,15 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from indm.flows import ActNorm, AutoregressiveFlow, CouplingFlow, InvertibleLinear, ZukoFlow, initialize_actnorms
+from indm.flows import (
+    ActNorm,
+    AutoregressiveFlow,
+    CouplingFlow,
+    ElementwiseFlow,
+    InvertibleLinear,
+    ZukoFlow,
+    initialize_actnorms,
+)
 from indm.flows.coupling import Affine, RationalQuadratic
 
 
@@ -56,6 +64,25 @@ def test_spline_is_that_of_zuko():
     expected, ladj = other.call_and_ladj(y)
     torch.testing.assert_close(z[:, 0], expected)
     torch.testing.assert_close(log_slope[:, 0], ladj)
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 4, 6)])
+@pytest.mark.parametrize("shared, splines", [("all", 1), ("channel", -1)])
+def test_an_elementwise_flow_is_the_spline_with_the_same_parameters_for_each_entry(shape, shared, splines):
+    """Values, log-determinants, inverses and gradients of the spline whose parameters are given entry by entry."""
+    torch.manual_seed(0)
+    flow, x = ElementwiseFlow(shape, shared).double(), torch.randn(3, *shape, dtype=torch.float64)
+    torch.nn.init.normal_(flow.raw)
+    raw = flow.raw.mT.reshape(flow.spline.size, splines, *(1,) * (len(shape) - 1)).expand(3, -1, *shape)
+    spline = RationalQuadratic(8, 1.5)
+    z, log_slope = spline(x, raw)
+    expected, results = (z, log_slope.flatten(1).sum(1)), flow(x)
+    for result, value in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, value)
+        gradients = (torch.autograd.grad(v.square().sum(), flow.raw, retain_graph=True)[0] for v in (result, value))
+        torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(flow.inverse_step(z), spline.inverse(z, raw))
+    assert flow.raw.numel() == 23 * (shape[0] if shared == "channel" else 1)
 
 
 def test_log_scales_stay_within_their_bound():
@@ -166,6 +193,9 @@ def test_autoregressive_tokens_see_only_those_before_them():
         (lambda: CouplingFlow((4,), bins=1), "bins must be at least 2"),
         (lambda: CouplingFlow((4,), bound=-1.0), "bound"),
         (lambda: CouplingFlow((4,), start="random"), "start must be"),
+        (lambda: ElementwiseFlow((4,), shared="pixel"), 'shared must be "all" or "channel", got .pixel'),
+        (lambda: ElementwiseFlow((4,), bins=1), "bins must be at least 2"),
+        (lambda: ElementwiseFlow((4,), bound=0.0), "bound positive"),
         (lambda: AutoregressiveFlow((1, 9, 8)), "divisible by patch=2"),
         (lambda: AutoregressiveFlow((4,), width=48), "multiple of 32"),
         (lambda: ZukoFlow((1, 8, 8)), "for vectors"),
