@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from indm.config import recipes
+from indm.config.recipes import Recipe
 from indm.data.registry import load_data
 from indm.reproduction.plan import FIRST_SEED, Budget, Plan, family_of_plan, recipe_of
 from indm.reproduction.studies import STUDIES, VARIANTS
@@ -40,13 +41,19 @@ def measure_budget(plan: Plan, threads: int, progress: bool = True) -> Budget:
 
 
 def seconds_per_step(plan: Plan, data: str, rounds: int, steps: int = 12) -> dict[str, list[float]]:
-    """Seconds of a training step of each variant whose cost is measured, one value for each round but the first.
+    """Seconds of a training step of each variant whose cost is measured, see :func:`in_turns`."""
+    measured = [variant for variant in STUDIES[data].variants if not VARIANTS[variant].cost]
+    return in_turns({v: recipe_of(plan, data, v, FIRST_SEED, 100) for v in measured}, rounds, steps)
 
-    In each round every variant makes ``steps`` steps in turn; the first round warms up.
+
+def in_turns(variants: Mapping[str, Recipe], rounds: int, steps: int = 12) -> dict[str, list[float]]:
+    """Seconds of a training step of each recipe, one value for each round but the first.
+
+    In each round every one makes ``steps`` steps in turn; the first round warms up. All train in this process, with the
+    threads that it has.
     """
     trainers, batches = {}, {}
-    for variant in (v for v in STUDIES[data].variants if not VARIANTS[v].cost):
-        recipe = recipe_of(plan, data, variant, FIRST_SEED, 100)
+    for variant, recipe in variants.items():
         accelerator = make_accelerator(recipes.options_of(recipe, "train"))
         trainers[variant] = Trainer(recipe, load_data(**recipe["data"]), accelerator)
         batches[variant] = trainers[variant].batches()
