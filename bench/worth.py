@@ -1,0 +1,213 @@
+"""What the flow is worth: linear diffusion, one elementwise spline, INDM and the plain flow, as fairly as we can.
+
+    python bench/worth.py costs digits          # cost of a step of every side, alone on the machine
+    python bench/worth.py search digits         # rates and sizes of each cell, on the validation split
+    python bench/worth.py final digits          # trainings at the chosen settings, tested once
+    python bench/worth.py capacity digits       # the gain along widths of score and flow, and along the budget
+    python bench/worth.py table digits fashion-mnist-16 emoji-32 --figures docs/figures
+
+Data are digits, fashion-mnist-16 and emoji-32 (with ``--path PACKAGE``). Every side, under every dequantization, gets
+the seconds that the linear side under uniform dequantization takes for the budget of its study, times ``--budget``, as
+a number of steps: a step's cost is measured in turns, in one process. Each cell has its own rates, average and size or
+schedule of the flow, by the same number of trainings (``worth_cells.axes``); a setting is chosen at its own budget.
+
+Every training is a record in ``--out`` and is never made again; killed and started again, a command goes on. ``--jobs``
+processes train side by side, with one thread each.
+"""
+
+import argparse
+import itertools
+import json
+import multiprocessing
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from worth_cells import (
+    DEQUANTIZATIONS,
+    FIRST_SEED,
+    RATES,
+    SIDES,
+    STUDIES,
+    Setting,
+    Training,
+    axes,
+    costs,
+    kept,
+    name_of,
+    tested,
+    validated,
+)
+from worth_table import capacity_figure, capacity_table, family_table, main_table
+
+from indm.config import recipes
+
+WIDTHS, BUDGETS = (16, 32, 48, 64), (1, 2, 4)  # of the score; times the study's budget
+FLOW_WIDTHS = (8, 16, 32, 64)
+
+
+def folder(o: argparse.Namespace, data: str) -> Path:
+    return o.out / (data if o.budget == 1 else f"{data}-x{o.budget:g}")
+
+
+def cells(o: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Dequantization and side, the most informative first."""
+    return itertools.product(o.dequantizations, o.sides)
+
+
+def structures(data: str, dequantization: str, side: str) -> list[Setting]:
+    """What the search of a cell may choose that changes the cost of a step."""
+    tables = [axis for axis in axes(data, dequantization, side) if not {*RATES} & {*axis[-1]}]
+    return [merged(values) for values in itertools.product(*tables)]
+
+
+def merged(settings: Iterable[Setting]) -> Setting:
+    return dict(itertools.chain.from_iterable(setting.items() for setting in settings))
+
+
+def jobs_of_costs(o: argparse.Namespace, data: str) -> list[Training]:
+    return [
+        Training(data, dequantization, side, setting, STUDIES[data].budget, path=o.path)
+        for dequantization, side in cells(o)
+        for setting in structures(data, dequantization, side)
+    ]
+
+
+def measure_costs(o: argparse.Namespace, data: str, jobs: Sequence[Training] = ()) -> dict[str, float]:
+    """Costs of the search's cells, or of ``jobs``."""
+    return costs(o.out / data / "costs.json", jobs or jobs_of_costs(o, data))
+
+
+def search_cell(out: Path, job: Training, costs: dict[str, float], budget: float) -> Path:
+    """Search one cell's setting along its axes, one training after another; writes and returns the chosen one."""
+    place = out / "search" / f"{job.dequantization}-{job.side}"
+
+    def bits(setting: Setting) -> tuple[float, str]:
+        """Of the best average, and which that is."""
+        this = replace(job, setting=setting)
+        this = replace(this, steps=max(1, round(budget / costs[this.cost_key])))
+        record = kept(place / f"{name_of(setting)}.json", lambda: validated(this))
+        return min((float("inf") if value is None else value, decay) for decay, value in record["valid"].items())
+
+    def choose() -> dict:
+        searched = axes(job.data, job.dequantization, job.side)
+        best = merged(axis[0] for axis in searched)
+        for axis in searched:
+            best = min((best | value for value in axis), key=bits)
+        value, decay = bits(best)
+        return {"setting": best, "ema": float(decay), "valid": value, "trainings": len(list(place.iterdir()))}
+
+    kept(place.with_suffix(".json"), choose)
+    return place.with_suffix(".json")
+
+
+def test(path: Path, job: Training, decay: float, whole: bool) -> Path:
+    kept(path, lambda: tested(job, decay, whole))
+    return path
+
+
+def seeds(number: int) -> range:
+    return range(FIRST_SEED, FIRST_SEED + number)
+
+
+def chosen(o: argparse.Namespace, data: str, dequantization: str, side: str) -> dict:
+    path = folder(o, data) / "search" / f"{dequantization}-{side}.json"
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: python bench/worth.py search {data} makes it")
+    return json.loads(path.read_text())
+
+
+def search(o: argparse.Namespace, data: str) -> list[tuple]:
+    measured, budget = measure_costs(o, data), o.budget * STUDIES[data].budget
+    return [
+        (search_cell, folder(o, data), Training(data, dequantization, side, {}, 1, path=o.path), measured, budget)
+        for dequantization, side in cells(o)
+    ]
+
+
+def final(o: argparse.Namespace, data: str) -> list[tuple]:
+    tasks = []
+    for seed in seeds(o.seeds or STUDIES[data].seeds):
+        for dequantization, side in cells(o):
+            choice = chosen(o, data, dequantization, side)
+            job = Training(data, dequantization, side, choice["setting"], 1, seed, o.path)
+            cost = measure_costs(o, data)[job.cost_key]
+            job = replace(job, steps=max(1, round(o.budget * STUDIES[data].budget / cost)))
+            path = folder(o, data) / "final" / f"{dequantization}-{side}-{seed}.json"
+            tasks.append((test, path, job, choice["ema"], True))
+    return sorted(tasks, key=lambda task: o.dequantizations.index(task[2].dequantization))
+
+
+def capacity(o: argparse.Namespace, data: str) -> list[tuple]:
+    """Linear, elementwise and INDM along the width of the score and the budget, and INDM along that of the flow."""
+    recipe = recipes.load(data)
+    usual = recipe["net"]["channels"], recipe["flow"].get("width", 32)
+    grid = [(channels, usual[1], budget) for budget in BUDGETS for channels in WIDTHS]
+    jobs = {}
+    for dequantization in o.dequantizations:
+        for seed in seeds(o.seeds or 1):
+            for side in ("linear", "elementwise", "indm"):
+                choice = chosen(o, data, dequantization, side)
+                flows = [(usual[0], width, 1) for width in FLOW_WIDTHS if width != usual[1]] if side == "indm" else []
+                for channels, width, budget in grid + flows:
+                    widths = {"net.channels": channels} | ({"flow.width": width} if side == "indm" else {})
+                    job = Training(data, dequantization, side, choice["setting"] | widths, 1, seed, o.path)
+                    name = f"{dequantization}-{side}-{channels}-{width}-x{budget}-{seed}.json"
+                    jobs[name] = (job, budget, choice["ema"])
+    units = {w: Training(data, "uniform", "linear", {"net.channels": w}, 1, path=o.path) for w in (*WIDTHS, usual[0])}
+    measured = measure_costs(o, data, [*(job for job, _, _ in jobs.values()), *units.values()])
+    tasks = []
+    for name, (job, budget, decay) in jobs.items():
+        unit = measured[units[job.setting["net.channels"]].cost_key]
+        steps = max(1, round(o.budget * budget * STUDIES[data].budget * unit / measured[job.cost_key]))
+        tasks.append((test, folder(o, data) / "capacity" / name, replace(job, steps=steps), decay, False))
+    return tasks
+
+
+def table(o: argparse.Namespace) -> None:
+    """All tables and figures that the records give."""
+    folders = {data: folder(o, data) for data in o.data}
+    print(main_table(folders), family_table(folders), capacity_table(folders), sep="\n\n")
+    if o.figures:
+        capacity_figure(folders, o.figures / "worth-capacity.png")
+
+
+def run(tasks: Sequence[tuple], jobs: int) -> None:
+    """Call the tasks, each a function and its arguments, in processes of one thread each."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (1,)) as pool:
+        try:
+            for done in as_completed([pool.submit(*task) for task in tasks]):
+                print(done.result(), flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("costs", "search", "final", "capacity", "table"))
+    parser.add_argument("data", nargs="+", choices=list(STUDIES))
+    parser.add_argument("--budget", type=float, default=1, help="times the study's, a power of two")
+    parser.add_argument("--seeds", type=int, help="of a cell; default: the study's, and 1 of the capacity")
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES))
+    parser.add_argument("--dequantizations", nargs="+", choices=DEQUANTIZATIONS, default=DEQUANTIZATIONS)
+    parser.add_argument("--path", help="of the images, for emoji-32")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "records" / "worth")
+    parser.add_argument("--figures", type=Path, help="folder for the figure of the capacity")
+    o = parser.parse_args()
+    torch.set_num_threads(1)
+    for data in o.data if o.command != "table" else ():
+        if o.command == "costs":
+            print(json.dumps(measure_costs(o, data), indent=2))
+        else:
+            run({"search": search, "final": final, "capacity": capacity}[o.command](o, data), o.jobs)
+    if o.command == "table":
+        table(o)
+
+
+if __name__ == "__main__":
+    main()

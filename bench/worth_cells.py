@@ -1,0 +1,240 @@
+"""What bench/worth.py compares, and how one training is made: data, sides with their search, costs of a step, records.
+
+A cell is a data set, a dequantization and a side. All sides have the recipe's score network, batch and schedule; a
+*setting* is what the search chooses, as changes of the recipe.
+"""
+
+import functools
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import indm
+from indm.config import recipes
+from indm.config.recipes import Recipe
+from indm.data.base import Data, stack
+from indm.data.registry import load_data
+from indm.files import atomic
+from indm.model import count_parameters
+from indm.reproduction.costs import in_turns
+from indm.runs.provenance import provenance
+from indm.training.devices import make_accelerator
+from indm.training.ema import EMA
+from indm.training.trainer import Trainer
+
+DEQUANTIZATIONS = ("uniform", "variational", "truncated-normal")  # the most informative first, as are the sides
+SIDES: dict[str, dict[str, Any]] = {
+    "linear": {"flow": "identity", "train.flow_update_every": 1},
+    "elementwise": {"flow": "elementwise", "train.flow_update_every": 1},
+    "indm": {},
+    "flow": {"net": "zero", "train.objective": "flow", "train.flow_update_every": 1},
+}
+Setting = dict[str, Any]
+Axis = tuple[Setting, ...]
+# Averages that one training keeps. After n steps a decay is at most (1 + n)/(10 + n): 0.971 after 300, 0.985 after 600.
+EMA_DECAYS = (0.9, 0.97, 0.999)
+RATES = ("train.lr", "train.flow_lr", "train.dequantization_lr")  # which leave the cost of a step as it is
+FIRST_SEED = 1  # of the final trainings; the search has seed 0
+ROUNDS, STEPS_A_ROUND = 9, 6  # of the measured costs; a round holds whole cycles of flow_update_every
+VERSIONS = ("indm", "torch", "python", "git", "device", "threads")
+
+
+@dataclass(frozen=True)
+class Study:
+    """One data set's part; its name is that of its recipe.
+
+    Args:
+        budget: training steps of the linear side under uniform dequantization; all others get as many seconds.
+        seeds: final trainings of a cell.
+        elementwise: what the elementwise flow may have more of.
+        iw: test images of the importance-weighted bound, of the first seed; its exact divergence is slow.
+        examples: validation and test images, at most.
+    """
+
+    budget: int
+    seeds: int
+    elementwise: Setting
+    iw: int = 0
+    examples: int = 1000
+
+
+STUDIES = {
+    "digits": Study(600, 5, {"flow.bins": 16}),
+    "fashion-mnist-16": Study(300, 5, {"flow.bins": 16}),
+    "emoji-32": Study(300, 3, {"flow.shared": "channel"}),
+}
+NLL_EXAMPLES, IW_DRAWS, IW_STEPS = 64, 8, 24
+
+
+def options(key: str, *values: Any) -> Axis:
+    """An axis of the search; it starts at the first value."""
+    return tuple({key: value} for value in values)
+
+
+def size(levels: int, depth: int, width: int) -> Setting:
+    return {"flow.levels": levels, "flow.depth": depth, "flow.width": width}
+
+
+def axes(data: str, dequantization: str, side: str) -> list[Axis]:
+    """The axes along which a cell's setting is searched, one after the other.
+
+    That takes 1 + Σ (values − 1) trainings: 6 for every side, and 7 where the dequantization is learned.
+    """
+    scores = options("train.lr", 2e-3, 1e-3, 4e-3)
+    own: dict[str, list[Axis]] = {
+        "linear": [options("train.lr", 2e-3, 1e-3, 4e-3, 3e-3, 8e-3, 5e-4)],
+        "elementwise": [scores, options("train.flow_lr", 1e-2, 3e-3, 3e-2), ({}, STUDIES[data].elementwise)],
+        "indm": [scores, options("train.flow_lr", 3e-3, 1e-3, 1e-2), options("train.flow_update_every", 1, 3)],
+        "flow": [
+            (size(2, 8, 32), size(2, 8, 64), size(3, 4, 64)),
+            options("train.flow_lr", 3e-3, 1e-3, 1e-2, 5e-4),
+        ],
+    }
+    noise = [options("train.dequantization_lr", 1e-3, 3e-3)] if dequantization == "variational" else []
+    return own[side] + noise
+
+
+def name_of(setting: Mapping[str, Any]) -> str:
+    """A setting as a file is called by it."""
+    return ",".join(f"{key.partition('.')[2]}={value}" for key, value in setting.items()) or "recipe"
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training.
+
+    Args:
+        data, dequantization, side: the cell.
+        setting: changes of the recipe.
+        steps: optimizer steps.
+        seed: of weights, batches and noise.
+        path: of the data, where the recipe leaves it open.
+    """
+
+    data: str
+    dequantization: str
+    side: str
+    setting: Setting
+    steps: int
+    seed: int = 0
+    path: str | None = None
+
+    def recipe(self) -> Recipe:
+        changes: Setting = {"train.steps": self.steps, "train.seconds": math.inf, "train.seed": self.seed}
+        changes |= {} if self.path is None else {"data.path": self.path}
+        changes |= {} if self.dequantization == "uniform" else {"dequantization": self.dequantization}
+        return recipes.recipe(self.data, changes | SIDES[self.side] | self.setting)
+
+    @property
+    def cost_key(self) -> str:
+        """The cell and what of the setting decides about the cost of a step."""
+        structure = {key: value for key, value in self.setting.items() if key not in RATES}
+        return f"{self.dequantization} {self.side} {name_of(structure)}"
+
+
+@functools.cache
+def data_of(name: str, path: str | None) -> Data:
+    return load_data(**recipes.recipe(name, {} if path is None else {"data.path": path})["data"])
+
+
+def train(job: Training) -> tuple[dict[float, torch.nn.Module], dict]:
+    """The averaged models by their decay, and what a record says of the training."""
+    recipe = job.recipe()
+    trainer = Trainer(recipe, data_of(job.data, job.path), make_accelerator(recipes.options_of(recipe, "train")))
+    averages = {decay: EMA(trainer.model, decay) for decay in EMA_DECAYS}
+    batches, started = trainer.batches(), time.perf_counter()
+    while trainer.step < job.steps:
+        trainer.train_step(batches)
+        for average in averages.values():
+            average.update(trainer.model, trainer.step)
+    made_by = provenance(job.seed, {})
+    return {decay: average.model for decay, average in averages.items()}, {
+        "setting": job.setting,
+        "steps": job.steps,
+        "seconds": round(time.perf_counter() - started, 1),
+        "parameters": {name: count_parameters(part) for name, part in trainer.model.trained_parts.items()},
+        "seed": job.seed,
+        **{name: made_by[name] for name in VERSIONS},
+    }
+
+
+def bits_of(part: Mapping[str, Any]) -> list[float | None]:
+    """Mean and standard error in bits/dim, of one part of an evaluation; None where it is not finite."""
+    numbers = part["with_reconstruction"]
+    values = (numbers["bits_per_dim"], numbers["bits_per_dim_standard_error"])
+    return [round(value, 6) if math.isfinite(value) else None for value in values]
+
+
+def validated(job: Training) -> dict:
+    """The record of a training of the search: bits/dim of validation examples for each average."""
+    averages, record = train(job)
+    raw = stack(data_of(job.data, job.path).valid, STUDIES[job.data].examples)
+    for decay, model in averages.items():
+        report, _ = indm.evaluate(model, raw, nll_examples=0, repeats=4, progress=False)
+        record.setdefault("valid", {})[str(decay)] = bits_of(report["nelbo"])[0]
+    return record
+
+
+def tested(job: Training, decay: float, whole: bool) -> dict:
+    """The record of a final training: likelihoods of test examples, with the nats of each.
+
+    Args:
+        job: the training.
+        decay: of the average that is tested.
+        whole: also the NLL and, of the first seed, the importance-weighted bound.
+    """
+    averages, record = train(job)
+    model, study = averages[decay], STUDIES[job.data]
+    raw = stack(data_of(job.data, job.path).test, study.examples)
+    nll_examples = NLL_EXAMPLES if whole else 0
+    report, nats = indm.evaluate(model, raw, nll_examples=nll_examples, seed=job.seed, progress=False)
+    if whole and study.iw and job.seed == FIRST_SEED:
+        few = {"nll_examples": 0, "draws": IW_DRAWS, "iw_examples": study.iw, "steps": IW_STEPS}
+        weighted, more = indm.evaluate(model, raw[: study.iw], seed=job.seed, progress=False, **few)
+        report, nats = report | {"iw": weighted["iw"]}, nats | {"iw": more["iw"]}
+    kinds = [kind for kind in ("nelbo", "nll", "iw") if kind in report]
+    record |= {"ema": decay, "split": "test", "dims": report["dims"], "dequantization": report["dequantization"]}
+    record |= {kind: bits_of(report[kind]) for kind in kinds}
+    return record | {f"{kind}_nats": [round(value, 4) for value in nats[kind].tolist()] for kind in kinds}
+
+
+def kept(path: Path, make: Callable[[], dict]) -> dict:
+    """The record in ``path``, which is made where there is none."""
+    if not path.exists():
+        write(path, make())
+    return json.loads(path.read_text())
+
+
+def write(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record, one line a key."""
+    lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in record.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def costs(path: Path, jobs: Sequence[Training]) -> dict[str, float]:
+    """Cost of a step of each job, by its key, over that of the linear side under uniform dequantization.
+
+    Those that the record in ``path`` has not are measured, all in turns in this process.
+    """
+    record = json.loads(path.read_text()) if path.exists() else {}
+    missing = {job.cost_key: job.recipe() for job in jobs if job.cost_key not in record}
+    if missing:
+        unit = replace(jobs[0], dequantization="uniform", side="linear", setting={})
+        seconds = in_turns({unit.cost_key: unit.recipe()} | missing, ROUNDS, STEPS_A_ROUND)
+        for key in missing:
+            ratios = [a / b for a, b in zip(seconds[key], seconds[unit.cost_key], strict=True)]
+            record[key] = {
+                "cost": round(statistics.median(ratios), 4),
+                "error": round(statistics.stdev(ratios) / math.sqrt(len(ratios)), 4),
+                "milliseconds": round(1e3 * statistics.median(seconds[key]), 1),
+            }
+        write(path, record)
+    return {job.cost_key: record[job.cost_key]["cost"] for job in jobs}

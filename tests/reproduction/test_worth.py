@@ -1,0 +1,77 @@
+"""The experiment of bench/worth.py: that its search is fair, that it goes on, and that its slopes are slopes."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from indm.evaluation.statistics import Difference
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+import worth
+import worth_table
+from worth_cells import DEQUANTIZATIONS, SIDES, STUDIES, Training, axes, name_of
+
+
+@pytest.mark.parametrize("data", STUDIES)
+@pytest.mark.parametrize("dequantization", DEQUANTIZATIONS)
+def test_every_side_is_searched_by_the_same_number_of_trainings(data, dequantization):
+    counts = {side: 1 + sum(len(axis) - 1 for axis in axes(data, dequantization, side)) for side in SIDES}
+    assert set(counts.values()) == {7 if dequantization == "variational" else 6}
+
+
+@pytest.fixture
+def found(monkeypatch):
+    """A cell whose best setting is known in place of trainings; the settings that were tried, with their steps."""
+    best, tried = {"train.lr": 1e-3, "train.flow_lr": 1e-2, "train.flow_update_every": 3}, []
+
+    def validated(job):
+        job.recipe()  # is valid
+        tried.append((job.setting, job.steps))
+        return {"valid": {"0.9": 1.0 + sum(job.setting[key] != value for key, value in best.items()), "0.97": 9.0}}
+
+    monkeypatch.setattr(worth, "validated", validated)
+    return best, tried
+
+
+def test_a_search_finds_the_best_at_equal_seconds_and_goes_on(tmp_path, found):
+    best, tried = found
+    job = Training("digits", "uniform", "indm", {}, 1)
+    costs = {f"uniform indm flow_update_every={every}": cost for every, cost in ((1, 1.25), (3, 1.1))}
+    path = worth.search_cell(tmp_path, job, costs, 550)
+    assert json.loads(path.read_text()) == {"setting": best, "ema": 0.9, "valid": 1.0, "trainings": 6}
+    assert [steps for _, steps in tried] == [440] * 5 + [500]
+    assert len({name_of(setting) for setting, _ in tried}) == 6
+    made = list((tmp_path / "search" / "uniform-indm").iterdir())
+    path.unlink()
+    made[2].unlink()
+    worth.search_cell(tmp_path, job, costs, 550)
+    assert len(tried) == 7, "what has a record is not made again"
+
+
+def test_slopes_are_those_of_a_plane():
+    rng = np.random.default_rng(0)
+    gain = {(c, 32, b): -0.2 + 0.05 * np.log2(b) - 0.01 * np.log2(c) for c in (16, 32, 64) for b in (1, 2, 4)}
+    points = {place: Difference(value + 1e-6 * rng.normal(), 1, np.nan) for place, value in gain.items()}
+    assert worth_table.slopes(points).startswith(
+        "+0.0500 ± 0.0000 for each doubling of the budget, -0.0100 ± 0.0000 for each doubling of the score's width; "
+        "on this line it is 0 at 2^3.0 of the largest budget"
+    )
+
+
+def test_a_family_is_paired_by_seed_and_image_and_says_what_is_missing(tmp_path):
+    """INDM is better by 0.1 bits/dim in each seed, whatever the images are; a seed that one side lacks is left out."""
+    rng, images = np.random.default_rng(0), 30
+    for side, gain in {"elementwise": 0.0, "indm": 0.1}.items():
+        for seed in (1, 2, 3) if side == "indm" else (2, 1):
+            nats = 64 * np.log(2) * (2 + np.linspace(0, 5, images) + seed - gain + 1e-3 * rng.normal(size=images))
+            record = {"seed": seed, "dims": 64, "nelbo_nats": nats.tolist()}
+            path = tmp_path / "final" / f"uniform-{side}-{seed}.json"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(record))
+    table = worth_table.family_table({"digits": tmp_path})
+    assert "| digits | uniform | INDM − elementwise | -0.100" in table and "| 2 | " in table
+    assert table.endswith("| better |\n\n5 of 6 are not made yet.")
+    assert len(worth_table.FAMILY) == 6
