@@ -60,6 +60,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "fashion-mnist": "indm.data.fashion_mnist:load_fashion_mnist",
         "cifar10": "indm.data.cifar10:load_cifar10",
         "celeba": "indm.data.celeba:load_celeba",
+        "emoji": "indm.data.emoji:load_emoji",
         "folder": "indm.data.folder:load_folder",
         "array": "indm.data.arrays:load_array",
     },

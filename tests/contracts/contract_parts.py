@@ -41,6 +41,7 @@ OPTIONS = {
     "sde": {"learned": {"knots": 5, "learn": "both"}},
     "data": {
         "array": {"path": "vectors.npy"},
+        "emoji": {"path": "emoji"},
         "folder": {"path": "images", "size": 8},
         **{name: FEW for name in DENSITIES},
     },
