@@ -1,10 +1,15 @@
 from . import flows as flows
 from .config.parts import trust as trust
 from .config.recipes import recipe as recipe
+from .dequantization import Dequantization as Dequantization
+from .dequantization import TruncatedNormal as TruncatedNormal
+from .dequantization import Uniform as Uniform
+from .dequantization import Variational as Variational
 from .evaluation.likelihood import evaluate as evaluate
 from .flows.check import check_flow as check_flow
 from .likelihood import LikelihoodReport as LikelihoodReport
 from .likelihood import log_likelihood as log_likelihood
+from .likelihood import log_probability as log_probability
 from .model import INDM as INDM
 from .model import build_model as build_model
 from .nets.mlp import MLP as MLP

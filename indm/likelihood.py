@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
+from indm.dequantization import Uniform, from_data
 from indm.gaussian import GaussianReference
 from indm.objective import reconstruction_term
 from indm.ode import adams, basis, integrate, rademacher, value_and_divergence
@@ -30,24 +31,24 @@ class LikelihoodReport:
     Attributes:
         log_prob: (B,), with the reconstruction term: an estimate of a lower bound of log p(x).
         reconstruction: (B,), that term; ``log_prob + reconstruction`` is the number without it, no likelihood of x.
+        log_q: (B,), log q(x|raw), see :func:`indm.dequantization.from_data`: −log_prob + log_q is of the raw data.
         nfe: evaluations of the ODE's field, the mean over samples (each has its own steps) rounded up.
         settings: ε, tolerances, divergence.
-        log_volume: what :meth:`indm.Scaling.log_volume` says of one event, nats.
         dims: dimensions of one event.
         levels: grey levels of the data; None of continuous data, whose table has no bits/dim.
     """
 
     log_prob: Float[Tensor, " batch"]
     reconstruction: Float[Tensor, " batch"]
+    log_q: Float[Tensor, " batch"]
     nfe: int
     settings: dict
-    log_volume: float
     dims: int
     levels: int | None = None
 
     def nats(self) -> Float[Tensor, " batch"]:
         """−log p of the raw data, nats per sample."""
-        return -(self.log_prob + self.log_volume)
+        return self.log_q - self.log_prob
 
     def bits_per_dim(self) -> float:
         """Mean over the batch of −log₂ p of the raw data, per dimension."""
@@ -82,6 +83,7 @@ def log_likelihood(
     steps: int | None = None,
     eps: float | None = None,
     reference: GaussianReference | None = None,
+    log_q: Float[Tensor, " batch"] | None = None,
     generator: torch.Generator | None = None,
 ) -> LikelihoodReport:
     r"""log p(x) by the probability-flow ODE on the latent, from one draw of z_ε for each sample.
@@ -103,9 +105,11 @@ def log_likelihood(
         eps: truncation, at least the SDE's own, which is the default.
         reference: a Gaussian law of the latents, for ``steps``: its probability flow is solved exactly, and only the
             difference from it in steps; default N(0, I).
+        log_q: log q(x|raw), the second result of ``model.from_data(raw)``; needed where grey levels get other noise
+            than uniform, of which it is a constant.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option out of range, or no ``log_q``.
         RuntimeError: where the adaptive solver did not reach T.
 
     Example:
@@ -117,6 +121,7 @@ def log_likelihood(
         True
     """
     _check_solver(probes, steps, rtol, atol)
+    log_q = constant_log_q(model, x) if log_q is None else log_q
     score = model.score
     with evaluation_mode(model), score.sde.truncated(eps) as sde:
         exact = event_size(x) <= max(probes, SMALL if x.ndim == 2 else 2) if exact is None else exact
@@ -140,9 +145,87 @@ def log_likelihood(
         log_prob = log_det + sde.prior_log_prob(expand_like(end, z) * w) + growth - reconstruction
         divergence = "exact" if exact else f"Hutchinson, {probes} Rademacher probe(s)"
         settings |= {"eps": sde.eps, "divergence": divergence}
-    log_volume = model.scaling.log_volume(x.shape[1:])
-    levels = model.scaling.levels
-    return LikelihoodReport(log_prob, reconstruction, nfe, settings, log_volume, event_size(x), levels)
+    return LikelihoodReport(log_prob, reconstruction, log_q, nfe, settings, event_size(x), model.scaling.levels)
+
+
+def log_probability(
+    model,
+    raw: Num[Tensor, "batch *event"],
+    *,
+    draws: int = 8,
+    exact: bool | None = True,
+    batch_size: int = 64,
+    generator: torch.Generator | None = None,
+    **solver: Any,
+) -> LikelihoodReport:
+    r"""The importance-weighted bound of log P(raw), from ``draws`` K of the noise of grey levels and of z_ε.
+
+    .. math:: \log P(\text{raw}) \ge E \log \frac1K \sum_{k=1}^K \frac{p(x_k)}{q(x_k|\text{raw})}
+
+    It rises with K. Of continuous data it is one of log p(raw).
+
+    Args:
+        model: an INDM.
+        raw: data in data units.
+        draws: K.
+        exact: the exact divergence, by d products for each evaluation. An estimate of it (False), as one of
+            log|det|, adds noise to each log-weight; noise of variance v makes the bound up to v/2 nats too good.
+        batch_size: draws at a time.
+        **solver: ``probes``, ``rtol``, ``atol``, ``steps``, ``eps`` and ``reference``, as in :func:`log_likelihood`.
+
+    Returns:
+        ``nats()`` are −log P(raw) of each image. ``log_prob`` and ``reconstruction`` are means over the draws, by their
+        weights.
+
+    Raises:
+        ValueError: an option out of range.
+        RuntimeError: where the adaptive solver did not reach T.
+
+    Source: Burda et al. 2016, "Importance Weighted Autoencoders", https://arxiv.org/abs/1509.00519.
+
+    Example:
+
+        >>> import indm
+        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> model = indm.build_model(tables, (1, 2, 2), indm.Scaling.images(256))
+        >>> raw = torch.full((3, 1, 2, 2), 128)
+        >>> log_probability(model, raw, draws=4).nats().shape
+        torch.Size([3])
+    """
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, got {draws}; 8 is usual")
+    reports = []
+    for part in raw.repeat_interleave(draws, dim=0).split(batch_size):
+        with evaluation_mode(model):
+            x, log_q = from_data(model, part, generator=generator)
+        reports.append(log_likelihood(model, x, exact=exact, log_q=log_q, generator=generator, **solver))
+    log_prob, reconstruction, log_q = (
+        torch.cat([getattr(report, name) for report in reports]).unflatten(0, (len(raw), draws))
+        for name in ("log_prob", "reconstruction", "log_q")
+    )
+    log_weights = log_prob - log_q
+    bound, shares = log_weights.logsumexp(1) - math.log(draws), log_weights.softmax(1)
+    log_prob, reconstruction = ((shares * values).sum(1) for values in (log_prob, reconstruction))
+    nfe = math.ceil(sum(report.nfe for report in reports) / len(reports))
+    settings = reports[0].settings | {"draws": draws}
+    return LikelihoodReport(
+        log_prob, reconstruction, log_prob - bound, nfe, settings, math.prod(raw.shape[1:]), model.scaling.levels
+    )
+
+
+def constant_log_q(model, x: Tensor) -> Float[Tensor, " batch"]:
+    """log q(x|raw) of uniform noise, or of continuous data, which does not depend on the raw data, nats (B,).
+
+    Raises:
+        ValueError: the model has other noise.
+    """
+    noise = getattr(model, "dequantization", None)
+    if not isinstance(noise, Uniform | None):
+        raise ValueError(
+            f"log_q must be given for {type(noise).__name__} noise: x, log_q = model.from_data(raw), then "
+            "log_likelihood(model, x, log_q=log_q)"
+        )
+    return x.new_full((len(x),), -model.scaling.log_volume(x.shape[1:]))
 
 
 def check_tolerances(rtol: float, atol: float) -> None:
@@ -199,7 +282,7 @@ def latents_of(
     latents = []
     with evaluation_mode(model):
         for batch in raw.split(batch_size):
-            x = model.scaling.to_model(batch.to(model.scaling.scale.device), generator=generator)
+            x, _ = from_data(model, batch.to(model.scaling.scale.device), generator=generator)
             latents.append(model.flow.latent(x, generator=generator))
     return torch.cat(latents)
 

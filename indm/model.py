@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm.config.checks import arguments_of, check_arguments
-from indm.config.parts import KINDS, Constructors, Untrusted, find, is_outside, name_of
+from indm.config.parts import KINDS, OPTIONAL_KINDS, Constructors, Untrusted, find, is_outside, name_of
+from indm.dequantization import Dequantization, check_levels_for, checked, from_data
 from indm.files import atomic, untrusted
 from indm.flows.base import Flow
 from indm.messages import brief, nearest, reason
@@ -34,6 +35,10 @@ class INDM(nn.Module):
         score: s_θ, any module with ``.sde`` and forward(z_t, t).
         scaling: how data units become model units; kept and saved with the model.
         shape: event shape, needed to sample by number and to save.
+        dequantization: the noise of grey levels; by default uniform. Continuous data have none.
+
+    Raises:
+        ValueError: noise for data without grey levels.
 
     Source: Kim et al. 2022, "Maximum Likelihood Training of Implicit Nonlinear Diffusion Models",
     https://arxiv.org/abs/2205.13699.
@@ -42,11 +47,17 @@ class INDM(nn.Module):
     is_diffusion: ClassVar[bool] = True  # it has an SDE: samplers, a probability flow, an NLL
 
     def __init__(
-        self, flow: Flow, score: nn.Module, scaling: Scaling | None = None, shape: tuple[int, ...] | None = None
+        self,
+        flow: Flow,
+        score: nn.Module,
+        scaling: Scaling | None = None,
+        shape: tuple[int, ...] | None = None,
+        dequantization: Dequantization | None = None,
     ):
         super().__init__()
         self.flow, self.score = flow, score
         self.scaling = Scaling() if scaling is None else scaling
+        self.dequantization = checked(dequantization, self.scaling)
         self._shape = None if shape is None else tuple(shape)
 
     @property
@@ -57,7 +68,10 @@ class INDM(nn.Module):
     @property
     def trained_parts(self) -> dict[str, nn.Module]:
         """The parts that have learning rates of their own."""
-        return {"score": self.score, "flow": self.flow}
+        parts: dict[str, nn.Module] = {"score": self.score, "flow": self.flow}
+        if self.dequantization is not None and count_parameters(self.dequantization):
+            parts["dequantization"] = self.dequantization
+        return parts
 
     @property
     def has_shape(self) -> bool:
@@ -74,6 +88,13 @@ class INDM(nn.Module):
         if self._shape is None:
             raise ValueError("this model does not know its event shape: give INDM(..., shape=...) or a whole shape")
         return self._shape
+
+    def from_data(self, raw: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """x in model units, and log q(x|raw) in nats (B,), such that −log p(raw) ≤ E[−log p(x) + log q(x|raw)].
+
+        ``generator`` feeds the noise of grey levels; of continuous data the bound is exact.
+        """
+        return from_data(self, raw, generator=generator)
 
     def encode(
         self, x: Float[Tensor, "batch *event"], *, generator: torch.Generator | None = None
@@ -108,6 +129,8 @@ class INDM(nn.Module):
                 f"described, got {type(self.score).__name__}"
             )
         parts = {"flow": self.flow, "sde": self.sde, "net": self.score.backbone}
+        if self.dequantization is not None:
+            parts["dequantization"] = self.dequantization
         return {kind: describe(part, kind, constructors) for kind, part in parts.items()}
 
     def save(self, folder: str | Path, constructors: Constructors | None = None) -> None:
@@ -130,9 +153,10 @@ class INDM(nn.Module):
             if name != "indm":
                 raise ValueError(f"it is a {brief(name)}, and this needs an INDM")
             tables, shape = {kind: saved.description[kind] for kind in KINDS}, saved.shape
+            tables |= {kind: saved.description[kind] for kind in OPTIONAL_KINDS if kind in saved.description}
             make = functools.partial(build_model, tables, shape, saved.scaling, constructors)
             untrusted.check_described(make, {"size": math.prod(shape), "shape": shape, **tables}, saved.state)
-            for kind in KINDS:
+            for kind in tables:
                 if tuple(tables[kind].get("shape", shape)) != shape:
                     raise ValueError(f"{kind}.shape must be the model's, {shape}, got {tables[kind]['shape']}")
             model = make()
@@ -198,12 +222,14 @@ def build_model(
 ) -> INDM:
     """An INDM from tables "flow", "sde" and "net", each a constructor's ``name`` and its arguments.
 
+    A table "dequantization" names the noise of grey levels, which by default is uniform.
+
     Raises:
         ValueError: an unknown name or argument (with the nearest that exists), or a bad value.
     """
     for kind in {*KINDS, *description}:
-        if kind not in KINDS:
-            raise ValueError(f"description has an unknown table {kind!r}{nearest(kind, KINDS)}")
+        if kind not in (*KINDS, *OPTIONAL_KINDS):
+            raise ValueError(f"description has an unknown table {kind!r}{nearest(kind, (*KINDS, *OPTIONAL_KINDS))}")
         if not isinstance(description.get(kind), Mapping):
             raise ValueError(f"description needs a table {kind!r} with a name, got {description.get(kind)!r}")
     flow, sde, net = (build(description[kind], kind, shape, constructors) for kind in KINDS)
@@ -212,7 +238,11 @@ def build_model(
             f"net {description['net'].get('name')!r} has no forward(z, level), which the network of an INDM must have; "
             'a coder (latent, encode, decode) is trained by train.objective "elbo"'
         )
-    return INDM(flow, score_for(net)(net, sde), scaling, tuple(shape))
+    noise = description.get("dequantization")
+    if noise is not None:
+        check_levels_for(str(noise.get("name")), Scaling() if scaling is None else scaling)
+        noise = build(noise, "dequantization", shape, constructors)
+    return INDM(flow, score_for(net)(net, sde), scaling, tuple(shape), noise)
 
 
 def build(table: Mapping[str, Any], kind: str, shape: tuple[int, ...], constructors: Constructors | None = None) -> Any:
@@ -220,7 +250,7 @@ def build(table: Mapping[str, Any], kind: str, shape: tuple[int, ...], construct
 
     Args:
         table: a ``name`` as :func:`indm.config.parts.find` takes it, and the arguments of what it names.
-        kind: "flow", "sde" or "net".
+        kind: "flow", "sde", "net" or "dequantization".
         shape: event shape.
         constructors: names beside the built-in ones.
 

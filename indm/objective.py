@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from indm.config.parts import KINDS
+from indm.config.recipes import model_of
 from indm.gaussian import GaussianReference
 from indm.model import build_model
 from indm.rng import randn_like, strata
@@ -196,7 +196,7 @@ def _constants(sde: LinearSDE, z: Tensor, eps: float) -> Tensor:
 
 def build_indm(recipe: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...], scaling: Scaling) -> nn.Module:
     """The INDM of the recipe's tables "flow", "sde" and "net"."""
-    return build_model({kind: recipe[kind] for kind in KINDS}, shape, scaling)
+    return build_model(model_of(recipe), shape, scaling)
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,11 @@ def strata(n: int, *, generator: torch.Generator | None = None, device=None) -> 
     return for_rows(n, draw)
 
 
+def rand_like(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Uniform noise in [0, 1) in the shape, dtype and device of ``z``."""
+    return for_rows(len(z), lambda n: torch.rand(n, *z.shape[1:], generator=generator, dtype=z.dtype, device=z.device))
+
+
 def randn_like(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Standard normal noise in the shape, dtype and device of ``z``."""
     return for_rows(len(z), lambda n: torch.randn(n, *z.shape[1:], generator=generator, dtype=z.dtype, device=z.device))

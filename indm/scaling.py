@@ -3,10 +3,10 @@
 import math
 
 import torch
-from jaxtyping import Num
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from indm.rng import for_rows
+from indm.rng import rand_like
 
 MOST_LEVELS = 2**20  # to_model's noise is then half a level wide; with twice as many it would have no width
 DENSITY_COUNTED = "its density counted"  # which earlier evaluations left out
@@ -22,9 +22,10 @@ def check_levels(levels: int) -> None:
 
 
 class Scaling(nn.Module):
-    r"""``x = (raw + u − shift) / scale``; ``u`` is uniform dequantization noise where the data have grey levels.
+    r"""``x = (raw + u − shift) / scale``; ``u`` is dequantization noise where the data have grey levels.
 
-    The noise lies in [m, 1 − m], m = :attr:`margin`, so that rounding carries no value into the next grey level.
+    The noise (see :mod:`indm.dequantization`) lies in [m, 1 − m], m = :attr:`margin`, so that rounding carries no value
+    into the next grey level.
 
     Args:
         shift, scale: numbers, or tensors that broadcast against one event (each feature standardised by itself).
@@ -50,14 +51,6 @@ class Scaling(nn.Module):
         """m, in grey levels; 0 for continuous data."""
         return 0.0 if self.levels is None else self.levels * 2.0**-22
 
-    @property
-    def dequantization(self) -> str:
-        """What noise grey levels get and what their likelihood counts of it, in words."""
-        if self.levels is None:
-            return "none (continuous data)"
-        m = f"{self.margin:.3g}"
-        return f"uniform on [{m}, 1 − {m}], {self.levels} grey levels, {DENSITY_COUNTED}"
-
     def is_identity(self) -> bool:
         """Whether model units are data units, as with ``Scaling()``."""
         return self.levels is None and bool((self.shift == 0).all() and (self.scale == 1).all())
@@ -80,13 +73,16 @@ class Scaling(nn.Module):
         return cls(mean, torch.where(std > 1e-8, std, torch.ones_like(std)))
 
     def to_model(self, raw: Num[Tensor, "batch *event"], *, generator=None) -> Tensor:
-        """Raw data to model units, in ``scale``'s dtype; adds uniform dequantization noise where there are levels."""
+        """Raw data to model units, in ``scale``'s dtype; adds uniform dequantization noise where there are levels.
+
+        A model may have other noise: see :func:`indm.dequantization.from_data`.
+        """
         raw = raw.to(self.scale.dtype)
-        if self.levels is not None:
-            kind = {"generator": generator, "device": raw.device, "dtype": raw.dtype}
-            noise = for_rows(len(raw), lambda n: torch.rand(n, *raw.shape[1:], **kind))
-            raw = raw + self.margin + (1 - 2 * self.margin) * noise
-        return (raw - self.shift) / self.scale
+        return (raw - self.shift) / self.scale if self.levels is None else self.place(raw, rand_like(raw, generator))
+
+    def place(self, raw: Num[Tensor, "batch *event"], u: Float[Tensor, "batch *event"]) -> Tensor:
+        """Grey levels with noise ``u`` in [0, 1] to model units, the noise squeezed into [m, 1 − m]."""
+        return (raw.to(self.scale.dtype) + self.margin + (1 - 2 * self.margin) * u - self.shift) / self.scale
 
     def centre(self, raw: Num[Tensor, "batch *event"]) -> Tensor:
         """Raw data to model units without noise, grey levels to the middle of their interval."""

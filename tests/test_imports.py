@@ -22,6 +22,7 @@ ORDER = [
     "scaling",
     "sde",
     "flows",
+    "dequantization",
     "nets",
     "score",
     "gaussian",

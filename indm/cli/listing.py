@@ -17,12 +17,13 @@ import docstring_parser
 from indm.cli.tables import aliases_of, help_of, metavar
 from indm.config import parts
 from indm.config.checks import arguments_of, hints_of
-from indm.config.recipes import OPTION_TABLES, OPTIONAL_TABLES, TEXT_KEYS, literal
+from indm.config.recipes import OPTION_TABLES, TEXT_KEYS, literal
 
 WIDEST, FLAG = 100, 30  # columns of a line, and of the name of an option in it
 KINDS = [kind for kind in parts.BUILT_IN if kind not in ("model", "claim")]  # of parts that options name
 NO_NAME = ("objective",)  # which is a key of [train], and has no options
-TABLES = (*OPTION_TABLES, *KINDS, *OPTIONAL_TABLES)
+SECOND = "data_b"  # a second table of a kind
+TABLES = (*OPTION_TABLES, *KINDS, SECOND)
 MARKUP = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`|``")  # of docstrings
 UNLESS = "The defaults hold where neither the recipe nor the command line gives a value."
 
@@ -102,7 +103,7 @@ def kind_of(table: str) -> str:
 
 def of_tables(tables: Sequence[str]) -> str:
     """What ``indm COMMAND --help`` says of the tables whose keys the command takes."""
-    named = [table for table in tables if table not in (*OPTION_TABLES, *OPTIONAL_TABLES)]
+    named = [table for table in tables if table not in (*OPTION_TABLES, SECOND)]
     lines = [f"[{table}]: {of_options(table)}\n" for table in tables if table in OPTION_TABLES]
     for table in named:
         flag = f"--{table} NAME, --{table}.KEY VALUE" if table != "sampler" else "--sampler.KEY VALUE"

@@ -59,6 +59,8 @@ class Training:
     """Learning rate of the score."""
     flow_lr: float = 1e-3
     """Learning rate of the flow."""
+    dequantization_lr: float = 1e-3
+    """Learning rate of the noise of grey levels, where that is learned."""
     flow_update_every: int = 1
     """The flow is trained in every n-th step. In the steps between, the score alone is trained."""
     betas: tuple[float, float] = (0.9, 0.99)
@@ -133,7 +135,7 @@ class Training:
         )
         check_each(self, "train", lambda v: v >= 1, "at least 1", "keep_last max_skipped_steps")
         check_each(self, "train", lambda v: v == "auto" or v >= 1, '"auto" or at least 1', "threads")
-        check_each(self, "train", lambda v: v > 0, "positive", "steps seconds lr flow_lr clip")
+        check_each(self, "train", lambda v: v > 0, "positive", "steps seconds lr flow_lr dequantization_lr clip")
         check_each(self, "train", lambda v: v >= 0, "0 or more", "weight_decay flow_weight_decay workers seed")
         check_each(self, "train", lambda v: v >= 0, "0 or more", "soft_truncation isometry terminal")
         check_each(self, "train", lambda v: v >= 0, "0 or more", "snapshot_every max_rollbacks")
@@ -161,6 +163,11 @@ class Evaluation:
     """Examples for the NELBO, at most."""
     nll_examples: int = 1000
     """How many of these, from the first, for the NLL of the probability-flow ODE; 0 skips the NLL."""
+    draws: int = 0
+    """Draws of noise in the importance-weighted bound of that NLL (IW-NLL; 8 is usual), whose divergence is exact; 0
+    skips it. It takes the time of draws × dimensions estimates of the NLL."""
+    iw_examples: int = 100
+    """How many examples, from the first, for the IW-NLL."""
     repeats: int = 2
     """Independent estimates for each example (2 or more), which show the estimator's noise."""
     times: int = 4
@@ -183,8 +190,8 @@ class Evaluation:
     def __post_init__(self):
         check_whole_numbers(self, "evaluate.")
         check_each(self, "evaluate", lambda v: v >= 1, "at least 1", "times probes batch_size")
-        check_each(self, "evaluate", lambda v: v >= 2, "at least 2", "examples repeats")
-        check_each(self, "evaluate", lambda v: v >= 0, "0 or more", "nll_examples seed steps eps")
+        check_each(self, "evaluate", lambda v: v >= 2, "at least 2", "examples iw_examples repeats")
+        check_each(self, "evaluate", lambda v: v >= 0, "0 or more", "nll_examples draws seed steps eps")
         check_each(self, "evaluate", lambda v: 0 < v < math.inf, "positive and finite", "rtol atol")
 
 

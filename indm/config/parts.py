@@ -16,6 +16,7 @@ from typing import Any
 from indm.messages import brief, did_you_mean, nearest
 
 KINDS = ("flow", "sde", "net")  # the parts of which a model is made
+OPTIONAL_KINDS = ("dequantization",)  # those that have a default
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "flow": {
         "identity": "indm.flows.base:Identity",
@@ -45,6 +46,11 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "ncsnpp": "indm.nets.ncsnpp:NCSNpp",
         "vae-conv": "indm.reproduction.coders:ConvCoder",
         "vae-mlp": "indm.reproduction.coders:MLPCoder",
+    },
+    "dequantization": {
+        "uniform": "indm.dequantization:Uniform",
+        "truncated-normal": "indm.dequantization:TruncatedNormal",
+        "variational": "indm.dequantization:Variational",
     },
     "model": {
         "indm": "indm.model:INDM",

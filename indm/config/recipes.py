@@ -21,7 +21,7 @@ from indm.config import paths
 from indm.config.checks import check_name, check_types
 from indm.config.migrations import check_name_is_current, migrate
 from indm.config.options import Evaluation, Training
-from indm.config.parts import KINDS
+from indm.config.parts import KINDS, OPTIONAL_KINDS
 from indm.messages import nearest
 
 NAMED_TABLES = ("data", *KINDS)
@@ -37,7 +37,7 @@ GROUPS = {  # what a bundled recipe is for → the command that trains it
     "trying it out": "indm train RECIPE",
     "the paper": "indm train RECIPE",
 }
-OPTIONAL_TABLES = ("data_b",)  # a second data set: the law that x_T shall have
+OPTIONAL_TABLES = (*OPTIONAL_KINDS, "data_b")  # a second data set: the law that x_T shall have
 TABLES = (*NAMED_TABLES, *OPTIONAL_TABLES, *OPTION_TABLES)
 PRESETS = "presets"
 
@@ -199,9 +199,9 @@ def resolve(recipe: Recipe) -> Recipe:
     return {table: dict(options.get(table, recipe.get(table, {}))) for table in (*NAMED_TABLES, *optional, *options)}
 
 
-def model_of(recipe: Recipe) -> Recipe:
+def model_of(recipe: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """The tables that describe the model, as :func:`indm.build_model` takes them."""
-    return {table: recipe[table] for table in KINDS}
+    return {table: recipe[table] for table in (*KINDS, *OPTIONAL_KINDS) if table in recipe}
 
 
 @overload

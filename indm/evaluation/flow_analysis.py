@@ -98,7 +98,7 @@ def class_information(
         latents = {}
         for split in ("train", "test"):
             raw = stack(getattr(data, split), examples).to(model.scaling.scale.device)
-            latents[split] = model.flow.latent(model.scaling.to_model(raw, generator=generator))
+            latents[split] = model.flow.latent(model.from_data(raw, generator=generator)[0])
         labels = {split: data.labels[split][: len(z)].numpy() for split, z in latents.items()}
         for clock, t in tqdm(list(zip(positions.tolist(), grid, strict=True)), desc="probe", disable=not progress):
             x_t = {split: _noised(model, z, t, generator) for split, z in latents.items()}
@@ -133,7 +133,7 @@ def analyse(model, data: Data, *, examples: int = 2000, seed: int = 0, progress:
         raise ValueError(f"examples must be at least 2, got {examples}")
     require_one_map(model.flow, "its analysis")
     generator = torch.Generator(model.scaling.scale.device).manual_seed(seed)
-    x = model.scaling.to_model(stack(data.test, examples).to(model.scaling.scale.device), generator=generator)
+    x = model.from_data(stack(data.test, examples).to(model.scaling.scale.device), generator=generator)[0]
     with evaluation_mode(model):
         analysis: dict = {"action": action(model.flow, x)}
         if x.ndim == 4:

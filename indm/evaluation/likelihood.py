@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from indm.dequantization import from_data, in_words
 from indm.evaluation.statistics import mean_error_and_noise
 from indm.gaussian import GaussianReference
-from indm.likelihood import check_tolerances, latent_reference, log_likelihood
+from indm.likelihood import check_tolerances, latent_reference, log_likelihood, log_probability
 from indm.messages import nearest
 from indm.objective import nelbo
 from indm.tensors import evaluation_mode
@@ -37,7 +38,7 @@ class Estimate:
     """One draw for a batch.
 
     Attributes:
-        total: (B,), nats of −log p(x) or of a bound of it.
+        total: (B,), nats of −log p of the raw data or of a bound of it.
         without_reconstruction: (B,), the same without the reconstruction term.
         settings: how it was made.
         nfe: evaluations of an ODE's field; 0: no ODE was solved.
@@ -48,13 +49,14 @@ class Estimate:
     settings: dict = field(default_factory=dict)
     nfe: int = 0
 
-    def of_raw_data(self, log_volume: float) -> "Estimate":
-        """The same in nats of the raw data, in float64 on the CPU."""
-        total, without = ((v - log_volume).double().cpu() for v in (self.total, self.without_reconstruction))
-        return replace(self, total=total, without_reconstruction=without)
+    @classmethod
+    def of(cls, total: Tensor, reconstruction: Tensor, log_q: Tensor, settings: dict, nfe: int = 0) -> "Estimate":
+        """From nats of x in model units and log q(x|raw), in float64 on the CPU."""
+        total = total.double() + log_q.double()
+        return cls(total.cpu(), (total - reconstruction).cpu(), settings, nfe)
 
 
-Estimator = Callable[[Tensor, torch.Generator], Estimate]
+Estimator = Callable[[Tensor, torch.Generator], Estimate]  # of raw data
 
 
 def evaluate(
@@ -62,6 +64,8 @@ def evaluate(
     raw: Tensor,
     *,
     nll_examples: int | None = None,
+    draws: int = 0,
+    iw_examples: int = 100,
     repeats: int = 2,
     times: int = 4,
     batch_size: int = 256,
@@ -77,6 +81,9 @@ def evaluate(
             reported as the NELBO, and no NLL.
         raw: (N, *event) in data units (grey levels, vectors).
         nll_examples: how many of them (the first ones) get the NLL; default all, 0 skips it.
+        draws: K of the importance-weighted bound of :func:`indm.log_probability`; 0 skips it. Its divergence is exact
+            unless ``exact`` is False.
+        iw_examples: how many (the first ones) get that bound.
         repeats: independent draws of all randomness (dequantization, times, noise, probes) for each sample; at
             least 2, because one draw cannot tell estimator noise from the spread of the data.
         times: score evaluations for each NELBO draw.
@@ -92,42 +99,46 @@ def evaluate(
             them; the NELBO has the same ``eps``.
 
     Returns:
-        A JSON-able report, and per-sample nats of the raw data, mean over repeats: ``nelbo``, ``nll`` and both with
-        suffix ``_without_reconstruction``.
+        A JSON-able report, and per-sample nats of the raw data, mean over repeats: ``nelbo``, ``nll``, ``iw`` and the
+        first two with suffix ``_without_reconstruction``.
 
     Raises:
         ValueError: an option that is unknown or out of range.
         RuntimeError: a flow that need not be invertible.
     """
     counts = {"nelbo": len(raw), "nll": len(raw) if nll_examples is None else min(nll_examples, len(raw))}
+    counts["iw"] = min(iw_examples, len(raw)) if draws else 0
     _check(counts, repeats, solver)
     device, eps, notes = model.scaling.scale.device, 0.0, {}
     if model.is_diffusion:
         model.flow.check()
         eps = model.sde.truncation(solver.get("eps"))
         reference = latent_reference(model, raw, batch_size=batch_size, seed=seed)
-        estimators = diffusion_estimators(model, reference, times, solver | {"eps": eps})
+        estimators = diffusion_estimators(model, reference, times, draws, solver | {"eps": eps})
         if not model.flow.one_map:
             notes = {"codes": "one draw for each estimate: the flow's own likelihood is a bound"}
     else:
-        estimators, counts["nll"] = bound_estimators(model), 0
+        estimators, counts = bound_estimators(model), counts | {"nll": 0, "iw": 0}
     jobs = [(kind, batch) for kind, n in counts.items() for batch in raw[:n].split(batch_size) if len(batch)]
-    generator, log_volume = torch.Generator(device), model.scaling.log_volume(raw.shape[1:])
+    generator = torch.Generator(device)
 
     def draw(job: int, number: int) -> Estimate:
         kind, batch = jobs[job]
         generator.manual_seed(seed + SEED_STRIDE * number)
-        x = model.scaling.to_model(batch.to(device), generator=generator)
-        return estimators[kind](x, generator).of_raw_data(log_volume)
+        return estimators[kind](batch.to(device), generator)
 
     with evaluation_mode(model):
         estimates = _draw_all(draw, [kind for kind, _ in jobs], repeats, progress, distributed)
-    setting = {"dims": math.prod(raw.shape[1:]), "dequantization": model.scaling.dequantization}
-    report = {"images": counts} | setting | {"eps": eps, "repeats": repeats, "seed": seed} | notes
+    dims = math.prod(raw.shape[1:])
+    setting = {"dims": dims, "dequantization": in_words(model), "eps": eps, "repeats": repeats, "seed": seed}
+    report: dict[str, Any] = {"images": counts} | setting | notes
     nats: dict[str, Tensor] = {}
     for kind, of_kind in estimates.items():
-        report[kind], both = summary(of_kind, report["dims"])
-        nats |= {kind: both[0], f"{kind}_without_reconstruction": both[1]}
+        report[kind], (nats[kind], without) = summary(of_kind, dims)
+        if kind == "iw":  # whose weights are the reconstruction terms, too
+            del report[kind]["without_reconstruction"]
+        else:
+            nats[f"{kind}_without_reconstruction"] = without
     return report, nats
 
 
@@ -139,32 +150,45 @@ def _check(counts: Mapping[str, int], repeats: int, solver: Solver) -> None:
         raise ValueError(f"repeats must be at least 2, got {repeats}: one draw cannot show its own noise")
     if counts["nelbo"] < 2:
         raise ValueError(f"raw must hold at least 2 samples for a standard error, got {counts['nelbo']}")
-    if counts["nll"] < 0 or counts["nll"] == 1:
-        raise ValueError(f"nll_examples must be 0 (no NLL) or at least 2 for a standard error, got {counts['nll']}")
+    for kind, name, skipped in (("nll", "nll_examples", "0 (no NLL)"), ("iw", "iw_examples", "draws 0 (no IW-NLL)")):
+        if counts[kind] < 0 or counts[kind] == 1:
+            raise ValueError(f"{name} must be at least 2 for a standard error, or {skipped}, got {counts[kind]}")
     check_tolerances(solver.get("rtol", 1e-4), solver.get("atol", 1e-4))
 
 
-def diffusion_estimators(model, reference: GaussianReference, times: int, solver: Solver) -> dict[str, Estimator]:
-    """The NELBO of the generative SDE and the NLL of the probability-flow ODE, truncated at one ``eps``."""
+def diffusion_estimators(
+    model, reference: GaussianReference, times: int, draws: int, solver: Solver
+) -> dict[str, Estimator]:
+    """The NELBO of the generative SDE, the NLL of the probability-flow ODE, and the importance-weighted bound of that
+    from ``draws``, truncated at one ``eps``."""
 
-    def bound(x: Tensor, generator: torch.Generator) -> Estimate:
+    def bound(raw: Tensor, generator: torch.Generator) -> Estimate:
+        x, log_q = from_data(model, raw, generator=generator)
         with model.sde.truncated(solver.get("eps")):
             terms = nelbo(model, x, times=times, reference=reference, generator=generator)
-        return Estimate(terms.total, terms.total - terms.reconstruction, {"times": times})
+        return Estimate.of(terms.total, terms.reconstruction, log_q, {"times": times})
 
-    def nll(x: Tensor, generator: torch.Generator) -> Estimate:
-        solved = log_likelihood(model, x, **solver, reference=reference, generator=generator)
-        return Estimate(-solved.log_prob, -solved.log_prob - solved.reconstruction, solved.settings, solved.nfe)
+    def nll(raw: Tensor, generator: torch.Generator) -> Estimate:
+        x, log_q = from_data(model, raw, generator=generator)
+        solved = log_likelihood(model, x, **solver, reference=reference, log_q=log_q, generator=generator)
+        return Estimate.of(-solved.log_prob, solved.reconstruction, log_q, solved.settings, solved.nfe)
 
-    return {"nelbo": bound, "nll": nll}
+    def weighted(raw: Tensor, generator: torch.Generator) -> Estimate:
+        exact = solver.get("exact") is not False
+        options = solver | {"exact": exact}
+        solved = log_probability(model, raw, draws=draws, **options, reference=reference, generator=generator)
+        return Estimate.of(-solved.log_prob, solved.reconstruction, solved.log_q, solved.settings, solved.nfe)
+
+    return {"nelbo": bound, "nll": nll, "iw": weighted}
 
 
 def bound_estimators(model) -> dict[str, Estimator]:
     """The bound of a model that is no diffusion."""
 
-    def bound(x: Tensor, generator: torch.Generator) -> Estimate:
+    def bound(raw: Tensor, generator: torch.Generator) -> Estimate:
+        x, log_q = from_data(model, raw, generator=generator)
         terms = model.bound(x, generator=generator)
-        return Estimate(terms.total, terms.total - terms.reconstruction)
+        return Estimate.of(terms.total, terms.reconstruction, log_q, {})
 
     return {"nelbo": bound}
 

@@ -13,7 +13,7 @@ from indm.files import untrusted
 from indm.messages import brief, reason
 from indm.scaling import DENSITY_COUNTED
 
-KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)"}
+KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)", "iw": "IW-NLL"}
 
 
 def read_evaluation(folder: Path) -> dict:
@@ -34,7 +34,7 @@ def read_evaluation(folder: Path) -> dict:
             result["dims"] + 1,
             result["dequantization"] + "",
             result["weights_sha256"],
-            [result["images"][k] + 1 for k in KINDS],
+            [result["images"][k] + 1 for k in ("nelbo", "nll")],
             [row["nelbo_difference"][number_key(result)] + 1 for row in result.get("baselines", {}).values()],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -70,7 +70,7 @@ def difference(pairs: Sequence[tuple[Path, Path]], kind: str = "nelbo") -> Diffe
 
 
 def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
-    """ValueError where runs were not evaluated on the same examples, or count their dequantization differently.
+    """ValueError where runs were not evaluated on the same examples, or do not count their dequantization alike.
 
     A likelihood that only one has does not count. Data may have been moved: paths may differ, the examples must not.
     """
@@ -86,11 +86,16 @@ def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
                 f"{folder} and {baseline} were evaluated on different examples: {_examples(result)}, and "
                 f"{_examples(first)}; only runs of the same data, evaluated with the same options, can be compared"
             )
-        if result["dequantization"] != first["dequantization"]:
+        if (DENSITY_COUNTED in result["dequantization"]) != (DENSITY_COUNTED in first["dequantization"]):
             older = folder if DENSITY_COUNTED in first["dequantization"] else baseline
             raise ValueError(
                 f"{folder} and {baseline} count their dequantization differently: {brief(result['dequantization'])}, "
                 f"and {brief(first['dequantization'])}; run 'indm evaluate {older} --overwrite'"
+            )
+        if "iw" in both and result["iw"]["draws"] != first["iw"]["draws"]:
+            raise ValueError(
+                f"{folder} and {baseline} have importance-weighted bounds of {result['iw']['draws']} and "
+                f"{first['iw']['draws']} draws: evaluate both with the same --draws"
             )
 
 
@@ -113,10 +118,11 @@ def _examples(result: dict) -> str:
 def likelihood_table(result: dict) -> str:
     """An evaluation as text: NELBO and NLL, each with and without the reconstruction term, and the baselines."""
     key = number_key(result)
-    rows: list[tuple[str, ...]] = [("", result["unit"], "± standard error", "of it estimator noise")]
+    rows: list[tuple[str, ...]] = [("", result["unit"], "± standard error", "estimator noise")]
     for kind, name in KINDS.items():
+        name += f", K = {result[kind]['draws']}" if kind == "iw" and kind in result else ""
         for part, remark in (("with", ""), ("without", " without reconstruction (no likelihood)")):
-            if kind in result:
+            if f"{part}_reconstruction" in result.get(kind, {}):
                 values = result[kind][f"{part}_reconstruction"]
                 numbers = (values[key + suffix] for suffix in ("", "_standard_error", "_estimator_noise"))
                 rows.append((name + remark, *(f"{number:.4f}" for number in numbers)))
@@ -125,10 +131,10 @@ def likelihood_table(result: dict) -> str:
         rows.append((f"baseline: {baseline_name(row)}", *numbers, ""))
     if result["entropy_nats"] is not None:
         rows.append(("entropy of the data", f"{result['entropy_nats']:.4f}", "", ""))
-    counts = ", ".join(f"{n} for the {kind.upper()}" for kind, n in result["images"].items())
+    counts = ", ".join(f"{n} for the {KINDS[kind].split()[0]}" for kind, n in result["images"].items() if n)
     lines = [table(rows), f"{result['split']} split: {counts}; ε = {result['eps']:g}"]
     lines.append(f"dequantization: {result['dequantization']}")
-    both = [result[kind]["with_reconstruction"][key] for kind in KINDS if kind in result]
+    both = [result[kind]["with_reconstruction"][key] for kind in ("nelbo", "nll") if kind in result]
     if len(both) == 2 and both[1] > both[0]:
         lines.append("The NELBO bounds the law of the SDE; the NLL is of that of the ODE, and may lie above it.")
     return "\n".join(lines + ([f"codes: {result['codes']}"] if "codes" in result else []))

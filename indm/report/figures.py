@@ -204,7 +204,7 @@ def strips_figure(records: list[Record], data: Data, path: Path, strip: Strip) -
         model = open_model(record.folder)
         raw = stack(data.test, STRIPS).to(model.scaling.scale.device)
         with torch.no_grad():
-            x = model.scaling.to_model(raw, generator=torch.Generator(raw.device).manual_seed(0))
+            x = model.from_data(raw, generator=torch.Generator(raw.device).manual_seed(0))[0]
             frames = strip.frames(model, x)
         rows = model.scaling.to_data(frames.transpose(0, 1).flatten(0, 1)).cpu()
         panels.append(sheets.Panel(rows, FRAMES, record.group, tops=strip.labels(model)))
@@ -216,7 +216,7 @@ def plane_figure(record: Record, data: Data, path: Path, colours: Colours) -> No
     """A model of the plane: density and samples, particles forward and backward, drift and volatility."""
     model = open_model(record.folder).cpu()
     diffusion, times = NonlinearDiffusion(model), clock(model, 5)
-    x = model.scaling.to_model(stack(data.test, PARTICLES))
+    x = model.from_data(stack(data.test, PARTICLES))[0]
     generator = torch.Generator().manual_seed(0)
     forward = forward_path(model, x, times, generator=generator)
     start = model.decode(sample_quality.prior_draws(model, len(x), 0)).detach()

@@ -12,6 +12,7 @@ import torch
 from indm.config import paths, recipes
 from indm.config.recipes import Recipe
 from indm.data.base import Data, stack
+from indm.dequantization import in_words
 from indm.evaluation.baselines import baselines
 from indm.evaluation.diagnosis import conclusion
 from indm.evaluation.methods import differences, methods_of
@@ -78,7 +79,7 @@ def groups_of(folders: Sequence[Path]) -> dict[Path, str]:
 def record_of(run: Path, group: str, setup: Setup, names: Sequence[str]) -> Record:
     """The record of one run with the measurements of these names; what is missing is evaluated and measured."""
     model = open_model(run)
-    dequantization, parameters = model.scaling.dequantization, count_parameters(model)
+    dequantization, parameters = in_words(model), count_parameters(model)
     del model  # whatever measures opens its own
     evaluation = _evaluation_of(run, dequantization, setup)
     results = {name: measure(run, name, setup) for name in names}

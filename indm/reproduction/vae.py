@@ -156,6 +156,8 @@ def build_vae(table: Mapping[str, Any], shape: tuple[int, ...], scaling: Scaling
 
 
 def _build(recipe: Recipe, shape: tuple[int, ...], scaling: Scaling) -> VAE:
+    if "dequantization" in recipe:
+        raise ValueError('dequantization must be left out with train.objective "elbo", whose model has uniform noise')
     return build_vae(recipe["net"], shape, scaling)
 
 

@@ -158,8 +158,8 @@ class MetricsLog:
     def _in_units(self, terms: dict[str, float]) -> dict[str, float]:
         """Those that are finite (none where all steps were left out), the NELBO in bits/dim or nats."""
         terms = {name: value for name, value in terms.items() if math.isfinite(value)}
-        if "nelbo" in terms:
-            terms["nelbo"] = self.trainer.in_units(torch.tensor(terms["nelbo"]))
+        if {"nelbo", "log_q"} <= terms.keys():
+            terms["nelbo"] = self.trainer.in_units(terms["nelbo"] + terms["log_q"])
         return terms
 
     def line(self) -> str:

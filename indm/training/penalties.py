@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from indm.config.options import Training
 from indm.data.base import Data, stack
 from indm.data.batches import flip_horizontally
+from indm.dequantization import from_data
 from indm.flows.base import Flow
 from indm.objective import flow_nll
 from indm.rng import for_rows, randn_like
-from indm.scaling import Scaling
 from indm.tensors import full_precision, squared_norm
 
 Batch = Float[Tensor, "batch *event"]
@@ -45,13 +45,13 @@ class Penalty:
 
 
 def penalties_of(
-    options: Training, scaling: Scaling, data: Data, second: Data | None, device: torch.device
+    options: Training, model: nn.Module, data: Data, second: Data | None, device: torch.device
 ) -> list[Penalty]:
     """The penalties that ``options`` give a weight.
 
     Args:
         options: the ``[train]`` table.
-        scaling: of the model.
+        model: what is trained.
         data: what is trained on.
         second: the data whose law x_T shall have; None for the Gaussian with the moments of ``data``.
         device: where the draws of that law shall be.
@@ -60,7 +60,7 @@ def penalties_of(
     if options.isometry:
         penalties.append(Penalty("isometry", options.isometry, lambda model, x: isometry_defect(model.flow, x).mean()))
     if options.terminal:
-        value = partial(terminal_nll, terminal_law(scaling, data, second, device))
+        value = partial(terminal_nll, terminal_law(model, data, second, device))
         penalties.append(Penalty("terminal", options.terminal, value, in_nats=True))
     return penalties
 
@@ -76,17 +76,23 @@ def isometry_defect(flow: Flow, x: Batch, *, generator: torch.Generator | None =
     return (squared_norm(moved) / squared_norm(v)).log().square()
 
 
-def terminal_law(scaling: Scaling, data: Data, second: Data | None, device: torch.device) -> Law:
+def terminal_law(model: nn.Module, data: Data, second: Data | None, device: torch.device) -> Law:
     """What draws examples of the law that x_T shall have, in model units."""
     if second is None:
-        return normal_law(scaling.to_model(stack(data.train, MOST_IN_MEMORY).to(device)))
+        return normal_law(_without_gradient(model, stack(data.train, MOST_IN_MEMORY).to(device)))
     raw, flip = stack(second.train, MOST_IN_MEMORY), second.flip
 
     def draw(n: int) -> Tensor:
         rows = raw[for_rows(n, lambda n: torch.randint(len(raw), (n,)))].to(device)
-        return scaling.to_model(flip_horizontally(rows) if flip else rows)
+        return _without_gradient(model, flip_horizontally(rows) if flip else rows)
 
     return draw
+
+
+@torch.no_grad()
+def _without_gradient(model: nn.Module, raw: Tensor) -> Tensor:
+    """``raw`` in model units, whose noise this loss does not train."""
+    return from_data(model, raw)[0]
 
 
 def terminal_nll(law: Law, model: nn.Module, x: Batch) -> Float[Tensor, ""]:

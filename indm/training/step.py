@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from indm.dequantization import from_data
 from indm.flows.base import Frozen, Identity
 from indm.model import INDM
 from indm.objective import Objective
@@ -16,7 +17,9 @@ ROUNDING = 1e-9  # of a share, in intervals: three tenths of ten steps are three
 
 
 class TrainingStep(nn.Module):
-    """Objective and penalties as one forward pass, x ↦ (loss, terms), so that data parallelism sees every parameter.
+    """Objective and penalties as one pass, raw data ↦ (loss, terms), so that data parallelism sees every parameter.
+
+    Of the noise of grey levels the loss has the log-density where it is learned; the terms have it as ``log_q``.
 
     A step trains the score behind the "joint" flow, behind the same flow "frozen" (neither log-determinant nor
     gradient), or behind "none" (the identity, which is what a flow starts as: nothing jumps when it enters). A model
@@ -30,15 +33,19 @@ class TrainingStep(nn.Module):
         if model.is_diffusion:
             flows = {"frozen": Frozen(model.flow), "none": Identity()}
             for name, flow in flows.items():
-                self.models[name] = INDM(flow, model.score, model.scaling, model.shape)
+                self.models[name] = INDM(flow, model.score, model.scaling, model.shape, model.dequantization)
 
-    def forward(self, x: Tensor, behind: str = "joint", **conditions: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, raw: Tensor, behind: str = "joint", **conditions: Any) -> tuple[Tensor, dict[str, Tensor]]:
         model = self.models[behind]
+        x, log_q = from_data(model, raw)
         loss, terms = self.objective.loss(model, x, **conditions)
         if behind == "frozen":
             terms = {name: terms[name] for name in self.objective.frozen_terms if name in terms}
             return loss, {name: term.detach() for name, term in terms.items()}
-        terms = dict(terms)
+        log_q = log_q.mean()
+        if log_q.requires_grad:
+            loss = loss + log_q / event_size(x)
+        terms = {**terms, "log_q": log_q}
         for penalty in self.penalties if behind == "joint" else ():
             terms[penalty.name] = penalty.value(model, x)
             loss = loss + penalty.weight * terms[penalty.name] / (event_size(x) if penalty.in_nats else 1)

@@ -4,6 +4,7 @@
 """
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -22,6 +23,7 @@ from indm.config.recipes import Recipe
 from indm.data.base import Data, stack
 from indm.data.batches import flip_horizontally, loader
 from indm.data.registry import load_data
+from indm.dequantization import from_data
 from indm.files.memory import raise_if_out_of_memory
 from indm.flows.base import Flow
 from indm.flows.check import check_flow
@@ -124,7 +126,7 @@ class Trainer:
         loss_package = getattr(self.objective.loss, "__module__", "").split(".")[0]
         if {*packages, loss_package} <= {"torch", "indm"}:
             return
-        x = self.model.scaling.to_model(stack(self.data.train, 2).to(self.accelerator.device))
+        x, _ = from_data(self.model, stack(self.data.train, 2).to(self.accelerator.device))
         if self.model.is_diffusion:
             check_shapes(self.model, x)
             if any(isinstance(part, Flow) and package_of(part) != "indm" for part in self.model.flow.modules()):
@@ -158,8 +160,8 @@ class Trainer:
         return torch.optim.AdamW(groups, lr=self.options.lr, betas=self.options.betas, fused=True)
 
     def build_step(self, recipe: Recipe) -> nn.Module:
-        """The objective as a module, (x, **conditions) ↦ (loss, terms to be logged), see :class:`TrainingStep`."""
-        penalties = penalties_of(self.options, self.model.scaling, self.data, self.data_b, self.accelerator.device)
+        """The objective as a module, (raw, **conditions) ↦ (loss, terms to be logged), see :class:`TrainingStep`."""
+        penalties = penalties_of(self.options, self.model, self.data, self.data_b, self.accelerator.device)
         return TrainingStep(self.model, self.objective, penalties)
 
     def conditions(self) -> dict:
@@ -215,8 +217,8 @@ class Trainer:
             yield from itertools.islice(skip_first_batches(shard, skipped), steps_per_epoch * o.accumulate - skipped)
 
     def prepare_batch(self, raw: Tensor) -> Tensor:
-        """Model units, flipped at random where the data allow it."""
-        return self.model.scaling.to_model(flip_horizontally(raw) if self.data.flip else raw)
+        """Flipped at random where the data allow it."""
+        return flip_horizontally(raw) if self.data.flip else raw
 
     def train_step(self, batches: Iterator[Tensor]) -> dict[str, Tensor]:
         """One optimizer step; the loss, its terms in nats (means over the batch) and the gradient norms.
@@ -277,12 +279,9 @@ class Trainer:
         """Of likelihoods: bits/dim where the data have grey levels, else total nats of the raw data."""
         return "bits/dim" if self.model.scaling.levels else "nats"
 
-    def in_units(self, nats: Tensor) -> float:
-        """Nats in model units in the :attr:`unit`."""
-        scaling, shape = self.model.scaling, self.model.shape
-        if scaling.levels:
-            return float(scaling.bits_per_dim(nats, shape))
-        return float(nats - scaling.log_volume(shape))
+    def in_units(self, nats: float) -> float:
+        """Nats of the raw data in the :attr:`unit`."""
+        return nats / (math.prod(self.model.shape) * math.log(2) if self.model.scaling.levels else 1.0)
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
@@ -291,16 +290,16 @@ class Trainer:
         With a second data set, also −log p(x_T) of its validation examples, as ``valid_terminal``.
         """
         model, raw = self.ema.model, stack(self.data.valid, self.options.validate_examples)
-        bound = self.in_units(self._drawn(raw, self.bound(model, raw)).mean())
+        bound = self.in_units(self._drawn(raw, self.bound(model, raw)).mean().item())
         validation: dict[str, Any] = {"valid_nelbo": bound, "unit": self.unit}
         if self.data_b is not None:
             second = stack(self.data_b.valid, self.options.validate_examples)
             nats = self._drawn(second, lambda x, generator: flow_nll(model, x, generator=generator))
-            validation["valid_terminal"] = self.in_units(nats.mean())
+            validation["valid_terminal"] = self.in_units(nats.mean().item())
         return validation
 
     def _drawn(self, raw: Tensor, draw: Draw) -> Tensor:
-        return drawn(raw, draw, self.ema.model.scaling, self.accelerator, self.validation_batch_size, self.options.seed)
+        return drawn(raw, draw, self.ema.model, self.accelerator, self.validation_batch_size, self.options.seed)
 
     def place_of(self, step: int) -> dict[str, int]:
         """Which batch ``step`` (from 1) took: its epoch, and its place in the epoch's order, both from 0."""

@@ -7,9 +7,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from indm.dequantization import from_data
 from indm.likelihood import latent_reference
 from indm.objective import nelbo
-from indm.scaling import Scaling
 
 Draw = Callable[[Tensor, torch.Generator], Tensor]  # (x, generator) ↦ nats, (B,)
 LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
@@ -29,8 +29,8 @@ def bound_of(model: nn.Module, raw: Tensor, seed: int) -> Draw:
     return lambda x, generator: nelbo(model, x, times=2, reference=reference, generator=generator).total
 
 
-def drawn(raw: Tensor, draw: Draw, scaling: Scaling, accelerator: Accelerator, batch_size: int, seed: int) -> Tensor:
-    """``draw`` of all of ``raw``, nats (N,): each process does its share of the batches, and all get all of them.
+def drawn(raw: Tensor, draw: Draw, model: nn.Module, accelerator: Accelerator, batch_size: int, seed: int) -> Tensor:
+    """``draw`` of all of ``raw``, nats of the raw data (N,): each process does its share, and all get all of them.
 
     The noise of a batch depends on its place alone, so that the result does not depend on the processes.
     """
@@ -39,8 +39,8 @@ def drawn(raw: Tensor, draw: Draw, scaling: Scaling, accelerator: Accelerator, b
     for index, part in enumerate(raw.split(batch_size)):
         if index % a.num_processes == a.process_index:
             generator.manual_seed(seed + 1_000_003 * index)
-            x = scaling.to_model(part.to(a.device), generator=generator)
-            nats.append(draw(x, generator).float())
+            x, log_q = from_data(model, part.to(a.device), generator=generator)
+            nats.append((draw(x, generator) + log_q).float())
         else:
             nats.append(torch.zeros(len(part), device=a.device))
     return a.reduce(torch.cat(nats), "sum")
