@@ -1,5 +1,7 @@
 """One monotone spline of grey levels for all entries of an event: the least flow that can warp a histogram."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -22,15 +24,16 @@ class SharedSpline(RationalQuadratic):
 
 
 class ElementwiseFlow(ExactFlow):
-    """The same monotone rational-quadratic spline for all entries, or one for each channel; starts at the identity.
+    """The same monotone rational-quadratic spline for all entries, or one for each channel or entry.
 
-    It changes the histogram of grey levels and knows nothing of an image: 23 parameters. Under uniform dequantization
-    every common grey level is a box in the density, whose sharp edges such a spline learns in a few dozen steps. So a
-    comparison with a flow that does more is fair only beside this one.
+    It starts at the identity. It changes the histogram of grey levels and knows nothing of an image: 23 parameters.
+    Under uniform dequantization every common grey level is a box in the density, whose sharp edges such a spline learns
+    in a few dozen steps. So a comparison with a flow that does more is fair only beside this one.
 
     Args:
         shape: event shape, (C, H, W) or (D,).
-        shared: "all" for one spline, "channel" for one for each entry of the first axis, C or D.
+        shared: "all" for one spline, "channel" for one for each entry of the first axis, C or D, "none" for one for
+            each entry of the event, which suits images whose content has its place in the frame.
         bins, bound: of the spline, which lives on [−bound, bound]; images reach from −1 to 1.
 
     Source: Durkan et al. 2019, "Neural Spline Flows", https://arxiv.org/abs/1906.04032.
@@ -44,13 +47,14 @@ class ElementwiseFlow(ExactFlow):
 
     def __init__(self, shape: tuple[int, ...], shared: str = "all", bins: int = 8, bound: float = 1.5):
         super().__init__()
-        if shared not in ("all", "channel"):
-            raise ValueError(f'shared must be "all" or "channel", got {shared!r}')
+        groups = {"all": 1, "channel": shape[0], "none": math.prod(shape)}
+        if shared not in groups:
+            raise ValueError(f'shared must be "all", "channel" or "none", got {shared!r}')
         if bins < 2 or not bound > 0:
             raise ValueError(f"bins must be at least 2 and bound positive, got {bins} and {bound}; 8 and 1.5 are usual")
         self.shape, self.shared, self.bins, self.bound = tuple(shape), shared, bins, bound
         self.spline = SharedSpline(bins, bound)
-        self.raw = nn.Parameter(torch.zeros(self.shape[0] if shared == "channel" else 1, self.spline.size))
+        self.raw = nn.Parameter(torch.zeros(groups[shared], self.spline.size))
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
         z, log_slope = self.spline(self._rows(x), self.raw)
@@ -61,10 +65,14 @@ class ElementwiseFlow(ExactFlow):
 
     def _rows(self, x: Tensor) -> Tensor:
         """The entries that share a spline, (G, N)."""
+        if self.shared == "none":
+            return x.flatten(1).T
         return x.transpose(0, 1).flatten(1) if self.shared == "channel" else x.reshape(1, -1)
 
     def _batch(self, rows: Tensor, like: Tensor) -> Tensor:
         """What :meth:`_rows` made of ``like``, as a batch again."""
+        if self.shared == "none":
+            return rows.T.reshape(like.shape)
         if self.shared == "channel":
             return rows.unflatten(1, (len(like), *like.shape[2:])).transpose(0, 1)
         return rows.view(like.shape)

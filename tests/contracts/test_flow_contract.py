@@ -59,6 +59,7 @@ FLOWS |= {
     "second-half": (lambda: SecondHalf(ActNorm(3)), (5, 2, 4)),
     "autoregressive-3x4x6": variant(AutoregressiveFlow, (3, 4, 6), 2, width=16, layers=1),
     "elementwise-channel-2x4x6": variant(ElementwiseFlow, (2, 4, 6), "channel", bins=4),
+    "elementwise-each-2x4x6": variant(ElementwiseFlow, (2, 4, 6), "none", bins=4),
     "zuko-maf": variant(ZukoFlow, (5,), "maf", 2, 16),
     "zuko-realnvp": variant(ZukoFlow, (5,), "realnvp", 2, 16),
     "residual-2-spectral": variant(ResidualFlow, (2,), (2, 2), 16, 2.0),
