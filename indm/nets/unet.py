@@ -85,6 +85,9 @@ class UNet(nn.Module):
         attention: feature-map heights, after padding, whose blocks are followed by self-attention. The middle,
             at the lowest resolution, always has one.
         dropout: probability of dropping a feature inside the residual blocks, in training.
+        fourier: frequencies k of sin(πkz) and cos(πkz), which the input gets beside z. They show where in its bin a
+            value lies: for L grey levels in [−1, 1], L/2 and L are those of Kingma et al. 2021, "Variational Diffusion
+            Models", https://arxiv.org/abs/2107.00630. Without them bfloat16 rounds z near ±1 to half of a level of 256.
 
     Raises:
         ValueError: ``shape`` is not an image with sides of at least 8, or there is no level or no block.
@@ -101,10 +104,11 @@ class UNet(nn.Module):
         blocks: int = 2,
         attention=(8,),
         dropout: float = 0.0,
+        fourier: tuple[float, ...] = (),
     ):
         super().__init__()
         self.shape, self.multipliers, self.attention = tuple(shape), tuple(multipliers), tuple(attention)
-        self.channels, self.blocks, self.dropout = channels, blocks, dropout
+        self.channels, self.blocks, self.dropout, self.fourier = channels, blocks, dropout, tuple(fourier)
         if len(self.shape) != 3 or min(self.shape[1:]) < SMALLEST_SIDE:
             raise ValueError(
                 f"shape must be (channels, height, width) with height and width at least {SMALLEST_SIDE}, got "
@@ -125,7 +129,7 @@ class UNet(nn.Module):
             return Stage(inputs, widths[level], embedding, dropout, attention)
 
         self.embedding = LevelEmbedding(embedding)
-        self.stem = nn.Conv2d(self.shape[0], channels, 3, padding=1)
+        self.stem = nn.Conv2d(self.shape[0] * (1 + 2 * len(self.fourier)), channels, 3, padding=1)
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         width = channels
         for level in range(levels):
@@ -146,6 +150,8 @@ class UNet(nn.Module):
         """The output for images ``z`` at log noise levels ``level`` = log(σ/α), (B,)."""
         height, width = z.shape[2:]
         embedding = self.embedding(level)
+        angles = [math.pi * k * z for k in self.fourier]
+        z = torch.cat([z, *(wave for angle in angles for wave in (angle.sin(), angle.cos()))], 1)
         h = self.stem(F.pad(z, (0, -width % self.multiple, 0, -height % self.multiple)).contiguous())
         skips = []
         for i, stages in enumerate(self.encoder):

@@ -33,7 +33,7 @@ OPTIONS = {
     },
     "net": {
         "mlp": {"width": 16, "depth": 1},
-        "unet": {"channels": 4, "multipliers": [1, 2], "blocks": 1, "attention": [4]},
+        "unet": {"channels": 4, "multipliers": [1, 2], "blocks": 1, "attention": [4], "fourier": [8.0]},
         "ncsnpp": {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4]},
         "vae-conv": {"width": 4, "latent": 3},
         "vae-mlp": {"width": 8, "latent": 3, "depth": 1},

@@ -40,6 +40,19 @@ def test_derivatives_against_finite_differences():
         assert torch.autograd.gradcheck(net, (z.requires_grad_(), level.requires_grad_()), atol=1e-6)
 
 
+def test_fourier_features_are_waves_of_each_channel():
+    """Blind to z itself, the network sees it up to periods 2/k, and shifted where the weights of the waves are turned."""
+    net, (z, level) = small_unet(fourier=(4.0, 8.0)).double(), draw((2, 8, 8), dtype=torch.float64)
+    with torch.no_grad():
+        net.stem.weight[:, :2] = 0
+        seen = net(z, level)
+        torch.testing.assert_close(net(z + 2 / 4, level), seen)
+        assert (net(z + 2 / 8, level) - seen).abs().max() > 1e-3
+        sin4, cos4, sin8, cos8 = net.stem.weight[:, 2:].clone().split(2, dim=1)
+        net.stem.weight[:, 2:] = torch.cat([-cos4, sin4, -sin8, -cos8], 1)  # by a quarter of the longer period, 1/8
+        torch.testing.assert_close(net(z - 1 / 8, level), seen)
+
+
 @pytest.mark.parametrize("shape", [(3,), (2, 8, 8)])
 def test_zero_has_no_parameters_and_predicts_nothing(shape):
     net, (z, level) = Zero(), draw(shape, dtype=torch.float64)
