@@ -41,7 +41,7 @@ def test_derivatives_against_finite_differences():
 
 
 def test_fourier_features_are_waves_of_each_channel():
-    """Blind to z itself, the network sees it up to periods 2/k, and shifted where the weights of the waves are turned."""
+    """Blind to z itself, the network sees it up to periods 2/k, and shifted where its weights are turned."""
     net, (z, level) = small_unet(fourier=(4.0, 8.0)).double(), draw((2, 8, 8), dtype=torch.float64)
     with torch.no_grad():
         net.stem.weight[:, :2] = 0

@@ -24,6 +24,7 @@ from indm.config.options import ReportOptions
 from indm.data.base import stack
 from indm.data.densities import Density
 from indm.data.registry import load_data
+from indm.dequantization import in_words
 from indm.evaluation import flow_plots, plots, sampling_error, sheets, style
 from indm.evaluation import plots as pictures
 from indm.evaluation.extractor import Extractor, train_extractor
@@ -735,7 +736,7 @@ def test_baselines_are_rows_and_the_worst_seed_says_whether_it_learned(tmp_path)
 def test_an_evaluation_that_counts_its_dequantization_as_before_is_made_anew(tmp_path, monkeypatch):
     run = shutil.copytree(OLD_RUN, tmp_path / "run")
     stored = json.loads((run / "evaluation.json").read_text())
-    dequantization = open_model(run).scaling.dequantization
+    dequantization = in_words(open_model(run))
     monkeypatch.setattr(records, "evaluate_run", lambda run, progress: {"new": True})
     setup = Setup(load_data("digits"), None, QUICK, progress=False)
     assert records._evaluation_of(run, dequantization, setup) == {"new": True}

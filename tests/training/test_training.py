@@ -173,7 +173,8 @@ def test_learning_rate_rises_rests_and_falls():
     assert learning_rate_factor(0, 0.0, warmup=0, decay=0.0) == 1.0
 
 
-ALL_OPTIONS = change(DIGITS, accumulate=2, pretrain=0.6, soft_truncation=1.2, decay=0.5)
+LEARNED_NOISE = {"dequantization": {"name": "variational", "width": 4}}
+ALL_OPTIONS = change(DIGITS, accumulate=2, pretrain=0.6, soft_truncation=1.2, decay=0.5) | LEARNED_NOISE
 
 
 @pytest.fixture(scope="module")
@@ -328,16 +329,40 @@ def test_half_of_the_images_are_flipped_where_the_data_allow_it(flip):
     data = dataclasses.replace(load_data("digits"), flip=flip)
     trainer = Trainer(recipes.resolve(DIGITS), data, Accelerator())
     raw = stack(data.train)[:400]
-    seen = data.scaling.to_data(trainer.prepare_batch(raw))
+    seen = trainer.prepare_batch(raw)
     mirrored = (seen != raw).flatten(1).any(1)
     assert torch.equal(seen[mirrored], raw[mirrored].flip(-1))
     assert mirrored.float().mean().item() == pytest.approx(0.5 if flip else 0.0, abs=0.12 if flip else 0.0)
 
 
 def test_each_batch_of_validation_has_noise_of_its_own_and_the_same_every_time():
-    raw, scaling = torch.zeros(9, 2), Scaling.images(4)
-    one, again = (drawn(raw, lambda x, generator: x[:, 0], scaling, Accelerator(), 3, seed=5) for _ in range(2))
+    raw, model = torch.zeros(9, 2), nn.Identity()
+    model.scaling = Scaling.images(4)
+    one, again = (drawn(raw, lambda x, generator: x[:, 0], model, Accelerator(), 3, seed=5) for _ in range(2))
     assert torch.equal(one, again) and len(one.unique()) == 9
+
+
+def test_the_noise_of_grey_levels_is_trained_with_the_model():
+    """The loss is the objective at noisy data plus log q(x|raw), and its gradient reaches the noise through both."""
+    recipe = change(DIGITS, dequantization_lr=2e-2, mixed_precision="no") | LEARNED_NOISE
+    trainer = Trainer(recipes.resolve(recipe), load_data("digits"), Accelerator())
+    model, raw = trainer.model, stack(trainer.data.train, 50)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    torch.manual_seed(1)
+    loss, terms = trainer.network(raw)
+    torch.manual_seed(1)
+    x, log_q = model.from_data(raw)
+    bound = indm.mle_loss(model, x)[1]["nelbo"]
+    assert terms["log_q"].item() == pytest.approx(log_q.mean().item(), rel=1e-6)
+    assert loss.item() * 64 == pytest.approx(bound.item() + log_q.mean().item(), rel=1e-4)
+    noise = list(model.dequantization.parameters())
+    torch.manual_seed(1)
+    expected = torch.autograd.grad(64 * indm.mle_loss(model, model.from_data(raw)[0])[0] + log_q.mean(), noise)
+    for gradient, value in zip(torch.autograd.grad(64 * loss, noise), expected, strict=True):
+        torch.testing.assert_close(gradient, value, rtol=1e-3, atol=1e-4)
+    assert {group["name"]: group["base_lr"] for group in trainer.parameter_groups()}["dequantization"] == 2e-2
 
 
 @pytest.mark.parametrize("decays", [{"score": 0.3, "flow": 0.0}, {"score": 0.0, "flow": 0.2}])
