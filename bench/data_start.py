@@ -12,7 +12,7 @@ from indm.training.trainer import Trainer
 class DataStartTrainer(Trainer):
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        initialize_actnorms(self.model.flow, self.prepare_batch(next(self.batches())))
+        initialize_actnorms(self.model.flow, self.model.from_data(next(self.batches()))[0])
         self.ema = EMA(self.model, self.options.ema)
 
 

@@ -147,7 +147,7 @@ def check_levels_for(name: str, scaling: Scaling) -> None:
 
 
 def from_data(model: nn.Module, raw: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, PerSample]:
-    """x in model units, and log q(x|raw) in nats (B,): −log p(raw) ≤ E[−log p(x) + log q(x|raw)].
+    """x in model units, and log q(x|raw) in nats, (B,) in float64: −log p(raw) ≤ E[−log p(x) + log q(x|raw)].
 
     Of continuous data x is the raw data moved and scaled, and log q the log of the scale, with which equality holds.
 
@@ -161,9 +161,9 @@ def from_data(model: nn.Module, raw: Tensor, *, generator: torch.Generator | Non
     centre = scaling.centre(raw)
     log_volume = scaling.log_volume(raw.shape[1:])
     if noise is None:
-        return centre, centre.new_full((len(raw),), -log_volume)
+        return centre, centre.new_full((len(raw),), -log_volume, dtype=torch.float64)
     u, log_q = noise(centre, generator=generator)
-    return scaling.place(raw, u), log_q - log_volume
+    return scaling.place(raw, u), log_q.double() - log_volume
 
 
 def in_words(model: nn.Module) -> str:

@@ -225,7 +225,7 @@ def constant_log_q(model, x: Tensor) -> Float[Tensor, " batch"]:
             f"log_q must be given for {type(noise).__name__} noise: x, log_q = model.from_data(raw), then "
             "log_likelihood(model, x, log_q=log_q)"
         )
-    return x.new_full((len(x),), -model.scaling.log_volume(x.shape[1:]))
+    return x.new_full((len(x),), -model.scaling.log_volume(x.shape[1:]), dtype=torch.float64)
 
 
 def check_tolerances(rtol: float, atol: float) -> None:

@@ -46,15 +46,20 @@ def compare(folders: list[Path], out: Path) -> str:
     methods = {str(group[0]): group for group in (groups if len(groups) > 1 else [[folder] for folder in folders])}
     baseline, unit = str(folders[0]), results[folders[0]]["unit"]
     by_method = differences(methods, results)
-    rows = [("run", "seeds", "steps", "seconds", *KINDS.values())]
+    kinds = [kind for kind in KINDS if any(kind in result for result in results.values())]
+    rows = [("run", "seeds", "steps", "seconds", *(KINDS[kind] for kind in kinds))]
     for name, runs in methods.items():
-        rows += [_row(run, str(len(runs)) if str(run) == name else "", results[run]) for run in runs]
+        rows += [_row(run, str(len(runs)) if str(run) == name else "", results[run], kinds) for run in runs]
     lines = [table(rows)]
     for other, by_kind in by_method.items():
         lines += [f"{kind.upper()}, {other} − {baseline}: {in_words(row, unit)}" for kind, row in by_kind.items()]
     if any(row["verdict"] == "untested" for by_kind in by_method.values() for row in by_kind.values()):
         lines.append(ONE_TRAINING)
     lines.append(f"{unit}, ± one standard error, with the reconstruction term, {results[folders[0]]['split']} split")
+    noises = {result["dequantization"] for result in results.values()}
+    lines += [
+        f"dequantization: {result['dequantization']}: {run}" for run, result in results.items() if len(noises) > 1
+    ]
     out.mkdir(parents=True, exist_ok=True)
     weights = {str(folder): result["weights_sha256"] for folder, result in results.items()}
     content = {
@@ -69,10 +74,10 @@ def compare(folders: list[Path], out: Path) -> str:
     return "\n".join(lines)
 
 
-def _row(folder: Path, seeds: str, result: dict) -> tuple[str, ...]:
+def _row(folder: Path, seeds: str, result: dict, kinds: Sequence[str]) -> tuple[str, ...]:
     ends = [(str(line["step"]), f"{line['seconds']:.0f}") for line in read_metrics(folder)[-1:]]
     trained = ends[0] if ends else ("–", "–")  # a released checkpoint that was converted
-    return (str(folder), seeds, *trained, *(_cell(result, kind) for kind in KINDS))
+    return (str(folder), seeds, *trained, *(_cell(result, kind) for kind in kinds))
 
 
 def _cell(result: dict, kind: str) -> str:

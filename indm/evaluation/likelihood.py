@@ -107,7 +107,7 @@ def evaluate(
         RuntimeError: a flow that need not be invertible.
     """
     counts = {"nelbo": len(raw), "nll": len(raw) if nll_examples is None else min(nll_examples, len(raw))}
-    counts["iw"] = min(iw_examples, len(raw)) if draws else 0
+    counts |= {"iw": min(iw_examples, len(raw))} if draws and model.is_diffusion else {}
     _check(counts, repeats, solver)
     device, eps, notes = model.scaling.scale.device, 0.0, {}
     if model.is_diffusion:
@@ -118,7 +118,7 @@ def evaluate(
         if not model.flow.one_map:
             notes = {"codes": "one draw for each estimate: the flow's own likelihood is a bound"}
     else:
-        estimators, counts = bound_estimators(model), counts | {"nll": 0, "iw": 0}
+        estimators, counts["nll"] = bound_estimators(model), 0
     jobs = [(kind, batch) for kind, n in counts.items() for batch in raw[:n].split(batch_size) if len(batch)]
     generator = torch.Generator(device)
 
@@ -151,7 +151,7 @@ def _check(counts: Mapping[str, int], repeats: int, solver: Solver) -> None:
     if counts["nelbo"] < 2:
         raise ValueError(f"raw must hold at least 2 samples for a standard error, got {counts['nelbo']}")
     for kind, name, skipped in (("nll", "nll_examples", "0 (no NLL)"), ("iw", "iw_examples", "draws 0 (no IW-NLL)")):
-        if counts[kind] < 0 or counts[kind] == 1:
+        if counts.get(kind, 0) < 0 or counts.get(kind) == 1:
             raise ValueError(f"{name} must be at least 2 for a standard error, or {skipped}, got {counts[kind]}")
     check_tolerances(solver.get("rtol", 1e-4), solver.get("atol", 1e-4))
 

@@ -42,7 +42,7 @@ class TrainingStep(nn.Module):
         if behind == "frozen":
             terms = {name: terms[name] for name in self.objective.frozen_terms if name in terms}
             return loss, {name: term.detach() for name, term in terms.items()}
-        log_q = log_q.mean()
+        log_q = log_q.mean().to(loss.dtype)
         if log_q.requires_grad:
             loss = loss + log_q / event_size(x)
         terms = {**terms, "log_q": log_q}

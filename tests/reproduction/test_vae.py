@@ -361,13 +361,13 @@ def test_evaluation_is_the_bound_of_the_raw_data():
 def test_evaluations_of_one_seed_share_their_dequantization(monkeypatch):
     scaling, shape = Scaling.images(17), (1, 8, 8)
     models = build_vae(*TABLES["conv"], scaling), INDM(Identity(), ScoreModel(Zero(), VPSDE()), scaling, shape)
-    raw, original, seen = torch.randint(0, 17, (10, *shape)), Scaling.to_model, []
+    raw, original, seen = torch.randint(0, 17, (10, *shape)), Scaling.place, []
 
-    def recorded(self, raw, **options):
-        seen.append(original(self, raw, **options))
+    def recorded(self, raw, u):
+        seen.append(original(self, raw, u))
         return seen[-1]
 
-    monkeypatch.setattr(Scaling, "to_model", recorded)
+    monkeypatch.setattr(Scaling, "place", recorded)
     indm.evaluate(models[0], raw, batch_size=4, seed=5, progress=False)
     ours = torch.cat(seen)
     indm.evaluate(models[1], raw, nll_examples=0, batch_size=4, seed=5, progress=False)

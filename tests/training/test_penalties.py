@@ -108,7 +108,8 @@ def test_the_terminal_term_carries_the_prior_to_the_law():
 def test_the_terminal_law_flips_the_second_data_where_they_allow_it(flip):
     image = torch.arange(4.0).reshape(1, 1, 2, 2)
     data = Data("one", *(InMemory(image.repeat(3, 1, 1, 1)),) * 3, Scaling(), (1, 2, 2), flip=flip)
-    draws = terminal_law(Scaling(), data, data, torch.device("cpu"))(400)
+    model = INDM(Identity(), ScoreModel(Zero(), VPSDE()), data.scaling)
+    draws = terminal_law(model, data, data, torch.device("cpu"))(400)
     mirrored = (draws == image.flip(-1)).flatten(1).all(1)
     assert torch.equal(draws[~mirrored], image.expand(int((~mirrored).sum()), 1, 2, 2))
     assert mirrored.float().mean().item() == pytest.approx(0.5 if flip else 0.0, abs=0.12 if flip else 0.0)

@@ -187,8 +187,8 @@ def break_steps(monkeypatch, broken, value=math.nan):
     prepare = Trainer.prepare_batch
 
     def prepare_batch(self, raw):
-        x = prepare(self, raw)
-        return torch.full_like(x, value) if broken(self) else x
+        raw = prepare(self, raw)
+        return torch.full(raw.shape, value) if broken(self) else raw
 
     monkeypatch.setattr(Trainer, "prepare_batch", prepare_batch)
 

@@ -355,7 +355,7 @@ def test_the_noise_of_grey_levels_is_trained_with_the_model():
     torch.manual_seed(1)
     x, log_q = model.from_data(raw)
     bound = indm.mle_loss(model, x)[1]["nelbo"]
-    assert terms["log_q"].item() == pytest.approx(log_q.mean().item(), rel=1e-6)
+    assert terms["log_q"].item() == pytest.approx(log_q.mean().item(), rel=1e-5)
     assert loss.item() * 64 == pytest.approx(bound.item() + log_q.mean().item(), rel=1e-4)
     noise = list(model.dequantization.parameters())
     torch.manual_seed(1)
@@ -414,7 +414,7 @@ def test_pretraining_leaves_the_flow_alone_and_ends_without_a_jump():
     assert trainer.step == 4 and trainer.behind() == "joint"
     assert all(torch.equal(p, q) for p, q in zip(before, trainer.model.flow.parameters(), strict=True))
 
-    x = trainer.prepare_batch(next(batches))
+    x, _ = trainer.model.from_data(next(batches))
     losses = []
     for behind in ("none", "joint"):
         torch.manual_seed(5)
@@ -499,7 +499,7 @@ def test_a_strong_isometry_term_keeps_the_flow_linear():
         for _ in range(25):
             terms = trainer.train_step(batches)
         assert ("isometry" in terms) == (weight > 0)
-        x = trainer.prepare_batch(next(batches))
+        x, _ = trainer.model.from_data(next(batches))
         with torch.no_grad():
             defects.append(isometry_defect(trainer.model.flow, x).mean().item())
     assert defects[1] < 0.02 * defects[0]
