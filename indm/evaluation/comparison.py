@@ -74,7 +74,7 @@ def compare(folders: list[Path], out: Path) -> str:
     return "\n".join(lines)
 
 
-def _row(folder: Path, seeds: str, result: dict, kinds: Sequence[str]) -> tuple[str, ...]:
+def _row(folder: Path, seeds: str, result: dict, kinds: list[str]) -> tuple[str, ...]:
     ends = [(str(line["step"]), f"{line['seconds']:.0f}") for line in read_metrics(folder)[-1:]]
     trained = ends[0] if ends else ("–", "–")  # a released checkpoint that was converted
     return (str(folder), seeds, *trained, *(_cell(result, kind) for kind in kinds))

@@ -224,7 +224,7 @@ class Replaced(nn.Module):
         self.register_buffer("mean", torch.zeros(1))
 
     def forward(self, x):
-        self.mean = 0.9 * self.mean + x.mean().detach()
+        self.mean = 0.9 * self.mean + x.float().mean().detach()
 
 
 def test_a_buffer_that_is_replaced_keeps_its_value_in_a_step_that_is_not_finite(monkeypatch):
