@@ -18,10 +18,11 @@ $(READY): pyproject.toml
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $(READY)
 
-# Trains INDM and its linear twin (the identity flow) for the same seconds, evaluates, samples and compares both.
+# Trains INDM, then its linear twin (the identity flow) for as many steps as cost the same, measured side by side;
+# evaluates, samples and compares both.
 demo: env
 	$(BIN)/indm train digits --out $(OUT)/indm
-	$(BIN)/indm train digits --flow identity --out $(OUT)/linear
+	$(BIN)/indm train digits --flow identity --like $(OUT)/indm --out $(OUT)/linear
 	for run in indm linear; do $(BIN)/indm evaluate $(OUT)/$$run && $(BIN)/indm sample $(OUT)/$$run || exit; done
 	$(BIN)/indm compare $(OUT)/indm $(OUT)/linear --out $(OUT)
 

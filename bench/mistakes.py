@@ -75,6 +75,7 @@ MISTAKES = {
         train digits --out runs/digits
         train runs/digits
         train digits --resume --out runs/digts
+        train digits --flow identity --like runs/digits --train.steps 500
         evaluate photos
         evaluate runs/digts
         evaluate digits

@@ -28,6 +28,17 @@ def pytest_runtest_setup(item):
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_costs():
+    """What a step costs is measured in a moment, and badly: no test depends on it."""
+    from indm.training import costs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(costs, "ROUNDS", 2)
+        patch.setattr(costs, "TURN", 0.0)
+        yield
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of one MiB."""

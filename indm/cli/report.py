@@ -6,16 +6,18 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from indm.cli.common import DONE, Common, Computes
-from indm.config.options import InspectionOptions, ReportOptions
+from indm.cli.common import DONE, Computes
+from indm.config.options import Equal, InspectionOptions, ReportOptions
 
 
 @dataclass
-class Compare(Common):
+class Compare(Computes):
     """Compare evaluated runs: a table, paired differences from the first, a picture.
 
     Runs whose recipes differ in the seed alone are one method. Methods are compared in pairs of equal seeds; a verdict
-    needs two seeds or more of each, and Holm's adjusted p over all differences shown to be at most 5 %.
+    needs two seeds or more of each, and Holm's adjusted p over all differences shown to be at most 5 %. Methods whose
+    budgets differ by more than 10 % are not comparable and get none. A budget is steps times what a step costs, as
+    measured side by side: when a run was trained with --like the other, else now.
     """
 
     run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…", help_behavior_hint="(required)")]
@@ -24,13 +26,17 @@ class Compare(Common):
     """Where to write comparison.png and comparison.json."""
     overwrite: bool = False
     """Overwrite an existing comparison."""
+    equal: Equal = "cost"
+    """Budgets that must be equal: cost is steps times their cost, steps is steps whatever they cost."""
+    quiet: bool = False
+    """No progress bar."""
 
     def run(self) -> int:
         from indm.evaluation.comparison import compare
         from indm.runs.folder import check_absent
 
         check_absent(self.out, ["comparison.json", "comparison.png"], self.overwrite)
-        print(compare(list(self.run_folders), self.out))
+        print(compare(list(self.run_folders), self.out, equal=self.equal, progress=not self.quiet))
         print(f"{self.out / 'comparison.png'}")
         return DONE
 
@@ -95,6 +101,8 @@ class Report(Computes):
     options: Annotated[ReportOptions, arg(name="")] = field(default_factory=ReportOptions)
     overwrite: bool = False
     """Overwrite another report; the same report continues without this."""
+    equal: Equal = "cost"
+    """Budgets that must be equal, as in "indm compare": cost or steps."""
     quiet: bool = False
     """No progress bar."""
 
@@ -102,5 +110,5 @@ class Report(Computes):
         from indm.report.writer import report
 
         folders, progress = list(self.run_folders), not self.quiet
-        print(report(folders, self.out, self.options, overwrite=self.overwrite, progress=progress))
+        print(report(folders, self.out, self.options, equal=self.equal, overwrite=self.overwrite, progress=progress))
         return DONE

@@ -63,14 +63,20 @@ class Train(TrainsRecipe):
     """Name of a recipe (see "indm recipes"), a TOML file, or a run folder."""
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/RECIPE)")] = None
     """The run folder."""
+    like: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(default: the recipe's budget)")] = None
+    """A run to compare with, whose budget this one gets: as many steps as cost what those of that run did. The costs of
+    a step of both are measured in turns first."""
 
     def run(self) -> int:
+        budget = [f"--{key}" for key in ("train.steps", "train.seconds") if key in self.table_values]
+        if self.like and (budget or self.resume):
+            raise ValueError(f"--like gives the budget: leave out {', '.join(budget) or '--resume'}")
         recipe = recipes.override(loaded(self.recipe), self.table_values)
         is_run = self.recipe not in recipes.bundled() and Path(self.recipe).is_dir()
         out = self.out or (Path(self.recipe) if is_run else Path("runs") / name_of(self.recipe))
         if self.dry_run:
-            return show_plan(recipe, out)
-        return train_run(recipe, out, self.resume, self.quiet)
+            return show_plan(recipe, out, like=self.like)
+        return train_run(recipe, out, self.resume, self.quiet, self.like)
 
 
 @dataclass
@@ -137,21 +143,24 @@ class TrainBridge(TrainsRecipe):
         return train_run(recipe, out, self.resume, self.quiet)
 
 
-def show_plan(recipe: recipes.Recipe, out: Path, more: str = "") -> int:
+def show_plan(recipe: recipes.Recipe, out: Path, more: str = "", like: Path | None = None) -> int:
     """Print what a run would be, as a recipe with comments; the exit status."""
+    from indm.training.costs import budget_like
     from indm.training.loop import plan
 
+    if like is not None:
+        recipe, *_ = budget_like(recipe, like, out)
     whole, known = plan(recipe)
     comments = "".join(f"\n# {key}: {one_line(value)}" for key, value in known.items())
     print(recipes.to_toml(whole) + comments + f"\n# would be written to: {one_line(out)}{more}")
     return DONE
 
 
-def train_run(recipe: recipes.Recipe, out: Path, resume: bool, quiet: bool) -> int:
+def train_run(recipe: recipes.Recipe, out: Path, resume: bool, quiet: bool, like: Path | None = None) -> int:
     """Train one run and print what came of it; the exit status."""
     from indm.training.loop import train
 
-    summary = train(recipe, out, resume=resume, progress=not quiet)
+    summary = train(recipe, out, like=like, resume=resume, progress=not quiet)
     if summary["interrupted"]:
         command = shlex.join(["indm", "train", str(out), "--resume"])
         say(f"Interrupted at {saved_state(summary)}. Continue with: {command}", file=sys.stderr)
@@ -163,7 +172,7 @@ def train_run(recipe: recipes.Recipe, out: Path, resume: bool, quiet: bool) -> i
             {
                 f"indm evaluate {run}": "the likelihood of the test split, beside simple baselines",
                 f"indm sample {run}": "new samples",
-                f"indm train {run} --resume {more(recipe, summary)}": "train on",
+                f"indm train {run} --resume {more(recipes.load(out), summary)}": "train on",
             }
         )
     )

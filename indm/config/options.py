@@ -21,6 +21,7 @@ STUDY_NAMES = ("eight-gaussians", "digits", "fashion-mnist-16", "fashion-mnist")
 FEW_STEPS = 200  # of a training that has hardly learned anything
 ENOUGH_STEPS = 2000  # of one that learns well: the aim of presets, and of advice to train on
 MANY_STEPS = 200  # from here on only stochastic samplers are measured: the others have long converged
+Equal = Literal["cost", "steps"]  # what methods that are compared must have spent alike: steps × cost, or steps
 
 
 def default(words: str):

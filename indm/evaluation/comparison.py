@@ -1,5 +1,6 @@
 """``indm compare``: methods in one table, their paired differences from the first, and a picture."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from indm.config import recipes
+from indm.config.options import Equal
+from indm.evaluation.budgets import costs_of, steps_of
 from indm.evaluation.methods import ONE_TRAINING, check_distinct, differences, in_words, methods_of
 from indm.evaluation.plots import learning_curves, pixels_into, samples_picture
 from indm.evaluation.results import KINDS, check_same_examples, number_key, read_evaluation, read_nats, table
@@ -17,14 +20,21 @@ from indm.runs.provenance import provenance
 from indm.runs.samples import SAMPLES, read_samples
 
 
-def compare(folders: list[Path], out: Path) -> str:
+def compare(folders: list[Path], out: Path, *, equal: Equal = "cost", progress: bool = True) -> str:
     """Runs side by side: a table, differences of methods from that of the first run, ``comparison.png`` in ``out``.
 
     Runs whose recipes differ in the seed alone are one method, named after its first run. Methods are compared in pairs
     of equal seeds, on the same examples; seeds without a partner are named and do not count. With two pairs or more a
     difference has a p and a verdict, adjusted by Holm's method over all differences that are shown; with one, its error
-    is over examples, and it has no verdict.
+    is over examples, and it has no verdict. Nor has it one where the two have not spent the same, see
+    :mod:`indm.evaluation.budgets`: what a step costs is measured here where the runs were not measured side by side.
     Where all runs are of one method, each stands for itself.
+
+    Args:
+        folders: of runs.
+        out: where ``comparison.png`` and ``comparison.json`` are written.
+        equal: what methods must have spent alike: "cost" is steps times their cost, "steps" is steps alone.
+        progress: show a bar while costs are measured.
 
     Returns:
         The table as text; ``comparison.json`` in ``out`` holds the differences.
@@ -45,12 +55,14 @@ def compare(folders: list[Path], out: Path) -> str:
     groups = methods_of(folders)
     methods = {str(group[0]): group for group in (groups if len(groups) > 1 else [[folder] for folder in folders])}
     baseline, unit = str(folders[0]), results[folders[0]]["unit"]
-    by_method = differences(methods, results)
+    costs = costs_of(methods, equal, progress)
+    by_method = differences(methods, results, costs)
     kinds = [kind for kind in KINDS if any(kind in result for result in results.values())]
-    rows = [("run", "seeds", "steps", "seconds", *(KINDS[kind] for kind in kinds))]
+    rows = [("run", "seeds", "steps", "cost of a step", "steps × cost", "seconds", *(KINDS[kind] for kind in kinds))]
     for name, runs in methods.items():
-        rows += [_row(run, str(len(runs)) if str(run) == name else "", results[run], kinds) for run in runs]
-    lines = [table(rows)]
+        seeds = {str(runs[0]): str(len(runs))}
+        rows += [_row(run, seeds.get(str(run), ""), costs.by_method.get(name), results[run], kinds) for run in runs]
+    lines = [table(rows), str(costs)]
     for other, by_kind in by_method.items():
         lines += [f"{kind.upper()}, {other} − {baseline}: {in_words(row, unit)}" for kind, row in by_kind.items()]
     if any(row["verdict"] == "untested" for by_kind in by_method.values() for row in by_kind.values()):
@@ -66,6 +78,7 @@ def compare(folders: list[Path], out: Path) -> str:
         "baseline": baseline,
         "unit": unit,
         "methods": {name: list(map(str, runs)) for name, runs in methods.items()},
+        "costs": asdict(costs),
         "differences": by_method,
     }
     write_numbers = atomic.json_into(content | {"provenance": provenance(None, weights)})
@@ -74,10 +87,12 @@ def compare(folders: list[Path], out: Path) -> str:
     return "\n".join(lines)
 
 
-def _row(folder: Path, seeds: str, result: dict, kinds: list[str]) -> tuple[str, ...]:
-    ends = [(str(line["step"]), f"{line['seconds']:.0f}") for line in read_metrics(folder)[-1:]]
-    trained = ends[0] if ends else ("–", "–")  # a released checkpoint that was converted
-    return (str(folder), seeds, *trained, *(_cell(result, kind) for kind in kinds))
+def _row(folder: Path, seeds: str, cost: float | None, result: dict, kinds: list[str]) -> tuple[str, ...]:
+    steps, lines = steps_of(folder), read_metrics(folder)
+    seconds = f"{lines[-1]['seconds']:.0f}" if lines else "–"  # of a released checkpoint that was converted
+    spent = "–" if steps is None or cost is None else f"{steps * cost:.0f}"
+    budget = ("–" if steps is None else str(steps), "–" if cost is None else f"{cost:.3g}", spent, seconds)
+    return (str(folder), seeds, *budget, *(_cell(result, kind) for kind in kinds))
 
 
 def _cell(result: dict, kind: str) -> str:

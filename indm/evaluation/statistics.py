@@ -130,20 +130,22 @@ def verdict(difference: float, p_holm: float, *, less: str, more: str) -> str:
     return less if difference < 0 else more
 
 
-def judged(differences: Sequence[Difference]) -> list[dict]:
+def judged(differences: Sequence[Difference], tested: Sequence[bool] | None = None) -> list[dict]:
     """The differences of a loss as one family, each as JSON can hold it: errors, p, Holm's p, and the verdict.
 
-    A verdict is "better" (less), "worse", "undecided", or "untested" for one seed.
+    A verdict is "better" (less), "worse", "undecided", or "untested": for one seed, and where ``tested`` is False,
+    which leaves a difference out of the family.
     """
+    ps = [d.p if t else math.nan for d, t in zip(differences, tested or [True] * len(differences), strict=True)]
     rows = []
-    for d, p_holm in zip(differences, holm([d.p for d in differences]), strict=True):
+    for d, p, p_holm in zip(differences, ps, holm(ps), strict=True):
         numbers = {
             "difference": d.difference,
             "standard_error": d.standard_error,
             "standard_error_over_seeds": d.standard_error_over_seeds,
             "standard_error_over_examples": d.standard_error_shared,
             "seeds": d.seeds,
-            "p": d.p,
+            "p": p,
             "p_holm": p_holm,
         }
         rows.append(

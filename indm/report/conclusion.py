@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from indm.evaluation.budgets import NOT_COMPARABLE
 from indm.evaluation.results import KINDS
 from indm.evaluation.statistics import over_seeds
 from indm.report.records import Record, by_group
@@ -13,6 +14,7 @@ VERDICTS = {
     "worse": "the difference is larger than chance explains",
     "undecided": "undecided, since the difference may be chance",
     "untested": "no verdict on methods, since that needs several seeds of each",
+    NOT_COMPARABLE: "no verdict, since their budgets are not known to be equal",
 }
 
 

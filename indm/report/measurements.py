@@ -24,7 +24,7 @@ from indm.evaluation.transport import LARGEST_ASSIGNMENT
 from indm.files import atomic, untrusted
 from indm.model import INDM
 from indm.runs.devices import device
-from indm.runs.folder import open_model
+from indm.runs.folder import end_of, open_model
 from indm.runs.provenance import weights_hash
 from indm.sampling import make_sampler
 
@@ -186,18 +186,3 @@ def _read(path: Path) -> tuple[dict, Any] | None:
     if "images" in options:
         options["examples"] = options.pop("images")
     return {"version": 1} | options, result
-
-
-def end_of(run: Path) -> dict:
-    """What a run came to, ``steps``, ``seconds``, …; of a released checkpoint that was converted, ``steps`` alone.
-
-    Raises:
-        ValueError: it was killed and has not been resumed.
-    """
-    summary, conversion = run / "summary.json", run / "conversion.json"
-    if not summary.exists() and conversion.exists():
-        return {"steps": int(untrusted.json_object(conversion).get("step") or 0)}
-    end = untrusted.json_object(summary) if summary.exists() else {}
-    if not isinstance(end.get("steps"), int):
-        raise ValueError(f"{run} has not come to an end: continue with 'indm train {run} --resume'")
-    return end

@@ -14,6 +14,7 @@ from indm.config.recipes import Recipe
 from indm.data.base import Data, stack
 from indm.dequantization import in_words
 from indm.evaluation.baselines import baselines
+from indm.evaluation.budgets import Costs
 from indm.evaluation.diagnosis import conclusion
 from indm.evaluation.methods import differences, methods_of
 from indm.evaluation.results import number_key, read_evaluation, read_nats
@@ -138,7 +139,11 @@ def conclusions(records: Sequence[Record]) -> list[str]:
     return lines
 
 
-def differences_of(records: Sequence[Record]) -> dict[str, dict[str, dict]]:
+def folders_of(records: Sequence[Record]) -> dict[str, list[Path]]:
+    """The runs of each group."""
+    return {name: [record.folder for record in group] for name, group in by_group(records).items()}
+
+
+def differences_of(records: Sequence[Record], costs: Costs) -> dict[str, dict[str, dict]]:
     """Every group's likelihoods less those of the first, see :func:`indm.evaluation.methods.differences`."""
-    groups = {name: [record.folder for record in group] for name, group in by_group(records).items()}
-    return differences(groups, {record.folder: record.evaluation for record in records})
+    return differences(folders_of(records), {record.folder: record.evaluation for record in records}, costs)

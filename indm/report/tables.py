@@ -56,12 +56,14 @@ def _bound(group: list[Record], kind: str) -> str:
 
 def difference_rows(by_method: Mapping[str, Mapping[str, Mapping]], first: str, unit: str) -> Rows:
     """The differences of methods from the ``first``, see :func:`indm.evaluation.methods.differences`."""
-    rows: Rows = [("", "likelihood", f"difference from {first}, {unit}", "seeds", "p", "Holm's p", "verdict")]
+    rows: Rows = [
+        ("", "likelihood", f"difference from {first}, {unit}", "seeds", "steps × cost", "p", "Holm's p", "verdict")
+    ]
     for name, by_kind in by_method.items():
         for kind, row in by_kind.items():
             tests = ["–" if row[key] is None else f"{row[key]:.2g}" for key in ("p", "p_holm")]
             seeds = f"{row['seeds']}{without_partner(row)}"
-            cells = with_error(row["difference"], row["standard_error"], digits=4), seeds, *tests
+            cells = with_error(row["difference"], row["standard_error"], digits=4), seeds, row["budgets"], *tests
             rows.append((name, KINDS[kind], *cells, row["verdict"]))
     return rows
 

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from indm.config import recipes
-from indm.config.options import ReportOptions
+from indm.config.options import Equal, ReportOptions
 from indm.data.base import Data
 from indm.data.registry import load_data
+from indm.evaluation.budgets import MARGIN, Costs, costs_of
 from indm.evaluation.extractor import Extractor, load_or_train
 from indm.evaluation.flow_plots import save_flow_figure
 from indm.evaluation.methods import ONE_TRAINING, check_distinct
@@ -21,9 +22,9 @@ from indm.report import figures, tables
 from indm.report.conclusion import conclude
 from indm.report.measurements import Setup
 from indm.report.page import Page
-from indm.report.records import Record, by_group, conclusions, differences_of, gather
+from indm.report.records import Record, by_group, conclusions, differences_of, folders_of, gather
 from indm.runs.folder import model_class
-from indm.runs.provenance import provenance, weights_hash
+from indm.runs.provenance import provenance, same_data, weights_hash
 
 
 def report(
@@ -31,6 +32,7 @@ def report(
     out: Path,
     options: ReportOptions | None = None,
     *,
+    equal: Equal = "cost",
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
@@ -41,6 +43,7 @@ def report(
             evaluated yet are.
         out: folder for ``index.html``, its PNGs, ``report.json`` and the extractor of the Fréchet distance.
         options: what to measure.
+        equal: what groups must have spent alike for a verdict, see :mod:`indm.evaluation.budgets`.
         overwrite: write over another report in ``out``, or a page of something else.
         progress: show bars.
 
@@ -68,15 +71,17 @@ def report(
     records = gather(folders, Setup(data, extractor, options, progress))
     check_same_examples({record.folder: record.evaluation for record in records})
     numbers = {str(r.folder): {"group": r.group, "evaluation": r.evaluation} | r.measurements for r in records}
-    by_method = differences_of(records)
+    costs = costs_of(folders_of(records), equal, progress)
+    by_method = differences_of(records, costs)
     made_by = provenance(options.seed, {str(folder): weights_hash(folder) for folder in folders})
     # Written first: where it is, the page beside it is of the same report.
-    content = {"options": asdict(options), "provenance": made_by, "runs": numbers, "differences": by_method}
+    content = {"options": asdict(options), "provenance": made_by, "runs": numbers}
+    content |= {"costs": asdict(costs), "differences": by_method}
     atomic.json_object(out / "report.json", content)
     page = Page(f"Runs of {data.name}")
     page.conclude(conclude(records, by_method) + conclusions(records))
     if by_method:
-        add_differences(page, by_method, records)
+        add_differences(page, by_method, records, costs)
     add_runs(page, out, records, data, extractor, colours_of(by_group(records)))
     page.write(out / "index.html")
     return out / "index.html"
@@ -91,16 +96,15 @@ def common_data(folders: Sequence[Path]) -> dict:
     """
     if not folders:
         raise ValueError("folders must name at least one run, got none")
-    first = recipes.load(folders[0])["data"]
     for folder in folders:
-        if recipes.load(folder)["data"] != first:
+        if not same_data(folders[0], folder):
             raise ValueError(f"{folder} and {folders[0]} are runs of different data; report runs of one data set")
     for folder in folders:
         weights_hash(folder)  # an error where there is no model
     names = sorted({model_class(folder).__name__ for folder in folders if not model_class(folder).is_diffusion})
     if not any(model_class(folder).is_diffusion for folder in folders):
         raise ValueError(f"folders must name at least one run of an INDM, got only {', '.join(names)}")
-    return first
+    return recipes.load(folders[0])["data"]
 
 
 def check_out(folders: Sequence[Path], out: Path, options: ReportOptions) -> None:
@@ -116,7 +120,9 @@ def check_out(folders: Sequence[Path], out: Path, options: ReportOptions) -> Non
     raise ValueError(f"{out} holds another report: add --overwrite to write that anew, or name another --out")
 
 
-def add_differences(page: Page, by_method: Mapping[str, Mapping[str, Mapping]], records: list[Record]) -> None:
+def add_differences(
+    page: Page, by_method: Mapping[str, Mapping[str, Mapping]], records: list[Record], costs: Costs
+) -> None:
     """The differences of likelihoods between methods, as :func:`differences_of` judges them."""
     page.heading("Differences between methods")
     page.table(tables.difference_rows(by_method, records[0].group, records[0].unit))
@@ -124,8 +130,12 @@ def add_differences(page: Page, by_method: Mapping[str, Mapping[str, Mapping]], 
         "In pairs of equal seeds; those without a partner do not count. ± is √(a² + b²) of the standard errors over "
         "seeds and over the examples, which all seeds share. p is that of Student's paired t over seeds; Holm's p is "
         "adjusted over all rows of this table; "
-        f"a verdict needs one of at most {LEVEL:.0%}. {ONE_TRAINING}"
+        f"a verdict needs one of at most {LEVEL:.0%}, and budgets that differ by at most {MARGIN:.0%}. {costs} "
+        f"{ONE_TRAINING}"
     )
+    for name, why in {n: row["why"] for n, by_kind in by_method.items() for row in by_kind.values()}.items():
+        if why:
+            page.text(f"{name} and {records[0].group} are not comparable, {why}.")
 
 
 def add_runs(

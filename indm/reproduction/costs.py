@@ -6,19 +6,15 @@ running. So the outcome does not depend on what else the machine does meanwhile.
 
 import math
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 
 import torch
 from tqdm import tqdm
 
-from indm.config import recipes
 from indm.config.recipes import Recipe
-from indm.data.registry import load_data
 from indm.reproduction.plan import FIRST_SEED, Budget, Plan, family_of_plan, recipe_of
 from indm.reproduction.studies import STUDIES, VARIANTS
-from indm.training.devices import make_accelerator
-from indm.training.trainer import Trainer
+from indm.training.costs import seconds_in_turns, trainer_of
 
 ROUNDS, FAST_ROUNDS = 8, 3
 
@@ -47,25 +43,13 @@ def seconds_per_step(plan: Plan, data: str, rounds: int, steps: int = 12) -> dic
 
 
 def in_turns(variants: Mapping[str, Recipe], rounds: int, steps: int = 12) -> dict[str, list[float]]:
-    """Seconds of a training step of each recipe, one value for each round but the first.
+    """Seconds of a training step of each recipe, one value for each round but the first, which warms up.
 
-    In each round every one makes ``steps`` steps in turn; the first round warms up. All train in this process, with the
-    threads that it has.
+    See :func:`indm.training.costs.seconds_in_turns`. All train in this process, with the threads that it has.
     """
-    trainers, batches = {}, {}
-    for variant, recipe in variants.items():
-        accelerator = make_accelerator(recipes.options_of(recipe, "train"))
-        trainers[variant] = Trainer(recipe, load_data(**recipe["data"]), accelerator)
-        batches[variant] = trainers[variant].batches()
-    seconds: dict[str, list[float]] = {variant: [] for variant in trainers}
-    for _ in range(rounds):
-        for variant, trainer in trainers.items():
-            started = time.perf_counter()
-            for _ in range(steps):
-                terms = trainer.train_step(batches[variant])
-            float(next(iter(terms.values())))  # waits for the device
-            seconds[variant].append((time.perf_counter() - started) / steps)
-    return {variant: values[1:] for variant, values in seconds.items()}
+    trainers = {variant: trainer_of(recipe) for variant, recipe in variants.items()}
+    threads = dict.fromkeys(trainers, torch.get_num_threads())
+    return seconds_in_turns(trainers, threads, rounds=rounds - 1, steps=steps, progress=False)
 
 
 def costs_of(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from indm.config import recipes
 from indm.config.options import ReportOptions, ReproductionOptions
 from indm.config.parts import find
 from indm.config.recipes import Recipe
+from indm.evaluation.budgets import MARGIN
 from indm.evaluation.statistics import LEVEL
 from indm.files import atomic, untrusted
 from indm.messages import reason
@@ -187,7 +188,7 @@ class Budget:
             f'"{THESE_EXAMPLES}" as well, but their error leaves that out: other examples could give another verdict. '
             "p is that of Student's paired t over seeds; Holm's p is adjusted over the whole table, "
             f"{len(self.family)} differences that {PLAN} stated before anything was trained. "
-            f"A verdict needs one of at most {LEVEL:.0%}, and two seeds or "
-            'more. "Steps" are the optimizer steps that runs of the two made. Distances of samples have noise of their '
-            "own in every seed."
+            f"A verdict needs one of at most {LEVEL:.0%}, two seeds or more, and steps × cost that differ by at most "
+            f'{MARGIN:.0%}. "Steps" are the optimizer steps that runs of the two made. Distances of samples have noise '
+            "of their own in every seed."
         )

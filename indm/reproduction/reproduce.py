@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from indm.config.parts import trust
 from indm.data.base import Data
+from indm.evaluation.budgets import are_equal
 from indm.evaluation.extractor import Extractor
 from indm.evaluation.style import colours_of
 from indm.files import atomic
-from indm.report.measurements import Setup, end_of
+from indm.report.measurements import Setup
 from indm.report.page import Page
 from indm.report.records import Record, conclusions, record_of
 from indm.report.tables import with_error
@@ -40,6 +41,7 @@ from indm.reproduction.verdicts import (
     markdown,
 )
 from indm.runs.devices import on_cpu
+from indm.runs.folder import end_of
 from indm.runs.lock import LOCK, run_lock
 from indm.runs.provenance import provenance, weights_hash
 
@@ -187,8 +189,10 @@ def verdicts_of(sections: Sequence[Section], budget: Budget) -> list[Verdict]:
     for claim, data, row in family_of(claims_of(budget.plan), variants):
         left, right = pair = [by_data[data].records[name] for name in row.variants]
         comparison = row.measure(Evidence(data, (left, right), *budget.log_cost[data]))
-        steps = [end_of(group[0].folder)["steps"] for group in pair]
-        family.append(Judged(claim.name, data, row.shown, comparison, (steps[0], steps[1])))
+        steps = [[end_of(record.folder)["steps"] for record in group] for group in pair]
+        costs = [budget.seconds_per_step[data][name] for name in row.variants]
+        comparable = are_equal(n * cost for runs, cost in zip(steps, costs, strict=True) for n in runs)
+        family.append(Judged(claim.name, data, row.shown, comparison, (steps[0][0], steps[1][0]), comparable))
     return judge(family)
 
 

@@ -2,7 +2,8 @@
 
 A difference is tested by Student's paired t over seeds, and its p adjusted by Holm's method over the whole family. A
 claim is *reproduced* where the adjusted p is at most 5 % and the difference has the claimed sign, *opposite* where it
-has the other one, *undecided* where the adjusted p is larger, and *untested* with one seed.
+has the other one, *undecided* where the adjusted p is larger, and *untested* with one seed. Where what the two spent,
+steps times cost of a step, differs by more than a tenth, they are *not comparable*.
 """
 
 import math
@@ -10,6 +11,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from indm.evaluation.budgets import NOT_COMPARABLE
 from indm.evaluation.statistics import Difference, holm, verdict
 from indm.evaluation.statistics import paired as paired_difference
 from indm.report.tables import with_error
@@ -43,6 +45,7 @@ class Judged:
 
     Attributes:
         steps: optimizer steps that runs of the two variants made.
+        comparable: their steps times the cost of a step are the same, within the margin of equal budgets.
     """
 
     claim: str
@@ -50,6 +53,12 @@ class Judged:
     quantity: str
     comparison: Comparison
     steps: tuple[int, int]
+    comparable: bool = True
+
+    @property
+    def p(self) -> float:
+        """Of the difference; NaN where the two are not comparable."""
+        return self.comparison.difference.p if self.comparable else math.nan
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,7 @@ def paired(
 
 def judge(family: Sequence[Judged]) -> list[Verdict]:
     """The verdicts of a whole family."""
-    adjusted = holm([row.comparison.difference.p for row in family])
+    adjusted = holm([row.p for row in family])
     return [_verdict(row, p_holm) for row, p_holm in zip(family, adjusted, strict=True)]
 
 
@@ -113,14 +122,14 @@ def _verdict(row: Judged, p_holm: float) -> Verdict:
     return Verdict(
         claim=row.claim,
         data=row.data,
-        verdict=verdict(d.difference, p_holm, less=words[-1], more=words[1]),
+        verdict=verdict(d.difference, p_holm, less=words[-1], more=words[1]) if row.comparable else NOT_COMPARABLE,
         quantity=f"{row.quantity}, {c.unit}" if c.unit else row.quantity,
         indm=c.indm,
         linear=c.linear,
         difference=d.difference,
         standard_error=d.standard_error,
         seeds=d.seeds,
-        p=d.p,
+        p=row.p,
         p_holm=p_holm,
         steps=row.steps,
     )

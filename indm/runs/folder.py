@@ -72,6 +72,21 @@ def finished(run: Path, recipe: Recipe) -> dict | None:
         return None
 
 
+def end_of(run: Path) -> dict:
+    """What a run came to, ``steps``, ``seconds``, …; of a released checkpoint that was converted, ``steps`` alone.
+
+    Raises:
+        ValueError: it was killed and has not been resumed.
+    """
+    summary, conversion = run / "summary.json", run / "conversion.json"
+    if not summary.exists() and conversion.exists():
+        return {"steps": int(untrusted.json_object(conversion).get("step") or 0)}
+    end = untrusted.json_object(summary) if summary.exists() else {}
+    if not isinstance(end.get("steps"), int):
+        raise ValueError(f"{run} has not come to an end: continue with 'indm train {run} --resume'")
+    return end
+
+
 def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
     """See, before anything is computed, that the result can be written.
 

@@ -38,11 +38,16 @@ def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device
         "command": sys.argv,
         "seed": seed,
         "weights_sha256": dict(weights),
-        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
+        "device": device_name(where),
         "threads": torch.get_num_threads(),
         "matmul_precision": torch.get_float32_matmul_precision(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
     }
+
+
+def device_name(where: torch.device) -> str:
+    """The name of a GPU, the type of another device."""
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
 
 
 def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[str], more: dict | None = None) -> None:
@@ -67,6 +72,12 @@ def threads_of(run: Path) -> int | None:
     return next((n for n in threads if type(n) is int and n >= 1), None)
 
 
+def device_of(run: Path) -> str | None:
+    """The :func:`device_name` of the last part of ``run``; None where nothing says it."""
+    names = [part.get("device") for part in _parts(run / paths.RECORD)][-1:]
+    return next((name for name in names if isinstance(name, str)), None)
+
+
 def split_record(data: Data) -> dict:
     """What shows later whether an example may have changed its split: the fingerprint of ``data``, and its size."""
     return {"data_sha256": data.fingerprint, "data_examples": sum(map(len, (data.train, data.valid, data.test)))}
@@ -76,6 +87,20 @@ def other_splits(run: Path, data: Data) -> dict | None:
     """The record in ``versions.json`` of a part of ``run`` whose data were not ``data``; None where there is none."""
     parts = _parts(run / paths.RECORD)
     return next((part for part in parts if part.get("data_sha256", data.fingerprint) != data.fingerprint), None)
+
+
+def same_data(one: Path, other: Path) -> bool:
+    """Whether two runs are of the same data: of the same options, and from one place, however it is spelled.
+
+    Where the place of one is gone, its files may have been moved to the other's: the fingerprint tells. Where both are
+    there it does not, as two folders may hold other images of the same names.
+    """
+    tables = [recipes.load(run)["data"] for run in (one, other)]
+    places = [paths.places(table) for table in tables]
+    prints = [{part.get("data_sha256") or None for part in _parts(run / paths.RECORD)} - {None} for run in (one, other)]
+    were_moved = any(paths.gone({"data": table}) for table in tables) and prints[0] & prints[1]
+    same_options = paths.without_paths(tables[0]) == paths.without_paths(tables[1])
+    return same_options and (places[0] == places[1] or bool(were_moved))
 
 
 def warn_of_other_splits(run: Path, data: Data) -> None:

@@ -38,7 +38,7 @@ from indm.runs.processes import by_main_process
 from indm.runs.provenance import describe, split_record, warn_of_other_splits
 from indm.runs.signals import interruptible
 from indm.sampling import centre_prior
-from indm.training import checkpoints, given, memory, presets, threads
+from indm.training import checkpoints, costs, given, memory, presets, threads
 from indm.training.devices import make_accelerator, peak_memory_mib
 from indm.training.metrics_log import BEST, LOOK_EVERY, Fault, MetricsLog
 from indm.training.progress import Progress
@@ -67,6 +67,7 @@ def train(
     data: Data | Dataset | Tensor | None = None,
     objective: str | Objective | Callable[..., Losses] | None = None,
     callbacks: Sequence[Callback] = (),
+    like: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
     trainer: type[Trainer] | None = None,
@@ -89,6 +90,8 @@ def train(
             :class:`~indm.objective.Objective`.
         callbacks: each is called as ``callback(trainer, terms)`` after every optimizer step. The run stops, saved as
             by Ctrl-C, when one returns True.
+        like: a run whose budget this one gets, in place of the recipe's: as many steps as cost what those of that run
+            did. The costs are measured in turns first, see :mod:`indm.training.costs`.
         resume: continue from the checkpoint in ``out``. Steps, data order and random numbers continue exactly. A run
             that ended before its first checkpoint starts anew.
         progress: show a bar.
@@ -116,6 +119,17 @@ def train(
     check_trackers(options.trackers)
     accelerator = make_accelerator(options, out)
     by_main_process(lambda: check_folder(out, wanted, resume))  # before anything slow
+    measured: list[costs.Cost] = []
+    if like is not None:
+        if resume:
+            raise ValueError(f"like must be left out to resume {out}, whose recipe has the steps; got {like}")
+        wanted, measured, note = costs.budget_like(
+            wanted, Path(like), out, model=model, data=data, objective=objective, trainer=trainer or Trainer,
+            progress=progress and accelerator.is_main_process,
+        )  # fmt: skip
+        accelerator = make_accelerator(recipes.options_of(wanted, "train"), out)
+        if progress and accelerator.is_main_process:
+            tell(note)
     parts_of_run = given.resolved(wanted, accelerator, model, data, objective)
     whole, notes = presets.completed(wanted, parts_of_run, accelerator, trainer or Trainer)
     if progress and accelerator.is_main_process:
@@ -129,11 +143,17 @@ def train(
             check_folder(out, whole, resume)
             return resume and not checkpoints.nothing_saved(out)
 
-        return run_in(out, whole, made, by_main_process(lock), callbacks, progress)
+        return run_in(out, whole, made, by_main_process(lock), callbacks, progress, measured)
 
 
 def run_in(
-    out: Path, recipe: Recipe, trainer: Trainer, resumes: bool, callbacks: Sequence[Callback], progress: bool
+    out: Path,
+    recipe: Recipe,
+    trainer: Trainer,
+    resumes: bool,
+    callbacks: Sequence[Callback],
+    progress: bool,
+    measured: Sequence[costs.Cost] = (),
 ) -> Summary:
     """Train in a folder that no other process uses, from the start or from the state in it; see :func:`train`."""
     main = trainer.accelerator.is_main_process
@@ -146,6 +166,8 @@ def run_in(
     if main:
         record = split_record(trainer.data) | choice.record()
         describe(out, recipe, trainer.accelerator.device, trainer.data.notes, record)
+        if measured:
+            costs.keep(out, measured)
         warn_of_lost_steps(out, trainer.step)
     if progress and main:
         tell(*trainer.data.notes)

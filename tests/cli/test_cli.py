@@ -52,6 +52,7 @@ from indm.runs import samples as samples_module
 from indm.runs.provenance import weights_hash
 from indm.runs.samples import read_samples
 from indm.sampling import PredictorCorrector, centre_prior, make_sampler
+from indm.training.costs import recorded
 from indm.training.loop import train
 
 SMALL = (
@@ -318,8 +319,11 @@ def test_points_are_shown_beside_their_density(tmp_path):
 
 def test_compare_pairs_the_examples(run, tmp_path, capsys):
     twin = tmp_path / "linear"
-    small = [part for part in SMALL if not part.startswith("--flow")]
-    assert main(["train", "digits", *small, "--flow", "identity", "--out", str(twin), "--quiet"]) == 0
+    small = [part for part in SMALL if not part.startswith(("--flow", "--train.steps", "--train.seconds"))]
+    like = ["--like", str(run), "--out", str(twin), "--quiet"]
+    assert "--like gives the budget: leave out --train.steps" in fails(capsys, "train", "digits", *like, *SMALL[5:6])
+    assert "--like gives the budget: leave out --resume" in fails(capsys, "train", str(twin), *like, "--resume")
+    assert main(["train", "digits", *small, "--flow", "identity", *like]) == 0
     for folder in (run, twin):
         few = ["--examples", "40", "--nll-examples", "0", "--quiet", "--overwrite"]
         assert main(["evaluate", str(folder), *few]) == 0
@@ -331,6 +335,13 @@ def test_compare_pairs_the_examples(run, tmp_path, capsys):
     assert found["difference"] == pytest.approx((b - a).mean())
     assert found["standard_error"] == pytest.approx((b - a).std(ddof=1) / math.sqrt(40))
     assert f"{found['difference']:+.4f} ± {found['standard_error']:.4f} bits/dim" in table
+    measured = {cost.run: cost.seconds for cost in recorded(twin)[0]}
+    steps = json.loads((twin / "summary.json").read_text())["steps"]
+    assert (
+        steps == max(1, round(5 * measured[os.path.relpath(run, twin)] / measured["."]))
+        and "after the trainings" not in table
+    )
+    assert found["steps"] == [[steps], [5]] and table.count(found["budgets"]) == 1
     assert Image.open(tmp_path / "comparison.png").size[0] > 600
 
     assert "already holds evaluation.json, evaluation.npz: add --overwrite" in fails(capsys, "evaluate", twin)
@@ -361,7 +372,7 @@ def test_compare_shows_any_name_and_what_has_no_curve(evaluated, tmp_path, capsy
     capsys.readouterr()
     assert main(["compare", str(evaluated), str(twin), "--out", str(tmp_path / "out")]) == 0
     *_, cells = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(str(twin)))
-    assert cells[1:4] == ["1", "–", "–"]
+    assert cells[1:6] == ["1", "–", "1", "–", "–"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["comparison.json", "comparison.png"]
 
 

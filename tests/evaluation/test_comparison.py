@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +11,16 @@ from PIL import Image
 from scipy.stats import ttest_rel
 
 from indm.config import recipes
-from indm.evaluation import comparison, style
+from indm.evaluation import budgets, comparison, style
+from indm.evaluation.budgets import Costs, costs_of
 from indm.evaluation.comparison import compare
 from indm.evaluation.methods import differences, in_words, methods_of, pairs_of
 from indm.evaluation.results import check_same_examples, read_evaluation
 from indm.evaluation.statistics import holm
 from indm.report.tables import difference_rows
+from indm.runs.folder import recipe_of
+from indm.runs.provenance import same_data
+from indm.training.costs import cost_of, keep
 
 DIMS, N = 64, 50
 LEVELS = {"linear": (2.1, 2.2, 2.0, 2.15), "indm": (1.6, 1.7, 1.52, 1.66), "flow": (2.05, 2.3, 2.02, 2.1)}
@@ -28,12 +33,25 @@ NATS = {
 }
 
 
-def evaluated(folder, nats, seed=0, nll=None, **changes):
-    """A run folder with a recipe and an evaluation of these nats."""
+@pytest.fixture(autouse=True)
+def measured(monkeypatch):
+    """No run is measured here: a step of each takes 2 s, unless a test says otherwise; ``runs`` are those asked for."""
+    made = SimpleNamespace(runs=[], seconds={}, unknown={})
+
+    def measure_runs(runs, progress):
+        made.runs += runs
+        return {run: made.seconds.get(run, 2.0) for run in runs if run not in made.unknown}, made.unknown
+
+    monkeypatch.setattr(budgets, "measure_runs", measure_runs)
+    return made
+
+
+def evaluated(folder, nats, seed=0, nll=None, steps=10, **changes):
+    """A run folder with a recipe, a log of two seconds that ends at ``steps``, and an evaluation of these nats."""
     folder.mkdir(parents=True)
     recipe = recipes.override(recipes.load("digits"), {"train.seed": str(seed), **changes})
     (folder / "recipe.toml").write_text(recipes.to_toml(recipes.resolve(recipe)))
-    lines = [{"step": 5 * i, "seconds": 1.0 * i, "valid_nelbo": 3.0 - i} for i in (1, 2)]
+    lines = [{"step": steps * i // 2, "seconds": 1.0 * i, "valid_nelbo": 3.0 - i} for i in (1, 2)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     kinds = {"nelbo": nats} | ({} if nll is None else {"nll": nll})
     result = {"unit": "bits/dim", "dims": DIMS, "data": {"name": "digits"}, "split": "test", "eps": 1e-5,
@@ -61,14 +79,36 @@ def bits(name, seeds):
 def test_methods_are_runs_that_differ_in_the_seed_alone(tmp_path):
     indm, linear = trained(tmp_path, "indm", (0, 1, 2)), trained(tmp_path, "linear", (2, 0))
     copy = evaluated(tmp_path / "copy", NATS["indm", 1], 1)
-    longer = evaluated(tmp_path / "longer", NATS["indm", 1], 3, **{"train.steps": "7"})
+    longer = evaluated(tmp_path / "longer", NATS["indm", 1], 3, **{"train.steps": "70"})
+    as_long = evaluated(tmp_path / "as-long", NATS["indm", 1], 5, **{"train.steps": "75"})
+    longest = evaluated(tmp_path / "longest", NATS["indm", 1], 6, **{"train.steps": "78"})
     watched = evaluated(tmp_path / "watched", NATS["indm", 1], 4, **{"train.log_every": "7", "evaluate.times": "3"})
-    order = [indm[0], linear[0], copy, indm[1], linear[1], longer, indm[2], watched]
+    order = [indm[0], linear[0], copy, indm[1], linear[1], longer, indm[2], watched, as_long, longest]
     # The copy has the seed of indm[1]: it comes first and so belongs to the first, the other begins another method.
-    assert methods_of(order) == [[indm[0], copy, indm[2], watched], linear, [indm[1]], [longer]]
+    assert methods_of(order) == [[indm[0], copy, indm[2], watched], linear, [indm[1]], [longer, as_long], [longest]]
     assert pairs_of(indm, linear) == [(indm[0], linear[1]), (indm[2], linear[0])]
     assert pairs_of([longer], [indm[0]]) == [(longer, indm[0])]
     assert pairs_of(indm, [longer]) == []
+
+
+def test_methods_have_the_same_data_wherever_they_are(tmp_path):
+    """The same place by another way, or other places where the same files were; not other files, not other options."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    digests = {"same": "a", "moved": "a", "other": "b"}
+
+    def run(seed, place, path, **options):
+        table = {"data.path": str(path)} | options
+        folder = evaluated(tmp_path / str(seed), NATS["indm", 0], seed, data="folder", **table)
+        (folder / "versions.json").write_text(json.dumps({"data_sha256": digests[place]} if place in digests else {}))
+        return folder
+
+    first, linked = run(0, "", tmp_path / "data"), run(1, "", tmp_path / "link" / ".." / "link")
+    moved, there, other = run(2, "same", "/old/place"), run(3, "moved", "/new/place"), run(4, "other", "/other/place")
+    larger = run(5, "same", "/old/place", **{"data.size": "16"})
+    found = methods_of([first, linked, moved, there, other, larger])
+    assert found == [[first, linked], [moved, there], [other], [larger]]
+    assert same_data(moved, there) and not same_data(moved, other) and not same_data(moved, larger)
 
 
 def test_differences_over_seeds_are_one_family(tmp_path):
@@ -93,9 +133,90 @@ def test_differences_over_seeds_are_one_family(tmp_path):
     assert [row["p_holm"] for row in found] == pytest.approx(holm([row["p"] for row in found]))
     assert [row["verdict"] for row in found] == ["better", "undecided"]
     line = next(line for line in table.splitlines() if line.startswith(f"NELBO, {folders[4]} − {folders[0]}: "))
-    assert line.endswith(f"bits/dim over 4 seeds, p = {found[0]['p']:.2g}, Holm's p = {found[0]['p_holm']:.2g}: better")
+    verdict = f"p = {found[0]['p']:.2g}, Holm's p = {found[0]['p_holm']:.2g}: better; 10 steps against 10"
+    assert line.endswith(f"bits/dim over 4 seeds, {verdict}")
     assert [line.split()[1] for line in table.splitlines() if line.startswith(str(folders[8]))] == ["4"]
     assert "one training" not in table and Image.open(tmp_path / "out" / "comparison.png").size[0] > 600
+
+
+def test_a_neighbour_on_the_machine_decides_nothing(tmp_path, measured):
+    """The same seconds, but 95 steps against 458: no verdict, and no part of the family, on one seed or on two."""
+    indm = [evaluated(tmp_path / f"i{s}", NATS["indm", s], s, steps=458 + s) for s in (0, 1)]
+    slow = [evaluated(tmp_path / f"s{s}", NATS["linear", s], s, steps=95, flow="identity") for s in (0, 1)]
+    fair = [evaluated(tmp_path / f"f{s}", NATS["flow", s], s, steps=520 - s, net="zero") for s in (0, 1)]
+    seconds = {indm[0]: 0.1, slow[0]: 0.088, fair[0]: 0.088}
+    keep(indm[1], [cost_of(recipe_of(run), cost, 1, run, indm[1]) for run, cost in seconds.items()])
+    table = compare([*indm, *slow, *fair], tmp_path / "out")
+    assert not measured.runs  # they were when they were trained
+    stored = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert stored["costs"]["by_method"] == pytest.approx({str(indm[0]): 1, str(slow[0]): 0.88, str(fair[0]): 0.88})
+    refused, judged = (stored["differences"][str(runs[0])]["nelbo"] for runs in (slow, fair))
+    assert refused["verdict"] == "not comparable" and refused["p"] is refused["p_holm"] is None
+    assert refused["difference"] == pytest.approx((bits("linear", (0, 1)) - bits("indm", (0, 1))).mean())
+    assert judged["p_holm"] == judged["p"] is not None and judged["verdict"] in ("worse", "undecided")
+    assert judged["steps"] == [[520, 519], [458, 459]]
+    words = "95 steps × 0.88 = 84 against 458–459"
+    assert f"over 2 seeds: not comparable, as the budgets differ by more than 10%: {words}; " in table
+    assert f"{judged['verdict']}; 519–520 steps × 0.88 = 457–458 against 458–459" in table
+    cells = {line.split()[0]: line.split()[1:] for line in table.splitlines()}
+    assert cells[str(slow[0])][:5] == ["2", "95", "0.88", "84", "2"] and cells[str(indm[1])][:4] == [
+        "459",
+        "1",
+        "459",
+        "2",
+    ]
+    rows = difference_rows({"slow": {"nelbo": refused}}, "indm", "bits/dim")
+    assert rows[1][4:] == (words, "–", "–", "not comparable")
+    keep(indm[0], [cost_of(recipe_of(run), cost, 1, run, indm[0]) for run, cost in seconds.items()])
+    compare([indm[0], slow[0]], tmp_path / "two")
+    (row,) = json.loads((tmp_path / "two" / "comparison.json").read_text())["differences"].values()
+    assert row["nelbo"]["verdict"] == "not comparable"
+
+
+@pytest.mark.parametrize(
+    ("steps", "cost", "equal", "comparable"),
+    [
+        (100, 1.1, "cost", True),
+        (100, 1.11, "cost", False),
+        (100, 0.92, "cost", True),
+        (100, 0.9, "cost", False),
+        (50, 2.0, "cost", True),
+        (50, 2.0, "steps", False),
+        (100, 9.0, "steps", True),
+        (109, 1.0, "steps", True),
+    ],
+)
+def test_budgets_are_equal_within_a_tenth(tmp_path, measured, steps, cost, equal, comparable):
+    """Of steps × cost, as the runs are measured here, or of steps, for which nothing is measured."""
+    first = [evaluated(tmp_path / f"a{s}", NATS["indm", s], s, steps=100) for s in (0, 1)]
+    other = [evaluated(tmp_path / f"b{s}", NATS["flow", s], s, steps=steps, net="zero") for s in (0, 1)]
+    measured.seconds = {other[0]: 2.0 * cost}
+    costs = costs_of({"a": first, "b": other}, equal, False)
+    assert measured.runs == ([first[0], other[0]] if equal == "cost" else [])
+    row = differences({"a": first, "b": other}, {run: read_evaluation(run) for run in first + other}, costs)["b"][
+        "nelbo"
+    ]
+    assert (row["verdict"] != "not comparable") == comparable == (row["p"] is not None) == (row["why"] == "")
+    assert costs.afterwards == (("b",) if equal == "cost" else ())
+
+
+def test_without_costs_or_steps_differences_are_shown_without_a_verdict(tmp_path, measured):
+    """Of parts that cannot be built here, or a converted checkpoint; equal steps can be compared all the same."""
+    linear, own = trained(tmp_path, "linear", (0, 1)), trained(tmp_path, "flow", (0, 1), flow="my_flow:Scale")
+    measured.unknown = {own[0]: "my_flow is not trusted"}
+    table = compare([*linear, *own], tmp_path / "out")
+    row = json.loads((tmp_path / "out" / "comparison.json").read_text())["differences"][str(own[0])]["nelbo"]
+    assert row["verdict"] == "not comparable" and row["costs"] == [None, 1.0] and row["difference"] is not None
+    assert (
+        "not comparable, as the cost of a step is not known (my_flow is not trusted): 10 steps × – against 10" in table
+    )
+    assert "; --equal steps compares equal steps" in table
+    assert [line.split()[2:5] for line in table.splitlines() if line.startswith(str(own[0]))] == [["10", "–", "–"]]
+    table = compare([*linear, *own], tmp_path / "steps", equal="steps")
+    assert "not comparable" not in table and "; 10 steps against 10" in table and "whatever a step costs" in table
+    (own[1] / "metrics.jsonl").unlink()
+    table = compare([*linear, *own], tmp_path / "log", equal="steps")
+    assert "not comparable, as the steps of a run are not known (– steps against 10)" in table
 
 
 def test_one_training_each_has_an_error_over_examples_and_no_verdict(tmp_path):
@@ -195,7 +316,7 @@ def test_seeds_without_a_partner_are_named_and_methods_without_a_common_seed_are
     assert set(stored[str(apart)]) == {"nelbo"} and "one training" not in table
     rows = difference_rows({"indm": {"nelbo": row}, "apart": {"nelbo": alone}}, "linear", "bits/dim")
     assert rows[1][3] == "2 (without a partner: 2, 3)"
-    assert rows[2][2:] == ("–", "0 (without a partner: 0, 1, 2, 7)", "–", "–", "untested: no seed in common")
+    assert rows[2][2:] == ("–", "0 (without a partner: 0, 1, 2, 7)", "–", "–", "–", "untested: no seed in common")
 
 
 def test_a_folder_stands_for_one_training(tmp_path):
@@ -212,11 +333,12 @@ def test_a_run_that_diverged_is_shown_without_a_number(tmp_path, seeds):
     broken = [evaluated(tmp_path / f"b{s}", NATS["indm", s] + (math.inf if s == 0 else 0), s) for s in range(seeds)]
     runs = [*linear, *broken]
     with np.errstate(invalid="ignore"):
-        found = differences({"linear": linear, "b": broken}, {run: read_evaluation(run) for run in runs})
+        costs = Costs("steps", {"linear": 1.0, "b": 1.0})
+        found = differences({"linear": linear, "b": broken}, {run: read_evaluation(run) for run in runs}, costs)
     row = found["b"]["nelbo"]
     text = in_words(row, "bits/dim")
     assert row["difference"] is None and text.startswith("– ± – bits/dim over ")
-    assert text.endswith("undecided" if seeds == 2 else "no verdict on methods")
+    assert text.endswith(f"{'undecided' if seeds == 2 else 'no verdict on methods'}; 10 steps against 10")
     assert difference_rows(found, "linear", "bits/dim")[1][2] == "–"
 
 

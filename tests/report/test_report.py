@@ -27,7 +27,9 @@ from indm.data.registry import load_data
 from indm.dequantization import in_words
 from indm.evaluation import flow_plots, plots, sampling_error, sheets, style
 from indm.evaluation import plots as pictures
+from indm.evaluation.budgets import costs_of
 from indm.evaluation.extractor import Extractor, train_extractor
+from indm.evaluation.results import read_evaluation
 from indm.evaluation.runs import evaluate_run
 from indm.evaluation.sampling_error import estimation_curve
 from indm.flows import Identity
@@ -35,13 +37,14 @@ from indm.model import build_model
 from indm.report import conclusion, figures, measurements, records, tables, writer
 from indm.report.measurements import Measurement, Setup, measure
 from indm.report.page import Page
-from indm.report.records import Record, groups_of
+from indm.report.records import Record, differences_of, folders_of, groups_of
 from indm.report.tables import likelihood_rows
 from indm.report.writer import report
 from indm.reproduction.claims import sampling_parts
-from indm.runs.folder import open_model, open_run
+from indm.runs.folder import end_of, open_model, open_run
 from indm.runs.provenance import weights_hash
 from indm.scaling import Scaling
+from indm.training import costs
 from indm.training.loop import train
 
 DIGITS = {
@@ -689,12 +692,12 @@ def test_the_end_is_shown_where_it_is_no_multiple_of_the_snapshots(tmp_path):
 
 def test_the_end_of_a_run_is_known_or_that_is_said(tmp_path):
     with pytest.raises(ValueError, match="has not come to an end"):
-        measurements.end_of(tmp_path)
+        end_of(tmp_path)
     (tmp_path / "conversion.json").write_text('{"step": 123}')
-    assert measurements.end_of(tmp_path) == {"steps": 123}
+    assert end_of(tmp_path) == {"steps": 123}
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(ValueError, match="has not come to an end"):
-        measurements.end_of(tmp_path)
+        end_of(tmp_path)
 
 
 def test_a_damaged_evaluation_is_made_anew_and_a_run_without_a_log_is_reported(tmp_path):
@@ -794,7 +797,13 @@ def digits(tmp_path_factory):
         return made.make(run, *_)
 
     made = measurements.MEASUREMENTS["gap"]
+    seconds = {"indm": 0.2, NASTY: 0.21, "vae": 0.1}
+
+    def seconds_in_turns(trainers, threads, **_):
+        return {run: [seconds.get(run.name, seconds["indm"])] for run in trainers}
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(costs, "seconds_in_turns", seconds_in_turns)
         patch.setattr("indm.config.options.MANY_STEPS", MANY)
         patch.setattr(style, "DPI", 80)
         patch.setattr(sampling_error, "CONVERGED_STEPS", 40)
@@ -836,7 +845,8 @@ def test_report_is_one_page_with_every_picture(digits):
         assert image.format == "PNG" and min(image.size) > 300 and len(set(image.convert("L").tobytes())) > 10
     assert NASTY in reader.text("td") and "b" not in {tag for tag, _ in reader.elements}
     first, second, *_ = reader.text("p")
-    assert " has the lowest NELBO on the test data, " in first and first.endswith("several seeds of each.")
+    assert " has the lowest NELBO on the test data, " in first
+    assert first.endswith(("several seeds of each.", "no verdict, since their budgets are not known to be equal."))
     assert second.startswith("In 2 steps (3 evaluations of the network) ")
     assert "Samples" in reader.text("a")
     accuracy = json.loads((base / "out" / "extractor.json").read_text())["provenance"]["test_accuracy"]
@@ -866,6 +876,24 @@ def test_report_json_holds_what_was_measured(digits):
     assert [found["group"] for found in stored["runs"].values()] == ["indm", "indm", NASTY, "vae"]
 
 
+def test_report_says_what_was_spent_and_what_is_not_comparable(digits):
+    """By costs that were measured for the report; the report of equal steps has them all comparable."""
+    base, folders, _ = digits
+    text = " ".join("".join(assert_alone((base / "out" / "index.html").read_text("utf-8")).text("p")).split())
+    assert f"measured in turns ({NASTY}, vae: after the trainings), that of indm being 1." in text
+    assert (
+        "vae and indm are not comparable, as the budgets differ by more than 10%: 8 steps × 0.5 = 4 against 8;" in text
+    )
+    assert f"{NASTY} and indm are not comparable" not in text
+    stored = json.loads((base / "out" / "report.json").read_text())
+    assert stored["costs"]["by_method"] == pytest.approx({"indm": 1, NASTY: 1.05, "vae": 0.5})
+    gathered = [
+        Record(run, run.parent.name if run in folders[:2] else run.name, {}, read_evaluation(run), 0, {})
+        for run in folders
+    ]
+    assert differences_of(gathered, costs_of(folders_of(gathered), "steps"))["vae"]["nelbo"]["verdict"] == "untested"
+
+
 def test_report_tables_are_means_over_seeds(digits):
     base, folders, _ = digits
     stored = list(json.loads((base / "out" / "report.json").read_text())["runs"].values())
@@ -892,10 +920,12 @@ def test_report_tables_are_means_over_seeds(digits):
     each = nelbos[2] - nelbos[0]  # the one pair of equal seeds
     assert differences[1][:2] == [NASTY, "NELBO"] and differences[1][3:] == [
         "1 (without a partner: 1)",
+        "8 steps × 1.05 = 8 against 8",
         "–",
         "–",
         "untested",
     ]
+    assert differences[3][4:] == ["8 steps × 0.5 = 4 against 8", "–", "–", "not comparable"]
     assert differences[1][2] == f"{each.mean():.4f} ± {each.std(ddof=1) / math.sqrt(60):.4f}"
     assert [row[:2] for row in differences[2:]] == [[NASTY, "NLL (ODE)"], ["vae", "NELBO"]]
 

@@ -25,15 +25,17 @@ from indm.evaluation.statistics import holm
 from indm.flows import Identity
 from indm.model import build_model, count_parameters
 from indm.report import figures, measurements
+from indm.report.records import Record
 from indm.reproduction import claims, costs, plan, reproduce, studies, units, vae
 from indm.reproduction.plan import Budget, Plan, family_of_plan, measurements_of, recipe_of, run_folder
 from indm.reproduction.studies import STUDIES, VARIANTS, Study
 from indm.reproduction.units import work
-from indm.reproduction.verdicts import Check, summary
+from indm.reproduction.verdicts import Check, paired, summary
 from indm.runs import folder as folder_module
 from indm.runs.folder import read_metrics
 from indm.runs.lock import run_lock
 from indm.sde.linear import VESDE, VPSDE
+from indm.training import costs as measured_costs
 from indm.training import loop
 from indm.training.loop import summarise, train
 from indm.training.trainer import Trainer
@@ -247,7 +249,7 @@ def test_what_a_step_costs_is_measured(tiny, monkeypatch):
 
     monkeypatch.setattr(Trainer, "train_step", slow_flow)
     loaded = load_data(name="eight-gaussians", samples=3000)
-    monkeypatch.setattr(costs, "load_data", lambda **_: loaded)
+    monkeypatch.setattr(measured_costs, "load_data", lambda **_: loaded)
     taken = costs.seconds_per_step(FAST, "eight-gaussians", rounds=3, steps=1)
     assert {len(seconds) for seconds in taken.values()} == {2}  # the first round warms up
     cost = costs.costs_of(taken)
@@ -255,6 +257,24 @@ def test_what_a_step_costs_is_measured(tiny, monkeypatch):
     assert cost["flow"] > 0.1 and cost["flow"] > cost["linear"] + 0.05
     assert cost["linear-ve"] == cost["linear"] and cost["indm-ve"] == cost["indm"]
     assert cost["indm-pretrained"] == pytest.approx(0.33 * cost["linear"] + 0.67 * cost["indm"])
+
+
+def test_runs_that_spent_otherwise_have_no_verdict(tmp_path, monkeypatch):
+    """One of four runs was cut: its row is not comparable and no test of the family, that of other variants is."""
+
+    def measure(evidence):
+        return paired([1.0, 2.0], [2.0, 3.1], sign=-1)
+
+    claim = claims.Claim("7 mine", "…", (claims.Row("cut", measure), claims.Row("whole", measure, ("vae", "flow"))))
+    monkeypatch.setattr(reproduce, "claims_of", lambda plan: [claim])
+    steps = {"indm": (8, 8), "linear": (16, 14), "vae": (32, 35), "flow": (4, 4)}
+    monkeypatch.setattr(reproduce, "end_of", lambda run: {"steps": steps[run.parent.name][int(run.name)]})
+    records = {name: [Record(tmp_path / name / str(s), name, {}, {}, 0, {}) for s in (0, 1)] for name in steps}
+    section = reproduce.Section("eight-gaussians", load_data(**TINY["data"]), None, records)
+    budget = Budget(FAST, {"eight-gaussians": COSTS}, {"eight-gaussians": (0.7, 0.1)}, {}, 1, ())
+    cut, whole = reproduce.verdicts_of([section], budget)
+    assert cut.verdict == "not comparable" and math.isnan(cut.p) and math.isnan(cut.p_holm) and cut.steps == (8, 16)
+    assert whole.verdict != "not comparable" and whole.p_holm == whole.p and whole.steps == (32, 4)
 
 
 # ── Units ───────────────────────────────────────────────────────────────────────────────────────────────────────────

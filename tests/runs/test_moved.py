@@ -12,6 +12,7 @@ from PIL import Image
 
 from indm.cli.main import main
 from indm.config import paths, recipes
+from indm.report.writer import common_data
 from indm.runs.folder import recipe_of
 
 TINY = [
@@ -72,6 +73,30 @@ def test_samples_and_evaluations_are_known_where_both_were_moved(project, tmp_pa
         assert main(["evaluate", "runs/b", "--data.path=third.npy", *FEW]) == 0
         assert main(["compare", "runs/a", "runs/b", "--out=other"]) == 2
     assert "were evaluated on different examples" in capsys.readouterr().err
+
+
+def test_a_report_takes_runs_of_the_same_data_wherever_each_found_them(project, tmp_path):
+    """A place spelled otherwise, or one from which the files have gone; not another place, nor other examples."""
+    link, copy = tmp_path / "link", tmp_path / "copy"
+    link.symlink_to(project)
+    shutil.copytree(project, copy)
+    np.save(copy / "third.npy", np.random.default_rng(1).normal(size=(40, 2)))
+    for name, path in (("linked", link / "mine.npy"), ("copied", copy / "mine.npy"), ("third", copy / "third.npy")):
+        run = shutil.copytree(project / "runs/a", project / "runs" / name)
+        if name == "third":
+            (run / "versions.json").write_text(json.dumps({"data_sha256": "of others"}))
+        text = (run / "recipe.toml").read_text()
+        (run / "recipe.toml").write_text(text.replace(str(project / "mine.npy"), str(path)))
+    runs = {name: project / "runs" / name for name in ("a", "linked", "copied", "third")}
+    (runs["linked"] / "versions.json").unlink()  # its place says it
+    assert common_data([runs["a"], runs["linked"]])["path"] == str(project / "mine.npy")
+    for other in ("copied", "third"):
+        with pytest.raises(ValueError, match=rf"{other} and .*a are runs of different data"):
+            common_data([runs["a"], runs[other]])
+    shutil.rmtree(copy)
+    assert common_data([runs["a"], runs["copied"]])
+    with pytest.raises(ValueError, match=r"third and .*a are runs of different data"):
+        common_data([runs["a"], runs["third"]])
 
 
 def test_data_that_were_moved_alone_are_named_on_the_command_line(project, capsys):
