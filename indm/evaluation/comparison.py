@@ -1,5 +1,6 @@
 """``indm compare``: methods in one table, their paired differences from the first, and a picture."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from indm.config import recipes
 from indm.config.options import Equal
-from indm.evaluation.budgets import costs_of, steps_of
+from indm.evaluation.budgets import Costs, costs_of, steps_of
 from indm.evaluation.methods import ONE_TRAINING, check_distinct, differences, in_words, methods_of
 from indm.evaluation.plots import learning_curves, pixels_into, samples_picture
 from indm.evaluation.results import KINDS, check_same_examples, number_key, read_evaluation, read_nats, table
@@ -82,7 +83,7 @@ def compare(folders: list[Path], out: Path, *, equal: Equal = "cost", progress: 
         "differences": by_method,
     }
     write_numbers = atomic.json_into(content | {"provenance": provenance(None, weights)})
-    write_picture = pixels_into(_picture(methods, unit))
+    write_picture = pixels_into(_picture(methods, unit, costs))
     atomic.together({out / "comparison.png": write_picture, out / "comparison.json": write_numbers})
     return "\n".join(lines)
 
@@ -102,21 +103,30 @@ def _cell(result: dict, kind: str) -> str:
     return f"{values[key]:.4f} ± {values[f'{key}_standard_error']:.4f}"
 
 
-def _picture(methods: dict[str, list[Path]], unit: str) -> np.ndarray:
-    """Learning curves over steps and over seconds, and below them samples of each method's first run, as bytes."""
+def _picture(methods: dict[str, list[Path]], unit: str, costs: Costs) -> np.ndarray:
+    """Learning curves over steps and over steps × cost, and below them samples of each method's first run, as bytes.
+
+    Curves of methods whose costs are not known are over steps alone.
+    """
     firsts = [runs[0] for runs in methods.values()]
     names = [f.name if [g.name for g in firsts].count(f.name) == 1 else str(f) for f in firsts]
     curves = {
-        name: [[line for line in read_metrics(run) if "valid_nelbo" in line] for run in runs]
-        for name, runs in zip(names, methods.values(), strict=True)
+        name: [_validations(run, costs.by_method.get(method)) for run in runs]
+        for name, (method, runs) in zip(names, methods.items(), strict=True)
     }
     return stacked(_curves(curves, unit), _samples(dict(zip(names, firsts, strict=True))))
+
+
+def _validations(run: Path, cost: float | None) -> list[dict]:
+    """The validations of a run, with what was ``spent`` until each: its steps times their cost, NaN without a cost."""
+    lines = [line for line in read_metrics(run) if "valid_nelbo" in line]
+    return [line | {"spent": line["step"] * (math.nan if cost is None else cost)} for line in lines]
 
 
 @styled
 def _curves(curves: dict[str, list[list[dict]]], unit: str) -> np.ndarray:
     figure = Figure(figsize=(10, 4.2))
-    for axes, against in zip(figure.subplots(1, 2, sharey=True), ("step", "seconds"), strict=True):
+    for axes, against in zip(figure.subplots(1, 2, sharey=True), ("step", "spent"), strict=True):
         learning_curves(axes, curves, against, unit, colours_of(curves))
     return pixels_of(figure)
 

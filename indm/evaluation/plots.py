@@ -18,7 +18,7 @@ from indm.files import atomic
 
 SIDE = 5  # images along a side of a panel of samples
 IN_GRID = 256  # images of a grid, at most
-AXES = {"step": "optimizer step", "seconds": "training time (s)"}
+AXES = {"step": "optimizer step", "seconds": "training time (s)", "spent": "optimizer steps × cost of a step"}
 
 
 def save_grid(images: Tensor, levels: int, path: Path, columns: int | None = None) -> None:
@@ -140,7 +140,7 @@ def _short(value: float) -> str:
 def learning_curves(
     axes: Axes, groups: Mapping[str, Sequence[list[dict]]], against: str, unit: str, colours: Mapping[str, str]
 ) -> None:
-    """Validation NELBO ``against`` "step" or "seconds": a curve (lines of metrics) for each run of a group."""
+    """Validation NELBO ``against`` a key of :data:`AXES`: a curve (lines of metrics) for each run of a group."""
     for name, curves in groups.items():
         label = name if any(curves) else f"{name} (nothing was validated)"
         for i, lines in enumerate(curves):

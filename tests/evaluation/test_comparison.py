@@ -236,8 +236,9 @@ def test_one_training_each_has_an_error_over_examples_and_no_verdict(tmp_path):
     assert not any(word in table for word in ("better,\n", ": better", ": worse", "tie"))
 
 
-def test_the_picture_has_samples_or_says_how_to_draw_them(tmp_path, monkeypatch):
-    """Of points, in the colours of the learning curves."""
+def test_the_picture_has_samples_or_says_how_to_draw_them(tmp_path, monkeypatch, measured):
+    """Of points, in the colours of the learning curves, which are over steps and over steps × cost."""
+    measured.seconds = {tmp_path / "indm" / "0": 3.0}
     (indm,), (linear,) = trained(tmp_path, "indm", (0,)), trained(tmp_path, "linear", (1,))
     np.savez(indm / "samples.npz", samples=np.zeros((3, 2), np.float32), levels=np.array(0))
     figures, write = [], style.pixels_of
@@ -246,6 +247,9 @@ def test_the_picture_has_samples_or_says_how_to_draw_them(tmp_path, monkeypatch)
     compare([linear, indm], tmp_path / "out")
     curves, samples = figures
     empty, points = samples.axes
+    drawn = [[list(line.get_xdata()) for line in axes.lines] for axes in curves.axes]
+    assert drawn == [[[5, 10], [5, 10]], [[5, 10], [7.5, 15]]]
+    assert curves.axes[1].get_xlabel() == "optimizer steps × cost of a step"
     assert [axes.get_title() for axes in samples.axes] == ["samples of 1", "samples of 0"]  # named after their folders
     assert [line.get_label() for line in curves.axes[0].lines] == ["1", "0"]
     assert "".join(empty.texts[0].get_text().split()) == f"notsampledyet:indmsample{linear}"
