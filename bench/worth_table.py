@@ -64,20 +64,29 @@ def main_table(folders: Folders) -> str:
             continue
         mean, over = over_seeds([float(bits(r).mean()) for r in records])
         images = np.mean([bits(r) for r in records], axis=0)
-        bounds = [[r[kind][0] for r in records if kind in r] for kind in ("nll", "iw")]
+        nll = [r["nll"][0] for r in records]
         than_linear = difference(records, records_of(folder, dequantization, "linear")) if side != "linear" else None
         rows.append((
             data, dequantization, TITLES[side],
             f"{mean:.4f} ± {over:.4f} ± {images.std(ddof=1) / math.sqrt(len(images)):.4f}",
-            *(f"{np.mean(values):.4f}" if values and None not in values else "" for values in bounds),
+            "" if None in nll else f"{np.mean(nll):.4f}", weighted(records),
             signed(than_linear), len(records), records[0]["steps"], f"{np.mean([r['seconds'] for r in records]):.0f}",
             f"{sum(records[0]['parameters'].values()):,}", settings(records[0]),
         ))  # fmt: skip
     columns = (
-        "data", "dequantization", "side", "NELBO, bits/dim ± seeds ± images", "NLL", "IW-NLL", "− linear", "seeds",
-        "steps", "seconds", "parameters", "chosen",
+        "data", "dequantization", "side", "NELBO, bits/dim ± seeds ± images", "NLL", "IW-NLL − NLL", "− linear",
+        "seeds", "steps", "seconds", "parameters", "chosen",
     )  # fmt: skip
     return in_table(*columns, rows=rows)
+
+
+def weighted(records: list[dict]) -> str:
+    """What importance weights gain over the NLL of the same images, bits/dim, of the seed that has them."""
+    gains = []
+    for record in (record for record in records if "iw_nats" in record):
+        nats = np.array(record["iw_nats"])
+        gains.append((nats - record["nll_nats"][: len(nats)]) / (record["dims"] * math.log(2)))
+    return f"{np.mean(gains):+.4f} ± {np.std(gains, ddof=1) / math.sqrt(np.size(gains)):.4f}" if gains else ""
 
 
 def settings(record: dict) -> str:
