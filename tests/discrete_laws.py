@@ -10,6 +10,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from indm.data.base import Data, InMemory
+from indm.scaling import Scaling
+
 MOST_STATES = 2**20  # of an enumeration
 
 
@@ -36,6 +39,31 @@ class DiscreteLaw(ABC):
     def size(self) -> int:
         """Entries of one image."""
         return math.prod(self.shape)
+
+    def atoms(self) -> list[Tensor]:
+        """The levels that each entry can have."""
+        return [torch.arange(self.levels)] * self.size
+
+    def support(self) -> Tensor:
+        """All images of positive probability, (states, *shape)."""
+        atoms = self.atoms()
+        states = math.prod(map(len, atoms))
+        if states > MOST_STATES:
+            raise ValueError(f"the law must have at most {MOST_STATES:,} states, got {states:,}")
+        images = self._images(torch.cartesian_prod(*atoms))
+        return images[self.log_prob(images).isfinite()]
+
+    def excess(self, nats: Tensor, raw: Tensor) -> Tensor:
+        """What bounds ``nats`` (n,) of −log P of ``raw`` are above it, in bits of an entry, (n,) float64."""
+        return (nats.double() + self.log_prob(raw)) / (self.size * math.log(2))
+
+    def data(self, train: int = 200_000, valid: int = 1000, seed: int = 0) -> Data:
+        """Draws of the law as data to train on; the test split is as large as the validation split."""
+        generator = torch.Generator().manual_seed(seed)
+        counts = {"train": train, "valid": valid, "test": valid}
+        parts = {part: InMemory(self.sample(n, generator)) for part, n in counts.items()}
+        scaling = Scaling.images(self.levels)
+        return Data(name="discrete", scaling=scaling, shape=self.shape, entropy=self.entropy, **parts)
 
     def bits_per_dim(self, nats: float) -> float:
         """Nats of an image as bits of an entry."""
@@ -69,12 +97,8 @@ class Independent(DiscreteLaw):
     def entropy(self) -> float:
         return entropies(self.probabilities).sum().item()
 
-    def support(self) -> Tensor:
-        """All images of positive probability, (states, *shape)."""
-        atoms = [p.nonzero()[:, 0] for p in self.probabilities]
-        if math.prod(map(len, atoms)) > MOST_STATES:
-            raise ValueError(f"the law must have at most {MOST_STATES:,} states, got {math.prod(map(len, atoms)):,}")
-        return self._images(torch.cartesian_prod(*atoms))
+    def atoms(self) -> list[Tensor]:
+        return [p.nonzero()[:, 0] for p in self.probabilities]
 
 
 class Markov(DiscreteLaw):
@@ -133,9 +157,8 @@ class Mixture(DiscreteLaw):
             [w.log() + part.log_prob(raw) for w, part in zip(self.weights, self.parts, strict=True)]
         ).logsumexp(0)
 
-    def support(self) -> Tensor:
-        """All images of positive probability, (states, *shape)."""
-        return torch.cat([part.support() for part in self.parts]).unique(dim=0)
+    def atoms(self) -> list[Tensor]:
+        return [torch.cat(levels).unique() for levels in zip(*(part.atoms() for part in self.parts), strict=True)]
 
     @cached_property
     def entropy(self) -> float:  # type: ignore[override]

@@ -38,6 +38,7 @@ class TrainingStep(nn.Module):
     def forward(self, raw: Tensor, behind: str = "joint", **conditions: Any) -> tuple[Tensor, dict[str, Tensor]]:
         model = self.models[behind]
         x, log_q = from_data(model, raw)
+        x = x.detach() if behind == "frozen" else x  # else learned noise would shrink, without its log-density
         loss, terms = self.objective.loss(model, x, **conditions)
         if behind == "frozen":
             terms = {name: terms[name] for name in self.objective.frozen_terms if name in terms}
