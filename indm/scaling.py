@@ -69,7 +69,13 @@ class Scaling(nn.Module):
 
     @classmethod
     def from_moments(cls, mean: Tensor, std: Tensor) -> "Scaling":
-        """Data of that mean and deviation to zero mean and unit variance; constant features keep scale 1."""
+        """Data of that mean and deviation to zero mean and unit variance; constant features keep scale 1.
+
+        Raises:
+            ValueError: all features are constant, so that the data have no density.
+        """
+        if not bool((std > 1e-8).any()):
+            raise ValueError(f"data must vary in one feature at least, got {std.numel()} that are all constant")
         return cls(mean, torch.where(std > 1e-8, std, torch.ones_like(std)))
 
     def to_model(self, raw: Num[Tensor, "batch *event"], *, generator=None) -> Tensor:

@@ -70,6 +70,11 @@ def test_the_dequantised_bound_is_one(levels, centered):
     assert solved.bits_per_dim() == pytest.approx(math.log2(levels), abs=1e-9)
 
 
+def test_data_without_any_variance_are_refused():
+    with pytest.raises(ValueError, match="data must vary in one feature at least, got 3 that are all constant"):
+        Scaling.standardise(torch.ones(10, 3))
+
+
 def test_standardised_vectors():
     """The negative log-density of raw data is that in model units plus Σ log scale; constant features keep theirs."""
     raw = torch.randn(5000, 3, dtype=torch.float64) * torch.tensor([0.01, 5.0, 300.0]) + torch.tensor([3.0, -7.0, 1e3])
