@@ -77,6 +77,7 @@ def load_folder(
         part: ImageFiles(files.select(chosen.numpy()), size, channels, resize, crop, background)
         for part, chosen in parts.items()
     }
+    notes += ["mirrored at random in training; data.flip false leaves images as they are"] if flip else []
     notes.append(describe_split(parts, seed))
     scaling, shape = Scaling.images(256, centered), (channels, size, size)
     about: dict[str, Any] = {"shape": shape, "flip": flip, "notes": notes, "fingerprint": files.fingerprint()}

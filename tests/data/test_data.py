@@ -624,6 +624,7 @@ def test_numbers_that_are_too_large_to_count_are_refused(option):
 def test_an_array_is_not_held_more_often_than_it_is_split(tmp_path):
     """Beside the array and the splits made of it there is no third copy, whatever the layout of the file."""
     arrays = [np.zeros((2**21, 8), np.float32), np.zeros((2**18, 1, 16, 16), np.uint8)]
+    arrays[0][::2] = 1
     for i, array in enumerate(arrays):
         np.save(tmp_path / f"{i}.npy", array)
     command = [sys.executable, "-c", PEAK, *(str(tmp_path / f"{i}.npy") for i in range(len(arrays)))]
@@ -791,7 +792,7 @@ class Moons(Dataset):
 
 
 def ready(*, n: int = 40) -> Data:
-    return as_data(torch.zeros(n, 3), name="mine")
+    return as_data(torch.arange(3.0 * n).reshape(n, 3), name="mine")
 
 
 def unannotated(n=40):
