@@ -14,7 +14,7 @@ from indm.evaluation import style
 
 SMALLEST = 64  # pixels of an image's shorter side, at least
 WIDTH = 1100  # pixels of a sheet, about
-PAD, GREY = 2, 0.6  # the lines between images: pixels, and brightness
+PAD, GREY = 6, 0.6  # the lines between images: pixels, and brightness
 FEWEST = 8  # images side by side in a sheet of many, at least, however large they are
 GAP = 12  # pixels around a panel
 LINE = round(1.5 * style.FONT_SIZE * style.DPI / 72)  # pixels of a line of text
