@@ -56,7 +56,7 @@ from indm.training.costs import recorded
 from indm.training.loop import train
 
 SMALL = (
-    "--flow.depth=1 --flow.width=4 --net.channels=4 --net.blocks=1 --net.attention=[] --train.steps=5 "
+    "--sde.eps=1e-5 --flow.depth=1 --flow.width=4 --net.channels=4 --net.blocks=1 --net.attention=[] --train.steps=5 "
     "--train.seconds=inf --train.log_every=1 --train.validate_every=2 --train.validate_examples=20"
 )
 SMALL = [f"--{part}" for part in SMALL.removeprefix("--").split(" --")]
@@ -229,7 +229,7 @@ def test_samples_are_repeatable_grey_levels(run, tmp_path):
     assert files[0].shape == (9, 1, 8, 8) and files[0].dtype == np.uint8 and files[0].max() <= 16
     assert np.array_equal(files[0], files[1]) and not np.array_equal(files[0], files[2])
     grid = np.asarray(Image.open(tmp_path / "a" / "samples.png"))
-    assert grid.shape == (3 * 66 + 2, 3 * 66 + 2, 3)  # 8 pixels eight times as large, and lines of two
+    assert grid.shape == (3 * 70 + 6, 3 * 70 + 6, 3)  # 8 pixels eight times as large, and lines of six
     assert np.array_equal(grid[68:132:8, 2:66:8, 0], (files[0][3, 0] / 16 * 255).round())
 
 
