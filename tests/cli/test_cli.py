@@ -230,7 +230,7 @@ def test_samples_are_repeatable_grey_levels(run, tmp_path):
     assert np.array_equal(files[0], files[1]) and not np.array_equal(files[0], files[2])
     grid = np.asarray(Image.open(tmp_path / "a" / "samples.png"))
     assert grid.shape == (3 * 70 + 6, 3 * 70 + 6, 3)  # 8 pixels eight times as large, and lines of six
-    assert np.array_equal(grid[68:132:8, 2:66:8, 0], (files[0][3, 0] / 16 * 255).round())
+    assert np.array_equal(grid[76:140:8, 6:70:8, 0], (files[0][3, 0] / 16 * 255).round())
 
 
 def test_samples_tell_how_they_were_drawn(run, tmp_path):

@@ -221,17 +221,17 @@ def test_background_has_the_density_where_it_is(scaling):
 def test_a_grid_places_enlarged_images_by_rows(channels):
     images = torch.randint(0, 17, (5, channels, 8, 12))
     picture = sheets.grid(images, 17, columns=3)
-    assert picture.shape == (2 + 2 * 66, 2 + 3 * 98, 3)  # eight times as large, and lines of two pixels
+    assert picture.shape == (6 + 2 * 70, 6 + 3 * 102, 3)  # eight times as large, and lines of six pixels
     inside = np.zeros(picture.shape[:2], dtype=bool)
     for i, image in enumerate(images.double().numpy() / 16):
-        top, left = 2 + 66 * (i // 3), 2 + 98 * (i % 3)
+        top, left = 6 + 70 * (i // 3), 6 + 102 * (i % 3)
         inside[top : top + 64, left : left + 96] = True
         shown = np.broadcast_to(image if channels == 3 else image.mean(0, keepdims=True), (3, 8, 12)).transpose(1, 2, 0)
         assert np.abs(picture[top : top + 64, left : left + 96] - 255 * shown.repeat(8, 0).repeat(8, 1)).max() <= 0.5
     outside = picture[~inside]
     assert set(np.unique(outside)) <= {0, 153}  # the sixth image is missing
     assert sheets.time_words([1e-5, 0.5, 1.0, 0.25]) == ["t = 1e-05", "0.5", "1", "0.25"]
-    assert sheets.grid(torch.zeros(4, 1, 64, 64), 2).shape == (134, 134, 3)  # large enough as they are
+    assert sheets.grid(torch.zeros(4, 1, 64, 64), 2).shape == (146, 146, 3)  # large enough as they are
 
 
 def test_a_sheet_has_its_words_inside_and_its_images_exact():
