@@ -7,7 +7,12 @@ from indm.config.parts import BUILT_IN
 from indm.data.densities import DENSITIES
 from indm.model import build
 
-SHAPES = {"flow": [(4,), (4, 4, 4)], "net": [(3,), (1, 8, 8)], "sde": [(3,)]}  # of the events that are tried
+SHAPES = {  # of the events that are tried
+    "flow": [(4,), (4, 4, 4)],
+    "net": [(3,), (1, 8, 8)],
+    "sde": [(3,)],
+    "dequantization": [(2,), (1, 1, 2)],
+}
 # Those of parts that do not refuse, when they are built, what they cannot take.
 EVENTS = {("flow", "normflows"): [(4,)], ("flow", "squeeze"): [(4, 4, 4)], ("flow", "unsqueeze"): [(4, 4, 4)]}
 FEW = {"samples": 300, "valid_samples": 50, "test_samples": 60}
@@ -39,6 +44,7 @@ OPTIONS = {
         "vae-mlp": {"width": 8, "latent": 3, "depth": 1},
     },
     "sde": {"learned": {"knots": 5, "learn": "both"}},
+    "dequantization": {"variational": {"width": 8, "depth": 2}},
     "data": {
         "array": {"path": "vectors.npy"},
         "emoji": {"path": "emoji"},

@@ -194,7 +194,7 @@ def test_autoregressive_tokens_see_only_those_before_them():
         (lambda: CouplingFlow((4,), bins=1), "bins must be at least 2"),
         (lambda: CouplingFlow((4,), bound=-1.0), "bound"),
         (lambda: CouplingFlow((4,), start="random"), "start must be"),
-        (lambda: ElementwiseFlow((4,), shared="pixel"), 'shared must be "all" or "channel", got .pixel'),
+        (lambda: ElementwiseFlow((4,), shared="pixel"), 'shared must be "all", "channel" or "none", got .pixel'),
         (lambda: ElementwiseFlow((4,), bins=1), "bins must be at least 2"),
         (lambda: ElementwiseFlow((4,), bound=0.0), "bound positive"),
         (lambda: AutoregressiveFlow((1, 9, 8)), "divisible by patch=2"),

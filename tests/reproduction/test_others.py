@@ -41,7 +41,7 @@ def test_probabilities_of_all_states_sum_to_nearly_one(model, setting):
     record = others.train(data, model, setting, 0, 0.3, "test", 500)
     bits = torch.tensor(record["test_bits"], dtype=torch.float64)
     total = (-bits * 2 * math.log(2)).exp().sum()
-    assert 0.5 < total < 1 and record["test"][0] == pytest.approx(bits.mean().item(), abs=1e-4)
+    assert 0.5 < total < 1.01 and record["test"][0] == pytest.approx(bits.mean().item(), abs=1e-4)
     entropy = -(law * law.clamp_min(1e-9).log2()).sum() / 2
     assert entropy - 0.1 < record["valid"] < entropy + 0.5
 
