@@ -156,21 +156,25 @@ def from_data(model: nn.Module, raw: Tensor, *, generator: torch.Generator | Non
         raw: data in data units (B, *event).
         generator: feeds the noise.
     """
-    scaling: Scaling = model.scaling
-    noise = checked(getattr(model, "dequantization", None), scaling)
+    scaling, noise = _parts_of(model)
     centre = scaling.centre(raw)
-    log_volume = scaling.log_volume(raw.shape[1:])
+    log_volume = scaling.log_volume_on_device(raw.shape[1:])
     if noise is None:
-        return centre, centre.new_full((len(raw),), -log_volume, dtype=torch.float64)
+        return centre, (-log_volume).expand(len(raw))
     u, log_q = noise(centre, generator=generator)
     return scaling.place(raw, u), log_q.double() - log_volume
 
 
 def in_words(model: nn.Module) -> str:
     """What noise the grey levels of a model get and what their likelihood counts of it."""
-    scaling: Scaling = model.scaling
-    noise = checked(getattr(model, "dequantization", None), scaling)
+    scaling, noise = _parts_of(model)
     if noise is None:
         return "none (continuous data)"
     m = f"{scaling.margin:.3g}"
     return f"{noise.in_words} on [{m}, 1 − {m}], {scaling.levels} grey levels, {DENSITY_COUNTED}"
+
+
+def _parts_of(model: nn.Module) -> tuple[Scaling, Dequantization | None]:
+    """The scaling of a model, and its noise as :func:`checked` has it."""
+    scaling: Scaling = model.scaling
+    return scaling, checked(getattr(model, "dequantization", None), scaling)

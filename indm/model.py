@@ -238,11 +238,26 @@ def build_model(
             f"net {description['net'].get('name')!r} has no forward(z, level), which the network of an INDM must have; "
             'a coder (latent, encode, decode) is trained by train.objective "elbo"'
         )
-    noise = description.get("dequantization")
-    if noise is not None:
-        check_levels_for(str(noise.get("name")), Scaling() if scaling is None else scaling)
-        noise = build(noise, "dequantization", shape, constructors)
+    noise = build_dequantization(description, shape, Scaling() if scaling is None else scaling, constructors)
     return INDM(flow, score_for(net)(net, sde), scaling, tuple(shape), noise)
+
+
+def build_dequantization(
+    description: Mapping[str, Mapping[str, Any]],
+    shape: tuple[int, ...],
+    scaling: Scaling,
+    constructors: Constructors | None = None,
+) -> Dequantization | None:
+    """The noise that the table "dequantization" names; None, which is the default, where there is no such table.
+
+    Raises:
+        ValueError: as :func:`build`, and where the data have no grey levels.
+    """
+    table = description.get("dequantization")
+    if table is None:
+        return None
+    check_levels_for(str(table.get("name")), scaling)
+    return build(table, "dequantization", shape, constructors)
 
 
 def build(table: Mapping[str, Any], kind: str, shape: tuple[int, ...], constructors: Constructors | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""The affine map between data units and model units; nats become bits here and nowhere else."""
+"""The affine map between data units and model units, and what it adds to a log-density."""
 
 import math
 
@@ -108,7 +108,11 @@ class Scaling(nn.Module):
 
         Σ log((1 − 2m)/scale) over an event of that ``shape``, in nats.
         """
-        log_scale = self.scale.double().log().expand(tuple(shape)).sum().item()
+        return self.log_volume_on_device(shape).item()
+
+    def log_volume_on_device(self, shape) -> Float[Tensor, ""]:
+        """:meth:`log_volume` as a number of the device, for which the host need not wait, in float64."""
+        log_scale = self.scale.double().log().expand(tuple(shape)).sum()
         return math.prod(shape) * math.log1p(-2 * self.margin) - log_scale
 
     def bits_per_dim(self, nats: Tensor, shape) -> Tensor:

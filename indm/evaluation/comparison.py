@@ -69,10 +69,8 @@ def compare(folders: list[Path], out: Path, *, equal: Equal = "cost", progress: 
     if any(row["verdict"] == "untested" for by_kind in by_method.values() for row in by_kind.values()):
         lines.append(ONE_TRAINING)
     lines.append(f"{unit}, ± one standard error, with the reconstruction term, {results[folders[0]]['split']} split")
-    noises = {result["dequantization"] for result in results.values()}
-    lines += [
-        f"dequantization: {result['dequantization']}: {run}" for run, result in results.items() if len(noises) > 1
-    ]
+    if len({result["dequantization"] for result in results.values()}) > 1:
+        lines += [f"dequantization: {result['dequantization']}: {run}" for run, result in results.items()]
     out.mkdir(parents=True, exist_ok=True)
     weights = {str(folder): result["weights_sha256"] for folder, result in results.items()}
     content = {

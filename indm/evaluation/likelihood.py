@@ -174,8 +174,7 @@ def diffusion_estimators(
         return Estimate.of(-solved.log_prob, solved.reconstruction, log_q, solved.settings, solved.nfe)
 
     def weighted(raw: Tensor, generator: torch.Generator) -> Estimate:
-        exact = solver.get("exact") is not False
-        options = solver | {"exact": exact}
+        options = solver | {"exact": solver.get("exact") is not False}
         solved = log_probability(model, raw, draws=draws, **options, reference=reference, generator=generator)
         return Estimate.of(-solved.log_prob, solved.reconstruction, solved.log_q, solved.settings, solved.nfe)
 

@@ -33,7 +33,7 @@ class ElementwiseFlow(ExactFlow):
     Args:
         shape: event shape, (C, H, W) or (D,).
         shared: "all" for one spline, "channel" for one for each entry of the first axis, C or D, "none" for one for
-            each entry of the event, which suits images whose content has its place in the frame.
+            each entry of the event.
         bins, bound: of the spline, which lives on [−bound, bound]; images reach from −1 to 1.
 
     Source: Durkan et al. 2019, "Neural Spline Flows", https://arxiv.org/abs/1906.04032.

@@ -17,8 +17,7 @@ from indm.config.options import Training
 from indm.config.recipes import Recipe
 from indm.data.base import Data, as_data, check_kind
 from indm.data.registry import load_data
-from indm.dequantization import Dequantization, check_levels_for
-from indm.model import INDM, build, describe
+from indm.model import INDM, build, build_dequantization, describe
 from indm.objective import Objective, objective_of
 from indm.score import score_for
 
@@ -112,21 +111,14 @@ def model_of(model: nn.Module, recipe: Recipe, data: Data) -> nn.Module:
     if not is_whole(model):
         torch.manual_seed(recipes.options_of(recipe, "train").seed)
         flow, sde = (cast(Any, build(recipe[kind], kind, shape)) for kind in ("flow", "sde"))
-        return INDM(flow, score_for(model)(model, sde), data.scaling, shape, _noise_of(recipe, data))
+        noise = build_dequantization(recipe, shape, data.scaling)
+        return INDM(flow, score_for(model)(model, sde), data.scaling, shape, noise)
     if isinstance(model, INDM) and (not model.has_shape or model.scaling.is_identity()):
         scaling = data.scaling if model.scaling.is_identity() else model.scaling
-        noise = model.dequantization or _noise_of(recipe, data)
+        noise = model.dequantization or build_dequantization(recipe, shape, data.scaling)
         model = INDM(model.flow, model.score, scaling, model.shape if model.has_shape else shape, noise)
     check_kind(data, model, "the model has")
     return model
-
-
-def _noise_of(recipe: Recipe, data: Data) -> Dequantization | None:
-    """The noise that the recipe names; None for the default."""
-    if "dequantization" not in recipe:
-        return None
-    check_levels_for(recipe["dequantization"]["name"], data.scaling)
-    return build(recipe["dequantization"], "dequantization", tuple(data.shape))
 
 
 def _without_none(value: Any) -> Any:
