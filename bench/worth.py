@@ -37,6 +37,7 @@ from worth_cells import (
     costs,
     kept,
     name_of,
+    searched,
     tested,
     validated,
 )
@@ -46,7 +47,6 @@ from indm.config import recipes
 
 WIDTHS, BUDGETS = (16, 32, 48, 64), (1, 2, 4)  # of the score; times the study's budget
 FLOW_WIDTHS = (8, 16, 32, 64)
-SEARCHED = {"truncated-normal": "uniform"}  # whose settings a noise without parameters takes
 
 
 def folder(o: argparse.Namespace, data: str) -> Path:
@@ -114,7 +114,7 @@ def seeds(number: int) -> range:
 
 
 def chosen(o: argparse.Namespace, data: str, dequantization: str, side: str) -> dict:
-    path = folder(o, data) / "search" / f"{SEARCHED.get(dequantization, dequantization)}-{side}.json"
+    path = folder(o, data) / "search" / f"{searched(dequantization)}-{side}.json"
     if not path.exists():
         raise SystemExit(f"{path} is missing: python bench/worth.py search {data} makes it")
     return json.loads(path.read_text())
@@ -125,7 +125,7 @@ def search(o: argparse.Namespace, data: str) -> list[tuple]:
     return [
         (search_cell, folder(o, data), Training(data, dequantization, side, {}, 1, path=o.path), measured, budget)
         for dequantization, side in cells(o)
-        if dequantization not in SEARCHED
+        if dequantization == searched(dequantization)
     ]
 
 

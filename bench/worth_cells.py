@@ -101,6 +101,11 @@ def axes(data: str, dequantization: str, side: str) -> list[Axis]:
     return own[side] + noise
 
 
+def searched(dequantization: str) -> str:
+    """That whose settings and cost of a step it has: truncated normal noise has no parameters, as uniform noise."""
+    return "uniform" if dequantization == "truncated-normal" else dequantization
+
+
 def name_of(setting: Mapping[str, Any]) -> str:
     """A setting as a file is called by it."""
     return ",".join(f"{key.partition('.')[2]}={value}" for key, value in setting.items()) or "recipe"
@@ -136,7 +141,7 @@ class Training:
     def cost_key(self) -> str:
         """The cell and what of the setting decides about the cost of a step."""
         structure = {key: value for key, value in self.setting.items() if key not in RATES}
-        return f"{self.dequantization} {self.side} {name_of(structure)}"
+        return f"{searched(self.dequantization)} {self.side} {name_of(structure)}"
 
 
 @functools.cache
@@ -216,6 +221,13 @@ def write(path: Path, record: Mapping[str, Any]) -> None:
     atomic.text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
+def median_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The median and its standard error, from the median distance to it: one disturbed round counts for little."""
+    middle = statistics.median(values)
+    spread = 1.4826 * statistics.median(abs(value - middle) for value in values)  # σ of a normal law
+    return middle, math.sqrt(math.pi / 2) * spread / math.sqrt(len(values))
+
+
 def costs(path: Path, jobs: Sequence[Training]) -> dict[str, float]:
     """Cost of a step of each job, by its key, over that of the linear side under uniform dequantization.
 
@@ -231,16 +243,17 @@ def costs(path: Path, jobs: Sequence[Training]) -> dict[str, float]:
         seconds = in_turns({unit.cost_key: unit.recipe()} | missing, ROUNDS, STEPS_A_ROUND)
         for key in missing:
             ratios = [a / b for a, b in zip(seconds[key], seconds[unit.cost_key], strict=True)]
+            cost, error = median_and_error(ratios)
             record[key] = {
-                "cost": round(statistics.median(ratios), 4),
-                "error": round(statistics.stdev(ratios) / math.sqrt(len(ratios)), 4),
+                "cost": round(cost, 4),
+                "error": round(error, 4),
                 "milliseconds": round(1e3 * statistics.median(seconds[key]), 1),
             }
-        noisy = [key for key in missing if record[key]["error"] > LARGEST_ERROR * record[key]["cost"]]
+        noisy = {key: record.pop(key) for key in missing if record[key]["error"] > LARGEST_ERROR * record[key]["cost"]}
+        write(path, record)
         if noisy:
             raise RuntimeError(
-                f"{len(noisy)} of {len(missing)} costs are uncertain by more than {LARGEST_ERROR:.0%}, such as "
-                f"{noisy[0]!r} {record[noisy[0]]}: measure them while nothing else runs"
+                f"{len(noisy)} of {len(missing)} costs are uncertain by more than {LARGEST_ERROR:.0%}: {noisy}; measure "
+                "them while nothing else runs"
             )
-        write(path, record)
     return {job.cost_key: record[job.cost_key]["cost"] for job in jobs}

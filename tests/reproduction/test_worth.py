@@ -12,7 +12,7 @@ from indm.evaluation.statistics import Difference
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 import worth
 import worth_table
-from worth_cells import DEQUANTIZATIONS, SIDES, STUDIES, Training, axes, name_of
+from worth_cells import DEQUANTIZATIONS, SIDES, STUDIES, Training, axes, median_and_error, name_of
 
 
 @pytest.mark.parametrize("data", STUDIES)
@@ -77,3 +77,11 @@ def test_a_family_is_paired_by_seed_and_image_and_says_what_is_missing(tmp_path)
     assert p_holm == pytest.approx(min(1, 6 * p), rel=0.1), "the family has six, made or not"
     assert table.endswith("\n\n5 of 6 are not made yet.")
     assert len(worth_table.FAMILY) == 6
+
+
+def test_the_error_of_a_median_is_that_of_normal_values_and_bears_one_disturbed():
+    draws = np.random.default_rng(0).normal(1.2, 0.1, (4000, 9))
+    medians, errors = zip(*(median_and_error(row.tolist()) for row in draws), strict=True)
+    assert np.mean(errors) == pytest.approx(np.std(medians), rel=0.15)
+    calm, disturbed = draws[0].tolist(), [*draws[0, :8].tolist(), 60.0]
+    assert median_and_error(disturbed)[1] < 2 * median_and_error(calm)[1]
