@@ -66,7 +66,6 @@ class Study:
     examples: int = 1000
 
 
-
 def options(key: str, *values: Any) -> Axis:
     """An axis of the search; it starts at the first value."""
     return tuple({key: value} for value in values)
@@ -78,7 +77,7 @@ STUDIES = {
     "fashion-mnist-16": Study(300, 5, ({}, SLOWER)),
     "emoji-32": Study(300, 3, ({}, {"flow.shared": "channel"})),
 }
-VALID_EXAMPLES, NLL_EXAMPLES, IW_DRAWS, ODE_STEPS = 500, 64, 8, 24
+VALID_EXAMPLES, NLL_EXAMPLES, IW_DRAWS = 500, 64, 8
 
 
 def size(levels: int, depth: int, width: int) -> Setting:
@@ -199,7 +198,7 @@ def tested(job: Training, decay: float, whole: bool) -> dict:
     model, study = averages[decay], STUDIES[job.data]
     raw = stack(data_of(job.data, job.path).test, study.examples)
     draws = IW_DRAWS if whole and study.iw and job.seed == FIRST_SEED else 0
-    ode = {"nll_examples": NLL_EXAMPLES if whole else 0, "draws": draws, "iw_examples": study.iw, "steps": ODE_STEPS}
+    ode = {"nll_examples": NLL_EXAMPLES if whole else 0, "draws": draws, "iw_examples": study.iw}
     report, nats = indm.evaluate(model, raw, seed=job.seed, progress=False, **ode)
     kinds = [kind for kind in ("nelbo", "nll", "iw") if kind in report]
     record |= {"ema": decay, "split": "test", "dims": report["dims"], "dequantization": report["dequantization"]}

@@ -91,6 +91,17 @@ class GaussianReference:
         total = self.variance + r
         return self.coordinates(y) / total.sqrt() - 0.5 * r / total * v
 
+    def divergence(self, probe: Float[Tensor, "batch probes *event"], clock: PerSample) -> PerSample:
+        """Σ vᵀ A v over ``probe``, A = ∂(dw/dclock)/∂w of the probability flow of this law, (B,)."""
+        r = expand_like(clock.exp().to(probe.dtype), probe.flatten(2))
+        along = probe.flatten(2) if self.basis is None else probe.flatten(2) @ self.basis
+        return (0.5 * r * (1 / (self.variance + r) - 1 / (1 + r)) * along.square()).sum((1, 2))
+
+    def log_volume(self, clock: PerSample) -> PerSample:
+        """log|det ∂w/∂v| of :meth:`colour`, (B,), whose derivative is the trace of A in :meth:`divergence`."""
+        r = clock.exp()[:, None]
+        return 0.5 * ((self.variance + r) / (1 + r)).log().sum(1)
+
     def excess(self, sde: LinearSDE, z: Batch, t: PerSample, noise: Batch) -> PerSample:
         """D_G(t) − E[D_G(t)] at z_t = α_t z + σ_t noise: the error above its mean over the noise."""
         r = expand_like((-sde.log_snr(t)).exp(), z.flatten(1))

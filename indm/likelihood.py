@@ -5,7 +5,6 @@ score; off it their difference can have either sign and is not a variational gap
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +15,13 @@ from torch import Tensor, nn
 from indm.dequantization import Uniform, from_data
 from indm.gaussian import GaussianReference
 from indm.objective import reconstruction_term
-from indm.ode import adams, basis, integrate, rademacher, value_and_divergence
+from indm.ode import FEWEST, basis, rademacher, solve, value_and_divergence
 from indm.rng import randn_like
 from indm.score import probability_flow
-from indm.tensors import evaluation_mode, event_size, event_sum, expand_like
+from indm.tensors import Batch, PerSample, evaluation_mode, event_size, event_sum, expand_like
 
+NLL_ERROR = 1e-3  # bits/dim, of the solver
+FEWEST_WITH_ERROR = 8  # steps that can be given an error
 SMALL = 16  # dimensions of a vector up to which the divergence is exact by default
 
 
@@ -32,8 +33,9 @@ class LikelihoodReport:
         log_prob: (B,), with the reconstruction term: an estimate of a lower bound of log p(x).
         reconstruction: (B,), that term; ``log_prob + reconstruction`` is the number without it, no likelihood of x.
         log_q: (B,), log q(x|raw), see :func:`indm.dequantization.from_data`: −log_prob + log_q is of the raw data.
-        nfe: evaluations of the ODE's field, the mean over samples (each has its own steps) rounded up.
-        settings: ε, tolerances, divergence.
+        solver_error: (B,), an estimate of the ODE solver's error of ``log_prob``, nats.
+        nfe: evaluations of the network, the mean over samples (each has its own steps) rounded up.
+        settings: ε, the steps or the error that was asked for, divergence.
         dims: dimensions of one event.
         levels: grey levels of the data; None of continuous data, whose table has no bits/dim.
     """
@@ -41,6 +43,7 @@ class LikelihoodReport:
     log_prob: Float[Tensor, " batch"]
     reconstruction: Float[Tensor, " batch"]
     log_q: Float[Tensor, " batch"]
+    solver_error: Float[Tensor, " batch"]
     nfe: int
     settings: dict
     dims: int
@@ -69,7 +72,10 @@ class LikelihoodReport:
         for name, nats in rows.items():
             mean, error = nats.mean().item(), nats.std().item() / math.sqrt(n) if n > 1 else math.nan
             lines.append(f"{name:24}" + "".join(f"{mean / u:12.4f}{error / u:10.4f}" for u in units.values()))
-        return "\n".join([*lines, f"{n} samples of {self.dims} dimensions, {self.nfe} evaluations of the ODE's field"])
+        error = self.solver_error.mean().item()
+        in_bits = f", {error / units['bits/dim']:.1g} bits/dim" if self.levels else ""
+        lines.append(f"{n} samples of {self.dims} dimensions, {self.nfe} evaluations of the network")
+        return "\n".join([*lines, f"error of the ODE solver: at most about {error:.1g} nats{in_bits}"])
 
 
 def log_likelihood(
@@ -78,8 +84,7 @@ def log_likelihood(
     *,
     probes: int = 1,
     exact: bool | None = None,
-    rtol: float = 1e-4,
-    atol: float = 1e-4,
+    nll_error: float = NLL_ERROR,
     steps: int | None = None,
     eps: float | None = None,
     reference: GaussianReference | None = None,
@@ -91,8 +96,9 @@ def log_likelihood(
     .. math:: \log|\det \partial h/\partial x| + \log\pi(z_T) + \int_\epsilon^T \nabla\cdot(fz-\tfrac12 g^2 s)\,dt
               - \log q(z_\epsilon|z_0) + \log p(z_0|z_\epsilon)
 
-    The ODE is integrated over the clock −log SNR in the coordinate of :func:`indm.score.probability_flow`, and its
-    divergence per dimension, so that ``atol`` is in nats per dimension; every sample has its own steps.
+    The ODE is solved over the clock −log SNR in equal steps, in the coordinate in which a Gaussian law of the latents
+    is at rest (:class:`indm.gaussian.GaussianReference`). Of the divergence only its difference from that of the law is
+    estimated, with the same probes. For latents of that law and their exact score nothing is left to solve.
 
     Args:
         model: an INDM.
@@ -100,17 +106,18 @@ def log_likelihood(
         probes: Rademacher probes for the divergence, the same all along the path.
         exact: compute the exact divergence, by d products in place of ``probes``; default: where that is cheaper
             (d ≤ ``probes``), in two dimensions, and for vectors of up to 16, of which a probe leaves nats of noise.
-        rtol, atol: tolerances of the adaptive solver.
-        steps: equal steps instead, without error control; 24 take a third of the time.
+        nll_error: largest estimate of the solver's error of a sample, bits per dimension. A sample with a larger one is
+            solved again in twice as many steps, up to 384; what is above it then says so in ``solver_error``.
+        steps: this many steps instead (8 or more), whatever their error.
         eps: truncation, at least the SDE's own, which is the default.
-        reference: a Gaussian law of the latents, for ``steps``: its probability flow is solved exactly, and only the
-            difference from it in steps; default N(0, I).
+        reference: the Gaussian law; default N(0, I). That of the data's latents takes fewer steps and leaves less noise
+            (:func:`latent_reference`).
         log_q: log q(x|raw), the second result of ``model.from_data(raw)``; needed where grey levels get other noise
             than uniform, of which it is a constant.
 
     Raises:
         ValueError: an option out of range, or no ``log_q``.
-        RuntimeError: where the adaptive solver did not reach T.
+        RuntimeError: the score is not finite.
 
     Example:
 
@@ -120,7 +127,7 @@ def log_likelihood(
         >>> abs(report.bits_per_dim() - 0.5 * math.log2(2 * math.pi)) < 0.1
         True
     """
-    _check_solver(probes, steps, rtol, atol)
+    _check_solver(probes, steps, nll_error)
     log_q = constant_log_q(model, x) if log_q is None else log_q
     score = model.score
     with evaluation_mode(model), score.sde.truncated(eps) as sde:
@@ -131,21 +138,36 @@ def log_likelihood(
         z, log_det = model.encode(x, generator=generator)
         reconstruction = reconstruction_term(score, z, noise)
         start, end = (sde.marginal_std(t) for t in sde.endpoints(z))  # of z in the coordinate w = z/std
-        state = (sde.perturb(z, sde.endpoints(z)[0], noise) / expand_like(start, z), torch.zeros_like(log_det))
-        field, span = _flow_and_divergence(score, exact), sde.clock_span()
-        if steps is None:
-            settings: dict[str, Any] = {"rtol": rtol, "atol": atol}
-            (w, integral), evaluations = integrate(field, state, *span, context=(probe,), **settings)
-            nfe = math.ceil(evaluations.double().mean().item())
-        else:
-            settings = {"steps": steps}
-            law = GaussianReference.standard(z) if reference is None else reference
-            (w, integral), nfe = _whitened_adams(field, state, probe, law, span, steps)
-        growth = event_size(z) * integral + event_sum((end / start).log(), z)
-        log_prob = log_det + sde.prior_log_prob(expand_like(end, z) * w) + growth - reconstruction
-        divergence = "exact" if exact else f"Hutchinson, {probes} Rademacher probe(s)"
-        settings |= {"eps": sde.eps, "divergence": divergence}
-    return LikelihoodReport(log_prob, reconstruction, log_q, nfe, settings, event_size(x), model.scaling.levels)
+        w = sde.perturb(z, sde.endpoints(z)[0], noise) / expand_like(start, z)
+        law = GaussianReference.standard(z) if reference is None else reference
+        flow, dims, span = WhitenedFlow(score, law, z.shape[1:], exact), event_size(z), sde.clock_span()
+        begin, finish = (torch.full_like(log_det, clock) for clock in span)
+        scale = expand_like(end, z)[:1]  # of all rows
+
+        def log_prior(v: Tensor) -> PerSample:
+            """log π(z_T), for rows of the batch."""
+            return sde.prior_log_prob(scale * flow.latent(v, finish[: len(v)]))
+
+        def rate(state: tuple[Tensor, ...], slope: tuple[Tensor, ...]) -> PerSample:
+            """d log p/dclock along the way; log π is quadratic, so that half the difference is its derivative."""
+            (v, _), (velocity, divergence) = state, slope
+            return 0.5 * (log_prior(v + velocity) - log_prior(v - velocity)) + dims * divergence
+
+        tol = nll_error * dims * math.log(2)
+        effort: dict[str, Any] = {"tol": tol} if steps is None else {"tol": tol, "steps": steps, "most": steps}
+        state = law.whiten(w, begin), torch.zeros_like(log_det)
+        solution = solve(flow, state, *span, watch=rate, drift=flow.drift, context=(probe,), **effort)
+        v, excess = solution.state
+        divergence = dims * excess + law.log_volume(finish) - law.log_volume(begin)
+        growth = divergence + event_sum((end / start).log(), z)
+        log_prob = log_det + log_prior(v) + growth - reconstruction
+        settings: dict[str, Any] = {"nll_error": nll_error} | ({} if steps is None else {"steps": steps})
+        divergence_by = "exact" if exact else f"Hutchinson, {probes} Rademacher probe(s)"
+        settings |= {"eps": sde.eps, "divergence": divergence_by}
+        nfe = math.ceil(solution.nfe.double().mean().item())
+    return LikelihoodReport(
+        log_prob, reconstruction, log_q, solution.error, nfe, settings, event_size(x), model.scaling.levels
+    )
 
 
 def log_probability(
@@ -171,15 +193,15 @@ def log_probability(
         exact: the exact divergence, by d products for each evaluation. An estimate of it (False), as one of
             log|det|, adds noise to each log-weight; noise of variance v makes the bound up to v/2 nats too good.
         batch_size: draws at a time.
-        **solver: ``probes``, ``rtol``, ``atol``, ``steps``, ``eps`` and ``reference``, as in :func:`log_likelihood`.
+        **solver: ``probes``, ``nll_error``, ``steps``, ``eps`` and ``reference``, as in :func:`log_likelihood`.
 
     Returns:
         ``nats()`` are −log P(raw) of each image. ``log_prob`` and ``reconstruction`` are means over the draws, by their
-        weights.
+        weights, and so is ``solver_error``.
 
     Raises:
         ValueError: an option out of range.
-        RuntimeError: where the adaptive solver did not reach T.
+        RuntimeError: the score is not finite.
 
     Source: Burda et al. 2016, "Importance Weighted Autoencoders", https://arxiv.org/abs/1509.00519.
 
@@ -199,17 +221,17 @@ def log_probability(
         with evaluation_mode(model):
             x, log_q = from_data(model, part, generator=generator)
         reports.append(log_likelihood(model, x, exact=exact, log_q=log_q, generator=generator, **solver))
-    log_prob, reconstruction, log_q = (
+    log_prob, reconstruction, log_q, error = (
         torch.cat([getattr(report, name) for report in reports]).unflatten(0, (len(raw), draws))
-        for name in ("log_prob", "reconstruction", "log_q")
+        for name in ("log_prob", "reconstruction", "log_q", "solver_error")
     )
     log_weights = log_prob - log_q
     bound, shares = log_weights.logsumexp(1) - math.log(draws), log_weights.softmax(1)
-    log_prob, reconstruction = ((shares * values).sum(1) for values in (log_prob, reconstruction))
+    log_prob, reconstruction, error = ((shares * values).sum(1) for values in (log_prob, reconstruction, error))
     nfe = math.ceil(sum(report.nfe for report in reports) / len(reports))
     settings = reports[0].settings | {"draws": draws}
     return LikelihoodReport(
-        log_prob, reconstruction, log_prob - bound, nfe, settings, math.prod(raw.shape[1:]), model.scaling.levels
+        log_prob, reconstruction, log_prob - bound, error, nfe, settings, math.prod(raw.shape[1:]), model.scaling.levels
     )
 
 
@@ -228,51 +250,55 @@ def constant_log_q(model, x: Tensor) -> Float[Tensor, " batch"]:
     return x.new_full((len(x),), -model.scaling.log_volume(x.shape[1:]), dtype=torch.float64)
 
 
-def check_tolerances(rtol: float, atol: float) -> None:
-    """ValueError naming a tolerance that is not positive and finite."""
-    for name, tolerance in {"rtol": rtol, "atol": atol}.items():
-        if not 0 < tolerance < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {tolerance}; 1e-4 is usual")
+def check_nll_error(nll_error: float) -> None:
+    """ValueError where it is not positive and finite."""
+    if not 0 < nll_error < math.inf:
+        raise ValueError(f"nll_error must be positive and finite, got {nll_error}; {NLL_ERROR:g} bits/dim is usual")
 
 
-def _check_solver(probes: int, steps: int | None, rtol: float, atol: float) -> None:
+def _check_solver(probes: int, steps: int | None, nll_error: float) -> None:
     if probes < 1:
         raise ValueError(f"probes must be at least 1, got {probes}")
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps must be at least 1, or None for the adaptive solver, got {steps}; 24 is usual")
-    check_tolerances(rtol, atol)
+    if steps is not None and steps < FEWEST_WITH_ERROR:
+        raise ValueError(
+            f"steps must be at least {FEWEST_WITH_ERROR}, or None for as many as nll_error needs, got {steps}; "
+            f"{FEWEST} is usual"
+        )
+    check_nll_error(nll_error)
 
 
-def _flow_and_divergence(score: nn.Module, exact: bool) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The field of (w, ∫ divergence/d): the probability flow, and its divergence per dimension by ``probe``."""
+@dataclass(frozen=True)
+class WhitenedFlow:
+    """The probability flow of (v, ∫ excess divergence/d), in the coordinate v in which a Gaussian law is at rest.
 
-    def field(clock: Tensor, state: tuple[Tensor, ...], probe: Tensor) -> tuple[Tensor, Tensor]:
-        w = state[0]
-        velocity, divergence = value_and_divergence(probability_flow(score, clock), w, basis(w) if exact else probe)
-        return velocity, divergence / event_size(w)
+    Args:
+        score: of the latents.
+        law: a Gaussian law of them.
+        shape: of an event.
+        exact: whether the divergence is exact; else by the probes (B, n, *event) that a call gets.
+    """
 
-    return field
+    score: nn.Module
+    law: GaussianReference
+    shape: tuple[int, ...]
+    exact: bool
 
+    def latent(self, v: Float[Tensor, "batch d"], clock: PerSample) -> Batch:
+        """w = z_t/√(α_t² + σ_t²)."""
+        return self.law.colour(v, clock).unflatten(1, self.shape)
 
-def _whitened_adams(
-    field: Callable[..., tuple[Tensor, Tensor]],
-    state: tuple[Tensor, Tensor],
-    probe: Tensor,
-    law: GaussianReference,
-    span: tuple[float, float],
-    steps: int,
-) -> tuple[tuple[Tensor, Tensor], int]:
-    """:func:`indm.ode.adams` for the state (w, integral), in the coordinate in which ``law`` does not move."""
-    w, integral = state
+    def drift(self, clock: PerSample, state: tuple[Tensor, ...], probe: Tensor) -> tuple[Tensor]:
+        """The slope of v alone."""
+        w = self.latent(state[0], clock)
+        velocity = probability_flow(self.score, clock)(w)
+        return (self.law.whitened_velocity(state[0], w, velocity, clock),)
 
-    def whitened(clock: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        here = law.colour(state[0], clock).reshape(w.shape)
-        velocity, divergence = field(clock, (here,), probe)
-        return law.whitened_velocity(state[0], here, velocity, clock), divergence
-
-    begin, end = (torch.full_like(integral, clock) for clock in span)
-    (v, integral), nfe = adams(whitened, (law.whiten(w, begin), integral), *span, steps=steps)
-    return (law.colour(v, end).reshape(w.shape), integral), nfe
+    def __call__(self, clock: PerSample, state: tuple[Tensor, ...], probe: Tensor) -> tuple[Tensor, Tensor]:
+        w = self.latent(state[0], clock)
+        along = basis(w) if self.exact else probe
+        velocity, divergence = value_and_divergence(probability_flow(self.score, clock), w, along)
+        excess = divergence - self.law.divergence(along, clock)
+        return self.law.whitened_velocity(state[0], w, velocity, clock), excess / event_size(w)
 
 
 def latents_of(

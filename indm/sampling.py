@@ -398,7 +398,7 @@ def follow_flow(
     before, after = (expand_like(sde.marginal_std(z.new_full((len(z),), time)), z) for time in (t, s))
     with tqdm(desc="probability flow (evaluations)", leave=False, disable=not progress) as bar:
         if steps is not None:
-            (w,), nfe = adams(field, (z / before,), start, end, steps=steps)
+            (w,), nfe, _ = adams(field, (z / before,), start, end, steps=steps)
             return after * w, nfe
         (w,), evaluations = integrate(field, (z / before,), start, end, rtol=tol, atol=tol)
     return after * w, int(evaluations.max())

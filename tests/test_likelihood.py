@@ -58,46 +58,77 @@ def test_gaussian_data_with_the_exact_score(name, shape, n, exact):
     assert report.log_prob.dtype == torch.float32
     assert abs((report.log_prob - score.log_prob(x)).mean().item()) / d < 1e-3
     assert report.settings["divergence"].startswith("exact" if exact else "Hutchinson")
-    tight = log_likelihood(INDM(Identity(), score), x, exact=exact, rtol=1e-5, atol=1e-5, generator=seeded(1))
+    tight = log_likelihood(INDM(Identity(), score), x, exact=exact, nll_error=1e-4, generator=seeded(1))
     assert (tight.log_prob - score.flow_log_prob(x)).abs().max().item() / d < 1e-3
 
 
 @pytest.mark.parametrize("shape", [(2,), (3, 8, 8)])
-def test_equal_steps_are_exact_where_the_reference_is(name, shape):
-    """With the data's own law as reference the state rests, in the whitened coordinate, and what is left to the steps
-    is the quadrature of the divergence."""
+@pytest.mark.parametrize("exact", [True, False])
+def test_few_steps_are_exact_where_the_reference_is(name, shape, exact):
+    """With the data's own law as reference the state rests, and of the divergence nothing is left: neither steps nor
+    probes matter, and the solver says so."""
     score, d = gaussian(name, shape), math.prod(shape)
-    x = score.sample(200, seeded(0))
+    x = score.sample(400 // d, seeded(0))
     reference = GaussianReference(score.mean.flatten(), score.variance.flatten())
-    options = {"reference": reference, "exact": True, "steps": 60, "generator": seeded(1)}
-    report = log_likelihood(INDM(Identity(), score), x[: 400 // d], **options)
-    assert report.nfe == 61 and report.settings["steps"] == 60 and "rtol" not in report.settings
-    assert (report.log_prob - score.flow_log_prob(x[: 400 // d])).abs().max().item() / d < 1e-3
+    options = {"reference": reference, "exact": exact, "probes": 2}
+    few, many = (log_likelihood(INDM(Identity(), score), x, steps=n, **options, generator=seeded(1)) for n in (8, 60))
+    assert few.nfe == 17 and few.settings["steps"] == 8
+    torch.testing.assert_close(few.log_prob, many.log_prob, rtol=1e-9, atol=1e-9)
+    assert few.solver_error.max() < 1e-8
+    assert (few.log_prob - score.flow_log_prob(x)).abs().max().item() / d < 1e-3
 
 
-def test_equal_steps_converge_to_the_adaptive_solution(name):
+def test_steps_converge_and_the_stated_error_covers_the_true_one(name):
     """Curved paths, without a reference: the same probes, ever more steps."""
     score = mixture(name)
-    model, x = INDM(Identity(), score), score.sample(50, seeded(0))
-    exact = log_likelihood(model, x, exact=False, rtol=1e-7, atol=1e-7, generator=seeded(1)).log_prob
-    errors = [
-        (log_likelihood(model, x, exact=False, steps=n, generator=seeded(1)).log_prob - exact).abs().mean().item()
-        for n in (50, 100, 200)
-    ]
-    assert errors[1] < errors[0] / 4 and errors[2] < errors[1] / 4 and errors[2] < 5e-3
+    model, x = INDM(Identity(), score), score.sample(80, seeded(0))
+
+    def solved(**options):
+        return log_likelihood(model, x, exact=False, **options, generator=seeded(1))
+
+    exact, errors = solved(steps=600).log_prob, []
+    for n in (48, 96):
+        report = solved(steps=n)
+        off = (report.log_prob - exact).abs()
+        assert (report.solver_error >= off).double().mean() > 0.95
+        errors.append(off.mean().item())
+    assert errors[1] < errors[0] / 8 and errors[1] < 1e-3
 
 
-def test_steps_are_checked():
-    with pytest.raises(ValueError, match="steps must be at least 1, or None"):
-        log_likelihood(INDM(Identity(), gaussian("vp")), torch.zeros(2, 2), steps=0)
-    assert log_likelihood(INDM(Identity(), gaussian("vp")), torch.zeros(2, 2), steps=1).settings["steps"] == 1
+def test_samples_are_solved_until_their_error_is_small():
+    """By their own numbers of steps: alone, each has the result that it has in the batch."""
+    score = mixture()
+    model, x = INDM(Identity(), score), score.sample(20, seeded(0))
+    tol = 1e-3 * 2 * math.log(2)
+    first, together = (log_likelihood(model, x, exact=True, **o, generator=seeded(1)) for o in ({"steps": 48}, {}))
+    assert (first.solver_error > tol).any() and (first.solver_error <= tol).any()
+    assert (together.solver_error <= tol).all()
+    kept = first.solver_error <= tol
+    assert torch.equal(together.log_prob[kept], first.log_prob[kept])
+    assert together.nfe > first.nfe == 97
+    tight = log_likelihood(model, x, exact=True, nll_error=1e-30, generator=seeded(1))
+    assert (tight.solver_error > 0).all() and tight.nfe == sum(2 * n + 1 for n in (48, 96, 192, 384))
+
+
+def test_solver_options_are_checked():
+    with pytest.raises(ValueError, match="steps must be at least 8, or None"):
+        log_likelihood(INDM(Identity(), gaussian("vp")), torch.zeros(2, 2), steps=7)
+    with pytest.raises(ValueError, match="nll_error must be positive and finite, got 0"):
+        log_likelihood(INDM(Identity(), gaussian("vp")), torch.zeros(2, 2), nll_error=0)
+
+
+def test_a_score_that_is_not_finite_is_said():
+    score = gaussian("vp")
+    score.mean = score.mean * math.nan
+    with pytest.raises(RuntimeError, match="became non-finite in sample 0, in 384 steps"):
+        log_likelihood(INDM(Identity(), score), torch.zeros(2, 2).double())
 
 
 def test_gaussian_data_in_double_precision():
     """With tight tolerances only the Gaussian p(z_0|z_ε) is left, of relative variance σ_ε²/v = 1e-6."""
     score = gaussian("vp")
     x = score.sample(500, seeded(0))
-    report = log_likelihood(INDM(Identity(), score), x, rtol=1e-9, atol=1e-9, generator=seeded(1))
+    report = log_likelihood(INDM(Identity(), score), x, nll_error=1e-7, generator=seeded(1))
     assert (report.log_prob - score.flow_log_prob(x)).abs().max().item() < 5e-5
 
 
@@ -105,15 +136,15 @@ def test_mixture_data_with_the_exact_score(name):
     """Curved paths and dense Jacobians. Components as narrow as 20 σ_ε (VE) open a gap of second order."""
     score = mixture(name)
     x = score.sample(3000, seeded(0))
-    report = log_likelihood(INDM(Identity(), score), x, rtol=1e-6, atol=1e-6, generator=seeded(1))
+    report = log_likelihood(INDM(Identity(), score), x, generator=seeded(1))
     assert abs((report.log_prob - score.log_prob(x)).mean().item()) / 2 < 1e-3
 
 
 def test_hutchinson_is_unbiased_for_dense_jacobians():
     score = mixture()
     model, x = INDM(Identity(), score), score.sample(4, seeded(0)).repeat(1000, 1)
-    rough = log_likelihood(model, x, exact=False, probes=2, rtol=1e-4, atol=1e-4, generator=seeded(1))
-    exact = log_likelihood(model, x, exact=True, rtol=1e-4, atol=1e-4, generator=seeded(1))
+    rough = log_likelihood(model, x, exact=False, probes=2, generator=seeded(1))
+    exact = log_likelihood(model, x, exact=True, generator=seeded(1))
     difference = (rough.log_prob - exact.log_prob).reshape(1000, 4)
     assert difference.std(0).max() > 0.1  # there is something to average
     assert within(difference, 0.0, floor=5e-4)
@@ -123,8 +154,7 @@ def test_more_probes_less_noise():
     score = mixture()
     model, x = INDM(Identity(), score), score.sample(1, seeded(3)).repeat(2000, 1)
     spread = [
-        log_likelihood(model, x, exact=False, probes=k, rtol=1e-4, atol=1e-4, generator=seeded(1)).log_prob.var().item()
-        for k in (1, 4)
+        log_likelihood(model, x, exact=False, probes=k, generator=seeded(1)).log_prob.var().item() for k in (1, 4)
     ]
     assert spread[0] / spread[1] == pytest.approx(4, rel=0.25)
 
@@ -133,7 +163,7 @@ def test_off_the_exact_score():
     """VP, N(0, 1) data, s = −1.1 z: the ODE's own likelihood is 1.782 nats, the bound of the SDE's 1.469."""
     model = INDM(Identity(), LinearScore(VPSDE(), 1.1, 0.0))
     x = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(2000)[:, None]  # quadratic: two points carry the mean
-    report = log_likelihood(model, x, exact=True, rtol=1e-8, atol=1e-8, generator=seeded(0))
+    report = log_likelihood(model, x, exact=True, nll_error=1e-6, generator=seeded(0))
     expected = 0.5 * math.log(2 * math.pi) + 0.5 * math.exp(0.1 * 10.05) - 0.05 * 10.05
     assert report.nats().mean().item() == pytest.approx(expected, abs=1e-3)
     assert report.nats().mean().item() == pytest.approx(1.782, abs=2e-3)
@@ -152,7 +182,7 @@ def test_affine_flow_changes_variables(name, shape):
     score = gaussian(name, shape)
     mean, variance = (score.mean - shift) / scale, score.variance / scale**2
     x = mean + variance.sqrt() * torch.randn(50, *shape, dtype=torch.float64, generator=seeded(0))
-    report = log_likelihood(INDM(flow, score), x, exact=False, rtol=1e-5, atol=1e-5, generator=seeded(1))
+    report = log_likelihood(INDM(flow, score), x, exact=False, nll_error=1e-4, generator=seeded(1))
     difference = report.log_prob - normal_log_prob(x, mean, variance)
     prior_mismatch = score.flow_log_prob(scale * x + shift) - score.log_prob(scale * x + shift)
     assert (difference - prior_mismatch).abs().max().item() / math.prod(shape) < 1e-3
@@ -179,19 +209,21 @@ def test_report_of_log_likelihood():
     score = gaussian("vp", (1, 2, 2))
     model = INDM(Identity(), score, Scaling(0.0, 4.0))
     x = score.sample(30, seeded(0))
-    report = log_likelihood(model, x, probes=3, rtol=1e-4, atol=1e-6, generator=seeded(1))
+    report = log_likelihood(model, x, probes=3, nll_error=1e-2, generator=seeded(1))
     assert isinstance(report, LikelihoodReport)
-    assert report.settings["eps"] == 1e-5 and report.settings["rtol"] == 1e-4 and report.settings["atol"] == 1e-6
-    assert "3" in report.settings["divergence"] and report.nfe > 6 and report.nfe % 6 == 1
+    assert report.settings["eps"] == 1e-5 and report.settings["nll_error"] == 1e-2
+    assert "3" in report.settings["divergence"] and report.nfe >= 97
     nats = -report.log_prob.double() + 4 * math.log(4)
     torch.testing.assert_close(report.nats(), nats)
     bits = nats / (4 * math.log(2))
     assert report.bits_per_dim() == pytest.approx(bits.mean().item(), rel=1e-9)
     assert report.standard_error() == pytest.approx((bits.std() / math.sqrt(30)).item(), rel=1e-9)
     assert "bits/dim" not in str(report)  # of continuous data
-    _, first, second, last = str(dataclasses.replace(report, levels=256)).splitlines()
+    _, first, second, last, solver = str(dataclasses.replace(report, levels=256)).splitlines()
     assert f"{report.nats().mean():.4f}" in first and f"{report.bits_per_dim():.4f}" in first
     assert first.split()[-1] == f"{report.standard_error():.4f}" and last.startswith("30 samples of ")
+    error = report.solver_error.mean().item()
+    assert solver.endswith(f"at most about {error:.1g} nats, {error / (4 * math.log(2)):.1g} bits/dim")
     without = (report.log_q - report.log_prob - report.reconstruction).mean()
     assert f"{without:.4f}" in second
     with pytest.raises(ValueError, match="at least 2 samples"):
@@ -252,13 +284,13 @@ def test_evaluate_vectors():
     scale, shift = torch.tensor([50.0, 0.1]), torch.tensor([100.0, -3.0])
     model = INDM(Identity(), score, Scaling(shift, scale))
     raw = score.sample(3000, seeded(0), dtype=torch.float32) * scale + shift
-    report, samples = evaluate(model, raw, nll_examples=1000, batch_size=700, rtol=1e-6, atol=1e-6, progress=False)
+    report, samples = evaluate(model, raw, nll_examples=1000, batch_size=700, nll_error=1e-5, progress=False)
 
     assert json.loads(json.dumps(report)) == report
     assert {"images", "dims", "dequantization", "eps", "repeats", "seed", "nelbo", "nll"} <= set(report)
     assert report["images"] == {"nelbo": 3000, "nll": 1000} and report["dims"] == 2 and report["eps"] == 1e-5
     assert report["dequantization"].startswith("none")
-    assert {"rtol", "atol", "divergence", "nfe"} <= set(report["nll"])
+    assert {"nll_error", "divergence", "nfe", "solver_error", "unconverged"} <= set(report["nll"])
     for kind, n in (("nelbo", 3000), ("nll", 1000)):
         for table, key in (
             ("with_reconstruction", kind),
@@ -303,7 +335,7 @@ def grey_model(centered, levels=256):
 def test_evaluate_grey_levels(centered, levels):
     """Bits/dim of the raw levels do not depend on the convention of scaling."""
     model, raw, nats = grey_model(centered, levels)
-    report, samples = evaluate(model, raw, repeats=4, exact=False, progress=False)
+    report, samples = evaluate(model, raw, repeats=4, exact=True, progress=False)
     m = f"{levels * 2.0**-22:.3g}"
     assert report["dequantization"] == f"uniform on [{m}, 1 − {m}], {levels} grey levels, its density counted"
     difference = samples["nll"] - nats
@@ -343,7 +375,7 @@ def test_evaluate_names_the_numbers_without_reconstruction(name, eps, own):
 
 def test_evaluate_repeats_and_pairs():
     model, raw, _ = grey_model(True)
-    options = {"batch_size": 8, "rtol": 0.1, "atol": 0.1, "progress": False}
+    options = {"batch_size": 8, "steps": 8, "progress": False}
     runs = [evaluate(model, raw[:20], seed=seed, **options)[1] for seed in (3, 3, 4)]
     for key in runs[0]:
         assert torch.equal(runs[0][key], runs[1][key])
@@ -384,12 +416,11 @@ def test_evaluate_checks_its_arguments():
         evaluate(model, raw, repeats=1)
     with pytest.raises(ValueError, match="raw must hold at least 2"):
         evaluate(model, raw[:1])
-    for name in ("rtol", "atol"):
-        for tolerance in (0.0, -1.0, float("inf"), float("nan")):
-            with pytest.raises(ValueError, match=f"{name} must be positive and finite, got {tolerance}"):
-                evaluate(model, raw, **{name: tolerance})
-            with pytest.raises(ValueError, match=f"{name} must be positive and finite, got {tolerance}"):
-                log_likelihood(model, model.scaling.centre(raw), **{name: tolerance})
+    for error in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"nll_error must be positive and finite, got {error}"):
+            evaluate(model, raw, nll_error=error)
+        with pytest.raises(ValueError, match=f"nll_error must be positive and finite, got {error}"):
+            log_likelihood(model, model.scaling.centre(raw), nll_error=error)
 
 
 @pytest.mark.parametrize("nll_examples", [1, -1])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indm import ode
-from indm.ode import adams, basis, integrate, rademacher, value_and_divergence
+from indm.ode import adams, basis, integrate, rademacher, solve, unresolved, value_and_divergence
 
 TURN = torch.tensor([[-0.3, -4.0, 0.1], [4.0, -0.3, 0.2], [0.0, 0.5, -1.0]], dtype=torch.float64)
 
@@ -179,17 +179,20 @@ def test_a_blow_up_is_named():
         integrate(lambda t, s: (s[0] ** 2,), (torch.ones(1, 1, dtype=torch.float64),), 0.0, 2.0, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("drift", [None, linear])
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
-def test_order_of_adams(order):
+def test_order_of_adams(order, drift):
     """The corrector is one order higher than the predictor; started low, at the price of a few steps."""
     z = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     exact = z @ torch.linalg.matrix_exp(2.0 * TURN).T
     steps = np.array([200, 300, 450])
     errors = [
-        (adams(linear, (z,), 0.0, 2.0, steps=int(n), order=order)[0][0] - exact).abs().max().item() for n in steps
+        (adams(linear, (z,), 0.0, 2.0, steps=int(n), order=order, drift=drift)[0][0] - exact).abs().max().item()
+        for n in steps
     ]
     slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
-    assert min(order + 1, 3) - 0.25 < slope < order + 1.6  # the first steps, of lower order, are of third order at last
+    start = 4 if drift else 3  # the order of the first steps
+    assert min(order + 1, start) - 0.25 < slope < order + 1.6
 
 
 @pytest.mark.parametrize("start, end", [(0.0, 2.0), (2.0, 0.0)])
@@ -201,9 +204,106 @@ def test_adams_integrates_polynomials_once_it_has_its_values(start, end):
         calls.append(t[0].item())
         return (3.0 * t[:, None] + 0 * state[0] + 1.0,)
 
-    (value,), nfe = adams(field, (torch.zeros(2, 1, dtype=torch.float64),), start, end, steps=7)
+    (value,), nfe, _ = adams(field, (torch.zeros(2, 1, dtype=torch.float64),), start, end, steps=7)
     assert value[0, 0].item() == pytest.approx(1.5 * (end**2 - start**2) + end - start, abs=1e-12)
     assert nfe == len(calls) == 8 and calls == pytest.approx(np.linspace(start, end, 8).tolist())
+
+
+@pytest.mark.parametrize("drift, stable, unstable", [(False, 0.15, 0.18), (True, 0.93, 0.98)])
+def test_where_adams_is_stable(drift, stable, unstable):
+    """dz/dt = −k z over 1,000 steps of 1: it dies out below the stated k, and grows above."""
+
+    def end(k):
+        def decay(t, state):
+            return (-k * state[0],)
+
+        options = {"drift": decay} if drift else {}
+        return adams(decay, (torch.ones(1, 1, dtype=torch.float64),), 0.0, 1000.0, steps=1000, **options)[0][0].abs()
+
+    assert end(stable) < 1e-2 and end(unstable) > 1e2
+
+
+def test_parts_that_nothing_depends_on_are_followed_beside_a_drift():
+    """(z, ∫ z) by the drift of z alone; what is watched is that of every point, and contexts are rows of samples."""
+    k = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    calls = []
+
+    def drift(t, state, k):
+        calls.append(len(state))
+        return (-k[:, None] * state[0],)
+
+    def field(t, state, k):
+        return -k[:, None] * state[0], state[0][:, 0]
+
+    start = torch.ones(2, 1, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    (z, integral), nfe, watched = adams(
+        field, start, 0.0, 2.0, steps=40, drift=drift, context=(k,), watch=lambda state, slope: slope[1]
+    )
+    exact = (-k * 2).exp()
+    torch.testing.assert_close(z[:, 0], exact, rtol=1e-4, atol=0)
+    torch.testing.assert_close(integral, (1 - exact) / k, rtol=1e-4, atol=0)
+    assert nfe == 81 and len(calls) == 40
+    torch.testing.assert_close(watched, (-k * torch.linspace(0, 2, 41).double()[:, None]).exp(), rtol=0, atol=3e-4)
+
+
+# ── the solver's own error ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_unresolved_noise_is_three_of_its_deviations():
+    """Σ step·noise has the deviation step·√n; smooth rates have next to none, and rounding is not taken for noise."""
+    step, n = 0.1, 401
+    noise = torch.randn(n, 500, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    estimate = unresolved(noise, step)
+    assert estimate.mean().item() == pytest.approx(3 * step * math.sqrt(n), rel=0.05)
+    covered = (step * noise.sum(0)).abs() < estimate
+    assert covered.double().mean() > 0.99
+    t = torch.linspace(-4, 4, 81, dtype=torch.float64)[:, None]
+    assert unresolved((-(t**2)).exp(), 0.1) < 1e-4 and unresolved(torch.ones(9, 3), 0.1).eq(0).all()
+
+
+def rippled(t, state, frequency):
+    """A bump, and ripples that are ever quicker, as those of a network that sees sin(999 t) are on the clock."""
+    return (0 * state[0] + (torch.exp(-(t**2)) + 0.05 * torch.sin(frequency * torch.exp(0.5 * t)))[:, None],)
+
+
+def solved(frequency, **options):
+    start = (torch.zeros(len(frequency), 1, dtype=torch.float64),)
+    return solve(
+        rippled,
+        start,
+        -4.0,
+        4.0,
+        watch=lambda state, slope: slope[0][:, 0],
+        drift=rippled,
+        context=(frequency,),
+        **options,
+    )
+
+
+def test_the_stated_error_covers_ripples_that_are_not_resolved():
+    """At frequencies far above that of the steps, against a quadrature that resolves them."""
+    frequency = 100 + 100 * torch.rand(400, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    solution = solved(frequency, tol=0.0, steps=48, most=48)
+    t = torch.linspace(-4, 4, 20_001, dtype=torch.float64)
+    exact = torch.trapezoid(rippled(t, (torch.zeros(1, 1),), frequency[:, None])[0][:, 0], t)
+    off = (solution.state[0][:, 0] - exact).abs()
+    assert off.mean() > 5e-3  # there is something to cover
+    assert (off <= solution.error).double().mean() > 0.95 and solution.error.mean() < 8 * off.mean()
+
+
+def test_each_sample_is_solved_in_its_own_steps():
+    frequency = torch.tensor([0.0, 3.0, 220.0], dtype=torch.float64)
+    solution = solved(frequency, tol=1e-5)
+    assert solution.steps.tolist() == [96, 192, 384]
+    assert solution.nfe.tolist() == [97 + 193, 97 + 193 + 385, 97 + 193 + 385 + 769]
+    assert (solution.error[:2] <= 1e-5).all() and solution.error[2] > 1e-5
+    alone = solved(frequency[1:2], tol=1e-5)
+    assert torch.equal(alone.state[0][0], solution.state[0][1]) and alone.nfe == solution.nfe[1]
+
+
+def test_what_is_not_finite_is_said():
+    with pytest.raises(RuntimeError, match="non-finite in sample 1, in 96 steps"):
+        solved(torch.tensor([0.0, math.nan], dtype=torch.float64), tol=1e-3, most=96)
 
 
 # ── divergence ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -16,6 +16,7 @@ RENAMED = {
     "evaluate.images": "evaluate.examples",
     "evaluate.nll_images": "evaluate.nll_examples",
 }
+DROPPED = {"evaluate.rtol", "evaluate.atol"}  # tolerances of a solver that now has evaluate.nll_error
 VAE_NETS = ("vae-conv", "vae-mlp")  # of a VAE, whose runs had the objective of an INDM in their recipes
 
 RENAMED_FLAGS = {"report --images": "--examples"} | {
@@ -26,7 +27,11 @@ RENAMED_FLAGS = {"report --images": "--examples"} | {
 def migrate(recipe: Mapping[str, Mapping]) -> dict[str, dict]:
     """A recipe that an earlier version wrote, with today's names."""
     migrated = {
-        table: {RENAMED.get(f"{table}.{key}", f"{table}.{key}").split(".", 1)[1]: value for key, value in keys.items()}
+        table: {
+            RENAMED.get(f"{table}.{key}", f"{table}.{key}").split(".", 1)[1]: value
+            for key, value in keys.items()
+            if f"{table}.{key}" not in DROPPED
+        }
         for table, keys in recipe.items()
     }
     train = migrated.get("train", {})
@@ -39,6 +44,8 @@ def check_name_is_current(name: str) -> None:
     """ValueError where ``name``, "table.key" in a recipe, is an old name of an option."""
     if name in RENAMED:
         raise ValueError(f"{name} is now {RENAMED[name]}")
+    if name in DROPPED:
+        raise ValueError(f"{name} is gone: evaluate.nll_error is the solver's largest error in bits/dim")
 
 
 def migrate_drawing(made_by: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,6 +65,8 @@ def check_flag_is_current(command: str, argument: str) -> None:
         old = f"evaluate.{flag[2:].replace('-', '_')}"
         if old in RENAMED:
             raise ValueError(f"{flag} is now --{RENAMED[old].split('.')[1].replace('_', '-')}")
+        if old in DROPPED:
+            raise ValueError(f"{flag} is gone: --nll-error is the solver's largest error in bits/dim")
     if f"{command} {flag}" in RENAMED_FLAGS:
         raise ValueError(f"{flag} is now {RENAMED_FLAGS[f'{command} {flag}']}")
     check_name_is_current(flag[2:].replace("-", "_"))

@@ -175,12 +175,10 @@ class Evaluation:
     """Score evaluations of one NELBO estimate."""
     probes: int = 1
     """Hutchinson probes of the divergence."""
-    rtol: float = 1e-4
-    """Relative tolerance of the ODE solver."""
-    atol: float = 1e-4
-    """Absolute tolerance of the ODE solver."""
+    nll_error: float = 1e-3
+    """Largest error of the ODE solver, bits/dim of an example: those above it are solved again in more steps."""
     steps: int = 0
-    """Equal steps of the ODE solver (24 is usual): fast, but without error control; 0 is the adaptive solver."""
+    """Steps of the ODE solver, whatever their error, which is printed; 0: as many as nll_error needs, 48 to 384."""
     eps: float = 0.0
     """Truncation of bound and ODE, at or above the model's own; 0 is the model's own."""
     batch_size: int = 250
@@ -192,8 +190,9 @@ class Evaluation:
         check_whole_numbers(self, "evaluate.")
         check_each(self, "evaluate", lambda v: v >= 1, "at least 1", "times probes batch_size")
         check_each(self, "evaluate", lambda v: v >= 2, "at least 2", "examples iw_examples repeats")
-        check_each(self, "evaluate", lambda v: v >= 0, "0 or more", "nll_examples draws seed steps eps")
-        check_each(self, "evaluate", lambda v: 0 < v < math.inf, "positive and finite", "rtol atol")
+        check_each(self, "evaluate", lambda v: v >= 0, "0 or more", "nll_examples draws seed eps")
+        check_each(self, "evaluate", lambda v: v == 0 or v >= 8, "0, or 8 or more", "steps")
+        check_each(self, "evaluate", lambda v: 0 < v < math.inf, "positive and finite", "nll_error")
 
 
 @dataclass(frozen=True, kw_only=True)

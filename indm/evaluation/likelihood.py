@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -14,7 +14,14 @@ from tqdm import tqdm
 from indm.dequantization import from_data, in_words
 from indm.evaluation.statistics import mean_error_and_noise
 from indm.gaussian import GaussianReference
-from indm.likelihood import check_tolerances, latent_reference, log_likelihood, log_probability
+from indm.likelihood import (
+    NLL_ERROR,
+    LikelihoodReport,
+    check_nll_error,
+    latent_reference,
+    log_likelihood,
+    log_probability,
+)
 from indm.messages import nearest
 from indm.objective import nelbo
 from indm.tensors import evaluation_mode
@@ -27,8 +34,7 @@ class Solver(TypedDict, total=False):
 
     probes: int
     exact: bool | None
-    rtol: float
-    atol: float
+    nll_error: float
     steps: int | None
     eps: float | None
 
@@ -41,19 +47,27 @@ class Estimate:
         total: (B,), nats of −log p of the raw data or of a bound of it.
         without_reconstruction: (B,), the same without the reconstruction term.
         settings: how it was made.
-        nfe: evaluations of an ODE's field; 0: no ODE was solved.
+        nfe: evaluations of the network by the solver of an ODE; 0: none was solved.
+        solver_error: (B,), of ``total``, nats; None where no ODE was solved.
     """
 
     total: Tensor
     without_reconstruction: Tensor
     settings: dict = field(default_factory=dict)
     nfe: int = 0
+    solver_error: Tensor | None = None
 
     @classmethod
-    def of(cls, total: Tensor, reconstruction: Tensor, log_q: Tensor, settings: dict, nfe: int = 0) -> "Estimate":
+    def of(cls, total: Tensor, reconstruction: Tensor, log_q: Tensor, settings: dict) -> "Estimate":
         """From nats of x in model units and log q(x|raw), in float64 on the CPU."""
         total = total.double() + log_q.double()
-        return cls(total.cpu(), (total - reconstruction).cpu(), settings, nfe)
+        return cls(total.cpu(), (total - reconstruction).cpu(), settings)
+
+    @classmethod
+    def solved(cls, report: LikelihoodReport) -> "Estimate":
+        """From a likelihood of the probability flow."""
+        estimate = cls.of(-report.log_prob, report.reconstruction, report.log_q, report.settings)
+        return replace(estimate, nfe=report.nfe, solver_error=report.solver_error.double().cpu())
 
 
 Estimator = Callable[[Tensor, torch.Generator], Estimate]  # of raw data
@@ -95,7 +109,7 @@ def evaluate(
             the batches, and returns the whole, which does not depend on the number of processes. The model is a bare
             module, not wrapped for data parallel training: a solver then takes as many steps as its batch needs, and
             no process waits for another before the end.
-        **solver: ``probes``, ``exact``, ``rtol``, ``atol``, ``steps`` and ``eps``, as :func:`indm.log_likelihood` takes
+        **solver: ``probes``, ``exact``, ``nll_error``, ``steps`` and ``eps``, as :func:`indm.log_likelihood` takes
             them; the NELBO has the same ``eps``.
 
     Returns:
@@ -153,7 +167,7 @@ def _check(counts: Mapping[str, int], repeats: int, solver: Solver) -> None:
     for kind, name, skipped in (("nll", "nll_examples", "0 (no NLL)"), ("iw", "iw_examples", "draws 0 (no IW-NLL)")):
         if counts.get(kind, 0) < 0 or counts.get(kind) == 1:
             raise ValueError(f"{name} must be at least 2 for a standard error, or {skipped}, got {counts[kind]}")
-    check_tolerances(solver.get("rtol", 1e-4), solver.get("atol", 1e-4))
+    check_nll_error(solver.get("nll_error", NLL_ERROR))
 
 
 def diffusion_estimators(
@@ -170,13 +184,13 @@ def diffusion_estimators(
 
     def nll(raw: Tensor, generator: torch.Generator) -> Estimate:
         x, log_q = from_data(model, raw, generator=generator)
-        solved = log_likelihood(model, x, **solver, reference=reference, log_q=log_q, generator=generator)
-        return Estimate.of(-solved.log_prob, solved.reconstruction, log_q, solved.settings, solved.nfe)
+        report = log_likelihood(model, x, **solver, reference=reference, log_q=log_q, generator=generator)
+        return Estimate.solved(report)
 
     def weighted(raw: Tensor, generator: torch.Generator) -> Estimate:
         options = solver | {"exact": solver.get("exact") is not False}
-        solved = log_probability(model, raw, draws=draws, **options, reference=reference, generator=generator)
-        return Estimate.of(-solved.log_prob, solved.reconstruction, solved.log_q, solved.settings, solved.nfe)
+        report = log_probability(model, raw, draws=draws, **options, reference=reference, generator=generator)
+        return Estimate.solved(report)
 
     return {"nelbo": bound, "nll": nll, "iw": weighted}
 
@@ -226,12 +240,29 @@ def summary(estimates: list[list[Estimate]], dims: int) -> tuple[dict, tuple[Ten
         for part in ("total", "without_reconstruction")
     }
     evaluations = [e.nfe for batch in estimates for e in batch]
-    numbers = estimates[0][0].settings | ({"nfe": sum(evaluations) / len(evaluations)} if any(evaluations) else {})
+    numbers = dict(estimates[0][0].settings)
+    if any(evaluations):
+        errors = torch.cat([torch.stack([_error_of(e) for e in batch]).amax(0) for batch in estimates])
+        numbers |= {"nfe": sum(evaluations) / len(evaluations)} | solver_error(errors, dims, numbers["nll_error"])
     numbers |= {
         "with_reconstruction": in_units(draws["total"], dims),
         "without_reconstruction": in_units(draws["without_reconstruction"], dims),
     }
     return numbers, (draws["total"].mean(0), draws["without_reconstruction"].mean(0))
+
+
+def _error_of(estimate: Estimate) -> Tensor:
+    """Of the solver, 0 where there was none."""
+    return torch.zeros_like(estimate.total) if estimate.solver_error is None else estimate.solver_error
+
+
+def solver_error(errors: Float[Tensor, " n"], dims: int, nll_error: float) -> dict[str, Any]:
+    """What a report says of the solver: its mean ``solver_error``, the largest, and in how many examples it is above
+    ``nll_error`` bits/dim."""
+    bits = errors / (dims * math.log(2))
+    mean = {"nats": errors.mean().item(), "bits_per_dim": bits.mean().item()}
+    largest = {"largest_bits_per_dim": bits.max().item()}
+    return {"solver_error": mean | largest, "unconverged": int((bits > nll_error).sum())}
 
 
 def in_units(draws: Float[Tensor, "repeats n"], dims: int) -> dict[str, float]:

@@ -118,26 +118,44 @@ def _examples(result: dict) -> str:
 def likelihood_table(result: dict) -> str:
     """An evaluation as text: NELBO and NLL, each with and without the reconstruction term, and the baselines."""
     key = number_key(result)
-    rows: list[tuple[str, ...]] = [("", result["unit"], "± standard error", "estimator noise")]
+    rows: list[tuple[str, ...]] = [("", result["unit"], "± standard error", "estimator noise", "solver error")]
     for kind, name in KINDS.items():
         name += f", K = {result[kind]['draws']}" if kind == "iw" and kind in result else ""
         for part, remark in (("with", ""), ("without", " without reconstruction (no likelihood)")):
             if f"{part}_reconstruction" in result.get(kind, {}):
                 values = result[kind][f"{part}_reconstruction"]
                 numbers = (values[key + suffix] for suffix in ("", "_standard_error", "_estimator_noise"))
-                rows.append((name + remark, *(f"{number:.4f}" for number in numbers)))
+                error = result[kind].get("solver_error")  # which the NELBO and earlier evaluations have not
+                cells = *(f"{number:.4f}" for number in numbers), f"{error[key]:.1g}" if error else ""
+                rows.append((name + remark, *cells))
     for row in result.get("baselines", {}).values():  # which earlier evaluations have not
         numbers = (f"{row[key + end]:.4f}" for end in ("", "_standard_error"))
-        rows.append((f"baseline: {baseline_name(row)}", *numbers, ""))
+        rows.append((f"baseline: {baseline_name(row)}", *numbers, "", ""))
     if result["entropy_nats"] is not None:
-        rows.append(("entropy of the data", f"{result['entropy_nats']:.4f}", "", ""))
+        rows.append(("entropy of the data", f"{result['entropy_nats']:.4f}", "", "", ""))
     counts = ", ".join(f"{n} for the {KINDS[kind].split()[0]}" for kind, n in result["images"].items() if n)
     lines = [table(rows), f"{result['split']} split: {counts}; ε = {result['eps']:g}"]
     lines.append(f"dequantization: {result['dequantization']}")
     both = [result[kind]["with_reconstruction"][key] for kind in ("nelbo", "nll") if kind in result]
     if len(both) == 2 and both[1] > both[0]:
         lines.append("The NELBO bounds the law of the SDE; the NLL is of that of the ODE, and may lie above it.")
+    lines += unconverged(result)
     return "\n".join(lines + ([f"codes: {result['codes']}"] if "codes" in result else []))
+
+
+def unconverged(result: dict) -> list[str]:
+    """A line for each likelihood whose solver may be wrong by more than was asked for."""
+    lines = []
+    for kind, name in KINDS.items():
+        if count := result.get(kind, {}).get("unconverged", 0):
+            numbers = result[kind]
+            advice = "leave out --steps, or give more" if "steps" in numbers else "allow a larger --nll-error"
+            lines.append(
+                f"The {name} has not converged: the solver's error may be above {numbers['nll_error']:g} bits/dim in "
+                f"{count} of {result['images'][kind]} examples, up to "
+                f"{numbers['solver_error']['largest_bits_per_dim']:.1g}; {advice}."
+            )
+    return lines
 
 
 def baseline_name(row: dict) -> str:

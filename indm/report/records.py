@@ -65,6 +65,12 @@ class Record:
         values, key = self.evaluation[kind]["with_reconstruction"], number_key(self.evaluation)
         return values[key], values[f"{key}_standard_error"]
 
+    @property
+    def solver_error(self) -> float | None:
+        """Of the NLL, the mean over examples in the run's unit; None where it is not known."""
+        error = self.evaluation.get("nll", {}).get("solver_error")
+        return error and error[number_key(self.evaluation)]
+
 
 def groups_of(folders: Sequence[Path]) -> dict[Path, str]:
     """The group of each run: the runs of one method (:func:`indm.evaluation.methods.methods_of`) share one, named after

@@ -29,24 +29,30 @@ def with_error(mean: float | None, error: float | None, digits: int = 3, sign: s
 def likelihood_rows(records: list[Record]) -> Rows:
     """A row for each group: its seeds, size, budget and likelihoods; the baselines; the entropy where it is known.
 
-    The error of a group is over its seeds, that of a single run or a baseline over the examples. Baselines are of the
-    examples of the NELBO.
+    The error of a group is over its seeds, that of a single run or a baseline over the examples. That of the solver is
+    the largest of the group. Baselines are of the examples of the NELBO.
     """
     unit = records[0].unit
     kinds = [kind for kind in KINDS if any(record.bound(kind) for record in records)]
-    rows = [("", "seeds", "± over", "parameters", "steps", "seconds", *(f"{KINDS[kind]}, {unit}" for kind in kinds))]
+    solved = any(record.solver_error for record in records)
+    names = [f"{KINDS[kind]}, {unit}" for kind in kinds] + ["solver error of the NLL"] * solved
+    rows = [("", "seeds", "± over", "parameters", "steps", "seconds", *names)]
     for name, group in by_group(records).items():
         ends = [record.curve[-1] for record in group if record.curve]
         budget = [f"{statistics.mean(end[key] for end in ends):.0f}" if ends else "–" for key in ("step", "seconds")]
         bounds = [_bound(group, kind) for kind in kinds]
         over = "seeds" if len(group) > 1 else "examples"
-        rows.append((name, str(len(group)), over, f"{group[0].parameters:,}", *budget, *bounds))
-    key, blank = number_key(records[0].evaluation), [""] * (len(kinds) - 1)
+        error = max((record.solver_error or 0.0 for record in group), default=0.0)
+        errors = [f"{error:.1g}" if error else "–"] * solved
+        rows.append((name, str(len(group)), over, f"{group[0].parameters:,}", *budget, *bounds, *errors))
+    key, blank = number_key(records[0].evaluation), [""] * (len(kinds) - 1 + solved)
     for row in next((r.evaluation["baselines"] for r in records if "baselines" in r.evaluation), {}).values():
         value = with_error(row[key], row[f"{key}_standard_error"])
         rows.append((f"baseline: {baseline_name(row)}", "", "examples", "", "", "", value, *blank))
     entropy = records[0].evaluation["entropy_nats"]
-    return rows if entropy is None else [*rows, ("entropy of the data", *[""] * 5, *[f"{entropy:.3f}"] * len(kinds))]
+    if entropy is not None:
+        rows.append(("entropy of the data", *[""] * 5, *[f"{entropy:.3f}"] * len(kinds), *[""] * solved))
+    return rows
 
 
 def _bound(group: list[Record], kind: str) -> str:

@@ -187,7 +187,7 @@ def test_dry_run_prints_a_recipe_and_writes_nothing(tmp_path, monkeypatch, capsy
 
 
 def test_evaluate_reports_what_it_stores(run, capsys):
-    arguments = ["evaluate", run, "--examples", 40, "--nll-examples", 4, "--rtol", 0.1, "--atol", 0.1, "--quiet"]
+    arguments = ["evaluate", run, "--examples", 40, "--nll-examples", 4, "--quiet"]
     assert main([*map(str, arguments), "--overwrite"]) == 0
     table = capsys.readouterr().out
     result = json.loads((run / "evaluation.json").read_text())
@@ -211,13 +211,23 @@ def test_evaluate_on_other_data(run, tmp_path):
     assert json.loads((copy / "evaluation.json").read_text())["data"] == {"name": "digits", "limit": 400}
 
 
-def test_evaluate_in_equal_steps(run):
+def test_evaluate_in_few_steps_says_how_wrong_they_may_be(run, capsys):
     arguments = ["evaluate", run, "--examples", 40, "--nll-examples", 4, "--steps", 8, "--eps", 1e-3, "--quiet"]
     arguments.append("--overwrite")
     assert main([str(a) for a in arguments]) == 0
     result = json.loads((run / "evaluation.json").read_text())
     nll = result["nll"]
-    assert nll["steps"] == 8 and nll["nfe"] == 9 and "rtol" not in nll and result["eps"] == nll["eps"] == 1e-3
+    assert nll["steps"] == 8 and nll["nfe"] == 17 and result["eps"] == nll["eps"] == 1e-3
+    error = nll["solver_error"]
+    assert 1e-3 < error["bits_per_dim"] <= error["largest_bits_per_dim"] and nll["unconverged"] > 0
+    assert error["nats"] == pytest.approx(error["bits_per_dim"] * 64 * math.log(2))
+    table = capsys.readouterr().out
+    assert f"{error['bits_per_dim']:.1g}\n" in table
+    assert (
+        f"The NLL (ODE) has not converged: the solver's error may be above 0.001 bits/dim in {nll['unconverged']}"
+        in table
+    )
+    assert "leave out --steps, or give more" in table
 
 
 def test_samples_are_repeatable_grey_levels(run, tmp_path):
@@ -469,7 +479,7 @@ def test_help_of_a_table_has_every_key_of_every_part(table, capsys):
         ("exit-status", "2 a mistake of yours"),
         ("train.train", "--train.lr NUMBER Learning rate of the score. (default: 0.001)"),
         ("train.warmup", "--train.warmup"),
-        ("evaluate.evaluate", "--evaluate.rtol NUMBER"),
+        ("evaluate.evaluate", "--evaluate.nll_error NUMBER"),
         ("flow coupling", "--flow.width N hidden channels of the conditioners. (default: 32)"),
         ("flow coupling", "A scale squeezes (space to depth), makes depth steps"),
         ("flow.width residual", "residual: --flow.width N hidden channels of every block. (default: 64) "),
@@ -573,7 +583,8 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("train digits --train.lr nan", "train.lr must be positive, got nan"),
         ("train digits --train.trackers [\"tensorbord\"]", "train.trackers must be of tensorboard, wandb"),
         ("train digits --evaluate.repeats 1", "evaluate.repeats must be at least 2"),
-        ("train digits --evaluate.rtol inf", "evaluate.rtol must be positive and finite, got inf"),
+        ("train digits --evaluate.nll_error inf", "evaluate.nll_error must be positive and finite, got inf"),
+        ("train digits --evaluate.rtol 1e-4", "evaluate.rtol is gone: evaluate.nll_error is the solver's largest"),
         ("train digits --train.batch_size 100000000000000000000", "train.batch_size must be within ±2,147,483,647"),
         ("train digits --train.seed 100000000000000000000", "train.seed must be within ±9,223,372,036,854,775,807"),
         ("train rings --data.samples 100000000000000000000", "data.samples must be within ±2,147,483,647"),
@@ -586,7 +597,8 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("train array vectors.npy", "vectors.npy is one argument too many; data are given as --data.path vectors.npy"),
         ("train digits --flow", "--flow needs a value"),
         ("train setps.toml", "train.setps is no known key; did you mean 'steps'?"),
-        ("evaluate nowhere --rtol many", "evaluate.rtol must be a number, got 'many'"),
+        ("evaluate nowhere --nll-error many", "evaluate.nll_error must be a number, got 'many'"),
+        ("evaluate nowhere --rtol 1e-4", "--rtol is gone: --nll-error is the solver's largest error"),
         ("evaluate nowhere --images 3", "--images is now --examples"),
         ("evaluate nowhere --nll-images=3", "--nll-images is now --nll-examples"),
         ("train digits --flow residaul", "flow.name must be one of"),
@@ -688,9 +700,11 @@ def test_mistakes_with_a_run(run, tmp_path, capsys):
     for tol in ("inf", "nan", "0"):
         said = fails(capsys, "sample", run, "--sampler", "ode", "--sampler.tol", tol)
         assert f"tol must be positive and finite, got {float(tol) if float(tol) else tol}" in said
-        for name in ("rtol", "atol"):
-            said = fails(capsys, "evaluate", run, f"--{name}", tol, "--overwrite")
-            assert f"evaluate.{name} must be positive and finite, got {float(tol) if float(tol) else tol}" in said
+        said = fails(capsys, "evaluate", run, "--nll-error", tol, "--overwrite")
+        assert f"evaluate.nll_error must be positive and finite, got {float(tol) if float(tol) else tol}" in said
+    assert "evaluate.steps must be 0, or 8 or more, got 7" in fails(
+        capsys, "evaluate", run, "--steps", 7, "--overwrite"
+    )
     assert "steps must be at least 1" in fails(capsys, "sample", run, "--steps", 0)
     line = ["sample", run, "--sampler", "ode", "--sampler.snr", 0.1]
     assert "snr must be left out with sampler 'ode', got 0.1; 'pc' has it" in fails(capsys, *line)

@@ -1,0 +1,102 @@
+"""Whether the error that a likelihood states covers its true one: trained models of every kind.
+
+    python bench/solver_error.py runs/digits runs/ddpmpp runs/ncsnpp-ve …      # a record each, never made again
+    python bench/solver_error.py --table
+
+The true error is the difference from a solve in ``--converged`` steps with the same noise and probes. Records keep the
+true and the stated error of every image, in bits/dim, by default options and in fixed steps.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import indm
+from indm.config import recipes
+from indm.data.base import stack
+from indm.data.registry import load_data
+from indm.dequantization import from_data
+from indm.files import atomic
+from indm.likelihood import LikelihoodReport, latent_reference
+
+SOLVES: dict[str, dict[str, Any]] = {"default": {}, "24 steps": {"steps": 24}, "48 steps": {"steps": 48}}
+OUT = Path(__file__).parent / "records" / "solver-error"
+
+
+def record_of(run: Path, images: int, converged: int) -> dict:
+    """True and stated errors of ``images`` validation examples under a run."""
+    model, recipe = indm.INDM.load(run), recipes.load(run)
+    data = load_data(**recipe["data"])
+    law = latent_reference(model, stack(data.train, 2000))
+    x, log_q = from_data(model, stack(data.valid, images), generator=torch.Generator().manual_seed(0))
+
+    def solved(**options) -> LikelihoodReport:
+        generator = torch.Generator().manual_seed(1)
+        return indm.log_likelihood(model, x, log_q=log_q, reference=law, generator=generator, **options)
+
+    bits, rows = math.prod(x.shape[1:]) * math.log(2), {}
+    exact = solved(steps=converged).log_prob.double()
+    for name, options in SOLVES.items():
+        started = time.process_time()
+        report = solved(**options)
+        seconds = time.process_time() - started
+        off = (report.log_prob.double() - exact) / bits
+        rows[name] = {
+            "error": [round(value, 7) for value in off.tolist()],
+            "stated": [round(value, 7) for value in (report.solver_error / bits).tolist()],
+            "evaluations": report.nfe,
+            "cpu_seconds": round(seconds, 1),
+        }
+    parts = {"net": recipe["net"]["name"], "sde": recipe["sde"]["name"], "flow": recipe["flow"]["name"]}
+    return parts | {"shape": list(x.shape[1:]), "converged": converged, "torch": torch.__version__} | rows
+
+
+def table(out: Path) -> str:
+    """All records: errors are root mean squares over images, covered is the share of images within the stated error."""
+    lines = [
+        "| model | solve | evaluations | true error, bits/dim | stated, mean | covered |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path in sorted(out.glob("*.json")):
+        record = json.loads(path.read_text())
+        shape = "×".join(map(str, record["shape"]))
+        name = f"{path.stem} ({record['net']}, {record['sde'].upper()}, {record['flow']}, {shape})"
+        for solve in SOLVES:
+            row = record[solve]
+            error, stated = np.array(row["error"]), np.array(row["stated"])
+            covered = f"{(np.abs(error) <= stated).sum()} of {len(error)}"
+            numbers = f"{np.sqrt((error**2).mean()):.5f} | {stated.mean():.5f} | {covered}"
+            lines.append(f"| {name} | {solve} | {row['evaluations']} | {numbers} |")
+            name = ""
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders; a record is named after each")
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--converged", type=int, default=1536, help="steps of the converged solve")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--table", action="store_true")
+    o = parser.parse_args()
+    torch.set_num_threads(o.threads)
+    for run in o.runs:
+        path = o.out / f"{run.name}.json"
+        if not path.exists():
+            record = record_of(run, o.images, o.converged)
+            o.out.mkdir(parents=True, exist_ok=True)
+            atomic.text(path, json.dumps(record) + "\n")
+        print(path, flush=True)
+    if o.table:
+        print(table(o.out))
+
+
+if __name__ == "__main__":
+    main()
