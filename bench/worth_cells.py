@@ -252,7 +252,7 @@ def costs(path: Path, jobs: Sequence[Training]) -> dict[str, float]:
         write(path, record)
         if noisy:
             raise RuntimeError(
-                f"{len(noisy)} of {len(missing)} costs are uncertain by more than {LARGEST_ERROR:.0%}: {noisy}; measure "
-                "them while nothing else runs"
+                f"{len(noisy)} of {len(missing)} costs are uncertain by more than {LARGEST_ERROR:.0%}: {noisy}; "
+                "measure them while nothing else runs"
             )
     return {job.cost_key: record[job.cost_key]["cost"] for job in jobs}
