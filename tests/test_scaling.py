@@ -66,7 +66,7 @@ def test_the_dequantised_bound_is_one(levels, centered):
     assert nats["nelbo"] == pytest.approx(16 * math.log(levels), rel=1e-9)
     x, log_q = from_data(model, raw)
     log_prob = model.density(x).log().flatten(1).sum(1)
-    solved = LikelihoodReport(log_prob, torch.zeros(50), log_q, 1, {}, 16)
+    solved = LikelihoodReport(log_prob, torch.zeros(50), log_q, torch.zeros(50), 1, {}, 16)
     assert solved.bits_per_dim() == pytest.approx(math.log2(levels), abs=1e-9)
 
 

@@ -54,7 +54,7 @@ TINY = {
         "decay": 0.5,
     },
 }
-EVALUATE = {"examples": "60", "nll_examples": "10", "times": "2", "steps": "4"}
+EVALUATE = {"examples": "60", "nll_examples": "10", "times": "2", "steps": "8"}
 FAST = Plan(("eight-gaussians",), 2, fast=True)
 TAKEN = {"linear": [0.5, 0.4, 0.7], "indm": [1.2, 1.0, 0.9], "flow": [2.0], "vae": [0.25]}
 COSTS = {"linear": 0.5, "indm": 1.0, "indm-pretrained": 0.835, "linear-ve": 0.5, "indm-ve": 1.0, "flow": 2.0,

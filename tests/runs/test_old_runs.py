@@ -43,7 +43,7 @@ def test_an_old_run_goes_on_as_it_would_have_then(old, name):
 
 @pytest.mark.parametrize("name", ["indm", "learned", "bridge", "vae", "pair/a"])
 def test_an_old_run_is_evaluated(old, name):
-    few = ["--examples", "16", "--nll-examples", "2", "--steps", "4", "--quiet"]
+    few = ["--examples", "16", "--nll-examples", "2", "--steps", "8", "--quiet"]
     assert main(["evaluate", str(old / name), *few, "--overwrite"]) == 0
     assert read_evaluation(old / name)["nelbo"]["with_reconstruction"]["nats"] < 1000
 
