@@ -25,7 +25,7 @@ from indm.dequantization import from_data
 from indm.files import atomic
 from indm.likelihood import LikelihoodReport, latent_reference
 
-SOLVES: dict[str, dict[str, Any]] = {"default": {}, "24 steps": {"steps": 24}, "48 steps": {"steps": 48}}
+SOLVES: dict[str, dict[str, Any]] = {"default": {}, "24 steps": {"steps": 24}}
 OUT = Path(__file__).parent / "records" / "solver-error"
 
 

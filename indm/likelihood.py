@@ -107,7 +107,7 @@ def log_likelihood(
         exact: compute the exact divergence, by d products in place of ``probes``; default: where that is cheaper
             (d ≤ ``probes``), in two dimensions, and for vectors of up to 16, of which a probe leaves nats of noise.
         nll_error: largest estimate of the solver's error of a sample, bits per dimension. A sample with a larger one is
-            solved again in twice as many steps, up to 384; what is above it then says so in ``solver_error``.
+            solved again in twice as many steps, up to 256; what is above it then says so in ``solver_error``.
         steps: this many steps instead (8 or more), whatever their error.
         eps: truncation, at least the SDE's own, which is the default.
         reference: the Gaussian law; default N(0, I). That of the data's latents takes fewer steps and leaves less noise

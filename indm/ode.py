@@ -25,7 +25,7 @@ _STAGES = (
 )
 _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 FIRST_STEP = 1 / 20  # as a share of the whole interval
-FEWEST, MOST = 48, 384  # equal steps of :func:`solve`
+FEWEST, MOST = 64, 256  # equal steps of :func:`solve`
 
 
 def integrate(
