@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from worth_cells import kept
 
 import indm
 from indm.config import recipes
 from indm.data.base import stack
 from indm.data.registry import load_data
 from indm.dequantization import from_data
-from indm.files import atomic
 from indm.likelihood import LikelihoodReport, latent_reference
 
 SOLVES: dict[str, dict[str, Any]] = {"default": {}, "24 steps": {"steps": 24}}
@@ -89,10 +89,7 @@ def main() -> None:
     torch.set_num_threads(o.threads)
     for run in o.runs:
         path = o.out / f"{run.name}.json"
-        if not path.exists():
-            record = record_of(run, o.images, o.converged)
-            o.out.mkdir(parents=True, exist_ok=True)
-            atomic.text(path, json.dumps(record) + "\n")
+        kept(path, lambda run=run: record_of(run, o.images, o.converged))
         print(path, flush=True)
     if o.table:
         print(table(o.out))

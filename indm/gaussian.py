@@ -91,14 +91,22 @@ class GaussianReference:
         total = self.variance + r
         return self.coordinates(y) / total.sqrt() - 0.5 * r / total * v
 
+    def _growth(self, clock: PerSample, like: Tensor) -> Float[Tensor, "batch d"]:
+        """The eigenvalues of A = ∂(dw/dclock)/∂w along the probability flow of this law."""
+        r = clock.exp().to(like.dtype)[:, None]
+        return 0.5 * r * (1 / (self.variance + r) - 1 / (1 + r))
+
+    def trace(self, clock: PerSample, like: Batch) -> PerSample:
+        """tr A, (B,), in the dtype of ``like``."""
+        return self._growth(clock, like).sum(1)
+
     def divergence(self, probe: Float[Tensor, "batch probes *event"], clock: PerSample) -> PerSample:
-        """Σ vᵀ A v over ``probe``, A = ∂(dw/dclock)/∂w of the probability flow of this law, (B,)."""
-        r = expand_like(clock.exp().to(probe.dtype), probe.flatten(2))
+        """The estimate of tr A by ``probe``: Σ vᵀ A v, (B,)."""
         along = probe.flatten(2) if self.basis is None else probe.flatten(2) @ self.basis
-        return (0.5 * r * (1 / (self.variance + r) - 1 / (1 + r)) * along.square()).sum((1, 2))
+        return (self._growth(clock, probe)[:, None] * along.square()).sum((1, 2))
 
     def log_volume(self, clock: PerSample) -> PerSample:
-        """log|det ∂w/∂v| of :meth:`colour`, (B,), whose derivative is the trace of A in :meth:`divergence`."""
+        """log|det ∂w/∂v| of :meth:`colour`, (B,), whose derivative is tr A."""
         r = clock.exp()[:, None]
         return 0.5 * ((self.variance + r) / (1 + r)).log().sum(1)
 

@@ -297,7 +297,7 @@ class WhitenedFlow:
         w = self.latent(state[0], clock)
         along = basis(w) if self.exact else probe
         velocity, divergence = value_and_divergence(probability_flow(self.score, clock), w, along)
-        excess = divergence - self.law.divergence(along, clock)
+        excess = divergence - (self.law.trace(clock, w) if self.exact else self.law.divergence(probe, clock))
         return self.law.whitened_velocity(state[0], w, velocity, clock), excess / event_size(w)
 
 

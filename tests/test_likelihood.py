@@ -15,6 +15,7 @@ from indm.flows.base import ExactFlow
 from indm.gaussian import GaussianReference
 from indm.likelihood import LikelihoodReport, log_likelihood
 from indm.model import INDM
+from indm.ode import basis
 from indm.scaling import Scaling
 from indm.sde.linear import VPSDE
 from indm.tensors import evaluation_mode
@@ -76,6 +77,17 @@ def test_few_steps_are_exact_where_the_reference_is(name, shape, exact):
     torch.testing.assert_close(few.log_prob, many.log_prob, rtol=1e-9, atol=1e-9)
     assert few.solver_error.max() < 1e-8
     assert (few.log_prob - score.flow_log_prob(x)).abs().max().item() / d < 1e-3
+
+
+def test_the_trace_of_a_law_is_that_of_its_flow():
+    """By the slope of its log-volume, and by the probes that make the estimate exact."""
+    law = GaussianReference.fit(torch.randn(40, 6, generator=seeded(0)).double() @ torch.randn(6, 6).double())
+    clock = torch.tensor([-3.0, 0.5], dtype=torch.float64, requires_grad=True)
+    z = torch.zeros(2, 6, dtype=torch.float64)
+    (slope,) = torch.autograd.grad(law.log_volume(clock).sum(), clock)
+    clock = clock.detach()
+    torch.testing.assert_close(law.trace(clock, z), slope)
+    torch.testing.assert_close(law.divergence(basis(z), clock), slope)
 
 
 def test_steps_converge_and_the_stated_error_covers_the_true_one(name):

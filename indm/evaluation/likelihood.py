@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -46,22 +46,22 @@ class Estimate:
     Attributes:
         total: (B,), nats of −log p of the raw data or of a bound of it.
         without_reconstruction: (B,), the same without the reconstruction term.
+        solver_error: (B,), of ``total``, nats; 0 where no ODE was solved.
         settings: how it was made.
         nfe: evaluations of the network by the solver of an ODE; 0: none was solved.
-        solver_error: (B,), of ``total``, nats; None where no ODE was solved.
     """
 
     total: Tensor
     without_reconstruction: Tensor
-    settings: dict = field(default_factory=dict)
+    solver_error: Tensor
+    settings: dict
     nfe: int = 0
-    solver_error: Tensor | None = None
 
     @classmethod
     def of(cls, total: Tensor, reconstruction: Tensor, log_q: Tensor, settings: dict) -> "Estimate":
         """From nats of x in model units and log q(x|raw), in float64 on the CPU."""
         total = total.double() + log_q.double()
-        return cls(total.cpu(), (total - reconstruction).cpu(), settings)
+        return cls(total.cpu(), (total - reconstruction).cpu(), torch.zeros_like(total, device="cpu"), settings)
 
     @classmethod
     def solved(cls, report: LikelihoodReport) -> "Estimate":
@@ -242,18 +242,13 @@ def summary(estimates: list[list[Estimate]], dims: int) -> tuple[dict, tuple[Ten
     evaluations = [e.nfe for batch in estimates for e in batch]
     numbers = dict(estimates[0][0].settings)
     if any(evaluations):
-        errors = torch.cat([torch.stack([_error_of(e) for e in batch]).amax(0) for batch in estimates])
+        errors = torch.cat([torch.stack([e.solver_error for e in batch]).amax(0) for batch in estimates])
         numbers |= {"nfe": sum(evaluations) / len(evaluations)} | solver_error(errors, dims, numbers["nll_error"])
     numbers |= {
         "with_reconstruction": in_units(draws["total"], dims),
         "without_reconstruction": in_units(draws["without_reconstruction"], dims),
     }
     return numbers, (draws["total"].mean(0), draws["without_reconstruction"].mean(0))
-
-
-def _error_of(estimate: Estimate) -> Tensor:
-    """Of the solver, 0 where there was none."""
-    return torch.zeros_like(estimate.total) if estimate.solver_error is None else estimate.solver_error
 
 
 def solver_error(errors: Float[Tensor, " n"], dims: int, nll_error: float) -> dict[str, Any]:

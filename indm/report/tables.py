@@ -42,7 +42,7 @@ def likelihood_rows(records: list[Record]) -> Rows:
         budget = [f"{statistics.mean(end[key] for end in ends):.0f}" if ends else "–" for key in ("step", "seconds")]
         bounds = [_bound(group, kind) for kind in kinds]
         over = "seeds" if len(group) > 1 else "examples"
-        error = max((record.solver_error or 0.0 for record in group), default=0.0)
+        error = max(record.solver_error or 0.0 for record in group)
         errors = [f"{error:.1g}" if error else "–"] * solved
         rows.append((name, str(len(group)), over, f"{group[0].parameters:,}", *budget, *bounds, *errors))
     key, blank = number_key(records[0].evaluation), [""] * (len(kinds) - 1 + solved)
