@@ -1,6 +1,7 @@
 """ODE integration in torch, and the divergence of a vector field."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,93 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from indm.tensors import event_size, expand_like
+from indm.tensors import event_size
 
 State = tuple[Tensor, ...]
 
-# Dormand & Prince 1980, "A family of embedded Runge-Kutta formulae", table 2.
-_NODES = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
-_STAGES = (
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-)
-_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
-FIRST_STEP = 1 / 20  # as a share of the whole interval
 FEWEST, MOST = 64, 256  # equal steps of :func:`solve`
-
-
-def integrate(
-    field: Callable[..., State],
-    state: State,
-    start: float,
-    end: float,
-    *,
-    context: tuple[Tensor, ...] = (),
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    max_steps: int = 10_000,
-) -> tuple[State, Tensor]:
-    """Dormand–Prince 5(4) from ``start`` to ``end`` in either direction; every sample has its own steps.
-
-    A sample's solution does not depend on the others. Samples that have reached ``end`` are no longer evaluated.
-
-    Args:
-        field: (t (b,), state, *context) → d state/dt, for the b samples that have not reached ``end``; every tensor
-            has the batch as its first axis, and t is in float64.
-        state: at ``start``.
-        context: further tensors that the field needs for each sample, constant in t.
-        rtol, atol: a sample's step is accepted if, in every tensor, the root mean square of
-            error/(atol + rtol·|state|) is at most 1.
-
-    Returns:
-        The state at ``end`` and the number of evaluations of the field for each sample, (B,).
-
-    Raises:
-        RuntimeError: ``max_steps`` or the precision does not suffice, or the field is not finite.
-    """
-    span, like = end - start, state[0]
-    nfe = torch.zeros(len(like), dtype=torch.long, device=like.device)
-    if span == 0.0 or len(like) == 0:
-        return state, nfe
-    result = tuple(part.clone() for part in state)
-    rows = torch.arange(len(like), device=like.device)
-    t = torch.full((len(like),), start, dtype=torch.float64, device=like.device)
-    step = torch.full_like(t, FIRST_STEP * span)
-    slope = field(t, state, *context)
-    nfe += 1
-    for _ in range(max_steps):
-        last = step.abs() >= (end - t).abs()
-        step = torch.where(last, end - t, step)
-        slopes = [slope]
-        for node, row in zip(_NODES[1:], _STAGES, strict=True):
-            trial = tuple(s + d for s, d in zip(state, _combine(step, row, slopes), strict=True))
-            slopes.append(field(t + node * step, trial, *context))
-        nfe[rows] += len(_STAGES)
-        error = _error_norm(_combine(step, _ERROR, slopes), state, trial, rtol, atol)
-        _require(torch.isfinite(error), "the ODE's field or state became non-finite", t, step)
-        accepted = error <= 1.0
-        t = torch.where(accepted, t + step, t)
-        state, slope = _where(accepted, trial, state), _where(accepted, slopes[-1], slope)
-        step = step * (0.9 * error.clamp_min(1e-10) ** -0.2).clamp(0.2, 5.0)
-        arrived = accepted & last
-        if bool(arrived.any()):
-            for whole, part in zip(result, state, strict=True):
-                whole[rows[arrived]] = part[arrived]
-            going = ~arrived
-            rows, t, step = rows[going], t[going], step[going]
-            if len(rows) == 0:
-                return result, nfe
-            state, slope, context = (tuple(part[going] for part in parts) for parts in (state, slope, context))
-        advice = f"; allow a larger rtol and atol (now {rtol:g}, {atol:g}) or compute in float64"
-        _require(step.abs() >= 1e-9 * abs(span), "the ODE's step became too small", t, step, advice)
-    raise RuntimeError(
-        f"the ODE did not reach t = {end:g} in max_steps = {max_steps} steps for {len(rows)} of {len(like)} samples "
-        f"(stopped at {t[0]:.3g})"
-    )
+MOST_STEPS = 1536  # of :func:`converge`
+ROUNDING = 8  # units in the last place that a solution in a few dozen steps may be off
 
 
 def adams(
@@ -120,12 +41,12 @@ def adams(
     added is that of ``drift``, and the field is evaluated at the repeated step: two evaluations, up to a rate of 0.95.
 
     Args:
-        field: as in :func:`integrate`.
+        field: (t (B,), state, *context) → d state/dt; all tensors have the batch as their first axis, t is in float64.
         state: at ``start``.
         steps: equal steps from ``start`` to ``end``.
         drift: the field of the first parts of the state, which must not depend on the others: (t, parts, *context).
         watch: a number of each sample to keep along the way, of the state and its slope.
-        context: as in :func:`integrate`.
+        context: further tensors that the field needs for each sample, constant in t.
 
     Returns:
         The state at ``end``, the evaluations of the field and ``drift``, and what ``watch`` gave at each of the
@@ -258,44 +179,95 @@ def solve(
         taken[rows], nfe[rows] = steps, nfe[rows] + evaluations
         rows = rows[error[rows] > tol] if 2 * steps <= most else rows[:0]
         steps *= 2
+    _require_finite(error, taken)
+    return Solution(result, error, taken, nfe)
+
+
+def converge(
+    field: Callable[..., State],
+    state: State,
+    start: float,
+    end: float,
+    *,
+    tol: float,
+    first: int = 8,
+    most: int = MOST_STEPS,
+) -> Solution:
+    r""":func:`adams` in as many equal steps as each sample needs for an error of ``tol`` of its state.
+
+    A sample is solved in ``first`` steps, and again in twice as many while its error is above ``tol``, up to ``most``.
+    From the last two changes δ of its state (root mean squares over the entries; the first is that from ``state``) the
+    error is taken to be
+
+    .. math:: \delta_n \max(1, \min(3, 6\,\delta_n/\delta_{n/2}))
+
+    and not below the rounding of the dtype. Where solutions converge by their order the last change is some fifteen
+    times the true error. Where the field has ripples that the steps do not resolve, changes hardly shrink, and three of
+    them are stated. A sample's solution does not depend on the others.
+
+    Args:
+        field, state, start, end: as in :func:`adams`.
+        tol: largest error of each part of the state.
+        first, most: equal steps of the first and the last solution.
+
+    Raises:
+        RuntimeError: the field or the state is not finite.
+
+    Warns:
+        RuntimeWarning: ``tol`` is out of reach: as soon as the changes show it, and at the end.
+    """
+    result = tuple(part.clone() for part in state)
+    error = state[0].new_full((len(state[0]),), 0.0 if start == end else math.inf, dtype=torch.float64)
+    change, taken, nfe = torch.zeros_like(error), *(torch.zeros_like(error, dtype=torch.long) for _ in range(2))
+    rows, steps, floor = error.nonzero()[:, 0], first, ROUNDING * torch.finfo(state[0].dtype).eps
+    while len(rows):
+        found, evaluations, _ = adams(field, tuple(part[rows] for part in state), start, end, steps=steps)
+        new = torch.stack([_distance(a, b[rows]) for a, b in zip(found, result, strict=True)]).amax(0)
+        ratio = (new / change[rows].clamp_min(1e-300)).clamp_max(1.0)  # 1 where no change before is known
+        error[rows] = (new * (6 * ratio).clamp(1.0, 3.0)).clamp_min(floor)
+        change[rows] = torch.where(new.isfinite(), new, 0.0)
+        for whole, part in zip(result, found, strict=True):
+            whole[rows] = part
+        taken[rows], nfe[rows] = steps, nfe[rows] + evaluations
+        doublings = int(math.log2(most / steps))
+        if steps >= 16 * first or not doublings:
+            foreseen = error[rows] * ratio ** (2 * doublings)  # changes shrink faster the finer the steps are
+            _warn_above(tol, error[rows], foreseen, steps, int(nfe.max()), doublings)
+        rows, steps = rows[error[rows] > tol] if doublings else rows[:0], 2 * steps
+    _require_finite(error, taken)
+    return Solution(result, error, taken, nfe)
+
+
+def _distance(a: Tensor, b: Tensor) -> Float[Tensor, " batch"]:
+    """The root mean square of a − b over entries; infinite where it is no number."""
+    return (a - b).double().flatten(1).square().mean(1).sqrt().nan_to_num(math.inf)
+
+
+def _warn_above(tol: float, error: Tensor, foreseen: Tensor, steps: int, nfe: int, doublings: int) -> None:
+    """RuntimeWarning where an error is foreseen to stay above ``tol``."""
+    above = int((foreseen > tol).sum())
+    if not above:
+        return
+    further = f"; up to {2**doublings * steps} steps are tried, a larger tol would take fewer" if doublings else ""
+    warnings.warn(
+        f"the ODE's error is up to {error.max():.1g} after {nfe} evaluations, the last of them in {steps} steps, and "
+        f"will hardly come below tol = {tol:g} for {above} of {len(error)} samples{further}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _require_finite(error: Tensor, steps: Tensor) -> None:
+    """RuntimeError where an error is not finite."""
     if not bool(error.isfinite().all()):
         i = int((~error.isfinite()).nonzero()[0])
-        raise RuntimeError(f"the ODE's field or state became non-finite in sample {i}, in {int(taken[i])} steps")
-    return Solution(result, error, taken, nfe)
+        raise RuntimeError(f"the ODE's field or state became non-finite in sample {i}, in {int(steps[i])} steps")
 
 
 def interpolatory_weights(nodes: list[float], start: float, end: float, moments: list[float]) -> list[float]:
     """w with Σ_i w_i u_i^j = moments_j for u = (nodes − start)/(end − start), as many moments as nodes."""
     powers = np.vander((np.array(nodes) - start) / (end - start), increasing=True)
     return np.linalg.solve(powers.T, moments).tolist()
-
-
-def _require(holds: Tensor, complaint: str, t: Tensor, step: Tensor, advice: str = "") -> None:
-    if not bool(holds.all()):
-        i = int((~holds).nonzero()[0])
-        raise RuntimeError(f"{complaint} near t = {t[i]:.3g} (step {step[i]:.2g}){advice}")
-
-
-def _combine(step: Tensor, row: tuple[float, ...], slopes: list[State]) -> State:
-    """step Σ row_i slopes_i."""
-    result = []
-    for parts in zip(*slopes, strict=True):
-        total = sum(weight * part for weight, part in zip(row, parts, strict=False) if weight)
-        result.append(expand_like(step.to(total.dtype), total) * total)
-    return tuple(result)
-
-
-def _where(condition: Tensor, new: State, old: State) -> State:
-    return tuple(torch.where(expand_like(condition, a), a, b) for a, b in zip(new, old, strict=True))
-
-
-def _error_norm(error: State, old: State, new: State, rtol: float, atol: float) -> Tensor:
-    """(b,): the largest over tensors of the root mean square of error/(atol + rtol·|state|)."""
-    ratios = [
-        (e / (atol + rtol * a.abs().maximum(b.abs()))).reshape(len(e), -1).square().mean(1).sqrt()
-        for e, a, b in zip(error, old, new, strict=True)
-    ]
-    return torch.stack(ratios).amax(0).double()
 
 
 def value_and_divergence(

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from indm.flows.base import require_one_map
 from indm.nonlinear import NonlinearDiffusion
 from indm.rng import randn_like
-from indm.sampling import Sampler, follow_flow, log_snr_grid, reverse_diffusion_step
+from indm.sampling import FLOW_TOLERANCE, Sampler, follow_flow, log_snr_grid, reverse_diffusion_step
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, evaluation_mode, expand_like
 
@@ -234,7 +234,7 @@ def samples_of_one_path(
     return z
 
 
-def probability_flow_path(model, x: Batch, times: Grid, *, tol: float = 1e-5) -> Path:
+def probability_flow_path(model, x: Batch, times: Grid, *, tol: float = FLOW_TOLERANCE) -> Path:
     """x_t = h⁻¹(z_t) along the probability flow from x at times[0], ``times`` in either direction, (times, B, *event).
 
     The latent's ODE is solved to ``tol`` between successive times. Raises as :func:`forward_path`.

@@ -65,7 +65,7 @@ class Route:
     Attributes:
         legs: each begins at the time at which the one before ends.
         steps: equal steps in −log SNR over all legs, one evaluation each; the error is of third order in the step.
-        tol: solve adaptively to this tolerance instead.
+        tol: as many steps as an error of this size takes instead, see :func:`indm.sampling.follow_flow`.
     """
 
     legs: tuple[Leg, ...]
@@ -76,7 +76,7 @@ class Route:
         if self.steps < len(self.legs):
             raise ValueError(f"steps must be at least {len(self.legs)}, one a leg, got {self.steps}; {STEPS} is usual")
         if self.tol is not None and not 0 < self.tol < math.inf:
-            raise ValueError(f"tol must be positive and finite, or None for equal steps, got {self.tol}; 1e-6 is usual")
+            raise ValueError(f"tol must be positive and finite, or None for equal steps, got {self.tol}; 1e-4 is usual")
         for model in self.models:
             require_one_map(model.flow, "a translation")
 

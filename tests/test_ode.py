@@ -5,178 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from indm import ode
-from indm.ode import adams, basis, integrate, rademacher, solve, unresolved, value_and_divergence
+from indm.ode import adams, basis, converge, rademacher, solve, unresolved, value_and_divergence
 
 TURN = torch.tensor([[-0.3, -4.0, 0.1], [4.0, -0.3, 0.2], [0.0, 0.5, -1.0]], dtype=torch.float64)
 
 
 def linear(t, state):
     return (state[0] @ TURN.T,)
-
-
-def solve_linear(start, end, rtol, atol=0.0):
-    z = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    (result,), nfe = integrate(linear, (z,), start, end, rtol=rtol, atol=atol or rtol)
-    exact = z @ torch.linalg.matrix_exp((end - start) * TURN).T
-    return ((result - exact).abs().max() / exact.abs().max()).item(), nfe.double().mean().item()
-
-
-@pytest.mark.parametrize("start, end", [(0.0, 2.0), (2.0, 0.0), (-1.0, 0.5), (0.3, -0.9)])
-@pytest.mark.parametrize("rtol", [1e-4, 1e-7, 1e-10])
-def test_linear_system_in_both_directions(start, end, rtol):
-    error, _ = solve_linear(start, end, rtol)
-    assert error < 30 * rtol
-
-
-def test_the_tableau_is_one_of_fifth_order_with_a_fourth_order_error():
-    """Each stage lies at its node; the weights integrate polynomials up to degree 4, their error up to degree 3."""
-    nodes, stages, error = np.array(ode._NODES), [np.array(row) for row in ode._STAGES], np.array(ode._ERROR)
-    np.testing.assert_allclose([row.sum() for row in stages], nodes[1:], rtol=1e-14)
-    weights = stages[-1]
-    for k in range(5):
-        assert weights @ nodes[:6] ** k == pytest.approx(1 / (k + 1), abs=1e-14)
-        assert (abs(error @ nodes**k) < 1e-15) == (k < 4)
-
-
-def test_error_follows_the_tolerance_and_the_work_its_fifth_root():
-    tolerances = 10.0 ** -np.arange(4, 12)
-    errors, evaluations = zip(*(solve_linear(0.0, 4.0, tol) for tol in tolerances), strict=True)
-    slope = np.polyfit(np.log(tolerances), np.log(errors), 1)[0]
-    assert 0.8 < slope < 1.2
-    order = -np.polyfit(np.log(evaluations), np.log(errors), 1)[0]
-    assert 4.5 < order < 6.0
-
-
-@settings(max_examples=30)
-@given(st.lists(st.floats(-5, 5), min_size=5, max_size=5), st.floats(-2, 2), st.floats(-2, 2))
-def test_quadrature_is_exact_for_degree_four(coefficients, start, end):
-    """A fifth-order rule integrates polynomials of degree 4 exactly, whatever the steps."""
-    powers = np.polynomial.Polynomial(coefficients)
-
-    def field(t, state):
-        return (torch.from_numpy(powers(t.numpy()))[:, None] + 0 * state[0],)
-
-    (value,), _ = integrate(field, (torch.zeros(2, 1, dtype=torch.float64),), start, end, rtol=1.0, atol=10.0)
-    exact = powers.integ()(end) - powers.integ()(start)
-    assert value[0, 0].item() == pytest.approx(exact, abs=1e-11)
-
-
-def test_degree_five_is_not_exact():
-    def field(t, state):
-        return (6 * t[:, None] ** 5 + 0 * state[0],)
-
-    (value,), _ = integrate(field, (torch.zeros(1, 1, dtype=torch.float64),), 0.0, 1.0, rtol=1.0, atol=10.0)
-    assert 1e-8 < abs(value.item() - 1.0) < 1e-2
-
-
-def test_count_of_evaluations():
-    """One at the start and six a step; a field of degree 3 has no estimated error, so the step grows fivefold:
-    1/20, 5/20 and the rest."""
-    calls = []
-
-    def field(t, state):
-        calls.append(t.item())
-        return (t[:, None] ** 3 + 0 * state[0],)
-
-    _, nfe = integrate(field, (torch.zeros(1, 1, dtype=torch.float64),), 0.0, 1.0)
-    assert nfe.tolist() == [len(calls)] == [1 + 6 * 3]
-    assert min(calls) == 0.0 and max(calls) == pytest.approx(1.0)
-
-
-def test_several_tensors_are_integrated_together():
-    """A state and the integral of its square along the path, as in the likelihood."""
-    z = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
-
-    def field(t, state):
-        return -state[0], state[0][:, 0] ** 2
-
-    (end, integral), _ = integrate(field, (z, z.new_zeros(2)), 0.0, 3.0, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(end, z * math.exp(-3), rtol=1e-7, atol=1e-8)
-    torch.testing.assert_close(integral, z[:, 0] ** 2 * (1 - math.exp(-6)) / 2, rtol=1e-7, atol=1e-8)
-
-
-def test_a_tensor_that_rests_does_not_loosen_the_tolerance_of_the_others():
-    """Each tensor meets the tolerance by itself: one without an error changes neither a step nor a bit."""
-    z = torch.randn(5, 3, dtype=torch.float64)
-
-    def field(t, state):
-        return (-3 * state[0] + t.sin()[:, None], *(torch.zeros_like(part) for part in state[1:]))
-
-    (alone,), nfe = integrate(field, (z,), 0.0, 2.0)
-    (beside, *_), evaluations = integrate(field, (z, torch.ones(5), torch.ones(5, 2)), 0.0, 2.0)
-    assert torch.equal(alone, beside) and torch.equal(nfe, evaluations)
-
-
-def test_a_sample_does_not_depend_on_its_batch():
-    """The same solution and the same evaluations alone and among a thousand resting samples, which cost little."""
-    z = torch.zeros(1000, 3, dtype=torch.float64)
-    z[17] = 1.0
-    (among,), nfe = integrate(linear, (z,), 0.0, 2.0, rtol=1e-6, atol=1e-6)
-    (alone,), nfe_alone = integrate(linear, (z[17:18],), 0.0, 2.0, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(among[17:18], alone, rtol=1e-12, atol=1e-12)
-    assert nfe[17] == nfe_alone
-    assert nfe[0] == 19 and nfe[17] > 60  # as few steps as the growth of the step allows, see the count above
-
-
-@settings(max_examples=20)
-@given(st.lists(st.floats(0.1, 30.0), min_size=1, max_size=6))
-def test_samples_of_different_stiffness_and_their_context(rates):
-    """dz/dt = −k z with a k of its own for each sample, handed over as context: all arrive, each with its own k."""
-    k = torch.tensor(rates, dtype=torch.float64)
-    z = torch.ones(len(k), 2, dtype=torch.float64)
-    seen = []
-
-    def field(t, state, k):
-        seen.append(len(k))
-        assert len(t) == len(state[0]) == len(k)
-        return (-k[:, None] * state[0],)
-
-    (result,), nfe = integrate(field, (z,), 0.0, 1.0, context=(k,), rtol=1e-8, atol=1e-10)
-    torch.testing.assert_close(result, torch.exp(-k)[:, None].expand(-1, 2), rtol=1e-6, atol=1e-8)
-    assert sum(seen) == nfe.sum()  # nothing is evaluated for samples that have arrived
-
-
-def test_steps_adapt_to_a_stiff_stretch():
-    """A bump of width 1e-3 within [0, 1] is not stepped over once it is met."""
-
-    def field(t, state):
-        return (1 / (1e-3 + (t[:, None] - 0.5).abs()) + 0 * state[0],)
-
-    (value,), _ = integrate(field, (torch.zeros(1, 1, dtype=torch.float64),), 0.0, 1.0, rtol=1e-6, atol=1e-6)
-    assert value.item() == pytest.approx(2 * math.log((1e-3 + 0.5) / 1e-3), abs=1e-3)
-
-
-def test_nothing_to_do():
-    z = torch.ones(1, 2)
-    (result,), nfe = integrate(linear, (z,), 0.7, 0.7)
-    assert torch.equal(result, z) and nfe.tolist() == [0]
-
-
-def test_keeps_dtype():
-    (single,), _ = integrate(lambda t, s: (-s[0],), (torch.ones(2, 3),), 0.0, 1.0)
-    assert single.dtype == torch.float32
-    torch.testing.assert_close(single, torch.full((2, 3), math.exp(-1)), rtol=1e-4, atol=1e-4)
-
-
-def test_too_few_steps_are_named():
-    with pytest.raises(RuntimeError, match=r"did not reach t = 1 in max_steps = 3 steps"):
-        integrate(linear, (torch.ones(1, 3, dtype=torch.float64),), 0.0, 1.0, rtol=1e-8, atol=1e-8, max_steps=3)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_field_that_is_not_finite_is_named(bad):
-    with pytest.raises(RuntimeError, match=r"non-finite near t = 0\.[2-6]"):
-        integrate(lambda t, s: (torch.where(t[:, None] > 0.5, bad, s[0]),), (torch.ones(1, 1),), 0.0, 1.0)
-
-
-def test_a_blow_up_is_named():
-    """dz/dt = z² from 1 ends at t = 1: the step shrinks there or the state overflows, and neither is silent."""
-    with pytest.raises(RuntimeError, match=r"near t = (1|0\.9)"):
-        integrate(lambda t, s: (s[0] ** 2,), (torch.ones(1, 1, dtype=torch.float64),), 0.0, 2.0, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("drift", [None, linear])
@@ -306,6 +143,106 @@ def test_each_sample_is_solved_in_its_own_steps():
 def test_what_is_not_finite_is_said():
     with pytest.raises(RuntimeError, match="non-finite in sample 1, in 128 steps"):
         solved(torch.tensor([0.0, math.nan], dtype=torch.float64), tol=1e-3, most=128)
+
+
+# ── a state to a tolerance ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def turned(tol, start=0.0, end=2.0):
+    z = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    solution = converge(linear, (z,), start, end, tol=tol)
+    exact = z @ torch.linalg.matrix_exp((end - start) * TURN).T
+    return solution, (solution.state[0] - exact).square().mean(1).sqrt()
+
+
+@pytest.mark.parametrize("start, end", [(0.0, 2.0), (2.0, 0.0), (-1.0, 0.5), (0.3, -0.9)])
+@pytest.mark.parametrize("tol", [1e-2, 1e-3, 1e-4])
+def test_the_state_is_within_its_stated_error_and_that_within_the_tolerance(start, end, tol):
+    solution, off = turned(tol, start, end)
+    assert (solution.error <= tol).all() and (off <= solution.error).all()
+    assert off.max() > tol / 1e4  # no more steps than it takes
+
+
+@pytest.mark.filterwarnings("ignore:the ODE")
+@pytest.mark.parametrize("frequency, least, most", [(3.0, 1.0, 1.0), (10.0, 1.0, 3.0), (137.0, 3.0, 3.0)])
+def test_the_error_is_the_last_change_and_up_to_three_of_it_where_changes_do_not_shrink(frequency, least, most):
+    """By hand from :func:`adams` in 16, 32 and 64 steps."""
+
+    def field(t, state):
+        return (torch.sin(frequency * t)[:, None] + 0 * state[0],)
+
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    ends = [adams(field, (zero,), 0.0, 4.0, steps=n)[0][0].item() for n in (16, 32, 64)]
+    before, change = np.abs(np.diff(ends))
+    solution = converge(field, (zero,), 0.0, 4.0, tol=1e-4 * change, first=16, most=64)
+    assert solution.error.item() == pytest.approx(change * max(1.0, min(3.0, 6 * change / before)), rel=1e-9)
+    assert least <= solution.error.item() / change * (1 + 1e-9) and solution.error.item() / change <= most * (1 + 1e-9)
+    assert solution.state[0].item() == ends[2] and solution.steps.item() == 64 and solution.nfe.item() == 17 + 33 + 65
+
+
+def test_samples_take_their_own_steps_and_do_not_depend_on_their_batch():
+    """A resting sample is done after the first solution; a turning one as if it were alone."""
+    z = torch.zeros(100, 3, dtype=torch.float64)
+    z[17] = 1.0
+    among, alone = (converge(linear, (part,), 0.0, 2.0, tol=1e-4) for part in (z, z[17:18]))
+    torch.testing.assert_close(among.state[0][17:18], alone.state[0], rtol=1e-12, atol=1e-12)
+    assert among.nfe[17] == alone.nfe > 100 and among.nfe[0] == 9
+
+
+def test_each_part_of_the_state_meets_the_tolerance():
+    """One that rests changes nothing; one of another scale decides."""
+    z = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def field(t, state):
+        return (-3 * state[0] + t.sin()[:, None], *(factor * state[0] for factor in (0.0, 1e4)[: len(state) - 1]))
+
+    alone, beside, large = (
+        converge(field, (z, *(torch.zeros_like(z),) * others), 0.0, 2.0, tol=1e-4) for others in range(3)
+    )
+    assert torch.equal(alone.state[0], beside.state[0]) and torch.equal(alone.nfe, beside.nfe)
+    assert (large.nfe > alone.nfe).all()
+
+
+def test_nothing_to_do():
+    z = torch.ones(1, 2)
+    solution = converge(linear, (z,), 0.7, 0.7, tol=1e-4)
+    assert torch.equal(solution.state[0], z) and solution.nfe.tolist() == [0] and solution.error.tolist() == [0.0]
+
+
+def test_keeps_dtype_and_states_no_error_below_its_rounding():
+    solution = converge(lambda t, s: (-s[0],), (torch.ones(2, 3),), 0.0, 1.0, tol=1e-6)
+    assert solution.state[0].dtype == torch.float32 and (solution.error == ode.ROUNDING * 2.0**-23).all()
+    torch.testing.assert_close(solution.state[0], torch.full((2, 3), math.exp(-1)), rtol=0, atol=1e-6)
+
+
+def test_a_tolerance_out_of_reach_is_said_early_and_the_steps_end():
+    """Ripples far above the steps: warned of at a quarter of the work and at the end; the error covers the true one."""
+    t = torch.linspace(-4, 4, 20_001, dtype=torch.float64)
+    frequency = torch.tensor([200.0], dtype=torch.float64)
+    exact = torch.trapezoid(rippled(t, (torch.zeros(1, 1),), frequency)[0][:, 0], t)
+
+    def field(t, state):
+        return rippled(t, state, frequency)
+
+    with pytest.warns(RuntimeWarning) as caught:
+        solution = converge(field, (torch.zeros(1, 1, dtype=torch.float64),), -4.0, 4.0, tol=1e-6, most=512)
+    first, last = str(caught[0].message), str(caught[-1].message)
+    assert "in 128 steps, and will hardly come below tol = 1e-06 for 1 of 1 samples; up to 512 steps are tried" in first
+    assert "after 1023 evaluations, the last of them in 512 steps" in last and "tried" not in last
+    assert solution.steps.item() == 512 and 1e-6 < (solution.state[0][0, 0] - exact).abs() < solution.error
+
+
+@pytest.mark.filterwarnings("ignore:the ODE")
+def test_a_state_that_is_not_finite_is_said_and_coarse_steps_may_overflow():
+    with pytest.raises(RuntimeError, match="non-finite in sample 1, in 16 steps"):
+        nan = torch.tensor([[0.0], [math.nan]], dtype=torch.float64)
+        converge(lambda t, s: (nan + s[0],), (torch.ones(2, 1).double(),), 0.0, 1.0, tol=1e-3, most=16)
+
+    def steep(t, state):
+        return (torch.where(state[0].abs() > 3, math.inf, -40 * state[0]),)
+
+    solution = converge(steep, (torch.ones(1, 1, dtype=torch.float64),), 0.0, 1.0, tol=1e-6)
+    assert solution.state[0].item() == pytest.approx(math.exp(-40), abs=1e-6)
 
 
 # ── divergence ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -137,14 +137,15 @@ def test_order_on_curved_paths(sampler, name="vp"):
 
 @pytest.mark.parametrize("problem", [gaussian_problem, mixture_problem])
 def test_adaptive_ode_solves_to_its_tolerance(name, problem):
+    """In units of √(α² + σ²) of each sample; without a warning."""
     score, z, exact = problem(name)
-    errors, evaluations = [], []
-    for tol in (1e-4, 1e-6, 1e-8):
+    std = score.sde.marginal_std(double(score.sde.eps))
+    evaluations = []
+    for tol in (1e-2, 1e-4, 1e-6):
         result, nfe = AdaptiveODE(tol).solve(score, z)
-        errors.append((result - exact).abs().max().item())
+        assert ((result - exact) / std).square().mean(1).sqrt().max() < tol
         evaluations.append(nfe)
-        assert errors[-1] < 100 * tol
-    assert evaluations[0] < evaluations[1] < evaluations[2] and errors[2] < errors[1] < errors[0]
+    assert evaluations[0] < evaluations[1] < evaluations[2] < 1600
 
 
 @pytest.mark.parametrize("sampler", MULTISTEP)
@@ -431,7 +432,7 @@ def test_ode_sampler_is_the_published_one_to_its_tolerance(name):
     z, t = torch.from_numpy(found.y[:, -1].reshape(n, 2)), double(sde.eps).expand(n)
     expected = (z + sde.sigma(t)[:, None] ** 2 * score(z, t)) / sde.alpha(t)[:, None]
     errors = []
-    for sampler in ("ode", AdaptiveODE(1e-5), AdaptiveODE(1e-2)):
+    for sampler in ("ode", AdaptiveODE(1e-4), AdaptiveODE(0.2)):
         x = sample(model, n, sampler=sampler, generator=seeded(0)).double()
         errors.append((x - expected).abs().max().item())
     assert errors[0] == errors[1] < 2e-4 and errors[2] > 10 * errors[1], errors
@@ -527,7 +528,7 @@ def test_bad_arguments_are_named():
         with pytest.raises(ValueError, match=r"snr must be positive and finite, got .*; 0\.16 is usual"):
             make_sampler("pc", snr=snr)
     for tol in (0, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match=f"tol must be positive and finite, got {tol}; 1e-05 is usual"):
+        with pytest.raises(ValueError, match=f"tol must be positive and finite, got {tol}; 0.0001 is usual"):
             make_sampler("ode", tol=tol)
     with pytest.raises(ValueError, match=r"eps must lie in \[1e-05, 1\.0\), got 1e-06"):
         sample(model, 4, eps=1e-6)

@@ -202,9 +202,9 @@ class Drawing:
     n: Annotated[int, arg(aliases=["-n"])] = 64
     """How many samples."""
     sampler: str = "unipc"
-    """ode, euler-maruyama, pc, heun, dpm++2m, dpm++3m, unipc, or package.module:Class. "ode" is adaptive and chooses
-    its own steps. Options of a sampler: --sampler.tol 1e-6 with "ode", --sampler.snr 0.16 (or [0.16,0.14], from the
-    first step to the last) with "pc"."""
+    """ode, euler-maruyama, pc, heun, dpm++2m, dpm++3m, unipc, or package.module:Class. "ode" takes as many steps
+    as its tolerance needs. Options of a sampler: --sampler.tol 1e-5 with "ode", --sampler.snr 0.16 (or [0.16,0.14],
+    from the first step to the last) with "pc"."""
     sampler_options: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
     """Arguments of the sampler; those that are left out have its defaults."""
     steps: int = 25
@@ -297,7 +297,7 @@ class TranslationOptions:
     steps: int = 200
     """Evaluations of the networks: 50 is four times quicker, and its cycle is less exact."""
     tol: Annotated[float | None, default("equal steps")] = None
-    """Solve adaptively to this tolerance in place of equal steps; 1e-6 is usual."""
+    """Take as many steps as an error of this size takes, in deviations of the latent; 1e-4 is usual."""
     strip: int = 0
     """Also write strips/NAME.png with this many pictures of each leg of the way; 0 for none."""
     cycle: bool = False

@@ -59,7 +59,7 @@ def sampling_errors(
 ) -> dict:
     """The sampling error as prior + discretization + estimation, each measured apart from the others.
 
-    With x(z_T) for the converged solver's sample (probability-flow ODE to 1e-5): *prior* is π against the law of z_T,
+    With x(z_T) for the converged solver's sample (the sampler "ode"): *prior* is π against the law of z_T,
     and x(π) against x(z_T of training data), pair by pair with one noise in both; *discretization* is a sampler in a
     number of steps against the converged one through the same noise; *estimation* x(z_T of training data) against test
     data, beside the :func:`floor`.
