@@ -60,7 +60,8 @@ FROZEN = "--train.flow_lr 1e-12 --train.flow_update_every 1"
 SQUEEZED_ROTATION = compose('name = "linear", channels = 4, start = "rotation"')
 SQUEEZED_ACTNORM = compose('name = "actnorm", channels = 4')
 ROTATED, FREE = "--flow.start rotation", "--flow.max_log_scale inf"
-STEPS = "--train.steps 600 --train.seconds inf"
+UNIFORM = "--dequantization uniform --train.flow_lr 1e-3"  # of grey levels, and the rate of flows of whole images
+STEPS = f"{UNIFORM} --train.steps 600 --train.seconds inf"
 FAMILIES = {
     "linear": LINEAR,
     "residual": shlex.join(RESIDUAL),
@@ -96,10 +97,10 @@ GRIDS = {
             "linear, fixed standardising",
         ),
     ),
-    "digits": Grid("digits", "--train.steps inf --train.seconds 60", FAMILIES),
+    "digits": Grid("digits", f"{UNIFORM} --train.steps inf --train.seconds 60", FAMILIES),
     "fashion": Grid(
         "fashion-mnist-16",
-        "--train.steps inf --train.seconds 150",
+        f"{UNIFORM} --train.steps inf --train.seconds 150",
         {name: changes for name, changes in FAMILIES.items() if name != "affine coupling"},
         evaluation="--examples 2000 --nll-examples 50 --repeats 2 --times 4 --steps 24",
     ),
@@ -117,7 +118,7 @@ GRIDS = {
     ),
     "pretraining": Grid(
         "digits",
-        "--train.steps inf --train.seconds 45",
+        f"{UNIFORM} --train.steps inf --train.seconds 45",
         {
             "scratch": SPLINE,
             "pretrained for a third": f"{SPLINE} --train.pretrain 0.33",

@@ -29,7 +29,7 @@ Each is one line on standard error, with the exit status 2, before anything is c
 pictures), `few` (5 pictures), `empty`, `texts`, `numbers.npy`, `nan.npy` and `names.csv`.
 """
 SMALL = (
-    "--flow.depth=1 --flow.width=4 --net.channels=4 --net.blocks=1 --net.attention=[] --train.steps=1 "
+    "--dequantization.width=4 --net.channels=4 --net.blocks=1 --net.attention=[] --train.steps=1 "
     "--train.batch_size=16 --train.validate_examples=20 --threads 1 --quiet"
 )
 MISTAKES = {
@@ -51,8 +51,8 @@ MISTAKES = {
         train digits --train.batch_size 0
         train digits --net.channels
         train digits --flow residaul --out runs/mine
-        train digits --flow.widht 64 --out runs/mine
-        train digits --flow.width wide --out runs/mine
+        train digits --flow.bnis 16 --out runs/mine
+        train digits --flow.bins many --out runs/mine
         train digits --device cuda:99
         """,
     "Data": """

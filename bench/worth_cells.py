@@ -33,8 +33,8 @@ DEQUANTIZATIONS = ("uniform", "variational", "truncated-normal")  # the most inf
 SIDES: dict[str, dict[str, Any]] = {
     "linear": {"flow": "identity", "train.flow_update_every": 1},
     "elementwise": {"flow": "elementwise", "train.flow_update_every": 1},
-    "indm": {},
-    "flow": {"net": "zero", "train.objective": "flow", "train.flow_update_every": 1},
+    "indm": {"flow": "coupling"},
+    "flow": {"flow": "coupling", "net": "zero", "train.objective": "flow", "train.flow_update_every": 1},
 }
 Setting = dict[str, Any]
 Axis = tuple[Setting, ...]
@@ -133,7 +133,7 @@ class Training:
     def recipe(self) -> Recipe:
         changes: Setting = {"train.steps": self.steps, "train.seconds": math.inf, "train.seed": self.seed}
         changes |= {} if self.path is None else {"data.path": self.path}
-        changes |= {} if self.dequantization == "uniform" else {"dequantization": self.dequantization}
+        changes["dequantization"] = self.dequantization
         return recipes.recipe(self.data, changes | SIDES[self.side] | self.setting)
 
     @property

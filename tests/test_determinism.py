@@ -16,7 +16,8 @@ import shutil
 from indm.cli.main import main
 
 small = [
-    "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.blocks=1", "--net.attention=[]", "--train.steps=4",
+    "--flow=coupling", "--flow.depth=1", "--flow.width=4", "--dequantization=uniform",
+    "--net.channels=4", "--net.blocks=1", "--net.attention=[]", "--train.steps=4",
     "--train.seconds=inf", "--train.log_every=1", "--train.validate_every=2", "--train.validate_examples=20",
 ]
 for command in (

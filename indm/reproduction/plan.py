@@ -112,7 +112,7 @@ def run_folder(out: Path, data: str, variant: str, seed: int) -> Path:
 def recipe_of(plan: Plan, data: str, variant: str, seed: int, steps: int) -> Recipe:
     """The recipe of a run: that of the data, with the variant's changes and the budget."""
     study, row = STUDIES[data], VARIANTS[variant]
-    recipe = recipes.load(study.recipe)
+    recipe = recipes.override(recipes.load(study.recipe), dict(study.changes))
     evaluate = {**study.evaluate, **({"examples": "200", "nll_examples": "0"} if plan.fast else {})}
     changes = {**row.changes, **row.fit(recipe), **{f"evaluate.{key}": value for key, value in evaluate.items()}}
     changes |= {

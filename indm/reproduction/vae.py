@@ -156,8 +156,9 @@ def build_vae(table: Mapping[str, Any], shape: tuple[int, ...], scaling: Scaling
 
 
 def _build(recipe: Recipe, shape: tuple[int, ...], scaling: Scaling) -> VAE:
-    if "dequantization" in recipe:
-        raise ValueError('dequantization must be left out with train.objective "elbo", whose model has uniform noise')
+    noise = recipe.get("dequantization", {}).get("name", "uniform")
+    if noise != "uniform":
+        raise ValueError(f'dequantization must be uniform with train.objective "elbo", got {noise!r}')
     return build_vae(recipe["net"], shape, scaling)
 
 

@@ -52,11 +52,13 @@ from indm.runs import samples as samples_module
 from indm.runs.provenance import weights_hash
 from indm.runs.samples import read_samples
 from indm.sampling import PredictorCorrector, centre_prior, make_sampler
+from indm.scaling import Scaling
 from indm.training.costs import recorded
 from indm.training.loop import train
 
 SMALL = (
-    "--sde.eps=1e-5 --flow.depth=1 --flow.width=4 --net.channels=4 --net.blocks=1 --net.attention=[] --train.steps=5 "
+    "--sde.eps=1e-5 --flow=coupling --flow.depth=1 --flow.width=4 --dequantization=uniform "
+    "--net.channels=4 --net.blocks=1 --net.attention=[] --train.steps=5 "
     "--train.seconds=inf --train.log_every=1 --train.validate_every=2 --train.validate_examples=20"
 )
 SMALL = [f"--{part}" for part in SMALL.removeprefix("--").split(" --")]
@@ -100,12 +102,13 @@ def test_every_recipe_is_complete_and_builds_its_model(name):
     shape = (shape[0], recipe["data"]["size"], recipe["data"]["size"]) if "size" in recipe["data"] else shape
     if recipe["net"]["name"] == "ncsnpp":
         recipe = recipes.override(recipe, REDUCED)
-    model = build_model(recipes.model_of(recipe), shape=shape)
+    scaling = Scaling.images(256) if len(shape) == 3 else None
+    model = build_model(recipes.model_of(recipe), shape, scaling)
     assert sum(p.numel() for p in model.flow.parameters()) > 0
     x = torch.randn(2, *shape)
     z, log_det = model.eval().encode(x)
     assert torch.allclose(z, x, atol=1e-6) and torch.allclose(log_det, torch.zeros(2), atol=1e-4)  # starts at identity
-    twin = build_model(recipes.model_of(recipes.override(recipe, {"flow": "identity"})), shape=shape)
+    twin = build_model(recipes.model_of(recipes.override(recipe, {"flow": "identity"})), shape, scaling)
     assert not list(twin.flow.parameters())
 
 
@@ -602,9 +605,9 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("evaluate nowhere --images 3", "--images is now --examples"),
         ("evaluate nowhere --nll-images=3", "--nll-images is now --nll-examples"),
         ("train digits --flow residaul", "flow.name must be one of"),
-        ("train digits --flow.widht 3", "flow 'coupling' has no option 'widht'; did you mean 'width'?"),
-        ("train digits --flow.width three", "flow.width must be a whole number, got 'three'"),
-        ("train digits --flow.depth 0", "levels, depth and width must be at least 1"),
+        ("train digits --flow coupling --flow.widht 3", "flow 'coupling' has no option 'widht'; did you mean 'width'?"),
+        ("train digits --flow coupling --flow.width three", "flow.width must be a whole number, got 'three'"),
+        ("train digits --flow coupling --flow.depth 0", "levels, depth and width must be at least 1"),
         ("train digits --flow compose --flow.flows [1]", "must be a list of tables, one for each flow, got [1]"),
         ("train digits --flow compose", "flow.flows must be a list of tables, one for each flow, got None"),
         ("train digits --flow compose --flow.flows 3", "flow.flows must be a list of tables, one for each flow, got 3"),
@@ -670,7 +673,7 @@ def test_mistakes(arguments, complaint, run, tmp_path, monkeypatch, capsys):
     (tmp_path / "extra.toml").write_text(f"{whole}\n[extra]\na = 1\n")
     (tmp_path / "old.toml").write_text(whole.replace("[evaluate]", "[evaluate]\nimages = 30"))
     (tmp_path / "setps.toml").write_text(whole.replace("[train]", "[train]\nsetps = 30"))
-    (tmp_path / "nameless.toml").write_text(whole.replace('name = "coupling"', ""))
+    (tmp_path / "nameless.toml").write_text(whole.replace('name = "elementwise"', ""))
     (tmp_path / "notable.toml").write_text("train = 3\n" + whole[: whole.index("[train]")])
     (tmp_path / "untrained" / "recipe.toml").write_text(whole)
     (tmp_path / "other" / "recipe.toml").write_text(whole.replace('name = "digits"', 'name = "digits"\nlimit = 100'))

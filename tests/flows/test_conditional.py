@@ -414,7 +414,8 @@ def test_what_needs_one_map_says_so():
 def test_isometry_needs_one_map():
     recipe = recipes.override(recipes.load("digits"), {"flow": "conditional-residual", "train.isometry": "1"})
     options = recipes.options_of(recipes.resolve(recipe), "train")
-    model = build_model(recipes.model_of(recipe), shape=load_data(name="digits").shape)
+    data = load_data(name="digits")
+    model = build_model(recipes.model_of(recipe), data.shape, data.scaling)
     with pytest.raises(ValueError, match=r"one and the same map for train\.isometry"):
         check_parts(model, options, Objective(mle_loss))
 

@@ -94,7 +94,9 @@ def test_variants_are_what_they_are_called(data):
     whole, material = Plan((data,), 3, fast=False), load_data(**recipes.load(data)["data"])
     shape, x = material.shape, torch.randn(3, *material.shape)
     made = {variant: recipe_of(whole, data, variant, 2, 120) for variant in VARIANTS}
-    model = {v: build_model(recipes.model_of(recipe), shape) for v, recipe in made.items() if v != "vae"}
+    model = {
+        v: build_model(recipes.model_of(recipe), shape, material.scaling) for v, recipe in made.items() if v != "vae"
+    }
     for variant in model:
         with torch.no_grad():
             for parameter in model[variant].parameters():

@@ -25,7 +25,8 @@ from indm.runs.provenance import describe, other_splits
 from indm.runs.samples import draw
 
 SMALL = [
-    "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.blocks=1", "--net.attention=[]", "--train.steps=2",
+    "--flow=coupling", "--flow.depth=1", "--flow.width=4", "--dequantization=uniform",
+    "--net.channels=4", "--net.blocks=1", "--net.attention=[]", "--train.steps=2",
     "--train.seconds=inf", "--train.validate_examples=20", "--quiet",
 ]  # fmt: skip
 FEW = ["--examples", "20", "--nll-examples", "0", "--quiet"]
