@@ -10,19 +10,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Num
-from torch import Tensor, nn
+from torch import Tensor
 
+from indm.density import NLL_ERROR, START, check_solver, whitened_flow
 from indm.dequantization import Uniform, from_data
 from indm.gaussian import GaussianReference
 from indm.objective import reconstruction_term
-from indm.ode import FEWEST, basis, rademacher, solve, value_and_divergence
 from indm.rng import randn_like
-from indm.score import probability_flow
-from indm.tensors import Batch, PerSample, evaluation_mode, event_size, event_sum, expand_like
-
-NLL_ERROR = 1e-3  # bits/dim, of the solver
-FEWEST_WITH_ERROR = 8  # steps that can be given an error
-SMALL = 16  # dimensions of a vector up to which the divergence is exact by default
+from indm.tensors import evaluation_mode, event_size
 
 
 @dataclass(frozen=True)
@@ -127,42 +122,21 @@ def log_likelihood(
         >>> abs(report.bits_per_dim() - 0.5 * math.log2(2 * math.pi)) < 0.1
         True
     """
-    _check_solver(probes, steps, nll_error)
+    check_solver(probes, steps, nll_error)
     log_q = constant_log_q(model, x) if log_q is None else log_q
     score = model.score
     with evaluation_mode(model), score.sde.truncated(eps) as sde:
-        exact = event_size(x) <= max(probes, SMALL if x.ndim == 2 else 2) if exact is None else exact
         # Drawn before the flow's own probes, so that models compared at one seed share them.
         noise = randn_like(x, generator)
-        probe = x.new_zeros(len(x)) if exact else rademacher(x, probes, generator)
+        options: dict[str, Any] = {"probes": probes, "exact": exact, "reference": reference, "generator": generator}
+        flow, probe = whitened_flow(score, x, **options)
         z, log_det = model.encode(x, generator=generator)
         reconstruction = reconstruction_term(score, z, noise)
-        start, end = (sde.marginal_std(t) for t in sde.endpoints(z))  # of z in the coordinate w = z/std
-        w = sde.perturb(z, sde.endpoints(z)[0], noise) / expand_like(start, z)
-        law = GaussianReference.standard(z) if reference is None else reference
-        flow, dims, span = WhitenedFlow(score, law, z.shape[1:], exact), event_size(z), sde.clock_span()
-        begin, finish = (torch.full_like(log_det, clock) for clock in span)
-        scale = expand_like(end, z)[:1]  # of all rows
-
-        def log_prior(v: Tensor) -> PerSample:
-            """log π(z_T), for rows of the batch."""
-            return sde.prior_log_prob(scale * flow.latent(v, finish[: len(v)]))
-
-        def rate(state: tuple[Tensor, ...], slope: tuple[Tensor, ...]) -> PerSample:
-            """d log p/dclock along the way; log π is quadratic, so that half the difference is its derivative."""
-            (v, _), (velocity, divergence) = state, slope
-            return 0.5 * (log_prior(v + velocity) - log_prior(v - velocity)) + dims * divergence
-
-        tol = nll_error * dims * math.log(2)
-        effort: dict[str, Any] = {"tol": tol} if steps is None else {"tol": tol, "steps": steps, "most": steps}
-        state = law.whiten(w, begin), torch.zeros_like(log_det)
-        solution = solve(flow, state, *span, watch=rate, drift=flow.drift, context=(probe,), **effort)
-        v, excess = solution.state
-        divergence = dims * excess + law.log_volume(finish) - law.log_volume(begin)
-        growth = divergence + event_sum((end / start).log(), z)
-        log_prob = log_det + log_prior(v) + growth - reconstruction
+        z_eps = sde.perturb(z, sde.endpoints(z)[START], noise)
+        solution = flow.solve(z_eps, START, probe, nll_error, steps)
+        log_prob = log_det + flow.log_prob(solution.state) - reconstruction
         settings: dict[str, Any] = {"nll_error": nll_error} | ({} if steps is None else {"steps": steps})
-        divergence_by = "exact" if exact else f"Hutchinson, {probes} Rademacher probe(s)"
+        divergence_by = "exact" if flow.exact else f"Hutchinson, {probes} Rademacher probe(s)"
         settings |= {"eps": sde.eps, "divergence": divergence_by}
         nfe = math.ceil(solution.nfe.double().mean().item())
     return LikelihoodReport(
@@ -248,57 +222,6 @@ def constant_log_q(model, x: Tensor) -> Float[Tensor, " batch"]:
             "log_likelihood(model, x, log_q=log_q)"
         )
     return x.new_full((len(x),), -model.scaling.log_volume(x.shape[1:]), dtype=torch.float64)
-
-
-def check_nll_error(nll_error: float) -> None:
-    """ValueError where it is not positive and finite."""
-    if not 0 < nll_error < math.inf:
-        raise ValueError(f"nll_error must be positive and finite, got {nll_error}; {NLL_ERROR:g} bits/dim is usual")
-
-
-def _check_solver(probes: int, steps: int | None, nll_error: float) -> None:
-    if probes < 1:
-        raise ValueError(f"probes must be at least 1, got {probes}")
-    if steps is not None and steps < FEWEST_WITH_ERROR:
-        raise ValueError(
-            f"steps must be at least {FEWEST_WITH_ERROR}, or None for as many as nll_error needs, got {steps}; "
-            f"{FEWEST} is usual"
-        )
-    check_nll_error(nll_error)
-
-
-@dataclass(frozen=True)
-class WhitenedFlow:
-    """The probability flow of (v, ∫ excess divergence/d), in the coordinate v in which a Gaussian law is at rest.
-
-    Args:
-        score: of the latents.
-        law: a Gaussian law of them.
-        shape: of an event.
-        exact: whether the divergence is exact; else by the probes (B, n, *event) that a call gets.
-    """
-
-    score: nn.Module
-    law: GaussianReference
-    shape: tuple[int, ...]
-    exact: bool
-
-    def latent(self, v: Float[Tensor, "batch d"], clock: PerSample) -> Batch:
-        """w = z_t/√(α_t² + σ_t²)."""
-        return self.law.colour(v, clock).unflatten(1, self.shape)
-
-    def drift(self, clock: PerSample, state: tuple[Tensor, ...], probe: Tensor) -> tuple[Tensor]:
-        """The slope of v alone."""
-        w = self.latent(state[0], clock)
-        velocity = probability_flow(self.score, clock)(w)
-        return (self.law.whitened_velocity(state[0], w, velocity, clock),)
-
-    def __call__(self, clock: PerSample, state: tuple[Tensor, ...], probe: Tensor) -> tuple[Tensor, Tensor]:
-        w = self.latent(state[0], clock)
-        along = basis(w) if self.exact else probe
-        velocity, divergence = value_and_divergence(probability_flow(self.score, clock), w, along)
-        excess = divergence - (self.law.trace(clock, w) if self.exact else self.law.divergence(probe, clock))
-        return self.law.whitened_velocity(state[0], w, velocity, clock), excess / event_size(w)
 
 
 def latents_of(

@@ -275,16 +275,20 @@ def value_and_divergence(
 ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, " batch"]]:
     """field(z) and the Hutchinson estimate of its divergence (B,), from one evaluation and one product a probe.
 
-    With :func:`rademacher` probes it is unbiased; with :func:`basis` probes (and their sum) it is exact.
+    With :func:`rademacher` probes it is unbiased; with :func:`basis` probes (and their sum) it is exact. Both can be
+    differentiated where gradients are on.
     """
+    on = torch.is_grad_enabled()
     with torch.enable_grad():
-        z = z.detach().requires_grad_()
+        z = z if on and z.requires_grad else z.detach().requires_grad_()
         value = field(z)
         divergence = z.new_zeros(len(z))
         for i, v in enumerate(probes.unbind(1), start=1):
-            (product,) = torch.autograd.grad(value, z, v, retain_graph=i < probes.shape[1], materialize_grads=True)
+            retain = on or i < probes.shape[1]
+            options = {"retain_graph": retain, "create_graph": on, "materialize_grads": True}
+            (product,) = torch.autograd.grad(value, z, v, **options)
             divergence = divergence + (product * v).flatten(1).sum(1)
-    return value.detach(), divergence
+    return value if on else value.detach(), divergence
 
 
 def rademacher(z: Tensor, probes: int, generator: torch.Generator | None = None) -> Tensor:

@@ -8,13 +8,14 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from indm.config.parts import BUILT_IN, find
+from indm.density import sample_with_log_prob
 from indm.likelihood import latents_of
 from indm.messages import nearest
 from indm.ode import adams, converge, interpolatory_weights
@@ -420,6 +421,38 @@ def follow_flow(
 # ── from z_T to data ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@overload
+def sample(
+    model,
+    shape_or_n: int | tuple[int, ...],
+    *,
+    sampler: str | type[Sampler] | Sampler = ...,
+    steps: int = ...,
+    eps: float | None = ...,
+    temperature: float = ...,
+    last_denoising: bool = ...,
+    log_prob: Literal[False] = ...,
+    batch_size: int = ...,
+    generator: torch.Generator | None = ...,
+    progress: bool = ...,
+) -> Tensor: ...
+
+
+@overload
+def sample(
+    model,
+    shape_or_n: int | tuple[int, ...],
+    *,
+    sampler: str | type[Sampler] | Sampler,
+    eps: float | None = ...,
+    last_denoising: bool,
+    log_prob: Literal[True],
+    batch_size: int = ...,
+    generator: torch.Generator | None = ...,
+    progress: bool = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
 def sample(
     model,
     shape_or_n: int | tuple[int, ...],
@@ -429,10 +462,11 @@ def sample(
     eps: float | None = None,
     temperature: float = 1.0,
     last_denoising: bool = True,
+    log_prob: bool = False,
     batch_size: int = 256,
     generator: torch.Generator | None = None,
     progress: bool = False,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Draw samples: prior → reverse process on the latent → h_φ⁻¹.
 
     Args:
@@ -442,15 +476,30 @@ def sample(
         steps: time steps ("ode" takes as many as its tolerance needs).
         eps: truncation at which the reverse process ends; default: the SDE's own, which is also the least.
         temperature: factor on the latent before it is decoded; 1.0 samples the model.
-        last_denoising: replace z_ε by E[z_0 | z_ε] at the end, before the temperature.
+        last_denoising: z_0 is E[z_0 | z_ε] at the end; else it is z_ε/α_ε.
+        log_prob: give log p(x), too, integrated along with the sample: with sampler "ode", without last denoising, at
+            temperature 1. The ODE is then solved to 1e-3 bits/dim, as in :func:`indm.log_likelihood`; for other
+            tolerances, probes and errors see :func:`indm.density.sample_with_log_prob`.
         batch_size: samples at a time.
 
     Returns:
-        x in model units, (n, *event); ``model.scaling.to_data`` gives grey levels.
+        x in model units, (n, *event); ``model.scaling.to_data`` gives grey levels. With ``log_prob``, x and log p(x) in
+        nats, (n,): the density of :meth:`INDM.log_prob`.
 
     Raises:
-        ValueError: an unknown sampler, a sampler that cannot take the SDE, or a number out of range.
+        ValueError: an unknown sampler, a sampler that cannot take the SDE, or a number out of range; with ``log_prob``,
+            samples or a flow without a density.
         RuntimeError: where the flow's inverse did not converge (see ``Flow.inverse``).
+
+    Example: the normalising constant of a density from samples of a model near it.
+
+        >>> import indm
+        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> model = indm.build_model(tables, (2,))
+        >>> x, log_prob = sample(model, 1000, sampler="ode", last_denoising=False, log_prob=True)
+        >>> weights = (-x.square().sum(1) - log_prob).exp()  # exp(−‖x‖²) integrates to π
+        >>> abs(weights.mean().item() - math.pi) < 0.3
+        True
     """
     shape = (shape_or_n, *model.shape) if isinstance(shape_or_n, int) else tuple(shape_or_n)
     for name, count in {"shape_or_n": shape[0], "steps": steps, "batch_size": batch_size}.items():
@@ -459,14 +508,34 @@ def sample(
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}; 1 samples the model")
     sampler, sde, dtype = make_sampler(sampler), model.score.sde, model.scaling.scale.dtype
-    parts = []
+    if log_prob:
+        _check_density(sampler, last_denoising, temperature)
+    parts, log_probs = [], []
     with evaluation_mode(model), sde.truncated(eps):
         for i in tqdm(range(math.ceil(shape[0] / batch_size)), desc="batches", disable=not progress):
             n = min(batch_size, shape[0] - i * batch_size)
             z_T = sde.prior_sample((n, *shape[1:]), generator=generator, dtype=dtype)
-            z, _ = solve_latent(model, z_T, sampler, steps, last_denoising, generator=generator, progress=progress)
-            parts.append(model.decode(temperature * z, generator=generator))
-    return torch.cat(parts)
+            if log_prob:
+                x, log_p, _ = sample_with_log_prob(model, z_T, generator=generator)
+                log_probs.append(log_p)
+            else:
+                z, _ = solve_latent(model, z_T, sampler, steps, last_denoising, generator=generator, progress=progress)
+                x = model.decode(temperature * z, generator=generator)
+            parts.append(x)
+    return (torch.cat(parts), torch.cat(log_probs)) if log_prob else torch.cat(parts)
+
+
+def _check_density(sampler: Sampler, last_denoising: bool, temperature: float) -> None:
+    """ValueError where samples that are drawn so have no log p(x) from the ODE."""
+    if sampler != AdaptiveODE():
+        raise ValueError(
+            f"sampler must be 'ode' for log_prob, without options, got {sampler}; another tolerance is nll_error of "
+            "indm.density.sample_with_log_prob"
+        )
+    if last_denoising:
+        raise ValueError("last_denoising must be False for log_prob, got True: E[z_0 | z_ε] is off the ODE")
+    if temperature != 1:
+        raise ValueError(f"temperature must be 1 for log_prob, got {temperature}: another samples another density")
 
 
 def solve_latent(
@@ -479,13 +548,14 @@ def solve_latent(
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> tuple[Batch, int]:
-    """z_0 from z_T by a sampler: z_ε or, with ``last_denoising``, E[z_0 | z_ε]; and the evaluations of the score."""
+    """z_0 from z_T by a sampler: z_ε/α_ε or, with ``last_denoising``, E[z_0|z_ε]; and the evaluations of the score."""
     with evaluation_mode(model):
         options: Any = {"steps": steps, "generator": generator, "progress": progress}
         z, nfe = sampler.solve(model.score, z_T, **options)
+        eps = model.score.sde.endpoints(z)[0]
         if not last_denoising:
-            return z, nfe
-        return denoise(model.score, z, model.score.sde.endpoints(z)[0]), nfe + 1
+            return z / expand_like(model.score.sde.alpha(eps), z), nfe
+        return denoise(model.score, z, eps), nfe + 1
 
 
 def centre_prior(model, raw: Tensor, *, batch_size: int = 256, generator: torch.Generator | None = None) -> None:

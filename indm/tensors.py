@@ -46,12 +46,12 @@ def full_precision(device: torch.device) -> AbstractContextManager:
 
 
 @contextmanager
-def evaluation_mode(model):
-    """Evaluation mode without gradients; at the end every module gets back the mode that it had."""
+def evaluation_mode(model, *, gradients: bool = False):
+    """Evaluation mode, without gradients unless told; at the end every module gets back the mode that it had."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
+        with nullcontext() if gradients else torch.no_grad():
             yield model
     finally:
         for module, mode in modes.items():

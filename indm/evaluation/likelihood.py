@@ -11,13 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from indm.density import NLL_ERROR, check_nll_error
 from indm.dequantization import from_data, in_words
 from indm.evaluation.statistics import mean_error_and_noise
 from indm.gaussian import GaussianReference
 from indm.likelihood import (
-    NLL_ERROR,
     LikelihoodReport,
-    check_nll_error,
     latent_reference,
     log_likelihood,
     log_probability,

@@ -79,9 +79,13 @@ class Flow(Constrained, ABC):
     ``one_map`` is False for a flow that has a map for each value of a code and draws the code anew in every call. Its
     log-determinant is then a bound (see :class:`~indm.flows.ConditionalResidualFlow`), and its inverse undoes it only
     at the same code. Code that needs one fixed map calls :func:`require_one_map`.
+
+    ``has_log_det`` is False for a flow that gives something else in place of log|det|. Code that needs the density of
+    its data calls :func:`require_density`.
     """
 
     one_map = True
+    has_log_det = True
 
     @property
     def inverse_is_formula(self) -> bool:
@@ -151,6 +155,17 @@ def require_one_map(flow: Flow, purpose: str) -> None:
         )
 
 
+def require_density(flow: Flow, purpose: str) -> None:
+    """ValueError where ``flow``, or a flow in it, does not give log|det| of one map, as ``purpose`` needs."""
+    require_one_map(flow, purpose)
+    for part in flow.modules():
+        if isinstance(part, Flow) and not part.has_log_det:
+            raise ValueError(
+                f"flow must give its log-determinant for {purpose}, got {type(part).__name__}, which gives none; make "
+                "the INDM with the flow inside it"
+            )
+
+
 def measured_certificate(flow: Flow, x: Tensor, z: Tensor, iterations: Tensor, tol: float) -> Certificate:
     """The certificate of x as h⁻¹(z), by one pass of h."""
     with torch.no_grad():
@@ -193,6 +208,8 @@ class Frozen(Flow):
     Args:
         flow: the flow that gives h.
     """
+
+    has_log_det = False
 
     def __init__(self, flow: Flow):
         super().__init__()
