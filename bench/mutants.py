@@ -32,8 +32,8 @@ from mutation import mutants
 from mutation_tests import OUT, ROOT, TREE, Tests, copy_tree, side_by_side
 
 METHOD = [
-    *("scaling", "score", "gaussian", "objective", "ode", "likelihood", "sampling", "translation", "linearization"),
-    *("nonlinear", "paths", "model", "rng", "tensors", "sde/*", "flows/*", "nets/*"),
+    *("scaling", "score", "gaussian", "objective", "ode", "density", "likelihood", "sampling", "translation"),
+    *("linearization", "nonlinear", "paths", "model", "rng", "tensors", "sde/*", "flows/*", "nets/*"),
     *("training/ema", "training/step", "training/trainer", "data/batches", "evaluation/statistics"),
 ]
 TESTS = [  # those of the method that start no commands and no groups of processes

@@ -19,11 +19,13 @@ def read_by_mypy() -> None:
     assert_type(model.shape, tuple[int, ...])
     assert_type(model.encode(torch.zeros(2, 1, 8, 8)), tuple[Tensor, Tensor])
     assert_type(model.decode(torch.zeros(2, 1, 8, 8)), Tensor)
+    assert_type(model.log_prob(torch.zeros(2, 1, 8, 8)), Tensor)
     assert_type(model.save("runs/copy"), None)
     assert_type(indm.build_model({}, (2,), indm.Scaling.images(17)), indm.INDM)
 
     x = torch.zeros(4, 1, 8, 8)
     assert_type(indm.sample(model, 8), Tensor)
+    assert_type(indm.sample(model, 8, sampler="ode", last_denoising=False, log_prob=True), tuple[Tensor, Tensor])
     assert_type(indm.nelbo(model, x), indm.NELBO)
     assert_type(indm.nelbo(model, x).total, Tensor)
     assert_type(indm.mle_loss(model, x), tuple[Tensor, dict[str, Tensor]])

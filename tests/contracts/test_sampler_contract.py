@@ -195,7 +195,7 @@ def test_last_denoising_is_the_posterior_mean_at_eps(name, sampler, own):
     t = double(0.3)
     alpha, sigma = score.sde.alpha(t), score.sde.sigma(t)
     precision = 1 / score.variance + alpha**2 / sigma**2
-    expected = (score.mean / score.variance + alpha * rough.double() / sigma**2) / precision
+    expected = (score.mean / score.variance + alpha**2 * rough.double() / sigma**2) / precision  # rough is z_ε/α
     torch.testing.assert_close(smooth.double(), expected, rtol=1e-4, atol=1e-4)
 
 
