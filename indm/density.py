@@ -103,16 +103,15 @@ class WhitenedFlow:
     def solve(self, z: Batch, end: int, probe: Tensor, nll_error: float, steps: int | None) -> Solution:
         """The state at T from z_ε (``end`` is :data:`START`), or at ε from z_T, to ``nll_error`` or in ``steps``."""
         tol = nll_error * event_size(z) * math.log(2)
-        effort: dict[str, Any] = {"tol": tol} if steps is None else {"tol": tol, "steps": steps, "most": steps}
+        options: dict[str, Any] = {"tol": tol} if steps is None else {"tol": tol, "steps": steps, "most": steps}
+        options |= {"watch": self.rate, "drift": self.drift, "context": (probe,)}
         span = self.score.sde.clock_span()
-        ways: dict[str, Any] = {"watch": self.rate, "drift": self.drift, "context": (probe,)}
-        return solve(self, self.state(z, end), span[end], span[1 - end], **ways, **effort)
+        return solve(self, self.state(z, end), span[end], span[1 - end], **options)
 
 
 def whitened_flow(
     score: nn.Module,
     z: Batch,
-    *,
     probes: int,
     exact: bool | None,
     reference: GaussianReference | None,
@@ -157,13 +156,12 @@ def log_prob(
         return lambda clock, state, probe: _Recomputed.apply(evaluate, 4, clock, *state, probe, *parameters)
 
     with _differentiated(model, eps) as sde:
-        options: dict[str, Any] = {"probes": probes, "exact": exact, "reference": reference, "generator": generator}
-        flow, probe = whitened_flow(score, x, **options)
+        flow, probe = whitened_flow(score, x, probes, exact, reference, generator)
         z, log_det = model.encode(x, generator=generator)
         log_alpha = sde.log_alpha(sde.endpoints(z)[START])
-        begin = flow.state(expand_like(log_alpha.exp(), z) * z, START)
-        ways: dict[str, Any] = {"steps": steps, "drift": recomputed(flow.drift), "context": (probe,)}
-        state, _, _ = adams(recomputed(flow), begin, *sde.clock_span(), **ways)
+        begin, span = flow.state(expand_like(log_alpha.exp(), z) * z, START), sde.clock_span()
+        field, drift = recomputed(flow), recomputed(flow.drift)
+        state, _, _ = adams(field, begin, *span, steps=steps, drift=drift, context=(probe,))
         return log_det + event_sum(log_alpha, z) + flow.log_prob(state)
 
 
@@ -209,8 +207,7 @@ def sample_with_log_prob(
     check_solver(probes, steps, nll_error)
     with evaluation_mode(model):
         sde = model.score.sde
-        options: dict[str, Any] = {"probes": probes, "exact": exact, "reference": reference, "generator": generator}
-        flow, probe = whitened_flow(model.score, z_T, **options)
+        flow, probe = whitened_flow(model.score, z_T, probes, exact, reference, generator)
         solution = flow.solve(z_T, END, probe, nll_error, steps)
         v, excess = solution.state
         z = flow.colour(v, START)

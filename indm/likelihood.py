@@ -128,8 +128,7 @@ def log_likelihood(
     with evaluation_mode(model), score.sde.truncated(eps) as sde:
         # Drawn before the flow's own probes, so that models compared at one seed share them.
         noise = randn_like(x, generator)
-        options: dict[str, Any] = {"probes": probes, "exact": exact, "reference": reference, "generator": generator}
-        flow, probe = whitened_flow(score, x, **options)
+        flow, probe = whitened_flow(score, x, probes, exact, reference, generator)
         z, log_det = model.encode(x, generator=generator)
         reconstruction = reconstruction_term(score, z, noise)
         z_eps = sde.perturb(z, sde.endpoints(z)[START], noise)

@@ -230,7 +230,7 @@ def test_autocast_changes_neither_value_nor_gradient():
     slope = gradient(expected, x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         log_prob = model.log_prob(x, steps=3)
-        assert torch.equal(log_prob, expected) and torch.equal(gradient(log_prob, x), slope)
+    assert torch.equal(log_prob, expected) and torch.equal(gradient(log_prob, x), slope)
 
 
 def test_a_gradient_at_a_raised_truncation_is_computed_there():
@@ -321,16 +321,14 @@ def test_samples_and_their_density_in_closed_form(name):
     assert error.max() < 1e-3 and not x.requires_grad and not log_prob.requires_grad
 
 
-@pytest.mark.parametrize("sde, eps", [("vp", 0.3), ("ve", None)])
-def test_the_density_of_samples_is_log_prob_there(sde, eps):
-    """In batches, too; and the samples are those that are drawn without it."""
-    model = smooth_model(sde)
-    x, log_prob = sample(model, 30, **ODE, log_prob=True, eps=eps, batch_size=20, generator=seeded(0))
+def test_the_density_of_samples_is_log_prob_there():
+    """At a raised ε and in batches, too; and the samples are those that are drawn without it."""
+    model, options = smooth_model(), ODE | {"eps": 0.3, "batch_size": 20}
+    x, log_prob = sample(model, 30, **options, log_prob=True, generator=seeded(0))
     assert x.shape == (30, 2) and log_prob.shape == (30,)
     with torch.no_grad():
-        torch.testing.assert_close(log_prob, model.log_prob(x, steps=96, eps=eps), rtol=0, atol=1e-4)
-    alone = sample(model, 30, **ODE, eps=eps, batch_size=20, generator=seeded(0))
-    torch.testing.assert_close(x, alone, rtol=0, atol=5e-3)
+        torch.testing.assert_close(log_prob, model.log_prob(x, steps=96, eps=0.3), rtol=0, atol=1e-4)
+    torch.testing.assert_close(x, sample(model, 30, **options, generator=seeded(0)), rtol=0, atol=5e-3)
 
 
 @pytest.mark.parametrize("reference", [None, GaussianReference(double(0.1, -0.2), double(0.4, 0.9))])
