@@ -143,7 +143,7 @@ def log_prob(
     check_probes(probes)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}; {FEWEST} is usual")
-    score, eps = model.score, model.score.sde.truncation(eps)
+    score = model.score
     parameters = tuple(parameter for parameter in score.parameters() if parameter.requires_grad)
 
     def recomputed(field: Callable[..., State]) -> Callable[..., State]:

@@ -478,8 +478,8 @@ def sample(
         temperature: factor on the latent before it is decoded; 1.0 samples the model.
         last_denoising: z_0 is E[z_0 | z_ε] at the end; else it is z_ε/α_ε.
         log_prob: give log p(x), too, integrated along with the sample: with sampler "ode", without last denoising, at
-            temperature 1. The ODE is then solved to 1e-3 bits/dim, as in :func:`indm.log_likelihood`; for other
-            tolerances, probes and errors see :func:`indm.density.sample_with_log_prob`.
+            temperature 1. The ODE is then solved to 1e-3 bits/dim, with the divergence that
+            :func:`indm.log_likelihood` has by default; :func:`indm.density.sample_with_log_prob` takes others.
         batch_size: samples at a time.
 
     Returns:

@@ -148,6 +148,13 @@ def test_it_is_log_likelihood_without_noise_and_reconstruction(options, eps, mon
         assert torch.equal(model.log_prob(x, **options, generator=seeded(1)), log_prob)
 
 
+def test_a_reference_changes_the_steps_and_not_the_density():
+    model, law = smooth_model(), GaussianReference(double(0.1, 0.2), double(0.5, 0.7))
+    with torch.no_grad():
+        one, other = (model.log_prob(points(10, 2), steps=64, reference=reference) for reference in (None, law))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
 # ── the gradient ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
