@@ -10,7 +10,7 @@ from closed_form import SDES, MixtureScore, column, gaussian, normal_log_prob, w
 from contract_parts import constructions
 from flow_tools import perturb, slopes
 
-from indm.density import sample_with_log_prob
+from indm.density import WhitenedFlow, sample_with_log_prob
 from indm.flows import (
     ActNorm,
     Compose,
@@ -153,6 +153,16 @@ def test_a_reference_changes_the_steps_and_not_the_density():
     with torch.no_grad():
         one, other = (model.log_prob(points(10, 2), steps=64, reference=reference) for reference in (None, law))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
+def test_what_the_solver_watches_is_the_slope_of_log_p(name):
+    law = GaussianReference(double(0.1, 0.2), double(0.5, 0.7))
+    flow = WhitenedFlow(gaussian(name), law, (2,), exact=True)
+    (v, velocity), (excess, divergence) = points(2, 6, 2), points(2, 6)
+    state = v.requires_grad_(), excess.requires_grad_()
+    along_v, along_excess = torch.autograd.grad(flow.log_prob(state).sum(), state)
+    expected = (along_v * velocity).sum(1) + along_excess * divergence
+    torch.testing.assert_close(flow.rate(state, (velocity.detach(), divergence.detach())), expected)
 
 
 # ── the gradient ─────────────────────────────────────────────────────────────────────────────────────────────────
