@@ -93,6 +93,9 @@ class Training:
     """Centre the final model's prior on the mean latent (useful for VE); best/ and snapshots/ stay as they are."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     """Precision of the networks; "auto" is bf16 where the machine is fast in it."""
+    shard: bool = False
+    """Divide weights, gradients, moments and average of the score network over the processes, for one that does not fit
+    one device; see docs/distributed.md. With one process it is not divided."""
     threads: Annotated[int | Literal["auto"], arg(aliases=["--threads"])] = "auto"
     """Threads of the CPU. "auto" takes OMP_NUM_THREADS if that is set, and that of the run in a resumed one. Else it
     measures a step on one, half and all threads, a second each, and takes the fastest. The last bits depend on it;

@@ -3,6 +3,9 @@
 ``checkpoints/STEP.pt`` are the last few states. ``checkpoint.pt`` is the newest of them under a name that does not
 change: the same file where the file system has hard links, else a copy. A state is a zip archive; the CRC-32 of every
 member is compared before it is used.
+
+With ``train.shard``, ``checkpoints/STEP.pt`` is small and counts its shards: ``checkpoints/STEP.N``, the N-th that was
+written at that step, has a safetensors file of each process. The state has their CRC-32, and is written when they are.
 """
 
 import errno
@@ -11,9 +14,12 @@ import os
 import shutil
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from indm import messages
 from indm.files import atomic, pickles
@@ -71,6 +77,43 @@ def write(run: Path, state: dict, keep: int) -> None:
     _also_called(path, run / NEWEST)
     for old in numbered(run)[keep:]:
         old.unlink()
+    for shards in all_shards(run):
+        others = {*path.parent.glob(f"{shards.stem}.pt*")} - {path}
+        if not others and not ("shards" in state and shards == shards_of(path, state)):
+            shutil.rmtree(shards)
+
+
+def all_shards(run: Path) -> list[Path]:
+    """``checkpoints/STEP.N``, in any order."""
+    return [path for path in (run / FOLDER).glob("*.*") if path.is_dir() and path.name.replace(".", "", 1).isdecimal()]
+
+
+def new_shards(run: Path, step: int) -> Path:
+    """The folder for the shards of a state that is about to be written."""
+    numbers = [int(shards.suffix[1:]) for shards in all_shards(run) if shards.stem == str(step)]
+    return run / FOLDER / f"{step}.{max(numbers, default=0) + 1}"
+
+
+def record_of(shards: Path, accelerator: Accelerator) -> dict:
+    """What a state says of its ``shards``: which they are, and the CRC-32 of each file. Collective."""
+    files = sorted(shards.iterdir())[accelerator.process_index :: accelerator.num_processes]
+    sums = gather_object([(file.name, checksum(file)) for file in files])
+    return {"number": int(shards.suffix[1:]), "files": dict(sums)}
+
+
+def shards_of(path: Path, state: dict) -> Path:
+    """The folder of the shards of the ``state`` in ``path``."""
+    folder = path.parent / FOLDER if path.name == NEWEST else path.parent
+    return folder / f"{state['step']:d}.{state['shards']['number']:d}"
+
+
+def checksum(file: Path) -> int:
+    """The CRC-32 of a file."""
+    sum_so_far = 0
+    with file.open("rb") as content:
+        while part := content.read(2**20):
+            sum_so_far = zlib.crc32(part, sum_so_far)
+    return sum_so_far
 
 
 def newest(run: Path) -> tuple[Path, dict]:
@@ -84,7 +127,7 @@ def newest(run: Path) -> tuple[Path, dict]:
     complaints: dict[Path, str] = {}
     for path in states_in(run):
         try:
-            state = read(path)
+            state = read_whole(path)
         except Exception as error:  # a damaged archive surfaces as almost anything
             raise_if_out_of_memory(path, error)
             for cause in causes(error):  # zipfile has one answer to all that goes wrong at the end of a file
@@ -120,6 +163,22 @@ def read(path: Path) -> dict:
     return _migrated(state)
 
 
+def read_whole(path: Path) -> dict:
+    """The state in ``path``, where its shards are what was written, too.
+
+    Raises:
+        ValueError: one of them is not, or as :func:`read`.
+    """
+    state = read(path)
+    if "shards" in state:
+        folder = shards_of(path, state)
+        there = {file.name: checksum(file) for file in folder.iterdir()} if folder.is_dir() else {}
+        wrong = [name for name, wanted in state["shards"]["files"].items() if there.pop(name, None) != wanted]
+        if wrong or there:
+            raise ValueError(f"{', '.join(sorted({*wrong, *there}))} in {folder} is not what was written")
+    return state
+
+
 def _migrated(state: dict) -> dict:
     """``state`` with the names of today, where the first version wrote it."""
     groups = (state.get("optimizer") or {}).get("param_groups", [])
@@ -140,7 +199,7 @@ def drop_newest(run: Path) -> None:
 
 def _is_whole(path: Path) -> bool:
     try:
-        read(path)
+        read_whole(path)
         return True
     except Exception:
         return False
@@ -154,7 +213,7 @@ def reached(run: Path) -> int:
 
 def mebibytes(run: Path) -> float:
     """The size on disk of the states in ``run``, with those set aside."""
-    return sum(path.stat().st_size for path in (run / FOLDER).iterdir()) / 2**20
+    return sum(path.stat().st_size for path in (run / FOLDER).rglob("*") if path.is_file()) / 2**20
 
 
 def _use(run: Path, whole: Path, step: int, complaints: dict[Path, str]) -> Path:

@@ -11,8 +11,9 @@ from indm.flows.base import require_one_map
 from indm.model import count_parameters
 from indm.objective import Objective
 from indm.tensors import evaluation_mode
+from indm.training import sharding
 
-OF_DIFFUSIONS = ("pretrain", "soft_truncation", "isometry", "terminal", "latent_mean")  # keys of [train]
+OF_DIFFUSIONS = ("pretrain", "soft_truncation", "isometry", "terminal", "latent_mean", "shard")  # keys of [train]
 
 
 def check_parts(model: nn.Module, options: Training, objective: Objective) -> None:
@@ -38,6 +39,8 @@ def check_parts(model: nn.Module, options: Training, objective: Objective) -> No
     _check_objective(model, options, objective, sizes)
     if not sizes["score"] and options.pretrain:
         raise ValueError(f"train.pretrain must be 0 where the score has nothing to train, got {options.pretrain:g}")
+    if options.shard:
+        sharding.check(model)
     if options.isometry:
         require_one_map(model.flow, "train.isometry")
 

@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import nn
 
+from indm.training.sharding import local
+
 
 class EMA:
     """``model``, a deep copy whose parameters follow θ̄ ← d_n θ̄ + (1 − d_n) θ with d_n = min(decay, (1+n)/(10+n))."""
@@ -20,7 +22,8 @@ class EMA:
         it; others are copied.
         """
         weight = 1 - min(self.decay, (1 + n) / (10 + n))
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), weight)
+        averages, weights = (list(map(local, each.parameters())) for each in (self.model, model))
+        torch._foreach_lerp_(averages, weights, weight)
         for averaged, current in zip(self.model.buffers(), model.buffers(), strict=True):
             if averaged.is_floating_point():
                 averaged.lerp_(current, weight)

@@ -188,8 +188,8 @@ def run_in(
         if not trainer.skipped_in_row or trainer.progress >= 1:
             trainer.save(out)
         summary = Summary(summarise(trainer, out, stopped))
+        save_final(trainer, out)
         if main:
-            save_final(trainer, out)
             atomic.json_object(out / "summary.json", summary)
             warn_of_short_run(trainer, stopped)
         summary.signal_received = agree(trainer, interrupted.is_set())  # also in what comes after the last step
@@ -264,8 +264,8 @@ def loop(
                 recover(trainer, out, log, fault)
                 batches = trainer.batches()
                 continue
-            if o.snapshot_every and due(o.snapshot_every) and trainer.accelerator.is_main_process:
-                trainer.ema.model.save(out / "snapshots" / str(trainer.step))
+            if o.snapshot_every and due(o.snapshot_every):
+                trainer.save_average(out / "snapshots" / str(trainer.step))
             if saves and not over and not trainer.skipped_in_row:
                 trainer.save(out)
             shown.update(trainer.progress)
@@ -347,13 +347,16 @@ def save_final(trainer: Trainer, out: Path) -> None:
     """Save the model that ``train.final`` and ``train.latent_mean`` ask for, where that is not the last average.
 
     With ``latent_mean`` its prior sits at the mean latent of (up to 10,000) training examples. Checkpoints stay as
-    they are.
+    they are. Collective.
     """
     o = trainer.options
     is_earlier = o.final == "best" and trainer.best.get("step", trainer.step) != trainer.step
     if not is_earlier and not o.latent_mean:
         return
-    model = copy.deepcopy(trainer.ema.model)
+    average = trainer.average()
+    if not trainer.accelerator.is_main_process:
+        return
+    model = copy.deepcopy(average)
     if is_earlier:
         with reading(out / BEST, str(trainer.accelerator.device)) as saved:
             model.load_state_dict(saved.state)

@@ -17,6 +17,7 @@ from indm.config.recipes import Recipe
 from indm.files.memory import most_memory
 from indm.objective import objective_of
 from indm.scaling import Scaling
+from indm.training.sharding import blocks
 
 COPIES = 5  # of the weights: themselves, their gradients, Adam's two averages, the moving average
 OWN = {"indm", "torch"}  # packages whose modules end on the meta device
@@ -51,8 +52,13 @@ def estimate(recipe: Recipe, shape: tuple[int, ...], batch: int, *, half: bool =
     return sum(_weights_and_kept(recipe, shape, batch, half))
 
 
-def _weights_and_kept(recipe: Recipe, shape: tuple[int, ...], batch: int, half: bool) -> tuple[int, int]:
-    """The bytes of all copies of the weights, and of the tensors that a forward pass keeps for the backward pass."""
+def _weights_and_kept(
+    recipe: Recipe, shape: tuple[int, ...], batch: int, half: bool, shares: int = 1
+) -> tuple[int, int]:
+    """The bytes of all copies of the weights, and of the tensors that a forward pass keeps for the backward pass.
+
+    Of a score network in several ``shares`` one counts, and two blocks that are gathered, one with its gradient.
+    """
     objective = objective_of(parts.find("objective", recipe["train"]["objective"]))
     scaling = Scaling.images(256)
     with torch.device("meta"):
@@ -60,12 +66,20 @@ def _weights_and_kept(recipe: Recipe, shape: tuple[int, ...], batch: int, half: 
             model = objective.build(recipe, shape, scaling).train()
         except Exception:  # a part that needs numbers, or a mistake in the recipe, which the training will name
             return 0, 0
-        weights = COPIES * sum(p.nbytes for p in model.parameters())
+        weights = COPIES * _bytes_of(model)
         if not model.is_diffusion:
             return weights, 0
+        if shares > 1:
+            network = model.score.backbone
+            largest = max(map(_bytes_of, blocks(network)), default=_bytes_of(network))
+            weights += 3 * largest - COPIES * (_bytes_of(network) * (shares - 1) // shares)
         x, t = torch.zeros(batch, *shape), torch.ones(batch)
         score = _kept_by(model.score.backbone, x, t)
         return weights, _kept_by(model.flow, x) + (score // 2 if half else score)
+
+
+def _bytes_of(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def _kept_by(module: nn.Module, *inputs: Tensor) -> int:
@@ -101,12 +115,14 @@ def check_fits(recipe: Recipe, shape: tuple[int, ...], accelerator: Accelerator)
     most = torch.cuda.get_device_properties(accelerator.device).total_memory if on_gpu else most_memory()
     if _is_small(recipe, shape, batch, most):
         return
-    weights, kept = _weights_and_kept(recipe, shape, batch, accelerator.mixed_precision == "bf16")
+    shares = accelerator.num_processes if options.shard else 1
+    weights, kept = _weights_and_kept(recipe, shape, batch, accelerator.mixed_precision == "bf16", shares)
     if weights + kept > most:
+        divide = "" if options.shard or accelerator.num_processes == 1 else ", or set train.shard"
         raise TooLarge(
             f"a step of training takes {gib(weights + kept)} ({gib(weights)} for the weights and their optimizer, "
             f"{gib(kept)} for a batch), and there are {gib(most)} of {'GPU memory' if on_gpu else 'memory'}: lower "
-            f"{', '.join(_sizes(recipe))}, or raise train.accumulate"
+            f"{', '.join(_sizes(recipe))}, or raise train.accumulate{divide}"
         )
 
 

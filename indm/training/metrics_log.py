@@ -17,6 +17,7 @@ from indm.config.recipes import Recipe
 from indm.files import atomic, untrusted
 from indm.messages import reason
 from indm.runs.folder import read_metrics
+from indm.runs.processes import by_main_process
 
 PENALTIES = ("isometry", "terminal")  # terms beside the NELBO that are worth watching
 BEST = "best"  # the folder of the averaged model with the best validation, in that of the run
@@ -75,7 +76,7 @@ class MetricsLog:
         if self.trainer.options.trackers:
             flat = {f"{t}.{k}": str(v) for t, content in self.recipe.items() for k, v in content.items()}
             self.trainer.accelerator.init_trackers("indm", config=flat)
-        self.trainer.best = self._read_best()
+        self.trainer.best = by_main_process(self._read_best)
         self.go_back()
         return self
 
@@ -98,8 +99,7 @@ class MetricsLog:
             best = untrusted.json_object(self.best)
             return {"step": int(best["step"]), "valid_nelbo": float(best["valid_nelbo"])}
         except (ValueError, TypeError, KeyError) as error:
-            if self.trainer.accelerator.is_main_process:
-                warnings.warn(f"{self.best} is damaged ({reason(error)}); the next model is best", stacklevel=3)
+            warnings.warn(f"{self.best} is damaged ({reason(error)}); the next model is best", stacklevel=3)
             return {}
 
     def _is_past(self, line: dict) -> bool:
@@ -193,8 +193,8 @@ class MetricsLog:
         trainer.validation = validation
         if validation["valid_nelbo"] < trainer.best.get("valid_nelbo", math.inf):
             trainer.best = {"step": trainer.step, "valid_nelbo": validation["valid_nelbo"]}
+            trainer.save_average(self.best.parent)
             if trainer.accelerator.is_main_process:
-                trainer.ema.model.save(self.best.parent)
                 atomic.json_object(self.best, trainer.best)
         self._write(validation, trainer.step)
         return None

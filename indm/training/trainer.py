@@ -33,7 +33,7 @@ from indm.objective import Objective, flow_nll, objective_of, soft_truncation
 from indm.rng import part_of
 from indm.runs.processes import by_main_process
 from indm.runs.signals import uncut
-from indm.training import checkpoints
+from indm.training import checkpoints, sharding
 from indm.training.checks import check_loss, check_parts, check_second, check_shapes
 from indm.training.ema import EMA
 from indm.training.memory import check_fits
@@ -80,11 +80,17 @@ class Trainer:
             check_fits(recipe, data.shape, accelerator)
             model = self.build_model(recipe)
         check_parts(model, self.options, self.objective)
+        self.is_sharded = self.options.shard and accelerator.num_processes > 1
         layout = torch.channels_last if accelerator.device.type == "cuda" else torch.preserve_format
-        self.model = model.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
+        self.model = model if self.is_sharded else model.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
         self._try_outside_parts()
         self.ema = EMA(self.model, self.options.ema)
-        self.optimizer = self.build_optimizer([group for group in self.parameter_groups() if group["params"]])
+        if self.is_sharded:
+            self.hollow = sharding.without_weights(self.ema.model)
+            sharding.shard(self.ema.model, accelerator)
+            sharding.shard(self.model, accelerator, half=accelerator.mixed_precision == "bf16")
+        groups = [group for group in self.parameter_groups() if group["params"]]
+        self.optimizer = self.build_optimizer(sharding.apart(groups))
         self.step, self.seconds = 0, 0.0
         self.pretraining = self.options.pretrain > 0
         self.means = Means()
@@ -94,7 +100,8 @@ class Trainer:
         self.skipped_in_row: Counter[str] = Counter()  # in a row, of each kind of step: see MetricsLog
         self.lr_factor, self.rollbacks, self.fell_back = 1.0, 0, False
         self.saved_step: int | None = None
-        self.network = accelerator.prepare_model(self.build_step(recipe).train())
+        step = self.build_step(recipe).train()
+        self.network = sharding.prepare(step, accelerator) if self.is_sharded else accelerator.prepare_model(step)
         torch.manual_seed(self.options.seed + 1)  # of all processes: see indm.rng
 
     def _second_data(self, recipe: Recipe) -> Data | None:
@@ -126,7 +133,7 @@ class Trainer:
         loss_package = getattr(self.objective.loss, "__module__", "").split(".")[0]
         if {*packages, loss_package} <= {"torch", "indm"}:
             return
-        x, _ = from_data(self.model, stack(self.data.train, 2).to(self.accelerator.device))
+        x, _ = from_data(self.model, stack(self.data.train, 2).to(next(self.model.parameters()).device))
         if self.model.is_diffusion:
             check_shapes(self.model, x)
             if any(isinstance(part, Flow) and package_of(part) != "indm" for part in self.model.flow.modules()):
@@ -235,9 +242,9 @@ class Trainer:
         ]
         self._set_learning_rates()
         terms = self.forward_backward(batches, conditions)
-        for group in self.optimizer.param_groups:
-            if any(p.grad is not None for p in group["params"]):
-                terms[f"{group['name']}_grad_norm"] = nn.utils.clip_grad_norm_(group["params"], self.options.clip)
+        for part, parameters in sharding.together(self.optimizer.param_groups).items():
+            if any(p.grad is not None for p in parameters):
+                terms[f"{part}_grad_norm"] = sharding.clip_grad_norm_(parameters, self.options.clip)
         finite = torch.stack([value.isfinite() for value in terms.values()]).all()
         skipped = self.accelerator.reduce((~finite).float(), "sum").clamp_max(1.0)
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
@@ -319,13 +326,34 @@ class Trainer:
             "means": gather_object([self.means.state()]),
             **{name: getattr(self, name) for name in KEPT},
         }
+        if self.options.shard:
+            shards = by_main_process(lambda: checkpoints.new_shards(run, self.step))
+            state = sharding.write(shards, state, self._parameters())
+            state["shards"] = checkpoints.record_of(shards, self.accelerator)
+        average = self.average()
         if self.accelerator.is_main_process:
             with uncut:
                 checkpoints.write(run, state, self.options.keep_last)
-                self.ema.model.save(run)
+                average.save(run)
                 self.saved_step = self.step  # before the process may end, with last words that name it
         self.saved_step, self.fell_back = self.step, False
         self.accelerator.wait_for_everyone()
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def average(self) -> nn.Module:
+        """The averaged model in one piece. Collective.
+
+        Where it is sharded, that is a copy on the CPU of the main process, and the others get one without weights.
+        """
+        return sharding.gathered(self.ema.model, self.hollow) if self.is_sharded else self.ema.model
+
+    def save_average(self, folder: Path) -> None:
+        """Write the averaged model into ``folder``. Collective."""
+        average = self.average()
+        if self.accelerator.is_main_process:
+            average.save(folder)
 
     def load(self, run: Path) -> None:
         """Go back to the newest whole state in ``run``; the number of processes may be another one. Collective.
@@ -346,6 +374,9 @@ class Trainer:
         path = by_main_process(newest)
         state = state or checkpoints.read(path)
         try:
+            if "shards" in state:
+                state |= {"model": self.model.state_dict(), "ema": self.ema.model.state_dict()}
+                sharding.read(checkpoints.shards_of(path, state), state, self._parameters())
             self._take(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise_if_out_of_memory(path, error)

@@ -32,15 +32,17 @@ def bound_of(model: nn.Module, raw: Tensor, seed: int) -> Draw:
 def drawn(raw: Tensor, draw: Draw, model: nn.Module, accelerator: Accelerator, batch_size: int, seed: int) -> Tensor:
     """``draw`` of all of ``raw``, nats of the raw data (N,): each process does its share, and all get all of them.
 
-    The noise of a batch depends on its place alone, so that the result does not depend on the processes.
+    The noise of a batch depends on its place alone, so that the result does not depend on the processes. One that has
+    nothing left to do draws the last batch again: a sharded network is computed by all processes or by none.
     """
-    a, nats = accelerator, []
+    a, batches = accelerator, raw.split(batch_size)
+    nats = [torch.zeros(len(batch), device=a.device) for batch in batches]
     generator = torch.Generator(a.device)
-    for index, part in enumerate(raw.split(batch_size)):
-        if index % a.num_processes == a.process_index:
-            generator.manual_seed(seed + 1_000_003 * index)
-            x, log_q = from_data(model, part.to(a.device), generator=generator)
-            nats.append((draw(x, generator) + log_q).float())
-        else:
-            nats.append(torch.zeros(len(part), device=a.device))
+    for turn in range(a.process_index, len(batches) + -len(batches) % a.num_processes, a.num_processes):
+        index = min(turn, len(batches) - 1)
+        generator.manual_seed(seed + 1_000_003 * index)
+        x, log_q = from_data(model, batches[index].to(a.device), generator=generator)
+        own = (draw(x, generator) + log_q).float()
+        if index == turn:
+            nats[index] = own
     return a.reduce(torch.cat(nats), "sum")

@@ -1,0 +1,267 @@
+"""A score network divided over the processes: each holds a share of its weights, gradients, moments and average.
+
+This is PyTorch's ``fully_shard``: a parameter is cut along its first axis, and a block of the network is gathered when
+it is computed and freed after that. The flow, the noise of grey levels and a learned SDE are small, and each process
+has all of them. The functions here take sharded tensors and others alike: the trainer need not ask which they are.
+
+In a checkpoint each process writes a file of its own, by torch.distributed.checkpoint, which also reads them in another
+number of processes. They are safetensors: its usual storage has a pickle beside the tensors, and what is pickled there
+would run code in whoever resumes the run of a stranger.
+
+PyTorch's modules for this are imported where they are needed: that takes two seconds.
+"""
+
+import copy
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from indm.model import count_parameters
+
+LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+
+
+def check(model: nn.Module) -> None:
+    """ValueError where a diffusion ``model`` cannot be trained with ``train.shard``."""
+    import torch.distributed.checkpoint as dcp
+
+    if not hasattr(dcp, "HuggingFaceStorageWriter"):
+        raise ValueError(
+            f"train.shard must be false with PyTorch {torch.__version__}, got true: it writes no sharded safetensors; "
+            "2.13 does"
+        )
+    if not count_parameters(model.score.backbone):
+        raise ValueError("train.shard must be false where the score network has no parameters, got true")
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether each process has a share of ``tensor``: whether it is a DTensor."""
+    return hasattr(tensor, "placements")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process has of ``tensor``."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of ``tensor``, in each process. Collective."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+# ── the model ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def shard(model: nn.Module, accelerator: Accelerator, *, half: bool = False) -> None:
+    """Divide the score network of ``model`` over all processes, and move the rest to the device. In place, collective.
+
+    Args:
+        model: an INDM, the same in all processes and best on the CPU: no more than a block of its network is ever
+            whole on the device.
+        accelerator: devices and processes.
+        half: a network in single precision is gathered in bfloat16, in which autocast computes. Else autograd would
+            keep the copies that autocast makes of all blocks. Gradients are added up in single precision.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    network = model.score.backbone
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    precision = MixedPrecisionPolicy(cast_forward_inputs=False)  # a noise level in bfloat16 would be another one
+    if half and all(parameter.dtype == torch.float32 for parameter in network.parameters()):
+        precision = replace(precision, param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for module in dict.fromkeys((*blocks(network), network)):
+        fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+    # A view matters where it is changed in place, which no score does with the output of its network.
+    warnings.filterwarnings("ignore", rf"FSDP2-wrapped module \({type(network).__name__}\) returned a view")
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not is_sharded(tensor):
+            tensor.data = tensor.data.to(accelerator.device)
+
+
+def blocks(network: nn.Module) -> Iterator[nn.Module]:
+    """What is gathered at a time: the modules with parameters in the lists of ``network``, however deep they lie.
+
+    What is in no list is gathered with the network itself, once for its forward and once for its backward pass.
+
+    >>> [type(block).__name__ for block in blocks(nn.Sequential(nn.Linear(2, 3), nn.SiLU(), nn.Linear(3, 2)))]
+    ['Linear', 'Linear']
+    """
+    for child in network.children():
+        if isinstance(network, LISTS) and not isinstance(child, LISTS):
+            yield from [child] if count_parameters(child) else []
+        else:
+            yield from blocks(child)
+
+
+def prepare(step: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """``step`` as ``accelerator`` would prepare it, but that only what is not sharded has its gradients averaged here.
+
+    Those of the others come averaged from the backward pass.
+    """
+    step = accelerator.prepare_model(step, evaluation_mode=True)  # its precision alone
+    sharded = {name for name, parameter in step.named_parameters() if is_sharded(parameter)}
+    if all(name in sharded or not parameter.requires_grad for name, parameter in step.named_parameters()):
+        return step
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(step, sharded)
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else None
+    options = accelerator.ddp_handler.to_kwargs() if accelerator.ddp_handler else {}
+    return DistributedDataParallel(step, device_ids=devices, **options)
+
+
+def without_weights(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` whose parameters have shapes and no numbers, for :func:`gathered`."""
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+        for parameter in model.parameters()
+    }
+    return copy.deepcopy(model, memo)
+
+
+def gathered(model: nn.Module, hollow: nn.Module) -> nn.Module:
+    """``model`` in one piece: in the main process a copy of ``hollow`` with all its weights, on the CPU. Collective.
+
+    They are gathered one by one: a device holds no more than one of them.
+    """
+    is_main = torch.distributed.get_rank() == 0
+    state = {}
+    for name, tensor in model.state_dict().items():
+        one = whole(tensor)
+        if is_main:
+            state[name] = one.cpu()
+    one_piece = copy.deepcopy(hollow)
+    if is_main:
+        one_piece.load_state_dict(state, assign=True)
+    return one_piece
+
+
+# ── the step ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def apart(groups: Iterable[dict]) -> list[dict]:
+    """An optimizer's parameter groups, cut where one has sharded parameters and others, which no kernel takes both."""
+    cut = []
+    for group in groups:
+        for kind in (True, False):
+            parameters = [p for p in group["params"] if is_sharded(p) is kind]
+            cut += [group | {"params": parameters}] if parameters else []
+    return cut
+
+
+def together(groups: Iterable[dict]) -> dict[str, list[nn.Parameter]]:
+    """The parameters of the groups of each name."""
+    parameters: dict[str, list[nn.Parameter]] = {}
+    for group in groups:
+        parameters.setdefault(group["name"], []).extend(group["params"])
+    return parameters
+
+
+def clip_grad_norm_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale the gradients of ``parameters`` to a norm of at most ``max_norm``, as PyTorch does; the norm before.
+
+    Collective where one of them is sharded.
+    """
+    kinds: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            kinds[is_sharded(parameter)].append(parameter)
+    norms = [whole(get_total_norm([p.grad for p in kind])) for kind in kinds.values() if kind]  # type: ignore[misc]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    for kind in kinds.values():
+        clip_grads_with_norm_(kind, max_norm, norm)
+    return norm
+
+
+# ── checkpoints ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def write(folder: Path, state: Mapping[str, Any], parameters: list[nn.Parameter]) -> dict[str, Any]:
+    """Write the weights, averages and moments of ``state`` into ``folder``; what is left of it. Collective.
+
+    Args:
+        folder: a new one.
+        state: state dicts "model", "ema" and "optimizer", and whatever else.
+        parameters: of the optimizer, in its order.
+
+    Raises:
+        OSError: a process cannot write; nothing is left of ``folder``.
+    """
+    import torch.distributed.checkpoint as dcp
+
+    try:
+        with alone_without_warning():
+            dcp.save(
+                tensors_of(state, parameters),
+                storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True),
+            )
+    except dcp.api.CheckpointException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise OSError(f"{folder} cannot be written, and what was there before is unchanged: {_cause(error)}") from error
+    moments = {
+        index: {key: None if is_like(value, parameters[index]) else value for key, value in entry.items()}
+        for index, entry in state["optimizer"]["state"].items()
+    }
+    rest = {key: value for key, value in state.items() if key not in ("model", "ema")}
+    return rest | {"optimizer": state["optimizer"] | {"state": moments}}
+
+
+def read(folder: Path, state: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+    """Read what :func:`write` wrote, perhaps in another number of processes. Collective.
+
+    Args:
+        folder: where.
+        state: what was left then, with state dicts "model" and "ema", whose tensors are filled in place. Moments that
+            are None are made.
+        parameters: of the optimizer, in its order.
+
+    Raises:
+        ValueError, KeyError, RuntimeError: the files do not fit the tensors.
+        OSError: they cannot be read.
+    """
+    import torch.distributed.checkpoint as dcp
+
+    by_index = dict(enumerate(parameters))
+    for index, entry in state["optimizer"]["state"].items():
+        entry |= {key: torch.zeros_like(by_index[index]) for key, value in entry.items() if value is None}
+    try:
+        with alone_without_warning():
+            dcp.load(tensors_of(state, parameters), storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
+    except dcp.api.CheckpointException as error:
+        raise _cause(error) from error
+
+
+def tensors_of(state: Mapping[str, Any], parameters: list[nn.Parameter]) -> dict[str, Tensor]:
+    """Weights, averages and moments in ``state`` by name: what grows with the model."""
+    named = {f"{part}.{name}": tensor for part in ("model", "ema") for name, tensor in state[part].items()}
+    for index, entry in state["optimizer"]["state"].items():
+        moments = {key: value for key, value in entry.items() if is_like(value, parameters[index])}
+        named |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
+    return named
+
+
+def is_like(value: Any, parameter: nn.Parameter) -> bool:
+    """Whether ``value``, of an optimizer's state, has a number for each of the ``parameter``'s."""
+    return isinstance(value, Tensor) and value.shape == parameter.shape
+
+
+@contextmanager
+def alone_without_warning() -> Iterator[None]:
+    """Inside, PyTorch does not warn that a process which writes or reads is alone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
+        yield
+
+
+def _cause(error: Any) -> BaseException:
+    """What went wrong in the first of the processes in which something did."""
+    return next(iter(error.failures.values()))[0]
