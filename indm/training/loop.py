@@ -358,7 +358,7 @@ def save_final(trainer: Trainer, out: Path) -> None:
         return
     model = copy.deepcopy(average)
     if is_earlier:
-        with reading(out / BEST, str(trainer.accelerator.device)) as saved:
+        with reading(out / BEST) as saved:
             model.load_state_dict(saved.state)
     if o.latent_mean:
         centre_prior(model, stack(trainer.data.train, 10_000), batch_size=trainer.micro_batch_size)

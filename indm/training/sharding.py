@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from indm.model import count_parameters
@@ -104,21 +103,6 @@ def blocks(network: nn.Module) -> Iterator[nn.Module]:
             yield from blocks(child)
 
 
-def prepare(step: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """``step`` as ``accelerator`` would prepare it, but that only what is not sharded has its gradients averaged here.
-
-    Those of the others come averaged from the backward pass.
-    """
-    step = accelerator.prepare_model(step, evaluation_mode=True)  # its precision alone
-    sharded = {name for name, parameter in step.named_parameters() if is_sharded(parameter)}
-    if all(name in sharded or not parameter.requires_grad for name, parameter in step.named_parameters()):
-        return step
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(step, sharded)
-    devices = [accelerator.device] if accelerator.device.type == "cuda" else None
-    options = accelerator.ddp_handler.to_kwargs() if accelerator.ddp_handler else {}
-    return DistributedDataParallel(step, device_ids=devices, **options)
-
-
 def without_weights(model: nn.Module) -> nn.Module:
     """A copy of ``model`` whose parameters have shapes and no numbers, for :func:`gathered`."""
     memo: dict[int, Any] = {
@@ -148,12 +132,16 @@ def gathered(model: nn.Module, hollow: nn.Module) -> nn.Module:
 # ── the step ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def apart(groups: Iterable[dict]) -> list[dict]:
-    """An optimizer's parameter groups, cut where one has sharded parameters and others, which no kernel takes both."""
+def apart(groups: Iterable[dict], network: nn.Module) -> list[dict]:
+    """An optimizer's parameter groups, cut where one has parameters of the ``network`` that is sharded and others.
+
+    No kernel takes both. The cut is the same in one process, so that a checkpoint fits any number of them.
+    """
+    own = set(map(id, network.parameters()))
     cut = []
     for group in groups:
         for kind in (True, False):
-            parameters = [p for p in group["params"] if is_sharded(p) is kind]
+            parameters = [p for p in group["params"] if (id(p) in own) is kind]
             cut += [group | {"params": parameters}] if parameters else []
     return cut
 
@@ -164,6 +152,22 @@ def together(groups: Iterable[dict]) -> dict[str, list[nn.Parameter]]:
     for group in groups:
         parameters.setdefault(group["name"], []).extend(group["params"])
     return parameters
+
+
+def average_gradients(parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:
+    """Average the gradients of what is not sharded over all processes, as the backward pass does with what is.
+
+    Where only some processes have a gradient of a parameter, it is 0 in the others. Collective.
+    """
+    replicated = [parameter for parameter in parameters if not is_sharded(parameter)]
+    having = torch.tensor([float(p.grad is not None) for p in replicated], device=accelerator.device)
+    used = [p for p, processes in zip(replicated, accelerator.reduce(having).tolist(), strict=True) if processes]
+    if not used:
+        return
+    own = [torch.zeros_like(p) if p.grad is None else p.grad for p in used]
+    mean = accelerator.reduce(torch.cat([gradient.flatten() for gradient in own]), "mean")
+    for parameter, part in zip(used, mean.split([p.numel() for p in used]), strict=True):
+        parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
 
 def clip_grad_norm_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:

@@ -90,7 +90,8 @@ class Trainer:
             sharding.shard(self.ema.model, accelerator)
             sharding.shard(self.model, accelerator, half=accelerator.mixed_precision == "bf16")
         groups = [group for group in self.parameter_groups() if group["params"]]
-        self.optimizer = self.build_optimizer(sharding.apart(groups))
+        groups = sharding.apart(groups, self.model.score.backbone) if self.options.shard else groups
+        self.optimizer = self.build_optimizer(groups)
         self.step, self.seconds = 0, 0.0
         self.pretraining = self.options.pretrain > 0
         self.means = Means()
@@ -101,7 +102,7 @@ class Trainer:
         self.lr_factor, self.rollbacks, self.fell_back = 1.0, 0, False
         self.saved_step: int | None = None
         step = self.build_step(recipe).train()
-        self.network = sharding.prepare(step, accelerator) if self.is_sharded else accelerator.prepare_model(step)
+        self.network = accelerator.prepare_model(step, evaluation_mode=self.is_sharded)  # that is, without DDP
         torch.manual_seed(self.options.seed + 1)  # of all processes: see indm.rng
 
     def _second_data(self, recipe: Recipe) -> Data | None:
@@ -242,6 +243,8 @@ class Trainer:
         ]
         self._set_learning_rates()
         terms = self.forward_backward(batches, conditions)
+        if self.is_sharded:
+            sharding.average_gradients(self._parameters(), self.accelerator)
         for part, parameters in sharding.together(self.optimizer.param_groups).items():
             if any(p.grad is not None for p in parameters):
                 terms[f"{part}_grad_norm"] = sharding.clip_grad_norm_(parameters, self.options.clip)
