@@ -11,8 +11,6 @@ import signal
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from indm.config import recipes
 from indm.training.loop import train
@@ -53,41 +51,17 @@ class InDouble(Trainer):
         return x * math.nan if self.fails("nan") else x
 
 
-class ShardedAdamW(ZeroRedundancyOptimizer):
-    """AdamW of which each process keeps the moments of its share of the parameters alone."""
-
-    def __init__(self, groups, **options):
-        super().__init__(groups, torch.optim.AdamW, fused=True, **options)
-
-    def step(self):
-        self.optim.found_inf = self.found_inf
-        super().step()
-
-    def state_dict(self):
-        self.consolidate_state_dict()
-        return super().state_dict() if dist.get_rank() == 0 else {}
-
-
-class Sharded(InDouble):
-    """As in docs/distributed.md."""
-
-    def build_optimizer(self, groups):
-        return ShardedAdamW(groups, lr=self.options.lr, betas=self.options.betas)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--sharded", action="store_true")
     for fault in FAULTS:
         parser.add_argument(f"--{fault}", type=int, nargs=2, default=[], metavar=("RANK", "STEP"))
     options = parser.parse_args()
     FAULTS.update({fault: getattr(options, fault) for fault in FAULTS})
     torch.set_num_threads(1)
-    trainer = Sharded if options.sharded else InDouble
-    train(recipes.load(options.recipe), options.out, resume=options.resume, progress=False, trainer=trainer)
+    train(recipes.load(options.recipe), options.out, resume=options.resume, progress=False, trainer=InDouble)
 
 
 if __name__ == "__main__":

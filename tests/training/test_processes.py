@@ -357,10 +357,3 @@ def test_two_launchers_make_one_run(folder, wide):
     machines = [subprocess.Popen([*torchrun, *arguments], env=ONE_THREAD) for _ in range(2)]
     assert [machine.wait() for machine in machines] == [0, 0]
     assert largest_difference(one, folder / "machines") < 1e-9
-
-
-@pytest.mark.long
-def test_a_sharded_optimizer_makes_the_same_run(folder, wide):
-    recipe, one = wide
-    launch(2, LAUNCH, recipe, folder / "sharded", "--sharded")
-    assert largest_difference(one, folder / "sharded") < 1e-9

@@ -23,7 +23,7 @@ from indm.model import build, count_parameters
 from indm.training import checkpoints, memory
 from indm.training.devices import make_accelerator
 from indm.training.loop import train
-from indm.training.sharding import blocks, local
+from indm.training.sharding import blocks, local, shard
 from indm.training.trainer import Trainer
 
 LAUNCH = str(Path(__file__).with_name("launch.py"))
@@ -75,7 +75,27 @@ def held(trainer):
         "average": list(trainer.ema.model.score.backbone.parameters()),
         "moments": [state[key] for state in states for key in ("exp_avg", "exp_avg_sq")],
     }
-    return {kind: sum(local(tensor).untyped_storage().nbytes() for tensor in tensors) for kind, tensors in kinds.items()}
+    return {
+        kind: sum(local(tensor).untyped_storage().nbytes() for tensor in tensors) for kind, tensors in kinds.items()
+    }
+
+
+def kept_for_backward(half):
+    """Bytes of what autograd keeps of a pass through a wide network, beside those of its weights."""
+    accelerator = make_accelerator(recipes.options_of(recipes.resolve(HALF), "train"))
+    net = {"name": "mlp", "width": 256, "depth": 4}
+    model = indm.build_model({"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": net}, (4,))
+    weights = sum(p.nbytes for p in model.score.backbone.parameters())
+    shard(model, accelerator, half=half)
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16, half):
+        model.score(torch.randn(2, 4), torch.full((2,), 0.5))
+    return sum(storage.nbytes() for storage in kept.values()), weights
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +116,7 @@ def folder(tmp_path_factory):
         torch.distributed.barrier()
         train(SHARDED, folder / "halved", progress=False, trainer=InDouble, resume=True)
         train(change(HALF, shard=True), folder / "half", progress=False)
+        (folder / "kept.json").write_text(json.dumps([kept_for_backward(half) for half in (False, True)]))
 
     fork_group(2, work)
     with pytest.MonkeyPatch.context() as patch:
@@ -121,6 +142,12 @@ def test_each_process_has_its_share_of_weights_average_and_moments(folder):
     for kind, times in (("weights", 1), ("average", 1), ("moments", 2)):
         assert times * whole <= one[kind] + other[kind] < 1.02 * times * whole  # one row cannot be halved
         assert 0.45 < one[kind] / (times * whole) < 0.55
+
+
+def test_a_backward_pass_gathers_blocks_again(folder):
+    """Autograd keeps no weights of a block, neither in single precision nor as autocast casts them."""
+    for kept, weights in json.loads((folder / "kept.json").read_text()):
+        assert kept < 0.1 * weights
 
 
 def test_all_that_is_made_of_the_average_is_that_of_one_process(folder):
@@ -205,6 +232,18 @@ def test_damaged_shards_are_noticed_and_the_state_before_is_used(tmp_path, alone
         each.pop("seconds"), each.pop("shards")
     assert_same(state, before)
     assert_same(tensors, expected)
+
+
+def test_a_state_that_is_set_aside_keeps_its_shards(tmp_path, alone):
+    run = tmp_path / "run"
+    shutil.copytree(alone, run)
+    checkpoints.drop_newest(run)
+    assert checkpoints.newest(run)[1]["step"] == 3
+    train(ALONE, run, progress=False, resume=True)
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {
+        "3.pt", "3.1", "6.pt", "6.2", "6.pt.diverged", "6.1",
+    }  # fmt: skip
+    assert checkpoints.read_whole(run / "checkpoints" / "6.pt.diverged")["step"] == 6
 
 
 def test_shards_of_another_recipe_are_refused_and_named(tmp_path, alone):

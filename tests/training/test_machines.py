@@ -1,0 +1,113 @@
+"""Two machines: network namespaces of this one, each with a host name and an address, started as in docs/distributed.md.
+
+They see one another over a virtual cable and nothing else, and are gone with the test.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_processes import ONE_THREAD
+from test_reliability import TINY
+from test_sharding import largest_difference, tensors_in
+from test_training import assert_same, change, log_of
+
+from indm.config import recipes
+from indm.runs.folder import read_metrics
+from indm.training.loop import train
+
+HOSTS = {"first-machine": "10.77.0.1", "other-machine": "10.77.0.2"}
+LONGEST = 300  # seconds that a training may take
+INSIDE = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'  # of a namespace of names and mounts
+RECIPE = change(TINY, steps=24, checkpoint_every=2, keep_last=100, mixed_precision="no")
+
+
+class Machine:
+    """A machine by its host name."""
+
+    def __init__(self, host, namespace, hosts_file):
+        self.namespace = namespace
+        self.prefix = ["ip", "netns", "exec", namespace, "unshare", "--uts", "--mount", "sh", "-c", INSIDE, host]
+        self.prefix += [str(hosts_file)]
+
+    def start(self, recipe, out, *more):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+        torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{next(iter(HOSTS))}:29500"]
+        arguments = ["-m", "indm", "train", str(recipe), "--out", str(out), "--quiet", *more]
+        return subprocess.Popen([*self.prefix, *torchrun, *arguments], env=ONE_THREAD)
+
+    def kill(self):
+        """End all that runs on it, at once."""
+        pids = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True).stdout
+        for pid in map(int, pids.split()):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def machines(tmp_path):
+    names = {host: f"indm-{os.getpid()}-{number}" for number, host in enumerate(HOSTS)}
+    one, other = names.values()
+    cable = ["ip", "link", "add", "cable", "netns", one, "type", "veth", "peer", "name", "cable", "netns", other]
+    commands = [["ip", "netns", "add", name] for name in names.values()] + [cable]
+    for host, name in names.items():
+        commands.append(["ip", "-n", name, "address", "add", f"{HOSTS[host]}/24", "dev", "cable"])
+        commands += [["ip", "-n", name, "link", "set", device, "up"] for device in ("lo", "cable")]
+    lines = [f"{address} {host}" for host, address in HOSTS.items()]
+    (tmp_path / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
+    made = [Machine(host, name, tmp_path / "hosts") for host, name in names.items()]
+    try:
+        if not all(map(shutil.which, ("ip", "unshare"))):
+            pytest.skip("network namespaces need the commands ip and unshare")
+        for command in [*commands, [*made[0].prefix, "true"]]:
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"no network namespaces here: {' '.join(command)}: {done.stderr.strip()}")
+        yield made
+    finally:
+        for machine in made:
+            machine.kill()
+            subprocess.run(["ip", "netns", "delete", machine.namespace], capture_output=True)
+
+
+def finish(machines, *arguments):
+    started = [machine.start(*arguments) for machine in machines]
+    return [process.wait(LONGEST) for process in started]
+
+
+@pytest.mark.long
+@pytest.mark.about_time
+@pytest.mark.timeout(4 * LONGEST)
+def test_two_machines_share_a_network_and_one_that_dies_ends_both(tmp_path, machines):
+    """The launcher of either, the one with the meeting point and the other; then both go on to the same end."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(recipes.to_toml(change(RECIPE, shard=True)))
+    assert finish(machines, recipe, tmp_path / "whole") == [0, 0]
+
+    for dying, at, more in ((1, 4, []), (0, 12, ["--resume"])):
+        left = machines[1 - dying].start(recipe, tmp_path / "run", *more)
+        killed = machines[dying].start(recipe, tmp_path / "run", *more)
+        began = time.monotonic()
+        while not (tmp_path / "run" / "checkpoints" / f"{at}.pt").exists():
+            assert left.poll() is None and time.monotonic() - began < LONGEST
+            time.sleep(0.05)
+        machines[dying].kill()
+        began = time.monotonic()
+        assert killed.wait(LONGEST) and left.wait(LONGEST)
+        assert time.monotonic() - began < 60 and not (tmp_path / "run" / "summary.json").exists()
+    assert finish(machines, recipe, tmp_path / "run", "--resume") == [0, 0]
+    (state, tensors), (expected, others) = tensors_in(tmp_path / "run"), tensors_in(tmp_path / "whole")
+    for each in (state, expected):
+        each.pop("seconds"), each.pop("shards")
+    assert_same(state, expected)
+    assert_same(tensors, others)
+    assert log_of(tmp_path / "run") == log_of(tmp_path / "whole")
+
+    train(RECIPE, tmp_path / "one", progress=False)
+    assert largest_difference(tmp_path / "whole", tmp_path / "one") < 1e-3  # in single precision
+    assert read_metrics(tmp_path / "one")[-1]["valid_nelbo"] == pytest.approx(
+        read_metrics(tmp_path / "whole")[-1]["valid_nelbo"], rel=1e-4
+    )
