@@ -1,4 +1,4 @@
-"""Two machines: network namespaces of this one, each with a host name and an address, started as in docs/distributed.md.
+"""Two machines: network namespaces of this one with names and addresses of their own, started as the docs say.
 
 They see one another over a virtual cable and nothing else, and are gone with the test.
 """

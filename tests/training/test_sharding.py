@@ -1,4 +1,4 @@
-"""A score network divided over processes makes the run of one that is not, and its checkpoints are whole and no pickle."""
+"""A score network divided over processes makes the run of one that is not, and its checkpoints are no pickles."""
 
 import json
 import pickle
@@ -27,8 +27,8 @@ from indm.training.sharding import blocks, local, shard
 from indm.training.trainer import Trainer
 
 LAUNCH = str(Path(__file__).with_name("launch.py"))
-# All that a step can be of: accumulated batches, a flow that sits steps out, penalties, a learned SDE beside the sharded
-# network, clipped gradients, weight decay, warm-up; and all that is made of the average.
+# All that a step can be of: accumulated batches, a flow that sits steps out, penalties, a learned SDE, clipping, weight
+# decay, warm-up; and all that is made of the average.
 WHOLE = change(
     TINY, steps=6, flow_update_every=2, clip=0.05, weight_decay=0.1, isometry=0.1, terminal=0.1, validate_every=3,
     snapshot_every=3, final="best", latent_mean=True, mixed_precision="no",
