@@ -80,14 +80,15 @@ def held(trainer):
     }
 
 
-def kept_for_backward(half):
-    """Bytes of what autograd keeps of a pass through a wide network, beside those of its weights."""
+def pass_through(half):
+    """Bytes of what autograd keeps of a pass through a wide network, those of its weights, and the level's dtype."""
     accelerator = make_accelerator(recipes.options_of(recipes.resolve(HALF), "train"))
     net = {"name": "mlp", "width": 256, "depth": 4}
     model = indm.build_model({"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": net}, (4,))
     weights = sum(p.nbytes for p in model.score.backbone.parameters())
     shard(model, accelerator, half=half)
-    kept = {}
+    kept, levels = {}, []
+    model.score.backbone.embedding.register_forward_pre_hook(lambda _, inputs: levels.append(str(inputs[0].dtype)))
 
     def pack(tensor):
         kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
@@ -95,7 +96,7 @@ def kept_for_backward(half):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16, half):
         model.score(torch.randn(2, 4), torch.full((2,), 0.5))
-    return sum(storage.nbytes() for storage in kept.values()), weights
+    return sum(storage.nbytes() for storage in kept.values()), weights, *levels
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def folder(tmp_path_factory):
         torch.distributed.barrier()
         train(SHARDED, folder / "halved", progress=False, trainer=InDouble, resume=True)
         train(change(HALF, shard=True), folder / "half", progress=False)
-        (folder / "kept.json").write_text(json.dumps([kept_for_backward(half) for half in (False, True)]))
+        (folder / "passes.json").write_text(json.dumps([pass_through(half) for half in (False, True)]))
 
     fork_group(2, work)
     with pytest.MonkeyPatch.context() as patch:
@@ -145,9 +146,9 @@ def test_each_process_has_its_share_of_weights_average_and_moments(folder):
 
 
 def test_a_backward_pass_gathers_blocks_again(folder):
-    """Autograd keeps no weights of a block, neither in single precision nor as autocast casts them."""
-    for kept, weights in json.loads((folder / "kept.json").read_text()):
-        assert kept < 0.1 * weights
+    """Autograd keeps no weights of a block, be they whole or cast by autocast, and a level is not rounded."""
+    for kept, weights, level in json.loads((folder / "passes.json").read_text()):
+        assert kept < 0.1 * weights and level == "torch.float32"
 
 
 def test_all_that_is_made_of_the_average_is_that_of_one_process(folder):
