@@ -95,8 +95,11 @@ def new_shards(run: Path, step: int) -> Path:
 
 
 def record_of(shards: Path, accelerator: Accelerator) -> dict:
-    """What a state says of its ``shards``: which they are, and the CRC-32 of each file. Collective."""
-    files = sorted(shards.iterdir())[accelerator.process_index :: accelerator.num_processes]
+    """What a state says of its ``shards``: which they are, and the CRC-32 of each file. Collective.
+
+    Each process looks at its own files, as PyTorch names them: a network's file system may not show it the others yet.
+    """
+    files = shards.glob(f"shard-{accelerator.process_index + 1:05d}-*")
     sums = gather_object([(file.name, checksum(file)) for file in files])
     return {"number": int(shards.suffix[1:]), "files": dict(sums)}
 
@@ -172,7 +175,8 @@ def read_whole(path: Path) -> dict:
     state = read(path)
     if "shards" in state:
         folder = shards_of(path, state)
-        there = {file.name: checksum(file) for file in folder.iterdir()} if folder.is_dir() else {}
+        files = list(folder.iterdir()) if folder.is_dir() else []
+        there = {file.name: checksum(file) if file.is_file() else None for file in files}  # a named pipe would wait
         wrong = [name for name, wanted in state["shards"]["files"].items() if there.pop(name, None) != wanted]
         if wrong or there:
             raise ValueError(f"{', '.join(sorted({*wrong, *there}))} in {folder} is not what was written")

@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from indm.messages import reason
 from indm.model import count_parameters
 
 LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
@@ -229,19 +230,25 @@ def read(folder: Path, state: dict[str, Any], parameters: list[nn.Parameter]) ->
         parameters: of the optimizer, in its order.
 
     Raises:
-        ValueError, KeyError, RuntimeError: the files do not fit the tensors.
-        OSError: they cannot be read.
+        ValueError, KeyError: the files do not fit the tensors, or hold fewer numbers than the moments have.
+        OSError, MemoryError: they cannot be read.
     """
     import torch.distributed.checkpoint as dcp
 
     by_index = dict(enumerate(parameters))
-    for index, entry in state["optimizer"]["state"].items():
-        entry |= {key: torch.zeros_like(by_index[index]) for key, value in entry.items() if value is None}
+    claims = [(entry, key, by_index[i]) for i, entry in state["optimizer"]["state"].items() for key in entry]
+    made = [(entry, key, parameter) for entry, key, parameter in claims if entry[key] is None]
+    claimed, held = sum(p.nbytes for _, _, p in made), sum(file.stat().st_size for file in folder.iterdir())
+    if claimed > held:
+        raise ValueError(f"its moments claim {claimed:,} bytes, and its files hold {held:,}")
+    for entry, key, parameter in made:
+        entry[key] = torch.zeros_like(parameter)
     try:
         with alone_without_warning():
             dcp.load(tensors_of(state, parameters), storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
     except dcp.api.CheckpointException as error:
-        raise _cause(error) from error
+        cause = _cause(error)
+        raise cause if isinstance(cause, OSError | MemoryError) else ValueError(reason(cause)) from cause
 
 
 def tensors_of(state: Mapping[str, Any], parameters: list[nn.Parameter]) -> dict[str, Tensor]:
@@ -266,6 +273,6 @@ def alone_without_warning() -> Iterator[None]:
         yield
 
 
-def _cause(error: Any) -> BaseException:
+def _cause(error: Any) -> Exception:
     """What went wrong in the first of the processes in which something did."""
     return next(iter(error.failures.values()))[0]

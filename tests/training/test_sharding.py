@@ -1,6 +1,7 @@
 """A score network divided over processes makes the run of one that is not, and its checkpoints are no pickles."""
 
 import json
+import os
 import pickle
 import re
 import shutil
@@ -20,7 +21,7 @@ from test_training import assert_same, change, checkpoint, log_of
 import indm
 from indm.config import recipes
 from indm.model import build, count_parameters
-from indm.training import checkpoints, memory
+from indm.training import checkpoints, memory, sharding
 from indm.training.devices import make_accelerator
 from indm.training.loop import train
 from indm.training.sharding import blocks, local, shard
@@ -210,10 +211,19 @@ def test_a_checkpoint_has_no_other_files_than_its_state_and_safetensors(folder, 
         kept = {path.relative_to(run / "checkpoints") for path in (run / "checkpoints").rglob("*") if path.is_file()}
         assert {path.suffix for path in kept} == {".pt", ".safetensors"}
         assert len(list((run / "checkpoints").glob("*.pt"))) == len(checkpoints.all_shards(run)) == 2
-        assert not checkpoints.read(run / "checkpoint.pt").keys() & {"model", "ema"}
+        state = checkpoints.read(run / "checkpoint.pt")
+        names = {path.name for path in checkpoints.shards_of(run / "checkpoint.pt", state).iterdir()}
+        assert state["shards"]["files"].keys() == names and not state.keys() & {"model", "ema"}
 
 
-@pytest.mark.parametrize("damage", ["byte", "missing", "pickle"])
+def test_no_more_memory_is_taken_for_moments_than_files_hold(alone):
+    state, parameters = checkpoints.read(alone / "checkpoint.pt"), [torch.nn.Parameter(torch.zeros(1000))]
+    state["optimizer"]["state"] = {0: dict.fromkeys(map(str, range(10_000)))}
+    with pytest.raises(ValueError, match=r"its moments claim 40,000,000 bytes, and its files hold \d+"):
+        sharding.read(checkpoints.shards_of(alone / "checkpoint.pt", state), state, parameters)
+
+
+@pytest.mark.parametrize("damage", ["byte", "missing", "pickle", "pipe"])
 def test_damaged_shards_are_noticed_and_the_state_before_is_used(tmp_path, alone, damage):
     run = tmp_path / "run"
     shutil.copytree(alone, run)
@@ -224,6 +234,8 @@ def test_damaged_shards_are_noticed_and_the_state_before_is_used(tmp_path, alone
         shard.write_bytes(content)
     elif damage == "missing":
         shard.unlink()
+    elif damage == "pipe":
+        os.mkfifo(shard.parent / "pipe")
     else:
         (shard.parent / ".metadata").write_bytes(pickle.dumps(print))
     with pytest.warns(UserWarning, match=r"6\.pt is damaged .* in .*6\.1 is not what was written"):
