@@ -75,7 +75,8 @@ def _weights_and_kept(
             weights += 3 * largest - COPIES * (_bytes_of(network) * (shares - 1) // shares)
         x, t = torch.zeros(batch, *shape), torch.ones(batch)
         score = _kept_by(model.score.backbone, x, t)
-        return weights, _kept_by(model.flow, x) + (score // 2 if half else score)
+        whole = _kept_by(model.dequantization, x) + _kept_by(model.flow, x)
+        return weights, whole + (score // 2 if half else score)
 
 
 def _bytes_of(module: nn.Module) -> int:
