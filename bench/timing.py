@@ -5,9 +5,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
+from indm.runs.devices import device
 from indm.training.devices import peak_memory_mib
 
 
@@ -18,7 +20,7 @@ def seconds(candidates: dict[str, Callable[[], object]], rounds: int = 5) -> dic
         for name, candidate in candidates.items():
             started = time.perf_counter()
             candidate()
-            if torch.cuda.is_available():
+            if on_gpu():
                 torch.cuda.synchronize()
             if i > 0:
                 times[name].append(time.perf_counter() - started)
@@ -35,9 +37,22 @@ def shown(values: tuple[float, float, float]) -> str:
     return f"{values[0]:.2f} ({values[1]:.2f} to {values[2]:.2f})"
 
 
+def on_gpu() -> bool:
+    return device().startswith("cuda")
+
+
+def reset_peak() -> None:
+    """From here on :func:`peak_mib` starts anew."""
+    if on_gpu():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_mib() -> float:
     """Peak memory of this process so far: of the device if there is one, else resident."""
-    if torch.cuda.is_available():
+    if on_gpu():
         return torch.cuda.max_memory_allocated() / 2**20
     return peak_memory_mib()
 

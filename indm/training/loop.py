@@ -326,8 +326,7 @@ def plan(recipe: Recipe) -> tuple[Recipe, dict]:
             float(trainer.train_step(batches)["skipped"])
         seconds = (time.perf_counter() - started) / cycle
     steps = min(o.steps, o.seconds / seconds)
-    half = accelerator.mixed_precision == "bf16"
-    needed = memory.estimate(recipe, data.shape, trainer.micro_batch_size, half=half)
+    needed = memory.estimate(recipe, data.shape, trainer.micro_batch_size, bf16_on=memory.bf16_on(accelerator))
     return recipe, {
         **{f"note {number}": note for number, note in enumerate(notes, 1)},
         **{name.replace("_", " "): count for name, count in sizes(trainer).items()},

@@ -10,6 +10,7 @@ from contextlib import nullcontext, suppress
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from indm.config import parts, recipes
@@ -21,6 +22,13 @@ from indm.training.sharding import blocks
 
 COPIES = 5  # of the weights: themselves, their gradients, Adam's two averages, the moving average
 OWN = {"indm", "torch"}  # packages whose modules end on the meta device
+# What networks consist of, by what autocast does: bfloat16 on every device, float32 on GPUs.
+# Source: PyTorch's "Autocast Op Reference", https://docs.pytorch.org/docs/stable/amp.html.
+LOWER = [
+    "conv1d", "conv2d", "conv_transpose2d", "linear", "matmul", "__matmul__", "bmm", "einsum",
+    "scaled_dot_product_attention",
+]  # fmt: skip
+FULL_ON_GPUS = ["group_norm", "layer_norm", "softmax", "softplus", "exp", "log", "pow", "sum", "cumsum"]
 OFTEN = 1000  # tensors of a network's width that a pass keeps, at most: the largest recipes keep some 500
 
 
@@ -37,7 +45,28 @@ class NoNumbers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def estimate(recipe: Recipe, shape: tuple[int, ...], batch: int, *, half: bool = False) -> int:
+class Autocast(TorchFunctionMode):
+    """On the meta device, the casts of autocast to bfloat16 on a "cpu" or "cuda", while that of the CPU is enabled."""
+
+    def __init__(self, device: str):
+        super().__init__()
+        full = FULL_ON_GPUS if device == "cuda" else []
+        self.dtypes = dict.fromkeys(LOWER, torch.bfloat16) | dict.fromkeys(full, torch.float32)
+        self.weights: dict[int, Tensor] = {}  # which are cast once
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        dtype = self.dtypes.get(getattr(func, "__name__", "")) if torch.is_autocast_enabled("cpu") else None
+
+        def cast(value):
+            if dtype is None or not isinstance(value, Tensor) or value.dtype not in (torch.bfloat16, torch.float32):
+                return value
+            is_weight = isinstance(value, nn.Parameter)
+            return self.weights.setdefault(id(value), value.to(dtype)) if is_weight else value.to(dtype)
+
+        return func(*map(cast, args), **{name: cast(value) for name, value in (kwargs or {}).items()})
+
+
+def estimate(recipe: Recipe, shape: tuple[int, ...], batch: int, *, bf16_on: str | None = None) -> int:
     """The bytes that a training step takes: weights, gradients, optimizer, average, and what the backward pass needs.
 
     It is what must be there at the same time; PyTorch itself (some 300 MB) and the scratch memory of single operations
@@ -47,13 +76,13 @@ def estimate(recipe: Recipe, shape: tuple[int, ...], batch: int, *, half: bool =
         recipe: resolved.
         shape: of one event.
         batch: examples of one pass of one process: ``train.batch_size`` over accumulated batches and processes.
-        half: the activations of the score take 16 bits, as under ``train.mixed_precision`` "bf16".
+        bf16_on: "cpu" or "cuda", where ``train.mixed_precision`` is "bf16"; None where it is "no".
     """
-    return sum(_weights_and_kept(recipe, shape, batch, half))
+    return sum(weights_and_kept(recipe, shape, batch, bf16_on))
 
 
-def _weights_and_kept(
-    recipe: Recipe, shape: tuple[int, ...], batch: int, half: bool, shares: int = 1
+def weights_and_kept(
+    recipe: Recipe, shape: tuple[int, ...], batch: int, bf16_on: str | None = None, shares: int = 1
 ) -> tuple[int, int]:
     """The bytes of all copies of the weights, and of the tensors that a forward pass keeps for the backward pass.
 
@@ -74,9 +103,9 @@ def _weights_and_kept(
             largest = max(map(_bytes_of, blocks(network)), default=_bytes_of(network))
             weights += 3 * largest - COPIES * (_bytes_of(network) * (shares - 1) // shares)
         x, t = torch.zeros(batch, *shape), torch.ones(batch)
-        score = _kept_by(model.score.backbone, x, t)
-        whole = _kept_by(model.dequantization, x) + _kept_by(model.flow, x)
-        return weights, whole + (score // 2 if half else score)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16_on is not None), Autocast(bf16_on or "cpu"):
+            kept = sum(_kept_by(part, x) for part in (model.dequantization, model.flow))
+            return weights, kept + _kept_by(model.score.backbone, x, t)
 
 
 def _bytes_of(module: nn.Module) -> int:
@@ -117,7 +146,7 @@ def check_fits(recipe: Recipe, shape: tuple[int, ...], accelerator: Accelerator)
     if _is_small(recipe, shape, batch, most):
         return
     shares = accelerator.num_processes if options.shard else 1
-    weights, kept = _weights_and_kept(recipe, shape, batch, accelerator.mixed_precision == "bf16", shares)
+    weights, kept = weights_and_kept(recipe, shape, batch, bf16_on(accelerator), shares)
     if weights + kept > most:
         divide = "" if options.shard or accelerator.num_processes == 1 else ", or set train.shard"
         raise TooLarge(
@@ -125,6 +154,11 @@ def check_fits(recipe: Recipe, shape: tuple[int, ...], accelerator: Accelerator)
             f"{gib(kept)} for a batch), and there are {gib(most)} of {'GPU memory' if on_gpu else 'memory'}: lower "
             f"{', '.join(_sizes(recipe))}, or raise train.accumulate{divide}"
         )
+
+
+def bf16_on(accelerator: Accelerator) -> str | None:
+    """The kind of device where it trains in bfloat16, None where it trains in float32, see :func:`estimate`."""
+    return accelerator.device.type if accelerator.mixed_precision == "bf16" else None
 
 
 def _is_small(recipe: Recipe, shape: tuple[int, ...], batch: int, most: int) -> bool:

@@ -15,6 +15,7 @@ from indm.config import recipes
 from indm.data.base import as_data
 from indm.objective import build_indm
 from indm.scaling import Scaling
+from indm.tensors import full_precision
 from indm.training import memory
 from indm.training.devices import make_accelerator, peak_memory_mib
 from indm.training.memory import check_fits, estimate
@@ -56,7 +57,7 @@ def test_an_estimate_counts_five_copies_of_the_weights_and_grows_with_the_batch(
     weights = 4 * sum(p.numel() for p in model.parameters())
     one, two, three = (estimate(recipe, (5,), n * 160) for n in (1, 2, 3))
     assert 5 * weights < one < two and three - two == two - one
-    halved = estimate(recipe, (5,), 160, half=True)
+    halved = estimate(recipe, (5,), 160, bf16_on="cpu")
     assert 5 * weights < halved < one
 
 
@@ -73,8 +74,28 @@ def test_every_part_is_counted(name, changes, shape, monkeypatch):
     """No part raises on the meta device, where what it keeps would be left out silently."""
     monkeypatch.setattr(memory, "suppress", lambda error: nullcontext())
     recipe = recipes.recipe(name, changes)
-    weights, one = memory._weights_and_kept(recipe, shape, 16, False)
+    weights, one = memory.weights_and_kept(recipe, shape, 16)
     assert weights > 2**18 and one > 4 * 16 * math.prod(shape) * 100
+
+
+@pytest.mark.parametrize(("device", "norm"), [("cpu", torch.bfloat16), ("cuda", torch.float32)])
+def test_casts_are_those_of_autocast(device, norm):
+    """On the CPU itself a group norm keeps what it gets; on a GPU it is in float32 (PyTorch's list)."""
+
+    def dtypes(where):
+        x, convolution = torch.zeros(2, 4, 8, 8, device=where), torch.nn.Conv2d(4, 4, 3, device=where)
+        convolved = convolution(x)
+        normed = torch.nn.GroupNorm(2, 4, device=where)(convolved)
+        with full_precision(x.device):
+            return convolved.dtype, normed.dtype, convolution(x).dtype
+
+    with torch.autocast("cpu", torch.bfloat16):
+        with memory.Autocast(device):
+            assert dtypes("meta") == (torch.bfloat16, norm, torch.float32)
+        if device == "cpu":
+            assert dtypes("cpu") == (torch.bfloat16, norm, torch.float32)
+    with memory.Autocast(device):
+        assert dtypes("meta") == (torch.float32,) * 3
 
 
 def test_what_cannot_fit_is_refused_with_the_numbers(tmp_path, monkeypatch, capsys):
@@ -98,6 +119,6 @@ def test_what_cannot_fit_is_refused_with_the_numbers(tmp_path, monkeypatch, caps
 def test_what_is_small_is_not_looked_at(monkeypatch):
     """The first look takes a second, which the small recipes need not wait for."""
     monkeypatch.setattr(memory, "most_memory", lambda: 8 * 2**30)
-    monkeypatch.setattr(memory, "_weights_and_kept", None)
+    monkeypatch.setattr(memory, "weights_and_kept", None)
     recipe = recipes.recipe("digits")
     check_fits(recipe, (1, 8, 8), make_accelerator(recipes.options_of(recipe, "train")))
