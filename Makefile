@@ -1,6 +1,6 @@
 # `make demo` and `make test` need nothing but Python 3.11 or newer: they make .venv and install into it.
 PYTHON ?= python3
-OUT ?= runs/demo
+DATA ?= runs/gpu-data
 SAMPLE ?= 1000
 BIN = .venv/bin
 READY = .venv/.ready
@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Several processes share the cores: threads that wait sleep after a short while (docs/performance.md, Threads).
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: demo test test-long mutants lint bench bench-full env
+.PHONY: demo test test-long mutants lint bench bench-full gpu gpu-data env
 env: $(READY)
 
 $(READY): pyproject.toml
@@ -21,6 +21,7 @@ $(READY): pyproject.toml
 # Trains INDM for two minutes, its score for samples and its flow by the bound, then its linear twin (the identity flow)
 # for as many steps as cost the same, measured side by side; evaluates, samples and compares both.
 DEMO = digits --train.objective fid
+demo: OUT ?= runs/demo
 demo: env
 	$(BIN)/indm train $(DEMO) --train.seconds 120 --out $(OUT)/indm
 	$(BIN)/indm train $(DEMO) --flow identity --like $(OUT)/indm --out $(OUT)/linear
@@ -52,3 +53,20 @@ bench: env
 bench-full: env
 	$(BIN)/python bench/performance.py --full --out runs/bench-full
 	$(BIN)/python bench/scaling.py --out runs/bench-full
+
+# On a machine with a GPU, PyTorch and no network: PYTHON as it is. docs/performance.md, On a GPU.
+gpu: OUT ?= runs/gpu
+gpu:
+	PYTHONPATH=$(CURDIR) $(PYTHON) bench/gpu.py --data $(DATA) --out $(OUT)
+
+# What it needs beside PyTorch, fetched where there is a network: 60 MB in DATA.
+WHEELS = docstring-parser filelock jaxtyping lazy_loader safetensors tqdm tyro huggingface_hub psutil pytest
+gpu-data:
+	mkdir -p $(DATA)/fashion-mnist $(DATA)/emoji
+	cd $(DATA) && apt-get download dataset-fashion-mnist && dpkg-deb --fsys-tarfile dataset-fashion-mnist_*.deb | \
+		tar x -C fashion-mnist --strip-components 5 ./usr/share/datasets/fashion-mnist
+	cd $(DATA) && npm pack --silent emoji-datasource-google@16.0.0 && \
+		tar xzf emoji-datasource-google-16.0.0.tgz -C emoji package/img/google/64 package/LICENSE
+	rm $(DATA)/*.deb $(DATA)/*.tgz
+	$(PYTHON) -m pip download --quiet --dest $(DATA)/wheels $(WHEELS)
+	$(PYTHON) -m pip download --quiet --dest $(DATA)/wheels --no-deps accelerate

@@ -20,7 +20,7 @@ from pathlib import Path
 import baselines
 import torch
 from grid import RESIDUAL
-from timing import in_new_process, peak_mib, ratio, seconds, shown
+from timing import in_new_process, on_gpu, peak_mib, ratio, seconds, shown
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
@@ -34,6 +34,7 @@ from indm.likelihood import latent_reference
 from indm.objective import mle_loss, nelbo
 from indm.ode import rademacher
 from indm.rng import randn_like
+from indm.runs.devices import device
 from indm.sampling import AdaptiveODE, Sampler, UniPC, solve_latent
 from indm.tensors import evaluation_mode
 from indm.training.devices import make_accelerator
@@ -43,7 +44,7 @@ NET = {"name": "unet", "channels": 32, "multipliers": [1, 2, 2], "blocks": 2, "a
 FLOW = {"name": "residual", "blocks": [4, 4], "width": 64}
 BATCH = 64
 BITS = math.log(2)
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = device()
 
 
 def row(what: str, baseline: str, ours: str, result: str, target: str, note: str = "") -> dict:
@@ -289,7 +290,7 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
 
 def sampling(model, test: Tensor, n: int, quality: int, rounds: int, steps: int = 25) -> list[dict]:
-    draw = model.sde.prior_sample((n, *model.shape), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    draw = model.sde.prior_sample((n, *model.shape), generator=torch.Generator(DEVICE).manual_seed(0))
 
     @torch.no_grad()
     def ours(z: Tensor, sampler: Sampler = UniPC()) -> Tensor:  # noqa: B008, frozen
@@ -302,7 +303,7 @@ def sampling(model, test: Tensor, n: int, quality: int, rounds: int, steps: int 
         off = [(x - converged).abs().mean().item() * grey for x in (plain, ours(draw))]
         times = seconds({"plain": lambda: baselines.plain_ode_sample(model, draw), "ours": lambda: ours(draw)}, rounds)
         # the same noise through both: paired in the bootstrap
-        many = model.sde.prior_sample((quality, *model.shape), generator=torch.Generator().manual_seed(1)).to(DEVICE)
+        many = model.sde.prior_sample((quality, *model.shape), generator=torch.Generator(DEVICE).manual_seed(1))
         solvers = (partial(ours, sampler=AdaptiveODE(1e-4)), ours)
         sets = [torch.cat([solve(z) for z in many.split(250)]) for solve in solvers]
     data = model.scaling.to_model(test.to(DEVICE)).flatten(1)
@@ -354,6 +355,7 @@ def inverse(model, n: int, rounds: int) -> list[dict]:
     return rows
 
 
+@torch.no_grad()
 def steep_flow(shape: tuple[int, ...]) -> ResidualFlow:
     """Every map passes its first channels on, as steeply as it may: blocks x ± 0.94 φφ(x), the slowest to invert."""
     flow = ResidualFlow(shape, (4, 4), 64)
@@ -373,7 +375,7 @@ def machine() -> str:
     if info.exists():
         lines = info.read_text().splitlines()
         name = next((line.split(":")[1].strip() for line in lines if "model name" in line), name)
-    if torch.cuda.is_available():
+    if on_gpu():
         name = torch.cuda.get_device_name()
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 

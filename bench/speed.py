@@ -1,0 +1,75 @@
+"""How fast recipes are on this machine, by precision: steps, samples and likelihoods a second, and the memory of each.
+
+    python bench/speed.py                               # fashion-mnist and emoji-64, in every precision
+    python bench/speed.py --how float32 --recipes digits
+
+On noise images, so that no data are needed. "compiled" is bfloat16 with the network under torch.compile. In bfloat16,
+sampling and NLL are under autocast, as ``indm sample`` and ``indm evaluate`` are not: it is what they would take. The
+NLL is in 64 steps, the fewest that are usual.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping
+
+import torch
+from memory import noise
+from timing import peak_mib, reset_peak, seconds
+
+import indm
+from indm.config import recipes
+from indm.runs.devices import device
+from indm.training.costs import ROUNDS, seconds_in_turns
+from indm.training.devices import make_accelerator
+from indm.training.trainer import Trainer
+
+HOW = {"float32": ("no", False), "bfloat16": ("bf16", False), "compiled": ("bf16", True)}
+RECIPES = ("fashion-mnist", "emoji-64")
+
+
+def speed(
+    name: str, how: str, *, images: int = 128, steps: int = 64, changes: Mapping[str, object] | None = None
+) -> dict:
+    """Steps, samples and NLLs a second, and MiB at the peak of each, of a recipe in a precision of :data:`HOW`.
+
+    Args:
+        images: at a time, samples and likelihoods.
+        steps: of the solver of the NLL.
+        changes: of the recipe.
+    """
+    precision, compiled = HOW[how]
+    recipe = recipes.recipe(name, {"train.mixed_precision": precision, **(changes or {})})
+    trainer = Trainer(recipe, noise(recipe), make_accelerator(recipes.options_of(recipe, "train")))
+    model = trainer.model
+    if compiled:
+        model.score.backbone.compile()
+    result = {"recipe": name, "how": how, "batch": trainer.options.batch_size}
+
+    def measured(what: str, count: int, times: list[float]) -> None:
+        result[f"{what}_per_second"] = count / statistics.median(times)
+        result[f"{what}_mib"] = peak_mib()
+        reset_peak()
+
+    reset_peak()
+    threads = torch.get_num_threads()
+    measured("steps", 1, seconds_in_turns({how: trainer}, {how: threads}, rounds=ROUNDS, progress=False)[how])
+    x = torch.rand(images, *model.shape, device=device()) * 2 - 1
+    with torch.autocast(torch.device(device()).type, torch.bfloat16, enabled=precision == "bf16"):
+        measured("samples", images, seconds({"": lambda: indm.sample(model, images)}, 2)[""])
+        measured("nlls", images, seconds({"": lambda: indm.log_likelihood(model, x, steps=steps)}, 2)[""])
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", nargs="+", default=RECIPES)
+    parser.add_argument("--how", nargs="+", choices=list(HOW), default=list(HOW))
+    o = parser.parse_args()
+    for name in o.recipes:
+        for how in o.how:
+            print(json.dumps(speed(name, how)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
