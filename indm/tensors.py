@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -47,7 +48,7 @@ def float32_convolutions() -> Iterator[None]:
 
     By that a log-likelihood is off by some 2e-4 bits/dim, and an iterative inverse may get stuck at a residual of 6e-4.
     """
-    cudnn = torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn
     is_new = hasattr(cudnn, "conv")  # PyTorch 2.9
     owner, name, exact = (cudnn.conv, "fp32_precision", "ieee") if is_new else (cudnn, "allow_tf32", False)
     before = getattr(owner, name)

@@ -312,7 +312,7 @@ def test_what_cannot_be_divided_is_refused(tmp_path, changes, why):
 def test_the_memory_of_a_step_counts_a_share_of_the_network(monkeypatch):
     recipe, shape = recipes.resolve(WHOLE), (1, 8, 8)
     network = build(recipe["net"], "net", shape)
-    whole, shared = (memory._weights_and_kept(recipe, shape, 16, False, shares)[0] for shares in (1, 4))
+    whole, shared = (memory.weights_and_kept(recipe, shape, 16, None, shares)[0] for shares in (1, 4))
     bytes_of_each = [4 * count_parameters(module) for module in (network, *blocks(network))]
     assert whole - shared == 5 * bytes_of_each[0] * 3 // 4 - 3 * max(bytes_of_each[1:])
 
