@@ -37,8 +37,9 @@ FLOWS = {
     "residual": {"blocks": [2], "width": 8},
 }
 SMALL = {
-    "flow": "coupling", "flow.depth": 1, "flow.width": 8, "net.channels": 8, "net.multipliers": [1],
-    "train.batch_size": 8, "train.steps": 6, "train.seconds": math.inf, "train.decay": 0.0, "train.validate_examples": 8,
+    "flow": "coupling", "flow.depth": 1, "flow.width": 8, "net.channels": 8,
+    "net.multipliers": [1], "train.batch_size": 8, "train.steps": 6, "train.seconds": math.inf,
+    "train.decay": 0.0, "train.validate_examples": 8,
 }  # fmt: skip
 
 
