@@ -3,6 +3,7 @@
 They see one another over a virtual cable and nothing else, and are gone with the test.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ from indm.runs.folder import read_metrics
 from indm.training.loop import train
 
 HOSTS = {"first-machine": "10.77.0.1", "other-machine": "10.77.0.2"}
-LONGEST = 300  # seconds that a training may take
+LONGEST = 400  # seconds that a launcher may take: it waits up to 300 for the other one to end
 INSIDE = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'  # of a namespace of names and mounts
 RECIPE = change(TINY, steps=24, checkpoint_every=2, keep_last=100, mixed_precision="no")
 
@@ -31,8 +32,8 @@ class Machine:
 
     def __init__(self, host, namespace, hosts_file):
         self.namespace = namespace
-        self.prefix = ["ip", "netns", "exec", namespace, "unshare", "--uts", "--mount", "sh", "-c", INSIDE, host]
-        self.prefix += [str(hosts_file)]
+        self.prefix = ["timeout", "--kill-after=30", str(LONGEST), "ip", "netns", "exec", namespace]
+        self.prefix += ["unshare", "--uts", "--mount", "sh", "-c", INSIDE, host, str(hosts_file)]
 
     def start(self, recipe, out, *more):
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
@@ -44,11 +45,15 @@ class Machine:
         """End all that runs on it, at once."""
         pids = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True).stdout
         for pid in map(int, pids.split()):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
 def machines(tmp_path):
+    missing = [command for command in ("ip", "unshare", "timeout") if not shutil.which(command)]
+    if missing:
+        pytest.skip(f"no network namespaces here: there is no command {missing[0]}")
     names = {host: f"indm-{os.getpid()}-{number}" for number, host in enumerate(HOSTS)}
     one, other = names.values()
     cable = ["ip", "link", "add", "cable", "netns", one, "type", "veth", "peer", "name", "cable", "netns", other]
@@ -60,8 +65,6 @@ def machines(tmp_path):
     (tmp_path / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
     made = [Machine(host, name, tmp_path / "hosts") for host, name in names.items()]
     try:
-        if not all(map(shutil.which, ("ip", "unshare"))):
-            pytest.skip("network namespaces need the commands ip and unshare")
         for command in [*commands, [*made[0].prefix, "true"]]:
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
@@ -75,7 +78,7 @@ def machines(tmp_path):
 
 def finish(machines, *arguments):
     started = [machine.start(*arguments) for machine in machines]
-    return [process.wait(LONGEST) for process in started]
+    return [process.wait() for process in started]
 
 
 @pytest.mark.long
@@ -90,13 +93,12 @@ def test_two_machines_share_a_network_and_one_that_dies_ends_both(tmp_path, mach
     for dying, at, more in ((1, 4, []), (0, 12, ["--resume"])):
         left = machines[1 - dying].start(recipe, tmp_path / "run", *more)
         killed = machines[dying].start(recipe, tmp_path / "run", *more)
-        began = time.monotonic()
         while not (tmp_path / "run" / "checkpoints" / f"{at}.pt").exists():
-            assert left.poll() is None and time.monotonic() - began < LONGEST
+            assert left.poll() is None
             time.sleep(0.05)
         machines[dying].kill()
         began = time.monotonic()
-        assert killed.wait(LONGEST) and left.wait(LONGEST)
+        assert killed.wait() and left.wait()
         assert time.monotonic() - began < 60 and not (tmp_path / "run" / "summary.json").exists()
     assert finish(machines, recipe, tmp_path / "run", "--resume") == [0, 0]
     (state, tensors), (expected, others) = tensors_in(tmp_path / "run"), tensors_in(tmp_path / "whole")
