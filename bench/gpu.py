@@ -24,8 +24,8 @@ RUNS = {  # recipe → the folder of its data, and the options that take it
     "emoji-64": ("emoji", ["--data.path"]),
 }
 SMALL = [  # of every recipe in a rehearsal
-    "--flow=coupling", "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.multipliers=[1,1]",
-    "--net.blocks=1", "--net.attention=[]", "--train.batch_size=4", "--train.validate_examples=4",
+    "--net.channels=4", "--net.multipliers=[1,1]", "--net.blocks=1", "--net.attention=[]", "--train.batch_size=4",
+    "--train.validate_examples=4",
 ]  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -48,9 +47,9 @@ def float32_convolutions() -> Iterator[None]:
 
     By that a log-likelihood is off by some 2e-4 bits/dim, and an iterative inverse may get stuck at a residual of 6e-4.
     """
-    cudnn: Any = torch.backends.cudnn
-    is_new = hasattr(cudnn, "conv")  # PyTorch 2.9
-    owner, name, exact = (cudnn.conv, "fp32_precision", "ieee") if is_new else (cudnn, "allow_tf32", False)
+    cudnn = torch.backends.cudnn
+    conv = getattr(cudnn, "conv", None)  # since PyTorch 2.9
+    owner, name, exact = (conv, "fp32_precision", "ieee") if conv else (cudnn, "allow_tf32", False)
     before = getattr(owner, name)
     setattr(owner, name, exact)
     try:
@@ -68,7 +67,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(model, *, gradients: bool = False):
-    """Evaluation mode without TF32, and without gradients unless told; at the end every module gets back its mode."""
+    """Evaluation mode without TF32, and without gradients unless told; at the end every module has its mode again."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

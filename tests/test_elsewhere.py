@@ -20,9 +20,9 @@ assert torch.equal((torch.arange(3, device=DEVICE) + 1).cpu(), torch.tensor([1, 
 
 torch.set_num_threads(1)
 small = [
-    "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.multipliers=[1,1]", "--net.blocks=1",
-    "--train.batch_size=8", "--train.validate_examples=8", "--train.validate_every=2", "--train.seconds=inf",
-    "--train.mixed_precision=no",
+    "--flow=coupling", "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.multipliers=[1,1]",
+    "--net.blocks=1", "--train.batch_size=8", "--train.validate_examples=8", "--train.validate_every=2",
+    "--train.seconds=inf", "--train.mixed_precision=no",
 ]
 for command in (
     ["train", "digits", *small, "--train.steps=3", "--out", "run"],

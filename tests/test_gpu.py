@@ -37,9 +37,9 @@ FLOWS = {
     "residual": {"blocks": [2], "width": 8},
 }
 SMALL = {
-    "flow": "coupling", "flow.depth": 1, "flow.width": 8, "net.channels": 8,
-    "net.multipliers": [1], "train.batch_size": 8, "train.steps": 6, "train.seconds": math.inf,
-    "train.decay": 0.0, "train.validate_examples": 8,
+    "flow": "coupling", "flow.depth": 1, "flow.width": 8, "net.channels": 8, "net.multipliers": [1],
+    "train.batch_size": 8, "train.steps": 6, "train.seconds": math.inf, "train.decay": 0.0,
+    "train.validate_examples": 8,
 }  # fmt: skip
 
 
@@ -124,11 +124,13 @@ def test_likelihoods(exact, flow):
     assert_near(both(flow, compute), 1e-4)
 
 
-@pytest.mark.parametrize("sampler", ["unipc", "heun", "dpm++3m", "euler-maruyama", "pc", "ode"])
-def test_samples(exact, sampler):
+@pytest.mark.parametrize("name", ["unipc", "heun", "dpm++3m", "euler-maruyama", "pc", "ode"])
+def test_samples(exact, name):
+    sampler = make_sampler(name, **{"tol": 0.1} if name == "ode" else {})
+
     def compute(model, x):
         with evaluation_mode(model):
-            return (model.decode(solve_latent(model, 3 * x, make_sampler(sampler), 8)[0]),)
+            return (model.decode(solve_latent(model, 3 * x, sampler, 8)[0]),)
 
     assert_near(both("coupling", compute), 1e-3)
 
@@ -156,6 +158,7 @@ def test_bfloat16_rounds_the_networks_alone(exact):
     assert torch.cosine_similarity(expected, gradient, dim=0) > 0.99
 
 
+@pytest.mark.filterwarnings("ignore:the run ended")
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_training_resumes(tmp_path, precision):
     """To the last bit on a CPU; a GPU adds gradients up in any order."""
