@@ -45,7 +45,8 @@ def zeroed(layer: nn.Module) -> nn.Module:
 def float32_convolutions() -> Iterator[None]:
     """Inside, GPUs convolve float32 in float32. PyTorch's default, TF32, rounds the factors to 10 bits.
 
-    By that a log-likelihood is off by some 2e-4 bits/dim, and an iterative inverse may get stuck at a residual of 6e-4.
+    By that a log-likelihood is off by some 1e-4 bits/dim, and an iterative inverse may get stuck at a residual of 7e-4
+    (``bench/tf32.py``).
     """
     cudnn = torch.backends.cudnn
     conv = getattr(cudnn, "conv", None)  # since PyTorch 2.9
