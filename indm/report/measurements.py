@@ -89,7 +89,8 @@ def transport(run: Path, setup: Setup) -> dict:
     device = model.scaling.scale.device
     generator = torch.Generator(device).manual_seed(setup.options.seed)
     raw = stack(setup.data.test, min(setup.options.examples, LARGEST_ASSIGNMENT)).to(device)
-    x = model.from_data(raw, generator=generator)[0]
+    with torch.no_grad():  # noise of grey levels may be learned
+        x = model.from_data(raw, generator=generator)[0]
     return transport_module.transport(model, x, generator=generator, progress=setup.progress)
 
 

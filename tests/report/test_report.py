@@ -690,6 +690,12 @@ def test_the_end_is_shown_where_it_is_no_multiple_of_the_snapshots(tmp_path):
     assert rows[-1]["nll"] == pytest.approx(reported["nll"]["with_reconstruction"]["nats"])
 
 
+def test_the_transport_is_measured_of_a_model_with_learned_noise_of_grey_levels(tmp_path):
+    train(DIGITS | {"dequantization": {"name": "variational"}}, tmp_path / "run", progress=False)
+    setup = Setup(load_data(name="digits"), None, ReportOptions(examples=20), progress=False)
+    assert measure(tmp_path / "run", "transport", setup)["data"]["cost"] > 0
+
+
 def test_the_end_of_a_run_is_known_or_that_is_said(tmp_path):
     with pytest.raises(ValueError, match="has not come to an end"):
         end_of(tmp_path)
