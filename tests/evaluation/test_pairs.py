@@ -570,7 +570,7 @@ def test_vectors_are_translated_as_arrays(tmp_path):
 
 
 def test_scores_say_what_a_translation_is_worth(tmp_path, capsys):
-    small = [*SMALL, "--train.steps=3", "--train.batch_size=16", "--quiet"]
+    small = ["--flow=coupling", *SMALL, "--train.steps=3", "--train.batch_size=16", "--quiet"]
     assert main(["train", "digits", "--data.label", "3", "--out", str(tmp_path / "3"), *small]) == 0
     raw = torch.stack([load_data("digits", label=3).test[i] for i in range(30)])
     np.save(tmp_path / "threes.npy", raw[:, 0].numpy())
