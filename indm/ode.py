@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from indm.tensors import event_size
 
 State = tuple[Tensor, ...]
+Attempt = tuple[State, Tensor, int]  # the state at the end, its error, evaluations
 
 FEWEST, MOST = 64, 256  # equal steps of :func:`solve`
 MOST_STEPS = 1536  # of :func:`converge`
@@ -123,7 +125,7 @@ def unresolved(rates: Float[Tensor, "points batch"], step: float) -> Float[Tenso
 
 @dataclass(frozen=True)
 class Solution:
-    """What :func:`solve` found.
+    """What :func:`solve` or :func:`converge` found.
 
     Attributes:
         state: at the end.
@@ -164,23 +166,15 @@ def solve(
     Raises:
         RuntimeError: the field or the state is not finite.
     """
-    result = tuple(part.clone() for part in state)
-    error = state[0].new_full((len(state[0]),), math.inf, dtype=torch.float64)
-    taken, nfe = (torch.zeros_like(error, dtype=torch.long) for _ in range(2))
-    rows = torch.arange(len(error), device=error.device)
-    while len(rows):
+
+    def attempt(rows: Tensor, steps: int, before: State, spent: int) -> Attempt:
         begin, given = (tuple(part[rows] for part in parts) for parts in (state, context))
-        found, evaluations, rates = adams(
-            field, begin, start, end, steps=steps, drift=drift, watch=watch, context=given
-        )
-        for whole, part in zip(result, found, strict=True):
-            whole[rows] = part
-        error[rows] = unresolved(torch.stack(rates), abs(end - start) / steps).nan_to_num(math.inf)
-        taken[rows], nfe[rows] = steps, nfe[rows] + evaluations
-        rows = rows[error[rows] > tol] if 2 * steps <= most else rows[:0]
-        steps *= 2
-    _require_finite(error, taken)
-    return Solution(result, error, taken, nfe)
+        options: dict[str, Any] = {"drift": drift, "watch": watch, "context": given}
+        found, evaluations, rates = adams(field, begin, start, end, steps=steps, **options)
+        error = unresolved(torch.stack(rates), abs(end - start) / steps)
+        return found, error.nan_to_num(math.inf), evaluations
+
+    return _in_doubled_steps(attempt, state, tol, steps, most)
 
 
 def converge(
@@ -216,25 +210,54 @@ def converge(
     Warns:
         RuntimeWarning: ``tol`` is out of reach: as soon as the changes show it, and at the end.
     """
-    result = tuple(part.clone() for part in state)
-    error = state[0].new_full((len(state[0]),), 0.0 if start == end else math.inf, dtype=torch.float64)
-    change, taken, nfe = torch.zeros_like(error), *(torch.zeros_like(error, dtype=torch.long) for _ in range(2))
-    rows, steps, floor = error.nonzero()[:, 0], first, ROUNDING * torch.finfo(state[0].dtype).eps
-    while len(rows):
+    change = state[0].new_zeros(len(state[0]), dtype=torch.float64)  # 0 where none is known
+    floor = ROUNDING * torch.finfo(state[0].dtype).eps
+    if start == end:
+        nothing = torch.zeros_like(change, dtype=torch.long)
+        return Solution(state, change, nothing, nothing)
+
+    def attempt(rows: Tensor, steps: int, before: State, spent: int) -> Attempt:
         found, evaluations, _ = adams(field, tuple(part[rows] for part in state), start, end, steps=steps)
-        new = torch.stack([_distance(a, b[rows]) for a, b in zip(found, result, strict=True)]).amax(0)
-        ratio = (new / change[rows].clamp_min(1e-300)).clamp_max(1.0)  # 1 where no change before is known
-        error[rows] = (new * (6 * ratio).clamp(1.0, 3.0)).clamp_min(floor)
+        new = torch.stack([_distance(a, b) for a, b in zip(found, before, strict=True)]).amax(0)
+        ratio = (new / change[rows].clamp_min(1e-300)).clamp_max(1.0)
+        error = (new * (6 * ratio).clamp(1.0, 3.0)).clamp_min(floor)
         change[rows] = torch.where(new.isfinite(), new, 0.0)
+        doublings = int(math.log2(most / steps))
+        if steps >= 16 * first or not doublings:
+            foreseen = error * ratio ** (2 * doublings)  # changes shrink faster the finer the steps are
+            _warn_above(tol, error, foreseen, steps, spent + evaluations, doublings)
+        return found, error, evaluations
+
+    return _in_doubled_steps(attempt, state, tol, first, most)
+
+
+def _in_doubled_steps(
+    attempt: Callable[[Tensor, int, State, int], Attempt], state: State, tol: float, steps: int, most: int
+) -> Solution:
+    """Solve all samples in ``steps``, and those above ``tol`` in twice as many, up to ``most``.
+
+    Args:
+        attempt: (rows, steps, state before, evaluations of the worst sample so far) → what it found for these rows.
+        state: before the first attempt.
+
+    Raises:
+        RuntimeError: an error is not finite in the end.
+    """
+    result = tuple(part.clone() for part in state)
+    error = state[0].new_full((len(state[0]),), math.inf, dtype=torch.float64)
+    taken, nfe = (torch.zeros_like(error, dtype=torch.long) for _ in range(2))
+    rows = torch.arange(len(error), device=error.device)
+    while len(rows):
+        before = tuple(part[rows] for part in result)
+        found, error[rows], evaluations = attempt(rows, steps, before, int(nfe.max()))
         for whole, part in zip(result, found, strict=True):
             whole[rows] = part
         taken[rows], nfe[rows] = steps, nfe[rows] + evaluations
-        doublings = int(math.log2(most / steps))
-        if steps >= 16 * first or not doublings:
-            foreseen = error[rows] * ratio ** (2 * doublings)  # changes shrink faster the finer the steps are
-            _warn_above(tol, error[rows], foreseen, steps, int(nfe.max()), doublings)
-        rows, steps = rows[error[rows] > tol] if doublings else rows[:0], 2 * steps
-    _require_finite(error, taken)
+        rows = rows[error[rows] > tol] if 2 * steps <= most else rows[:0]
+        steps *= 2
+    if not bool(error.isfinite().all()):
+        i = int((~error.isfinite()).nonzero()[0])
+        raise RuntimeError(f"the ODE's field or state became non-finite in sample {i}, in {int(taken[i])} steps")
     return Solution(result, error, taken, nfe)
 
 
@@ -255,13 +278,6 @@ def _warn_above(tol: float, error: Tensor, foreseen: Tensor, steps: int, nfe: in
         RuntimeWarning,
         stacklevel=2,
     )
-
-
-def _require_finite(error: Tensor, steps: Tensor) -> None:
-    """RuntimeError where an error is not finite."""
-    if not bool(error.isfinite().all()):
-        i = int((~error.isfinite()).nonzero()[0])
-        raise RuntimeError(f"the ODE's field or state became non-finite in sample {i}, in {int(steps[i])} steps")
 
 
 def interpolatory_weights(nodes: list[float], start: float, end: float, moments: list[float]) -> list[float]:
