@@ -14,8 +14,8 @@ import time
 import pytest
 from test_processes import ONE_THREAD
 from test_reliability import TINY
-from test_sharding import largest_difference, tensors_in
-from test_training import assert_same, change, log_of
+from test_sharding import assert_same_run, largest_difference
+from test_training import change
 
 from indm.config import recipes
 from indm.runs.folder import read_metrics
@@ -101,12 +101,7 @@ def test_two_machines_share_a_network_and_one_that_dies_ends_both(tmp_path, mach
         assert killed.wait() and left.wait()
         assert time.monotonic() - began < 60 and not (tmp_path / "run" / "summary.json").exists()
     assert finish(machines, recipe, tmp_path / "run", "--resume") == [0, 0]
-    (state, tensors), (expected, others) = tensors_in(tmp_path / "run"), tensors_in(tmp_path / "whole")
-    for each in (state, expected):
-        each.pop("seconds"), each.pop("shards")
-    assert_same(state, expected)
-    assert_same(tensors, others)
-    assert log_of(tmp_path / "run") == log_of(tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
     train(RECIPE, tmp_path / "one", progress=False)
     assert largest_difference(tmp_path / "whole", tmp_path / "one") < 1e-3  # in single precision

@@ -50,6 +50,16 @@ def tensors_in(run):
     return state, {name: torch.cat(tensors) if len(tensors) > 1 else tensors[0] for name, tensors in parts.items()}
 
 
+def assert_same_run(run, whole):
+    """Of two sharded runs: states, tensors and log are the same to the last bit."""
+    (state, tensors), (expected, others) = tensors_in(run), tensors_in(whole)
+    for each in (state, expected):
+        each.pop("seconds"), each.pop("shards")
+    assert_same(state, expected)
+    assert_same(tensors, others)
+    assert log_of(run) == log_of(whole)
+
+
 def largest_difference(run, whole):
     """Between weights, averages and moments of a sharded run and of one that is not."""
     (state, tensors), expected = tensors_in(run), checkpoint(whole)
@@ -163,12 +173,7 @@ def test_all_that_is_made_of_the_average_is_that_of_one_process(folder):
 
 
 def test_two_processes_that_are_stopped_go_on_exactly(folder):
-    (state, tensors), (halved, others) = tensors_in(folder / "two"), tensors_in(folder / "halved")
-    for each in (state, halved):
-        each.pop("seconds"), each.pop("shards")
-    assert_same(halved, state)
-    assert_same(others, tensors)
-    assert log_of(folder / "halved") == log_of(folder / "two")
+    assert_same_run(folder / "halved", folder / "two")
 
 
 def test_another_number_of_processes_goes_on(folder):
