@@ -41,6 +41,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     },
     "net": {
         "mlp": "indm.nets.mlp:MLP",
+        "mixture": "indm.nets.mixture:MixtureMLP",
         "unet": "indm.nets.unet:UNet",
         "zero": "indm.nets.zero:Zero",
         "ncsnpp": "indm.nets.ncsnpp:NCSNpp",

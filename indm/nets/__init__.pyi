@@ -1,3 +1,4 @@
+from .mixture import MixtureMLP as MixtureMLP
 from .mlp import MLP as MLP
 from .ncsnpp import NCSNpp as NCSNpp
 from .unet import UNet as UNet

@@ -38,6 +38,7 @@ OPTIONS = {
     },
     "net": {
         "mlp": {"width": 16, "depth": 1},
+        "mixture": {"components": 2, "width": 16, "depth": 1},
         "unet": {"channels": 4, "multipliers": [1, 2], "blocks": 1, "attention": [4], "fourier": [8.0]},
         "ncsnpp": {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4]},
         "vae-conv": {"width": 4, "latent": 3},

@@ -1,0 +1,458 @@
+"""A density estimator for tables of numbers that fits into scikit-learn: fit, score_samples, sample."""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import qmc
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.covariance import OAS
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from indm.density import NLL_ERROR, START, WhitenedFlow
+from indm.flows.base import Identity
+from indm.gaussian import GaussianReference
+from indm.model import INDM
+from indm.nets.mixture import MixtureMLP
+from indm.objective import mle_loss
+from indm.ode import rademacher
+from indm.sampling import sample
+from indm.score import ScoreModel
+from indm.sde.linear import VPSDE
+from indm.tensors import evaluation_mode, event_sum, expand_like
+from indm.training.ema import EMA
+from indm.training.step import learning_rate_factor
+
+FEWEST_ROWS = 10  # of a table
+FEW_ROWS = 2_000  # up to which several models are averaged
+COMPONENTS = (1, 2, 3, 5, 8, 12, 20, 32, 50)  # of a mixture that is tried
+FLOORS = (1e-2, 1e-3, 1e-1)  # of its covariances
+MIXTURE_ROWS, MIXTURE_SHARE = 5_000, 0.25  # to fit a mixture on; the share of the budget that may go to it
+VALIDATION_ROWS = 4_096  # noised at every validation, at most
+CHECK_EVERY = 50  # steps
+PATIENCE, CUTS, CUT = 5, 2, 1 / 3  # checks without a better one until the rate is cut, how often, and by what
+WARMUP, DECAY = 50, 0.3  # steps; the share of the budget in which the rate falls to 0
+EMA_DECAY, BETAS, CLIP = 0.99, (0.9, 0.99), 1.0
+EPS = 1e-4  # truncation of the diffusion
+MOST_EXACT, PROBES = 128, 8  # columns up to which the divergence is exact; probes above
+ROWS_AT_ONCE = 512
+LARGEST_ERROR = 0.01  # nats of the solver, on average, that need no warning
+
+
+class DensityEstimator(DensityMixin, BaseEstimator):
+    r"""The density of a table of numbers: a mixture of Gaussians, and a diffusion model of what the mixture lacks.
+
+    Columns are standardised and decorrelated (the Jacobian is part of the density). A Gaussian mixture, chosen by
+    validation, gives the diffusion's score in closed form (:class:`~indm.nets.MixtureMLP`), and a network learns the
+    rest by maximum likelihood until validation no longer improves. The density is that of the probability flow: it
+    integrates to 1, and its ODE is solved for each row to 1e-3 bits per column. Of a small table several models are
+    trained, each validated on other rows, and their densities averaged.
+
+    Fitting is deterministic for a given ``random_state`` where it ends by itself or by ``max_steps``. Where it ends by
+    ``max_seconds``, the number of steps depends on the machine's speed.
+
+    Args:
+        discrete: columns of whole numbers, by index or name. They get uniform noise in [0, 1), and the density becomes
+            a probability of them: ``score_samples`` is a lower bound of its log, on average over the noise.
+        n_models: models whose densities are averaged; by default 4 for up to 2,000 rows, else 1.
+        validation_fraction: share of the rows on which a model is validated; models have different ones.
+        max_seconds: of the fit, at most.
+        max_steps: of the optimizer, at most, for each model.
+        max_components: of the mixture.
+        width, depth: of the network.
+        learning_rate, batch_size, weight_decay: of AdamW.
+        draws: points of the noise of discrete columns at which a row is evaluated.
+        verbose: print what is chosen and how validation goes.
+        random_state: of the split, the noise and the weights.
+
+    Attributes:
+        models_: the fitted :class:`~indm.INDM`, of the decorrelated columns.
+        mean_, whitening_: z = (x − mean_) @ whitening_.
+        discrete_: indices of the discrete columns.
+        n_steps_: optimizer steps of each model until it was best.
+        n_features_in_, feature_names_in_: as in scikit-learn.
+
+    Example:
+
+        >>> import numpy as np
+        >>> X = np.random.default_rng(0).normal(5.0, 2.0, (300, 2))
+        >>> estimator = DensityEstimator(max_steps=20, n_models=1, random_state=0).fit(X)
+        >>> entropy = 2 * (np.log(2.0) + 0.5 * np.log(2 * np.pi * np.e))
+        >>> bool(abs(estimator.score(X) + entropy) < 0.1)  # nats of a row
+        True
+        >>> estimator.sample(3, random_state=0).shape
+        (3, 2)
+    """
+
+    def __init__(
+        self,
+        *,
+        discrete: Iterable[int | str] = (),
+        n_models: int | None = None,
+        validation_fraction: float = 0.1,
+        max_seconds: float = 60.0,
+        max_steps: int = 20_000,
+        max_components: int = 50,
+        width: int = 64,
+        depth: int = 2,
+        learning_rate: float = 1e-3,
+        batch_size: int = 256,
+        weight_decay: float = 0.01,
+        draws: int = 8,
+        verbose: bool = False,
+        random_state: Any = None,
+    ):
+        self.discrete = discrete
+        self.n_models = n_models
+        self.validation_fraction = validation_fraction
+        self.max_seconds = max_seconds
+        self.max_steps = max_steps
+        self.max_components = max_components
+        self.width = width
+        self.depth = depth
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.weight_decay = weight_decay
+        self.draws = draws
+        self.verbose = verbose
+        self.random_state = random_state
+
+    # ── scikit-learn's methods ──────────────────────────────────────────────────────────────────────────────────────
+
+    def fit(self, X, y=None) -> "DensityEstimator":
+        """Fit the density of the rows of ``X`` (n, columns); ``y`` is ignored.
+
+        Raises:
+            ValueError: an argument out of range; missing or infinite values; fewer than 10 rows; a constant column; a
+                discrete column that is none or has other than whole numbers.
+        """
+        started = perf_counter()
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=FEWEST_ROWS)
+        n_models = self._checked(len(X))
+        self.discrete_ = self._indices()
+        self._check_columns(X)
+        numbers = check_random_state(self.random_state)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(numbers.randint(2**31 - 1))
+            self._whiten(X + self._noise(X, numbers.uniform))
+            order, size = numbers.permutation(len(X)), max(1, round(self.validation_fraction * len(X)))
+            self.models_, self.n_steps_ = [], []
+            for i in range(n_models):
+                is_valid = np.zeros(len(X), dtype=bool)
+                is_valid[order[np.arange(i * size, (i + 1) * size) % len(X)]] = True
+                deadline = started + (i + 1) / n_models * self.max_seconds
+                self._fit_model(X[~is_valid], X[is_valid], numbers, deadline)
+        return self
+
+    def score_samples(self, X) -> np.ndarray:
+        """log p of each row of ``X``, nats, of the units of ``X``: (n,). No value depends on another row.
+
+        With discrete columns it is the log of a probability of them times a density of the others.
+
+        Warns:
+            ConvergenceWarning: where the ODE's error is above 0.01 nats on average.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        points = self._noise_points()
+        log_prob = np.stack([self._log_density(X + self._noise(X, lambda size: point)) for point in points])
+        return np.logaddexp.reduce(log_prob) - math.log(len(points))
+
+    def score(self, X, y=None) -> float:
+        """The mean of :meth:`score_samples`; ``y`` is ignored."""
+        return float(self.score_samples(X).mean())
+
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
+        """Rows drawn from the fitted density, (n_samples, columns), in the units of the table."""
+        check_is_fitted(self)
+        if n_samples < 1:
+            raise ValueError(f"n_samples must be at least 1, got {n_samples}")
+        numbers = check_random_state(random_state)
+        generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
+        counts = numbers.multinomial(n_samples, np.full(len(self.models_), 1 / len(self.models_)))
+        options: dict[str, Any] = {"sampler": "ode", "last_denoising": False, "batch_size": ROWS_AT_ONCE}
+        parts = [
+            sample(model, int(n), generator=generator, **options).numpy()
+            for model, n in zip(self.models_, counts, strict=True)
+            if n
+        ]
+        rows = numbers.permutation(np.concatenate(parts)) @ np.linalg.inv(self.whitening_) + self.mean_
+        rows[:, self.discrete_] = np.floor(rows[:, self.discrete_])
+        return rows
+
+    # ── The table ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _checked(self, rows: int) -> int:
+        """The number of models.
+
+        Raises:
+            ValueError: an argument out of range.
+        """
+        for name, least in dict(max_steps=0, max_components=1, width=1, depth=1, batch_size=1, draws=1).items():
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        for name in ("max_seconds", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction must be between 0 and 1, got {self.validation_fraction!r}; 0.1 is usual")
+        n_models = (4 if rows <= FEW_ROWS else 1) if self.n_models is None else self.n_models
+        if n_models < 1:
+            raise ValueError(f"n_models must be at least 1, or None for as many as suit the rows, got {n_models!r}")
+        return n_models
+
+    def _indices(self) -> np.ndarray:
+        """The indices of the discrete columns."""
+        names = list(getattr(self, "feature_names_in_", ()))
+        indices = []
+        for column in self.discrete:
+            if isinstance(column, str) and column in names:
+                indices.append(names.index(column))
+            elif isinstance(column, int | np.integer) and 0 <= column < self.n_features_in_:
+                indices.append(int(column))
+            else:
+                known = f"the names {', '.join(names)}, or " if names else ""
+                raise ValueError(
+                    f"discrete must hold columns of X ({known}indices 0 … {self.n_features_in_ - 1}), got {column!r}"
+                )
+        return np.array(sorted(set(indices)), dtype=int)
+
+    def _check_columns(self, X: np.ndarray) -> None:
+        """ValueError for a constant column, and for a discrete one with other than whole numbers."""
+        named = getattr(self, "feature_names_in_", None)
+        for i, column in enumerate(X.T):
+            name = f"column {i}" if named is None else f"column {i} ({named[i]})"
+            if i in self.discrete_:
+                if not (column == np.floor(column)).all():
+                    raise ValueError(
+                        f"discrete columns must hold whole numbers, got {column[column != np.floor(column)][0]:g} in "
+                        f"{name}; multiply it, or leave it out of discrete"
+                    )
+            elif np.ptp(column) <= 1e-12 * np.abs(column).max():
+                raise ValueError(
+                    f"X must vary in every column, got {column[0]:g} in all rows of {name}, which has no density; drop "
+                    "it, or declare it in discrete"
+                )
+
+    def _noise(self, X: np.ndarray, draw: Callable[..., np.ndarray]) -> np.ndarray:
+        """``draw(size=…)`` in [0, 1) in the discrete columns, 0 in the others."""
+        noise = np.zeros_like(X)
+        noise[:, self.discrete_] = draw(size=(len(X), len(self.discrete_)))
+        return noise
+
+    def _noise_points(self) -> np.ndarray:
+        """The points of the noise, (draws, discrete columns), the same for all rows."""
+        if not len(self.discrete_):
+            return np.zeros((1, 0))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that a number of draws is no power of 2
+            return qmc.Sobol(len(self.discrete_), rng=0).random(self.draws)
+
+    def _whiten(self, X: np.ndarray) -> None:
+        """Set the affine map to standardised and decorrelated columns; correlations are shrunk where rows are few."""
+        self.mean_, scale = X.mean(0), X.std(0)
+        correlation = OAS(assume_centered=True).fit((X - self.mean_) / scale).covariance_
+        self.whitening_ = np.linalg.inv(np.linalg.cholesky(correlation)).T / scale[:, None]
+
+    # ── Models ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _fit_model(self, train: np.ndarray, valid: np.ndarray, numbers: np.random.RandomState, deadline: float) -> None:
+        """Fit one model and append it."""
+        started, d = perf_counter(), train.shape[1]
+        repeats = max(1, VALIDATION_ROWS // len(valid))
+        many = np.repeat(valid[:VALIDATION_ROWS], repeats, axis=0)
+        held = torch.from_numpy(self._latents(many + self._noise(many, numbers.uniform)))
+        some = train[:MIXTURE_ROWS]
+        until = started + MIXTURE_SHARE * (deadline - started)
+        seed, distinct = numbers.randint(2**31 - 1), held[:: max(1, repeats // 8 if len(self.discrete_) else repeats)]
+        mixture = self._mixture(self._latents(some + self._noise(some, numbers.uniform)), distinct.numpy(), seed, until)
+        model = self._build(mixture.n_components)
+        model.score.backbone.set_mixture(*map(torch.from_numpy, (mixture.weights_, mixture.means_, mixture.covariances_)))
+        grid = torch.from_numpy(self.whitening_[self.discrete_]).float()
+        latents = torch.from_numpy(self._latents(train)).float()
+
+        def batch(rows: Tensor) -> Tensor:
+            return latents[rows] + torch.rand(len(rows), len(grid)) @ grid
+
+        fitting = _Fitting(model, self.learning_rate, self.weight_decay, held.float())
+        n = len(train)
+        order = torch.randperm(n)
+        size, at = min(self.batch_size, n), 0
+        step_seconds = 0.0
+        while fitting.step < self.max_steps and not fitting.is_over:
+            now = perf_counter()
+            spent = max((now - started) / max(deadline - started, 1e-9), fitting.step / self.max_steps)
+            if spent >= 1:
+                break
+            if at + size > n:
+                order, at = torch.randperm(n), 0
+            fitting.train(batch(order[at : at + size]), min(1.0, (1 - spent) / DECAY))
+            at += size
+        fitting.check()
+        if self.verbose:
+            print(
+                f"model {len(self.models_) + 1}: {mixture.n_components} Gaussians, best at step {fitting.best_step} of "
+                f"{fitting.step}, validation {fitting.first + self._log_volume():.4f} → "
+                f"{fitting.best + self._log_volume():.4f} nats"
+            )
+        self.models_.append(fitting.best_model.double())
+        self.n_steps_.append(fitting.best_step)
+
+    def _mixture(self, train: np.ndarray, valid: np.ndarray, seed: int, until: float) -> GaussianMixture:
+        """The Gaussian mixture of the best validation: first its number of components, then the floor of variances."""
+        best, best_score, worse = None, -math.inf, 0
+
+        def attempt(components: int, floor: float) -> bool:
+            nonlocal best, best_score
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                mixture = GaussianMixture(components, reg_covar=floor, max_iter=50, random_state=seed).fit(train)
+            score = mixture.score(valid)
+            if score > best_score:
+                best, best_score = mixture, score
+                return True
+            return False
+
+        for components in COMPONENTS:
+            if components > 1 and (
+                components > min(self.max_components, len(train) // 5) or worse == 2 or perf_counter() > until
+            ):
+                break
+            worse = 0 if attempt(components, FLOORS[0]) else worse + 1
+        for floor in FLOORS[1:]:
+            if perf_counter() < until:
+                attempt(best.n_components, floor)
+        return best
+
+    def _build(self, components: int) -> INDM:
+        shape = (self.n_features_in_,)
+        backbone = MixtureMLP(shape, components, self.width, self.depth)
+        return INDM(Identity(), ScoreModel(backbone, VPSDE(eps=EPS)), shape=shape)
+
+    def _latents(self, X: np.ndarray) -> np.ndarray:
+        return (X - self.mean_) @ self.whitening_
+
+    def _log_volume(self) -> float:
+        """log|det ∂z/∂x|."""
+        return float(np.linalg.slogdet(self.whitening_)[1])
+
+    def _log_density(self, X: np.ndarray) -> np.ndarray:
+        """log of the mean density of the models at rows without discrete columns, nats (n,)."""
+        z = torch.from_numpy(self._latents(X))
+        found = [[_log_prob(model, part) for part in z.split(ROWS_AT_ONCE)] for model in self.models_]
+        errors = torch.stack([torch.cat([error for _, error in parts]) for parts in found])
+        if errors.mean() > LARGEST_ERROR:
+            warnings.warn(
+                f"log p is off by about {errors.mean():.2g} nats on average, and {errors.max():.2g} at most, where the "
+                "density is narrow; rows far from all that were fitted are the usual cause",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        log_prob = torch.stack([torch.cat([value for value, _ in parts]) for parts in found])
+        return (log_prob.logsumexp(0) - math.log(len(found))).numpy() + self._log_volume()
+
+    # ── Pickles hold plain arrays ───────────────────────────────────────────────────────────────────────────────────
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if "models_" in state:
+            arrays = [{name: value.numpy() for name, value in model.state_dict().items()} for model in state["models_"]]
+            state = {**state, "models_": arrays}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "models_" in state:
+            self.models_ = [self._restored(arrays) for arrays in state["models_"]]
+
+    def _restored(self, arrays: dict[str, np.ndarray]) -> INDM:
+        model = self._build(len(arrays["score.backbone.log_weight"])).double()
+        model.load_state_dict({name: torch.tensor(value) for name, value in arrays.items()})
+        return model.eval().requires_grad_(False)
+
+
+@dataclass
+class _Fitting:
+    """A model in training: its average, its best validated state, and a rate that is cut where that no longer improves.
+
+    Args:
+        model: what is trained.
+        learning_rate, weight_decay: of AdamW.
+        held: latents on which it is validated.
+    """
+
+    model: INDM
+    learning_rate: float
+    weight_decay: float
+    held: Tensor
+
+    def __post_init__(self):
+        parameters = list(self.model.parameters())
+        self.optimizer = torch.optim.AdamW(
+            parameters, self.learning_rate, betas=BETAS, weight_decay=self.weight_decay, fused=True
+        )
+        self.ema = EMA(self.model, EMA_DECAY)
+        self.step = self.best_step = self.since = self.cuts = 0
+        self.first = self.best = self.validate()
+        self.best_model = copy.deepcopy(self.ema.model)
+
+    @property
+    def is_over(self) -> bool:
+        return self.cuts > CUTS
+
+    def train(self, x: Tensor, factor: float) -> None:
+        """One step at ``factor`` of the rate, and a check where it is due."""
+        factor *= CUT**self.cuts * learning_rate_factor(self.step, 0.0, WARMUP, 0.0)
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate * factor
+        loss, _ = mle_loss(self.model, x)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP, error_if_nonfinite=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.ema.update(self.model, self.step)
+        if self.step % CHECK_EVERY == 0:
+            self.check()
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """The lower bound of log p of the average, nats a row, by the same draws each time."""
+        generator = torch.Generator().manual_seed(0)
+        return -mle_loss(self.ema.model, self.held, generator=generator)[1]["nelbo"].item()
+
+    def check(self) -> None:
+        value = self.validate()
+        if value > self.best:
+            self.best, self.best_step, self.since = value, self.step, 0
+            self.best_model = copy.deepcopy(self.ema.model)
+            return
+        self.since += 1
+        if self.since == PATIENCE:
+            self.cuts, self.since = self.cuts + 1, 0
+            self.model.load_state_dict(self.best_model.state_dict())
+            self.ema.model.load_state_dict(self.best_model.state_dict())
+
+
+def _log_prob(model: INDM, z: Tensor) -> tuple[Tensor, Tensor]:
+    """log p of the probability flow at rows of latents, and an estimate of the solver's error, nats (B,)."""
+    d = z.shape[1]
+    exact = d <= MOST_EXACT
+    flow = WhitenedFlow(model.score, GaussianReference.standard(z), (d,), exact)
+    probe = z.new_zeros(len(z)) if exact else rademacher(z[:1], PROBES, torch.Generator().manual_seed(0))
+    probe = probe if exact else probe.expand(len(z), -1, -1)
+    with evaluation_mode(model):
+        sde = model.sde
+        log_alpha = sde.log_alpha(sde.endpoints(z)[START])
+        solution = flow.solve(expand_like(log_alpha.exp(), z) * z, START, probe, NLL_ERROR, None)
+        return event_sum(log_alpha, z) + flow.log_prob(solution.state), solution.error
