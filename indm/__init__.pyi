@@ -5,6 +5,7 @@ from .dequantization import Dequantization as Dequantization
 from .dequantization import TruncatedNormal as TruncatedNormal
 from .dequantization import Uniform as Uniform
 from .dequantization import Variational as Variational
+from .estimator import DensityEstimator as DensityEstimator
 from .evaluation.likelihood import evaluate as evaluate
 from .flows.check import check_flow as check_flow
 from .likelihood import LikelihoodReport as LikelihoodReport

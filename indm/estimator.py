@@ -3,7 +3,7 @@
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -19,7 +19,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from indm.density import NLL_ERROR, START, WhitenedFlow
+from indm.density import START, WhitenedFlow
 from indm.flows.base import Identity
 from indm.gaussian import GaussianReference
 from indm.model import INDM
@@ -35,18 +35,19 @@ from indm.training.step import learning_rate_factor
 
 FEWEST_ROWS = 10  # of a table
 FEW_ROWS = 2_000  # up to which several models are averaged
-COMPONENTS = (1, 2, 3, 5, 8, 12, 20, 32, 50)  # of a mixture that is tried
+COMPONENTS = (1, 2, 3, 5, 8, 12, 20, 32)  # of a mixture that is tried
 FLOORS = (1e-2, 1e-3, 1e-1)  # of its covariances
-MIXTURE_ROWS, MIXTURE_SHARE = 5_000, 0.25  # to fit a mixture on; the share of the budget that may go to it
+MIXTURE_ROWS, MIXTURE_SHARE = 5_000, 0.2  # to fit a mixture on; the share of the budget that may go to it
+DRAWS_OF_MIXTURE = 8  # of the noise of discrete columns, to validate it
 VALIDATION_ROWS = 4_096  # noised at every validation, at most
 CHECK_EVERY = 50  # steps
-PATIENCE, CUTS, CUT = 5, 2, 1 / 3  # checks without a better one until the rate is cut, how often, and by what
+PATIENCE, CUTS, CUT = 10, 1, 0.2  # checks without a better one until the rate is cut, how often, and by what
 WARMUP, DECAY = 50, 0.3  # steps; the share of the budget in which the rate falls to 0
 EMA_DECAY, BETAS, CLIP = 0.99, (0.9, 0.99), 1.0
 EPS = 1e-4  # truncation of the diffusion
-MOST_EXACT, PROBES = 128, 8  # columns up to which the divergence is exact; probes above
+MOST_EXACT, PROBES = 40, 8  # columns up to which the divergence is exact; probes above
 ROWS_AT_ONCE = 512
-LARGEST_ERROR = 0.01  # nats of the solver, on average, that need no warning
+SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true error
 
 
 class DensityEstimator(DensityMixin, BaseEstimator):
@@ -55,8 +56,9 @@ class DensityEstimator(DensityMixin, BaseEstimator):
     Columns are standardised and decorrelated (the Jacobian is part of the density). A Gaussian mixture, chosen by
     validation, gives the diffusion's score in closed form (:class:`~indm.nets.MixtureMLP`), and a network learns the
     rest by maximum likelihood until validation no longer improves. The density is that of the probability flow: it
-    integrates to 1, and its ODE is solved for each row to 1e-3 bits per column. Of a small table several models are
-    trained, each validated on other rows, and their densities averaged.
+    integrates to 1, and its ODE is solved for each row to 0.05 nats (by an estimate that is some ten times the true error).
+    Of a small table further models are trained while time remains, each validated on other rows, and their densities
+    averaged.
 
     Fitting is deterministic for a given ``random_state`` where it ends by itself or by ``max_steps``. Where it ends by
     ``max_seconds``, the number of steps depends on the machine's speed.
@@ -64,7 +66,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
     Args:
         discrete: columns of whole numbers, by index or name. They get uniform noise in [0, 1), and the density becomes
             a probability of them: ``score_samples`` is a lower bound of its log, on average over the noise.
-        n_models: models whose densities are averaged; by default 4 for up to 2,000 rows, else 1.
+        n_models: models whose densities are averaged, at most: those that ``max_seconds`` leaves time for. By default 4
+            for up to 2,000 rows, else 1.
         validation_fraction: share of the rows on which a model is validated; models have different ones.
         max_seconds: of the fit, at most.
         max_steps: of the optimizer, at most, for each model.
@@ -94,23 +97,23 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         (3, 2)
     """
 
-    def __init__(
+    def __init__(  # checked by fit, as scikit-learn has it
         self,
         *,
-        discrete: Iterable[int | str] = (),
-        n_models: int | None = None,
-        validation_fraction: float = 0.1,
-        max_seconds: float = 60.0,
-        max_steps: int = 20_000,
-        max_components: int = 50,
-        width: int = 64,
-        depth: int = 2,
-        learning_rate: float = 1e-3,
-        batch_size: int = 256,
-        weight_decay: float = 0.01,
-        draws: int = 8,
-        verbose: bool = False,
-        random_state: Any = None,
+        discrete=(),
+        n_models=None,
+        validation_fraction=0.1,
+        max_seconds=60.0,
+        max_steps=20_000,
+        max_components=32,
+        width=64,
+        depth=2,
+        learning_rate=3e-3,
+        batch_size=256,
+        weight_decay=0.01,
+        draws=4,
+        verbose=False,
+        random_state=None,
     ):
         self.discrete = discrete
         self.n_models = n_models
@@ -150,8 +153,12 @@ class DensityEstimator(DensityMixin, BaseEstimator):
             for i in range(n_models):
                 is_valid = np.zeros(len(X), dtype=bool)
                 is_valid[order[np.arange(i * size, (i + 1) * size) % len(X)]] = True
-                deadline = started + (i + 1) / n_models * self.max_seconds
-                self._fit_model(X[~is_valid], X[is_valid], numbers, deadline)
+                fitting = self._fitted(X[~is_valid], X[is_valid], numbers, started + self.max_seconds)
+                if fitting.in_time or i == 0:
+                    self.models_.append(fitting.best_model.double())
+                    self.n_steps_.append(fitting.best_step)
+                if not fitting.in_time:
+                    break
         return self
 
     def score_samples(self, X) -> np.ndarray:
@@ -160,7 +167,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         With discrete columns it is the log of a probability of them times a density of the others.
 
         Warns:
-            ConvergenceWarning: where the ODE's error is above 0.01 nats on average.
+            ConvergenceWarning: where the ODE's error is above 0.05 nats on average.
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
@@ -267,47 +274,41 @@ class DensityEstimator(DensityMixin, BaseEstimator):
 
     # ── Models ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _fit_model(self, train: np.ndarray, valid: np.ndarray, numbers: np.random.RandomState, deadline: float) -> None:
-        """Fit one model and append it."""
-        started, d = perf_counter(), train.shape[1]
-        repeats = max(1, VALIDATION_ROWS // len(valid))
+    def _fitted(self, train: np.ndarray, valid: np.ndarray, numbers: np.random.RandomState, deadline: float) -> "_Fitting":
+        """A model of the rows ``train``."""
+        started, repeats = perf_counter(), max(1, VALIDATION_ROWS // len(valid))
         many = np.repeat(valid[:VALIDATION_ROWS], repeats, axis=0)
-        held = torch.from_numpy(self._latents(many + self._noise(many, numbers.uniform)))
+        held = self._latents(many + self._noise(many, numbers.uniform))
         some = train[:MIXTURE_ROWS]
-        until = started + MIXTURE_SHARE * (deadline - started)
-        seed, distinct = numbers.randint(2**31 - 1), held[:: max(1, repeats // 8 if len(self.discrete_) else repeats)]
-        mixture = self._mixture(self._latents(some + self._noise(some, numbers.uniform)), distinct.numpy(), seed, until)
+        mixture = self._mixture(
+            self._latents(some + self._noise(some, numbers.uniform)),
+            held[:: max(1, repeats // DRAWS_OF_MIXTURE)],
+            numbers.randint(2**31 - 1),
+            until=started + MIXTURE_SHARE * (deadline - started),
+        )
         model = self._build(mixture.n_components)
-        model.score.backbone.set_mixture(*map(torch.from_numpy, (mixture.weights_, mixture.means_, mixture.covariances_)))
-        grid = torch.from_numpy(self.whitening_[self.discrete_]).float()
+        law = mixture.weights_, mixture.means_, mixture.covariances_
+        model.score.backbone.set_mixture(*map(torch.from_numpy, law))
+        fitting = _Fitting(model, self.learning_rate, self.weight_decay, torch.from_numpy(held).float())
         latents = torch.from_numpy(self._latents(train)).float()
-
-        def batch(rows: Tensor) -> Tensor:
-            return latents[rows] + torch.rand(len(rows), len(grid)) @ grid
-
-        fitting = _Fitting(model, self.learning_rate, self.weight_decay, held.float())
-        n = len(train)
-        order = torch.randperm(n)
-        size, at = min(self.batch_size, n), 0
-        step_seconds = 0.0
+        one = torch.from_numpy(self.whitening_[self.discrete_]).float()  # what 1 in a discrete column is to latents
+        loader = _batches(len(train), self.batch_size)
         while fitting.step < self.max_steps and not fitting.is_over:
-            now = perf_counter()
-            spent = max((now - started) / max(deadline - started, 1e-9), fitting.step / self.max_steps)
+            spent = (perf_counter() - started) / max(deadline - started, 1e-9)
             if spent >= 1:
+                fitting.in_time = False
                 break
-            if at + size > n:
-                order, at = torch.randperm(n), 0
-            fitting.train(batch(order[at : at + size]), min(1.0, (1 - spent) / DECAY))
-            at += size
+            rows = next(loader)
+            fitting.train(latents[rows] + torch.rand(len(rows), len(one)) @ one, min(1.0, (1 - spent) / DECAY))
         fitting.check()
         if self.verbose:
+            first, best = (value + self._log_volume() for value in (fitting.first, fitting.best))
             print(
-                f"model {len(self.models_) + 1}: {mixture.n_components} Gaussians, best at step {fitting.best_step} of "
-                f"{fitting.step}, validation {fitting.first + self._log_volume():.4f} → "
-                f"{fitting.best + self._log_volume():.4f} nats"
+                f"model {len(self.models_) + 1}: {mixture.n_components} Gaussians, validation {first:.4f} nats, "
+                f"{best:.4f} at step {fitting.best_step} of {fitting.step}"
+                + ("" if fitting.in_time else f"; ended by max_seconds {self.max_seconds:g}")
             )
-        self.models_.append(fitting.best_model.double())
-        self.n_steps_.append(fitting.best_step)
+        return fitting
 
     def _mixture(self, train: np.ndarray, valid: np.ndarray, seed: int, until: float) -> GaussianMixture:
         """The Gaussian mixture of the best validation: first its number of components, then the floor of variances."""
@@ -352,7 +353,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         z = torch.from_numpy(self._latents(X))
         found = [[_log_prob(model, part) for part in z.split(ROWS_AT_ONCE)] for model in self.models_]
         errors = torch.stack([torch.cat([error for _, error in parts]) for parts in found])
-        if errors.mean() > LARGEST_ERROR:
+        if errors.mean() > SOLVER_ERROR:
             warnings.warn(
                 f"log p is off by about {errors.mean():.2g} nats on average, and {errors.max():.2g} at most, where the "
                 "density is narrow; rows far from all that were fitted are the usual cause",
@@ -404,6 +405,7 @@ class _Fitting:
         )
         self.ema = EMA(self.model, EMA_DECAY)
         self.step = self.best_step = self.since = self.cuts = 0
+        self.in_time = True
         self.first = self.best = self.validate()
         self.best_model = copy.deepcopy(self.ema.model)
 
@@ -444,6 +446,13 @@ class _Fitting:
             self.ema.model.load_state_dict(self.best_model.state_dict())
 
 
+def _batches(rows: int, size: int) -> Iterator[Tensor]:
+    """Indices of batches without end, of at most ``size`` rows; each pass has every row at most once."""
+    size = min(size, rows)
+    while True:
+        yield from torch.randperm(rows)[: rows // size * size].split(size)
+
+
 def _log_prob(model: INDM, z: Tensor) -> tuple[Tensor, Tensor]:
     """log p of the probability flow at rows of latents, and an estimate of the solver's error, nats (B,)."""
     d = z.shape[1]
@@ -454,5 +463,5 @@ def _log_prob(model: INDM, z: Tensor) -> tuple[Tensor, Tensor]:
     with evaluation_mode(model):
         sde = model.sde
         log_alpha = sde.log_alpha(sde.endpoints(z)[START])
-        solution = flow.solve(expand_like(log_alpha.exp(), z) * z, START, probe, NLL_ERROR, None)
+        solution = flow.solve(expand_like(log_alpha.exp(), z) * z, START, probe, SOLVER_ERROR / (d * math.log(2)), None)
         return event_sum(log_alpha, z) + flow.log_prob(solution.state), solution.error

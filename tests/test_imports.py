@@ -39,6 +39,7 @@ ORDER = [
     "data",
     "runs",
     "training",
+    "estimator",
     "evaluation",
     "report",
     "reproduction",

@@ -1,0 +1,260 @@
+"""Test log-likelihoods of small tables: indm.DensityEstimator beside zuko's flows, a Gaussian mixture and a KDE.
+
+    python bench/tables.py iris wine              # trains what has no record yet, then shows the table of all records
+    python bench/tables.py all
+
+A fifth of the rows is the test, by the seed, and a tenth of the others the validation of those that do not split by
+themselves. All numbers are nats of a row of the raw table. Discrete columns get uniform noise, and a row's value is the
+log of its mean density over the same 4 points of the noise for every method. Each training has ``--seconds`` of the
+processor on one thread. Mixture and KDE are chosen by validation over a grid, without a limit of time; the flows choose
+their rate by it, each half of the time, and keep their best validated state. Every training is a record in ``--out``.
+"""
+
+import argparse
+import copy
+import itertools
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import zuko
+from scipy.stats import qmc
+from sklearn import datasets
+from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import KernelDensity
+from threadpoolctl import threadpool_limits
+
+from indm import estimator
+from indm.evaluation.statistics import mean_and_error, over_seeds
+from indm.files import atomic
+from indm.runs.provenance import provenance
+
+DRAWS = 4  # points of the noise
+Array = np.ndarray
+LogDensity = Callable[[Array], Array]
+
+
+def mixture(n: int, seed: int) -> Array:
+    """Five Gaussians in eight dimensions, always the same, with full covariances."""
+    fixed, numbers = np.random.default_rng(0), np.random.default_rng(1000 + seed)
+    means = 2.0 * fixed.standard_normal((5, 8))
+    bases = np.linalg.qr(fixed.standard_normal((5, 8, 8)))[0] * np.exp(fixed.uniform(-1.2, 0.3, (5, 1, 8)))
+    which = numbers.integers(5, size=n)
+    return means[which] + np.einsum("nij,nj->ni", bases[which], numbers.standard_normal((n, 8)))
+
+
+TABLES: dict[str, tuple[Callable[[int], Array], tuple[int, ...]]] = {  # rows by the seed, discrete columns
+    "moons": (lambda seed: datasets.make_moons(2000, noise=0.1, random_state=seed)[0], ()),
+    "circles": (lambda seed: datasets.make_circles(2000, noise=0.05, factor=0.5, random_state=seed)[0], ()),
+    "swiss-roll": (lambda seed: datasets.make_swiss_roll(2000, noise=0.5, random_state=seed)[0], ()),
+    "blobs": (lambda seed: datasets.make_blobs(1000, n_features=5, centers=6, random_state=seed)[0], ()),
+    "mixture-8d": (lambda seed: mixture(2000, seed), ()),
+    "iris": (lambda seed: np.round(datasets.load_iris().data * 10), (0, 1, 2, 3)),
+    "wine": (lambda seed: datasets.load_wine().data, ()),
+    "diabetes": (lambda seed: datasets.load_diabetes(scaled=False).data, (0, 1)),  # age and sex
+    "breast-cancer": (lambda seed: datasets.load_breast_cancer().data, ()),
+    "digits": (lambda seed: datasets.load_digits().data, tuple(range(64))),
+}
+
+
+def split(name: str, seed: int) -> tuple[Array, Array, list[int]]:
+    """The rows to fit and to test, and the discrete columns."""
+    make, discrete = TABLES[name]
+    X = make(seed)
+    order = np.random.default_rng(seed).permutation(len(X))
+    return X[order[len(X) // 5 :]], X[order[: len(X) // 5]], list(discrete)
+
+
+class Space:
+    """z = (x + u − mean)/std, u in [0, 1) in discrete columns and else 0."""
+
+    def __init__(self, X: Array, discrete: list[int], seed: int):
+        self.discrete, self.numbers = discrete, np.random.default_rng(seed)
+        noisy = X + self.noise(X)
+        self.mean, self.std = noisy.mean(0), np.maximum(noisy.std(0), 1e-6)
+
+    def noise(self, X: Array) -> Array:
+        noise = np.zeros_like(X)
+        noise[:, self.discrete] = self.numbers.random((len(X), len(self.discrete)))
+        return noise
+
+    def __call__(self, X: Array) -> Array:
+        return (X - self.mean) / self.std
+
+    def drawn(self, X: Array, repeats: int = 1) -> Array:
+        return np.concatenate([self(X + self.noise(X)) for _ in range(repeats if self.discrete else 1)])
+
+    def log_prob(self, X: Array, density: LogDensity) -> Array:
+        """log p of raw rows from the log-density of z."""
+        points = qmc.Sobol(len(self.discrete), rng=0).random(DRAWS) if self.discrete else np.zeros((1, 0))
+        each = []
+        for point in points:
+            noise = np.zeros_like(X)
+            noise[:, self.discrete] = point
+            each.append(density(self(X + noise)))
+        return np.logaddexp.reduce(each) - math.log(len(points)) - np.log(self.std).sum()
+
+
+# ── Methods: (rows to train, to validate, discrete columns, seed, seconds) → log p of rows, the setting ──────────────
+
+Fitted = tuple[LogDensity, dict[str, Any]]
+
+
+def indm(train: Array, valid: Array, discrete: list[int], seed: int, seconds: float) -> Fitted:
+    X = np.concatenate([train, valid])
+    with mock.patch.object(estimator, "perf_counter", time.process_time):
+        found = estimator.DensityEstimator(discrete=discrete, max_seconds=seconds, random_state=seed, draws=DRAWS).fit(X)
+    return found.score_samples, {"steps": found.n_steps_, "models": len(found.models_)}
+
+
+def flow(kind: str) -> Callable[..., Fitted]:
+    """A flow of zuko, as in bench/others.py."""
+
+    def fit(train: Array, valid: Array, discrete: list[int], seed: int, seconds: float) -> Fitted:
+        space, best = Space(train, discrete, seed), (-math.inf, None, {})
+        held = torch.from_numpy(space.drawn(valid, 4)).float()
+        for lr in (1e-3, 3e-3):
+            torch.manual_seed(seed)
+            model = getattr(zuko.flows, kind)(train.shape[1], transforms=3, hidden_features=(64, 64))
+            optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=1e-4)
+            start, spent, step, checked, best_at = time.process_time(), 0.0, 0, 0, 0.0
+            while spent < 1 and spent - best_at < 1 / 3:
+                rows = train[torch.randint(len(train), (min(128, len(train)),)).numpy()]
+                optimizer.param_groups[0]["lr"] = lr * min(1.0, 2 * max(0.0, 1 - spent))
+                optimizer.zero_grad()
+                (-model().log_prob(torch.from_numpy(space.drawn(rows)).float()).mean()).backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+                optimizer.step()
+                step, spent = step + 1, (time.process_time() - start) / (seconds / 2)
+                if spent >= min(1, (checked + 1) / 30):
+                    checked = math.floor(spent * 30)
+                    with torch.no_grad():
+                        value = model().log_prob(held).mean().item()
+                    if value > best[0]:
+                        best, best_at = (value, copy.deepcopy(model), {"lr": lr, "step": step}), spent
+        _, chosen, setting = best
+
+        @torch.no_grad()
+        def density(z: Array) -> Array:
+            return chosen().log_prob(torch.from_numpy(z).float()).double().numpy()
+
+        return lambda X: space.log_prob(X, density), setting
+
+    return fit
+
+
+def chosen_from(grid: list[dict[str, Any]], make: Callable[..., Any]) -> Callable[..., Fitted]:
+    """The estimator of scikit-learn with the best validation."""
+
+    def fit(train: Array, valid: Array, discrete: list[int], seed: int, seconds: float) -> Fitted:
+        space, best = Space(train, discrete, seed), (-math.inf, None, {})
+        noisy, held = space.drawn(train), space.drawn(valid, 4)
+        for setting in grid:
+            if 2 * setting.get("n_components", 1) > len(train):
+                continue
+            model = make(setting, seed).fit(noisy)
+            value = model.score_samples(held).mean()
+            if value > best[0]:
+                best = (value, model, setting)
+        return lambda X: space.log_prob(X, best[1].score_samples), best[2]
+
+    return fit
+
+
+MIXTURES = [
+    {"covariance_type": kind, "n_components": k, "reg_covar": floor}
+    for kind in ("full", "diag")
+    for k in (1, 2, 3, 5, 8, 12, 20, 30, 50)
+    for floor in (1e-3, 1e-2, 1e-1)
+]
+METHODS: dict[str, Callable[..., Fitted]] = {
+    "indm": indm,
+    "nsf": flow("NSF"),
+    "maf": flow("MAF"),
+    "mixture": chosen_from(MIXTURES, lambda setting, seed: GaussianMixture(random_state=seed, **setting)),
+    "kde": chosen_from(
+        [{"bandwidth": float(h)} for h in np.geomspace(0.03, 2, 20)], lambda setting, seed: KernelDensity(**setting)
+    ),
+}
+
+
+def trained(name: str, method: str, seed: int, seconds: float) -> dict[str, Any]:
+    """The record of one training."""
+    X, test, discrete = split(name, seed)
+    valid, train = np.split(X, [max(1, len(X) // 10)])
+    start = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        log_prob, setting = METHODS[method](train, valid, discrete, seed, seconds)
+        fitted = time.process_time()
+        each = torch.from_numpy(log_prob(test))
+    about = provenance(seed, {}) | {"zuko": zuko.__version__}
+    return {
+        "setting": setting, "seed": seed, "rows": list(X.shape), "seconds": seconds,
+        "fit_cpu_seconds": round(fitted - start, 1), "score_cpu_seconds": round(time.process_time() - fitted, 1),
+        "test": mean_and_error(each), "test_nats": [round(value, 3) for value in each.tolist()],
+    } | {key: about[key] for key in ("indm", "torch", "zuko", "python", "git", "threads")}  # fmt: skip
+
+
+def markdown(out: Path) -> str:
+    """Mean test log p of each table and method, over seeds; ± of the difference from indm over seeds, in Markdown."""
+    lines = ["| table | rows × columns | " + " | ".join(METHODS) + " |", "|---" * (2 + len(METHODS)) + "|"]
+    for name in TABLES:
+        found = {
+            method: {record["seed"]: record for record in map(read, sorted(out.glob(f"{name}/{method}-*.json")))}
+            for method in METHODS
+        }
+        if not found["indm"]:
+            continue
+        cells = []
+        for method, records in found.items():
+            seeds = [seed for seed in records if seed in found["indm"]]
+            if not seeds:
+                cells.append("–")
+                continue
+            mean = sum(records[seed]["test"][0] for seed in seeds) / len(seeds)
+            gaps = [records[seed]["test"][0] - found["indm"][seed]["test"][0] for seed in seeds]
+            gap, error = over_seeds(gaps) if len(gaps) > 1 else (gaps[0], math.nan)
+            errors = [records[seed]["test"][1] for seed in seeds]
+            own = math.sqrt(sum(e * e for e in errors)) / len(errors)
+            cells.append(f"{mean:.2f} ± {own:.2f}" if method == "indm" else f"{mean:.2f} ({gap:+.2f} ± {error:.2f})")
+        rows, columns = next(iter(found["indm"].values()))["rows"]
+        lines.append(f"| {name} | {rows} × {columns} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", help=f"all, or {', '.join(TABLES)}")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "records" / "tables")
+    o = parser.parse_args()
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+    for seed, name, method in itertools.product(
+        range(o.seeds), TABLES if o.tables == ["all"] else o.tables, o.methods
+    ):
+        path = o.out / name / f"{method}-seed={seed}.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic.json_object(path, trained(name, method, seed, o.seconds))
+            record = read(path)
+            print(path.stem, name, record["test"], record["setting"], record["fit_cpu_seconds"], flush=True)
+    print(markdown(o.out))
+
+
+if __name__ == "__main__":
+    main()

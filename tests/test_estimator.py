@@ -1,0 +1,248 @@
+"""The density estimator: scikit-learn's contract, normalisation, closed forms, invariance, errors."""
+
+import io
+import itertools
+import pickle
+import pickletools
+import time
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+from sklearn.base import clone
+from sklearn.datasets import make_moons
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+from indm import DensityEstimator, estimator
+
+SMALL = {"n_models": 1, "max_components": 2, "width": 8, "depth": 1, "max_steps": 5, "random_state": 0}
+SHIFT, SCALE = np.array([3.0, -1.0]), np.array([10.0, 0.5])
+
+
+@pytest.fixture(scope="module")
+def moons():
+    """Two models of two moons in other units, trained a little."""
+    X = make_moons(300, noise=0.1, random_state=0)[0] * SCALE + SHIFT
+    return DensityEstimator(**SMALL | {"n_models": 2, "max_steps": 100, "max_components": 5}).fit(X), X
+
+
+def grid(low, high, n):
+    """Points (n², 2) of an even grid, and the area of a cell."""
+    axes = [np.linspace(a, b, n) for a, b in zip(low, high, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2), np.prod([a[1] - a[0] for a in axes])
+
+
+def correlated(n, d=3, seed=0):
+    numbers = np.random.default_rng(seed)
+    root = np.tril(np.random.default_rng(9).normal(size=(d, d)), -1) + np.diag(np.arange(1.0, d + 1))
+    return numbers.normal(size=(n, d)) @ root.T + 5, root @ root.T
+
+
+def test_scikit_learns_own_checks():
+    check_estimator(DensityEstimator(**SMALL), on_skip=None)
+
+
+def test_the_density_integrates_to_one_and_samples_follow_it(moons):
+    model, _ = moons
+    points, cell = grid(SHIFT + SCALE * [-2.0, -1.5], SHIFT + SCALE * [3.0, 2.0], 100)
+    mass = np.exp(model.score_samples(points)) * cell
+    assert mass.sum() == pytest.approx(1, abs=2e-3)
+    samples = model.sample(2000, random_state=0)
+    for direction in ([1.0, 0.0], [0.0, 1.0], [1.0, 20.0]):  # the distribution function along it
+        at = np.quantile(points @ direction, [0.4, 0.5, 0.6])
+        expected = [(mass * (points @ direction <= a)).sum() for a in at]
+        assert [(samples @ direction <= a).mean() for a in at] == pytest.approx(expected, abs=0.035)
+
+
+def test_without_a_step_it_is_the_mixture_in_raw_units():
+    X, _ = correlated(200)
+    X[:100] += 8
+    model = DensityEstimator(**SMALL | {"max_steps": 0}).fit(X)
+    net = model.models_[0].score.backbone
+    to_x = np.linalg.inv(model.whitening_)
+    expected = np.zeros(len(X))
+    assert net.components == 2
+    for weight, mean, variance, basis in zip(net.log_weight, net.mean, net.variance, net.basis, strict=True):
+        covariance = to_x.T @ (basis * variance @ basis.T).numpy() @ to_x
+        law = multivariate_normal(mean.numpy() @ to_x + model.mean_, (covariance + covariance.T) / 2)
+        expected += weight.exp().item() * law.pdf(X)
+    assert model.score_samples(X) == pytest.approx(np.log(expected), abs=0.01)
+
+
+def test_gaussian_rows_have_nearly_their_entropy():
+    X, covariance = correlated(2000)
+    fresh, _ = correlated(1000, seed=1)
+    model = DensityEstimator(**SMALL | {"max_steps": 100}).fit(X)
+    truth = multivariate_normal(np.full(3, 5.0), covariance).logpdf(fresh)
+    assert 0 <= (truth - model.score_samples(fresh)).mean() < 0.02  # an estimate of the divergence
+
+
+def test_models_are_averaged(moons):
+    model, X = moons
+    alone = []
+    for i in range(2):
+        one = clone(model)
+        one.__setstate__({**model.__getstate__(), "models_": model.__getstate__()["models_"][i : i + 1]})
+        alone.append(one.score_samples(X[:20]))
+    assert np.abs(alone[0] - alone[1]).max() > 0.01
+    assert model.score_samples(X[:20]) == pytest.approx(np.log(np.exp(alone).mean(0)), abs=1e-9)
+
+
+def test_units_of_a_column_shift_its_log_density(moons):
+    _, X = moons
+    first, second = (DensityEstimator(**SMALL).fit(rows) for rows in (X, X * [4.0, 1.0]))
+    assert second.score_samples(X * [4.0, 1.0]) == pytest.approx(first.score_samples(X) - np.log(4.0), abs=1e-9)
+
+
+def test_no_row_depends_on_another(moons, monkeypatch):
+    model, X = moons
+    together = model.score_samples(X[:9])
+    assert together == pytest.approx([model.score_samples(row[None])[0] for row in X[:9]], abs=1e-8)
+    monkeypatch.setattr(estimator, "MOST_EXACT", 1)
+    monkeypatch.setattr(estimator, "PROBES", 64)
+    probed = model.score_samples(X[:9])
+    assert probed == pytest.approx([model.score_samples(row[None])[0] for row in X[:9]], abs=1e-8)
+    assert probed != pytest.approx(together, abs=1e-8) and probed == pytest.approx(together, abs=0.5)
+
+
+@pytest.fixture(scope="module")
+def discrete():
+    """Two columns of whole numbers that depend on each other, and their table of probabilities."""
+    law = np.array([[0.4, 0.1], [0.05, 0.15], [0.05, 0.25]])
+    cells = np.random.default_rng(0).choice(6, 2000, p=law.ravel())
+    X = np.stack(np.unravel_index(cells, law.shape), 1).astype(float)
+    options = SMALL | {"max_steps": 400, "max_components": 8, "width": 32, "draws": 64}
+    return DensityEstimator(discrete=(0, 1), **options).fit(X), law
+
+
+def test_discrete_columns_have_probabilities(discrete):
+    model, law = discrete
+    cells = np.array(list(itertools.product(range(-2, 6), range(-2, 5))), dtype=float)
+    probability = np.exp(model.score_samples(cells))
+    assert probability.sum() == pytest.approx(1, abs=0.02)
+    inside = (cells >= 0).all(1) & (cells < law.shape).all(1)
+    assert 0.5 * np.abs(probability[inside] - law.ravel()).sum() < 0.08  # total variation
+    samples = model.sample(1000, random_state=0)
+    assert (samples == np.floor(samples)).all()
+    share = [(samples == cell).all(1).mean() for cell in cells[inside]]
+    assert share == pytest.approx(probability[inside], abs=0.05)
+
+
+def test_the_probability_is_bounded_from_below(discrete):
+    """One point of the noise, on average over it, is below the log of the integral over a cell."""
+    model, _ = discrete
+    cell, n = np.array([[1.0, 1.0]]), 20
+    within = (np.stack(np.meshgrid(*2 * [np.arange(n)]), -1).reshape(-1, 2) + 0.5) / n
+    log_density = model._log_density(cell + within)
+    exact = np.log(np.exp(log_density).mean())
+    assert log_density.mean() < exact - 0.01
+    assert model.score_samples(cell)[0] == pytest.approx(exact, abs=0.1)
+
+
+def test_the_same_random_state_is_the_same_density_and_torch_keeps_its_own(moons):
+    _, X = moons
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    first, second, third = (DensityEstimator(**SMALL | {"random_state": seed}).fit(X) for seed in (1, 1, 2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert (first.score_samples(X) == second.score_samples(X)).all()
+    assert not np.allclose(first.score_samples(X), third.score_samples(X), atol=1e-3)
+    assert (first.sample(5, random_state=1) == first.sample(5, random_state=1)).all()
+
+
+def test_it_ends_where_validation_no_longer_improves_and_at_the_latest_in_time(moons, capsys):
+    _, X = moons
+    quiet = {"n_models": 1, "random_state": 0, "width": 8, "depth": 1, "max_components": 5, "verbose": True}
+    model = DensityEstimator(**quiet, learning_rate=1e-9, max_steps=100_000, max_seconds=600.0).fit(X)
+    *_, steps, _ = capsys.readouterr().out.replace(",", "").partition(" validation")[0].rpartition("of ")
+    assert model.n_steps_[0] <= estimator.PATIENCE * estimator.CHECK_EVERY * 3
+    started = time.perf_counter()
+    DensityEstimator(**quiet, max_seconds=0.2).fit(X)
+    assert time.perf_counter() - started < 20
+
+
+def test_training_improves_on_the_mixture():
+    X = make_moons(1500, noise=0.05, random_state=0)[0]
+    train, test = X[:1000], X[1000:]
+    options = SMALL | {"max_components": 1, "width": 32}
+    before, after = (DensityEstimator(**options | {"max_steps": n}).fit(train).score(test) for n in (0, 400))
+    assert after > before + 0.3
+
+
+def test_pipelines_and_grid_search(moons):
+    _, X = moons
+    piped = make_pipeline(StandardScaler(), PCA(), DensityEstimator(**SMALL)).fit(X)
+    volume = np.log(X.std(0)).sum()  # PCA only turns
+    assert piped.score_samples(X).shape == (300,)
+    assert abs(piped.score(X) - volume - DensityEstimator(**SMALL).fit(X).score(X)) < 0.1
+    search = GridSearchCV(DensityEstimator(**SMALL), {"max_components": [1, 5]}, cv=2).fit(X[:100])
+    assert search.best_params_ == {"max_components": 5} and search.score(X) < 0
+
+
+def test_pickles_hold_plain_arrays(moons):
+    model, X = moons
+    content = pickle.dumps(model)
+    modules = {str(arg).split()[0] for op, arg, _ in pickletools.genops(content) if op.name == "GLOBAL"}
+    strings = {arg for op, arg, _ in pickletools.genops(content) if "UNICODE" in op.name}
+    assert not any("torch" in name for name in modules | strings)
+    file = io.BytesIO()
+    joblib.dump(model, file)
+    file.seek(0)
+    for restored in (pickle.loads(content), joblib.load(file)):
+        assert (restored.score_samples(X[:5]) == model.score_samples(X[:5])).all()
+        assert not any(p.requires_grad for p in restored.models_[0].parameters())
+
+
+def test_names_of_a_data_frame():
+    pandas = pytest.importorskip("pandas")
+    numbers = np.random.default_rng(0)
+    table = pandas.DataFrame({"age": numbers.integers(20, 60, 100), "height": numbers.normal(170, 10, 100)})
+    model = DensityEstimator(discrete=("age",), **SMALL).fit(table)
+    assert model.discrete_.tolist() == [0] and model.feature_names_in_.tolist() == ["age", "height"]
+    with pytest.raises(ValueError, match=r"discrete .*age, height.*'weight'"):
+        DensityEstimator(discrete=("weight",), **SMALL).fit(table)
+    with pytest.raises(ValueError, match=r"column 1 \(height\)"):
+        DensityEstimator(discrete=("height",), **SMALL).fit(table)
+
+
+ROWS = np.random.default_rng(0).normal(size=(30, 2))
+ERRORS = {
+    "constant": (ROWS * [1, 0] + [0, 7], {}, "X must vary in every column, got 7 in all rows of column 1.*drop it"),
+    "missing": (np.where(ROWS > 2, np.nan, ROWS), {}, "contains NaN"),
+    "few": (ROWS[:5], {}, r"5 sample\(s\).*minimum of 10"),
+    "discrete": (ROWS, {"discrete": (5,)}, r"discrete must hold columns of X \(indices 0 … 1\), got 5"),
+    "fractions": (ROWS, {"discrete": (1,)}, "whole numbers, got .* in column 1"),
+    "validation": (ROWS, {"validation_fraction": 1.5}, "validation_fraction must be between 0 and 1, got 1.5"),
+    "seconds": (ROWS, {"max_seconds": 0.0}, "max_seconds must be positive, got 0"),
+    "width": (ROWS, {"width": 0}, "width must be a whole number of at least 1, got 0"),
+    "models": (ROWS, {"n_models": 0}, "n_models must be at least 1, or None"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_say_what_was_got_and_what_would_do(case):
+    X, options, message = ERRORS[case]
+    with pytest.raises(ValueError, match=message):
+        DensityEstimator(**SMALL | options).fit(X)
+
+
+def test_other_columns_and_numbers_of_samples_are_refused(moons):
+    model, X = moons
+    with pytest.raises(ValueError, match="1 features, but DensityEstimator is expecting 2"):
+        model.score_samples(X[:, :1])
+    with pytest.raises(ValueError, match="n_samples must be at least 1, got 0"):
+        model.sample(0)
+
+
+def test_a_solver_that_is_off_warns(moons, monkeypatch):
+    model, X = moons
+    monkeypatch.setattr(estimator, "SOLVER_ERROR", 1e-12)
+    with pytest.warns(ConvergenceWarning, match="log p is off by about"):
+        model.score_samples(X[:2])
