@@ -32,7 +32,7 @@ from sklearn.neighbors import KernelDensity
 from threadpoolctl import threadpool_limits
 
 from indm import estimator
-from indm.evaluation.statistics import mean_and_error, over_seeds
+from indm.evaluation.statistics import mean_and_error
 from indm.files import atomic
 from indm.runs.provenance import provenance
 
@@ -110,7 +110,9 @@ Fitted = tuple[LogDensity, dict[str, Any]]
 def indm(train: Array, valid: Array, discrete: list[int], seed: int, seconds: float) -> Fitted:
     X = np.concatenate([train, valid])
     with mock.patch.object(estimator, "perf_counter", time.process_time):
-        found = estimator.DensityEstimator(discrete=discrete, max_seconds=seconds, random_state=seed, draws=DRAWS).fit(X)
+        found = estimator.DensityEstimator(discrete=discrete, max_seconds=seconds, random_state=seed, draws=DRAWS).fit(
+            X
+        )
     return found.score_samples, {"steps": found.n_steps_, "models": len(found.models_)}
 
 
@@ -204,30 +206,29 @@ def trained(name: str, method: str, seed: int, seconds: float) -> dict[str, Any]
 
 
 def markdown(out: Path) -> str:
-    """Mean test log p of each table and method, over seeds; ± of the difference from indm over seeds, in Markdown."""
-    lines = ["| table | rows × columns | " + " | ".join(METHODS) + " |", "|---" * (2 + len(METHODS)) + "|"]
+    """Mean test log p ± its error over rows, and of the others what each row has beyond that of indm, in Markdown."""
+    lines = ["| table | rows × columns | seeds | " + " | ".join(METHODS) + " |", "|---" * (3 + len(METHODS)) + "|"]
     for name in TABLES:
         found = {
             method: {record["seed"]: record for record in map(read, sorted(out.glob(f"{name}/{method}-*.json")))}
             for method in METHODS
         }
-        if not found["indm"]:
+        seeds = [seed for seed in found["indm"] if all(seed in records for records in found.values())]
+        if not seeds:
             continue
+        nats = {method: rows_of([records[seed] for seed in seeds]) for method, records in found.items()}
         cells = []
-        for method, records in found.items():
-            seeds = [seed for seed in records if seed in found["indm"]]
-            if not seeds:
-                cells.append("–")
-                continue
-            mean = sum(records[seed]["test"][0] for seed in seeds) / len(seeds)
-            gaps = [records[seed]["test"][0] - found["indm"][seed]["test"][0] for seed in seeds]
-            gap, error = over_seeds(gaps) if len(gaps) > 1 else (gaps[0], math.nan)
-            errors = [records[seed]["test"][1] for seed in seeds]
-            own = math.sqrt(sum(e * e for e in errors)) / len(errors)
-            cells.append(f"{mean:.2f} ± {own:.2f}" if method == "indm" else f"{mean:.2f} ({gap:+.2f} ± {error:.2f})")
-        rows, columns = next(iter(found["indm"].values()))["rows"]
-        lines.append(f"| {name} | {rows} × {columns} | " + " | ".join(cells) + " |")
+        for method, each in nats.items():
+            mean, error = mean_and_error(each if method == "indm" else each - nats["indm"])
+            cells.append(f"{mean:.2f} ± {error:.2f}" if method == "indm" else f"{mean:+.2f} ± {error:.2f}")
+        rows, columns = found["indm"][seeds[0]]["rows"]
+        lines.append(f"| {name} | {rows} × {columns} | {len(seeds)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def rows_of(records: list[dict[str, Any]]) -> torch.Tensor:
+    """The test rows' nats of all records."""
+    return torch.tensor([nats for record in records for nats in record["test_nats"]])
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -244,9 +245,7 @@ def main() -> None:
     o = parser.parse_args()
     torch.set_num_threads(1)
     threadpool_limits(1)
-    for seed, name, method in itertools.product(
-        range(o.seeds), TABLES if o.tables == ["all"] else o.tables, o.methods
-    ):
+    for seed, name, method in itertools.product(range(o.seeds), TABLES if o.tables == ["all"] else o.tables, o.methods):
         path = o.out / name / f"{method}-seed={seed}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -46,7 +46,7 @@ WARMUP, DECAY = 50, 0.3  # steps; the share of the budget in which the rate fall
 EMA_DECAY, BETAS, CLIP = 0.99, (0.9, 0.99), 1.0
 EPS = 1e-4  # truncation of the diffusion
 MOST_EXACT, PROBES = 40, 8  # columns up to which the divergence is exact; probes above
-ROWS_AT_ONCE = 512
+ROWS_AT_ONCE = 2_048
 SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true error
 
 
@@ -147,7 +147,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         numbers = check_random_state(self.random_state)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(numbers.randint(2**31 - 1))
-            self._whiten(X + self._noise(X, numbers.uniform))
+            self._whiten(self._noisy(X, numbers))
             order, size = numbers.permutation(len(X)), max(1, round(self.validation_fraction * len(X)))
             self.models_, self.n_steps_ = [], []
             for i in range(n_models):
@@ -172,8 +172,10 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
         points = self._noise_points()
-        log_prob = np.stack([self._log_density(X + self._noise(X, lambda size: point)) for point in points])
-        return np.logaddexp.reduce(log_prob) - math.log(len(points))
+        many = np.repeat(X, len(points), axis=0)
+        many[:, self.discrete_] += np.tile(points, (len(X), 1))
+        log_density = self._log_density(many).reshape(len(X), len(points))
+        return np.logaddexp.reduce(log_density, axis=1) - math.log(len(points))
 
     def score(self, X, y=None) -> float:
         """The mean of :meth:`score_samples`; ``y`` is ignored."""
@@ -213,7 +215,9 @@ class DensityEstimator(DensityMixin, BaseEstimator):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
         if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction must be between 0 and 1, got {self.validation_fraction!r}; 0.1 is usual")
+            raise ValueError(
+                f"validation_fraction must be between 0 and 1, got {self.validation_fraction!r}; 0.1 is usual"
+            )
         n_models = (4 if rows <= FEW_ROWS else 1) if self.n_models is None else self.n_models
         if n_models < 1:
             raise ValueError(f"n_models must be at least 1, or None for as many as suit the rows, got {n_models!r}")
@@ -252,11 +256,11 @@ class DensityEstimator(DensityMixin, BaseEstimator):
                     "it, or declare it in discrete"
                 )
 
-    def _noise(self, X: np.ndarray, draw: Callable[..., np.ndarray]) -> np.ndarray:
-        """``draw(size=…)`` in [0, 1) in the discrete columns, 0 in the others."""
+    def _noisy(self, X: np.ndarray, numbers: np.random.RandomState) -> np.ndarray:
+        """``X`` with uniform noise in its discrete columns."""
         noise = np.zeros_like(X)
-        noise[:, self.discrete_] = draw(size=(len(X), len(self.discrete_)))
-        return noise
+        noise[:, self.discrete_] = numbers.uniform(size=(len(X), len(self.discrete_)))
+        return X + noise
 
     def _noise_points(self) -> np.ndarray:
         """The points of the noise, (draws, discrete columns), the same for all rows."""
@@ -274,14 +278,15 @@ class DensityEstimator(DensityMixin, BaseEstimator):
 
     # ── Models ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _fitted(self, train: np.ndarray, valid: np.ndarray, numbers: np.random.RandomState, deadline: float) -> "_Fitting":
+    def _fitted(
+        self, train: np.ndarray, valid: np.ndarray, numbers: np.random.RandomState, deadline: float
+    ) -> "_Fitting":
         """A model of the rows ``train``."""
         started, repeats = perf_counter(), max(1, VALIDATION_ROWS // len(valid))
         many = np.repeat(valid[:VALIDATION_ROWS], repeats, axis=0)
-        held = self._latents(many + self._noise(many, numbers.uniform))
-        some = train[:MIXTURE_ROWS]
+        held = self._latents(self._noisy(many, numbers))
         mixture = self._mixture(
-            self._latents(some + self._noise(some, numbers.uniform)),
+            self._latents(self._noisy(train[:MIXTURE_ROWS], numbers)),
             held[:: max(1, repeats // DRAWS_OF_MIXTURE)],
             numbers.randint(2**31 - 1),
             until=started + MIXTURE_SHARE * (deadline - started),

@@ -1,0 +1,36 @@
+"""The mixture's denoiser against autograd of the noised mixture's log-density, written out by torch.distributions."""
+
+import pytest
+import torch
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
+
+from indm.nets import MixtureMLP
+from indm.score import ScoreModel
+from indm.sde import VESDE, VPSDE
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=["vp", "ve"])
+def test_its_score_is_that_of_the_noised_mixture(sde):
+    torch.manual_seed(0)
+    root = torch.randn(3, 2, 2, dtype=torch.float64)
+    weight, mean = torch.tensor([0.2, 0.5, 0.3]).double(), torch.randn(3, 2, dtype=torch.float64)
+    covariance = root @ root.mT + 0.1 * torch.eye(2)
+    net = MixtureMLP((2,), components=3, width=8, depth=1).double()
+    net.set_mixture(weight, mean, covariance)
+    z = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
+    for t in (0.01, 0.3, 0.9):
+        times = torch.full((6,), t, dtype=torch.float64)
+        alpha, sigma = sde.alpha(times)[0], sde.sigma(times)[0]
+        noised = MultivariateNormal(alpha * mean, alpha**2 * covariance + sigma**2 * torch.eye(2))
+        log_prob = MixtureSameFamily(Categorical(weight), noised).log_prob(z)
+        (score,) = torch.autograd.grad(log_prob.sum(), z)
+        torch.testing.assert_close(ScoreModel(net, sde)(z, times), score, rtol=1e-6, atol=1e-6)
+
+
+def test_the_mlp_is_added():
+    torch.manual_seed(0)
+    net = MixtureMLP((2,), width=8, depth=1)
+    with torch.no_grad():
+        net.mlp.output.bias.fill_(0.5)
+    z, level = torch.randn(4, 2), torch.linspace(-3.0, 3.0, 4)
+    torch.testing.assert_close(net(z, level), torch.full((4, 2), 0.5))
