@@ -1,4 +1,4 @@
-"""A Gaussian mixture's denoiser in closed form, and an MLP that learns what the mixture lacks: for tables of numbers."""
+"""A Gaussian mixture's denoiser in closed form, and an MLP that learns what the mixture lacks: for tables."""
 
 import math
 from collections.abc import Mapping
