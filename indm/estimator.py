@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor
+from torch import Tensor, nn
 
 from indm.density import START, WhitenedFlow
 from indm.flows.base import Identity
@@ -415,8 +415,10 @@ class _Fitting:
         self.optimizer.param_groups[0]["lr"] = self.learning_rate * factor
         loss, _ = mle_loss(self.model, x)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP, error_if_nonfinite=True)
-        self.optimizer.step()
+        if torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP).isfinite():
+            self.optimizer.step()
+        else:
+            self.cut()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.ema.update(self.model, self.step)
@@ -437,9 +439,13 @@ class _Fitting:
             return
         self.since += 1
         if self.since == PATIENCE:
-            self.cuts, self.since = self.cuts + 1, 0
-            self.model.load_state_dict(self.best_model.state_dict())
-            self.ema.model.load_state_dict(self.best_model.state_dict())
+            self.cut()
+
+    def cut(self) -> None:
+        """Lower the rate, and go back to the best state."""
+        self.cuts, self.since = self.cuts + 1, 0
+        self.model.load_state_dict(self.best_model.state_dict())
+        self.ema.model.load_state_dict(self.best_model.state_dict())
 
 
 def _batches(rows: int, size: int) -> Iterator[Tensor]:
@@ -449,7 +455,7 @@ def _batches(rows: int, size: int) -> Iterator[Tensor]:
         yield from torch.randperm(rows)[: rows // size * size].split(size)
 
 
-def _log_prob(model: INDM, z: Tensor) -> tuple[Tensor, Tensor]:
+def _log_prob(model: nn.Module, z: Tensor) -> tuple[Tensor, Tensor]:
     """log p of the probability flow at rows of latents, and an estimate of the solver's error, nats (B,)."""
     d = z.shape[1]
     exact = d <= MOST_EXACT
