@@ -44,6 +44,8 @@ class Data:
         entropy: of the data in total nats (data units), where it is known.
         flip: whether training should flip images horizontally at random.
         labels: class labels (n,) int64 of each split, in its order, where the data have them.
+        classes: names of the labels 0, 1, …
+        conditions: the c of p(x|c), (n, …) of each split, in its order, where it is something else than the labels.
         notes: where the data came from and what was done to them, one sentence each.
         fingerprint: SHA-256 of what decides, beside the options, which example is in which split; "" where that never
             changes.
@@ -58,8 +60,25 @@ class Data:
     entropy: float | None = None
     flip: bool = False
     labels: dict[str, Tensor] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     fingerprint: str = ""
+
+    def c(self, split: str) -> Tensor:
+        """The conditions of a split: class labels, where it has no others.
+
+        Raises:
+            ValueError: there are none.
+        """
+        rows = self.conditions or self.labels
+        if split not in rows:
+            raise ValueError(
+                f"data {self.name!r} have no condition c; labels of digits and fashion-mnist, a folder for each class "
+                "(data.classes true), arrays with a c beside x, columns of a table (data.c) or a data set of pairs "
+                "(x, c) have one"
+            )
+        return rows[split]
 
 
 def events_of_shape(shape: Callable[[Mapping[str, Any]], tuple[int | None, ...]]) -> Callable[[Loader], Loader]:
