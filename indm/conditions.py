@@ -8,7 +8,7 @@ is called like one without a condition.
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float, Shaped
@@ -34,6 +34,8 @@ class Condition(nn.Module, ABC):
         ValueError: ``drop`` is no probability below 1, or c is to be hidden from a flow: p(x|c) and p(x) must then have
             one latent.
     """
+
+    is_class: ClassVar[bool] = False  # whether c is a label of the data
 
     def __init__(self, drop: float = 0.0, flow: bool = False):
         super().__init__()
@@ -68,6 +70,17 @@ class Condition(nn.Module, ABC):
         Raises:
             ValueError: this is no such condition, or it has another number of rows.
         """
+
+    def rows_of(self, data: Any, split: str) -> Tensor:
+        """c of the examples of a split of :class:`indm.data.base.Data`.
+
+        Raises:
+            ValueError: the data have none of this kind.
+        """
+        try:
+            return self.rows(data.c(split, self.is_class))
+        except ValueError as error:
+            raise ValueError(f"the {split} data do not fit the condition: {error}") from error
 
     @abstractmethod
     def forward(self, c: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch *seen"]:
@@ -108,6 +121,8 @@ class Classes(Condition):
         [[0.0, 1.0, 0.0]]
     """
 
+    is_class = True
+
     def __init__(self, labels: tuple[str, ...] = (), drop: float = 0.0, flow: bool = False):
         super().__init__(drop, flow)
         self.labels = tuple(map(str, labels))
@@ -139,6 +154,13 @@ class Classes(Condition):
         if len(c) and not 0 <= int(c.min()) <= int(c.max()) < len(self.labels):
             raise ValueError(f"c must be from 0 to {len(self.labels) - 1}, got {int(c.min())} … {int(c.max())}")
         return _as_many(c, n)
+
+    def rows_of(self, data: Any, split: str) -> Tensor:
+        try:
+            numbers = torch.tensor([self.number(name) for name in data.classes] or range(len(self.labels)))
+            return self.rows(numbers[data.c(split, self.is_class)])
+        except (ValueError, IndexError) as error:
+            raise ValueError(f"the {split} data do not fit the condition: {error}") from error
 
     def number(self, value: object) -> int:
         """The number of a class from its name or its number.
@@ -185,6 +207,8 @@ class Numbers(Condition):
         c = torch.as_tensor(c)
         if c.shape == self.event:
             c = c[None]
+        elif self.event == (1,) and c.ndim < 2:
+            c = c.reshape(-1, 1)
         if tuple(c.shape[1:]) != self.event or c.is_complex():
             wanted = ", ".join(map(str, self.event))
             raise ValueError(f"c must be numbers of shape ({wanted}) or (n, {wanted}), got {tuple(c.shape)}")

@@ -128,9 +128,6 @@ def _called(kind: str, part: nn.Module, *inputs: Tensor, **options: Any) -> Any:
 def check_condition(condition: Condition, data: Data) -> None:
     """ValueError where data have no conditions of this kind in one of their splits, or cannot be flipped with them."""
     for split in PARTS:
-        try:
-            condition.rows(data.c(split))
-        except ValueError as error:
-            raise ValueError(f"the {split} data do not fit the condition: {error}") from error
+        condition.rows_of(data, split)
     if data.flip and len(condition.seen_shape) > 1:
         raise ValueError("data.flip must be false for a condition of images, which would not be flipped with x, got true")

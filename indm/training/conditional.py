@@ -14,8 +14,8 @@ def with_condition(recipe: Recipe, data: Data) -> Recipe:
         ValueError: the data have no condition, or another kind of one.
     """
     table: dict[str, Any] = recipe.get("condition", {})
-    of_data = getattr(find("condition", table["name"]), "of_data", None) if table else None
-    if of_data is None:
+    kind = find("condition", table["name"]) if table else None
+    if not hasattr(kind, "of_data"):
         return recipe
-    name = table["name"]
-    return recipe | {"condition": {"name": name, **of_data(data.c("train"), data.classes), **table}}
+    decided = kind.of_data(data.c("train", kind.is_class), data.classes)
+    return recipe | {"condition": {"name": table["name"], **decided, **table}}

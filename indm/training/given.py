@@ -91,7 +91,10 @@ def resolved(
 ) -> dict[str, Any]:
     """The ``data``, ``model`` and ``objective`` of a :class:`~indm.training.trainer.Trainer`; None is the recipe's."""
     with accelerator.main_process_first():
-        data = load_data(**recipe["data"]) if data is None else as_data(data, name=recipe["data"]["name"])
+        if data is None:
+            data = load_data(**recipe["data"])
+        else:
+            data = as_data(data, name=recipe["data"]["name"], c="condition" in recipe)
         recipe = with_condition(recipe, data)
     return {
         "data": data,

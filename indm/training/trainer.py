@@ -151,7 +151,7 @@ class Trainer:
 
     def c_of(self, split: str, n: int | None = None) -> Tensor | None:
         """The conditions of the first ``n`` examples of a split (all by default); None for a model without one."""
-        return None if self.condition is None else self.condition.rows(self.data.c(split)[:n])
+        return None if self.condition is None else self.condition.rows_of(self.data, split)[:n]
 
     @property
     def shown(self) -> tuple[str, ...]:
