@@ -1,10 +1,15 @@
 from . import flows as flows
+from .conditions import Classes as Classes
+from .conditions import Condition as Condition
+from .conditions import Image as Image
+from .conditions import Vector as Vector
 from .config.parts import trust as trust
 from .config.recipes import recipe as recipe
 from .dequantization import Dequantization as Dequantization
 from .dequantization import TruncatedNormal as TruncatedNormal
 from .dequantization import Uniform as Uniform
 from .dequantization import Variational as Variational
+from .evaluation.classification import classify as classify
 from .evaluation.likelihood import evaluate as evaluate
 from .flows.check import check_flow as check_flow
 from .likelihood import LikelihoodReport as LikelihoodReport

@@ -1,8 +1,8 @@
 """The condition c of a model p(x|c): a class, a vector or an image; and models and flows at given conditions.
 
 A condition is used in two steps. A :class:`Condition` turns classes, numbers or pixels into what networks *see*, a
-tensor with one row a sample. :func:`given` then makes, of a model, a score or a flow, the same thing at these rows, which
-is called like one without a condition.
+tensor with one row a sample. :func:`given` then makes of a flow the same flow at these rows, which is called like one
+without a condition. (A score at given rows is :class:`indm.score.GivenScore`, a model :meth:`indm.INDM.given`.)
 """
 
 import copy
@@ -83,18 +83,18 @@ class Condition(nn.Module, ABC):
             raise ValueError(f"the {split} data do not fit the condition: {error}") from error
 
     @abstractmethod
-    def forward(self, c: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch *seen"]:
+    def forward(self, c: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch *event"]:
         """What networks see of the rows c; zeros stand for none."""
 
     def fit(self, c: Tensor) -> None:
         """Take scales from the rows c of training data, where there are any."""
 
-    def absent(self, n: int) -> Float[Tensor, "batch *seen"]:
+    def absent(self, n: int) -> Float[Tensor, "batch *event"]:
         """What networks see of ``n`` hidden conditions."""
         like = next(iter(self.buffers()))
         return torch.zeros(n, *self.seen_shape, dtype=like.dtype, device=like.device)
 
-    def dropped(self, seen: Float[Tensor, "batch *seen"]) -> Float[Tensor, "batch *seen"]:
+    def dropped(self, seen: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
         """``seen`` with a share :attr:`drop` of the rows hidden at random, for training."""
         if not self.drop:
             return seen
@@ -216,7 +216,7 @@ class Numbers(Condition):
             raise ValueError("c must be finite, got NaN or infinity")
         return _as_many(c, n)
 
-    def forward(self, c: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch *seen"]:
+    def forward(self, c: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch *event"]:
         per_channel = (-1, *(1 for _ in self.event[1:]))
         c = (c.to(self.shift) - self.shift.reshape(per_channel)) / self.scale.reshape(per_channel)
         return torch.cat([c, torch.ones_like(c[:, :1])], 1)
@@ -339,7 +339,7 @@ def given(module: Module, c: Tensor) -> Module:
     view = copy.copy(module)
     view._modules = parts
     if sees:
-        view.c = c  # type: ignore[assignment]
+        view.c = c
     return view
 
 

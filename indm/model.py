@@ -100,7 +100,7 @@ class INDM(nn.Module):
         return self._shape
 
     def given(self, c: Any, n: int | None = None, *, guidance: float = 1.0, drops: bool = False) -> "INDM":
-        """This model at given conditions: p(x|c) with a row of c for each sample, used like a model without a condition.
+        """This model at given conditions, p(x|c) with a row of c for each sample, used like one without.
 
         Args:
             c: classes by number or name, vectors or images, a row for each sample, or one for all; None hides it.
@@ -129,7 +129,7 @@ class INDM(nn.Module):
             seen = self.condition.dropped(seen)
         return self.seeing(seen, guidance)
 
-    def seeing(self, seen: Float[Tensor, "batch *seen"], guidance: float = 1.0) -> "INDM":
+    def seeing(self, seen: Float[Tensor, "batch *event"], guidance: float = 1.0) -> "INDM":
         """This model at conditions as networks see them."""
         if not math.isfinite(guidance):
             raise ValueError(f"guidance must be finite, got {guidance}; 1 samples the model")
@@ -138,7 +138,7 @@ class INDM(nn.Module):
                 f"guidance must be 1 where the flow sees c, got {guidance}: it mixes the scores of p(x|c) and p(x), "
                 "which need one latent"
             )
-        if guidance != 1 and not self.condition.drop:
+        if guidance != 1 and not getattr(self.condition, "drop", 0):
             raise ValueError(
                 f"guidance must be 1 for a model of p(x|c) alone, got {guidance}; one that was trained with "
                 "condition.drop 0.1 or so knows p(x), too"
@@ -368,7 +368,9 @@ def build_model(
     condition = None
     if "condition" in description:
         condition = build(description["condition"], "condition", shape, constructors)
-    flow, sde, net = (build(table, kind, shape, constructors) for kind, table in _seeing(description, condition, constructors))
+    flow, sde, net = (
+        build(table, kind, shape, constructors) for kind, table in _seeing(description, condition, constructors)
+    )
     if type(net).forward is nn.Module.forward:
         raise ValueError(
             f"net {description['net'].get('name')!r} has no forward(z, level), which the network of an INDM must have; "
@@ -396,7 +398,9 @@ def _seeing(
             if takes_it:
                 table = {"condition": condition.seen_shape, **table}
             elif kind == "flow":
-                raise ValueError(f"condition.flow must be false for flow {table.get('name')!r}, which sees no condition")
+                raise ValueError(
+                    f"condition.flow must be false for flow {table.get('name')!r}, which sees no condition"
+                )
         yield kind, table
 
 

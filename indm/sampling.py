@@ -479,7 +479,7 @@ def sample(
     Args:
         model: an INDM.
         shape_or_n: how many (the model then knows its event shape), or the whole shape with the batch axis.
-        c: the condition, of a model that has one: one for all samples or one for each, see :meth:`indm.INDM.given`. Of a
+        c: the condition, of a model that has one: for all samples or one for each, see :meth:`indm.INDM.given`. Of a
             model that knows p(x), too (``condition.drop``), None samples that.
         guidance: w of :class:`indm.score.GivenScore`: above 1 samples are more typical of c and less diverse, at two
             evaluations each. Only 1, which is the model, has a likelihood.

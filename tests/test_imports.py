@@ -20,6 +20,7 @@ ORDER = [
     "files",
     "config",
     "scaling",
+    "conditions",
     "sde",
     "flows",
     "dequantization",

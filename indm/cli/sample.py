@@ -39,7 +39,8 @@ class Sample(Draws):
     """Draw samples of a run: samples.png and samples.npz.
 
     samples.png is a grid of 256 images at most, or points beside the data. samples.npz and samples.json say how they
-    were drawn. Samples that were drawn with the same options are kept, not drawn again.
+    were drawn. Samples that were drawn with the same options are kept, not drawn again. A model of classes draws one by
+    --condition 3, or a row of each by --condition all -n 8.
     """
 
     run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
@@ -59,6 +60,8 @@ class Sample(Draws):
         made_by: Any = drawn
         if (out / "samples.png").exists():
             pass  # of the same samples
+        elif samples.ndim == 4 and drawing.condition == "all":
+            plots.save_classes(samples, levels or 256, labels_of(self.run_folder), out / "samples.png")
         elif samples.ndim == 4:
             plots.save_grid(samples, levels or 256, out / "samples.png")
         elif samples.shape[1] > 1:
@@ -68,6 +71,13 @@ class Sample(Draws):
         shown = "samples.png" if (out / "samples.png").exists() else SAMPLES  # single numbers have no picture
         print(f"{out / shown}: {len(samples)} samples by {by}")
         return DONE
+
+
+def labels_of(run: Path) -> tuple[str, ...]:
+    """The names of the classes of a run's model."""
+    from indm.runs.folder import recipe_of
+
+    return tuple(recipe_of(run)["condition"]["labels"])
 
 
 def test_data(table: dict[str, Any], n: int) -> Any:

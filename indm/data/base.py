@@ -314,7 +314,9 @@ def second_entries(source: Any, where: str | Path) -> Any:
     for i in range(len(source)):
         item = source[i]
         if not isinstance(item, tuple | list) or len(item) < 2:
-            raise ValueError(f"item {i} of {where} must be a pair (x, c) for a model with a condition, got {brief(item)}")
+            raise ValueError(
+                f"item {i} of {where} must be a pair (x, c) for a model with a condition, got {brief(item)}"
+            )
         rows.append(item[1] if isinstance(item[1], str) else np.asarray(item[1]))
     return np.array(rows)
 
@@ -344,8 +346,8 @@ def condition_fields(c: Any, parts: Mapping[str, Tensor], where: str | Path) -> 
         wrong = np.flatnonzero(~np.isfinite(c.reshape(len(c), -1)).all(1)) if c.dtype.kind == "f" else ()
         if len(wrong):
             raise ValueError(f"the conditions of {where} must be finite: row {wrong[0]} is not")
-        last = c.ndim == 4 and c.shape[3] in (1, 3) and c.shape[1] not in (1, 3)
-        rows = torch.from_numpy((np.moveaxis(c, 3, 1) if last else c).astype(np.float32))
+        channels_last = c.ndim == 4 and c.shape[-1] in (1, 3) and c.shape[1] not in (1, 3)
+        rows = torch.from_numpy((np.moveaxis(c, -1, 1) if channels_last else c).astype(np.float32))
         rows = rows[:, None] if rows.ndim == 1 else rows
         fields["conditions"] = {part: rows[index] for part, index in parts.items()}
     return fields

@@ -45,7 +45,7 @@ def collate(items: Any) -> Any:
 
 
 def loader(
-    dataset: Examples,
+    dataset: Examples | Paired,
     batch_size: int,
     *,
     shuffle: bool,

@@ -103,5 +103,5 @@ def load_fashion_mnist(
     notes = [f"read from {folder}", describe_split(parts, seed)]
     notes += [f"resized from 28 to {size} (bilinear, antialiased, rounded)"] if size < 28 else []
     fields = pooled(pool, parts, torch.cat(labels).long())
-    about = {"scaling": Scaling.images(256, centered), "classes": CLASSES, "flip": flip, "notes": notes}
-    return Data(name="fashion-mnist", **about | fields)
+    scaling = Scaling.images(256, centered)
+    return Data(name="fashion-mnist", scaling=scaling, classes=CLASSES, flip=flip, notes=notes, **fields)

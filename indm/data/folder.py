@@ -97,7 +97,9 @@ def classes_of(files: Files) -> list[str]:
     names = [os.fsdecode(files.name(i)) for i in range(len(files))]
     for name in names:
         if "/" not in name:
-            raise ValueError(f"data.classes must be false, or each image in the folder of its class: {name!r} is in none")
+            raise ValueError(
+                f"data.classes must be false, or each image in the folder of its class: {name!r} is in none"
+            )
     return [name.split("/")[0] for name in names]
 
 

@@ -172,9 +172,7 @@ def _check(counts: Mapping[str, int], repeats: int, solver: Solver) -> None:
     check_nll_error(solver.get("nll_error", NLL_ERROR))
 
 
-def diffusion_estimators(
-    reference: GaussianReference, times: int, draws: int, solver: Solver
-) -> dict[str, Estimator]:
+def diffusion_estimators(reference: GaussianReference, times: int, draws: int, solver: Solver) -> dict[str, Estimator]:
     """The NELBO of the generative SDE, the NLL of the probability-flow ODE, and the importance-weighted bound of that
     from ``draws``, truncated at one ``eps``."""
 

@@ -17,6 +17,7 @@ from indm.evaluation.style import DATA_COLOUR, say_empty, styled
 from indm.files import atomic
 
 SIDE = 5  # images along a side of a panel of samples
+IN_ROW = 16  # images of a class
 IN_GRID = 256  # images of a grid, at most
 AXES = {"step": "optimizer step", "seconds": "training time (s)", "spent": "optimizer steps × cost of a step"}
 
@@ -25,6 +26,17 @@ def save_grid(images: Tensor, levels: int, path: Path, columns: int | None = Non
     """Write the first :data:`IN_GRID` images (N, C, H, W) in grey levels as a grid, small ones enlarged by a whole
     number."""
     save_pixels(sheets.grid(images[:IN_GRID], levels, columns), path)
+
+
+def save_classes(images: Tensor, levels: int, labels: Sequence[str], path: Path) -> None:
+    """Write images (N, C, H, W) of the classes ``labels``, as many of each, one class after the other, a row a class.
+
+    At most :data:`IN_ROW` of each are shown.
+    """
+    each = len(images) // len(labels)
+    shown = images.unflatten(0, (len(labels), each))[:, :IN_ROW]
+    panel = sheets.Panel(shown.flatten(0, 1), columns=shown.shape[1], rows=labels)
+    save_pixels(sheets.sheet([panel], levels), path)
 
 
 def save_pixels(pixels: np.ndarray, path: Path) -> None:

@@ -48,7 +48,7 @@ def evaluate_run(
     c = None if condition is None else condition.rows_of(data, options.split)[: len(raw)]
     result, nats = evaluate(model, raw, c=c, progress=progress and main, distributed=distributed, **settings)
     if main:
-        if condition is not None and condition.is_class:
+        if condition is not None and c is not None and condition.is_class:
             result["classes"] = per_class(nats["nelbo"], c, condition.labels)
         result["baselines"], of_baselines = baselines(data, raw, nats["nelbo"], seed=options.seed)
         nats |= {f"baseline_{name}": values for name, values in of_baselines.items()}

@@ -119,7 +119,10 @@ class AutoregressiveFlow(Compose):
                 f"blocks and layers must be at least 1 and width a multiple of 32, got {blocks}, {layers} and {width}"
             )
         super().__init__(
-            [AutoregressiveBlock(shape, patch, width, layers, flip=i % 2 == 1, features=features) for i in range(blocks)]
+            [
+                AutoregressiveBlock(shape, patch, width, layers, flip=i % 2 == 1, features=features)
+                for i in range(blocks)
+            ]
         )
         self.shape, self.blocks, self.patch, self.width, self.layers = shape, blocks, patch, width, layers
         self.condition = tuple(condition)

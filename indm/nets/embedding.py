@@ -56,7 +56,7 @@ class ConditionEmbedding(nn.Module):
         layers = [nn.Linear(math.prod(seen_shape), width), nn.SiLU(), zeroed(nn.Linear(width, width))]
         self.mlp = nn.Sequential(nn.Flatten(), *layers)
 
-    def forward(self, c: Float[Tensor, "batch *seen"]) -> Float[Tensor, "batch width"]:
+    def forward(self, c: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch width"]:
         return self.mlp(c)
 
 

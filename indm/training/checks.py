@@ -130,4 +130,6 @@ def check_condition(condition: Condition, data: Data) -> None:
     for split in PARTS:
         condition.rows_of(data, split)
     if data.flip and len(condition.seen_shape) > 1:
-        raise ValueError("data.flip must be false for a condition of images, which would not be flipped with x, got true")
+        raise ValueError(
+            "data.flip must be false for a condition of images, which would not be flipped with x, got true"
+        )

@@ -14,8 +14,8 @@ def with_condition(recipe: Recipe, data: Data) -> Recipe:
         ValueError: the data have no condition, or another kind of one.
     """
     table: dict[str, Any] = recipe.get("condition", {})
-    kind = find("condition", table["name"]) if table else None
-    if not hasattr(kind, "of_data"):
+    if not table:
         return recipe
+    kind = find("condition", table["name"])
     decided = kind.of_data(data.c("train", kind.is_class), data.classes)
     return recipe | {"condition": {"name": table["name"], **decided, **table}}

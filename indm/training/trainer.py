@@ -21,7 +21,7 @@ from indm.conditions import Condition
 from indm.config import parts, recipes
 from indm.config.options import Training
 from indm.config.recipes import Recipe
-from indm.data.base import Data, stack
+from indm.data.base import Data, Examples, stack
 from indm.data.batches import Paired, flip_horizontally, loader
 from indm.data.registry import load_data
 from indm.dequantization import from_data
@@ -224,7 +224,7 @@ class Trainer:
         first_epoch, skipped_steps = divmod(self.step, steps_per_epoch)
         for epoch in itertools.count(first_epoch):
             examples = loader(
-                Paired(self.data.train, self.c_of("train")) if self.condition else self.data.train,
+                self._examples(),
                 self.micro_batch_size,
                 shuffle=True,
                 seed=o.seed,
@@ -237,6 +237,11 @@ class Trainer:
             shard = prepare_data_loader(examples, a.device, a.num_processes, a.process_index, put_on_device=True)
             skipped = skipped_steps * o.accumulate if epoch == first_epoch else 0
             yield from itertools.islice(skip_first_batches(shard, skipped), steps_per_epoch * o.accumulate - skipped)
+
+    def _examples(self) -> Examples | Paired:
+        """The training data, paired with c for a model with a condition."""
+        c = self.c_of("train")
+        return self.data.train if c is None else Paired(self.data.train, c)
 
     def prepare_batch(self, raw: Tensor) -> Tensor:
         """Flipped at random where the data allow it."""
@@ -291,9 +296,9 @@ class Trainer:
             last = i == self.options.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.network):
                 batch = next(batches)
-                raw, *c = (batch,) if isinstance(batch, Tensor) else batch
+                raw, c = (batch, None) if isinstance(batch, Tensor) else batch
                 with part_of(self.accelerator.process_index * len(raw), self.accelerator.num_processes * len(raw)):
-                    loss, terms = self.network(self.prepare_batch(raw), *c, **conditions)
+                    loss, terms = self.network(self.prepare_batch(raw), c, **conditions)
                 self.accelerator.backward(loss / self.options.accumulate)
             for name, value in terms.items():
                 means[name] = means.get(name, 0.0) + value / self.options.accumulate

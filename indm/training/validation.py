@@ -45,10 +45,11 @@ def drawn(
     *,
     c: Tensor | None = None,
 ) -> Tensor:
-    """``draw`` of all of ``raw``, at conditions ``c`` where there are any, nats of the raw data (N,): each process does its share, and all get all of them.
+    """``draw`` of all of ``raw``, at conditions ``c`` where there are any, nats of the raw data (N,).
 
-    The noise of a batch depends on its place alone, so that the result does not depend on the processes. One that has
-    nothing left to do draws the last batch again: a sharded network is computed by all processes or by none.
+    Each process does its share, and all get all of them. The noise of a batch depends on its place alone, so that the
+    result does not depend on the processes. One that has nothing left to do draws the last batch again: a sharded
+    network is computed by all processes or by none.
     """
     a, batches = accelerator, raw.split(batch_size)
     nats = [torch.zeros(len(batch), device=a.device) for batch in batches]
