@@ -13,13 +13,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
 from indm.dequantization import from_data
 from indm.evaluation.likelihood import SEED_STRIDE
-from indm.evaluation.style import COLOURS, finish, styled
 from indm.objective import nelbo
 from indm.tensors import evaluation_mode
 
@@ -143,22 +141,3 @@ def reliability(
         for v in (torch.ones_like(right), confidence, right)
     ]
     return sums[0], sums[1] / sums[0], sums[2] / sums[0]
-
-
-@styled
-def reliability_diagram(classification: Classification, labels: Int[Tensor, " n"]) -> Figure:
-    """Accuracy over confidence, with standard errors; on the diagonal a classifier is calibrated."""
-    counts, confidence, accuracy = reliability(classification, labels)
-    shown = counts > 0
-    error = (accuracy * (1 - accuracy) / counts).sqrt()
-    figure = Figure(figsize=(4.5, 4.2))
-    axes = figure.add_subplot()
-    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="calibrated")
-    axes.errorbar(
-        confidence[shown], accuracy[shown], yerr=error[shown], color=COLOURS[0], marker="o", label="the model"
-    )
-    for x, y, count in zip(confidence[shown].tolist(), accuracy[shown].tolist(), counts[shown].tolist(), strict=True):
-        axes.annotate(f"{count:.0f}", (x, y), xytext=(4, -10), textcoords="offset points", fontsize=7, color="0.35")
-    axes.set(xlabel="probability of the predicted class", ylabel="share that is right", xlim=(0, 1.05), ylim=(0, 1.05))
-    finish(figure)
-    return figure

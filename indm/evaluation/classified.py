@@ -13,7 +13,7 @@ from indm.config.options import Classifying
 from indm.data.base import stack
 from indm.evaluation import classification as by_bayes
 from indm.evaluation.image_sources import open_images
-from indm.evaluation.plots import figure_into
+from indm.evaluation.plots import figure_into, reliability_diagram
 from indm.files import atomic
 from indm.runs.data import data_of
 from indm.runs.folder import check_absent, open_model
@@ -73,7 +73,7 @@ def classify_run(
         lines.append(str(out / "classification.csv"))
     else:
         record |= by_bayes.scores(found, labels)
-        writes[out / "reliability.png"] = figure_into(by_bayes.reliability_diagram(found, labels))
+        writes[out / "reliability.png"] = figure_into(reliability_diagram(*by_bayes.reliability(found, labels)))
         lines += [
             f"accuracy {record['accuracy']:.4f} ± {record['accuracy_standard_error']:.4f}",
             f"−log p(label|x) {record['nats']:.4f} nats (by guessing {math.log(len(names)):.4f})",

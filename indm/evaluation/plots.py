@@ -161,3 +161,23 @@ def learning_curves(
     axes.set(xlabel=AXES[against], ylabel=f"validation NELBO ({unit})")
     if not any(lines for curves in groups.values() for lines in curves):
         say_empty(axes, "no validation was logged in training")
+
+
+@styled
+def reliability_diagram(counts: Tensor, confidence: Tensor, accuracy: Tensor) -> Figure:
+    """Accuracy over confidence in bins, with standard errors and counts; a calibrated classifier is on the diagonal.
+
+    The arguments are those of :func:`indm.evaluation.classification.reliability`.
+    """
+    shown = counts > 0
+    counts, confidence, accuracy = counts[shown], confidence[shown], accuracy[shown]
+    figure = Figure(figsize=(4.5, 4.2))
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="calibrated")
+    error = (accuracy * (1 - accuracy) / counts).sqrt()
+    axes.errorbar(confidence, accuracy, yerr=error, color=style.COLOURS[0], marker="o", label="the model")
+    for x, y, count in zip(confidence.tolist(), accuracy.tolist(), counts.tolist(), strict=True):
+        axes.annotate(f"{count:.0f}", (x, y), xytext=(4, -10), textcoords="offset points", fontsize=7, color="0.35")
+    axes.set(xlabel="probability of the predicted class", ylabel="share that is right", xlim=(0, 1.05), ylim=(0, 1.05))
+    style.finish(figure)
+    return figure
