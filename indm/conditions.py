@@ -348,6 +348,12 @@ def rows_of(module: nn.Module) -> Tensor | None:
     return next((part.c for part in module.modules() if isinstance(part, Conditioned) and part.c is not None), None)
 
 
+def repeated(module: Module, times: int) -> Module:
+    """``module`` for a batch in which each row stands ``times`` times in a row: with the rows it was given, so repeated."""
+    c = rows_of(module)
+    return module if c is None else given(module, c.repeat_interleave(times, 0))
+
+
 def sees_condition(module: nn.Module) -> bool:
     """Whether a part of ``module`` sees a condition."""
     return any(isinstance(part, Conditioned) and part.features > 0 for part in module.modules())

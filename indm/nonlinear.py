@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from indm.conditions import repeated
 from indm.flows.base import require_one_map
 from indm.linearization import Map, Operator, inverse_linearization, linearize, second_derivative, solve
 from indm.ode import basis, rademacher
@@ -176,7 +177,8 @@ class NonlinearDiffusion:
         probes = basis(here.x) if exact else rademacher(here.x, self.probes, generator)
         count = probes.shape[1]
         directions = torch.stack([here.G @ v for v in probes.unbind(1)], dim=1).flatten(0, 1)
-        bends = second_derivative(self.model.flow.latent, here.x.repeat_interleave(count, dim=0), directions)
+        flow = repeated(self.model.flow, count)
+        bends = second_derivative(flow.latent, here.x.repeat_interleave(count, dim=0), directions)
         return bends.unflatten(0, (-1, count)).sum(1)
 
     def _pull_back(self, covector: Map, x: Tensor, generator) -> Tensor:

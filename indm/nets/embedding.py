@@ -78,7 +78,7 @@ class ConditionOfImages(nn.Module):
             self.layer = ConditionEmbedding(seen_shape, width)
 
     def forward(
-        self, c: Tensor, embedding: Float[Tensor, "batch width"], h: Float[Tensor, "batch channels height width"]
+        self, c: Tensor, embedding: Float[Tensor, "batch features"], h: Float[Tensor, "batch channels rows columns"]
     ) -> tuple[Tensor, Tensor]:
         """The embedding, and the features after the first convolution (which may be padded), with c in them."""
         if not self.is_image:
