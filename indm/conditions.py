@@ -349,7 +349,7 @@ def rows_of(module: nn.Module) -> Tensor | None:
 
 
 def repeated(module: Module, times: int) -> Module:
-    """``module`` for a batch in which each row stands ``times`` times in a row: with the rows it was given, so repeated."""
+    """``module`` for a batch in which each row stands ``times`` times in a row: its rows are repeated alike."""
     c = rows_of(module)
     return module if c is None else given(module, c.repeat_interleave(times, 0))
 

@@ -71,7 +71,7 @@ def _numbers(path: Path, table: Any, name: str) -> np.ndarray:
     numbers = pandas.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     wrong = np.flatnonzero(~np.isfinite(numbers))
     if len(wrong):
-        cell = brief(repr(column.iloc[wrong[0]]))
+        cell = brief(repr(column.tolist()[wrong[0]]))
         raise ValueError(
             f"{path}: column {name!r} must hold finite numbers, got {cell} in row {wrong[0] + 1} (of {len(wrong)} such)"
             "; data.x names the columns that are to be used"
