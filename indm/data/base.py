@@ -346,9 +346,9 @@ def condition_fields(c: Any, parts: Mapping[str, Tensor], where: str | Path) -> 
         wrong = np.flatnonzero(~np.isfinite(c.reshape(len(c), -1)).all(1)) if c.dtype.kind == "f" else ()
         if len(wrong):
             raise ValueError(f"the conditions of {where} must be finite: row {wrong[0]} is not")
-        shape: tuple[int, ...] = c.shape
-        channels_last = len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3)
-        rows = torch.from_numpy((np.moveaxis(c, -1, 1) if channels_last else c).astype(np.float32))
+        rows = torch.from_numpy(c.astype(np.float32))
+        if rows.ndim == 4 and rows.shape[3] in (1, 3) and rows.shape[1] not in (1, 3):
+            rows = rows.permute(0, 3, 1, 2)
         rows = rows[:, None] if rows.ndim == 1 else rows
         fields["conditions"] = {part: rows[index] for part, index in parts.items()}
     return fields

@@ -112,7 +112,7 @@ def test_a_folder_for_each_class(tmp_path):
         grey = stack(getattr(data, split)).float().mean((1, 2, 3))
         assert torch.equal((grey >= 100).long(), data.c(split, labels=True))
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "stray.png")
-    with pytest.raises(ValueError, match="'stray.png' is in none"):
+    with pytest.raises(ValueError, match=r"'stray\.png' is in none"):
         load_folder(path=tmp_path, size=8, classes=True)
 
 

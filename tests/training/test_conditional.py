@@ -1,4 +1,4 @@
-"""Training of p(x|c): it resumes to the last bit, several processes make the run of one, and what it learns depends on c."""
+"""Training of p(x|c): it resumes to the last bit, processes make the run of one, and what it learns depends on c."""
 
 import json
 
@@ -101,7 +101,7 @@ def test_samples_of_one_class_of_all_and_of_the_datas(run, tmp_path, capsys):
     def drawn(*flags):
         assert main(["sample", str(run), "--out", str(tmp_path), "--overwrite", "--steps", "2", "--quiet", *flags]) == 0
         with np.load(tmp_path / "samples.npz") as file:
-            return file["samples"], file["c"] if "c" in file else None
+            return file["samples"], file.get("c")
 
     assert drawn("--condition", "3", "-n", "4")[1].tolist() == [3] * 4
     samples, c = drawn("--condition", "all", "-n", "3", "--guidance", "2")
