@@ -5,11 +5,12 @@
 
 Both models have the bundled recipe's network, flow and rates, and the same number of steps. One of p(x|class) hides the
 class in a tenth of its examples (``condition.drop``), so that its samples can be guided. The classifier is the small
-network of :mod:`indm.evaluation.extractor`, trained on the same images for its usual ten epochs, and for the CPU seconds
-of the model. Each record is a training and is never made again.
+network of :mod:`indm.evaluation.extractor`, trained on the same images for its usual ten epochs, and for the CPU
+seconds of the model. A record is made once.
 """
 
 import argparse
+import functools
 import json
 import math
 import time
@@ -25,7 +26,6 @@ from indm.data.registry import load_data
 from indm.evaluation import plots
 from indm.evaluation.classification import scores
 from indm.evaluation.extractor import train_extractor
-from indm.evaluation.statistics import mean_error_and_noise
 from indm.files import atomic
 from indm.runs.provenance import provenance
 from indm.training.devices import make_accelerator
@@ -99,14 +99,9 @@ def table(name: str, out: Path) -> str:
     records = [json.loads(path.read_text()) for path in sorted(out.glob(f"{name}-*.json"))]
 
     def mean(*keys: Any) -> str:
-        values = []
-        for record in records:
-            for key in keys:
-                record = record[key]
-            values.append(float(record))
-        spread, _, _ = mean_error_and_noise(torch.tensor([values]).double()) if len(values) > 1 else (values[0], 0, 0)
-        low, high = min(values), max(values)
-        return f"{spread:.3f}" + (f" ({low:.3f} … {high:.3f})" if len(values) > 1 else "")
+        values = [float(functools.reduce(lambda part, key: part[key], keys, record)) for record in records]
+        ends = f" ({min(values):.3f} … {max(values):.3f})" if len(values) > 1 else ""
+        return f"{sum(values) / len(values):.3f}{ends}"
 
     bounds = f"{mean('p(x)', 0)} | {mean('p(x|c)', 0)}"
     bayes = f"{mean('bayes', 'accuracy')} | {mean('bayes', 'calibration_error')}"

@@ -415,6 +415,15 @@ def check_hidden(model: Any, n: int | None) -> None:
         raise ValueError("n must be given, the number of samples whose c is hidden")
 
 
+def require_no_condition(model: Any, purpose: str) -> None:
+    """ValueError where ``model`` is one of p(x|c), which ``purpose`` does not take."""
+    if getattr(model, "condition", None) is not None:
+        raise ValueError(
+            f"{purpose} takes models without a condition, got one of p(x|c); indm evaluate, sample and classify take "
+            "it, and in Python model.given(c) is the model at rows c"
+        )
+
+
 def at(model: Any, c: Any, n: int) -> Any:
     """``model`` at the conditions ``c`` of ``n`` samples, for a likelihood; as it is, where it has none and c is None.
 

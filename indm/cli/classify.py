@@ -12,7 +12,7 @@ from indm.config.options import Classifying, default
 
 @dataclass
 class Classify(Computes):
-    """Say which class images or rows are of, by the likelihoods of a run's model of p(x|class).
+    """Say which class images are of, by the likelihoods of a model of p(x|class).
 
     Prints accuracy, the nats of the labels, and calibration on the test split of the run's data. Writes
     classification.json, classification.npz (log p(x|class), log p(class|x)) and reliability.png. With a SOURCE,

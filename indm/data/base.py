@@ -343,7 +343,7 @@ def condition_fields(c: Any, parts: Mapping[str, Tensor], where: str | Path) -> 
         labels = torch.from_numpy(numbers.astype(np.int64))
         fields |= {"classes": tuple(map(str, values)), "labels": {p: labels[index] for p, index in parts.items()}}
     if c.dtype.kind in "biuf":
-        wrong = np.flatnonzero(~np.isfinite(c.reshape(len(c), -1)).all(1)) if c.dtype.kind == "f" else ()
+        wrong = np.flatnonzero(~np.isfinite(c.reshape(len(c), -1)).all(1))
         if len(wrong):
             raise ValueError(f"the conditions of {where} must be finite: row {wrong[0]} is not")
         rows = torch.from_numpy(c.astype(np.float32))

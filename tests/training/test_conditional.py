@@ -141,3 +141,9 @@ def test_what_needs_classes_says_so(tmp_path, capsys):
     assert "train one with --condition classes" in capsys.readouterr().err
     assert main(["sample", str(tmp_path / "run"), "--condition", "3", "--quiet"]) == 2
     assert "condition and guidance are for a model" in capsys.readouterr().err
+
+
+def test_what_takes_no_condition_says_so(run, capsys):
+    for command in (["report", str(run)], ["inspect", str(run)], ["translate", str(run), str(run), "images"]):
+        assert main([*command, "--out", str(run / "no"), "--quiet"]) == 2
+        assert "takes models without a condition" in capsys.readouterr().err
