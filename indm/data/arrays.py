@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,9 +60,10 @@ def load_array(
         c: what the condition of each example is: columns of a table by name, the key of another array of an .npz, or
             another .npy file in the same folder. One column of words or whole numbers is one of class labels.
     """
-    array, conditions = _with_conditions(Path(path).expanduser(), key, levels, _names(x), _names(c))
+    arrays = _with_conditions(Path(path).expanduser(), key, levels, _names(x), _names(c))
+    conditions = arrays.pop()
     data = as_data(
-        array,
+        arrays.pop(),  # so that nobody else holds it
         name="array", levels=levels, valid=valid, test=test, seed=seed, limit=limit, centered=centered, flip=flip,
         where=path, c=False if conditions is None else conditions,
     )  # fmt: skip
@@ -74,22 +76,22 @@ def _names(option: str | tuple[str, ...]) -> tuple[str, ...]:
 
 def _with_conditions(
     path: Path, key: str | None, levels: int | None, x: tuple[str, ...], c: tuple[str, ...]
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The array of a file, and the conditions that ``c`` names in it or beside it."""
+) -> list[Any]:
+    """The array of a file, and the conditions that ``c`` names in it or beside it, None without."""
     suffix = path.suffix.lower()
     if suffix in columns.PARQUET or (suffix in tables.SUFFIXES and (x or c)):
-        return columns.read_columns(path, x, c)
+        return [*columns.read_columns(path, x, c)]
     if x or len(c) > 1:
         raise ValueError(f"{path} has no named columns: data.x and several data.c are for tables, got {(*x, *c)}")
     array = _vectors_or_grey_levels(path, key, levels)
     if not c:
-        return array, None
+        return [array, None]
     names = untrusted.array_names(path)
     if names is None:
-        return array, untrusted.array(path.parent / c[0])
+        return [array, untrusted.array(path.parent / c[0])]
     if c[0] not in names:
         raise ValueError(f"{path} has no array {c[0]!r}{nearest(c[0], map(brief, names))}")
-    return array, untrusted.array(path, c[0])
+    return [array, untrusted.array(path, c[0])]
 
 
 def read_events(path: Path, levels: int | None) -> Tensor:

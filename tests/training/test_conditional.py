@@ -143,7 +143,9 @@ def test_what_needs_classes_says_so(tmp_path, capsys):
     assert "condition and guidance are for a model" in capsys.readouterr().err
 
 
-def test_what_takes_no_condition_says_so(run, capsys):
-    for command in (["report", str(run)], ["inspect", str(run)], ["translate", str(run), str(run), "images"]):
-        assert main([*command, "--out", str(run / "no"), "--quiet"]) == 2
+def test_what_takes_no_condition_says_so(run, tmp_path, capsys):
+    images = tmp_path / "images.npy"
+    np.save(images, np.zeros((2, 8, 8), np.uint8))
+    for command in (["report", str(run)], ["inspect", str(run)], ["translate", str(run), str(run), str(images)]):
+        assert main([*command, "--out", str(tmp_path / command[0]), "--quiet"]) == 2
         assert "takes models without a condition" in capsys.readouterr().err
