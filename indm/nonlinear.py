@@ -28,6 +28,7 @@ from torch import Tensor
 from indm.conditions import repeated
 from indm.flows.base import require_one_map
 from indm.linearization import Map, Operator, inverse_linearization, linearize, second_derivative, solve
+from indm.model import require_no_condition
 from indm.ode import basis, rademacher
 from indm.tensors import Batch, PerSample, evaluation_mode, event_size, expand_like
 
@@ -96,6 +97,7 @@ class NonlinearDiffusion:
             raise ValueError(f"tol must be positive, got {tol}; {TOLERANCE:g} is usual")
         if probes < 1:
             raise ValueError(f"probes must be at least 1, got {probes}")
+        require_no_condition(model, "a diffusion on the data space")
         require_one_map(model.flow, "a diffusion on the data space")
         self.model, self.tol, self.probes = model, tol, probes
 

@@ -18,7 +18,7 @@ from indm.config.parts import BUILT_IN, find
 from indm.density import sample_with_log_prob
 from indm.likelihood import latents_of
 from indm.messages import nearest
-from indm.model import at_rows
+from indm.model import at_rows, require_no_condition
 from indm.ode import adams, converge, interpolatory_weights
 from indm.rng import randn_like
 from indm.score import context_of, denoise, probability_flow, with_context
@@ -563,6 +563,7 @@ def solve_latent(
     progress: bool = False,
 ) -> tuple[Batch, int]:
     """z_0 from z_T by a sampler: z_ε/α_ε or, with ``last_denoising``, E[z_0|z_ε]; and the evaluations of the score."""
+    require_no_condition(model, "a sampler")
     with evaluation_mode(model):
         options: Any = {"steps": steps, "generator": generator, "progress": progress}
         z, nfe = sampler.solve(model.score, z_T, **options)

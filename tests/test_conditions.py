@@ -524,6 +524,14 @@ def test_c_that_is_missing_or_has_no_use():
         indm.sample(plain, 2, c=0)
 
 
+def test_what_takes_no_condition_asks_for_rows():
+    model = build_model(TABLES | {"condition": CONDITIONS["hidden"][0]}, (2,))
+    for use in (indm.NonlinearDiffusion, lambda model: indm.translate(model, model, torch.zeros(1, 2))):
+        with pytest.raises(ValueError, match=r"in Python model\.given\(c\) is the model at rows c"):
+            use(model)
+    indm.NonlinearDiffusion(model.given(None, 2))
+
+
 def test_a_network_of_ones_own_with_a_condition():
     class Net(nn.Module):
         def __init__(self, shape, condition=()):

@@ -84,6 +84,8 @@ class Trainer:
             model = self.build_model(recipe)
         check_parts(model, self.options, self.objective)
         self.condition: Condition | None = getattr(model, "condition", None)
+        if "condition" in recipe and self.condition is None:
+            raise ValueError(f"condition must be left out: a {type(model).__name__} that is trained here has none")
         if self.condition is not None:
             check_condition(self.condition, data)
             self.condition.fit(self.c_of("train"))

@@ -71,6 +71,16 @@ def test_it_learns_the_law_at_each_condition(tmp_path):
         ({"condition": {"name": "classes", "labels": ["0", "1"]}}, None, "the train data do not fit the condition"),
         ({"condition": {"name": "klasses"}}, None, "did you mean 'classes'"),
         ({"condition": {"name": "classes"}}, torch.zeros(40, 1, 8, 8, dtype=torch.uint8), "must be a pair"),
+        (
+            {
+                "condition": {"name": "classes"},
+                "net": {"name": "vae-mlp", "width": 8, "latent": 2, "depth": 1},
+                "flow": {"name": "identity"},
+                "train": {"objective": "elbo"},
+            },
+            None,
+            "condition must be left out: a VAE",
+        ),
     ],
 )
 def test_data_that_do_not_fit(recipe, data, message, tmp_path):
