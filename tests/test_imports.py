@@ -32,6 +32,7 @@ ORDER = [
     "objective",
     "likelihood",
     "sampling",
+    "fitting",
     "translation",
     "linearization",
     "nonlinear",
