@@ -22,10 +22,10 @@ from tqdm import tqdm
 from indm.sampling import AdaptiveODE, DPMSolver2M, ExponentialAdams, Sampler, UniPC, solve_latent
 from indm.score import denoise
 from indm.sde.linear import LinearSDE
-from indm.tensors import Batch, evaluation_mode, event_size
+from indm.tensors import Batch, evaluation_mode
 
 MOST_STEPS = 50  # of a fitted sampler; it has steps²/2 weights
-NUMBERS, FEWEST, MOST = 8192, 64, 4096  # entries of latents that a fit has, and bounds on the trajectories
+NUMBERS, FEWEST, MOST = 4096, 64, 4096  # entries of latents that a fit has, and bounds on the trajectories
 TOLERANCE = 1e-3  # of the converged trajectories, see AdaptiveODE
 RULES = (UniPC(), DPMSolver2M())  # what a fit starts at, whichever is nearer
 HISTORY, LEAST_GAIN = 30, 1e-6  # of L-BFGS: steps that it remembers; where it ends, as a share of the loss at the start
@@ -54,8 +54,8 @@ class FittedSampler(Sampler):
     adaptive: ClassVar[bool] = True
     denoises: ClassVar[bool] = True
 
-    times: tuple[float, ...]
-    weights: tuple[tuple[float, ...], ...]
+    times: Sequence[float]
+    weights: Sequence[Sequence[float]]
 
     def __post_init__(self):
         object.__setattr__(self, "times", tuple(self.times))
@@ -171,7 +171,7 @@ def fit_sampler(
     Args:
         model: an INDM, which is not changed.
         steps: evaluations of the score for one sample, all of them.
-        samples: trajectories to fit, and as many to hold out; by default as many as hold 8192 numbers, 64 to 4096.
+        samples: trajectories to fit, and as many to hold out; by default as many as hold 4096 numbers, 64 to 4096.
         iterations: of L-BFGS, at most; it ends earlier where nothing moves any more.
         seconds: of the descent, at most; where they end it, the result depends on the machine.
         batch_size: trajectories at a time; memory holds all evaluations of one batch.

@@ -556,7 +556,9 @@ def solve_latent(
         z, nfe = sampler.solve(model.score, z_T, **options)
         eps = model.score.sde.endpoints(z)[0]
         if sampler.denoises and not last_denoising:
-            raise ValueError(f"last_denoising must be True for {type(sampler).__name__}, which ends denoised, got False")
+            raise ValueError(
+                f"last_denoising must be True for {type(sampler).__name__}, which ends denoised, got False"
+            )
         if sampler.denoises or not last_denoising:
             return z / expand_like(model.score.sde.alpha(eps), z), nfe
         return denoise(model.score, z, eps), nfe + 1

@@ -19,6 +19,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     "Look at a run": {
         "sample": "indm.cli.sample:Sample",
         "evaluate": "indm.cli.evaluate:Evaluate",
+        "fit-sampler": "indm.cli.sample:FitSampler",
         "fid": "indm.cli.sample:Fid",
         "inspect": "indm.cli.report:Inspect",
         "compare": "indm.cli.report:Compare",
