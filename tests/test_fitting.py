@@ -13,13 +13,11 @@ from indm.fitting import (
     FittedSampler,
     _Coordinates,
     _squared_distance,
-    combine,
     fit_sampler,
 )
 from indm.flows import Identity
 from indm.model import INDM
 from indm.sampling import AdaptiveODE, DPMSolver2M, DPMSolver3M, UniPC, make_sampler, sample, solve_latent
-from indm.sde.learned import LearnedSDE
 from indm.sde.linear import VESDE, VPSDE, SubVPSDE
 
 
@@ -84,8 +82,8 @@ def test_a_start_before_T_scales_z_T():
     sigma = score.sde.sigma(double(1.0, score.sde.eps))
     torch.testing.assert_close(sampler.solve(score, z)[0], z * sigma[1] / sigma[0])
     seen = []
-    spy = type("Spy", (), {"sde": score.sde, "__call__": lambda self, z, t: seen.append((z, t)) or score(z, t)})()
-    sampler.solve(spy, z)
+    score.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    sampler.solve(score, z)
     torch.testing.assert_close(seen[0][0], z * score.sde.sigma(double(0.6)) / sigma[0])
     assert seen[0][1].tolist() == [0.6] * 5
 
@@ -105,7 +103,6 @@ def test_a_fit_of_a_mixture_is_far_nearer_on_fresh_draws(name):
     exact, _ = solve_latent(model, z_T, AdaptiveODE(1e-7))
     before = min(off(model, make_sampler(rule), z_T, exact, 3) for rule in ("unipc", "dpm++2m", "dpm++3m"))
     after = off(model, fit.sampler, z_T, exact)
-    print(name, before, after, fit.rms_before, fit.rms)
     assert after < before / 4 and fit.rms < fit.rms_before / 3
     assert after == pytest.approx(fit.rms, rel=0.5)
 
@@ -120,7 +117,6 @@ def test_a_gaussian_flow_is_linear_and_fitted_to_the_tolerance_of_its_trajectori
     alpha, sigma = (of(double(score.sde.eps)) for of in (score.sde.alpha, score.sde.sigma))
     precision = 1 / score.variance + alpha**2 / sigma**2
     exact = (score.mean / score.variance + alpha * z_eps / sigma**2) / precision
-    print(off(model, fit.sampler, z_T, exact), fit)
     assert off(model, fit.sampler, z_T, exact) < 2e-3 < off(model, UniPC(), z_T, exact, 2) / 10
 
 
@@ -156,7 +152,9 @@ def test_the_distance_is_the_mean_square_of_an_entry_summed_over_the_batch():
     z_T = torch.randn(7, 2, generator=seeded(0), dtype=torch.float64)
     z_0 = torch.randn(7, 2, generator=seeded(1), dtype=torch.float64)
     z, _ = solve_latent(model, z_T, sampler)
-    assert _squared_distance(model.score, sampler, z_T, z_0).item() == pytest.approx((z - z_0).square().sum().item() / 2)
+    assert _squared_distance(model.score, sampler, z_T, z_0).item() == pytest.approx(
+        (z - z_0).square().sum().item() / 2
+    )
 
 
 def test_a_fit_depends_on_its_generator_alone_and_leaves_the_model_as_it_was():
@@ -165,28 +163,29 @@ def test_a_fit_depends_on_its_generator_alone_and_leaves_the_model_as_it_was():
     model = indm.build_model(tables, (2,)).train()
     with torch.no_grad():
         for parameter in model.score.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=seeded(3)))
+            parameter.add_(0.01 * torch.randn(parameter.shape, generator=seeded(3)))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     fits = []
     for seed in (1, 1, 2):
         torch.manual_seed(len(fits))
-        fits.append(fit_sampler(model, 3, samples=32, iterations=10, batch_size=20, generator=seeded(seed)))
+        fits.append(fit_sampler(model, 3, samples=32, iterations=5, batch_size=20, generator=seeded(seed)))
     assert fits[0] == fits[1] and fits[0].sampler != fits[2].sampler
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert model.training and all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_what_is_no_better_on_held_out_draws_is_not_returned():
-    """One trajectory has fewer numbers than the sampler: it is met, and others are not."""
-    model = mixture()
-    fit = fit_sampler(model, 20, samples=1, iterations=30, generator=seeded(0))
-    start = [FittedSampler.of_rule(rule, model.sde, 20) for rule in (UniPC(), DPMSolver2M())]
-    assert fit.sampler in start and fit.rms == fit.rms_before
+def test_what_is_no_better_on_held_out_draws_is_not_returned(monkeypatch):
+    model, far = mixture(), FittedSampler((1.0, 0.5, 1e-3), ((0.0,), (0.0, 0.0)))
+    monkeypatch.setattr("indm.fitting._descend", lambda *_: far)
+    fit = fit_sampler(model, 2, samples=16, generator=seeded(0))
+    rules = [FittedSampler.of_rule(rule, model.sde, 2) for rule in (UniPC(), DPMSolver2M())]
+    assert fit.sampler in rules and fit.rms == fit.rms_before < 1
 
 
-def test_no_time_no_fit():
+def test_a_fit_without_time_is_its_start():
     fit = fit_sampler(mixture(), 4, samples=16, seconds=1e-9, generator=seeded(0))
-    assert fit.sampler == FittedSampler.of_rule(DPMSolver2M(), mixture().sde, 4) or fit.rms == fit.rms_before
+    assert fit.sampler in [FittedSampler.of_rule(rule, mixture().sde, 4) for rule in (UniPC(), DPMSolver2M())]
+    assert fit.rms == fit.rms_before
 
 
 # ── as a value ───────────────────────────────────────────────────────────────────────────────────────────────────
