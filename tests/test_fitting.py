@@ -96,11 +96,11 @@ def off(model, sampler, z_T, exact, steps=None):
 
 
 def test_a_fit_of_a_mixture_is_far_nearer_on_fresh_draws(name):
-    """In float64, against the flow solved to 1e-7; the last denoising of today's rules is one of their evaluations."""
+    """In float64, against the flow solved to 1e-5; the last denoising of today's rules is one of their evaluations."""
     model = mixture(name)
-    fit = fit_sampler(model, 4, samples=256, generator=seeded(0))
-    z_T = model.sde.prior_sample((500, 2), generator=seeded(1), dtype=torch.float64)
-    exact, _ = solve_latent(model, z_T, AdaptiveODE(1e-7))
+    fit = fit_sampler(model, 4, samples=128, iterations=40, batch_size=128, generator=seeded(0))
+    z_T = model.sde.prior_sample((200, 2), generator=seeded(1), dtype=torch.float64)
+    exact, _ = solve_latent(model, z_T, AdaptiveODE(1e-5))
     before = min(off(model, make_sampler(rule), z_T, exact, 3) for rule in ("unipc", "dpm++2m", "dpm++3m"))
     after = off(model, fit.sampler, z_T, exact)
     assert after < before / 4 and fit.rms < fit.rms_before / 3
@@ -111,7 +111,7 @@ def test_a_gaussian_flow_is_linear_and_fitted_to_the_tolerance_of_its_trajectori
     """z_0 = E[z_0|z_ε] is affine in z_T, entry by entry, with as many factors as there are variances."""
     score = GaussianScore(VPSDE(eps=1e-3), double(0.5, -0.3), double(0.1, 1.5))
     model = INDM(Identity(), score, shape=(2,))
-    fit = fit_sampler(model, 3, samples=64, iterations=200, generator=seeded(0))
+    fit = fit_sampler(model, 3, samples=64, iterations=100, generator=seeded(0))
     z_T = torch.randn(300, 2, generator=seeded(1), dtype=torch.float64)
     z_eps = score.flow(z_T, 1.0, score.sde.eps)
     alpha, sigma = (of(double(score.sde.eps)) for of in (score.sde.alpha, score.sde.sigma))
