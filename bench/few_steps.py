@@ -2,7 +2,7 @@
 
     indm train digits --train.objective fid --train.seconds 150 --train.threads 1 --out runs/digits-fid
     python bench/few_steps.py runs/digits-fid       # a record for each fit and each draw of z_T, never made again
-    python bench/few_steps.py --table
+    python bench/few_steps.py --table        # all of them
 
 Evaluations are all of a sample: a rule in n − 1 steps has one more, the last denoising. All samples of a draw are from
 the same z_T. Fréchet distances are to the test images, of a classifier's features; "above" is less that of the
@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders; records are named after each")
     parser.add_argument("--draws", type=int, default=2, help="draws of z_T")
-    parser.add_argument("--images", type=int, default=1000, help="samples of each; test images, at most")
+    parser.add_argument("--images", type=int, default=360, help="samples of each; test images, at most")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--table", action="store_true")

@@ -112,7 +112,7 @@ class _Impulses(nn.Module):
 
     def __init__(self, sde: LinearSDE, steps: int):
         super().__init__()
-        self.sde, self.units, self.states = sde, torch.eye(steps, dtype=torch.float64), []
+        self.sde, self.units, self.states = sde, torch.eye(steps, dtype=torch.float64), list[Tensor]()
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
