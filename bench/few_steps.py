@@ -2,7 +2,7 @@
 
     indm train digits --train.objective fid --train.seconds 150 --train.threads 1 --out runs/digits-fid
     python bench/few_steps.py runs/digits-fid       # a record for each fit and each draw of z_T, never made again
-    python bench/few_steps.py --table        # all of them
+    python bench/few_steps.py --table
 
 Evaluations are all of a sample: a rule in n − 1 steps has one more, the last denoising. All samples of a draw are from
 the same z_T. Fréchet distances are to the test images, of a classifier's features; "above" is less that of the

@@ -206,7 +206,7 @@ def test_json_keeps_every_bit():
         ({"times": (1.0, 0.5), "weights": ()}, "weights must be rows of 1, 2, … numbers"),
         ({"times": (1.0, 0.5), "weights": ((1.0, 1.0),)}, "got rows of 2 for 2 times"),
         ({"times": (1.0, math.nan), "weights": ((1.0,),)}, "times must be finite numbers"),
-        ({"times": (1.0, 0.1), "weights": (("1",),)}, "weights must be finite numbers"),
+        ({"times": (1.0, 0.1), "weights": ((math.inf,),)}, "weights must be finite numbers"),
     ],
 )
 def test_numbers_that_are_no_sampler(options, message):
