@@ -11,6 +11,9 @@ from .dequantization import Uniform as Uniform
 from .dequantization import Variational as Variational
 from .evaluation.classification import classify as classify
 from .evaluation.likelihood import evaluate as evaluate
+from .fitting import Fit as Fit
+from .fitting import FittedSampler as FittedSampler
+from .fitting import fit_sampler as fit_sampler
 from .flows.check import check_flow as check_flow
 from .likelihood import LikelihoodReport as LikelihoodReport
 from .likelihood import log_likelihood as log_likelihood
@@ -33,6 +36,7 @@ from .paths import forward_path as forward_path
 from .paths import generative_path as generative_path
 from .paths import paired_paths as paired_paths
 from .paths import probability_flow_path as probability_flow_path
+from .runs.fitted import fitted_sampler as fitted_sampler
 from .sampling import Sampler as Sampler
 from .sampling import sample as sample
 from .scaling import Scaling as Scaling

@@ -33,6 +33,7 @@ ORDER = [
     "objective",
     "likelihood",
     "sampling",
+    "fitting",
     "translation",
     "linearization",
     "nonlinear",

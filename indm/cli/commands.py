@@ -18,6 +18,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     },
     "Look at a run": {
         "sample": "indm.cli.sample:Sample",
+        "fit-sampler": "indm.cli.sample:FitSampler",
         "evaluate": "indm.cli.evaluate:Evaluate",
         "classify": "indm.cli.classify:Classify",
         "fid": "indm.cli.sample:Fid",

@@ -234,9 +234,9 @@ class Drawing:
     """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop
     in training."""
     sampler: str = "unipc"
-    """ode, euler-maruyama, pc, heun, dpm++2m, dpm++3m, unipc, or package.module:Class. "ode" takes as many steps
-    as its tolerance needs. Options of a sampler: --sampler.tol 1e-5 with "ode", --sampler.snr 0.16 (or [0.16,0.14],
-    from the first step to the last) with "pc"."""
+    """ode, euler-maruyama, pc, heun, dpm++2m, dpm++3m, unipc, fitted, or package.module:Class. "ode" takes as many
+    steps as its tolerance needs; "fitted" is what "indm fit-sampler" made for these --steps. Options of a sampler:
+    --sampler.tol 1e-5 with "ode", --sampler.snr 0.16 (or [0.16,0.14], from the first step to the last) with "pc"."""
     sampler_options: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
     """Arguments of the sampler; those that are left out have its defaults."""
     steps: int = 25
@@ -297,6 +297,29 @@ class InspectionOptions:
 
     def __post_init__(self):
         check_whole_numbers(self)
+
+
+@dataclass(frozen=True)
+class FittingOptions:
+    """How samplers are fitted to a model. The values go to :func:`indm.fit_sampler`."""
+
+    steps: tuple[int, ...] = (5, 10)
+    """Evaluations of the network for one sample; a sampler is fitted for each number."""
+    samples: Annotated[int | None, default("as many as hold 4096 numbers, 64 or more")] = None
+    """Trajectories of the model to fit; as many again are held out."""
+    iterations: int = 60
+    """Iterations of the descent, at most."""
+    seconds: float = math.inf
+    """Seconds of each descent, at most."""
+    batch_size: int = 64
+    """Trajectories at a time; lower it where memory is short."""
+    seed: int = 0
+    """Seed of the trajectories."""
+
+    def __post_init__(self):
+        check_whole_numbers(self)
+        if not self.steps:
+            raise ValueError("steps must be one number or more, got none")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from indm.data.base import stack
 from indm.files import atomic, untrusted
 from indm.messages import brief, reason
 from indm.runs.data import data_of
+from indm.runs.fitted import FITTED, fitted_sampler
 from indm.runs.folder import check_absent, open_run
 from indm.runs.provenance import provenance, weights_hash
 from indm.sampling import centre_prior, make_sampler, sample
@@ -39,7 +40,8 @@ def draw(
         ValueError: bad options, or other samples in ``out``: only ``overwrite`` replaces them and their picture.
     """
     with trust(drawing.sampler):  # the caller names it; it does not come from a file
-        sampler = make_sampler(drawing.sampler, **drawing.sampler_options)
+        named = fitted_sampler(run, drawing.steps) if drawing.sampler == FITTED else drawing.sampler
+        sampler = make_sampler(named, **drawing.sampler_options)
     model, recipe = open_run(run)
     settings = asdict(drawing) | {"sampler_options": sampler.options(), "eps": model.sde.truncation(drawing.eps)}
     settings |= {"steps": None if sampler.adaptive else drawing.steps}
