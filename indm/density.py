@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from indm.flows.base import require_density
 from indm.gaussian import GaussianReference
 from indm.ode import FEWEST, Solution, adams, basis, rademacher, solve, value_and_divergence
-from indm.score import probability_flow
+from indm.score import context_of, probability_flow, with_context
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, evaluation_mode, event_size, event_sum, expand_like, full_precision
 
@@ -40,6 +40,8 @@ class WhitenedFlow:
         law: a Gaussian law of them.
         shape: of an event.
         exact: whether the divergence is exact; else by the probes (B, n, *event) that a call gets.
+
+    A call takes the rows of c that the score was given as ``given``, for those samples that it is about.
     """
 
     score: nn.Module
@@ -51,16 +53,16 @@ class WhitenedFlow:
         """w = z_t/√(α_t² + σ_t²)."""
         return self.law.colour(v, clock).unflatten(1, self.shape)
 
-    def drift(self, clock: PerSample, state: State, probe: Tensor) -> tuple[Tensor]:
+    def drift(self, clock: PerSample, state: State, probe: Tensor, *given: Tensor) -> tuple[Tensor]:
         """The slope of v alone."""
         w = self.latent(state[0], clock)
-        velocity = probability_flow(self.score, clock)(w)
+        velocity = probability_flow(with_context(self.score, given), clock)(w)
         return (self.law.whitened_velocity(state[0], w, velocity, clock),)
 
-    def __call__(self, clock: PerSample, state: State, probe: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, clock: PerSample, state: State, probe: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
         w = self.latent(state[0], clock)
-        along = basis(w) if self.exact else probe
-        velocity, divergence = value_and_divergence(probability_flow(self.score, clock), w, along)
+        along, field = basis(w) if self.exact else probe, probability_flow(with_context(self.score, given), clock)
+        velocity, divergence = value_and_divergence(field, w, along)
         excess = divergence - (self.law.trace(clock, w) if self.exact else self.law.divergence(probe, clock))
         return self.law.whitened_velocity(state[0], w, velocity, clock), excess / event_size(w)
 
@@ -104,7 +106,7 @@ class WhitenedFlow:
         """The state at T from z_ε (``end`` is :data:`START`), or at ε from z_T, to ``nll_error`` or in ``steps``."""
         tol = nll_error * event_size(z) * math.log(2)
         options: dict[str, Any] = {"tol": tol} if steps is None else {"tol": tol, "steps": steps, "most": steps}
-        options |= {"watch": self.rate, "drift": self.drift, "context": (probe,)}
+        options |= {"watch": self.rate, "drift": self.drift, "context": (probe, *context_of(self.score))}
         span = self.score.sde.clock_span()
         return solve(self, self.state(z, end), span[end], span[1 - end], **options)
 
@@ -151,9 +153,12 @@ def log_prob(
 
         def evaluate(clock: Tensor, *tensors: Tensor) -> State:
             with _differentiated(model, eps):
-                return field(clock, tensors[:2], tensors[2])
+                return field(clock, tensors[:2], *tensors[2:])
 
-        return lambda clock, state, probe: _Recomputed.apply(evaluate, 4, clock, *state, probe, *parameters)
+        def call(clock: Tensor, state: State, *given: Tensor) -> State:
+            return _Recomputed.apply(evaluate, 3 + len(given), clock, *state, *given, *parameters)
+
+        return call
 
     with _differentiated(model, eps) as sde:
         flow, probe = whitened_flow(score, x, probes, exact, reference, generator)
@@ -161,7 +166,7 @@ def log_prob(
         log_alpha = sde.log_alpha(sde.endpoints(z)[START])
         begin, span = flow.state(expand_like(log_alpha.exp(), z) * z, START), sde.clock_span()
         field, drift = recomputed(flow), recomputed(flow.drift)
-        state, _, _ = adams(field, begin, *span, steps=steps, drift=drift, context=(probe,))
+        state, _, _ = adams(field, begin, *span, steps=steps, drift=drift, context=(probe, *context_of(score)))
         return log_det + event_sum(log_alpha, z) + flow.log_prob(state)
 
 

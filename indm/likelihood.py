@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
+from indm.conditions import sees_condition
 from indm.density import NLL_ERROR, START, check_solver, whitened_flow
 from indm.dequantization import Uniform, from_data
 from indm.gaussian import GaussianReference
+from indm.model import at, at_rows
 from indm.objective import reconstruction_term
 from indm.rng import randn_like
 from indm.tensors import evaluation_mode, event_size
@@ -77,6 +79,7 @@ def log_likelihood(
     model,
     x: Float[Tensor, "batch *event"],
     *,
+    c: Any = None,
     probes: int = 1,
     exact: bool | None = None,
     nll_error: float = NLL_ERROR,
@@ -98,6 +101,7 @@ def log_likelihood(
     Args:
         model: an INDM.
         x: data in model units.
+        c: the condition, of a model that has one, see :meth:`indm.INDM.given`: log p(x|c).
         probes: Rademacher probes for the divergence, the same all along the path.
         exact: compute the exact divergence, by d products in place of ``probes``; default: where that is cheaper
             (d ≤ ``probes``), in two dimensions, and for vectors of up to 16, of which a probe leaves nats of noise.
@@ -124,6 +128,7 @@ def log_likelihood(
     """
     check_solver(probes, steps, nll_error)
     log_q = constant_log_q(model, x) if log_q is None else log_q
+    model = at(model, c, len(x))
     score = model.score
     with evaluation_mode(model), score.sde.truncated(eps) as sde:
         # Drawn before the flow's own probes, so that models compared at one seed share them.
@@ -147,6 +152,7 @@ def log_probability(
     model,
     raw: Num[Tensor, "batch *event"],
     *,
+    c: Any = None,
     draws: int = 8,
     exact: bool | None = True,
     batch_size: int = 64,
@@ -162,6 +168,7 @@ def log_probability(
     Args:
         model: an INDM.
         raw: data in data units.
+        c: the condition, of a model that has one, see :meth:`indm.INDM.given`: log P(raw|c).
         draws: K.
         exact: the exact divergence, by d products for each evaluation. An estimate of it (False), as one of
             log|det|, adds noise to each log-weight; noise of variance v makes the bound up to v/2 nats too good.
@@ -189,11 +196,12 @@ def log_probability(
     """
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}; 8 is usual")
-    reports = []
-    for part in raw.repeat_interleave(draws, dim=0).split(batch_size):
-        with evaluation_mode(model):
-            x, log_q = from_data(model, part, generator=generator)
-        reports.append(log_likelihood(model, x, exact=exact, log_q=log_q, generator=generator, **solver))
+    reports, of_draws = [], range(len(raw) * draws)
+    for rows in (torch.tensor(of_draws[i : i + batch_size]) // draws for i in of_draws[::batch_size]):
+        part = at_rows(model, c, rows, len(raw))
+        with evaluation_mode(part):
+            x, log_q = from_data(part, raw[rows], generator=generator)
+        reports.append(log_likelihood(part, x, exact=exact, log_q=log_q, generator=generator, **solver))
     log_prob, reconstruction, log_q, error = (
         torch.cat([getattr(report, name) for report in reports]).unflatten(0, (len(raw), draws))
         for name in ("log_prob", "reconstruction", "log_q", "solver_error")
@@ -224,20 +232,26 @@ def constant_log_q(model, x: Tensor) -> Float[Tensor, " batch"]:
 
 
 def latents_of(
-    model, raw: Tensor, *, batch_size: int = 256, generator: torch.Generator | None = None
+    model, raw: Tensor, *, c: Any = None, batch_size: int = 256, generator: torch.Generator | None = None
 ) -> Float[Tensor, "n *event"]:
-    """h(x) of data in data units (n, *event), encoded ``batch_size`` at a time; dequantized by ``generator``."""
+    """h(x) of data in data units (n, *event), encoded ``batch_size`` at a time; dequantized by ``generator``.
+
+    ``c`` are their conditions, where the flow sees one.
+    """
     latents = []
-    with evaluation_mode(model):
-        for batch in raw.split(batch_size):
-            x, _ = from_data(model, batch.to(model.scaling.scale.device), generator=generator)
-            latents.append(model.flow.latent(x, generator=generator))
+    for rows in torch.arange(len(raw)).split(batch_size):
+        part = at_rows(model, c, rows, len(raw)) if sees_condition(model.flow) else model
+        with evaluation_mode(part):
+            x, _ = from_data(part, raw[rows].to(model.scaling.scale.device), generator=generator)
+            latents.append(part.flow.latent(x, generator=generator))
     return torch.cat(latents)
 
 
 def latent_reference(
-    model, raw: Tensor, *, batch_size: int = 256, seed: int = 0, most: int = 10_000
+    model, raw: Tensor, *, c: Any = None, batch_size: int = 256, seed: int = 0, most: int = 10_000
 ) -> GaussianReference:
     """The Gaussian law of the latents of the first ``most`` samples: the control variate of their NELBO."""
     generator = torch.Generator(model.scaling.scale.device).manual_seed(seed)
-    return GaussianReference.fit(latents_of(model, raw[:most], batch_size=batch_size, generator=generator))
+    options: dict[str, Any] = {"batch_size": batch_size, "generator": generator}
+    c = None if c is None else c[:most]
+    return GaussianReference.fit(latents_of(model, raw[:most], c=c, **options))

@@ -1,5 +1,6 @@
 """INDM: a flow, a score and the data's scaling; built from a description, saved to and loaded from a folder."""
 
+import copy
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm import density
+from indm.conditions import Condition, given, sees_condition
 from indm.config.checks import arguments_of, check_arguments
 from indm.config.parts import KINDS, OPTIONAL_KINDS, Constructors, Untrusted, find, is_outside, name_of
 from indm.dequantization import Dequantization, check_levels_for, checked, from_data
@@ -22,7 +24,8 @@ from indm.gaussian import GaussianReference
 from indm.messages import brief, nearest, reason
 from indm.ode import FEWEST
 from indm.scaling import Scaling
-from indm.score import ScoreModel, score_for
+from indm.score import GivenScore, ScoreModel, score_for
+from indm.score import sees_condition as score_sees
 from indm.sde.linear import LinearSDE
 from indm.tensors import full_precision
 
@@ -39,6 +42,9 @@ class INDM(nn.Module):
         scaling: how data units become model units; kept and saved with the model.
         shape: event shape, needed to sample by number and to save.
         dequantization: the noise of grey levels; by default uniform. Continuous data have none.
+        condition: what the c of p(x|c) is; None for a model without one.
+
+    A model of p(x|c) is used at given c: :meth:`given`, or an argument ``c`` of what takes a model.
 
     Raises:
         ValueError: noise for data without grey levels.
@@ -56,9 +62,10 @@ class INDM(nn.Module):
         scaling: Scaling | None = None,
         shape: tuple[int, ...] | None = None,
         dequantization: Dequantization | None = None,
+        condition: Condition | None = None,
     ):
         super().__init__()
-        self.flow, self.score = flow, score
+        self.flow, self.score, self.condition = flow, score, condition
         self.scaling = Scaling() if scaling is None else scaling
         self.dequantization = checked(dequantization, self.scaling)
         self._shape = None if shape is None else tuple(shape)
@@ -92,6 +99,57 @@ class INDM(nn.Module):
             raise ValueError("this model does not know its event shape: give INDM(..., shape=...) or a whole shape")
         return self._shape
 
+    def given(self, c: Any, n: int | None = None, *, guidance: float = 1.0, drops: bool = False) -> "INDM":
+        """This model at given conditions, p(x|c) with a row of c for each sample, used like one without.
+
+        Args:
+            c: classes by number or name, vectors or images, a row for each sample, or one for all; None hides it.
+            n: how many samples; needed where one c is for all.
+            guidance: w of :class:`indm.score.GivenScore`, for samples; 1 is the model.
+            drops: hide a share ``condition.drop`` of the rows at random, as training does.
+
+        Raises:
+            ValueError: this model has no condition, or needs one, or c is none of its conditions.
+
+        Example:
+
+            >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
+            >>> model = build_model(tables | {"condition": {"name": "classes", "labels": ["left", "right"]}}, (2,))
+            >>> model.given(["left", "right", "left"]).log_prob(torch.zeros(3, 2)).shape
+            torch.Size([3])
+        """
+        if self.condition is None:
+            raise ValueError(f"c must be left out, as this model has no condition, got {brief(repr(c))}")
+        if c is None:
+            check_hidden(self, n)
+            seen = self.condition.absent(int(n or 0))
+        else:
+            seen = self.condition(self.condition.rows(c, n))
+        if drops:
+            seen = self.condition.dropped(seen)
+        return self.seeing(seen, guidance)
+
+    def seeing(self, seen: Float[Tensor, "batch *event"], guidance: float = 1.0) -> "INDM":
+        """This model at conditions as networks see them."""
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance must be finite, got {guidance}; 1 samples the model")
+        if guidance != 1 and sees_condition(self.flow):
+            raise ValueError(
+                f"guidance must be 1 where the flow sees c, got {guidance}: it mixes the scores of p(x|c) and p(x), "
+                "which need one latent"
+            )
+        if guidance != 1 and not getattr(self.condition, "drop", 0):
+            raise ValueError(
+                f"guidance must be 1 for a model of p(x|c) alone, got {guidance}; one that was trained with "
+                "condition.drop 0.1 or so knows p(x), too"
+            )
+        view = copy.copy(self)
+        view._modules = dict(self._modules)
+        view.flow = given(self.flow, seen)
+        view.score = GivenScore(self.score, seen, guidance) if score_sees(self.score) else self.score
+        view.condition = None
+        return view
+
     def from_data(self, raw: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """x in model units, and log q(x|raw) in nats (B,), such that −log p(raw) ≤ E[−log p(x) + log q(x|raw)].
 
@@ -100,31 +158,36 @@ class INDM(nn.Module):
         return from_data(self, raw, generator=generator)
 
     def encode(
-        self, x: Float[Tensor, "batch *event"], *, generator: torch.Generator | None = None
+        self, x: Float[Tensor, "batch *event"], *, c: Any = None, generator: torch.Generator | None = None
     ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, " batch"]]:
         """z = h_φ(x) and log|det ∂z/∂x| in nats (B,); with a conditional flow, less the KL of the code that is drawn.
 
-        Under autocast the inside of h may be computed in lower precision; z itself and log|det| are not.
+        Under autocast the inside of h may be computed in lower precision; z itself and log|det| are not. ``c`` is the
+        condition, where the flow sees one, see :meth:`given`.
         """
-        return self.flow(x, generator=generator)
+        flow = self.flow if c is None else self.given(c, len(x)).flow
+        return flow(x, generator=generator)
 
     def decode(
-        self, z: Float[Tensor, "batch *event"], *, generator: torch.Generator | None = None
+        self, z: Float[Tensor, "batch *event"], *, c: Any = None, generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch *event"]:
         """x = h_φ⁻¹(z), in full precision under autocast too, and without a gradient where the inverse is iterative.
 
-        ``generator`` feeds the draw of a conditional flow's codes from their prior.
+        ``generator`` feeds the draw of a conditional flow's codes from their prior. ``c`` is the condition, where the
+        flow sees one, see :meth:`given`.
 
         Raises:
             RuntimeError: naming the samples whose inverse did not converge.
         """
+        flow = self.flow if c is None else self.given(c, len(z)).flow
         with full_precision(z.device):
-            return self.flow.inverse(z, generator=generator)
+            return flow.inverse(z, generator=generator)
 
     def log_prob(
         self,
         x: Float[Tensor, "batch *event"],
         *,
+        c: Any = None,
         probes: int = 1,
         exact: bool | None = None,
         steps: int = FEWEST,
@@ -153,6 +216,7 @@ class INDM(nn.Module):
 
         Args:
             x: data in model units.
+            c: the condition, of a model that has one, see :meth:`given`: log p(x|c).
             probes, exact: of the divergence, as in :func:`indm.log_likelihood`; by default exact for vectors of up to
                 16 dimensions. Otherwise log p is the estimate by ``probes``, with its gradient.
             steps: equal steps of the ODE, each with two evaluations of the network. ``solver_error`` of
@@ -175,7 +239,7 @@ class INDM(nn.Module):
             True
         """
         return density.log_prob(
-            self,
+            at(self, c, len(x)),
             x,
             probes=probes,
             exact=exact,
@@ -196,8 +260,9 @@ class INDM(nn.Module):
                 f"described, got {type(self.score).__name__}"
             )
         parts = {"flow": self.flow, "sde": self.sde, "net": self.score.backbone}
-        if self.dequantization is not None:
-            parts["dequantization"] = self.dequantization
+        for kind in OPTIONAL_KINDS:
+            if getattr(self, kind) is not None:
+                parts[kind] = getattr(self, kind)
         return {kind: describe(part, kind, constructors) for kind, part in parts.items()}
 
     def save(self, folder: str | Path, constructors: Constructors | None = None) -> None:
@@ -289,7 +354,8 @@ def build_model(
 ) -> INDM:
     """An INDM from tables "flow", "sde" and "net", each a constructor's ``name`` and its arguments.
 
-    A table "dequantization" names the noise of grey levels, which by default is uniform.
+    A table "dequantization" names the noise of grey levels, which by default is uniform; a table "condition" what the c
+    of p(x|c) is.
 
     Raises:
         ValueError: an unknown name or argument (with the nearest that exists), or a bad value.
@@ -299,14 +365,84 @@ def build_model(
             raise ValueError(f"description has an unknown table {kind!r}{nearest(kind, (*KINDS, *OPTIONAL_KINDS))}")
         if not isinstance(description.get(kind), Mapping):
             raise ValueError(f"description needs a table {kind!r} with a name, got {description.get(kind)!r}")
-    flow, sde, net = (build(description[kind], kind, shape, constructors) for kind in KINDS)
+    condition = None
+    if "condition" in description:
+        condition = build(description["condition"], "condition", shape, constructors)
+    flow, sde, net = (
+        build(table, kind, shape, constructors) for kind, table in _seeing(description, condition, constructors)
+    )
     if type(net).forward is nn.Module.forward:
         raise ValueError(
             f"net {description['net'].get('name')!r} has no forward(z, level), which the network of an INDM must have; "
             'a coder (latent, encode, decode) is trained by train.objective "elbo"'
         )
     noise = build_dequantization(description, shape, Scaling() if scaling is None else scaling, constructors)
-    return INDM(flow, score_for(net)(net, sde), scaling, tuple(shape), noise)
+    model = INDM(flow, score_for(net)(net, sde), scaling, tuple(shape), noise, condition)
+    if condition is not None and not score_sees(model.score) and not sees_condition(flow):
+        raise ValueError(f"net {description['net'].get('name')!r} has no forward(z, level, c), and the flow sees no c")
+    return model
+
+
+def _seeing(
+    description: Mapping[str, Mapping[str, Any]], condition: Condition | None, constructors: Constructors | None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The tables of flow, SDE and network with the shape of what they see of a condition.
+
+    Raises:
+        ValueError: the flow is to see it, and cannot.
+    """
+    for kind in KINDS:
+        table = description[kind]
+        if condition is not None and (kind == "net" or (kind == "flow" and condition.flow)):
+            takes_it = "condition" in arguments_of(find(kind, table.get("name"), constructors))
+            if takes_it:
+                table = {"condition": condition.seen_shape, **table}
+            elif kind == "flow":
+                raise ValueError(
+                    f"condition.flow must be false for flow {table.get('name')!r}, which sees no condition"
+                )
+        yield kind, table
+
+
+def check_hidden(model: Any, n: int | None) -> None:
+    """ValueError where c must be given to a model, or the number of samples must be."""
+    if not model.condition.drop:
+        raise ValueError(
+            "c must be given: this is a model of p(x|c); one that was trained with condition.drop 0.1 or so is one of "
+            "p(x), too"
+        )
+    if n is None:
+        raise ValueError("n must be given, the number of samples whose c is hidden")
+
+
+def require_no_condition(model: Any, purpose: str) -> None:
+    """ValueError where ``model`` is one of p(x|c), which ``purpose`` does not take."""
+    if getattr(model, "condition", None) is not None:
+        raise ValueError(
+            f"{purpose} takes models without a condition, got one of p(x|c); indm evaluate, sample and classify take "
+            "it, and in Python model.given(c) is the model at rows c"
+        )
+
+
+def at(model: Any, c: Any, n: int) -> Any:
+    """``model`` at the conditions ``c`` of ``n`` samples, for a likelihood; as it is, where it has none and c is None.
+
+    Raises:
+        ValueError: a model that is guided, which has no likelihood; what :meth:`INDM.given` raises.
+    """
+    if getattr(getattr(model, "score", None), "guidance", 1) != 1:
+        raise ValueError(f"guidance must be 1 for a likelihood, got {model.score.guidance}: guided samples have none")
+    return model if c is None and getattr(model, "condition", None) is None else model.given(c, n)
+
+
+def at_rows(model: Any, c: Any, rows: Tensor, n: int, *, guidance: float = 1.0) -> Any:
+    """:func:`at` for the samples ``rows`` of ``n``, with guidance."""
+    condition = getattr(model, "condition", None)
+    if condition is None and c is None and guidance == 1:
+        return model
+    if c is None or condition is None:
+        return model.given(c, len(rows), guidance=guidance)
+    return model.given(condition.rows(c, n)[rows], guidance=guidance)
 
 
 def build_dequantization(

@@ -25,8 +25,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from indm.conditions import repeated
 from indm.flows.base import require_one_map
 from indm.linearization import Map, Operator, inverse_linearization, linearize, second_derivative, solve
+from indm.model import require_no_condition
 from indm.ode import basis, rademacher
 from indm.tensors import Batch, PerSample, evaluation_mode, event_size, expand_like
 
@@ -95,6 +97,7 @@ class NonlinearDiffusion:
             raise ValueError(f"tol must be positive, got {tol}; {TOLERANCE:g} is usual")
         if probes < 1:
             raise ValueError(f"probes must be at least 1, got {probes}")
+        require_no_condition(model, "a diffusion on the data space")
         require_one_map(model.flow, "a diffusion on the data space")
         self.model, self.tol, self.probes = model, tol, probes
 
@@ -176,7 +179,8 @@ class NonlinearDiffusion:
         probes = basis(here.x) if exact else rademacher(here.x, self.probes, generator)
         count = probes.shape[1]
         directions = torch.stack([here.G @ v for v in probes.unbind(1)], dim=1).flatten(0, 1)
-        bends = second_derivative(self.model.flow.latent, here.x.repeat_interleave(count, dim=0), directions)
+        flow = repeated(self.model.flow, count)
+        bends = second_derivative(flow.latent, here.x.repeat_interleave(count, dim=0), directions)
         return bends.unflatten(0, (-1, count)).sum(1)
 
     def _pull_back(self, covector: Map, x: Tensor, generator) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from indm.config.recipes import model_of
 from indm.gaussian import GaussianReference
-from indm.model import build_model
+from indm.model import at, build_model
 from indm.rng import randn_like, strata
 from indm.scaling import Scaling
 from indm.sde.linear import LinearSDE
@@ -90,6 +90,7 @@ def nelbo(
     model,
     x: Float[Tensor, "batch *event"],
     *,
+    c: Any = None,
     times: int = 1,
     reference: GaussianReference | None = None,
     generator: torch.Generator | None = None,
@@ -99,6 +100,7 @@ def nelbo(
     Args:
         model: an INDM (or anything with ``encode`` and ``score``), used in the mode in which it is.
         x: data in model units.
+        c: the condition, of a model that has one, see :meth:`indm.INDM.given`: the terms of −log p(x|c).
         times: score evaluations for each sample, one in each of that many equal strata of the log-SNR clock.
         reference: a Gaussian law of the latents, for :func:`control_variate`: the same mean, a fraction of the noise.
             Times are then stratified in each half of the batch by itself.
@@ -108,6 +110,7 @@ def nelbo(
     """
     if times < 1:
         raise ValueError(f"times must be at least 1 score evaluation for each sample, got {times}")
+    model = at(model, c, len(x))
     sde, n = model.score.sde, len(x)
     # Everything but the flow's own probes is drawn first, so that models compared at one seed share it.
     parts = [n] if reference is None else [n // 2, n - n // 2]  # control_variate needs independent halves

@@ -184,6 +184,7 @@ def converge(
     end: float,
     *,
     tol: float,
+    context: tuple[Tensor, ...] = (),
     first: int = 8,
     most: int = MOST_STEPS,
 ) -> Solution:
@@ -200,7 +201,7 @@ def converge(
     them are stated. A sample's solution does not depend on the others.
 
     Args:
-        field, state, start, end: as in :func:`adams`.
+        field, state, start, end, context: as in :func:`adams`.
         tol: largest error of each part of the state.
         first, most: equal steps of the first and the last solution.
 
@@ -217,7 +218,8 @@ def converge(
         return Solution(state, change, nothing, nothing)
 
     def attempt(rows: Tensor, steps: int, before: State, spent: int) -> Attempt:
-        found, evaluations, _ = adams(field, tuple(part[rows] for part in state), start, end, steps=steps)
+        begin, given = (tuple(part[rows] for part in parts) for parts in (state, context))
+        found, evaluations, _ = adams(field, begin, start, end, steps=steps, context=given)
         new = torch.stack([_distance(a, b) for a, b in zip(found, before, strict=True)]).amax(0)
         ratio = (new / change[rows].clamp_min(1e-300)).clamp_max(1.0)
         error = (new * (6 * ratio).clamp(1.0, 3.0)).clamp_min(floor)

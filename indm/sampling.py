@@ -18,9 +18,10 @@ from indm.config.parts import BUILT_IN, find
 from indm.density import sample_with_log_prob
 from indm.likelihood import latents_of
 from indm.messages import nearest
+from indm.model import at_rows, require_no_condition
 from indm.ode import adams, converge, interpolatory_weights
 from indm.rng import randn_like
-from indm.score import denoise, probability_flow
+from indm.score import context_of, denoise, probability_flow, with_context
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, evaluation_mode, expand_like
 
@@ -43,6 +44,7 @@ class Sampler:
         needs_scalar_sde: whether all entries of the latent must share one SDE (see :attr:`LinearSDE.is_scalar`).
         adaptive: whether it chooses its own steps.
         evaluations_per_step: of the score.
+        denoises: whether it ends at E[z_0|z_ε] (times α_ε) by itself, so that no last denoising follows.
 
     Example: Euler's rule for the probability flow.
 
@@ -60,6 +62,7 @@ class Sampler:
     needs_scalar_sde: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
     evaluations_per_step: ClassVar[int] = 1
+    denoises: ClassVar[bool] = False
 
     def grid(self, sde: LinearSDE, steps: int) -> Tensor:
         """The times T = t_0 > … > t_steps = ε between which it steps, (steps + 1,) in float64."""
@@ -403,18 +406,19 @@ def follow_flow(
     """
     sde = score.sde
 
-    def field(clock: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def field(clock: Tensor, state: tuple[Tensor, ...], *given: Tensor) -> tuple[Tensor, ...]:
         bar.update()
-        return (probability_flow(score, clock)(state[0]),)
+        return (probability_flow(with_context(score, given), clock)(state[0]),)
 
     start, end = (-sde.log_snr(torch.tensor([t, s], dtype=torch.float64))).tolist()
     before, after = (expand_like(sde.marginal_std(z.new_full((len(z),), time)), z) for time in (t, s))
     with tqdm(desc="probability flow (evaluations)", leave=False, disable=not progress) as bar:
+        context = context_of(score)
         if steps is not None:
-            (w,), nfe, _ = adams(field, (z / before,), start, end, steps=steps)
+            (w,), nfe, _ = adams(field, (z / before,), start, end, steps=steps, context=context)
             return after * w, nfe
         first = max(FEWEST_STEPS, math.ceil(abs(end - start) / LONGEST_STEP))
-        solution = converge(field, (z / before,), start, end, tol=tol, first=first)
+        solution = converge(field, (z / before,), start, end, tol=tol, context=context, first=first)
     return after * solution.state[0], int(solution.nfe.max())
 
 
@@ -426,6 +430,8 @@ def sample(
     model,
     shape_or_n: int | tuple[int, ...],
     *,
+    c: Any = ...,
+    guidance: float = ...,
     sampler: str | type[Sampler] | Sampler = ...,
     steps: int = ...,
     eps: float | None = ...,
@@ -443,6 +449,7 @@ def sample(
     model,
     shape_or_n: int | tuple[int, ...],
     *,
+    c: Any = ...,
     sampler: str | type[Sampler] | Sampler,
     eps: float | None = ...,
     last_denoising: bool,
@@ -457,6 +464,8 @@ def sample(
     model,
     shape_or_n: int | tuple[int, ...],
     *,
+    c: Any = None,
+    guidance: float = 1.0,
     sampler: str | type[Sampler] | Sampler = "unipc",
     steps: int = 25,
     eps: float | None = None,
@@ -472,6 +481,10 @@ def sample(
     Args:
         model: an INDM.
         shape_or_n: how many (the model then knows its event shape), or the whole shape with the batch axis.
+        c: the condition, of a model that has one: for all samples or one for each, see :meth:`indm.INDM.given`. Of a
+            model that knows p(x), too (``condition.drop``), None samples that.
+        guidance: w of :class:`indm.score.GivenScore`: above 1 samples are more typical of c and less diverse, at two
+            evaluations each. Only 1, which is the model, has a likelihood.
         sampler: a name in :data:`SAMPLERS`, or a :class:`Sampler`, such as ``PredictorCorrector(snr=0.1)``.
         steps: time steps ("ode" takes as many as its tolerance needs).
         eps: truncation at which the reverse process ends; default: the SDE's own, which is also the least.
@@ -509,23 +522,24 @@ def sample(
         raise ValueError(f"temperature must be positive and finite, got {temperature}; 1 samples the model")
     sampler, sde, dtype = make_sampler(sampler), model.score.sde, model.scaling.scale.dtype
     if log_prob:
-        _check_density(sampler, last_denoising, temperature)
+        _check_density(sampler, last_denoising, temperature, guidance)
     parts, log_probs = [], []
     with evaluation_mode(model), sde.truncated(eps):
-        for i in tqdm(range(math.ceil(shape[0] / batch_size)), desc="batches", disable=not progress):
-            n = min(batch_size, shape[0] - i * batch_size)
-            z_T = sde.prior_sample((n, *shape[1:]), generator=generator, dtype=dtype)
+        batches = torch.arange(shape[0]).split(batch_size)
+        for rows in tqdm(batches, desc="batches", disable=not progress):
+            part = at_rows(model, c, rows, shape[0], guidance=guidance)
+            z_T = sde.prior_sample((len(rows), *shape[1:]), generator=generator, dtype=dtype)
             if log_prob:
-                x, log_p, _ = sample_with_log_prob(model, z_T, generator=generator)
+                x, log_p, _ = sample_with_log_prob(part, z_T, generator=generator)
                 log_probs.append(log_p)
             else:
-                z, _ = solve_latent(model, z_T, sampler, steps, last_denoising, generator=generator, progress=progress)
-                x = model.decode(temperature * z, generator=generator)
+                z, _ = solve_latent(part, z_T, sampler, steps, last_denoising, generator=generator, progress=progress)
+                x = part.decode(temperature * z, generator=generator)
             parts.append(x)
     return (torch.cat(parts), torch.cat(log_probs)) if log_prob else torch.cat(parts)
 
 
-def _check_density(sampler: Sampler, last_denoising: bool, temperature: float) -> None:
+def _check_density(sampler: Sampler, last_denoising: bool, temperature: float, guidance: float) -> None:
     """ValueError where samples that are drawn so have no log p(x) from the ODE."""
     if sampler != AdaptiveODE():
         raise ValueError(
@@ -534,6 +548,8 @@ def _check_density(sampler: Sampler, last_denoising: bool, temperature: float) -
         )
     if last_denoising:
         raise ValueError("last_denoising must be False for log_prob, got True: E[z_0 | z_ε] is off the ODE")
+    if guidance != 1:
+        raise ValueError(f"guidance must be 1 for log_prob, got {guidance}: guided samples have no likelihood")
     if temperature != 1:
         raise ValueError(f"temperature must be 1 for log_prob, got {temperature}: another samples another density")
 
@@ -549,23 +565,31 @@ def solve_latent(
     progress: bool = False,
 ) -> tuple[Batch, int]:
     """z_0 from z_T by a sampler: z_ε/α_ε or, with ``last_denoising``, E[z_0|z_ε]; and the evaluations of the score."""
+    require_no_condition(model, "a sampler")
     with evaluation_mode(model):
         options: Any = {"steps": steps, "generator": generator, "progress": progress}
         z, nfe = sampler.solve(model.score, z_T, **options)
         eps = model.score.sde.endpoints(z)[0]
-        if not last_denoising:
+        if sampler.denoises and not last_denoising:
+            raise ValueError(
+                f"last_denoising must be True for {type(sampler).__name__}, which ends denoised, got False"
+            )
+        if sampler.denoises or not last_denoising:
             return z / expand_like(model.score.sde.alpha(eps), z), nfe
         return denoise(model.score, z, eps), nfe + 1
 
 
-def centre_prior(model, raw: Tensor, *, batch_size: int = 256, generator: torch.Generator | None = None) -> None:
+def centre_prior(
+    model, raw: Tensor, *, c: Any = None, batch_size: int = 256, generator: torch.Generator | None = None
+) -> None:
     """Put the mean of the prior where the diffusion takes the mean of data: α_T times the mean of h(x).
 
     Args:
         model: an INDM, which is changed.
         raw: data in data units, (n, *event).
+        c: their conditions, where the flow sees one.
     """
-    mean = latents_of(model, raw, batch_size=batch_size, generator=generator).mean(0, keepdim=True)
+    mean = latents_of(model, raw, c=c, batch_size=batch_size, generator=generator).mean(0, keepdim=True)
     sde = model.score.sde
     with torch.no_grad():
         sde.prior_mean = (expand_like(sde.alpha(sde.endpoints(mean)[1]), mean) * mean)[0]

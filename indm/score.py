@@ -1,5 +1,6 @@
 """The score s_θ(z_t, t) from a backbone and an SDE, and what follows from it: the probability flow and the denoiser."""
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -16,7 +17,8 @@ class ScoreModel(nn.Module):
     r"""s_θ(z_t, t) = −ε̂/σ_t, with ε̂ = σ_t/√(α_t² + σ_t²) · y + backbone(y, log(σ_t/α_t)), y = z_t/√(α_t² + σ_t²).
 
     Args:
-        backbone: forward(z (B, *event), level (B,)) → (B, *event), see :mod:`indm.nets`; level is log(σ_t/α_t).
+        backbone: forward(z (B, *event), level (B,)) → (B, *event), see :mod:`indm.nets`; level is log(σ_t/α_t). One
+            that sees a condition is forward(z, level, c), c what :class:`indm.conditions.Condition` shows networks.
         sde: the linear SDE on the latent, kept as ``.sde``.
 
     For latents of unit variance y has unit variance under every SDE (under VP it is z_t). A backbone that returns 0
@@ -27,10 +29,11 @@ class ScoreModel(nn.Module):
         super().__init__()
         self.backbone, self.sde = backbone, sde
 
-    def forward(self, z_t: Batch, t: PerSample) -> Batch:
+    def forward(self, z_t: Batch, t: PerSample, c: Tensor | None = None) -> Batch:
         sigma, std = self.sde.sigma(t), self.sde.marginal_std(t)
         y = z_t / expand_like(std, z_t)
-        noise = expand_like(sigma / std, z_t) * y + self.backbone(y, -0.5 * self.sde.log_snr(t)).to(z_t.dtype)
+        output = _called(self.backbone, y, -0.5 * self.sde.log_snr(t), c)
+        noise = expand_like(sigma / std, z_t) * y + output.to(z_t.dtype)
         return -noise / expand_like(sigma, z_t)
 
 
@@ -69,11 +72,67 @@ class PublishedScore(ScoreModel):
         variance = 1 - decay
         return variance if isinstance(self.sde, SubVPSDE) else variance.sqrt()
 
-    def forward(self, z_t: Batch, t: PerSample) -> Batch:
+    def forward(self, z_t: Batch, t: PerSample, c: Tensor | None = None) -> Batch:
         sigma = self.published_sigma(t)
         if isinstance(self.sde, VESDE):
-            return self.backbone(z_t, sigma).to(z_t.dtype)
-        return -self.backbone(z_t, LARGEST_LEVEL * t).to(z_t.dtype) / expand_like(sigma, z_t)
+            return _called(self.backbone, z_t, sigma, c).to(z_t.dtype)
+        return -_called(self.backbone, z_t, LARGEST_LEVEL * t, c).to(z_t.dtype) / expand_like(sigma, z_t)
+
+
+def _called(network: nn.Module, z: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
+    """The output of a score or its backbone, which gets no c where there is none."""
+    return network(z, t) if c is None else network(z, t, c)
+
+
+class GivenScore(nn.Module):
+    r"""s_θ(z_t, t | c) at given rows c, called like a score without a condition; with guidance w
+
+    .. math:: s_\theta(z_t, t) + w\,(s_\theta(z_t, t | c) - s_\theta(z_t, t)).
+
+    With w = 1 it is the model. For another w these are not the scores of one diffusing law: samples have no likelihood.
+
+    Args:
+        score: forward(z_t, t, c).
+        c: what networks see of the condition, one row a sample.
+        guidance: w. Where it is not 1 a call evaluates the score for both.
+
+    Source: Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", https://arxiv.org/abs/2207.12598.
+    """
+
+    def __init__(self, score: nn.Module, c: Tensor, guidance: float = 1.0):
+        super().__init__()
+        self.score, self.c, self.guidance = score, c, guidance
+
+    @property
+    def sde(self) -> LinearSDE:
+        """The linear SDE on the latent."""
+        return self.score.sde
+
+    def at(self, c: Tensor) -> "GivenScore":
+        """The same at other rows."""
+        return GivenScore(self.score, c, self.guidance)
+
+    def forward(self, z_t: Batch, t: PerSample) -> Batch:
+        if self.guidance == 1:
+            return self.score(z_t, t, self.c)
+        both = torch.cat([self.c, torch.zeros_like(self.c)])
+        conditional, free = self.score(z_t.repeat(2, *(1 for _ in z_t.shape[1:])), t.repeat(2), both).chunk(2)
+        return free + self.guidance * (conditional - free)
+
+
+def sees_condition(score: nn.Module) -> bool:
+    """Whether a score, or its network, has an argument c."""
+    return "c" in inspect.signature(getattr(score, "backbone", score).forward).parameters
+
+
+def context_of(score: nn.Module) -> tuple[Tensor, ...]:
+    """The rows of c that a score was given, for what solves a part of a batch by :func:`with_context`."""
+    return (score.c,) if isinstance(score, GivenScore) else ()
+
+
+def with_context(score: nn.Module, context: tuple[Tensor, ...]) -> nn.Module:
+    """``score`` at the rows ``context`` of :func:`context_of`."""
+    return score.at(*context) if context else score
 
 
 def score_for(backbone: nn.Module) -> type[ScoreModel]:

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from indm.flows import require_one_map
-from indm.model import INDM
+from indm.model import INDM, require_no_condition
 from indm.rng import randn_like
 from indm.sampling import follow_flow
 from indm.sde.linear import LinearSDE
@@ -78,6 +78,7 @@ class Route:
         if self.tol is not None and not 0 < self.tol < math.inf:
             raise ValueError(f"tol must be positive and finite, or None for equal steps, got {self.tol}; 1e-4 is usual")
         for model in self.models:
+            require_no_condition(model, "a translation")
             require_one_map(model.flow, "a translation")
 
     @property

@@ -18,7 +18,9 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     },
     "Look at a run": {
         "sample": "indm.cli.sample:Sample",
+        "fit-sampler": "indm.cli.sample:FitSampler",
         "evaluate": "indm.cli.evaluate:Evaluate",
+        "classify": "indm.cli.classify:Classify",
         "fid": "indm.cli.sample:Fid",
         "inspect": "indm.cli.report:Inspect",
         "compare": "indm.cli.report:Compare",

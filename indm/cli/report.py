@@ -62,6 +62,7 @@ class Inspect(Computes):
     def run(self) -> int:
         from indm.evaluation import flow_analysis, flow_plots
         from indm.files import atomic
+        from indm.model import require_no_condition
         from indm.runs.data import data_of
         from indm.runs.folder import check_absent, open_run
         from indm.runs.provenance import provenance, weights_hash
@@ -72,6 +73,7 @@ class Inspect(Computes):
         analyses = {}
         for folder in self.run_folders:
             model, _ = open_run(folder)
+            require_no_condition(model, "indm inspect")
             data = data_of(folder, model)
             analyses[str(folder)] = flow_analysis.analyse(model, data, **vars(self.options), progress=not self.quiet)
         self.out.mkdir(parents=True, exist_ok=True)

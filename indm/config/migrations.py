@@ -50,6 +50,8 @@ def check_name_is_current(name: str) -> None:
 
 def migrate_drawing(made_by: Mapping[str, Any]) -> dict[str, Any]:
     """How an earlier version says that samples were drawn, as today's :class:`indm.runs.samples.Drawing` has it."""
+    if "sampler" in made_by:
+        made_by = {"condition": None, "guidance": 1.0, **made_by}
     if not set(SAMPLER_OPTIONS) <= set(made_by):
         return dict(made_by)
     options = {key: made_by[key] for key in SAMPLER_OPTIONS if made_by.get(key) is not None}

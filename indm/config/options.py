@@ -199,15 +199,44 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Classifying:
+    """How data are classified by the likelihoods of their classes."""
+
+    split: Literal["train", "valid", "test"] = "test"
+    """Which split of the run's data."""
+    examples: int = 10_000
+    """The first examples, at most."""
+    draws: int = 4
+    """Draws of the bound, for all classes with the same noise; their spread tells its error."""
+    times: int = 8
+    """Evaluations of the network for each draw and class."""
+    batch_size: int = 250
+    """Examples at a time."""
+    seed: int = 0
+    """Seed of all noise."""
+
+    def __post_init__(self):
+        check_whole_numbers(self)
+        check_each(self, "", lambda v: v >= 1, "at least 1", "times batch_size examples")
+        check_each(self, "", lambda v: v >= 2, "at least 2", "draws")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Drawing:
     """What decides the samples of a run. The values go to :func:`indm.sample`."""
 
     n: Annotated[int, arg(aliases=["-n"])] = 64
     """How many samples."""
+    condition: Annotated[str | None, default("drawn from the training data")] = None
+    """The c of a model of p(x|c): a class by name or number, or numbers as [0.5,1.2]; "all" draws n of every class,
+    "none" samples p(x), which a model knows that was trained with condition.drop."""
+    guidance: float = 1.0
+    """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop
+    in training."""
     sampler: str = "unipc"
-    """ode, euler-maruyama, pc, heun, dpm++2m, dpm++3m, unipc, or package.module:Class. "ode" takes as many steps
-    as its tolerance needs. Options of a sampler: --sampler.tol 1e-5 with "ode", --sampler.snr 0.16 (or [0.16,0.14],
-    from the first step to the last) with "pc"."""
+    """ode, euler-maruyama, pc, heun, dpm++2m, dpm++3m, unipc, fitted, or package.module:Class. "ode" takes as many
+    steps as its tolerance needs; "fitted" is what "indm fit-sampler" made for these --steps. Options of a sampler:
+    --sampler.tol 1e-5 with "ode", --sampler.snr 0.16 (or [0.16,0.14], from the first step to the last) with "pc"."""
     sampler_options: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
     """Arguments of the sampler; those that are left out have its defaults."""
     steps: int = 25
@@ -268,6 +297,29 @@ class InspectionOptions:
 
     def __post_init__(self):
         check_whole_numbers(self)
+
+
+@dataclass(frozen=True)
+class FittingOptions:
+    """How samplers are fitted to a model. The values go to :func:`indm.fit_sampler`."""
+
+    steps: tuple[int, ...] = (5, 10)
+    """Evaluations of the network for one sample; a sampler is fitted for each number."""
+    samples: Annotated[int | None, default("as many as hold 4096 numbers, 64 or more")] = None
+    """Trajectories of the model to fit; as many again are held out."""
+    iterations: int = 60
+    """Iterations of the descent, at most."""
+    seconds: float = math.inf
+    """Seconds of each descent, at most."""
+    batch_size: int = 64
+    """Trajectories at a time; lower it where memory is short."""
+    seed: int = 0
+    """Seed of the trajectories."""
+
+    def __post_init__(self):
+        check_whole_numbers(self)
+        if not self.steps:
+            raise ValueError("steps must be one number or more, got none")
 
 
 @dataclass(frozen=True)

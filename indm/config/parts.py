@@ -16,7 +16,7 @@ from typing import Any
 from indm.messages import brief, did_you_mean, nearest
 
 KINDS = ("flow", "sde", "net")  # the parts of which a model is made
-OPTIONAL_KINDS = ("dequantization",)  # those that have a default
+OPTIONAL_KINDS = ("dequantization", "condition")  # those that a model may be without
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "flow": {
         "identity": "indm.flows.base:Identity",
@@ -52,6 +52,11 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "uniform": "indm.dequantization:Uniform",
         "truncated-normal": "indm.dequantization:TruncatedNormal",
         "variational": "indm.dequantization:Variational",
+    },
+    "condition": {
+        "classes": "indm.conditions:Classes",
+        "vector": "indm.conditions:Vector",
+        "image": "indm.conditions:Image",
     },
     "model": {
         "indm": "indm.model:INDM",

@@ -161,11 +161,14 @@ def with_preset(recipe: Recipe, preset: Recipe) -> Recipe:
 
 
 def as_continued(recipe: Recipe, run: str | Path) -> Recipe:
-    """``recipe``, if it is open, with the keys of the run folder ``run`` where it has none itself.
+    """``recipe`` with what the data decided in the run folder ``run``; if it is open, with all keys that it lacks.
 
     Raises:
         ValueError: it names a preset whose network or flow is another one than the run's.
     """
+    if "condition" in recipe:
+        own, before = recipe["condition"], load(run).get("condition", {})
+        recipe = recipe | {"condition": (before if before.get("name") == own.get("name") else {}) | own}
     if not is_open(recipe):
         return recipe
     name, continued = recipe["train"]["preset"], with_preset(recipe, load(run))

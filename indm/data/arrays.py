@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from indm.data import tables
+from indm.data import columns, tables
 from indm.data.base import Data, as_data
 from indm.data.raw import grey_levels
 from indm.files import untrusted
@@ -15,7 +16,6 @@ from indm.messages import brief, nearest
 
 CONVERSIONS = {  # what writes a file of another kind as one that is read here, by the suffix
     **dict.fromkeys((".xlsx", ".xls", ".ods"), 'pandas.read_excel("{name}").to_csv("{stem}.csv", index=False)'),
-    **dict.fromkeys((".parquet", ".pq"), 'pandas.read_parquet("{name}").to_csv("{stem}.csv", index=False)'),
     ".feather": 'pandas.read_feather("{name}").to_csv("{stem}.csv", index=False)',
     ".json": 'pandas.read_json("{name}").to_csv("{stem}.csv", index=False)',
     **dict.fromkeys((".pkl", ".pickle"), 'numpy.save("{stem}.npy", pandas.read_pickle("{name}"))'),
@@ -37,6 +37,8 @@ def load_array(
     limit: int | None = None,
     centered: bool = True,
     flip: bool = False,
+    x: str | tuple[str, ...] = (),
+    c: str | tuple[str, ...] = (),
 ) -> Data:
     """An array of a .npy or .npz file, or a table of a .csv, .tsv or .txt file.
 
@@ -46,7 +48,7 @@ def load_array(
 
     Args:
         path: the file.
-        key: name of the array in an .npz; by default ``samples`` or the only one.
+        key: name of the array in an .npz; by default ``samples``, ``x`` or the only one.
         levels: number of grey levels of integers; by default 256 if they are uint8.
         valid: fraction of the examples for validation.
         test: fraction of the examples for the test.
@@ -54,13 +56,42 @@ def load_array(
         limit: training examples to keep, the first ones; all by default.
         centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
         flip: whether training flips images horizontally at random.
+        x: columns of a table by name; by default all but ``c``.
+        c: what the condition of each example is: columns of a table by name, the key of another array of an .npz, or
+            another .npy file in the same folder. One column of words or whole numbers is one of class labels.
     """
+    arrays = _with_conditions(Path(path).expanduser(), key, levels, _names(x), _names(c))
+    conditions = arrays.pop()
     data = as_data(
-        _vectors_or_grey_levels(Path(path).expanduser(), key, levels),
+        arrays.pop(),  # so that nobody else holds it
         name="array", levels=levels, valid=valid, test=test, seed=seed, limit=limit, centered=centered, flip=flip,
-        where=path,
+        where=path, c=False if conditions is None else conditions,
     )  # fmt: skip
     return replace(data, notes=[f"read from {path}" + (f", key {key}" if key else ""), *data.notes])
+
+
+def _names(option: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (option,) if isinstance(option, str) else tuple(option)
+
+
+def _with_conditions(
+    path: Path, key: str | None, levels: int | None, x: tuple[str, ...], c: tuple[str, ...]
+) -> list[Any]:
+    """The array of a file, and the conditions that ``c`` names in it or beside it, None without."""
+    suffix = path.suffix.lower()
+    if suffix in columns.PARQUET or (suffix in tables.SUFFIXES and (x or c)):
+        return [*columns.read_columns(path, x, c)]
+    if x or len(c) > 1:
+        raise ValueError(f"{path} has no named columns: data.x and several data.c are for tables, got {(*x, *c)}")
+    array = _vectors_or_grey_levels(path, key, levels)
+    if not c:
+        return [array, None]
+    names = untrusted.array_names(path)
+    if names is None:
+        return [array, untrusted.array(path.parent / c[0])]
+    if c[0] not in names:
+        raise ValueError(f"{path} has no array {c[0]!r}{nearest(c[0], map(brief, names))}")
+    return [array, untrusted.array(path, c[0])]
 
 
 def read_events(path: Path, levels: int | None) -> Tensor:
@@ -98,8 +129,9 @@ def _read_array(path: Path, key: str | None, levels: int | None) -> np.ndarray:
         return untrusted.array(path)
     if not names:
         raise ValueError(f"{path} holds no arrays; one with an array of the data would do")
-    if key is None and ("samples" in names or len(names) == 1):
-        key = "samples" if "samples" in names else names[0]
+    usual = [name for name in ("samples", "x") if name in names] or names
+    if key is None and (len(usual) == 1 or usual is not names):
+        key = usual[0]
     if key is None:
         raise ValueError(f"{path} holds several arrays; pass key= one of {brief(', '.join(names))}")
     if key not in names:

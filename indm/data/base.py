@@ -5,11 +5,13 @@ takes.
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
@@ -18,6 +20,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 from indm.data.raw import events, to_array
 from indm.data.splits import counts, describe_split, limited, split
 from indm.files.memory import check_memory
+from indm.messages import brief
 from indm.scaling import Scaling
 
 PARTS = ("train", "valid", "test")
@@ -44,6 +47,8 @@ class Data:
         entropy: of the data in total nats (data units), where it is known.
         flip: whether training should flip images horizontally at random.
         labels: class labels (n,) int64 of each split, in its order, where the data have them.
+        classes: names of the labels 0, 1, …
+        conditions: numbers c for p(x|c), (n, size) or images (n, C, H, W), of each split, in its order.
         notes: where the data came from and what was done to them, one sentence each.
         fingerprint: SHA-256 of what decides, beside the options, which example is in which split; "" where that never
             changes.
@@ -58,8 +63,29 @@ class Data:
     entropy: float | None = None
     flip: bool = False
     labels: dict[str, Tensor] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     fingerprint: str = ""
+
+    def c(self, split: str, labels: bool) -> Tensor:
+        """The conditions of a split: its ``labels``, or numbers.
+
+        Raises:
+            ValueError: there are none of that kind.
+        """
+        rows = self.labels if labels else self.conditions
+        if split not in rows:
+            places = (
+                "digits and fashion-mnist have labels; so has a folder of folders with data.classes true"
+                if labels
+                else 'the array "c" of an .npz (data.c "c"), or columns of a table (data.c)'
+            )
+            raise ValueError(
+                f"data {self.name!r} have no {'class labels' if labels else 'numbers'} for a condition; {places}, and "
+                "a data set of pairs (x, c)"
+            )
+        return rows[split]
 
 
 def events_of_shape(shape: Callable[[Mapping[str, Any]], tuple[int | None, ...]]) -> Callable[[Loader], Loader]:
@@ -221,6 +247,7 @@ def as_data(
     limit: int | None = None,
     centered: bool = True,
     flip: bool = False,
+    c: Any = False,
     where: str | Path = "the data",
 ) -> Data:
     """Anything that holds examples, as a :class:`Data`.
@@ -238,6 +265,8 @@ def as_data(
         limit: the training split keeps only its first ``limit`` examples.
         centered: grey levels are scaled to [−1, 1], else to [0, 1].
         flip: whether training should flip images horizontally at random.
+        c: conditions of p(x|c), a row for each example of ``source``, see :func:`condition_fields`; with True the
+            second entries of its items, which are read here.
         where: what error messages call ``source``.
 
     Raises:
@@ -250,8 +279,10 @@ def as_data(
     """
     if isinstance(source, Data):
         return source
+    rows = second_entries(source, where) if c is True else None if c is False else c
     if isinstance(source, tuple):
         sets, levels, fingerprint = _divided_before(source, levels, limit, where)
+        parts = _one_after_the_other(source, sets)
         note = "divided before: " + ", ".join(f"{part} {len(examples)}" for part, examples in sets.items())
     else:
         examples, levels = _examples(source, levels, where)
@@ -264,7 +295,63 @@ def as_data(
         raise ValueError(f"flip must be false for vectors: {where} holds no images but events of shape {shape}")
     scaling = Scaling.images(levels, centered) if levels else sets["train"].standardised()
     about: dict[str, Any] = {"shape": shape, "flip": flip, "notes": [note], "fingerprint": fingerprint}
+    if rows is not None:
+        about |= condition_fields(rows, parts, where)
     return Data(name=name, scaling=scaling, **about | sets)
+
+
+def second_entries(source: Any, where: str | Path) -> Any:
+    """The second entries of the items of a data set, or of three.
+
+    Raises:
+        ValueError: an item has none.
+    """
+    if isinstance(source, tuple):
+        return np.concatenate([np.asarray(second_entries(part, where)) for part in source])
+    if isinstance(source, TensorDataset) and len(source.tensors) > 1:
+        return source.tensors[1]
+    rows = []
+    for i in range(len(source)):
+        item = source[i]
+        if not isinstance(item, tuple | list) or len(item) < 2:
+            raise ValueError(
+                f"item {i} of {where} must be a pair (x, c) for a model with a condition, got {brief(item)}"
+            )
+        rows.append(item[1] if isinstance(item[1], str) else np.asarray(item[1]))
+    return np.array(rows)
+
+
+def condition_fields(c: Any, parts: Mapping[str, Tensor], where: str | Path) -> dict[str, Any]:
+    """The fields of :class:`Data` that follow from conditions of all examples and index tensors into them.
+
+    Whole numbers and words (n,) are labels; whole numbers are numbers (n, 1), too. Other numbers (n, size) and images
+    (n, C, H, W), or (n, H, W, C) of 1 or 3 channels, are numbers.
+
+    Raises:
+        ValueError: they are none of these, not finite, or of another length.
+    """
+    c = np.asarray(c)
+    n = 1 + max(int(index.max()) for index in parts.values() if len(index))
+    if len(c) < n or c.ndim == 3 or c.ndim > 4 or c.dtype.kind not in "biufUSO":
+        raise ValueError(
+            f"the conditions of {where} must be a row for each example: labels (n,), numbers (n, size) or images "
+            f"(n, C, H, W), got {c.dtype} of shape {c.shape} for {n} examples"
+        )
+    fields: dict[str, Any] = {}
+    if c.ndim == 1 and c.dtype.kind not in "f":
+        values, numbers = np.unique(c.astype(str) if c.dtype.kind == "O" else c, return_inverse=True)
+        labels = torch.from_numpy(numbers.astype(np.int64))
+        fields |= {"classes": tuple(map(str, values)), "labels": {p: labels[index] for p, index in parts.items()}}
+    if c.dtype.kind in "biuf":
+        wrong = np.flatnonzero(~np.isfinite(c.reshape(len(c), -1)).all(1))
+        if len(wrong):
+            raise ValueError(f"the conditions of {where} must be finite: row {wrong[0]} is not")
+        rows = torch.from_numpy(c.astype(np.float32))
+        if rows.ndim == 4 and rows.shape[3] in (1, 3) and rows.shape[1] not in (1, 3):
+            rows = rows.permute(0, 3, 1, 2)
+        rows = rows[:, None] if rows.ndim == 1 else rows
+        fields["conditions"] = {part: rows[index] for part, index in parts.items()}
+    return fields
 
 
 def _examples(source: Any, levels: int | None, where: str | Path) -> tuple[Source, int | None]:
@@ -286,6 +373,12 @@ def _examples(source: Any, levels: int | None, where: str | Path) -> tuple[Sourc
         raise ValueError(f"{where} must have items, got an empty {type(source).__name__}")
     examples = FirstEntries(source, levels, where)
     return examples, examples.levels
+
+
+def _one_after_the_other(source: tuple, sets: Mapping[str, Source]) -> dict[str, Tensor]:
+    """The positions of splits that were divided before in what follows from putting them one after the other."""
+    starts = itertools.accumulate((len(part) for part in source), initial=0)
+    return {part: start + torch.arange(len(sets[part])) for part, start in zip(PARTS, starts, strict=False)}
 
 
 def _divided(examples: Source, parts: Mapping[str, Tensor], where: str | Path) -> dict[str, Source]:

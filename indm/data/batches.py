@@ -1,7 +1,7 @@
 """Batches of raw data: the order of an epoch, and random flips."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,13 +21,31 @@ def flip_horizontally(raw: Num[Tensor, "batch c h w"], generator: torch.Generato
     return torch.where(flipped, raw.flip(-1), raw)
 
 
-def collate(items: Tensor | list[Tensor]) -> Tensor:
-    """A batch from what a data set returned: already one, or a list of items."""
-    return items if isinstance(items, Tensor) else torch.stack(items)
+class Paired(Dataset):
+    """Pairs (x, c) of the examples of a data set and the rows of a tensor."""
+
+    def __init__(self, examples: Examples, c: Tensor):
+        self.examples, self.c = examples, c
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.examples[index], self.c[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """A whole batch at once; ``DataLoader`` calls it."""
+        at_once = getattr(self.examples, "__getitems__", None)
+        return collate(at_once(indices) if at_once else [self.examples[i] for i in indices]), self.c[indices]
+
+
+def collate(items: Any) -> Any:
+    """A batch from what a data set returned: already one (or a pair of them), or a list of items."""
+    return torch.stack(items) if isinstance(items, list) else items
 
 
 def loader(
-    dataset: Examples,
+    dataset: Examples | Paired,
     batch_size: int,
     *,
     shuffle: bool,

@@ -29,4 +29,5 @@ def load_digits(*, seed: int = 0, centered: bool = True, limit: int | None = Non
     pool = torch.from_numpy(images.astype(np.uint8)).reshape(-1, 1, 8, 8)
     notes = ["scikit-learn's bundled digits", describe_split(parts, seed, "within classes ")]
     fields = pooled(pool, parts, torch.from_numpy(labels))
-    return Data(name="digits", scaling=Scaling.images(17, centered), notes=notes, **fields)
+    classes = tuple(map(str, range(10)))
+    return Data(name="digits", scaling=Scaling.images(17, centered), classes=classes, notes=notes, **fields)

@@ -18,6 +18,7 @@ from indm.messages import reason
 from indm.scaling import Scaling
 
 MOST_PACKED = 1032  # bytes to which one byte of a deflated stream can unpack
+CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -102,4 +103,5 @@ def load_fashion_mnist(
     notes = [f"read from {folder}", describe_split(parts, seed)]
     notes += [f"resized from 28 to {size} (bilinear, antialiased, rounded)"] if size < 28 else []
     fields = pooled(pool, parts, torch.cat(labels).long())
-    return Data(name="fashion-mnist", scaling=Scaling.images(256, centered), flip=flip, notes=notes, **fields)
+    scaling = Scaling.images(256, centered)
+    return Data(name="fashion-mnist", scaling=scaling, classes=CLASSES, flip=flip, notes=notes, **fields)

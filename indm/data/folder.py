@@ -1,12 +1,13 @@
 """Folders of images."""
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from indm.data.base import Data, events_of_shape
+from indm.data.base import Data, condition_fields, events_of_shape
 from indm.data.folder_index import Files, Index, index
 from indm.data.image_files import ImageFiles
 from indm.data.images import RESIZE_MODES, SUFFIXES, colour_of, read_image
@@ -33,6 +34,7 @@ def load_folder(
     limit: int | None = None,
     centered: bool = True,
     flip: bool = False,
+    classes: bool = False,
 ) -> Data:
     """All images under a folder (recursive, hidden files apart), in sorted order, split by ``seed``; read from disk.
 
@@ -56,6 +58,7 @@ def load_folder(
         limit: training examples to keep, the first ones; all by default.
         centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
         flip: whether training flips images horizontally at random.
+        classes: whether each folder in it is a class, called like that folder.
     """
     folder = Path(path).expanduser()
     check_size(size)
@@ -81,7 +84,23 @@ def load_folder(
     notes.append(describe_split(parts, seed))
     scaling, shape = Scaling.images(256, centered), (channels, size, size)
     about: dict[str, Any] = {"shape": shape, "flip": flip, "notes": notes, "fingerprint": files.fingerprint()}
+    about |= condition_fields(classes_of(files), parts, folder) if classes else {}
     return Data(name="folder", scaling=scaling, **about | sets)
+
+
+def classes_of(files: Files) -> list[str]:
+    """The folder of the main one in which each file is.
+
+    Raises:
+        ValueError: a file is in none.
+    """
+    names = [os.fsdecode(files.name(i)) for i in range(len(files))]
+    for name in names:
+        if "/" not in name:
+            raise ValueError(
+                f"data.classes must be false, or each image in the folder of its class: {name!r} is in none"
+            )
+    return [name.split("/")[0] for name in names]
 
 
 def check_decoded(size: int, channels: int) -> None:

@@ -22,6 +22,7 @@ from indm.likelihood import (
     log_probability,
 )
 from indm.messages import nearest
+from indm.model import at_rows
 from indm.objective import nelbo
 from indm.tensors import evaluation_mode
 
@@ -69,13 +70,14 @@ class Estimate:
         return replace(estimate, nfe=report.nfe, solver_error=report.solver_error.double().cpu())
 
 
-Estimator = Callable[[Tensor, torch.Generator], Estimate]  # of raw data
+Estimator = Callable[[Any, Tensor, torch.Generator], Estimate]  # (model at the conditions, raw data, generator)
 
 
 def evaluate(
     model,
     raw: Tensor,
     *,
+    c: Any = None,
     nll_examples: int | None = None,
     draws: int = 0,
     iw_examples: int = 100,
@@ -93,6 +95,7 @@ def evaluate(
         model: an INDM; or a model that is no diffusion (``model.is_diffusion`` is false), of which ``model.bound`` is
             reported as the NELBO, and no NLL.
         raw: (N, *event) in data units (grey levels, vectors).
+        c: the conditions, of a model that has one, see :meth:`indm.INDM.given`: likelihoods are then of p(x|c).
         nll_examples: how many of them (the first ones) get the NLL; default all, 0 skips it.
         draws: K of the importance-weighted bound of :func:`indm.log_probability`; 0 skips it. Its divergence is exact
             unless ``exact`` is False.
@@ -126,19 +129,19 @@ def evaluate(
     if model.is_diffusion:
         model.flow.check()
         eps = model.sde.truncation(solver.get("eps"))
-        reference = latent_reference(model, raw, batch_size=batch_size, seed=seed)
-        estimators = diffusion_estimators(model, reference, times, draws, solver | {"eps": eps})
+        reference = latent_reference(model, raw, c=c, batch_size=batch_size, seed=seed)
+        estimators = diffusion_estimators(reference, times, draws, solver | {"eps": eps})
         if not model.flow.one_map:
             notes = {"codes": "one draw for each estimate: the flow's own likelihood is a bound"}
     else:
-        estimators, counts["nll"] = bound_estimators(model), 0
-    jobs = [(kind, batch) for kind, n in counts.items() for batch in raw[:n].split(batch_size) if len(batch)]
+        estimators, counts["nll"] = bound_estimators(), 0
+    jobs = [(kind, rows) for kind, n in counts.items() for rows in torch.arange(n).split(batch_size) if len(rows)]
     generator = torch.Generator(device)
 
     def draw(job: int, number: int) -> Estimate:
-        kind, batch = jobs[job]
+        kind, rows = jobs[job]
         generator.manual_seed(seed + SEED_STRIDE * number)
-        return estimators[kind](batch.to(device), generator)
+        return estimators[kind](at_rows(model, c, rows, len(raw)), raw[rows].to(device), generator)
 
     with evaluation_mode(model):
         estimates = _draw_all(draw, [kind for kind, _ in jobs], repeats, progress, distributed)
@@ -169,24 +172,22 @@ def _check(counts: Mapping[str, int], repeats: int, solver: Solver) -> None:
     check_nll_error(solver.get("nll_error", NLL_ERROR))
 
 
-def diffusion_estimators(
-    model, reference: GaussianReference, times: int, draws: int, solver: Solver
-) -> dict[str, Estimator]:
+def diffusion_estimators(reference: GaussianReference, times: int, draws: int, solver: Solver) -> dict[str, Estimator]:
     """The NELBO of the generative SDE, the NLL of the probability-flow ODE, and the importance-weighted bound of that
     from ``draws``, truncated at one ``eps``."""
 
-    def bound(raw: Tensor, generator: torch.Generator) -> Estimate:
+    def bound(model, raw: Tensor, generator: torch.Generator) -> Estimate:
         x, log_q = from_data(model, raw, generator=generator)
         with model.sde.truncated(solver.get("eps")):
             terms = nelbo(model, x, times=times, reference=reference, generator=generator)
         return Estimate.of(terms.total, terms.reconstruction, log_q, {"times": times})
 
-    def nll(raw: Tensor, generator: torch.Generator) -> Estimate:
+    def nll(model, raw: Tensor, generator: torch.Generator) -> Estimate:
         x, log_q = from_data(model, raw, generator=generator)
         report = log_likelihood(model, x, **solver, reference=reference, log_q=log_q, generator=generator)
         return Estimate.solved(report)
 
-    def weighted(raw: Tensor, generator: torch.Generator) -> Estimate:
+    def weighted(model, raw: Tensor, generator: torch.Generator) -> Estimate:
         options = solver | {"exact": solver.get("exact") is not False}
         report = log_probability(model, raw, draws=draws, **options, reference=reference, generator=generator)
         return Estimate.solved(report)
@@ -194,10 +195,10 @@ def diffusion_estimators(
     return {"nelbo": bound, "nll": nll, "iw": weighted}
 
 
-def bound_estimators(model) -> dict[str, Estimator]:
+def bound_estimators() -> dict[str, Estimator]:
     """The bound of a model that is no diffusion."""
 
-    def bound(raw: Tensor, generator: torch.Generator) -> Estimate:
+    def bound(model, raw: Tensor, generator: torch.Generator) -> Estimate:
         x, log_q = from_data(model, raw, generator=generator)
         terms = model.bound(x, generator=generator)
         return Estimate.of(terms.total, terms.reconstruction, log_q, {})

@@ -17,6 +17,7 @@ from indm.evaluation.style import DATA_COLOUR, say_empty, styled
 from indm.files import atomic
 
 SIDE = 5  # images along a side of a panel of samples
+IN_ROW = 16  # images of a class
 IN_GRID = 256  # images of a grid, at most
 AXES = {"step": "optimizer step", "seconds": "training time (s)", "spent": "optimizer steps × cost of a step"}
 
@@ -25,6 +26,17 @@ def save_grid(images: Tensor, levels: int, path: Path, columns: int | None = Non
     """Write the first :data:`IN_GRID` images (N, C, H, W) in grey levels as a grid, small ones enlarged by a whole
     number."""
     save_pixels(sheets.grid(images[:IN_GRID], levels, columns), path)
+
+
+def save_classes(images: Tensor, levels: int, labels: Sequence[str], path: Path) -> None:
+    """Write images (N, C, H, W) of the classes ``labels``, as many of each, one class after the other, a row a class.
+
+    At most :data:`IN_ROW` of each are shown.
+    """
+    each = len(images) // len(labels)
+    shown = images.unflatten(0, (len(labels), each))[:, :IN_ROW]
+    panel = sheets.Panel(shown.flatten(0, 1), columns=shown.shape[1], rows=labels)
+    save_pixels(sheets.sheet([panel], levels), path)
 
 
 def save_pixels(pixels: np.ndarray, path: Path) -> None:
@@ -149,3 +161,23 @@ def learning_curves(
     axes.set(xlabel=AXES[against], ylabel=f"validation NELBO ({unit})")
     if not any(lines for curves in groups.values() for lines in curves):
         say_empty(axes, "no validation was logged in training")
+
+
+@styled
+def reliability_diagram(counts: Tensor, confidence: Tensor, accuracy: Tensor) -> Figure:
+    """Accuracy over confidence in bins, with standard errors and counts; a calibrated classifier is on the diagonal.
+
+    The arguments are those of :func:`indm.evaluation.classification.reliability`.
+    """
+    shown = counts > 0
+    counts, confidence, accuracy = counts[shown], confidence[shown], accuracy[shown]
+    figure = Figure(figsize=(4.5, 4.2))
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="calibrated")
+    error = (accuracy * (1 - accuracy) / counts).sqrt()
+    axes.errorbar(confidence, accuracy, yerr=error, color=style.COLOURS[0], marker="o", label="the model")
+    for x, y, count in zip(confidence.tolist(), accuracy.tolist(), counts.tolist(), strict=True):
+        axes.annotate(f"{count:.0f}", (x, y), xytext=(4, -10), textcoords="offset points", fontsize=7, color="0.35")
+    axes.set(xlabel="probability of the predicted class", ylabel="share that is right", xlim=(0, 1.05), ylim=(0, 1.05))
+    style.finish(figure)
+    return figure

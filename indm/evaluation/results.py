@@ -139,8 +139,21 @@ def likelihood_table(result: dict) -> str:
     both = [result[kind]["with_reconstruction"][key] for kind in ("nelbo", "nll") if kind in result]
     if len(both) == 2 and both[1] > both[0]:
         lines.append("The NELBO bounds the law of the SDE; the NLL is of that of the ODE, and may lie above it.")
+    lines += of_classes(result)
     lines += unconverged(result)
     return "\n".join(lines + ([f"codes: {result['codes']}"] if "codes" in result else []))
+
+
+def of_classes(result: dict) -> list[str]:
+    """The NELBO of each class, where the model is one of p(x|class)."""
+    if "classes" not in result:
+        return []
+    unit = result["dims"] * math.log(2) if result["unit"] == "bits/dim" else 1.0
+    rows: list[tuple[str, ...]] = [("class", "examples", f"NELBO, {result['unit']}", "± standard error")]
+    for label, own in result["classes"].items():
+        numbers = (own["nats"] / unit, own["nats_standard_error"] / unit)
+        rows.append((label, str(own["images"]), *(f"{number:.4f}" for number in numbers)))
+    return ["", table(rows), ""]
 
 
 def unconverged(result: dict) -> list[str]:

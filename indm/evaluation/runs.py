@@ -1,6 +1,8 @@
 """The likelihood of a run's held-out data, written into its folder."""
 
 import hashlib
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import PartialState
@@ -42,14 +44,29 @@ def evaluate_run(
     settings |= {"steps": options.steps or None, "eps": options.eps or None}
     raw = stack(getattr(data, options.split), options.examples)
     distributed, main = processes.num_processes > 1, processes.is_main_process
-    result, nats = evaluate(model, raw, progress=progress and main, distributed=distributed, **settings)
+    condition = getattr(model, "condition", None)
+    c = None if condition is None else condition.rows_of(data, options.split)[: len(raw)]
+    result, nats = evaluate(model, raw, c=c, progress=progress and main, distributed=distributed, **settings)
     if main:
+        if condition is not None and c is not None and condition.is_class:
+            result["classes"] = per_class(nats["nelbo"], c, condition.labels)
         result["baselines"], of_baselines = baselines(data, raw, nats["nelbo"], seed=options.seed)
         nats |= {f"baseline_{name}": values for name, values in of_baselines.items()}
         if data.fingerprint:  # else its name and options decide the examples
             result["examples_sha256"] = hashlib.sha256(raw.flatten().numpy().data).hexdigest()
         write_evaluation(run, result, nats, recipe, data, options.split)
     return result
+
+
+def per_class(nats: Tensor, c: Tensor, labels: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Of each class: its examples, and the mean of their nats with its standard error."""
+    classes = {}
+    for number, label in enumerate(labels):
+        own = nats[c == number]
+        if len(own) > 1:
+            error = (own.std() / math.sqrt(len(own))).item()
+            classes[label] = {"images": len(own), "nats": own.mean().item(), "nats_standard_error": error}
+    return classes
 
 
 def write_evaluation(run: Path, result: dict, nats: dict[str, Tensor], recipe: Recipe, data: Data, split: str) -> None:

@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from indm.conditions import Conditioned, features_of
 from indm.flows.base import TOLERANCE, Certificate, Flow, measured_certificate
 from indm.messages import nearest
 from indm.tensors import Batch, PerSample, expand_like, full_precision, zeroed
@@ -106,37 +107,38 @@ def _apply(part: object, function: Callable[[Tensor], Any], v: Tensor, direction
         ) from error
 
 
-class ZukoAdapter(ForeignFlow):
+class ZukoAdapter(Conditioned, ForeignFlow):
     """Any flow or transform of zuko: h is the transform, from the data to the base distribution, which is not used.
 
     Args:
-        flow: a ``zuko.flows.Flow``, a ``zuko.lazy.LazyTransform`` or a transform, without context.
+        flow: a ``zuko.flows.Flow``, a ``zuko.lazy.LazyTransform`` or a transform.
         inverse_is_formula: see :class:`ForeignFlow`; not for NAF, UNAF, SOSPF, BPF, GF (bisection) and CNF (an ODE).
+        features: numbers of its context, which it sees of a condition.
     """
 
-    def __init__(self, flow: Any, inverse_is_formula: bool = False):
+    def __init__(self, flow: Any, inverse_is_formula: bool = False, features: int = 0):
         super().__init__(inverse_is_formula)
         flow = getattr(flow, "transform", flow) if isinstance(flow, nn.Module) else flow
-        self.lazy = flow if isinstance(flow, nn.Module) else _Constant(flow)
+        self.lazy, self.features = flow if isinstance(flow, nn.Module) else _Constant(flow), features
 
     def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        transform = self.lazy()
+        transform = self.lazy(self.seen(x))
         z, log_det = _apply(transform, transform.call_and_ladj, x, TO_LATENT)
         return z, log_det.reshape(len(x), -1).sum(1)  # entry by entry for a transform of numbers
 
     def _decode(self, z: Tensor) -> Tensor:
-        transform = self.lazy()
+        transform = self.lazy(self.seen(z))
         return _apply(transform, transform.inv, z, TO_DATA)
 
 
 class _Constant(nn.Module):
-    """A transform without parameters as zuko's lazy transforms are: called, it gives the transform."""
+    """A transform without parameters as zuko's lazy transforms are: called with a context, it gives the transform."""
 
     def __init__(self, transform: Any):
         super().__init__()
         self.transform = transform
 
-    def forward(self) -> Any:
+    def forward(self, context: Tensor | None) -> Any:
         return self.transform
 
 
@@ -151,6 +153,7 @@ class ZukoFlow(ZukoAdapter):
         transforms: number of transforms; "cnf" has one.
         width: hidden units of each of the two hidden layers.
         options: further arguments of that class.
+        condition: (features,) that it sees of a condition, its context; () for none.
 
     Raises:
         ValueError: without zuko, for images, or for arguments that the class does not take.
@@ -165,8 +168,9 @@ class ZukoFlow(ZukoAdapter):
         transforms: int = 3,
         width: int = 64,
         options: Mapping[str, Any] = NOTHING,
+        condition: tuple[int, ...] = (),
     ):
-        shape = tuple(shape)
+        shape, features = tuple(shape), features_of(condition)
         flows = _library("zuko").flows
         # NCSF is for angles: it is no bijection of the numbers.
         kinds = {name.lower(): value for name, value in _classes(flows, flows.Flow).items() if name != "NCSF"}
@@ -178,9 +182,10 @@ class ZukoFlow(ZukoAdapter):
         arguments = {"features": shape[0], "transforms": transforms, "hidden_features": (width, width)}
         if "transforms" not in _parameters(family):
             del arguments["transforms"]
-        super().__init__(_made(family, arguments | _tuples(options)), kind.lower() in self.FORMULAS)
+        arguments |= {"context": features} if features else {}
+        super().__init__(_made(family, arguments | _tuples(options)), kind.lower() in self.FORMULAS, features)
         self.shape, self.kind, self.transforms, self.width = shape, kind, transforms, width
-        self.options = dict(options)
+        self.options, self.condition = dict(options), tuple(condition)
         for module in self.lazy.modules():
             network = getattr(module, "hyper", getattr(module, "ode", None))
             if isinstance(network, nn.Module):

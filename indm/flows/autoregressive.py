@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indm.conditions import Conditioned, features_of
 from indm.flows.base import Compose, ExactFlow
 from indm.flows.coupling import Affine
 from indm.tensors import Batch, PerSample, zeroed
@@ -31,7 +32,7 @@ class CausalLayer(nn.Module):
         return h + self.mlp(self.norm2(h))
 
 
-class AutoregressiveBlock(ExactFlow):
+class AutoregressiveBlock(Conditioned, ExactFlow):
     """Scales and shifts each token by what a transformer computes from the tokens before it; the identity at first.
 
     Args:
@@ -39,11 +40,12 @@ class AutoregressiveBlock(ExactFlow):
         patch: side of the square patches of an image.
         width, layers: of the transformer.
         flip: take the tokens from the last to the first.
+        features: numbers that the transformer sees of a condition.
     """
 
-    def __init__(self, shape: tuple[int, ...], patch: int, width: int, layers: int, flip: bool):
+    def __init__(self, shape: tuple[int, ...], patch: int, width: int, layers: int, flip: bool, features: int = 0):
         super().__init__()
-        self.shape, self.patch, self.flip = shape, patch, flip
+        self.shape, self.patch, self.flip, self.features = shape, patch, flip, features
         entries = shape[0] * patch**2 if len(shape) == 3 else 1
         tokens = shape[1] * shape[2] // patch**2 if len(shape) == 3 else shape[0]
         self.transform = Affine()
@@ -51,6 +53,8 @@ class AutoregressiveBlock(ExactFlow):
         self.position = nn.Parameter(0.02 * torch.randn(tokens, width))
         self.layers = nn.Sequential(*(CausalLayer(width, heads=max(1, width // 32)) for _ in range(layers)))
         self.output = zeroed(nn.Linear(width, self.transform.size * entries))
+        if features:
+            self.condition = nn.Linear(features, width, bias=False)
 
     def _tokens(self, x: Tensor) -> Tensor:
         tokens = F.pixel_unshuffle(x, self.patch).flatten(2).mT if len(self.shape) == 3 else x.unsqueeze(2)
@@ -66,7 +70,8 @@ class AutoregressiveBlock(ExactFlow):
     def _conditioned(self, tokens: Tensor) -> Tensor:
         """Raw parameters of each token's transform, (B, size, tokens, entries), from the tokens before it."""
         before = F.pad(tokens[:, :-1], (0, 0, 1, 0))
-        raw = self.output(self.layers(self.embed(before) + self.position[: tokens.shape[1]]))
+        h, c = self.embed(before) + self.position[: tokens.shape[1]], self.seen(tokens)
+        raw = self.output(self.layers(h if c is None else h + self.condition(c)[:, None]))
         return raw.to(tokens.dtype).unflatten(2, (self.transform.size, -1)).transpose(1, 2)
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
@@ -91,10 +96,19 @@ class AutoregressiveFlow(Compose):
         blocks: number of blocks.
         patch: side of the square patches of an image; every pixel of a patch is transformed at once.
         width, layers: of each block's transformer; ``width`` is a multiple of 32, or less.
+        condition: (features,) that the transformers see of a condition; () for none.
     """
 
-    def __init__(self, shape: tuple[int, ...], blocks: int = 4, patch: int = 2, width: int = 64, layers: int = 2):
-        shape = tuple(shape)
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        blocks: int = 4,
+        patch: int = 2,
+        width: int = 64,
+        layers: int = 2,
+        condition: tuple[int, ...] = (),
+    ):
+        shape, features = tuple(shape), features_of(condition)
         if len(shape) not in (1, 3) or (len(shape) == 3 and (shape[1] % patch or shape[2] % patch)):
             raise ValueError(
                 f"shape must be (C, H, W) with H and W divisible by patch={patch}, or (D,), got {shape}; choose "
@@ -104,5 +118,11 @@ class AutoregressiveFlow(Compose):
             raise ValueError(
                 f"blocks and layers must be at least 1 and width a multiple of 32, got {blocks}, {layers} and {width}"
             )
-        super().__init__([AutoregressiveBlock(shape, patch, width, layers, flip=i % 2 == 1) for i in range(blocks)])
+        super().__init__(
+            [
+                AutoregressiveBlock(shape, patch, width, layers, flip=i % 2 == 1, features=features)
+                for i in range(blocks)
+            ]
+        )
         self.shape, self.blocks, self.patch, self.width, self.layers = shape, blocks, patch, width, layers
+        self.condition = tuple(condition)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from indm.conditions import given, rows_of
 from indm.tensors import Batch, PerSample, event_size
 
 # Of max|h(x) − z|/max(1, max|z|): what rounding leaves of it in single precision where h expands twentyfold, and a
@@ -80,6 +81,9 @@ class Flow(Constrained, ABC):
     log-determinant is then a bound (see :class:`~indm.flows.ConditionalResidualFlow`), and its inverse undoes it only
     at the same code. Code that needs one fixed map calls :func:`require_one_map`.
 
+    A flow of a condition, h(x, c), is a :class:`~indm.conditions.Conditioned` one, or has such parts: at given rows
+    (:func:`indm.conditions.given`) it is called like any other, and a part has them as :meth:`Conditioned.seen`.
+
     ``has_log_det`` is False for a flow that gives something else in place of log|det|. Code that needs the density of
     its data calls :func:`require_density`.
     """
@@ -123,7 +127,8 @@ class Flow(Constrained, ABC):
         x, residual, iterations, converged = self.solve_inverse(z, tol=tol, **conditions)
         failed = _rows(~converged)
         if len(failed) and z.dtype != torch.float64:
-            flow = copy.deepcopy(self).double()
+            flow, c = copy.deepcopy(self).double(), rows_of(self)
+            flow = flow if c is None else given(flow, c[failed])
             conditions = {name: value[failed].double() for name, value in conditions.items()}
             retried = flow.solve_inverse(z[failed].double(), tol=tol, **conditions)
             x, residual, iterations, converged = (

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indm.conditions import Conditioned, features_of
 from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow, Squeeze, Unsqueeze
-from indm.tensors import Batch, PerSample, event_size, full_precision, zeroed
+from indm.tensors import Batch, PerSample, event_size, expand_like, full_precision, zeroed
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ class Conditioner(nn.Module):
     """The network that computes one half's transform from the other half: (B, a, …) → (B, size, b, …), 0 at first.
 
     3×3 → 1×1 → 3×3 convolutions for images, dense layers for vectors, with ``activation`` between them. Kernels are
-    channels-last, which with few channels is several times faster, on CPUs too.
+    channels-last, which with few channels is several times faster, on CPUs too. A condition c of ``features`` numbers
+    enters by a dense layer, which is added to the first.
     """
 
     def __init__(
@@ -143,6 +145,7 @@ class Conditioner(nn.Module):
         width: int,
         image: bool,
         activation: Callable[[], nn.Module] = nn.SiLU,
+        features: int = 0,
     ):
         super().__init__()
         self.size = size
@@ -158,13 +161,18 @@ class Conditioner(nn.Module):
             zeroed(layer(width, size * outputs, 3)),
         ]
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if features:
+            self.condition = nn.Linear(features, width, bias=False)
 
-    def forward(self, a: Tensor) -> Tensor:
-        return self.layers(a).to(a.dtype).unflatten(1, (self.size, -1))
+    def forward(self, a: Tensor, c: Tensor | None = None) -> Tensor:
+        h = self.layers[0](a)
+        if c is not None:
+            h = h + expand_like(self.condition(c), h)
+        return self.layers[1:](h).to(a.dtype).unflatten(1, (self.size, -1))
 
 
-class Coupling(ExactFlow):
-    """(a, b) ↦ (a, T(b; θ(a))) for the two halves of axis 1; T acts entry by entry.
+class Coupling(Conditioned, ExactFlow):
+    """(a, b) ↦ (a, T(b; θ(a, c))) for the two halves of axis 1; T acts entry by entry.
 
     Args:
         shape: event shape, (C, H, W) or (D,) with C or D at least 2.
@@ -172,6 +180,7 @@ class Coupling(ExactFlow):
         transform: T.
         flip: keep the second half and transform the first.
         activation: constructor of the conditioner's activations.
+        features: numbers that θ sees of a condition c.
     """
 
     def __init__(
@@ -181,12 +190,13 @@ class Coupling(ExactFlow):
         transform: Transform,
         flip: bool = False,
         activation: Callable[[], nn.Module] = nn.SiLU,
+        features: int = 0,
     ):
         super().__init__()
-        self.transform, self.flip = transform, flip
+        self.transform, self.flip, self.features = transform, flip, features
         self.sizes = [shape[0] // 2, shape[0] - shape[0] // 2]
         kept, moved = reversed(self.sizes) if flip else self.sizes
-        self.conditioner = Conditioner(kept, moved, transform.size, width, len(shape) == 3, activation)
+        self.conditioner = Conditioner(kept, moved, transform.size, width, len(shape) == 3, activation, features)
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         first, second = x.split(self.sizes, dim=1)
@@ -197,12 +207,12 @@ class Coupling(ExactFlow):
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
         kept, moved = self._halves(x)
-        moved, log_slope = self.transform(moved, self.conditioner(kept))
+        moved, log_slope = self.transform(moved, self.conditioner(kept, self.seen(kept)))
         return self._join(kept, moved), log_slope.flatten(1).sum(1)
 
     def inverse_step(self, z: Batch) -> Batch:
         kept, moved = self._halves(z)
-        return self._join(kept, self.transform.inverse(moved, self.conditioner(kept)))
+        return self._join(kept, self.transform.inverse(moved, self.conditioner(kept, self.seen(kept))))
 
 
 class InvertibleLinear(ExactFlow):
@@ -293,6 +303,7 @@ class CouplingFlow(Compose):
         max_log_scale: bound of the affine log-scales; inf leaves them free.
         start: of the 1×1 convolutions. With "identity" the whole flow starts at the identity, which suits a diffusion
             best (docs/flows.md); "rotation" is Glow's.
+        condition: (features,) that the conditioners see of a condition; () for none.
     """
 
     def __init__(
@@ -306,8 +317,9 @@ class CouplingFlow(Compose):
         bound: float = 1.5,
         max_log_scale: float | str = 1.0,
         start: str = "identity",
+        condition: tuple[int, ...] = (),
     ):
-        shape, max_log_scale = tuple(shape), float(max_log_scale)
+        shape, max_log_scale, features = tuple(shape), float(max_log_scale), features_of(condition)
         if transform not in ("affine", "spline"):
             raise ValueError(f'transform must be "affine" or "spline", got {transform!r}')
         if min(levels, depth, width) < 1:
@@ -333,7 +345,7 @@ class CouplingFlow(Compose):
                 flows += [
                     ActNorm(event[0]),
                     InvertibleLinear(event[0], start),
-                    Coupling(event, width, kind, i % 2 == 1),
+                    Coupling(event, width, kind, i % 2 == 1, features=features),
                 ]
             return flows
 
@@ -345,7 +357,7 @@ class CouplingFlow(Compose):
         super().__init__(scale(shape, levels) if image else steps(shape))
         self.shape, self.levels, self.depth, self.width = shape, levels, depth, width
         self.transform, self.bins, self.bound = transform, bins, bound
-        self.max_log_scale, self.start = max_log_scale, start
+        self.max_log_scale, self.start, self.condition = max_log_scale, start, tuple(condition)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm import rng
+from indm.conditions import Conditioned, features_of
 from indm.flows import fixed_point
 from indm.flows.activations import ACTIVATIONS
 from indm.flows.base import (
@@ -134,8 +135,10 @@ def convolution_norm(weight: Tensor, frequencies: int = 32) -> Tensor:
     return (left[:, 0].conj() @ (weight * phase).sum((-2, -1)) @ right[0].conj()).real
 
 
-class ResidualBlock(Flow):
+class ResidualBlock(Conditioned, Flow):
     """x ↦ x + g(x), g = W₃ φ W₂ φ W₁ (φ), by default with φ(x) = sin(2πx)/(2π): smooth, slope at most 1.
+
+    A condition moves the bias of W₁, which leaves the Lipschitz constant in x as it is.
 
     Args:
         shape: event shape, (C, H, W) or (D,).
@@ -143,6 +146,7 @@ class ResidualBlock(Flow):
         norm, coeff: see :class:`ContractiveLinear`; Lip(g) ≤ coeff³.
         preactivate: apply φ before the first map too.
         activation: φ, a name in :data:`~indm.flows.activations.ACTIVATIONS`.
+        features: numbers that the block sees of a condition.
 
     ``training_log_det`` and ``evaluation_log_det`` are the estimators used in the two modes; both are exact where
     that is cheap (up to 3 dimensions in training, 64 in evaluation). Otherwise training estimates the log-determinant
@@ -158,16 +162,19 @@ class ResidualBlock(Flow):
         coeff: float,
         preactivate: bool,
         activation: str = "sin",
+        features: int = 0,
     ):
         super().__init__()
         hidden = (width, *shape[1:])
-        self.preactivate = preactivate
+        self.preactivate, self.features = preactivate, features
         self.maps = nn.ModuleList(
             ContractiveLinear(inputs, outputs, kernel, norm, coeff)
             for inputs, outputs, kernel in [(shape, width, 3), (hidden, width, 1), (hidden, shape[0], 3)]
         )
         self.activations = nn.ModuleList(ACTIVATIONS[activation]() for _ in range(3 if preactivate else 2))
         zeroed(self.maps[-1])
+        if features:
+            self.condition = nn.Linear(features, width, bias=False)
         d = math.prod(shape)
         self.training_log_det: LogDet = ExactLogDet() if d <= 3 else PowerSeries(1, 1.0, share=16)
         self.evaluation_log_det: LogDet = ExactLogDet() if d <= 64 else PowerSeries(20, 2.0)
@@ -189,7 +196,9 @@ class ResidualBlock(Flow):
             weights = [self.frequency * first, second, third / self.frequency]
             if self.maps[0].image:
                 weights = [weight.contiguous(memory_format=torch.channels_last) for weight in weights]
-            biases = [self.frequency * self.maps[0].bias, self.frequency * self.maps[1].bias, self.maps[2].bias]
+            c, bias = self.seen(self.maps[0].bias), self.maps[0].bias
+            bias = bias if c is None else bias + self.condition(c)
+            biases = [self.frequency * bias, self.frequency * self.maps[1].bias, self.maps[2].bias]
             return list(zip(weights, biases, strict=True))
 
     def _angles(self, x: Tensor, weights: Weights) -> Iterator[tuple[Tensor | None, Tensor]]:
@@ -342,6 +351,7 @@ class ResidualFlow(Compose):
         activation: of every block, a name in :data:`~indm.flows.activations.ACTIVATIONS`.
         squeeze: squeeze images once before the first group too.
         actnorm: an :class:`ActNorm` before the first block and after every one.
+        condition: (features,) that the blocks see of a condition; () for none.
 
     The published CIFAR-10 flow is ``blocks=(16, 16), width=512, norm="rows"``.
     """
@@ -356,16 +366,18 @@ class ResidualFlow(Compose):
         activation: str = "sin",
         squeeze: bool = False,
         actnorm: bool = False,
+        condition: tuple[int, ...] = (),
     ):
         shape, blocks, norm = tuple(shape), tuple(blocks), checked_norm(norm)
         check_block(width, coeff, activation)
+        features = features_of(condition)
 
         def block(event: tuple[int, ...], preactivate: bool) -> ResidualBlock:
-            return ResidualBlock(event, width, norm, coeff, preactivate, activation)
+            return ResidualBlock(event, width, norm, coeff, preactivate, activation, features)
 
         super().__init__(residual_chain(shape, blocks, block, squeeze, actnorm))
         self.shape, self.blocks, self.width, self.norm, self.coeff = shape, blocks, width, norm, coeff
-        self.activation, self.squeeze, self.actnorm = activation, squeeze, actnorm
+        self.activation, self.squeeze, self.actnorm, self.condition = activation, squeeze, actnorm, tuple(condition)
 
 
 def use_log_det(flow: Flow, *, training: LogDet | None = None, evaluation: LogDet | None = None) -> None:

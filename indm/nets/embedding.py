@@ -1,12 +1,13 @@
-"""The embedding of the noise level."""
+"""The embeddings of the noise level and of a condition."""
 
 import math
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from indm.tensors import PerSample
+from indm.tensors import PerSample, zeroed
 
 LONGEST_PERIOD = 32.0
 SHORTEST_PERIOD = 1.0
@@ -40,3 +41,63 @@ class LevelEmbedding(nn.Module):
 
     def forward(self, level: PerSample) -> Float[Tensor, "batch width"]:
         return self.mlp(self.features(level))
+
+
+class ConditionEmbedding(nn.Module):
+    """What a network sees of c, as a vector that is added to the embedding of the level: 0 at first.
+
+    Args:
+        seen_shape: of what it sees, any number of axes, see :class:`indm.conditions.Condition`.
+        width: the length of the embedding.
+    """
+
+    def __init__(self, seen_shape: tuple[int, ...], width: int):
+        super().__init__()
+        layers = [nn.Linear(math.prod(seen_shape), width), nn.SiLU(), zeroed(nn.Linear(width, width))]
+        self.mlp = nn.Sequential(nn.Flatten(), *layers)
+
+    def forward(self, c: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch width"]:
+        return self.mlp(c)
+
+
+class ConditionOfImages(nn.Module):
+    """How a U-Net sees c: a vector in the embedding of the level, an image beside z in the first convolution.
+
+    Args:
+        seen_shape: (features,), or (channels, height, width).
+        width: the length of the embedding.
+        channels: of the first convolution's output.
+    """
+
+    def __init__(self, seen_shape: tuple[int, ...], width: int, channels: int):
+        super().__init__()
+        self.is_image = len(seen_shape) == 3
+        if self.is_image:
+            self.layer: nn.Module = zeroed(nn.Conv2d(seen_shape[0], channels, 3, padding=1))
+        else:
+            self.layer = ConditionEmbedding(seen_shape, width)
+
+    def forward(
+        self, c: Tensor, embedding: Float[Tensor, "batch features"], h: Float[Tensor, "batch channels rows columns"]
+    ) -> tuple[Tensor, Tensor]:
+        """The embedding, and the features after the first convolution (which may be padded), with c in them."""
+        if not self.is_image:
+            return embedding + self.layer(c), h
+        padding = (0, h.shape[3] - c.shape[3], 0, h.shape[2] - c.shape[2])
+        return embedding, h + self.layer(F.pad(c, padding))
+
+
+def seen(network: nn.Module, c: Tensor | None, z: Tensor) -> Tensor:
+    """What ``network`` sees: ``c``, or zeros of its ``condition`` where c is hidden.
+
+    Raises:
+        ValueError: it was made without a condition, or with one of another shape.
+    """
+    shape = tuple(network.condition)
+    c = z.new_zeros(len(z), *shape) if c is None else c.to(z.dtype)
+    if not shape or tuple(c.shape) != (len(z), *shape):
+        raise ValueError(
+            f"c must have shape {(len(z), *shape)}, as {type(network).__name__} has condition {shape}, got "
+            f"{tuple(c.shape)}"
+        )
+    return c

@@ -21,9 +21,18 @@ class MixtureMLP(nn.Module):
         shape: the event shape, any number of axes.
         components: number of Gaussians; they are not trained.
         width, depth, fourier: of the MLP.
+        condition: shape of what the MLP sees of a condition, :attr:`indm.conditions.Condition.seen_shape`; () for none.
     """
 
-    def __init__(self, shape, components: int = 1, width: int = 64, depth: int = 2, fourier: int = 2):
+    def __init__(
+        self,
+        shape,
+        components: int = 1,
+        width: int = 64,
+        depth: int = 2,
+        fourier: int = 2,
+        condition: tuple[int, ...] = (),
+    ):
         super().__init__()
         self.shape, d = tuple(shape), math.prod(shape)
         self.components, self.width, self.depth, self.fourier = components, width, depth, fourier
@@ -31,7 +40,8 @@ class MixtureMLP(nn.Module):
         self.register_buffer("mean", torch.zeros(components, d))
         self.register_buffer("variance", torch.ones(components, d))
         self.register_buffer("basis", torch.eye(d).repeat(components, 1, 1))
-        self.mlp = MLP(shape, width, depth, fourier)
+        self.condition = tuple(condition)
+        self.mlp = MLP(shape, width, depth, fourier, self.condition)
 
     def set_mixture(self, weight: Tensor, mean: Tensor, covariance: Tensor) -> None:
         """Take the mixture of ``weight`` (K,), ``mean`` (K, d) and ``covariance`` (K, d, d)."""
@@ -40,8 +50,8 @@ class MixtureMLP(nn.Module):
         for name, value in new.items():
             self.get_buffer(name).copy_(value)
 
-    def forward(self, z: Batch, level: PerSample) -> Batch:
-        """The output for inputs ``z`` at log noise levels ``level`` = log(σ/α), (B,)."""
+    def forward(self, z: Batch, level: PerSample, c: Tensor | None = None) -> Batch:
+        """The output for inputs ``z`` at log noise levels ``level`` = log(σ/α), (B,), and conditions ``c``."""
         r = (2 * level).exp()[:, None]
         y = (1 + r).sqrt() * z.flatten(1)  # z_t/α_t
         offset = torch.einsum("bd,kde->bke", y, self.basis) - torch.einsum("kd,kde->ke", self.mean, self.basis)
@@ -49,4 +59,4 @@ class MixtureMLP(nn.Module):
         share = (self.log_weight - 0.5 * (offset.square() / total + total.log()).sum(2)).softmax(1)
         slope = torch.einsum("bk,bke,kde->bd", share, offset / total, self.basis)  # −∇ log p of y
         noise = r.sqrt() * (slope - y / (1 + r))  # beyond that of N(0, I)
-        return noise.reshape(z.shape) + self.mlp(z, level)
+        return noise.reshape(z.shape) + self.mlp(z, level, c)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indm.nets.embedding import ConditionOfImages, seen
 from indm.nets.fir import Down, StridedConv, Up
 from indm.nets.unet import SKIP_SCALE, Attention, group_norm
 from indm.tensors import PerSample, zeroed
@@ -164,6 +165,7 @@ class NCSNpp(nn.Module):
         scale_by_sigma: whether the output is divided by the noise level; with the positional embedding by entry
             ⌊level⌋ of ``sigma_table``.
         sigma_table: (σ_min, σ_max, N): N standard deviations from σ_max geometrically down to σ_min.
+        condition: shape of what it sees of a condition, :attr:`indm.conditions.Condition.seen_shape`; () for none.
 
     Raises:
         ValueError: for a shape that does not halve evenly, an empty choice or an unknown one.
@@ -191,6 +193,7 @@ class NCSNpp(nn.Module):
         centered: bool = True,
         scale_by_sigma: bool = False,
         sigma_table=(0.01, 50.0, 1000),
+        condition: tuple[int, ...] = (),
     ):
         super().__init__()
         self.shape, self.multipliers, self.attention = tuple(shape), tuple(multipliers), tuple(attention)
@@ -255,6 +258,9 @@ class NCSNpp(nn.Module):
         sigmas = torch.linspace(math.log(largest), math.log(smallest), number, dtype=torch.float64).exp().float()
         self.register_buffer("sigmas", sigmas, persistent=False)
         self._initialise()
+        self.condition = tuple(condition)
+        if self.condition:
+            self.condition_input = ConditionOfImages(self.condition, width, channels)
 
     def _check(self) -> None:
         """Check the arguments, which are attributes by now."""
@@ -321,11 +327,14 @@ class NCSNpp(nn.Module):
                     nn.init.xavier_uniform_(part, gain=CAUTIOUS_GAIN)
                 zeroed(module.project)
 
-    def forward(self, z: Images, level: PerSample) -> Images:
-        """The output for images ``z`` at noise levels ``level``, (B,)."""
+    def forward(self, z: Images, level: PerSample, c: Tensor | None = None) -> Images:
+        """The output for images ``z`` at noise levels ``level``, (B,), and conditions ``c``."""
         embedding = self.level(self.features(level))
         image = z if self.centered else 2 * z - 1
         h = self.stem(image)
+        if self.condition or c is not None:
+            c = seen(self, c, z)
+            embedding, h = self.condition_input(c, embedding, h)
         skips = [h]
         for i, (blocks, attentions) in enumerate(zip(self.encoder, self.encoder_attention, strict=True)):
             if i > 0:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.nets.embedding import LevelEmbedding
+from indm.nets.embedding import ConditionOfImages, LevelEmbedding, seen
 from indm.tensors import PerSample, zeroed
 from indm.whole_batch import Dropout
 
@@ -88,6 +88,7 @@ class UNet(nn.Module):
         fourier: frequencies k of sin(πkz) and cos(πkz), which the input gets beside z. They show where in its bin a
             value lies: for L grey levels in [−1, 1], L/2 and L are those of Kingma et al. 2021, "Variational Diffusion
             Models", https://arxiv.org/abs/2107.00630. Without them bfloat16 rounds z near ±1 to half of a level of 256.
+        condition: shape of what it sees of a condition, :attr:`indm.conditions.Condition.seen_shape`; () for none.
 
     Raises:
         ValueError: ``shape`` is not an image with sides of at least 8, or there is no level or no block.
@@ -105,6 +106,7 @@ class UNet(nn.Module):
         attention=(8,),
         dropout: float = 0.0,
         fourier: tuple[float, ...] = (),
+        condition: tuple[int, ...] = (),
     ):
         super().__init__()
         self.shape, self.multipliers, self.attention = tuple(shape), tuple(multipliers), tuple(attention)
@@ -143,16 +145,22 @@ class UNet(nn.Module):
             width = widths[level]
         self.norm = group_norm(width)
         self.output = zeroed(nn.Conv2d(width, self.shape[0], 3, padding=1))
+        self.condition = tuple(condition)
+        if self.condition:
+            self.condition_input = ConditionOfImages(self.condition, embedding, channels)
 
     def forward(
-        self, z: Float[Tensor, "batch channels height width"], level: PerSample
+        self, z: Float[Tensor, "batch channels height width"], level: PerSample, c: Tensor | None = None
     ) -> Float[Tensor, "batch channels height width"]:
-        """The output for images ``z`` at log noise levels ``level`` = log(σ/α), (B,)."""
+        """The output for images ``z`` at log noise levels ``level`` = log(σ/α), (B,), and conditions ``c``."""
         height, width = z.shape[2:]
         embedding = self.embedding(level)
         angles = [math.pi * k * z for k in self.fourier]
         z = torch.cat([z, *(wave for angle in angles for wave in (angle.sin(), angle.cos()))], 1)
         h = self.stem(F.pad(z, (0, -width % self.multiple, 0, -height % self.multiple)).contiguous())
+        if self.condition or c is not None:
+            c = seen(self, c, z)
+            embedding, h = self.condition_input(c, embedding, h)
         skips = []
         for i, stages in enumerate(self.encoder):
             if i > 0:

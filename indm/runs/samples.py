@@ -4,12 +4,13 @@ import contextlib
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from indm.config import paths
+from indm.config import paths, recipes
 from indm.config.migrations import migrate_drawing
 from indm.config.options import Drawing
 from indm.config.parts import trust
@@ -17,6 +18,7 @@ from indm.data.base import stack
 from indm.files import atomic, untrusted
 from indm.messages import brief, reason
 from indm.runs.data import data_of
+from indm.runs.fitted import FITTED, fitted_sampler
 from indm.runs.folder import check_absent, open_run
 from indm.runs.provenance import provenance, weights_hash
 from indm.sampling import centre_prior, make_sampler, sample
@@ -38,7 +40,8 @@ def draw(
         ValueError: bad options, or other samples in ``out``: only ``overwrite`` replaces them and their picture.
     """
     with trust(drawing.sampler):  # the caller names it; it does not come from a file
-        sampler = make_sampler(drawing.sampler, **drawing.sampler_options)
+        named = fitted_sampler(run, drawing.steps) if drawing.sampler == FITTED else drawing.sampler
+        sampler = make_sampler(named, **drawing.sampler_options)
     model, recipe = open_run(run)
     settings = asdict(drawing) | {"sampler_options": sampler.options(), "eps": model.sde.truncation(drawing.eps)}
     settings |= {"steps": None if sampler.adaptive else drawing.steps}
@@ -53,11 +56,16 @@ def draw(
                 return samples
     check_absent(file.parent, SAMPLE_FILES, overwrite)
     generator = torch.Generator(device).manual_seed(drawing.seed)
+    c = conditions(run, model, drawing)
     if drawing.latent_mean:
-        centre_prior(model, stack(data_of(run, model).train, 10_000), generator=generator)
+        data, condition = data_of(run, model), getattr(model, "condition", None)
+        of_data = None if condition is None else condition.rows_of(data, "train")[:10_000]
+        centre_prior(model, stack(data.train, 10_000), c=of_data, generator=generator)
     x = sample(
         model,
-        drawing.n,
+        drawing.n if c is None else len(c),
+        c=c,
+        guidance=drawing.guidance,
         sampler=sampler,
         steps=drawing.steps,
         eps=drawing.eps,
@@ -68,8 +76,36 @@ def draw(
         progress=progress,
     )
     record = {"options": settings, "provenance": provenance(drawing.seed, {str(run): made_by["weights_sha256"]})}
-    _write(file, model.scaling.to_data(x).cpu(), model.scaling.levels or 0, made_by, record)
+    _write(file, model.scaling.to_data(x).cpu(), model.scaling.levels or 0, made_by, record, c)
     return read_samples(file)
+
+
+def conditions(run: Path, model: Any, drawing: Drawing) -> Tensor | None:
+    """The conditions at which samples are drawn, a row for each; None for a model without one, and for p(x).
+
+    Raises:
+        ValueError: ``drawing.condition`` is none of the model's.
+    """
+    condition, wanted = getattr(model, "condition", None), drawing.condition
+    if condition is None:
+        if wanted is not None or drawing.guidance != 1:
+            raise ValueError(
+                f"condition and guidance are for a model of p(x|c), got {wanted} and {drawing.guidance:g}; "
+                "train one with --condition classes"
+            )
+        return None
+    if wanted == "none":
+        return None
+    if wanted == "all":
+        if not condition.is_class:
+            raise ValueError('condition "all" is for classes; give numbers, as in --condition "[0.5, 1.2]"')
+        return torch.arange(len(condition.labels)).repeat_interleave(drawing.n)
+    if wanted is not None:
+        value = recipes.value_of(wanted)
+        return condition.rows(wanted if condition.is_class and wanted in condition.labels else value, drawing.n)
+    rows = condition.rows_of(data_of(run, model), "train")
+    chosen = torch.randint(len(rows), (drawing.n,), generator=torch.Generator().manual_seed(drawing.seed))
+    return rows[chosen]
 
 
 def _without_paths(made_by: dict) -> dict:
@@ -78,10 +114,11 @@ def _without_paths(made_by: dict) -> dict:
     return made_by | {"data": paths.without_paths(data)} if isinstance(data, dict) else made_by
 
 
-def _write(file: Path, samples: Tensor, levels: int, made_by: dict, record: dict) -> None:
+def _write(file: Path, samples: Tensor, levels: int, made_by: dict, record: dict, c: Tensor | None = None) -> None:
     """Write ``samples.npz`` and ``samples.json``, and remove the files of other samples."""
     text = np.frombuffer(json.dumps(made_by).encode(), np.uint8)  # a file of arrays can hold numbers alone
     arrays = {"samples": samples.numpy(), "levels": np.array(levels), "provenance": text}
+    arrays |= {} if c is None else {"c": c.numpy()}
     file.parent.mkdir(parents=True, exist_ok=True)
     old = [file.parent / name for name in reversed(SAMPLE_FILES)]
     parts = {file.with_suffix(".json"): atomic.json_into(record), file: atomic.arrays_into(arrays)}

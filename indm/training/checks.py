@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from indm.conditions import Condition
 from indm.config.options import Training
-from indm.data.base import Data, check_kind
+from indm.data.base import PARTS, Data, check_kind
 from indm.flows.base import require_one_map
 from indm.model import count_parameters
 from indm.objective import Objective
@@ -122,3 +123,13 @@ def _called(kind: str, part: nn.Module, *inputs: Tensor, **options: Any) -> Any:
         raise ValueError(
             f"{kind} {type(part).__name__} cannot be called with inputs of shape {shapes}: {error}"
         ) from error
+
+
+def check_condition(condition: Condition, data: Data) -> None:
+    """ValueError where data have no conditions of this kind in one of their splits, or cannot be flipped with them."""
+    for split in PARTS:
+        condition.rows_of(data, split)
+    if data.flip and len(condition.seen_shape) > 1:
+        raise ValueError(
+            "data.flip must be false for a condition of images, which would not be flipped with x, got true"
+        )

@@ -20,6 +20,7 @@ from indm.data.registry import load_data
 from indm.model import INDM, build, build_dequantization, describe
 from indm.objective import Objective, objective_of
 from indm.score import score_for
+from indm.training.conditional import with_condition
 
 
 def recipe_of(
@@ -90,7 +91,11 @@ def resolved(
 ) -> dict[str, Any]:
     """The ``data``, ``model`` and ``objective`` of a :class:`~indm.training.trainer.Trainer`; None is the recipe's."""
     with accelerator.main_process_first():
-        data = load_data(**recipe["data"]) if data is None else as_data(data, name=recipe["data"]["name"])
+        if data is None:
+            data = load_data(**recipe["data"])
+        else:
+            data = as_data(data, name=recipe["data"]["name"], c="condition" in recipe)
+        recipe = with_condition(recipe, data)
     return {
         "data": data,
         "model": None if model is None else model_of(model, recipe, data),
@@ -112,11 +117,13 @@ def model_of(model: nn.Module, recipe: Recipe, data: Data) -> nn.Module:
         torch.manual_seed(recipes.options_of(recipe, "train").seed)
         flow, sde = (cast(Any, build(recipe[kind], kind, shape)) for kind in ("flow", "sde"))
         noise = build_dequantization(recipe, shape, data.scaling)
-        return INDM(flow, score_for(model)(model, sde), data.scaling, shape, noise)
+        condition = build(recipe["condition"], "condition", shape) if "condition" in recipe else None
+        return INDM(flow, score_for(model)(model, sde), data.scaling, shape, noise, condition)
     if isinstance(model, INDM) and (not model.has_shape or model.scaling.is_identity()):
         scaling = data.scaling if model.scaling.is_identity() else model.scaling
         noise = model.dequantization or build_dequantization(recipe, shape, data.scaling)
-        model = INDM(model.flow, model.score, scaling, model.shape if model.has_shape else shape, noise)
+        shape = model.shape if model.has_shape else shape
+        model = INDM(model.flow, model.score, scaling, shape, noise, model.condition)
     check_kind(data, model, "the model has")
     return model
 

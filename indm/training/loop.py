@@ -39,6 +39,7 @@ from indm.runs.provenance import describe, split_record, warn_of_other_splits
 from indm.runs.signals import interruptible
 from indm.sampling import centre_prior
 from indm.training import checkpoints, costs, given, memory, presets, threads
+from indm.training.conditional import with_condition
 from indm.training.devices import make_accelerator, peak_memory_mib
 from indm.training.metrics_log import BEST, LOOK_EVERY, Fault, MetricsLog
 from indm.training.progress import Progress
@@ -132,6 +133,7 @@ def train(
             tell(note)
     parts_of_run = given.resolved(wanted, accelerator, model, data, objective)
     whole, notes = presets.completed(wanted, parts_of_run, accelerator, trainer or Trainer)
+    whole = with_condition(whole, parts_of_run["data"])
     if progress and accelerator.is_main_process:
         tell(*notes)
     made = (trainer or Trainer)(whole, accelerator=accelerator, **parts_of_run)
@@ -315,6 +317,7 @@ def plan(recipe: Recipe) -> tuple[Recipe, dict]:
     accelerator = make_accelerator(recipes.options_of(recipe, "train"))
     data = load_data(**recipe["data"])
     recipe, notes = presets.completed(recipe, {"data": data}, accelerator)
+    recipe = with_condition(recipe, data)
     trainer = Trainer(recipe, data, accelerator)
     o, choice, batches = trainer.options, threads.choose(trainer), trainer.batches()
     cycle = max(3, o.flow_update_every)
@@ -360,7 +363,8 @@ def save_final(trainer: Trainer, out: Path) -> None:
         with reading(out / BEST) as saved:
             model.load_state_dict(saved.state)
     if o.latent_mean:
-        centre_prior(model, stack(trainer.data.train, 10_000), batch_size=trainer.micro_batch_size)
+        raw, c = stack(trainer.data.train, 10_000), trainer.c_of("train", 10_000)
+        centre_prior(model, raw, c=c, batch_size=trainer.micro_batch_size)
     model.save(out)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from indm.conditions import given
 from indm.config import parts, recipes
 from indm.config.recipes import Recipe
 from indm.files.memory import most_memory
@@ -104,7 +105,8 @@ def weights_and_kept(
             weights += 3 * largest - COPIES * (_bytes_of(network) * (shares - 1) // shares)
         x, t = torch.zeros(batch, *shape), torch.ones(batch)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16_on is not None), Autocast(bf16_on or "cpu"):
-            kept = sum(_kept_by(part, x) for part in (model.dequantization, model.flow))
+            flow = model.flow if model.condition is None else given(model.flow, model.condition.absent(batch))
+            kept = sum(_kept_by(part, x) for part in (model.dequantization, flow))
             return weights, kept + _kept_by(model.score.backbone, x, t)
 
 

@@ -23,7 +23,7 @@ class TrainingStep(nn.Module):
 
     A step trains the score behind the "joint" flow, behind the same flow "frozen" (neither log-determinant nor
     gradient), or behind "none" (the identity, which is what a flow starts as: nothing jumps when it enters). A model
-    without a diffusion has the "joint" step alone.
+    without a diffusion has the "joint" step alone. A model with a condition is trained at the rows ``c`` of the batch.
     """
 
     def __init__(self, model: nn.Module, objective: Objective, penalties: Sequence[Penalty] = ()):
@@ -33,10 +33,13 @@ class TrainingStep(nn.Module):
         if model.is_diffusion:
             flows = {"frozen": Frozen(model.flow), "none": Identity()}
             for name, flow in flows.items():
-                self.models[name] = INDM(flow, model.score, model.scaling, model.shape, model.dequantization)
+                parts = (model.score, model.scaling, model.shape, model.dequantization, model.condition)
+                self.models[name] = INDM(flow, *parts)
 
-    def forward(self, raw: Tensor, behind: str = "joint", **conditions: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        model = self.models[behind]
+    def forward(
+        self, raw: Tensor, c: Tensor | None = None, *, behind: str = "joint", **conditions: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        model = self.models[behind] if c is None else self.models[behind].given(c, drops=True)
         x, log_q = from_data(model, raw)
         x = x.detach() if behind == "frozen" else x  # else learned noise would shrink, without its log-density
         loss, terms = self.objective.loss(model, x, **conditions)

@@ -17,11 +17,12 @@ from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from indm.conditions import Condition
 from indm.config import parts, recipes
 from indm.config.options import Training
 from indm.config.recipes import Recipe
-from indm.data.base import Data, stack
-from indm.data.batches import flip_horizontally, loader
+from indm.data.base import Data, Examples, stack
+from indm.data.batches import Paired, flip_horizontally, loader
 from indm.data.registry import load_data
 from indm.dequantization import from_data
 from indm.files.memory import raise_if_out_of_memory
@@ -34,7 +35,8 @@ from indm.rng import part_of
 from indm.runs.processes import by_main_process
 from indm.runs.signals import uncut
 from indm.training import checkpoints, sharding
-from indm.training.checks import check_loss, check_parts, check_second, check_shapes
+from indm.training.checks import check_condition, check_loss, check_parts, check_second, check_shapes
+from indm.training.conditional import with_condition
 from indm.training.ema import EMA
 from indm.training.memory import check_fits
 from indm.training.metrics_log import Means
@@ -75,11 +77,18 @@ class Trainer:
         self.data_b = self._second_data(recipe)
         self.micro_batch_size = self._batch_size_of_a_pass()
         self.validation_batch_size = recipes.options_of(recipe, "evaluate").batch_size
+        recipe = with_condition(recipe, data)
         torch.manual_seed(self.options.seed)
         if model is None:
             check_fits(recipe, data.shape, accelerator)
             model = self.build_model(recipe)
         check_parts(model, self.options, self.objective)
+        self.condition: Condition | None = getattr(model, "condition", None)
+        if "condition" in recipe and self.condition is None:
+            raise ValueError(f"condition must be left out: a {type(model).__name__} that is trained here has none")
+        if self.condition is not None:
+            check_condition(self.condition, data)
+            self.condition.fit(self.c_of("train"))
         self.is_sharded = self.options.shard and accelerator.num_processes > 1
         layout = torch.channels_last if accelerator.device.type == "cuda" else torch.preserve_format
         self.model = model if self.is_sharded else model.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
@@ -142,6 +151,10 @@ class Trainer:
         known = {"eps": None, "progress": 0.0}
         check_loss(self.objective, self.model, x, {k: v for k, v in known.items() if self.objective.takes(k)})
 
+    def c_of(self, split: str, n: int | None = None) -> Tensor | None:
+        """The conditions of the first ``n`` examples of a split (all by default); None for a model without one."""
+        return None if self.condition is None else self.condition.rows_of(self.data, split)[:n]
+
     @property
     def shown(self) -> tuple[str, ...]:
         """Terms of the loss beside the progress bar."""
@@ -203,14 +216,17 @@ class Trainer:
         """How much of the budget is spent; the run is over at 1."""
         return max(self.step / self.options.steps, self.seconds / self.options.seconds)
 
-    def batches(self) -> Iterator[Tensor]:
-        """Raw batches without end from the present step on, of this process; their order depends on seed and epoch."""
+    def batches(self) -> Iterator[Any]:
+        """Raw batches without end from the present step on, of this process; their order depends on seed and epoch.
+
+        Those of a model with a condition are pairs of raw data and c.
+        """
         o = self.options
         steps_per_epoch = len(self.data.train) // o.batch_size
         first_epoch, skipped_steps = divmod(self.step, steps_per_epoch)
         for epoch in itertools.count(first_epoch):
             examples = loader(
-                self.data.train,
+                self._examples(),
                 self.micro_batch_size,
                 shuffle=True,
                 seed=o.seed,
@@ -223,6 +239,11 @@ class Trainer:
             shard = prepare_data_loader(examples, a.device, a.num_processes, a.process_index, put_on_device=True)
             skipped = skipped_steps * o.accumulate if epoch == first_epoch else 0
             yield from itertools.islice(skip_first_batches(shard, skipped), steps_per_epoch * o.accumulate - skipped)
+
+    def _examples(self) -> Examples | Paired:
+        """The training data, paired with c for a model with a condition."""
+        c = self.c_of("train")
+        return self.data.train if c is None else Paired(self.data.train, c)
 
     def prepare_batch(self, raw: Tensor) -> Tensor:
         """Flipped at random where the data allow it."""
@@ -276,9 +297,10 @@ class Trainer:
         for i in range(self.options.accumulate):
             last = i == self.options.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.network):
-                raw = next(batches)
+                batch = next(batches)
+                raw, c = (batch, None) if isinstance(batch, Tensor) else batch
                 with part_of(self.accelerator.process_index * len(raw), self.accelerator.num_processes * len(raw)):
-                    loss, terms = self.network(self.prepare_batch(raw), **conditions)
+                    loss, terms = self.network(self.prepare_batch(raw), c, **conditions)
                 self.accelerator.backward(loss / self.options.accumulate)
             for name, value in terms.items():
                 means[name] = means.get(name, 0.0) + value / self.options.accumulate
@@ -300,7 +322,8 @@ class Trainer:
         With a second data set, also −log p(x_T) of its validation examples, as ``valid_terminal``.
         """
         model, raw = self.ema.model, stack(self.data.valid, self.options.validate_examples)
-        bound = self.in_units(self._drawn(raw, self.bound(model, raw)).mean().item())
+        c = self.c_of("valid", len(raw))
+        bound = self.in_units(self._drawn(raw, self.bound(model, raw), c).mean().item())
         validation: dict[str, Any] = {"valid_nelbo": bound, "unit": self.unit}
         if self.data_b is not None:
             second = stack(self.data_b.valid, self.options.validate_examples)
@@ -308,8 +331,9 @@ class Trainer:
             validation["valid_terminal"] = self.in_units(nats.mean().item())
         return validation
 
-    def _drawn(self, raw: Tensor, draw: Draw) -> Tensor:
-        return drawn(raw, draw, self.ema.model, self.accelerator, self.validation_batch_size, self.options.seed)
+    def _drawn(self, raw: Tensor, draw: Draw, c: Tensor | None = None) -> Tensor:
+        size, seed = self.validation_batch_size, self.options.seed
+        return drawn(raw, draw, self.ema.model, self.accelerator, size, seed, c=c)
 
     def place_of(self, step: int) -> dict[str, int]:
         """Which batch ``step`` (from 1) took: its epoch, and its place in the epoch's order, both from 0."""

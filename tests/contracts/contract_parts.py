@@ -12,6 +12,7 @@ SHAPES = {  # of the events that are tried
     "net": [(3,), (1, 8, 8)],
     "sde": [(3,)],
     "dequantization": [(2,), (1, 1, 2)],
+    "condition": [(1, 8, 8)],
 }
 # Those of parts that do not refuse, when they are built, what they cannot take.
 EVENTS = {("flow", "normflows"): [(4,)], ("flow", "squeeze"): [(4, 4, 4)], ("flow", "unsqueeze"): [(4, 4, 4)]}
@@ -46,6 +47,7 @@ OPTIONS = {
     },
     "sde": {"learned": {"knots": 5, "learn": "both"}},
     "dequantization": {"variational": {"width": 8, "depth": 2}},
+    "condition": {"classes": {"labels": ["a", "b", "c"]}, "vector": {"size": 2}, "image": {"channels": 2}},
     "data": {
         "array": {"path": "vectors.npy"},
         "emoji": {"path": "emoji"},

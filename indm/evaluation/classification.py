@@ -1,0 +1,143 @@
+r"""Bayes' classifier of a model of p(x|c): p(c|x) from the likelihoods of all classes, on the same noise.
+
+.. math:: p(c|x) = \frac{p(c)\,p(x|c)}{\sum_k p(k)\,p(x|k)}
+
+Each log p(x|k) is replaced by its bound, the mean of draws of the NELBO. A draw has the same dequantization, times and
+noise for all classes, so that most of its error cancels in the differences, which alone decide p(c|x).
+
+Source: Li et al. 2023, "Your Diffusion Model is Secretly a Zero-Shot Classifier", https://arxiv.org/abs/2303.16203.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from indm.dequantization import from_data
+from indm.evaluation.likelihood import SEED_STRIDE
+from indm.objective import nelbo
+from indm.tensors import evaluation_mode
+
+BINS = 10  # of confidence
+
+
+@dataclass(frozen=True)
+class Classification:
+    """What a model says of the classes of data.
+
+    Attributes:
+        log_likelihood: (N, K), the mean bound of log p(x|k) of the raw data, nats.
+        noise: (N, K), the standard error over draws of its difference from the mean over classes, nats.
+        log_posterior: (N, K), log p(k|x).
+        evaluations: of the network, for one example.
+    """
+
+    log_likelihood: Float[Tensor, "n classes"]
+    noise: Float[Tensor, "n classes"]
+    log_posterior: Float[Tensor, "n classes"]
+    evaluations: int
+
+    @property
+    def predicted(self) -> Int[Tensor, " n"]:
+        """The most probable class of each."""
+        return self.log_posterior.argmax(1)
+
+    @property
+    def confidence(self) -> Float[Tensor, " n"]:
+        """Its probability."""
+        return self.log_posterior.amax(1).exp()
+
+
+def classify(
+    model,
+    raw: Tensor,
+    *,
+    prior: Float[Tensor, " classes"] | None = None,
+    draws: int = 4,
+    times: int = 8,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: bool = True,
+) -> Classification:
+    """p(class|x) of raw data under a model of p(x|class).
+
+    Args:
+        model: an INDM whose condition is :class:`indm.conditions.Classes`.
+        raw: (N, *event) in data units.
+        prior: p(class); uniform by default.
+        draws: of the NELBO for each class, all with their own noise; at least 2.
+        times: score evaluations of a draw, in equal strata of the log-SNR clock.
+        batch_size: examples at a time.
+        seed: of all noise.
+        progress: show a bar.
+
+    Raises:
+        ValueError: the model has no classes, or an option is out of range.
+    """
+    condition = getattr(model, "condition", None)
+    if condition is None or not condition.is_class:
+        raise ValueError("model must be one of p(x|class) to classify; train one with --condition classes")
+    if draws < 2 or times < 1:
+        raise ValueError(f"draws must be at least 2 and times at least 1, got {draws} and {times}")
+    classes = len(condition.labels)
+    log_prior = _log_prior(prior, classes)
+    device = model.scaling.scale.device
+    generator, values = torch.Generator(device), torch.empty(draws, len(raw), classes, dtype=torch.float64)
+    batches = torch.arange(len(raw)).split(batch_size)
+    with evaluation_mode(model), tqdm(total=len(batches) * draws, desc="classes", disable=not progress) as bar:
+        model.flow.check()
+        for job, rows in enumerate(batches):
+            for draw in range(draws):
+                for number in range(classes):
+                    generator.manual_seed(seed + SEED_STRIDE * (job * draws + draw))
+                    x, log_q = from_data(model, raw[rows].to(device), generator=generator)
+                    bound = nelbo(model, x, c=number, times=times, generator=generator).total + log_q
+                    values[draw, rows, number] = -bound.double().cpu()
+                bar.update()
+    mean = values.mean(0)
+    relative = values - values.mean(2, keepdim=True)
+    noise = relative.std(0) / math.sqrt(draws)
+    return Classification(mean, noise, (mean + log_prior).log_softmax(1), classes * draws * (times + 1))
+
+
+def _log_prior(prior: Tensor | None, classes: int) -> Tensor:
+    prior = torch.full((classes,), 1 / classes) if prior is None else torch.as_tensor(prior)
+    if tuple(prior.shape) != (classes,) or not bool((prior > 0).all()) or abs(float(prior.sum()) - 1) > 1e-4:
+        raise ValueError(f"prior must be {classes} positive probabilities that sum to 1, got {prior.tolist()}")
+    return prior.double().log()
+
+
+def scores(classification: Classification, labels: Int[Tensor, " n"]) -> dict[str, float]:
+    """Accuracy with its standard error, the mean nats of −log p(label|x), and the expected calibration error.
+
+    The last is the mean of |accuracy − confidence| over :data:`BINS` equal bins of confidence, by their examples.
+
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", https://arxiv.org/abs/1706.04599.
+    """
+    right = (classification.predicted == labels).double()
+    counts, confidence, accuracy = reliability(classification, labels)
+    gaps = (accuracy - confidence).abs().nan_to_num(0.0)
+    n = len(labels)
+    return {
+        "accuracy": right.mean().item(),
+        "accuracy_standard_error": (right.var(correction=0) / n).sqrt().item(),
+        "nats": -classification.log_posterior.gather(1, labels[:, None]).mean().item(),
+        "calibration_error": (gaps * counts).sum().item() / n,
+    }
+
+
+def reliability(
+    classification: Classification, labels: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, " bins"], Float[Tensor, " bins"], Float[Tensor, " bins"]]:
+    """Of each bin of confidence: its examples, their mean confidence and accuracy (NaN without any)."""
+    confidence = classification.confidence.double()
+    bins = (confidence * BINS).long().clamp(0, BINS - 1)
+    right = (classification.predicted == labels).double()
+    sums = [
+        torch.zeros(BINS, dtype=torch.float64).index_add(0, bins, v)
+        for v in (torch.ones_like(right), confidence, right)
+    ]
+    return sums[0], sums[1] / sums[0], sums[2] / sums[0]

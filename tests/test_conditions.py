@@ -1,0 +1,655 @@
+"""Models of p(x|c): closed forms, one row of c for each sample, guidance, Bayes, and what a condition may be."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+from torch import nn
+
+import indm
+from indm.conditions import Classes, Image, Vector, given, sees_condition
+from indm.density import sample_with_log_prob
+from indm.flows import CouplingFlow, Frozen, Identity, ResidualFlow
+from indm.flows.autoregressive import AutoregressiveFlow
+from indm.model import build_model
+from indm.nets import MLP, NCSNpp, UNet
+from indm.nets.embedding import ConditionOfImages
+from indm.rng import part_of
+from indm.sampling import follow_flow
+from indm.score import GivenScore
+from indm.tensors import expand_like
+
+VP = {"name": "vp"}
+MEANS = torch.tensor([[1.5, -0.5], [-1.0, 0.5], [0.0, 2.0]])
+STDS = torch.tensor([0.05, 0.5, 1.0])  # so different that they need different numbers of steps
+LETTERS = ("a", "b", "c")
+
+
+class GaussianScore(nn.Module):
+    """The exact score of N(mean_c, std_c² I); of the mixture of all classes where c is hidden."""
+
+    def __init__(self, means=MEANS, stds=STDS):
+        super().__init__()
+        self.sde = indm.VPSDE()
+        self.means, self.stds = means, stds
+
+    def moments(self, t, dtype=torch.float64):
+        alpha, sigma = self.sde.alpha(t).to(dtype), self.sde.sigma(t).to(dtype)
+        return alpha[:, None, None] * self.means.to(dtype), (alpha[:, None] * self.stds.to(dtype)) ** 2 + sigma[
+            :, None
+        ] ** 2
+
+    def forward(self, z_t, t, c=None):
+        means, variances = self.moments(t)
+        z = z_t.double()[:, None]
+        log_p = -0.5 * (z - means).square().sum(2) / variances - variances.log()
+        scores = (means - z) / variances[:, :, None]
+        hidden = torch.ones(len(z_t), dtype=torch.bool) if c is None else c.sum(1) == 0
+        shares = log_p.softmax(1)
+        if c is not None:
+            shares = torch.where(hidden[:, None], shares, c.double())
+        return (shares[:, :, None] * scores).sum(1).to(z_t.dtype)
+
+
+def gaussian_model(**options):
+    return indm.INDM(Identity(), GaussianScore(), shape=(2,), condition=Classes(LETTERS, **options))
+
+
+def log_normal(x, c):
+    mean, std = MEANS[c], STDS[c]
+    return -0.5 * ((x - mean) / std[:, None]).square().sum(1) - 2 * std.log() - math.log(2 * math.pi)
+
+
+def mixed(n):
+    """Data of all classes in one batch, and their classes."""
+    c = torch.arange(n) % 3
+    return MEANS[c] + STDS[c][:, None] * torch.randn(n, 2), c
+
+
+# ── closed forms ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_log_prob_of_a_conditional_gaussian_row_by_row():
+    x, c = mixed(30)
+    with torch.no_grad():
+        log_prob = gaussian_model().log_prob(x, c=c, steps=128)
+    eps = 1e-5  # without last denoising: the law at ε, which is wider by σ_ε² and divided by α_ε
+    score = gaussian_model().score
+    alpha, sigma = (f(torch.tensor([eps])).item() for f in (score.sde.alpha, score.sde.sigma))
+    std = (STDS[c].double() ** 2 + (sigma / alpha) ** 2).sqrt()
+    wanted = -0.5 * ((x - MEANS[c]).double() / std[:, None]).square().sum(1) - 2 * std.log() - math.log(2 * math.pi)
+    assert torch.allclose(log_prob.double(), wanted, atol=6e-2)
+
+
+def test_nll_of_a_conditional_gaussian_in_samples_that_take_different_steps():
+    x, c = mixed(60)
+    generator = torch.Generator().manual_seed(0)
+    report = indm.log_likelihood(gaussian_model(), x, c=c, exact=True, generator=generator)
+    assert torch.allclose(report.log_prob.float(), log_normal(x, c), atol=6e-2)
+    alone = [
+        indm.log_likelihood(gaussian_model(), x[i : i + 1], c=int(c[i]), exact=True).solver_error for i in range(3)
+    ]
+    assert all(error < 1e-2 for error in alone)
+
+
+def test_nelbo_of_a_conditional_gaussian_is_its_entropy_in_the_mean():
+    x, c = mixed(6000)
+    bound = indm.nelbo(gaussian_model(), x, c=c, times=4).total
+    for k in range(3):
+        entropy = 1 + math.log(2 * math.pi) + 2 * STDS[k].log().item()
+        own = bound[c == k]
+        assert abs(own.mean().item() - entropy) < 4 * own.std().item() / math.sqrt(len(own)) + 2e-3
+
+
+@pytest.mark.parametrize("sampler", ["unipc", "ode", "heun"])
+def test_samples_of_each_class_have_its_mean_and_deviation(sampler):
+    c = torch.arange(3000) % 3
+    x = indm.sample(gaussian_model(), 3000, c=c, sampler=sampler, steps=40, batch_size=1024)
+    for k in range(3):
+        own = x[c == k]
+        error = STDS[k].item() / math.sqrt(len(own))
+        assert (own.mean(0) - MEANS[k]).abs().max() < 5 * error + 1e-3
+        assert (own.std(0) / STDS[k] - 1).abs().max() < 0.12
+
+
+def test_the_density_of_samples_is_that_at_their_own_condition():
+    model, c = gaussian_model(), torch.tensor([0, 1, 2, 1, 2, 0, 1, 2])
+    x, log_prob = indm.sample(model, 8, c=c, sampler="ode", last_denoising=False, log_prob=True, batch_size=3)
+    with torch.no_grad():
+        assert torch.allclose(log_prob, model.log_prob(x, c=c, steps=128), atol=2e-2)
+    assert torch.allclose(log_prob, log_normal(x, c), atol=5e-2)
+
+
+def test_rows_of_c_follow_their_samples_where_some_are_solved_again():
+    """A batch in any order gives each sample what it gets alone."""
+    x, c = mixed(9)
+    order = torch.randperm(9)
+    options = {"exact": True, "nll_error": 1e-5}
+    model = gaussian_model()
+    one = sample_with_log_prob(model.given(c), x, **options)
+    other = sample_with_log_prob(model.given(c[order]), x[order], **options)
+    assert torch.allclose(one[0][order], other[0], atol=1e-6) and torch.allclose(one[1][order], other[1], atol=1e-5)
+    assert len(indm.log_likelihood(model, x, c=c, **options).solver_error.unique()) > 1
+
+
+# ── guidance ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("time", [1e-3, 0.1, 0.5, 1.0])
+def test_the_guided_field_is_that_of_the_mixture_in_closed_form(guidance, time):
+    model = gaussian_model(drop=0.1)
+    z, t, c = torch.randn(12, 2), torch.full((12,), time), torch.arange(12) % 3
+    field = model.given(c, guidance=guidance).score(z, t)
+    alpha, sigma = model.sde.alpha(t)[0].double(), model.sde.sigma(t)[0].double()
+    variances = (alpha * STDS.double()) ** 2 + sigma**2
+    densities = torch.stack(
+        [
+            torch.exp(-0.5 * (z.double() - alpha * m).square().sum(1) / v) / v
+            for m, v in zip(MEANS, variances, strict=True)
+        ],
+        1,
+    )
+    slopes = torch.stack([(alpha * m - z.double()) / v for m, v in zip(MEANS, variances, strict=True)], 1)
+    mixture = (densities[:, :, None] * slopes).sum(1) / densities.sum(1, keepdim=True)
+    wanted = mixture + guidance * (slopes[torch.arange(12), c] - mixture)
+    assert torch.allclose(field.double(), wanted, rtol=2e-3, atol=2e-3)
+
+
+def test_guided_samples_are_a_fine_integration_of_the_guided_field():
+    model, c = gaussian_model(drop=0.1), torch.tensor([1, 2, 1, 2])
+    z_T = torch.randn(4, 2)
+    guided = model.given(c, guidance=2.0).score
+    found, _ = follow_flow(guided, z_T, 1.0, 1e-3, tol=1e-5)
+    for i in range(4):
+        one = GivenScore(model.score, guided.c[i : i + 1], 2.0)
+
+        def slope(t, z, one=one):
+            z, t = torch.tensor(z)[None], torch.tensor([t])
+            f, g = one.sde.drift(t), one.sde.diffusion(t)
+            return (f[:, None] * z - 0.5 * g[:, None] ** 2 * one(z, t))[0].numpy()
+
+        fine = solve_ivp(slope, (1.0, 1e-3), z_T[i].double().numpy(), method="DOP853", rtol=1e-8, atol=1e-9)
+        assert np.allclose(found[i].numpy(), fine.y[:, -1], atol=2e-3)
+
+
+def test_guidance_above_one_is_not_the_sharpened_density():
+    """p^{1−w} p(·|c)^w at t = 0 is another law: guidance mixes the scores of laws that diffused apart."""
+    stds = torch.tensor([0.5, 2.0])
+    score = GaussianScore(torch.tensor([[0.5, 0.0], [-0.5, 0.0]]), stds)
+    model = indm.INDM(Identity(), score, shape=(2,), condition=Classes(LETTERS[:2], drop=0.1))
+    x = indm.sample(model, 4000, c=0, guidance=3.0, steps=60, generator=torch.Generator().manual_seed(0))
+    grid = torch.cartesian_prod(torch.linspace(-4, 4, 161), torch.linspace(-4, 4, 161)).double()
+    logs = torch.stack(
+        [
+            -0.5 * (grid - m.double()).square().sum(1) / s**2 - 2 * s.log()
+            for m, s in zip(score.means, stds.double(), strict=True)
+        ]
+    )
+    sharpened = (-2 * (logs.logsumexp(0) - math.log(2)) + 3 * logs[0]).softmax(0)
+    mean = (sharpened[:, None] * grid).sum(0)
+    deviation = (sharpened * (grid[:, 0] - mean[0]) ** 2).sum().sqrt()
+    assert abs(x[:, 0].std() / deviation - 1) > 0.05
+
+
+def test_what_is_guided_has_no_likelihood():
+    model = gaussian_model(drop=0.1)
+    x, c = mixed(3)
+    for likelihood in (indm.nelbo, indm.log_likelihood, indm.INDM.log_prob):
+        with pytest.raises(ValueError, match="guidance must be 1 for a likelihood"):
+            likelihood(model.given(c, guidance=2.0), x)
+    with pytest.raises(ValueError, match="guidance must be 1 for log_prob"):
+        indm.sample(model, 3, c=c, guidance=2.0, sampler="ode", last_denoising=False, log_prob=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"drop": 0.0}, r"guidance must be 1 for a model of p\(x\|c\) alone"),
+        ({"drop": 0.1, "guidance": math.inf}, "guidance must be finite"),
+    ],
+)
+def test_guidance_that_cannot_be(options, message):
+    guidance = options.pop("guidance", 2.0)
+    with pytest.raises(ValueError, match=message):
+        indm.sample(gaussian_model(**options), 2, c=0, guidance=guidance)
+
+
+# ── flows ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+FLOWS = {
+    "coupling": lambda shape, k: CouplingFlow(shape, width=8, depth=2, condition=(k,)),
+    "autoregressive": lambda shape, k: AutoregressiveFlow(shape, blocks=2, width=8, layers=1, condition=(k,)),
+    "residual": lambda shape, k: ResidualFlow(shape, blocks=(2,), width=8, condition=(k,)),
+}
+
+
+def moved(module):
+    """``module`` with its parameters moved at random, away from the identity."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return module.eval()
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 4, 4)])
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_flow_of_a_condition(name, shape):
+    """Jacobian and inverse at each row's own c; another c is another map."""
+    flow = moved(FLOWS[name](shape, 3)).double()
+    x, c = torch.randn(4, *shape).double(), torch.randn(4, 3).double()
+    at_c = given(flow, c)
+    z, log_det = at_c(x)
+    for i in range(4):
+        one = given(flow, c[i : i + 1])
+        jacobian = torch.autograd.functional.jacobian(lambda v, one=one: one.latent(v[None])[0], x[i])
+        assert torch.allclose(torch.linalg.slogdet(jacobian.reshape(x[0].numel(), -1))[1], log_det[i], atol=1e-8)
+    assert torch.allclose(at_c.inverse(z, tol=1e-9), x, atol=1e-6)
+    assert (given(flow, c.roll(1, 0))(x)[0] - z).abs().flatten(1).amax(1).min() > 1e-4
+    with pytest.raises(ValueError, match="c must be given"):
+        flow(x)
+
+
+def test_rows_whose_inverse_is_solved_again_keep_their_condition():
+    """In single precision few samples reach this tolerance; those that do not are solved in double."""
+    flow = moved(FLOWS["residual"]((4,), 3))
+    x, c = torch.randn(40, 4), torch.randn(40, 3)
+    z = given(flow, c).latent(x)
+    residual = given(flow, c).solve_inverse(z, tol=0.0)[1]
+    tol = residual[residual > 0].min().item() / 2
+    converged = given(flow, c).solve_inverse(z, tol=tol)[3]
+    assert 0 < int(converged.sum()) < 40
+    assert torch.allclose(given(flow, c).inverse(z, tol=tol), x, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["nsf", "maf"])
+def test_a_flow_of_zuko_of_a_condition(kind):
+    table = {"flow": {"name": "zuko", "kind": kind, "width": 8}, "sde": VP, "net": {"name": "zero"}}
+    model = moved(build_model(table | {"condition": {"name": "vector", "size": 2, "flow": True}}, (3,)))
+    x, c = torch.randn(5, 3), torch.randn(5, 2)
+    z, _ = model.encode(x, c=c)
+    assert torch.allclose(model.decode(z, c=c), x, atol=1e-3)
+    assert (model.encode(x, c=c.roll(1, 0))[0] - z).abs().amax() > 1e-3
+
+
+def test_without_a_condition_a_flow_is_itself():
+    for flow in (Identity(), CouplingFlow((2,), width=4), ResidualFlow((2,), blocks=(1,), width=4)):
+        assert given(flow, torch.randn(3, 2)) is flow and not sees_condition(flow)
+    frozen = Frozen(CouplingFlow((2,), width=4, condition=(2,)))
+    assert given(frozen, torch.zeros(3, 2))(torch.randn(3, 2))[0].shape == (3, 2) and sees_condition(frozen)
+
+
+def test_a_view_shares_weights_and_leaves_the_flow_as_it_was():
+    flow = CouplingFlow((2,), width=4, condition=(3,))
+    view = given(flow, torch.zeros(5, 3))
+    assert all(a is b for a, b in zip(flow.parameters(), view.parameters(), strict=True))
+    assert all(part.c is None for part in flow.modules() if hasattr(part, "c"))
+    view(torch.randn(5, 2))[0].sum().backward()
+    assert any(parameter.grad is not None for parameter in flow.parameters())
+
+
+@pytest.mark.parametrize("flow_sees", [True, False])
+def test_the_density_at_each_condition_is_normalised(flow_sees):
+    """By quadrature, of a model whose flow and network are moved at random."""
+    tables = {
+        "flow": {"name": "coupling", "width": 8, "depth": 2, "transform": "affine"},
+        "sde": VP,
+        "net": {"name": "mlp", "width": 8, "depth": 1, "fourier": 0},
+    }
+    tables["condition"] = {"name": "classes", "labels": ["left", "right"], "flow": flow_sees}
+    model = build_model(tables, (2,))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    side = torch.linspace(-7, 7, 57)
+    grid = torch.cartesian_prod(side, side)
+    with torch.no_grad():
+        densities = [
+            model.log_prob(grid, c=label).exp().sum().item() * (side[1] - side[0]).item() ** 2
+            for label in ("left", "right")
+        ]
+        difference = model.log_prob(grid, c="left") - model.log_prob(grid, c="right")
+    assert all(abs(mass - 1) < 0.02 for mass in densities) and difference.abs().max() > 1e-3
+
+
+def test_x_is_recovered_by_the_nonlinear_diffusion_at_a_condition():
+    """f_φ at given rows is that of each row alone: the drift sees the c of its sample."""
+    flow = moved(CouplingFlow((2,), width=8, transform="affine", condition=(2,)))
+    model = indm.INDM(
+        flow, indm.ScoreModel(MLP((2,), width=8), indm.VPSDE()), shape=(2,), condition=Classes(("l", "r"), flow=True)
+    )
+    x, t, c = torch.randn(4, 2), torch.full((4,), 0.3), torch.tensor([0, 1, 1, 0])
+    whole = indm.NonlinearDiffusion(model.given(c)).drift(x, t)
+    alone = [indm.NonlinearDiffusion(model.given(int(k))).drift(v[None], t[:1])[0] for v, k in zip(x, c, strict=True)]
+    assert torch.allclose(whole, torch.stack(alone), atol=1e-4)
+
+
+def test_one_model_translates_between_its_classes():
+    """Encoded with c = A and decoded with c = B, Gaussians go to Gaussians of the other class by the affine map."""
+    x, c = mixed(200)
+    model = gaussian_model()
+    x, n = x[c == 1], int((c == 1).sum())
+    there = indm.translate(model.given("b", n), model.given("c", n), x, steps=400)
+    wanted = MEANS[2] + (x - MEANS[1]) * STDS[2] / STDS[1]
+    assert (there - wanted).abs().max() < 0.05
+
+
+# ── networks ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+NETS = {
+    "mlp": lambda **options: MLP((2, 8, 8), width=8, depth=1, **options),
+    "unet": lambda **options: UNet((2, 8, 8), channels=8, multipliers=(1,), blocks=1, **options),
+    "ncsnpp": lambda **options: NCSNpp((2, 8, 8), channels=8, multipliers=(1,), blocks=1, dropout=0.0, **options),
+}
+
+
+@pytest.mark.parametrize("seen", [(3,), (2, 8, 8)])
+@pytest.mark.parametrize("name", NETS)
+def test_a_network_of_a_condition(name, seen):
+    net = NETS[name](condition=seen)
+    z, level, c = torch.randn(4, 2, 8, 8), torch.linspace(0.5, 3, 4), torch.randn(4, *seen)
+    assert torch.equal(net(z, level, c), net(z, level))  # it starts without c
+    net = moved(net)
+    output = net(z, level, c)
+    assert torch.equal(net(z, level), net(z, level, torch.zeros_like(c)))
+    assert (output - net(z, level)).abs().flatten(1).amax(1).min() > 1e-4
+    assert torch.allclose(output[1:2], net(z[1:2], level[1:2], c[1:2]), atol=1e-5)  # rows belong together
+    with pytest.raises(ValueError, match="c must have shape"):
+        net(z, level, c[:, :1])
+    with pytest.raises(ValueError, match="c must have shape"):
+        NETS[name]()(z, level, c)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_network_without_a_condition_has_the_weights_it_had(name):
+    torch.manual_seed(1)
+    plain = NETS[name]().state_dict()
+    torch.manual_seed(1)
+    conditional = NETS[name](condition=(3,)).state_dict()
+    assert all(torch.equal(value, conditional[key]) for key, value in plain.items())
+
+
+def test_an_image_is_seen_where_it_is():
+    """A pixel of c reaches the 3×3 features around it, of maps that were padded at the bottom and the right."""
+    part = moved(ConditionOfImages((2, 9, 9), width=8, channels=4))
+    c, h, embedding = torch.zeros(1, 2, 9, 9), torch.randn(1, 4, 10, 10), torch.randn(1, 8)
+    before = part(c, embedding, h)[1]
+    c[0, 1, 2, 6] = 1.0
+    same, after = part(c, embedding, h)
+    reached = (after - before)[0].abs().amax(0) > 0
+    assert reached[1:4, 5:8].all() and reached.sum() == 9 and torch.equal(same, embedding)
+
+
+# ── what c may be ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_classes_by_number_and_by_name():
+    classes = Classes(LETTERS)
+    for value in (1, "b", [1], ["b"], torch.tensor([1]), np.array([1])):
+        assert classes.rows(value, 1).tolist() == [1]
+    assert classes.rows("c", 3).tolist() == [2, 2, 2] and classes.rows(torch.tensor(2), 2).tolist() == [2, 2]
+    assert classes(torch.tensor([2, 0])).tolist() == [[0, 0, 1], [1, 0, 0]] and not classes.absent(2).any()
+    numbers = Classes(("7", "5"))  # a name goes before a number
+    assert numbers.rows("5", 1).tolist() == [1] and numbers.rows(7, 1).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("c", "message"),
+    [
+        ("bb", "c must be one of a, b, c, got 'bb'; did you mean 'b'"),
+        (3, "c must be one of a, b, c, got 3"),
+        (torch.tensor([0, 3]), "c must be from 0 to 2, got 0 … 3"),
+        (torch.tensor([-1]), "c must be from 0 to 2, got -1 … -1"),
+        (torch.zeros(2), "c must be classes"),
+        ([0, 1], "c must have one row for all samples or 3, one for each, got 2"),
+    ],
+)
+def test_what_is_no_class(c, message):
+    with pytest.raises(ValueError, match=message):
+        Classes(LETTERS).rows(c, 3)
+
+
+def test_numbers_are_brought_to_unit_scale_and_told_from_none():
+    c = torch.tensor([[1.0, 100.0], [3.0, 300.0], [5.0, 500.0]])
+    vector = Vector(2)
+    vector.fit(c)
+    seen = vector(c)
+    assert torch.allclose(seen[:, :2].mean(0), torch.zeros(2), atol=1e-6)
+    assert torch.allclose(seen[:, :2].std(0), torch.ones(2), atol=1e-6)
+    assert (seen[:, 2] == 1).all() and not vector.absent(2).any()
+    assert vector.rows([1.0, 2.0], 4).shape == (4, 2)
+    constant = Vector(1)
+    constant.fit(torch.full((5, 1), 3.0))
+    assert constant(torch.full((1, 1), 3.0)).tolist() == [[0.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("c", "message"),
+    [
+        (torch.zeros(3, 3), r"c must be numbers of shape \(2\) or \(n, 2\), got \(3, 3\)"),
+        (torch.tensor([[math.nan, 0.0]]), "c must be finite"),
+    ],
+)
+def test_what_is_no_vector(c, message):
+    with pytest.raises(ValueError, match=message):
+        Vector(2).rows(c, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Classes(("one",)), "condition.labels must be the names of two or more classes"),
+        (lambda: Classes(("one", "one")), "condition.labels"),
+        (lambda: Classes(LETTERS, drop=1.0), r"condition.drop must be in \[0, 1\)"),
+        (lambda: Classes(LETTERS, drop=0.1, flow=True), "condition.drop must be 0 where the flow sees c"),
+        (lambda: Vector(), "condition.size must be at least 1"),
+        (lambda: Image((2,), 1), "condition.channels"),
+    ],
+)
+def test_a_condition_that_cannot_be(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_share_of_the_rows_is_hidden_whatever_process_holds_them():
+    classes = Classes(LETTERS, drop=0.25)
+    seen = classes(torch.arange(4000) % 3)
+    torch.manual_seed(3)
+    whole = classes.dropped(seen)
+    kept = whole.sum(1)
+    assert set(kept.tolist()) == {0.0, 1.0} and abs(kept.mean().item() - 0.75) < 0.03
+    parts = []
+    for first in (0, 2000):
+        torch.manual_seed(3)
+        with part_of(first, 4000):
+            parts.append(classes.dropped(seen[first : first + 2000]))
+    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(Classes(LETTERS).dropped(seen), seen)
+
+
+# ── models ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+TABLES = {"flow": {"name": "coupling", "width": 8}, "sde": VP, "net": {"name": "mlp", "width": 8, "depth": 1}}
+CONDITIONS = {
+    "classes": ({"name": "classes", "labels": list(LETTERS)}, [0, 2, 1]),
+    "seen by the flow": ({"name": "classes", "labels": list(LETTERS), "flow": True}, ["a", "c", "b"]),
+    "vector": ({"name": "vector", "size": 2, "flow": True}, torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])),
+    "hidden": ({"name": "vector", "size": 2, "drop": 0.2}, None),
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_a_model_is_saved_with_its_condition(name, tmp_path):
+    table, c = CONDITIONS[name]
+    model = moved(build_model(TABLES | {"condition": table}, (2,)))
+    if table["name"] == "vector":
+        model.condition.fit(torch.tensor([[0.0, 5.0], [1.0, 7.0]]))
+    model.save(tmp_path)
+    again, x = indm.INDM.load(tmp_path), torch.randn(3, 2)
+    assert again.description() == model.description()
+    with torch.no_grad():
+        assert torch.equal(again.given(c, 3).log_prob(x), model.given(c, 3).log_prob(x))
+
+
+TWO = {"name": "classes", "labels": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"flow": {"name": "elementwise"}, "condition": TWO | {"flow": True}}, "condition.flow must be false for flow"),
+        ({"net": {"name": "zero"}, "condition": TWO}, "has no forward"),
+        ({"condition": {"name": "class", "labels": ["a", "b"]}}, "did you mean 'classes'"),
+        ({"condition": {"name": "classes", "label": ["a", "b"]}}, "did you mean 'labels'"),
+    ],
+)
+def test_a_model_that_cannot_see_its_condition(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(TABLES | changes, (2,))
+
+
+def test_c_that_is_missing_or_has_no_use():
+    plain, conditional = build_model(TABLES, (2,)), build_model(TABLES | {"condition": CONDITIONS["classes"][0]}, (2,))
+    x = torch.zeros(2, 2)
+    for likelihood in (indm.nelbo, indm.log_likelihood, indm.INDM.log_prob):
+        with pytest.raises(ValueError, match="c must be given"):
+            likelihood(conditional, x)
+        with pytest.raises(ValueError, match="c must be left out"):
+            likelihood(plain, x, c=[0, 1])
+    with pytest.raises(ValueError, match="c must be given"):
+        indm.sample(conditional, 2)
+    with pytest.raises(ValueError, match="c must be left out"):
+        indm.sample(plain, 2, c=0)
+
+
+def test_what_takes_no_condition_asks_for_rows():
+    model = build_model(TABLES | {"condition": CONDITIONS["hidden"][0]}, (2,))
+    for use in (indm.NonlinearDiffusion, lambda model: indm.translate(model, model, torch.zeros(1, 2))):
+        with pytest.raises(ValueError, match=r"in Python model\.given\(c\) is the model at rows c"):
+            use(model)
+    indm.NonlinearDiffusion(model.given(None, 2))
+
+
+def test_a_network_of_ones_own_with_a_condition():
+    class Net(nn.Module):
+        def __init__(self, shape, condition=()):
+            super().__init__()
+            self.shape, self.condition = tuple(shape), tuple(condition)
+            self.layer = nn.Linear(shape[0] + 1 + condition[0], shape[0])
+
+        def forward(self, z, level, c):
+            return self.layer(torch.cat([z, level[:, None], c], 1))
+
+    tables = TABLES | {"net": {"name": "net"}, "condition": CONDITIONS["classes"][0]}
+    model = build_model(tables, (2,), constructors={"net": {"net": Net}})
+    x = torch.randn(4, 2)
+    assert (model.log_prob(x, c="a") - model.log_prob(x, c="b")).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("flow_sees", [True, False])
+def test_evaluation_does_not_depend_on_batches_but_on_c(flow_sees):
+    """Each example is evaluated at its own c in every batch."""
+    model = gaussian_model()
+    if flow_sees:
+        model = moved(build_model(TABLES | {"condition": CONDITIONS["seen by the flow"][0]}, (2,)))
+    x, c = mixed(40)
+    _, nats = indm.evaluate(model, x, c=c, nll_examples=10, batch_size=16, times=8, repeats=2, progress=False)
+    order = torch.randperm(40)
+    _, moved_nats = indm.evaluate(model, x[order], c=c[order], nll_examples=0, batch_size=16, times=8, progress=False)
+    scale = 4 * (1 + nats["nelbo"].std())
+    assert (nats["nelbo"][order] - moved_nats["nelbo"]).abs().median() < scale
+    if not flow_sees:
+        assert torch.allclose(nats["nll"].float(), -log_normal(x, c)[:10], atol=0.05)
+
+
+def test_importance_weights_are_of_each_samples_own_condition():
+    x, c = mixed(5)
+    report = indm.log_probability(gaussian_model(), x, c=c, draws=3, batch_size=4)
+    assert torch.allclose(report.nats().float(), -log_normal(x, c), atol=0.05)
+
+
+# ── Bayes ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def exact_posterior(x, stds, means):
+    logs = torch.stack(
+        [-0.5 * (x - m).square().sum(1) / s**2 - 2 * s.log() for m, s in zip(means, stds, strict=True)], 1
+    )
+    return logs.log_softmax(1)
+
+
+def near_classes():
+    means, stds = torch.tensor([[0.6, 0.0], [-0.6, 0.0], [0.0, 0.9]]), torch.tensor([0.8, 0.8, 0.6])
+    model = indm.INDM(Identity(), GaussianScore(means, stds), shape=(2,), condition=Classes(LETTERS))
+    c = torch.arange(60) % 3
+    return model, means, stds, means[c] + stds[c][:, None] * torch.randn(60, 2), c
+
+
+def test_the_posterior_is_that_of_bayes():
+    model, means, stds, x, _ = near_classes()
+    found = indm.classify(model, x, draws=8, times=64, progress=False)
+    wanted = exact_posterior(x, stds, means).double()
+    off = (found.log_posterior - wanted).abs()
+    assert off.mean() < 0.15 and off.max() < 0.8
+    assert torch.allclose(found.log_posterior.exp().sum(1), torch.ones(60).double())
+    prior = torch.tensor([0.8, 0.1, 0.1])
+    skewed = indm.classify(model, x, prior=prior, draws=8, times=64, progress=False)
+    assert torch.allclose(skewed.log_posterior, (found.log_posterior + prior.double().log()).log_softmax(1), atol=1e-6)
+
+
+def test_classes_share_their_noise():
+    """The stated noise of differences is far below that of the likelihoods, and it is that of repeated runs."""
+    model, _, _, x, _ = near_classes()
+    runs = [indm.classify(model, x, draws=2, times=4, seed=seed, progress=False) for seed in (0, 50)]
+    relative = [r.log_likelihood - r.log_likelihood.mean(1, keepdim=True) for r in runs]
+    spread = (relative[0] - relative[1]).std()
+    assert spread < 0.5 * (runs[0].log_likelihood - runs[1].log_likelihood).std()
+    stated = torch.stack([indm.classify(model, x, draws=16, times=4, seed=7, progress=False).noise]).mean() * math.sqrt(
+        16
+    )
+    assert 0.4 < spread / stated < 2.5
+
+
+def test_scores_of_a_classification_by_hand():
+    from indm.evaluation.classification import Classification, reliability, scores
+
+    log_posterior = torch.tensor([[0.95, 0.05], [0.85, 0.15], [0.35, 0.65], [0.05, 0.95]]).double().log()
+    found = Classification(log_posterior, torch.zeros(4, 2), log_posterior, 1)
+    labels = torch.tensor([0, 1, 1, 1])
+    numbers = scores(found, labels)
+    assert numbers["accuracy"] == 0.75
+    assert numbers["nats"] == pytest.approx(-(math.log(0.95) * 2 + math.log(0.15) + math.log(0.65)) / 4)
+    assert numbers["calibration_error"] == pytest.approx((2 * 0.05 + 0.85 + 0.35) / 4)
+    counts, _, accuracy = reliability(found, labels)
+    assert counts.tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 1, 2] and accuracy[8] == 0 and accuracy[9] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"draws": 1}, "draws must be at least 2"),
+        ({"prior": torch.tensor([0.5, 0.5])}, "prior must be 3 positive probabilities"),
+    ],
+)
+def test_a_classification_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        indm.classify(gaussian_model(), torch.zeros(2, 2), **options)
+    with pytest.raises(ValueError, match=r"must be one of p\(x\|class\)"):
+        indm.classify(build_model(TABLES, (2,)), torch.zeros(2, 2))
+
+
+def test_scores_expand_over_rows_of_images():
+    """Guidance doubles the batch in the first axis alone."""
+    net = moved(UNet((1, 8, 8), channels=8, multipliers=(1,), blocks=1, condition=(3,)))
+    score, z, t = indm.ScoreModel(net, indm.VPSDE()), torch.randn(3, 1, 8, 8), torch.tensor([0.1, 0.4, 0.9])
+    c = torch.eye(3)
+    whole = GivenScore(score, c, 2.0)(z, t)
+    for i in range(3):
+        free, own = score(z[i : i + 1], t[i : i + 1]), score(z[i : i + 1], t[i : i + 1], c[i : i + 1])
+        assert torch.allclose(
+            whole[i : i + 1],
+            free + 2.0 * (own - free),
+            atol=1e-4 * float(1 / expand_like(score.sde.sigma(t[i : i + 1]), z[:1]).min()),
+        )

@@ -1,0 +1,161 @@
+"""Training of p(x|c): it resumes to the last bit, processes make the run of one, and what it learns depends on c."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from launch import InDouble
+from processes import fork_group
+from test_processes import largest_difference
+from test_reliability import TINY, compare_runs
+from test_training import change
+from torch.utils.data import TensorDataset
+
+import indm
+from indm.cli.main import main
+from indm.config import recipes
+from indm.runs.samples import read_samples
+from indm.training.loop import train
+
+CLASSES = change(TINY, steps=8) | {"condition": {"name": "classes", "drop": 0.2}}
+SEEN = CLASSES | {"condition": {"name": "classes", "flow": True}}
+VECTORS = {
+    "flow": {"name": "coupling", "width": 16, "depth": 2},
+    "sde": {"name": "vp"},
+    "net": {"name": "mlp", "width": 32, "depth": 2, "fourier": 0},
+    "condition": {"name": "vector", "flow": True},
+    "train": {"steps": 300, "batch_size": 128, "lr": 3e-3, "flow_lr": 3e-3, "decay": 0.3, "threads": 1},
+}
+
+
+@pytest.mark.parametrize("recipe", [CLASSES, SEEN], ids=["hidden at times", "seen by the flow"])
+def test_a_conditional_run_resumes_to_the_last_bit(recipe, tmp_path):
+    train(recipe, tmp_path / "whole", progress=False)
+    train(recipe, tmp_path / "parts", progress=False, callbacks=[lambda trainer, _: trainer.step == 4])
+    train(recipe, tmp_path / "parts", progress=False, resume=True)
+    compare_runs(tmp_path / "whole", tmp_path / "parts")
+    saved = recipes.load(tmp_path / "whole")
+    assert list(saved["condition"]["labels"]) == list("0123456789")
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.long)])
+def test_processes_make_the_conditional_run_of_one(processes, tmp_path):
+    train(CLASSES, tmp_path / "1", progress=False, trainer=InDouble)
+    fork_group(processes, lambda: train(CLASSES, tmp_path / "many", progress=False, trainer=InDouble))
+    assert largest_difference(tmp_path / "1", tmp_path / "many") < 1e-9
+
+
+def test_it_learns_the_law_at_each_condition(tmp_path):
+    """x = (c, −c) + noise: the NLL comes near the entropy of the noise, and shuffled conditions cost nats."""
+    generator = torch.Generator().manual_seed(0)
+    c = 2 * torch.rand(3000, 1, generator=generator) - 1
+    x = torch.cat([c, -c], 1) + 0.2 * torch.randn(3000, 2, generator=generator)
+    train(VECTORS, tmp_path / "run", data=TensorDataset(x, 5 + 10 * c), progress=False)
+    model = indm.INDM.load(tmp_path / "run")
+    assert torch.allclose(model.condition.shift, torch.tensor([5.0]), atol=0.4)
+    raw, c = x[:400], 5 + 10 * c[:400]
+    x = model.from_data(raw)[0]
+    report = indm.log_likelihood(model, x, c=c)
+    entropy = 2 * (0.5 * np.log(2 * np.pi * np.e) + np.log(0.2))
+    assert abs(report.nats().mean() - entropy) < 0.15
+    assert indm.log_likelihood(model, x, c=c.roll(1, 0)).nats().mean() > entropy + 1
+    y = model.scaling.to_data(indm.sample(model, 500, c=[10.0]))
+    assert torch.allclose(y.mean(0), torch.tensor([0.5, -0.5]), atol=0.08)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "data", "message"),
+    [
+        ({"condition": {"name": "vector"}}, None, "have no numbers for a condition"),
+        ({"condition": {"name": "classes", "labels": ["0", "1"]}}, None, "the train data do not fit the condition"),
+        ({"condition": {"name": "klasses"}}, None, "did you mean 'classes'"),
+        ({"condition": {"name": "classes"}}, torch.zeros(40, 1, 8, 8, dtype=torch.uint8), "must be a pair"),
+        (
+            {
+                "condition": {"name": "classes"},
+                "net": {"name": "vae-mlp", "width": 8, "latent": 2, "depth": 1},
+                "flow": {"name": "identity"},
+                "train": {"objective": "elbo"},
+            },
+            None,
+            "condition must be left out: a VAE",
+        ),
+    ],
+)
+def test_data_that_do_not_fit(recipe, data, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(TINY | recipe, tmp_path / "run", data=data, progress=False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("conditional") / "run"
+    flags = ["--condition", "classes", "--condition.drop", "0.1", "--net.channels", "8", "--train.steps", "6"]
+    assert main(["train", "digits", "--out", str(folder), *flags, "--threads", "1", "--quiet"]) == 0
+    return folder
+
+
+def test_the_command_line_from_training_to_classes(run, capsys):
+    assert main(["evaluate", str(run), "--examples", "60", "--nll-examples", "0", "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "class" in said and json.loads((run / "evaluation.json").read_text())["classes"]["3"]["images"] > 1
+    assert main(["classify", str(run), "--examples", "40", "--draws", "2", "--times", "1", "--quiet"]) == 0
+    said = capsys.readouterr().out
+    record = json.loads((run / "classification.json").read_text())
+    assert f"accuracy {record['accuracy']:.4f}" in said and (run / "reliability.png").is_file()
+    assert np.load(run / "classification.npz")["log_posterior"].shape == (40, 10)
+
+
+def test_samples_of_one_class_of_all_and_of_the_datas(run, tmp_path, capsys):
+    def drawn(*flags):
+        assert main(["sample", str(run), "--out", str(tmp_path), "--overwrite", "--steps", "2", "--quiet", *flags]) == 0
+        with np.load(tmp_path / "samples.npz") as file:
+            return file["samples"], file.get("c")
+
+    assert drawn("--condition", "3", "-n", "4")[1].tolist() == [3] * 4
+    samples, c = drawn("--condition", "all", "-n", "3", "--guidance", "2")
+    assert samples.shape[0] == 30 and c.tolist() == [k for k in range(10) for _ in range(3)]
+    assert read_samples(tmp_path / "samples.npz")[2]["guidance"] == 2
+    assert len(set(drawn("-n", "40")[1].tolist())) > 4
+    assert drawn("--condition", "none", "-n", "4")[1] is None
+    capsys.readouterr()
+    for flags, message in (
+        (["--condition", "ten"], "c must be one of 0, 1"),
+        (["--condition", "0", "--guidance", "nan"], "guidance must be finite"),
+    ):
+        assert main(["sample", str(run), "--out", str(tmp_path), "--overwrite", "--quiet", *flags]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_images_without_labels_get_their_class(run, tmp_path, capsys):
+    assert main(["sample", str(run), "--out", str(tmp_path), "--steps", "2", "-n", "25", "--quiet"]) == 0
+    source = str(tmp_path / "samples.npz")
+    flags = ["--draws", "2", "--times", "1", "--out", str(tmp_path), "--quiet"]
+    assert main(["classify", str(run), source, *flags]) == 0
+    lines = (tmp_path / "classification.csv").read_text().splitlines()
+    assert lines[0] == "number,class,probability" and len(lines) == 26
+    capsys.readouterr()
+    assert main(["classify", str(run), source, *flags]) == 2
+    assert "overwrite" in capsys.readouterr().err
+
+
+def test_what_needs_classes_says_so(tmp_path, capsys):
+    assert (
+        main(
+            ["train", "digits", "--out", str(tmp_path / "run"), "--net.channels", "8", "--train.steps", "2", "--quiet"]
+        )
+        == 0
+    )
+    assert main(["classify", str(tmp_path / "run"), "--quiet"]) == 2
+    assert "train one with --condition classes" in capsys.readouterr().err
+    assert main(["sample", str(tmp_path / "run"), "--condition", "3", "--quiet"]) == 2
+    assert "condition and guidance are for a model" in capsys.readouterr().err
+
+
+def test_what_takes_no_condition_says_so(run, tmp_path, capsys):
+    images = tmp_path / "images.npy"
+    np.save(images, np.zeros((2, 8, 8), np.uint8))
+    for command in (["report", str(run)], ["inspect", str(run)], ["translate", str(run), str(run), str(images)]):
+        assert main([*command, "--out", str(tmp_path / command[0]), "--quiet"]) == 2
+        assert "takes models without a condition" in capsys.readouterr().err
