@@ -227,16 +227,16 @@ class Drawing:
 
     n: Annotated[int, arg(aliases=["-n"])] = 64
     """How many samples."""
-    condition: Annotated[str | None, default("drawn from the training data")] = None
+    condition: Annotated[str | None, arg(metavar="C"), default("drawn from the training data")] = None
     """The c of a model of p(x|c): a class by name or number, or numbers as [0.5,1.2]; "all" draws n of every class,
     "none" samples p(x), which a model knows that was trained with condition.drop."""
     guidance: float = 1.0
     """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop
     in training."""
     sampler: str = "unipc"
-    """ode, euler-maruyama, pc, heun, dpm++2m, dpm++3m, unipc, fitted, or package.module:Class. "ode" takes as many
-    steps as its tolerance needs; "fitted" is what "indm fit-sampler" made for these --steps. Options of a sampler:
-    --sampler.tol 1e-5 with "ode", --sampler.snr 0.16 (or [0.16,0.14], from the first step to the last) with "pc"."""
+    """ode, euler-maruyama, pc, heun, dpm++2m, dpm++3m, unipc, fitted, or package.module:Class. "ode" takes as many steps
+    as its tolerance needs; "fitted" was fitted to the run for these --steps. Options of a sampler: --sampler.tol 1e-5
+    with "ode"; --sampler.snr 0.16, or [0.16,0.14] from the first step to the last, with "pc"."""
     sampler_options: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
     """Arguments of the sampler; those that are left out have its defaults."""
     steps: int = 25

@@ -13,7 +13,6 @@ from indm.config.options import Classifying
 from indm.data.base import stack
 from indm.evaluation import classification as by_bayes
 from indm.evaluation.image_sources import open_images
-from indm.evaluation.plots import figure_into, reliability_diagram
 from indm.files import atomic
 from indm.runs.data import data_of
 from indm.runs.folder import check_absent, open_model
@@ -72,6 +71,8 @@ def classify_run(
         atomic.text(out / "classification.csv", _table(found, names))
         lines.append(str(out / "classification.csv"))
     else:
+        from indm.evaluation.plots import figure_into, reliability_diagram  # which load matplotlib
+
         record |= by_bayes.scores(found, labels)
         writes[out / "reliability.png"] = figure_into(reliability_diagram(*by_bayes.reliability(found, labels)))
         lines += [
