@@ -18,6 +18,7 @@ import indm
 def main(steps: int = 5000, out: Path = Path("runs/example-anomaly-detection")) -> None:
     """steps: of the optimizer, at most; out: the folder for scores.csv."""
     X, is_benign = load_breast_cancer(return_X_y=True)
+    X = X[:, :10]  # means of ten measures of the cells
     train, benign = train_test_split(X[is_benign == 1], random_state=0)
     test = np.concatenate([benign, X[is_benign == 0]])
     is_outlier = np.arange(len(test)) >= len(benign)

@@ -9,8 +9,8 @@ from .dequantization import Dequantization as Dequantization
 from .dequantization import TruncatedNormal as TruncatedNormal
 from .dequantization import Uniform as Uniform
 from .dequantization import Variational as Variational
-from .evaluation.classification import classify as classify
 from .estimator import DensityEstimator as DensityEstimator
+from .evaluation.classification import classify as classify
 from .evaluation.likelihood import evaluate as evaluate
 from .fitting import Fit as Fit
 from .fitting import FittedSampler as FittedSampler

@@ -16,9 +16,10 @@ from sklearn.covariance import OAS
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from indm.conditions import Vector
 from indm.density import START, WhitenedFlow
 from indm.flows.base import Identity
 from indm.gaussian import GaussianReference
@@ -47,7 +48,10 @@ EMA_DECAY, BETAS, CLIP = 0.99, (0.9, 0.99), 1.0
 EPS = 1e-4  # truncation of the diffusion
 MOST_EXACT, PROBES = 40, 8  # columns up to which the divergence is exact; probes above
 ROWS_AT_ONCE = 2_048
+LEAST_REST = 1e-6  # of a column's deviation, what c leaves of it at least
 SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true error
+
+Rows = tuple[np.ndarray, np.ndarray]  # of a table, and their conditions
 
 
 class DensityEstimator(DensityMixin, BaseEstimator):
@@ -59,6 +63,9 @@ class DensityEstimator(DensityMixin, BaseEstimator):
     integrates to 1, and its ODE is solved for each row to 0.05 nats, by an estimate that is some ten times the true
     error. Of a small table further models are trained while time remains, each validated on other rows, and their
     densities averaged.
+
+    With conditions c, numbers of each row that are given to ``fit`` and the other methods, the density is p(x|c): the
+    columns are first freed of what is linear in c, and the network sees c.
 
     For up to 40 columns the divergence of the probability flow is exact. For more it is estimated by 8 probes, the same
     for all rows, which adds noise to log p.
@@ -83,7 +90,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
 
     Attributes:
         models_: the fitted :class:`~indm.INDM`, of the decorrelated columns.
-        mean_, whitening_: z = (x − mean_) @ whitening_.
+        mean_, slope_, whitening_: z = (x − mean_ − c @ slope_) @ whitening_, where c is standardised.
+        n_conditions_: numbers of a condition; 0 without.
         discrete_: indices of the discrete columns.
         n_steps_: optimizer steps of each model until it was best.
         n_features_in_, feature_names_in_: as in scikit-learn.
@@ -135,8 +143,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
 
     # ── scikit-learn's methods ──────────────────────────────────────────────────────────────────────────────────────
 
-    def fit(self, X, y=None) -> "DensityEstimator":
-        """Fit the density of the rows of ``X`` (n, columns); ``y`` is ignored.
+    def fit(self, X, y=None, *, c=None) -> "DensityEstimator":
+        """Fit the density of the rows of ``X`` (n, columns), at ``c`` (n, k) where it is given; ``y`` is ignored.
 
         Raises:
             ValueError: an argument out of range; missing or infinite values; fewer than 10 rows; a constant column; a
@@ -147,16 +155,19 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         n_models = self._checked(len(X))
         self.discrete_ = self._indices()
         self._check_columns(X)
+        self.n_conditions_ = 0 if c is None else self._table_of(c, len(X)).shape[1]
+        c = self._conditions(c, len(X), fits=True)
         numbers = check_random_state(self.random_state)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(numbers.randint(2**31 - 1))
-            self._whiten(self._noisy(X, numbers))
+            self._whiten(self._noisy(X, numbers), c)
             order, size = numbers.permutation(len(X)), max(1, round(self.validation_fraction * len(X)))
             self.models_, self.n_steps_ = [], []
             for i in range(n_models):
                 is_valid = np.zeros(len(X), dtype=bool)
                 is_valid[order[np.arange(i * size, (i + 1) * size) % len(X)]] = True
-                fitting = self._fitted(X[~is_valid], X[is_valid], numbers, started + self.max_seconds)
+                parts = (X[~is_valid], c[~is_valid]), (X[is_valid], c[is_valid])
+                fitting = self._fitted(*parts, numbers, started + self.max_seconds)
                 if fitting.in_time or i == 0:
                     self.models_.append(fitting.best_model.double())
                     self.n_steps_.append(fitting.best_step)
@@ -164,8 +175,10 @@ class DensityEstimator(DensityMixin, BaseEstimator):
                     break
         return self
 
-    def score_samples(self, X) -> np.ndarray:
-        """log p of each row of ``X``, nats, of the units of ``X``: (n,). No value depends on another row.
+    def score_samples(self, X, c=None) -> np.ndarray:
+        """log p of each row of ``X`` (at its own row of ``c``), nats, of the units of ``X``: (n,).
+
+        No value depends on another row.
 
         With discrete columns it is the log of a probability of them times a density of the others.
 
@@ -177,28 +190,33 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         points = self._noise_points()
         many = np.repeat(X, len(points), axis=0)
         many[:, self.discrete_] += np.tile(points, (len(X), 1))
-        log_density = self._log_density(many).reshape(len(X), len(points))
+        c = np.repeat(self._conditions(c, len(X)), len(points), axis=0)
+        log_density = self._log_density(many, c).reshape(len(X), len(points))
         return np.logaddexp.reduce(log_density, axis=1) - math.log(len(points))
 
-    def score(self, X, y=None) -> float:
+    def score(self, X, y=None, c=None) -> float:
         """The mean of :meth:`score_samples`; ``y`` is ignored."""
-        return float(self.score_samples(X).mean())
+        return float(self.score_samples(X, c).mean())
 
-    def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
-        """Rows drawn from the fitted density, (n_samples, columns), in the units of the table."""
+    def sample(self, n_samples: int = 1, random_state: Any = None, *, c=None) -> np.ndarray:
+        """Rows drawn from the fitted density, (n_samples, columns), in the units of the table.
+
+        ``c`` is one condition for all of them, (k,), or one for each, (n_samples, k).
+        """
         check_is_fitted(self)
         if n_samples < 1:
             raise ValueError(f"n_samples must be at least 1, got {n_samples}")
         numbers = check_random_state(random_state)
         generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
-        counts = numbers.multinomial(n_samples, np.full(len(self.models_), 1 / len(self.models_)))
+        c = self._conditions(c, n_samples)
         options: dict[str, Any] = {"sampler": "ode", "last_denoising": False, "batch_size": ROWS_AT_ONCE}
-        parts = [
-            sample(model, int(n), generator=generator, **options).numpy()
-            for model, n in zip(self.models_, counts, strict=True)
-            if n
-        ]
-        rows = numbers.permutation(np.concatenate(parts)) @ np.linalg.inv(self.whitening_) + self.mean_
+        chosen, latents = numbers.randint(len(self.models_), size=n_samples), np.zeros((n_samples, self.n_features_in_))
+        for i, model in enumerate(self.models_):
+            own = np.flatnonzero(chosen == i)
+            if len(own):
+                at = torch.from_numpy(c[own]) if self.n_conditions_ else None
+                latents[own] = sample(model, len(own), c=at, generator=generator, **options).numpy()
+        rows = latents @ np.linalg.inv(self.whitening_) + self.mean_ + c @ self.slope_
         rows[:, self.discrete_] = np.floor(rows[:, self.discrete_])
         return rows
 
@@ -259,6 +277,39 @@ class DensityEstimator(DensityMixin, BaseEstimator):
                     "it, or declare it in discrete"
                 )
 
+    def _table_of(self, c, rows: int) -> np.ndarray:
+        """Conditions as a table (rows, k).
+
+        Raises:
+            ValueError: they are not finite numbers, or not so many.
+        """
+        table = check_array(c, dtype=np.float64, ensure_2d=False, input_name="c")
+        if table.ndim == 1:
+            table = table[:, None] if len(table) == rows and getattr(self, "n_conditions_", 1) < 2 else table[None]
+        if len(table) == 1 < rows:
+            table = np.repeat(table, rows, axis=0)
+        if len(table) != rows:
+            raise ValueError(f"c must have {rows} rows, one for each of X, got {len(table)}")
+        return table
+
+    def _conditions(self, c, rows: int, *, fits: bool = False) -> np.ndarray:
+        """Standardised conditions (rows, k); without any, k is 0.
+
+        Raises:
+            ValueError: there are none where the density was fitted with them, or some where it was fitted without, or
+                they have another number of columns.
+        """
+        if (c is None) != (self.n_conditions_ == 0):
+            wanted = f"{self.n_conditions_} numbers for each row" if self.n_conditions_ else "left out"
+            raise ValueError(f"c must be {wanted}, as it was in fit, got {'none' if c is None else 'some'}")
+        table = np.zeros((rows, 0)) if c is None else self._table_of(c, rows)
+        if table.shape[1] != self.n_conditions_:
+            raise ValueError(f"c must have {self.n_conditions_} columns, as in fit, got {table.shape[1]}")
+        if fits:
+            self._c_mean, std = table.mean(0), table.std(0)
+            self._c_std = np.where(std > 1e-12 * np.abs(self._c_mean), std, 1.0)
+        return (table - self._c_mean) / self._c_std
+
     def _noisy(self, X: np.ndarray, numbers: np.random.RandomState) -> np.ndarray:
         """``X`` with uniform noise in its discrete columns."""
         noise = np.zeros_like(X)
@@ -273,23 +324,29 @@ class DensityEstimator(DensityMixin, BaseEstimator):
             warnings.simplefilter("ignore", UserWarning)  # that a number of draws is no power of 2
             return qmc.Sobol(len(self.discrete_), rng=0).random(self.draws)
 
-    def _whiten(self, X: np.ndarray) -> None:
-        """Set the affine map to standardised and decorrelated columns; correlations are shrunk where rows are few."""
-        self.mean_, scale = X.mean(0), X.std(0)
-        correlation = OAS(assume_centered=True).fit((X - self.mean_) / scale).covariance_
+    def _whiten(self, X: np.ndarray, c: np.ndarray) -> None:
+        """Set the affine map to standardised and decorrelated columns; correlations are shrunk where rows are few.
+
+        What is linear in c is taken away first.
+        """
+        self.mean_ = X.mean(0)
+        penalty = np.eye(c.shape[1])  # that of one row more
+        self.slope_ = np.linalg.solve(c.T @ c + penalty, c.T @ (X - self.mean_))
+        rest = X - self.mean_ - c @ self.slope_
+        scale = np.maximum(rest.std(0), LEAST_REST * X.std(0))
+        correlation = OAS(assume_centered=True).fit(rest / scale).covariance_
         self.whitening_ = np.linalg.inv(np.linalg.cholesky(correlation)).T / scale[:, None]
 
     # ── Models ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _fitted(
-        self, train: np.ndarray, valid: np.ndarray, numbers: np.random.RandomState, deadline: float
-    ) -> "_Fitting":
-        """A model of the rows ``train``."""
+    def _fitted(self, training: Rows, validation: Rows, numbers: np.random.RandomState, deadline: float) -> "_Fitting":
+        """A model of the rows and conditions ``training``."""
+        (train, c), (valid, c_valid) = training, validation
         started, repeats = perf_counter(), max(1, VALIDATION_ROWS // len(valid))
-        many = np.repeat(valid[:VALIDATION_ROWS], repeats, axis=0)
-        held = self._latents(self._noisy(many, numbers))
+        many, c_held = (np.repeat(part[:VALIDATION_ROWS], repeats, axis=0) for part in (valid, c_valid))
+        held = self._latents(self._noisy(many, numbers), c_held)
         mixture = self._mixture(
-            self._latents(self._noisy(train[:MIXTURE_ROWS], numbers)),
+            self._latents(self._noisy(train[:MIXTURE_ROWS], numbers), c[:MIXTURE_ROWS]),
             held[:: max(1, repeats // DRAWS_OF_MIXTURE)],
             numbers.randint(2**31 - 1),
             until=started + MIXTURE_SHARE * (deadline - started),
@@ -297,8 +354,9 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         model = self._build(mixture.n_components)
         law = mixture.weights_, mixture.means_, mixture.covariances_
         model.score.backbone.set_mixture(*map(torch.from_numpy, law))
-        fitting = _Fitting(model, self.learning_rate, self.weight_decay, torch.from_numpy(held).float())
-        latents = torch.from_numpy(self._latents(train)).float()
+        held_rows = torch.from_numpy(held).float(), torch.from_numpy(c_held).float()
+        fitting = _Fitting(model, self.learning_rate, self.weight_decay, *held_rows)
+        latents, c_train = torch.from_numpy(self._latents(train, c)).float(), torch.from_numpy(c).float()
         one = torch.from_numpy(self.whitening_[self.discrete_]).float()  # what 1 in a discrete column is to latents
         loader = _batches(len(train), self.batch_size)
         while fitting.step < self.max_steps and not fitting.is_over:
@@ -307,7 +365,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
                 fitting.in_time = False
                 break
             rows = next(loader)
-            fitting.train(latents[rows] + torch.rand(len(rows), len(one)) @ one, min(1.0, (1 - spent) / DECAY))
+            x = latents[rows] + torch.rand(len(rows), len(one)) @ one
+            fitting.train(x, c_train[rows], min(1.0, (1 - spent) / DECAY))
         fitting.check()
         if self.verbose:
             first, best = (value + self._log_volume() for value in (fitting.first, fitting.best))
@@ -334,20 +393,24 @@ class DensityEstimator(DensityMixin, BaseEstimator):
 
     def _build(self, components: int) -> INDM:
         shape = (self.n_features_in_,)
-        backbone = MixtureMLP(shape, components, self.width, self.depth)
-        return INDM(Identity(), ScoreModel(backbone, VPSDE(eps=EPS)), shape=shape)
+        condition = Vector(self.n_conditions_) if self.n_conditions_ else None
+        seen = condition.seen_shape if condition else ()
+        backbone = MixtureMLP(shape, components, self.width, self.depth, condition=seen)
+        return INDM(Identity(), ScoreModel(backbone, VPSDE(eps=EPS)), shape=shape, condition=condition)
 
-    def _latents(self, X: np.ndarray) -> np.ndarray:
-        return (X - self.mean_) @ self.whitening_
+    def _latents(self, X: np.ndarray, c: np.ndarray) -> np.ndarray:
+        return (X - self.mean_ - c @ self.slope_) @ self.whitening_
 
     def _log_volume(self) -> float:
         """log|det ∂z/∂x|."""
         return float(np.linalg.slogdet(self.whitening_)[1])
 
-    def _log_density(self, X: np.ndarray) -> np.ndarray:
+    def _log_density(self, X: np.ndarray, c: np.ndarray) -> np.ndarray:
         """log of the mean density of the models at rows without discrete columns, nats (n,)."""
-        z = torch.from_numpy(self._latents(X))
-        found = [[_log_prob(model, part) for part in z.split(ROWS_AT_ONCE)] for model in self.models_]
+        parts_of = [torch.from_numpy(part).split(ROWS_AT_ONCE) for part in (self._latents(X, c), c)]
+        found = [
+            [_log_prob(_at(model, rows), part) for part, rows in zip(*parts_of, strict=True)] for model in self.models_
+        ]
         errors = torch.stack([torch.cat([error for _, error in parts]) for parts in found])
         if errors.mean() > SOLVER_ERROR:
             warnings.warn(
@@ -386,13 +449,14 @@ class _Fitting:
     Args:
         model: what is trained.
         learning_rate, weight_decay: of AdamW.
-        held: latents on which it is validated.
+        held, c_held: latents on which it is validated, and their conditions.
     """
 
     model: INDM
     learning_rate: float
     weight_decay: float
     held: Tensor
+    c_held: Tensor
 
     def __post_init__(self):
         parameters = list(self.model.parameters())
@@ -409,11 +473,11 @@ class _Fitting:
     def is_over(self) -> bool:
         return self.cuts > CUTS
 
-    def train(self, x: Tensor, factor: float) -> None:
+    def train(self, x: Tensor, c: Tensor, factor: float) -> None:
         """One step at ``factor`` of the rate, and a check where it is due."""
         factor *= CUT**self.cuts * learning_rate_factor(self.step, 0.0, WARMUP, 0.0)
         self.optimizer.param_groups[0]["lr"] = self.learning_rate * factor
-        loss, _ = mle_loss(self.model, x)
+        loss, _ = mle_loss(_at(self.model, c), x)
         loss.backward()
         if torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP).isfinite():
             self.optimizer.step()
@@ -429,7 +493,7 @@ class _Fitting:
     def validate(self) -> float:
         """The lower bound of log p of the average, nats a row, by the same draws each time."""
         generator = torch.Generator().manual_seed(0)
-        return -mle_loss(self.ema.model, self.held, generator=generator)[1]["nelbo"].item()
+        return -mle_loss(_at(self.ema.model, self.c_held), self.held, generator=generator)[1]["nelbo"].item()
 
     def check(self) -> None:
         value = self.validate()
@@ -446,6 +510,11 @@ class _Fitting:
         self.cuts, self.since = self.cuts + 1, 0
         self.model.load_state_dict(self.best_model.state_dict())
         self.ema.model.load_state_dict(self.best_model.state_dict())
+
+
+def _at(model: Any, c: Tensor) -> Any:
+    """``model`` at the conditions ``c`` (n, k); k may be 0."""
+    return model.given(c) if c.shape[1] else model
 
 
 def _batches(rows: int, size: int) -> Iterator[Tensor]:

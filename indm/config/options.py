@@ -234,9 +234,10 @@ class Drawing:
     """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop
     in training."""
     sampler: str = "unipc"
-    """ode, euler-maruyama, pc, heun, dpm++2m, dpm++3m, unipc, fitted, or package.module:Class. "ode" takes as many steps
-    as its tolerance needs; "fitted" was fitted to the run for these --steps. Options of a sampler: --sampler.tol 1e-5
-    with "ode"; --sampler.snr 0.16, or [0.16,0.14] from the first step to the last, with "pc"."""
+    """ode, euler-maruyama, pc, heun, dpm++2m, dpm++3m, unipc, fitted, or package.module:Class. "ode" takes as many
+    steps as its tolerance needs; "fitted" was fitted to the run for these --steps. Options of a sampler:
+    --sampler.tol 1e-5 with "ode"; with "pc" --sampler.snr 0.16 or, from the first step to the last,
+    [0.16,0.14]."""
     sampler_options: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
     """Arguments of the sampler; those that are left out have its defaults."""
     steps: int = 25
