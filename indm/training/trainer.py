@@ -298,9 +298,9 @@ class Trainer:
             last = i == self.options.accumulate - 1
             with nullcontext() if last else self.accelerator.no_sync(self.network):
                 batch = next(batches)
-                raw, c = (batch, None) if isinstance(batch, Tensor) else batch
+                raw, given = (batch, ()) if isinstance(batch, Tensor) else (batch[0], tuple(batch[1:]))
                 with part_of(self.accelerator.process_index * len(raw), self.accelerator.num_processes * len(raw)):
-                    loss, terms = self.network(self.prepare_batch(raw), c, **conditions)
+                    loss, terms = self.network(self.prepare_batch(raw), *given, **conditions)
                 self.accelerator.backward(loss / self.options.accumulate)
             for name, value in terms.items():
                 means[name] = means.get(name, 0.0) + value / self.options.accumulate
