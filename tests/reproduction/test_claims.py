@@ -297,6 +297,7 @@ def test_the_exact_score_is_the_gradient_of_the_noised_mixture(sde, factor):
         assert torch.allclose(found, factor * score, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.long
 def test_control_is_as_expected_and_would_notice(monkeypatch):
     make = functools.partial(CLAIMS[1].control, points=200)
     exact, wrong = make()

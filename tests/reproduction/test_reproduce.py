@@ -426,6 +426,7 @@ def test_only_what_is_missing_is_made(tmp_path, tiny, monkeypatch):
     assert {p: after[p] for p in before} == before
 
 
+@pytest.mark.long
 def test_a_unit_that_fails_is_named_with_its_log(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "VARIANTS", {"indm": studies.Variant()})
     monkeypatch.setitem(STUDIES, "digits", replace(STUDIES["digits"], variants=("indm",)))

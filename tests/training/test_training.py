@@ -488,6 +488,7 @@ def test_the_flows_own_warmup_lets_the_score_go_ahead():
     assert rates["flow"] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0, 1.0, 1.0])
 
 
+@pytest.mark.long
 def test_a_strong_isometry_term_keeps_the_flow_linear():
     """Under it the flow keeps lengths; without it, from the same seed, it does not."""
     defects = []
