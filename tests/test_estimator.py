@@ -142,7 +142,7 @@ def test_the_probability_is_bounded_from_below(discrete):
     model, _ = discrete
     cell, n = np.array([[1.0, 1.0]]), 20
     within = (np.stack(np.meshgrid(*2 * [np.arange(n)]), -1).reshape(-1, 2) + 0.5) / n
-    log_density = model._log_density(cell + within)
+    log_density = model._log_density(cell + within, np.zeros((n**2, 0)))
     exact = np.log(np.exp(log_density).mean())
     assert log_density.mean() < exact - 0.01
     assert model.score_samples(cell)[0] == pytest.approx(exact, abs=0.1)
@@ -178,6 +178,7 @@ def test_time_ends_a_fit_and_leaves_out_the_model_that_it_cuts_short(moons, monk
     assert len(all_three.models_) == len(all_three.n_steps_) == 3
 
 
+@pytest.mark.long
 def test_training_improves_on_the_mixture():
     X = make_moons(1500, noise=0.05, random_state=0)[0]
     train, test = X[:1000], X[1000:]

@@ -698,6 +698,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert train(change(DIGITS, steps=step + 2), run, resume=True, progress=False)["steps"] == step + 2
 
 
+@pytest.mark.long
 def test_processes_share_the_work_and_make_one_run(tmp_path):
     run, recipe = tmp_path / "run", change(DIGITS, steps=4, accumulate=2, pretrain=0.5, checkpoint_every=3)
     (tmp_path / "mine.toml").write_text(recipes.to_toml(recipe))
