@@ -106,8 +106,9 @@ class Classes(Condition):
     """One of K classes, seen as K numbers, of which that of the class is 1.
 
     Args:
-        labels: names of the classes, in the order of their numbers.
-        drop, flow: see :class:`Condition`.
+        labels: names of the classes, in the order of their numbers; in a recipe, by default those of the data.
+        drop: probability with which training hides c, so that the model is one of p(x), too, and samples can be guided.
+        flow: whether the flow sees c, too.
 
     Raises:
         ValueError: fewer than two labels, or one twice.
@@ -226,8 +227,9 @@ class Vector(Numbers):
     """A vector of numbers.
 
     Args:
-        size: how many.
-        drop, flow: see :class:`Condition`.
+        size: how many; in a recipe, by default as many as the data have.
+        drop: probability with which training hides c, so that the model is one of p(x), too, and samples can be guided.
+        flow: whether the flow sees c, too.
     """
 
     def __init__(self, size: int = 0, drop: float = 0.0, flow: bool = False):
@@ -256,8 +258,8 @@ class Image(Numbers):
 
     Args:
         shape: event shape of x, (C, H, W).
-        channels: of the image c.
-        drop: see :class:`Condition`.
+        channels: of the image c; in a recipe, by default those of the data.
+        drop: probability with which training hides c, so that the model is one of p(x), too, and samples can be guided.
     """
 
     def __init__(self, shape: tuple[int, ...], channels: int = 0, drop: float = 0.0):
