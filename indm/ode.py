@@ -172,7 +172,7 @@ def solve(
         options: dict[str, Any] = {"drift": drift, "watch": watch, "context": given}
         found, evaluations, rates = adams(field, begin, start, end, steps=steps, **options)
         error = unresolved(torch.stack(rates), abs(end - start) / steps)
-        return found, error.nan_to_num(math.inf), evaluations
+        return found, error.nan_to_num(math.inf, posinf=math.inf), evaluations
 
     return _in_doubled_steps(attempt, state, tol, steps, most)
 
@@ -265,7 +265,7 @@ def _in_doubled_steps(
 
 def _distance(a: Tensor, b: Tensor) -> Float[Tensor, " batch"]:
     """The root mean square of a − b over entries; infinite where it is no number."""
-    return (a - b).double().flatten(1).square().mean(1).sqrt().nan_to_num(math.inf)
+    return (a - b).double().flatten(1).square().mean(1).sqrt().nan_to_num(math.inf, posinf=math.inf)
 
 
 def _warn_above(tol: float, error: Tensor, foreseen: Tensor, steps: int, nfe: int, doublings: int) -> None:

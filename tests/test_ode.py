@@ -140,9 +140,10 @@ def test_each_sample_is_solved_in_its_own_steps():
     assert torch.equal(alone.state[0][0], solution.state[0][1]) and alone.nfe == solution.nfe[1]
 
 
-def test_what_is_not_finite_is_said():
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_said(value):
     with pytest.raises(RuntimeError, match="non-finite in sample 1, in 128 steps"):
-        solved(torch.tensor([0.0, math.nan], dtype=torch.float64), tol=1e-3, most=128)
+        solved(torch.tensor([0.0, value], dtype=torch.float64), tol=1e-3, most=128)
 
 
 # ── a state to a tolerance ───────────────────────────────────────────────────────────────────────────────────────
@@ -233,11 +234,15 @@ def test_a_tolerance_out_of_reach_is_said_early_and_the_steps_end():
 
 
 @pytest.mark.filterwarnings("ignore:the ODE")
-def test_a_state_that_is_not_finite_is_said_and_coarse_steps_may_overflow():
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_state_that_is_not_finite_is_said(value):
     with pytest.raises(RuntimeError, match="non-finite in sample 1, in 16 steps"):
-        nan = torch.tensor([[0.0], [math.nan]], dtype=torch.float64)
-        converge(lambda t, s: (nan + s[0],), (torch.ones(2, 1).double(),), 0.0, 1.0, tol=1e-3, most=16)
+        slope = torch.tensor([[0.0], [value]], dtype=torch.float64)
+        converge(lambda t, s: (slope + s[0],), (torch.ones(2, 1).double(),), 0.0, 1.0, tol=1e-3, most=16)
 
+
+@pytest.mark.filterwarnings("ignore:the ODE")
+def test_coarse_steps_may_overflow():
     def steep(t, state):
         return (torch.where(state[0].abs() > 3, math.inf, -40 * state[0]),)
 
