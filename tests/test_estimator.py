@@ -334,3 +334,23 @@ def test_conditions_are_routed_pickled_and_checked(moons, coarse):
     ):
         with pytest.raises(ValueError, match=message):
             use()
+
+
+def test_the_posterior_of_a_linear_gaussian_simulator():
+    """θ ~ N(0, I) and x = A θ + noise: p(θ|x) from simulated pairs against the closed form."""
+    numbers = np.random.default_rng(0)
+    A, noise = np.array([[1.0, 0.5], [0.0, 1.0], [-1.0, 1.0]]), 0.5
+
+    def simulated(n):
+        theta = numbers.normal(size=(n, 2))
+        return theta, theta @ A.T + noise * numbers.normal(size=(n, 3))
+
+    theta, x = simulated(4000)
+    posterior = DensityEstimator(**SMALL | {"max_steps": 0}).fit(theta, c=x)
+    covariance = np.linalg.inv(np.eye(2) + A.T @ A / noise**2)
+    theta, x = simulated(300)
+    exact = multivariate_normal([0, 0], covariance).logpdf(theta - x @ A @ covariance / noise**2)
+    assert np.abs(exact - posterior.score_samples(theta, x)).mean() < 0.06
+    drawn = posterior.sample(1500, random_state=0, c=x[0])
+    assert drawn.mean(0) == pytest.approx(x[0] @ A @ covariance / noise**2, abs=0.06)
+    assert np.cov(drawn.T) == pytest.approx(covariance, abs=0.02)
