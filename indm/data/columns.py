@@ -42,7 +42,7 @@ def read_columns(path: Path, x: Sequence[str], c: Sequence[str]) -> tuple[np.nda
     table.columns = names
     for name in (*x, *c):
         if name not in names:
-            raise ValueError(f"{path} has no column {name!r}{nearest(name, names)}; it has {brief(', '.join(names))}")
+            raise ValueError(f"{path} has columns {brief(', '.join(names))}, and none {name!r}{nearest(name, names)}")
     both = set(x) & set(c)
     if both:
         raise ValueError(f"{path}: column {min(both)!r} cannot be both x and c")

@@ -136,6 +136,8 @@ def likelihood_table(result: dict) -> str:
     counts = ", ".join(f"{n} for the {KINDS[kind].split()[0]}" for kind, n in result["images"].items() if n)
     lines = [table(rows), f"{result['split']} split: {counts}; ε = {result['eps']:g}"]
     lines.append(f"dequantization: {result['dequantization']}")
+    if "condition" in result:
+        lines.append(f"condition: {result['condition']}; the model is one of p(x|c), and the baselines do not see c")
     both = [result[kind]["with_reconstruction"][key] for kind in ("nelbo", "nll") if kind in result]
     if len(both) == 2 and both[1] > both[0]:
         lines.append("The NELBO bounds the law of the SDE; the NLL is of that of the ODE, and may lie above it.")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from indm.config import paths
 from indm.config.options import Evaluation
+from indm.config.parts import name_of
 from indm.config.recipes import Recipe
 from indm.data.base import Data, stack
 from indm.data.image_files import count_unreadable
@@ -48,6 +49,8 @@ def evaluate_run(
     c = None if condition is None else condition.rows_of(data, options.split)[: len(raw)]
     result, nats = evaluate(model, raw, c=c, progress=progress and main, distributed=distributed, **settings)
     if main:
+        if condition is not None:
+            result["condition"] = name_of("condition", type(condition))
         if condition is not None and c is not None and condition.is_class:
             result["classes"] = per_class(nats["nelbo"], c, condition.labels)
         result["baselines"], of_baselines = baselines(data, raw, nats["nelbo"], seed=options.seed)

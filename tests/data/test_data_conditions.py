@@ -79,7 +79,7 @@ def test_columns_of_a_table(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"c": "cc"}, "has no column 'cc'; did you mean 'c'"),
+        ({"c": "cc"}, "has columns a, c, word, hole, gap, and none 'cc'; did you mean 'c'"),
         ({"x": "c", "c": "c"}, "column 'c' cannot be both x and c"),
         ({"x": ("a", "word"), "c": "c"}, "column 'word' must hold finite numbers, got 'w' in row 1"),
         ({"x": "hole", "c": "c"}, "column 'hole' must hold finite numbers, got nan in row 3"),

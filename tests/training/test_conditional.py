@@ -99,6 +99,7 @@ def run(tmp_path_factory):
 def test_the_command_line_from_training_to_classes(run, capsys):
     assert main(["evaluate", str(run), "--examples", "60", "--nll-examples", "0", "--quiet"]) == 0
     said = capsys.readouterr().out
+    assert "condition: classes; the model is one of p(x|c), and the baselines do not see c" in said
     assert "class" in said and json.loads((run / "evaluation.json").read_text())["classes"]["3"]["images"] > 1
     assert main(["classify", str(run), "--examples", "40", "--draws", "2", "--times", "1", "--quiet"]) == 0
     said = capsys.readouterr().out
