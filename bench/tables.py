@@ -187,6 +187,9 @@ METHODS: dict[str, Callable[..., Fitted]] = {
 }
 
 
+FRESH = 1  # the first seed of the table: the test rows of seed 0 were seen while the defaults were chosen
+
+
 def trained(name: str, method: str, seed: int, seconds: float) -> dict[str, Any]:
     """The record of one training."""
     X, test, discrete = split(name, seed)
@@ -213,7 +216,7 @@ def markdown(out: Path) -> str:
             method: {record["seed"]: record for record in map(read, sorted(out.glob(f"{name}/{method}-*.json")))}
             for method in METHODS
         }
-        seeds = [seed for seed in found["indm"] if all(seed in records for records in found.values())]
+        seeds = [seed for seed in found["indm"] if seed >= FRESH and all(seed in of for of in found.values())]
         if not seeds:
             continue
         nats = {method: rows_of([records[seed] for seed in seeds]) for method, records in found.items()}
@@ -240,7 +243,7 @@ def main() -> None:
     parser.add_argument("tables", nargs="*", help=f"all, or {', '.join(TABLES)}")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "records" / "tables")
     o = parser.parse_args()
     torch.set_num_threads(1)

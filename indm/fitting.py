@@ -19,6 +19,7 @@ from scipy import optimize
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from indm.model import require_no_condition
 from indm.sampling import AdaptiveODE, DPMSolver2M, ExponentialAdams, Sampler, UniPC, solve_latent
 from indm.score import denoise
 from indm.sde.linear import LinearSDE
@@ -193,6 +194,7 @@ def fit_sampler(
         torch.Size([8, 2])
     """
     samples = min(max(NUMBERS // math.prod(model.shape), FEWEST), MOST) if samples is None else samples
+    require_no_condition(model, "a fit of a sampler")
     for name, count in {"steps": steps, "samples": samples, "iterations": iterations, "batch_size": batch_size}.items():
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
