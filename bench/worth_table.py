@@ -68,7 +68,8 @@ def main_table(folders: Folders) -> str:
         than_linear = difference(records, records_of(folder, dequantization, "linear")) if side != "linear" else None
         rows.append((
             data, dequantization, TITLES[side],
-            f"{mean:.4f} ± {over:.4f} ± {images.std(ddof=1) / math.sqrt(len(images)):.4f}",
+            f"{mean:.4f} ± {'–' if math.isnan(over) else f'{over:.4f}'} ± "
+            f"{images.std(ddof=1) / math.sqrt(len(images)):.4f}",
             "" if None in nll else f"{np.mean(nll):.4f}", weighted(records),
             signed(than_linear), len(records), records[0]["steps"],
             seconds(records),
