@@ -34,12 +34,18 @@ EVALUATIONS, RULES = (5, 6, 8, 10), ("unipc", "dpm++2m", "dpm++3m")
 TOLERANCE = 1e-3  # of the converged samples: a hundredth of a grey level
 
 
+def made_by(seed: int, run: Path) -> dict:
+    """What made a record, less the command, which names folders of one machine."""
+    record = provenance(seed, {run.name: weights_hash(run)})
+    return {key: value for key, value in record.items() if key != "command"}
+
+
 def fit_record(run: Path, steps: int) -> dict:
     """A sampler with the defaults of ``indm fit-sampler``, what it loses on held-out latents, and its CPU seconds."""
     model, started = indm.INDM.load(run), time.process_time()
     fit = indm.fit_sampler(model, steps, generator=torch.Generator().manual_seed(0))
     seconds = round(time.process_time() - started, 1)
-    return asdict(fit) | {"cpu_seconds": seconds, "provenance": provenance(0, {run.name: weights_hash(run)})}
+    return asdict(fit) | {"cpu_seconds": seconds, "provenance": made_by(0, run)}
 
 
 def draw_record(run: Path, seed: int, images: int, out: Path) -> dict:
@@ -64,8 +70,8 @@ def draw_record(run: Path, seed: int, images: int, out: Path) -> dict:
             rms = ((x - converged) * grey).double().square().mean().sqrt().item()
             row = {"sampler": name, "evaluations": count, "above": frechet(x) - reached, "rms_grey_levels": rms}
             rows.append(row)
-    made_by = provenance(seed, {run.name: weights_hash(run)})
-    return {"images": images, "converged": reached, "converged_evaluations": nfe, "rows": rows, "provenance": made_by}
+    about = {"converged": reached, "converged_evaluations": nfe, "provenance": made_by(seed, run)}
+    return {"images": images, **about, "rows": rows}
 
 
 def table(out: Path) -> str:

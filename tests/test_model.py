@@ -143,7 +143,7 @@ def test_whole_numbers_do_for_real_arguments(value):
     [
         ({"flow": {"name": "residul"}}, r"flow\.name.*'residul'.*did you mean 'residual'"),
         ({"sde": {"name": "vpp"}}, r"sde\.name.*did you mean 'vp'"),
-        ({"net": {"name": "transformer"}}, r"net\.name must be one of mlp, unet"),
+        ({"net": {"name": "transformer"}}, r"net\.name must be one of mlp, mixture, unet"),
         ({"flow": {"name": "residual", "widht": 8}}, r"flow 'residual' has no option 'widht'.*did you mean 'width'"),
         ({"sde": {"name": "ve", "beta_max": 20.0}}, r"sde 've' has no option 'beta_max'.*sigma_max"),
         ({"net": {"name": "mlp", "dept": 3}}, r"did you mean 'depth'"),
