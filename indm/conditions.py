@@ -115,7 +115,7 @@ class Classes(Condition):
 
     Example:
 
-        >>> digits = Classes(["zero", "one", "two"])
+        >>> digits = Classes(("zero", "one", "two"))
         >>> digits.rows("two", 2).tolist(), digits.rows([0, 1]).tolist()
         ([2, 2], [0, 1])
         >>> digits(torch.tensor([1])).tolist()

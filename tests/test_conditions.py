@@ -124,9 +124,9 @@ def test_the_density_of_samples_is_that_at_their_own_condition():
 
 def test_rows_of_c_follow_their_samples_where_some_are_solved_again():
     """A batch in any order gives each sample what it gets alone."""
-    x, c = mixed(9)
-    order = torch.randperm(9)
-    options = {"exact": True, "nll_error": 1e-5}
+    x, c = mixed(6)
+    order = torch.randperm(6)
+    options = {"exact": True, "nll_error": 1e-4}
     model = gaussian_model()
     one = sample_with_log_prob(model.given(c), x, **options)
     other = sample_with_log_prob(model.given(c[order]), x[order], **options)

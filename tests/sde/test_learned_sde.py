@@ -27,7 +27,7 @@ def learned(learn, scale=0.5, shape=SHAPE):
     return sde
 
 
-@pytest.fixture(params=LEARN)
+@pytest.fixture(params=[pytest.param(learn, marks=() if learn == "both" else pytest.mark.long) for learn in LEARN])
 def sde(request):
     return learned(request.param)
 
