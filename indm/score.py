@@ -108,6 +108,11 @@ class GivenScore(nn.Module):
         """The linear SDE on the latent."""
         return self.score.sde
 
+    @property
+    def backbone(self) -> nn.Module:
+        """The network of the score."""
+        return self.score.backbone
+
     def at(self, c: Tensor) -> "GivenScore":
         """The same at other rows."""
         return GivenScore(self.score, c, self.guidance)

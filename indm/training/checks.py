@@ -11,6 +11,7 @@ from indm.data.base import PARTS, Data, check_kind
 from indm.flows.base import require_one_map
 from indm.model import count_parameters
 from indm.objective import Objective
+from indm.score import context_of
 from indm.tensors import evaluation_mode
 from indm.training import sharding
 
@@ -92,7 +93,11 @@ def check_shapes(model: nn.Module, x: Tensor) -> None:
     net = model.score.backbone
     with evaluation_mode(model):
         z, level = x.clone(), torch.zeros(len(x), dtype=x.dtype, device=x.device)
-        check(f"net {type(net).__name__}: its output", _called("net", net, z, level), tuple(x.shape))
+        check(
+            f"net {type(net).__name__}: its output",
+            _called("net", net, z, level, *context_of(model.score)),
+            tuple(x.shape),
+        )
         pair = _called("flow", model.flow, x, generator=None)
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise ValueError(f"flow {type(model.flow).__name__} must return z and log_det, got {type(pair).__name__}")

@@ -143,13 +143,14 @@ class Trainer:
         loss_package = getattr(self.objective.loss, "__module__", "").split(".")[0]
         if {*packages, loss_package} <= {"torch", "indm"}:
             return
-        x, _ = from_data(self.model, stack(self.data.train, 2).to(next(self.model.parameters()).device))
-        if self.model.is_diffusion:
-            check_shapes(self.model, x)
-            if any(isinstance(part, Flow) and package_of(part) != "indm" for part in self.model.flow.modules()):
-                check_flow(self.model.flow, x)
+        model = self.model if self.condition is None else self.model.given(self.c_of("train", 2))
+        x, _ = from_data(model, stack(self.data.train, 2).to(next(model.parameters()).device))
+        if model.is_diffusion:
+            check_shapes(model, x)
+            if any(isinstance(part, Flow) and package_of(part) != "indm" for part in model.flow.modules()):
+                check_flow(model.flow, x)
         known = {"eps": None, "progress": 0.0}
-        check_loss(self.objective, self.model, x, {k: v for k, v in known.items() if self.objective.takes(k)})
+        check_loss(self.objective, model, x, {k: v for k, v in known.items() if self.objective.takes(k)})
 
     def c_of(self, split: str, n: int | None = None) -> Tensor | None:
         """The conditions of the first ``n`` examples of a split (all by default); None for a model without one."""
