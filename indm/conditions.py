@@ -198,6 +198,10 @@ class Numbers(Condition):
     def event(self) -> tuple[int, ...]:
         """The shape of one c."""
 
+    @property
+    def seen_shape(self) -> tuple[int, ...]:
+        return (self.event[0] + 1, *self.event[1:])
+
     def fit(self, c: Tensor) -> None:
         std, mean = torch.std_mean(c.double().transpose(0, 1).flatten(1), dim=1)
         least = LEAST_STD * mean.abs().clamp_min(1.0)
@@ -248,10 +252,6 @@ class Vector(Numbers):
     def event(self) -> tuple[int, ...]:
         return (self.size,)
 
-    @property
-    def seen_shape(self) -> tuple[int, ...]:
-        return (self.size + 1,)
-
 
 class Image(Numbers):
     """An image of the size of x, which networks see beside z_t. Flows cannot see it.
@@ -280,9 +280,11 @@ class Image(Numbers):
     def event(self) -> tuple[int, ...]:
         return (self.channels, *self.shape[1:])
 
-    @property
-    def seen_shape(self) -> tuple[int, ...]:
-        return (self.channels + 1, *self.shape[1:])
+
+def rows_of_data(model: Any, data: Any, split: str, n: int | None = None) -> Tensor | None:
+    """c of the first ``n`` examples of a split, all by default; None for a model without a condition."""
+    condition: Condition | None = getattr(model, "condition", None)
+    return None if condition is None else condition.rows_of(data, split)[:n]
 
 
 def _as_many(c: Tensor, n: int | None) -> Tensor:

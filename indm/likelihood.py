@@ -16,7 +16,7 @@ from indm.conditions import sees_condition
 from indm.density import NLL_ERROR, START, check_solver, whitened_flow
 from indm.dequantization import Uniform, from_data
 from indm.gaussian import GaussianReference
-from indm.model import at, at_rows
+from indm.model import all_rows, at, at_rows
 from indm.objective import reconstruction_term
 from indm.rng import randn_like
 from indm.tensors import evaluation_mode, event_size
@@ -196,9 +196,9 @@ def log_probability(
     """
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}; 8 is usual")
-    reports, of_draws = [], range(len(raw) * draws)
-    for rows in (torch.tensor(of_draws[i : i + batch_size]) // draws for i in of_draws[::batch_size]):
-        part = at_rows(model, c, rows, len(raw))
+    reports, c = [], all_rows(model, c, len(raw))
+    for rows in torch.arange(len(raw)).repeat_interleave(draws).split(batch_size):
+        part = at_rows(model, c, rows)
         with evaluation_mode(part):
             x, log_q = from_data(part, raw[rows], generator=generator)
         reports.append(log_likelihood(part, x, exact=exact, log_q=log_q, generator=generator, **solver))
@@ -238,9 +238,10 @@ def latents_of(
 
     ``c`` are their conditions, where the flow sees one.
     """
-    latents = []
+    latents, sees = [], sees_condition(model.flow)
+    c = all_rows(model, c, len(raw)) if sees else None
     for rows in torch.arange(len(raw)).split(batch_size):
-        part = at_rows(model, c, rows, len(raw)) if sees_condition(model.flow) else model
+        part = at_rows(model, c, rows) if sees else model
         with evaluation_mode(part):
             x, _ = from_data(part, raw[rows].to(model.scaling.scale.device), generator=generator)
             latents.append(part.flow.latent(x, generator=generator))

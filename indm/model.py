@@ -24,8 +24,7 @@ from indm.gaussian import GaussianReference
 from indm.messages import brief, nearest, reason
 from indm.ode import FEWEST
 from indm.scaling import Scaling
-from indm.score import GivenScore, ScoreModel, score_for
-from indm.score import sees_condition as score_sees
+from indm.score import GivenScore, ScoreModel, score_for, takes_condition
 from indm.sde.linear import LinearSDE
 from indm.tensors import full_precision
 
@@ -118,37 +117,43 @@ class INDM(nn.Module):
             >>> model.given(["left", "right", "left"]).log_prob(torch.zeros(3, 2)).shape
             torch.Size([3])
         """
-        if self.condition is None:
-            raise ValueError(f"c must be left out, as this model has no condition, got {brief(repr(c))}")
-        if c is None:
-            check_hidden(self, n)
-            seen = self.condition.absent(int(n or 0))
+        condition = condition_of(self, c)
+        if guidance != 1:
+            self._check_guidance(guidance)
+        if c is not None:
+            seen = condition(condition.rows(c, n))
+        elif not condition.drop:
+            raise ValueError(
+                "c must be given: this is a model of p(x|c); one that was trained with condition.drop 0.1 or so is one "
+                "of p(x), too"
+            )
+        elif n is None:
+            raise ValueError("n must be given, the number of samples whose c is hidden")
         else:
-            seen = self.condition(self.condition.rows(c, n))
+            seen = condition.absent(n)
         if drops:
-            seen = self.condition.dropped(seen)
-        return self.seeing(seen, guidance)
+            seen = condition.dropped(seen)
+        view = copy.copy(self)
+        view._modules = dict(self._modules)
+        view.flow = given(self.flow, seen)
+        view.score = GivenScore(self.score, seen, guidance) if takes_condition(self.score) else self.score
+        view.condition = None
+        return view
 
-    def seeing(self, seen: Float[Tensor, "batch *event"], guidance: float = 1.0) -> "INDM":
-        """This model at conditions as networks see them."""
+    def _check_guidance(self, guidance: float) -> None:
+        """ValueError where this model cannot be guided so."""
         if not math.isfinite(guidance):
             raise ValueError(f"guidance must be finite, got {guidance}; 1 samples the model")
-        if guidance != 1 and sees_condition(self.flow):
+        if sees_condition(self.flow):
             raise ValueError(
                 f"guidance must be 1 where the flow sees c, got {guidance}: it mixes the scores of p(x|c) and p(x), "
                 "which need one latent"
             )
-        if guidance != 1 and not getattr(self.condition, "drop", 0):
+        if not condition_of(self, None).drop:
             raise ValueError(
                 f"guidance must be 1 for a model of p(x|c) alone, got {guidance}; one that was trained with "
                 "condition.drop 0.1 or so knows p(x), too"
             )
-        view = copy.copy(self)
-        view._modules = dict(self._modules)
-        view.flow = given(self.flow, seen)
-        view.score = GivenScore(self.score, seen, guidance) if score_sees(self.score) else self.score
-        view.condition = None
-        return view
 
     def from_data(self, raw: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """x in model units, and log q(x|raw) in nats (B,), such that −log p(raw) ≤ E[−log p(x) + log q(x|raw)].
@@ -378,7 +383,7 @@ def build_model(
         )
     noise = build_dequantization(description, shape, Scaling() if scaling is None else scaling, constructors)
     model = INDM(flow, score_for(net)(net, sde), scaling, tuple(shape), noise, condition)
-    if condition is not None and not score_sees(model.score) and not sees_condition(flow):
+    if condition is not None and not takes_condition(model.score) and not sees_condition(flow):
         raise ValueError(f"net {description['net'].get('name')!r} has no forward(z, level, c), and the flow sees no c")
     return model
 
@@ -404,15 +409,12 @@ def _seeing(
         yield kind, table
 
 
-def check_hidden(model: Any, n: int | None) -> None:
-    """ValueError where c must be given to a model, or the number of samples must be."""
-    if not model.condition.drop:
-        raise ValueError(
-            "c must be given: this is a model of p(x|c); one that was trained with condition.drop 0.1 or so is one of "
-            "p(x), too"
-        )
-    if n is None:
-        raise ValueError("n must be given, the number of samples whose c is hidden")
+def condition_of(model: Any, c: Any) -> Condition:
+    """The condition of a model, of which ``c`` are given; ValueError where it has none."""
+    condition = getattr(model, "condition", None)
+    if condition is None:
+        raise ValueError(f"c must be left out, as this model has no condition, got {brief(repr(c))}")
+    return condition
 
 
 def require_no_condition(model: Any, purpose: str) -> None:
@@ -435,14 +437,16 @@ def at(model: Any, c: Any, n: int) -> Any:
     return model if c is None and getattr(model, "condition", None) is None else model.given(c, n)
 
 
-def at_rows(model: Any, c: Any, rows: Tensor, n: int, *, guidance: float = 1.0) -> Any:
-    """:func:`at` for the samples ``rows`` of ``n``, with guidance."""
-    condition = getattr(model, "condition", None)
-    if condition is None and c is None and guidance == 1:
+def all_rows(model: Any, c: Any, n: int) -> Tensor | None:
+    """``c``, as a user gives it, as a tensor with a row for each of ``n`` samples, for :func:`at_rows`."""
+    return None if c is None else condition_of(model, c).rows(c, n)
+
+
+def at_rows(model: Any, c: Tensor | None, rows: Tensor, *, guidance: float = 1.0) -> Any:
+    """``model`` at the conditions of the samples ``rows``, with guidance; as it is, where it has none and c is None."""
+    if c is None and guidance == 1 and getattr(model, "condition", None) is None:
         return model
-    if c is None or condition is None:
-        return model.given(c, len(rows), guidance=guidance)
-    return model.given(condition.rows(c, n)[rows], guidance=guidance)
+    return model.given(None if c is None else c[rows], len(rows), guidance=guidance)
 
 
 def build_dequantization(

@@ -18,7 +18,7 @@ from indm.config.parts import BUILT_IN, find
 from indm.density import sample_with_log_prob
 from indm.likelihood import latents_of
 from indm.messages import nearest
-from indm.model import at_rows, require_no_condition
+from indm.model import all_rows, at_rows, require_no_condition
 from indm.ode import adams, converge, interpolatory_weights
 from indm.rng import randn_like
 from indm.score import context_of, denoise, probability_flow, with_context
@@ -524,10 +524,11 @@ def sample(
     if log_prob:
         _check_density(sampler, last_denoising, temperature, guidance)
     parts, log_probs = [], []
+    c = all_rows(model, c, shape[0])
     with evaluation_mode(model), sde.truncated(eps):
         batches = torch.arange(shape[0]).split(batch_size)
         for rows in tqdm(batches, desc="batches", disable=not progress):
-            part = at_rows(model, c, rows, shape[0], guidance=guidance)
+            part = at_rows(model, c, rows, guidance=guidance)
             z_T = sde.prior_sample((len(rows), *shape[1:]), generator=generator, dtype=dtype)
             if log_prob:
                 x, log_p, _ = sample_with_log_prob(part, z_T, generator=generator)

@@ -125,7 +125,7 @@ class GivenScore(nn.Module):
         return free + self.guidance * (conditional - free)
 
 
-def sees_condition(score: nn.Module) -> bool:
+def takes_condition(score: nn.Module) -> bool:
     """Whether a score, or its network, has an argument c."""
     return "c" in inspect.signature(getattr(score, "backbone", score).forward).parameters
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from indm.conditions import rows_of_data
 from indm.config.options import Classifying
 from indm.data.base import stack
 from indm.evaluation import classification as by_bayes
@@ -44,7 +45,7 @@ def classify_run(
     if source is None:
         data = data_of(run, model)
         raw = stack(getattr(data, options.split), options.examples)
-        labels = model.condition.rows_of(data, options.split)[: len(raw)]
+        labels = rows_of_data(model, data, options.split, len(raw))
     else:
         size = model.shape[-1] if len(model.shape) == 3 else None
         raw = open_images(source, size=size if Path(source).is_dir() else None).raw[: options.examples]

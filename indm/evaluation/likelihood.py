@@ -22,7 +22,7 @@ from indm.likelihood import (
     log_probability,
 )
 from indm.messages import nearest
-from indm.model import at_rows
+from indm.model import all_rows, at_rows
 from indm.objective import nelbo
 from indm.tensors import evaluation_mode
 
@@ -126,6 +126,7 @@ def evaluate(
     counts |= {"iw": min(iw_examples, len(raw))} if draws and model.is_diffusion else {}
     _check(counts, repeats, solver)
     device, eps, notes = model.scaling.scale.device, 0.0, {}
+    c = all_rows(model, c, len(raw))
     if model.is_diffusion:
         model.flow.check()
         eps = model.sde.truncation(solver.get("eps"))
@@ -141,7 +142,7 @@ def evaluate(
     def draw(job: int, number: int) -> Estimate:
         kind, rows = jobs[job]
         generator.manual_seed(seed + SEED_STRIDE * number)
-        return estimators[kind](at_rows(model, c, rows, len(raw)), raw[rows].to(device), generator)
+        return estimators[kind](at_rows(model, c, rows), raw[rows].to(device), generator)
 
     with evaluation_mode(model):
         estimates = _draw_all(draw, [kind for kind, _ in jobs], repeats, progress, distributed)

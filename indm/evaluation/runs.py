@@ -8,6 +8,7 @@ from pathlib import Path
 from accelerate import PartialState
 from torch import Tensor
 
+from indm.conditions import rows_of_data
 from indm.config import paths
 from indm.config.options import Evaluation
 from indm.config.parts import name_of
@@ -45,14 +46,13 @@ def evaluate_run(
     settings |= {"steps": options.steps or None, "eps": options.eps or None}
     raw = stack(getattr(data, options.split), options.examples)
     distributed, main = processes.num_processes > 1, processes.is_main_process
-    condition = getattr(model, "condition", None)
-    c = None if condition is None else condition.rows_of(data, options.split)[: len(raw)]
+    c = rows_of_data(model, data, options.split, len(raw))
     result, nats = evaluate(model, raw, c=c, progress=progress and main, distributed=distributed, **settings)
     if main:
-        if condition is not None:
-            result["condition"] = name_of("condition", type(condition))
-        if condition is not None and c is not None and condition.is_class:
-            result["classes"] = per_class(nats["nelbo"], c, condition.labels)
+        if c is not None:
+            result["condition"] = name_of("condition", type(model.condition))
+            if model.condition.is_class:
+                result["classes"] = per_class(nats["nelbo"], c, model.condition.labels)
         result["baselines"], of_baselines = baselines(data, raw, nats["nelbo"], seed=options.seed)
         nats |= {f"baseline_{name}": values for name, values in of_baselines.items()}
         if data.fingerprint:  # else its name and options decide the examples

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from indm.model import INDM, require_no_condition
+from indm.model import INDM
 from indm.runs.folder import is_run, open_run
 from indm.training.pairs import SIDES, is_pair
 from indm.translation import DIRECTIONS, Route, bridge, two_models
@@ -61,8 +61,6 @@ def open_runs(folders: Sequence[Path], direction: str = "forward") -> Translatio
     if not 1 <= len(folders) <= 2:
         raise ValueError(f"one or two run folders must come first, got {len(folders)}")
     models, recipes = zip(*(open_run(folder) for folder in folders), strict=True)
-    for model in models:
-        require_no_condition(model, "indm translate")
     tables = [recipe["data"] for recipe in recipes]
     if len(folders) == 1:
         if "data_b" not in recipes[0] or not recipes[0]["train"]["terminal"]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from indm.conditions import rows_of_data
 from indm.config import paths, recipes
 from indm.config.migrations import migrate_drawing
 from indm.config.options import Drawing
@@ -58,8 +59,8 @@ def draw(
     generator = torch.Generator(device).manual_seed(drawing.seed)
     c = conditions(run, model, drawing)
     if drawing.latent_mean:
-        data, condition = data_of(run, model), getattr(model, "condition", None)
-        of_data = None if condition is None else condition.rows_of(data, "train")[:10_000]
+        data = data_of(run, model)
+        of_data = rows_of_data(model, data, "train", 10_000)
         centre_prior(model, stack(data.train, 10_000), c=of_data, generator=generator)
     x = sample(
         model,

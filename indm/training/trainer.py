@@ -17,7 +17,7 @@ from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from indm.conditions import Condition
+from indm.conditions import Condition, rows_of_data
 from indm.config import parts, recipes
 from indm.config.options import Training
 from indm.config.recipes import Recipe
@@ -88,7 +88,7 @@ class Trainer:
             raise ValueError(f"condition must be left out: a {type(model).__name__} that is trained here has none")
         if self.condition is not None:
             check_condition(self.condition, data)
-            self.condition.fit(self.c_of("train"))
+            self.condition.fit(self.condition.rows_of(data, "train"))
         self.is_sharded = self.options.shard and accelerator.num_processes > 1
         layout = torch.channels_last if accelerator.device.type == "cuda" else torch.preserve_format
         self.model = model if self.is_sharded else model.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
@@ -154,7 +154,7 @@ class Trainer:
 
     def c_of(self, split: str, n: int | None = None) -> Tensor | None:
         """The conditions of the first ``n`` examples of a split (all by default); None for a model without one."""
-        return None if self.condition is None else self.condition.rows_of(self.data, split)[:n]
+        return rows_of_data(self.model, self.data, split, n)
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -225,9 +225,10 @@ class Trainer:
         o = self.options
         steps_per_epoch = len(self.data.train) // o.batch_size
         first_epoch, skipped_steps = divmod(self.step, steps_per_epoch)
+        dataset = self._examples()
         for epoch in itertools.count(first_epoch):
             examples = loader(
-                self._examples(),
+                dataset,
                 self.micro_batch_size,
                 shuffle=True,
                 seed=o.seed,
