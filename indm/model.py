@@ -421,8 +421,8 @@ def require_no_condition(model: Any, purpose: str) -> None:
     """ValueError where ``model`` is one of p(x|c), which ``purpose`` does not take."""
     if getattr(model, "condition", None) is not None:
         raise ValueError(
-            f"{purpose} takes models without a condition, got one of p(x|c); indm evaluate, sample and classify take "
-            "it, and in Python model.given(c) is the model at rows c"
+            f"{purpose} takes models without a condition, got one of p(x|c); indm evaluate, sample, classify "
+            "and translate --condition take it, and in Python model.given(c) is the model at rows c"
         )
 
 

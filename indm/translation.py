@@ -3,6 +3,8 @@ r"""Unpaired translation: data of A become data of B along probability flows, le
 *Two models.* x_A → h_A → the probability-flow ODE of A from ε to T → that of B back to ε → h_B⁻¹ → x_B. With identity
 flows it is DDIB, https://arxiv.org/abs/2203.08382.
 
+*One model of classes.* The same route with A and B two conditions of one model: it goes up as A and down as B.
+
 *One bridge.* The nonlinear diffusion of one INDM starts in A at t = 0 and ends in B at t = T: training gives
 x_T ~ h⁻¹#π the law of B (``train.terminal`` and ``[data_b]`` of a recipe). x_A → h → ODE to T → h⁻¹ → x_B, and the
 same in reverse.
@@ -15,7 +17,8 @@ is added there, and no last denoising is done.
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -35,12 +38,17 @@ DIRECTIONS = ("forward", "backward")
 @dataclass(frozen=True)
 class Leg:
     """The probability flow of ``model`` from time ``start`` to ``end``, in either direction; with ``noise``, its
-    forward SDE, for ``start`` < ``end`` only."""
+    forward SDE, for ``start`` < ``end`` only. A model of p(x|c) is at ``c``, one for all samples or a row for each."""
 
     model: INDM
     start: float
     end: float
     noise: bool = False
+    c: Any = None
+
+    def of(self, n: int) -> "Leg":
+        """This leg for ``n`` samples: the model at their conditions."""
+        return self if self.c is None else replace(self, model=self.model.given(self.c, n), c=None)
 
 
 @dataclass(frozen=True)
@@ -77,9 +85,10 @@ class Route:
             raise ValueError(f"steps must be at least {len(self.legs)}, one a leg, got {self.steps}; {STEPS} is usual")
         if self.tol is not None and not 0 < self.tol < math.inf:
             raise ValueError(f"tol must be positive and finite, or None for equal steps, got {self.tol}; 1e-4 is usual")
-        for model in self.models:
-            require_no_condition(model, "a translation")
-            require_one_map(model.flow, "a translation")
+        for leg in self.legs:
+            if leg.c is None:
+                require_no_condition(leg.model, "a translation")
+            require_one_map(leg.model.flow, "a translation")
 
     @property
     def models(self) -> tuple[INDM, INDM]:
@@ -94,8 +103,8 @@ class Route:
         """
         if any(leg.noise for leg in self.legs):
             raise ValueError("there is no way back along noise: a stochastic route has no cycle")
-        legs = tuple(Leg(leg.model, leg.end, leg.start) for leg in reversed(self.legs))
-        return Route(legs, self.steps, self.tol)
+        legs = tuple(replace(leg, start=leg.end, end=leg.start) for leg in reversed(self.legs))
+        return replace(self, legs=legs)
 
     def follow(
         self, x: Float[Tensor, "batch *event"], *, frames: int = 0, generator: torch.Generator | None = None
@@ -115,14 +124,15 @@ class Route:
         if frames == 1 or frames < 0:
             raise ValueError(f"frames must be 0 for none or at least 2, got {frames}")
         with evaluation_mode(first), evaluation_mode(last):
-            start = first.encode(x)[0] * _rest(first.sde, self.legs[0].start, x)
+            at_c = replace(self, legs=tuple(leg.of(len(x)) for leg in self.legs))
+            start = at_c.models[0].encode(x)[0] * _rest(first.sde, self.legs[0].start, x)
             noise = None if generator is None else generator.clone_state()
             z, nfe = start, 0
-            for leg in self.legs:
+            for leg in at_c.legs:
                 z, evaluations = self._advance(leg, z, leg.start, leg.end, generator)
                 nfe += evaluations
-            arrived = last.decode(z / _rest(last.sde, self.legs[-1].end, z))
-            pictures = list(self._frames(start, frames, noise)) if frames else []
+            arrived = at_c.models[1].decode(z / _rest(last.sde, self.legs[-1].end, z))
+            pictures = list(at_c._frames(start, frames, noise)) if frames else []
         empty = x.new_zeros(len(x), 0, *x.shape[1:])
         return Arrival(arrived, nfe, torch.stack(pictures, 1) if pictures else empty)
 
@@ -155,14 +165,16 @@ def two_models(
     source: INDM,
     target: INDM,
     *,
+    c: tuple[Any, Any] = (None, None),
     strength: float = 1.0,
     stochastic: bool = False,
     steps: int = STEPS,
     tol: float | None = None,
 ) -> Route:
-    """The route from the data of ``source`` to those of ``target``.
+    """The route from the data of ``source`` to those of ``target``, which may be one model of several classes.
 
     Args:
+        c: of models of p(x|c), the condition of the data of ``source`` and of ``target``: ``("cat", "dog")``.
         strength: the time at which it turns, as a share of T: 1 goes all the way, less keeps more of the source.
         stochastic: go up by the forward SDE of ``source`` instead of its probability flow. The result is then random
             (with identity flows: SDEdit, https://arxiv.org/abs/2108.01073), and there is no cycle.
@@ -173,7 +185,7 @@ def two_models(
     check_pair(source, target)
     sde = source.sde
     turn = max(sde.eps, _way(strength, sde))
-    legs = (Leg(source, sde.eps, turn, noise=stochastic), Leg(target, turn, sde.eps))
+    legs = (Leg(source, sde.eps, turn, noise=stochastic, c=c[0]), Leg(target, turn, sde.eps, c=c[1]))
     return Route(legs, steps, tol)
 
 
@@ -207,20 +219,21 @@ def translate(
     target: INDM,
     x: Float[Tensor, "batch *event"],
     *,
+    c: tuple[Any, Any] = (None, None),
     strength: float = 1.0,
     stochastic: bool = False,
     steps: int = STEPS,
     tol: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "batch *event"]:
-    """Data of A as data of B, by two models: see :func:`two_models`, whose arguments these are.
+    """Data of A as data of B, by two models or one of both classes: see :func:`two_models`, whose arguments these are.
 
     ``x`` is in units of ``source`` (``source.scaling.centre(raw)``), the result in units of ``target``
     (``target.scaling.to_data``).
 
     Source: §5 of Kim et al. 2022, https://arxiv.org/abs/2205.13699; Su et al. 2023, https://arxiv.org/abs/2203.08382.
     """
-    route = two_models(source, target, strength=strength, stochastic=stochastic, steps=steps, tol=tol)
+    route = two_models(source, target, c=c, strength=strength, stochastic=stochastic, steps=steps, tol=tol)
     return route.follow(x, generator=generator).x
 
 

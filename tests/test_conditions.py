@@ -20,6 +20,7 @@ from indm.rng import part_of
 from indm.sampling import follow_flow
 from indm.score import GivenScore
 from indm.tensors import expand_like
+from indm.translation import two_models
 
 VP = {"name": "vp"}
 MEANS = torch.tensor([[1.5, -0.5], [-1.0, 0.5], [0.0, 2.0]])
@@ -331,9 +332,15 @@ def test_one_model_translates_between_its_classes():
     x, c = mixed(200)
     model = gaussian_model()
     x, n = x[c == 1], int((c == 1).sum())
-    there = indm.translate(model.given("b", n), model.given("c", n), x, steps=400)
+    there = indm.translate(model, model, x, c=("b", "c"), steps=400)
     wanted = MEANS[2] + (x - MEANS[1]) * STDS[2] / STDS[1]
     assert (there - wanted).abs().max() < 0.05
+    assert torch.equal(there, indm.translate(model.given("b", n), model.given("c", n), x, steps=400))
+    route = two_models(model, model, c=("b", "c"), steps=400)
+    assert (route.back().follow(there).x - x).abs().max() < 0.01
+    rows = torch.arange(n) % 3  # a class for each sample
+    each = indm.translate(model, model, x, c=("b", rows), steps=400)
+    assert (each - (MEANS[rows] + (x - MEANS[1]) * (STDS[rows] / STDS[1])[:, None])).abs().max() < 0.05
 
 
 # ── networks ─────────────────────────────────────────────────────────────────────────────────────────────────────

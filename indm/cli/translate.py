@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from indm.cli.common import DONE, SOME_FAILED, Computes
-from indm.config.options import TranslationOptions
+from indm.config.options import TranslationOptions, default
 from indm.messages import one_line
 
 
@@ -22,6 +22,8 @@ class Translate(Computes):
 
     "indm translate BRIDGE photos --out results" takes one model of "indm train-bridge".
 
+    "indm translate RUN photos --condition cat dog --out results" takes one model of classes: up as cat, down as dog.
+
     Writes NAME.png for each image (NAME.npz for an array), sheet.png with sources and results in turns, and
     translation.json with the distance of each result from its source and the reason for each that failed.
     """
@@ -32,6 +34,8 @@ class Translate(Computes):
     """Where to write; a folder that is not empty is an error without --overwrite."""
     direction: Literal["forward", "backward"] = "forward"
     """From A to B, or from B to A."""
+    condition: Annotated[tuple[str, str] | None, arg(metavar="CLASS CLASS"), default("two data sets")] = None
+    """Of one model of classes: the class of the images, and the one that they become."""
     options: Annotated[TranslationOptions, arg(name="")] = field(default_factory=TranslationOptions)
     overwrite: bool = False
     """Write into a folder that is not empty."""
@@ -50,7 +54,7 @@ class Translate(Computes):
             raise ValueError(f"--out {self.out} exists and is not empty: name another, or add --overwrite")
         sources = self.paths[count:]
         file_translation.check_sources(sources, self.options)
-        opened = open_runs(self.paths[:count], self.direction)
+        opened = open_runs(self.paths[:count], self.direction, self.condition)
         report = file_translation.translate_files(opened, sources, self.out, self.options, progress=not self.quiet)
         print(file_translation.summary(report))
         for name, reason in report["failed"].items():

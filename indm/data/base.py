@@ -7,7 +7,7 @@ takes.
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from indm.data.raw import events, to_array
 from indm.data.splits import counts, describe_split, limited, split
@@ -86,6 +86,13 @@ class Data:
                 "a data set of pairs (x, c)"
             )
         return rows[split]
+
+    def of_class(self, name: str) -> "Data":
+        """The examples of one of :attr:`classes` alone."""
+        rows = {part: (of == self.classes.index(name)).nonzero().flatten() for part, of in self.labels.items()}
+        chosen: dict[str, Any] = {part: Subset(getattr(self, part), index.tolist()) for part, index in rows.items()}
+        chosen["conditions"] = {part: c[rows[part]] for part, c in self.conditions.items()}
+        return replace(self, name=f"{self.name}, {name}", labels={}, classes=(), entropy=None, **chosen)
 
 
 def events_of_shape(shape: Callable[[Mapping[str, Any]], tuple[int | None, ...]]) -> Callable[[Loader], Loader]:

@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from indm.config.options import TranslationOptions
 from indm.data.images import SUFFIXES
-from indm.data.registry import load_data
 from indm.evaluation.diagnosis import conclusions_of_translation
 from indm.evaluation.extractor import load_or_train
 from indm.evaluation.results import table
@@ -113,7 +112,7 @@ def score(runs: TranslationRuns, source: Tensor, result: Tensor, out: Path, prog
     """See :func:`~indm.evaluation.translation_metrics.translation_metrics`; the classifier of both sides' data is
     kept in ``out/extractor``.
     """
-    a, b = (load_data(**table) for table in (runs.data, runs.data_b))
+    a, b = runs.sides()
     extractor = load_or_train(out / "extractor", two_classes(a, b), progress=progress)
     return translation_metrics(source, result, b, extractor, label=1) | {"extractor": extractor.provenance}
 

@@ -1,4 +1,4 @@
-"""The runs that carry data set A into data set B: two models, or one bridge.
+"""The runs that carry data set A into data set B: two models, one model of classes, or one bridge.
 
 The folder of a pair holds an ordinary run for each side, ``a`` and ``b``, of the same recipe but for its data. A bridge
 is an ordinary run of a recipe with ``[data_b]`` and ``train.terminal``.
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from indm.data.base import Data
+from indm.data.registry import load_data
 from indm.model import INDM
 from indm.runs.folder import is_run, open_run
 from indm.training.pairs import SIDES, is_pair
@@ -25,9 +27,10 @@ class TranslationRuns:
 
     Attributes:
         folders: the run folders of the models, in the order in which a route meets them.
-        models: one for a bridge, else two.
+        models: one for a bridge, else two; of classes, one and the same.
         direction: of a bridge, and of a pair's folder.
         data, data_b: the ``[data]`` tables of the side where the route begins and of that where it ends.
+        classes: of one model of classes, that of either side.
     """
 
     folders: tuple[Path, ...]
@@ -35,25 +38,38 @@ class TranslationRuns:
     direction: str
     data: dict
     data_b: dict
+    classes: tuple[str | None, str | None] = (None, None)
+
+    def sides(self) -> tuple[Data, Data]:
+        """The data of both sides."""
+        loaded = tuple(load_data(**table) for table in (self.data, self.data_b))
+        a, b = (data if name is None else data.of_class(name) for data, name in zip(loaded, self.classes, strict=True))
+        return a, b
 
     def route(self, **options) -> Route:
         """See :func:`indm.translation.two_models` and :func:`indm.translation.bridge` for the options."""
         return (
             bridge(*self.models, self.direction, **options)
             if len(self.models) == 1
-            else two_models(*self.models, **options)
+            else two_models(*self.models, c=self.classes, **options)
         )
 
 
-def open_runs(folders: Sequence[Path], direction: str = "forward") -> TranslationRuns:
+def open_runs(
+    folders: Sequence[Path], direction: str = "forward", classes: tuple[str, str] | None = None
+) -> TranslationRuns:
     """Two runs, from the first to the second; or one bridge, or one pair, in either ``direction``.
 
+    With ``classes``, one run of a model of classes, from the first class to the second, or back.
+
     Raises:
-        ValueError: one run that is no bridge, a direction for two runs, more than two.
+        ValueError: one run that is no bridge, more than two, classes that the one run does not have.
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be 'forward' or 'backward', got {direction!r}")
     turn = direction == "backward"
+    if classes is not None:
+        return _between_classes(folders, direction, classes[::-1] if turn else classes)
     if len(folders) == 1 and is_pair(folders[0]):
         folders = [folders[0] / side for side in (reversed(SIDES) if turn else SIDES)]
     elif len(folders) == 2 and turn:
@@ -70,3 +86,13 @@ def open_runs(folders: Sequence[Path], direction: str = "forward") -> Translatio
         tables.append(recipes[0]["data_b"])
         tables = list(reversed(tables)) if turn else tables
     return TranslationRuns(tuple(folders), models, direction, *tables)
+
+
+def _between_classes(folders: Sequence[Path], direction: str, classes: tuple[str, ...]) -> TranslationRuns:
+    source, target = classes
+    if len(folders) != 1 or is_pair(folders[0]):
+        raise ValueError(f"condition needs one run, of a model of both classes, got {', '.join(map(str, folders))}")
+    model, recipe = open_run(folders[0])
+    for name in classes:
+        model.given(name, 1)
+    return TranslationRuns(tuple(folders), (model, model), direction, recipe["data"], recipe["data"], (source, target))

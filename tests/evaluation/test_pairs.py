@@ -19,6 +19,7 @@ from test_processes import launch
 from indm.cli.main import main
 from indm.config import recipes
 from indm.config.options import TranslationOptions
+from indm.data.base import PARTS, stack
 from indm.data.registry import load_data
 from indm.evaluation.file_translation import summary, translate_files
 from indm.evaluation.translation_runs import TranslationRuns, open_runs
@@ -591,6 +592,31 @@ def test_scores_say_what_a_translation_is_worth(tmp_path, capsys):
     assert main([*arguments[:3], str(tmp_path / "few.npy"), *arguments[4:], "--out", str(tmp_path / "few")]) == 2
     assert "score needs at least 20 examples, got 5; leave out --score" in capsys.readouterr().err
     assert not (tmp_path / "few").exists()
+
+
+def test_one_model_of_classes_translates_between_two(trained, toys, tmp_path, capsys):
+    run, out = tmp_path / "classes", tmp_path / "out"
+    options = ["--condition=classes", "--flow=coupling", *SMALL, "--train.steps=3", "--train.batch_size=16", "--quiet"]
+    assert main(["train", "digits", "--out", str(run), *options]) == 0
+    raw = torch.stack([load_data("digits", label=3).test[i] for i in range(30)])
+    np.save(tmp_path / "threes.npy", raw[:, 0].numpy())
+    arguments = ["translate", str(run), str(tmp_path / "threes.npy"), "--out", str(out), "--quiet", "--score"]
+    assert main([*arguments, "--condition", "3", "8"]) == 0
+    assert json.loads((out / "translation.json").read_text())["scores"]["images"] == 30
+    opened = open_runs([run], "forward", ("3", "8"))
+    for side, label in zip(opened.sides(), (3, 8), strict=True):
+        wanted = load_data("digits", label=label)
+        assert all(torch.equal(stack(getattr(side, part)), stack(getattr(wanted, part))) for part in PARTS)
+    there, back = opened.route(), open_runs([run], "backward", ("3", "8")).route()
+    x = there.models[0].scaling.centre(raw)
+    assert (back.follow(there.follow(x).x).x - x).abs().max() * 8.5 < 0.5
+    assert not torch.equal(there.follow(x).x, open_runs([run], "forward", ("3", "1")).route().follow(x).x)
+    for wrong, complaint in (
+        ([run, toys[0], "--condition", "3", "dog"], "c must be one of"),
+        ([trained / "pair", toys[0], "--condition", "3", "8"], "condition needs one run, of a model of both classes"),
+        ([run, toys[0]], "is no bridge"),
+    ):
+        assert complaint in error_of(capsys, "translate", *wrong, "--out", tmp_path / "none", "--quiet")
 
 
 def test_mistakes(trained, toys, tmp_path, capsys):
