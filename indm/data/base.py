@@ -83,7 +83,7 @@ class Data:
             )
             raise ValueError(
                 f"data {self.name!r} have no {'class labels' if labels else 'numbers'} for a condition; {places}, and "
-                "a data set of pairs (x, c)"
+                "a data set of pairs (x, c), in Python also as_data(pairs, c=True)"
             )
         return rows[split]
 
