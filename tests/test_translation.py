@@ -46,16 +46,20 @@ def pair(request):
 # ── two models ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def closed(source, target, x, strength=1.0):
+    """The translation by the closed flows of both."""
+    sde = source.sde
+    alpha = sde.alpha(torch.tensor(sde.eps, dtype=torch.float64))
+    turned = source.score.flow(alpha * source.encode(x)[0], sde.eps, strength * sde.T)
+    return target.decode(target.score.flow(turned, strength * sde.T, sde.eps) / alpha)
+
+
 @pytest.mark.parametrize("strength", [1.0, 0.4])
 def test_the_way_between_gaussians_is_the_composition_of_their_closed_flows(pair, strength):
     source, target = pair
-    x, sde = data_of(source, 50), source.sde
-    eps = torch.tensor(sde.eps, dtype=torch.float64)
-    z = sde.alpha(eps) * source.encode(x)[0]
-    turned = source.score.flow(z, sde.eps, strength * sde.T)
-    expected = target.decode(target.score.flow(turned, strength * sde.T, sde.eps) / sde.alpha(eps))
-    got = translate(source, target, x, strength=strength, tol=1e-9)
-    assert (got - expected).abs().max() < 1e-6
+    x = data_of(source, 50)
+    got = translate(source, target, x, strength=strength, tol=1e-7)
+    assert (got - closed(source, target, x, strength)).abs().max() < 1e-6
     assert (got - x).abs().mean() > 0.05
 
 
@@ -119,7 +123,7 @@ def test_images_come_back_within_half_a_grey_level():
 def test_the_error_of_the_cycle_and_of_the_way_falls_with_the_third_power_of_the_step(name):
     source, target = model_of(name, 0, actnorm(0)), model_of(name, 1, actnorm(1))
     x = data_of(source, 20)
-    exact = translate(source, target, x, tol=1e-11)
+    exact = closed(source, target, x)
     errors = {"way": [], "cycle": []}
     for steps in (80, 160, 320):
         route = two_models(source, target, steps=steps)
@@ -135,7 +139,7 @@ def test_the_error_of_the_cycle_and_of_the_way_falls_with_the_third_power_of_the
 def test_the_tolerance_bounds_the_cycle():
     source, target = model_of("vp", 0, actnorm(0)), model_of("vp", 1, actnorm(1))
     x, errors = data_of(source, 20), []
-    for tol in (1e-4, 1e-5, 1e-7):
+    for tol in (1e-3, 1e-4, 1e-5):
         route = two_models(source, target, tol=tol)
         errors.append((route.back().follow(route.follow(x).x).x - x).abs().max().item())
         assert errors[-1] < 300 * tol
@@ -154,10 +158,10 @@ def test_a_bridge_carries_one_end_to_the_other_and_back():
     model = gaussian_bridge()
     n = 20_000
     a = data_of(model, n)
-    b = translate_bridge(model, a, tol=1e-7)
+    b = translate_bridge(model, a, tol=1e-6)
     z = model.encode(b)[0]
     assert within(z, 0.0, floor=0.02) and within(z.square(), 1.0, floor=0.03)
-    assert (translate_bridge(model, b, "backward", tol=1e-7) - a).abs().max() < 1e-4
+    assert (translate_bridge(model, b, "backward", tol=1e-6) - a).abs().max() < 1e-4
 
     other = model.decode(torch.randn(n, 2, dtype=torch.float64, generator=seeded(5)))
     z = model.encode(translate_bridge(model, other, "backward"))[0]
@@ -168,14 +172,14 @@ def test_a_bridge_carries_one_end_to_the_other_and_back():
 def test_a_bridge_may_stop_on_its_way_and_be_random():
     model = gaussian_bridge()
     a = data_of(model, 20_000)
-    half = translate_bridge(model, a, strength=0.5, tol=1e-7)
+    half = translate_bridge(model, a, strength=0.5, tol=1e-6)
     noisy = translate_bridge(model, a, strength=0.5, stochastic=True, generator=seeded(7))
     assert (noisy - half).abs().mean() > 0.1
     mean, variance = model.score.law(torch.tensor(0.5, dtype=torch.float64), half)
     for x in (half, noisy):
         white = (model.encode(x)[0] - mean) / variance.sqrt()
         assert within(white, 0.0, floor=0.02) and within(white.square(), 1.0, floor=0.03)
-    whole = translate_bridge(model, translate_bridge(model, a, tol=1e-7), "backward", strength=0.5, tol=1e-7)
+    whole = translate_bridge(model, translate_bridge(model, a, tol=1e-6), "backward", strength=0.5, tol=1e-7)
     assert (whole - half).abs().max() < 1e-3
 
 
@@ -185,7 +189,7 @@ def test_a_bridge_may_stop_on_its_way_and_be_random():
 def test_frames_are_decoded_latents_from_the_source_to_the_result(pair):
     source, target = pair
     x = data_of(source, 8)
-    route = two_models(source, target, tol=1e-7)
+    route = two_models(source, target, tol=1e-6)
     found = route.follow(x, frames=4)
     assert found.frames.shape == (8, 8, 2)
     assert (found.x - route.follow(x).x).abs().max() < 1e-5
@@ -201,7 +205,7 @@ def test_frames_are_decoded_latents_from_the_source_to_the_result(pair):
 
 def test_frames_of_a_random_way_have_its_noise_and_take_none_from_what_follows():
     source, target = model_of("vp", 0, actnorm(0)), model_of("vp", 1, actnorm(1))
-    x, route = data_of(source, 8), two_models(source, target, stochastic=True, tol=1e-8)
+    x, route = data_of(source, 8), two_models(source, target, stochastic=True, tol=1e-6)
     plain, pictured = seeded(3), seeded(3)
     expected, found = route.follow(x, generator=plain).x, route.follow(x, frames=2, generator=pictured)
     assert torch.equal(found.x, expected) and torch.equal(plain.get_state(), pictured.get_state())
