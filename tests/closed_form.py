@@ -3,6 +3,7 @@
 import inspect
 import math
 
+import pytest
 import torch
 from torch import nn
 
@@ -11,6 +12,8 @@ from indm.config.parts import BUILT_IN, find
 # Those of the table of parts whose coefficients all entries share; a new row is tested without a word here.
 KINDS = {name: find("sde", name) for name in BUILT_IN["sde"]}
 SDES = {name: kind for name, kind in KINDS.items() if "shape" not in inspect.signature(kind).parameters}
+# For fixtures of whole rooms: sub-VP, of the same family as VP, is left to the long tests.
+EACH_SDE = [pytest.param(name, marks=pytest.mark.long) if name == "subvp" else name for name in SDES]
 
 
 def column(value, z):

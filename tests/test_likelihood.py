@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from closed_form import SDES, GaussianScore, LinearScore, MixtureScore, gaussian, normal_log_prob, within
+from closed_form import EACH_SDE, SDES, GaussianScore, LinearScore, MixtureScore, gaussian, normal_log_prob, within
 
 from indm.evaluation.likelihood import evaluate, in_units
 from indm.flows import ActNorm, Identity
@@ -40,7 +40,7 @@ def mixture(name="vp", dtype=torch.float64):
     return MixtureScore(SDES[name](), means, stds, weights)
 
 
-@pytest.fixture(params=SDES)
+@pytest.fixture(params=EACH_SDE)
 def name(request):
     return request.param
 

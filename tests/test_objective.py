@@ -495,7 +495,7 @@ def plain_nll(flow, x):
     return -torch.distributions.Normal(0.0, 1.0).log_prob(flow.latent(x)).flatten(1).sum(1) - log_det
 
 
-@pytest.mark.parametrize("kind", [VPSDE, SubVPSDE])
+@pytest.mark.parametrize("kind", [VPSDE, pytest.param(SubVPSDE, marks=pytest.mark.long)])
 def test_bound_and_likelihood_of_a_silent_backbone_are_those_of_the_flow(kind):
     model, x = plain_flow(kind()), 1.3 * torch.randn(40, 3, dtype=torch.float64)
     exact = plain_nll(model.flow, x)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from closed_form import SDES, GaussianScore, LinearScore, MixtureScore, gaussian
+from closed_form import EACH_SDE, SDES, GaussianScore, LinearScore, MixtureScore, gaussian
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate
@@ -62,7 +62,7 @@ class Nothing(Sampler):
         return z, steps
 
 
-@pytest.fixture(params=SDES)
+@pytest.fixture(params=EACH_SDE)
 def name(request):
     return request.param
 

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from closed_form import SDES, GaussianScore, column, gaussian
+from closed_form import EACH_SDE, SDES, GaussianScore, column, gaussian
 
 from indm.config import parts
 from indm.flows import Identity
@@ -41,7 +41,7 @@ STOCHASTIC = samplers(lambda sampler: sampler.stochastic)
 ROW_BY_ROW = [name for name in SAMPLERS if name != "pc"]
 
 
-@pytest.fixture(params=SDES)
+@pytest.fixture(params=EACH_SDE)
 def name(request):
     return request.param
 

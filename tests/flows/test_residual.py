@@ -200,7 +200,12 @@ def test_exact_log_det_has_exact_gradients():
 
 
 @pytest.mark.parametrize(
-    "shape, estimator", [((5,), PowerSeries(20, 2.0, probes=20)), ((2, 4, 4), PowerSeries(2, 2.0, probes=20))], ids=str
+    "shape, estimator",
+    [
+        pytest.param((5,), PowerSeries(20, 2.0, probes=20), marks=pytest.mark.long),
+        ((2, 4, 4), PowerSeries(2, 2.0, probes=20)),
+    ],
+    ids=str,
 )
 def test_flow_with_an_estimator_is_unbiased(shape, estimator):
     """The whole flow: its log-determinant, and its slopes along random directions of parameters and of inputs."""
@@ -254,7 +259,7 @@ def test_a_share_of_the_batch_stands_for_all_of_it(n, share, seed):
     assert len(chosen) == min(share, n) and sorted(itertools.chain(*chosen)) == list(range(n))
 
 
-@pytest.mark.parametrize("shape", [(5,), (2, 4, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(5,), pytest.param((2, 4, 4), marks=pytest.mark.long)], ids=str)
 def test_a_shared_log_det_is_unbiased_for_every_sample(shape):
     """Fifteen copies of each sample stand at places of all three kinds, so a draw has five estimates of each."""
     block = block_of(shape).double().train()
