@@ -11,7 +11,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 from torch.utils.data import TensorDataset
 
 import indm
-from indm.data import as_data, load_data
+from indm.data import as_data, load_data, stack
 from indm.evaluation.plots import save_pixels
 from indm.evaluation.sheets import Panel, sheet
 
@@ -23,10 +23,10 @@ def blurred(raw: torch.Tensor) -> torch.Tensor:
 
 def main(steps: int = 1500, out: Path = Path("runs/example-super-resolution")) -> None:
     """steps: of the optimizer; out: the run folder."""
-    digits = load_data("digits").train.tensor
+    digits = stack(load_data("digits").train)
     data = as_data(TensorDataset(digits, blurred(digits)), levels=17, c=True)
     indm.train(indm.recipe("digits", {"train.steps": steps, "condition": "image"}), out, data=data)
-    model, x = indm.INDM.load(out), load_data("digits").test.tensor[:8]
+    model, x = indm.INDM.load(out), stack(load_data("digits").test, 8)
     c = blurred(x)
     samples = torch.cat([model.scaling.to_data(indm.sample(model, 8, c=c)) for _ in range(4)])
     print("RMS of the means of samples less c:", (blurred(samples) - c.repeat(4, 1, 1, 1)).square().mean().sqrt())
