@@ -1,14 +1,13 @@
-"""Ways to translate between two classes, in one table: two INDMs, DDIB, a bridge, a conditional model, a plain copy.
+"""Ways to translate between two classes, in one table: two INDMs, DDIB, a bridge, one model of both, a plain copy.
 
     python bench/translation.py sneaker-boot pullover-dress digits-3-8 --out runs/translation
 
 All have the recipe's network and about the same seconds: each of INDM's two models makes ``--steps`` steps, each of
-DDIB's (the same with the identity flow) 1.15 times as many, about what a step of INDM costs of a linear one; the
-bridge and the conditional model, which are one model, twice as many as one of these. The conditional model is a
-linear diffusion that is told the class of every image in one more channel, and translates by SDEdit: noise up to t,
-then the way back as class B. Test images of A are translated and compared with B, see
-``indm/evaluation/translation_metrics.py``; the classifier is that of all the data set's classes. Killed and started
-again, it goes on. Writes ``RECIPE.json``, ``RECIPE.md`` and ``RECIPE.png``.
+DDIB's (the same with the identity flow) 1.15 times as many, about what a step of INDM costs of a linear one. What is
+one model makes twice as many: the bridge, and an INDM and a linear diffusion that are told the class. These go up as
+class A and down as class B, the linear one also by SDEdit: noise up to t, then down as class B. Test images of A are
+translated and compared with B, see ``indm/evaluation/translation_metrics.py``; the classifier is that of all the data
+set's classes. Killed and started again, it goes on. Writes ``RECIPE.json``, ``RECIPE.md`` and ``RECIPE.png``.
 """
 
 import argparse
@@ -17,12 +16,11 @@ import time
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
-from tqdm import trange
+from torch import Tensor
 
+import indm
 from indm.config import recipes
-from indm.data.base import Data, InMemory, stack
+from indm.data.base import stack
 from indm.data.registry import load_data
 from indm.evaluation.extractor import load_or_train
 from indm.evaluation.plots import save_pixels
@@ -30,14 +28,9 @@ from indm.evaluation.sheets import Panel, sheet
 from indm.evaluation.translation_metrics import COLUMNS, limits, row, translation_metrics, two_classes
 from indm.evaluation.translation_runs import TranslationRuns, open_runs
 from indm.files import atomic
-from indm.flows import Identity
-from indm.model import INDM, build
-from indm.nets import UNet
-from indm.objective import mle_loss
-from indm.score import ScoreModel
+from indm.model import INDM
 from indm.training.loop import train
 from indm.training.pairs import train_pair
-from indm.training.trainer import Trainer
 from indm.translation import Route, two_models
 
 LINEAR = 1.15  # steps of a linear diffusion in the time of one of INDM
@@ -51,96 +44,43 @@ NAMES = {
     "ddib": "DDIB (linear)",
     "ddib 0.5": "DDIB, strength 0.5",
     "bridge": "bridge",
-    "sdedit 0.3": "conditional linear, SDEdit 0.3",
-    "sdedit 0.5": "conditional linear, SDEdit 0.5",
+    "classes": "one INDM of both classes",
+    "linear classes": "one linear model of both",
+    "sdedit 0.3": "one linear model, SDEdit 0.3",
+    "sdedit 0.5": "one linear model, SDEdit 0.5",
 }
+LINEAR_FLOW = {"flow": "identity", "train.flow_update_every": "1"}
 
 
-class Labelled(nn.Module):
-    """A U-Net that is told the class in one more channel, set as ``label`` (a number, or one for each image)."""
-
-    def __init__(self, table: dict, shape: tuple[int, ...]):
-        super().__init__()
-        self.inner: UNet = build(table, "net", (shape[0] + 1, *shape[1:]))
-        self.label: Tensor | float = 1.0
-
-    def forward(self, z: Tensor, c: Tensor) -> Tensor:
-        label = torch.as_tensor(self.label, dtype=z.dtype).reshape(-1, 1, 1, 1)
-        plane = (2 * label - 1).expand(len(z), 1, *z.shape[2:])
-        return self.inner(torch.cat((z, plane), 1), c)[:, :-1]
-
-
-class LabelledStep(nn.Module):
-    def __init__(self, model: INDM):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        self.model.score.backbone.label = x[:, -1, 0, 0]
-        loss, terms = mle_loss(self.model, x[:, :-1])
-        return loss, {name: term.detach() for name, term in terms.items()}
-
-
-class LabelledTrainer(Trainer):
-    """Trains one linear diffusion of both classes; a batch carries its labels in its last channel."""
-
-    def build_model(self, recipe: dict) -> INDM:
-        shape = (self.data.shape[0] - 1, *self.data.shape[1:])
-        score = ScoreModel(Labelled(recipe["net"], shape), build(recipe["sde"], "sde", shape))
-        return INDM(Identity(), score, self.data.scaling, shape)
-
-    def build_step(self, recipe: dict) -> nn.Module:
-        return LabelledStep(self.model)
-
-    def conditions(self) -> dict:
-        return {}
-
-    def prepare_batch(self, raw: Tensor) -> Tensor:
-        x = self.model.scaling.to_model(raw[:, :-1])
-        return torch.cat((x, raw[:, -1:].to(x)), 1)
-
-
-def with_labels(both: Data) -> Data:
-    """Two classes as one data set whose images have their label in one more channel."""
-    images, labels = both.train.tensor, both.labels["train"]
-    planes = labels.to(images.dtype).reshape(-1, 1, 1, 1).expand(-1, 1, *images.shape[2:])
-    shape = (both.shape[0] + 1, *both.shape[1:])
-    train_set = InMemory(torch.cat((images, planes), 1))
-    return Data(both.name, train_set, both.valid, both.test, both.scaling, shape)
-
-
-def conditional(recipe: dict, steps: int, out: Path) -> INDM:
-    """The conditional model, trained or read."""
-    a, b = (load_data(**recipe[table]) for table in ("data", "data_b"))
-    recipe = recipes.resolve(recipes.override(recipe, {"train.steps": str(steps), "train.terminal": "0"}))
-    trainer = LabelledTrainer(recipe, with_labels(two_classes(a, b)), Accelerator(cpu=True))
-    file = out / "conditional.pt"
-    if file.exists():
-        trainer.ema.model.load_state_dict(torch.load(file, weights_only=True))
-        return trainer.ema.model
-    batches = trainer.batches()
-    for _ in trange(steps, desc="conditional"):
-        trainer.train_step(batches)
-    atomic.whole(file, lambda beside: torch.save(trainer.ema.model.state_dict(), beside))
-    return trainer.ema.model
+def of_classes(recipe: dict, changes: dict[str, str], out: Path) -> Route:
+    """The route from A to B by one model of both, which is told the class; trained or read."""
+    data = two_classes(*(load_data(**recipe[table]) for table in ("data", "data_b")))
+    changes = {"condition": "classes", "train.terminal": "0"} | changes
+    alone = recipes.override({name: table for name, table in recipe.items() if name != "data_b"}, changes)
+    if not (out / "summary.json").exists():
+        whole({out.name: indm.train(alone, out, data=data, resume=(out / "checkpoint.pt").exists())})
+    model = INDM.load(out)
+    return two_models(model, model, c=data.classes)
 
 
 def routes(recipe: dict, steps: int, out: Path) -> dict[str, Route]:
     """Every method, trained where it is not yet."""
     linear = round(LINEAR * steps)
     base = recipes.override(recipe, {"train.seconds": "inf", "train.validate_every": "1000000"})
-    for name, count, changes in (
-        ("indm", steps, {}),
-        ("ddib", linear, {"flow": "identity", "train.flow_update_every": "1"}),
-    ):
+    for name, count, changes in (("indm", steps, {}), ("ddib", linear, LINEAR_FLOW)):
         changed = recipes.override(base, {**changes, "train.steps": str(count)})
         whole(train_pair(changed, out / name, resume=(out / name).exists()))
     changed = recipes.override(base, {"train.steps": str(2 * steps)})
     whole({"bridge": train(changed, out / "bridge", resume=(out / "bridge" / "checkpoint.pt").exists())})
-    told = conditional(recipe, 2 * linear, out)
-    found = {name: open_runs([out / name]).route() for name in ("indm", "ddib", "bridge")}
+    told = {
+        name: of_classes(base, changes | {"train.steps": str(2 * count)}, out / name)
+        for name, count, changes in (("classes", steps, {}), ("linear classes", linear, LINEAR_FLOW))
+    }
+    found = told | {name: open_runs([out / name]).route() for name in ("indm", "ddib", "bridge")}
     found |= {f"{name} 0.5": open_runs([out / name]).route(strength=0.5) for name in ("indm", "ddib")}
-    found |= {f"sdedit {s}": two_models(told, told, strength=s, stochastic=True) for s in STRENGTHS}
+    leg, _ = told["linear classes"].legs
+    ends = leg.model, leg.model
+    found |= {f"sdedit {s}": two_models(*ends, c=("A", "B"), strength=s, stochastic=True) for s in STRENGTHS}
     return {name: found[name] for name in NAMES}
 
 

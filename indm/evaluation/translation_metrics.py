@@ -25,7 +25,7 @@ MOST = 2000  # training images of the target that results are compared with
 
 
 def two_classes(a: Data, b: Data) -> Data:
-    """The images of both data sets as one, labelled 0 and 1: what tells them apart can be learned from it."""
+    """The images of both data sets as one, of the classes A and B: what tells them apart can be learned from it."""
     parts: dict[str, Any] = {}
     labels: dict[str, Tensor] = {}
     for part in ("train", "valid", "test"):
@@ -35,7 +35,8 @@ def two_classes(a: Data, b: Data) -> Data:
     order = torch.randperm(len(labels["train"]), generator=torch.Generator().manual_seed(0))
     parts["train"], labels["train"] = InMemory(parts["train"].tensor[order]), labels["train"][order]
     notes = [f"0: {note}" for note in a.notes] + [f"1: {note}" for note in b.notes]
-    return Data(name=f"{a.name} and {b.name}", scaling=a.scaling, shape=a.shape, labels=labels, notes=notes, **parts)
+    about: dict[str, Any] = {"scaling": a.scaling, "shape": a.shape, "labels": labels, "classes": ("A", "B")}
+    return Data(name=f"{a.name} and {b.name}", notes=notes, **about, **parts)
 
 
 def translation_metrics(source: Images, result: Images, target: Data, extractor: Extractor, label: int) -> dict:
