@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -125,19 +125,29 @@ class TrainPair(TrainsRecipe):
 
 @dataclass
 class TrainBridge(TrainsRecipe):
-    """Train one model whose diffusion leads from the images of A to those of B.
+    """Train one model of the images of A and of B, for "indm translate".
 
-    It minimises the NELBO of A plus train.terminal (1 unless changed) times −log p of B's images under the flow and
-    the prior, both per dimension; both are logged, as nelbo and terminal. Sources and changes as in "indm train-pair".
+    It is told which an image is of, as a class; a translation goes up as A and down as B.
+
+    With --form terminal its diffusion leads from A at t = 0 to B at t = T: it minimises the NELBO of A plus
+    train.terminal (1 unless changed) times −log p of B's images under the flow and the prior, both per dimension and
+    logged as nelbo and terminal. B is then only as good as what the flow alone makes of it.
+
+    Sources and changes as in "indm train-pair".
     """
 
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="A B | RECIPE", help_behavior_hint="(required)")]
     """Two image folders, or one recipe."""
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/RECIPE-bridge)")] = None
     """The run folder."""
+    form: Literal["classes", "terminal"] = "classes"
+    """One model that is told the class, or one whose diffusion ends in B."""
 
     def run(self) -> int:
+        from indm.training.pairs import as_one
+
         recipe, out = recipe_of_two(self.sources, self.table_values, self.out, "-bridge")
+        recipe = as_one(recipe) if self.form == "classes" else recipe
         if self.dry_run:
             return show_plan(recipe, out)
         return train_run(recipe, out, self.resume, self.quiet)

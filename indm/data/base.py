@@ -6,7 +6,7 @@ takes.
 
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -328,11 +328,14 @@ def second_entries(source: Any, where: str | Path) -> Any:
     return np.array(rows)
 
 
-def condition_fields(c: Any, parts: Mapping[str, Tensor], where: str | Path) -> dict[str, Any]:
+def condition_fields(
+    c: Any, parts: Mapping[str, Tensor], where: str | Path, classes: Sequence[str] = ()
+) -> dict[str, Any]:
     """The fields of :class:`Data` that follow from conditions of all examples and index tensors into them.
 
     Whole numbers and words (n,) are labels; whole numbers are numbers (n, 1), too. Other numbers (n, size) and images
-    (n, C, H, W), or (n, H, W, C) of 1 or 3 channels, are numbers.
+    (n, C, H, W), or (n, H, W, C) of 1 or 3 channels, are numbers. Labels are counted in the order of ``classes``, or in
+    that of the alphabet.
 
     Raises:
         ValueError: they are none of these, not finite, or of another length.
@@ -347,8 +350,9 @@ def condition_fields(c: Any, parts: Mapping[str, Tensor], where: str | Path) -> 
     fields: dict[str, Any] = {}
     if c.ndim == 1 and c.dtype.kind not in "f":
         values, numbers = np.unique(c.astype(str) if c.dtype.kind == "O" else c, return_inverse=True)
-        labels = torch.from_numpy(numbers.astype(np.int64))
-        fields |= {"classes": tuple(map(str, values)), "labels": {p: labels[index] for p, index in parts.items()}}
+        names = tuple(classes or map(str, values))
+        labels = torch.tensor([names.index(str(value)) for value in values])[torch.from_numpy(numbers)]
+        fields |= {"classes": names, "labels": {p: labels[index] for p, index in parts.items()}}
     if c.dtype.kind in "biuf":
         wrong = np.flatnonzero(~np.isfinite(c.reshape(len(c), -1)).all(1))
         if len(wrong):

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 from indm.data.base import Data, events_of_shape, pooled
 from indm.data.downloads import download_root, from_torchvision, where_to_look
 from indm.data.raw import check_size
-from indm.data.splits import describe_split, selected, split
+from indm.data.splits import describe_split, renumbered, selected, split
 from indm.files.memory import check_memory
 from indm.messages import reason
 from indm.scaling import Scaling
@@ -66,7 +66,7 @@ def load_fashion_mnist(
     limit: int | None = None,
     centered: bool = True,
     flip: bool = False,
-    label: int | None = None,
+    label: int | list[int] | None = None,
 ) -> Data:
     """Fashion-MNIST: 1×28×28, 256 levels, the standard 10,000 test images; ``valid`` of the 60,000 others held out.
 
@@ -79,8 +79,8 @@ def load_fashion_mnist(
         limit: training examples to keep, the first ones; all by default.
         centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
         flip: whether training flips images horizontally at random.
-        label: keeps the images of this class alone, in the same splits: 0 T-shirt, 1 trouser, 2 pullover, 3 dress,
-            4 coat, 5 sandal, 6 shirt, 7 sneaker, 8 bag, 9 ankle boot.
+        label: keeps the images of this class alone, or of these, in the same splits: 0 T-shirt, 1 trouser, 2 pullover,
+            3 dress, 4 coat, 5 sandal, 6 shirt, 7 sneaker, 8 bag, 9 ankle boot.
     """
     check_size(size)
     if size > 28:
@@ -102,6 +102,6 @@ def load_fashion_mnist(
         )
     notes = [f"read from {folder}", describe_split(parts, seed)]
     notes += [f"resized from 28 to {size} (bilinear, antialiased, rounded)"] if size < 28 else []
-    fields = pooled(pool, parts, torch.cat(labels).long())
-    scaling = Scaling.images(256, centered)
-    return Data(name="fashion-mnist", scaling=scaling, classes=CLASSES, flip=flip, notes=notes, **fields)
+    numbers, classes = renumbered(torch.cat(labels).long(), CLASSES, label)
+    fields, scaling = pooled(pool, parts, numbers), Scaling.images(256, centered)
+    return Data(name="fashion-mnist", scaling=scaling, classes=classes, flip=flip, notes=notes, **fields)

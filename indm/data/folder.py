@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def load_folder(
     limit: int | None = None,
     centered: bool = True,
     flip: bool = False,
-    classes: bool = False,
+    classes: bool | list[str] = False,
 ) -> Data:
     """All images under a folder (recursive, hidden files apart), in sorted order, split by ``seed``; read from disk.
 
@@ -58,7 +59,8 @@ def load_folder(
         limit: training examples to keep, the first ones; all by default.
         centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
         flip: whether training flips images horizontally at random.
-        classes: whether each folder in it is a class, called like that folder.
+        classes: whether each folder in it is a class, called like that folder; or those folders in it that are, and
+            then no other is read.
     """
     folder = Path(path).expanduser()
     check_size(size)
@@ -70,7 +72,12 @@ def load_folder(
     if crop is not True and crop is not False:
         check_size(crop)
     colour_of(background)
-    files, (grey, colour), notes = find_images(folder, strict=strict)
+    if isinstance(classes, bool):
+        files, (grey, colour), notes = find_images(folder, strict=strict)
+        names, labels = [], classes_of(files) if classes else []
+    else:
+        names = classes
+        files, (grey, colour), notes, labels = find_classes(folder, names, strict=strict)
     notes.append(f"{'squashed' if crop is False else 'centre-cropped'}, resized to {size} ({resize}), on {background}")
     if channels is None and grey and colour:
         notes.append(f"RGB, as {colour} images are in colour and {grey} are grey; data.channels 1 makes all grey")
@@ -84,7 +91,7 @@ def load_folder(
     notes.append(describe_split(parts, seed))
     scaling, shape = Scaling.images(256, centered), (channels, size, size)
     about: dict[str, Any] = {"shape": shape, "flip": flip, "notes": notes, "fingerprint": files.fingerprint()}
-    about |= condition_fields(classes_of(files), parts, folder) if classes else {}
+    about |= condition_fields(labels, parts, folder, names) if labels else {}
     return Data(name="folder", scaling=scaling, **about | sets)
 
 
@@ -101,6 +108,22 @@ def classes_of(files: Files) -> list[str]:
                 f"data.classes must be false, or each image in the folder of its class: {name!r} is in none"
             )
     return [name.split("/")[0] for name in names]
+
+
+def find_classes(
+    folder: Path, names: Sequence[str], *, strict: bool = False
+) -> tuple[Files, tuple[int, int], list[str], list[str]]:
+    """What :func:`find_images` finds in the folders ``names`` below ``folder``, and the name for each file."""
+    if len(set(names)) < 2:
+        raise ValueError(f"data.classes must be true, false or two different folders or more, got {list(names)}")
+    parts, kinds, notes = {}, np.zeros(2, int), []
+    for name in names:
+        parts[name], found, more = find_images(folder / name, strict=strict)
+        kinds += found
+        notes += more
+    labels = [name for name, files in parts.items() for _ in files]
+    grey, colour = kinds.tolist()
+    return Files.joined(folder, parts), (grey, colour), notes, labels
 
 
 def check_decoded(size: int, channels: int) -> None:

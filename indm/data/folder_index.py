@@ -7,7 +7,7 @@ import stat
 import tempfile
 import threading
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,16 @@ class Files(Sequence[Path]):
     def __init__(self, folder: Path, names: np.ndarray, ends: np.ndarray, chosen: np.ndarray | None = None):
         self.folder, self.names, self.ends = folder, names, ends
         self.chosen = np.arange(len(ends)) if chosen is None else chosen
+
+    @classmethod
+    def joined(cls, folder: Path, parts: Mapping[str, "Files"]) -> "Files":
+        """The files of several folders, which lie at these paths below ``folder``."""
+        names, ends = bytearray(), array("q")
+        for place, files in parts.items():
+            for i in range(len(files)):
+                names += os.fsencode(place) + b"/" + files.name(i)
+                ends.append(len(names))
+        return cls(folder, np.frombuffer(bytes(names), np.uint8), np.array(ends, np.int64))
 
     def __len__(self) -> int:
         return len(self.chosen)

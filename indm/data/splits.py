@@ -1,6 +1,6 @@
 """Which example is in which split: index tensors made from a seed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -28,13 +28,28 @@ def limited(items: Items, limit: int | None) -> Items:
     return items[:limit]
 
 
-def selected(parts: Mapping[str, Tensor], labels: Tensor, label: int | None, limit: int | None) -> dict[str, Tensor]:
-    """The indices of ``parts`` whose label is ``label`` (None: all), of the training ones the first ``limit``."""
+def selected(
+    parts: Mapping[str, Tensor], labels: Tensor, label: int | Sequence[int] | None, limit: int | None
+) -> dict[str, Tensor]:
+    """The indices of ``parts`` whose label is (in) ``label`` (None: all), of the training ones the first ``limit``."""
     if label is not None:
-        if not bool((labels == label).any()):
-            raise ValueError(f"label must be one of {labels.unique().tolist()}, or None for all classes, got {label}")
-        parts = {part: index[labels[index] == label] for part, index in parts.items()}
+        wanted = torch.as_tensor(label)
+        if not bool(torch.isin(wanted, labels).all()) or not wanted.numel():
+            known = labels.unique().tolist()
+            raise ValueError(f"label must be of {known}, one or a list, or None for all classes, got {label}")
+        parts = {part: index[torch.isin(labels[index], wanted)] for part, index in parts.items()}
     return dict(parts) | {"train": limited(parts["train"], limit)}
+
+
+def renumbered(
+    labels: Tensor, classes: tuple[str, ...], label: int | Sequence[int] | None
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Labels and their names where a list ``label`` keeps some classes: they are counted in its order."""
+    if not isinstance(label, Sequence):
+        return labels, classes
+    number = torch.full((len(classes),), -1)
+    number[list(label)] = torch.arange(len(label))
+    return number[labels], tuple(classes[i] for i in label)
 
 
 def counts(n: int, valid: float, test: float) -> dict[str, int]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from indm.config import recipes
 from indm.data.base import Data
 from indm.data.registry import load_data
 from indm.model import INDM
@@ -60,7 +61,8 @@ def open_runs(
 ) -> TranslationRuns:
     """Two runs, from the first to the second; or one bridge, or one pair, in either ``direction``.
 
-    With ``classes``, one run of a model of classes, from the first class to the second, or back.
+    With ``classes``, one run of a model of classes, from the first class to the second, or back; where it has two, they
+    need not be given.
 
     Raises:
         ValueError: one run that is no bridge, more than two, classes that the one run does not have.
@@ -68,6 +70,7 @@ def open_runs(
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be 'forward' or 'backward', got {direction!r}")
     turn = direction == "backward"
+    classes = classes or _two_classes(folders)
     if classes is not None:
         return _between_classes(folders, direction, classes[::-1] if turn else classes)
     if len(folders) == 1 and is_pair(folders[0]):
@@ -76,16 +79,25 @@ def open_runs(
         folders = list(reversed(folders))
     if not 1 <= len(folders) <= 2:
         raise ValueError(f"one or two run folders must come first, got {len(folders)}")
-    models, recipes = zip(*(open_run(folder) for folder in folders), strict=True)
-    tables = [recipe["data"] for recipe in recipes]
+    models, own = zip(*(open_run(folder) for folder in folders), strict=True)
+    tables = [recipe["data"] for recipe in own]
     if len(folders) == 1:
-        if "data_b" not in recipes[0] or not recipes[0]["train"]["terminal"]:
+        if "data_b" not in own[0] or not own[0]["train"]["terminal"]:
             raise ValueError(
-                f"{folders[0]} is no bridge (a recipe with [data_b] and train.terminal); give a second run after it"
+                f"{folders[0]} is no bridge (indm train-bridge): give a second run after it, or two classes of a model "
+                "of classes as --condition"
             )
-        tables.append(recipes[0]["data_b"])
+        tables.append(own[0]["data_b"])
         tables = list(reversed(tables)) if turn else tables
     return TranslationRuns(tuple(folders), models, direction, *tables)
+
+
+def _two_classes(folders: Sequence[Path]) -> tuple[str, str] | None:
+    """The classes of one run that has two."""
+    if len(folders) != 1 or not is_run(folders[0]):
+        return None
+    labels = recipes.load(folders[0]).get("condition", {}).get("labels", ())
+    return tuple(labels) if len(labels) == 2 else None
 
 
 def _between_classes(folders: Sequence[Path], direction: str, classes: tuple[str, ...]) -> TranslationRuns:

@@ -1,6 +1,7 @@
-"""Two models of two data sets, trained in one go."""
+"""Recipes of two data sets: two models trained in one go, or one model of both."""
 
 import functools
+import os
 from pathlib import Path
 
 from accelerate import PartialState
@@ -38,6 +39,30 @@ def sides_of(recipe: Recipe) -> dict[str, Recipe]:
     options = {key: value for key, value in recipe.get("train", {}).items() if key != "terminal"}
     shared = {table: content for table, content in recipe.items() if table != "data_b"} | {"train": options}
     return {"a": shared, "b": shared | {"data": recipe["data_b"]}}
+
+
+def as_one(recipe: Recipe) -> Recipe:
+    """The recipe of one model of both data sets, which is told which of them an image is of, as a class.
+
+    Raises:
+        ValueError: there is no second data set, or it is no other folder and no other label of the same one.
+    """
+    a, b = (content["data"] for content in sides_of(recipe).values())
+    other = {key for key in {*a, *b} if a.get(key) != b.get(key)}
+    if other == {"label"}:
+        data = a | {"label": [a["label"], b["label"]]}
+    elif other == {"path"}:
+        folders = [os.path.abspath(os.path.expanduser(table["path"])) for table in (a, b)]
+        parent = os.path.commonpath(folders)
+        data = a | {"path": parent, "classes": [os.path.relpath(folder, parent) for folder in folders]}
+    else:
+        raise ValueError(
+            f"[data] and [data_b] must differ in path or label alone for one model of both, got {sorted(other)}; "
+            "--form terminal and indm train-pair take any two"
+        )
+    options = {key: value for key, value in recipe.get("train", {}).items() if key != "terminal"}
+    shared = {table: content for table, content in recipe.items() if table != "data_b"}
+    return shared | {"data": data, "train": options, "condition": {"name": "classes"} | recipe.get("condition", {})}
 
 
 def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: bool = True) -> dict[str, dict]:

@@ -86,7 +86,9 @@ def test_one_class_keeps_its_place_in_the_splits(name):
         expected = getattr(whole, part).tensor[whole.labels[part] == 3]
         assert torch.equal(getattr(one, part).tensor, expected) and bool((one.labels[part] == 3).all())
     assert torch.equal(few.train.tensor, one.train.tensor[:20])
-    with pytest.raises(ValueError, match=r"label must be one of \[0, 1, .*, 9\], or None for all classes, got 10"):
+    with pytest.raises(
+        ValueError, match=r"label must be of \[0, 1, .*, 9\], one or a list, or None for all classes, got 10"
+    ):
         load_data(name, label=10)
 
 

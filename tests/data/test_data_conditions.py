@@ -116,6 +116,37 @@ def test_a_folder_for_each_class(tmp_path):
         load_folder(path=tmp_path, size=8, classes=True)
 
 
+def test_some_folders_are_the_classes_in_the_order_they_are_named(tmp_path):
+    for number, name in enumerate(("dog", "cat", "far/bird"), 1):
+        (tmp_path / name).mkdir(parents=True)
+        for i in range(8):
+            Image.new("L", (8, 8), 10 * number + i).save(tmp_path / name / f"{i}.png")
+    (tmp_path / "dog" / "notes.txt").write_text("no image")
+    with pytest.warns(UserWarning, match="1 of 9 files"):
+        data = load_folder(path=tmp_path, size=8, classes=["far/bird", "dog"])
+    assert data.classes == ("far/bird", "dog")
+    grey = torch.cat([stack(getattr(data, part)) for part in PARTS])[:, 0, 0, 0]
+    labels = torch.cat([data.labels[part] for part in PARTS])
+    assert labels[grey.argsort()].tolist() == [1] * 8 + [0] * 8  # dogs are darker
+    assert data.fingerprint != load_folder(path=tmp_path, size=8, classes=["far/bird", "cat"]).fingerprint
+    with pytest.raises(ValueError, match="cow' is not a folder: it is not there"):
+        load_folder(path=tmp_path, size=8, classes=["dog", "cow"])
+    with pytest.raises(ValueError, match=r"true, false or two different folders or more, got \['dog'\]"):
+        load_folder(path=tmp_path, size=8, classes=["dog"])
+
+
+def test_some_labels_are_counted_in_the_order_they_are_named():
+    whole, some = load_digits(), load_digits(label=[8, 3])
+    assert some.classes == ("8", "3")
+    for part in PARTS:
+        of = whole.labels[part]
+        kept = (of == 3) | (of == 8)
+        assert torch.equal(stack(getattr(some, part)), stack(getattr(whole, part))[kept])
+        assert torch.equal(some.labels[part], (of[kept] == 3).long())
+    with pytest.raises(ValueError, match=r"label must be of \[0, .*, 9\], one or a list, or None .*, got \[3, 10\]"):
+        load_digits(label=[3, 10])
+
+
 class Pairs(Dataset):
     def __init__(self, c):
         self.x, self.c = torch.from_numpy(rows()[0]), c

@@ -31,7 +31,7 @@ from indm.runs.folder import open_run, read_metrics
 from indm.runs.provenance import weights_hash
 from indm.scaling import Scaling
 from indm.training import pairs
-from indm.training.pairs import sides_of
+from indm.training.pairs import as_one, sides_of
 
 SMALL = [
     "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.blocks=1", "--net.multipliers=[1]",
@@ -61,12 +61,13 @@ def toys(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(toys, tmp_path_factory):
-    """A pair and a bridge of the two folders, of a few steps."""
+    """A pair, a bridge, and one model of both of the two folders, of a few steps."""
     home = tmp_path_factory.mktemp("runs")
     folders = [str(folder) for folder in toys]
     options = ["--data.size", "8", "--train.steps", "6", "--train.batch_size", "8", *SMALL, "--quiet"]
     assert main(["train-pair", *folders, "--out", str(home / "pair"), *options]) == 0
-    assert main(["train-bridge", *folders, "--out", str(home / "bridge"), *options]) == 0
+    assert main(["train-bridge", *folders, "--form", "terminal", "--out", str(home / "bridge"), *options]) == 0
+    assert main(["train-bridge", *folders, "--out", str(home / "one"), *options]) == 0
     return home
 
 
@@ -296,7 +297,7 @@ def test_a_model_and_its_copy_give_back_the_images(trained, toys, tmp_path):
         assert np.array_equal(pixels(out / file.name), pixels(file))
 
 
-@pytest.mark.parametrize("kind", ["pair", "bridge", "two runs"])
+@pytest.mark.parametrize("kind", ["pair", "bridge", "two runs", "one"])
 def test_backward_undoes_forward(kind, trained, toys, tmp_path):
     folders = [trained / "pair" / "a", trained / "pair" / "b"] if kind == "two runs" else [trained / kind]
     model, recipe = open_run(folders[0] / "a" if kind == "pair" else folders[0])
@@ -304,7 +305,33 @@ def test_backward_undoes_forward(kind, trained, toys, tmp_path):
     x = model.scaling.centre(torch.stack(images))
     there, back = (open_runs(folders, direction).route() for direction in ("forward", "backward"))
     assert (back.follow(there.follow(x).x).x - x).abs().max() * 128 < 0.5
-    assert open_runs(folders, "backward").data["path"] == str(toys[1])
+    if kind != "one":
+        assert open_runs(folders, "backward").data["path"] == str(toys[1])
+
+
+def test_one_model_of_two_folders_knows_them_as_classes_in_their_order(trained, toys, tmp_path):
+    """ "red" comes after "blue" in the alphabet, and forward is from red to blue."""
+    opened, back = (open_runs([trained / "one"], direction) for direction in ("forward", "backward"))
+    assert opened.classes == ("red", "blue") and back.classes == ("blue", "red")
+    assert opened.models[0] is opened.models[1] and opened.models[0].condition.labels == ("red", "blue")
+    for side, folder in zip(opened.sides(), toys, strict=True):
+        images = {pixels.numpy().tobytes() for part in PARTS for pixels in stack(getattr(side, part))}
+        alone = load_data("folder", path=str(folder), size=8)
+        assert images == {pixels.numpy().tobytes() for part in PARTS for pixels in stack(getattr(alone, part))}
+    out = tmp_path / "out"
+    assert main(["translate", str(trained / "one"), str(toys[0]), "--out", str(out), "--cycle", "--quiet"]) == 0
+    report = json.loads((out / "translation.json").read_text())
+    assert len(report["examples"]) == 24 and max(row["cycle_error_max"] for row in report["examples"]) < 0.5
+    assert main(["evaluate", str(trained / "one"), "--nll-examples", "0", "--quiet"]) == 0
+
+
+def test_one_model_of_two_sets_of_labels_and_what_cannot_be_one(capsys, tmp_path):
+    recipe = as_one(recipes.load("digits-3-8"))
+    assert recipe["data"]["label"] == [3, 8] and recipe["condition"]["name"] == "classes"
+    assert "data_b" not in recipe and "terminal" not in recipe["train"]
+    assert load_data(**recipe["data"]).classes == ("3", "8")
+    error = error_of(capsys, "train-bridge", "digits-3-8", "--data-b.limit", "9", "--out", tmp_path / "none")
+    assert "must differ in path or label alone for one model of both, got ['label', 'limit']" in error
 
 
 def test_files_patterns_and_arrays_are_taken(trained, toys, tmp_path):
