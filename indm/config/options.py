@@ -360,6 +360,9 @@ class TranslationOptions:
     """Also go back to A: cycle/NAME.png, and the largest error of each image in grey levels."""
     score: bool = False
     """Also compare with the data of B (Fréchet and kernel distance, how many a classifier takes for B, diversity)."""
+    truth: Annotated[str | None, arg(metavar="FOLDER"), default("none known")] = None
+    """Also compare with the true counterparts, images of the same names in this folder: by distance, and by whether the
+    nearest of them is its own. The features for it are an extra: pip install 'indm[features]'."""
     strict: bool = False
     """An image of another size than the model's, or a file that is no image, is an error."""
     batch_size: int = 64

@@ -14,11 +14,13 @@ from indm.config.options import TranslationOptions
 from indm.data.images import SUFFIXES
 from indm.evaluation.diagnosis import conclusions_of_translation
 from indm.evaluation.extractor import load_or_train
+from indm.evaluation.general_features import general_features
 from indm.evaluation.results import table
 from indm.evaluation.translation_metrics import COLUMNS, limits, row, translation_metrics, two_classes
 from indm.evaluation.translation_results import REPORT, ResultWriter, check_sources_stay
 from indm.evaluation.translation_runs import TranslationRuns
 from indm.evaluation.translation_sources import Item, find, found_in
+from indm.evaluation.translation_truth import against_truth, check_truth, truth_of, truth_table
 from indm.files import atomic
 from indm.messages import reason
 from indm.runs.provenance import provenance, weights_hash
@@ -49,6 +51,9 @@ def check_sources(sources: Sequence[Path], options: TranslationOptions) -> None:
     files = [file for source in sources for file, _ in found_in(source)]
     if all(file.suffix.lower() in SUFFIXES for file in files):  # an array may hold many
         check_scored(len(files), options)
+    if options.truth is not None:
+        check_truth(sources, Path(options.truth))
+        general_features()
 
 
 def check_scored(n: int, options: TranslationOptions) -> None:
@@ -102,8 +107,15 @@ def translate_files(
         report["conclusions"] = conclusions_of_translation(mean_distance(report), levels, runs.folders)
         atomic.json_object(out / REPORT, report)
     if options.score and len(work.scored) >= FEWEST_SCORED:
-        raw, translated = (torch.stack(side) for side in zip(*work.scored, strict=True))
+        _, raw, translated = work.compared()
         report["scores"] = score(runs, raw, translated, out, progress)
+        atomic.json_object(out / REPORT, report)
+    if options.truth is not None and len(work.scored) > 1:
+        names, raw, translated = work.compared()
+        target, features = route.models[1], general_features(int(route.models[1].scaling.levels or 0))
+        truth = truth_of(names, Path(options.truth), target, runs.data_b)
+        report["truth"] = against_truth(raw, translated, truth, features.features, features.levels)
+        report["truth"] |= {"extractor": features.provenance}
         atomic.json_object(out / REPORT, report)
     return report
 
@@ -176,7 +188,7 @@ class FileTranslation:
     def __init__(self, translate: BatchTranslator, writer: ResultWriter):
         self.translate, self.writer, self.options = translate, writer, translate.options
         self.rows: list[dict] = []
-        self.scored: list[tuple[Tensor, Tensor]] = []
+        self.scored: list[tuple[str, Tensor, Tensor]] = []
         self.failed: dict[str, str] = {}
 
     def add(self, items: list[Item]) -> None:
@@ -209,10 +221,15 @@ class FileTranslation:
             if not self.writer.write(item, translated.result, *pictures):
                 continue
             self.rows.append(_row(item, raw, note, translated))
-            if self.options.score and len(self.scored) < MOST_SCORED:
-                self.scored.append((raw, translated.result))
+            if (self.options.score or self.options.truth) and len(self.scored) < MOST_SCORED:
+                self.scored.append((item.name, raw, translated.result))
             back = () if translated.returned is None else (translated.returned,)
             self.writer.show(raw, translated.result, *back)
+
+    def compared(self) -> tuple[list[str], Tensor, Tensor]:
+        """Names, sources and results of those that are compared with data."""
+        names, raw, results = zip(*self.scored, strict=True)
+        return list(names), torch.stack(raw), torch.stack(results)
 
     def finish(self) -> dict:
         """Write what is left; the rows, what failed, and the evaluations of one example."""
@@ -252,4 +269,6 @@ def summary(report: dict) -> str:
     if "scores" in report:
         rows = {"results": row(report["scores"])} | limits(report["scores"])
         lines.append(table([("", *COLUMNS.values()), *((title, *cells) for title, cells in rows.items())]))
+    if "truth" in report:
+        lines.append(truth_table(report["truth"]))
     return "\n".join(lines)
