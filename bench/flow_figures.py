@@ -64,7 +64,7 @@ def drift(runs: Path, out: Path) -> None:
     left.plot(clock, rate.flatten(1), color=COLOURS[0], alpha=0.2)
     left.set(xlabel="common clock −log SNR", ylabel="rate of an entry", title="one line a pixel")
     image = right.imshow(rate[100].reshape(sde.shape[-2:]))
-    figure.colorbar(image, label="rate")
+    figure.colorbar(image, ax=right, use_gridspec=False, label="rate")
     right.set(title="middle of the clock, by pixel", xticks=[], yticks=[])
     save_figure(figure, out / "flows-drift.png")
 
