@@ -59,5 +59,6 @@ class Translate(Computes):
         print(file_translation.summary(report))
         for name, reason in report["failed"].items():
             print(f"indm: not translated: {one_line(name)}: {reason}", file=sys.stderr)
-        print(f"{self.out / 'sheet.png'}" if report["examples"] else "nothing was translated")
+        written = ["sheet.png", "index.html"] if self.options.page else ["sheet.png"]
+        print("\n".join(str(self.out / name) for name in written) if report["examples"] else "nothing was translated")
         return SOME_FAILED if report["failed"] else DONE

@@ -358,6 +358,8 @@ class TranslationOptions:
     """Also write strips/NAME.png with this many pictures of each leg of the way; 0 for none."""
     cycle: bool = False
     """Also go back to A: cycle/NAME.png, and the largest error of each image in grey levels."""
+    page: bool = False
+    """Also write index.html, a page with the way and other strengths of the first images, to look at in a browser."""
     score: bool = False
     """Also compare with the data of B (Fréchet and kernel distance, how many a classifier takes for B, diversity)."""
     truth: Annotated[str | None, arg(metavar="FOLDER"), default("none known")] = None

@@ -2,9 +2,10 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,12 +18,14 @@ from indm.evaluation.extractor import load_or_train
 from indm.evaluation.general_features import general_features
 from indm.evaluation.results import table
 from indm.evaluation.translation_metrics import COLUMNS, limits, row, translation_metrics, two_classes
-from indm.evaluation.translation_results import REPORT, ResultWriter, check_sources_stay
+from indm.evaluation.translation_page import FRAMES, MOST, STRENGTHS, Shown, write_page
+from indm.evaluation.translation_results import PAGE, REPORT, ResultWriter, check_sources_stay
 from indm.evaluation.translation_runs import TranslationRuns
 from indm.evaluation.translation_sources import Item, find, found_in
-from indm.evaluation.translation_truth import against_truth, check_truth, truth_of, truth_table
+from indm.evaluation.translation_truth import against_truth, check_truth, truth_of, truth_rows
 from indm.files import atomic
 from indm.messages import reason
+from indm.model import INDM
 from indm.runs.provenance import provenance, weights_hash
 from indm.tensors import squared_norm
 from indm.translation import Arrival, Route
@@ -62,6 +65,12 @@ def check_scored(n: int, options: TranslationOptions) -> None:
         raise ValueError(f"score needs at least {FEWEST_SCORED} examples, got {n}; leave out --score, or give more")
 
 
+def check_page(model: INDM, options: TranslationOptions) -> None:
+    """ValueError where a page is asked for, and what ``model`` translates are no images."""
+    if options.page and (len(model.shape) != 3 or model.shape[0] not in (1, 3) or model.scaling.levels is None):
+        raise ValueError(f"page needs images, got events of shape {model.shape}; leave out --page")
+
+
 def translate_files(
     runs: TranslationRuns, sources: Sequence[Path], out: Path, options: TranslationOptions, *, progress: bool = True
 ) -> dict:
@@ -69,7 +78,7 @@ def translate_files(
 
     Writes ``NAME.png`` for every image, ``NAME.npz`` for every array (``samples``, and the numbers of their ``rows``:
     one that failed is left out), ``sheet.png`` with sources and results in turns, and ``translation.json``; on request
-    the way there as ``strips/NAME.png`` and the way back as ``cycle/NAME.png``.
+    the way there as ``strips/NAME.png``, the way back as ``cycle/NAME.png``, and ``index.html``, a page to look at.
 
     Returns:
         What ``translation.json`` holds: a row for each example (its distance from the source, the error of its cycle),
@@ -82,6 +91,7 @@ def translate_files(
         OSError: nothing more can be written; the report names what was done until then.
     """
     route = route_of(runs, options)
+    check_page(route.models[0], options)
     items = find(sources, route.models[0], runs.data, options.strict)
     check_scored(len(items), options)
     check_sources_stay(items, out, options.folders())
@@ -98,6 +108,7 @@ def translate_files(
             "seconds_per_example": (time.perf_counter() - started) / len(items),
             "models": [str(folder) for folder in runs.folders],
             "direction": runs.direction,
+            **({} if runs.classes == (None, None) else {"classes": list(runs.classes)}),
             "options": asdict(options),
             "provenance": provenance(options.seed, {str(f): weights_hash(f) for f in runs.folders}),
         }
@@ -117,6 +128,9 @@ def translate_files(
         report["truth"] = against_truth(raw, translated, truth, features.features, features.levels)
         report["truth"] |= {"extractor": features.provenance}
         atomic.json_object(out / REPORT, report)
+    if options.page and report["examples"]:
+        shown = [one for one in work.shown if one[0] in report["examples"]]
+        add_page(out / PAGE, report, runs, options, shown, progress)
     return report
 
 
@@ -129,6 +143,35 @@ def score(runs: TranslationRuns, source: Tensor, result: Tensor, out: Path, prog
     return translation_metrics(source, result, b, extractor, label=1) | {"extractor": extractor.provenance}
 
 
+def add_page(
+    path: Path,
+    report: dict,
+    runs: TranslationRuns,
+    options: TranslationOptions,
+    translations: Sequence[tuple[dict, Tensor, "Translated"]],
+    progress: bool = True,
+) -> None:
+    """Write the page on ``translations``: what the report says of each, its source, and what was made of it.
+
+    Their frames, and their results at other strengths, are made here, as by a run on these images alone.
+    """
+    raw = torch.stack([source for _, source, _ in translations])
+    with_frames = replace(options, strip=options.strip or FRAMES, cycle=False)
+    made, way = {}, BatchTranslator(route_of(runs, options), with_frames)
+    for strength in tqdm(sorted({*STRENGTHS, options.strength}), desc="the page", disable=not progress):
+        other = replace(options, strength=strength, strip=0, cycle=False)
+        translate = way if strength == options.strength else BatchTranslator(route_of(runs, other), other)
+        made[strength] = [one for part in raw.split(options.batch_size) for one in translate.each(part)]
+    shown = []
+    for i, (line, source, written) in enumerate(translations):
+        reached = {strength: one for strength, ones in made.items() if isinstance(one := ones[i], Translated)}
+        results = {strength: reached[strength].result if strength in reached else None for strength in made}
+        frames = reached[options.strength].frames if options.strength in reached else None
+        shown.append(Shown(line, source, results | {options.strength: written.result}, frames, written.cycle_error))
+    levels = cast(int, runs.models[0].scaling.levels)
+    write_page(path, report, sentences(report), score_tables(report), shown, way.words(), levels)
+
+
 @dataclass(frozen=True)
 class Translated:
     """One example translated, in data units.
@@ -137,13 +180,13 @@ class Translated:
         result: the example on the other side.
         frames: the pictures of the way, (frames, C, H, W); None where they are not asked for.
         returned: the result carried back; None where it is not asked for.
-        cycle_error: the largest entry of its difference from the source, before rounding.
+        cycle_error: its absolute difference from the source, before rounding.
     """
 
     result: Tensor
     frames: Tensor | None = None
     returned: Tensor | None = None
-    cycle_error: float | None = None
+    cycle_error: Tensor | None = None
 
 
 class BatchTranslator:
@@ -156,7 +199,21 @@ class BatchTranslator:
         device = route.models[0].scaling.scale.device
         self.generator = torch.Generator(device).manual_seed(options.seed)
 
-    def __call__(self, raw: Tensor) -> Iterator[Translated]:
+    def words(self) -> list[str]:
+        """Where each frame is: its time, and whether the route goes up there or down."""
+        legs = [leg for leg in self.route.legs for _ in range(self.options.strip)]
+        return [
+            f"t = {t:.2g}, {'up' if leg.start < leg.end else 'down'}" for t, leg in zip(self.times, legs, strict=True)
+        ]
+
+    def each(self, raw: Tensor) -> list[Translated | RuntimeError]:
+        """As a call; where that fails, each example alone, and the error of those that fail."""
+        try:
+            return [*self(raw)]
+        except RuntimeError as error:
+            return [error] if len(raw) == 1 else [self.each(one)[0] for one in raw.split(1)]
+
+    def __call__(self, raw: Tensor) -> list[Translated]:
         """The translations of (B, *event) in data units.
 
         Raises:
@@ -169,11 +226,11 @@ class BatchTranslator:
         if self.options.cycle:
             back = self.route.back().follow(there.x)
             columns["returned"] = source.scaling.to_data(back.x).cpu()
-            columns["cycle_error"] = ((back.x - x) * source.scaling.scale).flatten(1).abs().amax(1).tolist()
+            columns["cycle_error"] = ((back.x - x) * source.scaling.scale).abs().cpu()
         if self.options.strip and raw.ndim == 4:
             columns["frames"] = self._frames(there)
         self.nfe = max(self.nfe, there.nfe)
-        return (Translated(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
+        return [Translated(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
     def _frames(self, there: Arrival) -> Tensor:
         """(B, frames, *event) in data units."""
@@ -188,22 +245,15 @@ class FileTranslation:
     def __init__(self, translate: BatchTranslator, writer: ResultWriter):
         self.translate, self.writer, self.options = translate, writer, translate.options
         self.rows: list[dict] = []
+        self.shown: list[tuple[dict, Tensor, Translated]] = []  # on the page
         self.scored: list[tuple[str, Tensor, Tensor]] = []
         self.failed: dict[str, str] = {}
 
     def add(self, items: list[Item]) -> None:
         """Translate a batch of items; those that cannot be read, translated or written are named in ``failed``."""
         read = [(item, *content) for item in items if (content := self._read(item))]
-        if not read:
-            return
-        try:
+        if read:
             self._add(read)
-        except RuntimeError:
-            for alone in read:  # to know which one it was
-                try:
-                    self._add([alone])
-                except RuntimeError as error:
-                    self.failed[alone[0].name] = reason(error)
 
     def _read(self, item: Item) -> tuple[Tensor, str] | None:
         try:
@@ -215,12 +265,17 @@ class FileTranslation:
             return None
 
     def _add(self, read: list[tuple[Item, Tensor, str]]) -> None:
-        translations = self.translate(torch.stack([raw for _, raw, _ in read]))
+        translations = self.translate.each(torch.stack([raw for _, raw, _ in read]))
         for (item, raw, note), translated in zip(read, translations, strict=True):
+            if isinstance(translated, RuntimeError):
+                self.failed[item.name] = reason(translated)
+                continue
             pictures = translated.returned, translated.frames, self.translate.times
             if not self.writer.write(item, translated.result, *pictures):
                 continue
             self.rows.append(_row(item, raw, note, translated))
+            if self.options.page and len(self.shown) < MOST:
+                self.shown.append((self.rows[-1], raw, translated))
             if (self.options.score or self.options.truth) and len(self.scored) < MOST_SCORED:
                 self.scored.append((item.name, raw, translated.result))
             back = () if translated.returned is None else (translated.returned,)
@@ -243,7 +298,8 @@ def _row(item: Item, raw: Tensor, note: str, translated: Translated) -> dict:
     distance = squared_norm(translated.result[None].double() - raw[None].double()).sqrt().item()
     line = {"name": item.name, "source": str(item.source), "distance_rms": distance / math.sqrt(raw.numel())}
     line |= {"note": note} if note else {}
-    return line | ({} if translated.cycle_error is None else {"cycle_error_max": translated.cycle_error})
+    error = translated.cycle_error
+    return line | ({} if error is None else {"cycle_error_max": error.max().item()})
 
 
 def mean_distance(report: dict) -> float:
@@ -253,9 +309,14 @@ def mean_distance(report: dict) -> float:
 
 def summary(report: dict) -> str:
     """What came of a translation: a line of numbers, one for each conclusion, the scores."""
+    return "\n".join([*sentences(report), *map(table, score_tables(report))])
+
+
+def sentences(report: dict) -> list[str]:
+    """The lines of the summary before the scores."""
     rows = report["examples"]
     if not rows:
-        return f"0 translated, {len(report['failed'])} failed"
+        return [f"0 translated, {len(report['failed'])} failed"]
     distance = f"distance from the source {mean_distance(report):.1f} (RMS, mean over examples)"
     parts = [f"{len(rows)} translated", distance]
     resized = sum("note" in line for line in rows)
@@ -266,9 +327,15 @@ def summary(report: dict) -> str:
     lines = [", ".join(parts), *report.get("conclusions", ())]
     if report["options"]["score"] and "scores" not in report:
         lines.append(f"no scores: they need at least {FEWEST_SCORED} results")
+    return lines
+
+
+def score_tables(report: dict) -> list[list[tuple[str, ...]]]:
+    """The scores against the data of B, and against true counterparts, as rows; those that there are."""
+    tables = []
     if "scores" in report:
         rows = {"results": row(report["scores"])} | limits(report["scores"])
-        lines.append(table([("", *COLUMNS.values()), *((title, *cells) for title, cells in rows.items())]))
+        tables.append([("", *COLUMNS.values()), *((title, *cells) for title, cells in rows.items())])
     if "truth" in report:
-        lines.append(truth_table(report["truth"]))
-    return "\n".join(lines)
+        tables.append(truth_rows(report["truth"]))
+    return tables

@@ -14,7 +14,7 @@ from indm.evaluation.translation_sources import SHEET, Item
 from indm.files import atomic
 from indm.messages import reason
 
-REPORT = "translation.json"
+REPORT, PAGE = "translation.json", "index.html"
 SIDES = ("source", "result", "back again")  # of an example, on the sheet
 IN_SHEET = 64  # results that the sheet shows, at most
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # errors that every other result would meet, too
@@ -33,7 +33,7 @@ def check_sources_stay(items: Sequence[Item], out: Path, beside: Sequence[str]) 
         out: where results will be written.
         beside: the folders in ``out`` that will hold a picture for each item: "cycle", "strips".
     """
-    results = {out / REPORT, out / f"{SHEET}.png"}
+    results = {out / REPORT, out / PAGE, out / f"{SHEET}.png"}
     for item in items:
         results |= {result_path(out, item)} | {out / folder / f"{item.name}.png" for folder in beside}
     sources = {_file(item.source) for item in items}
@@ -49,6 +49,12 @@ def _file(path: Path) -> tuple[int, int] | None:
         return status.st_dev, status.st_ino
     except OSError:
         return None
+
+
+def picture(image: Tensor, levels: int) -> Image.Image:
+    """An image (C, H, W) in grey levels, pixel for pixel, in 256 of them."""
+    pixels = (image.double() * 255 / (levels - 1)).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
 
 
 class ResultWriter:
@@ -119,11 +125,8 @@ class ResultWriter:
         self.failed |= {item.name: reason(error) for item in items}
 
     def _save(self, path: Path, image: Tensor) -> None:
-        """An image (C, H, W) as PNG, pixel for pixel."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = (image.double() * 255 / (cast(int, self.levels) - 1)).round().to(torch.uint8)
-        picture = Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
-        atomic.whole(path, lambda beside: picture.save(beside, format="PNG"))
+        atomic.whole(path, lambda beside: picture(image, cast(int, self.levels)).save(beside, format="PNG"))
 
     def _save_strip(self, path: Path, frames: Tensor, times: Sequence[float]) -> None:
         """Frames (N, C, H, W) in a row, each with its time above it."""

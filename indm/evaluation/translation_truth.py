@@ -8,7 +8,6 @@ from jaxtyping import Num
 from torch import Tensor
 
 from indm.data.images import SUFFIXES
-from indm.evaluation.results import table
 from indm.evaluation.statistics import mean_and_error, share_error
 from indm.evaluation.translation_metrics import structural_similarity
 from indm.evaluation.translation_sources import find, found_in
@@ -75,8 +74,8 @@ def against_truth(
     return found
 
 
-def truth_table(found: Mapping[str, Mapping[str, float]]) -> str:
-    """What :func:`against_truth` found, in lines of text."""
+def truth_rows(found: Mapping[str, Mapping[str, float]]) -> list[tuple[str, ...]]:
+    """What :func:`against_truth` found, as rows of a table."""
     keys = [key for key in ("features", "distance", "ssim", *(f"recall_{k}" for k in RECALL)) if key in found["result"]]
     titles = {"features": "feature distance", "distance": "distance, levels", "ssim": "SSIM"}
     head = ("to the true counterpart", *(titles.get(key, key.replace("_", " at ")) for key in keys))
@@ -85,4 +84,4 @@ def truth_table(found: Mapping[str, Mapping[str, float]]) -> str:
         for name, key in (("results", "result"), ("sources as they are", "source"))
     ]
     guess = ["guessing"] + [f"{found['result'][f'chance_{k[7:]}']:.3g}" if "recall" in k else "" for k in keys]
-    return table([head, *rows, tuple(guess)])
+    return [head, *rows, tuple(guess)]

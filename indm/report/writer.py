@@ -14,6 +14,7 @@ from indm.evaluation.budgets import MARGIN, Costs, costs_of
 from indm.evaluation.extractor import Extractor, load_or_train
 from indm.evaluation.flow_plots import save_flow_figure
 from indm.evaluation.methods import ONE_TRAINING, check_distinct
+from indm.evaluation.page import Page
 from indm.evaluation.results import check_same_examples
 from indm.evaluation.statistics import FOLDS, LEVEL
 from indm.evaluation.style import colours_of
@@ -21,7 +22,6 @@ from indm.files import atomic, untrusted
 from indm.report import figures, tables
 from indm.report.conclusion import conclude
 from indm.report.measurements import Setup
-from indm.report.page import Page
 from indm.report.records import Record, by_group, conclusions, differences_of, folders_of, gather
 from indm.runs.folder import model_class
 from indm.runs.provenance import provenance, same_data, weights_hash

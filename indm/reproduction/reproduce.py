@@ -15,10 +15,10 @@ from indm.config.parts import trust
 from indm.data.base import Data
 from indm.evaluation.budgets import are_equal
 from indm.evaluation.extractor import Extractor
+from indm.evaluation.page import Page
 from indm.evaluation.style import colours_of
 from indm.files import atomic
 from indm.report.measurements import Setup
-from indm.report.page import Page
 from indm.report.records import Record, conclusions, record_of
 from indm.report.tables import with_error
 from indm.report.writer import add_runs

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from indm.cli.main import main
 from indm.evaluation import general_features as module
 from indm.evaluation.general_features import SameConv, general_features
+from indm.evaluation.results import table
 from indm.evaluation.translation_metrics import structural_similarity
-from indm.evaluation.translation_truth import against_truth, check_truth, truth_table
+from indm.evaluation.translation_truth import against_truth, check_truth, truth_rows
 
 PALACE, DAISY = 698, 985  # of ImageNet
 
@@ -81,7 +82,7 @@ def test_ranks_and_distances_are_those_of_a_count():
     assert found["result"]["features"] == pytest.approx(apart.diagonal().mean())
     same = against_truth(truth, truth, truth, lambda x: x.float().flatten(1), 256)["result"]
     assert same["recall_1"] == same["ssim"] == 1 and same["distance"] == same["features"] == 0
-    lines = truth_table(found).splitlines()
+    lines = table(truth_rows(found)).splitlines()
     assert lines[0].split()[-3:] == ["recall", "at", "10"] and lines[-1].split() == [
         "guessing",
         "0.025",

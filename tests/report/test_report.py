@@ -29,6 +29,7 @@ from indm.evaluation import flow_plots, plots, sampling_error, sheets, style
 from indm.evaluation import plots as pictures
 from indm.evaluation.budgets import costs_of
 from indm.evaluation.extractor import Extractor, train_extractor
+from indm.evaluation.page import Page
 from indm.evaluation.results import read_evaluation
 from indm.evaluation.runs import evaluate_run
 from indm.evaluation.sampling_error import estimation_curve
@@ -36,7 +37,6 @@ from indm.flows import Identity
 from indm.model import build_model
 from indm.report import conclusion, figures, measurements, records, tables, writer
 from indm.report.measurements import Measurement, Setup, measure
-from indm.report.page import Page
 from indm.report.records import Record, differences_of, folders_of, groups_of
 from indm.report.tables import likelihood_rows
 from indm.report.writer import report

@@ -32,10 +32,11 @@ class Page:
 
     Args:
         title: of the page.
+        style: rules of its own, after :data:`STYLE`.
     """
 
-    def __init__(self, title: str):
-        self.title = title
+    def __init__(self, title: str, style: str = ""):
+        self.title, self.style = title, STYLE + style
         self.conclusion: list[str] = []
         self.contents: dict[str, tuple[str, int]] = {}
         self.parts: list[str] = []
@@ -69,10 +70,13 @@ class Page:
 
     def picture(self, path: Path, caption: str) -> None:
         """The PNG at ``path``, embedded."""
-        data = base64.b64encode(path.read_bytes()).decode()
         caption = html.escape(caption)
-        image = f'<img src="data:image/png;base64,{data}" alt="{caption}">'
+        image = f'<img src="{png_uri(path.read_bytes())}" alt="{caption}">'
         self.parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
+
+    def add(self, fragment: str) -> None:
+        """HTML as it is."""
+        self.parts.append(fragment)
 
     def _top(self) -> list[str]:
         """Title, conclusion and contents."""
@@ -87,9 +91,14 @@ class Page:
 
     def write(self, path: Path) -> None:
         meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        head = f"{meta}<title>{html.escape(self.title)}</title><style>{STYLE}</style>"
+        head = f"{meta}<title>{html.escape(self.title)}</title><style>{self.style}</style>"
         body = "\n".join([*self._top(), *self.parts])
         atomic.text(path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n')
+
+
+def png_uri(png: bytes) -> str:
+    """The bytes of a PNG as the address of an image."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _kind(cell: str) -> str:

@@ -1,0 +1,212 @@
+"""``indm translate --page``: a translation to look at. Source, way and result of each image on one self-contained page,
+with sliders along the way and of strength, and a search by file name; all of it works by keyboard and on a phone."""
+
+import html
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from indm.evaluation.page import Page, png_uri
+from indm.evaluation.translation_results import picture
+from indm.messages import one_line
+
+MOST = 48  # images on the page; each has some twenty pictures
+FRAMES = 8  # of each leg of the way, without --strip
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+ERROR = (255, 0, 160)  # the colour of the cycle's error: one that is rare in photographs
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #fff; --line: #ddd; }
+body { background: var(--paper); }
+[hidden] { display: none !important; }
+:focus-visible { outline: 3px solid #0072b2; outline-offset: 2px; }
+.controls { position: sticky; top: 0; z-index: 2; background: var(--paper); border-bottom: 1px solid var(--line);
+  padding: 0.5rem 0; display: grid; gap: 0.25rem 2rem; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); }
+.controls div { display: grid; grid-template-columns: auto 1fr; column-gap: 0.5rem; align-items: center; }
+.controls output { text-align: right; font-variant-numeric: tabular-nums; }
+.controls [type=range], .controls [type=search], .controls small { grid-column: 1 / -1; width: 100%; margin: 0;
+  box-sizing: border-box; font: inherit; } .controls [type=range] { height: 1.5rem; }
+.controls small { font-size: 0.8rem; }
+@media (max-height: 30rem) { .controls { position: static; } }
+.cards { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr));
+  margin: 1.5rem 0; }
+.card { margin: 0; } .pictures { display: grid; grid-template-columns: repeat(3, 1fr); gap: 0.5rem; }
+.pictures div { position: relative; font-size: 0.8rem; }
+.pictures img { display: block; width: 100%; image-rendering: pixelated; }
+.pictures .error { position: absolute; top: 0; z-index: 1; visibility: hidden; }
+.errors .error { visibility: visible; } .errors .error + img { filter: grayscale(1) brightness(0.5); }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #15171a; --line: #444; } body { color: #ddd; } th { background: #26292e; }
+  th, td { border-color: #444; } figcaption { color: #aaa; } .conclusion { border-color: #56b4e9; }
+  :focus-visible { outline-color: #56b4e9; }
+}
+"""
+
+SCRIPT = """
+const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+const say = (input, words) => { document.querySelector(`output[for=${input.id}]`).value = words; };
+for (const slider of all("[type=range]")) {
+  slider.oninput = () => {
+    const words = JSON.parse(slider.dataset.words)[slider.value];
+    say(slider, words);
+    slider.setAttribute("aria-valuetext", words);
+    for (const stack of all(`.${slider.id}`))
+      [...stack.children].forEach((picture, i) => { picture.hidden = i != slider.value; });
+  };
+}
+const folded = text => text.normalize().toLowerCase();
+document.querySelector("#search").oninput = event => {
+  const cards = all(".card"), part = folded(event.target.value);
+  for (const card of cards) card.hidden = !folded(card.dataset.names).includes(part);
+  say(event.target, `${cards.filter(card => !card.hidden).length} of ${cards.length}`);
+};
+for (const box of all("#cycle")) box.oninput = () => { document.body.classList.toggle("errors", box.checked); };
+for (const input of all("input")) input.dispatchEvent(new Event("input"));
+"""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image on the page; all pictures are (C, H, W) in grey levels.
+
+    Attributes:
+        row: what the report says of it.
+        source: the image.
+        results: by strength; None where there is none.
+        frames: along the way, (frames, C, H, W); None where there are none.
+        error: of the cycle, absolute and before rounding; None where no cycle was made.
+    """
+
+    row: dict
+    source: Tensor
+    results: dict[float, Tensor | None]
+    frames: Tensor | None = None
+    error: Tensor | None = None
+
+
+def write_page(
+    path: Path,
+    report: dict,
+    conclusion: Sequence[str],
+    tables: Sequence[list[tuple[str, ...]]],
+    shown: Sequence[Shown],
+    way: Sequence[str],
+    levels: int,
+) -> None:
+    """Write the page.
+
+    Args:
+        path: of the file.
+        report: what ``translation.json`` holds.
+        conclusion: paragraphs on top.
+        tables: of scores, as rows.
+        shown: the images, at least one.
+        way: the words for each frame.
+        levels: number of grey levels.
+    """
+    strength = report["options"]["strength"]
+    largest = max((one.error.max().item() for one in shown if one.error is not None), default=None)
+    page = Page("Translated images", STYLE)
+    page.conclude(conclusion)
+    page.text(made_by(report))
+    for rows in tables:
+        page.table(rows)
+    several = f"The first {len(shown)} of" if len(shown) < len(report["examples"]) else "All"
+    page.text(f"{several} {len(report['examples'])} translated images. The way is that of strength {strength:g}.")
+    page.add(_controls(list(shown[0].results), strength, way, largest))
+    cards = "\n".join(_card(one, strength, way, levels, largest) for one in shown)
+    page.add(f'<main class="cards">\n{cards}\n</main>\n<script>{SCRIPT}</script>')
+    page.write(path)
+
+
+def made_by(report: dict) -> str:
+    """How the results were made, in a line."""
+    options = report["options"]
+    parts = ["Made by " + ", then ".join(report["models"])]
+    parts += ["from {} to {}".format(*report["classes"])] if "classes" in report else []
+    parts += [f"direction {report['direction']}"]
+    parts += [f"{options['steps']} steps" if options["tol"] is None else f"tolerance {options['tol']:g}"]
+    parts += [f"strength {options['strength']:g}"]
+    parts += [f"up by noise of seed {options['seed']}"] if options["stochastic"] else []
+    parts += [f"{len(report['failed'])} not translated, see translation.json"] if report["failed"] else []
+    return one_line("; ".join(parts) + ".")
+
+
+def _controls(strengths: list[float], strength: float, way: Sequence[str], largest: float | None) -> str:
+    """The search, the sliders, and the switch of the cycle's error."""
+    parts = [
+        '<div><label for="search">Search by file name</label><output for="search"></output>'
+        '<input type="search" id="search"></div>',
+        _slider("way", "Along the way", way, _turn(way)),
+        _slider("strength", "Strength of the result", [f"{s:g}" for s in strengths], strengths.index(strength)),
+    ]
+    if largest is not None:
+        parts.append(
+            '<div class="check"><input type="checkbox" id="cycle"><label for="cycle">Error of the cycle over the source'
+            f"</label><small>Full colour is {largest:.2g} grey levels, the largest error on this page.</small></div>"
+        )
+    return '<section class="controls" aria-label="Controls">{}</section>'.format("\n".join(parts))
+
+
+def _slider(name: str, label: str, words: Sequence[str], at: int) -> str:
+    """A slider over the pictures of every stack of that ``name``."""
+    return (
+        f'<div><label for="{name}">{label}</label><output for="{name}">{words[at]}</output>'
+        f'<input type="range" id="{name}" min="0" max="{len(words) - 1}" value="{at}" '
+        f'data-words="{html.escape(json.dumps(list(words)))}"></div>'
+    )
+
+
+def _turn(way: Sequence[str]) -> int:
+    """The frame at which the way begins on the page: that in the middle, where a route of two models turns."""
+    return (len(way) - 1) // 2
+
+
+def _card(one: Shown, strength: float, way: Sequence[str], levels: int, largest: float | None) -> str:
+    name, file = one_line(one.row["name"]), one_line(Path(one.row["source"]).name)
+    notes = [f"{one.row['distance_rms']:.1f} grey levels from its source"]
+    notes += [one.row["note"]] if "note" in one.row else []
+    notes += [f"error of the cycle at most {one.row['cycle_error_max']:.2g}"] if one.error is not None else []
+    source = _image(picture(one.source, levels), "source")
+    if one.error is not None:
+        source = _image(_overlay(one.error, largest), "error of the cycle", "error") + source
+    frames = [None] * len(way) if one.frames is None else list(one.frames)
+    words = [f"strength {s:g}" for s in one.results]
+    results = _stack("strength", list(one.results.values()), words, list(one.results).index(strength), levels)
+    return (
+        f'<figure class="card" data-names="{html.escape(f"{name} {file}")}"><div class="pictures">'
+        f"<div>{source}source</div><div>{_stack('way', frames, way, _turn(way), levels)}way</div>"
+        f"<div>{results}result</div></div>"
+        f"<figcaption><b>{html.escape(name)}</b><br>{html.escape(', '.join(notes))}</figcaption></figure>"
+    )
+
+
+def _stack(name: str, pictures: Sequence[Tensor | None], words: Sequence[str], at: int, levels: int) -> str:
+    """Pictures of which one is seen, as the slider ``name`` says."""
+    parts = []
+    for i, (pixels, word) in enumerate(zip(pictures, words, strict=True)):
+        hidden = "" if i == at else " hidden"
+        if pixels is None:
+            parts.append(f"<span{hidden}>not reached</span>")
+        else:
+            parts.append(_image(picture(pixels, levels), word, hidden=hidden))
+    return f'<div class="{name}">{"".join(parts)}</div>'
+
+
+def _image(picture: Image.Image, alt: str, kind: str = "", hidden: str = "") -> str:
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    kind = f' class="{kind}"' if kind else ""
+    return f'<img{kind} src="{png_uri(file.getvalue())}" alt="{html.escape(alt)}"{hidden}>'
+
+
+def _overlay(error: Tensor, largest: float | None) -> Image.Image:
+    """Colour as dense as the error of a pixel, that of its worst channel, is to the largest."""
+    dense = (error.double().amax(0) / (largest or 1) * 255).round().numpy().astype(np.uint8)
+    return Image.fromarray(np.dstack([*(np.full_like(dense, value) for value in ERROR), dense]))
