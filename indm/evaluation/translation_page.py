@@ -22,30 +22,30 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 ERROR = (255, 0, 160)  # the colour of the cycle's error: one that is rare in photographs
 
 STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --line: #ddd; }
-body { background: var(--paper); }
+:root { color-scheme: light dark; --paper: #fff; --ink: #222; --faint: #555; --line: #ddd; --band: #f4f4f4;
+  --accent: #0072b2; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #15171a; --ink: #ddd; --faint: #aaa; --line: #444; --band: #26292e; --accent: #56b4e9; }
+}
+body { background: var(--paper); color: var(--ink); } figcaption { color: var(--faint); }
+.conclusion { border-color: var(--accent); } th { background: var(--band); } th, td { border-color: var(--line); }
 [hidden] { display: none !important; }
-:focus-visible { outline: 3px solid #0072b2; outline-offset: 2px; }
+:focus-visible { outline: 3px solid var(--accent); }
 .controls { position: sticky; top: 0; z-index: 2; background: var(--paper); border-bottom: 1px solid var(--line);
   padding: 0.5rem 0; display: grid; gap: 0.25rem 2rem; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); }
-.controls div { display: grid; grid-template-columns: auto 1fr; column-gap: 0.5rem; align-items: center; }
-.controls output { text-align: right; font-variant-numeric: tabular-nums; }
-.controls [type=range], .controls [type=search], .controls small { grid-column: 1 / -1; width: 100%; margin: 0;
-  box-sizing: border-box; font: inherit; } .controls [type=range] { height: 1.5rem; }
-.controls small { font-size: 0.8rem; }
 @media (max-height: 30rem) { .controls { position: static; } }
+.controls div { display: grid; grid-template-columns: auto 1fr; gap: 0.25rem 0.5rem; align-items: center;
+  align-content: start; }
+.controls output { text-align: right; font-variant-numeric: tabular-nums; } [type=search] { font: inherit; }
+.controls small, [type=range], [type=search] { grid-column: 1 / -1; width: 100%; box-sizing: border-box; margin: 0; }
 .cards { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr));
   margin: 1.5rem 0; }
-.card { margin: 0; } .pictures { display: grid; grid-template-columns: repeat(3, 1fr); gap: 0.5rem; }
+.card { margin: 0; } .card b { color: var(--ink); }
+.pictures { display: grid; grid-template-columns: repeat(3, 1fr); gap: 0.5rem; }
 .pictures div { position: relative; font-size: 0.8rem; }
 .pictures img { display: block; width: 100%; image-rendering: pixelated; }
 .pictures .error { position: absolute; top: 0; z-index: 1; visibility: hidden; }
 .errors .error { visibility: visible; } .errors .error + img { filter: grayscale(1) brightness(0.5); }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #15171a; --line: #444; } body { color: #ddd; } th { background: #26292e; }
-  th, td { border-color: #444; } figcaption { color: #aaa; } .conclusion { border-color: #56b4e9; }
-  :focus-visible { outline-color: #56b4e9; }
-}
 """
 
 SCRIPT = """
@@ -117,8 +117,7 @@ def write_page(
     page.text(made_by(report))
     for rows in tables:
         page.table(rows)
-    several = f"The first {len(shown)} of" if len(shown) < len(report["examples"]) else "All"
-    page.text(f"{several} {len(report['examples'])} translated images. The way is that of strength {strength:g}.")
+    page.text(_what_is_seen(len(shown), report))
     page.add(_controls(list(shown[0].results), strength, way, largest))
     cards = "\n".join(_card(one, strength, way, levels, largest) for one in shown)
     page.add(f'<main class="cards">\n{cards}\n</main>\n<script>{SCRIPT}</script>')
@@ -138,6 +137,14 @@ def made_by(report: dict) -> str:
     return one_line("; ".join(parts) + ".")
 
 
+def _what_is_seen(n: int, report: dict) -> str:
+    """How many images there are, and what the numbers and the way belong to."""
+    whole, options = len(report["examples"]), report["options"]
+    several = f"The first {n} of {whole}" if n < whole else f"All {whole}"
+    text = f"{several} translated images. Their numbers and the way are those of strength {options['strength']:g}."
+    return text + (" The noise of the way is another draw than that of the result." if options["stochastic"] else "")
+
+
 def _controls(strengths: list[float], strength: float, way: Sequence[str], largest: float | None) -> str:
     """The search, the sliders, and the switch of the cycle's error."""
     parts = [
@@ -148,8 +155,8 @@ def _controls(strengths: list[float], strength: float, way: Sequence[str], large
     ]
     if largest is not None:
         parts.append(
-            '<div class="check"><input type="checkbox" id="cycle"><label for="cycle">Error of the cycle over the source'
-            f"</label><small>Full colour is {largest:.2g} grey levels, the largest error on this page.</small></div>"
+            '<div><input type="checkbox" id="cycle"><label for="cycle">Error of the cycle</label>'
+            f"<small>Over the source; full colour: {_short(largest)} grey levels.</small></div>"
         )
     return '<section class="controls" aria-label="Controls">{}</section>'.format("\n".join(parts))
 
@@ -172,7 +179,7 @@ def _card(one: Shown, strength: float, way: Sequence[str], levels: int, largest:
     name, file = one_line(one.row["name"]), one_line(Path(one.row["source"]).name)
     notes = [f"{one.row['distance_rms']:.1f} grey levels from its source"]
     notes += [one.row["note"]] if "note" in one.row else []
-    notes += [f"error of the cycle at most {one.row['cycle_error_max']:.2g}"] if one.error is not None else []
+    notes += [f"error of the cycle at most {_short(one.row['cycle_error_max'])}"] if one.error is not None else []
     source = _image(picture(one.source, levels), "source")
     if one.error is not None:
         source = _image(_overlay(one.error, largest), "error of the cycle", "error") + source
@@ -185,6 +192,11 @@ def _card(one: Shown, strength: float, way: Sequence[str], levels: int, largest:
         f"<div>{results}result</div></div>"
         f"<figcaption><b>{html.escape(name)}</b><br>{html.escape(', '.join(notes))}</figcaption></figure>"
     )
+
+
+def _short(value: float) -> str:
+    """Two digits, and a power of ten for small values only."""
+    return f"{float(f'{value:.2g}'):g}"
 
 
 def _stack(name: str, pictures: Sequence[Tensor | None], words: Sequence[str], at: int, levels: int) -> str:

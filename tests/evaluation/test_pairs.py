@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pages import Reader
 from PIL import Image
 from test_processes import launch
 
@@ -471,14 +472,17 @@ def test_what_cannot_be_written_is_named_and_the_rest_goes_on(trained, tmp_path,
     (out / "b").touch()
     (out / "f.npz").mkdir()
     arguments = ["translate", str(trained / "pair"), str(home), "--out", str(out), "--overwrite", "--quiet"]
-    assert main([*arguments, "--steps", "4", "--batch-size", "3"]) == 1
-    error = capsys.readouterr().err
+    assert main([*arguments, "--steps", "4", "--batch-size", "3", "--page"]) == 1
+    said, error = capsys.readouterr()
     long = [f"{'x' * 250}.{kind}" for kind in ("bmp", "png")]  # their results would be …bmp.png and …png.png
     report = json.loads((out / "translation.json").read_text())
     assert sorted(report["failed"]) == ["a", "b/c", "f-00000", "f-00001", *long]
     assert "not translated: a: [Errno 21] Is a directory" in error and "File name too long" in error
     assert [row["name"] for row in report["examples"]] == ["d", "e-00000", "e-00001"]
     assert (out / "d.png").is_file() and (out / "e.npz").is_file() and not [*out.rglob(atomic.HALF_WRITTEN)]
+    page = Reader((out / "index.html").read_text("utf-8"))
+    assert page.text("b") == ["d", "e-00000", "e-00001"] and said.splitlines()[-1] == str(out / "index.html")
+    assert "6 not translated" in "".join(page.text("p"))
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])

@@ -1,6 +1,5 @@
 """The report: the page, its pictures, what is known of runs and kept, and all of it on tiny runs."""
 
-import base64
 import functools
 import io
 import json
@@ -8,13 +7,13 @@ import math
 import os
 import shutil
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from pages import Reader, assert_alone
 from PIL import Image
 from torch.distributions import MultivariateNormal
 
@@ -69,55 +68,6 @@ QUICK = ReportOptions(examples=20, steps=(2, 3, MANY), samplers=("unipc", "euler
 
 def change(recipe, table, **options):
     return recipe | {table: recipe.get(table, {}) | options}
-
-
-class Reader(HTMLParser):
-    """What a browser makes of a page: its elements, text by element, and whether all that is opened is closed."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.elements, self.texts = [], [], []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append((self.open[-1] if self.open else "", data))
-
-    def text(self, tag):
-        return [text for where, text in self.texts if where == tag]
-
-    def images(self):
-        """The bytes of every picture, which must all be in the page."""
-        sources = [attributes["src"] for tag, attributes in self.elements if tag == "img"]
-        assert all(source.startswith("data:image/png;base64,") for source in sources)
-        return [base64.b64decode(source.partition(",")[2], validate=True) for source in sources]
-
-
-def assert_alone(text):
-    """Nothing is fetched from elsewhere."""
-    reader = Reader(text)
-    assert not {tag for tag, _ in reader.elements} & {"script", "link", "iframe", "object", "embed"}
-    anchors = [attributes["id"] for tag, attributes in reader.elements if "id" in attributes]
-    assert len(set(anchors)) == len(anchors)
-    for tag, attributes in reader.elements:
-        if "href" in attributes:  # leads to a place of this page
-            assert tag == "a" and attributes.pop("href").removeprefix("#") in anchors
-    for tag, attributes in reader.elements:
-        assert not {"href", "srcset", "style", "onload", "onerror"} & attributes.keys()
-        assert "src" not in attributes or tag == "img"
-    style = "".join(reader.text("style"))
-    assert style and "url(" not in style and "@import" not in style
-    assert "http:" not in text and "https:" not in text
-    return reader
 
 
 # ── The page ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,261 @@
+"""The page to look at a translation: what is on it is what was written, and a browser moves it as it should."""
+
+import base64
+import functools
+import io
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from pages import Reader, assert_alone
+from PIL import Image
+from test_pairs import framed, pixels
+
+from indm.config.options import TranslationOptions
+from indm.evaluation import file_translation
+from indm.evaluation.file_translation import summary, translate_files
+from indm.evaluation.translation_page import STRENGTHS, made_by
+from indm.evaluation.translation_runs import TranslationRuns
+from indm.model import build_model
+from indm.scaling import Scaling
+from indm.translation import Route, two_models
+
+NAMES = ['a "quoted" <b>&amp;', "b/it's", "dark", "Mu\u0308sli"]  # the last as macOS writes it
+QUICK = TranslationOptions(steps=12, cycle=True, page=True)
+
+
+def a_model(seed, shape=(3, 8, 8), scaling=None):
+    """A model of weights at random, so that all images on a way differ."""
+    torch.manual_seed(seed)
+    net = {"name": "mlp", "width": 16, "depth": 1, "fourier": 0}
+    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": net}
+    model = build_model(tables, shape, scaling or Scaling.images(256)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.04 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Images, and the folders of two models."""
+    home = tmp_path_factory.mktemp("page")
+    rng = np.random.default_rng(0)
+    for name in NAMES:
+        path = home / "images" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shade = 60 if name == "dark" else 256
+        Image.fromarray(rng.integers(0, shade, (8, 8, 3), dtype=np.uint8)).save(path)
+    for seed, side in enumerate("ab"):
+        (home / side).mkdir()
+        a_model(seed).save(home / side)
+    return home
+
+
+def opened(home, kind=TranslationRuns):
+    return kind((home / "a", home / "b"), (a_model(0), a_model(1)), "forward", {}, {})
+
+
+def translated(home, out, options=QUICK, kind=TranslationRuns):
+    return translate_files(opened(home, kind), [home / "images"], out, options, progress=False)
+
+
+@pytest.fixture(scope="module")
+def made(home, tmp_path_factory):
+    """The results of a run with a page, and what its report says."""
+    out = tmp_path_factory.mktemp("made")
+    return out, translated(home, out)
+
+
+def cards(out):
+    """The pictures of each card, by what they are; None where there are words instead."""
+    found, kinds = {}, {"way": "way", "strength": "result"}
+    for tag, attributes in Reader((out / "index.html").read_text("utf-8")).elements:
+        kind = attributes.get("class")
+        if tag == "figure":
+            found[attributes["data-names"]] = card = {"source": [], "error": [], "way": [], "result": []}
+            place = "source"
+        elif tag == "div" and kind in kinds:
+            place = kinds[kind]
+        elif tag == "img":
+            data = base64.b64decode(attributes["src"].removeprefix("data:image/png;base64,"), validate=True)
+            card[kind or place].append(np.asarray(Image.open(io.BytesIO(data))).astype(int))
+        elif tag == "span":
+            card[place].append(None)
+    return list(found.values())
+
+
+def test_the_page_is_one_file_and_says_what_was_done(home, made):
+    out, report = made
+    reader = assert_alone((out / "index.html").read_text("utf-8"), {"script"})
+    names = [row["name"] for row in report["examples"]]
+    assert sorted(names) == sorted(NAMES) and reader.text("b") == names
+    files = [attributes["data-names"] for tag, attributes in reader.elements if tag == "figure"]
+    assert files == [f"{name} {name.removeprefix('b/')}.png" for name in names]
+    said = reader.text("p")
+    assert said[: len(summary(report).splitlines())] == summary(report).splitlines()
+    assert f"Made by {home / 'a'}, then {home / 'b'}; direction forward; 12 steps; strength 1." in said
+    assert any(line.startswith("All 4 translated images.") for line in said)
+    labels = {attributes["for"] for tag, attributes in reader.elements if tag == "label"}
+    assert labels == {attributes["id"] for tag, attributes in reader.elements if tag == "input"}
+    (largest,) = re.fullmatch(
+        "Over the source; full colour: ([0-9.]+) grey levels.", "".join(reader.text("small"))
+    ).groups()
+    assert float(largest) == pytest.approx(max(row["cycle_error_max"] for row in report["examples"]), rel=0.05)
+
+
+def test_sources_and_results_are_those_of_the_files(made):
+    out, report = made
+    for card, row in zip(cards(out), report["examples"], strict=True):
+        assert len(card["source"]) == 1 and np.array_equal(card["source"][0], pixels(row["source"]))
+        assert np.array_equal(card["result"][-1], pixels(out / f"{row['name']}.png"))
+
+
+def test_the_way_is_that_of_a_strip(home, made, tmp_path):
+    """Eight frames of a leg unless --strip says how many, and their times."""
+    out, _ = made
+    for frames, page in ((8, out), (3, tmp_path)):
+        report = translated(home, tmp_path, replace(QUICK, strip=frames))
+        ways = [card["way"] for card in cards(page)]
+        for way, row in zip(ways, report["examples"], strict=True):
+            (strip,) = framed(pixels(tmp_path / "strips" / f"{row['name']}.png"), side=8)
+            assert len(strip) == 2 * frames and np.array_equal(way, strip)
+        assert len({frame.tobytes() for way in ways for frame in way}) > 4 * frames
+    sliders = {a["id"]: a for tag, a in Reader((tmp_path / "index.html").read_text("utf-8")).elements if tag == "input"}
+    words = json.loads(sliders["way"]["data-words"])
+    assert words == [f"t = {t}" for t in ("1e-05, up", "0.5, up", "1, up", "1, down", "0.5, down", "1e-05, down")]
+    assert sliders["way"]["max"] == "5" and not (out / "strips").exists()
+
+
+def test_results_at_each_strength_are_those_of_a_run_with_it(home, made, tmp_path):
+    out, report = made
+    options = replace(QUICK, strength=0.6)
+    translated(home, tmp_path / "0.6", options)
+    others = {strength: tmp_path / f"{strength:g}" for strength in sorted((*STRENGTHS, 0.6))}
+    for strength, folder in others.items():
+        translated(home, folder, replace(QUICK, page=False, strength=strength) if strength != 0.6 else options)
+    for page, strengths in ((out, STRENGTHS), (tmp_path / "0.6", others)):
+        text = (page / "index.html").read_text("utf-8")
+        slider = next(a for tag, a in Reader(text).elements if a.get("id") == "strength")
+        assert json.loads(slider["data-words"]) == [f"{strength:g}" for strength in strengths]
+        assert json.loads(slider["data-words"])[int(slider["value"])] == ("1" if page == out else "0.6")
+        for card, row in zip(cards(page), report["examples"], strict=True):
+            expected = [pixels(others[strength] / f"{row['name']}.png") for strength in strengths]
+            assert np.array_equal(card["result"], expected)
+            assert len({picture.tobytes() for picture in expected}) == len(expected)
+
+
+def test_the_overlay_is_the_error_of_the_cycle(home, made, tmp_path):
+    out, report = made
+    route = opened(home).route(steps=QUICK.steps)
+    raw = torch.stack([torch.from_numpy(pixels(row["source"])).permute(2, 0, 1) for row in report["examples"]])
+    x = (raw + 0.5) / 128 - 1
+    error = (128 * (route.back().follow(route.follow(x).x).x - x)).abs().amax(1)
+    assert error.max() > 1  # so few steps are seen in the pixels, too
+    for card, expected in zip(cards(out), error, strict=True):
+        (overlay,) = card["error"]
+        assert (overlay[..., :3] == overlay[0, 0, :3]).all()
+        assert abs(overlay[..., 3] - (expected / error.max() * 255).numpy()).max() < 0.51
+    translated(home, tmp_path, replace(QUICK, cycle=False))
+    assert not any(card["error"] for card in cards(tmp_path))
+    assert 'id="cycle"' not in (tmp_path / "index.html").read_text("utf-8")
+
+
+class BrightFails(Route):
+    """Brings no bright image on its way, and none to its end from a quarter up."""
+
+    def follow(self, x, *, frames=0, generator=None):
+        if x.mean() > -0.5 and (frames or self.legs[0].end == 0.25):
+            raise RuntimeError("the inverse did not converge")
+        return super().follow(x, frames=frames, generator=generator)
+
+
+class BrightFailsRuns(TranslationRuns):
+    def route(self, **options):
+        route = two_models(*self.models, **options)
+        return BrightFails(route.legs, route.steps)
+
+
+def test_what_is_not_reached_is_said_of_that_picture_alone(home, made, tmp_path):
+    report = translated(home, tmp_path, kind=BrightFailsRuns)
+    assert not report["failed"]
+    for card, whole, row in zip(cards(tmp_path), cards(made[0]), report["examples"], strict=True):
+        assert np.array_equal(card["result"][1:], whole["result"][1:])
+        if row["name"] == "dark":
+            assert np.array_equal(card["way"], whole["way"]) and card["result"][0] is not None
+        else:
+            assert card["way"] == [None] * 16 and card["result"][0] is None
+
+
+def test_a_page_shows_the_first_of_many(home, made, tmp_path, monkeypatch):
+    monkeypatch.setattr(file_translation, "MOST", 2)
+    translated(home, tmp_path, replace(QUICK, batch_size=1))
+    assert len(cards(tmp_path)) == 2 and len(list(tmp_path.rglob("*.png"))) == 9
+    assert "The first 2 of 4 translated images." in (tmp_path / "index.html").read_text("utf-8")
+
+
+def test_vectors_have_no_page(tmp_path):
+    vectors = [a_model(seed, (2,), Scaling()) for seed in (0, 1)]
+    np.save(tmp_path / "points.npy", np.zeros((3, 2)))
+    runs = TranslationRuns((tmp_path,) * 2, tuple(vectors), "forward", {}, {})
+    with pytest.raises(ValueError, match=r"page needs images, got events of shape \(2,\); leave out --page"):
+        translate_files(runs, [tmp_path / "points.npy"], tmp_path / "out", QUICK, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_how_results_were_made_is_said_in_a_line(made):
+    _, report = made
+    options = report["options"] | {"tol": 1e-4, "strength": 0.5, "stochastic": True, "seed": 3}
+    other = {"models": ["animals"], "classes": ["cat", "dog"], "failed": {"x": "no image"}, "options": options}
+    assert made_by(report | other) == (
+        "Made by animals; from cat to dog; direction forward; tolerance 0.0001; strength 0.5; up by noise of seed 3; "
+        "1 not translated, see translation.json."
+    )
+
+
+ACTIONS = """
+<script>
+const change = (id, value) => {
+  const input = document.getElementById(id);
+  input.value = value;
+  input.dispatchEvent(new Event("input"));
+};
+change("way", 3);
+change("strength", 0);
+change("search", "M\u00dcS");
+document.getElementById("cycle").click();
+document.title = Math.max(0, document.documentElement.scrollWidth - innerWidth); // nothing is cut off
+</script>
+"""
+
+
+@functools.cache
+def browser():
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(browser() is None, reason="needs Chromium")
+def test_a_browser_moves_the_page(made, tmp_path):
+    page = (made[0] / "index.html").read_text("utf-8")
+    (tmp_path / "moved.html").write_text(page + ACTIONS, "utf-8")
+    command = [browser(), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--window-size=400,800", "--dump-dom", (tmp_path / "moved.html").as_uri()]
+    dumped = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    reader = Reader(dumped)
+    seen, stack = {"way": set(), "strength": set()}, None
+    for tag, attributes in reader.elements:
+        if tag == "div":
+            stack, place = attributes.get("class"), -1
+        elif tag == "img" and stack in seen:
+            place += 1
+            seen[stack] |= set() if "hidden" in attributes else {place}
+    assert seen == {"way": {3}, "strength": {0}}
+    figures = [attributes for tag, attributes in reader.elements if tag == "figure"]
+    assert [a["data-names"] for a in figures if "hidden" not in a] == ["Mu\u0308sli Mu\u0308sli.png"]
+    assert reader.text("output") == ["1 of 4", "t = 0.43, up", "0.25"]
+    assert ("body", {"class": "errors"}) in reader.elements and reader.text("title") == ["0"]

@@ -1,0 +1,53 @@
+"""Pages as a browser reads them."""
+
+import base64
+from html.parser import HTMLParser
+
+
+class Reader(HTMLParser):
+    """What a browser makes of a page: its elements, text by element, and whether all that is opened is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.texts = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in ("meta", "img", "input", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+    def text(self, tag):
+        return [text for where, text in self.texts if where == tag]
+
+    def images(self):
+        """The bytes of every picture, which must all be in the page."""
+        sources = [attributes["src"] for tag, attributes in self.elements if tag == "img"]
+        assert all(source.startswith("data:image/png;base64,") for source in sources)
+        return [base64.b64decode(source.partition(",")[2], validate=True) for source in sources]
+
+
+def assert_alone(text, active=frozenset()):
+    """Nothing is fetched from elsewhere, and there are no ``active`` elements but these."""
+    reader = Reader(text)
+    assert {tag for tag, _ in reader.elements} & {"script", "link", "iframe", "object", "embed"} == active
+    anchors = [attributes["id"] for tag, attributes in reader.elements if "id" in attributes]
+    assert len(set(anchors)) == len(anchors)
+    for tag, attributes in reader.elements:
+        if "href" in attributes:  # leads to a place of this page
+            assert tag == "a" and attributes.pop("href").removeprefix("#") in anchors
+    for tag, attributes in reader.elements:
+        assert not {"href", "srcset", "style", "onload", "onerror"} & attributes.keys()
+        assert "src" not in attributes or tag == "img"
+    style = "".join(reader.text("style"))
+    assert style and "url(" not in style and "@import" not in style
+    assert "http:" not in text and "https:" not in text
+    return reader
