@@ -26,7 +26,7 @@ from indm.scaling import Scaling
 from indm.translation import Route, two_models
 
 NAMES = ['a "quoted" <b>&amp;', "b/it's", "dark", "Mu\u0308sli"]  # the last as macOS writes it
-QUICK = TranslationOptions(steps=12, cycle=True, page=True)
+QUICK = TranslationOptions(steps=8, cycle=True, page=True)
 
 
 def a_model(seed, shape=(3, 8, 8), scaling=None):
@@ -99,7 +99,7 @@ def test_the_page_is_one_file_and_says_what_was_done(home, made):
     assert files == [f"{name} {name.removeprefix('b/')}.png" for name in names]
     said = reader.text("p")
     assert said[: len(summary(report).splitlines())] == summary(report).splitlines()
-    assert f"Made by {home / 'a'}, then {home / 'b'}; direction forward; 12 steps; strength 1." in said
+    assert f"Made by {home / 'a'}, then {home / 'b'}; direction forward; 8 steps; strength 1." in said
     assert any(line.startswith("All 4 translated images.") for line in said)
     labels = {attributes["for"] for tag, attributes in reader.elements if tag == "label"}
     assert labels == {attributes["id"] for tag, attributes in reader.elements if tag == "input"}
