@@ -81,7 +81,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         validation_fraction: share of the rows on which a model is validated; models have different ones.
         max_seconds: of the fit, at most.
         max_steps: of the optimizer, at most, for each model.
-        max_components: of the mixture.
+        max_components: of the mixture. By default 32, but 1 with conditions, which a mixture cannot follow.
         width, depth: of the network.
         learning_rate, batch_size, weight_decay: of AdamW.
         draws: points of the noise of discrete columns at which a row is evaluated.
@@ -116,7 +116,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         validation_fraction=0.1,
         max_seconds=60.0,
         max_steps=20_000,
-        max_components=32,
+        max_components=None,
         width=64,
         depth=2,
         learning_rate=3e-3,
@@ -228,7 +228,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         Raises:
             ValueError: an argument out of range.
         """
-        for name, least in dict(max_steps=0, max_components=1, width=1, depth=1, batch_size=1, draws=1).items():
+        optional = {} if self.max_components is None else {"max_components": 1}
+        for name, least in (optional | dict(max_steps=0, width=1, depth=1, batch_size=1, draws=1)).items():
             value = getattr(self, name)
             if not isinstance(value, int | np.integer) or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
@@ -380,7 +381,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
     def _mixture(self, train: np.ndarray, valid: np.ndarray, seed: int, until: float) -> GaussianMixture:
         """The Gaussian mixture of the best validation, of those that can be fitted until then."""
         scored: list[tuple[float, GaussianMixture]] = []
-        for components in (k for k in COMPONENTS if k == 1 or k <= min(self.max_components, len(train) // 5)):
+        most = (1 if self.n_conditions_ else max(COMPONENTS)) if self.max_components is None else self.max_components
+        for components in (k for k in COMPONENTS if k == 1 or k <= min(most, len(train) // 5)):
             for floor in FLOORS:
                 if scored and perf_counter() > until:
                     break
