@@ -164,10 +164,11 @@ def markdown(out: Path) -> str:
             if len(seeds) < 2:
                 continue
             cells = [f"{np.mean(read(out / name / 'true.json')['c2st']):.3f}"]
-            for key, form in ("c2st", "{:.3f} ± {:.3f}"), ("divergence", "{:.2f} ± {:.2f}"), ("fit_cpu_seconds", "{:.0f}"):
+            for key, digits in ("c2st", 3), ("divergence", 2), ("fit_cpu_seconds", 0):
                 for records in found.values():
                     values = torch.tensor([np.mean(records[seed][key] or [np.nan]) for seed in seeds])
-                    cells.append("–" if values.isnan().any() else form.format(*mean_and_error(values)))
+                    mean, error = mean_and_error(values)
+                    cells.append("–" if math.isnan(mean) else f"{mean:.{digits}f} ± {error:.{digits}f}")
             lines.append(f"| {name} | {folder.name} | {len(seeds)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -164,7 +164,7 @@ SIMULATORS: dict[str, Simulator] = {"linear-gaussian": LinearGaussian(), "two-mo
 
 
 def ensemble(log_density: Callable[[Array], Array], start: Array, steps: int, numbers: Numbers) -> Array:
-    """Walkers (n, d), n even, after ``steps`` stretch moves from ``start``, half of them at a time (Goodman, Weare 2010).
+    """Walkers (n, d), n even, after ``steps`` stretch moves, half of them at a time (Goodman and Weare 2010).
 
     A walker at θ moves to θ′ + s (θ − θ′), θ′ being one of the other half and s ∈ [1/2, 2] of density ∝ s^{−1/2}.
     """

@@ -354,3 +354,14 @@ def test_the_posterior_of_a_linear_gaussian_simulator():
     drawn = posterior.sample(1500, random_state=0, c=x[0])
     assert drawn.mean(0) == pytest.approx(x[0] @ A @ covariance / noise**2, abs=0.06)
     assert np.cov(drawn.T) == pytest.approx(covariance, abs=0.02)
+
+
+def test_a_mixture_is_by_default_fitted_without_conditions_alone():
+    X = np.concatenate([correlated(100)[0], correlated(100)[0] + 30])
+    options = {name: value for name, value in SMALL.items() if name != "max_components"}
+    plain, conditional, told = (
+        DensityEstimator(**options | more).fit(X, c=c)
+        for more, c in (({}, None), ({}, X[:, :1] > 20), ({"max_components": 2}, np.random.default_rng(0).random(200)))
+    )
+    components = [model.models_[0].score.backbone.components for model in (plain, conditional, told)]
+    assert components[0] > 1 and components[1:] == [1, 2]
