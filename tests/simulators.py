@@ -109,7 +109,7 @@ class TwoMoons(Simulator):
         theta = np.stack([total - y[:, 1], total + y[:, 1]], 1) / math.sqrt(2)
         return theta[(y[:, 0] <= 0) & self.inside(theta)]
 
-    def log_posterior(self, theta: Array, x: Array, draws: int = 1_000_000) -> Array:
+    def log_posterior(self, theta: Array, x: Array, draws: int = 200_000) -> Array:
         """log p(θ|x); the share of the crescents within the prior is that of ``draws``."""
         share = len(self._inverted(x, draws, np.random.default_rng(0))) / draws
         log_p = self.log_likelihood(theta, x) - math.log(2 * share)

@@ -369,6 +369,17 @@ def test_a_network_of_a_condition(name, seen):
         NETS[name]()(z, level, c)
 
 
+def test_an_mlp_sees_differences_of_z_and_c():
+    """Its first layer takes c as it takes z: where it has the weights of −z, only z − c matters."""
+    net = moved(MLP((3,), width=8, depth=1, fourier=0, condition=(3,)))
+    z, level, c = torch.randn(4, 3), torch.linspace(0.5, 3, 4), torch.randn(4, 3)
+    with torch.no_grad():
+        net.condition_embedding.mlp[-1].weight.zero_()
+        net.condition_input.weight.copy_(-net.input.weight)
+        assert torch.allclose(net(z, level, c), net(z - c, level), atol=1e-5)
+        assert (net(z, level, c) - net(z, level)).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_a_network_without_a_condition_has_the_weights_it_had(name):
     torch.manual_seed(1)
