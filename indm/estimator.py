@@ -65,7 +65,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
     densities averaged.
 
     With conditions c, numbers of each row that are given to ``fit`` and the other methods, the density is p(x|c): the
-    columns are first freed of what is linear in c, and the network sees c.
+    columns are first freed of what is linear in c, and the network sees c. Of a mixture, which cannot follow c, one
+    Gaussian is left.
 
     For up to 40 columns the divergence of the probability flow is exact. For more it is estimated by 8 probes, the same
     for all rows, which adds noise to log p.

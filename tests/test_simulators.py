@@ -113,8 +113,8 @@ def test_ensembles_forget_where_they_started():
 @pytest.mark.parametrize("shift", [0.0, 1.5])
 def test_two_sets_are_told_apart_as_well_as_can_be(shift):
     """Of unit normal laws at a distance δ, the best share of right answers is Φ(δ/2)."""
-    first, second = numbers().normal(size=(2, 1000, 2)) * [10.0, 0.1]
-    second = second + shift * np.array([6.0, 0.08])
+    first, second = numbers().normal(size=(2, 1000, 2)) * [1e3, 1e-3]
+    second = second + shift * np.array([600.0, 8e-4])
     assert posteriors.c2st(first, second) == pytest.approx(norm.cdf(shift / 2), abs=0.03)
 
 
