@@ -58,14 +58,14 @@ class Fitted:
     setting: dict[str, Any]
 
 
-def indm(simulator: Simulator, theta: Array, x: Array, seed: int, seconds: float) -> Fitted:
+def indm(theta: Array, x: Array, seed: int, seconds: float) -> Fitted:
     with mock.patch.object(estimator, "perf_counter", time.process_time):
         found = estimator.DensityEstimator(max_seconds=seconds, random_state=seed).fit(theta, c=x)
     setting = {"steps": found.n_steps_, "components": [m.score.backbone.components for m in found.models_]}
     return Fitted(lambda x, n, seed: found.sample(n, seed, c=x), found.score_samples, setting)
 
 
-def npe(simulator: Simulator, theta: Array, x: Array, seed: int, seconds: float) -> Fitted:
+def npe(theta: Array, x: Array, seed: int, seconds: float) -> Fitted:
     """Neural posterior estimation as sbi has it by default; it ends when time does, and keeps its best epoch."""
     from sbi.inference import NPE
 
@@ -133,7 +133,7 @@ def trained(name: str, pairs: int, method: str, seed: int, seconds: float) -> di
     simulator, numbers = SIMULATORS[name], np.random.default_rng(seed)
     theta, x = simulator.pairs(pairs, numbers)
     start = time.process_time()
-    fitted = METHODS[method](simulator, theta, x, seed, seconds)
+    fitted = METHODS[method](theta, x, seed, seconds)
     spent = time.process_time() - start
     each: dict[str, list[float]] = {"c2st": [], "divergence": [], "inside": []}
     for at, truth in zip(*observed(name), strict=True):

@@ -126,9 +126,9 @@ def quick(monkeypatch, tmp_path):
     """Two observations, 50 draws each, and a method that knows the posterior, with a fifth of its draws outside."""
     monkeypatch.setattr(posteriors, "OBSERVATIONS", 2)
     monkeypatch.setattr(posteriors, "DRAWS", 50)
-    fits = []
+    fits, simulator = [], TwoMoons()
 
-    def known(simulator, theta, x, seed, seconds):
+    def known(theta, x, seed, seconds):
         fits.append((len(theta), seed))
 
         def draw(x, n, seed):
