@@ -7,7 +7,8 @@ DDIB's (the same with the identity flow) 1.15 times as many, about what a step o
 one model makes twice as many: the bridge, and an INDM and a linear diffusion that are told the class. These go up as
 class A and down as class B, the linear one also by SDEdit: noise up to t, then down as class B. Test images of A are
 translated and compared with B, see ``indm/evaluation/translation_metrics.py``; the classifier is that of all the data
-set's classes. Killed and started again, it goes on. Writes ``RECIPE.json``, ``RECIPE.md`` and ``RECIPE.png``.
+set's classes. Killed and started again, it goes on. Writes ``RECIPE.json``, ``RECIPE.md`` and ``RECIPE.png``;
+with ``--cycles`` it trains the pairs alone, and looks at the error of A → B → A along the steps.
 """
 
 import argparse
@@ -37,6 +38,7 @@ LINEAR = 1.15  # steps of a linear diffusion in the time of one of INDM
 IMAGES = 200  # of A's test split, at most
 SHOWN = 10
 CYCLED = 32  # images whose error is looked at along the steps
+STEPS, CONVERGED = (25, 50, 75, 100, 150, 200), 400
 STRENGTHS = (0.3, 0.5)  # of SDEdit
 NAMES = {
     "indm": "two INDMs",
@@ -63,23 +65,34 @@ def of_classes(recipe: dict, changes: dict[str, str], out: Path) -> Route:
     return two_models(model, model, c=data.classes)
 
 
+def untimed(recipe: dict, steps: int) -> dict:
+    """``recipe`` for so many steps, however long they take."""
+    options = {"train.seconds": "inf", "train.validate_every": "1000000", "train.steps": str(steps)}
+    return recipes.override(recipe, options)
+
+
+def pairs(recipe: dict, steps: int, out: Path) -> dict[str, TranslationRuns]:
+    """The two INDMs and the two linear models, trained where they are not yet."""
+    linear = recipes.override(untimed(recipe, round(LINEAR * steps)), LINEAR_FLOW)
+    for name, changed in {"indm": untimed(recipe, steps), "ddib": linear}.items():
+        whole(train_pair(changed, out / name, resume=(out / name).exists()))
+    return {name: open_runs([out / name]) for name in ("indm", "ddib")}
+
+
 def routes(recipe: dict, steps: int, out: Path) -> dict[str, Route]:
     """Every method, trained where it is not yet."""
-    linear = round(LINEAR * steps)
-    base = recipes.override(recipe, {"train.seconds": "inf", "train.validate_every": "1000000"})
-    for name, count, changes in (("indm", steps, {}), ("ddib", linear, LINEAR_FLOW)):
-        changed = recipes.override(base, {**changes, "train.steps": str(count)})
-        whole(train_pair(changed, out / name, resume=(out / name).exists()))
-    changed = recipes.override(base, {"train.steps": str(2 * steps)})
+    trained = pairs(recipe, steps, out)
+    changed = untimed(recipe, 2 * steps)
     whole({"bridge": train(changed, out / "bridge", resume=(out / "bridge" / "checkpoint.pt").exists())})
-    told = {
-        name: of_classes(base, changes | {"train.steps": str(2 * count)}, out / name)
-        for name, count, changes in (("classes", steps, {}), ("linear classes", linear, LINEAR_FLOW))
+    found = {
+        name: of_classes(untimed(recipe, 2 * count), changes, out / name)
+        for name, count, changes in (("classes", steps, {}), ("linear classes", round(LINEAR * steps), LINEAR_FLOW))
     }
-    found = told | {name: open_runs([out / name]).route() for name in ("indm", "ddib", "bridge")}
-    found |= {f"{name} 0.5": open_runs([out / name]).route(strength=0.5) for name in ("indm", "ddib")}
-    leg, _ = told["linear classes"].legs
+    leg, _ = found["linear classes"].legs
     ends = leg.model, leg.model
+    found |= {name: opened.route() for name, opened in trained.items()}
+    found["bridge"] = open_runs([out / "bridge"]).route()
+    found |= {f"{name} 0.5": opened.route(strength=0.5) for name, opened in trained.items()}
     found |= {f"sdedit {s}": two_models(*ends, c=("A", "B"), strength=s, stochastic=True) for s in STRENGTHS}
     return {name: found[name] for name in NAMES}
 
@@ -125,16 +138,23 @@ def study(name: str, steps: int, out: Path) -> dict:
 
 
 def cycles(opened: TranslationRuns, raw: Tensor) -> list[dict]:
-    """The error of A → B → A, grey levels, for tolerances and for equal steps."""
-    rows = []
-    for options in [{"tol": tol} for tol in (1e-3, 1e-4, 1e-5)] + [{"steps": n} for n in (25, 50, 100, 200, 400)]:
-        route = opened.route(**options)
-        x = route.models[0].scaling.centre(raw)
+    """The error of A → B → A and the distance of B from its converged solution along the steps: in grey levels, the
+    largest over an image, its median and largest over images; and the share of images that come back in all bits."""
+
+    def levels(error: Tensor) -> dict[str, float]:
+        largest = (error * opened.models[0].scaling.scale).flatten(1).abs().amax(1)
+        return {"median": largest.median().item(), "largest": largest.max().item()}
+
+    rows, scaling = [], opened.models[0].scaling
+    x = scaling.centre(raw)
+    converged = opened.route(steps=CONVERGED).follow(x).x
+    for steps in STEPS:
+        route = opened.route(steps=steps)
         there = route.follow(x)
-        back = route.back().follow(there.x)
-        error = ((back.x - x) * route.models[0].scaling.scale).flatten(1).abs().amax(1)
-        values = {"median": error.median().item(), "largest": error.max().item()}
-        rows.append(options | {"nfe": there.nfe} | values)
+        back = route.back().follow(there.x).x
+        same = (scaling.to_data(back) == raw).flatten(1).all(1).double().mean().item()
+        line = {"steps": steps, "nfe": there.nfe, "cycle": levels(back - x), "same": same}
+        rows.append(line | {"distance": levels(there.x - converged)})
     return rows
 
 
@@ -147,11 +167,32 @@ def table(found: dict) -> str:
         rows.append([NAMES[method], *row(values), cycle, str(values["nfe"]), f"{values['seconds_per_image']:.2g}"])
     rows.append(["copy of the source", *row(found["copy"]), "0", "0", "0"])
     rows.append(["B's own test images", *limits(found["copy"])["B's test images"], "–", "–", "–"])
-    cycle = [["solver", "evaluations", "median", "largest"]]
-    for line in found["cycle"]:
-        solver = f"{line['steps']} steps" if "steps" in line else f"tolerance {line['tol']:g}"
-        cycle.append([solver, str(line["nfe"]), f"{line['median']:.2g}", f"{line['largest']:.2g}"])
-    return f"{markdown([head, *rows])}\n{markdown(cycle)}"
+    return f"{markdown([head, *rows])}\n{cycle_table(found['cycle'])}"
+
+
+def study_cycles(name: str, steps: int, out: Path) -> None:
+    """Train the pairs of one recipe, and print the error of their cycles."""
+    recipe = recipes.load(name)
+    raw = stack(load_data(**recipe["data"]).test, CYCLED)
+    for method, opened in pairs(recipe, steps, out).items():
+        print(f"{name}, {NAMES[method]}\n{cycle_table(cycles(opened, raw))}", flush=True)
+
+
+def cycle_table(rows: list[dict]) -> str:
+    """The table of :func:`cycles`."""
+    head = [
+        "evaluations",
+        "cycle: median",
+        "largest",
+        "images back in all bits",
+        "from the converged: median",
+        "largest",
+    ]
+    lines = [
+        [str(row["nfe"]), *(f"{v:.2g}" for v in (*row["cycle"].values(), row["same"], *row["distance"].values()))]
+        for row in rows
+    ]
+    return markdown([head, *lines])
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -169,10 +210,14 @@ def main() -> None:
     parser.add_argument("recipes", nargs="+")
     parser.add_argument("--steps", type=int, default=600, help="of each of INDM's two models")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cycles", action="store_true", help="the error of the cycle along the steps alone")
     options = parser.parse_args()
     for name in options.recipes:
         out = options.out / name
         out.mkdir(parents=True, exist_ok=True)
+        if options.cycles:
+            study_cycles(name, options.steps, out)
+            continue
         found = study(name, options.steps, out)
         print(f"{name}\n{json.dumps({k: v['frechet'] for k, v in found['methods'].items()})}\n{table(found)}")
 

@@ -27,6 +27,7 @@ from indm.tensors import Batch, PerSample, evaluation_mode, expand_like
 
 FLOW_TOLERANCE = 1e-4  # of the probability flow: of 256 grey levels an eightieth
 LONGEST_STEP, FEWEST_STEPS = 2.4, 4  # of its first solution, on the clock −log SNR
+VARIANCES = tuple(10.0**k for k in range(-6, 2))  # of directions of the latents that it is balanced for
 SAMPLERS = BUILT_IN["sampler"]  # the names of the samplers of this package; make_sampler makes one
 
 
@@ -396,7 +397,7 @@ def follow_flow(
 
     Args:
         tol: largest root mean square error of a sample, in units of √(α² + σ²): :func:`indm.ode.converge`.
-        steps: use :func:`indm.ode.adams` with this many equal steps instead.
+        steps: use :func:`indm.ode.adams` with this many equal steps instead, in the coordinate of :func:`balance`.
 
     Returns:
         z_s, and the evaluations of the score for the sample that took the most.
@@ -410,16 +411,44 @@ def follow_flow(
         bar.update()
         return (probability_flow(with_context(score, given), clock)(state[0]),)
 
-    start, end = (-sde.log_snr(torch.tensor([t, s], dtype=torch.float64))).tolist()
+    def scale(clock: Tensor) -> tuple[Tensor, Tensor]:
+        """c and d log c/dclock, for rows like those of z."""
+        log_c, rate = balance(clock)
+        return expand_like(log_c.exp().to(z.dtype), z), expand_like(rate.to(z.dtype), z)
+
+    def balanced(clock: Tensor, state: tuple[Tensor, ...], *given: Tensor) -> tuple[Tensor, ...]:
+        (v,), (c, rate) = state, scale(clock)
+        return (field(clock, (c * v,), *given)[0] / c - rate * v,)
+
+    ends = -sde.log_snr(torch.tensor([t, s], dtype=torch.float64))
+    start, end = ends.tolist()
     before, after = (expand_like(sde.marginal_std(z.new_full((len(z),), time)), z) for time in (t, s))
     with tqdm(desc="probability flow (evaluations)", leave=False, disable=not progress) as bar:
         context = context_of(score)
         if steps is not None:
-            (w,), nfe, _ = adams(field, (z / before,), start, end, steps=steps, context=context)
-            return after * w, nfe
+            first_c, last_c = (scale(clock)[0].to(z.device) for clock in ends[:, None])
+            (v,), nfe, _ = adams(balanced, (z / before / first_c,), start, end, steps=steps, context=context)
+            return after * last_c * v, nfe
         first = max(FEWEST_STEPS, math.ceil(abs(end - start) / LONGEST_STEP))
         solution = converge(field, (z / before,), start, end, tol=tol, context=context, first=first)
     return after * solution.state[0], int(solution.nfe.max())
+
+
+def balance(clock: PerSample) -> tuple[PerSample, PerSample]:
+    r"""log c and d log c/dclock of the coordinate v = z_t/(c √(α_t² + σ_t²)), r = e^clock = σ²/α²:
+
+    .. math:: c^2 = \prod_i \left(\frac{\lambda_i + r}{1 + r}\right)^{1/n}
+
+    The probability flow of N(0, λI) keeps z_t/√(λα_t² + σ_t²). In z_t/√(α_t² + σ_t²), which is kept for λ = 1, it
+    stretches a direction of variance λ ≪ 1 by e^{clock/2} from r = λ to 1, and steps of a whole unit are not stable on
+    the way back. The latents of images have directions of all variances down to 1e-5. In the geometric mean of the
+    coordinates for n variances λ_i (:data:`VARIANCES`), rates are about half as large, and every direction is still at
+    rest at both ends.
+    """
+    r = clock.exp()[..., None]
+    variances = r.new_tensor(VARIANCES)
+    log_c = 0.5 * ((variances + r) / (1 + r)).log().mean(-1)
+    return log_c, 0.5 * (r / (variances + r) - r / (1 + r)).mean(-1)
 
 
 # ── from z_T to data ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import integrate
 
 import indm
+from indm import sampling
 from indm.flows import ActNorm, Identity
 from indm.model import INDM
 from indm.sampling import (
@@ -22,8 +23,10 @@ from indm.sampling import (
     EulerMaruyama,
     PredictorCorrector,
     Sampler,
+    balance,
     centre_prior,
     exponential_weights,
+    follow_flow,
     langevin_step,
     log_snr_grid,
     make_sampler,
@@ -183,6 +186,29 @@ def test_grids(name):
     snr = (sde.alpha(log_snr_grid(sde, 13)) / sde.sigma(log_snr_grid(sde, 13))).log()
     torch.testing.assert_close(snr.diff(), snr.diff().mean().expand(13), rtol=1e-6, atol=0)
     torch.testing.assert_close(uniform_grid(sde, 13).diff(), double(-(1 - sde.eps) / 13).expand(13), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("name", ["vp", "ve"])
+def test_latents_that_are_balanced_for_are_carried_in_one_step(name, monkeypatch):
+    """N(0, λI) is at rest in the coordinate of its own λ, in both directions."""
+    monkeypatch.setattr(sampling, "VARIANCES", (0.03,))
+    score = GaussianScore(SDES[name](), torch.zeros(3), torch.full((3,), 0.03))
+    z = 0.2 * torch.randn(5, 3, dtype=torch.float64, generator=seeded(0))
+    for t, s in ((1e-5, 1.0), (1.0, 1e-5), (0.2, 0.7)):
+        found, evaluations = follow_flow(score, z, t, s, steps=1)
+        assert evaluations == 2 and torch.allclose(found, score.flow(z, t, s), rtol=1e-6)
+
+
+def test_the_balance_is_at_rest_at_the_ends_and_its_rate_is_its_derivative():
+    clock = torch.linspace(-20, 10, 61, dtype=torch.float64, requires_grad=True)
+    log_c, rate = balance(clock)
+    (slope,) = torch.autograd.grad(log_c.sum(), clock)
+    assert torch.allclose(rate, slope, atol=1e-12)
+    assert rate[[0, -1]].abs().max() < 1e-3 and log_c[-1].abs() < 1e-3
+    halves = torch.tensor([math.log(value) for value in sampling.VARIANCES], dtype=torch.float64).mean() / 2
+    assert log_c[0] == pytest.approx(halves.item(), abs=1e-2)
+    own = 0.5 * clock.exp() * (1 / (1e-5 + clock.exp()) - 1 / (1 + clock.exp()))  # of a direction of variance 1e-5
+    assert (own - rate).abs().max() < 0.75 * own.abs().max()
 
 
 # ── Euler–Maruyama ───────────────────────────────────────────────────────────────────────────────────────────────

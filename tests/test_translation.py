@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from closed_form import gaussian, within
+from closed_form import GaussianScore, gaussian, within
 
 import indm
 from indm.flows import ActNorm, Identity
@@ -134,6 +134,33 @@ def test_the_error_of_the_cycle_and_of_the_way_falls_with_the_third_power_of_the
     for found in errors.values():
         orders = [math.log2(a / b) for a, b in itertools.pairwise(found)]
         assert all(order > 2.6 for order in orders), (found, orders)
+
+
+def wide_model(seed):
+    """Latents whose directions have variances from 1e-5 to 1, turned by ``seed``."""
+    variance = torch.logspace(-5, 0, 6, dtype=torch.float64)[torch.randperm(6, generator=seeded(seed))]
+    return INDM(Identity(), GaussianScore(VPSDE(), torch.zeros_like(variance), variance), shape=(6,)).double()
+
+
+def test_narrow_directions_take_few_steps():
+    """In z/√(α² + σ²), directions of variance 1e-5 take 100 steps to a cycle off by 2 parts in 1000, and in 48 it is
+    off by 100 times the latent."""
+    source, target = wide_model(0), wide_model(1)
+    x = data_of(source, 20)
+    unit = source.score.variance.sqrt()
+    for steps, largest in ((48, 0.05), (100, 2e-3)):
+        route = two_models(source, target, steps=steps)
+        there = route.follow(x)
+        back = route.back().follow(there.x).x
+        assert ((back - x) / unit).abs().max() < largest
+        assert ((there.x - closed(source, target, x)) / target.score.variance.sqrt()).abs().max() < largest
+
+
+def test_the_score_is_called_as_often_as_is_said(monkeypatch):
+    calls, forward = [], GaussianScore.forward
+    monkeypatch.setattr(GaussianScore, "forward", lambda *arguments: calls.append(1) or forward(*arguments))
+    model = model_of("vp", 0)
+    assert two_models(model, model, steps=20).follow(data_of(model, 3)).nfe == len(calls) == 22
 
 
 def test_the_tolerance_bounds_the_cycle():
