@@ -206,7 +206,7 @@ def test_the_balance_is_at_rest_at_the_ends_and_its_rate_is_its_derivative():
     assert torch.allclose(rate, slope, atol=1e-12)
     assert rate[[0, -1]].abs().max() < 1e-3 and log_c[-1].abs() < 1e-3
     halves = torch.tensor([math.log(value) for value in sampling.VARIANCES], dtype=torch.float64).mean() / 2
-    assert log_c[0] == pytest.approx(halves.item(), abs=1e-2)
+    assert log_c[0].item() == pytest.approx(halves.item(), abs=1e-2)
     own = 0.5 * clock.exp() * (1 / (1e-5 + clock.exp()) - 1 / (1 + clock.exp()))  # of a direction of variance 1e-5
     assert (own - rate).abs().max() < 0.75 * own.abs().max()
 

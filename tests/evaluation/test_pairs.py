@@ -598,7 +598,7 @@ def test_vectors_are_translated_as_arrays(tmp_path):
         assert content["samples"].shape == (40, 2) and content["levels"] == 0
     report = json.loads((out / "translation.json").read_text())
     assert max(row["cycle_error_max"] for row in report["examples"]) < 0.01
-    assert (out / "sheet.png").exists() and report["options"]["steps"] == 200
+    assert (out / "sheet.png").exists() and report["options"]["steps"] == 120
 
 
 def test_scores_say_what_a_translation_is_worth(tmp_path, capsys):
