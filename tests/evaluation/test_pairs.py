@@ -562,16 +562,16 @@ def test_an_inverse_that_does_not_converge_is_named_image_by_image(toys, tmp_pat
     (tmp_path / "run").mkdir()
     model.save(tmp_path / "run")
     opened = TranslationRuns((tmp_path / "run",) * 2, (model, stubborn), "forward", {}, {})
-    few = TranslationOptions(steps=10)
-    report = translate_files(opened, [home], tmp_path / "out", few, progress=False)
+    options = TranslationOptions(steps=100)
+    report = translate_files(opened, [home], tmp_path / "out", options, progress=False)
     assert [row["name"] for row in report["examples"]] == ["dark"]
     assert "into itself: results are 0.0 of 256 grey levels" in report["conclusions"][0]
     assert report["conclusions"][0] in summary(report).splitlines()
-    partly = TranslationOptions(steps=10, strength=0.5)
+    partly = TranslationOptions(steps=100, strength=0.5)
     assert "conclusions" not in translate_files(opened, [home], tmp_path / "partly", partly, progress=False)
     array = np.stack([np.full((3, 8, 8), grey, np.uint8) for grey in (250, 20, 30)])
     np.savez(tmp_path / "three.npz", samples=array)
-    again = translate_files(opened, [tmp_path / "three.npz"], tmp_path / "arrays", few, progress=False)
+    again = translate_files(opened, [tmp_path / "three.npz"], tmp_path / "arrays", options, progress=False)
     with np.load(tmp_path / "arrays" / "three.npz") as content:
         assert content["rows"].tolist() == [1, 2] and list(again["failed"]) == ["three-00000"]
     assert "inverse did not reach" in report["failed"]["light"] and not (tmp_path / "out" / "light.png").exists()
