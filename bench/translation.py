@@ -38,7 +38,7 @@ LINEAR = 1.15  # steps of a linear diffusion in the time of one of INDM
 IMAGES = 200  # of A's test split, at most
 SHOWN = 10
 CYCLED = 32  # images whose error is looked at along the steps
-STEPS, CONVERGED = (25, 50, 75, 100, 150, 200), 400
+STEPS, CONVERGED = (50, 75, 100, 120, 200), 300  # of the cycle
 STRENGTHS = (0.3, 0.5)  # of SDEdit
 NAMES = {
     "indm": "two INDMs",
