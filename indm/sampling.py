@@ -441,9 +441,9 @@ def balance(clock: PerSample) -> tuple[PerSample, PerSample]:
 
     The probability flow of N(0, λI) keeps z_t/√(λα_t² + σ_t²). In z_t/√(α_t² + σ_t²), which is kept for λ = 1, it
     stretches a direction of variance λ ≪ 1 by e^{clock/2} from r = λ to 1, and steps of a whole unit are not stable on
-    the way back. The latents of images have directions of all variances down to 1e-5. In the geometric mean of the
-    coordinates for n variances λ_i (:data:`VARIANCES`), rates are about half as large, and every direction is still at
-    rest at both ends.
+    the way back. Latents have directions of many variances, those of images of clothes from 1e-4 to 8. In the geometric
+    mean of the coordinates for n variances λ_i (:data:`VARIANCES`), rates are about half as large, and directions are
+    still nearly at rest at both ends.
     """
     r = clock.exp()[..., None]
     variances = r.new_tensor(VARIANCES)
