@@ -351,7 +351,7 @@ class TranslationOptions:
     seed: int = 0
     """Seed of that noise."""
     steps: int = 120
-    """Evaluations of the networks: 75 takes less time, and its cycle is off by up to half a grey level."""
+    """Evaluations of the networks: 75 takes less time, and its cycle is off by half a grey level or so."""
     tol: Annotated[float | None, default("equal steps")] = None
     """Take as many steps as an error of this size takes, in deviations of the latent; 1e-4 is usual."""
     strip: int = 0
