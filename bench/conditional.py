@@ -33,7 +33,7 @@ from indm.training.trainer import Trainer
 
 STEPS = {"digits": 600, "fashion-mnist-16": 300}
 SEEDS = {"digits": 2, "fashion-mnist-16": 1}
-EXAMPLES = 500  # test images, at most
+EXAMPLES = 1000  # test images, at most
 DRAWS, TIMES = 2, 8  # of the bound of each class
 GUIDANCE = (1.0, 2.0)
 CONDITION: dict[str, Any] = {"condition": "classes", "condition.drop": 0.1}
