@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from own_net import OwnNet
 from scipy.integrate import solve_ivp
 from torch import nn
 
@@ -551,17 +552,8 @@ def test_what_takes_no_condition_asks_for_rows():
 
 
 def test_a_network_of_ones_own_with_a_condition():
-    class Net(nn.Module):
-        def __init__(self, shape, condition=()):
-            super().__init__()
-            self.shape, self.condition = tuple(shape), tuple(condition)
-            self.layer = nn.Linear(shape[0] + 1 + condition[0], shape[0])
-
-        def forward(self, z, level, c):
-            return self.layer(torch.cat([z, level[:, None], c], 1))
-
     tables = TABLES | {"net": {"name": "net"}, "condition": CONDITIONS["classes"][0]}
-    model = build_model(tables, (2,), constructors={"net": {"net": Net}})
+    model = build_model(tables, (2,), constructors={"net": {"net": OwnNet}})
     x = torch.randn(4, 2)
     assert (model.log_prob(x, c="a") - model.log_prob(x, c="b")).abs().max() > 1e-4
 

@@ -15,7 +15,7 @@ from indm.config.options import TranslationOptions
 from indm.data.images import SUFFIXES
 from indm.evaluation.diagnosis import conclusions_of_translation
 from indm.evaluation.extractor import load_or_train
-from indm.evaluation.general_features import general_features
+from indm.evaluation.general_features import general_features, weights_file
 from indm.evaluation.results import table
 from indm.evaluation.translation_metrics import COLUMNS, limits, row, translation_metrics, two_classes
 from indm.evaluation.translation_page import FRAMES, MOST, STRENGTHS, Shown, write_page
@@ -56,7 +56,7 @@ def check_sources(sources: Sequence[Path], options: TranslationOptions) -> None:
         check_scored(len(files), options)
     if options.truth is not None:
         check_truth(sources, Path(options.truth))
-        general_features()
+        weights_file()
 
 
 def check_scored(n: int, options: TranslationOptions) -> None:

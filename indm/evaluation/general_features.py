@@ -113,8 +113,8 @@ class GeneralFeatures(nn.Module):
         return F.relu6(self.bn1(self.conv_head(h))).mean((2, 3))
 
 
-def general_features(levels: int = 256) -> GeneralFeatures:
-    """The network with its weights, in evaluation mode.
+def weights_file() -> Path:
+    """The file of the weights.
 
     Raises:
         ValueError: the package with the weights is not installed, or has other weights.
@@ -126,7 +126,16 @@ def general_features(levels: int = 256) -> GeneralFeatures:
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     if sha256 != SHA256:
         raise ValueError(f"{path} has other weights than are known: its SHA-256 is {sha256}, not {SHA256}")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    return path
+
+
+def general_features(levels: int = 256) -> GeneralFeatures:
+    """The network with its weights, in evaluation mode.
+
+    Raises:
+        ValueError: as :func:`weights_file`.
+    """
+    state = torch.load(weights_file(), map_location="cpu", weights_only=True)
     model = GeneralFeatures(levels)
     model.load_state_dict({name.removeprefix("_").replace("._", "."): value for name, value in state.items()})
     return model.eval()

@@ -43,8 +43,9 @@ class TranslationRuns:
 
     def sides(self) -> tuple[Data, Data]:
         """The data of both sides."""
-        loaded = tuple(load_data(**table) for table in (self.data, self.data_b))
-        a, b = (data if name is None else data.of_class(name) for data, name in zip(loaded, self.classes, strict=True))
+        whole = load_data(**self.data)
+        both = (whole, whole if self.data_b == self.data else load_data(**self.data_b))
+        a, b = (data if name is None else data.of_class(name) for data, name in zip(both, self.classes, strict=True))
         return a, b
 
     def route(self, **options) -> Route:

@@ -47,7 +47,8 @@ def as_one(recipe: Recipe) -> Recipe:
     Raises:
         ValueError: there is no second data set, or it is no other folder and no other label of the same one.
     """
-    a, b = (content["data"] for content in sides_of(recipe).values())
+    shared = sides_of(recipe)["a"]
+    a, b = shared["data"], recipe["data_b"]
     other = {key for key in {*a, *b} if a.get(key) != b.get(key)}
     if other == {"label"}:
         data = a | {"label": [a["label"], b["label"]]}
@@ -60,9 +61,7 @@ def as_one(recipe: Recipe) -> Recipe:
             f"[data] and [data_b] must differ in path or label alone for one model of both, got {sorted(other)}; "
             "--form terminal and indm train-pair take any two"
         )
-    options = {key: value for key, value in recipe.get("train", {}).items() if key != "terminal"}
-    shared = {table: content for table, content in recipe.items() if table != "data_b"}
-    return shared | {"data": data, "train": options, "condition": {"name": "classes"} | recipe.get("condition", {})}
+    return shared | {"data": data, "condition": {"name": "classes"} | recipe.get("condition", {})}
 
 
 def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: bool = True) -> dict[str, dict]:

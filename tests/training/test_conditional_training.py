@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from launch import InDouble
+from own_net import OwnNet
 from processes import fork_group
 from test_processes import largest_difference
 from test_reliability import TINY, compare_runs
 from test_training import change
-from torch import nn
 from torch.utils.data import TensorDataset
 
 import indm
@@ -65,18 +65,6 @@ def test_it_learns_the_law_at_each_condition(tmp_path):
     assert torch.allclose(y.mean(0), torch.tensor([0.5, -0.5]), atol=0.08)
 
 
-class OwnNet(nn.Module):
-    """Needs its c, as the network of somebody else does that sees one."""
-
-    def __init__(self, shape, condition=()):
-        super().__init__()
-        self.shape, self.condition = tuple(shape), tuple(condition)
-        self.layer = nn.Linear(shape[0] + 1 + condition[0], shape[0])
-
-    def forward(self, z, level, c):
-        return self.layer(torch.cat([z, level[:, None], c], 1))
-
-
 def test_a_network_of_ones_own_is_tried_and_trained_with_its_condition(tmp_path):
     x = torch.randn(200, 2)
     recipe = VECTORS | {
@@ -85,7 +73,7 @@ def test_a_network_of_ones_own_is_tried_and_trained_with_its_condition(tmp_path)
         "train": {"steps": 2, "threads": 1},
     }
     train(recipe, tmp_path / "run", model=OwnNet((2,), (2,)), data=TensorDataset(x, x[:, :1]), progress=False)
-    model = indm.INDM.load(tmp_path / "run", constructors={"net": {f"{__name__}:OwnNet": OwnNet}})
+    model = indm.INDM.load(tmp_path / "run", constructors={"net": {"own_net:OwnNet": OwnNet}})
     assert model.log_prob(x[:3], c=x[:3, :1]).isfinite().all()
 
 
