@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from indm.flows.base import require_density
 from indm.gaussian import GaussianReference
 from indm.ode import FEWEST, Solution, adams, basis, rademacher, solve, value_and_divergence
-from indm.score import context_of, probability_flow, with_context
+from indm.score import context_of, flow_score, probability_flow, with_context
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, evaluation_mode, event_size, event_sum, expand_like, full_precision
 
@@ -126,7 +126,7 @@ def whitened_flow(
     exact = event_size(z) <= max(probes, SMALL if z.ndim == 2 else 2) if exact is None else exact
     law = GaussianReference.standard(z) if reference is None else reference
     probe = z.new_zeros(len(z)) if exact else rademacher(z, probes, generator)
-    return WhitenedFlow(score, law, tuple(z.shape[1:]), exact), probe
+    return WhitenedFlow(flow_score(score), law, tuple(z.shape[1:]), exact), probe
 
 
 def log_prob(

@@ -20,11 +20,12 @@ from indm.config.parts import KINDS, OPTIONAL_KINDS, Constructors, Untrusted, fi
 from indm.dequantization import Dequantization, check_levels_for, checked, from_data
 from indm.files import atomic, untrusted
 from indm.flows.base import Flow
+from indm.forward.base import ForwardProcess, Linear
 from indm.gaussian import GaussianReference
 from indm.messages import brief, nearest, reason
 from indm.ode import FEWEST
 from indm.scaling import Scaling
-from indm.score import GivenScore, ScoreModel, score_for, takes_condition
+from indm.score import GivenScore, ScoreModel, law_score, score_for, takes_condition
 from indm.sde.linear import LinearSDE
 from indm.tensors import full_precision
 
@@ -42,11 +43,12 @@ class INDM(nn.Module):
         shape: event shape, needed to sample by number and to save.
         dequantization: the noise of grey levels; by default uniform. Continuous data have none.
         condition: what the c of p(x|c) is; None for a model without one.
+        forward: the law of z_t given z_0, kept as ``.forward_process``; by default that of the linear SDE.
 
     A model of p(x|c) is used at given c: :meth:`given`, or an argument ``c`` of what takes a model.
 
     Raises:
-        ValueError: noise for data without grey levels.
+        ValueError: noise for data without grey levels, or a forward process and a score that do not go together.
 
     Source: Kim et al. 2022, "Maximum Likelihood Training of Implicit Nonlinear Diffusion Models",
     https://arxiv.org/abs/2205.13699.
@@ -62,9 +64,15 @@ class INDM(nn.Module):
         shape: tuple[int, ...] | None = None,
         dequantization: Dequantization | None = None,
         condition: Condition | None = None,
+        forward: ForwardProcess | None = None,
     ):
         super().__init__()
         self.flow, self.score, self.condition = flow, score, condition
+        self.forward_process = Linear() if forward is None else forward
+        if not self.forward_process.is_tight and law_score(score) is score:
+            raise ValueError(
+                f"forward {type(forward).__name__} needs two scores, as TwoScores has them, got {type(score).__name__}"
+            )
         self.scaling = Scaling() if scaling is None else scaling
         self.dequantization = checked(dequantization, self.scaling)
         self._shape = None if shape is None else tuple(shape)
@@ -80,7 +88,16 @@ class INDM(nn.Module):
         parts: dict[str, nn.Module] = {"score": self.score, "flow": self.flow}
         if self.dequantization is not None and count_parameters(self.dequantization):
             parts["dequantization"] = self.dequantization
+        if count_parameters(self.forward_process):
+            parts["forward"] = self.forward_process
         return parts
+
+    @property
+    def optional_parts(self) -> dict[str, nn.Module]:
+        """The parts that a model may be without, by their kind, as far as this one has them."""
+        forward = None if type(self.forward_process) is Linear else self.forward_process
+        parts = {"dequantization": self.dequantization, "condition": self.condition, "forward": forward}
+        return {kind: part for kind, part in parts.items() if part is not None}
 
     @property
     def has_shape(self) -> bool:
@@ -258,16 +275,14 @@ class INDM(nn.Module):
         """The constructors and arguments that :func:`build_model` needs to make this model anew."""
         if not isinstance(self.score, ScoreModel):
             raise ValueError(f"score must be a ScoreModel to be described, got {type(self.score).__name__}")
-        goes_with = score_for(self.score.backbone)
+        goes_with = score_for(self.score.backbone, self.forward_process)
         if type(self.score) is not goes_with:
             raise ValueError(
                 f"score must be the {goes_with.__name__} that goes with {type(self.score.backbone).__name__} to be "
                 f"described, got {type(self.score).__name__}"
             )
         parts = {"flow": self.flow, "sde": self.sde, "net": self.score.backbone}
-        for kind in OPTIONAL_KINDS:
-            if getattr(self, kind) is not None:
-                parts[kind] = getattr(self, kind)
+        parts |= self.optional_parts
         return {kind: describe(part, kind, constructors) for kind, part in parts.items()}
 
     def save(self, folder: str | Path, constructors: Constructors | None = None) -> None:
@@ -293,9 +308,6 @@ class INDM(nn.Module):
             tables |= {kind: saved.description[kind] for kind in OPTIONAL_KINDS if kind in saved.description}
             make = functools.partial(build_model, tables, shape, saved.scaling, constructors)
             untrusted.check_described(make, {"size": math.prod(shape), "shape": shape, **tables}, saved.state)
-            for kind in tables:
-                if tuple(tables[kind].get("shape", shape)) != shape:
-                    raise ValueError(f"{kind}.shape must be the model's, {shape}, got {tables[kind]['shape']}")
             model = make()
             model.sde.prior_mean = saved.state["score.sde.prior_mean"]
             model.to(saved.state["scaling.scale"].dtype).load_state_dict(saved.state)
@@ -360,7 +372,7 @@ def build_model(
     """An INDM from tables "flow", "sde" and "net", each a constructor's ``name`` and its arguments.
 
     A table "dequantization" names the noise of grey levels, which by default is uniform; a table "condition" what the c
-    of p(x|c) is.
+    of p(x|c) is; a table "forward" the law of z_t given z_0, by default linear.
 
     Raises:
         ValueError: an unknown name or argument (with the nearest that exists), or a bad value.
@@ -373,8 +385,13 @@ def build_model(
     condition = None
     if "condition" in description:
         condition = build(description["condition"], "condition", shape, constructors)
+    process = build(description.get("forward", {"name": "linear"}), "forward", shape, constructors)
+    shapes = dict.fromkeys(KINDS, tuple(shape)) | {"net": (shape[0] * process.scores, *shape[1:])}
+    for kind in KINDS:
+        if tuple(description[kind].get("shape", shapes[kind])) != shapes[kind]:
+            raise ValueError(f"{kind}.shape must be the model's, {shapes[kind]}, got {description[kind]['shape']}")
     flow, sde, net = (
-        build(table, kind, shape, constructors) for kind, table in _seeing(description, condition, constructors)
+        build(table, kind, shapes[kind], constructors) for kind, table in _seeing(description, condition, constructors)
     )
     if type(net).forward is nn.Module.forward:
         raise ValueError(
@@ -382,7 +399,7 @@ def build_model(
             'a coder (latent, encode, decode) is trained by train.objective "elbo"'
         )
     noise = build_dequantization(description, shape, Scaling() if scaling is None else scaling, constructors)
-    model = INDM(flow, score_for(net)(net, sde), scaling, tuple(shape), noise, condition)
+    model = INDM(flow, score_for(net, process)(net, sde), scaling, tuple(shape), noise, condition, process)
     if condition is not None and not takes_condition(model.score) and not sees_condition(flow):
         raise ValueError(f"net {description['net'].get('name')!r} has no forward(z, level, c), and the flow sees no c")
     return model
@@ -472,7 +489,7 @@ def build(table: Mapping[str, Any], kind: str, shape: tuple[int, ...], construct
 
     Args:
         table: a ``name`` as :func:`indm.config.parts.find` takes it, and the arguments of what it names.
-        kind: "flow", "sde", "net" or "dequantization".
+        kind: "flow", "sde", "net", or one of the optional kinds.
         shape: event shape.
         constructors: names beside the built-in ones.
 

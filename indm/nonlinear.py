@@ -27,9 +27,11 @@ from torch import Tensor
 
 from indm.conditions import repeated
 from indm.flows.base import require_one_map
+from indm.forward.base import process_of
 from indm.linearization import Map, Operator, inverse_linearization, linearize, second_derivative, solve
 from indm.model import require_no_condition
 from indm.ode import basis, rademacher
+from indm.score import flow_score, law_score
 from indm.tensors import Batch, PerSample, evaluation_mode, event_size, expand_like
 
 TOLERANCE = 1e-4  # of ‖(∂h/∂x) y − v‖/‖v‖: what single precision reaches where h is badly conditioned
@@ -103,7 +105,7 @@ class NonlinearDiffusion:
 
     @_evaluated
     def drift(self, x: Batch, t: PerSample, *, generator: torch.Generator | None = None) -> Batch:
-        """f_φ(x, t) = f J h(x) + ½ g² Δh⁻¹(h(x)), (B, *event)."""
+        """f_φ(x, t) = f J h(x) + ½ g² Δh⁻¹(h(x)), (B, *event); that of the law of x_t where there are two scores."""
         here = self.at(x, t)
         return here.J @ self.forward_velocity(here, generator)
 
@@ -131,7 +133,7 @@ class NonlinearDiffusion:
 
         ``generator`` feeds a stochastic log-determinant (residual flows above 64 dimensions), which stays unbiased.
         """
-        return self._pull_back(lambda z: self.model.score(z, t), x, generator)
+        return self._pull_back(lambda z: law_score(self.model.score)(z, t), x, generator)
 
     @_evaluated
     def generative_drift(self, x: Batch, t: PerSample, *, generator: torch.Generator | None = None) -> Batch:
@@ -143,12 +145,13 @@ class NonlinearDiffusion:
     def probability_flow(self, x: Batch, t: PerSample) -> Batch:
         """dx/dt = J(f z − ½ g² s_θ) of the deterministic path with the same marginals, (B, *event)."""
         here = self.at(x, t)
-        return here.J @ (here.f * here.z - 0.5 * here.g**2 * self.model.score(here.z, here.t))
+        return here.J @ (here.f * here.z - 0.5 * here.g**2 * flow_score(self.model.score)(here.z, here.t))
 
     @_evaluated
     def perturb(self, x: Batch, t: PerSample, noise: Batch) -> Batch:
         """x_t = h⁻¹(α_t h(x) + σ_t noise) for data x: the kernel's draw, where simulations start (at t = ε)."""
-        return self.model.decode(self.model.sde.perturb(self.model.flow.latent(x), t, noise))
+        mean, std = process_of(self.model).moments(self.model.sde, self.model.flow.latent(x), t)
+        return self.model.decode(mean + expand_like(std, mean) * noise)
 
     @_evaluated
     def at(self, x: Batch, t: PerSample) -> Point:
@@ -164,8 +167,10 @@ class NonlinearDiffusion:
 
     @_evaluated
     def forward_velocity(self, here: Point, generator: torch.Generator | None = None) -> Tensor:
-        """J⁻¹ f_φ: how fast the latent moves with the drift."""
-        return here.f * here.z - 0.5 * self._bend(here, generator)
+        """J⁻¹ f_φ: how fast the latent moves with the drift f z or, where there are two scores, f z + g² (ŝ − s_θ)."""
+        velocity = here.f * here.z - 0.5 * self._bend(here, generator)
+        score, law = self.model.score, law_score(self.model.score)
+        return velocity if law is score else velocity + here.g**2 * (law(here.z, here.t) - score(here.z, here.t))
 
     @_evaluated
     def generative_velocity(self, here: Point, generator: torch.Generator | None = None) -> Tensor:

@@ -21,18 +21,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm.config.recipes import model_of
+from indm.forward.base import LINEAR, ForwardProcess, Noised, process_of
 from indm.gaussian import GaussianReference
 from indm.model import at, build_model
 from indm.rng import randn_like, strata
 from indm.scaling import Scaling
+from indm.score import law_score
 from indm.sde.linear import LinearSDE
-from indm.tensors import event_size, event_sum, expand_like, squared_norm
+from indm.tensors import Batch, event_size, event_sum, expand_like, squared_norm
 
 PerSample = Float[Tensor, " batch"]
 Losses = tuple[Float[Tensor, ""], dict[str, Tensor]]
 # In FID mode the score also sees this much of the likelihood weighting: at ε, where its own weighting has no mass,
 # the ratio of the two weights stays finite.
 LIKELIHOOD_SHARE = 1e-3
+FITTED_SHARE = 0.25  # of a batch: rows in which the score of the law is fitted, where there are two scores
 ROWS_PER_COEFFICIENT = 5  # of a control variate: with more coefficients its own error exceeds what it takes away
 
 
@@ -57,33 +60,43 @@ class NELBO:
         return self.flow + self.score + self.constant + self.prior
 
 
-def prior_term(sde: LinearSDE, z: Float[Tensor, "batch *event"]) -> PerSample:
+def prior_term(sde: LinearSDE, z: Float[Tensor, "batch *event"], process: ForwardProcess = LINEAR) -> PerSample:
     """E[−log π(z_T) | z_0 = z] in closed form, nats."""
-    _, T = sde.endpoints(z)
-    alpha, sigma, d = sde.alpha(T), sde.sigma(T), event_size(z)
-    mean = expand_like(alpha, z) * z - sde.prior_mean.to(z)
-    spread = (squared_norm(mean) + event_sum(sigma**2, z)) / (2 * sde.prior_std**2)
-    return spread + d * (math.log(sde.prior_std) + 0.5 * math.log(2 * math.pi))
+    mean, std = process.moments(sde, z, sde.endpoints(z)[1])
+    spread = (squared_norm(mean - sde.prior_mean.to(z)) + event_sum(std**2, z)) / (2 * sde.prior_std**2)
+    return spread + event_size(z) * (math.log(sde.prior_std) + 0.5 * math.log(2 * math.pi))
 
 
-def constant_term(sde: LinearSDE, z: Float[Tensor, "batch *event"], eps: Tensor | None = None) -> PerSample:
-    """−½ ∫ (g² d/σ² + 2 d f) dt over [eps, T] = −d log(σ_T/σ_ε), nats."""
+def constant_term(
+    sde: LinearSDE, z: Float[Tensor, "batch *event"], eps: Tensor | None = None, process: ForwardProcess = LINEAR
+) -> PerSample:
+    """−½ ∫ (g² d/σ² + 2 d f) dt over [eps, T] = −d log(σ_T/σ_ε), nats; with σ_T R_T in place of σ_T."""
     start, T = sde.endpoints(z)
-    start = start if eps is None else eps
-    return -event_sum(sde.sigma(T).log() - sde.sigma(start).log(), z)
+    _, std = process.moments(sde, z, T)
+    return event_sum(sde.sigma(start if eps is None else eps).log(), z) - event_sum(std.log(), z)
 
 
 def reconstruction_term(score, z: Float[Tensor, "batch *event"], noise: Float[Tensor, "batch *event"]) -> PerSample:
     """log q(z_ε|z_0) − log p(z_0|z_ε), nats, at the one z_ε = α_ε z + σ_ε noise."""
     eps, _ = score.sde.endpoints(z)
-    error = denoising_error(score, z, eps, noise)
+    error = denoising_error(law_score(score), z, eps, noise)
     return error - 0.5 * squared_norm(noise) - event_sum(score.sde.log_alpha(eps), z)
 
 
-def denoising_error(score, z: Tensor, t: Tensor, noise: Tensor, rate: Tensor | None = None) -> Tensor:
-    """D(t) = ½‖noise + σ_t s_θ(z_t, t)‖² at z_t = α_t z + σ_t noise, (B,); entries weighted by ``rate`` where given."""
-    error = noise + expand_like(score.sde.sigma(t), z) * score(score.sde.perturb(z, t, noise), t)
-    return 0.5 * squared_norm(error if rate is None else expand_like(rate, z).sqrt() * error)
+def denoising_error(
+    score, z: Tensor, t: Tensor, noise: Tensor, rate: Tensor | None = None, process: ForwardProcess = LINEAR
+) -> Tensor:
+    """D(t) = ½‖e + σ_t s_θ(z_t, t)‖², (B,), entries weighted by ``rate`` where given.
+
+    Of the linear diffusion, z_t = α_t z + σ_t noise, e is the noise; of others, see :class:`~indm.forward.Noised`.
+    """
+    noised = process.at(score.sde, z, t, noise)
+    return _error(noised.target + expand_like(score.sde.sigma(t), z) * score(noised.z_t, t), rate)
+
+
+def _error(difference: Tensor, rate: Tensor | None) -> PerSample:
+    """½‖difference‖²; entries weighted by ``rate`` where given."""
+    return 0.5 * squared_norm(difference if rate is None else expand_like(rate, difference).sqrt() * difference)
 
 
 def nelbo(
@@ -92,6 +105,7 @@ def nelbo(
     *,
     c: Any = None,
     times: int = 1,
+    ancestral: int | None = None,
     reference: GaussianReference | None = None,
     generator: torch.Generator | None = None,
 ) -> NELBO:
@@ -102,6 +116,8 @@ def nelbo(
         x: data in model units.
         c: the condition, of a model that has one, see :meth:`indm.INDM.given`: the terms of −log p(x|c).
         times: score evaluations for each sample, one in each of that many equal strata of the log-SNR clock.
+        ancestral: the bound of samples of :class:`indm.sampling.Ancestral` in that many steps, in place of those of the
+            generative SDE; it falls towards that of the SDE.
         reference: a Gaussian law of the latents, for :func:`control_variate`: the same mean, a fraction of the noise.
             Times are then stratified in each half of the batch by itself.
 
@@ -110,6 +126,8 @@ def nelbo(
     """
     if times < 1:
         raise ValueError(f"times must be at least 1 score evaluation for each sample, got {times}")
+    if ancestral is not None and ancestral < 1:
+        raise ValueError(f"ancestral must be at least 1 step, or None for the bound of the SDE, got {ancestral}")
     model = at(model, c, len(x))
     sde, n = model.score.sde, len(x)
     # Everything but the flow's own probes is drawn first, so that models compared at one seed share it.
@@ -118,17 +136,57 @@ def nelbo(
     noises = [randn_like(x, generator) for _ in range(times + 1)]
     z, log_det = model.encode(x, generator=generator)
     pairs = list(zip(strata, noises, strict=False))
-    errors = torch.stack([denoising_error(model.score, z, t, noise, sde.clock_rate(t)) for t, noise in pairs])
+    process = process_of(model)
+    if ancestral is None:
+        drawn = [denoising_error(model.score, z, t, noise, sde.clock_rate(t), process) for t, noise in pairs]
+    else:
+        steps = [(_step_around(sde, t, ancestral), noise) for t, noise in pairs]
+        pairs = [(t, noise) for (t, _), noise in steps]
+        drawn = [step_divergence(model.score, z, t, s, noise, process) for (t, s), noise in steps]
+        drawn = [divergence * ancestral / sde.log_snr_range() for divergence in drawn]  # per unit of the clock
+    errors = torch.stack(drawn)
     if reference is not None:
         excess = torch.stack([reference.excess(sde, z, t, noise) for t, noise in pairs])
         errors = errors - control_variate(errors, clock_position(sde, strata), excess)
     return NELBO(
         flow=-log_det,
         score=sde.log_snr_range() * errors.mean(0),
-        constant=constant_term(sde, z),
-        prior=prior_term(sde, z),
+        constant=constant_term(sde, z, process=process),
+        prior=prior_term(sde, z, process),
         reconstruction=reconstruction_term(model.score, z, noises[-1]),
     )
+
+
+def step_divergence(
+    score, z: Batch, t: PerSample, s: PerSample, noise: Batch, process: ForwardProcess = LINEAR
+) -> PerSample:
+    r"""KL(q(z_s|z_t, z_0) ‖ p(z_s|z_t)) of one step from t to s < t of :class:`indm.sampling.Ancestral`, nats, (B,).
+
+    q is the Gaussian of :meth:`indm.forward.ForwardProcess.correlation`. For the linear diffusion it is
+    :math:`(e^{\Delta\Lambda} - 1)` times the denoising error at t.
+    """
+    (mean_t, std_t), (mean_s, std_s) = (process.moments(score.sde, z, time) for time in (t, s))
+    std_t, std_s, kappa = expand_like(std_t, z), expand_like(std_s, z), process.correlation(score.sde, z, t, s)
+    step_mean, step_std = ancestral_step(score, mean_t + std_t * noise, t, s)
+    spread = std_s * (1 - kappa**2).sqrt() / step_std
+    offset = (mean_s + std_s * kappa * noise - step_mean) / step_std
+    return 0.5 * (spread**2 - 1 - 2 * spread.log() + offset**2).flatten(1).sum(1)
+
+
+def ancestral_step(score, z_t: Batch, t: PerSample, s: PerSample) -> tuple[Batch, Tensor]:
+    r"""Mean :math:`(z_t + v^2 s_\theta)/r` and deviation :math:`v\sigma_s/\sigma_t` of z_s, for the kernel
+    N(r z_s, v² I) from s to t > s: q(z_s|z_t, z_0) of the linear diffusion at z_0 = (z_t + σ² s_θ)/α."""
+    ratio, variance = (expand_like(v, z_t) for v in score.sde.transition_moments(s, t))
+    sigmas = expand_like(score.sde.sigma(s) / score.sde.sigma(t), z_t)
+    return (z_t + variance * score(z_t, t)) / ratio, variance.sqrt() * sigmas
+
+
+def _step_around(sde: LinearSDE, t: PerSample, steps: int) -> tuple[PerSample, PerSample]:
+    """The ends, the later one first, of those of ``steps`` steps of equal length on the clock in which ``t`` lie."""
+    start, end = sde.clock_span()
+    number = (clock_position(sde, t) * steps).floor().clamp(0, steps - 1)
+    later, earlier = ((start + (number + i) / steps * (end - start)) for i in (1, 0))
+    return tuple(sde.time(-clock).clamp(sde.eps, sde.T).to(t) for clock in (later, earlier))  # type: ignore[return-value]
 
 
 def _stratified_times(sde: LinearSDE, n: int, times: int, generator, device) -> Float[Tensor, "times n"]:
@@ -191,10 +249,10 @@ def extended_clock(sde: LinearSDE, n: int, eps: float, *, generator=None, device
     return sde.time(start - position.clamp_min(0.0)).clamp(eps, sde.T).float(), length
 
 
-def _constants(sde: LinearSDE, z: Tensor, eps: float) -> Tensor:
+def _constants(sde: LinearSDE, z: Tensor, eps: float, process: ForwardProcess = LINEAR) -> Tensor:
     """What no parameter of flow or score moves: constant term, −d log α and the mean −d/2 of −½‖noise‖², (B,)."""
     start = z.new_full((len(z),), eps)
-    return constant_term(sde, z, start) - event_sum(sde.log_alpha(start) + 0.5, z)
+    return constant_term(sde, z, start, process) - event_sum(sde.log_alpha(start) + 0.5, z)
 
 
 def build_indm(recipe: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...], scaling: Scaling) -> nn.Module:
@@ -273,22 +331,49 @@ def objective_of(part: Any) -> Objective:
 
 
 def mle_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
-    """Flow and score both minimise the NELBO (with reconstruction, at truncation ``eps``).
+    """Flow, score and forward process all minimise the NELBO (with reconstruction, at truncation ``eps``).
+
+    The score of the law of z_t, where it is another one than that of the drift, is fitted in the same pass.
 
     Returns:
         The loss in nats per dimension, and the mean terms in nats per sample by name: ``nelbo``, ``flow``,
         ``denoising`` (score and reconstruction), ``prior``.
     """
-    sde = model.score.sde
+    sde, process = model.score.sde, process_of(model)
     eps = sde.truncation(eps)
     z, log_det = model.encode(x, generator=generator)
     t, length = extended_clock(sde, len(z), eps, generator=generator, device=z.device)
     rate = sde.clock_rate(t)
     rate = torch.where(expand_like(t <= eps, rate), torch.ones_like(rate), rate)  # reconstruction: each entry once
-    denoising = length * denoising_error(model.score, z, t.to(z.dtype), randn_like(z, generator), rate)
-    prior = prior_term(sde, z)
-    bound = (denoising - log_det + prior + _constants(sde, z, eps)).mean()
-    return bound / event_size(z), _means(nelbo=bound, flow=-log_det, denoising=denoising, prior=prior)
+    noise = randn_like(z, generator)
+    if process.is_tight:
+        error, fit = denoising_error(model.score, z, t.to(z.dtype), noise, rate, process), torch.zeros_like(log_det)
+    else:
+        chosen = strata(len(z), generator=generator, device=z.device) < FITTED_SHARE
+        error, fit = _two_errors(
+            model.score, process.at(sde, z, t.to(z.dtype), noise), t.to(z.dtype), rate, eps, chosen
+        )
+    denoising, prior = length * error, prior_term(sde, z, process)
+    bound = (denoising - log_det + prior + _constants(sde, z, eps, process)).mean()
+    loss = (bound + length * fit.mean()) / event_size(z)
+    return loss, _means(nelbo=bound, flow=-log_det, denoising=denoising, prior=prior)
+
+
+def _two_errors(
+    score, noised: Noised, t: PerSample, rate: Tensor, eps: float, chosen: Tensor
+) -> tuple[PerSample, PerSample]:
+    """D of s_θ, at ε of ŝ, and the denoising error by which ŝ is fitted, in one pass of the network.
+
+    Fitting ŝ must not move z_t. So ŝ is fitted in the ``chosen`` rows, from which no gradient reaches z_t, and in the
+    other rows the gradient of D is larger by as much as they are fewer.
+    """
+    weight = expand_like(chosen.logical_not().to(noised.z_t) / (1 - FITTED_SHARE), noised.z_t)
+    z_t = noised.z_t.detach() + weight * (noised.z_t - noised.z_t.detach())
+    sigma, at_end = expand_like(score.sde.sigma(t), z_t), expand_like(t <= eps, z_t)
+    of_drift, of_law = (sigma * s for s in score.both(z_t, t))
+    difference = torch.where(at_end, noised.noise + of_law, noised.target + of_drift)
+    fit = _error(noised.noise.detach() + of_law, rate)
+    return _error(difference, rate), torch.where(chosen, fit / FITTED_SHARE, torch.zeros_like(fit))
 
 
 def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
@@ -299,9 +384,13 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     loss as ``variance_weighted``.
 
     Raises:
-        ValueError: for an SDE that is itself trained, which needs the NELBO.
+        ValueError: for an SDE or a forward process that is itself trained, which needs the NELBO.
     """
     sde = model.score.sde
+    if not process_of(model).is_tight:
+        raise ValueError(
+            "objective must be 'mle' for a learned forward process, got 'fid', which is no bound to learn by"
+        )
     if next(sde.parameters(), None) is not None:
         raise ValueError("objective must be 'mle' for a learned SDE, got 'fid', which is no bound to learn it by")
     eps = sde.truncation(eps)

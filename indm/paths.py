@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from indm.flows.base import require_one_map
+from indm.forward.base import require_tight
 from indm.nonlinear import NonlinearDiffusion
 from indm.rng import randn_like
 from indm.sampling import FLOW_TOLERANCE, Sampler, follow_flow, log_snr_grid, reverse_diffusion_step
@@ -250,6 +251,7 @@ def probability_flow_path(model, x: Batch, times: Grid, *, tol: float = FLOW_TOL
 
 def _latent_from_data(model, x: Tensor, times: Tensor, generator) -> tuple[Tensor, Tensor]:
     """z_t from the kernel's draw at times[0] on, for data x, and the Brownian increments behind it."""
+    require_tight(model, "a path of the linear SDE")
     start = times[:1].to(x).expand(len(x))
     z = model.sde.perturb(model.flow.latent(x), start, randn_like(x, generator))
     increments = brownian_increments(times, x, generator=generator)

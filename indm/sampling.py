@@ -19,9 +19,10 @@ from indm.density import sample_with_log_prob
 from indm.likelihood import latents_of
 from indm.messages import nearest
 from indm.model import all_rows, at_rows, require_no_condition
+from indm.objective import ancestral_step
 from indm.ode import adams, converge, interpolatory_weights
 from indm.rng import randn_like
-from indm.score import context_of, denoise, probability_flow, with_context
+from indm.score import context_of, denoise, flow_score, law_score, probability_flow, with_context
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, evaluation_mode, expand_like
 
@@ -197,6 +198,23 @@ class EulerMaruyama(Sampler):
 
 
 @dataclass(frozen=True)
+class Ancestral(Sampler):
+    """z_s from q(z_s|z_t, z_0) at z_0 = E[z_0|z_t], in equal steps of log-SNR.
+
+    ``indm.nelbo(…, ancestral=steps)`` bounds −log p of what it samples.
+
+    Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", https://arxiv.org/abs/2006.11239.
+    """
+
+    order = 1
+    stochastic = True
+
+    def step(self, score, z: Batch, t: PerSample, s: PerSample, generator: torch.Generator | None = None) -> Tensor:
+        mean, std = ancestral_step(score, z, t, s)
+        return mean + std * randn_like(z, generator)
+
+
+@dataclass(frozen=True)
 class PredictorCorrector(Sampler):
     """A step of reverse diffusion, then one Langevin step at its end, on a uniform grid.
 
@@ -239,7 +257,7 @@ def reverse_diffusion_step(score, z: Tensor, t: Tensor, s: Tensor, generator=Non
 
 def langevin_step(score, z: Tensor, t: Tensor, snr: float, generator=None) -> Tensor:
     """z + η s_θ + √(2η) n with η = 2 (snr ‖n‖/‖s_θ‖)², norms averaged over the batch."""
-    s, noise = score(z, t), randn_like(z, generator)
+    s, noise = law_score(score)(z, t), randn_like(z, generator)
     norms = [v.flatten(1).norm(dim=1).mean() for v in (noise, s)]
     eta = 2 * (snr * norms[0] / norms[1]) ** 2
     return z + eta * s + (2 * eta).sqrt() * noise
@@ -405,6 +423,7 @@ def follow_flow(
     Warns:
         RuntimeWarning: ``tol`` is out of reach.
     """
+    score = flow_score(score)
     sde = score.sde
 
     def field(clock: Tensor, state: tuple[Tensor, ...], *given: Tensor) -> tuple[Tensor, ...]:
@@ -598,7 +617,8 @@ def solve_latent(
     require_no_condition(model, "a sampler")
     with evaluation_mode(model):
         options: Any = {"steps": steps, "generator": generator, "progress": progress}
-        z, nfe = sampler.solve(model.score, z_T, **options)
+        score = model.score if sampler.stochastic else flow_score(model.score)
+        z, nfe = sampler.solve(score, z_T, **options)
         eps = model.score.sde.endpoints(z)[0]
         if sampler.denoises and not last_denoising:
             raise ValueError(
@@ -606,7 +626,7 @@ def solve_latent(
             )
         if sampler.denoises or not last_denoising:
             return z / expand_like(model.score.sde.alpha(eps), z), nfe
-        return denoise(model.score, z, eps), nfe + 1
+        return denoise(law_score(model.score), z, eps), nfe + 1
 
 
 def centre_prior(

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from indm.forward.base import LINEAR, ForwardProcess
 from indm.sde.linear import VESDE, VPSDE, LinearSDE, SubVPSDE
 from indm.tensors import Batch, PerSample, expand_like
 
@@ -84,6 +85,75 @@ def _called(network: nn.Module, z: Tensor, t: Tensor, c: Tensor | None) -> Tenso
     return network(z, t) if c is None else network(z, t, c)
 
 
+class TwoScores(ScoreModel):
+    r"""Two scores by one network: s_θ of the generative SDE, and ŝ of the law of z_t, which differ where z_t given z_0
+    follow no linear SDE (:mod:`indm.forward`).
+
+    .. math:: dz = (fz - g^2 s_\theta)\,dt + g\,d\bar w, \qquad
+              dz = \big(fz - \tfrac12 g^2 (2s_\theta - \hat s)\big)\,dt
+
+    A call gives s_θ; :attr:`of_law` is ŝ, and :attr:`of_flow` is 2s_θ − ŝ, which has the place of the score in the
+    probability flow. With them all that is written for one score is as it was.
+
+    Args:
+        backbone: a network for twice the channels, axis 1, which sees z twice; see :class:`ScoreModel`.
+        sde: the linear SDE on the latent, kept as ``.sde``.
+    """
+
+    heads = 2
+
+    def both(self, z_t: Batch, t: PerSample, c: Tensor | None = None) -> tuple[Batch, Batch]:
+        """s_θ and ŝ."""
+        sigma, std = self.sde.sigma(t), self.sde.marginal_std(t)
+        y = z_t / expand_like(std, z_t)
+        outputs = _called(self.backbone, torch.cat([y, y], 1), -0.5 * self.sde.log_snr(t), c).to(z_t.dtype).chunk(2, 1)
+        share, sigma = expand_like(sigma / std, z_t), expand_like(sigma, z_t)
+        return -(share * y + outputs[0]) / sigma, -(share * y + outputs[1]) / sigma
+
+    def forward(self, z_t: Batch, t: PerSample, c: Tensor | None = None) -> Batch:
+        return self.both(z_t, t, c)[0]
+
+    @property
+    def of_law(self) -> nn.Module:
+        """ŝ, the score of the law of z_t: for E[z_0|z_ε], Langevin steps and ∇log p_t."""
+        return _Combined(self, 0.0, 1.0)
+
+    @property
+    def of_flow(self) -> nn.Module:
+        """2s_θ − ŝ: with it in the place of the score, the probability flow has the marginals of the generative SDE."""
+        return _Combined(self, 2.0, -1.0)
+
+
+class _Combined(nn.Module):
+    """a s_θ + b ŝ, used like a score."""
+
+    def __init__(self, scores: TwoScores, a: float, b: float):
+        super().__init__()
+        self.scores, self.weights = scores, (a, b)
+
+    @property
+    def sde(self) -> LinearSDE:
+        return self.scores.sde
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.scores.backbone
+
+    def forward(self, z_t: Batch, t: PerSample, c: Tensor | None = None) -> Batch:
+        first, second = self.scores.both(z_t, t, c)
+        return self.weights[0] * first + self.weights[1] * second
+
+
+def law_score(score: nn.Module) -> nn.Module:
+    """The score of the law of z_t: ``score`` itself, unless it is one of two."""
+    return getattr(score, "of_law", score)
+
+
+def flow_score(score: nn.Module) -> nn.Module:
+    """What has the place of the score in the probability flow: ``score`` itself, unless it is one of two."""
+    return getattr(score, "of_flow", score)
+
+
 class GivenScore(nn.Module):
     r"""s_θ(z_t, t | c) at given rows c, called like a score without a condition; with guidance w
 
@@ -113,6 +183,20 @@ class GivenScore(nn.Module):
         """The network of the score."""
         return self.score.backbone
 
+    @property
+    def of_law(self) -> "GivenScore":
+        """See :func:`law_score`."""
+        return GivenScore(law_score(self.score), self.c, self.guidance)
+
+    @property
+    def of_flow(self) -> "GivenScore":
+        """See :func:`flow_score`."""
+        return GivenScore(flow_score(self.score), self.c, self.guidance)
+
+    def both(self, z_t: Batch, t: PerSample) -> tuple[Batch, Batch]:
+        """s_θ and ŝ at the rows c, of :class:`TwoScores`."""
+        return self.score.both(z_t, t, self.c)
+
     def at(self, c: Tensor) -> "GivenScore":
         """The same at other rows."""
         return GivenScore(self.score, c, self.guidance)
@@ -140,17 +224,26 @@ def with_context(score: nn.Module, context: tuple[Tensor, ...]) -> nn.Module:
     return score.at(*context) if context else score
 
 
-def score_for(backbone: nn.Module) -> type[ScoreModel]:
+def score_for(backbone: nn.Module, process: ForwardProcess = LINEAR) -> type[ScoreModel]:
     """The score that goes with a network: the one that its ``parameterization`` names, :class:`ScoreModel` by default.
 
+    Where the forward process needs two scores, it is :class:`TwoScores`.
+
     Raises:
-        ValueError: it names none.
+        ValueError: it names none, or one that is no :class:`ScoreModel` where two are needed.
     """
     name = getattr(backbone, "parameterization", "noise")
     if name not in PARAMETERIZATIONS:
         known = ", ".join(map(repr, PARAMETERIZATIONS))
         raise ValueError(f"parameterization of {type(backbone).__name__} must be one of {known}, got {name!r}")
-    return PARAMETERIZATIONS[name]
+    if process.is_tight:
+        return PARAMETERIZATIONS[name]
+    if name != "noise":
+        raise ValueError(
+            f"forward {type(process).__name__} needs a net that gives noise, got {type(backbone).__name__} with "
+            f"parameterization {name!r}; the unet and the mlp do"
+        )
+    return TwoScores
 
 
 # How a network says what it sees and gives: its attribute ``parameterization``.

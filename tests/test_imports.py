@@ -23,6 +23,7 @@ ORDER = [
     "conditions",
     "sde",
     "flows",
+    "forward",
     "dequantization",
     "nets",
     "score",

@@ -62,6 +62,8 @@ class Training:
     """Learning rate of the flow."""
     dequantization_lr: float = 1e-3
     """Learning rate of the noise of grey levels, where that is learned."""
+    forward_lr: float = 1e-3
+    """Learning rate of the forward process, where that is learned."""
     flow_update_every: int = 1
     """The flow is trained in every n-th step. In the steps between, the score alone is trained."""
     betas: tuple[float, float] = (0.9, 0.99)
@@ -139,7 +141,8 @@ class Training:
         )
         check_each(self, "train", lambda v: v >= 1, "at least 1", "keep_last max_skipped_steps")
         check_each(self, "train", lambda v: v == "auto" or v >= 1, '"auto" or at least 1', "threads")
-        check_each(self, "train", lambda v: v > 0, "positive", "steps seconds lr flow_lr dequantization_lr clip")
+        check_each(self, "train", lambda v: v > 0, "positive", "steps seconds clip")
+        check_each(self, "train", lambda v: v > 0, "positive", "lr flow_lr dequantization_lr forward_lr")
         check_each(self, "train", lambda v: v >= 0, "0 or more", "weight_decay flow_weight_decay workers seed")
         check_each(self, "train", lambda v: v >= 0, "0 or more", "soft_truncation isometry terminal")
         check_each(self, "train", lambda v: v >= 0, "0 or more", "snapshot_every max_rollbacks")

@@ -16,7 +16,7 @@ from typing import Any
 from indm.messages import brief, did_you_mean, nearest
 
 KINDS = ("flow", "sde", "net")  # the parts of which a model is made
-OPTIONAL_KINDS = ("dequantization", "condition")  # those that a model may be without
+OPTIONAL_KINDS = ("dequantization", "condition", "forward")  # those that a model may be without
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "flow": {
         "identity": "indm.flows.base:Identity",
@@ -58,6 +58,11 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "vector": "indm.conditions:Vector",
         "image": "indm.conditions:Image",
     },
+    "forward": {
+        "linear": "indm.forward.base:Linear",
+        "learned-mean": "indm.forward.learned:LearnedMean",
+        "affine": "indm.forward.learned:Affine",
+    },
     "model": {
         "indm": "indm.model:INDM",
         "vae": "indm.reproduction.vae:VAE",
@@ -86,6 +91,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "sampler": {
         "ode": "indm.sampling:AdaptiveODE",
         "euler-maruyama": "indm.sampling:EulerMaruyama",
+        "ancestral": "indm.sampling:Ancestral",
         "pc": "indm.sampling:PredictorCorrector",
         "heun": "indm.sampling:Heun",
         "dpm++2m": "indm.sampling:DPMSolver2M",

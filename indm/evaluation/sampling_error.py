@@ -27,13 +27,14 @@ from indm.evaluation.sample_quality import (
     solve,
 )
 from indm.evaluation.statistics import mean_and_error
+from indm.forward.base import require_tight
 from indm.likelihood import latents_of
 from indm.objective import prior_term
 from indm.paths import samples_of_one_path
 from indm.rng import randn_like
 from indm.sampling import make_sampler
 from indm.scaling import Scaling
-from indm.score import denoise
+from indm.score import denoise, law_score
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, evaluation_mode, event_sum, expand_like, squared_norm
 
@@ -216,7 +217,7 @@ def path_error(
             decoded = {}
             for count, z_eps in z.items():
                 codes.set_state(state)  # a conditional flow has the same codes for all of them
-                decoded[count] = model.decode(denoise(model.score, z_eps, eps), generator=codes)
+                decoded[count] = model.decode(denoise(law_score(model.score), z_eps, eps), generator=codes)
             parts.append(decoded)
     x = {count: torch.cat([part[count] for part in parts]) for count in parts[0]}
     return [
@@ -321,6 +322,7 @@ def estimation_curve(
         ``integral`` over ``range`` of the clock, with ``integral_standard_error``, nats; ``whole_range``, of the
         model; ``spacing`` in the latent; ``samples``.
     """
+    require_tight(model, "the error of the score")
     sde, quadrature = model.sde, latent_quadrature(model, density, step=step)
     start, end = sde.clock_span()
     first = max(start, 2 * math.log(2 * quadrature.spacing))

@@ -92,11 +92,12 @@ def check_shapes(model: nn.Module, x: Tensor) -> None:
 
     net = model.score.backbone
     with evaluation_mode(model):
-        z, level = x.clone(), torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        z = torch.cat([x] * model.forward_process.scores, 1)
+        level = torch.zeros(len(x), dtype=x.dtype, device=x.device)
         check(
             f"net {type(net).__name__}: its output",
             _called("net", net, z, level, *context_of(model.score)),
-            tuple(x.shape),
+            tuple(z.shape),
         )
         pair = _called("flow", model.flow, x, generator=None)
         if not isinstance(pair, tuple) or len(pair) != 2:

@@ -118,12 +118,14 @@ def model_of(model: nn.Module, recipe: Recipe, data: Data) -> nn.Module:
         flow, sde = (cast(Any, build(recipe[kind], kind, shape)) for kind in ("flow", "sde"))
         noise = build_dequantization(recipe, shape, data.scaling)
         condition = build(recipe["condition"], "condition", shape) if "condition" in recipe else None
-        return INDM(flow, score_for(model)(model, sde), data.scaling, shape, noise, condition)
+        process = cast(Any, build(recipe.get("forward", {"name": "linear"}), "forward", shape))
+        score = score_for(model, process)(model, sde)
+        return INDM(flow, score, data.scaling, shape, noise, condition, process)
     if isinstance(model, INDM) and (not model.has_shape or model.scaling.is_identity()):
         scaling = data.scaling if model.scaling.is_identity() else model.scaling
         noise = model.dequantization or build_dequantization(recipe, shape, data.scaling)
         shape = model.shape if model.has_shape else shape
-        model = INDM(model.flow, model.score, scaling, shape, noise, model.condition)
+        model = INDM(model.flow, model.score, scaling, shape, noise, model.condition, model.forward_process)
     check_kind(data, model, "the model has")
     return model
 

@@ -1,0 +1,5 @@
+from .base import ForwardProcess as ForwardProcess
+from .base import Linear as Linear
+from .base import Noised as Noised
+from .learned import Affine as Affine
+from .learned import LearnedMean as LearnedMean

@@ -1,0 +1,155 @@
+r"""The forward process of the latents: the law of z_t given z_0, on the clock Λ = log σ²/α² of a linear SDE.
+
+.. math:: z_t = \alpha_t\,M(z_0, \Lambda) + \sigma_t\,R(z_0, \Lambda)\,n, \qquad n \sim N(0, I)
+
+The generative SDE is :math:`dz = (fz - g^2 s_\theta)\,dt + g\,d\bar w`, with f and g of the linear SDE, whatever M and
+R are. Given z_0, the process that has the law of z_t and the volatility g runs backwards with the drift
+
+.. math:: b = fz - g^2 \Big(-\frac{e}{\sigma}\Big), \qquad
+          e = \frac{\alpha}{\sigma}\,\partial_\Lambda M + \big(\tfrac12 R + \partial_\Lambda R\big)\,n + \frac{n}{2R},
+
+so that the bound has the term :math:`\tfrac12\int E\|e + \sigma s_\theta\|^2\,d\Lambda`. With M = z_0 and R = 1, e is
+the noise n, and this is the linear diffusion.
+
+s_θ then learns −E[e|z_t]/σ, and the score of the law of z_t is −E[n/R|z_t]/σ. Where they differ the process needs two
+scores: see :class:`indm.score.TwoScores`. The bound then exceeds the entropy by
+
+.. math:: \tfrac12\int E\,\mathrm{tr}\,\mathrm{Var}\big(e - n/R \,\big|\, z_t\big)\,d\Lambda
+
+even for the best s_θ.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from indm.sde.linear import LinearSDE
+from indm.tensors import Batch, PerSample, expand_like
+
+Path = Callable[[PerSample], tuple[Batch, Batch]]  # the clock → M and R
+NODES, WEIGHTS = (  # of Gauss and Legendre, on [0, 1]
+    (0.0694318442, 0.3300094782, 0.6699905218, 0.9305681558),
+    (0.1739274226, 0.3260725774, 0.3260725774, 0.1739274226),
+)
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Latents z_t with what the objective needs of them.
+
+    Attributes:
+        z_t: α M + σ R n.
+        target: e, which −σ s_θ(z_t, t) predicts.
+        noise: n/R, which −σ times the score of the law of z_t predicts.
+    """
+
+    z_t: Batch
+    target: Batch
+    noise: Batch
+
+
+class ForwardProcess(nn.Module, ABC):
+    """The law of z_t given z_0.
+
+    To write one, define :meth:`path`; M and R need to be differentiable in the clock. At ε, M must be z_0 and R 1, as
+    the reconstruction of z_0 from z_ε takes for granted.
+
+    Attributes:
+        is_tight: whether e is n/R at every z_t: then one score serves, and the bound is tight at the best one.
+
+    Example: a mean that fades, M = e^{−Λ'/10} z_0 with Λ' from ε.
+
+        >>> from indm.sde import VPSDE
+        >>> class Fading(ForwardProcess):
+        ...     def path(self, sde, z):
+        ...         start, _ = sde.clock_span()
+        ...         return lambda clock: (expand_like((-(clock - start) / 10).exp(), z) * z, torch.ones_like(z))
+        >>> z, t = torch.ones(2, 3), torch.tensor([0.5, 0.5])
+        >>> Fading().at(VPSDE(), z, t, torch.zeros(2, 3)).target[0, 0] < 0
+        tensor(True)
+    """
+
+    is_tight: ClassVar[bool] = False
+
+    @property
+    def scores(self) -> int:
+        """How many scores it needs."""
+        return 1 if self.is_tight else 2
+
+    @abstractmethod
+    def path(self, sde: LinearSDE, z: Batch) -> Path:
+        """M and R of the latents ``z`` = z_0 (B, *event), as a function of the clock (B,) in the dtype of ``z``."""
+
+    def at(self, sde: LinearSDE, z: Batch, t: PerSample, noise: Batch) -> Noised:
+        """z_t at times ``t`` (B,) from ``z`` = z_0 and ``noise`` = n, with e and n/R."""
+        clock = _clock(sde, t).to(z.dtype)
+        (mean, spread), (slope, growth) = cast(
+            tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]],
+            torch.func.jvp(self.path(sde, z), (clock,), (torch.ones_like(clock),)),
+        )
+        alpha, sigma, rate = (expand_like(v, z) for v in (sde.alpha(t), sde.sigma(t), sde.clock_rate(t)))
+        target = alpha / sigma * slope / rate + (0.5 * spread + growth / rate) * noise + 0.5 * noise / spread
+        return Noised(alpha * mean + sigma * spread * noise, target, noise / spread)
+
+    def moments(self, sde: LinearSDE, z: Batch, t: PerSample) -> tuple[Batch, Tensor]:
+        """Mean α M, (B, *event), and standard deviation σ R, (B,) or (B, *event), of z_t given ``z`` = z_0."""
+        mean, spread = self.path(sde, z)(_clock(sde, t).to(z.dtype))
+        return expand_like(sde.alpha(t), z) * mean, expand_like(sde.sigma(t), z) * spread
+
+    def correlation(self, sde: LinearSDE, z: Batch, t: PerSample, s: PerSample) -> Tensor:
+        r""":math:`\kappa = \exp(-\tfrac12\int_s^t R^{-2}\,d\Lambda)` of the noises of z_s and z_t, s < t, (B, *event).
+
+        Backwards in time the noise given z_0 follows :math:`dn = -\tfrac12 R^{-2} n\,d\Lambda + R^{-1}\,dw`, which
+        keeps N(0, I). So q(z_s|z_t, z_0) is Gaussian with mean α_s M_s + σ_s R_s κ n_t and deviation σ_s R_s √(1 − κ²).
+        """
+        path, (start, end) = self.path(sde, z), (_clock(sde, time) for time in (s, t))
+        exponent = sum(
+            weight * path((start + node * (end - start)).to(z.dtype))[1] ** -2
+            for node, weight in zip(NODES, WEIGHTS, strict=True)
+        )
+        return (-0.5 * expand_like((end - start).to(z.dtype), z) * exponent).exp()
+
+
+class Linear(ForwardProcess):
+    """The linear diffusion itself, M = z_0 and R = 1, of any SDE: fixed or learned, one for all entries or not."""
+
+    is_tight = True
+
+    def path(self, sde: LinearSDE, z: Batch) -> Path:
+        return lambda clock: (z, torch.ones_like(z))
+
+    def at(self, sde: LinearSDE, z: Batch, t: PerSample, noise: Batch) -> Noised:
+        return Noised(sde.perturb(z, t, noise), noise, noise)
+
+    def moments(self, sde: LinearSDE, z: Batch, t: PerSample) -> tuple[Batch, Tensor]:
+        return expand_like(sde.alpha(t), z) * z, sde.sigma(t)
+
+    def correlation(self, sde: LinearSDE, z: Batch, t: PerSample, s: PerSample) -> Tensor:
+        """σ_s α_t/(σ_t α_s), of each entry's own clock."""
+        ratios = [expand_like(sde.sigma(time) / sde.alpha(time), z) for time in (s, t)]
+        return (ratios[0] / ratios[1]).expand_as(z)
+
+
+def _clock(sde: LinearSDE, t: PerSample) -> Tensor:
+    return -sde.log_snr(t.double())
+
+
+LINEAR = Linear()  # of models without another
+
+
+def process_of(model: nn.Module) -> ForwardProcess:
+    """The forward process of a model, linear by default."""
+    return getattr(model, "forward_process", LINEAR)
+
+
+def require_tight(model: nn.Module, purpose: str) -> None:
+    """ValueError where the forward process needs two scores, which ``purpose`` does not take."""
+    process = process_of(model)
+    if not process.is_tight:
+        raise ValueError(
+            f"forward must be linear for {purpose}, got {type(process).__name__}, whose z_t follow no linear SDE"
+        )

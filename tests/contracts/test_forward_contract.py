@@ -1,0 +1,76 @@
+"""What every forward process of the table of parts must do."""
+
+import pytest
+import torch
+from contract_parts import constructions
+from torch import nn
+
+from indm.forward.base import LINEAR
+from indm.model import build
+from indm.sde import VESDE, VPSDE
+from indm.tensors import expand_like
+
+TABLE = constructions("forward")
+DOUBLE = torch.float64
+
+
+def made(table, shape):
+    torch.manual_seed(5)
+    return build(table, "forward", shape).double()
+
+
+@pytest.fixture(params=TABLE)
+def case(request):
+    """A process with parameters away from their start, latents and noise."""
+    table, shape = TABLE[request.param]
+    process = made(table, shape)
+    for parameter in process.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return process, torch.randn(6, *shape, dtype=DOUBLE), torch.randn(6, *shape, dtype=DOUBLE)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=["vp", "ve"])
+def test_targets_are_derivatives_of_the_path(case, sde):
+    process, z, noise = case
+    t = torch.linspace(0.05, 0.95, 6, dtype=DOUBLE)
+    step, clock = 1e-5, -sde.log_snr(t)
+    noised = process.at(sde, z, t, noise)
+    mean, std = process.moments(sde, z, t)
+    std = expand_like(std, z)
+    assert torch.allclose(noised.z_t, mean + std * noise)
+    # y = z_t/α = M + S n moves along the clock with dM + dS n; the score of its law given z_0 is −n/S.
+    (M_0, R_0), (M_1, R_1) = (process.path(sde, z)(clock + sign * step) for sign in (-1, 1))
+    ratio_0, ratio_1, ratio = (expand_like((0.5 * (clock + s * step)).exp(), z) for s in (-1, 1, 0))
+    slope = (M_1 - M_0 + (ratio_1 * R_1 - ratio_0 * R_0) * noise) / (2 * step)
+    spread = std / expand_like(sde.alpha(t), z)
+    assert torch.allclose(noised.target, slope / ratio + 0.5 * ratio * noise / spread, atol=1e-6)
+    assert torch.allclose(noised.noise, noise * ratio / spread)
+
+
+def test_at_the_start_z_is_that_of_the_linear_diffusion_and_later_it_need_not_be(case):
+    process, z, _ = case
+    eps, _ = VPSDE().endpoints(z)
+    for t, same in ((eps, True), (torch.full_like(eps, 0.4), process.is_tight)):
+        (mean, std), (linear_mean, linear_std) = (p.moments(VPSDE(), z, t) for p in (process, LINEAR))
+        assert torch.allclose(mean, linear_mean, atol=1e-6) == same
+        assert torch.allclose(expand_like(std, z), expand_like(linear_std, z), atol=1e-6) or not same
+
+
+def test_before_it_is_trained_it_is_the_linear_diffusion(case, request):
+    _, z, noise = case
+    process = made(*TABLE[request.node.callspec.params["case"]])
+    t = torch.linspace(0.05, 0.95, 6, dtype=DOUBLE)
+    mine, linear = (p.at(VPSDE(), z, t, noise) for p in (process, LINEAR))
+    assert torch.allclose(mine.z_t, linear.z_t)
+    assert torch.allclose(mine.target, noise) and torch.allclose(mine.noise, noise)
+
+
+def test_correlation_is_that_of_the_noise_backwards(case):
+    """κ against a fine product of steps of dn = −½ R⁻² n dΛ."""
+    process, z, _ = case
+    sde = VPSDE()
+    t, s = torch.full((6,), 0.5, dtype=DOUBLE), torch.full((6,), 0.42, dtype=DOUBLE)
+    clocks = torch.linspace(float(-sde.log_snr(s[:1])), float(-sde.log_snr(t[:1])), 501, dtype=DOUBLE)
+    path, width = process.path(sde, z), clocks[1] - clocks[0]
+    exponent = sum(path(clock.expand(6))[1] ** -2 * width for clock in 0.5 * (clocks[1:] + clocks[:-1]))
+    assert torch.allclose(process.correlation(sde, z, t, s), (-0.5 * exponent).exp(), rtol=1e-5)
