@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from indm.flows.base import require_density
+from indm.forward.base import require_no_code
 from indm.gaussian import GaussianReference
 from indm.ode import FEWEST, Solution, adams, basis, rademacher, solve, value_and_divergence
 from indm.score import context_of, flow_score, probability_flow, with_context
@@ -142,6 +143,7 @@ def log_prob(
 ) -> Float[Tensor, " batch"]:
     """:meth:`indm.INDM.log_prob`."""
     require_density(model.flow, "log_prob")
+    require_no_code(model, "log_prob")
     check_probes(probes)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}; {FEWEST} is usual")
@@ -209,6 +211,7 @@ def sample_with_log_prob(
         True
     """
     require_density(model.flow, "log_prob")
+    require_no_code(model, "log_prob")
     check_solver(probes, steps, nll_error)
     with evaluation_mode(model):
         sde = model.score.sde

@@ -386,6 +386,10 @@ def build_model(
     if "condition" in description:
         condition = build(description["condition"], "condition", shape, constructors)
     process = build(description.get("forward", {"name": "linear"}), "forward", shape, constructors)
+    if process.seen_shape and condition is not None:
+        raise ValueError(f"condition must be left out with forward {type(process).__name__}, which has a code")
+    if process.seen_shape:
+        description = {**description, "net": {"condition": process.seen_shape, **description["net"]}}
     shapes = dict.fromkeys(KINDS, tuple(shape)) | {"net": (shape[0] * process.scores, *shape[1:])}
     for kind in KINDS:
         if tuple(description[kind].get("shape", shapes[kind])) != shapes[kind]:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from indm.conditions import repeated
 from indm.flows.base import require_one_map
-from indm.forward.base import process_of
+from indm.forward.base import process_of, require_no_code
 from indm.linearization import Map, Operator, inverse_linearization, linearize, second_derivative, solve
 from indm.model import require_no_condition
 from indm.ode import basis, rademacher
@@ -101,6 +101,7 @@ class NonlinearDiffusion:
             raise ValueError(f"probes must be at least 1, got {probes}")
         require_no_condition(model, "a diffusion on the data space")
         require_one_map(model.flow, "a diffusion on the data space")
+        require_no_code(model, "a diffusion on the data space")
         self.model, self.tol, self.probes = model, tol, probes
 
     @_evaluated

@@ -26,7 +26,7 @@ from indm.gaussian import GaussianReference
 from indm.model import at, build_model
 from indm.rng import randn_like, strata
 from indm.scaling import Scaling
-from indm.score import law_score
+from indm.score import encoded, law_score
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, event_size, event_sum, expand_like, squared_norm
 
@@ -41,7 +41,10 @@ ROWS_PER_COEFFICIENT = 5  # of a control variate: with more coefficients its own
 
 @dataclass(frozen=True)
 class NELBO:
-    """The terms of −log p(x) ≤ flow + score + constant + prior + reconstruction, nats in model units, each (B,)."""
+    """The terms of −log p(x) ≤ flow + score + constant + prior + reconstruction, nats in model units, each (B,).
+
+    Where a forward process has a code, its KL from the prior is in ``flow``.
+    """
 
     flow: Tensor
     score: Tensor
@@ -129,31 +132,32 @@ def nelbo(
     if ancestral is not None and ancestral < 1:
         raise ValueError(f"ancestral must be at least 1 step, or None for the bound of the SDE, got {ancestral}")
     model = at(model, c, len(x))
-    sde, n = model.score.sde, len(x)
+    sde, process, n = model.score.sde, process_of(model), len(x)
     # Everything but the flow's own probes is drawn first, so that models compared at one seed share it.
     parts = [n] if reference is None else [n // 2, n - n // 2]  # control_variate needs independent halves
     strata = torch.cat([_stratified_times(sde, rows, times, generator, x.device) for rows in parts], 1).to(x.dtype)
     noises = [randn_like(x, generator) for _ in range(times + 1)]
     z, log_det = model.encode(x, generator=generator)
     pairs = list(zip(strata, noises, strict=False))
-    process = process_of(model)
+    score, kl, _ = encoded(model.score, process, z, generator)
+    sde = score.sde
     if ancestral is None:
-        drawn = [denoising_error(model.score, z, t, noise, sde.clock_rate(t), process) for t, noise in pairs]
+        drawn = [denoising_error(score, z, t, noise, sde.clock_rate(t), process) for t, noise in pairs]
     else:
         steps = [(_step_around(sde, t, ancestral), noise) for t, noise in pairs]
         pairs = [(t, noise) for (t, _), noise in steps]
-        drawn = [step_divergence(model.score, z, t, s, noise, process) for (t, s), noise in steps]
+        drawn = [step_divergence(score, z, t, s, noise, process) for (t, s), noise in steps]
         drawn = [divergence * ancestral / sde.log_snr_range() for divergence in drawn]  # per unit of the clock
     errors = torch.stack(drawn)
     if reference is not None:
         excess = torch.stack([reference.excess(sde, z, t, noise) for t, noise in pairs])
         errors = errors - control_variate(errors, clock_position(sde, strata), excess)
     return NELBO(
-        flow=-log_det,
+        flow=kl - log_det,
         score=sde.log_snr_range() * errors.mean(0),
         constant=constant_term(sde, z, process=process),
         prior=prior_term(sde, z, process),
-        reconstruction=reconstruction_term(model.score, z, noises[-1]),
+        reconstruction=reconstruction_term(score, z, noises[-1]),
     )
 
 
@@ -343,20 +347,20 @@ def mle_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     eps = sde.truncation(eps)
     z, log_det = model.encode(x, generator=generator)
     t, length = extended_clock(sde, len(z), eps, generator=generator, device=z.device)
+    noise = randn_like(z, generator)
+    score, kl, _ = encoded(model.score, process, z, generator)
+    sde = score.sde
     rate = sde.clock_rate(t)
     rate = torch.where(expand_like(t <= eps, rate), torch.ones_like(rate), rate)  # reconstruction: each entry once
-    noise = randn_like(z, generator)
     if process.is_tight:
-        error, fit = denoising_error(model.score, z, t.to(z.dtype), noise, rate, process), torch.zeros_like(log_det)
+        error, fit = denoising_error(score, z, t.to(z.dtype), noise, rate, process), torch.zeros_like(log_det)
     else:
         chosen = strata(len(z), generator=generator, device=z.device) < FITTED_SHARE
-        error, fit = _two_errors(
-            model.score, process.at(sde, z, t.to(z.dtype), noise), t.to(z.dtype), rate, eps, chosen
-        )
+        error, fit = _two_errors(score, process.at(sde, z, t.to(z.dtype), noise), t.to(z.dtype), rate, eps, chosen)
     denoising, prior = length * error, prior_term(sde, z, process)
-    bound = (denoising - log_det + prior + _constants(sde, z, eps, process)).mean()
+    bound = (denoising + kl - log_det + prior + _constants(sde, z, eps, process)).mean()
     loss = (bound + length * fit.mean()) / event_size(z)
-    return loss, _means(nelbo=bound, flow=-log_det, denoising=denoising, prior=prior)
+    return loss, _means(nelbo=bound, flow=kl - log_det, denoising=denoising, prior=prior)
 
 
 def _two_errors(
@@ -387,7 +391,7 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
         ValueError: for an SDE or a forward process that is itself trained, which needs the NELBO.
     """
     sde = model.score.sde
-    if not process_of(model).is_tight:
+    if next(process_of(model).parameters(), None) is not None:
         raise ValueError(
             "objective must be 'mle' for a learned forward process, got 'fid', which is no bound to learn by"
         )

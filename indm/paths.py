@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from indm.flows.base import require_one_map
-from indm.forward.base import require_tight
+from indm.forward.base import require_no_code, require_tight
 from indm.nonlinear import NonlinearDiffusion
 from indm.rng import randn_like
 from indm.sampling import FLOW_TOLERANCE, Sampler, follow_flow, log_snr_grid, reverse_diffusion_step
@@ -183,6 +183,7 @@ def forward_path(model, x: Batch, times: Grid, *, generator: torch.Generator | N
         RuntimeError: where the flow's inverse did not converge.
     """
     require_one_map(model.flow, "a path on the data space")
+    require_no_code(model, "a path on the data space")
     with evaluation_mode(model):
         times = _forward_times(model.sde, times)
         return _decode(model, _latent_from_data(model, x, times, generator)[0])
@@ -194,6 +195,7 @@ def generative_path(model, x: Batch, times: Grid, *, generator: torch.Generator 
     One step of reverse diffusion between successive times: for its accuracy take many. Raises as :func:`forward_path`.
     """
     require_one_map(model.flow, "a path on the data space")
+    require_no_code(model, "a path on the data space")
     with evaluation_mode(model):
         path = [model.flow.latent(x)]
         for t, s in itertools.pairwise(_backward_times(model.sde, times).to(x)):
@@ -241,6 +243,7 @@ def probability_flow_path(model, x: Batch, times: Grid, *, tol: float = FLOW_TOL
     The latent's ODE is solved to ``tol`` between successive times. Raises as :func:`forward_path`.
     """
     require_one_map(model.flow, "a path on the data space")
+    require_no_code(model, "a path on the data space")
     with evaluation_mode(model):
         times = _check_times(model.sde, times)
         path = [model.flow.latent(x)]

@@ -16,13 +16,22 @@ from tqdm import tqdm
 
 from indm.config.parts import BUILT_IN, find
 from indm.density import sample_with_log_prob
+from indm.forward.base import process_of
 from indm.likelihood import latents_of
 from indm.messages import nearest
 from indm.model import all_rows, at_rows, require_no_condition
 from indm.objective import ancestral_step
 from indm.ode import adams, converge, interpolatory_weights
 from indm.rng import randn_like
-from indm.score import context_of, denoise, flow_score, law_score, probability_flow, with_context
+from indm.score import (
+    context_of,
+    denoise,
+    flow_score,
+    law_score,
+    probability_flow,
+    with_context,
+    with_drawn_code,
+)
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, evaluation_mode, expand_like
 
@@ -617,16 +626,16 @@ def solve_latent(
     require_no_condition(model, "a sampler")
     with evaluation_mode(model):
         options: Any = {"steps": steps, "generator": generator, "progress": progress}
-        score = model.score if sampler.stochastic else flow_score(model.score)
-        z, nfe = sampler.solve(score, z_T, **options)
-        eps = model.score.sde.endpoints(z)[0]
+        score = with_drawn_code(model.score, process_of(model), z_T, generator)
+        z, nfe = sampler.solve(score if sampler.stochastic else flow_score(score), z_T, **options)
+        eps = score.sde.endpoints(z)[0]
         if sampler.denoises and not last_denoising:
             raise ValueError(
                 f"last_denoising must be True for {type(sampler).__name__}, which ends denoised, got False"
             )
         if sampler.denoises or not last_denoising:
-            return z / expand_like(model.score.sde.alpha(eps), z), nfe
-        return denoise(law_score(model.score), z, eps), nfe + 1
+            return z / expand_like(score.sde.alpha(eps), z), nfe
+        return denoise(law_score(score), z, eps), nfe + 1
 
 
 def centre_prior(

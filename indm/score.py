@@ -1,5 +1,6 @@
 """The score s_θ(z_t, t) from a backbone and an SDE, and what follows from it: the probability flow and the denoiser."""
 
+import copy
 import inspect
 from collections.abc import Callable
 
@@ -186,12 +187,15 @@ class GivenScore(nn.Module):
     @property
     def of_law(self) -> "GivenScore":
         """See :func:`law_score`."""
-        return GivenScore(law_score(self.score), self.c, self.guidance)
+        return self._of(law_score(self.score))
 
     @property
     def of_flow(self) -> "GivenScore":
         """See :func:`flow_score`."""
-        return GivenScore(flow_score(self.score), self.c, self.guidance)
+        return self._of(flow_score(self.score))
+
+    def _of(self, score: nn.Module) -> "GivenScore":
+        return self if score is self.score else GivenScore(score, self.c, self.guidance)
 
     def both(self, z_t: Batch, t: PerSample) -> tuple[Batch, Batch]:
         """s_θ and ŝ at the rows c, of :class:`TwoScores`."""
@@ -207,6 +211,43 @@ class GivenScore(nn.Module):
         both = torch.cat([self.c, torch.zeros_like(self.c)])
         conditional, free = self.score(z_t.repeat(2, *(1 for _ in z_t.shape[1:])), t.repeat(2), both).chunk(2)
         return free + self.guidance * (conditional - free)
+
+
+class CodedScore(GivenScore):
+    """The score and the SDE of a model whose forward process has a code, at given rows of it.
+
+    Args:
+        score: forward(z_t, t, c), with the SDE that the process changes.
+        c: codes, one row a sample.
+        process: the forward process.
+    """
+
+    def __init__(self, score: nn.Module, c: Tensor, process: ForwardProcess):
+        view = copy.copy(score)
+        view._modules = dict(score._modules)
+        view.sde = process.sde_at(score.sde, c)
+        super().__init__(view, c)
+        self.whole, self.process = score, process
+
+    def at(self, c: Tensor) -> "CodedScore":
+        return CodedScore(self.whole, c, self.process)
+
+
+def encoded(
+    score: nn.Module, process: ForwardProcess, z: Batch, generator: torch.Generator | None = None
+) -> tuple[nn.Module, PerSample, PerSample]:
+    """The score at codes from q(c|z_0 = z), their KL from the prior, and log q(c|z_0)/p(c); both 0 without a code."""
+    if not process.seen_shape:
+        return score, z.new_zeros(len(z)), z.new_zeros(len(z))
+    c, kl, ratio = process.encoded(z, generator)
+    return CodedScore(score, c, process), kl, ratio
+
+
+def with_drawn_code(
+    score: nn.Module, process: ForwardProcess, z_T: Batch, generator: torch.Generator | None = None
+) -> nn.Module:
+    """The score at codes from their prior, one for each sample; ``score`` where there is no code."""
+    return CodedScore(score, process.drawn(z_T, generator), process) if process.seen_shape else score
 
 
 def takes_condition(score: nn.Module) -> bool:

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from indm.flows import require_one_map
+from indm.forward.base import require_no_code
 from indm.model import INDM, require_no_condition
 from indm.rng import randn_like
 from indm.sampling import follow_flow
@@ -89,6 +90,7 @@ class Route:
             if leg.c is None:
                 require_no_condition(leg.model, "a translation")
             require_one_map(leg.model.flow, "a translation")
+            require_no_code(leg.model, "a translation")
 
     @property
     def models(self) -> tuple[INDM, INDM]:

@@ -62,6 +62,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "linear": "indm.forward.base:Linear",
         "learned-mean": "indm.forward.learned:LearnedMean",
         "affine": "indm.forward.learned:Affine",
+        "coded": "indm.forward.coded:Coded",
     },
     "model": {
         "indm": "indm.model:INDM",

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm.sde.linear import LinearSDE
@@ -79,6 +80,23 @@ class ForwardProcess(nn.Module, ABC):
     def scores(self) -> int:
         """How many scores it needs."""
         return 1 if self.is_tight else 2
+
+    @property
+    def seen_shape(self) -> tuple[int, ...]:
+        """Of a code of z_0 that SDE and network depend on; () for none."""
+        return ()
+
+    def encoded(self, z: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, PerSample, PerSample]:
+        """A draw c of q(c|z_0), KL(q(c|z_0) ‖ p(c)), and log q(c|z_0)/p(c), nats; of a process with a code."""
+        raise NotImplementedError(f"{type(self).__name__} has no code")
+
+    def drawn(self, z: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """Codes from their prior for latents like ``z``; of a process with a code."""
+        raise NotImplementedError(f"{type(self).__name__} has no code")
+
+    def sde_at(self, base: LinearSDE, code: Tensor) -> LinearSDE:
+        """The SDE of the model, ``base``, given codes; of a process with a code."""
+        raise NotImplementedError(f"{type(self).__name__} has no code")
 
     @abstractmethod
     def path(self, sde: LinearSDE, z: Batch) -> Path:
@@ -144,6 +162,22 @@ LINEAR = Linear()  # of models without another
 def process_of(model: nn.Module) -> ForwardProcess:
     """The forward process of a model, linear by default."""
     return getattr(model, "forward_process", LINEAR)
+
+
+def legendre(place: Float[Tensor, "..."], terms: int) -> Float[Tensor, "... terms"]:
+    """P_k(2p − 1), k < ``terms``, of places p ∈ [0, 1] on the clock."""
+    x = 2 * place - 1
+    values = [torch.ones_like(x), x]
+    for k in range(1, terms - 1):
+        values.append(((2 * k + 1) * x * values[k] - k * values[k - 1]) / (k + 1))
+    return torch.stack(values[:terms], -1)
+
+
+def require_no_code(model: nn.Module, purpose: str) -> None:
+    """ValueError where the forward process has a code, so that ``purpose``, which needs one SDE, is out of reach."""
+    process = process_of(model)
+    if process.seen_shape:
+        raise ValueError(f"forward must have no code for {purpose}, got {type(process).__name__}")
 
 
 def require_tight(model: nn.Module, purpose: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from indm.flows.coupling import Conditioner
-from indm.forward.base import ForwardProcess, Path
+from indm.forward.base import ForwardProcess, Path, legendre
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, expand_like
 
@@ -98,10 +98,5 @@ def _noise_share(sde: LinearSDE, clock: PerSample) -> PerSample:
 
 
 def _series(place: PerSample, coefficients: Tensor) -> Batch:
-    """Σ_k P_k(2p − 1) coefficients_k."""
-    x = 2 * place - 1
-    values = [torch.ones_like(x), x]
-    for k in range(1, coefficients.shape[1] - 1):
-        values.append(((2 * k + 1) * x * values[k] - k * values[k - 1]) / (k + 1))
-    legendre = torch.stack(values[: coefficients.shape[1]], 1)
-    return (legendre.reshape(*legendre.shape, *(1 for _ in coefficients.shape[2:])) * coefficients).sum(1)
+    """Σ_k P_k coefficients_k; coefficients are (B, terms, *event)."""
+    return torch.einsum("bk,bk...->b...", legendre(place, coefficients.shape[1]), coefficients)

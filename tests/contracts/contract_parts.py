@@ -48,7 +48,9 @@ OPTIONS = {
     },
     "sde": {"learned": {"knots": 5, "learn": "both"}},
     "dequantization": {"variational": {"width": 8, "depth": 2}},
-    "forward": {"learned-mean": {"width": 8, "terms": 4}, "affine": {"width": 8}},
+    "forward": {
+        "learned-mean": {"width": 8, "terms": 4}, "affine": {"width": 8}, "coded": {"width": 8, "code_size": 3},
+    },
     "condition": {"classes": {"labels": ["a", "b", "c"]}, "vector": {"size": 2}, "image": {"channels": 2}},
     "data": {
         "array": {"path": "vectors.npy"},

@@ -1,0 +1,248 @@
+r"""Schedules of each entry of the latent that depend on a code c of z_0.
+
+Given c this is a variance-preserving linear diffusion, entry i of which ages on a clock of its own,
+
+.. math:: \gamma_i(c, \Lambda) = \Lambda_\epsilon + (\Lambda_T - \Lambda_\epsilon)\,
+          \frac{\int_0^p s_i(c, u)\,du}{\int_0^1 s_i(c, u)\,du}, \qquad s_i > 0,
+
+with p ∈ [0, 1] the place on the common clock Λ; α_i² = sigmoid(−γ_i) and σ_i² = sigmoid(γ_i). All entries agree at both
+ends. The bound is that given c ~ q(c|z_0), plus KL(q(c|z_0) ‖ p(c)), and the network of the score sees c.
+"""
+
+import functools
+import math
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from indm.forward.base import Linear, legendre
+from indm.rng import rand_like, randn_like
+from indm.sde.linear import VPSDE, LinearSDE, Times
+from indm.tensors import Batch, PerSample, expand_like, zeroed
+
+NODES, WEIGHTS = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(16))
+LARGEST_LOG_SLOPE = 3.0  # of one coefficient
+Codes = Float[Tensor, "batch code"]
+
+
+class ScheduledVP(LinearSDE):
+    """The variance-preserving SDE at given codes, whose coefficients are (B, *event) at times (B,).
+
+    Args:
+        base: a VP diffusion, for the common clock and the prior.
+        coefficients: (B, terms, *event), of the slopes.
+        slope: "polynomial" or "network", see :class:`Coded`.
+    """
+
+    def __init__(self, base: LinearSDE, coefficients: Tensor, slope: str):
+        super().__init__(base.eps)
+        self.base, self.coefficients, self.slope = base, coefficients, slope
+        self.prior_mean = base.prior_mean
+
+    def log_snr(self, t: Times) -> Times:
+        return self.base.log_snr(t)
+
+    def time(self, log_snr: Times) -> Times:
+        return self.base.time(log_snr)
+
+    def log_alpha(self, t: Times) -> Tensor:
+        return (-0.5 * F.softplus(self._clock(t)[0])).to(t.dtype)
+
+    def sigma(self, t: Times) -> Tensor:
+        return (-0.5 * F.softplus(-self._clock(t)[0])).exp().to(t.dtype)
+
+    def marginal_std(self, t: Times) -> Tensor:
+        """1 at all times, entries and codes."""
+        return torch.ones_like(t).reshape(*t.shape, *(1 for _ in self.coefficients.shape[2:]))
+
+    def drift(self, t: Times) -> Tensor:
+        return -0.5 * self.diffusion(t) ** 2
+
+    def diffusion(self, t: Times) -> Tensor:
+        clock, rate = self._clock(t)
+        speed = (self.base.diffusion(t.double()) / self.base.sigma(t.double())) ** 2
+        return (clock.sigmoid() * rate * expand_like(speed, rate)).sqrt().to(t.dtype)
+
+    def clock_rate(self, t: Times) -> Tensor:
+        return self._clock(t)[1].to(t.dtype)
+
+    def _clock(self, t: Times) -> tuple[Tensor, Tensor]:
+        """γ_i, and its derivative along the common clock, in float64."""
+        start, end = self.base.clock_span()
+        place = ((-self.base.log_snr(t.double()) - start) / (end - start)).clamp(0, 1)
+        share, slope = self._share(place)
+        return start + (end - start) * share, slope
+
+    def _share(self, place: Tensor) -> tuple[Tensor, Tensor]:
+        """∫_0^p s du / ∫_0^1 s du by Gauss and Legendre's rule, and its derivative."""
+        return self._integral(place) / self._whole, self._slope(place[:, None])[:, 0] / self._whole
+
+    @functools.cached_property
+    def _whole(self) -> Tensor:
+        """∫_0^1 s du."""
+        return self._integral(self.coefficients.new_ones(len(self.coefficients), dtype=torch.float64))
+
+    def _integral(self, end: Tensor) -> Tensor:
+        """∫_0^end s du, (B, *event)."""
+        places = end[:, None] * 0.5 * (1 + NODES.to(end))
+        values = torch.einsum("n,bn...->b...", WEIGHTS.to(end), self._slope(places))
+        return 0.5 * expand_like(end, values) * values
+
+    def _slope(self, places: Float[Tensor, "batch places"]) -> Float[Tensor, "batch places *event"]:
+        """s at ``places``."""
+        polynomials = legendre(places, self.coefficients.shape[1])
+        series = torch.einsum("bnk,bk...->bn...", polynomials, self.coefficients.double())
+        return (1 + series).square() + 1e-3 if self.slope == "polynomial" else series.exp()
+
+
+class Code(nn.Module, ABC):
+    """q(c|z_0), a learned prior p(c), and draws of both; q is p at first.
+
+    Args:
+        shape: event shape of z_0.
+        size: numbers of a code.
+        width: hidden channels of the encoder.
+    """
+
+    numbers = 1  # of q, for each number of the code
+
+    def __init__(self, shape: tuple[int, ...], size: int, width: int):
+        super().__init__()
+        if len(shape) == 3:
+            sides = [-(-side // 4) for side in shape[1:]]
+            layers = [nn.Conv2d(shape[0], width, 3, 2, 1), nn.SiLU(), nn.Conv2d(width, width, 3, 2, 1), nn.SiLU()]
+        else:
+            sides, layers = [], [nn.Linear(math.prod(shape), width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()]
+        output = zeroed(nn.Linear(width * math.prod(sides), self.numbers * size))
+        self.encoder = nn.Sequential(*layers, nn.Flatten(), output)
+        self.prior = nn.Parameter(torch.zeros(self.numbers, size))
+
+    def posterior(self, z: Batch) -> Float[Tensor, "numbers batch code"]:
+        """The numbers of q(c|z)."""
+        return (self.encoder(z).unflatten(1, (self.numbers, -1)) + self.prior).transpose(0, 1)
+
+    @abstractmethod
+    def draw(self, numbers: Float[Tensor, "numbers batch code"], generator: torch.Generator | None) -> Codes:
+        """A draw, in which ``numbers`` have a gradient."""
+
+    @abstractmethod
+    def kl(self, numbers: Float[Tensor, "numbers batch code"]) -> PerSample:
+        """KL(q ‖ p), nats."""
+
+    @abstractmethod
+    def log_prob(self, code: Codes, numbers: Float[Tensor, "numbers batch code"]) -> PerSample:
+        """The logarithm of the law of those ``numbers`` at a code, nats."""
+
+
+class GaussianCode(Code):
+    """Independent Gaussians: the numbers are means and logarithms of the deviations."""
+
+    numbers = 2
+
+    def draw(self, numbers: Tensor, generator: torch.Generator | None) -> Codes:
+        mean, log_std = numbers
+        return mean + log_std.exp() * randn_like(mean, generator)
+
+    def kl(self, numbers: Tensor) -> PerSample:
+        (mean, log_std), (prior_mean, prior_log_std) = numbers, self.prior
+        ratio = 2 * (log_std - prior_log_std)
+        return 0.5 * (ratio.exp() - 1 - ratio + ((mean - prior_mean) / prior_log_std.exp()) ** 2).sum(1)
+
+    def log_prob(self, code: Codes, numbers: Tensor) -> PerSample:
+        mean, log_std = numbers
+        return (-0.5 * ((code - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)).sum(1)
+
+
+class BinaryCode(Code):
+    """Independent bits, −1 or 1: the numbers are logits.
+
+    The gradient of a draw is that of its mean (straight-through), which is biased; the bound is not.
+    """
+
+    def draw(self, numbers: Tensor, generator: torch.Generator | None) -> Codes:
+        (logit,) = numbers
+        mean = logit.sigmoid()
+        bit = (rand_like(mean, generator) < mean).to(mean)
+        return 2 * (bit + (mean - mean.detach())) - 1
+
+    def kl(self, numbers: Tensor) -> PerSample:
+        (logit,), (prior,) = numbers, self.prior
+        on = logit.sigmoid() * (F.logsigmoid(logit) - F.logsigmoid(prior))
+        return (on + (-logit).sigmoid() * (F.logsigmoid(-logit) - F.logsigmoid(-prior))).sum(1)
+
+    def log_prob(self, code: Codes, numbers: Tensor) -> PerSample:
+        (logit,) = numbers
+        return F.logsigmoid(code * logit).sum(1)
+
+
+CODES: dict[str, type[Code]] = {"gaussian": GaussianCode, "binary": BinaryCode}
+
+
+class Coded(Linear):
+    """A schedule of each entry that depends on a code of z_0; given the code the diffusion is linear.
+
+    Args:
+        shape: event shape, (C, H, W) or (D,).
+        code: "gaussian" or "binary".
+        code_size: numbers of a code.
+        slope: "polynomial", (1 + Σ_k a_k P_k)², or "network", exp(Σ_k a_k P_k): of the clock of an entry, P_k the
+            Legendre polynomials of the place on the common clock.
+        terms: of the sum.
+        width: hidden channels of the encoder and of the network c → a.
+
+    Source: Sahoo et al. 2024, "Diffusion Models With Learned Adaptive Noise", https://arxiv.org/abs/2312.13236.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        code: Literal["gaussian", "binary"] = "gaussian",
+        code_size: int = 16,
+        slope: Literal["polynomial", "network"] = "network",
+        terms: int = 3,
+        width: int = 32,
+    ):
+        super().__init__()
+        shape = tuple(shape)
+        if len(shape) not in (1, 3):
+            raise ValueError(f"shape must be (C, H, W) for images or (D,) for vectors, got {shape}")
+        if code not in CODES:
+            raise ValueError(f"code must be one of {', '.join(CODES)}, got {code!r}")
+        if slope not in ("polynomial", "network"):
+            raise ValueError(f'slope must be "polynomial" or "network", got {slope!r}')
+        if min(code_size, terms, width) < 1:
+            raise ValueError(f"code_size, terms and width must be at least 1, got {code_size}, {terms} and {width}")
+        self.shape, self.code, self.code_size, self.slope = shape, code, code_size, slope
+        self.terms, self.width = terms, width
+        self.law = CODES[code](shape, code_size, width)
+        output = zeroed(nn.Linear(width, terms * math.prod(shape)))
+        self.schedule = nn.Sequential(nn.Linear(code_size, width), nn.SiLU(), output)
+
+    @property
+    def seen_shape(self) -> tuple[int, ...]:
+        return (self.code_size,)
+
+    def encoded(self, z: Batch, generator: torch.Generator | None = None) -> tuple[Codes, PerSample, PerSample]:
+        numbers = self.law.posterior(z)
+        code = self.law.draw(numbers, generator)
+        ratio = self.law.log_prob(code, numbers) - self.law.log_prob(code, self.law.prior[:, None])
+        return code, self.law.kl(numbers), ratio
+
+    def drawn(self, z: Batch, generator: torch.Generator | None = None) -> Codes:
+        return self.law.draw(self.law.prior[:, None].expand(-1, len(z), -1), generator)
+
+    def sde_at(self, base: LinearSDE, code: Codes) -> ScheduledVP:
+        """The SDE given codes.
+
+        Raises:
+            ValueError: the model's SDE is not VP.
+        """
+        if not isinstance(base, VPSDE):
+            raise ValueError(f"sde must be vp for a coded forward process, got {type(base).__name__}")
+        values = self.schedule(code).unflatten(1, (self.terms, *self.shape))
+        return ScheduledVP(base, LARGEST_LOG_SLOPE * (values / LARGEST_LOG_SLOPE).tanh(), self.slope)

@@ -1,0 +1,236 @@
+"""Schedules with a code against closed forms: the SDE at given codes, laws of codes, and bounds by quadrature."""
+
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+from closed_form import normal_log_prob, within
+from torch import nn
+
+import indm
+from indm.flows import Identity
+from indm.forward.coded import CODES, Coded
+from indm.objective import constant_term, denoising_error, nelbo, prior_term, reconstruction_term
+from indm.sampling import make_sampler, solve_latent
+from indm.score import CodedScore
+from indm.sde import VPSDE, SubVPSDE
+from indm.tensors import expand_like
+
+DOUBLE = torch.float64
+EPS = 1e-2
+
+
+def made(shape=(2,), std=0.5, **options):
+    torch.manual_seed(1)
+    process = Coded(shape, width=8, **{"code_size": 3} | options).double()
+    for parameter in process.parameters():
+        nn.init.normal_(parameter, std=std)
+    return process
+
+
+@pytest.fixture(params=["polynomial", "network"])
+def sde(request):
+    process = made(slope=request.param)
+    return process.sde_at(VPSDE(), torch.randn(5, 3, dtype=DOUBLE))
+
+
+def test_coefficients_are_those_of_a_variance_preserving_diffusion(sde):
+    t = torch.tensor([0.02, 0.2, 0.5, 0.8, 0.98], dtype=DOUBLE)
+    step = 1e-6
+
+    def slope(function):
+        return (function(t + step) - function(t - step)) / (2 * step)
+
+    f, g = sde.drift(t), sde.diffusion(t)
+    assert torch.allclose(sde.alpha(t) ** 2 + sde.sigma(t) ** 2, torch.ones(5, 2, dtype=DOUBLE))
+    assert torch.allclose(slope(sde.log_alpha), f, rtol=1e-6)
+    assert torch.allclose(slope(lambda t: sde.sigma(t) ** 2), 2 * f * sde.sigma(t) ** 2 + g**2, rtol=1e-6)
+
+    def own_clock(t):
+        return 2 * (sde.sigma(t).log() - sde.log_alpha(t))
+
+    common = slope(lambda t: -sde.log_snr(t))
+    assert torch.allclose(slope(own_clock), sde.clock_rate(t) * expand_like(common, f), rtol=1e-6)
+    assert (sde.clock_rate(t) > 0).all() and sde.clock_rate(t).std() > 0.1
+
+
+def test_all_entries_agree_at_both_ends(sde):
+    base = VPSDE()
+    for t in sde.endpoints(torch.zeros(5, 2, dtype=DOUBLE)):
+        assert torch.allclose(sde.log_alpha(t), base.log_alpha(t)[:, None].expand(5, 2), rtol=1e-6)
+        assert torch.allclose(sde.sigma(t), base.sigma(t)[:, None].expand(5, 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_laws_of_codes_are_those_of_torch(name):
+    torch.manual_seed(2)
+    law = CODES[name]((2,), 3, 8).double()
+    for parameter in law.parameters():
+        nn.init.normal_(parameter, std=0.7)
+    numbers = law.posterior(torch.randn(4, 2, dtype=DOUBLE))
+    prior = law.prior[:, None].expand_as(numbers)
+    code = law.draw(numbers, torch.Generator().manual_seed(0))
+    if name == "gaussian":
+        q, p = (torch.distributions.Normal(mean, log_std.exp()) for mean, log_std in (numbers, prior))
+        value = code
+    else:
+        q, p = (torch.distributions.Bernoulli(logits=logit) for (logit,) in (numbers, prior))
+        assert {*code.flatten().tolist()} <= {-1.0, 1.0}
+        value = (code + 1) / 2
+    assert torch.allclose(law.kl(numbers), torch.distributions.kl_divergence(q, p).sum(1))
+    assert torch.allclose(law.log_prob(code, numbers), q.log_prob(value).sum(1))
+    drawn = torch.stack([law.draw(numbers, None).detach() for _ in range(4000)])
+    mean = q.mean if name == "gaussian" else 2 * q.mean - 1
+    assert within(drawn, mean.detach())
+
+
+class BestAtCode(nn.Module):
+    """The best score at each code of one bit, for data of a mixture on a line: by quadrature over z_0."""
+
+    def __init__(self, process):
+        super().__init__()
+        self.sde, self.process = VPSDE(eps=EPS), process
+        self.points = torch.linspace(-3.5, 3.5, 176, dtype=DOUBLE)[:, None]
+        self.log_mass = self.log_data(self.points) + math.log(0.04)
+
+    @staticmethod
+    def log_data(z):
+        means, variances = torch.tensor([[-0.9], [0.7]], dtype=DOUBLE), torch.tensor([[0.1], [0.2]], dtype=DOUBLE)
+        parts = [math.log(w) + normal_log_prob(z, m, v) for w, m, v in zip((0.4, 0.6), means, variances, strict=True)]
+        return torch.stack(parts).logsumexp(0)
+
+    def log_q(self, z, bit):
+        """log q(c|z_0)."""
+        numbers = self.process.law.posterior(z)
+        return self.process.law.log_prob(torch.full((len(z), 1), bit, dtype=DOUBLE), numbers)
+
+    @functools.cached_property
+    def log_q_of_bits(self):
+        """log q(c) of the aggregate."""
+        return {bit: (self.log_mass + self.log_q(self.points, bit)).logsumexp(0) for bit in (-1.0, 1.0)}
+
+    def forward(self, z, t, c):
+        out = torch.empty_like(z, dtype=DOUBLE)
+        for bit in (-1.0, 1.0):
+            rows = c[:, 0] == bit
+            if not rows.any():
+                continue
+            sde = self.sde_at_bit(bit, int(rows.sum()))
+            alpha, sigma = sde.alpha(t[rows].double()), sde.sigma(t[rows].double())
+            log_joint = (
+                self.log_mass + self.log_q(self.points, bit) - 0.5 * ((z[rows] - alpha * self.points.T) / sigma) ** 2
+            )
+            mean = log_joint.softmax(1) @ self.points
+            out[rows] = (alpha * mean - z[rows]) / sigma**2
+        return out
+
+    def log_prior(self, bit):
+        """log p(c)."""
+        law = self.process.law
+        return law.log_prob(torch.tensor([[bit]], dtype=DOUBLE), law.prior[:, None])
+
+    def sde_at_bit(self, bit, n):
+        return self.process.sde_at(VPSDE(eps=EPS), torch.full((n, 1), bit, dtype=DOUBLE))
+
+
+@pytest.fixture(scope="module")
+def best():
+    return BestAtCode(made((1,), std=1.0, code="binary", code_size=1).requires_grad_(False))
+
+
+@torch.no_grad()
+def test_the_bound_exceeds_the_entropy_by_the_divergence_of_the_codes(best):
+    """NELBO − entropy = KL(q(c) ‖ p(c)), with q(c) the law of codes over all data."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(24)
+    nodes, weights = torch.tensor(nodes)[:, None], torch.tensor(weights / weights.sum())
+    places, masses = np.polynomial.legendre.leggauss(48)
+    data, share = best.points, best.log_mass.exp()
+    z, noise = data.repeat_interleave(24, 0), nodes.repeat(len(data), 1)
+    both = (share[:, None] * weights).flatten()
+    start, end = best.sde.clock_span()
+    bound = (share * best.process.law.kl(best.process.law.posterior(data))).sum()
+    for bit in (-1.0, 1.0):
+        score = CodedScore(best, torch.full((len(z), 1), bit, dtype=DOUBLE), best.process)
+        sde, weight = score.sde, both * best.log_q(z, bit).exp()
+        for place, mass in zip(places, masses, strict=True):
+            t = best.sde.time(torch.tensor(-(start + (end - start) * (1 + place) / 2))).expand(len(z))
+            error = denoising_error(score, z, t, noise, sde.clock_rate(t), best.process)
+            bound = bound + 0.5 * (end - start) * mass * (weight * error).sum()
+        rest = constant_term(sde, z) + prior_term(sde, z) + reconstruction_term(score, z, noise)
+        bound = bound + (weight * rest).sum()
+    entropy = -(best.log_mass.exp() * best.log_data(best.points)).sum()
+    log_p = {
+        bit: best.process.law.log_prob(torch.tensor([[bit]], dtype=DOUBLE), best.process.law.prior[:, None])
+        for bit in (-1.0, 1.0)
+    }
+    expected = sum(log_q.exp() * (log_q - log_p[bit]) for bit, log_q in best.log_q_of_bits.items())
+    assert float(bound - entropy) == pytest.approx(float(expected), abs=1e-3)
+    assert expected > 0.02
+
+
+@torch.no_grad()
+def test_nll_is_that_of_the_data_and_the_code(best):
+    """log p(x|c) p(c)/q(c|x) = log p(x) + log p(c)/q(c), whichever code is drawn."""
+    model = indm.INDM(Identity(), best, shape=(1,), forward=best.process)
+    x = torch.linspace(-1.6, 1.6, 12, dtype=DOUBLE)[:, None]
+    report = indm.log_likelihood(model, x, steps=64, generator=torch.Generator().manual_seed(0))
+    codes = torch.stack([best.log_prior(bit) - log_q for bit, log_q in best.log_q_of_bits.items()])
+    values = best.log_data(x) + codes
+    error, which = (report.log_prob - values).abs().min(0)
+    assert (error < 0.05).all() and (codes[0] - codes[1]).abs() > 0.2 and {0, 1} == {*which.tolist()}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("sampler", "steps"), [("heun", 40), ("ancestral", 200)])
+def test_samples_at_codes_of_the_data_follow_the_data(best, sampler, steps):
+    generator = torch.Generator().manual_seed(3)
+    bits = 2.0 * (torch.rand(4000, 1, dtype=DOUBLE, generator=generator) < best.log_q_of_bits[1.0].exp()) - 1
+    z_T = torch.randn(4000, 1, dtype=DOUBLE, generator=generator)
+    score = CodedScore(best, bits.double(), best.process)
+    z, _ = make_sampler(sampler).solve(score, z_T, steps=steps, generator=generator)
+    for power in (1, 2):
+        expected = (best.log_mass.exp()[:, None] * best.points**power).sum()
+        assert within(z[:, 0] ** power, expected, floor=0.01)
+
+
+@torch.no_grad()
+def test_samples_get_codes_from_their_prior():
+    process = made(code="binary", code_size=2)
+    codes = process.drawn(torch.zeros(4000, 2), torch.Generator().manual_seed(0))
+    assert within(codes, 2 * process.law.prior[0].sigmoid() - 1)
+
+
+def test_a_coded_model_is_trained_saved_and_sampled(tmp_path):
+    torch.manual_seed(3)
+    tables = {"flow": {"name": "coupling"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
+    model = indm.build_model(tables | {"forward": {"name": "coded", "code_size": 4}}, (2,))
+    for parameter in model.parameters():
+        parameter.data += 0.03 * torch.randn_like(parameter)
+    x = torch.randn(50, 2)
+    loss, _ = indm.objective.mle_loss(model, x)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.forward_process.parameters())
+    model.save(tmp_path)
+    loaded = indm.INDM.load(tmp_path)
+    first, second = (nelbo(m.eval(), x, generator=torch.Generator().manual_seed(0)).total for m in (model, loaded))
+    assert torch.equal(first, second)
+    assert indm.sample(loaded, 7, sampler="heun", steps=4).shape == (7, 2)
+    report = indm.log_likelihood(loaded, x, generator=torch.Generator().manual_seed(0))
+    rows = indm.log_likelihood(loaded, x, steps=64, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(report.log_prob, rows.log_prob, atol=0.02)  # rows that are solved again keep their codes
+
+
+def test_what_cannot_be_is_said():
+    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
+    coded = {"forward": {"name": "coded"}}
+    with pytest.raises(ValueError, match="sde must be vp for a coded forward process, got SubVPSDE"):
+        made().sde_at(SubVPSDE(), torch.zeros(1, 3, dtype=DOUBLE))
+    with pytest.raises(ValueError, match="condition must be left out with forward Coded, which has a code"):
+        indm.build_model(tables | coded | {"condition": {"name": "vector", "size": 1}}, (2,))
+    model = indm.build_model(tables | coded, (2,))
+    with pytest.raises(ValueError, match="forward must have no code for log_prob, got Coded"):
+        model.log_prob(torch.zeros(1, 2))
+    with pytest.raises(ValueError, match=r"sampler must be one of .* for an SDE that is learned entry by entry"):
+        solve_latent(model, torch.zeros(1, 2), make_sampler("unipc"), 4)
