@@ -93,6 +93,9 @@ class TwoScores(ScoreModel):
     .. math:: dz = (fz - g^2 s_\theta)\,dt + g\,d\bar w, \qquad
               dz = \big(fz - \tfrac12 g^2 (2s_\theta - \hat s)\big)\,dt
 
+    With q = σ/√(α² + σ²) and outputs o₁ and o₂ of the network, −σŝ is q y + o₁ as of one score, and −σs_θ is that plus
+    q o₂: the processes here start as the linear diffusion, so that the two scores agree near ε.
+
     A call gives s_θ; :attr:`of_law` is ŝ, and :attr:`of_flow` is 2s_θ − ŝ, which has the place of the score in the
     probability flow. With them all that is written for one score is as it was.
 
@@ -108,8 +111,9 @@ class TwoScores(ScoreModel):
         sigma, std = self.sde.sigma(t), self.sde.marginal_std(t)
         y = z_t / expand_like(std, z_t)
         outputs = _called(self.backbone, torch.cat([y, y], 1), -0.5 * self.sde.log_snr(t), c).to(z_t.dtype).chunk(2, 1)
-        share, sigma = expand_like(sigma / std, z_t), expand_like(sigma, z_t)
-        return -(share * y + outputs[0]) / sigma, -(share * y + outputs[1]) / sigma
+        q, sigma = expand_like(sigma / std, z_t), expand_like(sigma, z_t)
+        noise = q * y + outputs[0]
+        return -(noise + q * outputs[1]) / sigma, -noise / sigma
 
     def forward(self, z_t: Batch, t: PerSample, c: Tensor | None = None) -> Batch:
         return self.both(z_t, t, c)[0]

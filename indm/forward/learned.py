@@ -3,7 +3,7 @@ r"""Forward processes whose mean, or mean and deviation, are learned from z_0.
 With u = σ²/(α² + σ²) and the place p ∈ [0, 1] on the clock, both have
 
 .. math:: M = z_0 + (u - u_\epsilon)\,(1-p)^j \sum_k P_k(2p - 1)\,y_k(z_0), \qquad
-          \log R = 4 p\,(1-p) \sum_k P_k(2p - 1)\,v_k(z_0),
+          \log R = 4(u - u_\epsilon)\,(1-p) \sum_k P_k(2p - 1)\,v_k(z_0),
 
 P_k the Legendre polynomials and y_k, v_k the outputs of a small network, which start at 0: the process starts as the
 linear diffusion. u falls as fast as σ² towards ε, as ∂M must, which the bound weighs by α²/σ².
@@ -79,8 +79,8 @@ class Affine(_Learned):
 
         def path(clock: PerSample) -> tuple[Batch, Batch]:
             place, share = _place(sde, clock), _noise_share(sde, clock)
-            mean = z + expand_like(share * (1 - place), z) * _series(place, y)
-            return mean, (expand_like(4 * place * (1 - place), z) * _series(place, v)).exp()
+            factor = expand_like(share * (1 - place), z)
+            return z + factor * _series(place, y), (4 * factor * _series(place, v)).exp()
 
         return path
 
