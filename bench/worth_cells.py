@@ -40,7 +40,12 @@ Setting = dict[str, Any]
 Axis = tuple[Setting, ...]
 # Averages that one training keeps. After n steps a decay is at most (1 + n)/(10 + n): 0.971 after 300, 0.985 after 600.
 EMA_DECAYS = (0.9, 0.97, 0.999)
-RATES = ("train.lr", "train.flow_lr", "train.dequantization_lr")  # which leave the cost of a step as it is
+RATES = (
+    "train.lr",
+    "train.flow_lr",
+    "train.dequantization_lr",
+    "train.forward_lr",
+)  # which leave the cost of a step as it is
 FIRST_SEED = 1  # of the final trainings; the search has seed 0
 LARGEST_ERROR = 0.05  # of a cost: above, something else is running
 ROUNDS, STEPS_A_ROUND = 9, 6  # of the measured costs; a round holds whole cycles of flow_update_every

@@ -177,6 +177,36 @@ def step_divergence(
     return 0.5 * (spread**2 - 1 - 2 * spread.log() + offset**2).flatten(1).sum(1)
 
 
+@torch.no_grad()
+def irreducible_gap(
+    model, x: Float[Tensor, "batch *event"], *, times: int = 1, generator: torch.Generator | None = None
+) -> PerSample:
+    r"""A draw of how far the bound is from −log p even at the best scores, nats, (B,); 0 of a process with one score.
+
+    .. math:: \tfrac12\int E\|e - n/R + \sigma(s_\theta - \hat s)\|^2\,d\Lambda,
+              \qquad -\sigma(s_\theta - \hat s) \approx E[e - n/R | z_t]
+
+    With scores that are not the best ones it is too large.
+
+    Args:
+        model: an INDM, see :mod:`indm.forward`.
+        x: data in model units.
+        times: evaluations for each sample.
+        generator: of times and noise.
+    """
+    sde, process = model.score.sde, process_of(model)
+    if process.is_tight:
+        return x.new_zeros(len(x))
+    z, _ = model.encode(x, generator=generator)
+    draws = []
+    for t in _stratified_times(sde, len(x), times, generator, x.device).to(x.dtype):
+        noised = process.at(sde, z, t, randn_like(x, generator))
+        drift, law = model.score(noised.z_t, t), law_score(model.score)(noised.z_t, t)
+        excess = noised.target - noised.noise + expand_like(sde.sigma(t), z) * (drift - law)
+        draws.append(_error(excess, sde.clock_rate(t)))
+    return sde.log_snr_range() * torch.stack(draws).mean(0)
+
+
 def ancestral_step(score, z_t: Batch, t: PerSample, s: PerSample) -> tuple[Batch, Tensor]:
     r"""Mean :math:`(z_t + v^2 s_\theta)/r` and deviation :math:`v\sigma_s/\sigma_t` of z_s, for the kernel
     N(r z_s, v² I) from s to t > s: q(z_s|z_t, z_0) of the linear diffusion at z_0 = (z_t + σ² s_θ)/α."""

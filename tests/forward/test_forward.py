@@ -17,6 +17,7 @@ from indm.objective import (
     _two_errors,
     constant_term,
     denoising_error,
+    irreducible_gap,
     mle_loss,
     nelbo,
     prior_term,
@@ -216,6 +217,14 @@ def test_the_bound_exceeds_the_entropy_by_the_stated_gap(case):
     gap = irreducible(best)
     assert bound - entropy(best) == pytest.approx(gap + ends(best), abs=1e-3)
     assert (gap < 1e-12) == (process.mean == process.spread == 0)
+
+
+def test_the_measured_gap_is_the_irreducible_one(case):
+    _, process, best = case
+    model = indm.INDM(Identity(), best, shape=(1,), forward=process)
+    generator = torch.Generator().manual_seed(0)
+    gap = irreducible_gap(model, best.sample(4000, 1, generator), times=4, generator=generator)
+    assert within(gap, irreducible(best))
 
 
 def test_nelbo_in_eight_dimensions_is_eight_times_that_of_one(case):

@@ -1,0 +1,171 @@
+"""Which nonlinearity brings what: forward processes with and without a flow, at equal cost of their training.
+
+    python bench/forward.py costs digits         # cost of a step of every cell, alone on the machine
+    python bench/forward.py search digits        # rates of each cell, on the validation split
+    python bench/forward.py final digits         # trainings at the chosen rates, tested once
+    python bench/forward.py table digits
+
+A cell is a side of ``bench/worth.py`` (no flow, a spline, the coupling flow) and a forward process, under truncated
+normal noise. Its score's rate is the side's, found there; the rate of the process and the average are its own. Records
+are kept in ``bench/records/forward``, one a training; a command goes on from them.
+"""
+
+import argparse
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from worth import run, seeds
+from worth_cells import (
+    STUDIES,
+    VALID_EXAMPLES,
+    Setting,
+    Training,
+    costs,
+    data_of,
+    kept,
+    name_of,
+    tested,
+    train,
+    validated,
+)
+from worth_table import bits, difference, in_table, signed
+
+import indm
+from indm.data.base import stack
+from indm.dequantization import from_data
+from indm.evaluation.statistics import mean_and_error, over_seeds
+from indm.objective import irreducible_gap
+
+NOISE = "truncated-normal"
+SIDES = ("linear", "elementwise", "indm")
+PROCESSES: dict[str, Setting] = {
+    "linear": {},
+    "learned SDE": {"sde": "learned"},
+    "coded": {"forward": "coded"},
+    "learned mean": {"forward": "learned-mean"},
+    "affine": {"forward": "affine"},
+}
+FORWARD_RATES = (1e-3, 3e-3)
+STEPS = (2, 4, 8, 16, 32)  # of the bounds of ancestral samples
+RECORDS = Path(__file__).parent / "records"
+
+
+def settings(data: str, side: str, process: str) -> list[Setting]:
+    """What a cell may have: the side's setting of ``bench/worth.py``, and each rate of a process that has one."""
+    own = json.loads((RECORDS / "worth" / data / "search" / f"uniform-{side}.json").read_text())["setting"]
+    own = own | PROCESSES[process]
+    return [own | {"train.forward_lr": rate} for rate in FORWARD_RATES] if "forward" in own else [own]
+
+
+def cells(o: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    return itertools.product(o.sides, o.processes)
+
+
+def jobs_of(o: argparse.Namespace, data: str, side: str, process: str) -> list[Training]:
+    """A training for each setting of a cell, with as many steps as cost the study's budget."""
+    budget, jobs = STUDIES[data].budget, [Training(data, NOISE, side, s, 1) for s in settings(data, side, process)]
+    measured = costs(o.out / data / "costs.json", jobs)
+    return [replace(job, steps=max(1, round(budget / measured[job.cost_key]))) for job in jobs]
+
+
+def search_cell(path: Path, jobs: list[Training]) -> Path:
+    """The best setting and average of a cell, by the validation split."""
+
+    def choose() -> dict:
+        records = [
+            (kept(path.with_suffix("") / f"{name_of(j.setting)}.json", lambda j=j: validated(j)), j) for j in jobs
+        ]
+        found = [(value, decay, job) for record, job in records for decay, value in record["valid"].items()]
+        value, decay, job = min((f for f in found if f[0] is not None), key=lambda f: f[0])
+        return {"setting": job.setting, "steps": job.steps, "ema": float(decay), "valid": value}
+
+    kept(path, choose)
+    return path
+
+
+def test_cell(path: Path, job: Training, decay: float) -> Path:
+    """The likelihoods of a final training, its bounds in few steps and its irreducible gap."""
+
+    def make() -> dict:
+        record = tested(job, decay, whole=True)
+        averages, _ = train(job)
+        model = averages[decay].eval()
+        generator = torch.Generator().manual_seed(job.seed)
+        with torch.no_grad():
+            x, log_q = from_data(model, stack(data_of(job.data, None).test, VALID_EXAMPLES), generator=generator)
+            unit = record["dims"] * torch.log(torch.tensor(2.0))
+            few = {n: indm.nelbo(model, x, times=min(n, 8), ancestral=n, generator=generator).total for n in STEPS}
+            gap = irreducible_gap(model, x, times=8, generator=generator)
+        record["ancestral"] = {n: mean_and_error((nats + log_q) / unit) for n, nats in few.items()}
+        return record | {"gap": mean_and_error(gap / unit)}
+
+    kept(path, make)
+    return path
+
+
+def search(o: argparse.Namespace, data: str) -> list[tuple]:
+    return [
+        (search_cell, o.out / data / "search" / f"{side}-{process}.json", jobs_of(o, data, side, process))
+        for side, process in cells(o)
+    ]
+
+
+def final(o: argparse.Namespace, data: str) -> list[tuple]:
+    tasks = []
+    for seed, (side, process) in itertools.product(seeds(o.seeds), cells(o)):
+        choice = json.loads((o.out / data / "search" / f"{side}-{process}.json").read_text())
+        job = Training(data, NOISE, side, choice["setting"], choice["steps"], seed)
+        tasks.append((test_cell, o.out / data / "final" / f"{side}-{process}-{seed}.json", job, choice["ema"]))
+    return tasks
+
+
+def table(o: argparse.Namespace) -> str:
+    """Side × process: the bound, the NLL, the difference from the side's linear process, few steps and the gap."""
+    rows = []
+    for data, side in itertools.product(o.data, o.sides):
+        made = {p: [json.loads(f.read_text()) for f in sorted((o.out / data / "final").glob(f"{side}-{p}-*.json"))]
+                for p in PROCESSES}  # fmt: skip
+        for process, records in made.items():
+            if not records:
+                continue
+            mean, error = over_seeds([float(bits(record).mean()) for record in records])
+            few = [sum(r["ancestral"][str(n)][0] for r in records) / len(records) for n in STEPS]
+            gap = sum(r["gap"][0] for r in records) / len(records)
+            nll = [r["nll"][0] for r in records]
+            rows.append((
+                data, side, process, f"{mean:.4f} ± {error:.4f}",
+                f"{sum(nll) / len(nll):.4f}" if None not in nll else "",
+                signed(difference(records, made["linear"])) if process != "linear" else "",
+                f"{gap:.4f}", *(f"{value:.3f}" for value in few), len(records), records[0]["steps"],
+            ))  # fmt: skip
+    few = (f"{n} steps" for n in STEPS)
+    return in_table("data", "flow", "process", "NELBO", "NLL", "− linear", "gap", *few, "seeds", "steps", rows=rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("costs", "search", "final", "table"))
+    parser.add_argument("data", nargs="+", choices=list(STUDIES))
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
+    parser.add_argument("--processes", nargs="+", choices=list(PROCESSES), default=list(PROCESSES))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=RECORDS / "forward")
+    o = parser.parse_args()
+    torch.set_num_threads(1)
+    if o.command == "table":
+        print(table(o))
+        return
+    for data in o.data:
+        every = [Training(data, NOISE, s, setting, 1) for s, p in cells(o) for setting in settings(data, s, p)]
+        print(json.dumps(costs(o.out / data / "costs.json", every), indent=2))
+        if o.command != "costs":
+            run({"search": search, "final": final}[o.command](o, data), o.jobs)
+
+
+if __name__ == "__main__":
+    main()
