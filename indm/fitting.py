@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from scipy import optimize
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from indm.model import require_no_condition
+from indm.model import at_rows, condition_of
 from indm.sampling import AdaptiveODE, DPMSolver2M, ExponentialAdams, Sampler, UniPC, solve_latent
 from indm.score import denoise
 from indm.sde.linear import LinearSDE
@@ -31,7 +31,8 @@ TOLERANCE = 1e-3  # of the converged trajectories, see AdaptiveODE
 RULES = (UniPC(), DPMSolver2M())  # what a fit starts at, whichever is nearer
 HISTORY, LEAST_GAIN = 30, 1e-6  # of L-BFGS: steps that it remembers; where it ends, as a share of the loss at the start
 
-Pairs = list[tuple[Tensor, Tensor]]  # batches of z_T and of the z_0 to which the converged flow takes them
+# Batches: the score at their conditions, z_T, and the z_0 to which the converged flow takes them.
+Trajectories = list[tuple[nn.Module, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,8 @@ def fit_sampler(
     model,
     steps: int,
     *,
+    c: Any = None,
+    guidance: float = 1.0,
     samples: int | None = None,
     iterations: int = 60,
     seconds: float = math.inf,
@@ -172,6 +175,8 @@ def fit_sampler(
     Args:
         model: an INDM, which is not changed.
         steps: evaluations of the score for one sample, all of them.
+        c: conditions, of a model that has one, of which each trajectory has one at random: those of its data.
+        guidance: of the trajectories, as :func:`indm.sample` takes it; an evaluation is then one of p(x|c) and of p(x).
         samples: trajectories to fit, and as many to hold out; by default as many as hold 4096 numbers, 64 to 4096.
         iterations: of L-BFGS, at most; it ends earlier where nothing moves any more.
         seconds: of the descent, at most; where they end it, the result depends on the machine.
@@ -194,7 +199,6 @@ def fit_sampler(
         torch.Size([8, 2])
     """
     samples = min(max(NUMBERS // math.prod(model.shape), FEWEST), MOST) if samples is None else samples
-    require_no_condition(model, "a fit of a sampler")
     for name, count in {"steps": steps, "samples": samples, "iterations": iterations, "batch_size": batch_size}.items():
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
@@ -204,17 +208,17 @@ def fit_sampler(
         raise ValueError(f"seconds must be positive, got {seconds}; inf is no bound")
     check_can_fit(model.sde)
     fitted, held_out = (
-        _trajectories(model, samples, batch_size, generator, progress and f"{name} trajectories")
+        _trajectories(model, c, guidance, samples, batch_size, generator, progress and f"{name} trajectories")
         for name in ("fitted", "held-out")
     )
 
-    def rms(sampler: FittedSampler, pairs: Pairs) -> float:
+    def rms(sampler: FittedSampler, trajectories: Trajectories) -> float:
         with evaluation_mode(model):
-            return math.sqrt(sum(_squared_distance(model.score, sampler, *pair).item() for pair in pairs) / samples)
+            return math.sqrt(sum(_squared_distance(sampler, *batch).item() for batch in trajectories) / samples)
 
     start = min((FittedSampler.of_rule(rule, model.sde, steps) for rule in RULES), key=lambda rule: rms(rule, fitted))
     with evaluation_mode(model, gradients=True):
-        sampler = _descend(model.score, start, fitted, iterations, seconds, progress)
+        sampler = _descend(model.sde, start, fitted, iterations, seconds, progress)
     before, after = (rms(each, held_out) for each in (start, sampler))
     return Fit(sampler, after, before) if after < before else Fit(start, before, before)
 
@@ -228,14 +232,22 @@ def check_can_fit(sde: LinearSDE) -> None:
         )
 
 
-def _trajectories(model, samples: int, batch_size: int, generator: torch.Generator | None, bar: str | bool) -> Pairs:
-    """Draws of the prior, and where the converged flow and the last denoising take them."""
+def _trajectories(
+    model, c: Any, guidance: float, samples: int, batch_size: int, generator: torch.Generator | None, bar: str | bool
+) -> Trajectories:
+    """Draws of the prior and of ``c``, and where the converged flow and the last denoising take them."""
     z_T = model.sde.prior_sample((samples, *model.shape), generator=generator, dtype=model.scaling.scale.dtype)
-    batches = tqdm(z_T.split(batch_size), desc=str(bar), disable=not bar)
-    return [(part, solve_latent(model, part, AdaptiveODE(TOLERANCE))[0]) for part in batches]
+    if c is not None:
+        c = condition_of(model, c).rows(c)
+        c = c[torch.randint(len(c), (samples,), generator=generator, device=z_T.device).to(c.device)]
+    batches, parts = torch.arange(samples).split(batch_size), list[tuple[nn.Module, Tensor, Tensor]]()
+    for rows, part in zip(tqdm(batches, desc=str(bar), disable=not bar), z_T.split(batch_size), strict=True):
+        here = at_rows(model, c, rows, guidance=guidance)
+        parts.append((here.score, part, solve_latent(here, part, AdaptiveODE(TOLERANCE))[0]))
+    return parts
 
 
-def _squared_distance(score, sampler: FittedSampler | tuple[Tensor, list[Tensor]], z_T: Tensor, z_0: Tensor) -> Tensor:
+def _squared_distance(sampler: FittedSampler | tuple[Tensor, list[Tensor]], score, z_T: Tensor, z_0: Tensor) -> Tensor:
     """Σ over a batch of the mean square over the entries of z_0, in float64."""
     times, weights = sampler.numbers() if isinstance(sampler, FittedSampler) else sampler
     off = combine(score, z_T, times, weights) / score.sde.alpha(times[-1]) - z_0
@@ -276,21 +288,21 @@ class _OutOfTime(Exception):
 
 
 def _descend(
-    score, start: FittedSampler, pairs: Pairs, iterations: int, seconds: float, progress: bool
+    sde: LinearSDE, start: FittedSampler, trajectories: Trajectories, iterations: int, seconds: float, progress: bool
 ) -> FittedSampler:
-    """The nearest sampler to ``pairs`` that L-BFGS meets on its way from ``start``."""
-    coordinates, until, best = _Coordinates(score.sde, start.steps), time.monotonic() + seconds, (math.inf, start)
+    """The nearest sampler to ``trajectories`` that L-BFGS meets on its way from ``start``."""
+    coordinates, until, best = _Coordinates(sde, start.steps), time.monotonic() + seconds, (math.inf, start)
     with torch.no_grad():
-        unit = sum(_squared_distance(score, start, *pair).item() for pair in pairs)
+        unit = sum(_squared_distance(start, *batch).item() for batch in trajectories)
 
     def objective(numbers: np.ndarray) -> tuple[float, np.ndarray]:
         nonlocal best
         theta, loss, gradient = torch.from_numpy(numbers.copy()).requires_grad_(), 0.0, np.zeros_like(numbers)
-        for pair in pairs:
+        for batch in trajectories:
             if time.monotonic() > until:
                 raise _OutOfTime
             times, weights = coordinates.decode(theta)
-            part = _squared_distance(score, (times, weights), *pair)
+            part = _squared_distance((times, weights), *batch)
             gradient += torch.autograd.grad(part, theta)[0].numpy()
             loss += part.item()
         if loss < best[0]:

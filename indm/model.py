@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm import density
-from indm.conditions import Condition, given, sees_condition
+from indm.conditions import Condition, given, rows_of_data, sees_condition
 from indm.config.checks import arguments_of, check_arguments
 from indm.config.parts import KINDS, OPTIONAL_KINDS, Constructors, Untrusted, find, is_outside, name_of
 from indm.dequantization import Dequantization, check_levels_for, checked, from_data
@@ -438,15 +438,6 @@ def condition_of(model: Any, c: Any) -> Condition:
     return condition
 
 
-def require_no_condition(model: Any, purpose: str) -> None:
-    """ValueError where ``model`` is one of p(x|c), which ``purpose`` does not take."""
-    if getattr(model, "condition", None) is not None:
-        raise ValueError(
-            f"{purpose} takes models without a condition, got one of p(x|c); indm evaluate, sample, classify "
-            "and translate --condition take it, and in Python model.given(c) is the model at rows c"
-        )
-
-
 def at(model: Any, c: Any, n: int) -> Any:
     """``model`` at the conditions ``c`` of ``n`` samples, for a likelihood; as it is, where it has none and c is None.
 
@@ -468,6 +459,12 @@ def at_rows(model: Any, c: Tensor | None, rows: Tensor, *, guidance: float = 1.0
     if c is None and guidance == 1 and getattr(model, "condition", None) is None:
         return model
     return model.given(None if c is None else c[rows], len(rows), guidance=guidance)
+
+
+def at_data(model: Any, data: Any, split: str, n: int | None = None) -> Any:
+    """``model`` at the conditions of the first ``n`` examples of a split, all by default; as it is, if it has none."""
+    c = rows_of_data(model, data, split, n)
+    return model if c is None else model.given(c)
 
 
 def build_dequantization(

@@ -29,7 +29,6 @@ from indm.conditions import repeated
 from indm.flows.base import require_one_map
 from indm.forward.base import process_of, require_no_code
 from indm.linearization import Map, Operator, inverse_linearization, linearize, second_derivative, solve
-from indm.model import require_no_condition
 from indm.ode import basis, rademacher
 from indm.score import flow_score, law_score
 from indm.tensors import Batch, PerSample, evaluation_mode, event_size, expand_like
@@ -90,7 +89,8 @@ class NonlinearDiffusion:
     are functions of :mod:`indm.paths`.
 
     Raises:
-        ValueError: ``tol`` or ``probes`` that is not positive, or a flow that draws its map anew in every call.
+        ValueError: ``tol`` or ``probes`` that is not positive, a flow that draws its map anew in every call, or a model
+            of p(x|c) without c.
         RuntimeError: from any method, naming the samples for which a product with J did not reach ``tol``.
     """
 
@@ -99,7 +99,11 @@ class NonlinearDiffusion:
             raise ValueError(f"tol must be positive, got {tol}; {TOLERANCE:g} is usual")
         if probes < 1:
             raise ValueError(f"probes must be at least 1, got {probes}")
-        require_no_condition(model, "a diffusion on the data space")
+        if getattr(model, "condition", None) is not None:
+            raise ValueError(
+                "model must be at given conditions for a diffusion on the data space, got one of p(x|c): give "
+                "model.given(c)"
+            )
         require_one_map(model.flow, "a diffusion on the data space")
         require_no_code(model, "a diffusion on the data space")
         self.model, self.tol, self.probes = model, tol, probes

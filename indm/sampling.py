@@ -19,7 +19,7 @@ from indm.density import sample_with_log_prob
 from indm.forward.base import process_of
 from indm.likelihood import latents_of
 from indm.messages import nearest
-from indm.model import all_rows, at_rows, require_no_condition
+from indm.model import all_rows, at_rows
 from indm.objective import ancestral_step
 from indm.ode import adams, converge, interpolatory_weights
 from indm.rng import randn_like
@@ -622,8 +622,11 @@ def solve_latent(
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> tuple[Batch, int]:
-    """z_0 from z_T by a sampler: z_ε/α_ε or, with ``last_denoising``, E[z_0|z_ε]; and the evaluations of the score."""
-    require_no_condition(model, "a sampler")
+    """z_0 from z_T by a sampler: z_ε/α_ε or, with ``last_denoising``, E[z_0|z_ε]; and the evaluations of the score.
+
+    A model that has a condition, and was not given any, samples p(x), if it knows that.
+    """
+    model = at_rows(model, None, torch.arange(len(z_T)))
     with evaluation_mode(model):
         options: Any = {"steps": steps, "generator": generator, "progress": progress}
         score = with_drawn_code(model.score, process_of(model), z_T, generator)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from indm.flows import require_one_map
 from indm.forward.base import require_no_code
-from indm.model import INDM, require_no_condition
+from indm.model import INDM, all_rows, at_rows
 from indm.rng import randn_like
 from indm.sampling import follow_flow
 from indm.sde.linear import LinearSDE
@@ -49,7 +49,7 @@ class Leg:
 
     def of(self, n: int) -> "Leg":
         """This leg for ``n`` samples: the model at their conditions."""
-        return self if self.c is None else replace(self, model=self.model.given(self.c, n), c=None)
+        return replace(self, model=at_rows(self.model, all_rows(self.model, self.c, n), torch.arange(n)), c=None)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Route:
             raise ValueError(f"tol must be positive and finite, or None for equal steps, got {self.tol}; 1e-4 is usual")
         for leg in self.legs:
             if leg.c is None:
-                require_no_condition(leg.model, "a translation")
+                leg.of(1)  # an error where its model needs c
             require_one_map(leg.model.flow, "a translation")
             require_no_code(leg.model, "a translation")
 

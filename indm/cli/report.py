@@ -46,7 +46,8 @@ class Inspect(Computes):
     """Look at what the flow of a run does: flow.png, flow.json.
 
     Shows the singular values of its Jacobian, where it acts (colour, low and high frequencies, position), and up to
-    which t a classifier tells the class from x_t. Add a linear run (--flow identity) to compare with.
+    which t a classifier tells the class from x_t. Add a linear run (--flow identity) to compare with. A flow that sees
+    c is shown at the c of the data.
     """
 
     run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…", help_behavior_hint="(required)")]
@@ -62,7 +63,6 @@ class Inspect(Computes):
     def run(self) -> int:
         from indm.evaluation import flow_analysis, flow_plots
         from indm.files import atomic
-        from indm.model import require_no_condition
         from indm.runs.data import data_of
         from indm.runs.folder import check_absent, open_run
         from indm.runs.provenance import provenance, weights_hash
@@ -73,7 +73,6 @@ class Inspect(Computes):
         analyses = {}
         for folder in self.run_folders:
             model, _ = open_run(folder)
-            require_no_condition(model, "indm inspect")
             data = data_of(folder, model)
             analyses[str(folder)] = flow_analysis.analyse(model, data, **vars(self.options), progress=not self.quiet)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -92,8 +91,8 @@ class Report(Computes):
 
     Learning curves, likelihoods, sample quality over steps for each sampler, samples, paths x_t, interpolation,
     transport cost, the sampling error by parts, what the flow does. Its pictures as PNG and report.json lie beside it.
-    Runs that differ in the seed alone are averaged. Measurements are kept in the run folders, so that a report that was
-    stopped continues.
+    Runs that differ in the seed alone are averaged. Models of p(x|c) are shown at the c of the data, those of classes
+    class by class, too. Measurements are kept in the run folders, so that a report that was stopped continues.
     """
 
     run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…", help_behavior_hint="(required)")]

@@ -99,7 +99,8 @@ class FitSampler(Computes):
     "indm fit-sampler RUN --steps 5 10" learns when to evaluate the network, and how to combine what it says, from
     trajectories of the run's own model. "indm sample RUN --sampler fitted --steps 5" then makes a sample with 5
     evaluations, near the one of hundreds. It is kept in RUN/samplers/fitted-5.json, and fits this model alone: after
-    more training, fit it anew. On digits it takes a minute on one core.
+    more training, fit it anew. On digits it takes a minute on one core. A model of p(x|c) is fitted at the c of its
+    data, and at one --guidance.
     """
 
     run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
@@ -119,7 +120,8 @@ class FitSampler(Computes):
                 f"{fit.rms:.4f}, {fit.rms_before:.4f} before" if fit.rms < fit.rms_before else "no better than before"
             )
             print(f"{steps} evaluations: RMS distance of held-out latents from the converged ones {change}")
-        print(f"indm sample {self.run_folder} --sampler fitted --steps {next(iter(fits))}")
+        guided = "" if self.options.guidance == 1 else f" --guidance {self.options.guidance:g}"
+        print(f"indm sample {self.run_folder} --sampler fitted --steps {next(iter(fits))}{guided}")
         return DONE
 
 

@@ -311,6 +311,8 @@ class FittingOptions:
     """Evaluations of the network for one sample; a sampler is fitted for each number."""
     samples: Annotated[int | None, default("as many as hold 4096 numbers, 64 or more")] = None
     """Trajectories of the model to fit; as many again are held out."""
+    guidance: float = 1.0
+    """Of the trajectories, for a model of p(x|c): "indm sample --guidance 2" takes a sampler that was fitted at 2."""
     iterations: int = 60
     """Iterations of the descent, at most."""
     seconds: float = math.inf

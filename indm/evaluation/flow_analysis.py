@@ -8,10 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from indm.conditions import rows_of_data
 from indm.data.base import Data, stack
 from indm.evaluation.statistics import share_error
 from indm.flows import Flow, require_one_map
 from indm.flows.check import LARGEST, singular_values
+from indm.model import at, at_data, at_rows
 from indm.rng import randn_like
 from indm.sampling import log_snr_grid
 from indm.tensors import evaluation_mode
@@ -95,13 +97,14 @@ def class_information(
     positions, grid = torch.linspace(0, 1, times, dtype=torch.float64), log_snr_grid(model.sde, times - 1).flip(0)
     points = []
     with evaluation_mode(model):
+        models = {split: at_data(model, data, split, examples) for split in ("train", "test")}
         latents = {}
-        for split in ("train", "test"):
+        for split, here in models.items():
             raw = stack(getattr(data, split), examples).to(model.scaling.scale.device)
-            latents[split] = model.flow.latent(model.from_data(raw, generator=generator)[0])
+            latents[split] = here.flow.latent(here.from_data(raw, generator=generator)[0])
         labels = {split: data.labels[split][: len(z)].numpy() for split, z in latents.items()}
         for clock, t in tqdm(list(zip(positions.tolist(), grid, strict=True)), desc="probe", disable=not progress):
-            x_t = {split: _noised(model, z, t, generator) for split, z in latents.items()}
+            x_t = {split: _noised(models[split], z, t, generator) for split, z in latents.items()}
             accuracy = _linear_accuracy(x_t, labels)
             error = share_error(accuracy, len(labels["test"]))
             points.append({"t": t.item(), "clock": clock, "accuracy": accuracy, "standard_error": error})
@@ -126,6 +129,8 @@ def _linear_accuracy(x: dict[str, np.ndarray], labels: dict[str, np.ndarray]) ->
 def analyse(model, data: Data, *, examples: int = 2000, seed: int = 0, progress: bool = True) -> dict:
     """All of the above for one model: ``action``, ``spectrum``, ``singular_values`` (where feasible) and ``probe``.
 
+    A flow that sees c is looked at at the c of each example.
+
     Raises:
         ValueError: a flow that draws its map anew in every call, or fewer than 2 examples.
     """
@@ -134,12 +139,16 @@ def analyse(model, data: Data, *, examples: int = 2000, seed: int = 0, progress:
     require_one_map(model.flow, "its analysis")
     generator = torch.Generator(model.scaling.scale.device).manual_seed(seed)
     x = model.from_data(stack(data.test, examples).to(model.scaling.scale.device), generator=generator)[0]
+    c = rows_of_data(model, data, "test", len(x))
     with evaluation_mode(model):
-        analysis: dict = {"action": action(model.flow, x)}
+        flow = at(model, c, len(x)).flow
+        analysis: dict = {"action": action(flow, x)}
         if x.ndim == 4:
-            analysis["spectrum"] = spectrum(model.flow, x)
+            analysis["spectrum"] = spectrum(flow, x)
         if x[0].numel() <= LARGEST:
-            analysis["singular_values"] = singular_values(model.flow, x[:SPECTRA]).tolist()
+            rows = torch.arange(min(SPECTRA, len(x))).split(1)
+            each = [singular_values(at_rows(model, c, row).flow, x[row]) for row in rows]
+            analysis["singular_values"] = torch.cat(each).tolist()
     if data.labels:
         analysis["probe"] = class_information(model, data, examples=examples, seed=seed, progress=progress)
     return analysis

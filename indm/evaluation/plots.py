@@ -113,6 +113,31 @@ def samples_picture(
     return style.pixels_of(figure)
 
 
+@styled
+def points_by_class(
+    columns: Mapping[str, Sequence[Tensor]],
+    labels: Sequence[str],
+    colours: Mapping[str, str],
+    limits: tuple[tuple[float, float], tuple[float, float]] | None,
+) -> Figure:
+    """The first two entries of points, a row for each class.
+
+    Args:
+        columns: by title, points (N, 2 or more) of each class.
+        labels: of the classes.
+        colours: of points, by title; black where there is none.
+        limits: of both axes.
+    """
+    figure = Figure(figsize=(3.4 * len(columns), 3.2 * len(labels)))
+    panels = figure.subplots(len(labels), len(columns), sharex=True, sharey=True, squeeze=False)
+    for column, (name, of_classes) in zip(panels.T, columns.items(), strict=True):
+        for axes, label, points in zip(column, labels, of_classes, strict=True):
+            dots(axes, points, f"{name}, {label}", colours.get(name, DATA_COLOUR))
+            axes.set(**({} if limits is None else {"xlim": limits[0], "ylim": limits[1]}))
+            axes.label_outer()
+    return figure
+
+
 def background(axes: Axes, density: Density, extent: tuple[float, float, float, float], scaling=None) -> None:
     """A density of the plane as colours; ``extent`` in units of ``scaling`` where that is given."""
     x0, x1, y0, y1 = extent

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from indm.conditions import rows_of_data
 from indm.data.base import Data, stack
 from indm.evaluation.distances import frechet_distance, sliced_wasserstein
 from indm.evaluation.extractor import Extractor
 from indm.evaluation.statistics import jackknife
+from indm.model import all_rows, at_rows
 from indm.sampling import Sampler, make_sampler, solve_latent
 from indm.scaling import Scaling
 from indm.tensors import Batch, evaluation_mode
@@ -68,22 +70,26 @@ def solve(
     sampler: str | Sampler,
     steps: int | None = None,
     *,
+    c: Any = None,
     generator: torch.Generator | None = None,
     batch_size: int = 256,
     progress: bool = False,
 ) -> tuple[Batch, int]:
     """x in model units from given z_T, by a sampler, the last denoising and h⁻¹, as :func:`indm.sample` does it.
 
-    A conditional flow has the same codes in every call, so that samples of the same z_T can be compared.
+    ``c`` are the conditions, as :func:`indm.sample` takes them. A flow with codes has the same codes
+    in every call, so that samples of the same z_T can be compared.
 
     Returns:
         x, and the evaluations of the score for one sample (the most that one took), that of the denoising included.
     """
     sampler, parts, nfe, codes = make_sampler(sampler), [], 0, make_generator(z_T, 0, 3)
+    c = all_rows(model, c, len(z_T))
     with evaluation_mode(model):
-        for part in z_T.split(batch_size):
-            z, count = solve_latent(model, part, sampler, steps, generator=generator, progress=progress)
-            parts.append(model.decode(z, generator=codes))
+        for rows, start in zip(torch.arange(len(z_T)).split(batch_size), z_T.split(batch_size), strict=True):
+            here = at_rows(model, c, rows)
+            z, count = solve_latent(here, start, sampler, steps, generator=generator, progress=progress)
+            parts.append(here.decode(z, generator=codes))
             nfe = max(nfe, count)
     return torch.cat(parts), nfe
 
@@ -112,6 +118,8 @@ def quality(
 ) -> list[dict]:
     """Distances of samples to the test split, in data units, for samplers and numbers of steps from the same z_T.
 
+    Samples of a model of p(x|c) are drawn at the c of the test split.
+
     Args:
         model: an INDM.
         data: whose test split they are compared with, in ``data.scaling``'s units, common to all models of the data.
@@ -129,10 +137,11 @@ def quality(
         make_sampler(sampler).check(model.sde)
     images = count_images(data, images)
     test, z_T = stack(data.test, images), prior_draws(model, images, seed)
+    c = rows_of_data(model, data, "test", images)
     rows = [{"sampler": "data", "steps": None, "nfe": 0, "seconds": 0.0} | floor(data, images, extractor)]
     for sampler, count in tqdm(list(itertools.product(samplers, steps)), desc="quality", disable=not progress):
         generator, start = make_generator(z_T, seed, 1), time.perf_counter()
-        x, nfe = solve(model, z_T, sampler, count, generator=generator, progress=progress)
+        x, nfe = solve(model, z_T, sampler, count, c=c, generator=generator, progress=progress)
         raw = model.scaling.to_data(x).cpu()
         row = {"sampler": sampler, "steps": count, "nfe": nfe, "seconds": time.perf_counter() - start}
         rows.append(row | distances(raw, test, data.scaling, extractor))

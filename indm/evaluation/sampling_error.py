@@ -7,12 +7,14 @@ Standard errors are of the mean, or by the :func:`~indm.evaluation.statistics.ja
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from indm.conditions import rows_of_data
 from indm.data.base import Data, stack
 from indm.data.densities import DENSITIES, Density, Points
 from indm.evaluation.extractor import Extractor
@@ -29,6 +31,7 @@ from indm.evaluation.sample_quality import (
 from indm.evaluation.statistics import mean_and_error
 from indm.forward.base import require_tight
 from indm.likelihood import latents_of
+from indm.model import all_rows, at_rows
 from indm.objective import prior_term
 from indm.paths import samples_of_one_path
 from indm.rng import randn_like
@@ -66,7 +69,7 @@ def sampling_errors(
     data, beside the :func:`floor`.
 
     Args:
-        model: an INDM.
+        model: an INDM; one of p(x|c) is at the c of the training data throughout.
         data: a known density (:data:`~indm.data.densities.DENSITIES`, by its name) also has its estimation error in
             nats, unless the flow draws its map anew in every call.
         samplers: those whose discretization is measured; one that is stochastic and follows no path has none.
@@ -83,18 +86,19 @@ def sampling_errors(
     rules = {name: make_sampler(name) for name in samplers}
     images = count_images(data, images)
     generator = make_generator(model.scaling.scale, seed, 1)
-    z = latents_of(model, stack(data.train, images), generator=generator)
+    c = rows_of_data(model, data, "train", images)
+    z = latents_of(model, stack(data.train, images), c=c, generator=generator)
     with evaluation_mode(model):
         drawn = prior_draws(model, images, seed)
         noise = (drawn - model.sde.prior_mean.to(drawn)) / model.sde.prior_std
         z_T = {"data": model.sde.perturb(z, model.sde.endpoints(z)[1], noise), "prior": drawn}
     converged, nfe = {}, 0
     for name, start in z_T.items():
-        converged[name], count = solve(model, start, "ode", progress=progress)
+        converged[name], count = solve(model, start, "ode", c=c, progress=progress)
         nfe = max(nfe, count)
     discretization: list[dict] = []
     for name, rule in rules.items():
-        common: dict = {"steps": steps, "extractor": extractor, "progress": progress}
+        common: dict = {"steps": steps, "c": c, "extractor": extractor, "progress": progress}
         if not rule.stochastic:
             discretization += discretization_error(model, z_T["prior"], converged["prior"], sampler=name, **common)
         elif rule.follows_a_path:
@@ -170,10 +174,13 @@ def discretization_error(
     *,
     sampler: str = "unipc",
     steps: Sequence[int] = STEPS,
+    c: Any = None,
     extractor: Extractor | None = None,
     progress: bool = True,
 ) -> list[dict]:
     """What a sampler of the probability flow loses by few steps: its x against the ``converged`` x from the same z_T.
+
+    ``c`` are the conditions of the samples, of a model that has one.
 
     Returns:
         Rows ``sampler``, ``steps``, ``nfe``, ``rms`` (root mean square over entries, in model units),
@@ -182,7 +189,7 @@ def discretization_error(
     """
     rows = []
     for count in tqdm(steps, desc="discretization", disable=not progress):
-        x, nfe = solve(model, z_T, sampler, count, progress=progress)
+        x, nfe = solve(model, z_T, sampler, count, c=c, progress=progress)
         rows.append({"sampler": sampler, "steps": count, "nfe": nfe} | _loss(model, x, converged, extractor))
     return rows
 
@@ -193,6 +200,7 @@ def path_error(
     *,
     sampler: str = "euler-maruyama",
     steps: Sequence[int] = STEPS,
+    c: Any = None,
     converged_steps: int,
     extractor: Extractor | None = None,
     generator: torch.Generator | None = None,
@@ -201,23 +209,24 @@ def path_error(
     """What a stochastic sampler loses by few steps: its x against that in ``converged_steps`` along the same path.
 
     All numbers of steps follow one Brownian path from the same z_T, so that the loss is a number of each sample, and
-    has no noise of the data.
+    has no noise of the data. ``c`` as in :func:`discretization_error`.
 
     Returns:
         Rows as of :func:`discretization_error`.
     """
     rule, counts = make_sampler(sampler), (*steps, converged_steps)
     parts: list[dict[int, Tensor]] = []
-    codes = make_generator(z_T, 0, 3)
+    codes, c = make_generator(z_T, 0, 3), all_rows(model, c, len(z_T))
     with evaluation_mode(model):
-        for part in z_T.split(BATCH):
-            z = samples_of_one_path(model.score, part, rule, counts, generator=generator, progress=progress)
-            eps = model.score.sde.endpoints(part)[0]
+        for rows, part in zip(torch.arange(len(z_T)).split(BATCH), z_T.split(BATCH), strict=True):
+            here = at_rows(model, c, rows)
+            z = samples_of_one_path(here.score, part, rule, counts, generator=generator, progress=progress)
+            eps = here.score.sde.endpoints(part)[0]
             state = codes.get_state()
             decoded = {}
             for count, z_eps in z.items():
                 codes.set_state(state)  # a conditional flow has the same codes for all of them
-                decoded[count] = model.decode(denoise(law_score(model.score), z_eps, eps), generator=codes)
+                decoded[count] = here.decode(denoise(law_score(here.score), z_eps, eps), generator=codes)
             parts.append(decoded)
     x = {count: torch.cat([part[count] for part in parts]) for count in parts[0]}
     return [

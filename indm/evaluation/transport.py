@@ -8,6 +8,7 @@ from torch import Tensor
 from indm.evaluation.statistics import FOLDS, jackknife
 from indm.flows import require_one_map
 from indm.forward.base import require_no_code
+from indm.model import at_rows
 from indm.rng import randn_like
 from indm.sampling import FLOW_TOLERANCE, follow_flow
 from indm.tensors import Batch, evaluation_mode
@@ -17,6 +18,7 @@ LARGEST_ASSIGNMENT = 2000  # samples whose optimal transport is solved exactly
 
 def encode_ode(model, z_eps: Batch, *, tol: float = FLOW_TOLERANCE, progress: bool = False) -> tuple[Batch, int]:
     """z_T from z_ε by the probability flow on the latent: the way back of the sampler "ode"; and its evaluations."""
+    model = at_rows(model, None, torch.arange(len(z_eps)))
     with evaluation_mode(model):
         return follow_flow(model.score, z_eps, model.sde.eps, model.sde.T, tol=tol, progress=progress)
 

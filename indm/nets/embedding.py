@@ -87,13 +87,15 @@ class ConditionOfImages(nn.Module):
         return embedding, h + self.layer(F.pad(c, padding))
 
 
-def seen(network: nn.Module, c: Tensor | None, z: Tensor) -> Tensor:
-    """What ``network`` sees: ``c``, or zeros of its ``condition`` where c is hidden.
+def seen(network: nn.Module, c: Tensor | None, z: Tensor) -> Tensor | None:
+    """What ``network`` sees: ``c``, or zeros of its ``condition`` where c is hidden; None without a condition.
 
     Raises:
         ValueError: it was made without a condition, or with one of another shape.
     """
     shape = tuple(network.condition)
+    if not shape and c is None:
+        return None
     c = z.new_zeros(len(z), *shape) if c is None else c.to(z.dtype)
     if not shape or tuple(c.shape) != (len(z), *shape):
         raise ValueError(

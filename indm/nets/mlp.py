@@ -67,8 +67,7 @@ class MLP(nn.Module):
     def forward(self, z: Batch, level: PerSample, c: Tensor | None = None) -> Batch:
         """The output for inputs ``z`` at log noise levels ``level`` = log(σ/α), (B,), and conditions ``c``."""
         embedding, h = self.embedding(level), self.input(self.features(z))
-        if self.condition or c is not None:
-            c = seen(self, c, z)
+        if (c := seen(self, c, z)) is not None:
             embedding, h = embedding + self.condition_embedding(c), h + self.condition_input(c.flatten(1))
         for block in self.blocks:
             h = block(h, embedding)

@@ -332,8 +332,7 @@ class NCSNpp(nn.Module):
         embedding = self.level(self.features(level))
         image = z if self.centered else 2 * z - 1
         h = self.stem(image)
-        if self.condition or c is not None:
-            c = seen(self, c, z)
+        if (c := seen(self, c, z)) is not None:
             embedding, h = self.condition_input(c, embedding, h)
         skips = [h]
         for i, (blocks, attentions) in enumerate(zip(self.encoder, self.encoder_attention, strict=True)):

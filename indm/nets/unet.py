@@ -158,8 +158,7 @@ class UNet(nn.Module):
         angles = [math.pi * k * z for k in self.fourier]
         z = torch.cat([z, *(wave for angle in angles for wave in (angle.sin(), angle.cos()))], 1)
         h = self.stem(F.pad(z, (0, -width % self.multiple, 0, -height % self.multiple)).contiguous())
-        if self.condition or c is not None:
-            c = seen(self, c, z)
+        if (c := seen(self, c, z)) is not None:
             embedding, h = self.condition_input(c, embedding, h)
         skips = []
         for i, stages in enumerate(self.encoder):

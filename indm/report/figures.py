@@ -9,12 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from indm.conditions import rows_of_data
 from indm.data.base import Data, stack
 from indm.data.densities import DENSITIES
 from indm.evaluation import plots, sample_quality, sheets
 from indm.evaluation.statistics import over_seeds
 from indm.evaluation.style import DATA_COLOUR, styled
 from indm.evaluation.transport import encode_ode
+from indm.model import at, at_data
 from indm.nonlinear import NonlinearDiffusion
 from indm.paths import forward_path, probability_flow_path
 from indm.report.records import Record, by_group
@@ -24,6 +26,7 @@ from indm.sampling import log_snr_grid
 FRAMES = 9  # of a path
 STRIPS = 4  # paths of a group that are shown
 PARTICLES = 1000
+CLASSES, COLUMNS = 20, 8  # of samples by class: rows, at most, and images in a row
 FIELD = 13  # points along a side of the plane
 DISTANCES = {"sliced_wasserstein": "sliced Wasserstein distance", "frechet": "Fréchet distance"}
 Colours = Mapping[str, str]  # of each group, the same in all figures of a page
@@ -104,10 +107,12 @@ def _line(axes: Axes, seeds: list[list[dict]], sampler: str, key: str, group: st
 
 
 def samples_figure(records: list[Record], data: Data, path: Path, colours: Colours) -> None:
-    """Data, and samples of the first model of each group."""
+    """Data, and samples of the first model of each group; those of a model of p(x|c) at the c of the data."""
     n = plots.SIDE**2 if len(data.shape) == 3 else PARTICLES
     panels: dict[str, Tensor | str] = {"data": stack(data.test, n)}
-    panels |= {group: _samples(open_model(runs[0].folder), n) for group, runs in by_group(records).items()}
+    for group, runs in by_group(records).items():
+        model = open_model(runs[0].folder)
+        panels[group] = _samples(model, n, rows_of_data(model, data, "test", n))
     plots.save_pixels(plots.samples_picture(panels, data.scaling.levels or 256, colours, _limits(data)), path)
 
 
@@ -120,10 +125,40 @@ def _limits(data: Data) -> tuple[tuple[float, float], tuple[float, float]] | Non
     return (low[0].item(), high[0].item()), (low[1].item(), high[1].item())
 
 
-def _samples(model, n: int) -> Tensor:
-    """Samples in data units: of a diffusion by Heun in 25 steps, of another model as it draws them."""
+def classes_figure(groups: list[list[Record]], data: Data, path: Path, colours: Colours) -> None:
+    """Data, and samples of the first model of each group, a row for each of the first :data:`CLASSES` classes."""
+    models = {group[0].group: open_model(group[0].folder) for group in groups}
+    labels = next(iter(models.values())).condition.labels[:CLASSES]
+    is_image = len(data.shape) == 3
+    each = COLUMNS if is_image else PARTICLES // 4
+    wanted = torch.arange(len(labels)).repeat_interleave(each)
+    columns = {"data": _of_classes(data, labels, each)}
+    for name, model in models.items():
+        c = model.condition.rows([labels[number] for number in wanted.tolist()])
+        columns[name] = list(_samples(model, len(c), c).split(each))
+    if is_image:
+        panels = [sheets.Panel(torch.cat(rows), each, name, labels) for name, rows in columns.items()]
+        plots.save_pixels(sheets.sheet(panels, data.scaling.levels or 256), path)
+    else:
+        plots.save_figure(plots.points_by_class(columns, labels, colours, _limits(data)), path)
+
+
+def _of_classes(data: Data, labels: Sequence[str], each: int) -> list[Tensor]:
+    """The first ``each`` test examples of each class; images are filled up with black where there are fewer."""
+    rows = []
+    for label in labels:
+        x = stack(data.of_class(label).test, each)
+        missing = each - len(x) if len(data.shape) == 3 else 0
+        rows.append(torch.cat([x, x.new_zeros(missing, *data.shape)]))
+    return rows
+
+
+def _samples(model, n: int, c: Tensor | None = None) -> Tensor:
+    """Samples in data units: of a diffusion by Heun in 25 steps, of another model as it draws them; one for each row of
+    ``c`` where there are any."""
+    n = n if c is None else len(c)
     if model.is_diffusion:
-        x, _ = sample_quality.solve(model, sample_quality.prior_draws(model, n, 0), "heun", 25)
+        x, _ = sample_quality.solve(model, sample_quality.prior_draws(model, n, 0), "heun", 25, c=c)
     else:
         x = model.sample(n, generator=sample_quality.make_generator(model.scaling.scale, 0, 0))
     return model.scaling.to_data(x).cpu()
@@ -134,24 +169,28 @@ def clock(model, frames: int) -> Tensor:
     return log_snr_grid(model.sde, frames - 1).flip(0)
 
 
-def forward_strip(model, x: Tensor) -> Tensor:
+def forward_strip(model, x: Tensor, c: Tensor | None = None) -> Tensor:
     """x_t along one Brownian path, (frames, B, *event)."""
-    return forward_path(model, x, clock(model, FRAMES), generator=torch.Generator(x.device).manual_seed(0))
+    generator = torch.Generator(x.device).manual_seed(0)
+    return forward_path(at(model, c, len(x)), x, clock(model, FRAMES), generator=generator)
 
 
-def flow_strip(model, x: Tensor) -> Tensor:
+def flow_strip(model, x: Tensor, c: Tensor | None = None) -> Tensor:
     """x_t along the probability flow."""
+    model = at(model, c, len(x))
     eps, _ = model.sde.endpoints(x)
     generator = torch.Generator(x.device).manual_seed(1)
     noise = torch.randn(x.shape, generator=generator, device=x.device)
     return probability_flow_path(model, NonlinearDiffusion(model).perturb(x, eps, noise), clock(model, FRAMES))
 
 
-def interpolation_strip(model, x: Tensor) -> Tensor:
-    """From each x to its successor, through z_T."""
-    z = encode_ode(model, model.flow.latent(x).detach())[0]
+def interpolation_strip(model, x: Tensor, c: Tensor | None = None) -> Tensor:
+    """From each x to its successor, through z_T; decoded at the c of the first where there is one."""
+    here = at(model, c, len(x))
+    z = encode_ode(here, here.flow.latent(x).detach())[0]
     way = torch.stack([slerp(z, z.roll(-1, 0), share) for share in torch.linspace(0, 1, FRAMES).tolist()])
-    return sample_quality.solve(model, way.flatten(0, 1), "ode")[0].reshape(way.shape)
+    c = None if c is None else c.repeat(FRAMES, *(1 for _ in c.shape[1:]))
+    return sample_quality.solve(model, way.flatten(0, 1), "ode", c=c)[0].reshape(way.shape)
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
@@ -168,13 +207,15 @@ class Strip:
 
     Attributes:
         caption: of the figure.
-        frames: (model, x) → (frames, B, *event), in model units.
+        frames: (model, x, c) → (frames, B, *event), in model units; c is None for a model without a condition.
         labels: model → a word above each frame.
+        at_c: what the caption says of models of p(x|c).
     """
 
     caption: str
     frames: Callable[..., Tensor]
     labels: Callable[..., Sequence[str]]
+    at_c: str = "x_t is at the c of x"
 
 
 def times(model) -> list[str]:
@@ -193,7 +234,7 @@ PATHS = {
     "flow-paths": Strip("x_t along the probability flow, at the same times: encoded to T, each frame decoded by h⁻¹.",
                         flow_strip, times),
     "interpolation": Strip("From x to x′ through z_T: both encoded, interpolated on the sphere, decoded.",
-                           interpolation_strip, shares),
+                           interpolation_strip, shares, "all of a row is decoded at the c of x, x′ too"),
 }  # fmt: skip
 
 
@@ -205,7 +246,7 @@ def strips_figure(records: list[Record], data: Data, path: Path, strip: Strip) -
         raw = stack(data.test, STRIPS).to(model.scaling.scale.device)
         with torch.no_grad():
             x = model.from_data(raw, generator=torch.Generator(raw.device).manual_seed(0))[0]
-            frames = strip.frames(model, x)
+            frames = strip.frames(model, x, rows_of_data(model, data, "test", len(x)))
         rows = model.scaling.to_data(frames.transpose(0, 1).flatten(0, 1)).cpu()
         panels.append(sheets.Panel(rows, FRAMES, record.group, tops=strip.labels(model)))
     plots.save_pixels(sheets.sheet(panels, data.scaling.levels or 256, across=1), path)
@@ -213,9 +254,14 @@ def strips_figure(records: list[Record], data: Data, path: Path, strip: Strip) -
 
 @styled
 def plane_figure(record: Record, data: Data, path: Path, colours: Colours) -> None:
-    """A model of the plane: density and samples, particles forward and backward, drift and volatility."""
-    model = open_model(record.folder).cpu()
-    diffusion, times = NonlinearDiffusion(model), clock(model, 5)
+    """A model of the plane: density and samples, particles forward and backward, drift and volatility.
+
+    Particles have the c of the data; drift and volatility are at the c of the first.
+    """
+    whole = open_model(record.folder).cpu()
+    c = rows_of_data(whole, data, "test", PARTICLES)
+    diffusion = NonlinearDiffusion(at(whole, None if c is None else c[:1], FIELD**2))
+    model, times = at_data(whole, data, "test", PARTICLES), clock(whole, 5)
     x = model.from_data(stack(data.test, PARTICLES))[0]
     generator = torch.Generator().manual_seed(0)
     forward = forward_path(model, x, times, generator=generator)
@@ -231,11 +277,11 @@ def plane_figure(record: Record, data: Data, path: Path, colours: Colours) -> No
         for row, cloud, what in ((0, forward[column], "forward"), (1, backward[-1 - column], "generative")):
             plots.dots(panels[row, column], cloud, f"{what}, t = {t:.2g}", colour)
             panels[row, column].set(xlim=(-2 * reach, 2 * reach), ylim=(-2 * reach, 2 * reach))
-        at = torch.full((FIELD**2,), t)
+        now = torch.full((FIELD**2,), t)
         axis = torch.linspace(-reach, reach, FIELD)
         grid = torch.cartesian_prod(axis, axis)
-        plots.arrows(panels[2, column], grid, diffusion.drift(grid, at), f"f_φ, t = {t:.2g}", colour)
-        plots.ellipses(panels[3, column], grid, diffusion.dense_diffusion(grid, at), f"G_φ, t = {t:.2g}", colour)
+        plots.arrows(panels[2, column], grid, diffusion.drift(grid, now), f"f_φ, t = {t:.2g}", colour)
+        plots.ellipses(panels[3, column], grid, diffusion.dense_diffusion(grid, now), f"G_φ, t = {t:.2g}", colour)
     for number, row in enumerate(panels):
         below = number % 2 == 1  # two rows have the same range
         for axes in row:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from indm.conditions import rows_of_data
 from indm.config.options import ReportOptions
 from indm.data.base import Data, stack
 from indm.evaluation import flow_analysis, sample_quality
@@ -22,7 +23,7 @@ from indm.evaluation.sampling_error import sampling_errors
 from indm.evaluation.statistics import mean_and_error
 from indm.evaluation.transport import LARGEST_ASSIGNMENT
 from indm.files import atomic, untrusted
-from indm.model import INDM
+from indm.model import INDM, at_data
 from indm.runs.devices import device
 from indm.runs.folder import end_of, open_model
 from indm.runs.provenance import weights_hash
@@ -85,10 +86,11 @@ def samplers_of(model: INDM, options: ReportOptions) -> list[str]:
 
 def transport(run: Path, setup: Setup) -> dict:
     """The cost of the probability flow on the data space beside the least cost."""
-    model = open_model(run)
+    n = min(setup.options.examples, LARGEST_ASSIGNMENT)
+    model = at_data(open_model(run), setup.data, "test", n)
     device = model.scaling.scale.device
     generator = torch.Generator(device).manual_seed(setup.options.seed)
-    raw = stack(setup.data.test, min(setup.options.examples, LARGEST_ASSIGNMENT)).to(device)
+    raw = stack(setup.data.test, n).to(device)
     with torch.no_grad():  # noise of grey levels may be learned
         x = model.from_data(raw, generator=generator)[0]
     return transport_module.transport(model, x, generator=generator, progress=setup.progress)
@@ -111,7 +113,8 @@ def gap(run: Path, setup: Setup) -> list[dict]:
     rows = []
     for step, folder in sorted(folders.items()):
         model = INDM.load(folder, device=device())
-        _, nats = evaluate(model, raw, times=16, seed=setup.options.seed, progress=setup.progress)
+        c = rows_of_data(model, setup.data, "test", len(raw))
+        _, nats = evaluate(model, raw, c=c, times=16, seed=setup.options.seed, progress=setup.progress)
         unit = math.log(2) * raw[0].numel() if model.scaling.levels else 1.0
         mean, error = mean_and_error((nats["nelbo"] - nats["nll"]) / unit)
         row = {"step": step, "gap": mean, "standard_error": error, "images": len(raw)}

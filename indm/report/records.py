@@ -19,7 +19,7 @@ from indm.evaluation.diagnosis import conclusion
 from indm.evaluation.methods import differences, methods_of
 from indm.evaluation.results import number_key, read_evaluation, read_nats
 from indm.evaluation.runs import evaluate_run
-from indm.model import count_parameters, require_no_condition
+from indm.model import count_parameters
 from indm.report.measurements import Setup, measure, measurements_of
 from indm.runs.folder import open_model, read_metrics
 from indm.runs.provenance import other_splits, weights_hash
@@ -51,6 +51,11 @@ class Record:
     def unit(self) -> str:
         """ "bits/dim" or "nats"."""
         return self.evaluation["unit"]
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the model is one of p(x|c)."""
+        return "condition" in self.evaluation
 
     @property
     def curve(self) -> list[dict]:
@@ -86,7 +91,6 @@ def groups_of(folders: Sequence[Path]) -> dict[Path, str]:
 def record_of(run: Path, group: str, setup: Setup, names: Sequence[str]) -> Record:
     """The record of one run with the measurements of these names; what is missing is evaluated and measured."""
     model = open_model(run)
-    require_no_condition(model, "indm report")
     dequantization, parameters = in_words(model), count_parameters(model)
     del model  # whatever measures opens its own
     evaluation = _evaluation_of(run, dequantization, setup)

@@ -60,6 +60,25 @@ def _bound(group: list[Record], kind: str) -> str:
     return with_error(*over_seeds([mean for mean, _ in bounds], bounds[0][1])) if bounds else "–"
 
 
+def class_rows(groups: list[list[Record]]) -> Rows:
+    """The NELBO of each class: a row a class, a column a group; errors as in :func:`likelihood_rows`."""
+    first = groups[0][0].evaluation
+    rows: Rows = [("class", "examples", *(f"{group[0].group}, {group[0].unit}" for group in groups))]
+    for label, own in first["classes"].items():
+        cells = [_bound_of_class(group, label) for group in groups]
+        rows.append((label, str(own["images"]), *cells))
+    return rows
+
+
+def _bound_of_class(group: list[Record], label: str) -> str:
+    evaluations = [record.evaluation for record in group if label in record.evaluation["classes"]]
+    if not evaluations:
+        return "–"
+    unit = math.log(2) * evaluations[0]["dims"] if evaluations[0]["unit"] == "bits/dim" else 1.0
+    own = [evaluation["classes"][label] for evaluation in evaluations]
+    return with_error(*over_seeds([row["nats"] / unit for row in own], own[0]["nats_standard_error"] / unit))
+
+
 def difference_rows(by_method: Mapping[str, Mapping[str, Mapping]], first: str, unit: str) -> Rows:
     """The differences of methods from the ``first``, see :func:`indm.evaluation.methods.differences`."""
     rows: Rows = [

@@ -182,6 +182,14 @@ class Sections:
         """The first record of each group that has a measurement."""
         return [group[0] for group in self.having(name)]
 
+    def of_classes(self) -> list[list[Record]]:
+        """The groups that were evaluated by class."""
+        return [group for group in by_group(self.records).values() if "classes" in group[0].evaluation]
+
+    def at_c(self, sentence: str) -> str:
+        """What a caption says of models of p(x|c); nothing where there are none."""
+        return f" Of models of p(x|c) {sentence}." if any(record.is_conditional for record in self.records) else ""
+
     def draw(self, name: str, caption: str, write: Callable[[Path], None]) -> None:
         """Add a picture that ``write`` writes as a PNG."""
         path = self.out / f"{self.prefix}{name}.png"
@@ -195,6 +203,14 @@ class Sections:
             "With the reconstruction term. NELBO bounds the likelihood of the generative SDE, NLL is that of the "
             "probability-flow ODE: their difference is zero for the exact score, no variational gap."
         )
+        if conditional := [name for name, group in by_group(self.records).items() if group[0].is_conditional]:
+            self.page.text(
+                f"{', '.join(conditional)}: log p(x|c) at the c of each example. It has what c tells of x, which p(x) "
+                "and the baselines have not."
+            )
+        if groups := self.of_classes():
+            self.page.heading("Likelihood by class", level=3)
+            self.page.table(tables.class_rows(groups))
         self.draw(
             "curves",
             f"Validation NELBO in {self.records[0].unit}, over optimizer steps and over seconds of training: lower is "
@@ -213,9 +229,15 @@ class Sections:
         self.draw(
             "samples",
             "Test data, and samples of the first seed of each model: of a diffusion by Heun in 25 steps, of another "
-            "model by its decoder.",
+            f"model by its decoder.{self.at_c('the samples are at the c of the data in the same places')}",
             lambda path: figures.samples_figure(self.records, self.data, path, self.colours),
         )
+        if (groups := self.of_classes()) and (len(self.data.shape) == 3 or self.data.shape[0] > 1):
+            self.draw(
+                "classes",
+                f"Test data, and samples of the first seed of each model, a row a class, {figures.CLASSES} at most.",
+                lambda path: figures.classes_figure(groups, self.data, path, self.colours),
+            )
         if self.extractor is not None:
             made_by = self.extractor.provenance
             self.page.text(
@@ -257,14 +279,15 @@ class Sections:
             self.page.heading("Paths")
             for name, strip in figures.PATHS.items():
                 write = functools.partial(figures.strips_figure, records, self.data, strip=strip)
-                self.draw(name, strip.caption, write)
+                self.draw(name, strip.caption + self.at_c(strip.at_c), write)
         if self.data.shape == (2,):
             self.page.heading("Paths")
             for record in records:
                 self.draw(
                     f"plane-{record.group.replace('/', '-')}",
                     f"{record.group}: density; particles along the forward diffusion and the generative flow; drift "
-                    "f_φ (arrows) and volatility G_φ (ellipses), scaled to the largest in each panel. Model units.",
+                    "f_φ (arrows) and volatility G_φ (ellipses), scaled to the largest in each panel. Model units."
+                    + self.at_c("particles have the c of the data, drift and volatility that of the first example"),
                     functools.partial(figures.plane_figure, record, self.data, colours=self.colours),
                 )
 

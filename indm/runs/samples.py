@@ -41,7 +41,8 @@ def draw(
         ValueError: bad options, or other samples in ``out``: only ``overwrite`` replaces them and their picture.
     """
     with trust(drawing.sampler):  # the caller names it; it does not come from a file
-        named = fitted_sampler(run, drawing.steps) if drawing.sampler == FITTED else drawing.sampler
+        fitted = drawing.sampler == FITTED
+        named = fitted_sampler(run, drawing.steps, drawing.guidance) if fitted else drawing.sampler
         sampler = make_sampler(named, **drawing.sampler_options)
     model, recipe = open_run(run)
     settings = asdict(drawing) | {"sampler_options": sampler.options(), "eps": model.sde.truncation(drawing.eps)}
