@@ -1,6 +1,7 @@
 """Models of p(x|c): closed forms, one row of c for each sample, guidance, Bayes, and what a condition may be."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,15 +11,24 @@ from scipy.integrate import solve_ivp
 from torch import nn
 
 import indm
-from indm.conditions import Classes, Image, Vector, given, sees_condition
+from indm.conditions import Classes, Conditioned, Image, Vector, given, sees_condition
+from indm.data.base import as_data
 from indm.density import sample_with_log_prob
-from indm.flows import CouplingFlow, Frozen, Identity, ResidualFlow
+from indm.evaluation.flow_analysis import analyse
+from indm.evaluation.sample_quality import make_generator, prior_draws, quality, solve
+from indm.evaluation.sampling_error import discretization_error, path_error, sampling_errors
+from indm.evaluation.transport import encode_ode
+from indm.fitting import fit_sampler
+from indm.flows import CouplingFlow, ExactFlow, Frozen, Identity, ResidualFlow
 from indm.flows.autoregressive import AutoregressiveFlow
 from indm.model import build_model
 from indm.nets import MLP, NCSNpp, UNet
 from indm.nets.embedding import ConditionOfImages
+from indm.report.figures import classes_figure, interpolation_strip, plane_figure
+from indm.report.records import Record
 from indm.rng import part_of
-from indm.sampling import follow_flow
+from indm.sampling import AdaptiveODE, follow_flow
+from indm.scaling import Scaling
 from indm.score import GivenScore
 from indm.tensors import expand_like
 from indm.translation import two_models
@@ -27,6 +37,10 @@ VP = {"name": "vp"}
 MEANS = torch.tensor([[1.5, -0.5], [-1.0, 0.5], [0.0, 2.0]])
 STDS = torch.tensor([0.05, 0.5, 1.0])  # so different that they need different numbers of steps
 LETTERS = ("a", "b", "c")
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
 
 
 class GaussianScore(nn.Module):
@@ -543,12 +557,17 @@ def test_c_that_is_missing_or_has_no_use():
         indm.sample(plain, 2, c=0)
 
 
-def test_what_takes_no_condition_asks_for_rows():
-    model = build_model(TABLES | {"condition": CONDITIONS["hidden"][0]}, (2,))
-    for use in (indm.NonlinearDiffusion, lambda model: indm.translate(model, model, torch.zeros(1, 2))):
-        with pytest.raises(ValueError, match=r"in Python model\.given\(c\) is the model at rows c"):
-            use(model)
-    indm.NonlinearDiffusion(model.given(None, 2))
+def test_what_has_no_rows_asks_for_them_or_hides_c():
+    hidden, never = (build_model(TABLES | {"condition": CONDITIONS[name][0]}, (2,)) for name in ("hidden", "classes"))
+    x = torch.zeros(1, 2)
+    for model in (hidden, never):
+        with pytest.raises(ValueError, match=r"model must be at given conditions .* give model\.given\(c\)"):
+            indm.NonlinearDiffusion(model)
+    indm.NonlinearDiffusion(hidden.given(None, 2))
+    with pytest.raises(ValueError, match="c must be given"):
+        two_models(never, never)
+    at, free = hidden.given([0.5, 1.0], 1), hidden.given(None, 1)
+    assert torch.equal(indm.translate(hidden, hidden, x, c=([0.5, 1.0], None)), indm.translate(at, free, x))
 
 
 def test_a_network_of_ones_own_with_a_condition():
@@ -578,6 +597,161 @@ def test_importance_weights_are_of_each_samples_own_condition():
     x, c = mixed(5)
     report = indm.log_probability(gaussian_model(), x, c=c, draws=3, batch_size=4)
     assert torch.allclose(report.nats().float(), -log_normal(x, c), atol=0.05)
+
+
+# ── evaluation at the c of the data ──────────────────────────────────────────────────────────────────────────────
+
+
+MILD = torch.tensor([0.3, 0.5, 1.0])  # deviations that need few steps
+
+
+def mild_model(**options):
+    return indm.INDM(Identity(), GaussianScore(MEANS, MILD), shape=(2,), condition=Classes(LETTERS, **options))
+
+
+def gaussian_flow(z_T, c):
+    """z_0 from z_T by the flow of N(mean_c, std_c² I) of :func:`mild_model`, and the last denoising, in closed form."""
+    sde, (mean, std) = indm.VPSDE(), (MEANS[c].double(), MILD[c][:, None].double())
+    alpha, sigma = (of(torch.tensor([1.0, sde.eps], dtype=torch.float64)) for of in (sde.alpha, sde.sigma))
+    variance = (alpha[:, None, None] * std) ** 2 + sigma[:, None, None] ** 2
+    z_eps = alpha[1] * mean + (z_T.double() - alpha[0] * mean) * (variance[1] / variance[0]).sqrt()
+    return mean + std**2 * alpha[1] / variance[1] * (z_eps - alpha[1] * mean)
+
+
+def labelled(c):
+    """Data of the classes, of which the test split has none of the last."""
+    parts = {"train": c, "valid": c, "test": (c + 1) % 2}
+    sets = {part: MEANS[rows] + MILD[rows][:, None] * torch.randn(len(rows), 2) for part, rows in parts.items()}
+    return replace(as_data(tuple(sets.values())), scaling=Scaling(), labels=parts, classes=LETTERS)
+
+
+def test_samples_from_given_latents_are_at_their_c_in_every_batch():
+    z_T, c = torch.randn(9, 2), torch.arange(9) % 3
+    x, _ = solve(mild_model(), z_T, AdaptiveODE(1e-3), c=c, batch_size=4)
+    assert torch.allclose(x.double(), gaussian_flow(z_T, c), atol=5e-3)
+
+
+def test_quality_is_of_samples_at_the_c_of_the_test_split():
+    """The test split has other classes than the training split: at those of the latter samples are far off."""
+    row = quality(mild_model(), labelled(torch.arange(300) % 3), samplers=("unipc",), steps=(20,), images=300)
+    assert row[0]["sliced_wasserstein"] > 0.5 > 0.15 > row[1]["sliced_wasserstein"]
+
+
+def test_sampling_errors_are_at_the_c_of_the_training_split(monkeypatch):
+    """What they give is what an exact score of one class gives, class by class, with the noise of the same rows."""
+    data = labelled(torch.arange(60) // 20)
+    monkeypatch.setattr("indm.evaluation.sampling_error.BATCH", 20)
+    options = {"steps": (3,), "samplers": ("unipc", "euler-maruyama"), "images": 60, "progress": False}
+    monkeypatch.setattr("indm.evaluation.sampling_error.CONVERGED_STEPS", 20)
+    errors = sampling_errors(mild_model(), data, **options)
+    z_T = prior_draws(mild_model(), 60, 0)
+    apart, noise = [], make_generator(z_T, 0, 4)
+    for number, part in enumerate(z_T.split(20)):
+        alone = indm.INDM(Identity(), GaussianScore(MEANS[[number]], MILD[[number]]), shape=(2,))
+        exact = gaussian_flow(part, torch.full((20,), number))
+        (few,) = discretization_error(alone, part, exact.float(), steps=(3,), progress=False)
+        (path,) = path_error(alone, part, steps=(3,), converged_steps=20, generator=noise, progress=False)
+        apart.append((few["rms"] ** 2, path["rms"] ** 2))
+    for row, squares in zip(errors["discretization"], zip(*apart, strict=True), strict=True):
+        assert row["rms"] == pytest.approx(math.sqrt(sum(squares) / 3), rel=5e-3)
+    draws = gaussian_flow(z_T, torch.arange(60) // 20)
+    z = (data.train.tensor, indm.VPSDE().alpha(torch.ones(1)))
+    from_data = gaussian_flow(z[0] * z[1] + z_T * indm.VPSDE().sigma(torch.ones(1)), torch.arange(60) // 20)
+    assert errors["prior"]["rms"] == pytest.approx((draws - from_data).square().mean().sqrt().item(), rel=0.02)
+
+
+def test_a_model_that_does_not_know_p_of_x_is_not_solved_without_c():
+    z = torch.randn(2, 2)
+    for use in (lambda model: solve(model, z, "unipc", 2), lambda model: encode_ode(model, z)):
+        with pytest.raises(ValueError, match="c must be given"):
+            use(mild_model())
+        use(mild_model(drop=0.1))
+
+
+class Stretch(Conditioned, ExactFlow):
+    """z = s_c x."""
+
+    def __init__(self, factors):
+        super().__init__()
+        self.features, self.factors = len(factors), factors
+
+    def forward(self, x, *, generator=None):
+        s = self.seen(x) @ self.factors
+        return s[:, None] * x, 2 * s.log()
+
+    def inverse_step(self, z):
+        return z / (self.seen(z) @ self.factors)[:, None]
+
+
+def test_a_flow_is_analysed_at_the_c_of_each_example():
+    """In closed form; x_t near ε is x again, and its classes are known, only where both ways have the c of the row."""
+    factors, data = torch.tensor([2.0, 0.5, 10.0]), labelled(torch.arange(60) % 2)
+    model = indm.INDM(Stretch(factors), GaussianScore(MEANS, MILD), shape=(2,), condition=Classes(LETTERS, flow=True))
+    found = analyse(model, data, examples=50, progress=False)
+    x, s = data.test.tensor[:50], factors[data.labels["test"][:50]][:, None]
+    assert torch.allclose(torch.tensor(found["singular_values"]), s[:16].expand(16, 2))
+    moved = ((s - 1) * x).square().sum() / x.square().sum()
+    assert found["action"]["size"] == pytest.approx(moved.sqrt().item(), rel=1e-5)
+    plain = analyse(indm.INDM(Identity(), GaussianScore(), shape=(2,)), data, examples=50, progress=False)
+    assert found["probe"][0]["accuracy"] == plain["probe"][0]["accuracy"] > 0.9
+
+
+def test_an_interpolation_is_at_the_c_of_its_row():
+    """It starts at x, and ends at what the latent of x′, at its own c, becomes at the c of x."""
+    c = torch.arange(3)
+    x = MEANS + MILD[:, None] * torch.randn(3, 2)
+    frames = interpolation_strip(mild_model(), x, c)
+    latents = encode_ode(mild_model().given(c), x)[0]
+    assert torch.allclose(frames[0].double(), gaussian_flow(latents, c), atol=2e-3)
+    assert torch.allclose(frames[-1].double(), gaussian_flow(latents.roll(-1, 0), c), atol=2e-3)
+    assert torch.allclose(frames[0], x, atol=5e-3)
+
+
+def test_pictures_of_the_plane_are_at_the_c_of_the_data(tmp_path, monkeypatch):
+    """Particles start at the data only if h and h⁻¹ have one c; G = g/s is that of the first c; samples by class."""
+    factors, data, kept = torch.tensor([2.0, 0.5, 10.0]), labelled(torch.arange(40) % 2), []
+    model = indm.INDM(
+        Stretch(factors), GaussianScore(factors[:, None] * MEANS, factors * MILD), None, (2,), None,
+        Classes(LETTERS, flow=True),
+    )  # fmt: skip
+    monkeypatch.setattr("indm.report.figures.open_model", lambda folder: model)
+    monkeypatch.setattr("indm.evaluation.plots.save_figure", lambda figure, path: kept.append(figure))
+    one = Record(tmp_path, "run", {}, {}, 0, {})
+    plane_figure(one, data, tmp_path / "plane.png", {"run": "black"})
+    classes_figure([[one]], data, tmp_path / "classes.png", {"run": "black"})
+    panels = np.array(kept[0].axes).reshape(4, 5)
+    assert np.allclose(panels[0, 0].lines[0].get_xydata(), data.test.tensor, atol=0.05)
+    g, first = model.sde.diffusion(torch.ones(1)).item(), factors[data.labels["test"][0]].item()
+    assert panels[3, 4].get_title().endswith(f"largest {g / first:.2g}")
+    by_class = np.array(kept[1].axes).reshape(3, 2)
+    for number, label in enumerate(LETTERS):
+        real, drawn = (axes.lines[0].get_xydata() for axes in by_class[number])
+        assert by_class[number, 1].get_title() == f"run, {label}" and len(real) == (data.labels["test"] == number).sum()
+        assert np.abs(drawn.mean(0) - MEANS[number].numpy()).max() < 0.3 * MILD[number]
+
+
+def test_a_fitted_sampler_is_of_trajectories_at_the_conditions_given():
+    """Of one class it is that of this class alone; of all, it is nearer than the rules at each of them."""
+    model, alone = mild_model(), indm.INDM(Identity(), GaussianScore(MEANS[:1], MILD[:1]), shape=(2,))
+    options = {"samples": 32, "iterations": 10}
+    one = fit_sampler(model, 3, c="a", generator=seeded(0), **options)
+    same = fit_sampler(alone, 3, generator=seeded(0), **options)
+    assert np.allclose(one.sampler.times, same.sampler.times, rtol=1e-3)
+    both = fit_sampler(model, 3, c=[0, 0, 2], generator=seeded(0), **options)
+    assert both.rms < both.rms_before / 2 and both.sampler != one.sampler
+    with pytest.raises(ValueError, match="c must be given"):
+        fit_sampler(model, 3)
+
+
+def test_a_sampler_is_fitted_to_guided_trajectories():
+    model = mild_model(drop=0.1)
+    fit = fit_sampler(model, 3, c="c", guidance=2.0, samples=32, iterations=10, generator=seeded(0))
+    z_T = torch.randn(40, 2)
+    guided = model.given("c", 40, guidance=2.0)
+    exact = solve(guided, z_T, AdaptiveODE(1e-3))[0]
+    off = {s: (solve(guided, z_T, s, 2)[0] - exact).square().mean().sqrt() for s in ("unipc", "dpm++2m")}
+    found = (solve(guided, z_T, fit.sampler)[0] - exact).square().mean().sqrt()
+    assert found < 0.7 * min(off.values()) and found.item() == pytest.approx(fit.rms, rel=0.5)
 
 
 # ── Bayes ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -128,11 +128,12 @@ def _limits(data: Data) -> tuple[tuple[float, float], tuple[float, float]] | Non
 def classes_figure(groups: list[list[Record]], data: Data, path: Path, colours: Colours) -> None:
     """Data, and samples of the first model of each group, a row for each of the first :data:`CLASSES` classes."""
     models = {group[0].group: open_model(group[0].folder) for group in groups}
-    labels = next(iter(models.values())).condition.labels[:CLASSES]
+    condition = next(iter(models.values())).condition
+    labels = condition.labels[:CLASSES]
     is_image = len(data.shape) == 3
     each = COLUMNS if is_image else PARTICLES // 4
     wanted = torch.arange(len(labels)).repeat_interleave(each)
-    columns = {"data": _of_classes(data, labels, each)}
+    columns = {"data": _of_classes(data, condition.rows_of(data, "test"), len(labels), each)}
     for name, model in models.items():
         c = model.condition.rows([labels[number] for number in wanted.tolist()])
         columns[name] = list(_samples(model, len(c), c).split(each))
@@ -143,11 +144,13 @@ def classes_figure(groups: list[list[Record]], data: Data, path: Path, colours: 
         plots.save_figure(plots.points_by_class(columns, labels, colours, _limits(data)), path)
 
 
-def _of_classes(data: Data, labels: Sequence[str], each: int) -> list[Tensor]:
-    """The first ``each`` test examples of each class; images are filled up with black where there are fewer."""
-    rows = []
-    for label in labels:
-        x = stack(data.of_class(label).test, each)
+def _of_classes(data: Data, classes: Tensor, count: int, each: int) -> list[Tensor]:
+    """The first ``each`` test examples of each of ``count`` classes; images are filled up with black where there are
+    fewer."""
+    none, rows = stack(data.test, 1)[:0], []
+    for number in range(count):
+        chosen = (classes == number).nonzero().flatten()[:each].tolist()
+        x = torch.cat([none, *(data.test[i][None] for i in chosen)])
         missing = each - len(x) if len(data.shape) == 3 else 0
         rows.append(torch.cat([x, x.new_zeros(missing, *data.shape)]))
     return rows

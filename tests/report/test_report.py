@@ -24,7 +24,7 @@ from indm.data.base import stack
 from indm.data.densities import Density
 from indm.data.registry import load_data
 from indm.dequantization import in_words
-from indm.evaluation import flow_plots, plots, sampling_error, sheets, style
+from indm.evaluation import flow_plots, plots, sample_quality, sampling_error, sheets, style
 from indm.evaluation import plots as pictures
 from indm.evaluation.budgets import costs_of
 from indm.evaluation.extractor import Extractor, train_extractor
@@ -992,6 +992,55 @@ def test_report_refuses_what_it_cannot_compare(digits, tmp_path):
     assert (base / "out" / "index.html").read_bytes() == page and (
         tmp_path / "mine" / "index.html"
     ).read_text() == "mine"
+
+
+def test_report_of_classes_has_likelihoods_and_samples_by_class(tmp_path, monkeypatch):
+    """With a flow that sees the class; every measurement is made."""
+    monkeypatch.setattr(style, "DPI", 40)
+    run = tmp_path / "of-classes"
+    train(DIGITS | {"condition": {"name": "classes", "flow": True}}, run, progress=False)
+    train_extractor(load_data(name="digits"), epochs=1, most=256, progress=False).save(tmp_path / "out")
+    sheets_of = captured_sheets(monkeypatch)
+    page = report([run], tmp_path / "out", ReportOptions(20, (2,), ("unipc",)), progress=False)
+
+    evaluation = read_evaluation(run)
+    _, by_class, *_ = tables_of(page.read_text("utf-8"))
+    assert by_class[0] == ["class", "examples", "of-classes, bits/dim"]
+    assert [row[:2] for row in by_class[1:]] == [[k, str(v["images"])] for k, v in evaluation["classes"].items()]
+    own, bits = evaluation["classes"]["3"], 64 * math.log(2)
+    (row,) = [row for row in by_class if row[0] == "3"]
+    assert row[2] == f"{own['nats'] / bits:.3f} ± {own['nats_standard_error'] / bits:.3f}"
+    text = page.read_text("utf-8")
+    assert "of-classes: log p(x|c) at the c of each example." in text
+    assert "Of models of p(x|c) the samples are at the c of the data in the same places." in text
+
+    real, drawn = sheets_of["classes.png"]
+    data, model = load_data(name="digits"), indm.INDM.load(run)
+    assert [panel.rows for panel in (real, drawn)] == [tuple("0123456789")] * 2 and real.columns == drawn.columns == 8
+    assert torch.equal(real.images[24:32], stack(data.of_class("3").test, 8))
+    z_T = sample_quality.prior_draws(model, 80, 0)
+    x, _ = sample_quality.solve(model, z_T, "heun", 25, c=torch.arange(80) // 8)
+    assert torch.equal(drawn.images, model.scaling.to_data(x))
+    _, beside = sheets_of["samples.png"]
+    x, _ = sample_quality.solve(model, z_T[:25], "heun", 25, c=data.labels["test"][:25])
+    assert torch.equal(beside.images, model.scaling.to_data(x))
+
+
+def captured_sheets(monkeypatch):
+    """The panels of every sheet that is drawn after this, by the picture's name."""
+    kept, last, sheet, save = {}, [], sheets.sheet, plots.save_pixels
+
+    def drawn(panels, *args, **options):
+        last[:] = panels
+        return sheet(panels, *args, **options)
+
+    def saved(pixels, path):
+        kept[path.name] = list(last)
+        save(pixels, path)
+
+    monkeypatch.setattr(sheets, "sheet", drawn)
+    monkeypatch.setattr(plots, "save_pixels", saved)
+    return kept
 
 
 def test_report_of_the_plane_shows_density_drift_and_volatility(tmp_path, monkeypatch):

@@ -16,6 +16,8 @@ from torch.utils.data import TensorDataset
 import indm
 from indm.cli.main import main
 from indm.config import recipes
+from indm.data.registry import load_data
+from indm.evaluation.flow_analysis import analyse
 from indm.runs.samples import read_samples
 from indm.training.loop import train
 
@@ -167,9 +169,37 @@ def test_what_needs_classes_says_so(tmp_path, capsys):
     assert "condition and guidance are for a model" in capsys.readouterr().err
 
 
-def test_what_takes_no_condition_says_so(run, tmp_path, capsys):
-    images = tmp_path / "images.npy"
-    np.save(images, np.zeros((2, 8, 8), np.uint8))
-    for command in (["report", str(run)], ["inspect", str(run)], ["translate", str(run), str(run), str(images)]):
-        assert main([*command, "--out", str(tmp_path / command[0]), "--quiet"]) == 2
-        assert "takes models without a condition" in capsys.readouterr().err
+def test_a_sampler_is_fitted_at_one_guidance_and_taken_at_it(run, tmp_path, capsys):
+    def runs(*command):
+        code = main([*command, "--quiet"])
+        return code, "".join(capsys.readouterr())
+
+    fitting = ["fit-sampler", str(run), "--steps", "2", "--samples", "4", "--iterations", "1"]
+    sampling = ["sample", str(run), "--condition", "3", "-n", "2", "--sampler", "fitted", "--steps", "2"]
+    sampling += ["--out", str(tmp_path)]
+    code, said = runs(*fitting, "--guidance", "2")
+    assert code == 0 and said.endswith(f"indm sample {run} --sampler fitted --steps 2 --guidance 2\n")
+    makes_it, (code, said) = f"'indm fit-sampler {run} --steps 2", runs(*sampling)
+    assert code == 2 and f"no fitted sampler of 2 steps; there is one of 2 at guidance 2: {makes_it}' makes it" in said
+    assert runs(*fitting)[0] == 0 == runs(*sampling)[0] == runs(*sampling, "--guidance", "2", "--overwrite")[0]
+    assert (
+        read_samples(tmp_path / "samples.npz")[2]["sampler_options"]["weights"]
+        == json.loads((run / "samplers" / "fitted-2-guidance-2.json").read_text())["sampler"]["weights"]
+    )
+    code, said = runs(*sampling, "--guidance", "1.5")
+    assert code == 2 and f"of 2 steps at guidance 1.5; there is one of 2, 2 at guidance 2: {makes_it} --guid" in said
+
+
+def test_what_a_flow_does_is_that_at_the_conditions(run, tmp_path, capsys):
+    """Where it does not see c, it is what it is without a condition."""
+    assert main(["inspect", str(run), "--examples", "20", "--out", str(tmp_path), "--quiet"]) == 0
+    (found,) = json.loads((tmp_path / "flow.json").read_text())["runs"].values()
+    model, data = indm.INDM.load(run), load_data("digits")
+    model.condition = None
+    assert found == analyse(model, data, examples=20, progress=False)
+
+
+def test_translation_without_conditions_is_by_p_of_x(run, tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((2, 8, 8), np.uint8))
+    command = ["translate", str(run), str(run), str(tmp_path / "images.npy"), "--out", str(tmp_path / "out"), "--quiet"]
+    assert main([*command, "--steps", "4"]) == 0
