@@ -1,4 +1,4 @@
-"""Test log-likelihoods of small tables: indm.DensityEstimator beside zuko's flows, a Gaussian mixture and a KDE.
+"""Test log-likelihoods of small tables: indm.DensityEstimator beside flows of zuko and sbi, a mixture and a KDE.
 
     python bench/tables.py iris wine              # trains what has no record yet, then shows the table of all records
     python bench/tables.py all
@@ -7,11 +7,15 @@ A fifth of the rows is the test, by the seed, and a tenth of the others the vali
 themselves. All numbers are nats of a row of the raw table. Discrete columns get uniform noise, and a row's value is the
 log of its mean density over the same 4 points of the noise for every method. Each training has ``--seconds`` of the
 processor on one thread. Mixture and KDE are chosen by validation over a grid, without a limit of time; the flows choose
-their rate by it, each half of the time, and keep their best validated state. Every training is a record in ``--out``.
+their rate by it, each half of the time, and keep their best validated state. Those of sbi have the architecture that
+its NPE has by default, and a constant condition. Every training is a record in ``--out``. Without sbi, which is no
+dependency, its trainings are left out.
 """
 
 import argparse
 import copy
+import importlib.metadata
+import importlib.util
 import itertools
 import json
 import math
@@ -116,40 +120,65 @@ def indm(train: Array, valid: Array, discrete: list[int], seed: int, seconds: fl
     return found.score_samples, {"steps": found.n_steps_, "models": len(found.models_)}
 
 
-def flow(kind: str) -> Callable[..., Fitted]:
-    """A flow of zuko, as in bench/others.py."""
+Flow = torch.nn.Module
+
+
+def flow(
+    make: Callable[[torch.Tensor], Flow], log_prob: Callable[[Flow, torch.Tensor], torch.Tensor]
+) -> Callable[..., Fitted]:
+    """A flow that ``make`` makes for standardised rows, and its log-density at rows."""
 
     def fit(train: Array, valid: Array, discrete: list[int], seed: int, seconds: float) -> Fitted:
         space, best = Space(train, discrete, seed), (-math.inf, None, {})
         held = torch.from_numpy(space.drawn(valid, 4)).float()
         for lr in (1e-3, 3e-3):
             torch.manual_seed(seed)
-            model = getattr(zuko.flows, kind)(train.shape[1], transforms=3, hidden_features=(64, 64))
+            model = make(torch.from_numpy(space(train)).float())
             optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=1e-4)
             start, spent, step, checked, best_at = time.process_time(), 0.0, 0, 0, 0.0
             while spent < 1 and spent - best_at < 1 / 3:
                 rows = train[torch.randint(len(train), (min(128, len(train)),)).numpy()]
                 optimizer.param_groups[0]["lr"] = lr * min(1.0, 2 * max(0.0, 1 - spent))
                 optimizer.zero_grad()
-                (-model().log_prob(torch.from_numpy(space.drawn(rows)).float()).mean()).backward()
+                (-log_prob(model, torch.from_numpy(space.drawn(rows)).float()).mean()).backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
                 optimizer.step()
                 step, spent = step + 1, (time.process_time() - start) / (seconds / 2)
                 if spent >= min(1, (checked + 1) / 30):
                     checked = math.floor(spent * 30)
                     with torch.no_grad():
-                        value = model().log_prob(held).mean().item()
+                        value = log_prob(model, held).mean().item()
                     if value > best[0]:
                         best, best_at = (value, copy.deepcopy(model), {"lr": lr, "step": step}), spent
         _, chosen, setting = best
 
         @torch.no_grad()
         def density(z: Array) -> Array:
-            return chosen().log_prob(torch.from_numpy(z).float()).double().numpy()
+            return log_prob(chosen, torch.from_numpy(z).float()).double().numpy()
 
         return lambda X: space.log_prob(X, density), setting
 
     return fit
+
+
+def of_zuko(kind: str) -> Callable[..., Fitted]:
+    """As in bench/others.py."""
+
+    def make(z: torch.Tensor) -> Flow:
+        return getattr(zuko.flows, kind)(z.shape[1], transforms=3, hidden_features=(64, 64))
+
+    return flow(make, lambda model, z: model().log_prob(z))
+
+
+def of_sbi(kind: str) -> Callable[..., Fitted]:
+    """Given a constant."""
+
+    def make(z: torch.Tensor) -> Flow:
+        from sbi.neural_nets import net_builders
+
+        return getattr(net_builders, f"build_{kind}")(z, torch.zeros(len(z), 1), z_score_y="none")
+
+    return flow(make, lambda model, z: model.log_prob(z[None], condition=torch.zeros(len(z), 1))[0])
 
 
 def chosen_from(grid: list[dict[str, Any]], make: Callable[..., Any]) -> Callable[..., Fitted]:
@@ -178,8 +207,10 @@ MIXTURES = [
 ]
 METHODS: dict[str, Callable[..., Fitted]] = {
     "indm": indm,
-    "nsf": flow("NSF"),
-    "maf": flow("MAF"),
+    "nsf": of_zuko("NSF"),
+    "maf": of_zuko("MAF"),
+    "sbi-nsf": of_sbi("nsf"),
+    "sbi-maf": of_sbi("maf"),
     "mixture": chosen_from(MIXTURES, lambda setting, seed: GaussianMixture(random_state=seed, **setting)),
     "kde": chosen_from(
         [{"bandwidth": float(h)} for h in np.geomspace(0.03, 2, 20)], lambda setting, seed: KernelDensity(**setting)
@@ -201,27 +232,36 @@ def trained(name: str, method: str, seed: int, seconds: float) -> dict[str, Any]
         fitted = time.process_time()
         each = torch.from_numpy(log_prob(test))
     about = provenance(seed, {}) | {"zuko": zuko.__version__}
+    about["sbi"] = importlib.metadata.version("sbi") if method.startswith("sbi") else None
     return {
         "setting": setting, "seed": seed, "rows": list(X.shape), "seconds": seconds,
         "fit_cpu_seconds": round(fitted - start, 1), "score_cpu_seconds": round(time.process_time() - fitted, 1),
         "test": mean_and_error(each), "test_nats": [round(value, 3) for value in each.tolist()],
-    } | {key: about[key] for key in ("indm", "torch", "zuko", "python", "git", "threads")}  # fmt: skip
+    } | {key: about[key] for key in ("indm", "torch", "zuko", "sbi", "python", "git", "threads")}  # fmt: skip
 
 
 def markdown(out: Path) -> str:
-    """Mean test log p ± its error over rows, and of the others what each row has beyond that of indm, in Markdown."""
+    """Mean test log p ± its error over rows, and of the others what each row has beyond that of indm, in Markdown.
+
+    A table's seeds are those that all of its methods have; "–" is a method without records of it.
+    """
     lines = ["| table | rows × columns | seeds | " + " | ".join(METHODS) + " |", "|---" * (3 + len(METHODS)) + "|"]
     for name in TABLES:
         found = {
             method: {record["seed"]: record for record in map(read, sorted(out.glob(f"{name}/{method}-*.json")))}
             for method in METHODS
         }
-        seeds = [seed for seed in found["indm"] if seed >= FRESH and all(seed in of for of in found.values())]
+        there = {method: records for method, records in found.items() if records}
+        seeds = [seed for seed in found["indm"] if seed >= FRESH and all(seed in of for of in there.values())]
         if not seeds:
             continue
-        nats = {method: rows_of([records[seed] for seed in seeds]) for method, records in found.items()}
+        nats = {method: rows_of([records[seed] for seed in seeds]) for method, records in there.items()}
         cells = []
-        for method, each in nats.items():
+        for method in METHODS:
+            if method not in nats:
+                cells.append("–")
+                continue
+            each = nats[method]
             mean, error = mean_and_error(each if method == "indm" else each - nats["indm"])
             cells.append(f"{mean:.2f} ± {error:.2f}" if method == "indm" else f"{mean:+.2f} ± {error:.2f}")
         rows, columns = found["indm"][seeds[0]]["rows"]
@@ -246,6 +286,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "records" / "tables")
     o = parser.parse_args()
+    if importlib.util.find_spec("sbi") is None and any(method.startswith("sbi") for method in o.methods):
+        print("the flows of sbi are left out because it is not installed: pip install sbi")
+        o.methods = [method for method in o.methods if not method.startswith("sbi")]
     torch.set_num_threads(1)
     threadpool_limits(1)
     for seed, name, method in itertools.product(range(o.seeds), TABLES if o.tables == ["all"] else o.tables, o.methods):
