@@ -30,6 +30,11 @@ def samplers(holds):
     return [name for name in SAMPLERS if holds(make_sampler(name))]
 
 
+def loose(name):
+    """The sampler with a loose tolerance, where it has one: for what does not depend on its steps."""
+    return make_sampler(name, **{"tol": 0.05} if "tol" in make_sampler(name).options() else {})
+
+
 def slope(steps, errors):
     return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
 
@@ -49,7 +54,7 @@ def name(request):
 # ── the law and the order ────────────────────────────────────────────────────────────────────────────────────────────
 
 # Steps, and the tolerance on the mean (in standard deviations) and on the covariance (relative) beyond 4.5 standard
-# errors of 20,000 samples: the bias of the step, and for pc that of Langevin (snr² of the variance, by its direction).
+# errors of 10,000 samples: the bias of the step, and for pc that of Langevin (snr² of the variance, by its direction).
 BUDGETS = {
     "ode": (1, 0.005, 0.01),
     "euler-maruyama": (400, 0.01, 0.03),
@@ -64,7 +69,7 @@ NEW = (400, 0.01, 0.03)  # of a new row of the table of parts
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_reaches_mean_and_covariance(name, sampler):
-    score, n = gaussian(name), 20_000
+    score, n = gaussian(name), 10_000
     steps, mean_bias, covariance_bias = BUDGETS.get(sampler, NEW)
     steps = 1000 if name == "ve" and sampler == "euler-maruyama" else steps
     model = INDM(Identity(), score, shape=(2,))
@@ -188,7 +193,7 @@ def test_last_denoising_is_the_posterior_mean_at_eps(name, sampler, own):
     score = gaussian(name, eps=own)
     model = INDM(Identity(), score, shape=(2,))
     rough, smooth = (
-        sample(model, 40, sampler=sampler, steps=6, eps=0.3, last_denoising=on, generator=seeded(0))
+        sample(model, 40, sampler=loose(sampler), steps=6, eps=0.3, last_denoising=on, generator=seeded(0))
         for on in (False, True)
     )
     assert score.sde.eps == own
@@ -205,7 +210,7 @@ def test_same_seed_same_samples(sampler):
     draws = []
     for seed in (1, 1, 2):
         torch.manual_seed(len(draws))
-        draws.append(sample(model, 6, sampler=sampler, steps=5, batch_size=4, generator=seeded(seed)))
+        draws.append(sample(model, 6, sampler=loose(sampler), steps=5, batch_size=4, generator=seeded(seed)))
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
