@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from indm.model import at_rows, condition_of
 from indm.sampling import AdaptiveODE, DPMSolver2M, ExponentialAdams, Sampler, UniPC, solve_latent
-from indm.score import denoise
+from indm.score import denoise, flow_score
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, evaluation_mode
 
@@ -31,7 +31,7 @@ TOLERANCE = 1e-3  # of the converged trajectories, see AdaptiveODE
 RULES = (UniPC(), DPMSolver2M())  # what a fit starts at, whichever is nearer
 HISTORY, LEAST_GAIN = 30, 1e-6  # of L-BFGS: steps that it remembers; where it ends, as a share of the loss at the start
 
-# Batches: the score at their conditions, z_T, and the z_0 to which the converged flow takes them.
+# Batches: the score of the flow at their conditions, z_T, and the z_0 to which it takes them.
 Trajectories = list[tuple[nn.Module, Tensor, Tensor]]
 
 
@@ -243,7 +243,7 @@ def _trajectories(
     batches, parts = torch.arange(samples).split(batch_size), list[tuple[nn.Module, Tensor, Tensor]]()
     for rows, part in zip(tqdm(batches, desc=str(bar), disable=not bar), z_T.split(batch_size), strict=True):
         here = at_rows(model, c, rows, guidance=guidance)
-        parts.append((here.score, part, solve_latent(here, part, AdaptiveODE(TOLERANCE))[0]))
+        parts.append((flow_score(here.score), part, solve_latent(here, part, AdaptiveODE(TOLERANCE))[0]))
     return parts
 
 

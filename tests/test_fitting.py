@@ -129,7 +129,7 @@ def test_the_gradient_is_that_of_finite_differences(name):
     numbers += 0.1 * torch.rand(len(numbers), dtype=torch.float64, generator=seeded(2))
 
     def loss(numbers):
-        return _squared_distance(model.score, coordinates.decode(numbers), z_T, z_0)
+        return _squared_distance(coordinates.decode(numbers), model.score, z_T, z_0)
 
     assert torch.autograd.gradcheck(loss, numbers.requires_grad_(), eps=1e-5, rtol=1e-4, atol=1e-6)
 
@@ -152,7 +152,7 @@ def test_the_distance_is_the_mean_square_of_an_entry_summed_over_the_batch():
     z_T = torch.randn(7, 2, generator=seeded(0), dtype=torch.float64)
     z_0 = torch.randn(7, 2, generator=seeded(1), dtype=torch.float64)
     z, _ = solve_latent(model, z_T, sampler)
-    assert _squared_distance(model.score, sampler, z_T, z_0).item() == pytest.approx(
+    assert _squared_distance(sampler, model.score, z_T, z_0).item() == pytest.approx(
         (z - z_0).square().sum().item() / 2
     )
 
@@ -180,6 +180,20 @@ def test_what_is_no_better_on_held_out_draws_is_not_returned(monkeypatch):
     fit = fit_sampler(model, 2, samples=16, generator=seeded(0))
     rules = [FittedSampler.of_rule(rule, model.sde, 2) for rule in (UniPC(), DPMSolver2M())]
     assert fit.sampler in rules and fit.rms == fit.rms_before < 1
+
+
+def test_a_fit_is_of_the_probability_flow_where_there_are_two_scores():
+    """The distance that it states is that of its samples, drawn as users draw them."""
+    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8, "depth": 1}}
+    model = indm.build_model(tables | {"forward": {"name": "learned-mean"}}, (2,)).eval()
+    with torch.no_grad():
+        for parameter in model.score.parameters():
+            parameter.add_(0.03 * torch.randn(parameter.shape, generator=seeded(3)))
+    fit = fit_sampler(model, 3, samples=8, seconds=1e-9, generator=seeded(0))
+    again = seeded(0)
+    _, z_T = (model.sde.prior_sample((8, 2), generator=again) for _ in range(2))
+    exact, _ = solve_latent(model, z_T, AdaptiveODE(1e-3))
+    assert off(model, fit.sampler, z_T, exact) == pytest.approx(fit.rms, rel=1e-3)
 
 
 def test_a_fit_without_time_is_its_start():
