@@ -12,6 +12,9 @@ Itô's formula asks for h ∈ C². Residual and affine flows are smooth; rationa
 second derivatives, for which the formula still holds along a nondegenerate diffusion (Krylov), D²h being taken almost
 everywhere.
 
+With a flow that fades (:class:`indm.flows.fading.Fade`), x_t = h_t⁻¹(z_t), J and Δ are those of h_t, and every drift
+has one more term, −J ∂_t h_t(x).
+
 Source: Kim et al. 2022, "Maximum Likelihood Training of Implicit Nonlinear Diffusion Models", §3,
 https://arxiv.org/abs/2205.13699.
 """
@@ -26,12 +29,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from indm.conditions import repeated
-from indm.flows.base import require_one_map
+from indm.flows.base import Flow, require_one_map
+from indm.flows.fading import Fade, faded
 from indm.forward.base import process_of, require_no_code
 from indm.linearization import Map, Operator, inverse_linearization, linearize, second_derivative, solve
 from indm.ode import basis, rademacher
 from indm.score import flow_score, law_score
-from indm.tensors import Batch, PerSample, evaluation_mode, event_size, expand_like
+from indm.tensors import Batch, PerSample, evaluation_mode, event_size, expand_like, full_precision
 
 TOLERANCE = 1e-4  # of ‖(∂h/∂x) y − v‖/‖v‖: what single precision reaches where h is badly conditioned
 
@@ -41,17 +45,21 @@ class Point:
     """Points x at times t, with what the coefficients there are made of.
 
     Attributes:
+        flow: h, or h_t where the flow fades.
         z: h(x).
         J: ∂h⁻¹/∂z at z.
         f, g: f(t) and g(t) of the linear SDE, shaped to multiply z.
+        change: ∂_t h_t(x); 0 where the flow does not fade.
     """
 
     x: Tensor
     t: Tensor
+    flow: Flow
     z: Tensor
     J: Operator
     f: Tensor
     g: Tensor
+    change: Tensor | float = 0.0
 
     @property
     def G(self) -> Operator:
@@ -84,6 +92,8 @@ class NonlinearDiffusion:
         tol: of every product with J, relative.
         probes: Rademacher probes v of the second derivative: exact (the basis) where d ≤ max(2, ``probes``), else drawn
             anew each time and unbiased; in a simulation that adds an error of strong order ½, like its own.
+        fade: how the flow fades to the identity, so that x_T = z_T; by default it is h at all times. Then all points of
+            a call have one time.
 
     Points x are (B, *event), times t (B,). All methods compute in evaluation mode and without gradients. Simulations
     are functions of :mod:`indm.paths`.
@@ -94,7 +104,7 @@ class NonlinearDiffusion:
         RuntimeError: from any method, naming the samples for which a product with J did not reach ``tol``.
     """
 
-    def __init__(self, model, *, tol: float = TOLERANCE, probes: int = 1):
+    def __init__(self, model, *, tol: float = TOLERANCE, probes: int = 1, fade: Fade | None = None):
         if not tol > 0:
             raise ValueError(f"tol must be positive, got {tol}; {TOLERANCE:g} is usual")
         if probes < 1:
@@ -106,7 +116,23 @@ class NonlinearDiffusion:
             )
         require_one_map(model.flow, "a diffusion on the data space")
         require_no_code(model, "a diffusion on the data space")
-        self.model, self.tol, self.probes = model, tol, probes
+        if fade is not None:
+            faded(model.flow, 1.0)
+        self.model, self.tol, self.probes, self.fade = model, tol, probes, fade
+
+    def flow_at(self, t: Tensor) -> Flow:
+        """h, or h_t where the flow fades; ``t`` holds one time.
+
+        Raises:
+            ValueError: ``t`` holds more times than one, and the flow fades.
+        """
+        return self.model.flow if self.fade is None else faded(self.model.flow, self.fade(self.model.sde, _one(t)))
+
+    @_evaluated
+    def decode(self, z: Batch, t: PerSample) -> Batch:
+        """x_t = h_t⁻¹(z_t)."""
+        with full_precision(z.device):
+            return self.flow_at(t).inverse(z)
 
     @_evaluated
     def drift(self, x: Batch, t: PerSample, *, generator: torch.Generator | None = None) -> Batch:
@@ -129,7 +155,7 @@ class NonlinearDiffusion:
     def divergence(self, x: Batch, t: PerSample, *, generator: torch.Generator | None = None) -> Batch:
         """div(G_φ G_φᵀ)_k = Σ_j ∂_j (G_φ G_φᵀ)_kj, as g² (Δh⁻¹ − J Jᵀ ∇ₓ log|det ∂h/∂x|), (B, *event)."""
         here = self.at(x, t)
-        gradient = self._pull_back(torch.zeros_like, x, generator)
+        gradient = self._pull_back(torch.zeros_like, here.flow, x, generator)
         return -(here.J @ (self._bend(here, generator) + here.g**2 * (here.J.mT @ gradient)))
 
     @_evaluated
@@ -138,7 +164,7 @@ class NonlinearDiffusion:
 
         ``generator`` feeds a stochastic log-determinant (residual flows above 64 dimensions), which stays unbiased.
         """
-        return self._pull_back(lambda z: law_score(self.model.score)(z, t), x, generator)
+        return self._pull_back(lambda z: law_score(self.model.score)(z, t), self.flow_at(t), x, generator)
 
     @_evaluated
     def generative_drift(self, x: Batch, t: PerSample, *, generator: torch.Generator | None = None) -> Batch:
@@ -150,30 +176,46 @@ class NonlinearDiffusion:
     def probability_flow(self, x: Batch, t: PerSample) -> Batch:
         """dx/dt = J(f z − ½ g² s_θ) of the deterministic path with the same marginals, (B, *event)."""
         here = self.at(x, t)
-        return here.J @ (here.f * here.z - 0.5 * here.g**2 * flow_score(self.model.score)(here.z, here.t))
+        score = flow_score(self.model.score)(here.z, here.t)
+        return here.J @ (here.f * here.z - 0.5 * here.g**2 * score - here.change)
 
     @_evaluated
     def perturb(self, x: Batch, t: PerSample, noise: Batch) -> Batch:
         """x_t = h⁻¹(α_t h(x) + σ_t noise) for data x: the kernel's draw, where simulations start (at t = ε)."""
         mean, std = process_of(self.model).moments(self.model.sde, self.model.flow.latent(x), t)
-        return self.model.decode(mean + expand_like(std, mean) * noise)
+        return self.decode(mean + expand_like(std, mean) * noise, t)
 
     @_evaluated
     def at(self, x: Batch, t: PerSample) -> Point:
         """h linearised at x, from which all coefficients at (x, t) are made."""
-        flow, sde = self.model.flow, self.model.sde
+        flow, sde = self.flow_at(t), self.model.sde
         z, A = linearize(flow.latent, x)
         guess = inverse_linearization(flow, z)
         J = Operator(
             lambda v: solve(A, v, self.tol, guess),
             lambda u: solve(A.mT, u, self.tol, None if guess is None else guess.mT),
         )
-        return Point(x, t, z, J, expand_like(sde.drift(t), z), expand_like(sde.diffusion(t), z))
+        f, g = (expand_like(v, z) for v in (sde.drift(t), sde.diffusion(t)))
+        return Point(x, t, flow, z, J, f, g, 0.0 if self.fade is None else self._change(x, t))
+
+    def _change(self, x: Tensor, t: Tensor) -> Tensor:
+        """∂_t h_t(x)."""
+        sde, fade = self.model.sde, cast(Fade, self.fade)
+
+        def strength(t: Tensor) -> Tensor:
+            return fade(sde, t)
+
+        def latent(a: Tensor) -> Tensor:
+            return faded(self.model.flow, a).latent(x)
+
+        one = _one(t)
+        a, slope = cast(tuple[Tensor, Tensor], torch.func.jvp(strength, (one,), (torch.ones_like(one),)))
+        return cast(tuple[Tensor, Tensor], torch.func.jvp(latent, (a,), (slope,)))[1]
 
     @_evaluated
     def forward_velocity(self, here: Point, generator: torch.Generator | None = None) -> Tensor:
         """J⁻¹ f_φ: how fast the latent moves with the drift f z or, where there are two scores, f z + g² (ŝ − s_θ)."""
-        velocity = here.f * here.z - 0.5 * self._bend(here, generator)
+        velocity = here.f * here.z - 0.5 * self._bend(here, generator) - here.change
         score, law = self.model.score, law_score(self.model.score)
         return velocity if law is score else velocity + here.g**2 * (law(here.z, here.t) - score(here.z, here.t))
 
@@ -181,7 +223,7 @@ class NonlinearDiffusion:
     def generative_velocity(self, here: Point, generator: torch.Generator | None = None) -> Tensor:
         """J⁻¹ of the generative drift."""
         reverse = here.f * here.z - here.g**2 * self.model.score(here.z, here.t)
-        return reverse + 0.5 * self._bend(here, generator)
+        return reverse + 0.5 * self._bend(here, generator) - here.change
 
     def _bend(self, here: Point, generator) -> Tensor:
         """Σ_i D²h[G e_i, G e_i] = −J⁻¹ g² Δh⁻¹, exactly or by probes."""
@@ -189,15 +231,22 @@ class NonlinearDiffusion:
         probes = basis(here.x) if exact else rademacher(here.x, self.probes, generator)
         count = probes.shape[1]
         directions = torch.stack([here.G @ v for v in probes.unbind(1)], dim=1).flatten(0, 1)
-        flow = repeated(self.model.flow, count)
+        flow = repeated(here.flow, count)
         bends = second_derivative(flow.latent, here.x.repeat_interleave(count, dim=0), directions)
         return bends.unflatten(0, (-1, count)).sum(1)
 
-    def _pull_back(self, covector: Map, x: Tensor, generator) -> Tensor:
+    def _pull_back(self, covector: Map, flow: Flow, x: Tensor, generator) -> Tensor:
         """(∂h/∂x)ᵀ covector(z) + ∇ₓ log|det ∂h/∂x|."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            z, log_det = self.model.flow(x, generator=generator)
+            z, log_det = flow(x, generator=generator)
             with torch.no_grad():
                 s = covector(z)
             return torch.autograd.grad((s * z).sum() + log_det.sum(), x)[0]
+
+
+def _one(t: Tensor) -> Tensor:
+    """The one time of all points."""
+    if not bool((t == t[0]).all()):
+        raise ValueError(f"t must be one time for all points of a flow that fades, got {t.unique().tolist()[:5]}")
+    return t[0]

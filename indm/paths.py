@@ -7,6 +7,7 @@ Stepping the latent and decoding every frame is exact in law and cheap. The simu
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from indm.flows.base import require_one_map
+from indm.flows.fading import Fade
 from indm.forward.base import require_no_code, require_tight
 from indm.nonlinear import NonlinearDiffusion
 from indm.rng import randn_like
@@ -48,7 +50,8 @@ class Paths:
 def paired_paths(
     diffusion: NonlinearDiffusion, x: Batch, times: Grid | None = None, *, generator: torch.Generator | None = None
 ) -> Paths:
-    """One Brownian path from data x, as z_t, as h⁻¹(z_t), and as the simulation on the data space.
+    """One Brownian path from data x, as z_t, as h⁻¹(z_t) (or h_t⁻¹, where the flow fades), and as the simulation on the
+    data space.
 
     ``times`` as in :func:`simulate_forward`. The two on the data space differ by the error of that simulation.
     """
@@ -56,7 +59,7 @@ def paired_paths(
     with evaluation_mode(model):
         times = _forward_times(model.sde, times)
         latent, increments = _latent_from_data(model, x, times, generator)
-        decoded = _decode(model, latent)
+        decoded = torch.stack([diffusion.decode(z, t.expand(len(z))) for z, t in zip(latent, times.to(x), strict=True)])
     simulated = simulate_forward(diffusion, decoded[0], times, increments=increments, generator=generator)
     return Paths(times, latent, decoded, simulated)
 
@@ -250,6 +253,63 @@ def probability_flow_path(model, x: Batch, times: Grid, *, tol: float = FLOW_TOL
         for t, s in itertools.pairwise(times.tolist()):
             path.append(follow_flow(model.score, path[-1], t, s, tol=tol)[0])
         return _decode(model, torch.stack(path))
+
+
+def fading_path(diffusion: NonlinearDiffusion, x: Batch, times: Grid, *, tol: float = FLOW_TOLERANCE) -> Path:
+    """x_t = h_t⁻¹(z_t) along the probability flow from data x at times[0], of a diffusion whose flow fades or not."""
+    model = diffusion.model
+    require_no_code(model, "a path on the data space")
+    with evaluation_mode(model):
+        times = _check_times(model.sde, times)
+        z = diffusion.flow_at(times[:1].to(x)).latent(x)
+        path = [x]
+        for t, s in itertools.pairwise(times.tolist()):
+            z = follow_flow(model.score, z, t, s, tol=tol)[0]
+            path.append(diffusion.decode(z, z.new_full((len(z),), s)))
+    return torch.stack(path)
+
+
+def path_length(path: Path) -> Float[Tensor, " batch"]:
+    """Σ ‖x_s − x_t‖ over successive frames, (B,)."""
+    return path.diff(dim=0).flatten(2).norm(dim=2).sum(0)
+
+
+def choose_fade(
+    model, x: Batch, *, by: str = "length", powers: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), frames: int = 24
+) -> Fade:
+    """The :class:`~indm.flows.fading.Fade` among ``powers`` with which the data x have the shortest ways.
+
+    Args:
+        model: an INDM whose flow fades.
+        x: data in model units.
+        by: "length", of their ways x_t along the probability flow, or "isometry": the mean square of
+            log‖(∂h_t/∂x) v‖² − log‖v‖² along it, which is 0 where h_t keeps lengths.
+        powers: that are tried.
+        frames: of a way.
+
+    Raises:
+        ValueError: another ``by``, or a flow that does not fade.
+    """
+    if by not in ("length", "isometry"):
+        raise ValueError(f'by must be "length" or "isometry", got {by!r}')
+    times = log_snr_grid(model.sde, frames).flip(0)
+
+    def criterion(power: float) -> float:
+        diffusion = NonlinearDiffusion(model, fade=Fade(power))
+        path = fading_path(diffusion, x, times)
+        if by == "length":
+            return path_length(path).mean().item()
+        with evaluation_mode(model):
+            return sum(_stretch(diffusion, x_t, t).item() for x_t, t in zip(path, times.to(x), strict=True))
+
+    return Fade(min(powers, key=criterion))
+
+
+def _stretch(diffusion: NonlinearDiffusion, x: Tensor, t: Tensor) -> Tensor:
+    """The mean square of log‖(∂h_t/∂x) v‖²/‖v‖² over x and one normal v for each."""
+    v = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
+    stretched = cast(tuple[Tensor, Tensor], torch.func.jvp(diffusion.flow_at(t.expand(len(x))).latent, (x,), (v,)))[1]
+    return (stretched.flatten(1).square().sum(1) / v.flatten(1).square().sum(1)).log().square().mean()
 
 
 def _latent_from_data(model, x: Tensor, times: Tensor, generator) -> tuple[Tensor, Tensor]:

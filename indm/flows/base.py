@@ -86,10 +86,14 @@ class Flow(Constrained, ABC):
 
     ``has_log_det`` is False for a flow that gives something else in place of log|det|. Code that needs the density of
     its data calls :func:`require_density`.
+
+    ``fades`` is True for a flow that is the identity where certain parameters are 0: its parts name theirs in
+    ``fading``, see :mod:`indm.flows.fading`.
     """
 
     one_map = True
     has_log_det = True
+    fades = False
 
     @property
     def inverse_is_formula(self) -> bool:
@@ -198,6 +202,8 @@ class ExactFlow(Flow):
 class Identity(ExactFlow):
     """h(x) = x: an INDM with it is the ordinary linear diffusion (ScoreSDE)."""
 
+    fades = True
+
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
         return x, x.new_zeros(len(x))
 
@@ -244,6 +250,7 @@ class Compose(Flow):
         for flow in flows:
             require_one_map(flow, "a composition")
         self.flows = nn.ModuleList(flows)
+        self.fades = all(flow.fades for flow in flows)
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
         log_det = x.new_zeros(len(x))
@@ -306,6 +313,8 @@ class ActNorm(ExactFlow):
 
     Source: Kingma & Dhariwal 2018, "Glow", §3.1, https://arxiv.org/abs/1807.03039.
     """
+
+    fading = ("log_scale", "shift")
 
     def __init__(self, channels: int):
         super().__init__()

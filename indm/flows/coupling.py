@@ -160,6 +160,7 @@ class Conditioner(nn.Module):
             activation(),
             zeroed(layer(width, size * outputs, 3)),
         ]
+        layers[-1].fading = ("weight", "bias")  # type: ignore[assignment]  # see indm.flows.fading
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if features:
             self.condition = nn.Linear(features, width, bias=False)
@@ -224,6 +225,8 @@ class InvertibleLinear(ExactFlow):
 
     Source: Kingma & Dhariwal 2018, "Glow", §3.2, https://arxiv.org/abs/1807.03039.
     """
+
+    fading = ("log_diagonal", "off_diagonal")
 
     def __init__(self, channels: int, start: str = "identity"):
         super().__init__()
@@ -358,6 +361,7 @@ class CouplingFlow(Compose):
         self.shape, self.levels, self.depth, self.width = shape, levels, depth, width
         self.transform, self.bins, self.bound = transform, bins, bound
         self.max_log_scale, self.start, self.condition = max_log_scale, start, tuple(condition)
+        self.fades = start == "identity"
 
 
 @torch.no_grad()
