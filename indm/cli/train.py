@@ -233,8 +233,11 @@ def recipe_of_two(
 ) -> tuple[recipes.Recipe, Path]:
     """The recipe that two image folders or one recipe with two data sets stand for, and the run folder.
 
-    With two folders, changes of ``data`` also hold for ``data_b``.
+    With two folders, changes of ``data`` also hold for ``data_b``; see also
+    :func:`indm.training.pairs.on_one_canvas`.
     """
+    from indm.training.pairs import on_one_canvas
+
     if len(sources) == 1 and Path(sources[0]).is_dir() and not (Path(sources[0]) / "recipe.toml").is_file():
         raise ValueError(f"two image folders or one recipe must be given, got the folder {sources[0]} alone")
     if len(sources) == 1:
@@ -249,4 +252,4 @@ def recipe_of_two(
         raise ValueError(f"two image folders or one recipe must be given, got {len(sources)} sources")
     if "data_b" not in recipe:
         raise ValueError(f"{sources[0]} has no [data_b]: give two image folders, or a recipe with two data sets")
-    return recipe, out or Path("runs") / f"{name}{suffix}"
+    return on_one_canvas(recipe), out or Path("runs") / f"{name}{suffix}"

@@ -284,8 +284,8 @@ class ScoringOptions:
     """Split of the reference's data set. Published scores use all data that are not for testing: train+valid."""
     extractor: Annotated[str, arg(metavar="FOLDER|FILE|inception")] = "inception"
     """inception, a file of its weights, or a folder for indm's own extractor, which is trained if it is not there."""
-    size: Annotated[int | None, arg(metavar="PIXELS"), default("as they are")] = None
-    """Resize the images of a folder to this side."""
+    size: Annotated[str | None, arg(metavar="PIXELS"), default("as they are")] = None
+    """Resize the images of a folder to squares of this side, or to a height x width such as 24x48."""
     resize: Annotated[str, arg(metavar="MODE")] = "bilinear"
     """How to resize: bilinear, bicubic, lanczos, …; antialiased."""
 
@@ -370,6 +370,11 @@ class TranslationOptions:
     truth: Annotated[str | None, arg(metavar="FOLDER"), default("none known")] = None
     """Also compare with the true counterparts, images of the same names in this folder: by distance, and by whether the
     nearest of them is its own. The features for it are an extra: pip install 'indm[features]'."""
+    size: Literal["model", "source"] = "model"
+    """Size of the results: the model's, or that of what the model saw of the source, which is all of it where data.crop
+    is false, else the largest part in the middle with the model's aspect ratio."""
+    keep_alpha: bool = False
+    """Results are as transparent as their sources. Without it they are opaque, on data.background."""
     strict: bool = False
     """An image of another size than the model's, or a file that is no image, is an error."""
     batch_size: int = 64

@@ -17,7 +17,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
-from indm.data.raw import events, to_array
+from indm.data.raw import events, to_array, words_of
 from indm.data.splits import counts, describe_split, limited, split
 from indm.files.memory import check_memory
 from indm.messages import brief
@@ -127,8 +127,8 @@ def check_kind(data: Data, like: Any, whose: str, name: str = "data") -> None:
 
 def flags_of_data(shape: tuple[int, ...]) -> str:
     """Options of the command line for data with events of that shape, as an example."""
-    if len(shape) == 3 and shape[1] == shape[2]:
-        return f"--data folder --data.path IMAGES --data.size {shape[1]} --data.channels {shape[0]}"
+    if len(shape) == 3:
+        return f"--data folder --data.path IMAGES --data.size {words_of(shape[1:])} --data.channels {shape[0]}"
     return "--data array --data.path FILE"
 
 

@@ -45,12 +45,13 @@ def load_emoji(
     path: str | Path,
     size: int = 32,
     flags: Literal["without", "only", "with"] = "without",
+    background: str = "white",
     seed: int = 0,
     limit: int | None = None,
     centered: bool = True,
     flip: bool = False,
 ) -> Data:
-    """Emoji as RGB on white, split by concept: 70 % of the concepts to train, 10 % to validate, 20 % to test.
+    """Emoji as RGB, split by concept: 70 % of the concepts to train, 10 % to validate, 20 % to test.
 
     The training split has all images of its concepts, the others have one image a concept. Which concept is in which
     split, and which image stands for it, follow from the names and ``seed`` alone: the packages have the same splits.
@@ -60,6 +61,7 @@ def load_emoji(
             alpha, named by their code points).
         size: side in pixels, 64 or 32; 32 takes the mean of 2×2 pixels.
         flags: of countries, territories and regions: "without" them, "only" these, or "with" all other emoji.
+        background: behind transparent pixels, see :func:`indm.data.images.colour_of`.
         seed: of the split.
         limit: training examples to keep, the first ones; all by default.
         centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
@@ -79,11 +81,15 @@ def load_emoji(
     files = files.select(np.flatnonzero([flags == "with" or is_flag(file.stem) == (flags == "only") for file in files]))
     names = [file.stem for file in files]
     parts = split_by_concept(names, seed, limit)
-    sets = {part: ImageFiles(files.select(chosen.numpy()), size, 3, resize="box") for part, chosen in parts.items()}
-    notes += [f"{flags} flags, on white" + (f", mean of 2×2 pixels of {SIDE}" if size < SIDE else "")]
+    shape = (3, size, size)
+    sets = {
+        part: ImageFiles(files.select(chosen.numpy()), shape, resize="box", background=background)
+        for part, chosen in parts.items()
+    }
+    notes += [f"{flags} flags, on {background}" + (f", mean of 2×2 pixels of {SIDE}" if size < SIDE else "")]
     concepts = len(set(map(concept, names)))
     notes += [describe_split(parts, seed, f"of {len(names)} images of {concepts} concepts ")]
-    about: dict[str, Any] = {"shape": (3, size, size), "flip": flip, "notes": notes, "fingerprint": files.fingerprint()}
+    about: dict[str, Any] = {"shape": shape, "flip": flip, "notes": notes, "fingerprint": files.fingerprint()}
     return Data(name="emoji", scaling=Scaling.images(256, centered), **about | sets)
 
 

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as F
 
 from indm.data.base import Data, events_of_shape, pooled
 from indm.data.downloads import download_root, from_torchvision, where_to_look
-from indm.data.raw import check_size
+from indm.data.raw import height_and_width, words_of
 from indm.data.splits import describe_split, renumbered, selected, split
 from indm.files.memory import check_memory
 from indm.messages import reason
@@ -55,10 +55,10 @@ def _fashion_mnist_folder(root: str | Path | None, download: bool) -> Path:
     return home / "FashionMNIST" / "raw"
 
 
-@events_of_shape(lambda options: (1, options["size"], options["size"]))
+@events_of_shape(lambda options: (1, *height_and_width(options["size"])))
 def load_fashion_mnist(
     *,
-    size: int = 28,
+    size: int | str | list[int] = 28,
     root: str | Path | None = None,
     download: bool = True,
     valid: int = 5000,
@@ -71,7 +71,8 @@ def load_fashion_mnist(
     """Fashion-MNIST: 1×28×28, 256 levels, the standard 10,000 test images; ``valid`` of the 60,000 others held out.
 
     Args:
-        size: side in pixels; below 28 (16 is usual) by an antialiased bilinear resize, rounded to grey levels again.
+        size: side in pixels, or height x width as "16x24"; below 28 (16 is usual) by an antialiased bilinear resize,
+            rounded to grey levels again.
         root: folder of the files; by default $INDM_DATA, or ~/.cache/indm.
         download: whether to fetch files that are missing.
         valid: images of the validation split.
@@ -82,9 +83,9 @@ def load_fashion_mnist(
         label: keeps the images of this class alone, or of these, in the same splits: 0 T-shirt, 1 trouser, 2 pullover,
             3 dress, 4 coat, 5 sandal, 6 shirt, 7 sneaker, 8 bag, 9 ankle boot.
     """
-    check_size(size)
-    if size > 28:
-        raise ValueError(f"size must be at most the 28 of Fashion-MNIST, got {size}")
+    sides = height_and_width(size)
+    if max(sides) > 28:
+        raise ValueError(f"size must be at most the 28 of Fashion-MNIST, got {words_of(sides)}")
     folder = _fashion_mnist_folder(root, download)
     images, labels = (
         [torch.from_numpy(read_idx(folder / f"{part}-{kind}-ubyte.gz", magic)) for part in ("train", "t10k")]
@@ -96,12 +97,12 @@ def load_fashion_mnist(
     parts = split(n, valid=valid, seed=seed) | {"test": torch.arange(n, n + len(images[1]))}
     parts = selected(parts, torch.cat(labels), label, limit)
     pool = torch.cat(images)[:, None]
-    if size < 28:
+    if min(sides) < 28:
         pool = torch.cat(
-            [F.resize(x.float(), [size, size], antialias=True).round().clamp(0, 255).byte() for x in pool.split(4096)]
+            [F.resize(x.float(), list(sides), antialias=True).round().clamp(0, 255).byte() for x in pool.split(4096)]
         )
     notes = [f"read from {folder}", describe_split(parts, seed)]
-    notes += [f"resized from 28 to {size} (bilinear, antialiased, rounded)"] if size < 28 else []
+    notes += [f"resized from 28 to {words_of(sides)} (bilinear, antialiased, rounded)"] if min(sides) < 28 else []
     numbers, classes = renumbered(torch.cat(labels).long(), CLASSES, label)
     fields, scaling = pooled(pool, parts, numbers), Scaling.images(256, centered)
     return Data(name="fashion-mnist", scaling=scaling, classes=classes, flip=flip, notes=notes, **fields)

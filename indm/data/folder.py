@@ -1,5 +1,6 @@
 """Folders of images."""
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -7,24 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from indm.data.base import Data, condition_fields, events_of_shape
 from indm.data.folder_index import Files, Index, index
 from indm.data.image_files import ImageFiles
 from indm.data.images import RESIZE_MODES, SUFFIXES, colour_of, read_image
-from indm.data.raw import check_size
+from indm.data.raw import check_size, height_and_width, words_of
 from indm.data.splits import counts, describe_split, split
 from indm.files.memory import most_memory
-from indm.messages import near_path, nearest, reason
+from indm.messages import brief, near_path, nearest, reason
 from indm.scaling import Scaling
 
 
-@events_of_shape(lambda options: (options["channels"], options["size"], options["size"]))
+@events_of_shape(lambda options: (options["channels"], *height_and_width(options["size"])))
 def load_folder(
     *,
     path: str | Path,
-    size: int,
+    size: int | str | list[int],
     channels: int | None = None,
+    grey: bool | list[str] = False,
     resize: str = "bilinear",
     crop: bool | int = True,
     background: str = "white",
@@ -47,10 +51,13 @@ def load_folder(
 
     Args:
         path: the folder.
-        size: side in pixels to which all images are brought.
+        size: side in pixels of the square to which all images are brought, or height x width: "24x48" or [24, 48].
         channels: 1 (grey) or 3 (RGB), by default 3 where any file is in colour.
+        grey: whether images are made grey whatever the channels, or those of which classes. What is translated into
+            them is written in grey.
         resize: how: "bilinear", "bicubic", "lanczos", …; antialiased.
-        crop: true cuts out the largest square in the middle, a number the square of that side; false squeezes.
+        crop: true cuts out the largest rectangle in the middle with the aspect ratio of ``size``, a number the one with
+            that shorter side; false squeezes.
         background: behind transparent pixels: "white", "black", "#rrggbb" or a colour that Pillow's ImageColor knows.
         valid: fraction of the images for validation.
         test: fraction of the images for the test.
@@ -63,8 +70,8 @@ def load_folder(
             then no other is read.
     """
     folder = Path(path).expanduser()
-    check_size(size)
-    check_decoded(size, channels or 3)
+    sides = height_and_width(size)
+    check_decoded((channels or 3, *sides))
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
     if resize not in RESIZE_MODES:
@@ -73,23 +80,25 @@ def load_folder(
         check_size(crop)
     colour_of(background)
     if isinstance(classes, bool):
-        files, (grey, colour), notes = find_images(folder, strict=strict)
+        files, (n_grey, n_colour), notes = find_images(folder, strict=strict)
         names, labels = [], classes_of(files) if classes else []
     else:
         names = classes
-        files, (grey, colour), notes, labels = find_classes(folder, names, strict=strict)
-    notes.append(f"{'squashed' if crop is False else 'centre-cropped'}, resized to {size} ({resize}), on {background}")
-    if channels is None and grey and colour:
-        notes.append(f"RGB, as {colour} images are in colour and {grey} are grey; data.channels 1 makes all grey")
-    channels = channels or (3 if colour else 1)
+        files, (n_grey, n_colour), notes, labels = find_classes(folder, names, strict=strict)
+    how = "squashed" if crop is False else "centre-cropped"
+    notes.append(f"{how}, resized to {words_of(sides)} ({resize}), on {background}")
+    if channels is None and n_grey and n_colour:
+        notes.append(f"RGB, as {n_colour} images are in colour and {n_grey} are grey; data.channels 1 makes all grey")
+    shape = (channels or (3 if n_colour else 1), *sides)
+    made_grey = _made_grey(grey, labels, len(files))
     parts = split(len(files), **counts(len(files), valid, test), seed=seed, limit=limit)
     sets = {
-        part: ImageFiles(files.select(chosen.numpy()), size, channels, resize, crop, background)
+        part: ImageFiles(files.select(chosen.numpy()), shape, resize, crop, background, made_grey[chosen])
         for part, chosen in parts.items()
     }
     notes += ["mirrored at random in training; data.flip false leaves images as they are"] if flip else []
     notes.append(describe_split(parts, seed))
-    scaling, shape = Scaling.images(256, centered), (channels, size, size)
+    scaling = Scaling.images(256, centered)
     about: dict[str, Any] = {"shape": shape, "flip": flip, "notes": notes, "fingerprint": files.fingerprint()}
     about |= condition_fields(labels, parts, folder, names) if labels else {}
     return Data(name="folder", scaling=scaling, **about | sets)
@@ -126,13 +135,29 @@ def find_classes(
     return Files.joined(folder, parts), (grey, colour), notes, labels
 
 
-def check_decoded(size: int, channels: int) -> None:
+def _made_grey(grey: bool | Sequence[str], labels: Sequence[str], n: int) -> Tensor:
+    """Which of ``n`` files are made grey, as ``grey`` says.
+
+    Raises:
+        ValueError: it names a class that there is not.
+    """
+    if isinstance(grey, bool):
+        return torch.full((n,), grey)
+    unknown = sorted(set(grey) - set(labels))
+    if unknown:
+        classes = ", ".join(sorted(set(labels))) or "none: data.classes is false"
+        raise ValueError(f"grey must be true, false or names of classes ({classes}), got {brief(unknown[0])!r}")
+    return torch.tensor([label in grey for label in labels])
+
+
+def check_decoded(shape: tuple[int, int, int]) -> None:
     """ValueError where memory cannot hold one image, as Pillow has it (4 bytes a pixel), as bytes and as floats."""
-    needed, most = size**2 * (4 + 5 * channels), most_memory()
+    channels, *sides = shape
+    needed, most = math.prod(sides) * (4 + 5 * channels), most_memory()
     if needed > most:
         raise ValueError(
-            f"size must be such that memory holds an image: {size}×{size} pixels take {needed / 2**30:,.1f} GiB, and "
-            f"there are {most / 2**30:,.1f} GiB"
+            f"size must be such that memory holds an image: {words_of(sides)} pixels take {needed / 2**30:,.1f} GiB, "
+            f"and there are {most / 2**30:,.1f} GiB"
         )
 
 

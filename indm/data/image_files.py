@@ -1,5 +1,6 @@
 """Images decoded when they are asked for, as a data set in which a damaged file costs one image."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from indm.data.images import colour_of, read_image, square
+from indm.data.images import colour_of, fitted, read_image
 from indm.messages import reason
 
 MOST_IN_A_ROW = 100  # unreadable images one after the other, before that is an error
@@ -16,7 +17,7 @@ MOST_KEPT = 512 * 2**20  # bytes of decoded images that stay in memory
 
 
 class ImageFiles(Dataset):
-    """Images decoded from ``files`` when asked for: uint8 (``channels``, ``size``, ``size``).
+    """Images decoded from ``files`` when asked for: uint8 of ``shape``.
 
     An image that cannot be read is replaced by the next one that can, always the same. The first is warned of. Where
     all images together are at most :data:`MOST_KEPT`, each is decoded once in each process: decoding a photograph takes
@@ -24,11 +25,12 @@ class ImageFiles(Dataset):
 
     Args:
         files: paths; a list, or :class:`indm.data.folder_index.Files`.
-        size, channels: of the result.
+        shape: (channels, height, width) of the result.
         resize: Pillow's interpolation, antialiased.
-        crop: an integer takes the centred square of that side (at most the image's), True the largest centred
-            square, False the whole image without keeping its aspect ratio.
+        crop: True takes the largest centred rectangle with the aspect ratio of the result, an integer the one whose
+            shorter side it is (at most the largest), False the whole image without keeping its aspect ratio.
         background: the colour on which transparency is composited, see :func:`indm.data.images.colour_of`.
+        grey: bool, one a file: which are made grey, also where the result has three channels.
 
     Attributes:
         unreadable: bool, one an image, shared by all worker processes: which ones were replaced.
@@ -40,18 +42,18 @@ class ImageFiles(Dataset):
     def __init__(
         self,
         files: Sequence[Path],
-        size: int,
-        channels: int,
+        shape: tuple[int, int, int],
         resize: str = "bilinear",
         crop: bool | int = True,
         background: str = "white",
+        grey: Tensor | None = None,
     ):
         colour_of(background)
-        self.files, self.size, self.channels = files, size, channels
+        self.files, self.shape, self.grey = files, shape, grey
         self.resize, self.crop, self.background = resize, crop, background
         self.unreadable = torch.zeros(len(files), dtype=torch.bool).share_memory_()
-        fits = len(files) * channels * size**2 <= MOST_KEPT
-        self.kept = torch.empty(len(files) if fits else 0, channels, size, size, dtype=torch.uint8)
+        fits = len(files) * math.prod(shape) <= MOST_KEPT
+        self.kept = torch.empty(len(files) if fits else 0, *shape, dtype=torch.uint8)
         self.is_kept = torch.zeros(len(self.kept), dtype=torch.bool)
 
     def __len__(self) -> int:
@@ -73,7 +75,8 @@ class ImageFiles(Dataset):
             except (ValueError, OSError) as error:
                 self._skip(position, error)
                 continue
-            return square(image, self.size, self.channels, self.resize, self.crop)
+            image = image.convert("L") if self.grey is not None and self.grey[position] else image
+            return fitted(image, self.shape, self.resize, self.crop)
         raise ValueError(f"{tries} images in a row cannot be read, beginning with {self.files[index]}")
 
     def _skip(self, position: int, error: Exception) -> None:

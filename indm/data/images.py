@@ -1,4 +1,4 @@
-"""One image file: its header, its pixels, and the square that a model is given.
+"""One image file: its header, its pixels, and the part of it that a model is given.
 
 Only the formats of :data:`FORMATS` are opened, whatever a file is called: none of their decoders runs another program,
 as that of PostScript would. An image of more pixels than PIL's limit is refused by its header.
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageColor, ImageOps
+from PIL import ExifTags, Image, ImageChops, ImageColor, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -56,13 +56,14 @@ def read_kind(path: Path) -> str:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Width and height of an image as it is stored, by its header alone.
+    """Height and width of an image, upright as its EXIF data say, by its header alone.
 
     Raises:
         ValueError, OSError: it is no image that can be used.
     """
     with _opened(path) as image:
-        return image.size
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4  # by a quarter
+        return image.size if turned else image.size[::-1]
 
 
 def colour_of(background: str) -> tuple[int, int, int]:
@@ -121,10 +122,31 @@ def _composited(image: Image.Image, kind: str, colour: tuple[int, int, int]) -> 
     return image
 
 
-def square(image: Image.Image, size: int, channels: int, resize: str = "bilinear", crop: bool | int = True) -> Tensor:
-    """An image as uint8 (``channels``, ``size``, ``size``), cut and resized as :class:`ImageFiles` says."""
-    image = image.convert("L" if channels == 1 else "RGB")
-    if crop is not False:
-        largest = min(image.size)
-        image = F.center_crop(image, [largest if crop is True else min(crop, largest)])
-    return F.pil_to_tensor(F.resize(image, [size, size], InterpolationMode(resize)))
+def read_alpha(path: Path) -> Image.Image | None:
+    """How opaque each pixel is, 8-bit and upright as the image of :func:`read_image`; None where all of them are.
+
+    Raises:
+        ValueError, OSError: it is no image that can be used, or a damaged one.
+    """
+    with _opened(path) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+
+
+def part(image: Image.Image, sides: tuple[int, int], crop: bool | int = True) -> Image.Image:
+    """What :class:`ImageFiles` resizes to a height and width of ``sides``: ``image``, or what is cut out of it."""
+    if crop is False:
+        return image
+    largest = min(image.height / sides[0], image.width / sides[1])
+    scale = largest if crop is True else min(crop / min(sides), largest)
+    return F.center_crop(image, [max(1, round(side * scale)) for side in sides])
+
+
+def fitted(
+    image: Image.Image, shape: tuple[int, int, int], resize: str = "bilinear", crop: bool | int = True
+) -> Tensor:
+    """An image as uint8 of ``shape``, (channels, height, width), cut and resized as :class:`ImageFiles` says."""
+    channels, *sides = shape
+    image = part(image.convert("L" if channels == 1 else "RGB"), (sides[0], sides[1]), crop)
+    return F.pil_to_tensor(F.resize(image, sides, InterpolationMode(resize)))

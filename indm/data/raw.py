@@ -1,5 +1,7 @@
 """Raw values as users have them, arrays, tensors or images: checked, and brought to one type and one layout."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,34 @@ from indm.messages import brief
 from indm.scaling import check_levels
 
 MIN_SIZE = 8  # pixels
+Size = int | str | Sequence[int]  # of images: a side of squares, "24x48" or (24, 48), height before width
+
+
+def height_and_width(size: Size) -> tuple[int, int]:
+    """What a ``size`` stands for.
+
+    Raises:
+        ValueError: it is none, or one of images that are smaller than the networks can take.
+
+    >>> height_and_width(32), height_and_width("24x48"), height_and_width([24, 48])
+    ((32, 32), (24, 48), (24, 48))
+    """
+    words = re.fullmatch(r"(\d{1,9})(?:[x×](\d{1,9}))?", size.strip()) if isinstance(size, str) else None
+    sides = [size] if isinstance(size, int) else [int(w) for w in words.groups() if w] if words else size
+    whole = not isinstance(sides, str) and all(isinstance(side, int) for side in sides)
+    if not whole or len(sides) not in (1, 2):
+        raise ValueError(
+            f'size must be a side of squares, or height x width as "24x48" or [24, 48], got {brief(repr(size))}'
+        )
+    height, width = (*sides, *sides)[:2]
+    check_size(height, width)
+    return height, width
+
+
+def words_of(sides: Sequence[int]) -> str:
+    """Height and width as ``size`` takes them, 32 for a square and "24x48", and as messages say them."""
+    height, width = sides
+    return str(height) if height == width else f"{height}x{width}"
 
 
 def check_size(*sides: int) -> None:

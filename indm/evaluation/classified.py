@@ -47,7 +47,7 @@ def classify_run(
         raw = stack(getattr(data, options.split), options.examples)
         labels = rows_of_data(model, data, options.split, len(raw))
     else:
-        size = model.shape[-1] if len(model.shape) == 3 else None
+        size = model.shape[1:] if len(model.shape) == 3 else None
         raw = open_images(source, size=size if Path(source).is_dir() else None).raw[: options.examples]
         if tuple(raw.shape[1:]) != tuple(model.shape):
             raise ValueError(f"{source} must hold images of shape {tuple(model.shape)}, got {tuple(raw.shape[1:])}")

@@ -21,7 +21,7 @@ from indm.evaluation.translation_metrics import COLUMNS, limits, row, translatio
 from indm.evaluation.translation_page import FRAMES, MOST, STRENGTHS, Shown, write_page
 from indm.evaluation.translation_results import PAGE, REPORT, ResultWriter, check_sources_stay
 from indm.evaluation.translation_runs import TranslationRuns
-from indm.evaluation.translation_sources import Item, find, found_in
+from indm.evaluation.translation_sources import Example, Item, find, found_in
 from indm.evaluation.translation_truth import against_truth, check_truth, truth_of, truth_rows
 from indm.files import atomic
 from indm.messages import reason
@@ -92,10 +92,13 @@ def translate_files(
     """
     route = route_of(runs, options)
     check_page(route.models[0], options)
-    items = find(sources, route.models[0], runs.data, options.strict)
+    items = find(
+        sources, route.models[0], runs.data, grey=runs.grey[0], strict=options.strict, alpha=options.keep_alpha
+    )
     check_scored(len(items), options)
     check_sources_stay(items, out, options.folders())
-    work = FileTranslation(BatchTranslator(route, options), ResultWriter(out, route.models[0].scaling.levels))
+    writer = ResultWriter(out, route.models[0].scaling.levels, runs.grey, options.size)
+    work = FileTranslation(BatchTranslator(route, options), writer)
     started = time.perf_counter()
     try:
         with tqdm(total=len(items), desc="translating", unit="image", disable=not progress) as bar:
@@ -124,7 +127,7 @@ def translate_files(
     if options.truth is not None and len(work.scored) > 1:
         names, raw, translated = work.compared()
         target, features = route.models[1], general_features(int(route.models[1].scaling.levels or 0))
-        truth = truth_of(names, Path(options.truth), target, runs.data_b)
+        truth = truth_of(names, Path(options.truth), target, runs.data_b, runs.grey[1])
         report["truth"] = against_truth(raw, translated, truth, features.features, features.levels)
         report["truth"] |= {"extractor": features.provenance}
         atomic.json_object(out / REPORT, report)
@@ -251,11 +254,11 @@ class FileTranslation:
 
     def add(self, items: list[Item]) -> None:
         """Translate a batch of items; those that cannot be read, translated or written are named in ``failed``."""
-        read = [(item, *content) for item in items if (content := self._read(item))]
+        read = [(item, example) for item in items if (example := self._read(item))]
         if read:
             self._add(read)
 
-    def _read(self, item: Item) -> tuple[Tensor, str] | None:
+    def _read(self, item: Item) -> Example | None:
         try:
             return item.read()
         except (ValueError, OSError) as error:
@@ -264,16 +267,17 @@ class FileTranslation:
             self.failed[item.name] = reason(error)
             return None
 
-    def _add(self, read: list[tuple[Item, Tensor, str]]) -> None:
-        translations = self.translate.each(torch.stack([raw for _, raw, _ in read]))
-        for (item, raw, note), translated in zip(read, translations, strict=True):
+    def _add(self, read: list[tuple[Item, Example]]) -> None:
+        translations = self.translate.each(torch.stack([example.pixels for _, example in read]))
+        for (item, example), translated in zip(read, translations, strict=True):
             if isinstance(translated, RuntimeError):
                 self.failed[item.name] = reason(translated)
                 continue
             pictures = translated.returned, translated.frames, self.translate.times
-            if not self.writer.write(item, translated.result, *pictures):
+            if not self.writer.write(item, example, translated.result, *pictures):
                 continue
-            self.rows.append(_row(item, raw, note, translated))
+            raw = example.pixels
+            self.rows.append(_row(item, example, translated))
             if self.options.page and len(self.shown) < MOST:
                 self.shown.append((self.rows[-1], raw, translated))
             if (self.options.score or self.options.truth) and len(self.scored) < MOST_SCORED:
@@ -293,11 +297,12 @@ class FileTranslation:
         return {"examples": rows, "failed": self.failed | self.writer.failed, "nfe": self.translate.nfe}
 
 
-def _row(item: Item, raw: Tensor, note: str, translated: Translated) -> dict:
+def _row(item: Item, example: Example, translated: Translated) -> dict:
     """What the report says of one example."""
+    raw = example.pixels
     distance = squared_norm(translated.result[None].double() - raw[None].double()).sqrt().item()
     line = {"name": item.name, "source": str(item.source), "distance_rms": distance / math.sqrt(raw.numel())}
-    line |= {"note": note} if note else {}
+    line |= {"note": example.note} if example.note else {}
     error = translated.cycle_error
     return line | ({} if error is None else {"cycle_error_max": error.max().item()})
 

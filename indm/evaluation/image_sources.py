@@ -14,6 +14,7 @@ from indm.data.base import Data, stack
 from indm.data.folder import find_images
 from indm.data.image_files import ImageFiles
 from indm.data.images import RESIZE_MODES, read_size
+from indm.data.raw import Size, height_and_width
 from indm.data.registry import load_data
 from indm.messages import nearest
 from indm.runs.folder import is_run
@@ -56,7 +57,7 @@ def check_number(name: str, n: int) -> None:
 
 
 def open_images(
-    source: str | Path, *, split: str = "train+valid", size: int | None = None, resize: str = "bilinear"
+    source: str | Path, *, split: str = "train+valid", size: Size | None = None, resize: str = "bilinear"
 ) -> Images:
     """Images that exist: of a data set, a folder, or a file of samples.
 
@@ -64,8 +65,9 @@ def open_images(
         source: a recipe by name or TOML file, a run folder (both stand for their data), a name in
             :data:`indm.config.parts.BUILT_IN`, a folder of images (searched recursively), or a ``samples.npz``.
         split: of a data set; "train+valid" is all that is not for testing, as published scores have it.
-        size, resize: side to which the largest centred square of each image of a folder is resized, and how; without
-            a size the files must be square and of one size, and stay as they are.
+        size, resize: side of a square, or height x width as "24x48", to which the largest centred part of that aspect
+            ratio of each image of a folder is resized, and how; without a size the files must be of one size, and stay
+            as they are.
 
     Raises:
         ValueError: a source that is unknown or holds no images.
@@ -97,16 +99,19 @@ def of_data(table: dict, split: str = "train+valid") -> Images:
     return replace(images, data=data)
 
 
-def of_folder(folder: Path, size: int | None = None, resize: str = "bilinear") -> Images:
+def of_folder(folder: Path, size: Size | None = None, resize: str = "bilinear") -> Images:
     """All images of a folder, in sorted order; RGB where one of them is. Damaged ones are left out."""
     if resize not in RESIZE_MODES:
         raise ValueError(f"unknown resize {resize!r}{nearest(resize, RESIZE_MODES)}")
     files, (_, colour), notes = find_images(folder, whole=True)
-    sides = {side for file in files for side in read_size(file)} if size is None else {size}
-    if size is None and len(sides) > 1:
+    sizes = {read_size(file) for file in files} if size is None else {height_and_width(size)}
+    if len(sizes) > 1:
+        sides = [side for sides in sizes for side in sides]
         raise ValueError(f"size must be given for {folder}: its images have sides of {min(sides)} to {max(sides)}")
-    how = {"size": size, "mode": resize, "crop": "the largest centred square", "by": "Pillow"}
-    raw = stack(ImageFiles(files, min(sides), 3 if colour else 1, resize))
+    (sides,) = sizes
+    crop = f"the largest centred {'square' if sides[0] == sides[1] else 'rectangle of that aspect ratio'}"
+    how = {"size": list(sides), "mode": resize, "crop": crop, "by": "Pillow"}
+    raw = stack(ImageFiles(files, (3 if colour else 1, *sides), resize))
     return _grey(raw, 256, {"folder": str(folder), "resize": None if size is None else how, "notes": notes})
 
 

@@ -3,14 +3,14 @@
 import errno
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from indm.evaluation.translation_sources import SHEET, Item
+from indm.evaluation.translation_sources import SHEET, Example, Item
 from indm.files import atomic
 from indm.messages import reason
 
@@ -63,19 +63,33 @@ class ResultWriter:
     Args:
         out: the folder, made if need be.
         levels: number of grey levels; None of vectors.
+        grey: whether pictures of the source's side, and of the result's, are written in grey.
+        size: of results: that of the "model", or of what was cut out of the "source".
 
     ``failed`` holds the reason for each item that could not be written, by name.
     """
 
-    def __init__(self, out: Path, levels: int | None):
-        self.out, self.levels = out, levels
+    def __init__(
+        self,
+        out: Path,
+        levels: int | None,
+        grey: tuple[bool, bool] = (False, False),
+        size: Literal["model", "source"] = "model",
+    ):
+        self.out, self.levels, self.grey, self.size = out, levels, grey, size
         self.failed: dict[str, str] = {}
         self.shown: list[tuple[Tensor, ...]] = []
         self.arrays: dict[Path, list[tuple[Item, Tensor]]] = {}
         out.mkdir(parents=True, exist_ok=True)
 
     def write(
-        self, item: Item, result: Tensor, returned: Tensor | None, frames: Tensor | None, times: Sequence[float]
+        self,
+        item: Item,
+        source: Example,
+        result: Tensor,
+        returned: Tensor | None,
+        frames: Tensor | None,
+        times: Sequence[float],
     ) -> bool:
         """Write a result, or keep it until its array is complete; for an image what was carried back into ``cycle``;
         the way, ``frames`` at ``times``, into ``strips``.
@@ -90,9 +104,9 @@ class ResultWriter:
             if frames is not None:
                 self._save_strip(self.out / "strips" / f"{item.name}.png", frames, times)
             if item.row is None:
-                self._save(result_path(self.out, item), result)
+                self._save(result_path(self.out, item), self._like(source, result))
                 if returned is not None:
-                    self._save(self.out / "cycle" / f"{item.name}.png", returned)
+                    self._save(self.out / "cycle" / f"{item.name}.png", self._picture(returned, self.grey[0]))
         except OSError as error:
             self._fail([item], error)
             return False
@@ -124,9 +138,22 @@ class ResultWriter:
             raise error
         self.failed |= {item.name: reason(error) for item in items}
 
-    def _save(self, path: Path, image: Tensor) -> None:
+    def _picture(self, pixels: Tensor, grey: bool) -> Image.Image:
+        image = picture(pixels, cast(int, self.levels))
+        return image.convert("L") if grey else image
+
+    def _like(self, source: Example, result: Tensor) -> Image.Image:
+        """The picture of a result, of the size that was asked for and as opaque as its source."""
+        image = self._picture(result, self.grey[1])
+        if self.size == "source" and source.sides:
+            image = image.resize(source.sides[::-1], Image.Resampling.BICUBIC)
+        if source.alpha is not None:
+            image.putalpha(source.alpha.resize(image.size, Image.Resampling.BILINEAR))
+        return image
+
+    def _save(self, path: Path, image: Image.Image) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic.whole(path, lambda beside: picture(image, cast(int, self.levels)).save(beside, format="PNG"))
+        atomic.whole(path, lambda beside: image.save(beside, format="PNG"))
 
     def _save_strip(self, path: Path, frames: Tensor, times: Sequence[float]) -> None:
         """Frames (N, C, H, W) in a row, each with its time above it."""

@@ -48,6 +48,15 @@ class TranslationRuns:
         a, b = (data if name is None else data.of_class(name) for data, name in zip(both, self.classes, strict=True))
         return a, b
 
+    @property
+    def grey(self) -> tuple[bool, bool]:
+        """Whether the images of either side are made grey, whatever the channels of its model."""
+        a, b = (
+            name in grey if isinstance(grey := data.get("grey", False), list) else grey
+            for data, name in zip((self.data, self.data_b), self.classes, strict=True)
+        )
+        return a, b
+
     def route(self, **options) -> Route:
         """See :func:`indm.translation.two_models` and :func:`indm.translation.bridge` for the options."""
         return (

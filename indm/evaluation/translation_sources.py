@@ -7,20 +7,36 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from indm.data import tables
 from indm.data.arrays import read_events
-from indm.data.images import SUFFIXES, read_image, square
+from indm.data.images import SUFFIXES, fitted, part, read_alpha, read_image
 from indm.messages import near_path
 from indm.model import INDM
 
 ARRAY_SUFFIXES = {".npz", ".npy"}
 SHEET = "sheet"  # a picture beside the results, so that an image of that name keeps its suffix
+
+
+class Example(NamedTuple):
+    """What was read.
+
+    Attributes:
+        pixels: (C, H, W) or (D,) in data units.
+        note: what was done to them; "" for nothing.
+        sides: height and width of what they show in the pixels of its file; None of no image file.
+        alpha: how opaque that is, an image of mode "L"; None where it is opaque, or nobody asked.
+    """
+
+    pixels: Tensor
+    note: str = ""
+    sides: tuple[int, int] | None = None
+    alpha: Image.Image | None = None
 
 
 @dataclass(frozen=True)
@@ -30,25 +46,30 @@ class Item:
     Attributes:
         name: of its result, without suffix.
         source: the file that it is in.
-        read: gives (C, H, W) or (D,) in data units, and a note of what was done to it ("": nothing).
+        read: gives the example.
         row: of an array; None of an image file.
     """
 
     name: str
     source: Path
-    read: Callable[[], tuple[Tensor, str]]
+    read: Callable[[], Example]
     row: int | None = None
 
 
-def find(sources: Sequence[Path], model: INDM, data: dict, strict: bool = False) -> list[Item]:
+def find(
+    sources: Sequence[Path], model: INDM, data: dict, *, grey: bool = False, strict: bool = False, alpha: bool = False
+) -> list[Item]:
     """The examples in files, folders (searched recursively), glob patterns, ``.npz`` and ``.npy`` arrays, and tables of
     vectors in ``.csv`` files (those of folders apart).
 
     Args:
         model: whose shape and grey levels they must have.
         data: the ``[data]`` table of a run on a folder: how images of another size are cut and resized, by default by
-            the largest centred square, and the ``background`` of those with transparency, by default white.
+            the largest centred part of the model's aspect ratio, and the ``background`` of those with transparency, by
+            default white.
+        grey: make images grey, whatever the channels of the model.
         strict: an image of another size, or a file that is no image, is an error.
+        alpha: also read how opaque images are.
 
     Raises:
         ValueError: nothing found, an array of another shape, an image where the model has no images, or two results of
@@ -64,7 +85,7 @@ def find(sources: Sequence[Path], model: INDM, data: dict, strict: bool = False)
                     f"{file}: events of shape {model.shape} are no image files; .npz, .npy or .csv would do"
                 )
             else:
-                items.append(Item(name, file, _reader(file, model, data, strict)))
+                items.append(Item(name, file, _reader(file, model, data, grey, strict, alpha)))
     return _with_names_apart(items)
 
 
@@ -124,25 +145,27 @@ def _rows(file: Path, name: str, model: INDM) -> list[Item]:
     if tuple(array.shape[1:]) != model.shape:
         raise ValueError(f"{file} must hold events of shape {model.shape}, got {tuple(array.shape[1:])}")
     return [
-        Item(f"{name}-{row:05d}", file, functools.partial(lambda row: (array[row], ""), row), row)
+        Item(f"{name}-{row:05d}", file, functools.partial(lambda row: Example(array[row]), row), row)
         for row in range(len(array))
     ]
 
 
-def _reader(file: Path, model: INDM, data: dict, strict: bool) -> Callable[[], tuple[Tensor, str]]:
+def _reader(file: Path, model: INDM, data: dict, grey: bool, strict: bool, alpha: bool) -> Callable[[], Example]:
     channels, height, width = model.shape
-    options = {key: data[key] for key in ("resize", "crop") if key in data}
-    background = data.get("background", "white")
 
-    def read() -> tuple[Tensor, str]:
-        image, note = read_image(file, background), ""
+    def read() -> Example:
+        image, crop = read_image(file, data.get("background", "white")), data.get("crop", True)
+        size, note = f"{image.width}×{image.height}", ""
         if image.size == (width, height):
-            pixels = F.pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
-        elif strict or height != width:
-            raise ValueError(f"{image.width}×{image.height} pixels, and the model has {width}×{height}")
+            crop = False
+        elif strict:
+            raise ValueError(f"{size} pixels, and the model has {width}×{height}")
         else:
-            pixels = square(image, width, channels, **options)
-            note = f"resized from {image.width}×{image.height}"
-        return (pixels.double() * (cast(int, model.scaling.levels) - 1) / 255).round().to(torch.uint8), note
+            note = f"resized from {size}"
+        shown = part(image.convert("L") if grey else image, (height, width), crop)
+        pixels = fitted(shown, (channels, height, width), data.get("resize", "bilinear"), crop=False)
+        pixels = (pixels.double() * (cast(int, model.scaling.levels) - 1) / 255).round().to(torch.uint8)
+        opaque = read_alpha(file) if alpha else None
+        return Example(pixels, note, shown.size[::-1], opaque and part(opaque, (height, width), crop))
 
     return read

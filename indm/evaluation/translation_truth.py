@@ -31,10 +31,10 @@ def check_truth(sources: Sequence[Path], folder: Path) -> None:
         )
 
 
-def truth_of(names: Sequence[str], folder: Path, model: INDM, data: dict) -> Images:
+def truth_of(names: Sequence[str], folder: Path, model: INDM, data: dict, grey: bool = False) -> Images:
     """The counterparts of results called ``names``, brought to the shape of ``model`` as its training images are."""
-    items = {item.name: item for item in find([folder], model, data)}
-    return torch.stack([items[name].read()[0] for name in names])
+    items = {item.name: item for item in find([folder], model, data, grey=grey)}
+    return torch.stack([items[name].read().pixels for name in names])
 
 
 def against_truth(

@@ -445,14 +445,14 @@ def test_folder_pixels_crop_and_resize(tmp_path):
     array = picture(0, size=(30, 16))
     file = save(tmp_path / "a.png", array)
     whole = array[7:23].transpose(2, 0, 1)
-    assert np.array_equal(ImageFiles([file], 16, 3)[0].numpy(), whole)  # largest centred square, no resize
-    assert np.array_equal(ImageFiles([file], 10, 3, crop=10)[0].numpy(), whole[:, 3:13, 3:13])
-    assert np.array_equal(ImageFiles([file], 16, 3, crop=99)[0].numpy(), whole)
-    box = ImageFiles([file], 8, 3, resize="box")[0].numpy()
+    assert np.array_equal(ImageFiles([file], (3, 16, 16))[0].numpy(), whole)  # largest centred square, no resize
+    assert np.array_equal(ImageFiles([file], (3, 10, 10), crop=10)[0].numpy(), whole[:, 3:13, 3:13])
+    assert np.array_equal(ImageFiles([file], (3, 16, 16), crop=99)[0].numpy(), whole)
+    box = ImageFiles([file], (3, 8, 8), resize="box")[0].numpy()
     assert np.abs(box - whole.reshape(3, 8, 2, 8, 2).mean((2, 4))).max() <= 1
-    squashed = ImageFiles([file], 16, 3, resize="nearest", crop=False)[0].numpy()
+    squashed = ImageFiles([file], (3, 16, 16), resize="nearest", crop=False)[0].numpy()
     assert np.array_equal(squashed[:, 0], array[0].T) and squashed.shape == (3, 16, 16)
-    luma = ImageFiles([file], 16, 1)[0].numpy()[0]
+    luma = ImageFiles([file], (1, 16, 16))[0].numpy()[0]
     assert np.abs(luma - np.einsum("chw,c->hw", whole, [0.299, 0.587, 0.114])).max() <= 1
 
 
@@ -500,7 +500,7 @@ def test_mixed_channels(folder):
         assert sets.shape == stack(sets.train, 1).shape[1:] == (channels, 12, 12)
         noted = [note for note in sets.notes if "RGB, as 12 images are in colour and 1 are grey" in note]
         assert len(noted) == (asked is None)
-    assert (ImageFiles([grey], 12, 3)[0] == ImageFiles([grey], 12, 1)[0]).all()
+    assert (ImageFiles([grey], (3, 12, 12))[0] == ImageFiles([grey], (1, 12, 12))[0]).all()
 
 
 def test_grey_folders_are_grey(tmp_path):
@@ -525,7 +525,7 @@ def test_colour_modes_and_orientation(tmp_path):
 
     for background, grey in (("black", 0), ("#646464", 80), ("white", 204)):  # black at 20 %
         assert np.abs(np.asarray(read_image(tmp_path / "la.png", background)).astype(int) - grey).max() <= 1
-    red = ImageFiles([tmp_path / "alpha.png", tmp_path / "la.png"], 8, 3, background="#ff0000")
+    red = ImageFiles([tmp_path / "alpha.png", tmp_path / "la.png"], (3, 8, 8), background="#ff0000")
     assert red[0][:, 7, 7].tolist() == [255, 0, 0] and red[0][:, 0, 0].tolist() == [0, 0, 0]
     assert (red[1] - torch.tensor([204, 0, 0], dtype=torch.uint8)[:, None, None]).int().max() <= 1
 

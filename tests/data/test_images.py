@@ -235,9 +235,9 @@ def damaged(folder, *which):
 
 def test_a_damaged_image_is_replaced_by_the_next_warned_of_once_and_counted(tmp_path):
     folder = many(tmp_path / "f", 40)
-    whole = stack(ImageFiles(index(folder).files, 8, 3))
+    whole = stack(ImageFiles(index(folder).files, (3, 8, 8)))
     damaged(folder, 7, 20, 21, 39)
-    data = ImageFiles(index(folder).files, 8, 3)
+    data = ImageFiles(index(folder).files, (3, 8, 8))
     assert len(data) == 40 and count_unreadable(data) == 0
     with pytest.warns(UserWarning, match="0000007.png cannot be read .* takes its place") as warned:
         found = stack(data)
@@ -251,7 +251,7 @@ def test_images_are_decoded_once_where_memory_holds_them_all(tmp_path, monkeypat
     folder = many(tmp_path / "f", 5)
     files = index(folder).files
     monkeypatch.setattr(image_files, "MOST_KEPT", 5 * 3 * 8 * 8)
-    kept, again = ImageFiles(files, 8, 3), ImageFiles(files, 9, 3)
+    kept, again = ImageFiles(files, (3, 8, 8)), ImageFiles(files, (3, 9, 9))
     first, other = stack(kept), stack(again)
     kept[2].zero_()  # a copy
     for file in files:
@@ -263,7 +263,7 @@ def test_images_are_decoded_once_where_memory_holds_them_all(tmp_path, monkeypat
 
 def test_a_folder_that_has_gone_is_an_error_after_a_hundred(tmp_path):
     folder = many(tmp_path / "f", 200)
-    data = ImageFiles(index(folder).files, 8, 3)
+    data = ImageFiles(index(folder).files, (3, 8, 8))
     for file in data.files:
         file.unlink()
     with warnings.catch_warnings():
@@ -278,7 +278,7 @@ def test_workers_change_neither_the_order_nor_what_stands_for_a_damaged_image(tm
     damaged(folder, 3, 30, 31)
     epochs = []
     for workers in (0, 1, 3):
-        data = ImageFiles(index(folder).files, 8, 3)
+        data = ImageFiles(index(folder).files, (3, 8, 8))
         epochs.append(list(loader(data, 7, shuffle=True, seed=5, epoch=2, workers=workers)))
         assert count_unreadable(data) == 3  # those of the workers, too
     for other in epochs[1:]:
@@ -310,7 +310,7 @@ def test_a_training_outlives_a_damaged_image(tmp_path):
 
 
 def test_an_image_that_several_processes_met_counts_once(tmp_path):
-    data = ImageFiles(index(many(tmp_path / "f", 6)).files, 8, 3)
+    data = ImageFiles(index(many(tmp_path / "f", 6)).files, (3, 8, 8))
     data.unreadable[1:3] = True
     assert count_unreadable(data) == 2
     assert count_unreadable(data, lambda met: met + torch.tensor([0, 0, 1, 1, 0, 0])) == 3

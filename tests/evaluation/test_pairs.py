@@ -85,7 +85,9 @@ def pixels(path):
 
 
 def framed(picture, side):
-    """The square images of a sheet, row by row, found by the grey lines around them and brought back to their size."""
+    """The images of a sheet, row by row, found by the grey lines around them and brought back to their size: a
+    ``side`` of squares, or height and width."""
+    height, width = side if isinstance(side, tuple) else (side, side)
     line = (picture == 153).all(-1)
 
     def between(lines):
@@ -96,8 +98,8 @@ def framed(picture, side):
     for top, bottom in between(line.mean(1) > 0.5):
         found.append([])
         for left, right in between(line[top:bottom].all(0)):
-            image, factor = picture[top:bottom, left:right], (bottom - top) // side
-            assert image.shape[:2] == (side * factor, side * factor) and side * factor >= 64
+            image, factor = picture[top:bottom, left:right], (bottom - top) // height
+            assert image.shape[:2] == (height * factor, width * factor) and min(height, width) * factor >= 64
             small = image[::factor, ::factor]
             assert np.array_equal(small.repeat(factor, 0).repeat(factor, 1), image)
             found[-1].append(small)
@@ -244,7 +246,7 @@ def test_sides_that_do_not_fit_are_errors_before_anything_is_trained(toys, tmp_p
     grey = toy_folder(tmp_path / "other", (9, 9, 9))
     for file in grey.iterdir():
         Image.open(file).convert("L").save(file)
-    error = error_of(capsys, "train-pair", toys[0], grey, "--out", out, "--data.size", "8")
+    error = error_of(capsys, "train-pair", toys[0], grey, "--out", out, "--data.size", "8", "--data-b.channels", "1")
     assert "data_b must have events of shape (3, 8, 8), as data have, got (1, 8, 8)" in error and not out.exists()
     assert "no [data_b]" in error_of(capsys, "train-pair", "digits", "--out", out)
     assert "two image folders or one recipe" in error_of(capsys, "train-pair", "a", "b", "c", "--out", out)
