@@ -32,7 +32,7 @@ from indm.files import atomic
 from indm.model import INDM
 from indm.training.loop import train
 from indm.training.pairs import train_pair
-from indm.translation import Route, two_models
+from indm.translation import Route, sdedit, two_models
 
 LINEAR = 1.15  # steps of a linear diffusion in the time of one of INDM
 IMAGES = 200  # of A's test split, at most
@@ -88,12 +88,11 @@ def routes(recipe: dict, steps: int, out: Path) -> dict[str, Route]:
         name: of_classes(untimed(recipe, 2 * count), changes, out / name)
         for name, count, changes in (("classes", steps, {}), ("linear classes", round(LINEAR * steps), LINEAR_FLOW))
     }
-    leg, _ = found["linear classes"].legs
-    ends = leg.model, leg.model
+    _, down = found["linear classes"].legs
     found |= {name: opened.route() for name, opened in trained.items()}
     found["bridge"] = open_runs([out / "bridge"]).route()
     found |= {f"{name} 0.5": opened.route(strength=0.5) for name, opened in trained.items()}
-    found |= {f"sdedit {s}": two_models(*ends, c=("A", "B"), strength=s, stochastic=True) for s in STRENGTHS}
+    found |= {f"sdedit {s}": sdedit(down.model, c=down.c, strength=s) for s in STRENGTHS}
     return {name: found[name] for name in NAMES}
 
 

@@ -5,6 +5,8 @@ flows it is DDIB, https://arxiv.org/abs/2203.08382.
 
 *One model of classes.* The same route with A and B two conditions of one model: it goes up as A and down as B.
 
+*SDEdit.* Noise up to some t, then the probability flow of a model of B down: no model of A, and no way back.
+
 *One bridge.* The nonlinear diffusion of one INDM starts in A at t = 0 and ends in B at t = T: training gives
 x_T ~ h⁻¹#π the law of B (``train.terminal`` and ``[data_b]`` of a recipe). x_A → h → ODE to T → h⁻¹ → x_B, and the
 same in reverse.
@@ -188,6 +190,26 @@ def two_models(
     sde = source.sde
     turn = max(sde.eps, _way(strength, sde))
     legs = (Leg(source, sde.eps, turn, noise=stochastic, c=c[0]), Leg(target, turn, sde.eps, c=c[1]))
+    return Route(legs, steps, tol)
+
+
+def sdedit(model: INDM, *, c: Any = None, strength: float = 0.5, steps: int = STEPS, tol: float | None = None) -> Route:
+    """The route that makes data of ``model`` of whatever has their shape: noise up to ``strength``, the flow down.
+
+    It needs no model of what it begins with, and there is no way back. With the identity flow it is SDEdit, but for its
+    way down, which there is the reverse SDE. Its result given the source x is h⁻¹ of the probability flow of
+    α_t h(x) + σ_t n from t = ``strength`` · T to ε.
+
+    Args:
+        c: of a model of p(x|c), the condition of the result: "dog".
+        strength: the time at which it turns, as a share of T: at 1 nothing of the source is left.
+
+    Source: Meng et al. 2022, "SDEdit", https://arxiv.org/abs/2108.01073.
+    """
+    if strength == 1:
+        raise ValueError("strength must be below 1 for sdedit, got 1, which leaves nothing of the source; 0.5 is usual")
+    turn = max(model.sde.eps, _way(strength, model.sde))
+    legs = (Leg(model, model.sde.eps, turn, noise=True, c=c), Leg(model, turn, model.sde.eps, c=c))
     return Route(legs, steps, tol)
 
 

@@ -13,7 +13,7 @@ from indm.flows import ActNorm, Identity
 from indm.model import INDM, build_model
 from indm.scaling import Scaling
 from indm.sde.linear import VESDE, VPSDE
-from indm.translation import Leg, Route, bridge, forward_step, translate, translate_bridge, two_models
+from indm.translation import Leg, Route, bridge, forward_step, sdedit, translate, translate_bridge, two_models
 
 
 def seeded(seed):
@@ -90,6 +90,30 @@ def test_a_stronger_noise_keeps_less_of_the_source():
         y = translate(source, target, x, strength=strength, stochastic=True, generator=seeded(7))
         kept.append(torch.corrcoef(torch.stack([x[:, 0], y[:, 0]]))[0, 1].item())
     assert kept[0] > 0.9 > kept[1] > 0.1 > abs(kept[2])
+
+
+@pytest.mark.parametrize("strength", [0.2, 0.6])
+def test_sdedit_of_gaussians_has_its_law(strength):
+    """z_t = α_t z_0 + σ_t n of one and the same source, carried down by the closed flow of B, is a Gaussian; the noise
+    from ε on leaves out that of ε itself."""
+    target = model_of("vp", 1, actnorm(1))
+    sde, score, n = target.sde, target.score, 40_000
+    source = torch.tensor([[1.5, -0.7]], dtype=torch.float64)
+    y = sdedit(target, strength=strength, tol=1e-7).follow(source.expand(n, 2), generator=seeded(3)).x
+    z = target.encode(y)[0]
+    (alpha, start), (sigma, least) = (
+        of(torch.tensor([strength * sde.T, sde.eps], dtype=torch.float64)) for of in (sde.alpha, sde.sigma)
+    )
+    std = (sigma**2 - (alpha / start * least) ** 2).sqrt()
+    ends = [a**2 * score.variance + s**2 for a, s in ((start, least), (alpha, sigma))]
+    gain = (ends[0] / ends[1]).sqrt() / start
+    mean = score.mean + gain * (alpha * target.encode(source)[0] - alpha * score.mean)
+    white = (z - mean) / (gain * std)
+    assert within(white, 0.0) and within(white.square(), 1.0)
+    # Less noise keeps more of the source: its share in the mean is gain · α_t, which falls with t.
+    later = sdedit(target, strength=0.9, tol=1e-6).follow(source.expand(n, 2), generator=seeded(3)).x
+    away = [(target.encode(v)[0].mean(0) - score.mean).abs() for v in (y, later)]
+    assert (away[1] < away[0]).all()
 
 
 def test_a_model_translated_into_its_own_copy_gives_back_the_input(pair):
@@ -301,6 +325,10 @@ def test_arguments_are_checked():
         bridge(model, "backward", stochastic=True)
     with pytest.raises(ValueError, match="frames must be 0 for none or at least 2"):
         bridge(model).follow(x, frames=1)
+    with pytest.raises(ValueError, match="strength must be below 1 for sdedit, got 1"):
+        sdedit(model, strength=1)
+    with pytest.raises(ValueError, match="no way back along noise"):
+        sdedit(model).back()
     with pytest.raises(ValueError, match="no way back along noise"):
         two_models(model, model, stochastic=True).back()
 

@@ -28,6 +28,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     },
     "Translate": {
         "translate": "indm.cli.translate:Translate",
+        "strip": "indm.cli.translate:Strip",
     },
     "More": {
         "parts": "indm.cli.parts:Parts",

@@ -1,6 +1,7 @@
-"""``indm translate``."""
+"""``indm translate`` and ``indm strip``."""
 
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,7 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from indm.cli.common import DONE, SOME_FAILED, Computes
-from indm.config.options import TranslationOptions, default
+from indm.config.options import StripOptions, TranslationOptions, default
 from indm.messages import one_line
 
 
@@ -23,6 +24,8 @@ class Translate(Computes):
     "indm translate BRIDGE photos --out results" takes one model of "indm train-bridge".
 
     "indm translate RUN photos --condition cat dog --out results" takes one model of classes: up as cat, down as dog.
+
+    With --method sdedit --strength 0.5 all of these take the model of B alone: noise up, then down along its flow.
 
     Writes NAME.png for each image (NAME.npz for an array), sheet.png with sources and results in turns, and
     translation.json with the distance of each result from its source and the reason for each that failed.
@@ -46,7 +49,7 @@ class Translate(Computes):
         from indm.evaluation import file_translation
         from indm.evaluation.translation_runs import is_run_or_pair, open_runs
 
-        count = next((i for i, path in enumerate(self.paths) if not is_run_or_pair(path)), len(self.paths))
+        count = _leading(self.paths, is_run_or_pair)
         if not count or count == len(self.paths):
             what = "a run folder (with a recipe.toml in it) first" if not count else "images after the run folders"
             raise ValueError(f"translate needs {what}, got {' '.join(map(str, self.paths))}")
@@ -62,3 +65,44 @@ class Translate(Computes):
         written = ["sheet.png", "index.html"] if self.options.page else ["sheet.png"]
         print("\n".join(str(self.out / name) for name in written) if report["examples"] else "nothing was translated")
         return SOME_FAILED if report["failed"] else DONE
+
+
+@dataclass
+class Strip(Computes):
+    """Draw the way of one image from A to B by several runs, x_t over t, one under the other.
+
+    "indm strip PAIR ONE BRIDGE photo.jpg" has a row for two models, one for a model that is told the class, followed by
+    one for its SDEdit at --strength, and one for a bridge of the form terminal. Runs come in any order and number.
+    """
+
+    paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN… IMAGE", help_behavior_hint="(required)")]
+    """Run folders, as for "indm translate", then one image."""
+    out: Annotated[Path, arg(metavar="FILE")] = Path("strip.png")
+    """The picture to write; one that is there is an error without --overwrite."""
+    direction: Literal["forward", "backward"] = "forward"
+    """From A to B, or from B to A."""
+    condition: Annotated[tuple[str, str] | None, arg(metavar="CLASS CLASS"), default("two data sets")] = None
+    """Of models of many classes: the class of the image, and the one that it becomes."""
+    options: Annotated[StripOptions, arg(name="")] = field(default_factory=StripOptions)
+    overwrite: bool = False
+    """Write over a picture that is there."""
+
+    def run(self) -> int:
+        from indm.evaluation import strips
+        from indm.evaluation.translation_runs import is_run_or_pair
+
+        count = _leading(self.paths, is_run_or_pair)
+        if not count or count != len(self.paths) - 1:
+            raise ValueError(f"strip needs run folders and then one image, got {' '.join(map(str, self.paths))}")
+        if self.out.exists() and not self.overwrite:
+            raise ValueError(f"--out {self.out} exists: name another, or add --overwrite")
+        *folders, image = self.paths
+        rows = strips.rows_of(folders, image, self.options, self.direction, self.condition)
+        strips.draw(rows, self.out)
+        print(f"{self.out}: {', '.join(row.title for row in rows)}")
+        return DONE
+
+
+def _leading(paths: Sequence[Path], holds: Callable[[Path], bool]) -> int:
+    """How many of the first paths are such."""
+    return next((i for i, path in enumerate(paths) if not holds(path)), len(paths))

@@ -349,6 +349,9 @@ class ConversionOptions:
 class TranslationOptions:
     """How images are translated, and what is written beside the results."""
 
+    method: Literal["flow", "sdedit"] = "flow"
+    """Up along the flow of A and down along that of B; or "sdedit": noise up to --strength, which must be below 1, then
+    down along the flow of B, with no model of A and no way back."""
     strength: float = 1.0
     """How far up the diffusion to go, as a share of T; less than 1 keeps more of the source."""
     stochastic: bool = False
@@ -390,6 +393,25 @@ class TranslationOptions:
     def folders(self) -> list[str]:
         """The folders beside the results that hold a picture of each."""
         return [name for name, wanted in {"cycle": self.cycle, "strips": self.strip}.items() if wanted]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StripOptions:
+    """How the ways of one image by several runs are drawn."""
+
+    frames: int = 12
+    """Pictures of a row, of equal distance in t on each leg."""
+    strength: float = 0.5
+    """Of SDEdit by the models that are told the class, a share of T below 1; 0 leaves its rows out."""
+    steps: int = 120
+    """Evaluations of the networks for each row."""
+    seed: int = 0
+    """Seed of the noise of SDEdit."""
+
+    def __post_init__(self):
+        check_whole_numbers(self)
+        require(self.frames >= 4 and self.frames % 2 == 0, "frames", self.frames, "an even number of at least 4")
+        require(0 <= self.strength < 1, "strength", self.strength, "in [0, 1)")
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ def route_of(runs: TranslationRuns, options: TranslationOptions) -> Route:
     Raises:
         ValueError: a bad option, or a cycle where no way leads back.
     """
-    route = runs.route(strength=options.strength, stochastic=options.stochastic, steps=options.steps, tol=options.tol)
+    shared: dict = {"strength": options.strength, "steps": options.steps, "tol": options.tol}
+    route = runs.sdedit(**shared) if options.method == "sdedit" else runs.route(stochastic=options.stochastic, **shared)
     if options.cycle:
         route.back()
     return route
@@ -109,7 +110,7 @@ def translate_files(
     finally:
         report = work.finish() | {
             "seconds_per_example": (time.perf_counter() - started) / len(items),
-            "models": [str(folder) for folder in runs.folders],
+            "models": [str(folder) for folder in (runs.folders if options.method == "flow" else runs.folders[-1:])],
             "direction": runs.direction,
             **({} if runs.classes == (None, None) else {"classes": list(runs.classes)}),
             "options": asdict(options),
@@ -161,7 +162,8 @@ def add_page(
     raw = torch.stack([source for _, source, _ in translations])
     with_frames = replace(options, strip=options.strip or FRAMES, cycle=False)
     made, way = {}, BatchTranslator(route_of(runs, options), with_frames)
-    for strength in tqdm(sorted({*STRENGTHS, options.strength}), desc="the page", disable=not progress):
+    strengths = {s for s in STRENGTHS if s < 1 or options.method == "flow"} | {options.strength}
+    for strength in tqdm(sorted(strengths), desc="the page", disable=not progress):
         other = replace(options, strength=strength, strip=0, cycle=False)
         translate = way if strength == options.strength else BatchTranslator(route_of(runs, other), other)
         made[strength] = [one for part in raw.split(options.batch_size) for one in translate.each(part)]

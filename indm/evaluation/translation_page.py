@@ -132,7 +132,7 @@ def made_by(report: dict) -> str:
     parts += [f"direction {report['direction']}"]
     parts += [f"{options['steps']} steps" if options["tol"] is None else f"tolerance {options['tol']:g}"]
     parts += [f"strength {options['strength']:g}"]
-    parts += [f"up by noise of seed {options['seed']}"] if options["stochastic"] else []
+    parts += [f"up by noise of seed {options['seed']}"] if _is_random(options) else []
     parts += [f"{len(report['failed'])} not translated, see translation.json"] if report["failed"] else []
     return one_line("; ".join(parts) + ".")
 
@@ -142,7 +142,11 @@ def _what_is_seen(n: int, report: dict) -> str:
     whole, options = len(report["examples"]), report["options"]
     several = f"The first {n} of {whole}" if n < whole else f"All {whole}"
     text = f"{several} translated images. Their numbers and the way are those of strength {options['strength']:g}."
-    return text + (" The noise of the way is another draw than that of the result." if options["stochastic"] else "")
+    return text + (" The noise of the way is another draw than that of the result." if _is_random(options) else "")
+
+
+def _is_random(options: dict) -> bool:
+    return options["stochastic"] or options["method"] == "sdedit"
 
 
 def _controls(strengths: list[float], strength: float, way: Sequence[str], largest: float | None) -> str:

@@ -14,7 +14,7 @@ from indm.data.registry import load_data
 from indm.model import INDM
 from indm.runs.folder import is_run, open_run
 from indm.training.pairs import SIDES, is_pair
-from indm.translation import DIRECTIONS, Route, bridge, two_models
+from indm.translation import DIRECTIONS, Route, bridge, sdedit, two_models
 
 
 def is_run_or_pair(folder: Path) -> bool:
@@ -56,6 +56,26 @@ class TranslationRuns:
             for data, name in zip((self.data, self.data_b), self.classes, strict=True)
         )
         return a, b
+
+    @property
+    def kind(self) -> str:
+        """In words."""
+        if self.classes != (None, None):
+            return "one model told the class"
+        return "terminal bridge" if len(self.models) == 1 else "two models"
+
+    def sdedit(self, **options) -> Route:
+        """See :func:`indm.translation.sdedit` for the options.
+
+        Raises:
+            ValueError: no model makes data of the other side from noise.
+        """
+        if len(self.models) == 1:
+            raise ValueError(
+                f"method 'sdedit' needs a model that makes data of B from noise; {self.folders[0]} is a bridge, whose "
+                "noise is B"
+            )
+        return sdedit(self.models[1], c=self.classes[1], **options)
 
     def route(self, **options) -> Route:
         """See :func:`indm.translation.two_models` and :func:`indm.translation.bridge` for the options."""

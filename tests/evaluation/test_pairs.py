@@ -19,9 +19,10 @@ from test_processes import launch
 
 from indm.cli.main import main
 from indm.config import recipes
-from indm.config.options import TranslationOptions
+from indm.config.options import StripOptions, TranslationOptions
 from indm.data.base import PARTS, stack
 from indm.data.registry import load_data
+from indm.evaluation import strips
 from indm.evaluation.file_translation import summary, translate_files
 from indm.evaluation.translation_runs import TranslationRuns, open_runs
 from indm.evaluation.translation_sources import files_of, find
@@ -33,6 +34,7 @@ from indm.runs.provenance import weights_hash
 from indm.scaling import Scaling
 from indm.training import pairs
 from indm.training.pairs import as_one, sides_of
+from indm.translation import sdedit
 
 SMALL = [
     "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.blocks=1", "--net.multipliers=[1]",
@@ -650,6 +652,56 @@ def test_one_model_of_classes_translates_between_two(trained, toys, tmp_path, ca
         ([run, toys[0]], "is no bridge"),
     ):
         assert complaint in error_of(capsys, "translate", *wrong, "--out", tmp_path / "none", "--quiet")
+
+
+def test_sdedit_is_noise_and_the_flow_of_the_other_side_alone(trained, toys, tmp_path, capsys):
+    names = sorted(path.name for path in toys[0].iterdir())
+    for kind, c in (("pair", None), ("one", "blue")):
+        out = tmp_path / kind
+        arguments = ["translate", str(trained / kind), str(toys[0]), "--out", str(out), "--seed", "5", "--quiet"]
+        assert main([*arguments, "--method", "sdedit", "--strength", "0.4", "--steps", "30", "--page"]) == 0
+        folder = trained / "pair" / "b" if kind == "pair" else trained / "one"
+        model, _ = open_run(folder)
+        x = model.scaling.centre(torch.from_numpy(np.stack([pixels(toys[0] / name) for name in names]))).movedim(-1, 1)
+        route = sdedit(model, c=c, strength=0.4, steps=30)
+        expected = model.scaling.to_data(route.follow(x, generator=torch.Generator().manual_seed(5)).x)
+        for name, image in zip(names, expected, strict=True):
+            assert np.array_equal(pixels(out / name), image.permute(1, 2, 0).numpy())
+        report = json.loads((out / "translation.json").read_text())
+        assert report["models"] == [str(folder)] and "up by noise of seed 5" in (out / "index.html").read_text()
+    capsys.readouterr()
+    for kind, strength, said in (("bridge", 0.5, "is a bridge"), ("pair", 1, "strength must be below 1 for sdedit")):
+        arguments = ["translate", trained / kind, toys[0], "--out", tmp_path / "none", "--strength", strength]
+        assert said in error_of(capsys, *arguments, "--method", "sdedit")
+    arguments = ["translate", trained / "pair", toys[0], "--out", tmp_path / "none", "--strength", 0.5, "--cycle"]
+    assert "no way back along noise" in error_of(capsys, *arguments, "--method", "sdedit")
+
+
+def test_the_ways_of_one_image_by_all_forms_are_drawn_below_one_another(trained, toys, tmp_path, capsys):
+    source = min(toys[0].iterdir())
+    runs = [str(trained / kind) for kind in ("pair", "one", "bridge")]
+    common = ["strip", *runs, str(source), "--out", str(tmp_path / "strip.png"), "--strength", "0.4", "--steps", "60"]
+    assert main([*common, "--frames", "6", "--seed", "5"]) == 0
+    titles = "two models (pair), one model told the class (one), SDEdit 0.4, one model told the class (one), "
+    assert capsys.readouterr().out == f"{tmp_path / 'strip.png'}: {titles}terminal bridge (bridge)\n"
+    rows = framed(pixels(tmp_path / "strip.png"), side=8)
+    assert [len(row) for row in rows] == [6, 6, 6, 6]
+    options = {"two models": ([runs[0]], []), "one": ([runs[1]], []), "bridge": ([runs[2]], [])}
+    options["sdedit"] = ([runs[1]], ["--method", "sdedit", "--strength", "0.4", "--seed", "5"])
+    for row, name in zip(rows, ("two models", "one", "sdedit", "bridge"), strict=True):
+        run, more = options[name]
+        out = tmp_path / name
+        assert main(["translate", *run, str(source), "--out", str(out), "--steps", "60", "--quiet", *more]) == 0
+        assert abs(row[0] - pixels(source)).max() <= 1 and abs(row[-1] - pixels(out / source.name)).max() <= 2
+    # On their legs frames are apart by one and the same time; SDEdit turns at its strength.
+    found = strips.rows_of([Path(run) for run in runs], source, StripOptions(frames=6, strength=0.4, steps=30))
+    assert [max(row.times) for row in found] == [1, 1, 0.4, 1]
+    assert found[0].times == pytest.approx([1e-5, 0.5, 1, 1, 0.5, 1e-5], abs=1e-3)
+    assert found[3].times == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1], abs=1e-3)
+    assert "exists: name another" in error_of(capsys, *common)
+    assert "strip needs run folders and then one image" in error_of(capsys, "strip", *runs)
+    assert "strip needs one image, got 24 examples" in error_of(capsys, *common[:4], toys[0])
+    assert "frames must be an even number of at least 4, got 5" in error_of(capsys, *common, "--frames", "5")
 
 
 def test_mistakes(trained, toys, tmp_path, capsys):
