@@ -160,6 +160,17 @@ def test_the_error_of_the_cycle_and_of_the_way_falls_with_the_third_power_of_the
         assert all(order > 2.6 for order in orders), (found, orders)
 
 
+def test_a_rougher_route_tells_the_error_of_this_one():
+    """In closed form the error is known: the difference is seven times it, as for any rule of third order."""
+    source, target = model_of("vp", 0, actnorm(0)), model_of("vp", 1, actnorm(1))
+    x = data_of(source, 20)
+    route = two_models(source, target, steps=320)
+    there = route.follow(x).x
+    error, told = ((there - other).abs().max() for other in (closed(source, target, x), route.rougher().follow(x).x))
+    assert 4 < told / error < 12 and route.rougher().steps == 160
+    assert two_models(source, target, tol=1e-4).rougher().tol == 8e-4
+
+
 def wide_model(seed):
     """Latents whose directions have variances from 1e-5 to 1, turned by ``seed``."""
     variance = torch.logspace(-5, 0, 6, dtype=torch.float64)[torch.randperm(6, generator=seeded(seed))]

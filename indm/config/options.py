@@ -365,7 +365,10 @@ class TranslationOptions:
     strip: int = 0
     """Also write strips/NAME.png with this many pictures of each leg of the way; 0 for none."""
     cycle: bool = False
-    """Also go back to A: cycle/NAME.png, and the largest error of each image in grey levels."""
+    """Also go back to A: cycle/NAME.png, and the largest error of each image, grey levels before and after rounding."""
+    errors: bool = False
+    """Also state the solver's error of each image, its largest difference from the way in half as many evaluations (or
+    eight times --tol); with --cycle also the error of the way back from the result as it is written, in 8 bits."""
     page: bool = False
     """Also write index.html, a page with the way and other strengths of the first images, to look at in a browser."""
     score: bool = False

@@ -82,9 +82,9 @@ def translate_files(
     the way there as ``strips/NAME.png``, the way back as ``cycle/NAME.png``, and ``index.html``, a page to look at.
 
     Returns:
-        What ``translation.json`` holds: a row for each example (its distance from the source, the error of its cycle),
-        ``failed`` with the reason for each that could not be read, translated or written, times, evaluations, options,
-        models; and ``conclusions`` on models that have hardly learned, see
+        What ``translation.json`` holds: a row for each example (its distance from the source, and the errors that were
+        asked for), ``failed`` with the reason for each that could not be read, translated or written, times,
+        evaluations, options, models; and ``conclusions`` on models that have hardly learned, see
         :func:`indm.evaluation.diagnosis.conclusions_of_translation`.
 
     Raises:
@@ -186,12 +186,16 @@ class Translated:
         frames: the pictures of the way, (frames, C, H, W); None where they are not asked for.
         returned: the result carried back; None where it is not asked for.
         cycle_error: its absolute difference from the source, before rounding.
+        written_cycle_error: the largest, where the way back begins at the result as it is written.
+        solver_error: the largest difference of the result from that of a rougher solution.
     """
 
     result: Tensor
     frames: Tensor | None = None
     returned: Tensor | None = None
     cycle_error: Tensor | None = None
+    written_cycle_error: Tensor | None = None
+    solver_error: Tensor | None = None
 
 
 class BatchTranslator:
@@ -226,12 +230,19 @@ class BatchTranslator:
         """
         source, target = self.route.models
         x = source.scaling.centre(raw.to(source.scaling.scale.device))
+        noise = self.generator.clone_state()
         there = self.route.follow(x, frames=self.options.strip, generator=self.generator)
         columns = {"result": target.scaling.to_data(there.x).cpu()}
         if self.options.cycle:
             back = self.route.back().follow(there.x)
             columns["returned"] = source.scaling.to_data(back.x).cpu()
             columns["cycle_error"] = ((back.x - x) * source.scaling.scale).abs().cpu()
+        if self.options.cycle and self.options.errors:
+            written = target.scaling.centre(columns["result"].to(x.device))
+            columns["written_cycle_error"] = _largest(self.route.back().follow(written).x - x, source)
+        if self.options.errors:
+            rough = self.route.rougher().follow(x, generator=noise)
+            columns["solver_error"] = _largest(there.x - rough.x, target)
         if self.options.strip and raw.ndim == 4:
             columns["frames"] = self._frames(there)
         self.nfe = max(self.nfe, there.nfe)
@@ -299,14 +310,24 @@ class FileTranslation:
         return {"examples": rows, "failed": self.failed | self.writer.failed, "nfe": self.translate.nfe}
 
 
+def _largest(difference: Tensor, model: INDM) -> Tensor:
+    """Of each example, (B,), in data units."""
+    return (difference * model.scaling.scale).abs().flatten(1).amax(1).cpu()
+
+
 def _row(item: Item, example: Example, translated: Translated) -> dict:
     """What the report says of one example."""
     raw = example.pixels
     distance = squared_norm(translated.result[None].double() - raw[None].double()).sqrt().item()
     line = {"name": item.name, "source": str(item.source), "distance_rms": distance / math.sqrt(raw.numel())}
     line |= {"note": example.note} if example.note else {}
-    error = translated.cycle_error
-    return line | ({} if error is None else {"cycle_error_max": error.max().item()})
+    if translated.cycle_error is not None and translated.returned is not None:
+        line["cycle_error_max"] = translated.cycle_error.max().item()
+        line["cycle_error_rounded"] = (translated.returned.double() - raw.double()).abs().max().item()
+    for name in ("written_cycle_error", "solver_error"):
+        if (error := getattr(translated, name)) is not None:
+            line[f"{name}_max"] = error.item()
+    return line
 
 
 def mean_distance(report: dict) -> float:
@@ -330,6 +351,8 @@ def sentences(report: dict) -> list[str]:
     parts += [f"{resized} resized"] if resized else []
     if report["options"]["cycle"]:
         parts.append(f"error of the cycle at most {max(line['cycle_error_max'] for line in rows):.2g}")
+    if report["options"]["errors"]:
+        parts.append(f"of the solver at most {max(line['solver_error_max'] for line in rows):.2g}")
     parts.append(f"{report['nfe']} evaluations, {report['seconds_per_example']:.2g} s each")
     lines = [", ".join(parts), *report.get("conclusions", ())]
     if report["options"]["score"] and "scores" not in report:

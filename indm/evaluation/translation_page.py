@@ -21,6 +21,13 @@ FRAMES = 8  # of each leg of the way, without --strip
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 ERROR = (255, 0, 160)  # the colour of the cycle's error: one that is rare in photographs
 
+ERRORS = {  # of an image, by the key in its row of the report
+    "cycle_error_max": "error of the cycle at most",
+    "cycle_error_rounded": "after rounding",
+    "written_cycle_error_max": "from the result as written",
+    "solver_error_max": "of the solver at most",
+}
+
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #222; --faint: #555; --line: #ddd; --band: #f4f4f4;
   --accent: #0072b2; }
@@ -183,7 +190,7 @@ def _card(one: Shown, strength: float, way: Sequence[str], levels: int, largest:
     name, file = one_line(one.row["name"]), one_line(Path(one.row["source"]).name)
     notes = [f"{one.row['distance_rms']:.1f} grey levels from its source"]
     notes += [one.row["note"]] if "note" in one.row else []
-    notes += [f"error of the cycle at most {_short(one.row['cycle_error_max'])}"] if one.error is not None else []
+    notes += [f"{words} {_short(one.row[key])}" for key, words in ERRORS.items() if key in one.row]
     source = _image(picture(one.source, levels), "source")
     if one.error is not None:
         source = _image(_overlay(one.error, largest), "error of the cycle", "error") + source

@@ -481,7 +481,8 @@ def test_help_of_every_command_is_there_and_has_no_empty_default(command, capsys
     [("train", Training, "train."), ("train", Evaluation, "evaluate."), ("evaluate", Evaluation, ""),
      ("fid", Drawing, ""), ("sample", Drawing, ""), ("report", ReportOptions, ""),
      ("translate", TranslationOptions, ""), ("reproduce", ReproductionOptions, ""), ("fid", ScoringOptions, ""),
-     ("strip", StripOptions, ""), ("inspect", InspectionOptions, ""), ("fit-sampler", FittingOptions, ""), ("convert", ConversionOptions, ""),
+     ("strip", StripOptions, ""),
+     ("inspect", InspectionOptions, ""), ("fit-sampler", FittingOptions, ""), ("convert", ConversionOptions, ""),
      ("convert", Evaluation, "evaluate.")],
 )  # fmt: skip
 def test_help_has_every_option_with_its_sentence_and_default(command, options, prefix, capsys):

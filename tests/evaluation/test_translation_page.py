@@ -19,11 +19,11 @@ from test_pairs import framed, pixels
 from indm.config.options import TranslationOptions
 from indm.evaluation import file_translation
 from indm.evaluation.file_translation import summary, translate_files
-from indm.evaluation.translation_page import STRENGTHS, made_by
+from indm.evaluation.translation_page import ERRORS, STRENGTHS, made_by
 from indm.evaluation.translation_runs import TranslationRuns
 from indm.model import build_model
 from indm.scaling import Scaling
-from indm.translation import Route, two_models
+from indm.translation import Route, sdedit, two_models
 
 NAMES = ['a "quoted" <b>&amp;', "b/it's", "dark", "Mu\u0308sli"]  # the last as macOS writes it
 QUICK = TranslationOptions(steps=8, cycle=True, page=True)
@@ -164,6 +164,41 @@ def test_the_overlay_is_the_error_of_the_cycle(home, made, tmp_path):
     translated(home, tmp_path, replace(QUICK, cycle=False))
     assert not any(card["error"] for card in cards(tmp_path))
     assert 'id="cycle"' not in (tmp_path / "index.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("method", ["flow", "sdedit"])
+def test_errors_of_each_image_are_stated(method, home, tmp_path):
+    """Each against a way that is followed here: the cycle before and after rounding, and from the result as written;
+    the solver's against half as many steps with the same noise."""
+    cycle = method == "flow"
+    options = TranslationOptions(
+        steps=12, strength=0.6, cycle=cycle, errors=True, page=True, method=method, batch_size=len(NAMES)
+    )
+    report = translated(home, tmp_path, options)
+    a, b = (a_model(seed) for seed in (0, 1))
+    raw = torch.stack([torch.from_numpy(pixels(row["source"])).permute(2, 0, 1) for row in report["examples"]])
+    x = (raw + 0.5) / 128 - 1
+    fine, rough = (
+        two_models(a, b, strength=0.6, steps=n) if cycle else sdedit(b, strength=0.6, steps=n) for n in (12, 6)
+    )
+    there, other = (route.follow(x, generator=torch.Generator().manual_seed(0)).x for route in (fine, rough))
+
+    def largest(difference):
+        return difference.flatten(1).abs().amax(1).tolist()
+
+    expected = {"solver_error_max": largest(128 * (there - other))}
+    if cycle:
+        back = fine.back().follow(there).x
+        grey = [(128 * (v + 1)).floor().clamp(0, 255) for v in (there, back)]
+        expected["cycle_error_max"] = largest(128 * (back - x))
+        expected["cycle_error_rounded"] = largest(grey[1] - raw)
+        expected["written_cycle_error_max"] = largest(128 * (fine.back().follow((grey[0] + 0.5) / 128 - 1).x - x))
+    text = (tmp_path / "index.html").read_text("utf-8")
+    for key, values in expected.items():
+        assert [row[key] for row in report["examples"]] == pytest.approx(values, rel=1e-3, abs=1e-3)
+        assert min(values) > 0 and text.count(ERRORS[key]) >= len(NAMES)
+    assert not {"cycle_error_max", "cycle_error_rounded"} & report["examples"][0].keys() or cycle
+    assert f"of the solver at most {max(expected['solver_error_max']):.2g}" in summary(report)
 
 
 class BrightFails(Route):
