@@ -97,9 +97,9 @@ def test_sdedit_of_gaussians_has_its_law(strength):
     """z_t = α_t z_0 + σ_t n of one and the same source, carried down by the closed flow of B, is a Gaussian; the noise
     from ε on leaves out that of ε itself."""
     target = model_of("vp", 1, actnorm(1))
-    sde, score, n = target.sde, target.score, 40_000
+    sde, score, n = target.sde, target.score, 5000
     source = torch.tensor([[1.5, -0.7]], dtype=torch.float64)
-    y = sdedit(target, strength=strength, tol=1e-7).follow(source.expand(n, 2), generator=seeded(3)).x
+    y = sdedit(target, strength=strength, steps=300).follow(source.expand(n, 2), generator=seeded(3)).x
     z = target.encode(y)[0]
     (alpha, start), (sigma, least) = (
         of(torch.tensor([strength * sde.T, sde.eps], dtype=torch.float64)) for of in (sde.alpha, sde.sigma)
@@ -111,7 +111,7 @@ def test_sdedit_of_gaussians_has_its_law(strength):
     white = (z - mean) / (gain * std)
     assert within(white, 0.0) and within(white.square(), 1.0)
     # Less noise keeps more of the source: its share in the mean is gain · α_t, which falls with t.
-    later = sdedit(target, strength=0.9, tol=1e-6).follow(source.expand(n, 2), generator=seeded(3)).x
+    later = sdedit(target, strength=0.9).follow(source.expand(n, 2), generator=seeded(3)).x
     away = [(target.encode(v)[0].mean(0) - score.mean).abs() for v in (y, later)]
     assert (away[1] < away[0]).all()
 
