@@ -106,12 +106,12 @@ def of_folder(folder: Path, size: Size | None = None, resize: str = "bilinear") 
     files, (_, colour), notes = find_images(folder, whole=True)
     sizes = {read_size(file) for file in files} if size is None else {height_and_width(size)}
     if len(sizes) > 1:
-        sides = [side for sides in sizes for side in sides]
+        sides = [side for pair in sizes for side in pair]
         raise ValueError(f"size must be given for {folder}: its images have sides of {min(sides)} to {max(sides)}")
-    (sides,) = sizes
-    crop = f"the largest centred {'square' if sides[0] == sides[1] else 'rectangle of that aspect ratio'}"
-    how = {"size": list(sides), "mode": resize, "crop": crop, "by": "Pillow"}
-    raw = stack(ImageFiles(files, (3 if colour else 1, *sides), resize))
+    ((height, width),) = sizes
+    crop = f"the largest centred {'square' if height == width else 'rectangle of that aspect ratio'}"
+    how = {"size": [height, width], "mode": resize, "crop": crop, "by": "Pillow"}
+    raw = stack(ImageFiles(files, (3 if colour else 1, height, width), resize))
     return _grey(raw, 256, {"folder": str(folder), "resize": None if size is None else how, "notes": notes})
 
 

@@ -50,7 +50,7 @@ def on_one_canvas(recipe: Recipe) -> Recipe:
     """
     tables = {table: recipe[table] for table in ("data", "data_b") if table in recipe}
     if not all(
-        data["name"] == "folder" and "channels" not in data and Path(data.get("path", "")).expanduser().is_dir()
+        data.get("name") == "folder" and "channels" not in data and Path(data.get("path", "")).expanduser().is_dir()
         for data in tables.values()
     ):
         return recipe
