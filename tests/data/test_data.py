@@ -452,6 +452,10 @@ def test_folder_pixels_crop_and_resize(tmp_path):
     assert np.abs(box - whole.reshape(3, 8, 2, 8, 2).mean((2, 4))).max() <= 1
     squashed = ImageFiles([file], (3, 16, 16), resize="nearest", crop=False)[0].numpy()
     assert np.array_equal(squashed[:, 0], array[0].T) and squashed.shape == (3, 16, 16)
+    wide = ImageFiles([file], (3, 8, 16))[0].numpy()  # the largest rectangle of that aspect ratio
+    assert np.array_equal(wide, array[11:19].transpose(2, 0, 1))
+    half = ImageFiles([file], (3, 8, 16), crop=4, resize="nearest")[0].numpy()
+    assert np.array_equal(half[:, ::2, ::2], array[13:17, 4:12].transpose(2, 0, 1))
     luma = ImageFiles([file], (1, 16, 16))[0].numpy()[0]
     assert np.abs(luma - np.einsum("chw,c->hw", whole, [0.299, 0.587, 0.114])).max() <= 1
 
@@ -490,6 +494,8 @@ def test_event_shapes_are_known_without_the_files(folder):
         assert event_shape(name, **options) == ((None, 8, 8) if name == "folder" else shape)
     assert event_shape("folder", path="nowhere", size=9, channels=1) == (1, 9, 9)
     assert event_shape("celeba", size=16) == (3, 16, 16) and event_shape("fashion-mnist") == (1, 28, 28)
+    assert event_shape("celeba", size="16x24") == (3, 16, 24)
+    assert event_shape("fashion-mnist", size=[14, 28]) == (1, 14, 28)
     assert event_shape("array", path="nowhere.npy") is None
 
 
