@@ -129,6 +129,22 @@ class RationalQuadratic:
 Transform = Affine | SigmoidAffine | RationalQuadratic
 
 
+def transform_of(transform: str, bins: int, bound: float, max_log_scale: float) -> Affine | RationalQuadratic:
+    """The transform that a flow's options name, "spline" or "affine".
+
+    Raises:
+        ValueError: another name, or a size that cannot be.
+    """
+    if transform not in ("affine", "spline"):
+        raise ValueError(f'transform must be "affine" or "spline", got {transform!r}')
+    if bins < 2 or not bound > 0 or not max_log_scale > 0:
+        raise ValueError(
+            "bins must be at least 2, bound and max_log_scale positive, got "
+            f"{bins}, {bound} and {max_log_scale}; 8, 1.5 and 1.0 are usual"
+        )
+    return Affine(max_log_scale) if transform == "affine" else RationalQuadratic(bins, bound)
+
+
 class Conditioner(nn.Module):
     """The network that computes one half's transform from the other half: (B, a, …) → (B, size, b, …), 0 at first.
 
@@ -323,15 +339,9 @@ class CouplingFlow(Compose):
         condition: tuple[int, ...] = (),
     ):
         shape, max_log_scale, features = tuple(shape), float(max_log_scale), features_of(condition)
-        if transform not in ("affine", "spline"):
-            raise ValueError(f'transform must be "affine" or "spline", got {transform!r}')
+        kind = transform_of(transform, bins, bound, max_log_scale)
         if min(levels, depth, width) < 1:
             raise ValueError(f"levels, depth and width must be at least 1, got {levels}, {depth} and {width}")
-        if bins < 2 or not bound > 0 or not max_log_scale > 0:
-            raise ValueError(
-                "bins must be at least 2, bound and max_log_scale positive, got "
-                f"{bins}, {bound} and {max_log_scale}; 8, 1.5 and 1.0 are usual"
-            )
         image = len(shape) == 3
         if not image and (len(shape) != 1 or shape[0] < 2):
             raise ValueError(f"shape must be (C, H, W) for images or (D,) with D at least 2, got {shape}")
@@ -340,7 +350,6 @@ class CouplingFlow(Compose):
                 f"levels={levels} squeezes {levels} times, so height and width must be divisible by {2**levels}, got "
                 f"shape {shape}; use fewer levels, or pad"
             )
-        kind = Affine(max_log_scale) if transform == "affine" else RationalQuadratic(bins, bound)
 
         def steps(event: tuple[int, ...]) -> list[Flow]:
             flows: list[Flow] = []
