@@ -58,6 +58,7 @@ FLOWS |= {
     "composed": (composed, (3, 4, 6)),
     "second-half": (lambda: SecondHalf(ActNorm(3)), (5, 2, 4)),
     "autoregressive-3x4x6": variant(AutoregressiveFlow, (3, 4, 6), 2, width=16, layers=1),
+    "autoregressive-spline-3x4x6": variant(AutoregressiveFlow, (3, 4, 6), 2, width=16, layers=1, transform="spline"),
     "elementwise-channel-2x4x6": variant(ElementwiseFlow, (2, 4, 6), "channel", bins=4),
     "elementwise-each-2x4x6": variant(ElementwiseFlow, (2, 4, 6), "none", bins=4),
     "zuko-maf": variant(ZukoFlow, (5,), "maf", 2, 16),
