@@ -31,7 +31,7 @@ def causal_attention(query: Queries, key: Seen, value: Seen) -> Queries:
     """
     tokens, seen = query.shape[2], key.shape[2]
     later = query.new_full((tokens, seen), -math.inf).triu(1 + seen - tokens)
-    return (query / math.sqrt(query.shape[3]) @ key.mT + later).softmax(3).to(value.dtype) @ value
+    return (query / math.sqrt(query.shape[3]) @ key.mT + later).softmax(3) @ value
 
 
 class CausalLayer(nn.Module):

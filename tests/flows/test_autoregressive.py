@@ -30,22 +30,29 @@ def test_attention_is_that_of_pytorch(past):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("block", [0, 1], ids=["forwards", "backwards"])
-def test_a_token_sees_all_tokens_before_it_and_none_after(shape, block):
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_token_sees_all_tokens_before_it_and_none_after(shape, backwards):
     """The Jacobian of tokens is block triangular, full below the diagonal blocks, which scale entry by entry."""
     flow, x = moved(shape, layers=2)
-    block = flow.flows[block]
+    block = flow.flows[int(backwards)]
     tokens = block._tokens(x)[:1]
     n, entries = tokens.shape[1:]
     jacobian = torch.autograd.functional.jacobian(lambda t: block._tokens(block(block._event(t))[0]), tokens)
     jacobian = jacobian.reshape(n, entries, n, entries).transpose(1, 2)  # (to, from, entries, entries)
-    if block.flip:
+    if backwards:
         assert torch.equal(block._tokens(x), flow.flows[0]._tokens(x).flip(1))
     for i in range(n):
         assert not jacobian[i, i + 1 :].any()
         assert bool((jacobian[i, :i].abs() > 1e-9).all())
         assert bool((jacobian[i, i].diagonal() > 0).all())
         assert not (jacobian[i, i] - jacobian[i, i].diagonal().diag()).any()
+
+
+def test_heads_have_the_width_that_is_asked_for():
+    """One head of 16 entries and two of 8 are different maps of the same weights; a head is no wider than the tokens."""
+    (one, x), (two, _), (wider, _) = (moved((6,), width=16, head_width=w) for w in (16, 8, 32))
+    assert torch.equal(one(x)[0], wider(x)[0])
+    assert (one(x)[0] - two(x)[0]).abs().amax() > 1e-3
 
 
 def test_a_token_of_an_image_is_a_patch():
@@ -130,7 +137,7 @@ def test_the_affine_flow_has_a_continuous_second_derivative(kind, smooth):
 
 def test_under_autocast_the_log_determinant_is_in_single_precision():
     torch.manual_seed(0)
-    flow, x = perturb(AutoregressiveFlow((1, 8, 8), blocks=2)).eval(), torch.rand(3, 1, 8, 8)
+    flow, x = perturb(AutoregressiveFlow((1, 8, 8))).flows[0].eval(), torch.rand(3, 1, 8, 8)
     z, log_det = flow(x)
     with torch.autocast("cpu", torch.bfloat16):
         lower, lower_log_det = flow(x)
