@@ -49,7 +49,7 @@ def test_a_token_sees_all_tokens_before_it_and_none_after(shape, backwards):
 
 
 def test_heads_have_the_width_that_is_asked_for():
-    """One head of 16 entries and two of 8 are different maps of the same weights; a head is no wider than the tokens."""
+    """One head of 16 entries and two of 8 are different maps of the same weights; no head is wider than a token."""
     (one, x), (two, _), (wider, _) = (moved((6,), width=16, head_width=w) for w in (16, 8, 32))
     assert torch.equal(one(x)[0], wider(x)[0])
     assert (one(x)[0] - two(x)[0]).abs().amax() > 1e-3
