@@ -207,6 +207,7 @@ def fit_sampler(
     if not seconds > 0:
         raise ValueError(f"seconds must be positive, got {seconds}; inf is no bound")
     check_can_fit(model.sde)
+    require_no_code(model, "a fitted sampler")
     fitted, held_out = (
         _trajectories(model, c, guidance, samples, batch_size, generator, progress and f"{name} trajectories")
         for name in ("fitted", "held-out")

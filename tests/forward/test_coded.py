@@ -232,5 +232,7 @@ def test_what_cannot_be_is_said():
     model = indm.build_model(tables | coded, (2,))
     with pytest.raises(ValueError, match="forward must have no code for log_prob, got Coded"):
         model.log_prob(torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="forward must have no code for a fitted sampler, got Coded"):
+        indm.fit_sampler(model, 4)
     with pytest.raises(ValueError, match=r"sampler must be one of .* for an SDE that is learned entry by entry"):
         solve_latent(model, torch.zeros(1, 2), make_sampler("unipc"), 4)

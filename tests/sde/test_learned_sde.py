@@ -124,7 +124,7 @@ def test_samplers_reach_the_data(sde, name):
 
 def test_what_it_cannot_do_is_said(sde):
     _, model = gaussian(sde)
-    with pytest.raises(ValueError, match="sampler must be one of ode, euler-maruyama, pc, heun for"):
+    with pytest.raises(ValueError, match="sampler must be one of ode, euler-maruyama, ancestral, pc, heun for"):
         indm.sample(model, 2)
     with pytest.raises(ValueError, match="objective must be 'mle'"):
         fid_loss(model, torch.zeros(2, *SHAPE, dtype=torch.float64))
