@@ -19,6 +19,7 @@ from scipy import optimize
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from indm.forward.base import require_no_code
 from indm.model import at_rows, condition_of
 from indm.sampling import AdaptiveODE, DPMSolver2M, ExponentialAdams, Sampler, UniPC, solve_latent
 from indm.score import denoise, flow_score
