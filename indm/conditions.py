@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from indm.messages import brief, nearest
 from indm.rng import for_rows
+from indm.tensors import double
 
 Module = TypeVar("Module", bound=nn.Module)
 LEAST_STD = 1e-6  # of the numbers of a condition, in units of their own size
@@ -203,7 +204,7 @@ class Numbers(Condition):
         return (self.event[0] + 1, *self.event[1:])
 
     def fit(self, c: Tensor) -> None:
-        std, mean = torch.std_mean(c.double().transpose(0, 1).flatten(1), dim=1)
+        std, mean = torch.std_mean(double(c).transpose(0, 1).flatten(1), dim=1)
         least = LEAST_STD * mean.abs().clamp_min(1.0)
         self.shift.copy_(mean)
         self.scale.copy_(torch.where(std > least, std, torch.ones_like(std)))

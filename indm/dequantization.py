@@ -147,9 +147,10 @@ def check_levels_for(name: str, scaling: Scaling) -> None:
 
 
 def from_data(model: nn.Module, raw: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, PerSample]:
-    """x in model units, and log q(x|raw) in nats, (B,) in float64: −log p(raw) ≤ E[−log p(x) + log q(x|raw)].
+    """x in model units, and log q(x|raw) in nats, (B,): −log p(raw) ≤ E[−log p(x) + log q(x|raw)].
 
     Of continuous data x is the raw data moved and scaled, and log q the log of the scale, with which equality holds.
+    It is in float64 where the device of the model has that.
 
     Args:
         model: anything with a ``scaling``; where it has no ``dequantization``, grey levels get uniform noise.
@@ -162,7 +163,7 @@ def from_data(model: nn.Module, raw: Tensor, *, generator: torch.Generator | Non
     if noise is None:
         return centre, (-log_volume).expand(len(raw))
     u, log_q = noise(centre, generator=generator)
-    return scaling.place(raw, u), log_q.double() - log_volume
+    return scaling.place(raw, u), log_q.to(log_volume.dtype) - log_volume
 
 
 def in_words(model: nn.Module) -> str:

@@ -24,7 +24,7 @@ from indm.model import at_rows, condition_of
 from indm.sampling import AdaptiveODE, DPMSolver2M, ExponentialAdams, Sampler, UniPC, solve_latent
 from indm.score import denoise, flow_score
 from indm.sde.linear import LinearSDE
-from indm.tensors import Batch, evaluation_mode
+from indm.tensors import Batch, double, evaluation_mode
 
 MOST_STEPS = 50  # of a fitted sampler; it has steps²/2 weights
 NUMBERS, FEWEST, MOST = 4096, 64, 4096  # entries of latents that a fit has, and bounds on the trajectories
@@ -128,12 +128,12 @@ def combine(
     score, z_T: Batch, times: Float[Tensor, " points"], weights: Sequence[Tensor], *, progress: bool = False
 ) -> Batch:
     """The last state of a :class:`FittedSampler`; differentiable in ``times`` and ``weights``, which are in float64."""
-    alpha, sigma = score.sde.alpha(times), score.sde.sigma(times)
-    start = z_T / score.sde.sigma(times.new_tensor(score.sde.T))
+    alpha, sigma = score.sde.alpha(times).to(z_T), score.sde.sigma(times).to(z_T)
+    start = z_T / score.sde.sigma(times.new_tensor(score.sde.T)).to(z_T)
     z, predictions = sigma[0] * start, list[Tensor]()
     for i, row in enumerate(tqdm(weights, desc="sampling", leave=False, disable=not progress), start=1):
         predictions.append(denoise(score, z, times[i - 1].to(z.device, z.dtype).expand(len(z))))
-        change = sum(weight * prediction for weight, prediction in zip(row, predictions, strict=True))
+        change = sum(weight * prediction for weight, prediction in zip(row.to(z_T), predictions, strict=True))
         z = sigma[i] * start + alpha[i] * change
     return z
 
@@ -252,8 +252,8 @@ def _trajectories(
 def _squared_distance(sampler: FittedSampler | tuple[Tensor, list[Tensor]], score, z_T: Tensor, z_0: Tensor) -> Tensor:
     """Σ over a batch of the mean square over the entries of z_0, in float64."""
     times, weights = sampler.numbers() if isinstance(sampler, FittedSampler) else sampler
-    off = combine(score, z_T, times, weights) / score.sde.alpha(times[-1]) - z_0
-    return off.double().square().flatten(1).mean(1).sum()
+    off = combine(score, z_T, times, weights) / score.sde.alpha(times[-1]).to(z_0) - z_0
+    return double(off).square().flatten(1).mean(1).sum()
 
 
 class _Coordinates:

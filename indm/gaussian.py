@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from indm.sde.linear import LinearSDE
-from indm.tensors import Batch, PerSample, event_size, expand_like
+from indm.tensors import Batch, PerSample, double, event_size, expand_like
 
 LARGEST_DENSE = 4096  # dimensions up to which the covariance is dense; above, only its diagonal is used
 
@@ -47,11 +47,11 @@ class GaussianReference:
         https://arxiv.org/abs/0907.4698.
         """
         n, d = len(z), event_size(z)
-        v = z.flatten(1).double()
+        v = double(z.flatten(1))
         std, mean = torch.std_mean(v, dim=0, correction=0)
         std = std.clamp_min(1e-8)
         if d > LARGEST_DENSE:
-            return cls(mean.to(z.dtype), std.square().to(z.dtype))
+            return cls(mean.to(z), std.square().to(z))
         v = (v - mean) / std
         correlation = v.T @ v / n
         total = correlation.square().sum()
@@ -59,7 +59,7 @@ class GaussianReference:
         shrinkage = shrinkage.clamp(1e-6, 1.0)
         correlation = (1 - shrinkage) * correlation + shrinkage * torch.eye(d, dtype=v.dtype, device=v.device)
         variance, basis = torch.linalg.eigh(std[:, None] * correlation * std)
-        return cls(mean.to(z.dtype), variance.clamp_min(1e-16).to(z.dtype), basis.to(z.dtype))
+        return cls(mean.to(z), variance.clamp_min(1e-16).to(z), basis.to(z))
 
     def coordinates(self, v: Batch) -> Float[Tensor, "batch d"]:
         """``v`` in the basis."""
@@ -74,26 +74,26 @@ class GaussianReference:
 
         It is constant along the probability flow of this Gaussian law (:func:`indm.score.probability_flow`).
         """
-        r = expand_like(clock.exp().to(w.dtype), w.flatten(1))
+        r = expand_like(clock.exp().to(w), w.flatten(1))
         return self.offset((1 + r).sqrt() * w.flatten(1)) / (self.variance + r).sqrt()
 
     def colour(self, v: Float[Tensor, "batch d"], clock: PerSample) -> Float[Tensor, "batch d"]:
         """w, flat, from v: the inverse of :meth:`whiten`."""
-        r = expand_like(clock.exp().to(v.dtype), v)
+        r = expand_like(clock.exp().to(v), v)
         y = (self.variance + r).sqrt() * v
         y = y if self.basis is None else y @ self.basis.T
         return (y + self.mean) / (1 + r).sqrt()
 
     def whitened_velocity(self, v: Float[Tensor, "batch d"], w: Batch, velocity: Batch, clock: PerSample) -> Tensor:
         """dv/dclock where dw/dclock = ``velocity``."""
-        r = expand_like(clock.exp().to(v.dtype), v)
+        r = expand_like(clock.exp().to(v), v)
         y = (1 + r).sqrt() * velocity.flatten(1) + 0.5 * r / (1 + r).sqrt() * w.flatten(1)
         total = self.variance + r
         return self.coordinates(y) / total.sqrt() - 0.5 * r / total * v
 
     def _growth(self, clock: PerSample, like: Tensor) -> Float[Tensor, "batch d"]:
         """The eigenvalues of A = ∂(dw/dclock)/∂w along the probability flow of this law."""
-        r = clock.exp().to(like.dtype)[:, None]
+        r = clock.exp().to(like)[:, None]
         return 0.5 * r * (1 / (self.variance + r) - 1 / (1 + r))
 
     def trace(self, clock: PerSample, like: Batch) -> PerSample:

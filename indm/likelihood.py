@@ -21,7 +21,7 @@ from indm.model import all_rows, at, at_rows
 from indm.objective import reconstruction_term
 from indm.rng import randn_like
 from indm.score import encoded, flow_score
-from indm.tensors import evaluation_mode, event_size
+from indm.tensors import double, evaluation_mode, event_size, widest
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def log_likelihood(
         settings: dict[str, Any] = {"nll_error": nll_error} | ({} if steps is None else {"steps": steps})
         divergence_by = "exact" if flow.exact else f"Hutchinson, {probes} Rademacher probe(s)"
         settings |= {"eps": sde.eps, "divergence": divergence_by}
-        nfe = math.ceil(solution.nfe.double().mean().item())
+        nfe = math.ceil(double(solution.nfe).mean().item())
     return LikelihoodReport(
         log_prob, reconstruction, log_q, solution.error, nfe, settings, event_size(x), model.scaling.levels
     )
@@ -232,7 +232,7 @@ def constant_log_q(model, x: Tensor) -> Float[Tensor, " batch"]:
             f"log_q must be given for {type(noise).__name__} noise: x, log_q = model.from_data(raw), then "
             "log_likelihood(model, x, log_q=log_q)"
         )
-    return x.new_full((len(x),), -model.scaling.log_volume(x.shape[1:]), dtype=torch.float64)
+    return x.new_full((len(x),), -model.scaling.log_volume(x.shape[1:]), dtype=widest(x.device))
 
 
 def latents_of(
@@ -247,7 +247,7 @@ def latents_of(
     for rows in torch.arange(len(raw)).split(batch_size):
         part = at_rows(model, c, rows) if sees else model
         with evaluation_mode(part):
-            x, _ = from_data(part, raw[rows].to(model.scaling.scale.device), generator=generator)
+            x, _ = from_data(part, raw[rows], generator=generator)
             latents.append(part.flow.latent(x, generator=generator))
     return torch.cat(latents)
 

@@ -300,7 +300,7 @@ class INDM(nn.Module):
         Raises:
             ValueError: a file is missing or unreadable, or does not fit the other.
         """
-        with reading(folder, device) as saved:
+        with reading(folder) as saved:
             name = saved.description.get("model", "indm")
             if name != "indm":
                 raise ValueError(f"it is a {brief(name)}, and this needs an INDM")
@@ -340,9 +340,7 @@ def write_model(model: nn.Module, folder: str | Path, description: Mapping[str, 
 
 
 @contextmanager
-def reading(
-    folder: str | Path, device: str = "cpu", files: tuple[str, str] = (DESCRIPTION, WEIGHTS)
-) -> Iterator[Saved]:
+def reading(folder: str | Path, files: tuple[str, str] = (DESCRIPTION, WEIGHTS)) -> Iterator[Saved]:
     """Gives what :func:`write_model` wrote; whatever goes wrong inside is an error that names the folder.
 
     Raises:
@@ -354,7 +352,7 @@ def reading(
             raise ValueError(f"{folder} holds no saved model: there is no file {name} in it")
     try:
         description = untrusted.json_object(folder / files[0])
-        state = untrusted.weights(folder / files[1], device=str(device))
+        state = untrusted.weights(folder / files[1])
         scaling = Scaling(state["scaling.shift"], state["scaling.scale"], description["levels"])
         yield Saved(description, state, scaling, tuple(description["shape"]))
     except Untrusted as error:

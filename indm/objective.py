@@ -28,7 +28,7 @@ from indm.rng import randn_like, strata
 from indm.scaling import Scaling
 from indm.score import encoded, law_score
 from indm.sde.linear import LinearSDE
-from indm.tensors import Batch, event_size, event_sum, expand_like, squared_norm
+from indm.tensors import Batch, double, event_size, event_sum, expand_like, squared_norm, widest
 
 PerSample = Float[Tensor, " batch"]
 Losses = tuple[Float[Tensor, ""], dict[str, Tensor]]
@@ -234,7 +234,7 @@ def _stratified_times(sde: LinearSDE, n: int, times: int, generator, device) -> 
 def clock_position(sde: LinearSDE, t: Tensor) -> Tensor:
     """Where ``t`` lies on the log-SNR clock, from 0 at ε to 1 at T."""
     start, end = sde.clock_span()
-    return (-sde.log_snr(t.double()) - start) / (end - start)
+    return (-sde.log_snr(double(t)) - start) / (end - start)
 
 
 def control_variate(
@@ -248,16 +248,16 @@ def control_variate(
     coefficients as the rows of a half can determine, none for fewer than :data:`ROWS_PER_COEFFICIENT`.
     """
     fitted, half = torch.zeros_like(position), errors.shape[1] // 2
-    controls = _controls(position, excess.double())[: errors.shape[0] * half // ROWS_PER_COEFFICIENT]
+    controls = _controls(position, double(excess))[: errors.shape[0] * half // ROWS_PER_COEFFICIENT]
     if not controls or not errors.isfinite().all():  # of a model that diverges, whose bound is to say so
-        return fitted.to(errors.dtype)
+        return fitted.to(errors)
     stacked = torch.stack(controls, dim=-1)
     for own, other in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
         design = nn.functional.pad(stacked[:, other].flatten(0, 1), (1, 0), value=1.0)
         scale = design.norm(dim=0).clamp_min(1e-12)
-        solution = torch.linalg.lstsq(design / scale, errors[:, other].double().reshape(-1, 1)).solution
+        solution = torch.linalg.lstsq(design / scale, double(errors[:, other]).reshape(-1, 1)).solution
         fitted[:, own] = stacked[:, own] @ (solution[1:, 0] / scale[1:])
-    return fitted.to(errors.dtype)
+    return fitted.to(errors)
 
 
 def _controls(position: Tensor, excess: Tensor) -> list[Tensor]:
@@ -280,7 +280,7 @@ def extended_clock(sde: LinearSDE, n: int, eps: float, *, generator=None, device
     length = sde.log_snr_range(eps) + 1.0
     position = strata(n, generator=generator, device=device) * length - 1.0
     start = sde.log_snr(torch.full_like(position, eps))
-    return sde.time(start - position.clamp_min(0.0)).clamp(eps, sde.T).float(), length
+    return sde.time(start - position.clamp_min(0.0)).clamp(eps, sde.T).to(device, torch.float32), length
 
 
 def _constants(sde: LinearSDE, z: Tensor, eps: float, process: ForwardProcess = LINEAR) -> Tensor:
@@ -433,7 +433,7 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
 
     clock, length = extended_clock(sde, n, eps, generator=generator, device=z.device)
     uniform, span = sde.sample_time(n, importance=False, eps=eps, generator=generator, device=z.device)
-    from_clock = strata(n, generator=generator, device=z.device) < 0.5
+    from_clock = strata(n, generator=generator, device=z.device).to(z.device, torch.float32) < 0.5
     t = torch.where(from_clock, clock, uniform)
     atom = t <= eps
     rate = torch.where(atom, torch.ones_like(t), (sde.diffusion(t) / sde.sigma(t)) ** 2)
@@ -490,7 +490,7 @@ def soft_truncation(sde: LinearSDE, k: float = 1.2, *, generator: torch.Generato
     if k <= 0:
         raise ValueError(f"k must be positive, got {k}; 1.2 is usual")
     device = None if generator is None else generator.device
-    u = torch.rand((), generator=generator, device=device, dtype=torch.float64).item()
+    u = torch.rand((), generator=generator, device=device, dtype=widest(device)).item()
     low, high = math.log(sde.eps), math.log(sde.T)
     if abs(k - 1.0) < 1e-9:
         log_tau = low + u * (high - low)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from indm.tensors import event_size
+from indm.tensors import double, event_size, float64_device, widest
 
 State = tuple[Tensor, ...]
 Attempt = tuple[State, Tensor, int]  # the state at the end, its error, evaluations
@@ -43,7 +43,8 @@ def adams(
     added is that of ``drift``, and the field is evaluated at the repeated step: two evaluations, up to a rate of 0.95.
 
     Args:
-        field: (t (B,), state, *context) → d state/dt; all tensors have the batch as their first axis, t is in float64.
+        field: (t (B,), state, *context) → d state/dt; all tensors have the batch as their first axis, t is in float64,
+            on the CPU where the device of the state has none.
         state: at ``start``.
         steps: equal steps from ``start`` to ``end``.
         drift: the field of the first parts of the state, which must not depend on the others: (t, parts, *context).
@@ -57,7 +58,7 @@ def adams(
     grid = np.linspace(start, end, steps + 1).tolist()
     path, trial, watched = _Quadrature(state, start, order), state, []
     for i, t in enumerate(grid):
-        times = torch.full((len(state[0]),), t, dtype=torch.float64, device=state[0].device)
+        times = torch.full((len(state[0]),), t, dtype=torch.float64, device=float64_device(state[0].device))
         if drift is not None and i > 0:
             led = path.extended(t, drift(times, trial, *context))
             trial = (*led, *trial[len(led) :])
@@ -117,7 +118,7 @@ def unresolved(rates: Float[Tensor, "points batch"], step: float) -> Float[Tenso
     """
 
     def deviation(rates: Tensor, step: float) -> Tensor:
-        return step * (rates.double().diff(n=4, dim=0).square().sum(0) / 70).sqrt()
+        return step * (double(rates).diff(n=4, dim=0).square().sum(0) / 70).sqrt()
 
     fine, coarse = deviation(rates, step), deviation(rates.flip(0)[::2], 2 * step)
     return 3 * fine * (2 * fine / coarse.clamp_min(1e-300)).clamp_max(1.0)
@@ -211,7 +212,7 @@ def converge(
     Warns:
         RuntimeWarning: ``tol`` is out of reach: as soon as the changes show it, and at the end.
     """
-    change = state[0].new_zeros(len(state[0]), dtype=torch.float64)  # 0 where none is known
+    change = double(state[0].new_zeros(len(state[0])))  # 0 where none is known
     floor = ROUNDING * torch.finfo(state[0].dtype).eps
     if start == end:
         nothing = torch.zeros_like(change, dtype=torch.long)
@@ -246,7 +247,7 @@ def _in_doubled_steps(
         RuntimeError: an error is not finite in the end.
     """
     result = tuple(part.clone() for part in state)
-    error = state[0].new_full((len(state[0]),), math.inf, dtype=torch.float64)
+    error = double(state[0].new_full((len(state[0]),), math.inf))
     taken, nfe = (torch.zeros_like(error, dtype=torch.long) for _ in range(2))
     rows = torch.arange(len(error), device=error.device)
     while len(rows):
@@ -260,12 +261,13 @@ def _in_doubled_steps(
     if not bool(error.isfinite().all()):
         i = int((~error.isfinite()).nonzero()[0])
         raise RuntimeError(f"the ODE's field or state became non-finite in sample {i}, in {int(taken[i])} steps")
-    return Solution(result, error, taken, nfe)
+    device = state[0].device
+    return Solution(result, error.to(device, widest(device)), taken.to(device), nfe.to(device))
 
 
 def _distance(a: Tensor, b: Tensor) -> Float[Tensor, " batch"]:
     """The root mean square of a − b over entries; infinite where it is no number."""
-    return (a - b).double().flatten(1).square().mean(1).sqrt().nan_to_num(math.inf, posinf=math.inf)
+    return double(a - b).flatten(1).square().mean(1).sqrt().nan_to_num(math.inf, posinf=math.inf)
 
 
 def _warn_above(tol: float, error: Tensor, foreseen: Tensor, steps: int, nfe: int, doublings: int) -> None:

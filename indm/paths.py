@@ -21,7 +21,7 @@ from indm.nonlinear import NonlinearDiffusion
 from indm.rng import randn_like
 from indm.sampling import FLOW_TOLERANCE, Sampler, follow_flow, log_snr_grid, reverse_diffusion_step
 from indm.sde.linear import LinearSDE
-from indm.tensors import Batch, evaluation_mode, expand_like
+from indm.tensors import Batch, double, evaluation_mode, expand_like, float64_device
 
 Grid = Float[Tensor, " times"]
 Path = Float[Tensor, "times batch *event"]
@@ -168,7 +168,7 @@ def latent_path(sde: LinearSDE, z: Batch, times: Grid, increments: Increments) -
 
     Exact in law for any increasing ``times``; as a function of the path w it has strong order 1.
     """
-    times, path = times.to(z.device, torch.float64), [z]
+    times, path = times.to(float64_device(z.device), torch.float64), [z]
     for t, s, dw in zip(times[:-1, None], times[1:, None], increments, strict=True):
         ratio, std = (expand_like(v, z).to(z) for v in sde.transition(t, s))
         z = ratio * z + std * dw / (s - t).sqrt().to(z)
@@ -336,7 +336,7 @@ def _backward_times(sde: LinearSDE, times: Tensor | None) -> Tensor:
 
 def _check_times(sde: LinearSDE, times: Tensor, way: str = "increase or decrease") -> Tensor:
     """``times`` in float64, strictly monotone in [ε, T] (but for the rounding of single precision)."""
-    times = times.double()
+    times = double(times)
     allowed = {"increase": [{1.0}], "decrease": [{-1.0}]}.get(way, [{1.0}, {-1.0}])
     inside = (times >= sde.eps * (1 - 1e-6)) & (times <= sde.T * (1 + 1e-6))
     if set(times.diff().sign().tolist()) not in allowed or not bool(inside.all()):

@@ -12,6 +12,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from indm.tensors import double, widest
+
 _part: ContextVar[tuple[int, int] | None] = ContextVar("part", default=None)  # first row, rows of the whole batch
 
 
@@ -61,11 +63,15 @@ def for_rows(n: int, draw: Callable[[int], Tensor]) -> Tensor:
 
 
 def strata(n: int, *, generator: torch.Generator | None = None, device=None) -> Tensor:
-    """One number in each of N equal parts of [0, 1), in random order, for a whole batch of N: the ``n`` local ones."""
+    """One number in each of N equal parts of [0, 1), in random order, for a whole batch of N: the ``n`` local ones.
+
+    In float64, on the CPU where the device has none.
+    """
 
     def draw(n: int) -> Tensor:
-        u = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
-        return (torch.randperm(n, generator=generator, device=device) + u) / n
+        u = torch.rand(n, generator=generator, device=device, dtype=widest(device))
+        order = torch.randperm(n, generator=generator, device=device)
+        return (double(order) + double(u)) / n
 
     return for_rows(n, draw)
 

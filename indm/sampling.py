@@ -442,7 +442,7 @@ def follow_flow(
     def scale(clock: Tensor) -> tuple[Tensor, Tensor]:
         """c and d log c/dclock, for rows like those of z."""
         log_c, rate = balance(clock)
-        return expand_like(log_c.exp().to(z.dtype), z), expand_like(rate.to(z.dtype), z)
+        return expand_like(log_c.exp().to(z), z), expand_like(rate.to(z), z)
 
     def balanced(clock: Tensor, state: tuple[Tensor, ...], *given: Tensor) -> tuple[Tensor, ...]:
         (v,), (c, rate) = state, scale(clock)
@@ -454,7 +454,7 @@ def follow_flow(
     with tqdm(desc="probability flow (evaluations)", leave=False, disable=not progress) as bar:
         context = context_of(score)
         if steps is not None:
-            first_c, last_c = (scale(clock)[0].to(z.device) for clock in ends[:, None])
+            first_c, last_c = (scale(clock)[0] for clock in ends[:, None])
             (v,), nfe, _ = adams(balanced, (z / before / first_c,), start, end, steps=steps, context=context)
             return after * last_c * v, nfe
         first = max(FEWEST_STEPS, math.ceil(abs(end - start) / LONGEST_STEP))

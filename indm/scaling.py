@@ -7,6 +7,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from indm.rng import rand_like
+from indm.tensors import double, widest
 
 MOST_LEVELS = 2**20  # to_model's noise is then half a level wide; with twice as many it would have no width
 DENSITY_COUNTED = "its density counted"  # which earlier evaluations left out
@@ -64,7 +65,7 @@ class Scaling(nn.Module):
     def standardise(cls, vectors: Tensor) -> "Scaling":
         """Zero mean and unit variance for each feature of ``vectors`` (N, D, …); constant features keep scale 1."""
         parts = vectors.split(max(1, AT_ONCE // len(vectors)), dim=1)  # in double precision, a part at a time
-        std, mean = map(torch.cat, zip(*(torch.std_mean(part.double(), dim=0) for part in parts), strict=True))
+        std, mean = map(torch.cat, zip(*(torch.std_mean(double(part), dim=0) for part in parts), strict=True))
         return cls.from_moments(mean, std)
 
     @classmethod
@@ -83,17 +84,17 @@ class Scaling(nn.Module):
 
         A model may have other noise: see :func:`indm.dequantization.from_data`.
         """
-        raw = raw.to(self.scale.dtype)
+        raw = raw.to(self.scale)
         return (raw - self.shift) / self.scale if self.levels is None else self.place(raw, rand_like(raw, generator))
 
     def place(self, raw: Num[Tensor, "batch *event"], u: Float[Tensor, "batch *event"]) -> Tensor:
         """Grey levels with noise ``u`` in [0, 1] to model units, the noise squeezed into [m, 1 − m]."""
-        return (raw.to(self.scale.dtype) + self.margin + (1 - 2 * self.margin) * u - self.shift) / self.scale
+        return (raw.to(self.scale) + self.margin + (1 - 2 * self.margin) * u - self.shift) / self.scale
 
     def centre(self, raw: Num[Tensor, "batch *event"]) -> Tensor:
         """Raw data to model units without noise, grey levels to the middle of their interval."""
         half = 0.5 if self.levels is not None else 0.0
-        return (raw.to(self.scale.dtype) + half - self.shift) / self.scale
+        return (raw.to(self.scale) + half - self.shift) / self.scale
 
     def to_data(self, x: Tensor) -> Tensor:
         """Model units to raw data: grey levels as integers (floored and clamped), or continuous values."""
@@ -108,11 +109,14 @@ class Scaling(nn.Module):
 
         Σ log((1 − 2m)/scale) over an event of that ``shape``, in nats.
         """
-        return self.log_volume_on_device(shape).item()
+        return self._log_volume(shape).item()
 
     def log_volume_on_device(self, shape) -> Float[Tensor, ""]:
-        """:meth:`log_volume` as a number of the device, for which the host need not wait, in float64."""
-        log_scale = self.scale.double().log().expand(tuple(shape)).sum()
+        """:meth:`log_volume` as a number of the device, for which the host need not wait, in its widest float."""
+        return self._log_volume(shape).to(self.scale.device, widest(self.scale.device))
+
+    def _log_volume(self, shape) -> Float[Tensor, ""]:
+        log_scale = double(self.scale).log().expand(tuple(shape)).sum()
         return math.prod(shape) * math.log1p(-2 * self.margin) - log_scale
 
     def bits_per_dim(self, nats: Tensor, shape) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from indm.forward.base import LINEAR, ForwardProcess
 from indm.sde.linear import VESDE, VPSDE, LinearSDE, SubVPSDE
-from indm.tensors import Batch, PerSample, expand_like
+from indm.tensors import Batch, PerSample, double, expand_like
 
 LARGEST_LEVEL = 999  # the published level at T under VP, the last of 1000 discrete steps counted from 0
 
@@ -70,7 +70,7 @@ class PublishedScore(ScoreModel):
         """σ_t as the original computes it."""
         if isinstance(self.sde, VESDE):
             return self.sde.sigma_min * (self.sde.sigma_max / self.sde.sigma_min) ** t
-        decay = (2 * self.sde.log_alpha(t)).double().exp().to(t.dtype)  # rounded alike on all machines
+        decay = double(2 * self.sde.log_alpha(t)).exp().to(t)  # rounded alike on all machines
         variance = 1 - decay
         return variance if isinstance(self.sde, SubVPSDE) else variance.sqrt()
 
@@ -310,7 +310,7 @@ def probability_flow(score: nn.Module, clock: PerSample) -> Callable[[Tensor], T
     sde = score.sde
 
     def velocity(w: Batch) -> Batch:
-        t = sde.time(-clock.double()).clamp(sde.eps, sde.T).to(w.dtype)
+        t = sde.time(-double(clock)).clamp(sde.eps, sde.T).to(w)
         sigma, std = expand_like(sde.sigma(t), w), expand_like(sde.marginal_std(t), w)
         q = sigma / std
         return -0.5 * expand_like(sde.clock_rate(t), w) * q * (sigma * score(std * w, t) + q * w)

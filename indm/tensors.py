@@ -1,5 +1,6 @@
 """Shapes of batches, layers that start at zero, and evaluation mode."""
 
+import functools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -32,6 +33,26 @@ def event_sum(coefficient: Tensor, z: Tensor) -> Float[Tensor, " batch"]:
 def squared_norm(v: Float[Tensor, "batch *event"]) -> Float[Tensor, " batch"]:
     """‖v‖² of each sample, summed over all event axes."""
     return v.flatten(1).square().sum(1)
+
+
+@functools.cache
+def widest(device: torch.device | str | None) -> torch.dtype:
+    """The float of most digits that the device has: float64, or float32 on Apple's GPUs."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return torch.float32
+    return torch.float64
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Where tensors of ``device`` can be in float64: there, or on the CPU."""
+    return device if widest(device) is torch.float64 else torch.device("cpu")
+
+
+def double(v: Tensor) -> Tensor:
+    """``v`` in float64, on the CPU where its device has none. What is computed of it goes back by ``.to(v)``."""
+    return v.to(float64_device(v.device), torch.float64)
 
 
 def zeroed(layer: nn.Module) -> nn.Module:

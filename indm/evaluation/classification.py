@@ -95,7 +95,7 @@ def classify(
                     generator.manual_seed(seed + SEED_STRIDE * (job * draws + draw))
                     x, log_q = from_data(model, raw[rows].to(device), generator=generator)
                     bound = nelbo(model, x, c=number, times=times, generator=generator).total + log_q
-                    values[draw, rows, number] = -bound.double().cpu()
+                    values[draw, rows, number] = -bound.cpu().double()
                 bar.update()
     mean = values.mean(0)
     relative = values - values.mean(2, keepdim=True)

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from indm.tensors import double
+
 Samples = Float[Tensor, "n *event"]
 
 
@@ -37,7 +39,7 @@ def mmd(a: Samples, b: Float[Tensor, "m *event"]) -> float:
     Source: Gretton et al. 2012, lemma 6, https://jmlr.org/papers/v13/gretton12a.html; Sejdinovic et al. 2013 for the
     kernel, https://arxiv.org/abs/1207.6076.
     """
-    a, b = a.flatten(1).double(), b.flatten(1).double()
+    a, b = double(a.flatten(1)), double(b.flatten(1))
     n, m = len(a), len(b)
     within = torch.cdist(a, a).sum() / (n * (n - 1)) + torch.cdist(b, b).sum() / (m * (m - 1))
     return (torch.cdist(a, b).mean() - 0.5 * within).item()
@@ -48,7 +50,7 @@ def kernel_distance(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> float:
 
     Source: Bińkowski et al. 2018, "Demystifying MMD GANs", §4, https://arxiv.org/abs/1801.01401.
     """
-    a, b = a.double(), b.double()
+    a, b = double(a), double(b)
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         return (x @ y.T / x.shape[1] + 1) ** 3
@@ -75,7 +77,7 @@ def frechet_distance(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> float:
     for name, samples in (("a", a), ("b", b)):
         if len(samples) < 2:
             raise ValueError(f"{name} must hold at least 2 samples for a covariance, got {len(samples)}")
-    a, b = a.double(), b.double()
+    a, b = double(a), double(b)
     covariances = [torch.cov(samples.T).reshape(a.shape[1], a.shape[1]) for samples in (a, b)]
     values, vectors = torch.linalg.eigh(covariances[0])
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T

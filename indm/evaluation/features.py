@@ -11,6 +11,7 @@ from torch import Tensor
 from indm.data.base import Data
 from indm.evaluation.extractor import DESCRIPTION, Extractor, load_or_train
 from indm.evaluation.image_sources import Images
+from indm.tensors import double
 
 INCEPTION = "inception-v3-compat"  # torch-fidelity's name of the network of the original FID, with its weights
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -91,7 +92,7 @@ def _register_own() -> None:
 
         def forward(self, raw: Tensor) -> tuple[Tensor, ...]:
             features = self.extractor.features(raw).to(raw.device)
-            provided = {"features": features.double(), "logits": self.extractor.head(features).double()}
+            provided = {"features": double(features), "logits": double(self.extractor.head(features))}
             return tuple(provided[name] for name in self.features_list)
 
         @staticmethod

@@ -27,7 +27,7 @@ from indm.files import atomic
 from indm.messages import reason
 from indm.model import INDM
 from indm.runs.provenance import provenance, weights_hash
-from indm.tensors import squared_norm
+from indm.tensors import double, squared_norm
 from indm.translation import Arrival, Route
 
 FEWEST_SCORED, MOST_SCORED = 20, 2000  # results that are compared with the data of B
@@ -318,12 +318,12 @@ def _largest(difference: Tensor, model: INDM) -> Tensor:
 def _row(item: Item, example: Example, translated: Translated) -> dict:
     """What the report says of one example."""
     raw = example.pixels
-    distance = squared_norm(translated.result[None].double() - raw[None].double()).sqrt().item()
+    distance = squared_norm(double(translated.result[None]) - double(raw[None])).sqrt().item()
     line = {"name": item.name, "source": str(item.source), "distance_rms": distance / math.sqrt(raw.numel())}
     line |= {"note": example.note} if example.note else {}
     if translated.cycle_error is not None and translated.returned is not None:
         line["cycle_error_max"] = translated.cycle_error.max().item()
-        line["cycle_error_rounded"] = (translated.returned.double() - raw.double()).abs().max().item()
+        line["cycle_error_rounded"] = (double(translated.returned) - double(raw)).abs().max().item()
     for name in ("written_cycle_error", "solver_error"):
         if (error := getattr(translated, name)) is not None:
             line[f"{name}_max"] = error.item()

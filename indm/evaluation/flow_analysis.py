@@ -16,7 +16,7 @@ from indm.flows.check import LARGEST, singular_values
 from indm.model import at, at_data, at_rows
 from indm.rng import randn_like
 from indm.sampling import log_snr_grid
-from indm.tensors import evaluation_mode
+from indm.tensors import double, evaluation_mode, float64_device
 
 SPECTRA = 16  # samples whose Jacobian is looked at
 LOW = 1 / 8  # cycles a pixel up to which a frequency is called low; 1/2 is the highest along an axis
@@ -39,7 +39,7 @@ def action(flow: Flow, x: Batch) -> dict[str, float]:
 
 
 def _energy(v: Tensor) -> float:
-    return v.double().square().flatten(1).sum(1).mean().item()
+    return double(v).square().flatten(1).sum(1).mean().item()
 
 
 def _shares(v: Tensor) -> dict[str, float]:
@@ -54,12 +54,14 @@ def _shares(v: Tensor) -> dict[str, float]:
 
 def _power(v: Float[Tensor, "batch c h w"]) -> Float[Tensor, "c h w"]:
     """Mean energy of each channel at each frequency; sums to the energy."""
-    return torch.fft.fft2(v.double(), norm="ortho").abs().square().mean(0)
+    return torch.fft.fft2(double(v), norm="ortho").abs().square().mean(0)
 
 
 def _radius(v: Tensor) -> Float[Tensor, "h w"]:
     """Cycles a pixel of each frequency."""
-    rows, columns = (torch.fft.fftfreq(side, dtype=torch.float64, device=v.device) for side in v.shape[2:])
+    rows, columns = (
+        torch.fft.fftfreq(side, dtype=torch.float64, device=float64_device(v.device)) for side in v.shape[2:]
+    )
     return torch.hypot(rows[:, None], columns)
 
 

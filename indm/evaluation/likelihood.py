@@ -60,14 +60,14 @@ class Estimate:
     @classmethod
     def of(cls, total: Tensor, reconstruction: Tensor, log_q: Tensor, settings: dict) -> "Estimate":
         """From nats of x in model units and log q(x|raw), in float64 on the CPU."""
-        total = total.double() + log_q.double()
-        return cls(total.cpu(), (total - reconstruction).cpu(), torch.zeros_like(total, device="cpu"), settings)
+        total = total.cpu().double() + log_q.cpu().double()
+        return cls(total, total - reconstruction.cpu(), torch.zeros_like(total), settings)
 
     @classmethod
     def solved(cls, report: LikelihoodReport) -> "Estimate":
         """From a likelihood of the probability flow."""
         estimate = cls.of(-report.log_prob, report.reconstruction, report.log_q, report.settings)
-        return replace(estimate, nfe=report.nfe, solver_error=report.solver_error.double().cpu())
+        return replace(estimate, nfe=report.nfe, solver_error=report.solver_error.cpu().double())
 
 
 Estimator = Callable[[Any, Tensor, torch.Generator], Estimate]  # (model at the conditions, raw data, generator)

@@ -39,7 +39,7 @@ from indm.sampling import make_sampler
 from indm.scaling import Scaling
 from indm.score import denoise, law_score
 from indm.sde.linear import LinearSDE
-from indm.tensors import Batch, evaluation_mode, event_sum, expand_like, squared_norm
+from indm.tensors import Batch, double, evaluation_mode, event_sum, expand_like, float64_device, squared_norm
 
 # Of a stochastic sampler. In the plane and on digits the loss of 10 steps is then within 1 % of that against 2000
 # steps, of 20 within 2 %, of 100 within 6 to 12 %.
@@ -145,7 +145,7 @@ def prior_error(sde: LinearSDE, z: Batch, z_T: Float[Tensor, "batch *event"], *,
         ``sliced_wasserstein``: of z_T from as many draws of π, latent units, with its standard error, and
         ``sliced_wasserstein_floor``, of two sets of draws of π.
     """
-    z = z.double()
+    z = double(z)
     _, T = sde.endpoints(z)
     alpha, sigma = (expand_like(v, z).expand_as(z)[0].flatten() for v in (sde.alpha(T), sde.sigma(T)))
     entropy = event_sum(expand_like(sde.sigma(T), z).expand_as(z).log() + 0.5 * math.log(2 * math.pi * math.e), z)
@@ -248,7 +248,7 @@ def _loss(model, x: Tensor, converged: Tensor, extractor: Extractor | None) -> d
 
 
 def _root_mean_square(name: str, v: Tensor) -> dict[str, float]:
-    mean, error = mean_and_error(v.double().square().flatten(1).mean(1))
+    mean, error = mean_and_error(double(v).square().flatten(1).mean(1))
     root = math.sqrt(mean)
     return {name: root, f"{name}_standard_error": error / max(2 * root, 1e-300)}
 
@@ -263,7 +263,7 @@ def estimation_error(model, density: Density, raw: Points, prior: dict, seed: in
         ``nats``; ``standard_error`` over ``raw``; ``nats_uncertainty``: half the distance of the bounds.
     """
     _, nats = evaluate(model, raw, nll_examples=0, times=8, seed=seed, progress=progress)
-    gap, error = mean_and_error(nats["nelbo"] + density.log_prob(raw).double())
+    gap, error = mean_and_error(nats["nelbo"] + double(density.log_prob(raw)))
     middle = 0.5 * (prior["kl_above"] + prior["kl_below"])
     half = 0.5 * (prior["kl_above"] - prior["kl_below"])
     return {"nats": gap - middle, "standard_error": error, "nats_uncertainty": half}
@@ -285,10 +285,10 @@ class Quadrature:
 
     def score(self, sde: LinearSDE, z_t: Points, t: Float[Tensor, ""]) -> Points:
         """σ_t ∇log p_t(z_t) = −(z_t − α_t E[z_0|z_t])/σ_t, float64."""
-        alpha, sigma = (v.reshape(1, -1) for v in (sde.alpha(t.double()[None]), sde.sigma(t.double()[None])))
+        alpha, sigma = (v.reshape(1, -1) for v in (sde.alpha(double(t)[None]), sde.sigma(double(t)[None])))
         scaled, scores = alpha / sigma * self.points, []
         weights = self.log_weights - 0.5 * squared_norm(scaled)
-        for part in (z_t.double() / sigma).split(max(1, TABLE // len(scaled))):
+        for part in (double(z_t) / sigma).split(max(1, TABLE // len(scaled))):
             scores.append(torch.addmm(weights, part, scaled.T).softmax(1) @ scaled - part)
         return torch.cat(scores)
 
@@ -302,7 +302,7 @@ def latent_quadrature(model, density: Density, *, step: float = 0.01, half_width
     raw = grid[inside]
 
     def latent(raw: Tensor) -> Tensor:
-        return latents_of(model, raw, batch_size=4096).double()
+        return double(latents_of(model, raw, batch_size=4096))
 
     points = latent(raw)
     neighbours = [latent(raw + step * axis) - points for axis in torch.eye(2, dtype=torch.float64)]
@@ -340,13 +340,14 @@ def estimation_curve(
     generator = make_generator(z, seed, 1)
     curve, errors = [], []
     for i in tqdm(range(times), desc="estimation", disable=not progress):
-        clock = torch.tensor(first + (i + 0.5) * width, dtype=torch.float64, device=z.device)
+        clock = torch.tensor(first + (i + 0.5) * width, dtype=torch.float64, device=float64_device(z.device))
         t = sde.time(-clock).to(z)
         each = t.expand(len(z))
         with evaluation_mode(model):
             z_t = sde.perturb(z, each, randn_like(z, generator))
-            error = expand_like(sde.sigma(each), z) * model.score(z_t, each) - quadrature.score(sde, z_t, t)
-            errors.append(0.5 * squared_norm(expand_like(sde.clock_rate(each), z).sqrt() * error))
+            scaled = expand_like(sde.sigma(each), z) * model.score(z_t, each)
+            error = double(scaled) - quadrature.score(sde, z_t, t)
+            errors.append(0.5 * squared_norm(expand_like(sde.clock_rate(each), z).sqrt().to(error) * error))
         integrand, standard_error = mean_and_error(errors[-1])
         point = {"t": t.item(), "clock": clock.item(), "integrand": integrand, "standard_error": standard_error}
         curve.append(point)

@@ -16,13 +16,15 @@ from jaxtyping import Float
 from scipy.special import stdtr
 from torch import Tensor
 
+from indm.tensors import double
+
 FOLDS = 10  # of the jackknife
 LEVEL = 0.05  # chance of one wrong verdict or more in a family of true null hypotheses
 
 
 def mean_and_error(values: Float[Tensor, " n"]) -> tuple[float, float]:
     """Mean and its standard error."""
-    values = values.double()
+    values = double(values)
     return values.mean().item(), (values.std() / math.sqrt(len(values))).item()
 
 

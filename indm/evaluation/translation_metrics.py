@@ -17,6 +17,7 @@ from indm.data.base import Data, InMemory, stack
 from indm.evaluation.distances import frechet_distance, kernel_distance
 from indm.evaluation.extractor import Extractor
 from indm.evaluation.statistics import jackknife, mean_and_error
+from indm.tensors import double
 
 Images = Num[Tensor, "n *event"]
 WINDOW = 7  # of SSIM, pixels
@@ -63,9 +64,9 @@ def translation_metrics(source: Images, result: Images, target: Data, extractor:
         metrics |= {f"{name}_{suffix}": limits[name] for name in ("frechet", "kid")}
     for suffix, features in (("", f["ab"]), ("_floor", f["test"]), ("_ceiling", f["a"])):
         right = extractor.head(features.to(extractor.head.weight.device)).argmax(1).cpu() == label
-        metrics[f"accuracy{suffix}"], error = mean_and_error(right.double())
+        metrics[f"accuracy{suffix}"], error = mean_and_error(double(right))
         metrics |= {"accuracy_standard_error": error} if not suffix else {}
-    difference = (result.double() - source.double()).flatten(1)
+    difference = (double(result) - double(source)).flatten(1)
     for name, values in (
         ("distance", difference.square().mean(1).sqrt()),
         ("ssim", structural_similarity(source, result, extractor.levels)),
@@ -92,7 +93,7 @@ def structural_similarity(a: Images, b: Images, levels: int) -> Tensor | None:
         "data_range": float(levels - 1),
         "reduction": "none",
     }
-    return cast(Tensor, structural_similarity_index_measure(a.double(), b.double(), **options))
+    return cast(Tensor, structural_similarity_index_measure(double(a), double(b), **options))
 
 
 def perceptual_distance(a: Images, b: Images, levels: int) -> Tensor | None:

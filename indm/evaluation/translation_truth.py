@@ -12,6 +12,7 @@ from indm.evaluation.statistics import mean_and_error, share_error
 from indm.evaluation.translation_metrics import structural_similarity
 from indm.evaluation.translation_sources import find, found_in
 from indm.model import INDM
+from indm.tensors import double
 
 RECALL = (1, 5, 10)  # of how many that are nearest the counterpart must be one
 Images = Num[Tensor, "n channels height width"]
@@ -55,10 +56,10 @@ def against_truth(
     seen = features(truth)
     found = {}
     for name, images in (("result", result), ("source", source)):
-        apart = torch.cdist(features(images).double(), seen.double())
+        apart = torch.cdist(double(features(images)), double(seen))
         own, similar = apart.diagonal(), structural_similarity(images, truth, levels)
         numbers = {
-            "distance": (images.double() - truth.double()).flatten(1).square().mean(1).sqrt(),
+            "distance": (double(images) - double(truth)).flatten(1).square().mean(1).sqrt(),
             "features": own,
             **({} if similar is None else {"ssim": similar}),
         }

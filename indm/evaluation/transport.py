@@ -61,7 +61,7 @@ def transport_cost(start: Batch, end: Float[Tensor, "batch *event"]) -> dict:
         ``cost``, ``optimal``, ``excess`` (cost − optimal) and ``ratio`` (cost/optimal), each with its
         ``…_standard_error``; ``cost_per_dimension``, …, divided by ``dims``; ``samples``.
     """
-    start, end = (samples.flatten(1).double().cpu() for samples in (start, end))
+    start, end = (samples.flatten(1).cpu().double() for samples in (start, end))
 
     def costs(a: Tensor, b: Tensor) -> dict[str, float]:
         table = torch.cdist(a, b).square().numpy()

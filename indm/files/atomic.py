@@ -88,7 +88,7 @@ def json_into(value: Mapping) -> Write:
 
 def weights_into(state: Mapping[str, Tensor]) -> Write:
     """The function that writes ``state`` as safetensors; through memory, as safetensors' own leaves temporary files."""
-    return lambda path: path.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in state.items()}))
+    return lambda path: path.write_bytes(safetensors.torch.save({k: v.cpu().contiguous() for k, v in state.items()}))
 
 
 def text(path: Path, content: str) -> None:

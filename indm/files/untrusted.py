@@ -108,11 +108,11 @@ def _array(file: Any, size: int) -> np.ndarray:
     return values.reshape(shape[::-1]).T if by_columns else values.reshape(shape)
 
 
-def weights(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+def weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, whose header must fit its size, and its size this machine's memory."""
     with _reading(path, "weights"):
         check_memory(path.stat().st_size)
-        return load_file(path, device=device)
+        return load_file(path)
 
 
 def check_described(make: Callable[[], nn.Module], description: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from indm.conditions import given, rows_of
-from indm.tensors import Batch, PerSample, event_size
+from indm.tensors import Batch, PerSample, double, event_size, float64_device
 
 # Of max|h(x) − z|/max(1, max|z|): what rounding leaves of it in single precision where h expands twentyfold, and a
 # hundredth of half a grey level of 256.
@@ -131,12 +131,12 @@ class Flow(Constrained, ABC):
         x, residual, iterations, converged = self.solve_inverse(z, tol=tol, **conditions)
         failed = _rows(~converged)
         if len(failed) and z.dtype != torch.float64:
-            flow, c = copy.deepcopy(self).double(), rows_of(self)
-            flow = flow if c is None else given(flow, c[failed])
-            conditions = {name: value[failed].double() for name, value in conditions.items()}
-            retried = flow.solve_inverse(z[failed].double(), tol=tol, **conditions)
+            flow, c = copy.deepcopy(self).to(float64_device(z.device), torch.float64), rows_of(self)
+            flow = flow if c is None else given(flow, c[failed].to(float64_device(z.device)))
+            conditions = {name: double(value[failed]) for name, value in conditions.items()}
+            retried = flow.solve_inverse(double(z[failed]), tol=tol, **conditions)
             x, residual, iterations, converged = (
-                first.index_put((failed,), second.to(first.dtype))
+                first.index_put((failed,), second.to(first))
                 for first, second in zip((x, residual, iterations, converged), retried, strict=True)
             )
         failed = _rows(~converged)

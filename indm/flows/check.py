@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from indm.flows.base import TOLERANCE, Flow, magnitude
-from indm.tensors import Batch, evaluation_mode
+from indm.tensors import Batch, double, evaluation_mode, float64_device
 
 LARGEST = 1024  # dimensions up to which the Jacobian is formed
 PERTURBATION = 0.1  # of the parameters: at its start a flow may be the identity, whose log|det| anyone gets right
@@ -34,7 +34,7 @@ def check_flow(flow: Flow, x: Batch, *, seed: int = 0) -> None:
         >>> from indm.flows import CouplingFlow
         >>> check_flow(CouplingFlow((3,)), torch.randn(2, 3))
     """
-    twin, x = copy.deepcopy(flow).double(), x.double()
+    twin, x = copy.deepcopy(flow).to(float64_device(x.device), torch.float64), double(x)
     with evaluation_mode(twin), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _check(twin, x)

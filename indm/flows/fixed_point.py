@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from indm.tensors import expand_like
+from indm.tensors import double, expand_like
 
 
 @torch.no_grad()
@@ -114,8 +114,8 @@ class _Active:
 
 def _correction(steps: Tensor, changes: Tensor, f: Tensor) -> Tensor:
     """Σ_i γ_i (steps_i + changes_i) with γ minimising ‖f − Σ_i γ_i changes_i‖ for each sample; 0 without history."""
-    gram = (changes @ changes.mT).double()
+    gram = double(changes @ changes.mT)
     ridge = 1e-10 * gram.diagonal(dim1=1, dim2=2).sum(1) + torch.finfo(f.dtype).tiny
-    gram = gram + ridge[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=f.device)
-    gamma = torch.linalg.solve(gram, (changes @ f[:, :, None]).double())
-    return (gamma.to(f.dtype) * (steps + changes)).sum(1)
+    gram = gram + ridge[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+    gamma = torch.linalg.solve(gram, double(changes @ f[:, :, None]))
+    return (gamma.to(f) * (steps + changes)).sum(1)

@@ -11,6 +11,7 @@ from indm.flows.base import Identity
 from indm.model import INDM
 from indm.reproduction.verdicts import Check
 from indm.sde.linear import VPSDE, LinearSDE
+from indm.tensors import double
 
 CONTROL_DATA = "eight Gaussians"
 
@@ -23,9 +24,9 @@ class MixtureScore(nn.Module):
         self.sde, self.factor, self.density = sde, factor, EightGaussians()
 
     def forward(self, z_t: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = self.sde.alpha(t.double())[:, None, None], self.sde.sigma(t.double())[:, None, None]
+        alpha, sigma = self.sde.alpha(double(t))[:, None, None], self.sde.sigma(double(t))[:, None, None]
         variance = (alpha * self.density.std) ** 2 + sigma**2
-        difference = alpha * self.density.centres - z_t.double()[:, None]
+        difference = alpha * self.density.centres - double(z_t)[:, None]
         weight = (-0.5 * difference.square().sum(2, keepdim=True) / variance).softmax(1)
         return self.factor * (weight * difference / variance).sum(1).to(z_t)
 

@@ -131,7 +131,7 @@ class VAE(nn.Module):
             ValueError: a file is missing or unreadable, or does not fit the other.
         """
         is_old = not (Path(folder) / DESCRIPTION).exists() and (Path(folder) / OLD_FILES[0]).exists()
-        with reading(folder, device, OLD_FILES if is_old else (DESCRIPTION, WEIGHTS)) as saved:
+        with reading(folder, OLD_FILES if is_old else (DESCRIPTION, WEIGHTS)) as saved:
             make = functools.partial(build_vae, saved.description["net"], saved.shape, saved.scaling)
             untrusted.check_described(make, saved.description, saved.state)
             model = make()

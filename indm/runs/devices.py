@@ -11,7 +11,8 @@ CHOSEN = "ACCELERATE_TORCH_DEVICE"  # the environment variable of accelerate, wh
 
 def device() -> str:
     """Where saved models are evaluated: on what was chosen, else on the GPU where there is one."""
-    return os.environ.get(CHOSEN) or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return os.environ.get(CHOSEN) or ("cpu" if kind is None else kind.type)
 
 
 def on_cpu() -> bool:

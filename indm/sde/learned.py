@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from indm.sde.linear import VPSDE, LinearSDE, Times
+from indm.tensors import double, float64_device
 
 
 class LearnedSDE(LinearSDE):
@@ -62,40 +63,40 @@ class LearnedSDE(LinearSDE):
 
     def log_alpha(self, t: Times) -> Tensor:
         gain, _ = self._interpolate(self._gain(), t)
-        return (self._expand(self.base.log_alpha(t.double())) + gain).to(t.dtype)
+        return (self._expand(self.base.log_alpha(double(t))) + gain).to(t)
 
     def sigma(self, t: Times) -> Tensor:
-        return (self.log_alpha(t.double()) + 0.5 * self._log_noise_to_signal(t)).exp().to(t.dtype)
+        return (self.log_alpha(double(t)) + 0.5 * self._log_noise_to_signal(t)).exp().to(t)
 
     def drift(self, t: Times) -> Tensor:
         _, slope = self._interpolate(self._gain(), t)
-        speed = (self.base.diffusion(t.double()) / self.base.sigma(t.double())) ** 2
-        return (self._expand(self.base.drift(t.double())) + self._expand(speed) * slope).to(t.dtype)
+        speed = (self.base.diffusion(double(t)) / self.base.sigma(double(t))) ** 2
+        return (self._expand(self.base.drift(double(t))) + self._expand(speed) * slope).to(t)
 
     def diffusion(self, t: Times) -> Tensor:
         volatility, _ = self._interpolate(self._volatility(), t)
-        return (self._expand(self.base.diffusion(t.double())) * (0.5 * volatility).exp()).to(t.dtype)
+        return (self._expand(self.base.diffusion(double(t))) * (0.5 * volatility).exp()).to(t)
 
     def clock_rate(self, t: Times) -> Tensor:
         bend, _ = self._interpolate(self._bend(), t)
-        clock = self._expand(-self.base.log_snr(t.double()))
-        return (clock + bend - self._log_noise_to_signal(t)).exp().to(t.dtype)
+        clock = self._expand(-self.base.log_snr(double(t)))
+        return (clock + bend - self._log_noise_to_signal(t)).exp().to(t)
 
     def sample_time(self, n: int, *, importance: bool, eps=None, generator=None, device=None):
         return self.base.sample_time(n, importance=importance, eps=eps, generator=generator, device=device)
 
     def _gain(self) -> Tensor:
-        return self._zeros() if self.log_gain is None else (self.log_gain - self.log_gain[:1]).double()
+        return self._zeros() if self.log_gain is None else double(self.log_gain - self.log_gain[:1])
 
     def _volatility(self) -> Tensor:
-        return self._zeros() if self.log_volatility is None else self.log_volatility.double()
+        return self._zeros() if self.log_volatility is None else double(self.log_volatility)
 
     def _bend(self) -> Tensor:
         """v − 2a at the knots: the only combination on which the signal-to-noise ratio depends."""
         return self._volatility() - 2 * self._gain()
 
     def _zeros(self) -> Tensor:
-        return torch.zeros(self.knots, *self.shape, dtype=torch.float64, device=self.prior_mean.device)
+        return torch.zeros(self.knots, *self.shape, dtype=torch.float64, device=float64_device(self.prior_mean.device))
 
     def _expand(self, v: Tensor) -> Tensor:
         """(B,) to (B, 1, …), as many axes as (B, *event) has."""
@@ -104,9 +105,9 @@ class LearnedSDE(LinearSDE):
     def _locate(self, t: Times) -> tuple[Tensor, Tensor]:
         """The segment between knots that holds ``t``, and the distance on the clock from its first knot to ``t``."""
         (start, end), length = self.base.clock_span(), self._segment_length()
-        offset = (-self.base.log_snr(t.double()) - start).clamp(0, end - start)
+        offset = (-self.base.log_snr(double(t)) - start).clamp(0, end - start)
         segment = (offset / length).long().clamp(max=self.knots - 2)
-        return segment, offset - segment.double() * length
+        return segment, offset - double(segment) * length
 
     def _segment_length(self) -> float:
         start, end = self.base.clock_span()

@@ -185,11 +185,11 @@ class LinearSDE(nn.Module, ABC):
         u = strata(n, generator=generator, device=device)
         if not importance:
             t = eps + (self.T - eps) * u
-            return t.float(), torch.full_like(t, self.T - eps).float()
+            return t.to(device, torch.float32), torch.full_like(t, self.T - eps).to(device, torch.float32)
         start, end = self.log_snr(u.new_tensor([eps, self.T]))
         t = self.time(torch.lerp(start, end, u)).clamp(eps, self.T)
         weight = self.log_snr_range(eps) * (self.sigma(t) / self.diffusion(t)) ** 2
-        return t.float(), weight.float()
+        return t.to(device, torch.float32), weight.to(device, torch.float32)
 
     def clock_span(self) -> tuple[float, float]:
         """The clock τ = −log SNR at ε and at T."""

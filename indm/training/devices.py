@@ -26,8 +26,9 @@ def make_accelerator(options: Training, out: Path | None = None) -> Accelerator:
 
 def fast_precision() -> str:
     """ "bf16" where this machine computes in it faster than in full precision, else "no"."""
-    if torch.cuda.is_available() and not on_cpu():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    if not on_cpu():  # of GPUs that are not CUDA's nothing is known
+        is_fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if is_fast else "no"
     instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return "bf16" if any(getattr(torch.cpu, name, bool)() for name in instructions) else "no"
 

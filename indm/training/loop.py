@@ -38,6 +38,7 @@ from indm.runs.processes import by_main_process
 from indm.runs.provenance import describe, split_record, warn_of_other_splits
 from indm.runs.signals import interruptible
 from indm.sampling import centre_prior
+from indm.tensors import widest
 from indm.training import checkpoints, costs, given, memory, presets, threads
 from indm.training.conditional import with_condition
 from indm.training.devices import make_accelerator, peak_memory_mib
@@ -303,7 +304,7 @@ def agree(trainer: Trainer, stops: bool) -> bool:
     a = trainer.accelerator
     if a.num_processes == 1:
         return stops
-    own = torch.tensor([float(stops), trainer.seconds * a.is_main_process], dtype=torch.float64, device=a.device)
+    own = torch.tensor([float(stops), trainer.seconds * a.is_main_process], dtype=widest(a.device), device=a.device)
     stopping, trainer.seconds = a.reduce(own).tolist()
     return stopping > 0
 
