@@ -13,8 +13,10 @@ def program() -> int:
     """:func:`indm.cli.main.program`.
 
     A thread that waits for others spins, by default so long that on a busy machine a training step takes ten times as
-    long as with few spins (docs/performance.md). Whoever has set one of the two variables decides.
+    long as with few spins (docs/performance.md). Whoever has set one of the two variables decides. What PyTorch does
+    not have for Apple's GPUs is computed on the CPU.
     """
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -309,7 +309,7 @@ class INDM(nn.Module):
             make = functools.partial(build_model, tables, shape, saved.scaling, constructors)
             untrusted.check_described(make, {"size": math.prod(shape), "shape": shape, **tables}, saved.state)
             model = make()
-            model.sde.prior_mean = saved.state["score.sde.prior_mean"]
+            model.sde.prior_mean = saved.state["score.sde.prior_mean"].clone()
             model.to(saved.state["scaling.scale"].dtype).load_state_dict(saved.state)
         return model.to(device).eval()
 
@@ -352,8 +352,8 @@ def reading(folder: str | Path, files: tuple[str, str] = (DESCRIPTION, WEIGHTS))
             raise ValueError(f"{folder} holds no saved model: there is no file {name} in it")
     try:
         description = untrusted.json_object(folder / files[0])
-        state = untrusted.weights(folder / files[1])
-        scaling = Scaling(state["scaling.shift"], state["scaling.scale"], description["levels"])
+        state = untrusted.weights(folder / files[1])  # of the file itself, which Windows keeps while one of them lives
+        scaling = Scaling(*(state[f"scaling.{name}"].clone() for name in ("shift", "scale")), description["levels"])
         yield Saved(description, state, scaling, tuple(description["shape"]))
     except Untrusted as error:
         raise Untrusted(f"the model in {folder}: {error}") from None

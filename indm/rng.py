@@ -5,7 +5,7 @@ the same random state: each draws for the whole batch and keeps its own rows. So
 numbers, which depend only on the seed, the step and the sample's place in the batch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -42,6 +42,25 @@ def only(rows: slice) -> Iterator[None]:
     offset = (first + rows.start) % step
     with part_of(len(range(offset, first, step)), len(range(offset, total, step))):
         yield
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """The states of PyTorch's own generators for the CPU and for ``device``, by the kind of device."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def restore_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Go on with what :func:`random_states` gave, where that was on a device of the same kind."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    if device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
 
 
 def whole(n: int) -> int:

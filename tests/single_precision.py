@@ -3,9 +3,10 @@
 Its tensors do not mix with those of the CPU, but for numbers and indices. A tensor of it in float64 is a TypeError,
 wherever it comes from, as on Apple's. The name of the device is :data:`NAME`, once :func:`register` was called.
 
-    python -m single_precision train digits …    # the indm command in a process that has the device
+    python -m single_precision train digits …    # indm commands in a process that has the device; «,» between two
 """
 
+import sys
 from typing import Any
 
 import torch
@@ -44,6 +45,9 @@ class OnDevice(Tensor):
 
     def tolist(self) -> Any:
         return self.held.tolist()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # a file of another device's tensors is read on the CPU
+        return self.held.__reduce_ex__(protocol)
 
     @classmethod
     def __torch_dispatch__(cls, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -115,6 +119,8 @@ def register() -> None:
 
 if __name__ == "__main__":
     register()
-    from indm.cli.main import program
+    from indm.cli.main import main
 
-    raise SystemExit(program())
+    for command in " ".join(sys.argv[1:]).split(" , "):
+        if status := main(command.split()):
+            raise SystemExit(status)

@@ -167,7 +167,7 @@ def _list_files(folder: Path) -> Index:
             status = os.stat(path) if os.path.isfile(path) else status
         if status is None or stat.S_ISDIR(status.st_mode):
             below = sorted((n for n in os.listdir(path) if not n.startswith(".")), reverse=True)
-            waiting += [os.path.join(name, n) for n in below]
+            waiting += [f"{name}/{n}" if name else n for n in below]
         elif stat.S_ISREG(status.st_mode):
             names += os.fsencode(name)
             ends.append(len(names))

@@ -60,7 +60,7 @@ def _write_beside(path: Path, beside: Path, write: Write) -> None:
         write(beside)
     except (RuntimeError, SafetensorError) as error:
         raise OSError(f"{path} cannot be written, and what was there before is unchanged: {error}") from error
-    with beside.open("rb") as file:
+    with beside.open("r+b") as file:  # Windows forces out only what is open for writing
         os.fsync(file.fileno())
 
 

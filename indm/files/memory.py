@@ -1,10 +1,10 @@
 """How much memory this process can have, asked before any is taken for what a file claims."""
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
 
 from indm.messages import reason
@@ -15,7 +15,7 @@ LIMIT_FILES = {"": "memory.max", "memory": "memory.limit_in_bytes"}  # of a cont
 
 def most_memory() -> int:
     """The bytes of this machine's memory, or of what a container leaves of it."""
-    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_limits()])
+    return min([psutil.virtual_memory().total, *_limits()])
 
 
 def check_memory(claimed: int) -> None:

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -39,8 +40,6 @@ def peak_memory_mib() -> float:
     if status.exists():  # getrusage counts from what the parent process held
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 2**10
     if sys.platform == "win32":
-        import psutil  # accelerate needs it, too
-
         return psutil.Process().memory_info().peak_wset / 2**20
     import resource  # not there on Windows
 

@@ -31,7 +31,7 @@ from indm.flows.check import check_flow
 from indm.messages import reason
 from indm.model import count_parameters
 from indm.objective import Objective, flow_nll, objective_of, soft_truncation
-from indm.rng import part_of
+from indm.rng import part_of, random_states, restore_random_states
 from indm.runs.processes import by_main_process
 from indm.runs.signals import uncut
 from indm.training import checkpoints, sharding
@@ -344,14 +344,11 @@ class Trainer:
 
     def save(self, run: Path) -> None:
         """Write the checkpoint and the averaged model into ``run``, each file whole or not at all. Collective."""
-        random = {"cpu": torch.get_rng_state()}
-        if self.accelerator.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
         state = {
             "model": self.model.state_dict(),
             "ema": self.ema.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": random,
+            "random": random_states(self.accelerator.device),
             "means": gather_object([self.means.state()]),
             **{name: getattr(self, name) for name in KEPT},
         }
@@ -419,11 +416,9 @@ class Trainer:
         for name in KEPT:
             setattr(self, name, state[name])
         self.skipped_in_row.clear()
-        a, random = self.accelerator, state["random"]
+        a = self.accelerator
         self.means.restore(state["means"], a.process_index, a.num_processes, a.device)
-        torch.set_rng_state(random["cpu"])
-        if a.device.type == "cuda" and "cuda" in random:
-            torch.cuda.set_rng_state(random["cuda"], a.device)
+        restore_random_states(state["random"], a.device)
 
     def roll_back(self, run: Path) -> None:
         """Go back to the newest state in ``run`` at half the learning rates.

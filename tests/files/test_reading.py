@@ -17,8 +17,10 @@ import zipfile
 import zlib
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -127,7 +129,7 @@ def test_bombs_and_pipes(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="holds 104,857,600"):
         load_data("array", path=tmp_path / "bomb.npz")
     np.savez_compressed(tmp_path / "large.npz", np.zeros((1000, 1000)))
-    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 7999}[name])
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=7_999_000))
     with pytest.raises(ValueError, match=r"claims 8,000,000 bytes, and this process can have 7,999,000 bytes"):
         load_data("array", path=tmp_path / "large.npz")
     monkeypatch.undo()
