@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from indm.conditions import Condition, given, rows_of_data, sees_condition
 from indm.config.checks import arguments_of, check_arguments
 from indm.config.parts import KINDS, OPTIONAL_KINDS, Constructors, Untrusted, find, is_outside, name_of
 from indm.dequantization import Dequantization, check_levels_for, checked, from_data
-from indm.files import atomic, untrusted
+from indm.files import atomic, hub, untrusted
 from indm.flows.base import Flow
 from indm.forward.base import ForwardProcess, Linear
 from indm.gaussian import GaussianReference
@@ -312,6 +313,61 @@ class INDM(nn.Module):
             model.sde.prior_mean = saved.state["score.sde.prior_mean"].clone()
             model.to(saved.state["scaling.scale"].dtype).load_state_dict(saved.state)
         return model.to(device).eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        device: str = "cpu",
+        *,
+        revision: str | None = None,
+        constructors: Constructors | None = None,
+    ) -> "INDM":
+        """The model in a folder, or the one that the Hugging Face hub calls user/name; in evaluation mode.
+
+        From the hub it is read as :meth:`load` reads a stranger's: safetensors and JSON, and code outside this package
+        only inside :func:`indm.trust`. It is fetched once, and then taken from the cache of the hub's library, which
+        environment variables of that library move (``HF_HOME``) or keep from asking (``HF_HUB_OFFLINE=1``).
+
+        Args:
+            name_or_folder: user/name, or a folder that :meth:`save` or a training wrote.
+            device: where to put it.
+            revision: a branch, a tag or a commit on the hub; a commit makes sure of the very weights.
+            constructors: names of parts beside the built-in ones.
+
+        Raises:
+            ValueError: as :meth:`load`; neither is there; the hub wants a token.
+            OSError: the hub cannot be reached.
+        """
+        folder = Path(name_or_folder)
+        if not folder.is_dir():
+            if not hub.is_name(str(name_or_folder)):
+                raise ValueError(f"name_or_folder must be a folder, or user/name of the hub, got {name_or_folder!r}")
+            folder = hub.fetch(str(name_or_folder), (DESCRIPTION, WEIGHTS), revision=revision)
+        return cls.load(folder, device, constructors)
+
+    def push_to_hub(
+        self, name: str, *, license: str | None = None, private: bool = False, constructors: Constructors | None = None
+    ) -> str:
+        """Save this model on the Hugging Face hub as user/name, with a short model card; gives its address.
+
+        ``indm push RUN user/name`` pushes a run, whose card also has data, likelihoods and samples.
+
+        Args:
+            name: user/name. What the hub has of that name gets these files; its history is kept there.
+            license: as the hub calls it, such as "apache-2.0".
+            private: whether only you may see it, where it is new.
+            constructors: names of parts beside the built-in ones.
+
+        Raises:
+            ValueError: it cannot be described, or the hub does not let you write there.
+            OSError: the hub cannot be reached.
+        """
+        hub.check_name(name)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder, constructors)
+            atomic.text(Path(folder) / "README.md", hub.card(name, license, [hub.how_to_load(name)]))
+            return hub.push(Path(folder), name, private=private)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What other machines lack: a process without what Windows does not have, and one whose device has no float64.
 
-Both are stand-ins (tests/windows.py, tests/single_precision.py). The first is Linux still: it shows that nothing is used
-that is not there, not how Windows behaves. The second is arithmetic of the CPU: it shows that no float64 reaches the
-device and that nothing mixes two devices, not what Apple's kernels compute.
+Both are stand-ins (tests/windows.py, tests/single_precision.py). The first is Linux still: it shows that nothing is
+used that is not there, not how Windows behaves. The second is arithmetic of the CPU: it shows that no float64 reaches
+the device and that nothing mixes two devices, not what Apple's kernels compute.
 """
 
 import json

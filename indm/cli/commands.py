@@ -33,6 +33,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     "More": {
         "parts": "indm.cli.parts:Parts",
         "convert": "indm.cli.convert:Convert",
+        "push": "indm.cli.push:Push",
         "reproduce": "indm.cli.reproduce:Reproduce",
         "help": "indm.cli.help:Help",
     },

@@ -27,7 +27,7 @@ class Evaluate(Computes):
     tables = ("data",)
 
     run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder."""
+    """The run folder, or a model of the hub by its name there, user/name."""
     options: Annotated[EvaluationFlags, arg(name="")] = field(default_factory=EvaluationFlags)
     overwrite: bool = False
     """Overwrite an existing evaluation."""
@@ -44,15 +44,16 @@ class Evaluate(Computes):
         from indm.evaluation.diagnosis import conclusion
         from indm.evaluation.results import likelihood_table
         from indm.evaluation.runs import evaluate_run
-        from indm.runs.folder import check_absent, recipe_of
+        from indm.runs.folder import check_absent, recipe_of, run_folder
 
         options = recipes.checked(
             "evaluate", {key: recipes.value_of(text) for key, text in given(self.options).items()}
         )
-        check_absent(self.run_folder, ["evaluation.json", "evaluation.npz"], self.overwrite)
-        data = recipes.override(recipe_of(self.run_folder), self.table_values)["data"]
-        result = evaluate_run(self.run_folder, options, data_table=data, progress=not self.quiet)
+        run = run_folder(self.run_folder)
+        check_absent(run, ["evaluation.json", "evaluation.npz"], self.overwrite)
+        data = recipes.override(recipe_of(run), self.table_values)["data"]
+        result = evaluate_run(run, options, data_table=data, progress=not self.quiet)
         if PartialState().is_main_process:  # which alone has the results of all processes
             print(likelihood_table(result))
-            print(conclusion(self.run_folder, result))
+            print(conclusion(run, result))
         return DONE

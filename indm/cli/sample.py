@@ -44,7 +44,7 @@ class Sample(Draws):
     """
 
     run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder."""
+    """The run folder, or a model of the hub by its name there, user/name."""
     drawing: Annotated[Drawing, arg(name="")] = field(default_factory=Drawing, kw_only=True)
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: the run folder)")] = None
     """Where to write."""
@@ -52,16 +52,18 @@ class Sample(Draws):
     def run(self) -> int:
         from indm.data.densities import DENSITIES
         from indm.evaluation import plots
+        from indm.runs.folder import run_folder
         from indm.runs.samples import SAMPLES, draw
 
-        out, drawing = self.out or self.run_folder, replace(self.drawing, sampler_options=self.sampler_options())
+        run = run_folder(self.run_folder)
+        out, drawing = self.out or run, replace(self.drawing, sampler_options=self.sampler_options())
         options = {"overwrite": self.overwrite, "progress": not self.quiet}
-        samples, levels, drawn = draw(self.run_folder, drawing, out, **options)
+        samples, levels, drawn = draw(run, drawing, out, **options)
         made_by: Any = drawn
         if (out / "samples.png").exists():
             pass  # of the same samples
         elif samples.ndim == 4 and drawing.condition == "all":
-            plots.save_classes(samples, levels or 256, labels_of(self.run_folder), out / "samples.png")
+            plots.save_classes(samples, levels or 256, labels_of(run), out / "samples.png")
         elif samples.ndim == 4:
             plots.save_grid(samples, levels or 256, out / "samples.png")
         elif samples.shape[1] > 1:

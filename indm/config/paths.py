@@ -62,6 +62,14 @@ def without_paths(table: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in table.items() if key not in places}
 
 
+def without_places(recipe: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
+    """``recipe`` with only the names of what its data are in, not where that is."""
+    whole = {table: dict(content) for table, content in recipe.items()}
+    for table, key in _paths_in(whole):
+        whole[table][key] = Path(whole[table][key]).name
+    return whole
+
+
 def places(table: Mapping[str, Any]) -> dict[str, str]:
     """Where the files of a data set are, however the table spells it: links are followed."""
     keys = [key for _, key in _paths_in({"data": table})]

@@ -3,15 +3,16 @@
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from indm.config import parts, paths, recipes
 from indm.config.recipes import Recipe
-from indm.files import atomic, untrusted
+from indm.files import atomic, hub, untrusted
 from indm.messages import did_you_mean
-from indm.model import DESCRIPTION, INDM
+from indm.model import DESCRIPTION, INDM, WEIGHTS
 from indm.runs.devices import device
 from indm.runs.lock import LOCK
 
@@ -139,6 +140,26 @@ def recipe_of(run: Path) -> Recipe:
     if not run.is_dir():
         raise FileNotFoundError(f"{run} is no run folder{near_run(run)}")
     return recipes.resolve(recipes.load(run))
+
+
+def run_folder(source: Path) -> Path:
+    """``source``, or where the run of the hub is that is called so, user/name: runs/user--name, fetched if need be.
+
+    Raises:
+        ValueError: the hub has none of that name.
+        OSError: the hub cannot be reached.
+    """
+    name = source.as_posix()
+    if source.exists() or source.parent.is_dir() or not hub.is_name(name):
+        return source
+    folder = Path("runs") / name.replace("/", "--")
+    if not is_run(folder):
+        try:
+            hub.fetch(name, (RECIPE, DESCRIPTION, WEIGHTS), folder)
+        except (ValueError, OSError) as error:
+            raise type(error)(f"{source} is no run folder{near_run(source)}; {error}") from error
+        print(f"{folder}: fetched from the hub", file=sys.stderr)
+    return folder
 
 
 def near_run(run: Path) -> str:

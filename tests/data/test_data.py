@@ -7,6 +7,7 @@ import inspect
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import psutil

@@ -1,0 +1,108 @@
+"""Models on the Hugging Face hub, or on a server with its interface (``HF_ENDPOINT``).
+
+Only files of a given list are fetched. They are read like any other from a stranger, by :mod:`indm.files.untrusted`.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from indm.messages import reason
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+TAGS = ("diffusion", "normalizing-flow", "density-estimation", "indm")
+LOG_IN = "log in with 'hf auth login', or set HF_TOKEN, as one who may"
+
+
+def is_name(text: str) -> bool:
+    """Whether ``text`` has the form user/name."""
+    return NAME.fullmatch(text) is not None
+
+
+def check_name(text: str) -> None:
+    """ValueError unless ``text`` has the form user/name."""
+    if not is_name(text):
+        raise ValueError(f"name must be user/name, as the hub calls a model, got {text!r}")
+
+
+def fetch(name: str, files: Sequence[str], folder: Path | None = None, revision: str | None = None) -> Path:
+    """The folder with the ``files`` of a model that the hub has: ``folder``, or one in the cache of the hub's library.
+
+    Args:
+        name: user/name.
+        files: their names; what else the hub has of the model stays there.
+        revision: a branch, a tag or a commit.
+
+    Raises:
+        ValueError: the hub has no such model, or it needs a token.
+        OSError: the hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _talking(name):
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files), local_dir=folder))
+
+
+def push(folder: Path, name: str, *, private: bool = False) -> str:
+    """Make the files of ``folder`` those of the model user/name, which is made if need be; the address of the model.
+
+    Raises:
+        ValueError: it may not be written: there is no token, or one of somebody else.
+        OSError: the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(library_name="indm")
+    with _talking(name):
+        address = api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Model of indm")
+    return str(address)
+
+
+def card(name: str, license: str | None, sections: Sequence[str]) -> str:
+    """A model card: what the hub reads of it, the title, and its sections.
+
+    Raises:
+        ValueError: a licence that is no identifier of the hub.
+    """
+    if license is not None and not LICENSE.fullmatch(license):
+        raise ValueError(f"license must be an identifier as the hub has them, got {license!r}; apache-2.0 is one")
+    fields = ["library_name: indm", "tags:", *(f"- {tag}" for tag in TAGS)]
+    fields += [] if license is None else [f"license: {license}"]
+    head = ["---", *fields, "---", "", f"# {name.partition('/')[2]}"]
+    return "\n".join(head) + "\n\n" + "\n\n".join(sections) + "\n"
+
+
+def how_to_load(name: str, *, is_run: bool = False) -> str:
+    """The section of a card on that."""
+    shell = f"```sh\nindm sample {name} -n 36\nindm evaluate {name}\n```\n\n" if is_run else ""
+    return f"""## How to load
+
+{shell}```python
+import indm
+
+model = indm.INDM.from_pretrained("{name}")
+raw = model.scaling.to_data(indm.sample(model, 16))
+```"""
+
+
+@contextmanager
+def _talking(name: str) -> Iterator[None]:
+    """Whatever goes wrong inside is an error of one line that says what would do."""
+    from huggingface_hub import errors
+
+    check_name(name)
+    try:
+        yield
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):  # a gated one is one of the first, too
+        raise ValueError(f"the hub has no model {name}, or not that revision, or only for some: {LOG_IN}") from None
+    except errors.HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            raise ValueError(f"the hub does not let you do that with {name}: {LOG_IN}") from None
+        raise OSError(f"the hub refuses {name}: {reason(error)}") from error
+    except errors.LocalTokenNotFoundError:
+        raise ValueError(f"{name} needs a token of the hub: {LOG_IN}") from None
+    except Exception as error:  # of its own, or of whatever library it uses for HTTP
+        raise OSError(f"the hub cannot be reached for {name}: {reason(error)}") from error

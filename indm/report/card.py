@@ -1,0 +1,104 @@
+"""A run as others get it: its model and recipe, samples, and a card that says what they are."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from indm.config import paths, recipes
+from indm.config.parts import KINDS, OPTIONAL_KINDS
+from indm.config.recipes import Recipe
+from indm.evaluation.results import likelihood_table, read_evaluation
+from indm.files import atomic, hub, untrusted
+from indm.model import DESCRIPTION, WEIGHTS
+from indm.runs.folder import RECIPE, end_of, recipe_of
+from indm.runs.provenance import weights_hash
+from indm.runs.samples import SAMPLE_FILES
+
+CARD, PICTURE = "README.md", "samples.png"
+CONVENTIONS = """
+Numbers are −log p of the raw data in the unit of the table, lower is better. The NELBO is an upper bound of it under
+the generative SDE. The NLL is by the probability-flow ODE, to the solver's error of the last column. "Without
+reconstruction" is no likelihood of the data; it is there to compare with numbers that are published so. The standard
+error is over the examples; the estimator's noise is the part of it that more draws would take away."""
+RECORDED = ("indm", "git", "torch", "python", "device", "seed")  # of the provenance; a command may name private places
+
+
+def write(run: Path, folder: Path, name: str, license: str | None = None) -> None:
+    """Write into ``folder`` what others get of a run: model, recipe without the places of its data, samples, card.
+
+    Args:
+        run: a run folder with a model.
+        folder: an empty one, or one that is to be made.
+        name: user/name, by which the card loads it.
+        license: as the hub calls it.
+
+    Raises:
+        ValueError: the run has no model or no end yet, its evaluation is of other weights, or the licence is none.
+    """
+    recipe, weights = recipe_of(run), weights_hash(run)
+    text = hub.card(name, license, sections(run, recipe, weights, name))
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (DESCRIPTION, WEIGHTS, *_picture(run, weights)):
+        shutil.copyfile(run / file, folder / file)
+    atomic.text(folder / RECIPE, recipes.to_toml(paths.without_places(recipe)))
+    atomic.text(folder / CARD, text)
+
+
+def sections(run: Path, recipe: Recipe, weights: str, name: str) -> list[str]:
+    """The sections of the card of a run."""
+    parts = [f"{kind} `{recipe[kind]['name']}`" for kind in (*KINDS, *OPTIONAL_KINDS) if kind in recipe]
+    about = "A diffusion on the latent of a normalizing flow, by indm: " + ", ".join(parts) + "."
+    pictures = [f"## Samples\n\n![Samples of the model]({file})" for file in _picture(run, weights)]
+    record = _record(run)
+    return [
+        about,
+        "## Data and budget\n\n" + _items(_data(recipe, record) | _budget(run)),
+        "## Likelihood\n\n" + _likelihood(run, weights),
+        *pictures,
+        hub.how_to_load(name, is_run=True),
+        "## Provenance\n\n" + _items({key: record.get(key) for key in RECORDED} | {"SHA-256 of the weights": weights}),
+    ]
+
+
+def _picture(run: Path, weights: str) -> list[str]:
+    """The picture of samples, where there is one of these weights."""
+    record = run / SAMPLE_FILES[0]
+    made_by = untrusted.json_object(record).get("provenance", {}) if record.exists() else {}
+    is_of_these = weights in dict(made_by.get("weights_sha256", {})).values()
+    return [PICTURE] if is_of_these and (run / PICTURE).exists() else []
+
+
+def _record(run: Path) -> dict[str, Any]:
+    """The provenance of a run; nothing of one that has none, as one that was fetched."""
+    file = run / paths.RECORD
+    return untrusted.json_object(file) if file.exists() else {}
+
+
+def _data(recipe: Recipe, record: Mapping[str, Any]) -> dict[str, object]:
+    notes: Sequence[object] = record.get("data") or ()
+    secret = paths.places(recipe["data"]).values()
+    kept = [str(note) for note in notes if not any(place in str(note) for place in secret)]
+    return {"data": ", ".join([f"`{recipe['data']['name']}`", *kept])}
+
+
+def _budget(run: Path) -> dict[str, object]:
+    summary = untrusted.json_object(run / "summary.json") if (run / "summary.json").exists() else {}
+    count = {f"parameters of the {part}": summary.get(f"{part}_parameters") for part in ("flow", "score")}
+    seconds = summary.get("seconds")
+    return {"steps": end_of(run)["steps"], "time": None if seconds is None else f"{seconds:.0f} seconds"} | count
+
+
+def _likelihood(run: Path, weights: str) -> str:
+    if not (run / "evaluation.json").exists():
+        return "It has not been evaluated."
+    result = read_evaluation(run)
+    if result["weights_sha256"] != weights:
+        raise ValueError(
+            f"{run} was evaluated with other weights than it has now: run 'indm evaluate {run} --overwrite' first"
+        )
+    return f"```\n{likelihood_table(result)}\n```\n{CONVENTIONS}"
+
+
+def _items(values: Mapping[str, object]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in values.items() if value is not None)
