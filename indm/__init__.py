@@ -1,7 +1,12 @@
 """Implicit nonlinear diffusion models: likelihood-based generative modelling with learned diffusions."""
 
+import importlib.metadata
+
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-__version__ = "0.1.0"
+try:
+    __version__ = importlib.metadata.version("indm")
+except importlib.metadata.PackageNotFoundError:  # the source alone, on PYTHONPATH
+    __version__ = "0.0.0+unknown"

@@ -14,7 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from indm.cli.main import main
+
 TINY = "digits --train.steps 3 --train.batch_size 8 --net.channels 8"
+LITTLE = "--examples 2 --nll-error 100 --times 1 --repeats 2"
 ROUNDING = 2e-3  # nats of a likelihood in single precision, of some 200
 
 
@@ -38,7 +41,7 @@ def test_a_process_without_what_windows_lacks_trains_resumes_evaluates_and_sampl
         tmp_path,
         f"train {TINY} --out a",
         "train a --resume --train.steps 5",
-        "evaluate a --examples 4",
+        f"evaluate a {LITTLE}",
         "sample a -n 2 --steps 2",
     )
     assert json.loads((tmp_path / "a" / "summary.json").read_text())["steps"] == 5
@@ -64,18 +67,22 @@ assert fails(ImportError, __import__, "resource") and not hasattr(os, "sysconf")
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
 
 
-def test_a_device_without_float64_trains_resumes_evaluates_and_samples_as_the_cpu_does(tmp_path):
-    commands = [f"train {TINY} --device single --out a", "train a --resume --train.steps 4 --device single"]
-    for device in ("single", "cpu"):
-        (tmp_path / device).mkdir()
-        commands.append(f"evaluate a --examples 4 --device {device} --overwrite")
-        commands.append(f"sample a -n 2 --steps 2 --device {device} --out {device}")
-    run("single_precision", tmp_path, *commands[:3])
-    values = {"single": np.load(tmp_path / "a" / "evaluation.npz")}
-    run("single_precision", tmp_path, *commands[3:])
-    values["cpu"] = np.load(tmp_path / "a" / "evaluation.npz")
+def test_a_device_without_float64_trains_resumes_evaluates_and_samples_as_the_cpu_does(tmp_path, monkeypatch):
+    run(
+        "single_precision",
+        tmp_path,
+        f"train {TINY} --device single --out a",
+        "train a --resume --train.steps 4 --device single",
+        f"evaluate a {LITTLE} --device single",
+        "sample a -n 2 --steps 2 --device single --out single",
+    )
+    on_device = np.load(tmp_path / "a" / "evaluation.npz")
+    monkeypatch.chdir(tmp_path)
+    assert main(f"evaluate a {LITTLE} --device cpu --overwrite".split()) == 0
+    assert main(["sample", "a", "-n", "2", "--steps", "2", "--device", "cpu", "--out", "cpu"]) == 0
+    on_cpu = np.load(tmp_path / "a" / "evaluation.npz")
     for name in ("nelbo", "nll"):
-        np.testing.assert_allclose(values["single"][name], values["cpu"][name], atol=ROUNDING)
+        np.testing.assert_allclose(on_device[name], on_cpu[name], atol=ROUNDING)
     samples = [np.load(tmp_path / device / "samples.npz")["samples"].astype(int) for device in ("single", "cpu")]
     assert abs(samples[0] - samples[1]).max() <= 1
 
@@ -101,18 +108,18 @@ def model(device, **tables):
             parameter.add_(0.1 * torch.randn_like(parameter))
     return made.to(device)
 
-x, losses = torch.randn(6, 3, generator=torch.Generator().manual_seed(1)), (indm.mle_loss, indm.fid_loss)
+x, losses = torch.randn(3, 3, generator=torch.Generator().manual_seed(1)), (indm.mle_loss, indm.fid_loss)
 for tables in ({}, {"sde": {"name": "learned"}}, {"flow": {"name": "residual"}}, {"flow": {"name": "coupling"}}):
     results = []
     for device in (torch.device("cpu"), DEVICE):
         here = model(device, **tables)
         rows = x.to(device).requires_grad_()
-        log_prob = here.log_prob(rows, steps=8)
+        log_prob = here.log_prob(rows, steps=3)
         gradient, = torch.autograd.grad(log_prob.sum(), rows)
         for loss in losses[: 1 if "sde" in tables else 2]:
             loss(here, rows.detach())[0].backward()
-        report = indm.log_likelihood(here, rows.detach(), generator=torch.Generator(device).manual_seed(0))
-        samples = indm.sample(here, 2, sampler="heun", steps=3, generator=torch.Generator(device).manual_seed(0))
+        report = indm.log_likelihood(here, rows.detach(), steps=8, generator=torch.Generator(device).manual_seed(0))
+        samples = indm.sample(here, 2, sampler="heun", steps=2, generator=torch.Generator(device).manual_seed(0))
         assert report.nats().device == samples.device == rows.device, (report.nats().device, device)
         results.append((log_prob, gradient, report.nats(), report.solver_error, samples))
     for cpu, single in zip(*results):
@@ -120,7 +127,7 @@ for tables in ({}, {"sde": {"name": "learned"}}, {"flow": {"name": "residual"}},
 here = model(DEVICE)
 check_flow(model(DEVICE, flow={"name": "coupling"}).flow, x[:2].to(DEVICE))
 assert forward_path(here, x.to(DEVICE), torch.tensor([0.1, 0.5, 0.9])).device.type == DEVICE.type
-fit_sampler(here, 2, samples=4, iterations=1)
+fit_sampler(here, 1, samples=2, iterations=1)
 """
 
 

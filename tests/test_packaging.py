@@ -1,0 +1,54 @@
+"""What is published: a wheel and a source archive that build anywhere, install into a clean environment and work."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+def run(*command: object, folder: Path = ROOT) -> str:
+    done = subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+    return done.stdout
+
+
+def test_every_extra_that_an_error_names_is_one():
+    named = set()
+    for file in (ROOT / "indm").rglob("*.py"):
+        named |= set(re.findall(r"pip install 'indm\[([a-z]+)\]'", file.read_text("utf-8")))
+    assert named and named <= PROJECT["optional-dependencies"].keys()
+
+
+def test_what_only_some_commands_need_is_an_extra():
+    required = {re.split(r"[<>=~ ]", name)[0] for name in PROJECT["dependencies"]}
+    extras = {"torch-fidelity", "torchmetrics", "pandas", "pyarrow", "tensorboard", "wandb", "normflows", "zuko"}
+    assert not required & extras
+
+
+@pytest.mark.long
+def test_wheel_and_sdist_build_from_a_shallow_clone_and_install(tmp_path):
+    """It needs a package registry. Dependencies are this environment's; the package itself is installed anew."""
+    clone, dist, clean = tmp_path / "clone", tmp_path / "dist", tmp_path / "clean"
+    run("git", "clone", "--quiet", "--depth", 1, ROOT.as_uri(), clone)
+    run("git", "-C", clone, "tag", "v7.8.9")
+    run(sys.executable, "-m", "build", "--outdir", dist, clone)  # the wheel from the source archive
+    (wheel,), (archive,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
+    assert wheel.name == "indm-7.8.9-py3-none-any.whl" and archive.name == "indm-7.8.9.tar.gz"
+    run(sys.executable, "-m", "twine", "check", "--strict", wheel, archive)
+    run(sys.executable, "-m", "venv", clean)
+    python = clean / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", wheel)
+    (site,) = clean.glob("lib/python*/site-packages")
+    here = Path(pytest.__file__).parents[1]
+    (site / "dependencies.pth").write_text(f"{here}\n")
+    script = "import indm; print(indm.__version__, indm.__file__)"
+    version, place = run(python, "-c", script, folder=tmp_path).split()
+    assert version == "7.8.9" and Path(place).is_relative_to(site)
+    run(clean / "bin" / "indm", "train", "eight-gaussians", "--train.steps", 2, "--out", "run", folder=tmp_path)
+    assert (tmp_path / "run" / "model.safetensors").exists()
