@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm.sde.linear import LinearSDE
-from indm.tensors import Batch, PerSample, expand_like
+from indm.tensors import Batch, PerSample, double, expand_like
 
 Path = Callable[[PerSample], tuple[Batch, Batch]]  # the clock → M and R
 NODES, WEIGHTS = (  # of Gauss and Legendre, on [0, 1]
@@ -104,7 +104,7 @@ class ForwardProcess(nn.Module, ABC):
 
     def at(self, sde: LinearSDE, z: Batch, t: PerSample, noise: Batch) -> Noised:
         """z_t at times ``t`` (B,) from ``z`` = z_0 and ``noise`` = n, with e and n/R."""
-        clock = _clock(sde, t).to(z.dtype)
+        clock = _clock(sde, t).to(z)
         (mean, spread), (slope, growth) = cast(
             tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]],
             torch.func.jvp(self.path(sde, z), (clock,), (torch.ones_like(clock),)),
@@ -115,7 +115,7 @@ class ForwardProcess(nn.Module, ABC):
 
     def moments(self, sde: LinearSDE, z: Batch, t: PerSample) -> tuple[Batch, Tensor]:
         """Mean α M, (B, *event), and standard deviation σ R, (B,) or (B, *event), of z_t given ``z`` = z_0."""
-        mean, spread = self.path(sde, z)(_clock(sde, t).to(z.dtype))
+        mean, spread = self.path(sde, z)(_clock(sde, t).to(z))
         return expand_like(sde.alpha(t), z) * mean, expand_like(sde.sigma(t), z) * spread
 
     def correlation(self, sde: LinearSDE, z: Batch, t: PerSample, s: PerSample) -> Tensor:
@@ -126,10 +126,10 @@ class ForwardProcess(nn.Module, ABC):
         """
         path, (start, end) = self.path(sde, z), (_clock(sde, time) for time in (s, t))
         exponent = sum(
-            weight * path((start + node * (end - start)).to(z.dtype))[1] ** -2
+            weight * path((start + node * (end - start)).to(z))[1] ** -2
             for node, weight in zip(NODES, WEIGHTS, strict=True)
         )
-        return (-0.5 * expand_like((end - start).to(z.dtype), z) * exponent).exp()
+        return (-0.5 * expand_like((end - start).to(z), z) * exponent).exp()
 
 
 class Linear(ForwardProcess):
@@ -153,7 +153,7 @@ class Linear(ForwardProcess):
 
 
 def _clock(sde: LinearSDE, t: PerSample) -> Tensor:
-    return -sde.log_snr(t.double())
+    return -sde.log_snr(double(t))
 
 
 LINEAR = Linear()  # of models without another

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from indm.forward.base import Linear, legendre
 from indm.rng import rand_like, randn_like
 from indm.sde.linear import VPSDE, LinearSDE, Times
-from indm.tensors import Batch, PerSample, expand_like, zeroed
+from indm.tensors import Batch, PerSample, double, expand_like, zeroed
 
 NODES, WEIGHTS = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(16))
 LARGEST_LOG_SLOPE = 3.0  # of one coefficient
@@ -51,10 +51,10 @@ class ScheduledVP(LinearSDE):
         return self.base.time(log_snr)
 
     def log_alpha(self, t: Times) -> Tensor:
-        return (-0.5 * F.softplus(self._clock(t)[0])).to(t.dtype)
+        return (-0.5 * F.softplus(self._clock(t)[0])).to(t)
 
     def sigma(self, t: Times) -> Tensor:
-        return (-0.5 * F.softplus(-self._clock(t)[0])).exp().to(t.dtype)
+        return (-0.5 * F.softplus(-self._clock(t)[0])).exp().to(t)
 
     def marginal_std(self, t: Times) -> Tensor:
         """1 at all times, entries and codes."""
@@ -65,16 +65,16 @@ class ScheduledVP(LinearSDE):
 
     def diffusion(self, t: Times) -> Tensor:
         clock, rate = self._clock(t)
-        speed = (self.base.diffusion(t.double()) / self.base.sigma(t.double())) ** 2
-        return (clock.sigmoid() * rate * expand_like(speed, rate)).sqrt().to(t.dtype)
+        speed = (self.base.diffusion(double(t)) / self.base.sigma(double(t))) ** 2
+        return (clock.sigmoid() * rate * expand_like(speed, rate)).sqrt().to(t)
 
     def clock_rate(self, t: Times) -> Tensor:
-        return self._clock(t)[1].to(t.dtype)
+        return self._clock(t)[1].to(t)
 
     def _clock(self, t: Times) -> tuple[Tensor, Tensor]:
         """γ_i, and its derivative along the common clock, in float64."""
         start, end = self.base.clock_span()
-        place = ((-self.base.log_snr(t.double()) - start) / (end - start)).clamp(0, 1)
+        place = ((-self.base.log_snr(double(t)) - start) / (end - start)).clamp(0, 1)
         share, slope = self._share(place)
         return start + (end - start) * share, slope
 
@@ -85,7 +85,7 @@ class ScheduledVP(LinearSDE):
     @functools.cached_property
     def _whole(self) -> Tensor:
         """∫_0^1 s du."""
-        return self._integral(self.coefficients.new_ones(len(self.coefficients), dtype=torch.float64))
+        return self._integral(double(self.coefficients.new_ones(len(self.coefficients))))
 
     def _integral(self, end: Tensor) -> Tensor:
         """∫_0^end s du, (B, *event)."""
@@ -96,7 +96,7 @@ class ScheduledVP(LinearSDE):
     def _slope(self, places: Float[Tensor, "batch places"]) -> Float[Tensor, "batch places *event"]:
         """s at ``places``."""
         polynomials = legendre(places, self.coefficients.shape[1])
-        series = torch.einsum("bnk,bk...->bn...", polynomials, self.coefficients.double())
+        series = torch.einsum("bnk,bk...->bn...", polynomials, double(self.coefficients))
         return (1 + series).square() + 1e-3 if self.slope == "polynomial" else series.exp()
 
 
