@@ -17,7 +17,7 @@ import pytest
 from indm.cli.main import main
 
 TINY = "digits --train.steps 3 --train.batch_size 8 --net.channels 8"
-LITTLE = "--examples 2 --nll-error 100 --times 1 --repeats 2"
+LITTLE = "--examples 2 --steps 8 --times 1 --repeats 2"
 ROUNDING = 2e-3  # nats of a likelihood in single precision, of some 200
 
 
