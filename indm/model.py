@@ -409,7 +409,7 @@ def reading(folder: str | Path, files: tuple[str, str] = (DESCRIPTION, WEIGHTS))
     try:
         description = untrusted.json_object(folder / files[0])
         state = untrusted.weights(folder / files[1])  # of the file itself, which Windows keeps while one of them lives
-        scaling = Scaling(*(state[f"scaling.{name}"].clone() for name in ("shift", "scale")), description["levels"])
+        scaling = Scaling(state["scaling.shift"].clone(), state["scaling.scale"].clone(), description["levels"])
         yield Saved(description, state, scaling, tuple(description["shape"]))
     except Untrusted as error:
         raise Untrusted(f"the model in {folder}: {error}") from None
