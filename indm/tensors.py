@@ -1,6 +1,7 @@
 """Shapes of batches, layers that start at zero, and evaluation mode."""
 
 import functools
+import functools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -35,6 +36,7 @@ def squared_norm(v: Float[Tensor, "batch *event"]) -> Float[Tensor, " batch"]:
     return v.flatten(1).square().sum(1)
 
 
+@functools.cache
 @functools.cache
 def widest(device: torch.device | str | None) -> torch.dtype:
     """The float of most digits that the device has: float64, or float32 on Apple's GPUs."""
