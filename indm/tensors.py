@@ -1,7 +1,6 @@
 """Shapes of batches, layers that start at zero, and evaluation mode."""
 
 import functools
-import functools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

@@ -89,6 +89,8 @@ class Handler(BaseHTTPRequestHandler):
         if name not in self.server.models:
             return self.missing()
         files, commit = self.server.models[name], self.server.commit_of(name)
+        if "revision" in parts and parts[parts.index("revision") + 1] not in ("main", commit):
+            return self.answer(404, {"error": "Invalid rev id"}, X_Error_Code="RevisionNotFound")
         if parts[0] == "api" and "tree" in parts:
             rows = [
                 {"type": "file", "path": file, "size": len(data), "oid": blob_of(data)} for file, data in files.items()

@@ -76,9 +76,9 @@ def _record(run: Path) -> dict[str, Any]:
 
 
 def _data(recipe: Recipe, record: Mapping[str, Any]) -> dict[str, object]:
+    """What the data are, without the notes of their record that may say where they are."""
     notes: Sequence[object] = record.get("data") or ()
-    secret = paths.places(recipe["data"]).values()
-    kept = [str(note) for note in notes if not any(place in str(note) for place in secret)]
+    kept = [str(note) for note in notes if not {"/", "\\"} & {*str(note)}]
     return {"data": ", ".join([f"`{recipe['data']['name']}`", *kept])}
 
 

@@ -65,7 +65,7 @@ def test_a_run_is_pushed_and_read_back_by_its_name(tmp_path):
         files, bare = server.models["ann/tiny"], server.models["ann/bare"]
     assert set(files) == {"README.md", "model.json", "model.safetensors", "recipe.toml"}
     assert set(bare) == {"README.md", "model.json", "model.safetensors"}
-    assert not any(b"my-secret-place" in content for content in files.values())
+    assert [name for name, content in files.items() if b"my-secret-place" in content] == []
     text = files["README.md"].decode()
     assert "license: apache-2.0" in text and 'from_pretrained("ann/tiny")' in text and "- steps: 2" in text
     fetched = tmp_path / "runs" / "ann--tiny"
