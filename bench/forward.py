@@ -13,6 +13,7 @@ are kept in ``bench/records/forward``, one a training; a command goes on from th
 import argparse
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,6 @@ from worth_cells import (
     kept,
     name_of,
     tested,
-    train,
     validated,
 )
 from worth_table import bits, difference, in_table, signed
@@ -90,20 +90,17 @@ def search_cell(path: Path, jobs: list[Training]) -> Path:
 def test_cell(path: Path, job: Training, decay: float) -> Path:
     """The likelihoods of a final training, its bounds in few steps and its irreducible gap."""
 
-    def make() -> dict:
-        record = tested(job, decay, whole=True)
-        averages, _ = train(job)
-        model = averages[decay].eval()
+    @torch.no_grad()
+    def more(model: torch.nn.Module) -> dict:
         generator = torch.Generator().manual_seed(job.seed)
-        with torch.no_grad():
-            x, log_q = from_data(model, stack(data_of(job.data, None).test, VALID_EXAMPLES), generator=generator)
-            unit = record["dims"] * torch.log(torch.tensor(2.0))
-            few = {n: indm.nelbo(model, x, times=min(n, 8), ancestral=n, generator=generator).total for n in STEPS}
-            gap = irreducible_gap(model, x, times=8, generator=generator)
-        record["ancestral"] = {n: mean_and_error((nats + log_q) / unit) for n, nats in few.items()}
-        return record | {"gap": mean_and_error(gap / unit)}
+        x, log_q = from_data(model.eval(), stack(data_of(job.data, None).test, VALID_EXAMPLES), generator=generator)
+        unit = x[0].numel() * math.log(2)
+        few = {n: indm.nelbo(model, x, times=min(n, 8), ancestral=n, generator=generator).total for n in STEPS}
+        gap = irreducible_gap(model, x, times=8, generator=generator)
+        ancestral = {n: mean_and_error((nats + log_q) / unit) for n, nats in few.items()}
+        return {"ancestral": ancestral, "gap": mean_and_error(gap / unit)}
 
-    kept(path, make)
+    kept(path, lambda: tested(job, decay, True, more))
     return path
 
 

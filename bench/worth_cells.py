@@ -191,13 +191,16 @@ def validated(job: Training) -> dict:
     return record
 
 
-def tested(job: Training, decay: float, whole: bool) -> dict:
+def tested(
+    job: Training, decay: float, whole: bool, more: Callable[[torch.nn.Module], dict[str, Any]] = lambda model: {}
+) -> dict:
     """The record of a final training: likelihoods of test examples, with the nats of each.
 
     Args:
         job: the training.
         decay: of the average that is tested.
         whole: also the NLL and, of the first seed, the importance-weighted bound.
+        more: what else the record has, of the model.
     """
     averages, record = train(job)
     model, study = averages[decay], STUDIES[job.data]
@@ -208,6 +211,7 @@ def tested(job: Training, decay: float, whole: bool) -> dict:
     kinds = [kind for kind in ("nelbo", "nll", "iw") if kind in report]
     record |= {"ema": decay, "split": "test", "dims": report["dims"], "dequantization": report["dequantization"]}
     record |= {kind: bits_of(report[kind]) for kind in kinds}
+    record |= more(model)
     return record | {f"{kind}_nats": [round(value, 4) for value in nats[kind].tolist()] for kind in kinds}
 
 

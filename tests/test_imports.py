@@ -104,7 +104,7 @@ def test_no_cycle():
 @pytest.fixture(scope="module")
 def loaded():
     """What a fresh interpreter has loaded after the method, and after the evaluation less its pictures."""
-    pictures = {"style", "sheets", "plots", "flow_plots", "comparison"}
+    pictures = {"style", "sheets", "plots", "flow_plots", "comparison", "strips"}
     method = [module for module in GRAPH if room(module) in METHOD]
     numbers = [m for m in GRAPH if room(m) == "evaluation" and m.rsplit(".", 1)[-1] not in pictures]
     program = "import importlib, sys\n"
