@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from worth import run, seeds
 from worth_cells import (
+    NLL_EXAMPLES,
     STUDIES,
     VALID_EXAMPLES,
     Setting,
@@ -38,6 +39,7 @@ import indm
 from indm.data.base import stack
 from indm.dequantization import from_data
 from indm.evaluation.statistics import mean_and_error, over_seeds
+from indm.likelihood import latent_reference
 from indm.objective import irreducible_gap
 
 NOISE = "truncated-normal"
@@ -97,10 +99,15 @@ def test_cell(path: Path, job: Training, decay: float) -> Path:
         unit = x[0].numel() * math.log(2)
         few = {n: indm.nelbo(model, x, times=min(n, 8), ancestral=n, generator=generator).total for n in STEPS}
         gap = irreducible_gap(model, x, times=8, generator=generator)
+        law = latent_reference(model, stack(data_of(job.data, None).valid, VALID_EXAMPLES))
+        solved = indm.log_likelihood(
+            model, x[:NLL_EXAMPLES], log_q=log_q[:NLL_EXAMPLES], reference=law, generator=generator
+        )
         ancestral = {n: mean_and_error((nats + log_q) / unit) for n, nats in few.items()}
-        return {"ancestral": ancestral, "gap": mean_and_error(gap / unit)}
+        nll = {"nll": mean_and_error(solved.nats() / unit), "nll_error": solved.solver_error.mean().item() / unit}
+        return nll | {"ancestral": ancestral, "gap": mean_and_error(gap / unit)}
 
-    kept(path, lambda: tested(job, decay, True, more))
+    kept(path, lambda: tested(job, decay, False, more))
     return path
 
 
