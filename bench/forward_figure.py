@@ -72,7 +72,9 @@ def draw(models: dict[str, indm.INDM], out: Path) -> None:
             x_t = noised(model, x, t.to(x).expand(POINTS), noise, fade)
             axes.scatter(*x_t.T, s=1.5, c=[COLOURS[i % len(COLOURS)] for i in colour.tolist()], linewidths=0)
             axes.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
-            axes.set_title(f"{name}, {place:.0%} of the clock" if place else name)
+            if name == "linear":
+                axes.set_title(f"{place:.0%} of the clock")
+        row[0].set_ylabel(name)
         ways = ways_of(model, x[:WAYS], fade)
         row[-1].plot(*ways.permute(2, 0, 1).numpy(), linewidth=0.6, color=COLOURS[0], alpha=0.7)
         row[-1].set_title(f"ways of data, length {path_length(ways).mean():.2f}")

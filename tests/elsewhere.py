@@ -124,4 +124,4 @@ for name in ("rand", "randn", "randint", "randperm", "poisson"):
     setattr(torch, name, checked(getattr(torch, name)))
 torch.save, safetensors.torch.save = on_the_cpu(torch.save), on_the_cpu(safetensors.torch.save)
 load = safetensors.torch.load_file
-safetensors.torch.load_file = lambda path, device: {name: value.to(device) for name, value in load(path).items()}
+safetensors.torch.load_file = lambda path, device="cpu": {name: value.to(device) for name, value in load(path).items()}

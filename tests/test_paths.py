@@ -235,7 +235,7 @@ def test_forward_path_has_the_kernel_in_every_frame(name):
         assert within(noise, 0.0, floor=floor) and within(noise**2, 1.0, floor=2 * floor)
 
 
-@pytest.mark.parametrize("name", ["spline-images", "residual"])
+@pytest.mark.parametrize("name", [pytest.param("spline-images", marks=pytest.mark.long), "residual"])
 @pytest.mark.parametrize("backward", [False, True])
 def test_probability_flow_path_in_closed_form(name, backward):
     model, x, _ = make(name)

@@ -69,7 +69,7 @@ class Translate(Computes):
 
 @dataclass
 class Strip(Computes):
-    """Draw the way of one image from A to B by several runs, x_t over t, one under the other.
+    """Draw the way of one image from A to B by several runs, one under the other.
 
     "indm strip PAIR ONE BRIDGE photo.jpg" has a row for two models, one for a model that is told the class, followed by
     one for its SDEdit at --strength, and one for a bridge of the form terminal. Runs come in any order and number.

@@ -156,8 +156,8 @@ def check_decoded(shape: tuple[int, int, int]) -> None:
     needed, most = math.prod(sides) * (4 + 5 * channels), most_memory()
     if needed > most:
         raise ValueError(
-            f"size must be such that memory holds an image: {words_of(sides)} pixels take {needed / 2**30:,.1f} GiB, "
-            f"and there are {most / 2**30:,.1f} GiB"
+            f"size must be such that memory holds an image: {'×'.join(map(str, sides))} pixels take "
+            f"{needed / 2**30:,.1f} GiB, and there are {most / 2**30:,.1f} GiB"
         )
 
 

@@ -52,9 +52,10 @@ class Fade:
 
     Example:
 
+        >>> import torch
         >>> from indm.sde import VPSDE
-        >>> Fade(2.0)(VPSDE(), torch.tensor([1e-5, 1.0]))
-        tensor([1., 0.])
+        >>> Fade(2.0)(VPSDE(), torch.tensor([1e-5, 1.0])).round(decimals=3).tolist()
+        [1.0, 0.0]
     """
 
     power: float = 1.0

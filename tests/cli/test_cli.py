@@ -462,7 +462,7 @@ def shown_by(capsys, *arguments):
 def test_all_commands_are_on_one_screen(arguments, capsys):
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert 24 <= len(lines) <= 32 and max(map(len, lines)) <= 100
+    assert 24 <= len(lines) <= 30 and max(map(len, lines)) <= 100
     for name in COMMANDS:
         assert len([line for line in lines if line.startswith(f"  {name} ") and line.endswith(".")]) == 1
     assert any("indm help exit-status" in line for line in lines)

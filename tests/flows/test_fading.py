@@ -76,7 +76,7 @@ def test_the_change_is_the_derivative_along_time():
 def test_simulations_on_the_data_space_follow_the_decoded_latent(backward):
     model = model_of()
     diffusion, generator = NonlinearDiffusion(model, tol=1e-10, fade=Fade(1.5)), torch.Generator().manual_seed(0)
-    fine, counts, n = 512, (16, 64), 200
+    fine, counts, n = 256, (8, 32), 100
     times = torch.linspace(0.05, 0.95, fine + 1, dtype=DOUBLE)
     times = times.flip(0) if backward else times
     mean, variance = model.score.law(times[0], torch.zeros(1, 2, dtype=DOUBLE))

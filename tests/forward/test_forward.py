@@ -129,7 +129,7 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.long) if name == "mean" else name for name in CASES])
 def case(request):
     sde, process, law = CASES[request.param]
     return sde, process, Best(sde, process, **law)

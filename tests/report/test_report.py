@@ -630,6 +630,7 @@ def test_snapshots_are_the_averaged_model_of_their_step_and_show_its_gap(tmp_pat
     assert rows[0]["gap"] != rows[1]["gap"]
 
 
+@pytest.mark.long
 def test_the_end_is_shown_where_it_is_no_multiple_of_the_snapshots(tmp_path):
     train(change(PLANE, "train", steps=7, snapshot_every=3), tmp_path / "run", progress=False)
     data = load_data(**PLANE["data"])

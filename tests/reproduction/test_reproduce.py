@@ -297,6 +297,7 @@ def assert_without_gaps(folder, steps):
     assert seconds == sorted(seconds)
 
 
+@pytest.mark.long
 def test_a_killed_unit_goes_on_and_ends_as_if_it_had_not_been(tmp_path, tiny, monkeypatch):
     steps, out = 240, tmp_path / "out"
     tiny(steps)

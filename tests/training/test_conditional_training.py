@@ -49,6 +49,7 @@ def test_processes_make_the_conditional_run_of_one(processes, tmp_path):
     assert largest_difference(tmp_path / "1", tmp_path / "many") < 1e-9
 
 
+@pytest.mark.long
 def test_it_learns_the_law_at_each_condition(tmp_path):
     """x = (c, −c) + noise: the NLL comes near the entropy of the noise, and shuffled conditions cost nats."""
     generator = torch.Generator().manual_seed(0)
