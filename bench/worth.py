@@ -161,7 +161,7 @@ def capacity(o: argparse.Namespace, data: str) -> list[tuple]:
     units = {w: Training(data, "uniform", "linear", {"net.channels": w}, 1, path=o.path) for w in (*WIDTHS, usual[0])}
     measured = measure_costs(o, data, [*(job for job, _, _ in jobs.values()), *units.values()])
     tasks = []
-    for name, (job, budget, decay) in jobs.items():
+    for name, (job, budget, decay) in sorted(jobs.items(), key=lambda item: item[1][1]):  # the smallest budget first
         unit = measured[units[job.setting["net.channels"]].cost_key]
         steps = max(1, round(o.budget * budget * STUDIES[data].budget * unit / measured[job.cost_key]))
         tasks.append((test, folder(o, data) / "capacity" / name, replace(job, steps=steps), decay, False))
