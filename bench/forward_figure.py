@@ -28,7 +28,7 @@ ROWS = {
     "flow": {"flow": "coupling"},
     "flow that fades": {"flow": "coupling"},
 }
-POINTS, WAYS, PLACES = 1500, 40, (0.0, 0.35, 0.5, 0.65, 1.0)
+POINTS, WAYS, PLACES = 800, 40, (0.0, 0.35, 0.5, 0.65, 1.0)
 
 
 def trained(runs: Path, name: str, steps: int):
