@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from indm.flows.coupling import Affine, Conditioner
 from indm.rng import rand_like
 from indm.scaling import DENSITY_COUNTED, Scaling
-from indm.tensors import Batch, PerSample
+from indm.tensors import Batch, PerSample, image_or_vector
 
 LEAST = 2.0**-25  # below what torch.rand gives, other than 0
 
@@ -91,9 +91,7 @@ class Variational(Dequantization):
 
     def __init__(self, shape: tuple[int, ...], width: int = 32, depth: int = 4):
         super().__init__()
-        shape = tuple(shape)
-        if len(shape) not in (1, 3):
-            raise ValueError(f"shape must be (C, H, W) for images or (D,) for vectors, got {shape}")
+        shape = image_or_vector(shape)
         if width < 1 or depth < 2:
             raise ValueError(f"width must be at least 1 and depth at least 2, got {width} and {depth}")
         self.shape, self.width, self.depth = shape, width, depth

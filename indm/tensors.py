@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -16,6 +16,13 @@ PerSample = Float[Tensor, " batch"]
 def expand_like(t: Tensor, z: Tensor) -> Tensor:
     """Append singleton axes to ``t`` (B,) so that it broadcasts against ``z`` (B, ...); (B, ...) stays as it is."""
     return t.reshape(t.shape + (1,) * (z.ndim - t.ndim))
+
+
+def image_or_vector(shape: Sequence[int]) -> tuple[int, ...]:
+    """``shape`` as a tuple; ValueError unless it is that of an image, (C, H, W), or of a vector, (D,)."""
+    if len(shape) not in (1, 3):
+        raise ValueError(f"shape must be (C, H, W) for images or (D,) for vectors, got {tuple(shape)}")
+    return tuple(shape)
 
 
 def event_size(z: Tensor) -> int:

@@ -26,7 +26,7 @@ from indm.flows.base import (
     magnitude,
 )
 from indm.flows.log_det import ExactLogDet, PowerSeries
-from indm.tensors import Batch, PerSample, full_precision, zeroed
+from indm.tensors import Batch, PerSample, full_precision, image_or_vector, zeroed
 
 LogDet = ExactLogDet | PowerSeries
 Norm = float | str
@@ -288,8 +288,7 @@ def residual_chain(
     Raises:
         ValueError: ``shape`` and ``blocks`` do not fit.
     """
-    if len(shape) not in (1, 3):
-        raise ValueError(f"shape must be (C, H, W) for images or (D,) for vectors, got {shape}")
+    image_or_vector(shape)
     if not blocks or min(blocks) < 1:
         raise ValueError(f"blocks must name at least one block for each group, got {blocks}; (4, 4) is usual")
     image = len(shape) == 3

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from indm.forward.base import Linear, legendre
 from indm.rng import rand_like, randn_like
 from indm.sde.linear import VPSDE, LinearSDE, Times
-from indm.tensors import Batch, PerSample, double, expand_like, zeroed
+from indm.tensors import Batch, PerSample, double, expand_like, image_or_vector, zeroed
 
 NODES, WEIGHTS = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(16))
 LARGEST_LOG_SLOPE = 3.0  # of one coefficient
@@ -208,9 +208,7 @@ class Coded(Linear):
         width: int = 32,
     ):
         super().__init__()
-        shape = tuple(shape)
-        if len(shape) not in (1, 3):
-            raise ValueError(f"shape must be (C, H, W) for images or (D,) for vectors, got {shape}")
+        shape = image_or_vector(shape)
         if code not in CODES:
             raise ValueError(f"code must be one of {', '.join(CODES)}, got {code!r}")
         if slope not in ("polynomial", "network"):

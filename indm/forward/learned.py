@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from indm.flows.coupling import Conditioner
 from indm.forward.base import ForwardProcess, Path, legendre
 from indm.sde.linear import LinearSDE
-from indm.tensors import Batch, PerSample, expand_like
+from indm.tensors import Batch, PerSample, expand_like, image_or_vector
 
 LARGEST_LOG_SPREAD = 1.5  # of one v_k
 
@@ -27,9 +27,7 @@ class _Learned(ForwardProcess):
 
     def __init__(self, shape: tuple[int, ...], width: int = 32, terms: int = 3):
         super().__init__()
-        shape = tuple(shape)
-        if len(shape) not in (1, 3):
-            raise ValueError(f"shape must be (C, H, W) for images or (D,) for vectors, got {shape}")
+        shape = image_or_vector(shape)
         if width < 1 or terms < 1:
             raise ValueError(f"width and terms must be at least 1, got {width} and {terms}; 32 and 3 are usual")
         self.shape, self.width, self.terms = shape, width, terms
