@@ -141,7 +141,7 @@ def table(o: argparse.Namespace) -> str:
             gap = sum(r["gap"][0] for r in records) / len(records)
             nll = [r["nll"][0] for r in records]
             rows.append((
-                data, side, process, f"{mean:.4f} ± {error:.4f}",
+                data, side, process, f"{mean:.4f} ± {'–' if math.isnan(error) else f'{error:.4f}'}",
                 f"{sum(nll) / len(nll):.4f}" if None not in nll else "",
                 signed(difference(records, made["linear"])) if process != "linear" else "",
                 f"{gap:.4f}", *(f"{value:.3f}" for value in few), len(records), records[0]["steps"],
