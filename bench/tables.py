@@ -151,6 +151,8 @@ def flow(
                     if value > best[0]:
                         best, best_at = (value, copy.deepcopy(model), {"lr": lr, "step": step}), spent
         _, chosen, setting = best
+        if chosen is None:
+            raise RuntimeError(f"no finite validation in {seconds:g} s: it needs more --seconds, or it diverges")
 
         @torch.no_grad()
         def density(z: Array) -> Array:
