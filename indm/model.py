@@ -439,7 +439,7 @@ def build_model(
     condition = None
     if "condition" in description:
         condition = build(description["condition"], "condition", shape, constructors)
-    process = build(description.get("forward", {"name": "linear"}), "forward", shape, constructors)
+    process = build_process(description, shape, constructors)
     if process.seen_shape and condition is not None:
         raise ValueError(f"condition must be left out with forward {type(process).__name__}, which has a code")
     if process.seen_shape:
@@ -519,6 +519,13 @@ def at_data(model: Any, data: Any, split: str, n: int | None = None) -> Any:
     """``model`` at the conditions of the first ``n`` examples of a split, all by default; as it is, if it has none."""
     c = rows_of_data(model, data, split, n)
     return model if c is None else model.given(c)
+
+
+def build_process(
+    description: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...], constructors: Constructors | None = None
+) -> ForwardProcess:
+    """The forward process that the table "forward" names, by default the linear one. Raises as :func:`build`."""
+    return build(description.get("forward", {"name": "linear"}), "forward", shape, constructors)
 
 
 def build_dequantization(

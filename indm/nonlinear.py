@@ -216,8 +216,10 @@ class NonlinearDiffusion:
     def forward_velocity(self, here: Point, generator: torch.Generator | None = None) -> Tensor:
         """J⁻¹ f_φ: how fast the latent moves with the drift f z or, where there are two scores, f z + g² (ŝ − s_θ)."""
         velocity = here.f * here.z - 0.5 * self._bend(here, generator) - here.change
-        score, law = self.model.score, law_score(self.model.score)
-        return velocity if law is score else velocity + here.g**2 * (law(here.z, here.t) - score(here.z, here.t))
+        if process_of(self.model).is_tight:
+            return velocity
+        drift, law = self.model.score.both(here.z, here.t)
+        return velocity + here.g**2 * (law - drift)
 
     @_evaluated
     def generative_velocity(self, here: Point, generator: torch.Generator | None = None) -> Tensor:

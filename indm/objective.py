@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm.config.recipes import model_of
-from indm.forward.base import LINEAR, ForwardProcess, Noised, process_of
+from indm.forward.base import LINEAR, ForwardProcess, Noised, legendre, process_of
 from indm.gaussian import GaussianReference
 from indm.model import at, build_model
 from indm.rng import randn_like, strata
@@ -31,6 +31,7 @@ from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, double, event_size, event_sum, expand_like, squared_norm, widest
 
 PerSample = Float[Tensor, " batch"]
+Moments = tuple[Batch, Tensor]  # mean and standard deviation of z_T given z_0
 Losses = tuple[Float[Tensor, ""], dict[str, Tensor]]
 # In FID mode the score also sees this much of the likelihood weighting: at ε, where its own weighting has no mass,
 # the ratio of the two weights stays finite.
@@ -63,19 +64,19 @@ class NELBO:
         return self.flow + self.score + self.constant + self.prior
 
 
-def prior_term(sde: LinearSDE, z: Float[Tensor, "batch *event"], process: ForwardProcess = LINEAR) -> PerSample:
-    """E[−log π(z_T) | z_0 = z] in closed form, nats."""
-    mean, std = process.moments(sde, z, sde.endpoints(z)[1])
+def prior_term(sde: LinearSDE, z: Float[Tensor, "batch *event"], end: Moments | None = None) -> PerSample:
+    """E[−log π(z_T) | z_0 = z] in closed form, nats; ``end``: mean and deviation of z_T, by default linear."""
+    mean, std = LINEAR.moments(sde, z, sde.endpoints(z)[1]) if end is None else end
     spread = (squared_norm(mean - sde.prior_mean.to(z)) + event_sum(std**2, z)) / (2 * sde.prior_std**2)
     return spread + event_size(z) * (math.log(sde.prior_std) + 0.5 * math.log(2 * math.pi))
 
 
 def constant_term(
-    sde: LinearSDE, z: Float[Tensor, "batch *event"], eps: Tensor | None = None, process: ForwardProcess = LINEAR
+    sde: LinearSDE, z: Float[Tensor, "batch *event"], eps: Tensor | None = None, end: Moments | None = None
 ) -> PerSample:
-    """−½ ∫ (g² d/σ² + 2 d f) dt over [eps, T] = −d log(σ_T/σ_ε), nats; with σ_T R_T in place of σ_T."""
+    """−½ ∫ (g² d/σ² + 2 d f) dt over [eps, T] = −d log(σ_T/σ_ε), nats; the deviation of ``end`` in place of σ_T."""
     start, T = sde.endpoints(z)
-    _, std = process.moments(sde, z, T)
+    std = sde.sigma(T) if end is None else end[1]
     return event_sum(sde.sigma(start if eps is None else eps).log(), z) - event_sum(std.log(), z)
 
 
@@ -148,15 +149,15 @@ def nelbo(
         pairs = [(t, noise) for (t, _), noise in steps]
         drawn = [step_divergence(score, z, t, s, noise, process) for (t, s), noise in steps]
         drawn = [divergence * ancestral / sde.log_snr_range() for divergence in drawn]  # per unit of the clock
-    errors = torch.stack(drawn)
+    errors, end = torch.stack(drawn), process.moments(sde, z, sde.endpoints(z)[1])
     if reference is not None:
         excess = torch.stack([reference.excess(sde, z, t, noise) for t, noise in pairs])
-        errors = errors - control_variate(errors, clock_position(sde, strata), excess)
+        errors = errors - control_variate(errors, sde.place(sde.clock(strata)), excess)
     return NELBO(
         flow=kl - log_det,
         score=sde.log_snr_range() * errors.mean(0),
-        constant=constant_term(sde, z, process=process),
-        prior=prior_term(sde, z, process),
+        constant=constant_term(sde, z, end=end),
+        prior=prior_term(sde, z, end),
         reconstruction=reconstruction_term(score, z, noises[-1]),
     )
 
@@ -201,7 +202,7 @@ def irreducible_gap(
     draws = []
     for t in _stratified_times(sde, len(x), times, generator, x.device).to(x.dtype):
         noised = process.at(sde, z, t, randn_like(x, generator))
-        drift, law = model.score(noised.z_t, t), law_score(model.score)(noised.z_t, t)
+        drift, law = model.score.both(noised.z_t, t)
         excess = noised.target - noised.noise + expand_like(sde.sigma(t), z) * (drift - law)
         draws.append(_error(excess, sde.clock_rate(t)))
     return sde.log_snr_range() * torch.stack(draws).mean(0)
@@ -218,7 +219,7 @@ def ancestral_step(score, z_t: Batch, t: PerSample, s: PerSample) -> tuple[Batch
 def _step_around(sde: LinearSDE, t: PerSample, steps: int) -> tuple[PerSample, PerSample]:
     """The ends, the later one first, of those of ``steps`` steps of equal length on the clock in which ``t`` lie."""
     start, end = sde.clock_span()
-    number = (clock_position(sde, t) * steps).floor().clamp(0, steps - 1)
+    number = (sde.place(sde.clock(t)) * steps).floor().clamp(0, steps - 1)
     later, earlier = ((start + (number + i) / steps * (end - start)) for i in (1, 0))
     return tuple(sde.time(-clock).clamp(sde.eps, sde.T).to(t) for clock in (later, earlier))  # type: ignore[return-value]
 
@@ -229,12 +230,6 @@ def _stratified_times(sde: LinearSDE, n: int, times: int, generator, device) -> 
         return torch.zeros(times, 0, device=device)
     t = sde.sample_time(n * times, importance=True, generator=generator, device=device)[0].sort().values
     return torch.stack([part[torch.randperm(n, generator=generator, device=device)] for part in t.split(n)])
-
-
-def clock_position(sde: LinearSDE, t: Tensor) -> Tensor:
-    """Where ``t`` lies on the log-SNR clock, from 0 at ε to 1 at T."""
-    start, end = sde.clock_span()
-    return (-sde.log_snr(double(t)) - start) / (end - start)
 
 
 def control_variate(
@@ -262,10 +257,8 @@ def control_variate(
 
 def _controls(position: Tensor, excess: Tensor) -> list[Tensor]:
     """P_k(position), k = 1 … 7, and excess · P_k, k = 0 … 3, the most useful first."""
-    legendre = [torch.ones_like(position), 2 * position - 1]
-    for k in range(1, 7):
-        legendre.append(((2 * k + 1) * legendre[1] * legendre[k] - k * legendre[k - 1]) / (k + 1))
-    course, gaussian = legendre[1:], [p * excess for p in legendre[:4]]
+    polynomials = legendre(position, 8).unbind(-1)
+    course, gaussian = polynomials[1:], [p * excess for p in polynomials[:4]]
     return [
         course[0], gaussian[0], *course[1:3], gaussian[1], *course[3:5], gaussian[2], *course[5:], gaussian[3]
     ]  # fmt: skip
@@ -283,10 +276,10 @@ def extended_clock(sde: LinearSDE, n: int, eps: float, *, generator=None, device
     return sde.time(start - position.clamp_min(0.0)).clamp(eps, sde.T).to(device, torch.float32), length
 
 
-def _constants(sde: LinearSDE, z: Tensor, eps: float, process: ForwardProcess = LINEAR) -> Tensor:
+def _constants(sde: LinearSDE, z: Tensor, eps: float, end: Moments | None = None) -> Tensor:
     """What no parameter of flow or score moves: constant term, −d log α and the mean −d/2 of −½‖noise‖², (B,)."""
     start = z.new_full((len(z),), eps)
-    return constant_term(sde, z, start, process) - event_sum(sde.log_alpha(start) + 0.5, z)
+    return constant_term(sde, z, start, end) - event_sum(sde.log_alpha(start) + 0.5, z)
 
 
 def build_indm(recipe: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...], scaling: Scaling) -> nn.Module:
@@ -387,8 +380,9 @@ def mle_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     else:
         chosen = strata(len(z), generator=generator, device=z.device) < FITTED_SHARE
         error, fit = _two_errors(score, process.at(sde, z, t.to(z.dtype), noise), t.to(z.dtype), rate, eps, chosen)
-    denoising, prior = length * error, prior_term(sde, z, process)
-    bound = (denoising + kl - log_det + prior + _constants(sde, z, eps, process)).mean()
+    end = process.moments(sde, z, sde.endpoints(z)[1])
+    denoising, prior = length * error, prior_term(sde, z, end)
+    bound = (denoising + kl - log_det + prior + _constants(sde, z, eps, end)).mean()
     loss = (bound + length * fit.mean()) / event_size(z)
     return loss, _means(nelbo=bound, flow=kl - log_det, denoising=denoising, prior=prior)
 

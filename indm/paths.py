@@ -59,7 +59,7 @@ def paired_paths(
     with evaluation_mode(model):
         times = _forward_times(model.sde, times)
         latent, increments = _latent_from_data(model, x, times, generator)
-        decoded = torch.stack([diffusion.decode(z, t.expand(len(z))) for z, t in zip(latent, times.to(x), strict=True)])
+        decoded = _decoded(diffusion, latent, times)
     simulated = simulate_forward(diffusion, decoded[0], times, increments=increments, generator=generator)
     return Paths(times, latent, decoded, simulated)
 
@@ -240,33 +240,23 @@ def samples_of_one_path(
     return z
 
 
-def probability_flow_path(model, x: Batch, times: Grid, *, tol: float = FLOW_TOLERANCE) -> Path:
+def probability_flow_path(
+    model, x: Batch, times: Grid, *, fade: Fade | None = None, tol: float = FLOW_TOLERANCE
+) -> Path:
     """x_t = h⁻¹(z_t) along the probability flow from x at times[0], ``times`` in either direction, (times, B, *event).
 
-    The latent's ODE is solved to ``tol`` between successive times. Raises as :func:`forward_path`.
+    With ``fade`` it is h_t⁻¹(z_t), see :class:`indm.flows.fading.Fade`. The latent's ODE is solved to ``tol`` between
+    successive times. Raises as :func:`forward_path`.
     """
     require_one_map(model.flow, "a path on the data space")
     require_no_code(model, "a path on the data space")
+    diffusion = NonlinearDiffusion(model, fade=fade)
     with evaluation_mode(model):
         times = _check_times(model.sde, times)
-        path = [model.flow.latent(x)]
+        path = [diffusion.flow_at(times[:1].to(x)).latent(x)]
         for t, s in itertools.pairwise(times.tolist()):
             path.append(follow_flow(model.score, path[-1], t, s, tol=tol)[0])
-        return _decode(model, torch.stack(path))
-
-
-def fading_path(diffusion: NonlinearDiffusion, x: Batch, times: Grid, *, tol: float = FLOW_TOLERANCE) -> Path:
-    """x_t = h_t⁻¹(z_t) along the probability flow from data x at times[0], of a diffusion whose flow fades or not."""
-    model = diffusion.model
-    require_no_code(model, "a path on the data space")
-    with evaluation_mode(model):
-        times = _check_times(model.sde, times)
-        z = diffusion.flow_at(times[:1].to(x)).latent(x)
-        path = [x]
-        for t, s in itertools.pairwise(times.tolist()):
-            z = follow_flow(model.score, z, t, s, tol=tol)[0]
-            path.append(diffusion.decode(z, z.new_full((len(z),), s)))
-    return torch.stack(path)
+    return _decoded(diffusion, torch.stack(path), times)
 
 
 def path_length(path: Path) -> Float[Tensor, " batch"]:
@@ -296,7 +286,7 @@ def choose_fade(
 
     def criterion(power: float) -> float:
         diffusion = NonlinearDiffusion(model, fade=Fade(power))
-        path = fading_path(diffusion, x, times)
+        path = probability_flow_path(model, x, times, fade=diffusion.fade)
         if by == "length":
             return path_length(path).mean().item()
         with evaluation_mode(model):
@@ -319,6 +309,11 @@ def _latent_from_data(model, x: Tensor, times: Tensor, generator) -> tuple[Tenso
     z = model.sde.perturb(model.flow.latent(x), start, randn_like(x, generator))
     increments = brownian_increments(times, x, generator=generator)
     return latent_path(model.sde, z, times, increments), increments
+
+
+def _decoded(diffusion: NonlinearDiffusion, latent: Tensor, times: Tensor) -> Tensor:
+    """h_t⁻¹ of the frame at each time."""
+    return torch.stack([diffusion.decode(z, t.expand(len(z))) for z, t in zip(latent, times.to(latent), strict=True)])
 
 
 def _decode(model, latent: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from indm.flows.base import Flow
 from indm.sde.linear import LinearSDE
-from indm.tensors import double
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -66,6 +65,5 @@ class Fade:
 
     def __call__(self, sde: LinearSDE, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """a at times ``t``."""
-        start, end = sde.clock_span()
-        place = ((-sde.log_snr(double(t)) - start) / (end - start)).clamp(0, 1)
+        place = sde.place(sde.clock(t)).clamp(0, 1)
         return ((1 - place) ** self.power).to(t)

@@ -24,18 +24,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm.sde.linear import LinearSDE
-from indm.tensors import Batch, PerSample, double, expand_like
+from indm.tensors import Batch, PerSample, expand_like
 
 Path = Callable[[PerSample], tuple[Batch, Batch]]  # the clock → M and R
-NODES, WEIGHTS = (  # of Gauss and Legendre, on [0, 1]
-    (0.0694318442, 0.3300094782, 0.6699905218, 0.9305681558),
-    (0.1739274226, 0.3260725774, 0.3260725774, 0.1739274226),
-)
+NODES = 4  # of the integral of a correlation
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class ForwardProcess(nn.Module, ABC):
 
     def at(self, sde: LinearSDE, z: Batch, t: PerSample, noise: Batch) -> Noised:
         """z_t at times ``t`` (B,) from ``z`` = z_0 and ``noise`` = n, with e and n/R."""
-        clock = _clock(sde, t).to(z)
+        clock = sde.clock(t).to(z)
         (mean, spread), (slope, growth) = cast(
             tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]],
             torch.func.jvp(self.path(sde, z), (clock,), (torch.ones_like(clock),)),
@@ -115,7 +113,7 @@ class ForwardProcess(nn.Module, ABC):
 
     def moments(self, sde: LinearSDE, z: Batch, t: PerSample) -> tuple[Batch, Tensor]:
         """Mean α M, (B, *event), and standard deviation σ R, (B,) or (B, *event), of z_t given ``z`` = z_0."""
-        mean, spread = self.path(sde, z)(_clock(sde, t).to(z))
+        mean, spread = self.path(sde, z)(sde.clock(t).to(z))
         return expand_like(sde.alpha(t), z) * mean, expand_like(sde.sigma(t), z) * spread
 
     def correlation(self, sde: LinearSDE, z: Batch, t: PerSample, s: PerSample) -> Tensor:
@@ -124,10 +122,11 @@ class ForwardProcess(nn.Module, ABC):
         Backwards in time the noise given z_0 follows :math:`dn = -\tfrac12 R^{-2} n\,d\Lambda + R^{-1}\,dw`, which
         keeps N(0, I). So q(z_s|z_t, z_0) is Gaussian with mean α_s M_s + σ_s R_s κ n_t and deviation σ_s R_s √(1 − κ²).
         """
-        path, (start, end) = self.path(sde, z), (_clock(sde, time) for time in (s, t))
+        path, (start, end) = self.path(sde, z), (sde.clock(time) for time in (s, t))
+        nodes, weights = (v.tolist() for v in gauss_legendre(NODES))
         exponent = sum(
             weight * path((start + node * (end - start)).to(z))[1] ** -2
-            for node, weight in zip(NODES, WEIGHTS, strict=True)
+            for node, weight in zip(nodes, weights, strict=True)
         )
         return (-0.5 * expand_like((end - start).to(z), z) * exponent).exp()
 
@@ -152,16 +151,18 @@ class Linear(ForwardProcess):
         return (ratios[0] / ratios[1]).expand_as(z)
 
 
-def _clock(sde: LinearSDE, t: PerSample) -> Tensor:
-    return -sde.log_snr(double(t))
-
-
 LINEAR = Linear()  # of models without another
 
 
 def process_of(model: nn.Module) -> ForwardProcess:
     """The forward process of a model, linear by default."""
     return getattr(model, "forward_process", LINEAR)
+
+
+def gauss_legendre(count: int) -> tuple[Float[Tensor, " count"], Float[Tensor, " count"]]:
+    """Nodes and weights of the rule of Gauss and Legendre on [0, 1], in float64."""
+    nodes, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(count))
+    return 0.5 * (1 + nodes), 0.5 * weights
 
 
 def legendre(place: Float[Tensor, "..."], terms: int) -> Float[Tensor, "... terms"]:

@@ -14,18 +14,17 @@ import math
 from abc import ABC, abstractmethod
 from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.forward.base import Linear, legendre
+from indm.forward.base import Linear, gauss_legendre, legendre
 from indm.rng import rand_like, randn_like
 from indm.sde.linear import VPSDE, LinearSDE, Times
 from indm.tensors import Batch, PerSample, double, expand_like, image_or_vector, zeroed
 
-NODES, WEIGHTS = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(16))
+NODES, WEIGHTS = gauss_legendre(16)
 LARGEST_LOG_SLOPE = 3.0  # of one coefficient
 Codes = Float[Tensor, "batch code"]
 
@@ -74,7 +73,7 @@ class ScheduledVP(LinearSDE):
     def _clock(self, t: Times) -> tuple[Tensor, Tensor]:
         """γ_i, and its derivative along the common clock, in float64."""
         start, end = self.base.clock_span()
-        place = ((-self.base.log_snr(double(t)) - start) / (end - start)).clamp(0, 1)
+        place = self.base.place(self.base.clock(t)).clamp(0, 1)
         share, slope = self._share(place)
         return start + (end - start) * share, slope
 
@@ -89,9 +88,9 @@ class ScheduledVP(LinearSDE):
 
     def _integral(self, end: Tensor) -> Tensor:
         """∫_0^end s du, (B, *event)."""
-        places = end[:, None] * 0.5 * (1 + NODES.to(end))
+        places = end[:, None] * NODES.to(end)
         values = torch.einsum("n,bn...->b...", WEIGHTS.to(end), self._slope(places))
-        return 0.5 * expand_like(end, values) * values
+        return expand_like(end, values) * values
 
     def _slope(self, places: Float[Tensor, "batch places"]) -> Float[Tensor, "batch places *event"]:
         """s at ``places``."""

@@ -53,7 +53,7 @@ class LearnedMean(_Learned):
         (y,) = self.coefficients(z)
 
         def path(clock: PerSample) -> tuple[Batch, Batch]:
-            place, share = _place(sde, clock), _noise_share(sde, clock)
+            place, share = sde.place(clock), _noise_share(sde, clock)
             return z + expand_like(share, z) * _series(place, y), torch.ones_like(z)
 
         return path
@@ -76,17 +76,11 @@ class Affine(_Learned):
         v = LARGEST_LOG_SPREAD * (v / LARGEST_LOG_SPREAD).tanh()
 
         def path(clock: PerSample) -> tuple[Batch, Batch]:
-            place, share = _place(sde, clock), _noise_share(sde, clock)
+            place, share = sde.place(clock), _noise_share(sde, clock)
             factor = expand_like(share * (1 - place), z)
             return z + factor * _series(place, y), (4 * factor * _series(place, v)).exp()
 
         return path
-
-
-def _place(sde: LinearSDE, clock: PerSample) -> PerSample:
-    """p: 0 at ε and 1 at T."""
-    start, end = sde.clock_span()
-    return (clock - start) / (end - start)
 
 
 def _noise_share(sde: LinearSDE, clock: PerSample) -> PerSample:

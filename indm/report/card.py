@@ -37,25 +37,26 @@ def write(run: Path, folder: Path, name: str, license: str | None = None) -> Non
         ValueError: the run has no model or no end yet, its evaluation is of other weights, or the licence is none.
     """
     recipe, weights = recipe_of(run), weights_hash(run)
-    text = hub.card(name, license, sections(run, recipe, weights, name))
+    pictures = _picture(run, weights)
+    text = hub.card(name, license, sections(run, recipe, weights, name, pictures))
     folder.mkdir(parents=True, exist_ok=True)
-    for file in (DESCRIPTION, WEIGHTS, *_picture(run, weights)):
+    for file in (DESCRIPTION, WEIGHTS, *pictures):
         shutil.copyfile(run / file, folder / file)
     atomic.text(folder / RECIPE, recipes.to_toml(paths.without_places(recipe)))
     atomic.text(folder / CARD, text)
 
 
-def sections(run: Path, recipe: Recipe, weights: str, name: str) -> list[str]:
-    """The sections of the card of a run."""
+def sections(run: Path, recipe: Recipe, weights: str, name: str, pictures: Sequence[str]) -> list[str]:
+    """The sections of the card of a run, with the ``pictures`` that go with it."""
     parts = [f"{kind} `{recipe[kind]['name']}`" for kind in (*KINDS, *OPTIONAL_KINDS) if kind in recipe]
     about = "A diffusion on the latent of a normalizing flow, by indm: " + ", ".join(parts) + "."
-    pictures = [f"## Samples\n\n![Samples of the model]({file})" for file in _picture(run, weights)]
+    shown = [f"## Samples\n\n![Samples of the model]({file})" for file in pictures]
     record = _record(run)
     return [
         about,
         "## Data and budget\n\n" + _items(_data(recipe, record) | _budget(run)),
         "## Likelihood\n\n" + _likelihood(run, weights),
-        *pictures,
+        *shown,
         hub.how_to_load(name, is_run=True),
         "## Provenance\n\n" + _items({key: record.get(key) for key in RECORDED} | {"SHA-256 of the weights": weights}),
     ]

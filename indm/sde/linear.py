@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm.rng import strata
-from indm.tensors import Batch, PerSample, event_size, expand_like, squared_norm
+from indm.tensors import Batch, PerSample, double, event_size, expand_like, squared_norm
 
 Times = Float[Tensor, "..."]
 
@@ -190,6 +190,15 @@ class LinearSDE(nn.Module, ABC):
         t = self.time(torch.lerp(start, end, u)).clamp(eps, self.T)
         weight = self.log_snr_range(eps) * (self.sigma(t) / self.diffusion(t)) ** 2
         return t.to(device, torch.float32), weight.to(device, torch.float32)
+
+    def clock(self, t: Times) -> Times:
+        """The clock −log SNR at times ``t``, in float64."""
+        return -self.log_snr(double(t))
+
+    def place(self, clock: Times) -> Times:
+        """Where the clock stands between ε and T, from 0 to 1."""
+        start, end = self.clock_span()
+        return (clock - start) / (end - start)
 
     def clock_span(self) -> tuple[float, float]:
         """The clock τ = −log SNR at ε and at T."""

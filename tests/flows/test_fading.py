@@ -12,10 +12,10 @@ from indm.nonlinear import NonlinearDiffusion
 from indm.paths import (
     brownian_increments,
     choose_fade,
-    fading_path,
     latent_path,
     paired_paths,
     path_length,
+    probability_flow_path,
     simulate_forward,
     simulate_generative,
     simulate_probability_flow,
@@ -128,7 +128,7 @@ def test_paths_that_fade_follow_the_closed_flow_and_have_the_length_of_their_fra
     model = model_of()
     diffusion, x = NonlinearDiffusion(model, fade=Fade(1.5)), points(model.flow)
     times = torch.tensor([1e-3, 0.2, 0.7, 1.0], dtype=DOUBLE)
-    path = fading_path(diffusion, x, times, tol=1e-7)
+    path = probability_flow_path(model, x, times, fade=diffusion.fade, tol=1e-7)
     z = diffusion.flow_at(times[:1]).latent(x)
     for frame, t in zip(path, times, strict=True):
         expected = diffusion.decode(model.score.flow(z, 1e-3, float(t)), t.expand(5))
@@ -150,7 +150,7 @@ def test_the_chosen_fade_has_the_least_criterion(by):
         times = log_snr_grid(model.sde, 8).flip(0)
         lengths = {}
         for power in powers:
-            path = fading_path(NonlinearDiffusion(model, fade=Fade(power)), points(model.flow, 20), times)
+            path = probability_flow_path(model, points(model.flow, 20), times, fade=Fade(power))
             lengths[power] = path.diff(dim=0).square().sum(2).sqrt().sum(0).mean()
         assert chosen == Fade(min(lengths, key=lengths.get))
 

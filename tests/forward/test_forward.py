@@ -92,6 +92,9 @@ class Best(nn.Module):
         e = a * z_0 + b * (z.double() - c * z_0) / d
         return (-e / expand_like(self.sde.sigma(t), z)).to(z)
 
+    def both(self, z, t):
+        return self(z, t), self.of_law(z, t)
+
     @property
     def of_law(self):
         return _View(self, lambda z, t: self.moments(z, t)[2].to(z))
@@ -210,7 +213,8 @@ def test_the_bound_exceeds_the_entropy_by_the_stated_gap(case):
         return expectation(best, lambda z, n: denoising_error(best, z, t.expand(len(z)), n, process=process))
 
     def rest(z, n):
-        terms = constant_term(sde, z, process=process) + prior_term(sde, z, process)
+        end = process.moments(sde, z, sde.endpoints(z)[1])
+        terms = constant_term(sde, z, end=end) + prior_term(sde, z, end)
         return terms + reconstruction_term(best, z, n)
 
     bound = over_clock(sde, error) + expectation(best, rest)
