@@ -13,7 +13,7 @@ from torch import nn
 from indm.flows import Identity
 from indm.gaussian import GaussianReference
 from indm.model import INDM
-from indm.objective import clock_position, control_variate, denoising_error, nelbo
+from indm.objective import control_variate, denoising_error, nelbo
 from indm.score import probability_flow
 from indm.sde import VPSDE
 
@@ -227,7 +227,7 @@ class Spike(nn.Module):
         return self.height * (self.law.cdf(1.0) - self.law.cdf(0.0))
 
     def forward(self, z, t):
-        error = self.height * torch.from_numpy(self.law.pdf(clock_position(self.sde, t).numpy()))
+        error = self.height * torch.from_numpy(self.law.pdf(self.sde.place(self.sde.clock(t)).numpy()))
         return -z / self.sde.sigma(t)[:, None] ** 2 + (2 * error).sqrt()[:, None] / self.sde.sigma(t)[:, None]
 
 
@@ -246,7 +246,7 @@ def test_control_keeps_the_mean_of_a_spiky_error(n, times, draws):
 def test_position_on_the_clock(name):
     sde = SDES[name]()
     t = sde.sample_time(1000, importance=True, generator=seeded(0))[0]
-    position = clock_position(sde, t).sort().values
+    position = sde.place(sde.clock(t)).sort().values
     torch.testing.assert_close(position, torch.linspace(0, 1, 1000).double(), atol=2e-3, rtol=0)
 
 
