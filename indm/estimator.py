@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from scipy.stats import qmc
 from sklearn.base import BaseEstimator, DensityMixin
-from sklearn.covariance import OAS
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from indm.columns import Columns
 from indm.conditions import Vector
 from indm.density import START, WhitenedFlow
 from indm.flows.base import Identity
@@ -48,7 +48,6 @@ EMA_DECAY, BETAS, CLIP = 0.99, (0.9, 0.99), 1.0
 EPS = 1e-4  # truncation of the diffusion
 MOST_EXACT, PROBES = 40, 8  # columns up to which the divergence is exact; probes above
 ROWS_AT_ONCE = 2_048
-LEAST_REST = 1e-6  # of a column's deviation, what c leaves of it at least
 SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true error
 
 Rows = tuple[np.ndarray, np.ndarray]  # of a table, and their conditions
@@ -57,12 +56,12 @@ Rows = tuple[np.ndarray, np.ndarray]  # of a table, and their conditions
 class DensityEstimator(DensityMixin, BaseEstimator):
     r"""The density of a table of numbers: a mixture of Gaussians, and a diffusion model of what the mixture lacks.
 
-    Columns are standardised and decorrelated (the Jacobian is part of the density). A Gaussian mixture, chosen by
-    validation, gives the diffusion's score in closed form (:class:`~indm.nets.MixtureMLP`), and a network learns the
-    rest by maximum likelihood until validation no longer improves. The density is that of the probability flow: it
-    integrates to 1, and its ODE is solved for each row to 0.05 nats, by an estimate that is some ten times the true
-    error. Of a small table further models are trained while time remains, each validated on other rows, and their
-    densities averaged.
+    Columns are standardised and decorrelated, and made symmetric before, by a power of each, where validation says that
+    it helps (the Jacobian is part of the density). A Gaussian mixture, chosen by validation, gives the score of the
+    diffusion in closed form (:class:`~indm.nets.MixtureMLP`), and a network learns the rest by maximum likelihood until
+    validation no longer improves. The density is that of the probability flow: it integrates to 1, and its ODE is
+    solved for each row to 0.05 nats, by an estimate that is some ten times the true error. Of a small table further
+    models are trained while time remains, each validated on other rows, and their densities averaged.
 
     With conditions c, numbers of each row that are given to ``fit`` and the other methods, the density is p(x|c): the
     columns are first freed of what is linear in c, and the network sees c. Of a mixture, which cannot follow c, one
@@ -90,8 +89,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         random_state: of the split, the noise and the weights.
 
     Attributes:
-        models_: the fitted :class:`~indm.INDM`, of the decorrelated columns.
-        mean_, slope_, whitening_: z = (x − mean_ − c @ slope_) @ whitening_, where c is standardised.
+        models_: the fitted :class:`~indm.INDM`, of the latents of the columns.
+        columns_: the map from rows to latents, :class:`~indm.columns.Columns`, where c is standardised.
         n_conditions_: numbers of a condition; 0 without.
         discrete_: indices of the discrete columns.
         n_steps_: optimizer steps of each model until it was best.
@@ -161,14 +160,18 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         numbers = check_random_state(self.random_state)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(numbers.randint(2**31 - 1))
-            self._whiten(self._noisy(X, numbers), c)
+            continuous = np.setdiff1d(np.arange(X.shape[1]), self.discrete_)
+            choices = [continuous[:0], continuous] if len(continuous) else [continuous]
+            noisy = self._noisy(X, numbers)
+            maps = [Columns.fitted(noisy, c, skewed) for skewed in choices]
             order, size = numbers.permutation(len(X)), max(1, round(self.validation_fraction * len(X)))
             self.models_, self.n_steps_ = [], []
             for i in range(n_models):
                 is_valid = np.zeros(len(X), dtype=bool)
                 is_valid[order[np.arange(i * size, (i + 1) * size) % len(X)]] = True
                 parts = (X[~is_valid], c[~is_valid]), (X[is_valid], c[is_valid])
-                fitting = self._fitted(*parts, numbers, started + self.max_seconds)
+                fitting = self._fitted(*parts, maps, numbers, started + self.max_seconds)
+                maps = [self.columns_]
                 if fitting.in_time or i == 0:
                     self.models_.append(fitting.best_model.double())
                     self.n_steps_.append(fitting.best_step)
@@ -217,7 +220,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
             if len(own):
                 at = torch.from_numpy(c[own]) if self.n_conditions_ else None
                 latents[own] = sample(model, len(own), c=at, generator=generator, **options).numpy()
-        rows = latents @ np.linalg.inv(self.whitening_) + self.mean_ + c @ self.slope_
+        rows = self.columns_.rows(latents, c)
         rows[:, self.discrete_] = np.floor(rows[:, self.discrete_])
         return rows
 
@@ -326,40 +329,37 @@ class DensityEstimator(DensityMixin, BaseEstimator):
             warnings.simplefilter("ignore", UserWarning)  # that a number of draws is no power of 2
             return qmc.Sobol(len(self.discrete_), rng=0).random(self.draws)
 
-    def _whiten(self, X: np.ndarray, c: np.ndarray) -> None:
-        """Set the affine map to standardised and decorrelated columns; correlations are shrunk where rows are few.
-
-        What is linear in c is taken away first.
-        """
-        self.mean_ = X.mean(0)
-        penalty = np.eye(c.shape[1])  # that of one row more
-        self.slope_ = np.linalg.solve(c.T @ c + penalty, c.T @ (X - self.mean_))
-        rest = X - self.mean_ - c @ self.slope_
-        scale = np.maximum(rest.std(0), LEAST_REST * X.std(0))
-        correlation = OAS(assume_centered=True).fit(rest / scale).covariance_
-        self.whitening_ = np.linalg.inv(np.linalg.cholesky(correlation)).T / scale[:, None]
-
     # ── Models ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _fitted(self, training: Rows, validation: Rows, numbers: np.random.RandomState, deadline: float) -> "_Fitting":
-        """A model of the rows and conditions ``training``."""
+    def _fitted(
+        self,
+        training: Rows,
+        validation: Rows,
+        maps: list[Columns],
+        numbers: np.random.RandomState,
+        deadline: float,
+    ) -> "_Fitting":
+        """A model of the rows and conditions ``training``, by the best of ``maps``, which becomes ``columns_``."""
         (train, c), (valid, c_valid) = training, validation
         started, repeats = perf_counter(), max(1, VALIDATION_ROWS // len(valid))
         many, c_held = (np.repeat(part[:VALIDATION_ROWS], repeats, axis=0) for part in (valid, c_valid))
-        held = self._latents(self._noisy(many, numbers), c_held)
-        mixture = self._mixture(
-            self._latents(self._noisy(train[:MIXTURE_ROWS], numbers), c[:MIXTURE_ROWS]),
-            held[:: max(1, repeats // DRAWS_OF_MIXTURE)],
+        held_rows = self._noisy(many, numbers)
+        thinned = slice(None, None, max(1, repeats // DRAWS_OF_MIXTURE))
+        self.columns_, mixture = self._start(
+            (self._noisy(train[:MIXTURE_ROWS], numbers), c[:MIXTURE_ROWS]),
+            (held_rows[thinned], c_held[thinned]),
+            maps,
             numbers.randint(2**31 - 1),
-            until=started + MIXTURE_SHARE * (deadline - started),
+            MIXTURE_SHARE * (deadline - started),
         )
+        held, volume = self.columns_.latents(held_rows, c_held), self.columns_.log_volume(held_rows).mean()
         model = self._build(mixture.n_components)
         law = mixture.weights_, mixture.means_, mixture.covariances_
         model.score.backbone.set_mixture(*map(torch.from_numpy, law))
-        held_rows = torch.from_numpy(held).float(), torch.from_numpy(c_held).float()
-        fitting = _Fitting(model, self.learning_rate, self.weight_decay, *held_rows)
-        latents, c_train = torch.from_numpy(self._latents(train, c)).float(), torch.from_numpy(c).float()
-        one = torch.from_numpy(self.whitening_[self.discrete_]).float()  # what 1 in a discrete column is to latents
+        validation_set = torch.from_numpy(held).float(), torch.from_numpy(c_held).float()
+        fitting = _Fitting(model, self.learning_rate, self.weight_decay, *validation_set)
+        latents, c_train = torch.from_numpy(self.columns_.latents(train, c)).float(), torch.from_numpy(c).float()
+        one = torch.from_numpy(self.columns_.unit(self.discrete_)).float()
         loader = _batches(len(train), self.batch_size)
         while fitting.step < self.max_steps and not fitting.is_over:
             spent = (perf_counter() - started) / max(deadline - started, 1e-9)
@@ -371,7 +371,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
             fitting.train(x, c_train[rows], min(1.0, (1 - spent) / DECAY))
         fitting.check()
         if self.verbose:
-            first, best = (value + self._log_volume() for value in (fitting.first, fitting.best))
+            first, best = (value + volume for value in (fitting.first, fitting.best))
             print(
                 f"model {len(self.models_) + 1}: {mixture.n_components} Gaussians, validation {first:.4f} nats, "
                 f"{best:.4f} at step {fitting.best_step} of {fitting.step}"
@@ -379,8 +379,20 @@ class DensityEstimator(DensityMixin, BaseEstimator):
             )
         return fitting
 
-    def _mixture(self, train: np.ndarray, valid: np.ndarray, seed: int, until: float) -> GaussianMixture:
-        """The Gaussian mixture of the best validation, of those that can be fitted until then."""
+    def _start(
+        self, training: Rows, validation: Rows, maps: list[Columns], seed: int, seconds: float
+    ) -> tuple[Columns, GaussianMixture]:
+        """Of the maps, and the mixtures that can be fitted behind them in that time, the best by validation."""
+        started, scored = perf_counter(), []
+        for i, columns in enumerate(maps, 1):
+            train, valid = columns.latents(*training), columns.latents(*validation)
+            score, mixture = self._mixture(train, valid, seed, until=started + seconds * i / len(maps))
+            scored.append((score + columns.log_volume(validation[0]).mean(), columns, mixture))
+        _, columns, mixture = max(scored, key=lambda row: row[0])
+        return columns, mixture
+
+    def _mixture(self, train: np.ndarray, valid: np.ndarray, seed: int, until: float) -> tuple[float, GaussianMixture]:
+        """The best mean validation, and its Gaussian mixture, of those that can be fitted until then."""
         scored: list[tuple[float, GaussianMixture]] = []
         most = (1 if self.n_conditions_ else max(COMPONENTS)) if self.max_components is None else self.max_components
         for components in (k for k in COMPONENTS if k == 1 or k <= min(most, len(train) // 5)):
@@ -392,7 +404,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
                     warnings.simplefilter("ignore", ConvergenceWarning)
                     mixture.fit(train)
                 scored.append((mixture.score(valid), mixture))
-        return max(scored, key=lambda pair: pair[0])[1]
+        return max(scored, key=lambda pair: pair[0])
 
     def _build(self, components: int) -> INDM:
         shape = (self.n_features_in_,)
@@ -401,16 +413,10 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         backbone = MixtureMLP(shape, components, self.width, self.depth, condition=seen)
         return INDM(Identity(), ScoreModel(backbone, VPSDE(eps=EPS)), shape=shape, condition=condition)
 
-    def _latents(self, X: np.ndarray, c: np.ndarray) -> np.ndarray:
-        return (X - self.mean_ - c @ self.slope_) @ self.whitening_
-
-    def _log_volume(self) -> float:
-        """log|det ∂z/∂x|."""
-        return float(np.linalg.slogdet(self.whitening_)[1])
-
     def _log_density(self, X: np.ndarray, c: np.ndarray) -> np.ndarray:
         """log of the mean density of the models at rows without discrete columns, nats (n,)."""
-        parts_of = [torch.from_numpy(part).split(ROWS_AT_ONCE) for part in (self._latents(X, c), c)]
+        latents = self.columns_.latents(X, c)
+        parts_of = [torch.from_numpy(part).split(ROWS_AT_ONCE) for part in (latents, c)]
         found = [
             [_log_prob(_at(model, rows), part) for part, rows in zip(*parts_of, strict=True)] for model in self.models_
         ]
@@ -423,7 +429,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
                 stacklevel=3,
             )
         log_prob = torch.stack([torch.cat([value for value, _ in parts]) for parts in found])
-        return (log_prob.logsumexp(0) - math.log(len(found))).numpy() + self._log_volume()
+        return (log_prob.logsumexp(0) - math.log(len(found))).numpy() + self.columns_.log_volume(X)
 
     # ── Pickles hold plain arrays ───────────────────────────────────────────────────────────────────────────────────
 

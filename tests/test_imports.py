@@ -42,6 +42,7 @@ ORDER = [
     "data",
     "runs",
     "training",
+    "columns",
     "estimator",
     "evaluation",
     "report",

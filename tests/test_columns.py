@@ -1,0 +1,73 @@
+"""The map from rows of a table to latents, against finite differences and laws of known density."""
+
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal
+
+from indm import DensityEstimator
+from indm.columns import Columns
+
+POWERS = np.array([0.0, 0.3, 1.0, 1.7, 2.0])
+
+
+def map_of(rows: int = 400) -> tuple[Columns, np.ndarray, np.ndarray]:
+    """A map with fixed powers, rows far into both tails and their conditions."""
+    numbers = np.random.default_rng(0)
+    c = numbers.normal(size=(rows, 2))
+    X = 3.0 + numbers.standard_t(3, (rows, 5)) * [1e-3, 1.0, 2.0, 50.0, 1.0] + c @ numbers.normal(size=(2, 5))
+    fitted = Columns.fitted(X, c, np.arange(5))
+    return Columns(fitted.centre, fitted.scale, POWERS, fitted.mean, fitted.slope, fitted.whitening), X, c
+
+
+def test_rows_come_back_from_their_latents():
+    columns, X, c = map_of()
+    np.testing.assert_allclose(columns.rows(columns.latents(X, c), c), X, rtol=1e-9)
+
+
+def test_log_volume_is_that_of_finite_differences():
+    columns, X, c = map_of(20)
+    jacobian = np.empty((20, 5, 5))
+    for j, step in enumerate(1e-5 * columns.scale):
+        shift = step * np.eye(5)[j]
+        jacobian[:, j] = (columns.latents(X + shift, c) - columns.latents(X - shift, c)) / (2 * step)
+    np.testing.assert_allclose(columns.log_volume(X), np.linalg.slogdet(jacobian)[1], atol=1e-6)
+
+
+def test_latents_are_white_and_without_what_is_linear_in_c():
+    numbers = np.random.default_rng(1)
+    c = numbers.normal(size=(20_000, 1))
+    X = numbers.normal(size=(20_000, 3)) @ numbers.normal(size=(3, 3)) + c * [1.0, -5.0, 0.0]
+    z = Columns.fitted(X, c, np.array([], dtype=int)).latents(X, c)
+    np.testing.assert_allclose(np.cov(z.T), np.eye(3), atol=0.02)
+    np.testing.assert_allclose(z.T @ c / len(c), 0, atol=0.02)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_skewed_column_becomes_symmetric_and_a_normal_one_stays(sign):
+    numbers = np.random.default_rng(2)
+    X = np.stack([sign * np.exp(numbers.normal(size=5_000)), numbers.normal(size=5_000)], 1)
+    columns = Columns.fitted(X, np.zeros((5_000, 0)), np.array([0, 1]))
+    z = columns.latents(X, np.zeros((5_000, 0)))[:, 0]
+    assert abs(((z - z.mean()) ** 3).mean() / z.std() ** 3) < 1.2  # of 1,000,000 log-normal ones it is 6
+    assert columns.power[1] == pytest.approx(1.0, abs=0.05)
+
+
+def test_one_more_in_a_discrete_column_is_its_unit():
+    columns, X, c = map_of()
+    at = np.array([2])  # the column with λ = 1
+    moved = X + np.eye(5)[2]
+    np.testing.assert_allclose(columns.latents(moved, c) - columns.latents(X, c), columns.unit(at).repeat(len(X), 0))
+
+
+def test_powers_are_used_where_validation_says_so():
+    """Log-normal rows of known density: a power about the mean does most of what their logarithm does."""
+    numbers = np.random.default_rng(3)
+    y = numbers.normal(size=(1_500, 3)) @ [[1.0, 0.7, 0.0], [0.0, 0.7, 0.3], [0.0, 0.0, 1.0]]
+    X, rows = np.exp(y), slice(1_000, None)
+    estimator = DensityEstimator(max_steps=0, n_models=1, max_components=1, random_state=0).fit(X[:1_000])
+    covariance = np.cov(y.T)
+    quadratic = np.einsum("ni,ij,nj->n", y[rows], np.linalg.inv(covariance), y[rows])
+    gaussian = multivariate_normal(X[:1_000].mean(0), np.cov(X[:1_000].T)).logpdf(X[rows]).mean()
+    truth = -0.5 * (quadratic + np.linalg.slogdet(2 * np.pi * covariance)[1]) - y[rows].sum(1)
+    assert estimator.columns_.power.max() < 0.2
+    assert truth.mean() - estimator.score(X[rows]) < 0.35 * (truth.mean() - gaussian)
