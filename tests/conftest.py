@@ -1,13 +1,34 @@
-"""Checks every shape annotation of ``indm`` at run time, and keeps the tests repeatable and on one thread."""
+"""Checks the shape annotations of ``indm`` at run time, and keeps the tests repeatable and on one thread."""
 
+import functools
+import itertools
 import os
 import subprocess
 
+import jaxtyping
 from beartype import BeartypeConf, beartype
-from jaxtyping import install_import_hook
 
-checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # a whole number is a float, as type checkers have it
-install_import_hook("indm", f"{__name__}.checked")  # before anything of indm is imported
+CHECKS = (
+    400  # of calls, in each test: later ones are mostly the same calls again, and checks would take a third of all time
+)
+by_shape = beartype(conf=BeartypeConf(is_pep484_tower=True))  # a whole number is a float, as type checkers have it
+number = itertools.count()
+
+
+def checked(function):
+    """Checks calls of ``function`` until a test has had so many."""
+    check = by_shape(function)
+
+    @functools.wraps(function)
+    def counted(*args, **kwargs):
+        if next(number) == CHECKS:
+            jaxtyping.config.update("jaxtyping_disable", True)
+        return check(*args, **kwargs)
+
+    return counted
+
+
+jaxtyping.install_import_hook("indm", f"{__name__}.checked")  # before anything of indm is imported
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -26,7 +47,10 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def pytest_runtest_setup(item):
-    """Every test starts from the same global random state, whatever ran before it."""
+    """Every test starts from the same global random state and with checked shapes, whatever ran before it."""
+    global number
+    number = itertools.count()
+    jaxtyping.config.update("jaxtyping_disable", False)
     torch.manual_seed(0)
 
 

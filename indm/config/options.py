@@ -15,7 +15,6 @@ from indm.config.checks import check_each, check_whole_numbers, require
 from indm.config.parts import BUILT_IN, GIVEN, is_outside
 from indm.messages import nearest
 
-TRACKERS = {"tensorboard", "wandb"}
 FEWEST_EXAMPLES = 20  # of a report: two for each fold of the jackknife
 STUDY_NAMES = ("eight-gaussians", "digits", "fashion-mnist-16", "fashion-mnist")  # of a reproduction
 FEW_STEPS = 200  # of a training that has hardly learned anything
@@ -32,6 +31,12 @@ def default(words: str):
 def _is_interval(value: float) -> bool:
     """Whether ``value`` is a share of a run below 1, or a whole number of steps; infinity is never."""
     return 0 < value < 1 or value == math.inf or (value >= 1 and value == int(value))
+
+
+def _known_trackers() -> set[str]:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS  # heavy
+
+    return set(LOGGER_TYPE_TO_CLASS)
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ class Training:
     seed: int = 0
     """Seed of the weights, the batches and the noise."""
     trackers: tuple[str, ...] = ()
-    """Where metrics are also sent: "tensorboard", "wandb"."""
+    """Where metrics are also sent: "tensorboard", "wandb", "mlflow", or another that accelerate knows."""
 
     def __post_init__(self):
         check_whole_numbers(self, "train.")
@@ -151,7 +156,8 @@ class Training:
         check_each(self, "train", lambda v: all(0 <= b < 1 for b in v), "two numbers in [0, 1)", "betas")
         check_each(self, "train", lambda v: v == math.inf or v == int(v), "a whole number, or inf", "steps")
         check_each(self, "train", lambda v: v % self.accumulate == 0, "a multiple of train.accumulate", "batch_size")
-        check_each(self, "train", lambda v: set(v) <= TRACKERS, "of tensorboard, wandb", "trackers")
+        known = _known_trackers() if self.trackers else set()
+        check_each(self, "train", lambda v: set(v) <= known, f"of {', '.join(sorted(known))}", "trackers")
         names = BUILT_IN["objective"]
         is_name = self.objective in (*names, GIVEN) or is_outside(self.objective)
         wanted = f"{' or '.join(map(repr, names))}, or a loss as package.module:name"

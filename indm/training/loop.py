@@ -404,7 +404,7 @@ def sizes(trainer: Trainer) -> dict[str, int]:
 def check_trackers(trackers: tuple[str, ...]) -> None:
     missing = [name for name in trackers if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"train.trackers needs {', '.join(missing)}: pip install 'indm[tracking]'")
+        raise ValueError(f"train.trackers needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def summarise(trainer: Trainer, out: Path, interrupted: bool) -> dict:

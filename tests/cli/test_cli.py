@@ -500,7 +500,7 @@ def test_help_has_every_option_with_its_sentence_and_default(command, options, p
     if command == "train" and options is Training:
         assert "--train.batch_size N Examples of one optimizer step" in shown
         assert "accumulated batches. (default: 128)" in shown and "The defaults hold where neither" in shown
-        assert "--threads, --train.threads N|auto" in shown and '"tensorboard", "wandb". (default: none)' in shown
+        assert "--threads, --train.threads N|auto" in shown and '"tensorboard", "wandb", "mlflow", or another' in shown
         assert '"indm help data", "indm help flow", "indm help sde", "indm help net"' in shown
 
 
@@ -628,7 +628,7 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("train digits --train.betas [0.9]", "train.betas must be a list of a number"),
         ("train digits --train.ema 1", "train.ema must be in [0, 1), got 1"),
         ("train digits --train.lr nan", "train.lr must be positive, got nan"),
-        ("train digits --train.trackers [\"tensorbord\"]", "train.trackers must be of tensorboard, wandb"),
+        ("train digits --train.trackers [\"tensorbord\"]", "train.trackers must be of aim, clearml, comet_ml"),
         ("train digits --evaluate.repeats 1", "evaluate.repeats must be at least 2"),
         ("train digits --evaluate.nll_error inf", "evaluate.nll_error must be positive and finite, got inf"),
         ("train digits --evaluate.rtol 1e-4", "evaluate.rtol is gone: evaluate.nll_error is the solver's largest"),

@@ -616,6 +616,12 @@ def test_trackers_get_the_metrics(tmp_path):
         assert [(e.step, pytest.approx(e.value)) for e in events.Scalars(name)] == written
 
 
+def test_a_tracker_that_is_not_installed_is_said_before_a_run_begins(tmp_path):
+    with pytest.raises(ValueError, match="needs mlflow: pip install mlflow"):
+        train(change(DIGITS, steps=4, trackers=["mlflow"]), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_refuses_what_would_lose_a_run(tmp_path):
     run = tmp_path / "run"
     with pytest.raises(FileNotFoundError, match="holds no run to resume"):
