@@ -81,6 +81,8 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "emoji": "indm.data.emoji:load_emoji",
         "folder": "indm.data.folder:load_folder",
         "array": "indm.data.arrays:load_array",
+        "datasets": "indm.data.hub:load_hub",
+        "webdataset": "indm.data.shards:load_shards",
     },
     "claim": {},  # the paper's are a table, indm.reproduction.claims.CLAIMS
     "objective": {

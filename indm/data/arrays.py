@@ -10,6 +10,7 @@ from torch import Tensor
 
 from indm.data import columns, tables
 from indm.data.base import Data, as_data
+from indm.data.mapped import Mapped, mapped_array
 from indm.data.raw import grey_levels
 from indm.files import untrusted
 from indm.messages import brief, nearest
@@ -39,6 +40,7 @@ def load_array(
     flip: bool = False,
     x: str | tuple[str, ...] = (),
     c: str | tuple[str, ...] = (),
+    mmap: bool = False,
 ) -> Data:
     """An array of a .npy or .npz file, or a table of a .csv, .tsv or .txt file.
 
@@ -59,8 +61,17 @@ def load_array(
         x: columns of a table by name; by default all but ``c``.
         c: what the condition of each example is: columns of a table by name, the key of another array of an .npz, or
             another .npy file in the same folder. One column of words or whole numbers is one of class labels.
+        mmap: leave the numbers of a .npy file on disk, and read rows as training asks for them: for more than memory
+            holds.
     """
-    arrays = _with_conditions(Path(path).expanduser(), key, levels, _names(x), _names(c))
+    place = Path(path).expanduser()
+    if mmap:
+        arrays = [
+            Mapped(mapped_array(place), levels, place),
+            untrusted.array(place.parent / _names(c)[0]) if c else None,
+        ]
+    else:
+        arrays = _with_conditions(place, key, levels, _names(x), _names(c))
     conditions = arrays.pop()
     data = as_data(
         arrays.pop(),  # so that nobody else holds it

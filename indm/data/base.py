@@ -17,6 +17,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
+from indm.data.mapped import Mapped
 from indm.data.raw import events, to_array, words_of
 from indm.data.splits import counts, describe_split, limited, split
 from indm.files.memory import check_memory
@@ -226,7 +227,7 @@ class FirstEntries(Dataset):
         return Scaling.from_moments(first + mean, variance.clamp(min=0).sqrt())
 
 
-Source = InMemory | FirstEntries
+Source = InMemory | FirstEntries | Mapped
 
 
 def stack(dataset: Examples, n: int | None = None) -> Tensor:
@@ -371,6 +372,8 @@ def _examples(source: Any, levels: int | None, where: str | Path) -> tuple[Sourc
         source = source.tensors[0]
     if isinstance(source, InMemory):
         source = source.tensor
+    if isinstance(source, Mapped):
+        return source, source.levels
     if hasattr(source, "dtype"):
         array, levels = events(source, levels, where)
         return InMemory(torch.from_numpy(array)), levels

@@ -15,7 +15,7 @@ from indm.data.base import Data, condition_fields, events_of_shape
 from indm.data.folder_index import Files, Index, index
 from indm.data.image_files import ImageFiles
 from indm.data.images import RESIZE_MODES, SUFFIXES, colour_of, read_image
-from indm.data.raw import check_size, height_and_width, words_of
+from indm.data.raw import Size, check_size, height_and_width, words_of
 from indm.data.splits import counts, describe_split, split
 from indm.files.memory import most_memory
 from indm.messages import brief, near_path, nearest, reason
@@ -70,15 +70,7 @@ def load_folder(
             then no other is read.
     """
     folder = Path(path).expanduser()
-    sides = height_and_width(size)
-    check_decoded((channels or 3, *sides))
-    if channels not in (None, 1, 3):
-        raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
-    if resize not in RESIZE_MODES:
-        raise ValueError(f"unknown resize {resize!r}{nearest(resize, RESIZE_MODES)}")
-    if crop is not True and crop is not False:
-        check_size(crop)
-    colour_of(background)
+    sides = checked_sides(size, channels, resize, crop, background)
     if isinstance(classes, bool):
         files, (n_grey, n_colour), notes = find_images(folder, strict=strict)
         names, labels = [], classes_of(files) if classes else []
@@ -148,6 +140,24 @@ def _made_grey(grey: bool | Sequence[str], labels: Sequence[str], n: int) -> Ten
         classes = ", ".join(sorted(set(labels))) or "none: data.classes is false"
         raise ValueError(f"grey must be true, false or names of classes ({classes}), got {brief(unknown[0])!r}")
     return torch.tensor([label in grey for label in labels])
+
+
+def checked_sides(size: Size, channels: int | None, resize: str, crop: bool | int, background: str) -> tuple[int, int]:
+    """Height and width of the images that these options of :func:`load_folder` give.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+    sides = height_and_width(size)
+    check_decoded((channels or 3, *sides))
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
+    if resize not in RESIZE_MODES:
+        raise ValueError(f"unknown resize {resize!r}{nearest(resize, RESIZE_MODES)}")
+    if crop is not True and crop is not False:
+        check_size(crop)
+    colour_of(background)
+    return sides
 
 
 def check_decoded(shape: tuple[int, int, int]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from indm.data.images import colour_of, fitted, read_image
+from indm.data.images import Stored, colour_of, fitted, read_image
 from indm.messages import reason
 
 MOST_IN_A_ROW = 100  # unreadable images one after the other, before that is an error
@@ -24,7 +24,7 @@ class ImageFiles(Dataset):
     longer than a step of training.
 
     Args:
-        files: paths; a list, or :class:`indm.data.folder_index.Files`.
+        files: paths, a list or :class:`indm.data.folder_index.Files`; or images inside of other files.
         shape: (channels, height, width) of the result.
         resize: Pillow's interpolation, antialiased.
         crop: True takes the largest centred rectangle with the aspect ratio of the result, an integer the one whose
@@ -41,7 +41,7 @@ class ImageFiles(Dataset):
 
     def __init__(
         self,
-        files: Sequence[Path],
+        files: Sequence[Path] | Sequence[Stored],
         shape: tuple[int, int, int],
         resize: str = "bilinear",
         crop: bool | int = True,

@@ -5,8 +5,10 @@ as that of PostScript would. An image of more pixels than PIL's limit is refused
 """
 
 import contextlib
+import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +24,28 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 RESIZE_MODES = [mode.value for mode in InterpolationMode if mode.value != "nearest-exact"]  # Pillow has no such mode
 
 
+@dataclass(frozen=True)
+class Stored:
+    """An image file inside something larger: ``read`` gives its bytes, messages call it ``name``."""
+
+    name: str
+    read: Callable[[], bytes]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source = Path | Stored
+
+
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(source: Source) -> Iterator[Image.Image]:
     """The image whose header has been read; every failure inside is a ValueError or an OSError."""
     try:
-        if not path.is_file():  # a named pipe would be waited for
-            raise ValueError("it is no file" if path.exists() else "there is no such file")
-        with Image.open(path, formats=FORMATS) as image:
+        if isinstance(source, Path) and not source.is_file():  # a named pipe would be waited for
+            raise ValueError("it is no file" if source.exists() else "there is no such file")
+        file = source if isinstance(source, Path) else io.BytesIO(source.read())
+        with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
                 size = f"{image.width}×{image.height}"
                 raise ValueError(f"{size} pixels, more than PIL's limit of {Image.MAX_IMAGE_PIXELS}")
@@ -45,13 +62,13 @@ def _kind(image: Image.Image) -> str:
     return "L" if image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I") else "RGB"
 
 
-def read_kind(path: Path) -> str:
+def read_kind(source: Source) -> str:
     """Whether an image is grey ("L") or "RGB", by its header alone.
 
     Raises:
         ValueError, OSError: it is no image that can be used.
     """
-    with _opened(path) as image:
+    with _opened(source) as image:
         return _kind(image)
 
 
@@ -83,7 +100,7 @@ def colour_of(background: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def read_image(path: Path, background: str = "white") -> Image.Image:
+def read_image(source: Source, background: str = "white") -> Image.Image:
     """Decode an image to 8-bit grey ("L") or "RGB": upright as its EXIF data say, 16-bit levels scaled.
 
     Transparency is composited on ``background``, see :func:`colour_of`; on one that is no grey the result is RGB.
@@ -92,7 +109,7 @@ def read_image(path: Path, background: str = "white") -> Image.Image:
         ValueError, OSError: it is no image that can be used, or a damaged one; the background is no colour.
     """
     colour = colour_of(background)
-    with _opened(path) as image:
+    with _opened(source) as image:
         kind = _kind(image)
         image.load()  # every pixel, so that truncation shows
         ImageOps.exif_transpose(image, in_place=True)

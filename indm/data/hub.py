@@ -1,0 +1,142 @@
+"""Data sets of the Hugging Face hub, and those on disk that its package ``datasets`` reads."""
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from indm.data.base import Data, as_data, events_of_shape
+from indm.data.images import Stored
+from indm.data.raw import height_and_width
+from indm.data.stored import stored_images
+from indm.messages import brief, nearest
+
+
+@events_of_shape(
+    lambda options: (None,) if options["size"] is None else (options["channels"], *height_and_width(options["size"]))
+)
+def load_hub(
+    *,
+    path: str | Path,
+    config: str | None = None,
+    split: str = "train",
+    x: str | tuple[str, ...] = "image",
+    c: str = "",
+    size: int | str | list[int] | None = None,
+    channels: int | None = None,
+    resize: str = "bilinear",
+    crop: bool | int = True,
+    background: str = "white",
+    levels: int | None = None,
+    valid: float = 0.1,
+    test: float = 0.1,
+    seed: int = 0,
+    limit: int | None = None,
+    centered: bool = True,
+    flip: bool = False,
+) -> Data:
+    """A split of a data set as ``datasets.load_dataset`` finds it, divided by ``seed``.
+
+    Its rows stay in files that are mapped into memory, so it may be larger than that. It is not streamed: what is
+    trained on is on disk, whole, so that a run can be resumed exactly. No code from the hub is run.
+
+    Args:
+        path: a name on the hub, "user/name", or a folder: of images or tables, or what ``save_to_disk`` wrote.
+        config: which of its configurations, where there are several.
+        split: which of its splits; "train+test" takes both.
+        x: the column of images; or columns of numbers, which make vectors.
+        c: the column of the condition: class labels, numbers or words; none by default.
+        size: of images: side in pixels of the square, or height x width: "24x48" or [24, 48].
+        channels: of images: 1 (grey) or 3 (RGB), by default 3 where any of the first is in colour.
+        resize: how: "bilinear", "bicubic", "lanczos", …; antialiased.
+        crop: true cuts out the largest rectangle in the middle with the aspect ratio of ``size``, a number the one with
+            that shorter side; false squeezes.
+        background: behind transparent pixels: "white", "black", "#rrggbb" or a colour that Pillow's ImageColor knows.
+        levels: of columns of whole numbers that are grey levels: how many.
+        valid: fraction of the rows for validation.
+        test: fraction of the rows for the test.
+        seed: of the division.
+        limit: training examples to keep, the first ones; all by default.
+        centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
+        flip: whether training flips images horizontally at random.
+
+    Raises:
+        ValueError: no such data set, column or option.
+        ModuleNotFoundError: ``datasets`` is not installed.
+    """
+    rows = _rows(str(path), config, split)
+    names = (x,) if isinstance(x, str) else tuple(x)
+    for name in (*names, *((c,) if c else ())):
+        if name not in rows.column_names:
+            raise ValueError(f"{path} has no column {name!r}{nearest(name, rows.column_names)}")
+    conditions = _conditions(rows, c) if c else None
+    kind = rows.features[names[0]]
+    if type(kind).__name__ != "Image":
+        if size is not None:
+            raise ValueError(f"size is for images, and the column {names[0]!r} of {path} holds {brief(kind)}")
+        table = np.column_stack([np.asarray(rows.with_format("numpy")[name][:]) for name in names])
+        return as_data(
+            table, name="datasets", levels=levels, valid=valid, test=test, seed=seed, limit=limit, centered=centered,
+            flip=flip, where=path, c=False if conditions is None else conditions,
+        )  # fmt: skip
+    if len(names) > 1 or size is None:
+        raise ValueError(
+            f"the column {names[0]!r} of {path} holds images, which stand alone in data.x and need data.size"
+        )
+    fingerprint = hashlib.sha256(f"{len(rows)} rows of {split}".encode()).hexdigest()
+    return stored_images(
+        HubImages(rows, names[0]), [] if conditions is None else conditions, "datasets", path, fingerprint, size=size,
+        channels=channels, resize=resize, crop=crop, background=background, valid=valid, test=test,
+        seed=seed, limit=limit, centered=centered, flip=flip,
+    )  # fmt: skip
+
+
+def _rows(path: str, config: str | None, split: str) -> Any:
+    """The rows of a split.
+
+    Raises:
+        ValueError: there is no such data set or split.
+        ModuleNotFoundError: ``datasets`` is not installed.
+    """
+    if importlib.util.find_spec("datasets") is None:
+        raise ModuleNotFoundError("the data set 'datasets' needs a package that is not installed: pip install 'indm[datasets]'")
+    import datasets
+
+    folder = Path(path).expanduser()
+    try:
+        if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
+            found = datasets.load_from_disk(str(folder))
+            return found[split] if isinstance(found, dict) else found
+        return datasets.load_dataset(str(folder) if folder.exists() else path, config, split=split)
+    except (OSError, ValueError, KeyError, ConnectionError) as error:
+        raise ValueError(f"{path}, split {split!r}, cannot be read as a data set: {brief(error)}") from error
+
+
+def _conditions(rows: Any, c: str) -> np.ndarray:
+    """A column of conditions; labels by the names that the data set has for them."""
+    values = np.asarray(rows.with_format("numpy")[c][:])
+    names = getattr(rows.features[c], "names", None)
+    return values if names is None else np.array(names)[values]
+
+
+class HubImages(Sequence[Stored]):
+    """The images in the column ``name`` of ``rows``, as the bytes that they are stored in."""
+
+    def __init__(self, rows: Any, name: str):
+        import datasets
+
+        self.rows, self.name = rows.select_columns([name]).cast_column(name, datasets.Image(decode=False)), name
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        stored = self.rows[int(index)][self.name]
+
+        def read() -> bytes:
+            return Path(stored["path"]).read_bytes() if stored["bytes"] is None else stored["bytes"]
+
+        return Stored(f"row {index} of the column {self.name!r}", read)

@@ -1,0 +1,81 @@
+"""Arrays that are larger than memory: read from their file as rows are asked for."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from indm.data.raw import events
+from indm.messages import reason
+from indm.scaling import Scaling
+
+AT_ONCE = 2**24  # numbers that are read at once for a mean
+
+
+def mapped_array(path: Path) -> np.ndarray:
+    """The array of a .npy file, mapped into memory and not read.
+
+    Raises:
+        ValueError: it is no such file, or one of objects.
+    """
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be mapped into memory, as an .npy file of numbers can: {reason(error)}"
+        ) from error
+
+
+class Mapped(Dataset):
+    """Rows of ``array``, each read, checked and brought to the layout of all others when it is asked for.
+
+    Args:
+        array: (N, …), see :func:`indm.data.raw.events`.
+        levels: number of grey levels of integers; by default 256 for images of uint8.
+        where: what messages call the array.
+        chosen: positions of the rows, in this order; all by default.
+
+    Raises:
+        ValueError: the first row cannot be used; on reading, another.
+    """
+
+    def __init__(self, array: np.ndarray, levels: int | None, where: str | Path, chosen: Tensor | None = None):
+        self.array, self.where = array, where
+        self.chosen = torch.arange(len(array)) if chosen is None else chosen
+        first, self.levels = events(array[:1], levels, where)
+        self.shape = tuple(first.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        """A whole batch at once; ``DataLoader`` calls it."""
+        rows, _ = events(self.array[self.chosen[indices].numpy()], self.levels, self.where)
+        return torch.from_numpy(rows)
+
+    def select(self, index: Tensor) -> "Mapped":
+        """The rows at the positions ``index``."""
+        return Mapped(self.array, self.levels, self.where, self.chosen[index])
+
+    def fingerprint(self) -> str:
+        """SHA-256 of shape and type: the numbers would all have to be read."""
+        return hashlib.sha256(f"{self.array.shape} {self.array.dtype}".encode()).hexdigest()
+
+    def standardised(self) -> Scaling:
+        """The scaling to zero mean and unit variance in each dimension; reads every row once, in the file's order."""
+        first = self[0].double()
+        total, squares = torch.zeros_like(first), torch.zeros_like(first)
+        for part in self.chosen.sort().values.split(max(1, AT_ONCE // first.numel())):
+            rows, _ = events(self.array[part.numpy()], self.levels, self.where)
+            shifted = torch.from_numpy(rows).double() - first  # so that the squares do not cancel
+            total += shifted.sum(0)
+            squares += shifted.square().sum(0)
+        mean = total / len(self)
+        variance = (squares - len(self) * mean**2) / (len(self) - 1)
+        return Scaling.from_moments(first + mean, variance.clamp(min=0).sqrt())

@@ -1,0 +1,154 @@
+"""Images in tar files and in data sets of the hub, against the same images in a folder; arrays that are mapped."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from indm.data import load_data
+from indm.data.base import as_data, stack
+
+datasets = pytest.importorskip("datasets")
+CLASSES = ("circle", "square")
+SIZES = [(12, 9), (8, 8), (20, 30)]  # width and height
+HALF = 14  # members of the first tar file
+OPTIONS = {"size": "8x10", "seed": 3, "valid": 0.2, "test": 0.2}
+
+
+def pictures() -> list[Image.Image]:
+    numbers = np.random.default_rng(0)
+    return [
+        Image.fromarray(numbers.integers(0, 256, (height, width, 3), np.uint8))
+        for width, height in SIZES
+        for _ in range(5)
+    ]
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The images as files, in the order of their names."""
+    (tmp_path / "folder").mkdir()
+    for i, image in enumerate(pictures()):
+        image.save(tmp_path / "folder" / f"{i:02d}.png")
+    return load_data("folder", path=tmp_path / "folder", **OPTIONS)
+
+
+def shards(place, members):
+    """Two tar files with ``members``, name → bytes, in their order."""
+    place.mkdir()
+    for k in range(2):
+        with tarfile.open(place / f"part-{k}.tar", "w") as tar:
+            for name, content in list(members.items())[k * HALF :][: HALF if k == 0 else None]:
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    return place
+
+
+def test_shards_hold_what_a_folder_holds(tmp_path, folder):
+    members = {}
+    for i, image in enumerate(pictures()):
+        members |= {f"x/{i:02d}.png": png(image), f"x/{i:02d}.cls": CLASSES[i % 2].encode()}
+    place = shards(tmp_path / "shards", members)
+    data = load_data("webdataset", path=place, classes=True, **OPTIONS)
+    assert data.shape == (3, 8, 10) and data.classes == CLASSES
+    for part in ("train", "valid", "test"):
+        assert torch.equal(stack(getattr(data, part)), stack(getattr(folder, part)))
+    of_folder = [int(path.stem) % 2 for path in folder.train.files]
+    assert data.labels["train"].tolist() == of_folder
+    again = load_data("webdataset", path=place, **OPTIONS)
+    assert again.fingerprint == data.fingerprint and not again.labels
+
+
+def test_a_damaged_image_in_a_shard_is_named_and_replaced(tmp_path):
+    members = {f"{i}.png": png(image) for i, image in enumerate(pictures())}
+    members["4.png"] = members["4.png"][:60]
+    data = load_data("webdataset", path=shards(tmp_path / "shards", members), size=8, valid=0.1, test=0.1)
+    with pytest.warns(UserWarning, match=r"4\.png in .*part-0\.tar cannot be read"):
+        stack(data.train), stack(data.valid), stack(data.test)
+
+
+@pytest.mark.parametrize(
+    "members, options, message",
+    [
+        ({"a.txt": b"x"}, {}, "holds no images"),
+        ({"a.png": b"x", "b.png": b"x", "b.cls": b"1"}, {"classes": True}, r"a\.png in '.*' has no \.cls file"),
+    ],
+)
+def test_mistakes_in_shards(tmp_path, members, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_data("webdataset", path=shards(tmp_path / "shards", members), size=8, **options)
+
+
+def test_what_is_no_tar_file_is_said(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"no tar file at all")
+    with pytest.raises(ValueError, match="cannot be read as an uncompressed tar file"):
+        load_data("webdataset", path=tmp_path / "a.tar", size=8)
+    with pytest.raises(ValueError, match="which is not there"):
+        load_data("webdataset", path=tmp_path / "none", size=8)
+
+
+def test_a_data_set_of_images_holds_what_a_folder_holds(tmp_path, folder, monkeypatch):
+    labels = [i % 2 for i in range(len(pictures()))]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
+    rows = datasets.Dataset.from_dict({"image": pictures(), "label": labels}, features=features)
+    rows.save_to_disk(tmp_path / "saved")
+    (tmp_path / "tables").mkdir()
+    rows.to_parquet(tmp_path / "tables" / "train.parquet")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for place in ("saved", "tables"):
+        data = load_data("datasets", path=tmp_path / place, c="label", **OPTIONS)
+        assert torch.equal(stack(data.train), stack(folder.train)) and data.classes == CLASSES
+        assert data.labels["train"].tolist() == [int(path.stem) % 2 for path in folder.train.files]
+
+
+def test_a_data_set_of_numbers_and_its_mistakes(tmp_path):
+    numbers = np.random.default_rng(0)
+    columns = {"a": numbers.normal(size=40), "b": numbers.normal(size=40), "dose": numbers.normal(size=40)}
+    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "saved")
+    data = load_data("datasets", path=tmp_path / "saved", x=("a", "b"), c="dose", seed=1)
+    rows = np.stack([columns["a"], columns["b"]], 1)
+    expected = as_data(rows, seed=1, c=columns["dose"])
+    assert torch.equal(stack(data.train), stack(expected.train))
+    assert torch.equal(data.conditions["test"], expected.conditions["test"])
+    with pytest.raises(ValueError, match=r"has no column 'image'"):
+        load_data("datasets", path=tmp_path / "saved")
+    with pytest.raises(ValueError, match="cannot be read as a data set"):
+        load_data("datasets", path=tmp_path / "saved" / "none-of-these", x="a")
+
+
+@pytest.mark.parametrize("kind", ["floats", "images"])
+def test_a_mapped_array_is_the_array(tmp_path, monkeypatch, kind):
+    numbers = np.random.default_rng(0)
+    array = numbers.normal(5, 3, (200, 4)) if kind == "floats" else numbers.integers(0, 256, (50, 8, 9, 3), np.uint8)
+    np.save(tmp_path / "x.npy", array)
+    np.save(tmp_path / "c.npy", numbers.normal(size=(len(array), 2)))
+    options = {"path": tmp_path / "x.npy", "c": "c.npy", "seed": 2}
+    read = load_data("array", **options)
+    monkeypatch.setattr("indm.data.mapped.AT_ONCE", 20)  # a few rows at a time
+    mapped = load_data("array", mmap=True, **options)
+    assert isinstance(mapped.train.array, np.memmap)
+    for part in ("train", "valid", "test"):
+        assert torch.equal(stack(getattr(mapped, part)), stack(getattr(read, part)))
+        assert torch.equal(mapped.conditions[part], read.conditions[part])
+    assert torch.equal(mapped.train.__getitems__([3, 1]), read.train.__getitems__([3, 1]))
+    torch.testing.assert_close(mapped.scaling.scale, read.scaling.scale, rtol=1e-6, atol=0)
+    torch.testing.assert_close(mapped.scaling.shift, read.scaling.shift, rtol=1e-6, atol=1e-7)
+
+
+def test_what_cannot_be_mapped_is_said(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.zeros((9, 2)))
+    with pytest.raises(ValueError, match=r"cannot be mapped into memory, as an \.npy file"):
+        load_data("array", path=tmp_path / "x.npz", mmap=True)
+    np.save(tmp_path / "x.npy", np.full((9, 2), np.nan))
+    with pytest.raises(ValueError, match="hold NaN or inf"):
+        load_data("array", path=tmp_path / "x.npy", mmap=True)
