@@ -45,6 +45,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "unet": "indm.nets.unet:UNet",
         "zero": "indm.nets.zero:Zero",
         "ncsnpp": "indm.nets.ncsnpp:NCSNpp",
+        "diffusers": "indm.nets.diffusers:DiffusersUNet",
         "vae-conv": "indm.reproduction.coders:ConvCoder",
         "vae-mlp": "indm.reproduction.coders:MLPCoder",
     },

@@ -102,7 +102,9 @@ def _rows(path: str, config: str | None, split: str) -> Any:
         ModuleNotFoundError: ``datasets`` is not installed.
     """
     if importlib.util.find_spec("datasets") is None:
-        raise ModuleNotFoundError("the data set 'datasets' needs a package that is not installed: pip install 'indm[datasets]'")
+        raise ModuleNotFoundError(
+            "the data set 'datasets' needs a package that is not installed: pip install 'indm[datasets]'"
+        )
     import datasets
 
     folder = Path(path).expanduser()

@@ -1,3 +1,4 @@
+from .diffusers import DiffusersUNet as DiffusersUNet
 from .mixture import MixtureMLP as MixtureMLP
 from .mlp import MLP as MLP
 from .ncsnpp import NCSNpp as NCSNpp

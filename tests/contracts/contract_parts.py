@@ -42,6 +42,16 @@ OPTIONS = {
         "mlp": {"width": 16, "depth": 1},
         "mixture": {"components": 2, "width": 16, "depth": 1},
         "unet": {"channels": 4, "multipliers": [1, 2], "blocks": 1, "attention": [4], "fourier": [8.0]},
+        "diffusers": {
+            "options": {
+                "block_out_channels": [8, 8],
+                "norm_num_groups": 4,
+                "layers_per_block": 1,
+                "attention_head_dim": 4,
+                "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+                "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+            }
+        },
         "ncsnpp": {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4]},
         "vae-conv": {"width": 4, "latent": 3},
         "vae-mlp": {"width": 8, "latent": 3, "depth": 1},
