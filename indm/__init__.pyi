@@ -12,6 +12,7 @@ from .dequantization import Variational as Variational
 from .estimator import DensityEstimator as DensityEstimator
 from .evaluation.classification import classify as classify
 from .evaluation.likelihood import evaluate as evaluate
+from .export import export as export
 from .fitting import Fit as Fit
 from .fitting import FittedSampler as FittedSampler
 from .fitting import fit_sampler as fit_sampler

@@ -31,6 +31,7 @@ ORDER = [
     "ode",
     "density",
     "model",
+    "export",
     "objective",
     "likelihood",
     "sampling",

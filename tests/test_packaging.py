@@ -38,6 +38,8 @@ def test_what_only_some_commands_need_is_an_extra():
         "zuko",
         "datasets",
         "diffusers",
+        "onnx",
+        "onnxscript",
     }
     assert not required & extras
 

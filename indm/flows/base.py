@@ -205,7 +205,7 @@ class Identity(ExactFlow):
     fades = True
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
-        return x, x.new_zeros(len(x))
+        return x, x.new_zeros(x.shape[0])
 
     def inverse_step(self, z: Batch) -> Batch:
         return z
@@ -228,7 +228,7 @@ class Frozen(Flow):
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
         with torch.no_grad():
-            return self.flow.latent(x, generator=generator), x.new_zeros(len(x))
+            return self.flow.latent(x, generator=generator), x.new_zeros(x.shape[0])
 
     @property
     def inverse_is_formula(self) -> bool:
@@ -253,7 +253,7 @@ class Compose(Flow):
         self.fades = all(flow.fades for flow in flows)
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
-        log_det = x.new_zeros(len(x))
+        log_det = x.new_zeros(x.shape[0])
         for flow in self.flows:
             x, step = flow(x, generator=generator)
             log_det = log_det + step
@@ -287,7 +287,7 @@ class Squeeze(ExactFlow):
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Tensor, PerSample]:
         if x.ndim != 4 or x.shape[-1] % 2 or x.shape[-2] % 2:
             raise ValueError(f"x must be (B, C, H, W) with even H and W to be squeezed, got {tuple(x.shape)}")
-        return nn.functional.pixel_unshuffle(x, 2), x.new_zeros(len(x))
+        return nn.functional.pixel_unshuffle(x, 2), x.new_zeros(x.shape[0])
 
     def inverse_step(self, z: Batch) -> Tensor:
         return nn.functional.pixel_shuffle(z, 2)
@@ -299,7 +299,7 @@ class Unsqueeze(ExactFlow):
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Tensor, PerSample]:
         if x.ndim != 4 or x.shape[1] % 4:
             raise ValueError(f"x must be (B, C, H, W) with C a multiple of 4 to be unsqueezed, got {tuple(x.shape)}")
-        return nn.functional.pixel_shuffle(x, 2), x.new_zeros(len(x))
+        return nn.functional.pixel_shuffle(x, 2), x.new_zeros(x.shape[0])
 
     def inverse_step(self, z: Batch) -> Tensor:
         return nn.functional.pixel_unshuffle(z, 2)
@@ -334,7 +334,7 @@ class ActNorm(ExactFlow):
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
         z = self._per_channel(self.log_scale.exp(), x) * x + self._per_channel(self.shift, x)
-        return z, (self.log_scale.sum() * (event_size(x) // self.channels)).expand(len(x))
+        return z, (self.log_scale.sum() * (event_size(x) // self.channels)).expand(x.shape[0])
 
     def inverse_step(self, z: Batch) -> Batch:
         return (z - self._per_channel(self.shift, z)) * self._per_channel((-self.log_scale).exp(), z)

@@ -267,7 +267,7 @@ class InvertibleLinear(ExactFlow):
         with full_precision(x.device):
             lower, upper = self._factors()
             z = torch.einsum("ij,bj...->bi...", self.permutation @ lower @ upper, x)
-        return z, (event_size(x) // self.channels * self.log_diagonal.sum()).expand(len(x))
+        return z, (event_size(x) // self.channels * self.log_diagonal.sum()).expand(x.shape[0])
 
     def inverse_step(self, z: Batch) -> Batch:
         lower, upper = self._factors()
