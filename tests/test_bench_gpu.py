@@ -156,6 +156,7 @@ def test_a_part_that_fails_is_tried_again(tmp_path, capsys):
     assert "work: done" in capsys.readouterr().out and (tmp_path / "tries").read_text() == "xx"
 
 
+@pytest.mark.long
 def test_a_part_hears_of_a_sigterm(tmp_path):
     def work(o):
         signal.signal(signal.SIGTERM, lambda *_: (o.out / "heard").touch() or sys.exit(1))

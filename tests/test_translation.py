@@ -58,8 +58,8 @@ def closed(source, target, x, strength=1.0):
 def test_the_way_between_gaussians_is_the_composition_of_their_closed_flows(pair, strength):
     source, target = pair
     x = data_of(source, 50)
-    got = translate(source, target, x, strength=strength, tol=1e-7)
-    assert (got - closed(source, target, x, strength)).abs().max() < 1e-6
+    got = translate(source, target, x, strength=strength, tol=1e-6)
+    assert (got - closed(source, target, x, strength)).abs().max() < 1e-5
     assert (got - x).abs().mean() > 0.05
 
 

@@ -439,6 +439,7 @@ def test_a_unit_that_fails_is_named_with_its_log(tmp_path, monkeypatch):
 # ── The whole ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.long
 def test_the_whole_writes_a_row_for_every_verdict_and_repeats_itself(tmp_path, tiny, monkeypatch):
     done = []
 
