@@ -382,17 +382,23 @@ class DensityEstimator(DensityMixin, BaseEstimator):
     def _start(
         self, training: Rows, validation: Rows, maps: list[Columns], seed: int, seconds: float
     ) -> tuple[Columns, GaussianMixture]:
-        """Of the maps, and the mixtures that can be fitted behind them in that time, the best by validation."""
-        started, scored = perf_counter(), []
+        """The best mixture that can be fitted in that time, and its map: the first but where another is clearly better.
+
+        That is where its gain on the validation rows is more than its standard error.
+        """
+        started, found = perf_counter(), []
         for i, columns in enumerate(maps, 1):
             train, valid = columns.latents(*training), columns.latents(*validation)
-            score, mixture = self._mixture(train, valid, seed, until=started + seconds * i / len(maps))
-            scored.append((score + columns.log_volume(validation[0]).mean(), columns, mixture))
-        _, columns, mixture = max(scored, key=lambda row: row[0])
-        return columns, mixture
+            mixture = self._mixture(train, valid, seed, until=started + seconds * i / len(maps))
+            found.append((columns, mixture, mixture.score_samples(valid) + columns.log_volume(validation[0])))
+        best = found[0]
+        for other in found[1:]:
+            gain = other[2] - best[2]
+            best = other if gain.mean() > gain.std() / math.sqrt(len(gain)) else best
+        return best[:2]
 
-    def _mixture(self, train: np.ndarray, valid: np.ndarray, seed: int, until: float) -> tuple[float, GaussianMixture]:
-        """The best mean validation, and its Gaussian mixture, of those that can be fitted until then."""
+    def _mixture(self, train: np.ndarray, valid: np.ndarray, seed: int, until: float) -> GaussianMixture:
+        """The Gaussian mixture of the best validation, of those that can be fitted until then."""
         scored: list[tuple[float, GaussianMixture]] = []
         most = (1 if self.n_conditions_ else max(COMPONENTS)) if self.max_components is None else self.max_components
         for components in (k for k in COMPONENTS if k == 1 or k <= min(most, len(train) // 5)):
@@ -404,7 +410,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
                     warnings.simplefilter("ignore", ConvergenceWarning)
                     mixture.fit(train)
                 scored.append((mixture.score(valid), mixture))
-        return max(scored, key=lambda pair: pair[0])
+        return max(scored, key=lambda pair: pair[0])[1]
 
     def _build(self, components: int) -> INDM:
         shape = (self.n_features_in_,)

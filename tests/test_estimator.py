@@ -83,12 +83,14 @@ def test_without_a_step_it_is_the_mixture_in_raw_units():
     X[:100] += 8
     model = DensityEstimator(**SMALL | {"max_steps": 0}).fit(X)
     net = model.models_[0].score.backbone
-    to_x = np.linalg.inv(model.whitening_)
+    columns = model.columns_
+    to_x = np.linalg.inv(columns.whitening) * columns.scale
+    centre = columns.rows(np.zeros((1, 2)), np.zeros((1, 0)))[0]
     expected = np.zeros(len(X))
-    assert net.components == 2
+    assert net.components == 2 and (columns.power == 1).all()
     for weight, mean, variance, basis in zip(net.log_weight, net.mean, net.variance, net.basis, strict=True):
         covariance = to_x.T @ (basis * variance @ basis.T).numpy() @ to_x
-        law = multivariate_normal(mean.numpy() @ to_x + model.mean_, (covariance + covariance.T) / 2)
+        law = multivariate_normal(mean.numpy() @ to_x + centre, (covariance + covariance.T) / 2)
         expected += weight.exp().item() * law.pdf(X)
     assert model.score_samples(X) == pytest.approx(np.log(expected), abs=0.01)
 
