@@ -85,7 +85,7 @@ def test_without_a_step_it_is_the_mixture_in_raw_units():
     net = model.models_[0].score.backbone
     columns = model.columns_
     to_x = np.linalg.inv(columns.whitening) * columns.scale
-    centre = columns.rows(np.zeros((1, 2)), np.zeros((1, 0)))[0]
+    centre = columns.rows(np.zeros((1, 3)), np.zeros((1, 0)))[0]
     expected = np.zeros(len(X))
     assert net.components == 2 and (columns.power == 1).all()
     for weight, mean, variance, basis in zip(net.log_weight, net.mean, net.variance, net.basis, strict=True):
