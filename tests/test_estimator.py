@@ -84,14 +84,12 @@ def test_without_a_step_it_is_the_mixture_in_raw_units():
     model = DensityEstimator(**SMALL | {"max_steps": 0}).fit(X)
     net = model.models_[0].score.backbone
     columns = model.columns_
-    to_x = np.linalg.inv(columns.whitening) * columns.scale
-    centre = columns.rows(np.zeros((1, 3)), np.zeros((1, 0)))[0]
-    expected = np.zeros(len(X))
-    assert net.components == 2 and (columns.power == 1).all()
+    z, expected = columns.latents(X, np.zeros((len(X), 0))), np.zeros(len(X))
+    assert net.components == 2
     for weight, mean, variance, basis in zip(net.log_weight, net.mean, net.variance, net.basis, strict=True):
-        covariance = to_x.T @ (basis * variance @ basis.T).numpy() @ to_x
-        law = multivariate_normal(mean.numpy() @ to_x + centre, (covariance + covariance.T) / 2)
-        expected += weight.exp().item() * law.pdf(X)
+        covariance = (basis * variance @ basis.T).numpy()
+        law = multivariate_normal(mean.numpy(), (covariance + covariance.T) / 2)
+        expected += weight.exp().item() * law.pdf(z) * np.exp(columns.log_volume(X))
     assert model.score_samples(X) == pytest.approx(np.log(expected), abs=0.01)
 
 
