@@ -189,10 +189,23 @@ def flow_strip(model, x: Tensor, c: Tensor | None = None) -> Tensor:
 
 def interpolation_strip(model, x: Tensor, c: Tensor | None = None) -> Tensor:
     """From each x to its successor, through z_T; decoded at the c of the first where there is one."""
+    z = codes(model, x, c)
+    return between(model, z, z.roll(-1, 0), FRAMES, c)
+
+
+def codes(model, x: Tensor, c: Tensor | None = None) -> Tensor:
+    """z_T of data x along the probability flow, (B, *event); the deterministic way back of the sampler "ode"."""
     here = at(model, c, len(x))
-    z = encode_ode(here, here.flow.latent(x).detach())[0]
-    way = torch.stack([slerp(z, z.roll(-1, 0), share) for share in torch.linspace(0, 1, FRAMES).tolist()])
-    c = None if c is None else c.repeat(FRAMES, *(1 for _ in c.shape[1:]))
+    return encode_ode(here, here.flow.latent(x).detach())[0]
+
+
+def between(model, start: Tensor, end: Tensor, frames: int, c: Tensor | None = None) -> Tensor:
+    """Data decoded from z_T on the great circle from ``start`` to ``end``, (frames, B, *event), ends among them.
+
+    ``c`` has a row for each of ``start``; of a model without a condition it is None.
+    """
+    way = torch.stack([slerp(start, end, share) for share in torch.linspace(0, 1, frames).tolist()])
+    c = None if c is None else c.repeat(frames, *(1 for _ in c.shape[1:]))
     return sample_quality.solve(model, way.flatten(0, 1), "ode", c=c)[0].reshape(way.shape)
 
 
@@ -226,9 +239,9 @@ def times(model) -> list[str]:
     return sheets.time_words(clock(model, FRAMES).tolist())
 
 
-def shares(model) -> list[str]:
+def shares(model, frames: int = FRAMES) -> list[str]:
     """How far each frame of an interpolation is on its way, in per cent."""
-    return ["x", *(f"{share:.0%}" for share in torch.linspace(0, 1, FRAMES).tolist()[1:-1]), "x′"]
+    return ["x", *(f"{share:.0%}" for share in torch.linspace(0, 1, frames).tolist()[1:-1]), "x′"]
 
 
 PATHS = {
