@@ -102,7 +102,7 @@ class Builder:
         frames, c = gr.Slider(3, 15, 9, step=1, label="Pictures"), condition_field(side)
         button, strip = gr.Button("Interpolate", variant="primary"), picture("From one to the other")
 
-        def compute(a: str, i: float, b: str, j: float, *more: Any) -> requests.Picture:
+        def compute(a: str | None, i: float | None, b: str | None, j: float | None, *more: Any) -> requests.Picture:
             return requests.interpolation(side, [Source(a, i), Source(b, j)], *more)
 
         self.on(button.click, compute, [*first, *second, frames, c], strip)
@@ -122,7 +122,7 @@ class Builder:
             with gr.Column(scale=2, min_width=300):
                 pair, strip = picture("Source and result"), picture("The way")
 
-        def compute(file: str, index: float, way: str, c_a: str, c_b: str, *more: Any) -> tuple:
+        def compute(file: str | None, index: float | None, way: str, c_a: str, c_b: str, *more: Any) -> tuple:
             return translation(Source(file, index), way, (c_a, c_b), *more)
 
         self.on(button.click, compute, [*chosen, way, *classes, strength, steps], [pair, strip])
@@ -177,17 +177,22 @@ def serving(sides: Sequence[Side], host: str, port: int | None, seconds: float) 
     """Serve the page; gives its address.
 
     Raises:
-        OSError: the port is taken.
+        OSError: the port is taken, or the host no address of this machine.
     """
     with tempfile.TemporaryDirectory(prefix="indm-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build(sides, seconds)
         options: Any = {"prevent_thread_lock": True, "quiet": True, "share": False, "ssr_mode": False}
         options |= {"footer_links": [], "run_history": False, "enable_monitoring": False, "pwa": False}
-        _, address, _ = page.launch(
-            server_name=host, server_port=port, max_file_size=LARGEST_UPLOAD, theme=THEME, css=STYLE, **options
-        )
+        options |= {"server_name": host, "server_port": port, "max_file_size": LARGEST_UPLOAD}
+        try:
+            _, address, _ = page.launch(theme=THEME, css=STYLE, **options)
+        except OSError as error:
+            place = f"port {port}" if port else "any port from 7860 to 7959"
+            raise OSError(
+                f"nothing can listen at {host} and {place}; other values of --host and --port would do"
+            ) from error
         try:
             yield address
         finally:
-            page.close()
+            page.close(verbose=False)
