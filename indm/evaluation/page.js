@@ -73,7 +73,7 @@ for (const table of all("table")) {
   const button = make("button", {type: "button", className: "copy"}, "Copy as CSV");
   button.onclick = () => copy(csv(table)).then(
     () => { button.textContent = "Copied"; }, () => { button.textContent = "Not copied"; },
-  ).then(() => setTimeout(() => { button.textContent = "Copy as CSV"; }, 2000));
+  ).then(() => setTimeout(() => { button.textContent = "Copy as CSV"; }, 1200));
   table.after(button);
 }
 

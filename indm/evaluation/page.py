@@ -77,7 +77,7 @@ class Page:
                 (x, y, error), and whether it is a ``reference``, dashed and without marks.
         """
         self.files["charts"] = None
-        data = json.dumps(list(views)).replace("</", "<\\/")
+        data = json.dumps(list(views), allow_nan=False).replace("</", "<\\/")
         self.parts.append(
             f'<figure class="chart"><script type="application/json">{data}</script>'
             f"<details><summary>As a picture</summary>{_embedded(path, caption)}</details>{_caption(caption)}</figure>"

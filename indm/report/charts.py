@@ -1,5 +1,6 @@
 """The curves of a report as its page draws them, see :meth:`indm.evaluation.page.Page.chart`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,8 @@ def _view(name: str, x: str, y: str, lines: list[dict], log: bool = False) -> Vi
 def _line(name: str, points: Sequence[tuple[float, float, float]], colours: Colours, reference: bool = False) -> dict:
     colour = colours.get(name, DATA_COLOUR)
     drawn = {"name": name, "colour": None if colour == DATA_COLOUR else colour, "reference": reference}
-    return drawn | {"points": [[x, y, error if error == error else 0.0] for x, y, error in points]}  # NaN: none
+    finite = [point for point in points if math.isfinite(point[0]) and math.isfinite(point[1])]
+    return drawn | {"points": [[x, y, error if math.isfinite(error) else 0.0] for x, y, error in finite]}
 
 
 def curves(records: Sequence[Record], colours: Colours) -> list[View]:
@@ -53,7 +55,7 @@ def quality(groups: Sequence[Sequence[Record]], colours: Colours) -> list[View]:
         for sampler in dict.fromkeys(row["sampler"] for row in first if row["sampler"] != "data"):
             measured = {group[0].group: [record.measurements["quality"] for record in group] for group in groups}
             lines = [_line(name, line_of(seeds, sampler, key), colours) for name, seeds in measured.items()]
-            ends = [x for line in lines for x, *_ in line["points"]]
+            ends = [row["nfe"] for row in first if row["sampler"] == sampler]
             floor = [(x, first[0][key], 0.0) for x in (min(ends), max(ends))]
             lines.append(_line("training data", floor, {}, reference=True))
             views.append(

@@ -281,12 +281,12 @@ def strip_panels(records: list[Record], data: Data, strip: Strip) -> list[sheets
     return panels
 
 
-def strips_figure(panels: list[sheets.Panel], data: Data, path: Path) -> None:
+def strips_figure(panels: list[sheets.Panel], levels: int, path: Path) -> None:
     """The panels of :func:`strip_panels` below one another."""
-    plots.save_pixels(sheets.sheet(panels, data.scaling.levels or 256, across=1), path)
+    plots.save_pixels(sheets.sheet(panels, levels, across=1), path)
 
 
-def frames_of(panels: list[sheets.Panel], data: Data) -> tuple[list[str], dict[str, list[Image.Image]]]:
+def frames_of(panels: list[sheets.Panel], levels: int) -> tuple[list[str], dict[str, list[Image.Image]]]:
     """The same, frame by frame: the words of each frame, and by group a picture of all its images at that frame."""
     words = [word.removeprefix("t = ") for word in panels[0].tops]
     if any(panel.tops != panels[0].tops for panel in panels):
@@ -295,7 +295,7 @@ def frames_of(panels: list[sheets.Panel], data: Data) -> tuple[list[str], dict[s
     for panel in panels:
         assert isinstance(panel.images, Tensor)
         columns = [panel.images[i :: panel.columns] for i in range(panel.columns)]
-        grids = [sheets.grid(column, data.scaling.levels or 256, len(column)) for column in columns]
+        grids = [sheets.grid(column, levels, len(column)) for column in columns]
         stacks[panel.title] = [Image.fromarray(pixels) for pixels in grids]
     return words, stacks
 

@@ -285,9 +285,9 @@ class Sections:
         if len(self.data.shape) == 3:
             self.page.heading("Paths")
             for name, strip in figures.PATHS.items():
-                panels = figures.strip_panels(records, self.data, strip)
-                self.page.moving(f"{self.prefix}{name}", strip.slider, *figures.frames_of(panels, self.data))
-                write = functools.partial(figures.strips_figure, panels, self.data)
+                panels, levels = figures.strip_panels(records, self.data, strip), self.data.scaling.levels or 256
+                self.page.moving(f"{self.prefix}{name}", strip.slider, *figures.frames_of(panels, levels))
+                write = functools.partial(figures.strips_figure, panels, levels)
                 self.draw(name, strip.caption + self.at_c(strip.at_c), write)
         if self.data.shape == (2,):
             self.page.heading("Paths")
