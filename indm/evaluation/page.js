@@ -13,7 +13,7 @@ for (const slider of all("[type=range]")) {
     const words = JSON.parse(slider.dataset.words)[slider.value];
     say(slider, words);
     slider.setAttribute("aria-valuetext", words);
-    for (const stack of all(`.${slider.id}`))
+    for (const stack of all(`.${CSS.escape(slider.id)}`))
       [...stack.children].forEach((picture, i) => { picture.hidden = i != slider.value; });
   };
   slider.oninput();

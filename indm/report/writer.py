@@ -286,7 +286,7 @@ class Sections:
             self.page.heading("Paths")
             for name, strip in figures.PATHS.items():
                 panels, levels = figures.strip_panels(records, self.data, strip), self.data.scaling.levels or 256
-                self.page.moving(f"{self.prefix}{name}", strip.slider, *figures.frames_of(panels, levels))
+                self.page.moving(f"along-{self.prefix}{name}", strip.slider, *figures.frames_of(panels, levels))
                 write = functools.partial(figures.strips_figure, panels, levels)
                 self.draw(name, strip.caption + self.at_c(strip.at_c), write)
         if self.data.shape == (2,):

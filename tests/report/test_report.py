@@ -841,6 +841,10 @@ def test_report_is_one_page_with_every_picture(digits):
     names = ["curves", "gap", "samples", "quality", "loss", "paths", "flow-paths", "interpolation", "flow"]
     assert sorted(p.name for p in (base / "out").glob("*.png")) == sorted(f"{name}.png" for name in names)
     assert reader.images("zoomable") == [(base / "out" / f"{name}.png").read_bytes() for name in names]
+    sliders = {a["id"]: json.loads(a["data-words"]) for tag, a in reader.elements if tag == "input"}
+    assert list(sliders) == [f"along-{name}" for name in figures.PATHS]
+    assert all(len(words) == figures.FRAMES for words in sliders.values())
+    assert len(reader.images()) == len(names) + 3 * 2 * figures.FRAMES  # two models have paths
     for data in reader.images("zoomable"):
         image = Image.open(io.BytesIO(data))
         image.load()
