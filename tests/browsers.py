@@ -21,7 +21,7 @@ def browser():
     if chromium() is None:
         pytest.skip("needs Chromium")
     with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        opened = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"])
         yield opened
         opened.close()
 
@@ -40,7 +40,7 @@ def visit(browser):
             wrong.append(f"fetched {request.url}")
 
     def open_page(address, **options):
-        page = browser.new_page(**({"viewport": {"width": 1200, "height": 900}} | options))
+        page = browser.new_page(**({"viewport": {"width": 1200, "height": 900}, "reduced_motion": "reduce"} | options))
         pages.append(page)
         page.set_default_timeout(20_000)
         page.on("console", note)

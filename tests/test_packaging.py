@@ -27,7 +27,17 @@ def test_every_extra_that_an_error_names_is_one():
 
 def test_what_only_some_commands_need_is_an_extra():
     required = {re.split(r"[<>=~ ]", name)[0] for name in PROJECT["dependencies"]}
-    extras = {"torch-fidelity", "torchmetrics", "pandas", "pyarrow", "tensorboard", "wandb", "normflows", "zuko"}
+    extras = {
+        "torch-fidelity",
+        "torchmetrics",
+        "pandas",
+        "pyarrow",
+        "tensorboard",
+        "wandb",
+        "normflows",
+        "zuko",
+        "gradio",
+    }
     assert not required & extras
 
 

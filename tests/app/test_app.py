@@ -87,7 +87,7 @@ def test_samples_are_those_of_the_library(home):
 def test_a_likelihood_is_that_of_the_image_with_its_conventions(home):
     """For N(0, I) and its exact score both numbers are −log₂ of the density, averaged over the noise."""
     side = Side.opened(home / "exact")
-    text = requests.likelihood(side, Source(str(home / "mine.png")), 32, 0, "")
+    text = requests.likelihood(side, Source(str(home / "mine.png")), 16, 0, "")
     rows = {
         name: [float(n) for n in numbers.split("|")[:2]] for name, numbers in re.findall(r"\*\*(.+)\*\* \|(.+)", text)
     }
@@ -98,8 +98,8 @@ def test_a_likelihood_is_that_of_the_image_with_its_conventions(home):
     expected = (0.5 * math.log(2 * math.pi) + 0.5 * energy.item() - math.log(2 / 17)) / math.log(2)
     assert list(rows) == ["NELBO", "NLL (ODE)"]
     for mean, error in rows.values():
-        assert 0 < error < 0.1 and abs(mean - expected) < 4 * error + 0.01
-    assert "Dequantization: uniform" in text and "resized from 16×16" in text and "32 draws" in text
+        assert 0 < error < 0.2 and abs(mean - expected) < 4 * error + 0.01
+    assert "Dequantization: uniform" in text and "resized from 16×16" in text and "16 draws" in text
     assert "uniform noise needs 4.09" in text and "Held-out" not in text
 
 
@@ -302,14 +302,31 @@ def press(page, button):
     """Press a button, and wait for the picture that it makes: the last one of the tab."""
     before = (page.evaluate(PICTURES) or [""])[-1]
     page.get_by_role("button", name=button, exact=True).click()
-    page.wait_for_function(f"before => ![before, undefined].includes({PICTURES}.at(-1))", arg=before)
+    page.wait_for_function(f"before => ![before, undefined].includes({PICTURES}.at(-1))", arg=before, polling=200)
     reply = page.request.get(page.evaluate(PICTURES)[-1])
     return np.asarray(Image.open(io.BytesIO(reply.body())).convert("RGB"))
 
 
-def test_a_browser_uses_every_control(home, address, visit, tmp_path):
+@pytest.fixture
+def made(monkeypatch):
+    """By the name of a request, what it was asked last and what it gave."""
+    kept = {}
+
+    def keep(name, compute):
+        def request(side, *asked):
+            kept[name] = asked, compute(side, *asked)
+            return kept[name][1]
+
+        monkeypatch.setattr(requests, name, request)
+
+    for name in ("likelihood", "interpolation"):
+        keep(name, getattr(requests, name))
+    return kept
+
+
+def test_a_browser_uses_every_control(home, address, visit, made, tmp_path):
     """What is shown is what the request of these values makes."""
-    side, mine = Side.opened(home / "classes"), str(home / "mine.png")
+    side = Side.opened(home / "classes")
     page = visit(address)
     slide(page, number=4, steps=3, temperature=0.9, guidance=1.5)
     page.get_by_label("Seed").filter(visible=True).fill("5")
@@ -319,18 +336,22 @@ def test_a_browser_uses_every_control(home, address, visit, tmp_path):
 
     page.get_by_role("tab", name="Likelihood").click()
     slide(page, draws=2)
-    page.get_by_role("tabpanel").filter(visible=True).locator("input[type=file]").set_input_files(mine)
+    page.get_by_role("tabpanel").filter(visible=True).locator("input[type=file]").set_input_files(home / "mine.png")
     page.get_by_text("mine.png").filter(visible=True).wait_for()
     choose(page, "Condition", "3")
     page.get_by_role("button", name="Likelihood", exact=True).click()
-    (line,) = re.findall(r"\*\*NLL \(ODE\)\*\* \| ([\d.]+)", requests.likelihood(side, Source(mine), 2, 0, "3"))
-    page.get_by_role("cell", name=line, exact=True).wait_for()
+    page.get_by_role("cell", name="NLL (ODE)").wait_for()
+    (source, *asked), text = made["likelihood"]
+    assert source.file.endswith("mine.png") and asked == [2, 0, "3"]
+    for number in re.findall(r"\| ([\d.]+)", text):
+        assert page.get_by_role("cell", name=number, exact=True).count() > 0
 
     page.get_by_role("tab", name="Interpolation").click()
     slide(page, pictures=3)
     page.get_by_label("or the test image of number").filter(visible=True).first.fill("4")
-    sources = [Source(None, 4), Source(None, 1)]
-    assert np.array_equal(press(page, "Interpolate"), requests.interpolation(side, sources, 3, "0"))
+    shown = press(page, "Interpolate")
+    asked, strip = made["interpolation"]
+    assert asked == ([Source(None, 4), Source(None, 1)], 3, "0") and np.array_equal(shown, strip)
 
     page.get_by_role("tab", name="Translation").click()
     slide(page, strength=0.5, steps=12)
@@ -346,6 +367,7 @@ def test_a_browser_uses_every_control(home, address, visit, tmp_path):
     page.get_by_text("cannot identify image file").wait_for()
 
 
+@pytest.mark.long
 def test_a_phone_shows_two_models_in_the_dark(home, visit):
     pytest.importorskip("gradio")
     from indm.app.page import serving
