@@ -17,7 +17,7 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 
 @dataclass
 class App(Computes):
-    """Try a run in the browser: samples, likelihoods of your images, interpolation, translation.
+    """Try a run in the browser: samples, likelihoods, interpolation, translation.
 
     "indm app RUN RUN_B" also translates between two models; "indm app PAIR" does, too, and of one model of classes it
     is between those. Ctrl-C ends it. It needs 'indm[app]', and no network. Images of up to 10 MB and 25 megapixels are
@@ -28,7 +28,7 @@ class App(Computes):
     """One or two run folders of models of images, or models of the hub by their names there, user/name."""
     host: str = "127.0.0.1"
     """The address to listen at; with 0.0.0.0 everybody who reaches this machine may use it."""
-    port: Annotated[int | None, arg(help_behavior_hint="(default: the first free one from 7860)")] = None
+    port: Annotated[int | None, arg(metavar="PORT", help_behavior_hint="(default: the first free from 7860)")] = None
     """The port to listen at."""
     seconds: float = 120.0
     """The longest that a request may take."""
