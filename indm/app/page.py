@@ -53,7 +53,7 @@ class Builder:
         listen(handler, list(inputs), outputs, concurrency_id="model", concurrency_limit=1, api_visibility="private")
 
     def source(self, side: Side, label: str, number: int = 0) -> list[Any]:
-        """Fields that choose an image, and how the model sees it; gives the inputs of :func:`source_of`."""
+        """Fields that choose an image, and how the model sees it; gives its file and its number."""
         with gr.Column(min_width=200):
             file = gr.File(label=label, file_types=sorted(SUFFIXES), height=150)
             have = side.test is not None and len(side.test) > number

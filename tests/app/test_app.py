@@ -6,6 +6,7 @@ import json
 import math
 import re
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -21,6 +22,7 @@ from indm.app.requests import WAYS, Side, Source, at_most, open_sides, translati
 from indm.cli import app
 from indm.cli.main import main
 from indm.config import recipes
+from indm.data.registry import load_data
 from indm.evaluation import sheets
 from indm.model import build_model
 from indm.report.figures import slerp
@@ -142,6 +144,16 @@ def test_one_model_translates_between_its_classes(home, panels):
     result = indm.translate(model, model, model.scaling.centre(raw), c=("3", "8"), steps=20)
     assert torch.equal(panels[0][0].images[1:], model.scaling.to_data(result))
     assert translation_of([Side.opened(home / "exact")]) is None
+
+
+@pytest.mark.parametrize(("way", "direction"), zip(WAYS, ("forward", "backward"), strict=True))
+def test_a_bridge_goes_both_ways_from_the_images_of_that_end(panels, way, direction):
+    bridge = Side.opened(Path(__file__).parents[1] / "fixtures" / "runs" / "bridge")  # from threes to eights
+    translation = translation_of([bridge])
+    translation(Source(None, 0), way, ("", ""), 0.5, 10)
+    raw = load_data(name="digits", label=3 if way == WAYS[0] else 8).test[0][None]
+    x = indm.translate_bridge(bridge.model, bridge.model.scaling.centre(raw), direction, strength=0.5, steps=10)
+    assert translation.is_bridge and torch.equal(panels[0][0].images, torch.cat([raw, bridge.model.scaling.to_data(x)]))
 
 
 def test_only_images_of_a_decent_size_are_read(home, tmp_path, monkeypatch):
