@@ -9,7 +9,6 @@ import socket
 from pathlib import Path
 from types import SimpleNamespace
 
-import httpx
 import numpy as np
 import pytest
 import torch
@@ -246,7 +245,12 @@ def address(home):
         assert {host for host, *_ in (a for a in reached if isinstance(a, tuple))} <= {"127.0.0.1"}
 
 
-def ask(address, index, data):
+@pytest.fixture(scope="module")
+def httpx():
+    return pytest.importorskip("httpx", reason="comes with Gradio")
+
+
+def ask(httpx, address, index, data):
     """What the server makes of a request like one of the page: whether it was done, and its output."""
     body = {"data": data, "fn_index": index, "session_hash": "me"}
     with httpx.Client(base_url=f"{address}gradio_api/", timeout=30) as client:
@@ -257,7 +261,7 @@ def ask(address, index, data):
     return last["success"], last["output"]
 
 
-def test_no_file_of_the_machine_is_served(home, address):
+def test_no_file_of_the_machine_is_served(home, address, httpx):
     checkpoint = home / "classes" / "model.safetensors"
     for path in ("/etc/passwd", checkpoint, "../../etc/passwd", "pyproject.toml", home / "mine.png"):
         for route in ("file=", "file/", "static/", "assets/", "custom_component/"):
@@ -266,7 +270,7 @@ def test_no_file_of_the_machine_is_served(home, address):
                 assert reply.status_code in (403, 404), (route, path)
 
 
-def test_a_request_names_no_file_of_the_machine(home, address):
+def test_a_request_names_no_file_of_the_machine(home, address, httpx):
     """Only what was uploaded is read, whatever the page is told to send."""
     with open(home / "mine.png", "rb") as file:
         (uploaded,) = httpx.post(f"{address}gradio_api/upload", files={"files": file}).json()
@@ -275,18 +279,18 @@ def test_a_request_names_no_file_of_the_machine(home, address):
     done = {}
     for path in (uploaded, str(home / "mine.png"), "/etc/passwd"):
         file = {"path": path, "orig_name": "mine.png", "meta": {"_type": "gradio.FileData"}}
-        done[path], _ = ask(address, index, [file, 0, 2, 0, "1"])
+        done[path], _ = ask(httpx, address, index, [file, 0, 2, 0, "1"])
     assert list(done.values()) == [True, False, False]
     assert httpx.post(f"{address}gradio_api/run/predict", json={"data": [], "fn_index": index}).status_code >= 400
 
 
-def test_numbers_out_of_range_and_large_uploads_are_refused(address):
+def test_numbers_out_of_range_and_large_uploads_are_refused(address, httpx):
     config = httpx.get(f"{address}config").json()
     (index,) = [d["id"] for d in config["dependencies"] if len(d["inputs"]) == 7][:1]  # of the samples
     good = [1, 1, "heun", 0, 1.0, "1", 1]
-    assert ask(address, index, good)[0]
+    assert ask(httpx, address, index, good)[0]
     for place, value in ((0, 1000), (1, 10**6), (2, "os:system"), (3, -1), (4, 0), (5, "cat"), (6, 99)):
-        assert not ask(address, index, [*good[:place], value, *good[place + 1 :]])[0], place
+        assert not ask(httpx, address, index, [*good[:place], value, *good[place + 1 :]])[0], place
     reply = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.png", b"0" * 200_000)})
     assert reply.status_code == 413
 
@@ -297,10 +301,18 @@ def test_numbers_out_of_range_and_large_uploads_are_refused(address):
 PICTURES = "[...document.querySelectorAll('.picture img')].filter(i => i.checkVisibility()).map(i => i.src)"
 
 
+def is_set(field, value):
+    """Wait until the page knows the value of a field."""
+    from playwright.sync_api import expect
+
+    expect(field).to_have_value(str(value), timeout=20_000)
+
+
 def slide(page, **values):
     """Set sliders of the tab that is open."""
     for name, value in values.items():
         page.get_by_label(f"number input for {name.capitalize()}").filter(visible=True).fill(str(value))
+        is_set(page.get_by_label(f"range slider for {name.capitalize()}").filter(visible=True), value)
 
 
 def choose(page, name, value):
@@ -308,6 +320,7 @@ def choose(page, name, value):
     field = page.get_by_label(name, exact=True).filter(visible=True)
     field.fill(value)
     field.press("Enter")
+    is_set(field, value)
 
 
 def press(page, button):
