@@ -36,7 +36,7 @@ from hypothesis import settings  # noqa: E402
 
 collect_ignore = ["elsewhere.py"]  # changes torch where it is imported
 
-pytest_plugins = ["limits"]
+pytest_plugins = ["limits", "browsers"]
 
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)

@@ -49,6 +49,7 @@ ORDER = [
     "report",
     "reproduction",
     "convert",
+    "app",
     "cli",
 ]
 METHOD = ORDER[: ORDER.index("paths") + 1]

@@ -25,6 +25,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "inspect": "indm.cli.report:Inspect",
         "compare": "indm.cli.report:Compare",
         "report": "indm.cli.report:Report",
+        "app": "indm.cli.app:App",
     },
     "Translate": {
         "translate": "indm.cli.translate:Translate",

@@ -50,7 +50,7 @@ class Help(Common):
 
 def overview() -> str:
     """All commands on one screen."""
-    lines = ["usage: indm COMMAND …", "", TITLE, ""]
+    lines = ["usage: indm COMMAND …", TITLE, ""]
     for title, group in commands.GROUPS.items():
         lines += [title, *(f"  {name:14}{commands.about(name)}" for name in group)]
     return "\n".join([*lines, "", MORE])

@@ -90,7 +90,8 @@ class Report(Computes):
     """Set runs of one data set side by side on one page, index.html.
 
     Learning curves, likelihoods, sample quality over steps for each sampler, samples, paths x_t, interpolation,
-    transport cost, the sampling error by parts, what the flow does. Its pictures as PNG and report.json lie beside it.
+    transport cost, the sampling error by parts, what the flow does. The page is one file: charts show the values at the
+    pointer, sliders go along x_t, tables are sorted and copied. Its pictures as PNG and report.json lie beside it.
     Runs that differ in the seed alone are averaged. Models of p(x|c) are shown at the c of the data, those of classes
     class by class, too. Measurements are kept in the run folders, so that a report that was stopped continues.
     """

@@ -1,30 +1,25 @@
-"""A self-contained HTML page: a conclusion and contents on top, then headings, paragraphs, tables and pictures in the
-order in which they are added. It can be read on a screen of 400 pixels: tables scroll, pictures shrink."""
+"""A self-contained HTML page: a conclusion and contents on top, then headings, paragraphs, tables, charts and pictures
+in the order in which they are added.
+
+Tables are sorted and copied, pictures enlarged, and sliders go through pictures, by pointer or keyboard. It can be read
+on a screen of 400 pixels, in the light or the dark as the reader's system has it, and without its scripts.
+"""
 
 import base64
 import html
+import importlib.resources
+import io
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from indm.files import atomic
 
 LONG = 40  # characters from which a cell may be broken
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222;
-  overflow-wrap: anywhere; }
-.conclusion { border-left: 4px solid #0072b2; padding-left: 1em; } .conclusion p { margin: 0.5em 0; }
-nav ul { list-style: none; padding: 0; columns: 18rem; } nav .level3 { padding-left: 1.5em; }
-nav .level1 { font-weight: bold; } a { color: #0072b2; }
-h1, h2, h3 { line-height: 1.2; margin-top: 2em; } h1 { margin-top: 0; }
-table { border-collapse: collapse; margin: 1em 0; font-size: 0.85rem; display: block; overflow-x: auto; }
-th, td { padding: 0.25em 0.8em; text-align: left; border-bottom: 1px solid #ddd; white-space: nowrap; }
-td.long { white-space: normal; min-width: 16rem; }
-td { font-variant-numeric: tabular-nums; } th { background: #f4f4f4; }
-figure { margin: 1.5em 0; } img { max-width: 100%; height: auto; } figcaption { color: #555; font-size: 0.9rem; }
-.reproduced, .better, .holds { color: #176b2c; } .opposite, .worse, .violated { color: #a11; }
-.undecided, .untested { color: #86600a; }
-"""
 
 
 class Page:
@@ -32,11 +27,12 @@ class Page:
 
     Args:
         title: of the page.
-        style: rules of its own, after :data:`STYLE`.
+        parts: the names of styles and scripts beside this file that it needs after its own.
     """
 
-    def __init__(self, title: str, style: str = ""):
-        self.title, self.style = title, STYLE + style
+    def __init__(self, title: str, parts: Sequence[str] = ()):
+        self.title = title
+        self.files = {"page": None} | dict.fromkeys(parts)  # an ordered set
         self.conclusion: list[str] = []
         self.contents: dict[str, tuple[str, int]] = {}
         self.parts: list[str] = []
@@ -66,13 +62,41 @@ class Page:
         for row in body:
             cells = (f'<td class="{_kind(cell)}">{html.escape(cell)}</td>' for cell in row)
             lines.append(f"<tr>{''.join(cells)}</tr>")
-        self.parts.append(f"<table>{''.join(lines)}</table>")
+        self.parts.append(f'<div class="table"><table>{"".join(lines)}</table></div>')
 
     def picture(self, path: Path, caption: str) -> None:
         """The PNG at ``path``, embedded."""
-        caption = html.escape(caption)
-        image = f'<img src="{png_uri(path.read_bytes())}" alt="{caption}">'
-        self.parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
+        self.parts.append(f"<figure>{_embedded(path, caption)}{_caption(caption)}</figure>")
+
+    def chart(self, views: Sequence[Mapping[str, Any]], path: Path, caption: str) -> None:
+        """Lines that are drawn on the page, with the PNG at ``path`` of the same folded below them.
+
+        Args:
+            views: of which one is seen, each with its ``name``, the words of its axes ``x`` and ``y``, whether both are
+                logarithmic (``log``), and its ``lines``: ``name``, ``colour`` (None: that of the text), ``points`` as
+                (x, y, error), and whether it is a ``reference``, dashed and without marks.
+        """
+        self.files["charts"] = None
+        data = json.dumps(list(views), allow_nan=False).replace("</", "<\\/")
+        self.parts.append(
+            f'<figure class="chart"><script type="application/json">{data}</script>'
+            f"<details><summary>As a picture</summary>{_embedded(path, caption)}</details>{_caption(caption)}</figure>"
+        )
+
+    def moving(self, name: str, label: str, words: Sequence[str], stacks: Mapping[str, Sequence[Image.Image]]) -> None:
+        """Pictures of which a slider shows one of each stack.
+
+        Args:
+            name: of the slider, on this page alone.
+            label: beside it.
+            words: for each of its places.
+            stacks: by title, as many pictures as there are places.
+        """
+        figures = "".join(
+            f'<figure><div class="{name}">{"".join(_frames(frames, words))}</div>{_caption(title)}</figure>'
+            for title, frames in stacks.items()
+        )
+        self.parts.append(f'<div class="moving">{slider(name, label, words, 0)}{figures}</div>')
 
     def add(self, fragment: str) -> None:
         """HTML as it is."""
@@ -91,9 +115,44 @@ class Page:
 
     def write(self, path: Path) -> None:
         meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        head = f"{meta}<title>{html.escape(self.title)}</title><style>{self.style}</style>"
-        body = "\n".join([*self._top(), *self.parts])
+        head = f"{meta}<title>{html.escape(self.title)}</title><style>{self._of_files('css')}</style>"
+        body = "\n".join([*self._top(), *self.parts, f"<script>{self._of_files('js')}</script>"])
         atomic.text(path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n')
+
+    def _of_files(self, kind: str) -> str:
+        """All styles or scripts."""
+        here = importlib.resources.files("indm.evaluation")
+        files = [here / f"{name}.{kind}" for name in self.files]
+        return "".join(file.read_text("utf-8") for file in files if file.is_file())
+
+
+def slider(name: str, label: str, words: Sequence[str], at: int) -> str:
+    """A slider over the pictures of every stack, an element of the class ``name``."""
+    return (
+        f'<div class="control"><label for="{name}">{label}</label><output for="{name}">{words[at]}</output>'
+        f'<input type="range" id="{name}" min="0" max="{len(words) - 1}" value="{at}" '
+        f'data-words="{html.escape(json.dumps(list(words)))}"></div>'
+    )
+
+
+def image(picture: Image.Image, alt: str, kind: str = "", hidden: bool = False) -> str:
+    """A picture in the page itself."""
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    kind, end = f' class="{kind}"' if kind else "", " hidden" if hidden else ""
+    return f'<img{kind} src="{png_uri(file.getvalue())}" alt="{html.escape(alt)}"{end}>'
+
+
+def _frames(frames: Sequence[Image.Image], words: Sequence[str]) -> list[str]:
+    return [image(frame, word, hidden=i > 0) for i, (frame, word) in enumerate(zip(frames, words, strict=True))]
+
+
+def _embedded(path: Path, caption: str) -> str:
+    return f'<img class="zoomable" src="{png_uri(path.read_bytes())}" alt="{html.escape(caption)}">'
+
+
+def _caption(caption: str) -> str:
+    return f"<figcaption>{html.escape(caption)}</figcaption>"
 
 
 def png_uri(png: bytes) -> str:

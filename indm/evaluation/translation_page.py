@@ -2,8 +2,6 @@
 with sliders along the way and of strength, and a search by file name; all of it works by keyboard and on a phone."""
 
 import html
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from indm.evaluation.page import Page, png_uri
+from indm.evaluation.page import Page, image, slider
 from indm.evaluation.translation_results import picture
 from indm.messages import one_line
 
@@ -27,55 +25,6 @@ ERRORS = {  # of an image, by the key in its row of the report
     "written_cycle_error_max": "from the result as written",
     "solver_error_max": "of the solver at most",
 }
-
-STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #222; --faint: #555; --line: #ddd; --band: #f4f4f4;
-  --accent: #0072b2; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #15171a; --ink: #ddd; --faint: #aaa; --line: #444; --band: #26292e; --accent: #56b4e9; }
-}
-body { background: var(--paper); color: var(--ink); } figcaption { color: var(--faint); }
-.conclusion { border-color: var(--accent); } th { background: var(--band); } th, td { border-color: var(--line); }
-[hidden] { display: none !important; }
-:focus-visible { outline: 3px solid var(--accent); }
-.controls { position: sticky; top: 0; z-index: 2; background: var(--paper); border-bottom: 1px solid var(--line);
-  padding: 0.5rem 0; display: grid; gap: 0.25rem 2rem; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); }
-@media (max-height: 30rem) { .controls { position: static; } }
-.controls div { display: grid; grid-template-columns: auto 1fr; gap: 0.25rem 0.5rem; align-items: center;
-  align-content: start; }
-.controls output { text-align: right; font-variant-numeric: tabular-nums; } [type=search] { font: inherit; }
-.controls small, [type=range], [type=search] { grid-column: 1 / -1; width: 100%; box-sizing: border-box; margin: 0; }
-.cards { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr));
-  margin: 1.5rem 0; }
-.card { margin: 0; } .card b { color: var(--ink); }
-.pictures { display: grid; grid-template-columns: repeat(3, 1fr); gap: 0.5rem; }
-.pictures div { position: relative; font-size: 0.8rem; }
-.pictures img { display: block; width: 100%; image-rendering: pixelated; }
-.pictures .error { position: absolute; top: 0; z-index: 1; visibility: hidden; }
-.errors .error { visibility: visible; } .errors .error + img { filter: grayscale(1) brightness(0.5); }
-"""
-
-SCRIPT = """
-const all = (selector, within = document) => [...within.querySelectorAll(selector)];
-const say = (input, words) => { document.querySelector(`output[for=${input.id}]`).value = words; };
-for (const slider of all("[type=range]")) {
-  slider.oninput = () => {
-    const words = JSON.parse(slider.dataset.words)[slider.value];
-    say(slider, words);
-    slider.setAttribute("aria-valuetext", words);
-    for (const stack of all(`.${slider.id}`))
-      [...stack.children].forEach((picture, i) => { picture.hidden = i != slider.value; });
-  };
-}
-const folded = text => text.normalize().toLowerCase();
-document.querySelector("#search").oninput = event => {
-  const cards = all(".card"), part = folded(event.target.value);
-  for (const card of cards) card.hidden = !folded(card.dataset.names).includes(part);
-  say(event.target, `${cards.filter(card => !card.hidden).length} of ${cards.length}`);
-};
-for (const box of all("#cycle")) box.oninput = () => { document.body.classList.toggle("errors", box.checked); };
-for (const input of all("input")) input.dispatchEvent(new Event("input"));
-"""
 
 
 @dataclass(frozen=True)
@@ -119,7 +68,7 @@ def write_page(
     """
     strength = report["options"]["strength"]
     largest = max((one.error.max().item() for one in shown if one.error is not None), default=None)
-    page = Page("Translated images", STYLE)
+    page = Page("Translated images", ["translation"])
     page.conclude(conclusion)
     page.text(made_by(report))
     for rows in tables:
@@ -127,7 +76,7 @@ def write_page(
     page.text(_what_is_seen(len(shown), report))
     page.add(_controls(list(shown[0].results), strength, way, largest))
     cards = "\n".join(_card(one, strength, way, levels, largest) for one in shown)
-    page.add(f'<main class="cards">\n{cards}\n</main>\n<script>{SCRIPT}</script>')
+    page.add(f'<main class="cards">\n{cards}\n</main>')
     page.write(path)
 
 
@@ -159,26 +108,17 @@ def _is_random(options: dict) -> bool:
 def _controls(strengths: list[float], strength: float, way: Sequence[str], largest: float | None) -> str:
     """The search, the sliders, and the switch of the cycle's error."""
     parts = [
-        '<div><label for="search">Search by file name</label><output for="search"></output>'
+        '<div class="control"><label for="search">Search by file name</label><output for="search"></output>'
         '<input type="search" id="search"></div>',
-        _slider("way", "Along the way", way, _turn(way)),
-        _slider("strength", "Strength of the result", [f"{s:g}" for s in strengths], strengths.index(strength)),
+        slider("way", "Along the way", way, _turn(way)),
+        slider("strength", "Strength of the result", [f"{s:g}" for s in strengths], strengths.index(strength)),
     ]
     if largest is not None:
         parts.append(
-            '<div><input type="checkbox" id="cycle"><label for="cycle">Error of the cycle</label>'
+            '<div class="control"><input type="checkbox" id="cycle"><label for="cycle">Error of the cycle</label>'
             f"<small>Over the source; full colour: {_short(largest)} grey levels.</small></div>"
         )
     return '<section class="controls" aria-label="Controls">{}</section>'.format("\n".join(parts))
-
-
-def _slider(name: str, label: str, words: Sequence[str], at: int) -> str:
-    """A slider over the pictures of every stack of that ``name``."""
-    return (
-        f'<div><label for="{name}">{label}</label><output for="{name}">{words[at]}</output>'
-        f'<input type="range" id="{name}" min="0" max="{len(words) - 1}" value="{at}" '
-        f'data-words="{html.escape(json.dumps(list(words)))}"></div>'
-    )
 
 
 def _turn(way: Sequence[str]) -> int:
@@ -191,9 +131,9 @@ def _card(one: Shown, strength: float, way: Sequence[str], levels: int, largest:
     notes = [f"{one.row['distance_rms']:.1f} grey levels from its source"]
     notes += [one.row["note"]] if "note" in one.row else []
     notes += [f"{words} {_short(one.row[key])}" for key, words in ERRORS.items() if key in one.row]
-    source = _image(picture(one.source, levels), "source")
+    source = image(picture(one.source, levels), "source")
     if one.error is not None:
-        source = _image(_overlay(one.error, largest), "error of the cycle", "error") + source
+        source = image(_overlay(one.error, largest), "error of the cycle", "error") + source
     frames = [None] * len(way) if one.frames is None else list(one.frames)
     words = [f"strength {s:g}" for s in one.results]
     results = _stack("strength", list(one.results.values()), words, list(one.results).index(strength), levels)
@@ -214,19 +154,12 @@ def _stack(name: str, pictures: Sequence[Tensor | None], words: Sequence[str], a
     """Pictures of which one is seen, as the slider ``name`` says."""
     parts = []
     for i, (pixels, word) in enumerate(zip(pictures, words, strict=True)):
-        hidden = "" if i == at else " hidden"
+        hidden = i != at
         if pixels is None:
-            parts.append(f"<span{hidden}>not reached</span>")
+            parts.append(f"<span{' hidden' * hidden}>not reached</span>")
         else:
-            parts.append(_image(picture(pixels, levels), word, hidden=hidden))
+            parts.append(image(picture(pixels, levels), word, hidden=hidden))
     return f'<div class="{name}">{"".join(parts)}</div>'
-
-
-def _image(picture: Image.Image, alt: str, kind: str = "", hidden: str = "") -> str:
-    file = io.BytesIO()
-    picture.save(file, format="PNG")
-    kind = f' class="{kind}"' if kind else ""
-    return f'<img{kind} src="{png_uri(file.getvalue())}" alt="{html.escape(alt)}"{hidden}>'
 
 
 def _overlay(error: Tensor, largest: float | None) -> Image.Image:

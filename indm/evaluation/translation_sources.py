@@ -85,7 +85,7 @@ def find(
                     f"{file}: events of shape {model.shape} are no image files; .npz, .npy or .csv would do"
                 )
             else:
-                items.append(Item(name, file, _reader(file, model, data, grey, strict, alpha)))
+                items.append(Item(name, file, image_reader(file, model, data, grey, strict, alpha)))
     return _with_names_apart(items)
 
 
@@ -150,7 +150,10 @@ def _rows(file: Path, name: str, model: INDM) -> list[Item]:
     ]
 
 
-def _reader(file: Path, model: INDM, data: dict, grey: bool, strict: bool, alpha: bool) -> Callable[[], Example]:
+def image_reader(
+    file: Path, model: INDM, data: dict, grey: bool = False, strict: bool = False, alpha: bool = False
+) -> Callable[[], Example]:
+    """What reads an image file as an example of ``model``; the arguments are those of :func:`find`."""
     channels, height, width = model.shape
 
     def read() -> Example:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from indm.conditions import rows_of_data
@@ -62,7 +63,7 @@ def quality_figure(groups: list[list[Record]], path: Path, colours: Colours) -> 
     first = groups[0][0].measurements["quality"]
     floor, rows = first[0], [row for row in first if row["sampler"] != "data"]
     samplers = list(dict.fromkeys(row["sampler"] for row in rows))
-    kinds = ["sliced_wasserstein"] + (["frechet"] if rows[0]["frechet"] is not None else [])
+    kinds = kinds_of(first)
     figure = Figure(figsize=(max(6, 3.4 * len(samplers)), 3.2 * len(kinds) + 0.5))
     for panels, key in zip(figure.subplots(len(kinds), len(samplers), sharey="row", squeeze=False), kinds, strict=True):
         for axes, sampler in zip(panels, samplers, strict=True):
@@ -97,12 +98,21 @@ def _over_evaluations(axes: Axes, sampler: str, rows: list[dict]) -> None:
     axes.xaxis.minorticks_off()
 
 
-def _line(axes: Axes, seeds: list[list[dict]], sampler: str, key: str, group: str, colours: Colours) -> None:
-    """A number of a sampler over evaluations, its mean over seeds with the error."""
+def kinds_of(quality: list[dict]) -> list[str]:
+    """The distances that were measured: Fréchet's needs labels."""
+    return [key for key in DISTANCES if quality[-1][key] is not None]
+
+
+def line_of(seeds: list[list[dict]], sampler: str, key: str) -> list[tuple[float, float, float]]:
+    """A number of a sampler over evaluations: (evaluations, mean over seeds, its error)."""
     points = []
     for same in zip(*([row for row in rows if row["sampler"] == sampler] for rows in seeds), strict=True):
         points.append((same[0]["nfe"], *over_seeds([row[key] for row in same], same[0][f"{key}_standard_error"])))
-    nfe, mean, error = zip(*points, strict=True)
+    return points
+
+
+def _line(axes: Axes, seeds: list[list[dict]], sampler: str, key: str, group: str, colours: Colours) -> None:
+    nfe, mean, error = zip(*line_of(seeds, sampler, key), strict=True)
     axes.errorbar(nfe, mean, error, fmt=".-", label=group, color=colours[group])
 
 
@@ -189,10 +199,23 @@ def flow_strip(model, x: Tensor, c: Tensor | None = None) -> Tensor:
 
 def interpolation_strip(model, x: Tensor, c: Tensor | None = None) -> Tensor:
     """From each x to its successor, through z_T; decoded at the c of the first where there is one."""
+    z = codes(model, x, c)
+    return between(model, z, z.roll(-1, 0), FRAMES, c)
+
+
+def codes(model, x: Tensor, c: Tensor | None = None) -> Tensor:
+    """z_T of data x along the probability flow, (B, *event); the deterministic way back of the sampler "ode"."""
     here = at(model, c, len(x))
-    z = encode_ode(here, here.flow.latent(x).detach())[0]
-    way = torch.stack([slerp(z, z.roll(-1, 0), share) for share in torch.linspace(0, 1, FRAMES).tolist()])
-    c = None if c is None else c.repeat(FRAMES, *(1 for _ in c.shape[1:]))
+    return encode_ode(here, here.flow.latent(x).detach())[0]
+
+
+def between(model, start: Tensor, end: Tensor, frames: int, c: Tensor | None = None) -> Tensor:
+    """Data decoded from z_T on the great circle from ``start`` to ``end``, (frames, B, *event), ends among them.
+
+    ``c`` has a row for each of ``start``; of a model without a condition it is None.
+    """
+    way = torch.stack([slerp(start, end, share) for share in torch.linspace(0, 1, frames).tolist()])
+    c = None if c is None else c.repeat(frames, *(1 for _ in c.shape[1:]))
     return sample_quality.solve(model, way.flatten(0, 1), "ode", c=c)[0].reshape(way.shape)
 
 
@@ -210,12 +233,14 @@ class Strip:
 
     Attributes:
         caption: of the figure.
+        slider: what its slider goes along.
         frames: (model, x, c) → (frames, B, *event), in model units; c is None for a model without a condition.
         labels: model → a word above each frame.
         at_c: what the caption says of models of p(x|c).
     """
 
     caption: str
+    slider: str
     frames: Callable[..., Tensor]
     labels: Callable[..., Sequence[str]]
     at_c: str = "x_t is at the c of x"
@@ -226,22 +251,23 @@ def times(model) -> list[str]:
     return sheets.time_words(clock(model, FRAMES).tolist())
 
 
-def shares(model) -> list[str]:
+def shares(model, frames: int = FRAMES) -> list[str]:
     """How far each frame of an interpolation is on its way, in per cent."""
-    return ["x", *(f"{share:.0%}" for share in torch.linspace(0, 1, FRAMES).tolist()[1:-1]), "x′"]
+    return ["x", *(f"{share:.0%}" for share in torch.linspace(0, 1, frames).tolist()[1:-1]), "x′"]
 
 
 PATHS = {
     "paths": Strip("x_t along one Brownian path, at times equally spaced on the log-SNR clock from ε to T.",
-                   forward_strip, times),
+                   "Along x_t, t =", forward_strip, times),
     "flow-paths": Strip("x_t along the probability flow, at the same times: encoded to T, each frame decoded by h⁻¹.",
-                        flow_strip, times),
+                        "Along x_t, t =", flow_strip, times),
     "interpolation": Strip("From x to x′ through z_T: both encoded, interpolated on the sphere, decoded.",
-                           interpolation_strip, shares, "all of a row is decoded at the c of x, x′ too"),
+                           "From x to x′", interpolation_strip, shares,
+                           "all of a row is decoded at the c of x, x′ too"),
 }  # fmt: skip
 
 
-def strips_figure(records: list[Record], data: Data, path: Path, strip: Strip) -> None:
+def strip_panels(records: list[Record], data: Data, strip: Strip) -> list[sheets.Panel]:
     """A panel for each group, a row for each image, a column for each time."""
     panels = []
     for record in records:
@@ -252,7 +278,26 @@ def strips_figure(records: list[Record], data: Data, path: Path, strip: Strip) -
             frames = strip.frames(model, x, rows_of_data(model, data, "test", len(x)))
         rows = model.scaling.to_data(frames.transpose(0, 1).flatten(0, 1)).cpu()
         panels.append(sheets.Panel(rows, FRAMES, record.group, tops=strip.labels(model)))
-    plots.save_pixels(sheets.sheet(panels, data.scaling.levels or 256, across=1), path)
+    return panels
+
+
+def strips_figure(panels: list[sheets.Panel], levels: int, path: Path) -> None:
+    """The panels of :func:`strip_panels` below one another."""
+    plots.save_pixels(sheets.sheet(panels, levels, across=1), path)
+
+
+def frames_of(panels: list[sheets.Panel], levels: int) -> tuple[list[str], dict[str, list[Image.Image]]]:
+    """The same, frame by frame: the words of each frame, and by group a picture of all its images at that frame."""
+    words = [word.removeprefix("t = ") for word in panels[0].tops]
+    if any(panel.tops != panels[0].tops for panel in panels):
+        words = [f"picture {i + 1} of {len(words)}" for i in range(len(words))]
+    stacks = {}
+    for panel in panels:
+        assert isinstance(panel.images, Tensor)
+        columns = [panel.images[i :: panel.columns] for i in range(panel.columns)]
+        grids = [sheets.grid(column, levels, len(column)) for column in columns]
+        stacks[panel.title] = [Image.fromarray(pixels) for pixels in grids]
+    return words, stacks
 
 
 @styled

@@ -19,7 +19,7 @@ from indm.evaluation.results import check_same_examples
 from indm.evaluation.statistics import FOLDS, LEVEL
 from indm.evaluation.style import colours_of
 from indm.files import atomic, untrusted
-from indm.report import figures, tables
+from indm.report import charts, figures, tables
 from indm.report.conclusion import conclude
 from indm.report.measurements import Setup
 from indm.report.records import Record, by_group, conclusions, differences_of, folders_of, gather
@@ -190,11 +190,14 @@ class Sections:
         """What a caption says of models of p(x|c); nothing where there are none."""
         return f" Of models of p(x|c) {sentence}." if any(record.is_conditional for record in self.records) else ""
 
-    def draw(self, name: str, caption: str, write: Callable[[Path], None]) -> None:
-        """Add a picture that ``write`` writes as a PNG."""
+    def draw(self, name: str, caption: str, write: Callable[[Path], None], views: Sequence[charts.View] = ()) -> None:
+        """Add a picture that ``write`` writes as a PNG, below a chart of its ``views`` where there are any."""
         path = self.out / f"{self.prefix}{name}.png"
         write(path)
-        self.page.picture(path, caption)
+        if views:
+            self.page.chart(views, path, caption)
+        else:
+            self.page.picture(path, caption)
 
     def likelihood(self) -> None:
         self.page.heading("Likelihood and budget")
@@ -216,12 +219,14 @@ class Sections:
             f"Validation NELBO in {self.records[0].unit}, over optimizer steps and over seconds of training: lower is "
             "better.",
             lambda path: figures.curves_figure(self.records, path, self.colours),
+            charts.curves(self.records, self.colours) if any(record.curve for record in self.records) else (),
         )
         self.draw(
             "gap",
             f"NELBO − NLL (ODE) of the same examples in {self.records[0].unit}, over optimizer steps; bars are one "
             "standard error over examples.",
             lambda path: figures.gap_figure(self.first("gap"), path, self.colours),
+            charts.gap(self.first("gap"), self.colours),
         )
 
     def samples(self) -> None:
@@ -250,6 +255,7 @@ class Sections:
             "Distance to the test data over evaluations of the network, both on logarithmic axes: lower is better. "
             "Dashed: training data. Bars are one standard error.",
             lambda path: figures.quality_figure(self.having("errors"), path, self.colours),
+            charts.quality(self.having("errors"), self.colours),
         )
 
     def errors(self) -> None:
@@ -265,6 +271,7 @@ class Sections:
             "Root mean square over entries, in model units, over evaluations of the network, both on logarithmic axes: "
             "lower is better. Bars are one standard error.",
             lambda path: figures.loss_figure(self.having("errors"), path, self.colours),
+            charts.loss(self.having("errors"), self.colours),
         )
         if self.having("transport"):
             self.page.heading("Transport along the probability flow")
@@ -278,7 +285,9 @@ class Sections:
         if len(self.data.shape) == 3:
             self.page.heading("Paths")
             for name, strip in figures.PATHS.items():
-                write = functools.partial(figures.strips_figure, records, self.data, strip=strip)
+                panels, levels = figures.strip_panels(records, self.data, strip), self.data.scaling.levels or 256
+                self.page.moving(f"along-{self.prefix}{name}", strip.slider, *figures.frames_of(panels, levels))
+                write = functools.partial(figures.strips_figure, panels, levels)
                 self.draw(name, strip.caption + self.at_c(strip.at_c), write)
         if self.data.shape == (2,):
             self.page.heading("Paths")

@@ -34,7 +34,7 @@ from indm.evaluation.runs import evaluate_run
 from indm.evaluation.sampling_error import estimation_curve
 from indm.flows import Identity
 from indm.model import build_model
-from indm.report import conclusion, figures, measurements, records, tables, writer
+from indm.report import charts, conclusion, figures, measurements, records, tables, writer
 from indm.report.measurements import Measurement, Setup, measure
 from indm.report.records import Record, differences_of, folders_of, groups_of
 from indm.report.tables import likelihood_rows
@@ -99,7 +99,9 @@ def test_page_holds_everything_and_escapes_it(tmp_path):
     classes = [attributes["class"] for tag, attributes in reader.elements if tag == "td"]
     assert classes == [f"cell {NASTY}", "opposite"] and ".opposite" in "".join(reader.text("style"))
     assert [a["alt"] for tag, a in reader.elements if tag == "img"] == [f"caption {NASTY}"]
-    known = "html head meta title style body h1 h2 h3 section nav ul li a p table tr th td figure img figcaption"
+    known = (
+        "html head meta title style body h1 h2 h3 section nav ul li a p div table tr th td figure img figcaption script"
+    )
     assert {tag for tag, _ in reader.elements} == set(known.split())
     (data,) = reader.images()
     assert data == (tmp_path / "a.png").read_bytes()
@@ -393,6 +395,49 @@ def test_quality_and_gap_figures_show_means_over_seeds(monkeypatch, tmp_path):
     assert (x, y) == ([4, 9], [0.3, -0.2]) and error == pytest.approx([0.1, 0.05])
     lines = [container.lines[0] for panel in (left, right, axes) for container in panel.containers]
     assert [line.get_color() for line in lines] == [colours[name] for name in "ababb"]  # a model has one colour
+
+
+def test_charts_have_the_numbers_of_the_figures(tmp_path):
+    rows = [
+        {"sampler": sampler, "steps": steps, "nfe": steps, "frechet": None, "sliced_wasserstein": value,
+         "sliced_wasserstein_standard_error": error, "rms": 2 * value, "rms_standard_error": error}
+        for sampler, steps, value, error in (("data", 0, 0.1, math.nan), ("ode", 5, 0.5, 0.2), ("pc", 5, 0.7, math.nan),
+                                             ("pc", 9, 0.4, 0.1))
+    ]  # fmt: skip
+    measured = {"quality": rows, "errors": {"discretization": rows[1:]}}
+    one = record(tmp_path, "a", gap=[{"step": 4, "gap": -0.5, "standard_error": 0.1}], **measured)
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(
+            json.dumps({"step": s, "seconds": s / 2, "valid_nelbo": v}) + "\n" for s, v in ((3, 1.5), (6, math.nan))
+        )
+    )
+    colours = {"a": "#123456"}
+
+    def lines(view):
+        return {line["name"]: (line["colour"], line["points"], line["reference"]) for line in view["lines"]}
+
+    steps, seconds = charts.curves([one], colours)
+    assert lines(steps) == {"a": ("#123456", [[3, 1.5, 0.0]], False)}  # what is not finite is not drawn
+    assert seconds["lines"][0]["points"] == [[1.5, 1.5, 0.0]] and not steps["log"] and "NELBO (nats)" in steps["y"]
+    (gap,) = charts.gap([one], colours)
+    assert lines(gap)["a"][1] == [[4, -0.5, 0.1]]
+    ode, pc = charts.quality([[one]], colours)
+    assert (ode["name"], pc["name"]) == ("sliced Wasserstein distance, ode", "sliced Wasserstein distance, pc")
+    floor = (None, [[5, 0.1, 0.0], [9, 0.1, 0.0]], True)
+    assert lines(pc) == {"a": ("#123456", [[5, 0.7, 0.0], [9, 0.4, 0.1]], False), "training data": floor} and pc["log"]
+    ode, pc = charts.loss([[one]], colours)
+    assert lines(ode)["a"][1] == [[5, 1.0, 0.2]] and pc["name"] == "pc" and pc["lines"][0]["points"][1] == [9, 0.8, 0.1]
+
+
+def test_sliders_show_each_column_of_the_strips():
+    images = torch.arange(2 * 3).reshape(6, 1, 1, 1).expand(6, 1, 8, 8) * 20  # two rows of three frames
+    panel = sheets.Panel(images, 3, "a", tops=["t = 0.1", "0.5", "1"])
+    words, stacks = figures.frames_of([panel], 256)
+    assert words == ["0.1", "0.5", "1"] and list(stacks) == ["a"]
+    for i, frame in enumerate(stacks["a"]):
+        assert np.array_equal(frame, sheets.grid(images[[i, i + 3]], 256, 2))
+    other = replace(panel, title="b", tops=["t = 0.2", "0.5", "1"])
+    assert figures.frames_of([panel, other], 256)[0] == ["picture 1 of 3", "picture 2 of 3", "picture 3 of 3"]
 
 
 def test_curves_show_every_validation_and_name_a_group_once(monkeypatch, tmp_path):
@@ -795,8 +840,12 @@ def test_report_is_one_page_with_every_picture(digits):
     reader = assert_alone(text)
     names = ["curves", "gap", "samples", "quality", "loss", "paths", "flow-paths", "interpolation", "flow"]
     assert sorted(p.name for p in (base / "out").glob("*.png")) == sorted(f"{name}.png" for name in names)
-    assert reader.images() == [(base / "out" / f"{name}.png").read_bytes() for name in names]
-    for data in reader.images():
+    assert reader.images("zoomable") == [(base / "out" / f"{name}.png").read_bytes() for name in names]
+    sliders = {a["id"]: json.loads(a["data-words"]) for tag, a in reader.elements if tag == "input"}
+    assert list(sliders) == [f"along-{name}" for name in figures.PATHS]
+    assert all(len(words) == figures.FRAMES for words in sliders.values())
+    assert len(reader.images()) == len(names) + 3 * 2 * figures.FRAMES  # two models have paths
+    for data in reader.images("zoomable"):
         image = Image.open(io.BytesIO(data))
         image.load()
         assert image.format == "PNG" and min(image.size) > 300 and len(set(image.convert("L").tobytes())) > 10

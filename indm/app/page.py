@@ -1,0 +1,198 @@
+"""The page of ``indm app``, of Gradio: what can be set, and which request a button makes.
+
+One request is computed at a time. Nothing is fetched from elsewhere, and no file of this machine is served but the
+uploads and pictures of the page, which are kept in a folder of their own until the program ends.
+"""
+
+import functools
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read where Gradio is imported
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import gradio as gr
+
+from indm.app import requests
+from indm.app.requests import WAYS, Side, Source, Translation
+from indm.data.images import SUFFIXES
+from indm.messages import one_line
+
+LARGEST_UPLOAD, MOST_WAITING, KEPT = "10mb", 4, 3600  # of a file; requests; seconds of an upload
+THEME = gr.themes.Base(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+STYLE = """
+img { image-rendering: pixelated; } .picture .image-container { padding-top: 2rem; }
+#likelihood :is(th, td) { white-space: nowrap; padding: 0.5em; }
+"""
+
+
+class Builder:
+    """Makes the tabs of a page.
+
+    Args:
+        seconds: that a request may take.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def on(self, listen: Callable, compute: Callable, inputs: Sequence[Any], outputs: Any) -> None:
+        """Let an event compute something; one at a time on the whole page."""
+
+        @functools.wraps(compute)
+        def handler(*values: Any) -> Any:
+            try:
+                with requests.at_most(self.seconds):
+                    return compute(*values)
+            except (ValueError, OSError, RuntimeError) as error:
+                raise gr.Error(one_line(error), print_exception=False) from error
+
+        listen(handler, list(inputs), outputs, concurrency_id="model", concurrency_limit=1, api_visibility="private")
+
+    def source(self, side: Side, label: str, number: int = 0) -> list[Any]:
+        """Fields that choose an image, and how the model sees it; gives its file and its number."""
+        with gr.Column(min_width=200):
+            file = gr.File(label=label, file_types=sorted(SUFFIXES), height=150)
+            have = side.test is not None and len(side.test) > number
+            index = gr.Number(
+                number if have else None, label="or the test image of number", precision=0, minimum=0, visible=have
+            )
+            start = requests.preview(side, Source(None, number)) if have else None
+            shown = picture(f"{label}, as the model sees it", height=180, value=start)
+        for field in (file, index):
+            self.on(field.change, lambda *chosen: seen(side, *chosen), [file, index], shown)
+        return [file, index]
+
+    def samples(self, side: Side) -> None:
+        with gr.Row():
+            with gr.Column(scale=1, min_width=260):
+                n = gr.Slider(1, 64, 16, step=1, label="Number")
+                steps = gr.Slider(1, 200, 25, step=1, label="Steps", info="“ode” takes as many as its error needs.")
+                sampler = gr.Dropdown(side.samplers, value="unipc" if "unipc" in side.samplers else "heun",
+                                      label="Sampler")  # fmt: skip
+                seed = seed_field()
+                temperature = gr.Slider(0.1, 1.5, 1.0, step=0.05, label="Temperature",
+                                        info="Factor on the latent; 1 samples the model.")  # fmt: skip
+                c = condition_field(side)
+                guidance = gr.Slider(1, 5, 1, step=0.1, label="Guidance", visible=side.knows_marginal)
+                button = gr.Button("Sample", variant="primary")
+            with gr.Column(scale=2, min_width=300):
+                grid = picture("Samples")
+        self.on(button.click, functools.partial(requests.samples, side),
+                [n, steps, sampler, seed, temperature, c, guidance], grid)  # fmt: skip
+
+    def likelihood(self, side: Side) -> None:
+        with gr.Row():
+            with gr.Column(scale=1, min_width=260):
+                chosen = self.source(side, "Image")
+                draws = gr.Slider(2, 32, 8, step=1, label="Draws")
+                seed, c = seed_field(), condition_field(side)
+                button = gr.Button("Likelihood", variant="primary")
+            with gr.Column(scale=2, min_width=300):
+                table = gr.Markdown("Bits/dim of the image, with an error bar.", elem_id="likelihood")
+        self.on(button.click, lambda file, index, *more: requests.likelihood(side, Source(file, index), *more),
+                [*chosen, draws, seed, c], table)  # fmt: skip
+
+    def interpolation(self, side: Side) -> None:
+        with gr.Row():
+            first, second = self.source(side, "From"), self.source(side, "To", 1)
+        frames, c = gr.Slider(3, 15, 9, step=1, label="Pictures"), condition_field(side)
+        button, strip = gr.Button("Interpolate", variant="primary"), picture("From one to the other")
+
+        def compute(a: str | None, i: float | None, b: str | None, j: float | None, *more: Any) -> requests.Picture:
+            return requests.interpolation(side, [Source(a, i), Source(b, j)], *more)
+
+        self.on(button.click, compute, [*first, *second, frames, c], strip)
+
+    def translation(self, translation: Translation) -> None:
+        a, b = translation.sides
+        with gr.Row():
+            with gr.Column(scale=1, min_width=260):
+                way = gr.Radio(list(WAYS), value=WAYS[0], label="Direction", visible=not translation.within_one)
+                chosen = self.source(a, "Image")
+                classes = [condition_field(side, f"Condition of {name}") for side, name in ((a, "A"), (b, "B"))]
+                if b.labels:
+                    classes[1].value = b.labels[-1]
+                strength = gr.Slider(0.05, 1, 1, step=0.05, label="Strength", info="Less keeps more of the source.")
+                steps = gr.Slider(10, 240, 120, step=1, label="Steps")
+                button = gr.Button("Translate", variant="primary")
+            with gr.Column(scale=2, min_width=300):
+                pair, strip = picture("Source and result"), picture("The way")
+
+        def compute(file: str | None, index: float | None, way: str, c_a: str, c_b: str, *more: Any) -> tuple:
+            return translation(Source(file, index), way, (c_a, c_b), *more)
+
+        self.on(button.click, compute, [*chosen, way, *classes, strength, steps], [pair, strip])
+
+
+def seen(side: Side, file: str | None, index: float | None) -> requests.Picture | None:
+    """How the model sees an image; None where none is chosen."""
+    return None if file is None and index is None else requests.preview(side, Source(file, index))
+
+
+def picture(label: str, **options: Any) -> gr.Image:
+    options |= {
+        "format": "png",
+        "interactive": False,
+        "buttons": ["download", "fullscreen"],
+        "elem_classes": ["picture"],
+    }
+    return gr.Image(label=label, **options)
+
+
+def seed_field() -> gr.Number:
+    return gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
+
+
+def condition_field(side: Side, label: str = "Condition") -> Any:
+    """Classes to choose from, or numbers; hidden for a model without a condition."""
+    if side.labels:
+        choices = [("none: p(x)", "")] * side.knows_marginal + [(name, name) for name in side.labels]
+        return gr.Dropdown(choices, value=side.labels[0], label=label)
+    has = getattr(side.model, "condition", None) is not None
+    return gr.Textbox("", label=label, placeholder="[0.5, 1.2]", max_length=1000, visible=has)
+
+
+def build(sides: Sequence[Side], seconds: float) -> gr.Blocks:
+    """The page of one or two models."""
+    make, side, translation = Builder(seconds), sides[0], requests.translation_of(sides)
+    title = f"indm: {' and '.join(str(side.run) for side in sides)}"
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+        gr.Markdown(f"# {title}")
+        tabs = {"Sample": make.samples, "Likelihood": make.likelihood, "Interpolation": make.interpolation}
+        for name, tab in tabs.items():
+            with gr.Tab(name):
+                tab(side)
+        if translation is not None:
+            with gr.Tab("Translation"):
+                make.translation(translation)
+    return page.queue(max_size=MOST_WAITING, api_open=False)
+
+
+@contextmanager
+def serving(sides: Sequence[Side], host: str, port: int | None, seconds: float) -> Iterator[str]:
+    """Serve the page; gives its address.
+
+    Raises:
+        OSError: the port is taken, or the host no address of this machine.
+    """
+    with tempfile.TemporaryDirectory(prefix="indm-app-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        page = build(sides, seconds)
+        options: Any = {"prevent_thread_lock": True, "quiet": True, "share": False, "ssr_mode": False}
+        options |= {"footer_links": [], "run_history": False, "enable_monitoring": False, "pwa": False}
+        options |= {"server_name": host, "server_port": port, "max_file_size": LARGEST_UPLOAD}
+        try:
+            _, address, _ = page.launch(theme=THEME, css=STYLE, **options)
+        except OSError as error:
+            place = f"port {port}" if port else "any port from 7860 to 7959"
+            raise OSError(
+                f"nothing can listen at {host} and {place}; other values of --host and --port would do"
+            ) from error
+        try:
+            yield address
+        finally:
+            page.close(verbose=False)

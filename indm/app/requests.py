@@ -1,0 +1,339 @@
+"""What ``indm app`` computes of a run when somebody presses a button: pictures and words.
+
+Images of strangers are read by :mod:`indm.data.images` alone. A request that takes too long is stopped at the next
+evaluation of a network.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from indm.conditions import Vector, sees_condition
+from indm.config import recipes
+from indm.data.base import Examples, stack
+from indm.data.images import read_size
+from indm.dequantization import in_words
+from indm.evaluation import sheets
+from indm.evaluation.results import read_evaluation
+from indm.evaluation.statistics import mean_and_error
+from indm.evaluation.translation_sources import image_reader
+from indm.flows import require_one_map
+from indm.gaussian import GaussianReference
+from indm.likelihood import latent_reference, log_likelihood
+from indm.model import INDM, all_rows
+from indm.objective import nelbo
+from indm.report import figures
+from indm.runs.data import data_of
+from indm.runs.fitted import FITTED, fitted_sampler
+from indm.runs.fitted import FOLDER as FITS
+from indm.runs.folder import open_run, recipe_of
+from indm.sampling import SAMPLERS, make_sampler, sample
+from indm.tensors import evaluation_mode
+from indm.training.pairs import SIDES, is_pair
+from indm.translation import Route, bridge, check_pair, two_models
+
+MOST_PIXELS = 25_000_000  # of an image that is uploaded; of three bytes each
+NELBO_TIMES = 16  # evaluations of the network for each draw of the NELBO
+REFERENCE_IMAGES = 512  # at most, of the law of latents
+FRAMES = 5  # of each leg of a translation
+WAYS = ("A to B", "B to A")
+Picture = np.ndarray  # (height, width, 3) bytes
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image that somebody has chosen: a file that was uploaded, else a test image by its number."""
+
+    file: str | None
+    number: float | None = None
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model, and the images that it knows.
+
+    Attributes:
+        run: its folder.
+        model: of images (1 or 3, H, W) in grey levels.
+        data: the ``[data]`` table, which says how images are cut and resized.
+        test: the test images; None where they cannot be had, as of a model from the hub.
+        absent: why there are none.
+    """
+
+    run: Path
+    model: INDM
+    data: dict
+    test: Examples | None
+    absent: str = ""
+
+    @classmethod
+    def opened(cls, run: Path) -> "Side":
+        """That of a run folder.
+
+        Raises:
+            ValueError: a model of other data than images in grey levels.
+        """
+        model, recipe = open_run(run)
+        shape, levels = tuple(model.shape), model.scaling.levels
+        if len(shape) != 3 or shape[0] not in (1, 3) or levels is None:
+            raise ValueError(
+                f"indm app needs a model of images in grey levels, {run} has events of shape {shape}; "
+                f"'indm sample {run}' and 'indm evaluate {run}' would do"
+            )
+        condition = getattr(model, "condition", None)
+        if not (condition is None or condition.is_class or isinstance(condition, Vector)):
+            raise ValueError(
+                f"indm app needs a model of p(x), p(x|class) or p(x|numbers), {run} is one of p(x|image); "
+                f"'indm sample {run}' would do"
+            )
+        return cls(run, model, recipe["data"], None).with_data(recipe["data"])
+
+    def with_data(self, table: dict) -> "Side":
+        """The same model with the images of another ``[data]`` table."""
+        try:
+            return replace(self, data=table, test=data_of(self.run, self.model, table).test)
+        except (ValueError, OSError) as error:
+            return replace(self, data=table, absent=str(error))
+
+    def read(self, source: Source) -> tuple[Tensor, str]:
+        """An image as this model sees it, (C, H, W) in its grey levels, and what was done to it.
+
+        Raises:
+            ValueError, OSError: it is no image, one of too many pixels, or there is no test image of that number.
+        """
+        if source.file is None:
+            return self._test_image(source.number)
+        height, width = read_size(Path(source.file))
+        if height * width > MOST_PIXELS:
+            raise ValueError(f"the image must have at most {MOST_PIXELS:,} pixels, got {width}×{height}")
+        example = image_reader(Path(source.file), self.model, self.data, self.data.get("grey") is True)()
+        return example.pixels, example.note
+
+    def _test_image(self, number: float | None) -> tuple[Tensor, str]:
+        if self.test is None or number is None:
+            raise ValueError(
+                "upload an image first" + (f"; there are no test images: {self.absent}" * bool(self.absent))
+            )
+        if not 0 <= number < len(self.test):
+            raise ValueError(f"the test image must be 0 to {len(self.test) - 1}, got {number:g}")
+        return self.test[int(number)], f"test image {number:g}"
+
+    def given(self, c: str | None) -> Any:
+        """What a field of the condition means: a class by its name, numbers as [0.5, 1.2]; None of p(x)."""
+        condition = getattr(self.model, "condition", None)
+        if condition is None or not c:
+            return None
+        return c if condition.is_class else recipes.value_of(c)
+
+    def generator(self, seed: float) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(int(seed))
+
+    def on_device(self, images: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(images)).to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.scaling.scale.device
+
+    @property
+    def levels(self) -> int:
+        levels = self.model.scaling.levels
+        assert levels is not None  # see opened
+        return levels
+
+    @functools.cached_property
+    def reference(self) -> GaussianReference | None:
+        """The law of the latents of test images, which takes noise from likelihoods; None where it is not known."""
+        if self.test is None or sees_condition(self.model.flow):
+            return None
+        return latent_reference(self.model, stack(self.test, REFERENCE_IMAGES).to(self.device))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes; none of a model that has none."""
+        return getattr(getattr(self.model, "condition", None), "labels", ())
+
+    @property
+    def knows_marginal(self) -> bool:
+        """Whether a model of p(x|c) is one of p(x), too, and can be guided."""
+        condition = getattr(self.model, "condition", None)
+        return condition is not None and condition.drop > 0
+
+    @property
+    def samplers(self) -> list[str]:
+        """Those that take the model's SDE, and those fitted to the run, where there are any."""
+        able = [n for n in SAMPLERS if self.model.sde.is_scalar or not make_sampler(n).needs_scalar_sde]
+        return able + [FITTED] * (self.run / FITS).is_dir()
+
+
+def open_sides(folders: Sequence[Path]) -> list[Side]:
+    """The model of a run; of two runs or of the folder of a pair, both.
+
+    Raises:
+        ValueError: more than two, or models of no images.
+    """
+    if len(folders) == 1 and is_pair(folders[0]):
+        folders = [folders[0] / side for side in SIDES]
+    if not 1 <= len(folders) <= 2:
+        raise ValueError(f"indm app takes one run or two, got {len(folders)}")
+    return [Side.opened(folder) for folder in folders]
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Inside, an evaluation of a network after so many seconds raises a TimeoutError."""
+    end = time.monotonic() + seconds
+
+    def check(module: torch.nn.Module, inputs: tuple) -> None:
+        if time.monotonic() > end:
+            raise TimeoutError(f"stopped after {seconds:g} seconds; fewer steps or images would do, or --seconds")
+
+    hook = register_module_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def preview(side: Side, source: Source) -> Picture:
+    """An image as the model sees it."""
+    return sheets.grid(side.read(source)[0][None], side.levels)
+
+
+def samples(
+    side: Side, n: int, steps: int, sampler: str, seed: float, temperature: float, c: str | None, guidance: float
+) -> Picture:
+    """A grid of samples; the arguments are those of :func:`indm.sample`."""
+    rule = fitted_sampler(side.run, steps, guidance) if sampler == FITTED else make_sampler(sampler)
+    options: Any = {"sampler": rule, "steps": steps, "temperature": temperature, "guidance": guidance}
+    x = sample(side.model, n, c=side.given(c), generator=side.generator(seed), **options)
+    return sheets.grid(side.model.scaling.to_data(x).cpu(), side.levels)
+
+
+def likelihood(side: Side, source: Source, draws: int, seed: float, c: str | None) -> str:
+    """−log₂ P of an image for each dimension, as a table in Markdown with its conventions below.
+
+    ± is the standard error over ``draws`` of all randomness: dequantization, times, noise and probes.
+    """
+    model, (image, note) = side.model, side.read(source)
+    raw, given, generator = side.on_device([image] * draws), side.given(c), side.generator(seed)
+    law = side.reference
+    with evaluation_mode(model):
+        x, log_q = model.from_data(raw, generator=generator)
+        bound = nelbo(model, x, c=given, times=NELBO_TIMES, reference=law, generator=generator).total + log_q
+        report = log_likelihood(model, x, c=given, log_q=log_q, reference=law, generator=generator)
+    unit = math.log(2) * image.numel()
+    solver_error = f"{report.solver_error.max().item() / unit:.1g}"
+    lines = ["| | bits/dim | ± | solver error |", "|---|---|---|---|"]
+    for name, nats, error in (("NELBO", bound, "–"), ("NLL (ODE)", report.nats(), solver_error)):
+        mean, deviation = mean_and_error(nats.double().cpu() / unit)
+        lines.append(f"| **{name}** | {mean:.3f} | {deviation:.3f} | {error} |")
+    return "\n".join([*lines, "", *_conventions(side, draws, report.settings["divergence"], note, c)])
+
+
+def _conventions(side: Side, draws: int, divergence: str, note: str, c: str | None) -> list[str]:
+    given = f" given {c}" if c else ""
+    held_out = _held_out(side.run)
+    return [
+        f"- The image{given}: {note or 'as it was uploaded'}, {'×'.join(map(str, side.model.shape))}.",
+        "- NELBO bounds −log P of the generative SDE from above; NLL is that of the probability-flow ODE. Both have "
+        f"the reconstruction term. Divergence: {divergence}.",
+        f"- Dequantization: {in_words(side.model)}.",
+        f"- ±: standard error over {draws} draws of dequantization, times, noise and probes, of this image alone.",
+        f"- Lower is better; uniform noise needs {math.log2(side.levels):.3g}.",
+        *([f"- Held-out images of this run: {held_out}."] if held_out else []),
+    ]
+
+
+def _held_out(run: Path) -> str:
+    """The NELBO of the last evaluation of a run, in words; "" where there is none that can be read."""
+    try:
+        row = read_evaluation(run)["nelbo"]["with_reconstruction"]
+        return f"NELBO {row['bits_per_dim']:.3f} ± {row['bits_per_dim_standard_error']:.3f} bits/dim"
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
+def interpolation(side: Side, sources: Sequence[Source], frames: int, c: str | None) -> Picture:
+    """A strip from one image to another, by the great circle between their z_T."""
+    require_one_map(side.model.flow, "an interpolation")
+    raw = side.on_device([side.read(source)[0] for source in sources])
+    rows = all_rows(side.model, side.given(c), 2)
+    with evaluation_mode(side.model):
+        z = figures.codes(side.model, side.model.scaling.centre(raw), rows)
+        here = None if rows is None else rows[:1]
+        way = figures.between(side.model, z[:1], z[1:], frames, here)[:, 0]
+    shown = side.model.scaling.to_data(way).cpu()
+    return sheets.sheet([sheets.Panel(shown, frames, tops=figures.shares(side.model, frames))], side.levels)
+
+
+@dataclass(frozen=True)
+class Translation:
+    """What carries an image from A to B.
+
+    Attributes:
+        sides: of A and of B; of one model of classes, the same twice.
+        is_bridge: whether A and B are the two ends of one model.
+    """
+
+    sides: tuple[Side, Side]
+    is_bridge: bool = False
+
+    @property
+    def within_one(self) -> bool:
+        """Whether A and B are conditions of one model."""
+        return self.sides[0] is self.sides[1]
+
+    def route(self, way: str, c: tuple[str | None, str | None], **options: Any) -> Route:
+        """The route of :data:`WAYS` at the conditions of A and B; the options are those of a route."""
+        if self.is_bridge:
+            return bridge(self.sides[0].model, "forward" if way == WAYS[0] else "backward", **options)
+        ends = [(side.model, side.given(own)) for side, own in zip(self.sides, c, strict=True)]
+        (a, c_a), (b, c_b) = ends if way == WAYS[0] else reversed(ends)
+        return two_models(a, b, c=(c_a, c_b), **options)
+
+    def __call__(
+        self, source: Source, way: str, c: tuple[str | None, str | None], strength: float, steps: int
+    ) -> tuple[Picture, Picture]:
+        """Source and result side by side, and the way between them."""
+        first, last = self.sides if way == WAYS[0] else reversed(self.sides)
+        route = self.route(way, c, strength=strength, steps=steps)
+        raw = first.on_device([first.read(source)[0]])
+        arrival = route.follow(first.model.scaling.centre(raw), frames=FRAMES)
+        shown = torch.cat([raw.cpu(), last.model.scaling.to_data(arrival.x).cpu()])
+        frames = zip(arrival.frames[0].split(FRAMES), route.legs, strict=True)
+        strip = torch.cat([leg.model.scaling.to_data(of_leg).cpu() for of_leg, leg in frames])
+        tops = sheets.time_words(route.times(FRAMES))
+        panels = (
+            sheets.Panel(shown, 2, tops=("source", "result")),
+            sheets.Panel(strip, FRAMES, tops=tops[:FRAMES]),
+        )
+        return sheets.sheet(panels[:1], first.levels), sheets.sheet(panels[1:], first.levels)
+
+
+def translation_of(sides: Sequence[Side]) -> Translation | None:
+    """The translation that there is: between two models, two classes of one, or the ends of a bridge; else None.
+
+    Raises:
+        ValueError: two models that differ in shape, grey levels or SDE.
+    """
+    if len(sides) == 2:
+        check_pair(sides[0].model, sides[1].model)
+        return Translation((sides[0], sides[1]))
+    (side,) = sides
+    if side.labels:
+        return Translation((side, side))
+    recipe = recipe_of(side.run)
+    if "data_b" not in recipe or not recipe["train"]["terminal"]:
+        return None
+    return Translation((side, side.with_data(recipe["data_b"])), is_bridge=True)

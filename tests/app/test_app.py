@@ -1,0 +1,414 @@
+"""The page of a run: what its requests compute, what they refuse, and that a browser can use it."""
+
+import importlib.util
+import io
+import json
+import math
+import re
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from browsers import overflow
+from PIL import Image
+
+import indm
+from indm.app import requests
+from indm.app.requests import WAYS, Side, Source, at_most, open_sides, translation_of
+from indm.cli import app
+from indm.cli.main import main
+from indm.config import recipes
+from indm.data.registry import load_data
+from indm.evaluation import sheets
+from indm.model import build_model
+from indm.report.figures import slerp
+from indm.scaling import Scaling
+
+NET = {"name": "mlp", "width": 16, "depth": 1, "fourier": 0}
+LABELS = [str(number) for number in range(10)]
+
+
+def save(folder, seed=None, labels=None):
+    """A run on digits: latents N(0, I) and their exact score, or weights at random of that seed."""
+    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"} if seed is None else NET}
+    tables |= {"condition": {"name": "classes", "labels": LABELS, "drop": 0.1}} if labels else {}
+    torch.manual_seed(seed or 0)
+    model = build_model(tables, (1, 8, 8), Scaling.images(17)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.04 * torch.randn_like(parameter)
+    folder.mkdir(parents=True)
+    model.save(folder)
+    (folder / "recipe.toml").write_text(recipes.to_toml(recipes.resolve(tables | {"data": {"name": "digits"}})))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Runs, and an image that is no test image."""
+    home = tmp_path_factory.mktemp("app")
+    save(home / "exact")
+    save(home / "classes", 0, LABELS)
+    save(home / "pair" / "a", 1)
+    save(home / "pair" / "b", 2)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(home / "mine.png")
+    return home
+
+
+@pytest.fixture
+def panels(monkeypatch):
+    """What is drawn, as the panels of each sheet."""
+    drawn = []
+
+    def sheet(panels, *_):
+        drawn.append(panels)
+        return np.zeros((1, 1, 3), np.uint8)
+
+    monkeypatch.setattr(sheets, "sheet", sheet)
+    return drawn
+
+
+# ── Requests ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_samples_are_those_of_the_library(home):
+    side = Side.opened(home / "classes")
+    grid = requests.samples(side, 4, 5, "heun", 3, 0.5, "7", 2.0)
+    generator = torch.Generator().manual_seed(3)
+    options = {"c": "7", "guidance": 2.0, "sampler": "heun", "steps": 5, "temperature": 0.5, "generator": generator}
+    x = indm.sample(side.model, 4, **options)
+    assert np.array_equal(grid, sheets.grid(side.model.scaling.to_data(x), 17))
+    assert not np.array_equal(grid, requests.samples(side, 4, 5, "heun", 3, 0.5, "", 1.0))  # p(x)
+
+
+def test_a_likelihood_is_that_of_the_image_with_its_conventions(home):
+    """For N(0, I) and its exact score both numbers are −log₂ of the density, averaged over the noise."""
+    side = Side.opened(home / "exact")
+    text = requests.likelihood(side, Source(str(home / "mine.png")), 16, 0, "")
+    rows = {
+        name: [float(n) for n in numbers.split("|")[:2]] for name, numbers in re.findall(r"\*\*(.+)\*\* \|(.+)", text)
+    }
+    raw = side.read(Source(str(home / "mine.png")))[0].double()
+    edges = (torch.stack([raw, raw + 1]) * 2 / 17 - 1) / math.sqrt(2)  # of each grey level
+    second = (edges**3)[1] - (edges**3)[0]  # mean of x² over a level, from its third powers
+    energy = (second / (edges[1] - edges[0]) / 3 * 2).mean()
+    expected = (0.5 * math.log(2 * math.pi) + 0.5 * energy.item() - math.log(2 / 17)) / math.log(2)
+    assert list(rows) == ["NELBO", "NLL (ODE)"]
+    for mean, error in rows.values():
+        assert 0 < error < 0.2 and abs(mean - expected) < 4 * error + 0.01
+    assert "Dequantization: uniform" in text and "resized from 16×16" in text and "16 draws" in text
+    assert "uniform noise needs 4.09" in text and "Held-out" not in text
+
+
+def test_held_out_images_of_an_evaluated_run_are_named(home, monkeypatch):
+    row = {"bits_per_dim": 1.5, "bits_per_dim_standard_error": 0.25}
+    monkeypatch.setattr(requests, "read_evaluation", lambda run: {"nelbo": {"with_reconstruction": row}})
+    text = requests.likelihood(Side.opened(home / "exact"), Source(None, 0), 2, 0, "")
+    assert "Held-out images of this run: NELBO 1.500 ± 0.250 bits/dim." in text and "test image 0" in text
+
+
+def test_an_interpolation_goes_from_one_image_to_the_other(home, panels):
+    side = Side.opened(home / "exact")
+    requests.interpolation(side, [Source(None, 0), Source(None, 1)], 3, "")
+    ((panel,),) = panels
+    raw = torch.stack([side.test[0], side.test[1]])
+    x = side.model.scaling.centre(raw)
+    middle = side.model.scaling.to_data(slerp(x[:1], x[1:], 0.5))
+    assert torch.equal(panel.images[[0, 2]], raw) and list(panel.tops) == ["x", "50%", "x′"]
+    assert (panel.images[1].int() - middle[0].int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_translation_is_that_of_the_library(home, panels, way):
+    a, b = (indm.INDM.load(home / "pair" / name) for name in "ab")
+    translation = translation_of(open_sides([home / "pair"]))
+    translation(Source(None, 2), way, ("", ""), 0.5, 20)
+    (pair,), (strip,) = panels
+    first, last = (a, b) if way == WAYS[0] else (b, a)
+    raw = translation.sides[0].test[2][None]
+    result = last.scaling.to_data(indm.translate(first, last, first.scaling.centre(raw), strength=0.5, steps=20))
+    assert torch.equal(pair.images, torch.cat([raw, result]))
+    assert torch.equal(strip.images[0], raw[0]) and len(strip.images) == 2 * requests.FRAMES
+    assert (strip.images[-1].int() - result[0].int()).abs().max() <= 2  # solved in parts, which is less exact
+
+
+def test_one_model_translates_between_its_classes(home, panels):
+    side = Side.opened(home / "classes")
+    translation_of([side])(Source(None, 0), WAYS[0], ("3", "8"), 1.0, 20)
+    raw, model = side.test[0][None], side.model
+    result = indm.translate(model, model, model.scaling.centre(raw), c=("3", "8"), steps=20)
+    assert torch.equal(panels[0][0].images[1:], model.scaling.to_data(result))
+    assert translation_of([Side.opened(home / "exact")]) is None
+
+
+@pytest.mark.parametrize(("way", "direction"), zip(WAYS, ("forward", "backward"), strict=True))
+def test_a_bridge_goes_both_ways_from_the_images_of_that_end(panels, way, direction):
+    bridge = Side.opened(Path(__file__).parents[1] / "fixtures" / "runs" / "bridge")  # from threes to eights
+    translation = translation_of([bridge])
+    translation(Source(None, 0), way, ("", ""), 0.5, 10)
+    raw = load_data(name="digits", label=3 if way == WAYS[0] else 8).test[0][None]
+    x = indm.translate_bridge(bridge.model, bridge.model.scaling.centre(raw), direction, strength=0.5, steps=10)
+    assert translation.is_bridge and torch.equal(panels[0][0].images, torch.cat([raw, bridge.model.scaling.to_data(x)]))
+
+
+def test_only_images_of_a_decent_size_are_read(home, tmp_path, monkeypatch):
+    side = Side.opened(home / "exact")
+    (tmp_path / "text.png").write_text("not at all")
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")  # whose decoder is a program
+    for name in ("text.png", "a.png"):
+        with pytest.raises((ValueError, OSError)):
+            side.read(Source(str(tmp_path / name)))
+    monkeypatch.setattr(requests, "MOST_PIXELS", 255)
+    with pytest.raises(ValueError, match="at most 255 pixels, got 16×16"):
+        side.read(Source(str(home / "mine.png")))
+    with pytest.raises(ValueError, match=r"0 to \d+, got 100000"):
+        side.read(Source(None, 1e5))
+
+
+def test_without_its_data_a_run_takes_uploads_alone(home, tmp_path):
+    run = save(tmp_path / "run")
+    text = (run / "recipe.toml").read_text()
+    (run / "recipe.toml").write_text(text.replace('name = "digits"', 'name = "folder"\npath = "/gone"\nsize = 8'))
+    side = Side.opened(run)
+    assert side.test is None and side.read(Source(str(home / "mine.png")))[0].shape == (1, 8, 8)
+    with pytest.raises(ValueError, match=r"upload an image first; there are no test images: .*gone"):
+        side.read(Source(None, 0))
+
+
+def test_a_request_that_takes_too_long_is_stopped(home):
+    side = Side.opened(home / "pair" / "a")
+    with pytest.raises(TimeoutError, match="stopped after 0 seconds"), at_most(0):
+        requests.samples(side, 1, 5, "heun", 0, 1.0, "", 1.0)
+    requests.samples(side, 1, 5, "heun", 0, 1.0, "", 1.0)  # the limit has ended with its request
+
+
+def test_models_of_anything_but_images_are_refused(tmp_path):
+    run = tmp_path / "run"
+    recipe = {"data": {"name": "eight-gaussians"}, "flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": NET}
+    build_model({name: recipe[name] for name in ("flow", "sde", "net")}, (2,)).save(run)
+    (run / "recipe.toml").write_text(recipes.to_toml(recipes.resolve(recipe)))
+    with pytest.raises(ValueError, match=r"needs a model of images in grey levels, .* has events of shape \(2,\)"):
+        open_sides([run])
+    with pytest.raises(ValueError, match="takes one run or two, got 3"):
+        open_sides([run] * 3)
+
+
+# ── The command ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_without_gradio_one_line_says_how_to_get_it(capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["app", "runs/digits"]) == 2
+    assert capsys.readouterr().err == "indm: error: indm app needs the library Gradio: pip install 'indm[app]'\n"
+
+
+def test_the_command_serves_until_ctrl_c(home, capsys, monkeypatch):
+    pytest.importorskip("gradio")
+    seen = []
+
+    def interrupted():
+        (address,) = re.findall(r"http://127.0.0.1:(\d+)/", capsys.readouterr().out)
+        with socket.create_connection(("127.0.0.1", int(address))):
+            seen.append(int(address))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "threading", SimpleNamespace(Event=lambda: SimpleNamespace(wait=interrupted)))
+    assert main(["app", str(home / "exact")]) == 0
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", seen[0]))
+
+
+# ── The server ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def address(home):
+    """That of the page of a model of classes. Its process reaches nobody else."""
+    pytest.importorskip("gradio")
+    from indm.app import page
+
+    reached, connect = [], socket.socket.connect
+
+    def noting(self, address):
+        reached.append(address)
+        return connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", noting)
+        patch.setattr(page, "LARGEST_UPLOAD", "100kb")
+        with page.serving([Side.opened(home / "classes")], "127.0.0.1", None, 60) as address:
+            yield address
+        assert {host for host, *_ in (a for a in reached if isinstance(a, tuple))} <= {"127.0.0.1"}
+
+
+@pytest.fixture(scope="module")
+def httpx():
+    return pytest.importorskip("httpx", reason="comes with Gradio")
+
+
+def ask(httpx, address, index, data):
+    """What the server makes of a request like one of the page: whether it was done, and its output."""
+    body = {"data": data, "fn_index": index, "session_hash": "me"}
+    with httpx.Client(base_url=f"{address}gradio_api/", timeout=30) as client:
+        client.post("queue/join", json=body).raise_for_status()
+        with client.stream("GET", "queue/data", params={"session_hash": "me"}) as stream:
+            events = (json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line)
+            last = next(event for event in events if event["msg"] in ("process_completed", "unexpected_error"))
+    return last["success"], last["output"]
+
+
+def test_no_file_of_the_machine_is_served(home, address, httpx):
+    checkpoint = home / "classes" / "model.safetensors"
+    for path in ("/etc/passwd", checkpoint, "../../etc/passwd", "pyproject.toml", home / "mine.png"):
+        for route in ("file=", "file/", "static/", "assets/", "custom_component/"):
+            for base in (address, f"{address}gradio_api/"):
+                reply = httpx.get(f"{base}{route}{path}")
+                assert reply.status_code in (403, 404), (route, path)
+
+
+def test_a_request_names_no_file_of_the_machine(home, address, httpx):
+    """Only what was uploaded is read, whatever the page is told to send."""
+    with open(home / "mine.png", "rb") as file:
+        (uploaded,) = httpx.post(f"{address}gradio_api/upload", files={"files": file}).json()
+    config = httpx.get(f"{address}config").json()
+    (index,) = [d["id"] for d in config["dependencies"] if len(d["inputs"]) == 5]  # of the likelihood
+    done = {}
+    for path in (uploaded, str(home / "mine.png"), "/etc/passwd"):
+        file = {"path": path, "orig_name": "mine.png", "meta": {"_type": "gradio.FileData"}}
+        done[path], _ = ask(httpx, address, index, [file, 0, 2, 0, "1"])
+    assert list(done.values()) == [True, False, False]
+    assert httpx.post(f"{address}gradio_api/run/predict", json={"data": [], "fn_index": index}).status_code >= 400
+
+
+def test_numbers_out_of_range_and_large_uploads_are_refused(address, httpx):
+    config = httpx.get(f"{address}config").json()
+    (index,) = [d["id"] for d in config["dependencies"] if len(d["inputs"]) == 7][:1]  # of the samples
+    good = [1, 1, "heun", 0, 1.0, "1", 1]
+    assert ask(httpx, address, index, good)[0]
+    for place, value in ((0, 1000), (1, 10**6), (2, "os:system"), (3, -1), (4, 0), (5, "cat"), (6, 99)):
+        assert not ask(httpx, address, index, [*good[:place], value, *good[place + 1 :]])[0], place
+    reply = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.png", b"0" * 200_000)})
+    assert reply.status_code == 413
+
+
+# ── The browser ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+PICTURES = "[...document.querySelectorAll('.picture img')].filter(i => i.checkVisibility()).map(i => i.src)"
+
+
+def is_set(field, value):
+    """Wait until the page knows the value of a field."""
+    from playwright.sync_api import expect
+
+    expect(field).to_have_value(str(value), timeout=20_000)
+
+
+def slide(page, **values):
+    """Set sliders of the tab that is open."""
+    for name, value in values.items():
+        page.get_by_label(f"number input for {name.capitalize()}").filter(visible=True).fill(str(value))
+        is_set(page.get_by_label(f"range slider for {name.capitalize()}").filter(visible=True), value)
+
+
+def choose(page, name, value):
+    """Choose an entry of a list of the tab that is open."""
+    field = page.get_by_label(name, exact=True).filter(visible=True)
+    field.fill(value)
+    field.press("Enter")
+    is_set(field, value)
+
+
+def press(page, button):
+    """Press a button, and wait for the picture that it makes: the last one of the tab."""
+    before = (page.evaluate(PICTURES) or [""])[-1]
+    page.get_by_role("button", name=button, exact=True).click()
+    page.wait_for_function(f"before => ![before, undefined].includes({PICTURES}.at(-1))", arg=before, polling=200)
+    reply = page.request.get(page.evaluate(PICTURES)[-1])
+    return np.asarray(Image.open(io.BytesIO(reply.body())).convert("RGB"))
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """By the name of a request, what it was asked last and what it gave."""
+    kept = {}
+
+    def keep(name, compute):
+        def request(side, *asked):
+            kept[name] = asked, compute(side, *asked)
+            return kept[name][1]
+
+        monkeypatch.setattr(requests, name, request)
+
+    for name in ("likelihood", "interpolation"):
+        keep(name, getattr(requests, name))
+    return kept
+
+
+def test_a_browser_uses_every_control(home, address, visit, made, tmp_path):
+    """What is shown is what the request of these values makes."""
+    side = Side.opened(home / "classes")
+    page = visit(address)
+    slide(page, number=4, steps=3, temperature=0.9, guidance=1.5)
+    page.get_by_label("Seed").filter(visible=True).fill("5")
+    choose(page, "Sampler", "heun")
+    choose(page, "Condition", "7")
+    assert np.array_equal(press(page, "Sample"), requests.samples(side, 4, 3, "heun", 5, 0.9, "7", 1.5))
+
+    page.get_by_role("tab", name="Likelihood").click()
+    slide(page, draws=2)
+    page.get_by_role("tabpanel").filter(visible=True).locator("input[type=file]").set_input_files(home / "mine.png")
+    page.get_by_text("mine.png").filter(visible=True).wait_for()
+    choose(page, "Condition", "3")
+    page.get_by_role("button", name="Likelihood", exact=True).click()
+    page.get_by_role("cell", name="NLL (ODE)").wait_for()
+    (source, *asked), text = made["likelihood"]
+    assert source.file.endswith("mine.png") and asked == [2, 0, "3"]
+    for number in re.findall(r"\| ([\d.]+)", text):
+        assert page.get_by_role("cell", name=number, exact=True).count() > 0
+
+    page.get_by_role("tab", name="Interpolation").click()
+    slide(page, pictures=3)
+    page.get_by_label("or the test image of number").filter(visible=True).first.fill("4")
+    shown = press(page, "Interpolate")
+    asked, strip = made["interpolation"]
+    assert asked == ([Source(None, 4), Source(None, 1)], 3, "0") and np.array_equal(shown, strip)
+
+    page.get_by_role("tab", name="Translation").click()
+    slide(page, strength=0.5, steps=12)
+    choose(page, "Condition of A", "3")
+    choose(page, "Condition of B", "8")
+    _, way = translation_of([side])(Source(None, 0), WAYS[0], ("3", "8"), 0.5, 12)
+    assert np.array_equal(press(page, "Translate"), way)
+
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    page.get_by_role("tabpanel").filter(visible=True).locator("input[type=file]").set_input_files(
+        tmp_path / "broken.png"
+    )
+    page.get_by_text("cannot identify image file").wait_for()
+
+
+@pytest.mark.long
+def test_a_phone_shows_two_models_in_the_dark(home, visit):
+    pytest.importorskip("gradio")
+    from indm.app.page import serving
+
+    sides = open_sides([home / "pair"])
+    with serving(sides, "127.0.0.1", None, 60) as address:
+        page = visit(address, viewport={"width": 390, "height": 800}, color_scheme="dark")
+        page.get_by_role("tab", name="Likelihood").wait_for()
+        assert overflow(page) == 0
+        page.locator(".overflow-menu > button").click()
+        page.get_by_role("button", name="Translation").click()
+        page.get_by_label("B to A").click()
+        slide(page, steps=10)
+        _, way = translation_of(sides)(Source(None, 0), WAYS[1], ("", ""), 1.0, 10)
+        assert np.array_equal(press(page, "Translate"), way) and overflow(page) == 0
+        red, green, blue = map(
+            int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3]
+        )
+        assert max(red, green, blue) < 64

@@ -1,0 +1,60 @@
+"""Debian's Chromium, driven by Playwright: a page of it fails a test that leaves an error in the console, or that
+fetches anything from elsewhere."""
+
+import functools
+import shutil
+from urllib.parse import urlsplit
+
+import pytest
+
+HERE = {None, "127.0.0.1"}  # hosts: of files and data, and of this machine
+
+
+@functools.cache
+def chromium():
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
+    if chromium() is None:
+        pytest.skip("needs Chromium")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """address, options → its page. At the end of the test nothing was wrong with any of them."""
+    pages, wrong = [], []
+
+    def note(message):
+        if message.type == "error":
+            wrong.append(message.text)
+
+    def check(request):
+        if urlsplit(request.url).hostname not in HERE and not request.url.startswith("blob:"):
+            wrong.append(f"fetched {request.url}")
+
+    def open_page(address, **options):
+        page = browser.new_page(**({"viewport": {"width": 1200, "height": 900}, "reduced_motion": "reduce"} | options))
+        pages.append(page)
+        page.set_default_timeout(20_000)
+        page.on("console", note)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", check)
+        page.goto(address)
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert not wrong
+
+
+def overflow(page):
+    """Pixels by which a page is wider than its window."""
+    return page.evaluate("Math.max(0, document.documentElement.scrollWidth - innerWidth)")
