@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from indm.density import NLL_ERROR, check_nll_error
 from indm.dequantization import from_data, in_words
