@@ -18,7 +18,7 @@ LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#:]+)\)")
 
 
 class Docstrings(griffe.Extension):
-    """Docstrings become Markdown: roles are links where there is a page, formulas MathJax's, and examples code."""
+    """Docstrings become Markdown: roles are links where there is a page, formulas TeX, and examples code."""
 
     def on_object(self, *, obj: griffe.Object, **_) -> None:
         if obj.docstring:
@@ -35,8 +35,9 @@ def markdown(text: str, obj: griffe.Object) -> str:
 
 def reference(name: str, short: bool, obj: griffe.Object) -> str:
     """A link to the page of ``name``, as it is seen from ``obj``, where it has one."""
+    first, dot, rest = name.partition(".")
     try:
-        target = name if name.startswith("indm.") else obj.resolve(name)
+        target = name if first == "indm" else obj.resolve(first) + dot + rest
     except griffe.NameResolutionError:
         target = name
     label = name.rpartition(".")[2] if short else name
