@@ -23,6 +23,24 @@ class Docstrings(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_) -> None:
         if obj.docstring:
             obj.docstring.value = markdown(obj.docstring.value, obj)
+        if obj.is_function:
+            for annotated in (obj.returns, *(parameter.annotation for parameter in obj.parameters)):
+                keep_shapes(annotated)
+        elif obj.is_attribute:
+            keep_shapes(obj.annotation)
+
+
+def keep_shapes(annotation: object) -> None:
+    """Back to a string where the shape "batch *event" was read as a product."""
+    if not isinstance(annotation, griffe.Expr) or isinstance(annotation, griffe.ExprName):
+        return
+    if isinstance(annotation, griffe.ExprTuple):
+        annotation.elements = [
+            f'"{str(part).replace("* ", "*")}"' if isinstance(part, griffe.ExprBinOp) and part.operator == "*" else part
+            for part in annotation.elements
+        ]
+    for part in annotation.iterate(flat=False):
+        keep_shapes(part)
 
 
 def markdown(text: str, obj: griffe.Object) -> str:

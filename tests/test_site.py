@@ -126,6 +126,17 @@ def test_a_docstring_becomes_markdown(tools):
     assert "\n```pycon\n>>> 1 + \\\n... 1\n2\n```" in result
 
 
+def test_shapes_stay_as_they_are(tools):
+    import griffe
+
+    code = 'def f(x: Float[Tensor, "batch *event"] | None) -> tuple[Float[Tensor, " batch"], "A"]: ...'
+    with griffe.temporary_visited_module(code) as module:
+        function = module["f"]
+        tools.Docstrings().on_object(obj=function)
+        assert str(function.parameters["x"].annotation) == 'Float[Tensor, "batch *event"] | None'
+        assert "' batch'" in str(function.returns)
+
+
 def test_formulas_become_mathml(tools):
     html = tools.on_page_content('<p><span class="arithmatex">\\(a &lt; b_1\\)</span></p>')
     assert "arithmatex" not in html and "<msub>" in html and "<mo>&#x0003C;</mo>" in html

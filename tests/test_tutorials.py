@@ -85,8 +85,8 @@ def check_translation(text):
 
 
 def check_diffusion(text):
-    assert number("25 steps: x_t and h⁻¹\\(z_t\\) are", text) > 1.5 * number(
-        "400 steps: x_t and h⁻¹\\(z_t\\) are", text
+    assert number(" 8 steps: x_t and h⁻¹\\(z_t\\) are", text) > 1.5 * number(
+        "128 steps: x_t and h⁻¹\\(z_t\\) are", text
     )
 
 
