@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Several processes share the cores: threads that wait sleep after a short while (docs/performance.md, Threads).
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: demo test test-long mutants lint bench bench-full gpu gpu-data env
+.PHONY: demo test test-long docs mutants lint bench bench-full gpu gpu-data env
 env: $(READY)
 
 $(READY): pyproject.toml
@@ -33,7 +33,14 @@ test: env
 
 # Hundreds of runs that are killed, and runs of several processes: half an hour.
 test-long: env
+	$(BIN)/pip install --quiet --editable ".[dev,docs]"
 	$(BIN)/pytest -m long --timeout 900 -o faulthandler_timeout=1000 --durations 20
+
+# The site, into build/site. A warning is an error: a link to nowhere, a page that no menu has.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: env
+	$(BIN)/pip install --quiet --editable ".[dev,docs]"
+	$(BIN)/mkdocs build --strict
 
 # Changes places of the method, one at a time, and looks whether a test fails: an hour; SAMPLE=all: over night. Stopped
 # and started again, it goes on. Writes docs/mutants.md.

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from scipy import optimize
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from indm.forward.base import require_no_code
 from indm.model import at_rows, condition_of

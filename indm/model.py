@@ -430,6 +430,13 @@ def build_model(
 
     Raises:
         ValueError: an unknown name or argument (with the nearest that exists), or a bad value.
+
+    Example:
+
+        >>> tables = {"flow": {"name": "coupling"}, "sde": {"name": "vp"}, "net": {"name": "unet", "channels": 8}}
+        >>> model = build_model(tables, (1, 8, 8), Scaling.images(levels=17))
+        >>> type(model.flow).__name__, type(model.sde).__name__
+        ('CouplingFlow', 'VPSDE')
     """
     for kind in {*KINDS, *description}:
         if kind not in (*KINDS, *OPTIONAL_KINDS):

@@ -102,6 +102,18 @@ class NonlinearDiffusion:
         ValueError: ``tol`` or ``probes`` that is not positive, a flow that draws its map anew in every call, or a model
             of p(x|c) without c.
         RuntimeError: from any method, naming the samples for which a product with J did not reach ``tol``.
+
+    Example: with the identity for h it is the linear diffusion.
+
+        >>> import indm
+        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> model = indm.build_model(tables, (2,))
+        >>> x, t = torch.randn(3, 2), torch.full((3,), 0.5)
+        >>> diffusion = NonlinearDiffusion(model)
+        >>> torch.allclose(diffusion.drift(x, t), model.sde.drift(t)[:, None] * x, atol=1e-5)
+        True
+        >>> torch.allclose(diffusion.diffusion(x, t) @ x, model.sde.diffusion(t)[:, None] * x, atol=1e-5)
+        True
     """
 
     def __init__(self, model, *, tol: float = TOLERANCE, probes: int = 1, fade: Fade | None = None):

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from indm.flows.base import require_one_map
 from indm.flows.fading import Fade

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from indm.config.parts import BUILT_IN, find
 from indm.density import sample_with_log_prob

@@ -261,6 +261,16 @@ def translate(
     (``target.scaling.to_data``).
 
     Source: §5 of Kim et al. 2022, https://arxiv.org/abs/2205.13699; Su et al. 2023, https://arxiv.org/abs/2203.08382.
+
+    Example: two models of N(0, I), one of which sees its data through a flow that doubles them.
+
+        >>> import indm
+        >>> tables = {"flow": {"name": "actnorm", "channels": 2}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> a, b = (indm.build_model(tables, (2,)) for _ in range(2))
+        >>> _ = b.flow.log_scale.data.fill_(math.log(2.0))
+        >>> x = torch.tensor([[1.0, -2.0]])
+        >>> translate(a, b, x)
+        tensor([[ 0.5000, -1.0000]])
     """
     route = two_models(source, target, c=c, strength=strength, stochastic=stochastic, steps=steps, tol=tol)
     return route.follow(x, generator=generator).x

@@ -1,6 +1,8 @@
 """What is published: a wheel and a source archive that build anywhere, install into a clean environment and work."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -34,6 +36,24 @@ def test_what_only_some_commands_need_is_an_extra():
         if extra != "dev"
     }
     assert not required & extras
+
+
+@pytest.mark.parametrize("address", [None, "https://example.org/a/indm/"])
+def test_the_readme_of_the_package_index_has_the_address_where_there_is_one(tmp_path, address):
+    for name in ("README.md", "LICENSE", "hatch_build.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    urls = f'[project.urls]\nRepository = "{address}"\n' if address else ""
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text("utf-8") + urls, "utf-8")
+    metadata = json.loads(run(sys.executable, "-m", "hatchling", "metadata", folder=tmp_path))
+    text, source = metadata["readme"]["text"], (ROOT / "README.md").read_text("utf-8")
+    assert metadata["readme"]["content-type"] == "text/markdown"
+    if address is None:
+        assert text == source
+        return
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)]*)\)", text)
+    assert len(links) == len(re.findall(r"\]\(", source)) and all(link.startswith("https://") for _, link in links)
+    assert ("!", "https://example.org/a/indm/raw/HEAD/docs/figures/idea.png") in links
+    assert ("", "https://example.org/a/indm/blob/HEAD/docs/performance.md#on-a-gpu") in links
 
 
 @pytest.mark.long

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from indm.dequantization import from_data
 from indm.evaluation.likelihood import SEED_STRIDE

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Num
 from safetensors.torch import load, save
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from indm.data.base import Data, InMemory, stack
 from indm.data.batches import loader

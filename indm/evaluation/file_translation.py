@@ -9,7 +9,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from indm.config.options import TranslationOptions
 from indm.data.images import SUFFIXES

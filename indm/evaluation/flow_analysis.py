@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from indm.conditions import rows_of_data
 from indm.data.base import Data, stack

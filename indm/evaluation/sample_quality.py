@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from indm.conditions import rows_of_data
 from indm.data.base import Data, stack

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from indm.config.recipes import Recipe
 from indm.reproduction.plan import FIRST_SEED, Budget, Plan, family_of_plan, recipe_of

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from indm.config.parts import trust
 from indm.data.base import Data

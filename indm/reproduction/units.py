@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from filelock import FileLock
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from indm.config import recipes
 from indm.config.parts import trust

@@ -248,6 +248,10 @@ class VPSDE(_VariancePreserving):
     Args:
         beta_min, beta_max: β(0) and β(1).
         eps: the truncation ε.
+
+    >>> sde, t = VPSDE(), torch.tensor([0.5])
+    >>> f"z_0.5 = {sde.alpha(t).item():.2f} z_0 + {sde.sigma(t).item():.2f} n"
+    'z_0.5 = 0.28 z_0 + 0.96 n'
     """
 
     def sigma(self, t: Times) -> Times:

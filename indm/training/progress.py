@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 BAR = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}{postfix}"
 BAR_INTERVAL, LINE_INTERVAL = 2.0, 5.0  # seconds between two texts of the bar, and between two lines

@@ -1,0 +1,91 @@
+"""What the documentation site needs beside Markdown: docstrings in it, formulas, and links that leave docs/."""
+
+import posixpath
+import re
+import textwrap
+import tomllib
+from html import unescape
+from pathlib import Path
+
+import griffe
+from latex2mathml.converter import convert
+
+ROOT = Path(__file__).parents[1]
+ROLE = re.compile(r":(?:class|func|meth|attr|data|mod):`(~?)([\w.]+)`")
+DISPLAY = re.compile(r"^( *)\.\. math:: (.*(?:\n\1  +\S.*)*)", re.MULTILINE)
+EXAMPLE = re.compile(r"^( *)>>> .*(?:\n\1\S.*)*", re.MULTILINE)
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#:]+)\)")
+
+
+class Docstrings(griffe.Extension):
+    """Docstrings become Markdown: roles are links where there is a page, formulas TeX, and examples code."""
+
+    def on_object(self, *, obj: griffe.Object, **_) -> None:
+        if obj.docstring:
+            obj.docstring.value = markdown(obj.docstring.value, obj)
+        if obj.is_function:
+            for annotated in (obj.returns, *(parameter.annotation for parameter in obj.parameters)):
+                keep_shapes(annotated)
+        elif obj.is_attribute:
+            keep_shapes(obj.annotation)
+
+
+def keep_shapes(annotation: object) -> None:
+    """Back to a string where the shape "batch *event" was read as a product."""
+    if not isinstance(annotation, griffe.Expr) or isinstance(annotation, griffe.ExprName):
+        return
+    if isinstance(annotation, griffe.ExprTuple):
+        annotation.elements = [
+            f'"{str(part).replace("* ", "*")}"' if isinstance(part, griffe.ExprBinOp) and part.operator == "*" else part
+            for part in annotation.elements
+        ]
+    for part in annotation.iterate(flat=False):
+        keep_shapes(part)
+
+
+def markdown(text: str, obj: griffe.Object) -> str:
+    """A docstring of ``obj`` in Markdown."""
+    text = EXAMPLE.sub(lambda m: f"```pycon\n{textwrap.dedent(m[0])}\n```", text)
+    text = DISPLAY.sub(lambda m: f"{m[1]}\\[{' '.join(m[2].split())}\\]\n", text)
+    text = re.sub(r":math:`([^`]*)`", r"\\(\1\\)", text)
+    return ROLE.sub(lambda m: reference(m[2], bool(m[1]), obj), text)
+
+
+def reference(name: str, short: bool, obj: griffe.Object) -> str:
+    """A link to the page of ``name``, as it is seen from ``obj``, where it has one."""
+    first, dot, rest = name.partition(".")
+    try:
+        target = name if first == "indm" else obj.resolve(first) + dot + rest
+    except griffe.NameResolutionError:
+        target = name
+    label = name.rpartition(".")[2] if short else name
+    return f'<autoref identifier="{target}" optional><code>{label}</code></autoref>'
+
+
+def on_config(config):
+    """The repository's address, from the one place where it stands."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    config.repo_url = project.get("urls", {}).get("Repository")
+    return config
+
+
+def on_page_markdown(text: str, page, config, **_) -> str:
+    """Links to files that are no pages lead to the repository; while it has no address, they are plain words."""
+
+    def link(match: re.Match) -> str:
+        path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page.file.src_uri), match[2]))
+        if path.startswith("docs/"):
+            return match[0]
+        return f"[{match[1]}]({config.repo_url.rstrip('/')}/tree/HEAD/{path})" if config.repo_url else match[1]
+
+    return LINK.sub(link, text)
+
+
+def on_page_content(html: str, **_) -> str:
+    """Formulas become MathML, which browsers draw by themselves."""
+    pattern = r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>'
+    return re.sub(pattern, formula, html, flags=re.DOTALL)
+
+
+def formula(match: re.Match) -> str:
+    return convert(unescape(match[2]), display="block" if match[1] == "div" else "inline")

@@ -1,0 +1,174 @@
+"""The documentation site: every public name has its place, every page is reached, and it builds without a warning."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+REFERENCE = {
+    name: page
+    for page in (DOCS / "reference").glob("*.md")
+    for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)
+}
+PACKAGES = ("indm", "indm.data", "indm.flows", "indm.forward", "indm.nets", "indm.sde")
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")
+
+
+class Config(yaml.SafeLoader):
+    """mkdocs.yml, without the objects that it names."""
+
+
+Config.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, tag, node: tag)
+MENU = yaml.load((ROOT / "mkdocs.yml").read_text("utf-8"), Config)["nav"]
+
+
+def stub(package: str) -> dict[str, str]:
+    """Where the public names of a package come from."""
+    tree = ast.parse((ROOT / package.replace(".", "/") / "__init__.pyi").read_text("utf-8"))
+    froms = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    modules = {a.name: f"{package}.{node.module or a.name}" for node in froms for a in node.names}
+    return {name: module if module.endswith(f".{name}") else f"{module}.{name}" for name, module in modules.items()}
+
+
+HOMES = {f"{package}.{name}": home for package in PACKAGES for name, home in stub(package).items()}
+
+
+def public_names() -> set[str]:
+    """Those of indm and of the packages of parts, and what the page on parts of one's own imports."""
+    names = set(HOMES)
+    for code in re.findall(r"```python.*?\n(.*?)```", (DOCS / "extending.md").read_text("utf-8"), re.DOTALL):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("indm"):
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def docstring(home: str) -> str | None:
+    """That of a class or function, read and not imported, which takes half a minute where types are checked."""
+    if (package := ROOT / home.replace(".", "/")).is_dir():
+        return ast.get_docstring(ast.parse((package / "__init__.py").read_text("utf-8")))
+    module, _, name = home.rpartition(".")
+    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text("utf-8"))
+    definitions = [node for node in tree.body if getattr(node, "name", "") == name]
+    return ast.get_docstring(definitions[-1])  # after its overloads
+
+
+def test_every_public_name_is_in_the_reference_once_and_has_a_docstring():
+    documented = [HOMES.get(name, name) for name in REFERENCE]
+    assert len(set(documented)) == len(documented)
+    assert not {name for name in public_names() if HOMES.get(name, name) not in documented}
+    assert not [name for name in documented if not docstring(name)]
+
+
+def test_the_index_of_the_reference_links_every_name():
+    text = (DOCS / "reference" / "index.md").read_text("utf-8")
+    linked = {}
+    for page, names in re.findall(r"^\| \[.*?\]\((.*?)\) \| (.*) \|$", text, re.MULTILINE):
+        linked |= dict.fromkeys(re.findall(r"\]\[(.*?)\]", names), page)
+    assert linked == {name: page.name for name, page in REFERENCE.items() if name != "indm.flows"}
+
+
+def test_every_page_is_in_the_menu():
+    pages = re.findall(r"[\w/-]+\.(?:md|ipynb)", repr(MENU))
+    files = [path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*") if path.suffix in (".md", ".ipynb")]
+    assert set(pages) == set(files)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda path: path.stem)
+def test_links_lead_to_files(page):
+    """As the repository shows them; the site's own check, with anchors, is that of the build."""
+    assert not [link for link in LINK.findall(page.read_text("utf-8")) if not (page.parent / link).exists()]
+
+
+@pytest.fixture(scope="module")
+def tools():
+    """.ci/docs_site.py."""
+    for needed in ("griffe", "latex2mathml"):
+        pytest.importorskip(needed, reason="needs pip install -e '.[docs]'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / ".ci")
+        yield importlib.import_module("docs_site")
+
+
+def test_a_docstring_becomes_markdown(tools):
+    import griffe
+
+    text = r'''r"""Law :math:`\alpha_t x`.
+
+    .. math:: z = \int_0^t
+              f \, ds
+
+    See :meth:`B.go` and :func:`~indm.sample`, not :class:`Nowhere`.
+
+    Example: two lines.
+
+        >>> 1 + \
+        ... 1
+        2
+    """
+'''
+    with griffe.temporary_visited_module(f"class A:\n    {text}\nclass B:\n    def go(self): ...\n") as module:
+        result = tools.markdown(module["A"].docstring.value, module["A"])
+    link = '<autoref identifier="{}" optional><code>{}</code></autoref>'.format
+    assert r"Law \(\alpha_t x\)." in result
+    assert "\\[z = \\int_0^t f \\, ds\\]" in result
+    assert (
+        f"See {link('module.B.go', 'B.go')} and {link('indm.sample', 'sample')}, not {link('Nowhere', 'Nowhere')}"
+        in result
+    )
+    assert "\n```pycon\n>>> 1 + \\\n... 1\n2\n```" in result
+
+
+def test_shapes_stay_as_they_are(tools):
+    import griffe
+
+    code = 'def f(x: Float[Tensor, "batch *event"] | None) -> tuple[Float[Tensor, " batch"], "A"]: ...'
+    with griffe.temporary_visited_module(code) as module:
+        function = module["f"]
+        tools.Docstrings().on_object(obj=function)
+        assert str(function.parameters["x"].annotation) == 'Float[Tensor, "batch *event"] | None'
+        assert "' batch'" in str(function.returns)
+
+
+def test_formulas_become_mathml(tools):
+    html = tools.on_page_content('<p><span class="arithmatex">\\(a &lt; b_1\\)</span></p>')
+    assert "arithmatex" not in html and "<msub>" in html and "<mo>&#x0003C;</mo>" in html
+
+
+def test_links_that_leave_the_pages(tools):
+    class Page:
+        class file:
+            src_uri = "reference/x.md"
+
+    class Known:
+        repo_url = "https://example.org/indm/"
+
+    class Unknown:
+        repo_url = None
+
+    text = "[a](../method.md) [b](../../bench/a.py) ![c](../../d.png)"
+    assert tools.on_page_markdown(text, Page, Unknown) == "[a](../method.md) b ![c](../../d.png)"
+    assert "[b](https://example.org/indm/tree/HEAD/bench/a.py)" in tools.on_page_markdown(text, Page, Known)
+
+
+@pytest.mark.long
+def test_the_site_builds_without_a_warning(tmp_path):
+    for needed in ("mkdocs", "mkdocstrings", "mkdocs_jupyter", "latex2mathml"):
+        pytest.importorskip(needed, reason="needs pip install -e '.[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, page in REFERENCE.items():
+        html = (tmp_path / "reference" / page.stem / "index.html").read_text("utf-8")
+        assert name == "indm.flows" or f'id="{name}"' in html, name
+        text = re.sub(r"<[^>]*>", "", html)
+        assert not re.search(r":(class|func|meth|attr|data|mod|math):|\.\. math::|```|\\\(", text), page
+    assert "<math" in (tmp_path / "reference" / "sde" / "index.html").read_text("utf-8")
+    assert "image/png" in (tmp_path / "tutorials" / "density" / "index.html").read_text("utf-8")

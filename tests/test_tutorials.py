@@ -1,0 +1,109 @@
+"""The tutorials run: all of them in a few steps, and, among the long tests, in full, as they are kept."""
+
+import importlib
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "tutorials"
+
+
+@pytest.fixture(scope="module")
+def tutorials():
+    """.ci/tutorials.py; its kernels find the package here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / ".ci")
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
+        yield importlib.import_module("tutorials")
+
+
+@pytest.fixture(scope="module")
+def short(tutorials):
+    """All, by name, after a run of two steps in one kernel."""
+    notebooks = {name: tutorials.read(name) for name in tutorials.NAMES}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INDM_TUTORIAL_STEPS", "2")
+        tutorials.execute(list(notebooks.values()))
+    return notebooks
+
+
+def code_of(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def kinds(cell):
+    """What a cell shows: text or a picture."""
+    return {"picture" if "image/png" in output.get("data", {}) else "text" for output in cell.outputs}
+
+
+def printed(notebook):
+    return "".join(o.text for cell in code_of(notebook) for o in cell.outputs if o.output_type == "stream")
+
+
+def test_they_are_the_notebooks(tutorials):
+    assert {f"{name}.ipynb" for name in tutorials.NAMES} == {path.name for path in FOLDER.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["density", "images", "classes", "translation", "diffusion"])
+def test_a_tutorial_runs_and_its_outputs_are_kept(tutorials, short, name):
+    """nbclient raises where a cell does. Outputs that are kept are of this code: the same cells show the same kinds."""
+    kept = tutorials.read(name)
+    assert [kinds(cell) for cell in code_of(kept)] == [kinds(cell) for cell in code_of(short[name])]
+    assert [cell.execution_count for cell in code_of(kept)] == list(range(1, len(code_of(kept)) + 1))
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < 400_000
+    assert re.fullmatch(
+        r"try:\n    import indm\nexcept ImportError:\n    %pip .*\n    import indm", code_of(kept)[0].source
+    )
+
+
+def number(pattern, text):
+    """The first number after ``pattern``."""
+    return float(re.search(pattern + r"\D*?(-?[\d.]+\d)", text)[1])
+
+
+def check_density(text):
+    truth = number("truth", text)
+    assert number("NELBO", text) == pytest.approx(truth, abs=0.25) and number("NLL", text) == pytest.approx(
+        truth, abs=0.3
+    )
+    assert number("INDM is", text) > 1 and number("integral of the density", text) == pytest.approx(1, abs=0.05)
+
+
+def check_images(text):
+    assert (
+        number("NELBO", text) < number("a Gaussian with full covariance", text) < number("PNG, header included", text)
+    )
+
+
+def check_classes(text):
+    assert number("accuracy", text) > 0.8
+
+
+def check_translation(text):
+    assert number("largest error of the cycle", text) < 1
+    assert number("horizontal place  correlation", text) > 0.5
+
+
+def check_diffusion(text):
+    assert number(" 8 steps: x_t and h⁻¹\\(z_t\\) are", text) > 1.5 * number(
+        "128 steps: x_t and h⁻¹\\(z_t\\) are", text
+    )
+
+
+CHECKS = [check_density, check_images, check_classes, check_translation, check_diffusion]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+def test_what_a_kept_tutorial_shows_is_what_it_says(tutorials, check):
+    check(printed(tutorials.read(check.__name__.removeprefix("check_"))))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+def test_a_tutorial_in_full(tutorials, check):
+    notebook = tutorials.read(check.__name__.removeprefix("check_"))
+    tutorials.execute([notebook])
+    check(printed(notebook))
