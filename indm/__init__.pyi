@@ -12,7 +12,6 @@ from .dequantization import Variational as Variational
 from .estimator import DensityEstimator as DensityEstimator
 from .evaluation.classification import classify as classify
 from .evaluation.likelihood import evaluate as evaluate
-from .export import export as export
 from .fitting import Fit as Fit
 from .fitting import FittedSampler as FittedSampler
 from .fitting import fit_sampler as fit_sampler
@@ -38,6 +37,7 @@ from .paths import forward_path as forward_path
 from .paths import generative_path as generative_path
 from .paths import paired_paths as paired_paths
 from .paths import probability_flow_path as probability_flow_path
+from .programs import export as export
 from .runs.fitted import fitted_sampler as fitted_sampler
 from .sampling import Sampler as Sampler
 from .sampling import sample as sample

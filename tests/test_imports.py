@@ -31,7 +31,7 @@ ORDER = [
     "ode",
     "density",
     "model",
-    "export",
+    "programs",
     "objective",
     "likelihood",
     "sampling",
