@@ -330,7 +330,8 @@ class INDM(nn.Module):
         environment variables of that library move (``HF_HOME``) or keep from asking (``HF_HUB_OFFLINE=1``).
 
         Args:
-            name_or_folder: user/name, or a folder that :meth:`save` or a training wrote.
+            name_or_folder: user/name; a folder that :meth:`save` or a training wrote; or "digits-pretrained", which
+                comes with this package.
             device: where to put it.
             revision: a branch, a tag or a commit on the hub; a commit makes sure of the very weights.
             constructors: names of parts beside the built-in ones.
@@ -341,9 +342,13 @@ class INDM(nn.Module):
         """
         folder = Path(name_or_folder)
         if not folder.is_dir():
-            if not hub.is_name(str(name_or_folder)):
-                raise ValueError(f"name_or_folder must be a folder, or user/name of the hub, got {name_or_folder!r}")
-            folder = hub.fetch(str(name_or_folder), (DESCRIPTION, WEIGHTS), revision=revision)
+            name = str(name_or_folder)
+            shipped = hub.shipped(name)
+            if shipped is None and not hub.is_name(name):
+                known = ", ".join(hub.shipped_names())
+                wanted = f"a folder, user/name of the hub, or of {known}"
+                raise ValueError(f"name_or_folder must be {wanted}, got {name!r}")
+            folder = shipped or hub.fetch(name, (DESCRIPTION, WEIGHTS), revision=revision)
         return cls.load(folder, device, constructors)
 
     def push_to_hub(

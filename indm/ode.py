@@ -19,6 +19,7 @@ Attempt = tuple[State, Tensor, int]  # the state at the end, its error, evaluati
 FEWEST, MOST = 64, 256  # equal steps of :func:`solve`
 MOST_STEPS = 1536  # of :func:`converge`
 ROUNDING = 8  # units in the last place that a solution in a few dozen steps may be off
+ROUNDING_OF_RATES = 32  # the same of ∫ |rates|, for rates of a network
 
 
 def adams(
@@ -156,8 +157,9 @@ def solve(
 ) -> Solution:
     """:func:`adams` in as many equal steps as each sample needs for an error of ``tol`` in the integral of ``watch``.
 
-    The error is that of :func:`unresolved`. Samples that are above ``tol`` are solved again in twice as many steps, up
-    to ``most``, and keep their error where that is not enough. A sample's solution does not depend on the others.
+    The error is that of :func:`unresolved`, and that of rounding in the dtype of the state. Samples that are above
+    ``tol`` are solved again in twice as many steps, up to ``most``, and keep their error where that is not enough. A
+    sample's solution does not depend on the others.
 
     Args:
         field, state, start, end, watch, drift, context: as in :func:`adams`.
@@ -171,8 +173,10 @@ def solve(
     def attempt(rows: Tensor, steps: int, before: State, spent: int) -> Attempt:
         begin, given = (tuple(part[rows] for part in parts) for parts in (state, context))
         options: dict[str, Any] = {"drift": drift, "watch": watch, "context": given}
-        found, evaluations, rates = adams(field, begin, start, end, steps=steps, **options)
-        error = unresolved(torch.stack(rates), abs(end - start) / steps)
+        found, evaluations, watched = adams(field, begin, start, end, steps=steps, **options)
+        rates, step = torch.stack(watched), abs(end - start) / steps
+        rounding = ROUNDING_OF_RATES * torch.finfo(state[0].dtype).eps * step * double(rates).abs().sum(0)
+        error = unresolved(rates, step) + rounding
         return found, error.nan_to_num(math.inf, posinf=math.inf), evaluations
 
     return _in_doubled_steps(attempt, state, tol, steps, most)

@@ -130,6 +130,23 @@ def test_the_stated_error_covers_ripples_that_are_not_resolved():
     assert (off <= solution.error).double().mean() > 0.95 and solution.error.mean() < 8 * off.mean()
 
 
+def test_the_stated_error_covers_rounding():
+    """A field that is resolved, in single precision: what is left is its rounding."""
+    shift = torch.linspace(0, 100, 200, dtype=torch.float64)
+
+    def field(t, state, shift):
+        return ((shift + torch.sin(t)).to(state[0])[:, None] + 0 * state[0],)
+
+    def solved_in(dtype):
+        options = {"watch": lambda state, slope: slope[0][:, 0], "drift": field, "context": (shift,)}
+        return solve(field, (torch.zeros(200, 1, dtype=dtype),), 0.0, 7.0, tol=0.0, steps=256, most=256, **options)
+
+    single, exact = solved_in(torch.float32), solved_in(torch.float64)
+    off = (single.state[0] - exact.state[0])[:, 0].abs()
+    assert off.max() > 1e-5 and (off <= single.error).all()
+    assert single.error.max() < 1e-2 and exact.error.max() < 1e-8
+
+
 def test_each_sample_is_solved_in_its_own_steps():
     frequency = torch.tensor([0.0, 3.0, 220.0], dtype=torch.float64)
     solution = solved(frequency, tol=2e-4)

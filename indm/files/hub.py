@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub, or on a server with its interface (``HF_ENDPOINT``).
+"""Models on the Hugging Face hub, or on a server with its interface (``HF_ENDPOINT``), and those of this package.
 
 Only files of a given list are fetched. They are read like any other from a stranger, by :mod:`indm.files.untrusted`.
 """
@@ -13,12 +13,23 @@ from indm.messages import reason
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 TAGS = ("diffusion", "normalizing-flow", "density-estimation", "indm")
+SHIPPED = Path(__file__).parents[1] / "pretrained"
 LOG_IN = "log in with 'hf auth login', or set HF_TOKEN, as one who may"
 
 
 def is_name(text: str) -> bool:
     """Whether ``text`` has the form user/name."""
     return NAME.fullmatch(text) is not None
+
+
+def shipped(name: str) -> Path | None:
+    """The folder of a model that comes with this package, such as "digits-pretrained"; None where there is none."""
+    return SHIPPED / name if name in shipped_names() else None
+
+
+def shipped_names() -> list[str]:
+    """The names of the models that come with this package."""
+    return sorted(folder.name for folder in SHIPPED.iterdir())
 
 
 def check_name(text: str) -> None:
@@ -71,7 +82,7 @@ def card(name: str, license: str | None, sections: Sequence[str]) -> str:
         raise ValueError(f"license must be an identifier as the hub has them, got {license!r}; apache-2.0 is one")
     fields = ["library_name: indm", "tags:", *(f"- {tag}" for tag in TAGS)]
     fields += [] if license is None else [f"license: {license}"]
-    head = ["---", *fields, "---", "", f"# {name.partition('/')[2]}"]
+    head = ["---", *fields, "---", "", f"# {name.rpartition('/')[2]}"]
     return "\n".join(head) + "\n\n" + "\n\n".join(sections) + "\n"
 
 

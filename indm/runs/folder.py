@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from indm.runs.devices import device
 from indm.runs.lock import LOCK
 
 RECIPE = "recipe.toml"  # resolved
+FETCHED = (RECIPE, DESCRIPTION, WEIGHTS)  # of a run of somebody else
 # What may differ between a run and its continuation: it says how long, how watched and on which
 # processors, not what is computed.
 FREE_ON_RESUME = {
@@ -143,19 +145,27 @@ def recipe_of(run: Path) -> Recipe:
 
 
 def run_folder(source: Path) -> Path:
-    """``source``, or where the run of the hub is that is called so, user/name: runs/user--name, fetched if need be.
+    """``source``, or where the run is that is called so, and is fetched if need be.
+
+    That is runs/user--name of the hub's user/name, and runs/NAME of a model that comes with this package.
 
     Raises:
         ValueError: the hub has none of that name.
         OSError: the hub cannot be reached.
     """
     name = source.as_posix()
-    if source.exists() or source.parent.is_dir() or not hub.is_name(name):
+    shipped = None if source.exists() else hub.shipped(name)
+    if shipped is None and (source.exists() or source.parent.is_dir() or not hub.is_name(name)):
         return source
     folder = Path("runs") / name.replace("/", "--")
+    if shipped is not None and not is_run(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in FETCHED:
+            shutil.copyfile(shipped / file, folder / file)
+        print(f"{folder}: the model that comes with indm", file=sys.stderr)
     if not is_run(folder):
         try:
-            hub.fetch(name, (RECIPE, DESCRIPTION, WEIGHTS), folder)
+            hub.fetch(name, FETCHED, folder)
         except (ValueError, OSError) as error:
             raise type(error)(f"{source} is no run folder{near_run(source)}; {error}") from error
         print(f"{folder}: fetched from the hub", file=sys.stderr)

@@ -1,0 +1,46 @@
+"""The models that come with the package: small, whole, and as good as their card says."""
+
+import re
+
+import pytest
+import torch
+
+import indm
+from indm.config import recipes
+from indm.data import load_data
+from indm.data.base import stack
+from indm.files import hub
+from indm.runs.folder import open_run, run_folder
+
+NAMES = hub.shipped_names()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_small_and_has_a_card_with_its_samples(name):
+    folder = hub.shipped(name)
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 5 * 2**20
+    text = (folder / "README.md").read_text("utf-8")
+    assert f'from_pretrained("{name}")' in text and "samples.png" in text and (folder / "samples.png").exists()
+    assert "license: apache-2.0" in text
+    assert not {"path", "root"} & recipes.load(folder)["data"].keys()
+
+
+def test_digits_are_loaded_by_name_and_have_the_likelihood_of_the_card(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = run_folder(type(tmp_path)("digits-pretrained"))
+    assert folder.as_posix() == "runs/digits-pretrained"
+    model, recipe = open_run(folder)
+    assert torch.equal(next(indm.INDM.from_pretrained("digits-pretrained").parameters()), next(model.parameters()))
+    data = load_data(**recipe["data"])
+    x, log_q = model.from_data(stack(data.test), generator=torch.Generator().manual_seed(0))
+    nats = indm.nelbo(model, x, times=2, generator=torch.Generator().manual_seed(1)).total + log_q
+    bits = nats / (64 * torch.tensor(2.0).log())
+    card = (hub.shipped("digits-pretrained") / "README.md").read_text("utf-8")
+    stated = float(re.search(r"NELBO\s+(\d\.\d+)", card)[1])
+    error = bits.std() / len(bits) ** 0.5
+    assert abs(bits.mean() - stated) < 5 * error
+
+
+def test_an_unknown_name_is_said():
+    with pytest.raises(ValueError, match="or of digits-pretrained"):
+        indm.INDM.from_pretrained("digits-pretraind")
