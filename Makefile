@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Several processes share the cores: threads that wait sleep after a short while (docs/performance.md, Threads).
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: demo test test-long docs mutants lint bench bench-full gpu gpu-data env
+.PHONY: demo test test-long test-matrix docs mutants lint bench bench-full gpu gpu-data env
 env: $(READY)
 
 $(READY): pyproject.toml
@@ -41,6 +41,11 @@ docs: export NO_MKDOCS_2_WARNING = 1
 docs: env
 	$(BIN)/pip install --quiet --editable ".[dev,docs]"
 	$(BIN)/mkdocs build --strict
+
+# The suite under each Python from 3.11 that this machine has, and with the oldest dependencies allowed: an hour.
+test-matrix: env
+	$(BIN)/pip install --quiet uv
+	$(BIN)/python .ci/matrix.py
 
 # Changes places of the method, one at a time, and looks whether a test fails: an hour; SAMPLE=all: over night. Stopped
 # and started again, it goes on. Writes docs/mutants.md.
