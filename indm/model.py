@@ -346,7 +346,7 @@ class INDM(nn.Module):
             shipped = hub.shipped(name)
             if shipped is None and not hub.is_name(name):
                 known = ", ".join(hub.shipped_names())
-                wanted = f"a folder, user/name of the hub, or of {known}"
+                wanted = f"a folder, user/name of the hub, or {known}"
                 raise ValueError(f"name_or_folder must be {wanted}, got {name!r}")
             folder = shipped or hub.fetch(name, (DESCRIPTION, WEIGHTS), revision=revision)
         return cls.load(folder, device, constructors)

@@ -66,6 +66,8 @@ OPTIONS = {
         "array": {"path": "vectors.npy"},
         "emoji": {"path": "emoji"},
         "folder": {"path": "images", "size": 8},
+        "datasets": {"path": "saved", "size": 8},
+        "webdataset": {"path": "images.tar", "size": 8},
         **{name: FEW for name in DENSITIES},
     },
     "objective": {"elbo": {"net": {"name": "vae-mlp", "width": 8, "latent": 2, "depth": 1}}},  # tables of the recipe

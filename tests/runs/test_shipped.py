@@ -42,5 +42,5 @@ def test_digits_are_loaded_by_name_and_have_the_likelihood_of_the_card(tmp_path,
 
 
 def test_an_unknown_name_is_said():
-    with pytest.raises(ValueError, match="or of digits-pretrained"):
+    with pytest.raises(ValueError, match="or digits-pretrained"):
         indm.INDM.from_pretrained("digits-pretraind")
