@@ -8,9 +8,7 @@ import subprocess
 import jaxtyping
 from beartype import BeartypeConf, beartype
 
-CHECKS = (
-    400  # of calls, in each test: later ones are mostly the same calls again, and checks would take a third of all time
-)
+CHECKS = 150  # of calls, in each test: later ones are mostly the same again, and would take a third of all time
 by_shape = beartype(conf=BeartypeConf(is_pep484_tower=True))  # a whole number is a float, as type checkers have it
 number = itertools.count()
 

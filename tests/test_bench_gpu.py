@@ -78,6 +78,7 @@ def check_done(out):
     return summary
 
 
+@pytest.mark.long
 def test_every_part_is_done_once_also_where_it_was_killed(tmp_path, data, quick, monkeypatch):
     arguments = ["--data", str(data), "--out", str(tmp_path), "--device", "cpu", "--scale", "0.003"]
 

@@ -24,6 +24,7 @@ from indm.runs.folder import read_metrics
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+SLOW = {"anomaly_detection", "images"}
 PAGE = (ROOT / "docs" / "extending.md").read_text("utf-8")
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 
@@ -50,7 +51,9 @@ def workplace(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.stem, marks=pytest.mark.long if path.stem in SLOW else ()) for path in EXAMPLES]
+)
 def test_example(path, tmp_path, monkeypatch):
     assert len(path.read_text("utf-8").splitlines()) <= 40
     spec = importlib.util.spec_from_file_location(path.stem, path)

@@ -48,6 +48,7 @@ def test_a_process_without_what_windows_lacks_trains_resumes_evaluates_and_sampl
     assert np.load(tmp_path / "a" / "samples.npz")["samples"].shape == (2, 1, 8, 8)
 
 
+@pytest.mark.long
 def test_the_stand_in_for_windows_says_what_would_fail_there(tmp_path):
     script = """
 import os

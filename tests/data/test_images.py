@@ -159,6 +159,7 @@ for mode in sys.argv[1:]:
 """
 
 
+@pytest.mark.long
 def test_a_large_image_is_decoded_in_few_bytes_a_pixel(tmp_path):
     most = {"I;16": 14, "LA": 8, "RGBA": 11}  # the first is 9 from Pillow 11 on; it was 20 and more
     for mode in most:

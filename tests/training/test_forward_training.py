@@ -40,6 +40,7 @@ def test_processes_make_the_run_of_one(name, tmp_path):
     assert largest_difference(tmp_path / "1", tmp_path / "many") < 1e-9
 
 
+@pytest.mark.long
 def test_both_scores_and_the_process_learn_in_one_run(tmp_path):
     """The NLL, which needs both scores, comes near the entropy; the bound stays above it."""
     generator = torch.Generator().manual_seed(0)
