@@ -1,6 +1,7 @@
 """The affine map between data units and model units, and what it adds to a log-density."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float, Num
@@ -70,6 +71,21 @@ class Scaling(nn.Module):
         parts = vectors.split(max(1, AT_ONCE // len(vectors)), dim=1)  # in double precision, a part at a time
         std, mean = map(torch.cat, zip(*(torch.std_mean(double(part), dim=0) for part in parts), strict=True))
         return cls.from_moments(mean, std)
+
+    @classmethod
+    def standardise_parts(cls, parts: Iterable[Tensor]) -> "Scaling":
+        """:meth:`standardise` of rows that come a part (n, …) at a time, each once; of two rows or more."""
+        count = 0
+        for part in parts:
+            if count == 0:
+                first = double(part[0])
+                total, squares = torch.zeros_like(first), torch.zeros_like(first)
+            shifted = double(part) - first  # so that the squares do not cancel
+            total += shifted.sum(0)
+            squares += shifted.square().sum(0)
+            count += len(part)
+        mean = total / count
+        return cls.from_moments(first + mean, ((squares - count * mean**2) / (count - 1)).clamp(min=0).sqrt())
 
     @classmethod
     def from_moments(cls, mean: Tensor, std: Tensor) -> "Scaling":

@@ -216,15 +216,7 @@ class FirstEntries(Dataset):
 
     def standardised(self) -> Scaling:
         """The scaling to zero mean and unit variance in each dimension; reads every item once."""
-        first = self[0].double()
-        total, squares = torch.zeros_like(first), torch.zeros_like(first)
-        for i in range(len(self)):
-            shifted = self[i].double() - first  # so that the squares do not cancel
-            total += shifted
-            squares += shifted**2
-        mean = total / len(self)
-        variance = (squares - len(self) * mean**2) / (len(self) - 1)
-        return Scaling.from_moments(first + mean, variance.clamp(min=0).sqrt())
+        return Scaling.standardise_parts(self[i][None] for i in range(len(self)))
 
 
 Source = InMemory | FirstEntries | Mapped

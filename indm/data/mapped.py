@@ -1,6 +1,7 @@
 """Arrays that are larger than memory: read from their file as rows are asked for."""
 
 import hashlib
+import math
 from pathlib import Path
 
 import numpy as np
@@ -69,13 +70,7 @@ class Mapped(Dataset):
 
     def standardised(self) -> Scaling:
         """The scaling to zero mean and unit variance in each dimension; reads every row once, in the file's order."""
-        first = self[0].double()
-        total, squares = torch.zeros_like(first), torch.zeros_like(first)
-        for part in self.chosen.sort().values.split(max(1, AT_ONCE // first.numel())):
-            rows, _ = events(self.array[part.numpy()], self.levels, self.where)
-            shifted = torch.from_numpy(rows).double() - first  # so that the squares do not cancel
-            total += shifted.sum(0)
-            squares += shifted.square().sum(0)
-        mean = total / len(self)
-        variance = (squares - len(self) * mean**2) / (len(self) - 1)
-        return Scaling.from_moments(first + mean, variance.clamp(min=0).sqrt())
+        parts = self.chosen.sort().values.split(max(1, AT_ONCE // math.prod(self.shape)))
+        return Scaling.standardise_parts(
+            torch.from_numpy(events(self.array[part.numpy()], self.levels, self.where)[0]) for part in parts
+        )

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from contract_parts import OPTIONS as PARTS
 from torch.testing import assert_close
 
 import indm
@@ -11,14 +12,7 @@ from indm.nets.diffusers import DiffusersUNet
 from indm.sde import VESDE, VPSDE, SubVPSDE
 
 diffusers = pytest.importorskip("diffusers")
-OPTIONS = {
-    "block_out_channels": [8, 8],
-    "norm_num_groups": 4,
-    "layers_per_block": 1,
-    "attention_head_dim": 4,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-}
+OPTIONS = PARTS["net"]["diffusers"]["options"]
 
 
 @pytest.fixture(params=["epsilon", "v_prediction"])
