@@ -15,7 +15,7 @@ env: $(READY)
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable ".[dev]"
+	$(BIN)/pip install --quiet --no-compile --editable ".[dev]"
 	touch $(READY)
 
 # Trains INDM for two minutes, its score for samples and its flow by the bound, then its linear twin (the identity flow)

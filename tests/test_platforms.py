@@ -132,6 +132,7 @@ fit_sampler(here, 1, samples=2, iterations=1)
 """
 
 
+@pytest.mark.long
 def test_likelihoods_gradients_losses_and_samplers_need_no_float64_on_the_device(tmp_path):
     done = subprocess.run([sys.executable, "-c", PARTS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

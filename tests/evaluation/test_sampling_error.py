@@ -193,6 +193,7 @@ def test_estimation_error_in_nats_is_the_integral_over_the_whole_clock():
 # ── All of it ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.long
 def test_sampling_errors_of_an_exact_score_are_small():
     data = load_data("eight-gaussians", samples=400, valid_samples=1, test_samples=400)
     found = sampling_errors(model_of(eight_gaussians(VPSDE())), data, images=400, steps=(5, 40), progress=False)

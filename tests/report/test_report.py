@@ -1093,6 +1093,7 @@ def captured_sheets(monkeypatch):
     return kept
 
 
+@pytest.mark.long
 def test_report_of_the_plane_shows_density_drift_and_volatility(tmp_path, monkeypatch):
     quick = functools.partial(estimation_curve, samples=50, times=3, step=0.05)
     monkeypatch.setattr(sampling_error, "estimation_curve", quick)
