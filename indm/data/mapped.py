@@ -57,8 +57,10 @@ class Mapped(Dataset):
 
     def __getitems__(self, indices: list[int]) -> Tensor:
         """A whole batch at once; ``DataLoader`` calls it."""
-        rows, _ = events(self.array[self.chosen[indices].numpy()], self.levels, self.where)
-        return torch.from_numpy(rows)
+        return self._read(self.chosen[indices])
+
+    def _read(self, positions: Tensor) -> Tensor:
+        return torch.from_numpy(events(self.array[positions.numpy()], self.levels, self.where)[0])
 
     def select(self, index: Tensor) -> "Mapped":
         """The rows at the positions ``index``."""
@@ -71,6 +73,4 @@ class Mapped(Dataset):
     def standardised(self) -> Scaling:
         """The scaling to zero mean and unit variance in each dimension; reads every row once, in the file's order."""
         parts = self.chosen.sort().values.split(max(1, AT_ONCE // math.prod(self.shape)))
-        return Scaling.standardise_parts(
-            torch.from_numpy(events(self.array[part.numpy()], self.levels, self.where)[0]) for part in parts
-        )
+        return Scaling.standardise_parts(self._read(part) for part in parts)

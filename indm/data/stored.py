@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.utils.data import Subset
 
 from indm.data.base import Data, condition_fields
 from indm.data.folder import checked_sides
@@ -52,7 +53,7 @@ def stored_images(
     shape = (channels, *sides)
     parts = split(len(images), **counts(len(images), valid, test), seed=seed, limit=limit)
     sets = {
-        part: ImageFiles(_Chosen(images, index.numpy()), shape, resize, crop, background)
+        part: ImageFiles(Subset(images, index.tolist()), shape, resize, crop, background)  # type: ignore[arg-type]
         for part, index in parts.items()
     }
     how = "squashed" if crop is False else "centre-cropped"
@@ -61,16 +62,3 @@ def stored_images(
     about["notes"] = [*notes, describe_split(parts, seed)]
     about |= condition_fields(labels, parts, where) if len(labels) else {}
     return Data(name=name, scaling=Scaling.images(256, centered), **about | sets)
-
-
-class _Chosen(Sequence[Stored]):
-    """The items of ``images`` at the positions ``chosen``."""
-
-    def __init__(self, images: Sequence[Stored], chosen: np.ndarray):
-        self.images, self.chosen = images, chosen
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, index):
-        return self.images[int(self.chosen[index])]

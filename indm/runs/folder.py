@@ -158,17 +158,19 @@ def run_folder(source: Path) -> Path:
     if shipped is None and (source.exists() or source.parent.is_dir() or not hub.is_name(name)):
         return source
     folder = Path("runs") / name.replace("/", "--")
-    if shipped is not None and not is_run(folder):
+    if is_run(folder):
+        return folder
+    if shipped is not None:
         folder.mkdir(parents=True, exist_ok=True)
         for file in FETCHED:
             shutil.copyfile(shipped / file, folder / file)
         print(f"{folder}: the model that comes with indm", file=sys.stderr)
-    if not is_run(folder):
-        try:
-            hub.fetch(name, FETCHED, folder)
-        except (ValueError, OSError) as error:
-            raise type(error)(f"{source} is no run folder{near_run(source)}; {error}") from error
-        print(f"{folder}: fetched from the hub", file=sys.stderr)
+        return folder
+    try:
+        hub.fetch(name, FETCHED, folder)
+    except (ValueError, OSError) as error:
+        raise type(error)(f"{source} is no run folder{near_run(source)}; {error}") from error
+    print(f"{folder}: fetched from the hub", file=sys.stderr)
     return folder
 
 
