@@ -15,12 +15,15 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read where Gradio is importe
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from indm.app import requests
 from indm.app.requests import WAYS, Side, Source, Translation
 from indm.data.images import SUFFIXES
 from indm.messages import one_line
 
+LOCAL = ("127.0.0.1", "localhost", "::1")
 LARGEST_UPLOAD, MOST_WAITING, KEPT = "10mb", 4, 3600  # of a file; requests; seconds of an upload
 THEME = gr.themes.Base(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 STYLE = """
@@ -185,6 +188,8 @@ def serving(sides: Sequence[Side], host: str, port: int | None, seconds: float) 
         options: Any = {"prevent_thread_lock": True, "quiet": True, "share": False, "ssr_mode": False}
         options |= {"footer_links": [], "run_history": False, "enable_monitoring": False, "pwa": False}
         options |= {"server_name": host, "server_port": port, "max_file_size": LARGEST_UPLOAD}
+        if host in LOCAL:  # a name that somebody lets point here, from a page of theirs, is refused
+            options["app_kwargs"] = {"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL])]}
         try:
             _, address, _ = page.launch(theme=THEME, css=STYLE, **options)
         except OSError as error:

@@ -12,8 +12,6 @@ from tyro.conf import Positional, arg
 
 from indm.cli.common import DONE, Computes
 
-LOCAL = ("127.0.0.1", "localhost", "::1")
-
 
 @dataclass
 class App(Computes):
@@ -40,7 +38,7 @@ class App(Computes):
         from indm.runs.folder import run_folder
 
         sides = requests.open_sides([run_folder(folder) for folder in self.run_folders])
-        from indm.app.page import serving
+        from indm.app.page import LOCAL, serving
 
         with serving(sides, self.host, self.port, self.seconds) as address:
             print(f"{address} (Ctrl-C ends it)", flush=True)

@@ -69,6 +69,12 @@ class Data:
     notes: list[str] = field(default_factory=list)
     fingerprint: str = ""
 
+    @property
+    def remarks(self) -> list[str]:
+        """The notes, and that training mirrors images where it does."""
+        mirrored = "mirrored at random in training; data.flip false leaves images as they are"
+        return [*self.notes, *([mirrored] if self.flip else [])]
+
     def c(self, split: str, labels: bool) -> Tensor:
         """The conditions of a split: its ``labels``, or numbers.
 

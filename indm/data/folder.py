@@ -88,7 +88,6 @@ def load_folder(
         part: ImageFiles(files.select(chosen.numpy()), shape, resize, crop, background, made_grey[chosen])
         for part, chosen in parts.items()
     }
-    notes += ["mirrored at random in training; data.flip false leaves images as they are"] if flip else []
     notes.append(describe_split(parts, seed))
     scaling = Scaling.images(256, centered)
     about: dict[str, Any] = {"shape": shape, "flip": flip, "notes": notes, "fingerprint": files.fingerprint()}

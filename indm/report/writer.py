@@ -150,8 +150,8 @@ def add_runs(
     """All sections on runs of one data set; pictures go to ``out``, their names begin with ``prefix``."""
     sections = Sections(page, out, records, data, extractor, colours, prefix)
     page.text(
-        f"{'; '.join(data.notes)}. Numbers are means over a group's seeds ± their standard error. Where a group is one "
-        f"run, ± is over its examples or samples, and says nothing of other trainings of that method."
+        f"{'; '.join(data.remarks)}. Numbers are means over a group's seeds ± their standard error. Where a group is "
+        f"one run, ± is over its examples or samples, and says nothing of other trainings of that method."
     )
     sections.likelihood()
     sections.samples()

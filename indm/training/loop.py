@@ -168,12 +168,12 @@ def run_in(
     choice = threads.choose(trainer, out if resumes else None)
     if main:
         record = split_record(trainer.data) | choice.record()
-        describe(out, recipe, trainer.accelerator.device, trainer.data.notes, record)
+        describe(out, recipe, trainer.accelerator.device, trainer.data.remarks, record)
         if measured:
             costs.keep(out, measured)
         warn_of_lost_steps(out, trainer.step)
     if progress and main:
-        tell(*trainer.data.notes)
+        tell(*trainer.data.remarks)
     if choice.seconds and progress:
         tell(str(choice))
 

@@ -286,6 +286,13 @@ def test_a_request_names_no_file_of_the_machine(home, address, httpx):
     assert httpx.post(f"{address}gradio_api/run/predict", json={"data": [], "fn_index": index}).status_code >= 400
 
 
+def test_a_page_of_somebody_else_reaches_nothing(address, httpx):
+    """Its name may be made to point to this machine; the browser would then take both for one site."""
+    assert httpx.get(address).status_code == httpx.get(address.replace("127.0.0.1", "localhost")).status_code == 200
+    for path in ("", "config", "gradio_api/info"):
+        assert httpx.get(f"{address}{path}", headers={"host": "elsewhere.example:7860"}).status_code == 400
+
+
 def test_numbers_out_of_range_and_large_uploads_are_refused(address, httpx):
     config = httpx.get(f"{address}config").json()
     (index,) = [d["id"] for d in config["dependencies"] if len(d["inputs"]) == 7][:1]  # of the samples

@@ -132,6 +132,13 @@ def test_loader_orders_differ_between_epochs_and_seeds():
         loader(dataset, 0, shuffle=False)
 
 
+def test_remarks_say_that_training_mirrors():
+    images = np.zeros((20, 1, 8, 8), np.uint8)
+    plain, mirrored = (as_data(images, name="mine", levels=2, flip=flip) for flip in (False, True))
+    assert plain.remarks == plain.notes == mirrored.notes == mirrored.remarks[:-1]
+    assert "mirrored at random" in mirrored.remarks[-1]
+
+
 def test_flips_mirror_about_half_of_the_images():
     raw = torch.arange(2000 * 3 * 8 * 8, dtype=torch.int32).reshape(2000, 3, 8, 8)
     out = flip_horizontally(raw, torch.Generator().manual_seed(0))
