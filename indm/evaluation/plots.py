@@ -1,5 +1,6 @@
 """Pictures as PNG: grids of images, densities beside samples, the plane as a diffusion sees it, learning curves."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,6 +62,15 @@ def figure_into(figure: Figure) -> atomic.Write:
 
 
 @styled
+@styled
+def picture_of(figure: Figure) -> Image.Image:
+    """A figure as a picture in memory, for a page that shows many."""
+    style.finish(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=style.DPI)
+    return Image.open(buffer)
+
+
 def scatter(samples: Tensor, reference: Tensor | None, density: Density | None, path: Path) -> None:
     """Samples (N, 2 or more) beside the density, or beside ``reference`` data; alone where there are none."""
     if reference is None:

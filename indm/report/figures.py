@@ -24,7 +24,7 @@ from indm.report.records import Record, by_group
 from indm.runs.folder import open_model
 from indm.sampling import log_snr_grid
 
-FRAMES = 9  # of a path
+FRAMES = 9  # of a path; one more than a multiple of 4
 STRIPS = 4  # paths of a group that are shown
 PARTICLES = 1000
 CLASSES, COLUMNS = 20, 8  # of samples by class: rows, at most, and images in a row
@@ -300,30 +300,72 @@ def frames_of(panels: list[sheets.Panel], levels: int) -> tuple[list[str], dict[
     return words, stacks
 
 
-@styled
-def plane_figure(record: Record, data: Data, path: Path, colours: Colours) -> None:
-    """A model of the plane: density and samples, particles forward and backward, drift and volatility.
+@dataclass(frozen=True)
+class Particles:
+    """Particles of a model of the plane, in model units, at times equally spaced on the log-SNR clock from ε to T.
 
-    Particles have the c of the data; drift and volatility are at the c of the first.
+    Attributes:
+        times: (FRAMES,).
+        ways: (FRAMES, PARTICLES, 2): "forward", the test data along the diffusion; "generative", draws of the prior
+            along the probability flow, which starts with the last of them.
     """
-    whole = open_model(record.folder).cpu()
-    c = rows_of_data(whole, data, "test", PARTICLES)
-    diffusion = NonlinearDiffusion(at(whole, None if c is None else c[:1], FIELD**2))
-    model, times = at_data(whole, data, "test", PARTICLES), clock(whole, 5)
-    x = model.from_data(stack(data.test, PARTICLES))[0]
-    generator = torch.Generator().manual_seed(0)
-    forward = forward_path(model, x, times, generator=generator)
+
+    times: Tensor
+    ways: dict[str, Tensor]
+
+    @property
+    def reach(self) -> float:
+        """Half a side of a square around the data."""
+        return 1.2 * self.ways["forward"][0].abs().max().item()
+
+
+def particles_of(record: Record, data: Data) -> Particles:
+    """Those of a run; they have the c of the data."""
+    model = at_data(open_model(record.folder).cpu(), data, "test", PARTICLES)
+    times, x = clock(model, FRAMES), model.from_data(stack(data.test, PARTICLES))[0]
+    forward = forward_path(model, x, times, generator=torch.Generator().manual_seed(0))
     start = model.decode(sample_quality.prior_draws(model, len(x), 0)).detach()
     backward = probability_flow_path(model, start, times.flip(0))
-    colour, reach = colours[record.group], 1.2 * x.abs().max().item()
+    return Particles(times, {"forward": forward, "generative": backward.flip(0)})
+
+
+def particle_frames(group: str, particles: Particles, colour: str) -> tuple[list[str], dict[str, list[Image.Image]]]:
+    """Frame by frame: the time of each, and by way a picture of its particles then."""
+    words = [word.removeprefix("t = ") for word in sheets.time_words(particles.times.tolist())]
+    stacks = {
+        f"{group}, {way}": [_dots(cloud, particles.reach, colour) for cloud in clouds]
+        for way, clouds in particles.ways.items()
+    }
+    return words, stacks
+
+
+@styled
+def _dots(cloud: Tensor, reach: float, colour: str) -> Image.Image:
+    figure = Figure(figsize=(3.2, 3.2))
+    axes = figure.subplots()
+    plots.dots(axes, cloud, "", colour)
+    axes.set(xlim=(-2 * reach, 2 * reach), ylim=(-2 * reach, 2 * reach))
+    return plots.picture_of(figure)
+
+
+@styled
+def plane_figure(record: Record, data: Data, particles: Particles, path: Path, colours: Colours) -> None:
+    """A model of the plane: density and samples, particles forward and backward, drift and volatility.
+
+    Drift and volatility are at the c of the first example.
+    """
+    model = open_model(record.folder).cpu()
+    c = rows_of_data(model, data, "test", 1)
+    diffusion = NonlinearDiffusion(at(model, c, FIELD**2))
+    colour, reach = colours[record.group], particles.reach
     figure = Figure(figsize=(12, 10.4))
     panels = figure.subplots(4, 5, sharex="row", sharey="row")
     if data.name in DENSITIES:
         square = (-2 * reach, 2 * reach) * 2
         plots.background(panels[0, 0], DENSITIES[data.name], square, model.scaling)
-    for column, t in enumerate(times.tolist()):
-        for row, cloud, what in ((0, forward[column], "forward"), (1, backward[-1 - column], "generative")):
-            plots.dots(panels[row, column], cloud, f"{what}, t = {t:.2g}", colour)
+    for column, t in enumerate(particles.times[:: FRAMES // 4].tolist()):
+        for row, (what, clouds) in enumerate(particles.ways.items()):
+            plots.dots(panels[row, column], clouds[:: FRAMES // 4][column], f"{what}, t = {t:.2g}", colour)
             panels[row, column].set(xlim=(-2 * reach, 2 * reach), ylim=(-2 * reach, 2 * reach))
         now = torch.full((FIELD**2,), t)
         axis = torch.linspace(-reach, reach, FIELD)

@@ -291,13 +291,16 @@ class Sections:
                 self.draw(name, strip.caption + self.at_c(strip.at_c), write)
         if self.data.shape == (2,):
             self.page.heading("Paths")
-            for record in records:
+            for number, record in enumerate(records):
+                particles = figures.particles_of(record, self.data)
+                frames = figures.particle_frames(record.group, particles, self.colours[record.group])
+                self.page.moving(f"along-{self.prefix}plane-{number}", "Along x_t, t =", *frames)
                 self.draw(
                     f"plane-{record.group.replace('/', '-')}",
                     f"{record.group}: density; particles along the forward diffusion and the generative flow; drift "
                     "f_φ (arrows) and volatility G_φ (ellipses), scaled to the largest in each panel. Model units."
                     + self.at_c("particles have the c of the data, drift and volatility that of the first example"),
-                    functools.partial(figures.plane_figure, record, self.data, colours=self.colours),
+                    functools.partial(figures.plane_figure, record, self.data, particles, colours=self.colours),
                 )
 
     def flow(self) -> None:
