@@ -29,9 +29,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from indm.conditions import repeated
-from indm.flows.base import Flow, require_one_map
+from indm.flows.base import Flow
 from indm.flows.fading import Fade, faded
-from indm.forward.base import process_of, require_no_code
+from indm.forward.base import process_of, require_one_diffusion
 from indm.linearization import Map, Operator, inverse_linearization, linearize, second_derivative, solve
 from indm.ode import basis, rademacher
 from indm.score import flow_score, law_score
@@ -126,8 +126,7 @@ class NonlinearDiffusion:
                 "model must be at given conditions for a diffusion on the data space, got one of p(x|c): give "
                 "model.given(c)"
             )
-        require_one_map(model.flow, "a diffusion on the data space")
-        require_no_code(model, "a diffusion on the data space")
+        require_one_diffusion(model, "a diffusion on the data space")
         if fade is not None:
             faded(model.flow, 1.0)
         self.model, self.tol, self.probes, self.fade = model, tol, probes, fade

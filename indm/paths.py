@@ -14,9 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from indm.flows.base import require_one_map
 from indm.flows.fading import Fade
-from indm.forward.base import require_no_code, require_tight
+from indm.forward.base import require_one_diffusion, require_tight
 from indm.nonlinear import NonlinearDiffusion
 from indm.rng import randn_like
 from indm.sampling import FLOW_TOLERANCE, Sampler, follow_flow, log_snr_grid, reverse_diffusion_step
@@ -185,8 +184,7 @@ def forward_path(model, x: Batch, times: Grid, *, generator: torch.Generator | N
         ValueError: ``times`` that do not increase within [ε, T], or a flow that draws its map anew in every call.
         RuntimeError: where the flow's inverse did not converge.
     """
-    require_one_map(model.flow, "a path on the data space")
-    require_no_code(model, "a path on the data space")
+    require_one_diffusion(model, "a path on the data space")
     with evaluation_mode(model):
         times = _forward_times(model.sde, times)
         return _decode(model, _latent_from_data(model, x, times, generator)[0])
@@ -197,8 +195,7 @@ def generative_path(model, x: Batch, times: Grid, *, generator: torch.Generator 
 
     One step of reverse diffusion between successive times: for its accuracy take many. Raises as :func:`forward_path`.
     """
-    require_one_map(model.flow, "a path on the data space")
-    require_no_code(model, "a path on the data space")
+    require_one_diffusion(model, "a path on the data space")
     with evaluation_mode(model):
         path = [model.flow.latent(x)]
         for t, s in itertools.pairwise(_backward_times(model.sde, times).to(x)):
@@ -248,8 +245,7 @@ def probability_flow_path(
     With ``fade`` it is h_t⁻¹(z_t), see :class:`indm.flows.fading.Fade`. The latent's ODE is solved to ``tol`` between
     successive times. Raises as :func:`forward_path`.
     """
-    require_one_map(model.flow, "a path on the data space")
-    require_no_code(model, "a path on the data space")
+    require_one_diffusion(model, "a path on the data space")
     diffusion = NonlinearDiffusion(model, fade=fade)
     with evaluation_mode(model):
         times = _check_times(model.sde, times)

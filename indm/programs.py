@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from indm.flows.base import require_one_map
-from indm.forward.base import require_no_code
+from indm.forward.base import require_one_diffusion
 
 ROWS = 3  # of the example that is traced: neither 1 nor a size of the model
 
@@ -47,8 +46,7 @@ def export(model: Any, folder: str | Path, *, onnx: bool = False) -> list[Path]:
     """
     if onnx and any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")):
         raise ModuleNotFoundError("export to ONNX needs packages that are not installed: pip install 'indm[onnx]'")
-    require_one_map(model.flow, "export")
-    require_no_code(model, "export")
+    require_one_diffusion(model, "export")
     model = copy.deepcopy(model).eval().requires_grad_(False)
     place = Path(folder).expanduser()
     place.mkdir(parents=True, exist_ok=True)

@@ -26,8 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from indm.flows import require_one_map
-from indm.forward.base import require_no_code
+from indm.forward.base import require_one_diffusion
 from indm.model import INDM, all_rows, at_rows
 from indm.rng import randn_like
 from indm.sampling import follow_flow
@@ -91,8 +90,7 @@ class Route:
         for leg in self.legs:
             if leg.c is None:
                 leg.of(1)  # an error where its model needs c
-            require_one_map(leg.model.flow, "a translation")
-            require_no_code(leg.model, "a translation")
+            require_one_diffusion(leg.model, "a translation")
 
     @property
     def models(self) -> tuple[INDM, INDM]:

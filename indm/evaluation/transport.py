@@ -6,8 +6,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from indm.evaluation.statistics import FOLDS, jackknife
-from indm.flows import require_one_map
-from indm.forward.base import require_no_code
+from indm.forward.base import require_one_diffusion
 from indm.model import at_rows
 from indm.rng import randn_like
 from indm.sampling import FLOW_TOLERANCE, follow_flow
@@ -38,8 +37,7 @@ def transport(model, x: Batch, *, generator: torch.Generator | None = None, prog
     Raises:
         ValueError: too few or too many samples, or a flow that draws its map anew in every call.
     """
-    require_one_map(model.flow, "transport along it")
-    require_no_code(model, "transport along it")
+    require_one_diffusion(model, "transport along it")
     if not 2 * FOLDS <= len(x) <= LARGEST_ASSIGNMENT:
         raise ValueError(f"x must hold {2 * FOLDS} to {LARGEST_ASSIGNMENT} samples, got {len(x)}; 1000 is usual")
     with evaluation_mode(model):

@@ -29,6 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from indm.flows.base import require_one_map
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, expand_like
 
@@ -179,6 +180,12 @@ def require_no_code(model: nn.Module, purpose: str) -> None:
     process = process_of(model)
     if process.seen_shape:
         raise ValueError(f"forward must have no code for {purpose}, got {type(process).__name__}")
+
+
+def require_one_diffusion(model: nn.Module, purpose: str) -> None:
+    """ValueError where the flow or the forward process draws a code, so that the data have no one diffusion."""
+    require_one_map(model.flow, purpose)
+    require_no_code(model, purpose)
 
 
 def require_tight(model: nn.Module, purpose: str) -> None:
