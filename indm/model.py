@@ -21,7 +21,7 @@ from indm.config.parts import KINDS, OPTIONAL_KINDS, Constructors, Untrusted, fi
 from indm.dequantization import Dequantization, check_levels_for, checked, from_data
 from indm.files import atomic, hub, untrusted
 from indm.flows.base import Flow
-from indm.forward.base import ForwardProcess, Linear
+from indm.forward.base import ForwardProcess, Linear, process_of
 from indm.gaussian import GaussianReference
 from indm.messages import brief, nearest, reason
 from indm.ode import FEWEST
@@ -82,6 +82,11 @@ class INDM(nn.Module):
     def sde(self) -> LinearSDE:
         """The linear SDE on the latent."""
         return self.score.sde
+
+    @property
+    def is_scalar(self) -> bool:
+        """Whether all entries of a latent share one SDE, which some samplers need; not where each learns its own."""
+        return process_of(self).is_scalar(self.sde)
 
     @property
     def trained_parts(self) -> dict[str, nn.Module]:

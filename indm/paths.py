@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from indm.flows.fading import Fade
-from indm.forward.base import require_one_diffusion, require_tight
+from indm.forward.base import ForwardProcess, process_of, require_one_diffusion, require_tight
 from indm.nonlinear import NonlinearDiffusion
 from indm.rng import randn_like
 from indm.sampling import FLOW_TOLERANCE, Sampler, follow_flow, log_snr_grid, reverse_diffusion_step
@@ -175,19 +175,40 @@ def latent_path(sde: LinearSDE, z: Batch, times: Grid, increments: Increments) -
     return torch.stack(path)
 
 
+def process_path(
+    process: ForwardProcess, sde: LinearSDE, z: Batch, times: Grid, *, generator: torch.Generator | None = None
+) -> Path:
+    r"""z_t of the forward process at increasing ``times``, given ``z`` = z_0 (B, *event); exact in law for any of them.
+
+    .. math:: z_t = \alpha_t M_t + \sigma_t R_t n_t, \qquad n_t = \kappa n_s + \sqrt{1-\kappa^2}\,\xi
+
+    with κ of :meth:`indm.forward.ForwardProcess.correlation`.
+    """
+    noise, path, times = randn_like(z, generator), [], times.to(z)
+    for number, t in enumerate(times):
+        if number:
+            kappa = process.correlation(sde, z, t.expand(len(z)), times[number - 1].expand(len(z)))
+            noise = kappa * noise + (1 - kappa**2).sqrt() * randn_like(z, generator)
+        mean, std = process.moments(sde, z, t.expand(len(z)))
+        path.append(mean + expand_like(std, z) * noise)
+    return torch.stack(path)
+
+
 def forward_path(model, x: Batch, times: Grid, *, generator: torch.Generator | None = None) -> Path:
     """x_t = h⁻¹(z_t) along one Brownian path from data x, at increasing ``times``, (times, B, *event).
 
     Exact in law and cheap, for any number of frames: the latent makes exact transitions and each frame is decoded.
 
     Raises:
-        ValueError: ``times`` that do not increase within [ε, T], or a flow that draws its map anew in every call.
+        ValueError: ``times`` that do not increase within [ε, T], or a flow or forward process that draws a code.
         RuntimeError: where the flow's inverse did not converge.
     """
     require_one_diffusion(model, "a path on the data space")
     with evaluation_mode(model):
-        times = _forward_times(model.sde, times)
-        return _decode(model, _latent_from_data(model, x, times, generator)[0])
+        times, process = _forward_times(model.sde, times), process_of(model)
+        if process.is_tight:
+            return _decode(model, _latent_from_data(model, x, times, generator)[0])
+        return _decode(model, process_path(process, model.sde, model.flow.latent(x), times, generator=generator))
 
 
 def generative_path(model, x: Batch, times: Grid, *, generator: torch.Generator | None = None) -> Path:

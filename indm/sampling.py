@@ -122,6 +122,11 @@ class Sampler:
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
 
+def default_sampler(model) -> str:
+    """UniPC, the best in few steps; Heun's method where each entry of the latent has an SDE of its own."""
+    return "unipc" if model.is_scalar else "heun"
+
+
 def make_sampler(sampler: str | type[Sampler] | Sampler, **options: Any) -> Sampler:
     """A sampler from its name, its class, or itself.
 
@@ -489,7 +494,7 @@ def sample(
     *,
     c: Any = ...,
     guidance: float = ...,
-    sampler: str | type[Sampler] | Sampler = ...,
+    sampler: str | type[Sampler] | Sampler | None = ...,
     steps: int = ...,
     eps: float | None = ...,
     temperature: float = ...,
@@ -523,7 +528,7 @@ def sample(
     *,
     c: Any = None,
     guidance: float = 1.0,
-    sampler: str | type[Sampler] | Sampler = "unipc",
+    sampler: str | type[Sampler] | Sampler | None = None,
     steps: int = 25,
     eps: float | None = None,
     temperature: float = 1.0,
@@ -542,7 +547,8 @@ def sample(
             model that knows p(x), too (``condition.drop``), None samples that.
         guidance: w of :class:`indm.score.GivenScore`: above 1 samples are more typical of c and less diverse, at two
             evaluations each. Only 1, which is the model, has a likelihood.
-        sampler: a name in :data:`SAMPLERS`, or a :class:`Sampler`, such as ``PredictorCorrector(snr=0.1)``.
+        sampler: a name in :data:`SAMPLERS`, or a :class:`Sampler`, such as ``PredictorCorrector(snr=0.1)``; default:
+            "unipc", and "heun" where each entry of the latent has an SDE of its own.
         steps: time steps ("ode" takes as many as its tolerance needs).
         eps: truncation at which the reverse process ends; default: the SDE's own, which is also the least.
         temperature: factor on the latent before it is decoded; 1.0 samples the model.
@@ -577,7 +583,8 @@ def sample(
             raise ValueError(f"{name} must be at least 1, got {count}")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}; 1 samples the model")
-    sampler, sde, dtype = make_sampler(sampler), model.score.sde, model.scaling.scale.dtype
+    sampler = make_sampler(default_sampler(model) if sampler is None else sampler)
+    sde, dtype = model.score.sde, model.scaling.scale.dtype
     if log_prob:
         _check_density(sampler, last_denoising, temperature, guidance)
     parts, log_probs = [], []

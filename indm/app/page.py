@@ -22,6 +22,7 @@ from indm.app import requests
 from indm.app.requests import WAYS, Side, Source, Translation
 from indm.data.images import SUFFIXES
 from indm.messages import one_line
+from indm.sampling import default_sampler
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 LARGEST_UPLOAD, MOST_WAITING, KEPT = "10mb", 4, 3600  # of a file; requests; seconds of an upload
@@ -74,7 +75,7 @@ class Builder:
             with gr.Column(scale=1, min_width=260):
                 n = gr.Slider(1, 64, 16, step=1, label="Number")
                 steps = gr.Slider(1, 200, 25, step=1, label="Steps", info="“ode” takes as many as its error needs.")
-                sampler = gr.Dropdown(side.samplers, value="unipc" if "unipc" in side.samplers else "heun",
+                sampler = gr.Dropdown(side.samplers, value=default_sampler(side.model),
                                       label="Sampler")  # fmt: skip
                 seed = seed_field()
                 temperature = gr.Slider(0.1, 1.5, 1.0, step=0.05, label="Temperature",

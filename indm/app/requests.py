@@ -172,7 +172,7 @@ class Side:
     @property
     def samplers(self) -> list[str]:
         """Those that take the model's SDE, and those fitted to the run, where there are any."""
-        able = [n for n in SAMPLERS if self.model.sde.is_scalar or not make_sampler(n).needs_scalar_sde]
+        able = [n for n in SAMPLERS if self.model.is_scalar or not make_sampler(n).needs_scalar_sde]
         return able + [FITTED] * (self.run / FITS).is_dir()
 
 

@@ -31,7 +31,7 @@ class Draws(Computes):
 
     def trusted(self) -> list[str]:
         """Also the package of the sampler, which this command line itself names."""
-        return super().trusted() + outside([self.drawing.sampler])
+        return super().trusted() + outside([self.drawing.sampler] if self.drawing.sampler else [])
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Sample(Draws):
         elif samples.shape[1] > 1:
             density = DENSITIES.get(made_by["data"]["name"])
             plots.scatter(samples, test_data(made_by["data"], len(samples)), density, out / "samples.png")
-        by = f"{drawing.sampler}, {drawing.steps} steps" if made_by["steps"] else drawing.sampler
+        by = made_by["sampler"] + (f", {drawing.steps} steps" if made_by["steps"] else "")
         shown = "samples.png" if (out / "samples.png").exists() else SAMPLES  # single numbers have no picture
         print(f"{out / shown}: {len(samples)} samples by {by}")
         return DONE

@@ -242,9 +242,9 @@ class Drawing:
     guidance: float = 1.0
     """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop
     in training."""
-    sampler: str = "unipc"
-    """ode, euler-maruyama, pc, heun, dpm++2m, dpm++3m, unipc, fitted, or package.module:Class. "ode" takes as many
-    steps as its tolerance needs; "fitted" was fitted to the run for these --steps. Options of a sampler:
+    sampler: Annotated[str | None, default("unipc; heun where each entry has an SDE of its own")] = None
+    """ode, euler-maruyama, ancestral, pc, heun, dpm++2m, dpm++3m, unipc, fitted, or package.module:Class. "ode" takes
+    as many steps as its tolerance needs; "fitted" was fitted to the run for these --steps. Options of a sampler:
     --sampler.tol 1e-5 with "ode"; with "pc" --sampler.snr 0.16 or, from the first step to the last,
     [0.16,0.14]."""
     sampler_options: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)

@@ -29,7 +29,7 @@ from indm.evaluation.sample_quality import (
     solve,
 )
 from indm.evaluation.statistics import mean_and_error
-from indm.forward.base import require_tight
+from indm.forward.base import process_of, require_tight
 from indm.likelihood import latents_of
 from indm.model import all_rows, at_rows
 from indm.objective import prior_term
@@ -71,7 +71,7 @@ def sampling_errors(
     Args:
         model: an INDM; one of p(x|c) is at the c of the training data throughout.
         data: a known density (:data:`~indm.data.densities.DENSITIES`, by its name) also has its estimation error in
-            nats, unless the flow draws its map anew in every call.
+            nats, where flow and forward process draw no code, and one score serves.
         samplers: those whose discretization is measured; one that is stochastic and follows no path has none.
         images: samples, at most as many as the test and the training split hold.
 
@@ -91,7 +91,9 @@ def sampling_errors(
     with evaluation_mode(model):
         drawn = prior_draws(model, images, seed)
         noise = (drawn - model.sde.prior_mean.to(drawn)) / model.sde.prior_std
-        z_T = {"data": model.sde.perturb(z, model.sde.endpoints(z)[1], noise), "prior": drawn}
+        T = model.sde.endpoints(z)[1]
+        mean, std = process_of(model).moments(model.sde, z, T)
+        z_T = {"data": mean + expand_like(std, z) * noise, "prior": drawn}
     converged, nfe = {}, 0
     for name, start in z_T.items():
         converged[name], count = solve(model, start, "ode", c=c, progress=progress)
@@ -105,14 +107,15 @@ def sampling_errors(
             noise = make_generator(model.scaling.scale, seed, 4)
             common |= {"converged_steps": CONVERGED_STEPS, "generator": noise}
             discretization += path_error(model, z_T["prior"], sampler=name, **common)
-    prior = prior_error(model.sde, z, z_T["data"], seed=seed)
+    carried = mean / expand_like(model.sde.alpha(T), z)  # z_0, or what a learned mean has made of it at T
+    prior = prior_error(model.sde, carried, z_T["data"], seed=seed)
     estimation: dict = {
         "samples": distances(
             model.scaling.to_data(converged["data"]).cpu(), stack(data.test, images), data.scaling, extractor
         ),
         "floor": floor(data, images, extractor),
     }
-    if data.name in DENSITIES and model.flow.one_map:
+    if data.name in DENSITIES and _has_one_score(model):
         estimation |= _estimation_in_nats(model, data, prior, images, seed, progress)
     return {
         "images": images,
@@ -124,11 +127,17 @@ def sampling_errors(
     }
 
 
+def _has_one_score(model) -> bool:
+    """Whether the network is the score of the law of z_t, and z_t one map of the data away."""
+    process = process_of(model)
+    return model.flow.one_map and process.is_tight and not process.seen_shape
+
+
 def _estimation_in_nats(model, data: Data, prior: dict, samples: int, seed: int, progress: bool) -> dict:
     """``kl`` and ``curve`` of data of a known density."""
     density = DENSITIES[data.name]
     in_nats = {"kl": estimation_error(model, density, stack(data.test, POINTS), prior, seed, progress)}
-    if model.sde.is_scalar:  # the error is resolved on the one clock of all entries
+    if model.is_scalar:  # the error is resolved on the one clock of all entries
         in_nats["curve"] = estimation_curve(model, density, samples=samples, seed=seed, progress=progress)
     return in_nats
 

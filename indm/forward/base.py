@@ -85,6 +85,10 @@ class ForwardProcess(nn.Module, ABC):
         """Of a code of z_0 that SDE and network depend on; () for none."""
         return ()
 
+    def is_scalar(self, sde: LinearSDE) -> bool:
+        """Whether all entries of the latent share one SDE, which some samplers need."""
+        return sde.is_scalar
+
     def encoded(self, z: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, PerSample, PerSample]:
         """A draw c of q(c|z_0), KL(q(c|z_0) ‖ p(c)), and log q(c|z_0)/p(c), nats; of a process with a code."""
         raise NotImplementedError(f"{type(self).__name__} has no code")

@@ -224,6 +224,9 @@ class Coded(Linear):
     def seen_shape(self) -> tuple[int, ...]:
         return (self.code_size,)
 
+    def is_scalar(self, sde: LinearSDE) -> bool:
+        return False
+
     def encoded(self, z: Batch, generator: torch.Generator | None = None) -> tuple[Codes, PerSample, PerSample]:
         numbers = self.law.posterior(z)
         code = self.law.draw(numbers, generator)

@@ -6,7 +6,7 @@ from typing import Any
 
 from indm.evaluation import plots
 from indm.evaluation.style import DATA_COLOUR
-from indm.report.figures import DISTANCES, kinds_of, line_of
+from indm.report.figures import DISTANCES, by_sampler, kinds_of, line_of, losses_of, quality_of
 from indm.report.records import Record, by_group
 
 View = dict[str, Any]
@@ -49,13 +49,11 @@ def gap(records: Sequence[Record], colours: Colours) -> list[View]:
 
 def quality(groups: Sequence[Sequence[Record]], colours: Colours) -> list[View]:
     """Distances to the test data over evaluations, a view for each distance and sampler."""
-    first = groups[0][0].measurements["quality"]
-    views = []
+    first, views = groups[0][0].measurements["quality"], []
     for key in kinds_of(first):
-        for sampler in dict.fromkeys(row["sampler"] for row in first if row["sampler"] != "data"):
-            measured = {group[0].group: [record.measurements["quality"] for record in group] for group in groups}
+        for sampler, measured in by_sampler(quality_of(groups)).items():
             lines = [_line(name, line_of(seeds, sampler, key), colours) for name, seeds in measured.items()]
-            ends = [row["nfe"] for row in first if row["sampler"] == sampler]
+            ends = [row["nfe"] for seeds in measured.values() for row in seeds[0] if row["sampler"] == sampler]
             floor = [(x, first[0][key], 0.0) for x in (min(ends), max(ends))]
             lines.append(_line("training data", floor, {}, reference=True))
             views.append(
@@ -66,8 +64,6 @@ def quality(groups: Sequence[Sequence[Record]], colours: Colours) -> list[View]:
 
 def loss(groups: Sequence[Sequence[Record]], colours: Colours) -> list[View]:
     """What few steps lose over evaluations, a view for each sampler."""
-    measured = {g[0].group: [record.measurements["errors"]["discretization"] for record in g] for g in groups}
-    samplers = dict.fromkeys(row["sampler"] for row in next(iter(measured.values()))[0])
     return [
         _view(
             sampler,
@@ -76,5 +72,5 @@ def loss(groups: Sequence[Sequence[Record]], colours: Colours) -> list[View]:
             [_line(name, line_of(seeds, sampler, "rms"), colours) for name, seeds in measured.items()],
             log=True,
         )
-        for sampler in samplers
+        for sampler, measured in by_sampler(losses_of(groups)).items()
     ]

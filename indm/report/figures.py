@@ -30,6 +30,7 @@ PARTICLES = 1000
 CLASSES, COLUMNS = 20, 8  # of samples by class: rows, at most, and images in a row
 FIELD = 13  # points along a side of the plane
 DISTANCES = {"sliced_wasserstein": "sliced Wasserstein distance", "frechet": "Fréchet distance"}
+Measured = dict[str, list[list[dict]]]  # by group the rows of each seed
 Colours = Mapping[str, str]  # of each group, the same in all figures of a page
 
 
@@ -60,17 +61,13 @@ def gap_figure(records: list[Record], path: Path, colours: Colours) -> None:
 @styled
 def quality_figure(groups: list[list[Record]], path: Path, colours: Colours) -> None:
     """A row for each distance, a column for each sampler, a line for each group."""
-    first = groups[0][0].measurements["quality"]
-    floor, rows = first[0], [row for row in first if row["sampler"] != "data"]
-    samplers = list(dict.fromkeys(row["sampler"] for row in rows))
+    first, samplers = groups[0][0].measurements["quality"], by_sampler(quality_of(groups))
     kinds = kinds_of(first)
     figure = Figure(figsize=(max(6, 3.4 * len(samplers)), 3.2 * len(kinds) + 0.5))
     for panels, key in zip(figure.subplots(len(kinds), len(samplers), sharey="row", squeeze=False), kinds, strict=True):
         for axes, sampler in zip(panels, samplers, strict=True):
-            for group in groups:
-                _line(axes, [record.measurements["quality"] for record in group], sampler, key, group[0].group, colours)
-            axes.axhline(floor[key], color=DATA_COLOUR, linestyle="--", linewidth=0.8, label="training data")
-            _over_evaluations(axes, sampler, rows)
+            _lines(axes, sampler, samplers[sampler], key, colours)
+            axes.axhline(first[0][key], color=DATA_COLOUR, linestyle="--", linewidth=0.8, label="training data")
         panels[0].set_ylabel(f"{DISTANCES[key]} to test data")
     plots.save_figure(figure, path)
 
@@ -78,24 +75,44 @@ def quality_figure(groups: list[list[Record]], path: Path, colours: Colours) -> 
 @styled
 def loss_figure(groups: list[list[Record]], path: Path, colours: Colours) -> None:
     """What few steps lose, pair by pair: a panel for each sampler, a line for each group."""
-    losses = [[record.measurements["errors"]["discretization"] for record in group] for group in groups]
-    samplers = list(dict.fromkeys(row["sampler"] for row in losses[0][0]))
+    samplers = by_sampler(losses_of(groups))
     figure = Figure(figsize=(max(6, 3.4 * len(samplers)), 4))
     panels = figure.subplots(1, len(samplers), sharey=True, squeeze=False)[0]
     for axes, sampler in zip(panels, samplers, strict=True):
-        for group, seeds in zip(groups, losses, strict=True):
-            _line(axes, seeds, sampler, "rms", group[0].group, colours)
-        _over_evaluations(axes, sampler, losses[0][0])
+        _lines(axes, sampler, samplers[sampler], "rms", colours)
     panels[0].set_ylabel("loss, RMS (model units)")
     plots.save_figure(figure, path)
 
 
-def _over_evaluations(axes: Axes, sampler: str, rows: list[dict]) -> None:
-    """Logarithmic axes over the evaluations of a sampler's rows, with a tick at each."""
+def _lines(axes: Axes, sampler: str, groups: Measured, key: str, colours: Colours) -> None:
+    """A line for each group, on logarithmic axes over the evaluations, with a tick at each."""
+    counts: set[int] = set()
+    for name, seeds in groups.items():
+        nfe, mean, error = zip(*line_of(seeds, sampler, key), strict=True)
+        axes.errorbar(nfe, mean, error, fmt=".-", label=name, color=colours[name])
+        counts.update(nfe)
     axes.set(xscale="log", yscale="log", xlabel="evaluations of the network", title=sampler)
-    counts = [row["nfe"] for row in rows if row["sampler"] == sampler]
-    axes.set_xticks(counts, labels=counts)
+    axes.set_xticks(sorted(counts), labels=[str(count) for count in sorted(counts)])
     axes.xaxis.minorticks_off()
+
+
+def quality_of(groups: Sequence[Sequence[Record]]) -> Measured:
+    """The quality of samples."""
+    return {group[0].group: [record.measurements["quality"] for record in group] for group in groups}
+
+
+def losses_of(groups: Sequence[Sequence[Record]]) -> Measured:
+    """What few steps lose."""
+    return {group[0].group: [record.measurements["errors"]["discretization"] for record in group] for group in groups}
+
+
+def by_sampler(measured: Measured) -> dict[str, Measured]:
+    """The groups that have each sampler; not all SDEs take all of them."""
+    names = dict.fromkeys(row["sampler"] for seeds in measured.values() for row in seeds[0] if row["sampler"] != "data")
+    return {
+        name: {group: seeds for group, seeds in measured.items() if name in {row["sampler"] for row in seeds[0]}}
+        for name in names
+    }
 
 
 def kinds_of(quality: list[dict]) -> list[str]:
@@ -109,11 +126,6 @@ def line_of(seeds: list[list[dict]], sampler: str, key: str) -> list[tuple[float
     for same in zip(*([row for row in rows if row["sampler"] == sampler] for rows in seeds), strict=True):
         points.append((same[0]["nfe"], *over_seeds([row[key] for row in same], same[0][f"{key}_standard_error"])))
     return points
-
-
-def _line(axes: Axes, seeds: list[list[dict]], sampler: str, key: str, group: str, colours: Colours) -> None:
-    nfe, mean, error = zip(*line_of(seeds, sampler, key), strict=True)
-    axes.errorbar(nfe, mean, error, fmt=".-", label=group, color=colours[group])
 
 
 def samples_figure(records: list[Record], data: Data, path: Path, colours: Colours) -> None:

@@ -23,11 +23,12 @@ from indm.evaluation.sampling_error import sampling_errors
 from indm.evaluation.statistics import mean_and_error
 from indm.evaluation.transport import LARGEST_ASSIGNMENT
 from indm.files import atomic, untrusted
+from indm.forward.base import process_of
 from indm.model import INDM, at_data
 from indm.runs.devices import device
 from indm.runs.folder import end_of, open_model
 from indm.runs.provenance import weights_hash
-from indm.sampling import make_sampler
+from indm.sampling import default_sampler, make_sampler
 
 GAP_IMAGES = 64  # whose likelihood is taken at every snapshot
 FOLDER, OLD_FOLDER = "measurements", "measures"
@@ -79,9 +80,9 @@ def quality(run: Path, setup: Setup) -> list[dict]:
 
 
 def samplers_of(model: INDM, options: ReportOptions) -> list[str]:
-    """Those of the options that take the model's SDE; Heun where none does (an SDE learned entry by entry)."""
-    able = [name for name in options.samplers if model.sde.is_scalar or not make_sampler(name).needs_scalar_sde]
-    return able or ["heun"]
+    """Those of the options that take the model's SDE; where none does, the default one."""
+    able = [name for name in options.samplers if model.is_scalar or not make_sampler(name).needs_scalar_sde]
+    return able or [default_sampler(model)]
 
 
 def transport(run: Path, setup: Setup) -> dict:
@@ -132,33 +133,40 @@ def flow(run: Path, setup: Setup) -> dict:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A measurement, and what a model must have for it.
+    """A measurement, and for which models it is.
 
     Attributes:
         make: (run, setup) → what JSON can hold.
-        needs_diffusion: an SDE, samplers and a probability flow.
-        needs_one_map: a flow that is the same map in every call.
+        fits: whether it makes sense for a model.
         version: of the result, raised where its form or what it measures changes: stored ones are then made again.
     """
 
     make: Callable[[Path, Setup], Any]
-    needs_diffusion: bool = True
-    needs_one_map: bool = False
+    fits: Callable[[Any], bool]
     version: int = 1
 
-    def fits(self, model: Any) -> bool:
-        """Whether it makes sense for ``model``."""
-        if not model.is_diffusion:
-            return not self.needs_diffusion
-        return model.flow.one_map or not self.needs_one_map
+
+def _diffusion(model: Any) -> bool:
+    """Whether it has an SDE, samplers and a probability flow."""
+    return model.is_diffusion
+
+
+def _one_map(model: Any) -> bool:
+    """Whether the flow is the same map in every call."""
+    return model.is_diffusion and model.flow.one_map
+
+
+def _one_diffusion(model: Any) -> bool:
+    """Whether the data have one diffusion: neither the flow nor the forward process draws a code."""
+    return _one_map(model) and not process_of(model).seen_shape
 
 
 MEASUREMENTS = {
-    "quality": Measurement(quality, needs_diffusion=False),
-    "transport": Measurement(transport, needs_one_map=True),
-    "errors": Measurement(errors, version=2),
-    "gap": Measurement(gap, version=2),
-    "flow": Measurement(flow, needs_one_map=True),
+    "quality": Measurement(quality, lambda model: True),
+    "transport": Measurement(transport, _one_diffusion),
+    "errors": Measurement(errors, _diffusion, version=2),
+    "gap": Measurement(gap, _diffusion, version=2),
+    "flow": Measurement(flow, _one_map),
 }
 
 

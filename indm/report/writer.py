@@ -280,17 +280,22 @@ class Sections:
         self.page.table(tables.error_rows(self.having("errors")))
 
     def paths(self) -> None:
-        """Strips of images, or a model of the plane; of flows that are one map."""
-        records = self.first("flow")
-        if len(self.data.shape) == 3:
-            self.page.heading("Paths")
+        """Strips of images, or a model of the plane; of those whose data have one diffusion."""
+        records, is_image = self.first("transport"), len(self.data.shape) == 3
+        if not records or not (is_image or self.data.shape == (2,)):
+            return
+        self.page.heading("Paths")
+        shown = {record.group for record in records}
+        left_out = [record.group for record in self.first("errors") if record.group not in shown]
+        if left_out:
+            self.page.text(f"Without {', '.join(left_out)}: a code is drawn there, and the data have no one diffusion.")
+        if is_image:
             for name, strip in figures.PATHS.items():
                 panels, levels = figures.strip_panels(records, self.data, strip), self.data.scaling.levels or 256
                 self.page.moving(f"along-{self.prefix}{name}", strip.slider, *figures.frames_of(panels, levels))
                 write = functools.partial(figures.strips_figure, panels, levels)
                 self.draw(name, strip.caption + self.at_c(strip.at_c), write)
-        if self.data.shape == (2,):
-            self.page.heading("Paths")
+        else:
             for number, record in enumerate(records):
                 particles = figures.particles_of(record, self.data)
                 frames = figures.particle_frames(record.group, particles, self.colours[record.group])

@@ -22,7 +22,7 @@ from indm.runs.data import data_of
 from indm.runs.fitted import FITTED, fitted_sampler
 from indm.runs.folder import check_absent, open_run
 from indm.runs.provenance import provenance, weights_hash
-from indm.sampling import centre_prior, make_sampler, sample
+from indm.sampling import centre_prior, default_sampler, make_sampler, sample
 
 SAMPLES = "samples.npz"
 SAMPLE_FILES = ("samples.json", SAMPLES, "samples.png")  # all of one drawing
@@ -40,12 +40,16 @@ def draw(
     Raises:
         ValueError: bad options, or other samples in ``out``: only ``overwrite`` replaces them and their picture.
     """
-    with trust(drawing.sampler):  # the caller names it; it does not come from a file
-        fitted = drawing.sampler == FITTED
-        named = fitted_sampler(run, drawing.steps, drawing.guidance) if fitted else drawing.sampler
-        sampler = make_sampler(named, **drawing.sampler_options)
     model, recipe = open_run(run)
-    settings = asdict(drawing) | {"sampler_options": sampler.options(), "eps": model.sde.truncation(drawing.eps)}
+    name = drawing.sampler or default_sampler(model)
+    with trust(name):  # the caller names it; it does not come from a file
+        named = fitted_sampler(run, drawing.steps, drawing.guidance) if name == FITTED else name
+        sampler = make_sampler(named, **drawing.sampler_options)
+    settings = asdict(drawing) | {
+        "sampler": name,
+        "sampler_options": sampler.options(),
+        "eps": model.sde.truncation(drawing.eps),
+    }
     settings |= {"steps": None if sampler.adaptive else drawing.steps}
     device = model.scaling.scale.device
     made_by = settings | {"device": device.type, "weights_sha256": weights_hash(run), "data": recipe["data"]}

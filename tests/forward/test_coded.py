@@ -10,9 +10,11 @@ from closed_form import normal_log_prob, within
 from torch import nn
 
 import indm
+from indm.config.options import ReportOptions
 from indm.flows import Identity
 from indm.forward.coded import CODES, Coded
 from indm.objective import constant_term, denoising_error, nelbo, prior_term, reconstruction_term
+from indm.report.measurements import MEASUREMENTS, samplers_of
 from indm.sampling import make_sampler, solve_latent
 from indm.score import CodedScore
 from indm.sde import VPSDE, SubVPSDE
@@ -216,7 +218,14 @@ def test_a_coded_model_is_trained_saved_and_sampled(tmp_path):
     loaded = indm.INDM.load(tmp_path)
     first, second = (nelbo(m.eval(), x, generator=torch.Generator().manual_seed(0)).total for m in (model, loaded))
     assert torch.equal(first, second)
-    assert indm.sample(loaded, 7, sampler="heun", steps=4).shape == (7, 2)
+    given = {"steps": 4, "generator": torch.Generator().manual_seed(0)}
+    drawn = indm.sample(loaded, 7, **given)  # the default sampler takes a clock of each entry
+    given["generator"].manual_seed(0)
+    assert torch.equal(drawn, indm.sample(loaded, 7, sampler="heun", **given))
+    assert not loaded.is_scalar and samplers_of(loaded, ReportOptions()) == ["heun", "euler-maruyama"]
+    assert samplers_of(loaded, ReportOptions(samplers=("unipc",))) == ["heun"]
+    fitting = [name for name, measurement in MEASUREMENTS.items() if measurement.fits(loaded)]
+    assert fitting == ["quality", "errors", "gap", "flow"]  # no transport, which needs one diffusion
     report = indm.log_likelihood(loaded, x, generator=torch.Generator().manual_seed(0))
     rows = indm.log_likelihood(loaded, x, steps=64, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(report.log_prob, rows.log_prob, atol=0.02)  # rows that are solved again keep their codes

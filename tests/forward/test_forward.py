@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from closed_form import normal_log_prob, within
+from scipy import integrate
 from torch import nn
 
 import indm
@@ -24,7 +25,7 @@ from indm.objective import (
     reconstruction_term,
     step_divergence,
 )
-from indm.paths import forward_path
+from indm.paths import forward_path, paired_paths, process_path
 from indm.sampling import make_sampler, solve_latent
 from indm.score import TwoScores, flow_score, law_score
 from indm.sde import VESDE, VPSDE, LearnedSDE
@@ -399,6 +400,24 @@ def test_the_loss_is_the_bound_and_its_parts():
     assert within(bound - terms["nelbo"], 0.0, errors=6)
 
 
+@pytest.mark.parametrize("process", [LINEAR, Scaled()], ids=["linear", "scaled"])
+def test_a_path_has_the_kernel_at_every_time_and_the_correlation_between_times(process):
+    sde, n, times = VPSDE(), 200_000, torch.tensor([0.02, 0.2, 0.7], dtype=DOUBLE)
+    z = torch.full((n, 1), 0.7, dtype=DOUBLE)
+    path = process_path(process, sde, z, times, generator=torch.Generator().manual_seed(0))[..., 0]
+    A, B = process.factors(sde, sde.clock(times)) if process is not LINEAR else (torch.ones(3), torch.ones(3))
+    noise = (path - (0.7 * sde.alpha(times) * A)[:, None]) / (sde.sigma(times) * B)[:, None]
+
+    def rate(clock):
+        return 1.0 if process is LINEAR else process.factors(sde, torch.tensor(clock, dtype=DOUBLE))[1].item() ** -2
+
+    clock = sde.clock(times).tolist()
+    assert forward_path(model_of("affine"), torch.zeros(2, 3, dtype=DOUBLE), times).shape == (3, 2, 3)
+    for i, j in itertools.combinations_with_replacement(range(3), 2):
+        exponent = 0.5 * integrate.quad(rate, clock[i], clock[j])[0]
+        assert within(noise[i], 0.0) and within(noise[i] * noise[j], math.exp(-exponent))
+
+
 def test_models_are_saved_with_their_process(tmp_path):
     model = model_of("affine", (1, 8, 8), net="unet", channels=8).float().eval()
     model.save(tmp_path)
@@ -413,7 +432,8 @@ def test_what_cannot_be_is_said():
     with pytest.raises(ValueError, match="objective must be 'mle' for a learned forward process"):
         indm.objective.fid_loss(model_of("affine"), torch.zeros(4, 3, dtype=DOUBLE))
     with pytest.raises(ValueError, match="forward must be linear for a path of the linear SDE, got Affine"):
-        forward_path(model_of("affine"), torch.zeros(4, 3, dtype=DOUBLE), torch.tensor([0.1, 0.2]))
+        diffusion = indm.NonlinearDiffusion(model_of("affine"))
+        paired_paths(diffusion, torch.zeros(4, 3, dtype=DOUBLE), torch.tensor([0.1, 0.2]))
     with pytest.raises(ValueError, match="forward Affine needs two scores, as TwoScores has them, got ScoreModel"):
         indm.INDM(Identity(), indm.ScoreModel(indm.nets.MLP((3,)), VPSDE()), shape=(3,), forward=Affine((3,)))
     tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "ncsnpp"}}

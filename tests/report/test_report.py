@@ -591,7 +591,7 @@ def test_a_measurement_is_kept_until_options_or_weights_change(tmp_path, monkeyp
         calls.append(setup.options)
         return [{"sampler": "data", "steps": None, "value": 0.1 * len(calls)}]
 
-    monkeypatch.setattr(measurements, "MEASUREMENTS", {"quality": Measurement(quality)})
+    monkeypatch.setattr(measurements, "MEASUREMENTS", {"quality": Measurement(quality, lambda model: True)})
     data = load_data(**PLANE["data"])
 
     def found(extractor=None, **options):
@@ -625,7 +625,9 @@ def test_a_measurement_of_the_first_version_is_read(tmp_path, monkeypatch):
     options |= {"weights_sha256": weights_hash(run), "extractor_sha256": None}
     (run / "measures").mkdir()
     (run / "measures" / "gap.json").write_text(json.dumps({"options": options, "found": [{"gap": 0.5}]}))
-    monkeypatch.setattr(measurements, "MEASUREMENTS", {"gap": Measurement(lambda run, setup: [{"gap": 0.7}])})
+    monkeypatch.setattr(
+        measurements, "MEASUREMENTS", {"gap": Measurement(lambda run, setup: [{"gap": 0.7}], lambda model: True)}
+    )
     assert measure(run, "gap", setup) == [{"gap": 0.5}]
     changed = replace(setup, options=ReportOptions(seed=1))
     assert measure(run, "gap", changed) == [{"gap": 0.7}]
@@ -1091,6 +1093,27 @@ def captured_sheets(monkeypatch):
     monkeypatch.setattr(sheets, "sheet", drawn)
     monkeypatch.setattr(plots, "save_pixels", saved)
     return kept
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("names", [("coded",), ("affine", "coded", "learned-mean")])
+def test_report_of_forward_processes_leaves_out_what_they_have_not(tmp_path, monkeypatch, names):
+    monkeypatch.setattr(sampling_error, "CONVERGED_STEPS", 40)
+    monkeypatch.setattr(sampling_error, "POINTS", 100)
+    monkeypatch.setattr(figures, "PARTICLES", 200)
+    monkeypatch.setattr(style, "DPI", 40)
+    folders = [tmp_path / name for name in names]
+    for folder, name in zip(folders, names, strict=True):
+        train(PLANE | {"forward": {"name": name}}, folder, progress=False)
+    page = report(folders, tmp_path / "out", ReportOptions(20, (2,), ("unipc",)), progress=False)
+    reader = assert_alone(page.read_text("utf-8"))
+    planes = [path.name.split("-", 1)[1] for path in sorted((tmp_path / "out").glob("plane-*.png"))]
+    assert len(planes) == len(names) - 1 and not any("coded" in plane for plane in planes)
+    without = [text for text in reader.text("p") if text.startswith("Without ")]
+    assert len(without) == bool(planes) and all("coded: a code is drawn there" in text for text in without)
+    measured = json.loads((tmp_path / "out" / "report.json").read_text())["runs"]
+    samplers = {row["sampler"] for row in measured[str(folders[names.index("coded")])]["quality"]}
+    assert samplers == {"data", "heun"}
 
 
 @pytest.mark.long
