@@ -8,6 +8,7 @@ import queue
 import re
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -122,6 +123,13 @@ def test_an_interpolation_goes_from_one_image_to_the_other(home, panels):
     middle = side.model.scaling.to_data(slerp(x[:1], x[1:], 0.5))
     assert torch.equal(panel.images[[0, 2]], raw) and list(panel.tops) == ["x", "50%", "x′"]
     assert (panel.images[1].int() - middle[0].int()).abs().max() <= 1
+
+
+def test_a_model_that_draws_codes_has_no_interpolation(home):
+    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": NET, "forward": {"name": "coded"}}
+    side = replace(Side.opened(home / "exact"), model=build_model(tables, (1, 8, 8), Scaling.images(17)))
+    with pytest.raises(ValueError, match="forward must have no code for an interpolation, got Coded"):
+        requests.interpolation(side, [Source(None, 0), Source(None, 1)], 3, "")
 
 
 @pytest.mark.parametrize("way", WAYS)
