@@ -4,6 +4,7 @@
     python bench/worth.py search digits         # rates and sizes of each cell, on the validation split
     python bench/worth.py final digits          # trainings at the chosen settings, tested once
     python bench/worth.py capacity digits       # the gain along widths of score and flow, and along the budget
+    python bench/worth.py beyond digits         # other splines than one of eight bins for all entries, on validation
     python bench/worth.py table digits fashion-mnist-16 emoji-32 --figures docs/figures
 
 Data are digits, fashion-mnist-16 and emoji-32 (with ``--path PACKAGE``). Every side, under every dequantization, gets
@@ -47,6 +48,7 @@ from indm.config import recipes
 
 WIDTHS, BUDGETS = (16, 32, 48, 64), (1, 2, 4)  # of the score; times the study's budget
 FLOW_WIDTHS = (8, 16, 32, 64)
+SPLINES: tuple[Setting, ...] = ({"flow.bins": 16}, {"flow.shared": "none"})  # the latter knows places
 
 
 def folder(o: argparse.Namespace, data: str) -> Path:
@@ -168,6 +170,23 @@ def capacity(o: argparse.Namespace, data: str) -> list[tuple]:
     return tasks
 
 
+def beyond(o: argparse.Namespace, data: str) -> list[tuple]:
+    """Other splines at the chosen settings, in as many steps, with the seed of the search: validated."""
+    tasks = []
+    for dequantization in o.dequantizations:
+        choice = chosen(o, data, dequantization, "elementwise")
+        job = Training(data, dequantization, "elementwise", choice["setting"], 1, path=o.path)
+        job = replace(job, steps=round(o.budget * STUDIES[data].budget / measure_costs(o, data)[job.cost_key]))
+        for other in SPLINES:
+            path = folder(o, data) / "beyond" / f"{dequantization}-{name_of(other)}.json"
+            tasks.append((validate, path, replace(job, setting=job.setting | other)))
+    return tasks
+
+
+def validate(path: Path, job: Training) -> tuple[Path, dict[str, float]]:
+    return path, kept(path, lambda: validated(job))["valid"]
+
+
 def table(o: argparse.Namespace) -> None:
     """All tables and figures that the records give."""
     folders = {data: folder(o, data) for data in o.data}
@@ -190,7 +209,7 @@ def run(tasks: Sequence[tuple], jobs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("costs", "search", "final", "capacity", "table"))
+    parser.add_argument("command", choices=("costs", "search", "final", "capacity", "beyond", "table"))
     parser.add_argument("data", nargs="+", choices=list(STUDIES))
     parser.add_argument("--budget", type=float, default=1, help="times the study's, a power of two")
     parser.add_argument("--seeds", type=int, help="of a cell; default: the study's, and 1 of the capacity")
@@ -206,7 +225,8 @@ def main() -> None:
         if o.command == "costs":
             print(json.dumps(measure_costs(o, data), indent=2))
         else:
-            run({"search": search, "final": final, "capacity": capacity}[o.command](o, data), o.jobs)
+            tasks = {"search": search, "final": final, "capacity": capacity, "beyond": beyond}[o.command]
+            run(tasks(o, data), o.jobs)
     if o.command == "table":
         table(o)
 
