@@ -21,7 +21,7 @@ from indm.flows.base import require_density
 from indm.forward.base import require_no_code
 from indm.gaussian import GaussianReference
 from indm.ode import FEWEST, Solution, adams, basis, rademacher, solve, value_and_divergence
-from indm.score import context_of, flow_score, probability_flow, with_context
+from indm.score import context_of, flow_score, is_smooth, probability_flow, with_context
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, evaluation_mode, event_size, event_sum, expand_like, full_precision
 
@@ -108,6 +108,7 @@ class WhitenedFlow:
         tol = nll_error * event_size(z) * math.log(2)
         options: dict[str, Any] = {"tol": tol} if steps is None else {"tol": tol, "steps": steps, "most": steps}
         options |= {"watch": self.rate, "drift": self.drift, "context": (probe, *context_of(self.score))}
+        options |= {"smooth": is_smooth(self.score)}
         span = self.score.sde.clock_span()
         return solve(self, self.state(z, end), span[end], span[1 - end], **options)
 

@@ -17,6 +17,11 @@ State = tuple[Tensor, ...]
 Attempt = tuple[State, Tensor, int]  # the state at the end, its error, evaluations
 
 FEWEST, MOST = 64, 256  # equal steps of :func:`solve`
+FEWEST_SMOOTH = 32  # the same of a field that is known to be smooth
+LEAST_SMOOTH, MOST_SMOOTH = (
+    24,
+    96,
+)  # steps in which that is taken into account: fewer resolve too little, more err by rounding
 MOST_STEPS = 1536  # of :func:`converge`
 ROUNDING = 8  # units in the last place that a solution in a few dozen steps may be off
 ROUNDING_OF_RATES = 32  # the same of ∫ |rates|, for rates of a network
@@ -106,23 +111,25 @@ def _advance(state: State, points: list[tuple[float, State]], start: float, end:
     )
 
 
-def unresolved(rates: Float[Tensor, "points batch"], step: float) -> Float[Tensor, " batch"]:
+def unresolved(rates: Float[Tensor, "points batch"], step: float, smooth: bool = False) -> Float[Tensor, " batch"]:
     """An estimate of the error of Σ step·rates as ∫ rates: three times the deviation that fourth differences show.
 
     Fourth differences remove what is smooth, and of white noise of variance v they have 70 v. Structure that the steps
     do not resolve, such as a network's ripples in t, errs like such noise. What is left of smooth rates falls quickly
     with the step and hardly errs; the estimate is therefore reduced by twice the ratio to that of every second point,
-    where that is below 1.
+    where that is below 1, and of a smooth field by its power 3/2, in so many steps that it can be judged.
 
     Args:
         rates: at ``step`` distance of each other, 9 points or more.
+        smooth: whether the field is known to have no ripples in t.
     """
 
     def deviation(rates: Tensor, step: float) -> Tensor:
         return step * (double(rates).diff(n=4, dim=0).square().sum(0) / 70).sqrt()
 
     fine, coarse = deviation(rates, step), deviation(rates.flip(0)[::2], 2 * step)
-    return 3 * fine * (2 * fine / coarse.clamp_min(1e-300)).clamp_max(1.0)
+    power = 1.5 if smooth and LEAST_SMOOTH <= len(rates) - 1 <= MOST_SMOOTH else 1.0
+    return 3 * fine * (2 * fine / coarse.clamp_min(1e-300)).clamp_max(1.0) ** power
 
 
 @dataclass(frozen=True)
@@ -152,8 +159,9 @@ def solve(
     tol: float,
     drift: Callable[..., State],
     context: tuple[Tensor, ...] = (),
-    steps: int = FEWEST,
+    steps: int | None = None,
     most: int = MOST,
+    smooth: bool = False,
 ) -> Solution:
     """:func:`adams` in as many equal steps as each sample needs for an error of ``tol`` in the integral of ``watch``.
 
@@ -165,6 +173,7 @@ def solve(
         field, state, start, end, watch, drift, context: as in :func:`adams`.
         tol: largest error.
         steps, most: to begin with, and at most.
+        smooth: whether the field is known to have no ripples in t; it then begins with fewer steps.
 
     Raises:
         RuntimeError: the field or the state is not finite.
@@ -176,10 +185,11 @@ def solve(
         found, evaluations, watched = adams(field, begin, start, end, steps=steps, **options)
         rates, step = torch.stack(watched), abs(end - start) / steps
         rounding = ROUNDING_OF_RATES * torch.finfo(state[0].dtype).eps * step * double(rates).abs().sum(0)
-        error = unresolved(rates, step) + rounding
+        error = unresolved(rates, step, smooth) + rounding
         return found, error.nan_to_num(math.inf, posinf=math.inf), evaluations
 
-    return _in_doubled_steps(attempt, state, tol, steps, most)
+    first = FEWEST_SMOOTH if smooth else FEWEST
+    return _in_doubled_steps(attempt, state, tol, first if steps is None else steps, most)
 
 
 def converge(

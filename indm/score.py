@@ -31,6 +31,11 @@ class ScoreModel(nn.Module):
         super().__init__()
         self.backbone, self.sde = backbone, sde
 
+    @property
+    def is_smooth(self) -> bool:
+        """Whether the backbone says that it varies slowly along its level, without ripples of an embedding."""
+        return getattr(self.backbone, "is_smooth", False)
+
     def forward(self, z_t: Batch, t: PerSample, c: Tensor | None = None) -> Batch:
         sigma, std = self.sde.sigma(t), self.sde.marginal_std(t)
         y = z_t / expand_like(std, z_t)
@@ -73,6 +78,11 @@ class PublishedScore(ScoreModel):
         decay = double(2 * self.sde.log_alpha(t)).exp().to(t)  # rounded alike on all machines
         variance = 1 - decay
         return variance if isinstance(self.sde, SubVPSDE) else variance.sqrt()
+
+    @property
+    def is_smooth(self) -> bool:
+        """No: 999 t turns the phase of a sinusoid hundreds of times."""
+        return False
 
     def forward(self, z_t: Batch, t: PerSample, c: Tensor | None = None) -> Batch:
         sigma = self.published_sigma(t)
@@ -147,6 +157,12 @@ class _Combined(nn.Module):
     def forward(self, z_t: Batch, t: PerSample, c: Tensor | None = None) -> Batch:
         first, second = self.scores.both(z_t, t, c)
         return self.weights[0] * first + self.weights[1] * second
+
+
+def is_smooth(score: nn.Module) -> bool:
+    """Whether a score is known to vary slowly along the log-SNR clock, so that its ODE takes few steps."""
+    parts = [part for part in score.modules() if isinstance(part, ScoreModel)]
+    return bool(parts) and all(part.is_smooth for part in parts)
 
 
 def law_score(score: nn.Module) -> nn.Module:

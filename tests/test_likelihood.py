@@ -9,14 +9,17 @@ import pytest
 import torch
 from closed_form import EACH_SDE, SDES, GaussianScore, LinearScore, MixtureScore, gaussian, normal_log_prob, within
 
+from indm.data.base import stack
+from indm.data.registry import load_data
 from indm.evaluation.likelihood import evaluate, in_units
 from indm.flows import ActNorm, Identity
 from indm.flows.base import ExactFlow
 from indm.gaussian import GaussianReference
-from indm.likelihood import LikelihoodReport, log_likelihood
-from indm.model import INDM
+from indm.likelihood import LikelihoodReport, latent_reference, log_likelihood
+from indm.model import INDM, build_model
 from indm.ode import basis
 from indm.scaling import Scaling
+from indm.score import flow_score, is_smooth
 from indm.sde.linear import VPSDE
 from indm.tensors import evaluation_mode
 
@@ -120,6 +123,36 @@ def test_samples_are_solved_until_their_error_is_small():
     assert together.nfe > first.nfe == 129
     tight = log_likelihood(model, x, exact=True, nll_error=1e-30, generator=seeded(1))
     assert (tight.solver_error > 0).all() and tight.nfe == sum(2 * n + 1 for n in (64, 128, 256))
+
+
+def test_a_network_that_is_smooth_takes_half_the_steps_and_states_an_error_that_covers():
+    model = INDM.from_pretrained("digits-pretrained")
+    data = load_data(name="digits")
+    x, log_q = model.from_data(stack(data.test, 16), generator=seeded(0))
+
+    def solved(**options):
+        law = latent_reference(model, stack(data.train, 200))
+        return log_likelihood(model, x, log_q=log_q, reference=law, generator=seeded(1), **options)
+
+    default, fine = solved(), solved(steps=256)
+    off = (default.log_prob - fine.log_prob).abs()
+    assert (off <= default.solver_error + fine.solver_error).double().mean() > 0.95
+    assert default.nfe < 129 and default.solver_error.max() / (64 * math.log(2)) <= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("net", "smooth"),
+    [({"name": "mlp", "width": 8}, True), ({"name": "unet", "channels": 8}, True), ({"name": "zero"}, False),
+     ({"name": "ncsnpp", "channels": 8, "multipliers": [1], "blocks": 1, "attention": []}, False)],
+)  # fmt: skip
+def test_networks_say_whether_they_are_smooth(net, smooth):
+    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": net}
+    score = build_model(tables, (3, 16, 16)).score
+    assert is_smooth(score) == smooth
+    if smooth:
+        process = {"forward": {"name": "affine"}, "condition": {"name": "classes", "labels": ["0", "1"]}}
+        given = build_model(tables | process, (3, 16, 16)).given([0, 1])
+        assert is_smooth(flow_score(given.score))
 
 
 def test_solver_options_are_checked():

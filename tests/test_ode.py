@@ -130,6 +130,24 @@ def test_the_stated_error_covers_ripples_that_are_not_resolved():
     assert (off <= solution.error).double().mean() > 0.95 and solution.error.mean() < 8 * off.mean()
 
 
+def test_a_smooth_field_is_judged_less_cautiously_where_it_can_be_judged():
+    """By the square root of twice the ratio of the deviations; noise has a ratio of ½, and is judged alike."""
+
+    def both(steps, rates):
+        return [unresolved(rates, 8 / steps, smooth=smooth) for smooth in (False, True)]
+
+    for steps, counts in ((16, False), (24, True), (32, True), (96, True), (128, False)):
+        t = torch.linspace(-4, 4, steps + 1, dtype=torch.float64)[:, None]
+        cautious, bold = both(steps, torch.exp(-(t**2)))
+        fine, coarse = (k * (torch.exp(-(v**2)).diff(n=4, dim=0) ** 2).sum().sqrt() for k, v in ((1, t), (2, t[::2])))
+        assert (bold / cautious).item() == pytest.approx(min(1.0, (2 * fine / coarse).item()) ** (0.5 * counts))
+    noise = torch.randn(33, 2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    cautious, bold = both(32, noise)
+    assert (bold / cautious).mean() > 0.9
+    easy = torch.zeros(3, dtype=torch.float64)  # no ripples at all
+    assert [int(solved(easy, tol=1e-3, smooth=smooth).nfe[0]) for smooth in (True, False)] == [65, 129]
+
+
 def test_the_stated_error_covers_rounding():
     """A field that is resolved, in single precision: what is left is its rounding."""
     shift = torch.linspace(0, 100, 200, dtype=torch.float64)

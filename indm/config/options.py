@@ -190,7 +190,7 @@ class Evaluation:
     nll_error: float = 1e-3
     """Largest error of the ODE solver, bits/dim of an example: those above it are solved again in more steps."""
     steps: int = 0
-    """Steps of the ODE solver, whatever their error, which is printed; 0: as many as nll_error needs, 64 to 256."""
+    """Steps of the ODE solver, whatever their error, which is printed; 0: as many as nll_error needs, up to 256."""
     eps: float = 0.0
     """Truncation of bound and ODE, at or above the model's own; 0 is the model's own."""
     batch_size: int = 250

@@ -10,7 +10,8 @@ The contract: a backbone is a module with ``forward(z, level)`` that returns a t
 A backbone that can be named in a recipe is made as ``Class(**options)``, with ``shape`` (the event shape) too if it has
 such a parameter, and keeps every argument as an attribute of the same name. :class:`NCSNpp`, the published network,
 takes another level and gives another output, and says so by its attribute ``parameterization``, see
-:func:`indm.score.score_for`.
+:func:`indm.score.score_for`. One that varies slowly along the level, without ripples of an embedding, may say so by
+``is_smooth = True``: likelihoods then take half as many steps.
 """
 
 import lazy_loader

@@ -24,6 +24,8 @@ class MixtureMLP(nn.Module):
         condition: shape of what the MLP sees of a condition, :attr:`indm.conditions.Condition.seen_shape`; () for none.
     """
 
+    is_smooth = True  # in the level, by its embedding
+
     def __init__(
         self,
         shape,

@@ -43,6 +43,8 @@ class MLP(nn.Module):
             is in the embedding and, beside z, in the first layer: what depends on differences of z and c needs that.
     """
 
+    is_smooth = True  # in the level, by its embedding
+
     def __init__(self, shape, width: int = 256, depth: int = 4, fourier: int = 4, condition: tuple[int, ...] = ()):
         super().__init__()
         self.shape = tuple(shape)

@@ -97,6 +97,8 @@ class UNet(nn.Module):
     without weights between the blocks.
     """
 
+    is_smooth = True  # in the level, by its embedding
+
     def __init__(
         self,
         shape,
