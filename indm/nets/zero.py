@@ -13,5 +13,7 @@ class Zero(nn.Module):
     −log N(h(x); 0, I) − log|det ∂h/∂x|, up to what truncation at ε and the prior at T leave.
     """
 
+    is_smooth = True  # in the level
+
     def forward(self, z: Batch, level: PerSample) -> Batch:
         return torch.zeros_like(z)
