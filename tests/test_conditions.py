@@ -24,7 +24,7 @@ from indm.flows.autoregressive import AutoregressiveFlow
 from indm.model import build_model
 from indm.nets import MLP, NCSNpp, UNet
 from indm.nets.embedding import ConditionOfImages
-from indm.report.figures import classes_figure, interpolation_strip, plane_figure
+from indm.report.figures import classes_figure, interpolation_strip, particles_of, plane_figure
 from indm.report.records import Record
 from indm.rng import part_of
 from indm.sampling import AdaptiveODE, follow_flow, make_sampler, solve_latent
@@ -720,7 +720,7 @@ def test_pictures_of_the_plane_are_at_the_c_of_the_data(tmp_path, monkeypatch):
     monkeypatch.setattr("indm.report.figures.open_model", lambda folder: model)
     monkeypatch.setattr("indm.evaluation.plots.save_figure", lambda figure, path: kept.append(figure))
     one = Record(tmp_path, "run", {}, {}, 0, {})
-    plane_figure(one, data, tmp_path / "plane.png", {"run": "black"})
+    plane_figure(one, data, particles_of(one, data), tmp_path / "plane.png", {"run": "black"})
     classes_figure([[one]], data, tmp_path / "classes.png", {"run": "black"})
     panels = np.array(kept[0].axes).reshape(4, 5)
     assert np.allclose(panels[0, 0].lines[0].get_xydata(), data.test.tensor, atol=0.05)

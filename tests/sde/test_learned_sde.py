@@ -125,7 +125,10 @@ def test_samplers_reach_the_data(sde, name):
 def test_what_it_cannot_do_is_said(sde):
     _, model = gaussian(sde)
     with pytest.raises(ValueError, match="sampler must be one of ode, euler-maruyama, ancestral, pc, heun for"):
-        indm.sample(model, 2)
+        indm.sample(model, 2, sampler="unipc")
+    generator = torch.Generator()
+    default, heun = (indm.sample(model, 2, **o, generator=generator.manual_seed(0)) for o in ({}, {"sampler": "heun"}))
+    assert torch.equal(default, heun)
     with pytest.raises(ValueError, match="objective must be 'mle'"):
         fid_loss(model, torch.zeros(2, *SHAPE, dtype=torch.float64))
     with pytest.raises(ValueError, match="learn must be"):
