@@ -18,10 +18,7 @@ Attempt = tuple[State, Tensor, int]  # the state at the end, its error, evaluati
 
 FEWEST, MOST = 64, 256  # equal steps of :func:`solve`
 FEWEST_SMOOTH = 32  # the same of a field that is known to be smooth
-LEAST_SMOOTH, MOST_SMOOTH = (
-    24,
-    96,
-)  # steps in which that is taken into account: fewer resolve too little, more err by rounding
+LEAST_SMOOTH, MOST_SMOOTH = 24, 96  # steps in which that counts: fewer resolve too little, more err by rounding
 MOST_STEPS = 1536  # of :func:`converge`
 ROUNDING = 8  # units in the last place that a solution in a few dozen steps may be off
 ROUNDING_OF_RATES = 32  # the same of ∫ |rates|, for rates of a network

@@ -190,7 +190,8 @@ def serving(sides: Sequence[Side], host: str, port: int | None, seconds: float) 
         options |= {"footer_links": [], "run_history": False, "enable_monitoring": False, "pwa": False}
         options |= {"server_name": host, "server_port": port, "max_file_size": LARGEST_UPLOAD}
         if host in LOCAL:  # a name that somebody lets point here, from a page of theirs, is refused
-            options["app_kwargs"] = {"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL])]}
+            names = [*LOCAL, "[::1]"]
+            options["app_kwargs"] = {"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=names)]}
         try:
             _, address, _ = page.launch(theme=THEME, css=STYLE, **options)
         except OSError as error:
