@@ -83,7 +83,14 @@ class Page:
             f"<details><summary>As a picture</summary>{_embedded(path, caption)}</details>{_caption(caption)}</figure>"
         )
 
-    def moving(self, name: str, label: str, words: Sequence[str], stacks: Mapping[str, Sequence[Image.Image]]) -> None:
+    def moving(
+        self,
+        name: str,
+        label: str,
+        words: Sequence[str],
+        stacks: Mapping[str, Sequence[Image.Image]],
+        drawn: bool = False,
+    ) -> None:
         """Pictures of which a slider shows one of each stack.
 
         Args:
@@ -91,12 +98,14 @@ class Page:
             label: beside it.
             words: for each of its places.
             stacks: by title, as many pictures as there are places.
+            drawn: whether they are drawings, which are not magnified pixel by pixel.
         """
         figures = "".join(
             f'<figure><div class="{name}">{"".join(_frames(frames, words))}</div>{_caption(title)}</figure>'
             for title, frames in stacks.items()
         )
-        self.parts.append(f'<div class="moving">{slider(name, label, words, 0)}{figures}</div>')
+        kind = "moving drawn" if drawn else "moving"
+        self.parts.append(f'<div class="{kind}">{slider(name, label, words, 0)}{figures}</div>')
 
     def add(self, fragment: str) -> None:
         """HTML as it is."""

@@ -342,21 +342,17 @@ def particles_of(record: Record, data: Data) -> Particles:
 
 
 def particle_frames(group: str, particles: Particles, colour: str) -> tuple[list[str], dict[str, list[Image.Image]]]:
-    """Frame by frame: the time of each, and by way a picture of its particles then."""
+    """Frame by frame: the time of each, and the group's particles then, both ways side by side."""
     words = [word.removeprefix("t = ") for word in sheets.time_words(particles.times.tolist())]
-    stacks = {
-        f"{group}, {way}": [_dots(cloud, particles.reach, colour) for cloud in clouds]
-        for way, clouds in particles.ways.items()
-    }
-    return words, stacks
+    return words, {group: [_frame(particles, number, colour) for number in range(FRAMES)]}
 
 
 @styled
-def _dots(cloud: Tensor, reach: float, colour: str) -> Image.Image:
-    figure = Figure(figsize=(3.2, 3.2))
-    axes = figure.subplots()
-    plots.dots(axes, cloud, "", colour)
-    axes.set(xlim=(-2 * reach, 2 * reach), ylim=(-2 * reach, 2 * reach))
+def _frame(particles: Particles, number: int, colour: str) -> Image.Image:
+    figure, side = Figure(figsize=(8, 4.2)), (-2 * particles.reach, 2 * particles.reach)
+    for axes, (way, clouds) in zip(figure.subplots(1, 2), particles.ways.items(), strict=True):
+        plots.dots(axes, clouds[number], way, colour)
+        axes.set(xlim=side, ylim=side)
     return plots.picture_of(figure)
 
 

@@ -299,7 +299,7 @@ class Sections:
             for number, record in enumerate(records):
                 particles = figures.particles_of(record, self.data)
                 frames = figures.particle_frames(record.group, particles, self.colours[record.group])
-                self.page.moving(f"along-{self.prefix}plane-{number}", "Along x_t, t =", *frames)
+                self.page.moving(f"along-{self.prefix}plane-{number}", "Along x_t, t =", *frames, drawn=True)
                 self.draw(
                     f"plane-{record.group.replace('/', '-')}",
                     f"{record.group}: density; particles along the forward diffusion and the generative flow; drift "
