@@ -62,7 +62,6 @@ def figure_into(figure: Figure) -> atomic.Write:
 
 
 @styled
-@styled
 def picture_of(figure: Figure) -> Image.Image:
     """A figure as a picture in memory, for a page that shows many."""
     style.finish(figure)
@@ -71,6 +70,7 @@ def picture_of(figure: Figure) -> Image.Image:
     return Image.open(buffer)
 
 
+@styled
 def scatter(samples: Tensor, reference: Tensor | None, density: Density | None, path: Path) -> None:
     """Samples (N, 2 or more) beside the density, or beside ``reference`` data; alone where there are none."""
     if reference is None:
