@@ -83,14 +83,18 @@ def measure_costs(o: argparse.Namespace, data: str, jobs: Sequence[Training] = (
     return costs(o.out / data / "costs.json", jobs or jobs_of_costs(o, data))
 
 
+def affordable(job: Training, costs: dict[str, float], budget: float) -> Training:
+    """The training in as many steps as cost what ``budget`` steps of linear diffusion do."""
+    return replace(job, steps=max(1, round(budget / costs[job.cost_key])))
+
+
 def search_cell(out: Path, job: Training, costs: dict[str, float], budget: float) -> Path:
     """Search one cell's setting along its axes, one training after another; writes and returns the chosen one."""
     place = out / "search" / f"{job.dequantization}-{job.side}"
 
     def bits(setting: Setting) -> tuple[float, str]:
         """Of the best average, and which that is."""
-        this = replace(job, setting=setting)
-        this = replace(this, steps=max(1, round(budget / costs[this.cost_key])))
+        this = affordable(replace(job, setting=setting), costs, budget)
         record = kept(place / f"{name_of(setting)}.json", lambda: validated(this))
         return min((float("inf") if value is None else value, decay) for decay, value in record["valid"].items())
 
@@ -137,8 +141,7 @@ def final(o: argparse.Namespace, data: str) -> list[tuple]:
         for dequantization, side in cells(o):
             choice = chosen(o, data, dequantization, side)
             job = Training(data, dequantization, side, choice["setting"], 1, seed, o.path)
-            cost = measure_costs(o, data)[job.cost_key]
-            job = replace(job, steps=max(1, round(o.budget * STUDIES[data].budget / cost)))
+            job = affordable(job, measure_costs(o, data), o.budget * STUDIES[data].budget)
             path = folder(o, data) / "final" / f"{dequantization}-{side}-{seed}.json"
             tasks.append((test, path, job, choice["ema"], True))
     return sorted(tasks, key=lambda task: o.dequantizations.index(task[2].dequantization))
@@ -176,7 +179,7 @@ def beyond(o: argparse.Namespace, data: str) -> list[tuple]:
     for dequantization in o.dequantizations:
         choice = chosen(o, data, dequantization, "elementwise")
         job = Training(data, dequantization, "elementwise", choice["setting"], 1, path=o.path)
-        job = replace(job, steps=round(o.budget * STUDIES[data].budget / measure_costs(o, data)[job.cost_key]))
+        job = affordable(job, measure_costs(o, data), o.budget * STUDIES[data].budget)
         for other in SPLINES:
             path = folder(o, data) / "beyond" / f"{dequantization}-{name_of(other)}.json"
             tasks.append((validate, path, replace(job, setting=job.setting | other)))

@@ -6,7 +6,7 @@ A new one-step sampler is a subclass of :class:`Sampler` with its ``step``. Samp
 import inspect
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, overload
 
@@ -120,6 +120,11 @@ class Sampler:
     def options(self) -> dict[str, Any]:
         """Its constructor arguments."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+
+def able_samplers(model, names: Iterable[str]) -> list[str]:
+    """Those of the samplers ``names`` that take the model's SDE."""
+    return [name for name in names if model.is_scalar or not make_sampler(name).needs_scalar_sde]
 
 
 def default_sampler(model) -> str:

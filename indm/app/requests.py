@@ -37,7 +37,7 @@ from indm.runs.data import data_of
 from indm.runs.fitted import FITTED, fitted_sampler
 from indm.runs.fitted import FOLDER as FITS
 from indm.runs.folder import open_run, recipe_of
-from indm.sampling import SAMPLERS, make_sampler, sample
+from indm.sampling import SAMPLERS, able_samplers, make_sampler, sample
 from indm.tensors import evaluation_mode
 from indm.training.pairs import SIDES, is_pair
 from indm.translation import Route, bridge, check_pair, two_models
@@ -172,8 +172,7 @@ class Side:
     @property
     def samplers(self) -> list[str]:
         """Those that take the model's SDE, and those fitted to the run, where there are any."""
-        able = [n for n in SAMPLERS if self.model.is_scalar or not make_sampler(n).needs_scalar_sde]
-        return able + [FITTED] * (self.run / FITS).is_dir()
+        return able_samplers(self.model, SAMPLERS) + [FITTED] * (self.run / FITS).is_dir()
 
 
 def open_sides(folders: Sequence[Path]) -> list[Side]:

@@ -29,7 +29,7 @@ from indm.evaluation.sample_quality import (
     solve,
 )
 from indm.evaluation.statistics import mean_and_error
-from indm.forward.base import process_of, require_tight
+from indm.forward.base import has_one_diffusion, process_of, require_tight
 from indm.likelihood import latents_of
 from indm.model import all_rows, at_rows
 from indm.objective import prior_term
@@ -129,8 +129,7 @@ def sampling_errors(
 
 def _has_one_score(model) -> bool:
     """Whether the network is the score of the law of z_t, and z_t one map of the data away."""
-    process = process_of(model)
-    return model.flow.one_map and process.is_tight and not process.seen_shape
+    return process_of(model).is_tight and has_one_diffusion(model)
 
 
 def _estimation_in_nats(model, data: Data, prior: dict, samples: int, seed: int, progress: bool) -> dict:

@@ -186,8 +186,13 @@ def require_no_code(model: nn.Module, purpose: str) -> None:
         raise ValueError(f"forward must have no code for {purpose}, got {type(process).__name__}")
 
 
+def has_one_diffusion(model: nn.Module) -> bool:
+    """Whether the data have one diffusion: neither the flow nor the forward process draws a code."""
+    return model.flow.one_map and not process_of(model).seen_shape
+
+
 def require_one_diffusion(model: nn.Module, purpose: str) -> None:
-    """ValueError where the flow or the forward process draws a code, so that the data have no one diffusion."""
+    """ValueError unless :func:`has_one_diffusion`."""
     require_one_map(model.flow, purpose)
     require_no_code(model, purpose)
 

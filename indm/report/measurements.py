@@ -23,12 +23,12 @@ from indm.evaluation.sampling_error import sampling_errors
 from indm.evaluation.statistics import mean_and_error
 from indm.evaluation.transport import LARGEST_ASSIGNMENT
 from indm.files import atomic, untrusted
-from indm.forward.base import process_of
+from indm.forward.base import has_one_diffusion
 from indm.model import INDM, at_data
 from indm.runs.devices import device
 from indm.runs.folder import end_of, open_model
 from indm.runs.provenance import weights_hash
-from indm.sampling import default_sampler, make_sampler
+from indm.sampling import able_samplers, default_sampler, make_sampler
 
 GAP_IMAGES = 64  # whose likelihood is taken at every snapshot
 FOLDER, OLD_FOLDER = "measurements", "measures"
@@ -81,8 +81,7 @@ def quality(run: Path, setup: Setup) -> list[dict]:
 
 def samplers_of(model: INDM, options: ReportOptions) -> list[str]:
     """Those of the options that take the model's SDE; where none does, the default one."""
-    able = [name for name in options.samplers if model.is_scalar or not make_sampler(name).needs_scalar_sde]
-    return able or [default_sampler(model)]
+    return able_samplers(model, options.samplers) or [default_sampler(model)]
 
 
 def transport(run: Path, setup: Setup) -> dict:
@@ -157,8 +156,8 @@ def _one_map(model: Any) -> bool:
 
 
 def _one_diffusion(model: Any) -> bool:
-    """Whether the data have one diffusion: neither the flow nor the forward process draws a code."""
-    return _one_map(model) and not process_of(model).seen_shape
+    """Whether it is a diffusion, and the data have one."""
+    return model.is_diffusion and has_one_diffusion(model)
 
 
 MEASUREMENTS = {
