@@ -353,14 +353,14 @@ def choose(page, name, value):
 
 
 def upload(page, file):
-    """Give a file to the tab that is open, and wait until it shows its name."""
+    """Give a file to the tab that is open, and wait until its table names the file."""
     from playwright.sync_api import expect
 
     def attempt():
         field = page.get_by_role("tabpanel").filter(visible=True).locator("input[type=file]")
         if field.count():  # it goes where there is a file
             field.set_input_files(file)
-        expect(page.get_by_text(file.name).filter(visible=True)).to_be_visible(timeout=10_000)
+        expect(page.get_by_role("cell", name=file.name).filter(visible=True).first).to_be_visible(timeout=10_000)
 
     eventually(attempt)
 
