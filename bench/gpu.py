@@ -74,11 +74,11 @@ def memory(o: Options) -> dict:
 
 def ratios(o: Options) -> dict:
     """Steps of training over those of the plain implementation."""
-    import performance
+    import training_steps
 
     if o.small:
-        performance.BATCH, performance.NET = 4, performance.NET | {"channels": 4, "blocks": 1}
-    return {"rows": performance.training(size=8 if o.small else 32, rounds=1 if o.small else 5)}
+        training_steps.BATCH, training_steps.NET = 4, training_steps.NET | {"channels": 4, "blocks": 1}
+    return {"rows": training_steps.training(size=8 if o.small else 32, rounds=1 if o.small else 5)}
 
 
 def command(o: Options, name: str, recipe: str) -> dict:

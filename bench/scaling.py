@@ -19,11 +19,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import performance
 import torch
+import training_steps
 from matplotlib.figure import Figure
-from performance import NET, Ours, machine, roughen
+from performance import machine
 from timing import in_new_process, peak_mib
+from training_steps import FLOW, NET, Ours, roughen
 
 import indm
 from indm.evaluation.plots import save_figure
@@ -134,8 +135,8 @@ def step_of_processes(n: int, threads: int, steps: int = 60) -> float:
 
 def training_step(resolution: int, blocks: int, batch: int) -> tuple[float, float]:
     """Seconds of one step with the flow in it, and MiB that training adds to the process."""
-    performance.FLOW, performance.BATCH = performance.FLOW | {"blocks": [blocks, blocks]}, batch
-    ours = Ours(resolution)
+    training_steps.BATCH = batch
+    ours = Ours(resolution, FLOW | {"blocks": [blocks, blocks]})
     before = peak_mib()
     ours.cycle()
     started = time.perf_counter()

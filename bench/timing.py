@@ -37,6 +37,11 @@ def shown(values: tuple[float, float, float]) -> str:
     return f"{values[0]:.2f} ({values[1]:.2f} to {values[2]:.2f})"
 
 
+def row(what: str, baseline: str, ours: str, result: str, target: str, note: str = "") -> dict:
+    """A line of the table that ``bench/performance.py`` writes."""
+    return {"what": what, "baseline": baseline, "ours": ours, "ratio": result, "target": target, "note": note}
+
+
 def on_gpu() -> bool:
     return device().startswith("cuda")
 
