@@ -433,8 +433,9 @@ def follow_flow(
     """z at time s from z at time t, in either direction, by the probability-flow ODE on the clock −log SNR.
 
     Args:
-        tol: largest root mean square error of a sample, in units of √(α² + σ²): :func:`indm.ode.converge`.
-        steps: use :func:`indm.ode.adams` with this many equal steps instead, in the coordinate of :func:`balance`.
+        tol: largest root mean square error of a sample, in units of √(α² + σ²): :func:`indm.ode.converge`, towards
+            data in the coordinate of :func:`balance`. Away from them the flow stretches, and no step is unstable.
+        steps: use :func:`indm.ode.adams` with this many equal steps instead, in that coordinate both ways.
 
     Returns:
         z_s, and the evaluations of the score for the sample that took the most.
@@ -444,31 +445,31 @@ def follow_flow(
     """
     score = flow_score(score)
     sde = score.sde
-
-    def field(clock: Tensor, state: tuple[Tensor, ...], *given: Tensor) -> tuple[Tensor, ...]:
-        bar.update()
-        return (probability_flow(with_context(score, given), clock)(state[0]),)
-
-    def scale(clock: Tensor) -> tuple[Tensor, Tensor]:
-        """c and d log c/dclock, for rows like those of z."""
-        log_c, rate = balance(clock)
-        return expand_like(log_c.exp().to(z), z), expand_like(rate.to(z), z)
-
-    def balanced(clock: Tensor, state: tuple[Tensor, ...], *given: Tensor) -> tuple[Tensor, ...]:
-        (v,), (c, rate) = state, scale(clock)
-        return (field(clock, (c * v,), *given)[0] / c - rate * v,)
-
     ends = -sde.log_snr(torch.tensor([t, s], dtype=torch.float64))
     start, end = ends.tolist()
+    balanced = steps is not None or end < start
+    log_c_end = balance(ends[1:])[0]
+
+    def coordinate(clock: Tensor) -> tuple[Tensor, Tensor]:
+        """c of z = c v √(α² + σ²), which is 1 at the end, and d log c/dclock, for rows like those of z."""
+        if not balanced:
+            return z.new_ones(()), z.new_zeros(())
+        log_c, rate = balance(clock)
+        return expand_like((log_c - log_c_end).exp().to(z), z), expand_like(rate.to(z), z)
+
+    def field(clock: Tensor, state: tuple[Tensor, ...], *given: Tensor) -> tuple[Tensor, ...]:
+        (v,), (c, rate) = state, coordinate(clock)
+        bar.update()
+        return (probability_flow(with_context(score, given), clock)(c * v) / c - rate * v,)
+
     before, after = (expand_like(sde.marginal_std(z.new_full((len(z),), time)), z) for time in (t, s))
+    state, context = (z / before / coordinate(ends[:1])[0],), context_of(score)
     with tqdm(desc="probability flow (evaluations)", leave=False, disable=not progress) as bar:
-        context = context_of(score)
         if steps is not None:
-            first_c, last_c = (scale(clock)[0] for clock in ends[:, None])
-            (v,), nfe, _ = adams(balanced, (z / before / first_c,), start, end, steps=steps, context=context)
-            return after * last_c * v, nfe
+            (v,), nfe, _ = adams(field, state, start, end, steps=steps, context=context)
+            return after * v, nfe
         first = max(FEWEST_STEPS, math.ceil(abs(end - start) / LONGEST_STEP))
-        solution = converge(field, (z / before,), start, end, tol=tol, context=context, first=first)
+        solution = converge(field, state, start, end, tol=tol, context=context, first=first)
     return after * solution.state[0], int(solution.nfe.max())
 
 

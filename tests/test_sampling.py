@@ -199,6 +199,25 @@ def test_latents_that_are_balanced_for_are_carried_in_one_step(name, monkeypatch
         assert evaluations == 2 and torch.allclose(found, score.flow(z, t, s), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["vp", "ve"])
+def test_a_tolerance_towards_narrow_data_takes_half_of_what_it_takes_without_balance(name, monkeypatch):
+    """Directions of variance 1e-5 to 1, as latents of images have; the tolerance is of √(α² + σ²) in both."""
+    score = GaussianScore(SDES[name](), torch.zeros(6), 10.0 ** torch.arange(-5, 1))
+    std = score.sde.marginal_std(double(1e-5))
+    z_T = score.sde.prior_sample((8, 6), generator=seeded(0), dtype=torch.float64)
+
+    def solved(t, s, z):
+        found, evaluations = follow_flow(score, z, t, s, tol=1e-2)
+        scale = std if s < t else score.sde.marginal_std(double(1.0))
+        assert ((found - score.flow(z, t, s)) / scale).square().mean(1).max().sqrt() < 1e-2
+        return evaluations
+
+    down, up = solved(1.0, 1e-5, z_T), solved(1e-5, 1.0, score.flow(z_T, 1.0, 1e-5))
+    monkeypatch.setattr(sampling, "VARIANCES", (1.0,))  # no balance
+    assert down <= 0.6 * solved(1.0, 1e-5, z_T)
+    assert up == solved(1e-5, 1.0, score.flow(z_T, 1.0, 1e-5))
+
+
 def test_the_balance_is_at_rest_at_the_ends_and_its_rate_is_its_derivative():
     clock = torch.linspace(-20, 10, 61, dtype=torch.float64, requires_grad=True)
     log_c, rate = balance(clock)
