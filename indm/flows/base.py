@@ -87,8 +87,8 @@ class Flow(Constrained, ABC):
     ``has_log_det`` is False for a flow that gives something else in place of log|det|. Code that needs the density of
     its data calls :func:`require_density`.
 
-    ``fades`` is True for a flow that is the identity where certain parameters are 0: its parts name theirs in
-    ``fading``, see :mod:`indm.flows.fading`.
+    ``fades`` is True for a flow that is the identity where certain parameters or buffers are 0: its parts name theirs
+    in ``fading``, see :mod:`indm.flows.fading`.
     """
 
     one_map = True

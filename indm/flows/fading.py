@@ -5,6 +5,7 @@ that fades, x_T is z_T, which is Gaussian.
 """
 
 import copy
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,14 +19,15 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def faded(module: Module, strength: Tensor | float) -> Module:
-    """A flow at ``strength`` a: parameters that are 0 where it is the identity are multiplied by a; others are shared.
+    """A flow at ``strength`` a: what is 0 where it is the identity is multiplied by a; all else is shared.
 
     Raises:
         ValueError: the flow has no way to the identity.
     """
     if isinstance(module, Flow) and not module.fades:
         raise ValueError(
-            f"flow {type(module).__name__} has no way to the identity; coupling and elementwise flows have"
+            f"flow {type(module).__name__} has no way to the identity; coupling, elementwise, residual and "
+            "autoregressive flows have"
         )
     return _view(module, strength)
 
@@ -37,9 +39,13 @@ def _view(module: Module, strength: Tensor | float) -> Module:
         return module
     view = copy.copy(module)
     view._modules = parts
-    scaled = {name: strength * p if name in own and p is not None else p for name, p in module._parameters.items()}
-    view._parameters = scaled  # type: ignore[assignment]  # tensors in the place of parameters
+    view._parameters = _scaled(module._parameters, own, strength)
+    view._buffers = _scaled(module._buffers, own, strength)
     return view
+
+
+def _scaled(tensors: Mapping[str, Tensor | None], own: Collection[str], strength: Tensor | float) -> dict:
+    return {name: strength * v if name in own and v is not None else v for name, v in tensors.items()}
 
 
 @dataclass(frozen=True)
