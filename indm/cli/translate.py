@@ -25,7 +25,8 @@ class Translate(Computes):
 
     "indm translate RUN photos --condition cat dog --out results" takes one model of classes: up as cat, down as dog.
 
-    With --method sdedit --strength 0.5 all of these take the model of B alone: noise up, then down along its flow.
+    With --method sdedit --strength 0.5 all of these take the model of B alone: noise up, then down along its flow. Then
+    "indm translate RUN_B photos" does, too.
 
     Writes NAME.png for each image (NAME.npz for an array), sheet.png with sources and results in turns, and
     translation.json with the distance of each result from its source and the reason for each that failed.
@@ -57,7 +58,7 @@ class Translate(Computes):
             raise ValueError(f"--out {self.out} exists and is not empty: name another, or add --overwrite")
         sources = self.paths[count:]
         file_translation.check_sources(sources, self.options)
-        opened = open_runs(self.paths[:count], self.direction, self.condition)
+        opened = open_runs(self.paths[:count], self.direction, self.condition, method=self.options.method)
         report = file_translation.translate_files(opened, sources, self.out, self.options, progress=not self.quiet)
         print(file_translation.summary(report))
         for name, reason in report["failed"].items():

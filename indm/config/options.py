@@ -378,10 +378,12 @@ class TranslationOptions:
     page: bool = False
     """Also write index.html, a page with the way and other strengths of the first images, to look at in a browser."""
     score: bool = False
-    """Also compare with the data of B (Fréchet and kernel distance, how many a classifier takes for B, diversity)."""
+    """Also compare the first 2,000 results with the data of B (Fréchet and kernel distance, how many a classifier takes
+    for B, diversity)."""
     truth: Annotated[str | None, arg(metavar="FOLDER"), default("none known")] = None
-    """Also compare with the true counterparts, images of the same names in this folder: by distance, and by whether the
-    nearest of them is its own. The features for it are an extra: pip install 'indm[features]'."""
+    """Also compare the first 2,000 results with their true counterparts, images of the same names in this folder: by
+    distance, and by whether the nearest of them is its own. The features for it are an extra: pip install
+    'indm[features]'."""
     size: Literal["model", "source"] = "model"
     """Size of the results: the model's, or that of what the model saw of the source, which is all of it where data.crop
     is false, else the largest part in the middle with the model's aspect ratio."""

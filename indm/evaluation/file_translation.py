@@ -30,7 +30,7 @@ from indm.runs.provenance import provenance, weights_hash
 from indm.tensors import double, squared_norm
 from indm.translation import Arrival, Route
 
-FEWEST_SCORED, MOST_SCORED = 20, 2000  # results that are compared with the data of B
+FEWEST_SCORED, MOST_SCORED = 20, 2000  # results that are compared, with the data of B or with their counterparts
 
 
 def route_of(runs: TranslationRuns, options: TranslationOptions) -> Route:
@@ -43,6 +43,8 @@ def route_of(runs: TranslationRuns, options: TranslationOptions) -> Route:
     route = runs.sdedit(**shared) if options.method == "sdedit" else runs.route(stochastic=options.stochastic, **shared)
     if options.cycle:
         route.back()
+    if options.errors and options.tol is None and options.steps < 2 * len(route.legs):
+        raise ValueError(f"errors needs steps of at least {2 * len(route.legs)}, to halve them, got {options.steps}")
     return route
 
 
@@ -97,6 +99,8 @@ def translate_files(
         sources, route.models[0], runs.data, grey=runs.grey[0], strict=options.strict, alpha=options.keep_alpha
     )
     check_scored(len(items), options)
+    if options.score and len({*runs.folders}) < len(runs.folders):
+        raise ValueError(f"score needs the data of A, too; name its run before {runs.folders[0]}, or leave out --score")
     check_sources_stay(items, out, options.folders())
     writer = ResultWriter(out, route.models[0].scaling.levels, runs.grey, options.size)
     work = FileTranslation(BatchTranslator(route, options), writer)
@@ -160,11 +164,12 @@ def add_page(
     Their frames, and their results at other strengths, are made here, as by a run on these images alone.
     """
     raw = torch.stack([source for _, source, _ in translations])
-    with_frames = replace(options, strip=options.strip or FRAMES, cycle=False)
+    options = replace(options, cycle=False, errors=False)
+    with_frames = replace(options, strip=options.strip or FRAMES)
     made, way = {}, BatchTranslator(route_of(runs, options), with_frames)
     strengths = {s for s in STRENGTHS if s < 1 or options.method == "flow"} | {options.strength}
     for strength in tqdm(sorted(strengths), desc="the page", disable=not progress):
-        other = replace(options, strength=strength, strip=0, cycle=False)
+        other = replace(options, strength=strength, strip=0)
         translate = way if strength == options.strength else BatchTranslator(route_of(runs, other), other)
         made[strength] = [one for part in raw.split(options.batch_size) for one in translate.each(part)]
     shown = []

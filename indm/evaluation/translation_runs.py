@@ -87,12 +87,16 @@ class TranslationRuns:
 
 
 def open_runs(
-    folders: Sequence[Path], direction: str = "forward", classes: tuple[str, str] | None = None
+    folders: Sequence[Path],
+    direction: str = "forward",
+    classes: tuple[str, str] | None = None,
+    *,
+    method: str = "flow",
 ) -> TranslationRuns:
     """Two runs, from the first to the second; or one bridge, or one pair, in either ``direction``.
 
     With ``classes``, one run of a model of classes, from the first class to the second, or back; where it has two, they
-    need not be given.
+    need not be given. With method "sdedit" one run is that of B, and stands in the place of both.
 
     Raises:
         ValueError: one run that is no bridge, more than two, classes that the one run does not have.
@@ -111,6 +115,8 @@ def open_runs(
         raise ValueError(f"one or two run folders must come first, got {len(folders)}")
     models, own = zip(*(open_run(folder) for folder in folders), strict=True)
     tables = [recipe["data"] for recipe in own]
+    if len(folders) == 1 and method == "sdedit" and "data_b" not in own[0]:
+        return TranslationRuns((*folders, *folders), (*models, *models), direction, *tables, *tables)
     if len(folders) == 1:
         if "data_b" not in own[0] or not own[0]["train"]["terminal"]:
             raise ValueError(

@@ -10,7 +10,7 @@ from torch import Tensor
 from indm.data.images import SUFFIXES
 from indm.evaluation.statistics import mean_and_error, share_error
 from indm.evaluation.translation_metrics import structural_similarity
-from indm.evaluation.translation_sources import find, found_in
+from indm.evaluation.translation_sources import found_in, image_reader
 from indm.model import INDM
 from indm.tensors import double
 
@@ -19,11 +19,11 @@ Images = Num[Tensor, "n channels height width"]
 
 
 def check_truth(sources: Sequence[Path], folder: Path) -> None:
-    """ValueError where ``folder`` does not have an image of each name in ``sources``."""
+    """ValueError where ``folder`` does not have an image of each name in ``sources``, and one alone."""
     files = [(file, name) for source in sources for file, name in found_in(source)]
     if not all(file.suffix.lower() in SUFFIXES for file, _ in files):
         raise ValueError("truth needs image files, whose names are those of their counterparts; arrays have none")
-    there = {name for _, name in found_in(folder)}
+    there = _images(folder)
     missing = [name for _, name in files if name not in there]
     if missing:
         raise ValueError(
@@ -33,9 +33,23 @@ def check_truth(sources: Sequence[Path], folder: Path) -> None:
 
 
 def truth_of(names: Sequence[str], folder: Path, model: INDM, data: dict, grey: bool = False) -> Images:
-    """The counterparts of results called ``names``, brought to the shape of ``model`` as its training images are."""
-    items = {item.name: item for item in find([folder], model, data, grey=grey)}
-    return torch.stack([items[name].read().pixels for name in names])
+    """The counterparts of results called ``names``, brought to the shape of ``model`` as its training images are.
+
+    A result that kept its suffix, because another has its name, has the counterpart of the name without it.
+    """
+    there = _images(folder)
+    files = [there[name] if name in there else there[str(Path(name).with_suffix(""))] for name in names]
+    return torch.stack([image_reader(file, model, data, grey)().pixels for file in files])
+
+
+def _images(folder: Path) -> dict[str, Path]:
+    """The images in a folder by their names without suffix; a ValueError where two have one name."""
+    images = [(file, name) for file, name in found_in(folder) if file.suffix.lower() in SUFFIXES]
+    by_name = {name: file for file, name in images}
+    twice = [name for file, name in images if by_name[name] != file]
+    if twice:
+        raise ValueError(f"truth must have one image of each name; '{folder}' has two of {twice[0]!r}")
+    return by_name
 
 
 def against_truth(

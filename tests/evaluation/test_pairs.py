@@ -34,7 +34,7 @@ from indm.runs.provenance import weights_hash
 from indm.scaling import Scaling
 from indm.training import pairs
 from indm.training.pairs import as_one, sides_of
-from indm.translation import sdedit
+from indm.translation import Route, sdedit
 
 SMALL = [
     "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.blocks=1", "--net.multipliers=[1]",
@@ -675,6 +675,23 @@ def test_sdedit_is_noise_and_the_flow_of_the_other_side_alone(trained, toys, tmp
         assert said in error_of(capsys, *arguments, "--method", "sdedit")
     arguments = ["translate", trained / "pair", toys[0], "--out", tmp_path / "none", "--strength", 0.5, "--cycle"]
     assert "no way back along noise" in error_of(capsys, *arguments, "--method", "sdedit")
+    # The model of B alone does it.
+    arguments = ["translate", str(trained / "pair" / "b"), str(toys[0]), "--seed", "5", "--quiet", "--method", "sdedit"]
+    assert main([*arguments, "--out", str(tmp_path / "b"), "--strength", "0.4", "--steps", "30"]) == 0
+    for name in names:
+        assert np.array_equal(pixels(tmp_path / "b" / name), pixels(tmp_path / "pair" / name))
+    scored = error_of(capsys, *arguments, "--out", tmp_path / "none", "--strength", 0.4, "--score")
+    assert "score needs the data of A, too; name its run before" in scored
+
+
+def test_a_page_solves_no_error_of_its_own(trained, toys, tmp_path, monkeypatch, capsys):
+    rougher, asked = Route.rougher, []
+    monkeypatch.setattr(Route, "rougher", lambda route: asked.append(route) or rougher(route))
+    arguments = ["translate", str(trained / "pair"), str(toys[0]), "--errors", "--quiet"]
+    assert main([*arguments, "--page", "--steps", "8", "--out", str(tmp_path / "page")]) == 0
+    assert len(asked) == 1
+    said = error_of(capsys, *arguments, "--steps", 3, "--out", tmp_path / "none")
+    assert "errors needs steps of at least 4, to halve them, got 3" in said
 
 
 def test_the_ways_of_one_image_by_all_forms_are_drawn_below_one_another(trained, toys, tmp_path, capsys):

@@ -119,6 +119,17 @@ def test_files_are_compared_with_those_of_their_names(tmp_path, capsys):
         assert report["truth"][name] == pytest.approx(wanted[name], rel=1e-4)
     assert report["truth"]["extractor"]["name"] == "efficientnet-lite0"
     assert "to the true counterpart" in capsys.readouterr().out
+    # Two sources of one name have one counterpart; two counterparts of one name are none.
+    Image.open(tmp_path / "a" / "00.png").save(tmp_path / "a" / "00.bmp")
+    np.save(tmp_path / "b" / "beside.npy", np.zeros(3))
+    assert main([*command, folders[1], "--out", str(tmp_path / "twins")]) == 0
+    twins = json.loads((tmp_path / "twins" / "translation.json").read_text())
+    assert {"00.png", "00.bmp"} <= {row["name"] for row in twins["examples"]}
+    Image.open(tmp_path / "b" / "05.png").save(tmp_path / "b" / "05.bmp")
+    assert main([*command, folders[1], "--out", str(tmp_path / "none")]) == 2
+    assert f"truth must have one image of each name; '{folders[1]}' has two of '05'" in capsys.readouterr().err
+    for name in ("b/05.bmp", "a/00.bmp"):
+        (tmp_path / name).unlink()
     (tmp_path / "b" / "03.png").unlink()
     assert main([*command, folders[1], "--out", str(tmp_path / "none")]) == 2
     assert f"'{folders[1]}' has none for 1 of 12, such as '03'" in capsys.readouterr().err
