@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from indm.flows.base import require_density
-from indm.forward.base import require_no_code
+from indm.forward.base import require_no_code, require_own_truncation
 from indm.gaussian import GaussianReference
 from indm.ode import FEWEST, Solution, adams, basis, rademacher, solve, value_and_divergence
 from indm.score import context_of, flow_score, is_smooth, probability_flow, with_context
@@ -253,6 +253,7 @@ def check_solver(probes: int, steps: int | None, nll_error: float) -> None:
 @contextmanager
 def _differentiated(model, eps: float | None) -> Iterator[LinearSDE]:
     """Where a density and its gradient are computed: in evaluation mode and full precision, at truncation ``eps``."""
+    require_own_truncation(model, eps)
     sde = model.score.sde
     with (
         evaluation_mode(model, gradients=True),

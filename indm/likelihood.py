@@ -15,7 +15,7 @@ from torch import Tensor
 from indm.conditions import sees_condition
 from indm.density import NLL_ERROR, START, check_solver, whitened_flow
 from indm.dequantization import Uniform, from_data
-from indm.forward.base import process_of
+from indm.forward.base import process_of, require_own_truncation
 from indm.gaussian import GaussianReference
 from indm.model import all_rows, at, at_rows
 from indm.objective import reconstruction_term
@@ -130,6 +130,7 @@ def log_likelihood(
     """
     check_solver(probes, steps, nll_error)
     log_q = constant_log_q(model, x) if log_q is None else log_q
+    require_own_truncation(model, eps)
     model = at(model, c, len(x))
     score, process = model.score, process_of(model)
     with evaluation_mode(model), score.sde.truncated(eps) as sde:

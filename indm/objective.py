@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm.config.recipes import model_of
-from indm.forward.base import LINEAR, ForwardProcess, Noised, legendre, process_of
+from indm.forward.base import LINEAR, ForwardProcess, Noised, legendre, process_of, require_own_truncation
 from indm.gaussian import GaussianReference
 from indm.model import at, build_model
 from indm.rng import randn_like, strata
@@ -377,6 +377,8 @@ def mle_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
         ``denoising`` (score and reconstruction), ``prior``.
     """
     sde, process = model.score.sde, process_of(model)
+    if not process.is_tight:
+        require_own_truncation(model, eps)
     eps = sde.truncation(eps)
     z, log_det = model.encode(x, generator=generator)
     t, length = extended_clock(sde, len(z), eps, generator=generator, device=z.device)

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from indm.config.parts import BUILT_IN, find
 from indm.density import sample_with_log_prob
-from indm.forward.base import process_of
+from indm.forward.base import process_of, require_own_truncation
 from indm.likelihood import latents_of
 from indm.messages import nearest
 from indm.model import all_rows, at_rows
@@ -589,6 +589,7 @@ def sample(
             raise ValueError(f"{name} must be at least 1, got {count}")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}; 1 samples the model")
+    require_own_truncation(model, eps)
     sampler = make_sampler(default_sampler(model) if sampler is None else sampler)
     sde, dtype = model.score.sde, model.scaling.scale.dtype
     if log_prob:
@@ -633,16 +634,18 @@ def solve_latent(
     last_denoising: bool = True,
     *,
     generator: torch.Generator | None = None,
+    codes: torch.Generator | None = None,
     progress: bool = False,
 ) -> tuple[Batch, int]:
     """z_0 from z_T by a sampler: z_ε/α_ε or, with ``last_denoising``, E[z_0|z_ε]; and the evaluations of the score.
 
-    A model that has a condition, and was not given any, samples p(x), if it knows that.
+    A model that has a condition, and was not given any, samples p(x), if it knows that. The codes of a forward process
+    that has some come from ``codes``, by default from ``generator``.
     """
     model = at_rows(model, None, torch.arange(len(z_T)))
     with evaluation_mode(model):
         options: Any = {"steps": steps, "generator": generator, "progress": progress}
-        score = with_drawn_code(model.score, process_of(model), z_T, generator)
+        score = with_drawn_code(model.score, process_of(model), z_T, generator if codes is None else codes)
         z, nfe = sampler.solve(score if sampler.stochastic else flow_score(score), z_T, **options)
         eps = score.sde.endpoints(z)[0]
         if sampler.denoises and not last_denoising:

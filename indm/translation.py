@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from indm.forward.base import require_one_diffusion
+from indm.forward.base import require_one_diffusion, require_tight
 from indm.model import INDM, all_rows, at_rows
 from indm.rng import randn_like
 from indm.sampling import follow_flow
@@ -91,6 +91,8 @@ class Route:
             if leg.c is None:
                 leg.of(1)  # an error where its model needs c
             require_one_diffusion(leg.model, "a translation")
+            if leg.noise:
+                require_tight(leg.model, "a translation by noise")
 
     @property
     def models(self) -> tuple[INDM, INDM]:

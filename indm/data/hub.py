@@ -40,8 +40,9 @@ def load_hub(
 ) -> Data:
     """A split of a data set as ``datasets.load_dataset`` finds it, divided by ``seed``.
 
-    Its rows stay in files that are mapped into memory, so it may be larger than that. It is not streamed: what is
-    trained on is on disk, whole, so that a run can be resumed exactly. No code from the hub is run.
+    Images stay in files that are mapped into memory, so they may be larger than that; columns of numbers are read. It
+    is not streamed: what is trained on is on disk, whole, so that a run can be resumed exactly. No code from the hub is
+    run.
 
     Args:
         path: a name on the hub, "user/name", or a folder: of images or tables, or what ``save_to_disk`` wrote.
@@ -86,11 +87,11 @@ def load_hub(
         raise ValueError(
             f"the column {names[0]!r} of {path} holds images, which stand alone in data.x and need data.size"
         )
-    fingerprint = hashlib.sha256(f"{len(rows)} rows of {split}".encode()).hexdigest()
+    images = HubImages(rows, names[0])
     return stored_images(
-        HubImages(rows, names[0]), [] if conditions is None else conditions, "datasets", path, fingerprint, size=size,
-        channels=channels, resize=resize, crop=crop, background=background, valid=valid, test=test,
-        seed=seed, limit=limit, centered=centered, flip=flip,
+        images, [] if conditions is None else conditions, "datasets", path, images.fingerprint(), size=size,
+        channels=channels, resize=resize, crop=crop, background=background, valid=valid, test=test, seed=seed,
+        limit=limit, centered=centered, flip=flip,
     )  # fmt: skip
 
 
@@ -121,6 +122,8 @@ def _conditions(rows: Any, c: str) -> np.ndarray:
     """A column of conditions; labels by the names that the data set has for them."""
     values = np.asarray(rows.with_format("numpy")[c][:])
     names = getattr(rows.features[c], "names", None)
+    if names is not None and (values < 0).any():
+        raise ValueError(f"the column {c!r} has no label in row {int((values < 0).argmax())}; leave such rows out")
     return values if names is None else np.array(names)[values]
 
 
@@ -142,3 +145,14 @@ class HubImages(Sequence[Stored]):
             return Path(stored["path"]).read_bytes() if stored["bytes"] is None else stored["bytes"]
 
         return Stored(f"row {index} of the column {self.name!r}", read)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the number of bytes of each image, or of its path where its bytes are in a file of its own."""
+        import pyarrow.compute
+
+        sizes: list[int | str] = []
+        for chunk in self.rows.with_format("arrow")[:].column(self.name).chunks:
+            stored, path = (pyarrow.compute.struct_field(chunk, part) for part in ("bytes", "path"))
+            both = zip(pyarrow.compute.binary_length(stored).to_pylist(), path.to_pylist(), strict=True)
+            sizes += [name if size is None else size for size, name in both]
+        return hashlib.sha256(repr(sizes).encode()).hexdigest()

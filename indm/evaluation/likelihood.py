@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from indm.density import NLL_ERROR, check_nll_error
 from indm.dequantization import from_data, in_words
 from indm.evaluation.statistics import mean_error_and_noise
+from indm.forward.base import require_own_truncation
 from indm.gaussian import GaussianReference
 from indm.likelihood import (
     LikelihoodReport,
@@ -142,6 +143,7 @@ def evaluate(
     c = all_rows(model, c, len(raw))
     if model.is_diffusion:
         model.flow.check()
+        require_own_truncation(model, solver.get("eps"))
         eps = model.sde.truncation(solver.get("eps"))
         reference = latent_reference(model, raw, c=c, batch_size=batch_size, seed=seed)
         estimators = diffusion_estimators(reference, times, draws, solver | {"eps": eps})

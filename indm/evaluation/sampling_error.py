@@ -37,7 +37,7 @@ from indm.paths import samples_of_one_path
 from indm.rng import randn_like
 from indm.sampling import make_sampler
 from indm.scaling import Scaling
-from indm.score import denoise, law_score
+from indm.score import denoise, law_score, with_drawn_code
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, double, evaluation_mode, event_sum, expand_like, float64_device, squared_norm
 
@@ -228,13 +228,14 @@ def path_error(
     with evaluation_mode(model):
         for rows, part in zip(torch.arange(len(z_T)).split(BATCH), z_T.split(BATCH), strict=True):
             here = at_rows(model, c, rows)
-            z = samples_of_one_path(here.score, part, rule, counts, generator=generator, progress=progress)
-            eps = here.score.sde.endpoints(part)[0]
+            score = with_drawn_code(here.score, process_of(here), part, codes)
+            z = samples_of_one_path(score, part, rule, counts, generator=generator, progress=progress)
+            eps = score.sde.endpoints(part)[0]
             state = codes.get_state()
             decoded = {}
             for count, z_eps in z.items():
                 codes.set_state(state)  # a conditional flow has the same codes for all of them
-                decoded[count] = here.decode(denoise(law_score(here.score), z_eps, eps), generator=codes)
+                decoded[count] = here.decode(denoise(law_score(score), z_eps, eps), generator=codes)
             parts.append(decoded)
     x = {count: torch.cat([part[count] for part in parts]) for count in parts[0]}
     return [

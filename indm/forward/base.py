@@ -197,6 +197,15 @@ def require_one_diffusion(model: nn.Module, purpose: str) -> None:
     require_no_code(model, purpose)
 
 
+def require_own_truncation(model: nn.Module, eps: float | None) -> None:
+    """ValueError where ``eps`` is not that of the SDE, at which a process other than the linear one begins."""
+    process = process_of(model)
+    if eps is not None and eps != model.sde.eps and not isinstance(process, Linear):
+        raise ValueError(
+            f"eps must be {model.sde.eps:g}, where the forward process {type(process).__name__} begins, got {eps:g}"
+        )
+
+
 def require_tight(model: nn.Module, purpose: str) -> None:
     """ValueError where the forward process needs two scores, which ``purpose`` does not take."""
     process = process_of(model)

@@ -204,7 +204,8 @@ class Sections:
         self.page.table(tables.likelihood_rows(self.records))
         self.page.text(
             "With the reconstruction term. NELBO bounds the likelihood of the generative SDE, NLL is that of the "
-            "probability-flow ODE: their difference is zero for the exact score, no variational gap."
+            "probability-flow ODE. Of a linear diffusion their difference is zero for the exact score, and no "
+            "variational gap."
         )
         if conditional := [name for name, group in by_group(self.records).items() if group[0].is_conditional]:
             self.page.text(

@@ -66,6 +66,11 @@ def _check_objective(model: nn.Module, options: Training, objective: Objective, 
         )
     if objective.standard_prior and options.latent_mean:
         raise ValueError(f"train.latent_mean must be false for {name}, whose prior is N(0, I)")
+    if options.soft_truncation and not model.forward_process.is_tight:
+        raise ValueError(
+            f"train.soft_truncation must be 0 with the forward process {type(model.forward_process).__name__}, which "
+            f"begins at the SDE's eps, got {options.soft_truncation:g}"
+        )
     if options.soft_truncation and not (objective.truncates and objective.takes("eps")):
         raise ValueError(
             f"train.soft_truncation must be 0 with {name}, which is no objective at every truncation, got "

@@ -109,6 +109,16 @@ def test_a_data_set_of_images_holds_what_a_folder_holds(tmp_path, folder, monkey
         data = load_data("datasets", path=tmp_path / place, c="label", **OPTIONS)
         assert torch.equal(stack(data.train), stack(folder.train)) and data.classes == CLASSES
         assert data.labels["train"].tolist() == [int(path.stem) % 2 for path in folder.train.files]
+    again = load_data("datasets", path=tmp_path / "saved", c="label", **OPTIONS)
+    changed = datasets.Dataset.from_dict({"image": pictures()[::-1], "label": labels}, features=features)
+    changed.save_to_disk(tmp_path / "changed")
+    other = load_data("datasets", path=tmp_path / "changed", c="label", **OPTIONS)
+    assert again.fingerprint == load_data("datasets", path=tmp_path / "saved", **OPTIONS).fingerprint
+    assert again.fingerprint != other.fingerprint
+    without = datasets.Dataset.from_dict({"image": pictures(), "label": [-1, *labels[1:]]}, features=features)
+    without.save_to_disk(tmp_path / "without")
+    with pytest.raises(ValueError, match="the column 'label' has no label in row 0; leave such rows out"):
+        load_data("datasets", path=tmp_path / "without", c="label", **OPTIONS)
 
 
 def test_a_data_set_of_numbers_and_its_mistakes(tmp_path):

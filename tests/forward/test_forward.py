@@ -30,6 +30,7 @@ from indm.sampling import make_sampler, solve_latent
 from indm.score import TwoScores, flow_score, law_score
 from indm.sde import VESDE, VPSDE, LearnedSDE
 from indm.tensors import expand_like
+from indm.translation import bridge, sdedit, two_models
 
 EPS = 1e-3
 DOUBLE = torch.float64
@@ -436,6 +437,22 @@ def test_what_cannot_be_is_said():
         paired_paths(diffusion, torch.zeros(4, 3, dtype=DOUBLE), torch.tensor([0.1, 0.2]))
     with pytest.raises(ValueError, match="forward Affine needs two scores, as TwoScores has them, got ScoreModel"):
         indm.INDM(Identity(), indm.ScoreModel(indm.nets.MLP((3,)), VPSDE()), shape=(3,), forward=Affine((3,)))
+    model, x = model_of("affine"), torch.zeros(4, 3, dtype=DOUBLE)
+    said = "eps must be 0.001, where the forward process Affine begins, got 0.1"
+    for call in (
+        lambda: mle_loss(model, x, eps=0.1),
+        lambda: indm.log_likelihood(model, x, eps=0.1),
+        lambda: model.log_prob(x, eps=0.1),
+        lambda: indm.sample(model, 2, eps=0.1),
+        lambda: indm.evaluate(model, x, eps=0.1, progress=False),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+    for route in (two_models(model, model), bridge(model)):
+        assert route.follow(x).x.isfinite().all()
+    for noisy in (lambda: sdedit(model), lambda: two_models(model, model, stochastic=True)):
+        with pytest.raises(ValueError, match="forward must be linear for a translation by noise, got Affine"):
+            noisy()
     tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "ncsnpp"}}
     with pytest.raises(ValueError, match="forward LearnedMean needs a net that gives noise"):
         indm.build_model(tables | {"forward": {"name": "learned-mean"}}, (3, 16, 16))

@@ -15,7 +15,10 @@ import indm
 from indm.training.loop import train
 
 PROCESSES = {"affine": {"width": 8}, "coded": {"width": 8, "code_size": 4}}
-RECIPES = {name: change(TINY, steps=8) | {"forward": {"name": name} | o} for name, o in PROCESSES.items()}
+RECIPES = {
+    name: change(TINY, steps=8, soft_truncation=1.2 if name == "coded" else 0) | {"forward": {"name": name} | o}
+    for name, o in PROCESSES.items()
+}
 PLANE = {
     "flow": {"name": "identity"},
     "sde": {"name": "vp", "eps": 1e-3},
