@@ -60,7 +60,7 @@ def record_of(run: Path, images: int, converged: int) -> dict:
 def table(out: Path) -> str:
     """All records: errors are root mean squares over images, covered is the share of images within the stated error."""
     lines = [
-        "| model | solve | evaluations | true error, bits/dim | stated, mean | covered |",
+        "| model | solve | evaluations | true error (RMS), bits/dim | stated, mean | covered |",
         "|---|---|---|---|---|---|",
     ]
     for path in sorted(out.glob("*.json")):

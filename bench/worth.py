@@ -4,7 +4,7 @@
     python bench/worth.py search digits         # rates and sizes of each cell, on the validation split
     python bench/worth.py final digits          # trainings at the chosen settings, tested once
     python bench/worth.py capacity digits       # the gain along widths of score and flow, and along the budget
-    python bench/worth.py beyond digits         # other splines than one of eight bins for all entries, on validation
+    python bench/worth.py beyond digits         # other flows than the chosen ones, on validation
     python bench/worth.py table digits fashion-mnist-16 emoji-32 --figures docs/figures
 
 Data are digits, fashion-mnist-16 and emoji-32 (with ``--path PACKAGE``). Every side, under every dequantization, gets
@@ -48,7 +48,20 @@ from indm.config import recipes
 
 WIDTHS, BUDGETS = (16, 32, 48, 64), (1, 2, 4)  # of the score; times the study's budget
 FLOW_WIDTHS = (8, 16, 32, 64)
-SPLINES: tuple[Setting, ...] = ({"flow.bins": 16}, {"flow.shared": "none"})  # the latter knows places
+MIXED = [{"name": "elementwise"}, {"name": "linear", "channels": 3}]
+OTHERS: dict[str, tuple[str, Setting]] = {  # by name, the side and what is changed
+    "bins=16": ("elementwise", {"flow.bins": 16}),
+    "shared=none": ("elementwise", {"flow.shared": "none"}),  # a spline that knows its place
+    "mixed-colours": ("elementwise", {"flow": "compose", "flow.flows": MIXED}),  # a 1×1 map after the spline
+    "two-scales": ("indm", {"flow.levels": 2, "flow.depth": 4}),
+    "three-scales": ("indm", {"flow.levels": 3, "flow.depth": 4}),
+    "larger-seldom": ("indm", {"flow.levels": 2, "flow.depth": 8, "flow.width": 64, "train.flow_update_every": 4}),
+}
+FITS = {  # the others that differ from the recipe's flow and fit the images
+    "digits": ("bins=16", "shared=none", "two-scales", "larger-seldom"),
+    "fashion-mnist-16": ("bins=16", "shared=none", "three-scales", "larger-seldom"),
+    "emoji-32": ("bins=16", "shared=none", "mixed-colours", "three-scales", "larger-seldom"),
+}
 
 
 def folder(o: argparse.Namespace, data: str) -> Path:
@@ -174,16 +187,18 @@ def capacity(o: argparse.Namespace, data: str) -> list[tuple]:
 
 
 def beyond(o: argparse.Namespace, data: str) -> list[tuple]:
-    """Other splines at the chosen settings, in as many steps, with the seed of the search: validated."""
-    tasks = []
+    """Other flows at the chosen rates, in as many steps as cost the same, with the seed of the search: validated."""
+    jobs = {}
     for dequantization in o.dequantizations:
-        choice = chosen(o, data, dequantization, "elementwise")
-        job = Training(data, dequantization, "elementwise", choice["setting"], 1, path=o.path)
-        job = affordable(job, measure_costs(o, data), o.budget * STUDIES[data].budget)
-        for other in SPLINES:
-            path = folder(o, data) / "beyond" / f"{dequantization}-{name_of(other)}.json"
-            tasks.append((validate, path, replace(job, setting=job.setting | other)))
-    return tasks
+        for name in FITS[data]:
+            side, changes = OTHERS[name]
+            setting = chosen(o, data, dequantization, side)["setting"] | changes
+            jobs[f"{dequantization}-{name}"] = Training(data, dequantization, side, setting, 1, path=o.path)
+    missing = {folder(o, data) / "beyond" / f"{name}.json": job for name, job in jobs.items()}
+    missing = {path: job for path, job in missing.items() if not path.exists()}
+    measured = measure_costs(o, data, [*missing.values()]) if missing else {}
+    budget = o.budget * STUDIES[data].budget
+    return [(validate, path, affordable(job, measured, budget)) for path, job in missing.items()]
 
 
 def validate(path: Path, job: Training) -> tuple[Path, dict[str, float]]:
