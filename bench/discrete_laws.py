@@ -45,6 +45,7 @@ LAWS: dict[str, DiscreteLaw] = {
         torch.tensor([0.5, 0.3, 0.2]), [Independent(bell(17, c, 1.6), (1, 2, 2)) for c in (4.5, 8.5, 12.5)]
     ),
     "independent-17": Independent(BLACK_AND_WHITE, (1, 2, 2)),
+    "independent-256": Independent(bell(256, 120.0, 45.0), (1, 2, 2)),
     "markov-256": Markov(bell(256, 128.0, 35.0), random_walk(256, 25.0, 0.7), (1, 2, 2)),
     "mixture-256": Mixture(
         torch.tensor([0.6, 0.4]), [Independent(bell(256, c, 22.0), (1, 1, 2)) for c in (80.0, 170.0)]
@@ -54,6 +55,7 @@ SAYS = {
     "markov-17": "a chain along 2×2 pixels that starts at one of two levels",
     "mixture-17": "2×2 pixels, all dark, grey or bright",
     "independent-17": "2×2 independent pixels, a quarter of them black and a seventh white",
+    "independent-256": "2×2 independent pixels, one bell of levels",
     "markov-256": "a chain along 2×2 pixels",
     "mixture-256": "two pixels, both dark or both bright",
 }

@@ -13,7 +13,15 @@ from indm.config.options import Equal
 from indm.evaluation.budgets import Costs, costs_of, steps_of
 from indm.evaluation.methods import ONE_TRAINING, check_distinct, differences, in_words, methods_of
 from indm.evaluation.plots import learning_curves, pixels_into, samples_picture
-from indm.evaluation.results import KINDS, check_same_examples, number_key, read_evaluation, read_nats, table
+from indm.evaluation.results import (
+    KINDS,
+    check_same_examples,
+    number_key,
+    read_evaluation,
+    read_nats,
+    table,
+    unconverged,
+)
 from indm.evaluation.style import colours_of, pixels_of, stacked, styled
 from indm.files import atomic
 from indm.runs.folder import read_metrics
@@ -69,6 +77,7 @@ def compare(folders: list[Path], out: Path, *, equal: Equal = "cost", progress: 
     if any(row["verdict"] == "untested" for by_kind in by_method.values() for row in by_kind.values()):
         lines.append(ONE_TRAINING)
     lines.append(f"{unit}, ± one standard error, with the reconstruction term, {results[folders[0]]['split']} split")
+    lines += [f"{run}: {line}" for run, result in results.items() for line in unconverged(result)]
     if len({result["dequantization"] for result in results.values()}) > 1:
         lines += [f"dequantization: {result['dequantization']}: {run}" for run, result in results.items()]
     out.mkdir(parents=True, exist_ok=True)

@@ -55,6 +55,25 @@ def likelihood_rows(records: list[Record]) -> Rows:
     return rows
 
 
+def convention_rows(records: list[Record]) -> Rows:
+    """A row for each likelihood of the first run of each group: what it is of, and how it was computed."""
+    head = ("", "dequantization", "ε", "examples", "solved", "divergence", "evaluations", "estimator noise", "K")
+    rows: Rows = [head]
+    for name, group in by_group(records).items():
+        result = group[0].evaluation
+        for kind in (kind for kind in KINDS if kind in result):
+            own = result[kind]
+            to = f"to {own['nll_error']:g}" if "nll_error" in own else ""
+            solved = f"{own['steps']} steps" if "steps" in own else to
+            noise = own["with_reconstruction"][f"{number_key(result)}_estimator_noise"]
+            evaluations = f"{own['nfe']:.0f}" if "nfe" in own else f"{own['times']}" if "times" in own else ""
+            eps = result.get("eps")  # which what is no diffusion has not
+            shared = (f"{name}, {KINDS[kind]}", result["dequantization"], "" if eps is None else f"{eps:g}")
+            of = str(result["images"][kind]), solved, own.get("divergence", ""), evaluations
+            rows.append((*shared, *of, f"{noise:.4f}", str(own.get("draws", ""))))
+    return rows
+
+
 def _bound(group: list[Record], kind: str) -> str:
     bounds = [bound for bound in (record.bound(kind) for record in group) if bound]
     return with_error(*over_seeds([mean for mean, _ in bounds], bounds[0][1])) if bounds else "–"

@@ -15,7 +15,7 @@ from indm.evaluation.extractor import Extractor, load_or_train
 from indm.evaluation.flow_plots import save_flow_figure
 from indm.evaluation.methods import ONE_TRAINING, check_distinct
 from indm.evaluation.page import Page
-from indm.evaluation.results import check_same_examples
+from indm.evaluation.results import check_same_examples, unconverged
 from indm.evaluation.statistics import FOLDS, LEVEL
 from indm.evaluation.style import colours_of
 from indm.files import atomic, untrusted
@@ -212,6 +212,16 @@ class Sections:
                 f"{', '.join(conditional)}: log p(x|c) at the c of each example. It has what c tells of x, which p(x) "
                 "and the baselines have not."
             )
+        for name, group in by_group(self.records).items():
+            for record in group:
+                for line in unconverged(record.evaluation):
+                    self.page.text(f"{name}, {record.folder.name}: {line}")
+        self.page.heading("How they were computed", level=3)
+        self.page.table(tables.convention_rows(self.records))
+        self.page.text(
+            "Estimator noise is the part of ± that more draws would take away. Evaluations are those of the network "
+            "for one draw of an example."
+        )
         if groups := self.of_classes():
             self.page.heading("Likelihood by class", level=3)
             self.page.table(tables.class_rows(groups))

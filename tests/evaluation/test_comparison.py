@@ -346,6 +346,20 @@ def test_a_run_that_diverged_is_shown_without_a_number(tmp_path, seeds):
     assert difference_rows(found, "linear", "bits/dim")[1][2] == "–"
 
 
+def test_a_likelihood_that_has_not_converged_is_named(tmp_path):
+    nats, keys = NATS["indm", 0], ("nats", "bits_per_dim", "largest_bits_per_dim")
+    runs = [
+        evaluated(tmp_path / name, nats, nll=nats, **{"train.lr": rate})
+        for name, rate in (("a", "1e-3"), ("b", "2e-3"))
+    ]
+    assert "converged" not in compare(runs, tmp_path / "out")
+    result = json.loads((runs[1] / "evaluation.json").read_text())
+    result["nll"] |= {"unconverged": 2, "nll_error": 1e-3, "steps": 8, "solver_error": dict.fromkeys(keys, 0.2)}
+    (runs[1] / "evaluation.json").write_text(json.dumps(result))
+    said = compare(runs, tmp_path / "out")
+    assert f"{runs[1]}: The NLL (ODE) has not converged: the solver's error may be above" in said
+
+
 def test_old_and_new_counts_of_the_dequantization_are_not_mixed(tmp_path):
     old, new = trained(tmp_path, "indm", (0,)) + trained(tmp_path, "linear", (0,))
     result = json.loads((new / "evaluation.json").read_text())

@@ -37,7 +37,7 @@ from indm.model import build_model
 from indm.report import charts, conclusion, figures, measurements, records, tables, writer
 from indm.report.measurements import Measurement, Setup, measure
 from indm.report.records import Record, differences_of, folders_of, groups_of
-from indm.report.tables import likelihood_rows
+from indm.report.tables import convention_rows, likelihood_rows
 from indm.report.writer import report
 from indm.reproduction.claims import sampling_parts
 from indm.runs.folder import end_of, open_model, open_run
@@ -740,6 +740,21 @@ def test_baselines_are_rows_and_the_worst_seed_says_whether_it_learned(tmp_path)
     assert entropy[0] == "entropy of the data"
 
 
+def test_the_report_says_how_likelihoods_were_computed():
+    evaluation = json.loads((OLD_RUN / "evaluation.json").read_text()) | {"unit": "bits/dim"}
+    record = Record(OLD_RUN, "a", recipes.load(OLD_RUN), evaluation, 1, {})
+    _, nelbo, nll = convention_rows([record])
+    assert nelbo == ("a, NELBO", "uniform, 17 grey levels", "1e-05", "16", "", "", "4", "0.2771", "")
+    probe = "Hutchinson, 1 Rademacher probe(s)"
+    assert nll == ("a, NLL (ODE)", "uniform, 17 grey levels", "1e-05", "8", "", probe, "34", "0.0074", "")
+    for how, said in (({"nll_error": 1e-3}, "to 0.001"), ({"nll_error": 1e-3, "steps": 24}, "24 steps")):
+        evaluation["nll"] |= how
+        assert convention_rows([record])[2][4] == said
+    evaluation["iw"] = evaluation["nll"] | {"draws": 8}
+    evaluation["images"]["iw"] = 3
+    assert convention_rows([record])[3][3::5] == ("3", "8")
+
+
 def test_an_evaluation_that_counts_its_dequantization_as_before_is_made_anew(tmp_path, monkeypatch):
     run = shutil.copytree(OLD_RUN, tmp_path / "run")
     stored = json.loads((run / "evaluation.json").read_text())
@@ -856,7 +871,8 @@ def test_report_is_one_page_with_every_picture(digits):
     assert " has the lowest NELBO on the test data, " in first
     assert first.endswith(("several seeds of each.", "no verdict, since their budgets are not known to be equal."))
     assert second.startswith("In 2 steps (3 evaluations of the network) ")
-    assert "Samples" in reader.text("a")
+    assert "Samples" in reader.text("a") and "How they were computed" in reader.text("h3")
+    assert "Hutchinson, 1 Rademacher probe(s)" in reader.text("td")
     accuracy = json.loads((base / "out" / "extractor.json").read_text())["provenance"]["test_accuracy"]
     assert ": The model (" in text and "baseline: a Gaussian with full covariance" in reader.text("td")
     assert f"of test accuracy {accuracy:.3f}" in text and "which of two models is better, not which method" in text
