@@ -20,6 +20,7 @@ FEWEST, MOST = 64, 256  # equal steps of :func:`solve`
 FEWEST_SMOOTH = 32  # the same of a field that is known to be smooth
 LEAST_SMOOTH, MOST_SMOOTH = 24, 96  # steps in which that counts: fewer resolve too little, more err by rounding
 MOST_STEPS = 1536  # of :func:`converge`
+OUT_OF_REACH = "the ODE's error is up to"  # how the warning begins
 ROUNDING = 8  # units in the last place that a solution in a few dozen steps may be off
 ROUNDING_OF_RATES = 32  # the same of ∫ |rates|, for rates of a network
 
@@ -174,7 +175,11 @@ def solve(
 
     Raises:
         RuntimeError: the field or the state is not finite.
+
+    Warns:
+        RuntimeWarning: ``tol`` is out of reach, as soon as the errors show it.
     """
+    stated = double(state[0].new_full((len(state[0]),), math.inf))  # errors in half as many steps
 
     def attempt(rows: Tensor, steps: int, before: State, spent: int) -> Attempt:
         begin, given = (tuple(part[rows] for part in parts) for parts in (state, context))
@@ -182,8 +187,13 @@ def solve(
         found, evaluations, watched = adams(field, begin, start, end, steps=steps, **options)
         rates, step = torch.stack(watched), abs(end - start) / steps
         rounding = ROUNDING_OF_RATES * torch.finfo(state[0].dtype).eps * step * double(rates).abs().sum(0)
-        error = unresolved(rates, step, smooth) + rounding
-        return found, error.nan_to_num(math.inf, posinf=math.inf), evaluations
+        error = (unresolved(rates, step, smooth) + rounding).nan_to_num(math.inf, posinf=math.inf)
+        doublings, known = int(math.log2(most / steps)), stated[rows].isfinite()
+        if doublings and bool(known.all()):
+            foreseen = error * (error / stated[rows]).clamp_max(1.0) ** doublings
+            _warn_above(tol, error, foreseen, steps, spent + evaluations, doublings)
+        stated[rows] = error
+        return found, error, evaluations
 
     first = FEWEST_SMOOTH if smooth else FEWEST
     return _in_doubled_steps(attempt, state, tol, first if steps is None else steps, most)
@@ -286,10 +296,10 @@ def _warn_above(tol: float, error: Tensor, foreseen: Tensor, steps: int, nfe: in
     above = int((foreseen > tol).sum())
     if not above:
         return
-    further = f"; up to {2**doublings * steps} steps are tried, a larger tol would take fewer" if doublings else ""
+    further = f"; up to {2**doublings * steps} steps are tried, a larger tolerance takes fewer" if doublings else ""
     warnings.warn(
-        f"the ODE's error is up to {error.max():.1g} after {nfe} evaluations, the last of them in {steps} steps, and "
-        f"will hardly come below tol = {tol:g} for {above} of {len(error)} samples{further}",
+        f"{OUT_OF_REACH} {error.max():.1g} after {nfe} evaluations, the last of them in {steps} steps, and will hardly "
+        f"come below {tol:.2g} for {above} of {len(error)} samples{further}",
         RuntimeWarning,
         stacklevel=2,
     )

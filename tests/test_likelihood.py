@@ -17,7 +17,7 @@ from indm.flows.base import ExactFlow
 from indm.gaussian import GaussianReference
 from indm.likelihood import LikelihoodReport, latent_reference, log_likelihood
 from indm.model import INDM, build_model
-from indm.ode import basis
+from indm.ode import OUT_OF_REACH, basis
 from indm.scaling import Scaling
 from indm.score import flow_score, is_smooth
 from indm.sde.linear import VPSDE
@@ -320,6 +320,17 @@ def test_in_units_by_hand():
 
 
 # ── evaluate ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_tolerance_out_of_reach_is_said_once():
+    """Of many batches and repeats, with the evaluations until then; the report says of how many examples it is true."""
+    score = gaussian("vp", (3,))
+    with pytest.warns(RuntimeWarning) as caught:
+        report, _ = evaluate(
+            INDM(Identity(), score), torch.randn(20, 3), batch_size=5, exact=False, nll_error=1e-12, progress=False
+        )
+    assert [str(w.message).startswith(OUT_OF_REACH) for w in caught] == [True]
+    assert report["nll"]["unconverged"] == 20
 
 
 def test_evaluate_vectors():

@@ -1,6 +1,7 @@
 """The likelihood of held-out data under a model, with error bars."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict, Unpack
@@ -25,6 +26,7 @@ from indm.likelihood import (
 from indm.messages import nearest
 from indm.model import all_rows, at_rows
 from indm.objective import nelbo
+from indm.ode import OUT_OF_REACH
 from indm.tensors import evaluation_mode
 
 SEED_STRIDE = 1_000_003  # between the seeds of successive draws
@@ -231,13 +233,15 @@ def _draw_all(
     """
     rank, processes = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
     share, drawn = range(rank, len(kinds), processes), dict[int, Any]()
-    with tqdm(total=repeats * len(share), desc="likelihood", disable=not progress) as bar:
+    with tqdm(total=repeats * len(share), desc="likelihood", disable=not progress) as bar, warnings.catch_warnings():
         for job in share:
             bar.set_description(kinds[job].upper())
             drawn[job] = []
             for repeat in range(repeats):
                 drawn[job].append(draw(job, job * repeats + repeat))
                 bar.update()
+                if kinds[job] != "nelbo":  # of a tolerance that is out of reach one batch tells
+                    warnings.filterwarnings("ignore", OUT_OF_REACH, RuntimeWarning)
     if distributed:
         parts: list[dict] = [{}] * processes
         dist.all_gather_object(parts, drawn)
