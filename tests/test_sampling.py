@@ -32,6 +32,7 @@ from indm.sampling import (
     make_sampler,
     reverse_diffusion_step,
     sample,
+    solve_latent,
     uniform_grid,
 )
 from indm.sde.linear import VESDE, VPSDE, SubVPSDE
@@ -228,6 +229,17 @@ def test_the_balance_is_at_rest_at_the_ends_and_its_rate_is_its_derivative():
     assert log_c[0].item() == pytest.approx(halves.item(), abs=1e-2)
     own = 0.5 * clock.exp() * (1 / (1e-5 + clock.exp()) - 1 / (1 + clock.exp()))  # of a direction of variance 1e-5
     assert (own - rate).abs().max() < 0.75 * own.abs().max()
+
+
+def test_more_steps_bring_samples_of_a_trained_network_nearer():
+    """To the converged ones from the same z_T; the model is the one that comes with the package."""
+    model = indm.INDM.from_pretrained("digits-pretrained")
+    z_T = model.sde.prior_sample((3, *model.shape), generator=seeded(0))
+    converged, _ = solve_latent(model, z_T, make_sampler("ode"))
+    for sampler in ("unipc", "dpm++2m", "heun"):
+        samples = [solve_latent(model, z_T, make_sampler(sampler), steps)[0] for steps in (12, 25, 50)]
+        errors = [(z - converged).square().mean().sqrt().item() for z in samples]
+        assert errors[2] < 0.5 * errors[1] < 0.25 * errors[0]
 
 
 # ── Euler–Maruyama ───────────────────────────────────────────────────────────────────────────────────────────────
