@@ -110,7 +110,8 @@ def _advance(state: State, points: list[tuple[float, State]], start: float, end:
 
 
 def unresolved(rates: Float[Tensor, "points batch"], step: float, smooth: bool = False) -> Float[Tensor, " batch"]:
-    """An estimate of the error of Σ step·rates as ∫ rates: three times the deviation that fourth differences show.
+    """An estimate of the error of Σ step·rates as ∫ rates: three times the deviation that fourth differences show, and
+    six times in fewer than 64 steps of a field that may have ripples in t.
 
     Fourth differences remove what is smooth, and of white noise of variance v they have 70 v. Structure that the steps
     do not resolve, such as a network's ripples in t, errs like such noise. What is left of smooth rates falls quickly
@@ -127,7 +128,8 @@ def unresolved(rates: Float[Tensor, "points batch"], step: float, smooth: bool =
 
     fine, coarse = deviation(rates, step), deviation(rates.flip(0)[::2], 2 * step)
     power = 1.5 if smooth and LEAST_SMOOTH <= len(rates) - 1 <= MOST_SMOOTH else 1.0
-    return 3 * fine * (2 * fine / coarse.clamp_min(1e-300)).clamp_max(1.0) ** power
+    deviations = 3 if smooth or len(rates) > FEWEST else 6
+    return deviations * fine * (2 * fine / coarse.clamp_min(1e-300)).clamp_max(1.0) ** power
 
 
 @dataclass(frozen=True)
