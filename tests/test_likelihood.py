@@ -12,11 +12,13 @@ from closed_form import EACH_SDE, SDES, GaussianScore, LinearScore, MixtureScore
 from indm.data.base import stack
 from indm.data.registry import load_data
 from indm.evaluation.likelihood import evaluate, in_units
+from indm.evaluation.results import likelihood_table
 from indm.flows import ActNorm, Identity
 from indm.flows.base import ExactFlow
 from indm.gaussian import GaussianReference
 from indm.likelihood import LikelihoodReport, latent_reference, log_likelihood
 from indm.model import INDM, build_model
+from indm.objective import nelbo
 from indm.ode import OUT_OF_REACH, basis
 from indm.scaling import Scaling
 from indm.score import flow_score, is_smooth
@@ -320,6 +322,20 @@ def test_in_units_by_hand():
 
 
 # ── evaluate ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_bound_of_few_steps_is_a_row_beside_that_of_the_sde():
+    score, x = gaussian("vp", (3,)), torch.randn(400, 3, generator=seeded(0))
+    model = INDM(Identity(), score)
+    report, nats = evaluate(model, x, ancestral=8, times=8, nll_examples=0, progress=False)
+    terms = nelbo(model, x, times=64, ancestral=8, generator=seeded(1))
+    row, noise = report["ancestral"]["with_reconstruction"], terms.total.std().item() / 20
+    assert row["nats"] == pytest.approx(terms.total.mean().item(), abs=4 * row["nats_estimator_noise"] + noise / 4)
+    assert row["nats"] > report["nelbo"]["with_reconstruction"]["nats"] + 1 and nats["ancestral"].shape == (400,)
+    report |= {"unit": "nats", "entropy_nats": None, "split": "test"}
+    lines = likelihood_table(report).splitlines()
+    assert sum(line.startswith("NELBO of few steps, N = 8") for line in lines) == 2
+    assert "test split: 400 for the NELBO; ε = 1e-05" in lines
 
 
 def test_a_tolerance_out_of_reach_is_said_once():

@@ -181,6 +181,8 @@ class Evaluation:
     skips it. It takes the time of draws × dimensions estimates of the NLL."""
     iw_examples: int = 100
     """How many examples, from the first, for the IW-NLL."""
+    ancestral: int = 0
+    """Also the bound of samples by "--sampler ancestral" in this many steps, of the NELBO's examples; 0 skips it."""
     repeats: int = 2
     """Independent estimates for each example (2 or more), which show the estimator's noise."""
     times: int = 4
@@ -202,7 +204,7 @@ class Evaluation:
         check_whole_numbers(self, "evaluate.")
         check_each(self, "evaluate", lambda v: v >= 1, "at least 1", "times probes batch_size")
         check_each(self, "evaluate", lambda v: v >= 2, "at least 2", "examples iw_examples repeats")
-        check_each(self, "evaluate", lambda v: v >= 0, "0 or more", "nll_examples draws seed eps")
+        check_each(self, "evaluate", lambda v: v >= 0, "0 or more", "nll_examples draws ancestral seed eps")
         check_each(self, "evaluate", lambda v: v == 0 or v >= 8, "0, or 8 or more", "steps")
         check_each(self, "evaluate", lambda v: 0 < v < math.inf, "positive and finite", "nll_error")
 

@@ -84,6 +84,7 @@ def evaluate(
     nll_examples: int | None = None,
     draws: int = 0,
     iw_examples: int = 100,
+    ancestral: int = 0,
     repeats: int = 2,
     times: int = 4,
     batch_size: int = 256,
@@ -103,6 +104,7 @@ def evaluate(
         draws: K of the importance-weighted bound of :func:`indm.log_probability`; 0 skips it. Its divergence is exact
             unless ``exact`` is False.
         iw_examples: how many (the first ones) get that bound.
+        ancestral: N of the bound of samples by :class:`indm.sampling.Ancestral` in N steps; 0 skips it.
         repeats: independent draws of all randomness (dequantization, times, noise, probes) for each sample; at
             least 2, because one draw cannot tell estimator noise from the spread of the data.
         times: score evaluations for each NELBO draw.
@@ -118,8 +120,8 @@ def evaluate(
             them; the NELBO has the same ``eps``.
 
     Returns:
-        A JSON-able report, and per-sample nats of the raw data, mean over repeats: ``nelbo``, ``nll``, ``iw`` and the
-        first two with suffix ``_without_reconstruction``.
+        A JSON-able report, and per-sample nats of the raw data, mean over repeats: ``nelbo``, ``nll``, ``iw``,
+        ``ancestral``, and all but ``iw`` with suffix ``_without_reconstruction``.
 
     Raises:
         ValueError: an option that is unknown or out of range.
@@ -140,6 +142,7 @@ def evaluate(
     """
     counts = {"nelbo": len(raw), "nll": len(raw) if nll_examples is None else min(nll_examples, len(raw))}
     counts |= {"iw": min(iw_examples, len(raw))} if draws and model.is_diffusion else {}
+    counts |= {"ancestral": len(raw)} if ancestral and model.is_diffusion else {}
     _check(counts, repeats, solver)
     device, eps, notes = model.scaling.scale.device, 0.0, {}
     c = all_rows(model, c, len(raw))
@@ -148,7 +151,7 @@ def evaluate(
         require_own_truncation(model, solver.get("eps"))
         eps = model.sde.truncation(solver.get("eps"))
         reference = latent_reference(model, raw, c=c, batch_size=batch_size, seed=seed)
-        estimators = diffusion_estimators(reference, times, draws, solver | {"eps": eps})
+        estimators = diffusion_estimators(reference, times, draws, ancestral, solver | {"eps": eps})
         if not model.flow.one_map:
             notes = {"codes": "one draw for each estimate: the flow's own likelihood is a bound"}
     else:
@@ -190,9 +193,11 @@ def _check(counts: Mapping[str, int], repeats: int, solver: Solver) -> None:
     check_nll_error(solver.get("nll_error", NLL_ERROR))
 
 
-def diffusion_estimators(reference: GaussianReference, times: int, draws: int, solver: Solver) -> dict[str, Estimator]:
-    """The NELBO of the generative SDE, the NLL of the probability-flow ODE, and the importance-weighted bound of that
-    from ``draws``, truncated at one ``eps``."""
+def diffusion_estimators(
+    reference: GaussianReference, times: int, draws: int, ancestral: int, solver: Solver
+) -> dict[str, Estimator]:
+    """The NELBO of the generative SDE, the NLL of the probability-flow ODE, the importance-weighted bound of that from
+    ``draws``, and the bound of ``ancestral`` steps, truncated at one ``eps``."""
 
     def bound(model, raw: Tensor, generator: torch.Generator) -> Estimate:
         x, log_q = from_data(model, raw, generator=generator)
@@ -210,7 +215,13 @@ def diffusion_estimators(reference: GaussianReference, times: int, draws: int, s
         report = log_probability(model, raw, draws=draws, **options, reference=reference, generator=generator)
         return Estimate.solved(report)
 
-    return {"nelbo": bound, "nll": nll, "iw": weighted}
+    def of_steps(model, raw: Tensor, generator: torch.Generator) -> Estimate:
+        x, log_q = from_data(model, raw, generator=generator)
+        with model.sde.truncated(solver.get("eps")):
+            terms = nelbo(model, x, times=times, ancestral=ancestral, generator=generator)
+        return Estimate.of(terms.total, terms.reconstruction, log_q, {"times": times, "steps": ancestral})
+
+    return {"nelbo": bound, "nll": nll, "iw": weighted, "ancestral": of_steps}
 
 
 def bound_estimators() -> dict[str, Estimator]:

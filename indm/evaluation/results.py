@@ -13,7 +13,8 @@ from indm.files import untrusted
 from indm.messages import brief, reason
 from indm.scaling import DENSITY_COUNTED
 
-KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)", "iw": "IW-NLL"}
+KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)", "iw": "IW-NLL", "ancestral": "NELBO of few steps"}
+NUMBERS = {"iw": ("draws", "K = "), "ancestral": ("steps", "N = ")}  # that belong to a kind's name
 
 
 def read_evaluation(folder: Path) -> dict:
@@ -92,11 +93,13 @@ def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
                 f"{folder} and {baseline} count their dequantization differently: {brief(result['dequantization'])}, "
                 f"and {brief(first['dequantization'])}; run 'indm evaluate {older} --overwrite'"
             )
-        if "iw" in both and result["iw"]["draws"] != first["iw"]["draws"]:
-            raise ValueError(
-                f"{folder} and {baseline} have importance-weighted bounds of {result['iw']['draws']} and "
-                f"{first['iw']['draws']} draws: evaluate both with the same --draws"
-            )
+        for kind, (key, _) in NUMBERS.items():
+            if kind in both and result[kind][key] != first[kind][key]:
+                option, numbers = "draws" if kind == "iw" else kind, (result[kind][key], first[kind][key])
+                raise ValueError(
+                    f"{folder} and {baseline} have the {KINDS[kind]} of {numbers[0]} and {numbers[1]} {key}: evaluate "
+                    f"both with the same --{option}"
+                )
 
 
 def _same_data(one: dict, other: dict) -> bool:
@@ -110,9 +113,14 @@ def _examples(result: dict) -> str:
     """What a run was evaluated on, in words."""
     options = [f"{key} = {literal(value)}" for key, value in result["data"].items() if key != "name"]
     data = " with ".join([result["data"]["name"], *([", ".join(options)] if options else [])])
-    counts = " and ".join(f"{n} for the {KINDS[kind]}" for kind, n in result["images"].items() if n)
+    counts = " and ".join(f"{n} for the {KINDS[kind]}" for kind, n in _counts(result) if n)
     content = f" (SHA-256 {sha256[:8]})" if (sha256 := result.get("examples_sha256")) else ""
     return f"{counts} of the {result['split']} split of {brief(data)}{content}"
+
+
+def _counts(result: dict) -> list[tuple[str, int]]:
+    """How many examples each likelihood is of; that of few steps has those of the NELBO."""
+    return [(kind, n) for kind, n in result["images"].items() if kind != "ancestral"]
 
 
 def likelihood_table(result: dict) -> str:
@@ -120,7 +128,9 @@ def likelihood_table(result: dict) -> str:
     key = number_key(result)
     rows: list[tuple[str, ...]] = [("", result["unit"], "± standard error", "estimator noise", "solver error")]
     for kind, name in KINDS.items():
-        name += f", K = {result[kind]['draws']}" if kind == "iw" and kind in result else ""
+        if kind in NUMBERS and kind in result:
+            key_of, letter = NUMBERS[kind]
+            name += f", {letter}{result[kind][key_of]}"
         for part, remark in (("with", ""), ("without", " without reconstruction (no likelihood)")):
             if f"{part}_reconstruction" in result.get(kind, {}):
                 values = result[kind][f"{part}_reconstruction"]
@@ -133,7 +143,7 @@ def likelihood_table(result: dict) -> str:
         rows.append((f"baseline: {baseline_name(row)}", *numbers, "", ""))
     if result["entropy_nats"] is not None:
         rows.append(("entropy of the data", f"{result['entropy_nats']:.4f}", "", "", ""))
-    counts = ", ".join(f"{n} for the {KINDS[kind].split()[0]}" for kind, n in result["images"].items() if n)
+    counts = ", ".join(f"{n} for the {KINDS[kind].split()[0]}" for kind, n in _counts(result) if n)
     lines = [table(rows), f"{result['split']} split: {counts}; ε = {result['eps']:g}"]
     lines.append(f"dequantization: {result['dequantization']}")
     if "condition" in result:

@@ -360,6 +360,23 @@ def test_a_likelihood_that_has_not_converged_is_named(tmp_path):
     assert f"{runs[1]}: The NLL (ODE) has not converged: the solver's error may be above" in said
 
 
+def test_bounds_of_other_numbers_of_steps_are_not_compared(tmp_path):
+    runs = [
+        evaluated(tmp_path / name, NATS["indm", 0], **{"train.lr": rate})
+        for name, rate in (("a", "1e-3"), ("b", "2e-3"))
+    ]
+    for run, steps in zip(runs, (8, 16), strict=True):
+        result = json.loads((run / "evaluation.json").read_text())
+        result["images"]["ancestral"] = result["images"]["nelbo"]
+        (run / "evaluation.json").write_text(json.dumps(result | {"ancestral": result["nelbo"] | {"steps": steps}}))
+        with np.load(run / "evaluation.npz") as arrays:
+            np.savez(run / "evaluation.npz", **arrays, ancestral=arrays["nelbo"])
+    with pytest.raises(
+        ValueError, match="NELBO of few steps of 16 and 8 steps: evaluate both with the same --ancestral"
+    ):
+        compare(runs, tmp_path / "out")
+
+
 def test_old_and_new_counts_of_the_dequantization_are_not_mixed(tmp_path):
     old, new = trained(tmp_path, "indm", (0,)) + trained(tmp_path, "linear", (0,))
     result = json.loads((new / "evaluation.json").read_text())
