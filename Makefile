@@ -33,7 +33,7 @@ test: env
 
 # Hundreds of runs that are killed, and runs of several processes: half an hour.
 test-long: env
-	$(BIN)/pip install --quiet --editable ".[dev,docs]"
+	$(BIN)/pip install --quiet --editable ".[dev,docs,onnx]" onnxruntime
 	$(BIN)/pytest -m long --timeout 900 -o faulthandler_timeout=1000 --durations 20
 
 # The site, into build/site. A warning is an error: a link to nowhere, a page that no menu has.

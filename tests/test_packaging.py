@@ -1,5 +1,7 @@
 """What is published: a wheel and a source archive that build anywhere, install into a clean environment and work."""
 
+import ast
+import importlib.metadata
 import json
 import re
 import shutil
@@ -9,9 +11,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"].keys() - {"dev", "docs", "mutants"}
+OWN = {"indm", "indm_command"}
 
 
 def run(*command: object, folder: Path = ROOT) -> str:
@@ -36,6 +42,18 @@ def test_what_only_some_commands_need_is_an_extra():
         if extra != "dev"
     }
     assert not required & extras
+
+
+def test_every_package_that_is_imported_is_a_dependency_or_an_extra():
+    tables = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in EXTRAS)]
+    declared = {canonicalize_name(Requirement(text).name) for table in tables for text in table}
+    homes = importlib.metadata.packages_distributions()
+    for file in (ROOT / "indm").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            for name in {module.split(".")[0] for module in modules} - sys.stdlib_module_names - OWN:
+                assert {canonicalize_name(home) for home in homes.get(name, [name])} & declared, f"{file}: {name}"
 
 
 @pytest.mark.parametrize("address", [None, "https://example.org/a/indm/"])

@@ -84,21 +84,41 @@ class DiffusersUNet(nn.Module):
         options = untrusted.json_object(place / "unet" / "config.json")
         if options.get("_class_name") != "UNet2DModel":
             raise ValueError(f"{place / 'unet'} must hold a UNet2DModel, got {options.get('_class_name')!r}")
+        schedule = untrusted.json_object(place / "scheduler" / "scheduler_config.json")
+        return cls._made(options, schedule, untrusted.weights(place / "unet" / WEIGHTS), str(place / "unet"))
+
+    @classmethod
+    def from_unet(cls, unet: nn.Module, scheduler: Any) -> "DiffusersUNet":
+        """A ``UNet2DModel`` and its scheduler, as objects of diffusers; the weights are copied.
+
+        Its data are images scaled to [−1, 1], ``indm.Scaling.images(256)``.
+
+        Raises:
+            ValueError: a U-Net of images that are no squares of one size, or of other channels out than in.
+        """
+        config = {name: dict(part.config) for name, part in (("unet", unet), ("scheduler", scheduler))}
+        return cls._made(config["unet"], config["scheduler"], unet.state_dict(), "unet")
+
+    @classmethod
+    def _made(
+        cls, options: Mapping[str, Any], schedule: Mapping[str, Any], weights: Mapping[str, Any], what: str
+    ) -> "DiffusersUNet":
+        options = dict(options)
         side = options.pop("sample_size", None)
         channels, outputs = options.pop("in_channels", 3), options.pop("out_channels", 3)
         if not isinstance(side, int) or channels != outputs:
             raise ValueError(
-                f"{place / 'unet'} must be of square images with as many channels out as in, got a size of {side} with "
+                f"{what} must be of square images with as many channels out as in, got a size of {side} with "
                 f"{channels} and {outputs} channels"
             )
-        library, schedule = _library(), untrusted.json_object(place / "scheduler" / "scheduler_config.json")
+        library = _library()
         net = cls(
             (channels, side, side),
             _taken(library.UNet2DModel, options),
             _taken(library.DDPMScheduler, schedule),
             schedule.get("prediction_type", "epsilon"),
         )
-        net.network.load_state_dict(untrusted.weights(place / "unet" / WEIGHTS))
+        net.network.load_state_dict(weights)
         return net
 
     def step(self, level: PerSample) -> PerSample:

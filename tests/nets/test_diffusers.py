@@ -52,6 +52,17 @@ def test_steps_between_those_of_the_schedule_and_beyond(pipeline):
     assert_close(net.step(level), torch.tensor([0.0, 10.0, 300.75, 999.0]), rtol=0, atol=1e-3)
 
 
+def test_objects_make_the_network_of_their_folder(pipeline):
+    folder, unet, scheduler = pipeline
+    made, read = DiffusersUNet.from_unet(unet, scheduler), DiffusersUNet.from_pipeline(folder)
+    z, level = torch.randn(3, 1, 8, 8), torch.tensor([-2.0, 0.0, 3.0])
+    with torch.no_grad():
+        assert torch.equal(made.eval()(z, level), read.eval()(z, level)) and made.prediction == read.prediction
+    wide = diffusers.UNet2DModel(sample_size=8, in_channels=1, out_channels=2, **OPTIONS)
+    with pytest.raises(ValueError, match="unet must be of square images with as many channels out as in"):
+        DiffusersUNet.from_unet(wide, scheduler)
+
+
 def test_a_model_around_it_is_saved_and_loaded_without_the_pipeline(pipeline, tmp_path):
     net = DiffusersUNet.from_pipeline(pipeline[0])
     model = INDM(Identity(), ScoreModel(net, VPSDE()), indm.Scaling.images(256), shape=net.shape)
