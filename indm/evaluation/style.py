@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
