@@ -1,23 +1,31 @@
 """Ways to translate between two classes, in one table: two INDMs, DDIB, a bridge, one model of both, a plain copy.
 
-    python bench/translation.py sneaker-boot pullover-dress digits-3-8 --out runs/translation
+    python bench/translation.py digits-3-8 --steps 250 --seeds 3 --out runs/translation   # whatever has no record yet
+    python bench/translation.py digits-3-8 sneaker-boot --table                           # of the records alone
 
 All have the recipe's network and about the same seconds: each of INDM's two models makes ``--steps`` steps, each of
 DDIB's (the same with the identity flow) 1.15 times as many, about what a step of INDM costs of a linear one. What is
 one model makes twice as many: the bridge, and an INDM and a linear diffusion that are told the class. These go up as
 class A and down as class B, the linear one also by SDEdit: noise up to t, then down as class B. Test images of A are
 translated and compared with B, see ``indm/evaluation/translation_metrics.py``; the classifier is that of all the data
-set's classes. Killed and started again, it goes on. Writes ``RECIPE.json``, ``RECIPE.md`` and ``RECIPE.png``;
-with ``--cycles`` it trains the pairs alone, and looks at the error of A → B → A along the steps.
+set's classes. Trainings differ in their seed, and are taken as they are after their last step, never the best one.
+
+Each method of each training is a record in ``bench/records/translation/RECIPE/SEED``, which is not made again; killed
+and started again, it goes on. ``RECIPE.png`` in ``--out`` has pictures of the first training. With ``--cycles`` it trains
+the pairs alone, and looks at the error of A → B → A along the steps.
 """
 
 import argparse
 import json
+import math
+import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from worth_cells import VERSIONS, kept
 
 import indm
 from indm.config import recipes
@@ -26,10 +34,11 @@ from indm.data.registry import load_data
 from indm.evaluation.extractor import load_or_train
 from indm.evaluation.plots import save_pixels
 from indm.evaluation.sheets import Panel, sheet
-from indm.evaluation.translation_metrics import COLUMNS, limits, row, translation_metrics, two_classes
+from indm.evaluation.statistics import over_seeds
+from indm.evaluation.translation_metrics import COLUMNS, limits, translation_metrics, two_classes
 from indm.evaluation.translation_runs import TranslationRuns, open_runs
-from indm.files import atomic
-from indm.model import INDM
+from indm.model import INDM, count_parameters
+from indm.runs.provenance import provenance
 from indm.training.loop import train
 from indm.training.pairs import train_pair
 from indm.translation import Route, sdedit, two_models
@@ -68,7 +77,7 @@ def of_classes(recipe: dict, changes: dict[str, str], out: Path) -> Route:
 def untimed(recipe: dict, steps: int) -> dict:
     """``recipe`` for so many steps, however long they take."""
     options = {"train.seconds": "inf", "train.validate_every": "1000000", "train.steps": str(steps)}
-    return recipes.override(recipe, options)
+    return recipes.override(recipe, options | {"train.final": "last"})
 
 
 def pairs(recipe: dict, steps: int, out: Path) -> dict[str, TranslationRuns]:
@@ -102,38 +111,45 @@ def whole(summaries: dict[str, dict]) -> None:
         raise KeyboardInterrupt
 
 
-def study(name: str, steps: int, out: Path) -> dict:
-    """Train, translate and compare for one recipe."""
-    recipe = recipes.load(name)
+def study(name: str, steps: int, seed: int, out: Path, records: Path) -> None:
+    """Train, translate and compare for one recipe and seed; what has a record is not done again."""
+    recipe = recipes.override(recipes.load(name), {"train.seed": str(seed)})
     a, b = (load_data(**recipe[table]) for table in ("data", "data_b"))
-    whole = load_data(**{key: value for key, value in recipe["data"].items() if key != "label"})
-    extractor, label = load_or_train(out / "extractor", whole), recipe["data_b"]["label"]
+    of_all = load_data(**{key: value for key, value in recipe["data"].items() if key != "label"})
+    extractor, label = load_or_train(out / "extractor", of_all), recipe["data_b"]["label"]
     raw = stack(a.test, IMAGES)
-    found: dict = {"images": len(raw), "steps": steps, "extractor": extractor.provenance, "methods": {}}
+    about = {"steps": steps, "seed": seed, "extractor": extractor.provenance}
+    about |= {key: value for key, value in provenance(seed, {}).items() if key in VERSIONS}
     pictures = {"source": raw[:SHOWN]}
     copied = translation_metrics(raw, raw, b, extractor, label)
-    for method, route in routes(recipe, steps, out).items():
-        x, generator = route.models[0].scaling.centre(raw), torch.Generator().manual_seed(0)
-        started = time.perf_counter()
-        there = route.follow(x, generator=generator)
-        seconds = (time.perf_counter() - started) / len(raw)
-        result = route.models[1].scaling.to_data(there.x)
-        values = translation_metrics(raw, result, b, extractor, label) | {
-            "nfe": there.nfe,
-            "seconds_per_image": seconds,
-        }
-        if not any(leg.noise for leg in route.legs):
-            back = route.back().follow(there.x)
-            error = ((back.x - x) * route.models[0].scaling.scale).flatten(1).abs().amax(1)
-            values |= {"cycle_error_max": error.max().item(), "cycle_error_median": error.median().item()}
-        found["methods"][method] = values
+    kept(records / str(seed) / "copy.json", lambda: copied | {"nfe": 0, "seconds_per_image": 0.0} | about)
+    for method, route in routes(recipe, steps, out / str(seed)).items():
+        result, values = translated(route, raw)
         pictures[method] = result[:SHOWN]
-        print(method, row(values), values.get("cycle_error_max"), flush=True)
-    found |= {"copy": copied, "cycle": cycles(open_runs([out / "indm"]), raw[:CYCLED])}
-    atomic.json_object(out / f"{name}.json", found)
-    atomic.text(out / f"{name}.md", table(found))
-    picture(pictures, a.scaling.levels, out / f"{name}.png")
-    return found
+        measured = translation_metrics(raw, result, b, extractor, label) | values
+        kept(records / str(seed) / f"{method}.json", lambda measured=measured: measured | about)
+        print(method, measured["frechet"], measured["accuracy"], measured.get("cycle_error_max"), flush=True)
+    if not (out / f"{name}.png").exists():
+        picture(pictures, a.scaling.levels, out / f"{name}.png")
+
+
+def translated(route: Route, raw: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """What a route makes of images, and its cost, its parameters and the error of its cycle, where it has one."""
+    x, generator = route.models[0].scaling.centre(raw), torch.Generator().manual_seed(0)
+    started = time.perf_counter()
+    there = route.follow(x, generator=generator)
+    seconds = (time.perf_counter() - started) / len(raw)
+    models = {id(leg.model): leg.model for leg in route.legs if not leg.noise}
+    values = {
+        "nfe": there.nfe,
+        "seconds_per_image": round(seconds, 4),
+        "parameters": sum(count_parameters(model) for model in models.values()),
+    }
+    if not any(leg.noise for leg in route.legs):
+        back = route.back().follow(there.x)
+        error = ((back.x - x) * route.models[0].scaling.scale).flatten(1).abs().amax(1)
+        values |= {"cycle_error_max": error.max().item(), "cycle_error_median": error.median().item()}
+    return route.models[1].scaling.to_data(there.x), values
 
 
 def cycles(opened: TranslationRuns, raw: Tensor) -> list[dict]:
@@ -157,16 +173,41 @@ def cycles(opened: TranslationRuns, raw: Tensor) -> list[dict]:
     return rows
 
 
-def table(found: dict) -> str:
-    """The table as Markdown."""
-    head = ["method", *COLUMNS.values(), "cycle error, levels", "evaluations", "s/image"]
-    rows = []
-    for method, values in found["methods"].items():
-        cycle = f"{values['cycle_error_max']:.2g}" if "cycle_error_max" in values else "–"
-        rows.append([NAMES[method], *row(values), cycle, str(values["nfe"]), f"{values['seconds_per_image']:.2g}"])
-    rows.append(["copy of the source", *row(found["copy"]), "0", "0", "0"])
-    rows.append(["B's own test images", *limits(found["copy"])["B's test images"], "–", "–", "–"])
-    return f"{markdown([head, *rows])}\n{cycle_table(found['cycle'])}"
+def table(records: Path) -> str:
+    """Markdown: of each method the means over trainings, ± over trainings where there are several, else over images."""
+    head = ["method", "trainings", *COLUMNS.values(), "cycle error, levels", "parameters", "evaluations", "s/image"]
+    rows = [head]
+    for method in (*NAMES, "copy"):
+        found = [json.loads(file.read_text("utf-8")) for file in sorted(records.glob(f"*/{method}.json"))]
+        if found:
+            rows.append([NAMES.get(method, "copy of the source"), str(len(found)), *columns(found), *costs(found)])
+        if found and method == "copy":
+            of_b = limits(found[0])["B's test images"]
+            rows.append(["B's own test images", "", *of_b, "–", "", "–", "–"])
+    return markdown(rows)
+
+
+def columns(found: Sequence[dict]) -> list[str]:
+    cells = []
+    for key in COLUMNS:
+        values = [values[key] for values in found if values.get(key) is not None]
+        mean, error = (
+            over_seeds(values, found[0].get(f"{key}_standard_error", math.nan)) if values else (math.nan, math.nan)
+        )
+        cells.append("–" if math.isnan(mean) else f"{mean:.3g}" + ("" if math.isnan(error) else f" ± {error:.1g}"))
+    return cells
+
+
+def costs(found: Sequence[dict]) -> list[str]:
+    """The largest error of a cycle, parameters, evaluations and the median of seconds."""
+    cycle = max((values["cycle_error_max"] for values in found if "cycle_error_max" in values), default=None)
+    parameters = found[0].get("parameters")
+    return [
+        "–" if cycle is None else f"{cycle:.2g}",
+        f"{parameters:,}" if parameters else "–",
+        str(found[0]["nfe"]),
+        f"{statistics.median(values['seconds_per_image'] for values in found):.2g}",
+    ]
 
 
 def study_cycles(name: str, steps: int, out: Path) -> None:
@@ -208,17 +249,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+")
     parser.add_argument("--steps", type=int, default=600, help="of each of INDM's two models")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--cycles", action="store_true", help="the error of the cycle along the steps alone")
-    options = parser.parse_args()
-    for name in options.recipes:
-        out = options.out / name
-        out.mkdir(parents=True, exist_ok=True)
-        if options.cycles:
-            study_cycles(name, options.steps, out)
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of each method")
+    parser.add_argument("--out", type=Path, default=Path("runs/translation"), help="where the runs are or shall be")
+    parser.add_argument("--records", type=Path, default=Path(__file__).parent / "records" / "translation")
+    alone = parser.add_mutually_exclusive_group()
+    alone.add_argument("--cycles", action="store_true", help="the error of the cycle along the steps alone")
+    alone.add_argument("--table", action="store_true", help="of the records alone")
+    o = parser.parse_args()
+    for name in o.recipes:
+        out = o.out / name
+        if o.cycles:
+            out.mkdir(parents=True, exist_ok=True)
+            study_cycles(name, o.steps, out)
             continue
-        found = study(name, options.steps, out)
-        print(f"{name}\n{json.dumps({k: v['frechet'] for k, v in found['methods'].items()})}\n{table(found)}")
+        for seed in range(0 if o.table else o.seeds):
+            (out / str(seed)).mkdir(parents=True, exist_ok=True)
+            study(name, o.steps, seed, out, o.records / name)
+        print(f"{name}\n{table(o.records / name)}")
 
 
 if __name__ == "__main__":
