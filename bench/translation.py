@@ -11,8 +11,8 @@ translated and compared with B, see ``indm/evaluation/translation_metrics.py``; 
 set's classes. Trainings differ in their seed, and are taken as they are after their last step, never the best one.
 
 Each method of each training is a record in ``bench/records/translation/RECIPE/SEED``, which is not made again; killed
-and started again, it goes on. ``RECIPE.png`` in ``--out`` has pictures of the first training. With ``--cycles`` it trains
-the pairs alone, and looks at the error of A → B → A along the steps.
+and started again, it goes on. ``RECIPE.png`` in ``--out`` has pictures of the first training. With ``--cycles`` it
+trains the pairs alone, and looks at the error of A → B → A along the steps.
 """
 
 import argparse
