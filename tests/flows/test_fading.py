@@ -78,7 +78,9 @@ def test_the_change_is_the_derivative_along_time(name):
     assert torch.allclose(change, (later - earlier) / (2 * step), rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize(("name", "backward"), [("affine", False), ("affine", True), ("plane", True)])
+@pytest.mark.parametrize(
+    ("name", "backward"), [("affine", False), pytest.param("affine", True, marks=pytest.mark.long), ("plane", True)]
+)
 def test_simulations_on_the_data_space_follow_the_decoded_latent(name, backward):
     model = model_of(name)
     diffusion, generator = NonlinearDiffusion(model, tol=1e-10, fade=Fade(1.5)), torch.Generator().manual_seed(0)

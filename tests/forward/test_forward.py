@@ -275,7 +275,13 @@ def quantile_of_flow(best, z_eps):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "steps"), [("euler-maruyama", 400), ("ancestral", 200), ("heun", 60), ("ode", None)]
+    ("sampler", "steps"),
+    [
+        pytest.param("euler-maruyama", 400, marks=pytest.mark.long),
+        ("ancestral", 200),
+        ("heun", 60),
+        pytest.param("ode", None, marks=pytest.mark.long),
+    ],
 )
 def test_samples_have_the_moments_of_the_data(sampler, steps):
     sde, process, law = CASES["mixture"]

@@ -529,7 +529,7 @@ def ends():
     return free[0], moments, second
 
 
-@pytest.mark.parametrize("second", [True, False])
+@pytest.mark.parametrize("second", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_the_terminal_law_is_the_one_asked_for(ends, second):
     """x_T comes nearer to the second data set, or to the data's own mean and covariance, than without the term."""
     without, end, target = ends[0], *ends[2 if second else 1]
