@@ -171,10 +171,12 @@ def claims(records: dict[tuple[str, str, str], dict]) -> list[str]:
 def figure(records: dict[tuple[str, str, str], dict], path: Path) -> None:
     """The importance-weighted bound minus the entropy over K, a panel for each law."""
     laws = [law for law in LAWS if any(cell[0] == law for cell in records)]
-    page = Figure(figsize=(4 * len(laws), 4))
+    across = min(3, len(laws))
+    page = Figure(figsize=(4 * across, 3.6 * math.ceil(len(laws) / across)))
+    panels = page.subplots(math.ceil(len(laws) / across), across, squeeze=False, sharey=True)
     colours = dict(zip(NOISES, COLOURS, strict=False))
     styles = dict(zip(FLOWS, ("o--", "s-", "^:", "D-."), strict=True))
-    for axes, law in zip(page.subplots(1, len(laws), squeeze=False, sharey=True)[0], laws, strict=True):
+    for axes, law in zip(panels.flat, laws, strict=False):
         for (_, flow, noise), record in sorted((c, r) for c, r in records.items() if c[0] == law):
             curve = [record["bound_minus_entropy_bits_per_dim"][f"iw-{draws}"] for draws in DRAWS]
             values, errors = zip(*curve, strict=True)
@@ -185,7 +187,8 @@ def figure(records: dict[tuple[str, str, str], dict], path: Path) -> None:
         axes.set_xscale("log", base=2)
         axes.set_yscale("symlog", linthresh=0.02)
         axes.set(title=law, xlabel="draws K", xticks=DRAWS, xticklabels=DRAWS, yticks=LINES, yticklabels=LINES)
-    page.axes[0].set_ylabel("bound − entropy (bits/dim); grey: 0.01")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("bound − entropy (bits/dim)")
     save_figure(page, path)
 
 
