@@ -306,7 +306,7 @@ def test_a_view_shares_weights_and_leaves_the_flow_as_it_was():
     assert any(parameter.grad is not None for parameter in flow.parameters())
 
 
-@pytest.mark.parametrize("flow_sees", [True, False])
+@pytest.mark.parametrize("flow_sees", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_the_density_at_each_condition_is_normalised(flow_sees):
     """By quadrature, of a model whose flow and network are moved at random."""
     tables = {
@@ -577,7 +577,7 @@ def test_a_network_of_ones_own_with_a_condition():
     assert (model.log_prob(x, c="a") - model.log_prob(x, c="b")).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("flow_sees", [True, False])
+@pytest.mark.parametrize("flow_sees", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_evaluation_does_not_depend_on_batches_but_on_c(flow_sees):
     """Each example is evaluated at its own c in every batch."""
     model = gaussian_model()

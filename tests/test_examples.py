@@ -24,7 +24,7 @@ from indm.runs.folder import read_metrics
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-SLOW = {"anomaly_detection", "images"}
+SLOW = {"anomaly_detection", "images", "translation"}
 PAGE = (ROOT / "docs" / "extending.md").read_text("utf-8")
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 

@@ -438,7 +438,7 @@ def test_mle_gradients_are_those_of_the_plain_bound(name, eps, two_point_noise):
     check(torch.stack(draws), exact, 0.02)
 
 
-@pytest.mark.parametrize("eps", [None, 0.2])
+@pytest.mark.parametrize("eps", [pytest.param(None, marks=pytest.mark.long), 0.2])
 def test_fid_gradients_are_each_part_its_own(name, eps, two_point_noise):
     """The flow's from the plain bound; the score's from the variance-weighted loss and its share of the bound."""
     model = INDM(trained_flow(), LinearScore(felt(name), [0.8, 1.3], [0.3, -0.2]))

@@ -236,7 +236,7 @@ def test_forward_path_has_the_kernel_in_every_frame(name):
 
 
 @pytest.mark.parametrize("name", [pytest.param("spline-images", marks=pytest.mark.long), "residual"])
-@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("backward", [pytest.param(False, marks=pytest.mark.long), True])
 def test_probability_flow_path_in_closed_form(name, backward):
     model, x, _ = make(name)
     times = torch.tensor([1e-5, 0.1, 0.5, 1.0], dtype=torch.float64)

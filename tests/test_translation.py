@@ -38,7 +38,9 @@ def data_of(model, n, seed=0):
     return model.decode(model.score.sample(n, seeded(seed)))
 
 
-@pytest.fixture(params=["vp", pytest.param("subvp", marks=pytest.mark.long), "ve"])
+@pytest.fixture(
+    params=[pytest.param("vp", marks=pytest.mark.long), pytest.param("subvp", marks=pytest.mark.long), "ve"]
+)
 def pair(request):
     return model_of(request.param, 0, actnorm(0)), model_of(request.param, 1, actnorm(1))
 

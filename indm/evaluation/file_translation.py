@@ -99,7 +99,7 @@ def translate_files(
         sources, route.models[0], runs.data, grey=runs.grey[0], strict=options.strict, alpha=options.keep_alpha
     )
     check_scored(len(items), options)
-    if options.score and len({*runs.folders}) < len(runs.folders):
+    if options.score and options.method == "sdedit" and len({*runs.folders}) < len(runs.folders):
         raise ValueError(f"score needs the data of A, too; name its run before {runs.folders[0]}, or leave out --score")
     check_sources_stay(items, out, options.folders())
     writer = ResultWriter(out, route.models[0].scaling.levels, runs.grey, options.size)

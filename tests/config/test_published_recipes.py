@@ -153,7 +153,12 @@ def test_parameters_of_the_flow_at_full_size(name, channels):
 
 
 @pytest.mark.parametrize(
-    "name, linear", [*((name, False) for name in PUBLISHED), ("cifar10-vp-nll", True), ("cifar10-ve-fid", True)]
+    "name, linear",
+    [
+        *(pytest.param(name, False, marks=pytest.mark.long if "celeba" in name else ()) for name in PUBLISHED),
+        ("cifar10-vp-nll", True),
+        pytest.param("cifar10-ve-fid", True, marks=pytest.mark.long),
+    ],
 )
 def test_two_steps(name, linear, tmp_path, monkeypatch):
     recipe = recipes.load(name)

@@ -134,6 +134,7 @@ def test_results_are_as_transparent_as_their_sources_on_request(trained, tmp_pat
     assert np.array_equal(np.asarray(kept)[..., 0], np.asarray(dropped))
 
 
+@pytest.mark.long
 def test_runs_of_images_that_are_no_squares(trained, folders, tmp_path, capsys):
     run = trained / "pair" / "b"
     assert main(["evaluate", str(run), "--quiet", "--examples", "4", "--nll-examples", "2"]) == 0

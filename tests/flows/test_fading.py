@@ -108,7 +108,7 @@ def test_simulations_on_the_data_space_follow_the_decoded_latent(name, backward)
     assert (wrong - exact).square().mean().sqrt() > 3 * errors[1]
 
 
-@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("backward", [pytest.param(False, marks=pytest.mark.long), True])
 def test_the_probability_flow_is_that_of_the_latent_decoded(backward):
     model = model_of()
     diffusion = NonlinearDiffusion(model, tol=1e-10, fade=Fade(1.5))

@@ -921,10 +921,11 @@ def test_report_says_what_was_spent_and_what_is_not_comparable(digits):
 def test_report_tables_are_means_over_seeds(digits):
     base, folders, _ = digits
     stored = list(json.loads((base / "out" / "report.json").read_text())["runs"].values())
-    differences, likelihood, quality, loss, transport, error = tables_of(
+    differences, likelihood, how, quality, loss, transport, error = tables_of(
         (base / "out" / "index.html").read_text("utf-8")
     )
 
+    assert how[0][-2:] == ["estimator noise", "K"] and how[1][1].startswith("uniform")
     nelbos = []
     for folder in folders:
         with np.load(folder / "evaluation.npz") as arrays:
@@ -1072,7 +1073,7 @@ def test_report_of_classes_has_likelihoods_and_samples_by_class(tmp_path, monkey
     page = report([run], tmp_path / "out", ReportOptions(20, (2,), ("unipc",)), progress=False)
 
     evaluation = read_evaluation(run)
-    _, by_class, *_ = tables_of(page.read_text("utf-8"))
+    _, _, by_class, *_ = tables_of(page.read_text("utf-8"))
     assert by_class[0] == ["class", "examples", "of-classes, bits/dim"]
     assert [row[:2] for row in by_class[1:]] == [[k, str(v["images"])] for k, v in evaluation["classes"].items()]
     own, bits = evaluation["classes"]["3"], 64 * math.log(2)
@@ -1170,7 +1171,7 @@ def test_report_of_the_plane_shows_density_drift_and_volatility(tmp_path, monkey
     x = model.scaling.to_model(stack(load_data(**PLANE["data"]).test, figures.PARTICLES))
     assert np.allclose(panels[0, 0].lines[0].get_xydata(), x, atol=0.05)
 
-    _, likelihood, _, _, _, error = tables_of(text)
+    _, likelihood, _, _, _, _, error = tables_of(text)
     entropy = indm.data.densities.DENSITIES["eight-gaussians"].entropy()
     assert likelihood[-1][0] == "entropy of the data" and likelihood[-1][6] == f"{entropy:.3f}"
     estimation = json.loads((tmp_path / "out" / "report.json").read_text())["runs"][str(folders[1])]["errors"][
