@@ -1122,7 +1122,7 @@ def test_report_of_forward_processes_leaves_out_what_they_have_not(tmp_path, mon
     folders = [tmp_path / name for name in names]
     for folder, name in zip(folders, names, strict=True):
         train(PLANE | {"forward": {"name": name}}, folder, progress=False)
-    options = ReportOptions(20, (2,), ("unipc", "euler-maruyama"))
+    options = ReportOptions(20, (2,), ("heun", "euler-maruyama"))
     page = report(folders, tmp_path / "out", options, progress=False)
     reader = assert_alone(page.read_text("utf-8"))
     planes = [path.name.split("-", 1)[1] for path in sorted((tmp_path / "out").glob("plane-*.png"))]
