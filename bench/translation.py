@@ -122,15 +122,20 @@ def study(name: str, steps: int, seed: int, out: Path, records: Path) -> None:
     about |= {key: value for key, value in provenance(seed, {}).items() if key in VERSIONS}
     pictures = {"source": raw[:SHOWN]}
     copied = translation_metrics(raw, raw, b, extractor, label)
-    kept(records / str(seed) / "copy.json", lambda: copied | {"nfe": 0, "seconds_per_image": 0.0} | about)
+    kept(records / str(seed) / named("copy"), lambda: copied | {"nfe": 0, "seconds_per_image": 0.0} | about)
     for method, route in routes(recipe, steps, out / str(seed)).items():
         result, values = translated(route, raw)
         pictures[method] = result[:SHOWN]
         measured = translation_metrics(raw, result, b, extractor, label) | values
-        kept(records / str(seed) / f"{method}.json", lambda measured=measured: measured | about)
+        kept(records / str(seed) / named(method), lambda measured=measured: measured | about)
         print(method, measured["frechet"], measured["accuracy"], measured.get("cycle_error_max"), flush=True)
     if not (out / f"{name}.png").exists():
         picture(pictures, a.scaling.levels, out / f"{name}.png")
+
+
+def named(method: str) -> str:
+    """The file of a method's record."""
+    return f"{method.replace(' ', '-')}.json"
 
 
 def translated(route: Route, raw: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -178,7 +183,7 @@ def table(records: Path) -> str:
     head = ["method", "trainings", *COLUMNS.values(), "cycle error, levels", "parameters", "evaluations", "s/image"]
     rows = [head]
     for method in (*NAMES, "copy"):
-        found = [json.loads(file.read_text("utf-8")) for file in sorted(records.glob(f"*/{method}.json"))]
+        found = [json.loads(file.read_text("utf-8")) for file in sorted(records.glob(f"*/{named(method)}"))]
         if found:
             rows.append([NAMES.get(method, "copy of the source"), str(len(found)), *columns(found), *costs(found)])
         if found and method == "copy":
