@@ -46,10 +46,11 @@ from indm.tensors import evaluation_mode
 
 BITS = math.log(2)
 DEVICE = device()
+UNIFORM = ["--dequantization", "uniform"]
 PUBLISHED = [  # 400 steps of a small DDPM++ as the public code sets it, linear diffusion
     *("--net", "ncsnpp", "--net.channels", "32", "--net.multipliers", "[1,2]", "--net.blocks", "1"),
     *("--net.attention", "[16]", "--net.dropout", "0", "--net.embedding", "positional"),
-    *("--flow", "identity", "--dequantization", "uniform", "--train.steps", "400", "--train.batch-size", "32"),
+    *("--flow", "identity", *UNIFORM, "--train.steps", "400", "--train.batch-size", "32"),
     *("--train.lr", "2e-4", "--train.warmup", "0", "--train.decay", "0", "--train.seconds", "inf"),
 ]  # fmt: skip
 CLOSE = 0.5  # grey levels of 256 from the converged samples
@@ -375,7 +376,9 @@ def main() -> None:
     if "memory" in parts:
         add(memory(size))
     if set(parts) & {"variance", "nll", "nelbo", "sampling", "inverse"}:
-        model, data = trained(options.out / "fashion-mnist-16", ["--train.seconds", str(120 * scale), *RESIDUAL])
+        model, data = trained(
+            options.out / "fashion-mnist-16", ["--train.seconds", str(120 * scale), *UNIFORM, *RESIDUAL]
+        )
         test = stack(data.test, 10_000)
     if "variance" in parts:
         add(variance(model, stack(data.train, 4096)))
