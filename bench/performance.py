@@ -174,11 +174,15 @@ Solve = Callable[[float], tuple[Tensor, int]]  # a tolerance → samples and eva
 def loosest(solve: Solve, converged: Tensor, level: float) -> tuple[float, int, float]:
     """The largest tolerance whose samples are within CLOSE of the converged ones, its evaluations and distance."""
     for tol in TOLERANCES:
-        x, evaluations = solve(tol)
-        off = (x - converged).abs().mean().item() * level
+        evaluations, off = distance(*solve(tol), converged, level)
         if off <= CLOSE:
             break
     return tol, evaluations, off
+
+
+def distance(x: Tensor, evaluations: int, converged: Tensor, level: float) -> tuple[int, float]:
+    """The evaluations, and the distance from the converged samples in grey levels."""
+    return evaluations, (x - converged).abs().mean().item() * level
 
 
 def sampling(model, n: int, rounds: int, whose: str = "", steps: int = 25) -> list[dict]:
@@ -188,7 +192,7 @@ def sampling(model, n: int, rounds: int, whose: str = "", steps: int = 25) -> li
 
     @torch.no_grad()
     def ours(sampler: Sampler) -> tuple[Tensor, int]:
-        z, evaluations = solve_latent(model, draw, sampler, steps)[:2]
+        z, evaluations = solve_latent(model, draw, sampler, steps)
         return model.decode(z), evaluations
 
     def adaptive(tol: float) -> tuple[Tensor, int]:
@@ -201,10 +205,8 @@ def sampling(model, n: int, rounds: int, whose: str = "", steps: int = 25) -> li
         converged, _ = adaptive(1e-6)
         solves = {"usual": plain, "as near": plain, "adaptive": adaptive}
         found = {name: loosest(solve, converged, level) for name, solve in solves.items() if name != "usual"}
-        x, evaluations = plain(1e-5)
-        found["usual"] = (1e-5, evaluations, (x - converged).abs().mean().item() * level)
-        x, evaluations = ours(UniPC())
-        found["ours"] = (0.0, evaluations, (x - converged).abs().mean().item() * level)
+        found["usual"] = (1e-5, *distance(*plain(1e-5), converged, level))
+        found["ours"] = (0.0, *distance(*ours(UniPC()), converged, level))
         candidates: dict[str, Callable[[], object]] = {
             name: partial(solve, found[name][0]) for name, solve in solves.items()
         }

@@ -120,17 +120,19 @@ def study(name: str, steps: int, seed: int, out: Path, records: Path) -> None:
     raw = stack(a.test, IMAGES)
     about = {"steps": steps, "seed": seed, "extractor": extractor.provenance}
     about |= {key: value for key, value in provenance(seed, {}).items() if key in VERSIONS}
-    pictures = {"source": raw[:SHOWN]}
-    copied = translation_metrics(raw, raw, b, extractor, label)
-    kept(records / str(seed) / named("copy"), lambda: copied | {"nfe": 0, "seconds_per_image": 0.0} | about)
+    place, drawn, pictures = records / str(seed), out / f"{name}.png", {"source": raw[:SHOWN]}
+    nothing = {"nfe": 0, "seconds_per_image": 0.0}
+    kept(place / named("copy"), lambda: translation_metrics(raw, raw, b, extractor, label) | nothing | about)
     for method, route in routes(recipe, steps, out / str(seed)).items():
+        if (place / named(method)).exists() and drawn.exists():
+            continue
         result, values = translated(route, raw)
         pictures[method] = result[:SHOWN]
         measured = translation_metrics(raw, result, b, extractor, label) | values
-        kept(records / str(seed) / named(method), lambda measured=measured: measured | about)
+        kept(place / named(method), lambda measured=measured: measured | about)
         print(method, measured["frechet"], measured["accuracy"], measured.get("cycle_error_max"), flush=True)
-    if not (out / f"{name}.png").exists():
-        picture(pictures, a.scaling.levels, out / f"{name}.png")
+    if not drawn.exists():
+        picture(pictures, a.scaling.levels, drawn)
 
 
 def named(method: str) -> str:

@@ -181,8 +181,8 @@ def capacity(o: argparse.Namespace, data: str) -> list[tuple]:
     tasks = []
     for name, (job, budget, decay) in sorted(jobs.items(), key=lambda item: item[1][1]):  # the smallest budget first
         unit = measured[units[job.setting["net.channels"]].cost_key]
-        steps = max(1, round(o.budget * budget * STUDIES[data].budget * unit / measured[job.cost_key]))
-        tasks.append((test, folder(o, data) / "capacity" / name, replace(job, steps=steps), decay, False))
+        job = affordable(job, measured, o.budget * budget * STUDIES[data].budget * unit)
+        tasks.append((test, folder(o, data) / "capacity" / name, job, decay, False))
     return tasks
 
 

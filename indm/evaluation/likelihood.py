@@ -199,11 +199,14 @@ def diffusion_estimators(
     """The NELBO of the generative SDE, the NLL of the probability-flow ODE, the importance-weighted bound of that from
     ``draws``, and the bound of ``ancestral`` steps, truncated at one ``eps``."""
 
-    def bound(model, raw: Tensor, generator: torch.Generator) -> Estimate:
-        x, log_q = from_data(model, raw, generator=generator)
-        with model.sde.truncated(solver.get("eps")):
-            terms = nelbo(model, x, times=times, reference=reference, generator=generator)
-        return Estimate.of(terms.total, terms.reconstruction, log_q, {"times": times})
+    def bound(settings: dict[str, int], **options: Any) -> Estimator:
+        def estimate(model, raw: Tensor, generator: torch.Generator) -> Estimate:
+            x, log_q = from_data(model, raw, generator=generator)
+            with model.sde.truncated(solver.get("eps")):
+                terms = nelbo(model, x, times=times, **options, generator=generator)
+            return Estimate.of(terms.total, terms.reconstruction, log_q, {"times": times} | settings)
+
+        return estimate
 
     def nll(model, raw: Tensor, generator: torch.Generator) -> Estimate:
         x, log_q = from_data(model, raw, generator=generator)
@@ -215,13 +218,8 @@ def diffusion_estimators(
         report = log_probability(model, raw, draws=draws, **options, reference=reference, generator=generator)
         return Estimate.solved(report)
 
-    def of_steps(model, raw: Tensor, generator: torch.Generator) -> Estimate:
-        x, log_q = from_data(model, raw, generator=generator)
-        with model.sde.truncated(solver.get("eps")):
-            terms = nelbo(model, x, times=times, ancestral=ancestral, generator=generator)
-        return Estimate.of(terms.total, terms.reconstruction, log_q, {"times": times, "steps": ancestral})
-
-    return {"nelbo": bound, "nll": nll, "iw": weighted, "ancestral": of_steps}
+    of_sde, of_steps = bound({}, reference=reference), bound({"steps": ancestral}, ancestral=ancestral)
+    return {"nelbo": of_sde, "nll": nll, "iw": weighted, "ancestral": of_steps}
 
 
 def bound_estimators() -> dict[str, Estimator]:

@@ -212,10 +212,9 @@ class Sections:
                 f"{', '.join(conditional)}: log p(x|c) at the c of each example. It has what c tells of x, which p(x) "
                 "and the baselines have not."
             )
-        for name, group in by_group(self.records).items():
-            for record in group:
-                for line in unconverged(record.evaluation):
-                    self.page.text(f"{name}, {record.folder.name}: {line}")
+        for record in self.records:
+            for line in unconverged(record.evaluation):
+                self.page.text(f"{record.group}, {record.folder.name}: {line}")
         self.page.heading("How they were computed", level=3)
         self.page.table(tables.convention_rows(self.records))
         self.page.text(

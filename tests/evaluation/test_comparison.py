@@ -346,12 +346,14 @@ def test_a_run_that_diverged_is_shown_without_a_number(tmp_path, seeds):
     assert difference_rows(found, "linear", "bits/dim")[1][2] == "–"
 
 
+def of_two_rates(base, **options):
+    """Two methods that differ in their rate alone, and are as good."""
+    rates = {"a": "1e-3", "b": "2e-3"}
+    return [evaluated(base / name, NATS["indm", 0], **{"train.lr": rate}, **options) for name, rate in rates.items()]
+
+
 def test_a_likelihood_that_has_not_converged_is_named(tmp_path):
-    nats, keys = NATS["indm", 0], ("nats", "bits_per_dim", "largest_bits_per_dim")
-    runs = [
-        evaluated(tmp_path / name, nats, nll=nats, **{"train.lr": rate})
-        for name, rate in (("a", "1e-3"), ("b", "2e-3"))
-    ]
+    runs, keys = of_two_rates(tmp_path, nll=NATS["indm", 0]), ("nats", "bits_per_dim", "largest_bits_per_dim")
     assert "converged" not in compare(runs, tmp_path / "out")
     result = json.loads((runs[1] / "evaluation.json").read_text())
     result["nll"] |= {"unconverged": 2, "nll_error": 1e-3, "steps": 8, "solver_error": dict.fromkeys(keys, 0.2)}
@@ -361,10 +363,7 @@ def test_a_likelihood_that_has_not_converged_is_named(tmp_path):
 
 
 def test_bounds_of_other_numbers_of_steps_are_not_compared(tmp_path):
-    runs = [
-        evaluated(tmp_path / name, NATS["indm", 0], **{"train.lr": rate})
-        for name, rate in (("a", "1e-3"), ("b", "2e-3"))
-    ]
+    runs = of_two_rates(tmp_path)
     for run, steps in zip(runs, (8, 16), strict=True):
         result = json.loads((run / "evaluation.json").read_text())
         result["images"]["ancestral"] = result["images"]["nelbo"]
