@@ -22,7 +22,7 @@ from indm.fitting import fit_sampler
 from indm.flows import CouplingFlow, ExactFlow, Frozen, Identity, ResidualFlow
 from indm.flows.autoregressive import AutoregressiveFlow
 from indm.model import build_model
-from indm.nets import MLP, NCSNpp, UNet
+from indm.nets import MLP, DiT, NCSNpp, UNet
 from indm.nets.embedding import ConditionOfImages
 from indm.report.figures import classes_figure, interpolation_strip, particles_of, plane_figure
 from indm.report.records import Record
@@ -363,6 +363,8 @@ def test_one_model_translates_between_its_classes():
 NETS = {
     "mlp": lambda **options: MLP((2, 8, 8), width=8, depth=1, **options),
     "unet": lambda **options: UNet((2, 8, 8), channels=8, multipliers=(1,), blocks=1, **options),
+    "dit": lambda **options: DiT((2, 8, 8), width=8, depth=1, heads=2, patch=4, **options),
+    "mixer": lambda **options: DiT((2, 8, 8), width=8, depth=1, mixing="mlp", **options),
     "ncsnpp": lambda **options: NCSNpp((2, 8, 8), channels=8, multipliers=(1,), blocks=1, dropout=0.0, **options),
 }
 

@@ -43,6 +43,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "mlp": "indm.nets.mlp:MLP",
         "mixture": "indm.nets.mixture:MixtureMLP",
         "unet": "indm.nets.unet:UNet",
+        "dit": "indm.nets.dit:DiT",
         "zero": "indm.nets.zero:Zero",
         "ncsnpp": "indm.nets.ncsnpp:NCSNpp",
         "diffusers": "indm.nets.diffusers:DiffusersUNet",

@@ -61,19 +61,21 @@ class ConditionEmbedding(nn.Module):
 
 
 class ConditionOfImages(nn.Module):
-    """How a U-Net sees c: a vector in the embedding of the level, an image beside z in the first convolution.
+    """How a network of images sees c: a vector in the level's embedding, an image beside z in the first convolution.
 
     Args:
         seen_shape: (features,), or (channels, height, width).
         width: the length of the embedding.
         channels: of the first convolution's output.
+        patch: side of the squares of pixels that are one place of that output; 1 for a convolution of 3×3.
     """
 
-    def __init__(self, seen_shape: tuple[int, ...], width: int, channels: int):
+    def __init__(self, seen_shape: tuple[int, ...], width: int, channels: int, patch: int = 1):
         super().__init__()
-        self.is_image = len(seen_shape) == 3
+        self.is_image, self.patch = len(seen_shape) == 3, patch
         if self.is_image:
-            self.layer: nn.Module = zeroed(nn.Conv2d(seen_shape[0], channels, 3, padding=1))
+            kernel, padding = (3, 1) if patch == 1 else (patch, 0)
+            self.layer: nn.Module = zeroed(nn.Conv2d(seen_shape[0], channels, kernel, patch, padding))
         else:
             self.layer = ConditionEmbedding(seen_shape, width)
 
@@ -83,7 +85,7 @@ class ConditionOfImages(nn.Module):
         """The embedding, and the features after the first convolution (which may be padded), with c in them."""
         if not self.is_image:
             return embedding + self.layer(c), h
-        padding = (0, h.shape[3] - c.shape[3], 0, h.shape[2] - c.shape[2])
+        padding = (0, self.patch * h.shape[3] - c.shape[3], 0, self.patch * h.shape[2] - c.shape[2])
         return embedding, h + self.layer(F.pad(c, padding))
 
 

@@ -42,6 +42,7 @@ OPTIONS = {
         "mlp": {"width": 16, "depth": 1},
         "mixture": {"components": 2, "width": 16, "depth": 1},
         "unet": {"channels": 4, "multipliers": [1, 2], "blocks": 1, "attention": [4], "fourier": [8.0]},
+        "dit": {"width": 8, "depth": 1, "heads": 2, "fourier": [8.0]},
         "diffusers": {
             "options": {
                 "block_out_channels": [8, 8],
