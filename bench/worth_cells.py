@@ -112,7 +112,7 @@ def searched(dequantization: str) -> str:
 
 def name_of(setting: Mapping[str, Any]) -> str:
     """A setting as a file is called by it."""
-    return ",".join(f"{key.partition('.')[2]}={value}" for key, value in setting.items()) or "recipe"
+    return ",".join(f"{key.split('.')[-1]}={value}" for key, value in setting.items()) or "recipe"
 
 
 @dataclass(frozen=True)
@@ -153,21 +153,33 @@ def data_of(name: str, path: str | None) -> Data:
     return load_data(**recipes.recipe(name, {} if path is None else {"data.path": path})["data"])
 
 
-def train(job: Training) -> tuple[dict[float, torch.nn.Module], dict]:
-    """The averaged models by their decay, and what a record says of the training."""
+Averages = dict[float, torch.nn.Module]  # by their decay
+
+
+def train(job: Training, at: Mapping[int, Callable[[Averages], None]] | None = None) -> tuple[Averages, dict]:
+    """The averaged models by their decay, and what a record says of the training.
+
+    Args:
+        job: the training.
+        at: what is done with the averages after a step; its seconds are not counted.
+    """
     recipe = job.recipe()
     trainer = Trainer(recipe, data_of(job.data, job.path), make_accelerator(recipes.options_of(recipe, "train")))
     averages = {decay: EMA(trainer.model, decay) for decay in EMA_DECAYS}
-    batches, started = trainer.batches(), time.process_time()
+    models = {decay: average.model for decay, average in averages.items()}
+    batches, spent = trainer.batches(), 0.0
     while trainer.step < job.steps:
+        started = time.process_time()
         trainer.train_step(batches)
         for average in averages.values():
             average.update(trainer.model, trainer.step)
+        spent += time.process_time() - started
+        (at or {}).get(trainer.step, lambda models: None)(models)
     made_by = provenance(job.seed, {})
-    return {decay: average.model for decay, average in averages.items()}, {
+    return models, {
         "setting": job.setting,
         "steps": job.steps,
-        "cpu_seconds": round(time.process_time() - started, 1),  # of one thread: they count no neighbours
+        "cpu_seconds": round(spent, 1),  # of one thread: they count no neighbours
         "parameters": {name: count_parameters(part) for name, part in trainer.model.trained_parts.items()},
         "seed": job.seed,
         **{name: made_by[name] for name in VERSIONS},
@@ -181,14 +193,17 @@ def bits_of(part: Mapping[str, Any]) -> list[float | None]:
     return [round(value, 6) if math.isfinite(value) else None for value in values]
 
 
+def valid_bits(job: Training, averages: Averages) -> dict[str, float | None]:
+    """Bits/dim of validation examples, the NELBO of each average."""
+    raw = stack(data_of(job.data, job.path).valid, VALID_EXAMPLES)
+    reports = {decay: indm.evaluate(model, raw, nll_examples=0, progress=False)[0] for decay, model in averages.items()}
+    return {str(decay): bits_of(report["nelbo"])[0] for decay, report in reports.items()}
+
+
 def validated(job: Training) -> dict:
     """The record of a training of the search: bits/dim of validation examples for each average."""
     averages, record = train(job)
-    raw = stack(data_of(job.data, job.path).valid, VALID_EXAMPLES)
-    for decay, model in averages.items():
-        report, _ = indm.evaluate(model, raw, nll_examples=0, progress=False)
-        record.setdefault("valid", {})[str(decay)] = bits_of(report["nelbo"])[0]
-    return record
+    return record | {"valid": valid_bits(job, averages)}
 
 
 def tested(

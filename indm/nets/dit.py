@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indm.nets.attention import attend
 from indm.nets.embedding import ConditionOfImages, LevelEmbedding, seen
 from indm.tensors import PerSample, zeroed
 from indm.whole_batch import Dropout
@@ -26,7 +27,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, h: Tokens) -> Tokens:
         parts = self.query_key_value(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.project(F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2))
+        return self.project(attend(*parts).transpose(1, 2).flatten(2))
 
 
 class TokenMixing(nn.Module):

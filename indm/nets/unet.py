@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indm.nets.attention import attend
 from indm.nets.embedding import ConditionOfImages, LevelEmbedding, seen
 from indm.tensors import PerSample, zeroed
 from indm.whole_batch import Dropout
@@ -53,7 +54,7 @@ class Attention(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         pixels = self.norm(h).flatten(2).transpose(1, 2)
         query, key, value = self.query_key_value(pixels)[:, None].chunk(3, dim=-1)
-        mixed = self.project(F.scaled_dot_product_attention(query, key, value)[:, 0])
+        mixed = self.project(attend(query, key, value)[:, 0])
         return (h + mixed.transpose(1, 2).reshape(h.shape)) * self.scale
 
 

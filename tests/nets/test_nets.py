@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from indm.nets import MLP, DiT, UNet, Zero
+from indm.nets.attention import attend
 from indm.nets.dit import SelfAttention
 from indm.nets.embedding import LevelEmbedding
 from indm.nets.unet import Attention, ResBlock, group_norm
@@ -281,6 +282,18 @@ class TestDiT:
     def test_refuses(self, options, named):
         with pytest.raises(ValueError, match=named):
             DiT(**{"shape": (1, 8, 8)} | options)
+
+
+@pytest.mark.parametrize("tokens", [7, 300])
+def test_attention_in_bfloat16_is_that_of_the_fused_kernel(tokens):
+    torch.manual_seed(0)
+    parts = [torch.randn(2, 3, tokens, 8).bfloat16().requires_grad_() for _ in range(3)]
+    exact = [part.detach().double().requires_grad_() for part in parts]
+    of_ours = torch.autograd.grad((ours := attend(*parts)).square().sum(), parts)
+    of_exact = torch.autograd.grad((expected := F.scaled_dot_product_attention(*exact)).square().sum(), exact)
+    assert ours.dtype == torch.bfloat16
+    for found, wanted in zip((ours, *of_ours), (expected, *of_exact), strict=True):
+        torch.testing.assert_close(found.double(), wanted, atol=0.02 * wanted.abs().max().item(), rtol=0.02)
 
 
 def test_attention_written_out():

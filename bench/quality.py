@@ -1,0 +1,176 @@
+"""Which network, batch and rate bring most in the same seconds: bits/dim along the training, and Fréchet distance.
+
+    python bench/quality.py costs digits       # of a step of each network, alone on the machine
+    python bench/quality.py search digits      # networks and rates, then what else: on the validation split
+    python bench/quality.py table digits
+
+Everything but the setting is the recipe's. Seconds are steps × the measured milliseconds of a step, of one thread, and
+each training has as many of them as the study of ``bench/worth.py``. Records are kept in ``bench/records/quality``, one
+a training; a command goes on from them.
+"""
+
+import argparse
+import itertools
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from worth import affordable, run
+from worth_cells import STUDIES, Averages, Setting, Training, costs, data_of, kept, train, valid_bits
+from worth_table import in_table
+
+import indm
+from indm.config import recipes
+from indm.data.base import stack
+from indm.evaluation.extractor import load_or_train
+from indm.evaluation.sample_quality import distances
+
+SAMPLES = 500
+PARTS = (8, 4, 2, 1)  # of the budget, after which bits/dim are measured
+RATES = (1e-3, 2e-3)
+NETS: dict[str, Setting] = {
+    "unet, half the channels": {"net.channels": 16},
+    "unet, the recipe's": {},
+    "unet, 1.5 times the channels": {"net.channels": 48},
+    "unet, two blocks a level": {"net.blocks": 2},
+    "transformer of 2×2 patches": {"net": "dit", "net.width": 96, "net.depth": 4, "net.patch": 2},
+    "mixer of 2×2 patches": {"net": "dit", "net.width": 96, "net.depth": 4, "net.patch": 2, "net.mixing": "mlp"},
+    "mlp": {"net": "mlp", "net.width": 512, "net.depth": 4},
+}
+OTHERS: dict[str, Setting] = {  # what else is tried at the best network and rate
+    "half the batch": {"train.batch_size": 0.5},
+    "a quarter of the batch": {"train.batch_size": 0.25},
+    "float32": {"train.mixed_precision": "no"},
+    "the score trained for samples": {"train.objective": "fid"},
+}
+
+
+def training(o: argparse.Namespace, data: str, setting: Setting) -> Training:
+    """Of the recipe with its noise and flow, and ``setting``; a batch below 1 is a part of the recipe's."""
+    recipe = recipes.load(data)
+    if setting.get("train.batch_size", 1) < 1:
+        setting = setting | {"train.batch_size": int(setting["train.batch_size"] * recipe["train"]["batch_size"])}
+    noise = recipe.get("dequantization", {"name": "uniform"})["name"]
+    return Training(data, noise, recipe["flow"]["name"], setting, 1, path=o.path)
+
+
+def candidates(o: argparse.Namespace, data: str, best: Setting | None = None) -> dict[str, Training]:
+    """Networks at each rate, or what else is tried at the ``best`` of these."""
+    if best is None:
+        nets = itertools.product(NETS.items(), RATES)
+        return {f"{name}, rate {rate:g}": training(o, data, net | {"train.lr": rate}) for (name, net), rate in nets}
+    return {name: training(o, data, best | change) for name, change in OTHERS.items()}
+
+
+def measured(o: argparse.Namespace, data: str, jobs: Iterable[Training]) -> list[Training]:
+    """Each training in as many steps as cost the budget."""
+    jobs = list(jobs)
+    of_a_step = costs(o.out / data / "costs.json", jobs)
+    return [affordable(job, of_a_step, STUDIES[data].budget) for job in jobs]
+
+
+def measure(path: Path, job: Training, extractor: Path | None) -> Path:
+    """Train, and keep bits/dim along the way and the Fréchet distance of samples from the training images."""
+    curve: dict[str, Any] = {}
+
+    def keep(models: Averages) -> None:
+        curve[str(marks[len(curve)])] = valid_bits(job, models)
+
+    def make() -> dict:
+        models, record = train(job, dict.fromkeys(marks, keep))
+        final = {decay: math.inf if value is None else value for decay, value in list(curve.values())[-1].items()}
+        decay = min(final, key=lambda d: final[d])
+        record |= {"curve": curve, "ema": float(decay), "valid": final[decay]}
+        return record | (frechet(models[float(decay)], job, extractor) if extractor else {})
+
+    marks = [max(1, job.steps // part) for part in PARTS]
+    kept(path, make)
+    return path
+
+
+def frechet(model: torch.nn.Module, job: Training, extractor: Path) -> dict:
+    data = data_of(job.data, job.path)
+    x = indm.sample(model, SAMPLES, generator=torch.Generator().manual_seed(0))
+    reference = stack(data.train, 10 * SAMPLES)
+    found = distances(model.scaling.to_data(x), reference, data.scaling, load_or_train(extractor, data, progress=False))
+    return {key: found[key] for key in ("frechet", "frechet_standard_error")}
+
+
+def search(o: argparse.Namespace, data: str) -> None:
+    extractor = o.extractor / data if data_of(data, o.path).labels else None
+    if extractor:
+        load_or_train(extractor, data_of(data, o.path))
+    place = o.out / data
+
+    def all_of(jobs: dict[str, Training]) -> None:
+        affordable_ones = zip(jobs, measured(o, data, jobs.values()), strict=True)
+        run([(measure, place / f"{name}.json", job, extractor) for name, job in affordable_ones], o.jobs)
+
+    all_of(candidates(o, data))
+    all_of(candidates(o, data, best_of(place)["setting"]))
+
+
+def best_of(place: Path) -> dict:
+    """The record of the network and rate of the fewest bits/dim."""
+    records = [json.loads(path.read_text()) for path in place.glob("*rate*.json")]
+    return min(records, key=lambda record: record["valid"])
+
+
+def seconds_to(target: float, record: dict, milliseconds: float) -> float | None:
+    """Seconds until the training had ``target`` bits/dim, on straight lines between what was measured."""
+    points = [(int(step), min(v for v in values.values() if v is not None)) for step, values in record["curve"].items()]
+    for (s, a), (t, b) in itertools.pairwise([(0, math.inf), *points]):
+        if b <= target:
+            share = 1.0 if math.isinf(a) else (a - target) / (a - b)
+            return (s + share * (t - s)) * milliseconds / 1e3
+    return None
+
+
+def table(o: argparse.Namespace, data: str) -> str:
+    """Each network at its best rate, what else was tried, and the seconds to where the recipe's network ends."""
+    place = o.out / data
+    of_a_step = json.loads((place / "costs.json").read_text())
+    made = {path.stem: json.loads(path.read_text()) for path in place.glob("*.json") if path.name != "costs.json"}
+    shown = [min((n for n in made if n.startswith(f"{net}, rate")), key=lambda n: made[n]["valid"], default="")
+             for net in NETS] + [name for name in OTHERS if name in made]  # fmt: skip
+    own = min(made[n]["valid"] for n in made if n.startswith("unet, the recipe's"))
+    rows = []
+    for name in filter(None, shown):
+        record = made[name]
+        key = replace(training(o, data, record["setting"]), steps=record["steps"]).cost_key
+        ms = of_a_step[key]["milliseconds"]
+        reached = seconds_to(own, record, ms)
+        rows.append((
+            data, name, f"{record['parameters']['score']:,}", f"{ms:.0f}", record["steps"], f"{record['valid']:.3f}",
+            f"{reached:.0f}" if reached is not None else "–",
+            f"{record['frechet']:.1f} ± {record['frechet_standard_error']:.1f}" if "frechet" in record else "",
+        ))  # fmt: skip
+    columns = ("data", "what", "parameters", "ms a step", "steps", "bits/dim", f"s to {own:.3f}", "Fréchet")
+    return in_table(*columns, rows=rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("costs", "search", "table"))
+    parser.add_argument("data", nargs="+", choices=list(STUDIES))
+    parser.add_argument("--path", help="of the images, for emoji-32")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--extractor", type=Path, default=Path("runs/extractor"), help="folder of classifiers")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "records" / "quality")
+    o = parser.parse_args()
+    torch.set_num_threads(1)
+    for data in o.data:
+        if o.command == "table":
+            print(table(o, data))
+            continue
+        measured(o, data, candidates(o, data).values())
+        if o.command == "search":
+            search(o, data)
+
+
+if __name__ == "__main__":
+    main()
