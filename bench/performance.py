@@ -28,7 +28,7 @@ from grid import RESIDUAL
 from PIL import Image
 from timing import on_gpu, ratio, row, seconds, shown
 from torch import Tensor
-from training_steps import BATCH, memory, training
+from training_steps import BATCH, halves, memory, training
 
 import indm
 from indm.data.base import Data, stack
@@ -125,8 +125,8 @@ def nll(model, raw: Tensor, rounds: int, whose: str = "", target: str = "≥ 10"
     return [
         row(
             f"NLL of {len(x)} images{whose}, {name}",
-            f"{min(times['plain']):.1f} s, {evaluations} × 3 passes",
-            f"{min(times[name]):.2f} s, {1.5 * report.nfe:.0f} passes, {off(report.log_prob)}, stated "
+            f"{times['plain']}, {evaluations} × 3 passes",
+            f"{times[name]}, {1.5 * report.nfe:.0f} passes, {off(report.log_prob)}, stated "
             f"{report.solver_error.mean().item() / (x[0].numel() * BITS):.4f}",
             shown(ratio(times["plain"], times[name])),
             f"{target}, off by ≤ 0.005",
@@ -146,7 +146,7 @@ def bound(model, raw: Tensor, repeats: int) -> list[dict]:
             "ours": lambda: draws["ours"].append(nelbo(model, x, times=4, reference=reference).total / d),
         }
         draws: dict[str, list[Tensor]] = {name: [] for name in candidates}
-        times = {name: sorted(t)[repeats // 2] for name, t in seconds(candidates, repeats).items()}
+        times = {name: t.median for name, t in seconds(candidates, repeats).items()}
     image = {name: torch.stack(v).var(0).mean().item() for name, v in draws.items()}
     batch = {name: torch.stack(v).mean(1).var().item() for name, v in draws.items()}
 
@@ -214,7 +214,7 @@ def sampling(model, n: int, rounds: int, whose: str = "", steps: int = 25) -> li
 
     def cell(name: str) -> str:
         _, evaluations, off = found[name]
-        return f"{min(times[name]):.2f} s, {evaluations} evaluations, {off:.2f} grey levels off"
+        return f"{times[name]}, {evaluations} evaluations, {off:.2f} grey levels off"
 
     what = f"samples{whose}: {n} images, inverse of the flow included"
     return [
@@ -281,8 +281,8 @@ def inverse(model, n: int, rounds: int) -> list[dict]:
             rows.append(
                 row(
                     f"inverse of {name}, {n} images",
-                    f"{min(times['plain']):.3f} s, {count} evaluations of a block, residual {plain_residual:.1e}",
-                    f"{min(times['ours']):.3f} s, mean {iterations.double().mean():.0f} evaluations, residual "
+                    f"{times['plain']}, {count} evaluations of a block, residual {plain_residual:.1e}",
+                    f"{times['ours']}, mean {iterations.double().mean():.0f} evaluations, residual "
                     f"{residual.max():.1e}, {int(converged.sum())} of {n} certified",
                     shown(ratio(times["plain"], times["ours"])),
                     "≥ 3",
@@ -326,12 +326,12 @@ def loading(n: int = 2000, size: int = 64) -> list[dict]:
         ours()
         first = len(examples) / (time.perf_counter() - started)
         times = seconds({"plain": plain, "ours": ours}, rounds=3)
-    plain_rate, rate = (f"{len(examples) / min(times[name]):,.0f} a second" for name in ("plain", "ours"))
+    plain_rate, rate = (f"{len(examples) / times[name].median:,.0f} a second" for name in ("plain", "ours"))
     result = shown(ratio(times["plain"], times["ours"]))
     return [row(f"{size}×{size} PNG files read", plain_rate, f"{first:,.0f} at first, then {rate}", result, "")]
 
 
-PARTS = ("training", "memory", "variance", "nll", "nelbo", "sampling", "inverse", "published", "loading")
+PARTS = ("training", "memory", "halves", "variance", "nll", "nelbo", "sampling", "inverse", "published", "loading")
 
 
 def machine() -> str:
@@ -377,6 +377,8 @@ def main() -> None:
         add(training(size, rounds=5))
     if "memory" in parts:
         add(memory(size))
+    if "halves" in parts:
+        add(halves(64, rounds=3))
     if set(parts) & {"variance", "nll", "nelbo", "sampling", "inverse"}:
         model, data = trained(
             options.out / "fashion-mnist-16", ["--train.seconds", str(120 * scale), *UNIFORM, *RESIDUAL]

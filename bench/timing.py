@@ -4,32 +4,58 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from indm.runs.devices import device
 from indm.training.devices import peak_memory_mib
 
+Key = TypeVar("Key", bound=Hashable)
 
-def seconds(candidates: dict[str, Callable[[], object]], rounds: int = 5) -> dict[str, list[float]]:
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of a candidate in each round: by the clock, and of all of this process's threads."""
+
+    clock: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.clock)
+
+    def per(self, n: int) -> "Times":
+        """Of one of ``n`` equal parts of a candidate."""
+        return Times([t / n for t in self.clock], [t / n for t in self.cpu])
+
+    def __str__(self) -> str:
+        """Median, and smallest and largest over rounds, by the clock; median of the threads."""
+        low, high, cpu = min(self.clock), max(self.clock), statistics.median(self.cpu)
+        return f"{self.median:.3g} s ({low:.3g} to {high:.3g}; CPU {cpu:.3g} s)"
+
+
+def seconds(candidates: dict[Key, Callable[[], object]], rounds: int = 5) -> dict[Key, Times]:
     """Seconds of every candidate in every round, after one round that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
+    times = {name: Times() for name in candidates}
     for i in range(rounds + 1):
         for name, candidate in candidates.items():
-            started = time.perf_counter()
+            started, worked = time.perf_counter(), time.process_time()
             candidate()
             if on_gpu():
                 torch.cuda.synchronize()
             if i > 0:
-                times[name].append(time.perf_counter() - started)
+                times[name].clock.append(time.perf_counter() - started)
+                times[name].cpu.append(time.process_time() - worked)
     return times
 
 
-def ratio(numerator: list[float], denominator: list[float]) -> tuple[float, float, float]:
-    """Median, smallest and largest over rounds of the ratio of two candidates."""
-    ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
+def ratio(numerator: Times, denominator: Times) -> tuple[float, float, float]:
+    """Median, smallest and largest over rounds of the ratio of two candidates by the clock."""
+    ratios = [a / b for a, b in zip(numerator.clock, denominator.clock, strict=True)]
     return statistics.median(ratios), min(ratios), max(ratios)
 
 

@@ -24,6 +24,7 @@ NET = {"name": "unet", "channels": 32, "multipliers": [1, 2, 2], "blocks": 2, "a
 FLOW = {"name": "residual", "blocks": [4, 4], "width": 64}
 CONDITIONAL = {"name": "conditional-residual", "blocks": [4, 4], "width": 64}
 BATCH = 64
+HALVES = {"batch_size": BATCH // 2, "accumulate": 2}
 DEVICE = device()
 
 
@@ -38,7 +39,7 @@ class Ours:
     """The product's own training step on noise images: the trainer of ``indm train``, with synthetic data."""
 
     def __init__(self, size: int, flow: dict, **options):
-        train = {"steps": 1e6, "batch_size": BATCH, **options}
+        train = {"steps": 1e6, "batch_size": BATCH} | options
         recipe = {"data": {"name": "digits"}, "flow": flow, "sde": {"name": "vp"}, "net": NET, "train": train}
         self.recipe = recipes.resolve(recipe)
         images = torch.randint(0, 256, (4 * BATCH, 3, size, size), dtype=torch.uint8)
@@ -92,25 +93,32 @@ def training(size: int, rounds: int) -> list[dict]:
     }
     for kind, flow in flows.items():
         steps |= {(kind, k): Ours(size, flow, objective=kind[:3], flow_update_every=k).cycle for k in every}
-    times = {(kind, k): [t / k for t in measured] for (kind, k), measured in seconds(steps, rounds).items()}
-
-    def show(kind: str, k: int = 1) -> str:
-        return f"{sorted(times[kind, k])[rounds // 2]:.3f} s"
+    times = {(kind, k): measured.per(k) for (kind, k), measured in seconds(steps, rounds).items()}
 
     def against_linear(kind: str, k: int) -> dict:
         base = times.get((f"plain {kind}", 1))
         factor = base and ratio(base, times["plain linear", 1])[0]
         return row(
             f"INDM step over linear step, {names[kind]}, flow in every {ordinal(k)}step",
-            f"{show(f'plain {kind}')}, {factor:.2f} of its linear step" if base else "–",
-            show(kind, k),
+            f"{base}, {factor:.2f} of its linear step" if base else "–",
+            str(times[kind, k]),
             shown(ratio(times[kind, k], times["linear", 1])),
             targets[kind],
         )
 
-    gain = shown(ratio(times["linear", 1], times["plain linear", 1]))
-    linear_step = row("linear training step", show("plain linear"), show("linear"), gain, "≤ 0.65")
+    plain, ours = times["plain linear", 1], times["linear", 1]
+    linear_step = row("linear training step", str(plain), str(ours), shown(ratio(ours, plain)), "≤ 0.65")
     return [against_linear(kind, k) for kind in flows for k in every] + [linear_step]
+
+
+def halves(size: int, rounds: int) -> list[dict]:
+    """A row of a step that takes its batch in two halves, over one that takes it at once: seconds and memory."""
+    ways: dict[str, dict] = {"whole": {}, "halves": HALVES}
+    times = seconds({way: Ours(size, FLOW, **options).cycle for way, options in ways.items()}, rounds)
+    mib = {way: in_new_process([__file__, f"{way}-mle", str(size)])[0] for way in ways}
+    cells = [f"{times[way]}, {mib[way]:.0f} MiB" for way in ways]
+    what = f"INDM step at {size}×{size}, batch {BATCH}, at once and in two halves (train.accumulate 2)"
+    return [row(what, *cells, shown(ratio(times["halves"], times["whole"])), "≤ 1.10, ≤ 1,229 MiB")]
 
 
 def ordinal(k: int) -> str:
@@ -138,7 +146,8 @@ def peak(which: str, size: int) -> float:
     """MiB that some training steps add to what the process had before."""
     side, mode = which.split("-")
     loss = {"mle": baselines.plain_mle_loss, "fid": baselines.plain_fid_loss}[mode]
-    step = Plain(size, FLOW, loss).step if side == "plain" else Ours(size, FLOW, objective=mode).cycle
+    options = HALVES if side == "halves" else {}
+    step = Plain(size, FLOW, loss).step if side == "plain" else Ours(size, FLOW, objective=mode, **options).cycle
     before = peak_mib()
     for _ in range(4):
         step()
