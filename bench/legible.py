@@ -1,49 +1,73 @@
 """How many samples of runs on labelled images a classifier is sure of, beside the test images.
 
-    python bench/legible.py runs/demo/indm runs/demo/linear
+    python bench/legible.py runs/demo/indm runs/demo/linear       # keeps a record of each in bench/records/legible
+    python bench/legible.py                                       # the table of the records
 
 The classifier is small, trained on the same training split and kept in ``--extractor``; its test accuracy is printed.
 It is trained with smoothed labels, so that it is sure of three quarters of the real digits only.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from worth_cells import kept
+from worth_table import in_table
 
 import indm
 from indm.data.base import stack
 from indm.data.registry import load_data
+from indm.evaluation.budgets import steps_of
 from indm.evaluation.extractor import Extractor, load_or_train
 from indm.runs.folder import open_run
 
 SURE = 0.9
+RECORDS = Path(__file__).parent / "records" / "legible"
 
 
-def row(name: str, extractor: Extractor, raw: Tensor) -> str:
+def read(extractor: Extractor, raw: Tensor) -> dict:
     """The share of images that the classifier gives one class with a probability of 0.9, and how many of each class."""
     probability, label = extractor.head(extractor.features(raw)).softmax(1).max(1)
     counts = torch.bincount(label, minlength=extractor.classes).tolist()
-    return f"| {name} | {(probability > SURE).double().mean():.3f} | {', '.join(map(str, counts))} |"
+    return {"images": len(raw), "sure": round((probability > SURE).double().mean().item(), 4), "classes": counts}
+
+
+def read_run(run: Path, extractor: Extractor, samples: int, steps: int) -> dict:
+    model, recipe = indm.INDM.load(run), open_run(run)[1]
+    x = indm.sample(model, samples, steps=steps, generator=torch.Generator().manual_seed(0))
+    trained = {key: recipe["train"][key] for key in ("objective", "steps", "seconds", "lr", "seed")}
+    about = {"flow": recipe["flow"]["name"], "train": trained, "optimizer_steps": steps_of(run), "sampler_steps": steps}
+    return read(extractor, model.scaling.to_data(x)) | about | {"extractor": extractor.provenance}
+
+
+def table(out: Path) -> str:
+    rows = []
+    for path in sorted(out.glob("*.json")):
+        record = json.loads(path.read_text())
+        made = f"{path.stem}, {record['optimizer_steps']} steps" if "optimizer_steps" in record else path.stem
+        rows.append((made, record["images"], f"{record['sure']:.3f}", ", ".join(map(str, record["classes"]))))
+    return in_table("", "images", "sure of", "of each class", rows=rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="of one data set")
+    parser.add_argument("runs", type=Path, nargs="*", help="of one data set")
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--steps", type=int, default=40, help="of the sampler")
     parser.add_argument("--extractor", type=Path, default=Path("runs/extractor"))
+    parser.add_argument("--out", type=Path, default=RECORDS)
     o = parser.parse_args()
-    data = load_data(**open_run(o.runs[0])[1]["data"])
-    extractor = load_or_train(o.extractor, data)
-    print(f"test accuracy {extractor.provenance['test_accuracy']:.3f}\n")
-    print(f"| | above {SURE} | of each class |\n|---|---|---|")
-    print(row("test images", extractor, stack(data.test)))
-    for run in o.runs:
-        model = indm.INDM.load(run)
-        x = indm.sample(model, o.samples, steps=o.steps, generator=torch.Generator().manual_seed(0))
-        print(row(str(run), extractor, model.scaling.to_data(x)))
+    if o.runs:
+        data = load_data(**open_run(o.runs[0])[1]["data"])
+        extractor = load_or_train(o.extractor, data)
+        print(f"test accuracy {extractor.provenance['test_accuracy']:.3f}\n")
+        kept(o.out / "test images.json", lambda: read(extractor, stack(data.test)))
+        for run in o.runs:
+            name = f"{run.parent.name}-{run.name}.json"
+            kept(o.out / name, lambda run=run: read_run(run, extractor, o.samples, o.steps))
+    print(table(o.out))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
     python bench/worth.py final digits          # trainings at the chosen settings, tested once
     python bench/worth.py capacity digits       # the gain along widths of score and flow, and along the budget
     python bench/worth.py beyond digits         # other flows than the chosen ones, on validation
+    python bench/worth.py flags emoji-32 --path PACKAGE     # flags of countries, which no model has seen
     python bench/worth.py table digits fashion-mnist-16 emoji-32 --figures docs/figures
 
 Data are digits, fashion-mnist-16 and emoji-32 (with ``--path PACKAGE``). Every side, under every dequantization, gets
@@ -201,6 +202,20 @@ def beyond(o: argparse.Namespace, data: str) -> list[tuple]:
     return [(validate, path, affordable(job, measured, budget)) for path, job in missing.items()]
 
 
+def flags(o: argparse.Namespace, data: str) -> list[tuple]:
+    """The final trainings of one seed again, tested on all flags, which the recipe leaves out."""
+    return [
+        (test_flags, path.parents[1] / "flags" / path.name, job, decay)
+        for _, path, job, decay, _ in final(o, data)
+        if job.seed == FIRST_SEED
+    ]
+
+
+def test_flags(path: Path, job: Training, decay: float) -> Path:
+    kept(path, lambda: tested(job, decay, whole=False, other={"data.flags": "only"}))
+    return path
+
+
 def validate(path: Path, job: Training) -> tuple[Path, dict[str, float]]:
     return path, kept(path, lambda: validated(job))["valid"]
 
@@ -227,7 +242,7 @@ def run(tasks: Sequence[tuple], jobs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("costs", "search", "final", "capacity", "beyond", "table"))
+    parser.add_argument("command", choices=("costs", "search", "final", "capacity", "beyond", "flags", "table"))
     parser.add_argument("data", nargs="+", choices=list(STUDIES))
     parser.add_argument("--budget", type=float, default=1, help="times the study's, a power of two")
     parser.add_argument("--seeds", type=int, help="of a cell; default: the study's, and 1 of the capacity")
@@ -243,8 +258,8 @@ def main() -> None:
         if o.command == "costs":
             print(json.dumps(measure_costs(o, data), indent=2))
         else:
-            tasks = {"search": search, "final": final, "capacity": capacity, "beyond": beyond}[o.command]
-            run(tasks(o, data), o.jobs)
+            tasks = {"search": search, "final": final, "capacity": capacity, "beyond": beyond, "flags": flags}
+            run(tasks[o.command](o, data), o.jobs)
     if o.command == "table":
         table(o)
 

@@ -148,9 +148,15 @@ class Training:
         return f"{searched(self.dequantization)} {self.side} {name_of(structure)}"
 
 
+def data_of(name: str, path: str | None, other: Setting | None = None) -> Data:
+    """The data of a recipe, those from ``path`` or with ``other`` settings."""
+    changes = ({} if path is None else {"data.path": path}) | (other or {})
+    return _loaded(name, tuple(changes.items()))
+
+
 @functools.cache
-def data_of(name: str, path: str | None) -> Data:
-    return load_data(**recipes.recipe(name, {} if path is None else {"data.path": path})["data"])
+def _loaded(name: str, changes: tuple[tuple[str, Any], ...]) -> Data:
+    return load_data(**recipes.recipe(name, dict(changes))["data"])
 
 
 Averages = dict[float, torch.nn.Module]  # by their decay
@@ -207,7 +213,11 @@ def validated(job: Training) -> dict:
 
 
 def tested(
-    job: Training, decay: float, whole: bool, more: Callable[[torch.nn.Module], dict[str, Any]] = lambda model: {}
+    job: Training,
+    decay: float,
+    whole: bool,
+    more: Callable[[torch.nn.Module], dict[str, Any]] = lambda model: {},
+    other: Setting | None = None,
 ) -> dict:
     """The record of a final training: likelihoods of test examples, with the nats of each.
 
@@ -216,15 +226,23 @@ def tested(
         decay: of the average that is tested.
         whole: also the NLL and, of the first seed, the importance-weighted bound.
         more: what else the record has, of the model.
+        other: of the data, where it is tested on others than it was trained on: on all of their splits.
     """
     averages, record = train(job)
     model, study = averages[decay], STUDIES[job.data]
-    raw = stack(data_of(job.data, job.path).test, study.examples)
+    data = data_of(job.data, job.path, other)
+    splits = (data.train, data.valid, data.test) if other else (data.test,)
+    raw = torch.cat([stack(split, study.examples) for split in splits])
     draws = IW_DRAWS if whole and study.iw and job.seed == FIRST_SEED else 0
     ode = {"nll_examples": NLL_EXAMPLES if whole else 0, "draws": draws, "iw_examples": study.iw}
     report, nats = indm.evaluate(model, raw, seed=job.seed, progress=False, **ode)
     kinds = [kind for kind in ("nelbo", "nll", "iw") if kind in report]
-    record |= {"ema": decay, "split": "test", "dims": report["dims"], "dequantization": report["dequantization"]}
+    record |= {
+        "ema": decay,
+        "split": name_of(other) if other else "test",
+        "dims": report["dims"],
+        "dequantization": report["dequantization"],
+    }
     record |= {kind: bits_of(report[kind]) for kind in kinds}
     record |= more(model)
     return record | {f"{kind}_nats": [round(value, 4) for value in nats[kind].tolist()] for kind in kinds}
