@@ -9,15 +9,19 @@ RMS distance of translations of 2000 points from M and from O: with exact scores
 
 *Digits* of 17 levels and their negatives, 16 − x: the distance of translations from the negative of the source and from
 the negatives of all test digits, with the share whose own negative is the nearest.
+
+Each is a record in ``bench/records/translation-truth``, which is not made again.
 """
 
 import argparse
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from worth_cells import VERSIONS, kept
 
 import indm
 from indm.config import recipes
@@ -26,6 +30,7 @@ from indm.data.registry import load_data
 from indm.evaluation.translation_runs import open_runs
 from indm.flows import Identity
 from indm.model import INDM
+from indm.runs.provenance import provenance
 from indm.scaling import Scaling
 from indm.sde.linear import VPSDE, LinearSDE
 from indm.tensors import expand_like
@@ -84,10 +89,10 @@ def drawn(covariance: Tensor, n: int, seed: int) -> Tensor:
     return noise @ power(covariance, 0.5)
 
 
-def gaussians(steps: int, out: Path) -> None:
+def gaussians(steps: int, out: Path) -> dict:
     a, b = covariances()
     x = drawn(a, POINTS, 0)
-    print("exact scores:", distances(x, two_models(*exact_models(a, b)).follow(x).x, a, b))
+    exact = distances(x, two_models(*exact_models(a, b)).follow(x).x, a, b)
     trained = []
     for seed, (side, covariance) in enumerate({"a": a, "b": b}.items(), 1):
         data = replace(as_data(drawn(covariance, 20_000, seed).float()), scaling=Scaling())
@@ -97,32 +102,39 @@ def gaussians(steps: int, out: Path) -> None:
             indm.train(recipe, out / side, data=data, progress=False)
         trained.append(INDM.load(out / side))
     x = x.float()
-    print("trained:", distances(x, indm.translate(*trained, x), a, b))
+    return {"exact scores": exact, "trained": distances(x, indm.translate(*trained, x), a, b)}
 
 
-def negatives(steps: int, out: Path) -> None:
+def negatives(steps: int, out: Path) -> dict:
+    """In grey levels of 17, root mean squares over pixels: of what is translated, and of the source as it is."""
     changes = {"data": "digits", "data_b": "digits", "data_b.negative": "true", "train.seconds": "inf"}
     recipe = recipes.override(recipes.load("digits-3-8"), changes | {"train.steps": str(steps)})
     train_pair(recipe, out, resume=out.exists(), progress=False)
     route = open_runs([out]).route()
     raw, truth = (stack(load_data(**recipe[table]).test) for table in ("data", "data_b"))
     first, last = route.models
-    result = last.scaling.to_data(route.follow(first.scaling.centre(raw)).x)
+    result, found = last.scaling.to_data(route.follow(first.scaling.centre(raw)).x), {}
     for name, images in {"translated": result, "source as it is": raw}.items():
         apart = torch.cdist(images.flatten(1).double(), truth.flatten(1).double()) / 8  # RMS of 64 pixels
         own = apart.diagonal()
         nearest = (apart <= own[:, None]).sum(1).eq(1).double().mean()
-        print(f"{name}: {own.mean():.2f} levels to its negative, {apart.mean():.2f} to all, nearest {nearest:.3f}")
+        values = {"to its negative": own.mean(), "to all": apart.mean(), "nearest": nearest}
+        found[name] = {key: round(value.item(), 4) for key, value in values.items()}
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000, help="of each model")
     parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
+    parser.add_argument("--records", type=Path, default=Path(__file__).parent / "records" / "translation-truth")
+    o = parser.parse_args()
     torch.set_num_threads(1)
-    gaussians(options.steps, options.out / "gaussians")
-    negatives(options.steps, options.out / "negatives")
+    for study in (gaussians, negatives):
+        name, made_by = study.__name__, provenance(0, {})
+        about = {"steps": o.steps} | {key: made_by[key] for key in VERSIONS}
+        found = kept(o.records / f"{name}.json", lambda s=study, a=about: s(o.steps, o.out / s.__name__) | a)
+        print(name, json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

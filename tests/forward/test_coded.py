@@ -91,13 +91,16 @@ def test_laws_of_codes_are_those_of_torch(name):
 
 
 class BestAtCode(nn.Module):
-    """The best score at each code of one bit, for data of a mixture on a line: by quadrature over z_0."""
+    """The best score at each of some values of a code of one number, for data of a mixture on a line: by quadrature.
 
-    def __init__(self, process):
+    ``values`` of the code have the weights ``share``, 1 for bits: Σ share q(c) = 1.
+    """
+
+    def __init__(self, process, values=(-1.0, 1.0), share=1.0, points=176):
         super().__init__()
-        self.sde, self.process = VPSDE(eps=EPS), process
-        self.points = torch.linspace(-3.5, 3.5, 176, dtype=DOUBLE)[:, None]
-        self.log_mass = self.log_data(self.points) + math.log(0.04)
+        self.sde, self.process, self.values, self.share = VPSDE(eps=EPS), process, values, share
+        self.points = torch.linspace(-3.5, 3.5, points, dtype=DOUBLE)[:, None]
+        self.log_mass = self.log_data(self.points) + math.log(7 / (points - 1))
 
     @staticmethod
     def log_data(z):
@@ -105,38 +108,36 @@ class BestAtCode(nn.Module):
         parts = [math.log(w) + normal_log_prob(z, m, v) for w, m, v in zip((0.4, 0.6), means, variances, strict=True)]
         return torch.stack(parts).logsumexp(0)
 
-    def log_q(self, z, bit):
+    def log_q(self, z, value):
         """log q(c|z_0)."""
         numbers = self.process.law.posterior(z)
-        return self.process.law.log_prob(torch.full((len(z), 1), bit, dtype=DOUBLE), numbers)
+        return self.process.law.log_prob(torch.full((len(z), 1), value, dtype=DOUBLE), numbers)
 
     @functools.cached_property
-    def log_q_of_bits(self):
-        """log q(c) of the aggregate."""
-        return {bit: (self.log_mass + self.log_q(self.points, bit)).logsumexp(0) for bit in (-1.0, 1.0)}
+    def log_q_of_all(self):
+        """log q(c) of the aggregate, by value."""
+        return {v: (self.log_mass + self.log_q(self.points, v)).logsumexp(0) for v in self.values}
 
     def forward(self, z, t, c):
         out = torch.empty_like(z, dtype=DOUBLE)
-        for bit in (-1.0, 1.0):
-            rows = c[:, 0] == bit
-            if not rows.any():
-                continue
-            sde = self.sde_at_bit(bit, int(rows.sum()))
+        for value in c[:, 0].unique().tolist():
+            rows = c[:, 0] == value
+            sde = self.sde_at(value, int(rows.sum()))
             alpha, sigma = sde.alpha(t[rows].double()), sde.sigma(t[rows].double())
             log_joint = (
-                self.log_mass + self.log_q(self.points, bit) - 0.5 * ((z[rows] - alpha * self.points.T) / sigma) ** 2
+                self.log_mass + self.log_q(self.points, value) - 0.5 * ((z[rows] - alpha * self.points.T) / sigma) ** 2
             )
             mean = log_joint.softmax(1) @ self.points
             out[rows] = (alpha * mean - z[rows]) / sigma**2
         return out
 
-    def log_prior(self, bit):
+    def log_prior(self, value):
         """log p(c)."""
         law = self.process.law
-        return law.log_prob(torch.tensor([[bit]], dtype=DOUBLE), law.prior[:, None])
+        return law.log_prob(torch.tensor([[value]], dtype=DOUBLE), law.prior[:, None])
 
-    def sde_at_bit(self, bit, n):
-        return self.process.sde_at(VPSDE(eps=EPS), torch.full((n, 1), bit, dtype=DOUBLE))
+    def sde_at(self, value, n):
+        return self.process.sde_at(VPSDE(eps=EPS), torch.full((n, 1), value, dtype=DOUBLE))
 
 
 @pytest.fixture(scope="module")
@@ -144,32 +145,44 @@ def best():
     return BestAtCode(made((1,), std=1.0, code="binary", code_size=1).requires_grad_(False))
 
 
+@functools.cache
+def best_of_gaussian():
+    """Its code is on a grid that holds q(c) of all data."""
+    process = made((1,), std=0.5, code="gaussian", code_size=1).requires_grad_(False)
+    process.law.prior[1] = 0.0  # the deviation of p(c) is 1
+    mean, log_std = process.law.posterior(torch.linspace(-3, 3, 61, dtype=DOUBLE)[:, None])
+    low, high = (mean - 5 * log_std.exp()).min().item(), (mean + 5 * log_std.exp()).max().item()
+    count = max(16, math.ceil((high - low) / log_std.exp().min().item()))  # a step is at most one deviation
+    grid = torch.linspace(low, high, count, dtype=DOUBLE)
+    return BestAtCode(process, grid.tolist(), (grid[1] - grid[0]).item())
+
+
+@pytest.mark.parametrize(
+    ("code", "nodes", "places"), [("binary", 24, 48), pytest.param("gaussian", 16, 32, marks=pytest.mark.long)]
+)
 @torch.no_grad()
-def test_the_bound_exceeds_the_entropy_by_the_divergence_of_the_codes(best):
+def test_the_bound_exceeds_the_entropy_by_the_divergence_of_the_codes(best, code, nodes, places):
     """NELBO − entropy = KL(q(c) ‖ p(c)), with q(c) the law of codes over all data."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(24)
+    best = best if code == "binary" else best_of_gaussian()
+    nodes, weights = np.polynomial.hermite_e.hermegauss(nodes)
     nodes, weights = torch.tensor(nodes)[:, None], torch.tensor(weights / weights.sum())
-    places, masses = np.polynomial.legendre.leggauss(48)
-    data, share = best.points, best.log_mass.exp()
-    z, noise = data.repeat_interleave(24, 0), nodes.repeat(len(data), 1)
-    both = (share[:, None] * weights).flatten()
+    places, masses = np.polynomial.legendre.leggauss(places)
+    data, mass_of_data = best.points, best.log_mass.exp()
+    z, noise = data.repeat_interleave(len(nodes), 0), nodes.repeat(len(data), 1)
+    both = best.share * (mass_of_data[:, None] * weights).flatten()
     start, end = best.sde.clock_span()
-    bound = (share * best.process.law.kl(best.process.law.posterior(data))).sum()
-    for bit in (-1.0, 1.0):
-        score = CodedScore(best, torch.full((len(z), 1), bit, dtype=DOUBLE), best.process)
-        sde, weight = score.sde, both * best.log_q(z, bit).exp()
+    bound = (mass_of_data * best.process.law.kl(best.process.law.posterior(data))).sum()
+    for value in best.values:
+        score = CodedScore(best, torch.full((len(z), 1), value, dtype=DOUBLE), best.process)
+        sde, weight = score.sde, both * best.log_q(z, value).exp()
         for place, mass in zip(places, masses, strict=True):
             t = best.sde.time(torch.tensor(-(start + (end - start) * (1 + place) / 2))).expand(len(z))
             error = denoising_error(score, z, t, noise, sde.clock_rate(t), best.process)
             bound = bound + 0.5 * (end - start) * mass * (weight * error).sum()
         rest = constant_term(sde, z) + prior_term(sde, z) + reconstruction_term(score, z, noise)
         bound = bound + (weight * rest).sum()
-    entropy = -(best.log_mass.exp() * best.log_data(best.points)).sum()
-    log_p = {
-        bit: best.process.law.log_prob(torch.tensor([[bit]], dtype=DOUBLE), best.process.law.prior[:, None])
-        for bit in (-1.0, 1.0)
-    }
-    expected = sum(log_q.exp() * (log_q - log_p[bit]) for bit, log_q in best.log_q_of_bits.items())
+    entropy = -(mass_of_data * best.log_data(best.points)).sum()
+    expected = best.share * sum(q.exp() * (q - best.log_prior(value)) for value, q in best.log_q_of_all.items())
     assert float(bound - entropy) == pytest.approx(float(expected), abs=1e-3)
     assert expected > 0.02
 
@@ -180,17 +193,33 @@ def test_nll_is_that_of_the_data_and_the_code(best):
     model = indm.INDM(Identity(), best, shape=(1,), forward=best.process)
     x = torch.linspace(-1.6, 1.6, 12, dtype=DOUBLE)[:, None]
     report = indm.log_likelihood(model, x, steps=64, generator=torch.Generator().manual_seed(0))
-    codes = torch.stack([best.log_prior(bit) - log_q for bit, log_q in best.log_q_of_bits.items()])
+    codes = torch.stack([best.log_prior(value) - log_q for value, log_q in best.log_q_of_all.items()])
     values = best.log_data(x) + codes
     error, which = (report.log_prob - values).abs().min(0)
     assert (error < 0.05).all() and (codes[0] - codes[1]).abs() > 0.2 and {0, 1} == {*which.tolist()}
 
 
 @torch.no_grad()
+def test_nll_at_gaussian_codes_is_that_of_the_data_and_the_code(monkeypatch):
+    best = best_of_gaussian()
+    model, drawn = indm.INDM(Identity(), best, shape=(1,), forward=best.process), []
+    law = best.process.law
+    draw = law.draw
+    monkeypatch.setattr(law, "draw", lambda *of: drawn.append(draw(*of)) or drawn[-1])
+    x = torch.linspace(-1.6, 1.6, 6, dtype=DOUBLE)[:, None]
+    report = indm.log_likelihood(model, x, steps=64, generator=torch.Generator().manual_seed(0))
+    (codes,) = drawn
+    log_q = torch.stack([(best.log_mass + best.log_q(best.points, c)).logsumexp(0) for c in codes[:, 0].tolist()])
+    expected = best.log_data(x) + torch.cat([best.log_prior(c) for c in codes[:, 0].tolist()]) - log_q
+    assert (report.log_prob - expected).abs().max() < 0.05
+    assert (expected - best.log_data(x)).std() > 0.1, "the codes do not tell much apart"
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(("sampler", "steps"), [("heun", 40), ("ancestral", 200)])
 def test_samples_at_codes_of_the_data_follow_the_data(best, sampler, steps):
     generator = torch.Generator().manual_seed(3)
-    bits = 2.0 * (torch.rand(4000, 1, dtype=DOUBLE, generator=generator) < best.log_q_of_bits[1.0].exp()) - 1
+    bits = 2.0 * (torch.rand(4000, 1, dtype=DOUBLE, generator=generator) < best.log_q_of_all[1.0].exp()) - 1
     z_T = torch.randn(4000, 1, dtype=DOUBLE, generator=generator)
     score = CodedScore(best, bits.double(), best.process)
     z, _ = make_sampler(sampler).solve(score, z_T, steps=steps, generator=generator)
