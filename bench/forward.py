@@ -38,9 +38,15 @@ from worth_table import bits, difference, in_table, signed
 import indm
 from indm.data.base import stack
 from indm.dequantization import from_data
+from indm.evaluation.extractor import load_or_train
+from indm.evaluation.sample_quality import distances
 from indm.evaluation.statistics import mean_and_error, over_seeds
+from indm.flows.fading import Fade
 from indm.likelihood import latent_reference
 from indm.objective import irreducible_gap
+from indm.paths import path_curvature, path_length, probability_flow_path
+from indm.sampling import follow_flow, log_snr_grid
+from indm.score import flow_score, with_drawn_code
 
 NOISE = "truncated-normal"
 SIDES = ("linear", "elementwise", "indm")
@@ -52,7 +58,8 @@ PROCESSES: dict[str, Setting] = {
     "affine": {"forward": "affine"},
 }
 FORWARD_RATES = (1e-3, 3e-3)
-STEPS = (2, 4, 8, 16, 32)  # of the bounds of ancestral samples
+STEPS = (2, 4, 8, 16, 32)  # of the bounds of ancestral samples, and of samples
+WAYS = 16  # images whose ways are measured
 RECORDS = Path(__file__).parent / "records"
 
 
@@ -89,11 +96,24 @@ def search_cell(path: Path, jobs: list[Training]) -> Path:
     return path
 
 
-def test_cell(path: Path, job: Training, decay: float) -> Path:
-    """The likelihoods of a final training, its bounds in few steps and its irreducible gap."""
+def ways_of(model: indm.INDM, x: torch.Tensor, fade: Fade | None = None) -> torch.Tensor:
+    """x_t along the probability flow from x, (times, n, *event): of the latent given a code, where there is one."""
+    times = log_snr_grid(model.sde, 48).flip(0)
+    if not model.forward_process.seen_shape:
+        return probability_flow_path(model, x, times, fade=fade)
+    z = model.flow.latent(x)
+    score = flow_score(with_drawn_code(model.score, model.forward_process, z, torch.Generator().manual_seed(0)))
+    path = [z]
+    for t, s in itertools.pairwise(times.tolist()):
+        path.append(follow_flow(score, path[-1], t, s)[0])
+    return torch.stack([model.decode(z) for z in path])
+
+
+def test_cell(path: Path, job: Training, decay: float, extractor: Path) -> Path:
+    """The likelihoods of a final training, its bounds and samples in few steps, its ways and its irreducible gap."""
 
     @torch.no_grad()
-    def more(model: torch.nn.Module) -> dict:
+    def more(model: indm.INDM) -> dict:
         generator = torch.Generator().manual_seed(job.seed)
         x, log_q = from_data(model.eval(), stack(data_of(job.data, None).test, VALID_EXAMPLES), generator=generator)
         unit = x[0].numel() * math.log(2)
@@ -105,7 +125,22 @@ def test_cell(path: Path, job: Training, decay: float) -> Path:
         )
         ancestral = {n: mean_and_error((nats + log_q) / unit) for n, nats in few.items()}
         nll = {"nll": mean_and_error(solved.nats() / unit), "nll_error": solved.solver_error.mean().item() / unit}
-        return nll | {"ancestral": ancestral, "gap": mean_and_error(gap / unit)}
+        ways = ways_of(model, x[:WAYS])
+        return nll | {
+            "ancestral": ancestral,
+            "gap": mean_and_error(gap / unit),
+            "length": mean_and_error(path_length(ways)),
+            "curvature": mean_and_error(path_curvature(ways)),
+            "frechet": {n: frechet(model, n) for n in STEPS},
+        }
+
+    def frechet(model: indm.INDM, steps: int) -> tuple[float, float]:
+        """Of samples in so many steps from the test images, and its standard error."""
+        data = data_of(job.data, None)
+        raw = stack(data.test, VALID_EXAMPLES)
+        x = indm.sample(model, len(raw), steps=steps, generator=torch.Generator().manual_seed(job.seed))
+        found = distances(model.scaling.to_data(x), raw, data.scaling, load_or_train(extractor, data, progress=False))
+        return found["frechet"], found["frechet_standard_error"]
 
     kept(path, lambda: tested(job, decay, False, more))
     return path
@@ -123,13 +158,22 @@ def final(o: argparse.Namespace, data: str) -> list[tuple]:
     for seed, (side, process) in itertools.product(seeds(o.seeds), cells(o)):
         choice = json.loads((o.out / data / "search" / f"{side}-{process}.json").read_text())
         job = Training(data, NOISE, side, choice["setting"], choice["steps"], seed)
-        tasks.append((test_cell, o.out / data / "final" / f"{side}-{process}-{seed}.json", job, choice["ema"]))
+        tasks.append(
+            (
+                test_cell,
+                o.out / data / "final" / f"{side}-{process}-{seed}.json",
+                job,
+                choice["ema"],
+                o.extractor / data,
+            )
+        )
+    load_or_train(o.extractor / data, data_of(data, None))
     return tasks
 
 
 def table(o: argparse.Namespace) -> str:
     """Side × process: the bound, the NLL, the difference from the side's linear process, few steps and the gap."""
-    rows = []
+    bounds, samples = [], []
     for data, side in itertools.product(o.data, o.sides):
         made = {p: [json.loads(f.read_text()) for f in sorted((o.out / data / "final").glob(f"{side}-{p}-*.json"))]
                 for p in PROCESSES}  # fmt: skip
@@ -137,17 +181,29 @@ def table(o: argparse.Namespace) -> str:
             if not records:
                 continue
             mean, error = over_seeds([float(bits(record).mean()) for record in records])
-            few = [sum(r["ancestral"][str(n)][0] for r in records) / len(records) for n in STEPS]
-            gap = sum(r["gap"][0] for r in records) / len(records)
             nll = [r["nll"][0] for r in records]
-            rows.append((
+            bounds.append((
                 data, side, process, f"{mean:.4f} ± {'–' if math.isnan(error) else f'{error:.4f}'}",
                 f"{sum(nll) / len(nll):.4f}" if None not in nll else "",
                 signed(difference(records, made["linear"])) if process != "linear" else "",
-                f"{gap:.4f}", *(f"{value:.3f}" for value in few), len(records), records[0]["steps"],
+                f"{over_records(records, 'gap'):.4f}",
+                *(f"{over_records(records, 'ancestral', n):.3f}" for n in STEPS), len(records), records[0]["steps"],
             ))  # fmt: skip
-    few = (f"{n} steps" for n in STEPS)
-    return in_table("data", "flow", "process", "NELBO", "NLL", "− linear", "gap", *few, "seeds", "steps", rows=rows)
+            drawn = [record for record in records if "frechet" in record]
+            if drawn:
+                few = [f"{over_records(drawn, 'frechet', n):.3g}" for n in STEPS]
+                ways = [f"{over_records(drawn, key):.3g}" for key in ("length", "curvature")]
+                samples.append((data, side, process, *ways, *few, len(drawn)))
+    few = [f"{n} steps" for n in STEPS]
+    head = ("data", "flow", "process")
+    first = in_table(*head, "NELBO", "NLL", "− linear", "gap", *few, "seeds", "steps", rows=bounds)
+    return first + "\n\n" + in_table(*head, "length", "curvature", *few, "seeds", rows=samples)
+
+
+def over_records(records: list[dict], key: str, steps: int | None = None) -> float:
+    """The mean over seeds of a number that has an error beside it."""
+    values = [record[key] if steps is None else record[key][str(steps)] for record in records]
+    return sum(value[0] for value in values) / len(values)
 
 
 def main() -> None:
@@ -158,6 +214,7 @@ def main() -> None:
     parser.add_argument("--processes", nargs="+", choices=list(PROCESSES), default=list(PROCESSES))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--extractor", type=Path, default=Path("runs/extractor"), help="folder of classifiers")
     parser.add_argument("--out", type=Path, default=RECORDS / "forward")
     o = parser.parse_args()
     torch.set_num_threads(1)

@@ -8,16 +8,15 @@ import math
 from pathlib import Path
 
 import torch
+from forward import ways_of
 from matplotlib.figure import Figure
 
 import indm
 from indm.evaluation.plots import save_figure
 from indm.evaluation.style import COLOURS, styled
 from indm.flows.fading import Fade
-from indm.paths import path_length, probability_flow_path
+from indm.paths import path_length
 from indm.runs.folder import open_run
-from indm.sampling import log_snr_grid
-from indm.score import flow_score, with_drawn_code
 
 ROWS = {
     "linear": {"flow": "identity"},
@@ -37,18 +36,6 @@ def trained(runs: Path, name: str, steps: int):
     if not (run / "summary.json").exists():
         indm.train(indm.recipe("eight-gaussians", changes), run, resume=run.exists())
     return open_run(run)[0]
-
-
-def ways_of(model, x: torch.Tensor, fade: Fade | None) -> torch.Tensor:
-    """x_t along the probability flow from x, (times, n, 2): of the latent given a code, where there is one."""
-    times = log_snr_grid(model.sde, 48).flip(0)
-    if not model.forward_process.seen_shape:
-        return probability_flow_path(model, x, times, fade=fade)
-    score = flow_score(with_drawn_code(model.score, model.forward_process, x, torch.Generator().manual_seed(0)))
-    path = [x]
-    for t, s in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
-        path.append(indm.sampling.follow_flow(score, path[-1], t, s)[0])
-    return torch.stack(path)
 
 
 @styled

@@ -281,6 +281,22 @@ def path_length(path: Path) -> Float[Tensor, " batch"]:
     return path.diff(dim=0).flatten(2).norm(dim=2).sum(0)
 
 
+def path_curvature(path: Path) -> Float[Tensor, " batch"]:
+    """The sum of the angles between successive steps, radians, (B,): ∫ κ ds of a smooth path in many frames.
+
+    It is 0 for a straight path and 2π for once around a circle, whatever the speed. Frames that are equal count for 0.
+
+    >>> corner = torch.tensor([[[0.0, 0.0]], [[1.0, 0.0]], [[1.0, 2.0]]])
+    >>> path_curvature(corner)
+    tensor([1.5708])
+    """
+    step = path.diff(dim=0).flatten(2)
+    before, after = step[:-1], step[1:]
+    length, other = before.norm(dim=2, keepdim=True), after.norm(dim=2, keepdim=True)
+    apart, along = before * other - after * length, before * other + after * length  # Kahan's form: exact when small
+    return (2 * torch.atan2(apart.norm(dim=2), along.norm(dim=2))).sum(0)
+
+
 def choose_fade(
     model, x: Batch, *, by: str = "length", powers: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), frames: int = 24
 ) -> Fade:

@@ -15,6 +15,7 @@ from indm.paths import (
     choose_fade,
     latent_path,
     paired_paths,
+    path_curvature,
     path_length,
     probability_flow_path,
     simulate_forward,
@@ -143,6 +144,18 @@ def test_paths_that_fade_follow_the_closed_flow_and_have_the_length_of_their_fra
         assert torch.allclose(frame, expected, atol=1e-5)
     steps = [(path[i + 1] - path[i]).square().sum(1).sqrt() for i in range(3)]
     assert torch.allclose(path_length(path), sum(steps))
+
+
+def test_curvature_is_what_a_circle_turns_and_does_not_see_the_speed():
+    """An arc that is passed ever faster, in a plane of a space of images; a straight way back and forth turns by π."""
+    basis = torch.linalg.qr(torch.randn(12, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))).Q
+    angle = 2.5 * torch.linspace(0, 1, 4000, dtype=DOUBLE) ** 2
+    arc = (torch.stack([angle.cos(), angle.sin()], 1) @ basis.T).reshape(-1, 1, 3, 4)
+    there = torch.linspace(0, 1, 50, dtype=DOUBLE)[:, None, None, None] * arc[:1]
+    assert path_curvature(7 * arc).item() == pytest.approx(2.5, abs=0.002)
+    assert path_curvature(there).item() == pytest.approx(0, abs=1e-6)
+    assert path_curvature(torch.cat([there, there.flip(0)])).item() == pytest.approx(0, abs=1e-6), "it rests at the end"
+    assert path_curvature(torch.cat([there, there[:-1].flip(0)])).item() == pytest.approx(torch.pi)
 
 
 @pytest.mark.parametrize("by", ["length", "isometry"])
