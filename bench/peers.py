@@ -1,0 +1,173 @@
+"""Other libraries' diffusions and flows beside INDM: Fréchet distance after the same seconds of one thread.
+
+    pip install denoising-diffusion-pytorch azula torchcfm pot torchdyn
+    python bench/peers.py digits fashion-mnist-16      # whatever has no record yet, then the table
+    python bench/peers.py digits --table
+
+Each has its library's U-Net of 32 channels and the recipe's levels, a batch of 128, Adam in float32, an average of the
+weights, and its usual objective and sampler, in 50 evaluations. Each is trained at two rates, that of its examples and
+1e-3, and the better one counts. Budgets and INDM's own rows are those of ``bench/quality.py``: training stops when the
+process has worked for as many seconds. None of them states a likelihood.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from quality import SAMPLES
+from torch import Tensor, nn
+from worth_cells import STUDIES, VERSIONS, data_of, kept
+from worth_table import in_table
+
+from indm.data.base import stack
+from indm.data.batches import loader
+from indm.evaluation.extractor import load_or_train
+from indm.evaluation.sample_quality import distances
+from indm.model import count_parameters
+from indm.runs.provenance import provenance
+from indm.training.ema import EMA
+
+BATCH, EVALUATIONS, DECAY = 128, 50, 0.99
+LEVELS = {"digits": (1, 2), "fashion-mnist-16": (1, 2, 2)}
+RECORDS = Path(__file__).parent / "records" / "peers"
+QUALITY = Path(__file__).parent / "records" / "quality"
+
+
+class Peer(NamedTuple):
+    """A model to train, its loss on images in [−1, 1], and samples of a model like it."""
+
+    model: nn.Module
+    loss: Callable[[Tensor], Tensor]
+    sample: Callable[[nn.Module, int], Tensor]
+
+
+def denoising_diffusion(shape: tuple[int, ...], levels: tuple[int, ...]) -> Peer:
+    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+
+    net = Unet(dim=32, dim_mults=levels, channels=shape[0])
+    model = GaussianDiffusion(net, image_size=shape[1:], sampling_timesteps=EVALUATIONS)
+    return Peer(model, lambda x: model((x + 1) / 2), lambda average, n: 2 * average.sample(n) - 1)
+
+
+def flow_matching(shape: tuple[int, ...], levels: tuple[int, ...]) -> Peer:
+    from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
+    from torchcfm.models.unet import UNetModel
+
+    model = UNetModel(dim=shape, num_channels=32, num_res_blocks=1, channel_mult=levels, attention_resolutions="8")
+    matcher = ConditionalFlowMatcher(sigma=0.0)
+
+    def loss(x: Tensor) -> Tensor:
+        t, x_t, velocity = matcher.sample_location_and_conditional_flow(torch.randn_like(x), x)
+        return (model(t, x_t) - velocity).square().mean()
+
+    def sample(average: nn.Module, n: int) -> Tensor:
+        x, step = torch.randn(n, *shape), 1 / EVALUATIONS
+        for i in range(EVALUATIONS):
+            x = x + step * average(torch.full((n,), i * step), x)
+        return x
+
+    return Peer(model, loss, sample)
+
+
+def azula(shape: tuple[int, ...], levels: tuple[int, ...]) -> Peer:
+    from azula.denoise import KarrasDenoiser
+    from azula.nn.layers import SineEncoding
+    from azula.nn.unet import UNet
+    from azula.noise import VPSchedule
+    from azula.sample import DDIMSampler
+
+    class Backbone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Sequential(SineEncoding(64), nn.Linear(64, 128), nn.SiLU())
+            widths = [32 * level for level in levels]
+            self.net = UNet(shape[0], shape[0], hid_channels=widths, hid_blocks=[1] * len(widths), mod_features=128)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return self.net(x, self.embedding(t))
+
+    model = KarrasDenoiser(Backbone(), VPSchedule())
+
+    def sample(average: nn.Module, n: int) -> Tensor:
+        sampler = DDIMSampler(average, steps=EVALUATIONS)
+        return sampler(sampler.init((n, *shape)))
+
+    return Peer(model, lambda x: model.loss(x, torch.rand(len(x))), sample)
+
+
+PEERS: dict[str, tuple[Callable[[tuple[int, ...], tuple[int, ...]], Peer], float]] = {  # and its own rate
+    "denoising-diffusion-pytorch": (denoising_diffusion, 1e-4),
+    "torchcfm": (flow_matching, 2e-4),
+    "azula": (azula, 1e-3),
+}
+
+
+def trained(name: str, data_name: str, rate: float, seconds: float, extractor: Path) -> dict:
+    """The record of a training: its steps and the Fréchet distance of samples from the training images."""
+    torch.manual_seed(0)
+    data = data_of(data_name, None)
+    peer = PEERS[name][0](data.shape, LEVELS[data_name])
+    optimizer, average = torch.optim.Adam(peer.model.parameters(), rate), EMA(peer.model, DECAY)
+    steps, started = 0, time.process_time()
+    while time.process_time() - started < seconds:
+        for raw in loader(data.train, BATCH, shuffle=True, drop_last=True):
+            optimizer.zero_grad()
+            peer.loss(2 * raw.float() / (data.scaling.levels - 1) - 1).backward()
+            optimizer.step()
+            steps += 1
+            average.update(peer.model, steps)
+            if time.process_time() - started >= seconds:
+                break
+    with torch.no_grad():
+        x = peer.sample(average.model, SAMPLES).clamp(-1, 1)
+    raw = ((x + 1) / 2 * (data.scaling.levels - 1)).round()
+    reference = stack(data.train, 10 * SAMPLES)
+    found = distances(raw, reference, data.scaling, load_or_train(extractor, data, progress=False))
+    about = {"peer": name, "rate": rate, "seconds": seconds, "steps": steps, "parameters": count_parameters(peer.model)}
+    made_by = provenance(0, {})
+    return (
+        about | {key: found[key] for key in ("frechet", "frechet_standard_error")} | {k: made_by[k] for k in VERSIONS}
+    )
+
+
+def seconds_of(data: str) -> float:
+    """Those of a training of ``bench/quality.py``: the budget in steps of the linear diffusion, times their seconds."""
+    costs = json.loads((QUALITY / data / "costs.json").read_text())
+    recipe = next(value for key, value in costs.items() if key.endswith("elementwise recipe"))
+    return STUDIES[data].budget * recipe["milliseconds"] / recipe["cost"] / 1e3
+
+
+def table(out: Path, data: str) -> str:
+    rows = []
+    for name in PEERS:
+        made = [json.loads(path.read_text()) for path in (out / data).glob(f"{name}-*.json")]
+        if made:
+            best = min(made, key=lambda record: record["frechet"])
+            distance = f"{best['frechet']:.1f} ± {best['frechet_standard_error']:.1f}"
+            rows.append((data, f"{name}, rate {best['rate']:g}", best["parameters"], best["steps"], distance))
+    return in_table("data", "what", "parameters", "steps", "Fréchet", rows=rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="+", choices=list(LEVELS))
+    parser.add_argument("--extractor", type=Path, default=Path("runs/extractor"), help="folder of classifiers")
+    parser.add_argument("--out", type=Path, default=RECORDS)
+    parser.add_argument("--table", action="store_true", help="of the records alone")
+    o = parser.parse_args()
+    torch.set_num_threads(1)
+    for data in o.data:
+        for name, (_, own) in () if o.table else PEERS.items():
+            for rate in dict.fromkeys((own, 1e-3)):
+                path, seconds, extractor = o.out / data / f"{name}-{rate:g}.json", seconds_of(data), o.extractor / data
+                kept(path, lambda n=name, r=rate, d=data, s=seconds, e=extractor: trained(n, d, r, s, e))
+                print(path, flush=True)
+        print(table(o.out, data))
+
+
+if __name__ == "__main__":
+    main()
