@@ -302,6 +302,8 @@ class Sections:
         if is_image:
             for name, strip in figures.PATHS.items():
                 panels, levels = figures.strip_panels(records, self.data, strip), self.data.scaling.levels or 256
+                if not panels:
+                    continue
                 self.page.moving(f"along-{self.prefix}{name}", strip.slider, *figures.frames_of(panels, levels))
                 write = functools.partial(figures.strips_figure, panels, levels)
                 self.draw(name, strip.caption + self.at_c(strip.at_c), write)

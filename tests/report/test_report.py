@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flow_tools import perturb
 from matplotlib.figure import Figure
 from pages import Reader, assert_alone
 from PIL import Image
@@ -341,6 +342,20 @@ def test_strips_where_the_paths_are_known():
     assert torch.allclose(flow, flow[:1].expand_as(flow), atol=2e-3) and torch.allclose(flow[0], x, atol=0.03)
     for frame, share in zip(way, torch.linspace(0, 1, figures.FRAMES).tolist(), strict=True):
         assert torch.allclose(frame, figures.slerp(x, x.roll(-1, 0), share), atol=5e-3)
+
+
+def test_a_flow_that_fades_ends_in_its_latent():
+    flow = {"name": "elementwise", "bins": 4}
+    model = perturb(build_model(recipes.model_of(DIGITS | {"flow": flow}), shape=(1, 8, 8)), 0.2).eval()
+    x = 0.5 * torch.randn(3, 1, 8, 8)
+    strip = figures.PATHS["fading-paths"]
+    with torch.no_grad():
+        static, fading = figures.flow_strip(model, x), strip.frames(model, x)
+        assert torch.allclose(fading[0], static[0], atol=1e-4)
+        assert torch.allclose(fading[-1], model.flow.latent(static[-1]), atol=1e-3)
+        assert (fading[-1] - static[-1]).abs().max() > 0.05
+    assert strip.fits(model)
+    assert not strip.fits(build_model(recipes.model_of(DIGITS | {"flow": {"name": "identity"}}), shape=(1, 8, 8)))
 
 
 def captured(monkeypatch):
@@ -855,13 +870,24 @@ def test_report_is_one_page_with_every_picture(digits):
     base, _, _ = digits
     text = (base / "out" / "index.html").read_text("utf-8")
     reader = assert_alone(text)
-    names = ["curves", "gap", "samples", "quality", "loss", "paths", "flow-paths", "interpolation", "flow"]
+    names = [
+        "curves",
+        "gap",
+        "samples",
+        "quality",
+        "loss",
+        "paths",
+        "flow-paths",
+        "fading-paths",
+        "interpolation",
+        "flow",
+    ]
     assert sorted(p.name for p in (base / "out").glob("*.png")) == sorted(f"{name}.png" for name in names)
     assert reader.images("zoomable") == [(base / "out" / f"{name}.png").read_bytes() for name in names]
     sliders = {a["id"]: json.loads(a["data-words"]) for tag, a in reader.elements if tag == "input"}
     assert list(sliders) == [f"along-{name}" for name in figures.PATHS]
     assert all(len(words) == figures.FRAMES for words in sliders.values())
-    assert len(reader.images()) == len(names) + 3 * 2 * figures.FRAMES  # two models have paths
+    assert len(reader.images()) == len(names) + (3 * 2 + 1) * figures.FRAMES  # two models have paths, one of them a flow
     for data in reader.images("zoomable"):
         image = Image.open(io.BytesIO(data))
         image.load()
