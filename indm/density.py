@@ -6,6 +6,7 @@ r"""The density of h⁻¹(z_ε/α_ε), where the probability flow carries z_T ~ 
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from indm.flows.base import require_density
 from indm.forward.base import require_no_code, require_own_truncation
 from indm.gaussian import GaussianReference
-from indm.ode import FEWEST, Solution, adams, basis, rademacher, solve, value_and_divergence
+from indm.ode import (
+    FEWEST,
+    Solution,
+    adams,
+    basis,
+    error_of_integral,
+    rademacher,
+    solve,
+    value_and_divergence,
+)
 from indm.score import context_of, flow_score, is_smooth, probability_flow, with_context
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, evaluation_mode, event_size, event_sum, expand_like, full_precision
@@ -103,6 +113,11 @@ class WhitenedFlow:
         (v, _), (velocity, divergence) = state, slope
         return 0.5 * (self.log_prior(v + velocity) - self.log_prior(v - velocity)) + v.shape[1] * divergence
 
+    @torch.no_grad()
+    def rate_alone(self, state: State, slope: State) -> PerSample:
+        """:meth:`rate`, without a gradient."""
+        return self.rate(state, slope)
+
     def solve(self, z: Batch, end: int, probe: Tensor, nll_error: float, steps: int | None) -> Solution:
         """The state at T from z_ε (``end`` is :data:`START`), or at ε from z_T, to ``nll_error`` or in ``steps``."""
         tol = nll_error * event_size(z) * math.log(2)
@@ -169,8 +184,27 @@ def log_prob(
         log_alpha = sde.log_alpha(sde.endpoints(z)[START])
         begin, span = flow.state(expand_like(log_alpha.exp(), z) * z, START), sde.clock_span()
         field, drift = recomputed(flow), recomputed(flow.drift)
-        state, _, _ = adams(field, begin, *span, steps=steps, drift=drift, context=(probe, *context_of(score)))
+        options: dict[str, Any] = {"drift": drift, "context": (probe, *context_of(score))}
+        with_error = steps >= FEWEST_WITH_ERROR
+        state, _, rates = adams(
+            field, begin, *span, steps=steps, watch=flow.rate_alone if with_error else None, **options
+        )
+        if with_error:
+            step = abs(span[END] - span[START]) / steps
+            _warn_unsolved(error_of_integral(torch.stack(rates), step, z.dtype, is_smooth(score)), x, steps)
         return log_det + event_sum(log_alpha, z) + flow.log_prob(state)
+
+
+def _warn_unsolved(error: PerSample, x: Batch, steps: int) -> None:
+    """RuntimeWarning where the solver's error, in nats, is above :data:`NLL_ERROR` bits/dim."""
+    bits = error / (event_size(x) * math.log(2))
+    if above := int((bits > NLL_ERROR).sum()):
+        warnings.warn(
+            f"the error of log_prob's ODE solver is up to {bits.max():.1g} bits/dim in {steps} steps, above "
+            f"{NLL_ERROR:g} for {above} of {len(bits)} samples; steps={2 * steps} makes it smaller",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def sample_with_log_prob(

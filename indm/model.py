@@ -247,8 +247,7 @@ class INDM(nn.Module):
             c: the condition, of a model that has one, see :meth:`given`: log p(x|c).
             probes, exact: of the divergence, as in :func:`indm.log_likelihood`; by default exact for vectors of up to
                 16 dimensions. Otherwise log p is the estimate by ``probes``, with its gradient.
-            steps: equal steps of the ODE, each with two evaluations of the network. ``solver_error`` of
-                :func:`indm.log_likelihood` says how many a model needs.
+            steps: equal steps of the ODE, each with two evaluations of the network.
             eps: truncation, at least the SDE's own, which is the default.
             reference: the Gaussian law in whose coordinate the ODE is solved, as in :func:`indm.log_likelihood`.
             generator: of the probes, and of an estimate of log|det|. With the same state in every call, log p is one
@@ -256,6 +255,9 @@ class INDM(nn.Module):
 
         Raises:
             ValueError: an option out of range, or a flow without a density.
+
+        Warns:
+            RuntimeWarning: the solver's error, as :func:`indm.log_likelihood` estimates it, is above 1e-3 bits/dim.
 
         Example:
 

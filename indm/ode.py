@@ -132,6 +132,14 @@ def unresolved(rates: Float[Tensor, "points batch"], step: float, smooth: bool =
     return deviations * fine * (2 * fine / coarse.clamp_min(1e-300)).clamp_max(1.0) ** power
 
 
+def error_of_integral(
+    rates: Float[Tensor, "points batch"], step: float, dtype: torch.dtype, smooth: bool
+) -> Float[Tensor, " batch"]:
+    """:func:`unresolved` and the rounding of rates that come from a network in ``dtype``; infinite where not finite."""
+    rounding = ROUNDING_OF_RATES * torch.finfo(dtype).eps * step * double(rates).abs().sum(0)
+    return (unresolved(rates, step, smooth) + rounding).nan_to_num(math.inf, posinf=math.inf)
+
+
 @dataclass(frozen=True)
 class Solution:
     """What :func:`solve` or :func:`converge` found.
@@ -187,9 +195,7 @@ def solve(
         begin, given = (tuple(part[rows] for part in parts) for parts in (state, context))
         options: dict[str, Any] = {"drift": drift, "watch": watch, "context": given}
         found, evaluations, watched = adams(field, begin, start, end, steps=steps, **options)
-        rates, step = torch.stack(watched), abs(end - start) / steps
-        rounding = ROUNDING_OF_RATES * torch.finfo(state[0].dtype).eps * step * double(rates).abs().sum(0)
-        error = (unresolved(rates, step, smooth) + rounding).nan_to_num(math.inf, posinf=math.inf)
+        error = error_of_integral(torch.stack(watched), abs(end - start) / steps, state[0].dtype, smooth)
         doublings, known = int(math.log2(most / steps)), stated[rows].isfinite()
         if doublings and bool(known.all()):
             foreseen = error * (error / stated[rows]).clamp_max(1.0) ** doublings

@@ -1,6 +1,7 @@
 """log p(x) of the probability flow and its gradient against closed forms, finite differences and quadrature; that of
 samples against it, and by a normalising constant that is known."""
 
+import math
 import re
 import weakref
 
@@ -153,6 +154,17 @@ def test_a_reference_changes_the_steps_and_not_the_density():
     with torch.no_grad():
         one, other = (model.log_prob(points(10, 2), steps=64, reference=reference) for reference in (None, law))
     torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
+def test_a_density_in_too_few_steps_is_said_to_be_off(recwarn):
+    """What is said covers what 16 steps are off, and nothing is said where the error is small."""
+    model, x = smooth_model(), 1.5 * points(30, 2)
+    exact = model.log_prob(x, steps=512)
+    assert not [w for w in recwarn if "log_prob" in str(w.message)]
+    with pytest.warns(RuntimeWarning, match=r"up to .* bits/dim in 16 steps, above 0.001 for \d+ of 30") as said:
+        off = (model.log_prob(x, steps=16) - exact).abs().max()
+    stated = float(re.search(r"up to (\S+) bits", str(said[0].message))[1])
+    assert 1e-3 < off / (2 * math.log(2)) < 2 * stated  # of one digit
 
 
 def test_what_the_solver_watches_is_the_slope_of_log_p(name):
