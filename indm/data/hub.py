@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from indm.data.base import Data, as_data, events_of_shape
+from indm.data.cache import cache_folder
 from indm.data.images import Stored
 from indm.data.raw import height_and_width
 from indm.data.stored import stored_images
@@ -23,6 +25,7 @@ def load_hub(
     path: str | Path,
     config: str | None = None,
     split: str = "train",
+    stream: int | None = None,
     x: str | tuple[str, ...] = "image",
     c: str = "",
     size: int | str | list[int] | None = None,
@@ -40,14 +43,16 @@ def load_hub(
 ) -> Data:
     """A split of a data set as ``datasets.load_dataset`` finds it, divided by ``seed``.
 
-    Images stay in files that are mapped into memory, so they may be larger than that; columns of numbers are read. It
-    is not streamed: what is trained on is on disk, whole, so that a run can be resumed exactly. No code from the hub is
-    run.
+    Images stay in files that are mapped into memory, so they may be larger than that; columns of numbers are read. What
+    is trained on is on disk, so that a run can be resumed exactly: the whole split, or as many rows as ``stream`` says.
+    No code from the hub is run.
 
     Args:
         path: a name on the hub, "user/name", or a folder: of images or tables, or what ``save_to_disk`` wrote.
         config: which of its configurations, where there are several.
         split: which of its splits; "train+test" takes both.
+        stream: take the first so many rows of the split, without a download of the rest. They are kept in the cache
+            folder ($INDM_DATA), and read from there next time, whatever has become of the data set; by default all.
         x: the column of images; or columns of numbers, which make vectors.
         c: the column of the condition: class labels, numbers or words; none by default.
         size: of images: side in pixels of the square, or height x width: "24x48" or [24, 48].
@@ -68,7 +73,7 @@ def load_hub(
         ValueError: no such data set, column or option.
         ModuleNotFoundError: ``datasets`` is not installed.
     """
-    rows = _rows(str(path), config, split)
+    rows = _rows(str(path), config, split, stream)
     names = (x,) if isinstance(x, str) else tuple(x)
     for name in (*names, *((c,) if c else ())):
         if name not in rows.column_names:
@@ -95,8 +100,8 @@ def load_hub(
     )  # fmt: skip
 
 
-def _rows(path: str, config: str | None, split: str) -> Any:
-    """The rows of a split.
+def _rows(path: str, config: str | None, split: str, stream: int | None) -> Any:
+    """The rows of a split, or the first ``stream`` of them.
 
     Raises:
         ValueError: there is no such data set or split.
@@ -108,14 +113,36 @@ def _rows(path: str, config: str | None, split: str) -> Any:
         )
     import datasets
 
+    if stream is not None and stream < 1:
+        raise ValueError(f"stream must be at least 1, or none for all rows, got {stream}")
     folder = Path(path).expanduser()
     try:
         if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
             found = datasets.load_from_disk(str(folder))
-            return found[split] if isinstance(found, dict) else found
-        return datasets.load_dataset(str(folder) if folder.exists() else path, config, split=split)
+            rows = found[split] if isinstance(found, dict) else found
+            return rows if stream is None else rows.select(range(min(stream, len(rows))))
+        name = str(folder.resolve()) if folder.exists() else path
+        if stream is None:
+            return datasets.load_dataset(name, config, split=split)
+        return _head(name, config, split, stream)
     except (OSError, ValueError, KeyError, ConnectionError) as error:
         raise ValueError(f"{path}, split {split!r}, cannot be read as a data set: {brief(error)}") from error
+
+
+def _head(name: str, config: str | None, split: str, count: int) -> Any:
+    """The first ``count`` rows of a split, read from it as a stream where the cache folder does not have them."""
+    import datasets
+
+    which = hashlib.sha256(repr((name, config, split, count)).encode()).hexdigest()[:16]
+    place = cache_folder() / "datasets" / which
+    if not place.exists():
+        head = datasets.load_dataset(name, config, split=split, streaming=True).decode(False).take(count)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent) as folder:
+            rows = datasets.Dataset.from_generator(lambda: iter(head), features=head.features, cache_dir=folder)
+            rows.save_to_disk(f"{folder}/rows")
+            Path(folder, "rows").replace(place)
+    return datasets.load_from_disk(str(place))
 
 
 def _conditions(rows: Any, c: str) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Images in tar files and in data sets of the hub, against the same images in a folder; arrays that are mapped."""
 
 import io
+import shutil
 import tarfile
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from indm.data import load_data
-from indm.data.base import as_data, stack
+from indm.data.base import PARTS, as_data, stack
 
 datasets = pytest.importorskip("datasets")
 CLASSES = ("circle", "square")
@@ -119,6 +120,37 @@ def test_a_data_set_of_images_holds_what_a_folder_holds(tmp_path, folder, monkey
     without.save_to_disk(tmp_path / "without")
     with pytest.raises(ValueError, match="the column 'label' has no label in row 0; leave such rows out"):
         load_data("datasets", path=tmp_path / "without", c="label", **OPTIONS)
+
+
+def test_the_head_of_a_stream_is_kept_and_read_again(tmp_path, monkeypatch):
+    """Its rows are the first of the whole data set; they are there when that is gone."""
+    monkeypatch.setenv("INDM_DATA", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    place, names = tmp_path / "tables", [CLASSES[i % 2] for i in range(len(pictures()))]
+    place.mkdir()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    datasets.Dataset.from_dict({"image": pictures(), "label": names}, features=features).to_parquet(place / "a.parquet")
+    options = {"path": place, "c": "label"} | OPTIONS
+
+    def images(stream):
+        data = load_data("datasets", stream=stream, **options)
+        return {tuple(image.flatten().tolist()) for part in PARTS for image in getattr(data, part)}, data
+
+    of_all, (of_head, head) = images(None)[0], images(7)
+    assert len(of_head) == 7 and of_head < of_all and images(1000)[0] == of_all
+    (tmp_path / "first").mkdir()
+    for i, image in enumerate(pictures()[:7]):
+        image.save(tmp_path / "first" / f"{i}.png")
+    first = load_data("folder", path=tmp_path / "first", **OPTIONS)
+    assert of_head == {tuple(image.flatten().tolist()) for part in PARTS for image in getattr(first, part)}
+    shutil.rmtree(place)
+    place.mkdir()
+    again = images(7)[1]
+    assert again.fingerprint == head.fingerprint and torch.equal(stack(again.train), stack(head.train))
+    assert torch.equal(again.labels["train"], head.labels["train"])
+    assert len(list((tmp_path / "cache" / "datasets").iterdir())) == 2, "nothing is left over"
+    with pytest.raises(ValueError, match="stream must be at least 1"):
+        images(0)
 
 
 def test_a_data_set_of_numbers_and_its_mistakes(tmp_path):
