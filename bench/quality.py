@@ -61,8 +61,8 @@ def training(o: argparse.Namespace, data: str, setting: Setting) -> Training:
 def candidates(o: argparse.Namespace, data: str, best: Setting | None = None) -> dict[str, Training]:
     """Networks at each rate, or what else is tried at the ``best`` of these."""
     if best is None:
-        nets = itertools.product(NETS.items(), RATES)
-        return {f"{name}, rate {rate:g}": training(o, data, net | {"train.lr": rate}) for (name, net), rate in nets}
+        nets = itertools.product(o.nets, RATES)
+        return {f"{net}, rate {rate:g}": training(o, data, NETS[net] | {"train.lr": rate}) for net, rate in nets}
     return {name: training(o, data, best | change) for name, change in OTHERS.items()}
 
 
@@ -157,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("costs", "search", "table"))
     parser.add_argument("data", nargs="+", choices=list(STUDIES))
+    parser.add_argument("--nets", nargs="+", choices=list(NETS), default=list(NETS))
     parser.add_argument("--path", help="of the images, for emoji-32")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--extractor", type=Path, default=Path("runs/extractor"), help="folder of classifiers")
