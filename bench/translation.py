@@ -1,6 +1,7 @@
 """Ways to translate between two classes, in one table: two INDMs, DDIB, a bridge, one model of both, a plain copy.
 
     python bench/translation.py digits-3-8 --steps 250 --seeds 3 --out runs/translation   # whatever has no record yet
+    python bench/translation.py emoji-32 --paths GOOGLE TWITTER --steps 750               # two artists, with the truth
     python bench/translation.py digits-3-8 sneaker-boot --table                           # of the records alone
 
 All have the recipe's network and about the same seconds: each of INDM's two models makes ``--steps`` steps, each of
@@ -8,7 +9,9 @@ DDIB's (the same with the identity flow) 1.15 times as many, about what a step o
 one model makes twice as many: the bridge, and an INDM and a linear diffusion that are told the class. These go up as
 class A and down as class B, the linear one also by SDEdit: noise up to t, then down as class B. Test images of A are
 translated and compared with B, see ``indm/evaluation/translation_metrics.py``; the classifier is that of all the data
-set's classes. Trainings differ in their seed, and are taken as they are after their last step, never the best one.
+set's classes, of emoji that of the two artists. There each source has a true counterpart, the same thing by the other
+artist, and records say how near results come to it. Trainings differ in their seed, and are taken as they are after
+their last step, never the best one.
 
 Each method of each training is a record in ``bench/records/translation/RECIPE/SEED``, which is not made again; killed
 and started again, it goes on. ``RECIPE.png`` in ``--out`` has pictures of the first training. With ``--cycles`` it
@@ -20,7 +23,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -29,14 +32,16 @@ from worth_cells import VERSIONS, kept
 
 import indm
 from indm.config import recipes
-from indm.data.base import stack
+from indm.data.base import Data, stack
 from indm.data.registry import load_data
 from indm.evaluation.extractor import load_or_train
+from indm.evaluation.general_features import general_features
 from indm.evaluation.plots import save_pixels
 from indm.evaluation.sheets import Panel, sheet
 from indm.evaluation.statistics import over_seeds
 from indm.evaluation.translation_metrics import COLUMNS, limits, translation_metrics, two_classes
 from indm.evaluation.translation_runs import TranslationRuns, open_runs
+from indm.evaluation.translation_truth import RECALL, against_truth
 from indm.model import INDM, count_parameters
 from indm.runs.provenance import provenance
 from indm.training.loop import train
@@ -45,10 +50,17 @@ from indm.translation import Route, sdedit, two_models
 
 LINEAR = 1.15  # steps of a linear diffusion in the time of one of INDM
 IMAGES = 200  # of A's test split, at most
+ARTISTS = "emoji-32"  # of two packages, whose test splits have the same things in the same order
+EVERY = 302  # test images of emoji: among so many is a counterpart looked for
 SHOWN = 10
 CYCLED = 32  # images whose error is looked at along the steps
 STEPS, CONVERGED = (50, 75, 100, 120, 200), 300  # of the cycle
 STRENGTHS = (0.3, 0.5)  # of SDEdit
+TRUTH = {  # columns beside COLUMNS where the truth is known
+    "truth_distance": "to the counterpart, levels",
+    "truth_features": "features",
+    **{f"truth_recall_{k}": f"recall at {k}" for k in RECALL},
+}
 NAMES = {
     "indm": "two INDMs",
     "indm 0.5": "two INDMs, strength 0.5",
@@ -60,6 +72,7 @@ NAMES = {
     "sdedit 0.3": "one linear model, SDEdit 0.3",
     "sdedit 0.5": "one linear model, SDEdit 0.5",
 }
+INDM_OF_IMAGES = {"flow": "coupling", "train.flow_lr": "1e-3", "train.flow_update_every": "3", "train.terminal": "1"}
 LINEAR_FLOW = {"flow": "identity", "train.flow_update_every": "1"}
 
 
@@ -72,6 +85,24 @@ def of_classes(recipe: dict, changes: dict[str, str], out: Path) -> Route:
         whole({out.name: indm.train(alone, out, data=data, resume=(out / "checkpoint.pt").exists())})
     model = INDM.load(out)
     return two_models(model, model, c=data.classes)
+
+
+def recipe_of(name: str, paths: Sequence[str], seed: int) -> dict:
+    """A recipe of two data sets: a bundled one, or emoji of two packages."""
+    recipe = recipes.override(recipes.load(name), {"train.seed": str(seed)})
+    if name != ARTISTS:
+        return recipe
+    first, second = paths
+    recipe = recipes.override(recipe, {"data.path": first} | INDM_OF_IMAGES)
+    return recipe | {"data_b": recipe["data"] | {"path": second}}
+
+
+def classified(recipe: dict, a: Data, b: Data) -> tuple[Data, int]:
+    """The data that the classifier is trained on, and the class of B there."""
+    if "label" not in recipe["data"]:
+        return two_classes(a, b), 1
+    of_all = load_data(**{key: value for key, value in recipe["data"].items() if key != "label"})
+    return of_all, recipe["data_b"]["label"]
 
 
 def untimed(recipe: dict, steps: int) -> dict:
@@ -111,24 +142,31 @@ def whole(summaries: dict[str, dict]) -> None:
         raise KeyboardInterrupt
 
 
-def study(name: str, steps: int, seed: int, out: Path, records: Path) -> None:
+def study(name: str, recipe: dict, steps: int, seed: int, out: Path, records: Path) -> None:
     """Train, translate and compare for one recipe and seed; what has a record is not done again."""
-    recipe = recipes.override(recipes.load(name), {"train.seed": str(seed)})
     a, b = (load_data(**recipe[table]) for table in ("data", "data_b"))
-    of_all = load_data(**{key: value for key, value in recipe["data"].items() if key != "label"})
-    extractor, label = load_or_train(out / "extractor", of_all), recipe["data_b"]["label"]
-    raw = stack(a.test, IMAGES)
+    of_all, label = classified(recipe, a, b)
+    extractor = load_or_train(out / "extractor", of_all)
+    raw = stack(a.test, EVERY if name == ARTISTS else IMAGES)
     about = {"steps": steps, "seed": seed, "extractor": extractor.provenance}
     about |= {key: value for key, value in provenance(seed, {}).items() if key in VERSIONS}
     place, drawn, pictures = records / str(seed), out / f"{name}.png", {"source": raw[:SHOWN]}
     nothing = {"nfe": 0, "seconds_per_image": 0.0}
-    kept(place / named("copy"), lambda: translation_metrics(raw, raw, b, extractor, label) | nothing | about)
+
+    def compared(result: Tensor) -> dict:
+        measured = translation_metrics(raw, result, b, extractor, label)
+        if name == ARTISTS:
+            found = against_truth(raw, result, stack(b.test, EVERY), general_features().features, a.scaling.levels)
+            measured |= {f"truth_{key}": value for key, value in found["result"].items()}
+        return measured
+
+    kept(place / named("copy"), lambda: compared(raw) | nothing | about)
     for method, route in routes(recipe, steps, out / str(seed)).items():
         if (place / named(method)).exists() and drawn.exists():
             continue
         result, values = translated(route, raw)
         pictures[method] = result[:SHOWN]
-        measured = translation_metrics(raw, result, b, extractor, label) | values
+        measured = compared(result) | values
         kept(place / named(method), lambda measured=measured: measured | about)
         print(method, measured["frechet"], measured["accuracy"], measured.get("cycle_error_max"), flush=True)
     if not drawn.exists():
@@ -182,21 +220,25 @@ def cycles(opened: TranslationRuns, raw: Tensor) -> list[dict]:
 
 def table(records: Path) -> str:
     """Markdown: of each method the means over trainings, ± over trainings where there are several, else over images."""
-    head = ["method", "trainings", *COLUMNS.values(), "cycle error, levels", "parameters", "evaluations", "s/image"]
+    copies = [json.loads(file.read_text("utf-8")) for file in records.glob("*/copy.json")]
+    keys = COLUMNS | (TRUTH if copies and TRUTH.keys() <= copies[0].keys() else {})
+    head = ["method", "trainings", *keys.values(), "cycle error, levels", "parameters", "evaluations", "s/image"]
     rows = [head]
     for method in (*NAMES, "copy"):
         found = [json.loads(file.read_text("utf-8")) for file in sorted(records.glob(f"*/{named(method)}"))]
         if found:
-            rows.append([NAMES.get(method, "copy of the source"), str(len(found)), *columns(found), *costs(found)])
+            rows.append(
+                [NAMES.get(method, "copy of the source"), str(len(found)), *columns(found, keys), *costs(found)]
+            )
         if found and method == "copy":
             of_b = limits(found[0])["B's test images"]
-            rows.append(["B's own test images", "", *of_b, "–", "", "–", "–"])
+            rows.append(["B's own test images", "", *of_b, *["–"] * (len(keys) - len(COLUMNS)), "–", "", "–", "–"])
     return markdown(rows)
 
 
-def columns(found: Sequence[dict]) -> list[str]:
+def columns(found: Sequence[dict], keys: Iterable[str]) -> list[str]:
     cells = []
-    for key in COLUMNS:
+    for key in keys:
         values = [values[key] for values in found if values.get(key) is not None]
         mean, error = (
             over_seeds(values, found[0].get(f"{key}_standard_error", math.nan)) if values else (math.nan, math.nan)
@@ -217,9 +259,8 @@ def costs(found: Sequence[dict]) -> list[str]:
     ]
 
 
-def study_cycles(name: str, steps: int, out: Path) -> None:
+def study_cycles(name: str, recipe: dict, steps: int, out: Path) -> None:
     """Train the pairs of one recipe, and print the error of their cycles."""
-    recipe = recipes.load(name)
     raw = stack(load_data(**recipe["data"]).test, CYCLED)
     for method, opened in pairs(recipe, steps, out).items():
         print(f"{name}, {NAMES[method]}\n{cycle_table(cycles(opened, raw))}", flush=True)
@@ -257,6 +298,7 @@ def main() -> None:
     parser.add_argument("recipes", nargs="+")
     parser.add_argument("--steps", type=int, default=600, help="of each of INDM's two models")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each method")
+    parser.add_argument("--paths", nargs=2, help="of the images, for emoji-32: the packages of two artists, unpacked")
     parser.add_argument("--out", type=Path, default=Path("runs/translation"), help="where the runs are or shall be")
     parser.add_argument("--records", type=Path, default=Path(__file__).parent / "records" / "translation")
     alone = parser.add_mutually_exclusive_group()
@@ -267,11 +309,11 @@ def main() -> None:
         out = o.out / name
         if o.cycles:
             out.mkdir(parents=True, exist_ok=True)
-            study_cycles(name, o.steps, out)
+            study_cycles(name, recipe_of(name, o.paths, 0), o.steps, out)
             continue
         for seed in range(0 if o.table else o.seeds):
             (out / str(seed)).mkdir(parents=True, exist_ok=True)
-            study(name, o.steps, seed, out, o.records / name)
+            study(name, recipe_of(name, o.paths, seed), o.steps, seed, out, o.records / name)
         print(f"{name}\n{table(o.records / name)}")
 
 
