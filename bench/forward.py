@@ -197,7 +197,8 @@ def table(o: argparse.Namespace) -> str:
     few = [f"{n} steps" for n in STEPS]
     head = ("data", "flow", "process")
     first = in_table(*head, "NELBO", "NLL", "− linear", "gap", *few, "seeds", "steps", rows=bounds)
-    return first + "\n\n" + in_table(*head, "length", "curvature", *few, "seeds", rows=samples)
+    second = in_table(*head, "length", "curvature", *few, "seeds", rows=samples)
+    return f"{first}\n\n{second}" if samples else first
 
 
 def over_records(records: list[dict], key: str, steps: int | None = None) -> float:

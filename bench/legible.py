@@ -1,7 +1,9 @@
 """How many samples of runs on labelled images a classifier is sure of, beside the test images.
 
-    python bench/legible.py runs/demo/indm runs/demo/linear       # keeps a record of each in bench/records/legible
-    python bench/legible.py                                       # the table of the records
+    python bench/legible.py runs/demo/indm runs/demo/linear --overwrite    # records in bench/records/legible/digits
+    python bench/legible.py                                                # the table of the records
+
+A record is named after the last two folders of its run.
 
 The classifier is small, trained on the same training split and kept in ``--extractor``; its test accuracy is printed.
 It is trained with smoothed labels, so that it is sure of three quarters of the real digits only.
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from worth_cells import kept
+from worth_cells import write
 from worth_table import in_table
 
 import indm
@@ -37,18 +39,20 @@ def read(extractor: Extractor, raw: Tensor) -> dict:
 def read_run(run: Path, extractor: Extractor, samples: int, steps: int) -> dict:
     model, recipe = indm.INDM.load(run), open_run(run)[1]
     x = indm.sample(model, samples, steps=steps, generator=torch.Generator().manual_seed(0))
-    trained = {key: recipe["train"][key] for key in ("objective", "steps", "seconds", "lr", "seed")}
+    trained = {key: recipe["train"][key] for key in ("objective", "lr", "seed")}
     about = {"flow": recipe["flow"]["name"], "train": trained, "optimizer_steps": steps_of(run), "sampler_steps": steps}
     return read(extractor, model.scaling.to_data(x)) | about | {"extractor": extractor.provenance}
 
 
 def table(out: Path) -> str:
     rows = []
-    for path in sorted(out.glob("*.json")):
+    for path in sorted(out.glob("*/*.json")):
         record = json.loads(path.read_text())
         made = f"{path.stem}, {record['optimizer_steps']} steps" if "optimizer_steps" in record else path.stem
-        rows.append((made, record["images"], f"{record['sure']:.3f}", ", ".join(map(str, record["classes"]))))
-    return in_table("", "images", "sure of", "of each class", rows=rows)
+        rows.append(
+            (path.parent.name, made, record["images"], f"{record['sure']:.3f}", ", ".join(map(str, record["classes"])))
+        )
+    return in_table("data", "", "images", "sure of", "of each class", rows=rows)
 
 
 def main() -> None:
@@ -58,15 +62,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="of the sampler")
     parser.add_argument("--extractor", type=Path, default=Path("runs/extractor"))
     parser.add_argument("--out", type=Path, default=RECORDS)
+    parser.add_argument("--overwrite", action="store_true", help="read again what has a record")
     o = parser.parse_args()
     if o.runs:
         data = load_data(**open_run(o.runs[0])[1]["data"])
         extractor = load_or_train(o.extractor, data)
         print(f"test accuracy {extractor.provenance['test_accuracy']:.3f}\n")
-        kept(o.out / "test images.json", lambda: read(extractor, stack(data.test)))
+        place = o.out / data.name
+        write(place / "test images.json", read(extractor, stack(data.test)))
         for run in o.runs:
-            name = f"{run.parent.name}-{run.name}.json"
-            kept(o.out / name, lambda run=run: read_run(run, extractor, o.samples, o.steps))
+            record = place / f"{run.parent.name}-{run.name}.json"
+            if o.overwrite or not record.exists():
+                write(record, read_run(run, extractor, o.samples, o.steps))
     print(table(o.out))
 
 

@@ -6,11 +6,12 @@
 
 Each has its library's U-Net of 32 channels and the recipe's levels, a batch of 128, Adam in float32, an average of the
 weights, and its usual objective and sampler, in 50 evaluations. Each is trained at two rates, that of its examples and
-1e-3, and the better one counts. Budgets and INDM's own rows are those of ``bench/quality.py``: training stops when the
-process has worked for as many seconds. None of them states a likelihood.
+1e-3, and the better one counts. Training stops when the process has worked for as many seconds as a training of
+``bench/quality.py`` is given, whose records give INDM's rows. None of the others states a likelihood.
 """
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from quality import SAMPLES
+from quality import SAMPLES, seconds_of_a_step
 from torch import Tensor, nn
 from worth_cells import STUDIES, VERSIONS, data_of, kept
 from worth_table import in_table
@@ -35,6 +36,7 @@ BATCH, EVALUATIONS, DECAY = 128, 50, 0.99
 LEVELS = {"digits": (1, 2), "fashion-mnist-16": (1, 2, 2)}
 RECORDS = Path(__file__).parent / "records" / "peers"
 QUALITY = Path(__file__).parent / "records" / "quality"
+OURS = ("unet, the recipe's", "the score trained for samples")
 
 
 class Peer(NamedTuple):
@@ -112,9 +114,10 @@ def trained(name: str, data_name: str, rate: float, seconds: float, extractor: P
     data = data_of(data_name, None)
     peer = PEERS[name][0](data.shape, LEVELS[data_name])
     optimizer, average = torch.optim.Adam(peer.model.parameters(), rate), EMA(peer.model, DECAY)
-    steps, started = 0, time.process_time()
+    steps, started, epochs = 0, time.process_time(), itertools.count()
     while time.process_time() - started < seconds:
-        for raw in loader(data.train, BATCH, shuffle=True, drop_last=True):
+        epoch = next(epochs)
+        for raw in loader(data.train, BATCH, shuffle=True, drop_last=True, epoch=epoch):
             optimizer.zero_grad()
             peer.loss(2 * raw.float() / (data.scaling.levels - 1) - 1).backward()
             optimizer.step()
@@ -136,9 +139,7 @@ def trained(name: str, data_name: str, rate: float, seconds: float, extractor: P
 
 def seconds_of(data: str) -> float:
     """Those of a training of ``bench/quality.py``: the budget in steps of the linear diffusion, times their seconds."""
-    costs = json.loads((QUALITY / data / "costs.json").read_text())
-    recipe = next(value for key, value in costs.items() if key.endswith("elementwise recipe"))
-    return STUDIES[data].budget * recipe["milliseconds"] / recipe["cost"] / 1e3
+    return STUDIES[data].budget * seconds_of_a_step(json.loads((QUALITY / data / "costs.json").read_text()))
 
 
 def table(out: Path, data: str) -> str:
@@ -149,6 +150,10 @@ def table(out: Path, data: str) -> str:
             best = min(made, key=lambda record: record["frechet"])
             distance = f"{best['frechet']:.1f} ± {best['frechet_standard_error']:.1f}"
             rows.append((data, f"{name}, rate {best['rate']:g}", best["parameters"], best["steps"], distance))
+    for path in itertools.chain.from_iterable((QUALITY / data).glob(f"{name}*.json") for name in OURS):
+        record = json.loads(path.read_text())
+        distance = f"{record['frechet']:.1f} ± {record['frechet_standard_error']:.1f}"
+        rows.append((data, f"indm, {path.stem}", sum(record["parameters"].values()), record["steps"], distance))
     return in_table("data", "what", "parameters", "steps", "Fréchet", rows=rows)
 
 

@@ -32,9 +32,10 @@ from indm.evaluation.sample_quality import distances
 SAMPLES = 500
 PARTS = (8, 4, 2, 1)  # of the budget, after which bits/dim are measured
 RATES = (1e-3, 2e-3)
+OWN = "unet, the recipe's"
 NETS: dict[str, Setting] = {
     "unet, half the channels": {"net.channels": 16},
-    "unet, the recipe's": {},
+    OWN: {},
     "unet, 1.5 times the channels": {"net.channels": 48},
     "unet, two blocks a level": {"net.blocks": 2},
     "transformer of 2×2 patches": {"net": "dit", "net.width": 96, "net.depth": 4, "net.patch": 2},
@@ -58,12 +59,13 @@ def training(o: argparse.Namespace, data: str, setting: Setting) -> Training:
     return Training(data, noise, recipe["flow"]["name"], setting, 1, path=o.path)
 
 
-def candidates(o: argparse.Namespace, data: str, best: Setting | None = None) -> dict[str, Training]:
-    """Networks at each rate, or what else is tried at the ``best`` of these."""
+def candidates(o: argparse.Namespace, data: str, best: tuple[str, Setting] | None = None) -> dict[str, Training]:
+    """Networks at each rate, or what else is tried at the ``best`` of these, a name and its setting."""
     if best is None:
         nets = itertools.product(o.nets, RATES)
         return {f"{net}, rate {rate:g}": training(o, data, NETS[net] | {"train.lr": rate}) for net, rate in nets}
-    return {name: training(o, data, best | change) for name, change in OTHERS.items()}
+    name, setting = best
+    return {f"{other}; {name}": training(o, data, setting | change) for other, change in OTHERS.items()}
 
 
 def measured(o: argparse.Namespace, data: str, jobs: Iterable[Training]) -> list[Training]:
@@ -82,14 +84,18 @@ def measure(path: Path, job: Training, extractor: Path | None) -> Path:
 
     def make() -> dict:
         models, record = train(job, dict.fromkeys(marks, keep))
-        final = {decay: math.inf if value is None else value for decay, value in list(curve.values())[-1].items()}
-        decay = min(final, key=lambda d: final[d])
-        record |= {"curve": curve, "ema": float(decay), "valid": final[decay]}
-        return record | (frechet(models[float(decay)], job, extractor) if extractor else {})
+        decay, best = min(curve[str(job.steps)].items(), key=lambda item: finite(item[1]))
+        record |= {"curve": curve, "ema": float(decay), "valid": best}
+        return record | (frechet(models[float(decay)], job, extractor) if extractor and best is not None else {})
 
     marks = [max(1, job.steps // part) for part in PARTS]
     kept(path, make)
     return path
+
+
+def finite(bits: float | None) -> float:
+    """Infinite for None, what a training that diverged has."""
+    return math.inf if bits is None else bits
 
 
 def frechet(model: torch.nn.Module, job: Training, extractor: Path) -> dict:
@@ -111,22 +117,24 @@ def search(o: argparse.Namespace, data: str) -> None:
         run([(measure, place / f"{name}.json", job, extractor) for name, job in affordable_ones], o.jobs)
 
     all_of(candidates(o, data))
-    all_of(candidates(o, data, best_of(place)["setting"]))
+    all_of(candidates(o, data, best_of(place)))
 
 
-def best_of(place: Path) -> dict:
-    """The record of the network and rate of the fewest bits/dim."""
-    records = [json.loads(path.read_text()) for path in place.glob("*rate*.json")]
-    return min(records, key=lambda record: record["valid"])
+def best_of(place: Path) -> tuple[str, Setting]:
+    """Name and setting of the network and rate of the fewest bits/dim."""
+    records = {path.stem: json.loads(path.read_text()) for path in place.glob("*.json") if path.stem != "costs"}
+    made = {name: record for name, record in records.items() if ";" not in name}
+    best = min(made, key=lambda name: finite(made[name]["valid"]))
+    return best, made[best]["setting"]
 
 
-def seconds_to(target: float, record: dict, milliseconds: float) -> float | None:
+def seconds_to(target: float, record: dict, of_a_step: float) -> float | None:
     """Seconds until the training had ``target`` bits/dim, on straight lines between what was measured."""
-    points = [(int(step), min(v for v in values.values() if v is not None)) for step, values in record["curve"].items()]
+    points = [(int(step), min(map(finite, values.values()))) for step, values in record["curve"].items()]
     for (s, a), (t, b) in itertools.pairwise([(0, math.inf), *points]):
         if b <= target:
             share = 1.0 if math.isinf(a) else (a - target) / (a - b)
-            return (s + share * (t - s)) * milliseconds / 1e3
+            return (s + share * (t - s)) * of_a_step
     return None
 
 
@@ -134,23 +142,29 @@ def table(o: argparse.Namespace, data: str) -> str:
     """Each network at its best rate, what else was tried, and the seconds to where the recipe's network ends."""
     place = o.out / data
     of_a_step = json.loads((place / "costs.json").read_text())
-    made = {path.stem: json.loads(path.read_text()) for path in place.glob("*.json") if path.name != "costs.json"}
-    shown = [min((n for n in made if n.startswith(f"{net}, rate")), key=lambda n: made[n]["valid"], default="")
-             for net in NETS] + [name for name in OTHERS if name in made]  # fmt: skip
-    own = min(made[n]["valid"] for n in made if n.startswith("unet, the recipe's"))
+    made = {path.stem: json.loads(path.read_text()) for path in place.glob("*.json") if path.stem != "costs"}
+    rates = {net: [name for name in made if name.startswith(f"{net}, rate") and ";" not in name] for net in NETS}
+    best = {net: min(names, key=lambda n: finite(made[n]["valid"]), default="") for net, names in rates.items()}
+    own = finite(made[best[OWN]]["valid"]) if best[OWN] else math.inf
+    unit = seconds_of_a_step(of_a_step)
     rows = []
-    for name in filter(None, shown):
+    for name in (*filter(None, best.values()), *sorted(n for n in made if ";" in n)):
         record = made[name]
-        key = replace(training(o, data, record["setting"]), steps=record["steps"]).cost_key
-        ms = of_a_step[key]["milliseconds"]
-        reached = seconds_to(own, record, ms)
+        cost = of_a_step[replace(training(o, data, record["setting"]), steps=record["steps"]).cost_key]["cost"]
+        reached = seconds_to(own, record, unit * cost)
         rows.append((
-            data, name, f"{record['parameters']['score']:,}", f"{ms:.0f}", record["steps"], f"{record['valid']:.3f}",
-            f"{reached:.0f}" if reached is not None else "–",
+            data, name, f"{record['parameters']['score']:,}", f"{1e3 * unit * cost:.0f}", record["steps"],
+            "–" if record["valid"] is None else f"{record['valid']:.3f}", "–" if reached is None else f"{reached:.0f}",
             f"{record['frechet']:.1f} ± {record['frechet_standard_error']:.1f}" if "frechet" in record else "",
         ))  # fmt: skip
     columns = ("data", "what", "parameters", "ms a step", "steps", "bits/dim", f"s to {own:.3f}", "Fréchet")
     return in_table(*columns, rows=rows)
+
+
+def seconds_of_a_step(costs: dict[str, dict[str, float]]) -> float:
+    """Of the linear diffusion, whose cost is 1: by the recipe's milliseconds, which were measured beside it."""
+    recipe = next(value for key, value in costs.items() if key.endswith("elementwise recipe"))
+    return recipe["milliseconds"] / recipe["cost"] / 1e3
 
 
 def main() -> None:

@@ -133,7 +133,9 @@ def main() -> None:
     for study in (gaussians, negatives):
         name, made_by = study.__name__, provenance(0, {})
         about = {"steps": o.steps} | {key: made_by[key] for key in VERSIONS}
-        found = kept(o.records / f"{name}.json", lambda s=study, a=about: s(o.steps, o.out / s.__name__) | a)
+        found = kept(
+            o.records / f"{name}-{o.steps}-steps.json", lambda s=study, a=about: s(o.steps, o.out / s.__name__) | a
+        )
         print(name, json.dumps(found, indent=1))
 
 

@@ -228,11 +228,11 @@ def tested(
         more: what else the record has, of the model.
         other: of the data, where it is tested on others than it was trained on: on all of their splits.
     """
-    averages, record = train(job)
-    model, study = averages[decay], STUDIES[job.data]
-    data = data_of(job.data, job.path, other)
+    data, study = data_of(job.data, job.path, other), STUDIES[job.data]
     splits = (data.train, data.valid, data.test) if other else (data.test,)
     raw = torch.cat([stack(split, study.examples) for split in splits])
+    averages, record = train(job)
+    model = averages[decay]
     draws = IW_DRAWS if whole and study.iw and job.seed == FIRST_SEED else 0
     ode = {"nll_examples": NLL_EXAMPLES if whole else 0, "draws": draws, "iw_examples": study.iw}
     report, nats = indm.evaluate(model, raw, seed=job.seed, progress=False, **ode)

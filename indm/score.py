@@ -64,7 +64,7 @@ class PublishedScore(ScoreModel):
         if not isinstance(sde, VPSDE | SubVPSDE | VESDE):
             raise ValueError(
                 f"sde must be vp, subvp or ve for a published network, got {type(sde).__name__}; "
-                "the unet and the mlp take any"
+                "unet, dit and mlp take any"
             )
         super().__init__(backbone, sde)
         eps = torch.tensor(sde.eps, device="cpu")  # has a value even while the model is built on the meta device
@@ -302,7 +302,7 @@ def score_for(backbone: nn.Module, process: ForwardProcess = LINEAR) -> type[Sco
     if name != "noise":
         raise ValueError(
             f"forward {type(process).__name__} needs a net that gives noise, got {type(backbone).__name__} with "
-            f"parameterization {name!r}; the unet and the mlp do"
+            f"parameterization {name!r}; unet, dit and mlp do"
         )
     return TwoScores
 

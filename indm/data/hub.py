@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from indm.data.base import Data, as_data, events_of_shape
 from indm.data.cache import cache_folder
@@ -52,7 +53,8 @@ def load_hub(
         config: which of its configurations, where there are several.
         split: which of its splits; "train+test" takes both.
         stream: take the first so many rows of the split, without a download of the rest. They are kept in the cache
-            folder ($INDM_DATA), and read from there next time, whatever has become of the data set; by default all.
+            folder ($INDM_DATA), and read from there next time, whatever has become of the data set (not those of what
+            ``save_to_disk`` wrote, which are on disk anyway). By default all.
         x: the column of images; or columns of numbers, which make vectors.
         c: the column of the condition: class labels, numbers or words; none by default.
         size: of images: side in pixels of the square, or height x width: "24x48" or [24, 48].
@@ -121,27 +123,35 @@ def _rows(path: str, config: str | None, split: str, stream: int | None) -> Any:
             found = datasets.load_from_disk(str(folder))
             rows = found[split] if isinstance(found, dict) else found
             return rows if stream is None else rows.select(range(min(stream, len(rows))))
-        name = str(folder.resolve()) if folder.exists() else path
+        local = str(folder.resolve())
         if stream is None:
-            return datasets.load_dataset(name, config, split=split)
-        return _head(name, config, split, stream)
-    except (OSError, ValueError, KeyError, ConnectionError) as error:
+            return datasets.load_dataset(local if folder.exists() else path, config, split=split)
+        is_local = folder.exists() or _kept(local, config, split, stream).exists()
+        return _head(local if is_local else path, config, split, stream)
+    except (OSError, ValueError, KeyError, ConnectionError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"{path}, split {split!r}, cannot be read as a data set: {brief(error)}") from error
 
 
+def _kept(name: str, config: str | None, split: str, count: int) -> Path:
+    """Where the first ``count`` rows of a split are kept."""
+    which = hashlib.sha256(repr((name, config, split, count)).encode()).hexdigest()[:16]
+    return cache_folder() / "datasets" / which
+
+
 def _head(name: str, config: str | None, split: str, count: int) -> Any:
-    """The first ``count`` rows of a split, read from it as a stream where the cache folder does not have them."""
+    """The first ``count`` rows of a split, read from it as a stream where they are not kept."""
     import datasets
 
-    which = hashlib.sha256(repr((name, config, split, count)).encode()).hexdigest()[:16]
-    place = cache_folder() / "datasets" / which
-    if not place.exists():
-        head = datasets.load_dataset(name, config, split=split, streaming=True).decode(False).take(count)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent) as folder:
-            rows = datasets.Dataset.from_generator(lambda: iter(head), features=head.features, cache_dir=folder)
-            rows.save_to_disk(f"{folder}/rows")
-            Path(folder, "rows").replace(place)
+    place = _kept(name, config, split, count)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{place}.lock"):
+        if not place.exists():
+            head = datasets.load_dataset(name, config, split=split, streaming=True).take(count)
+            head = head.decode(False) if head.features else head  # those of tables are not known before they are read
+            with tempfile.TemporaryDirectory(dir=place.parent, ignore_cleanup_errors=True) as folder:
+                rows = datasets.Dataset.from_generator(lambda: iter(head), features=head.features, cache_dir=folder)
+                rows.save_to_disk(f"{folder}/rows")
+                Path(folder, "rows").replace(place)
     return datasets.load_from_disk(str(place))
 
 

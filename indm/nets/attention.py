@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-FEW = 256  # tokens up to which the formula is the quicker one in bfloat16 on a CPU
+FEW = 128  # tokens up to which the formula is the quicker one in bfloat16 on a CPU
 
 
 def attend(
@@ -17,8 +17,8 @@ def attend(
 ) -> Float[Tensor, "batch heads tokens features"]:
     """softmax(query keyᵀ/√features) value.
 
-    PyTorch's fused kernel does it, but in bfloat16 on a CPU, where its gradient takes 3 to 10 times as long as that of
-    the formula written out (torch 2.13; 16 and 64 tokens, and as long at 256).
+    PyTorch's fused kernel does it, but for few tokens in bfloat16 on a CPU, where its gradient takes 2 to 8 times as
+    long as that of the formula written out (torch 2.13; 64 and 16 tokens, and about as long at 128).
     """
     if query.dtype != torch.bfloat16 or query.device.type != "cpu" or query.shape[2] > FEW:
         return F.scaled_dot_product_attention(query, key, value)

@@ -147,7 +147,7 @@ class DiT(nn.Module):
         h = self.input(F.pad(z, (0, -columns % self.patch, 0, -height % self.patch)))
         if (c := seen(self, c, z)) is not None:
             embedding, h = self.condition_input(c, embedding, h)
-        h = h.flatten(2).transpose(1, 2) + self.place
+        h = (h.flatten(2).transpose(1, 2) + self.place).to(z.dtype)  # the sum over blocks is not rounded to bfloat16
         for block in self.blocks:
             h = block(h, embedding)
         scale, shift = self.level(embedding)[:, None].chunk(2, dim=2)

@@ -3,6 +3,7 @@
 import io
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,7 +127,8 @@ def test_the_head_of_a_stream_is_kept_and_read_again(tmp_path, monkeypatch):
     """Its rows are the first of the whole data set; they are there when that is gone."""
     monkeypatch.setenv("INDM_DATA", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    place, names = tmp_path / "tables", [CLASSES[i % 2] for i in range(len(pictures()))]
+    monkeypatch.chdir(tmp_path)
+    place, names = Path("tables"), [CLASSES[i % 2] for i in range(len(pictures()))]
     place.mkdir()
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
     datasets.Dataset.from_dict({"image": pictures(), "label": names}, features=features).to_parquet(place / "a.parquet")
@@ -144,13 +146,28 @@ def test_the_head_of_a_stream_is_kept_and_read_again(tmp_path, monkeypatch):
     first = load_data("folder", path=tmp_path / "first", **OPTIONS)
     assert of_head == {tuple(image.flatten().tolist()) for part in PARTS for image in getattr(first, part)}
     shutil.rmtree(place)
-    place.mkdir()
     again = images(7)[1]
     assert again.fingerprint == head.fingerprint and torch.equal(stack(again.train), stack(head.train))
     assert torch.equal(again.labels["train"], head.labels["train"])
-    assert len(list((tmp_path / "cache" / "datasets").iterdir())) == 2, "nothing is left over"
+    assert len([p for p in (tmp_path / "cache" / "datasets").iterdir() if p.is_dir()]) == 2, "nothing is left over"
     with pytest.raises(ValueError, match="stream must be at least 1"):
         images(0)
+
+
+def test_the_head_of_a_table_and_of_what_cannot_be_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("INDM_DATA", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    rows = np.random.default_rng(0).normal(size=(40, 2)).round(3)
+    (tmp_path / "csv").mkdir()
+    np.savetxt(tmp_path / "csv" / "a.csv", rows, delimiter=",", header="a,b", comments="", fmt="%.3f")
+    data = load_data("datasets", path=tmp_path / "csv", x=("a", "b"), stream=20)
+    found = torch.cat([stack(getattr(data, part)) for part in PARTS])
+    assert torch.allclose(found.sort(0).values, torch.tensor(rows[:20]).float().sort(0).values)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.parquet").write_bytes(b"PAR1 and no more")
+    for stream in (None, 3):
+        with pytest.raises(ValueError, match="cannot be read as a data set"):
+            load_data("datasets", path=tmp_path / "broken", stream=stream, **OPTIONS)
 
 
 def test_a_data_set_of_numbers_and_its_mistakes(tmp_path):

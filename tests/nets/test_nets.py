@@ -239,6 +239,17 @@ class TestDiT:
             change = (net(other, level) - net(z, level)).abs().amax((0, 1))
         assert (change[inside] > 1e-3).all() and torch.equal(change[~inside], torch.zeros(60))
 
+    @pytest.mark.parametrize("mixing", ["attention", "mlp"])
+    def test_half_precision_does_not_reach_the_sum_over_blocks(self, mixing):
+        """Under autocast, and with weights that are gathered in bfloat16 besides."""
+        net, (z, level) = small_dit(mixing=mixing), draw((2, 8, 8))
+        seen = []
+        net.blocks[-1].register_forward_hook(lambda block, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+        for model in (net, net.bfloat16()):
+            with torch.autocast("cpu", torch.bfloat16):
+                model(z, level)
+        assert seen == [(torch.float32, torch.float32)] * 2
+
     def test_starts_at_zero(self):
         for mixing in ("attention", "mlp"):
             assert not DiT((1, 8, 8), width=8, depth=1, mixing=mixing)(*draw((1, 8, 8))).any()
@@ -285,13 +296,15 @@ class TestDiT:
 
 
 @pytest.mark.parametrize("tokens", [7, 300])
-def test_attention_in_bfloat16_is_that_of_the_fused_kernel(tokens):
+def test_attention_in_bfloat16_is_the_formula_for_few_tokens_and_the_fused_kernel_for_more(tokens, monkeypatch):
+    fused, calls = F.scaled_dot_product_attention, []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *parts: calls.append(1) or fused(*parts))
     torch.manual_seed(0)
     parts = [torch.randn(2, 3, tokens, 8).bfloat16().requires_grad_() for _ in range(3)]
     exact = [part.detach().double().requires_grad_() for part in parts]
     of_ours = torch.autograd.grad((ours := attend(*parts)).square().sum(), parts)
-    of_exact = torch.autograd.grad((expected := F.scaled_dot_product_attention(*exact)).square().sum(), exact)
-    assert ours.dtype == torch.bfloat16
+    assert len(calls) == (tokens > 128) and ours.dtype == torch.bfloat16
+    of_exact = torch.autograd.grad((expected := fused(*exact)).square().sum(), exact)
     for found, wanted in zip((ours, *of_ours), (expected, *of_exact), strict=True):
         torch.testing.assert_close(found.double(), wanted, atol=0.02 * wanted.abs().max().item(), rtol=0.02)
 
