@@ -80,7 +80,9 @@ def measure(path: Path, job: Training, extractor: Path | None) -> Path:
     curve: dict[str, Any] = {}
 
     def keep(models: Averages) -> None:
-        curve[str(marks[len(curve)])] = valid_bits(job, models)
+        mark = marks[len(curve)]
+        quickest = min(models)  # whose average is the best early on
+        curve[str(mark)] = valid_bits(job, models if mark == job.steps else {quickest: models[quickest]})
 
     def make() -> dict:
         models, record = train(job, dict.fromkeys(marks, keep))
