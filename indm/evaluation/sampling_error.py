@@ -29,7 +29,7 @@ from indm.evaluation.sample_quality import (
     solve,
 )
 from indm.evaluation.statistics import mean_and_error
-from indm.forward.base import has_one_diffusion, process_of, require_tight
+from indm.forward.base import LINEAR, has_one_diffusion, process_of, require_tight
 from indm.likelihood import latents_of
 from indm.model import all_rows, at_rows
 from indm.objective import prior_term
@@ -39,7 +39,16 @@ from indm.sampling import make_sampler
 from indm.scaling import Scaling
 from indm.score import denoise, law_score, with_drawn_code
 from indm.sde.linear import LinearSDE
-from indm.tensors import Batch, double, evaluation_mode, event_sum, expand_like, float64_device, squared_norm
+from indm.tensors import (
+    Batch,
+    double,
+    evaluation_mode,
+    event_size,
+    event_sum,
+    expand_like,
+    float64_device,
+    squared_norm,
+)
 
 # Of a stochastic sampler. In the plane and on digits the loss of 10 steps is then within 1 % of that against 2000
 # steps, of 20 within 2 %, of 100 within 6 to 12 %.
@@ -107,8 +116,7 @@ def sampling_errors(
             noise = make_generator(model.scaling.scale, seed, 4)
             common |= {"converged_steps": CONVERGED_STEPS, "generator": noise}
             discretization += path_error(model, z_T["prior"], sampler=name, **common)
-    carried = mean / expand_like(model.sde.alpha(T), z)  # z_0, or what a learned mean has made of it at T
-    prior = prior_error(model.sde, carried, z_T["data"], seed=seed)
+    prior = prior_error(model.sde, z, z_T["data"], end=(mean, std), seed=seed)
     estimation: dict = {
         "samples": distances(
             model.scaling.to_data(converged["data"]).cpu(), stack(data.test, images), data.scaling, extractor
@@ -142,27 +150,37 @@ def _estimation_in_nats(model, data: Data, prior: dict, samples: int, seed: int,
 
 
 @torch.no_grad()
-def prior_error(sde: LinearSDE, z: Batch, z_T: Float[Tensor, "batch *event"], *, seed: int = 0) -> dict:
+def prior_error(
+    sde: LinearSDE,
+    z: Batch,
+    z_T: Float[Tensor, "batch *event"],
+    *,
+    end: tuple[Batch, Tensor] | None = None,
+    seed: int = 0,
+) -> dict:
     """The law of z_T against the prior π, for latents ``z`` and draws ``z_T`` of their kernel at T.
+
+    Args:
+        end: mean and deviation of that kernel, see :meth:`indm.forward.ForwardProcess.moments`; by default those of the
+            linear diffusion.
 
     Returns:
         ``kl_above``: E KL(q(z_T|z_0) ‖ π), nats, an upper bound of KL(law of z_T ‖ π), with its standard error.
-        ``kl_below``: KL of the Gaussian with the moments of z_T from π, a lower bound (π being Gaussian); the
-        covariance is that of ``z`` carried to T.
+        ``kl_below``: KL of the Gaussian with the moments of z_T from π, a lower bound (π being Gaussian).
         ``latent_rms``: √(E‖z_0‖²/d), with its standard error; for N(0, I) it is 1.
         ``sliced_wasserstein``: of z_T from as many draws of π, latent units, with its standard error, and
         ``sliced_wasserstein_floor``, of two sets of draws of π.
     """
     z = double(z)
-    _, T = sde.endpoints(z)
-    alpha, sigma = (expand_like(v, z).expand_as(z)[0].flatten() for v in (sde.alpha(T), sde.sigma(T)))
-    entropy = event_sum(expand_like(sde.sigma(T), z).expand_as(z).log() + 0.5 * math.log(2 * math.pi * math.e), z)
-    above, error = mean_and_error(prior_term(sde, z) - entropy)
+    mean, std = LINEAR.moments(sde, z, sde.endpoints(z)[1]) if end is None else map(double, end)
+    std = expand_like(std, z).expand_as(z)
+    entropy = event_sum(std.log() + 0.5 * math.log(2 * math.pi * math.e), z)
+    above, error = mean_and_error(prior_term(sde, z, (mean, std)) - entropy)
 
-    shift = alpha * z.flatten(1).mean(0) - sde.prior_mean.to(z).expand(z.shape[1:]).flatten()
-    covariance = alpha[:, None] * torch.cov(z.flatten(1).T).reshape(len(alpha), len(alpha)) * alpha
-    covariance = (covariance + torch.diag(sigma**2)) / sde.prior_std**2
-    below = 0.5 * (covariance.trace() + (shift / sde.prior_std).square().sum() - len(alpha) - covariance.logdet())
+    d, shift = event_size(z), (mean.mean(0) - sde.prior_mean.to(z)).flatten() / sde.prior_std
+    covariance = torch.cov(mean.flatten(1).T).reshape(d, d) + torch.diag(std.flatten(1).square().mean(0))
+    covariance = covariance / sde.prior_std**2
+    below = 0.5 * (covariance.trace() + shift.square().sum() - d - covariance.logdet())
 
     generator, unit = make_generator(z, seed, 2), Scaling()
     pi = [sde.prior_sample(z_T.shape, generator=generator, device=z.device, dtype=z_T.dtype) for _ in range(2)]
