@@ -1,0 +1,65 @@
+"""The experiment of bench/quality.py: that its candidates are recipes, at one cost, and what its table says."""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+import quality
+from worth_cells import STUDIES, write
+
+
+@pytest.fixture
+def options(tmp_path):
+    return argparse.Namespace(nets=list(quality.NETS), path="emoji", out=tmp_path, jobs=1, extractor=tmp_path)
+
+
+@pytest.mark.parametrize("data", STUDIES)
+def test_every_candidate_is_a_recipe(options, data):
+    options.path = "emoji" if data == "emoji-32" else None
+    jobs = quality.candidates(options, data)
+    assert len(jobs) == len(quality.NETS) * len(quality.RATES)
+    usual = jobs["unet, the recipe's, rate 0.001"].recipe()
+    assert {job.recipe()["net"]["name"] for job in jobs.values()} == {"unet", "dit", "mlp"}
+    others = quality.candidates(options, data, ("best", {"net.channels": 16, "train.lr": 2e-3}))
+    assert list(others) == [f"{name}; best" for name in quality.OTHERS]
+    assert all(job.recipe()["net"]["channels"] == 16 for job in others.values())
+    assert others["a quarter of the batch; best"].recipe()["train"]["batch_size"] == usual["train"]["batch_size"] // 4
+    assert all(job.recipe()["flow"] == usual["flow"] for job in (*jobs.values(), *others.values()))
+
+
+def test_seconds_lie_on_straight_lines_and_those_of_what_diverged_are_none():
+    record = {"curve": {"10": {"0.9": 4.0}, "20": {"0.9": 3.0}, "40": {"0.9": 2.5, "0.99": 2.0}}}
+    assert quality.seconds_to(3.5, record, 2.0) == pytest.approx(2.0 * 15)
+    assert quality.seconds_to(2.25, record, 2.0) == pytest.approx(2.0 * 35)
+    assert quality.seconds_to(4.5, record, 2.0) == pytest.approx(2.0 * 10)
+    assert quality.seconds_to(1.9, record, 2.0) is None
+    assert quality.seconds_to(1.9, {"curve": {"10": {"0.9": None}}}, 2.0) is None
+
+
+def test_the_table_has_the_best_rate_of_each_network_at_measured_costs(options):
+    place = options.out / "digits"
+    costs, made = {}, {"unet, the recipe's": (0.2, 2.0), "unet, half the channels": (0.1, 1.8), "mlp": (0.1, None)}
+    for name, (cost, best) in made.items():
+        for rate, worse in ((1e-3, 0.0), (2e-3, 0.5)):
+            job = quality.training(options, "digits", quality.NETS[name] | {"train.lr": rate})
+            costs[job.cost_key] = {"cost": cost / 0.2, "milliseconds": 1e3 * cost, "error": 0.0}
+            value = None if best is None else best + worse
+            curve = {"50": {"0.9": None if best is None else value + 1}, "100": {"0.9": value}}
+            record = {"setting": job.setting, "steps": 100, "parameters": {"score": 1000}, "curve": curve}
+            write(place / f"{name}, rate {rate:g}.json", record | {"valid": value, "ema": 0.9})
+    write(place / "costs.json", costs)
+    assert quality.best_of(place) == ("unet, half the channels, rate 0.001", {"net.channels": 16, "train.lr": 1e-3})
+    lines = [line.split(" | ") for line in quality.table(options, "digits").splitlines()]
+    assert lines[0][6] == "s to 2.000"
+    rows = {line[1]: line[3:7] for line in lines[2:]}
+    assert rows["unet, the recipe's, rate 0.001"] == ["200", "100", "2.000", "20"]
+    assert rows["unet, half the channels, rate 0.001"] == ["100", "100", "1.800", "9"]
+    assert rows["mlp, rate 0.001"] == ["100", "100", "–", "–"]
+    assert (
+        math.isinf(quality.finite(None)) and json.loads((place / "mlp, rate 0.001.json").read_text())["valid"] is None
+    )
