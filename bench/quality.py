@@ -34,6 +34,7 @@ PARTS = (8, 4, 2, 1)  # of the budget, after which bits/dim are measured
 RATES = (1e-3, 2e-3)
 OWN = "unet, the recipe's"
 NETS: dict[str, Setting] = {
+    "unet, a quarter of the channels": {"net.channels": 8},
     "unet, half the channels": {"net.channels": 16},
     OWN: {},
     "unet, 1.5 times the channels": {"net.channels": 48},
