@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 from indm.report import card
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,9 +36,16 @@ def main() -> None:
     if not (run / "summary.json").exists():
         indm("train", o.name, *data, *RUNS[o.name], "--threads", "1", "--out", run)
     indm("evaluate", run, "--overwrite")
-    indm("sample", run, "-n", "64", "--overwrite")
-    folder = ROOT / "indm" / "pretrained" / f"{o.name}-pretrained"
+    indm("sample", run, "-n", "32", "--overwrite")
+    ship(run, ROOT / "indm" / "pretrained" / f"{o.name}-pretrained")
+
+
+def ship(run: Path, folder: Path) -> None:
+    """What others get of a run; the picture in 256 colours, as all models together are to stay below 5 MB."""
     card.write(run, folder, folder.name, "apache-2.0")
+    picture = folder / "samples.png"
+    with Image.open(picture) as samples:
+        samples.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(picture, optimize=True)
     print(folder)
 
 

@@ -71,7 +71,7 @@ def test_a_run_is_pushed_and_read_back_by_its_name(tmp_path):
     fetched = tmp_path / "runs" / "ann--tiny"
     assert (fetched / "samples.npz").exists() and (tmp_path / "drawn" / "samples.npz").exists()
     assert "the hub has no model ann/nothing" in missing and "not that revision" in revision
-    assert "name_or_folder must be a folder, user/name of the hub, or digits-pretrained, got 'not a name'" in name
+    assert "a folder, user/name of the hub, or digits-pretrained, emoji-32-pretrained, got 'not a name'" in name
     assert "the hub does not let you do that with ann/tiny: log in with" in forbidden
 
 
