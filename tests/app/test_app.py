@@ -345,11 +345,19 @@ def slide(page, **values):
 
 
 def choose(page, name, value):
-    """Choose an entry of a list of the tab that is open."""
+    """Choose an entry of a list of the tab that is open; what is typed and not chosen goes when the field is left."""
+    from playwright.sync_api import expect
+
     field = page.get_by_label(name, exact=True).filter(visible=True)
-    field.fill(value)
-    field.press("Enter")
-    is_set(field, value)
+
+    def attempt():
+        field.fill(value)
+        field.press("Enter")
+        field.blur()
+        page.wait_for_timeout(300)
+        expect(field).to_have_value(value, timeout=1000)
+
+    eventually(attempt)
 
 
 def upload(page, file):
