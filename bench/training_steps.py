@@ -24,7 +24,7 @@ NET = {"name": "unet", "channels": 32, "multipliers": [1, 2, 2], "blocks": 2, "a
 FLOW = {"name": "residual", "blocks": [4, 4], "width": 64}
 CONDITIONAL = {"name": "conditional-residual", "blocks": [4, 4], "width": 64}
 BATCH = 64
-HALVES = {"batch_size": BATCH // 2, "accumulate": 2}
+HALVES = {"accumulate": 2}  # the batch is that of both
 DEVICE = device()
 
 
