@@ -1,6 +1,7 @@
 """The embeddings of the noise level and of a condition."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -41,6 +42,12 @@ class LevelEmbedding(nn.Module):
 
     def forward(self, level: PerSample) -> Float[Tensor, "batch width"]:
         return self.mlp(self.features(level))
+
+
+def with_waves(z: Tensor, frequencies: Sequence[float]) -> Tensor:
+    """z (B, C, H, W) and sin(πkz), cos(πkz) for each of ``frequencies``, (B, C (1 + 2 · frequencies), H, W)."""
+    angles = [math.pi * k * z for k in frequencies]
+    return torch.cat([z, *(wave for angle in angles for wave in (angle.sin(), angle.cos()))], 1)
 
 
 class ConditionEmbedding(nn.Module):

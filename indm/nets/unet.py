@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm.nets.attention import attend
-from indm.nets.embedding import ConditionOfImages, LevelEmbedding, seen
+from indm.nets.embedding import ConditionOfImages, LevelEmbedding, seen, with_waves
 from indm.tensors import PerSample, zeroed
 from indm.whole_batch import Dropout
 
@@ -158,8 +158,7 @@ class UNet(nn.Module):
         """The output for images ``z`` at log noise levels ``level`` = log(σ/α), (B,), and conditions ``c``."""
         height, width = z.shape[2:]
         embedding = self.embedding(level)
-        angles = [math.pi * k * z for k in self.fourier]
-        z = torch.cat([z, *(wave for angle in angles for wave in (angle.sin(), angle.cos()))], 1)
+        z = with_waves(z, self.fourier)
         h = self.stem(F.pad(z, (0, -width % self.multiple, 0, -height % self.multiple)).contiguous())
         if (c := seen(self, c, z)) is not None:
             embedding, h = self.condition_input(c, embedding, h)
