@@ -149,11 +149,11 @@ def table(out: Path, data: str) -> str:
         if made:
             best = min(made, key=lambda record: record["frechet"])
             distance = f"{best['frechet']:.1f} ± {best['frechet_standard_error']:.1f}"
-            rows.append((data, f"{name}, rate {best['rate']:g}", best["parameters"], best["steps"], distance))
+            rows.append((data, f"{name}, rate {best['rate']:g}", f"{best['parameters']:,}", best["steps"], distance))
     for path in itertools.chain.from_iterable((QUALITY / data).glob(f"{name}*.json") for name in OURS):
         record = json.loads(path.read_text())
         distance = f"{record['frechet']:.1f} ± {record['frechet_standard_error']:.1f}"
-        rows.append((data, f"indm, {path.stem}", sum(record["parameters"].values()), record["steps"], distance))
+        rows.append((data, f"indm, {path.stem}", f"{sum(record['parameters'].values()):,}", record["steps"], distance))
     return in_table("data", "what", "parameters", "steps", "Fréchet", rows=rows)
 
 
