@@ -28,6 +28,7 @@ from worth_cells import (
     Training,
     costs,
     data_of,
+    frechet,
     kept,
     name_of,
     tested,
@@ -39,7 +40,6 @@ import indm
 from indm.data.base import stack
 from indm.dequantization import from_data
 from indm.evaluation.extractor import load_or_train
-from indm.evaluation.sample_quality import distances
 from indm.evaluation.statistics import mean_and_error, over_seeds
 from indm.flows.fading import Fade
 from indm.likelihood import latent_reference
@@ -112,35 +112,35 @@ def ways_of(model: indm.INDM, x: torch.Tensor, fade: Fade | None = None) -> torc
 def test_cell(path: Path, job: Training, decay: float, extractor: Path) -> Path:
     """The likelihoods of a final training, its bounds and samples in few steps, its ways and its irreducible gap."""
 
+    data = data_of(job.data, None)
+    raw = stack(data.test, VALID_EXAMPLES)
+
     @torch.no_grad()
     def more(model: indm.INDM) -> dict:
         generator = torch.Generator().manual_seed(job.seed)
-        x, log_q = from_data(model.eval(), stack(data_of(job.data, None).test, VALID_EXAMPLES), generator=generator)
+        x, log_q = from_data(model.eval(), raw, generator=generator)
         unit = x[0].numel() * math.log(2)
         few = {n: indm.nelbo(model, x, times=min(n, 8), ancestral=n, generator=generator).total for n in STEPS}
         gap = irreducible_gap(model, x, times=8, generator=generator)
-        law = latent_reference(model, stack(data_of(job.data, None).valid, VALID_EXAMPLES))
+        law = latent_reference(model, stack(data.valid, VALID_EXAMPLES))
         solved = indm.log_likelihood(
             model, x[:NLL_EXAMPLES], log_q=log_q[:NLL_EXAMPLES], reference=law, generator=generator
         )
         ancestral = {n: mean_and_error((nats + log_q) / unit) for n, nats in few.items()}
         nll = {"nll": mean_and_error(solved.nats() / unit), "nll_error": solved.solver_error.mean().item() / unit}
-        ways = ways_of(model, x[:WAYS])
+        ways, reader = ways_of(model, x[:WAYS]), load_or_train(extractor, data, progress=False)
         return nll | {
             "ancestral": ancestral,
             "gap": mean_and_error(gap / unit),
             "length": mean_and_error(path_length(ways)),
             "curvature": mean_and_error(path_curvature(ways)),
-            "frechet": {n: frechet(model, n) for n in STEPS},
+            "frechet": {n: tuple(frechet(drawn(model, n), raw, data, reader).values()) for n in STEPS},
         }
 
-    def frechet(model: indm.INDM, steps: int) -> tuple[float, float]:
-        """Of samples in so many steps from the test images, and its standard error."""
-        data = data_of(job.data, None)
-        raw = stack(data.test, VALID_EXAMPLES)
+    def drawn(model: indm.INDM, steps: int) -> torch.Tensor:
+        """As many samples as there are test images."""
         x = indm.sample(model, len(raw), steps=steps, generator=torch.Generator().manual_seed(job.seed))
-        found = distances(model.scaling.to_data(x), raw, data.scaling, load_or_train(extractor, data, progress=False))
-        return found["frechet"], found["frechet_standard_error"]
+        return model.scaling.to_data(x)
 
     kept(path, lambda: tested(job, decay, False, more))
     return path
@@ -158,15 +158,8 @@ def final(o: argparse.Namespace, data: str) -> list[tuple]:
     for seed, (side, process) in itertools.product(seeds(o.seeds), cells(o)):
         choice = json.loads((o.out / data / "search" / f"{side}-{process}.json").read_text())
         job = Training(data, NOISE, side, choice["setting"], choice["steps"], seed)
-        tasks.append(
-            (
-                test_cell,
-                o.out / data / "final" / f"{side}-{process}-{seed}.json",
-                job,
-                choice["ema"],
-                o.extractor / data,
-            )
-        )
+        path = o.out / data / "final" / f"{side}-{process}-{seed}.json"
+        tasks.append((test_cell, path, job, choice["ema"], o.extractor / data))
     load_or_train(o.extractor / data, data_of(data, None))
     return tasks
 

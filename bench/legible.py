@@ -49,9 +49,8 @@ def table(out: Path) -> str:
     for path in sorted(out.glob("*/*.json")):
         record = json.loads(path.read_text())
         made = f"{path.stem}, {record['optimizer_steps']} steps" if "optimizer_steps" in record else path.stem
-        rows.append(
-            (path.parent.name, made, record["images"], f"{record['sure']:.3f}", ", ".join(map(str, record["classes"])))
-        )
+        classes = ", ".join(map(str, record["classes"]))
+        rows.append((path.parent.name, made, record["images"], f"{record['sure']:.3f}", classes))
     return in_table("data", "", "images", "sure of", "of each class", rows=rows)
 
 

@@ -19,15 +19,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from quality import SAMPLES, seconds_of_a_step
+from quality import SAMPLES, from_training, seconds_of_a_step
 from torch import Tensor, nn
 from worth_cells import STUDIES, VERSIONS, data_of, kept
 from worth_table import in_table
 
-from indm.data.base import stack
 from indm.data.batches import loader
-from indm.evaluation.extractor import load_or_train
-from indm.evaluation.sample_quality import distances
 from indm.model import count_parameters
 from indm.runs.provenance import provenance
 from indm.training.ema import EMA
@@ -128,13 +125,9 @@ def trained(name: str, data_name: str, rate: float, seconds: float, extractor: P
     with torch.no_grad():
         x = peer.sample(average.model, SAMPLES).clamp(-1, 1)
     raw = ((x + 1) / 2 * (data.scaling.levels - 1)).round()
-    reference = stack(data.train, 10 * SAMPLES)
-    found = distances(raw, reference, data.scaling, load_or_train(extractor, data, progress=False))
     about = {"peer": name, "rate": rate, "seconds": seconds, "steps": steps, "parameters": count_parameters(peer.model)}
     made_by = provenance(0, {})
-    return (
-        about | {key: found[key] for key in ("frechet", "frechet_standard_error")} | {k: made_by[k] for k in VERSIONS}
-    )
+    return about | from_training(raw, data, extractor) | {key: made_by[key] for key in VERSIONS}
 
 
 def seconds_of(data: str) -> float:

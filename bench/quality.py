@@ -20,14 +20,13 @@ from typing import Any
 
 import torch
 from worth import affordable, run
-from worth_cells import STUDIES, Averages, Setting, Training, costs, data_of, kept, train, valid_bits
+from worth_cells import STUDIES, Averages, Setting, Training, costs, data_of, frechet, kept, train, valid_bits
 from worth_table import in_table
 
 import indm
 from indm.config import recipes
-from indm.data.base import stack
+from indm.data.base import Data, stack
 from indm.evaluation.extractor import load_or_train
-from indm.evaluation.sample_quality import distances
 
 SAMPLES = 500
 PARTS = (8, 4, 2, 1)  # of the budget, after which bits/dim are measured
@@ -89,7 +88,11 @@ def measure(path: Path, job: Training, extractor: Path | None) -> Path:
         models, record = train(job, dict.fromkeys(marks, keep))
         decay, best = min(curve[str(job.steps)].items(), key=lambda item: finite(item[1]))
         record |= {"curve": curve, "ema": float(decay), "valid": best}
-        return record | (frechet(models[float(decay)], job, extractor) if extractor and best is not None else {})
+        if extractor and best is not None:
+            model = models[float(decay)]
+            x = indm.sample(model, SAMPLES, generator=torch.Generator().manual_seed(0))
+            record |= from_training(model.scaling.to_data(x), data_of(job.data, job.path), extractor)
+        return record
 
     marks = [max(1, job.steps // part) for part in PARTS]
     kept(path, make)
@@ -101,12 +104,9 @@ def finite(bits: float | None) -> float:
     return math.inf if bits is None else bits
 
 
-def frechet(model: torch.nn.Module, job: Training, extractor: Path) -> dict:
-    data = data_of(job.data, job.path)
-    x = indm.sample(model, SAMPLES, generator=torch.Generator().manual_seed(0))
-    reference = stack(data.train, 10 * SAMPLES)
-    found = distances(model.scaling.to_data(x), reference, data.scaling, load_or_train(extractor, data, progress=False))
-    return {key: found[key] for key in ("frechet", "frechet_standard_error")}
+def from_training(raw: torch.Tensor, data: Data, extractor: Path) -> dict[str, float]:
+    """The Fréchet distance of images from those that are trained on, by the classifier in ``extractor``."""
+    return frechet(raw, stack(data.train, 10 * SAMPLES), data, load_or_train(extractor, data, progress=False))
 
 
 def search(o: argparse.Namespace, data: str) -> None:

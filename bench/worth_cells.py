@@ -21,6 +21,8 @@ from indm.config import recipes
 from indm.config.recipes import Recipe
 from indm.data.base import Data, stack
 from indm.data.registry import load_data
+from indm.evaluation.extractor import Extractor
+from indm.evaluation.sample_quality import distances
 from indm.files import atomic
 from indm.model import count_parameters
 from indm.reproduction.costs import in_turns
@@ -180,7 +182,8 @@ def train(job: Training, at: Mapping[int, Callable[[Averages], None]] | None = N
         for average in averages.values():
             average.update(trainer.model, trainer.step)
         spent += time.process_time() - started
-        (at or {}).get(trainer.step, lambda models: None)(models)
+        if at and trainer.step in at:
+            at[trainer.step](models)
     made_by = provenance(job.seed, {})
     return models, {
         "setting": job.setting,
@@ -237,15 +240,17 @@ def tested(
     ode = {"nll_examples": NLL_EXAMPLES if whole else 0, "draws": draws, "iw_examples": study.iw}
     report, nats = indm.evaluate(model, raw, seed=job.seed, progress=False, **ode)
     kinds = [kind for kind in ("nelbo", "nll", "iw") if kind in report]
-    record |= {
-        "ema": decay,
-        "split": name_of(other) if other else "test",
-        "dims": report["dims"],
-        "dequantization": report["dequantization"],
-    }
+    split = name_of(other) if other else "test"
+    record |= {"ema": decay, "split": split, "dims": report["dims"], "dequantization": report["dequantization"]}
     record |= {kind: bits_of(report[kind]) for kind in kinds}
     record |= more(model)
     return record | {f"{kind}_nats": [round(value, 4) for value in nats[kind].tolist()] for kind in kinds}
+
+
+def frechet(raw: torch.Tensor, reference: torch.Tensor, data: Data, extractor: Extractor) -> dict[str, float]:
+    """The Fréchet distance of images ``raw`` from ``reference``, and its standard error."""
+    found = distances(raw, reference, data.scaling, extractor)
+    return {key: found[key] for key in ("frechet", "frechet_standard_error")}
 
 
 def kept(path: Path, make: Callable[[], dict]) -> dict:

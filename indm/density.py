@@ -21,16 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from indm.flows.base import require_density
 from indm.forward.base import require_no_code, require_own_truncation
 from indm.gaussian import GaussianReference
-from indm.ode import (
-    FEWEST,
-    Solution,
-    adams,
-    basis,
-    error_of_integral,
-    rademacher,
-    solve,
-    value_and_divergence,
-)
+from indm.ode import FEWEST, Solution, adams, basis, error_of_integral, rademacher, solve, value_and_divergence
 from indm.score import context_of, flow_score, is_smooth, probability_flow, with_context
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, evaluation_mode, event_size, event_sum, expand_like, full_precision
@@ -113,11 +104,6 @@ class WhitenedFlow:
         (v, _), (velocity, divergence) = state, slope
         return 0.5 * (self.log_prior(v + velocity) - self.log_prior(v - velocity)) + v.shape[1] * divergence
 
-    @torch.no_grad()
-    def rate_alone(self, state: State, slope: State) -> PerSample:
-        """:meth:`rate`, without a gradient."""
-        return self.rate(state, slope)
-
     def solve(self, z: Batch, end: int, probe: Tensor, nll_error: float, steps: int | None) -> Solution:
         """The state at T from z_ε (``end`` is :data:`START`), or at ε from z_T, to ``nll_error`` or in ``steps``."""
         tol = nll_error * event_size(z) * math.log(2)
@@ -185,11 +171,9 @@ def log_prob(
         begin, span = flow.state(expand_like(log_alpha.exp(), z) * z, START), sde.clock_span()
         field, drift = recomputed(flow), recomputed(flow.drift)
         options: dict[str, Any] = {"drift": drift, "context": (probe, *context_of(score))}
-        with_error = steps >= FEWEST_WITH_ERROR
-        state, _, rates = adams(
-            field, begin, *span, steps=steps, watch=flow.rate_alone if with_error else None, **options
-        )
-        if with_error:
+        options["watch"] = torch.no_grad()(flow.rate) if steps >= FEWEST_WITH_ERROR else None
+        state, _, rates = adams(field, begin, *span, steps=steps, **options)
+        if rates:
             step = abs(span[END] - span[START]) / steps
             _warn_unsolved(error_of_integral(torch.stack(rates), step, z.dtype, is_smooth(score)), x, steps)
         return log_det + event_sum(log_alpha, z) + flow.log_prob(state)

@@ -887,9 +887,8 @@ def test_report_is_one_page_with_every_picture(digits):
     sliders = {a["id"]: json.loads(a["data-words"]) for tag, a in reader.elements if tag == "input"}
     assert list(sliders) == [f"along-{name}" for name in figures.PATHS]
     assert all(len(words) == figures.FRAMES for words in sliders.values())
-    assert (
-        len(reader.images()) == len(names) + (3 * 2 + 1) * figures.FRAMES
-    )  # two models have paths, one of them a flow
+    strips = 3 * 2 + 1  # two models have paths, one of them a flow
+    assert len(reader.images()) == len(names) + strips * figures.FRAMES
     for data in reader.images("zoomable"):
         image = Image.open(io.BytesIO(data))
         image.load()

@@ -60,6 +60,5 @@ def test_the_table_has_the_best_rate_of_each_network_at_measured_costs(options):
     assert rows["unet, the recipe's, rate 0.001"] == ["200", "100", "2.000", "20"]
     assert rows["unet, half the channels, rate 0.001"] == ["100", "100", "1.800", "9"]
     assert rows["mlp, rate 0.001"] == ["100", "100", "–", "–"]
-    assert (
-        math.isinf(quality.finite(None)) and json.loads((place / "mlp, rate 0.001.json").read_text())["valid"] is None
-    )
+    assert math.isinf(quality.finite(None))
+    assert json.loads((place / "mlp, rate 0.001.json").read_text())["valid"] is None
