@@ -15,11 +15,10 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from worth import run, seeds
+from worth import affordable, folder, run, seeds
 from worth_cells import (
     NLL_EXAMPLES,
     STUDIES,
@@ -75,10 +74,10 @@ def cells(o: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 
 def jobs_of(o: argparse.Namespace, data: str, side: str, process: str) -> list[Training]:
-    """A training for each setting of a cell, with as many steps as cost the study's budget."""
-    budget, jobs = STUDIES[data].budget, [Training(data, NOISE, side, s, 1) for s in settings(data, side, process)]
+    """A training for each setting of a cell, with as many steps as cost the budget."""
+    jobs = [Training(data, NOISE, side, s, 1) for s in settings(data, side, process)]
     measured = costs(o.out / data / "costs.json", jobs)
-    return [replace(job, steps=max(1, round(budget / measured[job.cost_key]))) for job in jobs]
+    return [affordable(job, measured, o.budget * STUDIES[data].budget) for job in jobs]
 
 
 def search_cell(path: Path, jobs: list[Training]) -> Path:
@@ -148,7 +147,7 @@ def test_cell(path: Path, job: Training, decay: float, extractor: Path) -> Path:
 
 def search(o: argparse.Namespace, data: str) -> list[tuple]:
     return [
-        (search_cell, o.out / data / "search" / f"{side}-{process}.json", jobs_of(o, data, side, process))
+        (search_cell, folder(o, data) / "search" / f"{side}-{process}.json", jobs_of(o, data, side, process))
         for side, process in cells(o)
     ]
 
@@ -156,9 +155,9 @@ def search(o: argparse.Namespace, data: str) -> list[tuple]:
 def final(o: argparse.Namespace, data: str) -> list[tuple]:
     tasks = []
     for seed, (side, process) in itertools.product(seeds(o.seeds), cells(o)):
-        choice = json.loads((o.out / data / "search" / f"{side}-{process}.json").read_text())
+        choice = json.loads((folder(o, data) / "search" / f"{side}-{process}.json").read_text())
         job = Training(data, NOISE, side, choice["setting"], choice["steps"], seed)
-        path = o.out / data / "final" / f"{side}-{process}-{seed}.json"
+        path = folder(o, data) / "final" / f"{side}-{process}-{seed}.json"
         tasks.append((test_cell, path, job, choice["ema"], o.extractor / data))
     load_or_train(o.extractor / data, data_of(data, None))
     return tasks
@@ -168,7 +167,7 @@ def table(o: argparse.Namespace) -> str:
     """Side × process: the bound, the NLL, the difference from the side's linear process, few steps and the gap."""
     bounds, samples = [], []
     for data, side in itertools.product(o.data, o.sides):
-        made = {p: [json.loads(f.read_text()) for f in sorted((o.out / data / "final").glob(f"{side}-{p}-*.json"))]
+        made = {p: [json.loads(f.read_text()) for f in sorted((folder(o, data) / "final").glob(f"{side}-{p}-*.json"))]
                 for p in PROCESSES}  # fmt: skip
         for process, records in made.items():
             if not records:
@@ -207,6 +206,7 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--processes", nargs="+", choices=list(PROCESSES), default=list(PROCESSES))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--budget", type=float, default=1, help="times the study's")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--extractor", type=Path, default=Path("runs/extractor"), help="folder of classifiers")
     parser.add_argument("--out", type=Path, default=RECORDS / "forward")

@@ -154,11 +154,12 @@ def study(name: str, recipe: dict, steps: int, seed: int, out: Path, records: Pa
     nothing = {"nfe": 0, "seconds_per_image": 0.0}
 
     def compared(result: Tensor) -> dict:
-        measured = translation_metrics(raw, result, b, extractor, label)
-        if name == ARTISTS:
-            found = against_truth(raw, result, stack(b.test, EVERY), general_features().features, a.scaling.levels)
-            measured |= {f"truth_{key}": value for key, value in found["result"].items()}
-        return measured
+        if name != ARTISTS:
+            return translation_metrics(raw, result, b, extractor, label)
+        general = general_features().features
+        found = against_truth(raw, result, stack(b.test, EVERY), general, a.scaling.levels)
+        truth = {f"truth_{key}": value for key, value in found["result"].items()}
+        return translation_metrics(raw, result, b, extractor, label, general) | truth
 
     kept(place / named("copy"), lambda: compared(raw) | nothing | about)
     for method, route in routes(recipe, steps, out / str(seed)).items():
@@ -221,7 +222,7 @@ def cycles(opened: TranslationRuns, raw: Tensor) -> list[dict]:
 def table(records: Path) -> str:
     """Markdown: of each method the means over trainings, ± over trainings where there are several, else over images."""
     copies = [json.loads(file.read_text("utf-8")) for file in records.glob("*/copy.json")]
-    keys = COLUMNS | (TRUTH if copies and TRUTH.keys() <= copies[0].keys() else {})
+    keys = {key: name for key, name in (COLUMNS | TRUTH).items() if copies and copies[0].get(key) is not None}
     head = ["method", "trainings", *keys.values(), "cycle error, levels", "parameters", "evaluations", "s/image"]
     rows = [head]
     for method in (*NAMES, "copy"):
@@ -231,8 +232,9 @@ def table(records: Path) -> str:
                 [NAMES.get(method, "copy of the source"), str(len(found)), *columns(found, keys), *costs(found)]
             )
         if found and method == "copy":
-            of_b = limits(found[0])["B's test images"]
-            rows.append(["B's own test images", "", *of_b, *["–"] * (len(keys) - len(COLUMNS)), "–", "", "–", "–"])
+            cells = zip(COLUMNS, limits(found[0])["B's test images"], strict=True)
+            of_b = [cell for key, cell in cells if key in keys]
+            rows.append(["B's own test images", "", *of_b, *["–"] * (len(keys) - len(of_b)), "–", "", "–", "–"])
     return markdown(rows)
 
 

@@ -82,6 +82,7 @@ SLOWER = {"train.flow_lr": 3e-3}
 STUDIES = {
     "digits": Study(600, 5, ({}, SLOWER), iw=8),
     "fashion-mnist-16": Study(300, 5, ({}, SLOWER)),
+    "fashion-mnist": Study(150, 3, ({}, SLOWER)),
     "emoji-32": Study(300, 3, ({}, {"flow.shared": "channel"})),
 }
 VALID_EXAMPLES, NLL_EXAMPLES, IW_DRAWS = 500, 64, 8

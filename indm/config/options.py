@@ -290,8 +290,9 @@ class ScoringOptions:
     """A data set (by its name, a recipe or a run folder), a folder of images or a samples.npz."""
     split: Literal["train+valid", "train", "valid", "test"] = "train+valid"
     """Split of the reference's data set. Published scores use all data that are not for testing: train+valid."""
-    extractor: Annotated[str, arg(metavar="FOLDER|FILE|inception")] = "inception"
-    """inception, a file of its weights, or a folder for indm's own extractor, which is trained if it is not there."""
+    extractor: Annotated[str, arg(metavar="FOLDER|FILE|general|inception")] = "inception"
+    """inception, a file of its weights, general (a classifier of ImageNet, with 'indm[features]'), or a folder for
+    indm's own extractor, which is trained if it is not there."""
     size: Annotated[str | None, arg(metavar="PIXELS"), default("as they are")] = None
     """Resize the images of a folder to squares of this side, or to a height x width such as 24x48."""
     resize: Annotated[str, arg(metavar="MODE")] = "bilinear"

@@ -1,8 +1,10 @@
 """The extractors of features that torch-fidelity scores images by, and the pixels as they take them."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Num
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from indm.data.base import Data
 from indm.evaluation.extractor import DESCRIPTION, Extractor, load_or_train
+from indm.evaluation.general_features import SIDE, GeneralFeatures, general_features, weights_file
 from indm.evaluation.image_sources import Images
 from indm.tensors import double
 
@@ -17,7 +20,7 @@ INCEPTION = "inception-v3-compat"  # torch-fidelity's name of the network of the
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-OWN = "indm-extractor"
+OWN, GENERAL = "indm-extractor", "efficientnet-lite0"
 
 
 @dataclass(frozen=True)
@@ -73,26 +76,38 @@ def own_features(folder: Path, data: Data | None = None, *, progress: bool = Tru
         extractor = Extractor.load(folder)
     else:
         extractor = load_or_train(folder, data, progress=progress)
-    _register_own()
+    _register(OWN, Extractor.load)
     made_by = {"name": OWN, **extractor.provenance, "input": f"{extractor.levels} levels, {extractor.shape}, no resize"}
     return Features(OWN, folder, extractor.shape[0], extractor.levels, made_by)
 
 
-def _register_own() -> None:
-    """Make :class:`~indm.evaluation.extractor.Extractor` known to torch-fidelity as :data:`OWN`."""
+def imagenet_features() -> Features:
+    """The features of a classifier of ImageNet, for images of any kind, see :mod:`indm.evaluation.general_features`.
+
+    Raises:
+        ValueError: its weights are not installed.
+    """
+    path, network = weights_file(), GeneralFeatures()
+    _register(GENERAL, lambda folder: general_features())
+    made_by = network.provenance | {"input": f"RGB of {network.levels} levels, resized to {SIDE}×{SIDE}, bicubic"}
+    return Features(GENERAL, path, 3, network.levels, made_by)
+
+
+def _register(name: str, load: Callable[[str], Any]) -> None:
+    """Make a network that ``load`` reads, with features and logits, known to torch-fidelity."""
     import torch_fidelity
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-    class OwnFeatures(torch_fidelity.FeatureExtractorBase):
+    class OurFeatures(torch_fidelity.FeatureExtractorBase):
         """Features in float64, so that torch-fidelity takes their mean in that precision; and logits."""
 
         def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path=None, **kwargs):
             super().__init__(name, features_list)
-            self.extractor = Extractor.load(feature_extractor_weights_path)
+            self.network = load(feature_extractor_weights_path)
 
         def forward(self, raw: Tensor) -> tuple[Tensor, ...]:
-            features = self.extractor.features(raw).to(raw.device)
-            provided = {"features": double(features), "logits": double(self.extractor.head(features))}
+            features = self.network.features(raw).to(raw.device)
+            provided = {"features": double(features), "logits": double(self.network.head(features))}
             return tuple(provided[name] for name in self.features_list)
 
         @staticmethod
@@ -103,13 +118,15 @@ def _register_own() -> None:
         def get_default_feature_layer_for_metric(metric: str) -> str:
             return "logits" if metric == "isc" else "features"
 
-    if OWN not in FEATURE_EXTRACTORS_REGISTRY:
-        torch_fidelity.register_feature_extractor(OWN, OwnFeatures)
+    if name not in FEATURE_EXTRACTORS_REGISTRY:
+        torch_fidelity.register_feature_extractor(name, OurFeatures)
 
 
 def find_features(extractor: str | Path, data: Data | None = None, *, progress: bool = True) -> Features:
-    """ "inception", a file of its weights (.pth), or the folder of an :func:`own_features` extractor."""
+    """ "inception", a file of its weights (.pth), "general", or the folder of an :func:`own_features` extractor."""
     path = Path(extractor)
+    if str(extractor) == "general":
+        return imagenet_features()
     if str(extractor) == "inception":
         return inception_features()
     if path.is_file() or path.suffix in (".pth", ".pt"):

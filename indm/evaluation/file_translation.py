@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +16,7 @@ from indm.config.options import TranslationOptions
 from indm.data.images import SUFFIXES
 from indm.evaluation.diagnosis import conclusions_of_translation
 from indm.evaluation.extractor import load_or_train
-from indm.evaluation.general_features import general_features, weights_file
+from indm.evaluation.general_features import PACKAGE, general_features, weights_file
 from indm.evaluation.results import table
 from indm.evaluation.translation_metrics import COLUMNS, limits, row, translation_metrics, two_classes
 from indm.evaluation.translation_page import FRAMES, MOST, STRENGTHS, Shown, write_page
@@ -144,11 +145,13 @@ def translate_files(
 
 def score(runs: TranslationRuns, source: Tensor, result: Tensor, out: Path, progress: bool = True) -> dict:
     """See :func:`~indm.evaluation.translation_metrics.translation_metrics`; the classifier of both sides' data is
-    kept in ``out/extractor``.
+    kept in ``out/extractor``. General features count where their weights are installed.
     """
     a, b = runs.sides()
     extractor = load_or_train(out / "extractor", two_classes(a, b), progress=progress)
-    return translation_metrics(source, result, b, extractor, label=1) | {"extractor": extractor.provenance}
+    general = general_features(cast(int, b.scaling.levels)) if find_spec(PACKAGE) else None
+    numbers = translation_metrics(source, result, b, extractor, 1, general and general.features)
+    return numbers | {"extractor": extractor.provenance, "general": general and general.provenance}
 
 
 def add_page(

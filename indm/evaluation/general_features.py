@@ -94,9 +94,14 @@ class GeneralFeatures(nn.Module):
         self.conv_head, self.bn1 = nn.Conv2d(channels, SIZE, 1, bias=False), _norm(SIZE)
         self.fc = nn.Linear(SIZE, CLASSES)
 
+    @property
+    def head(self) -> nn.Linear:
+        """Features → logits."""
+        return self.fc
+
     def forward(self, raw: Num[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Logits."""
-        return self.fc(self._features(raw))
+        return self.head(self._features(raw))
 
     def features(self, raw: Num[Tensor, "n *event"], *, batch_size: int = 64) -> Float[Tensor, "n features"]:
         """The inputs of the last layer, (n, 1280) on the CPU."""

@@ -6,6 +6,7 @@ distances compare translations of one pair of data sets with one another; they a
 
 import importlib.util
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ Images = Num[Tensor, "n *event"]
 WINDOW = 7  # of SSIM, pixels
 LPIPS_WEIGHTS = "alexnet-owt-7be5be79.pth"  # torchvision's, in torch.hub's folder of checkpoints
 MOST = 2000  # training images of the target that results are compared with
+MOST_GENERAL = 500  # the same by general features, which take more time
 
 
 def two_classes(a: Data, b: Data) -> Data:
@@ -40,17 +42,26 @@ def two_classes(a: Data, b: Data) -> Data:
     return Data(name=f"{a.name} and {b.name}", notes=notes, **about, **parts)
 
 
-def translation_metrics(source: Images, result: Images, target: Data, extractor: Extractor, label: int) -> dict:
+def translation_metrics(
+    source: Images,
+    result: Images,
+    target: Data,
+    extractor: Extractor,
+    label: int,
+    general: Callable[[Images], Tensor] | None = None,
+) -> dict:
     """The results of a translation against its sources, pair by pair, and against the target's data.
 
     Args:
         source, result: grey levels, row by row, at least 20.
         target: the data that results should look like; its training images are the reference.
         label: the target's class by ``extractor``.
+        general: features of images of any kind, see :mod:`indm.evaluation.general_features`.
 
     Returns:
         Each but the limits with its ``…_standard_error``. ``frechet``, ``kid``: of features of the results and of the
         target's training images; ``…_floor``: of as many of the target's test images, ``…_ceiling``: of the sources.
+        ``general_kid``: the same as ``kid`` by ``general`` features, None without.
         ``accuracy``: the share that the classifier takes for the target, ``accuracy_floor`` that of its test images.
         ``distance``: RMS of a result minus its source over the image, grey levels; ``ssim``, and ``lpips`` where its
         weights are (None else). ``diversity``: mean distance of two results' features over that of two test images.
@@ -62,6 +73,7 @@ def translation_metrics(source: Images, result: Images, target: Data, extractor:
     for suffix, other in (("floor", "test"), ("ceiling", "a")):
         limits = jackknife(_feature_distances, f[other], f["b"])
         metrics |= {f"{name}_{suffix}": limits[name] for name in ("frechet", "kid")}
+    metrics |= _general_distances(general, train[:MOST_GENERAL], {"": result, "_floor": test, "_ceiling": source})
     for suffix, features in (("", f["ab"]), ("_floor", f["test"]), ("_ceiling", f["a"])):
         right = extractor.head(features.to(extractor.head.weight.device)).argmax(1).cpu() == label
         metrics[f"accuracy{suffix}"], error = mean_and_error(double(right))
@@ -119,6 +131,21 @@ def _feature_distances(a: Tensor, b: Tensor) -> dict[str, float]:
     return {"frechet": frechet_distance(a, b), "kid": kernel_distance(a, b)}
 
 
+def _general_distances(
+    general: Callable[[Images], Tensor] | None, reference: Images, sets: dict[str, Images]
+) -> dict:
+    """``general_kid`` of each set from the reference, named by its suffix, the first with its standard error."""
+    if general is None:
+        return {"general_kid": None, "general_kid_standard_error": None}
+
+    def distance(a: Tensor, b: Tensor) -> dict[str, float]:
+        return {"general_kid": kernel_distance(a, b)}
+
+    b = general(reference)
+    found = {suffix: jackknife(distance, general(images), b) for suffix, images in sets.items()}
+    return found[""] | {f"general_kid{suffix}": numbers["general_kid"] for suffix, numbers in found.items()}
+
+
 def _spread(features: Tensor) -> dict[str, float]:
     """Mean distance of two samples."""
     n = len(features)
@@ -128,6 +155,7 @@ def _spread(features: Tensor) -> dict[str, float]:
 COLUMNS = {
     "frechet": "Fréchet distance to B",
     "kid": "KID to B",
+    "general_kid": "KID, general features",
     "accuracy": "taken for B",
     "distance": "distance to source",
     "ssim": "SSIM with source",

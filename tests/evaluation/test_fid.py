@@ -29,6 +29,7 @@ from indm.evaluation.features import (
     own_features,
 )
 from indm.evaluation.fid import add_record, score, score_table
+from indm.evaluation.general_features import SHA256, general_features
 from indm.evaluation.image_sources import Images, open_images
 from indm.runs.provenance import weights_hash
 from indm.runs.samples import read_samples
@@ -285,6 +286,17 @@ def test_what_holds_no_images_says_so(source, complaint, tmp_path, monkeypatch):
         open_images(source)
     with pytest.raises(ValueError, match=r"split must be one of train\+valid, train, valid, test, got 'tset'"):
         open_images(source, split="tset")
+
+
+def test_general_features_need_no_labels_and_give_our_distance(digits):
+    """Of 30 digits of 17 levels, which the network sees as RGB of 256."""
+    raw = [stack(split, 30) for split in (digits.test, digits.train)]
+    features = find_features("general")
+    record = score(*map(images, raw), features, progress=False)
+    network, seen = general_features(), [fit(images(part), features) for part in raw]
+    expected = frechet_distance(*(network.features(part) for part in seen))
+    assert record["scores"]["frechet_distance"] == pytest.approx(expected, rel=1e-4)
+    assert record["extractor"]["weights_sha256"] == SHA256 and "make no FID" in score_table(record)
 
 
 # ── Inception ───────────────────────────────────────────────────────────────────────────────────────────────────────

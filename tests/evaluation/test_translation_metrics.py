@@ -13,6 +13,7 @@ from indm.data.registry import load_data
 from indm.evaluation.distances import kernel_distance
 from indm.evaluation.extractor import train_extractor
 from indm.evaluation.translation_metrics import (
+    MOST_GENERAL,
     limits,
     perceptual_distance,
     row,
@@ -68,17 +69,22 @@ def test_true_images_of_the_target_reach_the_floor_and_the_sources_the_ceiling(s
     a, b = sides
     source, test = stack(a.test), stack(b.test)
     n = min(len(source), len(test))
-    true = translation_metrics(source[:n], test[:n], b, extractor, label=1)
+    rows = {"general": lambda raw: raw.float().mean(-1).flatten(1)}  # features of any kind
+    true = translation_metrics(source[:n], test[:n], b, extractor, label=1, **rows)
     assert true["frechet"] == pytest.approx(true["frechet_floor"]) and true["kid"] == pytest.approx(true["kid_floor"])
+    expected = [kernel_distance(*map(rows["general"], (x[:n], stack(b.train, MOST_GENERAL)))) for x in (test, source)]
+    assert [true["general_kid"], true["general_kid_ceiling"]] == pytest.approx(expected) and expected[1] > expected[0]
+    assert true["general_kid_floor"] == pytest.approx(expected[0]) and true["general_kid_standard_error"] > 0
     assert true["accuracy"] > 0.9 > 0.2 > true["accuracy_ceiling"]
     assert true["diversity"] == pytest.approx(1)
     copy = translation_metrics(source[:n], source[:n], b, extractor, label=1)
     assert copy["frechet"] == pytest.approx(copy["frechet_ceiling"]) and copy["frechet"] > 5 * true["frechet"]
     assert copy["distance"] == 0 and copy["ssim"] == pytest.approx(1) and copy["accuracy"] < 0.2
+    assert copy["general_kid"] is None
     assert true["distance"] > 2 and true["ssim"] < 0.6
     one = translation_metrics(source[:n], test[:1].expand(n, -1, -1, -1), b, extractor, label=1)
     assert one["diversity"] == pytest.approx(0, abs=1e-5) and one["frechet"] > true["frechet"]
-    assert len(row(true)) == 6 and list(limits(true)) == ["B's test images", "sources"]
+    assert len(row(true)) == 7 and row(copy)[2] == "–" and list(limits(true)) == ["B's test images", "sources"]
 
 
 def test_structural_similarity_by_its_formula():
