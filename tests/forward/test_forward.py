@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +33,9 @@ from indm.score import TwoScores, flow_score, law_score
 from indm.sde import VESDE, VPSDE, LearnedSDE
 from indm.tensors import expand_like
 from indm.translation import bridge, sdedit, two_models
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+import free_volatility
 
 EPS = 1e-3
 DOUBLE = torch.float64
@@ -231,6 +236,23 @@ def test_the_measured_gap_is_the_irreducible_one(case):
     generator = torch.Generator().manual_seed(0)
     gap = irreducible_gap(model, best.sample(4000, 1, generator), times=4, generator=generator)
     assert within(gap, irreducible(best))
+
+
+def test_what_a_free_volatility_takes_away_is_that_of_the_conditional_variances(case):
+    """a and n/(2R) are linear in z_0 given z_t: A = f² E Var(z_0|z_t), B = h² E Var(z_0|z_t)."""
+    sde, process, best = case
+
+    def rate(t):
+        a, b, c, d, R = best.coefficients(t)
+        f, h = a - (b - 0.5 / R) * c / d, 0.5 / R * c / d
+        variance = expectation(best, lambda z, n: best.moments(c * z + d * n, t.expand(len(z)))[1][:, 0])
+        return 0.5 * (f.abs() - h.abs()) ** 2 * variance
+
+    model, generator = indm.INDM(Identity(), best, shape=(1,), forward=process), torch.Generator().manual_seed(0)
+    drawn = free_volatility.errors(model, best.sample(4000, 1, generator), 100, generator)
+    fall = free_volatility.fall_of_bound(*drawn, sde.log_snr_range())
+    assert fall == pytest.approx(over_clock(sde, rate), rel=0.1, abs=1e-9)
+    assert (fall < 1e-9) == (process.mean == process.spread == 0)
 
 
 def test_nelbo_in_eight_dimensions_is_eight_times_that_of_one(case):
