@@ -53,7 +53,7 @@ IMAGES = 200  # of A's test split, at most
 ARTISTS = "emoji-32"  # of two packages, whose test splits have the same things in the same order
 EVERY = 302  # test images of emoji: among so many is a counterpart looked for
 SHOWN = 10
-CYCLED = 32  # images whose error is looked at along the steps
+CYCLED = 32  # images that also go back
 STEPS, CONVERGED = (50, 75, 100, 120, 200), 300  # of the cycle
 STRENGTHS = (0.3, 0.5)  # of SDEdit
 TRUTH = {  # columns beside COLUMNS where the truth is known
@@ -119,8 +119,8 @@ def pairs(recipe: dict, steps: int, out: Path) -> dict[str, TranslationRuns]:
     return {name: open_runs([out / name]) for name in ("indm", "ddib")}
 
 
-def routes(recipe: dict, steps: int, out: Path) -> dict[str, Route]:
-    """Every method, trained where it is not yet."""
+def routes(recipe: dict, steps: int, out: Path, methods: Sequence[str]) -> dict[str, Route]:
+    """The route of each method; every model is trained where it is not yet."""
     trained = pairs(recipe, steps, out)
     changed = untimed(recipe, 2 * steps)
     whole({"bridge": train(changed, out / "bridge", resume=(out / "bridge" / "checkpoint.pt").exists())})
@@ -133,7 +133,7 @@ def routes(recipe: dict, steps: int, out: Path) -> dict[str, Route]:
     found["bridge"] = open_runs([out / "bridge"]).route()
     found |= {f"{name} 0.5": opened.route(strength=0.5) for name, opened in trained.items()}
     found |= {f"sdedit {s}": sdedit(down.model, c=down.c, strength=s) for s in STRENGTHS}
-    return {name: found[name] for name in NAMES}
+    return {name: found[name] for name in methods}
 
 
 def whole(summaries: dict[str, dict]) -> None:
@@ -142,7 +142,7 @@ def whole(summaries: dict[str, dict]) -> None:
         raise KeyboardInterrupt
 
 
-def study(name: str, recipe: dict, steps: int, seed: int, out: Path, records: Path) -> None:
+def study(name: str, recipe: dict, steps: int, seed: int, out: Path, records: Path, methods: Sequence[str]) -> None:
     """Train, translate and compare for one recipe and seed; what has a record is not done again."""
     a, b = (load_data(**recipe[table]) for table in ("data", "data_b"))
     of_all, label = classified(recipe, a, b)
@@ -162,7 +162,7 @@ def study(name: str, recipe: dict, steps: int, seed: int, out: Path, records: Pa
         return translation_metrics(raw, result, b, extractor, label, general) | truth
 
     kept(place / named("copy"), lambda: compared(raw) | nothing | about)
-    for method, route in routes(recipe, steps, out / str(seed)).items():
+    for method, route in routes(recipe, steps, out / str(seed), methods).items():
         if (place / named(method)).exists() and drawn.exists():
             continue
         result, values = translated(route, raw)
@@ -192,8 +192,8 @@ def translated(route: Route, raw: Tensor) -> tuple[Tensor, dict[str, float]]:
         "parameters": sum(count_parameters(model) for model in models.values()),
     }
     if not any(leg.noise for leg in route.legs):
-        back = route.back().follow(there.x)
-        error = ((back.x - x) * route.models[0].scaling.scale).flatten(1).abs().amax(1)
+        back = route.back().follow(there.x[:CYCLED])
+        error = ((back.x - x[:CYCLED]) * route.models[0].scaling.scale).flatten(1).abs().amax(1)
         values |= {"cycle_error_max": error.max().item(), "cycle_error_median": error.median().item()}
     return route.models[1].scaling.to_data(there.x), values
 
@@ -300,6 +300,7 @@ def main() -> None:
     parser.add_argument("recipes", nargs="+")
     parser.add_argument("--steps", type=int, default=600, help="of each of INDM's two models")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each method")
+    parser.add_argument("--methods", nargs="+", choices=list(NAMES), default=list(NAMES), help="to translate with")
     parser.add_argument("--paths", nargs=2, help="of the images, for emoji-32: the packages of two artists, unpacked")
     parser.add_argument("--out", type=Path, default=Path("runs/translation"), help="where the runs are or shall be")
     parser.add_argument("--records", type=Path, default=Path(__file__).parent / "records" / "translation")
@@ -315,7 +316,7 @@ def main() -> None:
             continue
         for seed in range(0 if o.table else o.seeds):
             (out / str(seed)).mkdir(parents=True, exist_ok=True)
-            study(name, recipe_of(name, o.paths, seed), o.steps, seed, out, o.records / name)
+            study(name, recipe_of(name, o.paths, seed), o.steps, seed, out, o.records / name, o.methods)
         print(f"{name}\n{table(o.records / name)}")
 
 

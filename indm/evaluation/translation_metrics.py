@@ -131,9 +131,7 @@ def _feature_distances(a: Tensor, b: Tensor) -> dict[str, float]:
     return {"frechet": frechet_distance(a, b), "kid": kernel_distance(a, b)}
 
 
-def _general_distances(
-    general: Callable[[Images], Tensor] | None, reference: Images, sets: dict[str, Images]
-) -> dict:
+def _general_distances(general: Callable[[Images], Tensor] | None, reference: Images, sets: dict[str, Images]) -> dict:
     """``general_kid`` of each set from the reference, named by its suffix, the first with its standard error."""
     if general is None:
         return {"general_kid": None, "general_kid_standard_error": None}
