@@ -1,0 +1,150 @@
+"""What a flow alone makes of B, where the terminal bridge ends, along its training: ankle boots at 16×16.
+
+    python bench/flow_alone.py --steps 3200 --out runs/flow-alone     # what has no record yet; killed, it goes on
+    python bench/flow_alone.py --table
+
+Each flow is trained by its own likelihood, without a diffusion. "noise-augmented" is TarFlow as published (Zhai et al.
+2024, https://arxiv.org/abs/2412.06329): x + σn in place of x, and samples x + σ² ∇log p(x), which are no samples of a
+density; no likelihood is claimed of it. After 100, 200, 400, … steps 200 samples of the averaged weights are compared
+with boots as ``bench/translation.py`` compares translations. Records are kept in ``bench/records/flow-alone``.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from worth_cells import VERSIONS, data_of, kept
+from worth_table import in_table
+
+import indm
+from indm.config import recipes
+from indm.data.base import Data, stack
+from indm.data.registry import load_data
+from indm.dequantization import from_data
+from indm.evaluation.distances import frechet_distance
+from indm.evaluation.extractor import Extractor, load_or_train
+from indm.evaluation.plots import save_pixels
+from indm.evaluation.sheets import Panel, sheet
+from indm.evaluation.statistics import share_error
+from indm.evaluation.translation_metrics import MOST
+from indm.model import INDM, count_parameters
+from indm.objective import Losses, Objective, as_objective, flow_loss, flow_nll, objective_of
+from indm.rng import randn_like
+from indm.runs.provenance import provenance
+from indm.tensors import evaluation_mode
+
+BOOT = 9  # of Fashion-MNIST's classes
+IMAGES, SHOWN, FIRST = 200, 10, 100
+SIGMA = 0.1  # of images on [−1, 1]
+TARFLOW = {"flow": "autoregressive", "flow.width": 96, "flow.blocks": 6, "train.flow_lr": 1e-3}
+FLOWS: dict[str, dict[str, Any]] = {
+    "coupling, spline": {"flow": "coupling", "flow.levels": 3, "flow.depth": 4, "train.flow_lr": 1e-2},
+    "autoregressive, spline": TARFLOW | {"flow.transform": "spline"},
+    "autoregressive, noise-augmented": TARFLOW,
+}
+
+
+def augmented(sigma: float) -> Objective:
+    """The flow's likelihood of x + σn."""
+
+    @as_objective(trains_score=False, truncates=False, standard_prior=True)
+    def loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
+        return flow_loss(model, x + sigma * randn_like(x, generator), eps=eps, generator=generator)
+
+    return objective_of(loss)
+
+
+def samples(model: INDM, n: int, sigma: float) -> Tensor:
+    """x = h⁻¹(z), and x + σ² ∇log p(x) of a flow that was trained with noise, in grey levels."""
+    z = torch.randn(n, *model.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        x = model.decode(z)
+    if sigma:
+        with torch.enable_grad():
+            x.requires_grad_()
+            (slope,) = torch.autograd.grad(-flow_nll(model, x).sum(), x)
+        x = x.detach() + sigma**2 * slope
+    return model.scaling.to_data(x)
+
+
+def measured(model: INDM, data: Data, extractor: Extractor, sigma: float) -> tuple[dict[str, float], Tensor]:
+    """Distance to boots, the share that is taken for them, bits/dim of validation images; and the samples."""
+    with evaluation_mode(model):
+        raw, x = samples(model, IMAGES, sigma), from_data(model, stack(data.valid))[0]
+        nats = flow_nll(model, x).mean().item()
+    features = extractor.features(raw)
+    taken = (extractor.head(features).argmax(1) == BOOT).double().mean().item()
+    numbers = {
+        "frechet": frechet_distance(features, extractor.features(stack(data.train, MOST))),
+        "accuracy": taken,
+        "accuracy_standard_error": share_error(taken, IMAGES),
+    }
+    bits = {} if sigma else {"bits": model.scaling.bits_per_dim(torch.tensor(nats), model.shape).item()}
+    return numbers | bits, raw
+
+
+def study(name: str, steps: int, out: Path, extractor: Extractor) -> dict:
+    """Train one flow, and measure it along the way."""
+    sigma = SIGMA if name.endswith("noise-augmented") else 0.0
+    recipe = recipes.load("sneaker-boot")
+    recipe = {table: content for table, content in recipe.items() if table != "data_b"} | {"data": recipe["data_b"]}
+    budget = {"train.steps": steps, "train.seconds": math.inf, "train.terminal": 0, "train.flow_update_every": 1}
+    recipe = recipes.override(recipe, budget | {"net": "zero"} | FLOWS[name])
+    marks, data = {FIRST * 2**k for k in range(20)}, load_data(**recipe["data"])
+    file = out / f"{name}.json"
+    curve: dict[str, dict] = json.loads(file.read_text()) if file.exists() else {}
+
+    def measure(trainer: Any, terms: Any) -> None:
+        if trainer.step in marks or trainer.step == steps:
+            curve[str(trainer.step)], raw = measured(trainer.ema.model, data, extractor, sigma)
+            file.write_text(json.dumps(curve))
+            save_pixels(sheet([Panel(raw[:SHOWN], SHOWN)], 256), out / f"{name}.png")
+            print(name, trainer.step, curve[str(trainer.step)], flush=True)
+
+    run = out / name
+    options: dict[str, Any] = {"callbacks": [measure], "resume": (run / "checkpoint.pt").exists()}
+    summary = indm.train(recipe, run, objective=augmented(sigma) if sigma else "flow", **options)
+    if summary["interrupted"]:
+        raise KeyboardInterrupt
+    made_by = {key: value for key, value in provenance(0, {}).items() if key in VERSIONS}
+    return {"curve": curve, "parameters": count_parameters(INDM.load(run).flow), "sigma": sigma} | made_by
+
+
+def table(records: Path) -> str:
+    """Along the steps: Fréchet distance to boots, and the share that is taken for them."""
+    files = {name: records / f"{name}.json" for name in FLOWS}
+    made = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    steps = sorted({int(step) for record in made.values() for step in record["curve"]})
+    rows = []
+    for name, record in made.items():
+        cells = [
+            "" if found is None else f"{found['frechet']:.0f}, {100 * found['accuracy']:.0f} %"
+            for found in (record["curve"].get(str(step)) for step in steps)
+        ]
+        rows.append((name, f"{record['parameters']:,}", *cells))
+    return in_table("flow", "parameters", *(f"{step} steps" for step in steps), rows=rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("flows", nargs="*", default=list(FLOWS), help=", ".join(FLOWS))
+    parser.add_argument("--steps", type=int, default=3200)
+    parser.add_argument("--out", type=Path, default=Path("runs/flow-alone"), help="where the runs are or shall be")
+    parser.add_argument("--extractor", type=Path, default=Path("runs/extractor"), help="folder of classifiers")
+    parser.add_argument("--records", type=Path, default=Path(__file__).parent / "records" / "flow-alone")
+    parser.add_argument("--table", action="store_true", help="of the records alone")
+    o = parser.parse_args()
+    if not o.table:
+        o.out.mkdir(parents=True, exist_ok=True)
+        extractor = load_or_train(o.extractor / "fashion-mnist-16", data_of("fashion-mnist-16", None))
+        for name in o.flows:
+            kept(o.records / f"{name}.json", lambda name=name: study(name, o.steps, o.out, extractor))
+    print(table(o.records))
+
+
+if __name__ == "__main__":
+    main()
