@@ -29,7 +29,7 @@ def test(name: str, arguments: list[str]) -> str:
     new = (*uv, "venv", "--quiet", "--no-python-downloads", "--python", version, str(place))
     if not python.exists() and not ran(*new):
         return "left out: no such Python here"
-    resolution = ("--resolution", "lowest-direct") if name == LOWEST else ()
+    resolution = ("--resolution", "lowest-direct") if name == LOWEST else ("--upgrade",)
     if not ran(*uv, "pip", "install", "--quiet", "--python", str(python), *resolution, "--editable", ".[dev]"):
         return "cannot be installed"
     tests = arguments or ["-n", "2", "--dist", "loadfile"]

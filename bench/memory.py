@@ -1,6 +1,6 @@
 """The memory of a training step on a GPU, by recipe: computed on any machine, and measured on this one.
 
-    python bench/memory.py                       # the table of docs/performance.md: nothing of that size is made
+    python bench/memory.py                       # the table of docs/gpu.md: nothing of that size is made
     python bench/memory.py --measure             # also the peak of real steps, where they fit
 
 Weights are counted five times: themselves, their gradients, Adam's two averages, the moving average. Activations are

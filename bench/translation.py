@@ -54,11 +54,12 @@ ARTISTS = "emoji-32"  # of two packages, whose test splits have the same things 
 EVERY = 302  # test images of emoji: among so many is a counterpart looked for
 SHOWN = 10
 CYCLED = 32  # images that also go back
-STEPS, CONVERGED = (50, 75, 100, 120, 200), 300  # of the cycle
+STEPS, CONVERGED = (20, 30, 50, 75, 100, 120, 200), 300  # of the cycle
 STRENGTHS = (0.3, 0.5)  # of SDEdit
 TRUTH = {  # columns beside COLUMNS where the truth is known
     "truth_distance": "to the counterpart, levels",
     "truth_features": "features",
+    "truth_ssim": "SSIM",
     **{f"truth_recall_{k}": f"recall at {k}" for k in RECALL},
 }
 NAMES = {

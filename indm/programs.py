@@ -32,7 +32,7 @@ def export(model: Any, folder: str | Path, *, onnx: bool = False) -> list[Path]:
 
     Raises:
         ModuleNotFoundError: ``onnx`` without its packages.
-        ValueError: a part cannot be exported (to ONNX: splines cannot), draws a code in every call, or sees one.
+        ValueError: a part cannot be exported, draws a code in every call, or sees one.
 
     Example:
 
@@ -98,7 +98,7 @@ def _exported(part: nn.Module, example: tuple[Tensor, ...], name: str) -> torch.
 
 
 def _write_onnx(program: torch.export.ExportedProgram, file: Path, name: str) -> None:
-    table: Any = {torch.ops.prims.hypot.default: _hypot}
+    table: Any = {torch.ops.prims.hypot.default: _hypot, torch.ops.aten.searchsorted.Tensor: _searchsorted}
     try:
         torch.onnx.export(program, (), file, verbose=False, custom_translation_table=table)
     except Exception as error:  # of torch.onnx, private
@@ -111,3 +111,15 @@ def _hypot(a, b):
     from onnxscript import opset18 as op
 
     return op.Sqrt(op.Add(op.Mul(a, a), op.Mul(b, b)))
+
+
+def _searchsorted(knots, values, out_int32=False, right=False, side=None, sorter=None):
+    """How many of ``knots`` (…, K) are below each of ``values`` (…, N), those that are equal too with ``right``."""
+    from onnxscript import opset18 as op
+
+    last: Any = op.Constant(value_ints=[-1])
+    before: Any = op.Constant(value_ints=[-2])
+    value, knot = op.Unsqueeze(values, last), op.Unsqueeze(knots, before)
+    below = op.GreaterOrEqual(value, knot) if right or side == "right" else op.Greater(value, knot)
+    counted: Any = op.Cast(below, to=7)  # int64
+    return op.ReduceSum(counted, last, keepdims=0)

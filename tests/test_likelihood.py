@@ -383,6 +383,10 @@ def test_evaluate_vectors():
             assert numbers["nats_standard_error"] == pytest.approx((samples[key].std() / math.sqrt(n)).item(), rel=1e-9)
             assert numbers["bits_per_dim"] == pytest.approx(numbers["nats"] / (2 * math.log(2)), rel=1e-9)
 
+    errors, said = samples["nll_solver_error"], report["nll"]["solver_error"]
+    assert errors.shape == (400,) and said["nats"] == pytest.approx(errors.mean().item())
+    assert said["largest_bits_per_dim"] == pytest.approx(errors.max().item() / (2 * math.log(2)))
+
     std = score.variance.sqrt() * scale.double()
     truth = -normal_log_prob(raw.double(), score.mean * scale + shift, std**2)
     nll = report["nll"]["with_reconstruction"]

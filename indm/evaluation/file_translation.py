@@ -365,6 +365,10 @@ def sentences(report: dict) -> list[str]:
     lines = [", ".join(parts), *report.get("conclusions", ())]
     if report["options"]["score"] and "scores" not in report:
         lines.append(f"no scores: they need at least {FEWEST_SCORED} results")
+    if "scores" in report:
+        scores = report["scores"]
+        lines += ["no SSIM: pip install 'indm[metrics]'"] if scores["ssim"] is None else []
+        lines += ["no general features: pip install 'indm[features]'"] if scores["general"] is None else []
     return lines
 
 

@@ -121,7 +121,8 @@ def evaluate(
 
     Returns:
         A JSON-able report, and per-sample nats of the raw data, mean over repeats: ``nelbo``, ``nll``, ``iw``,
-        ``ancestral``, and all but ``iw`` with suffix ``_without_reconstruction``.
+        ``ancestral``, and all but ``iw`` with suffix ``_without_reconstruction``; ``nll`` and ``iw`` also with suffix
+        ``_solver_error``, the largest over repeats.
 
     Raises:
         ValueError: an option that is unknown or out of range.
@@ -171,11 +172,10 @@ def evaluate(
     report: dict[str, Any] = {"images": counts} | setting | notes
     nats: dict[str, Tensor] = {}
     for kind, of_kind in estimates.items():
-        report[kind], (nats[kind], without) = summary(of_kind, dims)
+        report[kind], own = summary(of_kind, dims)
         if kind == "iw":  # whose weights are the reconstruction terms, too
-            del report[kind]["without_reconstruction"]
-        else:
-            nats[f"{kind}_without_reconstruction"] = without
+            del report[kind]["without_reconstruction"], own["_without_reconstruction"]
+        nats |= {kind + suffix: values for suffix, values in own.items()}
     return report, nats
 
 
@@ -261,23 +261,25 @@ def _draw_all(
     return by_kind
 
 
-def summary(estimates: list[list[Estimate]], dims: int) -> tuple[dict, tuple[Tensor, Tensor]]:
-    """What a report says of estimates of one kind, batch by batch and repeat by repeat, and the mean nats of every
-    sample over repeats, with and without reconstruction."""
+def summary(estimates: list[list[Estimate]], dims: int) -> tuple[dict, dict[str, Tensor]]:
+    """What a report says of estimates of one kind, batch by batch and repeat by repeat, and by their suffix the nats of
+    every sample: means over repeats with and without reconstruction, and the solver's error, the largest of them."""
     draws = {
         part: torch.cat([torch.stack([getattr(e, part) for e in batch]) for batch in estimates], 1)
         for part in ("total", "without_reconstruction")
     }
     evaluations = [e.nfe for batch in estimates for e in batch]
     numbers = dict(estimates[0][0].settings)
+    nats = {"": draws["total"].mean(0), "_without_reconstruction": draws["without_reconstruction"].mean(0)}
     if any(evaluations):
         errors = torch.cat([torch.stack([e.solver_error for e in batch]).amax(0) for batch in estimates])
+        nats["_solver_error"] = errors
         numbers |= {"nfe": sum(evaluations) / len(evaluations)} | solver_error(errors, dims, numbers["nll_error"])
     numbers |= {
         "with_reconstruction": in_units(draws["total"], dims),
         "without_reconstruction": in_units(draws["without_reconstruction"], dims),
     }
-    return numbers, (draws["total"].mean(0), draws["without_reconstruction"].mean(0))
+    return numbers, nats
 
 
 def solver_error(errors: Float[Tensor, " n"], dims: int, nll_error: float) -> dict[str, Any]:

@@ -605,7 +605,7 @@ def test_vectors_are_translated_as_arrays(tmp_path):
     assert (out / "sheet.png").exists() and report["options"]["steps"] == 120
 
 
-def test_scores_say_what_a_translation_is_worth(tmp_path, capsys):
+def test_scores_say_what_a_translation_is_worth(tmp_path, capsys, monkeypatch):
     small = ["--flow=coupling", *SMALL, "--train.steps=3", "--train.batch_size=16", "--quiet"]
     assert main(["train", "digits", "--data.label", "3", "--out", str(tmp_path / "3"), *small]) == 0
     raw = torch.stack([load_data("digits", label=3).test[i] for i in range(30)])
@@ -623,6 +623,10 @@ def test_scores_say_what_a_translation_is_worth(tmp_path, capsys):
     assert scores["images"] == 30 and scores["distance"] == 0 and scores["accuracy"] in (0, 1)
     assert scores["frechet"] == pytest.approx(scores["frechet_ceiling"])
     assert "B's test images" in capsys.readouterr().out and (tmp_path / "same" / "extractor").is_dir()
+    assert scores["general_kid"] == pytest.approx(scores["general_kid_ceiling"])
+    monkeypatch.setattr("indm.evaluation.file_translation.find_spec", lambda name: None)
+    assert main([*arguments, "--out", str(tmp_path / "without")]) == 0
+    assert "no general features: pip install 'indm[features]'" in capsys.readouterr().out
     np.save(tmp_path / "few.npy", raw[:5, 0].numpy())
     assert main([*arguments[:3], str(tmp_path / "few.npy"), *arguments[4:], "--out", str(tmp_path / "few")]) == 2
     assert "score needs at least 20 examples, got 5; leave out --score" in capsys.readouterr().err
