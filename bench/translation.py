@@ -19,11 +19,12 @@ trains the pairs alone, and looks at the error of A → B → A along the steps.
 """
 
 import argparse
+import functools
 import json
 import math
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -112,29 +113,43 @@ def untimed(recipe: dict, steps: int) -> dict:
     return recipes.override(recipe, options | {"train.final": "last"})
 
 
-def pairs(recipe: dict, steps: int, out: Path) -> dict[str, TranslationRuns]:
-    """The two INDMs and the two linear models, trained where they are not yet."""
+def pair(recipe: dict, steps: int, out: Path, name: str) -> TranslationRuns:
+    """The two INDMs ("indm") or the two linear models ("ddib"), trained where they are not yet."""
     linear = recipes.override(untimed(recipe, round(LINEAR * steps)), LINEAR_FLOW)
-    for name, changed in {"indm": untimed(recipe, steps), "ddib": linear}.items():
-        whole(train_pair(changed, out / name, resume=(out / name).exists()))
-    return {name: open_runs([out / name]) for name in ("indm", "ddib")}
+    changed = {"indm": untimed(recipe, steps), "ddib": linear}[name]
+    whole(train_pair(changed, out / name, resume=(out / name).exists()))
+    return open_runs([out / name])
 
 
 def routes(recipe: dict, steps: int, out: Path, methods: Sequence[str]) -> dict[str, Route]:
-    """The route of each method; every model is trained where it is not yet."""
-    trained = pairs(recipe, steps, out)
-    changed = untimed(recipe, 2 * steps)
-    whole({"bridge": train(changed, out / "bridge", resume=(out / "bridge" / "checkpoint.pt").exists())})
-    found = {
-        name: of_classes(untimed(recipe, 2 * count), changes, out / name)
-        for name, count, changes in (("classes", steps, {}), ("linear classes", round(LINEAR * steps), LINEAR_FLOW))
+    """The route of each method; a model that one of them needs is trained where it is not yet."""
+
+    @functools.cache
+    def two(name: str) -> TranslationRuns:
+        return pair(recipe, steps, out, name)
+
+    @functools.cache
+    def one(name: str) -> Route:
+        count, changes = {"classes": (steps, {}), "linear classes": (round(LINEAR * steps), LINEAR_FLOW)}[name]
+        return of_classes(untimed(recipe, 2 * count), changes, out / name)
+
+    def bridge() -> Route:
+        resume = (out / "bridge" / "checkpoint.pt").exists()
+        whole({"bridge": train(untimed(recipe, 2 * steps), out / "bridge", resume=resume)})
+        return open_runs([out / "bridge"]).route()
+
+    def noised(strength: float) -> Route:
+        _, down = one("linear classes").legs
+        return sdedit(down.model, c=down.c, strength=strength)
+
+    makers: dict[str, Callable[[], Route]] = {
+        **{name: lambda name=name: two(name).route() for name in ("indm", "ddib")},
+        **{f"{name} 0.5": lambda name=name: two(name).route(strength=0.5) for name in ("indm", "ddib")},
+        **{name: lambda name=name: one(name) for name in ("classes", "linear classes")},
+        **{f"sdedit {s}": lambda s=s: noised(s) for s in STRENGTHS},
+        "bridge": bridge,
     }
-    _, down = found["linear classes"].legs
-    found |= {name: opened.route() for name, opened in trained.items()}
-    found["bridge"] = open_runs([out / "bridge"]).route()
-    found |= {f"{name} 0.5": opened.route(strength=0.5) for name, opened in trained.items()}
-    found |= {f"sdedit {s}": sdedit(down.model, c=down.c, strength=s) for s in STRENGTHS}
-    return {name: found[name] for name in methods}
+    return {name: makers[name]() for name in methods}
 
 
 def whole(summaries: dict[str, dict]) -> None:
@@ -265,7 +280,8 @@ def costs(found: Sequence[dict]) -> list[str]:
 def study_cycles(name: str, recipe: dict, steps: int, out: Path) -> None:
     """Train the pairs of one recipe, and print the error of their cycles."""
     raw = stack(load_data(**recipe["data"]).test, CYCLED)
-    for method, opened in pairs(recipe, steps, out).items():
+    for method in ("indm", "ddib"):
+        opened = pair(recipe, steps, out, method)
         print(f"{name}, {NAMES[method]}\n{cycle_table(cycles(opened, raw))}", flush=True)
 
 

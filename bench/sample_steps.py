@@ -1,0 +1,65 @@
+"""Whether more steps bring samples nearer to the converged ones: trained models of every kind.
+
+    python bench/sample_steps.py runs/digits runs/ddpmpp runs/ncsnpp-ve …      # a record each, never made again
+    python bench/sample_steps.py --table
+
+Errors are root mean squares over the entries of latents that start from the same z_T, in model units, by the default
+sampler; converged are ``--converged`` equal steps of Adams' method.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from worth_cells import VERSIONS, kept
+
+import indm
+from indm.config import recipes
+from indm.runs.provenance import provenance
+from indm.sampling import UniPC, follow_flow, solve_latent
+
+STEPS = (12, 25, 50, 100, 200)
+OUT = Path(__file__).parent / "records" / "sample-steps"
+
+
+@torch.no_grad()
+def record_of(run: Path, images: int, converged: int) -> dict:
+    """The error of the default sampler in each number of steps, for ``images`` samples of a run."""
+    model, recipe = indm.INDM.load(run).eval(), recipes.load(run)
+    z = model.sde.prior_sample((images, *model.shape), generator=torch.Generator().manual_seed(0))
+    exact, _ = follow_flow(model.score, z, model.sde.T, model.sde.eps, steps=converged)
+    errors = {n: (solve_latent(model, z, UniPC(), n)[0] - exact).square().mean().sqrt().item() for n in STEPS}
+    parts = {"net": recipe["net"]["name"], "sde": recipe["sde"]["name"], "shape": list(model.shape)}
+    made_by = {key: value for key, value in provenance(0, {}).items() if key in VERSIONS}
+    return parts | {"converged": converged, "errors": errors} | made_by
+
+
+def table(out: Path) -> str:
+    lines = ["| model | " + " | ".join(f"{n} steps" for n in STEPS) + " |", "|---" * (len(STEPS) + 1) + "|"]
+    for path in sorted(out.glob("*.json")):
+        record = json.loads(path.read_text())
+        name = f"{path.stem} ({record['net']}, {record['sde'].upper()}, {'×'.join(map(str, record['shape']))})"
+        lines.append(f"| {name} | " + " | ".join(f"{value:.1g}" for value in record["errors"].values()) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders; a record is named after each")
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--converged", type=int, default=1280, help="steps of the converged solution")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--table", action="store_true")
+    o = parser.parse_args()
+    torch.set_num_threads(1)
+    for run in o.runs:
+        path = o.out / f"{run.name}.json"
+        kept(path, lambda run=run: record_of(run, o.images, o.converged))
+        print(path, flush=True)
+    if o.table:
+        print(table(o.out))
+
+
+if __name__ == "__main__":
+    main()
