@@ -799,6 +799,18 @@ def test_inspect_writes_what_the_flow_does(run, tmp_path, capsys):
     assert "position" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("process", ["coded", "learned-mean", "affine"])
+def test_inspect_looks_at_x_t_of_any_process(process, tmp_path):
+    """Classes are seen at ε, and not in x_T."""
+    out = tmp_path / "run"
+    assert main(["train", "digits", *SMALL, "--forward", process, "--quiet", "--out", str(out)]) == 0
+    assert main(["inspect", str(out), "--examples", "300", "--out", str(tmp_path), "--quiet"]) == 0
+    accuracies = [
+        point["accuracy"] for point in json.loads((tmp_path / "flow.json").read_text())["runs"][str(out)]["probe"]
+    ]
+    assert accuracies[0] > 0.8 and accuracies[-1] < 0.25
+
+
 # ── Exit statuses, --debug, Ctrl-C, and what is written over
 
 
