@@ -3,7 +3,8 @@
     python bench/sample_steps.py runs/digits runs/ddpmpp runs/ncsnpp-ve …      # a record each, never made again
     python bench/sample_steps.py --table
 
-Errors are root mean squares over the entries of E[z_0|z_ε] from the same z_T, in model units, by the default sampler; converged are ``--converged`` equal steps of Adams' method.
+Errors are root mean squares over the entries of E[z_0|z_ε] from the same z_T, in model units, by the default sampler;
+converged are ``--converged`` equal steps of Adams' method.
 """
 
 import argparse
