@@ -34,6 +34,21 @@ class Condition(nn.Module, ABC):
     Raises:
         ValueError: ``drop`` is no probability below 1, or c is to be hidden from a flow: p(x|c) and p(x) must then have
             one latent.
+
+    Example: a direction in degrees, seen as its cosine and its sine, so that 0 and 360 are the same.
+
+        >>> class Direction(Condition):
+        ...     seen_shape = (2,)
+        ...     def of_data(cls, c, labels):
+        ...         return {}
+        ...     def rows(self, c, n=None):
+        ...         return torch.as_tensor(c).reshape(-1, 1)
+        ...     def forward(self, c):
+        ...         return torch.cat([torch.deg2rad(c).cos(), torch.deg2rad(c).sin()], 1)
+        >>> direction = Direction()
+        >>> north, again, south = direction(direction.rows([0.0, 360.0, 180.0]))
+        >>> torch.allclose(north, again, atol=1e-6), torch.allclose(north, -south, atol=1e-6)
+        (True, True)
     """
 
     is_class: ClassVar[bool] = False  # whether c is a label of the data
@@ -235,6 +250,15 @@ class Vector(Numbers):
         size: how many; in a recipe, by default as many as the data have.
         drop: probability with which training hides c, so that the model is one of p(x), too, and samples can be guided.
         flow: whether the flow sees c, too.
+
+    Example: numbers of mean 3 and deviation 2. A condition of zeros is told from none by the ones.
+
+        >>> c = Vector(1)
+        >>> c.fit(torch.tensor([[1.0], [3.0], [5.0]]))
+        >>> c(c.rows([7.0, 3.0])).tolist()
+        [[2.0, 1.0], [0.0, 1.0]]
+        >>> c.absent(1).tolist()
+        [[0.0, 0.0]]
     """
 
     def __init__(self, size: int = 0, drop: float = 0.0, flow: bool = False):
@@ -261,6 +285,13 @@ class Image(Numbers):
         shape: event shape of x, (C, H, W).
         channels: of the image c; in a recipe, by default those of the data.
         drop: probability with which training hides c, so that the model is one of p(x), too, and samples can be guided.
+
+    Example: one image for five samples. A black one is told from none by the channel of ones, which is the last.
+
+        >>> photo = Image((1, 8, 8), channels=3)
+        >>> seen = photo(photo.rows(torch.zeros(3, 8, 8), 5))
+        >>> seen.shape, seen[0, :, 0, 0].tolist()
+        (torch.Size([5, 4, 8, 8]), [0.0, 0.0, 0.0, 1.0])
     """
 
     def __init__(self, shape: tuple[int, ...], channels: int = 0, drop: float = 0.0):

@@ -27,6 +27,17 @@ class Dequantization(nn.Module, ABC):
 
     To write one, define :meth:`forward` and :attr:`in_words`. Where it has parameters they are trained with the model,
     through u and through log q.
+
+    Example: the mean of two uniform numbers has the density 4 min(u, 1 − u), of entropy ½ − log 2.
+
+        >>> class Triangular(Dequantization):
+        ...     in_words = "triangular"
+        ...     def forward(self, centre, *, generator=None):
+        ...         u = 0.5 * (rand_like(centre, generator) + rand_like(centre, generator))
+        ...         return u, (4 * torch.minimum(u, 1 - u)).log().flatten(1).sum(1)
+        >>> u, log_q = Triangular()(torch.zeros(10_000, 1))
+        >>> abs(-log_q.mean().item() - (0.5 - math.log(2))) < 0.05  # of a mean whose deviation is 0.005
+        True
     """
 
     @abstractmethod
@@ -40,7 +51,14 @@ class Dequantization(nn.Module, ABC):
 
 
 class Uniform(Dequantization):
-    """u is uniform: log q = 0. The density that the model has to learn has a box with sharp edges at each level."""
+    """u is uniform: log q = 0. The density that the model has to learn has a box with sharp edges at each level.
+
+    Example:
+
+        >>> u, log_q = Uniform()(torch.zeros(3, 2))
+        >>> u.shape, bool((u >= 0).all() and (u < 1).all()), log_q.tolist()
+        (torch.Size([3, 2]), True, [0.0, 0.0, 0.0])
+    """
 
     in_words = "uniform"
 
@@ -56,6 +74,12 @@ class TruncatedNormal(Dequantization):
 
     Source: Zheng et al. 2023, "Improved Techniques for Maximum Likelihood Estimation for Diffusion ODEs", §4.1,
     https://arxiv.org/abs/2305.03935.
+
+    Example: E[1/q(u)] is 1, the length of (0, 1), as for every density on it.
+
+        >>> u, log_q = TruncatedNormal(tau=3.0)(torch.zeros(100_000, 1))
+        >>> abs((-log_q).exp().mean().item() - 1) < 0.05  # of a mean whose deviation is 0.006
+        True
     """
 
     def __init__(self, tau: float = 3.0):
@@ -87,6 +111,12 @@ class Variational(Dequantization):
         depth: couplings; at least 2, so that every entry is moved.
 
     Source: Ho et al. 2019, "Flow++", §3.1, https://arxiv.org/abs/1902.00275.
+
+    Example: uniform noise at the start, log q = 0.
+
+        >>> u, log_q = Variational((1, 4, 4), width=8)(torch.zeros(3, 1, 4, 4))
+        >>> u.shape, torch.allclose(log_q, torch.zeros(3), atol=1e-3)
+        (torch.Size([3, 1, 4, 4]), True)
     """
 
     def __init__(self, shape: tuple[int, ...], width: int = 32, depth: int = 4):
