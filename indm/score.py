@@ -25,6 +25,14 @@ class ScoreModel(nn.Module):
 
     For latents of unit variance y has unit variance under every SDE (under VP it is z_t). A backbone that returns 0
     gives the exact score of latents distributed as N(0, I), so it learns the difference from that.
+
+    Example: with a backbone that gives 0, the score of N(0, I), which is the law of z_t at all times under VP.
+
+        >>> from indm.nets import Zero
+        >>> score = ScoreModel(Zero(), VPSDE())
+        >>> z_t, t = torch.randn(3, 2), torch.tensor([0.01, 0.5, 1.0])
+        >>> torch.allclose(score(z_t, t), -z_t, atol=1e-4)
+        True
     """
 
     def __init__(self, backbone: nn.Module, sde: LinearSDE):
@@ -58,6 +66,16 @@ class PublishedScore(ScoreModel):
         ValueError: another SDE, or one whose ε is so small that the published σ_ε is 0.
 
     Source: Song et al. 2021, "Score-Based Generative Modeling through SDEs", https://arxiv.org/abs/2011.13456.
+
+    Example: a backbone that gives the level that it sees, 999 t under VP.
+
+        >>> class Level(nn.Module):
+        ...     def forward(self, z, level):
+        ...         return level[:, None].expand_as(z)
+        >>> sde, t = VPSDE(), torch.tensor([0.5])
+        >>> score = PublishedScore(Level(), sde)(torch.zeros(1, 2), t)
+        >>> torch.allclose(-sde.sigma(t) * score, torch.full((1, 2), 499.5), rtol=1e-4)
+        True
     """
 
     def __init__(self, backbone: nn.Module, sde: LinearSDE):
@@ -112,6 +130,16 @@ class TwoScores(ScoreModel):
     Args:
         backbone: a network for twice the channels, axis 1, which sees z twice; see :class:`ScoreModel`.
         sde: the linear SDE on the latent, kept as ``.sde``.
+
+    Example: a backbone that gives other numbers for the two.
+
+        >>> class Sine(nn.Module):
+        ...     def forward(self, z, level):
+        ...         return torch.cat([z.chunk(2, 1)[0].sin(), z.chunk(2, 1)[1].cos()], 1)
+        >>> scores, z_t, t = TwoScores(Sine(), VPSDE()), torch.randn(3, 2), torch.full((3,), 0.5)
+        >>> s, law = scores.both(z_t, t)
+        >>> torch.equal(scores(z_t, t), s), torch.allclose(scores.of_flow(z_t, t), 2 * s - law, atol=1e-5)
+        (True, True)
     """
 
     heads = 2
@@ -335,7 +363,15 @@ def probability_flow(score: nn.Module, clock: PerSample) -> Callable[[Tensor], T
 
 
 def denoise(score: nn.Module, z_t: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
-    """E[z_0 | z_t] = (z_t + σ_t² s)/α_t, by Tweedie's formula; ``s`` is the score s_θ(z_t, t) if already known."""
+    """E[z_0 | z_t] = (z_t + σ_t² s)/α_t, by Tweedie's formula; ``s`` is the score s_θ(z_t, t) if already known.
+
+    Example: for z_0 ~ N(0, I) under VP it is α_t z_t.
+
+        >>> from indm.nets import Zero
+        >>> score, z_t, t = ScoreModel(Zero(), VPSDE()), torch.randn(3, 2), torch.tensor([0.01, 0.2, 0.5])
+        >>> torch.allclose(denoise(score, z_t, t), score.sde.alpha(t)[:, None] * z_t, atol=1e-4)
+        True
+    """
     s = score(z_t, t) if s is None else s
     alpha, sigma = expand_like(score.sde.alpha(t), z_t), expand_like(score.sde.sigma(t), z_t)
     return (z_t + sigma**2 * s) / alpha

@@ -22,6 +22,16 @@ class MixtureMLP(nn.Module):
         components: number of Gaussians; they are not trained.
         width, depth, fourier: of the MLP.
         condition: shape of what the MLP sees of a condition, :attr:`indm.conditions.Condition.seen_shape`; () for none.
+
+    Example: the score of N(0, 4I) plus noise, which is −z_t/(4α² + σ²).
+
+        >>> from indm import ScoreModel, VPSDE
+        >>> net = MixtureMLP((2,))
+        >>> net.set_mixture(torch.ones(1), torch.zeros(1, 2), 4 * torch.eye(2)[None])
+        >>> score, z_t, t = ScoreModel(net, VPSDE()), torch.randn(5, 2), torch.full((5,), 0.2)
+        >>> variance = 4 * score.sde.alpha(t) ** 2 + score.sde.sigma(t) ** 2
+        >>> torch.allclose(score(z_t, t), -z_t / variance[:, None], atol=1e-4)
+        True
     """
 
     is_smooth = True  # in the level, by its embedding

@@ -41,6 +41,13 @@ class MLP(nn.Module):
             NELBO of a checkerboard after the same short training is a third of a nat lower than without.
         condition: shape of what it sees of a condition, :attr:`indm.conditions.Condition.seen_shape`; () for none. It
             is in the embedding and, beside z, in the first layer: what depends on differences of z and c needs that.
+
+    Example: it starts at zero, for events of any shape.
+
+        >>> net = MLP((2, 3), width=8)
+        >>> output = net(torch.randn(5, 2, 3), torch.zeros(5))
+        >>> output.shape, output.abs().max().item()
+        (torch.Size([5, 2, 3]), 0.0)
     """
 
     is_smooth = True  # in the level, by its embedding

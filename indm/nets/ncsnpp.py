@@ -171,6 +171,14 @@ class NCSNpp(nn.Module):
         ValueError: for a shape that does not halve evenly, an empty choice or an unknown one.
 
     Source: Song et al. 2021, "Score-Based Generative Modeling through SDEs", https://arxiv.org/abs/2011.13456.
+
+    Example: a small NCSN++ of VE; its output starts at zero.
+
+        >>> options = {"embedding": "fourier", "fir": (1, 3, 3, 1), "input_pyramid": "residual", "centered": False}
+        >>> net = NCSNpp((3, 8, 8), 4, (1, 2), 1, scale_by_sigma=True, **options)
+        >>> output = net(torch.rand(2, 3, 8, 8), torch.tensor([0.01, 50.0]))
+        >>> output.shape, output.abs().max().item()
+        (torch.Size([2, 3, 8, 8]), 0.0)
     """
 
     parameterization = "published"  # see indm.score.score_for

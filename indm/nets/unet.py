@@ -96,6 +96,13 @@ class UNet(nn.Module):
 
     Source: DDPM++ of Song et al. 2021, https://arxiv.org/abs/2011.13456, with one skip per block and resampling
     without weights between the blocks.
+
+    Example: sides that do not halve evenly are padded; the output has the shape of z and starts at zero.
+
+        >>> net = UNet((3, 10, 9), channels=8)
+        >>> output = net(torch.randn(2, 3, 10, 9), torch.zeros(2))
+        >>> output.shape, output.abs().max().item()
+        (torch.Size([2, 3, 10, 9]), 0.0)
     """
 
     is_smooth = True  # in the level, by its embedding

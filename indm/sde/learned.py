@@ -32,6 +32,12 @@ class LearnedSDE(LinearSDE):
         learn: "drift" (a), "volatility" (v) or "both".
         knots: number of knots of a and v on the clock, at least 2.
         beta_min, beta_max, eps: see :class:`~indm.sde.linear.VPSDE`.
+
+    Example: coefficients of each entry; untrained they are those of VP.
+
+        >>> sde, t = LearnedSDE((3,)), torch.tensor([0.1, 0.9])
+        >>> sde.is_scalar, torch.allclose(sde.sigma(t), VPSDE().sigma(t)[:, None].expand(2, 3), atol=1e-5)
+        (False, True)
     """
 
     def __init__(
