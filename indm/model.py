@@ -53,6 +53,18 @@ class INDM(nn.Module):
 
     Source: Kim et al. 2022, "Maximum Likelihood Training of Implicit Nonlinear Diffusion Models",
     https://arxiv.org/abs/2205.13699.
+
+    Example: a flow and a network that start as identity and zero, so that the model starts as N(0, I).
+
+        >>> from indm.flows import CouplingFlow
+        >>> from indm.nets import MLP
+        >>> from indm.sde import VPSDE
+        >>> model = INDM(CouplingFlow((2,)), ScoreModel(MLP((2,), width=8), VPSDE()), shape=(2,))
+        >>> x = torch.randn(5, 2)
+        >>> torch.allclose(model.log_prob(x), -0.5 * x.square().sum(1) - math.log(2 * math.pi), atol=1e-3)
+        True
+        >>> torch.allclose(model.decode(model.encode(x)[0]), x, atol=1e-4)
+        True
     """
 
     is_diffusion: ClassVar[bool] = True  # it has an SDE: samplers, a probability flow, an NLL

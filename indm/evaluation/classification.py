@@ -76,6 +76,16 @@ def classify(
 
     Raises:
         ValueError: the model has no classes, or an option is out of range.
+
+    Example: for a network that has learned nothing all classes are alike, and p(class|x) is the prior.
+
+        >>> import indm
+        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
+        >>> tables["condition"] = {"name": "classes", "labels": ["left", "right"]}
+        >>> model, prior = indm.build_model(tables, (2,)), torch.tensor([0.25, 0.75])
+        >>> found = classify(model, torch.randn(3, 2), prior=prior, progress=False)
+        >>> found.predicted.tolist(), [round(p, 4) for p in found.confidence.tolist()]
+        ([1, 1, 1], [0.75, 0.75, 0.75])
     """
     condition = getattr(model, "condition", None)
     if condition is None or not condition.is_class:
