@@ -199,7 +199,18 @@ def _check_positive(name: str, value: object, usual: float, most: int = 1) -> No
 
 @dataclass(frozen=True)
 class EulerMaruyama(Sampler):
-    """z_s = z − [f z − g² s_θ] Δ + g √Δ n, Δ = t − s, on a uniform grid (the reverse-time SDE)."""
+    """z_s = z − [f z − g² s_θ] Δ + g √Δ n, Δ = t − s, on a uniform grid (the reverse-time SDE).
+
+    Example: for N(0, I) and its exact score under VP, −z, it takes z to (1 − βΔ/2) z + √(βΔ) n.
+
+        >>> from indm import ScoreModel, VPSDE
+        >>> from indm.nets import Zero
+        >>> sde, z, n, t = VPSDE(), torch.randn(3, 2), torch.randn(3, 2), torch.full((3,), 0.5)
+        >>> z_s = EulerMaruyama().driven_step(ScoreModel(Zero(), sde), z, t, t - 0.01, n)
+        >>> rate = 0.01 * sde.beta(t)[:, None]
+        >>> torch.allclose(z_s, (1 - rate / 2) * z + rate.sqrt() * n, atol=1e-5)
+        True
+    """
 
     order = 1
     stochastic = True
@@ -223,6 +234,17 @@ class Ancestral(Sampler):
     ``indm.nelbo(…, ancestral=steps)`` bounds −log p of what it samples.
 
     Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", https://arxiv.org/abs/2006.11239.
+
+    Example: where all data are one point, here 0, few steps are as good as many: z_ε has the deviation σ_ε.
+
+        >>> from indm import VPSDE
+        >>> class Point(torch.nn.Module):
+        ...     sde = VPSDE()
+        ...     def forward(self, z, t):
+        ...         return -z / expand_like(self.sde.sigma(t) ** 2, z)
+        >>> z, _ = Ancestral().solve(Point(), torch.randn(5000, 2), steps=3)
+        >>> torch.allclose(z.std(), Point.sde.sigma(torch.tensor(1e-5)), rtol=0.1)
+        True
     """
 
     order = 1
@@ -243,6 +265,15 @@ class PredictorCorrector(Sampler):
             0.15. The Langevin steps leave a bias of order snr², which more steps do not remove.
 
     Source: Song et al. 2021, algorithms 2–5, https://arxiv.org/abs/2011.13456.
+
+    Example: N(0, I) and its exact score, whose law stays what it is.
+
+        >>> from indm import ScoreModel, VPSDE
+        >>> from indm.nets import Zero
+        >>> score = ScoreModel(Zero(), VPSDE())
+        >>> z, evaluations = PredictorCorrector(snr=0.1).solve(score, torch.randn(5000, 2), steps=50)
+        >>> evaluations, abs(z.std().item() - 1) < 0.1
+        (100, True)
     """
 
     order = 1
@@ -290,6 +321,15 @@ class Heun(Sampler):
     r"""Heun's rule for the probability flow as dy/dν = ε̂, y = z/α, ν = σ/α, ε̂ = −σ s_θ; equal steps in log-SNR.
 
     Source: Karras et al. 2022, "Elucidating the Design Space", algorithm 1, https://arxiv.org/abs/2206.00364.
+
+    Example: N(0, I) under VP, where z_ε is z_T. Twice the steps leave a quarter of the error.
+
+        >>> from indm import ScoreModel, VPSDE
+        >>> from indm.nets import Zero
+        >>> score, z = ScoreModel(Zero(), VPSDE()), torch.randn(5, 2, dtype=torch.float64)
+        >>> rough, fine = ((Heun().solve(score, z, steps=steps)[0] - z).norm() for steps in (40, 80))
+        >>> bool(3.5 < rough / fine < 4.5)
+        True
     """
 
     order = 2
@@ -368,6 +408,15 @@ class DPMSolver2M(ExponentialAdams):
     """DPM-Solver++(2M): second-order multistep, one evaluation a step, see :class:`ExponentialAdams`.
 
     Source: Lu et al. 2022, "DPM-Solver++", algorithm 2, https://arxiv.org/abs/2211.01095.
+
+    Example: N(0, I) under VP, where z_ε is z_T. Twice the steps leave a quarter of the error.
+
+        >>> from indm import ScoreModel, VPSDE
+        >>> from indm.nets import Zero
+        >>> score, z = ScoreModel(Zero(), VPSDE()), torch.randn(5, 2, dtype=torch.float64)
+        >>> rough, fine = ((DPMSolver2M().solve(score, z, steps=steps)[0] - z).norm() for steps in (40, 80))
+        >>> bool(3.5 < rough / fine < 4.5)
+        True
     """
 
     order = 2
@@ -375,7 +424,17 @@ class DPMSolver2M(ExponentialAdams):
 
 @dataclass(frozen=True)
 class DPMSolver3M(ExponentialAdams):
-    """DPM-Solver++(3M): third-order multistep, one evaluation a step. Source: as :class:`DPMSolver2M`."""
+    """DPM-Solver++(3M): third-order multistep, one evaluation a step. Source: as :class:`DPMSolver2M`.
+
+    Example: N(0, I) under VP, where z_ε is z_T. It is nearer than :class:`DPMSolver2M` in twice as many steps.
+
+        >>> from indm import ScoreModel, VPSDE
+        >>> from indm.nets import Zero
+        >>> score, z = ScoreModel(Zero(), VPSDE()), torch.randn(5, 2, dtype=torch.float64)
+        >>> ours, theirs = DPMSolver3M().solve(score, z, steps=40)[0], DPMSolver2M().solve(score, z, steps=80)[0]
+        >>> bool((ours - z).norm() < (theirs - z).norm())
+        True
+    """
 
     order = 3
 
@@ -385,6 +444,15 @@ class UniPC(ExponentialAdams):
     """UniPC: DPM-Solver++(3M) with a corrector of fourth order that costs no evaluation.
 
     Source: Zhao et al. 2023, "UniPC", https://arxiv.org/abs/2302.04867 (with exact integrals of the interpolant).
+
+    Example: N(0, I) under VP, where z_ε is z_T. It is nearer than :class:`DPMSolver3M` in as many evaluations.
+
+        >>> from indm import ScoreModel, VPSDE
+        >>> from indm.nets import Zero
+        >>> score, z = ScoreModel(Zero(), VPSDE()), torch.randn(5, 2, dtype=torch.float64)
+        >>> (ours, count), (theirs, as_many) = (rule.solve(score, z, steps=20) for rule in (UniPC(), DPMSolver3M()))
+        >>> count, as_many, bool((ours - z).norm() < (theirs - z).norm())
+        (20, 20, True)
     """
 
     order = 4
@@ -397,6 +465,15 @@ class AdaptiveODE(Sampler):
 
     Args:
         tol: largest root mean square error of a sample's latent, in units of its standard deviation √(α² + σ²).
+
+    Example: N(0, I) under VP, where z_ε is z_T.
+
+        >>> from indm import ScoreModel, VPSDE
+        >>> from indm.nets import Zero
+        >>> score, z = ScoreModel(Zero(), VPSDE()), torch.randn(5, 2, dtype=torch.float64)
+        >>> z_eps, evaluations = AdaptiveODE(tol=1e-3).solve(score, z)
+        >>> bool((z_eps - z).square().mean(1).sqrt().max() < 1e-3)
+        True
     """
 
     order = 4
