@@ -114,6 +114,14 @@ class ZukoAdapter(Conditioned, ForeignFlow):
         flow: a ``zuko.flows.Flow``, a ``zuko.lazy.LazyTransform`` or a transform.
         inverse_is_formula: see :class:`ForeignFlow`; not for NAF, UNAF, SOSPF, BPF, GF (bisection) and CNF (an ODE).
         features: numbers of its context, which it sees of a condition.
+
+    Example: a transform of zuko, z = 2x + 1.
+
+        >>> import zuko
+        >>> flow = ZukoAdapter(zuko.transforms.AffineTransform(1.0, 2.0), inverse_is_formula=True)
+        >>> z, log_det = flow(torch.tensor([[3.0, 4.0]]))
+        >>> z.tolist(), round(log_det.item(), 4)  # 2 log 2
+        ([[7.0, 9.0]], 1.3863)
     """
 
     def __init__(self, flow: Any, inverse_is_formula: bool = False, features: int = 0):
@@ -157,6 +165,13 @@ class ZukoFlow(ZukoAdapter):
 
     Raises:
         ValueError: without zuko, for images, or for arguments that the class does not take.
+
+    Example: splines, at the identity before training.
+
+        >>> flow, x = ZukoFlow((3,), "nsf", transforms=2, width=8), torch.randn(5, 3)
+        >>> z, log_det = flow(x)
+        >>> torch.allclose(z, x, atol=1e-3), torch.allclose(flow.inverse(z), x, atol=1e-3)
+        (True, True)
     """
 
     FORMULAS = ("maf", "nsf", "nice", "realnvp")  # those whose inverse is a formula
@@ -199,6 +214,15 @@ class NormflowsAdapter(ForeignFlow):
         flow: a ``normflows.NormalizingFlow``, whose base distribution is not used, or one of ``normflows.flows``. To
             take a single flow in its other direction, wrap it in ``normflows.flows.Reverse``.
         inverse_is_formula: see :class:`ForeignFlow`.
+
+    Example: normflows maps the latent to the data, here by e z + 1; h is the inverse.
+
+        >>> import normflows
+        >>> layer = normflows.flows.AffineConstFlow((2,))
+        >>> _ = layer.s.data.fill_(1.0), layer.t.data.fill_(1.0)
+        >>> z, log_det = NormflowsAdapter(layer, inverse_is_formula=True)(torch.tensor([[1.0, 1.0 + math.e]]))
+        >>> torch.allclose(z, torch.tensor([[0.0, 1.0]]), atol=1e-5), log_det.tolist()
+        (True, [-2.0])
     """
 
     def __init__(self, flow: nn.Module, inverse_is_formula: bool = False):
@@ -235,6 +259,14 @@ class NormflowsFlow(NormflowsAdapter):
 
     Raises:
         ValueError: without normflows, or for arguments that a class does not take or lacks.
+
+    Example: a spline and a linear map, one step.
+
+        >>> flow, x = NormflowsFlow((2,), steps=1, width=8), torch.randn(5, 2)
+        >>> [type(layer).__name__ for layer in flow.layers]
+        ['AutoregressiveRationalQuadraticSpline', 'LULinearPermute']
+        >>> torch.allclose(flow.inverse(flow.latent(x)), x, atol=1e-3)
+        True
     """
 
     FROM_SHAPE = ("features", "num_input_channels", "num_channels", "channels", "shape")

@@ -156,7 +156,19 @@ def _rows(mask: Tensor) -> Tensor:
 
 
 def require_one_map(flow: Flow, purpose: str) -> None:
-    """ValueError where ``flow`` draws its map anew in every call, which makes no sense for ``purpose``."""
+    """ValueError where ``flow`` draws its map anew in every call, which makes no sense for ``purpose``.
+
+    Example: a flow with a map for each code is one map at a given code.
+
+        >>> from indm.flows import ConditionalResidualFlow
+        >>> flow = ConditionalResidualFlow((3,), (1,), 8, code_dim=2)
+        >>> require_one_map(flow.at(torch.zeros(2)), "a path")
+        >>> try:
+        ...     require_one_map(flow, "a path")
+        ... except ValueError as error:
+        ...     print(str(error).split(",")[0])
+        flow must be one and the same map for a path
+    """
     if not flow.one_map:
         raise ValueError(
             f"flow must be one and the same map for {purpose}, got {type(flow).__name__}, which draws a code in every "
@@ -183,7 +195,19 @@ def measured_certificate(flow: Flow, x: Tensor, z: Tensor, iterations: Tensor, t
 
 
 class ExactFlow(Flow):
-    """A flow whose inverse is a formula that autograd can differentiate: subclasses define ``inverse_step``."""
+    """A flow whose inverse is a formula that autograd can differentiate: subclasses define ``inverse_step``.
+
+    Example: the entries in reverse, of which |det| is 1.
+
+        >>> class Reverse(ExactFlow):
+        ...     def forward(self, x, *, generator=None):
+        ...         return x.flip(1), x.new_zeros(len(x))
+        ...     def inverse_step(self, z):
+        ...         return z.flip(1)
+        >>> flow, x = Reverse(), torch.randn(4, 3)
+        >>> flow.inverse_is_formula, torch.equal(flow.inverse(flow.latent(x)), x)
+        (True, True)
+    """
 
     @property
     def inverse_is_formula(self) -> bool:
@@ -200,7 +224,15 @@ class ExactFlow(Flow):
 
 
 class Identity(ExactFlow):
-    """h(x) = x: an INDM with it is the ordinary linear diffusion (ScoreSDE)."""
+    """h(x) = x: an INDM with it is the ordinary linear diffusion (ScoreSDE).
+
+    Example:
+
+        >>> x = torch.randn(2, 3)
+        >>> z, log_det = Identity()(x)
+        >>> torch.equal(z, x), log_det.tolist()
+        (True, [0.0, 0.0])
+    """
 
     fades = True
 
@@ -218,6 +250,14 @@ class Frozen(Flow):
 
     Args:
         flow: the flow that gives h.
+
+    Example: the map of another flow, here z = 2x, without its log-determinant and its gradient.
+
+        >>> inner, x = ActNorm(3), torch.randn(2, 3)
+        >>> _ = inner.log_scale.data.fill_(0.6931471806)  # log 2
+        >>> z, log_det = Frozen(inner)(x)
+        >>> torch.allclose(z, 2 * x), log_det.tolist(), z.requires_grad
+        (True, [0.0, 0.0], False)
     """
 
     has_log_det = False
@@ -243,6 +283,17 @@ class Compose(Flow):
 
     Args:
         flows: the flows in the order in which they are applied to the data.
+
+    Example: log-determinants add up, and the last flow is undone first.
+
+        >>> scale, move, x = ActNorm(3), ActNorm(3), torch.randn(2, 3)
+        >>> _ = scale.log_scale.data.fill_(0.5), move.shift.data.fill_(1.0)
+        >>> flow = Compose([scale, move])
+        >>> z, log_det = flow(x)
+        >>> torch.equal(z, move.latent(scale.latent(x))), log_det.tolist()
+        (True, [1.5, 1.5])
+        >>> torch.allclose(flow.inverse(z), x, atol=1e-5)
+        True
     """
 
     def __init__(self, flows: list[Flow]):
@@ -282,6 +333,13 @@ class Squeeze(ExactFlow):
     """Space to depth: (C, H, W) → (4C, H/2, W/2), a permutation with log|det| = 0 (the shape changes).
 
     :class:`Unsqueeze` undoes it.
+
+    Example: each square of four pixels becomes the channels of one.
+
+        >>> image = torch.arange(8.0).reshape(1, 1, 2, 4)  # 0 1 2 3 above 4 5 6 7
+        >>> z, log_det = Squeeze()(image)
+        >>> z.shape, z[0, :, 0, 0].tolist(), log_det.tolist()
+        (torch.Size([1, 4, 1, 2]), [0.0, 1.0, 4.0, 5.0], [0.0])
     """
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Tensor, PerSample]:
@@ -294,7 +352,15 @@ class Squeeze(ExactFlow):
 
 
 class Unsqueeze(ExactFlow):
-    """Depth to space: (4C, H, W) → (C, 2H, 2W), the inverse of :class:`Squeeze`."""
+    """Depth to space: (4C, H, W) → (C, 2H, 2W), the inverse of :class:`Squeeze`.
+
+    Example:
+
+        >>> x = torch.randn(2, 8, 3, 3)
+        >>> z, log_det = Unsqueeze()(x)
+        >>> z.shape, torch.equal(Squeeze().latent(z), x), log_det.tolist()
+        (torch.Size([2, 2, 6, 6]), True, [0.0, 0.0])
+    """
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Tensor, PerSample]:
         if x.ndim != 4 or x.shape[1] % 4:
@@ -312,6 +378,16 @@ class ActNorm(ExactFlow):
         channels: size of axis 1 of the batch.
 
     Source: Kingma & Dhariwal 2018, "Glow", §3.1, https://arxiv.org/abs/1807.03039.
+
+    Example: initialised on a batch, it standardises every channel of it.
+
+        >>> flow, x = ActNorm(3), 5 + 2 * torch.randn(100, 3)
+        >>> flow.initialize(x)
+        >>> z, log_det = flow(x)
+        >>> torch.allclose(z.mean(0), torch.zeros(3), atol=1e-4), torch.allclose(z.std(0), torch.ones(3), atol=1e-4)
+        (True, True)
+        >>> torch.allclose(log_det, -x.std(0).log().sum().expand(100), atol=1e-4)
+        True
     """
 
     fading = ("log_scale", "shift")

@@ -19,7 +19,15 @@ Product = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ExactLogDet:
-    """The dense Jacobian, column by column: d products and a d × d determinant a sample, for small d."""
+    """The dense Jacobian, column by column: d products and a d × d determinant a sample, for small d.
+
+    Example: of the map x ↦ x + x A, whose determinant is 2 · 3.
+
+        >>> A = torch.tensor([[1.0, 0.5], [0.0, 2.0]])
+        >>> values = ExactLogDet()(lambda v: v @ A, lambda u: u @ A.T, torch.randn(3, 2))
+        >>> torch.allclose(values, torch.full((3,), math.log(6.0)))
+        True
+    """
 
     def rows(self, n: int, generator: torch.Generator | None, device: torch.device) -> tuple[slice, int]:
         """All samples, see :meth:`PowerSeries.rows`."""
@@ -52,6 +60,13 @@ class PowerSeries:
     The powers (Jᵀ)ᵏv serve both the value and the gradient, and only one product with J carries a graph.
 
     Source: Chen et al. 2019, "Residual Flows", eqs. 6 and 8, https://arxiv.org/abs/1906.02735.
+
+    Example: of x ↦ 1.5 x, for which every probe gives the trace, and 30 terms of the series nearly its sum.
+
+        >>> series, x = PowerSeries(exact_terms=30, further_terms=0.0), torch.randn(5, 3)
+        >>> values = series(lambda v: 0.5 * v, lambda u: 0.5 * u, x)
+        >>> torch.allclose(values, torch.full((5,), 3 * math.log(1.5)), atol=1e-5)
+        True
     """
 
     exact_terms: int = 2

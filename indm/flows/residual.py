@@ -152,6 +152,16 @@ class ResidualBlock(Conditioned, Flow):
     that is cheap (up to 3 dimensions in training, 64 in evaluation). Otherwise training estimates the log-determinant
     of a random sixteenth of the batch only: that noise is small beside the noise of the score's part of the flow's
     gradient. The block starts at the identity (W₃ = 0), and x ↦ x + a g(x) leads back to it.
+
+    Example: whatever the weights, g has at most the Lipschitz constant coeff³.
+
+        >>> block = ResidualBlock((3,), 8, norm=2.0, coeff=0.9, preactivate=False)
+        >>> for parameter in block.parameters():
+        ...     _ = nn.init.normal_(parameter)
+        >>> x, y = torch.randn(2, 100, 3)
+        >>> g_x, g_y = block.latent(x) - x, block.latent(y) - y
+        >>> bool(((g_x - g_y).norm(dim=1) <= 0.9**3 * (x - y).norm(dim=1) + 1e-4).all())
+        True
     """
 
     fades = True
@@ -357,6 +367,15 @@ class ResidualFlow(Compose):
         condition: (features,) that the blocks see of a condition; () for none.
 
     The published CIFAR-10 flow is ``blocks=(16, 16), width=512, norm="rows"``.
+
+    Example: it has an inverse whatever its parameters, with a certificate for each sample.
+
+        >>> flow, z = ResidualFlow((3,), blocks=(2,), width=8, coeff=0.9), torch.randn(5, 3)
+        >>> for parameter in flow.parameters():
+        ...     _ = nn.init.normal_(parameter)
+        >>> x, residual, iterations, converged = flow.solve_inverse(z)
+        >>> converged.tolist(), torch.allclose(flow.latent(x), z, atol=1e-3)
+        ([True, True, True, True, True], True)
     """
 
     def __init__(
@@ -385,7 +404,17 @@ class ResidualFlow(Compose):
 
 
 def use_log_det(flow: Flow, *, training: LogDet | None = None, evaluation: LogDet | None = None) -> None:
-    """Set the log-determinant estimators of every residual block in ``flow``; None leaves a mode as it is."""
+    """Set the log-determinant estimators of every residual block in ``flow``; None leaves a mode as it is.
+
+    Example: the exact log-determinant of a flow of images, which by default is estimated above 64 dimensions.
+
+        >>> flow = ResidualFlow((1, 10, 10), blocks=(1,), width=4).eval()
+        >>> flow.flows[0].evaluation_log_det
+        PowerSeries(exact_terms=20, further_terms=2.0, probes=1, share=1)
+        >>> use_log_det(flow, evaluation=ExactLogDet())
+        >>> flow.flows[0].evaluation_log_det
+        ExactLogDet()
+    """
     for block in flow.modules():
         if isinstance(block, ResidualBlock):
             block.training_log_det = training or block.training_log_det
