@@ -96,10 +96,31 @@ def strata(n: int, *, generator: torch.Generator | None = None, device=None) -> 
 
 
 def rand_like(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Uniform noise in [0, 1) in the shape, dtype and device of ``z``."""
+    """Uniform noise in [0, 1) in the shape, dtype and device of ``z``.
+
+    Example: two processes with the rows of one batch draw what one process draws for the whole.
+
+        >>> seed, z = torch.Generator().manual_seed, torch.zeros(4, 3)
+        >>> whole, parts = rand_like(z, seed(0)), []
+        >>> for first in (0, 2):
+        ...     with part_of(first, total=4):
+        ...         parts.append(rand_like(z[first : first + 2], seed(0)))
+        >>> torch.equal(torch.cat(parts), whole), 0 <= whole.min().item() <= whole.max().item() < 1
+        (True, True)
+    """
     return for_rows(len(z), lambda n: torch.rand(n, *z.shape[1:], generator=generator, dtype=z.dtype, device=z.device))
 
 
 def randn_like(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal noise in the shape, dtype and device of ``z``."""
+    """Standard normal noise in the shape, dtype and device of ``z``.
+
+    Example: the second of two processes draws the second half of what one process draws for the whole batch.
+
+        >>> z = torch.zeros(4, 3)
+        >>> whole = randn_like(z, torch.Generator().manual_seed(0))
+        >>> with part_of(first=2, total=4):
+        ...     part = randn_like(z[2:], torch.Generator().manual_seed(0))
+        >>> torch.equal(part, whole[2:])
+        True
+    """
     return for_rows(len(z), lambda n: torch.randn(n, *z.shape[1:], generator=generator, dtype=z.dtype, device=z.device))

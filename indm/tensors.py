@@ -14,7 +14,14 @@ PerSample = Float[Tensor, " batch"]
 
 
 def expand_like(t: Tensor, z: Tensor) -> Tensor:
-    """Append singleton axes to ``t`` (B,) so that it broadcasts against ``z`` (B, ...); (B, ...) stays as it is."""
+    """Append singleton axes to ``t`` (B,) so that it broadcasts against ``z`` (B, ...); (B, ...) stays as it is.
+
+    Example: a number for each sample, times the samples.
+
+        >>> t, z = torch.tensor([2.0, 3.0]), torch.ones(2, 1, 2, 2)
+        >>> expand_like(t, z).shape, (expand_like(t, z) * z).flatten(1).sum(1).tolist()
+        (torch.Size([2, 1, 1, 1]), [8.0, 12.0])
+    """
     return t.reshape(t.shape + (1,) * (z.ndim - t.ndim))
 
 

@@ -53,6 +53,15 @@ class Data:
         notes: where the data came from and what was done to them, one sentence each.
         fingerprint: SHA-256 of what decides, beside the options, which example is in which split; "" where that never
             changes.
+
+    Example: labels, which are divided as the examples are, and the examples of one class.
+
+        >>> data = as_data(torch.randn(100, 2), c=["even", "odd"] * 50)
+        >>> data.classes, [len(data.labels[part]) for part in ("train", "valid", "test")]
+        (('even', 'odd'), [80, 10, 10])
+        >>> even = data.of_class("even")
+        >>> len(even.train) + len(even.valid) + len(even.test)
+        50
     """
 
     name: str
@@ -140,7 +149,16 @@ def flags_of_data(shape: tuple[int, ...]) -> str:
 
 
 class InMemory(Dataset):
-    """The rows of ``tensor`` (N, *event). A training loop may index ``.tensor`` directly."""
+    """The rows of ``tensor`` (N, *event). A training loop may index ``.tensor`` directly.
+
+    Example:
+
+        >>> examples = InMemory(torch.arange(6).reshape(3, 2))
+        >>> len(examples), examples.shape, examples[1].tolist()
+        (3, (2,), [2, 3])
+        >>> examples.select(torch.tensor([2, 0])).tensor.tolist()
+        [[4, 5], [0, 1]]
+    """
 
     def __init__(self, tensor: Shaped[Tensor, "n *event"]):
         self.tensor = tensor
@@ -229,7 +247,15 @@ Source = InMemory | FirstEntries | Mapped
 
 
 def stack(dataset: Examples, n: int | None = None) -> Tensor:
-    """The first ``n`` items (all by default) as one tensor (n, *event)."""
+    """The first ``n`` items (all by default) as one tensor (n, *event).
+
+    Example: grey levels as they are stored, for what takes a tensor.
+
+        >>> data = as_data(torch.randint(256, (50, 1, 8, 8), dtype=torch.uint8))
+        >>> raw = stack(data.test)
+        >>> raw.shape, raw.dtype, torch.equal(stack(data.test, 2), raw[:2])
+        (torch.Size([5, 1, 8, 8]), torch.uint8, True)
+    """
     if isinstance(dataset, InMemory):
         return dataset.tensor[:n]
     return torch.stack([dataset[i] for i in range(len(dataset))[:n]])

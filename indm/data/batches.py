@@ -58,6 +58,16 @@ def loader(
 
     A run that stopped in the middle of an epoch resumes by asking for the same epoch and skipping the batches
     it has seen (``accelerate.skip_first_batches`` skips them unread).
+
+    Example: an epoch has each example once, in an order that can be repeated.
+
+        >>> from indm.data import InMemory
+        >>> examples = InMemory(torch.arange(10)[:, None])
+        >>> epoch = [torch.cat(list(loader(examples, 4, shuffle=True, epoch=3))).flatten().tolist() for _ in range(2)]
+        >>> sorted(epoch[0]) == list(range(10)), epoch[0] == epoch[1]
+        (True, True)
+        >>> [len(batch) for batch in loader(examples, 4, shuffle=False)]
+        [4, 4, 2]
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")

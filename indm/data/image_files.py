@@ -37,6 +37,16 @@ class ImageFiles(Dataset):
 
     Raises:
         ValueError: the background is no colour; on reading where a hundred images in a row cannot be read.
+
+    Example: a photograph in colour, made grey and small.
+
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "white.png"
+        ...     Image.new("RGB", (20, 10), "white").save(path)
+        ...     ImageFiles([path], (1, 2, 2))[0].tolist()
+        [[[255, 255], [255, 255]]]
     """
 
     def __init__(

@@ -27,6 +27,12 @@ def load_data(name: str, **options: object) -> Data:
     Raises:
         Untrusted: code outside this package that is not trusted, see :func:`indm.config.parts.trust`.
         ValueError: what :func:`check_data` raises, and for data that cannot be used.
+
+    Example: samples of a density of known entropy, uniform on 8 of the 16 squares of a board.
+
+        >>> data = load_data("checkerboard", samples=1000, test_samples=100)
+        >>> len(data.train), len(data.test), data.shape, round(data.entropy, 4)  # the area is 2, the entropy log 2
+        (1000, 100, (2,), 0.6931)
     """
     check_data(name, **options)
     loader = parts.find("data", name)

@@ -45,6 +45,16 @@ class Noised:
         z_t: α M + σ R n.
         target: e, which −σ s_θ(z_t, t) predicts.
         noise: n/R, which −σ times the score of the law of z_t predicts.
+
+    Example: z_t without its noise is the mean, α z_0 of the linear diffusion, and one score serves.
+
+        >>> from indm.sde import VPSDE
+        >>> sde, z, t = VPSDE(), torch.randn(3, 2), torch.full((3,), 0.5)
+        >>> noised = Linear().at(sde, z, t, torch.randn(3, 2))
+        >>> torch.allclose(noised.z_t - sde.sigma(t)[:, None] * noised.noise, sde.alpha(t)[:, None] * z, atol=1e-5)
+        True
+        >>> torch.equal(noised.target, noised.noise)
+        True
     """
 
     z_t: Batch
@@ -137,7 +147,16 @@ class ForwardProcess(nn.Module, ABC):
 
 
 class Linear(ForwardProcess):
-    """The linear diffusion itself, M = z_0 and R = 1, of any SDE: fixed or learned, one for all entries or not."""
+    """The linear diffusion itself, M = z_0 and R = 1, of any SDE: fixed or learned, one for all entries or not.
+
+    Example: the noises of two times have the correlation α_t σ_s/(α_s σ_t).
+
+        >>> from indm.sde import VPSDE
+        >>> sde, z, t, s = VPSDE(), torch.zeros(1, 2), torch.tensor([0.5]), torch.tensor([0.3])
+        >>> kappa = (sde.alpha(t) * sde.sigma(s) / (sde.alpha(s) * sde.sigma(t))).item()
+        >>> torch.allclose(Linear().correlation(sde, z, t, s), torch.full((1, 2), kappa))
+        True
+    """
 
     is_tight = True
 

@@ -195,6 +195,17 @@ class Coded(Linear):
         width: hidden channels of the encoder and of the network c → a.
 
     Source: Sahoo et al. 2024, "Diffusion Models With Learned Adaptive Noise", https://arxiv.org/abs/2312.13236.
+
+    Example: given a code it is variance preserving; each entry has a clock of its own, and they agree at the ends.
+
+        >>> process, sde = Coded((3,), code_size=4), VPSDE()
+        >>> _ = nn.init.normal_(process.schedule[-1].weight)
+        >>> code, kl, _ = process.encoded(torch.randn(5, 3))
+        >>> given, t = process.sde_at(sde, code), torch.full((5,), 0.5)
+        >>> given.sigma(t).shape, torch.allclose(given.alpha(t) ** 2 + given.sigma(t) ** 2, torch.ones(5, 3))
+        (torch.Size([5, 3]), True)
+        >>> torch.allclose(given.sigma(2 * t), sde.sigma(2 * t)[:, None].expand(5, 3))
+        True
     """
 
     def __init__(

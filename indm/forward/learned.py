@@ -47,6 +47,15 @@ class LearnedMean(_Learned):
         terms: Legendre polynomials of the clock.
 
     Source: Nielsen et al. 2024, "DiffEnc", https://arxiv.org/abs/2310.19789; the time enters by polynomials here.
+
+    Example: whatever is learned, the mean at ε is α z_0, as the reconstruction takes for granted; at T it is free.
+
+        >>> from indm.sde import VPSDE
+        >>> process, sde, z = LearnedMean((3,), width=8), VPSDE(), torch.randn(5, 3)
+        >>> _ = nn.init.normal_(process.network.layers[-1].bias)
+        >>> start, end = (process.moments(sde, z, t)[0] / sde.alpha(t)[:, None] for t in sde.endpoints(z))
+        >>> torch.allclose(start, z, atol=1e-4), torch.allclose(end, z, atol=1e-4)
+        (True, False)
     """
 
     def path(self, sde: LinearSDE, z: Batch) -> Path:
@@ -67,6 +76,17 @@ class Affine(_Learned):
 
     Source: Bartosh et al. 2024, "Neural Flow Diffusion Models", https://arxiv.org/abs/2404.12940; here with the
     volatility of the linear SDE and a free drift.
+
+    Example: whatever is learned, both ends are those of the linear diffusion, α z_0 and σ.
+
+        >>> from indm.sde import VPSDE
+        >>> process, sde, z = Affine((3,), width=8), VPSDE(), torch.randn(5, 3)
+        >>> _ = nn.init.normal_(process.network.layers[-1].bias)
+        >>> for t in sde.endpoints(z):
+        ...     mean, std = process.moments(sde, z, t)
+        ...     torch.allclose(mean, sde.alpha(t)[:, None] * z, atol=1e-4), torch.allclose(std, sde.sigma(t)[:, None])
+        (True, True)
+        (True, True)
     """
 
     maps = 2

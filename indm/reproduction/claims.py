@@ -34,6 +34,13 @@ class Evidence:
         pair: the records of the two variants, each in the order of seeds.
         log_cost: log of the seconds of an INDM step over those of a linear one, measured side by side.
         log_cost_error: its standard error.
+
+    Example: numbers of the runs of two seeds.
+
+        >>> from pathlib import Path
+        >>> runs = [Record(Path(), "digits", {}, {}, parameters=n, measurements={}) for n in (110, 120, 100, 100)]
+        >>> Evidence("digits", (runs[:2], runs[2:])).of(lambda run: run.parameters)
+        [[110, 120], [100, 100]]
     """
 
     data: str
@@ -55,6 +62,15 @@ class Row:
         measure: the comparison.
         variants: whose records it compares, names in :data:`indm.reproduction.studies.VARIANTS`.
         scope: what its verdict is limited to, such as :data:`THESE_EXAMPLES`; shown beside the quantity.
+
+    Example: a row that compares the number of parameters.
+
+        >>> from pathlib import Path
+        >>> row = Row("parameters", lambda e: paired(*e.of(lambda run: run.parameters), sign=-1), scope="this network")
+        >>> runs = [Record(Path(), "digits", {}, {}, parameters=n, measurements={}) for n in (110, 120, 100, 100)]
+        >>> comparison = row.measure(Evidence("digits", (runs[:2], runs[2:])))
+        >>> row.shown, comparison.difference.difference
+        ('parameters, this network', 15.0)
     """
 
     quantity: str
@@ -83,6 +99,14 @@ class Claim:
         measurements: names in :data:`indm.report.measurements.MEASUREMENTS`, for every variant and seed.
         checks: of INDM and its linear twin on one data set.
         control: checks that are made once.
+
+    Example: a verdict on each data set that has the runs which the claim is about.
+
+        >>> row = Row("test NELBO under VE", bound, variants=("indm-ve", "linear-ve"))
+        >>> claim = Claim("7 VE", "INDM is better under VE.", (row,))
+        >>> data = {"digits": ["indm", "linear", "indm-ve", "linear-ve"], "checkerboard": ["indm", "linear"]}
+        >>> [(name, each.quantity) for _, name, each in family_of([claim], data)]
+        [('digits', 'test NELBO under VE')]
     """
 
     name: str

@@ -30,6 +30,12 @@ class Comparison:
         difference: of the first less the second, in pairs over seeds.
         sign: that it is claimed to have, 1 or −1.
         unit: of the numbers, or the distance that was taken.
+
+    Example:
+
+        >>> comparison = paired([1.0, 1.2], [1.3, 1.4], sign=-1)
+        >>> round(comparison.indm, 2), round(comparison.linear, 2), round(comparison.difference.difference, 2)
+        (1.1, 1.35, -0.25)
     """
 
     indm: float
@@ -105,6 +111,12 @@ def paired(
 
     Args:
         shared_error: the standard error of what all seeds share, such as the test examples.
+
+    Example: three seeds of each variant, where a smaller number is claimed.
+
+        >>> found = paired([1.0, 1.2, 1.1], [1.3, 1.4, 1.5], sign=-1).difference
+        >>> f"{found.difference:.2f} ± {found.standard_error:.2f}, p = {found.p:.3f}"
+        '-0.30 ± 0.06, p = 0.035'
     """
     means = statistics.mean(indm), statistics.mean(linear)
     return Comparison(*means, paired_difference(indm, linear, shared_error), sign, unit)
