@@ -57,10 +57,16 @@ def fitted_sampler(run: str | Path, steps: int, guidance: float = 1.0) -> Fitted
     Raises:
         ValueError: there is none, it was fitted to other weights than the run has now, or its file is damaged.
 
-    Example, with a run in ``runs/digits``::
+    Example: that of a run of one step, for ``indm.sample(model, 8, sampler=…)``.
 
-        model = indm.INDM.load("runs/digits")
-        x = indm.sample(model, 64, sampler=indm.fitted_sampler("runs/digits", 5))
+        >>> import tempfile, indm
+        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
+        >>> tables["train"], options = {"batch_size": 32}, FittingOptions(steps=(2,), samples=8, iterations=2)
+        >>> with tempfile.TemporaryDirectory() as run:
+        ...     _ = indm.train(tables, run, data=torch.randn(100, 2), callbacks=[lambda *_: True], progress=False)
+        ...     fits = fit_samplers(Path(run), options, progress=False)
+        ...     fitted_sampler(run, 2) == fits[2].sampler
+        True
     """
     run = Path(run)
     at, option = ("", "") if guidance == 1 else (f" at guidance {guidance:g}", f" --guidance {guidance:g}")

@@ -109,10 +109,18 @@ def train(
         RuntimeError: the loss became infinite or NaN, and lower learning rates were of no help.
         OSError: something could not be written; what had been saved is as it was.
 
-    Example::
+    Example: a run that a callback ends after 4 steps, and that then goes on to step 6.
 
-        data = torch.randn(1000, 2)
-        train("eight-gaussians", "runs/mine", data=data, callbacks=[lambda trainer, terms: trainer.step == 100])
+        >>> import tempfile
+        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
+        >>> tables["train"], data = {"steps": 1000, "batch_size": 32}, torch.randn(100, 2)
+        >>> def until(step):
+        ...     return [lambda trainer, terms: trainer.step == step]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     first = train(tables, folder, data=data, callbacks=until(4), progress=False)
+        ...     second = train(tables, folder, data=data, callbacks=until(6), resume=True, progress=False)
+        >>> first["interrupted"], first["steps"], second["steps"]
+        (True, 4, 6)
     """
     wanted, out = given.recipe_of(recipe, model, data, objective), Path(out)
     if resume and is_run(out):
