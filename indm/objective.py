@@ -46,7 +46,7 @@ class NELBO:
 
     Where a forward process has a code, its KL from the prior is in ``flow``.
 
-    Example: behind the identity flow and at z_T ~ N(0, I), whose prior term is its entropy.
+    Example: the identity changes no volume, and the prior term is the entropy of z_T ~ N(0, I).
 
         >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
         >>> terms = nelbo(build_model(tables, (2,)), torch.randn(3, 2))
@@ -470,7 +470,7 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     Raises:
         ValueError: for an SDE or a forward process that is itself trained, which needs the NELBO.
 
-    Example: its ``nelbo`` estimates what that of :func:`mle_loss` does, here of N(0, I) and its exact score.
+    Example: its ``nelbo`` estimates what that of ``mle_loss`` does, here of N(0, I) and its exact score.
 
         >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
         >>> generator = torch.Generator().manual_seed(0)

@@ -426,7 +426,7 @@ class DPMSolver2M(ExponentialAdams):
 class DPMSolver3M(ExponentialAdams):
     """DPM-Solver++(3M): third-order multistep, one evaluation a step. Source: as :class:`DPMSolver2M`.
 
-    Example: N(0, I) under VP, where z_ε is z_T. It is nearer than :class:`DPMSolver2M` in twice as many steps.
+    Example: N(0, I) under VP, where z_ε is z_T. It is nearer than ``DPMSolver2M`` in twice as many steps.
 
         >>> from indm import ScoreModel, VPSDE
         >>> from indm.nets import Zero
@@ -445,7 +445,7 @@ class UniPC(ExponentialAdams):
 
     Source: Zhao et al. 2023, "UniPC", https://arxiv.org/abs/2302.04867 (with exact integrals of the interpolant).
 
-    Example: N(0, I) under VP, where z_ε is z_T. It is nearer than :class:`DPMSolver3M` in as many evaluations.
+    Example: N(0, I) under VP, where z_ε is z_T. It is nearer than ``DPMSolver3M`` in as many evaluations.
 
         >>> from indm import ScoreModel, VPSDE
         >>> from indm.nets import Zero

@@ -38,7 +38,7 @@ class ImageFiles(Dataset):
     Raises:
         ValueError: the background is no colour; on reading where a hundred images in a row cannot be read.
 
-    Example: a photograph in colour, made grey and small.
+    Example: a white picture of 20 × 10 pixels in colour, as 2 × 2 in grey.
 
         >>> import tempfile
         >>> from PIL import Image
