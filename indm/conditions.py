@@ -52,6 +52,7 @@ class Condition(nn.Module, ABC):
     """
 
     is_class: ClassVar[bool] = False  # whether c is a label of the data
+    one: Tensor
 
     def __init__(self, drop: float = 0.0, flow: bool = False):
         super().__init__()
@@ -60,6 +61,7 @@ class Condition(nn.Module, ABC):
         if drop and flow:
             raise ValueError(f"condition.drop must be 0 where the flow sees c (condition.flow), got {drop}")
         self.drop, self.flow = drop, flow
+        self.register_buffer("one", torch.ones(()), persistent=False)  # has the device and dtype
 
     @property
     @abstractmethod
@@ -107,8 +109,7 @@ class Condition(nn.Module, ABC):
 
     def absent(self, n: int) -> Float[Tensor, "batch *event"]:
         """What networks see of ``n`` hidden conditions."""
-        like = next(iter(self.buffers()))
-        return torch.zeros(n, *self.seen_shape, dtype=like.dtype, device=like.device)
+        return self.one.new_zeros(n, *self.seen_shape)
 
     def dropped(self, seen: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
         """``seen`` with a share :attr:`drop` of the rows hidden at random, for training."""
@@ -145,7 +146,6 @@ class Classes(Condition):
         self.labels = tuple(map(str, labels))
         if len(set(self.labels)) != len(self.labels) or len(self.labels) < 2:
             raise ValueError(f"condition.labels must be the names of two or more classes, each once, got {self.labels}")
-        self.register_buffer("one", torch.ones(()), persistent=False)  # has the device and dtype
 
     @classmethod
     def of_data(cls, c: Tensor, labels: Sequence[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from scipy.integrate import solve_ivp
 from torch import nn
 
 import indm
-from indm.conditions import Classes, Conditioned, Image, Vector, given, sees_condition
+from indm.conditions import Classes, Condition, Conditioned, Image, Vector, given, sees_condition
 from indm.data.base import as_data
 from indm.density import sample_with_log_prob
 from indm.evaluation.flow_analysis import analyse
@@ -295,6 +295,30 @@ def test_without_a_condition_a_flow_is_itself():
         assert given(flow, torch.randn(3, 2)) is flow and not sees_condition(flow)
     frozen = Frozen(CouplingFlow((2,), width=4, condition=(2,)))
     assert given(frozen, torch.zeros(3, 2))(torch.randn(3, 2))[0].shape == (3, 2) and sees_condition(frozen)
+
+
+class Direction(Condition):
+    """Degrees, seen as cosine and sine; it has nothing to learn or to keep."""
+
+    seen_shape = (2,)
+
+    @classmethod
+    def of_data(cls, c, labels):
+        return {}
+
+    def rows(self, c, n=None):
+        return torch.as_tensor(c).reshape(-1, 1)
+
+    def forward(self, c):
+        return torch.cat([torch.deg2rad(c).cos(), torch.deg2rad(c).sin()], 1)
+
+
+def test_a_condition_of_ones_own_can_be_hidden():
+    parts = {"condition": {"direction": Direction}}
+    table = {"flow": {"name": "identity"}, "sde": VP, "net": {"name": "mlp", "width": 8}}
+    model = build_model(table | {"condition": {"name": "direction", "drop": 0.1}}, (2,), constructors=parts).double()
+    assert model.condition.absent(3).tolist() == [[0.0, 0.0]] * 3 and model.condition.absent(1).dtype == torch.float64
+    assert model.given(None, 3).log_prob(torch.zeros(3, 2, dtype=torch.float64)).shape == (3,)
 
 
 def test_a_view_shares_weights_and_leaves_the_flow_as_it_was():
