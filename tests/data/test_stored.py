@@ -123,6 +123,25 @@ def test_a_data_set_of_images_holds_what_a_folder_holds(tmp_path, folder, monkey
         load_data("datasets", path=tmp_path / "without", c="label", **OPTIONS)
 
 
+@pytest.mark.parametrize("stream", [None, 7])
+def test_a_data_set_of_the_hub_is_asked_for_by_its_name(stream, folder, tmp_path, monkeypatch):
+    """In place of the hub stands what its library would find there."""
+    monkeypatch.setenv("INDM_DATA", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    there, asked = datasets.Dataset.from_dict({"image": pictures()}), []
+
+    def load_dataset(*arguments, streaming=False, **options):
+        asked.append((arguments, options, streaming))
+        return there.to_iterable_dataset() if streaming else there
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    data = load_data("datasets", path="ann/pictures", config="small", split="train", stream=stream, **OPTIONS)
+    assert asked == [(("ann/pictures", "small"), {"split": "train"}, stream is not None)]
+    assert sum(len(getattr(data, part)) for part in PARTS) == (stream or len(pictures()))
+    if stream is None:
+        assert torch.equal(stack(data.train), stack(folder.train))
+
+
 def test_the_head_of_a_stream_is_kept_and_read_again(tmp_path, monkeypatch):
     """Its rows are the first of the whole data set; they are there when that is gone."""
     monkeypatch.setenv("INDM_DATA", str(tmp_path / "cache"))
