@@ -1,12 +1,15 @@
 """Debian's Chromium, driven by Playwright: a page of it fails a test that leaves an error in the console, or that
-fetches anything from elsewhere."""
+fetches anything from elsewhere. What is looked at is kept as pictures in ``build/screenshots``."""
 
 import functools
 import shutil
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+SCREENSHOTS = Path(__file__).parents[1] / "build" / "screenshots"
+WIDE, NARROW = {"width": 1200, "height": 900}, {"width": 390, "height": 800}  # of a desk, of a phone
 HERE = {None, "127.0.0.1"}  # hosts: of files and data, and of this machine
 
 
@@ -40,7 +43,7 @@ def visit(browser):
             wrong.append(f"fetched {request.url}")
 
     def open_page(address, **options):
-        page = browser.new_page(**({"viewport": {"width": 1200, "height": 900}, "reduced_motion": "reduce"} | options))
+        page = browser.new_page(**({"viewport": WIDE, "reduced_motion": "reduce"} | options))
         pages.append(page)
         page.set_default_timeout(20_000)
         page.on("console", note)
@@ -58,3 +61,9 @@ def visit(browser):
 def overflow(page):
     """Pixels by which a page is wider than its window."""
     return page.evaluate("Math.max(0, document.documentElement.scrollWidth - innerWidth)")
+
+
+def keep(page, name, whole=True):
+    """Write a picture of a page, or of its window, to ``build/screenshots/NAME-WIDTH.png``."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}-{page.viewport_size['width']}.png", full_page=whole)

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from browsers import overflow
+from browsers import NARROW, keep, overflow
 from PIL import Image
 
 import indm
@@ -107,6 +107,12 @@ def test_a_likelihood_is_that_of_the_image_with_its_conventions(home):
     assert "uniform noise needs 4.09" in text and "Held-out" not in text
 
 
+def test_a_likelihood_repeats_itself_for_its_seed(home):
+    side = Side.opened(home / "exact")
+    texts = [requests.likelihood(side, Source(None, 3), 2, seed, "") for seed in (4, 4, 5)]
+    assert texts[0] == texts[1] != texts[2]
+
+
 def test_held_out_images_of_an_evaluated_run_are_named(home, monkeypatch):
     row = {"bits_per_dim": 1.5, "bits_per_dim_standard_error": 0.25}
     monkeypatch.setattr(requests, "read_evaluation", lambda run: {"nelbo": {"with_reconstruction": row}})
@@ -123,6 +129,33 @@ def test_an_interpolation_goes_from_one_image_to_the_other(home, panels):
     middle = side.model.scaling.to_data(slerp(x[:1], x[1:], 0.5))
     assert torch.equal(panel.images[[0, 2]], raw) and list(panel.tops) == ["x", "50%", "x′"]
     assert (panel.images[1].int() - middle[0].int()).abs().max() <= 1
+
+
+def as_file(image, path):
+    """An image of 17 grey levels as a file in colour, with bytes in the middle of each level; the number is not used."""
+    grey = ((image[0] + 0.5) * 256 / 17).byte().numpy()
+    Image.fromarray(np.dstack([grey] * 3)).save(path)
+    return Source(str(path), 0)
+
+
+def test_uploads_are_interpolated_as_the_images_that_they_show(home, panels, tmp_path):
+    side = Side.opened(home / "classes")
+    known = [Source(None, 7), Source(None, 4)]
+    files = [as_file(side.test[source.number], tmp_path / f"{source.number}.png") for source in known]
+    for sources in (known, files, [files[0], known[1]], files[::-1]):
+        requests.interpolation(side, sources, 5, "3")
+    strips = [panel.images for ((panel,),) in zip(panels, strict=True)]
+    assert torch.equal(strips[0][[0, -1]], torch.stack([side.test[7], side.test[4]]))
+    assert torch.equal(strips[1], strips[0]) and torch.equal(strips[2], strips[0])
+    assert torch.equal(strips[3][[0, -1]], strips[0][[-1, 0]])
+
+
+def test_the_condition_of_an_interpolation_changes_its_middle_alone(home, panels):
+    side = Side.opened(home / "classes")
+    for c in ("3", "8"):
+        requests.interpolation(side, [Source(None, 0), Source(None, 1)], 3, c)
+    of_3, of_8 = (panel.images for ((panel,),) in zip(panels, strict=True))
+    assert torch.equal(of_3[[0, 2]], of_8[[0, 2]]) and not torch.equal(of_3[1], of_8[1])
 
 
 def test_a_model_that_draws_codes_has_no_interpolation(home):
@@ -144,6 +177,19 @@ def test_a_translation_is_that_of_the_library(home, panels, way):
     assert torch.equal(pair.images, torch.cat([raw, result]))
     assert torch.equal(strip.images[0], raw[0]) and len(strip.images) == 2 * requests.FRAMES
     assert (strip.images[-1].int() - result[0].int()).abs().max() <= 2  # solved in parts, which is less exact
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_upload_is_translated_as_the_image_that_it_shows(home, panels, tmp_path, way):
+    translation = translation_of(open_sides([home / "pair"]))
+    file = as_file(translation.sides[0].test[2], tmp_path / "2.png")
+    for source in (Source(None, 2), file):
+        translation(source, way, ("", ""), 1.0, 20)
+    known, uploaded = panels[:2], panels[2:]
+    for (one,), (other,) in zip(known, uploaded, strict=True):
+        assert torch.equal(one.images, other.images)
+    image, result = uploaded[0][0].images
+    assert torch.equal(image, translation.sides[0].test[2]) and not torch.equal(image, result)
 
 
 def test_one_model_translates_between_its_classes(home, panels):
@@ -315,9 +361,6 @@ def test_numbers_out_of_range_and_large_uploads_are_refused(address, httpx):
 # ── The browser ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-PICTURES = "[...document.querySelectorAll('.picture img')].filter(i => i.checkVisibility()).map(i => i.src)"
-
-
 def eventually(attempt, seconds=60):
     """Repeat an attempt until it holds: the page takes a moment from what it shows to what it sends."""
     end = time.monotonic() + seconds
@@ -360,36 +403,55 @@ def choose(page, name, value):
     eventually(attempt)
 
 
-def upload(page, file):
-    """Give a file to the tab that is open, and wait until its table names the file."""
+def block(page, label):
+    """The part of the tab that is open with this label."""
+    labels = page.get_by_test_id("block-label").filter(has_text=re.compile(rf"^\s*{re.escape(label)}\s*$"))
+    return page.locator(".block").filter(has=labels).filter(visible=True)
+
+
+def upload(page, file, label="Image"):
+    """Give a file to a field of the tab that is open, and wait until its table names the file."""
     from playwright.sync_api import expect
 
+    place = block(page, label)
+
     def attempt():
-        field = page.get_by_role("tabpanel").filter(visible=True).locator("input[type=file]")
+        field = place.locator("input[type=file]")
         if field.count():  # it goes where there is a file
             field.set_input_files(file)
-        expect(page.get_by_role("cell", name=file.name).filter(visible=True).first).to_be_visible(timeout=10_000)
+        expect(place.get_by_role("cell", name=file.name).first).to_be_visible(timeout=10_000)
 
     eventually(attempt)
 
 
-def shown(page):
-    """The last picture of the tab that is open; None where there is none."""
-    addresses = page.evaluate(PICTURES)
-    if not addresses:
+def number(page, value, place=0):
+    """Choose a test image by its number: the first of the tab that is open, or the one after it."""
+    page.get_by_label("or the test image of number").filter(visible=True).nth(place).fill(str(value))
+
+
+def shown(page, label):
+    """The picture of this label in the tab that is open; None where there is none."""
+    picture = block(page, label).locator("img")
+    if not picture.count():
         return None
-    return np.asarray(Image.open(io.BytesIO(page.request.get(addresses[-1]).body())).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(page.request.get(picture.get_attribute("src")).body())).convert("RGB"))
 
 
-def makes(page, button, picture):
-    """Press a button until the tab's last picture is this one."""
+def shows(page, label, picture, seconds=60):
+    """Wait for this very picture."""
+    end = time.monotonic() + seconds
+    while not np.array_equal(shown(page, label), picture):
+        assert time.monotonic() < end, f"{label} shows another picture"
+        page.wait_for_timeout(200)
+
+
+def makes(page, button, pictures):
+    """Press a button until these pictures, by their labels, are there."""
 
     def attempt():
         page.get_by_role("button", name=button, exact=True).click()
-        end = time.monotonic() + 10
-        while not np.array_equal(shown(page), picture):
-            assert time.monotonic() < end, f"{button} makes another picture"
-            page.wait_for_timeout(200)
+        for label, picture in pictures.items():
+            shows(page, label, picture, 10)
 
     eventually(attempt)
 
@@ -408,46 +470,109 @@ def likelihoods(monkeypatch):
     return made
 
 
-def test_a_browser_uses_every_control(home, address, visit, likelihoods, tmp_path):
-    """What is shown is what the request of these values makes."""
+def open_tab(page, name):
+    """Open a tab; on a phone some are behind a button."""
+    tab, more = page.get_by_role("tab", name=name), page.locator(".overflow-menu > button")
+    tab.or_(more).filter(visible=True).first.wait_for()
+    if not tab.is_visible():
+        more.click()
+        tab = page.get_by_role("button", name=name)
+    tab.click()
+
+
+def sees(label="Image"):
+    return f"{label}, as the model sees it"
+
+
+def test_a_browser_samples(home, address, visit):
+    """As in the tests below, what is shown is what the request of all values that were set makes."""
     side = Side.opened(home / "classes")
     page = visit(address)
     slide(page, number=4, steps=3, temperature=0.9, guidance=1.5)
     page.get_by_label("Seed").filter(visible=True).fill("5")
     choose(page, "Sampler", "heun")
     choose(page, "Condition", "7")
-    makes(page, "Sample", requests.samples(side, 4, 3, "heun", 5, 0.9, "7", 1.5))
+    makes(page, "Sample", {"Samples": requests.samples(side, 4, 3, "heun", 5, 0.9, "7", 1.5)})
+    keep(page, "app-sample")
 
-    page.get_by_role("tab", name="Likelihood").click()
+
+def test_a_browser_measures_likelihoods(home, address, visit, likelihoods):
+    side = Side.opened(home / "classes")
+    page = visit(address)
+    open_tab(page, "Likelihood")
     slide(page, draws=2)
-    upload(page, home / "mine.png")
+    page.get_by_label("Seed").filter(visible=True).fill("4")
     choose(page, "Condition", "3")
 
-    def asked_as_chosen():
-        page.get_by_role("button", name="Likelihood", exact=True).click()
-        (source, *asked), text = likelihoods.get(timeout=20)
-        assert source.file.endswith("mine.png") and asked == [2, 0, "3"]
-        return text
+    def measured(chosen):
+        def asked_as_chosen():
+            page.get_by_role("button", name="Likelihood", exact=True).click()
+            (source, *asked), text = likelihoods.get(timeout=20)
+            assert chosen(source) and asked == [2, 4, "3"]
+            return text
 
-    for number in re.findall(r"\| ([\d.]+)", eventually(asked_as_chosen)):
-        page.get_by_role("cell", name=number, exact=True).first.wait_for()
+        found = re.findall(r"\| ([\d.]+)", eventually(asked_as_chosen))
+        assert len(found) == 5  # two means, their errors, and that of the solver
+        for value in found:
+            page.get_by_role("cell", name=value, exact=True).first.wait_for()
 
-    page.get_by_role("tab", name="Interpolation").click()
+    number(page, 3)
+    shows(page, sees(), requests.preview(side, Source(None, 3)))
+    measured(lambda source: source == Source(None, 3))
+    page.get_by_text("The image given 3: test image 3, 1×8×8.").wait_for()
+
+    upload(page, home / "mine.png")
+    shows(page, sees(), requests.preview(side, Source(str(home / "mine.png"))))
+    measured(lambda source: source.file is not None and source.file.endswith("mine.png"))
+    page.get_by_text("The image given 3: resized from 16×16").wait_for()
+    keep(page, "app-likelihood")
+
+
+def test_a_browser_interpolates(home, address, visit):
+    side, mine = Side.opened(home / "classes"), Source(str(home / "mine.png"))
+    page = visit(address)
+    open_tab(page, "Interpolation")
     slide(page, pictures=3)
-    page.get_by_label("or the test image of number").filter(visible=True).first.fill("4")
-    c = side.labels[0]
-    makes(page, "Interpolate", requests.interpolation(side, [Source(None, 4), Source(None, 1)], 3, c))
+    choose(page, "Condition", "7")
+    chosen = [Source(None, 4), Source(None, 6)]
+    for place, (label, source) in enumerate(zip(("From", "To"), chosen, strict=True)):
+        number(page, source.number, place)
+        shows(page, sees(label), requests.preview(side, source))
+    makes(page, "Interpolate", {"From one to the other": requests.interpolation(side, chosen, 3, "7")})
+    for label, sources in (("To", [chosen[0], mine]), ("From", [mine, mine])):
+        upload(page, home / "mine.png", label)
+        shows(page, sees(label), requests.preview(side, mine))
+        makes(page, "Interpolate", {"From one to the other": requests.interpolation(side, sources, 3, "7")})
+        if label == "To":
+            keep(page, "app-interpolation")
 
-    page.get_by_role("tab", name="Translation").click()
+
+def test_a_browser_translates(home, address, visit, tmp_path):
+    side, mine = Side.opened(home / "classes"), Source(str(home / "mine.png"))
+    translation = translation_of([side])
+    page = visit(address)
+    open_tab(page, "Translation")
     slide(page, strength=0.5, steps=12)
     choose(page, "Condition of A", "3")
-    choose(page, "Condition of B", "8")
-    _, way = translation_of([side])(Source(None, 0), WAYS[0], ("3", "8"), 0.5, 12)
-    makes(page, "Translate", way)
+    choose(page, "Condition of B", "7")
+
+    def translates(source):
+        shows(page, sees(), requests.preview(side, source))
+        pair, way = translation(source, WAYS[0], ("3", "7"), 0.5, 12)
+        makes(page, "Translate", {"Source and result": pair, "The way": way})
+
+    number(page, 5)
+    translates(Source(None, 5))
+    upload(page, home / "mine.png")
+    translates(mine)
+    keep(page, "app-translation")
+    block(page, "Image").get_by_label("Clear").click()
+    translates(Source(None, 5))
 
     (tmp_path / "broken.png").write_bytes(b"no image")
     upload(page, tmp_path / "broken.png")
     page.get_by_text("cannot identify image file").wait_for()
+    keep(page, "app-broken-file", whole=False)
 
 
 @pytest.mark.long
@@ -457,16 +582,18 @@ def test_a_phone_shows_two_models_in_the_dark(home, visit):
 
     sides = open_sides([home / "pair"])
     with serving(sides, "127.0.0.1", None, 60) as address:
-        page = visit(address, viewport={"width": 390, "height": 800}, color_scheme="dark")
-        page.get_by_role("tab", name="Likelihood").wait_for()
-        assert overflow(page) == 0
-        page.locator(".overflow-menu > button").click()
-        page.get_by_role("button", name="Translation").click()
+        page = visit(address, viewport=NARROW, color_scheme="dark")
+        for name in ("Sample", "Likelihood", "Interpolation", "Translation"):
+            open_tab(page, name)
+            page.get_by_role("button", name=name.replace("ation", "ate"), exact=True).wait_for()
+            assert overflow(page) == 0
+            keep(page, f"app-{name.lower()}-dark")
         page.get_by_label("B to A").click()
         slide(page, steps=10)
-        _, way = translation_of(sides)(Source(None, 0), WAYS[1], ("", ""), 1.0, 10)
-        makes(page, "Translate", way)
+        pair, way = translation_of(sides)(Source(None, 0), WAYS[1], ("", ""), 1.0, 10)
+        makes(page, "Translate", {"Source and result": pair, "The way": way})
         assert overflow(page) == 0
+        keep(page, "app-translated-dark")
         red, green, blue = map(
             int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3]
         )
