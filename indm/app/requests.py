@@ -304,20 +304,18 @@ class Translation:
     def __call__(
         self, source: Source, way: str, c: tuple[str | None, str | None], strength: float, steps: int
     ) -> tuple[Picture, Picture]:
-        """Source and result side by side, and the way between them."""
+        """Source and result side by side, and the way between them, a row a leg."""
         first, last = self.sides if way == WAYS[0] else reversed(self.sides)
         route = self.route(way, c, strength=strength, steps=steps)
         raw = first.on_device([first.read(source)[0]])
         arrival = route.follow(first.model.scaling.centre(raw), frames=FRAMES)
         shown = torch.cat([raw.cpu(), last.model.scaling.to_data(arrival.x).cpu()])
-        frames = zip(arrival.frames[0].split(FRAMES), route.legs, strict=True)
-        strip = torch.cat([leg.model.scaling.to_data(of_leg).cpu() for of_leg, leg in frames])
-        tops = sheets.time_words(route.times(FRAMES))
-        panels = (
-            sheets.Panel(shown, 2, tops=("source", "result")),
-            sheets.Panel(strip, FRAMES, tops=tops[:FRAMES]),
-        )
-        return sheets.sheet(panels[:1], first.levels), sheets.sheet(panels[1:], first.levels)
+        way = []
+        for i, (leg, frames) in enumerate(zip(route.legs, arrival.frames[0].split(FRAMES), strict=True)):
+            tops = sheets.time_words(route.times(FRAMES)[i * FRAMES : (i + 1) * FRAMES])
+            way.append(sheets.Panel(leg.model.scaling.to_data(frames).cpu(), FRAMES, tops=tops))
+        pair = sheets.Panel(shown, 2, tops=("source", "result"))
+        return sheets.sheet([pair], first.levels), sheets.sheet(way, first.levels, 1)
 
 
 def translation_of(sides: Sequence[Side]) -> Translation | None:
