@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from browsers import chromium
+from browsers import NARROW, WIDE, chromium, keep, overflow
 from pages import Reader, assert_alone
 from PIL import Image
 from test_pairs import framed, pixels
@@ -288,3 +288,23 @@ def test_a_browser_moves_the_page(made, tmp_path):
     assert [a["data-names"] for a in figures if "hidden" not in a] == ["Mu\u0308sli Mu\u0308sli.png"]
     assert reader.text("output") == ["1 of 4", "t = 0.43, up", "0.25"]
     assert ("body", {"class": "errors"}) in reader.elements and reader.text("title") == ["0"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("window", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_the_page_is_used_by_keyboard_in_any_window(made, visit, window, scheme):
+    page = visit((made[0] / "index.html").as_uri(), viewport=window, color_scheme=scheme, offline=True)
+    keep(page, f"translate-{scheme}")
+    for name, key, place in (("way", "End", 15), ("strength", "Home", 0)):
+        slider = page.locator(f"#{name}")
+        slider.press(key)
+        words = json.loads(slider.get_attribute("data-words"))
+        assert page.locator(f"output[for={name}]").text_content() == words[place]
+        for stack in page.locator(f".{name}").all():
+            seen = stack.locator("img").evaluate_all("all => all.map(one => one.checkVisibility())")
+            assert seen == [i == place for i in range(len(words))]
+    page.get_by_label("Error of the cycle").press("Space")
+    assert page.locator("img.error").first.is_visible() and overflow(page) == 0
+    keep(page, f"translate-errors-{scheme}")
+    page.get_by_label("Search by file name").fill("DARK")
+    assert page.locator("figure.card:visible b").all_text_contents() == ["dark"]

@@ -1,10 +1,12 @@
 """The report: the page, its pictures, what is known of runs and kept, and all of it on tiny runs."""
 
+import csv
 import functools
 import io
 import json
 import math
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from browsers import NARROW, WIDE, keep, overflow
 from flow_tools import perturb
 from matplotlib.figure import Figure
 from pages import Reader, assert_alone
@@ -903,6 +906,109 @@ def test_report_is_one_page_with_every_picture(digits):
     accuracy = json.loads((base / "out" / "extractor.json").read_text())["provenance"]["test_accuracy"]
     assert ": The model (" in text and "baseline: a Gaussian with full covariance" in reader.text("td")
     assert f"of test accuracy {accuracy:.3f}" in text and "which of two models is better, not which method" in text
+
+
+@pytest.fixture
+def in_browser(digits, visit):
+    """The page of the report, without a network."""
+    address = (digits[0] / "out" / "index.html").as_uri()
+    return visit(address, offline=True, permissions=["clipboard-read", "clipboard-write"])
+
+
+def test_a_browser_moves_the_sliders_of_a_report(digits, in_browser):
+    """Each stack of pictures shows the one of the slider's place."""
+    ids = in_browser.locator("[type=range]").evaluate_all("all => all.map(one => one.id)")
+    assert ids == [f"along-{name}" for name in figures.PATHS]
+    for name in ids:
+        slider, stacks = in_browser.locator(f"#{name}"), in_browser.locator(f".{name}").all()
+        words = json.loads(slider.get_attribute("data-words"))
+        assert stacks and len(words) == figures.FRAMES
+        for key, place in (("Home", 0), ("ArrowRight", 1), ("ArrowRight", 2), ("End", -1), ("ArrowLeft", -2)):
+            slider.press(key)
+            assert in_browser.locator(f"output[for={name}]").text_content() == words[place]
+            for stack in stacks:
+                seen = stack.locator("img").evaluate_all("all => all.map(one => one.checkVisibility())")
+                assert seen == [i == place % len(words) for i in range(len(words))]
+                assert stack.locator("img").nth(place).evaluate("one => one.complete && one.naturalWidth > 100")
+                assert stack.locator("img").nth(place).get_attribute("alt") == words[place]
+
+
+def test_a_browser_reads_and_hides_the_lines_of_a_report(digits, in_browser):
+    """Values are those of report.json."""
+    base, folders, _ = digits
+    charts_of = in_browser.locator("figure.chart")
+    units = ["validation NELBO", "NELBO − NLL", "to test data", "loss, RMS"]
+    assert charts_of.count() == 4 and all(
+        unit in charts_of.nth(i).locator(".unit").text_content() for i, unit in enumerate(units)
+    )
+    measured = json.loads((base / "out" / "report.json").read_text())["runs"][str(folders[2])]
+    chart = charts_of.nth(3)
+    svg, tip = chart.locator("svg"), chart.locator(".tip")
+    for sampler in ("euler-maruyama", "unipc"):
+        chart.get_by_label("View").select_option(sampler)
+        own = [row for row in measured["errors"]["discretization"] if row["sampler"] == sampler]
+        assert len(own) == 2 and svg.locator("circle").count() == 4
+        chart.get_by_label("indm", exact=True).uncheck()
+        assert svg.locator("circle").count() == 2
+        svg.focus()
+        for row in own:
+            svg.press("ArrowRight")
+            name, value, nfe = re.fullmatch(r"(.*): (\S+)(?: ± \S+)? at (\S+)", tip.text_content()).groups()
+            assert name == NASTY and int(nfe) == row["nfe"] and float(value) == pytest.approx(row["rms"], rel=1e-3)
+        chart.get_by_label("indm", exact=True).check()
+    gap = measured["gap"][-1]
+    svg, tip = (charts_of.nth(1).locator(name) for name in ("svg", ".tip"))
+    circle = svg.locator("circle").last  # of the last group that has one
+    svg.hover(position={"x": float(circle.get_attribute("cx")), "y": float(circle.get_attribute("cy"))})
+    name, value, step = re.fullmatch(r"(.*): (\S+)(?: ± \S+)? at (\S+)", tip.text_content()).groups()
+    assert name == NASTY and int(step) == gap["step"] and float(value) == pytest.approx(gap["gap"], rel=1e-3)
+
+
+def test_a_browser_sorts_and_copies_a_table_of_a_report(digits, in_browser):
+    written = tables_of((digits[0] / "out" / "index.html").read_text("utf-8"))
+    assert in_browser.locator("table").count() == len(written) == in_browser.get_by_text("Copy as CSV").count()
+    (place,) = [i for i, rows in enumerate(written) if any("baseline: uniform noise" in row for row in rows)]
+    (head, *rows), table = written[place], in_browser.locator(".table").nth(place)
+    column = next(i for i, name in enumerate(head) if name.startswith("NELBO"))
+    table.locator("th").nth(column).get_by_role("button").click()
+    table.get_by_role("button", name="Copy as CSV").click()
+    table.get_by_role("button", name="Copied").wait_for()
+    top, *copied = csv.reader(io.StringIO(in_browser.evaluate("navigator.clipboard.readText()")))
+    assert top == head and sorted(copied) == sorted(rows) and copied != rows
+    values = [float(re.match(r"-?[\d.]+", row[column].replace("−", "-").replace(",", ""))[0]) for row in copied]
+    assert values == sorted(values) and len(set(values)) > 4
+
+
+def test_a_browser_finds_the_sections_and_enlarges_the_pictures_of_a_report(digits, in_browser):
+    for link in in_browser.locator("nav a").all():
+        link.click()
+        heading = in_browser.locator(link.get_attribute("href"))
+        assert heading.text_content() == link.text_content()
+        top = heading.evaluate("one => one.getBoundingClientRect().top")
+        assert -1 <= top < WIDE["height"]
+    dialog = in_browser.get_by_role("dialog")
+    for opened in in_browser.locator("details summary").all():
+        opened.click()
+    pictures_of = in_browser.locator("button.zoom")
+    assert pictures_of.count() == len(list((digits[0] / "out").glob("*.png")))
+    for picture in pictures_of.all():
+        picture.click()
+        dialog.get_by_text("100 %").wait_for()
+        width = picture.locator("img").evaluate("one => one.naturalWidth")
+        assert dialog.locator("img").bounding_box()["width"] == width > 300
+        in_browser.keyboard.press("Escape")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("window", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_a_report_fits_into_its_window(digits, visit, window, scheme):
+    page = visit((digits[0] / "out" / "index.html").as_uri(), viewport=window, color_scheme=scheme, offline=True)
+    page.locator("figure.chart svg circle").first.wait_for()
+    assert overflow(page) == 0
+    assert not page.locator("img:visible, svg, nav, p").evaluate_all(
+        "all => all.filter(one => !one.closest('.table') && one.getBoundingClientRect().right > innerWidth)"
+    )
+    keep(page, f"report-{scheme}")
 
 
 def test_report_json_holds_what_was_measured(digits):
