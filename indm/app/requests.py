@@ -6,6 +6,7 @@ evaluation of a network.
 
 import functools
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -109,14 +110,18 @@ class Side:
         """An image as this model sees it, (C, H, W) in its grey levels, and what was done to it.
 
         Raises:
-            ValueError, OSError: it is no image, one of too many pixels, or there is no test image of that number.
+            ValueError: it is no image, one of too many pixels, or there is no test image of that number.
         """
         if source.file is None:
             return self._test_image(source.number)
-        height, width = read_size(Path(source.file))
-        if height * width > MOST_PIXELS:
-            raise ValueError(f"the image must have at most {MOST_PIXELS:,} pixels, got {width}×{height}")
-        example = image_reader(Path(source.file), self.model, self.data, self.data.get("grey") is True)()
+        file = Path(source.file)
+        try:
+            height, width = read_size(file)
+            if height * width > MOST_PIXELS:
+                raise ValueError(f"the image must have at most {MOST_PIXELS:,} pixels, got {width}×{height}")
+            example = image_reader(file, self.model, self.data, self.data.get("grey") is True)()
+        except (ValueError, OSError) as error:  # of the file by its own name, not by where uploads are kept
+            raise ValueError(str(error).replace(f"{file.parent}{os.sep}", "")) from error
         return example.pixels, example.note
 
     def _test_image(self, number: float | None) -> tuple[Tensor, str]:
