@@ -1,14 +1,18 @@
 """The documentation site: every public name has its place, every page is reached, and it builds without a warning."""
 
 import ast
+import functools
+import http.server
 import importlib
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import yaml
+from browsers import NARROW, WIDE, keep, overflow
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -164,17 +168,84 @@ def test_links_that_leave_the_pages(tools):
     assert "[b](https://example.org/indm/tree/HEAD/bench/a.py)" in tools.on_page_markdown(text, Page, Known)
 
 
-@pytest.mark.long
-def test_the_site_builds_without_a_warning(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the built site."""
     for needed in ("mkdocs", "mkdocstrings", "mkdocs_jupyter", "latex2mathml"):
         pytest.importorskip(needed, reason="needs pip install -e '.[docs]'")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.long
+def test_the_site_builds_without_a_warning(site):
     for name, page in REFERENCE.items():
-        html = (tmp_path / "reference" / page.stem / "index.html").read_text("utf-8")
+        html = (site / "reference" / page.stem / "index.html").read_text("utf-8")
         assert name == "indm.flows" or f'id="{name}"' in html, name
         text = re.sub(r"<[^>]*>", "", html)
         assert not re.search(r":(class|func|meth|attr|data|mod|math):|\.\. math::|```|\\\(", text), page
-    assert "<math" in (tmp_path / "reference" / "sde" / "index.html").read_text("utf-8")
-    assert "image/png" in (tmp_path / "tutorials" / "density" / "index.html").read_text("utf-8")
+    assert "<math" in (site / "reference" / "sde" / "index.html").read_text("utf-8")
+    assert "image/png" in (site / "tutorials" / "density" / "index.html").read_text("utf-8")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def served(site):
+    """The address of the site on this machine."""
+    handler = functools.partial(Quiet, directory=site)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+# Of each formula: whether its parts have sizes, and stand where they should.
+FORMULAS = """[...document.querySelectorAll("math")].map(math => {
+  const box = part => part.getBoundingClientRect(), middle = part => (box(part).top + box(part).bottom) / 2;
+  const both = (tag, good) => [...math.querySelectorAll(tag)].every(part => good(...part.children));
+  return box(math).width > 0 && box(math).height > 0 && [...math.querySelectorAll("mi, mn")].every(part => box(part).width > 0)
+    && both("mfrac", (above, below) => box(above).bottom <= box(below).top + 1)
+    && both("msub", (base, index) => middle(index) > middle(base))
+    && both("msup", (base, power) => middle(power) < middle(base));
+})"""
+# Pages, and how many formulas they have at least; the others have theirs in plain characters.
+VISITED = {"": 0, "method/": 4, "reference/sde/": 20, "results/": 0, "tutorials/density/": 0}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("window", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("place", VISITED)
+def test_a_page_of_the_site_fits_its_window_with_its_formulas(served, visit, place, window, scheme):
+    page = visit(served + place, viewport=window, color_scheme=scheme)
+    page.wait_for_load_state("networkidle")
+    assert overflow(page) == 0
+    formulas = page.evaluate(FORMULAS)
+    assert len(formulas) >= VISITED[place] and all(formulas)
+    assert not re.search(r"\\[\[(]|\\(frac|int|alpha|sigma|theta)\b|\$\$", page.locator("article").inner_text())
+    assert page.locator("article img").evaluate_all("all => all.every(one => one.complete && one.naturalWidth > 0)")
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    brightness = max(map(int, re.findall(r"\d+", paper)[:3]))
+    assert brightness > 240 if scheme == "light" else brightness < 64
+    keep(page, f"site-{place.strip('/').replace('/', '-') or 'index'}-{scheme}")
+
+
+@pytest.mark.long
+def test_the_search_of_the_site_finds_a_page(served, visit):
+    page = visit(served)
+    page.wait_for_load_state("networkidle")  # the scripts are there
+    field = page.get_by_role("textbox", name="Search")
+    field.click()
+    field.press_sequentially("dequantization")
+    found = page.locator(".md-search-result__item a").first
+    found.wait_for()
+    found.click()
+    page.wait_for_url(lambda url: re.split("[?#]", url)[0] != served)
+    assert "dequantization" in page.locator("article").inner_text().lower()
