@@ -82,10 +82,13 @@ def on_page_markdown(text: str, page, config, **_) -> str:
 
 
 def on_page_content(html: str, **_) -> str:
-    """Formulas become MathML, which browsers draw by themselves."""
+    """Formulas become MathML, which browsers draw by themselves; a number stays beside its error."""
+    html = re.sub(r"(?<=\d) ± (?=\d)", "\u00a0±\u00a0", html)
     pattern = r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>'
     return re.sub(pattern, formula, html, flags=re.DOTALL)
 
 
 def formula(match: re.Match) -> str:
-    return convert(unescape(match[2]), display="block" if match[1] == "div" else "inline")
+    """A formula in MathML, with a thin space after "log" and the like, as TeX has it."""
+    mathml = convert(unescape(match[2]), display="block" if match[1] == "div" else "inline")
+    return re.sub(r"<mi>(log|exp|erf)</mi>(?!<mo)", r'<mi>\1</mi><mspace width="0.167em" />', mathml)
