@@ -315,12 +315,12 @@ class Translation:
         raw = first.on_device([first.read(source)[0]])
         arrival = route.follow(first.model.scaling.centre(raw), frames=FRAMES)
         shown = torch.cat([raw.cpu(), last.model.scaling.to_data(arrival.x).cpu()])
-        way = []
+        rows = []
         for i, (leg, frames) in enumerate(zip(route.legs, arrival.frames[0].split(FRAMES), strict=True)):
             tops = sheets.time_words(route.times(FRAMES)[i * FRAMES : (i + 1) * FRAMES])
-            way.append(sheets.Panel(leg.model.scaling.to_data(frames).cpu(), FRAMES, tops=tops))
+            rows.append(sheets.Panel(leg.model.scaling.to_data(frames).cpu(), FRAMES, tops=tops))
         pair = sheets.Panel(shown, 2, tops=("source", "result"))
-        return sheets.sheet([pair], first.levels), sheets.sheet(way, first.levels, 1)
+        return sheets.sheet([pair], first.levels), sheets.sheet(rows, first.levels, 1)
 
 
 def translation_of(sides: Sequence[Side]) -> Translation | None:

@@ -132,7 +132,7 @@ def test_an_interpolation_goes_from_one_image_to_the_other(home, panels):
 
 
 def as_file(image, path):
-    """An image of 17 grey levels as a file in colour, with bytes in the middle of each level; the number is not used."""
+    """An image of 17 grey levels as a file in colour, with bytes in the middle of each level; not test image 0."""
     grey = ((image[0] + 0.5) * 256 / 17).byte().numpy()
     Image.fromarray(np.dstack([grey] * 3)).save(path)
     return Source(str(path), 0)

@@ -920,17 +920,19 @@ def test_a_browser_moves_the_sliders_of_a_report(digits, in_browser):
     ids = in_browser.locator("[type=range]").evaluate_all("all => all.map(one => one.id)")
     assert ids == [f"along-{name}" for name in figures.PATHS]
     for name in ids:
-        slider, stacks = in_browser.locator(f"#{name}"), in_browser.locator(f".{name}").all()
+        slider = in_browser.locator(f"#{name}")
+        stacks = [one.locator("img") for one in in_browser.locator(f".{name}").all()]
         words = json.loads(slider.get_attribute("data-words"))
         assert stacks and len(words) == figures.FRAMES
         for key, place in (("Home", 0), ("ArrowRight", 1), ("ArrowRight", 2), ("End", -1), ("ArrowLeft", -2)):
             slider.press(key)
             assert in_browser.locator(f"output[for={name}]").text_content() == words[place]
-            for stack in stacks:
-                seen = stack.locator("img").evaluate_all("all => all.map(one => one.checkVisibility())")
+            for pictures_of in stacks:
+                seen = pictures_of.evaluate_all("all => all.map(one => one.checkVisibility())")
                 assert seen == [i == place % len(words) for i in range(len(words))]
-                assert stack.locator("img").nth(place).evaluate("one => one.complete && one.naturalWidth > 100")
-                assert stack.locator("img").nth(place).get_attribute("alt") == words[place]
+                one = pictures_of.nth(place)
+                assert one.evaluate("one => one.complete && one.naturalWidth > 100")
+                assert one.get_attribute("alt") == words[place]
 
 
 def test_a_browser_reads_and_hides_the_lines_of_a_report(digits, in_browser):
