@@ -134,11 +134,20 @@ class Side:
         return self.test[int(number)], f"test image {number:g}"
 
     def given(self, c: str | None) -> Any:
-        """What a field of the condition means: a class by its name, numbers as [0.5, 1.2]; None of p(x)."""
+        """What a field of the condition means: a class by its name, numbers as [0.5, 1.2]; None of p(x).
+
+        Raises:
+            ValueError: something else where there must be numbers.
+        """
         condition = getattr(self.model, "condition", None)
         if condition is None or not c:
             return None
-        return c if condition.is_class else recipes.value_of(c)
+        if condition.is_class:
+            return c
+        numbers = recipes.value_of(c)
+        if not isinstance(numbers, list) or not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError(f"the condition must be numbers such as [0.5, 1.2], got {c}")
+        return numbers
 
     def generator(self, seed: float) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(int(seed))

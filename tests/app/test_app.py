@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import math
+import os
 import queue
 import re
 import socket
@@ -28,16 +29,17 @@ from indm.data.registry import load_data
 from indm.evaluation import sheets
 from indm.model import build_model
 from indm.report.figures import slerp
+from indm.sampling import default_sampler
 from indm.scaling import Scaling
 
 NET = {"name": "mlp", "width": 16, "depth": 1, "fourier": 0}
 LABELS = [str(number) for number in range(10)]
 
 
-def save(folder, seed=None, labels=None):
+def save(folder, seed=None, condition=None):
     """A run on digits: latents N(0, I) and their exact score, or weights at random of that seed."""
     tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"} if seed is None else NET}
-    tables |= {"condition": {"name": "classes", "labels": LABELS, "drop": 0.1}} if labels else {}
+    tables |= {"condition": condition | {"drop": 0.1}} if condition else {}
     torch.manual_seed(seed or 0)
     model = build_model(tables, (1, 8, 8), Scaling.images(17)).eval()
     with torch.no_grad():
@@ -54,7 +56,8 @@ def home(tmp_path_factory):
     """Runs, and an image that is no test image."""
     home = tmp_path_factory.mktemp("app")
     save(home / "exact")
-    save(home / "classes", 0, LABELS)
+    save(home / "classes", 0, {"name": "classes", "labels": LABELS})
+    save(home / "numbers", 0, {"name": "vector", "size": 2})
     save(home / "pair" / "a", 1)
     save(home / "pair" / "b", 2)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
@@ -86,6 +89,16 @@ def test_samples_are_those_of_the_library(home):
     x = indm.sample(side.model, 4, **options)
     assert np.array_equal(grid, sheets.grid(side.model.scaling.to_data(x), 17))
     assert not np.array_equal(grid, requests.samples(side, 4, 5, "heun", 3, 0.5, "", 1.0))  # p(x)
+
+
+def test_numbers_are_a_condition(home):
+    side = Side.opened(home / "numbers")
+    grid = requests.samples(side, 4, 5, "heun", 3, 1.0, "[0.5, -2]", 1.0)
+    options = {"c": [0.5, -2.0], "sampler": "heun", "steps": 5, "generator": torch.Generator().manual_seed(3)}
+    assert np.array_equal(grid, sheets.grid(side.model.scaling.to_data(indm.sample(side.model, 4, **options)), 17))
+    for wrong in ("cat", "[1,", '["cat", "dog"]', "0.5", "[0.5]"):
+        with pytest.raises(ValueError, match="must be numbers"):
+            requests.samples(side, 4, 5, "heun", 3, 1.0, wrong, 1.0)
 
 
 def test_a_likelihood_is_that_of_the_image_with_its_conventions(home):
@@ -304,6 +317,16 @@ def address(home):
         assert {host for host, *_ in (a for a in reached if isinstance(a, tuple))} <= {"127.0.0.1"}
 
 
+@pytest.fixture
+def serving(monkeypatch):
+    """Serves other models beside those of ``address``, whose folder of uploads comes back at the end."""
+    pytest.importorskip("gradio")
+    from indm.app.page import serving
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ.get("GRADIO_TEMP_DIR", ""))
+    return serving
+
+
 @pytest.fixture(scope="module")
 def httpx():
     return pytest.importorskip("httpx", reason="comes with Gradio")
@@ -499,6 +522,20 @@ def test_a_browser_samples(home, address, visit):
     keep(page, "app-sample")
 
 
+def test_a_browser_gives_numbers_as_a_condition(home, visit, serving):
+    side = Side.opened(home / "numbers")
+    with serving([side], "127.0.0.1", None, 60) as address:
+        page = visit(address)
+        slide(page, number=4, steps=3)
+        field = page.get_by_label("Condition").filter(visible=True)
+        field.fill("[0.5, -2]")
+        picture = requests.samples(side, 4, 3, default_sampler(side.model), 0, 1.0, "[0.5, -2]", 1.0)
+        makes(page, "Sample", {"Samples": picture})
+        field.fill("cat")
+        page.get_by_role("button", name="Sample", exact=True).click()
+        page.get_by_text("the condition must be numbers such as [0.5, 1.2], got cat", exact=True).wait_for()
+
+
 def test_a_browser_measures_likelihoods(home, address, visit, likelihoods):
     side = Side.opened(home / "classes")
     page = visit(address)
@@ -580,10 +617,7 @@ def test_a_browser_translates(home, address, visit, tmp_path):
 
 
 @pytest.mark.long
-def test_a_phone_shows_two_models_in_the_dark(home, visit):
-    pytest.importorskip("gradio")
-    from indm.app.page import serving
-
+def test_a_phone_shows_two_models_in_the_dark(home, visit, serving):
     sides = open_sides([home / "pair"])
     with serving(sides, "127.0.0.1", None, 60) as address:
         page = visit(address, viewport=NARROW, color_scheme="dark")
