@@ -28,6 +28,7 @@ from torch import Tensor
 
 from indm.forward.base import require_one_diffusion, require_tight
 from indm.model import INDM, all_rows, at_rows
+from indm.objective import flow_nll
 from indm.rng import randn_like
 from indm.sampling import follow_flow
 from indm.sde.linear import LinearSDE
@@ -76,11 +77,14 @@ class Route:
         legs: each begins at the time at which the one before ends.
         steps: equal steps in −log SNR over all legs, one evaluation each; the error is of third order in the step.
         tol: as many steps as an error of this size takes instead, see :func:`indm.sampling.follow_flow`.
+        noise: deviation of the noise in the x_T of a bridge that was trained with some: a route that ends there takes
+            it away by :func:`without_noise`. The way back then begins at another x_T.
     """
 
     legs: tuple[Leg, ...]
     steps: int = STEPS
     tol: float | None = None
+    noise: float = 0.0
 
     def __post_init__(self):
         if self.steps < len(self.legs):
@@ -108,7 +112,7 @@ class Route:
         if any(leg.noise for leg in self.legs):
             raise ValueError("there is no way back along noise: a stochastic route has no cycle")
         legs = tuple(replace(leg, start=leg.end, end=leg.start) for leg in reversed(self.legs))
-        return replace(self, legs=legs)
+        return replace(self, legs=legs, noise=0.0)
 
     def rougher(self) -> "Route":
         """The same route in half as many steps, or with eight times ``tol``: of third order, it is eight times as far
@@ -141,6 +145,8 @@ class Route:
                 z, evaluations = self._advance(leg, z, leg.start, leg.end, generator)
                 nfe += evaluations
             arrived = at_c.models[1].decode(z / _rest(last.sde, self.legs[-1].end, z))
+            if self.noise:
+                arrived = without_noise(at_c.models[1], arrived, self.noise)
             pictures = list(at_c._frames(start, frames, noise)) if frames else []
         empty = x.new_zeros(len(x), 0, *x.shape[1:])
         return Arrival(arrived, nfe, torch.stack(pictures, 1) if pictures else empty)
@@ -168,6 +174,27 @@ class Route:
     def _length(self) -> float:
         """Of all legs together on the clock −log SNR."""
         return sum(_clock(leg.model.sde, leg.start, leg.end) for leg in self.legs if not leg.noise)
+
+
+def without_noise(model: INDM, x: Float[Tensor, "batch *event"], deviation: float) -> Float[Tensor, "batch *event"]:
+    r"""E[x_T | x_T + σn] = x + σ² ∇ log p(x) for the density p of h⁻¹#π, where the flow has learned x_T with noise.
+
+    Args:
+        deviation: σ.
+
+    Example: N(0, I) is N(0, (1 − σ²) I) with noise σ.
+
+        >>> import indm
+        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> without_noise(indm.build_model(tables, (2,)), torch.ones(1, 2), 0.5)
+        tensor([[0.7500, 0.7500]])
+
+    Source: Zhai et al. 2024, section 2.5, https://arxiv.org/abs/2412.06329.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(flow_nll(model, x).sum(), x)
+    return x.detach() - deviation**2 * slope
 
 
 def two_models(
@@ -226,12 +253,14 @@ def bridge(
     stochastic: bool = False,
     steps: int = STEPS,
     tol: float | None = None,
+    noise: float = 0.0,
 ) -> Route:
     """The route through one INDM, from the data at t = 0 to those at t = T ("forward") or "backward".
 
     Args:
         strength: share of the way from one end to the other.
         stochastic: by the forward SDE, so "forward" only; at strength 1 nothing of the source is left.
+        noise: with which x_T was learned (``train.terminal_noise``), see :class:`Route`.
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be 'forward' or 'backward', got {direction!r}")
@@ -240,7 +269,8 @@ def bridge(
     sde = model.sde
     way = _way(strength, sde)
     ends = (sde.eps, max(sde.eps, way)) if direction == "forward" else (sde.T, max(sde.eps, sde.T - way))
-    return Route((Leg(model, *ends, noise=stochastic),), steps, tol)
+    at_end = direction == "forward" and strength == 1
+    return Route((Leg(model, *ends, noise=stochastic),), steps, tol, noise if at_end else 0.0)
 
 
 def translate(

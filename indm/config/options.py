@@ -96,6 +96,9 @@ class Training:
     """Weight of the flow's distance from an isometry: 0 leaves it free, a large weight gives a linear diffusion."""
     terminal: float = 0.0
     """Weight of −log p(x_T), with x_T drawn from [data_b], or from a Gaussian with the data's mean and covariance."""
+    terminal_noise: float = 0.0
+    """Deviation of normal noise that is added to these draws, in model units, where images reach from −1 to 1 (0.1 is
+    usual). A flow learns them so much sooner; a translation to them ends with one step that takes the noise away."""
     latent_mean: bool = False
     """Centre the final model's prior on the mean latent (useful for VE); best/ and snapshots/ stay as they are."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
@@ -149,7 +152,7 @@ class Training:
         check_each(self, "train", lambda v: v > 0, "positive", "steps seconds clip")
         check_each(self, "train", lambda v: v > 0, "positive", "lr flow_lr dequantization_lr forward_lr")
         check_each(self, "train", lambda v: v >= 0, "0 or more", "weight_decay flow_weight_decay workers seed")
-        check_each(self, "train", lambda v: v >= 0, "0 or more", "soft_truncation isometry terminal")
+        check_each(self, "train", lambda v: v >= 0, "0 or more", "soft_truncation isometry terminal terminal_noise")
         check_each(self, "train", lambda v: v >= 0, "0 or more", "snapshot_every max_rollbacks")
         check_each(self, "train", lambda v: 0 <= v < 1, "in [0, 1)", "ema pretrain")
         check_each(self, "train", lambda v: 0 <= v <= 1, "in [0, 1]", "decay")

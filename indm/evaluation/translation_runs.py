@@ -32,6 +32,7 @@ class TranslationRuns:
         direction: of a bridge, and of a pair's folder.
         data, data_b: the ``[data]`` tables of the side where the route begins and of that where it ends.
         classes: of one model of classes, that of either side.
+        noise: of a bridge, with which B was learned.
     """
 
     folders: tuple[Path, ...]
@@ -40,6 +41,7 @@ class TranslationRuns:
     data: dict
     data_b: dict
     classes: tuple[str | None, str | None] = (None, None)
+    noise: float = 0.0
 
     def sides(self) -> tuple[Data, Data]:
         """The data of both sides."""
@@ -80,7 +82,7 @@ class TranslationRuns:
     def route(self, **options) -> Route:
         """See :func:`indm.translation.two_models` and :func:`indm.translation.bridge` for the options."""
         return (
-            bridge(*self.models, self.direction, **options)
+            bridge(*self.models, self.direction, noise=self.noise, **options)
             if len(self.models) == 1
             else two_models(*self.models, c=self.classes, **options)
         )
@@ -125,6 +127,8 @@ def open_runs(
             )
         tables.append(own[0]["data_b"])
         tables = list(reversed(tables)) if turn else tables
+        noise = own[0]["train"].get("terminal_noise", 0.0)
+        return TranslationRuns(tuple(folders), models, direction, *tables, noise=noise)
     return TranslationRuns(tuple(folders), models, direction, *tables)
 
 

@@ -60,7 +60,8 @@ def penalties_of(
     if options.isometry:
         penalties.append(Penalty("isometry", options.isometry, lambda model, x: isometry_defect(model.flow, x).mean()))
     if options.terminal:
-        value = partial(terminal_nll, terminal_law(model, data, second, device))
+        law = with_noise(terminal_law(model, data, second, device), options.terminal_noise)
+        value = partial(terminal_nll, law)
         penalties.append(Penalty("terminal", options.terminal, value, in_nats=True))
     return penalties
 
@@ -87,6 +88,19 @@ def terminal_law(model: nn.Module, data: Data, second: Data | None, device: torc
         return _without_gradient(model, flip_horizontally(rows) if flip else rows)
 
     return draw
+
+
+def with_noise(law: Law, deviation: float) -> Law:
+    """``law`` of x + deviation · n, n ~ N(0, I): the noise augmentation of TarFlow.
+
+    Source: Zhai et al. 2024, "Normalizing Flows are Capable Generative Models", https://arxiv.org/abs/2412.06329.
+    """
+
+    def draw(n: int) -> Tensor:
+        x = law(n)
+        return x + deviation * randn_like(x)
+
+    return draw if deviation else law
 
 
 @torch.no_grad()
