@@ -315,6 +315,7 @@ def translate_bridge(
     stochastic: bool = False,
     steps: int = STEPS,
     tol: float | None = None,
+    noise: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "batch *event"]:
     """Data at one end of a bridge as data at its other: see :func:`bridge`, whose arguments these are.
@@ -331,7 +332,7 @@ def translate_bridge(
         >>> torch.allclose(translate_bridge(model, x_T, "backward"), x, atol=1e-2)
         True
     """
-    route = bridge(model, direction, strength=strength, stochastic=stochastic, steps=steps, tol=tol)
+    route = bridge(model, direction, strength=strength, stochastic=stochastic, steps=steps, tol=tol, noise=noise)
     return route.follow(x, generator=generator).x
 
 

@@ -246,6 +246,20 @@ def test_a_bridge_may_stop_on_its_way_and_be_random():
     assert (whole - half).abs().max() < 1e-3
 
 
+def test_noise_with_which_b_was_learned_is_taken_away_where_the_bridge_ends_in_b():
+    """By σ² times the slope of log p(x_T), which is Gaussian here; nowhere else."""
+    model, sigma = gaussian_bridge(), 0.4
+    a = data_of(model, 50)
+    b, clean = (translate_bridge(model, a, tol=1e-6, noise=noise) for noise in (0.0, sigma))
+    mean = model.decode(torch.zeros_like(a))
+    variance = (model.decode(torch.ones_like(a)) - mean) ** 2
+    torch.testing.assert_close(clean, b - sigma**2 * (b - mean) / variance)
+    for options in ({"direction": "backward"}, {"strength": 0.5}):
+        plain, same = (translate_bridge(model, a, tol=1e-6, noise=noise, **options) for noise in (0.0, sigma))
+        assert torch.equal(plain, same)
+    assert bridge(model, noise=sigma).noise == sigma and bridge(model, noise=sigma).back().noise == 0
+
+
 # ── pictures on the way, noise ──────────────────────────────────────────────────────────────────────────────────────
 
 

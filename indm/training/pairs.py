@@ -37,7 +37,7 @@ def sides_of(recipe: Recipe) -> dict[str, Recipe]:
     """
     if "data_b" not in recipe:
         raise ValueError("[data_b] is missing: the recipe of a pair needs a second data set, such as --data-b digits")
-    options = {key: value for key, value in recipe.get("train", {}).items() if key != "terminal"}
+    options = {key: value for key, value in recipe.get("train", {}).items() if not key.startswith("terminal")}
     shared = {table: content for table, content in recipe.items() if table != "data_b"} | {"train": options}
     return {"a": shared, "b": shared | {"data": recipe["data_b"]}}
 

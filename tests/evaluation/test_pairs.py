@@ -633,6 +633,19 @@ def test_scores_say_what_a_translation_is_worth(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "few").exists()
 
 
+def test_a_bridge_that_learned_b_with_noise_takes_it_away(toys, tmp_path, capsys):
+    """Validated with that noise, and known to what translates."""
+    options = ["--data.size", "8", "--train.steps", "2", "--train.batch_size", "8", *SMALL, "--quiet"]
+    for noise in (0.0, 3.0):
+        arguments = [*map(str, toys), "--form", "terminal", "--train.terminal_noise", str(noise)]
+        assert main(["train-bridge", *arguments, "--out", str(tmp_path / str(noise)), *options]) == 0
+    runs = [open_runs([tmp_path / str(noise)]) for noise in (0.0, 3.0)]
+    assert [opened.route().noise for opened in runs] == [0.0, 3.0]
+    assert open_runs([tmp_path / "3.0"], "backward").route().noise == 0
+    clean, noisy = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("0.0", "3.0"))
+    assert noisy["valid_terminal"] > clean["valid_terminal"] + 1
+
+
 def test_one_model_of_classes_translates_between_two(trained, toys, tmp_path, capsys):
     run, out = tmp_path / "classes", tmp_path / "out"
     options = ["--condition=classes", "--flow=coupling", *SMALL, "--train.steps=3", "--train.batch_size=16", "--quiet"]

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from closed_form import within
 
 from indm.data.base import Data, InMemory
 from indm.evaluation.distances import mmd
@@ -14,7 +15,7 @@ from indm.objective import Objective, flow_nll
 from indm.scaling import Scaling
 from indm.score import ScoreModel
 from indm.sde.linear import VESDE, VPSDE
-from indm.training.penalties import Penalty, isometry_defect, normal_law, terminal_law, terminal_nll
+from indm.training.penalties import Penalty, isometry_defect, normal_law, terminal_law, terminal_nll, with_noise
 from indm.training.step import TrainingStep
 
 
@@ -102,6 +103,20 @@ def test_the_terminal_term_carries_the_prior_to_the_law():
         optimizer.step()
     assert distance() < 0.1 * before
     assert math.isfinite(before) and before > 0.05
+
+
+def test_a_law_with_noise_is_its_convolution_with_a_normal_one():
+    """Two points: means stay, and variances are those of the noise about each."""
+    torch.manual_seed(5)
+
+    def law(n):
+        return (torch.arange(n) % 2).float()[:, None].expand(n, 3)
+
+    draws = with_noise(law, 0.5)(40_000)
+    for point in (0, 1):
+        about = draws[point::2]
+        assert within(about, point) and within((about - point).square(), 0.25)
+    assert with_noise(law, 0.0) is law
 
 
 @pytest.mark.parametrize("flip", [False, True])
