@@ -6,7 +6,8 @@
 
 All have the recipe's network and about the same seconds: each of INDM's two models makes ``--steps`` steps, each of
 DDIB's (the same with the identity flow) 1.15 times as many, about what a step of INDM costs of a linear one. What is
-one model makes twice as many: the bridge, and an INDM and a linear diffusion that are told the class. These go up as
+one model makes twice as many: the bridges, by the recipe's flow and by TarFlow, which learns B with noise; an INDM and a linear
+diffusion that are told the class. These go up as
 class A and down as class B, the linear one also by SDEdit: noise up to t, then down as class B. Test images of A are
 translated and compared with B, see ``indm/evaluation/translation_metrics.py``; the classifier is that of all the data
 set's classes, of emoji that of the two artists. There each source has a true counterpart, the same thing by the other
@@ -69,12 +70,17 @@ NAMES = {
     "ddib": "DDIB (linear)",
     "ddib 0.5": "DDIB, strength 0.5",
     "bridge": "bridge",
+    "tarflow bridge": "bridge, TarFlow with noise",
     "classes": "one INDM of both classes",
     "linear classes": "one linear model of both",
     "sdedit 0.3": "one linear model, SDEdit 0.3",
     "sdedit 0.5": "one linear model, SDEdit 0.5",
 }
 INDM_OF_IMAGES = {"flow": "coupling", "train.flow_lr": "1e-3", "train.flow_update_every": "3", "train.terminal": "1"}
+TARFLOW = {  # of a bridge: with the score's network about as many parameters as two INDMs
+    "flow": "autoregressive", "flow.width": "96", "flow.blocks": "5",
+    "train.terminal_noise": "0.1", "train.flow_update_every": "1",
+}  # fmt: skip
 LINEAR_FLOW = {"flow": "identity", "train.flow_update_every": "1"}
 
 
@@ -133,10 +139,11 @@ def routes(recipe: dict, steps: int, out: Path, methods: Sequence[str]) -> dict[
         count, changes = {"classes": (steps, {}), "linear classes": (round(LINEAR * steps), LINEAR_FLOW)}[name]
         return of_classes(untimed(recipe, 2 * count), changes, out / name)
 
-    def bridge() -> Route:
-        resume = (out / "bridge" / "checkpoint.pt").exists()
-        whole({"bridge": train(untimed(recipe, 2 * steps), out / "bridge", resume=resume)})
-        return open_runs([out / "bridge"]).route()
+    def bridge(name: str, changes: dict[str, str]) -> Route:
+        run = out / name
+        changed = recipes.override(untimed(recipe, 2 * steps), changes)
+        whole({name: train(changed, run, resume=(run / "checkpoint.pt").exists())})
+        return open_runs([run]).route()
 
     def noised(strength: float) -> Route:
         _, down = one("linear classes").legs
@@ -147,7 +154,8 @@ def routes(recipe: dict, steps: int, out: Path, methods: Sequence[str]) -> dict[
         **{f"{name} 0.5": lambda name=name: two(name).route(strength=0.5) for name in ("indm", "ddib")},
         **{name: lambda name=name: one(name) for name in ("classes", "linear classes")},
         **{f"sdedit {s}": lambda s=s: noised(s) for s in STRENGTHS},
-        "bridge": bridge,
+        "bridge": lambda: bridge("bridge", {}),
+        "tarflow bridge": lambda: bridge("tarflow bridge", TARFLOW),
     }
     return {name: makers[name]() for name in methods}
 
@@ -207,7 +215,7 @@ def translated(route: Route, raw: Tensor) -> tuple[Tensor, dict[str, float]]:
         "seconds_per_image": round(seconds, 4),
         "parameters": sum(count_parameters(model) for model in models.values()),
     }
-    if not any(leg.noise for leg in route.legs):
+    if not route.noise and not any(leg.noise for leg in route.legs):
         back = route.back().follow(there.x[:CYCLED])
         error = ((back.x - x[:CYCLED]) * route.models[0].scaling.scale).flatten(1).abs().amax(1)
         values |= {"cycle_error_max": error.max().item(), "cycle_error_median": error.median().item()}
