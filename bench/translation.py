@@ -76,11 +76,11 @@ NAMES = {
     "sdedit 0.5": "one linear model, SDEdit 0.5",
 }
 INDM_OF_IMAGES = {"flow": "coupling", "train.flow_lr": "1e-3", "train.flow_update_every": "3", "train.terminal": "1"}
-TARFLOW = {  # of a bridge: with the score's network about as many parameters as two INDMs
+TARFLOW = {  # of a bridge: with the score's network as many parameters as two INDMs, of digits fewer
     "flow": "autoregressive", "flow.width": "96", "flow.blocks": "5", "train.flow_update_every": "1",
     "train.terminal_noise": "0.1",
 }  # fmt: skip
-OF_FEW_LEVELS = {"train.terminal_noise": "0.3"}  # of 17 in place of 256
+OF_DIGITS = {"flow.width": "64", "flow.blocks": "4", "train.flow_lr": "2e-3", "train.terminal_noise": "0.3"}
 LINEAR_FLOW = {"flow": "identity", "train.flow_update_every": "1"}
 
 
@@ -145,7 +145,7 @@ def routes(recipe: dict, steps: int, out: Path, methods: Sequence[str]) -> dict[
         whole({name: train(changed, run, resume=(run / "checkpoint.pt").exists())})
         return open_runs([run]).route()
 
-    few_levels = recipe["data"]["name"] == "digits"
+    of_digits = recipe["data"]["name"] == "digits"
 
     def noised(strength: float) -> Route:
         _, down = one("linear classes").legs
@@ -157,7 +157,7 @@ def routes(recipe: dict, steps: int, out: Path, methods: Sequence[str]) -> dict[
         **{name: lambda name=name: one(name) for name in ("classes", "linear classes")},
         **{f"sdedit {s}": lambda s=s: noised(s) for s in STRENGTHS},
         "bridge": lambda: bridge("bridge", {}),
-        "tarflow bridge": lambda: bridge("tarflow bridge", TARFLOW | (OF_FEW_LEVELS if few_levels else {})),
+        "tarflow bridge": lambda: bridge("tarflow bridge", TARFLOW | (OF_DIGITS if of_digits else {})),
     }
     return {name: makers[name]() for name in methods}
 
