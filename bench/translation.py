@@ -80,7 +80,7 @@ TARFLOW = {  # of a bridge: with the score's network as many parameters as two I
     "flow": "autoregressive", "flow.width": "96", "flow.blocks": "5", "train.flow_update_every": "1",
     "train.terminal_noise": "0.1",
 }  # fmt: skip
-OF_DIGITS = {"flow.width": "64", "flow.blocks": "4", "train.flow_lr": "2e-3", "train.terminal_noise": "0.3"}
+OF_DIGITS = {"flow.width": "64", "flow.blocks": "4", "train.flow_lr": "2e-3", "train.terminal_noise": "0"}
 LINEAR_FLOW = {"flow": "identity", "train.flow_update_every": "1"}
 
 
@@ -207,7 +207,7 @@ def named(method: str) -> str:
 
 def translated(route: Route, raw: Tensor) -> tuple[Tensor, dict[str, float]]:
     """What a route makes of images, and its cost, its parameters and the error of its cycle, where it has one."""
-    x, generator = route.models[0].scaling.centre(raw), torch.Generator().manual_seed(0)
+    x, generator = route.source(raw), torch.Generator().manual_seed(0)
     started = time.perf_counter()
     there = route.follow(x, generator=generator)
     seconds = (time.perf_counter() - started) / len(raw)

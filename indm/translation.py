@@ -18,14 +18,16 @@ is added there, and no last denoising is done.
 
 import itertools
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from indm.dequantization import from_data
 from indm.forward.base import require_one_diffusion, require_tight
 from indm.model import INDM, all_rows, at_rows
 from indm.objective import flow_nll
@@ -102,6 +104,24 @@ class Route:
     def models(self) -> tuple[INDM, INDM]:
         """The model in whose data the route begins, and the one in whose data it ends."""
         return self.legs[0].model, self.legs[-1].model
+
+    @torch.no_grad()
+    def source(self, raw: Shaped[Tensor, "batch *event"], seed: int = 0) -> Float[Tensor, "batch *event"]:
+        """``raw`` data as the route begins with them, in units of the first model.
+
+        Two models begin in the middles of grey levels. A bridge begins with the noise that its model was trained with:
+        its flow alone models one end, and spreads that noise over much of the latent. An image has the same noise in
+        every batch, by ``seed`` and its own pixels.
+        """
+        model = self.models[0]
+        device = model.scaling.scale.device
+        if len(self.legs) > 1:
+            return model.scaling.centre(raw.to(device))
+        rows = []
+        for row in raw.split(1):
+            own = zlib.crc32(row.cpu().contiguous().numpy().data, seed)
+            rows.append(from_data(model, row.to(device), generator=torch.Generator(device).manual_seed(own))[0])
+        return torch.cat(rows)
 
     def back(self) -> "Route":
         """The reverse route, along the probability flows.

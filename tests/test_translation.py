@@ -246,6 +246,19 @@ def test_a_bridge_may_stop_on_its_way_and_be_random():
     assert (whole - half).abs().max() < 1e-3
 
 
+def test_a_bridge_begins_with_the_noise_of_grey_levels_and_two_models_in_their_middles():
+    """The noise is that of the image and the seed, in whatever batch the image is."""
+    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+    model = build_model(tables, (1, 4, 4), Scaling.images(256))
+    raw = torch.randint(0, 256, (5, 1, 4, 4), generator=seeded(3), dtype=torch.uint8)
+    middles, through = two_models(model, model).source(raw), bridge(model)
+    assert torch.equal(middles, model.scaling.centre(raw))
+    x = through.source(raw)
+    assert torch.equal(model.scaling.to_data(x), raw) and (x - middles).abs().mean() * 128 == pytest.approx(0.25, abs=0.1)
+    assert torch.equal(through.source(raw[3:]), x[3:]) and not torch.equal(through.source(raw, seed=1), x)
+    assert not torch.equal((x - middles)[0], (x - middles)[1])
+
+
 def test_noise_with_which_b_was_learned_is_taken_away_where_the_bridge_ends_in_b():
     """By σ² times the slope of log p(x_T), which is Gaussian here; nowhere else."""
     model, sigma = gaussian_bridge(), 0.4

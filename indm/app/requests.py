@@ -322,7 +322,7 @@ class Translation:
         first, last = self.sides if way == WAYS[0] else reversed(self.sides)
         route = self.route(way, c, strength=strength, steps=steps)
         raw = first.on_device([first.read(source)[0]])
-        arrival = route.follow(first.model.scaling.centre(raw), frames=FRAMES)
+        arrival = route.follow(route.source(raw), frames=FRAMES)
         shown = torch.cat([raw.cpu(), last.model.scaling.to_data(arrival.x).cpu()])
         rows = []
         for i, (leg, frames) in enumerate(zip(route.legs, arrival.frames[0].split(FRAMES), strict=True)):

@@ -237,7 +237,7 @@ class BatchTranslator:
             RuntimeError: an inverse did not converge.
         """
         source, target = self.route.models
-        x = source.scaling.centre(raw.to(source.scaling.scale.device))
+        x = self.route.source(raw, self.options.seed)
         noise = self.generator.clone_state()
         there = self.route.follow(x, frames=self.options.strip, generator=self.generator)
         columns = {"result": target.scaling.to_data(there.x).cpu()}
@@ -246,8 +246,9 @@ class BatchTranslator:
             columns["returned"] = source.scaling.to_data(back.x).cpu()
             columns["cycle_error"] = ((back.x - x) * source.scaling.scale).abs().cpu()
         if self.options.cycle and self.options.errors:
-            written = target.scaling.centre(columns["result"].to(x.device))
-            columns["written_cycle_error"] = _largest(self.route.back().follow(written).x - x, source)
+            way_back = self.route.back()
+            again = way_back.follow(way_back.source(columns["result"], self.options.seed)).x
+            columns["written_cycle_error"] = _largest(again - x, source)
         if self.options.errors:
             rough = self.route.rougher().follow(x, generator=noise)
             columns["solver_error"] = _largest(there.x - rough.x, target)

@@ -125,10 +125,9 @@ def open_runs(
                 f"{folders[0]} is no bridge (indm train-bridge): give a second run after it, or two classes of a model "
                 "of classes as --condition"
             )
-        tables.append(own[0]["data_b"])
-        tables = list(reversed(tables)) if turn else tables
+        a, b = (own[0][side] for side in (("data_b", "data") if turn else ("data", "data_b")))
         noise = own[0]["train"].get("terminal_noise", 0.0)
-        return TranslationRuns(tuple(folders), models, direction, *tables, noise=noise)
+        return TranslationRuns(tuple(folders), models, direction, a, b, noise=noise)
     return TranslationRuns(tuple(folders), models, direction, *tables)
 
 
