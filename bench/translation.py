@@ -6,7 +6,7 @@
 
 All have the recipe's network and about the same seconds: each of INDM's two models makes ``--steps`` steps, each of
 DDIB's (the same with the identity flow) 1.15 times as many, about what a step of INDM costs of a linear one. What is
-one model makes twice as many: the bridges, by the recipe's flow and by TarFlow, which learns B with noise; an INDM
+one model makes twice as many: the bridges, by the recipe's flow and by TarFlow, of clothes with noise; an INDM
 and a linear diffusion that are told the class. The last two go up as class A and down as class B, the linear one also
 by SDEdit: noise up to t, then down as class B. Test images of A are translated and compared with B, see
 ``indm/evaluation/translation_metrics.py``; the classifier is that of all the data set's classes, of emoji that of the
@@ -69,7 +69,7 @@ NAMES = {
     "ddib": "DDIB (linear)",
     "ddib 0.5": "DDIB, strength 0.5",
     "bridge": "bridge",
-    "tarflow bridge": "bridge, TarFlow with noise",
+    "tarflow bridge": "bridge by TarFlow",
     "classes": "one INDM of both classes",
     "linear classes": "one linear model of both",
     "sdedit 0.3": "one linear model, SDEdit 0.3",
