@@ -254,7 +254,9 @@ def test_a_bridge_begins_with_the_noise_of_grey_levels_and_two_models_in_their_m
     middles, through = two_models(model, model).source(raw), bridge(model)
     assert torch.equal(middles, model.scaling.centre(raw))
     x = through.source(raw)
-    assert torch.equal(model.scaling.to_data(x), raw) and (x - middles).abs().mean() * 128 == pytest.approx(0.25, abs=0.1)
+    assert torch.equal(model.scaling.to_data(x), raw) and (x - middles).abs().mean() * 128 == pytest.approx(
+        0.25, abs=0.1
+    )
     assert torch.equal(through.source(raw[3:]), x[3:]) and not torch.equal(through.source(raw, seed=1), x)
     assert not torch.equal((x - middles)[0], (x - middles)[1])
 
