@@ -4,14 +4,15 @@
     python bench/translation.py emoji-32 --paths GOOGLE TWITTER --steps 750               # two artists, with the truth
     python bench/translation.py digits-3-8 sneaker-boot --table                           # of the records alone
 
-All have the recipe's network and about the same seconds: each of INDM's two models makes ``--steps`` steps, each of
-DDIB's (the same with the identity flow) 1.15 times as many, about what a step of INDM costs of a linear one. What is
-one model makes twice as many: the bridges, by the recipe's flow and by TarFlow, of clothes with noise; an INDM
-and a linear diffusion that are told the class. The last two go up as class A and down as class B, the linear one also
-by SDEdit: noise up to t, then down as class B. Test images of A are translated and compared with B, see
-``indm/evaluation/translation_metrics.py``; the classifier is that of all the data set's classes, of emoji that of the
-two artists. There each source has a true counterpart, the same thing by the other artist, and records say how near
-results come to it. Trainings differ in their seed, and are taken as they are after their last step, never the best one.
+All have the recipe's network and, but for the bridge by TarFlow, about the same seconds: each of INDM's two models
+makes ``--steps`` steps, each of DDIB's (the same with the identity flow) 1.15 times as many, about what a step of INDM
+costs of a linear one. What is one model makes twice as many: the bridges, by the recipe's flow and by TarFlow, of
+clothes with noise; an INDM and a linear diffusion that are told the class. The last two go up as class A and down as
+class B, the linear one also by SDEdit: noise up to t, then down as class B. Test images of A are translated and
+compared with B, see ``indm/evaluation/translation_metrics.py``; the classifier is that of all the data set's classes,
+of emoji that of the two artists. There each source has a true counterpart, the same thing by the other artist, and
+records say how near results come to it. Trainings differ in their seed, and are taken as they are after their last
+step, never the best one.
 
 Each method of each training is a record in ``bench/records/translation/RECIPE/SEED``, which is not made again; killed
 and started again, it goes on. ``RECIPE.png`` in ``--out`` has pictures of the first training. With ``--cycles`` it
