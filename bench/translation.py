@@ -218,8 +218,8 @@ def translated(route: Route, raw: Tensor) -> tuple[Tensor, dict[str, float]]:
         "seconds_per_image": round(seconds, 4),
         "parameters": sum(count_parameters(model) for model in models.values()),
     }
-    if not route.noise and not any(leg.noise for leg in route.legs):
-        back = route.back().follow(there.x[:CYCLED])
+    if not any(leg.noise for leg in route.legs):
+        back = route.back().follow(there.end[:CYCLED])
         error = ((back.x - x[:CYCLED]) * route.models[0].scaling.scale).flatten(1).abs().amax(1)
         values |= {"cycle_error_max": error.max().item(), "cycle_error_median": error.median().item()}
     return route.models[1].scaling.to_data(there.x), values
@@ -239,7 +239,7 @@ def cycles(opened: TranslationRuns, raw: Tensor) -> list[dict]:
     for steps in STEPS:
         route = opened.route(steps=steps)
         there = route.follow(x)
-        back = route.back().follow(there.x).x
+        back = route.back().follow(there.end).x
         same = (scaling.to_data(back) == raw).flatten(1).all(1).double().mean().item()
         line = {"steps": steps, "nfe": there.nfe, "cycle": levels(back - x), "same": same}
         rows.append(line | {"distance": levels(there.x - converged)})

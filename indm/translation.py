@@ -62,11 +62,13 @@ class Arrival:
 
     Attributes:
         x: (B, *event), in units of the last leg's model.
+        end: where the flow came to, from which the way back leads: x, but for a bridge whose noise was taken away.
         nfe: evaluations of a score, for the sample that took the most.
         frames: h⁻¹(z_t) of each leg at the times asked for, (B, frames, *event), each in units of its leg's model.
     """
 
     x: Float[Tensor, "batch *event"]
+    end: Float[Tensor, "batch *event"]
     nfe: int
     frames: Float[Tensor, "batch frames *event"]
 
@@ -79,8 +81,8 @@ class Route:
         legs: each begins at the time at which the one before ends.
         steps: equal steps in −log SNR over all legs, one evaluation each; the error is of third order in the step.
         tol: as many steps as an error of this size takes instead, see :func:`indm.sampling.follow_flow`.
-        noise: deviation of the noise in the x_T of a bridge that was trained with some: a route that ends there takes
-            it away by :func:`without_noise`. The way back then begins at another x_T.
+        noise: deviation of the noise in the x_T of a bridge that was trained with some. A route that begins there adds
+            it, see :meth:`source`; one that ends there takes it away by :func:`without_noise`.
     """
 
     legs: tuple[Leg, ...]
@@ -114,14 +116,23 @@ class Route:
         every batch, by ``seed`` and its own pixels.
         """
         model = self.models[0]
-        device = model.scaling.scale.device
-        if len(self.legs) > 1:
-            return model.scaling.centre(raw.to(device))
+        raw = raw.to(model.scaling.scale.device)
+        middles = model.scaling.centre(raw)
+        if not self.is_bridge:
+            return middles
+        noise = self.noise if self.legs[0].start == model.sde.T else 0.0
         rows = []
-        for row in raw.split(1):
-            own = zlib.crc32(row.cpu().contiguous().numpy().data, seed)
-            rows.append(from_data(model, row.to(device), generator=torch.Generator(device).manual_seed(own))[0])
-        return torch.cat(rows)
+        for row, middle in zip(raw.split(1), middles.split(1), strict=True):
+            own = zlib.crc32(middle.float().cpu().contiguous().numpy().data, seed)
+            generator = torch.Generator(raw.device).manual_seed(own)
+            x, _ = from_data(model, row, generator=generator)
+            rows.append(x + noise * randn_like(x, generator) if noise else x)
+        return torch.cat(rows) if rows else middles
+
+    @property
+    def is_bridge(self) -> bool:
+        """Whether it leads through one model, from one end of its diffusion to the other."""
+        return len(self.legs) == 1
 
     def back(self) -> "Route":
         """The reverse route, along the probability flows.
@@ -132,7 +143,7 @@ class Route:
         if any(leg.noise for leg in self.legs):
             raise ValueError("there is no way back along noise: a stochastic route has no cycle")
         legs = tuple(replace(leg, start=leg.end, end=leg.start) for leg in reversed(self.legs))
-        return replace(self, legs=legs, noise=0.0)
+        return replace(self, legs=legs)
 
     def rougher(self) -> "Route":
         """The same route in half as many steps, or with eight times ``tol``: of third order, it is eight times as far
@@ -164,12 +175,14 @@ class Route:
             for leg in at_c.legs:
                 z, evaluations = self._advance(leg, z, leg.start, leg.end, generator)
                 nfe += evaluations
-            arrived = at_c.models[1].decode(z / _rest(last.sde, self.legs[-1].end, z))
-            if self.noise:
-                arrived = without_noise(at_c.models[1], arrived, self.noise)
+            end = arrived = at_c.models[1].decode(z / _rest(last.sde, self.legs[-1].end, z))
+            if self.noise and self.legs[-1].end == last.sde.T:
+                arrived = without_noise(at_c.models[1], end, self.noise)
             pictures = list(at_c._frames(start, frames, noise)) if frames else []
+        if pictures:
+            pictures[-1] = arrived
         empty = x.new_zeros(len(x), 0, *x.shape[1:])
-        return Arrival(arrived, nfe, torch.stack(pictures, 1) if pictures else empty)
+        return Arrival(arrived, end, nfe, torch.stack(pictures, 1) if pictures else empty)
 
     def times(self, frames: int) -> list[float]:
         """The times of the ``frames`` pictures of every leg, one leg after the other."""
@@ -280,7 +293,7 @@ def bridge(
     Args:
         strength: share of the way from one end to the other.
         stochastic: by the forward SDE, so "forward" only; at strength 1 nothing of the source is left.
-        noise: with which x_T was learned (``train.terminal_noise``), see :class:`Route`.
+        noise: deviation of that with which x_T was learned (``train.terminal_noise``), see :class:`Route`.
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be 'forward' or 'backward', got {direction!r}")
@@ -289,8 +302,7 @@ def bridge(
     sde = model.sde
     way = _way(strength, sde)
     ends = (sde.eps, max(sde.eps, way)) if direction == "forward" else (sde.T, max(sde.eps, sde.T - way))
-    at_end = direction == "forward" and strength == 1
-    return Route((Leg(model, *ends, noise=stochastic),), steps, tol, noise if at_end else 0.0)
+    return Route((Leg(model, *ends, noise=stochastic),), steps, tol, noise)
 
 
 def translate(

@@ -4,8 +4,10 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import indm
+from indm import programs
 
 pytestmark = pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="its torch.export fixes the batch size")
 CASES = {
@@ -106,6 +108,24 @@ def test_onnx_computes_what_the_model_does(case, tmp_path):
             inputs = dict(zip([i.name for i in session.get_inputs()], (x.numpy(), t.numpy()), strict=False))
             for a, b in zip(session.run(None, inputs), expected[file.stem], strict=True):
                 np.testing.assert_allclose(a, b.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("right", [True, False])
+def test_onnx_finds_the_place_among_knots_that_are_equal_too(right, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+
+    class Place(nn.Module):
+        def forward(self, knots, values):
+            return torch.searchsorted(knots, values, right=right)
+
+    knots, values = torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[-1.0, 0.0, 0.5, 1.0, 2.0, 3.0]])
+    program = torch.export.export(Place(), (knots, values))
+    programs._write_onnx(program, tmp_path / "place.onnx", "place")
+    session = onnxruntime.InferenceSession(tmp_path / "place.onnx")
+    names = [i.name for i in session.get_inputs()]
+    (found,) = session.run(None, dict(zip(names, (knots.numpy(), values.numpy()), strict=True)))
+    assert found.tolist() == torch.searchsorted(knots, values, right=right).tolist()
 
 
 @pytest.mark.long

@@ -9,11 +9,22 @@ import torch
 from closed_form import GaussianScore, gaussian, within
 
 import indm
-from indm.flows import ActNorm, Identity
+from indm.flows import ActNorm, CouplingFlow, Identity
 from indm.model import INDM, build_model
+from indm.objective import flow_nll
 from indm.scaling import Scaling
 from indm.sde.linear import VESDE, VPSDE
-from indm.translation import Leg, Route, bridge, forward_step, sdedit, translate, translate_bridge, two_models
+from indm.translation import (
+    Leg,
+    Route,
+    bridge,
+    forward_step,
+    sdedit,
+    translate,
+    translate_bridge,
+    two_models,
+    without_noise,
+)
 
 
 def seeded(seed):
@@ -258,6 +269,7 @@ def test_a_bridge_begins_with_the_noise_of_grey_levels_and_two_models_in_their_m
         0.25, abs=0.1
     )
     assert torch.equal(through.source(raw[3:]), x[3:]) and not torch.equal(through.source(raw, seed=1), x)
+    assert torch.equal(through.source(raw.double()), x)
     assert not torch.equal((x - middles)[0], (x - middles)[1])
 
 
@@ -272,7 +284,32 @@ def test_noise_with_which_b_was_learned_is_taken_away_where_the_bridge_ends_in_b
     for options in ({"direction": "backward"}, {"strength": 0.5}):
         plain, same = (translate_bridge(model, a, tol=1e-6, noise=noise, **options) for noise in (0.0, sigma))
         assert torch.equal(plain, same)
-    assert bridge(model, noise=sigma).noise == sigma and bridge(model, noise=sigma).back().noise == 0
+    route = bridge(model, noise=sigma, tol=1e-6)
+    there = route.follow(a, frames=3)
+    assert torch.equal(there.x, clean) and torch.equal(there.end, b) and torch.equal(there.frames[:, -1], clean)
+    assert (route.back().follow(there.end).x - a).abs().max() < 1e-4
+
+
+def test_noise_is_taken_away_along_the_slope_of_a_density_that_is_no_gaussian():
+    """That of h⁻¹#N(0, I), by finite differences of its logarithm, through a flow that bends."""
+    flow = CouplingFlow((2,), width=8, depth=2)
+    torch.manual_seed(3)
+    for parameter in flow.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    model, x, step = INDM(flow, gaussian("vp"), shape=(2,)).double().eval(), torch.randn(6, 2).double(), 1e-5
+    ways = step * torch.eye(2).double()
+    moved = torch.stack([(flow_nll(model, x + way) - flow_nll(model, x - way)) / (2 * step) for way in ways])
+    torch.testing.assert_close(without_noise(model, x, 0.5), x - 0.25 * moved.T, rtol=1e-6, atol=1e-6)
+
+
+def test_a_bridge_that_begins_in_b_adds_the_noise_with_which_b_was_learned():
+    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+    model = build_model(tables, (1, 16, 16), Scaling.images(256))
+    raw = torch.full((20, 1, 16, 16), 7, dtype=torch.uint8)
+    for direction, deviation in (("forward", 0.0), ("backward", 0.3)):
+        off = bridge(model, direction, noise=0.3).source(raw, seed=2) - model.scaling.centre(raw)
+        assert off.std().item() == pytest.approx(math.hypot(deviation, 2 / 256 / math.sqrt(12)), rel=0.05)
+    assert bridge(model).source(torch.zeros(0, 1, 16, 16)).shape == (0, 1, 16, 16)
 
 
 # ── pictures on the way, noise ──────────────────────────────────────────────────────────────────────────────────────

@@ -145,7 +145,8 @@ class Side:
         if condition.is_class:
             return c
         numbers = recipes.value_of(c)
-        if not isinstance(numbers, list) or not all(isinstance(number, int | float) for number in numbers):
+        numbers = numbers if isinstance(numbers, list) else [numbers]
+        if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
             raise ValueError(f"the condition must be numbers such as [0.5, 1.2], got {c}")
         return numbers
 
@@ -297,10 +298,12 @@ class Translation:
     Attributes:
         sides: of A and of B; of one model of classes, the same twice.
         is_bridge: whether A and B are the two ends of one model.
+        noise: of a bridge, with which B was learned.
     """
 
     sides: tuple[Side, Side]
     is_bridge: bool = False
+    noise: float = 0.0
 
     @property
     def within_one(self) -> bool:
@@ -310,7 +313,8 @@ class Translation:
     def route(self, way: str, c: tuple[str | None, str | None], **options: Any) -> Route:
         """The route of :data:`WAYS` at the conditions of A and B; the options are those of a route."""
         if self.is_bridge:
-            return bridge(self.sides[0].model, "forward" if way == WAYS[0] else "backward", **options)
+            direction = "forward" if way == WAYS[0] else "backward"
+            return bridge(self.sides[0].model, direction, noise=self.noise, **options)
         ends = [(side.model, side.given(own)) for side, own in zip(self.sides, c, strict=True)]
         (a, c_a), (b, c_b) = ends if way == WAYS[0] else reversed(ends)
         return two_models(a, b, c=(c_a, c_b), **options)
@@ -347,4 +351,5 @@ def translation_of(sides: Sequence[Side]) -> Translation | None:
     recipe = recipe_of(side.run)
     if "data_b" not in recipe or not recipe["train"]["terminal"]:
         return None
-    return Translation((side, side.with_data(recipe["data_b"])), is_bridge=True)
+    noise = recipe["train"].get("terminal_noise", 0.0)
+    return Translation((side, side.with_data(recipe["data_b"])), is_bridge=True, noise=noise)

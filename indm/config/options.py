@@ -159,6 +159,8 @@ class Training:
         check_each(self, "train", lambda v: all(0 <= b < 1 for b in v), "two numbers in [0, 1)", "betas")
         check_each(self, "train", lambda v: v == math.inf or v == int(v), "a whole number, or inf", "steps")
         check_each(self, "train", lambda v: v % self.accumulate == 0, "a multiple of train.accumulate", "batch_size")
+        needed = not self.terminal_noise or self.terminal > 0
+        require(needed, "train.terminal_noise", self.terminal_noise, "0 where there is no train.terminal")
         known = _known_trackers() if self.trackers else set()
         check_each(self, "train", lambda v: set(v) <= known, f"of {', '.join(sorted(known))}", "trackers")
         names = BUILT_IN["objective"]

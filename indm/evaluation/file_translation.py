@@ -242,7 +242,7 @@ class BatchTranslator:
         there = self.route.follow(x, frames=self.options.strip, generator=self.generator)
         columns = {"result": target.scaling.to_data(there.x).cpu()}
         if self.options.cycle:
-            back = self.route.back().follow(there.x)
+            back = self.route.back().follow(there.end)
             columns["returned"] = source.scaling.to_data(back.x).cpu()
             columns["cycle_error"] = ((back.x - x) * source.scaling.scale).abs().cpu()
         if self.options.cycle and self.options.errors:

@@ -139,9 +139,9 @@ def _general_distances(general: Callable[[Images], Tensor] | None, reference: Im
     def distance(a: Tensor, b: Tensor) -> dict[str, float]:
         return {"general_kid": kernel_distance(a, b)}
 
-    b = general(reference)
-    found = {suffix: jackknife(distance, general(images), b) for suffix, images in sets.items()}
-    return found[""] | {f"general_kid{suffix}": numbers["general_kid"] for suffix, numbers in found.items()}
+    b, features = general(reference), {suffix: general(images) for suffix, images in sets.items()}
+    limits = {f"general_kid{suffix}": kernel_distance(a, b) for suffix, a in features.items() if suffix}
+    return jackknife(distance, features[""], b) | limits
 
 
 def _spread(features: Tensor) -> dict[str, float]:

@@ -641,7 +641,15 @@ def test_a_bridge_that_learned_b_with_noise_takes_it_away(toys, tmp_path, capsys
         assert main(["train-bridge", *arguments, "--out", str(tmp_path / str(noise)), *options]) == 0
     runs = [open_runs([tmp_path / str(noise)]) for noise in (0.0, 3.0)]
     assert [opened.route().noise for opened in runs] == [0.0, 3.0]
-    assert open_runs([tmp_path / "3.0"], "backward").route().noise == 0
+    assert open_runs([tmp_path / "3.0"], "backward").route().noise == 3.0
+    out = {seed: tmp_path / f"out-{seed}" for seed in ("0", "1")}
+    for seed, place in out.items():
+        command = ["translate", str(tmp_path / "3.0"), str(toys[0]), "--cycle", "--seed", seed, "--out", str(place)]
+        assert main([*command, "--quiet"]) == 0
+        rows = json.loads((place / "translation.json").read_text())["examples"]
+        assert max(row["cycle_error_max"] for row in rows) < 1, "the way back begins before the noise was taken away"
+    name = next(iter(path.name for path in toys[0].iterdir()))
+    assert not np.array_equal(*(np.asarray(Image.open(place / name)) for place in out.values()))
     clean, noisy = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("0.0", "3.0"))
     assert noisy["valid_terminal"] > clean["valid_terminal"] + 1
 
