@@ -34,7 +34,7 @@ def record_of(run: Path, images: int, converged: int) -> dict:
     errors = {n: (solve_latent(model, z, UniPC(), n)[0] - exact).square().mean().sqrt().item() for n in STEPS}
     parts = {"net": recipe["net"]["name"], "sde": recipe["sde"]["name"], "shape": list(model.shape)}
     made_by = {key: value for key, value in provenance(0, {}).items() if key in VERSIONS}
-    return parts | {"converged": converged, "errors": errors} | made_by
+    return parts | {"images": images, "converged": converged, "errors": errors} | made_by
 
 
 def table(out: Path) -> str:
@@ -42,7 +42,7 @@ def table(out: Path) -> str:
     for path in sorted(out.glob("*.json")):
         record = json.loads(path.read_text())
         name = f"{path.stem} ({record['net']}, {record['sde'].upper()}, {'×'.join(map(str, record['shape']))})"
-        lines.append(f"| {name} | " + " | ".join(f"{value:.1g}" for value in record["errors"].values()) + " |")
+        lines.append(f"| {name} | " + " | ".join(f"{value:.2g}" for value in record["errors"].values()) + " |")
     return "\n".join(lines)
 
 
