@@ -352,6 +352,8 @@ def translate_bridge(
 ) -> Float[Tensor, "batch *event"]:
     """Data at one end of a bridge as data at its other: see :func:`bridge`, whose arguments these are.
 
+    Of raw data ``x`` is ``bridge(model, direction).source(raw)``, see :meth:`Route.source`.
+
     Example: latents N(0, 4 I) and their exact score: x_T is x/2, which is N(0, I), and leads back to x.
 
         >>> import indm

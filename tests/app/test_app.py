@@ -31,6 +31,7 @@ from indm.model import build_model
 from indm.report.figures import slerp
 from indm.sampling import default_sampler
 from indm.scaling import Scaling
+from indm.translation import bridge
 
 NET = {"name": "mlp", "width": 16, "depth": 1, "fourier": 0}
 LABELS = [str(number) for number in range(10)]
@@ -218,12 +219,16 @@ def test_one_model_translates_between_its_classes(home, panels):
 
 @pytest.mark.parametrize(("way", "direction"), zip(WAYS, ("forward", "backward"), strict=True))
 def test_a_bridge_goes_both_ways_from_the_images_of_that_end(panels, way, direction):
-    bridge = Side.opened(Path(__file__).parents[1] / "fixtures" / "runs" / "bridge")  # from threes to eights
-    translation = translation_of([bridge])
-    translation(Source(None, 0), way, ("", ""), 0.5, 10)
-    raw = load_data(name="digits", label=3 if way == WAYS[0] else 8).test[0][None]
-    x = indm.translate_bridge(bridge.model, bridge.model.scaling.centre(raw), direction, strength=0.5, steps=10)
-    assert translation.is_bridge and torch.equal(panels[0][0].images, torch.cat([raw, bridge.model.scaling.to_data(x)]))
+    """With the noise of grey levels, and, where it learned B with noise, with that in B."""
+    run = Path(__file__).parents[1] / "fixtures" / "runs" / "bridge"  # from threes to eights
+    model, raw = indm.INDM.load(run), load_data(name="digits", label=3 if way == WAYS[0] else 8).test[0][None]
+    for noise, strength in ((0.0, 0.5), (0.3, 1.0)):
+        translation = replace(translation_of([Side.opened(run)]), noise=noise)
+        translation(Source(None, 0), way, ("", ""), strength, 10)
+        route = bridge(model, direction, strength=strength, steps=10, noise=noise)
+        result = model.scaling.to_data(route.follow(route.source(raw)).x)
+        assert translation.is_bridge and torch.equal(panels[0][0].images, torch.cat([raw, result]))
+        panels.clear()
 
 
 def test_only_images_of_a_decent_size_are_read(home, tmp_path, monkeypatch):
