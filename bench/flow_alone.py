@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from worth_cells import VERSIONS, data_of, kept
+from worth_cells import data_of, kept, made_by
 from worth_table import in_table
 
 import indm
@@ -33,8 +33,7 @@ from indm.evaluation.statistics import share_error
 from indm.evaluation.translation_metrics import MOST
 from indm.model import INDM, count_parameters
 from indm.objective import Losses, Objective, as_objective, flow_loss, flow_nll, objective_of
-from indm.rng import randn_like
-from indm.runs.provenance import provenance
+from indm.rng import noisy
 from indm.tensors import evaluation_mode
 from indm.translation import without_noise
 
@@ -54,7 +53,7 @@ def augmented(sigma: float) -> Objective:
 
     @as_objective(trains_score=False, truncates=False, standard_prior=True)
     def loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
-        return flow_loss(model, x + sigma * randn_like(x, generator), eps=eps, generator=generator)
+        return flow_loss(model, noisy(x, sigma, generator), eps=eps, generator=generator)
 
     return objective_of(loss)
 
@@ -106,8 +105,7 @@ def study(name: str, steps: int, out: Path, extractor: Extractor) -> dict:
     summary = indm.train(recipe, run, objective=augmented(sigma) if sigma else "flow", **options)
     if summary["interrupted"]:
         raise KeyboardInterrupt
-    made_by = {key: value for key, value in provenance(0, {}).items() if key in VERSIONS}
-    return {"curve": curve, "parameters": count_parameters(INDM.load(run).flow), "sigma": sigma} | made_by
+    return {"curve": curve, "parameters": count_parameters(INDM.load(run).flow), "sigma": sigma} | made_by(0)
 
 
 def table(records: Path) -> str:

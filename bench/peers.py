@@ -21,12 +21,11 @@ from typing import NamedTuple
 import torch
 from quality import SAMPLES, from_training, seconds_of_a_step
 from torch import Tensor, nn
-from worth_cells import STUDIES, VERSIONS, data_of, kept
+from worth_cells import STUDIES, data_of, kept, made_by
 from worth_table import in_table
 
 from indm.data.batches import loader
 from indm.model import count_parameters
-from indm.runs.provenance import provenance
 from indm.training.ema import EMA
 
 BATCH, EVALUATIONS, DECAY = 128, 50, 0.99
@@ -126,8 +125,7 @@ def trained(name: str, data_name: str, rate: float, seconds: float, extractor: P
         x = peer.sample(average.model, SAMPLES).clamp(-1, 1)
     raw = ((x + 1) / 2 * (data.scaling.levels - 1)).round()
     about = {"peer": name, "rate": rate, "seconds": seconds, "steps": steps, "parameters": count_parameters(peer.model)}
-    made_by = provenance(0, {})
-    return about | from_training(raw, data, extractor) | {key: made_by[key] for key in VERSIONS}
+    return about | from_training(raw, data, extractor) | made_by(0)
 
 
 def seconds_of(data: str) -> float:

@@ -7,16 +7,15 @@ Errors are root mean squares over the entries of E[z_0|z_ε] from the same z_T, 
 converged are ``--converged`` equal steps of Adams' method.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import torch
-from worth_cells import VERSIONS, kept
+from solver_error import command
+from worth_cells import made_by
 
 import indm
 from indm.config import recipes
-from indm.runs.provenance import provenance
 from indm.sampling import UniPC, follow_flow, solve_latent
 from indm.score import denoise, law_score
 
@@ -33,8 +32,7 @@ def record_of(run: Path, images: int, converged: int) -> dict:
     exact = denoise(law_score(model.score), z_eps, model.sde.endpoints(z)[0])
     errors = {n: (solve_latent(model, z, UniPC(), n)[0] - exact).square().mean().sqrt().item() for n in STEPS}
     parts = {"net": recipe["net"]["name"], "sde": recipe["sde"]["name"], "shape": list(model.shape)}
-    made_by = {key: value for key, value in provenance(0, {}).items() if key in VERSIONS}
-    return parts | {"images": images, "converged": converged, "errors": errors} | made_by
+    return parts | {"images": images, "converged": converged, "errors": errors} | made_by(0)
 
 
 def table(out: Path) -> str:
@@ -46,22 +44,5 @@ def table(out: Path) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders; a record is named after each")
-    parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--converged", type=int, default=1280, help="steps of the converged solution")
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--table", action="store_true")
-    o = parser.parse_args()
-    torch.set_num_threads(1)
-    for run in o.runs:
-        path = o.out / f"{run.name}.json"
-        kept(path, lambda run=run: record_of(run, o.images, o.converged))
-        print(path, flush=True)
-    if o.table:
-        print(table(o.out))
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__ or "", record_of, table, images=8, converged=1280, out=OUT)

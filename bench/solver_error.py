@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,22 @@ def table(out: Path) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command(
+    about: str,
+    record_of: Callable[[Path, int, int], dict],
+    table: Callable[[Path], str],
+    *,
+    images: int,
+    converged: int,
+    out: Path,
+) -> None:
+    """A record for each run of the command line that has none yet, and the table of all; the rest are defaults."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folders; a record is named after each")
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--converged", type=int, default=1536, help="steps of the converged solve")
+    parser.add_argument("--images", type=int, default=images)
+    parser.add_argument("--converged", type=int, default=converged, help="steps of the converged solution")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, default=out)
     parser.add_argument("--table", action="store_true")
     o = parser.parse_args()
     torch.set_num_threads(o.threads)
@@ -96,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__ or "", record_of, table, images=32, converged=1536, out=OUT)

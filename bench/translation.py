@@ -30,7 +30,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from worth_cells import VERSIONS, kept
+from worth_cells import kept, made_by
 
 import indm
 from indm.config import recipes
@@ -45,7 +45,6 @@ from indm.evaluation.translation_metrics import COLUMNS, limits, translation_met
 from indm.evaluation.translation_runs import TranslationRuns, open_runs
 from indm.evaluation.translation_truth import RECALL, against_truth
 from indm.model import INDM, count_parameters
-from indm.runs.provenance import provenance
 from indm.training.loop import train
 from indm.training.pairs import train_pair
 from indm.translation import Route, sdedit, two_models
@@ -175,8 +174,7 @@ def study(name: str, recipe: dict, steps: int, seed: int, out: Path, records: Pa
     of_all, label = classified(recipe, a, b)
     extractor = load_or_train(out / "extractor", of_all)
     raw = stack(a.test, EVERY if name == ARTISTS else IMAGES)
-    about = {"steps": steps, "seed": seed, "extractor": extractor.provenance}
-    about |= {key: value for key, value in provenance(seed, {}).items() if key in VERSIONS}
+    about = {"steps": steps, "seed": seed, "extractor": extractor.provenance} | made_by(seed)
     place, drawn, pictures = records / str(seed), out / f"{name}.png", {"source": raw[:SHOWN]}
     nothing = {"nfe": 0, "seconds_per_image": 0.0}
 

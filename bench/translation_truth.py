@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from worth_cells import VERSIONS, kept
+from worth_cells import kept, made_by
 
 import indm
 from indm.config import recipes
@@ -30,7 +30,6 @@ from indm.data.registry import load_data
 from indm.evaluation.translation_runs import open_runs
 from indm.flows import Identity
 from indm.model import INDM
-from indm.runs.provenance import provenance
 from indm.scaling import Scaling
 from indm.sde.linear import VPSDE, LinearSDE
 from indm.tensors import expand_like
@@ -131,8 +130,7 @@ def main() -> None:
     o = parser.parse_args()
     torch.set_num_threads(1)
     for study in (gaussians, negatives):
-        name, made_by = study.__name__, provenance(0, {})
-        about = {"steps": o.steps} | {key: made_by[key] for key in VERSIONS}
+        name, about = study.__name__, {"steps": o.steps} | made_by(0)
         found = kept(
             o.records / f"{name}-{o.steps}-steps.json", lambda s=study, a=about: s(o.steps, o.out / s.__name__) | a
         )

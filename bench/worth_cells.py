@@ -185,15 +185,20 @@ def train(job: Training, at: Mapping[int, Callable[[Averages], None]] | None = N
         spent += time.process_time() - started
         if at and trainer.step in at:
             at[trainer.step](models)
-    made_by = provenance(job.seed, {})
     return models, {
         "setting": job.setting,
         "steps": job.steps,
         "cpu_seconds": round(spent, 1),  # of one thread: they count no neighbours
         "parameters": {name: count_parameters(part) for name, part in trainer.model.trained_parts.items()},
         "seed": job.seed,
-        **{name: made_by[name] for name in VERSIONS},
+        **made_by(job.seed),
     }
+
+
+def made_by(seed: int) -> dict[str, Any]:
+    """What a record says of the code and the machine that made it."""
+    whole = provenance(seed, {})
+    return {name: whole[name] for name in VERSIONS}
 
 
 def bits_of(part: Mapping[str, Any]) -> list[float | None]:

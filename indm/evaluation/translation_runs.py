@@ -126,7 +126,7 @@ def open_runs(
                 "of classes as --condition"
             )
         a, b = (own[0][side] for side in (("data_b", "data") if turn else ("data", "data_b")))
-        noise = own[0]["train"].get("terminal_noise", 0.0)
+        noise = own[0]["train"]["terminal_noise"]
         return TranslationRuns(tuple(folders), models, direction, a, b, noise=noise)
     return TranslationRuns(tuple(folders), models, direction, *tables)
 

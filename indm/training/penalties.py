@@ -18,7 +18,7 @@ from indm.data.batches import flip_horizontally
 from indm.dequantization import from_data
 from indm.flows.base import Flow
 from indm.objective import flow_nll
-from indm.rng import for_rows, randn_like
+from indm.rng import for_rows, noisy, randn_like
 from indm.tensors import full_precision, squared_norm
 
 Batch = Float[Tensor, "batch *event"]
@@ -96,11 +96,7 @@ def with_noise(law: Law, deviation: float) -> Law:
     Source: Zhai et al. 2024, "Normalizing Flows are Capable Generative Models", https://arxiv.org/abs/2412.06329.
     """
 
-    def draw(n: int) -> Tensor:
-        x = law(n)
-        return x + deviation * randn_like(x)
-
-    return draw if deviation else law
+    return (lambda n: noisy(law(n), deviation)) if deviation else law
 
 
 @torch.no_grad()

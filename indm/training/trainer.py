@@ -31,7 +31,7 @@ from indm.flows.check import check_flow
 from indm.messages import reason
 from indm.model import count_parameters
 from indm.objective import Objective, flow_nll, objective_of, soft_truncation
-from indm.rng import part_of, randn_like, random_states, restore_random_states
+from indm.rng import noisy, part_of, random_states, restore_random_states
 from indm.runs.processes import by_main_process
 from indm.runs.signals import uncut
 from indm.training import checkpoints, sharding
@@ -324,18 +324,16 @@ class Trainer:
         With a second data set, also −log p(x_T) of its validation examples, as ``valid_terminal``, with the noise of
         the training's.
         """
-
-        def noisy(x: Tensor, generator: torch.Generator) -> Tensor:
-            noise = self.options.terminal_noise
-            return x + noise * randn_like(x, generator) if noise else x
-
         model, raw = self.ema.model, stack(self.data.valid, self.options.validate_examples)
         c = self.c_of("valid", len(raw))
         bound = self.in_units(self._drawn(raw, self.bound(model, raw), c).mean().item())
         validation: dict[str, Any] = {"valid_nelbo": bound, "unit": self.unit}
         if self.data_b is not None:
             second = stack(self.data_b.valid, self.options.validate_examples)
-            nats = self._drawn(second, lambda x, generator: flow_nll(model, noisy(x, generator), generator=generator))
+            noise = self.options.terminal_noise
+            nats = self._drawn(
+                second, lambda x, generator: flow_nll(model, noisy(x, noise, generator), generator=generator)
+            )
             validation["valid_terminal"] = self.in_units(nats.mean().item())
         return validation
 
