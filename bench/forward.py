@@ -30,6 +30,7 @@ from worth_cells import (
     frechet,
     kept,
     name_of,
+    reader,
     tested,
     validated,
 )
@@ -38,7 +39,6 @@ from worth_table import bits, difference, in_table, signed
 import indm
 from indm.data.base import stack
 from indm.dequantization import from_data
-from indm.evaluation.extractor import load_or_train
 from indm.evaluation.statistics import mean_and_error, over_seeds
 from indm.flows.fading import Fade
 from indm.likelihood import latent_reference
@@ -73,9 +73,13 @@ def cells(o: argparse.Namespace) -> Iterator[tuple[str, str]]:
     return itertools.product(o.sides, o.processes)
 
 
+def made_of(o: argparse.Namespace, data: str, side: str, process: str) -> list[Training]:
+    return [Training(data, NOISE, side, setting, 1, path=o.path) for setting in settings(data, side, process)]
+
+
 def jobs_of(o: argparse.Namespace, data: str, side: str, process: str) -> list[Training]:
     """A training for each setting of a cell, with as many steps as cost the budget."""
-    jobs = [Training(data, NOISE, side, s, 1) for s in settings(data, side, process)]
+    jobs = made_of(o, data, side, process)
     measured = costs(o.out / data / "costs.json", jobs)
     return [affordable(job, measured, o.budget * STUDIES[data].budget) for job in jobs]
 
@@ -111,7 +115,7 @@ def ways_of(model: indm.INDM, x: torch.Tensor, fade: Fade | None = None) -> torc
 def test_cell(path: Path, job: Training, decay: float, extractor: Path) -> Path:
     """The likelihoods of a final training, its bounds and samples in few steps, its ways and its irreducible gap."""
 
-    data = data_of(job.data, None)
+    data = data_of(job.data, job.path)
     raw = stack(data.test, VALID_EXAMPLES)
 
     @torch.no_grad()
@@ -127,13 +131,13 @@ def test_cell(path: Path, job: Training, decay: float, extractor: Path) -> Path:
         )
         ancestral = {n: mean_and_error((nats + log_q) / unit) for n, nats in few.items()}
         nll = {"nll": mean_and_error(solved.nats() / unit), "nll_error": solved.solver_error.mean().item() / unit}
-        ways, reader = ways_of(model, x[:WAYS]), load_or_train(extractor, data, progress=False)
+        ways, features = ways_of(model, x[:WAYS]), reader(extractor, data)
         return nll | {
             "ancestral": ancestral,
             "gap": mean_and_error(gap / unit),
             "length": mean_and_error(path_length(ways)),
             "curvature": mean_and_error(path_curvature(ways)),
-            "frechet": {n: tuple(frechet(drawn(model, n), raw, data, reader).values()) for n in STEPS},
+            "frechet": {n: tuple(frechet(drawn(model, n), raw, data, features).values()) for n in STEPS},
         }
 
     def drawn(model: indm.INDM, steps: int) -> torch.Tensor:
@@ -156,10 +160,10 @@ def final(o: argparse.Namespace, data: str) -> list[tuple]:
     tasks = []
     for seed, (side, process) in itertools.product(seeds(o.seeds), cells(o)):
         choice = json.loads((folder(o, data) / "search" / f"{side}-{process}.json").read_text())
-        job = Training(data, NOISE, side, choice["setting"], choice["steps"], seed)
+        job = Training(data, NOISE, side, choice["setting"], choice["steps"], seed, o.path)
         path = folder(o, data) / "final" / f"{side}-{process}-{seed}.json"
         tasks.append((test_cell, path, job, choice["ema"], o.extractor / data))
-    load_or_train(o.extractor / data, data_of(data, None))
+    reader(o.extractor / data, data_of(data, o.path))  # is there before trainings ask for it together
     return tasks
 
 
@@ -207,6 +211,7 @@ def main() -> None:
     parser.add_argument("--processes", nargs="+", choices=list(PROCESSES), default=list(PROCESSES))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--budget", type=float, default=1, help="times the study's")
+    parser.add_argument("--path", help="of the images, for emoji-32")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--extractor", type=Path, default=Path("runs/extractor"), help="folder of classifiers")
     parser.add_argument("--out", type=Path, default=RECORDS / "forward")
@@ -216,7 +221,7 @@ def main() -> None:
         print(table(o))
         return
     for data in o.data:
-        every = [Training(data, NOISE, s, setting, 1) for s, p in cells(o) for setting in settings(data, s, p)]
+        every = [job for s, p in cells(o) for job in made_of(o, data, s, p)]
         print(json.dumps(costs(o.out / data / "costs.json", every), indent=2))
         if o.command != "costs":
             run({"search": search, "final": final}[o.command](o, data), o.jobs)

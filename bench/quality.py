@@ -20,13 +20,12 @@ from typing import Any
 
 import torch
 from worth import affordable, run
-from worth_cells import STUDIES, Averages, Setting, Training, costs, data_of, frechet, kept, train, valid_bits
+from worth_cells import STUDIES, Averages, Setting, Training, costs, data_of, frechet, kept, reader, train, valid_bits
 from worth_table import in_table
 
 import indm
 from indm.config import recipes
 from indm.data.base import Data, stack
-from indm.evaluation.extractor import load_or_train
 
 SAMPLES = 500
 PARTS = (8, 4, 2, 1)  # of the budget, after which bits/dim are measured
@@ -75,7 +74,7 @@ def measured(o: argparse.Namespace, data: str, jobs: Iterable[Training]) -> list
     return [affordable(job, of_a_step, STUDIES[data].budget) for job in jobs]
 
 
-def measure(path: Path, job: Training, extractor: Path | None) -> Path:
+def measure(path: Path, job: Training, extractor: Path) -> Path:
     """Train, and keep bits/dim along the way and the Fréchet distance of samples from the training images."""
     curve: dict[str, Any] = {}
 
@@ -88,7 +87,7 @@ def measure(path: Path, job: Training, extractor: Path | None) -> Path:
         models, record = train(job, dict.fromkeys(marks, keep))
         decay, best = min(curve[str(job.steps)].items(), key=lambda item: finite(item[1]))
         record |= {"curve": curve, "ema": float(decay), "valid": best}
-        if extractor and best is not None:
+        if best is not None:
             model = models[float(decay)]
             x = indm.sample(model, SAMPLES, generator=torch.Generator().manual_seed(0))
             record |= from_training(model.scaling.to_data(x), data_of(job.data, job.path), extractor)
@@ -105,15 +104,13 @@ def finite(bits: float | None) -> float:
 
 
 def from_training(raw: torch.Tensor, data: Data, extractor: Path) -> dict[str, float]:
-    """The Fréchet distance of images from those that are trained on, by the classifier in ``extractor``."""
-    return frechet(raw, stack(data.train, 10 * SAMPLES), data, load_or_train(extractor, data, progress=False))
+    """The Fréchet distance of images from those that are trained on, by the :func:`reader` in ``extractor``."""
+    return frechet(raw, stack(data.train, 10 * SAMPLES), data, reader(extractor, data))
 
 
 def search(o: argparse.Namespace, data: str) -> None:
-    extractor = o.extractor / data if data_of(data, o.path).labels else None
-    if extractor:
-        load_or_train(extractor, data_of(data, o.path))
-    place = o.out / data
+    place, extractor = o.out / data, o.extractor / data
+    reader(extractor, data_of(data, o.path))  # is there before trainings ask for it together
 
     def all_of(jobs: dict[str, Training]) -> None:
         affordable_ones = zip(jobs, measured(o, data, jobs.values()), strict=True)

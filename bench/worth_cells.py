@@ -21,7 +21,8 @@ from indm.config import recipes
 from indm.config.recipes import Recipe
 from indm.data.base import Data, stack
 from indm.data.registry import load_data
-from indm.evaluation.extractor import Extractor
+from indm.evaluation.extractor import Extractor, load_or_train
+from indm.evaluation.general_features import GeneralFeatures, general_features
 from indm.evaluation.sample_quality import distances
 from indm.files import atomic
 from indm.model import count_parameters
@@ -253,7 +254,14 @@ def tested(
     return record | {f"{kind}_nats": [round(value, 4) for value in nats[kind].tolist()] for kind in kinds}
 
 
-def frechet(raw: torch.Tensor, reference: torch.Tensor, data: Data, extractor: Extractor) -> dict[str, float]:
+def reader(folder: Path, data: Data) -> Extractor | GeneralFeatures:
+    """What tells images apart: the classifier of these data in ``folder``; of data without labels, general features."""
+    return load_or_train(folder, data, progress=False) if data.labels else general_features(data.scaling.levels)
+
+
+def frechet(
+    raw: torch.Tensor, reference: torch.Tensor, data: Data, extractor: Extractor | GeneralFeatures
+) -> dict[str, float]:
     """The Fréchet distance of images ``raw`` from ``reference``, and its standard error."""
     found = distances(raw, reference, data.scaling, extractor)
     return {key: found[key] for key in ("frechet", "frechet_standard_error")}
