@@ -6,29 +6,34 @@
 
 Each has its library's U-Net of 32 channels and the recipe's levels, a batch of 128, Adam in float32, an average of the
 weights, and its usual objective and sampler, in 50 evaluations. Each is trained at two rates, that of its examples and
-1e-3, and the better one counts. Training stops when the process has worked for as many seconds as a training of
-``bench/quality.py`` is given, whose records give INDM's rows. None of the others states a likelihood.
+1e-3, and the better one counts. Each makes as many steps as cost what a training of ``bench/quality.py`` costs, whose
+records give INDM's rows; costs of a step are measured in turns, with nothing else running. None of the others states a
+likelihood.
 """
 
 import argparse
+import functools
 import itertools
 import json
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from quality import SAMPLES, from_training, seconds_of_a_step
+from quality import SAMPLES, from_training
+from timing import ratio, seconds
 from torch import Tensor, nn
-from worth_cells import STUDIES, data_of, kept, made_by
+from worth_cells import STUDIES, Training, data_of, kept, made_by
 from worth_table import in_table
 
+from indm.data.base import Data
 from indm.data.batches import loader
 from indm.model import count_parameters
+from indm.training.costs import trainer_of
 from indm.training.ema import EMA
 
 BATCH, EVALUATIONS, DECAY = 128, 50, 0.99
+ROUNDS, A_TURN = 9, 6  # of the measured costs
 LEVELS = {"digits": (1, 2), "fashion-mnist-16": (1, 2, 2)}
 RECORDS = Path(__file__).parent / "records" / "peers"
 QUALITY = Path(__file__).parent / "records" / "quality"
@@ -104,33 +109,54 @@ PEERS: dict[str, tuple[Callable[[tuple[int, ...], tuple[int, ...]], Peer], float
 }
 
 
-def trained(name: str, data_name: str, rate: float, seconds: float, extractor: Path) -> dict:
-    """The record of a training: its steps and the Fréchet distance of samples from the training images."""
+def peer_of(name: str, data_name: str) -> Peer:
     torch.manual_seed(0)
-    data = data_of(data_name, None)
-    peer = PEERS[name][0](data.shape, LEVELS[data_name])
+    return PEERS[name][0](data_of(data_name, None).shape, LEVELS[data_name])
+
+
+def training(peer: Peer, data: Data, rate: float) -> Iterator[nn.Module]:
+    """The averaged model after each training step, without end."""
     optimizer, average = torch.optim.Adam(peer.model.parameters(), rate), EMA(peer.model, DECAY)
-    steps, started, epochs = 0, time.process_time(), itertools.count()
-    while time.process_time() - started < seconds:
-        epoch = next(epochs)
-        for raw in loader(data.train, BATCH, shuffle=True, drop_last=True, epoch=epoch):
-            optimizer.zero_grad()
-            peer.loss(2 * raw.float() / (data.scaling.levels - 1) - 1).backward()
-            optimizer.step()
-            steps += 1
-            average.update(peer.model, steps)
-            if time.process_time() - started >= seconds:
-                break
+    batches = (loader(data.train, BATCH, shuffle=True, drop_last=True, epoch=epoch) for epoch in itertools.count())
+    for step, raw in enumerate(itertools.chain.from_iterable(batches), start=1):
+        optimizer.zero_grad()
+        peer.loss(2 * raw.float() / (data.scaling.levels - 1) - 1).backward()
+        optimizer.step()
+        average.update(peer.model, step)
+        yield average.model
+
+
+def costs(data_name: str) -> dict[str, float]:
+    """The cost of a step of each over that of the linear diffusion, which is 1 in ``bench/quality.py``, too."""
+    data, unit = data_of(data_name, None), trainer_of(Training(data_name, "uniform", "linear", {}, 1).recipe())
+    batches = unit.batches()
+    going = {name: training(peer_of(name, data_name), data, rate) for name, (_, rate) in PEERS.items()}
+    turns = {name: lambda steps=steps: [next(steps) for _ in range(A_TURN)] for name, steps in going.items()}
+    times = seconds(turns | {"": lambda: [unit.train_step(batches) for _ in range(A_TURN)]}, ROUNDS)
+    return {name: round(ratio(times[name], times[""])[0], 4) for name in PEERS}
+
+
+def trained(name: str, data_name: str, rate: float, steps: int, extractor: Path) -> dict:
+    """The record of a training: the Fréchet distance of samples from the training images."""
+    data = data_of(data_name, None)
+    peer = peer_of(name, data_name)
+    average = next(itertools.islice(training(peer, data, rate), steps - 1, None))
     with torch.no_grad():
-        x = peer.sample(average.model, SAMPLES).clamp(-1, 1)
+        x = peer.sample(average, SAMPLES).clamp(-1, 1)
     raw = ((x + 1) / 2 * (data.scaling.levels - 1)).round()
-    about = {"peer": name, "rate": rate, "seconds": seconds, "steps": steps, "parameters": count_parameters(peer.model)}
+    about = {"peer": name, "rate": rate, "steps": steps, "parameters": count_parameters(peer.model)}
     return about | from_training(raw, data, extractor) | made_by(0)
 
 
-def seconds_of(data: str) -> float:
-    """Those of a training of ``bench/quality.py``: the budget in steps of the linear diffusion, times their seconds."""
-    return STUDIES[data].budget * seconds_of_a_step(json.loads((QUALITY / data / "costs.json").read_text()))
+def compare(out: Path, data_name: str, extractor: Path) -> None:
+    """Make the records that there are not yet."""
+    of_a_step = kept(out / "costs.json", lambda: costs(data_name))
+    for name, (_, own) in PEERS.items():
+        steps = round(STUDIES[data_name].budget / of_a_step[name])
+        for rate in dict.fromkeys((own, 1e-3)):
+            path = out / f"{name}-{rate:g}.json"
+            kept(path, functools.partial(trained, name, data_name, rate, steps, extractor))
+            print(path, flush=True)
 
 
 def table(out: Path, data: str) -> str:
@@ -157,11 +183,8 @@ def main() -> None:
     o = parser.parse_args()
     torch.set_num_threads(1)
     for data in o.data:
-        for name, (_, own) in () if o.table else PEERS.items():
-            for rate in dict.fromkeys((own, 1e-3)):
-                path, seconds, extractor = o.out / data / f"{name}-{rate:g}.json", seconds_of(data), o.extractor / data
-                kept(path, lambda n=name, r=rate, d=data, s=seconds, e=extractor: trained(n, d, r, s, e))
-                print(path, flush=True)
+        if not o.table:
+            compare(o.out / data, data, o.extractor / data)
         print(table(o.out, data))
 
 
