@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import tomllib
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from indm.data.base import PARTS, stack
 from indm.data.registry import load_data
 from indm.evaluation import strips
 from indm.evaluation.file_translation import summary, translate_files
+from indm.evaluation.general_features import PACKAGE
 from indm.evaluation.translation_runs import TranslationRuns, open_runs
 from indm.evaluation.translation_sources import files_of, find
 from indm.files import atomic
@@ -624,9 +626,12 @@ def test_scores_say_what_a_translation_is_worth(tmp_path, capsys, monkeypatch):
     assert scores["frechet"] == pytest.approx(scores["frechet_ceiling"])
     assert "B's test images" in capsys.readouterr().out and (tmp_path / "same" / "extractor").is_dir()
     assert scores["general_kid"] == pytest.approx(scores["general_kid_ceiling"])
-    monkeypatch.setattr("indm.evaluation.file_translation.find_spec", lambda name: None)
+    for name in (PACKAGE, "torchmetrics"):
+        monkeypatch.setitem(sys.modules, name, None)
     assert main([*arguments, "--out", str(tmp_path / "without")]) == 0
-    assert "no general features: pip install 'indm[features]'" in capsys.readouterr().out
+    *_, ssim, general = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no ")]
+    assert ssim == "no SSIM: pip install 'indm[metrics]'"
+    assert general == "no general features: pip install 'indm[features]'"
     np.save(tmp_path / "few.npy", raw[:5, 0].numpy())
     assert main([*arguments[:3], str(tmp_path / "few.npy"), *arguments[4:], "--out", str(tmp_path / "few")]) == 2
     assert "score needs at least 20 examples, got 5; leave out --score" in capsys.readouterr().err
