@@ -106,6 +106,12 @@ class Side:
         except (ValueError, OSError) as error:
             return replace(self, data=table, absent=str(error))
 
+    @property
+    def name(self) -> str:
+        """The name of its folder; of a side of a pair, with that of the pair."""
+        folder = self.run.resolve()
+        return f"{folder.parent.name}/{folder.name}" if is_pair(folder.parent) else folder.name
+
     def read(self, source: Source) -> tuple[Tensor, str]:
         """An image as this model sees it, (C, H, W) in its grey levels, and what was done to it.
 
