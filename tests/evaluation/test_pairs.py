@@ -399,11 +399,13 @@ def test_links_that_lead_in_circles_are_not_followed(tmp_path):
     assert [path for path, _ in files_of(loop / "linked" / "**" / "*.png")] == [loop / "linked" / "b.png"]
 
 
-def test_the_same_seed_gives_the_same_noise(trained, toys, tmp_path):
+@pytest.mark.parametrize(("kind", "options"), [("pair", ["--stochastic", "--strength", "0.5"]), ("bridge", [])])
+def test_the_same_seed_gives_the_same_noise(kind, options, trained, toys, tmp_path):
+    """On the way up, or, through a bridge, of grey levels."""
     results = {}
     for name, seed in (("one", "3"), ("two", "3"), ("three", "4")):
-        arguments = ["translate", str(trained / "pair"), str(toys[0]), "--out", str(tmp_path / name), "--quiet"]
-        assert main([*arguments, "--stochastic", "--seed", seed, "--strength", "0.5", "--steps", "20"]) == 0
+        arguments = ["translate", str(trained / kind), str(toys[0]), "--out", str(tmp_path / name), "--quiet"]
+        assert main([*arguments, *options, "--seed", seed, "--steps", "20"]) == 0
         results[name] = np.stack([pixels(path) for path in sorted((tmp_path / name).glob("2*.png"))])
     assert np.array_equal(results["one"], results["two"]) and not np.array_equal(results["one"], results["three"])
 
