@@ -40,7 +40,7 @@ from indm.runs.fitted import FOLDER as FITS
 from indm.runs.folder import open_run, recipe_of
 from indm.sampling import SAMPLERS, able_samplers, make_sampler, sample
 from indm.tensors import evaluation_mode
-from indm.training.pairs import SIDES, is_pair
+from indm.training.pairs import SIDES, is_bridge, is_pair
 from indm.translation import Route, bridge, check_pair, two_models
 
 MOST_PIXELS = 25_000_000  # of an image that is uploaded; of three bytes each
@@ -355,7 +355,7 @@ def translation_of(sides: Sequence[Side]) -> Translation | None:
     if side.labels:
         return Translation((side, side))
     recipe = recipe_of(side.run)
-    if "data_b" not in recipe or not recipe["train"]["terminal"]:
+    if not is_bridge(recipe):
         return None
     noise = recipe["train"]["terminal_noise"]
     return Translation((side, side.with_data(recipe["data_b"])), is_bridge=True, noise=noise)

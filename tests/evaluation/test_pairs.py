@@ -35,7 +35,7 @@ from indm.runs.folder import open_run, read_metrics
 from indm.runs.provenance import weights_hash
 from indm.scaling import Scaling
 from indm.training import pairs
-from indm.training.pairs import as_one, sides_of
+from indm.training.pairs import as_one, is_bridge, sides_of
 from indm.translation import Route, sdedit
 
 SMALL = [
@@ -120,6 +120,12 @@ def test_a_pair_is_two_ordinary_runs_that_differ_in_their_data(trained, toys):
     assert a["train"]["terminal"] == 0 and "data_b" not in a
     assert "data_b" in tomllib.loads((trained / "pair" / "pair.toml").read_text())
     assert main(["evaluate", str(trained / "pair" / "b"), "--quiet", "--examples", "2", "--nll-examples", "0"]) == 0
+
+
+def test_a_bridge_has_a_second_data_set_and_the_term_that_leads_there():
+    for terminal in (0.0, 0.5):
+        recipe = {"train": {"terminal": terminal}}
+        assert not is_bridge(recipe) and is_bridge(recipe | {"data_b": {}}) == (terminal > 0)
 
 
 def test_a_bridge_logs_both_of_its_terms(trained):
