@@ -37,12 +37,13 @@ def main() -> None:
         indm("train", o.name, *data, *RUNS[o.name], "--threads", "1", "--out", run)
     indm("evaluate", run, "--overwrite")
     indm("sample", run, "-n", "32", "--overwrite")
-    ship(run, ROOT / "indm" / "pretrained" / f"{o.name}-pretrained")
+    command = f"python bench/pretrained.py {o.name}" + (" --path PACKAGE" if o.path else "")
+    ship(run, ROOT / "indm" / "pretrained" / f"{o.name}-pretrained", command)
 
 
-def ship(run: Path, folder: Path) -> None:
+def ship(run: Path, folder: Path, command: str) -> None:
     """What others get of a run; the picture in 256 colours, as all models together are to stay below 5 MB."""
-    card.write(run, folder, folder.name, "apache-2.0")
+    card.write(run, folder, folder.name, "apache-2.0", command)
     picture = folder / "samples.png"
     with Image.open(picture) as samples:
         samples.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(picture, optimize=True)

@@ -1,5 +1,7 @@
 """Exported programs against the model, for other batches than the one that was traced."""
 
+import sys
+
 import jaxtyping
 import numpy as np
 import pytest
@@ -140,6 +142,15 @@ def test_what_onnx_lacks_is_said(tmp_path):
     model.flow = Outside()
     with pytest.raises(ValueError, match=r"the flow has no form in ONNX: .*igamma"):
         indm.export(model, tmp_path, onnx=True)
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnxscript"])
+def test_without_the_packages_of_onnx_one_line_says_how_to_get_them(name, tmp_path, monkeypatch):
+    model, _, _ = moved_model("coupling-mlp-vp")
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ModuleNotFoundError, match=r"^export to ONNX needs .*: pip install 'indm\[onnx\]'$"):
+        indm.export(model, tmp_path / "programs", onnx=True)
+    assert not (tmp_path / "programs").exists()
 
 
 def test_a_flow_with_a_code_is_refused(tmp_path):

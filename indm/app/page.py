@@ -163,9 +163,9 @@ def condition_field(side: Side, label: str = "Condition") -> Any:
 def build(sides: Sequence[Side], seconds: float) -> gr.Blocks:
     """The page of one or two models."""
     make, side, translation = Builder(seconds), sides[0], requests.translation_of(sides)
-    title = f"indm: {' and '.join(str(side.run) for side in sides)}"
+    title = f"indm: {' and '.join(side.name for side in sides)}"
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
-        gr.Markdown(f"# {title}")
+        gr.Markdown(f"# {title}\n{' '.join(f'`{side.run}`' for side in sides)}")
         tabs = {"Sample": make.samples, "Likelihood": make.likelihood, "Interpolation": make.interpolation}
         for name, tab in tabs.items():
             with gr.Tab(name):

@@ -40,7 +40,7 @@ from indm.runs.fitted import FOLDER as FITS
 from indm.runs.folder import open_run, recipe_of
 from indm.sampling import SAMPLERS, able_samplers, make_sampler, sample
 from indm.tensors import evaluation_mode
-from indm.training.pairs import SIDES, is_pair
+from indm.training.pairs import SIDES, is_bridge, is_pair
 from indm.translation import Route, bridge, check_pair, two_models
 
 MOST_PIXELS = 25_000_000  # of an image that is uploaded; of three bytes each
@@ -105,6 +105,12 @@ class Side:
             return replace(self, data=table, test=data_of(self.run, self.model, table).test)
         except (ValueError, OSError) as error:
             return replace(self, data=table, absent=str(error))
+
+    @property
+    def name(self) -> str:
+        """The name of its folder; of a side of a pair, with that of the pair."""
+        folder = self.run.resolve()
+        return f"{folder.parent.name}/{folder.name}" if is_pair(folder.parent) else folder.name
 
     def read(self, source: Source) -> tuple[Tensor, str]:
         """An image as this model sees it, (C, H, W) in its grey levels, and what was done to it.
@@ -349,7 +355,7 @@ def translation_of(sides: Sequence[Side]) -> Translation | None:
     if side.labels:
         return Translation((side, side))
     recipe = recipe_of(side.run)
-    if "data_b" not in recipe or not recipe["train"]["terminal"]:
+    if not is_bridge(recipe):
         return None
     noise = recipe["train"]["terminal_noise"]
     return Translation((side, side.with_data(recipe["data_b"])), is_bridge=True, noise=noise)

@@ -23,19 +23,19 @@ def read_columns(path: Path, x: Sequence[str], c: Sequence[str]) -> tuple[np.nda
         c: names of columns.
 
     Raises:
-        ValueError: no pandas, a file that cannot be read, a column that is not there (with the nearest that is), or a
-            cell without a finite number (with the column and the row).
+        ValueError: no pandas or pyarrow, a file that cannot be read, a column that is not there (with the nearest that
+            is), or a cell without a finite number (with the column and the row).
     """
     try:
         import pandas
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{path}: columns by name need pandas and pyarrow: pip install 'indm[tables]'") from error
-    try:
+
         check_memory(2 * path.stat().st_size)
         if path.suffix.lower() in PARQUET:
             table = pandas.read_parquet(path)
         else:
             table = pandas.read_csv(path, sep=None, engine="python", encoding="utf-8-sig")
+    except ImportError as error:  # of pandas, and by pandas of pyarrow
+        raise ValueError(f"{path}: columns by name need pandas and pyarrow: pip install 'indm[tables]'") from error
     except Exception as error:  # pandas and pyarrow raise of every kind
         raise ValueError(f"{path} cannot be read as a table: {reason(error)}") from error
     names = [str(name) for name in table.columns]

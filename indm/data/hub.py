@@ -72,8 +72,7 @@ def load_hub(
         flip: whether training flips images horizontally at random.
 
     Raises:
-        ValueError: no such data set, column or option.
-        ModuleNotFoundError: ``datasets`` is not installed.
+        ValueError: no such data set, column or option; ``datasets`` is not installed.
     """
     rows = _rows(str(path), config, split, stream)
     names = (x,) if isinstance(x, str) else tuple(x)
@@ -106,13 +105,10 @@ def _rows(path: str, config: str | None, split: str, stream: int | None) -> Any:
     """The rows of a split, or the first ``stream`` of them.
 
     Raises:
-        ValueError: there is no such data set or split.
-        ModuleNotFoundError: ``datasets`` is not installed.
+        ValueError: there is no such data set or split; ``datasets`` is not installed.
     """
     if importlib.util.find_spec("datasets") is None:
-        raise ModuleNotFoundError(
-            "the data set 'datasets' needs a package that is not installed: pip install 'indm[datasets]'"
-        )
+        raise ValueError("the data set 'datasets' needs the library datasets: pip install 'indm[datasets]'")
     import datasets
 
     if stream is not None and stream < 1:

@@ -11,7 +11,7 @@ const HEIGHT = 320, EDGE = {left: 62, right: 14, top: 10, bottom: 42};
 const short = value => value === 0 ? "0" : Math.abs(value) >= 1e5 || Math.abs(value) < 1e-3 ?
   value.toExponential(1).replace(".0e", "e").replace("e+", "e") : String(Number(value.toPrecision(4)));
 
-function ticks([low, high], log, most) {
+function ticks([low, high], log, most, least = 0) {
   if (log) {
     const powers = [];
     for (let k = Math.floor(Math.log10(low)); k <= Math.ceil(Math.log10(high)); k++) powers.push(10 ** k);
@@ -20,7 +20,7 @@ function ticks([low, high], log, most) {
     return choices.find(values => values.length > 2) ?? choices.at(-1);
   }
   const rough = (high - low) / most || 1, power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map(m => m * power).find(s => s >= rough);
+  const step = Math.max(least, [1, 2, 5, 10].map(m => m * power).find(s => s >= rough));
   const values = [];
   for (let v = Math.ceil(low / step) * step; v <= high + step * 1e-9; v += step) values.push(Number(v.toPrecision(12)));
   return values;
@@ -66,7 +66,8 @@ function chart(figure, views) {
       draw("path", {class: "axis", d: `M${EDGE.left} ${y(t)}H${width - EDGE.right}`}),
       draw("text", {x: EDGE.left - 6, y: y(t) + 4, "text-anchor": "end"}, short(t)));
     let free = -Infinity;
-    for (const t of view.log ? distinct(values) : ticks(xs, false, width / 90)) {
+    const least = values.every(p => Number.isInteger(p[0])) ? 1 : 0; // there is no half of a step
+    for (const t of view.log ? distinct(values) : ticks(xs, false, width / 90, least)) {
       if (x(t) < free) continue;
       free = x(t) + 34;
       children.push(draw("path", {class: "axis", d: `M${x(t)} ${bottom}v5`}),

@@ -20,6 +20,7 @@ from PIL import Image
 from indm.files import atomic
 
 LONG = 40  # characters from which a cell may be broken
+OPTION = re.compile(r"(?<!\w)--[a-z][\w-]*(?:\.\w+)*(?: [\d.e-]*\d)?")  # of the command line, with its number
 
 
 class Page:
@@ -52,7 +53,7 @@ class Page:
         self.parts.append(f'<h{level} id="{anchor}">{html.escape(text)}</h{level}>')
 
     def text(self, text: str) -> None:
-        self.parts.append(f"<p>{html.escape(text)}</p>")
+        self.parts.append(_paragraph(text))
 
     def table(self, rows: list[tuple[str, ...]]) -> None:
         """The first row is the header; a cell that is one word ("better", "failed", …) is coloured by it, a long one
@@ -113,7 +114,7 @@ class Page:
 
     def _top(self) -> list[str]:
         """Title, conclusion and contents."""
-        lines = "".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in self.conclusion)
+        lines = "".join(map(_paragraph, self.conclusion))
         entries = "".join(
             f'<li class="level{level}"><a href="#{anchor}">{html.escape(text)}</a></li>'
             for anchor, (text, level) in self.contents.items()
@@ -150,6 +151,11 @@ def image(picture: Image.Image, alt: str, kind: str = "", hidden: bool = False) 
     picture.save(file, format="PNG")
     kind, end = f' class="{kind}"' if kind else "", " hidden" if hidden else ""
     return f'<img{kind} src="{png_uri(file.getvalue())}" alt="{html.escape(alt)}"{end}>'
+
+
+def _paragraph(text: str) -> str:
+    """A paragraph, of which no line ends within an option."""
+    return "<p>" + OPTION.sub(r"<code>\g<0></code>", html.escape(text)) + "</p>"
 
 
 def _frames(frames: Sequence[Image.Image], words: Sequence[str]) -> list[str]:

@@ -194,6 +194,7 @@ def learning_curves(
             points = [m[against] for m in lines], [m["valid_nelbo"] for m in lines]
             axes.plot(*points, ".-", color=colours[name], label=None if i else label)
     axes.set(xlabel=AXES[against], ylabel=f"validation NELBO ({unit})")
+    axes.locator_params(axis="x", integer=against == "step")
     if not any(lines for curves in groups.values() for lines in curves):
         say_empty(axes, "no validation was logged in training")
 

@@ -13,7 +13,7 @@ from indm.data.base import Data
 from indm.data.registry import load_data
 from indm.model import INDM
 from indm.runs.folder import is_run, open_run
-from indm.training.pairs import SIDES, is_pair
+from indm.training.pairs import SIDES, is_bridge, is_pair
 from indm.translation import DIRECTIONS, Route, bridge, sdedit, two_models
 
 
@@ -120,7 +120,7 @@ def open_runs(
     if len(folders) == 1 and method == "sdedit" and "data_b" not in own[0]:
         return TranslationRuns((*folders, *folders), (*models, *models), direction, *tables, *tables)
     if len(folders) == 1:
-        if "data_b" not in own[0] or not own[0]["train"]["terminal"]:
+        if not is_bridge(own[0]):
             raise ValueError(
                 f"{folders[0]} is no bridge (indm train-bridge): give a second run after it, or two classes of a model "
                 "of classes as --condition"

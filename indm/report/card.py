@@ -24,7 +24,7 @@ error is over the examples; the estimator's noise is the part of it that more dr
 RECORDED = ("indm", "git", "torch", "python", "device", "seed")  # of the provenance; a command may name private places
 
 
-def write(run: Path, folder: Path, name: str, license: str | None = None) -> None:
+def write(run: Path, folder: Path, name: str, license: str | None = None, command: str | None = None) -> None:
     """Write into ``folder`` what others get of a run: model, recipe without the places of its data, samples, card.
 
     Args:
@@ -32,13 +32,14 @@ def write(run: Path, folder: Path, name: str, license: str | None = None) -> Non
         folder: an empty one, or one that is to be made.
         name: user/name, by which the card loads it.
         license: as the hub calls it.
+        command: that made it, where others can run it.
 
     Raises:
         ValueError: the run has no model or no end yet, its evaluation is of other weights, or the licence is none.
     """
     recipe, weights = recipe_of(run), weights_hash(run)
     pictures = _picture(run, weights)
-    text = hub.card(name, license, sections(run, recipe, weights, name, pictures))
+    text = hub.card(name, license, sections(run, recipe, weights, name, pictures, command))
     folder.mkdir(parents=True, exist_ok=True)
     for file in (DESCRIPTION, WEIGHTS, *pictures):
         shutil.copyfile(run / file, folder / file)
@@ -46,19 +47,22 @@ def write(run: Path, folder: Path, name: str, license: str | None = None) -> Non
     atomic.text(folder / CARD, text)
 
 
-def sections(run: Path, recipe: Recipe, weights: str, name: str, pictures: Sequence[str]) -> list[str]:
-    """The sections of the card of a run, with the ``pictures`` that go with it."""
+def sections(
+    run: Path, recipe: Recipe, weights: str, name: str, pictures: Sequence[str], command: str | None
+) -> list[str]:
+    """The sections of the card of a run, with the ``pictures`` that go with it and the ``command`` that made it."""
     parts = [f"{kind} `{recipe[kind]['name']}`" for kind in (*KINDS, *OPTIONAL_KINDS) if kind in recipe]
     about = "A diffusion on the latent of a normalizing flow, by indm: " + ", ".join(parts) + "."
     shown = [f"## Samples\n\n![Samples of the model]({file})" for file in pictures]
     record = _record(run)
+    made_by = {"made by": command and f"`{command}`"} | {key: record.get(key) for key in RECORDED}
     return [
         about,
         "## Data and budget\n\n" + _items(_data(recipe, record) | _budget(run)),
         "## Likelihood\n\n" + _likelihood(run, weights),
         *shown,
         hub.how_to_load(name, is_run=True),
-        "## Provenance\n\n" + _items({key: record.get(key) for key in RECORDED} | {"SHA-256 of the weights": weights}),
+        "## Provenance\n\n" + _items(made_by | {"SHA-256 of the weights": weights}),
     ]
 
 

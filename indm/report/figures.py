@@ -57,6 +57,7 @@ def gap_figure(records: list[Record], path: Path, colours: Colours) -> None:
         axes.errorbar(steps, gaps, errors, fmt=".-", label=record.group, color=colours[record.group])
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(xlabel=plots.AXES["step"], ylabel=f"NELBO − NLL of the ODE ({records[0].unit})")
+    axes.locator_params(axis="x", integer=True)
     plots.save_figure(figure, path)
 
 

@@ -29,6 +29,11 @@ def is_pair(folder: Path) -> bool:
     return all(is_run(folder / side) for side in SIDES)
 
 
+def is_bridge(recipe: Recipe) -> bool:
+    """Whether a model of a whole ``recipe`` leads from its ``[data]`` to its ``[data_b]``."""
+    return "data_b" in recipe and recipe["train"]["terminal"] > 0
+
+
 def sides_of(recipe: Recipe) -> dict[str, Recipe]:
     """The recipe of each side's model: the same but for the data, and without the term of a bridge.
 

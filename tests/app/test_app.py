@@ -263,6 +263,12 @@ def test_a_request_that_takes_too_long_is_stopped(home):
     requests.samples(side, 1, 5, "heun", 0, 1.0, "", 1.0)  # the limit has ended with its request
 
 
+def test_a_model_is_called_by_its_folder(home, monkeypatch):
+    assert [side.name for side in open_sides([home / "pair"])] == ["pair/a", "pair/b"]
+    monkeypatch.chdir(home / "exact")
+    assert Side.opened(Path()).name == "exact"
+
+
 def test_models_of_anything_but_images_are_refused(tmp_path):
     run = tmp_path / "run"
     recipe = {"data": {"name": "eight-gaussians"}, "flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": NET}
@@ -519,6 +525,9 @@ def test_a_browser_samples(home, address, visit):
     """As in the tests below, what is shown is what the request of all values that were set makes."""
     side = Side.opened(home / "classes")
     page = visit(address)
+    page.get_by_role("heading", name="indm: classes", exact=True).wait_for()
+    page.get_by_text(str(side.run), exact=True).wait_for()
+    assert page.title() == "indm: classes"
     slide(page, number=4, steps=3, temperature=0.9, guidance=1.5)
     page.get_by_label("Seed").filter(visible=True).fill("5")
     choose(page, "Sampler", "heun")

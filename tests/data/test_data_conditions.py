@@ -1,5 +1,7 @@
 """Conditions of data: labels, folders of classes, columns of tables, arrays beside arrays, data sets of pairs."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -74,6 +76,15 @@ def test_columns_of_a_table(tmp_path, suffix):
     assert torch.equal(
         both.c("train", labels=False), torch.stack([-stack(both.train)[:, 0], stack(both.train)[:, 0]], 1)
     )
+
+
+@pytest.mark.parametrize(("suffix", "missing"), [("csv", "pandas"), ("parquet", "pandas"), ("parquet", "pyarrow")])
+def test_without_what_reads_columns_one_line_says_how_to_get_it(tmp_path, monkeypatch, suffix, missing):
+    path = tmp_path / f"table.{suffix}"
+    path.write_text("a,c\n1,2\n")
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ValueError, match=r"columns by name need pandas and pyarrow: pip install 'indm\[tables\]'$"):
+        load_array(path=path, x="a", c="c")
 
 
 @pytest.mark.parametrize(

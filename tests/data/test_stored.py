@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import sys
 import tarfile
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from indm.cli.main import main
 from indm.data import load_data
 from indm.data.base import PARTS, as_data, stack
 
@@ -202,6 +204,13 @@ def test_a_data_set_of_numbers_and_its_mistakes(tmp_path):
         load_data("datasets", path=tmp_path / "saved")
     with pytest.raises(ValueError, match="cannot be read as a data set"):
         load_data("datasets", path=tmp_path / "saved" / "none-of-these", x="a")
+
+
+def test_without_the_library_one_line_says_how_to_get_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert main(["train", "folder", "--data", "datasets", "--data.path", "ann/pictures"]) == 2
+    line = "indm: error: the data set 'datasets' needs the library datasets: pip install 'indm[datasets]'\n"
+    assert capsys.readouterr().err == line
 
 
 @pytest.mark.parametrize("kind", ["floats", "images"])

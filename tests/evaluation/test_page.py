@@ -13,6 +13,7 @@ from indm.evaluation.page import Page
 ROWS = [("", "NELBO, nats", "word"), ("b", "1,200.5 ± 3", "x"), ('a "q"', "−3.5 ± 1", "z"), ("c", "–", "y")]
 FIRST, SECOND = "</script><b>&", "second"
 CAPTION = 'A picture with a "name"'
+OPTIONS = ["--train.flow_lr 1e-3", "--nll-error 0.01", "--data-b.path", "--resume"]
 
 
 def view(name, log, *lines):
@@ -27,10 +28,13 @@ def file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("interactive")
     Image.fromarray(np.full((60, 200, 3), 120, np.uint8)).save(folder / "a.png")
     page = Page("Interactive")
+    page.conclude([f"With {' or '.join(OPTIONS * 6)}."])
+    page.text(f"Of runs/ann--tiny ({', '.join(OPTIONS)}).")
     page.table(ROWS)
     views = [
         view("plain", False, (FIRST, "#0072b2", [[0, 1.0, 0.5], [1, 2.0, 0.0]], False),
              (SECOND, None, [[0, 5.0, 0.0], [1, 4.0, 0.0]], False)),
+        view("fractions", False, (FIRST, "#0072b2", [[0, 1.0, 0.0], [0.5, 2.0, 0.0]], False)),
         view("log", True, (FIRST, "#0072b2", [[1, 0.001, 0.0], [10, 0.1, 0.0], [100, 10.0, 0.0]], False)),
     ]  # fmt: skip
     page.chart(views, folder / "a.png", CAPTION)
@@ -49,6 +53,13 @@ def page(file, visit):
 def test_the_page_stays_one_file_whatever_lines_are_called(file):
     reader = assert_alone(file.read_text("utf-8"))
     assert "b" not in {tag for tag, _ in reader.elements} and len(reader.images("zoomable")) == 2
+
+
+def test_no_line_ends_within_an_option(file, visit):
+    for width in range(340, 400, 20):
+        options = visit(file.as_uri(), viewport={"width": width, "height": 700}).locator("code")
+        assert options.all_text_contents() == OPTIONS * 7
+        assert set(options.evaluate_all("all => all.map(one => one.getClientRects().length)")) == {1}
 
 
 def test_tables_are_sorted_and_copied(page):
@@ -89,6 +100,12 @@ def test_charts_are_read_by_pointer_and_keys(page):
     _, low, high = map(float, re.findall(r"[\d.]+", bar.get_attribute("d")))
     assert (low - one, one - high) == pytest.approx([(one - two) / 2] * 2)
 
+    ticks = svg.locator("text")
+    assert ticks.all_text_contents()[-3:] == ["0", "1", "plain x"]  # whole numbers have no ticks between them
+    page.get_by_label("View").select_option("fractions")
+    assert "0.2" in ticks.all_text_contents()
+    page.get_by_label("View").select_option("plain")
+
     svg.focus()
     svg.press("Escape")
     assert tip.is_hidden()
@@ -107,8 +124,8 @@ def test_charts_are_read_by_pointer_and_keys(page):
         strict=True,
     )
     assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1]) and ys[0] - ys[1] == pytest.approx(ys[1] - ys[2])
-    ticks = svg.locator("text").all_text_contents()
-    assert ticks[-4:] == ["1", "10", "100", "log x"] and {"0.1", "1", "10"} <= set(ticks[:-4])
+    *left, one, ten, hundred, name = ticks.all_text_contents()
+    assert [one, ten, hundred, name] == ["1", "10", "100", "log x"] and {"0.1", "1", "10"} <= set(left)
     assert page.locator(".unit").text_content() == "log y"
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import tomllib
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from indm.data.base import PARTS, stack
 from indm.data.registry import load_data
 from indm.evaluation import strips
 from indm.evaluation.file_translation import summary, translate_files
+from indm.evaluation.general_features import PACKAGE
 from indm.evaluation.translation_runs import TranslationRuns, open_runs
 from indm.evaluation.translation_sources import files_of, find
 from indm.files import atomic
@@ -33,7 +35,7 @@ from indm.runs.folder import open_run, read_metrics
 from indm.runs.provenance import weights_hash
 from indm.scaling import Scaling
 from indm.training import pairs
-from indm.training.pairs import as_one, sides_of
+from indm.training.pairs import as_one, is_bridge, sides_of
 from indm.translation import Route, sdedit
 
 SMALL = [
@@ -118,6 +120,12 @@ def test_a_pair_is_two_ordinary_runs_that_differ_in_their_data(trained, toys):
     assert a["train"]["terminal"] == 0 and "data_b" not in a
     assert "data_b" in tomllib.loads((trained / "pair" / "pair.toml").read_text())
     assert main(["evaluate", str(trained / "pair" / "b"), "--quiet", "--examples", "2", "--nll-examples", "0"]) == 0
+
+
+def test_a_bridge_has_a_second_data_set_and_the_term_that_leads_there():
+    for terminal in (0.0, 0.5):
+        recipe = {"train": {"terminal": terminal}}
+        assert not is_bridge(recipe) and is_bridge(recipe | {"data_b": {}}) == (terminal > 0)
 
 
 def test_a_bridge_logs_both_of_its_terms(trained):
@@ -397,11 +405,13 @@ def test_links_that_lead_in_circles_are_not_followed(tmp_path):
     assert [path for path, _ in files_of(loop / "linked" / "**" / "*.png")] == [loop / "linked" / "b.png"]
 
 
-def test_the_same_seed_gives_the_same_noise(trained, toys, tmp_path):
+@pytest.mark.parametrize(("kind", "options"), [("pair", ["--stochastic", "--strength", "0.5"]), ("bridge", [])])
+def test_the_same_seed_gives_the_same_noise(kind, options, trained, toys, tmp_path):
+    """On the way up, or, through a bridge, of grey levels."""
     results = {}
     for name, seed in (("one", "3"), ("two", "3"), ("three", "4")):
-        arguments = ["translate", str(trained / "pair"), str(toys[0]), "--out", str(tmp_path / name), "--quiet"]
-        assert main([*arguments, "--stochastic", "--seed", seed, "--strength", "0.5", "--steps", "20"]) == 0
+        arguments = ["translate", str(trained / kind), str(toys[0]), "--out", str(tmp_path / name), "--quiet"]
+        assert main([*arguments, *options, "--seed", seed, "--steps", "20"]) == 0
         results[name] = np.stack([pixels(path) for path in sorted((tmp_path / name).glob("2*.png"))])
     assert np.array_equal(results["one"], results["two"]) and not np.array_equal(results["one"], results["three"])
 
@@ -624,9 +634,12 @@ def test_scores_say_what_a_translation_is_worth(tmp_path, capsys, monkeypatch):
     assert scores["frechet"] == pytest.approx(scores["frechet_ceiling"])
     assert "B's test images" in capsys.readouterr().out and (tmp_path / "same" / "extractor").is_dir()
     assert scores["general_kid"] == pytest.approx(scores["general_kid_ceiling"])
-    monkeypatch.setattr("indm.evaluation.file_translation.find_spec", lambda name: None)
+    for name in (PACKAGE, "torchmetrics"):
+        monkeypatch.setitem(sys.modules, name, None)
     assert main([*arguments, "--out", str(tmp_path / "without")]) == 0
-    assert "no general features: pip install 'indm[features]'" in capsys.readouterr().out
+    *_, ssim, general = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no ")]
+    assert ssim == "no SSIM: pip install 'indm[metrics]'"
+    assert general == "no general features: pip install 'indm[features]'"
     np.save(tmp_path / "few.npy", raw[:5, 0].numpy())
     assert main([*arguments[:3], str(tmp_path / "few.npy"), *arguments[4:], "--out", str(tmp_path / "few")]) == 2
     assert "score needs at least 20 examples, got 5; leave out --score" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Networks of diffusers against that library's own predictions, at every step of its schedule and between."""
 
+import sys
+
 import pytest
 import torch
 from contract_parts import OPTIONS as PARTS
@@ -86,3 +88,9 @@ def test_mistakes(tmp_path, pipeline):
     config.write_text(config.read_text().replace("UNet2DModel", "UNet2DConditionModel"))
     with pytest.raises(ValueError, match="must hold a UNet2DModel, got 'UNet2DConditionModel'"):
         DiffusersUNet.from_pipeline(pipeline[0])
+
+
+def test_a_library_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ValueError, match=r"needs the library diffusers: pip install 'indm\[diffusers\]'"):
+        DiffusersUNet((1, 8, 8), OPTIONS)

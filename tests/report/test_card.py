@@ -117,3 +117,12 @@ def test_a_card_shows_a_likelihood_of_these_weights_alone(tmp_path):
         content = {"provenance": {"weights_sha256": {"run": made_by}}}
         (run / "samples.json").write_text(json.dumps(content))
         assert card._picture(run, "abc") == pictures
+
+
+def test_a_card_names_the_command_that_it_is_given(tmp_path):
+    run = Path(__file__).parents[1] / "fixtures" / "runs" / "indm"
+    texts = []
+    for command in (None, "python make.py"):
+        card.write(run, tmp_path, "ann/tiny", command=command)
+        texts.append((tmp_path / "README.md").read_text("utf-8"))
+    assert texts[0] == texts[1].replace("- made by: `python make.py`\n", "") != texts[1]

@@ -406,11 +406,12 @@ def test_quality_and_gap_figures_show_means_over_seeds(monkeypatch, tmp_path):
     assert bars(right)["b"][1] == [2.0, 1.5] and bars(right)["b"][2] == pytest.approx([0.01, 0.01])
     assert [line.get_ydata()[0] for line in left.lines if line.get_linestyle() == "--"] == [0.1]
 
-    rows = [{"step": 4, "gap": 0.3, "standard_error": 0.1}, {"step": 9, "gap": -0.2, "standard_error": 0.05}]
+    rows = [{"step": 4, "gap": 0.3, "standard_error": 0.1}, {"step": 6, "gap": -0.2, "standard_error": 0.05}]
     figures.gap_figure([record(tmp_path, "b", gap=rows)], tmp_path / "g.png", colours)
     (axes,) = kept[1].axes
     x, y, error = bars(axes)["b"]
-    assert (x, y) == ([4, 9], [0.3, -0.2]) and error == pytest.approx([0.1, 0.05])
+    assert (x, y) == ([4, 6], [0.3, -0.2]) and error == pytest.approx([0.1, 0.05])
+    assert not (axes.get_xticks() % 1).any()  # of steps
     lines = [container.lines[0] for panel in (left, right, axes) for container in panel.containers]
     assert [line.get_color() for line in lines] == [colours[name] for name in "ababb"]  # a model has one colour
 
@@ -475,6 +476,7 @@ def test_curves_show_every_validation_and_name_a_group_once(monkeypatch, tmp_pat
     assert [list(line.get_ydata()) for line in seconds.lines] == [[10 * i - 3, 10 * i - 6] for i in range(3)]
     assert [line.get_color() for line in steps.lines] == [colours[name] for name in "aab"]
     assert colours["a"] != colours["b"] and steps.get_legend_handles_labels()[1] == ["a", "b"]
+    assert not (steps.get_xticks() % 1).any() and (seconds.get_xticks() % 1).any()
     assert steps.get_ylabel() == "validation NELBO (nats)" and seconds.get_xlabel() == "training time (s)"
 
     figures.curves_figure(

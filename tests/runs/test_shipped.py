@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,9 @@ def test_it_is_small_and_has_a_card_with_its_samples(name):
     text = (folder / "README.md").read_text("utf-8")
     assert f'from_pretrained("{name}")' in text and "samples.png" in text and (folder / "samples.png").exists()
     assert "license: apache-2.0" in text
+    (command,) = re.findall("^- made by: `(.+)`$", text, re.MULTILINE)
+    known = (Path(__file__).parents[2] / "bench" / "pretrained.py").read_text("utf-8")
+    assert f"    {command}  " in known and name.removesuffix("-pretrained") in command.split()
     data = tomllib.loads((folder / "recipe.toml").read_text("utf-8"))["data"]
     places = [str(data.get(key, "")) for key in ("path", "root")]
     assert not [place for place in places if {"/", "\\"} & {*place}], "it says where the data were"
@@ -32,7 +36,7 @@ def test_all_together_are_below_five_megabytes():
 
 def test_digits_are_loaded_by_name_and_have_the_likelihood_of_the_card(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = run_folder(type(tmp_path)("digits-pretrained"))
+    folder = run_folder(Path("digits-pretrained"))
     assert folder.as_posix() == "runs/digits-pretrained"
     model, recipe = open_run(folder)
     assert torch.equal(next(indm.INDM.from_pretrained("digits-pretrained").parameters()), next(model.parameters()))
