@@ -4,11 +4,11 @@
     python bench/translation.py emoji-32 --paths GOOGLE TWITTER --steps 750               # two artists, with the truth
     python bench/translation.py digits-3-8 sneaker-boot --table                           # of the records alone
 
-All have the recipe's network and, but for the bridge by TarFlow, about the same seconds: each of INDM's two models
-makes ``--steps`` steps, each of DDIB's (the same with the identity flow) 1.15 times as many, about what a step of INDM
-costs of a linear one. What is one model makes twice as many: the bridges, by the recipe's flow and by TarFlow, of
-clothes with noise; an INDM and a linear diffusion that are told the class. The last two go up as class A and down as
-class B, the linear one also by SDEdit: noise up to t, then down as class B. Test images of A are translated and
+All have the recipe's network and, but for the bridge, whose TarFlow takes longer, about the same seconds: each of
+INDM's two models makes ``--steps`` steps, each of DDIB's (the same with the identity flow) 1.15 times as many, about
+what a step of INDM costs of a linear one. What is one model makes twice as many: the bridge of the form terminal; an
+INDM and a linear diffusion that are told the class. The last two go up as class A and down as class B, the linear one
+also by SDEdit: noise up to t, then down as class B. Test images of A are translated and
 compared with B, see ``indm/evaluation/translation_metrics.py``; the classifier is that of all the data set's classes,
 of emoji that of the two artists. There each source has a true counterpart, the same thing by the other artist, and
 records say how near results come to it. Trainings differ in their seed, and are taken as they are after their last
@@ -46,7 +46,7 @@ from indm.evaluation.translation_runs import TranslationRuns, open_runs
 from indm.evaluation.translation_truth import RECALL, against_truth
 from indm.model import INDM, count_parameters
 from indm.training.loop import train
-from indm.training.pairs import train_pair
+from indm.training.pairs import as_bridge, train_pair
 from indm.translation import Route, sdedit, two_models
 
 LINEAR = 1.15  # steps of a linear diffusion in the time of one of INDM
@@ -69,25 +69,19 @@ NAMES = {
     "ddib": "DDIB (linear)",
     "ddib 0.5": "DDIB, strength 0.5",
     "bridge": "bridge",
-    "tarflow bridge": "bridge by TarFlow",
     "classes": "one INDM of both classes",
     "linear classes": "one linear model of both",
     "sdedit 0.3": "one linear model, SDEdit 0.3",
     "sdedit 0.5": "one linear model, SDEdit 0.5",
 }
-INDM_OF_IMAGES = {"flow": "coupling", "train.flow_lr": "1e-3", "train.flow_update_every": "3", "train.terminal": "1"}
-TARFLOW = {  # of a bridge: with the score's network as many parameters as two INDMs, of digits fewer
-    "flow": "autoregressive", "flow.width": "96", "flow.blocks": "5", "train.flow_update_every": "1",
-    "train.terminal_noise": "0.1",
-}  # fmt: skip
-OF_DIGITS = {"flow.width": "64", "flow.blocks": "4", "train.flow_lr": "2e-3", "train.terminal_noise": "0"}
+INDM_OF_IMAGES = {"flow": "coupling", "train.flow_lr": "1e-3", "train.flow_update_every": "3"}
 LINEAR_FLOW = {"flow": "identity", "train.flow_update_every": "1"}
 
 
 def of_classes(recipe: dict, changes: dict[str, str], out: Path) -> Route:
     """The route from A to B by one model of both, which is told the class; trained or read."""
     data = two_classes(*(load_data(**recipe[table]) for table in ("data", "data_b")))
-    changes = {"condition": "classes", "train.terminal": "0"} | changes
+    changes = {"condition": "classes"} | changes
     alone = recipes.override({name: table for name, table in recipe.items() if name != "data_b"}, changes)
     if not (out / "summary.json").exists():
         whole({out.name: indm.train(alone, out, data=data, resume=(out / "checkpoint.pt").exists())})
@@ -102,7 +96,8 @@ def recipe_of(name: str, paths: Sequence[str], seed: int) -> dict:
         return recipe
     first, second = paths
     recipe = recipes.override(recipe, {"data.path": first} | INDM_OF_IMAGES)
-    return recipe | {"data_b": recipe["data"] | {"path": second}}
+    bridge = recipes.load("translate-folders")["bridge"]
+    return recipe | {"data_b": recipe["data"] | {"path": second}, "bridge": bridge}
 
 
 def classified(recipe: dict, a: Data, b: Data) -> tuple[Data, int]:
@@ -139,13 +134,10 @@ def routes(recipe: dict, steps: int, out: Path, methods: Sequence[str]) -> dict[
         count, changes = {"classes": (steps, {}), "linear classes": (round(LINEAR * steps), LINEAR_FLOW)}[name]
         return of_classes(untimed(recipe, 2 * count), changes, out / name)
 
-    def bridge(name: str, changes: dict[str, str]) -> Route:
-        run = out / name
-        changed = recipes.override(untimed(recipe, 2 * steps), changes)
-        whole({name: train(changed, run, resume=(run / "checkpoint.pt").exists())})
+    def bridge() -> Route:
+        run = out / "bridge"
+        whole({"bridge": train(untimed(as_bridge(recipe), 2 * steps), run, resume=(run / "checkpoint.pt").exists())})
         return open_runs([run]).route()
-
-    of_digits = recipe["data"]["name"] == "digits"
 
     def noised(strength: float) -> Route:
         _, down = one("linear classes").legs
@@ -156,8 +148,7 @@ def routes(recipe: dict, steps: int, out: Path, methods: Sequence[str]) -> dict[
         **{f"{name} 0.5": lambda name=name: two(name).route(strength=0.5) for name in ("indm", "ddib")},
         **{name: lambda name=name: one(name) for name in ("classes", "linear classes")},
         **{f"sdedit {s}": lambda s=s: noised(s) for s in STRENGTHS},
-        "bridge": lambda: bridge("bridge", {}),
-        "tarflow bridge": lambda: bridge("tarflow bridge", TARFLOW | (OF_DIGITS if of_digits else {})),
+        "bridge": bridge,
     }
     return {name: makers[name]() for name in methods}
 

@@ -130,8 +130,9 @@ class TrainBridge(TrainsRecipe):
     It is told which an image is of, as a class; a translation goes up as A and down as B.
 
     With --form terminal its diffusion leads from A at t = 0 to B at t = T: it minimises the NELBO of A plus
-    train.terminal (1 unless changed) times −log p of B's images under the flow and the prior, both per dimension and
-    logged as nelbo and terminal. B is then only as good as what the flow alone makes of it.
+    train.terminal times −log p of B's images under the flow and the prior, both per dimension and logged as nelbo and
+    terminal. B is then only as good as what the flow alone makes of it, so recipes have a flow that models images, and
+    a large weight of B, for this form.
 
     Sources and changes as in "indm train-pair".
     """
@@ -146,8 +147,14 @@ class TrainBridge(TrainsRecipe):
     def run(self) -> int:
         from indm.training.pairs import as_one
 
-        recipe, out = recipe_of_two(self.sources, self.table_values, self.out, "-bridge")
-        recipe = as_one(recipe) if self.form == "classes" else recipe
+        is_terminal = self.form == "terminal"
+        recipe, out = recipe_of_two(self.sources, self.table_values, self.out, "-bridge", is_terminal)
+        if is_terminal and not recipe.get("train", {}).get("terminal"):
+            raise ValueError(
+                "train.terminal must be above 0 for --form terminal, got 0: a recipe without [bridge.train] needs it, "
+                "--train.terminal 100"
+            )
+        recipe = recipe if is_terminal else as_one(recipe)
         if self.dry_run:
             return show_plan(recipe, out)
         return train_run(recipe, out, self.resume, self.quiet)
@@ -229,25 +236,29 @@ def saved_state(summary: dict) -> str:
 
 
 def recipe_of_two(
-    sources: tuple[str, ...], changes: dict[str, str], out: Path | None, suffix: str
+    sources: tuple[str, ...], changes: dict[str, str], out: Path | None, suffix: str, is_terminal: bool = False
 ) -> tuple[recipes.Recipe, Path]:
     """The recipe that two image folders or one recipe with two data sets stand for, and the run folder.
 
     With two folders, changes of ``data`` also hold for ``data_b``; see also
-    :func:`indm.training.pairs.on_one_canvas`.
+    :func:`indm.training.pairs.on_one_canvas`. A bridge of the form terminal has what the recipe says of it.
     """
-    from indm.training.pairs import on_one_canvas
+    from indm.training.pairs import as_bridge, on_one_canvas
+
+    def begun(source: str) -> recipes.Recipe:
+        recipe = loaded(source)
+        return as_bridge(recipe) if is_terminal else recipe
 
     if len(sources) == 1 and Path(sources[0]).is_dir() and not (Path(sources[0]) / "recipe.toml").is_file():
         raise ValueError(f"two image folders or one recipe must be given, got the folder {sources[0]} alone")
     if len(sources) == 1:
         name = name_of(sources[0])
-        recipe = recipes.override(loaded(sources[0]), changes)
+        recipe = recipes.override(begun(sources[0]), changes)
     elif len(sources) == 2:
         name = "-".join(map(name_of, sources))
         both = {f"data_b.{key[5:]}": value for key, value in changes.items() if key.startswith("data.")}
         paths = {f"{table}.path": json.dumps(source) for table, source in zip(("data", "data_b"), sources, strict=True)}
-        recipe = recipes.override(recipes.load("translate-folders"), paths | both | changes)
+        recipe = recipes.override(begun("translate-folders"), paths | both | changes)
     else:
         raise ValueError(f"two image folders or one recipe must be given, got {len(sources)} sources")
     if "data_b" not in recipe:

@@ -5,6 +5,9 @@ that is built); ``[train]`` and ``[evaluate]`` are the dataclasses :class:`Train
 
 A recipe may have presets: ``[presets.small.net]`` holds keys of ``[net]`` for ``train.preset = "small"``. Such a recipe
 is open until :mod:`indm.training.presets` has filled them in, for which it needs the data.
+
+One with a second data set may say what is other where a bridge between both is trained: ``[bridge.train]`` holds keys
+of ``[train]`` for that, see :func:`indm.training.pairs.as_bridge`.
 """
 
 import itertools
@@ -39,7 +42,8 @@ GROUPS = {  # what a bundled recipe is for → the command that trains it
 }
 OPTIONAL_TABLES = (*OPTIONAL_KINDS, "data_b")  # a second data set: the law that x_T shall have
 TABLES = (*NAMED_TABLES, *OPTIONAL_TABLES, *OPTION_TABLES)
-PRESETS = "presets"
+PRESETS, BRIDGE = "presets", "bridge"
+CHANGES = (PRESETS, BRIDGE)  # tables of tables that a whole recipe no longer has
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ def with_preset(recipe: Recipe, preset: Recipe) -> Recipe:
 
     A table of the preset that names a part is for that part alone.
     """
-    filled = {table: dict(content) for table, content in recipe.items() if table != PRESETS}
+    filled = {table: dict(content) for table, content in recipe.items() if table not in CHANGES}
     del filled["train"]["preset"]
     for table, content in preset.items():
         own = filled.setdefault(table, {})
@@ -189,7 +193,7 @@ def resolve(recipe: Recipe) -> Recipe:
     An open one is checked alone.
     """
     for table in recipe:
-        check_name(table, (*TABLES, PRESETS), "table", f"[{table}]")
+        check_name(table, (*TABLES, *CHANGES), "table", f"[{table}]")
         for key in recipe[table]:
             check_name_is_current(f"{table}.{key}")
     optional = [table for table in OPTIONAL_TABLES if table in recipe]

@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from indm.config import paths, recipes
-from indm.config.recipes import Recipe
+from indm.config.recipes import BRIDGE, Recipe
 from indm.data.base import Data
 from indm.data.folder import find_images
 from indm.data.registry import load_data
@@ -43,7 +43,8 @@ def sides_of(recipe: Recipe) -> dict[str, Recipe]:
     if "data_b" not in recipe:
         raise ValueError("[data_b] is missing: the recipe of a pair needs a second data set, such as --data-b digits")
     options = {key: value for key, value in recipe.get("train", {}).items() if not key.startswith("terminal")}
-    shared = {table: content for table, content in recipe.items() if table != "data_b"} | {"train": options}
+    shared = {table: content for table, content in recipe.items() if table not in ("data_b", BRIDGE)}
+    shared["train"] = options
     return {"a": shared, "b": shared | {"data": recipe["data_b"]}}
 
 
@@ -93,6 +94,17 @@ def as_one(recipe: Recipe) -> Recipe:
             "--form terminal and indm train-pair take any two"
         )
     return shared | {"data": data, "condition": {"name": "classes"} | recipe.get("condition", {})}
+
+
+def as_bridge(recipe: Recipe) -> Recipe:
+    """The recipe of one diffusion from A to B: with the tables of ``[bridge]``, where ``recipe`` has some.
+
+    One that names a part replaces that part; the keys of others replace those of the recipe.
+    """
+    whole = {table: dict(content) for table, content in recipe.items() if table != BRIDGE}
+    for table, content in recipe.get(BRIDGE, {}).items():
+        whole[table] = content if "name" in content else whole.get(table, {}) | content
+    return whole
 
 
 def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: bool = True) -> dict[str, dict]:

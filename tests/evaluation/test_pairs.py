@@ -35,9 +35,10 @@ from indm.runs.folder import open_run, read_metrics
 from indm.runs.provenance import weights_hash
 from indm.scaling import Scaling
 from indm.training import pairs
-from indm.training.pairs import as_one, is_bridge, sides_of
+from indm.training.pairs import as_bridge, as_one, is_bridge, sides_of
 from indm.translation import Route, sdedit
 
+BY_COUPLING = ["--form", "terminal", "--flow", "coupling", "--train.terminal_noise", "0"]
 SMALL = [
     "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.blocks=1", "--net.multipliers=[1]",
     "--net.attention=[]", "--train.warmup=0", "--train.seconds=inf", "--train.log_every=1", "--train.validate_every=2",
@@ -71,7 +72,7 @@ def trained(toys, tmp_path_factory):
     folders = [str(folder) for folder in toys]
     options = ["--data.size", "8", "--train.steps", "6", "--train.batch_size", "8", *SMALL, "--quiet"]
     assert main(["train-pair", *folders, "--out", str(home / "pair"), *options]) == 0
-    assert main(["train-bridge", *folders, "--form", "terminal", "--out", str(home / "bridge"), *options]) == 0
+    assert main(["train-bridge", *folders, *BY_COUPLING, "--out", str(home / "bridge"), *options]) == 0
     assert main(["train-bridge", *folders, "--out", str(home / "one"), *options]) == 0
     return home
 
@@ -248,7 +249,32 @@ def test_two_processes_train_one_pair(toys, tmp_path):
 def test_recipes_of_two_data_sets_differ_in_the_one_thing_that_names_them(name):
     a, b = sides_of(recipes.load(name)).values()
     (key,) = recipes.differences(a, b) or ["data.path"]
-    assert key in ("data.label", "data.path") and recipes.load(name)["train"]["terminal"] == 1
+    assert key in ("data.label", "data.path") and "terminal" not in recipes.load(name)["train"]
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.bundled() if "data_b" in recipes.load(name)])
+def test_recipes_say_what_is_other_for_a_bridge(name):
+    bridge, pair = as_bridge(recipes.load(name)), recipes.load(name)
+    assert bridge["flow"]["name"] == "autoregressive" and pair["flow"] == {"name": "coupling"}
+    other = {"flow_update_every", "terminal", "terminal_noise", "flow_lr"}
+    assert bridge["train"].keys() | other == pair["train"].keys() | other and bridge["net"] == pair["net"]
+    assert (bridge["train"]["terminal"], bridge["train"]["flow_update_every"]) == (100, 1) and is_bridge(bridge)
+
+
+def test_of_a_bridge_the_command_line_decides(capsys):
+    command = ["train-bridge", "digits-3-8", "--form", "terminal", "--train.steps", "9", "--dry-run"]
+    assert main([*command, "--flow", "coupling", "--train.terminal", "3"]) == 0
+    shown = tomllib.loads(capsys.readouterr().out)
+    assert shown["flow"] == {"name": "coupling"} and shown["train"]["terminal"] == 3 and "bridge" not in shown
+
+
+def test_a_recipe_that_says_nothing_of_a_bridge_needs_the_weight_of_b(tmp_path, capsys):
+    own = {table: content for table, content in recipes.load("digits-3-8").items() if table != "bridge"}
+    (tmp_path / "own.toml").write_text(recipes.to_toml(own))
+    error = error_of(capsys, "train-bridge", tmp_path / "own.toml", "--form", "terminal", "--out", tmp_path / "none")
+    assert "train.terminal must be above 0 for --form terminal, got 0" in error
+    options = ["--form", "terminal", "--train.terminal", "1", "--train.steps", "9", "--dry-run"]
+    assert main(["train-bridge", str(tmp_path / "own.toml"), *options]) == 0
 
 
 def test_sides_that_do_not_fit_are_errors_before_anything_is_trained(toys, tmp_path, capsys):
@@ -650,7 +676,7 @@ def test_a_bridge_that_learned_b_with_noise_takes_it_away(toys, tmp_path, capsys
     """Validated with that noise, and known to what translates."""
     options = ["--data.size", "8", "--train.steps", "2", "--train.batch_size", "8", *SMALL, "--quiet"]
     for noise in (0.0, 3.0):
-        arguments = [*map(str, toys), "--form", "terminal", "--train.terminal_noise", str(noise)]
+        arguments = [*map(str, toys), *BY_COUPLING, "--train.terminal_noise", str(noise)]
         assert main(["train-bridge", *arguments, "--out", str(tmp_path / str(noise)), *options]) == 0
     runs = [open_runs([tmp_path / str(noise)]) for noise in (0.0, 3.0)]
     assert [opened.route().noise for opened in runs] == [0.0, 3.0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_pairs import SMALL, error_of, framed, pixels
+from test_pairs import BY_COUPLING, SMALL, error_of, framed, pixels
 
 from indm.cli.main import main
 from indm.data.base import stack
@@ -57,7 +57,7 @@ def trained(folders, tmp_path_factory):
         *SMALL,
         "--quiet",
     ]
-    for name, command in {"pair": ["train-pair"], "bridge": ["train-bridge", "--form", "terminal"]}.items():
+    for name, command in {"pair": ["train-pair"], "bridge": ["train-bridge", *BY_COUPLING]}.items():
         assert main([*command, *map(str, folders), "--out", str(home / name), *options]) == 0
     assert main(["train-bridge", *map(str, folders), "--out", str(home / "one"), *options]) == 0
     return home
