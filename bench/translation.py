@@ -6,13 +6,13 @@
 
 All have the recipe's network and, but for the bridge, whose TarFlow takes longer, about the same seconds: each of
 INDM's two models makes ``--steps`` steps, each of DDIB's (the same with the identity flow) 1.15 times as many, about
-what a step of INDM costs of a linear one. What is one model makes twice as many: the bridge of the form terminal; an
-INDM and a linear diffusion that are told the class. The last two go up as class A and down as class B, the linear one
-also by SDEdit: noise up to t, then down as class B. Test images of A are translated and
-compared with B, see ``indm/evaluation/translation_metrics.py``; the classifier is that of all the data set's classes,
-of emoji that of the two artists. There each source has a true counterpart, the same thing by the other artist, and
-records say how near results come to it. Trainings differ in their seed, and are taken as they are after their last
-step, never the best one.
+what a step of INDM costs of a linear one. What is one model makes twice as many: the bridge of the form terminal, and
+the same with the weight of B that A has; an INDM and a linear diffusion that are told the class. The last two go up as
+class A and down as class B, the linear one also by SDEdit: noise up to t, then down as class B. Test images of A are
+translated and compared with B, see ``indm/evaluation/translation_metrics.py``; the classifier is that of all the data
+set's classes, of emoji that of the two artists. There each source has a true counterpart, the same thing by the other
+artist, and records say how near results come to it. Trainings differ in their seed, and are taken as they are after
+their last step, never the best one.
 
 Each method of each training is a record in ``bench/records/translation/RECIPE/SEED``, which is not made again; killed
 and started again, it goes on. ``RECIPE.png`` in ``--out`` has pictures of the first training. With ``--cycles`` it
@@ -69,6 +69,7 @@ NAMES = {
     "ddib": "DDIB (linear)",
     "ddib 0.5": "DDIB, strength 0.5",
     "bridge": "bridge",
+    "bridge weight 1": "bridge, B of weight 1",
     "classes": "one INDM of both classes",
     "linear classes": "one linear model of both",
     "sdedit 0.3": "one linear model, SDEdit 0.3",
@@ -134,9 +135,9 @@ def routes(recipe: dict, steps: int, out: Path, methods: Sequence[str]) -> dict[
         count, changes = {"classes": (steps, {}), "linear classes": (round(LINEAR * steps), LINEAR_FLOW)}[name]
         return of_classes(untimed(recipe, 2 * count), changes, out / name)
 
-    def bridge() -> Route:
-        run = out / "bridge"
-        whole({"bridge": train(untimed(as_bridge(recipe), 2 * steps), run, resume=(run / "checkpoint.pt").exists())})
+    def bridge(name: str, changes: dict[str, str]) -> Route:
+        run, changed = out / name, recipes.override(untimed(as_bridge(recipe), 2 * steps), changes)
+        whole({name: train(changed, run, resume=(run / "checkpoint.pt").exists())})
         return open_runs([run]).route()
 
     def noised(strength: float) -> Route:
@@ -148,7 +149,8 @@ def routes(recipe: dict, steps: int, out: Path, methods: Sequence[str]) -> dict[
         **{f"{name} 0.5": lambda name=name: two(name).route(strength=0.5) for name in ("indm", "ddib")},
         **{name: lambda name=name: one(name) for name in ("classes", "linear classes")},
         **{f"sdedit {s}": lambda s=s: noised(s) for s in STRENGTHS},
-        "bridge": bridge,
+        "bridge": lambda: bridge("bridge", {}),
+        "bridge weight 1": lambda: bridge("bridge weight 1", {"train.terminal": "1"}),
     }
     return {name: makers[name]() for name in methods}
 
