@@ -200,6 +200,41 @@ def test_nll_is_that_of_the_data_and_the_code(best):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("code", "values"), [("binary", (-1.0, 1.0)), ("gaussian", (-1.14, 1.7, 4.6))])
+def test_nll_of_the_probability_flow_given_a_code_is_exact(best, code, values):
+    """p_ε(z_ε|c) at z_ε = α_ε x, by quadrature, where the flow carries the law of z_T, not the prior."""
+    best = best if code == "binary" else best_of_gaussian()
+    x = torch.linspace(-1.6, 1.6, 12, dtype=DOUBLE)[:, None]
+    for value in values:
+        score = CodedScore(best, torch.full((len(x), 1), value, dtype=DOUBLE), best.process)
+        log_share = best.log_mass + best.log_q(best.points, value)
+        share = (log_share - log_share.logsumexp(0)).exp()  # of the points in p(z_0|c)
+
+        def law(t, sde=score.sde):
+            """α, and p(z_t|c) as a normal law of each point."""
+            alpha, sigma = (of(torch.full((len(x),), t, dtype=DOUBLE))[:1] for of in (sde.alpha, sde.sigma))
+            return alpha, torch.distributions.Normal(alpha * best.points.T, sigma)
+
+        (alpha, first), (_, last) = law(EPS), law(score.sde.T)
+        z = alpha * x
+        z_T = inverse_cdf(lambda z, last=last, share=share: last.cdf(z) @ share, first.cdf(z) @ share)
+        prior = normal_log_prob(z_T, 0.0, 1.0) - (last.log_prob(z_T).exp() @ share).log()
+        expected = (first.log_prob(z).exp() @ share).log() + alpha.log()[0] + prior
+        log_prob = indm.INDM(Identity(), score, shape=(1,)).log_prob(x, steps=200, exact=True)
+        assert torch.allclose(log_prob, expected, atol=1e-3)
+
+
+def inverse_cdf(cdf, wanted):
+    """z, (n, 1), at which ``cdf`` is ``wanted``, (n,)."""
+    low, high = torch.full((len(wanted), 1), -9.0, dtype=DOUBLE), torch.full((len(wanted), 1), 9.0, dtype=DOUBLE)
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        under = (cdf(middle) < wanted)[:, None]
+        low, high = torch.where(under, middle, low), torch.where(under, high, middle)
+    return middle
+
+
+@torch.no_grad()
 def test_nll_at_gaussian_codes_is_that_of_the_data_and_the_code(monkeypatch):
     best = best_of_gaussian()
     model, drawn = indm.INDM(Identity(), best, shape=(1,), forward=best.process), []
