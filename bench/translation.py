@@ -16,7 +16,7 @@ their last step, never the best one.
 
 Each method of each training is a record in ``bench/records/translation/RECIPE/SEED``, which is not made again; killed
 and started again, it goes on. ``RECIPE.png`` in ``--out`` has pictures of the first training. With ``--cycles`` it
-trains the pairs alone, and looks at the error of A → B → A along the steps.
+trains the pairs and the bridge alone, and looks at the error of A → B → A along the steps.
 """
 
 import argparse
@@ -55,7 +55,7 @@ ARTISTS = "emoji-32"  # of two packages, whose test splits have the same things 
 EVERY = 302  # test images of emoji: among so many is a counterpart looked for
 SHOWN = 10
 CYCLED = 32  # images that also go back
-STEPS, CONVERGED = (20, 30, 50, 75, 100, 120, 200), 300  # of the cycle
+STEPS, CONVERGED = (16, 20, 24, 30, 50, 75, 100, 120, 200), 300  # of the cycle
 STRENGTHS = (0.3, 0.5)  # of SDEdit
 TRUTH = {  # columns beside COLUMNS where the truth is known
     "truth_distance": "to the counterpart, levels",
@@ -76,6 +76,7 @@ NAMES = {
     "sdedit 0.5": "one linear model, SDEdit 0.5",
 }
 INDM_OF_IMAGES = {"flow": "coupling", "train.flow_lr": "1e-3", "train.flow_update_every": "3"}
+BRIDGES: dict[str, dict[str, str]] = {"bridge": {}, "bridge weight 1": {"train.terminal": "1"}}
 LINEAR_FLOW = {"flow": "identity", "train.flow_update_every": "1"}
 
 
@@ -123,6 +124,13 @@ def pair(recipe: dict, steps: int, out: Path, name: str) -> TranslationRuns:
     return open_runs([out / name])
 
 
+def bridge(recipe: dict, steps: int, out: Path, name: str = "bridge") -> TranslationRuns:
+    """The bridge of one of :data:`BRIDGES`, trained where it is not yet."""
+    run, changed = out / name, recipes.override(untimed(as_bridge(recipe), 2 * steps), BRIDGES[name])
+    whole({name: train(changed, run, resume=(run / "checkpoint.pt").exists())})
+    return open_runs([run])
+
+
 def routes(recipe: dict, steps: int, out: Path, methods: Sequence[str]) -> dict[str, Route]:
     """The route of each method; a model that one of them needs is trained where it is not yet."""
 
@@ -135,11 +143,6 @@ def routes(recipe: dict, steps: int, out: Path, methods: Sequence[str]) -> dict[
         count, changes = {"classes": (steps, {}), "linear classes": (round(LINEAR * steps), LINEAR_FLOW)}[name]
         return of_classes(untimed(recipe, 2 * count), changes, out / name)
 
-    def bridge(name: str, changes: dict[str, str]) -> Route:
-        run, changed = out / name, recipes.override(untimed(as_bridge(recipe), 2 * steps), changes)
-        whole({name: train(changed, run, resume=(run / "checkpoint.pt").exists())})
-        return open_runs([run]).route()
-
     def noised(strength: float) -> Route:
         _, down = one("linear classes").legs
         return sdedit(down.model, c=down.c, strength=strength)
@@ -149,8 +152,7 @@ def routes(recipe: dict, steps: int, out: Path, methods: Sequence[str]) -> dict[
         **{f"{name} 0.5": lambda name=name: two(name).route(strength=0.5) for name in ("indm", "ddib")},
         **{name: lambda name=name: one(name) for name in ("classes", "linear classes")},
         **{f"sdedit {s}": lambda s=s: noised(s) for s in STRENGTHS},
-        "bridge": lambda: bridge("bridge", {}),
-        "bridge weight 1": lambda: bridge("bridge weight 1", {"train.terminal": "1"}),
+        **{name: lambda name=name: bridge(recipe, steps, out, name).route() for name in BRIDGES},
     }
     return {name: makers[name]() for name in methods}
 
@@ -225,7 +227,7 @@ def cycles(opened: TranslationRuns, raw: Tensor) -> list[dict]:
         return {"median": largest.median().item(), "largest": largest.max().item()}
 
     rows, scaling = [], opened.models[0].scaling
-    x = scaling.centre(raw)
+    x = opened.route().source(raw)
     converged = opened.route(steps=CONVERGED).follow(x).x
     for steps in STEPS:
         route = opened.route(steps=steps)
@@ -280,10 +282,10 @@ def costs(found: Sequence[dict]) -> list[str]:
 
 
 def study_cycles(name: str, recipe: dict, steps: int, out: Path) -> None:
-    """Train the pairs of one recipe, and print the error of their cycles."""
+    """Train the pairs of one recipe and its bridge, and print the error of their cycles."""
     raw = stack(load_data(**recipe["data"]).test, CYCLED)
-    for method in ("indm", "ddib"):
-        opened = pair(recipe, steps, out, method)
+    for method in ("indm", "ddib", "bridge"):
+        opened = bridge(recipe, steps, out) if method == "bridge" else pair(recipe, steps, out, method)
         print(f"{name}, {NAMES[method]}\n{cycle_table(cycles(opened, raw))}", flush=True)
 
 

@@ -40,7 +40,7 @@ def loaded(source: str) -> recipes.Recipe:
     if path.is_dir() and not (path / "recipe.toml").is_file() and source not in recipes.bundled():
         meant = f"to train on its images: indm train folder --data.path {shlex.quote(source)}"
         raise ValueError(f"{source} is no run folder, there is no recipe.toml in it; {meant}")
-    if path.is_file() and path.suffix != ".toml":
+    if path.is_file() and not source.endswith(".toml"):
         meant = f"to train on an array or a table: indm train array --data.path {shlex.quote(source)}"
         raise ValueError(f"{source} is no recipe, whose name would end in .toml; {meant}")
     return recipes.load(source)
