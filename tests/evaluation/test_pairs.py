@@ -700,16 +700,16 @@ def test_one_model_of_classes_translates_between_two(trained, toys, tmp_path, ca
     raw = torch.stack([load_data("digits", label=3).test[i] for i in range(30)])
     np.save(tmp_path / "threes.npy", raw[:, 0].numpy())
     arguments = ["translate", str(run), str(tmp_path / "threes.npy"), "--out", str(out), "--quiet", "--score"]
-    assert main([*arguments, "--condition", "3", "8"]) == 0
+    assert main([*arguments, "--condition", "3", "8", "--steps", "20"]) == 0
     assert json.loads((out / "translation.json").read_text())["scores"]["images"] == 30
     opened = open_runs([run], "forward", ("3", "8"))
     for side, label in zip(opened.sides(), (3, 8), strict=True):
         wanted = load_data("digits", label=label)
         assert all(torch.equal(stack(getattr(side, part)), stack(getattr(wanted, part))) for part in PARTS)
-    there, back = opened.route(), open_runs([run], "backward", ("3", "8")).route()
+    there, back = opened.route(steps=40), open_runs([run], "backward", ("3", "8")).route(steps=40)
     x = there.models[0].scaling.centre(raw)
     assert (back.follow(there.follow(x).x).x - x).abs().max() * 8.5 < 0.5
-    assert not torch.equal(there.follow(x).x, open_runs([run], "forward", ("3", "1")).route().follow(x).x)
+    assert not torch.equal(there.follow(x).x, open_runs([run], "forward", ("3", "1")).route(steps=40).follow(x).x)
     for wrong, complaint in (
         ([run, toys[0], "--condition", "3", "dog"], "c must be one of"),
         ([trained / "pair", toys[0], "--condition", "3", "8"], "condition needs one run, of a model of both classes"),
