@@ -391,7 +391,8 @@ class INDM(nn.Module):
         hub.check_name(name)
         with tempfile.TemporaryDirectory() as folder:
             self.save(folder, constructors)
-            atomic.text(Path(folder) / "README.md", hub.card(name, license, [hub.how_to_load(name)]))
+            condition = self.description(constructors).get("condition")
+            atomic.text(Path(folder) / "README.md", hub.card(name, license, [hub.how_to_load(name, condition)]))
             return hub.push(Path(folder), name, private=private)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import re
+import sys
 from pathlib import Path
 
 import tyro
@@ -43,6 +44,7 @@ def parse(arguments: list[str]) -> Common:
             raise ValueError(in_one_line(name, complaint.getvalue())) from None
         if kind.tables:
             print(listing.of_tables(kind.tables))
+        sys.stdout.flush()  # so that a reader who has enough is no error at the very end
         raise
     command.table_values = values
     return command

@@ -37,7 +37,7 @@ class Push(Common):
 
         hub.check_name(self.name)
         if self.out is not None:
-            check_empty(self.out)
+            check_empty(self.out, "give another --out")
             card.write(self.run_folder, self.out, self.name, self.license)
             print(self.out / card.CARD)
             return DONE

@@ -38,7 +38,8 @@ def loaded(source: str) -> recipes.Recipe:
     """The recipe that the user named; a ValueError with the command that was meant where it is data."""
     path = Path(source)
     if path.is_dir() and not (path / "recipe.toml").is_file() and source not in recipes.bundled():
-        meant = f"to train on its images: indm train folder --data.path {shlex.quote(source)}"
+        images = f"to train on its images: indm train folder --data.path {shlex.quote(source)}"
+        meant = images if any(path.iterdir()) else "it is empty: give the command that made it, without --resume"
         raise ValueError(f"{source} is no run folder, there is no recipe.toml in it; {meant}")
     if path.is_file() and not source.endswith(".toml"):
         meant = f"to train on an array or a table: indm train array --data.path {shlex.quote(source)}"
@@ -157,7 +158,7 @@ class TrainBridge(TrainsRecipe):
         recipe = recipe if is_terminal else as_one(recipe)
         if self.dry_run:
             return show_plan(recipe, out)
-        return train_run(recipe, out, self.resume, self.quiet)
+        return train_run(recipe, out, self.resume, self.quiet, translates=True)
 
 
 def show_plan(recipe: recipes.Recipe, out: Path, more: str = "", like: Path | None = None) -> int:
@@ -173,7 +174,9 @@ def show_plan(recipe: recipes.Recipe, out: Path, more: str = "", like: Path | No
     return DONE
 
 
-def train_run(recipe: recipes.Recipe, out: Path, resume: bool, quiet: bool, like: Path | None = None) -> int:
+def train_run(
+    recipe: recipes.Recipe, out: Path, resume: bool, quiet: bool, like: Path | None = None, *, translates: bool = False
+) -> int:
     """Train one run and print what came of it; the exit status."""
     from indm.training.loop import train
 
@@ -184,9 +187,11 @@ def train_run(recipe: recipes.Recipe, out: Path, resume: bool, quiet: bool, like
         return INTERRUPTED
     run = shlex.quote(str(out))
     say(f"{out}: {came_to(summary)}")
+    translation = {f"indm translate {run} IMAGES --out FOLDER": "pictures of A as pictures of B"}
     say(
         next_commands(
             {
+                **(translation if translates else {}),
                 f"indm evaluate {run}": "the likelihood of the test split, beside simple baselines",
                 f"indm sample {run}": "new samples",
                 f"indm train {run} --resume {more(recipes.load(out), summary)}": "train on",

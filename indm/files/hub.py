@@ -4,9 +4,10 @@ Only files of a given list are fetched. They are read like any other from a stra
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from indm.messages import reason
 
@@ -86,16 +87,24 @@ def card(name: str, license: str | None, sections: Sequence[str]) -> str:
     return "\n".join(head) + "\n\n" + "\n\n".join(sections) + "\n"
 
 
-def how_to_load(name: str, *, is_run: bool = False) -> str:
-    """The section of a card on that."""
-    shell = f"```sh\nindm sample {name} -n 36\nindm evaluate {name}\n```\n\n" if is_run else ""
+def how_to_load(name: str, condition: Mapping[str, Any] | None = None, *, is_run: bool = False) -> str:
+    """The section of a card on that.
+
+    Args:
+        condition: the table of a recipe, of a model of p(x|c).
+        is_run: whether the commands take it.
+    """
+    labels = (condition or {}).get("labels", ())
+    every = " --condition all" if labels else ""
+    given = "" if condition is None else f", c={labels[0]!r}" if labels else ", c=row"
+    shell = f"```sh\nindm sample {name} -n 36{every}\nindm evaluate {name}\n```\n\n" if is_run else ""
     return f"""## How to load
 
 {shell}```python
 import indm
 
 model = indm.INDM.from_pretrained("{name}")
-raw = model.scaling.to_data(indm.sample(model, 16))
+raw = model.scaling.to_data(indm.sample(model, 16{given}))
 ```"""
 
 

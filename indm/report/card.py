@@ -61,7 +61,7 @@ def sections(
         "## Data and budget\n\n" + _items(_data(recipe, record) | _budget(run)),
         "## Likelihood\n\n" + _likelihood(run, weights),
         *shown,
-        hub.how_to_load(name, is_run=True),
+        hub.how_to_load(name, recipe.get("condition"), is_run=True),
         "## Provenance\n\n" + _items(made_by | {"SHA-256 of the weights": weights}),
     ]
 
@@ -84,7 +84,8 @@ def _data(recipe: Recipe, record: Mapping[str, Any]) -> dict[str, object]:
     """What the data are, without the notes of their record that may say where they are."""
     notes: Sequence[object] = record.get("data") or ()
     kept = [str(note) for note in notes if not {"/", "\\"} & {*str(note)}]
-    return {"data": ", ".join([f"`{recipe['data']['name']}`", *kept])}
+    labels = recipe.get("condition", {}).get("labels", ())
+    return {"data": ", ".join([f"`{recipe['data']['name']}`", *kept]), "classes": ", ".join(labels) or None}
 
 
 def _budget(run: Path) -> dict[str, object]:

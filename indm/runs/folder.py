@@ -54,10 +54,10 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
         raise ValueError(f"{run} is a run of another recipe: it differs in {', '.join(differing)}; use another --out")
 
 
-def check_empty(folder: Path) -> None:
+def check_empty(folder: Path, cure: str = "continue with --resume, or start anew with another --out") -> None:
     """ValueError where ``folder`` holds more than a process leaves that is killed at once."""
     if folder.exists() and (not folder.is_dir() or any(not _is_debris(path) for path in folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not empty: continue with --resume, or start anew with another --out")
+        raise ValueError(f"{folder} exists and is not empty: {cure}")
 
 
 def _is_debris(path: Path) -> bool:

@@ -11,6 +11,7 @@ import torch
 from hub_server import TOKEN, served
 
 import indm
+from indm.cli.main import main
 from indm.files import hub
 from indm.report import card
 
@@ -126,3 +127,20 @@ def test_a_card_names_the_command_that_it_is_given(tmp_path):
         card.write(run, tmp_path, "ann/tiny", command=command)
         texts.append((tmp_path / "README.md").read_text("utf-8"))
     assert texts[0] == texts[1].replace("- made by: `python make.py`\n", "") != texts[1]
+
+
+def test_the_lines_of_the_card_of_a_model_of_classes_run(tmp_path, capsys):
+    small = {"train.steps": 2, "train.batch_size": 8, "net.channels": 8, "flow": "identity", "condition": "classes"}
+    indm.train(indm.recipe("digits", small), tmp_path / "run", progress=False)
+    command = ["push", str(tmp_path / "run"), "ann/digits", "--out", str(tmp_path / "shared")]
+    assert main(command) == 0 and main(command) == 2
+    assert capsys.readouterr().err.endswith("exists and is not empty: give another --out\n")
+    text = (tmp_path / "shared" / "README.md").read_text("utf-8")
+    assert (
+        "- classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n" in text and "indm sample ann/digits -n 36 --condition all\n" in text
+    )
+    lines = text.partition("```python\n")[2].partition("```")[0]
+    space: dict = {}
+    exec(lines.replace("ann/digits", str(tmp_path / "shared")), space)
+    assert space["raw"].shape == (16, 1, 8, 8) and "c='0'" in lines
+    assert "c=" not in hub.how_to_load("ann/tiny") and "c=row" in hub.how_to_load("ann/tiny", {"name": "vector"})
