@@ -878,6 +878,12 @@ def test_nothing_is_written_over_unless_told_to(run, tmp_path, capsys):
     assert "holds something else than a reproduction" in fails(capsys, "reproduce", "--out", tmp_path / "mine")
 
 
+def test_a_run_that_was_ended_before_its_first_step_says_what_to_do(tmp_path, capsys):
+    (tmp_path / "early").mkdir()
+    error = fails(capsys, "train", tmp_path / "early", "--resume")
+    assert "it is empty: give the command that made it, without --resume" in error
+
+
 def test_names_that_lead_out_stay_inside(run, tmp_path, monkeypatch, capsys):
     """The folder of a run is one name below runs/, whatever its recipe is called."""
     home = tmp_path / "home"

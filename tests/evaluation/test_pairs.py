@@ -678,6 +678,7 @@ def test_a_bridge_that_learned_b_with_noise_takes_it_away(toys, tmp_path, capsys
     for noise in (0.0, 3.0):
         arguments = [*map(str, toys), *BY_COUPLING, "--train.terminal_noise", str(noise)]
         assert main(["train-bridge", *arguments, "--out", str(tmp_path / str(noise)), *options]) == 0
+    assert f"indm translate {tmp_path / '3.0'} IMAGES --out FOLDER" in capsys.readouterr().out
     runs = [open_runs([tmp_path / str(noise)]) for noise in (0.0, 3.0)]
     assert [opened.route().noise for opened in runs] == [0.0, 3.0]
     assert open_runs([tmp_path / "3.0"], "backward").route().noise == 3.0
