@@ -79,7 +79,8 @@ def conclusion(run: Path, result: dict) -> str:
             "within two standard errors of": [c for c in informative if not c.better and not c.worse],
             "worse than": [c for c in informative if c.worse],
         }
-        sentence = f"{value} {', but '.join(f'{words} {_and(group)}' for words, group in groups.items() if group)}."
+        *first, last = (f"{words} {_and(group)}" for words, group in groups.items() if group)
+        sentence = f"{value} {', '.join(first)}, but {last}." if first else f"{value} {last}."
     if not failed:
         return sentence
     gaussian = next(c.value for c in compared if c.key == "gaussian")

@@ -95,6 +95,14 @@ def test_nats_and_what_says_nothing(tmp_path):
     assert conclusion(tmp_path, result(7.0, baselines=between)).endswith(
         "is better than uniform noise (8.00) and a Gaussian (8.20), but worse than PNG (6.00)."
     )
+    wide = result(7.0, baselines=between | {"gaussian": ("a Gaussian", 17.1)})
+    wide["baselines"]["gaussian"]["nelbo_difference"]["bits_per_dim_standard_error"] = 9.0
+    (tmp_path / "few").mkdir()
+    few = folder(tmp_path / "few", [line(500)], FINISHED, **{"train.steps": "500"})
+    said = (
+        "better than uniform noise (8.00), within two standard errors of a Gaussian (17.10), but worse than PNG (6.00)."
+    )
+    assert said in conclusion(few, wide)
     weak = {"uniform": ("uniform noise", 1.0), "gaussian": ("a Gaussian", 1.3)}
     assert conclusion(tmp_path, result(0.5, baselines=weak)).endswith(
         "is better than uniform noise (1.00) and a Gaussian (1.30)."
