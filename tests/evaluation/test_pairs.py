@@ -1,6 +1,7 @@
 """Two data sets, from folders of images to translated files, through the command line as a user goes."""
 
 import errno
+import functools
 import glob
 import itertools
 import json
@@ -23,7 +24,7 @@ from indm.config import recipes
 from indm.config.options import StripOptions, TranslationOptions
 from indm.data.base import PARTS, stack
 from indm.data.registry import load_data
-from indm.evaluation import strips
+from indm.evaluation import extractor, strips
 from indm.evaluation.file_translation import summary, translate_files
 from indm.evaluation.general_features import PACKAGE
 from indm.evaluation.translation_runs import TranslationRuns, open_runs
@@ -641,6 +642,13 @@ def test_vectors_are_translated_as_arrays(tmp_path):
     assert (out / "sheet.png").exists() and report["options"]["steps"] == 120
 
 
+@pytest.fixture
+def hasty(monkeypatch):
+    """A classifier of one epoch, where it does not matter how good it is."""
+    monkeypatch.setattr(extractor, "train_extractor", functools.partial(extractor.train_extractor, epochs=1))
+
+
+@pytest.mark.usefixtures("hasty")
 def test_scores_say_what_a_translation_is_worth(tmp_path, capsys, monkeypatch):
     small = ["--flow=coupling", *SMALL, "--train.steps=3", "--train.batch_size=16", "--quiet"]
     assert main(["train", "digits", "--data.label", "3", "--out", str(tmp_path / "3"), *small]) == 0
@@ -694,7 +702,9 @@ def test_a_bridge_that_learned_b_with_noise_takes_it_away(toys, tmp_path, capsys
     assert noisy["valid_terminal"] > clean["valid_terminal"] + 1
 
 
-def test_one_model_of_classes_translates_between_two(trained, toys, tmp_path, capsys):
+@pytest.mark.usefixtures("hasty")
+def test_one_model_of_classes_translates_between_two(trained, toys, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, PACKAGE, None)  # the features that take long
     run, out = tmp_path / "classes", tmp_path / "out"
     options = ["--condition=classes", "--flow=coupling", *SMALL, "--train.steps=3", "--train.batch_size=16", "--quiet"]
     assert main(["train", "digits", "--out", str(run), *options]) == 0
