@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -146,16 +147,19 @@ class TrainBridge(TrainsRecipe):
     """One model that is told the class, or one whose diffusion ends in B."""
 
     def run(self) -> int:
-        from indm.training.pairs import as_one
+        from indm.training.pairs import as_bridge, as_one, is_bridge
 
-        is_terminal = self.form == "terminal"
-        recipe, out = recipe_of_two(self.sources, self.table_values, self.out, "-bridge", is_terminal)
-        if is_terminal and not recipe.get("train", {}).get("terminal"):
-            raise ValueError(
-                "train.terminal must be above 0 for --form terminal, got 0: a recipe without [bridge.train] needs it, "
-                "--train.terminal 100"
-            )
-        recipe = recipe if is_terminal else as_one(recipe)
+        given = self.sources, self.table_values, self.out, "-bridge"
+        if self.form == "classes":
+            recipe, out = recipe_of_two(*given)
+            recipe = as_one(recipe)
+        else:
+            recipe, out = recipe_of_two(*given, as_bridge)
+            if not is_bridge(recipe):
+                raise ValueError(
+                    "train.terminal must be above 0 for --form terminal, got 0: a recipe without [bridge.train] needs "
+                    "it, --train.terminal 100"
+                )
         if self.dry_run:
             return show_plan(recipe, out)
         return train_run(recipe, out, self.resume, self.quiet, translates=True)
@@ -241,29 +245,29 @@ def saved_state(summary: dict) -> str:
 
 
 def recipe_of_two(
-    sources: tuple[str, ...], changes: dict[str, str], out: Path | None, suffix: str, is_terminal: bool = False
+    sources: tuple[str, ...],
+    changes: dict[str, str],
+    out: Path | None,
+    suffix: str,
+    prepared: Callable[[recipes.Recipe], recipes.Recipe] = lambda recipe: recipe,
 ) -> tuple[recipes.Recipe, Path]:
     """The recipe that two image folders or one recipe with two data sets stand for, and the run folder.
 
     With two folders, changes of ``data`` also hold for ``data_b``; see also
-    :func:`indm.training.pairs.on_one_canvas`. A bridge of the form terminal has what the recipe says of it.
+    :func:`indm.training.pairs.on_one_canvas`. What the user changes is changed in the ``prepared`` recipe.
     """
-    from indm.training.pairs import as_bridge, on_one_canvas
-
-    def begun(source: str) -> recipes.Recipe:
-        recipe = loaded(source)
-        return as_bridge(recipe) if is_terminal else recipe
+    from indm.training.pairs import on_one_canvas
 
     if len(sources) == 1 and Path(sources[0]).is_dir() and not (Path(sources[0]) / "recipe.toml").is_file():
         raise ValueError(f"two image folders or one recipe must be given, got the folder {sources[0]} alone")
     if len(sources) == 1:
         name = name_of(sources[0])
-        recipe = recipes.override(begun(sources[0]), changes)
+        recipe = recipes.override(prepared(loaded(sources[0])), changes)
     elif len(sources) == 2:
         name = "-".join(map(name_of, sources))
         both = {f"data_b.{key[5:]}": value for key, value in changes.items() if key.startswith("data.")}
         paths = {f"{table}.path": json.dumps(source) for table, source in zip(("data", "data_b"), sources, strict=True)}
-        recipe = recipes.override(begun("translate-folders"), paths | both | changes)
+        recipe = recipes.override(prepared(recipes.load("translate-folders")), paths | both | changes)
     else:
         raise ValueError(f"two image folders or one recipe must be given, got {len(sources)} sources")
     if "data_b" not in recipe:

@@ -30,8 +30,8 @@ def is_pair(folder: Path) -> bool:
 
 
 def is_bridge(recipe: Recipe) -> bool:
-    """Whether a model of a whole ``recipe`` leads from its ``[data]`` to its ``[data_b]``."""
-    return "data_b" in recipe and recipe["train"]["terminal"] > 0
+    """Whether a model of ``recipe`` leads from its ``[data]`` to its ``[data_b]``."""
+    return "data_b" in recipe and bool(recipe.get("train", {}).get("terminal"))
 
 
 def sides_of(recipe: Recipe) -> dict[str, Recipe]:
@@ -43,8 +43,7 @@ def sides_of(recipe: Recipe) -> dict[str, Recipe]:
     if "data_b" not in recipe:
         raise ValueError("[data_b] is missing: the recipe of a pair needs a second data set, such as --data-b digits")
     options = {key: value for key, value in recipe.get("train", {}).items() if not key.startswith("terminal")}
-    shared = {table: content for table, content in recipe.items() if table not in ("data_b", BRIDGE)}
-    shared["train"] = options
+    shared = {table: content for table, content in recipe.items() if table != "data_b"} | {"train": options}
     return {"a": shared, "b": shared | {"data": recipe["data_b"]}}
 
 

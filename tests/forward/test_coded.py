@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from closed_form import normal_log_prob, within
+from closed_form import inverse_cdf, normal_log_prob, within
 from torch import nn
 
 import indm
@@ -222,16 +222,6 @@ def test_nll_of_the_probability_flow_given_a_code_is_exact(best, code, values):
         expected = (first.log_prob(z).exp() @ share).log() + alpha.log()[0] + prior
         log_prob = indm.INDM(Identity(), score, shape=(1,)).log_prob(x, steps=200, exact=True)
         assert torch.allclose(log_prob, expected, atol=1e-3)
-
-
-def inverse_cdf(cdf, wanted):
-    """z, (n, 1), at which ``cdf`` is ``wanted``, (n,)."""
-    low, high = torch.full((len(wanted), 1), -9.0, dtype=DOUBLE), torch.full((len(wanted), 1), 9.0, dtype=DOUBLE)
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        under = (cdf(middle) < wanted)[:, None]
-        low, high = torch.where(under, middle, low), torch.where(under, high, middle)
-    return middle
 
 
 @torch.no_grad()

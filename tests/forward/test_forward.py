@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from closed_form import normal_log_prob, within
+from closed_form import inverse_cdf, normal_log_prob, within
 from scipy import integrate
 from torch import nn
 
@@ -288,13 +288,7 @@ def quantile_of_flow(best, z_eps):
         _, _, c, d, _ = best.coefficients(torch.tensor([t], dtype=DOUBLE))
         return (w * torch.distributions.Normal(c * m, (c**2 * v + d**2).sqrt()).cdf(z)).sum(-1)
 
-    wanted = below(z_eps, best.sde.eps)
-    low, high = torch.full_like(z_eps, -200), torch.full_like(z_eps, 200)
-    for _ in range(80):
-        middle = 0.5 * (low + high)
-        under = below(middle, best.sde.T)[:, None] < wanted[:, None]
-        low, high = torch.where(under, middle, low), torch.where(under, high, middle)
-    return middle
+    return inverse_cdf(lambda z: below(z, best.sde.T), below(z_eps, best.sde.eps))
 
 
 @pytest.mark.parametrize(
