@@ -1,5 +1,6 @@
 """Schedules with a code against closed forms: the SDE at given codes, laws of codes, and bounds by quadrature."""
 
+import copy
 import functools
 import math
 
@@ -238,6 +239,94 @@ def test_nll_at_gaussian_codes_is_that_of_the_data_and_the_code(monkeypatch):
     expected = best.log_data(x) + torch.cat([best.log_prior(c) for c in codes[:, 0].tolist()]) - log_q
     assert (report.log_prob - expected).abs().max() < 0.05
     assert (expected - best.log_data(x)).std() > 0.1, "the codes do not tell much apart"
+
+
+class GaussianAtCode(nn.Module):
+    """The best score at any code, for data N(0, covariance) whose codes do not depend on them."""
+
+    def __init__(self, process, covariance):
+        super().__init__()
+        self.sde, self.process, self.covariance = VPSDE(), process, covariance
+
+    def law(self, t, c):
+        """The law of z_t at codes, of rows (B,)."""
+        sde = self.process.sde_at(VPSDE(), c)
+        alpha, sigma = sde.alpha(t).double(), sde.sigma(t).double()
+        covariance = alpha[:, :, None] * self.covariance * alpha[:, None] + torch.diag_embed(sigma**2)
+        return torch.distributions.MultivariateNormal(torch.zeros_like(alpha), covariance)
+
+    def forward(self, z, t, c):
+        return -torch.cholesky_solve(z.double()[:, :, None], self.law(t, c).scale_tril)[:, :, 0].to(z)
+
+
+@pytest.fixture(scope="module")
+def in_eight():
+    """Gaussian data in eight dimensions, and two bits, q of which is not p."""
+    process = made((8,), std=0.6, code="binary", code_size=2).requires_grad_(False)
+    process.law.encoder[-1].weight.zero_()
+    process.law.encoder[-1].bias[:] = torch.tensor([1.2, -1.0])
+    root = torch.linalg.qr(torch.randn(8, 8, dtype=DOUBLE))[0] * torch.linspace(0.4, 1.3, 8, dtype=DOUBLE)
+    return GaussianAtCode(process, root @ root.T)
+
+
+def all_bits(process):
+    """Every code of two bits, with its probability under q and under p."""
+    codes = torch.cartesian_prod(*2 * [torch.tensor([-1.0, 1.0], dtype=DOUBLE)])
+    numbers = process.law.posterior(torch.zeros(1, 8, dtype=DOUBLE))
+    return codes, *(process.law.log_prob(codes, law).exp() for law in (numbers, process.law.prior[:, None]))
+
+
+@torch.no_grad()
+def test_the_bound_exceeds_the_entropy_by_the_divergence_of_the_codes_in_eight_dimensions(in_eight):
+    """Errors are quadratic in (z_0, n), whose 16 deviations ±√16 have their exact mean."""
+    codes, q, p = all_bits(in_eight.process)
+    corners = 4 * torch.cat([torch.eye(16, dtype=DOUBLE), -torch.eye(16, dtype=DOUBLE)])
+    data = torch.distributions.MultivariateNormal(torch.zeros(8, dtype=DOUBLE), in_eight.covariance)
+    z, noise = corners[:, :8] @ data.scale_tril.T, corners[:, 8:]
+    start, end = in_eight.sde.clock_span()
+    bound, places = 0.0, np.polynomial.legendre.leggauss(64)
+    for code, share in zip(codes, q, strict=True):
+        score = CodedScore(in_eight, code.expand(len(z), 2), in_eight.process)
+        part = constant_term(score.sde, z) + prior_term(score.sde, z) + reconstruction_term(score, z, noise)
+        for place, mass in zip(*places, strict=True):
+            t = in_eight.sde.time(torch.tensor(-(start + (end - start) * (1 + place) / 2))).expand(len(z))
+            rate = score.sde.clock_rate(t)
+            assert rate.std() > 0.1, "all entries have one schedule"
+            part = part + 0.5 * (end - start) * mass * denoising_error(score, z, t, noise, rate, in_eight.process)
+        bound = bound + share * part.mean()
+    divergence = (q * (q / p).log()).sum()
+    assert float(bound + in_eight.process.law.kl(in_eight.process.law.posterior(z))[0]) == pytest.approx(
+        float(data.entropy() + divergence), abs=1e-3
+    )
+    assert divergence > 0.1
+
+
+@torch.no_grad()
+def test_nll_given_a_code_is_exact_in_eight_dimensions(in_eight):
+    """log p_ε(α_ε x|c) + 8 log α_ε; z_T, whose deviations are off by 2e-5, is taken as normal."""
+    codes = all_bits(in_eight.process)[0].repeat(3, 1)
+    x = torch.randn(len(codes), 8, dtype=DOUBLE) @ torch.linalg.cholesky(in_eight.covariance).T
+    alpha = float(in_eight.sde.alpha(torch.tensor(in_eight.sde.eps, dtype=DOUBLE)))
+    at_eps = in_eight.law(torch.full((len(x),), in_eight.sde.eps), codes)
+    expected = at_eps.log_prob(alpha * x) + 8 * math.log(alpha)
+    model = indm.INDM(Identity(), CodedScore(in_eight, codes, in_eight.process), shape=(8,))
+    assert torch.allclose(model.log_prob(x, steps=128, exact=True), expected, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("draws", [1, 2])
+def test_the_importance_weighted_bound_is_that_of_codes_drawn_from_q(in_eight, draws):
+    """log p(x) + E log mean_k p(c_k)/q(c_k), by enumeration of all codes."""
+    codes, q, p = all_bits(in_eight.process)
+    each = torch.cartesian_prod(*draws * [torch.arange(len(codes))]).reshape(-1, draws)
+    expected = (q[each].prod(1) * (p / q)[each].mean(1).log()).sum()
+    x = torch.randn(1, 8, dtype=DOUBLE) @ torch.linalg.cholesky(in_eight.covariance).T
+    single = copy.deepcopy(in_eight).float()
+    model = indm.INDM(Identity(), single, shape=(8,), forward=single.process)
+    options = {"draws": draws, "steps": 48, "batch_size": 4000, "generator": torch.Generator().manual_seed(0)}
+    report = indm.log_probability(model, x.float().expand(400, 8), **options)
+    log_p = torch.distributions.MultivariateNormal(torch.zeros(8, dtype=DOUBLE), in_eight.covariance).log_prob(x)
+    assert within(-report.nats() - log_p, expected, floor=1e-3)
 
 
 @torch.no_grad()
