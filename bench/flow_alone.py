@@ -1,15 +1,17 @@
-"""What a flow alone makes of B, where the terminal bridge ends, along its training: ankle boots at 16×16.
+"""What a flow alone makes of B, where the terminal bridge ends, along its training: ankle boots, emoji of one artist.
 
-    python bench/flow_alone.py --steps 1600 --out runs/flow-alone     # what has no record yet; killed, it goes on
-    python bench/flow_alone.py --table
+    python bench/flow_alone.py sneaker-boot --steps 1600     # what has no record yet; killed, it goes on
+    python bench/flow_alone.py emoji-32 --paths GOOGLE TWITTER --steps 6400 --flows "patches of 4×4, noise-augmented"
+    python bench/flow_alone.py sneaker-boot --table
 
 Each flow is trained by its own likelihood, without a diffusion. "noise-augmented" is TarFlow as published (Zhai et al.
 2024, https://arxiv.org/abs/2412.06329): x + σn in place of x, and samples x + σ² ∇log p(x), which are no samples of a
 density; no likelihood is claimed of it. After 100, 200, 400, … steps 200 samples of the averaged weights are compared
-with boots as ``bench/translation.py`` compares translations. Records are kept in ``bench/records/flow-alone``.
+with B as ``bench/translation.py`` compares translations. Records are kept in ``bench/records/flow-alone``.
 """
 
 import argparse
+import functools
 import json
 import math
 from pathlib import Path
@@ -17,7 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from worth_cells import data_of, kept, made_by
+from translation import ARTISTS, classified, recipe_of
+from worth_cells import kept, made_by
 from worth_table import in_table
 
 import indm
@@ -37,14 +40,20 @@ from indm.rng import noisy
 from indm.tensors import evaluation_mode
 from indm.translation import without_noise
 
-BOOT = 9  # of Fashion-MNIST's classes
 IMAGES, SHOWN, FIRST = 200, 10, 100
 SIGMA = 0.1  # of images on [−1, 1]
 TARFLOW = {"flow": "autoregressive", "flow.width": 96, "flow.blocks": 6, "train.flow_lr": 1e-3}
-FLOWS: dict[str, dict[str, Any]] = {
-    "coupling, spline": {"flow": "coupling", "flow.levels": 3, "flow.depth": 4, "train.flow_lr": 1e-2},
-    "autoregressive, spline": TARFLOW | {"flow.transform": "spline"},
-    "autoregressive, noise-augmented": TARFLOW,
+WIDER = TARFLOW | {"flow.width": 128, "flow.blocks": 5}  # as the bridge of two folders has it
+FLOWS: dict[str, dict[str, dict[str, Any]]] = {
+    "sneaker-boot": {
+        "coupling, spline": {"flow": "coupling", "flow.levels": 3, "flow.depth": 4, "train.flow_lr": 1e-2},
+        "autoregressive, spline": TARFLOW | {"flow.transform": "spline"},
+        "autoregressive, noise-augmented": TARFLOW,
+    },
+    ARTISTS: {
+        "patches of 4×4, noise-augmented": WIDER | {"flow.patch": 4},
+        "patches of 2×2, noise-augmented": WIDER | {"flow.patch": 2},
+    },
 }
 
 
@@ -66,13 +75,15 @@ def samples(model: INDM, n: int, sigma: float) -> Tensor:
     return model.scaling.to_data(without_noise(model, x, sigma) if sigma else x)
 
 
-def measured(model: INDM, data: Data, extractor: Extractor, sigma: float) -> tuple[dict[str, float], Tensor]:
-    """Distance to boots, the share that is taken for them, bits/dim of validation images; and the samples."""
+def measured(
+    model: INDM, data: Data, extractor: Extractor, label: int, sigma: float
+) -> tuple[dict[str, float], Tensor]:
+    """Distance to B, the share that is taken for its class, bits/dim of validation images; and the samples."""
     with evaluation_mode(model):
         raw, x = samples(model, IMAGES, sigma), from_data(model, stack(data.valid))[0]
         nats = flow_nll(model, x).mean().item()
     features = extractor.features(raw)
-    taken = (extractor.head(features).argmax(1) == BOOT).double().mean().item()
+    taken = (extractor.head(features).argmax(1) == label).double().mean().item()
     numbers = {
         "frechet": frechet_distance(features, extractor.features(stack(data.train, MOST))),
         "accuracy": taken,
@@ -82,20 +93,28 @@ def measured(model: INDM, data: Data, extractor: Extractor, sigma: float) -> tup
     return numbers | bits, raw
 
 
-def study(name: str, steps: int, out: Path, extractor: Extractor) -> dict:
-    """Train one flow, and measure it along the way."""
+def study(
+    name: str, recipe: dict, flow: dict[str, Any], steps: int, out: Path, extractor: Extractor, label: int
+) -> dict:
+    """Train one flow of the recipe's B, and measure it along the way."""
     sigma = SIGMA if name.endswith("noise-augmented") else 0.0
-    recipe = recipes.load("sneaker-boot")
-    recipe = {table: content for table, content in recipe.items() if table != "data_b"} | {"data": recipe["data_b"]}
-    budget = {"train.steps": steps, "train.seconds": math.inf, "train.terminal": 0, "train.flow_update_every": 1}
-    recipe = recipes.override(recipe, budget | {"net": "zero"} | FLOWS[name])
+    recipe = {table: recipe[table] for table in recipe if table not in ("data_b", "bridge")} | {
+        "data": recipe["data_b"]
+    }
+    budget: dict[str, Any] = {
+        "train.steps": steps,
+        "train.seconds": math.inf,
+        "train.terminal": 0,
+        "train.flow_update_every": 1,
+    }
+    recipe = recipes.override(recipe, budget | {"net": "zero"} | flow)
     marks, data = {FIRST * 2**k for k in range(20)}, load_data(**recipe["data"])
     file = out / f"{name}.json"
     curve: dict[str, dict] = json.loads(file.read_text()) if file.exists() else {}
 
     def measure(trainer: Any, terms: Any) -> None:
         if trainer.step in marks or trainer.step == steps:
-            curve[str(trainer.step)], raw = measured(trainer.ema.model, data, extractor, sigma)
+            curve[str(trainer.step)], raw = measured(trainer.ema.model, data, extractor, label, sigma)
             file.write_text(json.dumps(curve))
             save_pixels(sheet([Panel(raw[:SHOWN], SHOWN)], 256), out / f"{name}.png")
             print(name, trainer.step, curve[str(trainer.step)], flush=True)
@@ -108,9 +127,9 @@ def study(name: str, steps: int, out: Path, extractor: Extractor) -> dict:
     return {"curve": curve, "parameters": count_parameters(INDM.load(run).flow), "sigma": sigma} | made_by(0)
 
 
-def table(records: Path) -> str:
-    """Along the steps: Fréchet distance to boots, and the share that is taken for them."""
-    files = {name: records / f"{name}.json" for name in FLOWS}
+def table(data: str, records: Path) -> str:
+    """Along the steps: Fréchet distance to B, and the share that is taken for it."""
+    files = {name: records / f"{name}.json" for name in FLOWS[data]}
     made = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
     steps = sorted({int(step) for record in made.values() for step in record["curve"]})
     rows = []
@@ -125,19 +144,28 @@ def table(records: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("flows", nargs="*", default=list(FLOWS), help=", ".join(FLOWS))
+    parser.add_argument("data", choices=list(FLOWS))
+    parser.add_argument("--flows", nargs="+", help="some of those of the data; all by default")
     parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--paths", nargs=2, help="of the images, for emoji-32: the packages of two artists, unpacked")
     parser.add_argument("--out", type=Path, default=Path("runs/flow-alone"), help="where the runs are or shall be")
-    parser.add_argument("--extractor", type=Path, default=Path("runs/extractor"), help="folder of classifiers")
     parser.add_argument("--records", type=Path, default=Path(__file__).parent / "records" / "flow-alone")
     parser.add_argument("--table", action="store_true", help="of the records alone")
     o = parser.parse_args()
     if not o.table:
-        o.out.mkdir(parents=True, exist_ok=True)
-        extractor = load_or_train(o.extractor / "fashion-mnist-16", data_of("fashion-mnist-16", None))
-        for name in o.flows:
-            kept(o.records / f"{name}.json", lambda name=name: study(name, o.steps, o.out, extractor))
-    print(table(o.records))
+        make(o, o.out / o.data, o.records / o.data)
+    print(table(o.data, o.records / o.data))
+
+
+def make(o: argparse.Namespace, out: Path, records: Path) -> None:
+    """Make the records that there are not yet."""
+    out.mkdir(parents=True, exist_ok=True)
+    recipe = recipe_of(o.data, o.paths, 0)
+    of_all, label = classified(recipe, *(load_data(**recipe[table]) for table in ("data", "data_b")))
+    extractor = load_or_train(out / "extractor", of_all)
+    for name in o.flows or FLOWS[o.data]:
+        made = functools.partial(study, name, recipe, FLOWS[o.data][name], o.steps, out, extractor, label)
+        kept(records / f"{name}.json", made)
 
 
 if __name__ == "__main__":

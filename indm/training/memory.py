@@ -17,7 +17,7 @@ from indm.conditions import given
 from indm.config import parts, recipes
 from indm.config.recipes import Recipe
 from indm.files.memory import most_memory
-from indm.objective import objective_of
+from indm.objective import Objective, objective_of
 from indm.scaling import Scaling
 from indm.training.sharding import blocks
 
@@ -83,13 +83,19 @@ def estimate(recipe: Recipe, shape: tuple[int, ...], batch: int, *, bf16_on: str
 
 
 def weights_and_kept(
-    recipe: Recipe, shape: tuple[int, ...], batch: int, bf16_on: str | None = None, shares: int = 1
+    recipe: Recipe,
+    shape: tuple[int, ...],
+    batch: int,
+    bf16_on: str | None = None,
+    shares: int = 1,
+    objective: Objective | None = None,
 ) -> tuple[int, int]:
     """The bytes of all copies of the weights, and of the tensors that a forward pass keeps for the backward pass.
 
-    Of a score network in several ``shares`` one counts, and two blocks that are gathered, one with its gradient.
+    Of a score network in several ``shares`` one counts, and two blocks that are gathered, one with its gradient. The
+    ``objective`` is the recipe's where none is given.
     """
-    objective = objective_of(parts.find("objective", recipe["train"]["objective"]))
+    objective = objective or objective_of(parts.find("objective", recipe["train"]["objective"]))
     scaling = Scaling.images(256)
     with torch.device("meta"):
         try:
@@ -135,7 +141,9 @@ def _kept_by(module: nn.Module, *inputs: Tensor) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def check_fits(recipe: Recipe, shape: tuple[int, ...], accelerator: Accelerator) -> None:
+def check_fits(
+    recipe: Recipe, shape: tuple[int, ...], accelerator: Accelerator, objective: Objective | None = None
+) -> None:
     """See that a step of training fits into the memory of the device, before anything of that size is made.
 
     Raises:
@@ -148,7 +156,7 @@ def check_fits(recipe: Recipe, shape: tuple[int, ...], accelerator: Accelerator)
     if _is_small(recipe, shape, batch, most):
         return
     shares = accelerator.num_processes if options.shard else 1
-    weights, kept = weights_and_kept(recipe, shape, batch, bf16_on(accelerator), shares)
+    weights, kept = weights_and_kept(recipe, shape, batch, bf16_on(accelerator), shares, objective)
     if weights + kept > most:
         divide = "" if options.shard or accelerator.num_processes == 1 else ", or set train.shard"
         raise TooLarge(

@@ -80,7 +80,7 @@ class Trainer:
         recipe = with_condition(recipe, data)
         torch.manual_seed(self.options.seed)
         if model is None:
-            check_fits(recipe, data.shape, accelerator)
+            check_fits(recipe, data.shape, accelerator, self.objective)
             model = self.build_model(recipe)
         check_parts(model, self.options, self.objective)
         self.condition: Condition | None = getattr(model, "condition", None)

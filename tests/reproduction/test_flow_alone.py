@@ -40,7 +40,7 @@ def test_the_table_has_a_column_for_each_mark(tmp_path):
     for name, steps in (("coupling, spline", ("100", "200")), ("autoregressive, spline", ("200",))):
         curve = {step: {"frechet": 123.4, "accuracy": 0.25} for step in steps}
         (tmp_path / f"{name}.json").write_text(json.dumps({"curve": curve, "parameters": 1000}))
-    lines = [line.strip("| ").split(" | ") for line in flow_alone.table(tmp_path).splitlines()]
+    lines = [line.strip("| ").split(" | ") for line in flow_alone.table("sneaker-boot", tmp_path).splitlines()]
     assert lines[0] == ["flow", "parameters", "100 steps", "200 steps"]
     assert lines[2] == ["coupling, spline", "1,000", "123, 25 %", "123, 25 %"]
-    assert "123, 25 %" in flow_alone.table(tmp_path).splitlines()[3]
+    assert "123, 25 %" in flow_alone.table("sneaker-boot", tmp_path).splitlines()[3]

@@ -88,7 +88,7 @@ def test_auto_takes_the_largest_with_enough_steps(any_number, step_seconds, vect
 
 
 def test_auto_takes_none_that_memory_does_not_hold(any_number, monkeypatch, step_seconds, vectors):
-    def check(recipe, shape, accelerator):
+    def check(recipe, shape, accelerator, objective):
         if recipe["net"]["width"] >= least:
             raise TooLarge("a step of training takes more than there is")
 
