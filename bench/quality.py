@@ -1,12 +1,13 @@
 """Which network, batch and rate bring most in the same seconds: bits/dim along the training, and Fréchet distance.
 
     python bench/quality.py costs digits       # of a step of each network, alone on the machine
-    python bench/quality.py search digits      # networks and rates, then what else: on the validation split
+    python bench/quality.py networks digits    # each at two rates, on the validation split
+    python bench/quality.py search digits      # and then what else, with the best one
     python bench/quality.py table digits
 
 Everything but the setting is the recipe's. Seconds are steps × the measured milliseconds of a step, of one thread, and
-each training has as many of them as the study of ``bench/worth.py``. Records are kept in ``bench/records/quality``, one
-a training; a command goes on from them.
+each training has as many of them as the study of ``bench/worth.py``, times ``--budget``. Records are kept in
+``bench/records/quality``, one a training; a command goes on from them.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from worth import affordable, run
+from worth import affordable, folder, run
 from worth_cells import STUDIES, Averages, Setting, Training, costs, data_of, frechet, kept, reader, train, valid_bits
 from worth_table import in_table
 
@@ -71,7 +72,7 @@ def measured(o: argparse.Namespace, data: str, jobs: Iterable[Training]) -> list
     """Each training in as many steps as cost the budget."""
     jobs = list(jobs)
     of_a_step = costs(o.out / data / "costs.json", jobs)
-    return [affordable(job, of_a_step, STUDIES[data].budget) for job in jobs]
+    return [affordable(job, of_a_step, o.budget * STUDIES[data].budget) for job in jobs]
 
 
 def measure(path: Path, job: Training, extractor: Path) -> Path:
@@ -109,7 +110,7 @@ def from_training(raw: torch.Tensor, data: Data, extractor: Path) -> dict[str, f
 
 
 def search(o: argparse.Namespace, data: str) -> None:
-    place, extractor = o.out / data, o.extractor / data
+    place, extractor = folder(o, data), o.extractor / data
     reader(extractor, data_of(data, o.path))  # is there before trainings ask for it together
 
     def all_of(jobs: dict[str, Training]) -> None:
@@ -117,7 +118,8 @@ def search(o: argparse.Namespace, data: str) -> None:
         run([(measure, place / f"{name}.json", job, extractor) for name, job in affordable_ones], o.jobs)
 
     all_of(candidates(o, data))
-    all_of(candidates(o, data, best_of(place)))
+    if o.command == "search":
+        all_of(candidates(o, data, best_of(place)))
 
 
 def best_of(place: Path) -> tuple[str, Setting]:
@@ -140,8 +142,7 @@ def seconds_to(target: float, record: dict, of_a_step: float) -> float | None:
 
 def table(o: argparse.Namespace, data: str) -> str:
     """Each network at its best rate, what else was tried, and the seconds to where the recipe's network ends."""
-    place = o.out / data
-    of_a_step = json.loads((place / "costs.json").read_text())
+    place, of_a_step = folder(o, data), json.loads((o.out / data / "costs.json").read_text())
     made = {path.stem: json.loads(path.read_text()) for path in place.glob("*.json") if path.stem != "costs"}
     rates = {net: [name for name in made if name.startswith(f"{net}, rate") and ";" not in name] for net in NETS}
     best = {net: min(names, key=lambda n: finite(made[n]["valid"]), default="") for net, names in rates.items()}
@@ -169,9 +170,10 @@ def seconds_of_a_step(costs: dict[str, dict[str, float]]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("costs", "search", "table"))
+    parser.add_argument("command", choices=("costs", "networks", "search", "table"))
     parser.add_argument("data", nargs="+", choices=list(STUDIES))
     parser.add_argument("--nets", nargs="+", choices=list(NETS), default=list(NETS))
+    parser.add_argument("--budget", type=float, default=1, help="times the study's")
     parser.add_argument("--path", help="of the images, for emoji-32")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--extractor", type=Path, default=Path("runs/extractor"), help="folder of classifiers")
@@ -183,7 +185,7 @@ def main() -> None:
             print(table(o, data))
             continue
         measured(o, data, candidates(o, data).values())
-        if o.command == "search":
+        if o.command != "costs":
             search(o, data)
 
 

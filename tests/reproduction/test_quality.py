@@ -10,12 +10,13 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 import quality
+from worth import folder
 from worth_cells import STUDIES, write
 
 
 @pytest.fixture
 def options(tmp_path):
-    return argparse.Namespace(nets=list(quality.NETS), path="emoji", out=tmp_path, jobs=1, extractor=tmp_path)
+    return argparse.Namespace(nets=list(quality.NETS), path="emoji", out=tmp_path, jobs=1, budget=1, extractor=tmp_path)
 
 
 @pytest.mark.parametrize("data", STUDIES)
@@ -39,6 +40,14 @@ def test_seconds_lie_on_straight_lines_and_those_of_what_diverged_are_none():
     assert quality.seconds_to(4.5, record, 2.0) == pytest.approx(2.0 * 10)
     assert quality.seconds_to(1.9, record, 2.0) is None
     assert quality.seconds_to(1.9, {"curve": {"10": {"0.9": None}}}, 2.0) is None
+
+
+def test_a_budget_is_shared_by_costs_and_has_records_of_its_own(options):
+    options.budget, options.nets, options.path = 4, ["unet, half the channels"], None
+    jobs = quality.candidates(options, "digits").values()
+    write(options.out / "digits" / "costs.json", {job.cost_key: {"cost": 0.8} for job in jobs})
+    assert {job.steps for job in quality.measured(options, "digits", jobs)} == {4 * STUDIES["digits"].budget / 0.8}
+    assert folder(options, "digits") == options.out / "digits-x4"
 
 
 def test_the_table_has_the_best_rate_of_each_network_at_measured_costs(options):
