@@ -131,14 +131,17 @@ def test_cell(path: Path, job: Training, decay: float, extractor: Path) -> Path:
         )
         ancestral = {n: mean_and_error((nats + log_q) / unit) for n, nats in few.items()}
         nll = {"nll": mean_and_error(solved.nats() / unit), "nll_error": solved.solver_error.mean().item() / unit}
-        ways, features = ways_of(model, x[:WAYS]), reader(extractor, data)
+        ways = ways_of(model, x[:WAYS])
         return nll | {
             "ancestral": ancestral,
             "gap": mean_and_error(gap / unit),
             "length": mean_and_error(path_length(ways)),
             "curvature": mean_and_error(path_curvature(ways)),
-            "frechet": {n: tuple(frechet(drawn(model, n), raw, data, features).values()) for n in STEPS},
+            "frechet": {n: distance_of(drawn(model, n)) for n in STEPS},
         }
+
+    def distance_of(samples: torch.Tensor) -> tuple[float, ...]:
+        return tuple(frechet(samples, data, "test", VALID_EXAMPLES, extractor).values())
 
     def drawn(model: indm.INDM, steps: int) -> torch.Tensor:
         """As many samples as there are test images."""

@@ -26,7 +26,7 @@ from worth_table import in_table
 
 import indm
 from indm.config import recipes
-from indm.data.base import Data, stack
+from indm.data.base import Data
 
 SAMPLES = 500
 PARTS = (8, 4, 2, 1)  # of the budget, after which bits/dim are measured
@@ -106,7 +106,7 @@ def finite(bits: float | None) -> float:
 
 def from_training(raw: torch.Tensor, data: Data, extractor: Path) -> dict[str, float]:
     """The Fréchet distance of images from those that are trained on, by the :func:`reader` in ``extractor``."""
-    return frechet(raw, stack(data.train, 10 * SAMPLES), data, reader(extractor, data))
+    return frechet(raw, data, "train", 10 * SAMPLES, extractor)
 
 
 def search(o: argparse.Namespace, data: str) -> None:

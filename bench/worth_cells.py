@@ -21,9 +21,10 @@ from indm.config import recipes
 from indm.config.recipes import Recipe
 from indm.data.base import Data, stack
 from indm.data.registry import load_data
+from indm.evaluation.distances import frechet_distance
 from indm.evaluation.extractor import Extractor, load_or_train
 from indm.evaluation.general_features import GeneralFeatures, general_features
-from indm.evaluation.sample_quality import distances
+from indm.evaluation.statistics import jackknife
 from indm.files import atomic
 from indm.model import count_parameters
 from indm.reproduction.costs import in_turns
@@ -254,17 +255,24 @@ def tested(
     return record | {f"{kind}_nats": [round(value, 4) for value in nats[kind].tolist()] for kind in kinds}
 
 
+@functools.cache
 def reader(folder: Path, data: Data) -> Extractor | GeneralFeatures:
     """What tells images apart: the classifier of these data in ``folder``; of data without labels, general features."""
     return load_or_train(folder, data, progress=False) if data.labels else general_features(data.scaling.levels)
 
 
-def frechet(
-    raw: torch.Tensor, reference: torch.Tensor, data: Data, extractor: Extractor | GeneralFeatures
-) -> dict[str, float]:
-    """The Fréchet distance of images ``raw`` from ``reference``, and its standard error."""
-    found = distances(raw, reference, data.scaling, extractor)
-    return {key: found[key] for key in ("frechet", "frechet_standard_error")}
+@functools.cache
+def _features_of(folder: Path, data: Data, split: str, most: int) -> torch.Tensor:
+    return reader(folder, data).features(stack(getattr(data, split), most))
+
+
+def frechet(raw: torch.Tensor, data: Data, split: str, most: int, folder: Path) -> dict[str, float]:
+    """The Fréchet distance of images ``raw`` from the first ``most`` of a split, and its standard error."""
+
+    def distance(*sets: torch.Tensor) -> dict[str, float]:
+        return {"frechet": frechet_distance(*sets)}
+
+    return jackknife(distance, reader(folder, data).features(raw), _features_of(folder, data, split, most))
 
 
 def kept(path: Path, make: Callable[[], dict]) -> dict:

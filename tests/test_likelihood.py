@@ -138,7 +138,7 @@ def test_samples_are_solved_until_their_error_is_small():
 def test_a_network_that_is_smooth_takes_half_the_steps_and_states_an_error_that_covers():
     model = INDM.from_pretrained("digits-pretrained")
     data = load_data(name="digits")
-    x, log_q = model.from_data(stack(data.test, 16), generator=seeded(0))
+    x, log_q = model.from_data(stack(data.test, 8), generator=seeded(0))
 
     def solved(**options):
         law = latent_reference(model, stack(data.train, 200))
@@ -146,7 +146,7 @@ def test_a_network_that_is_smooth_takes_half_the_steps_and_states_an_error_that_
 
     default, fine = solved(), solved(steps=256)
     off = (default.log_prob - fine.log_prob).abs()
-    assert (off <= default.solver_error + fine.solver_error).double().mean() > 0.95
+    assert (off <= default.solver_error + fine.solver_error).all()
     assert default.nfe < 129 and default.solver_error.max() / (64 * math.log(2)) <= 1e-3
 
 
