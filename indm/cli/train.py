@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 
 from indm.cli.common import DONE, INTERRUPTED, Computes, name_of, outside, say
 from indm.config import recipes
-from indm.messages import one_line
+from indm.messages import counted, one_line
 
 
 @dataclass(kw_only=True)
@@ -208,18 +208,18 @@ def train_run(
 def came_to(summary: dict) -> str:
     """What a run came to, in one line; summary.json has more."""
     seconds = timedelta(seconds=round(summary["seconds"]))
-    parts = [f"{summary['steps']:,} steps in {seconds}"]
+    parts = [f"{counted(summary['steps'], 'step')} in {seconds}"]
     if "valid_nelbo" in summary:
         best = summary.get("best", {})
         is_last = best.get("step") in (None, summary["steps"])
         earlier = "" if is_last else f" (best {best['valid_nelbo']:.4g}, at step {best['step']:,})"
         parts.append(f"validation NELBO {summary['valid_nelbo']:.4g} {summary['unit']}{earlier}")
-    for key, words in (
-        ("skipped_steps", "steps left out"),
-        ("rollbacks", "returns to a checkpoint"),
-        ("unreadable_images", "images that could not be read"),
+    for key, thing, words in (
+        ("skipped_steps", "step", "left out"),
+        ("rollbacks", "return", "to a checkpoint"),
+        ("unreadable_images", "image", "that could not be read"),
     ):
-        parts += [f"{summary[key]:,} {words}"] if summary.get(key) else []
+        parts += [f"{counted(summary[key], thing)} {words}"] if summary.get(key) else []
     return ", ".join(parts)
 
 

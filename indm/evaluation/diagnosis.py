@@ -11,6 +11,7 @@ from indm.config.options import ENOUGH_STEPS, FEW_STEPS, Training
 from indm.config.parts import GIVEN
 from indm.evaluation.results import number_key, read_evaluation
 from indm.files import untrusted
+from indm.messages import counted
 from indm.runs.folder import read_metrics, recipe_of
 from indm.runs.provenance import weights_hash
 
@@ -206,7 +207,7 @@ class _Trained:
                 f"{rates[-1]:.1e} and was still rising"
             ), None
         if self.steps < FEW_STEPS:
-            return f"the run made only {self.steps} steps", None
+            return f"the run made only {counted(self.steps, 'step')}", None
         if max(rates) < LOW_RATE:
             return (
                 f"the learning rate was never above {max(rates):.1e}",

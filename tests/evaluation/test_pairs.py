@@ -287,7 +287,7 @@ def test_sides_that_do_not_fit_are_errors_before_anything_is_trained(toys, tmp_p
     assert "data_b must have events of shape (3, 8, 8), as data have, got (1, 8, 8)" in error and not out.exists()
     assert "no [data_b]" in error_of(capsys, "train-pair", "digits", "--out", out)
     assert "two image folders or one recipe" in error_of(capsys, "train-pair", "a", "b", "c", "--out", out)
-    assert "is not a folder" in error_of(capsys, "train-bridge", toys[0], tmp_path / "none", "--out", out)
+    assert "must be a folder" in error_of(capsys, "train-bridge", toys[0], tmp_path / "none", "--out", out)
     (tmp_path / "empty").mkdir()
     assert "no readable images" in error_of(capsys, "train-pair", tmp_path / "empty", toys[1], "--out", out)
 
