@@ -103,7 +103,10 @@ class TrainPair(TrainsRecipe):
         recipe, out = recipe_of_two(self.sources, self.table_values, self.out, "")
         if self.dry_run:
             return show_plan(sides_of(recipe)["a"], out / "a", ", and another run like this to b")
-        summaries = train_pair(recipe, out, resume=self.resume, progress=not self.quiet)
+        try:
+            summaries = train_pair(recipe, out, resume=self.resume, progress=not self.quiet)
+        except KeyboardInterrupt:
+            return interrupted_early(out)
         side, last = list(summaries.items())[-1]
         if last["interrupted"] or len(summaries) < 2:
             state = saved_state(last)
@@ -184,7 +187,10 @@ def train_run(
     """Train one run and print what came of it; the exit status."""
     from indm.training.loop import train
 
-    summary = train(recipe, out, like=like, resume=resume, progress=not quiet)
+    try:
+        summary = train(recipe, out, like=like, resume=resume, progress=not quiet)
+    except KeyboardInterrupt:
+        return interrupted_early(out)
     if summary["interrupted"]:
         command = shlex.join(["indm", "train", str(out), "--resume"])
         say(f"Interrupted at {saved_state(summary)}. Continue with: {command}", file=sys.stderr)
@@ -203,6 +209,17 @@ def train_run(
         )
     )
     return DONE
+
+
+def interrupted_early(out: Path) -> int:
+    """Say how to begin again after a Ctrl-C that no step has followed; the exit status."""
+    from indm.runs.folder import RECIPE
+    from indm.training.pairs import PAIR
+
+    begun = any((out / name).is_file() for name in (RECIPE, PAIR))
+    command = f"The same command {'with --resume goes on' if begun else 'begins again'}."
+    say(f"Interrupted before a step was made, so nothing was trained. {command}", file=sys.stderr)
+    return INTERRUPTED
 
 
 def came_to(summary: dict) -> str:

@@ -697,6 +697,7 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("report", "folders must name at least one run, got none"),
         ("report full", "full is no run folder: there is no recipe.toml in it"),
         ("report nowhere", "nowhere is no run folder"),
+        ("classify nowhere", "nowhere is no run folder"),
         ("compare nowhere other", "nowhere is no run folder"),
         ("train full/precius.txt", "no recipe or file is called 'full/precius.txt'; did you mean 'full/precious.txt'?"),
         ("report untrained other", "other and untrained are runs of different data"),
@@ -1067,6 +1068,25 @@ def test_ctrl_c_means_what_it_did_once_a_command_called_from_python_is_over(monk
     monkeypatch.setattr(Recipes, "run", run)
     assert main(["recipes"]) == 130 and "interrupted" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("file", [None, "recipe.toml", "pair.toml"])
+@pytest.mark.parametrize(
+    ("command", "trains"), [("train digits", "loop.train"), ("train-pair digits-3-8", "pairs.train_pair")]
+)
+def test_a_ctrl_c_before_the_first_step_says_that_nothing_was_trained(
+    command, trains, file, tmp_path, monkeypatch, capsys
+):
+    def interrupted(recipe, out, **options):
+        if file is not None:
+            (out / file).write_text("")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"indm.training.{trains}", interrupted)
+    assert main([*command.split(), "--out", str(tmp_path)]) == 130
+    again = "begins again" if file is None else "with --resume goes on"
+    said = f"Interrupted before a step was made, so nothing was trained. The same command {again}.\n"
+    assert capsys.readouterr().err == said
 
 
 def test_what_is_said_to_be_saved_is_what_is_saved():
