@@ -33,6 +33,11 @@ def reason(error: BaseException) -> str:
     return f"{message} is missing" if isinstance(error, KeyError) else message or type(error).__name__
 
 
+def counted(number: int, thing: str) -> str:
+    """«1 step», «2,000 steps»."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def did_you_mean(word: str, known: Iterable[object]) -> str:
     """«; did you mean 'x'?» where a known word is near, else nothing."""
     return next((f"; did you mean {name!r}?" for name in closest(word, map(str, known))), "")

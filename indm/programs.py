@@ -31,8 +31,7 @@ def export(model: Any, folder: str | Path, *, onnx: bool = False) -> list[Path]:
         The files.
 
     Raises:
-        ModuleNotFoundError: ``onnx`` without its packages.
-        ValueError: a part cannot be exported, draws a code in every call, or sees one.
+        ValueError: ``onnx`` without its packages; a part cannot be exported, draws a code in every call, or sees one.
 
     Example:
 
@@ -47,7 +46,7 @@ def export(model: Any, folder: str | Path, *, onnx: bool = False) -> list[Path]:
         True
     """
     if onnx and any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")):
-        raise ModuleNotFoundError("export to ONNX needs packages that are not installed: pip install 'indm[onnx]'")
+        raise ValueError("export to ONNX needs the packages onnx and onnxscript: pip install 'indm[onnx]'")
     require_one_diffusion(model, "export")
     model = copy.deepcopy(model).eval().requires_grad_(False)
     place = Path(folder).expanduser()

@@ -20,13 +20,21 @@ def tutorials():
         yield importlib.import_module("tutorials")
 
 
+def seconds_of_children():
+    """Of processors, of the processes that this one started and that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 @pytest.fixture(scope="module")
 def short(tutorials):
-    """All, by name, after a run of two steps in one kernel."""
-    notebooks = {name: tutorials.read(name) for name in tutorials.NAMES}
+    """All, by name, after a run of two steps in one kernel, which is quick enough for CI."""
+    notebooks, before = {name: tutorials.read(name) for name in tutorials.NAMES}, seconds_of_children()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INDM_TUTORIAL_STEPS", "2")
         tutorials.execute(list(notebooks.values()))
+    seconds = seconds_of_children() - before
+    assert 1 < seconds < 120, f"the tutorials in two steps took {seconds:.0f} seconds of processors, usually 40"
     return notebooks
 
 

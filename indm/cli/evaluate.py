@@ -50,8 +50,8 @@ class Evaluate(Computes):
             "evaluate", {key: recipes.value_of(text) for key, text in given(self.options).items()}
         )
         run = run_folder(self.run_folder)
-        check_absent(run, ["evaluation.json", "evaluation.npz"], self.overwrite)
         data = recipes.override(recipe_of(run), self.table_values)["data"]
+        check_absent(run, ["evaluation.json", "evaluation.npz"], self.overwrite)
         result = evaluate_run(run, options, data_table=data, progress=not self.quiet)
         if PartialState().is_main_process:  # which alone has the results of all processes
             print(likelihood_table(result))

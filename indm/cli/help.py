@@ -5,6 +5,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+import indm
 from indm.cli import commands, listing, parsing
 from indm.cli.common import DONE, Common, outside
 from indm.config import parts
@@ -31,11 +32,11 @@ class Help(Common):
 
     "indm help train" is "indm train --help". "indm help train.train" lists the keys of [train], "indm help train.flow"
     those of all flows, "indm help flow coupling" those of one, with its description; "indm help train.warmup" is one
-    key. "indm help exit-status" says what the exit statuses mean.
+    key. "indm help exit-status" says what the exit statuses mean. "indm --version" is "indm help version".
     """
 
     topics: Annotated[Positional[tuple[str, ...]], arg(metavar="[TOPIC [NAME]]", help_behavior_hint="")] = ()
-    """A command, a table, a table and one of its parts, or exit-status."""
+    """A command, a table, a table and one of its parts, exit-status, or version."""
 
     def trusted(self) -> list[str]:
         return super().trusted() + outside(list(self.topics[1:]))
@@ -66,6 +67,8 @@ def explained(topic: str = "", *names: str) -> str:
         return overview()
     if topic == "exit-status" and not names:
         return EXIT_STATUS
+    if topic == "version" and not names:
+        return f"indm {indm.__version__}"
     table, key = table_of(topic)
     if len(names) > 1 or (names and table in OPTION_TABLES):
         raise ValueError(f"indm help takes no {one_line(names[-1])} after {one_line(' '.join((topic, *names[:-1])))}")
@@ -92,7 +95,7 @@ def table_of(topic: str) -> tuple[str, str | None]:
     if others and first.replace("_", "-") in commands.COMMANDS and (others[0] == first or others[0] in tables(first)):
         first, *others = others
     if first not in listing.TABLES or len(others) > 1:
-        known = ["exit-status", *commands.COMMANDS, *listing.TABLES]
+        known = dict.fromkeys(["exit-status", "version", *commands.COMMANDS, *listing.TABLES])
         raise ValueError(f"indm help has nothing on {one_line(topic)}{nearest(topic, known)}")
     return first, others[0] if others else None
 

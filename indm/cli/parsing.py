@@ -19,6 +19,17 @@ from indm.messages import did_you_mean, nearest
 
 UNKNOWN, MISSING = "Unrecognized options: ", "Missing from "  # as tyro says
 CONFIG = (tyro.conf.FlagCreatePairsOff,)
+TOPICS = {"-h": ["help"], "--help": ["help"], "--version": ["help", "version"]}  # of what stands before any command
+WRONG = r"Error parsing \S*?--([\w-]+): .*"
+IN_OUR_WORDS = {  # of what tyro says on one line
+    WRONG + r"invalid literal for int.*: ('.*')": r"\1 must be a whole number, got \2",
+    WRONG + r"could not convert string to float: ('.*')": r"\1 must be a number, got \2",
+    WRONG + r"parse for arguments: \[(.*)\]": r"\1 must be whole numbers, got \2",
+    WRONG + r"from \[(.*?)\]\..* argument count (\d+) .*": r"--\1 needs \3 values, got \2",
+    r"Missing value for argument .*?--([\w-]+)\W.* Expected 1 values\.": r"--\1 needs a value",
+    r"Missing value for argument .*?--([\w-]+)\W.* Expected (\d+) values\.": r"--\1 needs \2 values",
+    r"invalid choice ('.*') for argument '\S*?--([\w-]+)'.* of \((.*)\) ?\.": r"\2 must be one of \3, got \1",
+}
 
 
 def parse(arguments: list[str]) -> Common:
@@ -28,7 +39,7 @@ def parse(arguments: list[str]) -> Common:
         ValueError: what is wrong with the arguments, in one line.
         SystemExit: the help of a command was asked for, and shown.
     """
-    name, *options = arguments if arguments and arguments[0] not in ("-h", "--help") else ["help"]
+    name, *options = TOPICS.get(arguments[0], arguments) if arguments else ["help"]
     if name.startswith("-"):
         raise ValueError(f"a command must come before {name}{nearest(name.lstrip('-'), COMMANDS)}")
     kind = find(name)
@@ -65,12 +76,18 @@ def in_one_line(command: str, complaint: str) -> str:
         argument, *sentence = [line.removesuffix("(required)").strip() for line in others]
         return f"indm {command} needs {argument}: {' '.join(sentence).strip()}"
     if not first.startswith(UNKNOWN):
-        return "; ".join([first, *others]).replace(":;", ":")
+        return in_our_words(" ".join([first, *others]))
     unknown = first.removeprefix(UNKNOWN).split(", ")[0]
     if not unknown.startswith("-"):
         given = f"; data are given as --data.path {unknown}" if command == "train" and Path(unknown).exists() else ""
         return f"{unknown} is one argument too many{given}"
     return f"{unknown} is no option of indm {command}{meant(command, unknown)}"
+
+
+def in_our_words(said: str) -> str:
+    """A sentence of tyro's as the checks of this package say it."""
+    matches = ((re.fullmatch(pattern, said), words) for pattern, words in IN_OUR_WORDS.items())
+    return next((match.expand(words) for match, words in matches if match), said)
 
 
 def meant(command: str, unknown: str) -> str:

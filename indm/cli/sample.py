@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from indm.cli.common import DONE, Computes, outside
 from indm.config import recipes
 from indm.config.options import Drawing, FidDrawing, FittingOptions, ScoringOptions
+from indm.messages import counted
 
 
 @dataclass(kw_only=True)
@@ -69,9 +70,9 @@ class Sample(Draws):
         elif samples.shape[1] > 1:
             density = DENSITIES.get(made_by["data"]["name"])
             plots.scatter(samples, test_data(made_by["data"], len(samples)), density, out / "samples.png")
-        by = made_by["sampler"] + (f", {drawing.steps} steps" if made_by["steps"] else "")
+        by = made_by["sampler"] + (f", {counted(drawing.steps, 'step')}" if made_by["steps"] else "")
         shown = "samples.png" if (out / "samples.png").exists() else SAMPLES  # single numbers have no picture
-        print(f"{out / shown}: {len(samples)} samples by {by}")
+        print(f"{out / shown}: {counted(len(samples), 'sample')} by {by}")
         return DONE
 
 

@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 
 from indm.cli.common import DONE, INTERRUPTED, Computes, name_of, outside, say
 from indm.config import recipes
-from indm.messages import one_line
+from indm.messages import counted, one_line
 
 
 @dataclass(kw_only=True)
@@ -103,7 +103,10 @@ class TrainPair(TrainsRecipe):
         recipe, out = recipe_of_two(self.sources, self.table_values, self.out, "")
         if self.dry_run:
             return show_plan(sides_of(recipe)["a"], out / "a", ", and another run like this to b")
-        summaries = train_pair(recipe, out, resume=self.resume, progress=not self.quiet)
+        try:
+            summaries = train_pair(recipe, out, resume=self.resume, progress=not self.quiet)
+        except KeyboardInterrupt:
+            return interrupted_early(out)
         side, last = list(summaries.items())[-1]
         if last["interrupted"] or len(summaries) < 2:
             state = saved_state(last)
@@ -184,7 +187,10 @@ def train_run(
     """Train one run and print what came of it; the exit status."""
     from indm.training.loop import train
 
-    summary = train(recipe, out, like=like, resume=resume, progress=not quiet)
+    try:
+        summary = train(recipe, out, like=like, resume=resume, progress=not quiet)
+    except KeyboardInterrupt:
+        return interrupted_early(out)
     if summary["interrupted"]:
         command = shlex.join(["indm", "train", str(out), "--resume"])
         say(f"Interrupted at {saved_state(summary)}. Continue with: {command}", file=sys.stderr)
@@ -205,21 +211,32 @@ def train_run(
     return DONE
 
 
+def interrupted_early(out: Path) -> int:
+    """Say how to begin again after a Ctrl-C that no step has followed; the exit status."""
+    from indm.runs.folder import RECIPE
+    from indm.training.pairs import PAIR
+
+    begun = any((out / name).is_file() for name in (RECIPE, PAIR))
+    command = f"The same command {'with --resume goes on' if begun else 'begins again'}."
+    say(f"Interrupted before a step was made, so nothing was trained. {command}", file=sys.stderr)
+    return INTERRUPTED
+
+
 def came_to(summary: dict) -> str:
     """What a run came to, in one line; summary.json has more."""
     seconds = timedelta(seconds=round(summary["seconds"]))
-    parts = [f"{summary['steps']:,} steps in {seconds}"]
+    parts = [f"{counted(summary['steps'], 'step')} in {seconds}"]
     if "valid_nelbo" in summary:
         best = summary.get("best", {})
         is_last = best.get("step") in (None, summary["steps"])
         earlier = "" if is_last else f" (best {best['valid_nelbo']:.4g}, at step {best['step']:,})"
         parts.append(f"validation NELBO {summary['valid_nelbo']:.4g} {summary['unit']}{earlier}")
-    for key, words in (
-        ("skipped_steps", "steps left out"),
-        ("rollbacks", "returns to a checkpoint"),
-        ("unreadable_images", "images that could not be read"),
+    for key, thing, words in (
+        ("skipped_steps", "step", "left out"),
+        ("rollbacks", "return", "to a checkpoint"),
+        ("unreadable_images", "image", "that could not be read"),
     ):
-        parts += [f"{summary[key]:,} {words}"] if summary.get(key) else []
+        parts += [f"{counted(summary[key], thing)} {words}"] if summary.get(key) else []
     return ", ".join(parts)
 
 

@@ -33,7 +33,8 @@ class Translate(Computes):
     """
 
     paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN] IMAGES…", help_behavior_hint="(required)")]
-    """One or two run folders, then images: files, folders, patterns like "x/*.png", arrays as .npz or .npy."""
+    """One or two run folders, the first of them perhaps a model of the hub, user/name; then images: files, folders,
+    patterns like "x/*.png", arrays as .npz or .npy."""
     out: Annotated[Path, arg(metavar="FOLDER")]
     """Where to write; a folder that is not empty is an error without --overwrite."""
     direction: Literal["forward", "backward"] = "forward"
@@ -49,16 +50,19 @@ class Translate(Computes):
     def run(self) -> int:
         from indm.evaluation import file_translation
         from indm.evaluation.translation_runs import is_run_or_pair, open_runs
+        from indm.runs.folder import run_folder
 
-        count = _leading(self.paths, is_run_or_pair)
-        if not count or count == len(self.paths):
+        first, *others = self.paths
+        given = (run_folder(first), *others)
+        count = _leading(given, is_run_or_pair)
+        if not count or count == len(given):
             what = "a run folder (with a recipe.toml in it) first" if not count else "images after the run folders"
-            raise ValueError(f"translate needs {what}, got {' '.join(map(str, self.paths))}")
+            raise ValueError(f"translate needs {what}, got {' '.join(map(str, given))}")
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())) and not self.overwrite:
             raise ValueError(f"--out {self.out} exists and is not empty: name another, or add --overwrite")
-        sources = self.paths[count:]
+        sources = given[count:]
         file_translation.check_sources(sources, self.options)
-        opened = open_runs(self.paths[:count], self.direction, self.condition, method=self.options.method)
+        opened = open_runs(given[:count], self.direction, self.condition, method=self.options.method)
         report = file_translation.translate_files(opened, sources, self.out, self.options, progress=not self.quiet)
         print(file_translation.summary(report))
         for name, reason in report["failed"].items():

@@ -18,7 +18,7 @@ from indm.data.images import RESIZE_MODES, SUFFIXES, colour_of, read_image
 from indm.data.raw import Size, check_size, height_and_width, words_of
 from indm.data.splits import counts, describe_split, split
 from indm.files.memory import most_memory
-from indm.messages import brief, near_path, nearest, reason
+from indm.messages import brief, counted, near_path, nearest, reason
 from indm.scaling import Scaling
 
 
@@ -182,20 +182,21 @@ def find_images(folder: Path, *, whole: bool = False, strict: bool = False) -> t
         ValueError: no folder, or none with images.
     """
     if not folder.is_dir():
-        what = f"is a file; its folder is '{folder.parent}'" if folder.exists() else f"is not there{near_path(folder)}"
-        raise ValueError(f"path '{folder}' is not a folder: it {what}")
+        what = f"a file; its folder is '{folder.parent}'" if folder.exists() else f"not there{near_path(folder)}"
+        raise ValueError(f"path '{folder}' must be a folder, and it is {what}")
     listing = index(folder, whole=whole or strict)
     files = listing.files
     bad, grey, colour = np.bincount(listing.kinds, minlength=3).tolist()
     notes = [f"read from {folder}, listed by {'decoding each' if whole or strict else 'the header of each'}"]
+    count = counted(len(files), "file")
     if not grey + colour:
-        raise ValueError(f"no readable images in '{folder}' ({len(files)} files); png, jpeg, webp, bmp, … would do")
+        raise ValueError(f"no readable images in '{folder}' ({count}); png, jpeg, webp, bmp, … would do")
     if bad:
-        problem = f"{bad} of {len(files)} files cannot be read as images; the first is {_first_bad(listing)}"
+        first = f"the first is {_first_bad(listing)}"
         if strict:
-            raise ValueError(f"strict: {problem}")
-        warnings.warn(f"skipped {problem}", stacklevel=3)
-        notes.append(f"skipped {problem}")
+            raise ValueError(f"strict: {bad} of {count} cannot be read as images; {first}")
+        notes.append(f"skipped {bad} of {count}, unreadable as images; {first}")
+        warnings.warn(notes[-1], stacklevel=3)
     return files.select(np.flatnonzero(listing.kinds)), (grey, colour), notes
 
 

@@ -16,7 +16,7 @@ from indm.evaluation import classification as by_bayes
 from indm.evaluation.image_sources import open_images
 from indm.files import atomic
 from indm.runs.data import data_of
-from indm.runs.folder import check_absent, open_model
+from indm.runs.folder import check_absent, open_model, recipe_of
 from indm.runs.provenance import provenance, weights_hash
 
 FILES = ("classification.json", "classification.npz", "classification.csv", "reliability.png")
@@ -37,6 +37,7 @@ def classify_run(
         ValueError: the model has no classes, or the images do not fit it.
     """
     out = out or run
+    recipe_of(run)  # an error where this is no run
     check_absent(out, FILES, overwrite)
     model: Any = open_model(run)
     if getattr(model, "condition", None) is None or not model.condition.is_class:

@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from indm.config import recipes
 from indm.config.options import Equal
 from indm.evaluation.budgets import Costs, costs_of, steps_of
 from indm.evaluation.methods import ONE_TRAINING, check_distinct, differences, in_words, methods_of
@@ -24,7 +23,7 @@ from indm.evaluation.results import (
 )
 from indm.evaluation.style import colours_of, pixels_of, stacked, styled
 from indm.files import atomic
-from indm.runs.folder import read_metrics
+from indm.runs.folder import read_metrics, recipe_of
 from indm.runs.provenance import provenance
 from indm.runs.samples import SAMPLES, read_samples
 
@@ -56,7 +55,7 @@ def compare(folders: list[Path], out: Path, *, equal: Equal = "cost", progress: 
         raise ValueError(f"compare needs at least two run folders, got {len(folders)}")
     check_distinct(folders)
     for folder in folders:
-        recipes.load(folder)  # an error where this is no run
+        recipe_of(folder)  # an error where this is no run
     results = {folder: read_evaluation(folder) for folder in folders}
     for folder in folders:
         read_nats(folder)  # an error where it is damaged

@@ -11,6 +11,7 @@ from indm.config.options import ENOUGH_STEPS, FEW_STEPS, Training
 from indm.config.parts import GIVEN
 from indm.evaluation.results import number_key, read_evaluation
 from indm.files import untrusted
+from indm.messages import counted
 from indm.runs.folder import read_metrics, recipe_of
 from indm.runs.provenance import weights_hash
 
@@ -124,7 +125,8 @@ def advice(run: Path, baseline: float = -math.inf) -> str:
 def conclusions_of_translation(distance: float, levels: int | None, runs: Sequence[Path]) -> list[str]:
     """What says that the models of a translation have hardly learned, a line for each finding; none where all is well.
 
-    A model is judged by the evaluation in its run folder; one without is judged by ``distance`` alone.
+    A model is judged by the evaluation in its run folder; one without by ``distance``, and by whether its training was
+    one of few steps.
 
     Args:
         distance: of results from their sources, RMS, mean over examples; in grey levels where ``levels`` is not None.
@@ -132,7 +134,7 @@ def conclusions_of_translation(distance: float, levels: int | None, runs: Sequen
         runs: the run folders of the models.
     """
     evaluations = {run: _current_evaluation(run) for run in dict.fromkeys(runs)}
-    by_run = {run: conclusion(run, e) if e and not learned(e) else "" for run, e in evaluations.items()}
+    by_run = {run: _judged(run, evaluation) for run, evaluation in evaluations.items()}
     lines = []
     if levels is not None and distance < NEAR_SOURCE * levels:
         lines = [
@@ -144,6 +146,14 @@ def conclusions_of_translation(distance: float, levels: int | None, runs: Sequen
             command = ["indm", "evaluate", str(run), *(["--overwrite"] if (run / "evaluation.json").exists() else [])]
             by_run[run] = f"See whether the model has learned its data: {shlex.join(command)}\n{by_run[run]}"
     return lines + [f"{run}: {part}" for run, line in by_run.items() for part in line.splitlines()]
+
+
+def _judged(run: Path, evaluation: dict | None) -> str:
+    """What says that the model of ``run`` has hardly learned; "" where nothing does."""
+    if evaluation is not None:
+        return "" if learned(evaluation) else conclusion(run, evaluation)
+    trained = _Trained.read(run)
+    return f"It has hardly learned. {advice(run)}" if trained is not None and trained.steps < FEW_STEPS else ""
 
 
 def _current_evaluation(run: Path) -> dict | None:
@@ -206,7 +216,7 @@ class _Trained:
                 f"{rates[-1]:.1e} and was still rising"
             ), None
         if self.steps < FEW_STEPS:
-            return f"the run made only {self.steps} steps", None
+            return f"the run made only {counted(self.steps, 'step')}", None
         if max(rates) < LOW_RATE:
             return (
                 f"the learning rate was never above {max(rates):.1e}",

@@ -158,7 +158,7 @@ def likelihood_table(result: dict) -> str:
 
 def of_classes(result: dict) -> list[str]:
     """The NELBO of each class, where the model is one of p(x|class)."""
-    if "classes" not in result:
+    if not result.get("classes"):
         return []
     unit = result["dims"] * math.log(2) if result["unit"] == "bits/dim" else 1.0
     rows: list[tuple[str, ...]] = [("class", "examples", f"NELBO, {result['unit']}", "± standard error")]

@@ -42,6 +42,11 @@ def evaluate_run(
     data = data_of(run, model, recipe["data"])
     if processes.is_main_process:
         warn_of_other_splits(run, data)
+    if (count := len(getattr(data, options.split))) < 2:
+        raise ValueError(
+            f"the {options.split} split of {run} must hold at least 2 examples for standard errors, it holds {count}; "
+            "another --split would do, or a run on more data"
+        )
     settings = {key: value for key, value in vars(options).items() if key not in ("split", "examples")}
     settings |= {"steps": options.steps or None, "eps": options.eps or None}
     raw = stack(getattr(data, options.split), options.examples)

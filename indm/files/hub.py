@@ -53,7 +53,7 @@ def fetch(name: str, files: Sequence[str], folder: Path | None = None, revision:
     """
     from huggingface_hub import snapshot_download
 
-    with _talking(name):
+    with _talking(name, "the path of a folder with that model would do in place of its name"):
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files), local_dir=folder))
 
 
@@ -67,7 +67,8 @@ def push(folder: Path, name: str, *, private: bool = False) -> str:
     from huggingface_hub import HfApi
 
     api = HfApi(library_name="indm")
-    with _talking(name):
+    otherwise = f"'indm push RUN {name} --out FOLDER' or model.save(FOLDER) writes a folder to share without it"
+    with _talking(name, otherwise):
         address = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Model of indm")
     return str(address)
@@ -109,8 +110,8 @@ raw = model.scaling.to_data(indm.sample(model, 16{given}))
 
 
 @contextmanager
-def _talking(name: str) -> Iterator[None]:
-    """Whatever goes wrong inside is an error of one line that says what would do."""
+def _talking(name: str, otherwise: str) -> Iterator[None]:
+    """Whatever goes wrong inside is an error of one line that says what would do, ``otherwise`` without a network."""
     from huggingface_hub import errors
 
     check_name(name)
@@ -125,4 +126,10 @@ def _talking(name: str) -> Iterator[None]:
     except errors.LocalTokenNotFoundError:
         raise ValueError(f"{name} needs a token of the hub: {LOG_IN}") from None
     except Exception as error:  # of its own, or of whatever library it uses for HTTP
-        raise OSError(f"the hub cannot be reached for {name}: {reason(error)}") from error
+        raise OSError(f"the hub cannot be reached for {name} ({reason(_root(error))}); {otherwise}") from error
+
+
+def _root(error: BaseException) -> BaseException:
+    """What went wrong first: the libraries for HTTP and of the hub say it again, at length."""
+    cause = error.__cause__ or error.__context__
+    return error if cause is None else _root(cause)

@@ -14,6 +14,7 @@ from indm.model import DESCRIPTION, WEIGHTS
 from indm.runs.folder import RECIPE, end_of, recipe_of
 from indm.runs.provenance import weights_hash
 from indm.runs.samples import SAMPLE_FILES
+from indm.training.pairs import SIDES, is_bridge, is_pair
 
 CARD, PICTURE = "README.md", "samples.png"
 CONVENTIONS = """
@@ -35,8 +36,12 @@ def write(run: Path, folder: Path, name: str, license: str | None = None, comman
         command: that made it, where others can run it.
 
     Raises:
-        ValueError: the run has no model or no end yet, its evaluation is of other weights, or the licence is none.
+        ValueError: the run has no model or no end yet, its evaluation is of other weights, or the licence is none; a
+            pair of runs, which is two models.
     """
+    if is_pair(run):
+        each = " and ".join(f"'indm push {run / side} {name}-{side}'" for side in SIDES)
+        raise ValueError(f"{run} is a pair of runs, and each is a model of its own: {each}")
     recipe, weights = recipe_of(run), weights_hash(run)
     pictures = _picture(run, weights)
     text = hub.card(name, license, sections(run, recipe, weights, name, pictures, command))
@@ -52,17 +57,62 @@ def sections(
 ) -> list[str]:
     """The sections of the card of a run, with the ``pictures`` that go with it and the ``command`` that made it."""
     parts = [f"{kind} `{recipe[kind]['name']}`" for kind in (*KINDS, *OPTIONAL_KINDS) if kind in recipe]
-    about = "A diffusion on the latent of a normalizing flow, by indm: " + ", ".join(parts) + "."
+    about = f"{_kind(recipe)} on the latent of a normalizing flow, by indm: {', '.join(parts)}."
     shown = [f"## Samples\n\n![Samples of the model]({file})" for file in pictures]
     record = _record(run)
     made_by = {"made by": command and f"`{command}`"} | {key: record.get(key) for key in RECORDED}
     return [
         about,
-        "## Data and budget\n\n" + _items(_data(recipe, record) | _budget(run)),
+        "## Data and budget\n\n" + _items(_ends(recipe) | _data(recipe, record) | _budget(run)),
         "## Likelihood\n\n" + _likelihood(run, weights),
         *shown,
         hub.how_to_load(name, recipe.get("condition"), is_run=True),
+        *_how_to_translate(name, recipe),
         "## Provenance\n\n" + _items(made_by | {"SHA-256 of the weights": weights}),
+    ]
+
+
+def _kind(recipe: Recipe) -> str:
+    return "A bridge: one diffusion from A at t = 0 to B at t = T," if is_bridge(recipe) else "A diffusion"
+
+
+def _ends(recipe: Recipe) -> dict[str, object]:
+    """What A and B of a bridge are, by what differs between them."""
+    if not is_bridge(recipe):
+        return {}
+    a, b = (paths.without_places(recipe)[table] for table in paths.TABLES)
+    return {side: _beside(own, other) for side, own, other in (("A", a, b), ("B", b, a))}
+
+
+def _beside(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    differing = [key for key, value in own.items() if key != "name" and value != other.get(key)]
+    return ", ".join([f"`{own['name']}`", *(f"`{key} = {recipes.literal(own[key])}`" for key in differing)])
+
+
+def _how_to_translate(name: str, recipe: Recipe) -> list[str]:
+    """The section on that, of a bridge and of a model of two classes."""
+    labels = recipe.get("condition", {}).get("labels", ())
+    if is_bridge(recipe):
+        noise = recipe["train"]["terminal_noise"]
+        a, b, route, arguments = "A", "B", "bridge", f'model, "forward", noise={noise}'
+    elif len(labels) == 2:
+        (a, b), route, arguments = labels, "two_models", f"model, model, c={tuple(labels)}"
+    else:
+        return []
+    return [
+        f"""## How to translate
+
+```sh
+indm translate {name} IMAGES --out FOLDER                        # {a} as {b}
+indm translate {name} IMAGES --out FOLDER --direction backward   # {b} as {a}
+```
+
+```python
+from indm.translation import {route}
+
+way = {route}({arguments})
+result = model.scaling.to_data(way.follow(way.source(raw)).x)
+```"""
     ]
 
 

@@ -23,7 +23,7 @@ from indm.report import charts, figures, tables
 from indm.report.conclusion import conclude
 from indm.report.measurements import Setup
 from indm.report.records import Record, by_group, conclusions, differences_of, folders_of, gather
-from indm.runs.folder import model_class
+from indm.runs.folder import model_class, recipe_of
 from indm.runs.provenance import provenance, same_data, weights_hash
 
 
@@ -97,6 +97,7 @@ def common_data(folders: Sequence[Path]) -> dict:
     if not folders:
         raise ValueError("folders must name at least one run, got none")
     for folder in folders:
+        recipe_of(folder)  # an error where this is no run
         if not same_data(folders[0], folder):
             raise ValueError(f"{folder} and {folders[0]} are runs of different data; report runs of one data set")
     for folder in folders:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def draw(
     which weights and data.
 
     They are kept in ``samples.npz`` in ``out`` (default: the run folder). If that file holds exactly this drawing, it
-    is read instead. ``samples.json`` beside it says what made them.
+    is read instead, and a line on standard error says so. ``samples.json`` beside it says what made them.
 
     Raises:
         ValueError: bad options, or other samples in ``out``: only ``overwrite`` replaces them and their picture.
@@ -59,6 +60,7 @@ def draw(
         with contextlib.suppress(ValueError):  # a file that cannot be read is not overwritten either
             samples = read_samples(file)
             if samples[2] is not None and _without_paths(samples[2]) == _without_paths(made_by):
+                print(f"{file} was drawn with these options before: it stays as it is", file=sys.stderr)
                 return samples
     check_absent(file.parent, SAMPLE_FILES, overwrite)
     generator = torch.Generator(device).manual_seed(drawing.seed)

@@ -30,6 +30,7 @@ from indm.data.base import Data, stack
 from indm.data.image_files import count_unreadable
 from indm.data.registry import load_data
 from indm.files import atomic
+from indm.messages import counted
 from indm.model import reading
 from indm.objective import Losses, Objective
 from indm.runs.folder import check_folder, is_run, read_metrics
@@ -395,7 +396,7 @@ def warn_of_short_run(trainer: Trainer, interrupted: bool) -> None:
     warmup = max(o.warmup, o.flow_warmup)
     if interrupted or not (step < FEW_STEPS or step <= warmup):
         return
-    why = f"inside its warm-up of {warmup:g} steps" if 1 <= warmup >= step else f"after {step} steps"
+    why = f"inside its warm-up of {warmup:g} steps" if 1 <= warmup >= step else f"after {counted(step, 'step')}"
     longer = "train.seconds" if math.isfinite(o.seconds) else "train.steps"
     warnings.warn(
         f"the run ended {why}, before it could learn much: give it more {longer}, a smaller model "

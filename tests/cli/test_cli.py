@@ -49,6 +49,7 @@ from indm.config.options import (
     TranslationOptions,
 )
 from indm.data.registry import load_data
+from indm.messages import counted
 from indm.model import build_model
 from indm.runs import samples as samples_module
 from indm.runs.provenance import weights_hash
@@ -209,6 +210,15 @@ def test_evaluate_reports_what_it_stores(run, capsys):
     assert result["split"] == "test" and "test split: 40 for the NELBO, 4 for the NLL; ε = 1e-05" in table
 
 
+def test_evaluate_needs_two_examples(run, tmp_path, capsys):
+    np.save(tmp_path / "few.npy", np.zeros((12, 8, 8, 1), np.uint8))
+    data = ["--data", "array", "--data.levels=17", f"--data.path={tmp_path / 'few.npy'}"]
+    line = ["evaluate", run, "--overwrite", *data]
+    said = f"split of {run} must hold at least 2 examples for standard errors, it holds 1; another --split would do"
+    assert f"the test {said}" in fails(capsys, *line)
+    assert f"the valid {said}" in fails(capsys, *line, "--split", "valid")
+
+
 def test_evaluate_on_other_data(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "copy")
     few = ["--examples", "20", "--nll-examples", "0", "--quiet", "--overwrite"]
@@ -325,12 +335,13 @@ def test_samples_from_a_centred_prior(run, tmp_path):
     assert torch.equal(model.scaling.to_data(x), samples)
 
 
-def test_samples_are_drawn_once(run, tmp_path):
+def test_samples_are_drawn_once(run, tmp_path, capsys):
     line = ["sample", str(run), "-n", "4", "--steps", "2", "--out", str(tmp_path), "--quiet"]
     assert main(line) == 0
     before = (tmp_path / "samples.npz").stat().st_mtime_ns
-    assert main(line) == 0
-    assert (tmp_path / "samples.npz").stat().st_mtime_ns == before
+    assert "stays" not in capsys.readouterr().err and main(line) == 0
+    said = f"{tmp_path / 'samples.npz'} was drawn with these options before: it stays as it is\n"
+    assert (tmp_path / "samples.npz").stat().st_mtime_ns == before and capsys.readouterr().err == said
     assert main([*line, "--seed", "1"]) == 2
     assert (tmp_path / "samples.npz").stat().st_mtime_ns == before
     assert main([*line, "--seed", "1", "--overwrite"]) == 0
@@ -524,6 +535,7 @@ def test_help_of_a_table_has_every_key_of_every_part(table, capsys):
     "topics, said",
     [
         ("exit-status", "2 a mistake of yours"),
+        ("version", f"indm {indm.__version__}"),
         ("train.train", "--train.lr NUMBER Learning rate of the score. (default: 0.001)"),
         ("train.warmup", "--train.warmup"),
         ("evaluate.evaluate", "--evaluate.nll_error NUMBER"),
@@ -589,6 +601,7 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
     [
         ("--quiet train", "a command must come before --quiet"),
         ("--train", "a command must come before --train; did you mean 'train'?"),
+        ("help nothing", "translate, strip, parts, convert, push, reproduce, help, flow, sde, net"),  # none twice
         ("help trian", "indm help has nothing on trian; did you mean 'train'?"),
         ("help train.flwo", "train.flwo is no known key of [train]; did you mean 'flow'?"),
         ("help flow.widht", "flow.widht is no known key of [flow]; did you mean 'width'?"),
@@ -662,7 +675,7 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("train digits --data.limt 9", "has no option 'limt'; did you mean 'limit'?"),
         ("train digits --data digitz", "or package.module:Name, got 'digitz'; did you mean 'digits'?"),
         ("train folder", "data 'folder' needs the option path: --data.path …"),
-        ("train folder --data.path nowhere", "path 'nowhere' is not a folder"),
+        ("train folder --data.path nowhere", "path 'nowhere' must be a folder, and it is not there"),
         ("train cifar10-vp-nll --data.root none --data.download false", "looked for in none: --data.root FOLDER or $"),
         ("train folder --data.path .", "no readable images in '.'"),
         ("train folder --data.path . --data.size 4", "at least 8 pixels"),
@@ -676,19 +689,28 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("train digits --out full", "full exists and is not empty"),
         ("evaluate nowhere", "nowhere is no run folder"),
         ("evaluate full", "full is no run folder: there is no recipe.toml in it"),
+        ("evaluate full/precious.txt", "full/precious.txt is no run folder"),
         ("sample untrained", "untrained holds no saved model"),
         ("sample damaged", "the model in damaged cannot be read"),
         ("compare full", "compare needs at least two run folders, got 1"),
         ("inspect", "inspect needs at least one run folder, got none"),
         ("report", "folders must name at least one run, got none"),
         ("report full", "full is no run folder: there is no recipe.toml in it"),
-        ("report nowhere", "no recipe or file is called 'nowhere'"),
+        ("report nowhere", "nowhere is no run folder"),
+        ("classify nowhere", "nowhere is no run folder"),
+        ("compare nowhere other", "nowhere is no run folder"),
+        ("train full/precius.txt", "no recipe or file is called 'full/precius.txt'; did you mean 'full/precious.txt'?"),
         ("report untrained other", "other and untrained are runs of different data"),
         ("report untrained --images 19", "--images is now --examples"),
         ("report untrained --examples 19", "examples must be at least 20 for standard errors, got 19"),
         ("report untrained --steps 5 0", "steps must be one or more numbers of at least 1, got (5, 0)"),
         ("report untrained --steps", "steps must be one or more numbers of at least 1, got ()"),
-        ("report untrained --steps many", "Error parsing --steps"),
+        ("report untrained --steps 5 many", "indm: error: steps must be whole numbers, got '5', 'many'"),
+        ("sample untrained -n three", "indm: error: n must be a whole number, got 'three'"),
+        ("sample untrained --eps low", "indm: error: eps must be a number, got 'low'"),
+        ("sample untrained -n", "indm: error: --n needs a value"),
+        ("translate untrained full --condition a --out new", "indm: error: --condition needs 2 values"),
+        ("compare full full --equal time", "indm: error: equal must be one of 'cost', 'steps', got 'time'"),
         ("report untrained --steps 200", "steps must hold one below 200"),
         ("report untrained --samplers dmp++", "sampler must be one of ode, euler-maruyama"),
         ("reproduce --data mnist", "data must be of eight-gaussians, digits, fashion-mnist-16, fashion-mnist, got"),
@@ -784,9 +806,10 @@ def test_unreadable_images_are_skipped_with_one_warning(tmp_path, monkeypatch, c
         Image.fromarray(np.random.default_rng(i).integers(0, 255, (9, 9), dtype=np.uint8)).save(f"{i}.png")
     (tmp_path / "bad.png").write_bytes(b"no image")
     small = [*SMALL, "--data.path", ".", "--data.size", "8", "--train.batch_size", "4", "--dry-run"]
-    with pytest.warns(UserWarning, match="1 of 31 files"):
+    with pytest.warns(UserWarning, match=r"^skipped 1 of 31 files, unreadable as images; the first is bad\.png: "):
         assert main(["train", "folder", *small]) == 0
-    assert "1 of 31 files" in fails(capsys, "train", "folder", *small, "--data.strict", "true")
+    said = fails(capsys, "train", "folder", *small, "--data.strict", "true")
+    assert "strict: 1 of 31 files cannot be read as images; the first is bad.png: " in said
 
 
 def test_inspect_writes_what_the_flow_does(run, tmp_path, capsys):
@@ -812,6 +835,18 @@ def test_inspect_looks_at_x_t_of_any_process(process, tmp_path):
 
 
 # ── Exit statuses, --debug, Ctrl-C, and what is written over
+
+
+def test_the_version_is_shown_as_of_any_program(capsys):
+    assert main(["--version"]) == 0 and capsys.readouterr().out == f"indm {indm.__version__}\n"
+
+
+def test_a_number_of_things_is_said_in_words():
+    assert [counted(n, "step") for n in (0, 1, 2000)] == ["0 steps", "1 step", "2,000 steps"]
+    summary = {"steps": 1, "seconds": 60, "skipped_steps": 1, "rollbacks": 2, "unreadable_images": 1}
+    assert train_commands.came_to(summary) == (
+        "1 step in 0:01:00, 1 step left out, 2 returns to a checkpoint, 1 image that could not be read"
+    )
 
 
 def test_help_documents_the_exit_statuses(capsys):
@@ -1033,6 +1068,25 @@ def test_ctrl_c_means_what_it_did_once_a_command_called_from_python_is_over(monk
     monkeypatch.setattr(Recipes, "run", run)
     assert main(["recipes"]) == 130 and "interrupted" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("file", [None, "recipe.toml", "pair.toml"])
+@pytest.mark.parametrize(
+    ("command", "trains"), [("train digits", "loop.train"), ("train-pair digits-3-8", "pairs.train_pair")]
+)
+def test_a_ctrl_c_before_the_first_step_says_that_nothing_was_trained(
+    command, trains, file, tmp_path, monkeypatch, capsys
+):
+    def interrupted(recipe, out, **options):
+        if file is not None:
+            (out / file).write_text("")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"indm.training.{trains}", interrupted)
+    assert main([*command.split(), "--out", str(tmp_path)]) == 130
+    again = "begins again" if file is None else "with --resume goes on"
+    said = f"Interrupted before a step was made, so nothing was trained. The same command {again}.\n"
+    assert capsys.readouterr().err == said
 
 
 def test_what_is_said_to_be_saved_is_what_is_saved():

@@ -498,9 +498,7 @@ def test_assumed_data_are_said_to_be(released, tmp_path, capsys):
     assert kept["data.channels"] == 3 and "sde.name" not in kept and "data.centered" not in kept
     assert run_cli("evaluate", run, *few) == 2
     error = capsys.readouterr().err
-    assert (
-        '/images\' is not a folder: it is not there; "indm convert" assumed these data, as none were named; ' in error
-    )
+    assert '/images\' must be a folder, and it is not there; "indm convert" assumed these data, as none were ' in error
     assert "take others, for example --data folder --data.path IMAGES --data.size 16 --data.channels 3" in error
     assert run_cli("evaluate", run, "--data.path", "none", *few) == 2
     assert "assumed" not in capsys.readouterr().err  # these were named

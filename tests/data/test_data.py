@@ -564,8 +564,8 @@ def test_colour_modes_and_orientation(tmp_path):
 def test_folders_and_options_that_cannot_be_used(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     cases = [
-        ({"path": tmp_path / "missing", "size": 8}, "is not a folder"),
-        ({"path": folder / "a.png", "size": 8}, "is not a folder"),
+        ({"path": tmp_path / "missing", "size": 8}, "must be a folder, and it is not there"),
+        ({"path": folder / "a.png", "size": 8}, "must be a folder, and it is a file; its folder is"),
         ({"path": tmp_path / "empty", "size": 8}, "no readable images in .*0 files"),
         ({"path": folder, "size": 7}, "at least 8 pixels"),
         ({"path": folder, "size": 8, "crop": 0}, "at least 8 pixels"),

@@ -140,7 +140,7 @@ def test_some_folders_are_the_classes_in_the_order_they_are_named(tmp_path):
     labels = torch.cat([data.labels[part] for part in PARTS])
     assert labels[grey.argsort()].tolist() == [1] * 8 + [0] * 8  # dogs are darker
     assert data.fingerprint != load_folder(path=tmp_path, size=8, classes=["far/bird", "cat"]).fingerprint
-    with pytest.raises(ValueError, match="cow' is not a folder: it is not there"):
+    with pytest.raises(ValueError, match="cow' must be a folder, and it is not there"):
         load_folder(path=tmp_path, size=8, classes=["dog", "cow"])
     with pytest.raises(ValueError, match=r"true, false or two different folders or more, got \['dog'\]"):
         load_folder(path=tmp_path, size=8, classes=["dog"])

@@ -15,7 +15,7 @@ from indm.evaluation import budgets, comparison, style
 from indm.evaluation.budgets import Costs, costs_of
 from indm.evaluation.comparison import compare
 from indm.evaluation.methods import differences, in_words, methods_of, pairs_of
-from indm.evaluation.results import check_same_examples, read_evaluation
+from indm.evaluation.results import check_same_examples, of_classes, read_evaluation
 from indm.evaluation.statistics import holm
 from indm.report.tables import difference_rows
 from indm.runs.folder import recipe_of
@@ -374,6 +374,10 @@ def test_bounds_of_other_numbers_of_steps_are_not_compared(tmp_path):
         ValueError, match="NELBO of few steps of 16 and 8 steps: evaluate both with the same --ancestral"
     ):
         compare(runs, tmp_path / "out")
+
+
+def test_classes_of_one_example_each_are_no_empty_table():
+    assert of_classes({"classes": {}, "unit": "nats", "dims": 2}) == of_classes({"unit": "nats"}) == []
 
 
 def test_old_and_new_counts_of_the_dequantization_are_not_mixed(tmp_path):

@@ -184,7 +184,7 @@ def test_a_translation_into_itself_is_called_so(tmp_path):
     runs = [tmp_path / "a", tmp_path / "b"]
     for run in runs:
         run.mkdir()
-    folder(runs[0], [line(100, valid_nelbo=9.0)], FINISHED, **{"train.steps": "100"})
+    folder(runs[0], [line(200, valid_nelbo=9.0)], FINISHED, **{"train.steps": "200"})
     folder(runs[1], **{"train.steps": "100"}).joinpath("metrics.jsonl").unlink()  # as of a converted run
     far, near = 17 * 3.1 / 256, 17 * 2.9 / 256  # of 17 grey levels
     assert conclusions_of_translation(far, 17, [*runs, runs[0]]) == conclusions_of_translation(0.0, None, runs) == []
@@ -192,6 +192,13 @@ def test_a_translation_into_itself_is_called_so(tmp_path):
     assert first.startswith("The models translate every picture almost into itself: results are 0.2 of 17 grey levels")
     see = "See whether the model has learned its data: indm evaluate"
     assert others == [f"{runs[0]}: {see} {runs[0]}", f"{runs[0]}: {advice(runs[0])}", f"{runs[1]}: {see} {runs[1]}"]
+
+
+def test_a_translation_by_a_run_of_few_steps_is_told_so(tmp_path):
+    """Without an evaluation, whatever the distance of its results, also of vectors."""
+    run = folder(tmp_path, [line(199)], FINISHED, **{"train.steps": "199"})
+    said = f"{run}: It has hardly learned. Likely cause: the run made only 199 steps. Go on with: indm train {run} "
+    assert [text.startswith(said) for text in conclusions_of_translation(9.0, None, [run, run])] == [True]
 
 
 def test_evaluate_says_it_and_its_command_goes_on(tmp_path, monkeypatch, capsys):
@@ -214,6 +221,7 @@ def test_evaluate_says_it_and_its_command_goes_on(tmp_path, monkeypatch, capsys)
     _, *command = shlex.split(last.partition("Go on with: ")[2])
     assert main([*command, "--quiet"]) == 0
     assert read_metrics(run)[-1]["step"] == 13
-    assert conclusions_of_translation(9.0, 17, [run]) == []  # the evaluation is of other weights
+    (said,) = conclusions_of_translation(9.0, 17, [run])  # the evaluation is of other weights
+    assert said.startswith(f"{run}: It has hardly learned.")
     _, see, _ = conclusions_of_translation(0.1, 17, [run])
     assert see.endswith(shlex.join(["indm", "evaluate", str(run), "--overwrite"]))

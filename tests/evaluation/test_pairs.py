@@ -287,7 +287,7 @@ def test_sides_that_do_not_fit_are_errors_before_anything_is_trained(toys, tmp_p
     assert "data_b must have events of shape (3, 8, 8), as data have, got (1, 8, 8)" in error and not out.exists()
     assert "no [data_b]" in error_of(capsys, "train-pair", "digits", "--out", out)
     assert "two image folders or one recipe" in error_of(capsys, "train-pair", "a", "b", "c", "--out", out)
-    assert "is not a folder" in error_of(capsys, "train-bridge", toys[0], tmp_path / "none", "--out", out)
+    assert "must be a folder" in error_of(capsys, "train-bridge", toys[0], tmp_path / "none", "--out", out)
     (tmp_path / "empty").mkdir()
     assert "no readable images" in error_of(capsys, "train-pair", tmp_path / "empty", toys[1], "--out", out)
 
@@ -678,6 +678,44 @@ def test_scores_say_what_a_translation_is_worth(tmp_path, capsys, monkeypatch):
     assert main([*arguments[:3], str(tmp_path / "few.npy"), *arguments[4:], "--out", str(tmp_path / "few")]) == 2
     assert "score needs at least 20 examples, got 5; leave out --score" in capsys.readouterr().err
     assert not (tmp_path / "few").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "bridge",
+            [
+                "A bridge: one diffusion from A at t = 0 to B at t = T, on",
+                '- A: `folder`, `path = "red"`\n- B: `folder`, `path = "blue"`\n',
+            ],
+        ),
+        ("one", ["A diffusion on", "- classes: red, blue"]),
+    ],
+)
+def test_a_card_says_what_a_model_translates_and_how(name, said, trained, toys, tmp_path, monkeypatch, capsys):
+    """Its lines are run, and its command on the model as it comes from the hub."""
+    monkeypatch.chdir(tmp_path)
+    fetched = Path("runs") / f"ann--{name}"
+    assert main(["push", str(trained / name), f"ann/{name}", "--out", str(fetched)]) == 0
+    text = (fetched / "README.md").read_text("utf-8")
+    assert [part for part in said if part not in text] == []
+    a, b = ("A", "B") if name == "bridge" else ("red", "blue")
+    assert f"--out FOLDER                        # {a} as {b}\n" in text
+    assert f"--out FOLDER --direction backward   # {b} as {a}\n" in text
+    command = next(line for line in text.splitlines() if line.startswith("indm translate")).partition("  ")[0]
+    assert main([*command.replace("IMAGES", str(toys[0])).split()[1:], "--steps", "8", "--quiet"]) == 0
+    space: dict = {}
+    lines = "".join(part.partition("```")[0] for part in text.split("```python\n")[1:])
+    exec(lines.replace(f"ann/{name}", str(fetched)), space)
+    assert space["result"].shape == (16, 3, 8, 8)
+
+
+def test_a_pair_is_pushed_as_two_models(trained, capsys):
+    pair = trained / "pair"
+    said = f"{pair} is a pair of runs, and each is a model of its own: "
+    said += f"'indm push {pair / 'a'} ann/toys-a' and 'indm push {pair / 'b'} ann/toys-b'\n"
+    assert error_of(capsys, "push", pair, "ann/toys").endswith(said)
 
 
 def test_a_bridge_that_learned_b_with_noise_takes_it_away(toys, tmp_path, capsys):
