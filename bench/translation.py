@@ -57,6 +57,7 @@ SHOWN = 10
 CYCLED = 32  # images that also go back
 STEPS, CONVERGED = (16, 20, 24, 30, 50, 75, 100, 120, 200), 300  # of the cycle
 STRENGTHS = (0.3, 0.5)  # of SDEdit
+GUIDANCES = (4, 6)  # away from class A, of one model of both: chosen on validation emoji among 3, 4, 5, 6 and 8
 TRUTH = {  # columns beside COLUMNS where the truth is known
     "truth_distance": "to the counterpart, levels",
     "truth_features": "features",
@@ -71,6 +72,8 @@ NAMES = {
     "bridge": "bridge",
     "bridge weight 1": "bridge, B of weight 1",
     "classes": "one INDM of both classes",
+    "classes guided 4": "one INDM of both classes, guidance 4",
+    "classes guided 6": "one INDM of both classes, guidance 6",
     "linear classes": "one linear model of both",
     "sdedit 0.3": "one linear model, SDEdit 0.3",
     "sdedit 0.5": "one linear model, SDEdit 0.5",
@@ -80,7 +83,7 @@ BRIDGES: dict[str, dict[str, str]] = {"bridge": {}, "bridge weight 1": {"train.t
 LINEAR_FLOW = {"flow": "identity", "train.flow_update_every": "1"}
 
 
-def of_classes(recipe: dict, changes: dict[str, str], out: Path) -> Route:
+def of_classes(recipe: dict, changes: dict[str, str], out: Path, guidance: float = 1.0) -> Route:
     """The route from A to B by one model of both, which is told the class; trained or read."""
     data = two_classes(*(load_data(**recipe[table]) for table in ("data", "data_b")))
     changes = {"condition": "classes"} | changes
@@ -88,7 +91,7 @@ def of_classes(recipe: dict, changes: dict[str, str], out: Path) -> Route:
     if not (out / "summary.json").exists():
         whole({out.name: indm.train(alone, out, data=data, resume=(out / "checkpoint.pt").exists())})
     model = INDM.load(out)
-    return two_models(model, model, c=data.classes)
+    return two_models(model, model, c=data.classes, guidance=guidance)
 
 
 def recipe_of(name: str, paths: Sequence[str], seed: int) -> dict:
@@ -139,9 +142,9 @@ def routes(recipe: dict, steps: int, out: Path, methods: Sequence[str]) -> dict[
         return pair(recipe, steps, out, name)
 
     @functools.cache
-    def one(name: str) -> Route:
+    def one(name: str, guidance: float = 1.0) -> Route:
         count, changes = {"classes": (steps, {}), "linear classes": (round(LINEAR * steps), LINEAR_FLOW)}[name]
-        return of_classes(untimed(recipe, 2 * count), changes, out / name)
+        return of_classes(untimed(recipe, 2 * count), changes, out / name, guidance)
 
     def noised(strength: float) -> Route:
         _, down = one("linear classes").legs
@@ -151,6 +154,7 @@ def routes(recipe: dict, steps: int, out: Path, methods: Sequence[str]) -> dict[
         **{name: lambda name=name: two(name).route() for name in ("indm", "ddib")},
         **{f"{name} 0.5": lambda name=name: two(name).route(strength=0.5) for name in ("indm", "ddib")},
         **{name: lambda name=name: one(name) for name in ("classes", "linear classes")},
+        **{f"classes guided {w}": lambda w=w: one("classes", w) for w in GUIDANCES},
         **{f"sdedit {s}": lambda s=s: noised(s) for s in STRENGTHS},
         **{name: lambda name=name: bridge(recipe, steps, out, name).route() for name in BRIDGES},
     }

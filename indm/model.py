@@ -133,13 +133,16 @@ class INDM(nn.Module):
             raise ValueError("this model does not know its event shape: give INDM(..., shape=...) or a whole shape")
         return self._shape
 
-    def given(self, c: Any, n: int | None = None, *, guidance: float = 1.0, drops: bool = False) -> "INDM":
+    def given(
+        self, c: Any, n: int | None = None, *, guidance: float = 1.0, away_from: Any = None, drops: bool = False
+    ) -> "INDM":
         """This model at given conditions, p(x|c) with a row of c for each sample, used like one without.
 
         Args:
             c: classes by number or name, vectors or images, a row for each sample, or one for all; None hides it.
             n: how many samples; needed where one c is for all.
             guidance: w of :class:`indm.score.GivenScore`, for samples; 1 is the model.
+            away_from: other conditions that guidance leads away from, in place of p(x), as ``c``.
             drops: hide a share ``condition.drop`` of the rows at random, as training does.
 
         Raises:
@@ -154,7 +157,7 @@ class INDM(nn.Module):
         """
         condition = condition_of(self, c)
         if guidance != 1:
-            self._check_guidance(guidance)
+            self._check_guidance(guidance, needs_marginal=away_from is None)
         if c is not None:
             seen = condition(condition.rows(c, n))
         elif not condition.drop:
@@ -171,20 +174,21 @@ class INDM(nn.Module):
         view = copy.copy(self)
         view._modules = dict(self._modules)
         view.flow = given(self.flow, seen)
-        view.score = GivenScore(self.score, seen, guidance) if takes_condition(self.score) else self.score
+        if takes_condition(self.score):
+            other = None if away_from is None else condition(condition.rows(away_from, len(seen)))
+            view.score = GivenScore(self.score, seen, guidance, other)
         view.condition = None
         return view
 
-    def _check_guidance(self, guidance: float) -> None:
-        """ValueError where this model cannot be guided so."""
+    def _check_guidance(self, guidance: float, *, needs_marginal: bool) -> None:
+        """ValueError where this model cannot be guided so, away from p(x) or from another condition."""
         if not math.isfinite(guidance):
             raise ValueError(f"guidance must be finite, got {guidance}; 1 samples the model")
         if sees_condition(self.flow):
             raise ValueError(
-                f"guidance must be 1 where the flow sees c, got {guidance}: it mixes the scores of p(x|c) and p(x), "
-                "which need one latent"
+                f"guidance must be 1 where the flow sees c, got {guidance}: it mixes two scores, which need one latent"
             )
-        if not condition_of(self, None).drop:
+        if needs_marginal and not condition_of(self, None).drop:
             raise ValueError(
                 f"guidance must be 1 for a model of p(x|c) alone, got {guidance}; one that was trained with "
                 "condition.drop 0.1 or so knows p(x), too"

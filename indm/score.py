@@ -206,7 +206,7 @@ def flow_score(score: nn.Module) -> nn.Module:
 class GivenScore(nn.Module):
     r"""s_θ(z_t, t | c) at given rows c, called like a score without a condition; with guidance w
 
-    .. math:: s_\theta(z_t, t) + w\,(s_\theta(z_t, t | c) - s_\theta(z_t, t)).
+    .. math:: s_\theta(z_t, t | c') + w\,(s_\theta(z_t, t | c) - s_\theta(z_t, t | c')).
 
     With w = 1 it is the model. For another w these are not the scores of one diffusing law: samples have no likelihood.
 
@@ -214,13 +214,14 @@ class GivenScore(nn.Module):
         score: forward(z_t, t, c).
         c: what networks see of the condition, one row a sample.
         guidance: w. Where it is not 1 a call evaluates the score for both.
+        away_from: c', alike; None hides it, so that guidance leads away from p(x).
 
     Source: Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", https://arxiv.org/abs/2207.12598.
     """
 
-    def __init__(self, score: nn.Module, c: Tensor, guidance: float = 1.0):
+    def __init__(self, score: nn.Module, c: Tensor, guidance: float = 1.0, away_from: Tensor | None = None):
         super().__init__()
-        self.score, self.c, self.guidance = score, c, guidance
+        self.score, self.c, self.guidance, self.away_from = score, c, guidance, away_from
 
     @property
     def sde(self) -> LinearSDE:
@@ -243,22 +244,27 @@ class GivenScore(nn.Module):
         return self._of(flow_score(self.score))
 
     def _of(self, score: nn.Module) -> "GivenScore":
-        return self if score is self.score else GivenScore(score, self.c, self.guidance)
+        return self if score is self.score else GivenScore(score, self.c, self.guidance, self.away_from)
 
     def both(self, z_t: Batch, t: PerSample) -> tuple[Batch, Batch]:
         """s_θ and ŝ at the rows c, of :class:`TwoScores`."""
         return self.score.both(z_t, t, self.c)
 
-    def at(self, c: Tensor) -> "GivenScore":
-        """The same at other rows."""
-        return GivenScore(self.score, c, self.guidance)
+    @property
+    def context(self) -> tuple[Tensor, ...]:
+        """See :func:`context_of`."""
+        return (self.c,) if self.away_from is None else (self.c, self.away_from)
+
+    def at(self, c: Tensor, *away_from: Tensor) -> "GivenScore":
+        """The same at other rows, those of :attr:`context`."""
+        return GivenScore(self.score, c, self.guidance, *away_from)
 
     def forward(self, z_t: Batch, t: PerSample) -> Batch:
         if self.guidance == 1:
             return self.score(z_t, t, self.c)
-        both = torch.cat([self.c, torch.zeros_like(self.c)])
-        conditional, free = self.score(z_t.repeat(2, *(1 for _ in z_t.shape[1:])), t.repeat(2), both).chunk(2)
-        return free + self.guidance * (conditional - free)
+        both = torch.cat([self.c, torch.zeros_like(self.c) if self.away_from is None else self.away_from])
+        wanted, other = self.score(z_t.repeat(2, *(1 for _ in z_t.shape[1:])), t.repeat(2), both).chunk(2)
+        return other + self.guidance * (wanted - other)
 
 
 class CodedScore(GivenScore):
@@ -277,7 +283,7 @@ class CodedScore(GivenScore):
         super().__init__(view, c)
         self.whole, self.process = score, process
 
-    def at(self, c: Tensor) -> "CodedScore":
+    def at(self, c: Tensor, *away_from: Tensor) -> "CodedScore":
         return CodedScore(self.whole, c, self.process)
 
 
@@ -305,7 +311,7 @@ def takes_condition(score: nn.Module) -> bool:
 
 def context_of(score: nn.Module) -> tuple[Tensor, ...]:
     """The rows of c that a score was given, for what solves a part of a batch by :func:`with_context`."""
-    return (score.c,) if isinstance(score, GivenScore) else ()
+    return score.context if isinstance(score, GivenScore) else ()
 
 
 def with_context(score: nn.Module, context: tuple[Tensor, ...]) -> nn.Module:

@@ -3,7 +3,8 @@ r"""Unpaired translation: data of A become data of B along probability flows, le
 *Two models.* x_A → h_A → the probability-flow ODE of A from ε to T → that of B back to ε → h_B⁻¹ → x_B. With identity
 flows it is DDIB, https://arxiv.org/abs/2203.08382.
 
-*One model of classes.* The same route with A and B two conditions of one model: it goes up as A and down as B.
+*One model of classes.* The same route with A and B two conditions of one model: it goes up as A and down as B, with
+guidance farther away from A.
 
 *SDEdit.* Noise up to some t, then the probability flow of a model of B down: no model of A, and no way back.
 
@@ -43,16 +44,22 @@ DIRECTIONS = ("forward", "backward")
 @dataclass(frozen=True)
 class Leg:
     """The probability flow of ``model`` from time ``start`` to ``end``, in either direction; with ``noise``, its
-    forward SDE, for ``start`` < ``end`` only. A model of p(x|c) is at ``c``, one for all samples or a row for each."""
+    forward SDE, for ``start`` < ``end`` only. A model of p(x|c) is at ``c``, one for all samples or a row for each; its
+    ``guidance`` leads ``away_from`` another c, see :meth:`indm.INDM.given`."""
 
     model: INDM
     start: float
     end: float
     noise: bool = False
     c: Any = None
+    guidance: float = 1.0
+    away_from: Any = None
 
     def of(self, n: int) -> "Leg":
         """This leg for ``n`` samples: the model at their conditions."""
+        if self.guidance != 1:
+            guided = self.model.given(self.c, n, guidance=self.guidance, away_from=self.away_from)
+            return replace(self, model=guided, c=None, guidance=1.0, away_from=None)
         return replace(self, model=at_rows(self.model, all_rows(self.model, self.c, n), torch.arange(n)), c=None)
 
 
@@ -237,6 +244,7 @@ def two_models(
     c: tuple[Any, Any] = (None, None),
     strength: float = 1.0,
     stochastic: bool = False,
+    guidance: float = 1.0,
     steps: int = STEPS,
     tol: float | None = None,
 ) -> Route:
@@ -244,18 +252,24 @@ def two_models(
 
     Args:
         c: of models of p(x|c), the condition of the data of ``source`` and of ``target``: ``("cat", "dog")``.
+        guidance: w of the way down of one model with c = (a, b), which follows s(·|a) + w (s(·|b) − s(·|a)): above 1 it
+            leads farther away from a, at two evaluations of the score in place of one. There is still a way back.
         strength: the time at which it turns, as a share of T: 1 goes all the way, less keeps more of the source.
         stochastic: go up by the forward SDE of ``source`` instead of its probability flow. The result is then random
             (with identity flows: SDEdit, https://arxiv.org/abs/2108.01073), and there is no cycle.
 
     Raises:
-        ValueError: the models differ in shape, grey levels or SDE.
+        ValueError: the models differ in shape, grey levels or SDE; guidance between two models.
     """
     check_pair(source, target)
+    if guidance != 1 and (source is not target or any(part is None for part in c)):
+        raise ValueError(
+            f"guidance must be 1 between two models, got {guidance:g}: it mixes the scores of two classes of one model"
+        )
     sde = source.sde
     turn = max(sde.eps, _way(strength, sde))
-    legs = (Leg(source, sde.eps, turn, noise=stochastic, c=c[0]), Leg(target, turn, sde.eps, c=c[1]))
-    return Route(legs, steps, tol)
+    down = Leg(target, turn, sde.eps, c=c[1], guidance=guidance, away_from=c[0])
+    return Route((Leg(source, sde.eps, turn, noise=stochastic, c=c[0]), down), steps, tol)
 
 
 def sdedit(model: INDM, *, c: Any = None, strength: float = 0.5, steps: int = STEPS, tol: float | None = None) -> Route:
@@ -313,6 +327,7 @@ def translate(
     c: tuple[Any, Any] = (None, None),
     strength: float = 1.0,
     stochastic: bool = False,
+    guidance: float = 1.0,
     steps: int = STEPS,
     tol: float | None = None,
     generator: torch.Generator | None = None,
@@ -334,7 +349,8 @@ def translate(
         >>> translate(a, b, x)
         tensor([[ 0.5000, -1.0000]])
     """
-    route = two_models(source, target, c=c, strength=strength, stochastic=stochastic, steps=steps, tol=tol)
+    options: dict[str, Any] = {"strength": strength, "stochastic": stochastic, "guidance": guidance}
+    route = two_models(source, target, c=c, steps=steps, tol=tol, **options)
     return route.follow(x, generator=generator).x
 
 

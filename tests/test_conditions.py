@@ -382,6 +382,30 @@ def test_one_model_translates_between_its_classes():
     assert (each - (MEANS[rows] + (x - MEANS[1]) * (STDS[rows] / STDS[1])[:, None])).abs().max() < 0.05
 
 
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 3.0])
+def test_a_guided_translation_leads_farther_away_from_the_source_and_has_a_way_back(guidance):
+    """Of Gaussians of one deviation, s_a + w (s_b − s_a) is the score of N(m_a + w (m_b − m_a), v)."""
+    score = GaussianScore(stds=torch.full((3,), 0.5))
+    model = indm.INDM(Identity(), score, shape=(2,), condition=Classes(LETTERS))
+    x = MEANS[0] + 0.5 * torch.randn(20, 2)
+    route = two_models(model, model, c=("a", "b"), guidance=guidance, steps=100)
+    there = route.follow(x).x
+    (_, variance), alpha = score.moments(torch.ones(1)), score.sde.alpha(torch.ones(()))
+    left = alpha * 0.5 / variance[0, 0].sqrt()  # of the means at T, where both ways meet
+    assert torch.allclose(there, (x + guidance * (1 - left) * (MEANS[1] - MEANS[0])).float(), atol=3e-3)
+    assert torch.equal(there, indm.translate(model, model, x, c=("a", "b"), guidance=guidance, steps=100))
+    assert torch.allclose(route.back().follow(there).x, x, atol=0.01)
+
+
+def test_a_translation_is_guided_between_two_classes_of_one_model():
+    model, other = gaussian_model(), gaussian_model()
+    for source, c in ((other, ("a", "b")), (model, ("a", None))):
+        with pytest.raises(ValueError, match="guidance must be 1 between two models, got 2: it mixes"):
+            two_models(source, model, c=c, guidance=2.0)
+    with pytest.raises(ValueError, match="guidance must be finite"):
+        two_models(model, model, c=("a", "b"), guidance=math.inf).follow(torch.zeros(1, 2))
+
+
 # ── networks ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 NETS = {

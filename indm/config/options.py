@@ -372,6 +372,9 @@ class TranslationOptions:
     """Go up by random noise in place of the probability flow; the results then depend on --seed."""
     seed: int = 0
     """Seed of that noise."""
+    guidance: float = 1.0
+    """Of one model told the class: above 1 the way down leads farther away from A. Where both sides look much alike, 6
+    may do what 1 does not; an evaluation is then two."""
     steps: int = 120
     """Evaluations of the networks: 75 takes less time, and its cycle is off by half a grey level or so."""
     tol: Annotated[float | None, default("equal steps")] = None

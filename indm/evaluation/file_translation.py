@@ -41,7 +41,12 @@ def route_of(runs: TranslationRuns, options: TranslationOptions) -> Route:
         ValueError: a bad option, or a cycle where no way leads back.
     """
     shared: dict = {"strength": options.strength, "steps": options.steps, "tol": options.tol}
-    route = runs.sdedit(**shared) if options.method == "sdedit" else runs.route(stochastic=options.stochastic, **shared)
+    if options.method == "sdedit":
+        if options.guidance != 1:
+            raise ValueError(f"guidance must be 1 for method 'sdedit', got {options.guidance:g}: it knows no A")
+        route = runs.sdedit(**shared)
+    else:
+        route = runs.route(stochastic=options.stochastic, guidance=options.guidance, **shared)
     if options.cycle:
         route.back()
     if options.errors and options.tol is None and options.steps < 2 * len(route.legs):

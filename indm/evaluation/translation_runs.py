@@ -79,13 +79,19 @@ class TranslationRuns:
             )
         return sdedit(self.models[1], c=self.classes[1], **options)
 
-    def route(self, **options) -> Route:
-        """See :func:`indm.translation.two_models` and :func:`indm.translation.bridge` for the options."""
-        return (
-            bridge(*self.models, self.direction, noise=self.noise, **options)
-            if len(self.models) == 1
-            else two_models(*self.models, c=self.classes, **options)
-        )
+    def route(self, *, guidance: float = 1.0, **options) -> Route:
+        """See :func:`indm.translation.two_models` and :func:`indm.translation.bridge` for the options.
+
+        Raises:
+            ValueError: guidance but for one model told the class.
+        """
+        if guidance != 1 and self.classes == (None, None):
+            raise ValueError(
+                f"guidance must be 1 for {self.kind}, got {guidance:g}; it is for one model told the class"
+            )
+        if len(self.models) == 1:
+            return bridge(*self.models, self.direction, noise=self.noise, **options)
+        return two_models(*self.models, c=self.classes, guidance=guidance, **options)
 
 
 def open_runs(

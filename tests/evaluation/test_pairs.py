@@ -759,10 +759,21 @@ def test_one_model_of_classes_translates_between_two(trained, toys, tmp_path, ca
     x = there.models[0].scaling.centre(raw)
     assert (back.follow(there.follow(x).x).x - x).abs().max() * 8.5 < 0.5
     assert not torch.equal(there.follow(x).x, open_runs([run], "forward", ("3", "1")).route(steps=40).follow(x).x)
+    guided = [*arguments[:-1], "--condition", "3", "8", "--steps", "20", "--guidance", "3", "--overwrite"]
+    assert main(guided) == 0
+    farther = open_runs([run], "forward", ("3", "8")).route(steps=20, guidance=3.0)
+    with np.load(out / "threes.npz") as written:
+        assert np.array_equal(written["samples"], farther.models[1].scaling.to_data(farther.follow(x).x).numpy())
     for wrong, complaint in (
         ([run, toys[0], "--condition", "3", "dog"], "c must be one of"),
         ([trained / "pair", toys[0], "--condition", "3", "8"], "condition needs one run, of a model of both classes"),
         ([run, toys[0]], "is no bridge"),
+        (
+            [trained / "pair", toys[0], "--guidance", "2"],
+            "guidance must be 1 for two models, got 2; it is for one model",
+        ),
+        ([trained / "bridge", toys[0], "--guidance", "2"], "guidance must be 1 for terminal bridge, got 2"),
+        ([trained / "one", toys[0], "--guidance", "2", "--method", "sdedit", "--strength", "0.5"], "it knows no A"),
     ):
         assert complaint in error_of(capsys, "translate", *wrong, "--out", tmp_path / "none", "--quiet")
 
