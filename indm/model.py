@@ -157,7 +157,7 @@ class INDM(nn.Module):
         """
         condition = condition_of(self, c)
         if guidance != 1:
-            self._check_guidance(guidance, needs_marginal=away_from is None)
+            self.check_guidance(guidance, away_from)
         if c is not None:
             seen = condition(condition.rows(c, n))
         elif not condition.drop:
@@ -180,15 +180,15 @@ class INDM(nn.Module):
         view.condition = None
         return view
 
-    def _check_guidance(self, guidance: float, *, needs_marginal: bool) -> None:
-        """ValueError where this model cannot be guided so, away from p(x) or from another condition."""
+    def check_guidance(self, guidance: float, away_from: Any = None) -> None:
+        """ValueError where guidance cannot lead away from p(x|away_from), or from p(x) where that is None."""
         if not math.isfinite(guidance):
             raise ValueError(f"guidance must be finite, got {guidance}; 1 samples the model")
         if sees_condition(self.flow):
             raise ValueError(
                 f"guidance must be 1 where the flow sees c, got {guidance}: it mixes two scores, which need one latent"
             )
-        if needs_marginal and not condition_of(self, None).drop:
+        if away_from is None and not condition_of(self, None).drop:
             raise ValueError(
                 f"guidance must be 1 for a model of p(x|c) alone, got {guidance}; one that was trained with "
                 "condition.drop 0.1 or so knows p(x), too"

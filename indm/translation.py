@@ -57,10 +57,11 @@ class Leg:
 
     def of(self, n: int) -> "Leg":
         """This leg for ``n`` samples: the model at their conditions."""
-        if self.guidance != 1:
-            guided = self.model.given(self.c, n, guidance=self.guidance, away_from=self.away_from)
-            return replace(self, model=guided, c=None, guidance=1.0, away_from=None)
-        return replace(self, model=at_rows(self.model, all_rows(self.model, self.c, n), torch.arange(n)), c=None)
+        if self.guidance == 1:
+            model = at_rows(self.model, all_rows(self.model, self.c, n), torch.arange(n))
+        else:
+            model = self.model.given(self.c, n, guidance=self.guidance, away_from=self.away_from)
+        return replace(self, model=model, c=None, guidance=1.0, away_from=None)
 
 
 @dataclass(frozen=True)
@@ -262,10 +263,12 @@ def two_models(
         ValueError: the models differ in shape, grey levels or SDE; guidance between two models.
     """
     check_pair(source, target)
-    if guidance != 1 and (source is not target or any(part is None for part in c)):
-        raise ValueError(
-            f"guidance must be 1 between two models, got {guidance:g}: it mixes the scores of two classes of one model"
-        )
+    if guidance != 1:
+        if source is not target or any(part is None for part in c):
+            raise ValueError(
+                f"guidance must be 1 but for one model at two conditions c = (a, b), got {guidance:g}: it mixes scores"
+            )
+        target.check_guidance(guidance, c[0])
     sde = source.sde
     turn = max(sde.eps, _way(strength, sde))
     down = Leg(target, turn, sde.eps, c=c[1], guidance=guidance, away_from=c[0])

@@ -29,7 +29,7 @@ from indm.report.records import Record
 from indm.rng import part_of
 from indm.sampling import AdaptiveODE, follow_flow, make_sampler, solve_latent
 from indm.scaling import Scaling
-from indm.score import GivenScore
+from indm.score import GivenScore, flow_score
 from indm.tensors import expand_like
 from indm.translation import two_models
 
@@ -397,13 +397,27 @@ def test_a_guided_translation_leads_farther_away_from_the_source_and_has_a_way_b
     assert torch.allclose(route.back().follow(there).x, x, atol=0.01)
 
 
+def test_guidance_away_from_a_class_mixes_what_the_probability_flow_follows():
+    """Of a process with two scores, one of which drives the flow."""
+    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
+    tables |= {"forward": {"name": "affine"}, "condition": {"name": "classes", "labels": list(LETTERS)}}
+    model, z, t = moved(indm.build_model(tables, (2,))), torch.randn(3, 2), torch.tensor([0.1, 0.5, 0.9])
+    wanted, other = (flow_score(model.given(name, 3).score)(z, t) for name in "ab")
+    guided = flow_score(model.given("a", 3, guidance=2.0, away_from="b").score)(z, t)
+    assert torch.allclose(guided, other + 2 * (wanted - other), atol=1e-5) and not torch.allclose(wanted, other)
+
+
 def test_a_translation_is_guided_between_two_classes_of_one_model():
     model, other = gaussian_model(), gaussian_model()
     for source, c in ((other, ("a", "b")), (model, ("a", None))):
-        with pytest.raises(ValueError, match="guidance must be 1 between two models, got 2: it mixes"):
+        with pytest.raises(ValueError, match=r"guidance must be 1 but for one model at two conditions .* got 2:"):
             two_models(source, model, c=c, guidance=2.0)
+    flow = CouplingFlow((2,), width=8, condition=(2,))
+    seeing = indm.INDM(flow, GaussianScore(), shape=(2,), condition=Classes(LETTERS[:2], flow=True))
+    with pytest.raises(ValueError, match="guidance must be 1 where the flow sees c, got 2"):
+        two_models(seeing, seeing, c=("a", "b"), guidance=2.0)
     with pytest.raises(ValueError, match="guidance must be finite"):
-        two_models(model, model, c=("a", "b"), guidance=math.inf).follow(torch.zeros(1, 2))
+        two_models(model, model, c=("a", "b"), guidance=math.inf)
 
 
 # ── networks ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -27,15 +27,24 @@ def seconds_of_children():
 
 
 @pytest.fixture(scope="module")
-def short(tutorials):
-    """All, by name, after a run of two steps in one kernel, which is quick enough for CI."""
+def timed(tutorials):
+    """All, by name, after a run of two steps in one kernel, and the seconds of processors that it took."""
     notebooks, before = {name: tutorials.read(name) for name in tutorials.NAMES}, seconds_of_children()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INDM_TUTORIAL_STEPS", "2")
         tutorials.execute(list(notebooks.values()))
-    seconds = seconds_of_children() - before
-    assert 1 < seconds < 120, f"the tutorials in two steps took {seconds:.0f} seconds of processors, usually 40"
-    return notebooks
+    return notebooks, seconds_of_children() - before
+
+
+@pytest.fixture(scope="module")
+def short(timed):
+    """All, by name, after a run of two steps."""
+    return timed[0]
+
+
+def test_tutorials_in_two_steps_are_quick_enough_for_ci(timed):
+    """On two cores 40 seconds of processors are usual."""
+    assert timed[1] < 120
 
 
 def code_of(notebook):

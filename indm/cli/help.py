@@ -65,12 +65,11 @@ def explained(topic: str = "", *names: str) -> str:
     """
     if not topic:
         return overview()
-    if topic == "exit-status" and not names:
-        return EXIT_STATUS
-    if topic == "version" and not names:
-        return f"indm {indm.__version__}"
-    table, key = table_of(topic)
-    if len(names) > 1 or (names and table in OPTION_TABLES):
+    alone = {"exit-status": EXIT_STATUS, "version": f"indm {indm.__version__}"}
+    if topic in alone and not names:
+        return alone[topic]
+    table, key = ("", None) if topic in alone else table_of(topic)
+    if len(names) > 1 or (names and (topic in alone or table in OPTION_TABLES)):
         raise ValueError(f"indm help takes no {one_line(names[-1])} after {one_line(' '.join((topic, *names[:-1])))}")
     if names:
         return listing.description(table, names[0]) if key is None else listing.of_part(table, names[0], key)

@@ -25,9 +25,9 @@ IN_OUR_WORDS = {  # of what tyro says on one line
     WRONG + r"invalid literal for int.*: ('.*')": r"\1 must be a whole number, got \2",
     WRONG + r"could not convert string to float: ('.*')": r"\1 must be a number, got \2",
     WRONG + r"parse for arguments: \[(.*)\]": r"\1 must be whole numbers, got \2",
-    WRONG + r"from \[(.*?)\]\..* argument count (\d+) .*": r"--\1 needs \3 values, got \2",
+    WRONG + r"from \[\]\..* argument count (\d+) .*": r"--\1 needs \2 values",
+    WRONG + r"from \[(.+?)\]\..* argument count (\d+) .*": r"--\1 needs \3 values, got \2",
     r"Missing value for argument .*?--([\w-]+)\W.* Expected 1 values\.": r"--\1 needs a value",
-    r"Missing value for argument .*?--([\w-]+)\W.* Expected (\d+) values\.": r"--\1 needs \2 values",
     r"invalid choice ('.*') for argument '\S*?--([\w-]+)'.* of \((.*)\) ?\.": r"\2 must be one of \3, got \1",
 }
 

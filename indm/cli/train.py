@@ -212,13 +212,16 @@ def train_run(
 
 
 def interrupted_early(out: Path) -> int:
-    """Say how to begin again after a Ctrl-C that no step has followed; the exit status."""
+    """Say how to go on after a Ctrl-C that no step has followed; the exit status."""
     from indm.runs.folder import RECIPE
-    from indm.training.pairs import PAIR
+    from indm.training.checkpoints import nothing_saved
+    from indm.training.pairs import PAIR, SIDES
 
     begun = any((out / name).is_file() for name in (RECIPE, PAIR))
+    is_saved = not all(nothing_saved(run) for run in (out, *(out / side for side in SIDES)))
+    what = "what was saved before stays as it is" if is_saved else "so nothing was trained"
     command = f"The same command {'with --resume goes on' if begun else 'begins again'}."
-    say(f"Interrupted before a step was made, so nothing was trained. {command}", file=sys.stderr)
+    say(f"Interrupted before a step was made, {what}. {command}", file=sys.stderr)
     return INTERRUPTED
 
 

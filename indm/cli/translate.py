@@ -33,8 +33,8 @@ class Translate(Computes):
     """
 
     paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN] IMAGES…", help_behavior_hint="(required)")]
-    """One or two run folders, the first of them perhaps a model of the hub, user/name; then images: files, folders,
-    patterns like "x/*.png", arrays as .npz or .npy."""
+    """One or two run folders or models of the hub, user/name; then images: files, folders, patterns like "x/*.png",
+    arrays as .npz or .npy."""
     out: Annotated[Path, arg(metavar="FOLDER")]
     """Where to write; a folder that is not empty is an error without --overwrite."""
     direction: Literal["forward", "backward"] = "forward"
@@ -52,14 +52,15 @@ class Translate(Computes):
         from indm.evaluation.translation_runs import is_run_or_pair, open_runs
         from indm.runs.folder import run_folder
 
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())) and not self.overwrite:
+            raise ValueError(f"--out {self.out} exists and is not empty: name another, or add --overwrite")
         first, *others = self.paths
-        given = (run_folder(first), *others)
+        second = [path if path.suffix else run_folder(path) for path in others[:1]]  # with a suffix it is an image
+        given = (run_folder(first), *second, *others[1:])
         count = _leading(given, is_run_or_pair)
         if not count or count == len(given):
             what = "a run folder (with a recipe.toml in it) first" if not count else "images after the run folders"
-            raise ValueError(f"translate needs {what}, got {' '.join(map(str, given))}")
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())) and not self.overwrite:
-            raise ValueError(f"--out {self.out} exists and is not empty: name another, or add --overwrite")
+            raise ValueError(f"translate needs {what}, got {' '.join(map(str, self.paths))}")
         sources = given[count:]
         file_translation.check_sources(sources, self.options)
         opened = open_runs(given[:count], self.direction, self.condition, method=self.options.method)
@@ -81,7 +82,7 @@ class Strip(Computes):
     """
 
     paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN… IMAGE", help_behavior_hint="(required)")]
-    """Run folders, as for "indm translate", then one image."""
+    """Run folders, then one image."""
     out: Annotated[Path, arg(metavar="FILE")] = Path("strip.png")
     """The picture to write; one that is there is an error without --overwrite."""
     direction: Literal["forward", "backward"] = "forward"

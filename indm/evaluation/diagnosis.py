@@ -153,7 +153,7 @@ def _judged(run: Path, evaluation: dict | None) -> str:
     if evaluation is not None:
         return "" if learned(evaluation) else conclusion(run, evaluation)
     trained = _Trained.read(run)
-    return f"It has hardly learned. {advice(run)}" if trained is not None and trained.steps < FEW_STEPS else ""
+    return f"The model has hardly learned. {advice(run)}" if trained is not None and trained.steps < FEW_STEPS else ""
 
 
 def _current_evaluation(run: Path) -> dict | None:

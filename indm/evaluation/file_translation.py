@@ -43,7 +43,7 @@ def route_of(runs: TranslationRuns, options: TranslationOptions) -> Route:
     shared: dict = {"strength": options.strength, "steps": options.steps, "tol": options.tol}
     if options.method == "sdedit":
         if options.guidance != 1:
-            raise ValueError(f"guidance must be 1 for method 'sdedit', got {options.guidance:g}: it knows no A")
+            raise ValueError(f"guidance must be 1 for method 'sdedit', got {options.guidance:g}: it has no model of A")
         route = runs.sdedit(**shared)
     else:
         route = runs.route(stochastic=options.stochastic, guidance=options.guidance, **shared)

@@ -88,6 +88,7 @@ def made_by(report: dict) -> str:
     parts += [f"direction {report['direction']}"]
     parts += [f"{options['steps']} steps" if options["tol"] is None else f"tolerance {options['tol']:g}"]
     parts += [f"strength {options['strength']:g}"]
+    parts += [f"guidance {options['guidance']:g}"] if options["guidance"] != 1 else []
     parts += [f"up by noise of seed {options['seed']}"] if _is_random(options) else []
     parts += [f"{len(report['failed'])} not translated, see translation.json"] if report["failed"] else []
     return one_line("; ".join(parts) + ".")

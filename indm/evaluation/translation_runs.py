@@ -87,7 +87,7 @@ class TranslationRuns:
         """
         if guidance != 1 and self.classes == (None, None):
             raise ValueError(
-                f"guidance must be 1 for {self.kind}, got {guidance:g}; it is for one model told the class"
+                f"guidance must be 1, got {guidance:g}: it is for one model told the class, and this is {self.kind}"
             )
         if len(self.models) == 1:
             return bridge(*self.models, self.direction, noise=self.noise, **options)

@@ -131,5 +131,7 @@ def _talking(name: str, otherwise: str) -> Iterator[None]:
 
 def _root(error: BaseException) -> BaseException:
     """What went wrong first: the libraries for HTTP and of the hub say it again, at length."""
-    cause = error.__cause__ or error.__context__
-    return error if cause is None else _root(cause)
+    seen = [error]
+    while (cause := seen[-1].__cause__ or seen[-1].__context__) is not None and cause not in seen:
+        seen.append(cause)
+    return seen[-1]

@@ -709,7 +709,8 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("sample untrained -n three", "indm: error: n must be a whole number, got 'three'"),
         ("sample untrained --eps low", "indm: error: eps must be a number, got 'low'"),
         ("sample untrained -n", "indm: error: --n needs a value"),
-        ("translate untrained full --condition a --out new", "indm: error: --condition needs 2 values"),
+        ("translate untrained full --condition a --out new", "indm: error: --condition needs 2 values, got 'a'"),
+        ("translate untrained full --condition", "indm: error: --condition needs 2 values\n"),
         ("compare full full --equal time", "indm: error: equal must be one of 'cost', 'steps', got 'time'"),
         ("report untrained --steps 200", "steps must hold one below 200"),
         ("report untrained --samplers dmp++", "sampler must be one of ode, euler-maruyama"),
@@ -1087,6 +1088,12 @@ def test_a_ctrl_c_before_the_first_step_says_that_nothing_was_trained(
     again = "begins again" if file is None else "with --resume goes on"
     said = f"Interrupted before a step was made, so nothing was trained. The same command {again}.\n"
     assert capsys.readouterr().err == said
+    if file is not None:
+        saved = tmp_path / ("checkpoint.pt" if file == "recipe.toml" else "a/checkpoint.pt")
+        saved.parent.mkdir(exist_ok=True)
+        saved.write_text("")
+        assert main([*command.split(), "--out", str(tmp_path)]) == 130
+        assert "a step was made, what was saved before stays as it is. The same" in capsys.readouterr().err
 
 
 def test_what_is_said_to_be_saved_is_what_is_saved():

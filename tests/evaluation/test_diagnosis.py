@@ -197,7 +197,9 @@ def test_a_translation_into_itself_is_called_so(tmp_path):
 def test_a_translation_by_a_run_of_few_steps_is_told_so(tmp_path):
     """Without an evaluation, whatever the distance of its results, also of vectors."""
     run = folder(tmp_path, [line(199)], FINISHED, **{"train.steps": "199"})
-    said = f"{run}: It has hardly learned. Likely cause: the run made only 199 steps. Go on with: indm train {run} "
+    said = (
+        f"{run}: The model has hardly learned. Likely cause: the run made only 199 steps. Go on with: indm train {run} "
+    )
     assert [text.startswith(said) for text in conclusions_of_translation(9.0, None, [run, run])] == [True]
 
 
@@ -222,6 +224,6 @@ def test_evaluate_says_it_and_its_command_goes_on(tmp_path, monkeypatch, capsys)
     assert main([*command, "--quiet"]) == 0
     assert read_metrics(run)[-1]["step"] == 13
     (said,) = conclusions_of_translation(9.0, 17, [run])  # the evaluation is of other weights
-    assert said.startswith(f"{run}: It has hardly learned.")
+    assert said.startswith(f"{run}: The model has hardly learned.")
     _, see, _ = conclusions_of_translation(0.1, 17, [run])
     assert see.endswith(shlex.join(["indm", "evaluate", str(run), "--overwrite"]))

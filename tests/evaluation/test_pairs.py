@@ -711,6 +711,14 @@ def test_a_card_says_what_a_model_translates_and_how(name, said, trained, toys, 
     assert space["result"].shape == (16, 3, 8, 8)
 
 
+def test_both_models_of_a_translation_may_be_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("digits.npy", np.full((2, 8, 8), 8))
+    line = ["translate", "digits-pretrained", "digits-pretrained", "digits.npy", "--steps", "8", "--quiet", "--out"]
+    assert main([*line, "out"]) == 0
+    assert json.loads(Path("out/translation.json").read_text())["models"] == ["runs/digits-pretrained"] * 2
+
+
 def test_a_pair_is_pushed_as_two_models(trained, capsys):
     pair = trained / "pair"
     said = f"{pair} is a pair of runs, and each is a model of its own: "
@@ -770,12 +778,16 @@ def test_one_model_of_classes_translates_between_two(trained, toys, tmp_path, ca
         ([run, toys[0]], "is no bridge"),
         (
             [trained / "pair", toys[0], "--guidance", "2"],
-            "guidance must be 1 for two models, got 2; it is for one model",
+            "guidance must be 1, got 2: it is for one model told the class, and this is two",
         ),
-        ([trained / "bridge", toys[0], "--guidance", "2"], "guidance must be 1 for terminal bridge, got 2"),
-        ([trained / "one", toys[0], "--guidance", "2", "--method", "sdedit", "--strength", "0.5"], "it knows no A"),
+        ([trained / "bridge", toys[0], "--guidance", "2"], "and this is terminal bridge"),
+        (
+            [trained / "one", toys[0], "--guidance", "2", "--method", "sdedit", "--strength", "0.5"],
+            "it has no model of A",
+        ),
     ):
         assert complaint in error_of(capsys, "translate", *wrong, "--out", tmp_path / "none", "--quiet")
+        assert not (tmp_path / "none").exists()
 
 
 def test_sdedit_is_noise_and_the_flow_of_the_other_side_alone(trained, toys, tmp_path, capsys):
