@@ -145,7 +145,8 @@ def table(data: str, records: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=list(FLOWS))
-    parser.add_argument("--flows", nargs="+", help="some of those of the data; all by default")
+    every = [name for flows in FLOWS.values() for name in flows]
+    parser.add_argument("--flows", nargs="+", choices=every, help="some of those of the data; all by default")
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--paths", nargs=2, help="of the images, for emoji-32: the packages of two artists, unpacked")
     parser.add_argument("--out", type=Path, default=Path("runs/flow-alone"), help="where the runs are or shall be")

@@ -94,11 +94,13 @@ def of_classes(recipe: dict, changes: dict[str, str], out: Path, guidance: float
     return two_models(model, model, c=data.classes, guidance=guidance)
 
 
-def recipe_of(name: str, paths: Sequence[str], seed: int) -> dict:
+def recipe_of(name: str, paths: Sequence[str] | None, seed: int) -> dict:
     """A recipe of two data sets: a bundled one, or emoji of two packages."""
     recipe = recipes.override(recipes.load(name), {"train.seed": str(seed)})
     if name != ARTISTS:
         return recipe
+    if paths is None:
+        raise SystemExit(f"{ARTISTS} needs --paths: the packages of two artists, unpacked")
     first, second = paths
     recipe = recipes.override(recipe, {"data.path": first} | INDM_OF_IMAGES)
     bridge = recipes.load("translate-folders")["bridge"]

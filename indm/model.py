@@ -142,11 +142,11 @@ class INDM(nn.Module):
             c: classes by number or name, vectors or images, a row for each sample, or one for all; None hides it.
             n: how many samples; needed where one c is for all.
             guidance: w of :class:`indm.score.GivenScore`, for samples; 1 is the model.
-            away_from: other conditions that guidance leads away from, in place of p(x), as ``c``.
+            away_from: other conditions, like ``c``, that guidance leads away from in place of p(x).
             drops: hide a share ``condition.drop`` of the rows at random, as training does.
 
         Raises:
-            ValueError: this model has no condition, or needs one, or c is none of its conditions.
+            ValueError: this model has no condition, or needs one, c is none of its conditions, or it cannot be guided.
 
         Example:
 

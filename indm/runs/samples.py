@@ -60,7 +60,7 @@ def draw(
         with contextlib.suppress(ValueError):  # a file that cannot be read is not overwritten either
             samples = read_samples(file)
             if samples[2] is not None and _without_paths(samples[2]) == _without_paths(made_by):
-                print(f"{file} was drawn with these options before: it stays as it is", file=sys.stderr)
+                print(f"{file} holds these samples already: nothing was drawn", file=sys.stderr)
                 return samples
     check_absent(file.parent, SAMPLE_FILES, overwrite)
     generator = torch.Generator(device).manual_seed(drawing.seed)

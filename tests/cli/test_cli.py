@@ -339,8 +339,8 @@ def test_samples_are_drawn_once(run, tmp_path, capsys):
     line = ["sample", str(run), "-n", "4", "--steps", "2", "--out", str(tmp_path), "--quiet"]
     assert main(line) == 0
     before = (tmp_path / "samples.npz").stat().st_mtime_ns
-    assert "stays" not in capsys.readouterr().err and main(line) == 0
-    said = f"{tmp_path / 'samples.npz'} was drawn with these options before: it stays as it is\n"
+    assert "already" not in capsys.readouterr().err and main(line) == 0
+    said = f"{tmp_path / 'samples.npz'} holds these samples already: nothing was drawn\n"
     assert (tmp_path / "samples.npz").stat().st_mtime_ns == before and capsys.readouterr().err == said
     assert main([*line, "--seed", "1"]) == 2
     assert (tmp_path / "samples.npz").stat().st_mtime_ns == before
