@@ -620,7 +620,7 @@ def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch
         ("checkpoint_1.pth --recipe cifar11", "no recipe or file is called 'cifar11'"),
         ("checkpoint_1.pth --settings no.json", "settings no.json cannot be read as JSON"),
         ("checkpoint_1.pth --settings list.json", "settings list.json cannot be read as JSON: it holds list"),
-        ("checkpoint_1.pth --sde vp --image-size 16 --weights raw", "invalid choice 'raw' for argument '--weights'"),
+        ("checkpoint_1.pth --sde vp --image-size 16 --weights raw", "weights must be one of "),
         ("checkpoint_1.pth --sde vp --image-size 16 --out full", "full exists and is not empty"),
         ("checkpoint_1.pth --sde vp --image-size -8", "must be a whole number of pixels, 1 or more, got -8"),
         ("checkpoint_1.pth --sde vp --data.size [8]", "(or image_size of --settings, or data.size) must be a whole"),
