@@ -373,8 +373,8 @@ class TranslationOptions:
     seed: int = 0
     """Seed of that noise."""
     guidance: float = 1.0
-    """Of one model told the class: above 1 the way down leads farther away from A. Where both sides look much alike, 4
-    to 6 may do what 1 does not; each evaluation on the way down then costs two."""
+    """Of one model told the class: above 1 the way down leads farther away from A, and pictures lose detail; 2 to 4
+    where both sides look much alike. Each evaluation on the way down then costs two."""
     steps: int = 120
     """Evaluations of the networks: 75 takes less time, and its cycle is off by half a grey level or so."""
     tol: Annotated[float | None, default("equal steps")] = None
