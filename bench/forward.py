@@ -55,6 +55,7 @@ PROCESSES: dict[str, Setting] = {
     "coded": {"forward": "coded"},
     "learned mean": {"forward": "learned-mean"},
     "affine": {"forward": "affine"},
+    "affine, learned SDE": {"forward": "affine", "sde": "learned"},
 }
 FORWARD_RATES = (1e-3, 3e-3)
 STEPS = (2, 4, 8, 16, 32)  # of the bounds of ancestral samples, and of samples
