@@ -38,6 +38,7 @@ from indm.model import INDM, count_parameters
 from indm.objective import Losses, Objective, as_objective, flow_loss, flow_nll, objective_of
 from indm.rng import noisy
 from indm.tensors import evaluation_mode
+from indm.training.pairs import sides_of
 from indm.translation import without_noise
 
 IMAGES, SHOWN, FIRST = 200, 10, 100
@@ -98,16 +99,8 @@ def study(
 ) -> dict:
     """Train one flow of the recipe's B, and measure it along the way."""
     sigma = SIGMA if name.endswith("noise-augmented") else 0.0
-    recipe = {table: recipe[table] for table in recipe if table not in ("data_b", "bridge")} | {
-        "data": recipe["data_b"]
-    }
-    budget: dict[str, Any] = {
-        "train.steps": steps,
-        "train.seconds": math.inf,
-        "train.terminal": 0,
-        "train.flow_update_every": 1,
-    }
-    recipe = recipes.override(recipe, budget | {"net": "zero"} | flow)
+    budget: dict[str, Any] = {"train.steps": steps, "train.seconds": math.inf, "train.flow_update_every": 1}
+    recipe = recipes.override(sides_of(recipe)["b"], budget | {"net": "zero"} | flow)
     marks, data = {FIRST * 2**k for k in range(20)}, load_data(**recipe["data"])
     file = out / f"{name}.json"
     curve: dict[str, dict] = json.loads(file.read_text()) if file.exists() else {}

@@ -57,7 +57,7 @@ SHOWN = 10
 CYCLED = 32  # images that also go back
 STEPS, CONVERGED = (16, 20, 24, 30, 50, 75, 100, 120, 200), 300  # of the cycle
 STRENGTHS = (0.3, 0.5)  # of SDEdit
-GUIDANCES = (4, 6)  # away from class A, of one model of both: chosen on validation emoji among 3, 4, 5, 6 and 8
+GUIDANCES = (4, 6)  # away from class A, of one model of both: chosen on validation emoji among 4, 5, 6 and 8
 TRUTH = {  # columns beside COLUMNS where the truth is known
     "truth_distance": "to the counterpart, levels",
     "truth_features": "features",
@@ -83,7 +83,7 @@ BRIDGES: dict[str, dict[str, str]] = {"bridge": {}, "bridge weight 1": {"train.t
 LINEAR_FLOW = {"flow": "identity", "train.flow_update_every": "1"}
 
 
-def of_classes(recipe: dict, changes: dict[str, str], out: Path, guidance: float = 1.0) -> Route:
+def of_classes(recipe: dict, changes: dict[str, str], out: Path) -> Route:
     """The route from A to B by one model of both, which is told the class; trained or read."""
     data = two_classes(*(load_data(**recipe[table]) for table in ("data", "data_b")))
     changes = {"condition": "classes"} | changes
@@ -91,7 +91,7 @@ def of_classes(recipe: dict, changes: dict[str, str], out: Path, guidance: float
     if not (out / "summary.json").exists():
         whole({out.name: indm.train(alone, out, data=data, resume=(out / "checkpoint.pt").exists())})
     model = INDM.load(out)
-    return two_models(model, model, c=data.classes, guidance=guidance)
+    return two_models(model, model, c=data.classes)
 
 
 def recipe_of(name: str, paths: Sequence[str] | None, seed: int) -> dict:
@@ -144,9 +144,13 @@ def routes(recipe: dict, steps: int, out: Path, methods: Sequence[str]) -> dict[
         return pair(recipe, steps, out, name)
 
     @functools.cache
-    def one(name: str, guidance: float = 1.0) -> Route:
+    def one(name: str) -> Route:
         count, changes = {"classes": (steps, {}), "linear classes": (round(LINEAR * steps), LINEAR_FLOW)}[name]
-        return of_classes(untimed(recipe, 2 * count), changes, out / name, guidance)
+        return of_classes(untimed(recipe, 2 * count), changes, out / name)
+
+    def guided(weight: float) -> Route:
+        up, down = one("classes").legs
+        return two_models(up.model, down.model, c=(up.c, down.c), guidance=weight)
 
     def noised(strength: float) -> Route:
         _, down = one("linear classes").legs
@@ -156,7 +160,7 @@ def routes(recipe: dict, steps: int, out: Path, methods: Sequence[str]) -> dict[
         **{name: lambda name=name: two(name).route() for name in ("indm", "ddib")},
         **{f"{name} 0.5": lambda name=name: two(name).route(strength=0.5) for name in ("indm", "ddib")},
         **{name: lambda name=name: one(name) for name in ("classes", "linear classes")},
-        **{f"classes guided {w}": lambda w=w: one("classes", w) for w in GUIDANCES},
+        **{f"classes guided {w}": lambda w=w: guided(w) for w in GUIDANCES},
         **{f"sdedit {s}": lambda s=s: noised(s) for s in STRENGTHS},
         **{name: lambda name=name: bridge(recipe, steps, out, name).route() for name in BRIDGES},
     }

@@ -24,6 +24,7 @@ EXIT_STATUS = """0    all is done
 141  the reader of the output has closed it, as in "indm recipes | head"
 
 No file is overwritten without --overwrite."""
+ALONE = {"exit-status": EXIT_STATUS, "version": f"indm {indm.__version__}"}  # topics that are no tables
 
 
 @dataclass
@@ -65,11 +66,10 @@ def explained(topic: str = "", *names: str) -> str:
     """
     if not topic:
         return overview()
-    alone = {"exit-status": EXIT_STATUS, "version": f"indm {indm.__version__}"}
-    if topic in alone and not names:
-        return alone[topic]
-    table, key = ("", None) if topic in alone else table_of(topic)
-    if len(names) > 1 or (names and (topic in alone or table in OPTION_TABLES)):
+    if topic in ALONE and not names:
+        return ALONE[topic]
+    table, key = (topic, None) if topic in ALONE else table_of(topic)
+    if len(names) > 1 or (names and table in (*ALONE, *OPTION_TABLES)):
         raise ValueError(f"indm help takes no {one_line(names[-1])} after {one_line(' '.join((topic, *names[:-1])))}")
     if names:
         return listing.description(table, names[0]) if key is None else listing.of_part(table, names[0], key)
@@ -94,7 +94,7 @@ def table_of(topic: str) -> tuple[str, str | None]:
     if others and first.replace("_", "-") in commands.COMMANDS and (others[0] == first or others[0] in tables(first)):
         first, *others = others
     if first not in listing.TABLES or len(others) > 1:
-        known = dict.fromkeys(["exit-status", "version", *commands.COMMANDS, *listing.TABLES])
+        known = dict.fromkeys([*ALONE, *commands.COMMANDS, *listing.TABLES])
         raise ValueError(f"indm help has nothing on {one_line(topic)}{nearest(topic, known)}")
     return first, others[0] if others else None
 

@@ -116,10 +116,7 @@ def advice(run: Path, baseline: float = -math.inf) -> str:
         baseline: the likelihood that the model should have reached, in the unit of the run.
     """
     trained = _Trained.read(run)
-    if trained is None:
-        return ""
-    cause, remedy = trained.cause(baseline)
-    return f"Likely cause: {cause}. {remedy or trained.command()}"
+    return "" if trained is None else trained.advice(baseline)
 
 
 def conclusions_of_translation(distance: float, levels: int | None, runs: Sequence[Path]) -> list[str]:
@@ -153,7 +150,9 @@ def _judged(run: Path, evaluation: dict | None) -> str:
     if evaluation is not None:
         return "" if learned(evaluation) else conclusion(run, evaluation)
     trained = _Trained.read(run)
-    return f"The model has hardly learned. {advice(run)}" if trained is not None and trained.steps < FEW_STEPS else ""
+    if trained is None or trained.steps >= FEW_STEPS:
+        return ""
+    return f"The model has hardly learned. {trained.advice()}"
 
 
 def _current_evaluation(run: Path) -> dict | None:
@@ -204,6 +203,11 @@ class _Trained:
         """The line of the lowest validation; an empty one where there was none."""
         validated = [line for line in self.lines if "valid_nelbo" in line]
         return min(validated, key=lambda line: line["valid_nelbo"], default={})
+
+    def advice(self, baseline: float = -math.inf) -> str:
+        """See :func:`advice`."""
+        cause, remedy = self.cause(baseline)
+        return f"Likely cause: {cause}. {remedy or self.command()}"
 
     def cause(self, baseline: float) -> tuple[str, str | None]:
         """The likely cause, and what would do if that is no longer training."""
