@@ -7,12 +7,12 @@
 All have the recipe's network and, but for the bridge, whose TarFlow takes longer, about the same seconds: each of
 INDM's two models makes ``--steps`` steps, each of DDIB's (the same with the identity flow) 1.15 times as many, about
 what a step of INDM costs of a linear one. What is one model makes twice as many: the bridge of the form terminal, and
-the same with the weight of B that A has; an INDM and a linear diffusion that are told the class. The last two go up as
-class A and down as class B, the linear one also by SDEdit: noise up to t, then down as class B. Test images of A are
-translated and compared with B, see ``indm/evaluation/translation_metrics.py``; the classifier is that of all the data
-set's classes, of emoji that of the two artists. There each source has a true counterpart, the same thing by the other
-artist, and records say how near results come to it. Trainings differ in their seed, and are taken as they are after
-their last step, never the best one.
+the same with the weight of B that A has, and with noise in B alone; an INDM and a linear diffusion that are told the
+class. The last two go up as class A and down as class B, the linear one also by SDEdit: noise up to t, then down as
+class B. Test images of A are translated and compared with B, see ``indm/evaluation/translation_metrics.py``; the
+classifier is that of all the data set's classes, of emoji that of the two artists. There each source has a true
+counterpart, the same thing by the other artist, and records say how near results come to it. Trainings differ in their
+seed, and are taken as they are after their last step, never the best one.
 
 Each method of each training is a record in ``bench/records/translation/RECIPE/SEED``, which is not made again; killed
 and started again, it goes on. ``RECIPE.png`` in ``--out`` has pictures of the first training. With ``--cycles`` it
@@ -71,6 +71,7 @@ NAMES = {
     "ddib 0.5": "DDIB, strength 0.5",
     "bridge": "bridge",
     "bridge weight 1": "bridge, B of weight 1",
+    "bridge clean": "bridge, A without noise",
     "classes": "one INDM of both classes",
     "classes guided 4": "one INDM of both classes, guidance 4",
     "classes guided 6": "one INDM of both classes, guidance 6",
@@ -79,7 +80,11 @@ NAMES = {
     "sdedit 0.5": "one linear model, SDEdit 0.5",
 }
 INDM_OF_IMAGES = {"flow": "coupling", "train.flow_lr": "1e-3", "train.flow_update_every": "3"}
-BRIDGES: dict[str, dict[str, str]] = {"bridge": {}, "bridge weight 1": {"train.terminal": "1"}}
+BRIDGES: dict[str, dict[str, str]] = {
+    "bridge": {},
+    "bridge weight 1": {"train.terminal": "1"},
+    "bridge clean": {"train.initial_noise": "0"},
+}
 LINEAR_FLOW = {"flow": "identity", "train.flow_update_every": "1"}
 
 
@@ -223,7 +228,7 @@ def translated(route: Route, raw: Tensor) -> tuple[Tensor, dict[str, float]]:
     }
     if not any(leg.noise for leg in route.legs):
         back = route.back().follow(there.end[:CYCLED])
-        error = ((back.x - x[:CYCLED]) * route.models[0].scaling.scale).flatten(1).abs().amax(1)
+        error = ((back.end - x[:CYCLED]) * route.models[0].scaling.scale).flatten(1).abs().amax(1)
         values |= {"cycle_error_max": error.max().item(), "cycle_error_median": error.median().item()}
     return route.models[1].scaling.to_data(there.x), values
 
@@ -242,7 +247,7 @@ def cycles(opened: TranslationRuns, raw: Tensor) -> list[dict]:
     for steps in STEPS:
         route = opened.route(steps=steps)
         there = route.follow(x)
-        back = route.back().follow(there.end).x
+        back = route.back().follow(there.end).end
         same = (scaling.to_data(back) == raw).flatten(1).all(1).double().mean().item()
         line = {"steps": steps, "nfe": there.nfe, "cycle": levels(back - x), "same": same}
         rows.append(line | {"distance": levels(there.x - converged)})

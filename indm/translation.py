@@ -31,6 +31,7 @@ from torch import Tensor
 from indm.dequantization import from_data
 from indm.forward.base import require_one_diffusion, require_tight
 from indm.model import INDM, all_rows, at_rows
+from indm.nonlinear import NonlinearDiffusion
 from indm.objective import flow_nll
 from indm.rng import noisy, randn_like
 from indm.sampling import follow_flow
@@ -89,14 +90,14 @@ class Route:
         legs: each begins at the time at which the one before ends.
         steps: equal steps in −log SNR over all legs, one evaluation each; the error is of third order in the step.
         tol: as many steps as an error of this size takes instead, see :func:`indm.sampling.follow_flow`.
-        noise: deviation of the noise in the x_T of a bridge that was trained with some. A route that begins there adds
-            it, see :meth:`source`; one that ends there takes it away by :func:`without_noise`.
+        noise: deviations of the noise in the x_0 and the x_T of a bridge that was trained with some. A route that
+            begins there adds it, see :meth:`source`; one that ends there takes it away by :func:`without_noise`.
     """
 
     legs: tuple[Leg, ...]
     steps: int = STEPS
     tol: float | None = None
-    noise: float = 0.0
+    noise: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self):
         if self.steps < len(self.legs):
@@ -128,7 +129,7 @@ class Route:
         middles = model.scaling.centre(raw)
         if not self.is_bridge:
             return middles
-        noise = self.noise if self.legs[0].start == model.sde.T else 0.0
+        noise = self._noise_at(self.legs[0].start)
         rows = []
         for row, middle in zip(raw.split(1), middles.split(1), strict=True):
             own = zlib.crc32(middle.float().cpu().contiguous().numpy().data, seed)
@@ -141,6 +142,11 @@ class Route:
     def is_bridge(self) -> bool:
         """Whether it leads through one model, from one end of its diffusion to the other."""
         return len(self.legs) == 1
+
+    def _noise_at(self, t: float) -> float:
+        """Deviation of the noise in x_t, where that is an end."""
+        sde = self.models[0].sde
+        return {sde.eps: self.noise[0], sde.T: self.noise[1]}.get(t, 0.0)
 
     def back(self) -> "Route":
         """The reverse route, along the probability flows.
@@ -178,15 +184,15 @@ class Route:
         with evaluation_mode(first), evaluation_mode(last):
             at_c = replace(self, legs=tuple(leg.of(len(x)) for leg in self.legs))
             start = at_c.models[0].encode(x)[0] * _rest(first.sde, self.legs[0].start, x)
-            noise = None if generator is None else generator.clone_state()
+            first_state = None if generator is None else generator.clone_state()
             z, nfe = start, 0
             for leg in at_c.legs:
                 z, evaluations = self._advance(leg, z, leg.start, leg.end, generator)
                 nfe += evaluations
             end = arrived = at_c.models[1].decode(z / _rest(last.sde, self.legs[-1].end, z))
-            if self.noise and self.legs[-1].end == last.sde.T:
-                arrived = without_noise(at_c.models[1], end, self.noise)
-            pictures = list(at_c._frames(start, frames, noise)) if frames else []
+            if noise := self._noise_at(self.legs[-1].end):
+                arrived = without_noise(at_c.models[1], end, noise, self.legs[-1].end)
+            pictures = list(at_c._frames(start, frames, first_state)) if frames else []
         if pictures:
             pictures[-1] = arrived
         empty = x.new_zeros(len(x), 0, *x.shape[1:])
@@ -217,11 +223,14 @@ class Route:
         return sum(_clock(leg.model.sde, leg.start, leg.end) for leg in self.legs if not leg.noise)
 
 
-def without_noise(model: INDM, x: Float[Tensor, "batch *event"], deviation: float) -> Float[Tensor, "batch *event"]:
-    r"""E[x_T | x_T + σn] = x + σ² ∇ log p(x) for the density p of h⁻¹#π, where the flow has learned x_T with noise.
+def without_noise(
+    model: INDM, x: Float[Tensor, "batch *event"], deviation: float, t: float | None = None
+) -> Float[Tensor, "batch *event"]:
+    r"""E[x_t | x_t + σn] = x + σ² ∇ log p_t(x), where the law p_t of x_t + σn has been learned.
 
     Args:
         deviation: σ.
+        t: T, where p_T is h⁻¹#π, or before it, where ∇ log p_t is that of the score; default: T.
 
     Example: N(0, I) is N(0, (1 − σ²) I) with noise σ.
 
@@ -232,6 +241,8 @@ def without_noise(model: INDM, x: Float[Tensor, "batch *event"], deviation: floa
 
     Source: Zhai et al. 2024, section 2.5, https://arxiv.org/abs/2412.06329.
     """
+    if t is not None and t < model.sde.T:
+        return x + deviation**2 * NonlinearDiffusion(model).score(x, x.new_full((len(x),), t))
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         (slope,) = torch.autograd.grad(flow_nll(model, x).sum(), x)
@@ -303,14 +314,15 @@ def bridge(
     stochastic: bool = False,
     steps: int = STEPS,
     tol: float | None = None,
-    noise: float = 0.0,
+    noise: tuple[float, float] = (0.0, 0.0),
 ) -> Route:
     """The route through one INDM, from the data at t = 0 to those at t = T ("forward") or "backward".
 
     Args:
         strength: share of the way from one end to the other.
         stochastic: by the forward SDE, so "forward" only; at strength 1 nothing of the source is left.
-        noise: deviation of that with which x_T was learned (``train.terminal_noise``), see :class:`Route`.
+        noise: deviations of that with which x_0 and x_T were learned (``train.initial_noise``, ``terminal_noise``),
+            see :class:`Route`.
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be 'forward' or 'backward', got {direction!r}")
@@ -366,7 +378,7 @@ def translate_bridge(
     stochastic: bool = False,
     steps: int = STEPS,
     tol: float | None = None,
-    noise: float = 0.0,
+    noise: tuple[float, float] = (0.0, 0.0),
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "batch *event"]:
     """Data at one end of a bridge as data at its other: see :func:`bridge`, whose arguments these are.

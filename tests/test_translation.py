@@ -277,17 +277,33 @@ def test_noise_with_which_b_was_learned_is_taken_away_where_the_bridge_ends_in_b
     """By σ² times the slope of log p(x_T), which is Gaussian here; nowhere else."""
     model, sigma = gaussian_bridge(), 0.4
     a = data_of(model, 50)
-    b, clean = (translate_bridge(model, a, tol=1e-6, noise=noise) for noise in (0.0, sigma))
+    b, clean = (translate_bridge(model, a, tol=1e-6, noise=(0.0, noise)) for noise in (0.0, sigma))
     mean = model.decode(torch.zeros_like(a))
     variance = (model.decode(torch.ones_like(a)) - mean) ** 2
     torch.testing.assert_close(clean, b - sigma**2 * (b - mean) / variance)
     for options in ({"direction": "backward"}, {"strength": 0.5}):
-        plain, same = (translate_bridge(model, a, tol=1e-6, noise=noise, **options) for noise in (0.0, sigma))
+        noises = ((0.0, 0.0), (0.0, sigma))
+        plain, same = (translate_bridge(model, a, tol=1e-6, noise=noise, **options) for noise in noises)
         assert torch.equal(plain, same)
-    route = bridge(model, noise=sigma, tol=1e-6)
+    route = bridge(model, noise=(0.0, sigma), tol=1e-6)
     there = route.follow(a, frames=3)
     assert torch.equal(there.x, clean) and torch.equal(there.end, b) and torch.equal(there.frames[:, -1], clean)
     assert (route.back().follow(there.end).x - a).abs().max() < 1e-4
+
+
+def test_noise_with_which_a_was_learned_is_taken_away_where_the_bridge_ends_in_a():
+    """The law of x_0 is Gaussian here, too; the way back begins before that step."""
+    model, sigma = gaussian_bridge(), 0.4
+    b = model.decode(torch.randn(50, 2, dtype=torch.float64, generator=seeded(5)))
+    options = {"direction": "backward", "tol": 1e-6}
+    a, clean = (translate_bridge(model, b, noise=(noise, 0.0), **options) for noise in (0.0, sigma))
+    mean = model.decode(model.score.mean.expand_as(a))
+    variance = (model.decode((model.score.mean + model.score.variance.sqrt()).expand_as(a)) - mean) ** 2
+    torch.testing.assert_close(clean, a - sigma**2 * (a - mean) / variance, rtol=1e-4, atol=1e-4)
+    assert torch.equal(translate_bridge(model, a, noise=(sigma, 0.0)), translate_bridge(model, a))
+    route = bridge(model, noise=(sigma, 0.0), **options)
+    there = route.follow(b)
+    assert torch.equal(there.x, clean) and (route.back().follow(there.end).x - b).abs().max() < 1e-4
 
 
 def test_noise_is_taken_away_along_the_slope_of_a_density_that_is_no_gaussian():
@@ -302,12 +318,12 @@ def test_noise_is_taken_away_along_the_slope_of_a_density_that_is_no_gaussian():
     torch.testing.assert_close(without_noise(model, x, 0.5), x - 0.25 * moved.T, rtol=1e-6, atol=1e-6)
 
 
-def test_a_bridge_that_begins_in_b_adds_the_noise_with_which_b_was_learned():
+def test_a_bridge_adds_the_noise_with_which_it_has_learned_the_end_where_it_begins():
     tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
     model = build_model(tables, (1, 16, 16), Scaling.images(256))
     raw = torch.full((20, 1, 16, 16), 7, dtype=torch.uint8)
-    for direction, deviation in (("forward", 0.0), ("backward", 0.3)):
-        off = bridge(model, direction, noise=0.3).source(raw, seed=2) - model.scaling.centre(raw)
+    for direction, deviation in (("forward", 0.1), ("backward", 0.3)):
+        off = bridge(model, direction, noise=(0.1, 0.3)).source(raw, seed=2) - model.scaling.centre(raw)
         assert off.std().item() == pytest.approx(math.hypot(deviation, 2 / 256 / math.sqrt(12)), rel=0.05)
     assert bridge(model).source(torch.zeros(0, 1, 16, 16)).shape == (0, 1, 16, 16)
 

@@ -40,7 +40,7 @@ from indm.runs.fitted import FOLDER as FITS
 from indm.runs.folder import open_run, recipe_of
 from indm.sampling import SAMPLERS, able_samplers, make_sampler, sample
 from indm.tensors import evaluation_mode
-from indm.training.pairs import SIDES, is_bridge, is_pair
+from indm.training.pairs import SIDES, is_bridge, is_pair, noise_of
 from indm.translation import Route, bridge, check_pair, two_models
 
 MOST_PIXELS = 25_000_000  # of an image that is uploaded; of three bytes each
@@ -304,12 +304,12 @@ class Translation:
     Attributes:
         sides: of A and of B; of one model of classes, the same twice.
         is_bridge: whether A and B are the two ends of one model.
-        noise: of a bridge, with which B was learned.
+        noise: of a bridge, with which A and B were learned.
     """
 
     sides: tuple[Side, Side]
     is_bridge: bool = False
-    noise: float = 0.0
+    noise: tuple[float, float] = (0.0, 0.0)
 
     @property
     def within_one(self) -> bool:
@@ -357,5 +357,4 @@ def translation_of(sides: Sequence[Side]) -> Translation | None:
     recipe = recipe_of(side.run)
     if not is_bridge(recipe):
         return None
-    noise = recipe["train"]["terminal_noise"]
-    return Translation((side, side.with_data(recipe["data_b"])), is_bridge=True, noise=noise)
+    return Translation((side, side.with_data(recipe["data_b"])), is_bridge=True, noise=noise_of(recipe))

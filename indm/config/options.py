@@ -99,6 +99,9 @@ class Training:
     terminal_noise: float = 0.0
     """Deviation of normal noise that is added to these draws, in model units, where images reach from −1 to 1 (0.1 is
     usual). A flow learns them so much sooner; a translation to them ends with one step that takes the noise away."""
+    initial_noise: float = 0.0
+    """The same of the data x_0 beside train.terminal: the score of a bridge learns latents of such data much sooner,
+    where its flow has learned x_T with noise. No likelihood of the data themselves is trained then."""
     latent_mean: bool = False
     """Centre the final model's prior on the mean latent (useful for VE); best/ and snapshots/ stay as they are."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
@@ -152,15 +155,16 @@ class Training:
         check_each(self, "train", lambda v: v > 0, "positive", "steps seconds clip")
         check_each(self, "train", lambda v: v > 0, "positive", "lr flow_lr dequantization_lr forward_lr")
         check_each(self, "train", lambda v: v >= 0, "0 or more", "weight_decay flow_weight_decay workers seed")
-        check_each(self, "train", lambda v: v >= 0, "0 or more", "soft_truncation isometry terminal terminal_noise")
+        check_each(self, "train", lambda v: v >= 0, "0 or more", "soft_truncation isometry terminal")
+        check_each(self, "train", lambda v: v >= 0, "0 or more", "terminal_noise initial_noise")
         check_each(self, "train", lambda v: v >= 0, "0 or more", "snapshot_every max_rollbacks")
         check_each(self, "train", lambda v: 0 <= v < 1, "in [0, 1)", "ema pretrain")
         check_each(self, "train", lambda v: 0 <= v <= 1, "in [0, 1]", "decay")
         check_each(self, "train", lambda v: all(0 <= b < 1 for b in v), "two numbers in [0, 1)", "betas")
         check_each(self, "train", lambda v: v == math.inf or v == int(v), "a whole number, or inf", "steps")
         check_each(self, "train", lambda v: v % self.accumulate == 0, "a multiple of train.accumulate", "batch_size")
-        needed = not self.terminal_noise or self.terminal > 0
-        require(needed, "train.terminal_noise", self.terminal_noise, "0 where there is no train.terminal")
+        for name, noise in {"terminal_noise": self.terminal_noise, "initial_noise": self.initial_noise}.items():
+            require(not noise or self.terminal > 0, f"train.{name}", noise, "0 where there is no train.terminal")
         known = _known_trackers() if self.trackers else set()
         check_each(self, "train", lambda v: set(v) <= known, f"of {', '.join(sorted(known))}", "trackers")
         names = BUILT_IN["objective"]

@@ -249,11 +249,11 @@ class BatchTranslator:
         if self.options.cycle:
             back = self.route.back().follow(there.end)
             columns["returned"] = source.scaling.to_data(back.x).cpu()
-            columns["cycle_error"] = ((back.x - x) * source.scaling.scale).abs().cpu()
+            columns["cycle_error"] = ((back.end - x) * source.scaling.scale).abs().cpu()
         if self.options.cycle and self.options.errors:
             way_back = self.route.back()
             again = way_back.follow(way_back.source(columns["result"], self.options.seed)).x
-            columns["written_cycle_error"] = _largest(again - x, source)
+            columns["written_cycle_error"] = _largest(again - source.scaling.centre(raw).to(again), source)
         if self.options.errors:
             rough = self.route.rougher().follow(x, generator=noise)
             columns["solver_error"] = _largest(there.x - rough.x, target)

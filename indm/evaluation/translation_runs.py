@@ -13,7 +13,7 @@ from indm.data.base import Data
 from indm.data.registry import load_data
 from indm.model import INDM
 from indm.runs.folder import is_run, open_run
-from indm.training.pairs import SIDES, is_bridge, is_pair
+from indm.training.pairs import SIDES, is_bridge, is_pair, noise_of
 from indm.translation import DIRECTIONS, Route, bridge, sdedit, two_models
 
 
@@ -32,7 +32,7 @@ class TranslationRuns:
         direction: of a bridge, and of a pair's folder.
         data, data_b: the ``[data]`` tables of the side where the route begins and of that where it ends.
         classes: of one model of classes, that of either side.
-        noise: of a bridge, with which B was learned.
+        noise: of a bridge, with which A and B were learned.
     """
 
     folders: tuple[Path, ...]
@@ -41,7 +41,7 @@ class TranslationRuns:
     data: dict
     data_b: dict
     classes: tuple[str | None, str | None] = (None, None)
-    noise: float = 0.0
+    noise: tuple[float, float] = (0.0, 0.0)
 
     def sides(self) -> tuple[Data, Data]:
         """The data of both sides."""
@@ -132,8 +132,7 @@ def open_runs(
                 "of classes as --condition"
             )
         a, b = (own[0][side] for side in (("data_b", "data") if turn else ("data", "data_b")))
-        noise = own[0]["train"]["terminal_noise"]
-        return TranslationRuns(tuple(folders), models, direction, a, b, noise=noise)
+        return TranslationRuns(tuple(folders), models, direction, a, b, noise=noise_of(own[0]))
     return TranslationRuns(tuple(folders), models, direction, *tables)
 
 

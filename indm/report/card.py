@@ -14,7 +14,7 @@ from indm.model import DESCRIPTION, WEIGHTS
 from indm.runs.folder import RECIPE, end_of, recipe_of
 from indm.runs.provenance import weights_hash
 from indm.runs.samples import SAMPLE_FILES
-from indm.training.pairs import SIDES, is_bridge, is_pair
+from indm.training.pairs import SIDES, is_bridge, is_pair, noise_of
 
 CARD, PICTURE = "README.md", "samples.png"
 CONVENTIONS = """
@@ -93,8 +93,7 @@ def _how_to_translate(name: str, recipe: Recipe) -> list[str]:
     """The section on that, of a bridge and of a model of two classes."""
     labels = recipe.get("condition", {}).get("labels", ())
     if is_bridge(recipe):
-        noise = recipe["train"]["terminal_noise"]
-        a, b, route, arguments = "A", "B", "bridge", f'model, "forward", noise={noise}'
+        a, b, route, arguments = "A", "B", "bridge", f'model, "forward", noise={noise_of(recipe)}'
     elif len(labels) == 2:
         (a, b), route, arguments = labels, "two_models", f"model, model, c={tuple(labels)}"
     else:

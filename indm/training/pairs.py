@@ -21,6 +21,7 @@ from indm.training.devices import make_accelerator
 from indm.training.loop import tell, train
 
 SIDES = ("a", "b")
+OF_BRIDGES = ("terminal", "terminal_noise", "initial_noise")  # keys of [train]
 PAIR = "pair.toml"  # the recipe of both, in the folder that holds the runs of the sides
 
 
@@ -34,6 +35,12 @@ def is_bridge(recipe: Recipe) -> bool:
     return "data_b" in recipe and bool(recipe.get("train", {}).get("terminal"))
 
 
+def noise_of(recipe: Recipe) -> tuple[float, float]:
+    """Deviations of the noise with which a bridge has learned its two ends."""
+    options = recipe["train"]
+    return options.get("initial_noise", 0.0), options["terminal_noise"]
+
+
 def sides_of(recipe: Recipe) -> dict[str, Recipe]:
     """The recipe of each side's model: the same but for the data, and without the term of a bridge.
 
@@ -42,7 +49,7 @@ def sides_of(recipe: Recipe) -> dict[str, Recipe]:
     """
     if "data_b" not in recipe:
         raise ValueError("[data_b] is missing: the recipe of a pair needs a second data set, such as --data-b digits")
-    options = {key: value for key, value in recipe.get("train", {}).items() if not key.startswith("terminal")}
+    options = {key: value for key, value in recipe.get("train", {}).items() if key not in OF_BRIDGES}
     shared = {table: content for table, content in recipe.items() if table != "data_b"} | {"train": options}
     return {"a": shared, "b": shared | {"data": recipe["data_b"]}}
 

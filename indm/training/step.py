@@ -10,6 +10,7 @@ from indm.dequantization import from_data
 from indm.flows.base import Frozen, Identity
 from indm.model import INDM
 from indm.objective import Objective
+from indm.rng import noisy
 from indm.tensors import event_size
 from indm.training.penalties import Penalty
 
@@ -24,11 +25,12 @@ class TrainingStep(nn.Module):
     A step trains the score behind the "joint" flow, behind the same flow "frozen" (neither log-determinant nor
     gradient), or behind "none" (the identity, which is what a flow starts as: nothing jumps when it enters). A model
     without a diffusion has the "joint" step alone. A model with a condition is trained at the rows ``c`` of the batch.
+    Data are seen with normal noise of the deviation ``noise``.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective, penalties: Sequence[Penalty] = ()):
+    def __init__(self, model: nn.Module, objective: Objective, penalties: Sequence[Penalty] = (), noise: float = 0.0):
         super().__init__()
-        self.objective, self.penalties = objective, tuple(penalties)
+        self.objective, self.penalties, self.noise = objective, tuple(penalties), noise
         self.models = nn.ModuleDict({"joint": model})
         if model.is_diffusion:
             flows = {"frozen": Frozen(model.flow), "none": Identity()}
@@ -42,6 +44,7 @@ class TrainingStep(nn.Module):
         model = self.models[behind] if c is None else self.models[behind].given(c, drops=True)
         x, log_q = from_data(model, raw)
         x = x.detach() if behind == "frozen" else x  # else learned noise would shrink, without its log-density
+        x = noisy(x, self.noise)
         loss, terms = self.objective.loss(model, x, **conditions)
         if behind == "frozen":
             terms = {name: terms[name] for name in self.objective.frozen_terms if name in terms}

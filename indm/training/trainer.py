@@ -31,7 +31,7 @@ from indm.flows.check import check_flow
 from indm.messages import reason
 from indm.model import count_parameters
 from indm.objective import Objective, flow_nll, objective_of, soft_truncation
-from indm.rng import noisy, part_of, random_states, restore_random_states
+from indm.rng import part_of, random_states, restore_random_states
 from indm.runs.processes import by_main_process
 from indm.runs.signals import uncut
 from indm.training import checkpoints, sharding
@@ -184,7 +184,7 @@ class Trainer:
     def build_step(self, recipe: Recipe) -> nn.Module:
         """The objective as a module, (raw, **conditions) ↦ (loss, terms to be logged), see :class:`TrainingStep`."""
         penalties = penalties_of(self.options, self.model, self.data, self.data_b, self.accelerator.device)
-        return TrainingStep(self.model, self.objective, penalties)
+        return TrainingStep(self.model, self.objective, penalties, self.options.initial_noise)
 
     def conditions(self) -> dict:
         """What the coming step takes beside its batches, drawn once for all of them."""
@@ -321,25 +321,23 @@ class Trainer:
     def validate(self) -> dict[str, Any]:
         """The :meth:`bound` of the averaged model on validation examples, every time with the same noise.
 
-        With a second data set, also −log p(x_T) of its validation examples, as ``valid_terminal``, with the noise of
-        the training's.
+        With a second data set, also −log p(x_T) of its validation examples, as ``valid_terminal``. Both have the noise
+        of the training's.
         """
-        model, raw = self.ema.model, stack(self.data.valid, self.options.validate_examples)
+        model, raw, o = self.ema.model, stack(self.data.valid, self.options.validate_examples), self.options
         c = self.c_of("valid", len(raw))
-        bound = self.in_units(self._drawn(raw, self.bound(model, raw), c).mean().item())
+        bound = self.in_units(self._drawn(raw, self.bound(model, raw), o.initial_noise, c).mean().item())
         validation: dict[str, Any] = {"valid_nelbo": bound, "unit": self.unit}
         if self.data_b is not None:
             second = stack(self.data_b.valid, self.options.validate_examples)
-            noise = self.options.terminal_noise
-            nats = self._drawn(
-                second, lambda x, generator: flow_nll(model, noisy(x, noise, generator), generator=generator)
-            )
+            terminal = lambda x, generator: flow_nll(model, x, generator=generator)  # noqa: E731
+            nats = self._drawn(second, terminal, o.terminal_noise)
             validation["valid_terminal"] = self.in_units(nats.mean().item())
         return validation
 
-    def _drawn(self, raw: Tensor, draw: Draw, c: Tensor | None = None) -> Tensor:
+    def _drawn(self, raw: Tensor, draw: Draw, noise: float, c: Tensor | None = None) -> Tensor:
         size, seed = self.validation_batch_size, self.options.seed
-        return drawn(raw, draw, self.ema.model, self.accelerator, size, seed, c=c)
+        return drawn(raw, draw, self.ema.model, self.accelerator, size, seed, noise=noise, c=c)
 
     def place_of(self, step: int) -> dict[str, int]:
         """Which batch ``step`` (from 1) took: its epoch, and its place in the epoch's order, both from 0."""

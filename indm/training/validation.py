@@ -11,6 +11,7 @@ from indm.conditions import sees_condition
 from indm.dequantization import from_data
 from indm.likelihood import latent_reference
 from indm.objective import nelbo
+from indm.rng import noisy
 
 Draw = Callable[..., Tensor]  # (x, generator) or, of a model with a condition, (x, generator, c) ↦ nats, (B,)
 LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
@@ -43,9 +44,11 @@ def drawn(
     batch_size: int,
     seed: int,
     *,
+    noise: float = 0.0,
     c: Tensor | None = None,
 ) -> Tensor:
-    """``draw`` of all of ``raw``, at conditions ``c`` where there are any, nats of the raw data (N,).
+    """``draw`` of all of ``raw`` with normal noise of that deviation, at conditions ``c`` where there are any, nats of
+    the raw data (N,).
 
     Each process does its share, and all get all of them. The noise of a batch depends on its place alone, so that the
     result does not depend on the processes. One that has nothing left to do draws the last batch again: a sharded
@@ -58,6 +61,7 @@ def drawn(
         index = min(turn, len(batches) - 1)
         generator.manual_seed(seed + 1_000_003 * index)
         x, log_q = from_data(model, batches[index].to(a.device), generator=generator)
+        x = noisy(x, noise, generator)
         given = () if c is None else (c[index * batch_size :][: len(x)],)
         own = (draw(x, generator, *given) + log_q).float()
         if index == turn:

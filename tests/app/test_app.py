@@ -219,10 +219,10 @@ def test_one_model_translates_between_its_classes(home, panels):
 
 @pytest.mark.parametrize(("way", "direction"), zip(WAYS, ("forward", "backward"), strict=True))
 def test_a_bridge_goes_both_ways_from_the_images_of_that_end(panels, way, direction):
-    """With the noise of grey levels, and, where it learned B with noise, with that in B."""
+    """With the noise of grey levels, and with that with which it has learned its ends."""
     run = Path(__file__).parents[1] / "fixtures" / "runs" / "bridge"  # from threes to eights
     model, raw = indm.INDM.load(run), load_data(name="digits", label=3 if way == WAYS[0] else 8).test[0][None]
-    for noise, strength in ((0.0, 0.5), (0.3, 1.0)):
+    for noise, strength in (((0.0, 0.0), 0.5), ((0.1, 0.3), 1.0)):
         translation = replace(translation_of([Side.opened(run)]), noise=noise)
         translation(Source(None, 0), way, ("", ""), strength, 10)
         route = bridge(model, direction, strength=strength, steps=10, noise=noise)

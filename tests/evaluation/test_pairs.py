@@ -39,7 +39,8 @@ from indm.training import pairs
 from indm.training.pairs import as_bridge, as_one, is_bridge, sides_of
 from indm.translation import Route, sdedit
 
-BY_COUPLING = ["--form", "terminal", "--flow", "coupling", "--train.terminal_noise", "0"]
+WITHOUT_NOISE = ["--train.terminal_noise", "0", "--train.initial_noise", "0"]
+BY_COUPLING = ["--form", "terminal", "--flow", "coupling", *WITHOUT_NOISE]
 SMALL = [
     "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.blocks=1", "--net.multipliers=[1]",
     "--net.attention=[]", "--train.warmup=0", "--train.seconds=inf", "--train.log_every=1", "--train.validate_every=2",
@@ -257,7 +258,7 @@ def test_recipes_of_two_data_sets_differ_in_the_one_thing_that_names_them(name):
 def test_recipes_say_what_is_other_for_a_bridge(name):
     bridge, pair = as_bridge(recipes.load(name)), recipes.load(name)
     assert bridge["flow"]["name"] == "autoregressive" and pair["flow"] == {"name": "coupling"}
-    other = {"flow_update_every", "terminal", "terminal_noise", "flow_lr"}
+    other = {"flow_update_every", "terminal", "terminal_noise", "initial_noise", "flow_lr"}
     assert bridge["train"].keys() | other == pair["train"].keys() | other and bridge["net"] == pair["net"]
     assert (bridge["train"]["terminal"], bridge["train"]["flow_update_every"]) == (100, 1) and is_bridge(bridge)
 
@@ -726,16 +727,17 @@ def test_a_pair_is_pushed_as_two_models(trained, capsys):
     assert error_of(capsys, "push", pair, "ann/toys").endswith(said)
 
 
-def test_a_bridge_that_learned_b_with_noise_takes_it_away(toys, tmp_path, capsys):
+def test_a_bridge_that_learned_its_ends_with_noise_takes_it_away(toys, tmp_path, capsys):
     """Validated with that noise, and known to what translates."""
     options = ["--data.size", "8", "--train.steps", "2", "--train.batch_size", "8", *SMALL, "--quiet"]
     for noise in (0.0, 3.0):
-        arguments = [*map(str, toys), *BY_COUPLING, "--train.terminal_noise", str(noise)]
+        noises = ["--train.terminal_noise", str(noise), "--train.initial_noise", str(noise / 2)]
+        arguments = [*map(str, toys), *BY_COUPLING, *noises]
         assert main(["train-bridge", *arguments, "--out", str(tmp_path / str(noise)), *options]) == 0
     assert f"indm translate {tmp_path / '3.0'} IMAGES --out FOLDER" in capsys.readouterr().out
     runs = [open_runs([tmp_path / str(noise)]) for noise in (0.0, 3.0)]
-    assert [opened.route().noise for opened in runs] == [0.0, 3.0]
-    assert open_runs([tmp_path / "3.0"], "backward").route().noise == 3.0
+    assert [opened.route().noise for opened in runs] == [(0.0, 0.0), (1.5, 3.0)]
+    assert open_runs([tmp_path / "3.0"], "backward").route().noise == (1.5, 3.0)
     out = {seed: tmp_path / f"out-{seed}" for seed in ("0", "1")}
     for seed, place in out.items():
         command = ["translate", str(tmp_path / "3.0"), str(toys[0]), "--cycle", "--seed", seed, "--out", str(place)]
@@ -746,6 +748,11 @@ def test_a_bridge_that_learned_b_with_noise_takes_it_away(toys, tmp_path, capsys
     assert not np.array_equal(*(np.asarray(Image.open(place / name)) for place in out.values()))
     clean, noisy = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("0.0", "3.0"))
     assert noisy["valid_terminal"] > clean["valid_terminal"] + 1
+    assert noisy["valid_nelbo"] > clean["valid_nelbo"] + 0.5
+    backward = [*command[:2], str(toys[1]), "--direction", "backward", "--cycle", "--out", str(tmp_path / "back")]
+    assert main([*backward, "--quiet"]) == 0
+    rows = json.loads((tmp_path / "back" / "translation.json").read_text())["examples"]
+    assert max(row["cycle_error_max"] for row in rows) < 1
 
 
 @pytest.mark.usefixtures("hasty")
