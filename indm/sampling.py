@@ -37,7 +37,8 @@ from indm.tensors import Batch, PerSample, evaluation_mode, expand_like
 
 FLOW_TOLERANCE = 1e-4  # of the probability flow: of 256 grey levels an eightieth
 LONGEST_STEP, FEWEST_STEPS = 2.4, 4  # of its first solution, on the clock −log SNR
-VARIANCES = tuple(10.0**k for k in range(-5, 2))  # of directions of the latents that it is balanced for
+VARIANCES = tuple(10.0**k for k in range(-5, 2))  # of directions of the latents that it is balanced for, towards data
+OUTWARD_VARIANCES = VARIANCES[2:]  # away from data: starting at a rate of ½, few steps would not be stable
 SAMPLERS = BUILT_IN["sampler"]  # the names of the samplers of this package; make_sampler makes one
 
 
@@ -510,9 +511,9 @@ def follow_flow(
     """z at time s from z at time t, in either direction, by the probability-flow ODE on the clock −log SNR.
 
     Args:
-        tol: largest root mean square error of a sample, in units of √(α² + σ²): :func:`indm.ode.converge`, towards
-            data in the coordinate of :func:`balance`. Away from them the flow stretches, and no step is unstable.
-        steps: use :func:`indm.ode.adams` with this many equal steps instead, in that coordinate both ways.
+        tol: largest root mean square error of a sample, in units of √(α² + σ²): :func:`indm.ode.converge`, in the
+            coordinate of :func:`balance`.
+        steps: use :func:`indm.ode.adams` with this many equal steps instead, in that coordinate, too.
 
     Returns:
         z_s, and the evaluations of the score for the sample that took the most.
@@ -524,14 +525,12 @@ def follow_flow(
     sde = score.sde
     ends = -sde.log_snr(torch.tensor([t, s], dtype=torch.float64))
     start, end = ends.tolist()
-    balanced = steps is not None or end < start
-    log_c_end = balance(ends[1:])[0]
+    variances = VARIANCES if end < start else OUTWARD_VARIANCES
+    log_c_end = balance(ends[1:], variances)[0]
 
     def coordinate(clock: Tensor) -> tuple[Tensor, Tensor]:
         """c of z = c v √(α² + σ²), which is 1 at the end, and d log c/dclock, for rows like those of z."""
-        if not balanced:
-            return z.new_ones(()), z.new_zeros(())
-        log_c, rate = balance(clock)
+        log_c, rate = balance(clock, variances)
         return expand_like((log_c - log_c_end).exp().to(z), z), expand_like(rate.to(z), z)
 
     def field(clock: Tensor, state: tuple[Tensor, ...], *given: Tensor) -> tuple[Tensor, ...]:
@@ -550,7 +549,7 @@ def follow_flow(
     return after * solution.state[0], int(solution.nfe.max())
 
 
-def balance(clock: PerSample) -> tuple[PerSample, PerSample]:
+def balance(clock: PerSample, variances: tuple[float, ...]) -> tuple[PerSample, PerSample]:
     r"""log c and d log c/dclock of the coordinate v = z_t/(c √(α_t² + σ_t²)), r = e^clock = σ²/α²:
 
     .. math:: c^2 = \prod_i \left(\frac{\lambda_i + r}{1 + r}\right)^{1/n}
@@ -558,13 +557,13 @@ def balance(clock: PerSample) -> tuple[PerSample, PerSample]:
     The probability flow of N(0, λI) keeps z_t/√(λα_t² + σ_t²). In z_t/√(α_t² + σ_t²), which is kept for λ = 1, it
     stretches a direction of variance λ ≪ 1 by e^{clock/2} from r = λ to 1, and steps of a whole unit are not stable on
     the way back. Latents have directions of many variances, those of images of clothes from 1e-4 to 8. In the geometric
-    mean of the coordinates for n variances λ_i (:data:`VARIANCES`), rates are about half as large, and directions are
-    still nearly at rest at both ends.
+    mean of the coordinates for n ``variances`` λ_i, rates are about half as large, and directions are still nearly at
+    rest at both ends. Away from data nothing is unstable in z_t/√(α_t² + σ_t²), but balance makes errors smaller.
     """
     r = clock.exp()[..., None]
-    variances = r.new_tensor(VARIANCES)
-    log_c = 0.5 * ((variances + r) / (1 + r)).log().mean(-1)
-    return log_c, 0.5 * (r / (variances + r) - r / (1 + r)).mean(-1)
+    own = r.new_tensor(variances)
+    log_c = 0.5 * ((own + r) / (1 + r)).log().mean(-1)
+    return log_c, 0.5 * (r / (own + r) - r / (1 + r)).mean(-1)
 
 
 # ── from z_T to data ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -88,7 +88,8 @@ class Route:
 
     Attributes:
         legs: each begins at the time at which the one before ends.
-        steps: equal steps in −log SNR over all legs, one evaluation each; the error is of third order in the step.
+        steps: equal steps in −log SNR over all legs, one evaluation each; the error is of third to fifth order in the
+            step.
         tol: as many steps as an error of this size takes instead, see :func:`indm.sampling.follow_flow`.
         noise: deviations of the noise in the x_0 and the x_T of a bridge that was trained with some. A route that
             begins there adds it, see :meth:`source`; one that ends there takes it away by :func:`without_noise`.
@@ -160,8 +161,8 @@ class Route:
         return replace(self, legs=legs)
 
     def rougher(self) -> "Route":
-        """The same route in half as many steps, or with eight times ``tol``: of third order, it is eight times as far
-        off where steps are short, and the difference of both is seven times the error of this one."""
+        """The same route in half as many steps, or with eight times ``tol``: of third to fifth order, it is 8 to 32
+        times as far off where steps are short, and the difference of both is 7 to 31 times the error of this one."""
         return replace(self, steps=self.steps // 2, tol=None if self.tol is None else 8 * self.tol)
 
     def follow(
