@@ -122,6 +122,8 @@ class Builder:
                     classes[1].value = b.labels[-1]
                 strength = gr.Slider(0.05, 1, 1, step=0.05, label="Strength", info="Less keeps more of the source.")
                 steps = gr.Slider(10, 240, 120, step=1, label="Steps")
+                guidance = gr.Slider(1, 8, 1, step=0.5, label="Guidance", visible=translation.within_one,
+                                     info="More leads farther away from A, at a loss of detail.")  # fmt: skip
                 button = gr.Button("Translate", variant="primary")
             with gr.Column(scale=2, min_width=300):
                 pair, strip = picture("Source and result"), picture("The way")
@@ -129,7 +131,7 @@ class Builder:
         def compute(file: str | None, index: float | None, way: str, c_a: str, c_b: str, *more: Any) -> tuple:
             return translation(Source(file, index), way, (c_a, c_b), *more)
 
-        self.on(button.click, compute, [*chosen, way, *classes, strength, steps], [pair, strip])
+        self.on(button.click, compute, [*chosen, way, *classes, strength, steps, guidance], [pair, strip])
 
 
 def seen(side: Side, file: str | None, index: float | None) -> requests.Picture | None:

@@ -326,11 +326,18 @@ class Translation:
         return two_models(a, b, c=(c_a, c_b), **options)
 
     def __call__(
-        self, source: Source, way: str, c: tuple[str | None, str | None], strength: float, steps: int
+        self,
+        source: Source,
+        way: str,
+        c: tuple[str | None, str | None],
+        strength: float,
+        steps: int,
+        guidance: float = 1.0,
     ) -> tuple[Picture, Picture]:
-        """Source and result side by side, and the way between them, a row a leg."""
+        """Source and result side by side, and the way between them, a row a leg; guidance is of one model alone."""
         first, last = self.sides if way == WAYS[0] else reversed(self.sides)
-        route = self.route(way, c, strength=strength, steps=steps)
+        guided = {"guidance": guidance} if self.within_one else {}
+        route = self.route(way, c, strength=strength, steps=steps, **guided)
         raw = first.on_device([first.read(source)[0]])
         arrival = route.follow(route.source(raw), frames=FRAMES)
         shown = torch.cat([raw.cpu(), last.model.scaling.to_data(arrival.x).cpu()])

@@ -212,8 +212,13 @@ def test_one_model_translates_between_its_classes(home, panels):
     side = Side.opened(home / "classes")
     translation_of([side])(Source(None, 0), WAYS[0], ("3", "8"), 1.0, 20)
     raw, model = side.test[0][None], side.model
-    result = indm.translate(model, model, model.scaling.centre(raw), c=("3", "8"), steps=20)
+    x = model.scaling.centre(raw)
+    result = indm.translate(model, model, x, c=("3", "8"), steps=20)
     assert torch.equal(panels[0][0].images[1:], model.scaling.to_data(result))
+    panels.clear()
+    translation_of([side])(Source(None, 0), WAYS[0], ("3", "8"), 1.0, 20, 4.0)
+    guided = indm.translate(model, model, x, c=("3", "8"), steps=20, guidance=4.0)
+    assert torch.equal(panels[0][0].images[1:], model.scaling.to_data(guided)) and not torch.equal(guided, result)
     assert translation_of([Side.opened(home / "exact")]) is None
 
 
@@ -606,13 +611,13 @@ def test_a_browser_translates(home, address, visit, tmp_path):
     translation = translation_of([side])
     page = visit(address)
     open_tab(page, "Translation")
-    slide(page, strength=0.5, steps=12)
+    slide(page, strength=0.5, steps=12, guidance=4)
     choose(page, "Condition of A", "3")
     choose(page, "Condition of B", "7")
 
     def translates(source):
         shows(page, sees(), requests.preview(side, source))
-        pair, way = translation(source, WAYS[0], ("3", "7"), 0.5, 12)
+        pair, way = translation(source, WAYS[0], ("3", "7"), 0.5, 12, 4)
         makes(page, "Translate", {"Source and result": pair, "The way": way})
 
     number(page, 5)
