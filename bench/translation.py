@@ -16,7 +16,7 @@ results come to it. Trainings differ in their seed, and are taken as they are af
 
 Each method of each training is a record in ``bench/records/translation/RECIPE/SEED``, which is not made again; killed
 and started again, it goes on. ``RECIPE.png`` in ``--out`` has pictures of the first training. With ``--cycles`` it
-trains the pairs and the bridge alone, and looks at the error of A → B → A along the steps.
+trains the pairs and the bridge of the first training alone, and looks at the error of A → B → A along the steps.
 """
 
 import argparse
@@ -55,7 +55,7 @@ ARTISTS = "emoji-32"  # of two packages, whose test splits have the same things 
 EVERY = 302  # test images of emoji: among so many is a counterpart looked for
 SHOWN = 10
 CYCLED = 32  # images that also go back
-STEPS, CONVERGED = (16, 20, 24, 30, 50, 75, 100, 120, 200), 300  # of the cycle
+STEPS, CONVERGED = (20, 30, 40, 50, 60, 80, 100, 120), 300  # of the cycle
 STRENGTHS = (0.3, 0.5)  # of SDEdit
 GUIDANCES = (4, 6)  # away from class A, of one model of both: chosen on validation emoji among 4, 5, 6 and 8
 TRUTH = {  # columns beside COLUMNS where the truth is known
@@ -349,8 +349,8 @@ def main() -> None:
     for name in o.recipes:
         out = o.out / name
         if o.cycles:
-            out.mkdir(parents=True, exist_ok=True)
-            study_cycles(name, recipe_of(name, o.paths, 0), o.steps, out)
+            (out / "0").mkdir(parents=True, exist_ok=True)
+            study_cycles(name, recipe_of(name, o.paths, 0), o.steps, out / "0")
             continue
         for seed in range(0 if o.table else o.seeds):
             (out / str(seed)).mkdir(parents=True, exist_ok=True)
