@@ -7,12 +7,13 @@
 All have the recipe's network and, but for the bridge, whose TarFlow takes longer, about the same seconds: each of
 INDM's two models makes ``--steps`` steps, each of DDIB's (the same with the identity flow) 1.15 times as many, about
 what a step of INDM costs of a linear one. What is one model makes twice as many: the bridge of the form terminal, and
-the same with the weight of B that A has, with noise in B alone, and with about half of two INDMs' parameters; an INDM
-and a linear diffusion that are told the class. The last two go up as class A and down as class B, the linear one also
-by SDEdit: noise up to t, then down as class B. Test images of A are translated and compared with B, see
-``indm/evaluation/translation_metrics.py``; the classifier is that of all the data set's classes, of emoji that of the
-two artists. There each source has a true counterpart, the same thing by the other artist, and records say how near
-results come to it. Trainings differ in their seed, and are taken as they are after their last step, never the best one.
+the same with the weight of B that A has, with noise in B alone, with half of the noise, and with about half of two
+INDMs' parameters; an INDM and a linear diffusion that are told the class. The last two go up as class A and down as
+class B, the linear one also by SDEdit: noise up to t, then down as class B. Test images of A are translated and
+compared with B, see ``indm/evaluation/translation_metrics.py``; the classifier is that of all the data set's classes,
+of emoji that of the two artists. There each source has a true counterpart, the same thing by the other artist, and
+records say how near results come to it. Trainings differ in their seed, and are taken as they are after their last
+step, never the best one.
 
 Each method of each training is a record in ``bench/records/translation/RECIPE/SEED``, which is not made again; killed
 and started again, it goes on. ``RECIPE.png`` in ``--out`` has pictures of the first training. With ``--cycles`` it
@@ -72,6 +73,7 @@ NAMES = {
     "bridge": "bridge",
     "bridge weight 1": "bridge, B of weight 1",
     "bridge clean": "bridge, A without noise",
+    "bridge noise 0.05": "bridge, noise of 0.05",
     "bridge half": "bridge, half of two INDMs' parameters",
     "classes": "one INDM of both classes",
     "classes guided 4": "one INDM of both classes, guidance 4",
@@ -85,6 +87,7 @@ BRIDGES: dict[str, dict[str, str]] = {
     "bridge": {},
     "bridge weight 1": {"train.terminal": "1"},
     "bridge clean": {"train.initial_noise": "0"},
+    "bridge noise 0.05": {"train.initial_noise": "0.05", "train.terminal_noise": "0.05"},
     "bridge half": {"net.channels": "24", "flow.width": "64"},
 }
 LINEAR_FLOW = {"flow": "identity", "train.flow_update_every": "1"}

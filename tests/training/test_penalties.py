@@ -138,3 +138,12 @@ def test_a_penalty_in_nats_enters_the_loss_per_dimension_like_the_bound(in_nats,
     loss, terms = TrainingStep(model, objective, [penalty])(torch.zeros(5, 4))
     assert loss.item() == terms["loss"].item() == pytest.approx(10 + 3 * 2 / share)
     assert terms["bend"].item() == 2
+
+
+@pytest.mark.parametrize("behind", ["joint", "frozen"])
+def test_a_step_sees_data_with_the_noise_of_a_bridge(behind):
+    model, seen = INDM(Identity(), ScoreModel(Zero(), VPSDE()), shape=(4,)), []
+    objective = Objective(lambda model, x: (seen.append(x) or x.square().mean(), {}))
+    TrainingStep(model, objective, noise=0.5)(torch.full((20_000, 4), 2.0), behind=behind)
+    off = (seen[0] - 2).flatten()
+    assert within(off, 0.0) and within(off.square(), 0.25)
