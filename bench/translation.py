@@ -86,10 +86,11 @@ INDM_OF_IMAGES = {"flow": "coupling", "train.flow_lr": "1e-3", "train.flow_updat
 BRIDGES: dict[str, dict[str, str]] = {
     "bridge": {},
     "bridge weight 1": {"train.terminal": "1"},
+    "bridge half": {"net.channels": "24", "flow.width": "64"},
     "bridge clean": {"train.initial_noise": "0"},
     "bridge noise 0.05": {"train.initial_noise": "0.05", "train.terminal_noise": "0.05"},
-    "bridge half": {"net.channels": "24", "flow.width": "64"},
 }
+OF_NOISE = ("bridge clean", "bridge noise 0.05")  # of recipes alone whose bridge has noise in A
 LINEAR_FLOW = {"flow": "identity", "train.flow_update_every": "1"}
 
 
@@ -253,7 +254,7 @@ def cycles(opened: TranslationRuns, raw: Tensor) -> list[dict]:
         route = opened.route(steps=steps)
         there = route.follow(x)
         back = route.back().follow(there.end).end
-        same = (scaling.to_data(back) == raw).flatten(1).all(1).double().mean().item()
+        same = (scaling.to_data(back) == scaling.to_data(x)).flatten(1).all(1).double().mean().item()
         line = {"steps": steps, "nfe": there.nfe, "cycle": levels(back - x), "same": same}
         rows.append(line | {"distance": levels(there.x - converged)})
     return rows
@@ -341,7 +342,7 @@ def main() -> None:
     parser.add_argument("recipes", nargs="+")
     parser.add_argument("--steps", type=int, default=600, help="of each of INDM's two models")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each method")
-    parser.add_argument("--methods", nargs="+", choices=list(NAMES), default=list(NAMES), help="to translate with")
+    parser.add_argument("--methods", nargs="+", choices=list(NAMES), help="to translate with; all by default")
     parser.add_argument("--paths", nargs=2, help="of the images, for emoji-32: the packages of two artists, unpacked")
     parser.add_argument("--out", type=Path, default=Path("runs/translation"), help="where the runs are or shall be")
     parser.add_argument("--records", type=Path, default=Path(__file__).parent / "records" / "translation")
@@ -357,7 +358,9 @@ def main() -> None:
             continue
         for seed in range(0 if o.table else o.seeds):
             (out / str(seed)).mkdir(parents=True, exist_ok=True)
-            study(name, recipe_of(name, o.paths, seed), o.steps, seed, out, o.records / name, o.methods)
+            recipe = recipe_of(name, o.paths, seed)
+            known = [m for m in NAMES if m not in OF_NOISE or as_bridge(recipe)["train"].get("initial_noise")]
+            study(name, recipe, o.steps, seed, out, o.records / name, o.methods or known)
         print(f"{name}\n{table(o.records / name)}")
 
 

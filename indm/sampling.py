@@ -38,7 +38,7 @@ from indm.tensors import Batch, PerSample, evaluation_mode, expand_like
 FLOW_TOLERANCE = 1e-4  # of the probability flow: of 256 grey levels an eightieth
 LONGEST_STEP, FEWEST_STEPS = 2.4, 4  # of its first solution, on the clock −log SNR
 VARIANCES = tuple(10.0**k for k in range(-5, 2))  # of directions of the latents that it is balanced for, towards data
-OUTWARD_VARIANCES = VARIANCES[2:]  # away from data: starting at a rate of ½, few steps would not be stable
+OUTWARD_VARIANCES = VARIANCES[2:]  # away from data: in few steps, rates of the other would not be stable
 SAMPLERS = BUILT_IN["sampler"]  # the names of the samplers of this package; make_sampler makes one
 
 

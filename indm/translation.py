@@ -14,7 +14,8 @@ same in reverse.
 
 Each is a :class:`Route`: h at its start, legs on the latent, h⁻¹ at its end. A deterministic route is invertible, so
 A → B → A gives back the source up to the solver's error. To keep it invertible, z_ε is α_ε z_0 at both ends: no noise
-is added there, and no last denoising is done.
+is added there, and no last denoising is done. A bridge that has learned its ends with noise begins with some, and takes
+it away at its end; it is invertible up to that step (:attr:`Arrival.end`).
 """
 
 import itertools
@@ -102,6 +103,10 @@ class Route:
     noise: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self):
+        if not (isinstance(self.noise, tuple) and len(self.noise) == 2 and min(self.noise) >= 0):
+            raise ValueError(
+                f"noise must be the deviations at x_0 and at x_T, 0 or more each, got {self.noise}; (0.1, 0.1) is usual"
+            )
         if self.steps < len(self.legs):
             raise ValueError(f"steps must be at least {len(self.legs)}, one a leg, got {self.steps}; {STEPS} is usual")
         if self.tol is not None and not 0 < self.tol < math.inf:
@@ -131,7 +136,7 @@ class Route:
         middles = model.scaling.centre(raw)
         if not self.is_bridge:
             return middles
-        noise = self._noise_at(self.legs[0].start)
+        noise = self.noise_at(self.legs[0].start)
         rows = []
         for row, middle in zip(raw.split(1), middles.split(1), strict=True):
             own = zlib.crc32(middle.float().cpu().contiguous().numpy().data, seed)
@@ -145,7 +150,7 @@ class Route:
         """Whether it leads through one model, from one end of its diffusion to the other."""
         return len(self.legs) == 1
 
-    def _noise_at(self, t: float) -> float:
+    def noise_at(self, t: float) -> float:
         """Deviation of the noise in x_t, where that is an end."""
         sde = self.models[0].sde
         return {sde.eps: self.noise[0], sde.T: self.noise[1]}.get(t, 0.0)
@@ -192,7 +197,7 @@ class Route:
                 z, evaluations = self._advance(leg, z, leg.start, leg.end, generator)
                 nfe += evaluations
             end = arrived = at_c.models[1].decode(z / _rest(last.sde, self.legs[-1].end, z))
-            if noise := self._noise_at(self.legs[-1].end):
+            if noise := self.noise_at(self.legs[-1].end):
                 arrived = without_noise(at_c.models[1], end, noise, self.legs[-1].end)
             pictures = list(at_c._frames(start, frames, first_state)) if frames else []
         if pictures:
@@ -232,7 +237,8 @@ def without_noise(
 
     Args:
         deviation: σ.
-        t: T, where p is h⁻¹#π, or ε, where the slope of log p is that of the score; default: T.
+        t: T, which is the default: p is h⁻¹#π. Before T it is the law of x_0 + σn, whose slope the score gives, of
+            latents with a little more noise (:data:`NEAR`).
 
     Example: N(0, I) is N(0, (1 − σ²) I) with noise σ.
 
@@ -256,9 +262,10 @@ def _log_prob_near(model: INDM, x: Float[Tensor, "batch *event"]) -> Float[Tenso
 
     It is log p(x) up to a constant, of latents with that much more noise.
     """
-    t = model.sde.time(x.new_tensor(-2 * math.log(NEAR), dtype=torch.float64)).expand(len(x)).to(x)
+    sde = model.sde
+    t = sde.time(torch.tensor(-2 * math.log(NEAR), dtype=torch.float64)).clamp(sde.eps, sde.T).expand(len(x)).to(x)
     z, log_det = model.encode(x)
-    alpha = expand_like(model.sde.alpha(t), z)
+    alpha = expand_like(sde.alpha(t), z)
     with torch.no_grad():
         slope = alpha * law_score(model.score)(alpha * z, t)
     return log_det + (slope * z).flatten(1).sum(1)
@@ -398,7 +405,7 @@ def translate_bridge(
 ) -> Float[Tensor, "batch *event"]:
     """Data at one end of a bridge as data at its other: see :func:`bridge`, whose arguments these are.
 
-    Of raw data ``x`` is ``bridge(model, direction).source(raw)``, see :meth:`Route.source`.
+    Of raw data ``x`` is ``bridge(model, direction, noise=noise).source(raw)``, see :meth:`Route.source`.
 
     Example: latents N(0, 4 I) and their exact score: x_T is x/2, which is N(0, I), and leads back to x.
 

@@ -97,6 +97,7 @@ import indm
 from indm.fitting import fit_sampler
 from indm.flows.check import check_flow
 from indm.paths import forward_path
+from indm.translation import without_noise
 warnings.simplefilter("ignore")
 DEVICE = torch.device("single")
 
@@ -126,6 +127,8 @@ for tables in ({}, {"sde": {"name": "learned"}}, {"flow": {"name": "residual"}},
     for cpu, single in zip(*results):
         torch.testing.assert_close(single.detach().cpu().to(cpu.dtype), cpu.detach(), atol=2e-4, rtol=1e-4)
 here = model(DEVICE)
+for end in (here.sde.eps, here.sde.T):
+    assert without_noise(here, x.to(DEVICE), 0.1, end).device.type == DEVICE.type
 check_flow(model(DEVICE, flow={"name": "coupling"}).flow, x[:2].to(DEVICE))
 assert forward_path(here, x.to(DEVICE), torch.tensor([0.1, 0.5, 0.9])).device.type == DEVICE.type
 fit_sampler(here, 1, samples=2, iterations=1)

@@ -202,27 +202,28 @@ def test_latents_that_are_balanced_for_are_carried_in_one_step(name, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["vp", "ve"])
-def test_a_tolerance_towards_narrow_data_takes_half_of_what_it_takes_without_balance(name, monkeypatch):
+def test_a_tolerance_takes_half_of_what_it_takes_without_balance(name, monkeypatch):
     """Directions of variance 1e-5 to 1, as latents of images have; the tolerance is of √(α² + σ²) in both."""
     score = GaussianScore(SDES[name](), torch.zeros(6), 10.0 ** torch.arange(-5, 1))
     std = score.sde.marginal_std(double(1e-5))
     z_T = score.sde.prior_sample((8, 6), generator=seeded(0), dtype=torch.float64)
 
-    def solved(t, s, z):
-        found, evaluations = follow_flow(score, z, t, s, tol=1e-2)
+    def solved(t, s, z, tol=1e-2):
+        found, evaluations = follow_flow(score, z, t, s, tol=tol)
         scale = std if s < t else score.sde.marginal_std(double(1.0))
-        assert ((found - score.flow(z, t, s)) / scale).square().mean(1).max().sqrt() < 1e-2
+        assert ((found - score.flow(z, t, s)) / scale).square().mean(1).max().sqrt() < tol
         return evaluations
 
-    down, up = solved(1.0, 1e-5, z_T), solved(1e-5, 1.0, score.flow(z_T, 1.0, 1e-5))
+    upward = (1e-5, 1.0, score.flow(z_T, 1.0, 1e-5), {"vp": 3e-2, "ve": 7e-3}[name])
+    down, up = solved(1.0, 1e-5, z_T), solved(*upward)
     for variances in ("VARIANCES", "OUTWARD_VARIANCES"):
         monkeypatch.setattr(sampling, variances, (1.0,))  # no balance
     assert down <= 0.6 * solved(1.0, 1e-5, z_T)
-    assert up <= solved(1e-5, 1.0, score.flow(z_T, 1.0, 1e-5))
+    assert up <= 0.6 * solved(*upward)
 
 
 def test_few_steps_away_from_data_are_stable(monkeypatch):
-    """In their own coordinate ten are a fifth as far off as in that of the way back, whose rate at the data is ½."""
+    """In their own coordinate ten are a fifth as far off as in that of the way back, whose rates are larger."""
     score = GaussianScore(VPSDE(), torch.zeros(4), 10.0 ** torch.arange(-3, 1))
     z = score.flow(score.sde.prior_sample((8, 4), generator=seeded(0), dtype=torch.float64), 1.0, 1e-5)
 

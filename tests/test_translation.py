@@ -327,6 +327,9 @@ def test_a_bridge_adds_the_noise_with_which_it_has_learned_the_end_where_it_begi
         off = bridge(model, direction, noise=(0.1, 0.3)).source(raw, seed=2) - model.scaling.centre(raw)
         assert off.std().item() == pytest.approx(math.hypot(deviation, 2 / 256 / math.sqrt(12)), rel=0.05)
     assert bridge(model).source(torch.zeros(0, 1, 16, 16)).shape == (0, 1, 16, 16)
+    for wrong in (0.1, (0.1, -0.1), (0.1,)):
+        with pytest.raises(ValueError, match="noise must be the deviations at x_0 and at x_T, 0 or more each, got"):
+            bridge(model, noise=wrong)
 
 
 # ── pictures on the way, noise ──────────────────────────────────────────────────────────────────────────────────────

@@ -122,7 +122,7 @@ class Builder:
                     classes[1].value = b.labels[-1]
                 strength = gr.Slider(0.05, 1, 1, step=0.05, label="Strength", info="Less keeps more of the source.")
                 steps = gr.Slider(10, 240, 120, step=1, label="Steps")
-                guidance = gr.Slider(1, 8, 1, step=0.5, label="Guidance", visible=translation.within_one,
+                guidance = gr.Slider(1, 8, 1, step=0.5, label="Guidance", visible=translation.guides,
                                      info="More leads farther away from A, at a loss of detail.")  # fmt: skip
                 button = gr.Button("Translate", variant="primary")
             with gr.Column(scale=2, min_width=300):

@@ -316,6 +316,11 @@ class Translation:
         """Whether A and B are conditions of one model."""
         return self.sides[0] is self.sides[1]
 
+    @property
+    def guides(self) -> bool:
+        """Whether the way down can be guided: by a model of A and B whose score alone sees which."""
+        return self.within_one and not self.is_bridge and not sees_condition(self.sides[0].model.flow)
+
     def route(self, way: str, c: tuple[str | None, str | None], **options: Any) -> Route:
         """The route of :data:`WAYS` at the conditions of A and B; the options are those of a route."""
         if self.is_bridge:
@@ -336,7 +341,7 @@ class Translation:
     ) -> tuple[Picture, Picture]:
         """Source and result side by side, and the way between them, a row a leg; guidance is of one model alone."""
         first, last = self.sides if way == WAYS[0] else reversed(self.sides)
-        guided = {"guidance": guidance} if self.within_one else {}
+        guided = {"guidance": guidance} if self.guides else {}
         route = self.route(way, c, strength=strength, steps=steps, **guided)
         raw = first.on_device([first.read(source)[0]])
         arrival = route.follow(route.source(raw), frames=FRAMES)

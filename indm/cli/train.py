@@ -197,14 +197,18 @@ def train_run(
         return INTERRUPTED
     run = shlex.quote(str(out))
     say(f"{out}: {came_to(summary)}")
+    recipe = recipes.load(out)
     translation = {f"indm translate {run} IMAGES --out FOLDER": "pictures of A as pictures of B"}
+    of_data = {
+        f"indm evaluate {run}": "the likelihood of the test split, beside simple baselines",
+        f"indm sample {run}": "new samples",
+    }
     say(
         next_commands(
             {
                 **(translation if translates else {}),
-                f"indm evaluate {run}": "the likelihood of the test split, beside simple baselines",
-                f"indm sample {run}": "new samples",
-                f"indm train {run} --resume {more(recipes.load(out), summary)}": "train on",
+                **({} if recipe["train"].get("initial_noise") else of_data),
+                f"indm train {run} --resume {more(recipe, summary)}": "train on",
             }
         )
     )

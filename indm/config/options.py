@@ -100,8 +100,9 @@ class Training:
     """Deviation of normal noise that is added to these draws, in model units, where images reach from −1 to 1 (0.1 is
     usual). A flow learns them so much sooner; a translation to them ends with one step that takes the noise away."""
     initial_noise: float = 0.0
-    """The same of the data x_0 beside train.terminal: the score of a bridge learns latents of such data much sooner,
-    where its flow has learned x_T with noise. No likelihood of the data themselves is trained then."""
+    """Deviation of normal noise on the data of a bridge (train.terminal), in training and validation: where its flow
+    has learned x_T with noise, its score learns such data much sooner. Translations from them begin with the noise,
+    those to them end with a step that takes it away. Samples have it, and the likelihood of clean data is poor."""
     latent_mean: bool = False
     """Centre the final model's prior on the mean latent (useful for VE); best/ and snapshots/ stay as they are."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
@@ -375,7 +376,7 @@ class TranslationOptions:
     stochastic: bool = False
     """Go up by random noise in place of the probability flow; the results then depend on --seed."""
     seed: int = 0
-    """Seed of that noise."""
+    """Seed of that noise, and of the noise with which a bridge begins."""
     guidance: float = 1.0
     """Of one model told the class: above 1 the way down leads farther away from A, and pictures lose detail; 2 to 4
     where both sides look much alike. Each evaluation on the way down then costs two."""

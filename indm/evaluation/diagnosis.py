@@ -69,7 +69,13 @@ def conclusion(run: Path, result: dict) -> str:
     compared = comparisons(result)
     if not compared:
         return ""
-    value = f"The model ({result['nelbo']['with_reconstruction'][number_key(result)]:.2f} {result['unit']}) is"
+    model = f"The model ({result['nelbo']['with_reconstruction'][number_key(result)]:.2f} {result['unit']})"
+    if noise := _noise_of_data(run):
+        return (
+            f"{model} has learned these data with noise of deviation {noise:g} (train.initial_noise), so clean ones "
+            "have little density, and baselines say nothing of it."
+        )
+    value = f"{model} is"
     failed = [c for c in compared if c.key in REQUIRED_BASELINES and not c.better]
     if worse := [c for c in failed if c.worse]:
         sentence = f"{value} worse than {_and(worse)}: it has not learned these data yet."
@@ -95,6 +101,11 @@ def _informative(compared: Sequence[Comparison]) -> list[Comparison]:
     uniform, gaussian = value.get("uniform", math.inf), value.get("gaussian", math.inf)
     redundant = {"png": value.get("png", math.inf) >= uniform, "uniform": gaussian < uniform}
     return [c for c in compared if not redundant.get(c.key, False)]
+
+
+def _noise_of_data(run: Path) -> float:
+    """Deviation of the noise with which the model of ``run`` has learned its data."""
+    return recipe_of(run).get("train", {}).get("initial_noise", 0.0)
 
 
 def _and(compared: Sequence[Comparison]) -> str:
@@ -148,7 +159,7 @@ def conclusions_of_translation(distance: float, levels: int | None, runs: Sequen
 def _judged(run: Path, evaluation: dict | None) -> str:
     """What says that the model of ``run`` has hardly learned; "" where nothing does."""
     if evaluation is not None:
-        return "" if learned(evaluation) else conclusion(run, evaluation)
+        return "" if learned(evaluation) or _noise_of_data(run) else conclusion(run, evaluation)
     trained = _Trained.read(run)
     if trained is None or trained.steps >= FEW_STEPS:
         return ""

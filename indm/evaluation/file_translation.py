@@ -198,7 +198,9 @@ class Translated:
         result: the example on the other side.
         frames: the pictures of the way, (frames, C, H, W); None where they are not asked for.
         returned: the result carried back; None where it is not asked for.
-        cycle_error: its absolute difference from the source, before rounding.
+        cycle_error: absolute difference of the way back from where the route began, before rounding and before a
+            bridge's noise is taken away.
+        cycle_error_rounded: the largest after rounding.
         written_cycle_error: the largest, where the way back begins at the result as it is written.
         solver_error: the largest difference of the result from that of a rougher solution.
     """
@@ -207,6 +209,7 @@ class Translated:
     frames: Tensor | None = None
     returned: Tensor | None = None
     cycle_error: Tensor | None = None
+    cycle_error_rounded: Tensor | None = None
     written_cycle_error: Tensor | None = None
     solver_error: Tensor | None = None
 
@@ -250,10 +253,13 @@ class BatchTranslator:
             back = self.route.back().follow(there.end)
             columns["returned"] = source.scaling.to_data(back.x).cpu()
             columns["cycle_error"] = ((back.end - x) * source.scaling.scale).abs().cpu()
+            grey = [double(source.scaling.to_data(end)) for end in (back.end, x)]
+            columns["cycle_error_rounded"] = (grey[0] - grey[1]).abs().flatten(1).amax(1).cpu()
         if self.options.cycle and self.options.errors:
             way_back = self.route.back()
             again = way_back.follow(way_back.source(columns["result"], self.options.seed)).x
-            columns["written_cycle_error"] = _largest(again - source.scaling.centre(raw).to(again), source)
+            clean = source.scaling.centre(raw).to(x) if self.route.noise_at(self.route.legs[0].start) else x
+            columns["written_cycle_error"] = _largest(again - clean, source)
         if self.options.errors:
             rough = self.route.rougher().follow(x, generator=noise)
             columns["solver_error"] = _largest(there.x - rough.x, target)
@@ -335,9 +341,9 @@ def _row(item: Item, example: Example, translated: Translated) -> dict:
     distance = squared_norm(double(translated.result[None]) - double(raw[None])).sqrt().item()
     line = {"name": item.name, "source": str(item.source), "distance_rms": distance / math.sqrt(raw.numel())}
     line |= {"note": example.note} if example.note else {}
-    if translated.cycle_error is not None and translated.returned is not None:
+    if translated.cycle_error is not None and translated.cycle_error_rounded is not None:
         line["cycle_error_max"] = translated.cycle_error.max().item()
-        line["cycle_error_rounded"] = (double(translated.returned) - double(raw)).abs().max().item()
+        line["cycle_error_rounded"] = translated.cycle_error_rounded.item()
     for name in ("written_cycle_error", "solver_error"):
         if (error := getattr(translated, name)) is not None:
             line[f"{name}_max"] = error.item()

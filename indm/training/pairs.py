@@ -36,9 +36,8 @@ def is_bridge(recipe: Recipe) -> bool:
 
 
 def noise_of(recipe: Recipe) -> tuple[float, float]:
-    """Deviations of the noise with which a bridge has learned its two ends."""
-    options = recipe["train"]
-    return options.get("initial_noise", 0.0), options["terminal_noise"]
+    """Deviations of the noise with which a bridge of this resolved recipe has learned its two ends."""
+    return recipe["train"]["initial_noise"], recipe["train"]["terminal_noise"]
 
 
 def sides_of(recipe: Recipe) -> dict[str, Recipe]:

@@ -321,8 +321,8 @@ class Trainer:
     def validate(self) -> dict[str, Any]:
         """The :meth:`bound` of the averaged model on validation examples, every time with the same noise.
 
-        With a second data set, also −log p(x_T) of its validation examples, as ``valid_terminal``. Both have the noise
-        of the training's.
+        With a second data set, also −log p(x_T) of its validation examples, as ``valid_terminal``. Both with the noise
+        that training adds.
         """
         model, raw, o = self.ema.model, stack(self.data.valid, self.options.validate_examples), self.options
         c = self.c_of("valid", len(raw))

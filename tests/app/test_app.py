@@ -220,6 +220,7 @@ def test_one_model_translates_between_its_classes(home, panels):
     guided = indm.translate(model, model, x, c=("3", "8"), steps=20, guidance=4.0)
     assert torch.equal(panels[0][0].images[1:], model.scaling.to_data(guided)) and not torch.equal(guided, result)
     assert translation_of([Side.opened(home / "exact")]) is None
+    assert translation_of([side]).guides and not translation_of(open_sides([home / "pair"])).guides
 
 
 @pytest.mark.parametrize(("way", "direction"), zip(WAYS, ("forward", "backward"), strict=True))

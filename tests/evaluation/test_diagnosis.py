@@ -15,6 +15,7 @@ from indm.evaluation.diagnosis import (
     learned,
 )
 from indm.runs.folder import read_metrics
+from indm.runs.provenance import weights_hash
 
 BITS = 64 * math.log(2)
 BASELINES = {"uniform": ("uniform noise", 8.0), "gaussian": ("a Gaussian", 5.0), "png": ("PNG", 4.0)}
@@ -49,6 +50,20 @@ def line(step, rate=1e-3, **values):
 
 
 FINISHED, LONG = {"interrupted": False}, {"steps": 2000}
+
+
+def test_a_bridge_that_learned_noisy_data_is_not_judged_by_clean_ones(tmp_path):
+    """Nor is a translation by it."""
+    recipe = recipes.override(recipes.load("digits"), {"train.terminal": "1", "train.initial_noise": "0.1"})
+    (tmp_path / "recipe.toml").write_text(recipes.to_toml(recipes.resolve(recipe)))
+    found = result(7.0)
+    assert conclusion(tmp_path, found) == (
+        "The model (7.00 bits/dim) has learned these data with noise of deviation 0.1 (train.initial_noise), so clean "
+        "ones have little density, and baselines say nothing of it."
+    )
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "evaluation.json").write_text(json.dumps(found | {"weights_sha256": weights_hash(tmp_path)}))
+    assert conclusions_of_translation(99.0, 256, [tmp_path]) == []
 
 
 @pytest.mark.parametrize(

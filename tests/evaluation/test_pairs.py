@@ -36,7 +36,9 @@ from indm.runs.folder import open_run, read_metrics
 from indm.runs.provenance import weights_hash
 from indm.scaling import Scaling
 from indm.training import pairs
+from indm.training.devices import make_accelerator
 from indm.training.pairs import as_bridge, as_one, is_bridge, sides_of
+from indm.training.trainer import Trainer
 from indm.translation import Route, sdedit
 
 WITHOUT_NOISE = ["--train.terminal_noise", "0", "--train.initial_noise", "0"]
@@ -753,6 +755,24 @@ def test_a_bridge_that_learned_its_ends_with_noise_takes_it_away(toys, tmp_path,
     assert main([*backward, "--quiet"]) == 0
     rows = json.loads((tmp_path / "back" / "translation.json").read_text())["examples"]
     assert max(row["cycle_error_max"] for row in rows) < 1
+    assert max(row["cycle_error_rounded"] for row in rows) <= 1 < max(row["distance_rms"] for row in rows)
+    for name in ("terminal_noise", "initial_noise"):
+        error = error_of(capsys, "train", "digits", f"--train.{name}", "0.1", "--out", tmp_path / "none")
+        assert f"train.{name} must be 0 where there is no train.terminal, got 0.1" in error
+
+
+@pytest.mark.parametrize("noise", ["initial_noise", "terminal_noise"])
+def test_a_bridge_trains_and_validates_each_end_with_its_own_noise(noise):
+    table = {"steps": 2, "batch_size": 8, "terminal": 1.0, "terminal_noise": 0.0, "flow_update_every": 1}
+    recipe = as_bridge(recipes.load("digits-3-8")) | {"flow": {"name": "coupling", "depth": 2, "width": 8}}
+    values = []
+    for deviation in (0.0, 2.0):
+        own = recipes.resolve(recipe | {"train": recipe["train"] | table | {noise: deviation}})
+        trainer = Trainer(own, load_data(**own["data"]), make_accelerator(recipes.options_of(own, "train")))
+        values.append(trainer.validate())
+        assert trainer.network.noise == (deviation if noise == "initial_noise" else 0.0)
+    changed = {key for key in ("valid_nelbo", "valid_terminal") if values[0][key] != values[1][key]}
+    assert changed == {{"initial_noise": "valid_nelbo", "terminal_noise": "valid_terminal"}[noise]}
 
 
 @pytest.mark.usefixtures("hasty")
