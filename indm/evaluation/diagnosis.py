@@ -70,13 +70,13 @@ def conclusion(run: Path, result: dict) -> str:
     if not compared:
         return ""
     model = f"The model ({result['nelbo']['with_reconstruction'][number_key(result)]:.2f} {result['unit']})"
-    if noise := _noise_of_data(run):
+    failed = [c for c in compared if c.key in REQUIRED_BASELINES and not c.better]
+    if failed and (noise := _noise_of_data(run)):
         return (
             f"{model} has learned these data with noise of deviation {noise:g} (train.initial_noise), so clean ones "
             "have little density, and baselines say nothing of it."
         )
     value = f"{model} is"
-    failed = [c for c in compared if c.key in REQUIRED_BASELINES and not c.better]
     if worse := [c for c in failed if c.worse]:
         sentence = f"{value} worse than {_and(worse)}: it has not learned these data yet."
     else:
