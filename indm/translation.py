@@ -40,7 +40,7 @@ from indm.sde.linear import LinearSDE
 from indm.tensors import evaluation_mode, expand_like
 
 STEPS = 120  # evaluations one way; in measurements a cycle was then off by less than a tenth of a grey level
-NEAR = 0.1  # noise of latents at which the slope of log p of noisy data is taken: at ε no network is exact enough
+NEAR = 0.1  # noise of latents at which noisy data have the slope of their log p: at ε a trained score was too inexact
 DIRECTIONS = ("forward", "backward")
 
 
