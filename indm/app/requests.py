@@ -319,7 +319,7 @@ class Translation:
     @property
     def guides(self) -> bool:
         """Whether the way down can be guided: by a model of A and B whose score alone sees which."""
-        return self.within_one and not self.is_bridge and not sees_condition(self.sides[0].model.flow)
+        return self.within_one and not sees_condition(self.sides[0].model.flow)
 
     def route(self, way: str, c: tuple[str | None, str | None], **options: Any) -> Route:
         """The route of :data:`WAYS` at the conditions of A and B; the options are those of a route."""

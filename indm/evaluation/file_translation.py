@@ -250,19 +250,19 @@ class BatchTranslator:
         there = self.route.follow(x, frames=self.options.strip, generator=self.generator)
         columns = {"result": target.scaling.to_data(there.x).cpu()}
         if self.options.cycle:
-            back = self.route.back().follow(there.end)
+            way_back = self.route.back()
+            back = way_back.follow(there.end)
             columns["returned"] = source.scaling.to_data(back.x).cpu()
             columns["cycle_error"] = ((back.end - x) * source.scaling.scale).abs().cpu()
             grey = [double(source.scaling.to_data(end)) for end in (back.end, x)]
-            columns["cycle_error_rounded"] = (grey[0] - grey[1]).abs().flatten(1).amax(1).cpu()
-        if self.options.cycle and self.options.errors:
-            way_back = self.route.back()
-            again = way_back.follow(way_back.source(columns["result"], self.options.seed)).x
-            clean = source.scaling.centre(raw).to(x) if self.route.noise_at(self.route.legs[0].start) else x
-            columns["written_cycle_error"] = _largest(again - clean, source)
+            columns["cycle_error_rounded"] = _largest(grey[0] - grey[1])
+            if self.options.errors:
+                again = way_back.follow(way_back.source(columns["result"], self.options.seed)).x
+                clean = source.scaling.centre(raw).to(x) if self.route.noise_at(self.route.legs[0].start) else x
+                columns["written_cycle_error"] = _largest((again - clean) * source.scaling.scale)
         if self.options.errors:
             rough = self.route.rougher().follow(x, generator=noise)
-            columns["solver_error"] = _largest(there.x - rough.x, target)
+            columns["solver_error"] = _largest((there.x - rough.x) * target.scaling.scale)
         if self.options.strip and raw.ndim == 4:
             columns["frames"] = self._frames(there)
         self.nfe = max(self.nfe, there.nfe)
@@ -330,9 +330,9 @@ class FileTranslation:
         return {"examples": rows, "failed": self.failed | self.writer.failed, "nfe": self.translate.nfe}
 
 
-def _largest(difference: Tensor, model: INDM) -> Tensor:
-    """Of each example, (B,), in data units."""
-    return (difference * model.scaling.scale).abs().flatten(1).amax(1).cpu()
+def _largest(difference: Tensor) -> Tensor:
+    """Of each example, (B,)."""
+    return difference.abs().flatten(1).amax(1).cpu()
 
 
 def _row(item: Item, example: Example, translated: Translated) -> dict:

@@ -330,8 +330,7 @@ class Trainer:
         validation: dict[str, Any] = {"valid_nelbo": bound, "unit": self.unit}
         if self.data_b is not None:
             second = stack(self.data_b.valid, self.options.validate_examples)
-            terminal = lambda x, generator: flow_nll(model, x, generator=generator)  # noqa: E731
-            nats = self._drawn(second, terminal, o.terminal_noise)
+            nats = self._drawn(second, lambda x, generator: flow_nll(model, x, generator=generator), o.terminal_noise)
             validation["valid_terminal"] = self.in_units(nats.mean().item())
         return validation
 
