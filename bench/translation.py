@@ -147,8 +147,8 @@ def bridge(recipe: dict, steps: int, out: Path, name: str = "bridge") -> Transla
     return open_runs([run])
 
 
-def routes(recipe: dict, steps: int, out: Path, methods: Sequence[str]) -> dict[str, Route]:
-    """The route of each method; a model that one of them needs is trained where it is not yet."""
+def routes(recipe: dict, steps: int, out: Path) -> dict[str, Callable[[], Route]]:
+    """What makes the route of each method; a model that it needs is trained where it is not yet."""
 
     @functools.cache
     def two(name: str) -> TranslationRuns:
@@ -175,7 +175,7 @@ def routes(recipe: dict, steps: int, out: Path, methods: Sequence[str]) -> dict[
         **{f"sdedit {s}": lambda s=s: noised(s) for s in STRENGTHS},
         **{name: lambda name=name: bridge(recipe, steps, out, name).route() for name in BRIDGES},
     }
-    return {name: makers[name]() for name in methods}
+    return makers
 
 
 def whole(summaries: dict[str, dict]) -> None:
@@ -190,28 +190,31 @@ def study(name: str, recipe: dict, steps: int, seed: int, out: Path, records: Pa
     of_all, label = classified(recipe, a, b)
     extractor = load_or_train(out / "extractor", of_all)
     raw = stack(a.test, EVERY if name == ARTISTS else IMAGES)
-    about = {"steps": steps, "seed": seed, "extractor": extractor.provenance} | made_by(seed)
+    reader = {key: value for key, value in extractor.provenance.items() if key != "data"}  # which has paths
+    about = {"steps": steps, "seed": seed, "extractor": reader} | made_by(seed)
     place, drawn, pictures = records / str(seed), out / f"{name}.png", {"source": raw[:SHOWN]}
     nothing = {"nfe": 0, "seconds_per_image": 0.0}
 
     def compared(result: Tensor) -> dict:
         if name != ARTISTS:
             return translation_metrics(raw, result, b, extractor, label)
-        general = general_features().features
-        found = against_truth(raw, result, stack(b.test, EVERY), general, a.scaling.levels)
+        general = general_features()
+        found = against_truth(raw, result, stack(b.test, EVERY), general.features, a.scaling.levels)
         truth = {f"truth_{key}": value for key, value in found["result"].items()}
-        return translation_metrics(raw, result, b, extractor, label, general) | truth
+        metrics = translation_metrics(raw, result, b, extractor, label, general.features)
+        return metrics | truth | {"general": general.provenance}
 
     kept(place / named("copy"), lambda: compared(raw) | nothing | about)
-    for method, route in routes(recipe, steps, out / str(seed), methods).items():
-        if (place / named(method)).exists() and drawn.exists():
+    makers = routes(recipe, steps, out / str(seed))
+    for method in methods:
+        if (place / named(method)).exists() and (seed or drawn.exists()):
             continue
-        result, values = translated(route, raw)
+        result, values = translated(makers[method](), raw)
         pictures[method] = result[:SHOWN]
         measured = compared(result) | values
         kept(place / named(method), lambda measured=measured: measured | about)
         print(method, measured["frechet"], measured["accuracy"], measured.get("cycle_error_max"), flush=True)
-    if not drawn.exists():
+    if not (seed or drawn.exists()):
         picture(pictures, a.scaling.levels, drawn)
 
 

@@ -28,6 +28,7 @@ from indm.config import recipes
 from indm.data.base import as_data, stack
 from indm.data.registry import load_data
 from indm.evaluation.translation_runs import open_runs
+from indm.evaluation.translation_truth import others_as_near
 from indm.flows import Identity
 from indm.model import INDM
 from indm.scaling import Scaling
@@ -115,9 +116,8 @@ def negatives(steps: int, out: Path) -> dict:
     result, found = last.scaling.to_data(route.follow(first.scaling.centre(raw)).x), {}
     for name, images in {"translated": result, "source as it is": raw}.items():
         apart = torch.cdist(images.flatten(1).double(), truth.flatten(1).double()) / 8  # RMS of 64 pixels
-        own = apart.diagonal()
-        nearest = (apart <= own[:, None]).sum(1).eq(1).double().mean()
-        values = {"to its negative": own.mean(), "to all": apart.mean(), "nearest": nearest}
+        nearest = (others_as_near(apart) == 0).double().mean()
+        values = {"to its negative": apart.diagonal().mean(), "to all": apart.mean(), "nearest": nearest}
         found[name] = {key: round(value.item(), 4) for key, value in values.items()}
     return found
 

@@ -545,11 +545,11 @@ def all_rows(model: Any, c: Any, n: int) -> Tensor | None:
     return None if c is None else condition_of(model, c).rows(c, n)
 
 
-def at_rows(model: Any, c: Tensor | None, rows: Tensor, *, guidance: float = 1.0) -> Any:
+def at_rows(model: Any, c: Tensor | None, rows: Tensor, *, guidance: float = 1.0, away_from: Any = None) -> Any:
     """``model`` at the conditions of the samples ``rows``, with guidance; as it is, where it has none and c is None."""
     if c is None and guidance == 1 and getattr(model, "condition", None) is None:
         return model
-    return model.given(None if c is None else c[rows], len(rows), guidance=guidance)
+    return model.given(None if c is None else c[rows], len(rows), guidance=guidance, away_from=away_from)
 
 
 def at_data(model: Any, data: Any, split: str, n: int | None = None) -> Any:

@@ -60,10 +60,8 @@ class Leg:
 
     def of(self, n: int) -> "Leg":
         """This leg for ``n`` samples: the model at their conditions."""
-        if self.guidance == 1:
-            model = at_rows(self.model, all_rows(self.model, self.c, n), torch.arange(n))
-        else:
-            model = self.model.given(self.c, n, guidance=self.guidance, away_from=self.away_from)
+        options: dict[str, Any] = {"guidance": self.guidance, "away_from": self.away_from}
+        model = at_rows(self.model, all_rows(self.model, self.c, n), torch.arange(n), **options)
         return replace(self, model=model, c=None, guidance=1.0, away_from=None)
 
 
@@ -103,7 +101,7 @@ class Route:
     noise: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self):
-        if not (isinstance(self.noise, tuple) and len(self.noise) == 2 and min(self.noise) >= 0):
+        if not (isinstance(self.noise, tuple | list) and len(self.noise) == 2 and min(self.noise) >= 0):
             raise ValueError(
                 f"noise must be the deviations at x_0 and at x_T, 0 or more each, got {self.noise}; (0.1, 0.1) is usual"
             )
@@ -303,8 +301,8 @@ def two_models(
             )
         target.check_guidance(guidance, c[0])
     sde = source.sde
-    turn = max(sde.eps, _way(strength, sde))
-    down = Leg(target, turn, sde.eps, c=c[1], guidance=guidance, away_from=c[0])
+    turn = _way(strength, sde)
+    down = Leg(target, turn, sde.eps, c=c[1], guidance=guidance, away_from=None if guidance == 1 else c[0])
     return Route((Leg(source, sde.eps, turn, noise=stochastic, c=c[0]), down), steps, tol)
 
 
@@ -323,7 +321,7 @@ def sdedit(model: INDM, *, c: Any = None, strength: float = 0.5, steps: int = ST
     """
     if strength == 1:
         raise ValueError("strength must be below 1 for sdedit, got 1, which leaves nothing of the source; 0.5 is usual")
-    turn = max(model.sde.eps, _way(strength, model.sde))
+    turn = _way(strength, model.sde)
     legs = (Leg(model, model.sde.eps, turn, noise=True, c=c), Leg(model, turn, model.sde.eps, c=c))
     return Route(legs, steps, tol)
 
@@ -352,7 +350,7 @@ def bridge(
         raise ValueError("stochastic must be false for direction 'backward': the forward SDE leads away from t = 0")
     sde = model.sde
     way = _way(strength, sde)
-    ends = (sde.eps, max(sde.eps, way)) if direction == "forward" else (sde.T, max(sde.eps, sde.T - way))
+    ends = (sde.eps, way) if direction == "forward" else (sde.T, max(sde.eps, sde.T - way))
     return Route((Leg(model, *ends, noise=stochastic),), steps, tol, noise)
 
 
@@ -386,8 +384,9 @@ def translate(
         >>> translate(a, b, x)
         tensor([[ 0.5000, -1.0000]])
     """
-    options: dict[str, Any] = {"strength": strength, "stochastic": stochastic, "guidance": guidance}
-    route = two_models(source, target, c=c, steps=steps, tol=tol, **options)
+    route = two_models(
+        source, target, c=c, strength=strength, stochastic=stochastic, guidance=guidance, steps=steps, tol=tol
+    )
     return route.follow(x, generator=generator).x
 
 
@@ -457,9 +456,9 @@ def _clock(sde: LinearSDE, start: float, end: float) -> float:
 
 
 def _way(strength: float, sde: LinearSDE) -> float:
-    """``strength`` as a time."""
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength must lie in (0, 1], got {strength}; 1 goes all the way")
+    """``strength`` as a time after ε."""
+    if not sde.eps < strength * sde.T <= sde.T:
+        raise ValueError(f"strength must lie in ({sde.eps / sde.T:.2g}, 1], got {strength:g}; 1 goes all the way")
     return strength * sde.T
 
 

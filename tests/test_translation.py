@@ -408,9 +408,10 @@ def test_models_whose_noise_alone_differs_do_not_fit():
 def test_arguments_are_checked():
     model = model_of("vp", 0)
     x = data_of(model, 3)
-    for strength in (0.0, 1.2, -1.0):
-        with pytest.raises(ValueError, match="strength must lie in"):
-            translate(model, model, x, strength=strength)
+    for strength in (0.0, 1e-6, 1.2, -1.0):
+        for route in (two_models, bridge, sdedit):
+            with pytest.raises(ValueError, match=r"strength must lie in \(1e-05, 1\], got"):
+                route(*[model] * (1 + (route is two_models)), strength=strength)
     with pytest.raises(ValueError, match="steps must be at least 2, one a leg"):
         translate(model, model, x, steps=1)
     for tol in (0.0, float("inf"), float("nan")):

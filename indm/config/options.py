@@ -351,7 +351,7 @@ class FittingOptions:
 class ConversionOptions:
     """How a released checkpoint is read. The values go to :func:`indm.convert.convert`."""
 
-    weights: Annotated[Literal["ema", "model"] | None, arg(metavar="ema|model"), default("as published")] = None
+    weights: Annotated[Literal["ema", "model", None], arg(metavar="ema|model"), default("as published")] = None
     """Moving averages or the last weights. The paper's results are of the score's averages and the flow's last ones."""
     recipe: Annotated[str | None, arg(metavar="RECIPE"), default("none")] = None
     """A recipe whose data, SDE and network hold where the tensors do not tell."""

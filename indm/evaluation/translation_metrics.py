@@ -7,7 +7,6 @@ distances compare translations of one pair of data sets with one another; they a
 import importlib.util
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -22,7 +21,6 @@ from indm.tensors import double
 
 Images = Num[Tensor, "n *event"]
 WINDOW = 7  # of SSIM, pixels
-LPIPS_WEIGHTS = "alexnet-owt-7be5be79.pth"  # torchvision's, in torch.hub's folder of checkpoints
 MOST = 2000  # training images of the target that results are compared with
 MOST_GENERAL = 500  # the same by general features, which take more time
 
@@ -63,8 +61,8 @@ def translation_metrics(
         target's training images; ``…_floor``: of as many of the target's test images, ``…_ceiling``: of the sources.
         ``general_kid``: the same as ``kid`` by ``general`` features, None without.
         ``accuracy``: the share that the classifier takes for the target, ``accuracy_floor`` that of its test images.
-        ``distance``: RMS of a result minus its source over the image, grey levels; ``ssim``, and ``lpips`` where its
-        weights are (None else). ``diversity``: mean distance of two results' features over that of two test images.
+        ``distance``: RMS of a result minus its source over the image, grey levels; ``ssim``, None without torchmetrics.
+        ``diversity``: mean distance of two results' features over that of two test images.
     """
     train, test = stack(target.train, MOST), stack(target.test, len(result))
     f = {name: extractor.features(x) for name, x in (("a", source), ("ab", result), ("b", train), ("test", test))}
@@ -82,7 +80,6 @@ def translation_metrics(
     for name, values in (
         ("distance", difference.square().mean(1).sqrt()),
         ("ssim", structural_similarity(source, result, extractor.levels)),
-        ("lpips", perceptual_distance(source, result, extractor.levels)),
     ):
         metrics[name], metrics[f"{name}_standard_error"] = (None, None) if values is None else mean_and_error(values)
     spread = jackknife(_spread, f["ab"])
@@ -106,25 +103,6 @@ def structural_similarity(a: Images, b: Images, levels: int) -> Tensor | None:
         "reduction": "none",
     }
     return cast(Tensor, structural_similarity_index_measure(double(a), double(b), **options))
-
-
-def perceptual_distance(a: Images, b: Images, levels: int) -> Tensor | None:
-    """LPIPS (AlexNet) of each pair of images, (n,); None without torchmetrics or where the weights have not been put.
-
-    Source: Zhang et al. 2018, https://arxiv.org/abs/1801.03924.
-    """
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_WEIGHTS
-    if importlib.util.find_spec("torchmetrics") is None or not weights.is_file():
-        return None
-    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
-
-    units = [(2 * x.float() / (levels - 1) - 1).expand(-1, 3, -1, -1) for x in (a, b)]
-    return torch.stack(
-        [
-            learned_perceptual_image_patch_similarity(p[None], q[None], net_type="alex")
-            for p, q in zip(*units, strict=True)
-        ]
-    )
 
 
 def _feature_distances(a: Tensor, b: Tensor) -> dict[str, float]:

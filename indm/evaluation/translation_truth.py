@@ -80,13 +80,24 @@ def against_truth(
         line = {}
         for key, values in numbers.items():
             line[key], line[f"{key}_standard_error"] = mean_and_error(values)
-        nearer = (apart < own[:, None]).sum(1)
+        nearer = others_as_near(apart)
         for k in RECALL:
             share = (nearer < k).double().mean().item()
             line[f"recall_{k}"], line[f"recall_{k}_standard_error"] = share, share_error(share, len(own))
             line[f"chance_{k}"] = min(1.0, k / len(own))
         found[name] = line
     return found
+
+
+def others_as_near(apart: Num[Tensor, "n n"]) -> Num[Tensor, " n"]:
+    """Of each row of a matrix of distances, how many other columns are at most as far as its own.
+
+    Example:
+
+        >>> others_as_near(torch.tensor([[1.0, 2.0], [3.0, 3.0]]))
+        tensor([0, 1])
+    """
+    return (apart <= apart.diagonal()[:, None]).sum(1) - 1
 
 
 def truth_rows(found: Mapping[str, Mapping[str, float]]) -> list[tuple[str, ...]]:
@@ -98,5 +109,8 @@ def truth_rows(found: Mapping[str, Mapping[str, float]]) -> list[tuple[str, ...]
         (name, *(f"{found[key][k]:.3g} ± {found[key][f'{k}_standard_error']:.1g}" for k in keys))
         for name, key in (("results", "result"), ("sources as they are", "source"))
     ]
-    guess = ["guessing"] + [f"{found['result'][f'chance_{k[7:]}']:.3g}" if "recall" in k else "" for k in keys]
+    guess = [
+        "guessing",
+        *(f"{found['result'][k.replace('recall', 'chance')]:.3g}" if "recall" in k else "" for k in keys),
+    ]
     return [head, *rows, tuple(guess)]

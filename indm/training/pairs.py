@@ -87,7 +87,7 @@ def as_one(recipe: Recipe) -> Recipe:
     other = {key for key in {*a, *b} - {"grey"} if a.get(key) != b.get(key)}
     if other == {"label"}:
         data = a | {"label": [a["label"], b["label"]]}
-    elif other == {"path"}:
+    elif other == {"path"} and a["name"] == "folder":
         folders = [os.path.abspath(os.path.expanduser(table["path"])) for table in (a, b)]
         parent = os.path.commonpath(folders)
         classes = [os.path.relpath(folder, parent) for folder in folders]
@@ -95,8 +95,8 @@ def as_one(recipe: Recipe) -> Recipe:
         data = a | {"path": parent, "classes": classes} | ({"grey": grey} if grey else {})
     else:
         raise ValueError(
-            f"[data] and [data_b] must differ in path or label alone for one model of both, got {sorted(other)}; "
-            "--form terminal and indm train-pair take any two"
+            "[data] and [data_b] must be two folders or two labels of one data set for one model of both, and differ "
+            f"in that alone, got {sorted(other)} of {a['name']!r}; --form terminal and indm train-pair take any two"
         )
     return shared | {"data": data, "condition": {"name": "classes"} | recipe.get("condition", {})}
 

@@ -712,6 +712,7 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("translate untrained full --condition a --out new", "indm: error: --condition needs 2 values, got 'a'"),
         ("translate untrained full --out new --condition", "indm: error: --condition needs 2 values\n"),
         ("compare full full --equal time", "indm: error: equal must be one of "),
+        ("convert release.pth --weights last", "weights must be one of 'ema', 'model', 'None', got 'last'"),
         ("report untrained --steps 200", "steps must hold one below 200"),
         ("report untrained --samplers dmp++", "sampler must be one of ode, euler-maruyama"),
         ("reproduce --data mnist", "data must be of eight-gaussians, digits, fashion-mnist-16, fashion-mnist, got"),

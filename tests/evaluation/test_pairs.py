@@ -374,7 +374,11 @@ def test_one_model_of_two_sets_of_labels_and_what_cannot_be_one(capsys, tmp_path
     assert "data_b" not in recipe and "terminal" not in recipe["train"]
     assert load_data(**recipe["data"]).classes == ("3", "8")
     error = error_of(capsys, "train-bridge", "digits-3-8", "--data-b.limit", "9", "--out", tmp_path / "none")
-    assert "must differ in path or label alone for one model of both, got ['label', 'limit']" in error
+    assert "must be two folders or two labels of one data set for one model of both" in error
+    assert "differ in that alone, got ['label', 'limit'] of 'digits'" in error
+    emoji = {"data": {"name": "emoji", "path": "google"}, "data_b": {"name": "emoji", "path": "twitter"}}
+    with pytest.raises(ValueError, match=r"got \['path'\] of 'emoji'"):
+        as_one(recipes.load("emoji-32") | emoji)
 
 
 def test_files_patterns_and_arrays_are_taken(trained, toys, tmp_path):

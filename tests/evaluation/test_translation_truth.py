@@ -82,6 +82,8 @@ def test_ranks_and_distances_are_those_of_a_count():
     assert found["result"]["features"] == pytest.approx(apart.diagonal().mean())
     same = against_truth(truth, truth, truth, lambda x: x.float().flatten(1), 256)["result"]
     assert same["recall_1"] == same["ssim"] == 1 and same["distance"] == same["features"] == 0
+    twice = against_truth(truth[:9], truth[:9], truth[:1].expand(9, -1, -1, -1), lambda x: x.float().flatten(1), 256)
+    assert [twice["result"][f"recall_{k}"] for k in (1, 5, 10)] == [0, 0, 1]  # nine that are alike: none is found
     lines = table(truth_rows(found)).splitlines()
     assert lines[0].split()[-3:] == ["recall", "at", "10"] and lines[-1].split() == [
         "guessing",
