@@ -264,22 +264,25 @@ def cycles(opened: TranslationRuns, raw: Tensor) -> list[dict]:
 
 
 def table(records: Path) -> str:
-    """Markdown: of each method the means over trainings, ± over trainings where there are several, else over images."""
-    copies = [json.loads(file.read_text("utf-8")) for file in records.glob("*/copy.json")]
-    keys = {key: name for key, name in (COLUMNS | TRUTH).items() if copies and copies[0].get(key) is not None}
-    head = ["method", "trainings", *keys.values(), "cycle error, levels", "parameters", "evaluations", "s/image"]
-    rows = [head]
-    for method in (*NAMES, "copy"):
-        found = [json.loads(file.read_text("utf-8")) for file in sorted(records.glob(f"*/{named(method)}"))]
-        if found:
-            rows.append(
-                [NAMES.get(method, "copy of the source"), str(len(found)), *columns(found, keys), *costs(found)]
-            )
-        if found and method == "copy":
-            cells = zip(COLUMNS, limits(found[0])["B's test images"], strict=True)
-            of_b = [cell for key, cell in cells if key in keys]
-            rows.append(["B's own test images", "", *of_b, *["–"] * (len(keys) - len(of_b)), "–", "", "–", "–"])
-    return markdown(rows)
+    """Markdown: of each method the means over trainings, ± over trainings where there are several, else over images.
+    Where the truth is known, a second table says how near it is."""
+    read = {
+        method: [json.loads(file.read_text("utf-8")) for file in sorted(records.glob(f"*/{named(method)}"))]
+        for method in (*NAMES, "copy")
+    }
+    one = read["copy"][0]
+    found = {NAMES[method]: read[method] for method in NAMES if read[method]} | {"copy of the source": [one]}
+    keys = [key for key in COLUMNS if one.get(key) is not None]
+    head = ["method", "trainings", *(COLUMNS[key] for key in keys)]
+    head += ["cycle error, levels: median, largest", "parameters", "evaluations", "s/image"]
+    rows = [[method, str(len(each)), *columns(each, keys), *costs(each)] for method, each in found.items()]
+    cells = zip(COLUMNS, limits(one)["B's test images"], strict=True)
+    rows.append(["B's own test images", "", *(cell for key, cell in cells if key in keys), "–", "–", "–", "–"])
+    if "truth_features" not in one:
+        return markdown([head, *rows])
+    truth = [[method, str(len(each)), *columns(each, TRUTH)] for method, each in found.items()]
+    guess = ["guessing", *[""] * (1 + len(TRUTH) - len(RECALL)), *(f"{one[f'truth_chance_{k}']:.2g}" for k in RECALL)]
+    return markdown([head, *rows]) + "\n" + markdown([["method", "trainings", *TRUTH.values()], *truth, guess])
 
 
 def columns(found: Sequence[dict], keys: Iterable[str]) -> list[str]:
@@ -294,14 +297,15 @@ def columns(found: Sequence[dict], keys: Iterable[str]) -> list[str]:
 
 
 def costs(found: Sequence[dict]) -> list[str]:
-    """The largest error of a cycle, parameters, evaluations and the median of seconds."""
-    cycle = max((values["cycle_error_max"] for values in found if "cycle_error_max" in values), default=None)
+    """The error of a cycle, of the training where it is largest, parameters, evaluations and the median of seconds."""
+    cycles = [values for values in found if "cycle_error_max" in values]
+    largest = (max(values[f"cycle_error_{which}"] for values in cycles) for which in ("median", "max"))
     parameters = found[0].get("parameters")
     return [
-        "–" if cycle is None else f"{cycle:.2g}",
+        ", ".join(f"{value:.2g}" for value in largest) if cycles else "–",
         f"{parameters:,}" if parameters else "–",
-        str(found[0]["nfe"]),
-        f"{statistics.median(values['seconds_per_image'] for values in found):.2g}",
+        str(found[0]["nfe"]) if found[0]["nfe"] else "–",
+        f"{statistics.median(values['seconds_per_image'] for values in found):.2g}" if found[0]["nfe"] else "–",
     ]
 
 

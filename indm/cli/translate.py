@@ -55,8 +55,7 @@ class Translate(Computes):
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())) and not self.overwrite:
             raise ValueError(f"--out {self.out} exists and is not empty: name another, or add --overwrite")
         first, *others = self.paths
-        second = [path if path.suffix else run_folder(path) for path in others[:1]]  # with a suffix it is an image
-        given = (run_folder(first), *second, *others[1:])
+        given = (run_folder(first), *map(_run_folder, others[:1]), *others[1:])
         count = _leading(given, is_run_or_pair)
         if not count or count == len(given):
             what = "a run folder (with a recipe.toml in it) first" if not count else "images after the run folders"
@@ -82,7 +81,7 @@ class Strip(Computes):
     """
 
     paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN… IMAGE", help_behavior_hint="(required)")]
-    """Run folders, then one image."""
+    """Run folders or models of the hub, user/name, then one image."""
     out: Annotated[Path, arg(metavar="FILE")] = Path("strip.png")
     """The picture to write; one that is there is an error without --overwrite."""
     direction: Literal["forward", "backward"] = "forward"
@@ -97,16 +96,24 @@ class Strip(Computes):
         from indm.evaluation import strips
         from indm.evaluation.translation_runs import is_run_or_pair
 
-        count = _leading(self.paths, is_run_or_pair)
-        if not count or count != len(self.paths) - 1:
+        given = (*map(_run_folder, self.paths[:-1]), *self.paths[-1:])
+        count = _leading(given, is_run_or_pair)
+        if not count or count != len(given) - 1:
             raise ValueError(f"strip needs run folders and then one image, got {' '.join(map(str, self.paths))}")
         if self.out.exists() and not self.overwrite:
             raise ValueError(f"--out {self.out} exists: name another, or add --overwrite")
-        *folders, image = self.paths
+        *folders, image = given
         rows = strips.rows_of(folders, image, self.options, self.direction, self.condition)
         strips.draw(rows, self.out)
         print(f"{self.out}: {', '.join(row.title for row in rows)}")
         return DONE
+
+
+def _run_folder(path: Path) -> Path:
+    """Where the run is that is called ``path``; with a suffix it is an image."""
+    from indm.runs.folder import run_folder
+
+    return path if path.suffix else run_folder(path)
 
 
 def _leading(paths: Sequence[Path], holds: Callable[[Path], bool]) -> int:

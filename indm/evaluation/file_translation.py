@@ -121,6 +121,7 @@ def translate_files(
         report = work.finish() | {
             "seconds_per_example": (time.perf_counter() - started) / len(items),
             "models": [str(folder) for folder in (runs.folders if options.method == "flow" else runs.folders[-1:])],
+            "kind": runs.kind,
             "direction": runs.direction,
             **({} if runs.classes == (None, None) else {"classes": list(runs.classes)}),
             "options": asdict(options),
@@ -201,7 +202,7 @@ class Translated:
         cycle_error: absolute difference of the way back from where the route began, before rounding and before a
             bridge's noise is taken away.
         cycle_error_rounded: the largest after rounding.
-        written_cycle_error: the largest, where the way back begins at the result as it is written.
+        written_cycle_error: the largest difference from the source, where the way back begins at the result as written.
         solver_error: the largest difference of the result from that of a rougher solution.
     """
 
@@ -258,8 +259,9 @@ class BatchTranslator:
             columns["cycle_error_rounded"] = _largest(grey[0] - grey[1])
             if self.options.errors:
                 again = way_back.follow(way_back.source(columns["result"], self.options.seed)).x
-                clean = source.scaling.centre(raw).to(x) if self.route.noise_at(self.route.legs[0].start) else x
-                columns["written_cycle_error"] = _largest((again - clean) * source.scaling.scale)
+                columns["written_cycle_error"] = _largest(
+                    (again - source.scaling.centre(raw).to(x)) * source.scaling.scale
+                )
         if self.options.errors:
             rough = self.route.rougher().follow(x, generator=noise)
             columns["solver_error"] = _largest((there.x - rough.x) * target.scaling.scale)

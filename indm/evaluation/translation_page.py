@@ -12,6 +12,7 @@ from torch import Tensor
 
 from indm.evaluation.page import Page, image, slider
 from indm.evaluation.translation_results import picture
+from indm.evaluation.translation_runs import BRIDGE
 from indm.messages import one_line
 
 MOST = 48  # images on the page; each has some twenty pictures
@@ -83,13 +84,16 @@ def write_page(
 def made_by(report: dict) -> str:
     """How the results were made, in a line."""
     options = report["options"]
-    parts = ["Made by " + ", then ".join(report["models"])]
+    sdedit = options["method"] == "sdedit"
+    how = "SDEdit" if sdedit else report["kind"]
+    parts = [f"Made by {how}: " + ", then ".join(report["models"])]
     parts += ["from {} to {}".format(*report["classes"])] if "classes" in report else []
     parts += [f"direction {report['direction']}"]
     parts += [f"{options['steps']} steps" if options["tol"] is None else f"tolerance {options['tol']:g}"]
     parts += [f"strength {options['strength']:g}"]
     parts += [f"guidance {options['guidance']:g}"] if options["guidance"] != 1 else []
     parts += [f"up by noise of seed {options['seed']}"] if _is_random(options) else []
+    parts += [f"from noise of seed {options['seed']} in the images"] if report["kind"] == BRIDGE and not sdedit else []
     parts += [f"{len(report['failed'])} not translated, see translation.json"] if report["failed"] else []
     return one_line("; ".join(parts) + ".")
 

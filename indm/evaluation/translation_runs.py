@@ -16,6 +16,8 @@ from indm.runs.folder import is_run, open_run
 from indm.training.pairs import SIDES, is_bridge, is_pair, noise_of
 from indm.translation import DIRECTIONS, Route, bridge, sdedit, two_models
 
+BRIDGE = "terminal bridge"
+
 
 def is_run_or_pair(folder: Path) -> bool:
     """Whether ``folder`` is that of a run, or of a pair of them."""
@@ -64,7 +66,12 @@ class TranslationRuns:
         """In words."""
         if self.classes != (None, None):
             return "one model told the class"
-        return "terminal bridge" if len(self.models) == 1 else "two models"
+        return BRIDGE if self.is_bridge else "two models"
+
+    @property
+    def is_bridge(self) -> bool:
+        """Whether one model leads from one end of its diffusion to the other."""
+        return len(self.models) == 1
 
     def sdedit(self, **options) -> Route:
         """See :func:`indm.translation.sdedit` for the options.
@@ -72,7 +79,7 @@ class TranslationRuns:
         Raises:
             ValueError: no model makes data of the other side from noise.
         """
-        if len(self.models) == 1:
+        if self.is_bridge:
             raise ValueError(
                 f"method 'sdedit' needs a model that makes data of B from noise; {self.folders[0]} is a bridge, whose "
                 "noise is B"
@@ -86,10 +93,8 @@ class TranslationRuns:
             ValueError: guidance but for one model told the class.
         """
         if guidance != 1 and self.classes == (None, None):
-            raise ValueError(
-                f"guidance must be 1, got {guidance:g}: it is for one model told the class, and this is {self.kind}"
-            )
-        if len(self.models) == 1:
+            raise ValueError(f"guidance must be 1 but for one model told the class, got {guidance:g} for {self.kind}")
+        if self.is_bridge:
             return bridge(*self.models, self.direction, noise=self.noise, **options)
         return two_models(*self.models, c=self.classes, guidance=guidance, **options)
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -809,9 +810,9 @@ def test_one_model_of_classes_translates_between_two(trained, toys, tmp_path, ca
         ([run, toys[0]], "is no bridge"),
         (
             [trained / "pair", toys[0], "--guidance", "2"],
-            "guidance must be 1, got 2: it is for one model told the class, and this is two",
+            "guidance must be 1 but for one model told the class, got 2 for two models",
         ),
-        ([trained / "bridge", toys[0], "--guidance", "2"], "and this is terminal bridge"),
+        ([trained / "bridge", toys[0], "--guidance", "2"], "one model told the class, got 2 for terminal bridge"),
         (
             [trained / "one", toys[0], "--guidance", "2", "--method", "sdedit", "--strength", "0.5"],
             "it has no model of A",
@@ -849,6 +850,26 @@ def test_sdedit_is_noise_and_the_flow_of_the_other_side_alone(trained, toys, tmp
         assert np.array_equal(pixels(tmp_path / "b" / name), pixels(tmp_path / "pair" / name))
     scored = error_of(capsys, *arguments, "--out", tmp_path / "none", "--strength", 0.4, "--score")
     assert "score needs the data of A, too; name its run before" in scored
+
+
+@pytest.mark.parametrize("noise", [(0.0, 0.0), (0.1, 0.0), (0.1, 0.1)])
+def test_errors_of_a_bridge_are_those_of_its_results_as_written(trained, toys, tmp_path, noise):
+    runs = replace(open_runs([trained / "bridge"]), noise=noise)
+    options = TranslationOptions(steps=40, seed=3, cycle=True, errors=True)
+    report = translate_files(runs, [toys[0]], tmp_path, options, progress=False)
+    route = runs.route(steps=40)
+    scaling = route.models[0].scaling
+    for row in report["examples"][:4]:
+        raw, written = (
+            torch.from_numpy(pixels(folder / f"{row['name']}.png")).permute(2, 0, 1)[None]
+            for folder in (toys[0], tmp_path)
+        )
+        x = route.source(raw, 3)
+        fine, rough = (runs.route(steps=steps).follow(x).x for steps in (40, 20))
+        assert torch.equal(scaling.to_data(fine), written)
+        back = route.back().follow(route.back().source(written, 3)).x
+        for key, error in (("written_cycle", back - scaling.centre(raw)), ("solver", fine - rough)):
+            assert row[f"{key}_error_max"] == pytest.approx((error * scaling.scale).abs().max().item(), abs=1e-3)
 
 
 def test_a_page_solves_no_error_of_its_own(trained, toys, tmp_path, monkeypatch, capsys):

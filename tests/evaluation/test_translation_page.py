@@ -19,7 +19,7 @@ from indm.config.options import TranslationOptions
 from indm.evaluation import file_translation
 from indm.evaluation.file_translation import summary, translate_files
 from indm.evaluation.translation_page import ERRORS, STRENGTHS, made_by
-from indm.evaluation.translation_runs import TranslationRuns
+from indm.evaluation.translation_runs import BRIDGE, TranslationRuns
 from indm.model import build_model
 from indm.scaling import Scaling
 from indm.translation import Route, sdedit, two_models
@@ -98,7 +98,7 @@ def test_the_page_is_one_file_and_says_what_was_done(home, made):
     assert files == [f"{name} {name.removeprefix('b/')}.png" for name in names]
     said = reader.text("p")
     assert said[: len(summary(report).splitlines())] == summary(report).splitlines()
-    assert f"Made by {home / 'a'}, then {home / 'b'}; direction forward; 8 steps; strength 1." in said
+    assert f"Made by two models: {home / 'a'}, then {home / 'b'}; direction forward; 8 steps; strength 1." in said
     assert any(line.startswith("All 4 translated images.") for line in said)
     labels = {attributes["for"] for tag, attributes in reader.elements if tag == "label"}
     assert labels == {attributes["id"] for tag, attributes in reader.elements if tag == "input"}
@@ -246,10 +246,14 @@ def test_how_results_were_made_is_said_in_a_line(made):
     _, report = made
     options = report["options"] | {"tol": 1e-4, "strength": 0.5, "stochastic": True, "seed": 3}
     other = {"models": ["animals"], "classes": ["cat", "dog"], "failed": {"x": "no image"}, "options": options}
+    other |= {"kind": "one model told the class"}
     assert made_by(report | other) == (
-        "Made by animals; from cat to dog; direction forward; tolerance 0.0001; strength 0.5; up by noise of seed 3; "
-        "1 not translated, see translation.json."
+        "Made by one model told the class: animals; from cat to dog; direction forward; tolerance 0.0001; "
+        "strength 0.5; up by noise of seed 3; 1 not translated, see translation.json."
     )
+    noised = report["options"] | {"method": "sdedit"}
+    assert made_by(report | {"models": ["b"], "options": noised, "kind": BRIDGE}).startswith("Made by SDEdit: b; ")
+    assert made_by(report | {"kind": BRIDGE}).endswith("; from noise of seed 0 in the images.")
 
 
 ACTIONS = """
