@@ -45,7 +45,7 @@ from indm.likelihood import latent_reference
 from indm.objective import irreducible_gap
 from indm.paths import path_curvature, path_length, probability_flow_path
 from indm.sampling import follow_flow, log_snr_grid
-from indm.score import flow_score, with_drawn_code
+from indm.score import encoded, flow_score
 
 NOISE = "truncated-normal"
 SIDES = ("linear", "elementwise", "indm")
@@ -101,15 +101,15 @@ def search_cell(path: Path, jobs: list[Training]) -> Path:
 
 
 def ways_of(model: indm.INDM, x: torch.Tensor, fade: Fade | None = None) -> torch.Tensor:
-    """x_t along the probability flow from x, (times, n, *event): of the latent given a code, where there is one."""
+    """x_t along the probability flow from x, (times, n, *event): given a code of x, where there is one."""
     times = log_snr_grid(model.sde, 48).flip(0)
     if not model.forward_process.seen_shape:
         return probability_flow_path(model, x, times, fade=fade)
     z = model.flow.latent(x)
-    score = flow_score(with_drawn_code(model.score, model.forward_process, z, torch.Generator().manual_seed(0)))
+    score, _, _ = encoded(model.score, model.forward_process, z, torch.Generator().manual_seed(0))
     path = [z]
     for t, s in itertools.pairwise(times.tolist()):
-        path.append(follow_flow(score, path[-1], t, s)[0])
+        path.append(follow_flow(flow_score(score), path[-1], t, s)[0])
     return torch.stack([model.decode(z) for z in path])
 
 
@@ -145,8 +145,9 @@ def test_cell(path: Path, job: Training, decay: float, extractor: Path) -> Path:
         return tuple(frechet(samples, data, "test", VALID_EXAMPLES, extractor).values())
 
     def drawn(model: indm.INDM, steps: int) -> torch.Tensor:
-        """As many samples as there are test images."""
-        x = indm.sample(model, len(raw), steps=steps, generator=torch.Generator().manual_seed(job.seed))
+        """As many samples as there are test images, by the one sampler of an ODE that all processes have."""
+        generator = torch.Generator().manual_seed(job.seed)
+        x = indm.sample(model, len(raw), sampler="heun", steps=steps, generator=generator)
         return model.scaling.to_data(x)
 
     kept(path, lambda: tested(job, decay, False, more))

@@ -468,7 +468,7 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     loss as ``variance_weighted``.
 
     Raises:
-        ValueError: for an SDE or a forward process that is itself trained, which needs the NELBO.
+        ValueError: for an SDE that is trained, or a forward process that is trained or not linear: they need the NELBO.
 
     Example: its ``nelbo`` estimates what that of ``mle_loss`` does, here of N(0, I) and its exact score.
 
@@ -481,10 +481,11 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
         >>> "variance_weighted" in terms
         True
     """
-    sde = model.score.sde
-    if next(process_of(model).parameters(), None) is not None:
+    sde, process = model.score.sde, process_of(model)
+    if not process.is_tight or process.seen_shape or next(process.parameters(), None) is not None:
         raise ValueError(
-            "objective must be 'mle' for a learned forward process, got 'fid', which is no bound to learn by"
+            f"objective must be 'mle' for the forward process {type(process).__name__}, got 'fid', which is no bound "
+            "to learn by, and takes z_t to be linear"
         )
     if next(sde.parameters(), None) is not None:
         raise ValueError("objective must be 'mle' for a learned SDE, got 'fid', which is no bound to learn it by")

@@ -306,13 +306,10 @@ def probability_flow_path(
         (torch.Size([3, 5, 2]), True)
     """
     require_one_diffusion(model, "a path on the data space")
-    diffusion = NonlinearDiffusion(model, fade=fade)
+    diffusion, times = NonlinearDiffusion(model, fade=fade), _check_times(model.sde, times)
+    latent = _latent_flow(diffusion, x, times, tol)
     with evaluation_mode(model):
-        times = _check_times(model.sde, times)
-        path = [diffusion.flow_at(times[:1].to(x)).latent(x)]
-        for t, s in itertools.pairwise(times.tolist()):
-            path.append(follow_flow(model.score, path[-1], t, s, tol=tol)[0])
-    return _decoded(diffusion, torch.stack(path), times)
+        return _decoded(diffusion, latent, times)
 
 
 def path_length(path: Path) -> Float[Tensor, " batch"]:
@@ -344,7 +341,7 @@ def path_curvature(path: Path) -> Float[Tensor, " batch"]:
 
 
 def choose_fade(
-    model, x: Batch, *, by: str = "length", powers: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), frames: int = 24
+    model, x: Batch, *, by: str = "length", powers: Sequence[float] = (1.0, 2.0, 4.0, 8.0), frames: int = 24
 ) -> Fade:
     """The :class:`~indm.flows.fading.Fade` among ``powers`` with which the data x have the shortest ways.
 
@@ -352,7 +349,8 @@ def choose_fade(
         model: an INDM whose flow fades.
         x: data in model units.
         by: "length", of their ways x_t along the probability flow, or "isometry": the mean square of
-            log‖(∂h_t/∂x) v‖² − log‖v‖² along it, which is 0 where h_t keeps lengths.
+            log‖(∂h_t/∂x) v‖² − log‖v‖² along it, which is 0 where h_t keeps lengths. As the identity does, this is
+            mostly the largest power.
         powers: that are tried.
         frames: of a way.
 
@@ -365,19 +363,22 @@ def choose_fade(
         >>> tables = {"flow": {"name": "coupling", "depth": 1}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
         >>> model = indm.build_model(tables, (2,))
         >>> _ = model.flow.flows[0].log_scale.data.fill_(1.0)
-        >>> choose_fade(model, torch.randn(5, 2), by="isometry", powers=(0.5, 2.0), frames=6)
+        >>> choose_fade(model, torch.randn(5, 2), by="isometry", powers=(1.0, 2.0), frames=6)
         Fade(power=2.0)
     """
     if by not in ("length", "isometry"):
         raise ValueError(f'by must be "length" or "isometry", got {by!r}')
     times = log_snr_grid(model.sde, frames).flip(0)
+    latent = _latent_flow(
+        NonlinearDiffusion(model, fade=Fade()), x, times
+    )  # at ε the whole flow is there, so it is one
 
     def criterion(power: float) -> float:
         diffusion = NonlinearDiffusion(model, fade=Fade(power))
-        path = probability_flow_path(model, x, times, fade=diffusion.fade)
-        if by == "length":
-            return path_length(path).mean().item()
         with evaluation_mode(model):
+            path = _decoded(diffusion, latent, times)
+            if by == "length":
+                return path_length(path).mean().item()
             return sum(_stretch(diffusion, x_t, t).item() for x_t, t in zip(path, times.to(x), strict=True))
 
     return Fade(min(powers, key=criterion))
@@ -388,6 +389,16 @@ def _stretch(diffusion: NonlinearDiffusion, x: Tensor, t: Tensor) -> Tensor:
     v = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
     stretched = cast(tuple[Tensor, Tensor], torch.func.jvp(diffusion.flow_at(t.expand(len(x))).latent, (x,), (v,)))[1]
     return (stretched.flatten(1).square().sum(1) / v.flatten(1).square().sum(1)).log().square().mean()
+
+
+def _latent_flow(diffusion: NonlinearDiffusion, x: Tensor, times: Tensor, tol: float = FLOW_TOLERANCE) -> Tensor:
+    """z_t along the probability flow from x at times[0]."""
+    model = diffusion.model
+    with evaluation_mode(model):
+        path = [diffusion.flow_at(times[:1].to(x)).latent(x)]
+        for t, s in itertools.pairwise(times.tolist()):
+            path.append(follow_flow(model.score, path[-1], t, s, tol=tol)[0])
+    return torch.stack(path)
 
 
 def _latent_from_data(model, x: Tensor, times: Tensor, generator) -> tuple[Tensor, Tensor]:

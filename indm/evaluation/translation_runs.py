@@ -95,8 +95,9 @@ class TranslationRuns:
         if guidance != 1 and self.classes == (None, None):
             raise ValueError(f"guidance must be 1 but for one model told the class, got {guidance:g} for {self.kind}")
         if self.is_bridge:
-            return bridge(*self.models, self.direction, noise=self.noise, **options)
-        return two_models(*self.models, c=self.classes, guidance=guidance, **options)
+            return bridge(self.models[0], self.direction, noise=self.noise, **options)
+        source, target = self.models
+        return two_models(source, target, c=self.classes, guidance=guidance, **options)
 
 
 def open_runs(

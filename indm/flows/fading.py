@@ -53,7 +53,7 @@ class Fade:
     r"""The strength of h_t along the clock: :math:`a(p) = (1 - p)^k` at the place p, from 1 at ε to 0 at T.
 
     Args:
-        power: k; above 1 the flow is gone early, below 1 late.
+        power: k, 1 or more; a flow with a larger one is gone earlier. Below 1 ∂_t h_t would be infinite at T.
 
     Example:
 
@@ -66,8 +66,8 @@ class Fade:
     power: float = 1.0
 
     def __post_init__(self):
-        if not self.power > 0:
-            raise ValueError(f"power must be positive, got {self.power}; 1 fades evenly on the clock")
+        if not self.power >= 1:
+            raise ValueError(f"power must be at least 1, got {self.power}; 1 fades evenly on the clock")
 
     def __call__(self, sde: LinearSDE, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """a at times ``t``."""

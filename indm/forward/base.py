@@ -70,6 +70,7 @@ class ForwardProcess(nn.Module, ABC):
 
     Attributes:
         is_tight: whether e is n/R at every z_t: then one score serves, and the bound is tight at the best one.
+        any_truncation: whether it stays the same process where another ε than the SDE's is asked for.
 
     Example: a mean that fades, M = e^{−Λ'/10} z_0 with Λ' from ε.
 
@@ -84,6 +85,7 @@ class ForwardProcess(nn.Module, ABC):
     """
 
     is_tight: ClassVar[bool] = False
+    any_truncation: ClassVar[bool] = False
 
     @property
     def scores(self) -> int:
@@ -134,16 +136,17 @@ class ForwardProcess(nn.Module, ABC):
     def correlation(self, sde: LinearSDE, z: Batch, t: PerSample, s: PerSample) -> Tensor:
         r""":math:`\kappa = \exp(-\tfrac12\int_s^t R^{-2}\,d\Lambda)` of the noises of z_s and z_t, s < t, (B, *event).
 
-        Backwards in time the noise given z_0 follows :math:`dn = -\tfrac12 R^{-2} n\,d\Lambda + R^{-1}\,dw`, which
-        keeps N(0, I). So q(z_s|z_t, z_0) is Gaussian with mean α_s M_s + σ_s R_s κ n_t and deviation σ_s R_s √(1 − κ²).
+        Λ is each entry's own. Backwards in time, by \|dΛ\|, the noise given z_0 follows
+        :math:`dn = -\tfrac12 R^{-2} n\,d\Lambda + R^{-1}\,dw`, which keeps N(0, I). So q(z_s|z_t, z_0) is Gaussian
+        with mean α_s M_s + σ_s R_s κ n_t and deviation σ_s R_s √(1 − κ²).
         """
         path, (start, end) = self.path(sde, z), (sde.clock(time) for time in (s, t))
-        nodes, weights = (v.tolist() for v in gauss_legendre(NODES))
-        exponent = sum(
-            weight * path((start + node * (end - start)).to(z))[1] ** -2
-            for node, weight in zip(nodes, weights, strict=True)
-        )
-        return (-0.5 * expand_like((end - start).to(z), z) * exponent).exp()
+        inverse, length = torch.zeros_like(z), torch.zeros_like(z)
+        for node, weight in zip(*(v.tolist() for v in gauss_legendre(NODES)), strict=True):
+            clock = start + node * (end - start)
+            step = weight * expand_like(sde.clock_rate(sde.time(-clock)), z).to(z)
+            inverse, length = inverse + step * path(clock.to(z))[1] ** -2, length + step
+        return _linear_correlation(sde, z, t, s) ** (inverse / length)
 
 
 class Linear(ForwardProcess):
@@ -158,7 +161,7 @@ class Linear(ForwardProcess):
         True
     """
 
-    is_tight = True
+    is_tight = any_truncation = True
 
     def path(self, sde: LinearSDE, z: Batch) -> Path:
         return lambda clock: (z, torch.ones_like(z))
@@ -170,9 +173,13 @@ class Linear(ForwardProcess):
         return expand_like(sde.alpha(t), z) * z, sde.sigma(t)
 
     def correlation(self, sde: LinearSDE, z: Batch, t: PerSample, s: PerSample) -> Tensor:
-        """σ_s α_t/(σ_t α_s), of each entry's own clock."""
-        ratios = [expand_like(sde.sigma(time) / sde.alpha(time), z) for time in (s, t)]
-        return (ratios[0] / ratios[1]).expand_as(z)
+        return _linear_correlation(sde, z, t, s)
+
+
+def _linear_correlation(sde: LinearSDE, z: Batch, t: PerSample, s: PerSample) -> Tensor:
+    """σ_s α_t/(σ_t α_s), of each entry's own clock."""
+    ratios = [expand_like(sde.sigma(time) / sde.alpha(time), z) for time in (s, t)]
+    return (ratios[0] / ratios[1]).expand_as(z)
 
 
 LINEAR = Linear()  # of models without another
@@ -217,9 +224,9 @@ def require_one_diffusion(model: nn.Module, purpose: str) -> None:
 
 
 def require_own_truncation(model: nn.Module, eps: float | None) -> None:
-    """ValueError where ``eps`` is not that of the SDE, at which a process other than the linear one begins."""
+    """ValueError where ``eps`` is not that of the SDE, at which a process begins."""
     process = process_of(model)
-    if eps is not None and eps != model.sde.eps and not isinstance(process, Linear):
+    if eps is not None and eps != model.sde.eps and not process.any_truncation:
         raise ValueError(
             f"eps must be {model.sde.eps:g}, where the forward process {type(process).__name__} begins, got {eps:g}"
         )

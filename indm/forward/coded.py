@@ -208,6 +208,8 @@ class Coded(Linear):
         True
     """
 
+    any_truncation = False  # its schedules are pinned at ε and T
+
     def __init__(
         self,
         shape: tuple[int, ...],

@@ -7,7 +7,7 @@ from torch import nn
 
 from indm.forward.base import LINEAR
 from indm.model import build
-from indm.sde import VESDE, VPSDE
+from indm.sde import VESDE, VPSDE, LearnedSDE
 from indm.tensors import expand_like
 
 TABLE = constructions("forward")
@@ -65,12 +65,21 @@ def test_before_it_is_trained_it_is_the_linear_diffusion(case, request):
     assert torch.allclose(mine.target, noise) and torch.allclose(mine.noise, noise)
 
 
-def test_correlation_is_that_of_the_noise_backwards(case):
-    """κ against a fine product of steps of dn = −½ R⁻² n dΛ."""
+@pytest.mark.parametrize("kind", ["vp", "ve", "learned"])
+def test_correlation_is_that_of_the_noise_backwards(case, kind):
+    """κ against a fine product of steps of dn = −½ R⁻² n dΛ, with Λ = log σ²/α² of each entry."""
     process, z, _ = case
-    sde = VPSDE()
+    torch.manual_seed(3)
+    sde = {"vp": VPSDE, "ve": VESDE, "learned": lambda: LearnedSDE(tuple(z.shape[1:]))}[kind]()
+    for parameter in sde.parameters():
+        nn.init.normal_(parameter)
     t, s = torch.full((6,), 0.5, dtype=DOUBLE), torch.full((6,), 0.42, dtype=DOUBLE)
-    clocks = torch.linspace(float(-sde.log_snr(s[:1])), float(-sde.log_snr(t[:1])), 501, dtype=DOUBLE)
-    path, width = process.path(sde, z), clocks[1] - clocks[0]
-    exponent = sum(path(clock.expand(6))[1] ** -2 * width for clock in 0.5 * (clocks[1:] + clocks[:-1]))
-    assert torch.allclose(process.correlation(sde, z, t, s), (-0.5 * exponent).exp(), rtol=1e-5)
+    clocks = torch.linspace(float(sde.clock(s[:1])), float(sde.clock(t[:1])), 501, dtype=DOUBLE)
+    times = sde.time(-clocks)
+    own = 2 * expand_like(sde.sigma(times) / sde.alpha(times), z).log().expand(501, *z.shape[1:])
+    path, exponent = process.path(sde, z), torch.zeros_like(z)
+    for clock, width in zip(0.5 * (clocks[1:] + clocks[:-1]), own.diff(dim=0), strict=True):
+        exponent += path(clock.expand(6))[1] ** -2 * width
+    kappa = process.correlation(sde, z, t, s)
+    assert torch.allclose(kappa, (-0.5 * exponent).exp(), rtol={"vp": 1e-5, "ve": 1e-4, "learned": 1e-3}[kind])
+    assert kind != "learned" or kappa[0].std() > 0.01, "each entry has its own clock"

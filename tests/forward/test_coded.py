@@ -405,6 +405,8 @@ def test_what_cannot_be_is_said():
     with pytest.raises(ValueError, match="condition must be left out with forward Coded, which has a code"):
         indm.build_model(tables | coded | {"condition": {"name": "vector", "size": 1}}, (2,))
     model = indm.build_model(tables | coded, (2,))
+    with pytest.raises(ValueError, match=r"eps must be 1e-05, where the forward process Coded begins, got 0\.1"):
+        indm.sample(model, 2, eps=0.1)
     with pytest.raises(ValueError, match="forward must have no code for log_prob, got Coded"):
         model.log_prob(torch.zeros(1, 2))
     with pytest.raises(ValueError, match="forward must have no code for a fitted sampler, got Coded"):

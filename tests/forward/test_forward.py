@@ -28,8 +28,9 @@ from indm.objective import (
     step_divergence,
 )
 from indm.paths import forward_path, paired_paths, process_path
-from indm.sampling import make_sampler, solve_latent
-from indm.score import TwoScores, flow_score, law_score
+from indm.rng import randn_like
+from indm.sampling import Ancestral, log_snr_grid, make_sampler, solve_latent
+from indm.score import TwoScores, encoded, flow_score, law_score
 from indm.sde import VESDE, VPSDE, LearnedSDE
 from indm.tensors import expand_like
 from indm.translation import bridge, sdedit, two_models
@@ -362,6 +363,56 @@ def test_nelbo_draws_the_bound_of_few_steps_without_bias():
     assert within(drawn.score, bound_of_steps(best, 7))
 
 
+@pytest.mark.parametrize(
+    ("sde", "forward"), [("vp", "linear"), ("learned", "linear"), ("learned", "affine"), ("vp", "coded")]
+)
+def test_the_bound_of_few_steps_is_that_of_what_the_sampler_draws(sde, forward):
+    """E of log q(z_ε, …, z_T|z_0) − log p(z_ε, …, z_T, z_0), p of the sampler's own steps, over draws of the path."""
+    n, steps = 20_000, 3
+    torch.manual_seed(11)
+    tables = {"flow": {"name": "identity"}, "sde": {"name": sde, "eps": EPS}, "net": {"name": "mlp", "width": 8}}
+    model = indm.build_model(tables | {"forward": {"name": forward}}, (2,)).double().eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    x, generator = torch.tensor([0.4, -0.9], dtype=DOUBLE).expand(n, 2), torch.Generator().manual_seed(1)
+    score, _, log_ratio = encoded(model.score, model.forward_process, x, generator)
+    sde, process = score.sde, model.forward_process
+    grid = log_snr_grid(model.sde, steps).flip(0).to(DOUBLE)
+    path = process_path(process, sde, x, grid, generator=generator)
+
+    def moments(t):
+        mean, std = process.moments(sde, x, t.expand(n))
+        return mean, expand_like(std, x).expand_as(x)
+
+    log_q, noises = log_ratio, []
+    for number, (t, z) in enumerate(zip(grid, path, strict=True)):
+        mean, std = moments(t)
+        noises.append((z - mean) / std)
+        kappa = process.correlation(sde, x, t.expand(n), grid[number - 1].expand(n)) if number else torch.zeros_like(x)
+        before = noises[number - 1] if number else torch.zeros_like(x)
+        own = torch.distributions.Normal(kappa * before, (1 - kappa**2).sqrt())
+        log_q = log_q + (own.log_prob(noises[-1]) - std.log()).sum(1)
+    log_p = sde.prior_log_prob(path[-1])
+    for s, t in itertools.pairwise(range(steps + 1)):
+        draws = [Ancestral().step(score, path[t], grid[t].expand(n), grid[s].expand(n), seeded(i)) for i in (0, 1)]
+        noise = [randn_like(path[t], seeded(i)) for i in (0, 1)]
+        std = (draws[1] - draws[0]) / (noise[1] - noise[0])
+        log_p = log_p + torch.distributions.Normal(draws[0] - std * noise[0], std).log_prob(path[s]).sum(1)
+    eps, _ = sde.endpoints(x)
+    alpha, sigma = (expand_like(v, x) for v in (sde.alpha(eps), sde.sigma(eps)))
+    back = (path[0] + sigma**2 * law_score(score)(path[0], eps)) / alpha
+    log_p = log_p + torch.distributions.Normal(back, sigma / alpha).log_prob(x).sum(1)
+    bound = nelbo(model, x[:4000], times=steps, ancestral=steps, generator=generator).total
+    difference = (log_q - log_p).mean() - bound.mean()
+    error = math.hypot((log_q - log_p).std().item() / n**0.5, bound.std().item() / len(bound) ** 0.5)
+    assert abs(difference) < 4.5 * error, (difference, error)
+    assert error < 0.05 * bound.mean().abs()
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
 def test_a_learned_process_goes_with_a_learned_sde():
     z, noise = torch.randn(2, 4, 3, dtype=DOUBLE).unbind(0)
     sde, t = LearnedSDE((3,)), torch.tensor([0.01, 0.3, 0.6, 0.99], dtype=DOUBLE)
@@ -453,8 +504,11 @@ def test_models_are_saved_with_their_process(tmp_path):
 
 
 def test_what_cannot_be_is_said():
-    with pytest.raises(ValueError, match="objective must be 'mle' for a learned forward process"):
-        indm.objective.fid_loss(model_of("affine"), torch.zeros(4, 3, dtype=DOUBLE))
+    for model in (model_of("affine"), indm.INDM(Identity(), Best(VPSDE(), Scaled()), shape=(3,), forward=Scaled())):
+        with pytest.raises(
+            ValueError, match=r"objective must be 'mle' for the forward process (Affine|Scaled), got 'fid'"
+        ):
+            indm.objective.fid_loss(model, torch.zeros(4, 3, dtype=DOUBLE))
     with pytest.raises(ValueError, match="forward must be linear for a path of the linear SDE, got Affine"):
         diffusion = indm.NonlinearDiffusion(model_of("affine"))
         paired_paths(diffusion, torch.zeros(4, 3, dtype=DOUBLE), torch.tensor([0.1, 0.2]))
