@@ -2,7 +2,7 @@
 
     python bench/translation.py digits-3-8 --steps 250 --seeds 3 --out runs/translation   # whatever has no record yet
     python bench/translation.py emoji-32 --paths GOOGLE TWITTER --steps 750               # two artists, with the truth
-    python bench/translation.py digits-3-8 sneaker-boot --table                           # of the records alone
+    python bench/translation.py digits-3-8 sneaker-boot --table                           # into docs/translation.md
 
 All have the recipe's network and, but for the bridge, whose TarFlow takes longer, about the same seconds: each of
 INDM's two models makes ``--steps`` steps, each of DDIB's (the same with the identity flow) 1.15 times as many, about
@@ -24,6 +24,7 @@ import argparse
 import functools
 import json
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -50,6 +51,7 @@ from indm.training.loop import train
 from indm.training.pairs import as_bridge, train_pair
 from indm.translation import Route, sdedit, two_models
 
+PAGE = Path(__file__).parents[1] / "docs" / "translation.md"
 LINEAR = 1.15  # steps of a linear diffusion in the time of one of INDM
 IMAGES = 200  # of A's test split, at most
 ARTISTS = "emoji-32"  # of two packages, whose test splits have the same things in the same order
@@ -285,6 +287,12 @@ def table(records: Path) -> str:
     return markdown([head, *rows]) + "\n" + markdown([["method", "trainings", *TRUTH.values()], *truth, guess])
 
 
+def with_tables(page: str, records: Path) -> str:
+    """``page`` with the table of each recipe between its marks, ``<!-- table RECIPE -->`` and ``<!-- end -->``."""
+    marked = re.compile(r"(<!-- table (\S+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
+    return marked.sub(lambda found: f"{found[1]}{table(records / found[2])}", page)
+
+
 def columns(found: Sequence[dict], keys: Iterable[str]) -> list[str]:
     cells = []
     for key in keys:
@@ -355,7 +363,7 @@ def main() -> None:
     parser.add_argument("--records", type=Path, default=Path(__file__).parent / "records" / "translation")
     alone = parser.add_mutually_exclusive_group()
     alone.add_argument("--cycles", action="store_true", help="the error of the cycle along the steps alone")
-    alone.add_argument("--table", action="store_true", help="of the records alone")
+    alone.add_argument("--table", action="store_true", help="of the records alone, also into docs/translation.md")
     o = parser.parse_args()
     for name in o.recipes:
         out = o.out / name
@@ -369,6 +377,8 @@ def main() -> None:
             known = [m for m in NAMES if m not in OF_NOISE or as_bridge(recipe)["train"].get("initial_noise")]
             study(name, recipe, o.steps, seed, out, o.records / name, o.methods or known)
         print(f"{name}\n{table(o.records / name)}")
+    if o.table:
+        PAGE.write_text(with_tables(PAGE.read_text("utf-8"), o.records), "utf-8")
 
 
 if __name__ == "__main__":
