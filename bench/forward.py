@@ -3,7 +3,7 @@
     python bench/forward.py costs digits         # cost of a step of every cell, alone on the machine
     python bench/forward.py search digits        # rates of each cell, on the validation split
     python bench/forward.py final digits         # trainings at the chosen rates, tested once
-    python bench/forward.py table digits
+    python bench/forward.py table digits         # also into docs/forward.md
 
 A cell is a side of ``bench/worth.py`` (no flow, a spline, the coupling flow) and a forward process, under truncated
 normal noise. Its score's rate is the side's, found there; the rate of the process and the average are its own. Records
@@ -34,7 +34,7 @@ from worth_cells import (
     tested,
     validated,
 )
-from worth_table import bits, difference, in_table, signed
+from worth_table import bits, difference, in_table, signed, with_tables
 
 import indm
 from indm.data.base import stack
@@ -48,7 +48,9 @@ from indm.sampling import follow_flow, log_snr_grid
 from indm.score import encoded, flow_score
 
 NOISE = "truncated-normal"
-SIDES = ("linear", "elementwise", "indm")
+PAGE = Path(__file__).parents[1] / "docs" / "forward.md"
+FLOWS = {"linear": "none", "elementwise": "spline", "indm": "coupling"}  # of each side
+SIDES = tuple(FLOWS)
 PROCESSES: dict[str, Setting] = {
     "linear": {},
     "learned SDE": {"sde": "learned"},
@@ -126,6 +128,7 @@ def test_cell(path: Path, job: Training, decay: float, extractor: Path) -> Path:
         unit = x[0].numel() * math.log(2)
         few = {n: indm.nelbo(model, x, times=min(n, 8), ancestral=n, generator=generator).total for n in STEPS}
         gap = irreducible_gap(model, x, times=8, generator=generator)
+        _, kl, _ = encoded(model.score, model.forward_process, model.encode(x)[0], generator)
         law = latent_reference(model, stack(data.valid, VALID_EXAMPLES))
         solved = indm.log_likelihood(
             model, x[:NLL_EXAMPLES], log_q=log_q[:NLL_EXAMPLES], reference=law, generator=generator
@@ -136,6 +139,7 @@ def test_cell(path: Path, job: Training, decay: float, extractor: Path) -> Path:
         return nll | {
             "ancestral": ancestral,
             "gap": mean_and_error(gap / unit),
+            "kl": mean_and_error(kl / unit),  # of a code, where it bounds the gap
             "length": mean_and_error(path_length(ways)),
             "curvature": mean_and_error(path_curvature(ways)),
             "frechet": {n: distance_of(drawn(model, n)) for n in STEPS},
@@ -161,10 +165,16 @@ def search(o: argparse.Namespace, data: str) -> list[tuple]:
     ]
 
 
+def chosen(path: Path, data: str) -> dict:
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: python bench/forward.py search {data} makes it")
+    return json.loads(path.read_text())
+
+
 def final(o: argparse.Namespace, data: str) -> list[tuple]:
     tasks = []
     for seed, (side, process) in itertools.product(seeds(o.seeds), cells(o)):
-        choice = json.loads((folder(o, data) / "search" / f"{side}-{process}.json").read_text())
+        choice = chosen(folder(o, data) / "search" / f"{side}-{process}.json", data)
         job = Training(data, NOISE, side, choice["setting"], choice["steps"], seed, o.path)
         path = folder(o, data) / "final" / f"{side}-{process}-{seed}.json"
         tasks.append((test_cell, path, job, choice["ema"], o.extractor / data))
@@ -172,34 +182,44 @@ def final(o: argparse.Namespace, data: str) -> list[tuple]:
     return tasks
 
 
-def table(o: argparse.Namespace) -> str:
-    """Side × process: the bound, the NLL, the difference from the side's linear process, few steps and the gap."""
+def table(place: Path) -> str:
+    """Side × process: bound, NLL, difference from the side's linear process, gap and few steps; samples and ways."""
     bounds, samples = [], []
-    for data, side in itertools.product(o.data, o.sides):
-        made = {p: [json.loads(f.read_text()) for f in sorted((folder(o, data) / "final").glob(f"{side}-{p}-*.json"))]
+    for side in SIDES:
+        made = {p: [json.loads(file.read_text()) for file in sorted((place / "final").glob(f"{side}-{p}-*.json"))]
                 for p in PROCESSES}  # fmt: skip
         for process, records in made.items():
             if not records:
                 continue
-            mean, error = over_seeds([float(bits(record).mean()) for record in records])
-            nll = [r["nll"][0] for r in records]
             bounds.append((
-                data, side, process, f"{mean:.4f} ± {'–' if math.isnan(error) else f'{error:.4f}'}",
-                f"{sum(nll) / len(nll):.4f}" if None not in nll else "",
+                FLOWS[side], process, with_error([float(bits(record).mean()) for record in records]),
+                with_error([record["nll"][0] for record in records]),
                 signed(difference(records, made["linear"])) if process != "linear" else "",
-                f"{over_records(records, 'gap'):.4f}",
-                *(f"{over_records(records, 'ancestral', n):.3f}" for n in STEPS), len(records), records[0]["steps"],
+                gap_of(records),
+                *(f"{over_records(records, 'ancestral', n):.4g}" for n in STEPS), len(records), records[0]["steps"],
             ))  # fmt: skip
             drawn = [record for record in records if "frechet" in record]
             if drawn:
                 few = [f"{over_records(drawn, 'frechet', n):.3g}" for n in STEPS]
                 ways = [f"{over_records(drawn, key):.3g}" for key in ("length", "curvature")]
-                samples.append((data, side, process, *ways, *few, len(drawn)))
-    few = [f"{n} steps" for n in STEPS]
-    head = ("data", "flow", "process")
+                samples.append((FLOWS[side], process, *ways, *few, len(drawn)))
+    few, head = [f"{n} steps" for n in STEPS], ("flow", "process")
     first = in_table(*head, "NELBO", "NLL", "− linear", "gap", *few, "seeds", "steps", rows=bounds)
     second = in_table(*head, "length", "curvature", *few, "seeds", rows=samples)
-    return f"{first}\n\n{second}" if samples else first
+    return f"{first}\n\n{second}\n" if samples else f"{first}\n"
+
+
+def with_error(values: list[float]) -> str:
+    """The mean over seeds, ± over them where there are several."""
+    mean, error = over_seeds(values)
+    return f"{mean:.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}")
+
+
+def gap_of(records: list[dict]) -> str:
+    """What even the best score leaves; of codes the KL divergence, below which it is."""
+    if records[0]["setting"].get("forward") != "coded":
+        return f"{over_records(records, 'gap'):.4f}"
+    return f"< {over_records(records, 'kl'):.4f}" if "kl" in records[0] else "–"
 
 
 def over_records(records: list[dict], key: str, steps: int | None = None) -> float:
@@ -223,7 +243,9 @@ def main() -> None:
     o = parser.parse_args()
     torch.set_num_threads(1)
     if o.command == "table":
-        print(table(o))
+        for data in o.data:
+            print(table(folder(o, data)))
+        PAGE.write_text(with_tables(PAGE.read_text("utf-8"), lambda data: table(o.out / data)), "utf-8")
         return
     for data in o.data:
         every = [job for s, p in cells(o) for job in made_of(o, data, s, p)]

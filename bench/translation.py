@@ -24,7 +24,6 @@ import argparse
 import functools
 import json
 import math
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -33,6 +32,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from worth_cells import kept, made_by
+from worth_table import with_tables
 
 import indm
 from indm.config import recipes
@@ -76,6 +76,7 @@ NAMES = {
     "bridge weight 1": "bridge, B of weight 1",
     "bridge clean": "bridge, A without noise",
     "bridge noise 0.05": "bridge, noise of 0.05",
+    "bridge once": "bridge, A with noise of one sign",
     "bridge half": "bridge, half of two INDMs' parameters",
     "classes": "one INDM of both classes",
     "classes guided 4": "one INDM of both classes, guidance 4",
@@ -92,7 +93,7 @@ BRIDGES: dict[str, dict[str, str]] = {
     "bridge clean": {"train.initial_noise": "0"},
     "bridge noise 0.05": {"train.initial_noise": "0.05", "train.terminal_noise": "0.05"},
 }
-OF_NOISE = ("bridge clean", "bridge noise 0.05")  # of recipes alone whose bridge has noise in A
+OF_NOISE = ("bridge clean", "bridge noise 0.05", "bridge once")  # of recipes alone whose bridge has noise in A
 LINEAR_FLOW = {"flow": "identity", "train.flow_update_every": "1"}
 
 
@@ -176,6 +177,7 @@ def routes(recipe: dict, steps: int, out: Path) -> dict[str, Callable[[], Route]
         **{f"classes guided {w}": lambda w=w: guided(w) for w in GUIDANCES},
         **{f"sdedit {s}": lambda s=s: noised(s) for s in STRENGTHS},
         **{name: lambda name=name: bridge(recipe, steps, out, name).route() for name in BRIDGES},
+        "bridge once": lambda: bridge(recipe, steps, out).route(),
     }
     return makers
 
@@ -211,7 +213,7 @@ def study(name: str, recipe: dict, steps: int, seed: int, out: Path, records: Pa
     for method in methods:
         if (place / named(method)).exists() and (seed or drawn.exists()):
             continue
-        result, values = translated(makers[method](), raw)
+        result, values = translated(makers[method](), raw, once=method == "bridge once")
         pictures[method] = result[:SHOWN]
         measured = compared(result) | values
         kept(place / named(method), lambda measured=measured: measured | about)
@@ -225,11 +227,11 @@ def named(method: str) -> str:
     return f"{method.replace(' ', '-')}.json"
 
 
-def translated(route: Route, raw: Tensor) -> tuple[Tensor, dict[str, float]]:
+def translated(route: Route, raw: Tensor, once: bool = False) -> tuple[Tensor, dict[str, float]]:
     """What a route makes of images, and its cost, its parameters and the error of its cycle, where it has one."""
     x, generator = route.source(raw), torch.Generator().manual_seed(0)
     started = time.perf_counter()
-    there = route.follow(x, generator=generator)
+    there = route.follow(x, generator=generator) if once else route.translate(raw, generator=generator)
     seconds = (time.perf_counter() - started) / len(raw)
     models = {id(leg.model): leg.model for leg in route.legs if not leg.noise}
     values = {
@@ -285,12 +287,6 @@ def table(records: Path) -> str:
     truth = [[method, str(len(each)), *columns(each, TRUTH)] for method, each in found.items()]
     guess = ["guessing", *[""] * (1 + len(TRUTH) - len(RECALL)), *(f"{one[f'truth_chance_{k}']:.2g}" for k in RECALL)]
     return markdown([head, *rows]) + "\n" + markdown([["method", "trainings", *TRUTH.values()], *truth, guess])
-
-
-def with_tables(page: str, records: Path) -> str:
-    """``page`` with the table of each recipe between its marks, ``<!-- table RECIPE -->`` and ``<!-- end -->``."""
-    marked = re.compile(r"(<!-- table (\S+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
-    return marked.sub(lambda found: f"{found[1]}{table(records / found[2])}", page)
 
 
 def columns(found: Sequence[dict], keys: Iterable[str]) -> list[str]:
@@ -378,7 +374,7 @@ def main() -> None:
             study(name, recipe, o.steps, seed, out, o.records / name, o.methods or known)
         print(f"{name}\n{table(o.records / name)}")
     if o.table:
-        PAGE.write_text(with_tables(PAGE.read_text("utf-8"), o.records), "utf-8")
+        PAGE.write_text(with_tables(PAGE.read_text("utf-8"), lambda name: table(o.records / name)), "utf-8")
 
 
 if __name__ == "__main__":

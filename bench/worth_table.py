@@ -3,7 +3,8 @@
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,12 @@ def difference(a: list[dict], b: list[dict]) -> Difference | None:
 
 def signed(d: Difference | None) -> str:
     return f"{d.difference:+.4f} ± {d.standard_error:.4f}" if d else ""
+
+
+def with_tables(page: str, table: Callable[[str], str]) -> str:
+    """``page`` with what ``table`` makes of each name between ``<!-- table NAME -->`` and ``<!-- end -->``."""
+    marked = re.compile(r"(<!-- table (\S+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
+    return marked.sub(lambda found: found[1] + table(found[2]), page)
 
 
 def in_table(*columns: str, rows: list[tuple]) -> str:

@@ -92,7 +92,7 @@ class Route:
             step.
         tol: as many steps as an error of this size takes instead, see :func:`indm.sampling.follow_flow`.
         noise: deviations of the noise in the x_0 and the x_T of a bridge that was trained with some. A route that
-            begins there adds it, see :meth:`source`; one that ends there takes it away by :func:`without_noise`.
+            begins there adds it, see :meth:`translate`; one that ends there takes it away by :func:`without_noise`.
     """
 
     legs: tuple[Leg, ...]
@@ -142,6 +142,37 @@ class Route:
             x, _ = from_data(model, row, generator=generator)
             rows.append(noisy(x, noise, generator))
         return torch.cat(rows) if rows else middles
+
+    @torch.no_grad()
+    def translate(
+        self,
+        raw: Shaped[Tensor, "batch *event"],
+        seed: int = 0,
+        *,
+        frames: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> Arrival:
+        """``raw`` data along the route, from where :meth:`source` begins with them; arguments as of :meth:`follow`.
+
+        Most of the noise with which a bridge begins would come through to its end. So it goes twice, with the noise n
+        and with −n: x and frames are the means of both, ``nfe`` is that of both, and ``end`` that of n.
+
+        Example: N(0, I) stays what it is, and the noise is gone.
+
+            >>> import indm
+            >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+            >>> way = bridge(indm.build_model(tables, (2,)), noise=(0.5, 0.0))
+            >>> there = way.translate(torch.ones(1, 2))
+            >>> torch.allclose(there.x, torch.ones(1, 2), atol=1e-3), torch.allclose(there.end, there.x, atol=1e-3)
+            (True, False)
+        """
+        x = self.source(raw, seed)
+        there = self.follow(x, frames=frames, generator=generator)
+        if not self.noise_at(self.legs[0].start) or any(leg.noise for leg in self.legs):
+            return there
+        other = self.follow(2 * self.models[0].scaling.centre(raw.to(x.device)).to(x) - x, frames=frames)
+        means = {name: (getattr(there, name) + getattr(other, name)) / 2 for name in ("x", "frames")}
+        return replace(there, nfe=there.nfe + other.nfe, **means)
 
     @property
     def is_bridge(self) -> bool:
@@ -404,7 +435,7 @@ def translate_bridge(
 ) -> Float[Tensor, "batch *event"]:
     """Data at one end of a bridge as data at its other: see :func:`bridge`, whose arguments these are.
 
-    Of raw data ``x`` is ``bridge(model, direction, noise=noise).source(raw)``, see :meth:`Route.source`.
+    Raw data of a model that was trained with noise translates :meth:`Route.translate`.
 
     Example: latents N(0, 4 I) and their exact score: x_T is x/2, which is N(0, I), and leads back to x.
 

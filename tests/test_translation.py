@@ -332,6 +332,25 @@ def test_a_bridge_adds_the_noise_with_which_it_has_learned_the_end_where_it_begi
             bridge(model, noise=wrong)
 
 
+def test_noise_of_the_source_goes_along_with_both_signs_and_the_mean_is_the_result():
+    """All is linear here: what comes of the mean of n and −n is what comes of no noise at all."""
+    model = gaussian_bridge()
+    raw = data_of(model, 6)
+    for options in ({}, {"strength": 0.5}, {"direction": "backward"}):
+        way = bridge(model, noise=(0.3, 0.2), steps=40, **options)
+        x = way.source(raw, seed=1)
+        there, once = way.translate(raw, seed=1, frames=3), way.follow(x, frames=3)
+        without = way.follow(raw, frames=3)
+        assert not torch.allclose(once.x, without.x, atol=0.05) and torch.equal(there.end, once.end)
+        for name in ("x", "frames"):
+            torch.testing.assert_close(getattr(there, name), getattr(without, name), rtol=1e-9, atol=1e-9)
+        assert there.nfe == 2 * once.nfe
+    for options in ({}, {"noise": (0.3, 0.2), "stochastic": True}):
+        way = bridge(model, steps=40, **options)
+        once = way.follow(way.source(raw, seed=1), generator=seeded(2))
+        assert torch.equal(way.translate(raw, seed=1, generator=seeded(2)).x, once.x)
+
+
 # ── pictures on the way, noise ──────────────────────────────────────────────────────────────────────────────────────
 
 

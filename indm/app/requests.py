@@ -344,7 +344,7 @@ class Translation:
         guided = {"guidance": guidance} if self.guides else {}
         route = self.route(way, c, strength=strength, steps=steps, **guided)
         raw = first.on_device([first.read(source)[0]])
-        arrival = route.follow(route.source(raw), frames=FRAMES)
+        arrival = route.translate(raw, frames=FRAMES)
         shown = torch.cat([raw.cpu(), last.model.scaling.to_data(arrival.x).cpu()])
         rows = []
         for i, (leg, frames) in enumerate(zip(route.legs, arrival.frames[0].split(FRAMES), strict=True)):

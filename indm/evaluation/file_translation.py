@@ -246,24 +246,22 @@ class BatchTranslator:
             RuntimeError: an inverse did not converge.
         """
         source, target = self.route.models
-        x = self.route.source(raw, self.options.seed)
-        noise = self.generator.clone_state()
-        there = self.route.follow(x, frames=self.options.strip, generator=self.generator)
+        seed, noise = self.options.seed, self.generator.clone_state()
+        there = self.route.translate(raw, seed, frames=self.options.strip, generator=self.generator)
         columns = {"result": target.scaling.to_data(there.x).cpu()}
         if self.options.cycle:
-            way_back = self.route.back()
+            x, way_back = self.route.source(raw, seed), self.route.back()
             back = way_back.follow(there.end)
             columns["returned"] = source.scaling.to_data(back.x).cpu()
-            columns["cycle_error"] = ((back.end - x) * source.scaling.scale).abs().cpu()
+            scale = source.scaling.scale
+            columns["cycle_error"] = ((back.end - x) * scale).abs().cpu()
             grey = [double(source.scaling.to_data(end)) for end in (back.end, x)]
             columns["cycle_error_rounded"] = _largest(grey[0] - grey[1])
             if self.options.errors:
-                again = way_back.follow(way_back.source(columns["result"], self.options.seed)).x
-                columns["written_cycle_error"] = _largest(
-                    (again - source.scaling.centre(raw).to(x)) * source.scaling.scale
-                )
+                again = way_back.translate(columns["result"], seed).x
+                columns["written_cycle_error"] = _largest((again - source.scaling.centre(raw).to(x)) * scale)
         if self.options.errors:
-            rough = self.route.rougher().follow(x, generator=noise)
+            rough = self.route.rougher().translate(raw, seed, generator=noise)
             columns["solver_error"] = _largest((there.x - rough.x) * target.scaling.scale)
         if self.options.strip and raw.ndim == 4:
             columns["frames"] = self._frames(there)

@@ -110,7 +110,7 @@ indm translate {name} IMAGES --out FOLDER --direction backward   # {b} as {a}
 from indm.translation import {route}
 
 way = {route}({arguments})
-result = model.scaling.to_data(way.follow(way.source(raw)).x)
+result = model.scaling.to_data(way.translate(raw).x)
 ```"""
     ]
 

@@ -864,10 +864,9 @@ def test_errors_of_a_bridge_are_those_of_its_results_as_written(trained, toys, t
             torch.from_numpy(pixels(folder / f"{row['name']}.png")).permute(2, 0, 1)[None]
             for folder in (toys[0], tmp_path)
         )
-        x = route.source(raw, 3)
-        fine, rough = (runs.route(steps=steps).follow(x).x for steps in (40, 20))
+        fine, rough = (runs.route(steps=steps).translate(raw, 3).x for steps in (40, 20))
         assert torch.equal(scaling.to_data(fine), written)
-        back = route.back().follow(route.back().source(written, 3)).x
+        back = route.back().translate(written, 3).x
         for key, error in (("written_cycle", back - scaling.centre(raw)), ("solver", fine - rough)):
             assert row[f"{key}_error_max"] == pytest.approx((error * scaling.scale).abs().max().item(), abs=1e-3)
 
