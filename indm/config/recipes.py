@@ -24,7 +24,7 @@ from indm.config import paths
 from indm.config.checks import check_name, check_types
 from indm.config.migrations import check_name_is_current, migrate
 from indm.config.options import Evaluation, Training
-from indm.config.parts import KINDS, OPTIONAL_KINDS
+from indm.config.parts import BUILT_IN, KINDS, OPTIONAL_KINDS
 from indm.messages import near_path, nearest
 
 NAMED_TABLES = ("data", *KINDS)
@@ -127,13 +127,15 @@ def override(recipe: Recipe, changes: dict[str, str]) -> Recipe:
     """``recipe`` with dotted keys changed, values written as in TOML: ``{"train.steps": "500", "flow": "identity"}``.
 
     Where the recipe's budget is one of seconds alone, a number of steps replaces it, unless seconds are given too.
-    A bare table name puts another thing of that kind in its place and keeps none of the old table. What is not
-    TOML is taken as a string, and so is whatever a ``path`` or ``root`` is given as.
+    A bare table name puts another thing of that kind in its place and keeps none of the old table, but ε of another SDE
+    of this package: it is that of the data's grey levels. What is not TOML is taken as a string, and so is whatever a
+    ``path`` or ``root`` is given as.
     """
     changed = {table: dict(content) for table, content in recipe.items()}
     for table in (key for key in changes if "." not in key):
         check_name(table, (*NAMED_TABLES, *OPTIONAL_TABLES), "table that can be replaced", f"--{table}")
-        changed[table] = {"name": changes[table]}
+        kept = {"eps"} if table == "sde" and changes[table] in BUILT_IN["sde"] else set()
+        changed[table] = {"name": changes[table]} | {k: v for k, v in changed.get(table, {}).items() if k in kept}
     for dotted in (key for key in changes if "." in key):
         table, key = dotted.split(".", 1)
         check_name(table, TABLES, "table", f"--{dotted}")
