@@ -3,6 +3,7 @@
     python bench/forward.py costs digits         # cost of a step of every cell, alone on the machine
     python bench/forward.py search digits        # rates of each cell, on the validation split
     python bench/forward.py final digits         # trainings at the chosen rates, tested once
+    python bench/forward.py control digits       # the linear process in the fewer steps of each other one
     python bench/forward.py table digits         # also into docs/forward.md
 
 A cell is a side of ``bench/worth.py`` (no flow, a spline, the coupling flow) and a forward process, under truncated
@@ -165,6 +166,22 @@ def search(o: argparse.Namespace, data: str) -> list[tuple]:
     ]
 
 
+def control_cell(path: Path, job: Training) -> Path:
+    kept(path, lambda: validated(job))
+    return path
+
+
+def control(o: argparse.Namespace, data: str) -> list[tuple]:
+    """What the steps cost that a dearer process does not make: validated, as in the search."""
+    found = folder(o, data)
+    jobs = {}
+    for side, process in cells(o):
+        linear, other = (chosen(found / "search" / f"{side}-{name}.json", data) for name in ("linear", process))
+        path = found / "control" / f"{side}-linear-{other['steps']}-steps.json"
+        jobs[path] = Training(data, NOISE, side, linear["setting"], other["steps"], path=o.path)
+    return [(control_cell, path, job) for path, job in jobs.items()]
+
+
 def chosen(path: Path, data: str) -> dict:
     if not path.exists():
         raise SystemExit(f"{path} is missing: python bench/forward.py search {data} makes it")
@@ -230,7 +247,7 @@ def over_records(records: list[dict], key: str, steps: int | None = None) -> flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("costs", "search", "final", "table"))
+    parser.add_argument("command", choices=("costs", "search", "final", "control", "table"))
     parser.add_argument("data", nargs="+", choices=list(STUDIES))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--processes", nargs="+", choices=list(PROCESSES), default=list(PROCESSES))
@@ -251,7 +268,7 @@ def main() -> None:
         every = [job for s, p in cells(o) for job in made_of(o, data, s, p)]
         print(json.dumps(costs(o.out / data / "costs.json", every), indent=2))
         if o.command != "costs":
-            run({"search": search, "final": final}[o.command](o, data), o.jobs)
+            run({"search": search, "final": final, "control": control}[o.command](o, data), o.jobs)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from indm.score import law_score
 from indm.sde.linear import LinearSDE
 from indm.tensors import evaluation_mode, expand_like
 
-STEPS = 120  # evaluations one way; in measurements a cycle was then off by less than a tenth of a grey level
+STEPS = 120  # evaluations one way; of grey images a cycle was then mostly off by less than a tenth of a level
 NEAR = 0.1  # noise of latents at which noisy data have the slope of their log p: at ε a trained score was too inexact
 DIRECTIONS = ("forward", "backward")
 

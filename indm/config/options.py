@@ -381,7 +381,8 @@ class TranslationOptions:
     """Of one model told the class: above 1 the way down leads farther away from A, and pictures lose detail; 2 to 4
     where both sides look much alike. Each evaluation on the way down then costs two."""
     steps: int = 120
-    """Evaluations of the networks: 75 takes less time, and its cycle is off by half a grey level or so."""
+    """Evaluations of the networks: 75 takes less time, and cycles are off by some tenths of a grey level. A bridge that
+    begins with noise takes as many for each of its signs."""
     tol: Annotated[float | None, default("equal steps")] = None
     """Take as many steps as an error of this size takes, in deviations of the latent; 1e-4 is usual."""
     strip: int = 0

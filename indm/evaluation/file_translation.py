@@ -65,6 +65,7 @@ def check_sources(sources: Sequence[Path], options: TranslationOptions) -> None:
         check_scored(len(files), options)
     if options.truth is not None:
         check_truth(sources, Path(options.truth))
+    if options.truth is not None or (options.score and find_spec(PACKAGE)):
         weights_file()
 
 
@@ -138,7 +139,7 @@ def translate_files(
         atomic.json_object(out / REPORT, report)
     if options.truth is not None and len(work.scored) > 1:
         names, raw, translated = work.compared()
-        target, features = route.models[1], general_features(int(route.models[1].scaling.levels or 0))
+        target, features = route.models[1], general_features(cast(int, route.models[1].scaling.levels))
         truth = truth_of(names, Path(options.truth), target, runs.data_b, runs.grey[1])
         report["truth"] = against_truth(raw, translated, truth, features.features, features.levels)
         report["truth"] |= {"extractor": features.provenance}
