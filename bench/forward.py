@@ -173,11 +173,10 @@ def control_cell(path: Path, job: Training) -> Path:
 
 def control(o: argparse.Namespace, data: str) -> list[tuple]:
     """What the steps cost that a dearer process does not make: validated, as in the search."""
-    found = folder(o, data)
-    jobs = {}
+    place, jobs = folder(o, data), {}
     for side, process in cells(o):
-        linear, other = (chosen(found / "search" / f"{side}-{name}.json", data) for name in ("linear", process))
-        path = found / "control" / f"{side}-linear-{other['steps']}-steps.json"
+        linear, other = (chosen(place / "search" / f"{side}-{name}.json", data) for name in ("linear", process))
+        path = place / "control" / f"{side}-linear-{other['steps']}-steps.json"
         jobs[path] = Training(data, NOISE, side, linear["setting"], other["steps"], path=o.path)
     return [(control_cell, path, job) for path, job in jobs.items()]
 

@@ -38,6 +38,7 @@ def errors(model: indm.INDM, x: Tensor, times: int, generator: torch.Generator) 
         noised = model.forward_process.at(sde, z, t, randn_like(z, generator))
         drift, law = (expand_like(sde.sigma(t), z) * score for score in model.score.both(noised.z_t, t))
         a, b = noised.target - noised.noise / 2 + drift - law / 2, (noised.noise + law) / 2
+        a, b = (expand_like(sde.clock_rate(t), z).sqrt() * error for error in (a, b))  # of each entry's own clock
         rows.append((sde.place(sde.clock(t)), squared_norm(a).double(), squared_norm(b).double()))
     place, a, b = (torch.cat(column) for column in zip(*rows, strict=True))
     return place, a, b

@@ -270,21 +270,22 @@ def cycles(opened: TranslationRuns, raw: Tensor) -> list[dict]:
 def table(records: Path) -> str:
     """Markdown: of each method the means over trainings, ± over trainings where there are several, else over images.
     Where the truth is known, a second table says how near it is."""
-    read = {
+    records_of = {
         method: [json.loads(file.read_text("utf-8")) for file in sorted(records.glob(f"*/{named(method)}"))]
         for method in (*NAMES, "copy")
     }
-    one = read["copy"][0]
-    found = {NAMES[method]: read[method] for method in NAMES if read[method]} | {"copy of the source": [one]}
+    one = records_of["copy"][0]
+    by_method = {NAMES[method]: records_of[method] for method in NAMES if records_of[method]}
+    by_method["copy of the source"] = [one]
     keys = [key for key in COLUMNS if one.get(key) is not None]
     head = ["method", "trainings", *(COLUMNS[key] for key in keys)]
     head += ["cycle error, levels: median, largest", "parameters", "evaluations", "s/image"]
-    rows = [[method, str(len(each)), *columns(each, keys), *costs(each)] for method, each in found.items()]
+    rows = [[method, str(len(each)), *columns(each, keys), *costs(each)] for method, each in by_method.items()]
     cells = zip(COLUMNS, limits(one)["B's test images"], strict=True)
     rows.append(["B's own test images", "", *(cell for key, cell in cells if key in keys), "–", "–", "–", "–"])
     if "truth_features" not in one:
         return markdown([head, *rows])
-    truth = [[method, str(len(each)), *columns(each, TRUTH)] for method, each in found.items()]
+    truth = [[method, str(len(each)), *columns(each, TRUTH)] for method, each in by_method.items()]
     guess = ["guessing", *[""] * (1 + len(TRUTH) - len(RECALL)), *(f"{one[f'truth_chance_{k}']:.2g}" for k in RECALL)]
     return markdown([head, *rows]) + "\n" + markdown([["method", "trainings", *TRUTH.values()], *truth, guess])
 

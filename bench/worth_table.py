@@ -54,7 +54,7 @@ def signed(d: Difference | None) -> str:
 def with_tables(page: str, table: Callable[[str], str]) -> str:
     """``page`` with what ``table`` makes of each name between ``<!-- table NAME -->`` and ``<!-- end -->``."""
     marked = re.compile(r"(<!-- table (\S+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
-    return marked.sub(lambda found: found[1] + table(found[2]), page)
+    return marked.sub(lambda match: match[1] + table(match[2]), page)
 
 
 def in_table(*columns: str, rows: list[tuple]) -> str:
