@@ -127,9 +127,9 @@ def override(recipe: Recipe, changes: dict[str, str]) -> Recipe:
     """``recipe`` with dotted keys changed, values written as in TOML: ``{"train.steps": "500", "flow": "identity"}``.
 
     Where the recipe's budget is one of seconds alone, a number of steps replaces it, unless seconds are given too.
-    A bare table name puts another thing of that kind in its place and keeps none of the old table, but ε of another SDE
-    of this package: it is that of the data's grey levels. What is not TOML is taken as a string, and so is whatever a
-    ``path`` or ``root`` is given as.
+    A bare table name puts another thing of that kind in its place and keeps none of the old table. Another SDE of this
+    package keeps ε, which belongs to the data. What is not TOML is taken as a string, and so is whatever a ``path`` or
+    ``root`` is given as.
     """
     changed = {table: dict(content) for table, content in recipe.items()}
     for table in (key for key in changes if "." not in key):
