@@ -214,9 +214,10 @@ def table(place: Path) -> str:
                 gap_of(records),
                 *(f"{over_records(records, 'ancestral', n):.4g}" for n in STEPS), len(records), records[0]["steps"],
             ))  # fmt: skip
-            drawn = [record for record in records if "frechet" in record]
+            drawn = [record for record in records if "length" in record]
             if drawn:
-                few = [f"{over_records(drawn, 'frechet', n):.3g}" for n in STEPS]
+                has_samples = all("frechet" in record for record in drawn)
+                few = [f"{over_records(drawn, 'frechet', n):.3g}" if has_samples else "–" for n in STEPS]
                 ways = [f"{over_records(drawn, key):.3g}" for key in ("length", "curvature")]
                 samples.append((FLOWS[side], process, *ways, *few, len(drawn)))
     few, head = [f"{n} steps" for n in STEPS], ("flow", "process")
