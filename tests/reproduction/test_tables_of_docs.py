@@ -1,18 +1,24 @@
-"""bench/translation.py: that docs/translation.md has the tables of the committed records."""
+"""bench/translation.py and bench/forward.py: that their pages have the tables of the committed records."""
 
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
+import forward
 import translation
 
+RECORDS = Path(translation.__file__).parent / "records"
 
-def test_the_page_has_the_tables_of_the_records():
-    page = translation.PAGE.read_text("utf-8")
-    records = Path(translation.__file__).parent / "records" / "translation"
-    assert page.count("<!-- table ") == len(list(records.iterdir())) == 4
-    made = translation.with_tables(page, lambda name: translation.table(records / name))
-    assert made == page, "python bench/translation.py digits-3-8 --table writes them"
+
+@pytest.mark.parametrize(("study", "tables"), [(translation, 4), (forward, 1)])
+def test_a_page_has_the_tables_of_the_records(study, tables):
+    name = Path(study.__file__).stem
+    page = study.PAGE.read_text("utf-8")
+    assert page.count("<!-- table ") == page.count("<!-- end -->") == tables
+    made = study.with_tables(page, lambda data: study.table(RECORDS / name / data))
+    assert made == page, f"python bench/{name}.py writes them, see there"
 
 
 def test_a_table_has_means_over_trainings_and_the_largest_cycle(tmp_path):
