@@ -745,14 +745,15 @@ def test_a_bridge_that_learned_its_ends_with_noise_takes_it_away(toys, tmp_path,
     runs = [open_runs([tmp_path / str(noise)]) for noise in (0.0, 3.0)]
     assert [opened.route().noise for opened in runs] == [(0.0, 0.0), (1.5, 3.0)]
     assert open_runs([tmp_path / "3.0"], "backward").route().noise == (1.5, 3.0)
-    out = {seed: tmp_path / f"out-{seed}" for seed in ("0", "1")}
-    for seed, place in out.items():
+    errors = {}
+    for seed in ("0", "1"):
+        place = tmp_path / f"out-{seed}"
         command = ["translate", str(tmp_path / "3.0"), str(toys[0]), "--cycle", "--seed", seed, "--out", str(place)]
         assert main([*command, "--quiet"]) == 0
         rows = json.loads((place / "translation.json").read_text())["examples"]
-        assert max(row["cycle_error_max"] for row in rows) < 1, "the way back begins before the noise was taken away"
-    name = next(iter(path.name for path in toys[0].iterdir()))
-    assert not np.array_equal(*(np.asarray(Image.open(place / name)) for place in out.values()))
+        errors[seed] = [row["cycle_error_max"] for row in rows]
+        assert max(errors[seed]) < 1, "the way back begins before the noise was taken away"
+    assert errors["0"] != errors["1"], "the noise is that of the seed"
     clean, noisy = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("0.0", "3.0"))
     assert noisy["valid_terminal"] > clean["valid_terminal"] + 1
     assert noisy["valid_nelbo"] > clean["valid_nelbo"] + 0.5
@@ -852,7 +853,7 @@ def test_sdedit_is_noise_and_the_flow_of_the_other_side_alone(trained, toys, tmp
     assert "score needs the data of A, too; name its run before" in scored
 
 
-@pytest.mark.parametrize("noise", [(0.0, 0.0), (0.1, 0.0), (0.1, 0.1)])
+@pytest.mark.parametrize("noise", [(0.0, 0.0), (0.1, 0.1)])
 def test_errors_of_a_bridge_are_those_of_its_results_as_written(trained, toys, tmp_path, noise):
     runs = replace(open_runs([trained / "bridge"]), noise=noise)
     options = TranslationOptions(steps=40, seed=3, cycle=True, errors=True)
