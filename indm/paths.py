@@ -369,9 +369,8 @@ def choose_fade(
     if by not in ("length", "isometry"):
         raise ValueError(f'by must be "length" or "isometry", got {by!r}')
     times = log_snr_grid(model.sde, frames).flip(0)
-    latent = _latent_flow(
-        NonlinearDiffusion(model, fade=Fade()), x, times
-    )  # at ε the whole flow is there, so it is one
+    whole = NonlinearDiffusion(model, fade=Fade())  # at ε the flow is whole, so that all powers have these latents
+    latent = _latent_flow(whole, x, times)
 
     def criterion(power: float) -> float:
         diffusion = NonlinearDiffusion(model, fade=Fade(power))

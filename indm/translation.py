@@ -60,8 +60,8 @@ class Leg:
 
     def of(self, n: int) -> "Leg":
         """This leg for ``n`` samples: the model at their conditions."""
-        options: dict[str, Any] = {"guidance": self.guidance, "away_from": self.away_from}
-        model = at_rows(self.model, all_rows(self.model, self.c, n), torch.arange(n), **options)
+        c, rows = all_rows(self.model, self.c, n), torch.arange(n)
+        model = at_rows(self.model, c, rows, guidance=self.guidance, away_from=self.away_from)
         return replace(self, model=model, c=None, guidance=1.0, away_from=None)
 
 

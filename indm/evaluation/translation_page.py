@@ -84,8 +84,7 @@ def write_page(
 def made_by(report: dict) -> str:
     """How the results were made, in a line."""
     options = report["options"]
-    sdedit = options["method"] == "sdedit"
-    how = "SDEdit" if sdedit else report["kind"]
+    how = "SDEdit" if options["method"] == "sdedit" else report["kind"]
     parts = [f"Made by {how}: " + ", then ".join(report["models"])]
     parts += ["from {} to {}".format(*report["classes"])] if "classes" in report else []
     parts += [f"direction {report['direction']}"]
@@ -93,7 +92,7 @@ def made_by(report: dict) -> str:
     parts += [f"strength {options['strength']:g}"]
     parts += [f"guidance {options['guidance']:g}"] if options["guidance"] != 1 else []
     parts += [f"up by noise of seed {options['seed']}"] if _is_random(options) else []
-    parts += [f"from noise of seed {options['seed']} in the images"] if report["kind"] == BRIDGE and not sdedit else []
+    parts += [f"from noise of seed {options['seed']} in the images"] if how == BRIDGE else []
     parts += [f"{len(report['failed'])} not translated, see translation.json"] if report["failed"] else []
     return one_line("; ".join(parts) + ".")
 
