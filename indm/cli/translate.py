@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from indm.cli.common import DONE, SOME_FAILED, Computes
+from indm.cli.common import DONE, INTERRUPTED, SOME_FAILED, Computes, say
 from indm.config.options import StripOptions, TranslationOptions, default
 from indm.messages import one_line
 
@@ -44,16 +44,18 @@ class Translate(Computes):
     options: Annotated[TranslationOptions, arg(name="")] = field(default_factory=TranslationOptions)
     overwrite: bool = False
     """Write into a folder that is not empty."""
+    resume: bool = False
+    """Go on with a translation that was interrupted: the same command, with this."""
     quiet: bool = False
     """No progress bar."""
 
     def run(self) -> int:
         from indm.evaluation import file_translation
         from indm.evaluation.translation_runs import is_run_or_pair, open_runs
-        from indm.runs.folder import run_folder
+        from indm.runs.folder import check_empty, run_folder
 
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())) and not self.overwrite:
-            raise ValueError(f"--out {self.out} exists and is not empty: name another, or add --overwrite")
+        if not self.resume and not self.overwrite:
+            check_empty(self.out, "name another --out, add --overwrite, or --resume where it was interrupted")
         first, *others = self.paths
         given = (run_folder(first), *map(_run_folder, others[:1]), *others[1:])
         count = _leading(given, is_run_or_pair)
@@ -63,7 +65,15 @@ class Translate(Computes):
         sources = given[count:]
         file_translation.check_sources(sources, self.options)
         opened = open_runs(given[:count], self.direction, self.condition, method=self.options.method)
-        report = file_translation.translate_files(opened, sources, self.out, self.options, progress=not self.quiet)
+        try:
+            report = file_translation.translate_files(
+                opened, sources, self.out, self.options, resume=self.resume, progress=not self.quiet
+            )
+        except KeyboardInterrupt:
+            if not (self.out / file_translation.UNFINISHED).exists():
+                raise
+            say("Interrupted. The same command with --resume continues.", file=sys.stderr)
+            return INTERRUPTED
         print(file_translation.summary(report))
         for name, reason in report["failed"].items():
             print(f"indm: not translated: {one_line(name)}: {reason}", file=sys.stderr)

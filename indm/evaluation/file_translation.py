@@ -1,9 +1,8 @@
 """``indm translate``: files of A translated into files of B, with a report of how well."""
 
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
@@ -14,6 +13,7 @@ from tqdm.auto import tqdm
 
 from indm.config.options import TranslationOptions
 from indm.data.images import SUFFIXES
+from indm.evaluation.batch_translation import BatchTranslator, KeptBatches, Translated
 from indm.evaluation.diagnosis import conclusions_of_translation
 from indm.evaluation.extractor import load_or_train
 from indm.evaluation.general_features import PACKAGE, general_features, weights_file
@@ -29,8 +29,9 @@ from indm.messages import reason
 from indm.model import INDM
 from indm.runs.provenance import provenance, weights_hash
 from indm.tensors import double, squared_norm
-from indm.translation import Arrival, Route
+from indm.translation import Route
 
+UNFINISHED = "unfinished"  # folder of batches, until a translation is whole
 FEWEST_SCORED, MOST_SCORED = 20, 2000  # results that are compared, with the data of B or with their counterparts
 
 
@@ -82,13 +83,20 @@ def check_page(model: INDM, options: TranslationOptions) -> None:
 
 
 def translate_files(
-    runs: TranslationRuns, sources: Sequence[Path], out: Path, options: TranslationOptions, *, progress: bool = True
+    runs: TranslationRuns,
+    sources: Sequence[Path],
+    out: Path,
+    options: TranslationOptions,
+    *,
+    resume: bool = False,
+    progress: bool = True,
 ) -> dict:
     """Translate what lies in ``sources`` into ``out``, see :func:`~indm.evaluation.translation_sources.find`.
 
     Writes ``NAME.png`` for every image, ``NAME.npz`` for every array (``samples``, and the numbers of their ``rows``:
     one that failed is left out), ``sheet.png`` with sources and results in turns, and ``translation.json``; on request
     the way there as ``strips/NAME.png``, the way back as ``cycle/NAME.png``, and ``index.html``, a page to look at.
+    Until all is done, translated batches are kept in ``unfinished``; with ``resume`` these are not made again.
 
     Returns:
         What ``translation.json`` holds: a row for each example (its distance from the source, and the errors that were
@@ -109,9 +117,18 @@ def translate_files(
     if options.score and options.method == "sdedit" and len({*runs.folders}) < len(runs.folders):
         raise ValueError(f"score needs the data of A, too; name its run before {runs.folders[0]}, or leave out --score")
     check_sources_stay(items, out, options.folders())
-    writer = ResultWriter(out, route.models[0].scaling.levels, runs.grey, options.size)
-    work = FileTranslation(BatchTranslator(route, options), writer)
-    started = time.perf_counter()
+    weights = {str(folder): weights_hash(folder) for folder in runs.folders}
+    about = {
+        "models": [str(folder) for folder in (runs.folders if options.method == "flow" else runs.folders[-1:])],
+        "kind": runs.kind,
+        "direction": runs.direction,
+        **({} if runs.classes == (None, None) else {"classes": list(runs.classes)}),
+        "options": asdict(options),
+        "provenance": provenance(options.seed, weights),
+    }
+    made_by = asdict(options) | {"direction": runs.direction, "classes": runs.classes, "models": [*weights.values()]}
+    kept = KeptBatches(BatchTranslator(route, options), out / UNFINISHED, made_by, resume)
+    work = FileTranslation(kept, ResultWriter(out, route.models[0].scaling.levels, runs.grey, options.size))
     try:
         with tqdm(total=len(items), desc="translating", unit="image", disable=not progress) as bar:
             for first in range(0, len(items), options.batch_size):
@@ -119,15 +136,7 @@ def translate_files(
                 work.add(batch)
                 bar.update(len(batch))
     finally:
-        report = work.finish() | {
-            "seconds_per_example": (time.perf_counter() - started) / len(items),
-            "models": [str(folder) for folder in (runs.folders if options.method == "flow" else runs.folders[-1:])],
-            "kind": runs.kind,
-            "direction": runs.direction,
-            **({} if runs.classes == (None, None) else {"classes": list(runs.classes)}),
-            "options": asdict(options),
-            "provenance": provenance(options.seed, {str(f): weights_hash(f) for f in runs.folders}),
-        }
+        report = work.finish() | {"seconds_per_example": kept.seconds / len(items)} | about
         atomic.json_object(out / REPORT, report)
     if report["examples"] and options.strength == 1:  # else little is meant to change
         levels = route.models[0].scaling.levels
@@ -147,6 +156,7 @@ def translate_files(
     if options.page and report["examples"]:
         shown = [one for one in work.shown if one[0] in report["examples"]]
         add_page(out / PAGE, report, runs, options, shown, progress)
+    kept.remove()
     return report
 
 
@@ -166,7 +176,7 @@ def add_page(
     report: dict,
     runs: TranslationRuns,
     options: TranslationOptions,
-    translations: Sequence[tuple[dict, Tensor, "Translated"]],
+    translations: Sequence[tuple[dict, Tensor, Translated]],
     progress: bool = True,
 ) -> None:
     """Write the page on ``translations``: what the report says of each, its source, and what was made of it.
@@ -192,95 +202,11 @@ def add_page(
     write_page(path, report, sentences(report), score_tables(report), shown, way.words(), levels)
 
 
-@dataclass(frozen=True)
-class Translated:
-    """One example translated, in data units.
-
-    Attributes:
-        result: the example on the other side.
-        frames: the pictures of the way, (frames, C, H, W); None where they are not asked for.
-        returned: the result carried back; None where it is not asked for.
-        cycle_error: absolute difference of the way back from where the route began, before rounding and before a
-            bridge's noise is taken away.
-        cycle_error_rounded: the largest after rounding.
-        written_cycle_error: the largest difference from the source, where the way back begins at the result as written.
-        solver_error: the largest difference of the result from that of a rougher solution.
-    """
-
-    result: Tensor
-    frames: Tensor | None = None
-    returned: Tensor | None = None
-    cycle_error: Tensor | None = None
-    cycle_error_rounded: Tensor | None = None
-    written_cycle_error: Tensor | None = None
-    solver_error: Tensor | None = None
-
-
-class BatchTranslator:
-    """Translates batches by one route; ``nfe`` is the most evaluations that one example took, ``times`` are those of
-    its frames."""
-
-    def __init__(self, route: Route, options: TranslationOptions):
-        self.route, self.options, self.nfe = route, options, 0
-        self.times = route.times(options.strip) if options.strip else []
-        device = route.models[0].scaling.scale.device
-        self.generator = torch.Generator(device).manual_seed(options.seed)
-
-    def words(self) -> list[str]:
-        """Where each frame is: its time, and whether the route goes up there or down."""
-        legs = [leg for leg in self.route.legs for _ in range(self.options.strip)]
-        return [
-            f"t = {t:.2g}, {'up' if leg.start < leg.end else 'down'}" for t, leg in zip(self.times, legs, strict=True)
-        ]
-
-    def each(self, raw: Tensor) -> list[Translated | RuntimeError]:
-        """As a call; where that fails, each example alone, and the error of those that fail."""
-        try:
-            return [*self(raw)]
-        except RuntimeError as error:
-            return [error] if len(raw) == 1 else [self.each(one)[0] for one in raw.split(1)]
-
-    def __call__(self, raw: Tensor) -> list[Translated]:
-        """The translations of (B, *event) in data units.
-
-        Raises:
-            RuntimeError: an inverse did not converge.
-        """
-        source, target = self.route.models
-        seed, noise = self.options.seed, self.generator.clone_state()
-        there = self.route.translate(raw, seed, frames=self.options.strip, generator=self.generator)
-        columns = {"result": target.scaling.to_data(there.x).cpu()}
-        if self.options.cycle:
-            x, way_back = self.route.source(raw, seed), self.route.back()
-            back = way_back.follow(there.end)
-            columns["returned"] = source.scaling.to_data(back.x).cpu()
-            scale = source.scaling.scale
-            columns["cycle_error"] = ((back.end - x) * scale).abs().cpu()
-            grey = [double(source.scaling.to_data(end)) for end in (back.end, x)]
-            columns["cycle_error_rounded"] = _largest(grey[0] - grey[1])
-            if self.options.errors:
-                again = way_back.translate(columns["result"], seed).x
-                columns["written_cycle_error"] = _largest((again - source.scaling.centre(raw).to(x)) * scale)
-        if self.options.errors:
-            rough = self.route.rougher().translate(raw, seed, generator=noise)
-            columns["solver_error"] = _largest((there.x - rough.x) * target.scaling.scale)
-        if self.options.strip and raw.ndim == 4:
-            columns["frames"] = self._frames(there)
-        self.nfe = max(self.nfe, there.nfe)
-        return [Translated(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
-
-    def _frames(self, there: Arrival) -> Tensor:
-        """(B, frames, *event) in data units."""
-        by_leg = there.frames.split(self.options.strip, 1)
-        parts = [leg.model.scaling.to_data(f) for leg, f in zip(self.route.legs, by_leg, strict=True)]
-        return torch.cat(parts, 1).cpu()
-
-
 class FileTranslation:
     """A translation under way: reads, translates and writes batches, and names what could not be."""
 
-    def __init__(self, translate: BatchTranslator, writer: ResultWriter):
-        self.translate, self.writer, self.options = translate, writer, translate.options
+    def __init__(self, kept: KeptBatches, writer: ResultWriter):
+        self.kept, self.translate, self.writer, self.options = kept, kept.translate, writer, kept.translate.options
         self.rows: list[dict] = []
         self.shown: list[tuple[dict, Tensor, Translated]] = []  # on the page
         self.scored: list[tuple[str, Tensor, Tensor]] = []
@@ -302,7 +228,7 @@ class FileTranslation:
             return None
 
     def _add(self, read: list[tuple[Item, Example]]) -> None:
-        translations = self.translate.each(torch.stack([example.pixels for _, example in read]))
+        translations = self.kept.each(torch.stack([example.pixels for _, example in read]))
         for (item, example), translated in zip(read, translations, strict=True):
             if isinstance(translated, RuntimeError):
                 self.failed[item.name] = reason(translated)
@@ -329,11 +255,6 @@ class FileTranslation:
         lost = {str(source) for source in self.writer.finish()}
         rows = [line for line in self.rows if line["source"] not in lost]
         return {"examples": rows, "failed": self.failed | self.writer.failed, "nfe": self.translate.nfe}
-
-
-def _largest(difference: Tensor) -> Tensor:
-    """Of each example, (B,)."""
-    return difference.abs().flatten(1).amax(1).cpu()
 
 
 def _row(item: Item, example: Example, translated: Translated) -> dict:

@@ -10,7 +10,7 @@ from torch import Tensor
 from indm.config import recipes
 from indm.config.options import StripOptions, TranslationOptions
 from indm.evaluation import plots, sheets
-from indm.evaluation.file_translation import BatchTranslator
+from indm.evaluation.batch_translation import BatchTranslator
 from indm.evaluation.translation_runs import TranslationRuns, open_runs
 from indm.evaluation.translation_sources import find
 from indm.flows import Identity

@@ -26,6 +26,7 @@ from indm.config.options import StripOptions, TranslationOptions
 from indm.data.base import PARTS, stack
 from indm.data.registry import load_data
 from indm.evaluation import extractor, strips
+from indm.evaluation.batch_translation import BatchTranslator
 from indm.evaluation.file_translation import summary, translate_files
 from indm.evaluation.general_features import PACKAGE
 from indm.evaluation.translation_runs import TranslationRuns, open_runs
@@ -538,18 +539,69 @@ def test_what_cannot_be_written_is_named_and_the_rest_goes_on(trained, tmp_path,
 def test_a_disk_that_takes_nothing_more_ends_a_translation(trained, toys, tmp_path, monkeypatch, capsys, number):
     real, written = atomic.whole, []
 
-    def fails_at_third(path, write):
+    def fails_at_fourth(path, write):
         written.append(path)
-        if len(written) == 3:
+        if len(written) == 4:  # the batch, two results, and no more
             raise OSError(number, os.strerror(number), str(path))
         real(path, write)
 
-    monkeypatch.setattr(atomic, "whole", fails_at_third)
+    monkeypatch.setattr(atomic, "whole", fails_at_fourth)
     options = ["--out", tmp_path / "out", "--steps", "4", "--quiet"]
     error = error_of(capsys, "translate", trained / "pair", toys[0], *options)
     assert os.strerror(number) in error
     report = json.loads((tmp_path / "out" / "translation.json").read_text())
     assert len(report["examples"]) == 2 and not report["failed"]
+
+
+class Interrupted:
+    """Ctrl-C in the third batch; ``made`` are the batches before."""
+
+    def __init__(self, monkeypatch):
+        self.made, self.each = 0, BatchTranslator.each
+        monkeypatch.setattr(BatchTranslator, "each", lambda *arguments: self(*arguments))
+
+    def __call__(self, *arguments):
+        if self.made == 2:
+            raise KeyboardInterrupt
+        self.made += 1
+        return self.each(*arguments)
+
+
+def contents(folder):
+    """The bytes of every file; of the report what does not name the folder or the time."""
+    files = {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    report = json.loads(files.pop(Path("translation.json")))
+    return files, {key: value for key, value in report.items() if key != "seconds_per_example"}
+
+
+def test_an_interrupted_translation_goes_on_to_the_same_files(trained, toys, tmp_path, monkeypatch, capsys):
+    """By noise, so that each batch depends on those before."""
+    shutil.copytree(toys[0], tmp_path / "photos")
+    (tmp_path / "photos" / "250-00b.png").write_bytes(b"no image")
+    options = ["--stochastic", "--strength", "0.5", "--errors", "--strip", "2", "--steps", "8", "--batch-size", "8"]
+    command = ["translate", str(trained / "pair"), str(tmp_path / "photos"), *options, "--quiet", "--out"]
+    assert main([*command, str(tmp_path / "whole")]) == 1
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        Interrupted(patch)
+        assert main([*command, str(out)]) == 130
+    assert capsys.readouterr().err.endswith("Interrupted. The same command with --resume continues.\n")
+    assert len([*(out / "unfinished").iterdir()]) == 2
+    assert len(json.loads((out / "translation.json").read_text())["examples"]) == 15
+    changes = {
+        "--steps 9": "steps",
+        "--batch-size 9": "batch_size, images",
+        "--direction backward": "direction, models",
+    }
+    for change, named in changes.items():
+        other = change.split()
+        assert f"was begun with other {named}; give the same" in error_of(capsys, *command, out, "--resume", *other)
+    with monkeypatch.context() as patch:
+        interrupted = Interrupted(patch)
+        assert main([*command, str(out), "--resume"]) == 1
+    assert interrupted.made == 2  # those of 25 files in batches of 8 that were not made
+    assert contents(out) == contents(tmp_path / "whole")
+    assert "holds no interrupted translation; leave out --resume" in error_of(capsys, *command, out, "--resume")
 
 
 def linked(tmp_path, photos):
