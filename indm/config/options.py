@@ -431,6 +431,8 @@ class StripOptions:
     """Pictures of a row, of equal distance in t on each leg."""
     strength: float = 0.5
     """Of SDEdit by the models that are told the class, a share of T below 1; 0 leaves its rows out."""
+    guidance: float = 1.0
+    """Of the models that are told the class, away from A, as in "indm translate"."""
     steps: int = 120
     """Evaluations of the networks for each row."""
     seed: int = 0

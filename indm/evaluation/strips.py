@@ -57,7 +57,9 @@ def rows_of(
         is_conditional = is_run(folder) and "condition" in recipes.load(folder)
         runs = open_runs([folder], direction, classes if is_conditional else None)
         what = f"{runs.kind}{', linear' if isinstance(runs.models[0].flow, Identity) else ''} ({folder.name})"
-        rows.append(_row(what, runs, runs.route(steps=options.steps), image, options))
+        guidance = options.guidance if is_conditional else 1.0
+        title = what if guidance == 1 else f"{what}, guidance {guidance:g}"
+        rows.append(_row(title, runs, runs.route(steps=options.steps, guidance=guidance), image, options))
         if is_conditional and options.strength:
             route = runs.sdedit(strength=options.strength, steps=options.steps)
             rows.append(_row(f"SDEdit {options.strength:g}, {what}", runs, route, image, options))
