@@ -17,7 +17,7 @@ step, never the best one.
 
 Each method of each training is a record in ``bench/records/translation/RECIPE/SEED``, which is not made again; killed
 and started again, it goes on. ``RECIPE.png`` in ``--out`` has pictures of the first training. With ``--cycles`` it
-trains the pairs and the bridge of the first training alone, and looks at the error of A → B → A along the steps.
+takes the pairs and the bridge of the first training alone, and looks at the error of A → B → A along the steps.
 """
 
 import argparse
@@ -58,7 +58,8 @@ ARTISTS = "emoji-32"  # of two packages, whose test splits have the same things 
 EVERY = 302  # test images of emoji: among so many is a counterpart looked for
 SHOWN = 10
 CYCLED = 32  # images that also go back
-STEPS, CONVERGED = (20, 30, 40, 50, 60, 80, 100, 120), 300  # of the cycle
+STEPS, CONVERGED = (20, 30, 40, 50, 60, 80, 120), 300  # of the cycle
+WITH_CYCLES = ("indm", "ddib", "bridge")
 STRENGTHS = (0.3, 0.5)  # of SDEdit
 GUIDANCES = (4, 6)  # away from class A, of one model of both: chosen on validation emoji among 4, 5, 6 and 8
 TRUTH = {  # columns beside COLUMNS where the truth is known
@@ -268,6 +269,11 @@ def cycles(opened: TranslationRuns, raw: Tensor) -> list[dict]:
 
 
 def table(records: Path) -> str:
+    """Markdown of the records in a folder of a recipe, or in that of cycles."""
+    return cycle_table(records) if records.name == "cycles" else method_table(records)
+
+
+def method_table(records: Path) -> str:
     """Markdown: of each method the means over trainings, ± over trainings where there are several, else over images.
     Where the truth is known, a second table says how near it is."""
     records_of = {
@@ -314,29 +320,33 @@ def costs(found: Sequence[dict]) -> list[str]:
     ]
 
 
-def study_cycles(name: str, recipe: dict, steps: int, out: Path) -> None:
-    """Train the pairs of one recipe and its bridge, and print the error of their cycles."""
+def study_cycles(name: str, recipe: dict, steps: int, out: Path, records: Path) -> None:
+    """The cycles of the pairs of one recipe and of its bridge, trained where they are not yet."""
     raw = stack(load_data(**recipe["data"]).test, CYCLED)
-    for method in ("indm", "ddib", "bridge"):
+
+    def measured(method: str) -> dict:
         opened = bridge(recipe, steps, out) if method == "bridge" else pair(recipe, steps, out, method)
-        print(f"{name}, {NAMES[method]}\n{cycle_table(cycles(opened, raw))}", flush=True)
+        return {"steps": steps, "seed": 0, "cycles": cycles(opened, raw)} | made_by(0)
+
+    for method in WITH_CYCLES:
+        kept(records / name / named(method), lambda method=method: measured(method))
 
 
-def cycle_table(rows: list[dict]) -> str:
-    """The table of :func:`cycles`."""
-    head = [
-        "evaluations",
-        "cycle: median",
-        "largest",
-        "images back in all bits",
-        "from the converged: median",
-        "largest",
-    ]
-    lines = [
-        [str(row["nfe"]), *(f"{v:.2g}" for v in (*row["cycle"].values(), row["same"], *row["distance"].values()))]
-        for row in rows
-    ]
-    return markdown([head, *lines])
+def cycle_table(records: Path) -> str:
+    """Markdown: a row for each recipe and method, the steps across; the cycle, then B from its converged solution."""
+    found = {
+        f"{recipe.name}, {NAMES[method]}": json.loads((recipe / named(method)).read_text("utf-8"))["cycles"]
+        for recipe in sorted(records.iterdir(), reverse=True)
+        for method in WITH_CYCLES
+    }
+
+    def across(key: str, words: str) -> str:
+        head = [words, *(f"{steps} steps" for steps in STEPS)]
+        rows = [[title, *("{median:.2g} / {largest:.2g}".format(**row[key]) for row in rows)]
+                for title, rows in found.items()]  # fmt: skip
+        return markdown([head, *rows])
+
+    return across("cycle", "A → B → A") + "\n" + across("distance", "B from the converged")
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -366,7 +376,7 @@ def main() -> None:
         out = o.out / name
         if o.cycles:
             (out / "0").mkdir(parents=True, exist_ok=True)
-            study_cycles(name, recipe_of(name, o.paths, 0), o.steps, out / "0")
+            study_cycles(name, recipe_of(name, o.paths, 0), o.steps, out / "0", o.records / "cycles")
             continue
         for seed in range(0 if o.table else o.seeds):
             (out / str(seed)).mkdir(parents=True, exist_ok=True)
