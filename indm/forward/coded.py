@@ -190,7 +190,8 @@ class Coded(Linear):
         code: "gaussian" or "binary".
         code_size: numbers of a code.
         slope: "polynomial", (1 + Σ_k a_k P_k)², or "network", exp(Σ_k a_k P_k): of the clock of an entry, P_k the
-            Legendre polynomials of the place on the common clock.
+            Legendre polynomials of the place on the common clock. Their integral is monotone whatever the network c → a
+            makes, as that of an unconstrained monotonic network, https://arxiv.org/abs/1908.05164.
         terms: of the sum.
         width: hidden channels of the encoder and of the network c → a.
 
