@@ -334,17 +334,17 @@ def study_cycles(name: str, recipe: dict, steps: int, out: Path, records: Path) 
 
 def cycle_table(records: Path) -> str:
     """Markdown: a row for each recipe and method, the steps across; the cycle, then B from its converged solution."""
-    found = {
-        f"{recipe.name}, {NAMES[method]}": json.loads((recipe / named(method)).read_text("utf-8"))["cycles"]
+    measured = {
+        f"{recipe.name}, {NAMES[method]}": {row["steps"]: row for row in json.loads(file.read_text("utf-8"))["cycles"]}
         for recipe in sorted(records.iterdir(), reverse=True)
         for method in WITH_CYCLES
+        if (file := recipe / named(method)).exists()
     }
 
     def across(key: str, words: str) -> str:
-        head = [words, *(f"{steps} steps" for steps in STEPS)]
-        rows = [[title, *("{median:.2g} / {largest:.2g}".format(**row[key]) for row in rows)]
-                for title, rows in found.items()]  # fmt: skip
-        return markdown([head, *rows])
+        rows = [[title, *("{median:.2g} / {largest:.2g}".format(**by_steps[steps][key]) for steps in STEPS)]
+                for title, by_steps in measured.items()]  # fmt: skip
+        return markdown([[words, *(f"{steps} steps" for steps in STEPS)], *rows])
 
     return across("cycle", "A → B → A") + "\n" + across("distance", "B from the converged")
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from indm.cli.common import DONE, INTERRUPTED, SOME_FAILED, Computes, say
+from indm.cli.common import DONE, INTERRUPTED, SOME_FAILED, Computes
 from indm.config.options import StripOptions, TranslationOptions, default
 from indm.messages import one_line
 
@@ -36,7 +36,7 @@ class Translate(Computes):
     """One or two run folders or models of the hub, user/name; then images: files, folders, patterns like "x/*.png",
     arrays as .npz or .npy."""
     out: Annotated[Path, arg(metavar="FOLDER")]
-    """Where to write; a folder that is not empty is an error without --overwrite."""
+    """Where to write; a folder that is not empty is an error without --overwrite or --resume."""
     direction: Literal["forward", "backward"] = "forward"
     """From A to B, or from B to A."""
     condition: Annotated[tuple[str, str] | None, arg(metavar="CLASS CLASS"), default("two data sets")] = None
@@ -72,7 +72,7 @@ class Translate(Computes):
         except KeyboardInterrupt:
             if not (self.out / file_translation.UNFINISHED).exists():
                 raise
-            say("Interrupted. The same command with --resume continues.", file=sys.stderr)
+            print("Interrupted. The same command with --resume continues.", file=sys.stderr)
             return INTERRUPTED
         print(file_translation.summary(report))
         for name, reason in report["failed"].items():

@@ -436,7 +436,7 @@ class StripOptions:
     steps: int = 120
     """Evaluations of the networks for each row."""
     seed: int = 0
-    """Seed of the noise of SDEdit."""
+    """Seed of the noise of SDEdit, and of that with which a bridge begins."""
 
     def __post_init__(self):
         check_whole_numbers(self)

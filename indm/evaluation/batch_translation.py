@@ -2,18 +2,16 @@
 
 import hashlib
 import json
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from indm.config.options import TranslationOptions
-from indm.files import atomic
+from indm.files import atomic, untrusted
 from indm.tensors import double
 from indm.translation import Arrival, Route
 
@@ -103,73 +101,62 @@ class BatchTranslator:
 
 
 class KeptBatches:
-    """Translates batches and keeps each on disk until all are done, so that a translation that was interrupted goes on.
+    """Translates batches and keeps each on disk, so that a translation that was interrupted goes on.
+
+    A batch that was made of the same examples in the same way is not made again. One with an example that failed is not
+    kept.
 
     Args:
         translate: what makes a batch.
         folder: where batches lie.
-        made_by: what else decides the results, as JSON.
-        resume: take the batches that lie there.
+        made_by: what decides the results beside the examples, as JSON.
 
-    ``seconds`` are those in which batches were made, also before an interruption.
-
-    Raises:
-        ValueError: to resume, and ``folder`` is not there.
+    ``n`` examples took ``seconds``, those of kept batches included.
     """
 
-    def __init__(self, translate: BatchTranslator, folder: Path, made_by: Mapping, resume: bool):
-        if resume and not folder.exists():
-            raise ValueError(f"resume: {folder.parent} holds no interrupted translation; leave out --resume")
-        if not resume:
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.translate, self.folder = translate, folder
-        self.made_by = json.loads(json.dumps(made_by))  # as it is read again
-        self.count, self.seconds = 0, 0.0
+    def __init__(self, translate: BatchTranslator, folder: Path, made_by: Mapping):
+        self.translate, self.folder, self.made_by = translate, folder, json.dumps(made_by)
+        self.n, self.seconds = 0, 0.0
 
     def each(self, raw: Tensor) -> list[Translated | RuntimeError]:
         """The translations of the next batch, or the errors of those that fail.
 
         Raises:
-            ValueError: what lies there was made from other images or in another way.
             OSError: the batch cannot be kept.
         """
-        path = self.folder / f"{self.count:06d}.safetensors"
-        made_by = self.made_by | {"images": hashlib.sha256(raw.numpy().data).hexdigest()}
-        if not path.exists():
-            self._make(path, raw, made_by)
-        self.count += 1
-        return self._read(path, made_by)
-
-    def remove(self) -> None:
-        """Everything is done."""
-        shutil.rmtree(self.folder)
-
-    def _make(self, path: Path, raw: Tensor, made_by: dict) -> None:
+        path = self.folder / f"{self._name(raw)}.safetensors"
+        self.n += len(raw)
+        if path.exists():
+            return [*self._read(path)]
         started = time.perf_counter()
         ones = self.translate.each(raw)
         seconds = time.perf_counter() - started
-        failed = {i: str(one) for i, one in enumerate(ones) if isinstance(one, RuntimeError)}
-        about = {"made_by": made_by, "nfe": self.translate.nfe, "seconds": seconds, "n": len(ones), "failed": failed}
-        rows = [vars(one) for one in ones if isinstance(one, Translated)]
-        names = [name for name, value in rows[0].items() if value is not None] if rows else []
-        columns = {name: torch.stack([row[name] for row in rows]) for name in names}
-        state = columns | {"noise": self.translate.generator.get_state()}
-        atomic.whole(path, atomic.weights_into(state, about=json.dumps(about)))
+        self.seconds += seconds
+        if all(isinstance(one, Translated) for one in ones):
+            self._write(path, ones, seconds)
+        return ones
 
-    def _read(self, path: Path, made_by: dict) -> list[Translated | RuntimeError]:
-        with safe_open(path, "pt") as file:
-            about = json.loads(file.metadata()["about"])
-            columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        differing = [name for name, value in made_by.items() if about["made_by"].get(name) != value]
-        if differing:
-            cure = "give the same, or --overwrite in place of --resume to start anew"
-            raise ValueError(f"resume: {self.folder.parent} was begun with other {', '.join(differing)}; {cure}")
+    def _name(self, raw: Tensor) -> str:
+        """A hash of all that decides the batch; the noise that is still to be drawn depends on the batches before."""
+        noise = self.translate.generator.get_state()
+        return hashlib.sha256(self.made_by.encode() + noise.numpy().tobytes() + raw.numpy().tobytes()).hexdigest()
+
+    def _write(self, path: Path, ones: Sequence[Translated | RuntimeError], seconds: float) -> None:
+        names = [name for name, value in vars(ones[0]).items() if value is not None]
+        columns = {name: torch.stack([getattr(one, name) for one in ones]) for name in names}
+        state = {
+            "noise": self.translate.generator.get_state(),
+            "nfe": torch.tensor(self.translate.nfe),
+            "seconds": torch.tensor(seconds, dtype=torch.float64),
+        }
+        atomic.whole(path, atomic.weights_into(columns | state))
+
+    def _read(self, path: Path) -> list[Translated]:
+        columns = {name: tensor.clone() for name, tensor in untrusted.weights(path).items()}  # no file is held open
         self.translate.generator.set_state(columns.pop("noise"))
-        self.translate.nfe = about["nfe"]
-        self.seconds += about["seconds"]
-        done, failed = iter(_each_of(columns)), about["failed"]
-        return [RuntimeError(failed[str(i)]) if str(i) in failed else next(done) for i in range(about["n"])]
+        self.translate.nfe = max(self.translate.nfe, int(columns.pop("nfe")))
+        self.seconds += columns.pop("seconds").item()
+        return _each_of(columns)
 
 
 def _each_of(columns: Mapping[str, Tensor]) -> list[Translated]:

@@ -1,6 +1,7 @@
 """``indm translate``: files of A translated into files of B, with a report of how well."""
 
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -27,11 +28,13 @@ from indm.evaluation.translation_truth import against_truth, check_truth, truth_
 from indm.files import atomic
 from indm.messages import reason
 from indm.model import INDM
+from indm.runs.lock import run_lock
 from indm.runs.provenance import provenance, weights_hash
 from indm.tensors import double, squared_norm
 from indm.translation import Route
 
-UNFINISHED = "unfinished"  # folder of batches, until a translation is whole
+UNFINISHED = ".unfinished"  # folder of batches, until a translation is whole
+OF_REPORT = ("page", "score", "truth", "size", "keep_alpha", "strict")  # options that no translation depends on
 FEWEST_SCORED, MOST_SCORED = 20, 2000  # results that are compared, with the data of B or with their counterparts
 
 
@@ -96,7 +99,7 @@ def translate_files(
     Writes ``NAME.png`` for every image, ``NAME.npz`` for every array (``samples``, and the numbers of their ``rows``:
     one that failed is left out), ``sheet.png`` with sources and results in turns, and ``translation.json``; on request
     the way there as ``strips/NAME.png``, the way back as ``cycle/NAME.png``, and ``index.html``, a page to look at.
-    Until all is done, translated batches are kept in ``unfinished``; with ``resume`` these are not made again.
+    Until all is done, translated batches are kept in ``.unfinished``; with ``resume`` these are not made again.
 
     Returns:
         What ``translation.json`` holds: a row for each example (its distance from the source, and the errors that were
@@ -105,7 +108,8 @@ def translate_files(
         :func:`indm.evaluation.diagnosis.conclusions_of_translation`.
 
     Raises:
-        ValueError: bad options, nothing found, or a result that would be written over a source.
+        ValueError: bad options, nothing found, a result that would be written over a source, nothing to resume, or
+            another process at work in ``out``.
         OSError: nothing more can be written; the report names what was done until then.
     """
     route = route_of(runs, options)
@@ -116,7 +120,25 @@ def translate_files(
     check_scored(len(items), options)
     if options.score and options.method == "sdedit" and len({*runs.folders}) < len(runs.folders):
         raise ValueError(f"score needs the data of A, too; name its run before {runs.folders[0]}, or leave out --score")
+    if options.score and (n := len(runs.sides()[1].test)) < FEWEST_SCORED:
+        raise ValueError(f"score needs at least {FEWEST_SCORED} test examples of B, got {n}; leave out --score")
     check_sources_stay(items, out, options.folders())
+    unfinished = out / UNFINISHED
+    if resume and not unfinished.exists():
+        raise ValueError(f"resume: {out} holds no interrupted translation; leave out --resume")
+    with run_lock(unfinished):
+        if not resume:
+            for batch in unfinished.glob("*.safetensors"):
+                batch.unlink()
+        report = _translate(runs, route, items, out, options, progress)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return report
+
+
+def _translate(
+    runs: TranslationRuns, route: Route, items: list[Item], out: Path, options: TranslationOptions, progress: bool
+) -> dict:
+    """The report of :func:`translate_files`, and all that it writes."""
     weights = {str(folder): weights_hash(folder) for folder in runs.folders}
     about = {
         "models": [str(folder) for folder in (runs.folders if options.method == "flow" else runs.folders[-1:])],
@@ -126,9 +148,10 @@ def translate_files(
         "options": asdict(options),
         "provenance": provenance(options.seed, weights),
     }
-    made_by = asdict(options) | {"direction": runs.direction, "classes": runs.classes, "models": [*weights.values()]}
-    kept = KeptBatches(BatchTranslator(route, options), out / UNFINISHED, made_by, resume)
-    work = FileTranslation(kept, ResultWriter(out, route.models[0].scaling.levels, runs.grey, options.size))
+    made_by = {key: value for key, value in asdict(options).items() if key not in OF_REPORT}
+    made_by |= {"runs": [runs.direction, runs.classes, runs.noise, *weights.values()]}
+    batches = KeptBatches(BatchTranslator(route, options), out / UNFINISHED, made_by)
+    work = FileTranslation(batches, ResultWriter(out, route.models[0].scaling.levels, runs.grey, options.size))
     try:
         with tqdm(total=len(items), desc="translating", unit="image", disable=not progress) as bar:
             for first in range(0, len(items), options.batch_size):
@@ -136,7 +159,7 @@ def translate_files(
                 work.add(batch)
                 bar.update(len(batch))
     finally:
-        report = work.finish() | {"seconds_per_example": kept.seconds / len(items)} | about
+        report = work.finish() | {"seconds_per_example": batches.seconds / max(1, batches.n)} | about
         atomic.json_object(out / REPORT, report)
     if report["examples"] and options.strength == 1:  # else little is meant to change
         levels = route.models[0].scaling.levels
@@ -156,7 +179,6 @@ def translate_files(
     if options.page and report["examples"]:
         shown = [one for one in work.shown if one[0] in report["examples"]]
         add_page(out / PAGE, report, runs, options, shown, progress)
-    kept.remove()
     return report
 
 
@@ -205,8 +227,9 @@ def add_page(
 class FileTranslation:
     """A translation under way: reads, translates and writes batches, and names what could not be."""
 
-    def __init__(self, kept: KeptBatches, writer: ResultWriter):
-        self.kept, self.translate, self.writer, self.options = kept, kept.translate, writer, kept.translate.options
+    def __init__(self, batches: KeptBatches, writer: ResultWriter):
+        self.batches, self.translate, self.writer = batches, batches.translate, writer
+        self.options = self.translate.options
         self.rows: list[dict] = []
         self.shown: list[tuple[dict, Tensor, Translated]] = []  # on the page
         self.scored: list[tuple[str, Tensor, Tensor]] = []
@@ -228,7 +251,7 @@ class FileTranslation:
             return None
 
     def _add(self, read: list[tuple[Item, Example]]) -> None:
-        translations = self.kept.each(torch.stack([example.pixels for _, example in read]))
+        translations = self.batches.each(torch.stack([example.pixels for _, example in read]))
         for (item, example), translated in zip(read, translations, strict=True):
             if isinstance(translated, RuntimeError):
                 self.failed[item.name] = reason(translated)

@@ -50,15 +50,18 @@ def rows_of(
         classes: of models of many classes: that of the image, and the one that it becomes.
 
     Raises:
-        ValueError: a run that translates nothing, several images, runs of different shapes or grey levels.
+        ValueError: a run that translates nothing, several images, runs of different shapes or grey levels, guidance
+            without a model told the class.
     """
     rows: list[Row] = []
-    for folder in folders:
-        is_conditional = is_run(folder) and "condition" in recipes.load(folder)
+    told = [is_run(folder) and "condition" in recipes.load(folder) for folder in folders]
+    if options.guidance != 1 and not any(told):
+        raise ValueError(f"guidance must be 1 but for a model told the class, got {options.guidance:g}")
+    for folder, is_conditional in zip(folders, told, strict=True):
         runs = open_runs([folder], direction, classes if is_conditional else None)
         what = f"{runs.kind}{', linear' if isinstance(runs.models[0].flow, Identity) else ''} ({folder.name})"
         guidance = options.guidance if is_conditional else 1.0
-        title = what if guidance == 1 else f"{what}, guidance {guidance:g}"
+        title = f"{what}, guidance {guidance:g}" if guidance != 1 else what
         rows.append(_row(title, runs, runs.route(steps=options.steps, guidance=guidance), image, options))
         if is_conditional and options.strength:
             route = runs.sdedit(strength=options.strength, steps=options.steps)

@@ -86,14 +86,9 @@ def json_into(value: Mapping) -> Write:
     return lambda path: path.write_text(content, "utf-8")
 
 
-def weights_into(state: Mapping[str, Tensor], **words: str) -> Write:
-    """The function that writes ``state`` as safetensors, ``words`` in its header; through memory, as safetensors' own
-    leaves temporary files."""
-
-    def write(path: Path) -> None:
-        path.write_bytes(safetensors.torch.save({k: v.cpu().contiguous() for k, v in state.items()}, words or None))
-
-    return write
+def weights_into(state: Mapping[str, Tensor]) -> Write:
+    """The function that writes ``state`` as safetensors; through memory, as safetensors' own leaves temporary files."""
+    return lambda path: path.write_bytes(safetensors.torch.save({k: v.cpu().contiguous() for k, v in state.items()}))
 
 
 def text(path: Path, content: str) -> None:

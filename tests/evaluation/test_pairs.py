@@ -5,6 +5,7 @@ import functools
 import glob
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -25,7 +26,7 @@ from indm.config import recipes
 from indm.config.options import StripOptions, TranslationOptions
 from indm.data.base import PARTS, stack
 from indm.data.registry import load_data
-from indm.evaluation import extractor, strips
+from indm.evaluation import batch_translation, extractor, strips
 from indm.evaluation.batch_translation import BatchTranslator
 from indm.evaluation.file_translation import summary, translate_files
 from indm.evaluation.general_features import PACKAGE
@@ -35,6 +36,7 @@ from indm.files import atomic
 from indm.flows import ActNorm
 from indm.model import INDM, build_model
 from indm.runs.folder import open_run, read_metrics
+from indm.runs.lock import run_lock
 from indm.runs.provenance import weights_hash
 from indm.scaling import Scaling
 from indm.training import pairs
@@ -535,73 +537,99 @@ def test_what_cannot_be_written_is_named_and_the_rest_goes_on(trained, tmp_path,
     assert "6 not translated" in "".join(page.text("p"))
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
-def test_a_disk_that_takes_nothing_more_ends_a_translation(trained, toys, tmp_path, monkeypatch, capsys, number):
+@pytest.mark.parametrize(
+    ("number", "fails", "done"),  # at the batch; at the third result
+    [(errno.ENOSPC, 1, 0), *((number, 4, 2) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO))],
+)
+def test_a_disk_that_takes_nothing_more_ends_a_translation(
+    trained, toys, tmp_path, monkeypatch, capsys, number, fails, done
+):
     real, written = atomic.whole, []
 
-    def fails_at_fourth(path, write):
+    def is_full(path, write):
         written.append(path)
-        if len(written) == 4:  # the batch, two results, and no more
+        if len(written) == fails:
             raise OSError(number, os.strerror(number), str(path))
         real(path, write)
 
-    monkeypatch.setattr(atomic, "whole", fails_at_fourth)
+    monkeypatch.setattr(atomic, "whole", is_full)
     options = ["--out", tmp_path / "out", "--steps", "4", "--quiet"]
     error = error_of(capsys, "translate", trained / "pair", toys[0], *options)
     assert os.strerror(number) in error
     report = json.loads((tmp_path / "out" / "translation.json").read_text())
-    assert len(report["examples"]) == 2 and not report["failed"]
+    assert len(report["examples"]) == done and not report["failed"]
 
 
 class Interrupted:
-    """Ctrl-C in the third batch; ``made`` are the batches before."""
+    """Ctrl-C after so many batches; ``made`` counts them, each of which takes a second."""
 
-    def __init__(self, monkeypatch):
-        self.made, self.each = 0, BatchTranslator.each
+    def __init__(self, monkeypatch, after=math.inf):
+        self.made, self.after, self.each = 0, after, BatchTranslator.each
         monkeypatch.setattr(BatchTranslator, "each", lambda *arguments: self(*arguments))
+        monkeypatch.setattr(batch_translation.time, "perf_counter", itertools.count().__next__)
 
     def __call__(self, *arguments):
-        if self.made == 2:
+        if self.made == self.after:
             raise KeyboardInterrupt
         self.made += 1
         return self.each(*arguments)
 
 
 def contents(folder):
-    """The bytes of every file; of the report what does not name the folder or the time."""
-    files = {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-    report = json.loads(files.pop(Path("translation.json")))
-    return files, {key: value for key, value in report.items() if key != "seconds_per_example"}
+    """The bytes of every file."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_an_interrupted_translation_goes_on_to_the_same_files(trained, toys, tmp_path, monkeypatch, capsys):
-    """By noise, so that each batch depends on those before."""
+@pytest.fixture
+def photos(toys, tmp_path):
+    """25 files, the second of which cannot be read."""
     shutil.copytree(toys[0], tmp_path / "photos")
     (tmp_path / "photos" / "250-00b.png").write_bytes(b"no image")
+    return tmp_path / "photos"
+
+
+def test_an_interrupted_translation_goes_on_to_the_same_files(trained, photos, tmp_path, monkeypatch, capsys):
+    """By noise, so that each batch depends on those before."""
     options = ["--stochastic", "--strength", "0.5", "--errors", "--strip", "2", "--steps", "8", "--batch-size", "8"]
-    command = ["translate", str(trained / "pair"), str(tmp_path / "photos"), *options, "--quiet", "--out"]
-    assert main([*command, str(tmp_path / "whole")]) == 1
-    out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        Interrupted(patch)
-        assert main([*command, str(out)]) == 130
+    command = ["translate", str(trained / "pair"), str(photos), *options, "--quiet", "--out"]
+    out, batches = tmp_path / "out", tmp_path / "out" / ".unfinished"
+
+    def run(where, *more, after=math.inf):
+        """The exit status, and how many batches were made."""
+        with monkeypatch.context() as patch:
+            interrupted = Interrupted(patch, after)
+            return main([*command, str(where), *more]), interrupted.made
+
+    assert run(tmp_path / "whole") == (1, 4) and not (tmp_path / "whole" / ".unfinished").exists()
+    assert run(out, after=2) == (130, 2)
     assert capsys.readouterr().err.endswith("Interrupted. The same command with --resume continues.\n")
-    assert len([*(out / "unfinished").iterdir()]) == 2
+    assert len([*batches.glob("*.safetensors")]) == 2
     assert len(json.loads((out / "translation.json").read_text())["examples"]) == 15
-    changes = {
-        "--steps 9": "steps",
-        "--batch-size 9": "batch_size, images",
-        "--direction backward": "direction, models",
-    }
-    for change, named in changes.items():
-        other = change.split()
-        assert f"was begun with other {named}; give the same" in error_of(capsys, *command, out, "--resume", *other)
-    with monkeypatch.context() as patch:
-        interrupted = Interrupted(patch)
-        assert main([*command, str(out), "--resume"]) == 1
-    assert interrupted.made == 2  # those of 25 files in batches of 8 that were not made
+    with run_lock(batches):
+        assert "another process is at work" in error_of(capsys, *command, out, "--resume")
+    assert "--resume where it was interrupted" in error_of(capsys, *command, out)
+    shutil.copytree(out, tmp_path / "mended")
+    assert run(out, "--resume", after=1) == (130, 1)
+    assert run(out, "--resume") == (1, 1)
     assert contents(out) == contents(tmp_path / "whole")
     assert "holds no interrupted translation; leave out --resume" in error_of(capsys, *command, out, "--resume")
+    # What changes a batch makes it again, and those after it, as their noise is another one; what does not, does not.
+    shutil.copy(photos / "250-00.png", photos / "250-00b.png")
+    assert run(tmp_path / "mended", "--resume", "--size", "source") == (0, 4)
+    assert run(tmp_path / "other", after=3) == (130, 3)
+    assert run(tmp_path / "other", "--resume", "--size", "source") == (0, 1)
+    assert run(tmp_path / "again", after=3) == (130, 3)
+    assert run(tmp_path / "again", "--overwrite") == (0, 4)
+
+
+def test_a_photo_in_a_folder_of_the_name_of_that_of_batches_is_not_lost(trained, photos, tmp_path):
+    """Nothing in a hidden folder is a source, and so no result is written into one."""
+    (photos / ".unfinished").mkdir()
+    shutil.copy(photos / "250-00.png", photos / ".unfinished")
+    out = tmp_path / "out"
+    assert main(["translate", str(trained / "pair"), str(photos), "--out", str(out), "--steps", "4", "--quiet"]) == 1
+    assert not (out / ".unfinished").exists() and (photos / ".unfinished" / "250-00.png").exists()
+    assert len(json.loads((out / "translation.json").read_text())["examples"]) == 24
 
 
 def linked(tmp_path, photos):
@@ -963,6 +991,8 @@ def test_the_ways_of_one_image_by_all_forms_are_drawn_below_one_another(trained,
     assert "strip needs run folders and then one image" in error_of(capsys, "strip", *runs)
     assert "strip needs one image, got 24 examples" in error_of(capsys, *common[:4], toys[0])
     assert "frames must be an even number of at least 4, got 5" in error_of(capsys, *common, "--frames", "5")
+    unguided = ["strip", runs[0], source, "--out", tmp_path / "other.png", "--guidance", "3"]
+    assert "guidance must be 1 but for a model told the class, got 3" in error_of(capsys, *unguided)
 
 
 def test_mistakes(trained, toys, tmp_path, capsys):
