@@ -201,7 +201,8 @@ def step_divergence(
 def irreducible_gap(
     model, x: Float[Tensor, "batch *event"], *, times: int = 1, generator: torch.Generator | None = None
 ) -> PerSample:
-    r"""A draw of how far the bound is from −log p even at the best scores, nats, (B,); 0 of a process with one score.
+    r"""A draw of how far the bound is from −log p even at the best scores, nats, (B,); 0 of a process with one score,
+    given its code where it has one: then KL(q(c) ‖ p(c)) comes beside it.
 
     .. math:: \tfrac12\int E\|e - n/R + \sigma(s_\theta - \hat s)\|^2\,d\Lambda,
               \qquad -\sigma(s_\theta - \hat s) \approx E[e - n/R | z_t]
@@ -219,7 +220,8 @@ def irreducible_gap(
         >>> class Fading(ForwardProcess):
         ...     def path(self, sde, z):
         ...         start, _ = sde.clock_span()
-        ...         return lambda clock: (expand_like((-(clock - start) / 10).exp(), z) * z, torch.ones_like(z))
+        ...         u_eps = torch.tensor(start).sigmoid()
+        ...         return lambda clock: (expand_like((u_eps - clock.sigmoid()).exp(), z) * z, torch.ones_like(z))
         >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
         >>> irreducible_gap(build_model(tables, (2,)), torch.ones(3, 2)).tolist()
         [0.0, 0.0, 0.0]
@@ -430,12 +432,13 @@ def mle_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     score, kl, _ = encoded(model.score, process, z, generator)
     sde = score.sde
     rate = sde.clock_rate(t)
-    rate = torch.where(expand_like(t <= eps, rate), torch.ones_like(rate), rate)  # reconstruction: each entry once
+    at_end = t <= eps  # reconstruction: each entry once
+    rate = torch.where(expand_like(at_end, rate), torch.ones_like(rate), rate)
     if process.is_tight:
         error, fit = denoising_error(score, z, t.to(z.dtype), noise, rate, process), torch.zeros_like(log_det)
     else:
         chosen = strata(len(z), generator=generator, device=z.device) < FITTED_SHARE
-        error, fit = _two_errors(score, process.at(sde, z, t.to(z.dtype), noise), t.to(z.dtype), rate, eps, chosen)
+        error, fit = _two_errors(score, process.at(sde, z, t.to(z.dtype), noise), t.to(z.dtype), rate, at_end, chosen)
     end = process.moments(sde, z, sde.endpoints(z)[1])
     denoising, prior = length * error, prior_term(sde, z, end)
     bound = (denoising + kl - log_det + prior + _constants(sde, z, eps, end)).mean()
@@ -444,18 +447,18 @@ def mle_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
 
 
 def _two_errors(
-    score, noised: Noised, t: PerSample, rate: Tensor, eps: float, chosen: Tensor
+    score, noised: Noised, t: PerSample, rate: Tensor, at_end: PerSample, chosen: Tensor
 ) -> tuple[PerSample, PerSample]:
-    """D of s_θ, at ε of ŝ, and the denoising error by which ŝ is fitted, in one pass of the network.
+    """D of s_θ, where ``at_end`` of ŝ, and the denoising error by which ŝ is fitted, in one pass of the network.
 
     Fitting ŝ must not move z_t. So ŝ is fitted in the ``chosen`` rows, from which no gradient reaches z_t, and in the
     other rows the gradient of D is larger by as much as they are fewer.
     """
     weight = expand_like(chosen.logical_not().to(noised.z_t) / (1 - FITTED_SHARE), noised.z_t)
     z_t = noised.z_t.detach() + weight * (noised.z_t - noised.z_t.detach())
-    sigma, at_end = expand_like(score.sde.sigma(t), z_t), expand_like(t <= eps, z_t)
+    sigma = expand_like(score.sde.sigma(t), z_t)
     of_drift, of_law = (sigma * s for s in score.both(z_t, t))
-    difference = torch.where(at_end, noised.noise + of_law, noised.target + of_drift)
+    difference = torch.where(expand_like(at_end, z_t), noised.noise + of_law, noised.target + of_drift)
     fit = _error(noised.noise.detach() + of_law, rate)
     return _error(difference, rate), torch.where(chosen, fit / FITTED_SHARE, torch.zeros_like(fit))
 

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from indm.density import NLL_ERROR, check_nll_error
 from indm.dequantization import from_data, in_words
 from indm.evaluation.statistics import mean_error_and_noise
-from indm.forward.base import require_own_truncation
+from indm.forward.base import has_one_diffusion, require_own_truncation
 from indm.gaussian import GaussianReference
 from indm.likelihood import (
     LikelihoodReport,
@@ -153,8 +153,8 @@ def evaluate(
         eps = model.sde.truncation(solver.get("eps"))
         reference = latent_reference(model, raw, c=c, batch_size=batch_size, seed=seed)
         estimators = diffusion_estimators(reference, times, draws, ancestral, solver | {"eps": eps})
-        if not model.flow.one_map:
-            notes = {"codes": "one draw for each estimate: the flow's own likelihood is a bound"}
+        if not has_one_diffusion(model):
+            notes = {"codes": "one draw for each estimate: the NLL is a bound, too"}
     else:
         estimators, counts["nll"] = bound_estimators(), 0
     jobs = [(kind, rows) for kind, n in counts.items() for rows in torch.arange(n).split(batch_size) if len(rows)]

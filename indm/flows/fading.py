@@ -26,8 +26,8 @@ def faded(module: Module, strength: Tensor | float) -> Module:
     """
     if isinstance(module, Flow) and not module.fades:
         raise ValueError(
-            f"flow {type(module).__name__} has no way to the identity; coupling, elementwise, residual and "
-            "autoregressive flows have"
+            f"flow {type(module).__name__} has no way to the identity; elementwise, residual and autoregressive "
+            "flows have, and coupling flows that start at it"
         )
     return _view(module, strength)
 

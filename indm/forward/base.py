@@ -66,19 +66,22 @@ class ForwardProcess(nn.Module, ABC):
     """The law of z_t given z_0.
 
     To write one, define :meth:`path`; M and R need to be differentiable in the clock. At ε, M must be z_0 and R 1, as
-    the reconstruction of z_0 from z_ε takes for granted.
+    the reconstruction of z_0 from z_ε takes for granted, and ∂M must fall towards ε like σ², as u = sigmoid(Λ) does,
+    for the bound weighs its square by α²/σ².
 
     Attributes:
-        is_tight: whether e is n/R at every z_t: then one score serves, and the bound is tight at the best one.
+        is_tight: whether e is n/R at every z_t: then one score serves, and the bound is tight at the best one, given a
+            code where there is one.
         any_truncation: whether it stays the same process where another ε than the SDE's is asked for.
 
-    Example: a mean that fades, M = e^{−Λ'/10} z_0 with Λ' from ε.
+    Example: a mean that fades, M = e^{u_ε − u} z_0.
 
         >>> from indm.sde import VPSDE
         >>> class Fading(ForwardProcess):
         ...     def path(self, sde, z):
         ...         start, _ = sde.clock_span()
-        ...         return lambda clock: (expand_like((-(clock - start) / 10).exp(), z) * z, torch.ones_like(z))
+        ...         u_eps = torch.tensor(start).sigmoid()
+        ...         return lambda clock: (expand_like((u_eps - clock.sigmoid()).exp(), z) * z, torch.ones_like(z))
         >>> z, t = torch.ones(2, 3), torch.tensor([0.5, 0.5])
         >>> Fading().at(VPSDE(), z, t, torch.zeros(2, 3)).target[0, 0] < 0
         tensor(True)

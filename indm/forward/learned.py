@@ -5,8 +5,9 @@ With u = σ²/(α² + σ²) and the place p ∈ [0, 1] on the clock, both have
 .. math:: M = z_0 + (u - u_\epsilon)\,(1-p)^j \sum_k P_k(2p - 1)\,y_k(z_0), \qquad
           \log R = 4(u - u_\epsilon)\,(1-p) \sum_k P_k(2p - 1)\,v_k(z_0),
 
-P_k the Legendre polynomials and y_k, v_k the outputs of a small network, which start at 0: the process starts as the
-linear diffusion. u falls as fast as σ² towards ε, as ∂M must, which the bound weighs by α²/σ².
+j = 0 where M is free at T and 1 where it is z_0 there, P_k the Legendre polynomials, and y_k, v_k the outputs of a
+small network, which start at 0: the process starts as the linear diffusion. u falls as fast as σ² towards ε, as ∂M
+must, which the bound weighs by α²/σ².
 """
 
 import torch

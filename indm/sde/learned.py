@@ -89,6 +89,7 @@ class LearnedSDE(LinearSDE):
         return (clock + bend - self._log_noise_to_signal(t)).exp().to(t)
 
     def sample_time(self, n: int, *, importance: bool, eps=None, generator=None, device=None):
+        eps = self.truncation(eps)
         return self.base.sample_time(n, importance=importance, eps=eps, generator=generator, device=device)
 
     def _gain(self) -> Tensor:

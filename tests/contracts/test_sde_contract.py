@@ -146,6 +146,8 @@ def test_truncation_is_raised_inside_and_restored(sde):
     before = sde.eps
     with sde.truncated(0.2):
         assert sde.eps == 0.2 and sde.endpoints(torch.zeros(2, 3))[0].tolist() == pytest.approx([0.2] * 2)
+        for importance in (True, False):
+            assert sde.sample_time(64, importance=importance)[0].min() > 0.2 - 1e-6
     assert sde.eps == before
     for eps in (before / 2, 1.0, 2.0):
         with pytest.raises(ValueError, match="eps must lie in"):

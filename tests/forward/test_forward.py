@@ -13,6 +13,7 @@ from scipy import integrate
 from torch import nn
 
 import indm
+from indm import objective
 from indm.flows import Identity
 from indm.forward import Affine, ForwardProcess
 from indm.forward.base import LINEAR
@@ -458,13 +459,24 @@ def test_fitting_the_second_score_moves_nothing_but_the_network():
     all_rows = torch.ones(8, dtype=torch.bool)
     parts = {}
     for chosen in (True, False):
-        error, fit = _two_errors(model.score, process.at(sde, z, t, noise), t, rate, EPS, all_rows & chosen)
+        error, fit = _two_errors(model.score, process.at(sde, z, t, noise), t, rate, t <= EPS, all_rows & chosen)
         parts[chosen] = gradients(error.sum() + fit.sum())
     exact = denoising_error(model.score, z, t, noise, rate, process)
     at_end = denoising_error(law_score(model.score), z, t, noise, rate)
     wanted = gradients(torch.where(t <= EPS, at_end, exact).sum())
     for chosen, not_chosen, expected in zip(parts[True], parts[False], wanted, strict=True):
         assert torch.allclose(0.25 * chosen + 0.75 * not_chosen, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_at_the_start_the_loss_takes_the_score_of_the_law(dtype, monkeypatch):
+    """Times are in float32, also of a model in float64, where ε is another number."""
+    model = model_of("affine", width=16).to(dtype)
+    both = model.score.both
+    monkeypatch.setattr(objective, "extended_clock", lambda *_, **__: (torch.full((8,), EPS), 1.0))
+    monkeypatch.setattr(model.score, "both", lambda z, t: (torch.full_like(z, torch.inf), both(z, t)[1]))
+    loss, _ = mle_loss(model, torch.randn(8, 3, dtype=dtype))
+    assert loss.isfinite()
 
 
 def test_the_loss_is_the_bound_and_its_parts():
