@@ -213,17 +213,16 @@ def table(place: Path) -> str:
                 with_error([record["nll"][0] for record in records]),
                 signed(difference(records, made["linear"])) if process != "linear" else "",
                 gap_of(records),
-                *(f"{over_records(records, 'ancestral', n):.4g}" for n in STEPS), len(records), records[0]["steps"],
+                *(of_steps(records, "ancestral", n) for n in BOUND_STEPS), len(records), records[0]["steps"],
             ))  # fmt: skip
             drawn = [record for record in records if "length" in record]
             if drawn:
-                has_samples = all("frechet" in record for record in drawn)
-                few = [f"{over_records(drawn, 'frechet', n):.3g}" if has_samples else "–" for n in STEPS]
                 ways = [f"{over_records(drawn, key):.3g}" for key in ("length", "curvature")]
+                few = [of_steps(drawn, "frechet", n) for n in STEPS]
                 samples.append((FLOWS[side], process, *ways, *few, len(drawn)))
-    few, head = [f"{n} steps" for n in STEPS], ("flow", "process")
-    first = in_table(*head, "NELBO", "NLL", "− linear", "gap", *few, "seeds", "steps", rows=bounds)
-    second = in_table(*head, "length", "curvature", *few, "seeds", rows=samples)
+    head, in_steps = ("flow", "process"), [f"{n} steps" for n in BOUND_STEPS]
+    first = in_table(*head, "NELBO", "NLL", "− linear", "gap", *in_steps, "seeds", "steps", rows=bounds)
+    second = in_table(*head, "length", "curvature", *in_steps[: len(STEPS)], "seeds", rows=samples)
     return f"{first}\n\n{second}\n" if samples else f"{first}\n"
 
 
@@ -240,10 +239,15 @@ def gap_of(records: list[dict]) -> str:
     return f"< {over_records(records, 'kl'):.4f}" if "kl" in records[0] else "–"
 
 
-def over_records(records: list[dict], key: str, steps: int | None = None) -> float:
+def over_records(records: list[dict], key: str) -> float:
     """The mean over seeds of a number that has an error beside it."""
-    values = [record[key] if steps is None else record[key][str(steps)] for record in records]
-    return sum(value[0] for value in values) / len(values)
+    return sum(record[key][0] for record in records) / len(records)
+
+
+def of_steps(records: list[dict], key: str, steps: int) -> str:
+    """The mean over seeds of such a number in so many steps, where all have it."""
+    values = [record.get(key, {}).get(str(steps)) for record in records]
+    return f"{sum(value for value, *_ in values) / len(values):.4g}" if all(values) else "–"
 
 
 def main() -> None:
