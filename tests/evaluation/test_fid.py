@@ -289,8 +289,8 @@ def test_what_holds_no_images_says_so(source, complaint, tmp_path, monkeypatch):
 
 
 def test_general_features_need_no_labels_and_give_our_distance(digits):
-    """Of 30 digits of 17 levels, which the network sees as RGB of 256."""
-    raw = [stack(split, 30) for split in (digits.test, digits.train)]
+    """Of 20 digits of 17 levels, which the network sees as RGB of 256."""
+    raw = [stack(split, 20) for split in (digits.test, digits.train)]
     features = find_features("general")
     record = score(*map(images, raw), features, progress=False)
     network, seen = general_features(), [fit(images(part), features) for part in raw]
