@@ -232,10 +232,10 @@ def test_a_bridge_carries_one_end_to_the_other_and_back():
     model = gaussian_bridge()
     n = 20_000
     a = data_of(model, n)
-    b = translate_bridge(model, a, tol=1e-6)
+    b = translate_bridge(model, a, steps=150)
     z = model.encode(b)[0]
     assert within(z, 0.0, floor=0.02) and within(z.square(), 1.0, floor=0.03)
-    assert (translate_bridge(model, b, "backward", tol=1e-6) - a).abs().max() < 1e-4
+    assert (translate_bridge(model, b, "backward", steps=150) - a).abs().max() < 1e-4
 
     other = model.decode(torch.randn(n, 2, dtype=torch.float64, generator=seeded(5)))
     z = model.encode(translate_bridge(model, other, "backward"))[0]
@@ -246,14 +246,14 @@ def test_a_bridge_carries_one_end_to_the_other_and_back():
 def test_a_bridge_may_stop_on_its_way_and_be_random():
     model = gaussian_bridge()
     a = data_of(model, 20_000)
-    half = translate_bridge(model, a, strength=0.5, tol=1e-6)
+    half = translate_bridge(model, a, strength=0.5, steps=150)
     noisy = translate_bridge(model, a, strength=0.5, stochastic=True, generator=seeded(7))
     assert (noisy - half).abs().mean() > 0.1
     mean, variance = model.score.law(torch.tensor(0.5, dtype=torch.float64), half)
     for x in (half, noisy):
         white = (model.encode(x)[0] - mean) / variance.sqrt()
         assert within(white, 0.0, floor=0.02) and within(white.square(), 1.0, floor=0.03)
-    whole = translate_bridge(model, translate_bridge(model, a, tol=1e-6), "backward", strength=0.5, tol=1e-7)
+    whole = translate_bridge(model, translate_bridge(model, a, steps=150), "backward", strength=0.5, tol=1e-7)
     assert (whole - half).abs().max() < 1e-3
 
 
@@ -277,15 +277,15 @@ def test_noise_with_which_b_was_learned_is_taken_away_where_the_bridge_ends_in_b
     """By σ² times the slope of log p(x_T), which is Gaussian here; nowhere else."""
     model, sigma = gaussian_bridge(), 0.4
     a = data_of(model, 50)
-    b, clean = (translate_bridge(model, a, tol=1e-6, noise=(0.0, noise)) for noise in (0.0, sigma))
+    b, clean = (translate_bridge(model, a, steps=150, noise=(0.0, noise)) for noise in (0.0, sigma))
     mean = model.decode(torch.zeros_like(a))
     variance = (model.decode(torch.ones_like(a)) - mean) ** 2
     torch.testing.assert_close(clean, b - sigma**2 * (b - mean) / variance)
     for options in ({"direction": "backward"}, {"strength": 0.5}):
         noises = ((0.0, 0.0), (0.0, sigma))
-        plain, same = (translate_bridge(model, a, tol=1e-6, noise=noise, **options) for noise in noises)
+        plain, same = (translate_bridge(model, a, steps=150, noise=noise, **options) for noise in noises)
         assert torch.equal(plain, same)
-    route = bridge(model, noise=(0.0, sigma), tol=1e-6)
+    route = bridge(model, noise=(0.0, sigma), steps=150)
     there = route.follow(a, frames=3)
     assert torch.equal(there.x, clean) and torch.equal(there.end, b) and torch.equal(there.frames[:, -1], clean)
     assert (route.back().follow(there.end).x - a).abs().max() < 1e-4
@@ -295,7 +295,7 @@ def test_noise_with_which_a_was_learned_is_taken_away_where_the_bridge_ends_in_a
     """The law of x_0 is Gaussian here, too, with 0.01 more variance in its latents; the way back begins before that."""
     model, sigma = gaussian_bridge(), 0.4
     b = model.decode(torch.randn(50, 2, dtype=torch.float64, generator=seeded(5)))
-    options = {"direction": "backward", "tol": 1e-6}
+    options = {"direction": "backward", "steps": 150}
     a, clean = (translate_bridge(model, b, noise=(noise, 0.0), **options) for noise in (0.0, sigma))
     mean = model.decode(model.score.mean.expand_as(a))
     std = (model.score.variance + 0.01).sqrt()
@@ -357,7 +357,7 @@ def test_noise_of_the_source_goes_along_with_both_signs_and_the_mean_is_the_resu
 def test_frames_are_decoded_latents_from_the_source_to_the_result(pair):
     source, target = pair
     x = data_of(source, 8)
-    route = two_models(source, target, tol=1e-6)
+    route = two_models(source, target, steps=150)
     found = route.follow(x, frames=4)
     assert found.frames.shape == (8, 8, 2)
     assert (found.x - route.follow(x).x).abs().max() < 1e-5
@@ -373,7 +373,7 @@ def test_frames_are_decoded_latents_from_the_source_to_the_result(pair):
 
 def test_frames_of_a_random_way_have_its_noise_and_take_none_from_what_follows():
     source, target = model_of("vp", 0, actnorm(0)), model_of("vp", 1, actnorm(1))
-    x, route = data_of(source, 8), two_models(source, target, stochastic=True, tol=1e-6)
+    x, route = data_of(source, 8), two_models(source, target, stochastic=True, steps=150)
     plain, pictured = seeded(3), seeded(3)
     expected, found = route.follow(x, generator=plain).x, route.follow(x, frames=2, generator=pictured)
     assert torch.equal(found.x, expected) and torch.equal(plain.get_state(), pictured.get_state())
