@@ -217,11 +217,10 @@ def irreducible_gap(
 
     Example: a mean that fades has a gap, the linear diffusion none.
 
+        >>> from indm.forward.base import noise_share
         >>> class Fading(ForwardProcess):
         ...     def path(self, sde, z):
-        ...         start, _ = sde.clock_span()
-        ...         u_eps = torch.tensor(start).sigmoid()
-        ...         return lambda clock: (expand_like((u_eps - clock.sigmoid()).exp(), z) * z, torch.ones_like(z))
+        ...         return lambda clock: (expand_like((-noise_share(sde, clock)).exp(), z) * z, torch.ones_like(z))
         >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
         >>> irreducible_gap(build_model(tables, (2,)), torch.ones(3, 2)).tolist()
         [0.0, 0.0, 0.0]

@@ -120,7 +120,7 @@ def translate_files(
     check_scored(len(items), options)
     if options.score and options.method == "sdedit" and len({*runs.folders}) < len(runs.folders):
         raise ValueError(f"score needs the data of A, too; name its run before {runs.folders[0]}, or leave out --score")
-    if options.score and (n := len(runs.sides()[1].test)) < FEWEST_SCORED:
+    if options.score and (n := len(runs.sides[1].test)) < FEWEST_SCORED:
         raise ValueError(f"score needs at least {FEWEST_SCORED} test examples of B, got {n}; leave out --score")
     check_sources_stay(items, out, options.folders())
     unfinished = out / UNFINISHED
@@ -186,7 +186,7 @@ def score(runs: TranslationRuns, source: Tensor, result: Tensor, out: Path, prog
     """See :func:`~indm.evaluation.translation_metrics.translation_metrics`; the classifier of both sides' data is
     kept in ``out/extractor``. General features count where their weights are installed.
     """
-    a, b = runs.sides()
+    a, b = runs.sides
     extractor = load_or_train(out / "extractor", two_classes(a, b), progress=progress)
     general = general_features(cast(int, b.scaling.levels)) if find_spec(PACKAGE) else None
     numbers = translation_metrics(source, result, b, extractor, 1, general and general.features)

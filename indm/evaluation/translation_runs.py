@@ -4,6 +4,7 @@ The folder of a pair holds an ordinary run for each side, ``a`` and ``b``, of th
 is an ordinary run of a recipe with ``[data_b]`` and ``train.terminal``.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ class TranslationRuns:
     classes: tuple[str | None, str | None] = (None, None)
     noise: tuple[float, float] = (0.0, 0.0)
 
+    @functools.cached_property
     def sides(self) -> tuple[Data, Data]:
         """The data of both sides."""
         whole = load_data(**self.data)

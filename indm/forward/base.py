@@ -66,8 +66,8 @@ class ForwardProcess(nn.Module, ABC):
     """The law of z_t given z_0.
 
     To write one, define :meth:`path`; M and R need to be differentiable in the clock. At ε, M must be z_0 and R 1, as
-    the reconstruction of z_0 from z_ε takes for granted, and ∂M must fall towards ε like σ², as u = sigmoid(Λ) does,
-    for the bound weighs its square by α²/σ².
+    the reconstruction of z_0 from z_ε takes for granted, and ∂M must fall towards ε like σ², as :func:`noise_share`
+    does, for the bound weighs its square by α²/σ².
 
     Attributes:
         is_tight: whether e is n/R at every z_t: then one score serves, and the bound is tight at the best one, given a
@@ -79,9 +79,7 @@ class ForwardProcess(nn.Module, ABC):
         >>> from indm.sde import VPSDE
         >>> class Fading(ForwardProcess):
         ...     def path(self, sde, z):
-        ...         start, _ = sde.clock_span()
-        ...         u_eps = torch.tensor(start).sigmoid()
-        ...         return lambda clock: (expand_like((u_eps - clock.sigmoid()).exp(), z) * z, torch.ones_like(z))
+        ...         return lambda clock: (expand_like((-noise_share(sde, clock)).exp(), z) * z, torch.ones_like(z))
         >>> z, t = torch.ones(2, 3), torch.tensor([0.5, 0.5])
         >>> Fading().at(VPSDE(), z, t, torch.zeros(2, 3)).target[0, 0] < 0
         tensor(True)
@@ -191,6 +189,12 @@ LINEAR = Linear()  # of models without another
 def process_of(model: nn.Module) -> ForwardProcess:
     """The forward process of a model, linear by default."""
     return getattr(model, "forward_process", LINEAR)
+
+
+def noise_share(sde: LinearSDE, clock: PerSample) -> PerSample:
+    """u − u_ε with u = σ²/(α² + σ²) = sigmoid(Λ): 0 at ε, and its derivative falls like σ² towards it."""
+    start, _ = sde.clock_span()
+    return clock.sigmoid() - clock.new_tensor(start).sigmoid()
 
 
 def gauss_legendre(count: int) -> tuple[Float[Tensor, " count"], Float[Tensor, " count"]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from indm.flows.coupling import Conditioner
-from indm.forward.base import ForwardProcess, Path, legendre
+from indm.forward.base import ForwardProcess, Path, legendre, noise_share
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, expand_like, image_or_vector
 
@@ -63,7 +63,7 @@ class LearnedMean(_Learned):
         (y,) = self.coefficients(z)
 
         def path(clock: PerSample) -> tuple[Batch, Batch]:
-            place, share = sde.place(clock), _noise_share(sde, clock)
+            place, share = sde.place(clock), noise_share(sde, clock)
             return z + expand_like(share, z) * _series(place, y), torch.ones_like(z)
 
         return path
@@ -97,17 +97,11 @@ class Affine(_Learned):
         v = LARGEST_LOG_SPREAD * (v / LARGEST_LOG_SPREAD).tanh()
 
         def path(clock: PerSample) -> tuple[Batch, Batch]:
-            place, share = sde.place(clock), _noise_share(sde, clock)
+            place, share = sde.place(clock), noise_share(sde, clock)
             factor = expand_like(share * (1 - place), z)
             return z + factor * _series(place, y), (4 * factor * _series(place, v)).exp()
 
         return path
-
-
-def _noise_share(sde: LinearSDE, clock: PerSample) -> PerSample:
-    """u − u_ε."""
-    start, _ = sde.clock_span()
-    return clock.sigmoid() - clock.new_tensor(start).sigmoid()
 
 
 def _series(place: PerSample, coefficients: Tensor) -> Batch:

@@ -361,7 +361,7 @@ def test_one_model_of_two_folders_knows_them_as_classes_in_their_order(trained, 
     opened, back = (open_runs([trained / "one"], direction) for direction in ("forward", "backward"))
     assert opened.classes == ("red", "blue") and back.classes == ("blue", "red")
     assert opened.models[0] is opened.models[1] and opened.models[0].condition.labels == ("red", "blue")
-    for side, folder in zip(opened.sides(), toys, strict=True):
+    for side, folder in zip(opened.sides, toys, strict=True):
         images = {pixels.numpy().tobytes() for part in PARTS for pixels in stack(getattr(side, part))}
         alone = load_data("folder", path=str(folder), size=8)
         assert images == {pixels.numpy().tobytes() for part in PARTS for pixels in stack(getattr(alone, part))}
@@ -872,7 +872,7 @@ def test_one_model_of_classes_translates_between_two(trained, toys, tmp_path, ca
     assert main([*arguments, "--condition", "3", "8", "--steps", "20"]) == 0
     assert json.loads((out / "translation.json").read_text())["scores"]["images"] == 30
     opened = open_runs([run], "forward", ("3", "8"))
-    for side, label in zip(opened.sides(), (3, 8), strict=True):
+    for side, label in zip(opened.sides, (3, 8), strict=True):
         wanted = load_data("digits", label=label)
         assert all(torch.equal(stack(getattr(side, part)), stack(getattr(wanted, part))) for part in PARTS)
     there, back = opened.route(steps=40), open_runs([run], "backward", ("3", "8")).route(steps=40)

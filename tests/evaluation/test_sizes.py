@@ -76,7 +76,7 @@ def test_grey_beside_colour_and_sizes_of_their_own_are_brought_to_one_canvas(tra
         opened = open_runs([trained / run])
         assert opened.models[0].shape == (3, *SIDES) and opened.grey == sides
         assert open_runs([trained / run], "backward").grey == sides[::-1]
-        for data, folder in zip(opened.sides(), folders, strict=True):
+        for data, folder in zip(opened.sides, folders, strict=True):
             first = {
                 np.asarray(Image.open(file).convert("RGB").resize((12, 8), 2)).tobytes() for file in folder.iterdir()
             }
