@@ -26,6 +26,22 @@ def checked(function):
     return counted
 
 
+def once_enough(jaxtyped):
+    """Leaves a function inside another one as it is where a test has had its checks: it is wrapped at each call, which
+    takes milliseconds."""
+
+    def wrapping(typechecker):
+        def wrapped(function):
+            if jaxtyping.config.jaxtyping_disable and "<locals>" in getattr(function, "__qualname__", ""):
+                return function
+            return jaxtyped(function, typechecker=typechecker)
+
+        return wrapped
+
+    return wrapping
+
+
+jaxtyping.jaxtyped = once_enough(jaxtyping.jaxtyped)
 jaxtyping.install_import_hook("indm", f"{__name__}.checked")  # before anything of indm is imported
 
 import pytest  # noqa: E402

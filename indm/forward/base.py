@@ -192,7 +192,17 @@ def process_of(model: nn.Module) -> ForwardProcess:
 
 
 def noise_share(sde: LinearSDE, clock: PerSample) -> PerSample:
-    """u − u_ε with u = σ²/(α² + σ²) = sigmoid(Λ): 0 at ε, and its derivative falls like σ² towards it."""
+    """u − u_ε with u = σ²/(α² + σ²) = sigmoid(Λ): 0 at ε, and its derivative falls like σ² towards it.
+
+    What an own :class:`ForwardProcess` changes may grow with it.
+
+    Example:
+        >>> from indm import VPSDE
+        >>> sde = VPSDE()
+        >>> start, end = sde.clock_span()
+        >>> [round(share, 2) for share in noise_share(sde, torch.tensor([start, 0, end])).tolist()]
+        [0.0, 0.5, 1.0]
+    """
     start, _ = sde.clock_span()
     return clock.sigmoid() - clock.new_tensor(start).sigmoid()
 
