@@ -4,6 +4,7 @@ import functools
 import itertools
 import os
 import subprocess
+from collections import Counter
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
@@ -11,6 +12,7 @@ from beartype import BeartypeConf, beartype
 CHECKS = 150  # of calls, in each test: later ones are mostly the same again, and would take a third of all time
 by_shape = beartype(conf=BeartypeConf(is_pep484_tower=True))  # a whole number is a float, as type checkers have it
 number = itertools.count()
+inside: Counter[str] = Counter()  # how often a test has wrapped each function inside another one
 
 
 def checked(function):
@@ -26,14 +28,16 @@ def checked(function):
     return counted
 
 
-def once_enough(jaxtyped):
-    """Leaves a function inside another one as it is where a test has had its checks: it is wrapped at each call, which
-    takes milliseconds."""
+def seldom_inside(jaxtyped):
+    """Wraps a function inside another one, which is a new one at each call, twice in a test: it takes milliseconds."""
 
     def wrapping(typechecker):
         def wrapped(function):
-            if jaxtyping.config.jaxtyping_disable and "<locals>" in getattr(function, "__qualname__", ""):
-                return function
+            name = getattr(function, "__qualname__", "")
+            if "<locals>" in name:
+                inside[name] += 1
+                if inside[name] > 2 or jaxtyping.config.jaxtyping_disable:
+                    return function
             return jaxtyped(function, typechecker=typechecker)
 
         return wrapped
@@ -41,7 +45,7 @@ def once_enough(jaxtyped):
     return wrapping
 
 
-jaxtyping.jaxtyped = once_enough(jaxtyping.jaxtyped)
+jaxtyping.jaxtyped = seldom_inside(jaxtyping.jaxtyped)
 jaxtyping.install_import_hook("indm", f"{__name__}.checked")  # before anything of indm is imported
 
 import pytest  # noqa: E402
@@ -64,6 +68,7 @@ def pytest_runtest_setup(item):
     """Every test starts from the same global random state and with checked shapes, whatever ran before it."""
     global number
     number = itertools.count()
+    inside.clear()
     jaxtyping.config.update("jaxtyping_disable", False)
     torch.manual_seed(0)
 

@@ -59,13 +59,15 @@ def coarse(monkeypatch):
     solve = WhitenedFlow.solve
     monkeypatch.setattr(WhitenedFlow, "solve", lambda *arguments: solve(*arguments[:-1], 8))
     monkeypatch.setattr(estimator, "SOLVER_ERROR", 1000.0)
+    monkeypatch.setattr(estimator, "VALIDATION_ROWS", 512)
 
 
 def test_scikit_learns_own_checks(coarse):
     check_estimator(DensityEstimator(**SMALL), on_skip=None)
 
 
-def test_the_density_integrates_to_one_and_samples_follow_it(moons):
+def test_the_density_integrates_to_one_and_samples_follow_it(moons, monkeypatch):
+    monkeypatch.setattr(estimator, "SOLVER_ERROR", 0.5)  # of its estimate, which is large where the density is small
     model = one_of(moons[0], 0)
     points, cell = grid(SHIFT + SCALE * [-2.0, -1.5], SHIFT + SCALE * [3.0, 2.0], 32)
     mass = np.exp(model.score_samples(points)) * cell
@@ -264,10 +266,9 @@ def test_other_columns_and_numbers_of_samples_are_refused(moons):
         model.sample(0)
 
 
-def test_a_solver_that_is_off_warns(moons, monkeypatch):
+def test_a_solver_that_is_off_warns(moons, coarse, monkeypatch):
     model, X = moons
     monkeypatch.setattr(estimator, "SOLVER_ERROR", 1e-12)
-    model = DensityEstimator(**SMALL).fit(X)
     with pytest.warns(ConvergenceWarning, match="log p is off by about"):
         model.score_samples(X[:1])
 
@@ -296,24 +297,23 @@ def test_a_gaussian_at_each_condition():
     X, c, _ = conditional_table(2000)
     fresh, at, truth = conditional_table(400, seed=1)
     model = DensityEstimator(**SMALL | {"max_steps": 0}).fit(X, c=c)
-    assert 0 <= (truth - model.score_samples(fresh, at)).mean() < 0.05
+    log_prob = model.score_samples(fresh, at)
+    assert 0 <= (truth - log_prob).mean() < 0.05
     order = np.random.default_rng(0).permutation(400)
-    assert model.score_samples(fresh[order], at[order]) == pytest.approx(
-        model.score_samples(fresh, at)[order], abs=1e-8
-    )
+    assert model.score_samples(fresh[order], at[order]) == pytest.approx(log_prob[order], abs=1e-8)
     rows = model.sample(2000, random_state=0, c=[2.0])
     assert rows.mean(0) == pytest.approx([8.0, -2.0], abs=0.1)
     assert np.cov(rows.T) == pytest.approx(np.array([[1.0, 0.6], [0.6, 0.5]]), abs=0.1)
 
 
-def test_the_network_learns_what_is_not_linear_in_c():
+def test_the_network_learns_what_is_not_linear_in_c(coarse):
     numbers = np.random.default_rng(0)
     c = numbers.uniform(-2, 2, size=(1500, 1))
     X = np.concatenate([np.sin(2 * c), np.cos(2 * c)], 1) + 0.2 * numbers.normal(size=(1500, 2))
     options = SMALL | {"max_components": 3, "width": 32, "learning_rate": 1e-2}
     before, after = (
         DensityEstimator(**options | {"max_steps": n}).fit(X[:1200], c=c[:1200]).score(X[1200:], c=c[1200:])
-        for n in (0, 300)
+        for n in (0, 150)
     )
     assert after > before + 0.4
 

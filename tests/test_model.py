@@ -593,9 +593,8 @@ if __name__ == "__main__":
     (tmp_path / "mine.py").write_text(script)
     subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, check=True)
     assert json.loads((tmp_path / "run" / "model.json").read_text())["net"]["name"] == "mine:Widened"
-    read = 'import indm\nwith indm.trust("mine"): print(type(indm.INDM.load("run").score.backbone))'
-    done = subprocess.run([sys.executable, "-c", read], cwd=tmp_path, check=True, capture_output=True, text=True)
+    read = 'import indm\nwith indm.trust("mine"): print(type(indm.INDM.load("run").score.backbone))\n'
+    read += 'from indm.config.parts import name_of\nclass A: pass\nname_of("net", A)'
+    done = subprocess.run([sys.executable, "-c", read], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "<class 'mine.Widened'>\n"
-    named = 'from indm.config.parts import name_of\nclass A: pass\nname_of("net", A)'
-    done = subprocess.run([sys.executable, "-c", named], cwd=tmp_path, capture_output=True, text=True)
     assert "A cannot be named in a file, as it is defined in an interactive session" in done.stderr

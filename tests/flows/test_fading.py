@@ -84,8 +84,8 @@ def test_the_change_is_the_derivative_along_time(name):
 )
 def test_simulations_on_the_data_space_follow_the_decoded_latent(name, backward):
     model = model_of(name)
-    diffusion, generator = NonlinearDiffusion(model, tol=1e-10, fade=Fade(1.5)), torch.Generator().manual_seed(0)
-    fine, counts, n = 256, (8, 32), 100
+    diffusion, generator = NonlinearDiffusion(model, tol=1e-7, fade=Fade(1.5)), torch.Generator().manual_seed(0)
+    fine, counts, n = 256, (4, 16), 100
     times = torch.linspace(0.05, 0.95, fine + 1, dtype=DOUBLE)
     times = times.flip(0) if backward else times
     mean, variance = model.score.law(times[0], torch.zeros(1, 2, dtype=DOUBLE))
@@ -104,7 +104,7 @@ def test_simulations_on_the_data_space_follow_the_decoded_latent(name, backward)
         path = simulate(diffusion, x, times[:: fine // count], increments=dw)
         errors.append((path[-1] - exact).square().mean().sqrt())
     assert errors[1] < 0.6 * errors[0] and errors[1] < 0.1
-    static = NonlinearDiffusion(model, tol=1e-10)
+    static = NonlinearDiffusion(model, tol=1e-7)
     wrong = simulate(static, x, times[:: fine // counts[1]], increments=dw)[-1]
     assert (wrong - exact).square().mean().sqrt() > 3 * errors[1]
 
@@ -115,7 +115,7 @@ def test_the_probability_flow_is_that_of_the_latent_decoded(backward):
     diffusion = NonlinearDiffusion(model, tol=1e-10, fade=Fade(1.5))
     z = torch.randn(5, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(2))
     errors = []
-    for count in (20, 40):
+    for count in (10, 20):
         times = torch.linspace(0.05, 0.95, count + 1, dtype=DOUBLE)
         times = times.flip(0) if backward else times
         x = diffusion.decode(z, times[0].expand(5))
@@ -137,7 +137,7 @@ def test_paths_that_fade_follow_the_closed_flow_and_have_the_length_of_their_fra
     model = model_of()
     diffusion, x = NonlinearDiffusion(model, fade=Fade(1.5)), points(model.flow)
     times = torch.tensor([1e-3, 0.2, 0.7, 1.0], dtype=DOUBLE)
-    path = probability_flow_path(model, x, times, fade=diffusion.fade, tol=1e-7)
+    path = probability_flow_path(model, x, times, fade=diffusion.fade, tol=1e-6)
     z = diffusion.flow_at(times[:1]).latent(x)
     for frame, t in zip(path, times, strict=True):
         expected = diffusion.decode(model.score.flow(z, 1e-3, float(t)), t.expand(5))
