@@ -4,7 +4,7 @@
     python bench/forward.py search digits        # rates of each cell, on the validation split
     python bench/forward.py final digits         # trainings at the chosen rates, tested once
     python bench/forward.py control digits       # the linear process in the fewer steps of each other one
-    python bench/forward.py table digits         # also into docs/forward.md
+    python bench/forward.py table digits         # also into docs/forward.md, with a figure
 
 A cell is a side of ``bench/worth.py`` (no flow, a spline, the coupling flow) and a forward process, under truncated
 normal noise. Its score's rate is the side's, found there; the rate of the process and the average are its own. Records
@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from worth import affordable, folder, run, seeds
 from worth_cells import (
     NLL_EXAMPLES,
@@ -40,7 +41,9 @@ from worth_table import bits, difference, in_table, signed, with_tables
 import indm
 from indm.data.base import stack
 from indm.dequantization import from_data
-from indm.evaluation.statistics import mean_and_error, over_seeds
+from indm.evaluation.plots import save_figure
+from indm.evaluation.statistics import judged, mean_and_error, over_seeds
+from indm.evaluation.style import colours_of, styled
 from indm.flows.fading import Fade
 from indm.likelihood import latent_reference
 from indm.objective import irreducible_gap
@@ -62,6 +65,7 @@ PROCESSES: dict[str, Setting] = {
 }
 FORWARD_RATES = (1e-3, 3e-3)
 STEPS = (2, 4, 8, 16, 32)  # of samples
+COLOUR = colours_of(PROCESSES)
 BOUND_STEPS = (*STEPS, 100, 1000)  # of the bounds of ancestral samples
 WAYS = 16  # images whose ways are measured
 RECORDS = Path(__file__).parent / "records"
@@ -199,31 +203,75 @@ def final(o: argparse.Namespace, data: str) -> list[tuple]:
     return tasks
 
 
+def finals(place: Path) -> dict[tuple[str, str], list[dict]]:
+    """The final records of every cell that has some."""
+    found = {}
+    for side, process in itertools.product(SIDES, PROCESSES):
+        records = [json.loads(file.read_text()) for file in sorted((place / "final").glob(f"{side}-{process}-*.json"))]
+        if records:
+            found[side, process] = records
+    return found
+
+
 def table(place: Path) -> str:
     """Side × process: bound, NLL, difference from the side's linear process, gap and few steps; samples and ways."""
-    bounds, samples = [], []
-    for side in SIDES:
-        made = {p: [json.loads(file.read_text()) for file in sorted((place / "final").glob(f"{side}-{p}-*.json"))]
-                for p in PROCESSES}  # fmt: skip
-        for process, records in made.items():
-            if not records:
-                continue
-            bounds.append((
-                FLOWS[side], process, with_error([float(bits(record).mean()) for record in records]),
-                with_error([record["nll"][0] for record in records]),
-                signed(difference(records, made["linear"])) if process != "linear" else "",
-                gap_of(records),
-                *(of_steps(records, "ancestral", n) for n in BOUND_STEPS), len(records), records[0]["steps"],
-            ))  # fmt: skip
-            drawn = [record for record in records if "length" in record]
-            if drawn:
-                ways = [f"{over_records(drawn, key):.3g}" for key in ("length", "curvature")]
-                few = [of_steps(drawn, "frechet", n) for n in STEPS]
-                samples.append((FLOWS[side], process, *ways, *few, len(drawn)))
+    cells = finals(place)
+    against = against_linear(cells)
+    bounds = [
+        (
+            FLOWS[side], process, with_error([float(bits(record).mean()) for record in records]),
+            with_error([record["nll"][0] for record in records]), against.get((side, process), ""), gap_of(records),
+            *(of_steps(records, "ancestral", n) for n in BOUND_STEPS), len(records), records[0]["steps"],
+        )
+        for (side, process), records in cells.items()
+    ]  # fmt: skip
+    samples = [
+        (
+            FLOWS[side], process, *(f"{over_records(records, key):.3g}" for key in ("length", "curvature")),
+            *(of_steps(records, "frechet", n) for n in STEPS), len(records),
+        )
+        for (side, process), records in with_ways(cells).items()
+    ]  # fmt: skip
     head, in_steps = ("flow", "process"), [f"{n} steps" for n in BOUND_STEPS]
     first = in_table(*head, "NELBO", "NLL", "− linear", "gap", *in_steps, "seeds", "steps", rows=bounds)
     second = in_table(*head, "length", "curvature", *in_steps[: len(STEPS)], "seeds", rows=samples)
     return f"{first}\n\n{second}\n" if samples else f"{first}\n"
+
+
+def against_linear(cells: dict[tuple[str, str], list[dict]]) -> dict[tuple[str, str], str]:
+    """Each cell less its side's linear process, in bold where Holm's correction over all of them leaves it at 5 %."""
+    differences = {
+        (side, process): difference(records, cells[side, "linear"])
+        for (side, process), records in cells.items()
+        if process != "linear"
+    }
+    rows = zip(differences.items(), judged(list(differences.values())), strict=True)
+    return {cell: f"**{signed(d)}**" if row["verdict"] in ("better", "worse") else signed(d) for (cell, d), row in rows}
+
+
+def with_ways(cells: dict[tuple[str, str], list[dict]]) -> dict[tuple[str, str], list[dict]]:
+    """The records that have ways and samples; older ones have none."""
+    drawn = {cell: [record for record in records if "length" in record] for cell, records in cells.items()}
+    return {cell: records for cell, records in drawn.items() if records}
+
+
+@styled
+def curves(place: Path, out: Path) -> None:
+    """Bounds and Fréchet distances by steps, one column for each flow."""
+    cells = with_ways(finals(place))
+    sides = list(dict.fromkeys(side for side, _ in cells))
+    figure = Figure(figsize=(3.2 * len(sides), 5.5))
+    rows = figure.subplots(2, len(sides), sharex="row", sharey="row", squeeze=False)
+    for (side, process), records in cells.items():
+        for row, key, counts in zip(rows, ("ancestral", "frechet"), (BOUND_STEPS, STEPS), strict=True):
+            values = [sum(record[key][str(n)][0] for record in records) / len(records) for n in counts]
+            row[sides.index(side)].plot(counts, values, ".-", color=COLOUR[process], label=process)
+    for column, side in enumerate(sides):
+        rows[0, column].set(title=f"flow: {FLOWS[side]}", xscale="log", yscale="log")
+        rows[1, column].set(xlabel="steps", xscale="log", yscale="log", xticks=STEPS, xticklabels=STEPS)
+    rows[0, 0].set_ylabel("bound, bits/dim")
+    rows[1, 0].set_ylabel("Fréchet distance")
+    save_figure(figure, out)
 
 
 def with_error(values: list[float]) -> str:
@@ -267,6 +315,7 @@ def main() -> None:
     if o.command == "table":
         for data in o.data:
             print(table(folder(o, data)))
+            curves(folder(o, data), PAGE.parent / "figures" / f"forward-{data}.png")
         PAGE.write_text(with_tables(PAGE.read_text("utf-8"), lambda data: table(o.out / data)), "utf-8")
         return
     for data in o.data:
