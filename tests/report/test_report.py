@@ -22,6 +22,7 @@ from PIL import Image
 from torch.distributions import MultivariateNormal
 
 import indm
+from indm import sampling
 from indm.config import recipes
 from indm.config.options import ReportOptions
 from indm.data.base import stack
@@ -38,6 +39,7 @@ from indm.evaluation.runs import evaluate_run
 from indm.evaluation.sampling_error import estimation_curve
 from indm.flows import Identity
 from indm.model import build_model
+from indm.ode import converge
 from indm.report import charts, conclusion, figures, measurements, records, tables, writer
 from indm.report.measurements import Measurement, Setup, measure
 from indm.report.records import Record, differences_of, folders_of, groups_of
@@ -72,6 +74,11 @@ QUICK = ReportOptions(examples=20, steps=(2, 3, MANY), samplers=("unipc", "euler
 
 def change(recipe, table, **options):
     return recipe | {table: recipe.get(table, {}) | options}
+
+
+def roughly(patch):
+    """Probability flows to an error of 0.01, where it does not matter how exact they are."""
+    patch.setattr(sampling, "converge", lambda *given, tol, **options: converge(*given, tol=1e-2, **options))
 
 
 # ── The page ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -708,7 +715,8 @@ def test_the_end_is_shown_where_it_is_no_multiple_of_the_snapshots(tmp_path):
     assert rows[-1]["nll"] == pytest.approx(reported["nll"]["with_reconstruction"]["nats"])
 
 
-def test_the_transport_is_measured_of_a_model_with_learned_noise_of_grey_levels(tmp_path):
+def test_the_transport_is_measured_of_a_model_with_learned_noise_of_grey_levels(tmp_path, monkeypatch):
+    roughly(monkeypatch)
     train(DIGITS | {"dequantization": {"name": "variational"}}, tmp_path / "run", progress=False)
     setup = Setup(load_data(name="digits"), None, ReportOptions(examples=20), progress=False)
     assert measure(tmp_path / "run", "transport", setup)["data"]["cost"] > 0
@@ -792,7 +800,8 @@ def test_an_evaluation_that_counts_its_dequantization_as_before_is_made_anew(tmp
     assert json.loads((run / "evaluation.json").read_text()) == counted
 
 
-def test_a_run_that_was_trained_on_is_evaluated_and_measured_anew(tmp_path):
+def test_a_run_that_was_trained_on_is_evaluated_and_measured_anew(tmp_path, monkeypatch):
+    roughly(monkeypatch)
     run, data = tmp_path / "run", load_data(**PLANE["data"])
 
     def known():
@@ -846,6 +855,7 @@ def digits(tmp_path_factory):
         patch.setattr("indm.config.options.MANY_STEPS", MANY)
         patch.setattr(style, "DPI", 80)
         patch.setattr(sampling_error, "CONVERGED_STEPS", 40)
+        roughly(patch)
         patch.setitem(measurements.MEASUREMENTS, "gap", replace(made, make=stopped))
         with pytest.raises(Stopped):
             report(folders, out, QUICK, progress=False)
@@ -1203,6 +1213,8 @@ def test_report_refuses_what_it_cannot_compare(digits, tmp_path):
 def test_report_of_classes_has_likelihoods_and_samples_by_class(tmp_path, monkeypatch):
     """With a flow that sees the class; every measurement is made."""
     monkeypatch.setattr(style, "DPI", 40)
+    monkeypatch.setattr(sampling_error, "CONVERGED_STEPS", 40)
+    roughly(monkeypatch)
     run = tmp_path / "of-classes"
     train(DIGITS | {"condition": {"name": "classes", "flow": True}}, run, progress=False)
     train_extractor(load_data(name="digits"), epochs=1, most=256, progress=False).save(tmp_path / "out")
