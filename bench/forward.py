@@ -18,8 +18,10 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 from worth import affordable, folder, run, seeds
 from worth_cells import (
     NLL_EXAMPLES,
@@ -219,16 +221,17 @@ def table(place: Path) -> str:
     against = against_linear(cells)
     bounds = [
         (
-            FLOWS[side], process, with_error([float(bits(record).mean()) for record in records]),
-            with_error([record["nll"][0] for record in records]), against.get((side, process), ""), gap_of(records),
-            *(of_steps(records, "ancestral", n) for n in BOUND_STEPS), len(records), records[0]["steps"],
+            FLOWS[side], process, in_words([float(bits(record).mean()) for record in records], ".4f", ".4f"),
+            in_words(numbers(records, "nll"), ".4f", ".4f"), against.get((side, process), ""), gap_of(records),
+            *(in_words(numbers(records, "ancestral", n), ".4g") for n in BOUND_STEPS),
+            len(records), records[0]["steps"],
         )
         for (side, process), records in cells.items()
     ]  # fmt: skip
     samples = [
         (
-            FLOWS[side], process, *(f"{over_records(records, key):.3g}" for key in ("length", "curvature")),
-            *(of_steps(records, "frechet", n) for n in STEPS), len(records),
+            FLOWS[side], process, *(in_words(numbers(records, key), ".2f", ".2f") for key in ("length", "curvature")),
+            *(in_words(numbers(records, "frechet", n), ".1f", ".1f") for n in STEPS), len(records),
         )
         for (side, process), records in with_ways(cells).items()
     ]  # fmt: skip
@@ -257,45 +260,53 @@ def with_ways(cells: dict[tuple[str, str], list[dict]]) -> dict[tuple[str, str],
 
 @styled
 def curves(place: Path, out: Path) -> None:
-    """Bounds and Fréchet distances by steps, one column for each flow."""
-    cells = with_ways(finals(place))
-    sides = list(dict.fromkeys(side for side, _ in cells))
-    figure = Figure(figsize=(3.2 * len(sides), 5.5))
+    """Fréchet distances by steps, and bounds against those of the linear process; one column for each flow."""
+    cells = finals(place)
+    sides = [side for side in SIDES if (side, "linear") in cells]
+    figure = Figure(figsize=(3.4 * len(sides), 5.5))
     rows = figure.subplots(2, len(sides), sharex="row", sharey="row", squeeze=False)
     for (side, process), records in cells.items():
-        for row, key, counts in zip(rows, ("ancestral", "frechet"), (BOUND_STEPS, STEPS), strict=True):
-            values = [sum(record[key][str(n)][0] for record in records) / len(records) for n in counts]
-            row[sides.index(side)].plot(counts, values, ".-", color=COLOUR[process], label=process)
-    for column, side in enumerate(sides):
-        rows[0, column].set(title=f"flow: {FLOWS[side]}", xscale="log", yscale="log")
-        rows[1, column].set(xlabel="steps", xscale="log", yscale="log", xticks=STEPS, xticklabels=STEPS)
-    rows[0, 0].set_ylabel("bound, bits/dim")
-    rows[1, 0].set_ylabel("Fréchet distance")
+        column = rows[:, sides.index(side)]
+        for axes, key, counts in zip(column, ("frechet", "ancestral"), (STEPS, BOUND_STEPS), strict=True):
+            values = np.array([mean_of(records, key, n) for n in counts])
+            if key == "ancestral":
+                values = 100 * (values / [mean_of(cells[side, "linear"], key, n) for n in counts] - 1)
+            axes.plot(counts, values, ".-", color=COLOUR[process], label=process)
+    for axes, side in zip(rows[0], sides, strict=True):
+        axes.set(title=f"flow: {FLOWS[side]}", xlabel="steps of samples", xscale="log", yscale="log")
+        axes.xaxis.set(major_locator=FixedLocator(STEPS), minor_locator=NullLocator())
+        axes.xaxis.set_major_formatter("{x:.0f}")
+    for axes in rows[1]:
+        axes.set(xlabel="steps of the bound", xscale="log")
+    rows[0, 0].set_ylabel("Fréchet distance")
+    rows[1, 0].set_ylabel("bound beyond linear's, %")
     save_figure(figure, out)
 
 
-def with_error(values: list[float]) -> str:
+def mean_of(records: list[dict], key: str, steps: int) -> float:
+    values = numbers(records, key, steps)
+    return over_seeds(values)[0] if values else math.nan
+
+
+def numbers(records: list[dict], key: str, steps: int | None = None) -> list[float]:
+    """A number that has an error beside it, of each record that has it; ``steps``: of so many."""
+    found = [record.get(key, {}) if steps is None else record.get(key, {}).get(str(steps)) for record in records]
+    return [value for value, *_ in filter(None, found)]
+
+
+def in_words(values: list[float], form: str, of_error: str = "") -> str:
     """The mean over seeds, ± over them where there are several."""
+    if not values:
+        return "–"
     mean, error = over_seeds(values)
-    return f"{mean:.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}")
+    return f"{mean:{form}}" + ("" if math.isnan(error) or not of_error else f" ± {error:{of_error}}")
 
 
 def gap_of(records: list[dict]) -> str:
     """What even the best score leaves; of codes the KL divergence, below which it is."""
-    if records[0]["setting"].get("forward") != "coded":
-        return f"{over_records(records, 'gap'):.4f}"
-    return f"< {over_records(records, 'kl'):.4f}" if "kl" in records[0] else "–"
-
-
-def over_records(records: list[dict], key: str) -> float:
-    """The mean over seeds of a number that has an error beside it."""
-    return sum(record[key][0] for record in records) / len(records)
-
-
-def of_steps(records: list[dict], key: str, steps: int) -> str:
-    """The mean over seeds of such a number in so many steps, where all have it."""
-    values = [record.get(key, {}).get(str(steps)) for record in records]
-    return f"{sum(value for value, *_ in values) / len(values):.4g}" if all(values) else "–"
+    coded = records[0]["setting"].get("forward") == "coded"
+    most = in_words(numbers(records, "kl" if coded else "gap"), ".4f")
+    return f"< {most}" if coded and most != "–" else most
 
 
 def main() -> None:

@@ -334,9 +334,8 @@ def value_and_divergence(
         divergence = z.new_zeros(len(z))
         for i, v in enumerate(probes.unbind(1), start=1):
             retain = on or i < probes.shape[1]
-            options = {"retain_graph": retain, "create_graph": on, "materialize_grads": True}
-            # of a sum: with v as the third argument, PyTorch would load a library of half a second
-            (product,) = torch.autograd.grad((value * v).sum(), z, **options)
+            pulled = (value * v).sum()  # given v as an argument, PyTorch would load a library of half a second
+            (product,) = torch.autograd.grad(pulled, z, retain_graph=retain, create_graph=on, materialize_grads=True)
             divergence = divergence + (product * v).flatten(1).sum(1)
     return value if on else value.detach(), divergence
 

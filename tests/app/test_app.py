@@ -18,9 +18,9 @@ import pytest
 import torch
 from browsers import NARROW, keep, overflow
 from PIL import Image
+from solvers import solve_roughly
 
 import indm
-from indm import sampling
 from indm.app import requests
 from indm.app.requests import WAYS, Side, Source, at_most, open_sides, translation_of
 from indm.cli import app
@@ -29,7 +29,6 @@ from indm.config import recipes
 from indm.data.registry import load_data
 from indm.evaluation import sheets
 from indm.model import build_model
-from indm.ode import converge
 from indm.report.figures import slerp
 from indm.sampling import default_sampler
 from indm.scaling import Scaling
@@ -83,8 +82,7 @@ def panels(monkeypatch):
 
 @pytest.fixture
 def rough(monkeypatch):
-    """Probability flows to an error of 0.01, where it does not matter how exact they are."""
-    monkeypatch.setattr(sampling, "converge", lambda *given, tol, **options: converge(*given, tol=1e-2, **options))
+    solve_roughly(monkeypatch)
 
 
 # ── Requests ────────────────────────────────────────────────────────────────────────────────────────────────────────

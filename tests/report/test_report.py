@@ -19,10 +19,10 @@ from flow_tools import perturb
 from matplotlib.figure import Figure
 from pages import Reader, assert_alone
 from PIL import Image
+from solvers import solve_roughly
 from torch.distributions import MultivariateNormal
 
 import indm
-from indm import sampling
 from indm.config import recipes
 from indm.config.options import ReportOptions
 from indm.data.base import stack
@@ -39,7 +39,6 @@ from indm.evaluation.runs import evaluate_run
 from indm.evaluation.sampling_error import estimation_curve
 from indm.flows import Identity
 from indm.model import build_model
-from indm.ode import converge
 from indm.report import charts, conclusion, figures, measurements, records, tables, writer
 from indm.report.measurements import Measurement, Setup, measure
 from indm.report.records import Record, differences_of, folders_of, groups_of
@@ -74,11 +73,6 @@ QUICK = ReportOptions(examples=20, steps=(2, 3, MANY), samplers=("unipc", "euler
 
 def change(recipe, table, **options):
     return recipe | {table: recipe.get(table, {}) | options}
-
-
-def roughly(patch):
-    """Probability flows to an error of 0.01, where it does not matter how exact they are."""
-    patch.setattr(sampling, "converge", lambda *given, tol, **options: converge(*given, tol=1e-2, **options))
 
 
 # ── The page ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -716,7 +710,7 @@ def test_the_end_is_shown_where_it_is_no_multiple_of_the_snapshots(tmp_path):
 
 
 def test_the_transport_is_measured_of_a_model_with_learned_noise_of_grey_levels(tmp_path, monkeypatch):
-    roughly(monkeypatch)
+    solve_roughly(monkeypatch)
     train(DIGITS | {"dequantization": {"name": "variational"}}, tmp_path / "run", progress=False)
     setup = Setup(load_data(name="digits"), None, ReportOptions(examples=20), progress=False)
     assert measure(tmp_path / "run", "transport", setup)["data"]["cost"] > 0
@@ -801,7 +795,7 @@ def test_an_evaluation_that_counts_its_dequantization_as_before_is_made_anew(tmp
 
 
 def test_a_run_that_was_trained_on_is_evaluated_and_measured_anew(tmp_path, monkeypatch):
-    roughly(monkeypatch)
+    solve_roughly(monkeypatch)
     run, data = tmp_path / "run", load_data(**PLANE["data"])
 
     def known():
@@ -855,7 +849,7 @@ def digits(tmp_path_factory):
         patch.setattr("indm.config.options.MANY_STEPS", MANY)
         patch.setattr(style, "DPI", 80)
         patch.setattr(sampling_error, "CONVERGED_STEPS", 40)
-        roughly(patch)
+        solve_roughly(patch)
         patch.setitem(measurements.MEASUREMENTS, "gap", replace(made, make=stopped))
         with pytest.raises(Stopped):
             report(folders, out, QUICK, progress=False)
@@ -1214,7 +1208,7 @@ def test_report_of_classes_has_likelihoods_and_samples_by_class(tmp_path, monkey
     """With a flow that sees the class; every measurement is made."""
     monkeypatch.setattr(style, "DPI", 40)
     monkeypatch.setattr(sampling_error, "CONVERGED_STEPS", 40)
-    roughly(monkeypatch)
+    solve_roughly(monkeypatch)
     run = tmp_path / "of-classes"
     train(DIGITS | {"condition": {"name": "classes", "flow": True}}, run, progress=False)
     train_extractor(load_data(name="digits"), epochs=1, most=256, progress=False).save(tmp_path / "out")
