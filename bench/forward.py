@@ -44,7 +44,7 @@ import indm
 from indm.data.base import stack
 from indm.dequantization import from_data
 from indm.evaluation.plots import save_figure
-from indm.evaluation.statistics import judged, mean_and_error, over_seeds
+from indm.evaluation.statistics import judged, mean_and_error, over_seeds, paired_by_examples
 from indm.evaluation.style import colours_of, styled
 from indm.flows.fading import Fade
 from indm.likelihood import latent_reference
@@ -216,13 +216,14 @@ def finals(place: Path) -> dict[tuple[str, str], list[dict]]:
 
 
 def table(place: Path) -> str:
-    """Side × process: bound, NLL, difference from the side's linear process, gap and few steps; samples and ways."""
+    """Side × process: bound, NLL, difference from the side's linear process, gap and few steps; those differences over
+    all sides; samples and ways."""
     cells = finals(place)
-    against = against_linear(cells)
     bounds = [
         (
             FLOWS[side], process, in_words([float(bits(record).mean()) for record in records], ".4f", ".4f"),
-            in_words(numbers(records, "nll"), ".4f", ".4f"), against.get((side, process), ""), gap_of(records),
+            in_words(numbers(records, "nll"), ".4f", ".4f"), 
+            signed(difference(records, cells[side, "linear"])) if process != "linear" else "", gap_of(records),
             *(in_words(numbers(records, "ancestral", n), ".4g") for n in BOUND_STEPS),
             len(records), records[0]["steps"],
         )
@@ -237,19 +238,28 @@ def table(place: Path) -> str:
     ]  # fmt: skip
     head, in_steps = ("flow", "process"), [f"{n} steps" for n in BOUND_STEPS]
     first = in_table(*head, "NELBO", "NLL", "− linear", "gap", *in_steps, "seeds", "steps", rows=bounds)
-    second = in_table(*head, "length", "curvature", *in_steps[: len(STEPS)], "seeds", rows=samples)
-    return f"{first}\n\n{second}\n" if samples else f"{first}\n"
+    second = in_table("process", "− linear", "trainings", "Holm's p", "verdict", rows=against_linear(cells))
+    third = in_table(*head, "length", "curvature", *in_steps[: len(STEPS)], "seeds", rows=samples)
+    return f"{first}\n\n{second}\n\n{third}\n"
 
 
-def against_linear(cells: dict[tuple[str, str], list[dict]]) -> dict[tuple[str, str], str]:
-    """Each cell less its side's linear process, in bold where Holm's correction over all of them leaves it at 5 %."""
-    differences = {
-        (side, process): difference(records, cells[side, "linear"])
-        for (side, process), records in cells.items()
-        if process != "linear"
-    }
-    rows = zip(differences.items(), judged(list(differences.values())), strict=True)
-    return {cell: f"**{signed(d)}**" if row["verdict"] in ("better", "worse") else signed(d) for (cell, d), row in rows}
+def against_linear(cells: dict[tuple[str, str], list[dict]]) -> list[tuple]:
+    """Each process less the linear one over all flows and seeds, with Holm's correction over the processes."""
+    differences = {}
+    for process in PROCESSES:
+        pairs = [
+            (bits(record), bits(linear))
+            for side in SIDES
+            for record, linear in itertools.product(cells.get((side, process), []), cells.get((side, "linear"), []))
+            if process != "linear" and record["seed"] == linear["seed"]
+        ]
+        if pairs:
+            differences[process] = paired_by_examples(*map(np.stack, zip(*pairs, strict=True)))
+    rows = judged(list(differences.values()))
+    return [
+        (process, signed(d), d.seeds, "–" if row["p_holm"] is None else f"{row['p_holm']:.1g}", row["verdict"])
+        for (process, d), row in zip(differences.items(), rows, strict=True)
+    ]
 
 
 def with_ways(cells: dict[tuple[str, str], list[dict]]) -> dict[tuple[str, str], list[dict]]:
