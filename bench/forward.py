@@ -222,7 +222,7 @@ def table(place: Path) -> str:
     bounds = [
         (
             FLOWS[side], process, in_words([float(bits(record).mean()) for record in records], ".4f", ".4f"),
-            in_words(numbers(records, "nll"), ".4f", ".4f"), 
+            in_words(numbers(records, "nll"), ".4f", ".4f"),
             signed(difference(records, cells[side, "linear"])) if process != "linear" else "", gap_of(records),
             *(in_words(numbers(records, "ancestral", n), ".4g") for n in BOUND_STEPS),
             len(records), records[0]["steps"],
