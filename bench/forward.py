@@ -216,19 +216,22 @@ def finals(place: Path) -> dict[tuple[str, str], list[dict]]:
 
 
 def table(place: Path) -> str:
-    """Side × process: bound, NLL, difference from the side's linear process, gap and few steps; those differences over
-    all sides; samples and ways."""
+    """Side × process: bound, NLL, difference from the side's linear process and gap; those differences over all sides;
+    bounds of few steps; samples and ways."""
     cells = finals(place)
-    bounds = [
+    likelihoods = [
         (
             FLOWS[side], process, in_words([float(bits(record).mean()) for record in records], ".4f", ".4f"),
             in_words(numbers(records, "nll"), ".4f", ".4f"),
             signed(difference(records, cells[side, "linear"])) if process != "linear" else "", gap_of(records),
-            *(in_words(numbers(records, "ancestral", n), ".4g") for n in BOUND_STEPS),
             len(records), records[0]["steps"],
         )
         for (side, process), records in cells.items()
     ]  # fmt: skip
+    bounds = [
+        (FLOWS[side], process, *(in_words(numbers(records, "ancestral", n), ".4g") for n in BOUND_STEPS))
+        for (side, process), records in cells.items()
+    ]
     samples = [
         (
             FLOWS[side], process, *(in_words(numbers(records, key), ".2f", ".2f") for key in ("length", "curvature")),
@@ -237,10 +240,13 @@ def table(place: Path) -> str:
         for (side, process), records in with_ways(cells).items()
     ]  # fmt: skip
     head, in_steps = ("flow", "process"), [f"{n} steps" for n in BOUND_STEPS]
-    first = in_table(*head, "NELBO", "NLL", "− linear", "gap", *in_steps, "seeds", "steps", rows=bounds)
-    second = in_table("process", "− linear", "trainings", "Holm's p", "verdict", rows=against_linear(cells))
-    third = in_table(*head, "length", "curvature", *in_steps[: len(STEPS)], "seeds", rows=samples)
-    return f"{first}\n\n{second}\n\n{third}\n"
+    tables = (
+        in_table(*head, "NELBO", "NLL", "− linear", "gap", "seeds", "steps", rows=likelihoods),
+        in_table("process", "− linear", "trainings", "Holm's p", "verdict", rows=against_linear(cells)),
+        in_table(*head, *in_steps, rows=bounds),
+        in_table(*head, "length", "curvature", *in_steps[: len(STEPS)], "seeds", rows=samples),
+    )
+    return "\n\n".join(tables) + "\n"
 
 
 def against_linear(cells: dict[tuple[str, str], list[dict]]) -> list[tuple]:
