@@ -70,6 +70,13 @@ def model_of(name="affine", factor=0.5):
     return indm.INDM(flow, gaussian("vp", (2,), beta_max=5.0), shape=(2,))
 
 
+def test_strength_is_a_power_of_what_is_left_of_the_clock():
+    sde = VPSDE()
+    start, end = sde.clock_span()
+    t = sde.time(torch.tensor(-(start + 0.3 * (end - start)), dtype=DOUBLE))
+    assert Fade(1.7)(sde, t).item() == pytest.approx(0.7**1.7, rel=1e-6)
+
+
 @pytest.mark.parametrize("name", ["spline", "plane", "tokens"])
 def test_the_change_is_the_derivative_along_time(name):
     diffusion = NonlinearDiffusion(model_of(name), fade=Fade(1.7))
