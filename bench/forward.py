@@ -38,13 +38,13 @@ from worth_cells import (
     tested,
     validated,
 )
-from worth_table import bits, difference, in_table, signed, with_tables
+from worth_table import bits, difference, difference_in, in_table, pairs_of, signed, with_tables
 
 import indm
 from indm.data.base import stack
 from indm.dequantization import from_data
 from indm.evaluation.plots import save_figure
-from indm.evaluation.statistics import judged, mean_and_error, over_seeds, paired_by_examples
+from indm.evaluation.statistics import judged, mean_and_error, over_seeds
 from indm.evaluation.style import colours_of, styled
 from indm.flows.fading import Fade
 from indm.likelihood import latent_reference
@@ -253,14 +253,10 @@ def against_linear(cells: dict[tuple[str, str], list[dict]]) -> list[tuple]:
     """Each process less the linear one over all flows and seeds, with Holm's correction over the processes."""
     differences = {}
     for process in PROCESSES:
-        pairs = [
-            (bits(record), bits(linear))
-            for side in SIDES
-            for record, linear in itertools.product(cells.get((side, process), []), cells.get((side, "linear"), []))
-            if process != "linear" and record["seed"] == linear["seed"]
-        ]
-        if pairs:
-            differences[process] = paired_by_examples(*map(np.stack, zip(*pairs, strict=True)))
+        sides = [side for side in SIDES if process != "linear" and (side, process) in cells]
+        if sides:
+            pairs = [pairs_of(cells[side, process], cells[side, "linear"]) for side in sides]
+            differences[process] = difference_in([*itertools.chain(*pairs)])
     rows = judged(list(differences.values()))
     return [
         (process, signed(d), d.seeds, "–" if row["p_holm"] is None else f"{row['p_holm']:.1g}", row["verdict"])

@@ -38,13 +38,20 @@ def bits(record: dict) -> np.ndarray:
     return np.array(record["nelbo_nats"]) / (record["dims"] * math.log(2))
 
 
+def pairs_of(a: list[dict], b: list[dict]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The bits of both, for each seed that both have."""
+    by_seed = [{record["seed"]: bits(record) for record in records} for records in (a, b)]
+    return [tuple(values[seed] for values in by_seed) for seed in sorted(by_seed[0].keys() & by_seed[1].keys())]
+
+
+def difference_in(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Difference | None:
+    """a − b over pairs of trainings."""
+    return paired_by_examples(*map(np.stack, zip(*pairs, strict=True))) if pairs else None
+
+
 def difference(a: list[dict], b: list[dict]) -> Difference | None:
     """a − b of the seeds that both have."""
-    seeds = sorted({record["seed"] for record in a} & {record["seed"] for record in b})
-    if not seeds:
-        return None
-    by_seed = [{record["seed"]: bits(record) for record in records} for records in (a, b)]
-    return paired_by_examples(*(np.stack([values[seed] for seed in seeds]) for values in by_seed))
+    return difference_in(pairs_of(a, b))
 
 
 def signed(d: Difference | None) -> str:

@@ -338,14 +338,13 @@ def test_the_importance_weighted_bound_is_that_of_codes_drawn_from_q(in_eight, d
 @torch.no_grad()
 @pytest.mark.parametrize(("sampler", "steps"), [("heun", 40), ("ancestral", 200)])
 def test_samples_at_codes_of_the_data_follow_the_data(coarse, sampler, steps):
-    best = coarse
     generator = torch.Generator().manual_seed(3)
-    bits = 2.0 * (torch.rand(4000, 1, dtype=DOUBLE, generator=generator) < best.log_q_of_all[1.0].exp()) - 1
+    bits = 2.0 * (torch.rand(4000, 1, dtype=DOUBLE, generator=generator) < coarse.log_q_of_all[1.0].exp()) - 1
     z_T = torch.randn(4000, 1, dtype=DOUBLE, generator=generator)
-    score = CodedScore(best, bits.double(), best.process)
+    score = CodedScore(coarse, bits.double(), coarse.process)
     z, _ = make_sampler(sampler).solve(score, z_T, steps=steps, generator=generator)
     for power in (1, 2):
-        expected = (best.log_mass.exp()[:, None] * best.points**power).sum()
+        expected = (coarse.log_mass.exp()[:, None] * coarse.points**power).sum()
         assert within(z[:, 0] ** power, expected, floor=0.01)
 
 
