@@ -38,7 +38,7 @@ from worth_cells import (
     tested,
     validated,
 )
-from worth_table import bits, difference, difference_in, in_table, pairs_of, signed, with_tables
+from worth_table import bits, difference, difference_in, in_table, pairs_of, records_of, signed, with_tables
 
 import indm
 from indm.data.base import stack
@@ -66,6 +66,7 @@ PROCESSES: dict[str, Setting] = {
     "affine, learned SDE": {"forward": "affine", "sde": "learned"},
 }
 FORWARD_RATES = (1e-3, 3e-3)
+SEEDS = 3  # of a cell
 STEPS = (2, 4, 8, 16, 32)  # of samples
 COLOUR = colours_of(PROCESSES)
 BOUND_STEPS = (*STEPS, 100, 1000)  # of the bounds of ancestral samples
@@ -206,42 +207,47 @@ def final(o: argparse.Namespace, data: str) -> list[tuple]:
 
 
 def finals(place: Path) -> dict[tuple[str, str], list[dict]]:
-    """The final records of every cell that has some."""
+    """The final records of every cell that has some. A linear process that has none here was trained by
+    ``bench/worth.py``, whose trainings are the same: their first seeds."""
     found = {}
     for side, process in itertools.product(SIDES, PROCESSES):
         records = [json.loads(file.read_text()) for file in sorted((place / "final").glob(f"{side}-{process}-*.json"))]
+        if not records and process == "linear":
+            records = records_of(RECORDS / "worth" / place.name, NOISE, side)[:SEEDS]
         if records:
             found[side, process] = records
     return found
 
 
 def table(place: Path) -> str:
-    """Side × process: bound, NLL, difference from the side's linear process and gap; those differences over all sides;
-    bounds of few steps; samples and ways."""
+    """Side × process: bound, NLL, differences from the side's linear process and from no flow, gap; differences of
+    processes over all sides; bounds of few steps; samples and ways."""
     cells = finals(place)
+    whole = with_ways(cells)
     likelihoods = [
         (
             FLOWS[side], process, in_words([float(bits(record).mean()) for record in records], ".4f", ".4f"),
             in_words(numbers(records, "nll"), ".4f", ".4f"),
-            signed(difference(records, cells[side, "linear"])) if process != "linear" else "", gap_of(records),
-            len(records), records[0]["steps"],
+            signed(difference(records, cells[side, "linear"])) if process != "linear" else "",
+            signed(difference(records, cells.get(("linear", process), []))) if side != "linear" else "",
+            gap_of(records), len(records), records[0]["steps"],
         )
         for (side, process), records in cells.items()
     ]  # fmt: skip
     bounds = [
         (FLOWS[side], process, *(in_words(numbers(records, "ancestral", n), ".4g") for n in BOUND_STEPS))
-        for (side, process), records in cells.items()
+        for (side, process), records in whole.items()
     ]
     samples = [
         (
             FLOWS[side], process, *(in_words(numbers(records, key), ".2f", ".2f") for key in ("length", "curvature")),
             *(in_words(numbers(records, "frechet", n), ".1f", ".1f") for n in STEPS), len(records),
         )
-        for (side, process), records in with_ways(cells).items()
+        for (side, process), records in whole.items()
     ]  # fmt: skip
     head, in_steps = ("flow", "process"), [f"{n} steps" for n in BOUND_STEPS]
     tables = (
-        in_table(*head, "NELBO", "NLL", "− linear", "gap", "seeds", "steps", rows=likelihoods),
+        in_table(*head, "NELBO", "NLL", "− linear", "− no flow", "gap", "seeds", "steps", rows=likelihoods),
         in_table("process", "− linear", "trainings", "Holm's p", "verdict", rows=against_linear(cells)),
         in_table(*head, *in_steps, rows=bounds),
         in_table(*head, "length", "curvature", *in_steps[: len(STEPS)], "seeds", rows=samples),
@@ -265,7 +271,7 @@ def against_linear(cells: dict[tuple[str, str], list[dict]]) -> list[tuple]:
 
 
 def with_ways(cells: dict[tuple[str, str], list[dict]]) -> dict[tuple[str, str], list[dict]]:
-    """The records that have ways and samples; older ones have none."""
+    """The records that have bounds of few steps, ways and samples; those of ``bench/worth.py`` have none."""
     drawn = {cell: [record for record in records if "length" in record] for cell, records in cells.items()}
     return {cell: records for cell, records in drawn.items() if records}
 
@@ -273,7 +279,7 @@ def with_ways(cells: dict[tuple[str, str], list[dict]]) -> dict[tuple[str, str],
 @styled
 def curves(place: Path, out: Path) -> None:
     """Fréchet distances by steps, and bounds against those of the linear process; one column for each flow."""
-    cells = finals(place)
+    cells = with_ways(finals(place))
     sides = [side for side in SIDES if (side, "linear") in cells]
     figure = Figure(figsize=(3.4 * len(sides), 5.5))
     rows = figure.subplots(2, len(sides), sharex="row", sharey="row", squeeze=False)
@@ -327,7 +333,7 @@ def main() -> None:
     parser.add_argument("data", nargs="+", choices=list(STUDIES))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--processes", nargs="+", choices=list(PROCESSES), default=list(PROCESSES))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--budget", type=float, default=1, help="times the study's")
     parser.add_argument("--path", help="of the images, for emoji-32")
     parser.add_argument("--jobs", type=int, default=2)
