@@ -103,8 +103,12 @@ def denoising_error(
 
     Of the linear diffusion, z_t = α_t z + σ_t noise, e is the noise; of others, see :class:`~indm.forward.Noised`.
     """
-    noised = process.at(score.sde, z, t, noise)
-    return _error(noised.target + expand_like(score.sde.sigma(t), z) * score(noised.z_t, t), rate)
+    return _error_at(score, process.at(score.sde, z, t, noise), t, rate)
+
+
+def _error_at(score, noised: Noised, t: PerSample, rate: Tensor | None) -> PerSample:
+    """:func:`denoising_error` of latents that are noised already."""
+    return _error(noised.target + expand_like(noised.kernel.sigma, noised.z_t) * score(noised.z_t, t), rate)
 
 
 def _error(difference: Tensor, rate: Tensor | None) -> PerSample:
@@ -162,7 +166,8 @@ def nelbo(
     score, kl, _ = encoded(model.score, process, z, generator)
     sde = score.sde
     if ancestral is None:
-        drawn = [denoising_error(score, z, t, noise, sde.clock_rate(t), process) for t, noise in pairs]
+        places = ((t, process.at(sde, z, t, noise)) for t, noise in pairs)
+        drawn = [_error_at(score, noised, t, noised.kernel.rate) for t, noised in places]
     else:
         steps = [(_step_around(sde, t, ancestral), noise) for t, noise in pairs]
         pairs = [(t, noise) for (t, _), noise in steps]
@@ -236,8 +241,8 @@ def irreducible_gap(
     for t in _stratified_times(sde, len(x), times, generator, x.device).to(x.dtype):
         noised = process.at(sde, z, t, randn_like(x, generator))
         drift, law = model.score.both(noised.z_t, t)
-        excess = noised.target - noised.noise + expand_like(sde.sigma(t), z) * (drift - law)
-        draws.append(_error(excess, sde.clock_rate(t)))
+        excess = noised.target - noised.noise + expand_like(noised.kernel.sigma, z) * (drift - law)
+        draws.append(_error(excess, noised.kernel.rate))
     return sde.log_snr_range() * torch.stack(draws).mean(0)
 
 
@@ -309,10 +314,10 @@ def extended_clock(sde: LinearSDE, n: int, eps: float, *, generator=None, device
     return sde.time(start - position.clamp_min(0.0)).clamp(eps, sde.T).to(device, torch.float32), length
 
 
-def _constants(sde: LinearSDE, z: Tensor, eps: float, end: Moments | None = None) -> Tensor:
+def _constants(sde: LinearSDE, z: Tensor, eps: float, end: Moments) -> Tensor:
     """What no parameter of flow or score moves: constant term, −d log α and the mean −d/2 of −½‖noise‖², (B,)."""
-    start = z.new_full((len(z),), eps)
-    return constant_term(sde, z, start, end) - event_sum(sde.log_alpha(start) + 0.5, z)
+    kernel, std = sde.kernel(z.new_full((1,), eps)), end[1]
+    return event_sum(kernel.sigma.log() - kernel.log_alpha - 0.5, z) - event_sum(std.log(), z)
 
 
 def build_indm(recipe: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...], scaling: Scaling) -> nn.Module:
@@ -430,14 +435,14 @@ def mle_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     noise = randn_like(z, generator)
     score, kl, _ = encoded(model.score, process, z, generator)
     sde = score.sde
-    rate = sde.clock_rate(t)
-    at_end = t <= eps  # reconstruction: each entry once
-    rate = torch.where(expand_like(at_end, rate), torch.ones_like(rate), rate)
+    at_end, t = t <= eps, t.to(z.dtype)  # the reconstruction: each entry once
+    noised = process.at(sde, z, t, noise)
+    rate = torch.where(expand_like(at_end, noised.kernel.rate), 1.0, noised.kernel.rate)
     if process.is_tight:
-        error, fit = denoising_error(score, z, t.to(z.dtype), noise, rate, process), torch.zeros_like(log_det)
+        error, fit = _error_at(score, noised, t, rate), torch.zeros_like(log_det)
     else:
         chosen = strata(len(z), generator=generator, device=z.device) < FITTED_SHARE
-        error, fit = _two_errors(score, process.at(sde, z, t.to(z.dtype), noise), t.to(z.dtype), rate, at_end, chosen)
+        error, fit = _two_errors(score, noised, t, rate, at_end, chosen)
     end = process.moments(sde, z, sde.endpoints(z)[1])
     denoising, prior = length * error, prior_term(sde, z, end)
     bound = (denoising + kl - log_det + prior + _constants(sde, z, eps, end)).mean()
@@ -455,7 +460,7 @@ def _two_errors(
     """
     weight = expand_like(chosen.logical_not().to(noised.z_t) / (1 - FITTED_SHARE), noised.z_t)
     z_t = noised.z_t.detach() + weight * (noised.z_t - noised.z_t.detach())
-    sigma = expand_like(score.sde.sigma(t), z_t)
+    sigma = expand_like(noised.kernel.sigma, z_t)
     of_drift, of_law = (sigma * s for s in score.both(z_t, t))
     difference = torch.where(expand_like(at_end, z_t), noised.noise + of_law, noised.target + of_drift)
     fit = _error(noised.noise.detach() + of_law, rate)
@@ -510,10 +515,11 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     z_seen = z.detach() + ratio * (z - z.detach())
     error = denoising_error(model.score, z_seen, t.to(z.dtype), noise)
     # The noise is added to h(x) unscaled: only the gradient into z carries the ratio.
-    prior = prior_term(sde, z)
+    end = LINEAR.moments(sde, z, sde.endpoints(z)[1])
+    prior = prior_term(sde, z, end)
     surrogate = (score_weight * error - log_det + prior).mean()
     denoising = (flow_weight * error).detach()
-    bound = (denoising - log_det + prior + _constants(sde, z, eps)).mean()
+    bound = (denoising - log_det + prior + _constants(sde, z, eps, end)).mean()
     terms = _means(nelbo=bound, flow=-log_det, denoising=denoising, prior=prior, variance_weighted=score_weight * error)
     return surrogate / event_size(z), terms
 

@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm.flows.base import require_one_map
-from indm.sde.linear import LinearSDE
+from indm.sde.linear import Kernel, LinearSDE
 from indm.tensors import Batch, PerSample, expand_like
 
 Path = Callable[[PerSample], tuple[Batch, Batch]]  # the clock → M and R
@@ -45,6 +45,7 @@ class Noised:
         z_t: α M + σ R n.
         target: e, which −σ s_θ(z_t, t) predicts.
         noise: n/R, which −σ times the score of the law of z_t predicts.
+        kernel: α, σ and the rate of the clock at t.
 
     Example: z_t without its noise is the mean, α z_0 of the linear diffusion, and one score serves.
 
@@ -60,6 +61,7 @@ class Noised:
     z_t: Batch
     target: Batch
     noise: Batch
+    kernel: Kernel
 
 
 class ForwardProcess(nn.Module, ABC):
@@ -125,14 +127,15 @@ class ForwardProcess(nn.Module, ABC):
             tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]],
             torch.func.jvp(self.path(sde, z), (clock,), (torch.ones_like(clock),)),
         )
-        alpha, sigma, rate = (expand_like(v, z) for v in (sde.alpha(t), sde.sigma(t), sde.clock_rate(t)))
+        kernel = sde.kernel(t)
+        alpha, sigma, rate = (expand_like(v, z) for v in (kernel.alpha, kernel.sigma, kernel.rate))
         target = alpha / sigma * slope / rate + (0.5 * spread + growth / rate) * noise + 0.5 * noise / spread
-        return Noised(alpha * mean + sigma * spread * noise, target, noise / spread)
+        return Noised(alpha * mean + sigma * spread * noise, target, noise / spread, kernel)
 
     def moments(self, sde: LinearSDE, z: Batch, t: PerSample) -> tuple[Batch, Tensor]:
         """Mean α M, (B, *event), and standard deviation σ R, (B,) or (B, *event), of z_t given ``z`` = z_0."""
-        mean, spread = self.path(sde, z)(sde.clock(t).to(z))
-        return expand_like(sde.alpha(t), z) * mean, expand_like(sde.sigma(t), z) * spread
+        (mean, spread), kernel = self.path(sde, z)(sde.clock(t).to(z)), sde.kernel(t)
+        return expand_like(kernel.alpha, z) * mean, expand_like(kernel.sigma, z) * spread
 
     def correlation(self, sde: LinearSDE, z: Batch, t: PerSample, s: PerSample) -> Tensor:
         r""":math:`\kappa = \exp(-\tfrac12\int_s^t R^{-2}\,d\Lambda)` of the noises of z_s and z_t, s < t, (B, *event).
@@ -168,10 +171,12 @@ class Linear(ForwardProcess):
         return lambda clock: (z, torch.ones_like(z))
 
     def at(self, sde: LinearSDE, z: Batch, t: PerSample, noise: Batch) -> Noised:
-        return Noised(sde.perturb(z, t, noise), noise, noise)
+        kernel = sde.kernel(t)
+        return Noised(kernel.perturb(z, noise), noise, noise, kernel)
 
     def moments(self, sde: LinearSDE, z: Batch, t: PerSample) -> tuple[Batch, Tensor]:
-        return expand_like(sde.alpha(t), z) * z, sde.sigma(t)
+        kernel = sde.kernel(t)
+        return expand_like(kernel.alpha, z) * z, kernel.sigma
 
     def correlation(self, sde: LinearSDE, z: Batch, t: PerSample, s: PerSample) -> Tensor:
         return _linear_correlation(sde, z, t, s)

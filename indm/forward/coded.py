@@ -21,10 +21,10 @@ from torch.nn import functional as F
 
 from indm.forward.base import Linear, gauss_legendre, legendre
 from indm.rng import rand_like, randn_like
-from indm.sde.linear import VPSDE, LinearSDE, Times
+from indm.sde.linear import VPSDE, Kernel, LinearSDE, Times
 from indm.tensors import Batch, PerSample, double, expand_like, image_or_vector, zeroed
 
-NODES, WEIGHTS = gauss_legendre(16)
+NODES, WEIGHTS = gauss_legendre(24)
 LARGEST_LOG_SLOPE = 3.0  # of one coefficient
 Codes = Float[Tensor, "batch code"]
 
@@ -49,11 +49,16 @@ class ScheduledVP(LinearSDE):
     def time(self, log_snr: Times) -> Times:
         return self.base.time(log_snr)
 
+    def kernel(self, t: Times) -> Kernel:
+        """All from one integral of the slopes."""
+        clock, rate = self._clock(t)
+        return Kernel((-0.5 * F.softplus(clock)).to(t), (-0.5 * F.softplus(-clock)).exp().to(t), rate.to(t))
+
     def log_alpha(self, t: Times) -> Tensor:
-        return (-0.5 * F.softplus(self._clock(t)[0])).to(t)
+        return self.kernel(t).log_alpha
 
     def sigma(self, t: Times) -> Tensor:
-        return (-0.5 * F.softplus(-self._clock(t)[0])).exp().to(t)
+        return self.kernel(t).sigma
 
     def marginal_std(self, t: Times) -> Tensor:
         """1 at all times, entries and codes."""
@@ -68,7 +73,7 @@ class ScheduledVP(LinearSDE):
         return (clock.sigmoid() * rate * expand_like(speed, rate)).sqrt().to(t)
 
     def clock_rate(self, t: Times) -> Tensor:
-        return self._clock(t)[1].to(t)
+        return self.kernel(t).rate
 
     def _clock(self, t: Times) -> tuple[Tensor, Tensor]:
         """γ_i, and its derivative along the common clock, in float64."""
@@ -78,25 +83,37 @@ class ScheduledVP(LinearSDE):
         return start + (end - start) * share, slope
 
     def _share(self, place: Tensor) -> tuple[Tensor, Tensor]:
-        """∫_0^p s du / ∫_0^1 s du by Gauss and Legendre's rule, and its derivative."""
-        return self._integral(place) / self._whole, self._slope(place[:, None])[:, 0] / self._whole
+        """∫_0^p s du / ∫_0^1 s du, and its derivative."""
+        place = place.expand(len(self.coefficients))
+        part = torch.einsum("bn,bn...->b...", weights_to(place), self._at_nodes)
+        return part / self._whole, self._slope(place[:, None])[:, 0] / self._whole
+
+    @functools.cached_property
+    def _at_nodes(self) -> Tensor:
+        """s at the nodes, which give all its integrals."""
+        return self._slope(NODES.to(self.coefficients.device).expand(len(self.coefficients), -1))
 
     @functools.cached_property
     def _whole(self) -> Tensor:
         """∫_0^1 s du."""
-        return self._integral(double(self.coefficients.new_ones(len(self.coefficients))))
-
-    def _integral(self, end: Tensor) -> Tensor:
-        """∫_0^end s du, (B, *event)."""
-        places = end[:, None] * NODES.to(end)
-        values = torch.einsum("n,bn...->b...", WEIGHTS.to(end), self._slope(places))
-        return expand_like(end, values) * values
+        return torch.einsum("n,bn...->b...", WEIGHTS.to(self._at_nodes), self._at_nodes)
 
     def _slope(self, places: Float[Tensor, "batch places"]) -> Float[Tensor, "batch places *event"]:
         """s at ``places``."""
         polynomials = legendre(places, self.coefficients.shape[1])
         series = torch.einsum("bnk,bk...->bn...", polynomials, double(self.coefficients))
         return (1 + series).square() + 1e-3 if self.slope == "polynomial" else series.exp()
+
+
+def weights_to(place: Float[Tensor, " batch"]) -> Float[Tensor, "batch nodes"]:
+    r"""Of the nodes for ∫_0^p s du: of the polynomial through the values of s there, whose Legendre series is known.
+
+    ∫_0^p P_k(2u − 1) du is p for k = 0 and (P_{k+1} − P_{k−1})/(2(2k + 1)) at 2p − 1 for others.
+    """
+    terms = len(NODES)
+    factors, P = 2 * torch.arange(terms).to(place) + 1, legendre(place, terms + 1)
+    integrals = torch.cat([place[:, None], (P[:, 2:] - P[:, :-2]) / (2 * factors[1:])], 1)
+    return (integrals * factors) @ (legendre(NODES, terms) * WEIGHTS[:, None]).T.to(place)
 
 
 class Code(nn.Module, ABC):

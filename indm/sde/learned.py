@@ -17,7 +17,7 @@ all times, in the coordinates that diagonalise them.
 import torch
 from torch import Tensor, nn
 
-from indm.sde.linear import VPSDE, LinearSDE, Times
+from indm.sde.linear import VPSDE, Kernel, LinearSDE, Times
 from indm.tensors import double, float64_device
 
 
@@ -72,7 +72,14 @@ class LearnedSDE(LinearSDE):
         return (self._expand(self.base.log_alpha(double(t))) + gain).to(t)
 
     def sigma(self, t: Times) -> Tensor:
-        return (self.log_alpha(double(t)) + 0.5 * self._log_noise_to_signal(t)).exp().to(t)
+        return self.kernel(t).sigma
+
+    def kernel(self, t: Times) -> Kernel:
+        """All from one integral of the signal-to-noise ratio."""
+        log_alpha, noise_to_signal = self.log_alpha(double(t)), self._log_noise_to_signal(t)
+        bend, _ = self._interpolate(self._bend(), t)
+        rate = (self._expand(-self.base.log_snr(double(t))) + bend - noise_to_signal).exp()
+        return Kernel(log_alpha.to(t), (log_alpha + 0.5 * noise_to_signal).exp().to(t), rate.to(t))
 
     def drift(self, t: Times) -> Tensor:
         _, slope = self._interpolate(self._gain(), t)
@@ -84,9 +91,7 @@ class LearnedSDE(LinearSDE):
         return (self._expand(self.base.diffusion(double(t))) * (0.5 * volatility).exp()).to(t)
 
     def clock_rate(self, t: Times) -> Tensor:
-        bend, _ = self._interpolate(self._bend(), t)
-        clock = self._expand(-self.base.log_snr(double(t)))
-        return (clock + bend - self._log_noise_to_signal(t)).exp().to(t)
+        return self.kernel(t).rate
 
     def sample_time(self, n: int, *, importance: bool, eps=None, generator=None, device=None):
         eps = self.truncation(eps)

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,34 @@ from indm.rng import strata
 from indm.tensors import Batch, PerSample, double, event_size, expand_like, squared_norm
 
 Times = Float[Tensor, "..."]
+
+
+class Kernel(NamedTuple):
+    r"""The law :math:`q(z_t \mid z_0) = N(\alpha_t z_0, \sigma_t^2 I)` at some times, (B,) or (B, *event) each.
+
+    Attributes:
+        log_alpha: log α, of the scale of the mean.
+        sigma: the standard deviation.
+        rate: of the clock, see :meth:`LinearSDE.clock_rate`.
+
+    Example:
+        >>> kernel = VPSDE().kernel(torch.tensor([0.5]))
+        >>> torch.allclose(kernel.alpha**2 + kernel.sigma**2, torch.ones(1)), kernel.rate.item()
+        (True, 1.0)
+    """
+
+    log_alpha: Tensor
+    sigma: Tensor
+    rate: Tensor
+
+    @property
+    def alpha(self) -> Tensor:
+        """The scale of the mean."""
+        return self.log_alpha.exp()
+
+    def perturb(self, z: Batch, noise: Batch) -> Tensor:
+        """z_t = α z_0 + σ noise, from ``z`` = z_0 and ``noise`` (B, *event)."""
+        return expand_like(self.alpha, z) * z + expand_like(self.sigma, z) * noise
 
 
 class LinearSDE(nn.Module, ABC):
@@ -89,6 +118,10 @@ class LinearSDE(nn.Module, ABC):
     def time(self, log_snr: Times) -> Times:
         """The inverse of :meth:`log_snr`."""
 
+    def kernel(self, t: Times) -> Kernel:
+        """:meth:`log_alpha`, :meth:`sigma` and :meth:`clock_rate` at once: to be defined where they share work."""
+        return Kernel(self.log_alpha(t), self.sigma(t), self.clock_rate(t))
+
     def alpha(self, t: Times) -> Times:
         r"""Scale :math:`\alpha_t` of the mean of the kernel."""
         return self.log_alpha(t).exp()
@@ -132,7 +165,7 @@ class LinearSDE(nn.Module, ABC):
 
     def perturb(self, z: Batch, t: Times, noise: Batch) -> Tensor:
         r""":math:`z_t = \alpha_t z_0 + \sigma_t\,\mathrm{noise}`; ``z`` and ``noise`` (B, *event), ``t`` (B,)."""
-        return expand_like(self.alpha(t), z) * z + expand_like(self.sigma(t), z) * noise
+        return self.kernel(t).perturb(z, noise)
 
     def endpoints(self, z: Batch) -> tuple[PerSample, PerSample]:
         """ε and T as tensors (B,) with the dtype and device of ``z``."""

@@ -94,6 +94,13 @@ def test_perturb_and_the_transition_from_eps_have_one_law(sde):
         torch.testing.assert_close(sde.perturb(z[rows], t[rows], noise[rows]), z_t[rows])
 
 
+def test_the_kernel_is_alpha_sigma_and_the_rate(sde):
+    t = times(sde)
+    kernel = sde.kernel(t)
+    for value, name in zip((kernel.alpha, kernel.sigma, kernel.rate), ("alpha", "sigma", "clock_rate"), strict=True):
+        torch.testing.assert_close(value, getattr(sde, name)(t), rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_keeps_dtype(sde, dtype):
     exact, t = times(sde), times(sde).to(dtype)
