@@ -3,6 +3,7 @@
     python bench/forward.py costs digits         # cost of a step of every cell, alone on the machine
     python bench/forward.py search digits        # rates of each cell, on the validation split
     python bench/forward.py final digits         # trainings at the chosen rates, tested once
+    python bench/forward.py equal-steps digits   # trainings in as many steps as the linear process makes
     python bench/forward.py control digits       # the linear process in the fewer steps of each other one
     python bench/forward.py table digits         # also into docs/forward.md, with a figure
 
@@ -67,11 +68,13 @@ PROCESSES: dict[str, Setting] = {
 }
 FORWARD_RATES = (1e-3, 3e-3)
 SEEDS = 3  # of a cell
+EQUAL_STEPS = "equal-steps"  # folder of its records
 STEPS = (2, 4, 8, 16, 32)  # of samples
 COLOUR = colours_of(PROCESSES)
 BOUND_STEPS = (*STEPS, 100, 1000)  # of the bounds of ancestral samples
 WAYS = 16  # images whose ways are measured
 RECORDS = Path(__file__).parent / "records"
+Cells = dict[tuple[str, str], list[dict]]  # records by side and process
 
 
 def settings(data: str, side: str, process: str) -> list[Setting]:
@@ -195,35 +198,47 @@ def chosen(path: Path, data: str) -> dict:
     return json.loads(path.read_text())
 
 
-def final(o: argparse.Namespace, data: str) -> list[tuple]:
-    tasks = []
+def final(o: argparse.Namespace, data: str, kind: str = "final") -> list[tuple]:
+    tasks, place = [], folder(o, data)
     for seed, (side, process) in itertools.product(seeds(o.seeds), cells(o)):
-        choice = chosen(folder(o, data) / "search" / f"{side}-{process}.json", data)
-        job = Training(data, NOISE, side, choice["setting"], choice["steps"], seed, o.path)
-        path = folder(o, data) / "final" / f"{side}-{process}-{seed}.json"
+        choice, linear = (chosen(place / "search" / f"{side}-{name}.json", data) for name in (process, "linear"))
+        steps = (choice if kind == "final" else linear)["steps"]
+        job = Training(data, NOISE, side, choice["setting"], steps, seed, o.path)
+        path = place / kind / f"{side}-{process}-{seed}.json"
         tasks.append((test_cell, path, job, choice["ema"], o.extractor / data))
     reader(o.extractor / data, data_of(data, o.path))  # is there before trainings ask for it together
     return tasks
 
 
-def finals(place: Path) -> dict[tuple[str, str], list[dict]]:
-    """The final records of every cell that has some. A linear process that has none here was trained by
-    ``bench/worth.py``, whose trainings are the same: their first seeds."""
+def equal_steps(o: argparse.Namespace, data: str) -> list[tuple]:
+    """Trainings in as many steps as the linear process makes, whatever a step costs."""
+    o.processes = [process for process in o.processes if process != "linear"]
+    return final(o, data, EQUAL_STEPS)
+
+
+def finals(place: Path, kind: str = "final") -> Cells:
+    """The records of every cell that has some."""
     found = {}
     for side, process in itertools.product(SIDES, PROCESSES):
-        records = [json.loads(file.read_text()) for file in sorted((place / "final").glob(f"{side}-{process}-*.json"))]
-        if not records and process == "linear":
-            records = records_of(RECORDS / "worth" / place.name, NOISE, side)[:SEEDS]
+        records = [json.loads(file.read_text()) for file in sorted((place / kind).glob(f"{side}-{process}-*.json"))]
         if records:
             found[side, process] = records
     return found
 
 
+def with_linear(place: Path, cells: Cells) -> Cells:
+    """The cells, and linear ones before them; those that have no record here are the first seeds of
+    ``bench/worth.py``, whose trainings are the same."""
+    of_worth = {(side, "linear"): records_of(RECORDS / "worth" / place.name, NOISE, side)[:SEEDS] for side in SIDES}
+    linear = {cell: records for cell, records in finals(place).items() if cell[1] == "linear"}
+    whole = of_worth | linear | cells
+    return {cell: whole[cell] for cell in itertools.product(SIDES, PROCESSES) if whole.get(cell)}
+
+
 def table(place: Path) -> str:
     """Side × process: bound, NLL, differences from the side's linear process and from no flow, gap; differences of
-    processes over all sides; bounds of few steps; samples and ways."""
-    cells = finals(place)
-    whole = with_ways(cells)
+    processes over all sides, at equal cost and in as many steps; bounds of few steps; samples and ways."""
+    cells, equal = (with_linear(place, finals(place, kind)) for kind in ("final", EQUAL_STEPS))
     likelihoods = [
         (
             FLOWS[side], process, in_words([float(bits(record).mean()) for record in records], ".4f", ".4f"),
@@ -236,26 +251,27 @@ def table(place: Path) -> str:
     ]  # fmt: skip
     bounds = [
         (FLOWS[side], process, *(in_words(numbers(records, "ancestral", n), ".4g") for n in BOUND_STEPS))
-        for (side, process), records in whole.items()
+        for (side, process), records in having("ancestral", cells).items()
     ]
     samples = [
         (
             FLOWS[side], process, *(in_words(numbers(records, key), ".2f", ".2f") for key in ("length", "curvature")),
             *(in_words(numbers(records, "frechet", n), ".1f", ".1f") for n in STEPS), len(records),
         )
-        for (side, process), records in whole.items()
+        for (side, process), records in having("length", cells).items()
     ]  # fmt: skip
     head, in_steps = ("flow", "process"), [f"{n} steps" for n in BOUND_STEPS]
-    tables = (
+    tables = [
         in_table(*head, "NELBO", "NLL", "− linear", "− no flow", "gap", "seeds", "steps", rows=likelihoods),
-        in_table("process", "− linear", "trainings", "Holm's p", "verdict", rows=against_linear(cells)),
+        against_linear(cells, "− linear"),
+        *([against_linear(equal, "− linear in as many steps")] if finals(place, EQUAL_STEPS) else []),
         in_table(*head, *in_steps, rows=bounds),
         in_table(*head, "length", "curvature", *in_steps[: len(STEPS)], "seeds", rows=samples),
-    )
+    ]
     return "\n\n".join(tables) + "\n"
 
 
-def against_linear(cells: dict[tuple[str, str], list[dict]]) -> list[tuple]:
+def against_linear(cells: Cells, title: str) -> str:
     """Each process less the linear one over all flows and seeds, with Holm's correction over the processes."""
     differences = {}
     for process in PROCESSES:
@@ -264,22 +280,23 @@ def against_linear(cells: dict[tuple[str, str], list[dict]]) -> list[tuple]:
             pairs = [pairs_of(cells[side, process], cells[side, "linear"]) for side in sides]
             differences[process] = difference_in([*itertools.chain(*pairs)])
     rows = judged(list(differences.values()))
-    return [
+    lines = [
         (process, signed(d), d.seeds, "–" if row["p_holm"] is None else f"{row['p_holm']:.1g}", row["verdict"])
         for (process, d), row in zip(differences.items(), rows, strict=True)
     ]
+    return in_table("process", title, "trainings", "Holm's p", "verdict", rows=lines)
 
 
-def with_ways(cells: dict[tuple[str, str], list[dict]]) -> dict[tuple[str, str], list[dict]]:
-    """The records that have bounds of few steps, ways and samples; those of ``bench/worth.py`` have none."""
-    drawn = {cell: [record for record in records if "length" in record] for cell, records in cells.items()}
-    return {cell: records for cell, records in drawn.items() if records}
+def having(key: str, cells: Cells) -> Cells:
+    """The records that have it; those of ``bench/worth.py`` have likelihoods alone, older ones no ways and samples."""
+    found = {cell: [record for record in records if key in record] for cell, records in cells.items()}
+    return {cell: records for cell, records in found.items() if records}
 
 
 @styled
 def curves(place: Path, out: Path) -> None:
     """Fréchet distances by steps, and bounds against those of the linear process; one column for each flow."""
-    cells = with_ways(finals(place))
+    cells = having("ancestral", with_linear(place, finals(place)))
     sides = [side for side in SIDES if (side, "linear") in cells]
     figure = Figure(figsize=(3.4 * len(sides), 5.5))
     rows = figure.subplots(2, len(sides), sharex="row", sharey="row", squeeze=False)
@@ -322,14 +339,17 @@ def in_words(values: list[float], form: str, of_error: str = "") -> str:
 
 def gap_of(records: list[dict]) -> str:
     """What even the best score leaves; of codes the KL divergence, below which it is."""
-    coded = records[0]["setting"].get("forward") == "coded"
-    most = in_words(numbers(records, "kl" if coded else "gap"), ".4f")
-    return f"< {most}" if coded and most != "–" else most
+    if records[0]["setting"].get("forward") == "coded":
+        return f"< {math.ceil(1e4 * over_seeds(numbers(records, 'kl'))[0]) / 1e4:.4f}"
+    return in_words(numbers(records, "gap"), ".4f")
+
+
+COMMANDS = {"search": search, "final": final, EQUAL_STEPS: equal_steps, "control": control}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("costs", "search", "final", "control", "table"))
+    parser.add_argument("command", choices=("costs", *COMMANDS, "table"))
     parser.add_argument("data", nargs="+", choices=list(STUDIES))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--processes", nargs="+", choices=list(PROCESSES), default=list(PROCESSES))
@@ -350,8 +370,8 @@ def main() -> None:
     for data in o.data:
         every = [job for s, p in cells(o) for job in made_of(o, data, s, p)]
         print(json.dumps(costs(o.out / data / "costs.json", every), indent=2))
-        if o.command != "costs":
-            run({"search": search, "final": final, "control": control}[o.command](o, data), o.jobs)
+        if o.command in COMMANDS:
+            run(COMMANDS[o.command](o, data), o.jobs)
 
 
 if __name__ == "__main__":

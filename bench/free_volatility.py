@@ -58,6 +58,8 @@ def main() -> None:
     o = parser.parse_args()
     for run in o.runs:
         (model, recipe), generator = open_run(run), torch.Generator().manual_seed(0)
+        if model.forward_process.is_tight:
+            raise SystemExit(f"{run} must have a forward process of two scores: --forward learned-mean or affine")
         x, _ = from_data(model, stack(load_data(**recipe["data"]).test, EXAMPLES), generator=generator)
         fall = fall_of_bound(*errors(model, x, o.times, generator), model.sde.log_snr_range())
         print(f"{run}: the bound would fall by {fall / (x[0].numel() * math.log(2)):.5f} bits/dim")

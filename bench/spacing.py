@@ -20,6 +20,7 @@ import indm
 from indm.data.base import stack
 from indm.data.registry import load_data
 from indm.dequantization import from_data
+from indm.forward.base import require_no_code
 from indm.objective import step_divergence
 from indm.rng import randn_like
 from indm.runs.folder import open_run
@@ -40,12 +41,12 @@ def mean_clock(sde: LinearSDE, steps: int) -> Tensor:
 @torch.no_grad()
 def bound_on(model: indm.INDM, x: Tensor, clock: Tensor, generator: torch.Generator) -> float:
     """The bound of ancestral samples on times with these −log SNR, rising from ε to T, nats in the mean."""
-    sde = model.sde
+    sde, score, process = model.sde, model.score, model.forward_process
     times = sde.time(-clock).clamp(sde.eps, sde.T)
     terms = indm.nelbo(model, x, generator=generator)
     z, _ = model.encode(x)
     steps = [
-        step_divergence(model.score, z, z.new_full((len(z),), t), z.new_full((len(z),), s), randn_like(z, generator))
+        step_divergence(score, z, z.new_full((len(z),), t), z.new_full((len(z),), s), randn_like(z, generator), process)
         for s, t in zip(times[:-1].tolist(), times[1:].tolist(), strict=True)
     ]
     return (terms.total - terms.score + torch.stack(steps).sum(0)).mean().item()
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--like", type=Path, required=True, help="run whose clocks are taken")
     o = parser.parse_args()
     (model, recipe), (like, _) = open_run(o.run), open_run(o.like)
+    require_no_code(model, "steps of any length")
     raw, unit = stack(load_data(**recipe["data"]).valid, EXAMPLES), math.prod(model.shape) * math.log(2)
     x, log_q = from_data(model, raw, generator=seeded())
     start, end = model.sde.clock_span()

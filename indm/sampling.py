@@ -114,7 +114,7 @@ class Sampler:
         if self.needs_scalar_sde and not sde.is_scalar:
             able = [name for name in SAMPLERS if not find("sampler", name).needs_scalar_sde]
             raise ValueError(
-                f"sampler must be one of {', '.join(able)} for an SDE that is learned entry by entry, got "
+                f"sampler must be one of {', '.join(able)} where entries have clocks of their own, got "
                 f"{type(self).__name__}"
             )
 

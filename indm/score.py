@@ -247,7 +247,7 @@ class GivenScore(nn.Module):
         return self if score is self.score else GivenScore(score, self.c, self.guidance, self.away_from)
 
     def both(self, z_t: Batch, t: PerSample) -> tuple[Batch, Batch]:
-        """s_θ and ŝ at the rows c, of :class:`TwoScores`."""
+        """s_θ and ŝ at the rows c, of :class:`TwoScores`; without guidance, which changes no forward process."""
         return self.score.both(z_t, t, self.c)
 
     @property

@@ -231,7 +231,10 @@ def require_no_code(model: nn.Module, purpose: str) -> None:
     """ValueError where the forward process has a code, so that ``purpose``, which needs one SDE, is out of reach."""
     process = process_of(model)
     if process.seen_shape:
-        raise ValueError(f"forward must have no code for {purpose}, got {type(process).__name__}")
+        raise ValueError(
+            f"forward must have no code for {purpose}, got {type(process).__name__}; linear, learned-mean "
+            "and affine have none"
+        )
 
 
 def has_one_diffusion(model: nn.Module) -> bool:

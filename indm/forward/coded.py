@@ -25,7 +25,7 @@ from indm.sde.linear import VPSDE, Kernel, LinearSDE, Times
 from indm.tensors import Batch, PerSample, double, expand_like, image_or_vector, zeroed
 
 NODES, WEIGHTS = gauss_legendre(24)
-LARGEST_LOG_SLOPE = 3.0  # of one coefficient
+LARGEST_COEFFICIENT = 3.0  # of a slope
 Codes = Float[Tensor, "batch code"]
 
 
@@ -206,10 +206,10 @@ class Coded(Linear):
         shape: event shape, (C, H, W) or (D,).
         code: "gaussian" or "binary".
         code_size: numbers of a code.
-        slope: "polynomial", (1 + Σ_k a_k P_k)², or "network", exp(Σ_k a_k P_k): of the clock of an entry, P_k the
-            Legendre polynomials of the place on the common clock. Their integral is monotone whatever the network c → a
-            makes, as that of an unconstrained monotonic network, https://arxiv.org/abs/1908.05164.
-        terms: of the sum.
+        slope: "polynomial", (1 + Σ_k a_k P_k)² + 0.001, or "network", exp(Σ_k a_k P_k): of the clock of an entry,
+            P_k the Legendre polynomials of the place on the common clock. Their integral is monotone whatever the
+            network c → a makes, as that of an unconstrained monotonic network, https://arxiv.org/abs/1908.05164.
+        terms: of the sum, at least 2: the first one alone changes no clock.
         width: hidden channels of the encoder and of the network c → a.
 
     Source: Sahoo et al. 2024, "Diffusion Models With Learned Adaptive Noise", https://arxiv.org/abs/2312.13236.
@@ -243,8 +243,11 @@ class Coded(Linear):
             raise ValueError(f"code must be one of {', '.join(CODES)}, got {code!r}")
         if slope not in ("polynomial", "network"):
             raise ValueError(f'slope must be "polynomial" or "network", got {slope!r}')
-        if min(code_size, terms, width) < 1:
-            raise ValueError(f"code_size, terms and width must be at least 1, got {code_size}, {terms} and {width}")
+        if min(code_size, width, terms - 1) < 1:
+            raise ValueError(
+                f"code_size and width must be at least 1 and terms 2, got {code_size}, {width} and {terms}; "
+                "16, 32 and 3 are usual"
+            )
         self.shape, self.code, self.code_size, self.slope = shape, code, code_size, slope
         self.terms, self.width = terms, width
         self.law = CODES[code](shape, code_size, width)
@@ -276,4 +279,4 @@ class Coded(Linear):
         if not isinstance(base, VPSDE):
             raise ValueError(f"sde must be vp for a coded forward process, got {type(base).__name__}")
         values = self.schedule(code).unflatten(1, (self.terms, *self.shape))
-        return ScheduledVP(base, LARGEST_LOG_SLOPE * (values / LARGEST_LOG_SLOPE).tanh(), self.slope)
+        return ScheduledVP(base, LARGEST_COEFFICIENT * (values / LARGEST_COEFFICIENT).tanh(), self.slope)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from closed_form import inverse_cdf, normal_log_prob, within
+from scipy import integrate
 from torch import nn
 
 import indm
@@ -15,7 +16,7 @@ from indm.config.options import ReportOptions
 from indm.evaluation.sample_quality import solve
 from indm.evaluation.sampling_error import discretization_error, path_error
 from indm.flows import Identity
-from indm.forward.coded import CODES, Coded
+from indm.forward.coded import CODES, Coded, ScheduledVP
 from indm.objective import constant_term, denoising_error, nelbo, prior_term, reconstruction_term
 from indm.report.measurements import MEASUREMENTS, samplers_of
 from indm.sampling import make_sampler, solve_latent
@@ -39,6 +40,25 @@ def made(shape=(2,), std=0.5, **options):
 def sde(request):
     process = made(slope=request.param)
     return process.sde_at(VPSDE(), torch.randn(5, 3, dtype=DOUBLE))
+
+
+def test_integrals_of_slopes_are_those_of_an_adaptive_rule():
+    """At the largest coefficients that there are."""
+    coefficients = torch.tensor([[0.0, 3.0, 3.0], [0.0, 3.0, -3.0], [0.0, -3.0, -3.0]], dtype=DOUBLE)[..., None]
+    place = torch.tensor([0.2, 0.5, 0.9], dtype=DOUBLE)
+    share, _ = ScheduledVP(VPSDE(), coefficients, "network")._share(place)
+
+    def part(row, end):
+        _, a, b = coefficients[row, :, 0].tolist()
+
+        def slope(u):
+            x = 2 * u - 1
+            return math.exp(a * x + b * (3 * x**2 - 1) / 2)
+
+        return integrate.quad(slope, 0, end, epsabs=1e-12)[0]
+
+    exact = [part(row, end) / part(row, 1) for row, end in enumerate(place.tolist())]
+    assert torch.allclose(share[:, 0], torch.tensor(exact, dtype=DOUBLE), rtol=0, atol=1e-9)
 
 
 def test_coefficients_are_those_of_a_variance_preserving_diffusion(sde):
@@ -417,5 +437,5 @@ def test_what_cannot_be_is_said():
         model.log_prob(torch.zeros(1, 2))
     with pytest.raises(ValueError, match="forward must have no code for a fitted sampler, got Coded"):
         indm.fit_sampler(model, 4)
-    with pytest.raises(ValueError, match=r"sampler must be one of .* for an SDE that is learned entry by entry"):
+    with pytest.raises(ValueError, match=r"sampler must be one of .* where entries have clocks of their own"):
         solve_latent(model, torch.zeros(1, 2), make_sampler("unipc"), 4)
