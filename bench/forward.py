@@ -170,6 +170,12 @@ def test_cell(path: Path, job: Training, decay: float, extractor: Path) -> Path:
     return path
 
 
+def bound_cell(path: Path, job: Training, decay: float) -> Path:
+    """The bound of a final training alone."""
+    kept(path, lambda: tested(job, decay, False))
+    return path
+
+
 def search(o: argparse.Namespace, data: str) -> list[tuple]:
     return [
         (search_cell, folder(o, data) / "search" / f"{side}-{process}.json", jobs_of(o, data, side, process))
@@ -205,8 +211,11 @@ def final(o: argparse.Namespace, data: str, kind: str = "final") -> list[tuple]:
         steps = (choice if kind == "final" else linear)["steps"]
         job = Training(data, NOISE, side, choice["setting"], steps, seed, o.path)
         path = place / kind / f"{side}-{process}-{seed}.json"
-        tasks.append((test_cell, path, job, choice["ema"], o.extractor / data))
-    reader(o.extractor / data, data_of(data, o.path))  # is there before trainings ask for it together
+        if o.bounds_alone or kind == EQUAL_STEPS:
+            tasks.append((bound_cell, path, job, choice["ema"]))
+        else:
+            tasks.append((test_cell, path, job, choice["ema"], o.extractor / data))
+            reader(o.extractor / data, data_of(data, o.path))  # is there before trainings ask for it together
     return tasks
 
 
@@ -237,7 +246,7 @@ def with_linear(place: Path, cells: Cells) -> Cells:
 
 def table(place: Path) -> str:
     """Side × process: bound, NLL, differences from the side's linear process and from no flow, gap; differences of
-    processes over all sides, at equal cost and in as many steps; bounds of few steps; samples and ways."""
+    processes over all sides, at equal cost and in as many steps; bounds of few steps; samples and paths."""
     cells, equal = (with_linear(place, finals(place, kind)) for kind in ("final", EQUAL_STEPS))
     likelihoods = [
         (
@@ -288,7 +297,7 @@ def against_linear(cells: Cells, title: str) -> str:
 
 
 def having(key: str, cells: Cells) -> Cells:
-    """The records that have it; those of ``bench/worth.py`` have likelihoods alone, older ones no ways and samples."""
+    """The records that have it: some have bounds alone, older ones no samples and paths."""
     found = {cell: [record for record in records if key in record] for cell, records in cells.items()}
     return {cell: records for cell, records in found.items() if records}
 
@@ -355,6 +364,7 @@ def main() -> None:
     parser.add_argument("--processes", nargs="+", choices=list(PROCESSES), default=list(PROCESSES))
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--budget", type=float, default=1, help="times the study's")
+    parser.add_argument("--bounds-alone", action="store_true", help="final trainings without NLL, samples and paths")
     parser.add_argument("--path", help="of the images, for emoji-32")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--extractor", type=Path, default=Path("runs/extractor"), help="folder of classifiers")

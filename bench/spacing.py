@@ -10,11 +10,13 @@ gets those, in the mean over the entries, stretched to its own ends.
 """
 
 import argparse
+import json
 import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from worth_cells import write
 
 import indm
 from indm.data.base import stack
@@ -60,6 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--like", type=Path, required=True, help="run whose clocks are taken")
+    parser.add_argument("--out", type=Path, help="JSON file")
     o = parser.parse_args()
     (model, recipe), (like, _) = open_run(o.run), open_run(o.like)
     require_no_code(model, "steps of any length")
@@ -67,7 +70,7 @@ def main() -> None:
     x, log_q = from_data(model, raw, generator=seeded())
     start, end = model.sde.clock_span()
     first, last = mean_clock(like.sde, 1).tolist()
-    print(f"clock from {start:.2f} to {end:.2f}; those of {o.like} from {first:.2f} to {last:.2f}")
+    record: dict = {"clock": [start, end], "clock of the other": [first, last], "bits_per_dim": {}}
     for steps in STEPS:
         bent = start + (mean_clock(like.sde, steps) - first) * (end - start) / (last - first)
         nats = {
@@ -75,8 +78,10 @@ def main() -> None:
             "spaced like the other": bound_on(model, x, bent, seeded()),
             "the other": indm.nelbo(like, x, times=8, ancestral=steps, generator=seeded()).total.mean().item(),
         }
-        bits = {name: f"{(value + log_q.mean().item()) / unit:.4g}" for name, value in nats.items()}
-        print(f"{steps} steps, bits/dim: {bits}", flush=True)
+        record["bits_per_dim"][steps] = {name: (value + log_q.mean().item()) / unit for name, value in nats.items()}
+    print(json.dumps(record, indent=2))
+    if o.out:
+        write(o.out, record)
 
 
 if __name__ == "__main__":
