@@ -221,8 +221,8 @@ def final(o: argparse.Namespace, data: str, kind: str = "final") -> list[tuple]:
 
 def equal_steps(o: argparse.Namespace, data: str) -> list[tuple]:
     """Trainings in as many steps as the linear process makes, whatever a step costs."""
-    o.processes = [process for process in o.processes if process != "linear"]
-    return final(o, data, EQUAL_STEPS)
+    others = [process for process in o.processes if process != "linear"]
+    return final(argparse.Namespace(**vars(o) | {"processes": others}), data, EQUAL_STEPS)
 
 
 def finals(place: Path, kind: str = "final") -> Cells:

@@ -91,7 +91,7 @@ class ScheduledVP(LinearSDE):
     @functools.cached_property
     def _at_nodes(self) -> Tensor:
         """s at the nodes, which give all its integrals."""
-        return self._slope(NODES.to(self.coefficients.device).expand(len(self.coefficients), -1))
+        return self._slope(NODES.to(double(self.coefficients)).expand(len(self.coefficients), -1))
 
     @functools.cached_property
     def _whole(self) -> Tensor:
