@@ -4,7 +4,6 @@
     python bench/forward.py search digits        # rates of each cell, on the validation split
     python bench/forward.py final digits         # trainings at the chosen rates, tested once
     python bench/forward.py equal-steps digits   # trainings in as many steps as the linear process makes
-    python bench/forward.py control digits       # the linear process in the fewer steps of each other one
     python bench/forward.py table digits         # also into docs/forward.md, with a figure
 
 A cell is a side of ``bench/worth.py`` (no flow, a spline, the coupling flow) and a forward process, under truncated
@@ -183,21 +182,6 @@ def search(o: argparse.Namespace, data: str) -> list[tuple]:
     ]
 
 
-def control_cell(path: Path, job: Training) -> Path:
-    kept(path, lambda: validated(job))
-    return path
-
-
-def control(o: argparse.Namespace, data: str) -> list[tuple]:
-    """What the steps cost that a dearer process does not make: validated, as in the search."""
-    place, jobs = folder(o, data), {}
-    for side, process in cells(o):
-        linear, other = (chosen(place / "search" / f"{side}-{name}.json", data) for name in ("linear", process))
-        path = place / "control" / f"{side}-linear-{other['steps']}-steps.json"
-        jobs[path] = Training(data, NOISE, side, linear["setting"], other["steps"], path=o.path)
-    return [(control_cell, path, job) for path, job in jobs.items()]
-
-
 def chosen(path: Path, data: str) -> dict:
     if not path.exists():
         raise SystemExit(f"{path} is missing: python bench/forward.py search {data} makes it")
@@ -353,7 +337,7 @@ def gap_of(records: list[dict]) -> str:
     return in_words(numbers(records, "gap"), ".4f")
 
 
-COMMANDS = {"search": search, "final": final, EQUAL_STEPS: equal_steps, "control": control}
+COMMANDS = {"search": search, "final": final, EQUAL_STEPS: equal_steps}
 
 
 def main() -> None:
