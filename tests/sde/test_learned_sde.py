@@ -124,7 +124,7 @@ def test_samplers_reach_the_data(sde, name):
 
 def test_what_it_cannot_do_is_said(sde):
     _, model = gaussian(sde)
-    with pytest.raises(ValueError, match="sampler must be one of ode, euler-maruyama, ancestral, pc, heun for"):
+    with pytest.raises(ValueError, match="sampler must be one of ode, euler-maruyama, ancestral, pc, heun where"):
         indm.sample(model, 2, sampler="unipc")
     generator = torch.Generator()
     default, heun = (indm.sample(model, 2, **o, generator=generator.manual_seed(0)) for o in ({}, {"sampler": "heun"}))
