@@ -189,17 +189,16 @@ def chosen(path: Path, data: str) -> dict:
 
 
 def final(o: argparse.Namespace, data: str, kind: str = "final") -> list[tuple]:
-    tasks, place = [], folder(o, data)
+    tasks, place, extractor = [], folder(o, data), o.extractor / data
+    alone = o.bounds_alone or kind == EQUAL_STEPS
     for seed, (side, process) in itertools.product(seeds(o.seeds), cells(o)):
-        choice, linear = (chosen(place / "search" / f"{side}-{name}.json", data) for name in (process, "linear"))
-        steps = (choice if kind == "final" else linear)["steps"]
-        job = Training(data, NOISE, side, choice["setting"], steps, seed, o.path)
-        path = place / kind / f"{side}-{process}-{seed}.json"
-        if o.bounds_alone or kind == EQUAL_STEPS:
-            tasks.append((bound_cell, path, job, choice["ema"]))
-        else:
-            tasks.append((test_cell, path, job, choice["ema"], o.extractor / data))
-            reader(o.extractor / data, data_of(data, o.path))  # is there before trainings ask for it together
+        choice = chosen(place / "search" / f"{side}-{process}.json", data)
+        like = choice if kind == "final" else chosen(place / "search" / f"{side}-linear.json", data)
+        job = Training(data, NOISE, side, choice["setting"], like["steps"], seed, o.path)
+        task = (place / kind / f"{side}-{process}-{seed}.json", job, choice["ema"])
+        tasks.append((bound_cell, *task) if alone else (test_cell, *task, extractor))
+    if not alone:
+        reader(extractor, data_of(data, o.path))  # is there before trainings ask for it together
     return tasks
 
 
@@ -219,19 +218,17 @@ def finals(place: Path, kind: str = "final") -> Cells:
     return found
 
 
-def with_linear(place: Path, cells: Cells) -> Cells:
-    """The cells, and linear ones before them; those that have no record here are the first seeds of
-    ``bench/worth.py``, whose trainings are the same."""
+def with_worth(place: Path, cells: Cells) -> Cells:
+    """The cells; where linear ones are missing, the first seeds of ``bench/worth.py``: the same trainings."""
     of_worth = {(side, "linear"): records_of(RECORDS / "worth" / place.name, NOISE, side)[:SEEDS] for side in SIDES}
-    linear = {cell: records for cell, records in finals(place).items() if cell[1] == "linear"}
-    whole = of_worth | linear | cells
+    whole = of_worth | cells
     return {cell: whole[cell] for cell in itertools.product(SIDES, PROCESSES) if whole.get(cell)}
 
 
 def table(place: Path) -> str:
     """Side × process: bound, NLL, differences from the side's linear process and from no flow, gap; differences of
     processes over all sides, at equal cost and in as many steps; bounds of few steps; samples and paths."""
-    cells, equal = (with_linear(place, finals(place, kind)) for kind in ("final", EQUAL_STEPS))
+    cells, equal = with_worth(place, finals(place)), finals(place, EQUAL_STEPS)
     likelihoods = [
         (
             FLOWS[side], process, in_words([float(bits(record).mean()) for record in records], ".4f", ".4f"),
@@ -256,21 +253,22 @@ def table(place: Path) -> str:
     head, in_steps = ("flow", "process"), [f"{n} steps" for n in BOUND_STEPS]
     tables = [
         in_table(*head, "NELBO", "NLL", "− linear", "− no flow", "gap", "seeds", "steps", rows=likelihoods),
-        against_linear(cells, "− linear"),
-        *([against_linear(equal, "− linear in as many steps")] if finals(place, EQUAL_STEPS) else []),
+        against_linear(cells, cells, "− linear"),
+        *([against_linear(equal, cells, "− linear in as many steps")] if equal else []),
         in_table(*head, *in_steps, rows=bounds),
         in_table(*head, "length", "curvature", *in_steps[: len(STEPS)], "seeds", rows=samples),
     ]
     return "\n\n".join(tables) + "\n"
 
 
-def against_linear(cells: Cells, title: str) -> str:
-    """Each process less the linear one over all flows and seeds, with Holm's correction over the processes."""
+def against_linear(cells: Cells, linear: Cells, title: str) -> str:
+    """Each process of ``cells`` less the linear one of ``linear`` over all flows and seeds, with Holm's correction over
+    the processes."""
     differences = {}
     for process in PROCESSES:
         sides = [side for side in SIDES if process != "linear" and (side, process) in cells]
         if sides:
-            pairs = [pairs_of(cells[side, process], cells[side, "linear"]) for side in sides]
+            pairs = [pairs_of(cells[side, process], linear[side, "linear"]) for side in sides]
             differences[process] = difference_in([*itertools.chain(*pairs)])
     rows = judged(list(differences.values()))
     lines = [
@@ -289,7 +287,7 @@ def having(key: str, cells: Cells) -> Cells:
 @styled
 def curves(place: Path, out: Path) -> None:
     """Fréchet distances by steps, and bounds against those of the linear process; one column for each flow."""
-    cells = having("ancestral", with_linear(place, finals(place)))
+    cells = having("ancestral", finals(place))
     sides = [side for side in SIDES if (side, "linear") in cells]
     figure = Figure(figsize=(3.4 * len(sides), 5.5))
     rows = figure.subplots(2, len(sides), sharex="row", sharey="row", squeeze=False)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from worth_cells import write
+from worth_cells import VALID_EXAMPLES, write
 
 import indm
 from indm.data.base import stack
@@ -30,7 +30,6 @@ from indm.sampling import log_snr_grid
 from indm.sde.linear import LinearSDE
 
 STEPS = (2, 4, 8, 16, 32, 100)
-EXAMPLES = 500  # of the validation split
 
 
 def mean_clock(sde: LinearSDE, steps: int) -> Tensor:
@@ -66,7 +65,7 @@ def main() -> None:
     o = parser.parse_args()
     (model, recipe), (like, _) = open_run(o.run), open_run(o.like)
     require_no_code(model, "steps of any length")
-    raw, unit = stack(load_data(**recipe["data"]).valid, EXAMPLES), math.prod(model.shape) * math.log(2)
+    raw, unit = stack(load_data(**recipe["data"]).valid, VALID_EXAMPLES), math.prod(model.shape) * math.log(2)
     x, log_q = from_data(model, raw, generator=seeded())
     start, end = model.sde.clock_span()
     first, last = mean_clock(like.sde, 1).tolist()

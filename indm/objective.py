@@ -316,8 +316,8 @@ def extended_clock(sde: LinearSDE, n: int, eps: float, *, generator=None, device
 
 def _constants(sde: LinearSDE, z: Tensor, eps: float, end: Moments) -> Tensor:
     """What no parameter of flow or score moves: constant term, −d log α and the mean −d/2 of −½‖noise‖², (B,)."""
-    kernel, std = sde.kernel(z.new_full((1,), eps)), end[1]
-    return event_sum(kernel.sigma.log() - kernel.log_alpha - 0.5, z) - event_sum(std.log(), z)
+    start = z.new_full((1,), eps)
+    return constant_term(sde, z, start, end) - event_sum(sde.log_alpha(start) + 0.5, z)
 
 
 def build_indm(recipe: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...], scaling: Scaling) -> nn.Module:

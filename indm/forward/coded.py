@@ -25,6 +25,9 @@ from indm.sde.linear import VPSDE, Kernel, LinearSDE, Times
 from indm.tensors import Batch, PerSample, double, expand_like, image_or_vector, zeroed
 
 NODES, WEIGHTS = gauss_legendre(24)
+FACTORS = 2.0 * torch.arange(len(NODES), dtype=torch.float64) + 1
+# From the values of a function at the nodes to the coefficients of its Legendre series, (terms, nodes).
+PROJECTION = FACTORS[:, None] * (legendre(NODES, len(NODES)) * WEIGHTS[:, None]).T
 LARGEST_COEFFICIENT = 3.0  # of a slope
 Codes = Float[Tensor, "batch code"]
 
@@ -110,10 +113,9 @@ def weights_to(place: Float[Tensor, " batch"]) -> Float[Tensor, "batch nodes"]:
 
     ∫_0^p P_k(2u − 1) du is p for k = 0 and (P_{k+1} − P_{k−1})/(2(2k + 1)) at 2p − 1 for others.
     """
-    terms = len(NODES)
-    factors, P = 2 * torch.arange(terms).to(place) + 1, legendre(place, terms + 1)
-    integrals = torch.cat([place[:, None], (P[:, 2:] - P[:, :-2]) / (2 * factors[1:])], 1)
-    return (integrals * factors) @ (legendre(NODES, terms) * WEIGHTS[:, None]).T.to(place)
+    P = legendre(place, len(NODES) + 1)
+    integrals = torch.cat([place[:, None], (P[:, 2:] - P[:, :-2]) / (2 * FACTORS[1:].to(place))], 1)
+    return integrals @ PROJECTION.to(place)
 
 
 class Code(nn.Module, ABC):

@@ -76,9 +76,8 @@ class LearnedSDE(LinearSDE):
 
     def kernel(self, t: Times) -> Kernel:
         """All from one integral of the signal-to-noise ratio."""
-        log_alpha, noise_to_signal = self.log_alpha(double(t)), self._log_noise_to_signal(t)
-        bend, _ = self._interpolate(self._bend(), t)
-        rate = (self._expand(-self.base.log_snr(double(t))) + bend - noise_to_signal).exp()
+        log_alpha, (noise_to_signal, growth) = self.log_alpha(double(t)), self._log_noise_to_signal(t)
+        rate = (growth - noise_to_signal).exp()
         return Kernel(log_alpha.to(t), (log_alpha + 0.5 * noise_to_signal).exp().to(t), rate.to(t))
 
     def drift(self, t: Times) -> Tensor:
@@ -131,16 +130,17 @@ class LearnedSDE(LinearSDE):
         slope = (knots[1:] - knots[:-1])[segment] / self._segment_length()
         return knots[segment] + self._expand(offset) * slope, slope
 
-    def _log_noise_to_signal(self, t: Times) -> Tensor:
-        """log σ_i²/α_i² by the closed form of its integral over each segment, (B, *event)."""
+    def _log_noise_to_signal(self, t: Times) -> tuple[Tensor, Tensor]:
+        """log σ_i²/α_i² by the closed form of its integral over each segment, and log of the integrand, (B, *event)."""
         bend, length, (start, _) = self._bend(), self._segment_length(), self.base.clock_span()
-        first = start + length * torch.arange(self.knots, dtype=torch.float64, device=bend.device)
-        value = self._expand(first) + bend  # log of the integrand at the knots
+        knots = start + length * torch.arange(self.knots, dtype=torch.float64, device=bend.device)
+        value = self._expand(knots) + bend  # log of the integrand at the knots
         slope = 1 + (bend[1:] - bend[:-1]) / length
         whole = _log_integral(value[:-1], slope, torch.full_like(slope, length))
         before = torch.logcumsumexp(torch.cat([value[:1], whole]), dim=0)  # up to each knot; bend is constant before
         segment, offset = self._locate(t)
-        return torch.logaddexp(before[segment], _log_integral(value[segment], slope[segment], self._expand(offset)))
+        first, slope, offset = value[segment], slope[segment], self._expand(offset)
+        return torch.logaddexp(before[segment], _log_integral(first, slope, offset)), first + slope * offset
 
 
 def _log_integral(value: Tensor, slope: Tensor, length: Tensor) -> Tensor:
