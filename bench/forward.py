@@ -7,8 +7,8 @@
     python bench/forward.py table digits         # also into docs/forward.md, with a figure
 
 A cell is a side of ``bench/worth.py`` (no flow, a spline, the coupling flow) and a forward process, under truncated
-normal noise. Its score's rate is the side's, found there; the rate of the process and the average are its own. Records
-are kept in ``bench/records/forward``, one a training; a command goes on from them.
+normal noise. It has the side's setting, found there; the rate of the process, half the score's rate and the average are
+searched on top. Records are kept in ``bench/records/forward``, one a training; a command goes on from them.
 """
 
 import argparse
@@ -22,21 +22,21 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
-from worth import affordable, folder, run, seeds
+from worth import folder, run, search_cell, seeds
 from worth_cells import (
     NLL_EXAMPLES,
     STUDIES,
     VALID_EXAMPLES,
+    Axis,
     Setting,
     Training,
     costs,
     data_of,
     frechet,
     kept,
-    name_of,
+    options,
     reader,
     tested,
-    validated,
 )
 from worth_table import bits, difference, difference_in, in_table, pairs_of, records_of, signed, with_tables
 
@@ -65,7 +65,7 @@ PROCESSES: dict[str, Setting] = {
     "affine": {"forward": "affine"},
     "affine, learned SDE": {"forward": "affine", "sde": "learned"},
 }
-FORWARD_RATES = (1e-3, 3e-3)
+FORWARD_RATES = (1e-3, 3e-3, 3e-4)
 SEEDS = 3  # of a cell
 EQUAL_STEPS = "equal-steps"  # folder of its records
 STEPS = (2, 4, 8, 16, 32)  # of samples
@@ -76,41 +76,26 @@ RECORDS = Path(__file__).parent / "records"
 Cells = dict[tuple[str, str], list[dict]]  # records by side and process
 
 
-def settings(data: str, side: str, process: str) -> list[Setting]:
-    """What a cell may have: the side's setting of ``bench/worth.py``, and each rate of a process that has one."""
+def axes(data: str, side: str, process: str) -> list[Axis]:
+    """The axes along which a cell is searched: the side's setting of ``bench/worth.py``, the rate of the process where
+    it has one, and half the rate of the score."""
     own = json.loads((RECORDS / "worth" / data / "search" / f"uniform-{side}.json").read_text())["setting"]
     own = own | PROCESSES[process]
-    return [own | {"train.forward_lr": rate} for rate in FORWARD_RATES] if "forward" in own else [own]
+    rates = [options("train.forward_lr", *FORWARD_RATES)] if "forward" in own else []
+    return [(own,), *rates, options("train.lr", own["train.lr"], own["train.lr"] / 2)]
 
 
 def cells(o: argparse.Namespace) -> Iterator[tuple[str, str]]:
     return itertools.product(o.sides, o.processes)
 
 
-def made_of(o: argparse.Namespace, data: str, side: str, process: str) -> list[Training]:
-    return [Training(data, NOISE, side, setting, 1, path=o.path) for setting in settings(data, side, process)]
+def job_of(o: argparse.Namespace, data: str, side: str, process: str) -> Training:
+    """Of its first setting and one step."""
+    return Training(data, NOISE, side, axes(data, side, process)[0][0], 1, path=o.path)
 
 
-def jobs_of(o: argparse.Namespace, data: str, side: str, process: str) -> list[Training]:
-    """A training for each setting of a cell, with as many steps as cost the budget."""
-    jobs = made_of(o, data, side, process)
-    measured = costs(o.out / data / "costs.json", jobs)
-    return [affordable(job, measured, o.budget * STUDIES[data].budget) for job in jobs]
-
-
-def search_cell(path: Path, jobs: list[Training]) -> Path:
-    """The best setting and average of a cell, by the validation split."""
-
-    def choose() -> dict:
-        records = [
-            (kept(path.with_suffix("") / f"{name_of(j.setting)}.json", lambda j=j: validated(j)), j) for j in jobs
-        ]
-        found = [(value, decay, job) for record, job in records for decay, value in record["valid"].items()]
-        value, decay, job = min((f for f in found if f[0] is not None), key=lambda f: f[0])
-        return {"setting": job.setting, "steps": job.steps, "ema": float(decay), "valid": value}
-
-    kept(path, choose)
-    return path
+def measure_costs(o: argparse.Namespace, data: str) -> dict[str, float]:
+    return costs(o.out / data / "costs.json", [job_of(o, data, *cell) for cell in cells(o)])
 
 
 def ways_of(model: indm.INDM, x: torch.Tensor, fade: Fade | None = None) -> torch.Tensor:
@@ -176,9 +161,9 @@ def bound_cell(path: Path, job: Training, decay: float) -> Path:
 
 
 def search(o: argparse.Namespace, data: str) -> list[tuple]:
+    place, affords = folder(o, data) / "search", (measure_costs(o, data), o.budget * STUDIES[data].budget)
     return [
-        (search_cell, folder(o, data) / "search" / f"{side}-{process}.json", jobs_of(o, data, side, process))
-        for side, process in cells(o)
+        (search_cell, place / "-".join(cell), job_of(o, data, *cell), axes(data, *cell), *affords) for cell in cells(o)
     ]
 
 
@@ -360,8 +345,7 @@ def main() -> None:
         PAGE.write_text(with_tables(PAGE.read_text("utf-8"), lambda data: table(o.out / data)), "utf-8")
         return
     for data in o.data:
-        every = [job for s, p in cells(o) for job in made_of(o, data, s, p)]
-        print(json.dumps(costs(o.out / data / "costs.json", every), indent=2))
+        print(json.dumps(measure_costs(o, data), indent=2))
         if o.command in COMMANDS:
             run(COMMANDS[o.command](o, data), o.jobs)
 

@@ -33,6 +33,7 @@ from worth_cells import (
     RATES,
     SIDES,
     STUDIES,
+    Axis,
     Setting,
     Training,
     axes,
@@ -102,23 +103,25 @@ def affordable(job: Training, costs: dict[str, float], budget: float) -> Trainin
     return replace(job, steps=max(1, round(budget / costs[job.cost_key])))
 
 
-def search_cell(out: Path, job: Training, costs: dict[str, float], budget: float) -> Path:
-    """Search one cell's setting along its axes, one training after another; writes and returns the chosen one."""
-    place = out / "search" / f"{job.dequantization}-{job.side}"
+def search_cell(place: Path, job: Training, along: list[Axis], costs: dict[str, float], budget: float) -> Path:
+    """Search one cell's setting along its axes, one training after another; writes and returns the chosen one, beside
+    the folder ``place`` of its trainings."""
+
+    def made(setting: Setting) -> Training:
+        return affordable(replace(job, setting=setting), costs, budget)
 
     def bits(setting: Setting) -> tuple[float, str]:
         """Of the best average, and which that is."""
-        this = affordable(replace(job, setting=setting), costs, budget)
-        record = kept(place / f"{name_of(setting)}.json", lambda: validated(this))
+        record = kept(place / f"{name_of(setting)}.json", lambda: validated(made(setting)))
         return min((float("inf") if value is None else value, decay) for decay, value in record["valid"].items())
 
     def choose() -> dict:
-        searched = axes(job.data, job.dequantization, job.side)
-        best = merged(axis[0] for axis in searched)
-        for axis in searched:
+        best = merged(axis[0] for axis in along)
+        for axis in along:
             best = min((best | value for value in axis), key=bits)
         value, decay = bits(best)
-        return {"setting": best, "ema": float(decay), "valid": value, "trainings": len(list(place.iterdir()))}
+        found = {"setting": best, "steps": made(best).steps, "ema": float(decay), "valid": value}
+        return found | {"trainings": len(list(place.iterdir()))}
 
     kept(place.with_suffix(".json"), choose)
     return place.with_suffix(".json")
@@ -141,11 +144,11 @@ def chosen(o: argparse.Namespace, data: str, dequantization: str, side: str) -> 
 
 
 def search(o: argparse.Namespace, data: str) -> list[tuple]:
-    measured, budget = measure_costs(o, data), o.budget * STUDIES[data].budget
+    place, affords = folder(o, data) / "search", (measure_costs(o, data), o.budget * STUDIES[data].budget)
+    made = [(noise, side) for noise, side in cells(o) if noise == searched(noise)]
     return [
-        (search_cell, folder(o, data), Training(data, dequantization, side, {}, 1, path=o.path), measured, budget)
-        for dequantization, side in cells(o)
-        if dequantization == searched(dequantization)
+        (search_cell, place / "-".join(cell), Training(data, *cell, {}, 1, path=o.path), axes(data, *cell), *affords)
+        for cell in made
     ]
 
 
