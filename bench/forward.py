@@ -4,11 +4,12 @@
     python bench/forward.py search digits        # rates of each cell, on the validation split
     python bench/forward.py final digits         # trainings at the chosen rates, tested once
     python bench/forward.py equal-steps digits   # trainings in as many steps as the linear process makes
+    python bench/forward.py wider digits         # the search with more rates, of the score, too
     python bench/forward.py table digits         # also into docs/forward.md, with a figure
 
 A cell is a side of ``bench/worth.py`` (no flow, a spline, the coupling flow) and a forward process, under truncated
-normal noise. It has the side's setting, found there; the rate of the process, half the score's rate and the average are
-searched on top. Records are kept in ``bench/records/forward``, one a training; a command goes on from them.
+normal noise. It has the side's setting, found there; the rate of the process and the average are its own. Records are
+kept in ``bench/records/forward``, one a training; a command goes on from them.
 """
 
 import argparse
@@ -67,7 +68,7 @@ PROCESSES: dict[str, Setting] = {
 }
 FORWARD_RATES = (1e-3, 3e-3, 3e-4)
 SEEDS = 3  # of a cell
-EQUAL_STEPS = "equal-steps"  # folder of its records
+EQUAL_STEPS, WIDER = "equal-steps", "wider"  # folders of their records
 STEPS = (2, 4, 8, 16, 32)  # of samples
 COLOUR = colours_of(PROCESSES)
 BOUND_STEPS = (*STEPS, 100, 1000)  # of the bounds of ancestral samples
@@ -76,13 +77,13 @@ RECORDS = Path(__file__).parent / "records"
 Cells = dict[tuple[str, str], list[dict]]  # records by side and process
 
 
-def axes(data: str, side: str, process: str) -> list[Axis]:
-    """The axes along which a cell is searched: the side's setting of ``bench/worth.py``, the rate of the process where
-    it has one, and half the rate of the score."""
+def axes(data: str, side: str, process: str, wide: bool = False) -> list[Axis]:
+    """The axes along which a cell is searched: the side's setting of ``bench/worth.py``, and the rate of the process
+    where it has one; ``wide``: also a smaller one, and half the score's rate."""
     own = json.loads((RECORDS / "worth" / data / "search" / f"uniform-{side}.json").read_text())["setting"]
     own = own | PROCESSES[process]
-    rates = [options("train.forward_lr", *FORWARD_RATES)] if "forward" in own else []
-    return [(own,), *rates, options("train.lr", own["train.lr"], own["train.lr"] / 2)]
+    rates = [options("train.forward_lr", *FORWARD_RATES[: 3 if wide else 2])] if "forward" in own else []
+    return [(own,), *rates, *([options("train.lr", own["train.lr"], own["train.lr"] / 2)] if wide else [])]
 
 
 def cells(o: argparse.Namespace) -> Iterator[tuple[str, str]]:
@@ -160,11 +161,17 @@ def bound_cell(path: Path, job: Training, decay: float) -> Path:
     return path
 
 
-def search(o: argparse.Namespace, data: str) -> list[tuple]:
-    place, affords = folder(o, data) / "search", (measure_costs(o, data), o.budget * STUDIES[data].budget)
+def search(o: argparse.Namespace, data: str, kind: str = "search") -> list[tuple]:
+    place, affords = folder(o, data) / "search", (measure_costs(o, data), o.budget * STUDIES[data].budget, kind)
     return [
-        (search_cell, place / "-".join(cell), job_of(o, data, *cell), axes(data, *cell), *affords) for cell in cells(o)
+        (search_cell, place / "-".join(cell), job_of(o, data, *cell), axes(data, *cell, kind == WIDER), *affords)
+        for cell in cells(o)
     ]
+
+
+def wider(o: argparse.Namespace, data: str) -> list[tuple]:
+    """The search with more rates: whether one side was tuned better than another."""
+    return search(o, data, WIDER)
 
 
 def chosen(path: Path, data: str) -> dict:
@@ -212,7 +219,8 @@ def with_worth(place: Path, cells: Cells) -> Cells:
 
 def table(place: Path) -> str:
     """Side × process: bound, NLL, differences from the side's linear process and from no flow, gap; differences of
-    processes over all sides, at equal cost and in as many steps; bounds of few steps; samples and paths."""
+    processes over all sides, at equal cost and in as many steps; the wider search; bounds of few steps; samples and
+    paths."""
     cells, equal = with_worth(place, finals(place)), finals(place, EQUAL_STEPS)
     likelihoods = [
         (
@@ -240,6 +248,7 @@ def table(place: Path) -> str:
         in_table(*head, "NELBO", "NLL", "− linear", "− no flow", "gap", "seeds", "steps", rows=likelihoods),
         against_linear(cells, cells, "− linear"),
         *([against_linear(equal, cells, "− linear in as many steps")] if equal else []),
+        *([search_table(place)] if (place / WIDER).exists() else []),
         in_table(*head, *in_steps, rows=bounds),
         in_table(*head, "length", "curvature", *in_steps[: len(STEPS)], "seeds", rows=samples),
     ]
@@ -261,6 +270,23 @@ def against_linear(cells: Cells, linear: Cells, title: str) -> str:
         for (process, d), row in zip(differences.items(), rows, strict=True)
     ]
     return in_table("process", title, "trainings", "Holm's p", "verdict", rows=lines)
+
+
+def search_table(place: Path) -> str:
+    """Of each cell that has a wider search: bounds of validation images at the rates that it and the search chose."""
+    both, rows = [], []
+    for kind in ("search", WIDER):
+        files = {cell: place / kind / f"{'-'.join(cell)}.json" for cell in itertools.product(SIDES, PROCESSES)}
+        both.append({cell: json.loads(file.read_text()) for cell, file in files.items() if file.exists()})
+    for (side, process), choice in both[1].items():
+        rates = [choice["setting"].get(key, "") for key in ("train.lr", "train.forward_lr")]
+        values = []
+        for found in both:
+            value, linear = (found[cell]["valid"] for cell in ((side, process), (side, "linear")))
+            values += [f"{value:.4f}", f"{value - linear:+.4f}" if process != "linear" else ""]
+        rows.append((FLOWS[side], process, *values, *rates))
+    search, wide = ("searched", "− linear"), ("searched wider", "− linear")
+    return in_table("flow", "process", *search, *wide, "score's rate", "process's rate", rows=rows)
 
 
 def having(key: str, cells: Cells) -> Cells:
@@ -290,7 +316,7 @@ def curves(place: Path, out: Path) -> None:
     for axes in rows[1]:
         axes.set(xlabel="steps of the bound", xscale="log")
     rows[0, 0].set_ylabel("Fréchet distance")
-    rows[1, 0].set_ylabel("bound beyond linear's, %")
+    rows[1, 0].set_ylabel("bound above linear, %")
     save_figure(figure, out)
 
 
@@ -320,7 +346,7 @@ def gap_of(records: list[dict]) -> str:
     return in_words(numbers(records, "gap"), ".4f")
 
 
-COMMANDS = {"search": search, "final": final, EQUAL_STEPS: equal_steps}
+COMMANDS = {"search": search, "final": final, EQUAL_STEPS: equal_steps, WIDER: wider}
 
 
 def main() -> None:

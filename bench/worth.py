@@ -103,16 +103,20 @@ def affordable(job: Training, costs: dict[str, float], budget: float) -> Trainin
     return replace(job, steps=max(1, round(budget / costs[job.cost_key])))
 
 
-def search_cell(place: Path, job: Training, along: list[Axis], costs: dict[str, float], budget: float) -> Path:
-    """Search one cell's setting along its axes, one training after another; writes and returns the chosen one, beside
-    the folder ``place`` of its trainings."""
+def search_cell(
+    place: Path, job: Training, along: list[Axis], costs: dict[str, float], budget: float, kind: str = "search"
+) -> Path:
+    """Search one cell's setting along its axes, one training after another, with records in ``place``; writes the
+    chosen one into the folder ``kind`` beside that of the cells, and returns its path."""
+    path, made = place.parents[1] / kind / f"{place.name}.json", []
 
-    def made(setting: Setting) -> Training:
+    def afforded(setting: Setting) -> Training:
         return affordable(replace(job, setting=setting), costs, budget)
 
     def bits(setting: Setting) -> tuple[float, str]:
         """Of the best average, and which that is."""
-        record = kept(place / f"{name_of(setting)}.json", lambda: validated(made(setting)))
+        made.append(name_of(setting))
+        record = kept(place / f"{made[-1]}.json", lambda: validated(afforded(setting)))
         return min((float("inf") if value is None else value, decay) for decay, value in record["valid"].items())
 
     def choose() -> dict:
@@ -120,11 +124,11 @@ def search_cell(place: Path, job: Training, along: list[Axis], costs: dict[str, 
         for axis in along:
             best = min((best | value for value in axis), key=bits)
         value, decay = bits(best)
-        found = {"setting": best, "steps": made(best).steps, "ema": float(decay), "valid": value}
-        return found | {"trainings": len(list(place.iterdir()))}
+        found = {"setting": best, "steps": afforded(best).steps, "ema": float(decay), "valid": value}
+        return found | {"trainings": len(set(made))}
 
-    kept(place.with_suffix(".json"), choose)
-    return place.with_suffix(".json")
+    kept(path, choose)
+    return path
 
 
 def test(path: Path, job: Training, decay: float, whole: bool) -> Path:

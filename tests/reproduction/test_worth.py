@@ -40,7 +40,7 @@ def test_a_search_finds_the_best_at_equal_seconds_and_goes_on(tmp_path, found):
     best, tried = found
     job = Training("digits", "uniform", "indm", {}, 1)
     costs = {f"uniform indm flow_update_every={every}": cost for every, cost in ((1, 1.25), (3, 1.1))}
-    cell = tmp_path / "uniform-indm", job, axes("digits", "uniform", "indm"), costs, 550
+    cell = tmp_path / "search" / "uniform-indm", job, axes("digits", "uniform", "indm"), costs, 550
     path = worth.search_cell(*cell)
     assert json.loads(path.read_text()) == {"setting": best, "steps": 500, "ema": 0.9, "valid": 1.0, "trainings": 4}
     assert [steps for _, steps in tried] == [440] * 3 + [500]
