@@ -65,6 +65,7 @@ PROCESSES: dict[str, Setting] = {
     "learned mean": {"forward": "learned-mean"},
     "affine": {"forward": "affine"},
     "affine, learned SDE": {"forward": "affine", "sde": "learned"},
+    "two scores": {"forward": "affine", "train.forward_lr": 1e-12},  # affine that stays linear
 }
 FORWARD_RATES = (1e-3, 3e-3, 3e-4)
 SEEDS = 3  # of a cell
@@ -82,8 +83,12 @@ def axes(data: str, side: str, process: str, wide: bool = False) -> list[Axis]:
     where it has one; ``wide``: also a smaller one, and half the score's rate."""
     own = json.loads((RECORDS / "worth" / data / "search" / f"uniform-{side}.json").read_text())["setting"]
     own = own | PROCESSES[process]
-    rates = [options("train.forward_lr", *FORWARD_RATES[: 3 if wide else 2])] if "forward" in own else []
-    return [(own,), *rates, *([options("train.lr", own["train.lr"], own["train.lr"] / 2)] if wide else [])]
+    along: list[Axis] = [(own,)]
+    if "forward" in own and "train.forward_lr" not in own:
+        along.append(options("train.forward_lr", *FORWARD_RATES[: 3 if wide else 2]))
+    if wide:
+        along.append(options("train.lr", own["train.lr"], own["train.lr"] / 2))
+    return along
 
 
 def cells(o: argparse.Namespace) -> Iterator[tuple[str, str]]:
@@ -341,9 +346,8 @@ def in_words(values: list[float], form: str, of_error: str = "") -> str:
 
 def gap_of(records: list[dict]) -> str:
     """What even the best score leaves; of codes the KL divergence, below which it is."""
-    if records[0]["setting"].get("forward") == "coded":
-        return f"< {math.ceil(1e4 * over_seeds(numbers(records, 'kl'))[0]) / 1e4:.4f}"
-    return in_words(numbers(records, "gap"), ".4f")
+    kl = numbers(records, "kl") if records[0]["setting"].get("forward") == "coded" else []
+    return f"< {math.ceil(1e4 * over_seeds(kl)[0]) / 1e4:.4f}" if kl else in_words(numbers(records, "gap"), ".4f")
 
 
 COMMANDS = {"search": search, "final": final, EQUAL_STEPS: equal_steps, WIDER: wider}
