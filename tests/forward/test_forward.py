@@ -505,6 +505,16 @@ def test_fitting_the_second_score_moves_nothing_but_the_network():
         assert torch.allclose(0.25 * chosen + 0.75 * not_chosen, expected, rtol=1e-9, atol=1e-12)
 
 
+def test_the_second_score_has_one_rows_weight_in_each_of_its_rows():
+    """More would be better for it and worse for the bound: both share a network."""
+    model, t = model_of("affine", width=16), torch.linspace(EPS, 0.9, 8, dtype=DOUBLE)
+    sde, chosen = model.sde, torch.arange(8) % 4 == 0
+    noised = model.forward_process.at(sde, torch.randn(8, 3, dtype=DOUBLE), t, torch.randn(8, 3, dtype=DOUBLE))
+    _, fit = _two_errors(model.score, noised, t, torch.ones(8, dtype=DOUBLE), t <= EPS, chosen)
+    wrong = noised.noise + sde.sigma(t)[:, None] * law_score(model.score)(noised.z_t, t)
+    assert torch.allclose(fit, torch.where(chosen, 0.5 * (wrong**2).sum(1), 0.0), rtol=1e-9)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 def test_at_the_start_the_loss_takes_the_score_of_the_law(dtype, monkeypatch):
     """Times are in float32, also of a model in float64, where ε is another number."""
