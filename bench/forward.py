@@ -67,7 +67,7 @@ PROCESSES: dict[str, Setting] = {
     "affine, learned SDE": {"forward": "affine", "sde": "learned"},
     "two scores": {"forward": "affine", "train.forward_lr": 1e-12},  # affine that stays linear
 }
-FORWARD_RATES = (1e-3, 3e-3, 3e-4)
+FORWARD_RATES = (1e-3, 3e-3, 3e-4)  # the last one of the wider search
 SEEDS = 3  # of a cell
 EQUAL_STEPS, WIDER = "equal-steps", "wider"  # folders of their records
 STEPS = (2, 4, 8, 16, 32)  # of samples
