@@ -67,7 +67,7 @@ PROCESSES: dict[str, Setting] = {
     "affine, learned SDE": {"forward": "affine", "sde": "learned"},
     "two scores": {"forward": "affine", "train.forward_lr": 1e-12},  # affine that stays linear
 }
-FORWARD_RATES = (1e-3, 3e-3, 3e-4)  # the last one of the wider search
+FORWARD_RATES, SMALL_RATES = (1e-3, 3e-3), (3e-4,)  # of the search; of the wider one, too
 SEEDS = 3  # of a cell
 EQUAL_STEPS, WIDER = "equal-steps", "wider"  # folders of their records
 STEPS = (2, 4, 8, 16, 32)  # of samples
@@ -76,16 +76,15 @@ BOUND_STEPS = (*STEPS, 100, 1000)  # of the bounds of ancestral samples
 WAYS = 16  # images whose ways are measured
 RECORDS = Path(__file__).parent / "records"
 Cells = dict[tuple[str, str], list[dict]]  # records by side and process
+Choices = dict[tuple[str, str], dict]
 
 
-def axes(data: str, side: str, process: str, wide: bool = False) -> list[Axis]:
-    """The axes along which a cell is searched: the side's setting of ``bench/worth.py``, and the rate of the process
-    where it has one; ``wide``: also a smaller one, and half the score's rate."""
-    own = json.loads((RECORDS / "worth" / data / "search" / f"uniform-{side}.json").read_text())["setting"]
-    own = own | PROCESSES[process]
+def axes(own: Setting, wide: bool) -> list[Axis]:
+    """The axes along which a cell is searched from its ``own`` setting: the rate of the process where it has one;
+    ``wide``: also a smaller one, and half the score's rate."""
     along: list[Axis] = [(own,)]
     if "forward" in own and "train.forward_lr" not in own:
-        along.append(options("train.forward_lr", *FORWARD_RATES[: 3 if wide else 2]))
+        along.append(options("train.forward_lr", *FORWARD_RATES, *(SMALL_RATES if wide else ())))
     if wide:
         along.append(options("train.lr", own["train.lr"], own["train.lr"] / 2))
     return along
@@ -96,8 +95,9 @@ def cells(o: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 
 def job_of(o: argparse.Namespace, data: str, side: str, process: str) -> Training:
-    """Of its first setting and one step."""
-    return Training(data, NOISE, side, axes(data, side, process)[0][0], 1, path=o.path)
+    """One step of a cell: the side's setting of ``bench/worth.py`` with the process."""
+    own = json.loads((RECORDS / "worth" / data / "search" / f"uniform-{side}.json").read_text())["setting"]
+    return Training(data, NOISE, side, own | PROCESSES[process], 1, path=o.path)
 
 
 def measure_costs(o: argparse.Namespace, data: str) -> dict[str, float]:
@@ -169,8 +169,9 @@ def bound_cell(path: Path, job: Training, decay: float) -> Path:
 def search(o: argparse.Namespace, data: str, kind: str = "search") -> list[tuple]:
     place, affords = folder(o, data) / "search", (measure_costs(o, data), o.budget * STUDIES[data].budget, kind)
     return [
-        (search_cell, place / "-".join(cell), job_of(o, data, *cell), axes(data, *cell, kind == WIDER), *affords)
-        for cell in cells(o)
+        (search_cell, place / f"{side}-{process}", job, axes(job.setting, kind == WIDER), *affords)
+        for side, process in cells(o)
+        for job in [job_of(o, data, side, process)]
     ]
 
 
@@ -215,6 +216,12 @@ def finals(place: Path, kind: str = "final") -> Cells:
     return found
 
 
+def choices(place: Path, kind: str) -> Choices:
+    """What the search, or the wider one, chose in every cell that has been searched."""
+    files = {cell: place / kind / f"{'-'.join(cell)}.json" for cell in itertools.product(SIDES, PROCESSES)}
+    return {cell: json.loads(file.read_text()) for cell, file in files.items() if file.exists()}
+
+
 def with_worth(place: Path, cells: Cells) -> Cells:
     """The cells; where linear ones are missing, the first seeds of ``bench/worth.py``: the same trainings."""
     of_worth = {(side, "linear"): records_of(RECORDS / "worth" / place.name, NOISE, side)[:SEEDS] for side in SIDES}
@@ -226,7 +233,7 @@ def table(place: Path) -> str:
     """Side × process: bound, NLL, differences from the side's linear process and from no flow, gap; differences of
     processes over all sides, at equal cost and in as many steps; the wider search; bounds of few steps; samples and
     paths."""
-    cells, equal = with_worth(place, finals(place)), finals(place, EQUAL_STEPS)
+    cells, equal, wide = with_worth(place, finals(place)), finals(place, EQUAL_STEPS), choices(place, WIDER)
     likelihoods = [
         (
             FLOWS[side], process, in_words([float(bits(record).mean()) for record in records], ".4f", ".4f"),
@@ -253,7 +260,7 @@ def table(place: Path) -> str:
         in_table(*head, "NELBO", "NLL", "− linear", "− no flow", "gap", "seeds", "steps", rows=likelihoods),
         against_linear(cells, cells, "− linear"),
         *([against_linear(equal, cells, "− linear in as many steps")] if equal else []),
-        *([search_table(place)] if (place / WIDER).exists() else []),
+        *([search_table(choices(place, "search"), wide)] if wide else []),
         in_table(*head, *in_steps, rows=bounds),
         in_table(*head, "length", "curvature", *in_steps[: len(STEPS)], "seeds", rows=samples),
     ]
@@ -277,21 +284,17 @@ def against_linear(cells: Cells, linear: Cells, title: str) -> str:
     return in_table("process", title, "trainings", "Holm's p", "verdict", rows=lines)
 
 
-def search_table(place: Path) -> str:
-    """Of each cell that has a wider search: bounds of validation images at the rates that it and the search chose."""
-    both, rows = [], []
-    for kind in ("search", WIDER):
-        files = {cell: place / kind / f"{'-'.join(cell)}.json" for cell in itertools.product(SIDES, PROCESSES)}
-        both.append({cell: json.loads(file.read_text()) for cell, file in files.items() if file.exists()})
-    for (side, process), choice in both[1].items():
-        rates = [choice["setting"].get(key, "") for key in ("train.lr", "train.forward_lr")]
-        values = []
-        for found in both:
-            value, linear = (found[cell]["valid"] for cell in ((side, process), (side, "linear")))
-            values += [f"{value:.4f}", f"{value - linear:+.4f}" if process != "linear" else ""]
-        rows.append((FLOWS[side], process, *values, *rates))
-    search, wide = ("searched", "− linear"), ("searched wider", "− linear")
-    return in_table("flow", "process", *search, *wide, "score's rate", "process's rate", rows=rows)
+def search_table(search: Choices, wide: Choices) -> str:
+    """Bounds of validation images at the rates that both searches chose, of each cell that has a wider one."""
+    rows = []
+    for (side, process), choice in wide.items():
+        row = [FLOWS[side], process]
+        for found in (search, wide):
+            value, linear = found[side, process]["valid"], found[side, "linear"]["valid"]
+            row += [f"{value:.4f}", f"{value - linear:+.4f}" if process != "linear" else ""]
+        rows.append((*row, *(choice["setting"].get(key, "") for key in ("train.lr", "train.forward_lr"))))
+    columns = ("searched", "− linear", "searched wider", "− linear", "score's rate", "process's rate")
+    return in_table("flow", "process", *columns, rows=rows)
 
 
 def having(key: str, cells: Cells) -> Cells:

@@ -108,15 +108,14 @@ def search_cell(
 ) -> Path:
     """Search one cell's setting along its axes, one training after another, with records in ``place``; writes the
     chosen one into the folder ``kind`` beside that of the cells, and returns its path."""
-    path, made = place.parents[1] / kind / f"{place.name}.json", []
+    path = place.parents[1] / kind / f"{place.name}.json"
 
     def afforded(setting: Setting) -> Training:
         return affordable(replace(job, setting=setting), costs, budget)
 
     def bits(setting: Setting) -> tuple[float, str]:
         """Of the best average, and which that is."""
-        made.append(name_of(setting))
-        record = kept(place / f"{made[-1]}.json", lambda: validated(afforded(setting)))
+        record = kept(place / f"{name_of(setting)}.json", lambda: validated(afforded(setting)))
         return min((float("inf") if value is None else value, decay) for decay, value in record["valid"].items())
 
     def choose() -> dict:
@@ -124,8 +123,9 @@ def search_cell(
         for axis in along:
             best = min((best | value for value in axis), key=bits)
         value, decay = bits(best)
+        trainings = 1 + sum(len(axis) - 1 for axis in along)
         found = {"setting": best, "steps": afforded(best).steps, "ema": float(decay), "valid": value}
-        return found | {"trainings": len(set(made))}
+        return found | {"trainings": trainings}
 
     kept(path, choose)
     return path
