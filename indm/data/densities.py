@@ -34,7 +34,7 @@ class Density:
 
 
 @functools.cache
-def quadrature_entropy(density: Density, half_width: float = 2.0, step: float = 0.01) -> float:
+def quadrature_entropy(density: Density, half_width: float = 2.0, step: float = 0.02) -> float:
     """−∫ p log p over the square [−half_width, half_width]² in nats, by the trapezoidal rule; cached.
 
     For a smooth density that has decayed at the border the rule converges faster than any power of ``step``:
