@@ -1,4 +1,5 @@
-"""Nothing mixes devices: the commands on a device that is not the CPU, see ``elsewhere.py``."""
+"""Nothing mixes devices: the commands on a device that is not the CPU, see ``elsewhere.py``. A device without float64
+runs them in every test run (``test_platforms.py``)."""
 
 import subprocess
 import sys
@@ -34,6 +35,7 @@ for command in (
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     not hasattr(registration, "_setup_privateuseone_for_python_backend"),
     reason="this PyTorch has no devices of Python's",
