@@ -455,16 +455,16 @@ def _two_errors(
 ) -> tuple[PerSample, PerSample]:
     """D of s_θ, where ``at_end`` of ŝ, and the denoising error by which ŝ is fitted, in one pass of the network.
 
-    Fitting ŝ must not move z_t. So ŝ is fitted in the ``chosen`` rows, from which no gradient reaches z_t, and in the
-    other rows the gradient of D is larger by as much as they are fewer. ŝ has one row's weight in each of its rows:
-    with as much weight as s_θ in all, the noise of its few rows would keep the shared network from learning s_θ.
+    Fitting ŝ must move nothing but the network. So ŝ is fitted in the ``chosen`` rows, in which no gradient reaches z_t
+    and the SDE through the network, and in the other rows that of D is larger by as much as they are fewer. ŝ has one
+    row's weight in each of its rows: with as much weight as s_θ in all, the noise of its few rows would keep the shared
+    network from learning s_θ.
     """
-    weight = expand_like(chosen.logical_not().to(noised.z_t) / (1 - FITTED_SHARE), noised.z_t)
-    z_t = noised.z_t.detach() + weight * (noised.z_t - noised.z_t.detach())
-    sigma = expand_like(noised.kernel.sigma, z_t)
-    of_drift, of_law = (sigma * s for s in score.both(z_t, t))
-    difference = torch.where(expand_like(at_end, z_t), noised.noise + of_law, noised.target + of_drift)
-    fit = _error(noised.noise.detach() + of_law, rate)
+    weight = chosen.logical_not().to(noised.z_t) / (1 - FITTED_SHARE)
+    sigma = expand_like(noised.kernel.sigma, noised.z_t)
+    of_drift, of_law = (sigma * s for s in score.both(noised.z_t, t, weight=weight))
+    difference = torch.where(expand_like(at_end, noised.z_t), noised.noise + of_law, noised.target + of_drift)
+    fit = _error(noised.noise.detach() + of_law, rate.detach())
     return _error(difference, rate), torch.where(chosen, fit, torch.zeros_like(fit))
 
 

@@ -144,12 +144,15 @@ class TwoScores(ScoreModel):
 
     heads = 2
 
-    def both(self, z_t: Batch, t: PerSample, c: Tensor | None = None) -> tuple[Batch, Batch]:
-        """s_θ and ŝ."""
-        sigma, std = self.sde.sigma(t), self.sde.marginal_std(t)
-        y = z_t / expand_like(std, z_t)
+    def both(
+        self, z_t: Batch, t: PerSample, c: Tensor | None = None, weight: PerSample | None = None
+    ) -> tuple[Batch, Batch]:
+        """s_θ and ŝ; a row's ``weight`` is that of the gradient which reaches z_t and the SDE through −σs_θ and −σŝ."""
+        sigma, std = expand_like(self.sde.sigma(t), z_t), expand_like(self.sde.marginal_std(t), z_t)
+        y, q = z_t / std, sigma / std
+        if weight is not None:
+            y, q = (v.detach() + expand_like(weight, z_t) * (v - v.detach()) for v in (y, q))
         outputs = _called(self.backbone, torch.cat([y, y], 1), -0.5 * self.sde.log_snr(t), c).to(z_t.dtype).chunk(2, 1)
-        q, sigma = expand_like(sigma / std, z_t), expand_like(sigma, z_t)
         noise = q * y + outputs[0]
         return -(noise + q * outputs[1]) / sigma, -noise / sigma
 
@@ -246,9 +249,9 @@ class GivenScore(nn.Module):
     def _of(self, score: nn.Module) -> "GivenScore":
         return self if score is self.score else GivenScore(score, self.c, self.guidance, self.away_from)
 
-    def both(self, z_t: Batch, t: PerSample) -> tuple[Batch, Batch]:
+    def both(self, z_t: Batch, t: PerSample, *, weight: PerSample | None = None) -> tuple[Batch, Batch]:
         """s_θ and ŝ at the rows c, of :class:`TwoScores`; without guidance, which changes no forward process."""
-        return self.score.both(z_t, t, self.c)
+        return self.score.both(z_t, t, self.c, weight)
 
     @property
     def context(self) -> tuple[Tensor, ...]:

@@ -463,9 +463,9 @@ def test_a_learned_process_goes_with_a_learned_sde():
 # ── two scores ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def model_of(name, shape=(3,), net="mlp", seed=6, **options):
+def model_of(name, shape=(3,), net="mlp", seed=6, sde="vp", **options):
     torch.manual_seed(seed)
-    tables = {"flow": {"name": "coupling"}, "sde": {"name": "vp", "eps": EPS}, "net": {"name": net} | options}
+    tables = {"flow": {"name": "coupling"}, "sde": {"name": sde, "eps": EPS}, "net": {"name": net} | options}
     model = indm.build_model(tables | {"forward": {"name": name}}, shape)
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
@@ -482,13 +482,14 @@ def test_two_scores_of_one_network_have_their_places():
     assert not torch.allclose(drift, law)
 
 
-def test_fitting_the_second_score_moves_nothing_but_the_network():
+@pytest.mark.parametrize("sde", ["vp", "learned"])
+def test_fitting_the_second_score_moves_nothing_but_the_network(sde):
     """The gradient of the loss, averaged over which rows are chosen, is that of the bound in all but the network."""
-    model = model_of("affine", width=16)
+    model = model_of("affine", width=16, sde=sde)
     sde, process = model.sde, model.forward_process
     z = torch.randn(8, 3, dtype=DOUBLE, requires_grad=True)
     noise, t = torch.randn(8, 3, dtype=DOUBLE), torch.linspace(EPS, 0.9, 8, dtype=DOUBLE)
-    parameters, rate = [z, *process.parameters()], torch.ones(8, dtype=DOUBLE)
+    parameters = [z, *process.parameters(), *sde.parameters()]
 
     def gradients(value):
         return torch.autograd.grad(value, parameters, allow_unused=True)
@@ -496,8 +497,10 @@ def test_fitting_the_second_score_moves_nothing_but_the_network():
     all_rows = torch.ones(8, dtype=torch.bool)
     parts = {}
     for chosen in (True, False):
-        error, fit = _two_errors(model.score, process.at(sde, z, t, noise), t, rate, t <= EPS, all_rows & chosen)
+        noised = process.at(sde, z, t, noise)
+        error, fit = _two_errors(model.score, noised, t, noised.kernel.rate, t <= EPS, all_rows & chosen)
         parts[chosen] = gradients(error.sum() + fit.sum())
+    rate = sde.clock_rate(t)
     exact = denoising_error(model.score, z, t, noise, rate, process)
     at_end = denoising_error(law_score(model.score), z, t, noise, rate)
     wanted = gradients(torch.where(t <= EPS, at_end, exact).sum())
