@@ -151,8 +151,7 @@ def nelbo(
         >>> bool((bound - exact).mean().abs() < 0.5)  # nats; its noise has a deviation of 0.1
         True
     """
-    if times < 1:
-        raise ValueError(f"times must be at least 1 score evaluation for each sample, got {times}")
+    require_times(times)
     if ancestral is not None and ancestral < 1:
         raise ValueError(f"ancestral must be at least 1 step, or None for the bound of the SDE, got {ancestral}")
     model = at(model, c, len(x))
@@ -184,6 +183,12 @@ def nelbo(
         prior=prior_term(sde, z, end),
         reconstruction=reconstruction_term(score, z, noises[-1]),
     )
+
+
+def require_times(times: int) -> None:
+    """ValueError below 1."""
+    if times < 1:
+        raise ValueError(f"times must be at least 1 score evaluation for each sample, got {times}")
 
 
 def step_divergence(
@@ -220,6 +225,9 @@ def irreducible_gap(
         times: evaluations for each sample.
         generator: of times and noise.
 
+    Raises:
+        ValueError: ``times`` is below 1.
+
     Example: a mean that fades has a gap, the linear diffusion none.
 
         >>> from indm.forward.base import noise_share
@@ -233,6 +241,7 @@ def irreducible_gap(
         >>> bool((irreducible_gap(build_model(tables, (2,), constructors=more), torch.ones(3, 2)) > 0).all())
         True
     """
+    require_times(times)
     sde, process = model.score.sde, process_of(model)
     if process.is_tight:
         return x.new_zeros(len(x))

@@ -352,10 +352,10 @@ def choose_fade(
             log‖(∂h_t/∂x) v‖² − log‖v‖² along it, which is 0 where h_t keeps lengths. As the identity does, this is
             mostly the largest power.
         powers: that are tried.
-        frames: of a way.
+        frames: steps of a way.
 
     Raises:
-        ValueError: another ``by``, or a flow that does not fade.
+        ValueError: another ``by``, no ``powers``, no ``frames``, or a flow that does not fade.
 
     Example: a flow that scales keeps lengths the better the earlier it fades.
 
@@ -368,6 +368,10 @@ def choose_fade(
     """
     if by not in ("length", "isometry"):
         raise ValueError(f'by must be "length" or "isometry", got {by!r}')
+    if not powers:
+        raise ValueError(f"powers must be one or more numbers, got {powers!r}; (1.0, 2.0, 4.0) will do")
+    if frames < 1:
+        raise ValueError(f"frames must be at least 1 step of a way, got {frames}; 24 are usual")
     times = log_snr_grid(model.sde, frames).flip(0)
     whole = NonlinearDiffusion(model, fade=Fade())  # at ε the flow is whole, so that all powers have these latents
     latent = _latent_flow(whole, x, times)

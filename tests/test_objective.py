@@ -25,6 +25,7 @@ from indm.objective import (
     extended_clock,
     fid_loss,
     flow_loss,
+    irreducible_gap,
     mle_loss,
     nelbo,
     objective_of,
@@ -247,8 +248,9 @@ def test_more_times_less_variance():
 
 
 def test_times_are_checked():
-    with pytest.raises(ValueError, match="times must be at least 1"):
-        nelbo(INDM(Identity(), gaussian("vp")), torch.zeros(2, 2), times=0)
+    for bound in (nelbo, irreducible_gap):
+        with pytest.raises(ValueError, match="times must be at least 1"):
+            bound(INDM(Identity(), gaussian("vp")), torch.zeros(2, 2), times=0)
 
 
 # ── the laws of time ─────────────────────────────────────────────────────────────────────────────────────────────

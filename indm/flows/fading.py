@@ -27,7 +27,7 @@ def faded(module: Module, strength: Tensor | float) -> Module:
     if isinstance(module, Flow) and not module.fades:
         raise ValueError(
             f"flow {type(module).__name__} has no way to the identity; elementwise, residual and autoregressive "
-            "flows have, and coupling flows that start at it"
+            "flows have, and coupling flows with the option start = identity"
         )
     return _view(module, strength)
 

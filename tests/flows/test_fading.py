@@ -192,6 +192,9 @@ def test_what_cannot_be_is_said():
         faded(CouplingFlow((2,), start="rotation"), 0.5)
     with pytest.raises(ValueError, match=r"power must be at least 1, got 0\.5"):
         Fade(0.5)
+    for wrong in ({"powers": ()}, {"frames": 0}, {"by": "time"}):
+        with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must be "):
+            choose_fade(model_of(), torch.zeros(3, 2), **wrong)
     diffusion = NonlinearDiffusion(model_of(), fade=Fade())
     with pytest.raises(ValueError, match="t must be one time for all points of a flow that fades"):
         diffusion.drift(torch.zeros(2, 2, dtype=DOUBLE), torch.tensor([0.1, 0.2], dtype=DOUBLE))
