@@ -16,14 +16,14 @@ inside: Counter[str] = Counter()  # how often a test has wrapped each function i
 
 
 def checked(function):
-    """Checks calls of ``function`` until a test has had so many."""
-    check = by_shape(function)
+    """Checks calls of ``function`` until a test has had so many; the check is made for the first of them."""
+    check = functools.cache(lambda: by_shape(function))
 
     @functools.wraps(function)
     def counted(*args, **kwargs):
         if next(number) == CHECKS:
             jaxtyping.config.update("jaxtyping_disable", True)
-        return check(*args, **kwargs)
+        return check()(*args, **kwargs)
 
     return counted
 

@@ -1,6 +1,7 @@
 """The house: every module imports only what stands before it, and nothing is loaded before it is used."""
 
 import ast
+import functools
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -72,6 +73,7 @@ def exported(package: str) -> dict[str, str]:
     return {alias.name: f"{package}.{node.module}" for node in froms if node.module for alias in node.names}
 
 
+@functools.cache
 def imports(module: str) -> set[str]:
     """The modules of indm that ``module`` imports, anywhere in it; for a lazy name, the module that defines it."""
     found = set()
@@ -86,30 +88,32 @@ def imports(module: str) -> set[str]:
     return found - {module}
 
 
-GRAPH = {module: imports(module) for module in MODULES if not module.endswith("__main__")}
+IMPORTED = [module for module in MODULES if not module.endswith("__main__")]
 
 
 def test_every_module_has_its_place_in_the_order():
-    assert {room(module) for module in GRAPH} - {""} <= set(ORDER)
+    assert {room(module) for module in IMPORTED} - {""} <= set(ORDER)
 
 
-@pytest.mark.parametrize("module", GRAPH)
+@pytest.mark.parametrize("module", IMPORTED)
 def test_a_module_imports_only_what_stands_before_it(module):
     if room(module):
         later = ORDER[ORDER.index(room(module)) + 1 :]
-        assert not [name for name in GRAPH[module] if room(name) in later]
+        assert not [name for name in imports(module) if room(name) in later]
 
 
 def test_no_cycle():
-    list(TopologicalSorter(GRAPH).static_order())  # raises CycleError with the modules of a cycle
+    list(
+        TopologicalSorter({module: imports(module) for module in IMPORTED}).static_order()
+    )  # raises CycleError with the modules of a cycle
 
 
 @pytest.fixture(scope="module")
 def loaded():
     """What a fresh interpreter has loaded after the method, and after the evaluation less its pictures."""
     pictures = {"style", "sheets", "plots", "flow_plots", "comparison", "strips"}
-    method = [module for module in GRAPH if room(module) in METHOD]
-    numbers = [m for m in GRAPH if room(m) == "evaluation" and m.rsplit(".", 1)[-1] not in pictures]
+    method = [module for module in IMPORTED if room(module) in METHOD]
+    numbers = [m for m in IMPORTED if room(m) == "evaluation" and m.rsplit(".", 1)[-1] not in pictures]
     program = "import importlib, sys\n"
     for names in (method, numbers):
         program += f"for name in {names}: importlib.import_module(name)\nprint(*sys.modules)\n"
