@@ -493,6 +493,8 @@ def build_model(
             f"net {description['net'].get('name')!r} has no forward(z, level), which the network of an INDM must have; "
             'a coder (latent, encode, decode) is trained by train.objective "elbo"'
         )
+    if process.seen_shape:
+        process.sde_at(sde, torch.zeros(1, *process.seen_shape))  # a ValueError where there is none
     noise = build_dequantization(description, shape, Scaling() if scaling is None else scaling, constructors)
     model = INDM(flow, score_for(net, process)(net, sde), scaling, tuple(shape), noise, condition, process)
     if condition is not None and not takes_condition(model.score) and not sees_condition(flow):

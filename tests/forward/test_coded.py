@@ -21,7 +21,7 @@ from indm.objective import constant_term, denoising_error, nelbo, prior_term, re
 from indm.report.measurements import MEASUREMENTS, samplers_of
 from indm.sampling import make_sampler, solve_latent
 from indm.score import CodedScore
-from indm.sde import VPSDE, SubVPSDE
+from indm.sde import VPSDE
 from indm.tensors import expand_like
 
 DOUBLE = torch.float64
@@ -427,7 +427,7 @@ def test_what_cannot_be_is_said():
     tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
     coded = {"forward": {"name": "coded"}}
     with pytest.raises(ValueError, match="sde must be vp for a coded forward process, got SubVPSDE"):
-        made().sde_at(SubVPSDE(), torch.zeros(1, 3, dtype=DOUBLE))
+        indm.build_model(tables | coded | {"sde": {"name": "subvp"}}, (2,))
     with pytest.raises(ValueError, match="condition must be left out with forward Coded, which has a code"):
         indm.build_model(tables | coded | {"condition": {"name": "vector", "size": 1}}, (2,))
     model = indm.build_model(tables | coded, (2,))
