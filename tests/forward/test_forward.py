@@ -38,7 +38,6 @@ from indm.translation import bridge, sdedit, two_models
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 import free_volatility
-import spacing
 
 EPS = 1e-3
 DOUBLE = torch.float64
@@ -267,31 +266,6 @@ def test_what_a_free_volatility_takes_away_is_that_of_the_conditional_variances(
     fall = free_volatility.fall_of_bound(*drawn, sde.log_snr_range())
     assert fall == pytest.approx(over_clock(sde, rate), rel=0.1, abs=1e-9)
     assert (fall < 1e-9) == (process.mean == process.spread == 0)
-
-
-def test_a_bound_on_steps_of_any_length_is_the_sum_over_them():
-    """Of Gaussian data of variance v it is known: each step has (e^ΔΛ − 1) ½ v/(v + e^Λ) above what no step changes."""
-    sde, v = VPSDE(eps=EPS), 0.3
-    best = Best(sde, Scaled(0, 0), means=(0.0,), variances=(v,))
-    model = indm.INDM(Identity(), best, shape=(1,))
-    generator = torch.Generator().manual_seed(0)
-    x = best.sample(200_000, 1, generator)
-    start, end = sde.clock_span()
-    clock = start + (end - start) * torch.linspace(0, 1, 9, dtype=DOUBLE) ** 2
-    later, length = clock[1:], clock.diff()
-    steps = (torch.expm1(length) * 0.5 * v / (v + later.exp())).sum().item()
-    terms = nelbo(model, x, generator=generator)
-    assert spacing.bound_on(model, x, clock, generator) == pytest.approx(
-        (terms.total - terms.score).mean().item() + steps, rel=0.01
-    )
-
-
-def test_the_mean_clock_of_a_learned_sde_is_that_of_its_entries():
-    sde = LearnedSDE((2,), eps=EPS)
-    assert torch.allclose(spacing.mean_clock(sde, 4), spacing.mean_clock(VPSDE(eps=EPS), 4))
-    with torch.no_grad():
-        sde.log_volatility[:, 0] = 0.6
-    assert torch.allclose(spacing.mean_clock(sde, 4), spacing.mean_clock(VPSDE(eps=EPS), 4) + 0.3)
 
 
 def test_nelbo_in_eight_dimensions_is_eight_times_that_of_one(case):
