@@ -151,7 +151,7 @@ def nelbo(
         >>> bool((bound - exact).mean().abs() < 0.5)  # nats; its noise has a deviation of 0.1
         True
     """
-    require_times(times)
+    _require_times(times)
     if ancestral is not None and ancestral < 1:
         raise ValueError(f"ancestral must be at least 1 step, or None for the bound of the SDE, got {ancestral}")
     model = at(model, c, len(x))
@@ -185,7 +185,7 @@ def nelbo(
     )
 
 
-def require_times(times: int) -> None:
+def _require_times(times: int) -> None:
     """ValueError below 1."""
     if times < 1:
         raise ValueError(f"times must be at least 1 score evaluation for each sample, got {times}")
@@ -241,7 +241,7 @@ def irreducible_gap(
         >>> bool((irreducible_gap(build_model(tables, (2,), constructors=more), torch.ones(3, 2)) > 0).all())
         True
     """
-    require_times(times)
+    _require_times(times)
     sde, process = model.score.sde, process_of(model)
     if process.is_tight:
         return x.new_zeros(len(x))
