@@ -498,7 +498,7 @@ def test_at_the_start_the_loss_takes_the_score_of_the_law(dtype, monkeypatch):
     model = model_of("affine", width=16).to(dtype)
     both = model.score.both
     monkeypatch.setattr(objective, "extended_clock", lambda *_, **__: (torch.full((8,), EPS), 1.0))
-    monkeypatch.setattr(model.score, "both", lambda z, t: (torch.full_like(z, torch.inf), both(z, t)[1]))
+    monkeypatch.setattr(model.score, "both", lambda z, t, **_: (torch.full_like(z, torch.inf), both(z, t)[1]))
     loss, _ = mle_loss(model, torch.randn(8, 3, dtype=dtype))
     assert loss.isfinite()
 
