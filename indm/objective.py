@@ -28,7 +28,7 @@ from indm.rng import randn_like, strata
 from indm.scaling import Scaling
 from indm.score import encoded, law_score
 from indm.sde.linear import LinearSDE
-from indm.tensors import Batch, double, event_size, event_sum, expand_like, squared_norm, widest
+from indm.tensors import Batch, double, event_size, event_sum, expand_like, gradient_weighted, squared_norm, widest
 
 PerSample = Float[Tensor, " batch"]
 Moments = tuple[Batch, Tensor]  # mean and standard deviation of z_T given z_0
@@ -521,8 +521,7 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     flow_weight = (rate / mixture).to(z.dtype)
     score_weight = (uniform_density / mixture).to(z.dtype) + LIKELIHOOD_SHARE * flow_weight
 
-    ratio = expand_like(flow_weight / score_weight, z)
-    z_seen = z.detach() + ratio * (z - z.detach())
+    z_seen = gradient_weighted(z, flow_weight / score_weight)
     error = denoising_error(model.score, z_seen, t.to(z.dtype), noise)
     # The noise is added to h(x) unscaled: only the gradient into z carries the ratio.
     end = LINEAR.moments(sde, z, sde.endpoints(z)[1])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from indm.forward.base import LINEAR, ForwardProcess
 from indm.sde.linear import VESDE, VPSDE, LinearSDE, SubVPSDE
-from indm.tensors import Batch, PerSample, double, expand_like
+from indm.tensors import Batch, PerSample, double, expand_like, gradient_weighted
 
 LARGEST_LEVEL = 999  # the published level at T under VP, the last of 1000 discrete steps counted from 0
 
@@ -151,7 +151,7 @@ class TwoScores(ScoreModel):
         sigma, std = expand_like(self.sde.sigma(t), z_t), expand_like(self.sde.marginal_std(t), z_t)
         y, q = z_t / std, sigma / std
         if weight is not None:
-            y, q = (v.detach() + expand_like(weight, z_t) * (v - v.detach()) for v in (y, q))
+            y, q = gradient_weighted(y, weight), gradient_weighted(q, weight)
         outputs = _called(self.backbone, torch.cat([y, y], 1), -0.5 * self.sde.log_snr(t), c).to(z_t.dtype).chunk(2, 1)
         noise = q * y + outputs[0]
         return -(noise + q * outputs[1]) / sigma, -noise / sigma

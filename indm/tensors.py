@@ -25,6 +25,11 @@ def expand_like(t: Tensor, z: Tensor) -> Tensor:
     return t.reshape(t.shape + (1,) * (z.ndim - t.ndim))
 
 
+def gradient_weighted(x: Tensor, weight: PerSample) -> Tensor:
+    """``x``, whose gradient is multiplied by each row's ``weight``, (B,)."""
+    return x.detach() + expand_like(weight, x) * (x - x.detach())
+
+
 def image_or_vector(shape: Sequence[int]) -> tuple[int, ...]:
     """``shape`` as a tuple; ValueError unless it is that of an image, (C, H, W), or of a vector, (D,)."""
     if len(shape) not in (1, 3):
