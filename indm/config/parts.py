@@ -82,6 +82,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "celeba": "indm.data.celeba:load_celeba",
         "emoji": "indm.data.emoji:load_emoji",
         "folder": "indm.data.folder:load_folder",
+        "patches": "indm.data.patches:load_patches",
         "array": "indm.data.arrays:load_array",
         "datasets": "indm.data.hub:load_hub",
         "webdataset": "indm.data.shards:load_shards",

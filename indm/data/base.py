@@ -50,6 +50,8 @@ class Data:
         labels: class labels (n,) int64 of each split, in its order, where the data have them.
         classes: names of the labels 0, 1, …
         conditions: numbers c for p(x|c), (n, size) or images (n, C, H, W), of each split, in its order.
+        groups: which group each example is of, (n,) int64 of each split, in its order, where examples of one group are
+            alike (patches of one photograph): standard errors are then over groups.
         notes: where the data came from and what was done to them, one sentence each.
         fingerprint: SHA-256 of what decides, beside the options, which example is in which split; "" where that never
             changes.
@@ -75,6 +77,7 @@ class Data:
     labels: dict[str, Tensor] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
+    groups: Mapping[str, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     fingerprint: str = ""
 
@@ -108,6 +111,7 @@ class Data:
         rows = {part: (of == self.classes.index(name)).nonzero().flatten() for part, of in self.labels.items()}
         chosen: dict[str, Any] = {part: Subset(getattr(self, part), index.tolist()) for part, index in rows.items()}
         chosen["conditions"] = {part: c[rows[part]] for part, c in self.conditions.items()}
+        chosen["groups"] = {part: group[rows[part]] for part, group in self.groups.items()}
         return replace(self, name=f"{self.name}, {name}", labels={}, classes=(), entropy=None, **chosen)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -62,22 +63,30 @@ class ImageFiles(Dataset):
         self.files, self.shape, self.grey = files, shape, grey
         self.resize, self.crop, self.background = resize, crop, background
         self.unreadable = torch.zeros(len(files), dtype=torch.bool).share_memory_()
-        fits = len(files) * math.prod(shape) <= MOST_KEPT
-        self.kept = torch.empty(len(files) if fits else 0, *shape, dtype=torch.uint8)
+        self._keep(len(files) * math.prod(shape) <= MOST_KEPT, shape)
+
+    def _keep(self, fits: bool, shape: Sequence[int]) -> None:
+        """Keep what is made of each file, of ``shape``, where it ``fits``."""
+        self.kept = torch.empty(len(self.files) if fits else 0, *shape, dtype=torch.uint8)
         self.is_kept = torch.zeros(len(self.kept), dtype=torch.bool)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
+        return self._of_file(index).clone()
+
+    def _of_file(self, index: int) -> Tensor:
+        """What is made of a file: kept, or read now."""
         if not len(self.kept):
             return self._read(index)
         if not self.is_kept[index]:
             self.kept[index] = self._read(index)
             self.is_kept[index] = True
-        return self.kept[index].clone()
+        return self.kept[index]
 
     def _read(self, index: int) -> Tensor:
+        """What is made of a file, or of the first one after it that can be read."""
         tries = min(len(self), MOST_IN_A_ROW)
         for position in ((index + further) % len(self) for further in range(tries)):
             try:
@@ -85,9 +94,13 @@ class ImageFiles(Dataset):
             except (ValueError, OSError) as error:
                 self._skip(position, error)
                 continue
-            image = image.convert("L") if self.grey is not None and self.grey[position] else image
-            return fitted(image, self.shape, self.resize, self.crop)
+            return self._made_of(image, position)
         raise ValueError(f"{tries} images in a row cannot be read, beginning with {self.files[index]}")
+
+    def _made_of(self, image: Image.Image, position: int) -> Tensor:
+        """What the data set has of the decoded file at ``position``."""
+        image = image.convert("L") if self.grey is not None and self.grey[position] else image
+        return fitted(image, self.shape, self.resize, self.crop)
 
     def _skip(self, position: int, error: Exception) -> None:
         if not bool(self.unreadable.any()):

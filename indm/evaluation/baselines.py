@@ -172,7 +172,9 @@ def _png(pixels) -> bytes:
     return file.getvalue()
 
 
-def baselines(data: Data, raw: Tensor, nelbo: Tensor, seed: int = 0) -> tuple[dict[str, dict], dict[str, Tensor]]:
+def baselines(
+    data: Data, raw: Tensor, nelbo: Tensor, seed: int = 0, groups: Tensor | None = None
+) -> tuple[dict[str, dict], dict[str, Tensor]]:
     """The likelihoods of this module for ``raw`` (N, *event), in data units.
 
     Args:
@@ -180,6 +182,7 @@ def baselines(data: Data, raw: Tensor, nelbo: Tensor, seed: int = 0) -> tuple[di
         raw: the examples of an evaluation.
         nelbo: (N,), nats of the model's NELBO of these examples, in the convention of :func:`indm.evaluate`.
         seed: of the dequantization of the training split.
+        groups: which group each example is of, as in :func:`indm.evaluate`.
 
     Returns:
         A JSON-able row for each baseline, ``uniform``, ``gaussian`` and ``png``, where it makes sense: its ``name`` in
@@ -201,9 +204,11 @@ def baselines(data: Data, raw: Tensor, nelbo: Tensor, seed: int = 0) -> tuple[di
     nats = {name: values for name, (values, _) in candidates.items() if values is not None}
     rows = {}
     for name, values in nats.items():
-        paired = paired_by_examples(nelbo.double().numpy()[None], values.numpy()[None])
+        paired = paired_by_examples(
+            nelbo.double().numpy()[None], values.numpy()[None], None if groups is None else groups.numpy()
+        )
         difference = in_both_units(paired.difference, paired.standard_error_shared, data.shape)
-        numbers = in_both_units(*mean_and_error(values), data.shape)
+        numbers = in_both_units(*mean_and_error(values, groups), data.shape)
         rows[name] = candidates[name][1] | numbers | {"nelbo_difference": difference}
     return rows, nats
 

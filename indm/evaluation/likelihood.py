@@ -8,7 +8,7 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -81,6 +81,7 @@ def evaluate(
     raw: Tensor,
     *,
     c: Any = None,
+    groups: Int[Tensor, " n"] | None = None,
     nll_examples: int | None = None,
     draws: int = 0,
     iw_examples: int = 100,
@@ -100,6 +101,8 @@ def evaluate(
             reported as the NELBO, and no NLL.
         raw: (N, *event) in data units (grey levels, vectors).
         c: the conditions, of a model that has one, see :meth:`indm.INDM.given`: likelihoods are then of p(x|c).
+        groups: which group each example is of, (N,), where those of one group are alike, as patches of one photograph
+            are: standard errors are then over groups, see :func:`indm.evaluation.statistics.mean_and_error`.
         nll_examples: how many of them (the first ones) get the NLL; default all, 0 skips it.
         draws: K of the importance-weighted bound of :func:`indm.log_probability`; 0 skips it. Its divergence is exact
             unless ``exact`` is False.
@@ -172,7 +175,7 @@ def evaluate(
     report: dict[str, Any] = {"images": counts} | setting | notes
     nats: dict[str, Tensor] = {}
     for kind, of_kind in estimates.items():
-        report[kind], own = summary(of_kind, dims)
+        report[kind], own = summary(of_kind, dims, None if groups is None else groups[: counts[kind]])
         if kind == "iw":  # whose weights are the reconstruction terms, too
             del report[kind]["without_reconstruction"], own["_without_reconstruction"]
         nats |= {kind + suffix: values for suffix, values in own.items()}
@@ -261,7 +264,9 @@ def _draw_all(
     return by_kind
 
 
-def summary(estimates: list[list[Estimate]], dims: int) -> tuple[dict, dict[str, Tensor]]:
+def summary(
+    estimates: list[list[Estimate]], dims: int, groups: Int[Tensor, " n"] | None = None
+) -> tuple[dict, dict[str, Tensor]]:
     """What a report says of estimates of one kind, batch by batch and repeat by repeat, and by their suffix the nats of
     every sample: means over repeats with and without reconstruction, and the solver's error, the largest of them."""
     draws = {
@@ -276,8 +281,8 @@ def summary(estimates: list[list[Estimate]], dims: int) -> tuple[dict, dict[str,
         nats["_solver_error"] = errors
         numbers |= {"nfe": sum(evaluations) / len(evaluations)} | solver_error(errors, dims, numbers["nll_error"])
     numbers |= {
-        "with_reconstruction": in_units(draws["total"], dims),
-        "without_reconstruction": in_units(draws["without_reconstruction"], dims),
+        "with_reconstruction": in_units(draws["total"], dims, groups),
+        "without_reconstruction": in_units(draws["without_reconstruction"], dims, groups),
     }
     return numbers, nats
 
@@ -291,9 +296,9 @@ def solver_error(errors: Float[Tensor, " n"], dims: int, nll_error: float) -> di
     return {"solver_error": mean | largest, "unconverged": int((bits > nll_error).sum())}
 
 
-def in_units(draws: Float[Tensor, "repeats n"], dims: int) -> dict[str, float]:
+def in_units(draws: Float[Tensor, "repeats n"], dims: int, groups: Int[Tensor, " n"] | None = None) -> dict[str, float]:
     """Mean, standard error and estimator noise of ``draws`` (see :func:`mean_error_and_noise`) in nats and bits/dim."""
-    mean, error, noise = mean_error_and_noise(draws)
+    mean, error, noise = mean_error_and_noise(draws, groups)
     bits = dims * math.log(2)
     return {
         "nats": mean,

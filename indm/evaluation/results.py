@@ -67,7 +67,8 @@ def per_example(folder: Path, kind: str = "nelbo") -> np.ndarray:
 def difference(pairs: Sequence[tuple[Path, Path]], kind: str = "nelbo") -> Difference:
     """The first less the second of each pair of runs, one pair for each seed, all evaluated on the same examples."""
     values = [[per_example(folder, kind) for folder in pair] for pair in pairs]
-    return paired_by_examples(*np.stack(values, axis=1))
+    groups = read_nats(pairs[0][0]).get("groups")
+    return paired_by_examples(*np.stack(values, axis=1), None if groups is None else groups[: values[0][0].size])
 
 
 def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
@@ -145,6 +146,8 @@ def likelihood_table(result: dict) -> str:
         rows.append(("entropy of the data", f"{result['entropy_nats']:.4f}", "", "", ""))
     counts = ", ".join(f"{n} for the {KINDS[kind].split()[0]}" for kind, n in _counts(result) if n)
     lines = [table(rows), f"{result['split']} split: {counts}; ε = {result['eps']:g}"]
+    if "groups" in result:
+        lines.append(f"standard errors are over {result['groups']} groups of examples that are alike")
     lines.append(f"dequantization: {result['dequantization']}")
     if "condition" in result:
         lines.append(f"condition: {result['condition']}; the model is one of p(x|c), and the baselines do not see c")

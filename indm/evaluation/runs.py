@@ -52,14 +52,19 @@ def evaluate_run(
     raw = stack(getattr(data, options.split), options.examples)
     distributed, main = processes.num_processes > 1, processes.is_main_process
     c = rows_of_data(model, data, options.split, len(raw))
-    result, nats = evaluate(model, raw, c=c, progress=progress and main, distributed=distributed, **settings)
+    groups = data.groups[options.split][: len(raw)] if data.groups else None
+    result, nats = evaluate(
+        model, raw, c=c, groups=groups, progress=progress and main, distributed=distributed, **settings
+    )
     if main:
         if c is not None:
             result["condition"] = name_of("condition", type(model.condition))
             if model.condition.is_class:
                 result["classes"] = per_class(nats["nelbo"], c, model.condition.labels)
-        result["baselines"], of_baselines = baselines(data, raw, nats["nelbo"], seed=options.seed)
+        result["baselines"], of_baselines = baselines(data, raw, nats["nelbo"], seed=options.seed, groups=groups)
         nats |= {f"baseline_{name}": values for name, values in of_baselines.items()}
+        if groups is not None:
+            result["groups"], nats["groups"] = len(groups.unique()), groups
         if data.fingerprint:  # else its name and options decide the examples
             result["examples_sha256"] = hashlib.sha256(raw.flatten().numpy().data).hexdigest()
         write_evaluation(run, result, nats, recipe, data, options.split)

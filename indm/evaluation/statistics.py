@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.special import stdtr
 from torch import Tensor
 
@@ -22,23 +22,47 @@ FOLDS = 10  # of the jackknife
 LEVEL = 0.05  # chance of one wrong verdict or more in a family of true null hypotheses
 
 
-def mean_and_error(values: Float[Tensor, " n"]) -> tuple[float, float]:
-    """Mean and its standard error."""
+def mean_and_error(values: Float[Tensor, " n"], groups: Int[Tensor, " n"] | None = None) -> tuple[float, float]:
+    """Mean and its standard error.
+
+    Args:
+        values: of each example.
+        groups: which group each example is of, where examples of one group are alike and groups are independent. The
+            error is then that of a mean over groups; NaN for a single group.
+
+    Source: Liang & Zeger 1986, "Longitudinal data analysis using generalized linear models", Biometrika 73, 13–22: the
+    variance of a mean of clusters, Σ over groups of (Σ of deviations)² · G/(G − 1) / n².
+
+    >>> values = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    >>> mean_and_error(values) == mean_and_error(values, torch.arange(4))
+    True
+    >>> pairs = mean_and_error(values.repeat_interleave(2), torch.arange(4).repeat_interleave(2))
+    >>> pairs == mean_and_error(values)  # the second of each pair tells nothing new
+    True
+    """
     values = double(values)
-    return values.mean().item(), (values.std() / math.sqrt(len(values))).item()
+    mean, n = values.mean(), len(values)
+    if groups is None:
+        return mean.item(), (values.std() / math.sqrt(n)).item()
+    names, numbers = groups.to(values.device).unique(return_inverse=True)
+    if len(names) < 2:
+        return mean.item(), math.nan
+    deviations = values.new_zeros(len(names)).index_add(0, numbers, values - mean)
+    return mean.item(), math.sqrt(deviations.square().sum().item() * len(names) / (len(names) - 1)) / n
 
 
-def mean_error_and_noise(draws: Float[Tensor, "repeats n"]) -> tuple[float, float, float]:
-    """Mean over samples, its standard error, and the part of that error that is estimator noise.
+def mean_error_and_noise(
+    draws: Float[Tensor, "repeats n"], groups: Int[Tensor, " n"] | None = None
+) -> tuple[float, float, float]:
+    """Mean over samples, its standard error (see :func:`mean_and_error`), and the part of it that is estimator noise.
 
     The noise is the standard error that would remain if the samples themselves were fixed: the root of the mean
     variance within a sample, divided by repeats · n. Where draws are stratified over the batch (the times of the
     NELBO) the mean is sharper than that.
     """
     repeats, n = draws.shape
-    error = (draws.mean(0).std() / math.sqrt(n)).item()
     noise = math.sqrt(draws.var(0).mean().item() / (repeats * n))
-    return draws.mean().item(), error, noise
+    return *mean_and_error(draws.mean(0), groups), noise
 
 
 def share_error(share: float, n: int) -> float:
@@ -98,10 +122,12 @@ def paired(a: Sequence[float], b: Sequence[float], shared_error: float = math.na
     return Difference(mean, len(a), error, shared_error)
 
 
-def paired_by_examples(a: Float[np.ndarray, "seeds n"], b: Float[np.ndarray, "seeds n"]) -> Difference:
-    """a − b over seeds, whose runs share the ``n`` examples."""
-    differences = (a - b).mean(0)
-    error = float(differences.std(ddof=1) / math.sqrt(len(differences)))
+def paired_by_examples(
+    a: Float[np.ndarray, "seeds n"], b: Float[np.ndarray, "seeds n"], groups: Int[np.ndarray, " n"] | None = None
+) -> Difference:
+    """a − b over seeds, whose runs share the ``n`` examples, of ``groups`` as in :func:`mean_and_error`."""
+    of_groups = None if groups is None else torch.from_numpy(groups)
+    _, error = mean_and_error(torch.from_numpy((a - b).mean(0)), of_groups)
     return paired(a.mean(1).tolist(), b.mean(1).tolist(), error)
 
 

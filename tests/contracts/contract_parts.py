@@ -67,6 +67,7 @@ OPTIONS = {
         "array": {"path": "vectors.npy"},
         "emoji": {"path": "emoji"},
         "folder": {"path": "images", "size": 8},
+        "patches": {"path": "images", "size": 8, "patches": 3},
         "datasets": {"path": "saved", "size": 8},
         "webdataset": {"path": "images.tar", "size": 8},
         **{name: FEW for name in DENSITIES},

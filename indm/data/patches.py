@@ -1,0 +1,147 @@
+"""Patches of photographs: small squares cut from a folder of large images, split by photograph."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from indm.data.base import Data, events_of_shape
+from indm.data.folder import checked_sides, find_images
+from indm.data.folder_index import Files
+from indm.data.image_files import ImageFiles
+from indm.data.raw import height_and_width, words_of
+from indm.data.splits import counts, describe_split, split
+from indm.files.memory import check_memory
+from indm.scaling import Scaling
+
+
+class Patches(ImageFiles):
+    """The same number of patches of each photograph, uint8 of ``shape``: the first of each, then the second of each, ….
+
+    A photograph is decoded when one of its patches is first asked for, and all its patches stay in memory. One that
+    cannot be read is replaced by the next, as in :class:`~indm.data.image_files.ImageFiles`.
+
+    Args:
+        files: the photographs.
+        shape: (channels, height, width) of a patch.
+        corners: (photographs, patches, 2) in [0, 1), where each patch lies between the top and bottom, and between the
+            left and right edge.
+        short: pixels to which the short side of a larger photograph is reduced; smaller ones stay as they are, but for
+            those that are smaller than a patch, which are enlarged to it.
+        resize: Pillow's interpolation, antialiased.
+        background: the colour on which transparency is composited.
+
+    Example: two patches of a photograph of 64 × 48 pixels.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "grey.png"
+        ...     Image.new("L", (64, 48), 100).save(path)
+        ...     patches = Patches([path], (1, 8, 8), torch.rand(1, 2, 2), short=16)
+        ...     len(patches), patches[1].shape, int(patches[1].max())
+        (2, torch.Size([1, 8, 8]), 100)
+    """
+
+    def __init__(
+        self,
+        files: Files | list[Path],
+        shape: tuple[int, int, int],
+        corners: Tensor,
+        short: int = 512,
+        resize: str = "bilinear",
+        background: str = "white",
+    ):
+        super().__init__(files, shape, resize, background=background)
+        self.corners, self.short = corners, short
+        self._keep(True, (corners.shape[1], *shape))
+
+    def __len__(self) -> int:
+        return self.corners.shape[0] * self.corners.shape[1]
+
+    def __getitem__(self, index: int) -> Tensor:
+        patch, photograph = divmod(range(len(self))[index], self.corners.shape[0])
+        return self._of_file(photograph)[patch].clone()
+
+    def _made_of(self, image: Image.Image, position: int) -> Tensor:
+        channels, height, width = self.shape
+        smallest = max(height / image.height, width / image.width)  # that a patch fits into
+        scale = max(min(self.short / min(image.size), 1.0), smallest)
+        sides = [max(height, round(scale * image.height)), max(width, round(scale * image.width))]
+        image = F.resize(image.convert("L" if channels == 1 else "RGB"), sides, InterpolationMode(self.resize))
+        pixels = F.pil_to_tensor(image)
+        room = torch.tensor([sides[0] - height + 1, sides[1] - width + 1])
+        tops_and_lefts = (self.corners[position] * room).long().tolist()
+        return torch.stack([pixels[:, top : top + height, left : left + width] for top, left in tops_and_lefts])
+
+
+@events_of_shape(lambda options: (options["channels"], *height_and_width(options["size"])))
+def load_patches(
+    *,
+    path: str | Path,
+    size: int | str | list[int] = 32,
+    patches: int = 80,
+    short: int = 512,
+    channels: int | None = None,
+    resize: str = "bilinear",
+    background: str = "white",
+    valid: float = 0.1,
+    test: float = 0.2,
+    seed: int = 0,
+    centered: bool = True,
+    flip: bool = False,
+) -> Data:
+    """Patches of all photographs under a folder (recursive, hidden files apart), split by photograph.
+
+    No photograph has patches in two splits. Patches of one photograph are alike, so the standard errors of an
+    evaluation are over photographs (``Data.groups``).
+
+    Args:
+        path: the folder. A photograph that lies there in several sizes or crops could be in two splits: keep one.
+        size: side in pixels of a patch, or height x width: "24x48" or [24, 48].
+        patches: of each photograph, at places drawn by ``seed``.
+        short: pixels to which the short side of a larger photograph is reduced first.
+        channels: 1 (grey) or 3 (RGB), by default 3 where any file is in colour.
+        resize: how: "bilinear", "bicubic", "lanczos", …; antialiased.
+        background: behind transparent pixels: "white", "black", "#rrggbb" or a colour that Pillow's ImageColor knows.
+        valid: fraction of the photographs for validation.
+        test: fraction of the photographs for the test.
+        seed: of the split and of the patches' places.
+        centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
+        flip: whether training flips patches horizontally at random.
+
+    Raises:
+        ValueError: an option out of range, a folder without images, or more patches than memory holds.
+    """
+    sides = checked_sides(size, channels, resize, True, background)
+    if patches < 1:
+        raise ValueError(f"patches must be at least 1 of each photograph, got {patches}; 80 is usual")
+    if short < max(sides):
+        raise ValueError(f"short must be at least the patches' size {words_of(sides)}, got {short}; 512 is usual")
+    folder = Path(path).expanduser()
+    files, (_, n_colour), notes = find_images(folder)
+    shape = (channels or (3 if n_colour else 1), *sides)
+    try:
+        check_memory(len(files) * patches * math.prod(shape))
+    except ValueError as error:
+        raise ValueError(
+            f"patches of {len(files)} photographs must fit in memory, lower data.patches: {error}"
+        ) from error
+    parts = split(len(files), **counts(len(files), valid, test), seed=seed)
+    corners = torch.rand(len(files), patches, 2, generator=torch.Generator().manual_seed(seed))
+    sets = {
+        part: Patches(files.select(chosen.numpy()), shape, corners[chosen], short, resize, background)
+        for part, chosen in parts.items()
+    }
+    notes += [
+        f"{patches} patches of {words_of(sides)} pixels from each photograph, reduced to a short side of {short} "
+        f"({resize}), on {background}",
+        f"{describe_split(parts, seed, 'by photograph ')} photographs",
+    ]
+    about: dict[str, Any] = {"shape": shape, "flip": flip, "notes": notes, "fingerprint": files.fingerprint()}
+    groups = {part: chosen.repeat(patches) for part, chosen in parts.items()}
+    return Data(name="patches", scaling=Scaling.images(256, centered), groups=groups, **about | sets)
