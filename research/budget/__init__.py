@@ -1,0 +1,1 @@
+"""Does a flow pay at a budget that counts? See README.md."""

@@ -1,0 +1,259 @@
+"""The study's commands; see README.md.
+
+    python -m research.budget queue --data DATA --home HOME     # all that is to be done, from where it stopped
+    python -m research.budget job NAME --data DATA --home HOME  # one training, and what is measured of it
+    python -m research.budget table --home HOME                 # the records as tables, into research/records
+
+``--data`` holds the folders that ``research/budget/data.sh`` makes; ``--home`` keeps runs and records. The queue trains
+``--jobs`` side by side with one thread each. Ctrl-C or SIGTERM saves the runs; the same command goes on.
+"""
+
+import argparse
+import csv
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import indm
+from indm.cli.main import main as command
+from indm.config.recipes import literal
+from indm.training.costs import trainer_of
+from research.budget.design import ALIKE, STUDIES, Job, Planner, Setting, merged, structure
+from research.budget.scores import scores
+
+RECORDS = Path(__file__).parents[1] / "records"
+ROUNDS, STEPS_A_ROUND = 7, 3  # of a cost; the first round warms up, and steps hold a whole cycle of flow_update_every
+SAMPLES, CERTIFIED = 5_000, 256
+WAIT = 5.0  # seconds between two looks at what runs
+
+
+class Home:
+    """The folder of the runs and their records."""
+
+    def __init__(self, folder: Path, data: Path):
+        self.folder, self.data = folder.resolve(), data.resolve()
+        self.planner = Planner(self.valid, self.cost)
+
+    def record(self, name: str) -> Path:
+        return self.folder / "records" / f"{name}.json"
+
+    def run(self, name: str) -> Path:
+        return self.folder / "runs" / name
+
+    def valid(self, name: str) -> float | None:
+        """Bits/dim of validation of a job that has ended; 0 where it has no such number."""
+        path = self.record(name)
+        return json.loads(path.read_text()).get("valid", 0.0) if path.exists() else None
+
+    def cost(self, study: str, variant: str, setting: Setting) -> float:
+        """Of a step, over that of the study's first variant with its first network; measured where it is not known."""
+        path, key = self.folder / "costs.json", f"{study} {structure(variant, setting)}"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        if key not in known:
+            first = next(iter(STUDIES[study].variants))
+            known[key] = cost_in_turns(self.recipe(study, first, {}), self.recipe(study, variant, setting))
+            write(path, known)
+        return known[key]["cost"]
+
+    def recipe(self, study: str, variant: str, setting: Setting) -> dict:
+        s = STUDIES[study]
+        changes = merged(ALIKE, s.setting, s.variants[variant].setting, setting, {"train.steps": 100})
+        return indm.recipe(s.recipe, changes | self.path(s.folder))
+
+    def path(self, folder: str | None) -> Setting:
+        return {"data.path": str(self.data / folder)} if folder else {}
+
+
+def cost_in_turns(unit: dict, recipe: dict) -> dict[str, Any]:
+    """CPU seconds of a step of ``recipe`` over those of ``unit``, step beside step on one thread: median and error."""
+    torch.set_num_threads(1)
+    trainers = [(trainer, trainer.batches()) for trainer in (trainer_of(unit), trainer_of(recipe))]
+    rounds = [[seconds_of(*each) for each in trainers] for _ in range(ROUNDS)][1:]
+    ratios = [own / of_unit for of_unit, own in rounds]
+    error = statistics.stdev(ratios) / len(ratios) ** 0.5
+    return {
+        "cost": round(statistics.median(ratios), 3),
+        "error": round(error, 3),
+        "seconds": round(min(own for _, own in rounds), 4),
+        "parameters": sum(p.numel() for p in trainers[1][0].model.parameters()),
+    }
+
+
+def seconds_of(trainer: Any, batches: Any) -> float:
+    started = time.process_time()
+    for _ in range(STEPS_A_ROUND):
+        trainer.train_step(batches)
+    return (time.process_time() - started) / STEPS_A_ROUND
+
+
+def flags(setting: Setting) -> list[str]:
+    """Changes of a recipe as the command line takes them."""
+    texts = {key: value if isinstance(value, str) else literal(value) for key, value in setting.items()}
+    return [text for key, value in texts.items() for text in (f"--{key}", value)]
+
+
+def ran(*arguments: str) -> None:
+    """Run a command of indm in this process; where it fails or is interrupted, this process ends likewise."""
+    status = command([*arguments])
+    if status:
+        sys.exit(status)
+
+
+def train(home: Home, job: Job) -> None:
+    """Train, or go on."""
+    out = home.run(job.name)
+    if job.command == "train":
+        sources, changes = [job.recipe], job.setting | home.path(job.folder)
+        begun = (out / "recipe.toml").exists()
+    else:
+        sources, changes = [str(home.data / folder) for folder in job.folders], job.setting
+        begun = out.exists()
+    ran(job.command, *sources, *flags(changes), "--out", str(out), "--quiet", *(["--resume"] if begun else []))
+
+
+def measure(home: Home, job: Job) -> dict[str, Any]:
+    """What the record says of a trained job."""
+    out = home.run(job.name)
+    if job.command != "train":
+        return translated(home, job, out)
+    summary = json.loads((out / "summary.json").read_text())
+    record = {"valid": summary["valid_nelbo"], "unit": summary["unit"], "steps": summary["steps"]}
+    if not job.tested:
+        return record
+    if not (out / "evaluation.json").exists():
+        ran("evaluate", str(out), "--examples", "10000", "--nll-examples", str(CERTIFIED), "--quiet")
+    if not (out / "samples.npz").exists():
+        ran("sample", str(out), "-n", str(SAMPLES), "--quiet")
+    result = json.loads((out / "evaluation.json").read_text())
+    record |= {kind: result[kind] for kind in ("nelbo", "nll") if kind in result}
+    record |= {key: result[key] for key in ("images", "groups", "dims", "dequantization", "baselines") if key in result}
+    return record | {"frechet": scores(out, home.folder / "extractors")}
+
+
+def translated(home: Home, job: Job, out: Path) -> dict[str, Any]:
+    """Of a model of pairs: its translations of the test images, beside their true counterparts."""
+    source, truth = (str(home.data / f"{folder}-test") for folder in job.folders)
+    results = out.with_name(f"{out.name}-translated")
+    if not (results / "translation.json").exists():
+        ran("translate", str(out), source, "--out", str(results), "--truth", truth, "--score", "--quiet")
+    return {"translation": json.loads((results / "translation.json").read_text())}
+
+
+def do(home: Home, name: str) -> None:
+    """One job: its training, then its record."""
+    job = next((job for job in home.planner.jobs() if job.name == name), None)
+    if job is None:
+        raise SystemExit(f"{name} has ended, or waits for others: {home.record(name)}")
+    torch.set_num_threads(1)
+    spent = home.run(job.name).with_suffix(".seconds")
+    spent.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        train(home, job)
+    finally:
+        with spent.open("a") as file:
+            print(round(time.process_time(), 1), file=file)
+    seconds = sum(map(float, spent.read_text().split()))
+    write(home.record(name), job.about | {"training_cpu_seconds": seconds} | measure(home, job))
+
+
+def queue(home: Home, data: Path, jobs: int) -> None:
+    """Run what is to be done, ``jobs`` side by side, until nothing is left or what is left has failed."""
+    running: dict[str, subprocess.Popen] = {}
+    failed: set[str] = set()
+
+    def stop(*_: object) -> None:
+        for process in running.values():
+            process.send_signal(signal.SIGTERM)
+        for process in running.values():
+            process.wait()
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    while True:
+        for name in [name for name, process in running.items() if process.poll() is not None]:
+            status = running.pop(name).returncode
+            print(time.strftime("%F %T"), name, "ended" if status == 0 else f"failed with {status}", flush=True)
+            failed |= {name} if status else set()
+        waiting = [job.name for job in home.planner.jobs() if job.name not in failed]
+        for name in [name for name in waiting if name not in running][: jobs - len(running)]:
+            log = home.run(name).with_suffix(".log")
+            log.parent.mkdir(parents=True, exist_ok=True)
+            arguments = [sys.executable, "-m", "research.budget", "job", name]
+            places = ["--data", str(data), "--home", str(home.folder)]
+            with log.open("a") as file:
+                running[name] = subprocess.Popen(arguments + places, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
+            print(time.strftime("%F %T"), name, "begins", flush=True)
+        if not running:
+            break
+        time.sleep(WAIT)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(sorted(failed))}; their logs are beside their runs")
+
+
+def write(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".new")
+    beside.write_text(json.dumps(content, indent=1))
+    beside.replace(path)
+
+
+def table(home: Home) -> None:
+    """``budget-costs.csv`` and ``budget-runs.csv`` of all records."""
+    costs = json.loads((home.folder / "costs.json").read_text())
+    rows = [{"structure": key} | row for key, row in sorted(costs.items())]
+    write_csv(RECORDS / "budget-costs.csv", rows)
+    records = [json.loads(path.read_text()) for path in sorted((home.folder / "records").rglob("*.json"))]
+    write_csv(RECORDS / "budget-runs.csv", [flat(record) for record in records])
+
+
+def flat(record: dict[str, Any]) -> dict[str, Any]:
+    """One row: numbers with their errors in columns of their own."""
+    row = {key: value for key, value in record.items() if not isinstance(value, dict)}
+    for kind in ("nelbo", "nll"):
+        for part, suffix in (("with_reconstruction", ""), ("without_reconstruction", "_without_reconstruction")):
+            numbers = record.get(kind, {}).get(part, {})
+            if numbers and part == "with_reconstruction":
+                row |= {kind: numbers["bits_per_dim"], f"{kind}_error": numbers["bits_per_dim_standard_error"]}
+            elif numbers:
+                row[kind + suffix] = numbers["bits_per_dim"]
+    row |= record.get("frechet", {})
+    return row
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    print(path, len(rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("queue", "job", "table"))
+    parser.add_argument("name", nargs="?", help="of the job")
+    parser.add_argument("--data", type=Path, default=Path("."))
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--jobs", type=int, default=2)
+    o = parser.parse_args()
+    home = Home(o.home, o.data)
+    if o.command == "queue":
+        queue(home, o.data.resolve(), o.jobs)
+    elif o.command == "job":
+        do(home, o.name)
+    else:
+        table(home)
+
+
+if __name__ == "__main__":
+    main()

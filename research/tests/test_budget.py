@@ -1,0 +1,55 @@
+"""The plan of research/budget: what is trained, in which order, for how many steps."""
+
+import pytest
+
+from research.budget.design import SEEDS, STEPS, STUDIES, Planner
+
+
+def cost(study, variant, setting):
+    return {"linear": 1.0, "spline": 1.25}.get(variant, 2.0) * setting.get("train.batch_size", 32) / 32
+
+
+@pytest.fixture
+def finished():
+    """Validations by name, as jobs end; the planner that sees them."""
+    done = {}
+    return done, Planner(done.get, cost)
+
+
+def run_all(done, planner, bits=lambda job: 1.0):
+    order = []
+    while left := [job for job in planner.jobs() if job.name not in done]:
+        order.append(left[0])
+        done[left[0].name] = bits(left[0])
+    return order
+
+
+def test_every_variant_is_trained_with_every_seed_at_equal_cost(finished):
+    order = run_all(*finished)
+    final = [job for job in order if job.about.get("stage") == "final" and job.about["study"] in STUDIES]
+    for study, s in STUDIES.items():
+        for variant, v in s.variants.items():
+            own = [job for job in final if (job.about["study"], job.about["variant"]) == (study, variant)]
+            assert {job.about["seed"] for job in own} == set(v.seeds) and len(own) == len(v.seeds)
+            assert all(
+                abs(job.setting["train.steps"] * job.about["cost"] - s.steps) <= job.about["cost"] for job in own
+            )
+    assert sum(len(v.seeds) for v in STUDIES["fashion"].variants.values()) == 5 * len(SEEDS) + 1
+    assert [job.name.split("/")[0] for job in order][-6:] == ["models"] * 3 + ["pairs"] * 3
+
+
+def test_a_search_takes_the_best_of_each_axis_and_the_network_of_the_linear_side(finished):
+    wanted = {"train.batch_size": 128, "train.lr": 1e-3, "train.flow_lr": 3e-2}
+
+    def bits(job):
+        return sum(job.setting.get(key) != value for key, value in wanted.items())
+
+    order = run_all(*finished, bits)
+    spline = next(job for job in order if job.name == "fashion/final/spline-1")
+    assert {key: spline.setting[key] for key in wanted} == wanted
+    assert spline.setting["train.steps"] == round(STEPS / (1.25 * 4))
+    small = [job for job in order if job.about.get("stage") == "search"]
+    assert all(not job.tested and job.about["seed"] == 0 for job in small)
+    flow = next(job for job in order if job.name == "fashion/final/flow-1")
+    assert flow.setting["net"] == "zero" and flow.setting["train.batch_size"] == 128
+    assert not any(key.startswith("net.") for key in flow.setting)
