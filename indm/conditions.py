@@ -5,11 +5,15 @@ tensor with one row a sample. :func:`given` then makes of a flow the same flow a
 without a condition. (A score at given rows is :class:`indm.score.GivenScore`, a model :meth:`indm.INDM.given`.)
 """
 
+import contextlib
 import copy
+import operator
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -122,6 +126,8 @@ class Condition(nn.Module, ABC):
 class Classes(Condition):
     """One of K classes, seen as K numbers, of which that of the class is 1.
 
+    A whole number is the index of a class and a string is its name, also where names are numbers.
+
     Args:
         labels: names of the classes, in the order of their numbers; in a recipe, by default those of the data.
         drop: probability with which training hides c, so that the model is one of p(x), too, and samples can be guided.
@@ -137,6 +143,9 @@ class Classes(Condition):
         ([2, 2], [0, 1])
         >>> digits(torch.tensor([1])).tolist()
         [[0.0, 1.0, 0.0]]
+        >>> odd = Classes(("1", "3", "5"))
+        >>> odd.rows([1, 2]).tolist(), odd.rows(["1", "3"]).tolist()
+        ([1, 2], [0, 1])
     """
 
     is_class = True
@@ -158,6 +167,8 @@ class Classes(Condition):
         return (len(self.labels),)
 
     def rows(self, c: Any, n: int | None = None) -> Tensor:
+        if isinstance(c, np.ndarray | np.generic):
+            c = c.tolist()
         if isinstance(c, str | int):
             c = [c]
         if isinstance(c, Sequence):
@@ -179,19 +190,40 @@ class Classes(Condition):
         except (ValueError, IndexError) as error:
             raise ValueError(f"the {split} data do not fit the condition: {error}") from error
 
-    def number(self, value: object) -> int:
-        """The number of a class from its name or its number.
+    def number(self, value: Any) -> int:
+        """The number of a class from its name, a string, or from its number.
 
         Raises:
             ValueError: there is no such class, with the nearest that exists.
         """
-        text = str(value)
-        if text in self.labels:
-            return self.labels.index(text)
-        if isinstance(value, int) and 0 <= value < len(self.labels):
-            return value
+        if isinstance(value, str):
+            if value in self.labels:
+                return self.labels.index(value)
+            hint = nearest(value, self.labels)
+        else:
+            hint = f"; a number is an index, 0 to {len(self.labels) - 1}, and a name is a string"
+            with contextlib.suppress(TypeError):  # not a whole number
+                index = operator.index(value)
+                if 0 <= index < len(self.labels) and not isinstance(value, bool):
+                    return index
         known = brief(", ".join(self.labels))
-        raise ValueError(f"c must be one of {known}, got {brief(repr(value))}{nearest(text, self.labels)}")
+        raise ValueError(f"c must be one of {known}, got {brief(repr(value))}{hint}")
+
+    def typed(self, text: str) -> int:
+        """The number of a class from text: its name, or its number where no name has a digit.
+
+        Where names have digits, a number that is not a name is more likely a mistake than an index.
+
+        Raises:
+            ValueError: there is no such class.
+
+        Example:
+
+            >>> Classes(("cat", "dog")).typed("1"), Classes(("1", "2")).typed("1")
+            (1, 0)
+        """
+        is_index = text.isdecimal() and not re.search(r"\d", "".join(self.labels))
+        return self.number(int(text) if is_index else text)
 
     def forward(self, c: Shaped[Tensor, " batch"]) -> Float[Tensor, "batch classes"]:
         device, dtype = self.one.device, self.one.dtype
@@ -225,13 +257,16 @@ class Numbers(Condition):
         self.scale.copy_(torch.where(std > least, std, torch.ones_like(std)))
 
     def rows(self, c: Any, n: int | None = None) -> Tensor:
-        c = torch.as_tensor(c)
+        wanted = ", ".join(map(str, self.event))
+        try:
+            c = torch.as_tensor(c)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"c must be numbers of shape ({wanted}) or (n, {wanted}), got {brief(repr(c))}") from error
         if c.shape == self.event:
             c = c[None]
         elif self.event == (1,) and c.ndim < 2:
             c = c.reshape(-1, 1)
         if tuple(c.shape[1:]) != self.event or c.is_complex():
-            wanted = ", ".join(map(str, self.event))
             raise ValueError(f"c must be numbers of shape ({wanted}) or (n, {wanted}), got {tuple(c.shape)}")
         if not bool(c.isfinite().all()):
             raise ValueError("c must be finite, got NaN or infinity")

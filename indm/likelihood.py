@@ -263,8 +263,11 @@ def latents_of(
 def latent_reference(
     model, raw: Tensor, *, c: Any = None, batch_size: int = 256, seed: int = 0, most: int = 10_000
 ) -> GaussianReference:
-    """The Gaussian law of the latents of the first ``most`` samples: the control variate of their NELBO."""
+    """The Gaussian law of the latents of the first ``most`` samples: the control variate of their NELBO.
+
+    ``c`` are their conditions, see :meth:`indm.INDM.given`: one for all, or a row for each of ``raw``.
+    """
     generator = torch.Generator(model.scaling.scale.device).manual_seed(seed)
     options: dict[str, Any] = {"batch_size": batch_size, "generator": generator}
-    c = None if c is None else c[:most]
-    return GaussianReference.fit(latents_of(model, raw[:most], c=c, **options))
+    c = all_rows(model, c, len(raw))
+    return GaussianReference.fit(latents_of(model, raw[:most], c=None if c is None else c[:most], **options))

@@ -139,7 +139,8 @@ class INDM(nn.Module):
         """This model at given conditions, p(x|c) with a row of c for each sample, used like one without.
 
         Args:
-            c: classes by number or name, vectors or images, a row for each sample, or one for all; None hides it.
+            c: classes, vectors or images, a row for each sample, or one for all; None hides it. Of classes a whole
+                number is the index and a string the name, also where names are numbers.
             n: how many samples; needed where one c is for all.
             guidance: w of :class:`indm.score.GivenScore`, for samples; 1 is the model.
             away_from: other conditions, like ``c``, that guidance leads away from in place of p(x).

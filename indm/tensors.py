@@ -55,7 +55,6 @@ def squared_norm(v: Float[Tensor, "batch *event"]) -> Float[Tensor, " batch"]:
 
 
 @functools.cache
-@functools.cache
 def widest(device: torch.device | str | None) -> torch.dtype:
     """The float of most digits that the device has: float64, or float32 on Apple's GPUs."""
     try:

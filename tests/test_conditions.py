@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,21 +13,26 @@ from torch import nn
 
 import indm
 from indm.conditions import Classes, Condition, Conditioned, Image, Vector, given, sees_condition
+from indm.config.options import Drawing
 from indm.data.base import as_data
 from indm.density import sample_with_log_prob
+from indm.evaluation.classification import Classification, reliability, scores
 from indm.evaluation.flow_analysis import analyse
 from indm.evaluation.sample_quality import make_generator, prior_draws, quality, solve
 from indm.evaluation.sampling_error import discretization_error, path_error, sampling_errors
+from indm.evaluation.translation_runs import open_runs
 from indm.evaluation.transport import encode_ode
 from indm.fitting import fit_sampler
 from indm.flows import CouplingFlow, ExactFlow, Frozen, Identity, ResidualFlow
 from indm.flows.autoregressive import AutoregressiveFlow
+from indm.likelihood import latent_reference
 from indm.model import build_model
 from indm.nets import MLP, DiT, NCSNpp, UNet
 from indm.nets.embedding import ConditionOfImages
 from indm.report.figures import classes_figure, interpolation_strip, particles_of, plane_figure
 from indm.report.records import Record
 from indm.rng import part_of
+from indm.runs.samples import conditions
 from indm.sampling import AdaptiveODE, follow_flow, make_sampler, solve_latent
 from indm.scaling import Scaling
 from indm.score import GivenScore, flow_score
@@ -482,12 +488,40 @@ def test_an_image_is_seen_where_it_is():
 
 def test_classes_by_number_and_by_name():
     classes = Classes(LETTERS)
-    for value in (1, "b", [1], ["b"], torch.tensor([1]), np.array([1])):
+    numpys = (np.int64(1), [np.uint8(1)], np.array([1]), np.array("b"), np.array(["b"], object))
+    for value in (1, "b", [1], ["b"], torch.tensor([1]), [torch.tensor(1)], *numpys):
         assert classes.rows(value, 1).tolist() == [1]
     assert classes.rows("c", 3).tolist() == [2, 2, 2] and classes.rows(torch.tensor(2), 2).tolist() == [2, 2]
     assert classes(torch.tensor([2, 0])).tolist() == [[0, 0, 1], [1, 0, 0]] and not classes.absent(2).any()
-    numbers = Classes(("7", "5"))  # a name goes before a number
-    assert numbers.rows("5", 1).tolist() == [1] and numbers.rows(7, 1).tolist() == [0]
+
+
+def test_a_whole_number_is_an_index_and_a_string_a_name_where_names_are_numbers():
+    classes = Classes(("1", "2", "0"))
+    for c in ([1, 2, 0], (1, 2, 0), torch.tensor([1, 2, 0]), np.array([1, 2, 0]), list(np.array([1, 2, 0]))):
+        assert classes.rows(c).tolist() == [1, 2, 0]
+    assert classes.rows(["1", "2", "0"]).tolist() == [0, 1, 2] == classes.rows(np.array(["1", "2", "0"])).tolist()
+    with pytest.raises(ValueError, match="c must be one of 7, 5, got 7; a number is an index, 0 to 1, and a name is"):
+        Classes(("7", "5")).rows(7)
+
+
+def test_what_is_typed_is_a_name_or_an_index_where_no_name_has_a_digit():
+    def typed(text, *labels, n=None):
+        model = indm.INDM(Identity(), GaussianScore(), shape=(2,), condition=Classes(labels))
+        return conditions(Path(), model, Drawing(condition=text, n=n)).tolist()
+
+    assert typed("1", "1", "2", "0", n=2) == [0, 0] and typed("1", *LETTERS, n=2) == [1, 1]
+    assert typed('["c", 0]', *LETTERS, n=2) == [2, 0] and typed("[2, 1]", "1", "2", n=2) == [1, 0]
+    assert typed("[2, 1]", "[2, 1]", "2", n=1) == [0]
+    for text, labels in (("0", ("1", "2")), ("1", ("grade 1", "grade 2")), ("3", LETTERS), ("-1", LETTERS)):
+        with pytest.raises(ValueError, match=f"c must be one of {', '.join(labels)}, got '?{text}"):
+            typed(text, *labels, n=1)
+
+
+def test_a_translation_between_classes_needs_a_model_of_classes(monkeypatch):
+    model = indm.INDM(Identity(), GaussianScore(), shape=(2,), condition=Vector(1))
+    monkeypatch.setattr("indm.evaluation.translation_runs.open_run", lambda folder: (model, {"data": {}}))
+    with pytest.raises(ValueError, match=r"condition needs a model of classes, got one of p\(x\|vector\)"):
+        open_runs([Path("run")], classes=("1", "2"))
 
 
 @pytest.mark.parametrize(
@@ -495,6 +529,9 @@ def test_classes_by_number_and_by_name():
     [
         ("bb", "c must be one of a, b, c, got 'bb'; did you mean 'b'"),
         (3, "c must be one of a, b, c, got 3"),
+        (-1, "c must be one of a, b, c, got -1"),
+        (True, "c must be one of a, b, c, got True"),
+        (np.array([0.5]), "c must be one of a, b, c, got 0.5"),
         (torch.tensor([0, 3]), "c must be from 0 to 2, got 0 … 3"),
         (torch.tensor([-1]), "c must be from 0 to 2, got -1 … -1"),
         (torch.zeros(2), "c must be classes"),
@@ -525,6 +562,7 @@ def test_numbers_are_brought_to_unit_scale_and_told_from_none():
     [
         (torch.zeros(3, 3), r"c must be numbers of shape \(2\) or \(n, 2\), got \(3, 3\)"),
         (torch.tensor([[math.nan, 0.0]]), "c must be finite"),
+        ("cat", r"c must be numbers of shape \(2\) or \(n, 2\), got 'cat'"),
     ],
 )
 def test_what_is_no_vector(c, message):
@@ -746,6 +784,17 @@ class Stretch(Conditioned, ExactFlow):
         return z / (self.seen(z) @ self.factors)[:, None]
 
 
+def test_the_law_of_latents_is_at_one_class_or_at_that_of_each_row():
+    """The flow stretches each class by its own factor; with ``most`` rows, at the c of these."""
+    factors, x = torch.tensor([2.0, 0.5, 10.0]), torch.randn(40, 2)
+    model = indm.INDM(Stretch(factors), GaussianScore(), shape=(2,), condition=Classes(LETTERS, flow=True))
+    rows = torch.arange(40) % 3
+    for c, each in ((2, torch.full((40,), 2)), ("b", torch.ones(40).long()), (rows, rows), (rows.tolist(), rows)):
+        law, z = latent_reference(model, x, c=c, most=30), factors[each, None] * x
+        assert torch.allclose(law.mean, z[:30].mean(0), atol=1e-5)
+        assert law.variance.sum() == pytest.approx(z[:30].var(0, correction=0).sum().item(), rel=1e-4)
+
+
 def test_a_flow_is_analysed_at_the_c_of_each_example(monkeypatch):
     """In closed form; the probe's x_t near ε is x again only where h and h⁻¹ have the c of the row."""
     probed = []
@@ -833,11 +882,11 @@ def exact_posterior(x, stds, means):
     return logs.log_softmax(1)
 
 
-def near_classes():
+def near_classes(labels=LETTERS, n=60):
     means, stds = torch.tensor([[0.6, 0.0], [-0.6, 0.0], [0.0, 0.9]]), torch.tensor([0.8, 0.8, 0.6])
-    model = indm.INDM(Identity(), GaussianScore(means, stds), shape=(2,), condition=Classes(LETTERS))
-    c = torch.arange(60) % 3
-    return model, means, stds, means[c] + stds[c][:, None] * torch.randn(60, 2), c
+    model = indm.INDM(Identity(), GaussianScore(means, stds), shape=(2,), condition=Classes(labels))
+    c = torch.arange(n) % 3
+    return model, means, stds, means[c] + stds[c][:, None] * torch.randn(n, 2), c
 
 
 def test_the_posterior_is_that_of_bayes():
@@ -850,6 +899,17 @@ def test_the_posterior_is_that_of_bayes():
     prior = torch.tensor([0.8, 0.1, 0.1])
     even, skewed = (indm.classify(model, x, prior=p, draws=2, times=4, progress=False) for p in (None, prior))
     assert torch.allclose(skewed.log_posterior, (even.log_posterior + prior.double().log()).log_softmax(1), atol=1e-6)
+
+
+def test_classes_with_numbers_as_names_are_told_as_well_as_any():
+    """By the names 1, 2, 3 accuracy is that of the exact posterior, and the confidence is right."""
+    model, means, stds, x, c = near_classes(("1", "2", "3"), n=600)
+    exact = (exact_posterior(x, stds, means).argmax(1) == c).double().mean().item()
+    numbers = scores(indm.classify(model, x, draws=2, times=64, progress=False), c)
+    assert abs(numbers["accuracy"] - exact) < 0.03 and numbers["calibration_error"] < 0.08
+    letters = near_classes(n=3)[0]
+    found, same = (indm.classify(m, x[:9], draws=2, times=4, progress=False) for m in (model, letters))
+    assert torch.equal(found.log_likelihood, same.log_likelihood)
 
 
 def test_classes_share_their_noise():
@@ -866,8 +926,6 @@ def test_classes_share_their_noise():
 
 
 def test_scores_of_a_classification_by_hand():
-    from indm.evaluation.classification import Classification, reliability, scores
-
     log_posterior = torch.tensor([[0.95, 0.05], [0.85, 0.15], [0.35, 0.65], [0.05, 0.95]]).double().log()
     found = Classification(log_posterior, torch.zeros(4, 2), log_posterior, 1)
     labels = torch.tensor([0, 1, 1, 1])

@@ -40,7 +40,8 @@ class Translate(Computes):
     direction: Literal["forward", "backward"] = "forward"
     """From A to B, or from B to A."""
     condition: Annotated[tuple[str, str] | None, arg(metavar="CLASS CLASS"), default("two data sets")] = None
-    """Of one model of classes: the class of the images, and the one that they become."""
+    """Of one model of classes: the class of the images, and the one that they become, by name, or by number (from 0)
+    where no name has a digit."""
     options: Annotated[TranslationOptions, arg(name="")] = field(default_factory=TranslationOptions)
     overwrite: bool = False
     """Write into a folder that is not empty."""
@@ -97,7 +98,8 @@ class Strip(Computes):
     direction: Literal["forward", "backward"] = "forward"
     """From A to B, or from B to A."""
     condition: Annotated[tuple[str, str] | None, arg(metavar="CLASS CLASS"), default("two data sets")] = None
-    """Of models of many classes: the class of the image, and the one that it becomes."""
+    """Of models of many classes: the class of the image, and the one that it becomes, by name, or by number (from 0)
+    where no name has a digit."""
     options: Annotated[StripOptions, arg(name="")] = field(default_factory=StripOptions)
     overwrite: bool = False
     """Write over a picture that is there."""

@@ -249,8 +249,9 @@ class Drawing:
     n: Annotated[int, arg(aliases=["-n"])] = 64
     """How many samples."""
     condition: Annotated[str | None, arg(metavar="C"), default("drawn from the training data")] = None
-    """The c of a model of p(x|c): a class by name or number, or numbers as [0.5,1.2]; "all" draws n of every class,
-    "none" samples p(x), which a model knows that was trained with condition.drop."""
+    """The c of a model of p(x|c): a class by its name, or by its number (from 0) where no name has a digit; or numbers
+    as [0.5,1.2]. "all" draws n of every class, "none" samples p(x), which a model knows that was trained with
+    condition.drop."""
     guidance: float = 1.0
     """Above 1, samples of p(x|c) are more typical of c and less diverse, and have no likelihood; needs condition.drop
     in training."""

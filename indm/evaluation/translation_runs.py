@@ -12,7 +12,7 @@ from pathlib import Path
 from indm.config import recipes
 from indm.data.base import Data
 from indm.data.registry import load_data
-from indm.model import INDM
+from indm.model import INDM, condition_of
 from indm.runs.folder import is_run, open_run
 from indm.training.pairs import SIDES, is_bridge, is_pair, noise_of
 from indm.translation import DIRECTIONS, Route, bridge, sdedit, two_models
@@ -153,10 +153,11 @@ def _two_classes(folders: Sequence[Path]) -> tuple[str, str] | None:
 
 
 def _between_classes(folders: Sequence[Path], direction: str, classes: tuple[str, ...]) -> TranslationRuns:
-    source, target = classes
     if len(folders) != 1 or is_pair(folders[0]):
         raise ValueError(f"condition needs one run, of a model of both classes, got {', '.join(map(str, folders))}")
     model, recipe = open_run(folders[0])
-    for name in classes:
-        model.given(name, 1)
+    condition = condition_of(model, classes)
+    if not condition.is_class:
+        raise ValueError(f"condition needs a model of classes, got one of p(x|{type(condition).__name__.lower()})")
+    source, target = (condition.labels[condition.typed(name)] for name in classes)
     return TranslationRuns(tuple(folders), (model, model), direction, recipe["data"], recipe["data"], (source, target))

@@ -110,7 +110,10 @@ def conditions(run: Path, model: Any, drawing: Drawing) -> Tensor | None:
         return torch.arange(len(condition.labels)).repeat_interleave(drawing.n)
     if wanted is not None:
         value = recipes.value_of(wanted)
-        return condition.rows(wanted if condition.is_class and wanted in condition.labels else value, drawing.n)
+        if condition.is_class:
+            names = value if isinstance(value, list) and wanted not in condition.labels else [wanted]
+            value = [condition.typed(str(name)) for name in names]
+        return condition.rows(value, drawing.n)
     rows = condition.rows_of(data_of(run, model), "train")
     chosen = torch.randint(len(rows), (drawing.n,), generator=torch.Generator().manual_seed(drawing.seed))
     return rows[chosen]

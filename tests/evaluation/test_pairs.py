@@ -367,6 +367,7 @@ def test_one_model_of_two_folders_knows_them_as_classes_in_their_order(trained, 
     """ "red" comes after "blue" in the alphabet, and forward is from red to blue."""
     opened, back = (open_runs([trained / "one"], direction) for direction in ("forward", "backward"))
     assert opened.classes == ("red", "blue") and back.classes == ("blue", "red")
+    assert open_runs([trained / "one"], classes=("1", "red")).classes == ("blue", "red")
     assert opened.models[0] is opened.models[1] and opened.models[0].condition.labels == ("red", "blue")
     for side, folder in zip(opened.sides, toys, strict=True):
         images = {pixels.numpy().tobytes() for part in PARTS for pixels in stack(getattr(side, part))}
