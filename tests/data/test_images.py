@@ -287,7 +287,7 @@ def test_workers_change_neither_the_order_nor_what_stands_for_a_damaged_image(tm
 
 
 SMALL = [
-    "train", "folder", "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.blocks=1", "--net.attention=[]",
+    "train", "folder", "--net.channels=4", "--net.blocks=1", "--net.attention=[]",
     "--net.multipliers=[1]", "--train.steps=8", "--train.seconds=inf", "--train.batch_size=12",
     "--train.validate_examples=4", "--data.size=8", "--quiet",
 ]  # fmt: skip
