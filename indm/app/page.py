@@ -6,9 +6,11 @@ uploads and pictures of the page, which are kept in a folder of their own until 
 
 import functools
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read where Gradio is imported
@@ -19,18 +21,32 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from indm.app import requests
+from indm.app.guard import Limits, SameOrigin
 from indm.app.requests import WAYS, Side, Source, Translation
 from indm.data.images import SUFFIXES
-from indm.messages import one_line
+from indm.messages import brief, one_line
 from indm.sampling import default_sampler
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
-LARGEST_UPLOAD, MOST_WAITING, KEPT = "10mb", 4, 3600  # of a file; requests; seconds of an upload
+LARGEST_UPLOAD, MOST_WAITING, KEPT = 10 * 2**20, 4, 3600  # bytes of a file; requests; seconds of an upload
 THEME = gr.themes.Base(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 STYLE = """
 img { image-rendering: pixelated; } .picture .image-container { padding-top: 2rem; }
 #likelihood :is(th, td) { white-space: nowrap; padding: 0.5em; }
 """
+
+
+class Page(gr.Blocks):
+    """A page whose errors are one line each: a request that does not fit its fields may be of any length."""
+
+    async def process_api(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+        try:
+            return await super().process_api(*arguments, **options)
+        except gr.Error:
+            raise
+        except Exception as error:
+            print(f"indm: error: {brief(f'{type(error).__name__}: {error}')}", file=sys.stderr)
+            raise gr.Error(brief(error), print_exception=False) from error
 
 
 class Builder:
@@ -166,7 +182,7 @@ def build(sides: Sequence[Side], seconds: float) -> gr.Blocks:
     """The page of one or two models."""
     make, side, translation = Builder(seconds), sides[0], requests.translation_of(sides)
     title = f"indm: {' and '.join(side.name for side in sides)}"
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+    with Page(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         gr.Markdown(f"# {title}\n{' '.join(f'`{side.run}`' for side in sides)}")
         tabs = {"Sample": make.samples, "Likelihood": make.likelihood, "Interpolation": make.interpolation}
         for name, tab in tabs.items():
@@ -191,9 +207,11 @@ def serving(sides: Sequence[Side], host: str, port: int | None, seconds: float) 
         options: Any = {"prevent_thread_lock": True, "quiet": True, "share": False, "ssr_mode": False}
         options |= {"footer_links": [], "run_history": False, "enable_monitoring": False, "pwa": False}
         options |= {"server_name": host, "server_port": port, "max_file_size": LARGEST_UPLOAD}
-        if host in LOCAL:  # a name that somebody lets point here, from a page of theirs, is refused
+        guards = [Middleware(Limits, folder=Path(folder), largest=LARGEST_UPLOAD)]
+        if host in LOCAL:  # a page of somebody else is refused, also by a name that he lets point here
             names = [*LOCAL, "[::1]"]
-            options["app_kwargs"] = {"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=names)]}
+            guards += [Middleware(TrustedHostMiddleware, allowed_hosts=names), Middleware(SameOrigin)]
+        options["app_kwargs"] = {"middleware": guards}
         try:
             _, address, _ = page.launch(theme=THEME, css=STYLE, **options)
         except OSError as error:

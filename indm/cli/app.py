@@ -1,6 +1,7 @@
 """``indm app``."""
 
 import importlib.util
+import signal
 import sys
 import threading
 from contextlib import suppress
@@ -20,6 +21,7 @@ class App(Computes):
     "indm app RUN RUN_B" also translates between two models; "indm app PAIR" does, too, and of one model of classes it
     is between those. Ctrl-C ends it. It needs 'indm[app]', and no network. Images of up to 10 MB and 25 megapixels are
     read as "indm translate" reads them, one request is computed at a time, and no file of this machine is served.
+    Uploads are kept for an hour, 500 MB of them at most, and go when it ends.
     """
 
     run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN]", help_behavior_hint="(required)")]
@@ -40,6 +42,7 @@ class App(Computes):
         sides = requests.open_sides([run_folder(folder) for folder in self.run_folders])
         from indm.app.page import LOCAL, serving
 
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: uploads are taken away
         with serving(sides, self.host, self.port, self.seconds) as address:
             print(f"{address} (Ctrl-C ends it)", flush=True)
             if self.host not in LOCAL:

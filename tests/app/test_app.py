@@ -3,10 +3,12 @@
 import importlib.util
 import io
 import json
+import logging
 import math
 import os
 import queue
 import re
+import signal
 import socket
 import time
 from dataclasses import replace
@@ -303,18 +305,30 @@ def test_without_gradio_one_line_says_how_to_get_it(capsys, monkeypatch):
     assert capsys.readouterr().err == "indm: error: indm app needs the library Gradio: pip install 'indm[app]'\n"
 
 
-def test_the_command_serves_until_ctrl_c(home, capsys, monkeypatch):
+@pytest.fixture
+def sigterm():
+    """A signal that fails the test where the command leaves it as it was."""
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("ended without a clean-up"))
+    yield signal.SIGTERM
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_the_command_serves_until_a_signal_and_takes_uploads_away(home, capsys, monkeypatch, sigterm, name):
     pytest.importorskip("gradio")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # so that it is put back
     seen = []
 
     def interrupted():
         (address,) = re.findall(r"http://127.0.0.1:(\d+)/", capsys.readouterr().out)
         with socket.create_connection(("127.0.0.1", int(address))):
-            seen.append(int(address))
-        raise KeyboardInterrupt
+            seen.extend((int(address), Path(os.environ["GRADIO_TEMP_DIR"])))
+        (seen[1] / "upload.png").write_bytes(b"")
+        os.kill(os.getpid(), getattr(signal, name))
+        time.sleep(1)
 
     monkeypatch.setattr(app, "threading", SimpleNamespace(Event=lambda: SimpleNamespace(wait=interrupted)))
-    assert main(["app", str(home / "exact")]) == 0
+    assert main(["app", str(home / "exact")]) == 0 and not seen[1].exists()
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", seen[0]))
 
@@ -336,7 +350,7 @@ def address(home):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", noting)
-        patch.setattr(page, "LARGEST_UPLOAD", "100kb")
+        patch.setattr(page, "LARGEST_UPLOAD", 100 * 2**10)
         with page.serving([Side.opened(home / "classes")], "127.0.0.1", None, 60) as address:
             yield address
         assert {host for host, *_ in (a for a in reached if isinstance(a, tuple))} <= {"127.0.0.1"}
@@ -407,6 +421,61 @@ def test_numbers_out_of_range_and_large_uploads_are_refused(address, httpx):
         assert not ask(httpx, address, index, [*good[:place], value, *good[place + 1 :]])[0], place
     reply = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.png", b"0" * 200_000)})
     assert reply.status_code == 413
+
+
+def upload_of(size):
+    return {"files": ("a.png", b"0" * size)}
+
+
+def test_a_page_of_somebody_else_sends_nothing(address, httpx):
+    """A browser lets any site send files and texts here, and says which one it is."""
+    from indm.app import guard
+
+    page, kept = address.rstrip("/"), Path(os.environ["GRADIO_TEMP_DIR"])
+    before = guard.bytes_below(kept)
+    for origin in ("http://elsewhere.example", "null", "http://127.0.0.1:1", f"{page}.elsewhere.example"):
+        headers = {"origin": origin}
+        sent = [httpx.post(f"{address}gradio_api/upload", files=upload_of(10), headers=headers)]
+        text = json.dumps({"data": [], "fn_index": 0, "session_hash": "me"})
+        sent += [httpx.post(f"{address}gradio_api/queue/join", content=text, headers=headers)]
+        assert [reply.status_code for reply in sent] == [403, 403]
+    assert guard.bytes_below(kept) == before
+    assert httpx.post(f"{address}gradio_api/upload", files=upload_of(10), headers={"origin": page}).status_code == 200
+
+
+def test_uploads_have_a_limit_in_all(address, httpx, monkeypatch):
+    from indm.app import guard
+
+    kept, upload = Path(os.environ["GRADIO_TEMP_DIR"]), f"{address}gradio_api/upload"
+    monkeypatch.setattr(guard, "MOST_UPLOADED", guard.bytes_below(kept) + 100_000)
+    said = [httpx.post(upload, files=upload_of(size)) for size in (40_000, 60_000, 1_000)]
+    assert [reply.status_code for reply in said] == [200, 413, 200]
+    assert said[1].text == f"no more than {guard.MOST_UPLOADED:,} bytes are kept; uploads go after an hour"
+    for i in range(20):  # an empty file takes a block, too
+        last = httpx.post(upload, files={"files": (f"{i}.png", str(i).encode())})
+    assert last.status_code == 413
+    monkeypatch.undo()
+    assert httpx.post(upload, content=iter([b"0"] * 3)).status_code == 411  # of an unknown length
+    assert httpx.post(f"{address}gradio_api/component_server", files=upload_of(10)).status_code == 403
+    assert httpx.post(upload, files=[("files", upload_of(90_000)["files"])] * 20).status_code == 413
+
+
+def test_an_error_is_one_short_line(address, httpx, capsys, caplog):
+    config, log = httpx.get(f"{address}config").json(), logging.getLogger("uvicorn.error")
+    (index,) = [d["id"] for d in config["dependencies"] if len(d["inputs"]) == 7][:1]
+    log.addHandler(caplog.handler)
+    try:
+        capsys.readouterr()
+        done, output = ask(httpx, address, index, ["x" * 100_000])
+        assert not done and len(output["error"]) < 250
+        assert httpx.post(f"{address}gradio_api/upload", files={"files": (None, "no file")}).status_code == 500
+    finally:
+        log.removeHandler(caplog.handler)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(line.startswith("indm: error: ") and len(line) < 250 for line in lines)
+    assert "needed: 7, got: 1" in lines[0] and "POST /gradio_api/upload: TypeError: " in lines[1] and not caplog.records
+    reply = httpx.post(f"{address}gradio_api/queue/join", json={"data": "x" * 2_000_000})
+    assert (reply.status_code, reply.text) == (413, "a request must be at most 1,000,000 bytes")
 
 
 # ── The browser ─────────────────────────────────────────────────────────────────────────────────────────────────────
