@@ -19,6 +19,8 @@ FEWEST_EXAMPLES = 20  # of a report: two for each fold of the jackknife
 STUDY_NAMES = ("eight-gaussians", "digits", "fashion-mnist-16", "fashion-mnist")  # of a reproduction
 FEW_STEPS = 200  # of a training that has hardly learned anything
 ENOUGH_STEPS = 2000  # of one that learns well: the aim of presets, and of advice to train on
+MOST_PROCESSES = 1024  # or threads: more than a machine has, of a recipe from a larger one
+MOST_ESTIMATES = 10_000  # of one likelihood, whose error falls with the square root of their number
 MANY_STEPS = 200  # from here on only stochastic samplers are measured: the others have long converged
 Equal = Literal["cost", "steps"]  # what methods that are compared must have spent alike: steps × cost, or steps
 
@@ -140,6 +142,8 @@ class Training:
     """Where metrics are also sent: "tensorboard", "wandb", "mlflow", or another that accelerate knows."""
 
     def __post_init__(self):
+        most = f"at most {MOST_PROCESSES:,}"
+        check_each(self, "train", lambda v: v == "auto" or v <= MOST_PROCESSES, most, "workers threads")
         check_whole_numbers(self, "train.")
         check_each(self, "train", lambda v: v >= 1, "at least 1", "batch_size accumulate validate_examples")
         intervals = "log_every validate_every checkpoint_every"
@@ -214,6 +218,8 @@ class Evaluation:
         check_whole_numbers(self, "evaluate.")
         check_each(self, "evaluate", lambda v: v >= 1, "at least 1", "times probes batch_size")
         check_each(self, "evaluate", lambda v: v >= 2, "at least 2", "examples iw_examples repeats")
+        most = f"at most {MOST_ESTIMATES:,}"
+        check_each(self, "evaluate", lambda v: v <= MOST_ESTIMATES, most, "times probes draws repeats")
         check_each(self, "evaluate", lambda v: v >= 0, "0 or more", "nll_examples draws ancestral seed eps")
         check_each(self, "evaluate", lambda v: v == 0 or v >= 8, "0, or 8 or more", "steps")
         check_each(self, "evaluate", lambda v: 0 < v < math.inf, "positive and finite", "nll_error")

@@ -10,6 +10,7 @@ from indm.config.parts import KINDS, OPTIONAL_KINDS
 from indm.config.recipes import Recipe
 from indm.evaluation.results import likelihood_table, read_evaluation
 from indm.files import atomic, hub, untrusted
+from indm.messages import one_line
 from indm.model import DESCRIPTION, WEIGHTS
 from indm.runs.folder import RECIPE, end_of, recipe_of
 from indm.runs.provenance import weights_hash
@@ -95,7 +96,7 @@ def _how_to_translate(name: str, recipe: Recipe) -> list[str]:
     if is_bridge(recipe):
         a, b, route, arguments = "A", "B", "bridge", f'model, "forward", noise={noise_of(recipe)}'
     elif len(labels) == 2:
-        (a, b), route, arguments = labels, "two_models", f"model, model, c={tuple(labels)}"
+        (a, b), route, arguments = map(one_line, labels), "two_models", f"model, model, c={tuple(labels)}"
     else:
         return []
     return [
@@ -156,4 +157,4 @@ def _likelihood(run: Path, weights: str) -> str:
 
 
 def _items(values: Mapping[str, object]) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in values.items() if value is not None)
+    return "\n".join(f"- {name}: {one_line(value)}" for name, value in values.items() if value is not None)

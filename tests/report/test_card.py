@@ -13,6 +13,7 @@ from hub_server import TOKEN, served
 
 import indm
 from indm.cli.main import main
+from indm.config import recipes
 from indm.files import hub
 from indm.report import card
 
@@ -131,6 +132,22 @@ def test_a_card_names_the_command_that_it_is_given(tmp_path):
         card.write(run, tmp_path, "ann/tiny", command=command)
         texts.append((tmp_path / "README.md").read_text("utf-8"))
     assert texts[0] == texts[1].replace("- made by: `python make.py`\n", "") != texts[1]
+
+
+def test_names_of_folders_bring_no_commands_into_a_card(tmp_path):
+    """They are labels of classes, and may hold what a terminal obeys."""
+    labels = ["cat\x1b[2J\x9b31m", "dog\n# Heading\u202e"]
+    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
+    tables |= {"condition": {"name": "classes", "labels": labels}}
+    run = tmp_path / "run"
+    indm.build_model(tables, (1, 8, 8)).save(run)
+    data = {"name": "folder", "path": "x", "classes": labels}
+    (run / "recipe.toml").write_text(recipes.to_toml(recipes.resolve(tables | {"data": data})), "utf-8")
+    (run / "summary.json").write_text('{"steps": 1}')
+    card.write(run, tmp_path / "shared", "ann/tiny")
+    text = (tmp_path / "shared" / "README.md").read_text("utf-8")
+    assert [line for line in text.splitlines() if not line.isprintable()] == []
+    assert "- classes: cat\\x1b[2J\\x9b31m, dog # Heading\\u202e\n" in text and f"c={tuple(labels)}" in text
 
 
 def test_the_lines_of_the_card_of_a_model_of_classes_run(tmp_path, capsys):
