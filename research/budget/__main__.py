@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import indm
 from indm.cli.main import main as command
 from indm.config.recipes import literal
 from indm.training.costs import trainer_of
-from research.budget.design import ALIKE, STUDIES, Job, Planner, Setting, merged, structure
+from research.budget.design import ALIKE, STUDIES, Job, Planner, Setting, merged, steps_of
 from research.budget.scores import scores
 
 RECORDS = Path(__file__).parents[1] / "records"
@@ -39,7 +40,7 @@ class Home:
 
     def __init__(self, folder: Path, data: Path):
         self.folder, self.data = folder.resolve(), data.resolve()
-        self.planner = Planner(self.valid, self.cost)
+        self.planner = Planner(self.valid)
 
     def record(self, name: str) -> Path:
         return self.folder / "records" / f"{name}.json"
@@ -52,20 +53,18 @@ class Home:
         path = self.record(name)
         return json.loads(path.read_text()).get("valid", 0.0) if path.exists() else None
 
-    def cost(self, study: str, variant: str, setting: Setting) -> float:
+    def cost(self, job: Job) -> float:
         """Of a step, over that of the study's first variant with its first network; measured where it is not known."""
-        path, key = self.folder / "costs.json", f"{study} {structure(variant, setting)}"
-        known = json.loads(path.read_text()) if path.exists() else {}
-        if key not in known:
-            first = next(iter(STUDIES[study].variants))
-            known[key] = cost_in_turns(self.recipe(study, first, {}), self.recipe(study, variant, setting))
-            write(path, known)
-        return known[key]["cost"]
-
-    def recipe(self, study: str, variant: str, setting: Setting) -> dict:
-        s = STUDIES[study]
-        changes = merged(ALIKE, s.setting, s.variants[variant].setting, setting, {"train.steps": 100})
-        return indm.recipe(s.recipe, changes | self.path(s.folder))
+        study, kind = job.about["study"], job.about["structure"]
+        s, (first, variant) = STUDIES[study], next(iter(STUDIES[study].variants.items()))
+        if kind == first:
+            return 1.0
+        path = self.folder / "costs" / f"{study} {kind}.json"
+        if not path.exists():
+            of_unit, own = merged(ALIKE, s.setting, variant.setting), job.setting
+            unit, recipe = (indm.recipe(s.recipe, changes | self.path(s.folder)) for changes in (of_unit, own))
+            write(path, {"study": study, "structure": kind} | cost_in_turns(unit, recipe))
+        return json.loads(path.read_text())["cost"]
 
     def path(self, folder: str | None) -> Setting:
         return {"data.path": str(self.data / folder)} if folder else {}
@@ -152,6 +151,10 @@ def do(home: Home, name: str) -> None:
     if job is None:
         raise SystemExit(f"{name} has ended, or waits for others: {home.record(name)}")
     torch.set_num_threads(1)
+    if job.share is not None:
+        cost = home.cost(job)
+        steps = steps_of(job, cost)
+        job = replace(job, setting=job.setting | {"train.steps": steps}, about=job.about | {"cost": cost})
     spent = home.run(job.name).with_suffix(".seconds")
     spent.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -207,9 +210,8 @@ def write(path: Path, content: dict) -> None:
 
 def table(home: Home) -> None:
     """``budget-costs.csv`` and ``budget-runs.csv`` of all records."""
-    costs = json.loads((home.folder / "costs.json").read_text())
-    rows = [{"structure": key} | row for key, row in sorted(costs.items())]
-    write_csv(RECORDS / "budget-costs.csv", rows)
+    costs = [json.loads(path.read_text()) for path in sorted((home.folder / "costs").glob("*.json"))]
+    write_csv(RECORDS / "budget-costs.csv", costs)
     records = [json.loads(path.read_text()) for path in sorted((home.folder / "records").rglob("*.json"))]
     write_csv(RECORDS / "budget-runs.csv", [flat(record) for record in records])
 

@@ -138,6 +138,7 @@ class Job:
         folder: of its images, below ``--data``.
         folders: of A and of B, for a model of pairs.
         tested: whether its test images are read, samples drawn and scored; else it is validated alone.
+        share: of the study's budget; None where the setting has the steps.
         about: columns of its row in the tables.
     """
 
@@ -148,6 +149,7 @@ class Job:
     folder: str | None = None
     folders: tuple[str, ...] = ()
     tested: bool = False
+    share: float | None = None
     about: dict[str, Any] = field(default_factory=dict)
 
 
@@ -170,7 +172,12 @@ def merged(*settings: Setting) -> Setting:
 
 
 Valid = Callable[[str], float | None]  # bits/dim of validation of a job that has ended, by its name
-Cost = Callable[[str, str, Setting], float]  # of a step, by study, variant and setting
+
+
+def steps_of(job: Job, cost: float) -> int:
+    """Steps that cost the job's share of its study's budget, at ``cost`` of one over one of its first variant."""
+    assert job.share is not None
+    return max(1, round(job.share * STUDIES[job.about["study"]].steps / cost))
 
 
 @dataclass(frozen=True)
@@ -179,22 +186,19 @@ class Planner:
 
     Args:
         valid: validation of the jobs that have ended.
-        cost: of a step; measured where it is not known.
     """
 
     valid: Valid
-    cost: Cost
 
     def job(self, study: str, variant: str, setting: Setting, stage: str, share: float, seed: int) -> Job:
         """The training of a variant at ``share`` of its study's budget."""
         s, v = STUDIES[study], STUDIES[study].variants[variant]
-        cost = self.cost(study, variant, setting)
-        steps = max(1, round(share * s.steps / cost))
-        changes = merged(ALIKE, s.setting, v.setting, setting, {"train.steps": steps, "train.seed": seed})
+        changes = merged(ALIKE, s.setting, v.setting, setting, {"train.seed": seed})
         tried = ",".join(word for item in setting.items() if (word := words(*item))) or "first"
         name = f"{study}/{stage}/{variant}-{tried if stage == 'search' else seed}"
-        about = {"study": study, "variant": variant, "stage": stage, "seed": seed, "steps": steps, "cost": cost}
-        return Job(name, s.recipe, changes, folder=s.folder, tested=stage == "final", about=about | {"setting": tried})
+        about = {"study": study, "variant": variant, "stage": stage, "seed": seed, "setting": tried}
+        kind = structure(variant, setting)
+        return Job(name, s.recipe, changes, "train", s.folder, (), stage == "final", share, about | {"structure": kind})
 
     def search(self, study: str, variant: str, axes: int | None = None) -> tuple[Setting | None, list[Job]]:
         """The setting that the search chose along the first ``axes`` (all by default), None where trainings are

@@ -2,18 +2,14 @@
 
 import pytest
 
-from research.budget.design import SEEDS, STEPS, STUDIES, Planner
-
-
-def cost(study, variant, setting):
-    return {"linear": 1.0, "spline": 1.25}.get(variant, 2.0) * setting.get("train.batch_size", 32) / 32
+from research.budget.design import SEEDS, STUDIES, TENTH, THIRD, Planner, steps_of
 
 
 @pytest.fixture
 def finished():
     """Validations by name, as jobs end; the planner that sees them."""
     done = {}
-    return done, Planner(done.get, cost)
+    return done, Planner(done.get)
 
 
 def run_all(done, planner, bits=lambda job: 1.0):
@@ -31,9 +27,8 @@ def test_every_variant_is_trained_with_every_seed_at_equal_cost(finished):
         for variant, v in s.variants.items():
             own = [job for job in final if (job.about["study"], job.about["variant"]) == (study, variant)]
             assert {job.about["seed"] for job in own} == set(v.seeds) and len(own) == len(v.seeds)
-            assert all(
-                abs(job.setting["train.steps"] * job.about["cost"] - s.steps) <= job.about["cost"] for job in own
-            )
+            assert {(job.share, job.about["structure"]) for job in own} == {(1.0, own[0].about["structure"])}
+            assert steps_of(own[0], 1.25) == round(s.steps / 1.25)
     assert sum(len(v.seeds) for v in STUDIES["fashion"].variants.values()) == 5 * len(SEEDS) + 1
     assert [job.name.split("/")[0] for job in order][-6:] == ["models"] * 3 + ["pairs"] * 3
 
@@ -47,8 +42,8 @@ def test_a_search_takes_the_best_of_each_axis_and_the_network_of_the_linear_side
     order = run_all(*finished, bits)
     spline = next(job for job in order if job.name == "fashion/final/spline-1")
     assert {key: spline.setting[key] for key in wanted} == wanted
-    assert spline.setting["train.steps"] == round(STEPS / (1.25 * 4))
     small = [job for job in order if job.about.get("stage") == "search"]
+    assert {job.share for job in order} == {TENTH, THIRD, 1.0, None}
     assert all(not job.tested and job.about["seed"] == 0 for job in small)
     flow = next(job for job in order if job.name == "fashion/final/flow-1")
     assert flow.setting["net"] == "zero" and flow.setting["train.batch_size"] == 128
