@@ -48,6 +48,11 @@ class Home:
     def run(self, name: str) -> Path:
         return self.folder / "runs" / name
 
+    def beside(self, name: str, suffix: str) -> Path:
+        """A file beside a run; its folder is made. Names have dots."""
+        self.run(name).parent.mkdir(parents=True, exist_ok=True)
+        return self.folder / "runs" / f"{name}.{suffix}"
+
     def valid(self, name: str) -> float | None:
         """Bits/dim of validation of a job that has ended; 0 where it has no such number."""
         path = self.record(name)
@@ -61,7 +66,9 @@ class Home:
             return 1.0
         path = self.folder / "costs" / f"{study} {kind}.json"
         if not path.exists():
-            of_unit, own = merged(ALIKE, s.setting, variant.setting), job.setting
+            of_unit, own = (
+                changes | {"train.steps": 100} for changes in (merged(ALIKE, s.setting, variant.setting), job.setting)
+            )
             unit, recipe = (indm.recipe(s.recipe, changes | self.path(s.folder)) for changes in (of_unit, own))
             write(path, {"study": study, "structure": kind} | cost_in_turns(unit, recipe))
         return json.loads(path.read_text())["cost"]
@@ -155,8 +162,7 @@ def do(home: Home, name: str) -> None:
         cost = home.cost(job)
         steps = steps_of(job, cost)
         job = replace(job, setting=job.setting | {"train.steps": steps}, about=job.about | {"cost": cost})
-    spent = home.run(job.name).with_suffix(".seconds")
-    spent.parent.mkdir(parents=True, exist_ok=True)
+    spent = home.beside(job.name, "seconds")
     try:
         train(home, job)
     finally:
@@ -187,8 +193,7 @@ def queue(home: Home, data: Path, jobs: int) -> None:
             failed |= {name} if status else set()
         waiting = [job.name for job in home.planner.jobs() if job.name not in failed]
         for name in [name for name in waiting if name not in running][: jobs - len(running)]:
-            log = home.run(name).with_suffix(".log")
-            log.parent.mkdir(parents=True, exist_ok=True)
+            log = home.beside(name, "log")
             arguments = [sys.executable, "-m", "research.budget", "job", name]
             places = ["--data", str(data), "--home", str(home.folder)]
             with log.open("a") as file:
@@ -203,7 +208,7 @@ def queue(home: Home, data: Path, jobs: int) -> None:
 
 def write(path: Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".new")
+    beside = path.with_name(f"{path.name}.new")
     beside.write_text(json.dumps(content, indent=1))
     beside.replace(path)
 
