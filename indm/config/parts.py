@@ -209,9 +209,12 @@ def _script() -> str | None:
 
 
 def _imported(kind: str, place: str) -> Any:
+    import torch
+
     module, _, path = place.partition(":")
     try:
-        part = importlib.import_module(module)
+        with torch.device("cpu"):  # not "meta", on which a model may be built: a module keeps the tensors that it makes
+            part = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise ValueError(f"{kind} {place!r} cannot be imported: {error}") from error

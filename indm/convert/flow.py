@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from indm.convert.conditional import code_arguments, read_encoder, read_prior
 from indm.convert.flow_settings import check_agrees, check_settings
 from indm.convert.reader import Reader
-from indm.files.untrusted import check_described
+from indm.files.untrusted import build_described
 from indm.flows.base import ActNorm, Flow
 from indm.flows.conditional import ConditionalBlock, ConditionalResidualFlow
 from indm.flows.residual import ResidualBlock, ResidualFlow
@@ -59,8 +59,7 @@ def flow_from_state(state: Mapping[str, Tensor], settings: Mapping[str, Any], sh
         make: Callable[[], Flow] = functools.partial(ConditionalResidualFlow, shape, **arguments)
     else:
         make = functools.partial(ResidualFlow, shape, **arguments)
-    check_described(make, arguments | {"shape": shape}, reader.state)
-    flow = make()
+    flow = build_described(make, arguments | {"shape": shape}, reader.state)
     if isinstance(flow, ConditionalResidualFlow):
         read_chain(reader, prefix, flow.chain)
         read_encoder(reader, flow)

@@ -120,8 +120,7 @@ def score_of_checkpoint(state: State, sde: dict, net: dict, shape: tuple[int, ..
         ValueError: bad tables, or tensors that do not match, each of them listed.
     """
     make = functools.partial(build, {"name": "ncsnpp", **net}, "net", shape)
-    untrusted.check_described(make, {**net, "shape": shape}, state)
-    network: Any = make()
+    network: Any = untrusted.build_described(make, {**net, "shape": shape}, state)
     load_published(network, state)
     return PublishedScore(network, cast(LinearSDE, build(sde, "sde", shape))).eval()
 

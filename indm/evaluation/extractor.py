@@ -107,9 +107,7 @@ class Extractor(nn.Module):
             check_memory((folder / WEIGHTS).stat().st_size)
             weights = (folder / WEIGHTS).read_bytes()
             state = load(weights)
-            make = functools.partial(cls, **sizes)
-            untrusted.check_described(make, sizes, state)
-            extractor = make()
+            extractor = untrusted.build_described(functools.partial(cls, **sizes), sizes, state)
             extractor.load_state_dict(state)
             extractor.provenance = description["provenance"]
             saved = extractor.provenance["weights_sha256"]

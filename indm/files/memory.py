@@ -1,11 +1,17 @@
 """How much memory this process can have, asked before any is taken for what a file claims."""
 
+import math
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from indm.messages import reason
 
@@ -35,6 +41,25 @@ def _limits() -> Iterator[int]:
         for place in (folder, *folder.parents):
             with suppress(OSError, ValueError):  # there is no such file, or it says "max"
                 yield int((place / LIMIT_FILES[kinds]).read_text())
+
+
+@contextmanager
+def counting(numbers: float, error: Exception, tensors: float = math.inf) -> Iterator[None]:
+    """Raise ``error`` inside as soon as the modules that are built hold more ``numbers`` or more ``tensors``."""
+    counts = [0, 0]
+
+    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        if tensor is not None:
+            counts[:] = counts[0] + tensor.numel(), counts[1] + 1
+        if counts[0] > numbers or counts[1] > tensors:
+            raise error
+
+    hooks = register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def raise_if_out_of_memory(path: Path, error: Exception) -> None:

@@ -11,23 +11,20 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.modules.module import (
-    register_module_buffer_registration_hook,
-    register_module_parameter_registration_hook,
-)
 
-from indm.files.memory import check_memory
+from indm.files.memory import check_memory, counting
 from indm.messages import near_path, reason
 
 LONGEST_HEADER = 2**16  # bytes; the header of an array has about a hundred
 LARGEST_COUNT = 2**24  # the largest whole number that a description may hold whatever the size of the weights
-SPARE = 2**14  # numbers that a model may have beside its weights
+SPARE, SPARE_TENSORS = 2**14, 2**10  # numbers and tensors that a model may have beside its weights
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @contextmanager
@@ -115,8 +112,11 @@ def weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
 
 
-def check_described(make: Callable[[], nn.Module], description: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Build what is described without taking memory for it, and see that it is no larger than the weights.
+def build_described(make: Callable[[], Module], description: Mapping[str, Any], state: Mapping[str, Tensor]) -> Module:
+    """Build what is described, which must be no larger than the weights.
+
+    It is built without numbers first, so that no large tensor is made. Parts that need numbers cannot be built like
+    that, so that all is counted once more while it is built with numbers.
 
     Args:
         make: builds the module from ``description``.
@@ -126,28 +126,20 @@ def check_described(make: Callable[[], nn.Module], description: Mapping[str, Any
     Raises:
         ValueError: the description is of a larger module than the weights.
     """
-    held, counted = sum(tensor.numel() for tensor in state.values()), 0
+    held = sum(tensor.numel() for tensor in state.values())
     larger = ValueError(f"the description is of a larger model than the weights, which hold {held:,} numbers")
-
-    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
-        nonlocal counted
-        counted += 0 if tensor is None else max(1, tensor.numel())
-        if counted > 2 * held + SPARE:  # ends a loop that builds a million layers, too
-            raise larger
-
     largest = max(_whole_numbers(description), default=0)
     if largest > max(held, LARGEST_COUNT):
         raise larger
-    hooks = register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)
+    most, most_tensors = 2 * held + SPARE, 2 * len(state) + SPARE_TENSORS
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), counting(most, larger, most_tensors):
             make()
     except (NotImplementedError, RuntimeError):  # a module that needs values; what it makes has sides ≤ largest
         if largest**2 > 4 * held + LARGEST_COUNT:
             raise larger from None
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with counting(most, larger, most_tensors):
+        return make()
 
 
 def _whole_numbers(value: object) -> Iterator[int]:

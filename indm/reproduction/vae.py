@@ -133,8 +133,7 @@ class VAE(nn.Module):
         is_old = not (Path(folder) / DESCRIPTION).exists() and (Path(folder) / OLD_FILES[0]).exists()
         with reading(folder, OLD_FILES if is_old else (DESCRIPTION, WEIGHTS)) as saved:
             make = functools.partial(build_vae, saved.description["net"], saved.shape, saved.scaling)
-            untrusted.check_described(make, saved.description, saved.state)
-            model = make()
+            model = untrusted.build_described(make, saved.description, saved.state)
             model.load_state_dict(saved.state)
         return model.to(device).eval()
 

@@ -5,7 +5,7 @@ Weights and activations are made on PyTorch's meta device, where a tensor has a 
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from indm.conditions import given
 from indm.config import parts, recipes
 from indm.config.recipes import Recipe
-from indm.files.memory import most_memory
+from indm.files.memory import counting, most_memory
 from indm.objective import Objective, objective_of
 from indm.scaling import Scaling
 from indm.training.sharding import blocks
@@ -164,6 +164,17 @@ def check_fits(
             f"{gib(kept)} for a batch), and there are {gib(most)} of {'GPU memory' if on_gpu else 'memory'}: lower "
             f"{', '.join(_sizes(recipe))}, or raise train.accumulate{divide}"
         )
+
+
+def within_memory(recipe: Recipe, accelerator: Accelerator) -> AbstractContextManager[None]:
+    """Inside, building a model ends in :class:`TooLarge` as soon as its weights and their copies cannot fit.
+
+    This is for models that :func:`check_fits` cannot look at, as a part of them cannot be built without numbers.
+    """
+    most, is_elsewhere = most_memory(), accelerator.device.type == "cuda" or recipe["train"]["shard"]
+    sizes = ", ".join(size for size in _sizes(recipe) if not size.startswith("train."))
+    error = TooLarge(f"the weights and their optimizer take more than the {gib(most)} of memory: lower {sizes}")
+    return counting(most / (4 * (1 if is_elsewhere else COPIES)), error)
 
 
 def bf16_on(accelerator: Accelerator) -> str | None:

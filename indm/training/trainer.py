@@ -38,7 +38,7 @@ from indm.training import checkpoints, sharding
 from indm.training.checks import check_condition, check_loss, check_parts, check_second, check_shapes
 from indm.training.conditional import with_condition
 from indm.training.ema import EMA
-from indm.training.memory import check_fits
+from indm.training.memory import check_fits, within_memory
 from indm.training.metrics_log import Means
 from indm.training.penalties import penalties_of
 from indm.training.step import TrainingStep, learning_rate_factor
@@ -81,7 +81,8 @@ class Trainer:
         torch.manual_seed(self.options.seed)
         if model is None:
             check_fits(recipe, data.shape, accelerator, self.objective)
-            model = self.build_model(recipe)
+            with within_memory(recipe, accelerator):
+                model = self.build_model(recipe)
         check_parts(model, self.options, self.objective)
         self.condition: Condition | None = getattr(model, "condition", None)
         if "condition" in recipe and self.condition is None:

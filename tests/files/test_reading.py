@@ -13,6 +13,7 @@ import os
 import pickle
 import re
 import struct
+import sys
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -28,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import indm
+from indm.config import parts
 from indm.data.fashion_mnist import read_idx
 from indm.data.images import read_image
 from indm.data.registry import load_data
@@ -273,6 +275,32 @@ def test_a_description_that_claims_more_than_the_weights_is_an_error(tmp_path, t
     with pytest.raises(ValueError, match="cannot be read") as caught:
         INDM.load(tmp_path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("kind", ["nice", "realnvp", "nsf", "maf"])
+def test_what_is_described_is_counted_while_it_is_built(tmp_path, kind):
+    """These flows cannot be built without numbers. A network of 1.4 GB was built beside them, and then did not fit."""
+    saved(tmp_path, flow={"name": "zuko", "kind": kind})
+    edit(tmp_path, lambda description: description["net"].update(width=1500, depth=40))
+    with pytest.raises(ValueError, match="the description is of a larger model than the weights"):
+        INDM.load(tmp_path)
+
+
+def test_tensors_are_counted_as_their_numbers_are(tmp_path):
+    """A tensor takes a kilobyte beside its numbers: the file of one large matrix described 600,000 small ones."""
+    saved(tmp_path, net={"name": "mlp", "width": 300, "depth": 1})
+    edit(tmp_path, lambda description: description["net"].update(width=2, depth=10**5))
+    with pytest.raises(ValueError, match="the description is of a larger model than the weights"):
+        INDM.load(tmp_path)
+
+
+def test_a_part_is_imported_with_the_numbers_of_its_module(tmp_path, monkeypatch):
+    """A module keeps the tensors that it makes when it is imported, and a model may be built without numbers then."""
+    (tmp_path / "with_numbers.py").write_text("import torch\nHALF = torch.ones(3) / 2\nclass Net: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with parts.trust("with_numbers"), torch.device("meta"):
+        part = parts.find("net", "with_numbers:Net")
+    assert sys.modules.pop(part.__module__).HALF.tolist() == [0.5] * 3
 
 
 def test_weights_that_claim_more_than_the_file_holds(tmp_path):

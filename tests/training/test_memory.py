@@ -13,12 +13,13 @@ from PIL import Image
 from indm.cli.main import main
 from indm.config import recipes
 from indm.data.base import as_data
+from indm.nets.mlp import MLPBlock
 from indm.objective import build_indm
 from indm.scaling import Scaling
 from indm.tensors import full_precision
 from indm.training import memory
 from indm.training.devices import make_accelerator, peak_memory_mib
-from indm.training.memory import check_fits, estimate
+from indm.training.memory import TooLarge, check_fits, estimate
 from indm.training.trainer import Trainer
 
 PLAIN = {"train.mixed_precision": "no", "train.steps": 10}
@@ -114,6 +115,21 @@ def test_what_cannot_fit_is_refused_with_the_numbers(tmp_path, monkeypatch, caps
     )
     assert "are 1.0 GiB of memory: lower train.batch_size (4), data.size (512), " in error
     assert "net.channels (32), or raise train.accumulate" in error and not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_looked_at_is_counted_while_it_is_built(monkeypatch):
+    """This flow cannot be built without numbers: a network beside it was built, whatever its size."""
+    changes = {"flow": "zuko", "flow.kind": "nice", "net.width": 1000, "net.depth": 30, "train.batch_size": 9}
+    recipe, built = recipes.recipe("eight-gaussians", PLAIN | changes), []
+    monkeypatch.setattr(memory, "most_memory", lambda: 2**29)  # the weights take 480 MB, a step five times that
+    monkeypatch.setattr("indm.nets.mlp.MLPBlock.__init__", _counted(MLPBlock.__init__, built))
+    with pytest.raises(TooLarge, match=r"more than the 512 MiB of memory: lower .*net\.width \(1000\)"):
+        Trainer(recipe, as_data(torch.randn(500, 2)), make_accelerator(recipes.options_of(recipe, "train")))
+    assert 2 <= len(built) < 10
+
+
+def _counted(function, calls):
+    return lambda *args: (calls.append(1), function(*args))[1]
 
 
 def test_what_is_small_is_not_looked_at(monkeypatch):
