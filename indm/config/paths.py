@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from indm.config.parts import BUILT_IN
+from indm.files import plain
 
 KEYS = ("path", "root")  # of a built-in data set
 TABLES = ("data", "data_b")
@@ -87,6 +88,5 @@ def _recorded(run: Path) -> dict[str, Any]:
     """What ``versions.json`` says of paths; nothing where it cannot be read."""
     ways, record = None, run / RECORD
     with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
-        if record.is_file():  # reading a named pipe would wait for a writer
-            ways = json.loads(record.read_text("utf-8")).get(RELATIVE)
+        ways = json.loads(plain.text(record)).get(RELATIVE)
     return ways if isinstance(ways, dict) else {}

@@ -25,6 +25,7 @@ from indm.config.checks import check_name, check_types
 from indm.config.migrations import check_name_is_current, migrate
 from indm.config.options import Evaluation, Training
 from indm.config.parts import BUILT_IN, KINDS, OPTIONAL_KINDS
+from indm.files import plain
 from indm.messages import near_path, nearest
 
 NAMED_TABLES = ("data", *KINDS)
@@ -96,7 +97,7 @@ def load(source: str | Path) -> Recipe:
         near = near_path(path) if len(path.parts) > 1 else nearest(str(source), bundled())
         raise FileNotFoundError(f"no recipe or file is called {str(source)!r}{near}")
     try:
-        recipe = tomllib.loads(path.read_text("utf-8"))
+        recipe = tomllib.loads(plain.text(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     for table, content in recipe.items():

@@ -427,7 +427,8 @@ def _divided(examples: Source, parts: Mapping[str, Tensor], where: str | Path) -
     """The splits of ``examples`` at the positions ``parts``; ValueError where memory cannot hold them beside it."""
     if isinstance(examples, InMemory):
         try:
-            check_memory(2 * examples.tensor.nbytes)
+            held = examples.tensor.nbytes
+            check_memory(2 * held, held)
         except ValueError as error:
             raise ValueError(f"{where} cannot be split, which takes as much memory again: {error}") from error
     return {part: examples.select(index) for part, index in parts.items()}

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from indm.files.memory import check_memory
+from indm.files.plain import check_plain
 from indm.messages import brief, nearest, reason
 
 PARQUET = {".parquet", ".pq"}
@@ -29,6 +30,7 @@ def read_columns(path: Path, x: Sequence[str], c: Sequence[str]) -> tuple[np.nda
     try:
         import pandas
 
+        check_plain(path)
         check_memory(2 * path.stat().st_size)
         if path.suffix.lower() in PARQUET:
             table = pandas.read_parquet(path)

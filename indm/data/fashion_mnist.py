@@ -14,6 +14,7 @@ from indm.data.downloads import download_root, from_torchvision, where_to_look
 from indm.data.raw import height_and_width, words_of
 from indm.data.splits import describe_split, renumbered, selected, split
 from indm.files.memory import check_memory
+from indm.files.plain import check_plain
 from indm.messages import reason
 from indm.scaling import Scaling
 
@@ -25,6 +26,7 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 def read_idx(path: Path, magic: int) -> np.ndarray:
     """An array of a gzip-compressed IDX file (LeCun's format of MNIST); its ``magic`` number and size are checked."""
     try:
+        check_plain(path)
         with gzip.open(path) as file:
             first, *shape = np.frombuffer(file.read(4 * (1 + magic % 256)), dtype=">u4", count=1 + magic % 256).tolist()
             claimed = math.prod(shape)

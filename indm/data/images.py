@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from indm.files.plain import check_plain
 from indm.messages import brief, reason
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
@@ -42,8 +43,8 @@ Source = Path | Stored
 def _opened(source: Source) -> Iterator[Image.Image]:
     """The image whose header has been read; every failure inside is a ValueError or an OSError."""
     try:
-        if isinstance(source, Path) and not source.is_file():  # a named pipe would be waited for
-            raise ValueError("it is no file" if source.exists() else "there is no such file")
+        if isinstance(source, Path):
+            check_plain(source)
         file = source if isinstance(source, Path) else io.BytesIO(source.read())
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from indm.data.raw import events
+from indm.files.plain import check_plain
 from indm.messages import reason
 from indm.scaling import Scaling
 
@@ -23,6 +24,7 @@ def mapped_array(path: Path) -> np.ndarray:
         ValueError: it is no such file, or one of objects.
     """
     try:
+        check_plain(path)
         return np.lib.format.open_memmap(path, mode="r")
     except (ValueError, OSError) as error:
         raise ValueError(

@@ -13,6 +13,7 @@ from indm.data.base import Data, events_of_shape
 from indm.data.images import SUFFIXES, Stored
 from indm.data.raw import height_and_width
 from indm.data.stored import stored_images
+from indm.files.plain import check_plain
 from indm.messages import brief, near_path, reason
 
 LONGEST_LABEL = 256  # bytes
@@ -106,6 +107,7 @@ def _listed(shard: Path, classes: bool) -> list[_Member]:
         ValueError: it is no tar file or a damaged one, or an image has no class though there are ``classes``.
     """
     try:
+        check_plain(shard)
         with tarfile.open(shard, "r:") as tar:
             files = [member for member in tar if member.isreg()]
             labels = {
@@ -113,7 +115,7 @@ def _listed(shard: Path, classes: bool) -> list[_Member]:
                 for member in files
                 if classes and member.name.endswith(".cls")
             }
-    except (tarfile.TarError, UnicodeDecodeError, OSError) as error:
+    except (tarfile.TarError, ValueError, OSError) as error:
         raise ValueError(f"'{shard}' cannot be read as an uncompressed tar file: {reason(error)}") from error
     found = [member for member in files if PurePosixPath(member.name).suffix.lower() in SUFFIXES]
     missing = [member.name for member in found if classes and _key(member.name) not in labels]

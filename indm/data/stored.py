@@ -1,6 +1,7 @@
 """Images that lie inside other files, shards or tables, as a data set."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def stored_images(
     sides = checked_sides(size, channels, resize, crop, background)
     if channels is None:
         looked_at = np.linspace(0, len(images) - 1, min(len(images), LOOKED_AT)).astype(int)
-        channels = 3 if "RGB" in {read_kind(images[i]) for i in looked_at.tolist()} else 1
+        channels = 3 if "RGB" in _kinds(images[i] for i in looked_at.tolist()) else 1
     shape = (channels, *sides)
     parts = split(len(images), **counts(len(images), valid, test), seed=seed, limit=limit)
     sets = {
@@ -62,3 +63,12 @@ def stored_images(
     about["notes"] = [*notes, describe_split(parts, seed)]
     about |= condition_fields(labels, parts, where) if len(labels) else {}
     return Data(name=name, scaling=Scaling.images(256, centered), **about | sets)
+
+
+def _kinds(images: Iterable[Stored]) -> set[str]:
+    """The kinds of the images, see :func:`read_kind`; :class:`ImageFiles` reports those that cannot be read."""
+    kinds = set()
+    for image in images:
+        with contextlib.suppress(ValueError, OSError):
+            kinds.add(read_kind(image))
+    return kinds

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from indm.files.memory import check_memory
+from indm.files.plain import check_plain
 from indm.messages import brief, reason
 
 SUFFIXES = {".csv", ".tsv", ".txt"}
@@ -19,6 +20,10 @@ LOOKED_AT = 10  # lines by which the separator is chosen
 MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "?", "-", "."}
 INDEX_NAMES = {"", "unnamed: 0", "index", "id", "row", "nr", "no"}  # of a first column that may count the rows
 NUMBERS_ONLY = 'in pandas, df.select_dtypes("number").dropna().to_csv("numbers.csv", index=False) keeps what would do'
+
+csv.field_size_limit(
+    2**31 - 1
+)  # of the module; by default a line of 131,072 characters without the separator is an error
 
 Rows = Iterator[tuple[int, list[str]]]
 
@@ -35,8 +40,7 @@ def read_table(path: Path) -> np.ndarray:
             a cell without a finite number; with the column, the line, and what would do.
     """
     try:
-        if not path.is_file():  # reading a named pipe would wait for a writer
-            raise ValueError("it is no file" if path.exists() else "there is no such file")
+        check_plain(path)
         check_memory(2 * path.stat().st_size)  # a number takes two characters or more here, and four bytes in memory
         separator = _separator(path)
         rows = _rows(path, separator)

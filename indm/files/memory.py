@@ -24,9 +24,9 @@ def most_memory() -> int:
     return min([psutil.virtual_memory().total, *_limits()])
 
 
-def check_memory(claimed: int) -> None:
-    """ValueError where ``claimed`` bytes are more than :func:`most_memory`."""
-    memory = most_memory()
+def check_memory(claimed: int, held: int = 0) -> None:
+    """ValueError where ``claimed`` bytes, of which ``held`` are in memory already, do not fit into what is free."""
+    memory = min(psutil.virtual_memory().available + held, most_memory())
     if claimed > memory:
         raise ValueError(f"it claims {claimed:,} bytes, and this process can have {memory:,} bytes of memory")
 

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from indm.files.memory import check_memory
+from indm.files.plain import check_plain
 from indm.messages import brief
 
 ZIP = b"PK\x03\x04"  # by this PyTorch tells its two formats apart
@@ -75,8 +76,8 @@ def checkpoint(path: Path, known: Mapping[str, Callable] | None = None) -> Any:
         ValueError: naming what else the pickle asks for, or saying that it claims more memory than there is.
         OSError, RuntimeError, pickle.UnpicklingError, …: nearly anything for a damaged file.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():  # reading a named pipe would wait for a writer
-        raise ValueError("it is no file")
+    if path.exists() and not path.is_dir():  # the errors of both say what they are
+        check_plain(path)
     known = known or {}
     claimed = held = path.stat().st_size
     if zipfile.is_zipfile(path):

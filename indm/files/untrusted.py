@@ -18,10 +18,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from indm.files import plain
 from indm.files.memory import check_memory, counting
+from indm.files.plain import check_plain
 from indm.messages import near_path, reason
 
 LONGEST_HEADER = 2**16  # bytes; the header of an array has about a hundred
+AT_ONCE = 2**24  # bytes; the reader of a zip file has those that it is asked for in memory, too
 LARGEST_COUNT = 2**24  # the largest whole number that a description may hold whatever the size of the weights
 SPARE, SPARE_TENSORS = 2**14, 2**10  # numbers and tensors that a model may have beside its weights
 Module = TypeVar("Module", bound=nn.Module)
@@ -31,8 +34,9 @@ Module = TypeVar("Module", bound=nn.Module)
 def _reading(path: Path, what: str) -> Iterator[None]:
     """Every failure inside is a ValueError that names ``path``."""
     try:
-        if not path.is_file():  # reading a named pipe would wait for a writer
-            raise ValueError("it is no file" if path.exists() else f"there is no such file{near_path(path)}")
+        if not path.exists():
+            raise ValueError(f"there is no such file{near_path(path)}")
+        check_plain(path)
         yield
     except Exception as error:  # damaged files surface as almost anything
         raise ValueError(f"{path} cannot be read as {what}: {reason(error)}") from error
@@ -45,7 +49,7 @@ def json_object(path: Path) -> dict[str, Any]:
         ValueError: naming the file; also where it holds another kind of value.
     """
     with _reading(path, "JSON"):
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(plain.text(path))
         if not isinstance(content, dict):
             raise ValueError(f"it holds {type(content).__name__}, where an object must be")
         return content
@@ -97,7 +101,7 @@ def _array(file: Any, size: int) -> np.ndarray:
     content = np.empty(claimed, np.uint8)
     filled = head.readinto(content.data)
     while filled < claimed:
-        more = file.readinto(content.data[filled:])
+        more = file.readinto(content.data[filled : filled + AT_ONCE])
         if not more:
             raise ValueError(f"it ends after {filled:,} of {claimed:,} bytes")
         filled += more

@@ -11,13 +11,14 @@ from typing import Any
 
 from indm.config import parts, paths, recipes
 from indm.config.recipes import Recipe
-from indm.files import atomic, hub, untrusted
+from indm.files import atomic, hub, plain, untrusted
 from indm.messages import did_you_mean
 from indm.model import DESCRIPTION, INDM, WEIGHTS
 from indm.runs.devices import device
 from indm.runs.lock import LOCK
 
 RECIPE = "recipe.toml"  # resolved
+LARGEST_LOG = 2**28  # bytes; a line has some hundred
 FETCHED = (RECIPE, DESCRIPTION, WEIGHTS)  # of a run of somebody else
 # What may differ between a run and its continuation: it says how long, how watched and on which
 # processors, not what is computed.
@@ -181,9 +182,17 @@ def near_run(run: Path) -> str:
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """The lines of ``metrics.jsonl``, without damaged ones, such as one that was cut off while it was written."""
+    """The lines of ``metrics.jsonl``, without damaged ones, such as one that was cut off while it was written.
+
+    Raises:
+        ValueError: it is not a regular file, or too large.
+    """
     path, lines = run / "metrics.jsonl", []
-    for text in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
+    try:
+        texts = plain.text(path, LARGEST_LOG, errors="replace").splitlines() if path.exists() else []
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as the log of a run: {error}") from error
+    for text in texts:
         with contextlib.suppress(ValueError, RecursionError):  # damage may also look like very long or deep JSON
             line = json.loads(text)
             lines += [_migrated(line)] if isinstance(line, dict) and _is_placed(line) else []

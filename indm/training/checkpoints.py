@@ -24,6 +24,7 @@ from accelerate.utils import gather_object
 from indm import messages
 from indm.files import atomic, pickles
 from indm.files.memory import causes, raise_if_out_of_memory
+from indm.files.plain import check_plain
 from indm.runs.provenance import WEIGHTS
 
 NEWEST, FOLDER = "checkpoint.pt", "checkpoints"
@@ -154,8 +155,7 @@ def read(path: Path) -> dict:
         ValueError: a member of the archive is not what was written, or it is no state of a run. Other damage raises
             what zipfile or torch do.
     """
-    if not path.is_file():  # a named pipe would be waited for
-        raise ValueError("it is no file")
+    check_plain(path)
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged is not None:

@@ -653,7 +653,7 @@ def test_an_array_is_not_held_more_often_than_it_is_split(tmp_path):
 
 def test_an_array_that_leaves_no_room_for_its_splits_is_refused(tmp_path, monkeypatch):
     np.save(tmp_path / "a.npy", np.zeros((1000, 1000), np.float32))
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=7_999_000))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**40, available=3_999_000))
     with pytest.raises(ValueError, match=r"a.npy cannot be split, .* 8,000,000 bytes, .* can have 7,999,000"):
         load_data("array", path=tmp_path / "a.npy")
 

@@ -1,6 +1,7 @@
 """Images in tar files and in data sets of the hub, against the same images in a folder; arrays that are mapped."""
 
 import io
+import os
 import shutil
 import sys
 import tarfile
@@ -14,6 +15,7 @@ from PIL import Image
 from indm.cli.main import main
 from indm.data import load_data
 from indm.data.base import PARTS, as_data, stack
+from indm.data.image_files import count_unreadable
 
 datasets = pytest.importorskip("datasets")
 CLASSES = ("circle", "square")
@@ -79,6 +81,34 @@ def test_a_damaged_image_in_a_shard_is_named_and_replaced(tmp_path):
     data = load_data("webdataset", path=shards(tmp_path / "shards", members), size=8, valid=0.1, test=0.1)
     with pytest.warns(UserWarning, match=r"4\.png in .*part-0\.tar cannot be read"):
         stack(data.train), stack(data.valid), stack(data.test)
+
+
+def test_a_shard_may_begin_with_a_damaged_image(tmp_path):
+    """Its header is looked at for its colour: that one cannot be read ended a training without its name."""
+    members = {f"{i:02d}.png": png(image) for i, image in enumerate(pictures())}
+    members["00.png"] = b"not an image"
+    data = load_data("webdataset", path=shards(tmp_path / "shards", members), size=8, valid=0.1, test=0.1)
+    assert data.shape == (3, 8, 8) and sum(len(getattr(data, part)) for part in PARTS) == len(members)
+    with pytest.warns(UserWarning, match=r"00\.png in .*part-0\.tar cannot be read"):
+        images = [stack(getattr(data, part)) for part in PARTS]
+    assert sum(count_unreadable(getattr(data, part)) for part in PARTS) == 1
+    of_folder = tmp_path / "folder"
+    of_folder.mkdir()
+    for name, content in members.items():
+        (of_folder / name).write_bytes(members["01.png"] if name == "00.png" else content)
+    whole = load_data("folder", path=of_folder, size=8, valid=0.1, test=0.1)
+    others = [part for part, found in zip(PARTS, images, strict=True) if not count_unreadable(getattr(data, part))]
+    assert len(others) == 2
+    for part in others:
+        assert torch.equal(stack(getattr(data, part)), stack(getattr(whole, part)))
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("name", ["a.tar", ""])
+def test_a_shard_that_is_a_pipe_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / "a.tar")
+    with pytest.raises(ValueError, match=r"'.*a\.tar'"):
+        load_data("webdataset", path=tmp_path / name, size=8)
 
 
 @pytest.mark.parametrize(

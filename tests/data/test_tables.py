@@ -39,6 +39,15 @@ def test_tables_of_other_programs(tmp_path):
     assert read_table(tmp_path / "one.csv").tolist() == [[0], [2], [4]]
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t", " "])
+def test_a_line_may_be_long(tmp_path, separator):
+    """Whatever does not separate leaves one cell of a whole line, for which Python's reader has a limit."""
+    wide = np.random.default_rng(0).normal(size=(2, 20_000)).astype(np.float32)
+    np.savetxt(tmp_path / "a.csv", wide, delimiter=separator)
+    assert (tmp_path / "a.csv").stat().st_size > 2 * 131_072
+    assert np.array_equal(read_table(tmp_path / "a.csv"), wide)
+
+
 @pytest.mark.parametrize("name", ["", "Unnamed: 0", "id"])
 def test_a_column_that_counts_the_rows_is_left_out(tmp_path, name):
     indexed = [[name, "x", "y", "z"], *([i, *row] for i, row in enumerate(NUMBERS.tolist()))]

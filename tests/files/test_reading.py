@@ -14,6 +14,7 @@ import pickle
 import re
 import struct
 import sys
+import tracemalloc
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -29,14 +30,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import indm
-from indm.config import parts
+from indm.config import parts, recipes
 from indm.data.fashion_mnist import read_idx
 from indm.data.images import read_image
 from indm.data.registry import load_data
-from indm.files import memory, pickles, untrusted
+from indm.files import memory, pickles, plain, untrusted
 from indm.messages import one_line
 from indm.model import INDM, build_model
 from indm.reproduction.vae import VAE, build_vae
+from indm.runs.folder import read_metrics
 from indm.scaling import Scaling
 from indm.training import checkpoints
 from indm.training.devices import peak_memory_mib
@@ -131,13 +133,56 @@ def test_bombs_and_pipes(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="holds 104,857,600"):
         load_data("array", path=tmp_path / "bomb.npz")
     np.savez_compressed(tmp_path / "large.npz", np.zeros((1000, 1000)))
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=7_999_000))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**40, available=7_999_000))
     with pytest.raises(ValueError, match=r"claims 8,000,000 bytes, and this process can have 7,999,000 bytes"):
         load_data("array", path=tmp_path / "large.npz")
     monkeypatch.undo()
     os.mkfifo(tmp_path / "pipe.npy")
     with pytest.raises(ValueError, match="it is no file"):  # rather than wait for a writer
         load_data("array", path=tmp_path / "pipe.npy")
+
+
+def test_a_packed_array_is_in_memory_once(tmp_path):
+    """The reader of a zip file made all the bytes that it was asked for, which were then copied."""
+    np.savez_compressed(tmp_path / "a.npz", a=np.zeros(10**7))
+    tracemalloc.start()
+    assert len(untrusted.array(tmp_path / "a.npz", "a")) == 10**7
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 8e7 < peak < 1.5 * 8e7
+
+
+PIPES = {
+    "metrics.jsonl": read_metrics,
+    "versions.json": lambda run: untrusted.json_object(run / "versions.json"),
+    "a.npy": lambda folder: load_data("array", path=folder / "a.npy", mmap=True),
+    "a.parquet": lambda folder: load_data("array", path=folder / "a.parquet"),
+    "a.csv": lambda folder: load_data("array", path=folder / "a.csv", c="b"),
+    "a.gz": lambda folder: read_idx(folder / "a.gz", 2051),
+    "a.pt": lambda folder: pickles.checkpoint(folder / "a.pt"),
+    "a.png": lambda folder: read_image(folder / "a.png"),
+}
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("name", PIPES)
+def test_no_pipe_is_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match="it is no file"):
+        PIPES[name](tmp_path)
+
+
+def test_text_has_a_largest_size(tmp_path):
+    for name in ("recipe.toml", "versions.json"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(plain.LARGEST_TEXT + 1)
+    complaint = (
+        r"recipe\.toml is not valid TOML: it holds 33,554,433 bytes, and a file of this kind may hold 33,554,432"
+    )
+    with pytest.raises(ValueError, match=complaint):
+        recipes.load(tmp_path)
+    with pytest.raises(ValueError, match=r"versions\.json cannot be read as JSON: it holds 33,554,433 bytes"):
+        untrusted.json_object(tmp_path / "versions.json")
 
 
 LIMITS = {

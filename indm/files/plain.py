@@ -1,0 +1,28 @@
+"""Files that may be opened: regular ones, and text of a sensible size."""
+
+from pathlib import Path
+
+LARGEST_TEXT = 2**25  # bytes of JSON or TOML; what they say takes up to thirty times that in memory
+
+
+def check_plain(path: Path) -> None:
+    """See that ``path`` is a regular file: a named pipe would be waited for, and a device may not end.
+
+    Raises:
+        ValueError: it is not one, or there is none.
+    """
+    if not path.is_file():
+        raise ValueError("it is no file" if path.exists() else "there is no such file")
+
+
+def text(path: Path, most: int = LARGEST_TEXT, errors: str = "strict") -> str:
+    """The UTF-8 text of a regular file of ``most`` bytes; ``errors`` as for :func:`open`.
+
+    Raises:
+        ValueError: it is another kind of file, too large, or not UTF-8.
+        OSError: it cannot be read.
+    """
+    check_plain(path)
+    if (size := path.stat().st_size) > most:
+        raise ValueError(f"it holds {size:,} bytes, and a file of this kind may hold {most:,}")
+    return path.read_text("utf-8", errors)
