@@ -86,10 +86,10 @@ def labels_of(run: Path) -> tuple[str, ...]:
 def test_data(table: dict[str, Any], n: int) -> Any:
     """The first ``n`` test examples; None, and a warning, where the data of a run cannot be loaded."""
     from indm.data.base import stack
-    from indm.data.registry import load_data
+    from indm.data.registry import load_data, without_download
 
     try:
-        return stack(load_data(**table).test, n).float()
+        return stack(load_data(**without_download(table)).test, n).float()
     except ValueError as error:
         warnings.warn(f"the picture shows no data beside the samples: {error}", stacklevel=2)
         return None

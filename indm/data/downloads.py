@@ -30,6 +30,7 @@ def from_torchvision(name: str, dataset: Callable[..., T], *args, **kwargs) -> T
 def where_to_look(root: object) -> str:
     """What to give where the files of a data set were not found in ``root``, or could not be downloaded to it."""
     return (
-        f"they were looked for in {root}: --data.root FOLDER or $INDM_DATA names another, --data.download true "
-        'downloads them where there is a network (in Python: root="FOLDER", download=True)'
+        f"they were looked for in {root}: --data.root FOLDER or $INDM_DATA names another; where there is a network, "
+        "indm train downloads them, and so does indm evaluate with --data.download true "
+        '(in Python: root="FOLDER", download=True)'
     )

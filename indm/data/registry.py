@@ -43,6 +43,15 @@ def load_data(name: str, **options: object) -> Data:
     return as_data(source, name=name, where=f"data {name!r}", **rest)
 
 
+def without_download(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``[data]`` table of a run for :func:`load_data`, such that nothing is downloaded.
+
+    A run may be somebody else's, whose recipe then names what would be fetched and the folder that it would fill.
+    """
+    own = arguments_of(parts.find("data", table["name"]))
+    return {**table, "download": False} if "download" in own else dict(table)
+
+
 def check_data(name: str, **options: object) -> None:
     """See that there is such a data set with such options, without looking for its files.
 

@@ -15,7 +15,7 @@ from indm.data.folder import find_images
 from indm.data.image_files import ImageFiles
 from indm.data.images import RESIZE_MODES, read_size
 from indm.data.raw import Size, height_and_width
-from indm.data.registry import load_data
+from indm.data.registry import load_data, without_download
 from indm.messages import nearest
 from indm.runs.folder import is_run
 from indm.runs.samples import draw, read_samples
@@ -79,7 +79,8 @@ def open_images(
         samples, levels, made_by = read_samples(path)
         return _grey(samples, levels, {"file": str(path), "drawn": made_by})
     if str(source) in recipes.bundled() or is_run(path) or path.suffix == ".toml":
-        return of_data(recipes.resolve(recipes.load(source))["data"], split)
+        table = recipes.resolve(recipes.load(source))["data"]
+        return of_data(without_download(table) if is_run(path) else table, split)
     if path.is_dir():
         return of_folder(path, size, resize)
     if str(source) in BUILT_IN["data"]:

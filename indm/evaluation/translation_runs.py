@@ -11,7 +11,7 @@ from pathlib import Path
 
 from indm.config import recipes
 from indm.data.base import Data
-from indm.data.registry import load_data
+from indm.data.registry import load_data, without_download
 from indm.model import INDM, condition_of
 from indm.runs.folder import is_run, open_run
 from indm.training.pairs import SIDES, is_bridge, is_pair, noise_of
@@ -49,8 +49,8 @@ class TranslationRuns:
     @functools.cached_property
     def sides(self) -> tuple[Data, Data]:
         """The data of both sides."""
-        whole = load_data(**self.data)
-        both = (whole, whole if self.data_b == self.data else load_data(**self.data_b))
+        whole = load_data(**without_download(self.data))
+        both = (whole, whole if self.data_b == self.data else load_data(**without_download(self.data_b)))
         a, b = (data if name is None else data.of_class(name) for data, name in zip(both, self.classes, strict=True))
         return a, b
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from indm.config import recipes
 from indm.config.options import Equal, ReportOptions
 from indm.data.base import Data
-from indm.data.registry import load_data
+from indm.data.registry import load_data, without_download
 from indm.evaluation.budgets import MARGIN, Costs, costs_of
 from indm.evaluation.extractor import Extractor, load_or_train
 from indm.evaluation.flow_plots import save_flow_figure
@@ -60,7 +60,7 @@ def report(
     table = common_data(folders)
     if not overwrite:
         check_out(folders, out, options)
-    data = load_data(**table)
+    data = load_data(**without_download(table))
     if len(data.test) < 2 * FOLDS:
         raise ValueError(
             f"data must have at least {2 * FOLDS} test examples for standard errors, {data.name} has {len(data.test)}; "

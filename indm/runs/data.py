@@ -7,7 +7,7 @@ from typing import Any
 from indm.config import paths
 from indm.config.parts import Untrusted
 from indm.data.base import Data, check_kind, flags_of_data
-from indm.data.registry import load_data
+from indm.data.registry import load_data, without_download
 from indm.files import untrusted
 from indm.runs.folder import recipe_of
 
@@ -16,6 +16,8 @@ CONVERSION = "conversion.json"  # of a run that was converted: what it was made 
 
 def data_of(run: Path, model: Any, table: dict | None = None) -> Data:
     """The data of a run, or those of ``table`` in place of its ``[data]``.
+
+    They are downloaded only where ``table`` differs from ``[data]`` and says so.
 
     Warns where nobody named them: the conversion that made the run assumed them.
 
@@ -27,7 +29,7 @@ def data_of(run: Path, model: Any, table: dict | None = None) -> Data:
     assumed = table == own and _were_assumed(run, own)
     others = f'"indm evaluate" and "indm convert" take others, for example {flags_of_data(tuple(model.shape))}'
     try:
-        data = load_data(**table)
+        data = load_data(**(table if table != own and table.get("download") else without_download(table)))
     except Untrusted:
         raise
     except ValueError as error:

@@ -139,9 +139,13 @@ def recipe_of(run: Path) -> Recipe:
 
     Raises:
         FileNotFoundError: ``run`` is not a run folder.
+        ValueError: a folder in it is a link, through which files outside would be written over and removed.
     """
     if not run.is_dir():
         raise FileNotFoundError(f"{run} is no run folder{near_run(run)}")
+    linked = next((path for path in run.iterdir() if path.is_symlink() and path.is_dir()), None)
+    if linked is not None:
+        raise ValueError(f"{linked} is a link to a folder outside: move that folder itself into the run, or remove it")
     return recipes.resolve(recipes.load(run))
 
 

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from indm.config import paths, recipes
 from indm.config.options import Training
 from indm.config.recipes import Recipe
-from indm.data.registry import load_data
+from indm.data.registry import load_data, without_download
 from indm.files import atomic, untrusted
 from indm.messages import reason
 from indm.runs.devices import device
@@ -139,7 +139,7 @@ def measure_runs(runs: Sequence[Path], progress: bool = True) -> tuple[dict[Path
         for run in runs:
             try:
                 check_device(run)
-                trainers[run] = trainer_of(recipe_of(run))
+                trainers[run] = trainer_of(_kept(recipe_of(run)))
                 threads[run] = threads_for(run)
             except (ValueError, OSError, RuntimeError, MemoryError) as error:
                 unknown[run] = reason(error)
@@ -159,6 +159,11 @@ def check_device(run: Path) -> None:
     there, here = device_of(run), device_name(torch.device(device()))
     if there not in (None, here):
         raise ValueError(f"{run} was trained on {there}, and this is {here}")
+
+
+def _kept(recipe: Recipe) -> Recipe:
+    """The recipe of a run, such that nothing is downloaded."""
+    return recipe | {table: without_download(recipe[table]) for table in paths.TABLES if table in recipe}
 
 
 def trainer_of(recipe: Recipe, trainer: type[Trainer] = Trainer, **parts: Any) -> Trainer:
@@ -207,7 +212,7 @@ def budget_like(
         a = make_accelerator(recipes.options_of(whole, "train"))
         parts = given.resolved(whole, a, copy.deepcopy(model), data, objective)
         with torch.random.fork_rng(devices=[]):
-            trainers = {like: trainer_of(other), out: trainer_of(whole, trainer, **parts)}
+            trainers = {like: trainer_of(_kept(other)), out: trainer_of(whole, trainer, **parts)}
             seconds = medians(seconds_in_turns(trainers, threads, rounds=ROUNDS, progress=progress))
         ratio = seconds[out] / seconds[like]
         measured = [cost_of(recipe_of_each[run], seconds[run], threads[run], run, out) for run in (out, like)]

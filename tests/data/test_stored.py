@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tarfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from indm.data.base import PARTS, as_data, stack
 from indm.data.image_files import count_unreadable
 
 datasets = pytest.importorskip("datasets")
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 CLASSES = ("circle", "square")
 SIZES = [(12, 9), (8, 8), (20, 30)]  # width and height
 HALF = 14  # members of the first tar file
@@ -153,6 +156,44 @@ def test_a_data_set_of_images_holds_what_a_folder_holds(tmp_path, folder, monkey
     without.save_to_disk(tmp_path / "without")
     with pytest.raises(ValueError, match="the column 'label' has no label in row 0; leave such rows out"):
         load_data("datasets", path=tmp_path / "without", c="label", **OPTIONS)
+
+
+def naming(folder, column):
+    """A data set whose rows name files in place of holding their bytes, as a table from elsewhere can."""
+    folder.mkdir(exist_ok=True)
+    features = datasets.Features({"image": datasets.Image(), "n": datasets.Value("int64")})
+    rows = {"image": [{"bytes": None, "path": str(name)} for name in column], "n": list(range(len(column)))}
+    parquet.write_table(pyarrow.table(rows, schema=features.arrow_schema), folder / "train.parquet")
+    return folder
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("stream", [None, 20])
+def test_only_files_inside_a_data_set_are_read(tmp_path, monkeypatch, stream):
+    """A path in a table was opened as it stands: a device filled the memory, a pipe was waited for."""
+    monkeypatch.setenv("INDM_DATA", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    place = tmp_path / "set"
+    (place / "pictures").mkdir(parents=True)
+    os.mkfifo(tmp_path / "pipe")
+    for i, image in enumerate(pictures()):
+        image.save(place / "pictures" / f"{i:02d}.png")
+        image.save(tmp_path / f"{i:02d}.png")
+    inside = [place / "pictures" / f"{i:02d}.png" for i in range(len(pictures()))]
+    data = load_data("datasets", path=naming(place, inside), stream=stream, **OPTIONS)
+    folder = load_data("folder", path=place / "pictures", **OPTIONS)
+    assert torch.equal(stack(data.train), stack(folder.train))
+    for outside in ("/dev/zero", tmp_path / "pipe", tmp_path / "00.png", place / ".." / "00.png", "../00.png"):
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        naming(place, [outside] * len(inside))
+        with (
+            pytest.raises(ValueError, match=r"outside of the data set|images in a row cannot be read"),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            stack(load_data("datasets", path=place, stream=stream, **OPTIONS).train)
+    with pytest.raises(ValueError, match=r"x must be images or numbers, and c labels or numbers; 'image' of .* holds"):
+        load_data("datasets", path=naming(place, inside), x="n", c="image")
 
 
 @pytest.mark.parametrize("stream", [None, 7])

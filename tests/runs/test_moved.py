@@ -12,6 +12,7 @@ from PIL import Image
 
 from indm.cli.main import main
 from indm.config import paths, recipes
+from indm.data import fashion_mnist
 from indm.report.writer import common_data
 from indm.runs.folder import recipe_of
 
@@ -131,6 +132,53 @@ def test_a_record_that_says_nothing_of_paths_is_passed_over(project, record):
     elif record is not None:
         file.write_text(record)
     assert recipes.load(project / "runs/a")["data"]["path"] == str(project / "mine.npy")
+
+
+def test_what_reads_a_run_downloads_nothing(project, monkeypatch, capsys):
+    """The recipe of somebody else named a data set and a folder, and any command fetched it and filled that."""
+    asked = []
+
+    def fetch(root, download):
+        asked.append(root)
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(fashion_mnist, "FashionMNIST", fetch)
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FASHION_MNIST", project / "nowhere")
+    recipe, root = project / "runs/a/recipe.toml", project / "chosen" / "by" / "them"
+    text = recipe.read_text()
+    before, _, rest = text.partition("[data]")
+    after = rest[rest.index("\n[") :]
+    recipe.write_text(f'{before}[data]\nname = "fashion-mnist"\nroot = "{root}"\ndownload = true\n{after}')
+    assert recipe_of(project / "runs/a")["data"] == {"name": "fashion-mnist", "root": str(root), "download": True}
+    for line in (
+        ["evaluate", "runs/a", *FEW], ["inspect", "runs/a", "--out=flow", "--quiet"],
+        ["report", "runs/a", "--out=page", "--quiet"], ["fid", "runs/a", "--reference=runs/a", "--quiet"],
+    ):  # fmt: skip
+        assert main(line) == 2
+        assert "fashion-mnist could not be loaded; they were looked for in" in capsys.readouterr().err, line
+    with pytest.warns(UserWarning, match="the picture shows no data beside the samples: fashion-mnist could not"):
+        assert main(["sample", "runs/a", "-n=4", "--steps=2", "--quiet"]) == 0
+    assert not asked and not (project / "chosen").exists()
+    assert main(["evaluate", "runs/a", "--data.root=here", "--data.download=true", *FEW]) == 2
+    assert "no route to host" in capsys.readouterr().err and asked == [str(project / "here")]
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "best"])
+def test_a_folder_of_a_run_that_is_a_link_is_refused(project, name, capsys):
+    """Through it a resumed run removed, renamed and overwrote what lies outside."""
+    outside = project / "mine"
+    if (project / "runs/a" / name).exists():
+        shutil.move(project / "runs/a" / name, outside)
+    outside.mkdir(exist_ok=True)
+    for i in (1, 2, 10**9):
+        (outside / f"{i}.pt").write_text("mine")
+    (outside / "validation.json").write_text("mine")
+    (project / "runs/a" / name).symlink_to(outside)
+    before = {path.name: path.read_bytes() for path in outside.iterdir()}
+    for line in (["train", "runs/a", "--resume", "--quiet", "--train.steps=3"], ["evaluate", "runs/a", *FEW]):
+        assert main(line) == 2
+        assert f"runs/a/{name} is a link to a folder outside" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in outside.iterdir()} == before
 
 
 def test_both_data_sets_of_a_pair_are_found_where_it_was_moved(tmp_path, monkeypatch):
