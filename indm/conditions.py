@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from indm.messages import brief, nearest
 from indm.rng import for_rows
+from indm.scaling import least_std
 from indm.tensors import double
 
 Module = TypeVar("Module", bound=nn.Module)
-LEAST_STD = 1e-6  # of the numbers of a condition, in units of their own size
+LEAST_STD = 1e-6  # of the numbers of a condition, as a share of their mean
 
 
 class Condition(nn.Module, ABC):
@@ -252,9 +253,8 @@ class Numbers(Condition):
 
     def fit(self, c: Tensor) -> None:
         std, mean = torch.std_mean(double(c).transpose(0, 1).flatten(1), dim=1)
-        least = LEAST_STD * mean.abs().clamp_min(1.0)
         self.shift.copy_(mean)
-        self.scale.copy_(torch.where(std > least, std, torch.ones_like(std)))
+        self.scale.copy_(torch.where(std > least_std(mean, LEAST_STD), std, torch.ones_like(std)))
 
     def rows(self, c: Any, n: int | None = None) -> Tensor:
         wanted = ", ".join(map(str, self.event))

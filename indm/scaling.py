@@ -23,6 +23,11 @@ def check_levels(levels: int) -> None:
         raise ValueError(f"levels must be at most {MOST_LEVELS:,} grey levels, got {levels:,}; store floats instead")
 
 
+def least_std(mean: Tensor, share: float) -> Tensor:
+    """The deviation up to which numbers of that mean are constant: a share of it, or what single precision holds."""
+    return (share * mean.abs()).clamp_min(torch.finfo(torch.float32).tiny)
+
+
 class Scaling(nn.Module):
     r"""``x = (raw + u − shift) / scale``; ``u`` is dequantization noise where the data have grey levels.
 
@@ -94,9 +99,10 @@ class Scaling(nn.Module):
         Raises:
             ValueError: all features are constant, so that the data have no density.
         """
-        if not bool((std > 1e-8).any()):
+        varies = std > least_std(mean, 1e-8)
+        if not bool(varies.any()):
             raise ValueError(f"data must vary in one feature at least, got {std.numel()} that are all constant")
-        return cls(mean, torch.where(std > 1e-8, std, torch.ones_like(std)))
+        return cls(mean, torch.where(varies, std, torch.ones_like(std)))
 
     def to_model(self, raw: Num[Tensor, "batch *event"], *, generator=None) -> Tensor:
         """Raw data to model units, in ``scale``'s dtype; adds uniform dequantization noise where there are levels.

@@ -543,8 +543,9 @@ def test_what_is_no_class(c, message):
         Classes(LETTERS).rows(c, 3)
 
 
-def test_numbers_are_brought_to_unit_scale_and_told_from_none():
-    c = torch.tensor([[1.0, 100.0], [3.0, 300.0], [5.0, 500.0]])
+@pytest.mark.parametrize("unit", [1.0, 1e-8, 1e-30])
+def test_numbers_are_brought_to_unit_scale_and_told_from_none(unit):
+    c = unit * torch.tensor([[1.0, 100.0], [3.0, 300.0], [5.0, 500.0]])
     vector = Vector(2)
     vector.fit(c)
     seen = vector(c)

@@ -93,6 +93,17 @@ def test_standardised_vectors():
     torch.testing.assert_close(nats, -raw_density, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e-30, 1e30])
+def test_features_in_any_unit_are_standardised(unit):
+    """A feature is constant by its deviation beside its mean, not by its unit."""
+    raw = unit * (3.0 + 2.0 * torch.randn(200, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    raw[:, 1] = unit * (1 + 1e-12 * torch.arange(200))  # constant but for rounding
+    for scaling in (Scaling.standardise(raw), Scaling.standardise_parts(raw.split(50))):
+        torch.testing.assert_close(scaling.scale[0].double(), raw[:, 0].std(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(scaling.to_model(raw)[:, 0].std(), torch.tensor(1.0), rtol=1e-4, atol=0)
+        assert scaling.scale[1] == 1.0
+
+
 @pytest.mark.parametrize("shape", [(50, 7), (50, 3, 2)])
 def test_vectors_are_standardised_a_part_at_a_time(shape, monkeypatch):
     raw = torch.randn(shape) * 3 + 7
