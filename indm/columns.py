@@ -10,15 +10,19 @@ from sklearn.covariance import OAS
 
 LEAST_REST = 1e-6  # of a column's deviation, what c leaves of it at least
 POWER_ROWS = 5_000  # on which powers are fitted, at most
+FAR = 10.0  # deviation of a column in units of that of most rows, above which a few rows decide it
+BEND = 3.0  # deviations of most rows beyond which far values are brought near
+SHARES = {0.05: 3.290, 0.01: 4.653}  # of the rows on either side of most, and the width of most of N(0, 1)
 
 Array = np.ndarray
 
 
 @dataclass(frozen=True)
 class Columns:
-    r"""The invertible map z = (ψ((x − centre)/scale) − mean − c @ slope) @ whitening of rows x at conditions c.
+    r"""The invertible map z = (ψ(a((x − centre)/scale)) − mean − c @ slope) @ whitening of rows x at conditions c.
 
-    ψ is the power of Yeo and Johnson (2000), one λ a column:
+    a(u) = 3 asinh(u/3) in columns where a few values are far from all others, which it brings near; else a(u) = u. ψ is
+    the power of Yeo and Johnson (2000), one λ a column:
 
     .. math:: \psi_\lambda(u) = \frac{(1+u)^\lambda - 1}{\lambda}\ (u \ge 0), \qquad
               \psi_\lambda(u) = -\frac{(1-u)^{2-\lambda} - 1}{2-\lambda}\ (u < 0)
@@ -27,7 +31,7 @@ class Columns:
     is the identity.
 
     Args:
-        centre, scale, power: of each column, (columns,); ``power`` is λ.
+        centre, scale, power, far: of each column, (columns,); ``power`` is λ, and ``far`` says where a is asinh.
         mean: of ψ, (columns,).
         slope: what ψ takes on with each standardised condition, (k, columns).
         whitening: (columns, columns).
@@ -47,22 +51,25 @@ class Columns:
     centre: Array
     scale: Array
     power: Array
+    far: Array
     mean: Array
     slope: Array
     whitening: Array
 
     @classmethod
-    def fitted(cls, X: Array, c: Array, skewed: Array) -> "Columns":
+    def fitted(cls, X: Array, c: Array, skewed: Array, far: Array | None = None) -> "Columns":
         """The map for rows ``X`` (n, columns) at conditions ``c`` (n, k).
 
-        Columns of the indices ``skewed`` get the power that is most likely if ψ is normal; the others keep λ = 1. What
-        is linear in c is taken away, and correlations of the rest are shrunk where rows are few.
+        Columns of the indices ``skewed`` get the power that is most likely if ψ is normal; the others keep λ = 1. Those
+        of ``far``, by default none, are measured by most of their rows. What is linear in c is taken away, and
+        correlations of the rest are shrunk where rows are few.
         """
-        centre, scale = X.mean(0), X.std(0)
+        far = np.zeros(X.shape[1], dtype=bool) if far is None else far
+        centre, scale = np.where(far, moments_of_most(X), moments(X)) if far.any() else moments(X)
+        u = _near((X - centre) / scale, far)
         power = np.ones(X.shape[1])
-        sparse = X[:: max(1, len(X) // POWER_ROWS)]
-        power[skewed] = [_most_likely_power(u) for u in ((sparse - centre) / scale).T[skewed]]
-        y = _psi((X - centre) / scale, power)
+        power[skewed] = [_most_likely_power(v) for v in u[:: max(1, len(X) // POWER_ROWS)].T[skewed]]
+        y = _psi(u, power)
         mean = y.mean(0)
         penalty = np.eye(c.shape[1])  # that of one row more
         slope = np.linalg.solve(c.T @ c + penalty, c.T @ (y - mean))
@@ -70,25 +77,52 @@ class Columns:
         spread = np.maximum(rest.std(0), LEAST_REST * y.std(0))
         correlation = OAS(assume_centered=True).fit(rest / spread).covariance_
         whitening = np.linalg.inv(np.linalg.cholesky(correlation)).T / spread[:, None]
-        return cls(centre, scale, power, mean, slope, whitening)
+        return cls(centre, scale, power, far, mean, slope, whitening)
 
     def latents(self, X: Array, c: Array) -> Array:
-        return (_psi((X - self.centre) / self.scale, self.power) - self.mean - c @ self.slope) @ self.whitening
+        u = _near((X - self.centre) / self.scale, self.far)
+        return (_psi(u, self.power) - self.mean - c @ self.slope) @ self.whitening
 
     def rows(self, z: Array, c: Array) -> Array:
         """The inverse of :meth:`latents`."""
         y = z @ np.linalg.inv(self.whitening) + self.mean + c @ self.slope
-        return _psi_inverse(y, self.power) * self.scale + self.centre
+        v = _psi_inverse(y, self.power)
+        return np.where(self.far, BEND * np.sinh(np.where(self.far, v, 0) / BEND), v) * self.scale + self.centre
 
     def log_volume(self, X: Array) -> Array:
         """log|det ∂z/∂x| at rows of x: (n,)."""
         u = (X - self.centre) / self.scale
-        slopes = (_exponent(u, self.power) - 1) * np.log1p(np.abs(u)) - np.log(self.scale)
+        v = _near(u, self.far)
+        slopes = (_exponent(v, self.power) - 1) * np.log1p(np.abs(v)) - np.log(self.scale)
+        slopes -= np.where(self.far, np.log(np.hypot(1, u / BEND)), 0)
         return slopes.sum(1) + np.linalg.slogdet(self.whitening)[1]
 
-    def unit(self, index: Array) -> Array:
-        """What 1 more in each column of ``index`` is to the latents, where these have λ = 1: (len(index), columns)."""
-        return self.whitening[index] / self.scale[index, None]
+
+def moments(X: Array) -> tuple[Array, Array]:
+    """Mean and deviation of each column, whose squares neither overflow nor vanish."""
+    unit = np.ldexp(1.0, np.frexp(np.abs(X).max(0))[1] - 1)  # a power of two, so that nothing is rounded
+    return unit * (X / unit).mean(0), unit * (X / unit).std(0)
+
+
+def moments_of_most(X: Array) -> tuple[Array, Array]:
+    """The median of each column, and the deviation of the normal law that has its quantiles of 5 and 95 %.
+
+    Where these are equal it is that of 1 and 99 %, and where these are, too, the deviation of all rows.
+    """
+    _, scale = moments(X)
+    for share, distance in reversed(SHARES.items()):
+        low, high = np.quantile(X, [share, 1 - share], axis=0)
+        scale = np.where(high > low, (high - low) / distance, scale)
+    return np.median(X, axis=0), scale
+
+
+def far_columns(X: Array) -> Array:
+    """Whether a few rows decide the deviation of each column, (columns,)."""
+    return moments(X)[1] > FAR * moments_of_most(X)[1]
+
+
+def _near(u: Array, far: Array) -> Array:
+    return np.where(far, BEND * np.arcsinh(u / BEND), u)
 
 
 def _exponent(u: Array, power: Array) -> Array:

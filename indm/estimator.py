@@ -1,6 +1,7 @@
 """A density estimator for tables of numbers that fits into scikit-learn: fit, score_samples, sample."""
 
 import copy
+import itertools
 import math
 import warnings
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import logsumexp
 from scipy.stats import qmc
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.exceptions import ConvergenceWarning
@@ -18,7 +20,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from indm.columns import Columns
+from indm.columns import Columns, far_columns, moments, moments_of_most
 from indm.conditions import Vector
 from indm.density import START, WhitenedFlow
 from indm.flows.base import Identity
@@ -49,6 +51,9 @@ EPS = 1e-4  # truncation of the diffusion
 MOST_EXACT, PROBES = 40, 8  # columns up to which the divergence is exact; probes above
 ROWS_AT_ONCE = 2_048
 SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true error
+POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # of Gauss and Legendre in each of none, one or two discrete columns
+CHANGE = 5e-3  # of a probability, relative, by twice as many points; its error is then mostly below 1e-3
+ROUNDING = 8 * np.finfo(np.float64).eps  # by which the values of a constant column may differ, relative
 
 Rows = tuple[np.ndarray, np.ndarray]  # of a table, and their conditions
 
@@ -75,16 +80,17 @@ class DensityEstimator(DensityMixin, BaseEstimator):
 
     Args:
         discrete: columns of whole numbers, by index or name. They get uniform noise in [0, 1), and the density becomes
-            a probability of them: ``score_samples`` is a lower bound of its log, on average over the noise.
+            a probability of them, the integral over the noise. For one or two columns ``score_samples`` is its log, to
+            1e-3; for more, and where this does not converge, a lower bound of it: the mean of the log over the noise.
         n_models: models whose densities are averaged, at most: those that ``max_seconds`` leaves time for. By default 4
             for up to 2,000 rows, else 1.
-        validation_fraction: share of the rows on which a model is validated; models have different ones.
+        validation_fraction: share of the rows on which a model is validated, at most half; models have different ones.
         max_seconds: of the fit, at most.
         max_steps: of the optimizer, at most, for each model.
         max_components: of the mixture. By default 32, but 1 with conditions, which a mixture cannot follow.
         width, depth: of the network.
         learning_rate, batch_size, weight_decay: of AdamW.
-        draws: points of the noise of discrete columns at which a row is evaluated.
+        draws: points of the noise at which a row is evaluated where three or more columns are discrete.
         verbose: print what is chosen and how validation goes.
         random_state: of the split, the noise and the weights.
 
@@ -122,7 +128,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         learning_rate=3e-3,
         batch_size=256,
         weight_decay=0.01,
-        draws=4,
+        draws=8,
         verbose=False,
         random_state=None,
     ):
@@ -148,22 +154,25 @@ class DensityEstimator(DensityMixin, BaseEstimator):
 
         Raises:
             ValueError: an argument out of range; missing or infinite values; fewer than 10 rows; a constant column; a
-                discrete column that is none or has other than whole numbers.
+                discrete column that is none or has other than whole numbers; another number of rows of ``c``.
+
+        Warns:
+            UserWarning: a row is so far from all others that it decides the deviation of a column.
         """
         started = perf_counter()
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=FEWEST_ROWS)
         n_models = self._checked(len(X))
         self.discrete_ = self._indices()
         self._check_columns(X)
-        self.n_conditions_ = 0 if c is None else self._table_of(c, len(X)).shape[1]
-        c = self._conditions(c, len(X), fits=True)
+        c = self._fitted_conditions(c, len(X))
         numbers = check_random_state(self.random_state)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(numbers.randint(2**31 - 1))
             continuous = np.setdiff1d(np.arange(X.shape[1]), self.discrete_)
             choices = [continuous[:0], continuous] if len(continuous) else [continuous]
             noisy = self._noisy(X, numbers)
-            maps = [Columns.fitted(noisy, c, skewed) for skewed in choices]
+            tails = [np.zeros(X.shape[1], dtype=bool), *self._far(X, noisy)]
+            maps = [Columns.fitted(noisy, c, skewed, far) for far in tails for skewed in choices]
             order, size = numbers.permutation(len(X)), max(1, round(self.validation_fraction * len(X)))
             self.models_, self.n_steps_ = [], []
             for i in range(n_models):
@@ -184,19 +193,31 @@ class DensityEstimator(DensityMixin, BaseEstimator):
 
         No value depends on another row.
 
-        With discrete columns it is the log of a probability of them times a density of the others.
+        With discrete columns it is the log of a probability of them times a density of the others, or a lower bound.
+
+        Raises:
+            ValueError: missing or infinite values; other than whole numbers in a discrete column; another number of
+                columns, or of rows of ``c``.
 
         Warns:
             ConvergenceWarning: where the ODE's error is above 0.05 nats on average.
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
-        points = self._noise_points()
-        many = np.repeat(X, len(points), axis=0)
-        many[:, self.discrete_] += np.tile(points, (len(X), 1))
-        c = np.repeat(self._conditions(c, len(X)), len(points), axis=0)
-        log_density = self._log_density(many, c).reshape(len(X), len(points))
-        return np.logaddexp.reduce(log_density, axis=1) - math.log(len(points))
+        self._check_whole(X)
+        c = self._conditions(c, len(X))
+        found, rows, before = np.zeros(len(X)), np.arange(len(X)), np.full(len(X), np.inf)
+        for points, weight in self._noise_rules():
+            many = np.repeat(X[rows], len(points), axis=0)
+            many[:, self.discrete_] += np.tile(points, (len(rows), 1))
+            log_density = self._log_density(many, np.repeat(c[rows], len(points), axis=0)).reshape(-1, len(points))
+            integral = logsumexp(log_density, axis=1, b=weight)
+            is_left = np.abs(integral - before) > CHANGE
+            found[rows] = np.where(is_left, log_density @ weight, integral)  # the former is below the log by Jensen
+            rows, before = rows[is_left], integral[is_left]
+            if not len(rows):
+                break
+        return found
 
     def score(self, X, y=None, c=None) -> float:
         """The mean of :meth:`score_samples`; ``y`` is ignored."""
@@ -233,16 +254,16 @@ class DensityEstimator(DensityMixin, BaseEstimator):
             ValueError: an argument out of range.
         """
         optional = {} if self.max_components is None else {"max_components": 1}
-        for name, least in (optional | dict(max_steps=0, width=1, depth=1, batch_size=1, draws=1)).items():
+        for name, least in (optional | dict(max_steps=0, width=1, depth=1, batch_size=1, draws=2)).items():
             value = getattr(self, name)
             if not isinstance(value, int | np.integer) or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
         for name in ("max_seconds", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        if not 0 < self.validation_fraction < 1:
+        if not 0 < self.validation_fraction <= 0.5:
             raise ValueError(
-                f"validation_fraction must be between 0 and 1, got {self.validation_fraction!r}; 0.1 is usual"
+                f"validation_fraction must be above 0 and at most 0.5, got {self.validation_fraction!r}; 0.1 is usual"
             )
         n_models = (4 if rows <= FEW_ROWS else 1) if self.n_models is None else self.n_models
         if n_models < 1:
@@ -265,55 +286,84 @@ class DensityEstimator(DensityMixin, BaseEstimator):
                 )
         return np.array(sorted(set(indices)), dtype=int)
 
-    def _check_columns(self, X: np.ndarray) -> None:
-        """ValueError for a constant column, and for a discrete one with other than whole numbers."""
+    def _name(self, i: int) -> str:
+        """A column in words."""
         named = getattr(self, "feature_names_in_", None)
-        for i, column in enumerate(X.T):
-            name = f"column {i}" if named is None else f"column {i} ({named[i]})"
-            if i in self.discrete_:
-                if not (column == np.floor(column)).all():
-                    raise ValueError(
-                        f"discrete columns must hold whole numbers, got {column[column != np.floor(column)][0]:g} in "
-                        f"{name}; multiply it, or leave it out of discrete"
-                    )
-            elif np.ptp(column) <= 1e-12 * np.abs(column).max():
+        return f"column {i}" if named is None else f"column {i} ({named[i]})"
+
+    def _check_whole(self, X: np.ndarray) -> None:
+        """ValueError for other than whole numbers in a discrete column."""
+        for i in self.discrete_.tolist():
+            broken = X[X[:, i] != np.floor(X[:, i]), i]
+            if len(broken):
                 raise ValueError(
-                    f"X must vary in every column, got {column[0]:g} in all rows of {name}, which has no density; drop "
-                    "it, or declare it in discrete"
+                    f"discrete columns must hold whole numbers, got {broken[0]:g} in {self._name(i)}; multiply it, or "
+                    "leave it out of discrete"
                 )
 
-    def _table_of(self, c, rows: int) -> np.ndarray:
-        """Conditions as a table (rows, k).
+    def _check_columns(self, X: np.ndarray) -> None:
+        """ValueError for a constant column, and for a discrete one with other than whole numbers."""
+        self._check_whole(X)
+        for i in np.setdiff1d(np.arange(X.shape[1]), self.discrete_).tolist():
+            low, high = X[:, i].min().item(), X[:, i].max().item()
+            if high - low <= ROUNDING * max(abs(low), abs(high)):
+                got = f"{low:g} in all rows of" if low == high else f"no more than rounding, {low!r} to {high!r}, in"
+                raise ValueError(
+                    f"X must vary in every column, got {got} {self._name(i)}, which has no density; drop it, or "
+                    "declare it in discrete"
+                )
+
+    def _far(self, X: np.ndarray, noisy: np.ndarray) -> list[np.ndarray]:
+        """Which columns have values far from all others, if any does; a warning names the farthest."""
+        far = far_columns(noisy)
+        if not far.any():
+            return []
+        centre, scale = moments_of_most(noisy)
+        off = np.where(far, np.abs(noisy - centre) / scale, 0)
+        row, i = divmod(int(off.argmax()), off.shape[1])
+        warnings.warn(
+            f"row {row} of X is far from the others: {X[row, i]:g} in {self._name(i)}, where most rows are within "
+            f"{2 * scale[i]:.2g} of {centre[i]:.2g}; where it is an error, correct or drop the row",
+            stacklevel=3,
+        )
+        return [far]
+
+    def _fitted_conditions(self, c, rows: int) -> np.ndarray:
+        """Standardised conditions (rows, k) that are to be fitted; without any, k is 0.
 
         Raises:
-            ValueError: they are not finite numbers, or not so many.
+            ValueError: they are not finite numbers, or not one row for each of X.
         """
-        table = check_array(c, dtype=np.float64, ensure_2d=False, input_name="c")
-        if table.ndim == 1:
-            table = table[:, None] if len(table) == rows and getattr(self, "n_conditions_", 1) < 2 else table[None]
-        if len(table) == 1 < rows:
-            table = np.repeat(table, rows, axis=0)
+        table = np.zeros((rows, 0)) if c is None else check_array(c, dtype=np.float64, ensure_2d=False, input_name="c")
+        table = table[:, None] if table.ndim == 1 else table
         if len(table) != rows:
             raise ValueError(f"c must have {rows} rows, one for each of X, got {len(table)}")
-        return table
+        self.n_conditions_ = table.shape[1]
+        self._c_mean, std = moments(table)
+        self._c_std = np.where(std > 1e-12 * np.abs(self._c_mean), std, 1.0)
+        return (table - self._c_mean) / self._c_std
 
-    def _conditions(self, c, rows: int, *, fits: bool = False) -> np.ndarray:
-        """Standardised conditions (rows, k); without any, k is 0.
+    def _conditions(self, c, rows: int) -> np.ndarray:
+        """Standardised conditions (rows, k), of one for all rows or one for each; without any, k is 0.
 
         Raises:
             ValueError: there are none where the density was fitted with them, or some where it was fitted without, or
-                they have another number of columns.
+                they are not finite numbers, or not so many.
         """
-        if (c is None) != (self.n_conditions_ == 0):
-            wanted = f"{self.n_conditions_} numbers for each row" if self.n_conditions_ else "left out"
+        k = self.n_conditions_
+        if (c is None) != (k == 0):
+            wanted = f"{k} numbers for each row" if k else "left out"
             raise ValueError(f"c must be {wanted}, as it was in fit, got {'none' if c is None else 'some'}")
-        table = np.zeros((rows, 0)) if c is None else self._table_of(c, rows)
-        if table.shape[1] != self.n_conditions_:
-            raise ValueError(f"c must have {self.n_conditions_} columns, as in fit, got {table.shape[1]}")
-        if fits:
-            self._c_mean, std = table.mean(0), table.std(0)
-            self._c_std = np.where(std > 1e-12 * np.abs(self._c_mean), std, 1.0)
-        return (table - self._c_mean) / self._c_std
+        if c is None:
+            return np.zeros((rows, 0))
+        table = check_array(np.atleast_1d(c), dtype=np.float64, ensure_2d=False, input_name="c")
+        if table.ndim == 1:
+            table = table[:, None] if k == 1 else table[None]
+        if table.shape[1] != k:
+            raise ValueError(f"c must have {k} columns, as in fit, got {table.shape[1]}")
+        if len(table) not in (1, rows):
+            raise ValueError(f"c must have {rows} rows, one for each of X, or one for all, got {len(table)}")
+        return np.broadcast_to((table - self._c_mean) / self._c_std, (rows, k))
 
     def _noisy(self, X: np.ndarray, numbers: np.random.RandomState) -> np.ndarray:
         """``X`` with uniform noise in its discrete columns."""
@@ -321,13 +371,16 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         noise[:, self.discrete_] = numbers.uniform(size=(len(X), len(self.discrete_)))
         return X + noise
 
-    def _noise_points(self) -> np.ndarray:
-        """The points of the noise, (draws, discrete columns), the same for all rows."""
-        if not len(self.discrete_):
-            return np.zeros((1, 0))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that a number of draws is no power of 2
-            return qmc.Sobol(len(self.discrete_), rng=0).random(self.draws)
+    def _noise_rules(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Points of the noise (n, discrete columns) and their weights (n,), each set finer than that before."""
+        k = len(self.discrete_)
+        if k >= len(POINTS):
+            yield qmc.LatinHypercube(k, scramble=False, rng=0).random(self.draws), np.full(self.draws, 1 / self.draws)
+            return
+        for n in POINTS[k]:
+            node, weight = np.polynomial.legendre.leggauss(n)
+            grid = [np.array(list(itertools.product(part, repeat=k))) for part in (0.5 + 0.5 * node, 0.5 * weight)]
+            yield grid[0], grid[1].prod(1)
 
     # ── Models ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -353,13 +406,12 @@ class DensityEstimator(DensityMixin, BaseEstimator):
             MIXTURE_SHARE * (deadline - started),
         )
         held, volume = self.columns_.latents(held_rows, c_held), self.columns_.log_volume(held_rows).mean()
-        model = self._build(mixture.n_components)
+        model = self._build(mixture.n_components, self.width, self.depth)
         law = mixture.weights_, mixture.means_, mixture.covariances_
         model.score.backbone.set_mixture(*map(torch.from_numpy, law))
         validation_set = torch.from_numpy(held).float(), torch.from_numpy(c_held).float()
         fitting = _Fitting(model, self.learning_rate, self.weight_decay, *validation_set)
         latents, c_train = torch.from_numpy(self.columns_.latents(train, c)).float(), torch.from_numpy(c).float()
-        one = torch.from_numpy(self.columns_.unit(self.discrete_)).float()
         loader = _batches(len(train), self.batch_size)
         while fitting.step < self.max_steps and not fitting.is_over:
             spent = (perf_counter() - started) / max(deadline - started, 1e-9)
@@ -367,7 +419,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
                 fitting.in_time = False
                 break
             rows = next(loader)
-            x = latents[rows] + torch.rand(len(rows), len(one)) @ one
+            x = self._redrawn(train[rows.numpy()], c[rows.numpy()]) if len(self.discrete_) else latents[rows]
             fitting.train(x, c_train[rows], min(1.0, (1 - spent) / DECAY))
         fitting.check()
         if self.verbose:
@@ -412,11 +464,17 @@ class DensityEstimator(DensityMixin, BaseEstimator):
                 scored.append((mixture.score(valid), mixture))
         return max(scored, key=lambda pair: pair[0])[1]
 
-    def _build(self, components: int) -> INDM:
+    def _redrawn(self, X: np.ndarray, c: np.ndarray) -> Tensor:
+        """Latents of rows with new noise in their discrete columns."""
+        noisy = X.copy()
+        noisy[:, self.discrete_] += torch.rand(len(X), len(self.discrete_)).numpy()
+        return torch.from_numpy(self.columns_.latents(noisy, c)).float()
+
+    def _build(self, components: int, width: int, depth: int) -> INDM:
         shape = (self.n_features_in_,)
         condition = Vector(self.n_conditions_) if self.n_conditions_ else None
         seen = condition.seen_shape if condition else ()
-        backbone = MixtureMLP(shape, components, self.width, self.depth, condition=seen)
+        backbone = MixtureMLP(shape, components, width, depth, condition=seen)
         return INDM(Identity(), ScoreModel(backbone, VPSDE(eps=EPS)), shape=shape, condition=condition)
 
     def _log_density(self, X: np.ndarray, c: np.ndarray) -> np.ndarray:
@@ -442,17 +500,16 @@ class DensityEstimator(DensityMixin, BaseEstimator):
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         if "models_" in state:
-            arrays = [{name: value.numpy() for name, value in model.state_dict().items()} for model in state["models_"]]
-            state = {**state, "models_": arrays}
+            state = {**state, "models_": [_as_arrays(model) for model in state["models_"]]}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "models_" in state:
-            self.models_ = [self._restored(arrays) for arrays in state["models_"]]
+            self.models_ = [self._restored(*parts) for parts in state["models_"]]
 
-    def _restored(self, arrays: dict[str, np.ndarray]) -> INDM:
-        model = self._build(len(arrays["score.backbone.log_weight"])).double()
+    def _restored(self, size: tuple[int, int, int], arrays: dict[str, np.ndarray]) -> INDM:
+        model = self._build(*size).double()
         model.load_state_dict({name: torch.tensor(value) for name, value in arrays.items()})
         return model.eval().requires_grad_(False)
 
@@ -530,6 +587,13 @@ class _Fitting:
 def _at(model: Any, c: Tensor) -> Any:
     """``model`` at the conditions ``c`` (n, k); k may be 0."""
     return model.given(c) if c.shape[1] else model
+
+
+def _as_arrays(model: INDM) -> tuple[tuple[int, int, int], dict[str, np.ndarray]]:
+    """Components, width and depth of the fitted network, and the weights of its model."""
+    net: Any = model.score.backbone
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    return (net.components, net.width, net.depth), weights
 
 
 def _batches(rows: int, size: int) -> Iterator[Tensor]:

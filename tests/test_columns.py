@@ -1,31 +1,34 @@
 """The map from rows of a table to latents, against finite differences and laws of known density."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
 from indm import DensityEstimator
-from indm.columns import Columns
+from indm.columns import Columns, far_columns, moments, moments_of_most
 
 POWERS = np.array([0.0, 0.3, 1.0, 1.7, 2.0])
 
 
-def map_of(rows: int = 400) -> tuple[Columns, np.ndarray, np.ndarray]:
+def map_of(rows: int = 400, far: bool = False) -> tuple[Columns, np.ndarray, np.ndarray]:
     """A map with fixed powers, rows far into both tails and their conditions."""
     numbers = np.random.default_rng(0)
     c = numbers.normal(size=(rows, 2))
     X = 3.0 + numbers.standard_t(3, (rows, 5)) * [1e-3, 1.0, 2.0, 50.0, 1.0] + c @ numbers.normal(size=(2, 5))
-    fitted = Columns.fitted(X, c, np.arange(5))
-    return Columns(fitted.centre, fitted.scale, POWERS, fitted.mean, fitted.slope, fitted.whitening), X, c
+    return replace(Columns.fitted(X, c, np.arange(5), np.full(5, far)), power=POWERS), X, c
 
 
-def test_rows_come_back_from_their_latents():
-    columns, X, c = map_of()
+@pytest.mark.parametrize("far", [False, True])
+def test_rows_come_back_from_their_latents(far):
+    columns, X, c = map_of(far=far)
     np.testing.assert_allclose(columns.rows(columns.latents(X, c), c), X, rtol=1e-9)
 
 
-def test_log_volume_is_that_of_finite_differences():
-    columns, X, c = map_of(20)
+@pytest.mark.parametrize("far", [False, True])
+def test_log_volume_is_that_of_finite_differences(far):
+    columns, X, c = map_of(20, far)
     jacobian = np.empty((20, 5, 5))
     for j, step in enumerate(1e-5 * columns.scale):
         shift = step * np.eye(5)[j]
@@ -52,11 +55,27 @@ def test_a_skewed_column_becomes_symmetric_and_a_normal_one_stays(sign):
     assert columns.power[1] == pytest.approx(1.0, abs=0.05)
 
 
-def test_one_more_in_a_discrete_column_is_its_unit():
-    columns, X, c = map_of()
-    at = np.array([2])  # the column with λ = 1
-    moved = X + np.eye(5)[2]
-    np.testing.assert_allclose(columns.latents(moved, c) - columns.latents(X, c), columns.unit(at).repeat(len(X), 0))
+def test_a_few_far_values_do_not_decide_the_scale():
+    numbers = np.random.default_rng(4)
+    X = numbers.normal(5.0, 2.0, (1_000, 3))
+    X[7, 1], X[8, 1] = 1e6, -1e9
+    X[:, 2] = np.where(numbers.random(1_000) < 0.97, 0, X[:, 2])  # quantiles of 5 and 95 % are 0
+    assert far_columns(X).tolist() == [False, True, False]
+    centre, scale = moments_of_most(X)
+    np.testing.assert_allclose(centre, [5, 5, 0], atol=0.2)
+    np.testing.assert_allclose(scale[:2], 2, atol=0.2)
+    z = Columns.fitted(X, np.zeros((1_000, 0)), np.array([], dtype=int), far_columns(X)).latents(
+        X, np.zeros((1_000, 0))
+    )
+    assert np.ptp(np.delete(z[:, 1], [7, 8])) > 1 and np.abs(z).max() < 50
+    assert not far_columns(np.full((20, 1), 7.0)).any()
+
+
+@pytest.mark.parametrize("unit", [1e200, 1e-200, 1e300])
+def test_moments_neither_overflow_nor_vanish(unit):
+    X = np.random.default_rng(5).normal(3.0, 2.0, (100, 2))
+    np.testing.assert_allclose(moments(unit * X), (unit * X.mean(0), unit * X.std(0)), rtol=1e-12)
+    assert (np.array(moments(X)) == [X.mean(0), X.std(0)]).all()
 
 
 def test_powers_are_used_where_validation_says_so():

@@ -11,6 +11,7 @@ from closed_form import SDES, MixtureScore, column, gaussian, normal_log_prob, w
 from contract_parts import constructions
 from flow_tools import perturb, slopes
 
+from indm import density
 from indm.density import WhitenedFlow, sample_with_log_prob
 from indm.flows import (
     ActNorm,
@@ -166,6 +167,12 @@ def test_a_density_in_too_few_steps_is_said_to_be_off(recwarn):
         again = model.log_prob(-x, steps=16)
     assert off.max() > 1e-3 and len({str(warning.message) for warning in said}) == 1 < len(said)
     assert again.isfinite().all()
+
+
+@pytest.mark.parametrize("bits, said", [(0.9e-3, False), (1.1e-3, True)])
+def test_the_error_of_the_solver_is_measured_in_bits_per_dimension(bits, said, recwarn):
+    density._warn_unsolved(torch.full((3,), bits * 10 * math.log(2)), torch.zeros(3, 2, 5), 16)
+    assert bool(recwarn.list) == said
 
 
 def test_what_the_solver_watches_is_the_slope_of_log_p(name):
