@@ -76,6 +76,17 @@ def split(name: str, seed: int) -> tuple[Array, Array, list[int]]:
     return X[order[len(X) // 5 :]], X[order[: len(X) // 5]], list(discrete)
 
 
+def over_noise(X: Array, discrete: list[int], log_density: LogDensity) -> Array:
+    """log of the mean density of rows over the points of the noise."""
+    points = qmc.Sobol(len(discrete), rng=0).random(DRAWS) if discrete else np.zeros((1, 0))
+    each = []
+    for point in points:
+        noise = np.zeros_like(X)
+        noise[:, discrete] = point
+        each.append(log_density(X + noise))
+    return np.logaddexp.reduce(each) - math.log(len(points))
+
+
 class Space:
     """z = (x + u − mean)/std, u in [0, 1) in discrete columns and else 0."""
 
@@ -97,13 +108,7 @@ class Space:
 
     def log_prob(self, X: Array, density: LogDensity) -> Array:
         """log p of raw rows from the log-density of z."""
-        points = qmc.Sobol(len(self.discrete), rng=0).random(DRAWS) if self.discrete else np.zeros((1, 0))
-        each = []
-        for point in points:
-            noise = np.zeros_like(X)
-            noise[:, self.discrete] = point
-            each.append(density(self(X + noise)))
-        return np.logaddexp.reduce(each) - math.log(len(points)) - np.log(self.std).sum()
+        return over_noise(X, self.discrete, lambda rows: density(self(rows))) - np.log(self.std).sum()
 
 
 # ── Methods: (rows to train, to validate, discrete columns, seed, seconds) → log p of rows, the setting ──────────────
@@ -118,10 +123,13 @@ class Diverged(Exception):
 def indm(train: Array, valid: Array, discrete: list[int], seed: int, seconds: float) -> Fitted:
     X = np.concatenate([train, valid])
     with mock.patch.object(estimator, "perf_counter", time.process_time):
-        found = estimator.DensityEstimator(discrete=discrete, max_seconds=seconds, random_state=seed, draws=DRAWS).fit(
-            X
-        )
-    return found.score_samples, {"steps": found.n_steps_, "models": len(found.models_)}
+        found = estimator.DensityEstimator(discrete=discrete, max_seconds=seconds, random_state=seed).fit(X)
+
+    def log_density(rows: Array) -> Array:
+        return found._log_density(rows, np.zeros((len(rows), 0)))
+
+    setting = {"steps": found.n_steps_, "models": len(found.models_)}
+    return lambda rows: over_noise(rows, discrete, log_density), setting
 
 
 Flow = torch.nn.Module
