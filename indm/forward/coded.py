@@ -14,22 +14,30 @@ import math
 from abc import ABC, abstractmethod
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.forward.base import Linear, gauss_legendre, legendre
+from indm.forward.base import Linear, legendre
 from indm.rng import rand_like, randn_like
 from indm.sde.linear import VPSDE, Kernel, LinearSDE, Times
 from indm.tensors import Batch, PerSample, double, expand_like, image_or_vector, zeroed
 
-NODES, WEIGHTS = gauss_legendre(24)
-FACTORS = 2.0 * torch.arange(len(NODES), dtype=torch.float64) + 1
-# From the values of a function at the nodes to the coefficients of its Legendre series, (terms, nodes).
-PROJECTION = FACTORS[:, None] * (legendre(NODES, len(NODES)) * WEIGHTS[:, None]).T
 LARGEST_COEFFICIENT = 3.0  # of a slope
+MOST_TERMS = 16  # up to which the nodes give integrals of slopes to 1e-8
 Codes = Float[Tensor, "batch code"]
+
+
+@functools.cache
+def quadrature(terms: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nodes and weights on [0, 1] for integrals of slopes of ``terms`` with the largest coefficients; and what takes
+    the values of a function at the nodes to the coefficients of its Legendre series, (nodes, nodes)."""
+    x, weights = np.polynomial.legendre.leggauss(max(24, 20 * terms - 44))
+    polynomials = np.polynomial.legendre.legvander(x, len(x) - 1)
+    projection = (np.arange(len(x)) + 0.5)[:, None] * (polynomials * weights[:, None]).T
+    return 0.5 * (1 + x), 0.5 * weights, projection
 
 
 class ScheduledVP(LinearSDE):
@@ -88,18 +96,21 @@ class ScheduledVP(LinearSDE):
     def _share(self, place: Tensor) -> tuple[Tensor, Tensor]:
         """∫_0^p s du / ∫_0^1 s du, and its derivative."""
         place = place.expand(len(self.coefficients))
-        part = torch.einsum("bn,bn...->b...", weights_to(place), self._at_nodes)
+        weights = weights_to(place, self.coefficients.shape[1])
+        part = torch.einsum("bn,bn...->b...", weights, self._at_nodes)
         return part / self._whole, self._slope(place[:, None])[:, 0] / self._whole
 
     @functools.cached_property
     def _at_nodes(self) -> Tensor:
         """s at the nodes, which give all its integrals."""
-        return self._slope(NODES.to(double(self.coefficients)).expand(len(self.coefficients), -1))
+        nodes = torch.from_numpy(quadrature(self.coefficients.shape[1])[0])
+        return self._slope(nodes.to(double(self.coefficients)).expand(len(self.coefficients), -1))
 
     @functools.cached_property
     def _whole(self) -> Tensor:
         """∫_0^1 s du."""
-        return torch.einsum("n,bn...->b...", WEIGHTS.to(self._at_nodes), self._at_nodes)
+        weights = torch.from_numpy(quadrature(self.coefficients.shape[1])[1])
+        return torch.einsum("n,bn...->b...", weights.to(self._at_nodes), self._at_nodes)
 
     def _slope(self, places: Float[Tensor, "batch places"]) -> Float[Tensor, "batch places *event"]:
         """s at ``places``."""
@@ -108,14 +119,16 @@ class ScheduledVP(LinearSDE):
         return (1 + series).square() + 1e-3 if self.slope == "polynomial" else series.exp()
 
 
-def weights_to(place: Float[Tensor, " batch"]) -> Float[Tensor, "batch nodes"]:
+def weights_to(place: Float[Tensor, " batch"], terms: int) -> Float[Tensor, "batch nodes"]:
     r"""Of the nodes for ∫_0^p s du: of the polynomial through the values of s there, whose Legendre series is known.
 
     ∫_0^p P_k(2u − 1) du is p for k = 0 and (P_{k+1} − P_{k−1})/(2(2k + 1)) at 2p − 1 for others.
     """
-    P = legendre(place, len(NODES) + 1)
-    integrals = torch.cat([place[:, None], (P[:, 2:] - P[:, :-2]) / (2 * FACTORS[1:].to(place))], 1)
-    return integrals @ PROJECTION.to(place)
+    projection = torch.from_numpy(quadrature(terms)[2]).to(place)
+    count = len(projection)
+    P, factors = legendre(place, count + 1), 2.0 * torch.arange(1, count).to(place) + 1
+    integrals = torch.cat([place[:, None], (P[:, 2:] - P[:, :-2]) / (2 * factors)], 1)
+    return integrals @ projection
 
 
 class Code(nn.Module, ABC):
@@ -211,7 +224,7 @@ class Coded(Linear):
         slope: "polynomial", (1 + Σ_k a_k P_k)² + 0.001, or "network", exp(Σ_k a_k P_k): of the clock of an entry,
             P_k the Legendre polynomials of the place on the common clock. Their integral is monotone whatever the
             network c → a makes, as that of an unconstrained monotonic network, https://arxiv.org/abs/1908.05164.
-        terms: of the sum, at least 2: the first one alone changes no clock.
+        terms: of the sum, 2 to 16: the first one alone changes no clock.
         width: hidden channels of the encoder and of the network c → a.
 
     Source: Sahoo et al. 2024, "Diffusion Models With Learned Adaptive Noise", https://arxiv.org/abs/2312.13236.
@@ -245,10 +258,10 @@ class Coded(Linear):
             raise ValueError(f"code must be one of {', '.join(CODES)}, got {code!r}")
         if slope not in ("polynomial", "network"):
             raise ValueError(f'slope must be "polynomial" or "network", got {slope!r}')
-        if min(code_size, width, terms - 1) < 1:
+        if min(code_size, width) < 1 or not 2 <= terms <= MOST_TERMS:
             raise ValueError(
-                f"code_size and width must be at least 1 and terms 2, got {code_size}, {width} and {terms}; "
-                "16, 32 and 3 are usual"
+                f"code_size and width must be at least 1 and terms from 2 to {MOST_TERMS}, got {code_size}, {width} "
+                f"and {terms}; 16, 32 and 3 are usual"
             )
         self.shape, self.code, self.code_size, self.slope = shape, code, code_size, slope
         self.terms, self.width = terms, width

@@ -16,6 +16,7 @@ from indm.config.options import ReportOptions
 from indm.evaluation.sample_quality import solve
 from indm.evaluation.sampling_error import discretization_error, path_error
 from indm.flows import Identity
+from indm.forward.base import gauss_legendre
 from indm.forward.coded import CODES, Coded, ScheduledVP
 from indm.objective import constant_term, denoising_error, nelbo, prior_term, reconstruction_term
 from indm.report.measurements import MEASUREMENTS, samplers_of
@@ -59,6 +60,23 @@ def test_integrals_of_slopes_are_those_of_an_adaptive_rule():
 
     exact = [part(row, end) / part(row, 1) for row, end in enumerate(place.tolist())]
     assert torch.allclose(share[:, 0], torch.tensor(exact, dtype=DOUBLE), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("slope", ["polynomial", "network"])
+@pytest.mark.parametrize("terms", [3, 5, 8])
+def test_the_bound_at_a_code_is_not_below_minus_log_p(terms, slope):
+    """N(0, 1) and its exact score: ½ ∫ E‖n − ε̂‖² dγ = ½ ∫ α² (dγ/dΛ) dΛ is log σ_T/σ_ε for every clock γ, by a rule
+    of the common clock that does not know γ, at the largest coefficients."""
+    signs = torch.randint(0, 2, (2, terms, 1), generator=torch.Generator().manual_seed(terms)) * 2.0 - 1
+    signs[0] = 1
+    base, (nodes, weights) = VPSDE(), gauss_legendre(600)
+    sde = ScheduledVP(base, 3.0 * signs.double().repeat_interleave(600, 0), slope)
+    start, end = base.clock_span()
+    kernel = sde.kernel(base.time(-(start + nodes * (end - start))).repeat(2))
+    slopes = ((2 * kernel.log_alpha).exp() * kernel.rate).reshape(2, 600)
+    bound = 0.5 * (end - start) * (slopes @ weights)
+    first, last = (base.sigma(t).log().item() for t in base.endpoints(torch.zeros(1, dtype=DOUBLE)))
+    assert torch.allclose(bound, torch.full_like(bound, last - first), rtol=0, atol=1e-5)
 
 
 def test_coefficients_are_those_of_a_variance_preserving_diffusion(sde):
@@ -430,6 +448,9 @@ def test_what_cannot_be_is_said():
         indm.build_model(tables | coded | {"sde": {"name": "subvp"}}, (2,))
     with pytest.raises(ValueError, match="condition must be left out with forward Coded, which has a code"):
         indm.build_model(tables | coded | {"condition": {"name": "vector", "size": 1}}, (2,))
+    for terms in (1, 17):
+        with pytest.raises(ValueError, match=f"terms from 2 to 16, got 16, 32 and {terms}; 16, 32 and 3 are usual"):
+            Coded((2,), terms=terms)
     model = indm.build_model(tables | coded, (2,))
     with pytest.raises(ValueError, match=r"eps must be 1e-05, where the forward process Coded begins, got 0\.1"):
         indm.sample(model, 2, eps=0.1)
