@@ -64,13 +64,20 @@ class RationalQuadratic:
     """Monotone rational-quadratic spline on [−bound, bound], the identity outside; at raw parameters 0 the identity.
 
     Args:
-        bins: number K of bins; the raw parameters of an entry are K widths, K heights and K − 1 inner slopes.
+        bins: number K of bins, 2 to 999; the raw parameters of an entry are K widths, K heights and K − 1 inner slopes.
         bound: half the side of the square in which the spline lives; slopes are 1 at its corners.
     """
 
     bins: int = 8
     bound: float = 1.5
     least = 1e-3  # smallest share of a bin in the side, and smallest slope of a knot
+
+    def __post_init__(self):
+        if not 2 <= self.bins < 1 / self.least or not self.bound > 0:
+            raise ValueError(
+                f"bins must be at least 2 and fewer than {1 / self.least:,.0f}, as each has {self.least:g} of the side "
+                f"or more, and bound positive, got {self.bins} and {self.bound}; 8 and 1.5 are usual"
+            )
 
     @property
     def size(self) -> int:
@@ -137,12 +144,10 @@ def transform_of(transform: str, bins: int, bound: float, max_log_scale: float) 
     """
     if transform not in ("affine", "spline"):
         raise ValueError(f'transform must be "affine" or "spline", got {transform!r}')
-    if bins < 2 or not bound > 0 or not max_log_scale > 0:
-        raise ValueError(
-            "bins must be at least 2, bound and max_log_scale positive, got "
-            f"{bins}, {bound} and {max_log_scale}; 8, 1.5 and 1.0 are usual"
-        )
-    return Affine(max_log_scale) if transform == "affine" else RationalQuadratic(bins, bound)
+    if not max_log_scale > 0:
+        raise ValueError(f"max_log_scale must be positive, got {max_log_scale}; 1.0 is usual")
+    spline = RationalQuadratic(bins, bound)
+    return Affine(max_log_scale) if transform == "affine" else spline
 
 
 class Conditioner(nn.Module):

@@ -53,8 +53,6 @@ class ElementwiseFlow(ExactFlow):
         groups = {"all": 1, "channel": shape[0], "none": math.prod(shape)}
         if shared not in groups:
             raise ValueError(f'shared must be "all", "channel" or "none", got {shared!r}')
-        if bins < 2 or not bound > 0:
-            raise ValueError(f"bins must be at least 2 and bound positive, got {bins} and {bound}; 8 and 1.5 are usual")
         self.shape, self.shared, self.bins, self.bound = tuple(shape), shared, bins, bound
         self.spline = SharedSpline(bins, bound)
         self.raw = nn.Parameter(torch.zeros(groups[shared], self.spline.size))

@@ -18,6 +18,7 @@ from indm.flows import (
     initialize_actnorms,
 )
 from indm.flows.coupling import Affine, RationalQuadratic
+from indm.flows.elementwise import SharedSpline
 
 
 @settings(max_examples=50, deadline=None)
@@ -42,6 +43,15 @@ def test_spline_is_a_smooth_bijection_of_the_line(seed, scale, bins, bound):
         middle, log_middle = spline(knots[:, None], raw[None, :, None].expand(bins + 1, -1, 1))
         torch.testing.assert_close(value, middle, rtol=0, atol=1e-5)
         torch.testing.assert_close(log_slope, log_middle, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_most_bins_are_monotone(shared):
+    spline = (SharedSpline if shared else RationalQuadratic)(999, 1.5)
+    raw = 6 * torch.randn(1, spline.size, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = torch.linspace(-1.5, 1.5, 4001, dtype=torch.float64)
+    z, log_slope = spline(y[None], raw[..., 0]) if shared else spline(y[:, None], raw.expand(4001, -1, -1))
+    assert bool((z.flatten().diff() > 0).all()) and bool(log_slope.isfinite().all())
 
 
 def _unclipped(v, c):
@@ -179,13 +189,16 @@ def test_every_entry_is_transformed_by_what_others_are(flow):
         (lambda: CouplingFlow((1,)), "D at least 2"),
         (lambda: CouplingFlow((4,), transform="cubic"), "transform must be"),
         (lambda: CouplingFlow((4,), depth=0), "at least 1"),
-        (lambda: CouplingFlow((4,), max_log_scale=0.0), "max_log_scale positive"),
+        (lambda: CouplingFlow((4,), max_log_scale=0.0), "max_log_scale must be positive"),
         (lambda: CouplingFlow((4,), bins=1), "bins must be at least 2"),
         (lambda: CouplingFlow((4,), bound=-1.0), "bound"),
         (lambda: CouplingFlow((4,), start="random"), "start must be"),
         (lambda: ElementwiseFlow((4,), shared="pixel"), 'shared must be "all", "channel" or "none", got .pixel'),
         (lambda: ElementwiseFlow((4,), bins=1), "bins must be at least 2"),
         (lambda: ElementwiseFlow((4,), bound=0.0), "bound positive"),
+        (lambda: CouplingFlow((4,), bins=1000), "fewer than 1,000, .* got 1000"),
+        (lambda: ElementwiseFlow((4,), bins=1000), "fewer than 1,000, .* got 1000"),
+        (lambda: AutoregressiveFlow((4,), transform="spline", bins=5000), "fewer than 1,000, .* got 5000"),
         (lambda: AutoregressiveFlow((1, 9, 8)), "divisible by patch=2"),
         (lambda: AutoregressiveFlow((4,), width=48), "multiple of head_width=32"),
         (lambda: AutoregressiveFlow((1, 8, 8), patch=0), "patch must be at least 1"),
