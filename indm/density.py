@@ -21,7 +21,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from indm.flows.base import require_density
 from indm.forward.base import require_no_code, require_own_truncation
 from indm.gaussian import GaussianReference
-from indm.ode import FEWEST, Solution, adams, basis, error_of_integral, rademacher, solve, value_and_divergence
+from indm.ode import (
+    FEWEST,
+    Solution,
+    adams,
+    basis,
+    error_of_integral,
+    offsets,
+    rademacher,
+    solve,
+    value_and_divergence,
+)
 from indm.score import context_of, flow_score, is_smooth, probability_flow, with_context
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, evaluation_mode, event_size, event_sum, expand_like, full_precision
@@ -171,11 +181,13 @@ def log_prob(
         begin, span = flow.state(expand_like(log_alpha.exp(), z) * z, START), sde.clock_span()
         field, drift = recomputed(flow), recomputed(flow.drift)
         options: dict[str, Any] = {"drift": drift, "context": (probe, *context_of(score))}
-        options["watch"] = torch.no_grad()(flow.rate) if steps >= FEWEST_WITH_ERROR else None
-        state, _, rates = adams(field, begin, *span, steps=steps, **options)
-        if rates:
+        if steps >= FEWEST_WITH_ERROR:
+            options |= {"watch": torch.no_grad()(flow.rate), "between": offsets(steps)}
+        state, _, *rates = adams(field, begin, *span, steps=steps, **options)
+        if steps >= FEWEST_WITH_ERROR:
             step = abs(span[END] - span[START]) / steps
-            _warn_unsolved(error_of_integral(torch.stack(rates), step, z.dtype, is_smooth(score)), x, steps)
+            error = error_of_integral(*map(torch.stack, rates), step, z.dtype, is_smooth(score))
+            _warn_unsolved(error, x, steps)
         return log_det + event_sum(log_alpha, z) + flow.log_prob(state)
 
 

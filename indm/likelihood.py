@@ -32,7 +32,8 @@ class LikelihoodReport:
         log_prob: (B,), with the reconstruction term: an estimate of a lower bound of log p(x).
         reconstruction: (B,), that term; ``log_prob + reconstruction`` is the number without it, no likelihood of x.
         log_q: (B,), log q(x|raw), see :func:`indm.dequantization.from_data`: −log_prob + log_q is of the raw data.
-        solver_error: (B,), an estimate of the ODE solver's error of ``log_prob``, nats.
+        solver_error: (B,), an estimate of the ODE solver's error of ``log_prob``, nats, which is not a bound
+            (``docs/likelihood.md`` says how often it covers the true error).
         nfe: evaluations of the network, the mean over samples (each has its own steps) rounded up.
         settings: ε, the steps or the error that was asked for, divergence.
         dims: dimensions of one event.
@@ -81,7 +82,7 @@ class LikelihoodReport:
         error = self.solver_error.mean().item()
         in_bits = f", {error / units['bits/dim']:.1g} bits/dim" if self.levels else ""
         lines.append(f"{n} samples of {self.dims} dimensions, {self.nfe} evaluations of the network")
-        return "\n".join([*lines, f"error of the ODE solver: at most about {error:.1g} nats{in_bits}"])
+        return "\n".join([*lines, f"error of the ODE solver, estimated: {error:.1g} nats{in_bits}"])
 
 
 def log_likelihood(
@@ -189,7 +190,7 @@ def log_probability(
 
     Returns:
         ``nats()`` are −log P(raw) of each image. ``log_prob`` and ``reconstruction`` are means over the draws, by their
-        weights, and so is ``solver_error``.
+        weights, and so is ``solver_error``: that of one draw, whose errors are taken to be alike.
 
     Raises:
         ValueError: an option out of range.

@@ -542,7 +542,7 @@ def follow_flow(
     state, context = (z / before / coordinate(ends[:1])[0],), context_of(score)
     with tqdm(desc="probability flow (evaluations)", leave=False, disable=not progress) as bar:
         if steps is not None:
-            (v,), nfe, _ = adams(field, state, start, end, steps=steps, context=context)
+            (v,), nfe, _, _ = adams(field, state, start, end, steps=steps, context=context)
             return after * v, nfe
         first = max(FEWEST_STEPS, math.ceil(abs(end - start) / LONGEST_STEP))
         solution = converge(field, state, start, end, tol=tol, context=context, first=first)

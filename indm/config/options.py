@@ -204,7 +204,7 @@ class Evaluation:
     probes: int = 1
     """Hutchinson probes of the divergence."""
     nll_error: float = 1e-3
-    """Largest error of the ODE solver, bits/dim of an example: those above it are solved again in more steps."""
+    """Largest stated error of the ODE solver, bits/dim of an example: those above it are solved again in more steps."""
     steps: int = 0
     """Steps of the ODE solver, whatever their error, which is printed; 0: as many as nll_error needs, up to 256."""
     eps: float = 0.0

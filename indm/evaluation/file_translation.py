@@ -317,7 +317,7 @@ def sentences(report: dict) -> list[str]:
     if report["options"]["cycle"]:
         parts.append(f"error of the cycle at most {max(line['cycle_error_max'] for line in rows):.2g}")
     if report["options"]["errors"]:
-        parts.append(f"of the solver at most {max(line['solver_error_max'] for line in rows):.2g}")
+        parts.append(f"of the solver about {max(line['solver_error_max'] for line in rows):.2g}")
     parts.append(f"{report['nfe']} evaluations, {report['seconds_per_example']:.2g} s each")
     lines = [", ".join(parts), *report.get("conclusions", ())]
     if report["options"]["score"] and "scores" not in report:

@@ -24,7 +24,7 @@ ERRORS = {  # of an image, by the key in its row of the report
     "cycle_error_max": "error of the cycle at most",
     "cycle_error_rounded": "after rounding",
     "written_cycle_error_max": "from the result as written",
-    "solver_error_max": "of the solver at most",
+    "solver_error_max": "of the solver about",
 }
 
 

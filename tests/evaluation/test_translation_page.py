@@ -197,7 +197,7 @@ def test_errors_of_each_image_are_stated(method, home, tmp_path):
         assert [row[key] for row in report["examples"]] == pytest.approx(values, rel=1e-3, abs=1e-3)
         assert min(values) > 0 and text.count(ERRORS[key]) >= len(NAMES)
     assert not {"cycle_error_max", "cycle_error_rounded"} & report["examples"][0].keys() or cycle
-    assert f"of the solver at most {max(expected['solver_error_max']):.2g}" in summary(report)
+    assert f"of the solver about {max(expected['solver_error_max']):.2g}" in summary(report)
 
 
 class BrightFails(Route):
