@@ -6,6 +6,7 @@ A new one-step sampler is a subclass of :class:`Sampler` with its ``step``. Samp
 import inspect
 import itertools
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, overload
@@ -28,6 +29,7 @@ from indm.score import (
     denoise,
     flow_score,
     law_score,
+    may_ripple,
     probability_flow,
     with_context,
     with_drawn_code,
@@ -36,6 +38,7 @@ from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, evaluation_mode, expand_like
 
 FLOW_TOLERANCE = 1e-4  # of the probability flow: of 256 grey levels an eightieth
+FEW = 25  # steps by default; in so many, or fewer, a network with ripples in t is not resolved
 LONGEST_STEP, FEWEST_STEPS = 2.4, 4  # of its first solution, on the clock −log SNR
 VARIANCES = tuple(10.0**k for k in range(-5, 2))  # of directions of the latents that it is balanced for, towards data
 OUTWARD_VARIANCES = VARIANCES[2:]  # away from data: in few steps, rates of the other would not be stable
@@ -611,7 +614,7 @@ def sample(
     c: Any = None,
     guidance: float = 1.0,
     sampler: str | type[Sampler] | Sampler | None = None,
-    steps: int = 25,
+    steps: int = FEW,
     eps: float | None = None,
     temperature: float = 1.0,
     last_denoising: bool = True,
@@ -649,6 +652,10 @@ def sample(
             samples or a flow without a density.
         RuntimeError: where the flow's inverse did not converge (see ``Flow.inverse``).
 
+    Warns:
+        RuntimeWarning: the network does not say that it is smooth in t (``is_smooth``), as the published ones are not,
+            and the sampler takes 25 steps or fewer.
+
     Example: the normalising constant of a density from samples of a model near it.
 
         >>> import indm
@@ -670,6 +677,13 @@ def sample(
     sde, dtype = model.score.sde, model.scaling.scale.dtype
     if log_prob:
         _check_density(sampler, last_denoising, temperature, guidance)
+    if steps <= FEW and not sampler.adaptive and may_ripple(model.score):
+        warnings.warn(
+            f"the network may have ripples in t, and samples in {steps} steps may then be far from converged ones; "
+            'sampler "ode" takes as many steps as it needs (indm sample RUN --sampler ode)',
+            RuntimeWarning,
+            stacklevel=2,
+        )
     parts, log_probs = [], []
     c = all_rows(model, c, shape[0])
     with evaluation_mode(model), sde.truncated(eps):

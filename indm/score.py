@@ -196,6 +196,11 @@ def is_smooth(score: nn.Module) -> bool:
     return bool(parts) and all(part.is_smooth for part in parts)
 
 
+def may_ripple(score: nn.Module) -> bool:
+    """Whether a score has a network that is not known to be smooth, so that few equal steps may miss its ripples."""
+    return any(isinstance(part, ScoreModel) and not part.is_smooth for part in score.modules())
+
+
 def law_score(score: nn.Module) -> nn.Module:
     """The score of the law of z_t: ``score`` itself, unless it is one of two."""
     return getattr(score, "of_law", score)
