@@ -215,6 +215,25 @@ def test_a_data_set_of_the_hub_is_asked_for_by_its_name(stream, folder, tmp_path
         assert torch.equal(stack(data.train), stack(folder.train))
 
 
+def test_without_download_the_hub_is_not_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("INDM_DATA", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    there, offline = datasets.Dataset.from_dict({"image": pictures()}), []
+
+    def load_dataset(*arguments, **options):
+        offline.append(datasets.config.HF_HUB_OFFLINE)
+        return there
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for download in (True, False):
+        load_data("datasets", path="ann/pictures", download=download, **OPTIONS)
+    assert offline == [False, True] and datasets.config.HF_HUB_OFFLINE is False
+    with pytest.raises(ValueError, match="its first 7 rows are not on this machine, and download is false"):
+        load_data("datasets", path="ann/pictures", stream=7, download=False, **OPTIONS)
+    assert len(offline) == 2 and not (tmp_path / "cache").exists()
+
+
 def test_the_head_of_a_stream_is_kept_and_read_again(tmp_path, monkeypatch):
     """Its rows are the first of the whole data set; they are there when that is gone."""
     monkeypatch.setenv("INDM_DATA", str(tmp_path / "cache"))
