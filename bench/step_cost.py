@@ -8,8 +8,8 @@ import sys
 
 import torch
 
-from indm.reproduction.costs import ROUNDS, log_cost_of, seconds_per_step
-from indm.reproduction.plan import Plan
+from research.claims.costs import ROUNDS, log_cost_of, seconds_per_step
+from research.claims.plan import Plan
 
 
 def main(names: list[str]) -> None:

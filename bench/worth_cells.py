@@ -27,11 +27,11 @@ from indm.evaluation.general_features import GeneralFeatures, general_features
 from indm.evaluation.statistics import jackknife
 from indm.files import atomic
 from indm.model import count_parameters
-from indm.reproduction.costs import in_turns
 from indm.runs.provenance import provenance
 from indm.training.devices import make_accelerator
 from indm.training.ema import EMA
 from indm.training.trainer import Trainer
+from research.claims.costs import in_turns
 
 DEQUANTIZATIONS = ("uniform", "variational", "truncated-normal")  # the most informative first, as are the sides
 SIDES: dict[str, dict[str, Any]] = {

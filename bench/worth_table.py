@@ -14,7 +14,7 @@ from worth_cells import DEQUANTIZATIONS, SIDES
 from indm.evaluation.plots import save_figure
 from indm.evaluation.statistics import Difference, judged, over_seeds, paired_by_examples
 from indm.evaluation.style import COLOURS, DATA_COLOUR, colours_of, styled
-from indm.reproduction.studies import VARIANTS
+from research.claims.studies import VARIANTS
 
 TITLES = {"linear": "linear", "elementwise": "elementwise", "indm": "INDM", "flow": "plain flow"}
 # All differences that get a verdict, written down before anything was trained: data, dequantization, side − side.

@@ -491,8 +491,7 @@ def build_model(
     )
     if type(net).forward is nn.Module.forward:
         raise ValueError(
-            f"net {description['net'].get('name')!r} has no forward(z, level), which the network of an INDM must have; "
-            'a coder (latent, encode, decode) is trained by train.objective "elbo"'
+            f"net {description['net'].get('name')!r} has no forward(z, level), which the network of an INDM must have"
         )
     if process.seen_shape:
         process.sde_at(sde, torch.zeros(1, *process.seen_shape))  # a ValueError where there is none

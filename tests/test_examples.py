@@ -15,11 +15,6 @@ import torch
 
 import indm
 from indm.cli.main import main, parse
-from indm.report.records import Record
-from indm.reproduction import reproduce
-from indm.reproduction.claims import CLAIMS, Evidence
-from indm.reproduction.plan import claims_of, measurements_of
-from indm.reproduction.verdicts import Judged, judge
 from indm.runs.folder import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -79,7 +74,7 @@ def test_an_example_as_a_script_and_its_run_from_the_command_line(workplace, mon
     assert (workplace / "run" / "samples.npz").is_file()
 
 
-@pytest.mark.parametrize("title", [title for title in SECTIONS if title != "A claim"])
+@pytest.mark.parametrize("title", SECTIONS)
 def test_the_walk_through(title, workplace):
     """Write the section's files, then run its commands as the shell would."""
     prepare = SECTIONS["An SDE"] if title == "A sampler" else ""  # it samples the run of the section on SDEs
@@ -89,31 +84,6 @@ def test_the_walk_through(title, workplace):
             assert command[0] == "indm"
             small = {"evaluate": ["--examples", "20", "--nll-examples", "2", "--times", "1"]}.get(command[1], [])
             assert main([*command[1:], "--quiet", *small]) == 0, command
-
-
-def test_the_walk_through_of_a_claim(workplace, monkeypatch, capsys):
-    """All but the training of the runs, which takes minutes: its records are made up."""
-    write_files(SECTIONS["A claim"], workplace)
-    (command,) = lines_of(SECTIONS["A claim"])
-    records = {
-        name: [Record(workplace, name, {}, {}, 0, {"transport": {"data": {"cost": cost}}})]
-        for name, cost in {"indm": 1.0, "linear": 3.0}.items()
-    }
-
-    def write_report(out, plan, progress):
-        *paper, own = claims_of(plan)
-        assert tuple(paper) == CLAIMS and "transport" in measurements_of([own], "linear", 1)
-        (row,) = own.rows
-        comparison = row.measure(Evidence("eight-gaussians", (records["indm"], records["linear"])))
-        return judge([Judged(own.name, "eight-gaussians", row.quantity, comparison, (2, 2))])
-
-    monkeypatch.setattr(reproduce, "prepare", lambda out, plan, threads, progress: plan)
-    monkeypatch.setattr(reproduce, "run_units", lambda *_: None)
-    monkeypatch.setattr(reproduce, "write_report", write_report)
-    assert main([*command[1:], "--quiet"]) == 0
-    assert "7 transport" in capsys.readouterr().out
-    assert main(["reproduce", "--claims", "my_claim:paired", "--out", "other", "--quiet"]) == 2
-    assert "my_claim:paired" in capsys.readouterr().err
 
 
 README = (ROOT / "README.md").read_text("utf-8")

@@ -48,7 +48,6 @@ ORDER = [
     "estimator",
     "evaluation",
     "report",
-    "reproduction",
     "convert",
     "app",
     "cli",

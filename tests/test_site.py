@@ -24,6 +24,7 @@ REFERENCE = {
 }
 PACKAGES = ("indm", "indm.data", "indm.flows", "indm.forward", "indm.nets", "indm.sde")
 WITHOUT_EXAMPLE: set[str] = set()  # names of the reference that still have none
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md")), *sorted((ROOT / "research").rglob("*.md"))]
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)")
 
 
@@ -92,7 +93,7 @@ def test_every_page_is_in_the_menu():
     assert set(pages) == set(files)
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda path: path.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_links_lead_to_files(page):
     """As the repository shows them; the site's own check, with anchors, is that of the build."""
     assert not [link for link in LINK.findall(page.read_text("utf-8")) if not (page.parent / link).exists()]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from indm.cli.common import Common
+from indm.config.parts import check_is_here
 from indm.messages import nearest, one_line
 
 GROUPS: Mapping[str, Mapping[str, str]] = {
@@ -35,7 +36,6 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "parts": "indm.cli.parts:Parts",
         "convert": "indm.cli.convert:Convert",
         "push": "indm.cli.push:Push",
-        "reproduce": "indm.cli.reproduce:Reproduce",
         "help": "indm.cli.help:Help",
     },
 }
@@ -48,6 +48,7 @@ def find(name: str) -> type[Common]:
     Raises:
         ValueError: there is none; names the nearest.
     """
+    check_is_here(name)
     if name not in COMMANDS:
         raise ValueError(f"{one_line(name)} is no command of indm{nearest(name, COMMANDS)}")
     module, _, kind = COMMANDS[name].partition(":")

@@ -20,7 +20,7 @@ from indm.config.checks import arguments_of, hints_of
 from indm.config.recipes import OPTION_TABLES, TEXT_KEYS, literal
 
 WIDEST, FLAG = 100, 30  # columns of a line, and of the name of an option in it
-KINDS = [kind for kind in parts.BUILT_IN if kind not in ("model", "claim")]  # of parts that options name
+KINDS = [kind for kind in parts.BUILT_IN if kind != "model"]  # of parts that options name
 NO_NAME = ("objective",)  # which is a key of [train], and has no options
 SECOND = "data_b"  # a second table of a kind
 TABLES = (*OPTION_TABLES, *KINDS, SECOND)

@@ -17,7 +17,6 @@ RENAMED = {
     "evaluate.nll_images": "evaluate.nll_examples",
 }
 DROPPED = {"evaluate.rtol", "evaluate.atol"}  # tolerances of a solver that now has evaluate.nll_error
-VAE_NETS = ("vae-conv", "vae-mlp")  # of a VAE, whose runs had the objective of an INDM in their recipes
 
 RENAMED_FLAGS = {"report --images": "--examples"} | {
     f"{command} --{option}": f"--sampler.{option}" for command in ("sample", "fid") for option in SAMPLER_OPTIONS
@@ -26,7 +25,7 @@ RENAMED_FLAGS = {"report --images": "--examples"} | {
 
 def migrate(recipe: Mapping[str, Mapping]) -> dict[str, dict]:
     """A recipe that an earlier version wrote, with today's names."""
-    migrated = {
+    return {
         table: {
             RENAMED.get(f"{table}.{key}", f"{table}.{key}").split(".", 1)[1]: value
             for key, value in keys.items()
@@ -34,10 +33,6 @@ def migrate(recipe: Mapping[str, Mapping]) -> dict[str, dict]:
         }
         for table, keys in recipe.items()
     }
-    train = migrated.get("train", {})
-    if migrated.get("net", {}).get("name") in VAE_NETS and train.get("objective", "mle") == "mle":
-        migrated["train"] = train | {"objective": "elbo"}
-    return migrated
 
 
 def check_name_is_current(name: str) -> None:

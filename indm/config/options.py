@@ -12,11 +12,10 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Suppress, arg
 
 from indm.config.checks import check_each, check_whole_numbers, require
-from indm.config.parts import BUILT_IN, GIVEN, is_outside
+from indm.config.parts import BUILT_IN, GIVEN, check_is_here, is_outside
 from indm.messages import nearest
 
 FEWEST_EXAMPLES = 20  # of a report: two for each fold of the jackknife
-STUDY_NAMES = ("eight-gaussians", "digits", "fashion-mnist-16", "fashion-mnist")  # of a reproduction
 FEW_STEPS = 200  # of a training that has hardly learned anything
 ENOUGH_STEPS = 2000  # of one that learns well: the aim of presets, and of advice to train on
 MOST_PROCESSES = 1024  # or threads: more than a machine has, of a recipe from a larger one
@@ -173,6 +172,7 @@ class Training:
         known = _known_trackers() if self.trackers else set()
         check_each(self, "train", lambda v: set(v) <= known, f"of {', '.join(sorted(known))}", "trackers")
         names = BUILT_IN["objective"]
+        check_is_here(self.objective)
         is_name = self.objective in (*names, GIVEN) or is_outside(self.objective)
         wanted = f"{' or '.join(map(repr, names))}, or a loss as package.module:name"
         require(is_name, "train.objective", self.objective, wanted)
@@ -487,27 +487,3 @@ class ReportOptions:
     def many_steps(self) -> list[int]:
         """The numbers of steps for which only the stochastic samplers are measured."""
         return [steps for steps in self.steps if steps >= MANY_STEPS]
-
-
-@dataclass(frozen=True)
-class ReproductionOptions:
-    """What ``indm reproduce`` trains and judges."""
-
-    data: tuple[str, ...] = STUDY_NAMES[:3]
-    """Data sets: eight-gaussians, digits, fashion-mnist-16 or fashion-mnist, the one of 28×28."""
-    seeds: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 10 in the plane, 5 of images)")] = None
-    """Runs of each model. A verdict needs at least two, and hardly comes with fewer than five."""
-    fast: bool = False
-    """A tenth of the budget and two seeds, with which verdicts come out undecided: shows whether everything works, not
-    whether the claims hold."""
-    claims: Annotated[tuple[str, ...], default("none")] = ()
-    """Claims of your own beside the paper's: package.module:name, each a function that returns a Claim."""
-
-    def __post_init__(self):
-        if not self.data:
-            raise ValueError(f"data must name at least one of {', '.join(STUDY_NAMES)}, got none")
-        for name in self.data:
-            if name not in STUDY_NAMES:
-                raise ValueError(f"data must be of {', '.join(STUDY_NAMES)}, got {name!r}{nearest(name, STUDY_NAMES)}")
-        if self.seeds is not None and self.seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {self.seeds}; 5 is usual")

@@ -47,8 +47,6 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "zero": "indm.nets.zero:Zero",
         "ncsnpp": "indm.nets.ncsnpp:NCSNpp",
         "diffusers": "indm.nets.diffusers:DiffusersUNet",
-        "vae-conv": "indm.reproduction.coders:ConvCoder",
-        "vae-mlp": "indm.reproduction.coders:MLPCoder",
     },
     "dequantization": {
         "uniform": "indm.dequantization:Uniform",
@@ -68,7 +66,6 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     },
     "model": {
         "indm": "indm.model:INDM",
-        "vae": "indm.reproduction.vae:VAE",
     },
     "data": {
         "checkerboard": "indm.data.synthetic:load_checkerboard",
@@ -87,12 +84,10 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "datasets": "indm.data.hub:load_hub",
         "webdataset": "indm.data.shards:load_shards",
     },
-    "claim": {},  # the paper's are a table, indm.reproduction.claims.CLAIMS
     "objective": {
         "mle": "indm.objective:mle_loss",
         "fid": "indm.objective:fid_loss",
         "flow": "indm.objective:flow_loss",
-        "elbo": "indm.reproduction.vae:elbo",
     },
     "sampler": {
         "ode": "indm.sampling:AdaptiveODE",
@@ -104,6 +99,13 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "dpm++3m": "indm.sampling:DPMSolver3M",
         "unipc": "indm.sampling:UniPC",
     },
+}
+MOVED: Mapping[str, str] = {  # what left this package for research/, beside it in a checkout, and where it is now
+    "reproduce": "python -m research.claims",
+    "vae-conv": "research.claims.coders:ConvCoder",
+    "vae-mlp": "research.claims.coders:MLPCoder",
+    "elbo": "research.claims.vae:elbo",
+    "vae": "research.claims.vae:VAE",
 }
 GIVEN = "given"  # stands in a run's recipe for what was given in Python and cannot be named
 OUTSIDE = re.compile(r"(?P<package>\w+)(\.\w+)*:\w+(\.\w+)*")
@@ -160,6 +162,7 @@ def find(kind: str, name: Any, constructors: Constructors | None = None) -> Any:
             f"{', or to indm evaluate as --data NAME' if kind == 'data' else ''}"
         )
     outside = OUTSIDE.fullmatch(name) if isinstance(name, str) else None
+    check_is_here(name)
     if outside is None:
         known = [*BUILT_IN[kind], *own]
         option = f"{kind}.name" if kind in ("data", *KINDS) else kind  # what the user wrote the name for
@@ -175,6 +178,13 @@ def find(kind: str, name: Any, constructors: Constructors | None = None) -> Any:
             + (f"; trusted so far: {', '.join(sorted(_trusted.get()))}" if _trusted.get() else "")
         )
     return _imported(kind, name)
+
+
+def check_is_here(name: object) -> None:
+    """ValueError where ``name`` has left this package, which says where it is now."""
+    if isinstance(name, str) and name in MOVED:
+        trusted = ", with --trust research" if is_outside(MOVED[name]) else ""
+        raise ValueError(f"{name} has moved to research/, in a checkout of the repository: {MOVED[name]}{trusted}")
 
 
 def name_of(kind: str, part: Any, constructors: Constructors | None = None) -> str:

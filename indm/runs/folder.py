@@ -114,8 +114,6 @@ def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
 
 def model_class(folder: Path) -> Any:
     """The class of the model that is saved in ``folder``, as its description names it; INDM where it names none."""
-    if not (folder / DESCRIPTION).exists() and (folder / "vae.json").exists():  # as the first version saved it
-        return parts.find("model", "vae")
     try:
         name = untrusted.json_object(folder / DESCRIPTION).get("model", "indm")
     except (ValueError, OSError):  # its loading says what is wrong

@@ -16,9 +16,8 @@ from indm.config import paths, recipes
 from indm.config.recipes import Recipe
 from indm.data.base import Data
 from indm.files import atomic, untrusted
+from indm.model import WEIGHTS
 from indm.runs.devices import device
-
-WEIGHTS = ("model.safetensors", "vae.safetensors")  # of an INDM, of a VAE
 
 
 def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device | None = None) -> dict:
@@ -126,9 +125,9 @@ def _parts(file: Path) -> list[dict]:
 
 def weights_hash(run: Path) -> str:
     """SHA-256 of the run's averaged weights, to recognise files that were made with them."""
-    weights = next((run / name for name in WEIGHTS if (run / name).exists()), None)
-    if weights is None:
-        raise ValueError(f"{run} holds no saved model: there is no {' or '.join(WEIGHTS)} in it")
+    weights = run / WEIGHTS
+    if not weights.exists():
+        raise ValueError(f"{run} holds no saved model: there is no {WEIGHTS} in it")
     return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 

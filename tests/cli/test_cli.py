@@ -29,7 +29,6 @@ from indm.cli.evaluate import Evaluate
 from indm.cli.main import main
 from indm.cli.recipes import Recipes
 from indm.cli.report import Compare, Inspect, Report
-from indm.cli.reproduce import Reproduce
 from indm.cli.sample import Fid, Sample
 from indm.cli.tables import help_of, take_tables
 from indm.cli.train import Train, TrainBridge, TrainPair, saved_state
@@ -42,7 +41,6 @@ from indm.config.options import (
     FittingOptions,
     InspectionOptions,
     ReportOptions,
-    ReproductionOptions,
     ScoringOptions,
     StripOptions,
     Training,
@@ -500,7 +498,7 @@ def test_help_of_every_command_is_there_and_has_no_empty_default(command, capsys
     "command, options, prefix",
     [("train", Training, "train."), ("train", Evaluation, "evaluate."), ("evaluate", Evaluation, ""),
      ("fid", Drawing, ""), ("sample", Drawing, ""), ("report", ReportOptions, ""),
-     ("translate", TranslationOptions, ""), ("reproduce", ReproductionOptions, ""), ("fid", ScoringOptions, ""),
+     ("translate", TranslationOptions, ""), ("fid", ScoringOptions, ""),
      ("strip", StripOptions, ""),
      ("inspect", InspectionOptions, ""), ("fit-sampler", FittingOptions, ""), ("convert", ConversionOptions, ""),
      ("convert", Evaluation, "evaluate.")],
@@ -610,7 +608,7 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
     [
         ("--quiet train", "a command must come before --quiet"),
         ("--train", "a command must come before --train; did you mean 'train'?"),
-        ("help nothing", "translate, strip, parts, convert, push, reproduce, help, flow, sde, net"),  # none twice
+        ("help nothing", "translate, strip, parts, convert, push, help, flow, sde, net"),  # none twice
         ("help trian", "indm help has nothing on trian; did you mean 'train'?"),
         ("help train.flwo", "train.flwo is no known key of [train]; did you mean 'flow'?"),
         ("help flow.widht", "flow.widht is no known key of [flow]; did you mean 'width'?"),
@@ -628,10 +626,9 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         *((f"{command} --device cuda:99", "device must be auto or one that this machine has (cpu")
           for command in ("train digits", "train-pair digits-3-8", "train-bridge digits-3-8", "evaluate untrained",
                           "sample untrained", "fid untrained", "translate a b --out c", "inspect untrained",
-                          "report untrained", "reproduce")),
+                          "report untrained")),
         ("train digits --cycle", "--cycle is no option of indm train; translate has it"),
         ("train digits --path x", "is no option of indm train; keys of the recipe are given as --TABLE.KEY, see indm"),
-        ("compare full --fast", "--fast is no option of indm compare; reproduce has it"),
         ("compare full --zzz", "--zzz is no option of indm compare; \"indm compare --help\" lists its options"),
         ("sample full --flow.width 3", "--flow.width is no option of indm sample; train, train-pair, train-bri"),
         ("train digits --train.flow_every 3", "train.flow_every is now train.flow_update_every"),
@@ -645,7 +642,7 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("train digits --train.accumulate 3", "train.batch_size must be a multiple of train.accumulate, got 128"),
         (
             "train digits --train.objective nll",
-            "train.objective must be 'mle' or 'fid' or 'flow' or 'elbo', or a loss as package.module:name, got 'nll'",
+            "train.objective must be 'mle' or 'fid' or 'flow', or a loss as package.module:name, got 'nll'",
         ),
         ("train digits --train.betas [0.9]", "train.betas must be a list of a number"),
         ("train digits --train.ema 1", "train.ema must be in [0, 1), got 1"),
@@ -728,19 +725,17 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("convert release.pth --weights last", "weights must be one of 'ema', 'model', 'None', got 'last'"),
         ("report untrained --steps 200", "steps must hold one below 200"),
         ("report untrained --samplers dmp++", "sampler must be one of ode, euler-maruyama"),
-        ("reproduce --data mnist", "data must be of eight-gaussians, digits, fashion-mnist-16, fashion-mnist, got"),
         ("inspect full --out full/precious.txt", "nothing can be written into full/precious.txt: it is no folder"),
         ("compare full full --out full/precious.txt/a", "nothing can be written into full/precious.txt: it is no"),
         ("sample untrained --out full/precious.txt", "untrained holds no saved model"),
-        ("reproduce --out new --data", "data must name at least one of eight-gaussians, digits"),
-        ("reproduce --seeds 0 --out new", "seeds must be at least 1, got 0"),
-        ("reproduce --jobs 0 --out new", "jobs must be at least 1, got 0"),
-        ("reproduce --seeds 2 --out begun", "begun holds another reproduction"),
+        ("reproduce --fast", "reproduce has moved to research/, in a checkout of the repository: python -m resea"),
+        ("train digits --net vae-mlp", "vae-mlp has moved to research/, in a checkout of the repository: research."),
+        ("train digits --train.objective elbo", "research.claims.vae:elbo, with --trust research"),
     ],
 )  # fmt: skip
 def test_mistakes(arguments, complaint, run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for folder in ("full", "damaged", "untrained", "other", "begun"):
+    for folder in ("full", "damaged", "untrained", "other"):
         (tmp_path / folder).mkdir()
     (tmp_path / "full" / "precious.txt").write_text("x")
     for name in ("model.json", "recipe.toml"):
@@ -758,10 +753,6 @@ def test_mistakes(arguments, complaint, run, tmp_path, monkeypatch, capsys):
     (tmp_path / "notable.toml").write_text("train = 3\n" + whole[: whole.index("[train]")])
     (tmp_path / "untrained" / "recipe.toml").write_text(whole)
     (tmp_path / "other" / "recipe.toml").write_text(whole.replace('name = "digits"', 'name = "digits"\nlimit = 100'))
-    (tmp_path / "begun" / "plan.json").write_text(
-        '{"plan": {"data": ["digits"], "seeds": 3, "fast": false}, "threads": 1, "family": [],'
-        ' "seconds_per_step": {}, "log_cost": {}, "steps": {}}'
-    )
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
 
     assert complaint in fails(capsys, *arguments.split())
@@ -889,10 +880,10 @@ def test_every_failure_is_one_line_and_a_status(error, status, said, monkeypatch
         raise error
 
     for kind in (Train, Evaluate, Sample, TrainPair, TrainBridge, Translate, Compare,
-                 Inspect, Report, Reproduce, Recipes, Fid, Convert):  # fmt: skip
+                 Inspect, Report, Recipes, Fid, Convert):  # fmt: skip
         monkeypatch.setattr(kind, "run", fail)
     for command in ("train digits", "evaluate r", "sample r", "train-pair a b", "train-bridge a b",
-                    "translate r a --out o", "compare r r", "inspect r", "report r", "reproduce",
+                    "translate r a --out o", "compare r r", "inspect r", "report r",
                     "recipes", "fid r", "convert c"):  # fmt: skip
         assert main(command.split()) == status
         shown = capsys.readouterr().err
@@ -923,9 +914,6 @@ def test_nothing_is_written_over_unless_told_to(run, tmp_path, capsys):
     assert {p: p.read_bytes() for p in kept} == kept
     assert main([*commands[1], "--overwrite", "--seed", "1"]) == 0
     assert (out / "samples.npz").read_bytes() != kept[out / "samples.npz"]
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").write_text("x")
-    assert "holds something else than a reproduction" in fails(capsys, "reproduce", "--out", tmp_path / "mine")
 
 
 def test_a_run_that_was_ended_before_its_first_step_says_what_to_do(tmp_path, capsys):

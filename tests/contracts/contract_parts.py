@@ -54,8 +54,6 @@ OPTIONS = {
             }
         },
         "ncsnpp": {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4]},
-        "vae-conv": {"width": 4, "latent": 3},
-        "vae-mlp": {"width": 8, "latent": 3, "depth": 1},
     },
     "sde": {"learned": {"knots": 5, "learn": "both"}},
     "dequantization": {"variational": {"width": 8, "depth": 2}},
@@ -72,7 +70,7 @@ OPTIONS = {
         "webdataset": {"path": "images.tar", "size": 8},
         **{name: FEW for name in DENSITIES},
     },
-    "objective": {"elbo": {"net": {"name": "vae-mlp", "width": 8, "latent": 2, "depth": 1}}},  # tables of the recipe
+    "objective": {},  # tables of the recipe
 }  # fmt: skip
 
 

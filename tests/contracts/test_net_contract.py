@@ -1,4 +1,4 @@
-"""What every network of the table of parts must do: those of a score, and the coders of a VAE."""
+"""What every network of the table of parts must do."""
 
 import copy
 
@@ -10,33 +10,11 @@ from torch import nn
 import indm
 from indm.config import parts
 from indm.model import INDM, build
-from indm.reproduction.vae import VAE
-from indm.scaling import Scaling
 from indm.score import score_for
 from indm.sde.linear import VPSDE
 
-TABLE = constructions("net")
-
-
-def is_coder(table, shape):
-    return type(build(table, "net", shape)).forward is nn.Module.forward
-
-
-NETS = {name: case for name, case in TABLE.items() if not is_coder(*case)}
-CODERS = TABLE.keys() - NETS.keys()
+NETS = constructions("net")
 trainable = [name for name, case in NETS.items() if list(build(*case[:1], "net", case[1]).parameters())]
-
-
-class ThroughCode(nn.Module):
-    """A coder as one map x ↦ (mean, log deviation) of z given x and of x given that mean."""
-
-    def __init__(self, coder):
-        super().__init__()
-        self.coder = coder
-
-    def forward(self, x):
-        mean, log_std = self.coder.encode(x)
-        return torch.cat([part.flatten(1) for part in (mean, log_std, *self.coder.decode(mean))], 1)
 
 
 def moved(module, scale=0.1):
@@ -48,9 +26,7 @@ def moved(module, scale=0.1):
 
 
 def evaluated(net, z):
-    """A network at noise levels as its score gives them, from ε to T; a coder at z."""
-    if isinstance(net, ThroughCode):
-        return net(z)
+    """A network at noise levels as its score gives them, from ε to T."""
     t = torch.linspace(0.01, 0.99, len(z)).to(z)
     seen = []
     with torch.no_grad():
@@ -62,17 +38,16 @@ def evaluated(net, z):
 
 def make(table, shape):
     torch.manual_seed(0)
-    net = build(table, "net", shape)
-    return ThroughCode(net) if is_coder(table, shape) else net
+    return build(table, "net", shape)
 
 
-@pytest.fixture(params=TABLE)
+@pytest.fixture(params=NETS)
 def net(request):
-    return moved(make(*TABLE[request.param]))
+    return moved(make(*NETS[request.param]))
 
 
 def draw(net, n=4, dtype=torch.float32):
-    shape = (net.coder if isinstance(net, ThroughCode) else net).__dict__.get("shape", SHAPES["net"][0])
+    shape = net.__dict__.get("shape", SHAPES["net"][0])
     return torch.randn(n, *shape, dtype=dtype)
 
 
@@ -98,7 +73,7 @@ def test_samples_do_not_see_one_another(net):
     level = torch.linspace(0.5, 3.0, len(z), dtype=z.dtype)
 
     def outputs(rows, z=z):
-        return net(z[rows]) if isinstance(net, ThroughCode) else net(z[rows], level[rows])
+        return net(z[rows], level[rows])
 
     with torch.no_grad():
         whole = outputs(slice(None))
@@ -128,20 +103,14 @@ def test_every_parameter_gets_a_gradient_and_moves(net):
         assert not torch.equal(parameter, before[name]), name
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", NETS)
 def test_saved_and_loaded_it_computes_the_same_bits(name, tmp_path):
     """From its description: the constructor's arguments are attributes."""
-    table, shape = TABLE[name]
-    if name in CODERS:
-        model = moved(VAE(build(table, "net", shape), Scaling(), shape))
-        model.save(tmp_path)
-        one, other = ThroughCode(model.coder), ThroughCode(VAE.load(tmp_path).coder)
-    else:
-        model = moved(indm.build_model({"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": table}, shape))
-        model.save(tmp_path)
-        one, other = model.score.backbone, INDM.load(tmp_path).score.backbone
+    table, shape = NETS[name]
+    model = moved(indm.build_model({"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": table}, shape))
+    model.save(tmp_path)
     z = torch.randn(3, *shape)
-    assert torch.equal(evaluated(one, z), evaluated(other, z))
+    assert torch.equal(evaluated(model.score.backbone, z), evaluated(INDM.load(tmp_path).score.backbone, z))
 
 
 # ── that the contract sees a wrong part ──────────────────────────────────────────────────────────────────────────────
@@ -178,4 +147,4 @@ def test_the_contract_sees_a_wrong_network(wrong, test):
 
 def test_a_new_row_joins_the_contract(monkeypatch):
     monkeypatch.setitem(parts.BUILT_IN["net"], "mine", f"{__name__}:Wrong")
-    assert {"mine-3", "mine-1x8x8"} == constructions("net").keys() - TABLE.keys()
+    assert {"mine-3", "mine-1x8x8"} == constructions("net").keys() - NETS.keys()

@@ -1,6 +1,6 @@
 """A unit of the reproduction is one run: it is trained, evaluated and measured.
 
-Each unit is a process of its own (``python -m indm.reproduction.units OUT DATA VARIANT SEED [CLAIM…]``) and keeps what
+Each unit is a process of its own (``python -m research.claims.units OUT DATA VARIANT SEED``) and keeps what
 it has made, so that a reproduction that was killed continues where it was.
 """
 
@@ -9,25 +9,24 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from filelock import FileLock
 from tqdm.auto import tqdm
 
+import indm
 from indm.config import recipes
-from indm.config.parts import trust
 from indm.data.base import Data
 from indm.data.registry import load_data
 from indm.evaluation.extractor import Extractor, load_or_train
 from indm.evaluation.runs import evaluate_run
 from indm.report.measurements import Setup, measure
-from indm.reproduction.plan import PLAN, Budget, Plan, claims_of, measurements_of, recipe_of, run_folder
-from indm.reproduction.studies import STUDIES
 from indm.runs.folder import finished
 from indm.training import checkpoints
 from indm.training.loop import train
+from research.claims.plan import PLAN, Budget, Plan, claims_of, measurements_of, recipe_of, run_folder
+from research.claims.studies import STUDIES
 
 DONE, INTERRUPTED = 0, 130  # exit statuses
 
@@ -43,7 +42,7 @@ def work(out: Path, data: str, variant: str, seed: int) -> int:
     """
     folder, budget = run_folder(out, data, variant, seed), Budget.load(out)
     if budget is None:
-        raise ValueError(f"{out} holds no {PLAN}: 'indm reproduce --out {out}' makes it")
+        raise ValueError(f"{out} holds no {PLAN}: 'python -m research.claims --out {out}' makes it")
     recipe = recipe_of(budget.plan, data, variant, seed, budget.steps[data][variant])
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # the process of a unit may outlive the one that started it
@@ -76,7 +75,7 @@ def run_units(out: Path, plan: Plan, jobs: int, threads: int, progress: bool) ->
     """
     units, running = plan.units(), set[subprocess.Popen]()
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = [pool.submit(_run_unit, out, unit, plan.claims, threads, running) for unit in units]
+        waiting = [pool.submit(_run_unit, out, unit, threads, running) for unit in units]
         try:
             for done in tqdm(as_completed(waiting), total=len(units), desc="runs", disable=not progress):
                 done.result()
@@ -88,14 +87,12 @@ def run_units(out: Path, plan: Plan, jobs: int, threads: int, progress: bool) ->
             raise
 
 
-def _run_unit(
-    out: Path, unit: tuple[str, str, int], trusted: Sequence[str], threads: int, running: set[subprocess.Popen]
-) -> None:
-    """:func:`work` in a process of its own, which is in ``running`` meanwhile and trusts those claims."""
+def _run_unit(out: Path, unit: tuple[str, str, int], threads: int, running: set[subprocess.Popen]) -> None:
+    """:func:`work` in a process of its own, which is in ``running`` meanwhile."""
     data, variant, seed = unit
     log = run_folder(out, data, variant, seed).with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "indm.reproduction.units", str(out), data, variant, str(seed), *trusted]
+    command = [sys.executable, "-m", "research.claims.units", str(out), data, variant, str(seed)]
     with log.open("w") as file:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         process = subprocess.Popen(  # in a session of its own: Ctrl-C reaches it once, through run_units
@@ -109,6 +106,6 @@ def _run_unit(
 
 
 if __name__ == "__main__":
-    out, data, variant, seed, *trusted = sys.argv[1:]
-    with trust(*trusted):
+    out, data, variant, seed = sys.argv[1:]
+    with indm.trust(__package__):
         sys.exit(work(Path(out), data, variant, int(seed)))

@@ -26,16 +26,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from indm.config.parts import name_of
 from indm.config.recipes import Recipe
 from indm.files import untrusted
-from indm.model import DESCRIPTION, WEIGHTS, build, count_parameters, describe, reading, write_model
+from indm.model import build, count_parameters, describe, reading, write_model
 from indm.objective import Losses, as_objective
-from indm.reproduction.coders import Decoded, Encoded
 from indm.rng import randn_like
 from indm.scaling import Scaling
 from indm.tensors import event_size, squared_norm
+from research.claims.coders import Decoded, Encoded
 
-OLD_FILES = ("vae.json", "vae.safetensors")  # the first version's description and weights
 LEAST_STD = 1e-3  # of the decoder, where the data have no grey levels
 LEAST_LEVELS = 0.25  # of the decoder, in grey levels: uniform noise within one has a deviation of 0.29
 WARMUP = 0.2  # fraction of a run in which the rate's weight rises to 1; at 1 from the start, z would stay unused
@@ -64,7 +64,7 @@ class VAE(nn.Module):
     """p(x) = ∫ N(x; μ(z), diag σ²(z)) N(z; 0, I) dz, with the encoder q(z|x) = N(m(x), diag s²(x)).
 
     Args:
-        coder: the networks, see :mod:`indm.reproduction.coders`.
+        coder: the networks, see :mod:`research.claims.coders`.
         scaling: how data units become model units; saved with the model.
         shape: event shape.
 
@@ -119,9 +119,7 @@ class VAE(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``model.json``, as :meth:`indm.INDM.save` does."""
-        write_model(self, folder, {"model": "vae", "net": describe(self.coder, "net")})
-        for name in OLD_FILES:
-            (Path(folder) / name).unlink(missing_ok=True)
+        write_model(self, folder, {"model": name_of("model", VAE), "net": describe(self.coder, "net")})
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> "VAE":
@@ -130,8 +128,7 @@ class VAE(nn.Module):
         Raises:
             ValueError: a file is missing or unreadable, or does not fit the other.
         """
-        is_old = not (Path(folder) / DESCRIPTION).exists() and (Path(folder) / OLD_FILES[0]).exists()
-        with reading(folder, OLD_FILES if is_old else (DESCRIPTION, WEIGHTS)) as saved:
+        with reading(folder) as saved:
             make = functools.partial(build_vae, saved.description["net"], saved.shape, saved.scaling)
             model = untrusted.build_described(make, saved.description, saved.state)
             model.load_state_dict(saved.state)
@@ -148,7 +145,7 @@ def build_vae(table: Mapping[str, Any], shape: tuple[int, ...], scaling: Scaling
     missing = [name for name in ("latent", "encode", "decode") if not hasattr(coder, name)]
     if missing:
         raise ValueError(
-            f'train.objective "elbo" needs a net with latent, encode and decode, such as vae-conv or vae-mlp, got '
+            "the objective elbo needs a net with latent, encode and decode, such as ConvCoder or MLPCoder, got "
             f"{table.get('name')!r} without {', '.join(missing)}"
         )
     return VAE(coder, scaling, shape)
@@ -157,7 +154,7 @@ def build_vae(table: Mapping[str, Any], shape: tuple[int, ...], scaling: Scaling
 def _build(recipe: Recipe, shape: tuple[int, ...], scaling: Scaling) -> VAE:
     noise = recipe.get("dequantization", {}).get("name", "uniform")
     if noise != "uniform":
-        raise ValueError(f'dequantization must be uniform with train.objective "elbo", got {noise!r}')
+        raise ValueError(f"dequantization must be uniform with the objective elbo, got {noise!r}")
     return build_vae(recipe["net"], shape, scaling)
 
 

@@ -1,7 +1,7 @@
-"""``indm reproduce``: train INDM, its linear twin and the other baselines at equal seconds, and judge every claim.
+"""Train INDM, its linear twin and the other baselines at equal seconds, and judge every claim.
 
-The claims are :data:`indm.reproduction.claims.CLAIMS` and the plan's own. What they need is trained and measured in
-units (:mod:`indm.reproduction.units`), each with the steps that its budget allows (:mod:`indm.reproduction.costs`).
+The claims are :data:`research.claims.claims.CLAIMS` and the plan's own. What they need is trained and measured in
+units (:mod:`research.claims.units`), each with the steps that its budget allows (:mod:`research.claims.costs`).
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from indm.config.parts import trust
+import indm
 from indm.data.base import Data
 from indm.evaluation.budgets import are_equal
 from indm.evaluation.extractor import Extractor
@@ -22,13 +22,17 @@ from indm.report.measurements import Setup
 from indm.report.records import Record, conclusions, record_of
 from indm.report.tables import with_error
 from indm.report.writer import add_runs
-from indm.reproduction.claims import Evidence, family_of
-from indm.reproduction.control import CONTROL_DATA
-from indm.reproduction.costs import measure_budget
-from indm.reproduction.plan import PLAN, Budget, Plan, claims_of, family_of_plan, measurements_of, run_folder
-from indm.reproduction.studies import STUDIES, VARIANTS
-from indm.reproduction.units import material_of, run_units
-from indm.reproduction.verdicts import (
+from indm.runs.devices import on_cpu
+from indm.runs.folder import end_of
+from indm.runs.lock import LOCK, run_lock
+from indm.runs.provenance import provenance, weights_hash
+from research.claims.claims import Evidence, family_of
+from research.claims.control import CONTROL_DATA
+from research.claims.costs import measure_budget
+from research.claims.plan import PLAN, Budget, Plan, claims_of, family_of_plan, measurements_of, run_folder
+from research.claims.studies import STUDIES, VARIANTS
+from research.claims.units import material_of, run_units
+from research.claims.verdicts import (
     CHECK_HEADER,
     HEADER,
     ClaimCheck,
@@ -40,10 +44,6 @@ from indm.reproduction.verdicts import (
     judge,
     markdown,
 )
-from indm.runs.devices import on_cpu
-from indm.runs.folder import end_of
-from indm.runs.lock import LOCK, run_lock
-from indm.runs.provenance import provenance, weights_hash
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def reproduce(out: Path, plan: Plan, *, jobs: int | None = None, progress: bool 
     check_out(out, plan)
     jobs = jobs or (os.cpu_count() or 1 if on_cpu() else 1)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    with trust(*plan.claims), run_lock(out):
+    with indm.trust(__package__), run_lock(out):
         claims_of(plan)  # a mistake in their names is found now
         budget = prepare(out, plan, threads, progress)
         run_units(out, plan, jobs, threads, progress)

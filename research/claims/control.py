@@ -9,9 +9,9 @@ from indm.data.densities import EightGaussians
 from indm.evaluation.likelihood import evaluate
 from indm.flows.base import Identity
 from indm.model import INDM
-from indm.reproduction.verdicts import Check
 from indm.sde.linear import VPSDE, LinearSDE
 from indm.tensors import double
+from research.claims.verdicts import Check
 
 CONTROL_DATA = "eight Gaussians"
 

@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from indm.config import recipes
+from indm.config.parts import name_of
 from indm.config.recipes import Recipe
 from indm.data.registry import load_data
 from indm.model import build_model, count_parameters
-from indm.reproduction.vae import matching_width
+from research.claims.coders import ConvCoder, MLPCoder
+from research.claims.vae import elbo, matching_width
 
 PRETRAIN = 0.33
 # Of images: a flow of whole images and uniform noise, as in the paper, whatever the recipes have.
@@ -28,10 +30,10 @@ def no_changes(recipe: Recipe) -> dict[str, str]:
 def vae_changes(recipe: Recipe) -> dict[str, str]:
     """A VAE with as many parameters as the recipe's INDM, within a few per cent, at the rate that was best for it."""
     data = load_data(**recipe["data"])
-    kind = "vae-conv" if len(data.shape) == 3 else "vae-mlp"
+    kind = name_of("net", ConvCoder if len(data.shape) == 3 else MLPCoder)
     parameters = count_parameters(build_model(recipes.model_of(recipe), data.shape, data.scaling))
     return {
-        "train.objective": "elbo",
+        "train.objective": name_of("objective", elbo),
         "train.lr": "1e-3",
         "net": kind,
         "net.width": str(matching_width({"name": kind}, data.shape, parameters)),
@@ -96,7 +98,6 @@ class Study:
     changes: Mapping[str, str] = field(default_factory=dict)
 
 
-# The names are declared in indm.config.options.STUDY_NAMES, for the command line.
 STUDIES: dict[str, Study] = {
     "eight-gaussians": Study(
         "eight-gaussians", 1200, 150, 1000, 100, 10, {"examples": "10_000", "nll_examples": "2000"}

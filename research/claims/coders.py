@@ -49,7 +49,7 @@ class ConvCoder(nn.Module):
         if len(self.shape) != 3 or min(self.shape[1:]) < SMALLEST_SIDE:
             raise ValueError(
                 f"shape must be (channels, height, width) with height and width at least {SMALLEST_SIDE}, got "
-                f"{self.shape}; use vae-mlp for vectors"
+                f"{self.shape}; use MLPCoder for vectors"
             )
         _check_sizes(width, latent)
         channels, wide = self.shape[0], 2 * width

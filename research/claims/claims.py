@@ -16,8 +16,8 @@ from typing import cast
 from indm.evaluation.results import difference
 from indm.evaluation.statistics import Difference, over_seeds
 from indm.report.records import Record
-from indm.reproduction.control import exact_score_control
-from indm.reproduction.verdicts import Check, Comparison, paired
+from research.claims.control import exact_score_control
+from research.claims.verdicts import Check, Comparison, paired
 
 FEW_STEPS = 10  # of a sampler, whose loss is judged
 ZERO = 2.0  # standard errors within which a check does not tell a number from zero
@@ -60,7 +60,7 @@ class Row:
     Args:
         quantity: its name, one in a claim.
         measure: the comparison.
-        variants: whose records it compares, names in :data:`indm.reproduction.studies.VARIANTS`.
+        variants: whose records it compares, names in :data:`research.claims.studies.VARIANTS`.
         scope: what its verdict is limited to, such as :data:`THESE_EXAMPLES`; shown beside the quantity.
 
     Example: a row that compares the number of parameters.

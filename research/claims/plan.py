@@ -4,21 +4,24 @@ Learning rates are constant (no decay), so that every point of a learning curve 
 have reached.
 """
 
+import pkgutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
 
 from indm.config import recipes
-from indm.config.options import ReportOptions, ReproductionOptions
-from indm.config.parts import find
+from indm.config.options import ReportOptions
 from indm.config.recipes import Recipe
 from indm.evaluation.budgets import MARGIN
 from indm.evaluation.statistics import LEVEL
 from indm.files import atomic, untrusted
-from indm.messages import reason
+from indm.messages import nearest, reason
 from indm.report.measurements import MEASUREMENTS
-from indm.reproduction.claims import CLAIMS, THESE_EXAMPLES, Claim, family_of
-from indm.reproduction.studies import STUDIES, VARIANTS
+from research.claims.claims import CLAIMS, THESE_EXAMPLES, Claim, family_of
+from research.claims.studies import STUDIES, VARIANTS
 
 PLAN = "plan.json"
 FIRST_SEED = 0  # its runs keep snapshots, and more is shown of them
@@ -28,8 +31,27 @@ SAMPLERS = ("unipc", "euler-maruyama")
 
 
 @dataclass(frozen=True)
-class Plan(ReproductionOptions):
-    """What a reproduction is: data sets in :data:`STUDIES`, seeds, and whether the budget is the small one."""
+class Plan:
+    """What is trained and judged."""
+
+    data: tuple[str, ...] = tuple(STUDIES)[:3]
+    """Data sets: eight-gaussians, digits, fashion-mnist-16 or fashion-mnist, the one of 28×28."""
+    seeds: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 10 in the plane, 5 of images)")] = None
+    """Runs of each model. A verdict needs at least two, and hardly comes with fewer than five."""
+    fast: bool = False
+    """A tenth of the budget and two seeds, with which verdicts come out undecided: shows whether everything works, not
+    whether the claims hold."""
+    claims: Annotated[tuple[str, ...], arg(help_behavior_hint="(default: none)")] = ()
+    """Claims of your own beside the paper's: package.module:name, each a function that returns a Claim."""
+
+    def __post_init__(self):
+        if not self.data:
+            raise ValueError(f"data must name at least one of {', '.join(STUDIES)}, got none")
+        for name in self.data:
+            if name not in STUDIES:
+                raise ValueError(f"data must be of {', '.join(STUDIES)}, got {name!r}{nearest(name, STUDIES)}")
+        if self.seeds is not None and self.seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {self.seeds}; 5 is usual")
 
     def options(self, data: str, seed: int) -> ReportOptions:
         """What is measured of a run; each seed has its own noise, so that the spread over seeds includes it."""
@@ -68,7 +90,7 @@ class Plan(ReproductionOptions):
 
 
 def claims_of(plan: Plan) -> tuple[Claim, ...]:
-    """The paper's claims, and the plan's own; :func:`indm.config.parts.trust` must allow the latter's packages.
+    """The paper's claims, and the plan's own, which are imported.
 
     Raises:
         ValueError: a name that leads to no claim.
@@ -83,12 +105,12 @@ def family_of_plan(plan: Plan) -> tuple[str, ...]:
 
 
 def _own_claim(name: str) -> Claim:
-    make = find("claim", name)
     try:
-        claim = make()
-    except TypeError as error:
+        claim = pkgutil.resolve_name(name)()
+    except (ValueError, ImportError, AttributeError, TypeError) as error:
         raise ValueError(
-            f"claims: {name} must be a function without arguments that returns a Claim: {error}"
+            f"claims: {name} must be package.module:name, a function without arguments that returns a Claim: "
+            f"{reason(error)}"
         ) from error
     if not isinstance(claim, Claim):
         raise ValueError(f"claims: {name} must be a function that returns a Claim, it returns {type(claim).__name__}")

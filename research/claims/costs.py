@@ -12,9 +12,9 @@ import torch
 from tqdm.auto import tqdm
 
 from indm.config.recipes import Recipe
-from indm.reproduction.plan import FIRST_SEED, Budget, Plan, family_of_plan, recipe_of
-from indm.reproduction.studies import STUDIES, VARIANTS
 from indm.training.costs import seconds_in_turns, trainer_of
+from research.claims.plan import FIRST_SEED, Budget, Plan, family_of_plan, recipe_of
+from research.claims.studies import STUDIES, VARIANTS
 
 ROUNDS, FAST_ROUNDS = 8, 3
 
