@@ -25,7 +25,7 @@ from indm import messages
 from indm.files import atomic, pickles
 from indm.files.memory import causes, raise_if_out_of_memory
 from indm.files.plain import check_plain
-from indm.runs.provenance import WEIGHTS
+from indm.model import WEIGHTS
 
 NEWEST, FOLDER = "checkpoint.pt", "checkpoints"
 DAMAGED, DIVERGED = ".damaged", ".diverged"  # of states that are set aside
@@ -38,7 +38,7 @@ def has_state(run: Path) -> bool:
 
 def nothing_saved(run: Path) -> bool:
     """Whether ``run`` ended before it saved anything."""
-    return not has_state(run) and not any((run / name).exists() for name in WEIGHTS)
+    return not has_state(run) and not (run / WEIGHTS).exists()
 
 
 def states_in(run: Path) -> list[Path]:
