@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from indm.convert.architecture import architecture
-from indm.convert.run import score_of_checkpoint
-from indm.convert.settings import read_settings, tables_of
+from indm.published.convert.architecture import architecture
+from indm.published.convert.run import score_of_checkpoint
+from indm.published.convert.settings import read_settings, tables_of
 
 
 def errors(path: Path) -> torch.Tensor:

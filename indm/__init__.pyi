@@ -22,7 +22,6 @@ from .likelihood import log_probability as log_probability
 from .model import INDM as INDM
 from .model import build_model as build_model
 from .nets.mlp import MLP as MLP
-from .nets.ncsnpp import NCSNpp as NCSNpp
 from .nets.unet import UNet as UNet
 from .nonlinear import NonlinearDiffusion as NonlinearDiffusion
 from .objective import NELBO as NELBO
@@ -38,11 +37,12 @@ from .paths import generative_path as generative_path
 from .paths import paired_paths as paired_paths
 from .paths import probability_flow_path as probability_flow_path
 from .programs import export as export
+from .published.ncsnpp import NCSNpp as NCSNpp
+from .published.score import PublishedScore as PublishedScore
 from .runs.fitted import fitted_sampler as fitted_sampler
 from .sampling import Sampler as Sampler
 from .sampling import sample as sample
 from .scaling import Scaling as Scaling
-from .score import PublishedScore as PublishedScore
 from .score import ScoreModel as ScoreModel
 from .sde.learned import LearnedSDE as LearnedSDE
 from .sde.linear import VESDE as VESDE

@@ -254,10 +254,11 @@ class INDM(nn.Module):
         it is as smooth as flow and network. For the gradient every evaluation of the network is made again: memory
         holds the activations of one of them, with its divergence, and a step adds about twice the size of x.
 
-        Flows need log|det| of one map. All of this package have it but :class:`~indm.flows.ConditionalResidualFlow`,
-        which has a map for every code (fix it: ``flow.at(code)``), and :class:`~indm.flows.Frozen`. Residual flows
-        above 64 dimensions estimate it, and its gradient; exact is ``use_log_det(flow, evaluation=ExactLogDet())``.
-        That of another library has the gradient that the library gives it.
+        Flows need log|det| of one map. All of this package have it but
+        :class:`~indm.published.ConditionalResidualFlow`, which has a map for every code (fix it: ``flow.at(code)``),
+        and :class:`~indm.flows.Frozen`. Residual flows above 64 dimensions estimate it, and its gradient; exact is
+        ``use_log_det(flow, evaluation=ExactLogDet())``. That of another library has the gradient that the library
+        gives it.
 
         Args:
             x: data in model units.

@@ -5,14 +5,11 @@ import inspect
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm.forward.base import LINEAR, ForwardProcess
-from indm.sde.linear import VESDE, VPSDE, LinearSDE, SubVPSDE
+from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, double, expand_like, gradient_weighted
-
-LARGEST_LEVEL = 999  # the published level at T under VP, the last of 1000 discrete steps counted from 0
 
 
 class ScoreModel(nn.Module):
@@ -29,6 +26,7 @@ class ScoreModel(nn.Module):
     Example: with a backbone that gives 0, the score of N(0, I), which is the law of z_t at all times under VP.
 
         >>> from indm.nets import Zero
+        >>> from indm.sde import VPSDE
         >>> score = ScoreModel(Zero(), VPSDE())
         >>> z_t, t = torch.randn(3, 2), torch.tensor([0.01, 0.5, 1.0])
         >>> torch.allclose(score(z_t, t), -z_t, atol=1e-4)
@@ -47,69 +45,12 @@ class ScoreModel(nn.Module):
     def forward(self, z_t: Batch, t: PerSample, c: Tensor | None = None) -> Batch:
         sigma, std = self.sde.sigma(t), self.sde.marginal_std(t)
         y = z_t / expand_like(std, z_t)
-        output = _called(self.backbone, y, -0.5 * self.sde.log_snr(t), c)
+        output = called(self.backbone, y, -0.5 * self.sde.log_snr(t), c)
         noise = expand_like(sigma / std, z_t) * y + output.to(z_t.dtype)
         return -noise / expand_like(sigma, z_t)
 
 
-class PublishedScore(ScoreModel):
-    r"""The score as Song et al. publish it: −backbone(z_t, 999 t)/σ_t under VP and sub-VP, backbone(z_t, σ_t) under VE.
-
-    Args:
-        backbone: :class:`~indm.nets.NCSNpp`, or another with forward(z (B, *event), level (B,)) → (B, *event).
-        sde: VP, sub-VP or VE, kept as ``.sde``.
-
-    The published σ_t of VP and sub-VP comes from 1 − e^{−B} by subtraction, which in single precision is 0.6 % off at
-    t = 1e-5 under β = 0.1 … 20. The networks were trained and evaluated with it, so :meth:`published_sigma` repeats it.
-
-    Raises:
-        ValueError: another SDE, or one whose ε is so small that the published σ_ε is 0.
-
-    Source: Song et al. 2021, "Score-Based Generative Modeling through SDEs", https://arxiv.org/abs/2011.13456.
-
-    Example: a backbone that gives the level that it sees, 999 t under VP.
-
-        >>> class Level(nn.Module):
-        ...     def forward(self, z, level):
-        ...         return level[:, None].expand_as(z)
-        >>> sde, t = VPSDE(), torch.tensor([0.5])
-        >>> score = PublishedScore(Level(), sde)(torch.zeros(1, 2), t)
-        >>> torch.allclose(-sde.sigma(t) * score, torch.full((1, 2), 499.5), rtol=1e-4)
-        True
-    """
-
-    def __init__(self, backbone: nn.Module, sde: LinearSDE):
-        if not isinstance(sde, VPSDE | SubVPSDE | VESDE):
-            raise ValueError(
-                f"sde must be vp, subvp or ve for a published network, got {type(sde).__name__}; "
-                "unet, dit and mlp take any"
-            )
-        super().__init__(backbone, sde)
-        eps = torch.tensor(sde.eps, device="cpu")  # has a value even while the model is built on the meta device
-        if not self.published_sigma(eps) > 0:
-            raise ValueError(f"sde.eps must leave noise in single precision, got {sde.eps}; 1e-5 is usual")
-
-    def published_sigma(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """σ_t as the original computes it."""
-        if isinstance(self.sde, VESDE):
-            return self.sde.sigma_min * (self.sde.sigma_max / self.sde.sigma_min) ** t
-        decay = double(2 * self.sde.log_alpha(t)).exp().to(t)  # rounded alike on all machines
-        variance = 1 - decay
-        return variance if isinstance(self.sde, SubVPSDE) else variance.sqrt()
-
-    @property
-    def is_smooth(self) -> bool:
-        """No: 999 t turns the phase of a sinusoid hundreds of times."""
-        return False
-
-    def forward(self, z_t: Batch, t: PerSample, c: Tensor | None = None) -> Batch:
-        sigma = self.published_sigma(t)
-        if isinstance(self.sde, VESDE):
-            return _called(self.backbone, z_t, sigma, c).to(z_t.dtype)
-        return -_called(self.backbone, z_t, LARGEST_LEVEL * t, c).to(z_t.dtype) / expand_like(sigma, z_t)
-
-
-def _called(network: nn.Module, z: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
+def called(network: nn.Module, z: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
     """The output of a score or its backbone, which gets no c where there is none."""
     return network(z, t) if c is None else network(z, t, c)
 
@@ -133,6 +74,7 @@ class TwoScores(ScoreModel):
 
     Example: a backbone that gives other numbers for the two.
 
+        >>> from indm.sde import VPSDE
         >>> class Sine(nn.Module):
         ...     def forward(self, z, level):
         ...         return torch.cat([z.chunk(2, 1)[0].sin(), z.chunk(2, 1)[1].cos()], 1)
@@ -152,7 +94,7 @@ class TwoScores(ScoreModel):
         y, q = z_t / std, sigma / std
         if weight is not None:
             y, q = gradient_weighted(y, weight), gradient_weighted(q, weight)
-        outputs = _called(self.backbone, torch.cat([y, y], 1), -0.5 * self.sde.log_snr(t), c).to(z_t.dtype).chunk(2, 1)
+        outputs = called(self.backbone, torch.cat([y, y], 1), -0.5 * self.sde.log_snr(t), c).to(z_t.dtype).chunk(2, 1)
         noise = q * y + outputs[0]
         return -(noise + q * outputs[1]) / sigma, -noise / sigma
 
@@ -328,29 +270,26 @@ def with_context(score: nn.Module, context: tuple[Tensor, ...]) -> nn.Module:
 
 
 def score_for(backbone: nn.Module, process: ForwardProcess = LINEAR) -> type[ScoreModel]:
-    """The score that goes with a network: the one that its ``parameterization`` names, :class:`ScoreModel` by default.
+    """The score that goes with a network: its ``parameterization``, by default :class:`ScoreModel`.
 
     Where the forward process needs two scores, it is :class:`TwoScores`.
 
     Raises:
-        ValueError: it names none, or one that is no :class:`ScoreModel` where two are needed.
+        ValueError: its ``parameterization`` is no :class:`ScoreModel`, or another one where two are needed.
     """
-    name = getattr(backbone, "parameterization", "noise")
-    if name not in PARAMETERIZATIONS:
-        known = ", ".join(map(repr, PARAMETERIZATIONS))
-        raise ValueError(f"parameterization of {type(backbone).__name__} must be one of {known}, got {name!r}")
+    kind = getattr(backbone, "parameterization", ScoreModel)
+    if not (isinstance(kind, type) and issubclass(kind, ScoreModel)):
+        raise ValueError(
+            f"parameterization of {type(backbone).__name__} must be a subclass of indm.ScoreModel, got {kind!r}"
+        )
     if process.is_tight:
-        return PARAMETERIZATIONS[name]
-    if name != "noise":
+        return kind
+    if kind is not ScoreModel:
         raise ValueError(
             f"forward {type(process).__name__} needs a net that gives noise, got {type(backbone).__name__} with "
-            f"parameterization {name!r}; unet, dit and mlp do"
+            f"parameterization {kind.__name__}; unet and mlp do"
         )
     return TwoScores
-
-
-# How a network says what it sees and gives: its attribute ``parameterization``.
-PARAMETERIZATIONS: dict[str, type[ScoreModel]] = {"noise": ScoreModel, "published": PublishedScore}
 
 
 def probability_flow(score: nn.Module, clock: PerSample) -> Callable[[Tensor], Tensor]:
@@ -382,6 +321,7 @@ def denoise(score: nn.Module, z_t: Tensor, t: Tensor, s: Tensor | None = None) -
     Example: for z_0 ~ N(0, I) under VP it is α_t z_t.
 
         >>> from indm.nets import Zero
+        >>> from indm.sde import VPSDE
         >>> score, z_t, t = ScoreModel(Zero(), VPSDE()), torch.randn(3, 2), torch.tensor([0.01, 0.2, 0.5])
         >>> torch.allclose(denoise(score, z_t, t), score.sde.alpha(t)[:, None] * z_t, atol=1e-4)
         True

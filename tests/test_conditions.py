@@ -27,8 +27,9 @@ from indm.flows import CouplingFlow, ExactFlow, Frozen, Identity, ResidualFlow
 from indm.flows.autoregressive import AutoregressiveFlow
 from indm.likelihood import latent_reference
 from indm.model import build_model
-from indm.nets import MLP, DiT, NCSNpp, UNet
+from indm.nets import MLP, DiT, UNet
 from indm.nets.embedding import ConditionOfImages
+from indm.published import NCSNpp
 from indm.report.figures import classes_figure, interpolation_strip, particles_of, plane_figure
 from indm.report.records import Record
 from indm.rng import part_of

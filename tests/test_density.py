@@ -16,7 +16,6 @@ from indm.density import WhitenedFlow, sample_with_log_prob
 from indm.flows import (
     ActNorm,
     Compose,
-    ConditionalResidualFlow,
     CouplingFlow,
     ElementwiseFlow,
     ExactLogDet,
@@ -28,6 +27,7 @@ from indm.flows import (
 from indm.gaussian import GaussianReference
 from indm.likelihood import log_likelihood
 from indm.model import INDM, build, build_model
+from indm.published import ConditionalResidualFlow
 from indm.sampling import AdaptiveODE, sample
 from indm.scaling import Scaling
 from indm.sde.learned import LearnedSDE

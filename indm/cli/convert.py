@@ -45,7 +45,7 @@ class Convert(Common):
     options: Annotated[ConversionOptions, arg(name="")] = field(default_factory=ConversionOptions)
 
     def run(self) -> int:
-        from indm.convert.run import convert
+        from indm.published.convert.run import convert
 
         flow, options = self.flow_checkpoint, vars(self.options)
         made = convert(self.checkpoint, self.out, flow_checkpoint=flow, changes=self.table_values, **options)

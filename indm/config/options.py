@@ -356,7 +356,7 @@ class FittingOptions:
 
 @dataclass(frozen=True)
 class ConversionOptions:
-    """How a released checkpoint is read. The values go to :func:`indm.convert.convert`."""
+    """How a released checkpoint is read. The values go to :func:`indm.published.convert.convert`."""
 
     weights: Annotated[Literal["ema", "model", None], arg(metavar="ema|model"), default("as published")] = None
     """Moving averages or the last weights. The paper's results are of the score's averages and the flow's last ones."""

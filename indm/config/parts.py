@@ -1,27 +1,30 @@
 """Parts by name: flows, SDEs, networks and the rest, those of this package and those of anybody else's.
 
 A name is a row of :data:`BUILT_IN`, or ``"package.module:Name"``, code outside this package. A name may stand in a file
-from a stranger, so code outside is imported only inside :func:`trust`. Nothing is imported before it is asked for.
+from a stranger, so code outside is imported only inside :func:`trust`. Nothing is imported before it is asked for. A
+room of this package that no other needs to know names its parts in a file ``parts.toml`` of its own.
 """
 
 import importlib
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import lazy_loader
+
 from indm.messages import brief, did_you_mean, nearest
 
 KINDS = ("flow", "sde", "net")  # the parts of which a model is made
 OPTIONAL_KINDS = ("dequantization", "condition", "forward")  # those that a model may be without
-BUILT_IN: Mapping[str, Mapping[str, str]] = {
+OWN: Mapping[str, Mapping[str, str]] = {
     "flow": {
         "identity": "indm.flows.base:Identity",
         "residual": "indm.flows.residual:ResidualFlow",
-        "conditional-residual": "indm.flows.conditional:ConditionalResidualFlow",
         "coupling": "indm.flows.coupling:CouplingFlow",
         "elementwise": "indm.flows.elementwise:ElementwiseFlow",
         "autoregressive": "indm.flows.autoregressive:AutoregressiveFlow",
@@ -45,7 +48,6 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "unet": "indm.nets.unet:UNet",
         "dit": "indm.nets.dit:DiT",
         "zero": "indm.nets.zero:Zero",
-        "ncsnpp": "indm.nets.ncsnpp:NCSNpp",
         "diffusers": "indm.nets.diffusers:DiffusersUNet",
     },
     "dequantization": {
@@ -100,7 +102,14 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "unipc": "indm.sampling:UniPC",
     },
 }
-MOVED: Mapping[str, str] = {  # what left this package for research/, beside it in a checkout, and where it is now
+ROOMS = [tomllib.loads(file.read_text("utf-8")) for file in sorted(Path(__file__).parents[1].glob("*/parts.toml"))]
+BUILT_IN = {
+    kind: dict(rows) | {name: place for room in ROOMS for name, place in room.get(kind, {}).items()}
+    for kind, rows in OWN.items()
+}
+MOVED: Mapping[str, str] = {  # what left its place, and where it is now
+    "indm.flows.ConditionalResidualFlow": "indm.published.ConditionalResidualFlow",
+    "indm.nets.NCSNpp": "indm.NCSNpp",
     "reproduce": "python -m research.claims",
     "vae-conv": "research.claims.coders:ConvCoder",
     "vae-mlp": "research.claims.coders:MLPCoder",
@@ -135,6 +144,18 @@ def trust(*packages: str) -> Iterator[None]:
 def is_outside(name: object) -> bool:
     """Whether ``name`` has the form ``"package.module:Name"``."""
     return isinstance(name, str) and OUTSIDE.fullmatch(name) is not None
+
+
+def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """The lazy names of a package by its stub, and where those are that have moved."""
+    lazy, names, exported = lazy_loader.attach_stub(package, file)
+
+    def get(name: str) -> Any:
+        if f"{package}.{name}" in MOVED:
+            raise ImportError(_pointer(f"{package}.{name}"))
+        return lazy(name)
+
+    return get, names, exported
 
 
 def find(kind: str, name: Any, constructors: Constructors | None = None) -> Any:
@@ -181,10 +202,18 @@ def find(kind: str, name: Any, constructors: Constructors | None = None) -> Any:
 
 
 def check_is_here(name: object) -> None:
-    """ValueError where ``name`` has left this package, which says where it is now."""
+    """ValueError where ``name`` has left its place, which says where it is now."""
     if isinstance(name, str) and name in MOVED:
-        trusted = ", with --trust research" if is_outside(MOVED[name]) else ""
-        raise ValueError(f"{name} has moved to research/, in a checkout of the repository: {MOVED[name]}{trusted}")
+        raise ValueError(_pointer(name))
+
+
+def _pointer(name: str) -> str:
+    where = MOVED[name]
+    if where.startswith("indm."):
+        return f"{name} is now {where}"
+    room = "examples" if "examples" in where else "research"
+    trusted = f", with --trust {room}" if is_outside(where) else ""
+    return f"{name} has moved to {room}/, in a checkout of the repository: {where}{trusted}"
 
 
 def name_of(kind: str, part: Any, constructors: Constructors | None = None) -> str:

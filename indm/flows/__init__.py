@@ -10,6 +10,6 @@ Example: the contract of all of them, z = h(x) with its log-determinant, and the
     (torch.Size([5]), True)
 """
 
-import lazy_loader
+from indm.config.parts import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

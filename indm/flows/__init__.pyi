@@ -13,7 +13,6 @@ from .base import Squeeze as Squeeze
 from .base import Unsqueeze as Unsqueeze
 from .base import require_one_map as require_one_map
 from .check import check_flow as check_flow
-from .conditional import ConditionalResidualFlow as ConditionalResidualFlow
 from .coupling import Coupling as Coupling
 from .coupling import CouplingFlow as CouplingFlow
 from .coupling import InvertibleLinear as InvertibleLinear

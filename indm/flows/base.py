@@ -78,8 +78,8 @@ class Flow(Constrained, ABC):
         True
 
     ``one_map`` is False for a flow that has a map for each value of a code and draws the code anew in every call. Its
-    log-determinant is then a bound (see :class:`~indm.flows.ConditionalResidualFlow`), and its inverse undoes it only
-    at the same code. Code that needs one fixed map calls :func:`require_one_map`.
+    log-determinant is then a bound (see :class:`~indm.published.ConditionalResidualFlow`), and its inverse undoes it
+    only at the same code. Code that needs one fixed map calls :func:`require_one_map`.
 
     A flow of a condition, h(x, c), is a :class:`~indm.conditions.Conditioned` one, or has such parts: at given rows
     (:func:`indm.conditions.given`) it is called like any other, and a part has them as :meth:`Conditioned.seen`.
@@ -160,7 +160,7 @@ def require_one_map(flow: Flow, purpose: str) -> None:
 
     Example: a flow with a map for each code is one map at a given code.
 
-        >>> from indm.flows import ConditionalResidualFlow
+        >>> from indm.published import ConditionalResidualFlow
         >>> flow = ConditionalResidualFlow((3,), (1,), 8, code_dim=2)
         >>> require_one_map(flow.at(torch.zeros(2)), "a path")
         >>> try:

@@ -8,12 +8,12 @@ The contract: a backbone is a module with ``forward(z, level)`` that returns a t
   (:func:`~indm.tensors.zeroed` makes such a last layer).
 
 A backbone that can be named in a recipe is made as ``Class(**options)``, with ``shape`` (the event shape) too if it has
-such a parameter, and keeps every argument as an attribute of the same name. :class:`NCSNpp`, the published network,
-takes another level and gives another output, and says so by its attribute ``parameterization``, see
-:func:`indm.score.score_for`. One that varies slowly along the level, without ripples of an embedding, may say so by
-``is_smooth = True``: likelihoods then take half as many steps.
+such a parameter, and keeps every argument as an attribute of the same name. One that takes another level or gives
+another output names the subclass of :class:`~indm.ScoreModel` that goes with it by its attribute ``parameterization``;
+:class:`indm.NCSNpp`, the published network, does so. One that varies slowly along the level, without ripples of an
+embedding, may say so by ``is_smooth = True``: likelihoods then take half as many steps.
 """
 
-import lazy_loader
+from indm.config.parts import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

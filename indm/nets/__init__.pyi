@@ -2,6 +2,5 @@ from .diffusers import DiffusersUNet as DiffusersUNet
 from .dit import DiT as DiT
 from .mixture import MixtureMLP as MixtureMLP
 from .mlp import MLP as MLP
-from .ncsnpp import NCSNpp as NCSNpp
 from .unet import UNet as UNet
 from .zero import Zero as Zero

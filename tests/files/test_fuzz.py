@@ -24,13 +24,13 @@ from PIL import Image
 from indm.cli.main import main
 from indm.config import recipes
 from indm.config.options import Training
-from indm.convert.released import read_checkpoint
 from indm.data import folder_index, images
 from indm.data.fashion_mnist import read_idx
 from indm.data.image_files import ImageFiles
 from indm.data.registry import load_data
 from indm.files import pickles, untrusted
 from indm.model import INDM, build_model
+from indm.published.convert.released import read_checkpoint
 from indm.scaling import Scaling
 from indm.training import loop
 

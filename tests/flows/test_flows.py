@@ -12,7 +12,6 @@ from indm.flows import (
     ActNorm,
     AutoregressiveFlow,
     Compose,
-    ConditionalResidualFlow,
     CouplingFlow,
     ExactFlow,
     Flow,
@@ -24,6 +23,7 @@ from indm.flows import (
     Unsqueeze,
     check_flow,
 )
+from indm.published import ConditionalResidualFlow
 
 
 class Outside(Flow):

@@ -9,18 +9,18 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from original import FIXTURES, checkpoint, drawn, fixture
 from PIL import Image
-from published import FIXTURES, checkpoint, drawn, fixture
 
 from indm import INDM, PublishedScore
 from indm.cli.main import main
 from indm.config import recipes
-from indm.convert.architecture import architecture, infer
-from indm.convert.released import read_checkpoint
-from indm.convert.run import convert, score_of_checkpoint
-from indm.convert.settings import tables_of
 from indm.evaluation.runs import evaluate_run
 from indm.flows import ActNorm, Identity
+from indm.published.convert.architecture import architecture, infer
+from indm.published.convert.released import read_checkpoint
+from indm.published.convert.run import convert, score_of_checkpoint
+from indm.published.convert.settings import tables_of
 from indm.sde.linear import VESDE
 
 SMALL = ["ddpmpp_vp", "ncsnpp_ve"]
@@ -558,7 +558,7 @@ def test_the_whole_configuration_of_the_original(tmp_path, monkeypatch):
     assert INDM.load(tmp_path / "run").sde.eps == 2e-5 and made["shape"] == [3, 16, 16]
     seen = []
     monkeypatch.setattr(
-        "indm.convert.run.flow_from_state", lambda state, settings, shape: seen.append(settings) or Identity()
+        "indm.published.convert.run.flow_from_state", lambda state, settings, shape: seen.append(settings) or Identity()
     )
     flow = checkpoint({"a": torch.ones(1)}, tmp_path / "flow.pth")
     for i, options in enumerate([{}, {"flow_settings": tmp_path / "whole.json"}]):
@@ -581,7 +581,7 @@ def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch
         seen.append((state, settings, shape))
         return ActNorm(shape[0])
 
-    monkeypatch.setattr("indm.convert.run.flow_from_state", flow_from_state)
+    monkeypatch.setattr("indm.published.convert.run.flow_from_state", flow_from_state)
     state = {"lamb": torch.tensor(2.0), "nnet.0.weight": torch.ones(2), "nnet.0.scale": torch.tensor(5.0)}
     flow = checkpoint(state, tmp_path / "flow.pth", averages=[torch.tensor(3.0), torch.zeros(2)])
     (tmp_path / "flow.json").write_text('{"nblocks": "2-2"}')

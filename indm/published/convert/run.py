@@ -14,23 +14,23 @@ import torch
 
 from indm.config import recipes
 from indm.config.recipes import Recipe
-from indm.convert.architecture import Architecture, architecture
-from indm.convert.flow import flow_from_state
-from indm.convert.flow_settings import UNRELATED, table
-from indm.convert.network import load_published
-from indm.convert.released import State, Weights, read_checkpoint
-from indm.convert.settings import check_finite_types, read_settings, tables_of, unrelated
 from indm.data.base import flags_of_data
 from indm.data.registry import check_data, event_shape
 from indm.files import atomic, untrusted
 from indm.flows.base import Flow, Identity
 from indm.messages import brief
 from indm.model import INDM, build, count_parameters
+from indm.published.convert.architecture import Architecture, architecture
+from indm.published.convert.flow import flow_from_state
+from indm.published.convert.flow_settings import UNRELATED, table
+from indm.published.convert.network import load_published
+from indm.published.convert.released import State, Weights, read_checkpoint
+from indm.published.convert.settings import check_finite_types, read_settings, tables_of, unrelated
+from indm.published.score import PublishedScore
 from indm.runs.data import CONVERSION
 from indm.runs.folder import check_empty
 from indm.runs.provenance import describe, provenance
 from indm.scaling import Scaling
-from indm.score import PublishedScore
 from indm.sde.linear import LinearSDE
 
 TABLES = ("data", "sde", "net", "evaluate")  # of a recipe, those that may be changed

@@ -18,17 +18,17 @@ from indm.evaluation.transport import transport
 from indm.flows import (
     ActNorm,
     Compose,
-    ConditionalResidualFlow,
     ExactLogDet,
     Frozen,
     InvertibleLinear,
     Squeeze,
     use_log_det,
 )
-from indm.flows.conditional import CodePrior
 from indm.model import INDM, build_model
 from indm.nets import Zero
 from indm.objective import Objective, mle_loss
+from indm.published import ConditionalResidualFlow
+from indm.published.conditional import CodePrior
 from indm.report import measurements
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE

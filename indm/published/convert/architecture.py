@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from indm.config.recipes import Recipe
-from indm.convert.released import State
-from indm.convert.settings import NET_KINDS, SDE_KINDS, check_finite_types
 from indm.messages import brief, listed
+from indm.published.convert.released import State
+from indm.published.convert.settings import NET_KINDS, SDE_KINDS, check_finite_types
 
 # What tensors do not show, as published: DDPM++ with VP and sub-VP, NCSN++ with VE.
 DDPMPP = {"fir": (), "rescale": True, "centered": True, "scale_by_sigma": False, "dropout": 0.1}

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm.nets.embedding import ConditionOfImages, seen
-from indm.nets.fir import Down, StridedConv, Up
 from indm.nets.unet import SKIP_SCALE, Attention, group_norm
+from indm.published.fir import Down, StridedConv, Up
+from indm.published.score import PublishedScore
 from indm.tensors import PerSample, zeroed
 from indm.whole_batch import Dropout
 
@@ -135,7 +136,7 @@ class NCSNpp(nn.Module):
     """The U-Net of Song et al., (z, level) → an output of z's shape; it starts at zero output.
 
     Its ``level`` is 999 t under VP and sub-VP and σ_t under VE, and its output is the noise there, the score here:
-    see :class:`~indm.score.PublishedScore`, which goes with it.
+    see :class:`~indm.PublishedScore`, which goes with it.
 
     ============  ============================================================================================
     DDPM++        all defaults; with VP or sub-VP
@@ -181,7 +182,7 @@ class NCSNpp(nn.Module):
         (torch.Size([2, 3, 8, 8]), 0.0)
     """
 
-    parameterization = "published"  # see indm.score.score_for
+    parameterization = PublishedScore  # see indm.score.score_for
 
     def __init__(
         self,

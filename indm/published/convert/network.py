@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from indm.convert.released import State
 from indm.messages import listed
-from indm.nets.fir import StridedConv
-from indm.nets.ncsnpp import Block, Fourier, NCSNpp, Plain, ResidualInlet, SkipInlet
 from indm.nets.unet import Attention
+from indm.published.convert.released import State
+from indm.published.fir import StridedConv
+from indm.published.ncsnpp import Block, Fourier, NCSNpp, Plain, ResidualInlet, SkipInlet
 
 
 def published_order(net: NCSNpp) -> Iterator[nn.Module]:

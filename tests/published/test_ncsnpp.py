@@ -5,13 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
-from published import slow_upfirdn
+from original import slow_upfirdn
 
 from indm import INDM, NCSNpp, PublishedScore, Scaling, ScoreModel, UNet, build_model, nelbo
 from indm.flows import Identity
 from indm.model import count_parameters
-from indm.nets.fir import Down, StridedConv, Up, upfirdn2d
-from indm.nets.ncsnpp import Positional
+from indm.published.fir import Down, StridedConv, Up, upfirdn2d
+from indm.published.ncsnpp import Positional
 from indm.sde.learned import LearnedSDE
 from indm.sde.linear import VESDE, VPSDE, SubVPSDE
 

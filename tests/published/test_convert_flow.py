@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from indm.convert.flow import flow_from_state
-from indm.flows import ConditionalResidualFlow, ExactLogDet, ResidualFlow, use_log_det
+from indm.flows import ExactLogDet, ResidualFlow, use_log_det
 from indm.model import INDM, build_model
+from indm.published import ConditionalResidualFlow
+from indm.published.convert.flow import flow_from_state
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 PLAIN, CONDITIONAL = "resflow_16-16", "wolf_resflow"

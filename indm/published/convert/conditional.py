@@ -6,12 +6,12 @@ from typing import Any
 import torch
 
 from indm.config.checks import check_types
-from indm.convert.flow_settings import check_agrees, table
-from indm.convert.reader import Reader
 from indm.flows.base import ActNorm
-from indm.flows.conditional import ConditionalResidualFlow, Interleaved
 from indm.flows.coupling import Coupling, InvertibleLinear
 from indm.messages import brief
+from indm.published.conditional import ConditionalResidualFlow, Interleaved
+from indm.published.convert.flow_settings import check_agrees, table
+from indm.published.convert.reader import Reader
 
 ENCODER = "discriminator.encoder.net."
 HEAD = "discriminator.fc.linear"

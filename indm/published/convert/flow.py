@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from indm.convert.conditional import code_arguments, read_encoder, read_prior
-from indm.convert.flow_settings import check_agrees, check_settings
-from indm.convert.reader import Reader
 from indm.files.untrusted import build_described
 from indm.flows.base import ActNorm, Flow
-from indm.flows.conditional import ConditionalBlock, ConditionalResidualFlow
 from indm.flows.residual import ResidualBlock, ResidualFlow
 from indm.messages import brief
+from indm.published.conditional import ConditionalBlock, ConditionalResidualFlow
+from indm.published.convert.conditional import code_arguments, read_encoder, read_prior
+from indm.published.convert.flow_settings import check_agrees, check_settings
+from indm.published.convert.reader import Reader
 
 
 def flow_from_state(state: Mapping[str, Tensor], settings: Mapping[str, Any], shape: tuple[int, ...]) -> Flow:
@@ -34,7 +34,8 @@ def flow_from_state(state: Mapping[str, Tensor], settings: Mapping[str, Any], sh
         shape: of the images, (C, H, W), before any squeeze.
 
     Returns:
-        A :class:`~indm.flows.ResidualFlow` or :class:`~indm.flows.ConditionalResidualFlow` that computes the same z.
+        A :class:`~indm.flows.ResidualFlow` or :class:`~indm.published.ConditionalResidualFlow` that computes the same
+        z.
 
     Raises:
         ValueError: naming the settings that are unknown, unsupported or at odds with the tensors, or listing the

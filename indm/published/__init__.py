@@ -1,0 +1,10 @@
+"""What the paper's code and its score networks are made of, and released checkpoints as run folders.
+
+:class:`NCSNpp` is DDPM++ and NCSN++, with its score, :class:`PublishedScore`; :class:`ConditionalResidualFlow` is the
+flow of the paper's code; :mod:`indm.published.convert` reads what was released. Recipes name the parts by the table in
+``parts.toml``; the rest of the package does without this room.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
