@@ -32,14 +32,15 @@ SAMPLES = 500
 PARTS = (8, 4, 2, 1)  # of the budget, after which bits/dim are measured
 RATES = (1e-3, 2e-3)
 OWN = "unet, the recipe's"
+PATCHES: Setting = {"net": "research.networks.dit:DiT", "net.width": 96, "net.depth": 4, "net.patch": 2}
 NETS: dict[str, Setting] = {
     "unet, a quarter of the channels": {"net.channels": 8},
     "unet, half the channels": {"net.channels": 16},
     OWN: {},
     "unet, 1.5 times the channels": {"net.channels": 48},
     "unet, two blocks a level": {"net.blocks": 2},
-    "transformer of 2×2 patches": {"net": "dit", "net.width": 96, "net.depth": 4, "net.patch": 2},
-    "mixer of 2×2 patches": {"net": "dit", "net.width": 96, "net.depth": 4, "net.patch": 2, "net.mixing": "mlp"},
+    "transformer of 2×2 patches": PATCHES,
+    "mixer of 2×2 patches": PATCHES | {"net.mixing": "mlp"},
     "mlp": {"net": "mlp", "net.width": 512, "net.depth": 4},
 }
 OTHERS: dict[str, Setting] = {  # what else is tried at the best network and rate
@@ -75,6 +76,7 @@ def measured(o: argparse.Namespace, data: str, jobs: Iterable[Training]) -> list
     return [affordable(job, of_a_step, o.budget * STUDIES[data].budget) for job in jobs]
 
 
+@indm.trust("research")
 def measure(path: Path, job: Training, extractor: Path) -> Path:
     """Train, and keep bits/dim along the way and the Fréchet distance of samples from the training images."""
     curve: dict[str, Any] = {}
@@ -168,6 +170,7 @@ def seconds_of_a_step(costs: dict[str, dict[str, float]]) -> float:
     return recipe["milliseconds"] / recipe["cost"] / 1e3
 
 
+@indm.trust("research")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("costs", "networks", "search", "table"))

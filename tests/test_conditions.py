@@ -27,7 +27,7 @@ from indm.flows import CouplingFlow, ExactFlow, Frozen, Identity, ResidualFlow
 from indm.flows.autoregressive import AutoregressiveFlow
 from indm.likelihood import latent_reference
 from indm.model import build_model
-from indm.nets import MLP, DiT, UNet
+from indm.nets import MLP, UNet
 from indm.nets.embedding import ConditionOfImages
 from indm.published import NCSNpp
 from indm.report.figures import classes_figure, interpolation_strip, particles_of, plane_figure
@@ -430,8 +430,6 @@ def test_a_translation_is_guided_between_two_classes_of_one_model():
 NETS = {
     "mlp": lambda **options: MLP((2, 8, 8), width=8, depth=1, **options),
     "unet": lambda **options: UNet((2, 8, 8), channels=8, multipliers=(1,), blocks=1, **options),
-    "dit": lambda **options: DiT((2, 8, 8), width=8, depth=1, heads=2, patch=4, **options),
-    "mixer": lambda **options: DiT((2, 8, 8), width=8, depth=1, mixing="mlp", **options),
     "ncsnpp": lambda **options: NCSNpp((2, 8, 8), channels=8, multipliers=(1,), blocks=1, dropout=0.0, **options),
 }
 

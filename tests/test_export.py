@@ -33,12 +33,6 @@ CASES = {
         {"name": "unet", "channels": 4, "multipliers": [1, 2], "blocks": 1, "attention": [4]},
         (1, 8, 8),
     ),
-    "elementwise-dit-vp": (
-        {"name": "elementwise"},
-        {"name": "vp"},
-        {"name": "dit", "width": 8, "depth": 1, "heads": 2, "patch": 4},
-        (1, 9, 8),
-    ),
 }
 
 

@@ -29,7 +29,6 @@ OWN: Mapping[str, Mapping[str, str]] = {
         "elementwise": "indm.flows.elementwise:ElementwiseFlow",
         "autoregressive": "indm.flows.autoregressive:AutoregressiveFlow",
         "zuko": "indm.flows.adapters:ZukoFlow",
-        "normflows": "indm.flows.adapters:NormflowsFlow",
         "actnorm": "indm.flows.base:ActNorm",
         "linear": "indm.flows.coupling:InvertibleLinear",
         "squeeze": "indm.flows.base:Squeeze",
@@ -46,9 +45,7 @@ OWN: Mapping[str, Mapping[str, str]] = {
         "mlp": "indm.nets.mlp:MLP",
         "mixture": "indm.nets.mixture:MixtureMLP",
         "unet": "indm.nets.unet:UNet",
-        "dit": "indm.nets.dit:DiT",
         "zero": "indm.nets.zero:Zero",
-        "diffusers": "indm.nets.diffusers:DiffusersUNet",
     },
     "dequantization": {
         "uniform": "indm.dequantization:Uniform",
@@ -108,6 +105,13 @@ BUILT_IN = {
     for kind, rows in OWN.items()
 }
 MOVED: Mapping[str, str] = {  # what left its place, and where it is now
+    "dit": "research.networks.dit:DiT",
+    "diffusers": "examples/diffusers_unet.py",
+    "normflows": "examples/normflows_flow.py",
+    "indm.flows.NormflowsAdapter": "examples/normflows_flow.py",
+    "indm.flows.NormflowsFlow": "examples/normflows_flow.py",
+    "indm.nets.DiffusersUNet": "examples/diffusers_unet.py",
+    "indm.nets.DiT": "research.networks.dit.DiT",
     "indm.flows.ConditionalResidualFlow": "indm.published.ConditionalResidualFlow",
     "indm.nets.NCSNpp": "indm.NCSNpp",
     "reproduce": "python -m research.claims",

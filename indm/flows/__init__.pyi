@@ -1,5 +1,4 @@
-from .adapters import NormflowsAdapter as NormflowsAdapter
-from .adapters import NormflowsFlow as NormflowsFlow
+from .adapters import ForeignFlow as ForeignFlow
 from .adapters import ZukoAdapter as ZukoAdapter
 from .adapters import ZukoFlow as ZukoFlow
 from .autoregressive import AutoregressiveFlow as AutoregressiveFlow

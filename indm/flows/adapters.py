@@ -1,8 +1,8 @@
-"""Flows of other libraries as flows of ours: ``pip install 'indm[zuko]'`` and ``'indm[normflows]'``.
+"""Flows of other libraries as flows of ours: zuko's, with ``pip install 'indm[zuko]'``, and the door for any other.
 
-:class:`ZukoAdapter` and :class:`NormflowsAdapter` wrap any flow that has been made. :class:`ZukoFlow` and
-:class:`NormflowsFlow` make one from the name of its class, so that a recipe can name it and a saved model can describe
-it. To save a model with any other wrapped flow, write a class of your own:
+:class:`ZukoAdapter` wraps any flow of zuko that has been made. :class:`ZukoFlow` makes one from the name of its class,
+so that a recipe can name it and a saved model can describe it. To save a model with any other wrapped flow, write a
+class of your own:
 
     >>> class Mine(ZukoAdapter):
     ...     def __init__(self, shape, bins: int = 8):
@@ -14,11 +14,9 @@ it. To save a model with any other wrapped flow, write a class of your own:
     >>> flow(x)[0].abs().amax() < 1e-4
     tensor(True)
 
-Every inverse is certified by one pass of h. A stochastic log|det| of another library draws from PyTorch's (or NumPy's)
-global random state, not from our generators.
+A flow of another library is a subclass of :class:`ForeignFlow`, as in ``examples/normflows_flow.py``.
 
-Sources: Rozet et al., "Zuko", https://github.com/probabilists/zuko; Stimper et al. 2023, "normflows: A PyTorch Package
-for Normalizing Flows", https://arxiv.org/abs/2302.12014.
+Source: Rozet et al., "Zuko", https://github.com/probabilists/zuko.
 """
 
 import importlib
@@ -42,10 +40,28 @@ TO_LATENT, TO_DATA = "the data to the latent", "the latent to the data"
 
 
 class ForeignFlow(Flow):
-    """The common part of the adapters.
+    """A flow of another library: a subclass says how that calls the two directions.
+
+    Every inverse is certified by one pass of h. A stochastic log|det| of another library draws from PyTorch's (or
+    NumPy's) global random state, not from our generators.
 
     Args:
         inverse_is_formula: whether the library's inverse is a formula that autograd can differentiate twice.
+
+    Example: a transform of PyTorch's distributions.
+
+        >>> class Transformed(ForeignFlow):
+        ...     def __init__(self, transform):
+        ...         super().__init__(inverse_is_formula=True)
+        ...         self.transform = transform
+        ...     def to_latent(self, x):
+        ...         z = self.transform(x)
+        ...         return z, self.transform.log_abs_det_jacobian(x, z).sum(1)
+        ...     def to_data(self, z):
+        ...         return self.transform.inv(z)
+        >>> flow, x = Transformed(torch.distributions.SigmoidTransform()), torch.randn(5, 3)
+        >>> torch.allclose(flow.inverse(flow(x)[0]), x, atol=1e-4)
+        True
     """
 
     def __init__(self, inverse_is_formula: bool):
@@ -57,12 +73,12 @@ class ForeignFlow(Flow):
         return self._inverse_is_formula
 
     @abstractmethod
-    def _encode(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
+    def to_latent(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         """z = h(x) and log|det ∂z/∂x|, (B,), or one number for all samples."""
 
     @abstractmethod
-    def _decode(self, z: Tensor) -> Tensor:
-        """The library's h⁻¹(z)."""
+    def to_data(self, z: Tensor) -> Tensor:
+        """The library's h⁻¹(z); NotImplementedError where it has none."""
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
         """z = h(x) and log|det ∂z/∂x|, nats.
@@ -71,7 +87,7 @@ class ForeignFlow(Flow):
             ValueError: the library lacks the map in this direction, or it changes the shape of x.
         """
         with full_precision(x.device):
-            z, log_det = self._encode(_own(x))
+            z, log_det = _apply(self, self.to_latent, x, TO_LATENT)
         if z.shape != x.shape:
             raise ValueError(f"flow must keep the shape {tuple(x.shape)}, but it makes it {tuple(z.shape)}")
         return z, log_det + x.new_zeros(len(x))
@@ -84,16 +100,12 @@ class ForeignFlow(Flow):
         """
         finite = z.flatten(1).isfinite().all(1)
         z = torch.where(expand_like(finite, z), z, 0.0)  # one sample that is not finite stops some flows for all
-        x = self._decode(z) if self.inverse_is_formula else self._decode(z.detach()).detach()
+        x = _apply(self, self.to_data, z if self.inverse_is_formula else z.detach(), TO_DATA)
+        x = x if self.inverse_is_formula else x.detach()
         iterations = torch.zeros(len(z), dtype=torch.long, device=z.device)
         x, residual, iterations, converged = measured_certificate(self, x, z, iterations, tol)
         residual = torch.where(finite, residual, math.nan)
         return torch.where(expand_like(finite, x), x, math.nan), residual, iterations, converged & finite
-
-
-def _own(v: Tensor) -> Tensor:
-    """``v`` as another object where it needs no gradient: some flows of normflows ask their input for one in place."""
-    return v if v.requires_grad else v.view_as(v)  # detached, it would lose the tangents of forward mode
 
 
 def _apply(part: object, function: Callable[[Tensor], Any], v: Tensor, direction: str) -> Any:
@@ -129,14 +141,13 @@ class ZukoAdapter(Conditioned, ForeignFlow):
         flow = getattr(flow, "transform", flow) if isinstance(flow, nn.Module) else flow
         self.lazy, self.features = flow if isinstance(flow, nn.Module) else _Constant(flow), features
 
-    def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def to_latent(self, x: Tensor) -> tuple[Tensor, Tensor]:
         transform = self.lazy(self.seen(x))
-        z, log_det = _apply(transform, transform.call_and_ladj, x, TO_LATENT)
+        z, log_det = transform.call_and_ladj(x)
         return z, log_det.reshape(len(x), -1).sum(1)  # entry by entry for a transform of numbers
 
-    def _decode(self, z: Tensor) -> Tensor:
-        transform = self.lazy(self.seen(z))
-        return _apply(transform, transform.inv, z, TO_DATA)
+    def to_data(self, z: Tensor) -> Tensor:
+        return self.lazy(self.seen(z)).inv(z)
 
 
 class _Constant(nn.Module):
@@ -205,105 +216,6 @@ class ZukoFlow(ZukoAdapter):
             network = getattr(module, "hyper", getattr(module, "ode", None))
             if isinstance(network, nn.Module):
                 zeroed([layer for layer in network.modules() if isinstance(getattr(layer, "weight", None), Tensor)][-1])
-
-
-class NormflowsAdapter(ForeignFlow):
-    """Any flow of normflows: h is its *inverse*, as normflows maps the latent to the data.
-
-    Args:
-        flow: a ``normflows.NormalizingFlow``, whose base distribution is not used, or one of ``normflows.flows``. To
-            take a single flow in its other direction, wrap it in ``normflows.flows.Reverse``.
-        inverse_is_formula: see :class:`ForeignFlow`.
-
-    Example: normflows maps the latent to the data, here by e z + 1; h is the inverse.
-
-        >>> import normflows
-        >>> layer = normflows.flows.AffineConstFlow((2,))
-        >>> _ = layer.s.data.fill_(1.0), layer.t.data.fill_(1.0)
-        >>> z, log_det = NormflowsAdapter(layer, inverse_is_formula=True)(torch.tensor([[1.0, 1.0 + math.e]]))
-        >>> torch.allclose(z, torch.tensor([[0.0, 1.0]]), atol=1e-5), log_det.tolist()
-        (True, [-2.0])
-    """
-
-    def __init__(self, flow: nn.Module, inverse_is_formula: bool = False):
-        super().__init__(inverse_is_formula)
-        # Summed here, the log-determinant keeps its precision: normflows sums in single precision.
-        layers: Any = flow.flows if isinstance(flow, _library("normflows").NormalizingFlow) else [flow]
-        self.layers = nn.ModuleList(layers)
-
-    def _encode(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
-        log_det: Tensor | float = 0.0
-        for layer in reversed(self.layers):
-            x, step = _apply(layer, layer.inverse, x, TO_LATENT)
-            log_det = log_det + step
-        return x, log_det
-
-    def _decode(self, z: Tensor) -> Tensor:
-        for layer in self.layers:
-            z, _ = _apply(layer, layer, z, TO_DATA)
-        return z
-
-
-class NormflowsFlow(NormflowsAdapter):
-    """A chain of flows of normflows by the names of their classes.
-
-    Args:
-        shape: event shape.
-        kind: a class in ``normflows.flows``, or several from the latent to the data, which together are one step.
-        steps: number of steps.
-        width: hidden units of the networks, where a class has any.
-        options: further arguments, each for the classes that take it.
-        inverse_is_formula: see :class:`ForeignFlow`.
-
-    What a class calls its dimension, channels or shape is taken from ``shape``.
-
-    Raises:
-        ValueError: without normflows, or for arguments that a class does not take or lacks.
-
-    Example: a spline and a linear map, one step.
-
-        >>> flow, x = NormflowsFlow((2,), steps=1, width=8), torch.randn(5, 2)
-        >>> [type(layer).__name__ for layer in flow.layers]
-        ['AutoregressiveRationalQuadraticSpline', 'LULinearPermute']
-        >>> torch.allclose(flow.inverse(flow.latent(x)), x, atol=1e-3)
-        True
-    """
-
-    FROM_SHAPE = ("features", "num_input_channels", "num_channels", "channels", "shape")
-    FROM_WIDTH = ("hidden_features", "num_hidden_channels", "hidden_channels")
-
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        kind: str | tuple[str, ...] = ("AutoregressiveRationalQuadraticSpline", "LULinearPermute"),
-        steps: int = 2,
-        width: int = 64,
-        options: Mapping[str, Any] = NOTHING,
-        inverse_is_formula: bool = False,
-    ):
-        shape, kind = tuple(shape), (kind,) if isinstance(kind, str) else tuple(kind)
-        library = _library("normflows")
-        kinds = _classes(library.flows, library.flows.Flow)
-        for name in kind:
-            if name not in kinds:
-                raise ValueError(f"kind must name classes of normflows.flows, got {name!r}{nearest(name, kinds)}")
-        if steps < 1 or not kind:
-            raise ValueError(f"kind and steps must make at least one flow, got {kind} and {steps}")
-        accepted = {key for name in kind for key in _parameters(kinds[name])}
-        for key in options:
-            if key not in accepted:
-                raise ValueError(f"options has {key!r}, which {' and '.join(kind)} do not take{nearest(key, accepted)}")
-        layers = [self._layer(kinds[name], shape, width, options) for _ in range(steps) for name in kind]
-        super().__init__(library.NormalizingFlow(None, layers), inverse_is_formula)
-        self.shape, self.kind, self.steps, self.width, self.options = shape, kind, steps, width, dict(options)
-
-    def _layer(
-        self, family: type[nn.Module], shape: tuple[int, ...], width: int, options: Mapping[str, Any]
-    ) -> nn.Module:
-        arguments: dict[str, Any] = {"num_blocks": 2} | {name: width for name in self.FROM_WIDTH}
-        arguments |= {name: shape if name == "shape" else shape[0] for name in self.FROM_SHAPE}
-        accepted = _parameters(family)
-        return _made(family, {key: value for key, value in (arguments | _tuples(options)).items() if key in accepted})
 
 
 def _library(name: str) -> ModuleType:

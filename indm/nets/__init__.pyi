@@ -1,5 +1,3 @@
-from .diffusers import DiffusersUNet as DiffusersUNet
-from .dit import DiT as DiT
 from .mixture import MixtureMLP as MixtureMLP
 from .mlp import MLP as MLP
 from .unet import UNet as UNet

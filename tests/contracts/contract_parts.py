@@ -16,7 +16,7 @@ SHAPES = {  # of the events that are tried
     "forward": [(3,), (2, 4, 4)],
 }
 # Those of parts that do not refuse, when they are built, what they cannot take.
-EVENTS = {("flow", "normflows"): [(4,)], ("flow", "squeeze"): [(4, 4, 4)], ("flow", "unsqueeze"): [(4, 4, 4)]}
+EVENTS = {("flow", "squeeze"): [(4, 4, 4)], ("flow", "unsqueeze"): [(4, 4, 4)]}
 FEW = {"samples": 300, "valid_samples": 50, "test_samples": 60}
 OPTIONS = {
     "flow": {
@@ -28,10 +28,6 @@ OPTIONS = {
         "elementwise": {"bins": 2},
         "autoregressive": {"blocks": 2, "width": 16, "layers": 1},
         "zuko": {"transforms": 2, "width": 16},
-        "normflows": {
-            "kind": "AutoregressiveRationalQuadraticSpline", "steps": 1, "width": 8, "options": {"num_blocks": 1},
-            "inverse_is_formula": True,
-        },
         "actnorm": {"channels": 4},
         "linear": {"channels": 4},
         "squeeze": {"name": "compose", "flows": [{"name": "squeeze"}, {"name": "unsqueeze"}]},
@@ -42,17 +38,6 @@ OPTIONS = {
         "mlp": {"width": 16, "depth": 1},
         "mixture": {"components": 2, "width": 16, "depth": 1},
         "unet": {"channels": 4, "multipliers": [1, 2], "blocks": 1, "attention": [4], "fourier": [8.0]},
-        "dit": {"width": 8, "depth": 1, "heads": 2, "fourier": [8.0]},
-        "diffusers": {
-            "options": {
-                "block_out_channels": [8, 8],
-                "norm_num_groups": 4,
-                "layers_per_block": 1,
-                "attention_head_dim": 4,
-                "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-                "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-            }
-        },
         "ncsnpp": {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4]},
     },
     "sde": {"learned": {"knots": 5, "learn": "both"}},

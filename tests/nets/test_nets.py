@@ -1,18 +1,15 @@
 """Backbones: against formulas written out, autograd, and the symmetries that they must have."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 from torch.nn import functional as F
 
-from indm.nets import MLP, DiT, UNet, Zero
+from indm.nets import MLP, UNet, Zero
 from indm.nets.attention import attend
-from indm.nets.dit import SelfAttention
 from indm.nets.embedding import LevelEmbedding
 from indm.nets.unet import Attention, ResBlock, group_norm
 
@@ -38,9 +35,7 @@ def draw(shape, n=5, seed=1, dtype=torch.float32):
 
 
 def test_derivatives_against_finite_differences():
-    dit = {"width": 4, "depth": 1, "heads": 2, "patch": 4}
     nets = [(MLP((2,), width=8, depth=1), 3), (UNet((1, 8, 8), 4, (1, 2), 1, (8,)), 1)]
-    nets += [(DiT((1, 8, 8), mixing=mixing, **dit), 1) for mixing in ("attention", "mlp")]
     for net, n in nets:
         net = perturbed(net.double())
         z, level = draw(net.shape, n, dtype=torch.float64)
@@ -197,102 +192,6 @@ class TestUNet:
             UNet((1, 8, 8), multipliers=())
         with pytest.raises(ValueError, match="blocks"):
             UNet((1, 8, 8), blocks=0)
-
-
-def small_dit(shape=(2, 8, 8), **options):
-    torch.manual_seed(0)
-    return perturbed(DiT(shape, **{"width": 8, "depth": 2, "heads": 2, "patch": 2} | options), 0.2)
-
-
-class TestDiT:
-    def test_attention_is_that_of_torch(self):
-        torch.manual_seed(0)
-        ours, theirs = perturbed(SelfAttention(12, 3), 0.3), nn.MultiheadAttention(12, 3, batch_first=True)
-        theirs.load_state_dict({
-            "in_proj_weight": ours.query_key_value.weight, "in_proj_bias": ours.query_key_value.bias,
-            "out_proj.weight": ours.project.weight, "out_proj.bias": ours.project.bias,
-        })  # fmt: skip
-        h = torch.randn(2, 5, 12)
-        torch.testing.assert_close(ours(h), theirs(h, h, h, need_weights=False)[0], atol=1e-5, rtol=1e-5)
-
-    def test_attention_knows_patches_by_their_place_alone(self):
-        """Without it, an image that is shifted by whole patches around its edge gives the shifted output."""
-        net, (z, level) = small_dit(shape=(2, 8, 6)), draw((2, 8, 6))
-        shifted = partial(torch.roll, shifts=(2, 4), dims=(2, 3))
-        assert (net(shifted(z), level) - shifted(net(z, level))).abs().max() > 1e-2
-        with torch.no_grad():
-            net.place.zero_()
-        torch.testing.assert_close(net(shifted(z), level), shifted(net(z, level)), atol=1e-5, rtol=1e-5)
-        assert (net(z.roll(1, 2), level) - net(z, level).roll(1, 2)).abs().max() > 1e-2
-
-    @pytest.mark.parametrize("mixing", ["attention", "mlp"])
-    def test_a_patch_writes_its_own_place_and_sees_the_others_by_the_gates(self, mixing):
-        net, (z, level) = small_dit(mixing=mixing), draw((2, 8, 8))
-        other = z.clone()
-        other[:, :, 2:4, 4:6] += 1
-        inside = torch.zeros(8, 8, dtype=torch.bool)
-        inside[2:4, 4:6] = True
-        assert ((net(other, level) - net(z, level)).abs().amax((0, 1)) > 1e-4)[~inside].all()
-        with torch.no_grad():
-            for block in net.blocks:
-                block.level.weight.zero_(), block.level.bias.zero_()
-            change = (net(other, level) - net(z, level)).abs().amax((0, 1))
-        assert (change[inside] > 1e-3).all() and torch.equal(change[~inside], torch.zeros(60))
-
-    @pytest.mark.parametrize("mixing", ["attention", "mlp"])
-    def test_half_precision_does_not_reach_the_sum_over_blocks(self, mixing):
-        """Under autocast, and with weights that are gathered in bfloat16 besides."""
-        net, (z, level) = small_dit(mixing=mixing), draw((2, 8, 8))
-        seen = []
-        net.blocks[-1].register_forward_hook(lambda block, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
-        for model in (net, net.bfloat16()):
-            with torch.autocast("cpu", torch.bfloat16):
-                model(z, level)
-        assert seen == [(torch.float32, torch.float32)] * 2
-
-    def test_starts_at_zero(self):
-        for mixing in ("attention", "mlp"):
-            assert not DiT((1, 8, 8), width=8, depth=1, mixing=mixing)(*draw((1, 8, 8))).any()
-
-    @pytest.mark.parametrize("height, width", [(9, 11), (8, 13), (3, 4)])
-    def test_odd_sizes_are_padded_and_cropped(self, height, width):
-        net = small_dit((2, height, width), patch=4)
-        z, level = draw(net.shape)
-        padded = F.pad(z, (0, 4 * math.ceil(width / 4) - width, 0, 4 * math.ceil(height / 4) - height))
-        torch.testing.assert_close(net(z, level), net(padded, level)[:, :, :height, :width], atol=1e-6, rtol=1e-6)
-
-    def test_fourier_features_are_waves(self):
-        """Where it is blind to z itself, it cannot tell z from z + one period."""
-        net, (z, level) = small_dit(fourier=(4.0,)).double(), draw((2, 8, 8), dtype=torch.float64)
-        with torch.no_grad():
-            net.input.weight[:, :2] = 0
-            torch.testing.assert_close(net(z + 2 / 4, level), net(z, level))
-            assert (net(z + 1 / 4, level) - net(z, level)).abs().max() > 1e-3
-
-    def test_dropout_acts_in_training_only(self):
-        net, plain = small_dit(dropout=0.5), small_dit()
-        z, level = draw(net.shape)
-        assert torch.equal(net(z, level), plain(z, level))
-        net.train()
-        assert (net(z, level) - net(z, level)).abs().max() > 1e-2
-
-    @pytest.mark.parametrize("mixing, mix", [("attention", 4 * 8 * 8 + 4 * 8), ("mlp", 2 * 16 * 32 + 32 + 16)])
-    def test_parameter_count(self, mixing, mix):
-        w, patch = 8, 2 * 2 * 2
-        embedding = (64 * w + w) + (w * w + w)
-        block = mix + (8 * w * w + 5 * w) + (6 * w * w + 6 * w)
-        ends = (patch * w + w) + 16 * w + (2 * w * w + 2 * w) + (w * patch + patch)
-        net = DiT((2, 8, 8), width=w, depth=3, heads=2, mixing=mixing)
-        assert sum(p.numel() for p in net.parameters()) == embedding + 3 * block + ends
-
-    @pytest.mark.parametrize(
-        "options, named",
-        [({"shape": (5,)}, "use the MLP"), ({"width": 10, "heads": 4}, "128 will do"),
-         ({"patch": 0}, "patch must be at least 1"), ({"mixing": "conv"}, "mixing must be one of attention, mlp")],
-    )  # fmt: skip
-    def test_refuses(self, options, named):
-        with pytest.raises(ValueError, match=named):
-            DiT(**{"shape": (1, 8, 8)} | options)
 
 
 @pytest.mark.parametrize("tokens", [7, 300])

@@ -25,7 +25,7 @@ def test_every_candidate_is_a_recipe(options, data):
     jobs = quality.candidates(options, data)
     assert len(jobs) == len(quality.NETS) * len(quality.RATES)
     usual = jobs["unet, the recipe's, rate 0.001"].recipe()
-    assert {job.recipe()["net"]["name"] for job in jobs.values()} == {"unet", "dit", "mlp"}
+    assert {job.recipe()["net"]["name"] for job in jobs.values()} == {"unet", "research.networks.dit:DiT", "mlp"}
     others = quality.candidates(options, data, ("best", {"net.channels": 16, "train.lr": 2e-3}))
     assert list(others) == [f"{name}; best" for name in quality.OTHERS]
     assert all(job.recipe()["net"]["channels"] == 16 for job in others.values())

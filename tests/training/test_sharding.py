@@ -291,8 +291,6 @@ def test_a_full_disk_leaves_the_state_before(small_disk):
         ({"name": "unet", "channels": 64, "multipliers": [1, 2, 3, 4], "blocks": 3}, (3, 32, 32), 0.1),
         ({"name": "ncsnpp", "channels": 64, "multipliers": [1, 2, 2], "input_pyramid": "residual"}, (3, 32, 32), 0.1),
         ({"name": "mlp", "width": 64, "depth": 12}, (4,), 0.1),
-        ({"name": "dit", "width": 64, "depth": 12}, (3, 16, 16), 0.1),
-        ({"name": "dit", "width": 64, "depth": 12, "mixing": "mlp"}, (3, 16, 16), 0.1),
     ],
 )
 def test_blocks_are_small_and_have_nearly_all(table, shape, largest):

@@ -1,0 +1,1 @@
+"""Networks that were tried and are not part of the package."""
