@@ -52,3 +52,18 @@ def assert_alone(text):
     assert style and "url(" not in style and "@import" not in style
     assert "http:" not in text and "https:" not in text
     return reader
+
+
+def tables_of(text):
+    """The tables of a page as rows of cells."""
+    found, cell = [], None
+    for part in text.split("<"):
+        tag, _, content = part.partition(">")
+        if tag == "table":
+            found.append([])
+        elif tag == "tr":
+            found[-1].append([])
+        elif tag.split(" ")[0] in ("td", "th"):
+            cell = Reader(f"<p>{content}</p>").text("p")
+            found[-1][-1].append("".join(cell))
+    return found

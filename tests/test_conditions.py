@@ -17,11 +17,8 @@ from indm.config.options import Drawing
 from indm.data.base import as_data
 from indm.density import sample_with_log_prob
 from indm.evaluation.classification import Classification, reliability, scores
-from indm.evaluation.flow_analysis import analyse
-from indm.evaluation.sample_quality import make_generator, prior_draws, quality, solve
-from indm.evaluation.sampling_error import discretization_error, path_error, sampling_errors
+from indm.evaluation.sample_quality import encode_ode, quality, solve
 from indm.evaluation.translation_runs import open_runs
-from indm.evaluation.transport import encode_ode
 from indm.fitting import fit_sampler
 from indm.flows import CouplingFlow, ExactFlow, Frozen, Identity, ResidualFlow
 from indm.flows.autoregressive import AutoregressiveFlow
@@ -738,29 +735,6 @@ def test_quality_is_of_samples_at_the_c_of_the_test_split():
     assert row[0]["sliced_wasserstein"] > 0.5 > 0.15 > row[1]["sliced_wasserstein"]
 
 
-def test_sampling_errors_are_at_the_c_of_the_training_split(monkeypatch):
-    """What they give is what an exact score of one class gives, class by class, with the noise of the same rows."""
-    data = labelled(torch.arange(60) // 20)
-    monkeypatch.setattr("indm.evaluation.sampling_error.BATCH", 20)
-    options = {"steps": (3,), "samplers": ("unipc", "euler-maruyama"), "images": 60, "progress": False}
-    monkeypatch.setattr("indm.evaluation.sampling_error.CONVERGED_STEPS", 20)
-    errors = sampling_errors(mild_model(), data, **options)
-    z_T = prior_draws(mild_model(), 60, 0)
-    apart, noise = [], make_generator(z_T, 0, 4)
-    for number, part in enumerate(z_T.split(20)):
-        alone = indm.INDM(Identity(), GaussianScore(MEANS[[number]], MILD[[number]]), shape=(2,))
-        exact = gaussian_flow(part, torch.full((20,), number))
-        (few,) = discretization_error(alone, part, exact.float(), steps=(3,), progress=False)
-        (path,) = path_error(alone, part, steps=(3,), converged_steps=20, generator=noise, progress=False)
-        apart.append((few["rms"] ** 2, path["rms"] ** 2))
-    for row, squares in zip(errors["discretization"], zip(*apart, strict=True), strict=True):
-        assert row["rms"] == pytest.approx(math.sqrt(sum(squares) / 3), rel=5e-3)
-    draws = gaussian_flow(z_T, torch.arange(60) // 20)
-    z = (data.train.tensor, indm.VPSDE().alpha(torch.ones(1)))
-    from_data = gaussian_flow(z[0] * z[1] + z_T * indm.VPSDE().sigma(torch.ones(1)), torch.arange(60) // 20)
-    assert errors["prior"]["rms"] == pytest.approx((draws - from_data).square().mean().sqrt().item(), rel=0.02)
-
-
 def test_a_model_that_does_not_know_p_of_x_is_not_solved_without_c():
     z = torch.randn(2, 2)
     for use in (lambda model: solve_latent(model, z, make_sampler("heun"), 2), lambda model: encode_ode(model, z)):
@@ -793,22 +767,6 @@ def test_the_law_of_latents_is_at_one_class_or_at_that_of_each_row():
         law, z = latent_reference(model, x, c=c, most=30), factors[each, None] * x
         assert torch.allclose(law.mean, z[:30].mean(0), atol=1e-5)
         assert law.variance.sum() == pytest.approx(z[:30].var(0, correction=0).sum().item(), rel=1e-4)
-
-
-def test_a_flow_is_analysed_at_the_c_of_each_example(monkeypatch):
-    """In closed form; the probe's x_t near ε is x again only where h and h⁻¹ have the c of the row."""
-    probed = []
-    monkeypatch.setattr("indm.evaluation.flow_analysis._linear_accuracy", lambda x, labels: probed.append(x) or 0.5)
-    factors, data = torch.tensor([2.0, 0.5, 10.0]), labelled(torch.arange(60) % 2)
-    model = indm.INDM(Stretch(factors), GaussianScore(MEANS, MILD), shape=(2,), condition=Classes(LETTERS, flow=True))
-    found = analyse(model, data, examples=50, progress=False)
-    x, s = data.test.tensor[:50], factors[data.labels["test"][:50]][:, None]
-    assert torch.allclose(torch.tensor(found["singular_values"]), s[:16].expand(16, 2))
-    moved = ((s - 1) * x).square().sum() / x.square().sum()
-    assert found["action"]["size"] == pytest.approx(moved.sqrt().item(), rel=1e-5)
-    assert len(probed) == 9
-    for split in ("train", "test"):
-        assert np.allclose(probed[0][split], getattr(data, split).tensor[:50], atol=0.05)
 
 
 def test_an_interpolation_is_at_the_c_of_its_row():

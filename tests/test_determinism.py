@@ -25,7 +25,6 @@ for command in (
     ["evaluate", "run", "--examples", "20", "--nll-examples", "3", "--steps", "8"],
     ["sample", "run", "-n", "4", "--steps", "3", "--seed", "5"],
     ["sample", "run", "-n", "4", "--steps", "3", "--sampler", "euler-maruyama", "--out", "noisy"],
-    ["inspect", "run", "--examples", "200", "--out", "flow"],
     ["translate", "run", "run", "run/samples.npz", "--out", "translated", "--stochastic", "--steps", "8"],
 ):
     assert main([*command, "--quiet"]) == 0, command
@@ -35,7 +34,7 @@ assert main(["compare", "run", "twin", "--out", "compared"]) == 0
 TIMES = {"seconds", "seconds_per_example", "peak_memory_mib"}
 JSONS = {
     "run/versions.json": 0, "run/evaluation.json": 0, "run/samples.json": 5, "noisy/samples.json": 0,
-    "flow/flow.json": 0, "translated/translation.json": 0, "compared/comparison.json": None,
+    "translated/translation.json": 0, "compared/comparison.json": None,
 }  # fmt: skip
 
 

@@ -114,7 +114,7 @@ def test_no_cycle():
 @pytest.fixture(scope="module")
 def loaded():
     """What a fresh interpreter has loaded after the method, and after the evaluation less its pictures."""
-    pictures = {"style", "sheets", "plots", "flow_plots", "comparison", "strips"}
+    pictures = {"style", "sheets", "plots", "comparison", "strips"}
     method = [module for module in IMPORTED if room(module) in METHOD]
     numbers = [m for m in IMPORTED if room(m) == "evaluation" and m.rsplit(".", 1)[-1] not in pictures]
     program = "import importlib, sys\n"

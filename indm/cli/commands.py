@@ -23,7 +23,6 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "evaluate": "indm.cli.evaluate:Evaluate",
         "classify": "indm.cli.classify:Classify",
         "fid": "indm.cli.sample:Fid",
-        "inspect": "indm.cli.report:Inspect",
         "compare": "indm.cli.report:Compare",
         "report": "indm.cli.report:Report",
         "app": "indm.cli.app:App",

@@ -1,4 +1,4 @@
-"""``indm report``, ``compare`` and ``inspect``."""
+"""``indm report`` and ``compare``."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from indm.cli.common import DONE, Computes
-from indm.config.options import Equal, InspectionOptions, ReportOptions
+from indm.config.options import Equal, ReportOptions
 
 
 @dataclass
@@ -42,56 +42,12 @@ class Compare(Computes):
 
 
 @dataclass
-class Inspect(Computes):
-    """Look at what the flow of a run does: flow.png, flow.json.
-
-    Shows the singular values of its Jacobian, where it acts (colour, low and high frequencies, position), and up to
-    which t a classifier tells the class from x_t. Add a linear run (--flow identity) to compare with. A flow that sees
-    c is shown at the c of the data.
-    """
-
-    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN RUN…", help_behavior_hint="(required)")]
-    """One or more run folders, all of the same data."""
-    options: Annotated[InspectionOptions, arg(name="")] = field(default_factory=InspectionOptions)
-    out: Path = Path(".")
-    """Where to write flow.png and flow.json."""
-    overwrite: bool = False
-    """Overwrite existing files."""
-    quiet: bool = False
-    """No progress bar."""
-
-    def run(self) -> int:
-        from indm.evaluation import flow_analysis, flow_plots
-        from indm.files import atomic
-        from indm.runs.data import data_of
-        from indm.runs.folder import check_absent, open_run
-        from indm.runs.provenance import provenance, weights_hash
-
-        if not self.run_folders:
-            raise ValueError("inspect needs at least one run folder, got none")
-        check_absent(self.out, ["flow.json", "flow.png"], self.overwrite)
-        analyses = {}
-        for folder in self.run_folders:
-            model, _ = open_run(folder)
-            data = data_of(folder, model)
-            analyses[str(folder)] = flow_analysis.analyse(model, data, **vars(self.options), progress=not self.quiet)
-        self.out.mkdir(parents=True, exist_ok=True)
-        made_by = provenance(self.options.seed, {str(folder): weights_hash(folder) for folder in self.run_folders})
-        atomic.json_object(self.out / "flow.json", {"provenance": made_by, "runs": analyses})
-        flow_plots.save_flow_figure(analyses, self.out / "flow.png")
-        for name, result in analyses.items():
-            print(name, ", ".join(f"{key} {value:.3f}" for key, value in result["action"].items()))
-        print(self.out / "flow.png")
-        return DONE
-
-
-@dataclass
 class Report(Computes):
     """Set runs of one data set side by side on one page, index.html.
 
-    Learning curves, likelihoods, sample quality over steps for each sampler, samples, paths x_t, interpolation,
-    transport cost, the sampling error by parts, what the flow does. The page is one file: charts show the values at the
-    pointer, sliders go along x_t, tables are sorted and copied. Its pictures as PNG and report.json lie beside it.
+    Learning curves, likelihoods, sample quality over steps for each sampler, samples, paths x_t, interpolation. The
+    page is one file: charts show the values at the pointer, sliders go along x_t, tables are sorted and copied. Its
+    pictures as PNG and report.json lie beside it.
     Runs that differ in the seed alone are averaged. Models of p(x|c) are shown at the c of the data, those of classes
     class by class, too. Measurements are kept in the run folders, so that a report that was stopped continues.
     """

@@ -317,19 +317,6 @@ class ScoringOptions:
 
 
 @dataclass(frozen=True)
-class InspectionOptions:
-    """How the flow of a run is looked at. The values go to :func:`indm.evaluation.flow_analysis.analyse`."""
-
-    examples: int = 2000
-    """Examples of each split, at most."""
-    seed: int = 0
-    """Seed of dequantization and noise."""
-
-    def __post_init__(self):
-        check_whole_numbers(self)
-
-
-@dataclass(frozen=True)
 class FittingOptions:
     """How samplers are fitted to a model. The values go to :func:`indm.fit_sampler`."""
 

@@ -114,6 +114,7 @@ MOVED: Mapping[str, str] = {  # what left its place, and where it is now
     "indm.nets.DiT": "research.networks.dit.DiT",
     "indm.flows.ConditionalResidualFlow": "indm.published.ConditionalResidualFlow",
     "indm.nets.NCSNpp": "indm.NCSNpp",
+    "inspect": "python -m research.flow_analysis",
     "reproduce": "python -m research.claims",
     "vae-conv": "research.claims.coders:ConvCoder",
     "vae-mlp": "research.claims.coders:MLPCoder",

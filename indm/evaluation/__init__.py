@@ -1,1 +1,1 @@
-"""What a trained model is worth: likelihoods, distances, sampling errors, translations."""
+"""What a trained model is worth: likelihoods, distances, translations."""

@@ -15,7 +15,7 @@ from indm.evaluation.distances import frechet_distance, sliced_wasserstein
 from indm.evaluation.extractor import Extractor
 from indm.evaluation.statistics import jackknife
 from indm.model import all_rows, at_rows
-from indm.sampling import Sampler, make_sampler, solve_latent
+from indm.sampling import FLOW_TOLERANCE, Sampler, follow_flow, make_sampler, solve_latent
 from indm.scaling import Scaling
 from indm.tensors import Batch, evaluation_mode
 
@@ -92,6 +92,13 @@ def solve(
             parts.append(here.decode(z, generator=codes))
             nfe = max(nfe, count)
     return torch.cat(parts), nfe
+
+
+def encode_ode(model, z_eps: Batch, *, tol: float = FLOW_TOLERANCE, progress: bool = False) -> tuple[Batch, int]:
+    """z_T from z_ε by the probability flow on the latent: the way back of the sampler "ode"; and its evaluations."""
+    model = at_rows(model, None, torch.arange(len(z_eps)))
+    with evaluation_mode(model):
+        return follow_flow(model.score, z_eps, model.sde.eps, model.sde.T, tol=tol, progress=progress)
 
 
 def prior_draws(model, n: int, seed: int) -> Batch:

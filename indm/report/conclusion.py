@@ -19,13 +19,13 @@ VERDICTS = {
 
 
 def conclude(records: Sequence[Record], by_method: Mapping[str, Mapping[str, Mapping]]) -> list[str]:
-    """One paragraph for each question: the best model, and the sampler that loses least in few steps.
+    """A paragraph on the best model.
 
     Args:
         records: of the runs of a report.
         by_method: the differences from the first group, see :func:`indm.report.records.differences_of`.
     """
-    return [sentence for sentence in (best_model(records, by_method), best_sampler(records)) if sentence]
+    return [best_model(records, by_method)]
 
 
 def best_model(records: Sequence[Record], by_method: Mapping[str, Mapping[str, Mapping]]) -> str:
@@ -58,36 +58,3 @@ def _bound(group: Sequence[Record]) -> tuple[float, float]:
     """The NELBO of a group and its error."""
     bounds = [record.bound() or (math.nan, math.nan) for record in group]
     return over_seeds([mean for mean, _ in bounds], bounds[0][1])
-
-
-def best_sampler(records: Sequence[Record]) -> str:
-    """The sampler and the model that lose least in the fewest steps that were measured, and the next sampler with that
-    model; "" where nothing was measured."""
-    rows_of: dict[str, list[list[dict]]] = {}
-    for record in records:
-        if "errors" in record.measurements:
-            rows_of.setdefault(record.group, []).append(record.measurements["errors"]["discretization"])
-    steps = min((row["steps"] for seeds in rows_of.values() for row in seeds[0]), default=0)
-    losses, evaluations = {}, {}
-    for name, seeds in rows_of.items():
-        for same in zip(*seeds, strict=True):
-            if same[0]["steps"] == steps:
-                error = same[0]["rms_standard_error"]
-                losses[name, same[0]["sampler"]] = over_seeds([row["rms"] for row in same], error)
-                evaluations[same[0]["sampler"]] = same[0]["nfe"]
-    if not losses:
-        return ""
-    (group, sampler), (value, error) = min(losses.items(), key=lambda item: item[1][0])
-    sentence = (
-        f"In {steps} steps ({evaluations[sampler]} evaluations of the network) {sampler} with {group} loses least: "
-        f"{with_error(value, error)} from the converged samples, root mean square in model units"
-    )
-    others = {name: loss for (model, name), loss in losses.items() if model == group and name != sampler}
-    if others:
-        name = min(others, key=lambda other: others[other][0])
-        sentence += f"; {name} loses {with_error(*others[name])} with the same model"
-    models = {name: loss for (name, of), loss in losses.items() if of == sampler and name != group}
-    if models:
-        name = min(models, key=lambda other: models[other][0])
-        sentence += f", and {name} {with_error(*models[name])} with the same sampler"
-    return f"{sentence}. These differences are not tested."

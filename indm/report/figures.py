@@ -17,7 +17,6 @@ from indm.data.densities import DENSITIES
 from indm.evaluation import plots, sample_quality, sheets
 from indm.evaluation.statistics import over_seeds
 from indm.evaluation.style import DATA_COLOUR, styled
-from indm.evaluation.transport import encode_ode
 from indm.flows.fading import Fade
 from indm.model import at, at_data, count_parameters
 from indm.nonlinear import NonlinearDiffusion
@@ -69,25 +68,13 @@ def quality_figure(groups: list[list[Record]], path: Path, colours: Colours) -> 
     figure = Figure(figsize=(max(6, 3.4 * len(samplers)), 3.2 * len(kinds) + 0.5))
     for panels, key in zip(figure.subplots(len(kinds), len(samplers), sharey="row", squeeze=False), kinds, strict=True):
         for axes, sampler in zip(panels, samplers, strict=True):
-            _lines(axes, sampler, samplers[sampler], key, colours)
+            lines_of_groups(axes, sampler, samplers[sampler], key, colours)
             axes.axhline(first[0][key], color=DATA_COLOUR, linestyle="--", linewidth=0.8, label="training data")
         panels[0].set_ylabel(f"{DISTANCES[key]} to test data")
     plots.save_figure(figure, path)
 
 
-@styled
-def loss_figure(groups: list[list[Record]], path: Path, colours: Colours) -> None:
-    """What few steps lose, pair by pair: a panel for each sampler, a line for each group."""
-    samplers = by_sampler(losses_of(groups))
-    figure = Figure(figsize=(max(6, 3.4 * len(samplers)), 4))
-    panels = figure.subplots(1, len(samplers), sharey=True, squeeze=False)[0]
-    for axes, sampler in zip(panels, samplers, strict=True):
-        _lines(axes, sampler, samplers[sampler], "rms", colours)
-    panels[0].set_ylabel("loss, RMS (model units)")
-    plots.save_figure(figure, path)
-
-
-def _lines(axes: Axes, sampler: str, groups: Measured, key: str, colours: Colours) -> None:
+def lines_of_groups(axes: Axes, sampler: str, groups: Measured, key: str, colours: Colours) -> None:
     """A line for each group, on logarithmic axes over the evaluations, with a tick at each."""
     counts: set[int] = set()
     for name, seeds in groups.items():
@@ -102,11 +89,6 @@ def _lines(axes: Axes, sampler: str, groups: Measured, key: str, colours: Colour
 def quality_of(groups: Sequence[Sequence[Record]]) -> Measured:
     """The quality of samples."""
     return {group[0].group: [record.measurements["quality"] for record in group] for group in groups}
-
-
-def losses_of(groups: Sequence[Sequence[Record]]) -> Measured:
-    """What few steps lose."""
-    return {group[0].group: [record.measurements["errors"]["discretization"] for record in group] for group in groups}
 
 
 def by_sampler(measured: Measured) -> dict[str, Measured]:
@@ -222,7 +204,7 @@ def interpolation_strip(model, x: Tensor, c: Tensor | None = None) -> Tensor:
 def codes(model, x: Tensor, c: Tensor | None = None) -> Tensor:
     """z_T of data x along the probability flow, (B, *event); the deterministic way back of the sampler "ode"."""
     here = at(model, c, len(x))
-    return encode_ode(here, here.flow.latent(x).detach())[0]
+    return sample_quality.encode_ode(here, here.flow.latent(x).detach())[0]
 
 
 def between(model, start: Tensor, end: Tensor, frames: int, c: Tensor | None = None) -> Tensor:

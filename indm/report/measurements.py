@@ -4,27 +4,21 @@ a report that was stopped continues, and a second one is quick.
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from indm.conditions import rows_of_data
 from indm.config.options import ReportOptions
 from indm.data.base import Data, stack
-from indm.evaluation import flow_analysis, sample_quality
-from indm.evaluation import transport as transport_module
+from indm.evaluation import sample_quality
 from indm.evaluation.extractor import Extractor
 from indm.evaluation.likelihood import evaluate
 from indm.evaluation.sample_quality import make_generator
-from indm.evaluation.sampling_error import sampling_errors
 from indm.evaluation.statistics import mean_and_error
-from indm.evaluation.transport import LARGEST_ASSIGNMENT
 from indm.files import atomic, untrusted
-from indm.forward.base import has_one_diffusion
-from indm.model import INDM, at_data
+from indm.model import INDM
 from indm.runs.devices import device
 from indm.runs.folder import end_of, open_model
 from indm.runs.provenance import weights_hash
@@ -32,6 +26,21 @@ from indm.sampling import able_samplers, default_sampler, make_sampler
 
 GAP_IMAGES = 64  # whose likelihood is taken at every snapshot
 FOLDER, OLD_FOLDER = "measurements", "measures"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A measurement, and for which models it is.
+
+    Attributes:
+        make: (run, setup) → what JSON can hold.
+        fits: whether it makes sense for a model.
+        version: of the result, raised where its form or what it measures changes: stored ones are then made again.
+    """
+
+    make: Callable[..., Any]
+    fits: Callable[[Any], bool]
+    version: int = 1
 
 
 @dataclass(frozen=True)
@@ -43,12 +52,14 @@ class Setup:
         extractor: of features for Fréchet distances; None for data without labels.
         options: what is measured.
         progress: show bars.
+        measurements: by name, those of a report by default; who measures more gives a table with more.
     """
 
     data: Data
     extractor: Extractor | None
     options: ReportOptions
     progress: bool = True
+    measurements: Mapping[str, Measurement] = field(default_factory=lambda: MEASUREMENTS)
 
     def dependencies(self, run: Path) -> dict:
         """What a measurement of ``run`` depends on, as JSON holds it."""
@@ -84,27 +95,6 @@ def samplers_of(model: INDM, options: ReportOptions) -> list[str]:
     return able_samplers(model, options.samplers) or [default_sampler(model)]
 
 
-def transport(run: Path, setup: Setup) -> dict:
-    """The cost of the probability flow on the data space beside the least cost."""
-    n = min(setup.options.examples, LARGEST_ASSIGNMENT)
-    model = at_data(open_model(run), setup.data, "test", n)
-    device = model.scaling.scale.device
-    generator = torch.Generator(device).manual_seed(setup.options.seed)
-    raw = stack(setup.data.test, n).to(device)
-    with torch.no_grad():  # noise of grey levels may be learned
-        x = model.from_data(raw, generator=generator)[0]
-    return transport_module.transport(model, x, generator=generator, progress=setup.progress)
-
-
-def errors(run: Path, setup: Setup) -> dict:
-    """The sampling error by parts; what few steps lose, of every sampler."""
-    model, options = open_model(run), setup.options
-    return sampling_errors(
-        model, setup.data, setup.extractor, steps=options.few_steps(), samplers=samplers_of(model, options),
-        images=options.examples, seed=options.seed, progress=setup.progress,
-    )  # fmt: skip
-
-
 def gap(run: Path, setup: Setup) -> list[dict]:
     """NELBO − NLL of the probability-flow ODE of the same examples: at every snapshot of the run, and at its end."""
     raw = stack(setup.data.test, min(setup.options.examples, 1000 if len(setup.data.shape) == 1 else GAP_IMAGES))
@@ -122,62 +112,26 @@ def gap(run: Path, setup: Setup) -> list[dict]:
     return rows
 
 
-def flow(run: Path, setup: Setup) -> dict:
-    """What the flow does, see :func:`indm.evaluation.flow_analysis.analyse`."""
-    options = setup.options
-    return flow_analysis.analyse(
-        open_model(run), setup.data, examples=options.examples, seed=options.seed, progress=setup.progress
-    )
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A measurement, and for which models it is.
-
-    Attributes:
-        make: (run, setup) → what JSON can hold.
-        fits: whether it makes sense for a model.
-        version: of the result, raised where its form or what it measures changes: stored ones are then made again.
-    """
-
-    make: Callable[[Path, Setup], Any]
-    fits: Callable[[Any], bool]
-    version: int = 1
-
-
-def _diffusion(model: Any) -> bool:
+def is_diffusion(model: Any) -> bool:
     """Whether it has an SDE, samplers and a probability flow."""
     return model.is_diffusion
 
 
-def _one_map(model: Any) -> bool:
-    """Whether the flow is the same map in every call."""
-    return model.is_diffusion and model.flow.one_map
-
-
-def _one_diffusion(model: Any) -> bool:
-    """Whether it is a diffusion, and the data have one."""
-    return model.is_diffusion and has_one_diffusion(model)
-
-
 MEASUREMENTS = {
     "quality": Measurement(quality, lambda model: True),
-    "transport": Measurement(transport, _one_diffusion),
-    "errors": Measurement(errors, _diffusion, version=2),
-    "gap": Measurement(gap, _diffusion, version=2),
-    "flow": Measurement(flow, _one_map),
+    "gap": Measurement(gap, is_diffusion, version=2),
 }
 
 
-def measurements_of(run: Path) -> list[str]:
+def measurements_of(run: Path, setup: Setup) -> list[str]:
     """The measurements that make sense for a run."""
     model = open_model(run)
-    return [name for name, measurement in MEASUREMENTS.items() if measurement.fits(model)]
+    return [name for name, measurement in setup.measurements.items() if measurement.fits(model)]
 
 
 def measure(run: Path, name: str, setup: Setup) -> Any:
     """A measurement of a run, made and kept in its folder where there is none of these weights with this setup."""
-    measurement = MEASUREMENTS[name]
+    measurement = setup.measurements[name]
     path, dependencies = run / FOLDER / f"{name}.json", setup.dependencies(run) | {"version": measurement.version}
     for stored in (_read(path), _read(run / OLD_FOLDER / f"{name}.json")):
         if stored is not None and stored[0] == dependencies:

@@ -125,7 +125,8 @@ def _with_baselines(run: Path, evaluation: dict, data: Data) -> dict:
 
 def gather(folders: Sequence[Path], setup: Setup) -> list[Record]:
     """The records of all runs, with every measurement that makes sense for each."""
-    return [record_of(folder, group, setup, measurements_of(folder)) for folder, group in groups_of(folders).items()]
+    groups = groups_of(folders)
+    return [record_of(folder, group, setup, measurements_of(folder, setup)) for folder, group in groups.items()]
 
 
 def by_group(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -1,17 +1,13 @@
 """The tables of a report: rows of cells, the first row the header."""
 
-import functools
 import math
-import operator
 import statistics
 from collections.abc import Mapping
-from typing import Any, cast
 
 from indm.evaluation.methods import without_partner
 from indm.evaluation.results import KINDS, baseline_name, number_key
 from indm.evaluation.statistics import over_seeds
 from indm.report.records import Record, by_group
-from indm.sampling import make_sampler
 
 Rows = list[tuple[str, ...]]
 
@@ -123,82 +119,12 @@ def quality_rows(groups: list[list[Record]]) -> Rows:
                     continue  # the same for all groups
                 name = "training data"
             counts = (str(row["steps"] or ""), str(row["nfe"] or ""), str(row["images"]))
-            rows.append(
-                (name, row["sampler"], *counts, _distance(same, "frechet"), _distance(same, "sliced_wasserstein"))
-            )
+            cells = (distance_cell(same, key) for key in ("frechet", "sliced_wasserstein"))
+            rows.append((name, row["sampler"], *counts, *cells))
     return rows
 
 
-def _distance(rows: tuple[dict, ...], key: str) -> str:
+def distance_cell(rows: tuple[dict, ...], key: str) -> str:
     """Of the rows of all seeds."""
     values = [row[key] for row in rows if row[key] is not None]
     return with_error(*over_seeds(values, rows[0][f"{key}_standard_error"])) if values else "–"
-
-
-def transport_rows(groups: list[list[Record]]) -> Rows:
-    """Two rows for each group, on the data space and on the latent."""
-    rows: Rows = [("", "space", "E‖x_T − x_0‖² / d", "optimal / d", "cost / optimal", "samples")]
-    for group in groups:
-        for space in ("data", "latent"):
-            costs = [record.measurements["transport"][space] for record in group]
-            cells = [
-                with_error(*over_seeds([cost[key] for cost in costs], costs[0][f"{key}_standard_error"]))
-                for key in ("cost_per_dimension", "optimal_per_dimension", "ratio")
-            ]
-            rows.append((group[0].group, space, *cells, str(costs[0]["samples"])))
-    return rows
-
-
-def error_rows(groups: list[list[Record]]) -> Rows:
-    """Prior, discretization and estimation error; see :func:`indm.evaluation.sampling_error.sampling_errors`."""
-    rows: Rows = [("", "term", "measured as", "value")]
-    for group in groups:
-        for term, what, values, alone in error_terms([record.measurements["errors"] for record in group]):
-            rows.append((group[0].group, term, what, with_error(*over_seeds(values, alone), digits=4)))
-    return rows
-
-
-def loss_rows(groups: list[list[Record]]) -> Rows:
-    """What few steps lose: one row for each group, sampler and number of steps."""
-    rows: Rows = [("", "sampler", "steps", "evaluations", "RMS, model units", "Fréchet", "sliced Wasserstein")]
-    for group in groups:
-        for same in zip(*(record.measurements["errors"]["discretization"] for record in group), strict=True):
-            row = same[0]
-            numbers = (_distance(same, key) for key in ("rms", "frechet", "sliced_wasserstein"))
-            rows.append((group[0].group, row["sampler"], str(row["steps"]), str(row["nfe"]), *numbers))
-    return rows
-
-
-def error_terms(seeds: list[dict]) -> list[tuple[str, str, list[float], float]]:
-    """Term, what it is, its value for each seed, and the standard error of one (NaN: none)."""
-    first = seeds[0]
-    solvers = [row["sampler"] for row in first["discretization"] if not make_sampler(row["sampler"]).stochastic]
-
-    def values(*keys: str | int) -> list[float]:
-        return [functools.reduce(operator.getitem, keys, cast(Any, seed)) for seed in seeds]
-
-    terms = [
-        ("prior", "KL(law of z_T ‖ π), nats: at most", values("prior", "kl_above"), math.nan),
-        ("prior", "KL(law of z_T ‖ π), nats: at least", values("prior", "kl_below"), math.nan),
-        ("prior", "√(E‖z_0‖²/d) of the latents, model units (of N(0, I): 1)", values("prior", "latent_rms"),
-         first["prior"]["latent_rms_standard_error"]),
-        ("prior", "converged samples from π to those from true z_T of the same noise, RMS, model units",
-         values("prior", "rms"), first["prior"]["rms_standard_error"]),
-    ]  # fmt: skip
-    for i, row in enumerate(first["discretization"]):
-        if row["sampler"] in solvers[:1]:
-            what = f"{row['steps']} steps of {row['sampler']} to converged, RMS, model units"
-            terms.append(("discretization", what, values("discretization", i, "rms"), row["rms_standard_error"]))
-    estimation = first["estimation"]
-    for key, name in (("sliced_wasserstein", "sliced Wasserstein"), ("frechet", "Fréchet")):
-        if estimation["samples"][key] is not None:
-            for part, of in (("samples", "converged samples from true z_T"), ("floor", "training data")):
-                error = estimation[part][f"{key}_standard_error"]
-                terms.append(("estimation", f"{name}, {of} to test data", values("estimation", part, key), error))
-    for part, key, error, what in (
-        ("kl", "nats", "standard_error", "½∫g²E‖s_θ − ∇log p_t‖² dt by the bound, nats"),
-        ("curve", "integral", "integral_standard_error", "the same, measured where the true score is resolved, nats"),
-    ):
-        if part in estimation:
-            terms.append(("estimation", what, values("estimation", part, key), estimation[part][error]))
-    return terms

@@ -12,18 +12,18 @@ from indm.data.base import Data
 from indm.data.registry import load_data, without_download
 from indm.evaluation.budgets import MARGIN, Costs, costs_of
 from indm.evaluation.extractor import Extractor, load_or_train
-from indm.evaluation.flow_plots import save_flow_figure
 from indm.evaluation.methods import ONE_TRAINING, check_distinct
 from indm.evaluation.page import Page
 from indm.evaluation.results import check_same_examples, unconverged
 from indm.evaluation.statistics import FOLDS, LEVEL
 from indm.evaluation.style import colours_of
 from indm.files import atomic, untrusted
+from indm.forward.base import has_one_diffusion
 from indm.report import charts, figures, tables
 from indm.report.conclusion import conclude
 from indm.report.measurements import Setup
 from indm.report.records import Record, by_group, conclusions, differences_of, folders_of, gather
-from indm.runs.folder import model_class, recipe_of
+from indm.runs.folder import model_class, open_model, recipe_of
 from indm.runs.provenance import provenance, same_data, weights_hash
 
 
@@ -147,8 +147,12 @@ def add_runs(
     extractor: Extractor | None,
     colours: Mapping[str, str],
     prefix: str = "",
-) -> None:
-    """All sections on runs of one data set; pictures go to ``out``, their names begin with ``prefix``."""
+) -> "Sections":
+    """All sections on runs of one data set; pictures go to ``out``, their names begin with ``prefix``.
+
+    Returns:
+        The sections, to which more can be added.
+    """
     sections = Sections(page, out, records, data, extractor, colours, prefix)
     page.text(
         f"{'; '.join(data.remarks)}. Numbers are means over a group's seeds ± their standard error. Where a group is "
@@ -156,10 +160,8 @@ def add_runs(
     )
     sections.likelihood()
     sections.samples()
-    sections.errors()
-    if sections.having("flow"):
-        sections.paths()
-        sections.flow()
+    sections.paths()
+    return sections
 
 
 @dataclass(frozen=True)
@@ -265,39 +267,20 @@ class Sections:
             "quality",
             "Distance to the test data over evaluations of the network, both on logarithmic axes: lower is better. "
             "Dashed: training data. Bars are one standard error.",
-            lambda path: figures.quality_figure(self.having("errors"), path, self.colours),
-            charts.quality(self.having("errors"), self.colours),
+            lambda path: figures.quality_figure(self.having("gap"), path, self.colours),
+            charts.quality(self.having("gap"), self.colours),
         )
-
-    def errors(self) -> None:
-        self.page.heading("What few steps lose")
-        self.page.text(
-            "The samples of few steps against those of the converged solver through the same noise: of the probability "
-            "flow from the same z_T, of a stochastic sampler along the same Brownian path. The loss has no noise of "
-            "the data, and is never negative."
-        )
-        self.page.table(tables.loss_rows(self.having("errors")))
-        self.draw(
-            "loss",
-            "Root mean square over entries, in model units, over evaluations of the network, both on logarithmic axes: "
-            "lower is better. Bars are one standard error.",
-            lambda path: figures.loss_figure(self.having("errors"), path, self.colours),
-            charts.loss(self.having("errors"), self.colours),
-        )
-        if self.having("transport"):
-            self.page.heading("Transport along the probability flow")
-            self.page.table(tables.transport_rows(self.having("transport")))
-        self.page.heading("The sampling error by parts")
-        self.page.table(tables.error_rows(self.having("errors")))
 
     def paths(self) -> None:
         """Strips of images, or a model of the plane; of those whose data have one diffusion."""
-        records, is_image = self.first("transport"), len(self.data.shape) == 3
+        first = [group[0] for group in self.having("gap")]
+        records = [record for record in first if has_one_diffusion(open_model(record.folder))]
+        is_image = len(self.data.shape) == 3
         if not records or not (is_image or self.data.shape == (2,)):
             return
         self.page.heading("Paths")
         shown = {record.group for record in records}
-        left_out = [record.group for record in self.first("errors") if record.group not in shown]
+        left_out = [record.group for record in first if record.group not in shown]
         if left_out:
             self.page.text(f"Without {', '.join(left_out)}: a code is drawn there, and the data have no one diffusion.")
         if is_image:
@@ -320,13 +303,3 @@ class Sections:
                     + self.at_c("particles have the c of the data, drift and volatility that of the first example"),
                     functools.partial(figures.plane_figure, record, self.data, particles, colours=self.colours),
                 )
-
-    def flow(self) -> None:
-        self.page.heading("What the flow does")
-        analyses = {record.group: record.measurements["flow"] for record in self.first("flow")}
-        self.draw(
-            "flow",
-            "Singular values of ∂h/∂x; where the displacement h(x) − x lies, as shares of its energy, which overlap; "
-            "how well a linear probe knows the class from x_t; the energy of the displacement by frequency.",
-            lambda path: save_flow_figure(analyses, path, self.colours),
-        )

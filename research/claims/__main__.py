@@ -6,17 +6,14 @@ python -m research.claims --help
 
 import signal
 import sys
-import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-import tyro
 from tyro.conf import arg
 
-import indm
-from indm.cli.common import DONE, INTERRUPTED, MISTAKE, Computes
-from indm.messages import one_line
+from indm.cli.common import DONE, INTERRUPTED, Computes
+from research import command
 from research.claims.plan import Plan
 from research.claims.reproduce import reproduce
 from research.claims.verdicts import summary
@@ -31,6 +28,8 @@ class Claims(Computes):
     lists them before anything is trained. Writes index.html, claims.md and claims.json. It can be killed at any time;
     the same command then continues. On two cores the whole takes hours, --fast a quarter of an hour.
     """
+
+    module: ClassVar[str] = "research.claims"
 
     plan: Annotated[Plan, arg(name="")] = field(default_factory=Plan)
     out: Path = Path("runs/reproduce")
@@ -53,17 +52,7 @@ class Claims(Computes):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; a mistake is one line on standard error."""
-    try:
-        command = tyro.cli(
-            Claims, prog="python -m research.claims", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
-        )
-        with indm.trust(*command.trusted()), command.computing():
-            return command.run()
-    except (ValueError, OSError, RuntimeError) as error:
-        if "--debug" in (sys.argv if arguments is None else arguments):
-            traceback.print_exc()
-        print(f"research.claims: error: {one_line(error)}", file=sys.stderr)
-        return MISTAKE
+    return command.main(Claims, arguments)
 
 
 if __name__ == "__main__":

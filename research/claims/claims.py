@@ -96,7 +96,7 @@ class Claim:
         name: as in the table; claims are listed in the order of their names.
         sentence: what is claimed.
         rows: what decides it, on every data set that has the variants.
-        measurements: names in :data:`indm.report.measurements.MEASUREMENTS`, for every variant and seed.
+        measurements: names in :data:`research.measurements.MEASUREMENTS`, for every variant and seed.
         checks: of INDM and its linear twin on one data set.
         control: checks that are made once.
 
@@ -245,7 +245,7 @@ def part_of_error(name: str) -> Callable[[Evidence], Comparison]:
 def bounds_check(e: Evidence) -> list[Check]:
     """The sum of the parts bounds the whole in every run.
 
-    It is the triangle inequality (see :func:`indm.evaluation.sampling_error.sampling_errors`), so it must hold.
+    It is the triangle inequality (see :func:`research.sampling_error.errors.sampling_errors`), so it must hold.
     """
     parts = [sampling_parts(record, FEW_STEPS) for group in e.pair for record in group]
     slack = [p["prior"] + p["discretization"] + p["estimation"] - p["whole"] for p in parts]

@@ -19,9 +19,9 @@ from indm.evaluation.budgets import MARGIN
 from indm.evaluation.statistics import LEVEL
 from indm.files import atomic, untrusted
 from indm.messages import nearest, reason
-from indm.report.measurements import MEASUREMENTS
 from research.claims.claims import CLAIMS, THESE_EXAMPLES, Claim, family_of
 from research.claims.studies import STUDIES, VARIANTS
+from research.measurements import MEASUREMENTS
 
 PLAN = "plan.json"
 FIRST_SEED = 0  # its runs keep snapshots, and more is shown of them

@@ -44,6 +44,9 @@ from research.claims.verdicts import (
     judge,
     markdown,
 )
+from research.flow_analysis.plots import add_flow
+from research.measurements import MEASUREMENTS
+from research.sampling_error.page import add_errors
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,10 @@ def write_report(out: Path, budget: Budget, progress: bool = True) -> list[Verdi
     for section in tqdm(sections, desc="figures", disable=not progress):
         page.heading(section.data, level=1)
         prefix = f"{section.data}-"
-        add_runs(page, out, section.all_records, section.material, section.extractor, colours_of(VARIANTS), prefix)
+        records, colours = section.all_records, colours_of(VARIANTS)
+        added = add_runs(page, out, records, section.material, section.extractor, colours, prefix)
+        add_errors(added)
+        add_flow(added)
     page.write(out / "index.html")
     weights = {str(r.folder): weights_hash(r.folder) for section in sections for r in section.all_records}
     made_by = provenance(None, weights)  # the seed of a run is the name of its folder
@@ -173,7 +179,7 @@ def gather(out: Path, budget: Budget, data: str) -> Section:
 
     def record(variant: str, seed: int) -> Record:
         folder = run_folder(out, data, variant, seed)
-        setup = Setup(material, extractor, budget.plan.options(data, seed), progress=False)
+        setup = Setup(material, extractor, budget.plan.options(data, seed), False, MEASUREMENTS)
         made = record_of(folder, variant, setup, measurements_of(claims, variant, seed))
         return replace(made, cost=budget.seconds_per_step[data][variant])
 

@@ -27,6 +27,7 @@ from indm.training import checkpoints
 from indm.training.loop import train
 from research.claims.plan import PLAN, Budget, Plan, claims_of, measurements_of, recipe_of, run_folder
 from research.claims.studies import STUDIES
+from research.measurements import MEASUREMENTS
 
 DONE, INTERRUPTED = 0, 130  # exit statuses
 
@@ -56,7 +57,7 @@ def work(out: Path, data: str, variant: str, seed: int) -> int:
             evaluate_run(folder, progress=False)
         material, extractor = material_of(out, data)
         for name in measurements_of(claims_of(budget.plan), variant, seed):
-            measure(folder, name, Setup(material, extractor, budget.plan.options(data, seed), progress=False))
+            measure(folder, name, Setup(material, extractor, budget.plan.options(data, seed), False, MEASUREMENTS))
     return DONE
 
 

@@ -28,7 +28,7 @@ from indm.cli.convert import Convert
 from indm.cli.evaluate import Evaluate
 from indm.cli.main import main
 from indm.cli.recipes import Recipes
-from indm.cli.report import Compare, Inspect, Report
+from indm.cli.report import Compare, Report
 from indm.cli.sample import Fid, Sample
 from indm.cli.tables import help_of, take_tables
 from indm.cli.train import Train, TrainBridge, TrainPair, saved_state
@@ -39,7 +39,6 @@ from indm.config.options import (
     Drawing,
     Evaluation,
     FittingOptions,
-    InspectionOptions,
     ReportOptions,
     ScoringOptions,
     StripOptions,
@@ -500,7 +499,7 @@ def test_help_of_every_command_is_there_and_has_no_empty_default(command, capsys
      ("fid", Drawing, ""), ("sample", Drawing, ""), ("report", ReportOptions, ""),
      ("translate", TranslationOptions, ""), ("fid", ScoringOptions, ""),
      ("strip", StripOptions, ""),
-     ("inspect", InspectionOptions, ""), ("fit-sampler", FittingOptions, ""), ("convert", ConversionOptions, ""),
+     ("fit-sampler", FittingOptions, ""), ("convert", ConversionOptions, ""),
      ("convert", Evaluation, "evaluate.")],
 )  # fmt: skip
 def test_help_has_every_option_with_its_sentence_and_default(command, options, prefix, capsys):
@@ -625,7 +624,7 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("train digits --batch-size 3", "--batch-size is no option of indm train; did you mean '--train.batch_size'?"),
         *((f"{command} --device cuda:99", "device must be auto or one that this machine has (cpu")
           for command in ("train digits", "train-pair digits-3-8", "train-bridge digits-3-8", "evaluate untrained",
-                          "sample untrained", "fid untrained", "translate a b --out c", "inspect untrained",
+                          "sample untrained", "fid untrained", "translate a b --out c",
                           "report untrained")),
         ("train digits --cycle", "--cycle is no option of indm train; translate has it"),
         ("train digits --path x", "is no option of indm train; keys of the recipe are given as --TABLE.KEY, see indm"),
@@ -703,7 +702,6 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("sample untrained", "untrained holds no saved model"),
         ("sample damaged", "the model in damaged cannot be read"),
         ("compare full", "compare needs at least two run folders, got 1"),
-        ("inspect", "inspect needs at least one run folder, got none"),
         ("report", "folders must name at least one run, got none"),
         ("report full", "full is no run folder: there is no recipe.toml in it"),
         ("report nowhere", "nowhere is no run folder"),
@@ -725,7 +723,7 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("convert release.pth --weights last", "weights must be one of 'ema', 'model', 'None', got 'last'"),
         ("report untrained --steps 200", "steps must hold one below 200"),
         ("report untrained --samplers dmp++", "sampler must be one of ode, euler-maruyama"),
-        ("inspect full --out full/precious.txt", "nothing can be written into full/precious.txt: it is no folder"),
+        ("compare full full --out full/precious.txt", "nothing can be written into full/precious.txt: it is no folder"),
         ("compare full full --out full/precious.txt/a", "nothing can be written into full/precious.txt: it is no"),
         ("sample untrained --out full/precious.txt", "untrained holds no saved model"),
         ("reproduce --fast", "reproduce has moved to research/, in a checkout of the repository: python -m resea"),
@@ -787,10 +785,6 @@ def test_mistakes_with_a_run(run, tmp_path, capsys):
     assert "eps must lie in [1e-05, 1.0), got 1e-06" in fails(capsys, "sample", run, "--eps", 1e-6)
     assert "eps must lie in [1e-05, 1.0), got 1e-06" in fails(capsys, "evaluate", run, "--eps", 1e-6, "--overwrite")
     assert "is no run folder: there is no recipe.toml in it" in fails(capsys, "compare", tmp_path, run)
-    for count in ("0", "-3"):
-        assert "examples must be at least 2, got" in fails(
-            capsys, "inspect", run, "--examples", count, "--out", tmp_path
-        )
     file = run / "recipe.toml"
     assert f"nothing can be written into {file}: it is no folder" in fails(capsys, "sample", run, "--out", file)
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
@@ -816,28 +810,6 @@ def test_unreadable_images_are_skipped_with_one_warning(tmp_path, monkeypatch, c
         assert main(["train", "folder", *small]) == 0
     said = fails(capsys, "train", "folder", *small, "--data.strict", "true")
     assert "strict: 1 of 31 files cannot be read as images; the first is bad.png: " in said
-
-
-def test_inspect_writes_what_the_flow_does(run, tmp_path, capsys):
-    assert main(["inspect", str(run), "--examples", "300", "--out", str(tmp_path), "--quiet"]) == 0
-    found = json.loads((tmp_path / "flow.json").read_text())["runs"][str(run)]
-    assert len(found["singular_values"]) == 16 and len(found["singular_values"][0]) == 64
-    accuracies = [point["accuracy"] for point in found["probe"]]
-    assert accuracies[0] > 0.8 and accuracies[-1] < 0.25
-    assert Image.open(tmp_path / "flow.png").size[0] > 1000
-    assert "position" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("process", ["coded", "learned-mean", "affine"])
-def test_inspect_looks_at_x_t_of_any_process(process, tmp_path):
-    """Classes are seen at ε, and not in x_T."""
-    out = tmp_path / "run"
-    assert main(["train", "digits", *SMALL, "--forward", process, "--quiet", "--out", str(out)]) == 0
-    assert main(["inspect", str(out), "--examples", "300", "--out", str(tmp_path), "--quiet"]) == 0
-    accuracies = [
-        point["accuracy"] for point in json.loads((tmp_path / "flow.json").read_text())["runs"][str(out)]["probe"]
-    ]
-    assert accuracies[0] > 0.8 and accuracies[-1] < 0.25
 
 
 # ── Exit statuses, --debug, Ctrl-C, and what is written over
@@ -880,10 +852,10 @@ def test_every_failure_is_one_line_and_a_status(error, status, said, monkeypatch
         raise error
 
     for kind in (Train, Evaluate, Sample, TrainPair, TrainBridge, Translate, Compare,
-                 Inspect, Report, Recipes, Fid, Convert):  # fmt: skip
+                 Report, Recipes, Fid, Convert):  # fmt: skip
         monkeypatch.setattr(kind, "run", fail)
     for command in ("train digits", "evaluate r", "sample r", "train-pair a b", "train-bridge a b",
-                    "translate r a --out o", "compare r r", "inspect r", "report r",
+                    "translate r a --out o", "compare r r", "report r",
                     "recipes", "fid r", "convert c"):  # fmt: skip
         assert main(command.split()) == status
         shown = capsys.readouterr().err
@@ -903,7 +875,6 @@ def test_nothing_is_written_over_unless_told_to(run, tmp_path, capsys):
         ["evaluate", str(run), *few],
         ["sample", str(run), *draw, "--seed=7", "--out", str(out)],
         ["compare", str(run), str(again), "--out", str(out)],
-        ["inspect", str(run), "--examples", "40", "--quiet", "--out", str(out)],
     )
     for command in commands[1:]:
         assert main(command) == 0

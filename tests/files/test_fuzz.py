@@ -349,7 +349,6 @@ COMMANDS = [
     "fid",
     "convert",
     "compare",
-    "inspect",
     "report",
     "translate",
     "recipes",

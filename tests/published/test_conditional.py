@@ -14,7 +14,6 @@ from indm.cli.main import main
 from indm.config import recipes
 from indm.data.registry import load_data
 from indm.evaluation.sample_quality import solve
-from indm.evaluation.transport import transport
 from indm.flows import (
     ActNorm,
     Compose,
@@ -29,7 +28,6 @@ from indm.nets import Zero
 from indm.objective import Objective, mle_loss
 from indm.published import ConditionalResidualFlow
 from indm.published.conditional import CodePrior
-from indm.report import measurements
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
 from indm.training.checks import check_parts
@@ -359,13 +357,6 @@ def test_train_evaluate_and_sample_from_the_command_line(run, capsys):
         with np.load(run / out / "samples.npz") as arrays:
             drawn.append(arrays["samples"])
     assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
-    capsys.readouterr()
-    assert main(["inspect", str(run), "--quiet"]) == 2
-    assert "draws a code in every call" in capsys.readouterr().err
-
-
-def test_a_report_leaves_out_what_needs_one_map(run):
-    assert measurements.measurements_of(run) == ["quality", "errors", "gap"]
 
 
 def test_resumed_training_goes_on_exactly(run, tmp_path):
@@ -400,7 +391,6 @@ def test_what_needs_one_map_says_so():
         lambda: indm.forward_path(model, x, times),
         lambda: indm.generative_path(model, x, times.flip(0)),
         lambda: indm.probability_flow_path(model, x, times),
-        lambda: transport(model, x.repeat(10, 1, 1, 1)),
         lambda: indm.translate(model, model, x),
         lambda: Compose([Squeeze(), flow]),
         lambda: indm.NonlinearDiffusion(INDM(Frozen(flow), model.score, shape=flow.shape)),

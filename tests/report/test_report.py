@@ -1,7 +1,6 @@
 """The report: the page, its pictures, what is known of runs and kept, and all of it on tiny runs."""
 
 import csv
-import functools
 import io
 import json
 import math
@@ -17,7 +16,7 @@ import torch
 from browsers import NARROW, WIDE, keep, overflow
 from flow_tools import perturb
 from matplotlib.figure import Figure
-from pages import Reader, assert_alone
+from pages import Reader, assert_alone, tables_of
 from PIL import Image
 from solvers import solve_roughly
 from torch.distributions import MultivariateNormal
@@ -29,14 +28,13 @@ from indm.data.base import stack
 from indm.data.densities import Density
 from indm.data.registry import load_data
 from indm.dequantization import in_words
-from indm.evaluation import flow_plots, plots, sample_quality, sampling_error, sheets, style
+from indm.evaluation import plots, sample_quality, sheets, style
 from indm.evaluation import plots as pictures
 from indm.evaluation.budgets import costs_of
 from indm.evaluation.extractor import Extractor, train_extractor
 from indm.evaluation.page import Page
 from indm.evaluation.results import read_evaluation
 from indm.evaluation.runs import evaluate_run
-from indm.evaluation.sampling_error import estimation_curve
 from indm.flows import Identity
 from indm.model import build_model
 from indm.report import charts, conclusion, figures, measurements, records, tables, writer
@@ -272,14 +270,9 @@ def test_a_logarithmic_axis_has_two_labels_or_more(reach):
 
 
 def test_an_empty_panel_says_why():
-    figure = Figure()
-    curves, values = figure.subplots(1, 2)
+    curves = Figure().subplots()
     plots.learning_curves(curves, {"a": [[]]}, "step", "nats", {"a": "red"})
-    flow_plots._singular_values(values, {"a": {"action": {}}}, {"a": "red"})
-    assert [axes.texts[0].get_text().replace("\n", " ") for axes in figure.axes] == [
-        "no validation was logged in training",
-        "not computed: examples of more than 1024 entries",
-    ]
+    assert curves.texts[0].get_text().replace("\n", " ") == "no validation was logged in training"
     some = {"a": [[{"step": 1, "valid_nelbo": 2.0}]], "b": [[]]}
     axes = Figure().subplots()
     plots.learning_curves(axes, some, "step", "nats", style.colours_of(some))
@@ -425,12 +418,11 @@ def test_quality_and_gap_figures_show_means_over_seeds(monkeypatch, tmp_path):
 def test_charts_have_the_numbers_of_the_figures(tmp_path):
     rows = [
         {"sampler": sampler, "steps": steps, "nfe": steps, "frechet": None, "sliced_wasserstein": value,
-         "sliced_wasserstein_standard_error": error, "rms": 2 * value, "rms_standard_error": error}
+         "sliced_wasserstein_standard_error": error}
         for sampler, steps, value, error in (("data", 0, 0.1, math.nan), ("ode", 5, 0.5, 0.2), ("pc", 5, 0.7, math.nan),
                                              ("pc", 9, 0.4, 0.1))
     ]  # fmt: skip
-    measured = {"quality": rows, "errors": {"discretization": rows[1:]}}
-    one = record(tmp_path, "a", gap=[{"step": 4, "gap": -0.5, "standard_error": 0.1}], **measured)
+    one = record(tmp_path, "a", gap=[{"step": 4, "gap": -0.5, "standard_error": 0.1}], quality=rows)
     (tmp_path / "metrics.jsonl").write_text(
         "".join(
             json.dumps({"step": s, "seconds": s / 2, "valid_nelbo": v}) + "\n" for s, v in ((3, 1.5), (6, math.nan))
@@ -450,8 +442,6 @@ def test_charts_have_the_numbers_of_the_figures(tmp_path):
     assert (ode["name"], pc["name"]) == ("sliced Wasserstein distance, ode", "sliced Wasserstein distance, pc")
     floor = (None, [[5, 0.1, 0.0], [9, 0.1, 0.0]], True)
     assert lines(pc) == {"a": ("#123456", [[5, 0.7, 0.0], [9, 0.4, 0.1]], False), "training data": floor} and pc["log"]
-    ode, pc = charts.loss([[one]], colours)
-    assert lines(ode)["a"][1] == [[5, 1.0, 0.2]] and pc["name"] == "pc" and pc["lines"][0]["points"][1] == [9, 0.8, 0.1]
 
 
 def test_sliders_show_each_column_of_the_strips():
@@ -494,18 +484,11 @@ def test_curves_show_every_validation_and_name_a_group_once(monkeypatch, tmp_pat
 # ── The conclusion ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def concluded(group, nelbo, losses=(), seed=0):
-    """A record with a NELBO in nats, and what its samplers lose in 5 and in 10 steps."""
+def concluded(group, nelbo, seed=0):
+    """A record with a NELBO in nats."""
     values = {"nats": nelbo, "nats_standard_error": 0.02}
     evaluation = {"unit": "nats", "entropy_nats": None, "nelbo": {"with_reconstruction": values}}
-    rows = [
-        {"sampler": name, "steps": steps, "nfe": steps + 1, "rms": rms / steps, "rms_standard_error": 0.001}
-        for name, rms in losses
-        for steps in (5, 10)
-    ]
-    return Record(
-        Path(group, str(seed)), group, {}, evaluation, 0, {"errors": {"discretization": rows}} if rows else {}
-    )
+    return Record(Path(group, str(seed)), group, {}, evaluation, 0, {})
 
 
 def judged_as(difference, verdict, p_holm=None, seeds=1):
@@ -539,19 +522,6 @@ def test_a_conclusion_says_what_is_best_by_how_much_and_with_what_verdict():
     diverged = concluded("first", math.nan)  # in a seed that has no partner
     assert "linear has 2.000 ± 0.020; the two" in conclusion.best_model([diverged, indm, linear], better)
     assert conclusion.best_model([concluded("indm", math.nan)], {}) == "No model has a finite NELBO."
-
-
-def test_a_conclusion_names_the_sampler_that_loses_least_in_few_steps():
-    indm, linear = (concluded(name, 1.0, losses) for name, losses in (
-        ("indm", (("unipc", 0.5), ("heun", 1.0), ("pc", 2.0))), ("linear", (("unipc", 0.75), ("heun", 0.9)))
-    ))  # fmt: skip
-    assert conclusion.best_sampler([linear, indm, concluded("own", 1.0)]) == (
-        "In 5 steps (6 evaluations of the network) unipc with indm loses least: 0.100 ± 0.001 from the converged "
-        "samples, root mean square in model units; heun loses 0.200 ± 0.001 with the same model, and linear "
-        "0.150 ± 0.001 with the same sampler. These differences are not tested."
-    )
-    assert conclusion.best_sampler([concluded("own", 1.0)]) == ""
-    assert conclusion.conclude([concluded("own", 1.0)], {}) == [conclusion.best_model([concluded("own", 1.0)], {})]
 
 
 # ── Records ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -661,21 +631,27 @@ def test_a_measurement_of_the_first_version_is_read(tmp_path, monkeypatch):
 
 
 def test_a_measurement_of_an_earlier_version_is_made_again(tmp_path, monkeypatch):
-    """What was stored before there were versions is of the first: errors without a sampler are not read."""
+    """What was stored before there were versions is of the first."""
     run = written(tmp_path / "run", PLANE)
     setup = Setup(load_data(**PLANE["data"]), None, ReportOptions(), progress=False)
-    old = {"prior": {"rms": 0.1}, "discretization": [{"steps": 5, "rms": 0.2}]}
-    new = {"prior": {"rms": 0.1, "latent_rms": 1.0}, "discretization": [{"sampler": "unipc", "steps": 5, "rms": 0.2}]}
+    old, new = [{"steps": 5, "rms": 0.2}], [{"sampler": "unipc", "steps": 5, "rms": 0.2}]
     (run / "measurements").mkdir()
-    for name in ("errors", "gap", "transport"):
+    for name in ("gap", "quality"):
         kept = {"options": setup.dependencies(run), "result": old}
         (run / "measurements" / f"{name}.json").write_text(json.dumps(kept))
         made = replace(measurements.MEASUREMENTS[name], make=lambda run, setup: new)
         monkeypatch.setitem(measurements.MEASUREMENTS, name, made)
-    assert [measure(run, name, setup) for name in ("errors", "gap", "transport")] == [new, new, old]
-    assert json.loads((run / "measurements" / "errors.json").read_text())["options"]["version"] == 2
-    monkeypatch.setitem(measurements.MEASUREMENTS, "errors", replace(made, make=lambda run, setup: {}, version=2))
-    assert measure(run, "errors", setup) == new  # as stored
+    assert [measure(run, name, setup) for name in ("gap", "quality")] == [new, old]
+    assert json.loads((run / "measurements" / "gap.json").read_text())["options"]["version"] == 2
+    monkeypatch.setitem(measurements.MEASUREMENTS, "gap", replace(made, make=lambda run, setup: {}, version=2))
+    assert measure(run, "gap", setup) == new  # as stored
+
+
+def test_who_measures_more_gives_a_table_with_more(tmp_path):
+    run = written(tmp_path / "run", PLANE)
+    table = measurements.MEASUREMENTS | {"own": Measurement(lambda run, setup: setup.options.seed, lambda model: True)}
+    setup = Setup(load_data(**PLANE["data"]), None, ReportOptions(seed=3), False, table)
+    assert measure(run, "own", setup) == 3 == json.loads((run / "measurements" / "own.json").read_text())["result"]
 
 
 def test_snapshots_are_the_averaged_model_of_their_step_and_show_its_gap(tmp_path):
@@ -712,13 +688,6 @@ def test_the_end_is_shown_where_it_is_no_multiple_of_the_snapshots(tmp_path):
     assert all(row["gap"] == pytest.approx(row["nelbo"] - row["nll"]) for row in rows)  # nats: 1 is the unit
     reported, _ = indm.evaluate(indm.INDM.load(tmp_path / "run"), stack(data.test, 40), times=16, progress=False)
     assert rows[-1]["nll"] == pytest.approx(reported["nll"]["with_reconstruction"]["nats"])
-
-
-def test_the_transport_is_measured_of_a_model_with_learned_noise_of_grey_levels(tmp_path, monkeypatch):
-    solve_roughly(monkeypatch)
-    train(DIGITS | {"dequantization": {"name": "variational"}}, tmp_path / "run", progress=False)
-    setup = Setup(load_data(name="digits"), None, ReportOptions(examples=20), progress=False)
-    assert measure(tmp_path / "run", "transport", setup)["data"]["cost"] > 0
 
 
 def test_the_end_of_a_run_is_known_or_that_is_said(tmp_path):
@@ -805,9 +774,9 @@ def test_a_run_that_was_trained_on_is_evaluated_and_measured_anew(tmp_path, monk
 
     def known():
         setup = Setup(data, None, ReportOptions(examples=20, steps=(2,)), progress=False)
-        f = records.record_of(run, "a", setup, ["transport"])
+        f = records.record_of(run, "a", setup, ["quality"])
         nats = f.evaluation["nelbo"]["with_reconstruction"]["nats"]
-        return nats, f.measurements["transport"]["data"]["cost"], f.curve[-1]["step"]
+        return nats, f.measurements["quality"][1]["sliced_wasserstein"], f.curve[-1]["step"]
 
     train(PLANE, run, progress=False)
     first = known()
@@ -853,7 +822,6 @@ def digits(tmp_path_factory):
         patch.setattr(costs, "seconds_in_turns", seconds_in_turns)
         patch.setattr("indm.config.options.MANY_STEPS", MANY)
         patch.setattr(style, "DPI", 80)
-        patch.setattr(sampling_error, "CONVERGED_STEPS", 40)
         solve_roughly(patch)
         patch.setitem(measurements.MEASUREMENTS, "gap", replace(made, make=stopped))
         with pytest.raises(Stopped):
@@ -865,21 +833,6 @@ def digits(tmp_path_factory):
     return base, folders, kept
 
 
-def tables_of(text):
-    """The tables of a page as rows of cells."""
-    found, cell = [], None
-    for part in text.split("<"):
-        tag, _, content = part.partition(">")
-        if tag == "table":
-            found.append([])
-        elif tag == "tr":
-            found[-1].append([])
-        elif tag.split(" ")[0] in ("td", "th"):
-            cell = Reader(f"<p>{content}</p>").text("p")
-            found[-1][-1].append("".join(cell))
-    return found
-
-
 def test_report_is_one_page_with_every_picture(digits):
     base, _, _ = digits
     text = (base / "out" / "index.html").read_text("utf-8")
@@ -889,12 +842,10 @@ def test_report_is_one_page_with_every_picture(digits):
         "gap",
         "samples",
         "quality",
-        "loss",
         "paths",
         "flow-paths",
         "fading-paths",
         "interpolation",
-        "flow",
     ]
     assert sorted(p.name for p in (base / "out").glob("*.png")) == sorted(f"{name}.png" for name in names)
     assert reader.images("zoomable") == [(base / "out" / f"{name}.png").read_bytes() for name in names]
@@ -908,10 +859,9 @@ def test_report_is_one_page_with_every_picture(digits):
         image.load()
         assert image.format == "PNG" and min(image.size) > 300 and len(set(image.convert("L").tobytes())) > 10
     assert NASTY in reader.text("td") and "b" not in {tag for tag, _ in reader.elements}
-    first, second, *_ = reader.text("p")
+    first, *_ = reader.text("p")
     assert " has the lowest NELBO on the test data, " in first
     assert first.endswith(("several seeds of each.", "no verdict, since their budgets are not known to be equal."))
-    assert second.startswith("In 2 steps (3 evaluations of the network) ")
     assert "Samples" in reader.text("a") and "How they were computed" in reader.text("h3")
     assert "Hutchinson, 1 Rademacher probe(s)" in reader.text("td")
     accuracy = json.loads((base / "out" / "extractor.json").read_text())["provenance"]["test_accuracy"]
@@ -950,24 +900,25 @@ def test_a_browser_reads_and_hides_the_lines_of_a_report(digits, in_browser):
     """Values are those of report.json."""
     base, folders, _ = digits
     charts_of = in_browser.locator("figure.chart")
-    units = ["validation NELBO", "NELBO − NLL", "to test data", "loss, RMS"]
-    assert charts_of.count() == 4 and all(
+    units = ["validation NELBO", "NELBO − NLL", "to test data"]
+    assert charts_of.count() == 3 and all(
         unit in charts_of.nth(i).locator(".unit").text_content() for i, unit in enumerate(units)
     )
     measured = json.loads((base / "out" / "report.json").read_text())["runs"][str(folders[2])]
-    chart = charts_of.nth(3)
+    chart = charts_of.nth(2)
     svg, tip = chart.locator("svg"), chart.locator(".tip")
     for sampler in ("euler-maruyama", "unipc"):
-        chart.get_by_label("View").select_option(sampler)
-        own = [row for row in measured["errors"]["discretization"] if row["sampler"] == sampler]
-        assert len(own) == 2 and svg.locator("circle").count() == 4
+        chart.get_by_label("View").select_option(f"sliced Wasserstein distance, {sampler}")
+        own = [row for row in measured["quality"] if row["sampler"] == sampler]
+        assert len(own) in (2, 3) and svg.locator("circle").count() == 2 * len(own)
         chart.get_by_label("indm", exact=True).uncheck()
-        assert svg.locator("circle").count() == 2
+        assert svg.locator("circle").count() == len(own)
         svg.focus()
         for row in own:
             svg.press("ArrowRight")
             name, value, nfe = re.fullmatch(r"(.*): (\S+)(?: ± \S+)? at (\S+)", tip.text_content()).groups()
-            assert name == NASTY and int(nfe) == row["nfe"] and float(value) == pytest.approx(row["rms"], rel=1e-3)
+            assert name == NASTY and int(nfe) == row["nfe"]
+            assert float(value) == pytest.approx(row["sliced_wasserstein"], rel=1e-3)
         chart.get_by_label("indm", exact=True).check()
     gap = measured["gap"][-1]
     svg, tip = (charts_of.nth(1).locator(name) for name in ("svg", ".tip"))
@@ -1038,7 +989,7 @@ def test_report_json_holds_what_was_measured(digits):
     assert stored["provenance"]["weights_sha256"] == weights and stored["provenance"]["seed"] == 0
     for folder in folders:
         found = stored["runs"][str(folder)]
-        names = {"quality"} if folder.name == "own" else {"quality", "transport", "errors", "gap", "flow"}
+        names = {"quality"} if folder.name == "own" else {"quality", "gap"}
         assert found.keys() == names | {"group", "evaluation"}
         for name in names:
             assert found[name] == json.loads((folder / "measurements" / f"{name}.json").read_text())["result"]
@@ -1067,9 +1018,7 @@ def test_report_says_what_was_spent_and_what_is_not_comparable(digits):
 def test_report_tables_are_means_over_seeds(digits):
     base, folders, _ = digits
     stored = list(json.loads((base / "out" / "report.json").read_text())["runs"].values())
-    differences, likelihood, how, quality, loss, transport, error = tables_of(
-        (base / "out" / "index.html").read_text("utf-8")
-    )
+    differences, likelihood, how, quality = tables_of((base / "out" / "index.html").read_text("utf-8"))
 
     assert how[0][-2:] == ["estimator noise", "K"] and how[1][1].startswith("uniform")
     nelbos = []
@@ -1100,13 +1049,6 @@ def test_report_tables_are_means_over_seeds(digits):
     assert differences[1][2] == f"{each.mean():.4f} ± {each.std(ddof=1) / math.sqrt(60):.4f}"
     assert [row[:2] for row in differences[2:]] == [[NASTY, "NLL (ODE)"], ["own", "NELBO"]]
 
-    rows = [found["errors"]["discretization"] for found in stored[:2]]
-    assert [row[1:4] for row in loss[1:5]] == [["unipc", "2", "3"], ["unipc", "3", "4"], ["euler-maruyama", "2", "3"],
-                                               ["euler-maruyama", "3", "4"]]  # fmt: skip
-    for i, key in ((4, "rms"), (5, "frechet"), (6, "sliced_wasserstein")):
-        a, b = (found[2][key] for found in rows)
-        assert loss[3][i] == f"{(a + b) / 2:.3f} ± {abs(a - b) / 2:.3f}" and min(a, b) >= 0
-
     assert [row[1:3] for row in quality[1:7]] == [["data", ""], ["unipc", "2"], ["unipc", "3"], ["euler-maruyama", "2"],
                                                   ["euler-maruyama", "3"], ["data", ""]]  # fmt: skip
     assert [row[0] for row in quality if row[0] == "training data"] == ["training data"] * 2
@@ -1118,33 +1060,10 @@ def test_report_tables_are_means_over_seeds(digits):
         assert cell == f"{(a + b) / 2:.3f} ± {abs(a - b) / 2:.3f}"
     assert quality[-1][0] == "own" and quality[-1][6].startswith(f"{stored[3]['quality'][0]['sliced_wasserstein']:.3f}")
 
-    ratios = [found["transport"]["data"]["ratio"] for found in stored[:2]]
-    assert transport[1][4].startswith(f"{np.mean(ratios):.3f} ± ") and all(ratio >= 1 for ratio in ratios)
-    assert transport[3][0] == transport[4][0] == NASTY and transport[3][2:] == transport[4][2:]  # no flow: one space
-    rms = [found["errors"]["discretization"][0]["rms"] for found in stored[:2]]
-    (row,) = [row for row in error if row[0] == "indm" and row[2].startswith("2 steps of unipc")]
-    assert row[1] == "discretization" and row[3].startswith(f"{np.mean(rms):.4f} ± ")
-
-
-def test_the_whole_sampling_error_is_within_its_parts(digits):
-    """The triangle inequality of the sliced Wasserstein distance, up to what 200 directions and rounding leave."""
-    base, folders, _ = digits
-    stored = json.loads((base / "out" / "report.json").read_text())["runs"]
-    for folder in folders[:3]:
-        found = stored[str(folder)]
-        for steps in (2, 3):
-            errors, of = found["errors"], ("unipc", steps)
-            whole, loss = (
-                next(row for row in rows if (row["sampler"], row["steps"]) == of)
-                for rows in (found["quality"], errors["discretization"])
-            )
-            parts = errors["prior"]["rms"], loss["rms"], errors["estimation"]["samples"]["sliced_wasserstein"]
-            assert min(parts) > 0 and whole["sliced_wasserstein"] <= 1.1 * sum(parts) + 0.02
-
 
 def test_a_report_goes_on_where_it_was_stopped_and_repeats_itself(digits, monkeypatch):
     base, folders, kept = digits
-    assert kept and len(kept) == 5 + 3 and all(p.stat().st_mtime_ns == time for p, time in kept.items())
+    assert kept and len(kept) == 2 + 1 and all(p.stat().st_mtime_ns == time for p, time in kept.items())
     before = {p: p.stat().st_mtime_ns for folder in folders for p in folder.rglob("*") if p.is_file()}
     numbers, drawn = (base / "out" / "report.json").read_bytes(), []
 
@@ -1216,7 +1135,6 @@ def test_report_refuses_what_it_cannot_compare(digits, tmp_path):
 def test_report_of_classes_has_likelihoods_and_samples_by_class(tmp_path, monkeypatch):
     """With a flow that sees the class; every measurement is made."""
     monkeypatch.setattr(style, "DPI", 40)
-    monkeypatch.setattr(sampling_error, "CONVERGED_STEPS", 40)
     solve_roughly(monkeypatch)
     run = tmp_path / "of-classes"
     train(DIGITS | {"condition": {"name": "classes", "flow": True}}, run, progress=False)
@@ -1267,8 +1185,6 @@ def captured_sheets(monkeypatch):
 @pytest.mark.long
 @pytest.mark.parametrize("names", [("coded",), ("affine", "coded", "learned-mean")])
 def test_report_of_forward_processes_leaves_out_what_they_have_not(tmp_path, monkeypatch, names):
-    monkeypatch.setattr(sampling_error, "CONVERGED_STEPS", 40)
-    monkeypatch.setattr(sampling_error, "POINTS", 100)
     monkeypatch.setattr(figures, "PARTICLES", 200)
     monkeypatch.setattr(style, "DPI", 40)
     folders = [tmp_path / name for name in names]
@@ -1288,10 +1204,6 @@ def test_report_of_forward_processes_leaves_out_what_they_have_not(tmp_path, mon
 
 @pytest.mark.long
 def test_report_of_the_plane_shows_density_drift_and_volatility(tmp_path, monkeypatch):
-    quick = functools.partial(estimation_curve, samples=50, times=3, step=0.05)
-    monkeypatch.setattr(sampling_error, "estimation_curve", quick)
-    monkeypatch.setattr(sampling_error, "POINTS", 100)
-    monkeypatch.setattr(sampling_error, "CONVERGED_STEPS", 40)
     monkeypatch.setattr(figures, "PARTICLES", 200)
     monkeypatch.setattr(style, "DPI", 40)
     folders = [tmp_path / "a" / "run", tmp_path / "b" / "run"]  # of one name, which is no path of a picture
@@ -1305,9 +1217,9 @@ def test_report_of_the_plane_shows_density_drift_and_volatility(tmp_path, monkey
 
     text = page.read_text("utf-8")
     reader = assert_alone(text)
-    assert len(reader.images("zoomable")) == 6 + 2 == len(list((tmp_path / "out").glob("*.png")))
+    assert len(reader.images("zoomable")) == 4 + 2 == len(list((tmp_path / "out").glob("*.png")))
     assert [a["id"] for tag, a in reader.elements if tag == "input"] == ["along-plane-0", "along-plane-1"]
-    assert len(set(reader.images())) == len(reader.images()) == 6 + 2 + 2 * figures.FRAMES  # each frame is another
+    assert len(set(reader.images())) == len(reader.images()) == 4 + 2 + 2 * figures.FRAMES  # each frame is another
     linear = next(figure for name, figure in kept if name.startswith("plane-") and name.endswith("b-run.png"))
     panels = np.array(linear.axes).reshape(4, 5)
     assert len(panels[0, 0].images) == 1 and len(panels[0, 0].lines[0].get_xdata()) == figures.PARTICLES
@@ -1323,15 +1235,6 @@ def test_report_of_the_plane_shows_density_drift_and_volatility(tmp_path, monkey
     x = model.scaling.to_model(stack(load_data(**PLANE["data"]).test, figures.PARTICLES))
     assert np.allclose(panels[0, 0].lines[0].get_xydata(), x, atol=0.05)
 
-    _, likelihood, _, _, _, _, error = tables_of(text)
+    _, likelihood, *_ = tables_of(text)
     entropy = indm.data.densities.DENSITIES["eight-gaussians"].entropy()
     assert likelihood[-1][0] == "entropy of the data" and likelihood[-1][6] == f"{entropy:.3f}"
-    estimation = json.loads((tmp_path / "out" / "report.json").read_text())["runs"][str(folders[1])]["errors"][
-        "estimation"
-    ]
-    cells = {row[2]: row[3] for row in error if row[0] == str(folders[1])}
-    curve = estimation["curve"]
-    width = (curve["range"][1] - curve["range"][0]) / len(curve["curve"])
-    summed = width * sum(point["integrand"] for point in curve["curve"])
-    assert cells["the same, measured where the true score is resolved, nats"].startswith(f"{summed:.4f} ± ")
-    assert cells["½∫g²E‖s_θ − ∇log p_t‖² dt by the bound, nats"].startswith(f"{estimation['kl']['nats']:.4f} ± ")

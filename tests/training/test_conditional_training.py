@@ -16,8 +16,6 @@ from torch.utils.data import TensorDataset
 import indm
 from indm.cli.main import main
 from indm.config import recipes
-from indm.data.registry import load_data
-from indm.evaluation.flow_analysis import analyse
 from indm.runs.samples import read_samples
 from indm.training.loop import train
 
@@ -188,15 +186,6 @@ def test_a_sampler_is_fitted_at_one_guidance_and_taken_at_it(run, tmp_path, caps
     )
     code, said = runs(*sampling, "--guidance", "1.5")
     assert code == 2 and f"of 2 steps at guidance 1.5; there is one of 2, 2 at guidance 2: {makes_it} --guid" in said
-
-
-def test_what_a_flow_does_is_that_at_the_conditions(run, tmp_path, capsys):
-    """Where it does not see c, it is what it is without a condition."""
-    assert main(["inspect", str(run), "--examples", "20", "--out", str(tmp_path), "--quiet"]) == 0
-    (found,) = json.loads((tmp_path / "flow.json").read_text())["runs"].values()
-    model, data = indm.INDM.load(run), load_data("digits")
-    model.condition = None
-    assert found == analyse(model, data, examples=20, progress=False)
 
 
 def test_translation_without_conditions_is_by_p_of_x(run, tmp_path):

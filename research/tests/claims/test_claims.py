@@ -11,13 +11,13 @@ import torch
 from scipy.stats import ttest_rel
 
 from indm.data.densities import EightGaussians, log_gaussian_mixture
-from indm.report.measurements import MEASUREMENTS
 from indm.report.records import Record
 from indm.sde.linear import VESDE, VPSDE
 from research.claims import claims, control
 from research.claims.claims import CLAIMS, Claim, Evidence, Row, family_of, steps_to_goal
 from research.claims.studies import STUDIES, VARIANTS
 from research.claims.verdicts import HEADER, Judged, as_json, cells, judge, paired, summary
+from research.measurements import MEASUREMENTS
 
 INDM, LINEAR = [2.13, 2.31, 2.05, 2.4], [2.5, 2.44, 2.61, 2.48]
 

@@ -18,12 +18,11 @@ from processes import exit_code, fork
 import indm
 from indm.config import recipes
 from indm.data.registry import load_data
-from indm.evaluation import sampling_error, style
-from indm.evaluation.sampling_error import estimation_curve
+from indm.evaluation import style
 from indm.evaluation.statistics import holm
 from indm.flows import Identity
 from indm.model import build_model, count_parameters
-from indm.report import figures, measurements
+from indm.report import figures
 from indm.report.records import Record
 from indm.runs import folder as folder_module
 from indm.runs.folder import read_metrics
@@ -33,11 +32,14 @@ from indm.training import costs as measured_costs
 from indm.training import loop
 from indm.training.loop import summarise, train
 from indm.training.trainer import Trainer
+from research import measurements
 from research.claims import claims, costs, plan, reproduce, studies, units, vae
 from research.claims.plan import Budget, Plan, family_of_plan, measurements_of, recipe_of, run_folder
 from research.claims.studies import STUDIES, VARIANTS, Study
 from research.claims.units import work
 from research.claims.verdicts import Check, paired, summary
+from research.sampling_error import errors
+from research.sampling_error.errors import estimation_curve
 
 TINY = {
     "data": {"name": "eight-gaussians", "samples": 2000},
@@ -75,9 +77,9 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "FAST_STEPS", (5, 10))
     monkeypatch.setattr(costs, "seconds_per_step", lambda *_, **__: TAKEN)
     quick = functools.partial(estimation_curve, samples=50, times=3, step=0.05)
-    monkeypatch.setattr(sampling_error, "estimation_curve", quick)
-    monkeypatch.setattr(sampling_error, "POINTS", 100)
-    monkeypatch.setattr(sampling_error, "CONVERGED_STEPS", 40)
+    monkeypatch.setattr(errors, "estimation_curve", quick)
+    monkeypatch.setattr(errors, "POINTS", 100)
+    monkeypatch.setattr(errors, "CONVERGED_STEPS", 40)
     return make
 
 

@@ -7,8 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from indm.evaluation import plots
-from indm.evaluation.flow_analysis import LARGEST
 from indm.evaluation.style import DATA_COLOUR, colours_of, say_empty, styled
+from indm.flows.check import LARGEST
+from indm.report.writer import Sections
 
 MOVES = 1e-6  # size of the displacement from which a flow does anything
 DATA = "the data themselves"
@@ -21,7 +22,7 @@ def save_flow_figure(analyses: Analyses, path: Path, colours: Colours | None = N
     """Singular values, the action by share and by frequency, and the accuracy of the class, as a PNG.
 
     Args:
-        analyses: what :func:`indm.evaluation.flow_analysis.analyse` returned, by the name of the model.
+        analyses: what :func:`research.flow_analysis.analysis.analyse` returned, by the name of the model.
         path: of the PNG.
         colours: of the models; by their order by default.
     """
@@ -94,3 +95,17 @@ def _spectra(axes: Axes, analyses: Analyses, colours: Colours) -> None:
         axes.plot(lines["frequency"], energy, ":", color=DATA_COLOUR, label=None if i else DATA)
     axes.set(xlabel="frequency, cycles a pixel", yscale="log", ylabel="energy, model units²")
     axes.set_title(f"energy of h(x) − x by frequency, a line for each channel{_left_out(analyses)}")
+
+
+def add_flow(sections: Sections) -> None:
+    """What the flow does, of the runs of a page that have it measured."""
+    if not sections.having("flow"):
+        return
+    sections.page.heading("What the flow does")
+    analyses = {record.group: record.measurements["flow"] for record in sections.first("flow")}
+    sections.draw(
+        "flow",
+        "Singular values of ∂h/∂x; where the displacement h(x) − x lies, as shares of its energy, which overlap; "
+        "how well a linear probe knows the class from x_t; the energy of the displacement by frequency.",
+        lambda path: save_flow_figure(analyses, path, sections.colours),
+    )

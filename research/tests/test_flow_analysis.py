@@ -7,9 +7,9 @@ import torch
 
 import indm
 from indm.data.base import Data, InMemory
-from indm.evaluation import flow_analysis
 from indm.flows import ActNorm, Compose, CouplingFlow, ExactFlow, Identity, InvertibleLinear
 from indm.scaling import Scaling
+from research.flow_analysis import analysis as flow_analysis
 
 
 class Shift(ExactFlow):

@@ -1,25 +1,23 @@
 """How far the probability flow carries data."""
 
+from pathlib import Path
+
 import torch
 from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from indm.data.base import stack
+from indm.evaluation.sample_quality import encode_ode
 from indm.evaluation.statistics import FOLDS, jackknife
 from indm.forward.base import require_one_diffusion
-from indm.model import at_rows
+from indm.model import at_data
+from indm.report.measurements import Setup
 from indm.rng import randn_like
-from indm.sampling import FLOW_TOLERANCE, follow_flow
+from indm.runs.folder import open_model
 from indm.tensors import Batch, evaluation_mode
 
 LARGEST_ASSIGNMENT = 2000  # samples whose optimal transport is solved exactly
-
-
-def encode_ode(model, z_eps: Batch, *, tol: float = FLOW_TOLERANCE, progress: bool = False) -> tuple[Batch, int]:
-    """z_T from z_ε by the probability flow on the latent: the way back of the sampler "ode"; and its evaluations."""
-    model = at_rows(model, None, torch.arange(len(z_eps)))
-    with evaluation_mode(model):
-        return follow_flow(model.score, z_eps, model.sde.eps, model.sde.T, tol=tol, progress=progress)
 
 
 def transport(model, x: Batch, *, generator: torch.Generator | None = None, progress: bool = True) -> dict:
@@ -71,3 +69,15 @@ def transport_cost(start: Batch, end: Float[Tensor, "batch *event"]) -> dict:
         for key in (name, f"{name}_standard_error"):
             numbers[key.replace(name, f"{name}_per_dimension")] = numbers[key] / numbers["dims"]
     return numbers
+
+
+def transport_of_run(run: Path, setup: Setup) -> dict:
+    """The cost of the probability flow on the data space beside the least cost."""
+    n = min(setup.options.examples, LARGEST_ASSIGNMENT)
+    model = at_data(open_model(run), setup.data, "test", n)
+    device = model.scaling.scale.device
+    generator = torch.Generator(device).manual_seed(setup.options.seed)
+    raw = stack(setup.data.test, n).to(device)
+    with torch.no_grad():  # noise of grey levels may be learned
+        x = model.from_data(raw, generator=generator)[0]
+    return transport(model, x, generator=generator, progress=setup.progress)

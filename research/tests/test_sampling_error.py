@@ -12,8 +12,15 @@ from exact_models import Linear, Normal, Scaled, eight_gaussians, model_of, near
 from indm import INDM
 from indm.data.densities import DENSITIES
 from indm.data.registry import load_data
-from indm.evaluation import sample_quality, sampling_error
-from indm.evaluation.sampling_error import (
+from indm.evaluation import sample_quality
+from indm.flows import Identity
+from indm.paths import samples_of_one_path
+from indm.sampling import EulerMaruyama, PredictorCorrector
+from indm.scaling import Scaling
+from indm.sde.learned import LearnedSDE
+from indm.sde.linear import VPSDE
+from research.sampling_error import errors
+from research.sampling_error.errors import (
     discretization_error,
     estimation_curve,
     estimation_error,
@@ -22,12 +29,6 @@ from indm.evaluation.sampling_error import (
     prior_error,
     sampling_errors,
 )
-from indm.flows import Identity
-from indm.paths import samples_of_one_path
-from indm.sampling import EulerMaruyama, PredictorCorrector
-from indm.scaling import Scaling
-from indm.sde.learned import LearnedSDE
-from indm.sde.linear import VPSDE
 
 # ── Prior ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -232,7 +233,7 @@ def test_sampling_errors_of_data_whose_density_is_unknown_have_no_nats():
 
 
 def test_only_samplers_that_follow_a_path_have_a_loss_and_unknown_ones_are_errors(monkeypatch):
-    monkeypatch.setattr(sampling_error, "CONVERGED_STEPS", 40)
+    monkeypatch.setattr(errors, "CONVERGED_STEPS", 40)
     model, data = model_of(gaussian("vp")), normal_data(gaussian("vp"), 40)
     with pytest.raises(ValueError, match=r"sampler must be one of .*, got 'euler'"):
         sample_quality.quality(model, data, samplers=("euler",))

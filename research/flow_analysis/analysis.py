@@ -1,6 +1,7 @@
 """What the flow of a trained model does: its Jacobian, where its action lies, how well x_t still shows the class."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from indm.flows import Flow, require_one_map
 from indm.flows.check import LARGEST, singular_values
 from indm.forward.base import process_of
 from indm.model import at, at_data, at_rows
+from indm.report.measurements import Setup
 from indm.rng import randn_like
+from indm.runs.folder import open_model
 from indm.sampling import log_snr_grid
 from indm.score import encoded
 from indm.tensors import double, evaluation_mode, expand_like, float64_device
@@ -159,3 +162,9 @@ def analyse(model, data: Data, *, examples: int = 2000, seed: int = 0, progress:
     if data.labels:
         analysis["probe"] = class_information(model, data, examples=examples, seed=seed, progress=progress)
     return analysis
+
+
+def flow_of_run(run: Path, setup: Setup) -> dict:
+    """What the flow does, see :func:`analyse`."""
+    options = setup.options
+    return analyse(open_model(run), setup.data, examples=options.examples, seed=options.seed, progress=setup.progress)

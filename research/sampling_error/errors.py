@@ -7,6 +7,7 @@ Standard errors are of the mean, or by the :func:`~indm.evaluation.statistics.ja
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +35,9 @@ from indm.likelihood import latents_of
 from indm.model import all_rows, at_rows
 from indm.objective import prior_term
 from indm.paths import samples_of_one_path
+from indm.report.measurements import Setup, samplers_of
 from indm.rng import randn_like
+from indm.runs.folder import open_model
 from indm.sampling import make_sampler
 from indm.scaling import Scaling
 from indm.score import denoise, law_score, with_drawn_code
@@ -133,6 +136,15 @@ def sampling_errors(
         "discretization": discretization,
         "estimation": estimation,
     }
+
+
+def errors_of_run(run: Path, setup: Setup) -> dict:
+    """The sampling error by parts; what few steps lose, of every sampler."""
+    model, options = open_model(run), setup.options
+    return sampling_errors(
+        model, setup.data, setup.extractor, steps=options.few_steps(), samplers=samplers_of(model, options),
+        images=options.examples, seed=options.seed, progress=setup.progress,
+    )  # fmt: skip
 
 
 def _has_one_score(model) -> bool:

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indm.evaluation.distances import frechet_distance
-from indm.evaluation.transport import encode_ode, transport, transport_cost
+from indm.evaluation.sample_quality import encode_ode
 from indm.sampling import AdaptiveODE
 from indm.sde.linear import VPSDE
+from research.sampling_error.transport import transport, transport_cost
 
 
 @pytest.mark.parametrize("name", SDES)
