@@ -1,7 +1,6 @@
 # `make demo` and `make test` need nothing but Python 3.11 or newer: they make .venv and install into it.
 PYTHON ?= python3
 DATA ?= runs/gpu-data
-SAMPLE ?= 1000
 BIN = .venv/bin
 READY = .venv/.ready
 
@@ -48,11 +47,12 @@ test-matrix: env
 	$(BIN)/pip install --quiet uv
 	$(BIN)/python .ci/matrix.py
 
-# Changes places of the method, one at a time, and looks whether a test fails: an hour; SAMPLE=all: over night. Stopped
-# and started again, it goes on. Writes docs/mutants.md.
+# Changes places of the method, one at a time, and looks whether a test fails: over night; MODULE="indm.scaling*": some
+# minutes. Stopped and started again, it goes on; `.venv/bin/mutmut results` lists the survivors, `mutmut show NAME` one.
+MODULE ?=
 mutants: env
 	$(BIN)/pip install --quiet --editable ".[dev,mutants]"
-	$(BIN)/python bench/mutants.py --sample $(SAMPLE)
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(if $(MODULE),"$(MODULE)")
 
 lint: env
 	$(BIN)/ruff check .

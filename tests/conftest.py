@@ -45,8 +45,9 @@ def seldom_inside(jaxtyped):
     return wrapping
 
 
-jaxtyping.jaxtyped = seldom_inside(jaxtyping.jaxtyped)
-jaxtyping.install_import_hook("indm", f"{__name__}.checked")  # before anything of indm is imported
+if jaxtyping.jaxtyped.__module__ != __name__:  # mutmut starts pytest several times in a process
+    jaxtyping.jaxtyped = seldom_inside(jaxtyping.jaxtyped)
+    jaxtyping.install_import_hook("indm", f"{__name__}.checked")  # before anything of indm is imported
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
