@@ -686,7 +686,11 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("train folder", "data 'folder' needs the option path: --data.path …"),
         ("train folder --data.path nowhere", "path 'nowhere' must be a folder, and it is not there"),
         ("train cifar10-vp-nll --data.root none --data.download false", "looked for in none: --data.root FOLDER or $"),
+        ("train folder --data.path ful", "it is not there; did you mean 'full'?"),
         ("train folder --data.path .", "no readable images in '.'"),
+        ("train pictures", "to train on its images: indm train folder --data.path pictures"),
+        ("train vectors.npy", "to train on an array or a table: indm train array --data.path vectors.npy"),
+        ("train array --data.path vector.npy", "there is no such file; did you mean 'vectors.npy'?"),
         ("train folder --data.path . --data.size 4", "at least 8 pixels"),
         ("train array --data.path broken.npy", "rows hold NaN or inf"),
         ("train array --data.path missing.npy", "missing.npy cannot be read"),
@@ -733,8 +737,9 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
 )  # fmt: skip
 def test_mistakes(arguments, complaint, run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for folder in ("full", "damaged", "untrained", "other"):
+    for folder in ("full", "damaged", "untrained", "other", "begun", "pictures"):
         (tmp_path / folder).mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "a.png")
     (tmp_path / "full" / "precious.txt").write_text("x")
     for name in ("model.json", "recipe.toml"):
         (tmp_path / "damaged" / name).write_bytes((run / name).read_bytes())
