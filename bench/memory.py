@@ -1,15 +1,14 @@
-"""The memory of a training step on a GPU, by recipe: computed on any machine, and measured on this one.
+"""The memory of a training step on this machine's device, by recipe: the estimate, and the peak of real steps.
 
-    python bench/memory.py                       # the table of docs/gpu.md: nothing of that size is made
-    python bench/memory.py --measure             # also the peak of real steps, where they fit
+    python bench/memory.py
 
 Weights are counted five times: themselves, their gradients, Adam's two averages, the moving average. Activations are
-what the forward pass keeps for the backward pass, with the casts of autocast on a GPU (:mod:`indm.training.memory`).
+what the forward pass keeps for the backward pass (:mod:`indm.training.memory`).
 """
 
 import argparse
 import gc
-from collections.abc import Mapping
+import sys
 
 import torch
 from timing import peak_mib, reset_peak
@@ -19,9 +18,8 @@ from indm.config.checks import arguments_of
 from indm.config.recipes import Recipe
 from indm.data.base import Data, as_data
 from indm.data.registry import event_shape
-from indm.runs.devices import device
 from indm.training.devices import make_accelerator
-from indm.training.memory import COPIES, TooLarge, weights_and_kept
+from indm.training.memory import COPIES, TooLarge, memory_of_step
 from indm.training.trainer import Trainer
 
 RECIPES = (
@@ -44,48 +42,36 @@ def noise(recipe: Recipe) -> Data:
     return as_data(torch.randn(n, *shape) if len(shape) == 1 else torch.randint(0, 256, (n, *shape), dtype=torch.uint8))
 
 
-def measured(recipe: Recipe) -> float | None:
-    """MiB that a trainer and a cycle of its steps add at their peak; None where there are not as many."""
+def row(name: str) -> dict:
+    """Parameters, and MiB of weights, of activations, and of what making a trainer and its steps add at their peak."""
+    recipe = recipes.recipe(name)
     gc.collect()
     reset_peak()
     before = peak_mib()
-    try:
-        trainer = Trainer(recipe, noise(recipe), make_accelerator(recipes.options_of(recipe, "train")))
-        batches = trainer.batches()
-        for _ in range(1 + trainer.options.flow_update_every):
-            float(trainer.train_step(batches)["skipped"])  # waits for the device
-        return peak_mib() - before
-    except (TooLarge, torch.OutOfMemoryError, MemoryError):
-        return None
-
-
-def row(name: str, measure: bool, changes: Mapping[str, object] | None = None) -> dict:
-    """Parameters, and MiB of weights, of activations in float32 and in bfloat16, and of a whole step in bfloat16."""
-    recipe = recipes.recipe(name, changes or {})
-    shape, batch = shape_of(recipe), recipe["train"]["batch_size"] // recipe["train"]["accumulate"]
-    weights, float32 = weights_and_kept(recipe, shape, batch)
-    _, bfloat16 = weights_and_kept(recipe, shape, batch, "cuda")
+    trainer = Trainer(recipe, noise(recipe), make_accelerator(recipes.options_of(recipe, "train")))
+    weights, kept = memory_of_step(trainer.model, trainer.micro_batch_size, trainer.accelerator)
+    batches = trainer.batches()
+    for _ in range(1 + trainer.options.flow_update_every):
+        float(trainer.train_step(batches)["skipped"])  # waits for the device
     return {
         "recipe": name,
-        "event": "×".join(map(str, shape)),
-        "batch": batch,
+        "event": "×".join(map(str, trainer.data.shape)),
+        "batch": trainer.micro_batch_size,
         "parameters": weights // COPIES // 4,
         "weights_mib": weights / MIB,
-        "float32_mib": float32 / MIB,
-        "bfloat16_mib": bfloat16 / MIB,
-        "step_mib": (weights + bfloat16) / MIB,
-        "measured_mib": measured(recipe) if measure else None,
+        "activations_mib": kept / MIB,
+        "peak_mib": peak_mib() - before,
     }
 
 
 def markdown(rows: list[dict]) -> str:
     lines = [
-        "| recipe | event | batch | parameters | weights × 5 | activations, fp32 | in bf16 | step, bf16 | measured |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| recipe | event | batch | parameters | weights × 5 | activations | measured peak |",
+        "|---|---|---|---|---|---|---|",
     ]
     for r in rows:
-        sizes = [r[f"{key}_mib"] for key in ("weights", "float32", "bfloat16", "step", "measured")]
-        cells = ["" if size is None else f"{size:,.0f} MiB" for size in sizes]
+        sizes = [r[f"{key}_mib"] for key in ("weights", "activations", "peak")]
+        cells = [f"{size:,.0f} MiB" for size in sizes]
         lines.append(f"| {r['recipe']} | {r['event']} | {r['batch']} | {r['parameters']:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -93,9 +79,14 @@ def markdown(rows: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", default=RECIPES)
-    parser.add_argument("--measure", action="store_true", help=f"also on this machine's {device()}")
     o = parser.parse_args()
-    print(markdown([row(name, o.measure) for name in o.recipes]))
+    rows = []
+    for name in o.recipes:
+        try:
+            rows.append(row(name))
+        except (TooLarge, torch.OutOfMemoryError, MemoryError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+    print(markdown(rows))
 
 
 if __name__ == "__main__":

@@ -339,7 +339,7 @@ def plan(recipe: Recipe) -> tuple[Recipe, dict]:
             float(trainer.train_step(batches)["skipped"])
         seconds = (time.perf_counter() - started) / cycle
     steps = min(o.steps, o.seconds / seconds)
-    needed = memory.estimate(recipe, data.shape, trainer.micro_batch_size, bf16_on=memory.bf16_on(accelerator))
+    needed = memory.gib(sum(memory.memory_of_step(trainer.model, trainer.micro_batch_size, accelerator)))
     return recipe, {
         **{f"note {number}": note for number, note in enumerate(notes, 1)},
         **{name.replace("_", " "): count for name, count in sizes(trainer).items()},
@@ -347,7 +347,7 @@ def plan(recipe: Recipe) -> tuple[Recipe, dict]:
         "examples": {split: len(getattr(trainer.data, split)) for split in ("train", "valid", "test")},
         "device": str(accelerator.device),
         "threads": choice.threads,
-        "memory beside the libraries": f"{memory.gib(needed)}, an estimate",
+        "memory beside the libraries": f"{needed} at least",
         "seconds per step": seconds,
         "steps": round(steps),
         "seconds": round(steps * seconds),

@@ -80,8 +80,7 @@ class Trainer:
         recipe = with_condition(recipe, data)
         torch.manual_seed(self.options.seed)
         if model is None:
-            check_fits(recipe, data.shape, accelerator, self.objective)
-            with within_memory(recipe, accelerator):
+            with within_memory(accelerator):
                 model = self.build_model(recipe)
         check_parts(model, self.options, self.objective)
         self.condition: Condition | None = getattr(model, "condition", None)
@@ -93,6 +92,8 @@ class Trainer:
         self.is_sharded = self.options.shard and accelerator.num_processes > 1
         layout = torch.channels_last if accelerator.device.type == "cuda" else torch.preserve_format
         self.model = model if self.is_sharded else model.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
+        if accelerator.device.type == "cpu" and not self.is_sharded:
+            check_fits(self.model, self.micro_batch_size, accelerator)
         self._try_outside_parts()
         self.ema = EMA(self.model, self.options.ema)
         if self.is_sharded:

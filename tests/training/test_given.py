@@ -114,13 +114,6 @@ def test_an_objective_that_a_file_cannot_name_has_to_be_given_again(tmp_path):
     assert train(more, tmp_path, objective=local, **given, resume=True, progress=False)["steps"] == 6
 
 
-def test_the_memory_of_a_large_step_is_looked_at_with_a_given_objective(tmp_path, monkeypatch):
-    monkeypatch.setattr("indm.training.memory._is_small", lambda *of: False)
-    recipe = recipes.recipe("eight-gaussians", {"train.steps": 1, "train.batch_size": 8})
-    trained = train(recipe, tmp_path, objective=lambda model, x: mle_loss(model, x), progress=False)
-    assert trained["steps"] == 1
-
-
 def test_an_objective_has_the_name_of_its_loss_or_its_own():
     assert name_of_objective(Objective(mle_loss)) == "mle"
     assert name_of_objective(Objective(doubled)) == "own_parts:doubled"

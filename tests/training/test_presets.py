@@ -88,17 +88,21 @@ def test_auto_takes_the_largest_with_enough_steps(any_number, step_seconds, vect
 
 
 def test_auto_takes_none_that_memory_does_not_hold(any_number, monkeypatch, step_seconds, vectors):
-    def check(recipe, shape, accelerator, objective):
-        if recipe["net"]["width"] >= least:
+    tried = []
+
+    def check(*of):
+        tried.append(of)
+        if len(tried) >= first_too_large:
             raise TooLarge("a step of training takes more than there is")
 
     step_seconds |= {128: 1e-6, 256: 1e-6, 512: 1e-6}
     monkeypatch.setattr("indm.training.trainer.check_fits", check)
     recipe, data = recipes.recipe("array", {"data.path": str(vectors)}), load_data("array", path=vectors)
-    least = 512
+    first_too_large = 3
     whole, notes = presets.completed(recipe, {"data": data}, one_process())
     assert whole["net"]["width"] == 256 and "large is more than memory holds" in notes[0]
-    least = 128
+    tried.clear()
+    first_too_large = 1
     with pytest.raises(TooLarge):
         presets.completed(recipe, {"data": data}, one_process())
 

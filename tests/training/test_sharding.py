@@ -21,7 +21,7 @@ from test_training import assert_same, change, checkpoint, log_of
 import indm
 from indm.config import recipes
 from indm.model import build, count_parameters
-from indm.training import checkpoints, memory, sharding
+from indm.training import checkpoints, sharding
 from indm.training.devices import make_accelerator
 from indm.training.loop import train
 from indm.training.sharding import blocks, local, shard
@@ -312,20 +312,6 @@ def test_blocks_are_small_and_have_nearly_all(table, shape, largest):
 def test_what_cannot_be_divided_is_refused(tmp_path, changes, why):
     with pytest.raises(ValueError, match=re.escape(why)), indm.trust("own_model"):
         train(recipes.recipe("eight-gaussians", {"train.shard": True, **changes}), tmp_path / "run", progress=False)
-
-
-def test_the_memory_of_a_step_counts_a_share_of_the_network(monkeypatch):
-    recipe, shape = recipes.resolve(WHOLE), (1, 8, 8)
-    network = build(recipe["net"], "net", shape)
-    whole, shared = (memory.weights_and_kept(recipe, shape, 16, None, shares)[0] for shares in (1, 4))
-    bytes_of_each = [4 * count_parameters(module) for module in (network, *blocks(network))]
-    assert whole - shared == 5 * bytes_of_each[0] * 3 // 4 - 3 * max(bytes_of_each[1:])
-
-    monkeypatch.setattr(memory, "most_memory", lambda: 2**18)
-    accelerator = make_accelerator(recipes.options_of(recipe, "train"))
-    monkeypatch.setattr(type(accelerator), "num_processes", 4)
-    with pytest.raises(memory.TooLarge, match=r"raise train.accumulate, or set train.shard$"):
-        memory.check_fits(recipe, shape, accelerator)
 
 
 # ── more processes, killed ──────────────────────────────────────────────────────────────────────────────────────────
