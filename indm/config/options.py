@@ -113,8 +113,8 @@ class Training:
     one device; see docs/distributed.md. With one process it is not divided."""
     threads: Annotated[int | Literal["auto"], arg(aliases=["--threads"])] = "auto"
     """Threads of the CPU. "auto" takes OMP_NUM_THREADS if that is set, and that of the run in a resumed one. Else it
-    measures a step on one, half and all threads, a second each, and takes the fastest. The last bits depend on it;
-    versions.json of the run has it."""
+    takes the share of all that other processes leave idle. The last bits depend on it; versions.json of the run has
+    it."""
     workers: int = 0
     """Processes that load data; 0 loads them in the process that trains."""
     log_every: float = 50

@@ -174,17 +174,17 @@ def run_in(
         if main:
             warn_of_other_splits(out, trainer.data)
             warn_of_spent_budget(trainer, out)
-    choice = threads.choose(trainer, out if resumes else None)
+    n_threads, own = threads.choose(trainer, out if resumes else None), torch.get_num_threads()
     if main:
-        record = split_record(trainer.data) | choice.record()
+        record = split_record(trainer.data) | {"threads": n_threads}
         describe(out, recipe, trainer.accelerator.device, trainer.data.remarks, record)
         if measured:
             costs.keep(out, measured)
         warn_of_lost_steps(out, trainer.step)
     if progress and main:
         tell(*trainer.data.remarks)
-    if choice.seconds and progress:
-        tell(str(choice))
+    if n_threads < own and trainer.options.threads == "auto" and not resumes and progress:
+        tell(f"threads: {n_threads}, as others use the machine ({own} with --threads {own})")
 
     def last_words() -> str:
         return (
@@ -192,7 +192,7 @@ def run_in(
             f"{trainer.saved_step}, from which the same command with --resume continues"
         )
 
-    with choice.in_use(), MetricsLog(trainer, out, recipe) as log, interruptible(last_words) as interrupted:
+    with threads.in_use(n_threads), MetricsLog(trainer, out, recipe) as log, interruptible(last_words) as interrupted:
         if not resumes:
             trainer.save(out)  # an error now, if the folder cannot be written
         stopped = loop(trainer, out, log, stop_requests(trainer, interrupted, callbacks), progress and main)
@@ -329,15 +329,9 @@ def plan(recipe: Recipe) -> tuple[Recipe, dict]:
     recipe, notes = presets.completed(recipe, {"data": data}, accelerator)
     recipe = with_condition(recipe, data)
     trainer = Trainer(recipe, data, accelerator)
-    o, choice, batches = trainer.options, threads.choose(trainer), trainer.batches()
-    cycle = max(3, o.flow_update_every)
-    trainer.pretraining = False
-    with choice.in_use():
-        float(trainer.train_step(batches)["skipped"])  # waits for the device
-        started = time.perf_counter()
-        for _ in range(cycle):
-            float(trainer.train_step(batches)["skipped"])
-        seconds = (time.perf_counter() - started) / cycle
+    o, n_threads = trainer.options, threads.choose(trainer)
+    with threads.in_use(n_threads):
+        seconds = presets.seconds_of_a_step(trainer)
     steps = min(o.steps, o.seconds / seconds)
     needed = memory.gib(sum(memory.memory_of_step(trainer.model, trainer.micro_batch_size, accelerator)))
     return recipe, {
@@ -346,7 +340,7 @@ def plan(recipe: Recipe) -> tuple[Recipe, dict]:
         "event shape": tuple(trainer.data.shape),
         "examples": {split: len(getattr(trainer.data, split)) for split in ("train", "valid", "test")},
         "device": str(accelerator.device),
-        "threads": choice.threads,
+        "threads": n_threads,
         "memory beside the libraries": f"{needed} at least",
         "seconds per step": seconds,
         "steps": round(steps),

@@ -1,7 +1,7 @@
 """Presets of a recipe: the sizes, rates and batches that fit the data, the machine and the budget."""
 
+import copy
 import math
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from indm.config.recipes import PRESETS, Recipe
 from indm.data.base import Data
 from indm.runs.processes import by_main_process
 from indm.training.memory import TooLarge
-from indm.training.threads import choose, passes_without_trace
+from indm.training.threads import choose, in_use
 from indm.training.trainer import Trainer
 
 FEWEST_EXAMPLES = {"small": 0, "medium": 2_000, "large": 20_000}  # to train on, for "auto": fewer overfit at once
@@ -24,7 +24,7 @@ USUAL_SECONDS = 600.0  # of a run whose budget is one of steps
 PIXELS = 32 * 32  # of the images for which a preset's batch is meant
 SMALLEST_BATCH = 8
 LARGE_SIDE = 64  # of an image, from which on the second level is as narrow as the first
-TIMED = 3  # passes
+TIMED = 3  # steps at least
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,13 @@ def chosen(
     presets = [fitted(size, of_recipe[size], parts["data"], together) for size in wanted]
     if name != "auto":
         return presets[0].tables, presets[0].notes
-    preset = _largest(presets, recipe, lambda whole: trainer(whole, accelerator=accelerator, **parts))
+
+    def trainer_of(whole: Recipe) -> Trainer:
+        """One to be thrown away."""
+        own = {key: copy.deepcopy(part) if key == "model" else part for key, part in parts.items()}
+        return trainer(whole, accelerator=accelerator, **own)
+
+    preset = _largest(presets, recipe, trainer_of)
     accelerator.free_memory()  # the models that were tried
     return preset.tables, preset.notes
 
@@ -127,7 +133,9 @@ def _largest(presets: list[Preset], recipe: Recipe, trainer_of: Callable[[Recipe
     for preset in presets:
         whole = recipes.resolve(recipes.with_preset(recipe, preset.tables))
         try:
-            per_step = seconds_of_a_step(trainer_of(whole))
+            trainer = trainer_of(whole)
+            with in_use(choose(trainer)):
+                per_step = seconds_of_a_step(trainer)
         except (TooLarge, torch.OutOfMemoryError):
             if preset is best:
                 raise
@@ -142,18 +150,14 @@ def _largest(presets: list[Preset], recipe: Recipe, trainer_of: Callable[[Recipe
 
 
 def seconds_of_a_step(trainer: Trainer) -> float:
-    """The passes of one step of ``trainer``, which stays as it is, on the best number of threads. Collective.
+    """The seconds of a step of ``trainer``, which makes some: the mean over a cycle of them. Collective.
 
     Of several processes it is the time of the main one.
     """
-    choice, times = choose(trainer), []
-    if choice.seconds:
-        return choice.seconds[choice.threads]
-    with choice.in_use(), passes_without_trace(trainer) as run_pass:
-        for _ in range(TIMED + 1):  # the first one also prepares kernels and memory
-            started = time.perf_counter()
-            run_pass()
-            if trainer.accelerator.device.type != "cpu":
-                torch.accelerator.synchronize(trainer.accelerator.device)
-            times.append(time.perf_counter() - started)
-    return by_main_process(lambda: statistics.median(times[1:]))
+    batches, steps = trainer.batches(), max(TIMED, trainer.options.flow_update_every)
+    trainer.pretraining = False
+    float(trainer.train_step(batches)["skipped"])  # waits for the device; it also prepares kernels and memory
+    started = time.perf_counter()
+    for _ in range(steps):
+        float(trainer.train_step(batches)["skipped"])
+    return by_main_process(lambda: (time.perf_counter() - started) / steps)

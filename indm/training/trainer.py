@@ -293,10 +293,7 @@ class Trainer:
             group["lr"] = self.lr_factor * group["base_lr"] * min(factors)
 
     def forward_backward(self, batches: Iterator[Tensor], conditions: dict) -> dict[str, Tensor]:
-        """Gradients of the mean loss over the batches of one step; the means of its terms.
-
-        These are all the passes of a step: what ``--threads auto`` measures.
-        """
+        """Gradients of the mean loss over the batches of one step; the means of its terms."""
         means: dict[str, Tensor] = {}
         for i in range(self.options.accumulate):
             last = i == self.options.accumulate - 1

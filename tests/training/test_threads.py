@@ -1,28 +1,18 @@
-"""Who decides on the number of threads, that measuring it leaves no trace, and when steps are called slow."""
+"""Who decides on the number of threads, and when steps are called slow."""
 
-import contextlib
-import copy
 import dataclasses
 import json
-import random
-import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from test_reliability import CONDITIONAL, TINY, compare_runs, trainer_of
-from test_training import assert_same, change
-from torch import nn
+from test_reliability import TINY, trainer_of
+from test_training import change
 
 from indm.cli.parsing import parse
-from indm.config import recipes
 from indm.config.options import Training
-from indm.data.registry import load_data
-from indm.objective import Objective, mle_loss
 from indm.runs.provenance import threads_of
 from indm.training import loop, threads
 from indm.training.loop import train
@@ -40,74 +30,23 @@ def machine(monkeypatch):
     machine = SimpleNamespace(threads=4, now=0.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: machine.threads)
     monkeypatch.setattr(torch, "set_num_threads", lambda n: setattr(machine, "threads", n))
-    monkeypatch.setattr(threads, "time", SimpleNamespace(perf_counter=lambda: machine.now))
-    monkeypatch.setattr(loop, "time", threads.time)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: machine.now))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return machine
-
-
-def passes(machine, cost):
-    """Stand-in for the passes of a step, which take ``cost(threads)`` seconds; and the threads of each."""
-    calls = []
-
-    def run_pass():
-        calls.append(machine.threads)
-        machine.now += cost(machine.threads)
-
-    return run_pass, calls
-
-
-def as_measured(monkeypatch, machine, cost):
-    """Let the passes of any training take ``cost[threads]`` seconds; returns the threads of each pass."""
-    run_pass, calls = passes(machine, cost.__getitem__)
-    monkeypatch.setattr(threads, "passes_without_trace", lambda trainer: contextlib.nullcontext(run_pass))
-    return calls
 
 
 # ── Which number
 
 
-@pytest.mark.parametrize(
-    "cost, best",
-    [({1: 0.01, 2: 0.02, 4: 0.03}, 1), ({1: 0.03, 2: 0.01, 4: 0.02}, 2), ({1: 3.0, 2: 2.0, 4: 1.0}, 4)],
-)
-def test_the_fastest_number_is_taken_and_what_was_measured_is_recorded(machine, monkeypatch, cost, best):
-    as_measured(monkeypatch, machine, cost)
-    choice = threads.choose(trainer_of(change(TINY, steps=100_000)))
-    assert choice.threads == best and choice.seconds == pytest.approx(cost)
+@pytest.mark.parametrize("busy, idle", [(0.0, 4), (12.0, 4), (25.0, 3), (50.0, 2), (90.0, 1), (100.0, 1)])
+def test_a_run_takes_what_others_leave(machine, monkeypatch, busy, idle):
+    monkeypatch.setattr("psutil.cpu_percent", lambda seconds: busy)
+    assert threads.choose(trainer_of(TINY)) == idle
     assert machine.threads == 4, "as before"
-    assert choice.record() == {"threads": best, "seconds_by_threads": choice.seconds}
-    assert str(choice).startswith(f"threads: {best} (0.") or best == 4
-    assert f"--threads {best} " in str(choice) and "\n" not in str(choice)
 
 
-def test_a_load_that_comes_and_goes_meets_all_numbers_alike(machine):
-    """Nine times the cost for one second of three: measured one after the other, the middle one would be the last."""
-    cost = {1: 0.013, 2: 0.01, 4: 0.016}
-    run_pass, _ = passes(machine, lambda n: cost[n] * (9 if 1.0 < machine.now < 2.0 else 1))
-    assert threads.measure(run_pass, [1, 2, 4], 1e9, 1e9) == pytest.approx(cost)
-    assert 2.9 < machine.now < 3.5, "a second for each"
-
-
-@pytest.mark.parametrize(
-    "steps, seconds, most", [(1, 1e9, 0), (threads.FEWEST_STEPS - 1, 1e9, 0), (1e9, 0.5, 3),
-    (threads.FEWEST_STEPS, 1e9, 8), (1e9, 5.0, 15)],
-)  # fmt: skip
-def test_a_run_is_not_slowed_by_measuring(machine, monkeypatch, steps, seconds, most):
-    calls = as_measured(monkeypatch, machine, dict.fromkeys([1, 2, 4], 0.01))
-    choice = threads.choose(trainer_of(change(TINY, steps=steps, seconds=seconds)))
-    assert len(calls) <= most and bool(choice.seconds) == (most > 3)
-    assert choice.seconds or choice.threads == 4
-
-
-def test_a_short_run_on_a_busy_machine_takes_one_thread(machine, monkeypatch):
-    calls = as_measured(monkeypatch, machine, {1: 0.5, 2: 4.0, 4: 5.0})
-    choice = threads.choose(trainer_of(change(TINY, steps=1e9, seconds=100.0)))
-    assert choice.threads == 1 and choice.seconds == pytest.approx({1: 0.5, 4: 5.0}) and len(calls) == 3
-
-
-def test_the_command_line_environment_and_earlier_parts_decide_before_the_clock(machine, monkeypatch, tmp_path):
-    calls = as_measured(monkeypatch, machine, {1: 1.0, 2: 2.0, 4: 4.0})
+def test_the_command_line_environment_and_earlier_parts_decide_before_a_look(machine, monkeypatch, tmp_path):
+    monkeypatch.setattr("psutil.cpu_percent", lambda seconds: 75.0)
     trainer = trainer_of(change(TINY, steps=100_000))
     (tmp_path / "versions.json").write_text(json.dumps({"threads": 2, "before": [{"threads": 3}]}))
     cpu = trainer.accelerator
@@ -116,20 +55,17 @@ def test_the_command_line_environment_and_earlier_parts_decide_before_the_clock(
         monkeypatch.setenv("OMP_NUM_THREADS", environment)
         trainer.options = dataclasses.replace(trainer.options, threads=wanted)
         trainer.accelerator = SimpleNamespace(device=torch.device(device), num_processes=processes)
-        calls.clear()
-        choice = threads.choose(trainer, resumed)
-        assert bool(calls) == bool(choice.seconds)
-        return choice.threads, bool(choice.seconds)
+        return threads.choose(trainer, resumed)
 
-    assert chosen() == (1, True)
-    assert chosen(wanted=3) == chosen(wanted=3, environment="4", resumed=tmp_path) == (3, False)
-    assert chosen(environment="4") == chosen(environment="4", resumed=tmp_path) == (4, False)
-    assert chosen(device="cuda") == chosen(processes=2) == chosen(processes=2, resumed=tmp_path) == (4, False)
-    assert chosen(resumed=tmp_path) == (2, False)
+    assert chosen() == 1
+    assert chosen(wanted=3) == chosen(wanted=3, environment="4", resumed=tmp_path) == 3
+    assert chosen(environment="4") == chosen(environment="4", resumed=tmp_path) == 4
+    assert chosen(device="cuda") == chosen(processes=2) == chosen(processes=2, resumed=tmp_path) == 4
+    assert chosen(resumed=tmp_path) == 2
     machine.threads = 1
     with pytest.warns(UserWarning, match="trained on 2 threads, and there are 1 here"):
-        assert chosen(resumed=tmp_path) == (1, False)
-    assert chosen() == (1, False), "nothing to choose from"
+        assert chosen(resumed=tmp_path) == 1
+    assert chosen() == 1, "the least"
     trainer.accelerator = cpu
 
 
@@ -137,7 +73,7 @@ def test_the_command_line_environment_and_earlier_parts_decide_before_the_clock(
 def test_a_run_without_a_stored_number_goes_on_with_that_of_pytorch(machine, tmp_path, damage):
     (tmp_path / "versions.json").write_text(damage)
     assert threads_of(tmp_path) is None and threads_of(OLD_RUNS / "indm") == 2
-    assert threads.choose(trainer_of(TINY), tmp_path).threads == 4
+    assert threads.choose(trainer_of(TINY), tmp_path) == 4
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.0, True, "none"])
@@ -162,99 +98,6 @@ def test_a_resumed_run_has_the_threads_it_was_trained_with(machine, tmp_path):
     versions = json.loads((run / "versions.json").read_text())
     assert seen == [part["threads"] for part in (*versions["before"], versions)] == [3, 3, 2, 2]
     assert machine.threads == 4, "as before"
-
-
-# ── Measuring
-
-
-class Started(nn.Module):
-    """What parts of one's own may do in a pass: set a parameter at the first, and replace a buffer at each."""
-
-    def __init__(self):
-        super().__init__()
-        self.shift = nn.Parameter(torch.zeros(1))
-        self.register_buffer("mean", torch.zeros(1))
-        self.is_set = False
-
-    @torch.no_grad()
-    def forward(self, x):
-        if not self.is_set:
-            self.shift.fill_(float(x.mean()) + 1)
-            self.is_set = True
-        self.mean = 0.9 * self.mean + x.mean()
-
-
-def noisy_loss(model, x, eps=None):
-    """A loss with the randomness that parts of one's own may have."""
-    if hasattr(model, "started"):
-        model.started(x)
-    loss, terms = mle_loss(model, x, eps=eps)
-    return loss * (1 + 0.1 * np.random.rand() + 0.1 * random.random()), terms
-
-
-def state_of(trainer):
-    """All that a training continues from, copied."""
-    state = {
-        "random": (random.getstate(), np.random.get_state()[2], torch.get_rng_state().tolist()),
-        "models": (dict(trainer.network.state_dict()), dict(trainer.ema.model.state_dict())),
-        "optimizer": trainer.optimizer.state_dict(),
-        "gradients": [parameter.grad for parameter in trainer.network.parameters()],
-        "started": (trainer.model.started.is_set, list(vars(trainer.model.started))),
-        "place": (trainer.step, trainer.seconds, trainer.pretraining, trainer.means.state()),
-    }
-    return copy.deepcopy(state)
-
-
-@pytest.mark.parametrize("steps_before", [0, 2])
-def test_passes_leave_no_trace(steps_before):
-    recipe = recipes.resolve(change(TINY, pretrain=0.5) | {"flow": CONDITIONAL})
-    trainer = Trainer(recipe, load_data("digits"), Accelerator(), objective=Objective(noisy_loss))
-    batches = trainer.batches()
-    for _ in range(steps_before):
-        trainer.train_step(batches)
-    trainer.model.started = Started()
-    before = state_of(trainer)
-    with threads.passes_without_trace(trainer) as run_pass:
-        run_pass()
-        assert all(now != then for now, then in zip(state_of(trainer)["random"], before["random"], strict=True))
-        then, now = before["models"][0], trainer.network.state_dict()
-        moved = {name.rsplit(".", 1)[-1] for name in now if not torch.equal(now[name], then[name])}
-        assert moved >= {"running_mean", "mean", "shift"}
-    assert_same(state_of(trainer), before)
-    held = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-    assert {*map(id, held)} <= {*map(id, trainer.network.parameters())}
-
-
-def test_a_step_of_ones_own_is_what_is_measured():
-    """One that takes other conditions, and passes that are not the trainer's."""
-    given = []
-
-    class OwnStep(Trainer):
-        def conditions(self):
-            return {"weight": 2.0}
-
-        def forward_backward(self, batches, conditions):
-            given.append((next(batches).shape, conditions))
-            return {}
-
-    trainer = OwnStep(recipes.resolve(TINY), load_data("digits"), Accelerator())
-    with threads.passes_without_trace(trainer) as run_pass:
-        run_pass()
-    assert given == [((TINY["train"]["batch_size"] // 2, 1, 8, 8), {"weight": 2.0})]
-
-
-def test_a_measured_run_is_the_one_that_is_given_its_number(machine, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(threads, "time", time)
-    monkeypatch.setattr(threads, "FEWEST_STEPS", 1)
-    wanted = "auto"
-    for name in ("measured", "given"):
-        recipe = change(TINY, steps=2, threads=wanted, pretrain=0.0, flow_update_every=1)
-        train(recipe, tmp_path / name, progress=name == "measured")
-        versions = json.loads((tmp_path / name / "versions.json").read_text())
-        wanted = versions["threads"]
-        assert wanted in (1, 2, 4) and ("seconds_by_threads" in versions) == (name == "measured")
-    compare_runs(tmp_path / "measured", tmp_path / "given")
-    assert capsys.readouterr().err.count(f"threads: {wanted} (") == 1
 
 
 # ── Slow steps
