@@ -24,7 +24,6 @@ from pathlib import Path
 import baselines
 import numpy as np
 import torch
-from grid import RESIDUAL
 from PIL import Image
 from timing import on_gpu, ratio, row, seconds, shown
 from torch import Tensor
@@ -45,6 +44,7 @@ from indm.sampling import AdaptiveODE, Sampler, UniPC, solve_latent
 from indm.tensors import evaluation_mode
 
 BITS = math.log(2)
+RESIDUAL = ["--flow", "residual", "--flow.blocks", "[4]", "--flow.width", "16", "--train.flow_update_every", "4"]
 DEVICE = device()
 UNIFORM = ["--dequantization", "uniform"]
 PUBLISHED = [  # 400 steps of a small DDPM++ as the public code sets it, linear diffusion

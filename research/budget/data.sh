@@ -19,5 +19,5 @@ for artist in google twitter; do
     tar xzf emoji-datasource-$artist-16.0.0.tgz -C "$data/emoji-$artist" package/img/$artist/64
 done
 cd "$here"
-"$python" bench/emoji_folders.py "$data/emoji-google/package" "$data/emoji-twitter/package" --out "$data/emoji-pairs"
+"$python" -m research.translation.emoji_folders "$data/emoji-google/package" "$data/emoji-twitter/package" --out "$data/emoji-pairs"
 for folder in photos photos-free; do echo "$folder: $(find "$data/$folder" -name '*.jpg' | wc -l) photographs"; done

@@ -2,8 +2,6 @@
 
 import itertools
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,9 +33,7 @@ from indm.score import TwoScores, encoded, flow_score, law_score
 from indm.sde import VESDE, VPSDE, LearnedSDE
 from indm.tensors import expand_like
 from indm.translation import bridge, sdedit, two_models
-
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-import free_volatility
+from research.forward import free_volatility
 
 EPS = 1e-3
 DOUBLE = torch.float64

@@ -1,0 +1,138 @@
+"""Models of p(x|class) beside those of p(x): bits/dim, and their classes beside those of a classifier.
+
+    python -m research.conditional train digits fashion-mnist-16   # also samples at guidance 1 and 2
+    python -m research.conditional table digits fashion-mnist-16
+
+Both models have the bundled recipe's network, flow and rates, and the same number of steps. One of p(x|class) hides the
+class in a tenth of its examples (``condition.drop``), so that its samples can be guided. The classifier is the small
+network of :mod:`indm.evaluation.extractor`, trained on the same images for its usual ten epochs, and for the CPU
+seconds of the model. A row is made once.
+"""
+
+import argparse
+import functools
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import indm
+from indm.config import recipes
+from indm.data.base import Data, stack
+from indm.data.registry import load_data
+from indm.evaluation import plots
+from indm.evaluation.classification import scores
+from indm.evaluation.extractor import train_extractor
+from indm.training.devices import make_accelerator
+from indm.training.trainer import Trainer
+from research.records import RECORDS, Records, made_by
+
+STEPS = {"digits": 600, "fashion-mnist-16": 300}
+SEEDS = {"digits": 2, "fashion-mnist-16": 1}
+EXAMPLES = 1000  # test images, at most
+DRAWS, TIMES = 2, 8  # of the bound of each class
+GUIDANCE = (1.0, 2.0)
+CONDITION: dict[str, Any] = {"condition": "classes", "condition.drop": 0.1}
+
+
+def trained(data: Data, name: str, changes: dict[str, Any], seed: int) -> tuple[Any, float]:
+    """The averaged model, and the CPU seconds of its training."""
+    budget = {"train.steps": STEPS[name], "train.seconds": math.inf, "train.seed": seed}
+    recipe = recipes.recipe(name, budget | changes)
+    trainer = Trainer(recipe, data, make_accelerator(recipes.options_of(recipe, "train")))
+    batches, started = trainer.batches(), time.process_time()
+    while trainer.step < STEPS[name]:
+        trainer.train_step(batches)
+    return trainer.ema.model, time.process_time() - started
+
+
+def bound(model: Any, data: Data, c: torch.Tensor | None) -> list[float]:
+    """The NELBO of test images in bits/dim, and its standard error over images."""
+    report, _ = indm.evaluate(model, stack(data.test, EXAMPLES), c=c, nll_examples=0, times=16, progress=False)
+    numbers = report["nelbo"]["with_reconstruction"]
+    return [numbers["bits_per_dim"], numbers["bits_per_dim_standard_error"]]
+
+
+def classifier(data: Data, epochs: int) -> dict[str, float]:
+    """Accuracy on the test images of a record, and CPU seconds, of the classifier."""
+    started = time.process_time()
+    extractor = train_extractor(data, epochs=epochs, most=len(data.train), progress=False)
+    seconds = time.process_time() - started
+    raw, labels = stack(data.test, EXAMPLES), data.labels["test"][:EXAMPLES]
+    right = extractor.head(extractor.features(raw)).argmax(1) == labels
+    return {"accuracy": right.double().mean().item(), "cpu_seconds": round(seconds, 1), "epochs": epochs}
+
+
+def record_of(data: Data, name: str, seed: int, out: Path) -> dict[str, Any]:
+    """Both trainings with one seed, and what came of them."""
+    plain, plain_seconds = trained(data, name, {}, seed)
+    model, seconds = trained(data, name, CONDITION, seed)
+    raw, labels = stack(data.test, EXAMPLES), data.labels["test"][:EXAMPLES]
+    found = indm.classify(model, raw, draws=DRAWS, times=TIMES, progress=False)
+    if seed == 0:
+        for guidance in GUIDANCE:
+            c = torch.arange(len(data.classes)).repeat_interleave(12)
+            generator = torch.Generator().manual_seed(0)
+            x = indm.sample(model, len(c), c=c, guidance=guidance, steps=30, generator=generator)
+            images, levels = model.scaling.to_data(x), int(data.scaling.levels or 0)
+            plots.save_classes(images, levels, data.classes, out / f"{name}-guidance-{guidance:g}.png")
+    short = classifier(data, 10)
+    epochs = max(10, round(10 * seconds / short["cpu_seconds"]))
+    return {
+        "steps": STEPS[name],
+        "p(x)": bound(plain, data, None),
+        "p(x|c)": bound(model, data, labels),
+        "cpu_seconds": [round(plain_seconds, 1), round(seconds, 1)],
+        "bayes": scores(found, labels) | {"evaluations": found.evaluations},
+        "classifier": [short, classifier(data, epochs)],
+        **made_by(seed),
+    }
+
+
+def table(name: str, records: list[dict[str, Any]]) -> str:
+    """The records of one data set as lines of a table."""
+
+    def mean(*keys: Any) -> str:
+        values = [float(functools.reduce(lambda part, key: part[key], keys, record)) for record in records]
+        ends = f" ({min(values):.3f} … {max(values):.3f})" if len(values) > 1 else ""
+        return f"{sum(values) / len(values):.3f}{ends}"
+
+    bounds = f"{mean('p(x)', 0)} | {mean('p(x|c)', 0)}"
+    bayes = f"{mean('bayes', 'accuracy')} | {mean('bayes', 'calibration_error')}"
+    others = f"{mean('classifier', 0, 'accuracy')} | {mean('classifier', 1, 'accuracy')}"
+    return f"| {name}, {records[0]['steps']} steps, {len(records)} seeds | {bounds} | {bayes} | {others} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["train", "table"])
+    parser.add_argument("data", choices=list(STEPS), nargs="+")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the table")
+    parser.add_argument("--out", type=Path, default=Path("runs/conditional"), help="of the pictures")
+    o = parser.parse_args()
+    torch.set_num_threads(1)
+    o.out.mkdir(parents=True, exist_ok=True)
+    made = Records(o.records / "conditional.csv")
+    for name in o.data if o.what == "train" else ():
+        data = load_data(**recipes.recipe(name)["data"])
+        for seed in range(SEEDS[name]):
+            cell = made.at(data=name, seed=seed)
+            cell.kept(lambda job=(data, name, seed): record_of(*job, o.out))
+    if o.what == "table":
+        heads = [
+            "data",
+            "NELBO of p(x)",
+            "of p(x\\|c)",
+            "Bayes: accuracy",
+            "calibration error",
+            "classifier, 10 epochs",
+        ]
+        print("| " + " | ".join([*heads, "the same seconds"]) + " |\n" + "|---" * 7 + "|")
+        for name in o.data:
+            print(table(name, made.at(data=name).rows()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+from research.flow_gain.study import main
+
+main()

@@ -1,0 +1,3 @@
+from research.forward.study import main
+
+main()

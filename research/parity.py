@@ -1,0 +1,43 @@
+"""How far scores of converted networks are from those of the original code.
+
+    python -m research.parity tests/fixtures/ddpmpp_vp tests/fixtures/ncsnpp_ve
+
+Each argument names a pair of files: NAME.json, the original's settings, and NAME.npz with ``state/…``, its tensors,
+``input/z_t``, ``input/t`` and ``output/score``, computed by it. Printed is the largest error of each sample over its
+largest entry, and the largest of these.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from indm.published.convert.architecture import architecture
+from indm.published.convert.run import score_of_checkpoint
+from indm.published.convert.settings import read_settings, tables_of
+
+
+def errors(path: Path) -> torch.Tensor:
+    """Relative errors of the samples of one fixture, (B,)."""
+    with np.load(path.with_suffix(".npz")) as file:
+        arrays = {key: torch.from_numpy(file[key]) for key in file}
+    state = {k.removeprefix("state/").removeprefix("module."): v for k, v in arrays.items() if k.startswith("state/")}
+    tables = tables_of(read_settings(path.with_suffix(".json")))
+    found = architecture(state, tables, {}, tables["image"]["size"])
+    score = score_of_checkpoint(state, found.sde, found.net, found.shape)
+    with torch.no_grad():
+        error = score(arrays["input/z_t"], arrays["input/t"]) - arrays["output/score"]
+    return error.flatten(1).abs().amax(1) / arrays["output/score"].flatten(1).abs().amax(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("fixtures", type=Path, nargs="+")
+    for path in parser.parse_args().fixtures:
+        found = errors(path.with_suffix(""))
+        print(f"{path.stem:20} {found.max():.1e}   of samples: {', '.join(f'{e:.1e}' for e in found)}")
+
+
+if __name__ == "__main__":
+    main()

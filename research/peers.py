@@ -1,0 +1,196 @@
+"""Other libraries' diffusions and flows beside INDM: Fréchet distance after the same seconds of one thread.
+
+    pip install denoising-diffusion-pytorch azula torchcfm pot torchdyn
+    python -m research.peers digits fashion-mnist-16      # whatever has no record yet, then the table
+    python -m research.peers digits --table
+
+Each has its library's U-Net of 32 channels and the recipe's levels, a batch of 128, Adam in float32, an average of the
+weights, and its usual objective and sampler, in 50 evaluations. Each is trained at two rates, that of its examples and
+1e-3, and the better one counts. Each makes as many steps as cost what a training of ``research.quality`` costs, whose
+records give INDM's rows; costs of a step are measured in turns, with nothing else running. None of the others states a
+likelihood.
+"""
+
+import argparse
+import itertools
+import statistics
+import timeit
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from indm.data.base import Data
+from indm.data.batches import loader
+from indm.model import count_parameters
+from indm.training.costs import trainer_of
+from indm.training.ema import EMA
+from research.flow_gain.cells import STUDIES, Training, data_of
+from research.markdown import in_table
+from research.quality import SAMPLES, from_training
+from research.records import RECORDS, Records, made_by
+
+BATCH, EVALUATIONS, DECAY = 128, 50, 0.99
+ROUNDS, A_TURN = 9, 6  # of the measured costs
+LEVELS = {"digits": (1, 2), "fashion-mnist-16": (1, 2, 2)}
+OURS = ("unet, the recipe's", "the score trained for samples")
+
+
+class Peer(NamedTuple):
+    """A model to train, its loss on images in [−1, 1], and samples of a model like it."""
+
+    model: nn.Module
+    loss: Callable[[Tensor], Tensor]
+    sample: Callable[[nn.Module, int], Tensor]
+
+
+def denoising_diffusion(shape: tuple[int, ...], levels: tuple[int, ...]) -> Peer:
+    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+
+    net = Unet(dim=32, dim_mults=levels, channels=shape[0])
+    model = GaussianDiffusion(net, image_size=shape[1:], sampling_timesteps=EVALUATIONS)
+    return Peer(model, lambda x: model((x + 1) / 2), lambda average, n: 2 * average.sample(n) - 1)
+
+
+def flow_matching(shape: tuple[int, ...], levels: tuple[int, ...]) -> Peer:
+    from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
+    from torchcfm.models.unet import UNetModel
+
+    model = UNetModel(dim=shape, num_channels=32, num_res_blocks=1, channel_mult=levels, attention_resolutions="8")
+    matcher = ConditionalFlowMatcher(sigma=0.0)
+
+    def loss(x: Tensor) -> Tensor:
+        t, x_t, velocity = matcher.sample_location_and_conditional_flow(torch.randn_like(x), x)
+        return (model(t, x_t) - velocity).square().mean()
+
+    def sample(average: nn.Module, n: int) -> Tensor:
+        x, step = torch.randn(n, *shape), 1 / EVALUATIONS
+        for i in range(EVALUATIONS):
+            x = x + step * average(torch.full((n,), i * step), x)
+        return x
+
+    return Peer(model, loss, sample)
+
+
+def azula(shape: tuple[int, ...], levels: tuple[int, ...]) -> Peer:
+    from azula.denoise import KarrasDenoiser
+    from azula.nn.layers import SineEncoding
+    from azula.nn.unet import UNet
+    from azula.noise import VPSchedule
+    from azula.sample import DDIMSampler
+
+    class Backbone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Sequential(SineEncoding(64), nn.Linear(64, 128), nn.SiLU())
+            widths = [32 * level for level in levels]
+            self.net = UNet(shape[0], shape[0], hid_channels=widths, hid_blocks=[1] * len(widths), mod_features=128)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return self.net(x, self.embedding(t))
+
+    model = KarrasDenoiser(Backbone(), VPSchedule())
+
+    def sample(average: nn.Module, n: int) -> Tensor:
+        sampler = DDIMSampler(average, steps=EVALUATIONS)
+        return sampler(sampler.init((n, *shape)))
+
+    return Peer(model, lambda x: model.loss(x, torch.rand(len(x))), sample)
+
+
+PEERS: dict[str, tuple[Callable[[tuple[int, ...], tuple[int, ...]], Peer], float]] = {  # and its own rate
+    "denoising-diffusion-pytorch": (denoising_diffusion, 1e-4),
+    "torchcfm": (flow_matching, 2e-4),
+    "azula": (azula, 1e-3),
+}
+
+
+def peer_of(name: str, data_name: str) -> Peer:
+    torch.manual_seed(0)
+    return PEERS[name][0](data_of(data_name, None).shape, LEVELS[data_name])
+
+
+def training(peer: Peer, data: Data, rate: float) -> Iterator[nn.Module]:
+    """The averaged model after each training step, without end."""
+    optimizer, average = torch.optim.Adam(peer.model.parameters(), rate), EMA(peer.model, DECAY)
+    batches = (loader(data.train, BATCH, shuffle=True, drop_last=True, epoch=epoch) for epoch in itertools.count())
+    for step, raw in enumerate(itertools.chain.from_iterable(batches), start=1):
+        optimizer.zero_grad()
+        peer.loss(2 * raw.float() / (data.scaling.levels - 1) - 1).backward()
+        optimizer.step()
+        average.update(peer.model, step)
+        yield average.model
+
+
+def costs(data_name: str) -> dict[str, float]:
+    """The cost of a step of each over that of the linear diffusion, which is 1 in ``research.quality``, too."""
+    data, unit = data_of(data_name, None), trainer_of(Training(data_name, "uniform", "linear", {}, 1).recipe())
+    batches = unit.batches()
+    going = {name: training(peer_of(name, data_name), data, rate) for name, (_, rate) in PEERS.items()}
+    turns = {name: lambda steps=steps: [next(steps) for _ in range(A_TURN)] for name, steps in going.items()}
+    turns[""] = lambda: [unit.train_step(batches) for _ in range(A_TURN)]
+    rounds = [{name: timeit.timeit(turn, number=1) for name, turn in turns.items()} for _ in range(1 + ROUNDS)][1:]
+    return {name: round(statistics.median(row[name] / row[""] for row in rounds), 4) for name in PEERS}
+
+
+def trained(name: str, data_name: str, rate: float, steps: int, extractor: Path) -> dict:
+    """The record of a training: the Fréchet distance of samples from the training images."""
+    data = data_of(data_name, None)
+    peer = peer_of(name, data_name)
+    average = next(itertools.islice(training(peer, data, rate), steps - 1, None))
+    with torch.no_grad():
+        x = peer.sample(average, SAMPLES).clamp(-1, 1)
+    raw = ((x + 1) / 2 * (data.scaling.levels - 1)).round()
+    about = {"steps": steps, "parameters": count_parameters(peer.model)}
+    return about | from_training(raw, data, extractor) | made_by(0)
+
+
+def table_of(o: argparse.Namespace, name: str) -> Records:
+    return Records(o.records / f"{name}.csv")
+
+
+def compare(o: argparse.Namespace, data_name: str) -> None:
+    """Make the records that there are not yet."""
+    of_a_step = table_of(o, "peers-costs").at(data=data_name).kept(lambda: costs(data_name))
+    for name, (_, own) in PEERS.items():
+        steps = round(STUDIES[data_name].budget / of_a_step[name])
+        for rate in dict.fromkeys((own, 1e-3)):
+            cell = table_of(o, "peers").at(data=data_name, peer=name, rate=rate)
+            cell.kept(lambda job=(name, data_name, rate, steps): trained(*job, o.extractor / data_name))
+            print(data_name, name, rate, flush=True)
+
+
+def table(o: argparse.Namespace, data: str) -> str:
+    rows = []
+    for name in PEERS:
+        made = table_of(o, "peers").at(data=data, peer=name).rows()
+        if made:
+            best = min(made, key=lambda record: record["frechet"])
+            distance = f"{best['frechet']:.1f} ± {best['frechet_standard_error']:.1f}"
+            rows.append((data, f"{name}, rate {best['rate']:g}", f"{best['parameters']:,}", best["steps"], distance))
+    ours = table_of(o, "quality").at(data=data).rows()
+    for record in (row for name in OURS for row in ours if row["name"].startswith(name)):
+        distance = f"{record['frechet']:.1f} ± {record['frechet_standard_error']:.1f}"
+        parameters = f"{sum(record['parameters'].values()):,}"
+        rows.append((data, f"indm, {record['name']}", parameters, record["steps"], distance))
+    return in_table("data", "what", "parameters", "steps", "Fréchet", rows=rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="+", choices=list(LEVELS))
+    parser.add_argument("--extractor", type=Path, default=Path("runs/extractor"), help="folder of classifiers")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the tables")
+    parser.add_argument("--table", action="store_true", help="of the records alone")
+    o = parser.parse_args()
+    torch.set_num_threads(1)
+    for data in o.data:
+        if not o.table:
+            compare(o, data)
+        print(table(o, data))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+from research.posteriors.study import main
+
+main()

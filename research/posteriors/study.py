@@ -1,0 +1,198 @@
+"""Posteriors p(θ|x) from simulated pairs: indm.DensityEstimator beside NPE of sbi, at the same processor time.
+
+    python -m research.posteriors          # trains what has no record yet, then shows the table of all records
+    python -m research.posteriors slcp --methods indm --pairs 1000
+
+The simulators are those of ``simulators.py``. Each training has ``--seconds`` of the processor on one thread, its
+own pairs and its own weights. It is judged at five observations, the same for all, by draws and, where the posterior
+has a density, by it: the C2ST is the accuracy with which an MLP tells 1,000 draws from 1,000 of the true posterior (5
+folds; 1/2 is best), and the divergence is E log p(θ|x)/q(θ|x) over true draws, in nats. Both methods are restricted to
+the support of the prior: draws outside are rejected. "true" is the C2ST of two sets of true draws, those of SLCP from
+Markov chains that start apart. Every training is a row of ``posteriors.csv``. Without sbi, which is no dependency,
+its trainings are left out.
+"""
+
+import argparse
+import functools
+import importlib.metadata
+import importlib.util
+import itertools
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from sklearn.model_selection import KFold, cross_val_score
+from sklearn.neural_network import MLPClassifier
+from threadpoolctl import threadpool_limits
+
+from indm import estimator
+from indm.evaluation.statistics import mean_and_error
+from research.posteriors.simulators import SIMULATORS, Simulator
+from research.records import RECORDS, Records, made_by
+
+Array = np.ndarray
+OBSERVATIONS, DRAWS = 5, 1_000  # and draws of each of two laws that are told apart
+CLASSIFIER = {"early_stopping": True, "n_iter_no_change": 30, "learning_rate_init": 1e-2, "max_iter": 400}
+
+
+@dataclass
+class Fitted:
+    """An approximate posterior: ``draw(x, n, seed)`` and ``log_prob(theta, x)``, x one observation or one for each."""
+
+    draw: Callable[[Array, int, int], Array]
+    log_prob: Callable[[Array, Array], Array]
+    setting: dict[str, Any]
+
+
+def indm(theta: Array, x: Array, seed: int, seconds: float) -> Fitted:
+    with mock.patch.object(estimator, "perf_counter", time.process_time):
+        found = estimator.DensityEstimator(max_seconds=seconds, random_state=seed).fit(theta, c=x)
+    setting = {"steps": found.n_steps_, "components": [m.score.backbone.components for m in found.models_]}
+    return Fitted(lambda x, n, seed: found.sample(n, seed, c=x), found.score_samples, setting)
+
+
+def npe(theta: Array, x: Array, seed: int, seconds: float) -> Fitted:
+    """Neural posterior estimation as sbi has it by default; it ends when time does, and keeps its best epoch."""
+    from sbi.inference import NPE
+
+    deadline = time.process_time() + seconds
+
+    class Timed(NPE):
+        def _converged(self, epoch: int, stop_after_epochs: int) -> bool:
+            return super()._converged(epoch, stop_after_epochs if time.process_time() < deadline else 0)
+
+    torch.manual_seed(seed)
+    pairs = (torch.from_numpy(part).float() for part in (theta, x))
+    trainer = Timed(show_progress_bars=False, tracker=mock.MagicMock(), logging_level=logging.ERROR)
+    net = trainer.append_simulations(*pairs).train()
+
+    @torch.no_grad()
+    def draw(x: Array, n: int, seed: int) -> Array:
+        torch.manual_seed(seed)
+        return net.sample((n,), condition=torch.from_numpy(x[None]).float())[:, 0].double().numpy()
+
+    @torch.no_grad()
+    def log_prob(theta: Array, x: Array) -> Array:
+        inputs, at = (torch.from_numpy(part).float() for part in (theta, np.broadcast_to(x, (len(theta), x.shape[-1]))))
+        return net.log_prob(inputs[None], condition=at)[0].double().numpy()
+
+    return Fitted(draw, log_prob, {"epochs": trainer.summary["epochs_trained"]})
+
+
+METHODS = {"indm": indm, "npe": npe}
+
+
+def c2st(first: Array, second: Array, seed: int = 0) -> float:
+    """The accuracy with which an MLP tells two sets of rows apart, in 5 folds; columns in units of the first set."""
+    rows = (np.concatenate([first, second]) - first.mean(0)) / first.std(0)
+    labels, hidden = np.repeat([0, 1], [len(first), len(second)]), 10 * first.shape[1]
+    classifier = MLPClassifier((hidden, hidden), random_state=seed, **CLASSIFIER)
+    return cross_val_score(classifier, rows, labels, cv=KFold(5, shuffle=True, random_state=seed)).mean()
+
+
+def within(simulator: Simulator, fitted: Fitted, x: Array) -> tuple[Array, float]:
+    """Draws within the prior, and the share of all that are."""
+    found, tried = np.zeros((0, 0)), 0
+    while len(found) < DRAWS:
+        theta = fitted.draw(x, DRAWS, tried)
+        found = np.concatenate([found.reshape(-1, theta.shape[1]), theta[simulator.inside(theta)]])
+        tried += DRAWS
+    return found[:DRAWS], len(found) / tried
+
+
+@functools.cache
+def observed(name: str) -> tuple[Array, Array]:
+    """Observations, and true draws (observations, draws, d) at each."""
+    x = SIMULATORS[name].pairs(OBSERVATIONS, np.random.default_rng(1_000))[1]
+    return x, np.stack([SIMULATORS[name].posterior(row, DRAWS, np.random.default_rng(0)) for row in x])
+
+
+def true(name: str) -> dict[str, Any]:
+    """The record of true draws against others."""
+    options = {"spread": 0.1} if name == "slcp" else {}
+    again = [SIMULATORS[name].posterior(row, DRAWS, np.random.default_rng(1), **options) for row in observed(name)[0]]
+    return {"c2st": [round(c2st(*two), 4) for two in zip(observed(name)[1], again, strict=True)]}
+
+
+def trained(name: str, pairs: int, method: str, seed: int, seconds: float) -> dict[str, Any]:
+    """The record of one training."""
+    simulator, numbers = SIMULATORS[name], np.random.default_rng(seed)
+    theta, x = simulator.pairs(pairs, numbers)
+    start = time.process_time()
+    fitted = METHODS[method](theta, x, seed, seconds)
+    spent = time.process_time() - start
+    each: dict[str, list[float]] = {"c2st": [], "divergence": [], "inside": []}
+    for at, truth in zip(*observed(name), strict=True):
+        drawn, share = within(simulator, fitted, at)
+        each["c2st"].append(c2st(truth, drawn))
+        each["inside"].append(share)
+        if hasattr(simulator, "log_posterior"):
+            log_q = fitted.log_prob(truth, np.repeat(at[None], len(truth), 0)) - math.log(share)
+            each["divergence"].append((simulator.log_posterior(truth, at) - log_q).mean())
+    log_prob = fitted.log_prob(*simulator.pairs(1_000, numbers))
+    sbi = {"sbi": importlib.metadata.version("sbi")} if method == "npe" else {}
+    return {
+        "setting": fitted.setting, "seconds": seconds,
+        "fit_cpu_seconds": round(spent, 1), "judged_cpu_seconds": round(time.process_time() - start - spent, 1),
+        **{key: [round(float(value), 4) for value in values] for key, values in each.items()},
+        "log_prob_of_fresh_pairs": mean_and_error(torch.from_numpy(log_prob)),
+    } | sbi | made_by(seed)  # fmt: skip
+
+
+def markdown(table: Records) -> str:
+    """Means over observations and seeds ± the standard error over seeds, in Markdown."""
+    columns = ["C2ST of true", *(f"{what} {m}" for what in ("C2ST", "divergence", "seconds") for m in METHODS)]
+    lines = ["| simulator | pairs | seeds | " + " | ".join(columns) + " |", "|---" * (3 + len(columns)) + "|"]
+    for name in SIMULATORS:
+        of_it = table.at(simulator=name)
+        for pairs in sorted({row["pairs"] for row in of_it.rows()} - {0}, reverse=True):
+            found = {m: {r["seed"]: r for r in of_it.at(pairs=pairs, method=m).rows()} for m in METHODS}
+            seeds = [seed for seed in found["indm"] if all(seed in records for records in found.values())]
+            if len(seeds) < 2:
+                continue
+            cells = [f"{np.mean(of_it.at(pairs=0).rows()[0]['c2st']):.3f}"]
+            for key, digits in ("c2st", 3), ("divergence", 2), ("fit_cpu_seconds", 0):
+                for records in found.values():
+                    values = torch.tensor([np.mean(records[seed][key] or [np.nan]) for seed in seeds])
+                    mean, error = mean_and_error(values)
+                    cells.append("–" if math.isnan(mean) else f"{mean:.{digits}f} ± {error:.{digits}f}")
+            lines.append(f"| {name} | {pairs} | {len(seeds)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def record(cell: Records, make: Callable[[], dict[str, Any]]) -> None:
+    """Make the record where there is none."""
+    if not cell.rows():
+        print(cell.kept(make), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("simulators", nargs="*", default=list(SIMULATORS), help=f"of {', '.join(SIMULATORS)}")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--pairs", type=int, nargs="+", default=[10_000])
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the table")
+    o = parser.parse_args()
+    if "npe" in o.methods and importlib.util.find_spec("sbi") is None:
+        print("npe is left out because sbi is not installed: pip install sbi")
+        o.methods.remove("npe")
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+    warnings.simplefilter("ignore")
+    table = Records(o.records / "posteriors.csv")
+    for name in o.simulators:
+        record(table.at(simulator=name, pairs=0, method="true", seed=0), lambda name=name: true(name))
+    for seed, pairs, name, method in itertools.product(range(o.seeds), o.pairs, o.simulators, o.methods):
+        cell = table.at(simulator=name, pairs=pairs, method=method, seed=seed)
+        record(cell, lambda case=(name, pairs, method, seed): trained(*case, o.seconds))
+    print(markdown(table))

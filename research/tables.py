@@ -1,0 +1,316 @@
+"""Test log-likelihoods of small tables: indm.DensityEstimator beside flows of zuko and sbi, a mixture and a KDE.
+
+    python -m research.tables iris wine      # trains what has no record yet, then shows the table of all records
+    python -m research.tables all
+
+A fifth of the rows is the test, by the seed, and a tenth of the others the validation of those that do not split by
+themselves. All numbers are nats of a row of the raw table. Discrete columns get uniform noise, and a row's value is the
+log of its mean density over the same 4 points of the noise for every method. Each training has ``--seconds`` of the
+processor on one thread. Mixture and KDE are chosen by validation over a grid, without a limit of time; the flows choose
+their rate by it, each half of the time, and keep their best validated state. Those of sbi have the architecture that
+its NPE has by default, and a constant condition. Every training is a row of ``tables.csv``. Without sbi, which is no
+dependency, its trainings are left out.
+"""
+
+import argparse
+import copy
+import importlib.metadata
+import importlib.util
+import itertools
+import math
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import zuko
+from scipy.stats import qmc
+from sklearn import datasets
+from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import KernelDensity
+from threadpoolctl import threadpool_limits
+
+from indm import estimator
+from indm.evaluation.statistics import mean_and_error
+from research.records import RECORDS, Records, made_by
+
+DRAWS = 4  # points of the noise
+Array = np.ndarray
+LogDensity = Callable[[Array], Array]
+
+
+def mixture(n: int, seed: int) -> Array:
+    """Five Gaussians in eight dimensions, always the same, with full covariances."""
+    fixed, numbers = np.random.default_rng(0), np.random.default_rng(1000 + seed)
+    means = 2.0 * fixed.standard_normal((5, 8))
+    bases = np.linalg.qr(fixed.standard_normal((5, 8, 8)))[0] * np.exp(fixed.uniform(-1.2, 0.3, (5, 1, 8)))
+    which = numbers.integers(5, size=n)
+    return means[which] + np.einsum("nij,nj->ni", bases[which], numbers.standard_normal((n, 8)))
+
+
+TABLES: dict[str, tuple[Callable[[int], Array], tuple[int, ...]]] = {  # rows by the seed, discrete columns
+    "moons": (lambda seed: datasets.make_moons(2000, noise=0.1, random_state=seed)[0], ()),
+    "circles": (lambda seed: datasets.make_circles(2000, noise=0.05, factor=0.5, random_state=seed)[0], ()),
+    "swiss-roll": (lambda seed: datasets.make_swiss_roll(2000, noise=0.5, random_state=seed)[0], ()),
+    "blobs": (lambda seed: datasets.make_blobs(1000, n_features=5, centers=6, random_state=seed)[0], ()),
+    "mixture-8d": (lambda seed: mixture(2000, seed), ()),
+    "iris": (lambda seed: np.round(datasets.load_iris().data * 10), (0, 1, 2, 3)),
+    "wine": (lambda seed: datasets.load_wine().data, ()),
+    "diabetes": (lambda seed: datasets.load_diabetes(scaled=False).data, (0, 1)),  # age and sex
+    "breast-cancer": (lambda seed: datasets.load_breast_cancer().data, ()),
+    "digits": (lambda seed: datasets.load_digits().data, tuple(range(64))),
+}
+
+
+def split(name: str, seed: int) -> tuple[Array, Array, list[int]]:
+    """The rows to fit and to test, and the discrete columns."""
+    make, discrete = TABLES[name]
+    X = make(seed)
+    order = np.random.default_rng(seed).permutation(len(X))
+    return X[order[len(X) // 5 :]], X[order[: len(X) // 5]], list(discrete)
+
+
+def over_noise(X: Array, discrete: list[int], log_density: LogDensity) -> Array:
+    """log of the mean density of rows over the points of the noise."""
+    points = qmc.Sobol(len(discrete), rng=0).random(DRAWS) if discrete else np.zeros((1, 0))
+    each = []
+    for point in points:
+        noise = np.zeros_like(X)
+        noise[:, discrete] = point
+        each.append(log_density(X + noise))
+    return np.logaddexp.reduce(each) - math.log(len(points))
+
+
+class Space:
+    """z = (x + u − mean)/std, u in [0, 1) in discrete columns and else 0."""
+
+    def __init__(self, X: Array, discrete: list[int], seed: int):
+        self.discrete, self.numbers = discrete, np.random.default_rng(seed)
+        noisy = X + self.noise(X)
+        self.mean, self.std = noisy.mean(0), np.maximum(noisy.std(0), 1e-6)
+
+    def noise(self, X: Array) -> Array:
+        noise = np.zeros_like(X)
+        noise[:, self.discrete] = self.numbers.random((len(X), len(self.discrete)))
+        return noise
+
+    def __call__(self, X: Array) -> Array:
+        return (X - self.mean) / self.std
+
+    def drawn(self, X: Array, repeats: int = 1) -> Array:
+        return np.concatenate([self(X + self.noise(X)) for _ in range(repeats if self.discrete else 1)])
+
+    def log_prob(self, X: Array, density: LogDensity) -> Array:
+        """log p of raw rows from the log-density of z."""
+        return over_noise(X, self.discrete, lambda rows: density(self(rows))) - np.log(self.std).sum()
+
+
+# ── Methods: (rows to train, to validate, discrete columns, seed, seconds) → log p of rows, the setting ──────────────
+
+Fitted = tuple[LogDensity, dict[str, Any]]
+
+
+class Diverged(Exception):
+    """A method found no density."""
+
+
+def indm(train: Array, valid: Array, discrete: list[int], seed: int, seconds: float) -> Fitted:
+    X = np.concatenate([train, valid])
+    with mock.patch.object(estimator, "perf_counter", time.process_time):
+        found = estimator.DensityEstimator(discrete=discrete, max_seconds=seconds, random_state=seed).fit(X)
+
+    def log_density(rows: Array) -> Array:
+        return found._log_density(rows, np.zeros((len(rows), 0)))
+
+    setting = {"steps": found.n_steps_, "models": len(found.models_)}
+    return lambda rows: over_noise(rows, discrete, log_density), setting
+
+
+Flow = torch.nn.Module
+
+
+def flow(
+    make: Callable[[torch.Tensor], Flow], log_prob: Callable[[Flow, torch.Tensor], torch.Tensor]
+) -> Callable[..., Fitted]:
+    """A flow that ``make`` makes for standardised rows, and its log-density at rows."""
+
+    def fit(train: Array, valid: Array, discrete: list[int], seed: int, seconds: float) -> Fitted:
+        space, best = Space(train, discrete, seed), (-math.inf, None, {})
+        held = torch.from_numpy(space.drawn(valid, 4)).float()
+        for lr in (1e-3, 3e-3):
+            torch.manual_seed(seed)
+            model = make(torch.from_numpy(space(train)).float())
+            optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=1e-4)
+            start, spent, step, checked, best_at = time.process_time(), 0.0, 0, 0, 0.0
+            while spent < 1 and spent - best_at < 1 / 3:
+                rows = train[torch.randint(len(train), (min(128, len(train)),)).numpy()]
+                optimizer.param_groups[0]["lr"] = lr * min(1.0, 2 * max(0.0, 1 - spent))
+                optimizer.zero_grad()
+                (-log_prob(model, torch.from_numpy(space.drawn(rows)).float()).mean()).backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+                optimizer.step()
+                step, spent = step + 1, (time.process_time() - start) / (seconds / 2)
+                if spent >= min(1, (checked + 1) / 30):
+                    checked = math.floor(spent * 30)
+                    with torch.no_grad():
+                        value = log_prob(model, held).mean().item()
+                    if value > best[0]:
+                        best, best_at = (value, copy.deepcopy(model), {"lr": lr, "step": step}), spent
+        _, chosen, setting = best
+        if chosen is None:
+            raise Diverged(f"no finite validation in {seconds:g} s: it needs more --seconds, or it diverges")
+
+        @torch.no_grad()
+        def density(z: Array) -> Array:
+            return log_prob(chosen, torch.from_numpy(z).float()).double().numpy()
+
+        return lambda X: space.log_prob(X, density), setting
+
+    return fit
+
+
+def of_zuko(kind: str) -> Callable[..., Fitted]:
+    """As in research/flow_gain/others.py."""
+
+    def make(z: torch.Tensor) -> Flow:
+        return getattr(zuko.flows, kind)(z.shape[1], transforms=3, hidden_features=(64, 64))
+
+    return flow(make, lambda model, z: model().log_prob(z))
+
+
+def of_sbi(kind: str) -> Callable[..., Fitted]:
+    """Given a constant."""
+
+    def make(z: torch.Tensor) -> Flow:
+        from sbi.neural_nets import net_builders
+
+        return getattr(net_builders, f"build_{kind}")(z, torch.zeros(len(z), 1), z_score_y="none")
+
+    return flow(make, lambda model, z: model.log_prob(z[None], condition=torch.zeros(len(z), 1))[0])
+
+
+def chosen_from(grid: list[dict[str, Any]], make: Callable[..., Any]) -> Callable[..., Fitted]:
+    """The estimator of scikit-learn with the best validation."""
+
+    def fit(train: Array, valid: Array, discrete: list[int], seed: int, seconds: float) -> Fitted:
+        space, best = Space(train, discrete, seed), (-math.inf, None, {})
+        noisy, held = space.drawn(train), space.drawn(valid, 4)
+        for setting in grid:
+            if 2 * setting.get("n_components", 1) > len(train):
+                continue
+            model = make(setting, seed).fit(noisy)
+            value = model.score_samples(held).mean()
+            if value > best[0]:
+                best = (value, model, setting)
+        return lambda X: space.log_prob(X, best[1].score_samples), best[2]
+
+    return fit
+
+
+MIXTURES = [
+    {"covariance_type": kind, "n_components": k, "reg_covar": floor}
+    for kind in ("full", "diag")
+    for k in (1, 2, 3, 5, 8, 12, 20, 30, 50)
+    for floor in (1e-3, 1e-2, 1e-1)
+]
+METHODS: dict[str, Callable[..., Fitted]] = {
+    "indm": indm,
+    "nsf": of_zuko("NSF"),
+    "maf": of_zuko("MAF"),
+    "sbi-nsf": of_sbi("nsf"),
+    "sbi-maf": of_sbi("maf"),
+    "mixture": chosen_from(MIXTURES, lambda setting, seed: GaussianMixture(random_state=seed, **setting)),
+    "kde": chosen_from(
+        [{"bandwidth": float(h)} for h in np.geomspace(0.03, 2, 20)], lambda setting, seed: KernelDensity(**setting)
+    ),
+}
+
+
+SEEDS = (3, 4)  # of the table; the test rows of 0 to 2 were seen while the defaults were chosen
+
+
+def trained(name: str, method: str, seed: int, seconds: float) -> dict[str, Any]:
+    """The record of one training."""
+    X, test, discrete = split(name, seed)
+    valid, train = np.split(X, [max(1, len(X) // 10)])
+    start = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        log_prob, setting = METHODS[method](train, valid, discrete, seed, seconds)
+        fitted = time.process_time()
+        each = torch.from_numpy(log_prob(test))
+    sbi = {"sbi": importlib.metadata.version("sbi")} if method.startswith("sbi") else {}
+    return {
+        "setting": setting, "rows": list(X.shape),
+        "fit_cpu_seconds": round(fitted - start, 1), "score_cpu_seconds": round(time.process_time() - fitted, 1),
+        "test": mean_and_error(each), "test_nats": [round(value, 3) for value in each.tolist()],
+        "zuko": zuko.__version__,
+    } | sbi | made_by(seed)  # fmt: skip
+
+
+def markdown(table: Records) -> str:
+    """Mean test log p ± its error over rows, and of the others what each row has beyond that of indm, in Markdown.
+
+    A table's seeds are those that all of its methods have; "–" is a method without records of it.
+    """
+    lines = ["| table | rows × columns | seeds | " + " | ".join(METHODS) + " |", "|---" * (3 + len(METHODS)) + "|"]
+    for name in TABLES:
+        found = {
+            method: {record["seed"]: record for record in table.at(table=name, method=method).rows()}
+            for method in METHODS
+        }
+        there = {method: records for method, records in found.items() if records}
+        seeds = [seed for seed in found["indm"] if all(seed in of for of in there.values())]
+        if not seeds:
+            continue
+        nats = {method: rows_of([records[seed] for seed in seeds]) for method, records in there.items()}
+        cells = []
+        for method in METHODS:
+            if method not in nats:
+                cells.append("–")
+                continue
+            each = nats[method]
+            mean, error = mean_and_error(each if method == "indm" else each - nats["indm"])
+            cells.append(f"{mean:.2f} ± {error:.2f}" if method == "indm" else f"{mean:+.2f} ± {error:.2f}")
+        rows, columns = found["indm"][seeds[0]]["rows"]
+        lines.append(f"| {name} | {rows} × {columns} | {len(seeds)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def rows_of(records: list[dict[str, Any]]) -> torch.Tensor:
+    """The test rows' nats of all records."""
+    return torch.tensor([nats for record in records for nats in record["test_nats"]])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", help=f"all, or {', '.join(TABLES)}")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the table")
+    o = parser.parse_args()
+    if importlib.util.find_spec("sbi") is None and any(method.startswith("sbi") for method in o.methods):
+        print("the flows of sbi are left out because it is not installed: pip install sbi")
+        o.methods = [method for method in o.methods if not method.startswith("sbi")]
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+    made = Records(o.records / "tables.csv").at(seconds=o.seconds)
+    for seed, name, method in itertools.product(o.seeds, TABLES if o.tables == ["all"] else o.tables, o.methods):
+        cell = made.at(table=name, method=method, seed=seed)
+        if not cell.rows():
+            try:
+                record = cell.kept(lambda job=(name, method, seed): trained(*job, o.seconds))
+            except Diverged as error:
+                print(name, method, seed, error, flush=True)
+                continue
+            print(name, method, seed, record["test"], record["setting"], record["fit_cpu_seconds"], flush=True)
+    print(markdown(made))
+
+
+if __name__ == "__main__":
+    main()

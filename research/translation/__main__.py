@@ -1,0 +1,3 @@
+from research.translation.study import main
+
+main()

@@ -1,0 +1,3 @@
+from research.which_flow.grids import main
+
+main()

@@ -1,0 +1,82 @@
+"""Figures of docs/flows.md from the runs of the grids "terminal" and "drift".
+
+python -m research.which_flow.figures runs/flows --out docs/figures
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+import indm
+from indm.data.base import stack
+from indm.data.registry import load_data
+from indm.evaluation.distances import mmd, sliced_wasserstein
+from indm.evaluation.plots import save_figure
+from indm.evaluation.style import COLOURS, styled
+from indm.runs.folder import open_run
+from indm.training.penalties import normal_law
+from research.which_flow.grids import GRIDS
+
+
+@styled
+@torch.no_grad()
+def terminal(runs: Path, out: Path) -> dict:
+    """x_T of every variant, and its sliced Wasserstein distance and MMD to three laws."""
+    names = list(GRIDS["terminal"].variants)
+    figure = Figure(figsize=(3 * len(names), 6))
+    panels = figure.subplots(2, len(names), sharex=True, sharey=True)
+    found: dict = {}
+    data, other = (stack(load_data(name).test, 2000) for name in ("checkerboard", "eight-gaussians"))
+    for column, name in zip(panels.T, names, strict=True):
+        model, _ = open_run(runs / "terminal" / name / "0")
+        end = model.decode(torch.randn(2000, 2, generator=torch.Generator().manual_seed(0)))
+        x = model.scaling.to_model(data)
+        torch.manual_seed(0)
+        laws = {
+            "N(0, I)": torch.randn(2000, 2),
+            "moments of the data": normal_law(x)(2000),
+            "eight Gaussians": model.scaling.to_model(other),
+        }
+        found[name] = {
+            k: {"sliced_wasserstein": sliced_wasserstein(end, y), "mmd": mmd(end, y)} for k, y in laws.items()
+        }
+        samples = indm.sample(model, 2000, steps=40, generator=torch.Generator().manual_seed(3))
+        for axes, points, what in zip(column, (end, samples), ("x_T", "samples"), strict=True):
+            axes.plot(*points.T.numpy(), ".", markersize=1)
+            axes.set(title=f"{name}: {what}", aspect="equal", xlim=(-2.5, 2.5), ylim=(-2.5, 2.5))
+    save_figure(figure, out / "flows-terminal.png")
+    return found
+
+
+@styled
+@torch.no_grad()
+def drift(runs: Path, out: Path) -> None:
+    """How the entries' clocks run in the learned linear SDE."""
+    model, _ = open_run(runs / "drift" / "linear, both" / "0")
+    sde = model.sde
+    clock = torch.linspace(*sde.clock_span(), 200, dtype=torch.float64)
+    rate = sde.clock_rate(sde.time(-clock).clamp(sde.eps, sde.T))
+    figure = Figure(figsize=(8, 4))
+    left, right = figure.subplots(1, 2)
+    left.plot(clock, rate.flatten(1), color=COLOURS[0], alpha=0.2)
+    left.set(xlabel="common clock −log SNR", ylabel="rate of an entry", title="one line a pixel")
+    image = right.imshow(rate[100].reshape(sde.shape[-2:]))
+    figure.colorbar(image, ax=right, use_gridspec=False, label="rate")
+    right.set(title="middle of the clock, by pixel", xticks=[], yticks=[])
+    save_figure(figure, out / "flows-drift.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    drift(options.runs, options.out)
+    print(json.dumps(terminal(options.runs, options.out), indent=2))
+
+
+if __name__ == "__main__":
+    main()
