@@ -25,10 +25,10 @@ from indm.evaluation.extractor import Extractor, load_or_train
 from indm.evaluation.general_features import GeneralFeatures, general_features
 from indm.evaluation.statistics import jackknife
 from indm.model import count_parameters
+from indm.training.costs import seconds_in_turns, trainer_of
 from indm.training.devices import make_accelerator
 from indm.training.ema import EMA
 from indm.training.trainer import Trainer
-from research.claims.costs import in_turns
 from research.records import Records, made_by
 
 DEQUANTIZATIONS = ("uniform", "variational", "truncated-normal")  # the most informative first, as are the sides
@@ -50,7 +50,7 @@ RATES = (
 )  # which leave the cost of a step as it is
 FIRST_SEED = 1  # of the final trainings; the search has seed 0
 LARGEST_ERROR = 0.05  # of a cost: above, something else is running
-ROUNDS, STEPS_A_ROUND = 9, 6  # of the measured costs; a round holds whole cycles of flow_update_every
+ROUNDS, STEPS_A_ROUND = 8, 6  # of the measured costs; a round holds whole cycles of flow_update_every
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,9 @@ def costs(table: Records, jobs: Sequence[Training]) -> dict[str, float]:
     missing = {job.cost_key: job.recipe() for job in jobs if job.cost_key not in known}
     if missing:
         unit = replace(jobs[0], dequantization="uniform", side="linear", setting={})
-        seconds = in_turns({unit.cost_key: unit.recipe()} | missing, ROUNDS, STEPS_A_ROUND)
+        trainers = {key: trainer_of(recipe) for key, recipe in ({unit.cost_key: unit.recipe()} | missing).items()}
+        threads = dict.fromkeys(trainers, torch.get_num_threads())
+        seconds = seconds_in_turns(trainers, threads, rounds=ROUNDS, steps=STEPS_A_ROUND, progress=False)
         noisy = {}
         for key in missing:
             ratios = [a / b for a, b in zip(seconds[key], seconds[unit.cost_key], strict=True)]

@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 
 from indm.evaluation.plots import save_figure
 from indm.evaluation.statistics import Difference, judged, over_seeds, paired_by_examples
-from indm.evaluation.style import COLOURS, DATA_COLOUR, colours_of, styled
-from research.claims.studies import VARIANTS
+from indm.evaluation.style import DATA_COLOUR, colours_of, styled
 from research.flow_gain.cells import DEQUANTIZATIONS, SIDES
 from research.markdown import in_table
 from research.records import Records
@@ -23,7 +22,7 @@ FAMILY = tuple(
     for data in ("digits", "fashion-mnist-16")
     for dequantization, other in (("variational", "linear"), ("uniform", "elementwise"), ("variational", "elementwise"))
 )
-COLOUR = {side: colours_of(VARIANTS).get(side, COLOURS[2]) for side in SIDES}  # those of the reproduction
+COLOUR = colours_of(["linear", "indm", "elementwise"])
 Capacity = dict[tuple[int, int, int], Difference]  # channels of the score, width of the flow, budget
 
 
