@@ -113,12 +113,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/conditional"), help="of the pictures")
     o = parser.parse_args()
     torch.set_num_threads(1)
-    o.out.mkdir(parents=True, exist_ok=True)
     made = Records(o.records / "conditional.csv")
     for name in o.data if o.what == "train" else ():
         data = load_data(**recipes.recipe(name)["data"])
         for seed in range(SEEDS[name]):
             cell = made.at(data=name, seed=seed)
+            o.out.mkdir(parents=True, exist_ok=True)
             cell.kept(lambda job=(data, name, seed): record_of(*job, o.out))
     if o.what == "table":
         heads = [

@@ -54,7 +54,7 @@ class Records:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Write the row, in the place of one with the same key."""
-        name = " ".join(text(part) for _, part in self.key)
+        name = text([part for _, part in self.key])
         own = {f"{name}/{column}": np.float32(record[column]) for column in record if column.endswith(OF_EXAMPLES)}
         cells = {column: part for column, part in record.items() if not column.endswith(OF_EXAMPLES)}
         line = {column: text(part) for column, part in (dict(self.key) | cells | dict(self.key)).items()}
@@ -95,7 +95,7 @@ class Records:
 
 def with_arrays(row: Row, arrays: Mapping[str, np.ndarray]) -> Row:
     """The row with its numbers of single examples, as lists."""
-    name = row.pop(ARRAYS, None)
+    name = text(row.pop(ARRAYS, None))
     own = {key.rpartition("/")[2]: array.tolist() for key, array in arrays.items() if key.rpartition("/")[0] == name}
     return row | own
 

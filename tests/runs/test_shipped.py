@@ -23,7 +23,7 @@ def test_it_is_small_and_has_a_card_with_its_samples(name):
     assert f'from_pretrained("{name}")' in text and "samples.png" in text and (folder / "samples.png").exists()
     assert "license: apache-2.0" in text
     (command,) = re.findall("^- made by: `(.+)`$", text, re.MULTILINE)
-    known = (Path(__file__).parents[2] / "bench" / "pretrained.py").read_text("utf-8")
+    known = (Path(__file__).parents[2] / "research" / "pretrained.py").read_text("utf-8")
     assert f"    {command}  " in known and name.removesuffix("-pretrained") in command.split()
     data = tomllib.loads((folder / "recipe.toml").read_text("utf-8"))["data"]
     places = [str(data.get(key, "")) for key in ("path", "root")]
