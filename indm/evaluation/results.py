@@ -68,7 +68,8 @@ def difference(pairs: Sequence[tuple[Path, Path]], kind: str = "nelbo") -> Diffe
     """The first less the second of each pair of runs, one pair for each seed, all evaluated on the same examples."""
     values = [[per_example(folder, kind) for folder in pair] for pair in pairs]
     groups = read_nats(pairs[0][0]).get("groups")
-    return paired_by_examples(*np.stack(values, axis=1), None if groups is None else groups[: values[0][0].size])
+    first, second = np.stack(values, axis=1)
+    return paired_by_examples(first, second, None if groups is None else groups[: first.shape[1]])
 
 
 def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
