@@ -318,13 +318,14 @@ def as_data(
     rows = second_entries(source, where) if c is True else None if c is False else c
     if isinstance(source, tuple):
         sets, levels, fingerprint = _divided_before(source, levels, limit, where)
-        parts = _one_after_the_other(source, sets)
+        parts, total = _one_after_the_other(source, sets), sum(map(len, source))
         note = "divided before: " + ", ".join(f"{part} {len(examples)}" for part, examples in sets.items())
     else:
         examples, levels = _examples(source, levels, where)
         del source  # an array that nobody else holds is freed once it is split
         parts = split(len(examples), **counts(len(examples), valid, test), seed=seed, limit=limit)
         sets, fingerprint, note = _divided(examples, parts, where), examples.fingerprint(), describe_split(parts, seed)
+        total = len(examples)
         del examples
     shape = sets["train"].shape
     if flip and len(shape) != 3:
@@ -332,6 +333,8 @@ def as_data(
     scaling = Scaling.images(levels, centered) if levels else sets["train"].standardised()
     about: dict[str, Any] = {"shape": shape, "flip": flip, "notes": [note], "fingerprint": fingerprint}
     if rows is not None:
+        if len(rows) != total:
+            raise ValueError(f"the conditions of {where} must be {total}, one for each example, got {len(rows)}")
         about |= condition_fields(rows, parts, where)
     return Data(name=name, scaling=scaling, **about | sets)
 

@@ -192,7 +192,8 @@ def test_three_splits_of_pairs():
     ("c", "message"),
     [
         (np.zeros((N, 2, 2)), "must be a row for each example"),
-        (np.zeros(N - 5), "must be a row for each example"),
+        (np.zeros(N - 5), f"must be {N}, one for each example, got {N - 5}"),
+        (np.zeros(N + 1), f"must be {N}, one for each example, got {N + 1}"),
         (np.full(N, np.nan), "must be finite: row 0 is not"),
     ],
 )
