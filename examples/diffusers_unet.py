@@ -35,7 +35,7 @@ class DiffusersUNet(nn.Module):
         """That of a pipeline, ``pipeline.unet`` and ``pipeline.scheduler``; its data are images in [−1, 1]."""
         known = [{k: v for k, v in p.config.items() if k[0] != "_" and v is not None} for p in (unet, scheduler)]
         shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
-        net = cls(shape, *known, scheduler.config.prediction_type)
+        net = cls(shape, known[0], known[1], scheduler.config.prediction_type)
         net.network.load_state_dict(unet.state_dict())
         return net
 

@@ -117,7 +117,7 @@ def is_diffusion(model: Any) -> bool:
     return model.is_diffusion
 
 
-MEASUREMENTS = {
+MEASUREMENTS: dict[str, Measurement] = {
     "quality": Measurement(quality, lambda model: True),
     "gap": Measurement(gap, is_diffusion, version=2),
 }
