@@ -56,7 +56,7 @@ class Hostile(nn.Module):
 
 def cases(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Conditions and data of ``n`` rows for each field, in places of their own."""
-    fields = [(0, size, k) for k in FREQUENCIES for size in (0.03, 0.3)]
+    fields: list[tuple[int, float, float]] = [(0, size, k) for k in FREQUENCIES for size in (0.03, 0.3)]
     fields += [(kind, size, 1) for kind in (1, 2) for size in (0.1, 0.5)]
     fields += [(3, 0.5, width) for width in WIDTHS] + [(4, 1, std) for std in DEVIATIONS]
     c = torch.tensor(fields, dtype=torch.float64).repeat_interleave(n, 0)

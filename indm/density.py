@@ -183,10 +183,10 @@ def log_prob(
         options: dict[str, Any] = {"drift": drift, "context": (probe, *context_of(score))}
         if steps >= FEWEST_WITH_ERROR:
             options |= {"watch": torch.no_grad()(flow.rate), "between": offsets(steps)}
-        state, _, *rates = adams(field, begin, *span, steps=steps, **options)
+        state, _, rates, others = adams(field, begin, *span, steps=steps, **options)
         if steps >= FEWEST_WITH_ERROR:
             step = abs(span[END] - span[START]) / steps
-            error = error_of_integral(*map(torch.stack, rates), step, z.dtype, is_smooth(score))
+            error = error_of_integral(torch.stack(rates), torch.stack(others), step, z.dtype, is_smooth(score))
             _warn_unsolved(error, x, steps)
         return log_det + event_sum(log_alpha, z) + flow.log_prob(state)
 
