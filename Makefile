@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Several processes share the cores: threads that wait sleep after a short while (docs/performance.md, Threads).
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: demo test test-long test-matrix docs mutants lint bench bench-full gpu gpu-data env
+.PHONY: demo test test-research test-all test-long test-matrix docs mutants lint bench bench-full gpu gpu-data env
 env: $(READY)
 
 # Today's pip resolves the packages in a third of the time of the one that comes with Python 3.11.
@@ -30,6 +30,12 @@ demo: env
 
 test: env
 	$(BIN)/pytest -n 2 --dist loadfile --durations 20
+
+# Of the studies in research/.
+test-research: env
+	$(BIN)/python -m pytest research -n 2 --dist loadfile --durations 10
+
+test-all: test test-research test-long
 
 # Hundreds of runs that are killed, and runs of several processes: half an hour.
 test-long: env
