@@ -151,7 +151,7 @@ def test_what_reads_a_run_downloads_nothing(project, monkeypatch, capsys):
     recipe.write_text(f'{before}[data]\nname = "fashion-mnist"\nroot = "{root}"\ndownload = true\n{after}')
     assert recipe_of(project / "runs/a")["data"] == {"name": "fashion-mnist", "root": str(root), "download": True}
     for line in (
-        ["evaluate", "runs/a", *FEW], ["inspect", "runs/a", "--out=flow", "--quiet"],
+        ["evaluate", "runs/a", *FEW],
         ["report", "runs/a", "--out=page", "--quiet"], ["fid", "runs/a", "--reference=runs/a", "--quiet"],
     ):  # fmt: skip
         assert main(line) == 2
