@@ -428,19 +428,19 @@ def write_model(model: nn.Module, folder: str | Path, description: Mapping[str, 
 
 
 @contextmanager
-def reading(folder: str | Path, files: tuple[str, str] = (DESCRIPTION, WEIGHTS)) -> Iterator[Saved]:
+def reading(folder: str | Path) -> Iterator[Saved]:
     """Gives what :func:`write_model` wrote; whatever goes wrong inside is an error that names the folder.
 
     Raises:
         ValueError: a file is missing or unreadable, or does not fit the other.
     """
     folder = Path(folder)
-    for name in files:
+    for name in (DESCRIPTION, WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} holds no saved model: there is no file {name} in it")
     try:
-        description = untrusted.json_object(folder / files[0])
-        state = untrusted.weights(folder / files[1])  # of the file itself, which Windows keeps while one of them lives
+        description = untrusted.json_object(folder / DESCRIPTION)
+        state = untrusted.weights(folder / WEIGHTS)  # of the file itself, which Windows keeps while one of them lives
         scaling = Scaling(state["scaling.shift"].clone(), state["scaling.scale"].clone(), description["levels"])
         yield Saved(description, state, scaling, tuple(description["shape"]))
     except Untrusted as error:

@@ -13,7 +13,6 @@ from indm.cli import listing
 from indm.cli.commands import COMMANDS, find, flags
 from indm.cli.common import Common
 from indm.cli.tables import take_tables
-from indm.config.migrations import check_flag_is_current
 from indm.config.recipes import OPTION_TABLES
 from indm.messages import did_you_mean, nearest
 
@@ -43,8 +42,6 @@ def parse(arguments: list[str]) -> Common:
     if name.startswith("-"):
         raise ValueError(f"a command must come before {name}{nearest(name.lstrip('-'), COMMANDS)}")
     kind = find(name)
-    for option in options:
-        check_flag_is_current(name, option)
     options, values = take_tables(options, kind.tables)
     complaint = io.StringIO()
     try:

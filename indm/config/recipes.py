@@ -22,7 +22,6 @@ from typing import Any, Literal, get_type_hints, overload
 
 from indm.config import paths
 from indm.config.checks import check_name, check_types
-from indm.config.migrations import check_name_is_current, migrate
 from indm.config.options import Evaluation, Training
 from indm.config.parts import BUILT_IN, KINDS, OPTIONAL_KINDS
 from indm.files import plain
@@ -103,7 +102,7 @@ def load(source: str | Path) -> Recipe:
     for table, content in recipe.items():
         if not isinstance(content, dict):
             raise ValueError(f"{path}: {table} must be a table, [{table}], got {content!r}")
-    return paths.located(migrate(recipe), Path(source)) if Path(source).is_dir() else recipe
+    return paths.located(recipe, Path(source)) if Path(source).is_dir() else recipe
 
 
 def recipe(source: str | Path, changes: Mapping[str, object] | None = None) -> Recipe:
@@ -140,7 +139,6 @@ def override(recipe: Recipe, changes: dict[str, str]) -> Recipe:
     for dotted in (key for key in changes if "." in key):
         table, key = dotted.split(".", 1)
         check_name(table, TABLES, "table", f"--{dotted}")
-        check_name_is_current(dotted)
         value = value_of(changes[dotted])
         is_text = key in TEXT_KEYS and not isinstance(value, str)
         changed.setdefault(table, {})[key] = changes[dotted] if is_text else value
@@ -198,8 +196,6 @@ def resolve(recipe: Recipe) -> Recipe:
     """
     for table in recipe:
         check_name(table, (*TABLES, *CHANGES), "table", f"[{table}]")
-        for key in recipe[table]:
-            check_name_is_current(f"{table}.{key}")
     optional = [table for table in OPTIONAL_TABLES if table in recipe]
     for table in (*NAMED_TABLES, *optional):
         if not isinstance(recipe.get(table, {}).get("name"), str):
@@ -232,7 +228,6 @@ def checked(table: Literal["train", "evaluate"], content: Mapping[str, object]) 
     """The options ``content`` of that table, names and types checked, with lists as tuples."""
     hints = get_type_hints(OPTION_TABLES[table])
     for key in content:
-        check_name_is_current(f"{table}.{key}")
         check_name(key, hints, "key", f"{table}.{key}")
     check_types(content, hints, f"{table}.")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 import indm
-from indm.config.migrations import migrate_drawing
 from indm.data.base import InMemory
 from indm.evaluation.features import INCEPTION, Features, fit
 from indm.evaluation.image_sources import Images, check_number
@@ -140,15 +139,7 @@ def read_records(file: Path) -> list[dict]:
     records = untrusted.json_object(file).get("records")
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise ValueError(f'{file} holds no list of "records" of scores, to which others could be added; move it away')
-    return [_migrated(record) for record in records]
-
-
-def _migrated(record: dict) -> dict:
-    """A record with today's names of sampler options."""
-    samples = record.get("samples")
-    if not isinstance(samples, dict) or not isinstance(samples.get("drawn"), dict):
-        return record
-    return record | {"samples": samples | {"drawn": migrate_drawing(samples["drawn"])}}
+    return records
 
 
 def add_record(record: dict, file: Path) -> None:

@@ -25,7 +25,7 @@ from indm.runs.provenance import weights_hash
 from indm.sampling import able_samplers, default_sampler, make_sampler
 
 GAP_IMAGES = 64  # whose likelihood is taken at every snapshot
-FOLDER, OLD_FOLDER = "measurements", "measures"
+FOLDER = "measurements"
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,9 @@ def measure(run: Path, name: str, setup: Setup) -> Any:
     """A measurement of a run, made and kept in its folder where there is none of these weights with this setup."""
     measurement = setup.measurements[name]
     path, dependencies = run / FOLDER / f"{name}.json", setup.dependencies(run) | {"version": measurement.version}
-    for stored in (_read(path), _read(run / OLD_FOLDER / f"{name}.json")):
-        if stored is not None and stored[0] == dependencies:
-            return stored[1]
+    stored = _read(path)
+    if stored is not None and stored[0] == dependencies:
+        return stored[1]
     result = measurement.make(run, setup)
     path.parent.mkdir(exist_ok=True)
     atomic.json_object(path, {"options": dependencies, "result": result})
@@ -143,11 +143,7 @@ def measure(run: Path, name: str, setup: Setup) -> Any:
 
 
 def _read(path: Path) -> tuple[dict, Any] | None:
-    """What a stored measurement depends on, and its result; None where there is none. Old names are read, too."""
+    """What a stored measurement depends on, and its result; None where there is none."""
     stored = untrusted.json_object(path) if path.exists() else {}
-    options, result = stored.get("options"), stored.get("result", stored.get("found"))
-    if not isinstance(options, dict) or result is None:
-        return None
-    if "images" in options:
-        options["examples"] = options.pop("images")
-    return {"version": 1} | options, result
+    options, result = stored.get("options"), stored.get("result")
+    return None if not isinstance(options, dict) or result is None else (options, result)

@@ -7,22 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from indm.config import paths, recipes
+from indm.config import recipes
 from indm.config.recipes import Recipe
-from indm.data.base import Data, stack
 from indm.dequantization import in_words
-from indm.evaluation.baselines import baselines
 from indm.evaluation.budgets import Costs
 from indm.evaluation.diagnosis import conclusion
 from indm.evaluation.methods import differences, methods_of
-from indm.evaluation.results import number_key, read_evaluation, read_nats
+from indm.evaluation.results import number_key, read_evaluation
 from indm.evaluation.runs import evaluate_run
 from indm.model import count_parameters
 from indm.report.measurements import Setup, measure, measurements_of
 from indm.runs.folder import open_model, read_metrics
-from indm.runs.provenance import other_splits, weights_hash
+from indm.runs.provenance import weights_hash
 
 
 @dataclass(frozen=True)
@@ -93,34 +89,20 @@ def record_of(run: Path, group: str, setup: Setup, names: Sequence[str]) -> Reco
     model = open_model(run)
     dequantization, parameters = in_words(model), count_parameters(model)
     del model  # whatever measures opens its own
-    evaluation = _evaluation_of(run, dequantization, setup)
+    evaluation = _evaluation_of(run, dequantization, setup.progress)
     results = {name: measure(run, name, setup) for name in names}
     return Record(run, group, recipes.load(run), evaluation, parameters, results)
 
 
-def _evaluation_of(run: Path, dequantization: str, setup: Setup) -> dict:
-    """That in the run's folder, with baselines; a new one where it is of other weights or examples, or counts its
-    dequantization otherwise."""
+def _evaluation_of(run: Path, dequantization: str, progress: bool) -> dict:
+    """That in the run's folder; a new one where it is of other weights or counts its dequantization otherwise."""
     try:
         evaluation = read_evaluation(run)
         if evaluation["dequantization"] == dequantization and evaluation["weights_sha256"] == weights_hash(run):
-            return evaluation if "baselines" in evaluation else _with_baselines(run, evaluation, setup.data)
+            return evaluation
     except (FileNotFoundError, ValueError):
         pass
-    return evaluate_run(run, progress=setup.progress)
-
-
-def _with_baselines(run: Path, evaluation: dict, data: Data) -> dict:
-    """An evaluation of an earlier version, which has no baselines, with those of its examples, read from ``data`` anew.
-
-    Raises:
-        ValueError: ``data`` has fewer examples now.
-    """
-    if paths.without_paths(evaluation["data"]) != paths.without_paths(recipes.load(run)["data"]):
-        return evaluation  # of other data than the report
-    raw = stack(getattr(data, evaluation["split"]), evaluation["images"]["nelbo"])
-    rows, _ = baselines(data, raw, torch.from_numpy(read_nats(run)["nelbo"]), evaluation["seed"])
-    return evaluation | {"baselines": rows, "data_changed": other_splits(run, data) is not None}
+    return evaluate_run(run, progress=progress)
 
 
 def gather(folders: Sequence[Path], setup: Setup) -> list[Record]:

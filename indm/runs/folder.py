@@ -197,17 +197,10 @@ def read_metrics(run: Path) -> list[dict]:
     for text in texts:
         with contextlib.suppress(ValueError, RecursionError):  # damage may also look like very long or deep JSON
             line = json.loads(text)
-            lines += [_migrated(line)] if isinstance(line, dict) and _is_placed(line) else []
+            lines += [line] if isinstance(line, dict) and _is_placed(line) else []
     return lines
 
 
 def _is_placed(line: dict) -> bool:
     """Whether ``line`` has the step after which it was written and, if it is one of a rollback, the number of that."""
     return isinstance(line.get("step"), int) and isinstance(line.get("rollback", 0), int)
-
-
-def _migrated(line: dict) -> dict:
-    """``line`` with the names of today, where the first version wrote it."""
-    if "rollback" in line and "rate" in line:
-        line["lr_factor"] = line.pop("rate")
-    return line

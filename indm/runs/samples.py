@@ -13,7 +13,6 @@ from torch import Tensor
 
 from indm.conditions import rows_of_data
 from indm.config import paths, recipes
-from indm.config.migrations import migrate_drawing
 from indm.config.options import Drawing
 from indm.config.parts import trust
 from indm.data.base import stack
@@ -147,7 +146,7 @@ def read_samples(file: Path) -> tuple[Tensor, int, dict | None]:
         made_by = json.loads(untrusted.array(file, "provenance").tobytes()) if has_provenance else None
         samples, levels = untrusted.array(file, "samples"), untrusted.array(file, "levels")
         _check_samples(samples, levels, made_by)
-        return torch.from_numpy(samples), int(levels), None if made_by is None else migrate_drawing(made_by)
+        return torch.from_numpy(samples), int(levels), made_by
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read as samples that 'indm sample' wrote: {reason(error)}") from error
 

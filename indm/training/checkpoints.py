@@ -163,7 +163,7 @@ def read(path: Path) -> dict:
     state = pickles.checkpoint(path)
     if not (isinstance(state, dict) and isinstance(state.get("step"), int) and state["step"] >= 0):
         raise ValueError("it is no state of a run")
-    return _migrated(state)
+    return state
 
 
 def read_whole(path: Path) -> dict:
@@ -180,15 +180,6 @@ def read_whole(path: Path) -> dict:
         wrong = [name for name, wanted in state["shards"]["files"].items() if there.pop(name, None) != wanted]
         if wrong or there:
             raise ValueError(f"{', '.join(sorted({*wrong, *there}))} in {folder} is not what was written")
-    return state
-
-
-def _migrated(state: dict) -> dict:
-    """``state`` with the names of today, where the first version wrote it."""
-    groups = (state.get("optimizer") or {}).get("param_groups", [])
-    for table, new in ((state, "lr_factor"), *((group, "base_lr") for group in groups)):
-        if "rate" in table:
-            table[new] = table.pop("rate")
     return state
 
 

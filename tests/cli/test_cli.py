@@ -630,8 +630,6 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("train digits --path x", "is no option of indm train; keys of the recipe are given as --TABLE.KEY, see indm"),
         ("compare full --zzz", "--zzz is no option of indm compare; \"indm compare --help\" lists its options"),
         ("sample full --flow.width 3", "--flow.width is no option of indm sample; train, train-pair, train-bri"),
-        ("train digits --train.flow_every 3", "train.flow_every is now train.flow_update_every"),
-        ("train old.toml", "evaluate.images is now evaluate.examples"),
         ("train digits --train.steps", "--train.steps needs a value"),
         ("train digits --train.steps many", "train.steps must be a number, got 'many'"),
         ("train digits --train.steps 1.5", "train.steps must be a whole number, or inf, got 1.5"),
@@ -649,7 +647,6 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("train digits --train.trackers [\"tensorbord\"]", "train.trackers must be of aim, clearml, comet_ml"),
         ("train digits --evaluate.repeats 1", "evaluate.repeats must be at least 2"),
         ("train digits --evaluate.nll_error inf", "evaluate.nll_error must be positive and finite, got inf"),
-        ("train digits --evaluate.rtol 1e-4", "evaluate.rtol is gone: evaluate.nll_error is the solver's largest"),
         ("train digits --train.batch_size 100000000000000000000", "train.batch_size must be within ±2,147,483,647"),
         ("train digits --train.workers 2147483648", "train.workers must be at most 1,024, got 2147483648"),
         ("train digits --train.threads 100000", "train.threads must be at most 1,024, got 100000"),
@@ -667,9 +664,6 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("train digits --flow", "--flow needs a value"),
         ("train setps.toml", "train.setps is no known key; did you mean 'steps'?"),
         ("evaluate nowhere --nll-error many", "evaluate.nll_error must be a number, got 'many'"),
-        ("evaluate nowhere --rtol 1e-4", "--rtol is gone: --nll-error is the solver's largest error"),
-        ("evaluate nowhere --images 3", "--images is now --examples"),
-        ("evaluate nowhere --nll-images=3", "--nll-images is now --nll-examples"),
         ("train digits --flow residaul", "flow.name must be one of"),
         ("train digits --flow coupling --flow.widht 3", "flow 'coupling' has no option 'widht'; did you mean 'width'?"),
         ("train digits --flow coupling --flow.width three", "flow.width must be a whole number, got 'three'"),
@@ -713,7 +707,6 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("compare nowhere other", "nowhere is no run folder"),
         ("train full/precius.txt", "no recipe or file is called 'full/precius.txt'; did you mean 'full/precious.txt'?"),
         ("report untrained other", "other and untrained are runs of different data"),
-        ("report untrained --images 19", "--images is now --examples"),
         ("report untrained --examples 19", "examples must be at least 20 for standard errors, got 19"),
         ("report untrained --steps 5 0", "steps must be one or more numbers of at least 1, got (5, 0)"),
         ("report untrained --steps", "steps must be one or more numbers of at least 1, got ()"),
@@ -750,7 +743,6 @@ def test_mistakes(arguments, complaint, run, tmp_path, monkeypatch, capsys):
     whole = recipes.to_toml(recipes.load("digits"))
     (tmp_path / "broken.toml").write_text("steps = = 3")
     (tmp_path / "extra.toml").write_text(f"{whole}\n[extra]\na = 1\n")
-    (tmp_path / "old.toml").write_text(whole.replace("[evaluate]", "[evaluate]\nimages = 30"))
     (tmp_path / "setps.toml").write_text(whole.replace("[train]", "[train]\nsetps = 30"))
     (tmp_path / "nameless.toml").write_text(whole.replace('name = "elementwise"', ""))
     (tmp_path / "notable.toml").write_text("train = 3\n" + whole[: whole.index("[train]")])
