@@ -1,9 +1,7 @@
 """Words for error messages: values on one line, lists cut short, the nearest known name."""
 
-import contextlib
-import difflib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from difflib import get_close_matches
 
 LONGEST_VALUE = 200  # characters of a value that a message quotes
 MOST_LISTED = 40  # problems that one message lists
@@ -39,24 +37,12 @@ def counted(number: int, thing: str) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[object]) -> str:
-    """«; did you mean 'x'?» where a known word is near, else nothing."""
-    return next((f"; did you mean {name!r}?" for name in closest(word, map(str, known))), "")
-
-
-def closest(word: str, known: Iterable[str]) -> list[str]:
-    """The known word that is nearest, if any is near."""
-    return difflib.get_close_matches(word, list(known), n=1)
+    """«; did you mean 'x'?» where a known word is near, leading dashes apart, else nothing."""
+    names = {str(name).lstrip("-"): str(name) for name in known}
+    return next((f"; did you mean {names[near]!r}?" for near in get_close_matches(word.lstrip("-"), names, n=1)), "")
 
 
 def nearest(word: str, known: Iterable[object]) -> str:
     """:func:`did_you_mean`, or the list of what there is."""
     names = [str(k) for k in known]
     return did_you_mean(word, names) or f" (there are: {', '.join(names)})"
-
-
-def near_path(path: Path) -> str:
-    """:func:`did_you_mean` for a path that is not there, by the names of what lies beside it."""
-    with contextlib.suppress(OSError):
-        names = [other.name for other in path.parent.iterdir()]
-        return next((f"; did you mean '{path.parent / name}'?" for name in closest(path.name, names)), "")
-    return ""

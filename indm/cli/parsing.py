@@ -19,16 +19,6 @@ from indm.messages import did_you_mean, nearest
 UNKNOWN, MISSING = "Unrecognized options: ", "Missing from "  # as tyro says
 CONFIG = (tyro.conf.FlagCreatePairsOff,)
 TOPICS = {"-h": ["help"], "--help": ["help"], "--version": ["help", "version"]}  # of what stands before any command
-WRONG = r"Error parsing \S*?--([\w-]+): .*"
-IN_OUR_WORDS = {  # of what tyro says on one line
-    WRONG + r"invalid literal for int.*: ('.*')": r"\1 must be a whole number, got \2",
-    WRONG + r"could not convert string to float: ('.*')": r"\1 must be a number, got \2",
-    WRONG + r"parse for arguments: \[(.*)\]": r"\1 must be whole numbers, got \2",
-    WRONG + r"from \[\]\..* argument count (\d+) .*": r"--\1 needs \2 values",
-    WRONG + r"from \[(.+?)\]\..* argument count (\d+) .*": r"--\1 needs \3 values, got \2",
-    r"Missing value for argument .*?--([\w-]+)\W.* Expected 1 values\.": r"--\1 needs a value",
-    r"invalid choice ('.*') for argument '\S*?--([\w-]+)'.* of \((.*)\) ?\.": r"\2 must be one of \3, got \1",
-}
 
 
 def parse(arguments: list[str]) -> Common:
@@ -73,7 +63,7 @@ def in_one_line(command: str, complaint: str) -> str:
         argument, *sentence = [line.removesuffix("(required)").strip() for line in others]
         return f"indm {command} needs {argument}: {' '.join(sentence).strip()}"
     if not first.startswith(UNKNOWN):
-        return in_our_words(" ".join([first, *others]))
+        return " ".join([first, *others]).removeprefix("Error parsing ").partition(" Got errors:")[0]
     unknown = first.removeprefix(UNKNOWN).split(", ")[0]
     if not unknown.startswith("-"):
         given = f"; data are given as --data.path {unknown}" if command == "train" and Path(unknown).exists() else ""
@@ -81,29 +71,9 @@ def in_one_line(command: str, complaint: str) -> str:
     return f"{unknown} is no option of indm {command}{meant(command, unknown)}"
 
 
-def in_our_words(said: str) -> str:
-    """A sentence of tyro's as the checks of this package say it."""
-    matches = ((re.fullmatch(pattern, said), words) for pattern, words in IN_OUR_WORDS.items())
-    return next((match.expand(words) for match, words in matches if match), said)
-
-
 def meant(command: str, unknown: str) -> str:
     """What an unknown option of a command may have meant."""
-    flag, tables = unknown.partition("=")[0].replace("_", "-"), find(command).tables
-    table, dot, _ = flag.removeprefix("--").partition(".")
-    if dot:
-        others = [name for name in COMMANDS if table in find(name).tables]
-        return _of_others(others) or did_you_mean(table, tables) or f'; "indm {command} --help" lists its options'
-    keys = [f"--{table}.{key.name}" for table in OPTION_TABLES if table in tables
+    keys = [f"--{table}.{key.name}" for table in find(command).tables if table in OPTION_TABLES
             for key in listing.keys_of_options(table)]  # fmt: skip
-    same = [key for key in keys if key.partition(".")[2].replace("_", "-") == flag.removeprefix("--")]
-    if same:
-        return f"; did you mean {same[0]!r}?"
-    others = [name for name in COMMANDS if flag in flags(name)]
-    near = did_you_mean(flag, [*flags(command), *keys])
-    by_table = f"; keys of the recipe are given as --TABLE.KEY, see indm {command} --help" if tables else ""
-    return _of_others(others) or near or by_table or f'; "indm {command} --help" lists its options'
-
-
-def _of_others(commands: list[str]) -> str:
-    return f"; {', '.join(commands)} {'has' if len(commands) == 1 else 'have'} it" if commands else ""
+    near = did_you_mean(unknown.partition("=")[0], [*flags(command), *keys])
+    return near or f'; "indm {command} --help" lists its options'

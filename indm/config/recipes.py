@@ -25,7 +25,7 @@ from indm.config.checks import check_name, check_types
 from indm.config.options import Evaluation, Training
 from indm.config.parts import BUILT_IN, KINDS, OPTIONAL_KINDS
 from indm.files import plain
-from indm.messages import near_path, nearest
+from indm.messages import nearest
 
 NAMED_TABLES = ("data", *KINDS)
 BUNDLED = Path(__file__).parent / "bundled"
@@ -93,7 +93,7 @@ def load(source: str | Path) -> Recipe:
             hint = f", but in {', '.join(below[:3])}" if below else ""
             raise FileNotFoundError(f"{source} is no run folder: there is no recipe.toml in it{hint}")
     if not path.is_file():
-        near = near_path(path) if len(path.parts) > 1 else nearest(str(source), bundled())
+        near = "" if len(path.parts) > 1 else nearest(str(source), bundled())
         raise FileNotFoundError(f"no recipe or file is called {str(source)!r}{near}")
     try:
         recipe = tomllib.loads(plain.text(path))

@@ -18,7 +18,7 @@ from indm.data.base import Data, events_of_shape
 from indm.data.folder import find_images
 from indm.data.image_files import ImageFiles
 from indm.data.splits import describe_split, limited
-from indm.messages import brief, near_path
+from indm.messages import brief
 from indm.scaling import Scaling
 
 SIDE = 64  # pixels of the files
@@ -100,7 +100,7 @@ def image_folder(path: Path) -> Path:
         ValueError: there is no such folder, or several sets of images are in it.
     """
     if not path.is_dir():
-        raise ValueError(f"path '{path}' is not a folder{near_path(path)}; to get the images: {HOW}")
+        raise ValueError(f"path '{path}' is not a folder; to get the images: {HOW}")
     found = [*path.glob(f"img/*/{SIDE}"), *path.glob(f"package/img/*/{SIDE}")]
     if len(found) > 1:
         raise ValueError(f"path '{path}' holds {len(found)} sets of images: name one of them, such as {min(found)}")

@@ -18,7 +18,7 @@ from indm.data.images import RESIZE_MODES, SUFFIXES, colour_of, read_image
 from indm.data.raw import Size, check_size, height_and_width, words_of
 from indm.data.splits import counts, describe_split, split
 from indm.files.memory import most_memory
-from indm.messages import brief, counted, near_path, nearest, reason
+from indm.messages import brief, counted, nearest, reason
 from indm.scaling import Scaling
 
 
@@ -182,7 +182,7 @@ def find_images(folder: Path, *, whole: bool = False, strict: bool = False) -> t
         ValueError: no folder, or none with images.
     """
     if not folder.is_dir():
-        what = f"a file; its folder is '{folder.parent}'" if folder.exists() else f"not there{near_path(folder)}"
+        what = f"a file; its folder is '{folder.parent}'" if folder.exists() else "not there"
         raise ValueError(f"path '{folder}' must be a folder, and it is {what}")
     listing = index(folder, whole=whole or strict)
     files = listing.files

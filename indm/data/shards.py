@@ -14,7 +14,7 @@ from indm.data.images import SUFFIXES, Stored
 from indm.data.raw import height_and_width
 from indm.data.stored import stored_images
 from indm.files.plain import check_plain
-from indm.messages import brief, near_path, reason
+from indm.messages import brief, reason
 
 LONGEST_LABEL = 256  # bytes
 
@@ -85,7 +85,7 @@ def shards_at(place: Path) -> list[Path]:
         return [place]
     shards = sorted(place.glob("*.tar")) if place.is_dir() else []
     if not shards:
-        what = "has no .tar files in it" if place.is_dir() else f"is not there{near_path(place)}"
+        what = "has no .tar files in it" if place.is_dir() else "is not there"
         raise ValueError(f"path must be a .tar file or a folder of such, got '{place}', which {what}")
     return shards
 

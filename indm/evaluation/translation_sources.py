@@ -16,7 +16,6 @@ from torch import Tensor
 from indm.data import tables
 from indm.data.arrays import read_events
 from indm.data.images import SUFFIXES, fitted, part, read_alpha, read_image
-from indm.messages import near_path
 from indm.model import INDM
 
 ARRAY_SUFFIXES = {".npz", ".npy"}
@@ -93,8 +92,7 @@ def found_in(source: Path) -> list[tuple[Path, str]]:
     """As :func:`files_of`; a ValueError where there are none."""
     files = files_of(source)
     if not files:
-        hint = "" if source.exists() else near_path(source)
-        raise ValueError(f"no image or array found in '{source}'; png, jpeg, webp, … and npz, npy, csv would do{hint}")
+        raise ValueError(f"no image or array found in '{source}'; png, jpeg, webp, … and npz, npy, csv would do")
     return files
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from indm.files import plain
 from indm.files.memory import check_memory, counting
 from indm.files.plain import check_plain
-from indm.messages import near_path, reason
+from indm.messages import reason
 
 LONGEST_HEADER = 2**16  # bytes; the header of an array has about a hundred
 AT_ONCE = 2**24  # bytes; the reader of a zip file has those that it is asked for in memory, too
@@ -35,7 +35,7 @@ def _reading(path: Path, what: str) -> Iterator[None]:
     """Every failure inside is a ValueError that names ``path``."""
     try:
         if not path.exists():
-            raise ValueError(f"there is no such file{near_path(path)}")
+            raise ValueError("there is no such file")
         check_plain(path)
         yield
     except Exception as error:  # damaged files surface as almost anything

@@ -12,7 +12,6 @@ from typing import Any
 from indm.config import parts, paths, recipes
 from indm.config.recipes import Recipe
 from indm.files import atomic, hub, plain, untrusted
-from indm.messages import did_you_mean
 from indm.model import DESCRIPTION, INDM, WEIGHTS
 from indm.runs.devices import device
 from indm.runs.lock import LOCK
@@ -46,8 +45,7 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
     if not resume:
         return check_empty(run)
     if not is_run(run):
-        hint = near_run(run) or "; leave out --resume to start one"
-        raise FileNotFoundError(f"{run} holds no run to resume (no {RECIPE} in it){hint}")
+        raise FileNotFoundError(f"{run} holds no run to resume (no {RECIPE} in it); leave out --resume to start one")
     before = recipe_of(run)
     others = set(recipes.differences(before, paths.absolute(recipe))) - FREE_ON_RESUME - paths.gone(before).keys()
     differing = sorted(key for key in others if not key.startswith("evaluate."))
@@ -140,7 +138,7 @@ def recipe_of(run: Path) -> Recipe:
         ValueError: a folder in it is a link, through which files outside would be written over and removed.
     """
     if not run.is_dir():
-        raise FileNotFoundError(f"{run} is no run folder{near_run(run)}")
+        raise FileNotFoundError(f"{run} is no run folder")
     linked = next((path for path in run.iterdir() if path.is_symlink() and path.is_dir()), None)
     if linked is not None:
         raise ValueError(f"{linked} is a link to a folder outside: move that folder itself into the run, or remove it")
@@ -172,15 +170,9 @@ def run_folder(source: Path) -> Path:
     try:
         hub.fetch(name, FETCHED, folder)
     except (ValueError, OSError) as error:
-        raise type(error)(f"{source} is no run folder{near_run(source)}; {error}") from error
+        raise type(error)(f"{source} is no run folder; {error}") from error
     print(f"{folder}: fetched from the hub", file=sys.stderr)
     return folder
-
-
-def near_run(run: Path) -> str:
-    """«; did you mean …?» where a run beside it, or in ``runs``, has a name like it."""
-    there = [folder for parent in (run.parent, Path("runs")) if parent.is_dir() for folder in parent.iterdir()]
-    return did_you_mean(str(run), [folder for folder in there if is_run(folder)])
 
 
 def read_metrics(run: Path) -> list[dict]:
