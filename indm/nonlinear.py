@@ -12,9 +12,6 @@ Itô's formula asks for h ∈ C². Residual and affine flows are smooth; rationa
 second derivatives, for which the formula still holds along a nondegenerate diffusion (Krylov), D²h being taken almost
 everywhere.
 
-With a flow that fades (:class:`indm.flows.fading.Fade`), x_t = h_t⁻¹(z_t), J and Δ are those of h_t, and every drift
-has one more term, −J ∂_t h_t(x).
-
 Source: Kim et al. 2022, "Maximum Likelihood Training of Implicit Nonlinear Diffusion Models", §3,
 https://arxiv.org/abs/2205.13699.
 """
@@ -30,7 +27,6 @@ from torch import Tensor
 
 from indm.conditions import repeated
 from indm.flows.base import Flow
-from indm.flows.fading import Fade, faded
 from indm.forward.base import process_of, require_one_diffusion
 from indm.linearization import Map, Operator, inverse_linearization, linearize, second_derivative, solve
 from indm.ode import basis, rademacher
@@ -45,11 +41,10 @@ class Point:
     """Points x at times t, with what the coefficients there are made of.
 
     Attributes:
-        flow: h, or h_t where the flow fades.
+        flow: h.
         z: h(x).
         J: ∂h⁻¹/∂z at z.
         f, g: f(t) and g(t) of the linear SDE, shaped to multiply z.
-        change: ∂_t h_t(x); 0 where the flow does not fade.
     """
 
     x: Tensor
@@ -59,7 +54,6 @@ class Point:
     J: Operator
     f: Tensor
     g: Tensor
-    change: Tensor | float = 0.0
 
     @property
     def G(self) -> Operator:
@@ -92,8 +86,6 @@ class NonlinearDiffusion:
         tol: of every product with J, relative.
         probes: Rademacher probes v of the second derivative: exact (the basis) where d ≤ max(2, ``probes``), else drawn
             anew each time and unbiased; in a simulation that adds an error of strong order ½, like its own.
-        fade: how the flow fades to the identity, so that x_T = z_T; by default it is h at all times. Then all points of
-            a call have one time.
 
     Points x are (B, *event), times t (B,). All methods compute in evaluation mode and without gradients. Simulations
     are functions of :mod:`indm.paths`.
@@ -116,7 +108,7 @@ class NonlinearDiffusion:
         True
     """
 
-    def __init__(self, model, *, tol: float = TOLERANCE, probes: int = 1, fade: Fade | None = None):
+    def __init__(self, model, *, tol: float = TOLERANCE, probes: int = 1):
         if not tol > 0:
             raise ValueError(f"tol must be positive, got {tol}; {TOLERANCE:g} is usual")
         if probes < 1:
@@ -127,21 +119,15 @@ class NonlinearDiffusion:
                 "model.given(c)"
             )
         require_one_diffusion(model, "a diffusion on the data space")
-        if fade is not None:
-            faded(model.flow, 1.0)
-        self.model, self.tol, self.probes, self.fade = model, tol, probes, fade
+        self.model, self.tol, self.probes = model, tol, probes
 
     def flow_at(self, t: Tensor) -> Flow:
-        """h, or h_t where the flow fades; ``t`` holds one time.
-
-        Raises:
-            ValueError: ``t`` holds more times than one, and the flow fades.
-        """
-        return self.model.flow if self.fade is None else faded(self.model.flow, self.fade(self.model.sde, _one(t)))
+        """h at times ``t``: the model's flow at all of them. A subclass may have another."""
+        return self.model.flow
 
     @_evaluated
     def decode(self, z: Batch, t: PerSample) -> Batch:
-        """x_t = h_t⁻¹(z_t)."""
+        """x_t = h⁻¹(z_t)."""
         with full_precision(z.device):
             return self.flow_at(t).inverse(z)
 
@@ -187,8 +173,7 @@ class NonlinearDiffusion:
     def probability_flow(self, x: Batch, t: PerSample) -> Batch:
         """dx/dt = J(f z − ½ g² s_θ) of the deterministic path with the same marginals, (B, *event)."""
         here = self.at(x, t)
-        score = flow_score(self.model.score)(here.z, here.t)
-        return here.J @ (here.f * here.z - 0.5 * here.g**2 * score - here.change)
+        return here.J @ self.flow_velocity(here)
 
     @_evaluated
     def perturb(self, x: Batch, t: PerSample, noise: Batch) -> Batch:
@@ -207,26 +192,12 @@ class NonlinearDiffusion:
             lambda u: solve(A.mT, u, self.tol, None if guess is None else guess.mT),
         )
         f, g = (expand_like(v, z) for v in (sde.drift(t), sde.diffusion(t)))
-        return Point(x, t, flow, z, J, f, g, 0.0 if self.fade is None else self._change(x, t))
-
-    def _change(self, x: Tensor, t: Tensor) -> Tensor:
-        """∂_t h_t(x)."""
-        sde, fade = self.model.sde, cast(Fade, self.fade)
-
-        def strength(t: Tensor) -> Tensor:
-            return fade(sde, t)
-
-        def latent(a: Tensor) -> Tensor:
-            return faded(self.model.flow, a).latent(x)
-
-        one = _one(t)
-        a, slope = cast(tuple[Tensor, Tensor], torch.func.jvp(strength, (one,), (torch.ones_like(one),)))
-        return cast(tuple[Tensor, Tensor], torch.func.jvp(latent, (a,), (slope,)))[1]
+        return Point(x, t, flow, z, J, f, g)
 
     @_evaluated
     def forward_velocity(self, here: Point, generator: torch.Generator | None = None) -> Tensor:
         """J⁻¹ f_φ: how fast the latent moves with the drift f z or, where there are two scores, f z + g² (ŝ − s_θ)."""
-        velocity = here.f * here.z - 0.5 * self._bend(here, generator) - here.change
+        velocity = here.f * here.z - 0.5 * self._bend(here, generator)
         if process_of(self.model).is_tight:
             return velocity
         drift, law = self.model.score.both(here.z, here.t)
@@ -236,7 +207,11 @@ class NonlinearDiffusion:
     def generative_velocity(self, here: Point, generator: torch.Generator | None = None) -> Tensor:
         """J⁻¹ of the generative drift."""
         reverse = here.f * here.z - here.g**2 * self.model.score(here.z, here.t)
-        return reverse + 0.5 * self._bend(here, generator) - here.change
+        return reverse + 0.5 * self._bend(here, generator)
+
+    def flow_velocity(self, here: Point) -> Tensor:
+        """J⁻¹ dx/dt of the probability flow."""
+        return here.f * here.z - 0.5 * here.g**2 * flow_score(self.model.score)(here.z, here.t)
 
     def _bend(self, here: Point, generator) -> Tensor:
         """Σ_i D²h[G e_i, G e_i] = −J⁻¹ g² Δh⁻¹, exactly or by probes."""
@@ -256,10 +231,3 @@ class NonlinearDiffusion:
             with torch.no_grad():
                 s = covector(z)
             return torch.autograd.grad((s * z).sum() + log_det.sum(), x)[0]
-
-
-def _one(t: Tensor) -> Tensor:
-    """The one time of all points."""
-    if not bool((t == t[0]).all()):
-        raise ValueError(f"t must be one time for all points of a flow that fades, got {t.unique().tolist()[:5]}")
-    return t[0]

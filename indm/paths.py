@@ -7,14 +7,12 @@ Stepping the latent and decoding every frame is exact in law and cheap. The simu
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from indm.flows.fading import Fade
 from indm.forward.base import ForwardProcess, process_of, require_one_diffusion, require_tight
 from indm.nonlinear import NonlinearDiffusion
 from indm.rng import randn_like
@@ -49,8 +47,7 @@ class Paths:
 def paired_paths(
     diffusion: NonlinearDiffusion, x: Batch, times: Grid | None = None, *, generator: torch.Generator | None = None
 ) -> Paths:
-    """One Brownian path from data x, as z_t, as h⁻¹(z_t) (or h_t⁻¹, where the flow fades), and as the simulation on the
-    data space.
+    """One Brownian path from data x, as z_t, as h⁻¹(z_t), and as the simulation on the data space.
 
     ``times`` as in :func:`simulate_forward`. The two on the data space differ by the error of that simulation.
 
@@ -288,13 +285,10 @@ def samples_of_one_path(
     return z
 
 
-def probability_flow_path(
-    model, x: Batch, times: Grid, *, fade: Fade | None = None, tol: float = FLOW_TOLERANCE
-) -> Path:
+def probability_flow_path(model, x: Batch, times: Grid, *, tol: float = FLOW_TOLERANCE) -> Path:
     """x_t = h⁻¹(z_t) along the probability flow from x at times[0], ``times`` in either direction, (times, B, *event).
 
-    With ``fade`` it is h_t⁻¹(z_t), see :class:`indm.flows.fading.Fade`. The latent's ODE is solved to ``tol`` between
-    successive times. Raises as :func:`forward_path`.
+    The latent's ODE is solved to ``tol`` between successive times. Raises as :func:`forward_path`.
 
     Example: N(0, I) and its exact score, for which nothing moves.
 
@@ -306,10 +300,12 @@ def probability_flow_path(
         (torch.Size([3, 5, 2]), True)
     """
     require_one_diffusion(model, "a path on the data space")
-    diffusion, times = NonlinearDiffusion(model, fade=fade), _check_times(model.sde, times)
-    latent = _latent_flow(diffusion, x, times, tol)
+    times = _check_times(model.sde, times)
     with evaluation_mode(model):
-        return _decoded(diffusion, latent, times)
+        path = [model.flow.latent(x)]
+        for t, s in itertools.pairwise(times.tolist()):
+            path.append(follow_flow(model.score, path[-1], t, s, tol=tol)[0])
+        return _decode(model, torch.stack(path))
 
 
 def path_length(path: Path) -> Float[Tensor, " batch"]:
@@ -340,70 +336,6 @@ def path_curvature(path: Path) -> Float[Tensor, " batch"]:
     return (2 * torch.atan2(apart.norm(dim=2), along.norm(dim=2))).sum(0)
 
 
-def choose_fade(
-    model, x: Batch, *, by: str = "length", powers: Sequence[float] = (1.0, 2.0, 4.0, 8.0), frames: int = 24
-) -> Fade:
-    """The :class:`~indm.flows.fading.Fade` among ``powers`` with which the data x have the shortest ways.
-
-    Args:
-        model: an INDM whose flow fades.
-        x: data in model units.
-        by: "length", of their ways x_t along the probability flow, or "isometry": the mean square of
-            log‖(∂h_t/∂x) v‖² − log‖v‖² along it, which is 0 where h_t keeps lengths. As the identity does, this is
-            mostly the largest power.
-        powers: that are tried.
-        frames: steps of a way.
-
-    Raises:
-        ValueError: another ``by``, no ``powers``, no ``frames``, or a flow that does not fade.
-
-    Example: a flow that scales keeps lengths the better the earlier it fades.
-
-        >>> import indm
-        >>> tables = {"flow": {"name": "coupling", "depth": 1}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> model = indm.build_model(tables, (2,))
-        >>> _ = model.flow.flows[0].log_scale.data.fill_(1.0)
-        >>> choose_fade(model, torch.randn(5, 2), by="isometry", powers=(1.0, 2.0), frames=6)
-        Fade(power=2.0)
-    """
-    if by not in ("length", "isometry"):
-        raise ValueError(f'by must be "length" or "isometry", got {by!r}')
-    if not powers:
-        raise ValueError(f"powers must be one or more numbers, got {powers!r}; (1.0, 2.0, 4.0) will do")
-    if frames < 1:
-        raise ValueError(f"frames must be at least 1 step of a way, got {frames}; 24 are usual")
-    times = log_snr_grid(model.sde, frames).flip(0)
-    whole = NonlinearDiffusion(model, fade=Fade())  # at ε the flow is whole, so that all powers have these latents
-    latent = _latent_flow(whole, x, times)
-
-    def criterion(power: float) -> float:
-        diffusion = NonlinearDiffusion(model, fade=Fade(power))
-        with evaluation_mode(model):
-            path = _decoded(diffusion, latent, times)
-            if by == "length":
-                return path_length(path).mean().item()
-            return sum(_stretch(diffusion, x_t, t).item() for x_t, t in zip(path, times.to(x), strict=True))
-
-    return Fade(min(powers, key=criterion))
-
-
-def _stretch(diffusion: NonlinearDiffusion, x: Tensor, t: Tensor) -> Tensor:
-    """The mean square of log‖(∂h_t/∂x) v‖²/‖v‖² over x and one normal v for each."""
-    v = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
-    stretched = cast(tuple[Tensor, Tensor], torch.func.jvp(diffusion.flow_at(t.expand(len(x))).latent, (x,), (v,)))[1]
-    return (stretched.flatten(1).square().sum(1) / v.flatten(1).square().sum(1)).log().square().mean()
-
-
-def _latent_flow(diffusion: NonlinearDiffusion, x: Tensor, times: Tensor, tol: float = FLOW_TOLERANCE) -> Tensor:
-    """z_t along the probability flow from x at times[0]."""
-    model = diffusion.model
-    with evaluation_mode(model):
-        path = [diffusion.flow_at(times[:1].to(x)).latent(x)]
-        for t, s in itertools.pairwise(times.tolist()):
-            path.append(follow_flow(model.score, path[-1], t, s, tol=tol)[0])
-    return torch.stack(path)
-
-
 def _latent_from_data(model, x: Tensor, times: Tensor, generator) -> tuple[Tensor, Tensor]:
     """z_t from the kernel's draw at times[0] on, for data x, and the Brownian increments behind it."""
     require_tight(model, "a path of the linear SDE")
@@ -414,7 +346,7 @@ def _latent_from_data(model, x: Tensor, times: Tensor, generator) -> tuple[Tenso
 
 
 def _decoded(diffusion: NonlinearDiffusion, latent: Tensor, times: Tensor) -> Tensor:
-    """h_t⁻¹ of the frame at each time."""
+    """h⁻¹ of the frame at each time."""
     return torch.stack([diffusion.decode(z, t.expand(len(z))) for z, t in zip(latent, times.to(latent), strict=True)])
 
 

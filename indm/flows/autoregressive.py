@@ -65,8 +65,6 @@ class AutoregressiveBlock(Conditioned, ExactFlow):
         features: numbers that the transformer sees of a condition.
     """
 
-    fades = True
-
     def __init__(
         self,
         shape: tuple[int, ...],
@@ -86,7 +84,6 @@ class AutoregressiveBlock(Conditioned, ExactFlow):
         self.position = nn.Parameter(0.02 * torch.randn(tokens, width))
         self.layers = nn.ModuleList(CausalLayer(width, heads) for _ in range(layers))
         self.output = zeroed(nn.Linear(width, self.transform.size * entries))
-        self.output.fading = ("weight", "bias")  # type: ignore[assignment]  # see indm.flows.fading
         if features:
             self.condition = nn.Linear(features, width, bias=False)
 

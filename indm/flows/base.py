@@ -86,14 +86,10 @@ class Flow(Constrained, ABC):
 
     ``has_log_det`` is False for a flow that gives something else in place of log|det|. Code that needs the density of
     its data calls :func:`require_density`.
-
-    ``fades`` is True for a flow that is the identity where certain parameters or buffers are 0: its parts name theirs
-    in ``fading``, see :mod:`indm.flows.fading`.
     """
 
     one_map = True
     has_log_det = True
-    fades = False
 
     @property
     def inverse_is_formula(self) -> bool:
@@ -234,8 +230,6 @@ class Identity(ExactFlow):
         (True, [0.0, 0.0])
     """
 
-    fades = True
-
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
         return x, x.new_zeros(x.shape[0])
 
@@ -301,7 +295,6 @@ class Compose(Flow):
         for flow in flows:
             require_one_map(flow, "a composition")
         self.flows = nn.ModuleList(flows)
-        self.fades = all(flow.fades for flow in flows)
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
         log_det = x.new_zeros(x.shape[0])
@@ -389,8 +382,6 @@ class ActNorm(ExactFlow):
         >>> torch.allclose(log_det, -x.std(0).log().sum().expand(100), atol=1e-4)
         True
     """
-
-    fading = ("log_scale", "shift")
 
     def __init__(self, channels: int):
         super().__init__()

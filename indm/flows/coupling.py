@@ -181,7 +181,6 @@ class Conditioner(nn.Module):
             activation(),
             zeroed(layer(width, size * outputs, 3)),
         ]
-        layers[-1].fading = ("weight", "bias")  # type: ignore[assignment]  # see indm.flows.fading
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if features:
             self.condition = nn.Linear(features, width, bias=False)
@@ -261,8 +260,6 @@ class InvertibleLinear(ExactFlow):
         >>> torch.allclose(z.norm(dim=1), x.norm(dim=1), atol=1e-4), torch.allclose(log_det, torch.zeros(5), atol=1e-4)
         (True, True)
     """
-
-    fading = ("log_diagonal", "off_diagonal")
 
     def __init__(self, channels: int, start: str = "identity"):
         super().__init__()
@@ -407,7 +404,6 @@ class CouplingFlow(Compose):
         self.shape, self.levels, self.depth, self.width = shape, levels, depth, width
         self.transform, self.bins, self.bound = transform, bins, bound
         self.max_log_scale, self.start, self.condition = max_log_scale, start, tuple(condition)
-        self.fades = start == "identity"
 
 
 @torch.no_grad()

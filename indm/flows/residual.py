@@ -151,7 +151,7 @@ class ResidualBlock(Conditioned, Flow):
     ``training_log_det`` and ``evaluation_log_det`` are the estimators used in the two modes; both are exact where
     that is cheap (up to 3 dimensions in training, 64 in evaluation). Otherwise training estimates the log-determinant
     of a random sixteenth of the batch only: that noise is small beside the noise of the score's part of the flow's
-    gradient. The block starts at the identity (W₃ = 0), and x ↦ x + a g(x) leads back to it.
+    gradient. The block starts at the identity (W₃ = 0).
 
     Example: whatever the weights, g has at most the Lipschitz constant coeff³.
 
@@ -163,9 +163,6 @@ class ResidualBlock(Conditioned, Flow):
         >>> bool(((g_x - g_y).norm(dim=1) <= 0.9**3 * (x - y).norm(dim=1) + 1e-4).all())
         True
     """
-
-    fades = True
-    fading = ("strength",)
 
     def __init__(
         self,
@@ -186,7 +183,6 @@ class ResidualBlock(Conditioned, Flow):
         )
         self.activations = nn.ModuleList(ACTIVATIONS[activation]() for _ in range(3 if preactivate else 2))
         zeroed(self.maps[-1])
-        self.register_buffer("strength", torch.ones(()), persistent=False)  # a, see indm.flows.fading
         if features:
             self.condition = nn.Linear(features, width, bias=False)
         d = math.prod(shape)
@@ -207,12 +203,12 @@ class ResidualBlock(Conditioned, Flow):
             first, second, third = (linear.constrained_weight() for linear in self.maps)
             if self.preactivate:
                 first = first / self.frequency
-            weights = [self.frequency * first, second, self.strength * third / self.frequency]
+            weights = [self.frequency * first, second, third / self.frequency]
             if self.maps[0].image:
                 weights = [weight.contiguous(memory_format=torch.channels_last) for weight in weights]
             c, bias = self.seen(self.maps[0].bias), self.maps[0].bias
             bias = bias if c is None else bias + self.condition(c)
-            biases = [self.frequency * bias, self.frequency * self.maps[1].bias, self.strength * self.maps[2].bias]
+            biases = [self.frequency * bias, self.frequency * self.maps[1].bias, self.maps[2].bias]
             return list(zip(weights, biases, strict=True))
 
     def _angles(self, x: Tensor, weights: Weights) -> Iterator[tuple[Tensor | None, Tensor]]:
@@ -400,7 +396,6 @@ class ResidualFlow(Compose):
         super().__init__(residual_chain(shape, blocks, block, squeeze, actnorm))
         self.shape, self.blocks, self.width, self.norm, self.coeff = shape, blocks, width, norm, coeff
         self.activation, self.squeeze, self.actnorm, self.condition = activation, squeeze, actnorm, tuple(condition)
-        self.fades = True
 
 
 def use_log_det(flow: Flow, *, training: LogDet | None = None, evaluation: LogDet | None = None) -> None:

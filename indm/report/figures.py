@@ -1,6 +1,5 @@
 """Figures of a report: curves over training and over sampling steps, samples, paths as strips, the plane."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,7 @@ from indm.data.densities import DENSITIES
 from indm.evaluation import plots, sample_quality, sheets
 from indm.evaluation.statistics import over_seeds
 from indm.evaluation.style import DATA_COLOUR, styled
-from indm.flows.fading import Fade
-from indm.model import at, at_data, count_parameters
+from indm.model import at, at_data
 from indm.nonlinear import NonlinearDiffusion
 from indm.paths import forward_path, probability_flow_path
 from indm.report.records import Record, by_group
@@ -185,14 +183,14 @@ def forward_strip(model, x: Tensor, c: Tensor | None = None) -> Tensor:
     return forward_path(at(model, c, len(x)), x, clock(model, FRAMES), generator=generator)
 
 
-def flow_strip(model, x: Tensor, c: Tensor | None = None, fade: Fade | None = None) -> Tensor:
-    """x_t along the probability flow; with ``fade`` that of a flow that fades, from the same x_ε."""
+def flow_strip(model, x: Tensor, c: Tensor | None = None) -> Tensor:
+    """x_t along the probability flow."""
     model = at(model, c, len(x))
     eps, _ = model.sde.endpoints(x)
     generator = torch.Generator(x.device).manual_seed(1)
     noise = torch.randn(x.shape, generator=generator, device=x.device)
     start = NonlinearDiffusion(model).perturb(x, eps, noise)
-    return probability_flow_path(model, start, clock(model, FRAMES), fade=fade)
+    return probability_flow_path(model, start, clock(model, FRAMES))
 
 
 def interpolation_strip(model, x: Tensor, c: Tensor | None = None) -> Tensor:
@@ -243,7 +241,6 @@ class Strip:
     frames: Callable[..., Tensor]
     labels: Callable[..., Sequence[str]]
     at_c: str = "x_t is at the c of x"
-    fits: Callable[..., bool] = lambda model: True
 
 
 def times(model) -> list[str]:
@@ -261,10 +258,6 @@ PATHS = {
                    "Along x_t, t =", forward_strip, times),
     "flow-paths": Strip("x_t along the probability flow, at the same times: encoded to T, each frame decoded by h⁻¹.",
                         "Along x_t, t =", flow_strip, times),
-    "fading-paths": Strip("The same with a flow that fades evenly on the clock (fade = Fade()): the likelihood and "
-                          "samples are the same, and x_T is z_T.", "Along x_t of a flow that fades, t =",
-                          functools.partial(flow_strip, fade=Fade()), times,
-                          fits=lambda model: model.flow.fades and count_parameters(model.flow) > 0),
     "interpolation": Strip("From x to x′ through z_T: both encoded, interpolated on the sphere, decoded.",
                            "From x to x′", interpolation_strip, shares,
                            "all of a row is decoded at the c of x, x′ too"),
@@ -276,8 +269,6 @@ def strip_panels(records: list[Record], data: Data, strip: Strip) -> list[sheets
     panels = []
     for record in records:
         model = open_model(record.folder)
-        if not strip.fits(model):
-            continue
         raw = stack(data.test, STRIPS).to(model.scaling.scale.device)
         with torch.no_grad():
             x = model.from_data(raw, generator=torch.Generator(raw.device).manual_seed(0))[0]

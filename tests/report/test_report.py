@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from browsers import NARROW, WIDE, keep, overflow
-from flow_tools import perturb
 from matplotlib.figure import Figure
 from pages import Reader, assert_alone, tables_of
 from PIL import Image
@@ -344,20 +343,6 @@ def test_strips_where_the_paths_are_known():
     assert torch.allclose(flow, flow[:1].expand_as(flow), atol=2e-3) and torch.allclose(flow[0], x, atol=0.03)
     for frame, share in zip(way, torch.linspace(0, 1, figures.FRAMES).tolist(), strict=True):
         assert torch.allclose(frame, figures.slerp(x, x.roll(-1, 0), share), atol=5e-3)
-
-
-def test_a_flow_that_fades_ends_in_its_latent():
-    flow = {"name": "elementwise", "bins": 4}
-    model = perturb(build_model(recipes.model_of(DIGITS | {"flow": flow}), shape=(1, 8, 8)), 0.2).eval()
-    x = 0.5 * torch.randn(3, 1, 8, 8)
-    strip = figures.PATHS["fading-paths"]
-    with torch.no_grad():
-        static, fading = figures.flow_strip(model, x), strip.frames(model, x)
-        assert torch.allclose(fading[0], static[0], atol=1e-4)
-        assert torch.allclose(fading[-1], model.flow.latent(static[-1]), atol=1e-3)
-        assert (fading[-1] - static[-1]).abs().max() > 0.05
-    assert strip.fits(model)
-    assert not strip.fits(build_model(recipes.model_of(DIGITS | {"flow": {"name": "identity"}}), shape=(1, 8, 8)))
 
 
 def captured(monkeypatch):
@@ -819,7 +804,6 @@ def test_report_is_one_page_with_every_picture(digits):
         "quality",
         "paths",
         "flow-paths",
-        "fading-paths",
         "interpolation",
     ]
     assert sorted(p.name for p in (base / "out").glob("*.png")) == sorted(f"{name}.png" for name in names)

@@ -8,22 +8,19 @@ from flow_tools import perturb
 import indm
 from indm.flows import AutoregressiveFlow, Compose, CouplingFlow, ElementwiseFlow, ResidualFlow
 from indm.flows.coupling import InvertibleLinear
-from indm.flows.fading import Fade, faded
 from indm.nonlinear import NonlinearDiffusion
 from indm.paths import (
     brownian_increments,
-    choose_fade,
     latent_path,
     paired_paths,
-    path_curvature,
     path_length,
-    probability_flow_path,
     simulate_forward,
     simulate_generative,
     simulate_probability_flow,
 )
 from indm.sampling import log_snr_grid
 from indm.sde import VPSDE
+from research.forward.fading import Fade, FadingDiffusion, choose_fade, faded, fading_path
 
 DOUBLE = torch.float64
 FLOWS = {
@@ -79,10 +76,10 @@ def test_strength_is_a_power_of_what_is_left_of_the_clock():
 
 @pytest.mark.parametrize("name", ["spline", "plane", "tokens"])
 def test_the_change_is_the_derivative_along_time(name):
-    diffusion = NonlinearDiffusion(model_of(name), fade=Fade(1.7))
+    diffusion = FadingDiffusion(model_of(name), Fade(1.7))
     x, t, step = points(diffusion.model.flow), 0.3, 1e-5
     later, earlier = (diffusion.flow_at(torch.full((5,), t + s, dtype=DOUBLE)).latent(x) for s in (step, -step))
-    change = diffusion.at(x, torch.full((5,), t, dtype=DOUBLE)).change
+    change = diffusion.change(x, torch.full((5,), t, dtype=DOUBLE))
     assert torch.allclose(change, (later - earlier) / (2 * step), rtol=1e-5, atol=1e-8)
 
 
@@ -91,7 +88,7 @@ def test_the_change_is_the_derivative_along_time(name):
 )
 def test_simulations_on_the_data_space_follow_the_decoded_latent(name, backward):
     model = model_of(name)
-    diffusion, generator = NonlinearDiffusion(model, tol=1e-7, fade=Fade(1.5)), torch.Generator().manual_seed(0)
+    diffusion, generator = FadingDiffusion(model, Fade(1.5), tol=1e-7), torch.Generator().manual_seed(0)
     fine, counts, n = 256, (4, 16), 100
     times = torch.linspace(0.05, 0.95, fine + 1, dtype=DOUBLE)
     times = times.flip(0) if backward else times
@@ -119,7 +116,7 @@ def test_simulations_on_the_data_space_follow_the_decoded_latent(name, backward)
 @pytest.mark.parametrize("backward", [pytest.param(False, marks=pytest.mark.long), True])
 def test_the_probability_flow_is_that_of_the_latent_decoded(backward):
     model = model_of()
-    diffusion = NonlinearDiffusion(model, tol=1e-10, fade=Fade(1.5))
+    diffusion = FadingDiffusion(model, Fade(1.5), tol=1e-10)
     z = torch.randn(5, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(2))
     errors = []
     for count in (10, 20):
@@ -134,7 +131,7 @@ def test_the_probability_flow_is_that_of_the_latent_decoded(backward):
 def test_the_end_of_a_path_is_the_latent_itself():
     model = model_of()
     paths = paired_paths(
-        NonlinearDiffusion(model, fade=Fade()), points(model.flow), torch.tensor([1e-3, 0.5, 1.0], dtype=DOUBLE)
+        FadingDiffusion(model, Fade()), points(model.flow), torch.tensor([1e-3, 0.5, 1.0], dtype=DOUBLE)
     )
     assert torch.allclose(paths.decoded[-1], paths.latent[-1], atol=1e-12)
     assert not torch.allclose(paths.decoded[0], paths.latent[0], atol=0.01)
@@ -142,27 +139,15 @@ def test_the_end_of_a_path_is_the_latent_itself():
 
 def test_paths_that_fade_follow_the_closed_flow_and_have_the_length_of_their_frames():
     model = model_of()
-    diffusion, x = NonlinearDiffusion(model, fade=Fade(1.5)), points(model.flow)
+    diffusion, x = FadingDiffusion(model, Fade(1.5)), points(model.flow)
     times = torch.tensor([1e-3, 0.2, 0.7, 1.0], dtype=DOUBLE)
-    path = probability_flow_path(model, x, times, fade=diffusion.fade, tol=1e-6)
+    path = fading_path(model, x, times, diffusion.fade, tol=1e-6)
     z = diffusion.flow_at(times[:1]).latent(x)
     for frame, t in zip(path, times, strict=True):
         expected = diffusion.decode(model.score.flow(z, 1e-3, float(t)), t.expand(5))
         assert torch.allclose(frame, expected, atol=1e-5)
     steps = [(path[i + 1] - path[i]).square().sum(1).sqrt() for i in range(3)]
     assert torch.allclose(path_length(path), sum(steps))
-
-
-def test_curvature_is_what_a_circle_turns_and_does_not_see_the_speed():
-    """An arc that is passed ever faster, in a plane of a space of images; a straight way back and forth turns by π."""
-    basis = torch.linalg.qr(torch.randn(12, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))).Q
-    angle = 2.5 * torch.linspace(0, 1, 4000, dtype=DOUBLE) ** 2
-    arc = (torch.stack([angle.cos(), angle.sin()], 1) @ basis.T).reshape(-1, 1, 3, 4)
-    there = torch.linspace(0, 1, 50, dtype=DOUBLE)[:, None, None, None] * arc[:1]
-    assert path_curvature(7 * arc).item() == pytest.approx(2.5, abs=0.002)
-    assert path_curvature(there).item() == pytest.approx(0, abs=1e-6)
-    assert path_curvature(torch.cat([there, there.flip(0)])).item() == pytest.approx(0, abs=1e-6), "it rests at the end"
-    assert path_curvature(torch.cat([there, there[:-1].flip(0)])).item() == pytest.approx(torch.pi)
 
 
 @pytest.mark.parametrize("by", ["length", "isometry"])
@@ -178,7 +163,7 @@ def test_the_chosen_fade_has_the_least_criterion(by):
         times = log_snr_grid(model.sde, 8).flip(0)
         lengths = {}
         for power in powers:
-            path = probability_flow_path(model, points(model.flow, 20), times, fade=Fade(power))
+            path = fading_path(model, points(model.flow, 20), times, Fade(power))
             lengths[power] = path.diff(dim=0).square().sum(2).sqrt().sum(0).mean()
         assert chosen == Fade(min(lengths, key=lengths.get))
 
@@ -195,7 +180,7 @@ def test_what_cannot_be_is_said():
     for wrong in ({"powers": ()}, {"frames": 0}, {"by": "time"}):
         with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must be "):
             choose_fade(model_of(), torch.zeros(3, 2), **wrong)
-    diffusion = NonlinearDiffusion(model_of(), fade=Fade())
+    diffusion = FadingDiffusion(model_of(), Fade())
     with pytest.raises(ValueError, match="t must be one time for all points of a flow that fades"):
         diffusion.drift(torch.zeros(2, 2, dtype=DOUBLE), torch.tensor([0.1, 0.2], dtype=DOUBLE))
     assert Fade(1.0)(VPSDE(), torch.tensor(1.0)) == 0
