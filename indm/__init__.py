@@ -2,9 +2,9 @@
 
 import importlib.metadata
 
-import lazy_loader
+from indm.config.parts import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)
 
 try:
     __version__ = importlib.metadata.version("indm")

@@ -6,7 +6,6 @@ from .conditions import Vector as Vector
 from .config.parts import trust as trust
 from .config.recipes import recipe as recipe
 from .dequantization import Dequantization as Dequantization
-from .dequantization import TruncatedNormal as TruncatedNormal
 from .dequantization import Uniform as Uniform
 from .dequantization import Variational as Variational
 from .estimator import DensityEstimator as DensityEstimator
@@ -44,7 +43,6 @@ from .sampling import Sampler as Sampler
 from .sampling import sample as sample
 from .scaling import Scaling as Scaling
 from .score import ScoreModel as ScoreModel
-from .sde.learned import LearnedSDE as LearnedSDE
 from .sde.linear import VESDE as VESDE
 from .sde.linear import VPSDE as VPSDE
 from .sde.linear import LinearSDE as LinearSDE

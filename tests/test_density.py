@@ -10,6 +10,7 @@ import torch
 from closed_form import SDES, MixtureScore, column, gaussian, normal_log_prob, within
 from contract_parts import constructions
 from flow_tools import perturb, slopes
+from own_sde import EachEntry
 
 from indm import density
 from indm.density import WhitenedFlow, sample_with_log_prob
@@ -30,7 +31,6 @@ from indm.model import INDM, build, build_model
 from indm.published import ConditionalResidualFlow
 from indm.sampling import AdaptiveODE, sample
 from indm.scaling import Scaling
-from indm.sde.learned import LearnedSDE
 
 FLOWS = constructions("flow")
 
@@ -103,9 +103,9 @@ def test_gaussian_latents_behind_a_flow(sde, kind):
     torch.testing.assert_close(gradient(log_prob, x), gradient(expected, x), rtol=0, atol=5e-5)
 
 
-def test_a_learned_sde_has_an_alpha_for_each_entry():
+def test_an_sde_with_a_rate_for_each_entry_has_an_alpha_for_each():
     score, flow = gaussian("vp", (2, 3)), perturb(ElementwiseFlow((2, 3), "none")).double()
-    score.sde, x = perturb(LearnedSDE((2, 3), knots=5), scale=0.5).double(), points(20, 2, 3).requires_grad_()
+    score.sde, x = perturb(EachEntry((2, 3)), scale=0.5).double(), points(20, 2, 3).requires_grad_()
     log_prob = INDM(flow, score).log_prob(x, steps=32, eps=0.2)
     with score.sde.truncated(0.2):
         assert score.sde.alpha(double([0.2])).std() > 0.3
@@ -223,8 +223,8 @@ NCSNPP = {"name": "ncsnpp", "channels": 8, "multipliers": [1, 2], "blocks": 1, "
 @pytest.mark.parametrize(
     "net, shape, sde, exact",
     [
-        (MLP, (2,), "learned", True),
-        (MLP, (2,), "learned", False),
+        (MLP, (2,), EachEntry, True),
+        (MLP, (2,), EachEntry, False),
         (MLP, (2,), "ve", True),
         (UNET, (1, 8, 8), "subvp", False),
         (NCSNPP, (1, 8, 8), "ve", False),

@@ -10,7 +10,7 @@ from discrete_laws import Independent, Markov, Mixture, bell, random_walk
 from scipy import stats
 
 import indm
-from indm.dequantization import TruncatedNormal, Uniform
+from indm.dequantization import Uniform
 from indm.likelihood import latent_reference
 from indm.model import INDM
 
@@ -118,7 +118,7 @@ def test_every_bound_is_above_the_entropy_and_the_best_is_near(tmp_path):
         error = (probabilities**2 * draws.var(0) / repeats).sum().sqrt()
         return (probabilities * draws.mean(0)).sum().item(), error.item()
 
-    for noise in (learned.dequantization, TruncatedNormal(), Uniform()):
+    for noise in (learned.dequantization, Uniform()):
         model = INDM(learned.flow, learned.score, learned.scaling, law.shape, noise)
         generator, bounds = torch.Generator().manual_seed(0), {}
         for draws in (1, 4):

@@ -6,6 +6,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from own_sde import EachEntry
 from torch import nn
 
 import indm
@@ -13,7 +14,7 @@ from indm import programs
 
 pytestmark = pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="its torch.export fixes the batch size")
 CASES = {
-    "elementwise-mlp-learned": ({"name": "elementwise"}, {"name": "learned"}, {"name": "mlp", "width": 8}, (3,)),
+    "elementwise-mlp-each-entry": ({"name": "elementwise"}, {"name": EachEntry}, {"name": "mlp", "width": 8}, (3,)),
     "residual-mlp-vp": ({"name": "residual", "blocks": [1, 1], "width": 8}, {"name": "vp"}, {"name": "mlp"}, (2,)),
     "coupling-mlp-vp": (
         {"name": "coupling", "width": 8, "depth": 2},

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from closed_form import SDES, GaussianScore, MixtureScore
+from own_sde import EachEntry
 
 import indm
 from indm.fitting import (
@@ -244,6 +245,6 @@ def test_refusals():
     ):
         with pytest.raises(ValueError, match=message):
             fit_sampler(model, **options)
-    tables = {"flow": {"name": "identity"}, "sde": {"name": "learned"}, "net": {"name": "zero"}}
+    tables = {"flow": {"name": "identity"}, "sde": {"name": EachEntry}, "net": {"name": "zero"}}
     with pytest.raises(ValueError, match="needs an SDE that all entries of the latent share"):
         fit_sampler(indm.build_model(tables, (2,)), 2)

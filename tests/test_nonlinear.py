@@ -4,6 +4,7 @@ import pytest
 import torch
 from closed_form import GaussianScore, gaussian, within
 from flow_tools import batched_jacobian, perturb
+from own_sde import EachEntry
 from torch.func import hessian, jacfwd, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -20,7 +21,6 @@ from indm.flows import (
 from indm.linearization import linearize
 from indm.model import INDM
 from indm.nonlinear import NonlinearDiffusion
-from indm.sde.learned import LearnedSDE
 
 FLOWS = {
     "identity": (Identity, (3,)),
@@ -176,9 +176,9 @@ def test_probability_flow_keeps_the_marginals(case):
 
 @pytest.mark.parametrize("name", ["affine", "spline", "residual"])
 def test_coefficients_that_differ_from_entry_to_entry(name):
-    """A learned SDE: G = J diag(g), and the Laplacian weighs each direction by its own g²."""
+    """An SDE of one's own: G = J diag(g), and the Laplacian weighs each direction by its own g²."""
     model, x, t = make(name)
-    sde = LearnedSDE((3,), knots=4).double()
+    sde = EachEntry((3,)).double()
     for parameter in sde.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     model.score = GaussianScore(sde, model.score.mean, model.score.variance)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from closed_form import gaussian, within
 from flow_tools import perturb
+from own_sde import EachEntry
 from test_nonlinear import close, make
 
 from indm.flows import CouplingFlow, InvertibleLinear, ResidualFlow
@@ -17,13 +18,13 @@ from indm.paths import (
     generative_path,
     latent_path,
     paired_paths,
+    path_curvature,
     probability_flow_path,
     simulate_forward,
     simulate_generative,
     simulate_probability_flow,
 )
 from indm.sampling import log_snr_grid, uniform_grid
-from indm.sde.learned import LearnedSDE
 
 
 def curved(name):
@@ -188,11 +189,11 @@ def test_default_times_run_from_eps_to_the_horizon():
     close(flowing[-1], model.score.flow(x, model.sde.T, model.sde.eps), rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", ["vp", "subvp", "ve", "learned"])
+@pytest.mark.parametrize("name", ["vp", "subvp", "ve", "each entry"])
 def test_latent_path_has_the_kernel_of_the_sde(name):
     """From z_0 at ε, over uneven steps: mean α_t z_0, variance σ_t², and the covariance of two times."""
-    if name == "learned":
-        sde = LearnedSDE((2,), knots=4).double()
+    if name == "each entry":
+        sde = EachEntry((2,)).double()
         for parameter in sde.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
     else:
@@ -292,3 +293,15 @@ def test_what_cannot_be_simulated():
     ]:
         with pytest.raises(ValueError, match=message):
             broken()
+
+
+def test_curvature_is_what_a_circle_turns_and_does_not_see_the_speed():
+    """An arc that is passed ever faster, in a plane of a space of images; a straight way back and forth turns by π."""
+    basis = torch.linalg.qr(torch.randn(12, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
+    angle = 2.5 * torch.linspace(0, 1, 4000, dtype=torch.float64) ** 2
+    arc = (torch.stack([angle.cos(), angle.sin()], 1) @ basis.T).reshape(-1, 1, 3, 4)
+    there = torch.linspace(0, 1, 50, dtype=torch.float64)[:, None, None, None] * arc[:1]
+    assert path_curvature(7 * arc).item() == pytest.approx(2.5, abs=0.002)
+    assert path_curvature(there).item() == pytest.approx(0, abs=1e-6)
+    assert path_curvature(torch.cat([there, there.flip(0)])).item() == pytest.approx(0, abs=1e-6), "it rests at the end"
+    assert path_curvature(torch.cat([there, there[:-1].flip(0)])).item() == pytest.approx(torch.pi)

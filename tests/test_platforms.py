@@ -111,14 +111,14 @@ def model(device, **tables):
     return made.to(device)
 
 x, losses = torch.randn(3, 3, generator=torch.Generator().manual_seed(1)), (indm.mle_loss, indm.fid_loss)
-for tables in ({}, {"sde": {"name": "learned"}}, {"flow": {"name": "residual"}}, {"flow": {"name": "coupling"}}):
+for tables in ({}, {"flow": {"name": "residual"}}, {"flow": {"name": "coupling"}}):
     results = []
     for device in (torch.device("cpu"), DEVICE):
         here = model(device, **tables)
         rows = x.to(device).requires_grad_()
         log_prob = here.log_prob(rows, steps=3)
         gradient, = torch.autograd.grad(log_prob.sum(), rows)
-        for loss in losses[: 1 if "sde" in tables else 2]:
+        for loss in losses:
             loss(here, rows.detach())[0].backward()
         report = indm.log_likelihood(here, rows.detach(), steps=8, generator=torch.Generator(device).manual_seed(0))
         samples = indm.sample(here, 2, sampler="heun", steps=2, generator=torch.Generator(device).manual_seed(0))

@@ -39,7 +39,6 @@ OWN: Mapping[str, Mapping[str, str]] = {
         "vp": "indm.sde.linear:VPSDE",
         "subvp": "indm.sde.linear:SubVPSDE",
         "ve": "indm.sde.linear:VESDE",
-        "learned": "indm.sde.learned:LearnedSDE",
     },
     "net": {
         "mlp": "indm.nets.mlp:MLP",
@@ -49,7 +48,6 @@ OWN: Mapping[str, Mapping[str, str]] = {
     },
     "dequantization": {
         "uniform": "indm.dequantization:Uniform",
-        "truncated-normal": "indm.dequantization:TruncatedNormal",
         "variational": "indm.dequantization:Variational",
     },
     "condition": {
@@ -111,6 +109,11 @@ MOVED: Mapping[str, str] = {  # what left its place, and where it is now
     "indm.flows.NormflowsAdapter": "examples/normflows_flow.py",
     "indm.flows.NormflowsFlow": "examples/normflows_flow.py",
     "indm.nets.DiffusersUNet": "examples/diffusers_unet.py",
+    "learned": "research.forward.sde:LearnedSDE",
+    "indm.LearnedSDE": "research.forward.sde.LearnedSDE",
+    "indm.sde.LearnedSDE": "research.forward.sde.LearnedSDE",
+    "truncated-normal": "research.forward.noise:TruncatedNormal",
+    "indm.TruncatedNormal": "research.forward.noise.TruncatedNormal",
     "indm.nets.DiT": "research.networks.dit.DiT",
     "indm.flows.ConditionalResidualFlow": "indm.published.ConditionalResidualFlow",
     "indm.nets.NCSNpp": "indm.NCSNpp",

@@ -1,5 +1,5 @@
 """Linear diffusions on the latent."""
 
-import lazy_loader
+from indm.config.parts import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

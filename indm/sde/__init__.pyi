@@ -1,4 +1,3 @@
-from .learned import LearnedSDE as LearnedSDE
 from .linear import VESDE as VESDE
 from .linear import VPSDE as VPSDE
 from .linear import LinearSDE as LinearSDE

@@ -63,7 +63,7 @@ class LinearSDE(nn.Module, ABC):
     :meth:`diffusion` and :meth:`time`. They act entry by entry on times of any shape and keep the dtype. Set
     ``prior_std`` where σ_T is not 1, and keep every constructor argument as an attribute of the same name, so that a
     saved model can describe itself. Coefficients may also differ between the entries of an event, (B, *event) for
-    times (B,): then define :meth:`clock_rate` too, and see :class:`~indm.sde.learned.LearnedSDE`.
+    times (B,): then define :meth:`clock_rate` too.
 
     Example: a variance-preserving diffusion at a constant rate.
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from closed_form import SDES, GaussianScore, gaussian
 from exact_models import Linear, Normal, Scaled, eight_gaussians, model_of, near, normal_data
+from own_sde import EachEntry
 
 from indm import INDM
 from indm.data.densities import DENSITIES
@@ -17,7 +18,6 @@ from indm.flows import Identity
 from indm.paths import samples_of_one_path
 from indm.sampling import EulerMaruyama, PredictorCorrector
 from indm.scaling import Scaling
-from indm.sde.learned import LearnedSDE
 from indm.sde.linear import VPSDE
 from research.sampling_error import errors
 from research.sampling_error.errors import (
@@ -149,9 +149,9 @@ def test_quadrature_gives_the_exact_score_of_a_mixture(name):
 def test_quadrature_behind_a_flow_and_an_sde_of_each_entry():
     """z = A x of a mixture: its score is A⁻ᵀ that of x for equal coefficients; for entries apart, autograd's."""
     density, matrix = DENSITIES["eight-gaussians"], torch.tensor([[1.5, 0.5], [0.0, 0.7]])
-    sde = LearnedSDE((2,), knots=3)
+    sde = EachEntry((2,))
     with torch.no_grad():
-        sde.log_volatility.add_(0.4 * torch.randn_like(sde.log_volatility))
+        sde.log_rate.add_(0.4 * torch.randn_like(sde.log_rate))
     model = model_of(eight_gaussians(sde), Linear(matrix))
     quadrature = latent_quadrature(model, density, step=0.02)
     assert quadrature.spacing == pytest.approx(0.02 * matrix.norm(dim=0).max().item(), rel=1e-3)

@@ -143,7 +143,7 @@ def test_changes_are_toml_or_strings():
 def test_another_sde_keeps_the_truncation_of_the_data_and_nothing_else():
     """The comparison of SDEs is at one ε; an own SDE may have none."""
     recipe = {"sde": {"name": "vp", "eps": 1e-3, "beta_max": 9.0}}
-    for name, kept in (("learned", {"eps": 1e-3}), ("ve", {"eps": 1e-3}), ("my_sde:Own", {})):
+    for name, kept in (("subvp", {"eps": 1e-3}), ("ve", {"eps": 1e-3}), ("my_sde:Own", {})):
         assert recipes.override(recipe, {"sde": name})["sde"] == {"name": name} | kept
     assert recipes.override(recipe, {"sde": "ve", "sde.eps": "1e-4"})["sde"]["eps"] == 1e-4
     assert recipes.override({}, {"sde": "ve"})["sde"] == {"name": "ve"}

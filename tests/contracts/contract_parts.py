@@ -40,7 +40,7 @@ OPTIONS = {
         "unet": {"channels": 4, "multipliers": [1, 2], "blocks": 1, "attention": [4], "fourier": [8.0]},
         "ncsnpp": {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4]},
     },
-    "sde": {"learned": {"knots": 5, "learn": "both"}},
+    "sde": {},
     "dequantization": {"variational": {"width": 8, "depth": 2}},
     "forward": {
         "learned-mean": {"width": 8, "terms": 4}, "affine": {"width": 8}, "coded": {"width": 8, "code_size": 3},

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from contract_parts import constructions
+from own_sde import EachEntry
 from scipy import stats
 
 import indm
@@ -10,7 +11,8 @@ from indm.config import parts
 from indm.model import build
 from indm.sde.linear import VPSDE
 
-TABLE = constructions("sde")
+# One of somebody else's, with a learned rate for each entry, is held to the same.
+TABLE = constructions("sde") | {"each entry": ({"name": EachEntry}, (3,))}
 SHAPE = (3,)
 
 

@@ -28,12 +28,12 @@ from indm.training.sharding import blocks, local, shard
 from indm.training.trainer import Trainer
 
 LAUNCH = str(Path(__file__).with_name("launch.py"))
-# All that a step can be of: accumulated batches, a flow that sits steps out, penalties, a learned SDE, clipping, weight
+# All that a step can be of: accumulated batches, a flow that sits steps out, penalties, clipping, weight
 # decay, warm-up; and all that is made of the average.
 WHOLE = change(
     TINY, steps=6, flow_update_every=2, clip=0.05, weight_decay=0.1, isometry=0.1, terminal=0.1, validate_every=3,
     snapshot_every=3, final="best", latent_mean=True, mixed_precision="no",
-) | {"sde": {"name": "learned"}}  # fmt: skip
+)  # fmt: skip
 SHARDED = change(WHOLE, shard=True)
 HALF = change(TINY, steps=6, warmup=0, keep_last=100, mixed_precision="bf16")
 ALONE = change(TINY, steps=6, shard=True, mixed_precision="no")  # what one process writes and reads

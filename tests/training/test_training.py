@@ -18,6 +18,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from own_sde import EachEntry
 from scipy import stats
 from torch import nn
 
@@ -462,7 +463,7 @@ def test_a_plain_flow_trains_without_a_score(tmp_path, objective):
             r"prior is N\(0, I\), .* deviation 50;",
         ),
         (
-            {"net": {"name": "zero"}, "sde": {"name": "learned"}},
+            {"net": {"name": "zero"}, "sde": {"name": EachEntry}},
             {"objective": "flow"},
             r"an sde\.name without parameters",
         ),

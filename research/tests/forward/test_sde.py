@@ -11,8 +11,8 @@ from indm.flows import Identity
 from indm.gaussian import GaussianReference
 from indm.objective import fid_loss, nelbo
 from indm.sampling import SAMPLERS, AdaptiveODE, make_sampler
-from indm.sde.learned import LearnedSDE
 from indm.sde.linear import VPSDE
+from research.forward.sde import LearnedSDE
 
 LEARN = ("drift", "volatility", "both")
 SHAPE = (2, 3)
