@@ -19,7 +19,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from indm.flows.base import require_density
-from indm.forward.base import require_no_code, require_own_truncation
 from indm.gaussian import GaussianReference
 from indm.ode import (
     FEWEST,
@@ -32,7 +31,7 @@ from indm.ode import (
     solve,
     value_and_divergence,
 )
-from indm.score import context_of, flow_score, is_smooth, probability_flow, with_context
+from indm.score import context_of, is_smooth, probability_flow, with_context
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, evaluation_mode, event_size, event_sum, expand_like, full_precision
 
@@ -139,7 +138,7 @@ def whitened_flow(
     exact = event_size(z) <= max(probes, SMALL if z.ndim == 2 else 2) if exact is None else exact
     law = GaussianReference.standard(z) if reference is None else reference
     probe = z.new_zeros(len(z)) if exact else rademacher(z, probes, generator)
-    return WhitenedFlow(flow_score(score), law, tuple(z.shape[1:]), exact), probe
+    return WhitenedFlow(score, law, tuple(z.shape[1:]), exact), probe
 
 
 def log_prob(
@@ -155,7 +154,6 @@ def log_prob(
 ) -> Float[Tensor, " batch"]:
     """:meth:`indm.INDM.log_prob`."""
     require_density(model.flow, "log_prob")
-    require_no_code(model, "log_prob")
     check_probes(probes)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}; {FEWEST} is usual")
@@ -245,7 +243,6 @@ def sample_with_log_prob(
         True
     """
     require_density(model.flow, "log_prob")
-    require_no_code(model, "log_prob")
     check_solver(probes, steps, nll_error)
     with evaluation_mode(model):
         sde = model.score.sde
@@ -286,7 +283,6 @@ def check_solver(probes: int, steps: int | None, nll_error: float) -> None:
 @contextmanager
 def _differentiated(model, eps: float | None) -> Iterator[LinearSDE]:
     """Where a density and its gradient are computed: in evaluation mode and full precision, at truncation ``eps``."""
-    require_own_truncation(model, eps)
     sde = model.score.sde
     with (
         evaluation_mode(model, gradients=True),

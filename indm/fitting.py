@@ -19,10 +19,9 @@ from scipy import optimize
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from indm.forward.base import require_no_code
 from indm.model import at_rows, condition_of
 from indm.sampling import AdaptiveODE, DPMSolver2M, ExponentialAdams, Sampler, UniPC, solve_latent
-from indm.score import denoise, flow_score
+from indm.score import denoise
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, double, evaluation_mode
 
@@ -226,7 +225,6 @@ def fit_sampler(
     if not seconds > 0:
         raise ValueError(f"seconds must be positive, got {seconds}; inf is no bound")
     check_can_fit(model.sde)
-    require_no_code(model, "a fitted sampler")
     fitted, held_out = (
         _trajectories(model, c, guidance, samples, batch_size, generator, progress and f"{name} trajectories")
         for name in ("fitted", "held-out")
@@ -263,7 +261,7 @@ def _trajectories(
     batches, parts = torch.arange(samples).split(batch_size), list[tuple[nn.Module, Tensor, Tensor]]()
     for rows, part in zip(tqdm(batches, desc=str(bar), disable=not bar), z_T.split(batch_size), strict=True):
         here = at_rows(model, c, rows, guidance=guidance)
-        parts.append((flow_score(here.score), part, solve_latent(here, part, AdaptiveODE(TOLERANCE))[0]))
+        parts.append((here.score, part, solve_latent(here, part, AdaptiveODE(TOLERANCE))[0]))
     return parts
 
 

@@ -5,7 +5,7 @@ score; off it their difference can have either sign and is not a variational gap
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,12 +15,10 @@ from torch import Tensor
 from indm.conditions import sees_condition
 from indm.density import NLL_ERROR, START, check_solver, whitened_flow
 from indm.dequantization import Uniform, from_data
-from indm.forward.base import process_of, require_own_truncation
 from indm.gaussian import GaussianReference
 from indm.model import all_rows, at, at_rows
 from indm.objective import reconstruction_term
 from indm.rng import randn_like
-from indm.score import encoded, flow_score
 from indm.tensors import double, evaluation_mode, event_size, widest
 
 
@@ -138,20 +136,17 @@ def log_likelihood(
     """
     check_solver(probes, steps, nll_error)
     log_q = constant_log_q(model, x) if log_q is None else log_q
-    require_own_truncation(model, eps)
     model = at(model, c, len(x))
-    score, process = model.score, process_of(model)
+    score = model.score
     with evaluation_mode(model), score.sde.truncated(eps) as sde:
         # Drawn before the flow's own probes, so that models compared at one seed share them.
         noise = randn_like(x, generator)
         flow, probe = whitened_flow(score, x, probes, exact, reference, generator)
         z, log_det = model.encode(x, generator=generator)
-        score, _, code_cost = encoded(score, process, z, generator)
-        flow, sde = replace(flow, score=flow_score(score)), score.sde
         reconstruction = reconstruction_term(score, z, noise)
         z_eps = sde.perturb(z, sde.endpoints(z)[START], noise)
         solution = flow.solve(z_eps, START, probe, nll_error, steps)
-        log_prob = log_det - code_cost + flow.log_prob(solution.state) - reconstruction
+        log_prob = log_det + flow.log_prob(solution.state) - reconstruction
         settings: dict[str, Any] = {"nll_error": nll_error} | ({} if steps is None else {"steps": steps})
         divergence_by = "exact" if flow.exact else f"Hutchinson, {probes} Rademacher probe(s)"
         settings |= {"eps": sde.eps, "divergence": divergence_by}

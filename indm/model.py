@@ -21,12 +21,11 @@ from indm.config.parts import KINDS, OPTIONAL_KINDS, Constructors, Untrusted, fi
 from indm.dequantization import Dequantization, check_levels_for, checked, from_data
 from indm.files import atomic, hub, untrusted
 from indm.flows.base import Flow
-from indm.forward.base import ForwardProcess, Linear, process_of
 from indm.gaussian import GaussianReference
 from indm.messages import brief, nearest, reason
 from indm.ode import FEWEST
 from indm.scaling import Scaling
-from indm.score import GivenScore, ScoreModel, law_score, score_for, takes_condition
+from indm.score import GivenScore, ScoreModel, score_for, takes_condition
 from indm.sde.linear import LinearSDE
 from indm.tensors import full_precision
 
@@ -44,12 +43,11 @@ class INDM(nn.Module):
         shape: event shape, needed to sample by number and to save.
         dequantization: the noise of grey levels; by default uniform. Continuous data have none.
         condition: what the c of p(x|c) is; None for a model without one.
-        forward: the law of z_t given z_0, kept as ``.forward_process``; by default that of the linear SDE.
 
     A model of p(x|c) is used at given c: :meth:`given`, or an argument ``c`` of what takes a model.
 
     Raises:
-        ValueError: noise for data without grey levels, or a forward process and a score that do not go together.
+        ValueError: noise for data without grey levels.
 
     Source: Kim et al. 2022, "Maximum Likelihood Training of Implicit Nonlinear Diffusion Models",
     https://arxiv.org/abs/2205.13699.
@@ -77,15 +75,9 @@ class INDM(nn.Module):
         shape: tuple[int, ...] | None = None,
         dequantization: Dequantization | None = None,
         condition: Condition | None = None,
-        forward: ForwardProcess | None = None,
     ):
         super().__init__()
         self.flow, self.score, self.condition = flow, score, condition
-        self.forward_process = Linear() if forward is None else forward
-        if not self.forward_process.is_tight and law_score(score) is score:
-            raise ValueError(
-                f"forward {type(forward).__name__} needs two scores, as TwoScores has them, got {type(score).__name__}"
-            )
         self.scaling = Scaling() if scaling is None else scaling
         self.dequantization = checked(dequantization, self.scaling)
         self._shape = None if shape is None else tuple(shape)
@@ -98,7 +90,7 @@ class INDM(nn.Module):
     @property
     def is_scalar(self) -> bool:
         """Whether all entries of a latent share one SDE, which some samplers need; not where each learns its own."""
-        return process_of(self).is_scalar(self.sde)
+        return self.sde.is_scalar
 
     @property
     def trained_parts(self) -> dict[str, nn.Module]:
@@ -106,15 +98,12 @@ class INDM(nn.Module):
         parts: dict[str, nn.Module] = {"score": self.score, "flow": self.flow}
         if self.dequantization is not None and count_parameters(self.dequantization):
             parts["dequantization"] = self.dequantization
-        if count_parameters(self.forward_process):
-            parts["forward"] = self.forward_process
         return parts
 
     @property
     def optional_parts(self) -> dict[str, nn.Module]:
         """The parts that a model may be without, by their kind, as far as this one has them."""
-        forward = None if type(self.forward_process) is Linear else self.forward_process
-        parts = {"dequantization": self.dequantization, "condition": self.condition, "forward": forward}
+        parts = {"dequantization": self.dequantization, "condition": self.condition}
         return {kind: part for kind, part in parts.items() if part is not None}
 
     @property
@@ -302,7 +291,7 @@ class INDM(nn.Module):
         """The constructors and arguments that :func:`build_model` needs to make this model anew."""
         if not isinstance(self.score, ScoreModel):
             raise ValueError(f"score must be a ScoreModel to be described, got {type(self.score).__name__}")
-        goes_with = score_for(self.score.backbone, self.forward_process)
+        goes_with = score_for(self.score.backbone)
         if type(self.score) is not goes_with:
             raise ValueError(
                 f"score must be the {goes_with.__name__} that goes with {type(self.score.backbone).__name__} to be "
@@ -458,7 +447,7 @@ def build_model(
     """An INDM from tables "flow", "sde" and "net", each a constructor's ``name`` and its arguments.
 
     A table "dequantization" names the noise of grey levels, which by default is uniform; a table "condition" what the c
-    of p(x|c) is; a table "forward" the law of z_t given z_0, by default linear.
+    of p(x|c) is.
 
     Raises:
         ValueError: an unknown name or argument (with the nearest that exists), or a bad value.
@@ -478,26 +467,18 @@ def build_model(
     condition = None
     if "condition" in description:
         condition = build(description["condition"], "condition", shape, constructors)
-    process = build_process(description, shape, constructors)
-    if process.seen_shape and condition is not None:
-        raise ValueError(f"condition must be left out with forward {type(process).__name__}, which has a code")
-    if process.seen_shape:
-        description = {**description, "net": {"condition": process.seen_shape, **description["net"]}}
-    shapes = dict.fromkeys(KINDS, tuple(shape)) | {"net": (shape[0] * process.scores, *shape[1:])}
     for kind in KINDS:
-        if tuple(description[kind].get("shape", shapes[kind])) != shapes[kind]:
-            raise ValueError(f"{kind}.shape must be the model's, {shapes[kind]}, got {description[kind]['shape']}")
+        if tuple(description[kind].get("shape", shape)) != tuple(shape):
+            raise ValueError(f"{kind}.shape must be the model's, {tuple(shape)}, got {description[kind]['shape']}")
     flow, sde, net = (
-        build(table, kind, shapes[kind], constructors) for kind, table in _seeing(description, condition, constructors)
+        build(table, kind, shape, constructors) for kind, table in _seeing(description, condition, constructors)
     )
     if type(net).forward is nn.Module.forward:
         raise ValueError(
             f"net {description['net'].get('name')!r} has no forward(z, level), which the network of an INDM must have"
         )
-    if process.seen_shape:
-        process.sde_at(sde, torch.zeros(1, *process.seen_shape))  # a ValueError where there is none
     noise = build_dequantization(description, shape, Scaling() if scaling is None else scaling, constructors)
-    model = INDM(flow, score_for(net, process)(net, sde), scaling, tuple(shape), noise, condition, process)
+    model = INDM(flow, score_for(net)(net, sde), scaling, tuple(shape), noise, condition)
     if condition is not None and not takes_condition(model.score) and not sees_condition(flow):
         raise ValueError(f"net {description['net'].get('name')!r} has no forward(z, level, c), and the flow sees no c")
     return model
@@ -559,13 +540,6 @@ def at_data(model: Any, data: Any, split: str, n: int | None = None) -> Any:
     """``model`` at the conditions of the first ``n`` examples of a split, all by default; as it is, if it has none."""
     c = rows_of_data(model, data, split, n)
     return model if c is None else model.given(c)
-
-
-def build_process(
-    description: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...], constructors: Constructors | None = None
-) -> ForwardProcess:
-    """The forward process that the table "forward" names, by default the linear one. Raises as :func:`build`."""
-    return build(description.get("forward", {"name": "linear"}), "forward", shape, constructors)
 
 
 def build_dequantization(

@@ -26,11 +26,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from indm.conditions import repeated
-from indm.flows.base import Flow
-from indm.forward.base import process_of, require_one_diffusion
+from indm.flows.base import Flow, require_one_map
 from indm.linearization import Map, Operator, inverse_linearization, linearize, second_derivative, solve
 from indm.ode import basis, rademacher
-from indm.score import flow_score, law_score
 from indm.tensors import Batch, PerSample, evaluation_mode, event_size, expand_like, full_precision
 
 TOLERANCE = 1e-4  # of ‖(∂h/∂x) y − v‖/‖v‖: what single precision reaches where h is badly conditioned
@@ -118,7 +116,7 @@ class NonlinearDiffusion:
                 "model must be at given conditions for a diffusion on the data space, got one of p(x|c): give "
                 "model.given(c)"
             )
-        require_one_diffusion(model, "a diffusion on the data space")
+        require_one_map(model.flow, "a diffusion on the data space")
         self.model, self.tol, self.probes = model, tol, probes
 
     def flow_at(self, t: Tensor) -> Flow:
@@ -133,7 +131,7 @@ class NonlinearDiffusion:
 
     @_evaluated
     def drift(self, x: Batch, t: PerSample, *, generator: torch.Generator | None = None) -> Batch:
-        """f_φ(x, t) = f J h(x) + ½ g² Δh⁻¹(h(x)), (B, *event); that of the law of x_t where there are two scores."""
+        """f_φ(x, t) = f J h(x) + ½ g² Δh⁻¹(h(x)), (B, *event)."""
         here = self.at(x, t)
         return here.J @ self.forward_velocity(here, generator)
 
@@ -161,7 +159,7 @@ class NonlinearDiffusion:
 
         ``generator`` feeds a stochastic log-determinant (residual flows above 64 dimensions), which stays unbiased.
         """
-        return self._pull_back(lambda z: law_score(self.model.score)(z, t), self.flow_at(t), x, generator)
+        return self._pull_back(lambda z: self.model.score(z, t), self.flow_at(t), x, generator)
 
     @_evaluated
     def generative_drift(self, x: Batch, t: PerSample, *, generator: torch.Generator | None = None) -> Batch:
@@ -178,8 +176,7 @@ class NonlinearDiffusion:
     @_evaluated
     def perturb(self, x: Batch, t: PerSample, noise: Batch) -> Batch:
         """x_t = h⁻¹(α_t h(x) + σ_t noise) for data x: the kernel's draw, where simulations start (at t = ε)."""
-        mean, std = process_of(self.model).moments(self.model.sde, self.model.flow.latent(x), t)
-        return self.decode(mean + expand_like(std, mean) * noise, t)
+        return self.decode(self.model.sde.perturb(self.model.flow.latent(x), t, noise), t)
 
     @_evaluated
     def at(self, x: Batch, t: PerSample) -> Point:
@@ -196,12 +193,8 @@ class NonlinearDiffusion:
 
     @_evaluated
     def forward_velocity(self, here: Point, generator: torch.Generator | None = None) -> Tensor:
-        """J⁻¹ f_φ: how fast the latent moves with the drift f z or, where there are two scores, f z + g² (ŝ − s_θ)."""
-        velocity = here.f * here.z - 0.5 * self._bend(here, generator)
-        if process_of(self.model).is_tight:
-            return velocity
-        drift, law = self.model.score.both(here.z, here.t)
-        return velocity + here.g**2 * (law - drift)
+        """J⁻¹ f_φ."""
+        return here.f * here.z - 0.5 * self._bend(here, generator)
 
     @_evaluated
     def generative_velocity(self, here: Point, generator: torch.Generator | None = None) -> Tensor:
@@ -211,7 +204,7 @@ class NonlinearDiffusion:
 
     def flow_velocity(self, here: Point) -> Tensor:
         """J⁻¹ dx/dt of the probability flow."""
-        return here.f * here.z - 0.5 * here.g**2 * flow_score(self.model.score)(here.z, here.t)
+        return here.f * here.z - 0.5 * here.g**2 * self.model.score(here.z, here.t)
 
     def _bend(self, here: Point, generator) -> Tensor:
         """Σ_i D²h[G e_i, G e_i] = −J⁻¹ g² Δh⁻¹, exactly or by probes."""

@@ -21,22 +21,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm.config.recipes import model_of
-from indm.forward.base import LINEAR, ForwardProcess, Noised, legendre, process_of, require_own_truncation
 from indm.gaussian import GaussianReference
 from indm.model import at, build_model
 from indm.rng import randn_like, strata
 from indm.scaling import Scaling
-from indm.score import encoded, law_score
-from indm.sde.linear import LinearSDE
+from indm.sde.linear import Kernel, LinearSDE
 from indm.tensors import Batch, double, event_size, event_sum, expand_like, gradient_weighted, squared_norm, widest
 
 PerSample = Float[Tensor, " batch"]
-Moments = tuple[Batch, Tensor]  # mean and standard deviation of z_T given z_0
 Losses = tuple[Float[Tensor, ""], dict[str, Tensor]]
 # In FID mode the score also sees this much of the likelihood weighting: at ε, where its own weighting has no mass,
 # the ratio of the two weights stays finite.
 LIKELIHOOD_SHARE = 1e-3
-FITTED_SHARE = 0.25  # of a batch: rows in which the score of the law is fitted, where there are two scores
 ROWS_PER_COEFFICIENT = 5  # of a control variate: with more coefficients its own error exceeds what it takes away
 
 
@@ -44,13 +40,11 @@ ROWS_PER_COEFFICIENT = 5  # of a control variate: with more coefficients its own
 class NELBO:
     """The terms of −log p(x) ≤ flow + score + constant + prior + reconstruction, nats in model units, each (B,).
 
-    Where a forward process has a code, its KL from the prior is in ``flow``.
-
     Example: the identity changes no volume, and the prior term is the entropy of z_T ~ N(0, I).
 
         >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
         >>> terms = nelbo(build_model(tables, (2,)), torch.randn(3, 2))
-        >>> terms.flow.tolist(), torch.allclose(terms.prior, torch.tensor(math.log(2 * math.pi) + 1), atol=1e-2)
+        >>> terms.flow.abs().tolist(), torch.allclose(terms.prior, torch.tensor(math.log(2 * math.pi) + 1), atol=1e-2)
         ([0.0, 0.0, 0.0], True)
         >>> torch.equal(terms.total, terms.without_reconstruction + terms.reconstruction)
         True
@@ -73,46 +67,35 @@ class NELBO:
         return self.flow + self.score + self.constant + self.prior
 
 
-def prior_term(sde: LinearSDE, z: Float[Tensor, "batch *event"], end: Moments | None = None) -> PerSample:
-    """E[−log π(z_T) | z_0 = z] in closed form, nats; ``end``: mean and deviation of z_T, by default linear."""
-    mean, std = LINEAR.moments(sde, z, sde.endpoints(z)[1]) if end is None else end
-    spread = (squared_norm(mean - sde.prior_mean.to(z)) + event_sum(std**2, z)) / (2 * sde.prior_std**2)
+def prior_term(sde: LinearSDE, z: Float[Tensor, "batch *event"]) -> PerSample:
+    """E[−log π(z_T) | z_0 = z] in closed form, nats."""
+    kernel = sde.kernel(sde.endpoints(z)[1])
+    mean = expand_like(kernel.alpha, z) * z
+    spread = (squared_norm(mean - sde.prior_mean.to(z)) + event_sum(kernel.sigma**2, z)) / (2 * sde.prior_std**2)
     return spread + event_size(z) * (math.log(sde.prior_std) + 0.5 * math.log(2 * math.pi))
 
 
-def constant_term(
-    sde: LinearSDE, z: Float[Tensor, "batch *event"], eps: Tensor | None = None, end: Moments | None = None
-) -> PerSample:
-    """−½ ∫ (g² d/σ² + 2 d f) dt over [eps, T] = −d log(σ_T/σ_ε), nats; the deviation of ``end`` in place of σ_T."""
+def constant_term(sde: LinearSDE, z: Float[Tensor, "batch *event"], eps: Tensor | None = None) -> PerSample:
+    """−½ ∫ (g² d/σ² + 2 d f) dt over [eps, T] = −d log(σ_T/σ_ε), nats."""
     start, T = sde.endpoints(z)
-    std = sde.sigma(T) if end is None else end[1]
-    return event_sum(sde.sigma(start if eps is None else eps).log(), z) - event_sum(std.log(), z)
+    return event_sum(sde.sigma(start if eps is None else eps).log(), z) - event_sum(sde.sigma(T).log(), z)
 
 
 def reconstruction_term(score, z: Float[Tensor, "batch *event"], noise: Float[Tensor, "batch *event"]) -> PerSample:
     """log q(z_ε|z_0) − log p(z_0|z_ε), nats, at the one z_ε = α_ε z + σ_ε noise."""
     eps, _ = score.sde.endpoints(z)
-    error = denoising_error(law_score(score), z, eps, noise)
+    error = denoising_error(score, z, eps, noise)
     return error - 0.5 * squared_norm(noise) - event_sum(score.sde.log_alpha(eps), z)
 
 
-def denoising_error(
-    score, z: Tensor, t: Tensor, noise: Tensor, rate: Tensor | None = None, process: ForwardProcess = LINEAR
-) -> Tensor:
-    """D(t) = ½‖e + σ_t s_θ(z_t, t)‖², (B,), entries weighted by ``rate`` where given.
-
-    Of the linear diffusion, z_t = α_t z + σ_t noise, e is the noise; of others, see :class:`~indm.forward.Noised`.
-    """
-    return _error_at(score, process.at(score.sde, z, t, noise), t, rate)
+def denoising_error(score, z: Tensor, t: Tensor, noise: Tensor, rate: Tensor | None = None) -> Tensor:
+    """D(t) = ½‖noise + σ_t s_θ(α_t z + σ_t noise, t)‖², (B,), entries weighted by ``rate`` where given."""
+    return _error_at(score, score.sde.kernel(t), z, t, noise, rate)
 
 
-def _error_at(score, noised: Noised, t: PerSample, rate: Tensor | None) -> PerSample:
-    """:func:`denoising_error` of latents that are noised already."""
-    return _error(noised.target + expand_like(noised.kernel.sigma, noised.z_t) * score(noised.z_t, t), rate)
-
-
-def _error(difference: Tensor, rate: Tensor | None) -> PerSample:
-    """½‖difference‖²; entries weighted by ``rate`` where given."""
+def _error_at(score, kernel: Kernel, z: Tensor, t: PerSample, noise: Tensor, rate: Tensor | None) -> PerSample:
+    """:func:`denoising_error` under the kernel at ``t``."""
+    difference = noise + expand_like(kernel.sigma, z) * score(kernel.perturb(z, noise), t)
     return 0.5 * squared_norm(difference if rate is None else expand_like(rate, difference).sqrt() * difference)
 
 
@@ -155,32 +138,30 @@ def nelbo(
     if ancestral is not None and ancestral < 1:
         raise ValueError(f"ancestral must be at least 1 step, or None for the bound of the SDE, got {ancestral}")
     model = at(model, c, len(x))
-    sde, process, n = model.score.sde, process_of(model), len(x)
+    score, sde, n = model.score, model.score.sde, len(x)
     # Everything but the flow's own probes is drawn first, so that models compared at one seed share it.
     parts = [n] if reference is None else [n // 2, n - n // 2]  # control_variate needs independent halves
-    strata = torch.cat([_stratified_times(sde, rows, times, generator, x.device) for rows in parts], 1).to(x.dtype)
+    strata = torch.cat([stratified_times(sde, rows, times, generator, x.device) for rows in parts], 1).to(x.dtype)
     noises = [randn_like(x, generator) for _ in range(times + 1)]
     z, log_det = model.encode(x, generator=generator)
     pairs = list(zip(strata, noises, strict=False))
-    score, kl, _ = encoded(model.score, process, z, generator)
-    sde = score.sde
     if ancestral is None:
-        places = ((t, process.at(sde, z, t, noise)) for t, noise in pairs)
-        drawn = [_error_at(score, noised, t, noised.kernel.rate) for t, noised in places]
+        places = ((sde.kernel(t), t, noise) for t, noise in pairs)
+        drawn = [_error_at(score, kernel, z, t, noise, kernel.rate) for kernel, t, noise in places]
     else:
         steps = [(_step_around(sde, t, ancestral), noise) for t, noise in pairs]
         pairs = [(t, noise) for (t, _), noise in steps]
-        drawn = [step_divergence(score, z, t, s, noise, process) for (t, s), noise in steps]
+        drawn = [step_divergence(score, z, t, s, noise) for (t, s), noise in steps]
         drawn = [divergence * ancestral / sde.log_snr_range() for divergence in drawn]  # per unit of the clock
-    errors, end = torch.stack(drawn), process.moments(sde, z, sde.endpoints(z)[1])
+    errors = torch.stack(drawn)
     if reference is not None:
         excess = torch.stack([reference.excess(sde, z, t, noise) for t, noise in pairs])
         errors = errors - control_variate(errors, sde.place(sde.clock(strata)), excess)
     return NELBO(
-        flow=kl - log_det,
+        flow=-log_det,
         score=sde.log_snr_range() * errors.mean(0),
-        constant=constant_term(sde, z, end=end),
-        prior=prior_term(sde, z, end),
+        constant=constant_term(sde, z),
+        prior=prior_term(sde, z),
         reconstruction=reconstruction_term(score, z, noises[-1]),
     )
 
@@ -191,68 +172,14 @@ def _require_times(times: int) -> None:
         raise ValueError(f"times must be at least 1 score evaluation for each sample, got {times}")
 
 
-def step_divergence(
-    score, z: Batch, t: PerSample, s: PerSample, noise: Batch, process: ForwardProcess = LINEAR
-) -> PerSample:
+def step_divergence(score, z: Batch, t: PerSample, s: PerSample, noise: Batch) -> PerSample:
     r"""KL(q(z_s|z_t, z_0) ‖ p(z_s|z_t)) of one step from t to s < t of :class:`indm.sampling.Ancestral`, nats, (B,).
 
-    q is the Gaussian of :meth:`indm.forward.ForwardProcess.correlation`. For the linear diffusion it is
-    :math:`(e^{\Delta\Lambda} - 1)` times the denoising error at t.
+    Both have the deviation of :func:`ancestral_step`, so that it is :math:`(e^{\Delta\Lambda} - 1)` times the denoising
+    error at t, Λ = log σ²/α² of each entry.
     """
-    (mean_t, std_t), (mean_s, std_s) = (process.moments(score.sde, z, time) for time in (t, s))
-    std_t, std_s, kappa = expand_like(std_t, z), expand_like(std_s, z), process.correlation(score.sde, z, t, s)
-    step_mean, step_std = ancestral_step(score, mean_t + std_t * noise, t, s)
-    spread = std_s * (1 - kappa**2).sqrt() / step_std
-    offset = (mean_s + std_s * kappa * noise - step_mean) / step_std
-    return 0.5 * (spread**2 - 1 - 2 * spread.log() + offset**2).flatten(1).sum(1)
-
-
-@torch.no_grad()
-def irreducible_gap(
-    model, x: Float[Tensor, "batch *event"], *, times: int = 1, generator: torch.Generator | None = None
-) -> PerSample:
-    r"""A draw of how far the bound is from −log p even at the best scores, nats, (B,); 0 of a process with one score,
-    given its code where it has one: then KL(q(c) ‖ p(c)) comes beside it.
-
-    .. math:: \tfrac12\int E\|e - n/R + \sigma(s_\theta - \hat s)\|^2\,d\Lambda,
-              \qquad -\sigma(s_\theta - \hat s) \approx E[e - n/R | z_t]
-
-    With scores that are not the best ones it is too large.
-
-    Args:
-        model: an INDM, see :mod:`indm.forward`.
-        x: data in model units.
-        times: evaluations for each sample.
-        generator: of times and noise.
-
-    Raises:
-        ValueError: ``times`` is below 1.
-
-    Example: a mean that fades has a gap, the linear diffusion none.
-
-        >>> from indm.forward.base import noise_share
-        >>> class Fading(ForwardProcess):
-        ...     def path(self, sde, z):
-        ...         return lambda clock: (expand_like((-noise_share(sde, clock)).exp(), z) * z, torch.ones_like(z))
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> irreducible_gap(build_model(tables, (2,)), torch.ones(3, 2)).tolist()
-        [0.0, 0.0, 0.0]
-        >>> tables["forward"], more = {"name": "fading"}, {"forward": {"fading": Fading}}
-        >>> bool((irreducible_gap(build_model(tables, (2,), constructors=more), torch.ones(3, 2)) > 0).all())
-        True
-    """
-    _require_times(times)
-    sde, process = model.score.sde, process_of(model)
-    if process.is_tight:
-        return x.new_zeros(len(x))
-    z, _ = model.encode(x, generator=generator)
-    draws = []
-    for t in _stratified_times(sde, len(x), times, generator, x.device).to(x.dtype):
-        noised = process.at(sde, z, t, randn_like(x, generator))
-        drift, law = model.score.both(noised.z_t, t)
-        excess = noised.target - noised.noise + expand_like(noised.kernel.sigma, z) * (drift - law)
-        draws.append(_error(excess, noised.kernel.rate))
-    return sde.log_snr_range() * torch.stack(draws).mean(0)
+    log_ratio = [score.sde.sigma(time).log() - score.sde.log_alpha(time) for time in (double(t), double(s))]
+    return denoising_error(score, z, t, noise, (2 * (log_ratio[0] - log_ratio[1])).expm1().to(z))
 
 
 def ancestral_step(score, z_t: Batch, t: PerSample, s: PerSample) -> tuple[Batch, Tensor]:
@@ -271,7 +198,7 @@ def _step_around(sde: LinearSDE, t: PerSample, steps: int) -> tuple[PerSample, P
     return tuple(sde.time(-clock).clamp(sde.eps, sde.T).to(t) for clock in (later, earlier))  # type: ignore[return-value]
 
 
-def _stratified_times(sde: LinearSDE, n: int, times: int, generator, device) -> Float[Tensor, "times n"]:
+def stratified_times(sde: LinearSDE, n: int, times: int, generator, device) -> Float[Tensor, "times n"]:
     """The clock is cut into ``times`` equal parts and each into ``n`` strata; row k has one time of each in part k."""
     if n == 0:
         return torch.zeros(times, 0, device=device)
@@ -302,6 +229,15 @@ def control_variate(
     return fitted.to(errors)
 
 
+def legendre(place: Float[Tensor, "..."], terms: int) -> Float[Tensor, "... terms"]:
+    """P_k(2p − 1), k < ``terms``, of places p ∈ [0, 1] on the clock."""
+    x = 2 * place - 1
+    values = [torch.ones_like(x), x]
+    for k in range(1, terms - 1):
+        values.append(((2 * k + 1) * x * values[k] - k * values[k - 1]) / (k + 1))
+    return torch.stack(values[:terms], -1)
+
+
 def _controls(position: Tensor, excess: Tensor) -> list[Tensor]:
     """P_k(position), k = 1 … 7, and excess · P_k, k = 0 … 3, the most useful first."""
     polynomials = legendre(position, 8).unbind(-1)
@@ -323,10 +259,10 @@ def extended_clock(sde: LinearSDE, n: int, eps: float, *, generator=None, device
     return sde.time(start - position.clamp_min(0.0)).clamp(eps, sde.T).to(device, torch.float32), length
 
 
-def _constants(sde: LinearSDE, z: Tensor, eps: float, end: Moments) -> Tensor:
+def _constants(sde: LinearSDE, z: Tensor, eps: float) -> Tensor:
     """What no parameter of flow or score moves: constant term, −d log α and the mean −d/2 of −½‖noise‖², (B,)."""
     start = z.new_full((1,), eps)
-    return constant_term(sde, z, start, end) - event_sum(sde.log_alpha(start) + 0.5, z)
+    return constant_term(sde, z, start) - event_sum(sde.log_alpha(start) + 0.5, z)
 
 
 def build_indm(recipe: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...], scaling: Scaling) -> nn.Module:
@@ -416,9 +352,7 @@ def objective_of(part: Any) -> Objective:
 
 
 def mle_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
-    """Flow, score and forward process all minimise the NELBO (with reconstruction, at truncation ``eps``).
-
-    The score of the law of z_t, where it is another one than that of the drift, is fitted in the same pass.
+    """Flow and score both minimise the NELBO (with reconstruction, at truncation ``eps``).
 
     Returns:
         The loss in nats per dimension, and the mean terms in nats per sample by name: ``nelbo``, ``flow``,
@@ -435,46 +369,18 @@ def mle_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
         >>> sorted(terms)
         ['denoising', 'flow', 'nelbo', 'prior']
     """
-    sde, process = model.score.sde, process_of(model)
-    if not process.is_tight:
-        require_own_truncation(model, eps)
+    sde = model.score.sde
     eps = sde.truncation(eps)
     z, log_det = model.encode(x, generator=generator)
     t, length = extended_clock(sde, len(z), eps, generator=generator, device=z.device)
     noise = randn_like(z, generator)
-    score, kl, _ = encoded(model.score, process, z, generator)
-    sde = score.sde
     at_end, t = t <= eps, t.to(z.dtype)  # the reconstruction: each entry once
-    noised = process.at(sde, z, t, noise)
-    rate = torch.where(expand_like(at_end, noised.kernel.rate), 1.0, noised.kernel.rate)
-    if process.is_tight:
-        error, fit = _error_at(score, noised, t, rate), torch.zeros_like(log_det)
-    else:
-        chosen = strata(len(z), generator=generator, device=z.device) < FITTED_SHARE
-        error, fit = _two_errors(score, noised, t, rate, at_end, chosen)
-    end = process.moments(sde, z, sde.endpoints(z)[1])
-    denoising, prior = length * error, prior_term(sde, z, end)
-    bound = (denoising + kl - log_det + prior + _constants(sde, z, eps, end)).mean()
-    loss = (bound + length * fit.mean()) / event_size(z)
-    return loss, _means(nelbo=bound, flow=kl - log_det, denoising=denoising, prior=prior)
-
-
-def _two_errors(
-    score, noised: Noised, t: PerSample, rate: Tensor, at_end: PerSample, chosen: Tensor
-) -> tuple[PerSample, PerSample]:
-    """D of s_θ, where ``at_end`` of ŝ, and the denoising error by which ŝ is fitted, in one pass of the network.
-
-    Fitting ŝ must move nothing but the network. So ŝ is fitted in the ``chosen`` rows, in which no gradient reaches z_t
-    and the SDE through the network, and in the other rows that of D is larger by as much as they are fewer. ŝ has one
-    row's weight in each of its rows: with as much weight as s_θ in all, the noise of its few rows would keep the shared
-    network from learning s_θ.
-    """
-    weight = chosen.logical_not().to(noised.z_t) / (1 - FITTED_SHARE)
-    sigma = expand_like(noised.kernel.sigma, noised.z_t)
-    of_drift, of_law = (sigma * s for s in score.both(noised.z_t, t, weight=weight))
-    difference = torch.where(expand_like(at_end, noised.z_t), noised.noise + of_law, noised.target + of_drift)
-    fit = _error(noised.noise.detach() + of_law, rate.detach())
-    return _error(difference, rate), torch.where(chosen, fit, torch.zeros_like(fit))
+    kernel = sde.kernel(t)
+    rate = torch.where(expand_like(at_end, kernel.rate), 1.0, kernel.rate)
+    denoising = length * _error_at(model.score, kernel, z, t, noise, rate)
+    prior = prior_term(sde, z)
+    bound = (denoising - log_det + prior + _constants(sde, z, eps)).mean()
+    return bound / event_size(z), _means(nelbo=bound, flow=-log_det, denoising=denoising, prior=prior)
 
 
 def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
@@ -485,7 +391,7 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     loss as ``variance_weighted``.
 
     Raises:
-        ValueError: for an SDE that is trained, or a forward process that is trained or not linear: they need the NELBO.
+        ValueError: for an SDE that is trained, which needs the NELBO.
 
     Example: its ``nelbo`` estimates what that of ``mle_loss`` does, here of N(0, I) and its exact score.
 
@@ -498,14 +404,11 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
         >>> "variance_weighted" in terms
         True
     """
-    sde, process = model.score.sde, process_of(model)
-    if not process.is_tight or process.seen_shape or next(process.parameters(), None) is not None:
-        raise ValueError(
-            f"objective must be 'mle' for the forward process {type(process).__name__}, got 'fid', which is no bound "
-            "to learn by, and takes z_t to be linear"
-        )
+    sde = model.score.sde
     if next(sde.parameters(), None) is not None:
-        raise ValueError("objective must be 'mle' for a learned SDE, got 'fid', which is no bound to learn it by")
+        raise ValueError(
+            "objective must be 'mle' for an SDE with parameters, got 'fid', which is no bound to learn them by"
+        )
     eps = sde.truncation(eps)
     z, log_det = model.encode(x, generator=generator)
     n, noise = len(z), randn_like(z, generator)
@@ -524,11 +427,10 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
     z_seen = gradient_weighted(z, flow_weight / score_weight)
     error = denoising_error(model.score, z_seen, t.to(z.dtype), noise)
     # The noise is added to h(x) unscaled: only the gradient into z carries the ratio.
-    end = LINEAR.moments(sde, z, sde.endpoints(z)[1])
-    prior = prior_term(sde, z, end)
+    prior = prior_term(sde, z)
     surrogate = (score_weight * error - log_det + prior).mean()
     denoising = (flow_weight * error).detach()
-    bound = (denoising - log_det + prior + _constants(sde, z, eps, end)).mean()
+    bound = (denoising - log_det + prior + _constants(sde, z, eps)).mean()
     terms = _means(nelbo=bound, flow=-log_det, denoising=denoising, prior=prior, variance_weighted=score_weight * error)
     return surrogate / event_size(z), terms
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from indm.forward.base import ForwardProcess, process_of, require_one_diffusion, require_tight
+from indm.flows.base import require_one_map
 from indm.nonlinear import NonlinearDiffusion
 from indm.rng import randn_like
 from indm.sampling import FLOW_TOLERANCE, Sampler, follow_flow, log_snr_grid, reverse_diffusion_step
@@ -184,32 +184,13 @@ def latent_path(sde: LinearSDE, z: Batch, times: Grid, increments: Increments) -
     return torch.stack(path)
 
 
-def process_path(
-    process: ForwardProcess, sde: LinearSDE, z: Batch, times: Grid, *, generator: torch.Generator | None = None
-) -> Path:
-    r"""z_t of the forward process at increasing ``times``, given ``z`` = z_0 (B, *event); exact in law for any of them.
-
-    .. math:: z_t = \alpha_t M_t + \sigma_t R_t n_t, \qquad n_t = \kappa n_s + \sqrt{1-\kappa^2}\,\xi
-
-    with κ of :meth:`indm.forward.ForwardProcess.correlation`.
-    """
-    noise, path, times = randn_like(z, generator), [], times.to(z)
-    for number, t in enumerate(times):
-        if number:
-            kappa = process.correlation(sde, z, t.expand(len(z)), times[number - 1].expand(len(z)))
-            noise = kappa * noise + (1 - kappa**2).sqrt() * randn_like(z, generator)
-        mean, std = process.moments(sde, z, t.expand(len(z)))
-        path.append(mean + expand_like(std, z) * noise)
-    return torch.stack(path)
-
-
 def forward_path(model, x: Batch, times: Grid, *, generator: torch.Generator | None = None) -> Path:
     """x_t = h⁻¹(z_t) along one Brownian path from data x, at increasing ``times``, (times, B, *event).
 
     Exact in law and cheap, for any number of frames: the latent makes exact transitions and each frame is decoded.
 
     Raises:
-        ValueError: ``times`` that do not increase within [ε, T], or a flow or forward process that draws a code.
+        ValueError: ``times`` that do not increase within [ε, T], or a flow that draws a code.
         RuntimeError: where the flow's inverse did not converge.
 
     Example: from one point, through the identity, to the prior N(0, I) of VP.
@@ -221,12 +202,9 @@ def forward_path(model, x: Batch, times: Grid, *, generator: torch.Generator | N
         >>> path.shape, torch.allclose(path[0], x, atol=0.1), abs(path[-1].std().item() - 1) < 0.1
         (torch.Size([3, 2000, 2]), True, True)
     """
-    require_one_diffusion(model, "a path on the data space")
+    require_one_map(model.flow, "a path on the data space")
     with evaluation_mode(model):
-        times, process = _forward_times(model.sde, times), process_of(model)
-        if process.is_tight:
-            return _decode(model, _latent_from_data(model, x, times, generator)[0])
-        return _decode(model, process_path(process, model.sde, model.flow.latent(x), times, generator=generator))
+        return _decode(model, _latent_from_data(model, x, _forward_times(model.sde, times), generator)[0])
 
 
 def generative_path(model, x: Batch, times: Grid, *, generator: torch.Generator | None = None) -> Path:
@@ -243,7 +221,7 @@ def generative_path(model, x: Batch, times: Grid, *, generator: torch.Generator 
         >>> path.shape, abs(path[-1].std().item() - 1) < 0.1
         (torch.Size([101, 2000, 2]), True)
     """
-    require_one_diffusion(model, "a path on the data space")
+    require_one_map(model.flow, "a path on the data space")
     with evaluation_mode(model):
         path = [model.flow.latent(x)]
         for t, s in itertools.pairwise(_backward_times(model.sde, times).to(x)):
@@ -299,7 +277,7 @@ def probability_flow_path(model, x: Batch, times: Grid, *, tol: float = FLOW_TOL
         >>> path.shape, torch.allclose(path, x.expand_as(path), atol=1e-3)
         (torch.Size([3, 5, 2]), True)
     """
-    require_one_diffusion(model, "a path on the data space")
+    require_one_map(model.flow, "a path on the data space")
     times = _check_times(model.sde, times)
     with evaluation_mode(model):
         path = [model.flow.latent(x)]
@@ -338,7 +316,6 @@ def path_curvature(path: Path) -> Float[Tensor, " batch"]:
 
 def _latent_from_data(model, x: Tensor, times: Tensor, generator) -> tuple[Tensor, Tensor]:
     """z_t from the kernel's draw at times[0] on, for data x, and the Brownian increments behind it."""
-    require_tight(model, "a path of the linear SDE")
     start = times[:1].to(x).expand(len(x))
     z = model.sde.perturb(model.flow.latent(x), start, randn_like(x, generator))
     increments = brownian_increments(times, x, generator=generator)

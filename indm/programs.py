@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from indm.forward.base import require_one_diffusion
-from indm.score import law_score
+from indm.flows.base import require_one_map
 
 ROWS = 3  # of the example that is traced: neither 1 nor a size of the model
 
@@ -18,7 +17,6 @@ def export(model: Any, folder: str | Path, *, onnx: bool = False) -> list[Path]:
     """Write the score and the flow of a model as programs, for batches of any size, in the model's precision.
 
     ``score.pt2`` is (z_t (B, *event), t (B,)) → s_θ; of models of p(x|c) it is (z_t, t, c), with c as networks see it.
-    Where the forward process has two scores it is that of the generative SDE, and ``law.pt2`` that of the law of z_t.
     ``flow.pt2`` is x → (z, log|det ∂z/∂x| in nats), in model units; or x → z alone where the inverse of the flow is no
     formula, whose log|det| is an estimate. ``torch.export.load(file).module()`` runs them. PyTorch 2.6 cannot export.
 
@@ -47,7 +45,7 @@ def export(model: Any, folder: str | Path, *, onnx: bool = False) -> list[Path]:
     """
     if onnx and any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")):
         raise ValueError("export to ONNX needs the packages onnx and onnxscript: pip install 'indm[onnx]'")
-    require_one_diffusion(model, "export")
+    require_one_map(model.flow, "export")
     model = copy.deepcopy(model).eval().requires_grad_(False)
     place = Path(folder).expanduser()
     place.mkdir(parents=True, exist_ok=True)
@@ -55,8 +53,6 @@ def export(model: Any, folder: str | Path, *, onnx: bool = False) -> list[Path]:
     x, t = like.new_zeros(ROWS, *model.shape), like.new_full((ROWS,), 0.5)
     c = () if model.condition is None else (like.new_zeros(ROWS, *model.condition.seen_shape),)
     parts = {"score": (model.score, (x, t, *c)), "flow": (_flow(model), (x,))}
-    if law_score(model.score) is not model.score:
-        parts["law"] = law_score(model.score), (x, t)
     files = []
     for name, (part, example) in parts.items():
         program = _exported(part, example, name)

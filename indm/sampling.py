@@ -17,7 +17,6 @@ from tqdm.auto import tqdm
 
 from indm.config.parts import BUILT_IN, find
 from indm.density import sample_with_log_prob
-from indm.forward.base import process_of, require_own_truncation
 from indm.likelihood import latents_of
 from indm.messages import nearest
 from indm.model import all_rows, at_rows
@@ -27,12 +26,9 @@ from indm.rng import randn_like
 from indm.score import (
     context_of,
     denoise,
-    flow_score,
-    law_score,
     may_ripple,
     probability_flow,
     with_context,
-    with_drawn_code,
 )
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, evaluation_mode, expand_like
@@ -311,7 +307,7 @@ def reverse_diffusion_step(score, z: Tensor, t: Tensor, s: Tensor, generator=Non
 
 def langevin_step(score, z: Tensor, t: Tensor, snr: float, generator=None) -> Tensor:
     """z + η s_θ + √(2η) n with η = 2 (snr ‖n‖/‖s_θ‖)², norms averaged over the batch."""
-    s, noise = law_score(score)(z, t), randn_like(z, generator)
+    s, noise = score(z, t), randn_like(z, generator)
     norms = [v.flatten(1).norm(dim=1).mean() for v in (noise, s)]
     eta = 2 * (snr * norms[0] / norms[1]) ** 2
     return z + eta * s + (2 * eta).sqrt() * noise
@@ -524,7 +520,6 @@ def follow_flow(
     Warns:
         RuntimeWarning: ``tol`` is out of reach.
     """
-    score = flow_score(score)
     sde = score.sde
     ends = -sde.log_snr(torch.tensor([t, s], dtype=torch.float64))
     start, end = ends.tolist()
@@ -672,7 +667,6 @@ def sample(
             raise ValueError(f"{name} must be at least 1, got {count}")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}; 1 samples the model")
-    require_own_truncation(model, eps)
     sampler = make_sampler(default_sampler(model) if sampler is None else sampler)
     sde, dtype = model.score.sde, model.scaling.scale.dtype
     if log_prob:
@@ -724,19 +718,17 @@ def solve_latent(
     last_denoising: bool = True,
     *,
     generator: torch.Generator | None = None,
-    codes: torch.Generator | None = None,
     progress: bool = False,
 ) -> tuple[Batch, int]:
     """z_0 from z_T by a sampler: z_ε/α_ε or, with ``last_denoising``, E[z_0|z_ε]; and the evaluations of the score.
 
-    A model that has a condition, and was not given any, samples p(x), if it knows that. The codes of a forward process
-    that has some come from ``codes``, by default from ``generator``.
+    A model that has a condition, and was not given any, samples p(x), if it knows that.
     """
     model = at_rows(model, None, torch.arange(len(z_T)))
     with evaluation_mode(model):
         options: Any = {"steps": steps, "generator": generator, "progress": progress}
-        score = with_drawn_code(model.score, process_of(model), z_T, generator if codes is None else codes)
-        z, nfe = sampler.solve(score if sampler.stochastic else flow_score(score), z_T, **options)
+        score = model.score
+        z, nfe = sampler.solve(score, z_T, **options)
         eps = score.sde.endpoints(z)[0]
         if sampler.denoises and not last_denoising:
             raise ValueError(
@@ -744,7 +736,7 @@ def solve_latent(
             )
         if sampler.denoises or not last_denoising:
             return z / expand_like(score.sde.alpha(eps), z), nfe
-        return denoise(law_score(score), z, eps), nfe + 1
+        return denoise(score, z, eps), nfe + 1
 
 
 def centre_prior(

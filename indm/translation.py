@@ -30,12 +30,11 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from indm.dequantization import from_data
-from indm.forward.base import require_one_diffusion, require_tight
+from indm.flows.base import require_one_map
 from indm.model import INDM, all_rows, at_rows
 from indm.objective import flow_nll
 from indm.rng import noisy, randn_like
 from indm.sampling import follow_flow
-from indm.score import law_score
 from indm.sde.linear import LinearSDE
 from indm.tensors import evaluation_mode, expand_like
 
@@ -112,9 +111,7 @@ class Route:
         for leg in self.legs:
             if leg.c is None:
                 leg.of(1)  # an error where its model needs c
-            require_one_diffusion(leg.model, "a translation")
-            if leg.noise:
-                require_tight(leg.model, "a translation by noise")
+            require_one_map(leg.model.flow, "a translation")
 
     @property
     def models(self) -> tuple[INDM, INDM]:
@@ -296,7 +293,7 @@ def _log_prob_near(model: INDM, x: Float[Tensor, "batch *event"]) -> Float[Tenso
     z, log_det = model.encode(x)
     alpha = expand_like(sde.alpha(t), z)
     with torch.no_grad():
-        slope = alpha * law_score(model.score)(alpha * z, t)
+        slope = alpha * model.score(alpha * z, t)
     return log_det + (slope * z).flatten(1).sum(1)
 
 

@@ -69,7 +69,7 @@ LARGER = ("mixture-17",)  # laws of which no bound of the others comes within 0.
 NOISES = {
     "uniform": {"name": "uniform"},
     "variational": {"name": "variational", "width": 16, "depth": 2},
-    "truncated-normal": {"name": "truncated-normal"},
+    "truncated-normal": {"name": "research.forward.noise:TruncatedNormal"},
 }
 TABLES = {
     "sde": {"name": "vp", "beta_max": 10.0, "eps": 3e-4},  # a shorter clock: less for the score to learn
@@ -101,7 +101,7 @@ def measured(law: DiscreteLaw, flow: str, noise: str, seed: int = 0) -> dict:
     table, options = FLOWS[flow]
     recipe = TABLES | {"flow": table, "dequantization": NOISES[noise], "train": TRAINING | options | {"seed": seed}}
     recipe["net"] = recipe["net"] | NETS.get(flow, {})
-    with tempfile.TemporaryDirectory() as folder:
+    with indm.trust("research"), tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
         if indm.train(recipe, f"{folder}/run", data=law.data(seed=seed))["interrupted"]:
             raise SystemExit("interrupted: the cell has no record")

@@ -1,6 +1,5 @@
 """What studies measure of runs, beside what a report does; kept in the run folders like that."""
 
-from indm.forward.base import has_one_diffusion
 from indm.report import measurements
 from indm.report.measurements import Measurement, is_diffusion
 from research.flow_analysis.analysis import flow_of_run
@@ -8,7 +7,7 @@ from research.sampling_error.errors import errors_of_run
 from research.sampling_error.transport import transport_of_run
 
 SAMPLING_ERROR = {
-    "transport": Measurement(transport_of_run, lambda model: is_diffusion(model) and has_one_diffusion(model)),
+    "transport": Measurement(transport_of_run, lambda model: is_diffusion(model) and model.flow.one_map),
     "errors": Measurement(errors_of_run, is_diffusion, version=2),
 }
 FLOW = {"flow": Measurement(flow_of_run, lambda model: is_diffusion(model) and model.flow.one_map)}

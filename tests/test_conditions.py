@@ -33,7 +33,7 @@ from indm.rng import part_of
 from indm.runs.samples import conditions
 from indm.sampling import AdaptiveODE, follow_flow, make_sampler, solve_latent
 from indm.scaling import Scaling
-from indm.score import GivenScore, flow_score
+from indm.score import GivenScore
 from indm.tensors import expand_like
 from indm.translation import two_models
 
@@ -397,16 +397,6 @@ def test_a_guided_translation_leads_farther_away_from_the_source_and_has_a_way_b
     assert torch.allclose(there, (x + guidance * (1 - left) * (MEANS[1] - MEANS[0])).float(), atol=3e-3)
     assert torch.equal(there, indm.translate(model, model, x, c=("a", "b"), guidance=guidance, steps=100))
     assert torch.allclose(route.back().follow(there).x, x, atol=0.01)
-
-
-def test_guidance_away_from_a_class_mixes_what_the_probability_flow_follows():
-    """Of a process with two scores, one of which drives the flow."""
-    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
-    tables |= {"forward": {"name": "affine"}, "condition": {"name": "classes", "labels": list(LETTERS)}}
-    model, z, t = moved(indm.build_model(tables, (2,))), torch.randn(3, 2), torch.tensor([0.1, 0.5, 0.9])
-    wanted, other = (flow_score(model.given(name, 3).score)(z, t) for name in "ab")
-    guided = flow_score(model.given("a", 3, guidance=2.0, away_from="b").score)(z, t)
-    assert torch.allclose(guided, other + 2 * (wanted - other), atol=1e-5) and not torch.allclose(wanted, other)
 
 
 def test_a_translation_is_guided_between_two_classes_of_one_model():

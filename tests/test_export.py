@@ -72,21 +72,6 @@ def test_programs_compute_what_the_model_does(case, tmp_path):
             assert torch.equal(a, b)
 
 
-def test_a_process_of_two_scores_has_a_program_of_each(tmp_path):
-    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
-    model = indm.build_model(tables | {"forward": {"name": "affine", "width": 8}}, (2,)).eval()
-    torch.manual_seed(1)
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    files = {file.stem: torch.export.load(file).module() for file in indm.export(model, tmp_path)}
-    x, t = torch.randn(5, 2), torch.linspace(0.05, 0.95, 5)
-    with torch.no_grad():
-        both = model.score.both(x, t)
-        assert not torch.allclose(*both, atol=1e-2)
-        for name, wanted_score in zip(("score", "law"), both, strict=True):
-            assert torch.allclose(files[name](x, t), wanted_score, atol=1e-6)
-
-
 ONNX = ("coupling-mlp-vp", "elementwise-unet-vp", "residual-mlp-vp")  # flows and networks of the recipes
 
 

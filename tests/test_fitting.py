@@ -184,20 +184,6 @@ def test_what_is_no_better_on_held_out_draws_is_not_returned(monkeypatch):
     assert fit.sampler in rules and fit.rms == fit.rms_before < 1
 
 
-def test_a_fit_is_of_the_probability_flow_where_there_are_two_scores():
-    """The distance that it states is that of its samples, drawn as users draw them."""
-    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8, "depth": 1}}
-    model = indm.build_model(tables | {"forward": {"name": "learned-mean"}}, (2,)).eval()
-    with torch.no_grad():
-        for parameter in model.score.parameters():
-            parameter.add_(0.03 * torch.randn(parameter.shape, generator=seeded(3)))
-    fit = fit_sampler(model, 3, samples=8, seconds=1e-9, generator=seeded(0))
-    again = seeded(0)
-    _, z_T = (model.sde.prior_sample((8, 2), generator=again) for _ in range(2))
-    exact, _ = solve_latent(model, z_T, AdaptiveODE(1e-3))
-    assert off(model, fit.sampler, z_T, exact) == pytest.approx(fit.rms, rel=1e-3)
-
-
 def test_a_fit_without_time_is_its_start():
     fit = fit_sampler(mixture(), 4, samples=16, seconds=1e-9, generator=seeded(0))
     assert fit.sampler in [FittedSampler.of_rule(rule, mixture().sde, 4) for rule in (UniPC(), DPMSolver2M())]

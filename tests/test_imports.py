@@ -24,7 +24,6 @@ ORDER = [
     "conditions",
     "sde",
     "flows",
-    "forward",
     "dequantization",
     "nets",
     "score",

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from closed_form import SDES, GaussianScore, LinearScore, column, gaussian, normal_log_prob, within
+from own_sde import EachEntry
 from scipy import integrate, stats
 from torch import nn
+from torch.distributions import Normal, kl_divergence
 
 from indm.flows import ActNorm, CouplingFlow, Identity
 from indm.likelihood import log_likelihood
@@ -20,21 +22,24 @@ from indm.nets import Zero
 from indm.objective import (
     LIKELIHOOD_SHARE,
     Objective,
+    ancestral_step,
     as_objective,
     constant_term,
     extended_clock,
     fid_loss,
     flow_loss,
-    irreducible_gap,
     mle_loss,
     nelbo,
     objective_of,
     prior_term,
     reconstruction_term,
     soft_truncation,
+    step_divergence,
 )
+from indm.sampling import log_snr_grid
 from indm.score import ScoreModel, denoise
 from indm.sde.linear import VESDE, VPSDE, SubVPSDE
+from indm.tensors import expand_like
 
 SHAPES = [(2,), (3, 8, 8)]
 
@@ -248,9 +253,36 @@ def test_more_times_less_variance():
 
 
 def test_times_are_checked():
-    for bound in (nelbo, irreducible_gap):
-        with pytest.raises(ValueError, match="times must be at least 1"):
-            bound(INDM(Identity(), gaussian("vp")), torch.zeros(2, 2), times=0)
+    with pytest.raises(ValueError, match="times must be at least 1"):
+        nelbo(INDM(Identity(), gaussian("vp")), torch.zeros(2, 2), times=0)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE(), EachEntry((3,))], ids=["vp", "ve", "each entry"])
+def test_a_step_costs_the_divergence_of_its_two_gaussians(sde):
+    """q(z_s|z_t, z_0) by the product of its two Gaussians, against the law of the sampler's step."""
+    for parameter in sde.double().parameters():
+        parameter.data.normal_()
+    score, generator = gaussian("vp", (3,)), torch.Generator().manual_seed(0)
+    score.sde = sde
+    z, noise = torch.randn(2, 20, 3, dtype=torch.float64, generator=generator).unbind(0)
+    t, s = torch.full((20,), 0.6, dtype=torch.float64), torch.full((20,), 0.45, dtype=torch.float64)
+    alpha, sigma, (r, v) = sde.alpha(s), sde.sigma(s), sde.transition(s, t)
+    alpha, sigma, r, v = (expand_like(value, z) for value in (alpha, sigma, r, v))
+    z_t = sde.perturb(z, t, noise)
+    precision = sigma**-2 + (r / v) ** 2
+    exact = Normal((alpha * z / sigma**2 + r * z_t / v**2) / precision, precision**-0.5)
+    expected = kl_divergence(exact, Normal(*ancestral_step(score, z_t, t, s))).sum(1)
+    torch.testing.assert_close(step_divergence(score, z, t, s, noise), expected, rtol=1e-8, atol=0)
+
+
+def test_nelbo_draws_the_bound_of_few_steps_without_bias():
+    score, generator, steps = gaussian("vp", (2,)), torch.Generator().manual_seed(1), 5
+    x = score.sample(20_000, generator)
+    bound = nelbo(INDM(Identity(), score, shape=(2,)), x, times=2, ancestral=steps, generator=generator)
+    grid = log_snr_grid(score.sde, steps).expand(len(x), -1)
+    noises = (torch.randn(x.shape, dtype=x.dtype, generator=generator) for _ in range(steps))
+    each = [step_divergence(score, x, grid[:, i], grid[:, i + 1], noise) for i, noise in enumerate(noises)]
+    assert within(bound.score - torch.stack(each).sum(0), 0.0)
 
 
 # ── the laws of time ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -28,7 +28,7 @@ from indm.evaluation import sheets
 from indm.evaluation.results import read_evaluation
 from indm.evaluation.statistics import mean_and_error
 from indm.evaluation.translation_sources import image_reader
-from indm.forward.base import require_one_diffusion
+from indm.flows.base import require_one_map
 from indm.gaussian import GaussianReference
 from indm.likelihood import latent_reference, log_likelihood
 from indm.model import INDM, all_rows
@@ -286,7 +286,7 @@ def _held_out(run: Path) -> str:
 
 def interpolation(side: Side, sources: Sequence[Source], frames: int, c: str | None) -> Picture:
     """A strip from one image to another, by the great circle between their z_T."""
-    require_one_diffusion(side.model, "an interpolation")
+    require_one_map(side.model.flow, "an interpolation")
     raw = side.on_device([side.read(source)[0] for source in sources])
     rows = all_rows(side.model, side.given(c), 2)
     with evaluation_mode(side.model):

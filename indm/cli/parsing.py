@@ -13,6 +13,7 @@ from indm.cli import listing
 from indm.cli.commands import COMMANDS, find, flags
 from indm.cli.common import Common
 from indm.cli.tables import take_tables
+from indm.config.parts import check_is_here
 from indm.config.recipes import OPTION_TABLES
 from indm.messages import did_you_mean, nearest
 
@@ -32,6 +33,9 @@ def parse(arguments: list[str]) -> Common:
     if name.startswith("-"):
         raise ValueError(f"a command must come before {name}{nearest(name.lstrip('-'), COMMANDS)}")
     kind = find(name)
+    for option in options:
+        if option.startswith("--"):
+            check_is_here(option[2:].partition("=")[0].partition(".")[0])
     options, values = take_tables(options, kind.tables)
     complaint = io.StringIO()
     try:

@@ -68,8 +68,6 @@ class Training:
     """Learning rate of the flow."""
     dequantization_lr: float = 1e-3
     """Learning rate of the noise of grey levels, where that is learned."""
-    forward_lr: float = 1e-3
-    """Learning rate of the forward process, where that is learned."""
     flow_update_every: int = 1
     """The flow is trained in every n-th step. In the steps between, the score alone is trained."""
     betas: tuple[float, float] = (0.9, 0.99)
@@ -157,7 +155,7 @@ class Training:
         check_each(self, "train", lambda v: v >= 1, "at least 1", "keep_last max_skipped_steps")
         check_each(self, "train", lambda v: v == "auto" or v >= 1, '"auto" or at least 1', "threads")
         check_each(self, "train", lambda v: v > 0, "positive", "steps seconds clip")
-        check_each(self, "train", lambda v: v > 0, "positive", "lr flow_lr dequantization_lr forward_lr")
+        check_each(self, "train", lambda v: v > 0, "positive", "lr flow_lr dequantization_lr")
         check_each(self, "train", lambda v: v >= 0, "0 or more", "weight_decay flow_weight_decay workers seed")
         check_each(self, "train", lambda v: v >= 0, "0 or more", "soft_truncation isometry terminal")
         check_each(self, "train", lambda v: v >= 0, "0 or more", "terminal_noise initial_noise")

@@ -20,7 +20,7 @@ import lazy_loader
 from indm.messages import brief, did_you_mean, nearest
 
 KINDS = ("flow", "sde", "net")  # the parts of which a model is made
-OPTIONAL_KINDS = ("dequantization", "condition", "forward")  # those that a model may be without
+OPTIONAL_KINDS = ("dequantization", "condition")  # those that a model may be without
 OWN: Mapping[str, Mapping[str, str]] = {
     "flow": {
         "identity": "indm.flows.base:Identity",
@@ -54,12 +54,6 @@ OWN: Mapping[str, Mapping[str, str]] = {
         "classes": "indm.conditions:Classes",
         "vector": "indm.conditions:Vector",
         "image": "indm.conditions:Image",
-    },
-    "forward": {
-        "linear": "indm.forward.base:Linear",
-        "learned-mean": "indm.forward.learned:LearnedMean",
-        "affine": "indm.forward.learned:Affine",
-        "coded": "indm.forward.coded:Coded",
     },
     "model": {
         "indm": "indm.model:INDM",
@@ -112,6 +106,10 @@ MOVED: Mapping[str, str] = {  # what left its place, and where it is now
     "learned": "research.forward.sde:LearnedSDE",
     "indm.LearnedSDE": "research.forward.sde.LearnedSDE",
     "indm.sde.LearnedSDE": "research.forward.sde.LearnedSDE",
+    "forward": "research/forward/README.md",
+    "digits-diffenc": "research/forward/recipes/digits-diffenc.toml",
+    "digits-mulan": "research/forward/recipes/digits-mulan.toml",
+    "digits-nfdm": "research/forward/recipes/digits-nfdm.toml",
     "truncated-normal": "research.forward.noise:TruncatedNormal",
     "indm.TruncatedNormal": "research.forward.noise.TruncatedNormal",
     "indm.nets.DiT": "research.networks.dit.DiT",

@@ -23,7 +23,7 @@ from typing import Any, Literal, get_type_hints, overload
 from indm.config import paths
 from indm.config.checks import check_name, check_types
 from indm.config.options import Evaluation, Training
-from indm.config.parts import BUILT_IN, KINDS, OPTIONAL_KINDS
+from indm.config.parts import BUILT_IN, KINDS, OPTIONAL_KINDS, check_is_here
 from indm.files import plain
 from indm.messages import nearest
 
@@ -93,6 +93,7 @@ def load(source: str | Path) -> Recipe:
             hint = f", but in {', '.join(below[:3])}" if below else ""
             raise FileNotFoundError(f"{source} is no run folder: there is no recipe.toml in it{hint}")
     if not path.is_file():
+        check_is_here(str(source))
         near = "" if len(path.parts) > 1 else nearest(str(source), bundled())
         raise FileNotFoundError(f"no recipe or file is called {str(source)!r}{near}")
     try:
@@ -195,6 +196,7 @@ def resolve(recipe: Recipe) -> Recipe:
     An open one is checked alone.
     """
     for table in recipe:
+        check_is_here(table)
         check_name(table, (*TABLES, *CHANGES), "table", f"[{table}]")
     optional = [table for table in OPTIONAL_TABLES if table in recipe]
     for table in (*NAMED_TABLES, *optional):

@@ -15,7 +15,6 @@ from tqdm.auto import tqdm
 from indm.density import NLL_ERROR, check_nll_error
 from indm.dequantization import from_data, in_words
 from indm.evaluation.statistics import mean_error_and_noise
-from indm.forward.base import has_one_diffusion, require_own_truncation
 from indm.gaussian import GaussianReference
 from indm.likelihood import (
     LikelihoodReport,
@@ -152,11 +151,10 @@ def evaluate(
     c = all_rows(model, c, len(raw))
     if model.is_diffusion:
         model.flow.check()
-        require_own_truncation(model, solver.get("eps"))
         eps = model.sde.truncation(solver.get("eps"))
         reference = latent_reference(model, raw, c=c, batch_size=batch_size, seed=seed)
         estimators = diffusion_estimators(reference, times, draws, ancestral, solver | {"eps": eps})
-        if not has_one_diffusion(model):
+        if not model.flow.one_map:
             notes = {"codes": "one draw for each estimate: the NLL is a bound, too"}
     else:
         estimators, counts["nll"] = bound_estimators(), 0

@@ -77,8 +77,8 @@ def solve(
 ) -> tuple[Batch, int]:
     """x in model units from given z_T, by a sampler, the last denoising and h⁻¹, as :func:`indm.sample` does it.
 
-    ``c`` are the conditions, as :func:`indm.sample` takes them. A flow or a forward process with codes has the same
-    codes in every call, so that samples of the same z_T can be compared.
+    ``c`` are the conditions, as :func:`indm.sample` takes them. A flow with codes has the same codes
+    in every call, so that samples of the same z_T can be compared.
 
     Returns:
         x, and the evaluations of the score for one sample (the most that one took), that of the denoising included.
@@ -88,7 +88,7 @@ def solve(
     with evaluation_mode(model):
         for rows, start in zip(torch.arange(len(z_T)).split(batch_size), z_T.split(batch_size), strict=True):
             here = at_rows(model, c, rows)
-            z, count = solve_latent(here, start, sampler, steps, generator=generator, codes=codes, progress=progress)
+            z, count = solve_latent(here, start, sampler, steps, generator=generator, progress=progress)
             parts.append(here.decode(z, generator=codes))
             nfe = max(nfe, count)
     return torch.cat(parts), nfe

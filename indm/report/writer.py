@@ -18,7 +18,6 @@ from indm.evaluation.results import check_same_examples, unconverged
 from indm.evaluation.statistics import FOLDS, LEVEL
 from indm.evaluation.style import colours_of
 from indm.files import atomic, untrusted
-from indm.forward.base import has_one_diffusion
 from indm.report import charts, figures, tables
 from indm.report.conclusion import conclude
 from indm.report.measurements import Setup
@@ -274,7 +273,7 @@ class Sections:
     def paths(self) -> None:
         """Strips of images, or a model of the plane; of those whose data have one diffusion."""
         first = [group[0] for group in self.having("gap")]
-        records = [record for record in first if has_one_diffusion(open_model(record.folder))]
+        records = [record for record in first if open_model(record.folder).flow.one_map]
         is_image = len(self.data.shape) == 3
         if not records or not (is_image or self.data.shape == (2,)):
             return

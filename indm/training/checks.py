@@ -66,11 +66,6 @@ def _check_objective(model: nn.Module, options: Training, objective: Objective, 
         )
     if objective.standard_prior and options.latent_mean:
         raise ValueError(f"train.latent_mean must be false for {name}, whose prior is N(0, I)")
-    if options.soft_truncation and not model.forward_process.is_tight:
-        raise ValueError(
-            f"train.soft_truncation must be 0 with the forward process {type(model.forward_process).__name__}, which "
-            f"begins at the SDE's eps, got {options.soft_truncation:g}"
-        )
     if options.soft_truncation and not (objective.truncates and objective.takes("eps")):
         raise ValueError(
             f"train.soft_truncation must be 0 with {name}, which is no objective at every truncation, got "
@@ -97,12 +92,11 @@ def check_shapes(model: nn.Module, x: Tensor) -> None:
 
     net = model.score.backbone
     with evaluation_mode(model):
-        z = torch.cat([x] * model.forward_process.scores, 1)
         level = torch.zeros(len(x), dtype=x.dtype, device=x.device)
         check(
             f"net {type(net).__name__}: its output",
-            _called("net", net, z, level, *context_of(model.score)),
-            tuple(z.shape),
+            _called("net", net, x, level, *context_of(model.score)),
+            tuple(x.shape),
         )
         pair = _called("flow", model.flow, x, generator=None)
         if not isinstance(pair, tuple) or len(pair) != 2:

@@ -17,7 +17,7 @@ from indm.config.options import Training
 from indm.config.recipes import Recipe
 from indm.data.base import Data, as_data, check_kind
 from indm.data.registry import load_data
-from indm.model import INDM, build, build_dequantization, build_process, describe
+from indm.model import INDM, build, build_dequantization, describe
 from indm.objective import Objective, objective_of
 from indm.score import score_for
 from indm.training.conditional import with_condition
@@ -118,14 +118,12 @@ def model_of(model: nn.Module, recipe: Recipe, data: Data) -> nn.Module:
         flow, sde = (cast(Any, build(recipe[kind], kind, shape)) for kind in ("flow", "sde"))
         noise = build_dequantization(recipe, shape, data.scaling)
         condition = build(recipe["condition"], "condition", shape) if "condition" in recipe else None
-        process = build_process(recipe, shape)
-        score = score_for(model, process)(model, sde)
-        return INDM(flow, score, data.scaling, shape, noise, condition, process)
+        return INDM(flow, score_for(model)(model, sde), data.scaling, shape, noise, condition)
     if isinstance(model, INDM) and (not model.has_shape or model.scaling.is_identity()):
         scaling = data.scaling if model.scaling.is_identity() else model.scaling
         noise = model.dequantization or build_dequantization(recipe, shape, data.scaling)
         shape = model.shape if model.has_shape else shape
-        model = INDM(model.flow, model.score, scaling, shape, noise, model.condition, model.forward_process)
+        model = INDM(model.flow, model.score, scaling, shape, noise, model.condition)
     check_kind(data, model, "the model has")
     return model
 

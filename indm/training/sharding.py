@@ -1,8 +1,9 @@
 """A score network divided over the processes: each holds a share of its weights, gradients, moments and average.
 
 This is PyTorch's ``fully_shard``: a parameter is cut along its first axis, and a block of the network is gathered when
-it is computed and freed after that. The flow, the noise of grey levels and an SDE with parameters are small, and each process
-has all of them. The functions here take sharded tensors and others alike: the trainer need not ask which they are.
+it is computed and freed after that. The flow, the noise of grey levels and an SDE with parameters are small, and each
+process has all of them. The functions here take sharded tensors and others alike: the trainer need not ask which they
+are.
 
 In a checkpoint each process writes a file of its own, by torch.distributed.checkpoint, which also reads them in another
 number of processes. They are safetensors: its usual storage has a pickle beside the tensors, and what is pickled there

@@ -36,7 +36,7 @@ class TrainingStep(nn.Module):
             flows = {"frozen": Frozen(model.flow), "none": Identity()}
             for name, flow in flows.items():
                 parts = (model.score, model.scaling, model.shape, model.dequantization, model.condition)
-                self.models[name] = INDM(flow, *parts, model.forward_process)
+                self.models[name] = INDM(flow, *parts)
 
     def forward(
         self, raw: Tensor, c: Tensor | None = None, *, behind: str = "joint", **conditions: Any

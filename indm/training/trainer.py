@@ -210,9 +210,8 @@ class Trainer:
         self.pretraining = self.pretraining and self.progress < self.options.pretrain
         if self.pretraining:
             return "none"
-        score = self.model.trained_parts.get("score")
-        between = self.step % self.options.flow_update_every and score is not None and count_parameters(score)
-        return "frozen" if between else "joint"
+        between = self.model.is_diffusion and self.step % self.options.flow_update_every
+        return "frozen" if between and count_parameters(self.model.score) else "joint"
 
     @property
     def progress(self) -> float:

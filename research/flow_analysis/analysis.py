@@ -14,14 +14,12 @@ from indm.data.base import Data, stack
 from indm.evaluation.statistics import share_error
 from indm.flows import Flow, require_one_map
 from indm.flows.check import LARGEST, singular_values
-from indm.forward.base import process_of
 from indm.model import at, at_data, at_rows
 from indm.report.measurements import Setup
 from indm.rng import randn_like
 from indm.runs.folder import open_model
 from indm.sampling import log_snr_grid
-from indm.score import encoded
-from indm.tensors import double, evaluation_mode, expand_like, float64_device
+from indm.tensors import double, evaluation_mode, float64_device
 
 SPECTRA = 16  # samples whose Jacobian is looked at
 LOW = 1 / 8  # cycles a pixel up to which a frequency is called low; 1/2 is the highest along an axis
@@ -120,10 +118,7 @@ def class_information(
 
 def _noised(model, z: Batch, t: Float[Tensor, ""], generator: torch.Generator) -> np.ndarray:
     """x_t of latents, (n, d)."""
-    process = process_of(model)
-    score, _, _ = encoded(model.score, process, z, generator)
-    mean, std = process.moments(score.sde, z, t.to(z).expand(len(z)))
-    z_t = mean + expand_like(std, z) * randn_like(z, generator)
+    z_t = model.sde.perturb(z, t.to(z).expand(len(z)), randn_like(z, generator))
     return model.flow.solve_inverse(z_t, tol=1e-3)[0].flatten(1).cpu().numpy()
 
 

@@ -31,6 +31,7 @@ from indm.training.ema import EMA
 from indm.training.trainer import Trainer
 from research.records import Records, made_by
 
+PARTS = {"truncated-normal": "research.forward.noise:TruncatedNormal"}  # names in the records
 DEQUANTIZATIONS = ("uniform", "variational", "truncated-normal")  # the most informative first, as are the sides
 SIDES: dict[str, dict[str, Any]] = {
     "linear": {"flow": "identity", "train.flow_update_every": 1},
@@ -140,8 +141,14 @@ class Training:
     def recipe(self) -> Recipe:
         changes: Setting = {"train.steps": self.steps, "train.seconds": math.inf, "train.seed": self.seed}
         changes |= {} if self.path is None else {"data.path": self.path}
-        changes["dequantization"] = self.dequantization
+        changes["dequantization"] = PARTS.get(self.dequantization, self.dequantization)
         return recipes.recipe(self.data, changes | SIDES[self.side] | self.setting)
+
+    def trainer(self) -> Trainer:
+        """What trains it."""
+        recipe = self.recipe()
+        with indm.trust("research"):
+            return Trainer(recipe, data_of(self.data, self.path), make_accelerator(recipes.options_of(recipe, "train")))
 
     @property
     def cost_key(self) -> str:
@@ -171,8 +178,7 @@ def train(job: Training, at: Mapping[int, Callable[[Averages], None]] | None = N
         job: the training.
         at: what is done with the averages after a step; its seconds are not counted.
     """
-    recipe = job.recipe()
-    trainer = Trainer(recipe, data_of(job.data, job.path), make_accelerator(recipes.options_of(recipe, "train")))
+    trainer = job.trainer()
     averages = {decay: EMA(trainer.model, decay) for decay in EMA_DECAYS}
     models = {decay: average.model for decay, average in averages.items()}
     batches, spent = trainer.batches(), 0.0

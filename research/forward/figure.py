@@ -1,4 +1,4 @@
-"""The picture of docs/forward.md: each forward process in the plane, by trainings of a minute.
+"""The picture of README.md: each forward process in the plane, by trainings of a minute.
 
 python -m research.forward.figure --runs runs/forward --out docs/figures
 """
@@ -9,21 +9,24 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 import indm
 from indm.evaluation.plots import save_figure
 from indm.evaluation.style import COLOURS, styled
-from indm.flows.fading import Fade
 from indm.paths import path_length
-from indm.runs.folder import open_run
-from research.forward.study import ways_of
+from indm.runs.folder import open_model
+from indm.sampling import log_snr_grid
+from research.forward.fading import Fade, FadingDiffusion, fading_path
+from research.forward.model import ForwardINDM
+from research.forward.study import PARTS, as_forward, ways_of
 
 ROWS = {
     "linear": {"flow": "identity"},
-    "learned SDE": {"flow": "identity", "sde": "learned"},
-    "coded": {"flow": "identity", "forward": "coded"},
-    "learned mean": {"flow": "identity", "forward": "learned-mean"},
-    "affine": {"flow": "identity", "forward": "affine"},
+    "learned SDE": {"flow": "identity", "sde": PARTS["learned"]},
+    "coded": {"flow": "identity", "sde": PARTS["coded"]},
+    "learned mean": {"flow": "identity", "sde": PARTS["learned-mean"]},
+    "affine": {"flow": "identity", "sde": PARTS["affine"]},
     "flow": {"flow": "coupling"},
     "flow that fades": {"flow": "coupling"},
 }
@@ -32,15 +35,17 @@ POINTS, WAYS, PLACES = 800, 40, (0.0, 0.35, 0.5, 0.65, 1.0)
 
 def trained(runs: Path, name: str, steps: int):
     changes = {"train.steps": steps, "train.seconds": math.inf, "train.flow_update_every": 1} | ROWS[name]
+    if name in ("coded", "learned mean", "affine"):
+        changes["train.objective"] = "research.forward.objective:mle"
     run = runs / name.replace(" ", "-")
     if not (run / "summary.json").exists():
         indm.train(indm.recipe("eight-gaussians", changes), run, resume=run.exists())
-    return open_run(run)[0]
+    return as_forward(open_model(run))
 
 
 @styled
 @torch.no_grad()
-def draw(models: dict[str, indm.INDM], out: Path) -> None:
+def draw(models: dict[str, ForwardINDM], out: Path) -> None:
     density = indm.data.densities.DENSITIES["eight-gaussians"]
     raw = density.sample(POINTS, generator=torch.Generator().manual_seed(0))
     figure = Figure(figsize=(2.2 * (len(PLACES) + 1), 2.2 * len(models)))
@@ -62,19 +67,20 @@ def draw(models: dict[str, indm.INDM], out: Path) -> None:
             if name == "linear":
                 axes.set_title(f"{place:.0%} of the clock")
         row[0].set_ylabel(name)
-        ways = ways_of(model, x[:WAYS], fade)
+        times = log_snr_grid(model.sde, 48).flip(0)
+        ways = ways_of(model, x[:WAYS]) if fade is None else fading_path(model.along_flow(), x[:WAYS], times, fade)
         row[-1].plot(*ways.permute(2, 0, 1).numpy(), linewidth=0.6, color=COLOURS[0], alpha=0.7)
         row[-1].set_title(f"ways of data, length {path_length(ways).mean():.2f}")
     save_figure(figure, out / "forward-processes.png")
 
 
-def noised(model, x: torch.Tensor, t: torch.Tensor, noise: torch.Tensor, fade: Fade | None) -> torch.Tensor:
+def noised(model: ForwardINDM, x: Tensor, t: Tensor, noise: Tensor, fade: Fade | None) -> Tensor:
     """x_t given x_0 = x."""
-    process, sde, z = model.forward_process, model.sde, model.flow.latent(x)
+    process, sde, z = model.process, model.sde, model.flow.latent(x)
     if process.seen_shape:
         sde = process.sde_at(sde, process.encoded(z, torch.Generator().manual_seed(2))[0])
     z_t = process.at(sde, z, t, noise).z_t
-    return z_t if process.seen_shape else indm.NonlinearDiffusion(model, fade=fade).decode(z_t, t)
+    return model.decode(z_t) if fade is None else FadingDiffusion(model.along_flow(), fade).decode(z_t, t)
 
 
 def main() -> None:
@@ -83,7 +89,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/figures"))
     parser.add_argument("--steps", type=int, default=600)
     o = parser.parse_args()
-    draw({name: trained(o.runs, name, o.steps) for name in ROWS}, o.out)
+    with indm.trust("research"):
+        draw({name: trained(o.runs, name, o.steps) for name in ROWS}, o.out)
 
 
 if __name__ == "__main__":

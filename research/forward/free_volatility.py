@@ -1,10 +1,10 @@
 r"""How much a free volatility of the generative SDE would bring, as NFDM has it: of runs with a forward process.
 
-    indm train digits-nfdm --train.steps 477 --train.seconds inf --out runs/nfdm
+    indm train research/forward/recipes/digits-nfdm.toml --train.steps 477 --train.seconds inf --out runs/nfdm
     python -m research.forward.free_volatility runs/nfdm
 
 A volatility :math:`\sqrt{\rho}\,g` in place of g makes of e = a + n/(2R) the target a + ρ n/(2R), and divides its
-squared error by ρ (docs/forward.md). The best network for it is s_θ + (ρ − 1) ŝ/2. With the mean squared errors A of a
+squared error by ρ (README.md). The best network for it is s_θ + (ρ − 1) ŝ/2. With the mean squared errors A of a
 and B of n/(2R) by what the run's network knows of them, the best ρ of a time is √(A/B), and the bound falls by
 
 .. math:: \tfrac12 \int (\sqrt A - \sqrt B)^2\,d\Lambda
@@ -22,20 +22,21 @@ from indm.data.base import stack
 from indm.data.registry import load_data
 from indm.dequantization import from_data
 from indm.rng import randn_like
-from indm.runs.folder import open_run
+from indm.runs.folder import open_model, recipe_of
 from indm.tensors import expand_like, squared_norm
+from research.forward.model import ForwardINDM
 
 EXAMPLES, BINS = 500, 24  # of the test split; of the clock
 
 
 @torch.no_grad()
-def errors(model: indm.INDM, x: Tensor, times: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def errors(model: ForwardINDM, x: Tensor, times: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Place on the clock, and squared errors of a and of n/(2R), of each draw of a time and noise."""
     sde, rows = model.score.sde, []
     z, _ = model.encode(x, generator=generator)
     for _ in range(times):
         t = sde.sample_time(len(z), importance=True, generator=generator)[0].to(z.dtype)
-        noised = model.forward_process.at(sde, z, t, randn_like(z, generator))
+        noised = model.process.at(sde, z, t, randn_like(z, generator))
         drift, law = (expand_like(sde.sigma(t), z) * score for score in model.score.both(noised.z_t, t))
         a, b = noised.target - noised.noise / 2 + drift - law / 2, (noised.noise + law) / 2
         a, b = (expand_like(sde.clock_rate(t), z).sqrt() * error for error in (a, b))  # of each entry's own clock
@@ -57,9 +58,10 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=32, help="draws of a time for each example")
     o = parser.parse_args()
     for run in o.runs:
-        (model, recipe), generator = open_run(run), torch.Generator().manual_seed(0)
-        if model.forward_process.is_tight:
-            raise SystemExit(f"{run} must have a forward process of two scores: --forward learned-mean or affine")
+        with indm.trust("research"):
+            model, recipe, generator = open_model(run), recipe_of(run), torch.Generator().manual_seed(0)
+        if model.process.is_tight:
+            raise SystemExit(f"{run} must have a forward process of two scores: LearnedMean or Affine")
         x, _ = from_data(model, stack(load_data(**recipe["data"]).test, EXAMPLES), generator=generator)
         fall = fall_of_bound(*errors(model, x, o.times, generator), model.sde.log_snr_range())
         print(f"{run}: the bound would fall by {fall / (x[0].numel() * math.log(2)):.5f} bits/dim")

@@ -5,7 +5,7 @@
     python -m research.forward final digits         # trainings at the chosen rates, tested once
     python -m research.forward equal-steps digits   # trainings in as many steps as the linear process makes
     python -m research.forward wider digits         # the search with more rates, of the score, too
-    python -m research.forward table digits         # also into docs/forward.md, with a figure
+    python -m research.forward table digits         # also into README.md, with a figure
 
 A cell is a side of ``research.flow_gain`` (no flow, a spline, the coupling flow) and a forward process, under truncated
 normal noise. It has the side's setting, found there; the rate of the process and the average are its own. Trainings
@@ -17,6 +17,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +26,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 import indm
+from indm.config import recipes
+from indm.config.recipes import Recipe
 from indm.data.base import stack
 from indm.dequantization import from_data
 from indm.evaluation.plots import save_figure
 from indm.evaluation.statistics import judged, mean_and_error, over_seeds
 from indm.evaluation.style import colours_of, styled
-from indm.flows.fading import Fade
 from indm.likelihood import latent_reference
-from indm.objective import irreducible_gap
-from indm.paths import path_curvature, path_length, probability_flow_path
+from indm.paths import path_curvature, path_length
 from indm.sampling import follow_flow, log_snr_grid
-from indm.score import encoded, flow_score
+from indm.training.devices import make_accelerator
+from indm.training.trainer import Trainer
 from research.flow_gain.cells import (
     NLL_EXAMPLES,
     STUDIES,
@@ -52,11 +54,16 @@ from research.flow_gain.cells import (
 )
 from research.flow_gain.study import done, named, run, search_cell, seeds
 from research.flow_gain.tables import bits, difference, difference_in, pairs_of, records_of, signed
+from research.forward.likelihood import log_likelihood
+from research.forward.model import ForwardINDM
+from research.forward.objective import irreducible_gap, nelbo
+from research.forward.scores import encoded, flow_score
 from research.markdown import in_table, with_tables
 from research.records import RECORDS, Records
 
 NOISE = "truncated-normal"
-PAGE = Path(__file__).parents[2] / "docs" / "forward.md"
+PAGE = Path(__file__).with_name("README.md")
+FIGURES = Path(__file__).parents[2] / "docs" / "figures"
 FLOWS = {"linear": "none", "elementwise": "spline", "indm": "coupling"}  # of each side
 SIDES = tuple(FLOWS)
 PROCESSES: dict[str, Setting] = {
@@ -68,6 +75,12 @@ PROCESSES: dict[str, Setting] = {
     "affine, learned SDE": {"forward": "affine", "sde": "learned"},
     "two scores": {"forward": "affine", "train.forward_lr": 1e-12},  # affine that stays linear
 }
+PARTS = {
+    "learned": "research.forward.sde:LearnedSDE",
+    "coded": "research.forward.coded:Coded",
+    "learned-mean": "research.forward.learned:LearnedMean",
+    "affine": "research.forward.learned:Affine",
+}
 FORWARD_RATES, SMALL_RATES = (1e-3, 3e-3), (3e-4,)  # of the search; of the wider one, too
 SEEDS = 3  # of a cell
 EQUAL_STEPS, WIDER = "equal-steps", "wider"
@@ -77,6 +90,37 @@ BOUND_STEPS = (*STEPS, 100, 1000)  # of the bounds of ancestral samples
 WAYS = 16  # images whose ways are measured
 Cells = dict[tuple[str, str], list[dict]]  # records by side and process
 Choices = dict[tuple[str, str], dict]
+
+
+class RatedTrainer(Trainer):
+    """Trains the process at a rate of its own."""
+
+    rate: float
+
+    def parameter_groups(self) -> list[dict]:
+        groups = super().parameter_groups()
+        return [group | ({"base_lr": self.rate} if group["name"] == "process" else {}) for group in groups]
+
+
+class ProcessTraining(Training):
+    """A training whose setting names a process by "forward", an SDE by "sde", and the rate "train.forward_lr"."""
+
+    def recipe(self) -> Recipe:
+        setting = dict(self.setting)
+        process, sde, _ = (setting.pop(key, None) for key in ("forward", "sde", "train.forward_lr"))
+        plain = replace(self, setting=setting)
+        table = Training.recipe(plain)["sde"]
+        base = table if sde is None else {"name": PARTS[sde], "eps": table["eps"]}
+        changes: Setting = {"sde": PARTS[process], "sde.base": base} if process else {"sde": base.pop("name")}
+        changes |= {"train.objective": "research.forward.objective:mle"} if process else {}
+        changes |= {} if process else {f"sde.{key}": value for key, value in base.items()}
+        return Training.recipe(replace(plain, setting=setting | changes))
+
+    def trainer(self) -> Trainer:
+        recipe, rate = self.recipe(), self.setting.get("train.forward_lr", 1e-3)
+        kind = type("Rated", (RatedTrainer,), {"rate": rate})
+        with indm.trust("research"):
+            return kind(recipe, data_of(self.data, self.path), make_accelerator(recipes.options_of(recipe, "train")))
 
 
 def axes(own: Setting, wide: bool) -> list[Axis]:
@@ -97,7 +141,7 @@ def cells(o: argparse.Namespace) -> Iterator[tuple[str, str]]:
 def job_of(o: argparse.Namespace, data: str, side: str, process: str) -> Training:
     """One step of a cell: the side's setting of ``research.flow_gain`` with the process."""
     (found,) = flow_gain(o.records, "chosen").at(data=data, noise="uniform", side=side).rows()
-    return Training(data, NOISE, side, found["setting"] | PROCESSES[process], 1, path=o.path)
+    return ProcessTraining(data, NOISE, side, found["setting"] | PROCESSES[process], 1, path=o.path)
 
 
 def flow_gain(records: Path, kind: str) -> Records:
@@ -112,13 +156,17 @@ def measure_costs(o: argparse.Namespace, data: str) -> dict[str, float]:
     return costs(table_of(o.records, "costs").at(data=data), [job_of(o, data, *cell) for cell in cells(o)])
 
 
-def ways_of(model: indm.INDM, x: torch.Tensor, fade: Fade | None = None) -> torch.Tensor:
+def as_forward(model: indm.INDM) -> ForwardINDM:
+    """A model with a process, the linear one where it has none."""
+    if isinstance(model, ForwardINDM):
+        return model
+    return ForwardINDM(model.flow, model.score, model.scaling, model.shape, model.dequantization)
+
+
+def ways_of(model: ForwardINDM, x: torch.Tensor) -> torch.Tensor:
     """x_t along the probability flow from x, (times, n, *event): given a code of x, where there is one."""
-    times = log_snr_grid(model.sde, 48).flip(0)
-    if not model.forward_process.seen_shape:
-        return probability_flow_path(model, x, times, fade=fade)
-    z = model.flow.latent(x)
-    score, _, _ = encoded(model.score, model.forward_process, z, torch.Generator().manual_seed(0))
+    times, z = log_snr_grid(model.sde, 48).flip(0), model.flow.latent(x)
+    score, _, _ = encoded(model.score, model.process, z, torch.Generator().manual_seed(0))
     path = [z]
     for t, s in itertools.pairwise(times.tolist()):
         path.append(follow_flow(flow_score(score), path[-1], t, s)[0])
@@ -133,16 +181,14 @@ def test_cell(cell: Records, job: Training, decay: float, extractor: Path) -> st
 
     @torch.no_grad()
     def more(model: indm.INDM) -> dict:
-        generator = torch.Generator().manual_seed(job.seed)
-        x, log_q = from_data(model.eval(), raw, generator=generator)
+        generator, model = torch.Generator().manual_seed(job.seed), as_forward(model.eval())
+        x, log_q = from_data(model, raw, generator=generator)
         unit = x[0].numel() * math.log(2)
-        few = {n: indm.nelbo(model, x, times=min(n, 8), ancestral=n, generator=generator).total for n in BOUND_STEPS}
+        few = {n: nelbo(model, x, times=min(n, 8), ancestral=n, generator=generator).total for n in BOUND_STEPS}
         gap = irreducible_gap(model, x, times=8, generator=generator)
-        _, kl, _ = encoded(model.score, model.forward_process, model.encode(x)[0], generator)
+        _, kl, _ = encoded(model.score, model.process, model.encode(x)[0], generator)
         law = latent_reference(model, stack(data.valid, VALID_EXAMPLES))
-        solved = indm.log_likelihood(
-            model, x[:NLL_EXAMPLES], log_q=log_q[:NLL_EXAMPLES], reference=law, generator=generator
-        )
+        solved = log_likelihood(model, x[:NLL_EXAMPLES], log_q=log_q[:NLL_EXAMPLES], reference=law, generator=generator)
         ancestral = {n: mean_and_error((nats + log_q) / unit) for n, nats in few.items()}
         nll = {"nll": mean_and_error(solved.nats() / unit), "nll_error": solved.solver_error.mean().item() / unit}
         ways = ways_of(model, x[:WAYS])
@@ -158,10 +204,10 @@ def test_cell(cell: Records, job: Training, decay: float, extractor: Path) -> st
     def distance_of(samples: torch.Tensor) -> tuple[float, ...]:
         return tuple(frechet(samples, data, "test", VALID_EXAMPLES, extractor).values())
 
-    def drawn(model: indm.INDM, steps: int) -> torch.Tensor:
+    def drawn(model: ForwardINDM, steps: int) -> torch.Tensor:
         """As many samples as there are test images, by the one sampler of an ODE that all processes have."""
         generator = torch.Generator().manual_seed(job.seed)
-        x = indm.sample(model, len(raw), sampler="heun", steps=steps, generator=generator)
+        x = model.sample(len(raw), sampler="heun", steps=steps, generator=generator)
         return model.scaling.to_data(x)
 
     return done(cell, cell.kept(lambda: tested(job, decay, False, more)))
@@ -201,7 +247,7 @@ def final(o: argparse.Namespace, data: str, kind: str = "final") -> list[tuple]:
     for seed, (side, process) in itertools.product(seeds(o.seeds), cells(o)):
         choice = chosen(o, data, side, process)
         like = choice if kind == "final" else chosen(o, data, side, "linear")
-        job = Training(data, NOISE, side, choice["setting"], like["steps"], seed, o.path)
+        job = ProcessTraining(data, NOISE, side, choice["setting"], like["steps"], seed, o.path)
         cell = table_of(o.records, kind).at(data=named(o, data), side=side, process=process, seed=seed)
         task = (cell, job, choice["ema"])
         tasks.append((bound_cell, *task) if alone else (test_cell, *task, extractor))
@@ -384,7 +430,7 @@ def main() -> None:
     if o.command == "table":
         for data in o.data:
             print(table(o.records, named(o, data)))
-            curves(o.records, named(o, data), PAGE.parent / "figures" / f"forward-{data}.png")
+            curves(o.records, named(o, data), FIGURES / f"forward-{data}.png")
         PAGE.write_text(page(PAGE.read_text("utf-8"), o.records), "utf-8")
         return
     for data in o.data:

@@ -30,7 +30,6 @@ from indm.evaluation.sample_quality import (
     solve,
 )
 from indm.evaluation.statistics import mean_and_error
-from indm.forward.base import LINEAR, has_one_diffusion, process_of, require_tight
 from indm.likelihood import latents_of
 from indm.model import all_rows, at_rows
 from indm.objective import prior_term
@@ -40,7 +39,7 @@ from indm.rng import randn_like
 from indm.runs.folder import open_model
 from indm.sampling import make_sampler
 from indm.scaling import Scaling
-from indm.score import denoise, law_score, with_drawn_code
+from indm.score import denoise
 from indm.sde.linear import LinearSDE
 from indm.tensors import (
     Batch,
@@ -83,7 +82,7 @@ def sampling_errors(
     Args:
         model: an INDM; one of p(x|c) is at the c of the training data throughout.
         data: a known density (:data:`~indm.data.densities.DENSITIES`, by its name) also has its estimation error in
-            nats, where flow and forward process draw no code, and one score serves.
+            nats, where the flow draws no code.
         samplers: those whose discretization is measured; one that is stochastic and follows no path has none.
         images: samples, at most as many as the test and the training split hold.
 
@@ -104,8 +103,7 @@ def sampling_errors(
         drawn = prior_draws(model, images, seed)
         noise = (drawn - model.sde.prior_mean.to(drawn)) / model.sde.prior_std
         T = model.sde.endpoints(z)[1]
-        mean, std = process_of(model).moments(model.sde, z, T)
-        z_T = {"data": mean + expand_like(std, z) * noise, "prior": drawn}
+        z_T = {"data": model.sde.perturb(z, T, noise), "prior": drawn}
     converged, nfe = {}, 0
     for name, start in z_T.items():
         converged[name], count = solve(model, start, "ode", c=c, progress=progress)
@@ -119,14 +117,14 @@ def sampling_errors(
             noise = make_generator(model.scaling.scale, seed, 4)
             common |= {"converged_steps": CONVERGED_STEPS, "generator": noise}
             discretization += path_error(model, z_T["prior"], sampler=name, **common)
-    prior = prior_error(model.sde, z, z_T["data"], end=(mean, std), seed=seed)
+    prior = prior_error(model.sde, z, z_T["data"], seed=seed)
     estimation: dict = {
         "samples": distances(
             model.scaling.to_data(converged["data"]).cpu(), stack(data.test, images), data.scaling, extractor
         ),
         "floor": floor(data, images, extractor),
     }
-    if data.name in DENSITIES and _has_one_score(model):
+    if data.name in DENSITIES and model.flow.one_map:
         estimation |= _estimation_in_nats(model, data, prior, images, seed, progress)
     return {
         "images": images,
@@ -147,11 +145,6 @@ def errors_of_run(run: Path, setup: Setup) -> dict:
     )  # fmt: skip
 
 
-def _has_one_score(model) -> bool:
-    """Whether the network is the score of the law of z_t, and z_t one map of the data away."""
-    return process_of(model).is_tight and has_one_diffusion(model)
-
-
 def _estimation_in_nats(model, data: Data, prior: dict, samples: int, seed: int, progress: bool) -> dict:
     """``kl`` and ``curve`` of data of a known density."""
     density = DENSITIES[data.name]
@@ -162,19 +155,8 @@ def _estimation_in_nats(model, data: Data, prior: dict, samples: int, seed: int,
 
 
 @torch.no_grad()
-def prior_error(
-    sde: LinearSDE,
-    z: Batch,
-    z_T: Float[Tensor, "batch *event"],
-    *,
-    end: tuple[Batch, Tensor] | None = None,
-    seed: int = 0,
-) -> dict:
+def prior_error(sde: LinearSDE, z: Batch, z_T: Float[Tensor, "batch *event"], *, seed: int = 0) -> dict:
     """The law of z_T against the prior π, for latents ``z`` and draws ``z_T`` of their kernel at T.
-
-    Args:
-        end: mean and deviation of that kernel, see :meth:`indm.forward.ForwardProcess.moments`; by default those of the
-            linear diffusion.
 
     Returns:
         ``kl_above``: E KL(q(z_T|z_0) ‖ π), nats, an upper bound of KL(law of z_T ‖ π), with its standard error.
@@ -184,10 +166,10 @@ def prior_error(
         ``sliced_wasserstein_floor``, of two sets of draws of π.
     """
     z = double(z)
-    mean, std = LINEAR.moments(sde, z, sde.endpoints(z)[1]) if end is None else map(double, end)
-    std = expand_like(std, z).expand_as(z)
+    kernel = sde.kernel(sde.endpoints(z)[1])
+    mean, std = expand_like(kernel.alpha, z) * z, expand_like(kernel.sigma, z).expand_as(z)
     entropy = event_sum(std.log() + 0.5 * math.log(2 * math.pi * math.e), z)
-    above, error = mean_and_error(prior_term(sde, z, (mean, std)) - entropy)
+    above, error = mean_and_error(prior_term(sde, z) - entropy)
 
     d, shift = event_size(z), (mean.mean(0) - sde.prior_mean.to(z)).flatten() / sde.prior_std
     covariance = torch.cov(mean.flatten(1).T).reshape(d, d) + torch.diag(std.flatten(1).square().mean(0))
@@ -258,14 +240,14 @@ def path_error(
     with evaluation_mode(model):
         for rows, part in zip(torch.arange(len(z_T)).split(BATCH), z_T.split(BATCH), strict=True):
             here = at_rows(model, c, rows)
-            score = with_drawn_code(here.score, process_of(here), part, codes)
+            score = here.score
             z = samples_of_one_path(score, part, rule, counts, generator=generator, progress=progress)
             eps = score.sde.endpoints(part)[0]
             state = codes.get_state()
             decoded = {}
             for count, z_eps in z.items():
                 codes.set_state(state)  # a conditional flow has the same codes for all of them
-                decoded[count] = here.decode(denoise(law_score(score), z_eps, eps), generator=codes)
+                decoded[count] = here.decode(denoise(score, z_eps, eps), generator=codes)
             parts.append(decoded)
     x = {count: torch.cat([part[count] for part in parts]) for count in parts[0]}
     return [
@@ -370,7 +352,6 @@ def estimation_curve(
         ``integral`` over ``range`` of the clock, with ``integral_standard_error``, nats; ``whole_range``, of the
         model; ``spacing`` in the latent; ``samples``.
     """
-    require_tight(model, "the error of the score")
     sde, quadrature = model.sde, latent_quadrature(model, density, step=step)
     start, end = sde.clock_span()
     first = max(start, 2 * math.log(2 * quadrature.spacing))

@@ -10,7 +10,7 @@ from torch import Tensor
 from indm.data.base import stack
 from indm.evaluation.sample_quality import encode_ode
 from indm.evaluation.statistics import FOLDS, jackknife
-from indm.forward.base import require_one_diffusion
+from indm.flows import require_one_map
 from indm.model import at_data
 from indm.report.measurements import Setup
 from indm.rng import randn_like
@@ -35,7 +35,7 @@ def transport(model, x: Batch, *, generator: torch.Generator | None = None, prog
     Raises:
         ValueError: too few or too many samples, or a flow that draws its map anew in every call.
     """
-    require_one_diffusion(model, "transport along it")
+    require_one_map(model.flow, "transport along it")
     if not 2 * FOLDS <= len(x) <= LARGEST_ASSIGNMENT:
         raise ValueError(f"x must hold {2 * FOLDS} to {LARGEST_ASSIGNMENT} samples, got {len(x)}; 1000 is usual")
     with evaluation_mode(model):

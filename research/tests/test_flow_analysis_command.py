@@ -3,7 +3,6 @@
 import json
 import math
 
-import pytest
 from PIL import Image
 
 import indm
@@ -41,13 +40,3 @@ def test_it_writes_what_the_flow_does(tmp_path, capsys):
         assert main(FlowAnalysis, line) == 2
         shown = capsys.readouterr().err
         assert said in shown and shown.startswith("research.flow_analysis: error: ") and shown.count("\n") == 1
-
-
-@pytest.mark.parametrize("process", ["coded", "learned-mean", "affine"])
-def test_it_looks_at_x_t_of_any_process(process, tmp_path):
-    """Classes are seen at ε, and not in x_T."""
-    run = run_of(tmp_path / "run", forward=process)
-    assert main(FlowAnalysis, [str(run), "--examples", "300", "--out", str(tmp_path), "--quiet"]) == 0
-    found = json.loads((tmp_path / "flow.json").read_text())["runs"][str(run)]
-    accuracies = [point["accuracy"] for point in found["probe"]]
-    assert accuracies[0] > 0.8 and accuracies[-1] < 0.25

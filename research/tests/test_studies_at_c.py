@@ -11,10 +11,9 @@ from test_conditions import LETTERS, MEANS, MILD, GaussianScore, Stretch, gaussi
 import indm
 from indm.conditions import Classes
 from indm.data.registry import load_data
-from indm.evaluation.sample_quality import make_generator, prior_draws, solve
+from indm.evaluation.sample_quality import make_generator, prior_draws
 from indm.flows import Identity
 from indm.published import ConditionalResidualFlow
-from indm.report.measurements import is_diffusion
 from indm.training.loop import train
 from research.command import main
 from research.flow_analysis.__main__ import FlowAnalysis
@@ -87,31 +86,3 @@ def test_a_flow_that_draws_a_code_has_neither_analysis_nor_transport(tmp_path, c
         with pytest.raises(ValueError, match="draws a code in every call"):
             attempt()
     assert [name for name, row in MEASUREMENTS.items() if row.fits(model)] == ["quality", "gap", "errors"]
-
-
-def test_a_forward_process_with_a_code_has_no_transport():
-    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
-    model = indm.build_model(tables | {"forward": {"name": "coded", "code_size": 4}}, (2,))
-    assert [name for name, row in MEASUREMENTS.items() if row.fits(model)] == ["quality", "gap", "errors", "flow"]
-    assert is_diffusion(model)
-
-
-@pytest.mark.parametrize("measure", [path_error, discretization_error])
-def test_few_steps_are_compared_with_converged_ones_at_the_same_codes(measure):
-    """In as many steps as the converged samples have, nothing is lost; without codes of their own, all would be."""
-    torch.manual_seed(5)
-    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
-    model = indm.build_model(tables | {"forward": {"name": "coded", "code_size": 4}}, (2,)).eval()
-    for parameter in model.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    z_T = model.sde.prior_sample((20, 2), generator=torch.Generator().manual_seed(0))
-    if measure is path_error:
-        rows = path_error(model, z_T, steps=(8, 64), converged_steps=64, progress=False)
-    else:
-        converged = solve(model, z_T, "heun", 64)[0]
-        rows = discretization_error(model, z_T, converged, sampler="heun", steps=(8, 64), progress=False)
-    assert rows[1]["rms"] < 1e-6 < 1e-3 < rows[0]["rms"]
-    # And they are samples at codes: where the network sees others, the ends differ.
-    assert not torch.allclose(
-        solve(model, z_T, "heun", 8)[0], solve(model, z_T.flip(0), "heun", 8)[0].flip(0), atol=1e-3
-    )

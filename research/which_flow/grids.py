@@ -62,6 +62,7 @@ SQUEEZED_ACTNORM = compose('name = "actnorm", channels = 4')
 ROTATED, FREE = "--flow.start rotation", "--flow.max_log_scale inf"
 UNIFORM = "--dequantization uniform --train.flow_lr 1e-3"  # of grey levels, and the rate of flows of whole images
 STEPS = f"{UNIFORM} --train.steps 600 --train.seconds inf"
+LEARNED = "--sde research.forward.sde:LearnedSDE --sde.eps 1e-3"  # digits' ε
 FAMILIES = {
     "linear": LINEAR,
     "residual": shlex.join(RESIDUAL),
@@ -144,9 +145,9 @@ GRIDS = {
             for flow, changes in {"linear": LINEAR, "spline": SPLINE}.items()
             for sde, option in {
                 "": "",
-                ", drift": "--sde learned --sde.learn drift",
-                ", volatility": "--sde learned --sde.learn volatility",
-                ", both": "--sde learned",
+                ", drift": f"{LEARNED} --sde.learn drift",
+                ", volatility": f"{LEARNED} --sde.learn volatility",
+                ", both": LEARNED,
             }.items()
         },
         evaluation="--nll-examples 0 --repeats 4 --times 8",

@@ -27,7 +27,7 @@ def run(
         seeds = ["--train.seed", str(seed)]
         one_thread(*trainer, "train", recipe, "--out", str(folder), "--quiet", *resume, *seeds, *changes)
     if not (folder / "evaluation.json").exists():
-        one_thread(*COMMAND, "evaluate", str(folder), "--quiet", *evaluation)
+        one_thread(*COMMAND, "evaluate", str(folder), "--quiet", "--trust", "research", *evaluation)
 
 
 def summary(folder: Path) -> dict:

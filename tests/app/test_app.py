@@ -183,9 +183,10 @@ def test_the_condition_of_an_interpolation_changes_its_middle_alone(home, panels
 
 
 def test_a_model_that_draws_codes_has_no_interpolation(home):
-    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": NET, "forward": {"name": "coded"}}
+    flow = {"name": "conditional-residual", "blocks": [1], "width": 4, "code_dim": 2, "encoder_planes": [4]}
+    tables = {"flow": flow, "sde": {"name": "vp"}, "net": NET}
     side = replace(Side.opened(home / "exact"), model=build_model(tables, (1, 8, 8), Scaling.images(17)))
-    with pytest.raises(ValueError, match="forward must have no code for an interpolation, got Coded"):
+    with pytest.raises(ValueError, match="draws a code in every call"):
         requests.interpolation(side, [Source(None, 0), Source(None, 1)], 3, "")
 
 

@@ -13,7 +13,6 @@ SHAPES = {  # of the events that are tried
     "sde": [(3,)],
     "dequantization": [(2,), (1, 1, 2)],
     "condition": [(1, 8, 8)],
-    "forward": [(3,), (2, 4, 4)],
 }
 # Those of parts that do not refuse, when they are built, what they cannot take.
 EVENTS = {("flow", "squeeze"): [(4, 4, 4)], ("flow", "unsqueeze"): [(4, 4, 4)]}
@@ -42,9 +41,6 @@ OPTIONS = {
     },
     "sde": {},
     "dequantization": {"variational": {"width": 8, "depth": 2}},
-    "forward": {
-        "learned-mean": {"width": 8, "terms": 4}, "affine": {"width": 8}, "coded": {"width": 8, "code_size": 3},
-    },
     "condition": {"classes": {"labels": ["a", "b", "c"]}, "vector": {"size": 2}, "image": {"channels": 2}},
     "data": {
         "array": {"path": "vectors.npy"},

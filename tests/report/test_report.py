@@ -1142,26 +1142,6 @@ def captured_sheets(monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("names", [("coded",), ("affine", "coded", "learned-mean")])
-def test_report_of_forward_processes_leaves_out_what_they_have_not(tmp_path, monkeypatch, names):
-    monkeypatch.setattr(figures, "PARTICLES", 200)
-    monkeypatch.setattr(style, "DPI", 40)
-    folders = [tmp_path / name for name in names]
-    for folder, name in zip(folders, names, strict=True):
-        train(PLANE | {"forward": {"name": name}}, folder, progress=False)
-    options = ReportOptions(20, (2,), ("heun", "euler-maruyama"))
-    page = report(folders, tmp_path / "out", options, progress=False)
-    reader = assert_alone(page.read_text("utf-8"))
-    planes = [path.name.split("-", 1)[1] for path in sorted((tmp_path / "out").glob("plane-*.png"))]
-    assert len(planes) == len(names) - 1 and not any("coded" in plane for plane in planes)
-    without = [text for text in reader.text("p") if text.startswith("Without ")]
-    assert len(without) == bool(planes) and all("coded: a code is drawn there" in text for text in without)
-    measured = json.loads((tmp_path / "out" / "report.json").read_text())["runs"]
-    samplers = {row["sampler"] for row in measured[str(folders[names.index("coded")])]["quality"]}
-    assert samplers == {"data", "heun", "euler-maruyama"}
-
-
-@pytest.mark.long
 def test_report_of_the_plane_shows_density_drift_and_volatility(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "PARTICLES", 200)
     monkeypatch.setattr(style, "DPI", 40)

@@ -22,7 +22,7 @@ import indm
 from indm.config import recipes
 from indm.data.registry import load_data
 from indm.files import atomic
-from indm.runs.folder import read_metrics
+from indm.runs.folder import open_model, read_metrics
 from indm.runs.provenance import weights_hash
 from indm.training import checkpoints
 from indm.training.loop import train
@@ -51,7 +51,7 @@ def compare_runs(one, other):
     assert_same(a, b)
     assert log_of(one) == log_of(other)
     for folder in (".", "best"):
-        one_model, other_model = (indm.INDM.load(run / folder).state_dict() for run in (one, other))
+        one_model, other_model = (open_model(run / folder).state_dict() for run in (one, other))
         assert_same(dict(one_model), dict(other_model))
 
 

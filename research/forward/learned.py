@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from indm.flows.coupling import Conditioner
-from indm.forward.base import ForwardProcess, Path, legendre, noise_share
+from indm.objective import legendre
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, expand_like, image_or_vector
+from research.forward.base import ForwardProcess, Path, noise_share
 
 LARGEST_LOG_SPREAD = 1.5  # of one v_k
 

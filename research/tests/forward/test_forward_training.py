@@ -11,20 +11,27 @@ from test_reliability import TINY, compare_runs
 from test_training import change
 from torch.utils.data import TensorDataset
 
-import indm
+from indm.cli.main import main
 from indm.training.loop import train
+from research.forward.likelihood import log_likelihood
+from research.forward.model import ForwardINDM
+from research.forward.objective import nelbo
 
-PROCESSES = {"affine": {"width": 8}, "coded": {"width": 8, "code_size": 4}}
+PROCESSES = {
+    "research.forward.learned:Affine": {"width": 8},
+    "research.forward.coded:Coded": {"width": 8, "code_size": 4},
+}
+OURS = {"objective": "research.forward.objective:mle"}
 RECIPES = {
-    name: change(TINY, steps=8, soft_truncation=1.2 if name == "coded" else 0) | {"forward": {"name": name} | o}
-    for name, o in PROCESSES.items()
+    name: change(TINY, steps=8, soft_truncation=0, pretrain=0, flow_update_every=1, **OURS)
+    | {"sde": {"name": name} | options}
+    for name, options in PROCESSES.items()
 }
 PLANE = {
     "flow": {"name": "identity"},
-    "sde": {"name": "vp", "eps": 1e-3},
+    "sde": {"name": "research.forward.learned:Affine", "width": 16, "base": "vp", "eps": 1e-3},
     "net": {"name": "mlp", "width": 32, "depth": 2, "fourier": 0},
-    "forward": {"name": "affine", "width": 16},
-    "train": {"steps": 400, "batch_size": 256, "lr": 3e-3, "forward_lr": 3e-3, "decay": 0.3, "threads": 1},
+    "train": {"steps": 400, "batch_size": 256, "lr": 3e-3, "decay": 0.3, "threads": 1} | OURS,
 }
 
 
@@ -50,10 +57,22 @@ def test_both_scores_and_the_process_learn_in_one_run(tmp_path):
     sign = 2.0 * (torch.rand(3000, 1, generator=generator) < 0.5) - 1
     x = torch.cat([sign, -sign], 1) + 0.3 * torch.randn(3000, 2, generator=generator)
     train(PLANE, tmp_path / "run", data=TensorDataset(x), progress=False)
-    model = indm.INDM.load(tmp_path / "run")
-    assert any(p.abs().max() > 0.05 for p in model.forward_process.parameters())
+    model = ForwardINDM.load(tmp_path / "run")
+    assert any(p.abs().max() > 0.05 for p in model.process.parameters())
     units, log_q = model.from_data(x[:1000])
     entropy = math.log(2) + math.log(2 * math.pi * math.e * 0.3**2)  # of two separate Gaussians
-    nll = indm.log_likelihood(model, units, steps=32, log_q=log_q, generator=generator).nats().mean().item()
-    bound = (indm.nelbo(model, units, times=8, generator=generator).total + log_q).mean().item()
+    nll = log_likelihood(model, units, steps=32, log_q=log_q, generator=generator).nats().mean().item()
+    bound = (nelbo(model, units, times=8, generator=generator).total + log_q).mean().item()
     assert abs(nll - entropy) < 0.15 and entropy - 0.05 < bound < entropy + 0.4
+
+
+def test_the_commands_of_indm_take_it(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    parts = "--flow identity --net mlp --net.width 8 --sde research.forward.learned:LearnedMean --sde.width 8"
+    options = "--train.objective research.forward.objective:mle --train.steps 5 --quiet"
+    assert main(["train", "eight-gaussians", *parts.split(), *options.split(), "--out", run]) == 0
+    trusted = [run, "--trust", "research", "--quiet"]
+    assert main(["evaluate", *trusted, "--examples", "20"]) == 0
+    assert ForwardINDM.load(run).sample(4, steps=2).shape == (4, 2)
+    assert main(["evaluate", run, "--quiet", "--overwrite"]) == 2
+    assert "add --trust research" in capsys.readouterr().err

@@ -12,7 +12,7 @@ so that the bound has the term :math:`\tfrac12\int E\|e + \sigma s_\theta\|^2\,d
 the noise n, and this is the linear diffusion.
 
 s_θ then learns −E[e|z_t]/σ, and the score of the law of z_t is −E[n/R|z_t]/σ. Where they differ the process needs two
-scores: see :class:`indm.score.TwoScores`. The bound then exceeds the entropy by
+scores: see :class:`research.forward.scores.TwoScores`. The bound then exceeds the entropy by
 
 .. math:: \tfrac12\int E\,\mathrm{tr}\,\mathrm{Var}\big(e - n/R \,\big|\, z_t\big)\,d\Lambda
 
@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from indm.flows.base import require_one_map
+from indm.rng import randn_like
 from indm.sde.linear import Kernel, LinearSDE
 from indm.tensors import Batch, PerSample, expand_like
 
@@ -188,12 +188,7 @@ def _linear_correlation(sde: LinearSDE, z: Batch, t: PerSample, s: PerSample) ->
     return (ratios[0] / ratios[1]).expand_as(z)
 
 
-LINEAR = Linear()  # of models without another
-
-
-def process_of(model: nn.Module) -> ForwardProcess:
-    """The forward process of a model, linear by default."""
-    return getattr(model, "forward_process", LINEAR)
+LINEAR = Linear()
 
 
 def noise_share(sde: LinearSDE, clock: PerSample) -> PerSample:
@@ -218,49 +213,20 @@ def gauss_legendre(count: int) -> tuple[Float[Tensor, " count"], Float[Tensor, "
     return 0.5 * (1 + nodes), 0.5 * weights
 
 
-def legendre(place: Float[Tensor, "..."], terms: int) -> Float[Tensor, "... terms"]:
-    """P_k(2p − 1), k < ``terms``, of places p ∈ [0, 1] on the clock."""
-    x = 2 * place - 1
-    values = [torch.ones_like(x), x]
-    for k in range(1, terms - 1):
-        values.append(((2 * k + 1) * x * values[k] - k * values[k - 1]) / (k + 1))
-    return torch.stack(values[:terms], -1)
+def process_path(
+    process: ForwardProcess, sde: LinearSDE, z: Batch, times: Tensor, *, generator: torch.Generator | None = None
+) -> Tensor:
+    r"""z_t of the forward process at increasing ``times``, given ``z`` = z_0 (B, *event); exact in law for any of them.
 
+    .. math:: z_t = \alpha_t M_t + \sigma_t R_t n_t, \qquad n_t = \kappa n_s + \sqrt{1-\kappa^2}\,\xi
 
-def require_no_code(model: nn.Module, purpose: str) -> None:
-    """ValueError where the forward process has a code, so that ``purpose``, which needs one SDE, is out of reach."""
-    process = process_of(model)
-    if process.seen_shape:
-        raise ValueError(
-            f"forward must have no code for {purpose}, got {type(process).__name__}; linear, learned-mean "
-            "and affine have none"
-        )
-
-
-def has_one_diffusion(model: nn.Module) -> bool:
-    """Whether the data have one diffusion: neither the flow nor the forward process draws a code."""
-    return model.flow.one_map and not process_of(model).seen_shape
-
-
-def require_one_diffusion(model: nn.Module, purpose: str) -> None:
-    """ValueError unless :func:`has_one_diffusion`."""
-    require_one_map(model.flow, purpose)
-    require_no_code(model, purpose)
-
-
-def require_own_truncation(model: nn.Module, eps: float | None) -> None:
-    """ValueError where ``eps`` is not that of the SDE, at which a process begins."""
-    process = process_of(model)
-    if eps is not None and eps != model.sde.eps and not process.any_truncation:
-        raise ValueError(
-            f"eps must be {model.sde.eps:g}, where the forward process {type(process).__name__} begins, got {eps:g}"
-        )
-
-
-def require_tight(model: nn.Module, purpose: str) -> None:
-    """ValueError where the forward process needs two scores, which ``purpose`` does not take."""
-    process = process_of(model)
-    if not process.is_tight:
-        raise ValueError(
-            f"forward must be linear for {purpose}, got {type(process).__name__}, whose z_t follow no linear SDE"
-        )
+    with κ of :meth:`ForwardProcess.correlation`.
+    """
+    noise, path, times = randn_like(z, generator), [], times.to(z)
+    for number, t in enumerate(times):
+        if number:
+            kappa = process.correlation(sde, z, t.expand(len(z)), times[number - 1].expand(len(z)))
+            noise = kappa * noise + (1 - kappa**2).sqrt() * randn_like(z, generator)
+        mean, std = process.moments(sde, z, t.expand(len(z)))
+        path.append(mean + expand_like(std, z) * noise)
+    return torch.stack(path)

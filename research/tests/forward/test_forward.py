@@ -11,29 +11,30 @@ from scipy import integrate
 from torch import nn
 
 import indm
-from indm import objective
 from indm.flows import Identity
-from indm.forward import Affine, ForwardProcess
-from indm.forward.base import LINEAR
-from indm.objective import (
+from indm.rng import randn_like
+from indm.sampling import Ancestral, log_snr_grid, make_sampler
+from indm.sde import VESDE, VPSDE
+from indm.tensors import expand_like
+from indm.translation import bridge, two_models
+from research.forward import free_volatility, objective
+from research.forward.base import LINEAR, ForwardProcess, process_path
+from research.forward.learned import Affine
+from research.forward.likelihood import log_likelihood
+from research.forward.model import ForwardINDM, build_forward, make_forward, solve_latent
+from research.forward.objective import (
     _two_errors,
     constant_term,
     denoising_error,
     irreducible_gap,
-    mle_loss,
+    mle,
     nelbo,
     prior_term,
     reconstruction_term,
     step_divergence,
 )
-from indm.paths import forward_path, paired_paths, process_path
-from indm.rng import randn_like
-from indm.sampling import Ancestral, log_snr_grid, make_sampler, solve_latent
-from indm.score import TwoScores, encoded, flow_score, law_score
-from indm.sde import VESDE, VPSDE, LearnedSDE
-from indm.tensors import expand_like
-from indm.translation import bridge, sdedit, two_models
-from research.forward import free_volatility
+from research.forward.scores import TwoScores, encoded, flow_score, law_score
+from research.forward.sde import LearnedSDE
 
 EPS = 1e-3
 DOUBLE = torch.float64
@@ -241,7 +242,7 @@ def test_the_bound_exceeds_the_entropy_by_the_stated_gap(case):
 
 def test_the_measured_gap_is_the_irreducible_one(case):
     _, process, best = case
-    model = indm.INDM(Identity(), best, shape=(1,), forward=process)
+    model = ForwardINDM(Identity(), best, shape=(1,), process=process)
     generator = torch.Generator().manual_seed(0)
     gap = irreducible_gap(model, best.sample(4000, 1, generator), times=4, generator=generator)
     assert within(gap, irreducible(best))
@@ -257,7 +258,7 @@ def test_what_a_free_volatility_takes_away_is_that_of_the_conditional_variances(
         variance = expectation(best, lambda z, n: best.moments(c * z + d * n, t.expand(len(z)))[1][:, 0])
         return 0.5 * (f.abs() - h.abs()) ** 2 * variance
 
-    model, generator = indm.INDM(Identity(), best, shape=(1,), forward=process), torch.Generator().manual_seed(0)
+    model, generator = ForwardINDM(Identity(), best, shape=(1,), process=process), torch.Generator().manual_seed(0)
     drawn = free_volatility.errors(model, best.sample(4000, 1, generator), 100, generator)
     fall = free_volatility.fall_of_bound(*drawn, sde.log_snr_range())
     assert fall == pytest.approx(over_clock(sde, rate), rel=0.1, abs=1e-9)
@@ -266,7 +267,7 @@ def test_what_a_free_volatility_takes_away_is_that_of_the_conditional_variances(
 
 def test_nelbo_in_eight_dimensions_is_eight_times_that_of_one(case):
     _, process, best = case
-    model = indm.INDM(Identity(), best, shape=(8,), forward=process)
+    model = ForwardINDM(Identity(), best, shape=(8,), process=process)
     generator = torch.Generator().manual_seed(0)
     x = best.sample(4000, 8, generator)
     log_p_of_x = torch.stack([best.log_prob(column[:, None]) for column in x.T]).sum(0)
@@ -277,7 +278,7 @@ def test_nelbo_in_eight_dimensions_is_eight_times_that_of_one(case):
 @pytest.mark.parametrize("d", [1, 8])
 def test_nll_of_the_probability_flow_is_that_of_the_data(case, d):
     sde, process, best = case
-    model = indm.INDM(Identity(), best, shape=(d,), forward=process)
+    model = ForwardINDM(Identity(), best, shape=(d,), process=process)
     x = best.sample(16, d, torch.Generator().manual_seed(1))
     # p_ε at z_ε = α_ε x, where the flow carries the law of z_T, not the prior: the difference of the two is known.
     log_prob = model.log_prob(x, steps=64, exact=True)
@@ -312,7 +313,7 @@ def quantile_of_flow(best, z_eps):
 def test_samples_have_the_moments_of_the_data(sampler, steps):
     sde, process, law = CASES["mixture"]
     best = Best(sde, process, **law)
-    model = indm.INDM(Identity(), best, shape=(1,), forward=process)
+    model = ForwardINDM(Identity(), best, shape=(1,), process=process)
     generator = torch.Generator().manual_seed(2)
     z_T = sde.prior_sample((20_000, 1), generator=generator, dtype=DOUBLE)
     z, _ = solve_latent(model, z_T, make_sampler(sampler), steps, generator=generator)
@@ -364,7 +365,7 @@ def test_a_step_of_the_linear_diffusion_costs_its_denoising_error():
 def test_nelbo_draws_the_bound_of_few_steps_without_bias():
     sde, process, law = CASES["both"]
     best = Best(sde, process, **law)
-    model = indm.INDM(Identity(), best, shape=(1,), forward=process)
+    model = ForwardINDM(Identity(), best, shape=(1,), process=process)
     generator = torch.Generator().manual_seed(4)
     x = best.sample(20_000, 1, generator)
     drawn = nelbo(model, x, times=3, ancestral=7, generator=generator)
@@ -372,19 +373,19 @@ def test_nelbo_draws_the_bound_of_few_steps_without_bias():
 
 
 @pytest.mark.parametrize(
-    ("sde", "forward"), [("vp", "linear"), ("learned", "linear"), ("learned", "affine"), ("vp", "coded")]
+    ("sde", "forward"), [("vp", "linear"), (LearnedSDE, "linear"), (LearnedSDE, "affine"), ("vp", "coded")]
 )
 def test_the_bound_of_few_steps_is_that_of_what_the_sampler_draws(sde, forward):
     """E of log q(z_ε, …, z_T|z_0) − log p(z_ε, …, z_T, z_0), p of the sampler's own steps, over draws of the path."""
     n, steps = 20_000, 3
     torch.manual_seed(11)
     tables = {"flow": {"name": "identity"}, "sde": {"name": sde, "eps": EPS}, "net": {"name": "mlp", "width": 8}}
-    model = indm.build_model(tables | {"forward": {"name": forward}}, (2,)).double().eval()
+    model = built(tables | {"process": {"name": forward}}, (2,)).double().eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.1)
     x, generator = torch.tensor([0.4, -0.9], dtype=DOUBLE).expand(n, 2), torch.Generator().manual_seed(1)
-    score, _, log_ratio = encoded(model.score, model.forward_process, x, generator)
-    sde, process = score.sde, model.forward_process
+    score, _, log_ratio = encoded(model.score, model.process, x, generator)
+    sde, process = score.sde, model.process
     grid = log_snr_grid(model.sde, steps).flip(0).to(DOUBLE)
     path = process_path(process, sde, x, grid, generator=generator)
 
@@ -421,6 +422,17 @@ def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
+PROCESSES = {
+    "linear": "base:Linear", "affine": "learned:Affine", "learned-mean": "learned:LearnedMean", "coded": "coded:Coded",
+}  # fmt: skip
+
+
+def built(tables, shape):
+    process = tables["process"] | {"name": "research.forward." + PROCESSES[tables["process"]["name"]]}
+    with indm.trust("research"):
+        return make_forward(tables | {"process": process}, shape)
+
+
 def test_a_learned_process_goes_with_a_learned_sde():
     z, noise = torch.randn(2, 4, 3, dtype=DOUBLE).unbind(0)
     sde, t = LearnedSDE((3,)), torch.tensor([0.01, 0.3, 0.6, 0.99], dtype=DOUBLE)
@@ -436,7 +448,7 @@ def test_a_learned_process_goes_with_a_learned_sde():
 def model_of(name, shape=(3,), net="mlp", seed=6, sde="vp", **options):
     torch.manual_seed(seed)
     tables = {"flow": {"name": "coupling"}, "sde": {"name": sde, "eps": EPS}, "net": {"name": net} | options}
-    model = indm.build_model(tables | {"forward": {"name": name}}, shape)
+    model = built(tables | {"process": {"name": name}}, shape)
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return model.double()
@@ -452,11 +464,11 @@ def test_two_scores_of_one_network_have_their_places():
     assert not torch.allclose(drift, law)
 
 
-@pytest.mark.parametrize("sde", ["vp", "learned"])
+@pytest.mark.parametrize("sde", ["vp", LearnedSDE])
 def test_fitting_the_second_score_moves_nothing_but_the_network(sde):
     """The gradient of the loss, averaged over which rows are chosen, is that of the bound in all but the network."""
     model = model_of("affine", width=16, sde=sde)
-    sde, process = model.sde, model.forward_process
+    sde, process = model.sde, model.process
     z = torch.randn(8, 3, dtype=DOUBLE, requires_grad=True)
     noise, t = torch.randn(8, 3, dtype=DOUBLE), torch.linspace(EPS, 0.9, 8, dtype=DOUBLE)
     parameters = [z, *process.parameters(), *sde.parameters()]
@@ -482,7 +494,7 @@ def test_the_second_score_has_one_rows_weight_in_each_of_its_rows():
     """More would be better for it and worse for the bound: both share a network."""
     model, t = model_of("affine", width=16), torch.linspace(EPS, 0.9, 8, dtype=DOUBLE)
     sde, chosen = model.sde, torch.arange(8) % 4 == 0
-    noised = model.forward_process.at(sde, torch.randn(8, 3, dtype=DOUBLE), t, torch.randn(8, 3, dtype=DOUBLE))
+    noised = model.process.at(sde, torch.randn(8, 3, dtype=DOUBLE), t, torch.randn(8, 3, dtype=DOUBLE))
     _, fit = _two_errors(model.score, noised, t, torch.ones(8, dtype=DOUBLE), t <= EPS, chosen)
     wrong = noised.noise + sde.sigma(t)[:, None] * law_score(model.score)(noised.z_t, t)
     assert torch.allclose(fit, torch.where(chosen, 0.5 * (wrong**2).sum(1), 0.0), rtol=1e-9)
@@ -495,14 +507,14 @@ def test_at_the_start_the_loss_takes_the_score_of_the_law(dtype, monkeypatch):
     both = model.score.both
     monkeypatch.setattr(objective, "extended_clock", lambda *_, **__: (torch.full((8,), EPS), 1.0))
     monkeypatch.setattr(model.score, "both", lambda z, t, **_: (torch.full_like(z, torch.inf), both(z, t)[1]))
-    loss, _ = mle_loss(model, torch.randn(8, 3, dtype=dtype))
+    loss, _ = mle(model, torch.randn(8, 3, dtype=dtype))
     assert loss.isfinite()
 
 
 def test_the_loss_is_the_bound_and_its_parts():
     model = model_of("learned-mean", width=16).eval()
     x = torch.randn(4000, 3, dtype=DOUBLE)
-    _, terms = mle_loss(model, x, generator=torch.Generator().manual_seed(0))
+    _, terms = mle(model, x, generator=torch.Generator().manual_seed(0))
     bound = nelbo(model, x, times=4, generator=torch.Generator().manual_seed(1)).total.detach()
     assert within(bound - terms["nelbo"], 0.0, errors=6)
 
@@ -519,7 +531,7 @@ def test_a_path_has_the_kernel_at_every_time_and_the_correlation_between_times(p
         return 1.0 if process is LINEAR else process.factors(sde, torch.tensor(clock, dtype=DOUBLE))[1].item() ** -2
 
     clock = sde.clock(times).tolist()
-    assert forward_path(model_of("affine"), torch.zeros(2, 3, dtype=DOUBLE), times).shape == (3, 2, 3)
+    assert model_of("affine").forward_path(torch.zeros(2, 3, dtype=DOUBLE), times).shape == (3, 2, 3)
     for i, j in itertools.combinations_with_replacement(range(3), 2):
         exponent = 0.5 * integrate.quad(rate, clock[i], clock[j])[0]
         assert within(noise[i], 0.0) and within(noise[i] * noise[j], math.exp(-exponent))
@@ -536,32 +548,32 @@ def test_models_are_saved_with_their_process(tmp_path):
 
 
 def test_what_cannot_be_is_said():
-    for model in (model_of("affine"), indm.INDM(Identity(), Best(VPSDE(), Scaled()), shape=(3,), forward=Scaled())):
-        with pytest.raises(
-            ValueError, match=r"objective must be 'mle' for the forward process (Affine|Scaled), got 'fid'"
-        ):
-            indm.objective.fid_loss(model, torch.zeros(4, 3, dtype=DOUBLE))
-    with pytest.raises(ValueError, match="forward must be linear for a path of the linear SDE, got Affine"):
-        diffusion = indm.NonlinearDiffusion(model_of("affine"))
-        paired_paths(diffusion, torch.zeros(4, 3, dtype=DOUBLE), torch.tensor([0.1, 0.2]))
-    with pytest.raises(ValueError, match="forward Affine needs two scores, as TwoScores has them, got ScoreModel"):
-        indm.INDM(Identity(), indm.ScoreModel(indm.nets.MLP((3,)), VPSDE()), shape=(3,), forward=Affine((3,)))
+    with pytest.raises(ValueError, match="process Affine needs two scores, as TwoScores has them, got ScoreModel"):
+        ForwardINDM(Identity(), indm.ScoreModel(indm.MLP((3,)), VPSDE()), shape=(3,), process=Affine((3,)))
     model, x = model_of("affine"), torch.zeros(4, 3, dtype=DOUBLE)
     said = "eps must be 0.001, where the forward process Affine begins, got 0.1"
     for call in (
-        lambda: mle_loss(model, x, eps=0.1),
-        lambda: indm.log_likelihood(model, x, eps=0.1),
-        lambda: model.log_prob(x, eps=0.1),
-        lambda: indm.sample(model, 2, eps=0.1),
-        lambda: indm.evaluate(model, x, eps=0.1, progress=False),
-    ):
+        lambda: mle(model, x, eps=0.1), lambda: log_likelihood(model, x, eps=0.1), lambda: model.log_prob(x, eps=0.1)
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             call()
-    for route in (two_models(model, model), bridge(model)):
-        assert route.follow(x).x.isfinite().all()
-    for noisy in (lambda: sdedit(model), lambda: two_models(model, model, stochastic=True)):
-        with pytest.raises(ValueError, match="forward must be linear for a translation by noise, got Affine"):
-            noisy()
     tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "ncsnpp"}}
-    with pytest.raises(ValueError, match="forward LearnedMean needs a net that gives noise"):
-        indm.build_model(tables | {"forward": {"name": "learned-mean"}}, (3, 16, 16))
+    with pytest.raises(ValueError, match="process LearnedMean needs a net that gives noise, got NCSNpp"):
+        built(tables | {"process": {"name": "learned-mean"}}, (3, 16, 16))
+    with pytest.raises(ValueError, match="process must have no code for a probability flow, got Coded"):
+        model_of("coded").along_flow()
+    with pytest.raises(ValueError, match="condition must be left out with a forward process"):
+        build_forward(tables | {"condition": {"name": "classes"}}, (3, 16, 16), indm.Scaling())
+
+
+def test_the_core_follows_its_probability_flow():
+    """Translations, fitted samplers and log p, by the public functions, of a model with the flow's score."""
+    model, x = model_of("learned-mean"), torch.zeros(4, 3, dtype=DOUBLE)
+    flow = model.along_flow()
+    for route in (two_models(flow, flow), bridge(flow)):
+        assert route.follow(x).x.isfinite().all()
+    assert torch.allclose(model.log_prob(x, steps=16), flow.log_prob(x, steps=16))
+    fit = indm.fit_sampler(flow, 3, samples=8, seconds=1e-9, generator=seeded(0))
+    z_T = model.sde.prior_sample((8, 3), generator=seeded(1), dtype=DOUBLE)
+    z, _ = solve_latent(model, z_T, fit.sampler, 3, last_denoising=not fit.sampler.denoises)
+    assert z.isfinite().all()

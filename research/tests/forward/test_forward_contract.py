@@ -1,22 +1,29 @@
-"""What every forward process of the table of parts must do."""
+"""What every forward process must do."""
 
 import pytest
 import torch
-from contract_parts import constructions
 from torch import nn
 
-from indm.forward.base import LINEAR
-from indm.model import build
-from indm.sde import VESDE, VPSDE, LearnedSDE
+from indm.sde import VESDE, VPSDE
 from indm.tensors import expand_like
+from research.forward.base import LINEAR, Linear
+from research.forward.coded import Coded
+from research.forward.learned import Affine, LearnedMean
+from research.forward.sde import LearnedSDE
 
-TABLE = constructions("forward")
+MAKERS = {
+    "linear": lambda shape: Linear(),
+    "learned-mean": lambda shape: LearnedMean(shape, width=8, terms=4),
+    "affine": lambda shape: Affine(shape, width=8),
+    "coded": lambda shape: Coded(shape, width=8, code_size=3),
+}
+TABLE = {f"{name}-{len(shape)}": (make, shape) for name, make in MAKERS.items() for shape in [(3,), (2, 4, 4)]}
 DOUBLE = torch.float64
 
 
 def made(table, shape):
     torch.manual_seed(5)
-    return build(table, "forward", shape).double()
+    return table(shape).double()
 
 
 @pytest.fixture(params=TABLE)

@@ -12,16 +12,17 @@ from scipy import integrate
 from torch import nn
 
 import indm
-from indm.config.options import ReportOptions
 from indm.flows import Identity
-from indm.forward.base import gauss_legendre
-from indm.forward.coded import CODES, Coded, ScheduledVP
-from indm.objective import constant_term, denoising_error, nelbo, prior_term, reconstruction_term
-from indm.report.measurements import MEASUREMENTS, samplers_of
-from indm.sampling import make_sampler, solve_latent
-from indm.score import CodedScore
+from indm.objective import constant_term, prior_term
+from indm.sampling import make_sampler
 from indm.sde import VPSDE
 from indm.tensors import expand_like
+from research.forward.base import gauss_legendre
+from research.forward.coded import CODES, Coded, ScheduledVP
+from research.forward.likelihood import log_likelihood, log_probability
+from research.forward.model import ForwardINDM, make_forward, solve_latent
+from research.forward.objective import denoising_error, mle, nelbo, reconstruction_term
+from research.forward.scores import CodedScore
 
 DOUBLE = torch.float64
 EPS = 1e-2
@@ -231,9 +232,9 @@ def test_the_bound_exceeds_the_entropy_by_the_divergence_of_the_codes(coarse, co
 @torch.no_grad()
 def test_nll_is_that_of_the_data_and_the_code(best):
     """log p(x|c) p(c)/q(c|x) = log p(x) + log p(c)/q(c), whichever code is drawn."""
-    model = indm.INDM(Identity(), best, shape=(1,), forward=best.process)
+    model = ForwardINDM(Identity(), best, shape=(1,), process=best.process)
     x = torch.linspace(-1.6, 1.6, 12, dtype=DOUBLE)[:, None]
-    report = indm.log_likelihood(model, x, steps=64, generator=torch.Generator().manual_seed(0))
+    report = log_likelihood(model, x, steps=64, generator=torch.Generator().manual_seed(0))
     codes = torch.stack([best.log_prior(value) - log_q for value, log_q in best.log_q_of_all.items()])
     values = best.log_data(x) + codes
     error, which = (report.log_prob - values).abs().min(0)
@@ -270,12 +271,12 @@ def test_nll_of_the_probability_flow_given_a_code_is_exact(best, code, values, s
 @torch.no_grad()
 def test_nll_at_gaussian_codes_is_that_of_the_data_and_the_code(monkeypatch):
     best = best_of_gaussian()
-    model, drawn = indm.INDM(Identity(), best, shape=(1,), forward=best.process), []
+    model, drawn = ForwardINDM(Identity(), best, shape=(1,), process=best.process), []
     law = best.process.law
     draw = law.draw
     monkeypatch.setattr(law, "draw", lambda *of: drawn.append(draw(*of)) or drawn[-1])
     x = torch.linspace(-1.6, 1.6, 6, dtype=DOUBLE)[:, None]
-    report = indm.log_likelihood(model, x, steps=64, generator=torch.Generator().manual_seed(0))
+    report = log_likelihood(model, x, steps=64, generator=torch.Generator().manual_seed(0))
     (codes,) = drawn
     log_q = torch.stack([(best.log_mass + best.log_q(best.points, c)).logsumexp(0) for c in codes[:, 0].tolist()])
     expected = best.log_data(x) + torch.cat([best.log_prior(c) for c in codes[:, 0].tolist()]) - log_q
@@ -364,11 +365,11 @@ def test_the_importance_weighted_bound_is_that_of_codes_drawn_from_q(in_eight, d
     expected = (q[each].prod(1) * (p / q)[each].mean(1).log()).sum()
     x = torch.randn(1, 8, dtype=DOUBLE) @ torch.linalg.cholesky(in_eight.covariance).T
     single = copy.deepcopy(in_eight).float()
-    model = indm.INDM(Identity(), single, shape=(8,), forward=single.process)
+    model = ForwardINDM(Identity(), single, shape=(8,), process=single.process)
     options = {"draws": draws, "steps": 48, "batch_size": 4000, "generator": torch.Generator().manual_seed(0)}
-    report = indm.log_probability(model, x.float().expand(400, 8), **options)
+    log_p_of_draws = log_probability(model, x.float().expand(400, 8), **options)
     log_p = torch.distributions.MultivariateNormal(torch.zeros(8, dtype=DOUBLE), in_eight.covariance).log_prob(x)
-    assert within(-report.nats() - log_p, expected, floor=1e-3)
+    assert within(log_p_of_draws - log_p, expected, floor=1e-3)
 
 
 @torch.no_grad()
@@ -391,49 +392,46 @@ def test_samples_get_codes_from_their_prior():
     assert within(codes, 2 * process.law.prior[0].sigmoid() - 1)
 
 
+def built(tables, **options):
+    process = {"process": {"name": "research.forward.coded:Coded"} | options}
+    return make_forward(tables | process, (2,))
+
+
 def test_a_coded_model_is_trained_saved_and_sampled(tmp_path):
     torch.manual_seed(3)
     tables = {"flow": {"name": "coupling"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
-    model = indm.build_model(tables | {"forward": {"name": "coded", "code_size": 4}}, (2,))
+    model = built(tables, code_size=4)
     for parameter in model.parameters():
         parameter.data += 0.03 * torch.randn_like(parameter)
     x = torch.randn(50, 2)
-    loss, _ = indm.objective.mle_loss(model, x)
+    loss, _ = mle(model, x)
     loss.backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.forward_process.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.process.parameters())
     model.save(tmp_path)
-    loaded = indm.INDM.load(tmp_path)
+    loaded = ForwardINDM.load(tmp_path)
     first, second = (nelbo(m.eval(), x, generator=torch.Generator().manual_seed(0)).total for m in (model, loaded))
     assert torch.equal(first, second)
     given = {"steps": 4, "generator": torch.Generator().manual_seed(0)}
-    drawn = indm.sample(loaded, 7, **given)  # the default sampler takes a clock of each entry
+    drawn = loaded.sample(7, **given)  # the default sampler takes a clock of each entry
     given["generator"].manual_seed(0)
-    assert torch.equal(drawn, indm.sample(loaded, 7, sampler="heun", **given))
-    assert not loaded.is_scalar and samplers_of(loaded, ReportOptions()) == ["heun", "euler-maruyama"]
-    assert samplers_of(loaded, ReportOptions(samplers=("unipc",))) == ["heun"]
-    fitting = [name for name, measurement in MEASUREMENTS.items() if measurement.fits(loaded)]
-    assert fitting == ["quality", "gap"]
-    report = indm.log_likelihood(loaded, x, generator=torch.Generator().manual_seed(0))
-    rows = indm.log_likelihood(loaded, x, steps=64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, loaded.sample(7, sampler="heun", **given))
+    assert not loaded.is_scalar
+    report = log_likelihood(loaded, x, generator=torch.Generator().manual_seed(0))
+    rows = log_likelihood(loaded, x, steps=64, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(report.log_prob, rows.log_prob, atol=0.02)  # rows that are solved again keep their codes
 
 
 def test_what_cannot_be_is_said():
     tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
-    coded = {"forward": {"name": "coded"}}
     with pytest.raises(ValueError, match="sde must be vp for a coded forward process, got SubVPSDE"):
-        indm.build_model(tables | coded | {"sde": {"name": "subvp"}}, (2,))
-    with pytest.raises(ValueError, match="condition must be left out with forward Coded, which has a code"):
-        indm.build_model(tables | coded | {"condition": {"name": "vector", "size": 1}}, (2,))
+        built(tables | {"sde": {"name": "subvp"}})
     for terms in (1, 17):
         with pytest.raises(ValueError, match=f"terms from 2 to 16, got 16, 32 and {terms}; 16, 32 and 3 are usual"):
             Coded((2,), terms=terms)
-    model = indm.build_model(tables | coded, (2,))
+    model = built(tables)
     with pytest.raises(ValueError, match=r"eps must be 1e-05, where the forward process Coded begins, got 0\.1"):
-        indm.sample(model, 2, eps=0.1)
-    with pytest.raises(ValueError, match="forward must have no code for log_prob, got Coded"):
+        model.log_prob(torch.zeros(1, 2), eps=0.1)
+    with pytest.raises(ValueError, match="process must have no code for a probability flow, got Coded"):
         model.log_prob(torch.zeros(1, 2))
-    with pytest.raises(ValueError, match="forward must have no code for a fitted sampler, got Coded"):
-        indm.fit_sampler(model, 4)
     with pytest.raises(ValueError, match=r"sampler must be one of .* where entries have clocks of their own"):
         solve_latent(model, torch.zeros(1, 2), make_sampler("unipc"), 4)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from indm.forward.base import ForwardProcess, noise_share
-from indm.objective import constant_term, denoising_error, prior_term, reconstruction_term
 from indm.sde import VPSDE
 from indm.tensors import expand_like
+from research.forward.base import ForwardProcess, noise_share
+from research.forward.objective import constant_term, denoising_error, prior_term, reconstruction_term
 
 MEAN, VARIANCE = 0.3, 0.6  # of the data on a line
 SDE = VPSDE(beta_max=6.0, eps=1e-2)  # α² is 0.05 at T

@@ -138,13 +138,19 @@ def test_what_it_cannot_do_is_said(sde):
 
 
 def test_it_is_trained_saved_and_loaded_with_the_model(tmp_path):
-    tables = {"flow": {"name": "identity"}, "sde": {"name": "learned"}, "net": {"name": "mlp", "width": 16, "depth": 1}}
-    model = indm.build_model(tables, (3,))
+    tables = {
+        "flow": {"name": "identity"},
+        "sde": {"name": "research.forward.sde:LearnedSDE"},
+        "net": {"name": "mlp", "width": 16, "depth": 1},
+    }
+    with indm.trust("research"):
+        model = indm.build_model(tables, (3,))
     loss, _ = indm.mle_loss(model, torch.randn(64, 3))
     loss.backward()
     assert all(bool((p.grad != 0).any()) for p in model.sde.parameters())
     with torch.no_grad():
         model.sde.log_volatility.normal_()
     model.save(tmp_path)
-    again, t = indm.INDM.load(tmp_path), torch.tensor([0.1, 0.7])
+    with indm.trust("research"):
+        again, t = indm.INDM.load(tmp_path), torch.tensor([0.1, 0.7])
     assert torch.equal(again.sde.sigma(t), model.sde.sigma(t))

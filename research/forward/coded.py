@@ -20,10 +20,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.forward.base import Linear, legendre
+from indm.objective import legendre
 from indm.rng import rand_like, randn_like
 from indm.sde.linear import VPSDE, Kernel, LinearSDE, Times
 from indm.tensors import Batch, PerSample, double, expand_like, image_or_vector, zeroed
+from research.forward.base import Linear
 
 LARGEST_COEFFICIENT = 3.0  # of a slope
 MOST_TERMS = 16  # up to which the nodes give integrals of slopes to 1e-8
