@@ -680,7 +680,7 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("train folder", "data 'folder' needs the option path: --data.path …"),
         ("train folder --data.path nowhere", "path 'nowhere' must be a folder, and it is not there"),
         ("train cifar10-vp-nll --data.root none --data.download false", "looked for in none: --data.root FOLDER or $"),
-        ("train folder --data.path .", "no readable images in '.'"),
+        ("train folder --data.path full", "no readable images in 'full'"),
         ("train pictures", "to train on its images: indm train folder --data.path pictures"),
         ("train vectors.npy", "to train on an array or a table: indm train array --data.path vectors.npy"),
         ("train array --data.path vector.npy", "vector.npy cannot be read as .npy or .npz: there is no such file"),
