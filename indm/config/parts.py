@@ -219,7 +219,7 @@ def _pointer(name: str) -> str:
         return f"{name} is now {where}"
     room = "examples" if "examples" in where else "research"
     trusted = f", with --trust {room}" if is_outside(where) else ""
-    return f"{name} has moved to {room}/, in a checkout of the repository: {where}{trusted}"
+    return f"{name} is now in a checkout of the repository: {where}{trusted}"
 
 
 def name_of(kind: str, part: Any, constructors: Constructors | None = None) -> str:
