@@ -29,6 +29,7 @@ class Dequantization(nn.Module, ABC):
 
     Example: the mean of two uniform numbers has the density 4 min(u, 1 − u), of entropy ½ − log 2.
 
+        >>> import math
         >>> class Triangular(Dequantization):
         ...     in_words = "triangular"
         ...     def forward(self, centre, *, generator=None):

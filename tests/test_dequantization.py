@@ -237,7 +237,7 @@ def test_evaluation_has_all_bounds_of_one_probability():
         assert within(nats[kind] - value, 0.0, floor=5e-3)
         bits = report[kind]["with_reconstruction"]["bits_per_dim"]
         assert bits == pytest.approx(nats[kind].mean().item() / 2 / math.log(2), rel=1e-6)
-    assert (expected["nll"] + log_prob).mean() > 2 * (expected["iw"] + log_prob).mean() > 0.1
+    assert (expected["nll"] + log_prob).mean() > 1.9 * (expected["iw"] + log_prob).mean() > 0.1
 
 
 # ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────

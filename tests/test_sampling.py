@@ -18,6 +18,7 @@ import indm
 from indm import sampling
 from indm.flows import ActNorm, Identity
 from indm.model import INDM
+from indm.published.score import PublishedScore
 from indm.sampling import (
     SAMPLERS,
     AdaptiveODE,
@@ -36,7 +37,6 @@ from indm.sampling import (
     solve_latent,
     uniform_grid,
 )
-from indm.score import PublishedScore
 from indm.sde.linear import VESDE, VPSDE, SubVPSDE
 
 

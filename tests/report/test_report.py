@@ -811,7 +811,7 @@ def test_report_is_one_page_with_every_picture(digits):
     sliders = {a["id"]: json.loads(a["data-words"]) for tag, a in reader.elements if tag == "input"}
     assert list(sliders) == [f"along-{name}" for name in figures.PATHS]
     assert all(len(words) == figures.FRAMES for words in sliders.values())
-    strips = 3 * 2 + 1  # two models have paths, one of them a flow
+    strips = 3 * 2  # two models have paths
     assert len(reader.images()) == len(names) + strips * figures.FRAMES
     for data in reader.images("zoomable"):
         image = Image.open(io.BytesIO(data))

@@ -1,7 +1,6 @@
 """States on disk: damage of every kind is seen, the newest whole one is used, nothing good is lost."""
 
 import io
-import json
 import os
 from pathlib import Path
 
@@ -143,23 +142,6 @@ def test_a_folder_with_the_newest_state_alone_can_be_resumed(tmp_path):
     written(tmp_path, 10, keep=1)
     (tmp_path / "checkpoints" / "10.pt").unlink()
     assert restored(tmp_path) == 10
-
-
-def test_a_state_of_the_first_version_has_the_names_of_today(tmp_path):
-    group = {"name": "flow", "lr": 0.1, "rate": 0.2}
-    torch.save(
-        {"step": 3, "rate": 0.25, "optimizer": {"state": {}, "param_groups": [group]}}, tmp_path / "checkpoint.pt"
-    )
-    _, found = checkpoints.newest(tmp_path)
-    assert found["lr_factor"] == 0.25 and "rate" not in found
-    assert found["optimizer"]["param_groups"] == [{"name": "flow", "lr": 0.1, "base_lr": 0.2}]
-
-
-def test_a_rollback_of_the_first_version_has_the_names_of_today(tmp_path):
-    """The KL of an autoencoder is another thing that is called rate."""
-    lines = [{"step": 3, "rollback": 1, "rate": 0.5}, {"step": 4, "loss": 1.0, "rate": 7.0}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert read_metrics(tmp_path) == [{"step": 3, "rollback": 1, "lr_factor": 0.5}, lines[1]]
 
 
 def test_where_nothing_is_whole_that_is_said(tmp_path):
