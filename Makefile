@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Several processes share the cores: threads that wait sleep after a short while (docs/performance.md, Threads).
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: demo test test-research test-all test-long test-matrix docs mutants lint bench bench-full gpu gpu-data env
+.PHONY: demo test test-research test-research-quick test-all test-long test-matrix docs mutants lint bench bench-full gpu gpu-data env
 env: $(READY)
 
 # Today's pip resolves the packages in a third of the time of the one that comes with Python 3.11.
@@ -34,6 +34,10 @@ test: env
 # Of the studies in research/.
 test-research: env
 	$(BIN)/python -m pytest research -n 2 --dist loadfile --durations 10
+
+# Those of them that take seconds: records and the tables of pages, the plan of long trainings, forward processes.
+test-research-quick: env
+	$(BIN)/python -m pytest research/tests/test_budget.py research/tests/test_records.py research/tests/forward/test_forward_contract.py -n 2 -q
 
 test-all: test test-research test-long
 

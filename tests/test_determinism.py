@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
 import indm
@@ -57,6 +58,7 @@ def content(path):
     return path.read_bytes()
 
 
+@pytest.mark.long
 def test_two_processes_write_the_same_bytes_and_say_what_made_them(tmp_path, monkeypatch):
     """This one, and one whose sets and dictionaries have another order."""
     folders = [tmp_path / name for name in ("one", "two")]

@@ -102,6 +102,7 @@ TABLES = {
 TRAINING = {"steps": 200, "batch_size": 2048, "lr": 1e-2, "dequantization_lr": 1e-2, "decay": 0.5, "ema": 0.99}
 
 
+@pytest.mark.long
 def test_every_bound_is_above_the_entropy_and_the_best_is_near(tmp_path):
     """A chain of two pixels of 17 levels, all 289 images weighted by their probabilities. The model is trained with
     learned noise; with any other noise its bounds are of the same probabilities, so none is below the entropy."""

@@ -68,6 +68,7 @@ def test_example(path, tmp_path, monkeypatch):
     assert runs and all(read_metrics(run.parent)[-1]["step"] == 3 for run in runs)
 
 
+@pytest.mark.long
 def test_an_example_as_a_script_and_its_run_from_the_command_line(workplace, monkeypatch):
     command = [sys.executable, str(ROOT / "examples" / "own_network.py"), "--steps", "2", "--out", "run"]
     subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)

@@ -44,6 +44,7 @@ def is_running(process):
     return psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.long
 @pytest.mark.about_time
 def test_a_test_that_hangs_fails_and_the_others_are_run(tmp_path):
     """In the background of a script, where SIGINT is ignored."""

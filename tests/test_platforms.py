@@ -35,6 +35,7 @@ def found(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(here.parent), str(here))))
 
 
+@pytest.mark.long
 def test_a_process_without_what_windows_lacks_trains_resumes_evaluates_and_samples(tmp_path):
     run(
         "windows",
@@ -68,6 +69,7 @@ assert fails(ImportError, __import__, "resource") and not hasattr(os, "sysconf")
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
 
 
+@pytest.mark.long
 def test_a_device_without_float64_trains_resumes_evaluates_and_samples_as_the_cpu_does(tmp_path, monkeypatch):
     run(
         "single_precision",

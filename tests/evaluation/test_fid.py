@@ -288,6 +288,7 @@ def test_what_holds_no_images_says_so(source, complaint, tmp_path, monkeypatch):
         open_images(source, split="tset")
 
 
+@pytest.mark.long
 def test_general_features_need_no_labels_and_give_our_distance(digits):
     """Of 20 digits of 17 levels, which the network sees as RGB of 256."""
     raw = [stack(split, 20) for split in (digits.test, digits.train)]

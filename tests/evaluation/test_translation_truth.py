@@ -93,6 +93,7 @@ def test_ranks_and_distances_are_those_of_a_count():
     ]
 
 
+@pytest.mark.long
 def test_files_are_compared_with_those_of_their_names(tmp_path, capsys):
     numbers = np.random.default_rng(0)
     for side in ("a", "b"):

@@ -81,6 +81,7 @@ def test_a_run_is_pushed_and_read_back_by_its_name(tmp_path):
         assert "the hub does not let you do that with ann/tiny: log in with" in refused
 
 
+@pytest.mark.long
 def test_without_a_network_it_is_one_line(tmp_path):
     script = """
 import indm

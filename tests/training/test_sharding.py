@@ -27,6 +27,8 @@ from indm.training.loop import train
 from indm.training.sharding import blocks, local, shard
 from indm.training.trainer import Trainer
 
+pytestmark = pytest.mark.long
+
 LAUNCH = str(Path(__file__).with_name("launch.py"))
 # All that a step can be of: accumulated batches, a flow that sits steps out, penalties, clipping, weight
 # decay, warm-up; and all that is made of the average.
