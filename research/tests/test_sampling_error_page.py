@@ -39,7 +39,8 @@ def digits(tmp_path_factory):
     train_extractor(load_data("digits"), epochs=1, most=256, progress=False).save(base / "out")
     for seed in (0, 1):
         train(indm.recipe("digits", DIGITS | {"train.seed": seed}), base / "indm" / str(seed), progress=False)
-    train(indm.recipe("digits", DIGITS | {"flow": "identity"}), base / "linear", progress=False)
+    linear = {key: value for key, value in DIGITS.items() if not key.startswith("flow.")} | {"flow": "identity"}
+    train(indm.recipe("digits", linear), base / "linear", progress=False)
     folders = [base / "indm" / "0", base / "indm" / "1", base / "linear"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(style, "DPI", 40)

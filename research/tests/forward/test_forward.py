@@ -540,8 +540,8 @@ def test_a_path_has_the_kernel_at_every_time_and_the_correlation_between_times(p
 def test_models_are_saved_with_their_process(tmp_path):
     model = model_of("affine", (1, 8, 8), net="unet", channels=8).float().eval()
     model.save(tmp_path)
-    loaded = indm.INDM.load(tmp_path)
-    assert isinstance(loaded.forward_process, Affine) and isinstance(loaded.score, TwoScores)
+    loaded = ForwardINDM.load(tmp_path)
+    assert isinstance(loaded.process, Affine) and isinstance(loaded.score, TwoScores)
     x = torch.randn(3, 1, 8, 8)
     first, second = (nelbo(m, x, generator=torch.Generator().manual_seed(0)).total for m in (model, loaded))
     assert torch.equal(first, second)
