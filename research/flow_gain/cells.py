@@ -141,6 +141,9 @@ class Training:
     def recipe(self) -> Recipe:
         changes: Setting = {"train.steps": self.steps, "train.seconds": math.inf, "train.seed": self.seed}
         changes |= {} if self.path is None else {"data.path": self.path}
+        eps = recipes.load(self.data)["sde"].get("eps")
+        if "sde" in self.setting and eps is not None:  # another SDE has the ε of the data
+            changes["sde.eps"] = eps
         changes["dequantization"] = PARTS.get(self.dequantization, self.dequantization)
         return recipes.recipe(self.data, changes | SIDES[self.side] | self.setting)
 
