@@ -25,6 +25,7 @@ import torch
 import indm
 from indm.cli.main import main as command
 from indm.config.recipes import literal
+from indm.files import atomic
 from indm.training.costs import trainer_of
 from research.budget.design import ALIKE, STUDIES, Job, Planner, Setting, merged, steps_of
 from research.budget.scores import scores
@@ -208,9 +209,7 @@ def queue(home: Home, data: Path, jobs: int) -> None:
 
 def write(path: Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.new")
-    beside.write_text(json.dumps(content, indent=1))
-    beside.replace(path)
+    atomic.json_object(path, content)
 
 
 def table(home: Home) -> None:

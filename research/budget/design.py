@@ -197,8 +197,8 @@ class Planner:
         tried = ",".join(word for item in setting.items() if (word := words(*item))) or "first"
         name = f"{study}/{stage}/{variant}-{tried if stage == 'search' else seed}"
         about = {"study": study, "variant": variant, "stage": stage, "seed": seed, "setting": tried}
-        kind = structure(variant, setting)
-        return Job(name, s.recipe, changes, "train", s.folder, (), stage == "final", share, about | {"structure": kind})
+        about |= {"structure": structure(variant, setting)}
+        return Job(name, s.recipe, changes, folder=s.folder, tested=stage == "final", share=share, about=about)
 
     def search(self, study: str, variant: str, axes: int | None = None) -> tuple[Setting | None, list[Job]]:
         """The setting that the search chose along the first ``axes`` (all by default), None where trainings are
