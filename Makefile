@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Several processes share the cores: threads that wait sleep after a short while (docs/performance.md, Threads).
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: demo test test-research test-research-quick test-all test-long test-matrix docs mutants lint bench bench-full gpu gpu-data env
+.PHONY: demo test test-shapes test-research test-research-quick test-all test-long test-matrix docs mutants lint bench bench-full gpu gpu-data env
 env: $(READY)
 
 # Today's pip resolves the packages in a third of the time of the one that comes with Python 3.11.
@@ -31,6 +31,10 @@ demo: env
 test: env
 	$(BIN)/pytest -n 2 --dist loadfile --durations 20
 
+# The method's tests with every annotated shape of `indm` checked at each call.
+test-shapes: env
+	INDM_TEST_SHAPES=1 $(BIN)/pytest tests/contracts tests/test_model.py tests/test_objective.py tests/test_likelihood.py tests/test_sampling.py tests/test_translation.py -n 2
+
 # Of the studies in research/.
 test-research: env
 	$(BIN)/python -m pytest research -n 2 --dist loadfile --durations 10
@@ -39,7 +43,7 @@ test-research: env
 test-research-quick: env
 	$(BIN)/python -m pytest research/tests/test_budget.py research/tests/test_records.py research/tests/forward/test_forward_contract.py -n 2 -q
 
-test-all: test test-research test-long
+test-all: test test-shapes test-research test-long
 
 # Hundreds of runs that are killed, and runs of several processes: half an hour.
 test-long: env

@@ -1,53 +1,14 @@
-"""Checks the shape annotations of ``indm`` at run time, and keeps the tests repeatable and on one thread."""
+"""Keeps the tests repeatable and on one thread; with ``INDM_TEST_SHAPES=1`` it checks the annotated shapes of ``indm``."""
 
-import functools
-import itertools
 import os
 import subprocess
-from collections import Counter
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
 
-CHECKS = 150  # of calls, in each test: later ones are mostly the same again, and would take a third of all time
 by_shape = beartype(conf=BeartypeConf(is_pep484_tower=True))  # a whole number is a float, as type checkers have it
-number = itertools.count()
-inside: Counter[str] = Counter()  # how often a test has wrapped each function inside another one
-
-
-def checked(function):
-    """Checks calls of ``function`` until a test has had so many; the check is made for the first of them."""
-    check = functools.cache(lambda: by_shape(function))
-
-    @functools.wraps(function)
-    def counted(*args, **kwargs):
-        if next(number) == CHECKS:
-            jaxtyping.config.update("jaxtyping_disable", True)
-        return check()(*args, **kwargs)
-
-    return counted
-
-
-def seldom_inside(jaxtyped):
-    """Wraps a function inside another one, which is a new one at each call, twice in a test: it takes milliseconds."""
-
-    def wrapping(typechecker):
-        def wrapped(function):
-            name = getattr(function, "__qualname__", "")
-            if "<locals>" in name:
-                inside[name] += 1
-                if inside[name] > 2 or jaxtyping.config.jaxtyping_disable:
-                    return function
-            return jaxtyped(function, typechecker=typechecker)
-
-        return wrapped
-
-    return wrapping
-
-
-if jaxtyping.jaxtyped.__module__ != __name__:  # mutmut starts pytest several times in a process
-    jaxtyping.jaxtyped = seldom_inside(jaxtyping.jaxtyped)
-    jaxtyping.install_import_hook("indm", f"{__name__}.checked")  # before anything of indm is imported
+if os.environ.get("INDM_TEST_SHAPES"):  # of every call
+    jaxtyping.install_import_hook("indm", f"{__name__}.by_shape")  # before anything of indm is imported
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -66,11 +27,7 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def pytest_runtest_setup(item):
-    """Every test starts from the same global random state and with checked shapes, whatever ran before it."""
-    global number
-    number = itertools.count()
-    inside.clear()
-    jaxtyping.config.update("jaxtyping_disable", False)
+    """Every test starts from the same global random state, whatever ran before it."""
     torch.manual_seed(0)
 
 
