@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import indm
-from indm.density import NLL_ERROR
 from indm.flows import Identity
-from indm.likelihood import LikelihoodReport
+from indm.likelihood import NLL_ERROR, LikelihoodReport
 from indm.score import GivenScore, ScoreModel
 from indm.sde import VPSDE
 

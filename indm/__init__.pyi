@@ -8,6 +8,11 @@ from .config.recipes import recipe as recipe
 from .dequantization import Dequantization as Dequantization
 from .dequantization import Uniform as Uniform
 from .dequantization import Variational as Variational
+from .diffusion import NonlinearDiffusion as NonlinearDiffusion
+from .diffusion import forward_path as forward_path
+from .diffusion import generative_path as generative_path
+from .diffusion import paired_paths as paired_paths
+from .diffusion import probability_flow_path as probability_flow_path
 from .estimator import DensityEstimator as DensityEstimator
 from .evaluation.classification import classify as classify
 from .evaluation.likelihood import evaluate as evaluate
@@ -22,7 +27,6 @@ from .model import INDM as INDM
 from .model import build_model as build_model
 from .nets.mlp import MLP as MLP
 from .nets.unet import UNet as UNet
-from .nonlinear import NonlinearDiffusion as NonlinearDiffusion
 from .objective import NELBO as NELBO
 from .objective import Objective as Objective
 from .objective import as_objective as as_objective
@@ -31,10 +35,6 @@ from .objective import flow_loss as flow_loss
 from .objective import mle_loss as mle_loss
 from .objective import nelbo as nelbo
 from .objective import soft_truncation as soft_truncation
-from .paths import forward_path as forward_path
-from .paths import generative_path as generative_path
-from .paths import paired_paths as paired_paths
-from .paths import probability_flow_path as probability_flow_path
 from .programs import export as export
 from .published.ncsnpp import NCSNpp as NCSNpp
 from .published.score import PublishedScore as PublishedScore

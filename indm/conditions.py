@@ -430,5 +430,42 @@ def sees_condition(module: nn.Module) -> bool:
     return any(isinstance(part, Conditioned) and part.features > 0 for part in module.modules())
 
 
+def condition_of(model: Any, c: Any) -> Condition:
+    """The condition of a model, of which ``c`` are given; ValueError where it has none."""
+    condition = getattr(model, "condition", None)
+    if condition is None:
+        raise ValueError(f"c must be left out, as this model has no condition, got {brief(repr(c))}")
+    return condition
+
+
+def at(model: Any, c: Any, n: int) -> Any:
+    """``model`` at the conditions ``c`` of ``n`` samples, for a likelihood; as it is, where it has none and c is None.
+
+    Raises:
+        ValueError: a model that is guided, which has no likelihood; what :meth:`INDM.given` raises.
+    """
+    if getattr(getattr(model, "score", None), "guidance", 1) != 1:
+        raise ValueError(f"guidance must be 1 for a likelihood, got {model.score.guidance}: guided samples have none")
+    return model if c is None and getattr(model, "condition", None) is None else model.given(c, n)
+
+
+def all_rows(model: Any, c: Any, n: int) -> Tensor | None:
+    """``c``, as a user gives it, as a tensor with a row for each of ``n`` samples, for :func:`at_rows`."""
+    return None if c is None else condition_of(model, c).rows(c, n)
+
+
+def at_rows(model: Any, c: Tensor | None, rows: Tensor, *, guidance: float = 1.0, away_from: Any = None) -> Any:
+    """``model`` at the conditions of the samples ``rows``, with guidance; as it is, where it has none and c is None."""
+    if c is None and guidance == 1 and getattr(model, "condition", None) is None:
+        return model
+    return model.given(None if c is None else c[rows], len(rows), guidance=guidance, away_from=away_from)
+
+
+def at_data(model: Any, data: Any, split: str, n: int | None = None) -> Any:
+    """``model`` at the conditions of the first ``n`` examples of a split, all by default; as it is, if it has none."""
+    c = rows_of_data(model, data, split, n)
+    return model if c is None else model.given(c)
+
+
 def _in_words(c: Tensor) -> str:
     return f"{str(c.dtype).removeprefix('torch.')} of shape {tuple(c.shape)}"

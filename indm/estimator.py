@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from indm.columns import Columns, far_columns, moments, moments_of_most
 from indm.conditions import Vector
-from indm.density import START, WhitenedFlow
 from indm.flows.base import Identity
 from indm.gaussian import GaussianReference
+from indm.likelihood import START, WhitenedFlow
 from indm.model import INDM
 from indm.nets.mixture import MixtureMLP
 from indm.objective import mle_loss

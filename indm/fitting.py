@@ -19,7 +19,7 @@ from scipy import optimize
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from indm.model import at_rows, condition_of
+from indm.conditions import at_rows, condition_of
 from indm.sampling import AdaptiveODE, DPMSolver2M, ExponentialAdams, Sampler, UniPC, solve_latent
 from indm.score import denoise
 from indm.sde.linear import LinearSDE

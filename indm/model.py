@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from indm import density
-from indm.conditions import Condition, given, rows_of_data, sees_condition
+from indm import likelihood
+from indm.conditions import Condition, at, condition_of, given, sees_condition
 from indm.config.checks import arguments_of, check_arguments
 from indm.config.parts import KINDS, OPTIONAL_KINDS, Constructors, Untrusted, find, is_outside, name_of
 from indm.dequantization import Dequantization, check_levels_for, checked, from_data
@@ -276,7 +276,7 @@ class INDM(nn.Module):
             >>> torch.allclose(x.grad, torch.tensor([[-1.0, 2.0]]), atol=1e-4)
             True
         """
-        return density.log_prob(
+        return likelihood.log_prob(
             at(self, c, len(x)),
             x,
             probes=probes,
@@ -503,43 +503,6 @@ def _seeing(
                     f"condition.flow must be false for flow {table.get('name')!r}, which sees no condition"
                 )
         yield kind, table
-
-
-def condition_of(model: Any, c: Any) -> Condition:
-    """The condition of a model, of which ``c`` are given; ValueError where it has none."""
-    condition = getattr(model, "condition", None)
-    if condition is None:
-        raise ValueError(f"c must be left out, as this model has no condition, got {brief(repr(c))}")
-    return condition
-
-
-def at(model: Any, c: Any, n: int) -> Any:
-    """``model`` at the conditions ``c`` of ``n`` samples, for a likelihood; as it is, where it has none and c is None.
-
-    Raises:
-        ValueError: a model that is guided, which has no likelihood; what :meth:`INDM.given` raises.
-    """
-    if getattr(getattr(model, "score", None), "guidance", 1) != 1:
-        raise ValueError(f"guidance must be 1 for a likelihood, got {model.score.guidance}: guided samples have none")
-    return model if c is None and getattr(model, "condition", None) is None else model.given(c, n)
-
-
-def all_rows(model: Any, c: Any, n: int) -> Tensor | None:
-    """``c``, as a user gives it, as a tensor with a row for each of ``n`` samples, for :func:`at_rows`."""
-    return None if c is None else condition_of(model, c).rows(c, n)
-
-
-def at_rows(model: Any, c: Tensor | None, rows: Tensor, *, guidance: float = 1.0, away_from: Any = None) -> Any:
-    """``model`` at the conditions of the samples ``rows``, with guidance; as it is, where it has none and c is None."""
-    if c is None and guidance == 1 and getattr(model, "condition", None) is None:
-        return model
-    return model.given(None if c is None else c[rows], len(rows), guidance=guidance, away_from=away_from)
-
-
-def at_data(model: Any, data: Any, split: str, n: int | None = None) -> Any:
-    """``model`` at the conditions of the first ``n`` examples of a split, all by default; as it is, if it has none."""
-    c = rows_of_data(model, data, split, n)
-    return model if c is None else model.given(c)
 
 
 def build_dequantization(

@@ -12,7 +12,7 @@ https://arxiv.org/abs/2205.13699.
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from indm.config.recipes import model_of
+from indm.conditions import at
 from indm.gaussian import GaussianReference
-from indm.model import at, build_model
 from indm.rng import randn_like, strata
-from indm.scaling import Scaling
 from indm.sde.linear import Kernel, LinearSDE
 from indm.tensors import Batch, double, event_size, event_sum, expand_like, gradient_weighted, squared_norm, widest
 
@@ -42,8 +40,10 @@ class NELBO:
 
     Example: the identity changes no volume, and the prior term is the entropy of z_T ~ N(0, I).
 
+        >>> import indm
+
         >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> terms = nelbo(build_model(tables, (2,)), torch.randn(3, 2))
+        >>> terms = nelbo(indm.build_model(tables, (2,)), torch.randn(3, 2))
         >>> terms.flow.abs().tolist(), torch.allclose(terms.prior, torch.tensor(math.log(2 * math.pi) + 1), atol=1e-2)
         ([0.0, 0.0, 0.0], True)
         >>> torch.equal(terms.total, terms.without_reconstruction + terms.reconstruction)
@@ -265,11 +265,6 @@ def _constants(sde: LinearSDE, z: Tensor, eps: float) -> Tensor:
     return constant_term(sde, z, start) - event_sum(sde.log_alpha(start) + 0.5, z)
 
 
-def build_indm(recipe: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...], scaling: Scaling) -> nn.Module:
-    """The INDM of the recipe's tables "flow", "sde" and "net"."""
-    return build_model(model_of(recipe), shape, scaling)
-
-
 @dataclass(frozen=True)
 class Objective:
     """What training minimises, and all that the trainer must know of it.
@@ -285,18 +280,20 @@ class Objective:
         shown: names of the terms beside the progress bar.
         frozen_terms: names of the terms that still mean the same behind a frozen flow, where there is no
             log-determinant (``train.flow_update_every``).
-        build: makes the model from the recipe, the event shape and the scaling.
+        build: makes another kind of model, from the recipe, the event shape and the scaling; None makes an INDM.
 
     A function is an objective with the default attributes; :func:`as_objective` gives it others.
 
     Example: the likelihood of the flow alone.
+
+        >>> import indm
 
         >>> def of_flow(model, x):
         ...     nats = flow_nll(model, x).mean()
         ...     return nats / event_size(x), {"nelbo": nats.detach()}
         >>> objective = Objective(of_flow, trains_score=False, truncates=False)
         >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> loss, terms = objective(build_model(tables, (2,)), torch.zeros(1, 2))
+        >>> loss, terms = objective(indm.build_model(tables, (2,)), torch.zeros(1, 2))
         >>> objective.takes("eps"), round(terms["nelbo"].item(), 4)  # log 2π
         (False, 1.8379)
     """
@@ -308,7 +305,7 @@ class Objective:
     standard_prior: bool = False
     shown: tuple[str, ...] = ("flow", "denoising", "prior")
     frozen_terms: tuple[str, ...] = ("denoising",)
-    build: Callable[..., nn.Module] = build_indm
+    build: Callable[..., nn.Module] | None = None
 
     def __call__(self, model: nn.Module, x: Tensor, **conditions: Any) -> Losses:
         return self.loss(model, x, **conditions)
@@ -360,10 +357,12 @@ def mle_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
 
     Example: N(0, I) and its exact score, for which it is the entropy, on average over the noise.
 
+        >>> import indm
+
         >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
         >>> generator = torch.Generator().manual_seed(0)
         >>> x = torch.randn(20_000, 2, generator=generator)
-        >>> loss, terms = mle_loss(build_model(tables, (2,)), x, generator=generator)
+        >>> loss, terms = mle_loss(indm.build_model(tables, (2,)), x, generator=generator)
         >>> abs(loss.item() - 0.5 * math.log(2 * math.pi * math.e)) < 0.3  # nats per dimension
         True
         >>> sorted(terms)
@@ -395,10 +394,12 @@ def fid_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Gen
 
     Example: its ``nelbo`` estimates what that of ``mle_loss`` does, here of N(0, I) and its exact score.
 
+        >>> import indm
+
         >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
         >>> generator = torch.Generator().manual_seed(0)
         >>> x = torch.randn(20_000, 2, generator=generator)
-        >>> loss, terms = fid_loss(build_model(tables, (2,)), x, generator=generator)
+        >>> loss, terms = fid_loss(indm.build_model(tables, (2,)), x, generator=generator)
         >>> abs(terms["nelbo"].item() - math.log(2 * math.pi * math.e)) < 0.6  # nats, the entropy
         True
         >>> "variance_weighted" in terms
@@ -459,8 +460,10 @@ def flow_loss(model, x: Tensor, *, eps: float | None = None, generator: torch.Ge
 
     Example: z = 2x, whose x has the law N(0, I/4).
 
+        >>> import indm
+
         >>> tables = {"flow": {"name": "actnorm", "channels": 2}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> model, x = build_model(tables, (2,)), torch.randn(5, 2)
+        >>> model, x = indm.build_model(tables, (2,)), torch.randn(5, 2)
         >>> _ = model.flow.log_scale.data.fill_(math.log(2))
         >>> loss, terms = flow_loss(model, x)
         >>> torch.allclose(loss, -torch.distributions.Normal(0.0, 0.5).log_prob(x).mean(), atol=1e-5)

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from indm.conditions import all_rows, at_rows
 from indm.config.parts import BUILT_IN, find
-from indm.density import sample_with_log_prob
-from indm.likelihood import latents_of
+from indm.likelihood import latents_of, sample_with_log_prob
 from indm.messages import nearest
-from indm.model import all_rows, at_rows
 from indm.objective import ancestral_step
 from indm.ode import adams, converge, interpolatory_weights
 from indm.rng import randn_like
@@ -86,7 +85,7 @@ class Sampler:
     def driven_step(self, score, z: Batch, t: PerSample, s: PerSample, noise: Batch) -> Tensor:
         """z_s from z_t with given noise (w_s − w_t)/√(t − s) of a Brownian path w; of stochastic samplers of a path.
 
-        With it, samples in different numbers of steps can follow one path (:func:`indm.paths.samples_of_one_path`).
+        With it, samples in different numbers of steps can follow one path.
         """
         raise NotImplementedError(f"{type(self).__name__} follows no Brownian path")
 
@@ -635,7 +634,7 @@ def sample(
         last_denoising: z_0 is E[z_0 | z_ε] at the end; else it is z_ε/α_ε.
         log_prob: give log p(x), too, integrated along with the sample: with sampler "ode", without last denoising, at
             temperature 1. The ODE is then solved to 1e-3 bits/dim, with the divergence that
-            :func:`indm.log_likelihood` has by default; :func:`indm.density.sample_with_log_prob` takes others.
+            :func:`indm.log_likelihood` has by default; :func:`indm.likelihood.sample_with_log_prob` takes others.
         batch_size: samples at a time.
 
     Returns:
@@ -700,7 +699,7 @@ def _check_density(sampler: Sampler, last_denoising: bool, temperature: float, g
     if sampler != AdaptiveODE():
         raise ValueError(
             f"sampler must be 'ode' for log_prob, without options, got {sampler}; another tolerance is nll_error of "
-            "indm.density.sample_with_log_prob"
+            "indm.likelihood.sample_with_log_prob"
         )
     if last_denoising:
         raise ValueError("last_denoising must be False for log_prob, got True: E[z_0 | z_ε] is off the ODE")

@@ -29,9 +29,10 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from indm.conditions import all_rows, at_rows
 from indm.dequantization import from_data
 from indm.flows.base import require_one_map
-from indm.model import INDM, all_rows, at_rows
+from indm.model import INDM
 from indm.objective import flow_nll
 from indm.rng import noisy, randn_like
 from indm.sampling import follow_flow

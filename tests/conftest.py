@@ -1,4 +1,4 @@
-"""Keeps the tests repeatable and on one thread; with ``INDM_TEST_SHAPES=1`` it checks the annotated shapes of ``indm``."""
+"""Keeps the tests repeatable and on one thread; ``INDM_TEST_SHAPES=1`` checks the annotated shapes of ``indm``, too."""
 
 import os
 import subprocess

@@ -15,14 +15,13 @@ import indm
 from indm.conditions import Classes, Condition, Conditioned, Image, Vector, given, sees_condition
 from indm.config.options import Drawing
 from indm.data.base import as_data
-from indm.density import sample_with_log_prob
 from indm.evaluation.classification import Classification, reliability, scores
 from indm.evaluation.sample_quality import encode_ode, quality, solve
 from indm.evaluation.translation_runs import open_runs
 from indm.fitting import fit_sampler
 from indm.flows import CouplingFlow, ExactFlow, Frozen, Identity, ResidualFlow
 from indm.flows.autoregressive import AutoregressiveFlow
-from indm.likelihood import latent_reference
+from indm.likelihood import latent_reference, sample_with_log_prob
 from indm.model import build_model
 from indm.nets import MLP, UNet
 from indm.nets.embedding import ConditionOfImages

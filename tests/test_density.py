@@ -12,8 +12,7 @@ from contract_parts import constructions
 from flow_tools import perturb, slopes
 from own_sde import EachEntry
 
-from indm import density
-from indm.density import WhitenedFlow, sample_with_log_prob
+from indm import likelihood
 from indm.flows import (
     ActNorm,
     Compose,
@@ -26,7 +25,7 @@ from indm.flows import (
     use_log_det,
 )
 from indm.gaussian import GaussianReference
-from indm.likelihood import log_likelihood
+from indm.likelihood import WhitenedFlow, log_likelihood, sample_with_log_prob
 from indm.model import INDM, build, build_model
 from indm.published import ConditionalResidualFlow
 from indm.sampling import AdaptiveODE, sample
@@ -171,7 +170,7 @@ def test_a_density_in_too_few_steps_is_said_to_be_off(recwarn):
 
 @pytest.mark.parametrize("bits, said", [(0.9e-3, False), (1.1e-3, True)])
 def test_the_error_of_the_solver_is_measured_in_bits_per_dimension(bits, said, recwarn):
-    density._warn_unsolved(torch.full((3,), bits * 10 * math.log(2)), torch.zeros(3, 2, 5), 16)
+    likelihood._warn_unsolved(torch.full((3,), bits * 10 * math.log(2)), torch.zeros(3, 2, 5), 16)
     assert bool(recwarn.list) == said
 
 

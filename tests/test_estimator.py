@@ -22,7 +22,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from indm import DensityEstimator, estimator
 from indm.columns import Columns
-from indm.density import WhitenedFlow
+from indm.likelihood import WhitenedFlow
 from indm.ode import Solution
 
 SMALL = {"n_models": 1, "max_components": 2, "width": 8, "depth": 1, "max_steps": 5, "random_state": 0}

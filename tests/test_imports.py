@@ -12,7 +12,7 @@ import pytest
 import indm
 
 ROOT = Path(indm.__file__).parent
-# A room or module may import itself and those before it. The method ends at `paths`; what follows is the workshop.
+# A room or module may import itself and those before it. The method ends at `diffusion`; what follows is the workshop.
 ORDER = [
     "messages",
     "tensors",
@@ -29,17 +29,15 @@ ORDER = [
     "score",
     "gaussian",
     "ode",
-    "density",
-    "model",
-    "programs",
     "objective",
     "likelihood",
     "sampling",
+    "model",
+    "programs",
     "fitting",
     "translation",
     "linearization",
-    "nonlinear",
-    "paths",
+    "diffusion",
     "data",
     "runs",
     "training",
@@ -51,7 +49,7 @@ ORDER = [
     "app",
     "cli",
 ]
-METHOD = ORDER[: ORDER.index("paths") + 1]
+METHOD = ORDER[: ORDER.index("diffusion") + 1]
 MODULES = {
     ".".join(("indm", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(ROOT.rglob("*.py"))
@@ -103,6 +101,21 @@ def test_a_module_imports_only_what_stands_before_it(module):
 def test_what_is_published_is_needed_by_its_command_alone():
     published = {room(module) for module in IMPORTED for name in imports(module) if room(name) == "published"}
     assert published - {"published", ""} == {"cli"}
+
+
+@functools.cache
+def floor(name: str) -> int:
+    """1 + the highest floor of the rooms that a room imports, imports inside functions counted."""
+    below = {room(found) for module in IMPORTED if room(module) == name for found in imports(module)}
+    return 1 + max((floor(other) for other in below - {"", name}), default=0)
+
+
+def test_the_house_has_few_floors():
+    """``pytest -s`` prints the floor of each room."""
+    floors = {name: floor(name) for name in ORDER}
+    for height in range(1, max(floors.values()) + 1):
+        print(f"{height:3}", *(name for name in ORDER if floors[name] == height))
+    assert max(floors.values()) <= 15
 
 
 def test_no_cycle():

@@ -7,12 +7,10 @@ import torch
 from closed_form import gaussian, within
 from flow_tools import perturb
 from own_sde import EachEntry
-from test_nonlinear import close, make
+from test_diffusion import close, make
 
-from indm.flows import CouplingFlow, InvertibleLinear, ResidualFlow
-from indm.model import INDM
-from indm.nonlinear import NonlinearDiffusion
-from indm.paths import (
+from indm.diffusion import (
+    NonlinearDiffusion,
     brownian_increments,
     forward_path,
     generative_path,
@@ -24,6 +22,8 @@ from indm.paths import (
     simulate_generative,
     simulate_probability_flow,
 )
+from indm.flows import CouplingFlow, InvertibleLinear, ResidualFlow
+from indm.model import INDM
 from indm.sampling import log_snr_grid, uniform_grid
 
 

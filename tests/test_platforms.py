@@ -98,7 +98,7 @@ single_precision.register()
 import indm
 from indm.fitting import fit_sampler
 from indm.flows.check import check_flow
-from indm.paths import forward_path
+from indm.diffusion import forward_path
 from indm.translation import without_noise
 warnings.simplefilter("ignore")
 DEVICE = torch.device("single")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from indm.conditions import Vector, sees_condition
+from indm.conditions import Vector, all_rows, sees_condition
 from indm.config import recipes
 from indm.data.base import Examples, stack
 from indm.data.images import read_size
@@ -31,7 +31,7 @@ from indm.evaluation.translation_sources import image_reader
 from indm.flows.base import require_one_map
 from indm.gaussian import GaussianReference
 from indm.likelihood import latent_reference, log_likelihood
-from indm.model import INDM, all_rows
+from indm.model import INDM
 from indm.objective import nelbo
 from indm.report import figures
 from indm.runs.data import data_of

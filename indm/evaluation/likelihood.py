@@ -12,18 +12,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from indm.density import NLL_ERROR, check_nll_error
+from indm.conditions import all_rows, at_rows
 from indm.dequantization import from_data, in_words
 from indm.evaluation.statistics import mean_error_and_noise
 from indm.gaussian import GaussianReference
 from indm.likelihood import (
+    NLL_ERROR,
     LikelihoodReport,
+    check_nll_error,
     latent_reference,
     log_likelihood,
     log_probability,
 )
 from indm.messages import nearest
-from indm.model import all_rows, at_rows
 from indm.objective import nelbo
 from indm.ode import OUT_OF_REACH
 from indm.tensors import evaluation_mode

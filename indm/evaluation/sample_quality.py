@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from indm.conditions import rows_of_data
+from indm.conditions import all_rows, at_rows, rows_of_data
 from indm.data.base import Data, stack
 from indm.evaluation.distances import frechet_distance, sliced_wasserstein
 from indm.evaluation.extractor import Extractor
 from indm.evaluation.statistics import jackknife
-from indm.model import all_rows, at_rows
 from indm.sampling import FLOW_TOLERANCE, Sampler, follow_flow, make_sampler, solve_latent
 from indm.scaling import Scaling
 from indm.tensors import Batch, evaluation_mode

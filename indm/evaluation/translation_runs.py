@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from indm.conditions import condition_of
 from indm.config import recipes
 from indm.data.base import Data
 from indm.data.registry import load_data, without_download
-from indm.model import INDM, condition_of
+from indm.model import INDM
 from indm.runs.folder import is_run, open_run
 from indm.training.pairs import SIDES, is_bridge, is_pair, noise_of
 from indm.translation import DIRECTIONS, Route, bridge, sdedit, two_models

@@ -10,15 +10,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from indm.conditions import rows_of_data
+from indm.conditions import at, at_data, rows_of_data
 from indm.data.base import Data, stack
 from indm.data.densities import DENSITIES
+from indm.diffusion import NonlinearDiffusion, forward_path, probability_flow_path
 from indm.evaluation import plots, sample_quality, sheets
 from indm.evaluation.statistics import over_seeds
 from indm.evaluation.style import DATA_COLOUR, styled
-from indm.model import at, at_data
-from indm.nonlinear import NonlinearDiffusion
-from indm.paths import forward_path, probability_flow_path
 from indm.report.records import Record, by_group
 from indm.runs.folder import open_model
 from indm.sampling import log_snr_grid

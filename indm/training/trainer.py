@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from indm.conditions import Condition, rows_of_data
 from indm.config import parts, recipes
 from indm.config.options import Training
-from indm.config.recipes import Recipe
+from indm.config.recipes import Recipe, model_of
 from indm.data.base import Data, Examples, stack
 from indm.data.batches import Paired, flip_horizontally, loader
 from indm.data.registry import load_data
@@ -29,7 +29,7 @@ from indm.files.memory import raise_if_out_of_memory
 from indm.flows.base import Flow
 from indm.flows.check import check_flow
 from indm.messages import reason
-from indm.model import count_parameters
+from indm.model import build_model, count_parameters
 from indm.objective import Objective, flow_nll, objective_of, soft_truncation
 from indm.rng import part_of, random_states, restore_random_states
 from indm.runs.processes import by_main_process
@@ -137,7 +137,10 @@ class Trainer:
 
     def build_model(self, recipe: Recipe) -> nn.Module:
         """What is trained, on the CPU: a module with ``scaling``, ``shape``, ``trained_parts`` and ``save(folder)``."""
-        return self.objective.build(recipe, self.data.shape, self.data.scaling)
+        make = self.objective.build
+        if make is not None:
+            return make(recipe, self.data.shape, self.data.scaling)
+        return build_model(model_of(recipe), self.data.shape, self.data.scaling)
 
     def _try_outside_parts(self) -> None:
         """See that parts from outside this package return what they must, before anything is written."""

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 import indm
 from indm import flows
+from indm.diffusion import TOLERANCE, Point, path_length
 from indm.flows.autoregressive import AutoregressiveBlock
 from indm.flows.coupling import Conditioner
 from indm.flows.residual import ContractiveLinear, ResidualBlock
-from indm.nonlinear import TOLERANCE, Point
-from indm.paths import path_length
 from indm.sampling import FLOW_TOLERANCE, follow_flow, log_snr_grid
 from indm.tensors import evaluation_mode
 

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import indm
+from indm.diffusion import path_length
 from indm.evaluation.plots import save_figure
 from indm.evaluation.style import COLOURS, styled
-from indm.paths import path_length
 from indm.runs.folder import open_model
 from indm.sampling import log_snr_grid
 from research.forward.fading import Fade, FadingDiffusion, fading_path

@@ -30,11 +30,11 @@ from indm.config import recipes
 from indm.config.recipes import Recipe
 from indm.data.base import stack
 from indm.dequantization import from_data
+from indm.diffusion import path_curvature, path_length
 from indm.evaluation.plots import save_figure
 from indm.evaluation.statistics import judged, mean_and_error, over_seeds
 from indm.evaluation.style import colours_of, styled
 from indm.likelihood import latent_reference
-from indm.paths import path_curvature, path_length
 from indm.sampling import follow_flow, log_snr_grid
 from indm.training.devices import make_accelerator
 from indm.training.trainer import Trainer

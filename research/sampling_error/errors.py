@@ -4,6 +4,7 @@ Functions return what JSON can hold. Samples and paths are computed in the model
 Standard errors are of the mean, or by the :func:`~indm.evaluation.statistics.jackknife` where a number is no mean.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from indm.conditions import rows_of_data
+from indm.conditions import all_rows, at_rows, rows_of_data
 from indm.data.base import Data, stack
 from indm.data.densities import DENSITIES, Density, Points
 from indm.evaluation.extractor import Extractor
@@ -31,13 +32,11 @@ from indm.evaluation.sample_quality import (
 )
 from indm.evaluation.statistics import mean_and_error
 from indm.likelihood import latents_of
-from indm.model import all_rows, at_rows
 from indm.objective import prior_term
-from indm.paths import samples_of_one_path
 from indm.report.measurements import Setup, samplers_of
 from indm.rng import randn_like
 from indm.runs.folder import open_model
-from indm.sampling import make_sampler
+from indm.sampling import Sampler, make_sampler
 from indm.scaling import Scaling
 from indm.score import denoise
 from indm.sde.linear import LinearSDE
@@ -59,6 +58,40 @@ BATCH = 256  # samples that follow their paths at a time
 POINTS = 20_000  # test data of a known density whose NELBO is compared with it
 NEGLIGIBLE = 14.0  # nats below its highest at which a density is 0 to the quadrature
 TABLE = 100_000  # pairs of a sample and a point of the quadrature in one matrix
+
+
+def samples_of_one_path(
+    score,
+    z_T: Batch,
+    sampler: Sampler,
+    steps: Sequence[int],
+    *,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+) -> dict[int, Batch]:
+    """z_ε of a stochastic sampler in each number of ``steps``, all from z_T along one Brownian path.
+
+    What few steps lose is then seen sample by sample, against many steps through the same noise.
+
+    Args:
+        sampler: one that :attr:`~indm.sampling.Sampler.follows_a_path`.
+    """
+    sampler.check(score.sde)
+    grids = {n: sampler.grid(score.sde, n).to(z_T) for n in dict.fromkeys(steps)}
+    z, done = dict.fromkeys(grids, z_T), dict.fromkeys(grids, 0)
+    w = dict.fromkeys(grids, torch.zeros_like(z_T))  # of the path, since the last step
+    times = torch.cat(list(grids.values())).unique().flip(0)
+    pairs = itertools.pairwise(times)
+    for t, s in tqdm(pairs, total=len(times) - 1, desc="one path", leave=False, disable=not progress):
+        increment = (t - s).sqrt() * randn_like(z_T, generator)
+        for n, grid in grids.items():
+            w[n] = w[n] + increment
+            start, end = grid[done[n] : done[n] + 2]
+            if s == end:
+                noise = w[n] / (start - end).sqrt()
+                z[n] = sampler.driven_step(score, z[n], start.expand(len(z_T)), end.expand(len(z_T)), noise)
+                w[n], done[n] = torch.zeros_like(z_T), done[n] + 1
+    return z
 
 
 def sampling_errors(

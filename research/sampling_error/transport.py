@@ -7,11 +7,11 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from indm.conditions import at_data
 from indm.data.base import stack
 from indm.evaluation.sample_quality import encode_ode
 from indm.evaluation.statistics import FOLDS, jackknife
 from indm.flows import require_one_map
-from indm.model import at_data
 from indm.report.measurements import Setup
 from indm.rng import randn_like
 from indm.runs.folder import open_model

@@ -15,7 +15,6 @@ from indm.data.densities import DENSITIES
 from indm.data.registry import load_data
 from indm.evaluation import sample_quality
 from indm.flows import Identity
-from indm.paths import samples_of_one_path
 from indm.sampling import EulerMaruyama, PredictorCorrector
 from indm.scaling import Scaling
 from indm.sde.linear import VPSDE
@@ -27,6 +26,7 @@ from research.sampling_error.errors import (
     latent_quadrature,
     path_error,
     prior_error,
+    samples_of_one_path,
     sampling_errors,
 )
 

@@ -11,8 +11,8 @@ from flow_tools import perturb
 from indm import rng
 from indm.config import parts
 from indm.config.parts import BUILT_IN
+from indm.model import build_model
 from indm.objective import as_objective, mle_loss, nelbo, objective_of
-from indm.scaling import Scaling
 
 SHAPE = (2,)
 
@@ -24,7 +24,7 @@ def made(name):
     net = {"name": "mlp", "width": 16, "depth": 1} if objective.trains_score else {"name": "zero"}
     recipe = {"flow": {"name": "coupling", "depth": 2, "width": 8}, "sde": {"name": "vp", "beta_max": 3.0}, "net": net}
     recipe |= OPTIONS["objective"].get(name, {})
-    return perturb(objective.build(recipe, SHAPE, Scaling()), 0.1).double()
+    return perturb(build_model(recipe, SHAPE), 0.1).double()
 
 
 @pytest.fixture(params=BUILT_IN["objective"])

@@ -6,10 +6,8 @@ from closed_form import gaussian
 from flow_tools import perturb
 
 import indm
-from indm.flows import AutoregressiveFlow, Compose, CouplingFlow, ElementwiseFlow, ResidualFlow
-from indm.flows.coupling import InvertibleLinear
-from indm.nonlinear import NonlinearDiffusion
-from indm.paths import (
+from indm.diffusion import (
+    NonlinearDiffusion,
     brownian_increments,
     latent_path,
     paired_paths,
@@ -18,6 +16,8 @@ from indm.paths import (
     simulate_generative,
     simulate_probability_flow,
 )
+from indm.flows import AutoregressiveFlow, Compose, CouplingFlow, ElementwiseFlow, ResidualFlow
+from indm.flows.coupling import InvertibleLinear
 from indm.sampling import log_snr_grid
 from indm.sde import VPSDE
 from research.forward.fading import Fade, FadingDiffusion, choose_fade, faded, fading_path

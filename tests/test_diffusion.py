@@ -8,6 +8,7 @@ from own_sde import EachEntry
 from torch.func import hessian, jacfwd, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from indm.diffusion import NonlinearDiffusion
 from indm.flows import (
     ActNorm,
     AutoregressiveFlow,
@@ -20,7 +21,6 @@ from indm.flows import (
 )
 from indm.linearization import linearize
 from indm.model import INDM
-from indm.nonlinear import NonlinearDiffusion
 
 FLOWS = {
     "identity": (Identity, (3,)),
