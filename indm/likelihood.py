@@ -274,23 +274,63 @@ def log_likelihood(
     check_solver(probes, steps, nll_error)
     log_q = constant_log_q(model, x) if log_q is None else log_q
     model = at(model, c, len(x))
-    score = model.score
-    with evaluation_mode(model), score.sde.truncated(eps) as sde:
-        # Drawn before the flow's own probes, so that models compared at one seed share them.
-        noise = randn_like(x, generator)
-        flow, probe = whitened_flow(score, x, probes, exact, reference, generator)
-        z, log_det = model.encode(x, generator=generator)
-        reconstruction = reconstruction_term(score, z, noise)
-        z_eps = sde.perturb(z, sde.endpoints(z)[START], noise)
-        solution = flow.solve(z_eps, START, probe, nll_error, steps)
-        log_prob = log_det + flow.log_prob(solution.state) - reconstruction
+    with evaluation_mode(model), model.score.sde.truncated(eps) as sde:
+        flow, start = start_of(model, x, probes, exact, reference, generator)
+        log_prob, error, nfe = start.solved(flow, nll_error, steps)
         settings: dict[str, Any] = {"nll_error": nll_error} | ({} if steps is None else {"steps": steps})
         divergence_by = "exact" if flow.exact else f"Hutchinson, {probes} Rademacher probe(s)"
         settings |= {"eps": sde.eps, "divergence": divergence_by}
-        nfe = math.ceil(double(solution.nfe).mean().item())
+    evaluations = math.ceil(double(nfe).mean().item())
     return LikelihoodReport(
-        log_prob, reconstruction, log_q, solution.error, nfe, settings, event_size(x), model.scaling.levels
+        log_prob, start.reconstruction, log_q, error, evaluations, settings, event_size(x), model.scaling.levels
     )
+
+
+@dataclass(frozen=True)
+class Start:
+    """Everything of a likelihood but the ODE: all its draws are made.
+
+    Attributes:
+        z_eps: z_ε, (B, *event).
+        probe: of the divergence.
+        log_det, reconstruction: the terms beside the ODE's, nats.
+    """
+
+    z_eps: Batch
+    probe: Tensor
+    log_det: PerSample
+    reconstruction: PerSample
+
+    def rows(self, rows: Tensor) -> "Start":
+        """The same of some samples."""
+        return Start(self.z_eps[rows], self.probe[rows], self.log_det[rows], self.reconstruction[rows])
+
+    def solved(
+        self, flow: WhitenedFlow, nll_error: float, steps: int | None = None
+    ) -> tuple[PerSample, PerSample, Tensor]:
+        """log p(x), an estimate of its solver's error, both nats, and evaluations of the network, (B,) each."""
+        solution = flow.solve(self.z_eps, START, self.probe, nll_error, steps)
+        log_prob = self.log_det + flow.log_prob(solution.state) - self.reconstruction
+        return log_prob, solution.error, solution.nfe
+
+
+def start_of(
+    model,
+    x: Batch,
+    probes: int,
+    exact: bool | None,
+    reference: GaussianReference | None,
+    generator: torch.Generator | None,
+) -> tuple[WhitenedFlow, Start]:
+    """The flow of latents and what it sets out from at data ``x``; in evaluation mode and at the truncation set."""
+    score, sde = model.score, model.score.sde
+    # Drawn before the flow's own probes, so that models compared at one seed share them.
+    noise = randn_like(x, generator)
+    flow, probe = whitened_flow(score, x, probes, exact, reference, generator)
+    z, log_det = model.encode(x, generator=generator)
+    reconstruction = reconstruction_term(score, z, noise)
+    z_eps = sde.perturb(z, sde.endpoints(z)[START], noise)
+    return flow, Start(z_eps, probe, log_det, reconstruction)
 
 
 def log_probability(
