@@ -1,12 +1,32 @@
 """Implicit nonlinear diffusion models: likelihood-based generative modelling with learned diffusions."""
 
+import importlib
 import importlib.metadata
+import re
+from pathlib import Path
+from typing import Any
 
-from indm.config.parts import attach
+from indm.config.parts import moved
 
-__getattr__, __dir__, __all__ = attach(__name__, __file__)
+_STUB = Path(__file__).with_suffix(".pyi").read_text("utf-8")  # the one list of public names, for type checkers too
+_MODULES = {name: module for module, name in re.findall(r"^from (\S+) import (\w+)", _STUB, re.MULTILINE)}
+__all__ = list(_MODULES)
 
 try:
     __version__ = importlib.metadata.version("indm")
 except importlib.metadata.PackageNotFoundError:  # the source alone, on PYTHONPATH
     __version__ = "0.0.0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when it is first used: PyTorch takes seconds."""
+    if name not in _MODULES:
+        return moved(__name__)(name)
+    module = _MODULES[name] if _MODULES[name] != "." else f".{name}"
+    found = importlib.import_module(module, __name__)
+    globals()[name] = found if module == f".{name}" else getattr(found, name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -62,25 +62,25 @@ def room(module: str) -> str:
 
 
 def exported(package: str) -> dict[str, str]:
-    """Where the names come from that a package exports lazily, as its stub says."""
+    """Where the names come from that a package exports, as its stub or its ``__init__.py`` says."""
     stub = MODULES[package].with_suffix(".pyi")
-    tree = ast.parse(stub.read_text()) if stub.exists() else ast.Module([])
-    froms = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    return {alias.name: f"{package}.{node.module}" for node in froms if node.module for alias in node.names}
+    tree = ast.parse((stub if stub.exists() else MODULES[package]).read_text())
+    froms = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module]
+    return {alias.name: f"{package}." * bool(node.level) + node.module for node in froms for alias in node.names}
 
 
 @functools.cache
 def imports(module: str) -> set[str]:
-    """The modules of indm that ``module`` imports, anywhere in it; for a lazy name, the module that defines it."""
+    """The modules of indm that ``module`` imports, anywhere in it; for an exported name, the module that defines it."""
     found = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name in MODULES}
         elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
-            lazy = exported(node.module) if MODULES[node.module].name == "__init__.py" else {}
+            elsewhere = exported(node.module) if MODULES[node.module].name == "__init__.py" else {}
             for alias in node.names:
                 below = f"{node.module}.{alias.name}"
-                found.add(below if below in MODULES else lazy.get(alias.name, node.module))
+                found.add(below if below in MODULES else elsewhere.get(alias.name, node.module))
     return found - {module}
 
 

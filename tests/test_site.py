@@ -36,15 +36,17 @@ Config.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, tag, no
 MENU = yaml.load((ROOT / "mkdocs.yml").read_text("utf-8"), Config)["nav"]
 
 
-def stub(package: str) -> dict[str, str]:
-    """Where the public names of a package come from."""
-    tree = ast.parse((ROOT / package.replace(".", "/") / "__init__.pyi").read_text("utf-8"))
+def exported(package: str) -> dict[str, str]:
+    """Where the public names of a package come from: those that it imports as themselves."""
+    files = [ROOT / package.replace(".", "/") / f"__init__.{suffix}" for suffix in ("pyi", "py")]
+    tree = ast.parse(next(file for file in files if file.exists()).read_text("utf-8"))
     froms = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    modules = {a.name: f"{package}.{node.module or a.name}" for node in froms for a in node.names}
+    names = [(node, a.name) for node in froms for a in node.names if a.asname == a.name]
+    modules = {name: f"{package}." * bool(node.level) + (node.module or name) for node, name in names}
     return {name: module if module.endswith(f".{name}") else f"{module}.{name}" for name, module in modules.items()}
 
 
-HOMES = {f"{package}.{name}": home for package in PACKAGES for name, home in stub(package).items()}
+HOMES = {f"{package}.{name}": home for package in PACKAGES for name, home in exported(package).items()}
 
 
 def public_names() -> set[str]:

@@ -1,8 +1,8 @@
 """Parts by name: flows, SDEs, networks and the rest, those of this package and those of anybody else's.
 
-A name is a row of :data:`BUILT_IN`, or ``"package.module:Name"``, code outside this package. A name may stand in a file
-from a stranger, so code outside is imported only inside :func:`trust`. Nothing is imported before it is asked for. A
-room of this package that no other needs to know names its parts in a file ``parts.toml`` of its own.
+Each room lists its own in a file ``parts.toml``; :data:`BUILT_IN` has the rows of all rooms. Any other name is
+``"package.module:Name"``, code outside this package. Names also stand in files that others wrote, so code outside is
+imported only inside :func:`trust`. Nothing is imported before it is asked for.
 """
 
 import importlib
@@ -15,113 +15,17 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import lazy_loader
-
 from indm.messages import brief, did_you_mean, nearest
 
 KINDS = ("flow", "sde", "net")  # the parts of which a model is made
 OPTIONAL_KINDS = ("dequantization", "condition")  # those that a model may be without
-OWN: Mapping[str, Mapping[str, str]] = {
-    "flow": {
-        "identity": "indm.flows.base:Identity",
-        "residual": "indm.flows.residual:ResidualFlow",
-        "coupling": "indm.flows.coupling:CouplingFlow",
-        "elementwise": "indm.flows.elementwise:ElementwiseFlow",
-        "autoregressive": "indm.flows.autoregressive:AutoregressiveFlow",
-        "zuko": "indm.flows.adapters:ZukoFlow",
-        "actnorm": "indm.flows.base:ActNorm",
-        "linear": "indm.flows.coupling:InvertibleLinear",
-        "squeeze": "indm.flows.base:Squeeze",
-        "unsqueeze": "indm.flows.base:Unsqueeze",
-        "compose": "indm.flows.base:Compose",
-    },
-    "sde": {
-        "vp": "indm.sde.linear:VPSDE",
-        "subvp": "indm.sde.linear:SubVPSDE",
-        "ve": "indm.sde.linear:VESDE",
-    },
-    "net": {
-        "mlp": "indm.nets.mlp:MLP",
-        "mixture": "indm.nets.mixture:MixtureMLP",
-        "unet": "indm.nets.unet:UNet",
-        "zero": "indm.nets.zero:Zero",
-    },
-    "dequantization": {
-        "uniform": "indm.dequantization:Uniform",
-        "variational": "indm.dequantization:Variational",
-    },
-    "condition": {
-        "classes": "indm.conditions:Classes",
-        "vector": "indm.conditions:Vector",
-        "image": "indm.conditions:Image",
-    },
-    "model": {
-        "indm": "indm.model:INDM",
-    },
-    "data": {
-        "checkerboard": "indm.data.synthetic:load_checkerboard",
-        "eight-gaussians": "indm.data.synthetic:load_eight_gaussians",
-        "two-spirals": "indm.data.synthetic:load_two_spirals",
-        "rings": "indm.data.synthetic:load_rings",
-        "pinwheel": "indm.data.synthetic:load_pinwheel",
-        "digits": "indm.data.digits:load_digits",
-        "fashion-mnist": "indm.data.fashion_mnist:load_fashion_mnist",
-        "cifar10": "indm.data.cifar10:load_cifar10",
-        "celeba": "indm.data.celeba:load_celeba",
-        "emoji": "indm.data.emoji:load_emoji",
-        "folder": "indm.data.folder:load_folder",
-        "patches": "indm.data.patches:load_patches",
-        "array": "indm.data.arrays:load_array",
-        "datasets": "indm.data.hub:load_hub",
-        "webdataset": "indm.data.shards:load_shards",
-    },
-    "objective": {
-        "mle": "indm.objective:mle_loss",
-        "fid": "indm.objective:fid_loss",
-        "flow": "indm.objective:flow_loss",
-    },
-    "sampler": {
-        "ode": "indm.sampling:AdaptiveODE",
-        "euler-maruyama": "indm.sampling:EulerMaruyama",
-        "ancestral": "indm.sampling:Ancestral",
-        "pc": "indm.sampling:PredictorCorrector",
-        "heun": "indm.sampling:Heun",
-        "dpm++2m": "indm.sampling:DPMSolver2M",
-        "dpm++3m": "indm.sampling:DPMSolver3M",
-        "unipc": "indm.sampling:UniPC",
-    },
+HERE = Path(__file__).parent
+ROOMS = [tomllib.loads(f.read_text("utf-8")) for f in sorted(HERE.parent.glob("**/parts.toml"))]
+BUILT_IN = {  # kind → name → place
+    kind: {name: place for room in ROOMS for name, place in room.get(kind, {}).items()}
+    for kind in (*KINDS, *OPTIONAL_KINDS, "model", "data", "objective", "sampler")
 }
-ROOMS = [tomllib.loads(file.read_text("utf-8")) for file in sorted(Path(__file__).parents[1].glob("*/parts.toml"))]
-BUILT_IN = {
-    kind: dict(rows) | {name: place for room in ROOMS for name, place in room.get(kind, {}).items()}
-    for kind, rows in OWN.items()
-}
-MOVED: Mapping[str, str] = {  # what left its place, and where it is now
-    "dit": "research.networks.dit:DiT",
-    "diffusers": "examples/diffusers_unet.py",
-    "normflows": "examples/normflows_flow.py",
-    "indm.flows.NormflowsAdapter": "examples/normflows_flow.py",
-    "indm.flows.NormflowsFlow": "examples/normflows_flow.py",
-    "indm.nets.DiffusersUNet": "examples/diffusers_unet.py",
-    "learned": "research.forward.sde:LearnedSDE",
-    "indm.LearnedSDE": "research.forward.sde.LearnedSDE",
-    "indm.sde.LearnedSDE": "research.forward.sde.LearnedSDE",
-    "forward": "research/forward/README.md",
-    "digits-diffenc": "research/forward/recipes/digits-diffenc.toml",
-    "digits-mulan": "research/forward/recipes/digits-mulan.toml",
-    "digits-nfdm": "research/forward/recipes/digits-nfdm.toml",
-    "truncated-normal": "research.forward.noise:TruncatedNormal",
-    "indm.TruncatedNormal": "research.forward.noise.TruncatedNormal",
-    "indm.nets.DiT": "research.networks.dit.DiT",
-    "indm.flows.ConditionalResidualFlow": "indm.published.ConditionalResidualFlow",
-    "indm.nets.NCSNpp": "indm.NCSNpp",
-    "inspect": "python -m research.flow_analysis",
-    "reproduce": "python -m research.claims",
-    "vae-conv": "research.claims.coders:ConvCoder",
-    "vae-mlp": "research.claims.coders:MLPCoder",
-    "elbo": "research.claims.vae:elbo",
-    "vae": "research.claims.vae:VAE",
-}
+MOVED = tomllib.loads((HERE / "moved.toml").read_text("utf-8"))  # what left its place → where it is now
 GIVEN = "given"  # stands in a run's recipe for what was given in Python and cannot be named
 OUTSIDE = re.compile(r"(?P<package>\w+)(\.\w+)*:\w+(\.\w+)*")
 Constructors = Mapping[str, Mapping[str, Callable[..., Any]]]  # kind → name → constructor
@@ -152,16 +56,15 @@ def is_outside(name: object) -> bool:
     return isinstance(name, str) and OUTSIDE.fullmatch(name) is not None
 
 
-def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """The lazy names of a package by its stub, and where those are that have moved."""
-    lazy, names, exported = lazy_loader.attach_stub(package, file)
+def moved(package: str) -> Callable[[str], Any]:
+    """A ``__getattr__`` for ``package``, whose error says where a name is that has left it."""
 
     def get(name: str) -> Any:
         if f"{package}.{name}" in MOVED:
             raise ImportError(_pointer(f"{package}.{name}"))
-        return lazy(name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
-    return get, names, exported
+    return get
 
 
 def find(kind: str, name: Any, constructors: Constructors | None = None) -> Any:

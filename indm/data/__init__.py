@@ -1,5 +1,9 @@
 """Data sets: one loader a file, all by name in :mod:`indm.data.registry`."""
 
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+from indm.data.base import Data as Data
+from indm.data.base import InMemory as InMemory
+from indm.data.base import as_data as as_data
+from indm.data.base import stack as stack
+from indm.data.batches import loader as loader
+from indm.data.image_files import ImageFiles as ImageFiles
+from indm.data.registry import load_data as load_data

@@ -10,6 +10,31 @@ Example: the contract of all of them, z = h(x) with its log-determinant, and the
     (torch.Size([5]), True)
 """
 
-from indm.config.parts import attach
+from indm.config.parts import moved
+from indm.flows.adapters import ForeignFlow as ForeignFlow
+from indm.flows.adapters import ZukoAdapter as ZukoAdapter
+from indm.flows.adapters import ZukoFlow as ZukoFlow
+from indm.flows.autoregressive import AutoregressiveFlow as AutoregressiveFlow
+from indm.flows.base import ActNorm as ActNorm
+from indm.flows.base import Compose as Compose
+from indm.flows.base import ExactFlow as ExactFlow
+from indm.flows.base import Flow as Flow
+from indm.flows.base import Frozen as Frozen
+from indm.flows.base import Identity as Identity
+from indm.flows.base import Squeeze as Squeeze
+from indm.flows.base import Unsqueeze as Unsqueeze
+from indm.flows.base import require_one_map as require_one_map
+from indm.flows.check import check_flow as check_flow
+from indm.flows.coupling import Coupling as Coupling
+from indm.flows.coupling import CouplingFlow as CouplingFlow
+from indm.flows.coupling import InvertibleLinear as InvertibleLinear
+from indm.flows.coupling import SecondHalf as SecondHalf
+from indm.flows.coupling import initialize_actnorms as initialize_actnorms
+from indm.flows.elementwise import ElementwiseFlow as ElementwiseFlow
+from indm.flows.log_det import ExactLogDet as ExactLogDet
+from indm.flows.log_det import PowerSeries as PowerSeries
+from indm.flows.residual import ResidualBlock as ResidualBlock
+from indm.flows.residual import ResidualFlow as ResidualFlow
+from indm.flows.residual import use_log_det as use_log_det
 
-__getattr__, __dir__, __all__ = attach(__name__, __file__)
+__getattr__ = moved(__name__)

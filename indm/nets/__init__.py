@@ -14,6 +14,10 @@ another output names the subclass of :class:`~indm.ScoreModel` that goes with it
 embedding, may say so by ``is_smooth = True``: likelihoods then take half as many steps.
 """
 
-from indm.config.parts import attach
+from indm.config.parts import moved
+from indm.nets.mixture import MixtureMLP as MixtureMLP
+from indm.nets.mlp import MLP as MLP
+from indm.nets.unet import UNet as UNet
+from indm.nets.zero import Zero as Zero
 
-__getattr__, __dir__, __all__ = attach(__name__, __file__)
+__getattr__ = moved(__name__)

@@ -5,6 +5,6 @@ flow of the paper's code; :mod:`indm.published.convert` reads what was released.
 ``parts.toml``; the rest of the package does without this room.
 """
 
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+from indm.published.conditional import ConditionalResidualFlow as ConditionalResidualFlow
+from indm.published.ncsnpp import NCSNpp as NCSNpp
+from indm.published.score import PublishedScore as PublishedScore

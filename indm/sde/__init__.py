@@ -1,5 +1,9 @@
 """Linear diffusions on the latent."""
 
-from indm.config.parts import attach
+from indm.config.parts import moved
+from indm.sde.linear import VESDE as VESDE
+from indm.sde.linear import VPSDE as VPSDE
+from indm.sde.linear import LinearSDE as LinearSDE
+from indm.sde.linear import SubVPSDE as SubVPSDE
 
-__getattr__, __dir__, __all__ = attach(__name__, __file__)
+__getattr__ = moved(__name__)

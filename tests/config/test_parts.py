@@ -10,15 +10,18 @@ import pytest
 import indm
 from indm.config import parts
 
+ROOT = Path(indm.__file__).parent
+TABLES = sorted(file.relative_to(ROOT) for file in ROOT.glob("**/parts.toml"))
 
-def test_a_room_names_its_own_parts():
-    rows = tomllib.loads((Path(indm.__file__).parent / "published" / "parts.toml").read_text("utf-8"))
-    assert rows["net"] == {"ncsnpp": "indm.published.ncsnpp:NCSNpp"}
-    for kind, table in rows.items():
-        assert table.items() <= parts.BUILT_IN[kind].items() and not table.keys() & parts.OWN[kind].keys()
-        for name, place in table.items():
-            assert parts.name_of(kind, parts.find(kind, name)) == name and place.startswith("indm.published.")
-    assert "indm.published" not in str(parts.OWN)
+
+@pytest.mark.parametrize("file", TABLES, ids=str)
+def test_each_room_lists_its_own_parts(file):
+    room = ".".join(("indm", *file.parent.parts))
+    for kind, rows in tomllib.loads((ROOT / file).read_text("utf-8")).items():
+        assert rows.items() <= parts.BUILT_IN[kind].items()
+        for name, place in rows.items():
+            assert place.startswith(f"{room}.")
+            assert kind == "data" or parts.name_of(kind, parts.find(kind, name)) == name
 
 
 @pytest.mark.parametrize("name", parts.MOVED)

@@ -1,5 +1,4 @@
 """Released checkpoints of the paper's code, as run folders."""
 
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+from indm.published.convert.flow import flow_from_state as flow_from_state
+from indm.published.convert.run import convert as convert
