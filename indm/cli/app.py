@@ -12,6 +12,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from indm.cli.common import DONE, Computes
+from indm.config.options import default
 
 
 @dataclass
@@ -28,7 +29,7 @@ class App(Computes):
     """One or two run folders of models of images, or models of the hub by their names there, user/name."""
     host: str = "127.0.0.1"
     """The address to listen at; with 0.0.0.0 everybody who reaches this machine may use it."""
-    port: Annotated[int | None, arg(metavar="PORT", help_behavior_hint="(default: the first free from 7860)")] = None
+    port: Annotated[int | None, arg(metavar="PORT"), default("the first free from 7860")] = None
     """The port to listen at."""
     seconds: float = 120.0
     """The longest that a request may take."""

@@ -1,44 +1,50 @@
-"""The commands of ``indm`` by what one wants. A command is a class, imported when it is asked for."""
+"""The commands of ``indm``, and the one that the arguments ask for. A command is a class, imported when asked for."""
 
-import functools
+import dataclasses
 import importlib
-import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import get_type_hints
 
+import tyro
+
+from indm.cli import listing
 from indm.cli.common import Common
 from indm.config.parts import check_is_here
-from indm.messages import nearest, one_line
+from indm.config.recipes import NAMED_TABLES, OPTION_TABLES, OPTIONAL_TABLES
+from indm.messages import did_you_mean, nearest, one_line
 
-GROUPS: Mapping[str, Mapping[str, str]] = {
+GROUPS = {
     "Train": {
-        "train": "indm.cli.train:Train",
-        "train-pair": "indm.cli.train:TrainPair",
-        "train-bridge": "indm.cli.train:TrainBridge",
-        "recipes": "indm.cli.recipes:Recipes",
+        "train": "train:Train",
+        "train-pair": "train:TrainPair",
+        "train-bridge": "train:TrainBridge",
+        "recipes": "help:Recipes",
     },
     "Look at a run": {
-        "sample": "indm.cli.sample:Sample",
-        "fit-sampler": "indm.cli.sample:FitSampler",
-        "evaluate": "indm.cli.evaluate:Evaluate",
-        "classify": "indm.cli.classify:Classify",
-        "fid": "indm.cli.sample:Fid",
-        "compare": "indm.cli.report:Compare",
-        "report": "indm.cli.report:Report",
-        "app": "indm.cli.app:App",
+        "sample": "sample:Sample",
+        "fit-sampler": "sample:FitSampler",
+        "evaluate": "evaluate:Evaluate",
+        "classify": "evaluate:Classify",
+        "fid": "sample:Fid",
+        "compare": "report:Compare",
+        "report": "report:Report",
+        "app": "app:App",
     },
     "Translate": {
-        "translate": "indm.cli.translate:Translate",
-        "strip": "indm.cli.translate:Strip",
+        "translate": "translate:Translate",
+        "strip": "translate:Strip",
     },
     "More": {
-        "parts": "indm.cli.parts:Parts",
-        "convert": "indm.cli.convert:Convert",
-        "push": "indm.cli.push:Push",
-        "help": "indm.cli.help:Help",
+        "parts": "help:Parts",
+        "convert": "share:Convert",
+        "push": "share:Push",
+        "help": "help:Help",
     },
 }
 COMMANDS = {name: place for group in GROUPS.values() for name, place in group.items()}
+TOPICS = {"-h": ["help"], "--help": ["help"], "--version": ["help", "version"]}  # of what stands before any command
+CONFIG = (tyro.conf.FlagCreatePairsOff,)
 
 
 def find(name: str) -> type[Common]:
@@ -51,20 +57,78 @@ def find(name: str) -> type[Common]:
     if name not in COMMANDS:
         raise ValueError(f"{one_line(name)} is no command of indm{nearest(name, COMMANDS)}")
     module, _, kind = COMMANDS[name].partition(":")
-    return getattr(importlib.import_module(module), kind)
+    return getattr(importlib.import_module(f"indm.cli.{module}"), kind)
 
 
-def about(name: str) -> str:
-    """What the command does, in one line."""
-    return str(find(name).__doc__).splitlines()[0]
+def parse(arguments: list[str]) -> Common:
+    """The command that the arguments ask for.
+
+    Raises:
+        ValueError: what is wrong with the arguments.
+        SystemExit: the help of a command was asked for, or tyro found a mistake; either was shown.
+    """
+    name, *options = TOPICS.get(arguments[0], arguments) if arguments else ["help"]
+    if name.startswith("-"):
+        raise ValueError(f"a command must come before {name}{nearest(name.lstrip('-'), COMMANDS)}")
+    kind = find(name)
+    options, values = take_tables(options, kind.tables)
+    try:
+        command, unknown = tyro.cli(kind, prog=f"indm {name}", args=options, config=CONFIG, return_unknown_args=True)
+    except SystemExit as stop:
+        if not stop.code and kind.tables:
+            print(listing.of_tables(kind.tables))
+        raise
+    if unknown:
+        raise ValueError(complaint(name, kind, unknown[0]))
+    command.table_values = values
+    return command
 
 
-@functools.cache
-def flags(name: str) -> tuple[str, ...]:
-    """The options of the command that are not in a table, as they are typed."""
-    import tyro
+def take_tables(arguments: list[str], tables: Collection[str]) -> tuple[list[str], dict[str, str]]:
+    """Take the values of the recipe's tables out of the arguments, which tyro has no fields for.
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        parser: Any = tyro.extras.get_parser(find(name), config=(tyro.conf.FlagCreatePairsOff,))
-    return tuple(flag for action in parser._actions for flag in action.option_strings if len(flag) > 2)
+    They are ``--train.steps 500``, ``--flow coupling``, ``--flow.width 64``, and other names of a key, ``--threads 2``.
+    The keys of a part are those of its class, which may be anybody's; the recipe's checks say what is wrong with one.
+
+    Returns:
+        The other arguments, and the values by ``table.key`` and ``table``.
+    """
+    others, taken = [], {}
+    named = {*tables} & {*NAMED_TABLES, *OPTIONAL_TABLES}
+    remaining = iter(arguments)
+    for argument in remaining:
+        flag, equals, value = argument.partition("=")
+        name = listing.ALIASES.get(flag, flag.removeprefix("--").replace("-", "_"))
+        table, dot, _ = name.partition(".")
+        if flag.startswith("--"):
+            check_is_here(table)
+        if not flag.startswith("--") or table not in (tables if dot else named):
+            others.append(argument)
+            continue
+        if not equals:
+            value = next(remaining, "--")
+            if value.startswith("--"):
+                raise ValueError(f"{flag} needs a value")
+        taken[name] = value
+    return others, taken
+
+
+def complaint(name: str, kind: type[Common], unknown: str) -> str:
+    """What is wrong with an argument that the command does not take."""
+    if not unknown.startswith("-"):
+        given = f"; data are given as --data.path {unknown}" if name == "train" and Path(unknown).exists() else ""
+        return f"{unknown} is one argument too many{given}"
+    keys = [f"--{table}.{f.name}" for table in kind.tables if table in OPTION_TABLES
+            for f in dataclasses.fields(OPTION_TABLES[table])]  # fmt: skip
+    near = did_you_mean(unknown.partition("=")[0], [*flags(kind), *keys])
+    return f"{unknown} is no option of indm {name}" + (near or f'; "indm {name} --help" lists its options')
+
+
+def flags(options: type) -> Iterator[str]:
+    """The options of a command that are not in a table, as they are typed."""
+    hints = get_type_hints(options)
+    for field in dataclasses.fields(options):
+        if isinstance(hints[field.name], type) and dataclasses.is_dataclass(hints[field.name]):
+            yield from flags(hints[field.name])
+        else:
+            yield f"--{field.name.replace('_', '-')}"

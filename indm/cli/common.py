@@ -18,8 +18,8 @@ class Common:
     """What every command takes. A command is a dataclass of its options with ``run() -> exit status``."""
 
     tables: ClassVar[tuple[str, ...]] = ()
-    """Tables whose keys are given as ``--table.key value``, see :func:`indm.cli.tables.take_tables`; of those that name
-    a part of the recipe, ``--table name`` is taken, too."""
+    """Tables whose keys are given as ``--table.key value``, see :func:`indm.cli.commands.take_tables`; of those that
+    name a part of the recipe, ``--table name`` is taken, too."""
 
     table_values: Annotated[dict[str, str], Suppress] = field(default_factory=dict)
     """What was given so, as TOML texts."""
@@ -53,6 +53,19 @@ class Computes(Common):
         from indm.runs.devices import computing_on
 
         return computing_on(self.device)
+
+
+@dataclass(kw_only=True)
+class ShowsProgress(Computes):
+    """A command that takes long enough for a progress bar."""
+
+    quiet: bool = False
+    """No progress bar."""
+
+    @property
+    def progress(self) -> bool:
+        """Whether to show one."""
+        return not self.quiet
 
 
 def outside(names: list[str]) -> list[str]:

@@ -1,15 +1,17 @@
-"""``indm help``, and what ``indm`` alone shows."""
+"""``indm help``, ``indm parts`` and ``indm recipes``, and what ``indm`` alone shows."""
 
+import textwrap
 from dataclasses import dataclass
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 import indm
-from indm.cli import commands, listing, parsing
+from indm.cli import commands, listing
 from indm.cli.common import DONE, Common, outside
-from indm.config import parts
+from indm.config import parts, recipes
 from indm.config.checks import check_name
+from indm.config.options import default
 from indm.config.recipes import OPTION_TABLES
 from indm.messages import nearest, one_line
 
@@ -18,13 +20,15 @@ MORE = """To begin:      indm recipes     indm train digits     indm sample runs
 To know more:  indm COMMAND --help     indm help train.flow     indm help exit-status"""
 EXIT_STATUS = """0    all is done
 1    some examples failed, which standard error names; the others are done
-2    a mistake of yours, which one line on standard error explains
+2    a mistake of yours, which standard error explains
 3    an error in this program; the same command with --debug shows where it came from
 130  interrupted: training ends when its step is saved, other commands end soon; a second Ctrl-C ends at once
 141  the reader of the output has closed it, as in "indm recipes | head"
 
 No file is overwritten without --overwrite."""
 ALONE = {"exit-status": EXIT_STATUS, "version": f"indm {indm.__version__}"}  # topics that are no tables
+NOTE = """Times are the recipes' budgets; --train.seconds and --train.steps change them. Memory is that of the whole
+process on two cores; that on a GPU is not measured. "indm train RECIPE --dry-run" measures a step on this machine."""
 
 
 @dataclass
@@ -44,18 +48,71 @@ class Help(Common):
 
     def run(self) -> int:
         if len(self.topics) == 1 and self.topics[0] in commands.COMMANDS:
-            parsing.show_help(self.topics[0])
-        else:
-            print(explained(*self.topics))
+            commands.parse([self.topics[0], "--help"])  # which exits
+        print(explained(*self.topics))
         return DONE
+
+
+@dataclass
+class Parts(Common):
+    """List flows, SDEs, networks, data, samplers and objectives, or the options of one.
+
+    "indm parts" lists all of them, "indm parts flow coupling" shows the options of one with their defaults. It also
+    takes code of yours: "indm parts flow my_flow:Scale".
+    """
+
+    kind: Annotated[Positional[str | None], arg(metavar="KIND"), default("all")] = None
+    """flow, sde, net, data, sampler or objective."""
+    name: Annotated[Positional[str | None], arg(metavar="NAME"), default("all")] = None
+    """One of that kind."""
+
+    def trusted(self) -> list[str]:
+        return super().trusted() + outside([self.name or ""])
+
+    def run(self) -> int:
+        if self.kind is not None:
+            check_name(self.kind, listing.KINDS, "kind of parts", self.kind)
+        if self.kind is not None and self.name is not None:
+            print(listing.description(self.kind, self.name))
+            return DONE
+        for kind in listing.KINDS if self.kind is None else [self.kind]:
+            names = ", ".join(parts.BUILT_IN[kind])
+            print(textwrap.fill(names, listing.WIDEST, initial_indent=f"{kind:10}", subsequent_indent=" " * 10))
+        return DONE
+
+
+@dataclass
+class Recipes(Common):
+    """List the recipes that come with indm, by what you have."""
+
+    def run(self) -> int:
+        bundled, unknown = recipes.bundled(), "by budget"  # time and memory of what depends on the user's data
+        print(row("", "two cores", "GPU", ""))
+        for group, command in recipes.GROUPS.items():
+            print(f"{group[0].upper()}{group[1:]}: {command}")
+            for name, about in bundled.items():
+                if about.group == group:
+                    print(row(name, about.two_cores or unknown, about.gpu or unknown, about.description))
+            print()
+        print(NOTE)
+        return DONE
+
+
+def row(name: str, two_cores: str, gpu: str, description: str) -> str:
+    return f"  {name:19}{two_cores:20}{gpu:12}{description}".rstrip()
 
 
 def overview() -> str:
     """All commands on one screen."""
     lines = ["usage: indm COMMAND …", TITLE, ""]
     for title, group in commands.GROUPS.items():
-        lines += [title, *(f"  {name:14}{commands.about(name)}" for name in group)]
+        lines += [title, *(f"  {name:14}{about(name)}" for name in group)]
     return "\n".join([*lines, "", MORE])
+
+
+def about(name: str) -> str:
+    """What the command does, in one line."""
+    return str(commands.find(name).__doc__).splitlines()[0]
 
 
 def explained(topic: str = "", *names: str) -> str:
@@ -74,7 +131,7 @@ def explained(topic: str = "", *names: str) -> str:
     if names:
         return listing.description(table, names[0]) if key is None else listing.of_part(table, names[0], key)
     if table in OPTION_TABLES:
-        more = tables(table) if table in commands.COMMANDS else ()  # what may have been meant
+        more = commands.find(table).tables if table in commands.COMMANDS else ()  # what may have been meant
         check_key(table, key, [*(known.name for known in listing.keys_of_options(table)), *more])
         return listing.of_options(table, key)
     built_in = {name: parts.find(listing.kind_of(table), name) for name in parts.BUILT_IN[listing.kind_of(table)]}
@@ -91,14 +148,10 @@ def check_key(table: str, key: str | None, known: list[str]) -> None:
 def table_of(topic: str) -> tuple[str, str | None]:
     """The table and the key that "flow", "train.flow", "flow.width" or "train.flow.width" means."""
     first, *others = topic.removeprefix("--").replace("-", "_").split(".")
-    if others and first.replace("_", "-") in commands.COMMANDS and (others[0] == first or others[0] in tables(first)):
+    command = first.replace("_", "-")
+    if others and command in commands.COMMANDS and others[0] in (first, *commands.find(command).tables):
         first, *others = others
     if first not in listing.TABLES or len(others) > 1:
         known = dict.fromkeys([*ALONE, *commands.COMMANDS, *listing.TABLES])
         raise ValueError(f"indm help has nothing on {one_line(topic)}{nearest(topic, known)}")
     return first, others[0] if others else None
-
-
-def tables(command: str) -> tuple[str, ...]:
-    """The tables whose keys the command takes."""
-    return commands.find(command.replace("_", "-")).tables

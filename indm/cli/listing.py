@@ -9,14 +9,17 @@ import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import docstring_parser
+from tyro.conf import arg
 
-from indm.cli.tables import aliases_of, help_of, metavar
 from indm.config import parts
-from indm.config.checks import arguments_of, hints_of
+from indm.config.checks import SEQUENCES, arguments_of, hints_of
+from indm.config.options import default
 from indm.config.recipes import OPTION_TABLES, TEXT_KEYS, literal
 
 WIDEST, FLAG = 100, 30  # columns of a line, and of the name of an option in it
@@ -24,6 +27,7 @@ KINDS = [kind for kind in parts.BUILT_IN if kind != "model"]  # of parts that op
 NO_NAME = ("objective",)  # which is a key of [train], and has no options
 SECOND = "data_b"  # a second table of a kind
 TABLES = (*OPTION_TABLES, *KINDS, SECOND)
+METAVARS = {int: "N", float: "NUMBER", bool: "true|false", str: "NAME", Path: "PATH", dict: "TABLE"}
 MARKUP = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`|``")  # of docstrings
 UNLESS = "The defaults hold where neither the recipe nor the command line gives a value."
 
@@ -41,11 +45,11 @@ class Key:
 def keys_of_options(table: str) -> list[Key]:
     """The keys of [train] or [evaluate]."""
     options = OPTION_TABLES[table]
-    sentences = help_of(options)
+    sentences = sentences_of(options)
     return [
         Key(
             option.name,
-            ", ".join([*(aliases_of(option.type) or ()), f"--{table}.{option.name} {metavar(option.type)}"]),
+            ", ".join([*aliases_of(option.type), f"--{table}.{option.name} {metavar(option.type)}"]),
             _shown(option.default),
             sentences[option.name],
         )
@@ -69,10 +73,53 @@ def keys_of_part(table: str, part: Callable[..., Any]) -> list[Key]:
     ]
 
 
-def sentences_of(part: Callable[..., Any]) -> dict[str, str]:
-    """What the docstring of a class or a function says of each of its arguments."""
-    arguments = docstring_parser.parse(_docstring(part), docstring_parser.DocstringStyle.GOOGLE).params
+def sentences_of(declared: Callable[..., Any]) -> dict[str, str]:
+    """What a docstring says of each argument of a class or a function, or the one below each field of a dataclass."""
+    function = getattr(declared, "func", declared)  # of a functools.partial
+    arguments = docstring_parser.parse_from_object(function, docstring_parser.DocstringStyle.GOOGLE).params
     return {name.strip(): str(line.description) for line in arguments for name in line.arg_name.split(",")}
+
+
+def flags_of(options: type, default_of_all: str) -> type:
+    """A dataclass with a field for each of ``options``: its TOML text, or None where no value was given.
+
+    Args:
+        options: a dataclass with a docstring below each field.
+        default_of_all: what the help shows as the default of each flag.
+    """
+    sentences, made = sentences_of(options), []
+    for option in fields(options):
+        flag = arg(metavar=metavar(option.type), help=" ".join(sentences[option.name].split()))
+        made.append((option.name, Annotated[str | None, flag, default(default_of_all)], field(default=None)))
+    return make_dataclass(f"{options.__name__}Flags", made, namespace={"__doc__": options.__doc__}, kw_only=True)
+
+
+def aliases_of(hint: Any) -> list[str]:
+    """Other names of the flag of an option of that type."""
+    return [alias for note in getattr(hint, "__metadata__", ()) for alias in note.aliases or ()]
+
+
+ALIASES = {  # of a flag → the key
+    alias: f"{table}.{option.name}"
+    for table, options in OPTION_TABLES.items()
+    for option in fields(options)
+    for alias in aliases_of(option.type)
+}
+
+
+def metavar(hint: Any) -> str:
+    """What stands for a value of that type in the help."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return metavar(inner[0])
+    if origin in (Union, UnionType):
+        return "|".join(metavar(part) for part in inner if part is not NoneType)
+    if origin is Literal:
+        return "|".join(filter(None, inner))
+    if origin in SEQUENCES and inner:
+        first, *others = inner if origin is tuple else (inner[0], ...)
+        return f"[{', '.join([metavar(first), *('…' if other is ... else metavar(other) for other in others)])}]"
+    return METAVARS.get(origin or hint, "VALUE")
 
 
 def of_options(table: str, key: str | None = None) -> str:

@@ -10,8 +10,8 @@ import traceback
 import warnings
 from collections.abc import Iterator
 
-from indm.cli.common import DEFECT, INTERRUPTED, MISTAKE, NOBODY_READS, Common
-from indm.cli.parsing import parse
+from indm.cli.commands import parse
+from indm.cli.common import DEFECT, DONE, INTERRUPTED, MISTAKE, NOBODY_READS, Common
 from indm.config import parts
 from indm.messages import one_line
 from indm.runs import signals
@@ -77,7 +77,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; every failure is one line on standard error and an exit status, see "indm help exit-status"."""
+    """Run one command; a failure is told on standard error and by the exit status, see "indm help exit-status"."""
     for name in ("stdout", "stderr"):  # closed before the program started
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
@@ -92,6 +92,9 @@ def main(arguments: list[str] | None = None) -> int:
                 status = command.run()
             sys.stdout.flush()
             return status
+    except SystemExit as stop:  # the help of a command, or what tyro says of a mistake
+        sys.stdout.flush()
+        return MISTAKE if stop.code else DONE
     except KeyboardInterrupt:
         print("indm: interrupted", file=sys.stderr)
         return INTERRUPTED

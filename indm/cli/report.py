@@ -6,12 +6,12 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from indm.cli.common import DONE, Computes
+from indm.cli.common import DONE, ShowsProgress
 from indm.config.options import Equal, ReportOptions
 
 
 @dataclass
-class Compare(Computes):
+class Compare(ShowsProgress):
     """Compare evaluated runs: a table, paired differences from the first, a picture.
 
     Runs whose recipes differ in the seed alone are one method. Methods are compared in pairs of equal seeds; a verdict
@@ -28,21 +28,19 @@ class Compare(Computes):
     """Overwrite an existing comparison."""
     equal: Equal = "cost"
     """Budgets that must be equal: cost is steps times their cost, steps is steps whatever they cost."""
-    quiet: bool = False
-    """No progress bar."""
 
     def run(self) -> int:
         from indm.evaluation.comparison import compare
         from indm.runs.folder import check_absent
 
         check_absent(self.out, ["comparison.json", "comparison.png"], self.overwrite)
-        print(compare(list(self.run_folders), self.out, equal=self.equal, progress=not self.quiet))
+        print(compare(list(self.run_folders), self.out, equal=self.equal, progress=self.progress))
         print(f"{self.out / 'comparison.png'}")
         return DONE
 
 
 @dataclass
-class Report(Computes):
+class Report(ShowsProgress):
     """Set runs of one data set side by side on one page, index.html.
 
     Learning curves, likelihoods, sample quality over steps for each sampler, samples, paths x_t, interpolation. The
@@ -61,12 +59,10 @@ class Report(Computes):
     """Overwrite another report; the same report continues without this."""
     equal: Equal = "cost"
     """Budgets that must be equal, as in "indm compare": cost or steps."""
-    quiet: bool = False
-    """No progress bar."""
 
     def run(self) -> int:
         from indm.report.writer import report
 
-        folders, progress = list(self.run_folders), not self.quiet
+        folders, progress = list(self.run_folders), self.progress
         print(report(folders, self.out, self.options, equal=self.equal, overwrite=self.overwrite, progress=progress))
         return DONE

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from indm.cli.common import DONE, Computes, outside
+from indm.cli.common import DONE, ShowsProgress, outside
 from indm.config import recipes
-from indm.config.options import Drawing, FidDrawing, FittingOptions, ScoringOptions
+from indm.config.options import Drawing, FidDrawing, FittingOptions, ScoringOptions, default
 from indm.messages import counted
 
 
 @dataclass(kw_only=True)
-class Draws(Computes):
+class Draws(ShowsProgress):
     """What the commands that draw samples of a run share."""
 
     tables = ("sampler",)
@@ -23,8 +23,6 @@ class Draws(Computes):
     drawing: Annotated[Drawing, arg(name="")]
     overwrite: bool = False
     """Overwrite existing samples that were drawn otherwise."""
-    quiet: bool = False
-    """No progress bar."""
 
     def sampler_options(self) -> dict[str, object]:
         """The values of --sampler.tol and so on."""
@@ -47,7 +45,7 @@ class Sample(Draws):
     run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder, or a model of the hub by its name there, user/name."""
     drawing: Annotated[Drawing, arg(name="")] = field(default_factory=Drawing, kw_only=True)
-    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: the run folder)")] = None
+    out: Annotated[Path | None, arg(metavar="FOLDER"), default("the run folder")] = None
     """Where to write."""
 
     def run(self) -> int:
@@ -58,7 +56,7 @@ class Sample(Draws):
 
         run = run_folder(self.run_folder)
         out, drawing = self.out or run, replace(self.drawing, sampler_options=self.sampler_options())
-        options = {"overwrite": self.overwrite, "progress": not self.quiet}
+        options = {"overwrite": self.overwrite, "progress": self.progress}
         samples, levels, drawn = draw(run, drawing, out, **options)
         made_by: Any = drawn
         if (out / "samples.png").exists():
@@ -96,7 +94,7 @@ def test_data(table: dict[str, Any], n: int) -> Any:
 
 
 @dataclass
-class FitSampler(Computes):
+class FitSampler(ShowsProgress):
     """Fit samplers of few evaluations to a run, for "indm sample RUN --sampler fitted".
 
     "indm fit-sampler RUN --steps 5 10" learns when to evaluate the network, and how to combine what it says, from
@@ -111,13 +109,11 @@ class FitSampler(Computes):
     options: Annotated[FittingOptions, arg(name="")] = field(default_factory=FittingOptions)
     overwrite: bool = False
     """Fit anew what is there."""
-    quiet: bool = False
-    """No progress bar."""
 
     def run(self) -> int:
         from indm.runs.fitted import fit_samplers
 
-        fits = fit_samplers(self.run_folder, self.options, overwrite=self.overwrite, progress=not self.quiet)
+        fits = fit_samplers(self.run_folder, self.options, overwrite=self.overwrite, progress=self.progress)
         for steps, fit in fits.items():
             change = (
                 f"{fit.rms:.4f}, {fit.rms_before:.4f} before" if fit.rms < fit.rms_before else "no better than before"
@@ -141,7 +137,7 @@ class Fid(Draws):
     """What to score: a run folder, a folder of images, a samples.npz, or a data set (its test split)."""
     scoring: Annotated[ScoringOptions, arg(name="")] = field(default_factory=ScoringOptions, kw_only=True)
     drawing: Annotated[FidDrawing, arg(name="")] = field(default_factory=FidDrawing, kw_only=True)
-    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: the run folder, or .)")] = None
+    out: Annotated[Path | None, arg(metavar="FOLDER"), default("the run folder, or .")] = None
     """Where to write."""
 
     def run(self) -> int:
@@ -153,7 +149,7 @@ class Fid(Draws):
 
         scoring = self.scoring
         reading: Any = {"size": scoring.size, "resize": scoring.resize}
-        of_run, progress = is_run(Path(self.source)), not self.quiet
+        of_run, progress = is_run(Path(self.source)), self.progress
         if not of_run:
             self.check_nothing_is_drawn()
         if scoring.reference is None and not of_run:

@@ -11,21 +11,20 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from indm.cli.common import DONE, INTERRUPTED, Computes, name_of, outside, say
+from indm.cli.common import DONE, INTERRUPTED, ShowsProgress, name_of, outside, say
 from indm.config import recipes
+from indm.config.options import default
 from indm.messages import counted, one_line
 
 
 @dataclass(kw_only=True)
-class TrainsRecipe(Computes):
+class TrainsRecipe(ShowsProgress):
     """What the commands that train a recipe share."""
 
     tables = recipes.TABLES
 
     resume: bool = False
     """Continue from the last checkpoint in the run folder."""
-    quiet: bool = False
-    """No progress bar."""
     dry_run: bool = False
     """Show the whole recipe, the sizes, memory, and the time of a step and of the run; write nothing."""
 
@@ -63,9 +62,9 @@ class Train(TrainsRecipe):
 
     recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
     """Name of a recipe (see "indm recipes"), a TOML file, or a run folder."""
-    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/RECIPE)")] = None
+    out: Annotated[Path | None, arg(metavar="FOLDER"), default("runs/RECIPE")] = None
     """The run folder."""
-    like: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(default: the recipe's budget)")] = None
+    like: Annotated[Path | None, arg(metavar="RUN"), default("the recipe's budget")] = None
     """A run to compare with, whose budget this one gets: as many steps as cost what those of that run did. The costs of
     a step of both are measured in turns first."""
 
@@ -94,7 +93,7 @@ class TrainPair(TrainsRecipe):
 
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="A B | RECIPE", help_behavior_hint="(required)")]
     """Two image folders, or one recipe."""
-    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/RECIPE or runs/A-B)")] = None
+    out: Annotated[Path | None, arg(metavar="FOLDER"), default("runs/RECIPE or runs/A-B")] = None
     """The run folder."""
 
     def run(self) -> int:
@@ -104,7 +103,7 @@ class TrainPair(TrainsRecipe):
         if self.dry_run:
             return show_plan(sides_of(recipe)["a"], out / "a", ", and another run like this to b")
         try:
-            summaries = train_pair(recipe, out, resume=self.resume, progress=not self.quiet)
+            summaries = train_pair(recipe, out, resume=self.resume, progress=self.progress)
         except KeyboardInterrupt:
             return interrupted_early(out)
         side, last = list(summaries.items())[-1]
@@ -144,7 +143,7 @@ class TrainBridge(TrainsRecipe):
 
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="A B | RECIPE", help_behavior_hint="(required)")]
     """Two image folders, or one recipe."""
-    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/RECIPE-bridge)")] = None
+    out: Annotated[Path | None, arg(metavar="FOLDER"), default("runs/RECIPE-bridge")] = None
     """The run folder."""
     form: Literal["classes", "terminal"] = "classes"
     """One model that is told the class, or one whose diffusion ends in B."""

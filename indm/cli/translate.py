@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from indm.cli.common import DONE, INTERRUPTED, SOME_FAILED, Computes
+from indm.cli.common import DONE, INTERRUPTED, SOME_FAILED, Computes, ShowsProgress
 from indm.config.options import StripOptions, TranslationOptions, default
 from indm.messages import one_line
 
 
 @dataclass
-class Translate(Computes):
+class Translate(ShowsProgress):
     """Translate images of A into images of B by trained runs.
 
     "indm translate RUN_A RUN_B photos --out results" takes two models: to T along A's probability flow, back along B's.
@@ -47,8 +47,6 @@ class Translate(Computes):
     """Write into a folder that is not empty."""
     resume: bool = False
     """Go on with a translation that was interrupted: the same command, with this."""
-    quiet: bool = False
-    """No progress bar."""
 
     def run(self) -> int:
         from indm.evaluation import file_translation
@@ -68,7 +66,7 @@ class Translate(Computes):
         opened = open_runs(given[:count], self.direction, self.condition, method=self.options.method)
         try:
             report = file_translation.translate_files(
-                opened, sources, self.out, self.options, resume=self.resume, progress=not self.quiet
+                opened, sources, self.out, self.options, resume=self.resume, progress=self.progress
             )
         except KeyboardInterrupt:
             if not (self.out / file_translation.UNFINISHED).exists():

@@ -11,7 +11,7 @@ import torch
 from test_reliability import TINY, trainer_of
 from test_training import change
 
-from indm.cli.parsing import parse
+from indm.cli.commands import parse
 from indm.config.options import Training
 from indm.runs.provenance import threads_of
 from indm.training import loop, threads
