@@ -96,7 +96,7 @@ def flags_of(options: type, default_of_all: str) -> type:
 
 def aliases_of(hint: Any) -> list[str]:
     """Other names of the flag of an option of that type."""
-    return [alias for note in getattr(hint, "__metadata__", ()) for alias in note.aliases or ()]
+    return [alias for note in getattr(hint, "__metadata__", ()) for alias in getattr(note, "aliases", None) or ()]
 
 
 ALIASES = {  # of a flag → the key

@@ -9,7 +9,7 @@ import inspect
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from indm.messages import brief, nearest
 
@@ -26,12 +26,6 @@ def require(condition: bool, key: str, value: object, wanted: str) -> None:
         raise ValueError(f"{key} must be {wanted}, got {brief(repr(value))}")
 
 
-def check_each(options: object, table: str, holds: Callable[[Any], bool], wanted: str, names: str) -> None:
-    """:func:`require` for each of the fields ``names``, separated by spaces."""
-    for name in names.split():
-        require(holds(getattr(options, name)), f"{table}.{name}", getattr(options, name), wanted)
-
-
 def check_whole_number(key: str, value: object) -> None:
     """ValueError where ``value`` is a whole number that is too large for what it counts, or for a seed."""
     most = LARGEST_SEED if key.endswith("seed") else LARGEST
@@ -39,11 +33,23 @@ def check_whole_number(key: str, value: object) -> None:
         require(abs(value) <= most, key, value, f"within ±{most:,}")
 
 
-def check_whole_numbers(options: object, table: str = "") -> None:
-    """:func:`check_whole_number` for the fields of a dataclass that may be whole numbers."""
-    for name, hint in get_type_hints(type(options)).items():
-        if hint is int or int in get_args(hint):
-            check_whole_number(f"{table}{name}", getattr(options, name))
+class Must(NamedTuple):
+    """What the value of an option must be, as a note in the annotation of its field."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def check_options(options: object, table: str = "") -> None:
+    """ValueError where a field of a dataclass is not what its annotation says; None is never wrong."""
+    plain = get_type_hints(type(options))
+    for name, hint in get_type_hints(type(options), include_extras=True).items():
+        value = getattr(options, name)
+        for note in getattr(hint, "__metadata__", ()):
+            if isinstance(note, Must) and value is not None:
+                require(note.holds(value), f"{table}{name}", value, note.words)
+        if plain[name] is int or int in get_args(plain[name]):
+            check_whole_number(f"{table}{name}", value)
 
 
 def check_name(word: str, known: Collection[str], what: str, shown: str) -> None:
@@ -147,7 +153,7 @@ def _are(values: list | tuple, hints: tuple) -> bool:
 
 
 def _describe(hint: Any) -> str:
-    """That type in words."""
+    """Human-readable name of a type hint."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _describe(inner[0])

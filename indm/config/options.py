@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Suppress, arg
 
-from indm.config.checks import check_each, check_whole_numbers, require
+from indm.config.checks import Must, check_options, require
 from indm.config.parts import BUILT_IN, GIVEN, check_is_here, is_outside
 from indm.messages import nearest
 
@@ -29,9 +29,36 @@ def default(words: str):
     return arg(help_behavior_hint=f"(default: {words})")
 
 
+def at_most(most: int) -> Must:
+    return Must(f"at most {most:,}", lambda v: v <= most)
+
+
 def _is_interval(value: float) -> bool:
     """Whether ``value`` is a share of a run below 1, or a whole number of steps; infinity is never."""
     return 0 < value < 1 or value == math.inf or (value >= 1 and value == int(value))
+
+
+AT_LEAST_1 = Must("at least 1", lambda v: v >= 1)
+AT_LEAST_2 = Must("at least 2", lambda v: v >= 2)
+POSITIVE = Must("positive", lambda v: v > 0)
+FINITE = Must("positive and finite", lambda v: 0 < v < math.inf)
+NOT_NEGATIVE = Must("0 or more", lambda v: v >= 0)
+BELOW_1 = Must("in [0, 1)", lambda v: 0 <= v < 1)
+Count = Annotated[int, AT_LEAST_1]
+Two = Annotated[int, AT_LEAST_2]
+Number = Annotated[int, NOT_NEGATIVE]
+Positive = Annotated[float, POSITIVE]
+Amount = Annotated[float, NOT_NEGATIVE]
+Share = Annotated[float, BELOW_1]
+STEPS = "a whole number of steps, or a share of the run below 1"
+Interval = Annotated[float, Must(STEPS, _is_interval)]
+Warmup = Annotated[float, Must(f"0, {STEPS}", lambda v: not v or _is_interval(v))]
+Steps = Annotated[float, POSITIVE, Must("a whole number, or inf", lambda v: v == math.inf or v == int(v))]
+Threads = Must('"auto" or at least 1', lambda v: v == "auto" or v >= 1)
+MostThreads = Must(f"at most {MOST_PROCESSES:,}", lambda v: v == "auto" or v <= MOST_PROCESSES)
+Decays = Must("two numbers in [0, 1)", lambda v: all(0 <= b < 1 for b in v))
+FewFrames = Must("an even number of at least 4", lambda v: v >= 4 and v % 2 == 0)
+Enough = Must(f"at least {FEWEST_EXAMPLES} for standard errors", lambda v: v >= FEWEST_EXAMPLES)
 
 
 def _known_trackers() -> set[str]:
@@ -54,51 +81,51 @@ class Training:
     objective: str = "mle"
     """What is minimised: "mle" is the NELBO; with "fid" the score minimises the variance-weighted loss; "flow" trains
     the flow alone; or a loss of yours as package.module:name, see indm.objective.Objective."""
-    steps: float = 10_000
+    steps: Steps = 10_000
     """Optimizer steps; inf is no limit."""
-    seconds: float = math.inf
+    seconds: Positive = math.inf
     """Seconds of training. Validation and checkpoints do not count; inf is no limit."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Examples of one optimizer step, over all processes and accumulated batches."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Batches whose gradients are added up for one optimizer step."""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Learning rate of the score."""
-    flow_lr: float = 1e-3
+    flow_lr: Positive = 1e-3
     """Learning rate of the flow."""
-    dequantization_lr: float = 1e-3
+    dequantization_lr: Positive = 1e-3
     """Learning rate of the noise of grey levels, where that is learned."""
-    flow_update_every: int = 1
+    flow_update_every: Count = 1
     """The flow is trained in every n-th step. In the steps between, the score alone is trained."""
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: Annotated[tuple[float, float], Decays] = (0.9, 0.99)
     """Decay rates of Adam's averages of the gradient and of its square."""
-    weight_decay: float = 0.01
+    weight_decay: Amount = 0.01
     """Decoupled weight decay of the score."""
-    flow_weight_decay: float = 0.0
+    flow_weight_decay: Amount = 0.0
     """Decoupled weight decay of the flow."""
-    clip: float = 1.0
+    clip: Positive = 1.0
     """Largest norm of the gradient; score and flow are clipped separately."""
-    warmup: float = 0
+    warmup: Warmup = 0
     """Steps in which the learning rates rise linearly; below 1, a share of the run."""
-    flow_warmup: float = 0
+    flow_warmup: Warmup = 0
     """The same for the flow, if that is longer, so that the score gets a head start."""
-    decay: float = 0.0
+    decay: Annotated[float, Must("in [0, 1]", lambda v: 0 <= v <= 1)] = 0.0
     """Last fraction of the run, in which the learning rates fall linearly to 0."""
-    ema: float = 0.999
+    ema: Share = 0.999
     """Decay of the averaged weights, which are those that are validated and saved. After n steps it is at most
     (1 + n)/(10 + n), so that the average is over the last tenth of a short run."""
-    pretrain: float = 0.0
+    pretrain: Share = 0.0
     """First fraction of the run, in which the score is trained without the flow."""
-    soft_truncation: float = 0.0
+    soft_truncation: Amount = 0.0
     """Exponent k of the law of the random truncation (1.2 is usual); 0 always truncates at ε."""
-    isometry: float = 0.0
+    isometry: Amount = 0.0
     """Weight of the flow's distance from an isometry: 0 leaves it free, a large weight gives a linear diffusion."""
-    terminal: float = 0.0
+    terminal: Amount = 0.0
     """Weight of −log p(x_T), with x_T drawn from [data_b], or from a Gaussian with the data's mean and covariance."""
-    terminal_noise: float = 0.0
+    terminal_noise: Amount = 0.0
     """Deviation of normal noise that is added to these draws, in model units, where images reach from −1 to 1 (0.1 is
     usual). A flow learns them so much sooner; a translation to them ends with one step that takes the noise away."""
-    initial_noise: float = 0.0
+    initial_noise: Amount = 0.0
     """Deviation of normal noise on the data of a bridge (train.terminal), in training and validation: where its flow
     has learned x_T with noise, its score learns such data much sooner. Translations from them begin with the noise,
     those to them end with a step that takes it away. Samples have it, and the likelihood of clean data is poor."""
@@ -109,66 +136,44 @@ class Training:
     shard: bool = False
     """Divide weights, gradients, moments and average of the score network over the processes, for one that does not fit
     one device; see docs/distributed.md. With one process it is not divided."""
-    threads: Annotated[int | Literal["auto"], arg(aliases=["--threads"])] = "auto"
+    threads: Annotated[int | Literal["auto"], arg(aliases=["--threads"]), Threads, MostThreads] = "auto"
     """Threads of the CPU. "auto" takes OMP_NUM_THREADS if that is set, and that of the run in a resumed one. Else it
     takes the share of all that other processes leave idle. The last bits depend on it; versions.json of the run has
     it."""
-    workers: int = 0
+    workers: Annotated[int, NOT_NEGATIVE, at_most(MOST_PROCESSES)] = 0
     """Processes that load data; 0 loads them in the process that trains."""
-    log_every: float = 50
+    log_every: Interval = 50
     """Steps between two lines of the metrics log; below 1, a share of the run."""
-    validate_every: float = 0.05
+    validate_every: Interval = 0.05
     """Steps between two validations; below 1, a share of the run."""
-    validate_examples: int = 1000
+    validate_examples: Count = 1000
     """Examples of the validation split that a validation uses, at most."""
-    checkpoint_every: float = 1000
+    checkpoint_every: Interval = 1000
     """Steps between two checkpoints; below 1, a share of the run."""
-    keep_last: int = 2
+    keep_last: Count = 2
     """Checkpoints that are kept, each about four times the size of the model; best/ is the averaged model alone."""
-    max_skipped_steps: int = 20
+    max_skipped_steps: Count = 20
     """Steps in a row that may be skipped because a loss or gradient is not finite; after that the run goes back."""
-    max_rollbacks: int = 3
+    max_rollbacks: Number = 3
     """Times a run goes back to its last checkpoint, at half the learning rates, before it stops with an error."""
-    snapshot_every: int = 0
+    snapshot_every: Number = 0
     """Steps between two copies of the averaged model, kept as snapshots/STEP; 0 keeps none."""
     final: Literal["last", "best"] = "last"
     """Which averaged model is the run's in the end: the last one, or that of the best validation."""
-    seed: int = 0
+    seed: Number = 0
     """Seed of the weights, the batches and the noise."""
     trackers: tuple[str, ...] = ()
     """Where metrics are also sent: "tensorboard", "wandb", "mlflow", or another that accelerate knows."""
 
     def __post_init__(self):
-        most = f"at most {MOST_PROCESSES:,}"
-        check_each(self, "train", lambda v: v == "auto" or v <= MOST_PROCESSES, most, "workers threads")
-        check_whole_numbers(self, "train.")
-        check_each(self, "train", lambda v: v >= 1, "at least 1", "batch_size accumulate validate_examples")
-        intervals = "log_every validate_every checkpoint_every"
-        check_each(self, "train", _is_interval, "a whole number of steps, or a share of the run below 1", intervals)
-        check_each(
-            self,
-            "train",
-            lambda v: not v or _is_interval(v),
-            "0, a whole number of steps, or a share of the run below 1",
-            "warmup flow_warmup",
-        )
-        check_each(self, "train", lambda v: v >= 1, "at least 1", "keep_last max_skipped_steps")
-        check_each(self, "train", lambda v: v == "auto" or v >= 1, '"auto" or at least 1', "threads")
-        check_each(self, "train", lambda v: v > 0, "positive", "steps seconds clip")
-        check_each(self, "train", lambda v: v > 0, "positive", "lr flow_lr dequantization_lr")
-        check_each(self, "train", lambda v: v >= 0, "0 or more", "weight_decay flow_weight_decay workers seed")
-        check_each(self, "train", lambda v: v >= 0, "0 or more", "soft_truncation isometry terminal")
-        check_each(self, "train", lambda v: v >= 0, "0 or more", "terminal_noise initial_noise")
-        check_each(self, "train", lambda v: v >= 0, "0 or more", "snapshot_every max_rollbacks")
-        check_each(self, "train", lambda v: 0 <= v < 1, "in [0, 1)", "ema pretrain")
-        check_each(self, "train", lambda v: 0 <= v <= 1, "in [0, 1]", "decay")
-        check_each(self, "train", lambda v: all(0 <= b < 1 for b in v), "two numbers in [0, 1)", "betas")
-        check_each(self, "train", lambda v: v == math.inf or v == int(v), "a whole number, or inf", "steps")
-        check_each(self, "train", lambda v: v % self.accumulate == 0, "a multiple of train.accumulate", "batch_size")
-        for name, noise in {"terminal_noise": self.terminal_noise, "initial_noise": self.initial_noise}.items():
+        check_options(self, "train.")
+        divides = self.batch_size % self.accumulate == 0
+        require(divides, "train.batch_size", self.batch_size, "a multiple of train.accumulate")
+        for name in ("terminal_noise", "initial_noise"):
+            noise = getattr(self, name)
             require(not noise or self.terminal > 0, f"train.{name}", noise, "0 where there is no train.terminal")
         known = _known_trackers() if self.trackers else set()
-        check_each(self, "train", lambda v: set(v) <= known, f"of {', '.join(sorted(known))}", "trackers")
+        require({*self.trackers} <= known, "train.trackers", self.trackers, f"of {', '.join(sorted(known))}")
         names = BUILT_IN["objective"]
         check_is_here(self.objective)
         is_name = self.objective in (*names, GIVEN) or is_outside(self.objective)
@@ -184,43 +189,36 @@ class Evaluation:
 
     split: Literal["test", "valid", "train"] = "test"
     """Which examples: test, valid or train."""
-    examples: int = 10_000
+    examples: Two = 10_000
     """Examples for the NELBO, at most."""
-    nll_examples: int = 1000
+    nll_examples: Number = 1000
     """How many of these, from the first, for the NLL of the probability-flow ODE; 0 skips the NLL."""
-    draws: int = 0
+    draws: Annotated[int, NOT_NEGATIVE, at_most(MOST_ESTIMATES)] = 0
     """Draws of noise in the importance-weighted bound of that NLL (IW-NLL; 8 is usual), whose divergence is exact; 0
     skips it. It takes the time of draws × dimensions estimates of the NLL."""
-    iw_examples: int = 100
+    iw_examples: Two = 100
     """How many examples, from the first, for the IW-NLL."""
-    ancestral: int = 0
+    ancestral: Number = 0
     """Also the bound of samples by "--sampler ancestral" in this many steps, of the NELBO's examples; 0 skips it."""
-    repeats: int = 2
+    repeats: Annotated[int, AT_LEAST_2, at_most(MOST_ESTIMATES)] = 2
     """Independent estimates for each example (2 or more), which show the estimator's noise."""
-    times: int = 4
+    times: Annotated[int, AT_LEAST_1, at_most(MOST_ESTIMATES)] = 4
     """Score evaluations of one NELBO estimate."""
-    probes: int = 1
+    probes: Annotated[int, AT_LEAST_1, at_most(MOST_ESTIMATES)] = 1
     """Hutchinson probes of the divergence."""
-    nll_error: float = 1e-3
+    nll_error: Annotated[float, FINITE] = 1e-3
     """Largest stated error of the ODE solver, bits/dim of an example: those above it are solved again in more steps."""
-    steps: int = 0
+    steps: Annotated[int, Must("0, or 8 or more", lambda v: v == 0 or v >= 8)] = 0
     """Steps of the ODE solver, whatever their error, which is printed; 0: as many as nll_error needs, up to 256."""
-    eps: float = 0.0
+    eps: Amount = 0.0
     """Truncation of bound and ODE, at or above the model's own; 0 is the model's own."""
-    batch_size: int = 250
+    batch_size: Count = 250
     """Examples at a time."""
-    seed: int = 0
+    seed: Number = 0
     """Seed of dequantization, noise, times and probes."""
 
     def __post_init__(self):
-        check_whole_numbers(self, "evaluate.")
-        check_each(self, "evaluate", lambda v: v >= 1, "at least 1", "times probes batch_size")
-        check_each(self, "evaluate", lambda v: v >= 2, "at least 2", "examples iw_examples repeats")
-        most = f"at most {MOST_ESTIMATES:,}"
-        check_each(self, "evaluate", lambda v: v <= MOST_ESTIMATES, most, "times probes draws repeats")
-        check_each(self, "evaluate", lambda v: v >= 0, "0 or more", "nll_examples draws ancestral seed eps")
-        check_each(self, "evaluate", lambda v: v == 0 or v >= 8, "0, or 8 or more", "steps")
-        check_each(self, "evaluate", lambda v: 0 < v < math.inf, "positive and finite", "nll_error")
+        check_options(self, "evaluate.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,28 +227,26 @@ class Classifying:
 
     split: Literal["train", "valid", "test"] = "test"
     """Which split of the run's data."""
-    examples: int = 10_000
+    examples: Count = 10_000
     """The first examples, at most."""
-    draws: int = 4
+    draws: Two = 4
     """Draws of the bound, for all classes with the same noise; their spread tells its error."""
-    times: int = 8
+    times: Count = 8
     """Evaluations of the network for each draw and class."""
-    batch_size: int = 250
+    batch_size: Count = 250
     """Examples at a time."""
     seed: int = 0
     """Seed of all noise."""
 
     def __post_init__(self):
-        check_whole_numbers(self)
-        check_each(self, "", lambda v: v >= 1, "at least 1", "times batch_size examples")
-        check_each(self, "", lambda v: v >= 2, "at least 2", "draws")
+        check_options(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
     """What decides the samples of a run. The values go to :func:`indm.sample`."""
 
-    n: Annotated[int, arg(aliases=["-n"])] = 64
+    n: Annotated[int, AT_LEAST_1, arg(aliases=["-n"])] = 64
     """How many samples."""
     condition: Annotated[str | None, arg(metavar="C"), default("drawn from the training data")] = None
     """The c of a model of p(x|c): a class by its name, or by its number (from 0) where no name has a digit; or numbers
@@ -266,7 +262,7 @@ class Drawing:
     [0.16,0.14]."""
     sampler_options: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
     """Arguments of the sampler; those that are left out have its defaults."""
-    steps: int = 25
+    steps: Count = 25
     """Time steps."""
     eps: Annotated[float | None, default("the model's")] = None
     """Where the reverse process ends, at or above the model's own truncation."""
@@ -276,24 +272,20 @@ class Drawing:
     """Factor on the latent before it is decoded; 1 samples the model."""
     last_denoising: bool = True
     """Leave out the last step, from z at the truncation to the mean of z_0 given it."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Samples at a time. Other sizes give other samples."""
     seed: int = 0
     """Seed of the noise."""
 
     def __post_init__(self):
-        check_whole_numbers(self)
-        for name in ("n", "steps", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_options(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FidDrawing(Drawing):
     """The samples of a run that are scored against a reference."""
 
-    n: Annotated[int | None, arg(aliases=["-n"], metavar="N"), default("as the reference")] = None  # type: ignore[assignment]
+    n: Annotated[int | None, AT_LEAST_1, arg(aliases=["-n"], metavar="N"), default("as the reference")] = None  # type: ignore[assignment]
     """How many samples; by default a run draws as many as the reference has, at most 50,000."""
 
 
@@ -318,7 +310,7 @@ class ScoringOptions:
 class FittingOptions:
     """How samplers are fitted to a model. The values go to :func:`indm.fit_sampler`."""
 
-    steps: tuple[int, ...] = (5, 10)
+    steps: Annotated[tuple[int, ...], Must("one number or more", bool)] = (5, 10)
     """Evaluations of the network for one sample; a sampler is fitted for each number."""
     samples: Annotated[int | None, default("as many as hold 4096 numbers, 64 or more")] = None
     """Trajectories of the model to fit; as many again are held out."""
@@ -334,9 +326,7 @@ class FittingOptions:
     """Seed of the trajectories."""
 
     def __post_init__(self):
-        check_whole_numbers(self)
-        if not self.steps:
-            raise ValueError("steps must be one number or more, got none")
+        check_options(self)
 
 
 @dataclass(frozen=True)
@@ -377,7 +367,7 @@ class TranslationOptions:
     begins with noise takes as many for each of its signs."""
     tol: Annotated[float | None, default("equal steps")] = None
     """Take as many steps as an error of this size takes, in deviations of the latent; 1e-4 is usual."""
-    strip: int = 0
+    strip: Annotated[int, Must("0 for none or at least 2 frames", lambda v: v == 0 or v >= 2)] = 0
     """Also write strips/NAME.png with this many pictures of each leg of the way; 0 for none."""
     cycle: bool = False
     """Also go back to A: cycle/NAME.png, and the largest error of each image, grey levels before and after rounding."""
@@ -400,15 +390,11 @@ class TranslationOptions:
     """Results are as transparent as their sources. Without it they are opaque, on data.background."""
     strict: bool = False
     """An image of another size than the model's, or a file that is no image, is an error."""
-    batch_size: int = 64
+    batch_size: Annotated[int, Must("at least 1 (64 is usual)", lambda v: v >= 1)] = 64
     """Images at a time."""
 
     def __post_init__(self):
-        check_whole_numbers(self)
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}; 64 is usual")
-        if self.strip < 0 or self.strip == 1:
-            raise ValueError(f"strip must be 0 for none or at least 2 frames, got {self.strip}")
+        check_options(self)
 
     def folders(self) -> list[str]:
         """The folders beside the results that hold a picture of each."""
@@ -419,9 +405,9 @@ class TranslationOptions:
 class StripOptions:
     """How the ways of one image by several runs are drawn."""
 
-    frames: int = 12
+    frames: Annotated[int, FewFrames] = 12
     """Pictures of a row, of equal distance in t on each leg."""
-    strength: float = 0.5
+    strength: Share = 0.5
     """Of SDEdit by the models that are told the class, a share of T below 1; 0 leaves its rows out."""
     guidance: float = 1.0
     """Of the models that are told the class, away from A, as in "indm translate"."""
@@ -431,16 +417,14 @@ class StripOptions:
     """Seed of the noise of SDEdit, and of that with which a bridge begins."""
 
     def __post_init__(self):
-        check_whole_numbers(self)
-        require(self.frames >= 4 and self.frames % 2 == 0, "frames", self.frames, "an even number of at least 4")
-        require(0 <= self.strength < 1, "strength", self.strength, "in [0, 1)")
+        check_options(self)
 
 
 @dataclass(frozen=True)
 class ReportOptions:
     """What a report measures."""
 
-    examples: int = 500
+    examples: Annotated[int, Enough] = 500
     """Samples of each measurement, at most; a tenth of it is quick and rough."""
     steps: tuple[int, ...] = (5, 10, 20, 50, 100)
     """Steps of the samplers. From 200 on only the stochastic samplers run: the others have long converged."""
@@ -450,16 +434,12 @@ class ReportOptions:
     """Seed of everything random."""
 
     def __post_init__(self):
-        check_whole_numbers(self)
-        if self.examples < FEWEST_EXAMPLES:
-            raise ValueError(f"examples must be at least {FEWEST_EXAMPLES} for standard errors, got {self.examples}")
-        if not self.steps or min(self.steps) < 1:
-            raise ValueError(f"steps must be one or more numbers of at least 1, got {self.steps}")
-        if min(self.steps) >= MANY_STEPS:
-            raise ValueError(f"steps must hold one below {MANY_STEPS}, where all samplers run, got {self.steps}")
+        check_options(self)
+        require(bool(self.steps) and min(self.steps) >= 1, "steps", self.steps, "one or more numbers of at least 1")
+        few = f"a list with one below {MANY_STEPS}, where all samplers run"
+        require(min(self.steps) < MANY_STEPS, "steps", self.steps, few)
         names = ", ".join(BUILT_IN["sampler"])
-        if not self.samplers:
-            raise ValueError(f"samplers must be one or more of {names}, got none")
+        require(bool(self.samplers), "samplers", self.samplers, f"one or more of {names}")
         for name in self.samplers:
             if name not in BUILT_IN["sampler"] and not is_outside(name):
                 known = nearest(name, BUILT_IN["sampler"])

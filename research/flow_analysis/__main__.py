@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from tyro.conf import Positional, arg
 
 from indm.cli.common import DONE, Computes
-from indm.config.checks import check_whole_numbers
+from indm.config.checks import check_options
 from indm.files import atomic
 from indm.runs.data import data_of
 from indm.runs.folder import check_absent, open_run
@@ -45,7 +45,7 @@ class FlowAnalysis(Computes):
     def run(self) -> int:
         if not self.run_folders:
             raise ValueError("run folders must be at least one, got none")
-        check_whole_numbers(self)
+        check_options(self)
         check_absent(self.out, ["flow.json", "flow.png"], self.overwrite)
         analyses = {}
         for folder in self.run_folders:

@@ -699,7 +699,7 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
         ("report untrained --examples 19", "examples must be at least 20 for standard errors, got 19"),
         ("report untrained --steps 5 0", "steps must be one or more numbers of at least 1, got (5, 0)"),
         ("report untrained --steps", "steps must be one or more numbers of at least 1, got ()"),
-        ("report untrained --steps 200", "steps must hold one below 200"),
+        ("report untrained --steps 200", "steps must be a list with one below 200"),
         ("report untrained --samplers dmp++", "sampler must be one of ode, euler-maruyama"),
         ("compare full full --out full/precious.txt", "nothing can be written into full/precious.txt: it is no folder"),
         ("compare full full --out full/precious.txt/a", "nothing can be written into full/precious.txt: it is no"),
@@ -767,7 +767,7 @@ def test_mistakes_with_a_run(run, tmp_path, capsys):
     for option in ("-n", "--steps", "--batch-size", "--seed"):
         name = option.lstrip("-").replace("-", "_")
         assert f"{name} must be within ±" in fails(capsys, "sample", run, option, 10**20)
-    for option in ("--times", "--examples", "--batch-size", "--seed"):
+    for option in ("--iw-examples", "--examples", "--batch-size", "--seed"):
         name = option.lstrip("-").replace("-", "_")
         assert f"evaluate.{name} must be within ±" in fails(capsys, "evaluate", run, option, 10**20, "--overwrite")
     for tol in ("inf", "nan", "0"):

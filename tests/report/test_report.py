@@ -555,7 +555,7 @@ def test_bounds_are_in_the_unit_of_the_run(tmp_path):
         ({"examples": 19}, "examples must be at least 20"),
         ({"steps": ()}, "steps must be one or more"),
         ({"steps": (5, 0)}, "steps must be one or more numbers of at least 1"),
-        ({"steps": (200, 1000)}, "steps must hold one below 200"),
+        ({"steps": (200, 1000)}, "steps must be a list with one below 200"),
         ({"samplers": ()}, "samplers must be one or more of"),
         ({"samplers": ("unipc", "dmp++")}, "sampler must be one of"),
     ],
