@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indm.data import columns, tables
+from indm.data import tables
 from indm.data.base import Data, as_data
-from indm.data.mapped import Mapped, mapped_array
-from indm.data.raw import grey_levels
+from indm.data.raw import Mapped, grey_levels
 from indm.files import untrusted
-from indm.messages import brief, nearest
+from indm.files.plain import check_plain
+from indm.messages import brief, nearest, reason
 
 CONVERSIONS = {  # what writes a file of another kind as one that is read here, by the suffix
     **dict.fromkeys((".xlsx", ".xls", ".ods"), 'pandas.read_excel("{name}").to_csv("{stem}.csv", index=False)'),
@@ -67,7 +67,7 @@ def load_array(
     place = Path(path).expanduser()
     if mmap:
         arrays = [
-            Mapped(mapped_array(place), levels, place),
+            Mapped(_mapped_array(place), levels, place),
             untrusted.array(place.parent / _names(c)[0]) if c else None,
         ]
     else:
@@ -81,6 +81,17 @@ def load_array(
     return replace(data, notes=[f"read from {path}" + (f", key {key}" if key else ""), *data.notes])
 
 
+def _mapped_array(path: Path) -> np.ndarray:
+    """The array of a .npy file, mapped into memory and not read; ValueError where it is another file, or of objects."""
+    try:
+        check_plain(path)
+        return np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be mapped into memory, as an .npy file of numbers can: {reason(error)}"
+        ) from error
+
+
 def _names(option: str | tuple[str, ...]) -> tuple[str, ...]:
     return (option,) if isinstance(option, str) else tuple(option)
 
@@ -90,8 +101,8 @@ def _with_conditions(
 ) -> list[Any]:
     """The array of a file, and the conditions that ``c`` names in it or beside it, None without."""
     suffix = path.suffix.lower()
-    if suffix in columns.PARQUET or (suffix in tables.SUFFIXES and (x or c)):
-        return [*columns.read_columns(path, x, c)]
+    if suffix in tables.PARQUET or (suffix in tables.SUFFIXES and (x or c)):
+        return [*tables.read_columns(path, x, c)]
     if x or len(c) > 1:
         raise ValueError(f"{path} has no named columns: data.x and several data.c are for tables, got {(*x, *c)}")
     array = _vectors_or_grey_levels(path, key, levels)

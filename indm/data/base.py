@@ -6,20 +6,18 @@ takes.
 
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import IterableDataset, Subset, TensorDataset
 
-from indm.data.mapped import Mapped
-from indm.data.raw import events, to_array, words_of
-from indm.data.splits import counts, describe_split, limited, split
+from indm.data.raw import FirstEntries, InMemory, Mapped, Source, events, words_of
+from indm.data.splits import condition_fields, counts, describe_split, limited, split
 from indm.files.memory import check_memory
 from indm.messages import brief
 from indm.scaling import Scaling
@@ -152,104 +150,6 @@ def flags_of_data(shape: tuple[int, ...]) -> str:
     return "--data array --data.path FILE"
 
 
-class InMemory(Dataset):
-    """The rows of ``tensor`` (N, *event). A training loop may index ``.tensor`` directly.
-
-    Example:
-
-        >>> examples = InMemory(torch.arange(6).reshape(3, 2))
-        >>> len(examples), examples.shape, examples[1].tolist()
-        (3, (2,), [2, 3])
-        >>> examples.select(torch.tensor([2, 0])).tensor.tolist()
-        [[4, 5], [0, 1]]
-    """
-
-    def __init__(self, tensor: Shaped[Tensor, "n *event"]):
-        self.tensor = tensor
-
-    def __len__(self) -> int:
-        return len(self.tensor)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.tensor[index]
-
-    def __getitems__(self, indices: list[int]) -> Tensor:
-        """A whole batch at once; ``DataLoader`` calls it."""
-        return self.tensor[indices]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one item."""
-        return tuple(self.tensor.shape[1:])
-
-    def select(self, index: Tensor) -> "InMemory":
-        """A copy of the rows at the positions ``index``."""
-        return InMemory(self.tensor[index])
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the numbers."""
-        return hashlib.sha256(self.tensor.numpy().data).hexdigest()
-
-    def standardised(self) -> Scaling:
-        """The scaling to zero mean and unit variance in each dimension."""
-        return Scaling.standardise(self.tensor)
-
-
-class FirstEntries(Dataset):
-    """The items of a map-style data set, read when asked for; the first entry of those that are tuples or lists.
-
-    Each is checked and brought to the layout of all others, see :func:`indm.data.raw.events`.
-
-    Args:
-        dataset: with ``len`` and integer indices.
-        levels: number of grey levels of integer data, see :func:`as_data`.
-        where: what messages call the data set.
-        chosen: positions of the items, in this order; all by default.
-
-    Raises:
-        ValueError: on reading an item that has another shape than the first, or that cannot be used.
-    """
-
-    def __init__(self, dataset: Any, levels: int | None, where: str | Path, chosen: Tensor | None = None):
-        self.dataset, self.where = dataset, where
-        self.chosen = torch.arange(len(dataset)) if chosen is None else chosen
-        first, self.levels = self._read(0, levels)
-        self.shape = tuple(first.shape)
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, index: int) -> Tensor:
-        position = int(self.chosen[index])
-        item, levels = self._read(position, self.levels)
-        if (tuple(item.shape), levels) != (self.shape, self.levels):
-            raise ValueError(
-                f"all items must be of one shape and kind: item {position} of {self.where} is {item.dtype} of shape "
-                f"{tuple(item.shape)}, item 0 has shape {self.shape} and levels {self.levels}"
-            )
-        return item
-
-    def _read(self, position: int, levels: int | None) -> tuple[Tensor, int | None]:
-        item, where = self.dataset[position], f"item {position} of {self.where}"
-        rows, levels = events(to_array(item[0] if isinstance(item, tuple | list) else item, where)[None], levels, where)
-        return torch.from_numpy(rows[0]), levels
-
-    def select(self, index: Tensor) -> "FirstEntries":
-        """The items at the positions ``index``."""
-        return FirstEntries(self.dataset, self.levels, self.where, self.chosen[index])
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the number of items: their contents would all have to be read."""
-        return hashlib.sha256(f"{len(self)} items".encode()).hexdigest()
-
-    def standardised(self) -> Scaling:
-        """The scaling to zero mean and unit variance in each dimension; reads every item once."""
-        return Scaling.standardise_parts(self[i][None] for i in range(len(self)))
-
-
-Source = InMemory | FirstEntries | Mapped
-
-
 def stack(dataset: Examples, n: int | None = None) -> Tensor:
     """The first ``n`` items (all by default) as one tensor (n, *event).
 
@@ -263,13 +163,6 @@ def stack(dataset: Examples, n: int | None = None) -> Tensor:
     if isinstance(dataset, InMemory):
         return dataset.tensor[:n]
     return torch.stack([dataset[i] for i in range(len(dataset))[:n]])
-
-
-def pooled(tensor: Tensor, parts: Mapping[str, Tensor], labels: Tensor | None = None) -> dict[str, Any]:
-    """The fields of :class:`Data` that follow from all examples in one tensor and index tensors into it."""
-    by_part = {} if labels is None else {part: labels[index] for part, index in parts.items()}
-    sets = {part: InMemory(tensor[index]) for part, index in parts.items()}
-    return sets | {"shape": tuple(tensor.shape[1:]), "labels": by_part}
 
 
 def as_data(
@@ -358,43 +251,6 @@ def second_entries(source: Any, where: str | Path) -> Any:
             )
         rows.append(item[1] if isinstance(item[1], str) else np.asarray(item[1]))
     return np.array(rows)
-
-
-def condition_fields(
-    c: Any, parts: Mapping[str, Tensor], where: str | Path, classes: Sequence[str] = ()
-) -> dict[str, Any]:
-    """The fields of :class:`Data` that follow from conditions of all examples and index tensors into them.
-
-    Whole numbers and words (n,) are labels; whole numbers are numbers (n, 1), too. Other numbers (n, size) and images
-    (n, C, H, W), or (n, H, W, C) of 1 or 3 channels, are numbers. Labels are counted in the order of ``classes``, or in
-    that of the alphabet.
-
-    Raises:
-        ValueError: they are none of these, not finite, or of another length.
-    """
-    c = np.asarray(c)
-    n = 1 + max(int(index.max()) for index in parts.values() if len(index))
-    if len(c) < n or c.ndim == 3 or c.ndim > 4 or c.dtype.kind not in "biufUSO":
-        raise ValueError(
-            f"the conditions of {where} must be a row for each example: labels (n,), numbers (n, size) or images "
-            f"(n, C, H, W), got {c.dtype} of shape {c.shape} for {n} examples"
-        )
-    fields: dict[str, Any] = {}
-    if c.ndim == 1 and c.dtype.kind not in "f":
-        values, numbers = np.unique(c.astype(str) if c.dtype.kind == "O" else c, return_inverse=True)
-        names = tuple(classes or map(str, values))
-        labels = torch.tensor([names.index(str(value)) for value in values])[torch.from_numpy(numbers)]
-        fields |= {"classes": names, "labels": {p: labels[index] for p, index in parts.items()}}
-    if c.dtype.kind in "biuf":
-        wrong = np.flatnonzero(~np.isfinite(c.reshape(len(c), -1)).all(1))
-        if len(wrong):
-            raise ValueError(f"the conditions of {where} must be finite: row {wrong[0]} is not")
-        rows = torch.from_numpy(c.astype(np.float32))
-        if rows.ndim == 4 and rows.shape[3] in (1, 3) and rows.shape[1] not in (1, 3):
-            rows = rows.permute(0, 3, 1, 2)
-        rows = rows[:, None] if rows.ndim == 1 else rows
-        fields["conditions"] = {part: rows[index] for part, index in parts.items()}
-    return fields
 
 
 def _examples(source: Any, levels: int | None, where: str | Path) -> tuple[Source, int | None]:

@@ -15,9 +15,9 @@ from typing import Any, overload
 
 import numpy as np
 
-from indm.data.cache import cache_folder
 from indm.data.images import SUFFIXES, read_image, read_kind
 from indm.files import untrusted
+from indm.files.plain import cache_folder
 
 KINDS = (None, "L", "RGB")  # of a file: no image that can be used, grey, colour
 ARRAYS = ("names", "ends", "sizes", "times", "kinds")  # in a cached index

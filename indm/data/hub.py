@@ -1,11 +1,13 @@
 """Data sets of the Hugging Face hub, and those on disk that its package ``datasets`` reads."""
 
+import copy
 import hashlib
 import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,19 +15,32 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from indm.data.base import Data, as_data, events_of_shape
-from indm.data.cache import cache_folder
+from indm.data.base import Data, as_data
+from indm.data.image_files import WholeImages, image_loader
 from indm.data.images import Stored
-from indm.data.raw import height_and_width
-from indm.data.stored import stored_images
-from indm.files.plain import check_plain
+from indm.data.shards import stored_images
+from indm.files.plain import cache_folder, check_plain
 from indm.messages import brief, nearest
 
 
-@events_of_shape(
-    lambda options: (None,) if options["size"] is None else (options["channels"], *height_and_width(options["size"]))
-)
+@dataclass(frozen=True, kw_only=True)
+class HubOptions(WholeImages):
+    """Options of images, or of columns of numbers, which need no ``size``."""
+
+    size: int | str | list[int] | None = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            super().__post_init__()
+
+    @property
+    def event_shape(self) -> tuple[int | None, ...]:
+        return (None,) if self.size is None else super().event_shape
+
+
+@image_loader(HubOptions)
 def load_hub(
+    options: HubOptions,
     *,
     path: str | Path,
     config: str | None = None,
@@ -34,24 +49,13 @@ def load_hub(
     download: bool = True,
     x: str | tuple[str, ...] = "image",
     c: str = "",
-    size: int | str | list[int] | None = None,
-    channels: int | None = None,
-    resize: str = "bilinear",
-    crop: bool | int = True,
-    background: str = "white",
     levels: int | None = None,
-    valid: float = 0.1,
-    test: float = 0.1,
-    seed: int = 0,
-    limit: int | None = None,
-    centered: bool = True,
-    flip: bool = False,
 ) -> Data:
     """A split of a data set as ``datasets.load_dataset`` finds it, divided by ``seed``.
 
     Images stay in files that are mapped into memory, so they may be larger than that; columns of numbers are read. What
     is trained on is on disk, so that a run can be resumed exactly: the whole split, or as many rows as ``stream`` says.
-    No code from the hub is run.
+    No code from the hub is run. The headers of some images decide whether any is in colour.
 
     Args:
         path: a name on the hub, "user/name", or a folder: of images or tables, or what ``save_to_disk`` wrote.
@@ -63,19 +67,7 @@ def load_hub(
         download: whether to ask the hub for what is not on this machine.
         x: the column of images; or columns of numbers, which make vectors.
         c: the column of the condition: class labels, numbers or words; none by default.
-        size: of images: side in pixels of the square, or height x width: "24x48" or [24, 48].
-        channels: of images: 1 (grey) or 3 (RGB), by default 3 where any of the first is in colour.
-        resize: how: "bilinear", "bicubic", "lanczos", …; antialiased.
-        crop: true cuts out the largest rectangle in the middle with the aspect ratio of ``size``, a number the one with
-            that shorter side; false squeezes.
-        background: behind transparent pixels: "white", "black", "#rrggbb" or a colour that Pillow's ImageColor knows.
         levels: of columns of whole numbers that are grey levels: how many.
-        valid: fraction of the rows for validation.
-        test: fraction of the rows for the test.
-        seed: of the division.
-        limit: training examples to keep, the first ones; all by default.
-        centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
-        flip: whether training flips images horizontally at random.
 
     Raises:
         ValueError: no such data set, column or option; ``datasets`` is not installed.
@@ -89,23 +81,18 @@ def load_hub(
     conditions = _conditions(rows, c) if c else None
     kind = rows.features[names[0]]
     if type(kind).__name__ != "Image":
-        if size is not None:
+        if options.size is not None:
             raise ValueError(f"size is for images, and the column {names[0]!r} of {path} holds {brief(kind)}")
         table = np.column_stack([np.asarray(rows.with_format("numpy")[name][:]) for name in names])
-        return as_data(
-            table, name="datasets", levels=levels, valid=valid, test=test, seed=seed, limit=limit, centered=centered,
-            flip=flip, where=path, c=False if conditions is None else conditions,
-        )  # fmt: skip
-    if len(names) > 1 or size is None:
+        shared = {name: getattr(options, name) for name in ("valid", "test", "seed", "limit", "centered", "flip")}
+        c_rows = False if conditions is None else conditions
+        return as_data(table, name="datasets", levels=levels, where=path, c=c_rows, **shared)
+    if len(names) > 1 or options.size is None:
         raise ValueError(
             f"the column {names[0]!r} of {path} holds images, which stand alone in data.x and need data.size"
         )
     images = HubImages(rows, names[0], _places(Path(path).expanduser()))
-    return stored_images(
-        images, [] if conditions is None else conditions, "datasets", path, images.fingerprint(), size=size,
-        channels=channels, resize=resize, crop=crop, background=background, valid=valid, test=test, seed=seed,
-        limit=limit, centered=centered, flip=flip,
-    )  # fmt: skip
+    return stored_images("datasets", path, images, [] if conditions is None else conditions, options)
 
 
 def _check_usable(kind: Any, name: str, path: str | Path, *, is_x: bool) -> None:
@@ -235,20 +222,27 @@ class HubImages(Sequence[Stored]):
         import datasets
 
         self.rows, self.name = rows.select_columns([name]).cast_column(name, datasets.Image(decode=False)), name
-        self.places = places
+        self.places, self.chosen = places, np.arange(len(rows))
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.chosen)
 
     def __getitem__(self, index):
-        stored = self.rows[int(index)][self.name]
+        row = int(self.chosen[index])
+        stored = self.rows[row][self.name]
 
         def read() -> bytes:
             if stored["bytes"] is not None:
                 return stored["bytes"]
             return _own_file(stored["path"], self.places).read_bytes()
 
-        return Stored(f"row {index} of the column {self.name!r}", read)
+        return Stored(f"row {row} of the column {self.name!r}", read)
+
+    def select(self, index: np.ndarray) -> "HubImages":
+        """Those at the positions ``index``."""
+        chosen = copy.copy(self)
+        chosen.chosen = self.chosen[index]
+        return chosen
 
     def fingerprint(self) -> str:
         """SHA-256 of the number of bytes of each image, or of its path where its bytes are in a file of its own."""

@@ -1,20 +1,191 @@
-"""Images decoded when they are asked for, as a data set in which a damaged file costs one image."""
+"""Image files as a data set: one class of options, and images decoded when they are asked for."""
 
+import functools
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, get_type_hints
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from indm.data.images import Stored, colour_of, fitted, read_image
-from indm.messages import reason
+from indm.data.base import Data, events_of_shape
+from indm.data.images import RESIZE_MODES, Stored, colour_of, fitted, read_image
+from indm.data.raw import check_size, height_and_width, words_of
+from indm.data.splits import condition_fields, counts, describe_split, split
+from indm.files.memory import most_memory
+from indm.messages import nearest, reason
+from indm.scaling import Scaling
 
 MOST_IN_A_ROW = 100  # unreadable images one after the other, before that is an error
 MOST_KEPT = 512 * 2**20  # bytes of decoded images that stay in memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """What is made of each image, and how the images are split: the options that all loaders of image files share.
+
+    Args:
+        size: side in pixels of the square to which all images are brought, or height x width: "24x48" or [24, 48].
+        channels: 1 (grey) or 3 (RGB), by default 3 where any image is in colour.
+        resize: how: "bilinear", "bicubic", "lanczos", …; antialiased.
+        background: behind transparent pixels: "white", "black", "#rrggbb" or a colour that Pillow's ImageColor knows.
+        valid: fraction of the images for validation.
+        test: fraction of the images for the test.
+        seed: of the split.
+        centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
+        flip: whether training flips images horizontally at random.
+
+    Raises:
+        ValueError: an option out of range, or an image that memory cannot hold.
+    """
+
+    size: int | str | list[int]
+    channels: int | None = None
+    resize: str = "bilinear"
+    background: str = "white"
+    valid: float = 0.1
+    test: float = 0.1
+    seed: int = 0
+    centered: bool = True
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        check_decoded((self.channels or 3, *self.sides))
+        if self.channels not in (None, 1, 3):
+            raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {self.channels}")
+        if self.resize not in RESIZE_MODES:
+            raise ValueError(f"unknown resize {self.resize!r}{nearest(self.resize, RESIZE_MODES)}")
+        colour_of(self.background)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width."""
+        return height_and_width(self.size)
+
+    @property
+    def event_shape(self) -> tuple[int | None, ...]:
+        """The shape of the images; None is a number of channels that the files decide."""
+        return (self.channels, *self.sides)
+
+    def shape(self, colour: bool) -> tuple[int, int, int]:
+        """The shape of the images of files of which some are in ``colour``, or none is."""
+        return (self.channels or (3 if colour else 1), *self.sides)
+
+    def split(self, n: int, limit: int | None = None) -> dict[str, Tensor]:
+        """Which of ``n`` images are in which split, see :func:`indm.data.splits.split`."""
+        return split(n, **counts(n, self.valid, self.test), seed=self.seed, limit=limit)
+
+    def data(self, name: str, sets: dict[str, Any], **about: Any) -> Data:
+        """``sets`` of image files as a :class:`Data`, with what else is known ``about`` them."""
+        scaling, shape = Scaling.images(256, self.centered), sets["train"].shape
+        return Data(name=name, scaling=scaling, shape=shape, flip=self.flip, **sets, **about)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeImages(ImageOptions):
+    """Options of loaders that make one example of each image.
+
+    Args:
+        crop: true cuts out the largest rectangle in the middle with the aspect ratio of ``size``, a number the one with
+            that shorter side; false squeezes.
+        limit: training examples to keep, the first ones; all by default.
+    """
+
+    crop: bool | int = True
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crop is not True and self.crop is not False:
+            check_size(self.crop)
+
+    @property
+    def note(self) -> str:
+        """What is done to each image, in words."""
+        how = "squashed" if self.crop is False else "centre-cropped"
+        return f"{how}, resized to {words_of(self.sides)} ({self.resize}), on {self.background}"
+
+    def data_of(
+        self,
+        name: str,
+        where: str | Path,
+        images: "Images",
+        colour: bool,
+        notes: list[str],
+        labels: Sequence[Any] = (),
+        classes: Sequence[str] = (),
+        grey: Tensor | None = None,
+    ) -> Data:
+        """The data set ``name`` of the ``images`` in ``where``.
+
+        Args:
+            colour: whether any of them is in colour.
+            labels: the class of each, in the order of ``classes`` or of the alphabet; none by default.
+            grey: bool, (n,), which are made grey, see :class:`ImageFiles`.
+        """
+        shape, parts = self.shape(colour), self.split(len(images), self.limit)
+        sets = {
+            part: ImageFiles(
+                images.select(index.numpy()), shape, self.resize, self.crop, self.background,
+                None if grey is None else grey[index],
+            )
+            for part, index in parts.items()
+        }  # fmt: skip
+        fields = condition_fields(labels, parts, where, classes) if len(labels) else {}
+        notes = [*notes, describe_split(parts, self.seed)]
+        return self.data(name, sets, notes=notes, fingerprint=images.fingerprint(), **fields)
+
+
+def check_decoded(shape: tuple[int, int, int]) -> None:
+    """ValueError where memory cannot hold one image, as Pillow has it (4 bytes a pixel), as bytes and as floats."""
+    channels, *sides = shape
+    needed, most = math.prod(sides) * (4 + 5 * channels), most_memory()
+    if needed > most:
+        raise ValueError(
+            f"size must be such that memory holds an image: {'×'.join(map(str, sides))} pixels take "
+            f"{needed / 2**30:,.1f} GiB, and there are {most / 2**30:,.1f} GiB"
+        )
+
+
+def image_loader(options: type[ImageOptions]) -> Callable[[Callable[..., Data]], Callable[..., Data]]:
+    """Decorates ``load(options, *, own, …)``: the loader takes the fields of ``options`` as arguments of its own."""
+    shared = inspect.signature(options).parameters
+
+    def decorate(load: Callable[..., Data]) -> Callable[..., Data]:
+        own = list(inspect.signature(load).parameters.values())[1:]
+
+        @functools.wraps(load)
+        def loader(**values: Any) -> Data:
+            given = {name: values.pop(name) for name in shared if name in values}
+            return load(options(**given), **values)
+
+        loader.__signature__ = inspect.Signature([*own, *shared.values()], return_annotation=Data)  # type: ignore[attr-defined]
+        loader.__annotations__ = get_type_hints(options) | get_type_hints(load)
+        sentence, _, of_own = (inspect.getdoc(load) or "").partition("Args:\n")
+        of_shared = [inspect.cleandoc(part.__doc__ or "") for part in reversed(options.__mro__)]
+        arguments = [text.partition("Args:\n")[2].partition("\n\n")[0] for text in of_shared]
+        loader.__doc__ = "\n".join([f"{sentence}Args:", *filter(None, arguments), of_own])
+        return events_of_shape(lambda values: options(**{name: values[name] for name in shared}).event_shape)(loader)
+
+    return decorate
+
+
+class Images(Protocol):
+    """Image files, or images inside other files: a sequence from which some can be selected."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Path | Stored: ...
+
+    def select(self, index: Any, /) -> Any: ...
+
+    def fingerprint(self) -> str: ...
 
 
 class ImageFiles(Dataset):
@@ -63,22 +234,23 @@ class ImageFiles(Dataset):
         self.files, self.shape, self.grey = files, shape, grey
         self.resize, self.crop, self.background = resize, crop, background
         self.unreadable = torch.zeros(len(files), dtype=torch.bool).share_memory_()
-        self._keep(len(files) * math.prod(shape) <= MOST_KEPT, shape)
+        self.keeps, self.made_shape = len(files) * math.prod(shape) <= MOST_KEPT, tuple(shape)
+        self.is_kept = torch.zeros(len(files), dtype=torch.bool)
 
-    def _keep(self, fits: bool, shape: Sequence[int]) -> None:
-        """Keep what is made of each file, of ``shape``, where it ``fits``."""
-        self.kept = torch.empty(len(self.files) if fits else 0, *shape, dtype=torch.uint8)
-        self.is_kept = torch.zeros(len(self.kept), dtype=torch.bool)
+    @functools.cached_property
+    def kept(self) -> Tensor:
+        """What is made of each file that has been read, where memory keeps it."""
+        return torch.empty(len(self.files), *self.made_shape, dtype=torch.uint8)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self._of_file(index).clone()
+        return self._of_file(range(len(self))[index]).clone()
 
     def _of_file(self, index: int) -> Tensor:
         """What is made of a file: kept, or read now."""
-        if not len(self.kept):
+        if not self.keeps:
             return self._read(index)
         if not self.is_kept[index]:
             self.kept[index] = self._read(index)
@@ -87,8 +259,8 @@ class ImageFiles(Dataset):
 
     def _read(self, index: int) -> Tensor:
         """What is made of a file, or of the first one after it that can be read."""
-        tries = min(len(self), MOST_IN_A_ROW)
-        for position in ((index + further) % len(self) for further in range(tries)):
+        tries = min(len(self.files), MOST_IN_A_ROW)
+        for position in ((index + further) % len(self.files) for further in range(tries)):
             try:
                 image = read_image(self.files[position], self.background)
             except (ValueError, OSError) as error:

@@ -1,8 +1,8 @@
 """Patches of photographs: small squares cut from a folder of large images, split by photograph."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -10,14 +10,13 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from indm.data.base import Data, events_of_shape
-from indm.data.folder import checked_sides, find_images
+from indm.data.base import Data
+from indm.data.folder import find_images
 from indm.data.folder_index import Files
-from indm.data.image_files import ImageFiles
-from indm.data.raw import height_and_width, words_of
-from indm.data.splits import counts, describe_split, split
+from indm.data.image_files import ImageFiles, ImageOptions, image_loader
+from indm.data.raw import words_of
+from indm.data.splits import describe_split
 from indm.files.memory import check_memory
-from indm.scaling import Scaling
 
 
 class Patches(ImageFiles):
@@ -58,7 +57,7 @@ class Patches(ImageFiles):
     ):
         super().__init__(files, shape, resize, background=background)
         self.corners, self.short = corners, short
-        self._keep(True, (corners.shape[1], *shape))
+        self.keeps, self.made_shape = True, (corners.shape[1], *shape)
 
     def __len__(self) -> int:
         return self.corners.shape[0] * self.corners.shape[1]
@@ -79,22 +78,31 @@ class Patches(ImageFiles):
         return torch.stack([pixels[:, top : top + height, left : left + width] for top, left in tops_and_lefts])
 
 
-@events_of_shape(lambda options: (options["channels"], *height_and_width(options["size"])))
-def load_patches(
-    *,
-    path: str | Path,
-    size: int | str | list[int] = 32,
-    patches: int = 80,
-    short: int = 512,
-    channels: int | None = None,
-    resize: str = "bilinear",
-    background: str = "white",
-    valid: float = 0.1,
-    test: float = 0.2,
-    seed: int = 0,
-    centered: bool = True,
-    flip: bool = False,
-) -> Data:
+@dataclass(frozen=True, kw_only=True)
+class PatchOptions(ImageOptions):
+    """Options of patches; ``size`` is that of a patch, and the splits are of photographs.
+
+    Args:
+        patches: of each photograph, at places drawn by ``seed``.
+        short: pixels to which the short side of a larger photograph is reduced first.
+    """
+
+    size: int | str | list[int] = 32
+    test: float = 0.2
+    patches: int = 80
+    short: int = 512
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patches < 1:
+            raise ValueError(f"patches must be at least 1 of each photograph, got {self.patches}; 80 is usual")
+        if self.short < max(self.sides):
+            size = words_of(self.sides)
+            raise ValueError(f"short must be at least the patches' size {size}, got {self.short}; 512 is usual")
+
+
+@image_loader(PatchOptions)
+def load_patches(options: PatchOptions, *, path: str | Path) -> Data:
     """Patches of all photographs under a folder (recursive, hidden files apart), split by photograph.
 
     No photograph has patches in two splits. Patches of one photograph are alike, so the standard errors of an
@@ -102,46 +110,30 @@ def load_patches(
 
     Args:
         path: the folder. A photograph that lies there in several sizes or crops could be in two splits: keep one.
-        size: side in pixels of a patch, or height x width: "24x48" or [24, 48].
-        patches: of each photograph, at places drawn by ``seed``.
-        short: pixels to which the short side of a larger photograph is reduced first.
-        channels: 1 (grey) or 3 (RGB), by default 3 where any file is in colour.
-        resize: how: "bilinear", "bicubic", "lanczos", …; antialiased.
-        background: behind transparent pixels: "white", "black", "#rrggbb" or a colour that Pillow's ImageColor knows.
-        valid: fraction of the photographs for validation.
-        test: fraction of the photographs for the test.
-        seed: of the split and of the patches' places.
-        centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
-        flip: whether training flips patches horizontally at random.
 
     Raises:
         ValueError: an option out of range, a folder without images, or more patches than memory holds.
     """
-    sides = checked_sides(size, channels, resize, True, background)
-    if patches < 1:
-        raise ValueError(f"patches must be at least 1 of each photograph, got {patches}; 80 is usual")
-    if short < max(sides):
-        raise ValueError(f"short must be at least the patches' size {words_of(sides)}, got {short}; 512 is usual")
-    folder = Path(path).expanduser()
-    files, (_, n_colour), notes = find_images(folder)
-    shape = (channels or (3 if n_colour else 1), *sides)
+    files, (_, n_colour), notes = find_images(Path(path).expanduser())
+    shape, count, seed = options.shape(n_colour > 0), options.patches, options.seed
     try:
-        check_memory(len(files) * patches * math.prod(shape))
+        check_memory(len(files) * count * math.prod(shape))
     except ValueError as error:
         raise ValueError(
             f"patches of {len(files)} photographs must fit in memory, lower data.patches: {error}"
         ) from error
-    parts = split(len(files), **counts(len(files), valid, test), seed=seed)
-    corners = torch.rand(len(files), patches, 2, generator=torch.Generator().manual_seed(seed))
+    parts = options.split(len(files))
+    corners = torch.rand(len(files), count, 2, generator=torch.Generator().manual_seed(seed))
     sets = {
-        part: Patches(files.select(chosen.numpy()), shape, corners[chosen], short, resize, background)
+        part: Patches(
+            files.select(chosen.numpy()), shape, corners[chosen], options.short, options.resize, options.background
+        )
         for part, chosen in parts.items()
     }
     notes += [
-        f"{patches} patches of {words_of(sides)} pixels from each photograph, reduced to a short side of {short} "
-        f"({resize}), on {background}",
+        f"{count} patches of {words_of(options.sides)} pixels from each photograph, reduced to a short side of "
+        f"{options.short} ({options.resize}), on {options.background}",
         f"{describe_split(parts, seed, 'by photograph ')} photographs",
     ]
-    about: dict[str, Any] = {"shape": shape, "flip": flip, "notes": notes, "fingerprint": files.fingerprint()}
-    groups = {part: chosen.repeat(patches) for part, chosen in parts.items()}
-    return Data(name="patches", scaling=Scaling.images(256, centered), groups=groups, **about | sets)
+    groups = {part: chosen.repeat(count) for part, chosen in parts.items()}
+    return options.data("patches", sets, notes=notes, fingerprint=files.fingerprint(), groups=groups)

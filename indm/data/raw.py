@@ -1,17 +1,23 @@
-"""Raw values as users have them, arrays, tensors or images: checked, and brought to one type and one layout."""
+"""Raw values as users have them, arrays, tensors or images: checked, brought to one layout, and held as data sets."""
 
+import hashlib
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from indm.messages import brief
-from indm.scaling import check_levels
+from indm.scaling import Scaling, check_levels
 
+AT_ONCE = 2**24  # numbers that are read at once for a mean
 MIN_SIZE = 8  # pixels
 Size = int | str | Sequence[int]  # of images: a side of squares, "24x48" or (24, 48), height before width
 
@@ -116,3 +122,131 @@ def grey_levels(array: np.ndarray, levels: int | None, where: str | Path) -> tup
     if array.ndim == 4:
         check_size(*array.shape[2:])
     return np.ascontiguousarray(array, dtype=np.uint8 if levels <= 256 else np.int32), levels
+
+
+class InMemory(Dataset):
+    """The rows of ``tensor`` (N, *event). A training loop may index ``.tensor`` directly.
+
+    Example:
+
+        >>> examples = InMemory(torch.arange(6).reshape(3, 2))
+        >>> len(examples), examples.shape, examples[1].tolist()
+        (3, (2,), [2, 3])
+        >>> examples.select(torch.tensor([2, 0])).tensor.tolist()
+        [[4, 5], [0, 1]]
+    """
+
+    def __init__(self, tensor: Shaped[Tensor, "n *event"]):
+        self.tensor = tensor
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.tensor[index]
+
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        """A whole batch at once; ``DataLoader`` calls it."""
+        return self.tensor[indices]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one item."""
+        return tuple(self.tensor.shape[1:])
+
+    def select(self, index: Tensor) -> "InMemory":
+        """A copy of the rows at the positions ``index``."""
+        return InMemory(self.tensor[index])
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the numbers."""
+        return hashlib.sha256(self.tensor.numpy().data).hexdigest()
+
+    def standardised(self) -> Scaling:
+        """The scaling to zero mean and unit variance in each dimension."""
+        return Scaling.standardise(self.tensor)
+
+
+class OnDemand(Dataset):
+    """Items of ``source``, each read, checked and brought to the layout of all others when it is asked for.
+
+    Args:
+        source: with ``len`` and integer indices.
+        levels: number of grey levels of integer data, by default 256 for images of uint8.
+        where: what messages call the source.
+        chosen: positions of the items, in this order; all by default.
+
+    Raises:
+        ValueError: the first item cannot be used; on reading, another, or one of another shape.
+    """
+
+    def __init__(self, source: Any, levels: int | None, where: str | Path, chosen: Tensor | None = None):
+        self.source, self.where = source, where
+        self.chosen = torch.arange(len(source)) if chosen is None else chosen
+        first, self.levels = self._row(0, levels)
+        self.shape = first.shape
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> Tensor:
+        position = int(self.chosen[index])
+        row, levels = self._row(position, self.levels)
+        if (row.shape, levels) != (self.shape, self.levels):
+            raise ValueError(
+                f"all items must be of one shape and kind: item {position} of {self.where} is {row.dtype} of shape "
+                f"{row.shape}, item 0 has shape {self.shape} and levels {self.levels}"
+            )
+        return torch.from_numpy(row)
+
+    def _row(self, position: int, levels: int | None) -> tuple[np.ndarray, int | None]:
+        """An item as :func:`events` lays it out, and the number of its levels."""
+        raise NotImplementedError
+
+    def select(self, index: Tensor) -> Self:
+        """The items at the positions ``index``."""
+        return type(self)(self.source, self.levels, self.where, self.chosen[index])
+
+
+class FirstEntries(OnDemand):
+    """The items of a map-style data set; the first entry of those that are tuples or lists."""
+
+    def _row(self, position: int, levels: int | None) -> tuple[np.ndarray, int | None]:
+        item, where = self.source[position], f"item {position} of {self.where}"
+        rows, levels = events(to_array(item[0] if isinstance(item, tuple | list) else item, where)[None], levels, where)
+        return rows[0], levels
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the number of items: their contents would all have to be read."""
+        return hashlib.sha256(f"{len(self)} items".encode()).hexdigest()
+
+    def standardised(self) -> Scaling:
+        """The scaling to zero mean and unit variance in each dimension; reads every item once."""
+        return Scaling.standardise_parts(self[i][None] for i in range(len(self)))
+
+
+class Mapped(OnDemand):
+    """Rows of a NumPy array in a file that may be larger than memory."""
+
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        """A whole batch at once; ``DataLoader`` calls it."""
+        return self._read(self.chosen[indices])
+
+    def _read(self, positions: Tensor) -> Tensor:
+        return torch.from_numpy(events(self.source[positions.numpy()], self.levels, self.where)[0])
+
+    def _row(self, position: int, levels: int | None) -> tuple[np.ndarray, int | None]:
+        rows, levels = events(self.source[position : position + 1], levels, self.where)
+        return rows[0], levels
+
+    def fingerprint(self) -> str:
+        """SHA-256 of shape and type: the numbers would all have to be read."""
+        return hashlib.sha256(f"{self.source.shape} {self.source.dtype}".encode()).hexdigest()
+
+    def standardised(self) -> Scaling:
+        """The scaling to zero mean and unit variance in each dimension; reads every row once, in the file's order."""
+        parts = self.chosen.sort().values.split(max(1, AT_ONCE // math.prod(self.shape)))
+        return Scaling.standardise_parts(self._read(part) for part in parts)
+
+
+Source = InMemory | FirstEntries | Mapped

@@ -1,78 +1,45 @@
 """Images in tar files, the shards of webdataset: ``name.png`` beside ``name.cls`` is one example."""
 
+import contextlib
 import hashlib
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
-from indm.data.base import Data, events_of_shape
-from indm.data.images import SUFFIXES, Stored
-from indm.data.raw import height_and_width
-from indm.data.stored import stored_images
+from indm.data.base import Data
+from indm.data.image_files import WholeImages, image_loader
+from indm.data.images import SUFFIXES, Stored, read_kind
 from indm.files.plain import check_plain
 from indm.messages import brief, reason
 
+LOOKED_AT = 32  # images whose headers decide on colour
 LONGEST_LABEL = 256  # bytes
 
 
-@events_of_shape(lambda options: (options["channels"], *height_and_width(options["size"])))
-def load_shards(
-    *,
-    path: str | Path,
-    size: int | str | list[int],
-    channels: int | None = None,
-    resize: str = "bilinear",
-    crop: bool | int = True,
-    background: str = "white",
-    valid: float = 0.1,
-    test: float = 0.1,
-    seed: int = 0,
-    limit: int | None = None,
-    centered: bool = True,
-    flip: bool = False,
-    classes: bool = False,
-) -> Data:
+@image_loader(WholeImages)
+def load_shards(options: WholeImages, *, path: str | Path, classes: bool = False) -> Data:
     """The images in tar files, which stay where they are: each is read from its place when it is asked for.
 
     All shards are listed here by the headers in them, and their images are one data set that is split by ``seed``. So
-    every example has its place in each epoch, and a run is resumed exactly, as with other data.
+    every example has its place in each epoch, and a run is resumed exactly, as with other data. The headers of some
+    images decide whether any is in colour.
 
     Args:
         path: a .tar file, or a folder whose .tar files are the shards.
-        size: side in pixels of the square to which all images are brought, or height x width: "24x48" or [24, 48].
-        channels: 1 (grey) or 3 (RGB), by default 3 where any of the first images is in colour.
-        resize: how: "bilinear", "bicubic", "lanczos", …; antialiased.
-        crop: true cuts out the largest rectangle in the middle with the aspect ratio of ``size``, a number the one with
-            that shorter side; false squeezes.
-        background: behind transparent pixels: "white", "black", "#rrggbb" or a colour that Pillow's ImageColor knows.
-        valid: fraction of the images for validation.
-        test: fraction of the images for the test.
-        seed: of the split.
-        limit: training examples to keep, the first ones; all by default.
-        centered: whether the model sees grey levels in [−1, 1]; else in [0, 1].
-        flip: whether training flips images horizontally at random.
         classes: whether the .cls file beside each image is its class.
 
     Raises:
         ValueError: no tar files, a damaged one, no images, or an image without its class.
     """
     place = Path(path).expanduser()
-    shards = shards_at(place)
-    tables = [_listed(shard, classes) for shard in shards]
-    numbers = np.repeat(np.arange(len(shards)), [len(table) for table in tables])
-    members = [member for table in tables for member in table]
-    spans = np.array([(member.start, member.size) for member in members], np.int64).reshape(-1, 2)
-    names = [member.name for member in members]
-    fingerprint = hashlib.sha256("\0".join(names).encode() + spans.tobytes()).hexdigest()
-    return stored_images(
-        ShardImages(shards, numbers, spans, names), [member.label for member in members] if classes else [],
-        "webdataset", place, fingerprint, size=size, channels=channels, resize=resize, crop=crop,
-        background=background, valid=valid, test=test, seed=seed, limit=limit, centered=centered, flip=flip,
-    )  # fmt: skip
+    members = [member for shard in shards_at(place) for member in _listed(shard, classes)]
+    labels = [member.label for member in members] if classes else []
+    return stored_images("webdataset", place, ShardImages(members), labels, options)
 
 
 def shards_at(place: Path) -> list[Path]:
@@ -90,17 +57,23 @@ def shards_at(place: Path) -> list[Path]:
     return shards
 
 
-@dataclass(frozen=True)
-class _Member:
-    """An image in a tar file: its name, where its bytes are, and its class, "" without."""
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An image in a tar file ``shard``: its name, where its bytes are, and its class, "" without."""
 
+    shard: Path
     name: str
     start: int
     size: int
     label: str
 
+    def read(self) -> bytes:
+        with open(self.shard, "rb") as file:
+            file.seek(self.start)
+            return file.read(self.size)
 
-def _listed(shard: Path, classes: bool) -> list[_Member]:
+
+def _listed(shard: Path, classes: bool) -> list[Member]:
     """The images of a tar file, in its order.
 
     Raises:
@@ -121,7 +94,7 @@ def _listed(shard: Path, classes: bool) -> list[_Member]:
     missing = [member.name for member in found if classes and _key(member.name) not in labels]
     if missing:
         raise ValueError(f"data.classes is true, but {brief(missing[0])} in '{shard}' has no .cls file beside it")
-    return [_Member(m.name, m.offset_data, m.size, labels.get(_key(m.name), "")) for m in found]
+    return [Member(shard, m.name, m.offset_data, m.size, labels.get(_key(m.name), "")) for m in found]
 
 
 def _key(name: str) -> str:
@@ -130,28 +103,48 @@ def _key(name: str) -> str:
 
 
 class ShardImages(Sequence[Stored]):
-    """Images by their places in tar files.
+    """Images by their places in tar files."""
 
-    Args:
-        shards: the tar files.
-        numbers: (n,), which of them each image is in.
-        spans: (n, 2), where its bytes begin, and how many they are.
-        names: its name there.
-    """
-
-    def __init__(self, shards: list[Path], numbers: np.ndarray, spans: np.ndarray, names: list[str]):
-        self.shards, self.numbers, self.spans, self.names = shards, numbers, spans, names
+    def __init__(self, members: Sequence[Member]):
+        self.members = members
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.members)
 
     def __getitem__(self, index):
-        shard = self.shards[self.numbers[index]]
-        start, size = self.spans[index].tolist()
+        member = self.members[index]
+        return Stored(f"{member.name} in {member.shard}", member.read)
 
-        def read() -> bytes:
-            with open(shard, "rb") as file:
-                file.seek(start)
-                return file.read(size)
+    def select(self, index: np.ndarray) -> "ShardImages":
+        """Those at the positions ``index``."""
+        return ShardImages([self.members[i] for i in index])
 
-        return Stored(f"{self.names[index]} in {shard}", read)
+    def fingerprint(self) -> str:
+        """SHA-256 of the names and places of all images."""
+        names = "\0".join(member.name for member in self.members)
+        spans = np.array([(member.start, member.size) for member in self.members], np.int64)
+        return hashlib.sha256(names.encode() + spans.tobytes()).hexdigest()
+
+
+def stored_images(
+    name: str, where: str | Path, images: Any, labels: Sequence[str] | np.ndarray, options: WholeImages
+) -> Data:
+    """The data set ``name`` of images that lie inside other files, with a class for each where there are ``labels``.
+
+    Raises:
+        ValueError: there are no images.
+    """
+    if not len(images):
+        raise ValueError(f"{where} holds no images")
+    looked_at = np.linspace(0, len(images) - 1, min(len(images), LOOKED_AT)).astype(int)
+    colour = options.channels is None and "RGB" in _kinds(images[i] for i in looked_at.tolist())
+    return options.data_of(name, where, images, colour, [f"{len(images)} images of {where}, {options.note}"], labels)
+
+
+def _kinds(images: Iterable[Stored]) -> set[str]:
+    """The kinds of the images, see :func:`read_kind`; :class:`ImageFiles` reports those that cannot be read."""
+    kinds = set()
+    for image in images:
+        with contextlib.suppress(ValueError, OSError):
+            kinds.add(read_kind(image))
+    return kinds

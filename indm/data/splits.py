@@ -1,10 +1,14 @@
-"""Which example is in which split: index tensors made from a seed."""
+"""Which example is in which split: index tensors made from a seed, and labels and conditions by split."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from indm.data.raw import InMemory
 
 Items = TypeVar("Items", Tensor, list)
 
@@ -64,3 +68,47 @@ def describe_split(parts: Mapping[str, Tensor], seed: int, how: str = "") -> str
     """One sentence for the notes of a data set."""
     counts = ", ".join(f"{part} {len(index)}" for part, index in parts.items())
     return f"split {how}by seed {seed}: {counts}"
+
+
+def pooled(tensor: Tensor, parts: Mapping[str, Tensor], labels: Tensor | None = None) -> dict[str, Any]:
+    """The fields of :class:`Data` that follow from all examples in one tensor and index tensors into it."""
+    by_part = {} if labels is None else {part: labels[index] for part, index in parts.items()}
+    sets = {part: InMemory(tensor[index]) for part, index in parts.items()}
+    return sets | {"shape": tuple(tensor.shape[1:]), "labels": by_part}
+
+
+def condition_fields(
+    c: Any, parts: Mapping[str, Tensor], where: str | Path, classes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The fields of :class:`Data` that follow from conditions of all examples and index tensors into them.
+
+    Whole numbers and words (n,) are labels; whole numbers are numbers (n, 1), too. Other numbers (n, size) and images
+    (n, C, H, W), or (n, H, W, C) of 1 or 3 channels, are numbers. Labels are counted in the order of ``classes``, or in
+    that of the alphabet.
+
+    Raises:
+        ValueError: they are none of these, not finite, or of another length.
+    """
+    c = np.asarray(c)
+    n = 1 + max(int(index.max()) for index in parts.values() if len(index))
+    if len(c) < n or c.ndim == 3 or c.ndim > 4 or c.dtype.kind not in "biufUSO":
+        raise ValueError(
+            f"the conditions of {where} must be a row for each example: labels (n,), numbers (n, size) or images "
+            f"(n, C, H, W), got {c.dtype} of shape {c.shape} for {n} examples"
+        )
+    fields: dict[str, Any] = {}
+    if c.ndim == 1 and c.dtype.kind not in "f":
+        values, numbers = np.unique(c.astype(str) if c.dtype.kind == "O" else c, return_inverse=True)
+        names = tuple(classes or map(str, values))
+        labels = torch.tensor([names.index(str(value)) for value in values])[torch.from_numpy(numbers)]
+        fields |= {"classes": names, "labels": {p: labels[index] for p, index in parts.items()}}
+    if c.dtype.kind in "biuf":
+        wrong = np.flatnonzero(~np.isfinite(c.reshape(len(c), -1)).all(1))
+        if len(wrong):
+            raise ValueError(f"the conditions of {where} must be finite: row {wrong[0]} is not")
+        rows = torch.from_numpy(c.astype(np.float32))
+        if rows.ndim == 4 and rows.shape[3] in (1, 3) and rows.shape[1] not in (1, 3):
+            rows = rows.permute(0, 3, 1, 2)
+        rows = rows[:, None] if rows.ndim == 1 else rows
+        fields["conditions"] = {part: rows[index] for part, index in parts.items()}
+    return fields

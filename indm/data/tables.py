@@ -1,29 +1,28 @@
-"""Tables of numbers in text files: comma-separated values and their kin."""
+"""Tables in text files, comma-separated values and their kin, and in Parquet: numbers, and columns by name."""
 
 import csv
 import itertools
 import math
 import warnings
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from indm.files.memory import check_memory
 from indm.files.plain import check_plain
-from indm.messages import brief, reason
+from indm.messages import brief, nearest, reason
 
-SUFFIXES = {".csv", ".tsv", ".txt"}
+SUFFIXES, PARQUET = {".csv", ".tsv", ".txt"}, {".parquet", ".pq"}
 SEPARATORS = ("\t", ";", ",")  # in this order; where none fits, blanks
 LOOKED_AT = 10  # lines by which the separator is chosen
 MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "?", "-", "."}
 INDEX_NAMES = {"", "unnamed: 0", "index", "id", "row", "nr", "no"}  # of a first column that may count the rows
 NUMBERS_ONLY = 'in pandas, df.select_dtypes("number").dropna().to_csv("numbers.csv", index=False) keeps what would do'
 
-csv.field_size_limit(
-    2**31 - 1
-)  # of the module; by default a line of 131,072 characters without the separator is an error
+csv.field_size_limit(2**31 - 1)  # by default a line of 131,072 characters without the separator is an error
 
 Rows = Iterator[tuple[int, list[str]]]
 
@@ -40,8 +39,7 @@ def read_table(path: Path) -> np.ndarray:
             a cell without a finite number; with the column, the line, and what would do.
     """
     try:
-        check_plain(path)
-        check_memory(2 * path.stat().st_size)  # a number takes two characters or more here, and four bytes in memory
+        _check_size(path)
         separator = _separator(path)
         rows = _rows(path, separator)
         first = next(rows, (1, []))
@@ -54,6 +52,98 @@ def read_table(path: Path) -> np.ndarray:
         warnings.warn(f"{path}: the first column, which counts the rows, is left out", stacklevel=2)
         return table[:, 1:]
     return table
+
+
+def read_columns(path: Path, x: Sequence[str], c: Sequence[str]) -> tuple[np.ndarray, np.ndarray | None]:
+    """The columns ``x`` as float32 (n, D), and ``c`` as labels (n,) or numbers (n, size); None without any.
+
+    A single column c of words or whole numbers is one of labels. Parquet is read by pandas.
+
+    Args:
+        path: a .csv, .tsv, .txt or .parquet file whose first line names its columns.
+        x: names of columns of numbers; by default all but ``c``.
+        c: names of columns.
+
+    Raises:
+        ValueError: no pandas or pyarrow, a file that cannot be read, a column that is not there (with the nearest that
+            is), or a cell without a finite number (with the column and the row).
+    """
+    try:
+        _check_size(path)
+        table = _parquet(path) if path.suffix.lower() in PARQUET else _text(path)
+    except ImportError as error:  # of pandas, and by pandas of pyarrow
+        raise ValueError(f"{path}: Parquet needs pandas and pyarrow: pip install 'indm[tables]'") from error
+    except Exception as error:  # pandas and pyarrow raise of every kind
+        raise ValueError(f"{path} cannot be read as a table: {reason(error)}") from error
+    for name in (*x, *c):
+        if name not in table:
+            raise ValueError(f"{path} has columns {brief(', '.join(table))}, and none {name!r}{nearest(name, table)}")
+    if both := set(x) & set(c):
+        raise ValueError(f"{path}: column {min(both)!r} cannot be both x and c")
+    x = x or [name for name in table if name not in c]
+    values = np.stack([_finite(path, name, table[name]) for name in x], 1)
+    if not c:
+        return values, None
+    labels = table[c[0]]
+    if len(c) > 1 or labels.dtype.kind == "f":
+        return values, np.stack([_finite(path, name, table[name]) for name in c], 1)
+    if None in (words := labels.tolist()):
+        raise ValueError(f"{path}: column {c[0]!r} is empty in row {words.index(None) + 1}")
+    return values, labels if labels.dtype.kind in "iub" else labels.astype(str)
+
+
+def _check_size(path: Path) -> None:
+    check_plain(path)
+    check_memory(2 * path.stat().st_size)  # a number takes two characters or more, and four bytes in memory
+
+
+def _text(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a text file by name: whole numbers, numbers, or objects of which None is an empty cell."""
+    separator = _separator(path)
+    rows = [
+        [cell.replace(",", ".") if separator == ";" else cell for cell in cells] for _, cells in _rows(path, separator)
+    ]
+    return {name: _typed(list(cells)) for name, *cells in zip(*rows, strict=True)}
+
+
+def _typed(cells: list[str]) -> np.ndarray:
+    try:
+        return np.array([int(cell) for cell in cells])
+    except ValueError:
+        values = [None if cell.lower() in MISSING else cell for cell in cells]
+    try:
+        return np.array([math.nan if value is None else float(value) for value in values])
+    except ValueError:
+        return np.array(values, dtype=object)
+
+
+def _parquet(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a Parquet file, as :func:`_text` gives them."""
+    import pandas
+
+    table = pandas.read_parquet(path)
+    columns = {str(name): (table[name].to_numpy(), table[name].isna()) for name in table.columns}
+    return {name: np.where(empty, None, v) if v.dtype.kind == "O" else v for name, (v, empty) in columns.items()}
+
+
+def _finite(path: Path, name: str, column: np.ndarray) -> np.ndarray:
+    """A column as finite float32 numbers; ValueError naming the first cell that is none."""
+    numbers = np.array([_number(cell) for cell in column.tolist()])
+    wrong = np.flatnonzero(~np.isfinite(numbers))
+    if len(wrong):
+        cell = brief(repr(column.tolist()[wrong[0]]))
+        raise ValueError(
+            f"{path}: column {name!r} must hold finite numbers, got {cell} in row {wrong[0] + 1} (of {len(wrong)} such)"
+            "; data.x names the columns that are to be used"
+        )
+    return numbers.astype(np.float32)
+
+
+def _number(cell: Any) -> float:
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _rows(path: Path, separator: str | None) -> Rows:

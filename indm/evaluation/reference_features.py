@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from indm.data.cache import cache_folder
 from indm.evaluation.features import Features
 from indm.files import atomic, pickles, untrusted
+from indm.files.plain import cache_folder
 
 REFERENCE = "reference"
 

@@ -1,5 +1,6 @@
-"""Files that may be opened: regular ones, and text of a sensible size."""
+"""Files that may be opened: regular ones, and text of a sensible size. Where files are kept that can be made again."""
 
+import os
 from pathlib import Path
 
 LARGEST_TEXT = 2**25  # bytes of JSON or TOML; what they say takes up to thirty times that in memory
@@ -26,3 +27,12 @@ def text(path: Path, most: int = LARGEST_TEXT, errors: str = "strict") -> str:
     if (size := path.stat().st_size) > most:
         raise ValueError(f"it holds {size:,} bytes, and a file of this kind may hold {most:,}")
     return path.read_text("utf-8", errors)
+
+
+def cache_folder() -> Path:
+    """Where files are kept that can be made or downloaded again: $INDM_DATA, or ~/.cache/indm.
+
+    Raises:
+        RuntimeError: the user has no home.
+    """
+    return Path(os.environ.get("INDM_DATA") or Path.home() / ".cache" / "indm").expanduser()

@@ -19,15 +19,15 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from indm.config.parts import BUILT_IN, Untrusted, find, trust
-from indm.data import ImageFiles, celeba, cifar10, fashion_mnist
+from indm.data import ImageFiles, standard
 from indm.data.arrays import load_array
 from indm.data.base import InMemory, as_data, stack
 from indm.data.batches import flip_horizontally, loader
 from indm.data.densities import DENSITIES
-from indm.data.fashion_mnist import DEBIAN_FASHION_MNIST
 from indm.data.images import read_image
 from indm.data.registry import check_data, event_shape, load_data
 from indm.data.splits import split
+from indm.data.standard import DEBIAN_FASHION_MNIST
 
 PARTS = ("train", "valid", "test")
 PEAK = """
@@ -283,7 +283,7 @@ def test_fashion_mnist_is_downloaded_where_it_is_missing(tmp_path, monkeypatch):
         write_fashion_mnist(tmp_path / "FashionMNIST" / "raw", np.random.default_rng(0))
         return InMemory(torch.zeros(0))
 
-    monkeypatch.setattr(fashion_mnist, "FashionMNIST", fetch)
+    monkeypatch.setattr(standard, "FashionMNIST", fetch)
     with pytest.raises(ValueError, match=r"fashion-mnist could not be loaded; .*: --data.root FOLDER"):
         load_data("fashion-mnist", root=tmp_path, download=False)
     assert len(load_data("fashion-mnist", root=tmp_path, valid=1).train) == 39
@@ -291,7 +291,7 @@ def test_fashion_mnist_is_downloaded_where_it_is_missing(tmp_path, monkeypatch):
     def offline(root, download):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(fashion_mnist, "FashionMNIST", offline)
+    monkeypatch.setattr(standard, "FashionMNIST", offline)
     with pytest.raises(ValueError, match="no route to host"):
         load_data("fashion-mnist", root=tmp_path / "elsewhere")
 
@@ -358,9 +358,9 @@ def test_cifar10_in_the_layout_of_torchvision(tmp_path, monkeypatch):
     batches = [{"data": images[c].reshape(10, -1), "labels": labels[c]} for c in chunks]
     written = [write(name, batch) for name, batch in zip("abcdef", batches, strict=True)]
     meta = write("batches.meta", {"label_names": list("0123456789")})
-    monkeypatch.setattr(cifar10.CIFAR10, "train_list", written[:5])
-    monkeypatch.setattr(cifar10.CIFAR10, "test_list", written[5:])
-    monkeypatch.setattr(cifar10.CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]})
+    monkeypatch.setattr(standard.CIFAR10, "train_list", written[:5])
+    monkeypatch.setattr(standard.CIFAR10, "test_list", written[5:])
+    monkeypatch.setattr(standard.CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]})
     cifar = load_data("cifar10", root=tmp_path, download=False, valid=12, limit=30)
     assert [len(getattr(cifar, part)) for part in PARTS] == [30, 12, 10]
     assert np.array_equal(cifar.test.tensor.numpy(), images[50:])
@@ -396,7 +396,7 @@ def test_celeba_in_the_layout_of_torchvision(tmp_path, monkeypatch):
     (base / "list_eval_partition.txt").write_text("".join(f"{n} {a}\n" for n, a in zip(names, assignment, strict=True)))
     with pytest.raises(ValueError, match="celeba could not be loaded"):
         load_data("celeba", root=tmp_path, download=False)  # the checksums of the real index files do not match
-    monkeypatch.setattr(celeba.CelebA, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(standard.CelebA, "_check_integrity", lambda self: True)
     data = load_data("celeba", root=tmp_path, download=False, limit=3)
     assert [len(getattr(data, part)) for part in PARTS] == [3, 2, 2] and data.shape == (3, 64, 64)
     for part, code in (("valid", 1), ("test", 2)):
@@ -787,7 +787,7 @@ def test_what_cannot_be_made_into_data():
     for source, options, message in cases:
         with pytest.raises(ValueError, match=message):
             as_data(source, **options)
-    with pytest.raises(ValueError, match=r"item 7 of the data is torch.uint8 of shape \(1, 8, 9\), item 0 has shape"):
+    with pytest.raises(ValueError, match=r"item 7 of the data is uint8 of shape \(1, 8, 9\), item 0 has shape"):
         [stack(getattr(ragged, part)) for part in PARTS]
 
 

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 
 from indm.cli.main import main
-from indm.data import cache as cache_module
 from indm.data import folder_index, image_files
 from indm.data.base import stack
 from indm.data.batches import loader
@@ -25,6 +24,7 @@ from indm.data.folder_index import Files, index, index_file
 from indm.data.image_files import ImageFiles, count_unreadable
 from indm.data.images import read_image, read_kind
 from indm.data.registry import load_data
+from indm.files import plain
 from indm.training.devices import peak_memory_mib
 
 
@@ -205,7 +205,7 @@ def test_a_user_without_a_home_has_no_cache(tmp_path, monkeypatch, looked_at, n)
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("INDM_DATA", raising=False)
-    monkeypatch.setattr(cache_module.Path, "home", without)
+    monkeypatch.setattr(plain.Path, "home", without)
     folder = many(tmp_path / "f", n)
     for _ in range(2):
         assert (index(folder).kinds == 2).all()

@@ -311,9 +311,9 @@ def test_a_mapped_array_is_the_array(tmp_path, monkeypatch, kind):
     np.save(tmp_path / "c.npy", numbers.normal(size=(len(array), 2)))
     options = {"path": tmp_path / "x.npy", "c": "c.npy", "seed": 2}
     read = load_data("array", **options)
-    monkeypatch.setattr("indm.data.mapped.AT_ONCE", 20)  # a few rows at a time
+    monkeypatch.setattr("indm.data.raw.AT_ONCE", 20)  # a few rows at a time
     mapped = load_data("array", mmap=True, **options)
-    assert isinstance(mapped.train.array, np.memmap)
+    assert isinstance(mapped.train.source, np.memmap)
     for part in ("train", "valid", "test"):
         assert torch.equal(stack(getattr(mapped, part)), stack(getattr(read, part)))
         assert torch.equal(mapped.conditions[part], read.conditions[part])

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 from indm.cli.main import main
 from indm.data.base import stack
-from indm.data.cache import cache_folder
 from indm.data.registry import load_data
 from indm.evaluation.distances import frechet_distance
 from indm.evaluation.extractor import Extractor, train_extractor
@@ -31,6 +30,7 @@ from indm.evaluation.features import (
 from indm.evaluation.fid import add_record, score, score_table
 from indm.evaluation.general_features import SHA256, general_features
 from indm.evaluation.image_sources import Images, open_images
+from indm.files.plain import cache_folder
 from indm.runs.provenance import weights_hash
 from indm.runs.samples import read_samples
 

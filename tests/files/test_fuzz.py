@@ -25,9 +25,9 @@ from indm.cli.main import main
 from indm.config import recipes
 from indm.config.options import Training
 from indm.data import folder_index, images
-from indm.data.fashion_mnist import read_idx
 from indm.data.image_files import ImageFiles
 from indm.data.registry import load_data
+from indm.data.standard import read_idx
 from indm.files import pickles, untrusted
 from indm.model import INDM, build_model
 from indm.published.convert.released import read_checkpoint

@@ -31,9 +31,9 @@ from torch import nn
 
 import indm
 from indm.config import parts, recipes
-from indm.data.fashion_mnist import read_idx
 from indm.data.images import read_image
 from indm.data.registry import load_data
+from indm.data.standard import read_idx
 from indm.files import memory, pickles, plain, untrusted
 from indm.messages import one_line
 from indm.model import INDM, build_model

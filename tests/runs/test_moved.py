@@ -12,7 +12,7 @@ from PIL import Image
 
 from indm.cli.main import main
 from indm.config import paths, recipes
-from indm.data import fashion_mnist
+from indm.data import standard
 from indm.report.writer import common_data
 from indm.runs.folder import recipe_of
 
@@ -142,8 +142,8 @@ def test_what_reads_a_run_downloads_nothing(project, monkeypatch, capsys):
         asked.append(root)
         raise OSError("no route to host")
 
-    monkeypatch.setattr(fashion_mnist, "FashionMNIST", fetch)
-    monkeypatch.setattr(fashion_mnist, "DEBIAN_FASHION_MNIST", project / "nowhere")
+    monkeypatch.setattr(standard, "FashionMNIST", fetch)
+    monkeypatch.setattr(standard, "DEBIAN_FASHION_MNIST", project / "nowhere")
     recipe, root = project / "runs/a/recipe.toml", project / "chosen" / "by" / "them"
     text = recipe.read_text()
     before, _, rest = text.partition("[data]")
