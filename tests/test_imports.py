@@ -29,6 +29,7 @@ ORDER = [
     "score",
     "gaussian",
     "ode",
+    "multilevel",
     "objective",
     "likelihood",
     "sampling",
