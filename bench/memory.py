@@ -48,7 +48,7 @@ def row(name: str) -> dict:
     gc.collect()
     reset_peak()
     before = peak_mib()
-    trainer = Trainer(recipe, noise(recipe), make_accelerator(recipes.options_of(recipe, "train")))
+    trainer = Trainer(recipe, noise(recipe), make_accelerator(recipe.train))
     weights, kept = memory_of_step(trainer.model, trainer.micro_batch_size, trainer.accelerator)
     batches = trainer.batches()
     for _ in range(1 + trainer.options.flow_update_every):

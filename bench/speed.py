@@ -40,7 +40,7 @@ def speed(
     """
     precision, compiled = HOW[how]
     recipe = recipes.recipe(name, {"train.mixed_precision": precision, **(changes or {})})
-    trainer = Trainer(recipe, noise(recipe), make_accelerator(recipes.options_of(recipe, "train")))
+    trainer = Trainer(recipe, noise(recipe), make_accelerator(recipe.train))
     model = trainer.model
     if compiled:
         model.score.backbone.compile(dynamic=False)  # sizes that vary fail in torch 2.13

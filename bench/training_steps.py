@@ -45,7 +45,7 @@ class Ours:
         images = torch.randint(0, 256, (4 * BATCH, 3, size, size), dtype=torch.uint8)
         split = RawImages(images)
         data = Data("noise", split, split, split, indm.Scaling.images(), (3, size, size))
-        self.trainer = Trainer(self.recipe, data, make_accelerator(recipes.options_of(self.recipe, "train")))
+        self.trainer = Trainer(self.recipe, data, make_accelerator(self.recipe.train))
         roughen(self.trainer.model.flow)
         self.batches = self.trainer.batches()
 

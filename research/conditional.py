@@ -41,7 +41,7 @@ def trained(data: Data, name: str, changes: dict[str, Any], seed: int) -> tuple[
     """The averaged model, and the CPU seconds of its training."""
     budget = {"train.steps": STEPS[name], "train.seconds": math.inf, "train.seed": seed}
     recipe = recipes.recipe(name, budget | changes)
-    trainer = Trainer(recipe, data, make_accelerator(recipes.options_of(recipe, "train")))
+    trainer = Trainer(recipe, data, make_accelerator(recipe.train))
     batches, started = trainer.batches(), time.process_time()
     while trainer.step < STEPS[name]:
         trainer.train_step(batches)

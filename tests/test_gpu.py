@@ -194,7 +194,7 @@ def test_the_computed_memory_is_most_of_what_autograd_keeps(name, changes, shape
     recipe = recipes.recipe(name, {"train.batch_size": 32, "train.mixed_precision": precision} | changes)
     batch = recipe["train"]["batch_size"]
     data = as_data(torch.randint(0, 256, (2 * batch, *shape), dtype=torch.uint8))
-    trainer = Trainer(recipe, data, make_accelerator(recipes.options_of(recipe, "train")))
+    trainer = Trainer(recipe, data, make_accelerator(recipe.train))
     own, kept = {p.untyped_storage()._cdata for p in trainer.model.parameters()}, {}
 
     def pack(tensor):

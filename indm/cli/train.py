@@ -34,7 +34,7 @@ class TrainsRecipe(ShowsProgress):
         return super().trusted() + ([] if self.resume else outside(named))
 
 
-def loaded(source: str) -> recipes.Recipe:
+def loaded(source: str) -> recipes.Tables:
     """The recipe that the user named; a ValueError with the command that was meant where it is data."""
     path = Path(source)
     if path.is_dir() and not (path / "recipe.toml").is_file() and source not in recipes.bundled():
@@ -167,7 +167,7 @@ class TrainBridge(TrainsRecipe):
         return train_run(recipe, out, self.resume, self.quiet, translates=True)
 
 
-def show_plan(recipe: recipes.Recipe, out: Path, more: str = "", like: Path | None = None) -> int:
+def show_plan(recipe: recipes.AnyTables, out: Path, more: str = "", like: Path | None = None) -> int:
     """Print what a run would be, as a recipe with comments; the exit status."""
     from indm.training.costs import budget_like
     from indm.training.loop import plan
@@ -181,7 +181,13 @@ def show_plan(recipe: recipes.Recipe, out: Path, more: str = "", like: Path | No
 
 
 def train_run(
-    recipe: recipes.Recipe, out: Path, resume: bool, quiet: bool, like: Path | None = None, *, translates: bool = False
+    recipe: recipes.AnyTables,
+    out: Path,
+    resume: bool,
+    quiet: bool,
+    like: Path | None = None,
+    *,
+    translates: bool = False,
 ) -> int:
     """Train one run and print what came of it; the exit status."""
     from indm.training.loop import train
@@ -196,7 +202,7 @@ def train_run(
         return INTERRUPTED
     run = shlex.quote(str(out))
     say(f"{out}: {came_to(summary)}")
-    recipe = recipes.load(out)
+    trained = recipes.resolve(recipes.load(out))
     translation = {f"indm translate {run} IMAGES --out FOLDER": "pictures of A as pictures of B"}
     of_data = {
         f"indm evaluate {run}": "the likelihood of the test split, beside simple baselines",
@@ -206,8 +212,8 @@ def train_run(
         next_commands(
             {
                 **(translation if translates else {}),
-                **({} if recipe["train"].get("initial_noise") else of_data),
-                f"indm train {run} --resume {more(recipe, summary)}": "train on",
+                **({} if trained.train.initial_noise else of_data),
+                f"indm train {run} --resume {more(trained, summary)}": "train on",
             }
         )
     )
@@ -254,7 +260,7 @@ def next_commands(lines: dict[str, str]) -> str:
 
 def more(recipe: recipes.Recipe, summary: dict) -> str:
     """The option that doubles the budget which ended a run of ``recipe``."""
-    budget = recipes.options_of(recipe, "train")
+    budget = recipe.train
     key = "steps" if summary["steps"] >= budget.steps else "seconds"
     return f"--train.{key} {2 * getattr(budget, key):.0f}"
 
@@ -272,8 +278,8 @@ def recipe_of_two(
     changes: dict[str, str],
     out: Path | None,
     suffix: str,
-    prepared: Callable[[recipes.Recipe], recipes.Recipe] = lambda recipe: recipe,
-) -> tuple[recipes.Recipe, Path]:
+    prepared: Callable[[recipes.Tables], recipes.Tables] = lambda recipe: recipe,
+) -> tuple[recipes.Tables, Path]:
     """The recipe that two image folders or one recipe with two data sets stand for, and the run folder.
 
     With two folders, changes of ``data`` also hold for ``data_b``; see also

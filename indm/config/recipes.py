@@ -1,12 +1,13 @@
-"""Recipes: TOML files that say everything about a run. Read, changed key by key, checked, and written back.
+"""Recipes: TOML files that say everything about a run. Read, changed key by key, parsed once, and written back.
 
-``[data]``, ``[flow]``, ``[sde]`` and ``[net]`` each have a ``name`` and the arguments of what it names (checked where
-that is built); ``[train]`` and ``[evaluate]`` are the dataclasses :class:`Training` and :class:`Evaluation`.
+A file holds :data:`Tables`. ``[data]``, ``[flow]``, ``[sde]`` and ``[net]`` each have a ``name`` and the arguments of
+what it names (checked where that is built); ``[train]`` and ``[evaluate]`` are :class:`Training` and
+:class:`Evaluation`. :func:`resolve` makes a :class:`Recipe` of them.
 
-A recipe may have presets: ``[presets.small.net]`` holds keys of ``[net]`` for ``train.preset = "small"``. Such a recipe
-is open until :mod:`indm.training.presets` has filled them in, for which it needs the data.
+A file may have presets: ``[presets.small.net]`` holds keys of ``[net]`` for ``train.preset = "small"``. Its recipe is
+open until :mod:`indm.training.presets` has filled in one of them, for which it needs the data.
 
-One with a second data set may say what is other where a bridge between both is trained: ``[bridge.train]`` holds keys
+One with a second data set may hold what changes where a bridge between both is trained: ``[bridge.train]`` holds keys
 of ``[train]`` for that, see :func:`indm.training.pairs.as_bridge`.
 """
 
@@ -15,10 +16,10 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints, overload
+from typing import Any, get_type_hints
 
 from indm.config import paths
 from indm.config.checks import check_name, check_types
@@ -31,7 +32,8 @@ NAMED_TABLES = ("data", *KINDS)
 BUNDLED = Path(__file__).parent / "bundled"
 TEXT_KEYS = paths.KEYS  # also where a folder is called by a number
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-Recipe = dict[str, dict]
+Tables = dict[str, dict[str, Any]]  # keys by table, as a file has them
+AnyTables = Mapping[str, Mapping[str, Any]]  # these, or a Recipe
 OPTION_TABLES = {"train": Training, "evaluate": Evaluation}
 GROUPS = {  # what a bundled recipe is for → the command that trains it
     "own images": "indm train folder --data.path FOLDER",
@@ -41,9 +43,70 @@ GROUPS = {  # what a bundled recipe is for → the command that trains it
     "the paper": "indm train RECIPE",
 }
 OPTIONAL_TABLES = (*OPTIONAL_KINDS, "data_b")  # a second data set: the law that x_T shall have
-TABLES = (*NAMED_TABLES, *OPTIONAL_TABLES, *OPTION_TABLES)
+PART_TABLES = (*NAMED_TABLES, *OPTIONAL_TABLES)
+TABLES = (*PART_TABLES, *OPTION_TABLES)
 PRESETS, BRIDGE = "presets", "bridge"
 CHANGES = (PRESETS, BRIDGE)  # tables of tables that a whole recipe no longer has
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a run: its name, and the arguments of what it names."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def table(self) -> dict[str, Any]:
+        """It as a table of a file."""
+        return {"name": self.name, **self.options}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recipe(Mapping[str, dict[str, Any]]):
+    """A checked recipe: the parts and options of a run. It is also the mapping of its tables, as a file has them.
+
+    Attributes:
+        draft: the tables as they were written, of a recipe that is open: one whose preset is yet to be filled in.
+
+    >>> digits = recipe("digits", {"train.steps": 500, "flow": "identity"})
+    >>> digits.train.steps, digits.flow.name, digits["flow"]
+    (500, 'identity', {'name': 'identity'})
+    """
+
+    data: Part
+    flow: Part
+    sde: Part
+    net: Part
+    dequantization: Part | None = None
+    condition: Part | None = None
+    data_b: Part | None = None
+    train: Training
+    evaluate: Evaluation
+    draft: Tables | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.draft is not None
+
+    def tables(self) -> Tables:
+        """The tables of a file in fixed order; those of an open recipe are as they were written."""
+        if self.draft is not None:
+            return self.draft
+        parts = {table: part.table() for table in PART_TABLES if (part := getattr(self, table)) is not None}
+        return parts | {table: asdict(getattr(self, table)) for table in OPTION_TABLES}
+
+    def __getitem__(self, table: str) -> dict[str, Any]:
+        return self.tables()[table]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tables())
+
+    def __len__(self) -> int:
+        return len(self.tables())
+
+    def __or__(self, tables: AnyTables) -> "Recipe":
+        """The recipe with these tables in place of its own."""
+        return resolve({**self, **tables})
 
 
 @dataclass(frozen=True)
@@ -78,8 +141,8 @@ def _is_comment(line: str) -> bool:
     return line.startswith("#")
 
 
-def load(source: str | Path) -> Recipe:
-    """The recipe of a bundled name, a TOML file, or a run folder, as it is written there (defaults not filled in).
+def load(source: str | Path) -> Tables:
+    """The tables of a bundled name, a TOML file, or a run folder, as it is written there (defaults not filled in).
 
     That of a run folder has absolute paths of its data, see :func:`indm.config.paths.located`.
     """
@@ -116,16 +179,15 @@ def recipe(source: str | Path, changes: Mapping[str, object] | None = None) -> R
     Raises:
         ValueError: an unknown key (with the nearest that exists), or a value of the wrong type.
 
-    >>> changed = recipe("digits", {"train.steps": 500, "flow": "identity"})
-    >>> changed["train"]["steps"], changed["flow"]
-    (500, {'name': 'identity'})
+    >>> recipe("digits", {"train.steps": 500, "flow": "identity"}).train.steps
+    500
     """
     texts = {key: literal(value) if "." in key else str(value) for key, value in (changes or {}).items()}
     return resolve(override(load(source), texts))
 
 
-def override(recipe: Recipe, changes: dict[str, str]) -> Recipe:
-    """``recipe`` with dotted keys changed, values written as in TOML: ``{"train.steps": "500", "flow": "identity"}``.
+def override(recipe: AnyTables, changes: Mapping[str, str]) -> Tables:
+    """The tables of ``recipe`` with dotted keys changed, values in TOML: ``{"train.steps": "500", "flow": "identity"}``.
 
     Where the recipe's budget is one of seconds alone, a number of steps replaces it, unless seconds are given too.
     A bare table name puts another thing of that kind in its place and keeps none of the old table. Another SDE of this
@@ -134,7 +196,7 @@ def override(recipe: Recipe, changes: dict[str, str]) -> Recipe:
     """
     changed = {table: dict(content) for table, content in recipe.items()}
     for table in (key for key in changes if "." not in key):
-        check_name(table, (*NAMED_TABLES, *OPTIONAL_TABLES), "table that can be replaced", f"--{table}")
+        check_name(table, PART_TABLES, "table that can be replaced", f"--{table}")
         kept = {"eps"} if table == "sde" and changes[table] in BUILT_IN["sde"] else set()
         changed[table] = {"name": changes[table]} | {k: v for k, v in changed.get(table, {}).items() if k in kept}
     for dotted in (key for key in changes if "." in key):
@@ -148,13 +210,8 @@ def override(recipe: Recipe, changes: dict[str, str]) -> Recipe:
     return changed
 
 
-def is_open(recipe: Recipe) -> bool:
-    """Whether a preset is yet to be filled in."""
-    return bool(recipe.get("train", {}).get("preset"))
-
-
-def with_preset(recipe: Recipe, preset: Recipe) -> Recipe:
-    """``recipe`` with the keys of ``preset`` where it has none itself; it is open no more.
+def with_preset(recipe: AnyTables, preset: AnyTables) -> Tables:
+    """The tables of ``recipe`` with the keys of ``preset`` where it has none itself; it is open no more.
 
     A table of the preset that names a part is for that part alone.
     """
@@ -163,23 +220,25 @@ def with_preset(recipe: Recipe, preset: Recipe) -> Recipe:
     for table, content in preset.items():
         own = filled.setdefault(table, {})
         if content.get("name") in (None, own.get("name")):
-            filled[table] = content | own
+            filled[table] = {**content, **own}
     return filled
 
 
-def as_continued(recipe: Recipe, run: str | Path) -> Recipe:
-    """``recipe`` with what the data decided in the run folder ``run``; if it is open, with all keys that it lacks.
+def as_continued(recipe: AnyTables, run: str | Path) -> Tables:
+    """The tables of ``recipe`` with what the data decided in ``run``; if it is open, with all keys that it lacks.
 
     Raises:
         ValueError: it names a preset whose network or flow is another one than the run's.
     """
-    if "condition" in recipe:
-        own, before = recipe["condition"], load(run).get("condition", {})
-        recipe = recipe | {"condition": (before if before.get("name") == own.get("name") else {}) | own}
-    if not is_open(recipe):
-        return recipe
-    name, continued = recipe["train"]["preset"], with_preset(recipe, load(run))
-    wanted = with_preset(recipe, recipe.get(PRESETS, {}).get(name, {}))
+    own, before = {table: dict(content) for table, content in recipe.items()}, load(run)
+    if "condition" in own:
+        decided = before.get("condition", {})
+        same = decided.get("name") == own["condition"].get("name")
+        own["condition"] = {**(decided if same else {}), **own["condition"]}
+    if not own.get("train", {}).get("preset"):
+        return own
+    name, continued = own["train"]["preset"], with_preset(own, before)
+    wanted = with_preset(own, own.get(PRESETS, {}).get(name, {}))
     for table in ("net", "flow"):
         for key, value in wanted[table].items():
             if continued[table].get(key) != value:
@@ -187,47 +246,40 @@ def as_continued(recipe: Recipe, run: str | Path) -> Recipe:
                     f"train.preset must be that of {run} to continue it, got {name!r}, whose {table}.{key} is {value} "
                     f"and not {continued[table].get(key)}; leave --preset out"
                 )
-    return resolve(continued)
+    return continued
 
 
-def resolve(recipe: Recipe) -> Recipe:
-    """``recipe`` checked and with the defaults of ``[train]`` and ``[evaluate]`` filled in, tables in fixed order.
+def resolve(tables: AnyTables) -> Recipe:
+    """The recipe of these tables, checked, with the defaults of ``[train]`` and ``[evaluate]``.
 
-    An open one is checked alone.
+    Raises:
+        ValueError: an unknown table or key (with the nearest that exists), a value of the wrong type, a missing name.
     """
-    for table in recipe:
+    if isinstance(tables, Recipe):
+        return tables
+    for table in tables:
         check_is_here(table)
         check_name(table, (*TABLES, *CHANGES), "table", f"[{table}]")
-    optional = [table for table in OPTIONAL_TABLES if table in recipe]
-    for table in (*NAMED_TABLES, *optional):
-        if not isinstance(recipe.get(table, {}).get("name"), str):
-            raise ValueError(f'[{table}] needs a name = "…" that says which {table} is meant')
-    options = {"train": asdict(options_of(recipe, "train")), "evaluate": asdict(options_of(recipe, "evaluate"))}
-    if is_open(recipe):
-        return recipe
-    return {table: dict(options.get(table, recipe.get(table, {}))) for table in (*NAMED_TABLES, *optional, *options)}
+    parts: Any = {t: _part(t, tables.get(t, {})) for t in PART_TABLES if t in {*NAMED_TABLES, *tables}}
+    options: Any = {name: kind(**checked(name, tables.get(name, {}))) for name, kind in OPTION_TABLES.items()}
+    draft = {table: dict(content) for table, content in tables.items()} if options["train"].preset else None
+    return Recipe(**parts, **options, draft=draft)
 
 
-def model_of(recipe: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+def _part(table: str, content: Mapping[str, Any]) -> Part:
+    name = content.get("name")
+    if not isinstance(name, str):
+        raise ValueError(f'[{table}] needs a name = "…" that says which {table} is meant')
+    return Part(name, {key: value for key, value in content.items() if key != "name"})
+
+
+def model_of(recipe: AnyTables) -> dict[str, Mapping[str, Any]]:
     """The tables that describe the model, as :func:`indm.build_model` takes them."""
     return {table: recipe[table] for table in (*KINDS, *OPTIONAL_KINDS) if table in recipe}
 
 
-@overload
-def options_of(recipe: Recipe, table: Literal["train"]) -> Training: ...
-
-
-@overload
-def options_of(recipe: Recipe, table: Literal["evaluate"]) -> Evaluation: ...
-
-
-def options_of(recipe: Recipe, table: Literal["train", "evaluate"]) -> Training | Evaluation:
-    """The options in that table, checked: unknown keys and wrong types are ValueErrors."""
-    return OPTION_TABLES[table](**checked(table, recipe.get(table, {})))
-
-
-def checked(table: Literal["train", "evaluate"], content: Mapping[str, object]) -> dict[str, Any]:
-    """The options ``content`` of that table, names and types checked, with lists as tuples."""
+def checked(table: str, content: Mapping[str, object]) -> dict[str, Any]:
+    """The options ``content`` of [train] or [evaluate], names and types checked, with lists as tuples."""
     hints = get_type_hints(OPTION_TABLES[table])
     for key in content:
         check_name(key, hints, "key", f"{table}.{key}")
@@ -235,14 +287,14 @@ def checked(table: Literal["train", "evaluate"], content: Mapping[str, object]) 
     return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
 
 
-def differences(old: Recipe, new: Recipe) -> list[str]:
+def differences(old: AnyTables, new: AnyTables) -> list[str]:
     """The dotted keys in which two recipes differ."""
-    old, new = tomllib.loads(to_toml(old)), tomllib.loads(to_toml(new))
-    keys = [(table, key) for table in TABLES for key in {**old.get(table, {}), **new.get(table, {})}]
-    return [f"{t}.{k}" for t, k in keys if old.get(t, {}).get(k) != new.get(t, {}).get(k)]
+    a, b = tomllib.loads(to_toml(old)), tomllib.loads(to_toml(new))
+    keys = [(table, key) for table in TABLES for key in {**a.get(table, {}), **b.get(table, {})}]
+    return [f"{t}.{k}" for t, k in keys if a.get(t, {}).get(k) != b.get(t, {}).get(k)]
 
 
-def to_toml(recipe: Recipe) -> str:
+def to_toml(recipe: AnyTables) -> str:
     """The recipe as TOML text."""
     blocks = [
         "\n".join([f"[{table}]", *(f"{_key(key)} = {literal(value)}" for key, value in content.items())])

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from indm.config import recipes
 from indm.config.options import ENOUGH_STEPS, FEW_STEPS, Training
 from indm.config.parts import GIVEN
 from indm.evaluation.results import number_key, read_evaluation
@@ -196,7 +195,7 @@ class _Trained:
             finished = not untrusted.json_object(run / "summary.json")["interrupted"]
         except (OSError, ValueError, KeyError):
             finished = False
-        return cls(run, recipe, recipes.options_of(recipe, "train"), lines, finished)
+        return cls(run, recipe, recipe.train, lines, finished)
 
     @property
     def steps(self) -> int:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -10,9 +11,8 @@ from torch import Tensor
 
 from indm.conditions import rows_of_data
 from indm.config import paths
-from indm.config.options import Evaluation
 from indm.config.parts import name_of
-from indm.config.recipes import Recipe
+from indm.config.recipes import AnyTables
 from indm.data.base import Data, stack
 from indm.data.image_files import count_unreadable
 from indm.evaluation.baselines import baselines
@@ -36,10 +36,10 @@ def evaluate_run(
     """
     processes = PartialState(cpu=on_cpu())
     recipe = recipe_of(run)
-    recipe = paths.absolute(recipe | {"data": data_table or recipe["data"]})
+    tables = paths.absolute(recipe | {"data": data_table or recipe["data"]})
     model = open_model(run)
-    options = Evaluation(**recipe["evaluate"] | (given or {}))
-    data = data_of(run, model, recipe["data"])
+    options = replace(recipe.evaluate, **(given or {}))
+    data = data_of(run, model, tables["data"])
     if processes.is_main_process:
         warn_of_other_splits(run, data)
     if (count := len(getattr(data, options.split))) < 2:
@@ -67,7 +67,7 @@ def evaluate_run(
             result["groups"], nats["groups"] = len(groups.unique()), groups
         if data.fingerprint:  # else its name and options decide the examples
             result["examples_sha256"] = hashlib.sha256(raw.flatten().numpy().data).hexdigest()
-        write_evaluation(run, result, nats, recipe, data, options.split)
+        write_evaluation(run, result, nats, tables, data, options.split)
     return result
 
 
@@ -82,11 +82,13 @@ def per_class(nats: Tensor, c: Tensor, labels: Sequence[str]) -> dict[str, dict[
     return classes
 
 
-def write_evaluation(run: Path, result: dict, nats: dict[str, Tensor], recipe: Recipe, data: Data, split: str) -> None:
+def write_evaluation(
+    run: Path, result: dict, nats: dict[str, Tensor], tables: AnyTables, data: Data, split: str
+) -> None:
     """Add to ``result`` what was evaluated, and write both."""
     weights = weights_hash(run)
     result |= {
-        "data": recipe["data"],
+        "data": tables["data"],
         "split": split,
         "data_changed": other_splits(run, data) is not None,
         "unreadable_images": count_unreadable(getattr(data, split)),

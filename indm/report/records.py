@@ -91,7 +91,7 @@ def record_of(run: Path, group: str, setup: Setup, names: Sequence[str]) -> Reco
     del model  # whatever measures opens its own
     evaluation = _evaluation_of(run, dequantization, setup.progress)
     results = {name: measure(run, name, setup) for name in names}
-    return Record(run, group, recipes.load(run), evaluation, parameters, results)
+    return Record(run, group, recipes.resolve(recipes.load(run)), evaluation, parameters, results)
 
 
 def _evaluation_of(run: Path, dequantization: str, progress: bool) -> dict:

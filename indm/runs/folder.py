@@ -65,7 +65,7 @@ def _is_debris(path: Path) -> bool:
 
 def finished(run: Path, recipe: Recipe) -> dict | None:
     """The summary of a run that has spent the budget of ``recipe``; None where it has not, or none can be read."""
-    budget = recipes.options_of(recipe, "train")
+    budget = recipe.train
     try:
         summary = untrusted.json_object(run / "summary.json")
         spent = summary["steps"] >= budget.steps or summary["seconds"] >= budget.seconds

@@ -14,7 +14,7 @@ import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from indm.config import paths, recipes
 from indm.config.options import Training
-from indm.config.recipes import Recipe
+from indm.config.recipes import AnyTables, Recipe
 from indm.data.registry import load_data, without_download
 from indm.files import atomic, untrusted
 from indm.messages import reason
@@ -31,8 +31,8 @@ from indm.runs.devices import device
 from indm.runs.folder import FREE_ON_RESUME, end_of, recipe_of
 from indm.runs.processes import by_main_process
 from indm.runs.provenance import device_name, device_of, threads_of
-from indm.training import given
 from indm.training.devices import make_accelerator
+from indm.training.resolving import parts_of
 from indm.training.trainer import Trainer
 
 COSTS = "costs.json"
@@ -168,10 +168,10 @@ def _kept(recipe: Recipe) -> Recipe:
 
 def trainer_of(recipe: Recipe, trainer: type[Trainer] = Trainer, **parts: Any) -> Trainer:
     """A trainer at the beginning of a run without end by that recipe; ``parts`` are what Python gave in its place."""
-    recipe = recipe | {"train": recipe["train"] | {"steps": 10**9, "seconds": math.inf}}
-    accelerator = make_accelerator(recipes.options_of(recipe, "train"))
+    recipe = replace(recipe, train=replace(recipe.train, steps=10**9, seconds=math.inf))
+    accelerator = make_accelerator(recipe.train)
     with accelerator.main_process_first():
-        parts = parts or {"data": load_data(**recipe["data"])}
+        parts = parts or {"data": load_data(recipe.data.name, **recipe.data.options)}
     return trainer(recipe, accelerator=accelerator, **parts)
 
 
@@ -182,7 +182,7 @@ def threads_for(run: Path) -> int:
 
 
 def budget_like(
-    recipe: Recipe,
+    recipe: AnyTables,
     like: Path,
     out: Path,
     *,
@@ -205,12 +205,12 @@ def budget_like(
     other, steps = recipe_of(like), end_of(like)["steps"]
     whole = recipes.resolve(recipes.as_continued(recipe, like))
     recipe_of_each = {like: other, out: whole}
-    threads = {like: threads_for(like), out: whole["train"]["threads"]}
-    threads[out] = threads[like] if threads[out] == "auto" else threads[out]
+    own, other_threads = whole.train.threads, threads_for(like)
+    threads = {like: other_threads, out: other_threads if own == "auto" else own}
     ratio, measured = 1.0, []
     if key_of(whole) != key_of(other):
-        a = make_accelerator(recipes.options_of(whole, "train"))
-        parts = given.resolved(whole, a, copy.deepcopy(model), data, objective)
+        a = make_accelerator(whole.train)
+        parts = parts_of(whole, a, copy.deepcopy(model), data, objective)
         with torch.random.fork_rng(devices=[]):
             trainers = {like: trainer_of(_kept(other)), out: trainer_of(whole, trainer, **parts)}
             seconds = medians(seconds_in_turns(trainers, threads, rounds=ROUNDS, progress=progress))
@@ -218,7 +218,7 @@ def budget_like(
         measured = [cost_of(recipe_of_each[run], seconds[run], threads[run], run, out) for run in (out, like)]
     budget = {"steps": max(1, round(steps / ratio)), "seconds": math.inf, "threads": threads[out]}
     note = f"{budget['steps']:,} steps, which cost the {steps:,} of {like}: a step costs {ratio:.3g} of one there"
-    return whole | {"train": whole["train"] | budget}, measured, note
+    return replace(whole, train=replace(whole.train, **budget)), measured, note
 
 
 def cost_of(recipe: Recipe, seconds: float, threads: int, run: Path, where: Path, afterwards: bool = False) -> Cost:

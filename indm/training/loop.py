@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 
 from indm.config import recipes
 from indm.config.options import FEW_STEPS, Training
-from indm.config.recipes import Recipe
+from indm.config.recipes import AnyTables, Recipe
 from indm.data.base import Data, stack
 from indm.data.image_files import count_unreadable
 from indm.data.registry import load_data
@@ -40,11 +40,11 @@ from indm.runs.provenance import describe, split_record, warn_of_other_splits
 from indm.runs.signals import interruptible
 from indm.sampling import centre_prior
 from indm.tensors import widest
-from indm.training import checkpoints, costs, given, memory, presets, threads
-from indm.training.conditional import with_condition
+from indm.training import checkpoints, costs, memory, presets, threads
 from indm.training.devices import make_accelerator, peak_memory_mib
 from indm.training.metrics_log import BEST, LOOK_EVERY, Fault, MetricsLog
 from indm.training.progress import Progress
+from indm.training.resolving import parts_of, recipe_of, with_condition
 from indm.training.step import is_due
 from indm.training.threads import SlowSteps
 from indm.training.trainer import Trainer
@@ -63,7 +63,7 @@ class Summary(dict):
 
 
 def train(
-    recipe: str | Path | Recipe | Training,
+    recipe: str | Path | AnyTables | Training,
     out: str | Path,
     *,
     model: nn.Module | None = None,
@@ -123,12 +123,11 @@ def train(
         >>> first["interrupted"], first["steps"], second["steps"]
         (True, 4, 6)
     """
-    wanted, out = given.recipe_of(recipe, model, data, objective), Path(out)
+    wanted, out = recipe_of(recipe, model, data, objective), Path(out)
     if resume and is_run(out):
-        wanted = recipes.as_continued(wanted, out)
-    options = recipes.options_of(wanted, "train")
-    check_trackers(options.trackers)
-    accelerator = make_accelerator(options, out)
+        wanted = recipes.resolve(recipes.as_continued(wanted, out))
+    check_trackers(wanted.train.trackers)
+    accelerator = make_accelerator(wanted.train, out)
     by_main_process(lambda: check_folder(out, wanted, resume))  # before anything slow
     measured: list[costs.Cost] = []
     if like is not None:
@@ -138,10 +137,10 @@ def train(
             wanted, Path(like), out, model=model, data=data, objective=objective, trainer=trainer or Trainer,
             progress=progress and accelerator.is_main_process,
         )  # fmt: skip
-        accelerator = make_accelerator(recipes.options_of(wanted, "train"), out)
+        accelerator = make_accelerator(wanted.train, out)
         if progress and accelerator.is_main_process:
             tell(note)
-    parts_of_run = given.resolved(wanted, accelerator, model, data, objective)
+    parts_of_run = parts_of(wanted, accelerator, model, data, objective)
     whole, notes = presets.completed(wanted, parts_of_run, accelerator, trainer or Trainer)
     whole = with_condition(whole, parts_of_run["data"])
     if progress and accelerator.is_main_process:
@@ -318,23 +317,23 @@ def agree(trainer: Trainer, stops: bool) -> bool:
     return stopping > 0
 
 
-def plan(recipe: Recipe) -> tuple[Recipe, dict]:
+def plan(recipe: AnyTables) -> tuple[Recipe, dict]:
     """What a run would be, without making it: its whole recipe, and what is known of it on this machine.
 
     That is parameters, data, the seconds of one step, and the seconds and steps of the run (validation apart).
     """
-    recipe = recipes.resolve(recipe)
-    accelerator = make_accelerator(recipes.options_of(recipe, "train"))
-    data = load_data(**recipe["data"])
-    recipe, notes = presets.completed(recipe, {"data": data}, accelerator)
-    recipe = with_condition(recipe, data)
-    trainer = Trainer(recipe, data, accelerator)
+    wanted = recipes.resolve(recipe)
+    accelerator = make_accelerator(wanted.train)
+    data = load_data(wanted.data.name, **wanted.data.options)
+    whole, notes = presets.completed(wanted, {"data": data}, accelerator)
+    whole = with_condition(whole, data)
+    trainer = Trainer(whole, data, accelerator)
     o, n_threads = trainer.options, threads.choose(trainer)
     with threads.in_use(n_threads):
         seconds = presets.seconds_of_a_step(trainer)
     steps = min(o.steps, o.seconds / seconds)
     needed = memory.gib(sum(memory.memory_of_step(trainer.model, trainer.micro_batch_size, accelerator)))
-    return recipe, {
+    return whole, {
         **{f"note {number}": note for number, note in enumerate(notes, 1)},
         **{name.replace("_", " "): count for name, count in sizes(trainer).items()},
         "event shape": tuple(trainer.data.shape),

@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from indm.config import paths, recipes
-from indm.config.recipes import BRIDGE, Recipe
+from indm.config.recipes import BRIDGE, AnyTables, Recipe, Tables
 from indm.data.base import Data
 from indm.data.folder import find_images
 from indm.data.registry import load_data
@@ -30,17 +30,17 @@ def is_pair(folder: Path) -> bool:
     return all(is_run(folder / side) for side in SIDES)
 
 
-def is_bridge(recipe: Recipe) -> bool:
+def is_bridge(recipe: AnyTables) -> bool:
     """Whether a model of ``recipe`` leads from its ``[data]`` to its ``[data_b]``."""
     return "data_b" in recipe and bool(recipe.get("train", {}).get("terminal"))
 
 
 def noise_of(recipe: Recipe) -> tuple[float, float]:
     """Deviations of the noise with which a bridge of this resolved recipe has learned its two ends."""
-    return recipe["train"]["initial_noise"], recipe["train"]["terminal_noise"]
+    return recipe.train.initial_noise, recipe.train.terminal_noise
 
 
-def sides_of(recipe: Recipe) -> dict[str, Recipe]:
+def sides_of(recipe: AnyTables) -> dict[str, Tables]:
     """The recipe of each side's model: the same but for the data, and without the term of a bridge.
 
     Raises:
@@ -49,11 +49,11 @@ def sides_of(recipe: Recipe) -> dict[str, Recipe]:
     if "data_b" not in recipe:
         raise ValueError("[data_b] is missing: the recipe of a pair needs a second data set, such as --data-b digits")
     options = {key: value for key, value in recipe.get("train", {}).items() if key not in OF_BRIDGES}
-    shared = {table: content for table, content in recipe.items() if table != "data_b"} | {"train": options}
-    return {"a": shared, "b": shared | {"data": recipe["data_b"]}}
+    shared = {table: dict(content) for table, content in recipe.items() if table != "data_b"} | {"train": options}
+    return {"a": shared, "b": shared | {"data": dict(recipe["data_b"])}}
 
 
-def on_one_canvas(recipe: Recipe) -> Recipe:
+def on_one_canvas(recipe: Tables) -> Tables:
     """``recipe``, in which a folder of grey images beside one in colour has three equal channels.
 
     Both get ``channels = 3``, the grey one also ``grey = true``, so that what is translated into it is written in grey.
@@ -76,7 +76,7 @@ def on_one_canvas(recipe: Recipe) -> Recipe:
     }
 
 
-def as_one(recipe: Recipe) -> Recipe:
+def as_one(recipe: AnyTables) -> Tables:
     """The recipe of one model of both data sets, which is told which of them an image is of, as a class.
 
     Raises:
@@ -98,21 +98,21 @@ def as_one(recipe: Recipe) -> Recipe:
             "[data] and [data_b] must be two folders or two labels of one data set for one model of both, and differ "
             f"in that alone, got {sorted(other)} of {a['name']!r}; --form terminal and indm train-pair take any two"
         )
-    return shared | {"data": data, "condition": {"name": "classes"} | recipe.get("condition", {})}
+    return shared | {"data": data, "condition": {"name": "classes", **recipe.get("condition", {})}}
 
 
-def as_bridge(recipe: Recipe) -> Recipe:
+def as_bridge(recipe: AnyTables) -> Tables:
     """The recipe of one diffusion from A to B: with the tables of ``[bridge]``, where ``recipe`` has some.
 
     One that names a part replaces that part; the keys of others replace those of the recipe.
     """
     whole = {table: dict(content) for table, content in recipe.items() if table != BRIDGE}
     for table, content in recipe.get(BRIDGE, {}).items():
-        whole[table] = content if "name" in content else whole.get(table, {}) | content
+        whole[table] = dict(content) if "name" in content else {**whole.get(table, {}), **content}
     return whole
 
 
-def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: bool = True) -> dict[str, dict]:
+def train_pair(recipe: AnyTables, out: Path, *, resume: bool = False, progress: bool = True) -> dict[str, dict]:
     """Train a model of ``recipe``'s ``[data]`` in ``out/a``, then one of its ``[data_b]`` in ``out/b``.
 
     Each has the whole budget of ``[train]``. With ``resume``, a finished side stays, and an interrupted one continues.
@@ -129,9 +129,9 @@ def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: boo
     sides = {side: recipes.resolve(content) for side, content in sides_of(recipe).items()}
     started = by_main_process(lambda: _started(out, sides, resume))
     with processes.main_process_first():
-        both = [load_data(**content["data"]) for content in sides.values()]
+        both = [load_data(side.data.name, **side.data.options) for side in sides.values()]
     check_second(*both)
-    if recipes.is_open(recipe):
+    if sides["a"].is_open:
         recipe = _completed(recipe, sides["a"], min(both, key=lambda data: len(data.train)), progress)
         sides = {side: recipes.resolve(content) for side, content in sides_of(recipe).items()}
     if processes.is_main_process:
@@ -150,9 +150,9 @@ def train_pair(recipe: Recipe, out: Path, *, resume: bool = False, progress: boo
     return summaries
 
 
-def _completed(recipe: Recipe, side: Recipe, data: Data, progress: bool) -> Recipe:
+def _completed(recipe: AnyTables, side: Recipe, data: Data, progress: bool) -> Tables:
     """An open ``recipe`` of a pair with the preset that fits one ``side`` and the ``data`` of fewer examples."""
-    accelerator = make_accelerator(recipes.options_of(side, "train"))
+    accelerator = make_accelerator(side.train)
     preset, notes = presets.chosen(side, {"data": data}, accelerator)
     if progress and accelerator.is_main_process:
         tell(*notes)

@@ -3,8 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from accelerate import Accelerator
 
 from indm.config import recipes
 from indm.config.options import ENOUGH_STEPS
-from indm.config.recipes import PRESETS, Recipe
+from indm.config.recipes import PRESETS, AnyTables, Recipe, Tables
 from indm.data.base import Data
 from indm.runs.processes import by_main_process
 from indm.training.memory import TooLarge
@@ -27,41 +26,23 @@ LARGE_SIDE = 64  # of an image, from which on the second level is as narrow as t
 TIMED = 3  # steps at least
 
 
-@dataclass(frozen=True)
-class Preset:
-    """A preset that was taken.
-
-    Attributes:
-        name: "small", "medium" or "large".
-        tables: its keys by table, fitted to the data.
-        notes: what was fitted, and why this one, one sentence each.
-    """
-
-    name: str
-    tables: Recipe
-    notes: tuple[str, ...] = ()
-
-
 def completed(
     recipe: Recipe, parts: Mapping[str, Any], accelerator: Accelerator, trainer: type[Trainer] = Trainer
-) -> tuple[Recipe, tuple[str, ...]]:
-    """An open ``recipe``, resolved, with the keys of its preset, and notes on them; any other as it is, without notes.
-
-    Collective. See :func:`chosen`.
-    """
-    if not recipes.is_open(recipe):
-        return recipe, ()
+) -> tuple[Recipe, list[str]]:
+    """An open ``recipe`` with the keys of its preset, and notes on them; any other as it is. See :func:`chosen`."""
+    if not recipe.is_open:
+        return recipe, []
     preset, notes = chosen(recipe, parts, accelerator, trainer)
     return recipes.resolve(recipes.with_preset(recipe, preset)), notes
 
 
 def chosen(
     recipe: Recipe, parts: Mapping[str, Any], accelerator: Accelerator, trainer: type[Trainer] = Trainer
-) -> tuple[Recipe, tuple[str, ...]]:
+) -> tuple[Tables, list[str]]:
     """The tables of the preset of an open ``recipe``, fitted to its data, and notes: why this one, what was fitted.
 
     "auto" takes the largest preset for which there are enough examples, and which makes enough steps within the budget,
-    by the time of a step, measured here.
+    by the time of a step, measured here. Collective.
 
     Args:
         recipe: open.
@@ -72,32 +53,43 @@ def chosen(
     Raises:
         ValueError: the recipe has no such preset.
     """
-    name, of_recipe = recipe["train"]["preset"], recipe.get(PRESETS, {})
+    name, of_recipe = recipe.train.preset, recipe.get(PRESETS, {})
     known = [size for size in FEWEST_EXAMPLES if size in of_recipe]
     if not known or name not in (*known, "auto"):
         raise ValueError(
             f"train.preset must be one that the recipe has ({', '.join(known) or 'none'}), got {name!r}; the recipes "
             "folder, array and translate-folders have small, medium and large"
         )
-    together = recipes.options_of(recipe, "train").accumulate * accelerator.num_processes
-    enough = [size for size in known if len(parts["data"].train) >= FEWEST_EXAMPLES[size]]
-    wanted = (enough or known[:1]) if name == "auto" else [name]
-    presets = [fitted(size, of_recipe[size], parts["data"], together) for size in wanted]
+    together = recipe.train.accumulate * accelerator.num_processes
     if name != "auto":
-        return presets[0].tables, presets[0].notes
-
-    def trainer_of(whole: Recipe) -> Trainer:
-        """One to be thrown away."""
+        return fitted(of_recipe[name], parts["data"], together)
+    enough = [size for size in known if len(parts["data"].train) >= FEWEST_EXAMPLES[size]] or known[:1]
+    seconds = recipe.train.seconds if math.isfinite(recipe.train.seconds) else USUAL_SECONDS
+    steps, best, said = recipe.train.steps, enough[0], []
+    for size in enough:
+        preset, _ = fitted(of_recipe[size], parts["data"], together)
+        whole = recipes.resolve(recipes.with_preset(recipe, preset))
         own = {key: copy.deepcopy(part) if key == "model" else part for key, part in parts.items()}
-        return trainer(whole, accelerator=accelerator, **own)
-
-    preset = _largest(presets, recipe, trainer_of)
+        try:
+            tried = trainer(whole, accelerator=accelerator, **own)
+            with in_use(choose(tried)):
+                per_step = seconds_of_a_step(tried)
+        except (TooLarge, torch.OutOfMemoryError):
+            if size == best:
+                raise
+            said.append(f"{size} is more than memory holds")
+            break
+        said.append(f"{size} {per_step:.2g} s a step, {min(steps, seconds / per_step):,.0f} steps")
+        if min(steps, ENOUGH_STEPS) * per_step > seconds:
+            break
+        best = size
     accelerator.free_memory()  # the models that were tried
-    return preset.tables, preset.notes
+    preset, notes = fitted(of_recipe[best], parts["data"], together)
+    return preset, [f"preset {best} ({'; '.join(said)}); choose another with --preset", *notes]
 
 
-def fitted(name: str, preset: Recipe, data: Data, together: int = 1) -> Preset:
-    """The preset for these data: a batch that they have, and as many levels as the size of the images bears.
+def fitted(preset: AnyTables, data: Data, together: int = 1) -> tuple[Tables, list[str]]:
+    """The tables of a preset for these data: a batch that they have, as many levels as the size of the images bears.
 
     The batch is a multiple of ``together``.
     """
@@ -116,7 +108,7 @@ def fitted(name: str, preset: Recipe, data: Data, together: int = 1) -> Preset:
         notes.append(f"batch size {len(data.train)} in place of {train['batch_size']}: there are no more to train on")
         train["batch_size"] = len(data.train)
     train["batch_size"] = max(1, train["batch_size"] // together) * together
-    return Preset(name, tables, tuple(notes))
+    return tables, notes
 
 
 def multipliers(side: int) -> list[int]:
@@ -124,29 +116,6 @@ def multipliers(side: int) -> list[int]:
     halvings = max(1, min(2, math.floor(math.log2(side / 4))), math.ceil(math.log2(side / 8)))
     wide = 1 if side < LARGE_SIDE else 2
     return [1] * wide + [2] * (halvings + 1 - wide)
-
-
-def _largest(presets: list[Preset], recipe: Recipe, trainer_of: Callable[[Recipe], Trainer]) -> Preset:
-    """The largest with enough steps in the budget of the recipe, else the first."""
-    options, best, said = recipes.options_of(recipe, "train"), presets[0], []
-    seconds = options.seconds if math.isfinite(options.seconds) else USUAL_SECONDS
-    for preset in presets:
-        whole = recipes.resolve(recipes.with_preset(recipe, preset.tables))
-        try:
-            trainer = trainer_of(whole)
-            with in_use(choose(trainer)):
-                per_step = seconds_of_a_step(trainer)
-        except (TooLarge, torch.OutOfMemoryError):
-            if preset is best:
-                raise
-            said.append(f"{preset.name} is more than memory holds")
-            break
-        said.append(f"{preset.name} {per_step:.2g} s a step, {min(options.steps, seconds / per_step):,.0f} steps")
-        if min(options.steps, ENOUGH_STEPS) * per_step > seconds:
-            break
-        best = preset
-    note = f"preset {best.name} ({'; '.join(said)}); choose another with --preset"
-    return replace(best, notes=(note, *best.notes))
 
 
 def seconds_of_a_step(trainer: Trainer) -> float:

@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from indm.conditions import Condition, rows_of_data
-from indm.config import parts, recipes
+from indm.config import parts
 from indm.config.options import Training
 from indm.config.recipes import Recipe, model_of
 from indm.data.base import Data, Examples, stack
@@ -36,11 +36,11 @@ from indm.runs.processes import by_main_process
 from indm.runs.signals import uncut
 from indm.training import checkpoints, sharding
 from indm.training.checks import check_condition, check_loss, check_parts, check_second, check_shapes
-from indm.training.conditional import with_condition
 from indm.training.ema import EMA
 from indm.training.memory import check_fits, within_memory
 from indm.training.metrics_log import Means
 from indm.training.penalties import penalties_of
+from indm.training.resolving import with_condition
 from indm.training.step import TrainingStep, learning_rate_factor
 from indm.training.validation import Draw, bound_of, drawn
 
@@ -71,12 +71,12 @@ class Trainer:
         model: nn.Module | None = None,
         objective: Objective | None = None,
     ):
-        self.options: Training = recipes.options_of(recipe, "train")
+        self.options: Training = recipe.train
         self.objective = objective or objective_of(parts.find("objective", self.options.objective))
         self.data, self.accelerator = data, accelerator
         self.data_b = self._second_data(recipe)
         self.micro_batch_size = self._batch_size_of_a_pass()
-        self.validation_batch_size = recipes.options_of(recipe, "evaluate").batch_size
+        self.validation_batch_size = recipe.evaluate.batch_size
         recipe = with_condition(recipe, data)
         torch.manual_seed(self.options.seed)
         if model is None:
@@ -84,7 +84,7 @@ class Trainer:
                 model = self.build_model(recipe)
         check_parts(model, self.options, self.objective)
         self.condition: Condition | None = getattr(model, "condition", None)
-        if "condition" in recipe and self.condition is None:
+        if recipe.condition is not None and self.condition is None:
             raise ValueError(f"condition must be left out: a {type(model).__name__} that is trained here has none")
         if self.condition is not None:
             check_condition(self.condition, data)
@@ -118,10 +118,10 @@ class Trainer:
 
     def _second_data(self, recipe: Recipe) -> Data | None:
         """The data of ``[data_b]``, where a penalty needs them."""
-        if "data_b" not in recipe or not self.options.terminal:
+        if recipe.data_b is None or not self.options.terminal:
             return None
         with self.accelerator.main_process_first():
-            second = load_data(**recipe["data_b"])
+            second = load_data(recipe.data_b.name, **recipe.data_b.options)
         check_second(self.data, second)
         return second
 

@@ -151,7 +151,7 @@ class Training:
         """What trains it."""
         recipe = self.recipe()
         with indm.trust("research"):
-            return Trainer(recipe, data_of(self.data, self.path), make_accelerator(recipes.options_of(recipe, "train")))
+            return Trainer(recipe, data_of(self.data, self.path), make_accelerator(recipe.train))
 
     @property
     def cost_key(self) -> str:

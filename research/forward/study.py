@@ -120,7 +120,7 @@ class ProcessTraining(Training):
         recipe, rate = self.recipe(), self.setting.get("train.forward_lr", 1e-3)
         kind = type("Rated", (RatedTrainer,), {"rate": rate})
         with indm.trust("research"):
-            return kind(recipe, data_of(self.data, self.path), make_accelerator(recipes.options_of(recipe, "train")))
+            return kind(recipe, data_of(self.data, self.path), make_accelerator(recipe.train))
 
 
 def axes(own: Setting, wide: bool) -> list[Axis]:

@@ -112,7 +112,7 @@ def test_recipe_of_a_data_set_that_is_at_hand_loads_it():
 
 
 def test_recipe_survives_being_written():
-    recipe = recipes.resolve(recipes.load("digits"))
+    recipe = dict(recipes.resolve(recipes.load("digits")))
     recipe["data"]["path"] = 'C:\\a "b" – ü'
     recipe["flow"] |= {"norm": math.inf, "tiny": 1e-300, "yes": True, "none": []}
     recipe["flow"]["flows"] = [{"name": "actnorm", "channels": 4}, {"name": "compose", "flows": [{"name": "squeeze"}]}]

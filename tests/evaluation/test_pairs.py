@@ -867,7 +867,7 @@ def test_a_bridge_trains_and_validates_each_end_with_its_own_noise(noise):
     values = []
     for deviation in (0.0, 2.0):
         own = recipes.resolve(recipe | {"train": recipe["train"] | table | {noise: deviation}})
-        trainer = Trainer(own, load_data(**own["data"]), make_accelerator(recipes.options_of(own, "train")))
+        trainer = Trainer(own, load_data(**own["data"]), make_accelerator(own.train))
         values.append(trainer.validate())
         assert trainer.network.noise == (deviation if noise == "initial_noise" else 0.0)
     changed = {key for key in ("valid_nelbo", "valid_terminal") if values[0][key] != values[1][key]}

@@ -403,7 +403,7 @@ def test_what_needs_one_map_says_so():
 
 def test_isometry_needs_one_map():
     recipe = recipes.override(recipes.load("digits"), {"flow": "conditional-residual", "train.isometry": "1"})
-    options = recipes.options_of(recipes.resolve(recipe), "train")
+    options = recipes.resolve(recipe).train
     data = load_data(name="digits")
     model = build_model(recipes.model_of(recipe), data.shape, data.scaling)
     with pytest.raises(ValueError, match=r"one and the same map for train\.isometry"):

@@ -90,7 +90,7 @@ FLOW = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_settings_are_the_published_ones(name):
     recipe = recipes.resolve(recipes.load(name))
-    options, data = recipes.options_of(recipe, "train"), recipe["data"]
+    options, data = recipe.train, recipe["data"]
     sde = "ve" if "ve" in name else "vp"
     settings = THE_SAME | BY_SDE[sde] | BY_DATA[data["name"]]
     original, shape = tables_of(settings), image_shape(recipe)
@@ -113,7 +113,7 @@ def test_settings_are_the_published_ones(name):
     if data["name"] == "celeba":
         assert (data["size"], data["crop"]) == (64, 140)
     assert recipe["flow"] == FLOW | ({"squeeze": True} if data["name"] == "celeba" else {})
-    evaluation = recipes.options_of(recipe, "evaluate")
+    evaluation = recipe.evaluate
     assert evaluation.split == "test" and evaluation.examples == evaluation.nll_examples
     assert evaluation.examples == (19_962 if data["name"] == "celeba" else 10_000)
     assert (evaluation.repeats, evaluation.nll_error, evaluation.batch_size) == (3, 1e-3, 200)

@@ -31,7 +31,7 @@ def peak_of_step(recipe, data):
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is that of now
     before = peak_memory_mib()
-    trainer = Trainer(recipe, data, make_accelerator(recipes.options_of(recipe, "train")))
+    trainer = Trainer(recipe, data, make_accelerator(recipe.train))
     batches = trainer.batches()
     for _ in range(2):
         trainer.train_step(batches)
@@ -39,7 +39,7 @@ def peak_of_step(recipe, data):
 
 
 def trainer_of(recipe, data):
-    return Trainer(recipe, data, make_accelerator(recipes.options_of(recipe, "train")))
+    return Trainer(recipe, data, make_accelerator(recipe.train))
 
 
 def test_an_estimate_is_near_the_peak_of_a_step():

@@ -83,7 +83,7 @@ def test_auto_takes_the_largest_with_enough_steps(any_number, step_seconds, vect
     whole, notes = presets.completed(
         recipes.recipe("array", changes), {"data": load_data("array", path=vectors)}, one_process()
     )
-    assert whole["net"]["width"] == width and not recipes.is_open(whole)
+    assert whole["net"]["width"] == width and not whole.is_open
     assert f"small {small:.2g} s a step" in notes[0] and "choose another with --preset" in notes[0]
 
 
@@ -125,7 +125,7 @@ def test_what_is_given_stays(any_number, step_seconds, vectors):
 def test_few_examples_get_a_small_preset(step_seconds, rows, width):
     step_seconds |= {128: 1e-6, 256: 1e-6, 512: 1e-6}
     data = {"data": as_data(torch.randn(rows, 2))}
-    whole, notes = presets.completed(recipes.load("array"), data, one_process())
+    whole, notes = presets.completed(recipes.resolve(recipes.load("array")), data, one_process())
     assert whole["net"]["width"] == width and ("medium" in notes[0]) == (rows > 2500)
     asked = recipes.recipe("array", {"data.path": "x.npy", "train.preset": "large"})
     assert presets.completed(asked, data, one_process())[0]["net"]["width"] == 512
@@ -141,7 +141,7 @@ def test_a_batch_is_capped_by_the_data_with_a_note(vectors):
     assert whole["train"]["batch_size"] == 999  # which the training refuses
     of_ten = as_data(torch.randn(12, 5))
     tables = {"net": {"name": "mlp"}, "train": {"batch_size": 256}}
-    assert presets.fitted("small", tables, of_ten, together=4).tables["train"] == {"batch_size": 8}
+    assert presets.fitted(tables, of_ten, together=4)[0]["train"] == {"batch_size": 8}
 
 
 @pytest.mark.parametrize(
@@ -152,10 +152,10 @@ def test_a_batch_is_capped_by_the_data_with_a_note(vectors):
 def test_levels_and_batch_by_the_size_of_images(side, expected, batch):
     images = torch.zeros(100, 3, side, side, dtype=torch.uint8)
     tables = {"net": {"name": "unet"}, "train": {"batch_size": 32}}
-    two = presets.fitted("small", tables, as_data(images), together=2).tables["train"]["batch_size"]
+    two = presets.fitted(tables, as_data(images), together=2)[0]["train"]["batch_size"]
     assert two % 2 == 0 and 0 <= batch - two < 2
-    fitted = presets.fitted("small", tables, as_data(images))
-    assert fitted.tables["net"]["multipliers"] == expected and fitted.tables["train"]["batch_size"] == batch
+    fitted, _ = presets.fitted(tables, as_data(images))
+    assert fitted["net"]["multipliers"] == expected and fitted["train"]["batch_size"] == batch
     lowest = side / 2 ** (len(expected) - 1)
     assert 4 <= lowest <= 8
 
@@ -163,7 +163,7 @@ def test_levels_and_batch_by_the_size_of_images(side, expected, batch):
 @pytest.mark.parametrize("name", ["folder", "array", "translate-folders"])
 def test_presets_grow(name):
     loaded = recipes.load(name)
-    assert list(loaded[recipes.PRESETS]) == list(presets.FEWEST_EXAMPLES) and recipes.is_open(recipes.resolve(loaded))
+    assert list(loaded[recipes.PRESETS]) == list(presets.FEWEST_EXAMPLES) and recipes.resolve(loaded).is_open
     sizes = [preset["net"].get("channels") or preset["net"]["width"] for preset in loaded[recipes.PRESETS].values()]
     rates = [preset["train"]["lr"] for preset in loaded[recipes.PRESETS].values()]
     assert sizes == sorted(sizes) and rates == sorted(rates, reverse=True)
@@ -179,7 +179,7 @@ def test_recipes_of_images_have_the_same_presets(vectors):
     folder, pair = (recipes.load(name)[recipes.PRESETS] for name in ("folder", "translate-folders"))
     assert folder == pair
     with pytest.raises(ValueError, match=r"data must be images for the presets .* got events of shape \(5,\)"):
-        presets.fitted("small", folder["small"], load_data("array", path=vectors))
+        presets.fitted(folder["small"], load_data("array", path=vectors))
 
 
 def test_a_preset_that_a_recipe_has_not(vectors):
@@ -206,7 +206,7 @@ def test_a_run_keeps_its_preset_when_it_continues(step_seconds, vectors, tmp_pat
     small, medium = (
         recipes.recipe("array", {"data.path": str(vectors), "train.preset": p}) for p in ("small", "medium")
     )
-    assert not recipes.is_open(recipes.as_continued(small, tmp_path / "run"))
+    assert not recipes.resolve(recipes.as_continued(small, tmp_path / "run")).is_open
     with pytest.raises(ValueError, match=r"got 'medium', whose net\.width is 256 and not 128; leave --preset out"):
         recipes.as_continued(medium, tmp_path / "run")
     other = recipes.recipe("array", {"data.path": str(vectors), **QUICK, "train.lr": 0.7})

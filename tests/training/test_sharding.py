@@ -95,7 +95,7 @@ def held(trainer):
 
 def pass_through(half):
     """Bytes of what autograd keeps of a pass through a wide network, those of its weights, and the level's dtype."""
-    accelerator = make_accelerator(recipes.options_of(recipes.resolve(HALF), "train"))
+    accelerator = make_accelerator(recipes.resolve(HALF).train)
     net = {"name": "mlp", "width": 256, "depth": 4}
     model = indm.build_model({"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": net}, (4,))
     weights = sum(p.nbytes for p in model.score.backbone.parameters())
@@ -269,7 +269,8 @@ def test_a_state_that_is_set_aside_keeps_its_shards(tmp_path, alone):
 def test_shards_of_another_recipe_are_refused_and_named(tmp_path, alone):
     wider = ALONE | {"net": ALONE["net"] | {"channels": 8}}
     data = indm.data.load_data(**ALONE["data"])
-    trainer = Trainer(recipes.resolve(wider), data, make_accelerator(recipes.options_of(wider, "train")))
+    wider = recipes.resolve(wider)
+    trainer = Trainer(wider, data, make_accelerator(wider.train))
     with pytest.raises(ValueError, match=r"6\.pt is no checkpoint of this recipe.*[Ss]ize"):
         trainer.load(alone)
 

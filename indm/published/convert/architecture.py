@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from indm.config.recipes import Recipe
+from indm.config.recipes import Tables
 from indm.messages import brief, listed
 from indm.published.convert.released import State
 from indm.published.convert.settings import NET_KINDS, SDE_KINDS, check_finite_types
@@ -42,7 +42,7 @@ class Architecture:
     overruled: list[str]
 
 
-def architecture(state: State, given: Recipe, fallback: Recipe, size: int | None) -> Architecture:
+def architecture(state: State, given: Tables, fallback: Tables, size: int | None) -> Architecture:
     """The architecture by the tensors, then by what is ``given``, then by a recipe, then as published.
 
     Args:
@@ -97,7 +97,7 @@ def architecture(state: State, given: Recipe, fallback: Recipe, size: int | None
     return Architecture(sde, net, (image_channels, side, side), inferred, assumed, overruled)
 
 
-def _sde_table(given: Recipe, fallback: Recipe) -> dict:
+def _sde_table(given: Tables, fallback: Tables) -> dict:
     """The SDE that is given, completed by the recipe's where both are of one kind."""
     sde, default = given.get("sde", {}), fallback.get("sde", {})
     if sde.get("name", default.get("name")) == default.get("name"):

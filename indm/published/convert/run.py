@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 
 from indm.config import recipes
-from indm.config.recipes import Recipe
+from indm.config.recipes import Recipe, Tables
 from indm.data.base import flags_of_data
 from indm.data.registry import check_data, event_shape
 from indm.files import atomic, untrusted
@@ -130,7 +130,7 @@ def read_flow(path: str | Path, weights: Weights, settings: Mapping[str, Any], s
     return flow_from_state(read_checkpoint(path).weights(weights), settings, shape)
 
 
-def _given_tables(settings: Mapping[str, Any], changes: Mapping[str, str]) -> Recipe:
+def _given_tables(settings: Mapping[str, Any], changes: Mapping[str, str]) -> Tables:
     """The tables of the original's settings with the changes; ValueError for a table that may not be changed."""
     for name in {key.partition(".")[0] for key in changes} - set(TABLES):
         raise ValueError(f"--{name} is not for converting; {', '.join(TABLES)} can be changed")
@@ -140,7 +140,7 @@ def _given_tables(settings: Mapping[str, Any], changes: Mapping[str, str]) -> Re
     return given
 
 
-def _named_data(given: Recipe, fallback: Recipe) -> dict:
+def _named_data(given: Tables, fallback: Tables) -> dict:
     """The data that are given, else the recipe's with what is given of them; without a name where neither has one."""
     data = given.get("data", {})
     check_finite_types(data, {"name": str}, "data.")
@@ -150,7 +150,7 @@ def _named_data(given: Recipe, fallback: Recipe) -> dict:
     return data
 
 
-def _side_of_images(image_size: int | None, given: Recipe) -> int | None:
+def _side_of_images(image_size: int | None, given: Tables) -> int | None:
     """The side of the images in pixels that is given, None where none is.
 
     Raises:
@@ -216,14 +216,14 @@ def _file(path: str | Path, weights: Weights) -> dict[str, str]:
     return {"name": path.name, "sha256": sha256(path.read_bytes()).hexdigest(), "weights": weights}
 
 
-def _recipe(model: INDM, data: dict, given: Recipe, fallback: Recipe) -> Recipe:
+def _recipe(model: INDM, data: dict, given: Tables, fallback: Tables) -> Recipe:
     """The recipe of the run folder: the model as it describes itself, with the options that are known."""
     parts = {kind: {k: v for k, v in table.items() if k != "shape"} for kind, table in model.description().items()}
     options = {table: fallback.get(table, {}) | given.get(table, {}) for table in ("train", "evaluate")}
     return recipes.resolve({"data": data} | parts | options)
 
 
-def _assumed(sde: dict, data: dict, layout: Architecture, given: Recipe) -> dict:
+def _assumed(sde: dict, data: dict, layout: Architecture, given: Tables) -> dict:
     """By dotted key, what neither the tensors nor the caller say of the SDE and the data."""
     shown = {"sde": ("sigma_min", "sigma_max") if "sigma_table" in layout.inferred else (), "data": ("centered",)}
     return {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from indm.config.checks import check_types
-from indm.config.recipes import Recipe
+from indm.config.recipes import Tables
 from indm.files import untrusted
 from indm.messages import brief, nearest
 
@@ -73,7 +73,7 @@ NET_KINDS = {SAME[name][1]: KINDS[name] for name in SAME if SAME[name][0] == "ne
 }  # fmt: skip
 
 
-def tables_of(settings: Mapping[str, Any]) -> Recipe:
+def tables_of(settings: Mapping[str, Any]) -> Tables:
     """Settings of the original's configuration as our tables "sde", "net", "image" and "train".
 
     The tables hold only what is given; "image" has ``size`` and ``channels``.
@@ -87,7 +87,7 @@ def tables_of(settings: Mapping[str, Any]) -> Recipe:
     settings = {place[1]: value for place, value in _by_place(settings).items() if _is_read(*place)}
     settings = {key: value.lower() if isinstance(value, str) else value for key, value in settings.items()}
     _check(settings)
-    tables: Recipe = {"sde": _sde_table(settings), "net": {}, "image": {}, "train": {}}
+    tables: Tables = {"sde": _sde_table(settings), "net": {}, "image": {}, "train": {}}
     for key, (table, argument) in SAME.items():
         if key in settings:
             tables[table][argument] = settings[key]

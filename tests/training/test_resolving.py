@@ -1,4 +1,4 @@
-"""What is given to ``train`` in Python: models, networks, data sets, objectives, callbacks; all of it resumes."""
+"""Models, networks, data sets, objectives and callbacks from Python in place of the recipe's; all of it resumes."""
 
 from dataclasses import asdict
 
@@ -18,8 +18,8 @@ from indm.objective import Objective, as_objective, mle_loss
 from indm.scaling import Scaling
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
-from indm.training.given import name_of_objective, recipe_of
 from indm.training.loop import train
+from indm.training.resolving import name_of_objective, recipe_of
 
 OPTIONS = Training(steps=6, batch_size=40, validate_examples=20, log_every=2, validate_every=3)
 TABLES = {"flow": {"name": "coupling", "width": 8}, "sde": {"name": "vp"}, "train": asdict(OPTIONS)}

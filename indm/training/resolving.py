@@ -1,9 +1,8 @@
-"""What a caller of ``indm.train`` gives in Python in place of the recipe's tables: a model, data, an objective."""
+"""From what a caller of ``indm.train`` names or makes in Python to a whole recipe, and to the parts of a trainer."""
 
 import inspect
-import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,38 +12,38 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from indm.config import parts, recipes
+from indm.config.checks import arguments_of
 from indm.config.options import Training
-from indm.config.recipes import Recipe
+from indm.config.recipes import AnyTables, Part, Recipe
 from indm.data.base import Data, as_data, check_kind
 from indm.data.registry import load_data
 from indm.model import INDM, build, build_dequantization, describe
 from indm.objective import Objective, objective_of
 from indm.score import score_for
-from indm.training.conditional import with_condition
 
 
 def recipe_of(
-    source: str | Path | Recipe | Training,
+    source: str | Path | AnyTables | Training,
     model: nn.Module | None = None,
     data: Any = None,
     objective: Any = None,
 ) -> Recipe:
-    """The whole recipe of a training: what is given stands in place of the tables of ``source``.
+    """The recipe of a training, in which model, data and objective from Python replace the tables of ``source``.
 
     Raises:
-        ValueError: a mistake in the recipe, or a given part that a file cannot describe.
+        ValueError: a mistake in the recipe, or a part that a file cannot describe.
     """
-    recipe = recipes.load(source) if isinstance(source, str | Path) else source
-    recipe = {"train": asdict(recipe)} if isinstance(recipe, Training) else dict(recipe)
+    source = recipes.load(source) if isinstance(source, str | Path) else source
+    tables: dict[str, Any] = {"train": asdict(source)} if isinstance(source, Training) else dict(source)
     if data is not None:
-        recipe["data"] = table_of_data(data)
+        tables["data"] = table_of_data(data)
     if model is not None:
-        tables = model.description() if is_whole(model) else {"net": describe(model, "net")}
-        recipe |= {kind: _without_none(table) for kind, table in tables.items()}
+        described = model.description() if is_whole(model) else {"net": describe(model, "net")}
+        tables |= _without_none(described)
     if objective is not None:
         name = objective if isinstance(objective, str) else name_of_objective(objective_of(objective))
-        recipe["train"] = recipe.get("train", {}) | {"objective": name}
-    return recipes.resolve(recipe)
+        tables["train"] = {**tables.get("train", {}), "objective": name}
+    return recipes.resolve(tables)
 
 
 def is_whole(model: nn.Module) -> bool:
@@ -53,48 +52,42 @@ def is_whole(model: nn.Module) -> bool:
 
 
 def table_of_data(data: Any) -> dict[str, Any]:
-    """``[data]`` for data that are given: the class of a data set that describes itself, else the name "given".
+    """``[data]`` for data from Python: the class of a data set that describes itself, else the name "given".
 
-    A data set describes itself where each argument of its class is a number, a string or None that it keeps as an
+    A data set describes itself if each argument of its class is a number, a string or None that it keeps as an
     attribute of the same name.
     """
-    if not isinstance(data, Dataset):
+    kind = type(data)
+    if not isinstance(data, Dataset) or inspect.signature(kind).parameters.keys() != arguments_of(kind).keys():
         return {"name": parts.GIVEN}
-    arguments = {}
-    for key, parameter in inspect.signature(type(data)).parameters.items():
-        value = getattr(data, key, data)
-        by_name = parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        if not by_name or not isinstance(value, bool | int | float | str | None):
-            return {"name": parts.GIVEN}
-        arguments[key] = value
+    values = {key: getattr(data, key, data) for key in arguments_of(kind)}
+    if not all(isinstance(value, bool | int | float | str | None) for value in values.values()):
+        return {"name": parts.GIVEN}
     try:
-        return {"name": parts.name_of("data", type(data)), **_without_none(arguments)}
+        return {"name": parts.name_of("data", kind), **_without_none(values)}
     except ValueError:
         return {"name": parts.GIVEN}
 
 
 def name_of_objective(objective: Objective) -> str:
-    """The name in ``train.objective`` that stands for ``objective``; "given" where none does."""
+    """The name in ``train.objective`` that stands for ``objective``; "given" if there is none."""
     loss = objective.loss
     if objective_of(loss) == objective and hasattr(loss, "__qualname__"):
         try:
             return parts.name_of("objective", loss)
         except ValueError:
             return parts.GIVEN
-    module = getattr(loss, "__module__", "__main__")
-    values = vars(sys.modules[module]) if module != "__main__" else {}
-    return next((f"{module}:{name}" for name, value in values.items() if value is objective), parts.GIVEN)
+    names = [name for name, value in inspect.getmembers(inspect.getmodule(loss)) if value is objective]
+    return f"{loss.__module__}:{names[0]}" if names and loss.__module__ != "__main__" else parts.GIVEN
 
 
-def resolved(
-    recipe: Recipe, accelerator: Accelerator, model: nn.Module | None, data: Any, objective: Any
-) -> dict[str, Any]:
+def parts_of(recipe: Recipe, accelerator: Accelerator, model: nn.Module | None, data: Any, objective: Any) -> dict:
     """The ``data``, ``model`` and ``objective`` of a :class:`~indm.training.trainer.Trainer`; None is the recipe's."""
     with accelerator.main_process_first():
         if data is None:
-            data = load_data(**recipe["data"])
+            data = load_data(recipe.data.name, **recipe.data.options)
         else:
-            data = as_data(data, name=recipe["data"]["name"], c="condition" in recipe)
+            data = as_data(data, name=recipe.data.name, c=recipe.condition is not None)
         recipe = with_condition(recipe, data)
     return {
         "data": data,
@@ -103,8 +96,21 @@ def resolved(
     }
 
 
+def with_condition(recipe: Recipe, data: Data) -> Recipe:
+    """``recipe`` with the arguments of its ``[condition]`` that the data decide, such as labels of classes.
+
+    Raises:
+        ValueError: the data have no condition, or another kind of one.
+    """
+    if recipe.condition is None:
+        return recipe
+    kind = parts.find("condition", recipe.condition.name)
+    decided = kind.of_data(data.c("train", kind.is_class), data.classes)
+    return replace(recipe, condition=Part(recipe.condition.name, {**decided, **recipe.condition.options}))
+
+
 def model_of(model: nn.Module, recipe: Recipe, data: Data) -> nn.Module:
-    """A given model as a whole one that fits ``data``.
+    """A model from Python as a whole one that fits ``data``.
 
     A network gets the flow and the SDE of ``recipe``. An INDM without a shape gets that of the data; one without a
     scaling, which has then that of data in model units, gets that of the data, too.
@@ -114,7 +120,7 @@ def model_of(model: nn.Module, recipe: Recipe, data: Data) -> nn.Module:
     """
     shape = tuple(data.shape)
     if not is_whole(model):
-        torch.manual_seed(recipes.options_of(recipe, "train").seed)
+        torch.manual_seed(recipe.train.seed)
         flow, sde = (cast(Any, build(recipe[kind], kind, shape)) for kind in ("flow", "sde"))
         noise = build_dequantization(recipe, shape, data.scaling)
         condition = build(recipe["condition"], "condition", shape) if "condition" in recipe else None
