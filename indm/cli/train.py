@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +15,9 @@ from indm.cli.common import DONE, INTERRUPTED, ShowsProgress, name_of, outside, 
 from indm.config import recipes
 from indm.config.options import default
 from indm.messages import counted, one_line
+
+TRANSLATES, EVALUATES = "pictures of A as pictures of B", "the likelihood of the test split, beside simple baselines"
+Sources = Annotated[Positional[tuple[str, ...]], arg(metavar="A B | RECIPE", help_behavior_hint="(required)")]
 
 
 @dataclass(kw_only=True)
@@ -32,6 +35,30 @@ class TrainsRecipe(ShowsProgress):
         """Also what this command line itself names, unless it continues a run that somebody else may have written."""
         named = [value for key, value in self.table_values.items() if "." not in key or key == "train.objective"]
         return super().trusted() + ([] if self.resume else outside(named))
+
+    def train(self, recipe: recipes.AnyTables, out: Path, like: Path | None = None, *, translates: bool = False) -> int:
+        """Train one run and print what came of it, or show the plan; the exit status."""
+        from indm.training.loop import train
+
+        if self.dry_run:
+            return show_plan(recipe, out, like=like)
+        try:
+            summary = train(recipe, out, like=like, resume=self.resume, progress=self.progress)
+        except KeyboardInterrupt:
+            return interrupted_early(out)
+        run, trained = shlex.quote(str(out)), recipes.resolve(recipes.load(out)).train
+        if summary["interrupted"]:
+            state = saved_state(summary)
+            say(f"Interrupted at {state}. Continue with: indm train {run} --resume", file=sys.stderr)
+            return INTERRUPTED
+        say(f"{out}: {came_to(summary)}")
+        commands = {f"indm translate {run} IMAGES --out FOLDER": TRANSLATES} if translates else {}
+        if not trained.initial_noise:
+            commands |= {f"indm evaluate {run}": EVALUATES, f"indm sample {run}": "new samples"}
+        budget = "steps" if summary["steps"] >= trained.steps else "seconds"
+        more = f"--train.{budget} {2 * getattr(trained, budget):.0f}"
+        say(next_commands(commands | {f"indm train {run} --resume {more}": "train on"}))
+        return DONE
 
 
 def loaded(source: str) -> recipes.Tables:
@@ -75,9 +102,7 @@ class Train(TrainsRecipe):
         recipe = recipes.override(loaded(self.recipe), self.table_values)
         is_run = self.recipe not in recipes.bundled() and Path(self.recipe).is_dir()
         out = self.out or (Path(self.recipe) if is_run else Path("runs") / name_of(self.recipe))
-        if self.dry_run:
-            return show_plan(recipe, out, like=self.like)
-        return train_run(recipe, out, self.resume, self.quiet, self.like)
+        return self.train(recipe, out, self.like)
 
 
 @dataclass
@@ -91,7 +116,7 @@ class TrainPair(TrainsRecipe):
     The run folder holds a run for each side, a and b. Ctrl-C saves; the same command with --resume continues.
     """
 
-    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="A B | RECIPE", help_behavior_hint="(required)")]
+    sources: Sources
     """Two image folders, or one recipe."""
     out: Annotated[Path | None, arg(metavar="FOLDER"), default("runs/RECIPE or runs/A-B")] = None
     """The run folder."""
@@ -99,7 +124,8 @@ class TrainPair(TrainsRecipe):
     def run(self) -> int:
         from indm.training.pairs import sides_of, train_pair
 
-        recipe, out = recipe_of_two(self.sources, self.table_values, self.out, "")
+        recipe, name = recipe_of_two(self.sources, self.table_values)
+        out = self.out or Path("runs") / name
         if self.dry_run:
             return show_plan(sides_of(recipe)["a"], out / "a", ", and another run like this to b")
         try:
@@ -113,17 +139,9 @@ class TrainPair(TrainsRecipe):
             return INTERRUPTED
         for side, summary in summaries.items():
             say(f"{out / side}: {came_to(summary)}")
-        say(
-            next_commands(
-                {
-                    f"indm translate {shlex.quote(str(out))} IMAGES --out FOLDER": "pictures of A as pictures of B",
-                    **{
-                        f"indm evaluate {shlex.quote(str(out / side))}": "its likelihood, beside simple baselines"
-                        for side in summaries
-                    },
-                }
-            )
-        )
+        commands = {f"indm translate {shlex.quote(str(out))} IMAGES --out FOLDER": TRANSLATES}
+        commands |= {f"indm evaluate {shlex.quote(str(out / side))}": EVALUATES for side in summaries}
+        say(next_commands(commands))
         return DONE
 
 
@@ -141,7 +159,7 @@ class TrainBridge(TrainsRecipe):
     Sources and changes as in "indm train-pair".
     """
 
-    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="A B | RECIPE", help_behavior_hint="(required)")]
+    sources: Sources
     """Two image folders, or one recipe."""
     out: Annotated[Path | None, arg(metavar="FOLDER"), default("runs/RECIPE-bridge")] = None
     """The run folder."""
@@ -151,20 +169,17 @@ class TrainBridge(TrainsRecipe):
     def run(self) -> int:
         from indm.training.pairs import as_bridge, as_one, is_bridge
 
-        given = self.sources, self.table_values, self.out, "-bridge"
         if self.form == "classes":
-            recipe, out = recipe_of_two(*given)
+            recipe, name = recipe_of_two(self.sources, self.table_values)
             recipe = as_one(recipe)
         else:
-            recipe, out = recipe_of_two(*given, as_bridge)
+            recipe, name = recipe_of_two(self.sources, self.table_values, as_bridge)
             if not is_bridge(recipe):
                 raise ValueError(
                     "train.terminal must be above 0 for --form terminal, got 0: a recipe without [bridge.train] needs "
                     "it, --train.terminal 100"
                 )
-        if self.dry_run:
-            return show_plan(recipe, out)
-        return train_run(recipe, out, self.resume, self.quiet, translates=True)
+        return self.train(recipe, self.out or Path("runs") / f"{name}-bridge", translates=True)
 
 
 def show_plan(recipe: recipes.AnyTables, out: Path, more: str = "", like: Path | None = None) -> int:
@@ -177,46 +192,6 @@ def show_plan(recipe: recipes.AnyTables, out: Path, more: str = "", like: Path |
     whole, known = plan(recipe)
     comments = "".join(f"\n# {key}: {one_line(value)}" for key, value in known.items())
     print(recipes.to_toml(whole) + comments + f"\n# would be written to: {one_line(out)}{more}")
-    return DONE
-
-
-def train_run(
-    recipe: recipes.AnyTables,
-    out: Path,
-    resume: bool,
-    quiet: bool,
-    like: Path | None = None,
-    *,
-    translates: bool = False,
-) -> int:
-    """Train one run and print what came of it; the exit status."""
-    from indm.training.loop import train
-
-    try:
-        summary = train(recipe, out, like=like, resume=resume, progress=not quiet)
-    except KeyboardInterrupt:
-        return interrupted_early(out)
-    if summary["interrupted"]:
-        command = shlex.join(["indm", "train", str(out), "--resume"])
-        say(f"Interrupted at {saved_state(summary)}. Continue with: {command}", file=sys.stderr)
-        return INTERRUPTED
-    run = shlex.quote(str(out))
-    say(f"{out}: {came_to(summary)}")
-    trained = recipes.resolve(recipes.load(out))
-    translation = {f"indm translate {run} IMAGES --out FOLDER": "pictures of A as pictures of B"}
-    of_data = {
-        f"indm evaluate {run}": "the likelihood of the test split, beside simple baselines",
-        f"indm sample {run}": "new samples",
-    }
-    say(
-        next_commands(
-            {
-                **(translation if translates else {}),
-                **({} if trained.train.initial_noise else of_data),
-                f"indm train {run} --resume {more(trained, summary)}": "train on",
-            }
-        )
-    )
     return DONE
 
 
@@ -258,13 +233,6 @@ def next_commands(lines: dict[str, str]) -> str:
     return "\n".join(f"  {command:{width}}   {words}" for command, words in lines.items())
 
 
-def more(recipe: recipes.Recipe, summary: dict) -> str:
-    """The option that doubles the budget which ended a run of ``recipe``."""
-    budget = recipe.train
-    key = "steps" if summary["steps"] >= budget.steps else "seconds"
-    return f"--train.{key} {2 * getattr(budget, key):.0f}"
-
-
 def saved_state(summary: dict) -> str:
     """The last step of an interrupted run and the last step saved. No state is saved while steps are skipped."""
     step, saved = summary["steps"], summary["saved_step"]
@@ -274,31 +242,27 @@ def saved_state(summary: dict) -> str:
 
 
 def recipe_of_two(
-    sources: tuple[str, ...],
+    sources: Sequence[str],
     changes: dict[str, str],
-    out: Path | None,
-    suffix: str,
     prepared: Callable[[recipes.Tables], recipes.Tables] = lambda recipe: recipe,
-) -> tuple[recipes.Tables, Path]:
-    """The recipe that two image folders or one recipe with two data sets stand for, and the run folder.
+) -> tuple[recipes.Tables, str]:
+    """The recipe that two image folders or one recipe with two data sets stand for, and the name of its run.
 
     With two folders, changes of ``data`` also hold for ``data_b``; see also
     :func:`indm.training.pairs.on_one_canvas`. What the user changes is changed in the ``prepared`` recipe.
     """
     from indm.training.pairs import on_one_canvas
 
-    if len(sources) == 1 and Path(sources[0]).is_dir() and not (Path(sources[0]) / "recipe.toml").is_file():
-        raise ValueError(f"two image folders or one recipe must be given, got the folder {sources[0]} alone")
+    is_alone = len(sources) == 1 and Path(sources[0]).is_dir() and not (Path(sources[0]) / "recipe.toml").is_file()
+    if is_alone or len(sources) not in (1, 2):
+        got = f"the folder {sources[0]} alone" if is_alone else f"{len(sources)} sources"
+        raise ValueError(f"two image folders or one recipe must be given, got {got}")
     if len(sources) == 1:
-        name = name_of(sources[0])
         recipe = recipes.override(prepared(loaded(sources[0])), changes)
-    elif len(sources) == 2:
-        name = "-".join(map(name_of, sources))
+    else:
         both = {f"data_b.{key[5:]}": value for key, value in changes.items() if key.startswith("data.")}
         paths = {f"{table}.path": json.dumps(source) for table, source in zip(("data", "data_b"), sources, strict=True)}
         recipe = recipes.override(prepared(recipes.load("translate-folders")), paths | both | changes)
-    else:
-        raise ValueError(f"two image folders or one recipe must be given, got {len(sources)} sources")
     if "data_b" not in recipe:
         raise ValueError(f"{sources[0]} has no [data_b]: give two image folders, or a recipe with two data sets")
-    return on_one_canvas(recipe), out or Path("runs") / f"{name}{suffix}"
+    return on_one_canvas(recipe), "-".join(map(name_of, sources))

@@ -1,13 +1,13 @@
 """Where the files of a data set are, whatever the current folder, and after a run and its data were moved together.
 
-The recipe of a run holds absolute paths. Its ``versions.json`` holds beside them the way from the run folder to each.
+The recipe of a run holds absolute paths. Its ``versions.json`` also holds the relative path from the run folder to each.
 """
 
 import contextlib
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +21,39 @@ RECORD, RELATIVE = "versions.json", "data_paths"  # file in the run folder, and 
 
 def absolute(recipe: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
     """``recipe`` with absolute paths of its data. What code from outside calls a path stays as it is."""
-    whole = {table: dict(content) for table, content in recipe.items()}
-    for table, key in _paths_in(whole):
-        whole[table][key] = os.path.abspath(os.path.expanduser(whole[table][key]))
-    return whole
+    return _with_paths(recipe, lambda path: os.path.abspath(os.path.expanduser(path)))
+
+
+def without_places(recipe: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
+    """``recipe`` with only the names of what its data are in, not where that is."""
+    return _with_paths(recipe, lambda path: Path(path).name)
+
+
+def _with_paths(recipe: Mapping[str, Mapping[str, Any]], changed: Callable[[str], str]) -> dict[str, dict]:
+    tables = {table: dict(content) for table, content in recipe.items()}
+    for table, key in _paths_in(tables):
+        tables[table][key] = changed(tables[table][key])
+    return tables
 
 
 def relative(recipe: Mapping[str, Mapping[str, Any]], run: Path) -> dict[str, str]:
-    """The way from the folder ``run`` to each path of the data, by dotted key."""
+    """The relative path from the folder ``run`` to each path of the data, by dotted key."""
     whole = absolute(recipe)
     return {f"{table}.{key}": os.path.relpath(whole[table][key], run) for table, key in _paths_in(whole)}
 
 
 def located(recipe: Mapping[str, Mapping[str, Any]], run: Path) -> dict[str, dict]:
-    """The recipe of ``run`` with absolute paths of its data: where they were, else the way from the run folder.
+    """The recipe of ``run`` with absolute paths of its data: where they were, else relative to the run folder.
 
-    Warns of a path that is the second. A relative one, which old runs have, starts in the current folder.
+    Warns of a path that is the second.
     """
     whole = absolute(recipe)
     for table, key in _paths_in(whole):
         before = whole[table][key]
         if os.path.exists(before):
             continue
-        way = _recorded(run).get(f"{table}.{key}")
-        now = os.path.abspath(run / way) if isinstance(way, str) else before
+        relative_path = _recorded(run).get(f"{table}.{key}")
+        now = os.path.abspath(run / relative_path) if isinstance(relative_path, str) else before
         if now != before and os.path.exists(now):
             warnings.warn(f"{table}.{key} of {run} is {now}, as {before} is gone", stacklevel=3)
             whole[table][key] = now
@@ -63,14 +72,6 @@ def without_paths(table: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in table.items() if key not in places}
 
 
-def without_places(recipe: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
-    """``recipe`` with only the names of what its data are in, not where that is."""
-    whole = {table: dict(content) for table, content in recipe.items()}
-    for table, key in _paths_in(whole):
-        whole[table][key] = Path(whole[table][key]).name
-    return whole
-
-
 def places(table: Mapping[str, Any]) -> dict[str, str]:
     """Where the files of a data set are, however the table spells it: links are followed."""
     keys = [key for _, key in _paths_in({"data": table})]
@@ -85,8 +86,8 @@ def _paths_in(recipe: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, st
 
 
 def _recorded(run: Path) -> dict[str, Any]:
-    """What ``versions.json`` says of paths; nothing where it cannot be read."""
-    ways, record = None, run / RECORD
+    """Relative paths in ``versions.json``, empty if it cannot be read."""
+    recorded = None
     with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
-        ways = json.loads(plain.text(record)).get(RELATIVE)
-    return ways if isinstance(ways, dict) else {}
+        recorded = json.loads(plain.text(run / RECORD)).get(RELATIVE)
+    return recorded if isinstance(recorded, dict) else {}

@@ -895,7 +895,9 @@ def test_names_that_lead_out_stay_inside(run, tmp_path, monkeypatch, capsys):
     (home / "deep").mkdir(parents=True)
     monkeypatch.chdir(home / "deep")
     planned = []
-    monkeypatch.setattr(train_commands, "train_run", lambda recipe, out, *_, **__: planned.append(out) or 0)
+    monkeypatch.setattr(
+        train_commands.TrainsRecipe, "train", lambda _, recipe, out, *__, **___: planned.append(out) or 0
+    )
     text = recipes.to_toml(recipes.load("digits-3-8"))
     for name in ("../up.toml", "a\nb.toml", "...toml"):
         (home / "deep" / name).write_text(text)

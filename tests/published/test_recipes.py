@@ -15,7 +15,7 @@ from indm.published import ConditionalResidualFlow
 from indm.published.convert.settings import tables_of
 from indm.scaling import Scaling
 from indm.sde.linear import VESDE, VPSDE
-from indm.training import given
+from indm.training import resolving
 from indm.training.loop import train
 
 PUBLISHED = [
@@ -163,7 +163,7 @@ def test_parameters_of_the_flow_at_full_size(name, channels):
 def test_two_steps(name, linear, tmp_path, monkeypatch):
     recipe = recipes.load(name)
     data = generated(recipe)
-    monkeypatch.setattr(given, "load_data", lambda **options: data)
+    monkeypatch.setattr(resolving, "load_data", lambda name, **options: data)
     changes = REDUCED | SHORT
     if linear:
         changes = {k: v for k, v in changes.items() if not k.startswith("flow.")} | {"flow": "identity"}

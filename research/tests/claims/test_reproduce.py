@@ -251,7 +251,7 @@ def test_what_a_step_costs_is_measured(tiny, monkeypatch):
 
     monkeypatch.setattr(Trainer, "train_step", slow_flow)
     loaded = load_data(name="eight-gaussians", samples=3000)
-    monkeypatch.setattr(measured_costs, "load_data", lambda **_: loaded)
+    monkeypatch.setattr(measured_costs, "load_data", lambda *_, **__: loaded)
     taken = costs.seconds_per_step(FAST, "eight-gaussians", rounds=3, steps=1)
     assert {len(seconds) for seconds in taken.values()} == {2}  # the first round warms up
     cost = costs.costs_of(taken)
