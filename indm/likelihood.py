@@ -276,42 +276,51 @@ def log_likelihood(
     model = at(model, c, len(x))
     with evaluation_mode(model), model.score.sde.truncated(eps) as sde:
         flow, start = start_of(model, x, probes, exact, reference, generator)
+        reconstruction = reconstruction_term(model.score, start.z, start.noise)
         log_prob, error, nfe = start.solved(flow, nll_error, steps)
         settings: dict[str, Any] = {"nll_error": nll_error} | ({} if steps is None else {"steps": steps})
         divergence_by = "exact" if flow.exact else f"Hutchinson, {probes} Rademacher probe(s)"
         settings |= {"eps": sde.eps, "divergence": divergence_by}
     evaluations = math.ceil(double(nfe).mean().item())
     return LikelihoodReport(
-        log_prob, start.reconstruction, log_q, error, evaluations, settings, event_size(x), model.scaling.levels
+        log_prob - reconstruction,
+        reconstruction,
+        log_q,
+        error,
+        evaluations,
+        settings,
+        event_size(x),
+        model.scaling.levels,
     )
 
 
 @dataclass(frozen=True)
 class Start:
-    """Everything of a likelihood but the ODE: all its draws are made.
+    """What the ODE of a likelihood sets out from: all its draws are made.
 
     Attributes:
-        z_eps: z_ε, (B, *event).
+        z, noise: z_0 and the noise of z_ε, (B, *event).
+        log_det: log|det ∂z/∂x|, nats.
         probe: of the divergence.
-        log_det, reconstruction: the terms beside the ODE's, nats.
     """
 
-    z_eps: Batch
-    probe: Tensor
+    z: Batch
+    noise: Batch
     log_det: PerSample
-    reconstruction: PerSample
+    probe: Tensor
 
     def rows(self, rows: Tensor) -> "Start":
         """The same of some samples."""
-        return Start(self.z_eps[rows], self.probe[rows], self.log_det[rows], self.reconstruction[rows])
+        return Start(self.z[rows], self.noise[rows], self.log_det[rows], self.probe[rows])
 
     def solved(
         self, flow: WhitenedFlow, nll_error: float, steps: int | None = None
     ) -> tuple[PerSample, PerSample, Tensor]:
-        """log p(x), an estimate of its solver's error, both nats, and evaluations of the network, (B,) each."""
-        solution = flow.solve(self.z_eps, START, self.probe, nll_error, steps)
-        log_prob = self.log_det + flow.log_prob(solution.state) - self.reconstruction
-        return log_prob, solution.error, solution.nfe
+        """log p without reconstruction, an estimate of its solver's error, both nats, and evaluations, (B,) each."""
+        sde = flow.score.sde
+        z_eps = sde.perturb(self.z, sde.endpoints(self.z)[START], self.noise)
+        solution = flow.solve(z_eps, START, self.probe, nll_error, steps)
+        return self.log_det + flow.log_prob(solution.state), solution.error, solution.nfe
 
 
 def start_of(
@@ -323,14 +332,11 @@ def start_of(
     generator: torch.Generator | None,
 ) -> tuple[WhitenedFlow, Start]:
     """The flow of latents and what it sets out from at data ``x``; in evaluation mode and at the truncation set."""
-    score, sde = model.score, model.score.sde
     # Drawn before the flow's own probes, so that models compared at one seed share them.
     noise = randn_like(x, generator)
-    flow, probe = whitened_flow(score, x, probes, exact, reference, generator)
+    flow, probe = whitened_flow(model.score, x, probes, exact, reference, generator)
     z, log_det = model.encode(x, generator=generator)
-    reconstruction = reconstruction_term(score, z, noise)
-    z_eps = sde.perturb(z, sde.endpoints(z)[START], noise)
-    return flow, Start(z_eps, probe, log_det, reconstruction)
+    return flow, Start(z, noise, log_det, probe)
 
 
 def log_probability(

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict, Unpack
 
@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from indm.conditions import all_rows, at_rows
 from indm.dequantization import from_data, in_words
+from indm.evaluation.mean_nll import SHARE, Draws, Steps, corrected, first_steps
 from indm.evaluation.statistics import mean_error_and_noise
 from indm.gaussian import GaussianReference
 from indm.likelihood import (
@@ -25,6 +26,7 @@ from indm.likelihood import (
     log_probability,
 )
 from indm.messages import nearest
+from indm.multilevel import LEAST
 from indm.objective import nelbo
 from indm.ode import OUT_OF_REACH
 from indm.tensors import evaluation_mode
@@ -83,6 +85,8 @@ def evaluate(
     c: Any = None,
     groups: Int[Tensor, " n"] | None = None,
     nll_examples: int | None = None,
+    each: bool = True,
+    mean_error: float | None = None,
     draws: int = 0,
     iw_examples: int = 100,
     ancestral: int = 0,
@@ -104,6 +108,10 @@ def evaluate(
         groups: which group each example is of, (N,), where those of one group are alike, as patches of one photograph
             are: standard errors are then over groups, see :func:`indm.evaluation.statistics.mean_and_error`.
         nll_examples: how many of them (the first ones) get the NLL; default all, 0 skips it.
+        each: solve the NLL of every example to ``nll_error``. Otherwise, where there are hundreds of examples, all are
+            solved in few steps, and some of them to ``nll_error``, which corrects the mean (:mod:`indm.multilevel`).
+        mean_error: the standard error that these corrections may add to the mean NLL, bits per dimension; default a
+            fifth of the standard error over examples.
         draws: K of the importance-weighted bound of :func:`indm.log_probability`; 0 skips it. Its divergence is exact
             unless ``exact`` is False.
         iw_examples: how many (the first ones) get that bound.
@@ -125,7 +133,10 @@ def evaluate(
     Returns:
         A JSON-able report, and per-sample nats of the raw data, mean over repeats: ``nelbo``, ``nll``, ``iw``,
         ``ancestral``, and all but ``iw`` with suffix ``_without_reconstruction``; ``nll`` and ``iw`` also with suffix
-        ``_solver_error``, the largest over repeats.
+        ``_solver_error``, the largest over repeats. Unless ``each``, ``nll`` is ``nll_coarse``, in few steps; and for
+        each level l ``nll_level_l`` are the differences of finer and coarser solves, of the estimates
+        ``nll_level_l_estimates`` (example · repeats + repeat). ``nll_certain`` are those of estimates whose coarse
+        error was unusually large.
 
     Raises:
         ValueError: an option that is unknown or out of range.
@@ -147,14 +158,19 @@ def evaluate(
     counts = {"nelbo": len(raw), "nll": len(raw) if nll_examples is None else min(nll_examples, len(raw))}
     counts |= {"iw": min(iw_examples, len(raw))} if draws and model.is_diffusion else {}
     counts |= {"ancestral": len(raw)} if ancestral and model.is_diffusion else {}
-    _check(counts, repeats, solver)
+    _check(counts, repeats, mean_error, solver)
     device, eps, notes = model.scaling.scale.device, 0.0, {}
     c = all_rows(model, c, len(raw))
+    few = 0  # steps of the coarse NLL
     if model.is_diffusion:
         model.flow.check()
         eps = model.sde.truncation(solver.get("eps"))
         reference = latent_reference(model, raw, c=c, batch_size=batch_size, seed=seed)
-        estimators = diffusion_estimators(reference, times, draws, ancestral, solver | {"eps": eps})
+        solver = solver | {"eps": eps}
+        if not each and solver.get("steps") is None:
+            few = first_steps(model.score) if counts["nll"] * repeats >= 4 * LEAST else 0
+        coarse: Solver = {"steps": few} if few else {}
+        estimators = diffusion_estimators(reference, times, draws, ancestral, solver, solver | coarse)
         if not model.flow.one_map:
             notes = {"codes": "one draw for each estimate: the NLL is a bound, too"}
     else:
@@ -174,14 +190,91 @@ def evaluate(
     report: dict[str, Any] = {"images": counts} | setting | notes
     nats: dict[str, Tensor] = {}
     for kind, of_kind in estimates.items():
-        report[kind], own = summary(of_kind, dims, None if groups is None else groups[: counts[kind]])
+        own_groups = None if groups is None else groups[: counts[kind]]
+        report[kind], own = summary(of_kind, dims, own_groups)
         if kind == "iw":  # whose weights are the reconstruction terms, too
             del report[kind]["without_reconstruction"], own["_without_reconstruction"]
+        if kind == "nll" and few:
+            n, first = counts["nll"], min(job for job, (name, _) in enumerate(jobs) if name == "nll") * repeats
+            seeds = [seed + SEED_STRIDE * (first + number) for number in range(math.ceil(n / batch_size) * repeats)]
+            made = Draws(model, raw[:n], c, reference, batch_size, repeats, seeds, dict(solver))
+            solve = _shared(made, progress, distributed)
+            report[kind], own = _corrected(report[kind], of_kind, own, few, mean_error, seed, solve)
         nats |= {kind + suffix: values for suffix, values in own.items()}
     return report, nats
 
 
-def _check(counts: Mapping[str, int], repeats: int, solver: Solver) -> None:
+def _shared(draws: Draws, progress: bool, distributed: bool) -> Callable[..., tuple[Tensor, Tensor, int]]:
+    """:meth:`Draws.solve` for any number of estimates in any order, shared among processes."""
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+
+    def solve(estimates: Tensor, ladder: Sequence[Steps]) -> tuple[Tensor, Tensor, int]:
+        if not len(estimates):
+            return torch.zeros(len(ladder), 0).double(), torch.zeros(0).double(), 0
+        places = draws.numbers(estimates).argsort(stable=True)
+        parts = estimates[places].split(draws.batch_size)
+        share = range(rank, len(parts), processes)
+        bar = tqdm(share, desc="NLL, corrections", disable=not progress, leave=False)
+        solved = {part: draws.solve(parts[part], ladder) for part in bar}
+        if distributed:
+            found: list[dict] = [{}] * processes
+            dist.all_gather_object(found, solved)
+            solved = {part: values for own in found for part, values in own.items()}
+        nats, errors, evaluations = zip(*(solved[part] for part in sorted(solved)), strict=True)
+        back = places.argsort()
+        return torch.cat(nats, 1)[:, back], torch.cat(errors)[back], sum(evaluations)
+
+    return solve
+
+
+def _corrected(
+    numbers: dict,
+    estimates: list[list[Estimate]],
+    coarse_nats: dict[str, Tensor],
+    few: int,
+    mean_error: float | None,
+    seed: int,
+    solve: Callable[..., tuple[Tensor, Tensor, int]],
+) -> tuple[dict, dict[str, Tensor]]:
+    """The report and nats of an NLL in few steps, with the mean of the finest level."""
+    coarse, stated = (
+        torch.cat([torch.stack([getattr(e, part) for e in batch], 1) for batch in estimates]).flatten()
+        for part in ("without_reconstruction", "solver_error")
+    )
+    row = numbers["with_reconstruction"]
+    bits = row["nats"] / row["bits_per_dim"]
+    allowed = SHARE * row["nats_standard_error"] if mean_error is None else mean_error * bits
+    nfe = numbers["nfe"]
+    result = corrected(coarse, stated, few, nfe, allowed, seed, solve)
+    errors = result.levels[-1].error
+    report = {key: value for key, value in numbers.items() if key not in ("steps", "solver_error", "unconverged")}
+    report |= solver_error(errors, round(bits / math.log(2)), numbers["nll_error"])
+    report["nfe"] = nfe + result.evaluations / len(coarse)
+    report["levels"] = [{"steps": few, "estimates": len(coarse), "nfe": nfe}] + [
+        {
+            "steps": level.steps,
+            "estimates": len(level.estimates),
+            "nfe": level.evaluations,
+            "mean_bits_per_dim": level.differences.mean().item() / bits,
+            "deviation_bits_per_dim": level.differences.std().item() / bits,
+        }
+        for level in result.levels
+    ]
+    report["certain"] = len(result.certain[0])
+    added = result.correction.added_error
+    report["added_error"] = {"nats": added, "bits_per_dim": added / bits, "degrees": result.correction.degrees}
+    for name in ("with_reconstruction", "without_reconstruction"):
+        report[name] = dict(numbers[name])
+        report[name]["nats"] += result.correction.value
+        report[name]["bits_per_dim"] += result.correction.value / bits
+    nats = {f"_coarse{suffix}": values for suffix, values in coarse_nats.items()}
+    for number, level in enumerate(result.levels, 1):
+        nats |= {f"_level_{number}": level.differences, f"_level_{number}_estimates": level.estimates}
+    nats |= {"_certain": result.certain[1], "_certain_estimates": result.certain[0]}
+    return report, nats
+
+
+def _check(counts: Mapping[str, int], repeats: int, mean_error: float | None, solver: Solver) -> None:
     for name in solver:
         if name not in Solver.__annotations__:
             raise ValueError(f"{name} is no option of evaluate{nearest(name, Solver.__annotations__)}")
@@ -193,13 +286,15 @@ def _check(counts: Mapping[str, int], repeats: int, solver: Solver) -> None:
         if counts.get(kind, 0) < 0 or counts.get(kind) == 1:
             raise ValueError(f"{name} must be at least 2 for a standard error, or {skipped}, got {counts[kind]}")
     check_nll_error(solver.get("nll_error", NLL_ERROR))
+    if mean_error is not None and not 0 < mean_error < math.inf:
+        raise ValueError(f"mean_error must be positive and finite, got {mean_error}; 1e-3 bits/dim is usual")
 
 
 def diffusion_estimators(
-    reference: GaussianReference, times: int, draws: int, ancestral: int, solver: Solver
+    reference: GaussianReference, times: int, draws: int, ancestral: int, solver: Solver, coarse: Solver
 ) -> dict[str, Estimator]:
-    """The NELBO of the generative SDE, the NLL of the probability-flow ODE, the importance-weighted bound of that from
-    ``draws``, and the bound of ``ancestral`` steps, truncated at one ``eps``."""
+    """The NELBO of the generative SDE, the NLL of the probability-flow ODE as ``coarse`` solves it, the
+    importance-weighted bound of that from ``draws``, and the bound of ``ancestral`` steps, truncated at one ``eps``."""
 
     def bound(settings: dict[str, int], **options: Any) -> Estimator:
         def estimate(model, raw: Tensor, generator: torch.Generator) -> Estimate:
@@ -212,7 +307,7 @@ def diffusion_estimators(
 
     def nll(model, raw: Tensor, generator: torch.Generator) -> Estimate:
         x, log_q = from_data(model, raw, generator=generator)
-        report = log_likelihood(model, x, **solver, reference=reference, log_q=log_q, generator=generator)
+        report = log_likelihood(model, x, **coarse, reference=reference, log_q=log_q, generator=generator)
         return Estimate.solved(report)
 
     def weighted(model, raw: Tensor, generator: torch.Generator) -> Estimate:

@@ -1,0 +1,228 @@
+"""The mean NLL of a data set: every example solved in few steps, a few of them to the error that is asked for."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from indm.conditions import at_rows
+from indm.dequantization import from_data
+from indm.gaussian import GaussianReference
+from indm.likelihood import NLL_ERROR, Start, start_of
+from indm.multilevel import LEAST, Mean, multilevel_mean, order, sizes
+from indm.score import is_smooth
+from indm.tensors import evaluation_mode
+
+FIRST_SMOOTH, FIRST = 12, 16  # steps of the coarsest level, for networks known to be smooth in t and for others
+DOUBLINGS = 3  # of the coarsest level's steps that levels between may have
+UNUSUAL = 8.0  # an estimate whose stated error is above this many times the median is solved finely for certain
+MOST_UNUSUAL = 20  # one in so many estimates can be
+SHARE = 0.2  # of the standard error over examples, that the corrections may add by default
+
+Steps = int | None  # None: as many as the error that is asked for needs
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The draws behind every NLL estimate of a data set, which can be made again for some of the estimates.
+
+    The estimate of an example's repeat has the number example · repeats + repeat.
+
+    Args:
+        model: an INDM.
+        raw: (N, *event), data units.
+        c: rows of its condition, or None.
+        reference: the Gaussian law of the latents.
+        batch_size: examples that were drawn together.
+        repeats: draws of each batch.
+        seeds: of the draws, in the order batch · repeats + repeat.
+        solver: options of :func:`indm.log_likelihood`.
+    """
+
+    model: Any
+    raw: Tensor
+    c: Tensor | None
+    reference: GaussianReference
+    batch_size: int
+    repeats: int
+    seeds: Sequence[int]
+    solver: dict[str, Any]
+
+    def numbers(self, estimates: Tensor) -> Tensor:
+        """Which draw each estimate is of."""
+        return estimates // self.repeats // self.batch_size * self.repeats + estimates % self.repeats
+
+    def solve(self, estimates: Tensor, ladder: Sequence[Steps]) -> tuple[Tensor, Tensor, int]:
+        """Solve ``estimates``, sorted by their draws, in each number of steps of a ladder.
+
+        Returns:
+            −log P without reconstruction, nats, (steps, estimates); the errors that the last solves state; evaluations, all told.
+        """
+        starts, rows, log_q = [], [], []
+        numbers = self.numbers(estimates)
+        with evaluation_mode(self.model), self.model.sde.truncated(self.solver.get("eps")):
+            for number in numbers.unique().tolist():
+                first = number // self.repeats * self.batch_size
+                chosen = estimates[numbers == number] // self.repeats
+                flow, start, own = self._drawn(first, number)
+                starts.append(start.rows(chosen - first))
+                rows.append(chosen)
+                log_q.append(own[chosen - first])
+            start = Start(*(torch.cat(parts) for parts in zip(*(vars(s).values() for s in starts), strict=True)))
+            flow = replace(flow, score=at_rows(self.model, self.c, torch.cat(rows)).score)
+            found = [start.solved(flow, self.solver.get("nll_error", NLL_ERROR), steps) for steps in ladder]
+        nats = torch.stack([torch.cat(log_q).cpu().double() - log_prob.cpu().double() for log_prob, _, _ in found])
+        return nats, found[-1][1].cpu().double(), sum(int(nfe.sum()) for _, _, nfe in found)
+
+    def _drawn(self, first: int, number: int):
+        """The flow of a batch's latents, its start and log q(x|raw), drawn as :func:`indm.log_likelihood` does."""
+        rows = torch.arange(first, min(first + self.batch_size, len(self.raw)))
+        model, device = at_rows(self.model, self.c, rows), self.model.scaling.scale.device
+        generator = torch.Generator(device).manual_seed(self.seeds[number])
+        x, log_q = from_data(model, self.raw[rows].to(device), generator=generator)
+        probes, exact = self.solver.get("probes", 1), self.solver.get("exact")
+        return *start_of(model, x, probes, exact, self.reference, generator), log_q
+
+
+@dataclass(frozen=True)
+class Level:
+    """A correction: the NLL in ``steps`` less that in the steps of the level below, of some estimates.
+
+    Attributes:
+        steps: None: as many as the error that is asked for needs.
+        estimates: their numbers, (M,).
+        differences: nats, (M,).
+        error: what the solver states of the finer of both, nats, (M,).
+        evaluations: of one difference.
+    """
+
+    steps: Steps
+    estimates: Tensor
+    differences: Tensor
+    error: Tensor
+    evaluations: float
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """The mean NLL of the finest level.
+
+    Attributes:
+        correction: what is to be added to the mean of the coarse NLL, nats, with the error that this adds.
+        levels: the corrections, the last one that of the finest.
+        certain: numbers of the estimates that were solved finely for certain, and their differences, nats.
+        evaluations: of the network by all corrections.
+    """
+
+    correction: Mean
+    levels: list[Level]
+    certain: tuple[Tensor, Tensor]
+    evaluations: float
+
+
+def first_steps(score) -> int:
+    """Steps of the coarsest level."""
+    return FIRST_SMOOTH if is_smooth(score) else FIRST
+
+
+def corrected(
+    coarse: Tensor,
+    stated: Tensor,
+    first: int,
+    evaluations: float,
+    mean_error: float,
+    seed: int,
+    solve: Callable[[Tensor, Sequence[Steps]], tuple[Tensor, Tensor, int]],
+) -> Corrected:
+    """What finer solves add to the mean of ``coarse``.
+
+    A pilot of :data:`indm.multilevel.LEAST` estimates tells variances and costs of one correction to the finest level.
+    Where that would cost more than the coarse solves, it is also solved in numbers of steps between, and levels are
+    chosen that cost least. Sizes are fixed once after it.
+
+    Args:
+        coarse: −log P without reconstruction of every estimate in ``first`` steps, nats, (n,).
+        stated: the errors that their solver states, nats.
+        first: steps.
+        evaluations: of the network, of one of them.
+        mean_error: the standard error that the corrections may add, nats.
+        seed: of the subsets, which are the first of a random order: models with the same examples share them.
+        solve: :meth:`Draws.solve`, for any number of estimates in any order.
+    """
+    n = len(coarse)
+    unusual = stated > UNUSUAL * stated.median()
+    unusual &= stated >= stated.sort(descending=True).values[n // MOST_UNUSUAL]
+    certain = unusual.nonzero().flatten()
+    usual, share = n - len(certain), (n - len(certain)) / n
+
+    def subset(number: int) -> Tensor:
+        """The usual estimates in the random order of a level."""
+        rows = order(n, number, seed)
+        return rows[~unusual[rows]]
+
+    def level(number: int, steps: Sequence[Steps], estimates: Tensor) -> Level:
+        """Correction ``number``, from 1, of these estimates."""
+        nats, error, spent = solve(estimates, steps[max(number - 1, 1) : number + 1])
+        differences = nats[-1] - (coarse[estimates] if number == 1 else nats[0])
+        return Level(steps[number], estimates, differences, error, spent / max(len(estimates), 1))
+
+    steps: list[Steps] = [first, None]
+    pilot = level(1, steps, subset(1)[:LEAST])
+    spent, allowed = 0.0, mean_error / share
+    wanted = sizes([pilot.differences.var().item()], [pilot.evaluations], usual, allowed)
+    if wanted[0] > 2 * LEAST and wanted[0] * pilot.evaluations > n * evaluations:
+        between = [first * 2**k for k in range(1, DOUBLINGS + 1)]
+        nats, _, looked = solve(pilot.estimates, between)
+        values = torch.stack([coarse[pilot.estimates], *nats, coarse[pilot.estimates] + pilot.differences])
+        costs = [evaluations * k / first for k in between]
+        chosen, wanted = cheapest(values, [*costs, pilot.evaluations], usual, allowed)
+        steps = [first, *(between[k] for k in chosen), None]
+        spent = looked + (pilot.evaluations * LEAST if chosen else 0.0)
+    pilots = [pilot] if len(steps) == 2 else [level(k, steps, subset(k + 1)[:LEAST]) for k in range(1, len(steps))]
+    levels = [
+        joined(part, level(k, steps, subset(k if len(steps) == 2 else k + 1)[LEAST:size])) if size > LEAST else part
+        for k, (part, size) in enumerate(zip(pilots, wanted, strict=True), 1)
+    ]
+    spent += sum(part.evaluations * len(part.estimates) for part in levels)
+    mean = multilevel_mean(torch.zeros(usual), [part.differences for part in levels])
+    shift, nats = mean.value * share, coarse[:0]
+    if len(certain):
+        found, _, own = solve(certain, [None])
+        nats, spent = found[-1] - coarse[certain], spent + own
+        shift += nats.sum().item() / n
+    return Corrected(Mean(shift, mean.added_error * share, mean.degrees), levels, (certain, nats), spent)
+
+
+def cheapest(values: Tensor, costs: Sequence[float], n: int, added_error: float) -> tuple[list[int], list[int]]:
+    """Which levels between the first and the last to correct at, and in how many of n estimates each.
+
+    Args:
+        values: of the same estimates at every level, (levels, m).
+        costs: evaluations of one estimate at each level but the first, whose values are known.
+        added_error: the standard error that the corrections may add.
+    """
+    best: tuple[float, list[int], list[int]] = (math.inf, [], [])
+    last = len(costs) - 1
+    for chosen in itertools.chain.from_iterable(itertools.combinations(range(last), k) for k in range(last + 1)):
+        path = [0, *(k + 1 for k in chosen), last + 1]
+        variances = [(values[b] - values[a]).var().item() for a, b in itertools.pairwise(path)]
+        own = [costs[b - 1] + (costs[a - 1] if a else 0.0) for a, b in itertools.pairwise(path)]
+        wanted = sizes(variances, own, n, added_error)
+        cost = sum(size * each for size, each in zip(wanted, own, strict=True))
+        if cost < best[0]:
+            best = cost, list(chosen), wanted
+    return best[1:]
+
+
+def joined(first: Level, second: Level) -> Level:
+    """Two corrections of one level."""
+    estimates, differences, error = (
+        torch.cat([getattr(part, name) for part in (first, second)]) for name in ("estimates", "differences", "error")
+    )
+    m, n = len(first.estimates), len(second.estimates)
+    evaluations = (m * first.evaluations + n * second.evaluations) / (m + n)
+    return Level(first.steps, estimates, differences, error, evaluations)

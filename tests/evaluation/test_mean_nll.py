@@ -1,0 +1,145 @@
+"""The mean NLL from few fine solves, against the fine solves of all examples."""
+
+import pytest
+import torch
+
+import indm
+from indm.evaluation.likelihood import SEED_STRIDE
+from indm.evaluation.mean_nll import Draws, cheapest, corrected
+from indm.likelihood import latent_reference
+from indm.multilevel import LEAST
+
+N, REPEATS, BATCH = 150, 2, 64
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The score of N(0, I), for data that are not: the ODE's error differs from example to example."""
+    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+    return indm.build_model(tables, (20,)).double()
+
+
+@pytest.fixture(scope="module")
+def raw():
+    generator = torch.Generator().manual_seed(1)
+    return 2 * torch.randn(N, 20, generator=generator).double() * torch.rand(N, 1, generator=generator).double()
+
+
+def evaluated(model, raw, **options):
+    options = {"nll_error": 1e-5} | options
+    return indm.evaluate(model, raw, exact=False, repeats=REPEATS, batch_size=BATCH, times=1, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def each(model, raw):
+    return evaluated(model, raw, each=True)
+
+
+@pytest.fixture(scope="module")
+def mean(model, raw):
+    return evaluated(model, raw, each=False)
+
+
+def test_the_mean_is_that_of_fine_solves_of_all_examples(each, mean):
+    fine, found = each[0]["nll"], mean[0]["nll"]
+    for row in ("with_reconstruction", "without_reconstruction"):
+        assert abs(found[row]["nats"] - fine[row]["nats"]) < 4 * found["added_error"]["nats"] + 1e-6
+    error = found["with_reconstruction"]["nats_standard_error"]
+    assert error == pytest.approx(fine["with_reconstruction"]["nats_standard_error"], rel=0.02)
+    assert 0 < found["added_error"]["nats"] < 0.25 * error
+    assert found["nfe"] < 0.6 * fine["nfe"]
+    assert found["levels"][-1]["estimates"] >= LEAST
+
+
+def test_every_evaluation_is_counted(model, raw, monkeypatch):
+    calls = []
+    forward = type(model.score.backbone).forward
+
+    def counted(self, z, level):
+        calls.append(len(z))
+        return forward(self, z, level)
+
+    monkeypatch.setattr(type(model.score.backbone), "forward", counted)
+    report, _ = evaluated(model, raw, each=False)
+    assert sum(calls) == pytest.approx(
+        report["nll"]["nfe"] * N * REPEATS + N * REPEATS * 3, rel=1e-6
+    )  # and of the NELBO and of the reconstruction
+
+
+def test_differences_are_of_the_same_draws(model, raw, each, mean):
+    """Coarse value and differences of an estimate add up to its fine solve."""
+    nats = mean[1]
+    first = -(-N // BATCH) * REPEATS
+    seeds = [SEED_STRIDE * (first + number) for number in range(first)]
+    solver = {"eps": model.sde.eps, "exact": False, "nll_error": 1e-5}
+    draws = Draws(model, raw, None, latent_reference(model, raw, batch_size=BATCH), BATCH, REPEATS, seeds, solver)
+    everything = torch.arange(N * REPEATS)
+    places = draws.numbers(everything).argsort(stable=True)
+    fine = torch.empty(N * REPEATS, dtype=torch.float64)
+    fine[places] = draws.solve(places, [None])[0][0]
+    torch.testing.assert_close(
+        fine.reshape(N, REPEATS).mean(1), each[1]["nll_without_reconstruction"], rtol=0, atol=1e-9
+    )
+    if len(mean[0]["nll"]["levels"]) == 2:
+        few = mean[0]["nll"]["levels"][0]["steps"]
+        coarse = torch.empty(N * REPEATS, dtype=torch.float64)
+        coarse[places] = draws.solve(places, [few])[0][0]
+        chosen = nats["nll_level_1_estimates"]
+        torch.testing.assert_close((fine - coarse)[chosen], nats["nll_level_1"], rtol=0, atol=1e-9)
+
+
+def table(n=1000, deviations=(1.0, 0.1, 0.02)):
+    """Values at 12, 24, 48 and 96 steps and at last of n estimates, and what looks them up."""
+    generator = torch.Generator().manual_seed(0)
+    fine = 3 * torch.randn(n, generator=generator, dtype=torch.float64)
+    rough = [
+        d * (0.3 + torch.randn(n, generator=generator, dtype=torch.float64)) for d in (*deviations, deviations[-1] / 9)
+    ]
+    values = {steps: fine + off for steps, off in zip((12, 24, 48, 96), rough, strict=True)} | {None: fine}
+
+    def solve(estimates, steps):
+        found = torch.stack([values[n][estimates] for n in steps])
+        return (
+            found,
+            torch.full((len(estimates),), 1e-4),
+            sum(100 if n is None else 2 * n for n in steps) * len(estimates),
+        )
+
+    return values, solve
+
+
+@pytest.mark.parametrize("deviations", [(1.0, 0.1, 0.02), (0.01, 0.01, 0.01)])
+def test_intervals_of_chosen_levels_cover(deviations):
+    values, solve = table(deviations=deviations)
+    stated, covered, mean = torch.ones(1000), 0, values[None].mean().item()
+    for seed in range(200):
+        found = corrected(values[12], stated, 12, 25.0, 0.02, seed, solve).correction
+        low, high = found.interval(0.9)
+        covered += low <= mean - values[12].mean().item() <= high
+    assert 167 <= covered <= 193
+
+
+def test_levels_between_are_chosen_where_they_are_cheaper():
+    values, solve = table()
+    found = corrected(values[12], torch.ones(1000), 12, 25.0, 0.02, 0, solve)
+    assert len(found.levels) > 1 and found.correction.added_error < 0.03
+    chosen, wanted = cheapest(
+        torch.stack([values[n][:32] for n in (12, 24, 48, 96, None)]), [48, 96, 192, 100], 1000, 0.02
+    )
+    assert chosen and len(wanted) == len(chosen) + 1
+    assert cheapest(torch.stack([values[12][:32], values[12][:32]]), [100], 1000, 0.02) == ([], [LEAST])
+
+
+def test_estimates_with_an_unusual_error_are_solved_for_certain():
+    values, solve = table(deviations=(0.01, 0.01, 0.01))
+    coarse, stated = values[12].clone(), torch.ones(1000)
+    coarse[::100] += 50.0
+    stated[::100] = 9.0
+    found = corrected(coarse, stated, 12, 25.0, 0.02, 0, solve)
+    assert found.certain[0].tolist() == list(range(0, 1000, 100))
+    assert coarse.mean().item() + found.correction.value == pytest.approx(values[None].mean().item(), abs=0.01)
+
+
+def test_a_wrong_mean_error_is_named(model, raw):
+    with pytest.raises(ValueError, match="mean_error must be positive"):
+        evaluated(model, raw, mean_error=0.0)
