@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Several processes share the cores: threads that wait sleep after a short while (docs/performance.md, Threads).
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: demo test test-shapes test-research test-research-quick test-all test-long test-matrix docs mutants lint bench bench-full gpu gpu-data env
+.PHONY: demo test test-shapes test-research test-research-quick test-all test-long test-matrix records docs mutants lint bench bench-full gpu gpu-data env
 env: $(READY)
 
 # Today's pip resolves the packages in a third of the time of the one that comes with Python 3.11.
@@ -39,9 +39,9 @@ test-shapes: env
 test-research: env
 	$(BIN)/python -m pytest research -n 2 --dist loadfile --durations 10
 
-# Those of them that take seconds: records and the tables of pages, the plan of long trainings, forward processes.
+# Those of them that take a minute: records and pages, the plan of long trainings, forward processes.
 test-research-quick: env
-	$(BIN)/python -m pytest research/tests/test_budget.py research/tests/test_records.py research/tests/forward/test_forward_contract.py -n 2 -q
+	$(BIN)/python -m pytest research/tests/test_budget.py research/tests/test_records.py research/tests/test_pages.py research/tests/forward/test_forward_contract.py -n 2 -q
 
 test-all: test test-shapes test-research test-long
 
@@ -49,6 +49,10 @@ test-all: test test-shapes test-research test-long
 test-long: env
 	$(BIN)/pip install --quiet --editable ".[dev,docs,onnx]" onnxruntime
 	$(BIN)/pytest -m long --timeout 900 -o faulthandler_timeout=1000 --durations 20
+
+# What stands between markers in the pages of research/ and docs/, from research/records.
+records: env
+	$(BIN)/python -m research.pages
 
 # The site, into build/site. A warning is an error: a link to nowhere, a page that no menu has.
 docs: export NO_MKDOCS_2_WARNING = 1

@@ -10,7 +10,6 @@ seconds of the model. A row is made once.
 """
 
 import argparse
-import functools
 import math
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ from indm.evaluation.classification import scores
 from indm.evaluation.extractor import train_extractor
 from indm.training.devices import make_accelerator
 from indm.training.trainer import Trainer
+from research.markdown import in_table
 from research.records import RECORDS, Records, made_by
 
 STEPS = {"digits": 600, "fashion-mnist-16": 300}
@@ -91,18 +91,20 @@ def record_of(data: Data, name: str, seed: int, out: Path) -> dict[str, Any]:
     }
 
 
-def table(name: str, records: list[dict[str, Any]]) -> str:
-    """The records of one data set as lines of a table."""
-
-    def mean(*keys: Any) -> str:
-        values = [float(functools.reduce(lambda part, key: part[key], keys, record)) for record in records]
-        ends = f" ({min(values):.3f} … {max(values):.3f})" if len(values) > 1 else ""
-        return f"{sum(values) / len(values):.3f}{ends}"
-
-    bounds = f"{mean('p(x)', 0)} | {mean('p(x|c)', 0)}"
-    bayes = f"{mean('bayes', 'accuracy')} | {mean('bayes', 'calibration_error')}"
-    others = f"{mean('classifier', 0, 'accuracy')} | {mean('classifier', 1, 'accuracy')}"
-    return f"| {name}, {records[0]['steps']} steps, {len(records)} seeds | {bounds} | {bayes} | {others} |"
+def summary(made: Records) -> str:
+    """A row for each training: bounds ± over images, accuracies ± over images."""
+    rows = []
+    for record in made.rows():
+        bounds = ("{:.3f} ± {:.3f}".format(*record[key]) for key in ("p(x)", "p(x|c)"))
+        bayes = record["bayes"]
+        short, long = record["classifier"]
+        rows.append((
+            record["data"], record["seed"], record["steps"], *bounds,
+            f"{bayes['accuracy']:.3f} ± {bayes['accuracy_standard_error']:.3f}", f"{bayes['calibration_error']:.3f}",
+            *(f"{found['accuracy']:.3f} ({found['cpu_seconds']:.0f} s)" for found in (short, long)),
+        ))  # fmt: skip
+    bound, judge = ("NELBO of p(x)", "of p(x\\|c)"), ("Bayes: accuracy", "calibration error")
+    return in_table("data", "seed", "steps", *bound, *judge, "classifier, 10 epochs", "longer", rows=rows)
 
 
 def main() -> None:
@@ -121,17 +123,7 @@ def main() -> None:
             o.out.mkdir(parents=True, exist_ok=True)
             cell.kept(lambda job=(data, name, seed): record_of(*job, o.out))
     if o.what == "table":
-        heads = [
-            "data",
-            "NELBO of p(x)",
-            "of p(x\\|c)",
-            "Bayes: accuracy",
-            "calibration error",
-            "classifier, 10 epochs",
-        ]
-        print("| " + " | ".join([*heads, "the same seconds"]) + " |\n" + "|---" * 7 + "|")
-        for name in o.data:
-            print(table(name, made.at(data=name).rows()))
+        print(summary(made))
 
 
 if __name__ == "__main__":

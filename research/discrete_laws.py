@@ -1,8 +1,8 @@
 """Bounds of −log P against a known entropy: small images of a discrete law, trained for real with each dequantization.
 
-    python -m research.discrete_laws                       # whatever has no record yet, then table and figure
+    python -m research.discrete_laws                       # whatever has no record yet, then the table
     python -m research.discrete_laws --only markov-17      # the cells whose name has that in it
-    python -m research.discrete_laws --only none           # table and figure alone
+    python -m research.discrete_laws --only none           # the table alone
 
 A cell is a law (``tests/discrete_laws.py``), a flow and a dequantization. It takes about a minute of one core, with the
 larger network six: a training on 200,000 draws of the law, then all bounds of the same fresh images. Each image's bound
@@ -10,8 +10,7 @@ is compared with its own −log P, so that the difference from the entropy has n
 be below the entropy by more than its error, and importance-weighted ones fall with the number of draws, each of which
 is computed anew.
 
-A cell is a row of ``discrete_laws.csv``; ``docs/figures/discrete-laws.png`` is drawn from them. Killed and started
-again, it goes on.
+A cell is a row of ``discrete_laws.csv``. Killed and started again, it goes on.
 """
 
 import argparse
@@ -23,14 +22,12 @@ from itertools import pairwise, product
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 
 import indm
-from indm.evaluation.plots import save_figure
 from indm.evaluation.statistics import mean_and_error
-from indm.evaluation.style import COLOURS, styled
 from indm.model import INDM, count_parameters
 from indm.runs.provenance import weights_hash
+from research.markdown import in_table
 from research.records import RECORDS, Records, made_by
 
 ROOT = Path(__file__).parents[1]
@@ -81,7 +78,6 @@ TRAINING = {
 }  # fmt: skip
 DRAWS = (1, 2, 4, 8, 16, 32)
 EXAMPLES, NELBO_EXAMPLES = 500, 4000
-LINES = (0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # labels of the figure, bits/dim
 
 
 def cells() -> list[tuple[str, str, str]]:
@@ -167,46 +163,30 @@ def claims(records: dict[tuple[str, str, str], dict]) -> list[str]:
     ]
 
 
-@styled
-def figure(records: dict[tuple[str, str, str], dict], path: Path) -> None:
-    """The importance-weighted bound minus the entropy over K, a panel for each law."""
-    laws = [law for law in LAWS if any(cell[0] == law for cell in records)]
-    across = min(3, len(laws))
-    page = Figure(figsize=(4 * across, 3.6 * math.ceil(len(laws) / across)))
-    panels = page.subplots(math.ceil(len(laws) / across), across, squeeze=False, sharey=True)
-    colours = dict(zip(NOISES, COLOURS, strict=False))
-    styles = dict(zip(FLOWS, ("o--", "s-", "^:", "D-."), strict=True))
-    for axes, law in zip(panels.flat, laws, strict=False):
-        for (_, flow, noise), record in sorted((c, r) for c, r in records.items() if c[0] == law):
-            curve = [record["bound_minus_entropy_bits_per_dim"][f"iw-{draws}"] for draws in DRAWS]
-            values, errors = zip(*curve, strict=True)
-            line = {"color": colours[noise], "label": f"{flow}, {noise}"}
-            axes.errorbar(DRAWS, values, errors, fmt=styles[flow], **line)
-        axes.axhline(0.0, color="black", linewidth=1)
-        axes.axhline(0.01, color="0.6", linewidth=1)
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("symlog", linthresh=0.02)
-        axes.set(title=law, xlabel="draws K", xticks=DRAWS, xticklabels=DRAWS, yticks=LINES, yticklabels=LINES)
-    for axes in panels[:, 0]:
-        axes.set_ylabel("bound − entropy (bits/dim)")
-    save_figure(page, path)
+def best_table(records: dict[tuple[str, str, str], dict]) -> str:
+    """Of each law and noise the cell whose bound of most draws is lowest: bounds above the entropy, bits/dim."""
+    kinds = ("nelbo", "nll", "iw-1", f"iw-{DRAWS[-1]}")
+    rows = []
+    for law, noise in product(LAWS, NOISES):
+        found = {c: r["bound_minus_entropy_bits_per_dim"] for c, r in records.items() if (c[0], c[2]) == (law, noise)}
+        cell = min(found, key=lambda cell: found[cell][kinds[-1]][0])
+        numbers = ("{:+.4f} ± {:.4f}".format(*found[cell][kind]) for kind in kinds)
+        rows.append((law, f"{records[cell]['entropy_bits_per_dim']:.3f}", noise, cell[1], *numbers))
+    columns = ("law", "entropy", "noise", "best flow", "NELBO", "NLL", "1 draw", f"{DRAWS[-1]} draws")
+    return in_table(*columns, rows=rows) + "\n\n" + "\n".join(f"- {claim}" for claim in claims(records))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cells whose name LAW.FLOW.NOISE has this in it")
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the table")
-    parser.add_argument("--figure", type=Path, default=ROOT / "docs" / "figures" / "discrete-laws.png")
     options = parser.parse_args()
     torch.set_num_threads(1)
     made = Records(options.records / "discrete_laws.csv")
     for law, flow, noise in cells():
         if options.only in f"{law}.{flow}.{noise}":
             made.at(law=law, flow=flow, noise=noise).kept(lambda cell=(LAWS[law], flow, noise): measured(*cell))
-    records = read(made)
-    if records:
-        figure(records, options.figure)
-    print(table(records))
+    print(table(read(made)))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,46 @@
-"""Tables in Markdown, and pages that hold them."""
+"""Tables in Markdown, and pages that hold them between markers.
+
+A table stands between ``<!-- table NAME -->`` and ``<!-- end -->`` on lines of their own, a single number between
+``<!-- value NAME -->`` and ``<!-- end -->`` inside a line.
+"""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+MARKED = re.compile(r"<!-- (table|value) (\S+) -->(.*?)<!-- end -->", re.DOTALL)
+ERROR = re.compile(r"±\s*[\d.]")  # a number's
+NOT_PROSE = re.compile(r"^```.*?^```$|^ {4}.*?$|^!\[.*?$|<!--.*?-->|\]\([^)]*\)", re.DOTALL | re.MULTILINE)
 
 
-def in_table(*columns: str, rows: list[tuple]) -> str:
+def in_table(*columns: str, rows: Sequence[Sequence[object]]) -> str:
     lines = [columns, ("---",) * len(columns), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def with_tables(page: str, table: Callable[[str], str]) -> str:
-    """``page`` with what ``table`` makes of each name between ``<!-- table NAME -->`` and ``<!-- end -->``."""
-    marked = re.compile(r"(<!-- table (\S+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
-    return marked.sub(lambda match: match[1] + table(match[2]), page)
+def with_tables(page: str, made: Callable[[str], str]) -> str:
+    """``page`` with what ``made`` gives for each name between the markers."""
+
+    def marked(match: re.Match) -> str:
+        kind, name, _ = match.groups()
+        text = made(name)
+        return f"<!-- {kind} {name} -->" + (f"\n{text.strip()}\n" if kind == "table" else text) + "<!-- end -->"
+
+    return MARKED.sub(marked, page)
+
+
+def errors_outside(page: str) -> list[str]:
+    """Lines with an error of a number (± 0.1) that stands outside markers.
+
+    >>> errors_outside("1 ± 0.1\\n\\n<!-- value x -->2 ± 0.2<!-- end --> at ±τ")
+    ['1 ± 0.1']
+    """
+    return [line for line in MARKED.sub("", page).splitlines() if ERROR.search(line)]
+
+
+def words(page: str) -> int:
+    """Words, without what stands between markers, code, pictures and addresses of links.
+
+    >>> words("Two [words](https://example.org)\\n\\n<!-- table x -->\\n| a |\\n<!-- end -->\\n\\n    code")
+    2
+    """
+    return len(re.findall(r"\w[\w.,'’%-]*", NOT_PROSE.sub("", MARKED.sub("", page))))

@@ -15,7 +15,7 @@ import argparse
 import itertools
 import statistics
 import timeit
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -163,19 +163,27 @@ def compare(o: argparse.Namespace, data_name: str) -> None:
 
 
 def table(o: argparse.Namespace, data: str) -> str:
-    rows = []
-    for name in PEERS:
-        made = table_of(o, "peers").at(data=data, peer=name).rows()
-        if made:
-            best = min(made, key=lambda record: record["frechet"])
-            distance = f"{best['frechet']:.1f} ± {best['frechet_standard_error']:.1f}"
-            rows.append((data, f"{name}, rate {best['rate']:g}", f"{best['parameters']:,}", best["steps"], distance))
-    ours = table_of(o, "quality").at(data=data).rows()
-    for record in (row for name in OURS for row in ours if row["name"].startswith(name)):
-        distance = f"{record['frechet']:.1f} ± {record['frechet_standard_error']:.1f}"
-        parameters = f"{sum(record['parameters'].values()):,}"
-        rows.append((data, f"indm, {record['name']}", parameters, record["steps"], distance))
+    return summary(o.records, (data,))
+
+
+def summary(records: Path, names: Sequence[str]) -> str:
+    """Each library at the better of its two rates, and this project's trainings of the same seconds."""
+    rows: list[tuple] = []
+    for data in names:
+        for peer in PEERS:
+            made = Records(records / "peers.csv").at(data=data, peer=peer).rows()
+            if made:
+                best = min(made, key=lambda record: record["frechet"])
+                rows.append((data, f"{peer}, rate {best['rate']:g}", *cells(best, best["parameters"])))
+        ours = Records(records / "quality.csv").at(data=data).rows()
+        for record in (row for name in OURS for row in ours if row["name"].startswith(name)):
+            rows.append((data, f"indm, {record['name']}", *cells(record, sum(record["parameters"].values()))))
     return in_table("data", "what", "parameters", "steps", "Fréchet", rows=rows)
+
+
+def cells(record: dict, parameters: int) -> tuple[str, int, str]:
+    distance = f"{record['frechet']:.1f} ± {record['frechet_standard_error']:.1f}"
+    return f"{parameters:,}", record["steps"], distance
 
 
 def main() -> None:

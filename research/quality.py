@@ -13,7 +13,7 @@ each training has as many of them as that study of ``research/flow_gain``, times
 import argparse
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,27 @@ def table(o: argparse.Namespace, data: str) -> str:
         ))  # fmt: skip
     columns = ("data", "what", "parameters", "ms a step", "steps", "bits/dim", f"s to {own:.3f}", "Fréchet")
     return in_table(*columns, rows=rows)
+
+
+def summary(records: Path, names: Sequence[str]) -> str:
+    """Each network at its better rate and what else was tried, across the data: bits/dim of validation images, seconds
+    to what the recipe's network ends with, and the Fréchet distance of samples."""
+    cells: dict[str, dict[str, str]] = {}
+    for data in names:
+        o = argparse.Namespace(records=records, budget=1, path=None)
+        of_a_step = {row["step"]: row for row in costs_of(o, data).rows()}
+        best: dict[str, dict] = {}
+        for row in trainings(o, data).rows():
+            what = row["name"].partition(";")[0] if ";" in row["name"] else row["name"].rpartition(", rate")[0]
+            best[what] = min(row, best.get(what, row), key=lambda row: finite(row["valid"]))
+        unit, own = seconds_of_a_step(of_a_step), finite(best[OWN]["valid"])
+        for what, row in best.items():
+            cost = of_a_step[replace(training(o, data, row["setting"]), steps=row["steps"]).cost_key]["cost"]
+            reached = seconds_to(own, row, unit * cost)
+            shown = f"{row['valid']:.3f}; {'–' if reached is None else round(reached)}; {row['frechet']:.1f}"
+            cells.setdefault(what, {})[data] = shown
+    order = [what for what in (*NETS, *OTHERS) if what in cells]
+    return in_table("network", *names, rows=[(what, *(cells[what].get(data, "") for data in names)) for what in order])
 
 
 def seconds_of_a_step(costs: dict[str, dict[str, float]]) -> float:

@@ -230,6 +230,7 @@ METHODS: dict[str, Callable[..., Fitted]] = {
 }
 
 
+DIVERGED = 1e6  # nats of a row
 SEEDS = (3, 4)  # of the table; the test rows of 0 to 2 were seen while the defaults were chosen
 
 
@@ -275,6 +276,9 @@ def markdown(table: Records) -> str:
                 continue
             each = nats[method]
             mean, error = mean_and_error(each if method == "indm" else each - nats["indm"])
+            if abs(mean) > DIVERGED:
+                cells.append("diverged")
+                continue
             cells.append(f"{mean:.2f} ± {error:.2f}" if method == "indm" else f"{mean:+.2f} ± {error:.2f}")
         rows, columns = found["indm"][seeds[0]]["rows"]
         lines.append(f"| {name} | {rows} × {columns} | {len(seeds)} | " + " | ".join(cells) + " |")

@@ -32,6 +32,9 @@ from torch import Tensor
 from indm.data.base import Data, stack
 from indm.evaluation.statistics import mean_and_error, over_seeds
 from research.flow_gain.cells import STUDIES, data_of
+from research.flow_gain.tables import TITLES, bound, records_of
+from research.flow_gain.tables import seconds as cpu_seconds
+from research.markdown import in_table
 from research.records import RECORDS, Records, made_by
 
 SECONDS = {"digits": 60, "fashion-mnist-16": 120, "emoji-32": 600}
@@ -47,6 +50,9 @@ FLOW: list[list[Setting]] = [
 ]
 SMALL = [("full", 10), ("full", 1), ("full", 30), ("diag", 100)]
 LARGE = [("full", 1), ("full", 2), ("diag", 30), ("diag", 100)]  # a full covariance of emoji has 4.7 million numbers
+
+
+NAMES = {"maf": "masked autoregressive flow", "nsf": "neural spline flow", "mixture": "Gaussian mixture"}
 
 
 def axes(model: str, data: str) -> list[list[Setting]]:
@@ -206,27 +212,31 @@ def table_of(o: argparse.Namespace) -> Records:
     return Records(o.records / "flow_gain-others.csv")
 
 
-def table(others: Records) -> str:
-    """Bits/dim of each model, over seeds and over images, in Markdown."""
-    lines = [
-        "| data, CPU seconds | model | bits/dim | ± seeds | ± images | seeds | setting | parameters | steps |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+def table(others: Records, final: Records) -> str:
+    """Bits/dim of each model, over seeds and over images, in Markdown; then those of the study under uniform noise."""
+    rows = []
 
-    def cell(row: dict) -> tuple[str, str]:
-        return f"{row['data']}-{row['seconds']:g}s", row["model"]
+    def cell(row: dict) -> tuple[str, float, str]:
+        return row["data"], row["seconds"], row["model"]
 
-    for (data, model), group in itertools.groupby(sorted(others.at(part="test").rows(), key=cell), key=cell):
-        records = list(group)
-        mean, error = over_seeds([record["test"][0] for record in records])
-        images = torch.tensor([record["test_bits"] for record in records]).mean(0)
-        setting = ", ".join(f"{key} {value}" for key, value in records[0]["setting"].items())
-        steps = sum(record["steps"] for record in records) / len(records)
-        lines.append(
-            f"| {data} | {model} | {mean:.3f} | {error:.3f} | {mean_and_error(images)[1]:.3f} | "
-            f"{len(records)} | {setting} | {records[0]['parameters']:,} | {steps:,.0f} |"
-        )
-    return "\n".join(lines)
+    for data, of_data in itertools.groupby(
+        sorted(others.at(part="test").rows(), key=cell), key=lambda row: row["data"]
+    ):
+        for (_, limit, model), group in itertools.groupby(of_data, key=cell):
+            records = list(group)
+            mean, error = over_seeds([record["test"][0] for record in records])
+            images = mean_and_error(torch.tensor([record["test_bits"] for record in records]).mean(0))[1]
+            shown = f"{mean:.3f} ± {error:.3f} ± {images:.3f}"
+            rows.append(
+                (data, NAMES[model], shown, len(records), f"{records[0]['parameters']:,}", f"at most {limit:g}")
+            )
+        of_study = {title: records_of(final, data, "uniform", side) for side, title in TITLES.items()}
+        for title, records in of_study.items():
+            if not records:
+                continue
+            parameters = f"{sum(records[0]['parameters'].values()):,}"
+            rows.append((data, title, bound(records), len(records), parameters, cpu_seconds(records)))
+    return in_table("data", "model", "bits/dim ± seeds ± images", "seeds", "parameters", "CPU s", rows=rows)
 
 
 def main() -> None:
@@ -242,7 +252,7 @@ def main() -> None:
     threadpool_limits(1)
     for data, model in itertools.product(o.data, o.models):
         run(o, data, model)
-    print(table(table_of(o)))
+    print(table(table_of(o), Records(o.records / "flow_gain-final.csv")))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
     python -m research.flow_gain capacity digits       # the gain along widths of score and flow, and along the budget
     python -m research.flow_gain beyond digits         # other flows than the chosen ones, on validation
     python -m research.flow_gain flags emoji-32 --path PACKAGE     # flags of countries, which no model has seen
-    python -m research.flow_gain table digits fashion-mnist-16 emoji-32 --figures docs/figures
+    python -m research.flow_gain table digits fashion-mnist-16 emoji-32 --figures research/figures
 
 Data are digits, fashion-mnist-16 and emoji-32 (with ``--path PACKAGE``). Every side, under every dequantization, gets
 the seconds that the linear side under uniform dequantization takes for the budget of its study, times ``--budget``, as

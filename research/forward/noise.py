@@ -1,4 +1,4 @@
-"""Truncated normal noise of grey levels: it took nothing off the bounds (docs/results.md), and is a part of one's own.
+"""Truncated normal noise of grey levels, a part outside the package: it lowers no bound (research/flow_gain/noise.md).
 
 indm train digits --dequantization research.forward.noise:TruncatedNormal --trust research
 """

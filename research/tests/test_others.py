@@ -9,6 +9,7 @@ import torch
 
 from indm.data.base import as_data
 from research.flow_gain import others
+from research.records import Records
 
 
 @pytest.mark.parametrize("logit", [None, 1e-6, 0.05])
@@ -62,4 +63,6 @@ def test_a_search_goes_by_validation_and_what_has_a_record_is_not_made_again(tmp
     assert {seconds for *_, seconds in made} == {60}
     others.run(argparse.Namespace(**{**vars(o), "seeds": 3}), "digits", "maf")
     assert made[7:] == [("test", best, 3, 60)]
-    assert "| digits-60s | maf | 4.000 | 0.577 | 0.500 | 3 |" in others.table(others.table_of(o))
+    assert "| digits | masked autoregressive flow | 4.000 ± 0.577 ± 0.500 | 3 |" in others.table(
+        others.table_of(o), Records(tmp_path / "final.csv")
+    )

@@ -2,7 +2,7 @@
 
     python -m research.translation digits-3-8 --steps 250 --seeds 3 --out runs/translation # whatever has no record yet
     python -m research.translation emoji-32 --paths GOOGLE TWITTER --steps 750             # two artists, with the truth
-    python -m research.translation digits-3-8 sneaker-boot --table                         # into docs/translation.md
+    python -m research.translation digits-3-8 sneaker-boot --table                         # of the records alone
 
 All have the recipe's network and, but for the bridge, whose TarFlow takes longer, about the same seconds: each of
 INDM's two models makes ``--steps`` steps, each of DDIB's (the same with the identity flow) 1.15 times as many, about
@@ -23,7 +23,6 @@ takes the pairs and the bridge of the first training alone, and looks at the err
 import argparse
 import functools
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -47,10 +46,9 @@ from indm.model import INDM, count_parameters
 from indm.training.loop import train
 from indm.training.pairs import as_bridge, train_pair
 from indm.translation import Route, sdedit, two_models
-from research.markdown import with_tables
+from research.markdown import in_table
 from research.records import RECORDS, Records, made_by
 
-PAGE = Path(__file__).parents[2] / "docs" / "translation.md"
 LINEAR = 1.15  # steps of a linear diffusion in the time of one of INDM
 IMAGES = 200  # of A's test split, at most
 ARTISTS = "emoji-32"  # of two packages, whose test splits have the same things in the same order
@@ -263,23 +261,30 @@ def cycles(opened: TranslationRuns, raw: Tensor) -> list[dict]:
 
 
 def table(records: Records) -> str:
-    """Markdown: of each method the means over trainings, ± over trainings where there are several, else over images.
-    Where the truth is known, a second table says how near it is."""
-    records_of = {method: records.at(method=method).rows() for method in (*NAMES, "copy")}
-    one = records_of["copy"][0]
-    by_method = {NAMES[method]: records_of[method] for method in NAMES if records_of[method]}
-    by_method["copy of the source"] = [one]
+    """Markdown: of each method the means over trainings, ± over trainings where there are several, else over images."""
+    by_method, one = methods_of(records), records.at(method="copy").rows()[0]
     keys = [key for key in COLUMNS if one.get(key) is not None]
-    head = ["method", "trainings", *(COLUMNS[key] for key in keys)]
-    head += ["cycle error, levels: median, largest", "parameters", "evaluations", "s/image"]
-    rows = [[method, str(len(each)), *columns(each, keys), *costs(each)] for method, each in by_method.items()]
-    cells = zip(COLUMNS, limits(one)["B's test images"], strict=True)
-    rows.append(["B's own test images", "", *(cell for key, cell in cells if key in keys), "–", "–", "–", "–"])
-    if "truth_features" not in one:
-        return markdown([head, *rows])
-    truth = [[method, str(len(each)), *columns(each, TRUTH)] for method, each in by_method.items()]
-    guess = ["guessing", *[""] * (1 + len(TRUTH) - len(RECALL)), *(f"{one[f'truth_chance_{k}']:.2g}" for k in RECALL)]
-    return markdown([head, *rows]) + "\n" + markdown([["method", "trainings", *TRUTH.values()], *truth, guess])
+    rows = [(method, len(each), *columns(each, keys), *costs(each)) for method, each in by_method.items()]
+    cells = dict(zip(COLUMNS, limits(one)["B's test images"], strict=True))
+    rows.append(("B's own test images", "", *(cells[key] for key in keys), "–", "–", "–"))
+    head = ("method", "trainings", *(COLUMNS[key] for key in keys))
+    return in_table(*head, "cycle error: median, largest", "parameters", "evaluations", rows=rows)
+
+
+def truth_table(records: Records) -> str:
+    """Markdown: how near each method comes to the true counterparts."""
+    by_method, one = methods_of(records), records.at(method="copy").rows()[0]
+    rows = [(method, len(each), *columns(each, TRUTH)) for method, each in by_method.items()]
+    chances = (f"{one[f'truth_chance_{k}']:.2g}" for k in RECALL)
+    rows.append(("guessing", *[""] * (1 + len(TRUTH) - len(RECALL)), *chances))
+    return in_table("method", "trainings", *TRUTH.values(), rows=rows)
+
+
+def methods_of(records: Records) -> dict[str, list[dict]]:
+    """The records by the name of their method, the copy of the source last."""
+    names = NAMES | {"copy": "copy of the source"}
+    found = {name: records.at(method=method).rows() for method, name in names.items()}
+    return {name: each[:1] if name == names["copy"] else each for name, each in found.items() if each}
 
 
 def columns(found: Sequence[dict], keys: Iterable[str]) -> list[str]:
@@ -294,7 +299,7 @@ def columns(found: Sequence[dict], keys: Iterable[str]) -> list[str]:
 
 
 def costs(found: Sequence[dict]) -> list[str]:
-    """The error of a cycle, of the training where it is largest, parameters, evaluations and the median of seconds."""
+    """The error of a cycle, of the training where it is largest; parameters and evaluations."""
     cycles = [values for values in found if "cycle_error_max" in values]
     largest = (max(values[f"cycle_error_{which}"] for values in cycles) for which in ("median", "max"))
     parameters = found[0].get("parameters")
@@ -302,7 +307,6 @@ def costs(found: Sequence[dict]) -> list[str]:
         ", ".join(f"{value:.2g}" for value in largest) if cycles else "–",
         f"{parameters:,}" if parameters else "–",
         str(found[0]["nfe"]) if found[0]["nfe"] else "–",
-        f"{statistics.median(values['seconds_per_image'] for values in found):.2g}" if found[0]["nfe"] else "–",
     ]
 
 
@@ -332,14 +336,9 @@ def cycle_table(records: Records) -> str:
     def across(key: str, words: str) -> str:
         rows = [[title, *("{median:.2g} / {largest:.2g}".format(**by_steps[steps][key]) for steps in STEPS)]
                 for title, by_steps in measured.items()]  # fmt: skip
-        return markdown([[words, *(f"{steps} steps" for steps in STEPS)], *rows])
+        return in_table(words, *(f"{steps} steps" for steps in STEPS), rows=rows)
 
-    return across("cycle", "A → B → A") + "\n" + across("distance", "B from the converged")
-
-
-def markdown(rows: list[list[str]]) -> str:
-    head, *body = rows
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)) + "\n"
+    return across("cycle", "A → B → A") + "\n\n" + across("distance", "B from the converged")
 
 
 def picture(pictures: dict[str, Tensor], levels: int, path: Path) -> None:
@@ -358,7 +357,7 @@ def main() -> None:
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the tables")
     alone = parser.add_mutually_exclusive_group()
     alone.add_argument("--cycles", action="store_true", help="the error of the cycle along the steps alone")
-    alone.add_argument("--table", action="store_true", help="of the records alone, also into docs/translation.md")
+    alone.add_argument("--table", action="store_true", help="of the records alone")
     o = parser.parse_args()
     made, with_cycles = (Records(o.records / f"translation{kind}.csv") for kind in ("", "-cycles"))
     for name in o.recipes:
@@ -373,11 +372,7 @@ def main() -> None:
             known = [m for m in NAMES if m not in OF_NOISE or as_bridge(recipe)["train"].get("initial_noise")]
             study(name, recipe, o.steps, seed, out, made.at(data=name), o.methods or known)
         print(f"{name}\n{table(made.at(data=name))}")
-    if o.table:
-        PAGE.write_text(page(PAGE.read_text("utf-8"), o.records), "utf-8")
-
-
-def page(text: str, records: Path) -> str:
-    """The page with the tables of the records."""
-    made, with_cycles = (Records(records / f"translation{kind}.csv") for kind in ("", "-cycles"))
-    return with_tables(text, lambda name: cycle_table(with_cycles) if name == "cycles" else table(made.at(data=name)))
+        if name == ARTISTS:
+            print(truth_table(made.at(data=name)))
+    if o.cycles:
+        print(cycle_table(with_cycles))

@@ -35,6 +35,7 @@ from indm.sde.linear import VPSDE, LinearSDE
 from indm.tensors import expand_like
 from indm.training.pairs import train_pair
 from indm.translation import two_models
+from research.markdown import in_table
 from research.records import RECORDS, Records, made_by
 
 DEVIATIONS, ANGLE, POINTS = (2.0, 0.5), math.pi / 4, 2000
@@ -120,6 +121,21 @@ def negatives(steps: int, out: Path) -> dict:
         values = {"to its negative": apart.diagonal().mean(), "to all": apart.mean(), "nearest": nearest}
         found[name] = {key: round(value.item(), 4) for key, value in values.items()}
     return found
+
+
+def table(made: Records) -> str:
+    """The RMS distances of both studies: in the units of the plane, and in grey levels of 17."""
+    (plane,), (grey,) = (made.at(study=name).rows() for name in ("gaussians", "negatives"))
+    rows = [
+        (f"Gaussians, {name}", "the models' map", plane[name]["from M"], "the optimal map", plane[name]["from O"])
+        for name in ("exact scores", "trained")
+    ]
+    rows += [
+        (f"digits, {name}", "its own negative", grey[name]["to its negative"], "all negatives", grey[name]["to all"])
+        for name in ("translated", "source as it is")
+    ]
+    shown = [(what, f"{a:.4g} from {first}", f"{b:.4g} from {second}") for what, first, a, second, b in rows]
+    return in_table("what", "RMS distance", "RMS distance", rows=shown)
 
 
 def main() -> None:

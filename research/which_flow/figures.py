@@ -1,6 +1,6 @@
-"""Figures of docs/flows.md from the runs of the grids "terminal" and "drift".
+"""The figure of the law of x_T from the runs of the grid "terminal".
 
-python -m research.which_flow.figures runs/flows --out docs/figures
+python -m research.which_flow.figures runs/flows --out research/figures
 """
 
 import argparse
@@ -15,7 +15,7 @@ from indm.data.base import stack
 from indm.data.registry import load_data
 from indm.evaluation.distances import mmd, sliced_wasserstein
 from indm.evaluation.plots import save_figure
-from indm.evaluation.style import COLOURS, styled
+from indm.evaluation.style import styled
 from indm.runs.folder import open_run
 from indm.training.penalties import normal_law
 from research.which_flow.grids import GRIDS
@@ -51,30 +51,11 @@ def terminal(runs: Path, out: Path) -> dict:
     return found
 
 
-@styled
-@torch.no_grad()
-def drift(runs: Path, out: Path) -> None:
-    """How the entries' clocks run in the learned linear SDE."""
-    model, _ = open_run(runs / "drift" / "linear, both" / "0")
-    sde = model.sde
-    clock = torch.linspace(*sde.clock_span(), 200, dtype=torch.float64)
-    rate = sde.clock_rate(sde.time(-clock).clamp(sde.eps, sde.T))
-    figure = Figure(figsize=(8, 4))
-    left, right = figure.subplots(1, 2)
-    left.plot(clock, rate.flatten(1), color=COLOURS[0], alpha=0.2)
-    left.set(xlabel="common clock −log SNR", ylabel="rate of an entry", title="one line a pixel")
-    image = right.imshow(rate[100].reshape(sde.shape[-2:]))
-    figure.colorbar(image, ax=right, use_gridspec=False, label="rate")
-    right.set(title="middle of the clock, by pixel", xticks=[], yticks=[])
-    save_figure(figure, out / "flows-drift.png")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    drift(options.runs, options.out)
     print(json.dumps(terminal(options.runs, options.out), indent=2))
 
 

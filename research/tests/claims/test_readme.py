@@ -1,4 +1,4 @@
-"""The command: the claim of one's own that the README walks through, and its mistakes, each one line."""
+"""The command: the claim of one's own that a page walks through, and its mistakes, each one line."""
 
 import json
 import re
@@ -14,17 +14,16 @@ from research.claims.claims import CLAIMS, Evidence
 from research.claims.plan import claims_of, measurements_of
 from research.claims.verdicts import Judged, judge
 
-README = (Path(reproduce.__file__).parent / "README.md").read_text("utf-8")
+OWN = (Path(reproduce.__file__).parent / "own.md").read_text("utf-8")
 
 
 def test_the_walk_through_of_a_claim(tmp_path, monkeypatch, capsys):
     """All but the training of the runs, which takes minutes: its records are made up."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    section = README[README.index("## A claim of your own") :]
-    ((file, code),) = re.findall(r'```python title="(.*?)"\n(.*?)```', section, re.DOTALL)
+    ((file, code),) = re.findall(r'```python title="(.*?)"\n(.*?)```', OWN, re.DOTALL)
     Path(file).write_text(code, "utf-8")
-    (command,) = re.findall(r"```sh\n(.*?)\n```", section, re.DOTALL)
+    (command,) = re.findall(r"```sh\n(.*?)\n```", OWN, re.DOTALL)
     records = {
         name: [Record(tmp_path, name, {}, {}, 0, {"transport": {"data": {"cost": cost}}})]
         for name, cost in {"indm": 1.0, "linear": 3.0}.items()

@@ -1,0 +1,94 @@
+"""The pages of the record: what stands between their markers is made from ``research/records``.
+
+    make records                 # or python -m research.pages
+
+A marker names a row of :data:`SHOWN` and its arguments, with colons between: ``<!-- table flow_gain:digits -->``. Every
+page of ``research/`` and ``docs/`` may have some.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from research import conditional, copied, discrete_laws, few_steps, legible, peers, quality, speed, tables
+from research.flow_gain import others
+from research.flow_gain import tables as flow_gain
+from research.forward import tables as forward
+from research.markdown import with_tables
+from research.posteriors import study as posteriors
+from research.records import RECORDS, Records
+from research.translation import flow_alone, truth
+from research.translation import study as translation
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted((ROOT / "research").rglob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def of(name: str, **columns: object) -> Records:
+    """A table of the records."""
+    return Records(RECORDS / f"{name}.csv").at(**columns)
+
+
+SHOWN: dict[str, Callable[..., str]] = {
+    "flow_gain": lambda *names: flow_gain.main_table(of("flow_gain-final"), names),
+    "flow_gain-family": lambda: flow_gain.family_table(of("flow_gain-final"), ("digits", "fashion-mnist-16")),
+    "flow_gain-noise": lambda *names: flow_gain.noise_table(of("flow_gain-final"), names),
+    "flow_gain-less": lambda *cells: flow_gain.across(of("flow_gain-final"), *cells),
+    "flow_gain-cpu": lambda data: flow_gain.cpu_range(of("flow_gain-final"), data),
+    "flow_gain-gap": lambda *names: flow_gain.gap_table(of("flow_gain-final"), names),
+    "flow_gain-flags": lambda: flow_gain.flags_table(of("flow_gain-flags")),
+    "flow_gain-emoji-64": lambda: flow_gain.emoji_64_table(of("flow_gain-emoji-64")),
+    "flow_gain-capacity": lambda: flow_gain.capacity_table(of("flow_gain-capacity"), ("digits",)),
+    "flow_gain-beyond": lambda: flow_gain.beyond_table(of("flow_gain-beyond"), of("flow_gain-chosen")),
+    "flow_gain-costs": lambda: flow_gain.cost_table(of("flow_gain-costs")),
+    "flow_gain-others": lambda: others.table(of("flow_gain-others"), of("flow_gain-final")),
+    "forward": lambda data: forward.likelihood_table(RECORDS, data),
+    "forward-nested": lambda data, kind="final": forward.nested_table(RECORDS, data, kind),
+    "forward-wider": lambda data: forward.wider_table(RECORDS, data),
+    "forward-bounds": lambda data: forward.bound_table(RECORDS, data),
+    "forward-samples": lambda data: forward.sample_table(RECORDS, data),
+    "translation": lambda data: translation.table(of("translation", data=data)),
+    "translation-truth": lambda data: translation.truth_table(of("translation", data=data)),
+    "translation-flow_alone": lambda data: flow_alone.table(data, of("flow_alone", data=data)),
+    "translation-known": lambda: truth.table(of("translation-truth")),
+    "which_flow": copied.grid,
+    "which_flow-terminal": copied.terminal,
+    "which_flow-alone": copied.flows_alone,
+    "claims": copied.claims,
+    "claims-checks": copied.checks,
+    "claims-nelbo": copied.nelbos,
+    "claim": copied.claim,
+    "cycles": copied.cycles,
+    "flow_analysis": copied.analysis,
+    "flow_analysis-class": copied.class_information,
+    "known_entropy": copied.known_entropy,
+    "reconstruction": copied.reconstruction,
+    "baselines": copied.baselines,
+    "quality": lambda *names: quality.summary(RECORDS, names),
+    "peers": lambda *names: peers.summary(RECORDS, names),
+    "few_steps": lambda: few_steps.table(of("few_steps-fits"), of("few_steps")),
+    "legible": lambda: legible.table(of("legible")),
+    "speed": speed.table,
+    "sample_steps": speed.sample_steps,
+    "tables": lambda: tables.markdown(of("tables", seconds=10.0)),
+    "posteriors": lambda: posteriors.markdown(of("posteriors")),
+    "conditional": lambda: conditional.summary(of("conditional")),
+    "discrete_laws": lambda: discrete_laws.best_table(discrete_laws.read(of("discrete_laws"))),
+}
+
+
+def shown(name: str) -> str:
+    kind, *arguments = name.split(":")
+    return SHOWN[kind](*arguments)
+
+
+def main() -> None:
+    for path in PAGES:
+        page = path.read_text("utf-8")
+        made = with_tables(page, shown)
+        if made != page:
+            path.write_text(made, "utf-8")
+            print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

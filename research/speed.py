@@ -1,0 +1,28 @@
+"""Tables of ``bench/records``: speed and memory beside the straightforward baseline, and samples along the steps."""
+
+import re
+
+from research.markdown import in_table
+from research.records import RECORDS, Records
+
+BENCH = RECORDS.parents[1] / "bench" / "records"
+SPREAD = re.compile(r" \([\d.]+ to [^)]*\)")  # over rounds, and CPU seconds
+RUNS = {"whole": "first", "training-again": "second"}
+
+
+def table() -> str:
+    """What was measured, the baseline, this package, and their ratio with its range over rounds."""
+    keys = ("what", "baseline", "ours", "ratio", "target")
+    rows = []
+    for row in Records(BENCH / "performance.csv").rows():
+        what, baseline, ours, ratio, target = (str(row.get(key, "")) for key in keys)
+        rows.append((RUNS[row["measurement"]], what, SPREAD.sub("", baseline), SPREAD.sub("", ours), ratio, target))
+    return in_table("run", "what", "baseline", "indm", "ratio", "target", rows=rows)
+
+
+def sample_steps() -> str:
+    counts = ("12", "25", "50", "100", "200")
+    rows = [
+        (row["model"], *(f"{row[count]:g}" for count in counts)) for row in Records(BENCH / "sample_steps.csv").rows()
+    ]
+    return in_table("model", *(f"{count} steps" for count in counts), rows=rows)
