@@ -11,6 +11,7 @@ A cell is JSON, or text as it is; one that is empty has no value. Numbers of sin
 """
 
 import csv
+import functools
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -84,13 +85,17 @@ class Records:
 
     def _arrays(self) -> dict[str, np.ndarray]:
         path = self.path.with_suffix(".npz")
-        if not path.exists():
-            return {}
-        with np.load(path) as file:
-            return dict(file)
+        return loaded(path, path.stat().st_mtime_ns) if path.exists() else {}
 
     def _write_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
         atomic.whole(self.path.with_suffix(".npz"), atomic.arrays_into(dict(sorted(arrays.items()))))
+
+
+@functools.lru_cache(maxsize=4)
+def loaded(path: Path, changed: int) -> dict[str, np.ndarray]:
+    """The arrays of a file that was ``changed`` at this time: pages read the same ones many times."""
+    with np.load(path) as file:
+        return dict(file)
 
 
 def with_arrays(row: Row, arrays: Mapping[str, np.ndarray]) -> Row:
