@@ -64,7 +64,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "reconstruction": copied.reconstruction,
     "baselines": copied.baselines,
     "quality": lambda *names: quality.summary(RECORDS, names),
-    "peers": lambda *names: peers.summary(RECORDS, names),
+    "peers": lambda *names: peers.table(RECORDS, names),
     "few_steps": lambda: few_steps.table(of("few_steps-fits"), of("few_steps")),
     "legible": lambda: legible.table(of("legible")),
     "speed": speed.table,

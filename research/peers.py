@@ -162,11 +162,7 @@ def compare(o: argparse.Namespace, data_name: str) -> None:
             print(data_name, name, rate, flush=True)
 
 
-def table(o: argparse.Namespace, data: str) -> str:
-    return summary(o.records, (data,))
-
-
-def summary(records: Path, names: Sequence[str]) -> str:
+def table(records: Path, names: Sequence[str]) -> str:
     """Each library at the better of its two rates, and this project's trainings of the same seconds."""
     rows: list[tuple] = []
     for data in names:
@@ -197,7 +193,7 @@ def main() -> None:
     for data in o.data:
         if not o.table:
             compare(o, data)
-        print(table(o, data))
+        print(table(o.records, (data,)))
 
 
 if __name__ == "__main__":

@@ -242,7 +242,7 @@ def table(o: argparse.Namespace) -> None:
     final, capacity = table_of(o, "final"), table_of(o, "capacity")
     print(main_table(final, names), family_table(final, names), capacity_table(capacity, names), sep="\n\n")
     if o.figures:
-        capacity_figure(capacity, names, o.figures / "worth-capacity.png")
+        capacity_figure(capacity, names, o.figures / "flow_gain-capacity.png")
 
 
 def run(tasks: Sequence[tuple], jobs: int) -> None:

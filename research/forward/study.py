@@ -23,7 +23,6 @@ from pathlib import Path
 import torch
 
 import indm
-from indm.config import recipes
 from indm.config.recipes import Recipe
 from indm.data.base import stack
 from indm.dequantization import from_data

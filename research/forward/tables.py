@@ -175,10 +175,11 @@ def curves(place: Path, data: str, out: Path) -> None:
     for (side, process), records in cells.items():
         column = rows[:, sides.index(side)]
         for axes, key, counts in zip(column, ("frechet", "ancestral"), (STEPS, BOUND_STEPS), strict=True):
-            values = np.array([mean_of(records, key, n) for n in counts])
+            values, errors = map(np.array, zip(*(over(records, key, n) for n in counts), strict=True))
             if key == "ancestral":
-                values = 100 * (values / [mean_of(cells[side, "linear"], key, n) for n in counts] - 1)
-            axes.plot(counts, values, ".-", color=COLOUR[process], label=process)
+                linear = np.array([over(cells[side, "linear"], key, n)[0] for n in counts])
+                values, errors = 100 * (values / linear - 1), 100 * errors / linear
+            axes.errorbar(counts, values, errors, fmt=".-", color=COLOUR[process], label=process)
     for axes, side in zip(rows[0], sides, strict=True):
         axes.set(title=f"flow: {FLOWS[side]}", xlabel="steps of samples", xscale="log", yscale="log")
         axes.xaxis.set(major_locator=FixedLocator(STEPS), minor_locator=NullLocator())
@@ -190,9 +191,10 @@ def curves(place: Path, data: str, out: Path) -> None:
     save_figure(figure, out)
 
 
-def mean_of(records: list[dict], key: str, steps: int) -> float:
+def over(records: list[dict], key: str, steps: int) -> tuple[float, float]:
+    """The mean over seeds and its error, of so many steps."""
     values = numbers(records, key, steps)
-    return over_seeds(values)[0] if values else math.nan
+    return over_seeds(values) if values else (math.nan, math.nan)
 
 
 def numbers(records: list[dict], key: str, steps: int | None = None) -> list[float]:
