@@ -128,6 +128,15 @@ def known_entropy() -> str:
     return in_table("density", "entropy, nats", "NLL (ODE)", "NELBO", rows=lines)
 
 
+def solver_coverage() -> str:
+    keys = ("field", "cases", "covered", "accepted", "wrong", "largest_error", "covered_before", "wrong_before")
+    lines = [
+        tuple(f"{row[key]:g}" if key == "largest_error" else row[key] for key in keys)
+        for row in rows("solver_coverage")
+    ]
+    return in_table(*(key.replace("_", " ") for key in keys), rows=lines)
+
+
 def reconstruction() -> str:
     lines = [
         (row["run"], *("{:+.4f} ± {:.4f}".format(*row[kind]) for kind in ("one", "two")))

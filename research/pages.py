@@ -69,6 +69,8 @@ SHOWN: dict[str, Callable[..., str]] = {
     "legible": lambda: legible.table(of("legible")),
     "speed": speed.table,
     "sample_steps": speed.sample_steps,
+    "solver_error": speed.solver_error,
+    "solver_coverage": copied.solver_coverage,
     "tables": lambda: tables.markdown(of("tables", seconds=10.0)),
     "posteriors": lambda: posteriors.markdown(of("posteriors")),
     "conditional": lambda: conditional.summary(of("conditional")),

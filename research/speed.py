@@ -20,6 +20,16 @@ def table() -> str:
     return in_table("run", "what", "baseline", "indm", "ratio", "target", rows=rows)
 
 
+def solver_error() -> str:
+    """The solver's error of likelihoods of trained models, true and stated."""
+    keys = ("model", "solve", "evaluations")
+    rows = [
+        (*(row[key] for key in keys), f"{row['error']:.5f}", f"{row['stated']:.5f}", row["covered"])
+        for row in Records(BENCH / "solver_error.csv").rows()
+    ]
+    return in_table(*keys, "true error, RMS", "stated, mean", "covered", rows=rows)
+
+
 def sample_steps() -> str:
     counts = ("12", "25", "50", "100", "200")
     rows = [

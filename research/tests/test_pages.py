@@ -53,7 +53,7 @@ def test_a_number_with_an_error_is_seen(text):
 
 
 @pytest.mark.parametrize("page", STUDIES, ids=name)
-def test_a_study_is_told_in_800_words(page):
+def test_a_page_of_research_has_at_most_800_words(page):
     assert words(page.read_text("utf-8")) <= 800
 
 
