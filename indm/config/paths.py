@@ -1,6 +1,6 @@
 """Where the files of a data set are, whatever the current folder, and after a run and its data were moved together.
 
-The recipe of a run holds absolute paths. Its ``versions.json`` also holds the relative path from the run folder to each.
+The recipe of a run holds absolute paths. Its ``versions.json`` also holds each relative to the run folder.
 """
 
 import contextlib

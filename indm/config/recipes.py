@@ -187,7 +187,7 @@ def recipe(source: str | Path, changes: Mapping[str, object] | None = None) -> R
 
 
 def override(recipe: AnyTables, changes: Mapping[str, str]) -> Tables:
-    """The tables of ``recipe`` with dotted keys changed, values in TOML: ``{"train.steps": "500", "flow": "identity"}``.
+    """The tables of ``recipe`` with dotted keys changed, values in TOML: ``{"train.steps": "9", "flow": "identity"}``.
 
     Where the recipe's budget is one of seconds alone, a number of steps replaces it, unless seconds are given too.
     A bare table name puts another thing of that kind in its place and keeps none of the old table. Another SDE of this
