@@ -60,7 +60,7 @@ class Draws:
         """Solve ``estimates``, sorted by their draws, in each number of steps of a ladder.
 
         Returns:
-            −log P without reconstruction, nats, (steps, estimates); the errors that the last solves state, nats; and the
+            −log P without reconstruction, nats, (steps, estimates); the errors that the last solves state, nats; the
             evaluations, all told.
         """
         starts, rows, log_q = [], [], []
