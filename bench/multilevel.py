@@ -1,0 +1,88 @@
+"""Whether the mean NLL from few fine solves is as near to that of all as it states, and what it costs.
+
+    python bench/multilevel.py digits-pretrained runs/table …       # solves and keeps the values; prints the table
+    python bench/multilevel.py
+
+All levels are solved once for ``--examples`` test examples of a run and kept in ``bench/records/multilevel.npz``. From
+these values 200 random choices of subsets are drawn. Reported: in how many of them the intervals of 90 and 99 % hold
+the mean of the finest values, the largest error, and evaluations an example, all levels and the pilot counted.
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from indm.data.base import stack
+from indm.evaluation.mean_nll import DOUBLINGS, SHARE, Draws, corrected, first_steps
+from indm.likelihood import latent_reference
+from indm.runs.data import data_of
+from indm.runs.folder import open_model, recipe_of, run_folder
+
+VALUES = Path(__file__).parent / "records" / "multilevel.npz"
+CHOICES = 200
+
+
+def solved(name: str, examples: int) -> dict[str, np.ndarray]:
+    """Values at every level, their stated errors and costs."""
+    run = run_folder(Path(name))
+    model, recipe = open_model(run), recipe_of(run)
+    raw = stack(data_of(run, model, recipe["data"]).test, examples)
+    law, first = latent_reference(model, raw), first_steps(model.score)
+    draws = Draws(model, raw, None, law, 64, 1, range(10_000), {"eps": model.sde.eps})
+    steps = [*(first * 2**k for k in range(DOUBLINGS + 1)), None]
+    values, stated, costs = [], [], []
+    for n in steps:
+        parts = [draws.solve(part, [n]) for part in torch.arange(len(raw)).split(64)]
+        values.append(torch.cat([nats[0] for nats, _, _ in parts]))
+        stated.append(torch.cat([error for _, error, _ in parts]))
+        costs.append(sum(spent for _, _, spent in parts) / len(raw))
+    unit = math.log(2) * math.prod(raw.shape[1:])
+    return {"values": torch.stack(values).numpy() / unit, "stated": torch.stack(stated).numpy() / unit,
+            "costs": np.array(costs), "first": np.array(first)}  # fmt: skip
+
+
+def row(name: str, kept: dict[str, np.ndarray]) -> str:
+    """What 200 choices of subsets give, bits/dim."""
+    values, stated, costs = (torch.from_numpy(kept[key]) for key in ("values", "stated", "costs"))
+    first, n = int(kept["first"]), values.shape[1]
+    level = {steps: i for i, steps in enumerate([*(first * 2**k for k in range(DOUBLINGS + 1)), None])}
+
+    def looked_up(estimates, steps):
+        spent = sum(int(costs[level[s]] * len(estimates)) for s in steps)
+        return values[[level[s] for s in steps]][:, estimates], stated[level[steps[-1]]][estimates], spent
+
+    error = (values[-1].std() / math.sqrt(n)).item()
+    true, errors, spent, inside = values[-1].mean().item(), [], [], {0.9: 0, 0.99: 0}
+    for seed in range(CHOICES):
+        found = corrected(values[0], stated[0], first, costs[0].item(), SHARE * error, seed, looked_up)
+        errors.append(values[0].mean().item() + found.correction.value - true)
+        spent.append(costs[0].item() + found.evaluations / n)
+        for share in inside:
+            low, high = found.correction.interval(share)
+            inside[share] += low <= true - values[0].mean().item() <= high
+    worst = max(errors, key=abs)
+    cells = (name, str(n), f"{error:.4f}", f"{inside[0.9]}", f"{inside[0.99]}", f"{worst:+.5f}",
+             f"{np.mean(spent):.0f}", f"{costs[-1]:.0f}")  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", help="run folders, or models that come with the package")
+    parser.add_argument("--examples", type=int, default=256)
+    options = parser.parse_args()
+    kept = dict(np.load(VALUES)) if VALUES.exists() else {}
+    for name in options.runs:
+        kept |= {f"{Path(name).name}/{key}": value for key, value in solved(name, options.examples).items()}
+        np.savez_compressed(VALUES, **kept)
+    print("| model | examples | standard error | in 90 % | in 99 % | largest error | evaluations | of each solve |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name in dict.fromkeys(key.split("/")[0] for key in kept):
+        print(row(name, {key.split("/")[1]: value for key, value in kept.items() if key.startswith(f"{name}/")}))
+
+
+if __name__ == "__main__":
+    main()
