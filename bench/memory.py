@@ -3,7 +3,7 @@
     python bench/memory.py
 
 Weights are counted five times: themselves, their gradients, Adam's two averages, the moving average. Activations are
-what the forward pass keeps for the backward pass (:mod:`indm.training.memory`).
+what the forward pass keeps for the backward pass (:mod:`indm.training.checks`).
 """
 
 import argparse
@@ -18,8 +18,8 @@ from indm.config.checks import arguments_of
 from indm.config.recipes import Recipe
 from indm.data.base import Data, as_data
 from indm.data.registry import event_shape
-from indm.training.devices import make_accelerator
-from indm.training.memory import COPIES, TooLarge, memory_of_step
+from indm.runs.devices import make_accelerator
+from indm.training.checks import COPIES, TooLarge, memory_of_step
 from indm.training.trainer import Trainer
 
 RECIPES = (

@@ -16,8 +16,8 @@ from indm.config import recipes
 from indm.data.registry import event_shape
 from indm.model import count_parameters
 from indm.objective import mle_loss
+from indm.runs.devices import peak_memory_mib
 from indm.scaling import Scaling
-from indm.training.devices import peak_memory_mib
 
 
 def main() -> None:

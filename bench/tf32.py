@@ -18,8 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import indm
 from indm.data.base import stack
 from indm.likelihood import latent_reference
-from indm.runs.data import data_of
-from indm.runs.folder import open_run
+from indm.runs.folder import data_of, open_run
 
 IMAGES = 16
 

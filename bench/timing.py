@@ -11,8 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from indm.runs.devices import device
-from indm.training.devices import peak_memory_mib
+from indm.runs.devices import device, peak_memory_mib
 
 Key = TypeVar("Key", bound=Hashable)
 

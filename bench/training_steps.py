@@ -16,8 +16,7 @@ import indm
 from indm.config import recipes
 from indm.data.base import Data
 from indm.flows import ResidualBlock
-from indm.runs.devices import device
-from indm.training.devices import make_accelerator
+from indm.runs.devices import device, make_accelerator
 from indm.training.trainer import Trainer
 
 NET = {"name": "unet", "channels": 32, "multipliers": [1, 2, 2], "blocks": 2, "attention": [8]}

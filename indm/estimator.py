@@ -33,8 +33,7 @@ from indm.sampling import sample
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
 from indm.tensors import evaluation_mode, event_sum, expand_like
-from indm.training.ema import EMA
-from indm.training.step import learning_rate_factor
+from indm.training.step import EMA, learning_rate_factor, optimizer_step
 
 FEWEST_ROWS = 10  # of a table
 FEW_ROWS = 2_000  # up to which several models are averaged
@@ -531,9 +530,9 @@ class _Fitting:
     c_held: Tensor
 
     def __post_init__(self):
-        parameters = list(self.model.parameters())
+        groups = [{"name": "model", "params": list(self.model.parameters())}]
         self.optimizer = torch.optim.AdamW(
-            parameters, self.learning_rate, betas=BETAS, weight_decay=self.weight_decay, fused=True
+            groups, self.learning_rate, betas=BETAS, weight_decay=self.weight_decay, fused=True
         )
         self.ema = EMA(self.model, EMA_DECAY)
         self.step = self.best_step = self.since = self.cuts = 0
@@ -549,17 +548,17 @@ class _Fitting:
         """One step at ``factor`` of the rate, and a check where it is due."""
         factor *= CUT**self.cuts * learning_rate_factor(self.step, 0.0, WARMUP, 0.0)
         self.optimizer.param_groups[0]["lr"] = self.learning_rate * factor
-        loss, _ = mle_loss(_at(self.model, c), x)
-        loss.backward()
-        if torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP).isfinite():
-            self.optimizer.step()
-        else:
-            self.cut()
-        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.ema.update(self.model, self.step)
+        step = optimizer_step(self.model, self.ema, self.optimizer, self.step, lambda: self._gradients(x, c), CLIP)
+        if step["skipped"]:
+            self.cut()
         if self.step % CHECK_EVERY == 0:
             self.check()
+
+    def _gradients(self, x: Tensor, c: Tensor) -> dict[str, Tensor]:
+        loss, _ = mle_loss(_at(self.model, c), x)
+        loss.backward()
+        return {}
 
     @torch.no_grad()
     def validate(self) -> float:

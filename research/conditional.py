@@ -24,7 +24,7 @@ from indm.data.registry import load_data
 from indm.evaluation import plots
 from indm.evaluation.classification import scores
 from indm.evaluation.extractor import train_extractor
-from indm.training.devices import make_accelerator
+from indm.runs.devices import make_accelerator
 from indm.training.trainer import Trainer
 from research.markdown import in_table
 from research.records import RECORDS, Records, made_by

@@ -26,7 +26,7 @@ from indm.data.base import Data
 from indm.data.batches import loader
 from indm.model import count_parameters
 from indm.training.costs import trainer_of
-from indm.training.ema import EMA
+from indm.training.step import EMA
 from research.flow_gain.cells import STUDIES, Training, data_of
 from research.markdown import in_table
 from research.quality import SAMPLES, from_training

@@ -25,7 +25,7 @@ from indm.objective import flow_loss, mle_loss
 from indm.rng import rand_like
 from indm.scaling import MOST_LEVELS, Scaling
 from indm.sde.linear import VPSDE
-from indm.training.step import TrainingStep
+from indm.training.step import FlowUse, TrainingStep
 
 OPTIONS = {"variational": {"width": 8}}
 LARGEST_BELOW_ONE = 1 - 2.0**-24
@@ -293,7 +293,7 @@ def test_a_step_behind_a_frozen_flow_leaves_learned_noise_alone():
     """Such a step has no log-determinant, by which alone the noise would be narrowed without end."""
     model = trained_model()
     step = TrainingStep(model, indm.Objective(mle_loss), [])
-    step(all_images(4), behind="frozen")[0].backward()
+    step(all_images(4), flow_use=FlowUse.FROZEN)[0].backward()
     assert model.score.backbone.weight.grad.abs() > 0
     assert all(p.grad is None or not p.grad.any() for p in model.dequantization.parameters())
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import indm
-from indm.files import pickles
+from indm.files import untrusted
 from indm.runs.provenance import weights_hash
 
 WORK = """
@@ -54,7 +54,7 @@ def content(path):
     if path.suffix == ".jsonl":
         return [timeless(json.loads(line)) for line in path.read_text().splitlines()]
     if path.suffix == ".pt":
-        return timeless(pickles.checkpoint(path))
+        return timeless(untrusted.checkpoint(path))
     return path.read_bytes()
 
 

@@ -135,10 +135,11 @@ def discrete():
     law = np.array([[0.4, 0.1], [0.05, 0.15], [0.05, 0.25]])
     cells = np.random.default_rng(0).choice(6, 2000, p=law.ravel())
     X = np.stack(np.unravel_index(cells, law.shape), 1).astype(float)
-    options = SMALL | {"max_steps": 200, "max_components": 8, "width": 16}
+    options = SMALL | {"max_steps": 150, "max_components": 8, "width": 16}
     return DensityEstimator(discrete=(0, 1), **options).fit(X), law
 
 
+@pytest.mark.long
 def test_discrete_columns_have_probabilities(discrete):
     model, law = discrete
     cells = np.array(list(itertools.product(range(-1, 4), range(-1, 3))), dtype=float)

@@ -34,10 +34,9 @@ from indm.likelihood import latent_reference, log_likelihood
 from indm.model import INDM
 from indm.objective import nelbo
 from indm.report import figures
-from indm.runs.data import data_of
-from indm.runs.fitted import FITTED, fitted_sampler
-from indm.runs.fitted import FOLDER as FITS
-from indm.runs.folder import open_run, recipe_of
+from indm.runs.folder import data_of, open_run, recipe_of
+from indm.runs.samples import FITTED, fitted_sampler
+from indm.runs.samples import SAMPLERS as FITS
 from indm.sampling import SAMPLERS, able_samplers, make_sampler, sample
 from indm.tensors import evaluation_mode
 from indm.training.pairs import SIDES, is_bridge, is_pair, noise_of

@@ -111,7 +111,7 @@ class FitSampler(ShowsProgress):
     """Fit anew what is there."""
 
     def run(self) -> int:
-        from indm.runs.fitted import fit_samplers
+        from indm.runs.samples import fit_samplers
 
         fits = fit_samplers(self.run_folder, self.options, overwrite=self.overwrite, progress=self.progress)
         for steps, fit in fits.items():

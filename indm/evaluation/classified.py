@@ -15,8 +15,7 @@ from indm.data.base import stack
 from indm.evaluation import classification as by_bayes
 from indm.evaluation.image_sources import open_images
 from indm.files import atomic
-from indm.runs.data import data_of
-from indm.runs.folder import check_absent, open_model, recipe_of
+from indm.runs.folder import check_absent, data_of, open_model, recipe_of
 from indm.runs.provenance import provenance, weights_hash
 
 FILES = ("classification.json", "classification.npz", "classification.csv", "reliability.png")

@@ -28,7 +28,7 @@ from indm.evaluation.translation_truth import against_truth, check_truth, truth_
 from indm.files import atomic
 from indm.messages import reason
 from indm.model import INDM
-from indm.runs.lock import run_lock
+from indm.runs.processes import run_lock
 from indm.runs.provenance import provenance, weights_hash
 from indm.tensors import double, squared_norm
 from indm.translation import Route

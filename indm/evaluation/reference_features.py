@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from indm.evaluation.features import Features
-from indm.files import atomic, pickles, untrusted
+from indm.files import atomic, untrusted
 from indm.files.plain import cache_folder
 
 REFERENCE = "reference"
@@ -38,7 +38,7 @@ def kept_features(file: Path, features: Features, images: int) -> Iterator[Path]
             torch.save(values, Path(folder) / f"{name}.pt")
         yield Path(folder)
         if not stored:
-            new = {path.stem: pickles.checkpoint(path) for path in Path(folder).glob(f"{_prefix(features)}*.pt")}
+            new = {path.stem: untrusted.checkpoint(path) for path in Path(folder).glob(f"{_prefix(features)}*.pt")}
             with contextlib.suppress(OSError):  # without a cache it only takes longer
                 file.parent.mkdir(parents=True, exist_ok=True)
                 atomic.whole(file, atomic.weights_into(new))

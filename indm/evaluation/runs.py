@@ -18,9 +18,8 @@ from indm.data.image_files import count_unreadable
 from indm.evaluation.baselines import baselines
 from indm.evaluation.likelihood import evaluate
 from indm.files import atomic
-from indm.runs.data import data_of
 from indm.runs.devices import on_cpu
-from indm.runs.folder import open_model, recipe_of
+from indm.runs.folder import data_of, open_model, recipe_of
 from indm.runs.provenance import other_splits, provenance, warn_of_other_splits, weights_hash
 
 

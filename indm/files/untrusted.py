@@ -1,7 +1,7 @@
 """Files whose maker is not known: JSON, arrays, weights, and the description of a model.
 
 Nothing in them is run, and what a header or a description claims is checked before memory is taken for it. Every
-failure is a ValueError that names the file. Pickles are read by :mod:`indm.files.pickles`.
+failure is a ValueError that names the file, except in :func:`checkpoint`.
 """
 
 import io
@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from indm.files import plain
 from indm.files.memory import check_memory, counting
 from indm.files.plain import check_plain
-from indm.messages import reason
+from indm.messages import brief, reason
 
 LONGEST_HEADER = 2**16  # bytes; the header of an array has about a hundred
 AT_ONCE = 2**24  # bytes; the reader of a zip file has those that it is asked for in memory, too
@@ -114,6 +115,58 @@ def weights(path: Path) -> dict[str, Tensor]:
     with _reading(path, "weights"):
         check_memory(path.stat().st_size)
         return load_file(path)
+
+
+def checkpoint(path: Path, known: Mapping[str, Callable] | None = None) -> Any:
+    """What ``torch.save`` wrote of tensors, numbers, text and containers of them.
+
+    PyTorch's weights-only reader runs no pickled code. A small pickle can still make it take much memory, with tensors
+    whose strides are 0, for example: whoever computes with the tensors calls :func:`check_stored` first.
+
+    Args:
+        path: a zip file as PyTorch writes since 1.6, or a file of its old format.
+        known: what else may be asked for, by its full name, and what is called in its place.
+
+    Raises:
+        ValueError: the pickle asks for more, or the file unpacks to more than it holds or than there is memory.
+        OSError, RuntimeError, …: nearly anything for a damaged file.
+    """
+    if path.exists() and not path.is_dir():  # the errors of both say what they are
+        check_plain(path)
+    claimed = held = path.stat().st_size
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(info.file_size for info in archive.infolist())
+    if claimed > held:
+        raise ValueError(f"it claims {claimed:,} bytes and holds {held:,}")
+    check_memory(claimed)
+    try:
+        with torch.serialization.safe_globals([(made, name) for name, made in (known or {}).items()]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(
+            "damaged, or it asks for more than tensors, numbers and containers of them, and pickled code is not run"
+        ) from error
+
+
+def check_stored(state: Mapping[str, Tensor], held: int) -> None:
+    """See that tensors are made of numbers that a file of ``held`` bytes can hold.
+
+    Raises:
+        ValueError: for one that is sparse or holds no numbers, or that claims more of them than are stored (as one
+            whose strides are 0 can) or than the file has left beside the others.
+    """
+    left = held
+    for name, tensor in state.items():
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            kind = "quantized" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}"
+            raise ValueError(f"{brief(name)} must be a plain tensor of numbers, got a {kind} one")
+        claimed = tensor.numel() * tensor.element_size()
+        stored = min(left, tensor.untyped_storage().nbytes())
+        if claimed > stored:
+            shape = brief(tuple(tensor.shape))
+            raise ValueError(f"{brief(name)} claims {shape}, {claimed:,} bytes, and {stored:,} are stored for it")
+        left -= claimed
 
 
 def build_described(make: Callable[[], Module], description: Mapping[str, Any], state: Mapping[str, Tensor]) -> Module:

@@ -1,22 +1,27 @@
-"""The run folder: what may be written into it, and what is read from it."""
+"""The run folder: what may be written into it, and what is read from it: its recipe, its model, its log, its data."""
 
 import contextlib
 import json
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from indm.config import parts, paths, recipes
+from indm.config.parts import Untrusted
 from indm.config.recipes import Recipe
+from indm.data.base import Data, check_kind, flags_of_data
+from indm.data.registry import load_data, without_download
 from indm.files import atomic, hub, plain, untrusted
 from indm.model import DESCRIPTION, INDM, WEIGHTS
 from indm.runs.devices import device
-from indm.runs.lock import LOCK
+from indm.runs.processes import LOCK
 
 RECIPE = "recipe.toml"  # resolved
+CONVERSION = "conversion.json"  # of a run that was converted: what it was made of, and what was assumed
 LARGEST_LOG = 2**28  # bytes; a line has some hundred
 FETCHED = (RECIPE, DESCRIPTION, WEIGHTS)  # of a run of somebody else
 # What may differ between a run and its continuation: it says how long, how watched and on which
@@ -80,7 +85,7 @@ def end_of(run: Path) -> dict:
     Raises:
         ValueError: it was killed and has not been resumed.
     """
-    summary, conversion = run / "summary.json", run / "conversion.json"
+    summary, conversion = run / "summary.json", run / CONVERSION
     if not summary.exists() and conversion.exists():
         return {"steps": int(untrusted.json_object(conversion).get("step") or 0)}
     end = untrusted.json_object(summary) if summary.exists() else {}
@@ -196,3 +201,50 @@ def read_metrics(run: Path) -> list[dict]:
 def _is_placed(line: dict) -> bool:
     """Whether ``line`` has the step after which it was written and, if it is one of a rollback, the number of that."""
     return isinstance(line.get("step"), int) and isinstance(line.get("rollback", 0), int)
+
+
+def data_of(run: Path, model: Any, table: dict | None = None) -> Data:
+    """The data of a run, or those of ``table`` in place of its ``[data]``.
+
+    They are downloaded only where ``table`` differs from ``[data]`` and says so.
+
+    Warns where nobody named them: the conversion that made the run assumed them.
+
+    Raises:
+        ValueError: they cannot be loaded, or are of other events or grey levels than the ``model``.
+    """
+    own = recipe_of(run)["data"]
+    table = own if table is None else table
+    assumed = table == own and _were_assumed(run, own)
+    others = f'"indm evaluate" and "indm convert" take others, for example {flags_of_data(tuple(model.shape))}'
+    try:
+        data = load_data(**(table if table != own and table.get("download") else without_download(table)))
+    except Untrusted:
+        raise
+    except ValueError as error:
+        if not assumed and table == own and paths.gone({"data": own}):
+            raise ValueError(f'{error}; "indm evaluate" takes --data.path, where they are now') from error
+        if not assumed:
+            raise
+        raise ValueError(f'{error}; "indm convert" assumed these data, as none were named; {others}') from error
+    try:
+        check_kind(data, model, "the model has")
+    except ValueError as error:
+        raise ValueError(f"{error} of {table['name']!r}; {others}") from error
+    if assumed:
+        warnings.warn(
+            f'the data of {run} were not named: "indm convert" assumed {own["name"]!r}; {others}', stacklevel=2
+        )
+    return data
+
+
+def _were_assumed(run: Path, table: dict) -> bool:
+    """Whether neither a caller nor a recipe named the data ``table`` of a converted run."""
+    try:
+        made = untrusted.json_object(run / CONVERSION)
+    except (ValueError, OSError):
+        return False
+    assumed = made.get("assumed")
+    if made.get("recipe") is not None or not isinstance(assumed, dict):
+        return False
+    return ("data.path" if "path" in table else "data.name") in assumed

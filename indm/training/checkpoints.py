@@ -1,4 +1,4 @@
-"""Training states on disk: damage is recognised, the newest whole state is used, and old ones are removed.
+"""Training states on disk: damage is recognised, the newest intact state is used, and old ones are removed.
 
 ``checkpoints/STEP.pt`` are the last few states. ``checkpoint.pt`` is the newest of them under a name that does not
 change: the same file where the file system has hard links, else a copy. A state is a zip archive; the CRC-32 of every
@@ -15,6 +15,7 @@ import shutil
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from indm import messages
-from indm.files import atomic, pickles
+from indm.files import atomic, untrusted
 from indm.files.memory import causes, raise_if_out_of_memory
 from indm.files.plain import check_plain
 from indm.model import WEIGHTS
@@ -32,13 +33,19 @@ DAMAGED, DIVERGED = ".damaged", ".diverged"  # of states that are set aside
 
 
 def has_state(run: Path) -> bool:
-    """Whether there is any state in ``run``, whole or not."""
+    """Whether there is any state in ``run``, intact or not."""
     return (run / NEWEST).exists() or bool(numbered(run))
 
 
 def nothing_saved(run: Path) -> bool:
     """Whether ``run`` ended before it saved anything."""
     return not has_state(run) and not (run / WEIGHTS).exists()
+
+
+def numbered(run: Path) -> list[Path]:
+    """``checkpoints/STEP.pt``, the newest first."""
+    steps = [path for path in (run / FOLDER).glob("*.pt") if path.stem.isdecimal()]
+    return sorted(steps, key=lambda path: int(path.stem), reverse=True)
 
 
 def states_in(run: Path) -> list[Path]:
@@ -58,10 +65,7 @@ def _step(path: Path) -> float:
         return math.inf
 
 
-def numbered(run: Path) -> list[Path]:
-    """``checkpoints/STEP.pt``, the newest first."""
-    steps = [path for path in (run / FOLDER).glob("*.pt") if path.stem.isdecimal()]
-    return sorted(steps, key=lambda path: int(path.stem), reverse=True)
+# ── Writing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def write(run: Path, state: dict, keep: int) -> None:
@@ -96,19 +100,13 @@ def new_shards(run: Path, step: int) -> Path:
 
 
 def record_of(shards: Path, accelerator: Accelerator) -> dict:
-    """What a state says of its ``shards``: which they are, and the CRC-32 of each file. Collective.
+    """The record of ``shards`` in a state: their number, and the CRC-32 of each file. Collective.
 
     Each process looks at its own files, as PyTorch names them: a network's file system may not show it the others yet.
     """
     files = shards.glob(f"shard-{accelerator.process_index + 1:05d}-*")
     sums = gather_object([(file.name, checksum(file)) for file in files])
     return {"number": int(shards.suffix[1:]), "files": dict(sums)}
-
-
-def shards_of(path: Path, state: dict) -> Path:
-    """The folder of the shards of the ``state`` in ``path``."""
-    folder = path.parent / FOLDER if path.name == NEWEST else path.parent
-    return folder / f"{state['step']:d}.{state['shards']['number']:d}"
 
 
 def checksum(file: Path) -> int:
@@ -120,18 +118,21 @@ def checksum(file: Path) -> int:
     return sum_so_far
 
 
+# ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
 def newest(run: Path) -> tuple[Path, dict]:
-    """The newest whole state in ``run``, and its file; what is newer and damaged is set aside as ``….damaged``.
+    """The newest intact state in ``run``, and its file; damaged ones that are newer are set aside as ``….damaged``.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: none is whole.
+        ValueError: none is intact.
         OSError, MemoryError: one cannot be read now, which does not say that it is damaged.
     """
     complaints: dict[Path, str] = {}
     for path in states_in(run):
         try:
-            state = read_whole(path)
+            state = read(path, with_shards=True)
         except Exception as error:  # a damaged archive surfaces as almost anything
             raise_if_out_of_memory(path, error)
             for cause in causes(error):  # zipfile has one answer to all that goes wrong at the end of a file
@@ -148,56 +149,66 @@ def newest(run: Path) -> tuple[Path, dict]:
     raise ValueError(f"{path} cannot be read as a checkpoint: {reason}; nor can any older one in {run}")
 
 
-def read(path: Path) -> dict:
-    """The state in ``path``.
+def read(path: Path, with_shards: bool = False) -> dict:
+    """The state in ``path``; ``with_shards`` the files of its shards are compared with their sums, too.
 
     Raises:
-        ValueError: a member of the archive is not what was written, or it is no state of a run. Other damage raises
-            what zipfile or torch do.
+        ValueError: a member of the archive or a shard is not what was written, or it is not the state of a run. Other
+            damage raises what zipfile or torch do.
     """
     check_plain(path)
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged is not None:
         raise ValueError(f"the checksum of its {damaged} is wrong")
-    state = pickles.checkpoint(path)
+    state = untrusted.checkpoint(path)
     if not (isinstance(state, dict) and isinstance(state.get("step"), int) and state["step"] >= 0):
-        raise ValueError("it is no state of a run")
-    return state
-
-
-def read_whole(path: Path) -> dict:
-    """The state in ``path``, where its shards are what was written, too.
-
-    Raises:
-        ValueError: one of them is not, or as :func:`read`.
-    """
-    state = read(path)
-    if "shards" in state:
+        raise ValueError("it is not the state of a run")
+    if with_shards and "shards" in state:
         folder = shards_of(path, state)
-        files = list(folder.iterdir()) if folder.is_dir() else []
-        there = {file.name: checksum(file) if file.is_file() else None for file in files}  # a named pipe would wait
+        there = dict(_checksums(folder))
         wrong = [name for name, wanted in state["shards"]["files"].items() if there.pop(name, None) != wanted]
         if wrong or there:
             raise ValueError(f"{', '.join(sorted({*wrong, *there}))} in {folder} is not what was written")
     return state
 
 
+def shards_of(path: Path, state: dict) -> Path:
+    """The folder of the shards of the ``state`` in ``path``."""
+    folder = path.parent / FOLDER if path.name == NEWEST else path.parent
+    return folder / f"{state['step']:d}.{state['shards']['number']:d}"
+
+
+def _checksums(folder: Path) -> Iterator[tuple[str, int | None]]:
+    for file in folder.iterdir() if folder.is_dir() else ():
+        yield file.name, checksum(file) if file.is_file() else None  # a named pipe would wait
+
+
+def _use(run: Path, intact: Path, step: int, complaints: dict[Path, str]) -> Path:
+    """Set damaged states aside, and give the newest intact one both of its names; its file."""
+    for path, reason in complaints.items():
+        warnings.warn(f"{path} is damaged ({reason}); going on from {intact}, the newest intact one", stacklevel=3)
+        path.replace(path.with_name(path.name + DAMAGED))
+    if intact.name == NEWEST:
+        intact = run / FOLDER / f"{step}.pt"
+        intact.parent.mkdir(exist_ok=True)
+        _also_called(run / NEWEST, intact)
+    elif complaints:
+        _also_called(intact, run / NEWEST)
+    return intact
+
+
 def drop_newest(run: Path) -> None:
-    """Set the newest state aside as ``….diverged``, if there is an older one that is whole."""
-    newest, *older = numbered(run)
-    whole = next((path for path in older if _is_whole(path)), None)
-    if whole is not None:
-        _also_called(whole, run / NEWEST)
-        newest.replace(newest.with_name(newest.name + DIVERGED))
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        read_whole(path)
-        return True
-    except Exception:
-        return False
+    """Set the newest state aside as ``….diverged``, if there is an older one that is intact."""
+    latest, *older = numbered(run)
+    for path in older:
+        try:
+            read(path, with_shards=True)
+        except Exception:  # damage surfaces as almost anything
+            continue
+        _also_called(path, run / NEWEST)
+        latest.replace(latest.with_name(latest.name + DIVERGED))
+        return
 
 
 def reached(run: Path) -> int:
@@ -209,20 +220,6 @@ def reached(run: Path) -> int:
 def mebibytes(run: Path) -> float:
     """The size on disk of the states in ``run``, with those set aside."""
     return sum(path.stat().st_size for path in (run / FOLDER).rglob("*") if path.is_file()) / 2**20
-
-
-def _use(run: Path, whole: Path, step: int, complaints: dict[Path, str]) -> Path:
-    """Set damaged states aside, and give the newest whole one both of its names; its file."""
-    for path, reason in complaints.items():
-        warnings.warn(f"{path} is damaged ({reason}); going on from {whole}, the newest that is whole", stacklevel=3)
-        path.replace(path.with_name(path.name + DAMAGED))
-    if whole.name == NEWEST:
-        whole = run / FOLDER / f"{step}.pt"
-        whole.parent.mkdir(exist_ok=True)
-        _also_called(run / NEWEST, whole)
-    elif complaints:
-        _also_called(whole, run / NEWEST)
-    return whole
 
 
 def _also_called(path: Path, name: Path) -> None:

@@ -1,8 +1,8 @@
-"""What a training step costs, beside another: the budgets of a comparison are steps times that.
+"""What a training step costs: how it is timed, on how many threads, and the budgets that follow from it.
 
-Seconds of training measure whatever else the machine does meanwhile. So trainings that are compared get steps: the
-cost of a step of each is measured in turns, in one process, and each makes as many as cost the same. What was measured
-is kept in ``costs.json`` of the run folders, so that a comparison that is repeated has the same outcome.
+Wall-clock time also depends on other processes. So trainings that are compared get steps: the cost of a step of each
+is measured interleaved, in one process, and each makes as many as cost the same. The measurements are kept in
+``costs.json`` of the run folders, so that a comparison that is repeated has the same outcome.
 """
 
 import contextlib
@@ -13,11 +13,14 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from tqdm.auto import tqdm
 
@@ -27,50 +30,102 @@ from indm.config.recipes import AnyTables, Recipe
 from indm.data.registry import load_data, without_download
 from indm.files import atomic, untrusted
 from indm.messages import reason
-from indm.runs.devices import device
+from indm.runs.devices import device, make_accelerator, on_cpu
 from indm.runs.folder import FREE_ON_RESUME, end_of, recipe_of
 from indm.runs.processes import by_main_process
 from indm.runs.provenance import device_name, device_of, threads_of
-from indm.training.devices import make_accelerator
 from indm.training.resolving import parts_of
 from indm.training.trainer import Trainer
 
 COSTS = "costs.json"
-ROUNDS = 6  # in which each has a turn
-TURN = 0.4  # seconds of a turn, about; one cycle of steps at least
+ROUNDS = 6
+TURN = 0.4  # seconds of a round that each trainer has, about; one cycle of steps at least
+LOOK = 0.3  # seconds for which "auto" looks at what other processes take of the cores
+WINDOW_SECONDS, WINDOW_STEPS = 5.0, 10  # training steps whose median is compared with earlier ones: at least both
+SLOW = 3.0  # times the usual
 
 
-@dataclass(frozen=True)
-class Cost:
-    """The cost of a step of one run, measured beside others.
+# ── Threads ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    Attributes:
-        run: whose it is, as the way from the folder that holds ``costs.json``.
-        recipe: :func:`key_of` its recipe.
-        seconds: of a step, the median over rounds.
-        threads: with which it was measured.
-        afterwards: measured for a comparison, and not for a budget before a training.
+
+def choose_threads(trainer: Trainer, resumed: Path | None = None) -> int:
+    """The number of threads that ``trainer`` shall run on.
+
+    That is ``train.threads``, where it is a number. Where it is "auto", it is what PyTorch has now if OMP_NUM_THREADS
+    says so, on an accelerator and in several processes; else that of the last part of the run in the folder
+    ``resumed``, at most what PyTorch has now; else the share of these that other processes leave idle, at least one:
+    at each of its many small operations a step waits for all threads, and so for the one whose core another process
+    has.
+    """
+    wanted, own, accelerator = trainer.options.threads, torch.get_num_threads(), trainer.accelerator
+    if wanted != "auto":
+        return wanted
+    if os.environ.get("OMP_NUM_THREADS") or accelerator.device.type != "cpu" or accelerator.num_processes > 1:
+        return own
+    if resumed is None:
+        return max(1, round(own * (1 - psutil.cpu_percent(LOOK) / 100)))
+    before = threads_of(resumed) or own
+    if before > own:
+        warnings.warn(
+            f"{resumed} was trained on {before} threads, and there are {own} here: the last bits of its weights "
+            "will differ from those of a run that nothing interrupted",
+            stacklevel=3,
+        )
+    return min(before, own)
+
+
+@contextlib.contextmanager
+def on_threads(threads: int) -> Iterator[None]:
+    """Inside, PyTorch computes on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class SlowSteps:
+    """Notices, once, that steps take three times as long as they did in the same process.
+
+    Steps of one kind are compared, those with the same terms: a step that trains the flow takes longer than one that
+    does not. What counts is the median of at least ten steps and five seconds, so that a slow one now and then does not
+    matter, such as the first of an epoch. The first median of each kind is left out: its steps may be compiled.
     """
 
-    run: str
-    recipe: str
-    seconds: float
-    threads: int
-    afterwards: bool = False
+    def __init__(self) -> None:
+        self.times: dict[frozenset[str], list[float]] = defaultdict(list)  # since the last median
+        self.usual: dict[frozenset[str], float] = {}  # the least median; infinite while there is only the first
+        self.noticed = False
+
+    def notice(self, step: int, kind: frozenset[str], seconds: float) -> str | None:
+        """Take in the time of a step; a warning if it is the one that shows that steps are slow."""
+        times = self.times[kind]
+        times.append(seconds)
+        if self.noticed or len(times) < WINDOW_STEPS or sum(times) < WINDOW_SECONDS:
+            return None
+        now, usual = statistics.median(times), self.usual.get(kind, math.inf)
+        self.usual[kind] = min(usual, now) if kind in self.usual else math.inf
+        times.clear()
+        self.noticed = now > SLOW * usual
+        if not self.noticed:
+            return None
+        threads = torch.get_num_threads()
+        advice = (
+            f". Each operation waits for the slowest of {threads} threads: stop, and continue with --resume --threads "
+            "1 (in Python: resume=True, and 1 as train.threads of the recipe)"
+        )
+        load = f" (load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)" if hasattr(os, "getloadavg") else ""
+        return (
+            f"at step {step}, steps take {now:.2g} s, where {usual:.2g} s were usual; most often other processes use "
+            f"the same cores{load}, or the data come slowly{advice if threads > 1 and on_cpu() else ''}"
+        )
 
 
-def key_of(recipe: Recipe) -> str:
-    """What runs have in common whose steps cost the same: a hash of all but seed, budget and how a run is watched."""
-    free = {key.removeprefix("train.") for key in FREE_ON_RESUME} | {"seed"}
-    usual = asdict(Training(steps=1))
-    train = {key: value for key, value in recipe["train"].items() if key not in free and value != usual.get(key)}
-    tables = {table: content for table, content in recipe.items() if table not in ("train", "evaluate")}
-    tables |= {table: paths.without_paths(tables[table]) for table in paths.TABLES if table in tables}
-    text = json.dumps(tables | {"train": train}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+# ── The time of a step ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def seconds_in_turns(
+def interleaved_seconds(
     trainers: Mapping[Any, Trainer],
     threads: Mapping[Any, int],
     *,
@@ -78,39 +133,52 @@ def seconds_in_turns(
     steps: int | None = None,
     progress: bool = True,
 ) -> dict[Any, list[float]]:
-    """Seconds of a step of each trainer, by round. In a round each has its turn. Collective.
+    """Seconds of a training step of each trainer by round, measured interleaved, in this process. Collective.
 
-    A turn is of whole cycles of steps with and without the flow: at least ``steps``, by default as many as take
-    :data:`TURN`. Before the first round each trainer makes two cycles, to prepare kernels and memory. Where a run
-    begins without the flow (``train.pretrain``), its step is the mean over the run.
+    Each round has whole cycles of steps with and without the flow of each trainer: at least ``steps``, by default as
+    many as take :data:`TURN`. Before the first round each trainer makes two cycles, to prepare kernels and memory.
+    Where a run begins without the flow (``train.pretrain``), its step is the mean over the run.
+
+    Args:
+        trainers: by name; they are trained on.
+        threads: of each.
+        rounds: how many.
+        steps: of a round.
+        progress: show a bar.
+
+    Example: the ratio of two costs is best taken round by round, by its median.
+
+        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
+        >>> tables |= {"data": {"name": "eight-gaussians"}, "train": {"batch_size": 32}}
+        >>> trainers = {seed: trainer_of(recipes.resolve(tables)) for seed in (0, 1)}
+        >>> seconds = interleaved_seconds(trainers, {0: 1, 1: 1}, rounds=3, steps=2, progress=False)
+        >>> [len(values) for values in seconds.values()]
+        [3, 3]
     """
     batches = {name: trainer.batches() for name, trainer in trainers.items()}
 
-    def seconds_of_a_step(name: Any, cycles: int) -> float:
+    def seconds_of(name: Any, cycles: int) -> float:
         trainer, seconds = trainers[name], 0.0
         count, pretrain = cycles * trainer.options.flow_update_every, trainer.options.pretrain
-        torch.set_num_threads(threads[name])
-        for share, trainer.pretraining in ((pretrain, True), (1 - pretrain, False)):
-            if share:
-                started = time.perf_counter()
-                for _ in range(count):
-                    terms = trainer.train_step(batches[name])
-                float(terms["skipped"])  # waits for the device
-                seconds += share * (time.perf_counter() - started) / count
+        with on_threads(threads[name]):
+            for share, pretraining in ((pretrain, True), (1 - pretrain, False)):
+                if share:
+                    trainer.set_pretraining(pretraining)
+                    started = time.perf_counter()
+                    for _ in range(count):
+                        terms = trainer.train_step(batches[name])
+                    float(terms["skipped"])  # waits for the device
+                    seconds += share * (time.perf_counter() - started) / count
         return seconds
 
-    def cycles_of_a_turn(name: Any) -> int:
-        seconds = [seconds_of_a_step(name, 1) for _ in range(2)][-1]
+    def cycles_of(name: Any) -> int:
+        seconds = [seconds_of(name, 1) for _ in range(2)][-1]
         cycle = trainers[name].options.flow_update_every
         return by_main_process(lambda: max(1, math.ceil(steps / cycle) if steps else round(TURN / seconds / cycle)))
 
-    own = torch.get_num_threads()
-    try:
-        cycles = {name: cycles_of_a_turn(name) for name in trainers}
-        shown = tqdm(range(rounds), desc="cost of a step", disable=not progress)
-        rows = [{name: seconds_of_a_step(name, cycles[name]) for name in trainers} for _ in shown]
-    finally:
-        torch.set_num_threads(own)
+    cycles = {name: cycles_of(name) for name in trainers}
+    shown = tqdm(range(rounds), desc="cost of a step", disable=not progress)
+    rows = [{name: seconds_of(name, cycles[name]) for name in trainers} for _ in shown]
     return by_main_process(lambda: {name: [row[name] for row in rows] for name in trainers})
 
 
@@ -127,8 +195,41 @@ def medians(seconds: Mapping[Any, Sequence[float]]) -> dict[Any, float]:
     }
 
 
+# ── Budgets ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a step of one run, measured beside others.
+
+    Attributes:
+        run: its path relative to the folder that holds ``costs.json``.
+        recipe: :func:`key_of` its recipe.
+        seconds: of a step, the median over rounds.
+        threads: with which it was measured.
+        afterwards: measured for a comparison, and not for a budget before a training.
+    """
+
+    run: str
+    recipe: str
+    seconds: float
+    threads: int
+    afterwards: bool = False
+
+
+def key_of(recipe: Recipe) -> str:
+    """A hash of a recipe without seed, budget and how a run is watched; runs whose steps cost the same have one key."""
+    free = {key.removeprefix("train.") for key in FREE_ON_RESUME} | {"seed"}
+    usual = asdict(Training(steps=1))
+    train = {key: value for key, value in recipe["train"].items() if key not in free and value != usual.get(key)}
+    tables = {table: content for table, content in recipe.items() if table not in ("train", "evaluate")}
+    tables |= {table: paths.without_paths(tables[table]) for table in paths.TABLES if table in tables}
+    text = json.dumps(tables | {"train": train}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def measure_runs(runs: Sequence[Path], progress: bool = True) -> tuple[dict[Path, float], dict[Path, str]]:
-    """Seconds of a step of each run's recipe on this machine, kept in their folders; why not, of those that cannot be.
+    """Seconds of a step of each run's recipe on this machine, kept in their folders, and why some cannot be measured.
 
     Where the first run cannot be measured, none is.
     """
@@ -147,7 +248,7 @@ def measure_runs(runs: Sequence[Path], progress: bool = True) -> tuple[dict[Path
             return {}, dict.fromkeys(runs, unknown[runs[0]])
         if len(trainers) < 2:
             return {}, unknown
-        seconds = medians(seconds_in_turns(trainers, threads, rounds=ROUNDS, progress=progress))
+        seconds = medians(interleaved_seconds(trainers, threads, rounds=ROUNDS, progress=progress))
     for run in trainers:
         with contextlib.suppress(OSError):  # of others, or read-only: measured again the next time
             keep(run, [cost_of(recipe_of(of), seconds[of], threads[of], of, run, True) for of in trainers])
@@ -192,9 +293,9 @@ def budget_like(
     trainer: type[Trainer] = Trainer,
     progress: bool = True,
 ) -> tuple[Recipe, list[Cost], str]:
-    """The whole ``recipe`` of the run ``out`` with as many steps as cost what ``like`` has spent, on as many threads.
+    """The full ``recipe`` of the run ``out`` with as many steps as cost what ``like`` has spent, on as many threads.
 
-    Both costs are measured in turns, unless the recipes say that they are the same. Collective.
+    Both costs are measured interleaved, unless the recipes say that they are the same. Collective.
 
     Returns:
         The recipe, what was measured, and a sentence that says so.
@@ -213,7 +314,7 @@ def budget_like(
         parts = parts_of(whole, a, copy.deepcopy(model), data, objective)
         with torch.random.fork_rng(devices=[]):
             trainers = {like: trainer_of(_kept(other)), out: trainer_of(whole, trainer, **parts)}
-            seconds = medians(seconds_in_turns(trainers, threads, rounds=ROUNDS, progress=progress))
+            seconds = medians(interleaved_seconds(trainers, threads, rounds=ROUNDS, progress=progress))
         ratio = seconds[out] / seconds[like]
         measured = [cost_of(recipe_of_each[run], seconds[run], threads[run], run, out) for run in (out, like)]
     budget = {"steps": max(1, round(steps / ratio)), "seconds": math.inf, "threads": threads[out]}

@@ -13,13 +13,15 @@ import importlib.util
 import math
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -30,23 +32,19 @@ from indm.data.base import Data, stack
 from indm.data.image_files import count_unreadable
 from indm.data.registry import load_data
 from indm.files import atomic
+from indm.files.memory import gib
 from indm.messages import counted
 from indm.model import reading
 from indm.objective import Losses, Objective
+from indm.runs.devices import make_accelerator, on_cpu, peak_memory_mib
 from indm.runs.folder import check_folder, is_run, read_metrics
-from indm.runs.lock import run_lock
-from indm.runs.processes import by_main_process
+from indm.runs.processes import by_main_process, run_lock
 from indm.runs.provenance import describe, split_record, warn_of_other_splits
 from indm.runs.signals import interruptible
 from indm.sampling import centre_prior
-from indm.tensors import widest
-from indm.training import checkpoints, costs, memory, presets, threads
-from indm.training.devices import make_accelerator, peak_memory_mib
-from indm.training.metrics_log import BEST, LOOK_EVERY, Fault, MetricsLog
-from indm.training.progress import Progress
+from indm.training import checkpoints, checks, costs, presets
+from indm.training.log import BEST, LOOK_EVERY, Fault, MetricsLog, Progress
 from indm.training.resolving import parts_of, recipe_of, with_condition
-from indm.training.step import is_due
-from indm.training.threads import SlowSteps
 from indm.training.trainer import Trainer
 
 Callback = Callable[[Trainer, dict[str, Tensor]], bool | None]
@@ -94,7 +92,7 @@ def train(
         callbacks: each is called as ``callback(trainer, terms)`` after every optimizer step. The run stops, saved as
             by Ctrl-C, when one returns True.
         like: a run whose budget this one gets, in place of the recipe's: as many steps as cost what those of that run
-            did. The costs are measured in turns first, see :mod:`indm.training.costs`.
+            did. The costs are measured interleaved first, see :mod:`indm.training.costs`.
         resume: continue from the checkpoint in ``out``. Steps, data order and random numbers continue exactly. A run
             that ended before its first checkpoint starts anew.
         progress: show a bar.
@@ -127,7 +125,7 @@ def train(
     if resume and is_run(out):
         wanted = recipes.resolve(recipes.as_continued(wanted, out))
     check_trackers(wanted.train.trackers)
-    accelerator = make_accelerator(wanted.train, out)
+    shows = PartialState(cpu=on_cpu()).is_main_process and progress
     by_main_process(lambda: check_folder(out, wanted, resume))  # before anything slow
     measured: list[costs.Cost] = []
     if like is not None:
@@ -135,16 +133,14 @@ def train(
             raise ValueError(f"like must be left out to resume {out}, whose recipe has the steps; got {like}")
         wanted, measured, note = costs.budget_like(
             wanted, Path(like), out, model=model, data=data, objective=objective, trainer=trainer or Trainer,
-            progress=progress and accelerator.is_main_process,
+            progress=shows,
         )  # fmt: skip
-        accelerator = make_accelerator(wanted.train, out)
-        if progress and accelerator.is_main_process:
-            tell(note)
+        tell(note, shown=shows)
+    accelerator = make_accelerator(wanted.train, out)
     parts_of_run = parts_of(wanted, accelerator, model, data, objective)
     whole, notes = presets.completed(wanted, parts_of_run, accelerator, trainer or Trainer)
     whole = with_condition(whole, parts_of_run["data"])
-    if progress and accelerator.is_main_process:
-        tell(*notes)
+    tell(*notes, shown=shows)
     made = (trainer or Trainer)(whole, accelerator=accelerator, **parts_of_run)
     with ExitStack() as held:
 
@@ -167,60 +163,60 @@ def run_in(
     measured: Sequence[costs.Cost] = (),
 ) -> Summary:
     """Train in a folder that no other process uses, from the start or from the state in it; see :func:`train`."""
-    main = trainer.accelerator.is_main_process
+    main, state = trainer.accelerator.is_main_process, None
     if resumes:
-        trainer.load(out)
+        state = trainer.load(out)
         if main:
             warn_of_other_splits(out, trainer.data)
             warn_of_spent_budget(trainer, out)
-    n_threads, own = threads.choose(trainer, out if resumes else None), torch.get_num_threads()
+    n_threads, own = costs.choose_threads(trainer, out if resumes else None), torch.get_num_threads()
     if main:
         record = split_record(trainer.data) | {"threads": n_threads}
         describe(out, recipe, trainer.accelerator.device, trainer.data.remarks, record)
         if measured:
             costs.keep(out, measured)
         warn_of_lost_steps(out, trainer.step)
-    if progress and main:
-        tell(*trainer.data.remarks)
-    if n_threads < own and trainer.options.threads == "auto" and not resumes and progress:
-        tell(f"threads: {n_threads}, as others use the machine ({own} with --threads {own})")
+    tell(*trainer.data.remarks, shown=progress and main)
+    fewer = n_threads < own and trainer.options.threads == "auto" and not resumes
+    tell(f"threads: {n_threads}, as others use the machine ({own} with --threads {own})", shown=fewer and progress)
 
-    def last_words() -> str:
+    def cut_short() -> str:
         return (
             f"interrupted after step {trainer.step}, in a step or validation that takes long; {out} is saved at step "
             f"{trainer.saved_step}, from which the same command with --resume continues"
         )
 
-    with threads.in_use(n_threads), MetricsLog(trainer, out, recipe) as log, interruptible(last_words) as interrupted:
+    log = MetricsLog(trainer, out, recipe, state)
+    with costs.on_threads(n_threads), log, interruptible(cut_short) as interrupted:
         if not resumes:
-            trainer.save(out)  # an error now, if the folder cannot be written
+            trainer.save(out, log.state())  # an error now, if the folder cannot be written
         stopped = loop(trainer, out, log, stop_requests(trainer, interrupted, callbacks), progress and main)
         interrupted.steps_are_over()
-        if not trainer.skipped_in_row or trainer.progress >= 1:
-            trainer.save(out)
-        summary = Summary(summarise(trainer, out, stopped))
-        save_final(trainer, out)
+        if not log.skipped_in_row or trainer.progress >= 1:
+            trainer.save(out, log.state())
+        summary = Summary(summarise(trainer, log, out, stopped))
+        save_final(trainer, log.best, out)
         if main:
             atomic.json_object(out / "summary.json", summary)
             warn_of_short_run(trainer, stopped)
-        summary.signal_received = agree(trainer, interrupted.is_set())  # also in what comes after the last step
+        summary.signal_received = trainer.agree(interrupted.is_set())  # also in what comes after the last step
     return summary
 
 
-def tell(*notes: str) -> None:
-    """Show what was decided for a run."""
-    for note in notes:
+def tell(*notes: str, shown: bool = True) -> None:
+    """Print what was decided for a run on standard error, if it shall be ``shown``."""
+    for note in notes if shown else ():
         print(note, file=sys.stderr)
 
 
 def stop_requests(
     trainer: Trainer, interrupted: threading.Event, callbacks: Sequence[Callback]
 ) -> Callable[[dict[str, Tensor]], bool]:
-    """What says after a step, from its terms, whether to stop; the same on all processes."""
+    """A function that says after a step, from its terms, whether to stop; the same on all processes."""
 
     def stops(terms: dict[str, Tensor]) -> bool:
         answers = [callback(trainer, terms) for callback in callbacks]
-        return agree(trainer, interrupted.is_set() or any(answers))
+        return trainer.agree(interrupted.is_set() or any(answers))
 
     return stops
 
@@ -246,40 +242,33 @@ def loop(
     Returns:
         Whether it was asked to stop, the same on all processes.
     """
-    o, batches, stops, slow_steps = trainer.options, trainer.batches(), False, SlowSteps()
-
-    def due(every: float) -> bool:
-        return is_due(every, trainer.step, before, trainer.progress)
-
+    o, stops, slow_steps = trainer.options, False, costs.SlowSteps()
     with Progress(min(trainer.progress, 1.0), log.line, disabled=not progress) as shown:
-        while trainer.progress < 1 and not stops:
-            before, started = trainer.progress, time.perf_counter()
-            terms = trainer.train_step(batches)
-            seconds = time.perf_counter() - started
-            trainer.seconds += seconds
+        for terms, seconds, before in trainer.steps():
             slowness = slow_steps.notice(trainer.step, frozenset(terms), seconds)
             if slowness and trainer.accelerator.is_main_process:
                 warnings.warn(slowness, stacklevel=2)
             log.add(terms)
             stops = asked_to_stop(terms)
-            over = trainer.progress >= 1
+            over, due = trainer.progress >= 1, partial(trainer.is_due, before)
             logs, validates, saves = over or due(o.log_every), over or due(o.validate_every), due(o.checkpoint_every)
             fault = log.look() if logs or validates or saves or due(LOOK_EVERY) else None
             if not fault and logs:
                 log.log_step()
             if not fault and validates:
-                if stops and not trainer.skipped_in_row:
-                    trainer.save(out)  # the process may end in a validation that takes long
+                if stops and not log.skipped_in_row:
+                    trainer.save(out, log.state())  # the process may end in a validation that takes long
                 fault = log.log_validation()
             if fault:
                 recover(trainer, out, log, fault)
-                batches = trainer.batches()
-                continue
-            if o.snapshot_every and due(o.snapshot_every):
-                trainer.save_average(out / "snapshots" / str(trainer.step))
-            if saves and not over and not trainer.skipped_in_row:
-                trainer.save(out)
-            shown.update(trainer.progress)
+            else:
+                if o.snapshot_every and due(o.snapshot_every):
+                    trainer.save_average(out / "snapshots" / str(trainer.step))
+                if saves and not over and not log.skipped_in_row:
+                    trainer.save(out, log.state())
+                shown.update(trainer.progress)
+            if stops:
+                break
         log.look()
     return stops
 
@@ -297,8 +286,7 @@ def recover(trainer: Trainer, out: Path, log: MetricsLog, fault: Fault) -> None:
             f"are kept, and {out / 'metrics.jsonl'} says which batches. Lower train.lr or train.flow_lr, or raise "
             "train.warmup, in a new run"
         )
-    trainer.roll_back(out)
-    log.log_rollback(fault)
+    log.log_rollback(fault, trainer.roll_back(out))
     if trainer.accelerator.is_main_process:
         warnings.warn(
             f"{fault.cause} was infinite or NaN by step {fault.step}; going on from step {trainer.step} at "
@@ -307,33 +295,23 @@ def recover(trainer: Trainer, out: Path, log: MetricsLog, fault: Fault) -> None:
         )
 
 
-def agree(trainer: Trainer, stops: bool) -> bool:
-    """Whether any process ``stops``; all get the main one's clock. No process may act alone on either."""
-    a = trainer.accelerator
-    if a.num_processes == 1:
-        return stops
-    own = torch.tensor([float(stops), trainer.seconds * a.is_main_process], dtype=widest(a.device), device=a.device)
-    stopping, trainer.seconds = a.reduce(own).tolist()
-    return stopping > 0
-
-
 def plan(recipe: AnyTables) -> tuple[Recipe, dict]:
-    """What a run would be, without making it: its whole recipe, and what is known of it on this machine.
+    """The full recipe of a run, and what it would take on this machine, without making it.
 
     That is parameters, data, the seconds of one step, and the seconds and steps of the run (validation apart).
     """
     wanted = recipes.resolve(recipe)
     accelerator = make_accelerator(wanted.train)
     data = load_data(wanted.data.name, **wanted.data.options)
-    whole, notes = presets.completed(wanted, {"data": data}, accelerator)
-    whole = with_condition(whole, data)
-    trainer = Trainer(whole, data, accelerator)
-    o, n_threads = trainer.options, threads.choose(trainer)
-    with threads.in_use(n_threads):
+    full, notes = presets.completed(wanted, {"data": data}, accelerator)
+    full = with_condition(full, data)
+    trainer = Trainer(full, data, accelerator)
+    o, n_threads = trainer.options, costs.choose_threads(trainer)
+    with costs.on_threads(n_threads):
         seconds = presets.seconds_of_a_step(trainer)
     steps = min(o.steps, o.seconds / seconds)
-    needed = memory.gib(sum(memory.memory_of_step(trainer.model, trainer.micro_batch_size, accelerator)))
-    return whole, {
+    needed = gib(sum(checks.memory_of_step(trainer.model, trainer.micro_batch_size, accelerator)))
+    return full, {
         **{f"note {number}": note for number, note in enumerate(notes, 1)},
         **{name.replace("_", " "): count for name, count in sizes(trainer).items()},
         "event shape": tuple(trainer.data.shape),
@@ -348,14 +326,16 @@ def plan(recipe: AnyTables) -> tuple[Recipe, dict]:
 
 
 @torch.no_grad()
-def save_final(trainer: Trainer, out: Path) -> None:
-    """Save the model that ``train.final`` and ``train.latent_mean`` ask for, where that is not the last average.
+def save_final(trainer: Trainer, best: dict[str, Any], out: Path) -> None:
+    """Save the model that ``train.final`` and ``train.latent_mean`` ask for, if that is not the last average.
+
+    ``best`` is the best validation, see :class:`~indm.training.log.MetricsLog`.
 
     With ``latent_mean`` its prior sits at the mean latent of (up to 10,000) training examples. Checkpoints stay as
     they are. Collective.
     """
     o = trainer.options
-    is_earlier = o.final == "best" and trainer.best.get("step", trainer.step) != trainer.step
+    is_earlier = o.final == "best" and best.get("step", trainer.step) != trainer.step
     if not is_earlier and not o.latent_mean:
         return
     average = trainer.average()
@@ -409,8 +389,8 @@ def check_trackers(trackers: tuple[str, ...]) -> None:
         raise ValueError(f"train.trackers needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
-def summarise(trainer: Trainer, out: Path, interrupted: bool) -> dict:
-    """What the run came to: steps, seconds, validation, memory, disk. Collective.
+def summarise(trainer: Trainer, log: MetricsLog, out: Path, interrupted: bool) -> dict:
+    """Steps, seconds, validation, memory and disk of a run. Collective.
 
     ``unreadable_images`` are those of the training data that any process met since the run was last started.
     """
@@ -419,9 +399,9 @@ def summarise(trainer: Trainer, out: Path, interrupted: bool) -> dict:
         "steps": trainer.step,
         "saved_step": trainer.saved_step,
         "seconds": round(trainer.seconds, 3),
-        **trainer.validation,
-        **({"best": trainer.best} if trainer.best else {}),
-        "skipped_steps": trainer.skipped,
+        **log.validation,
+        **({"best": log.best} if log.best else {}),
+        "skipped_steps": log.skipped,
         "rollbacks": trainer.rollbacks,
         **sizes(trainer),
         "checkpoints_mib": by_main_process(lambda: round(checkpoints.mebibytes(out), 1)),

@@ -8,16 +8,14 @@ from accelerate import PartialState
 
 from indm.config import paths, recipes
 from indm.config.recipes import BRIDGE, AnyTables, Recipe, Tables
-from indm.data.base import Data
+from indm.data.base import Data, check_kind
 from indm.data.folder import find_images
 from indm.data.registry import load_data
 from indm.files import atomic
-from indm.runs.devices import on_cpu
+from indm.runs.devices import make_accelerator, on_cpu
 from indm.runs.folder import check_empty, check_folder, finished, is_run
 from indm.runs.processes import by_main_process
 from indm.training import presets
-from indm.training.checks import check_second
-from indm.training.devices import make_accelerator
 from indm.training.loop import tell, train
 
 SIDES = ("a", "b")
@@ -130,7 +128,7 @@ def train_pair(recipe: AnyTables, out: Path, *, resume: bool = False, progress: 
     started = by_main_process(lambda: _started(out, sides, resume))
     with processes.main_process_first():
         both = [load_data(side.data.name, **side.data.options) for side in sides.values()]
-    check_second(*both)
+    check_kind(both[1], both[0], "data have", "data_b")
     if sides["a"].is_open:
         recipe = _completed(recipe, sides["a"], min(both, key=lambda data: len(data.train)), progress)
         sides = {side: recipes.resolve(content) for side, content in sides_of(recipe).items()}
@@ -154,8 +152,7 @@ def _completed(recipe: AnyTables, side: Recipe, data: Data, progress: bool) -> T
     """An open ``recipe`` of a pair with the preset that fits one ``side`` and the ``data`` of fewer examples."""
     accelerator = make_accelerator(side.train)
     preset, notes = presets.chosen(side, {"data": data}, accelerator)
-    if progress and accelerator.is_main_process:
-        tell(*notes)
+    tell(*notes, shown=progress and accelerator.is_main_process)
     return recipes.with_preset(recipe, preset)
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +12,8 @@ from indm.config import recipes
 from indm.config.options import ENOUGH_STEPS
 from indm.config.recipes import PRESETS, AnyTables, Recipe, Tables
 from indm.data.base import Data
-from indm.runs.processes import by_main_process
-from indm.training.memory import TooLarge
-from indm.training.threads import choose, in_use
+from indm.training.checks import TooLarge
+from indm.training.costs import choose_threads, interleaved_seconds, on_threads
 from indm.training.trainer import Trainer
 
 FEWEST_EXAMPLES = {"small": 0, "medium": 2_000, "large": 20_000}  # to train on, for "auto": fewer overfit at once
@@ -72,7 +70,7 @@ def chosen(
         own = {key: copy.deepcopy(part) if key == "model" else part for key, part in parts.items()}
         try:
             tried = trainer(whole, accelerator=accelerator, **own)
-            with in_use(choose(tried)):
+            with on_threads(choose_threads(tried)):
                 per_step = seconds_of_a_step(tried)
         except (TooLarge, torch.OutOfMemoryError):
             if size == best:
@@ -119,14 +117,7 @@ def multipliers(side: int) -> list[int]:
 
 
 def seconds_of_a_step(trainer: Trainer) -> float:
-    """The seconds of a step of ``trainer``, which makes some: the mean over a cycle of them. Collective.
-
-    Of several processes it is the time of the main one.
-    """
-    batches, steps = trainer.batches(), max(TIMED, trainer.options.flow_update_every)
-    trainer.pretraining = False
-    float(trainer.train_step(batches)["skipped"])  # waits for the device; it also prepares kernels and memory
-    started = time.perf_counter()
-    for _ in range(steps):
-        float(trainer.train_step(batches)["skipped"])
-    return by_main_process(lambda: (time.perf_counter() - started) / steps)
+    """The seconds of a step of ``trainer``, which makes some: the mean over a cycle of them. Collective."""
+    threads = {"": torch.get_num_threads()}
+    (seconds,) = interleaved_seconds({"": trainer}, threads, rounds=1, steps=TIMED, progress=False)[""]
+    return seconds

@@ -2,21 +2,18 @@
 
 This is PyTorch's ``fully_shard``: a parameter is cut along its first axis, and a block of the network is gathered when
 it is computed and freed after that. The flow, the noise of grey levels and an SDE with parameters are small, and each
-process has all of them. The functions here take sharded tensors and others alike: the trainer need not ask which they
-are.
+process has all of them. The functions here take sharded tensors and others alike. accelerate's own sharding is not used
+as it needs GPUs, so that no test on a CPU could compare it with one process, and divides all of a module.
 
-In a checkpoint each process writes a file of its own, by torch.distributed.checkpoint, which also reads them in another
-number of processes. They are safetensors: its usual storage has a pickle beside the tensors, and what is pickled there
-would run code in whoever resumes the run of a stranger.
-
-PyTorch's modules for this are imported where they are needed: that takes two seconds.
+In a checkpoint each process writes safetensors of its own by torch.distributed.checkpoint, which also reads them in
+another number of processes; its usual storage has a pickle that would run code. PyTorch's modules for this are imported
+where they are needed: that takes two seconds.
 """
 
 import copy
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ from indm.messages import reason
 from indm.model import count_parameters
 
 LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+ALONE = "torch.distributed is disabled, unavailable or uninitialized"  # a warning where one process writes or reads
 
 
 def check(model: nn.Module) -> None:
@@ -55,7 +53,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full(tensor: Tensor) -> Tensor:
     """All of ``tensor``, in each process. Collective."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
@@ -67,8 +65,8 @@ def shard(model: nn.Module, accelerator: Accelerator, *, half: bool = False) -> 
     """Divide the score network of ``model`` over all processes, and move the rest to the device. In place, collective.
 
     Args:
-        model: an INDM, the same in all processes and best on the CPU: no more than a block of its network is ever
-            whole on the device.
+        model: an INDM, the same in all processes and best on the CPU: a device never holds more than a block of its
+            network at a time.
         accelerator: devices and processes.
         half: a network in single precision is gathered in bfloat16, in which autocast computes. Else autograd would
             keep the copies that autocast makes of all blocks. Gradients are added up in single precision.
@@ -78,7 +76,7 @@ def shard(model: nn.Module, accelerator: Accelerator, *, half: bool = False) -> 
 
     network = model.score.backbone
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    precision = MixedPrecisionPolicy(cast_forward_inputs=False)  # a noise level in bfloat16 would be another one
+    precision = MixedPrecisionPolicy(cast_forward_inputs=False)  # noise levels must not be rounded to bfloat16
     if half and all(parameter.dtype == torch.float32 for parameter in network.parameters()):
         precision = replace(precision, param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for module in dict.fromkeys((*blocks(network), network)):
@@ -114,21 +112,20 @@ def without_weights(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def gathered(model: nn.Module, hollow: nn.Module) -> nn.Module:
-    """``model`` in one piece: in the main process a copy of ``hollow`` with all its weights, on the CPU. Collective.
+def gathered(model: nn.Module, empty: nn.Module) -> nn.Module:
+    """A copy of ``empty`` with all weights of ``model``, on the CPU of the main process alone. Collective.
 
     They are gathered one by one: a device holds no more than one of them.
     """
-    is_main = torch.distributed.get_rank() == 0
-    state = {}
+    is_main, state = torch.distributed.get_rank() == 0, {}
     for name, tensor in model.state_dict().items():
-        one = whole(tensor)
+        one = full(tensor)
         if is_main:
             state[name] = one.cpu()
-    one_piece = copy.deepcopy(hollow)
+    filled = copy.deepcopy(empty)
     if is_main:
-        one_piece.load_state_dict(state, assign=True)
-    return one_piece
+        filled.load_state_dict(state, assign=True)
+    return filled
 
 
 # ── the step ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -177,13 +174,11 @@ def clip_grad_norm_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tens
 
     Collective where one of them is sharded.
     """
-    kinds: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for parameter in parameters:
-        if parameter.grad is not None:
-            kinds[is_sharded(parameter)].append(parameter)
-    norms = [whole(get_total_norm([p.grad for p in kind])) for kind in kinds.values() if kind]  # type: ignore[misc]
+    having = [parameter for parameter in parameters if parameter.grad is not None]
+    kinds = [[p for p in having if is_sharded(p) is kind] for kind in (True, False)]
+    norms = [full(get_total_norm([p.grad for p in kind])) for kind in kinds if kind]  # type: ignore[misc]
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-    for kind in kinds.values():
+    for kind in kinds:
         clip_grads_with_norm_(kind, max_norm, norm)
     return norm
 
@@ -192,24 +187,20 @@ def clip_grad_norm_(parameters: Iterable[nn.Parameter], max_norm: float) -> Tens
 
 
 def write(folder: Path, state: Mapping[str, Any], parameters: list[nn.Parameter]) -> dict[str, Any]:
-    """Write the weights, averages and moments of ``state`` into ``folder``; what is left of it. Collective.
+    """Write the weights, averages and moments of ``state`` into a new ``folder``; what is left of it. Collective.
 
-    Args:
-        folder: a new one.
-        state: state dicts "model", "ema" and "optimizer", and whatever else.
-        parameters: of the optimizer, in its order.
+    ``state`` has the state dicts "model", "ema" and "optimizer"; ``parameters`` are the optimizer's, in its order.
 
     Raises:
         OSError: a process cannot write; nothing is left of ``folder``.
     """
     import torch.distributed.checkpoint as dcp
 
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        with alone_without_warning():
-            dcp.save(
-                tensors_of(state, parameters),
-                storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True),
-            )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ALONE)
+            dcp.save(tensors_of(state, parameters), storage_writer=writer)
     except dcp.api.CheckpointException as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise OSError(f"{folder} cannot be written, and what was there before is unchanged: {_cause(error)}") from error
@@ -224,11 +215,8 @@ def write(folder: Path, state: Mapping[str, Any], parameters: list[nn.Parameter]
 def read(folder: Path, state: dict[str, Any], parameters: list[nn.Parameter]) -> None:
     """Read what :func:`write` wrote, perhaps in another number of processes. Collective.
 
-    Args:
-        folder: where.
-        state: what was left then, with state dicts "model" and "ema", whose tensors are filled in place. Moments that
-            are None are made.
-        parameters: of the optimizer, in its order.
+    ``state`` is what was left then, with state dicts "model" and "ema", whose tensors are filled in place; moments that
+    are None are made.
 
     Raises:
         ValueError, KeyError: the files do not fit the tensors, or hold fewer numbers than the moments have.
@@ -245,7 +233,8 @@ def read(folder: Path, state: dict[str, Any], parameters: list[nn.Parameter]) ->
     for entry, key, parameter in made:
         entry[key] = torch.zeros_like(parameter)
     try:
-        with alone_without_warning():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ALONE)
             dcp.load(tensors_of(state, parameters), storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
     except dcp.api.CheckpointException as error:
         cause = _cause(error)
@@ -266,14 +255,6 @@ def is_like(value: Any, parameter: nn.Parameter) -> bool:
     return isinstance(value, Tensor) and value.shape == parameter.shape
 
 
-@contextmanager
-def alone_without_warning() -> Iterator[None]:
-    """Inside, PyTorch does not warn that a process which writes or reads is alone."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
-        yield
-
-
 def _cause(error: Any) -> Exception:
-    """What went wrong in the first of the processes in which something did."""
+    """The error of the first process that failed."""
     return next(iter(error.failures.values()))[0]

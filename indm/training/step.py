@@ -1,9 +1,13 @@
-"""One forward pass of training as a module, and the schedule of the learning rates."""
+"""One step of training: the pass, the update of the weights and their moving average, and the schedules."""
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from enum import Enum
 from typing import Any
 
+import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from indm.dequantization import from_data
@@ -12,51 +16,131 @@ from indm.model import INDM
 from indm.objective import Objective
 from indm.rng import noisy
 from indm.tensors import event_size
+from indm.training import sharding
 from indm.training.penalties import Penalty
 
 ROUNDING = 1e-9  # of a share, in intervals: three tenths of ten steps are three
 
 
+class FlowUse(Enum):
+    """What a step does with the flow in front of the score."""
+
+    TRAINED = "trained"
+    FROZEN = "frozen"  # neither log-determinant nor gradient
+    LEFT_OUT = "left out"  # the identity, which a flow starts as: the loss does not jump when the flow enters
+
+
 class TrainingStep(nn.Module):
     """Objective and penalties as one pass, raw data ↦ (loss, terms), so that data parallelism sees every parameter.
 
-    Of the noise of grey levels the loss has the log-density where it is learned; the terms have it as ``log_q``.
-
-    A step trains the score behind the "joint" flow, behind the same flow "frozen" (neither log-determinant nor
-    gradient), or behind "none" (the identity, which is what a flow starts as: nothing jumps when it enters). A model
-    without a diffusion has the "joint" step alone. A model with a condition is trained at the rows ``c`` of the batch.
-    Data are seen with normal noise of the deviation ``noise``.
+    If the noise of grey levels is learned, the loss includes its log-density, which is the term ``log_q``. A model
+    without a diffusion is always trained as it is. A model with a condition is trained at the rows ``c`` of the batch.
+    Normal noise of deviation ``noise`` is added to the data.
     """
 
     def __init__(self, model: nn.Module, objective: Objective, penalties: Sequence[Penalty] = (), noise: float = 0.0):
         super().__init__()
-        self.objective, self.penalties, self.noise = objective, tuple(penalties), noise
-        self.models = nn.ModuleDict({"joint": model})
-        if model.is_diffusion:
-            flows = {"frozen": Frozen(model.flow), "none": Identity()}
-            for name, flow in flows.items():
-                parts = (model.score, model.scaling, model.shape, model.dequantization, model.condition)
-                self.models[name] = INDM(flow, *parts)
+        self.model, self.objective, self.penalties, self.noise = model, objective, tuple(penalties), noise
+
+    def with_flow(self, use: FlowUse) -> nn.Module:
+        """The model with its flow used in that way."""
+        if use is FlowUse.TRAINED:
+            return self.model
+        m: Any = self.model
+        flow = Frozen(m.flow) if use is FlowUse.FROZEN else Identity()
+        return INDM(flow, m.score, m.scaling, m.shape, m.dequantization, m.condition)
 
     def forward(
-        self, raw: Tensor, c: Tensor | None = None, *, behind: str = "joint", **conditions: Any
+        self, raw: Tensor, c: Tensor | None = None, *, flow_use: FlowUse = FlowUse.TRAINED, **conditions: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        model = self.models[behind] if c is None else self.models[behind].given(c, drops=True)
+        model = self.with_flow(flow_use)
+        model = model if c is None else model.given(c, drops=True)
         x, log_q = from_data(model, raw)
-        x = x.detach() if behind == "frozen" else x  # else learned noise would shrink, without its log-density
+        is_frozen = flow_use is FlowUse.FROZEN
+        x = x.detach() if is_frozen else x  # else learned noise would shrink, without its log-density
         x = noisy(x, self.noise)
         loss, terms = self.objective.loss(model, x, **conditions)
-        if behind == "frozen":
+        if is_frozen:
             terms = {name: terms[name] for name in self.objective.frozen_terms if name in terms}
             return loss, {name: term.detach() for name, term in terms.items()}
         log_q = log_q.mean().to(loss.dtype)
         if log_q.requires_grad:
             loss = loss + log_q / event_size(x)
         terms = {**terms, "log_q": log_q}
-        for penalty in self.penalties if behind == "joint" else ():
+        for penalty in self.penalties if flow_use is FlowUse.TRAINED else ():
             terms[penalty.name] = penalty.value(model, x)
             loss = loss + penalty.weight * terms[penalty.name] / (event_size(x) if penalty.in_nats else 1)
         return loss, {name: term.detach() for name, term in {"loss": loss, **terms}.items()}
+
+
+class EMA:
+    """``model``, a deep copy whose parameters follow θ̄ ← d_n θ̄ + (1 − d_n) θ with d_n = min(decay, (1+n)/(10+n))."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model, self.decay = copy.deepcopy(model).eval().requires_grad_(False), decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, n: int) -> None:
+        """Take in the weights after optimizer step ``n`` (from 1).
+
+        Real buffers are averaged like weights, so that the statistics of a batch norm are those of the weights before
+        it; others are copied.
+        """
+        weight = 1 - min(self.decay, (1 + n) / (10 + n))
+        averages, weights = (list(map(sharding.local, each.parameters())) for each in (self.model, model))
+        torch._foreach_lerp_(averages, weights, weight)
+        for averaged, current in zip(self.model.buffers(), model.buffers(), strict=True):
+            if averaged.is_floating_point():
+                averaged.lerp_(current, weight)
+            else:
+                averaged.copy_(current)
+
+
+def optimizer_step(
+    model: nn.Module,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    n: int,
+    forward_backward: Callable[[], dict[str, Tensor]],
+    clip: float,
+    accelerator: Accelerator | None = None,
+) -> dict[str, Tensor]:
+    """Step ``n`` (from 1) of an optimizer and of the average: the terms, the gradient norms, and ``skipped``.
+
+    Where a term or a norm is not finite on any process, ``skipped`` is 1, and model and optimizer stay as they are.
+    The fused optimizer sees to that on the device, so that the host need not wait for it; the average still moves
+    towards the weights.
+
+    Args:
+        model: what is trained.
+        ema: its average.
+        optimizer: of groups with names.
+        n: number of the step.
+        forward_backward: computes the gradients, and returns the terms of the loss.
+        clip: largest norm of the gradient of the groups of one name.
+        accelerator: the processes, where there may be several.
+    """
+    buffers = [  # what a pass changes, such as a batch norm's statistics, in place or by another tensor
+        (module, name, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    terms = forward_backward()
+    for part, parameters in sharding.together(optimizer.param_groups).items():
+        if any(p.grad is not None for p in parameters):
+            terms[f"{part}_grad_norm"] = sharding.clip_grad_norm_(parameters, clip)
+    finite = torch.stack([value.isfinite() for value in terms.values()]).all()
+    skipped = (~finite).float()
+    if accelerator is not None:
+        skipped = accelerator.reduce(skipped, "sum").clamp_max(1.0)
+    optimizer.found_inf = skipped  # type: ignore[attr-defined]
+    optimizer.step()
+    for module, name, before in buffers:
+        after = module.get_buffer(name)
+        after.copy_(torch.where(skipped > 0, before, after))
+    optimizer.zero_grad(set_to_none=True)
+    ema.update(model, n)
+    return terms | {"skipped": skipped}
 
 
 def learning_rate_factor(step: int, progress: float, warmup: float, decay: float) -> float:

@@ -1,51 +1,66 @@
-"""What a checkpoint holds and what one step does: the model, its average, the optimizer, the place in the run.
+"""What a run trains, and one step of it: the model, its average, the optimizer and how far the run is.
 
-:class:`Trainer` knows nothing of files but the checkpoint; the loop over its steps is :func:`indm.training.loop.train`.
+:class:`Trainer` reads and writes no other files than checkpoints; the loop over its steps is
+:func:`indm.training.loop.train`.
 """
 
 import itertools
 import math
-from collections import Counter
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from indm.conditions import Condition, rows_of_data
+from indm.conditions import Condition, rows_of_data, sees_condition
 from indm.config import parts
 from indm.config.options import Training
 from indm.config.recipes import Recipe, model_of
-from indm.data.base import Data, Examples, stack
+from indm.data.base import Data, check_kind, stack
 from indm.data.batches import Paired, flip_horizontally, loader
 from indm.data.registry import load_data
 from indm.dequantization import from_data
 from indm.files.memory import raise_if_out_of_memory
 from indm.flows.base import Flow
 from indm.flows.check import check_flow
+from indm.likelihood import latent_reference
 from indm.messages import reason
 from indm.model import build_model, count_parameters
-from indm.objective import Objective, flow_nll, objective_of, soft_truncation
-from indm.rng import part_of, random_states, restore_random_states
+from indm.objective import Objective, flow_nll, nelbo, objective_of, soft_truncation
+from indm.rng import noisy, part_of, random_states, restore_random_states
 from indm.runs.processes import by_main_process
 from indm.runs.signals import uncut
+from indm.tensors import widest
 from indm.training import checkpoints, sharding
-from indm.training.checks import check_condition, check_loss, check_parts, check_second, check_shapes
-from indm.training.ema import EMA
-from indm.training.memory import check_fits, within_memory
-from indm.training.metrics_log import Means
+from indm.training.checks import check_condition, check_fits, check_loss, check_parts, check_shapes, within_memory
 from indm.training.penalties import penalties_of
 from indm.training.resolving import with_condition
-from indm.training.step import TrainingStep, learning_rate_factor
-from indm.training.validation import Draw, bound_of, drawn
+from indm.training.step import EMA, FlowUse, TrainingStep, is_due, learning_rate_factor, optimizer_step
 
-# Of a trainer, what a checkpoint holds beside tensors and what each process has of its own.
-KEPT = ("step", "seconds", "pretraining", "validation", "skipped", "rollbacks", "lr_factor")
+Draw = Callable[..., Tensor]  # (x, generator) or, of a model with a condition, (x, generator, c) ↦ nats, (B,)
+LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
+# Attributes of a trainer that a checkpoint holds, beside weights, moments and random states.
+KEPT = ("step", "seconds", "pretraining", "rollbacks", "lr_factor")
+
+
+class Step(NamedTuple):
+    """One optimizer step of a run.
+
+    Attributes:
+        terms: of the loss, with the gradient norms and ``skipped``, see :meth:`Trainer.train_step`.
+        seconds: that it took.
+        before: share of the budget that was spent before it.
+    """
+
+    terms: dict[str, Tensor]
+    seconds: float
+    before: float
 
 
 class Trainer:
@@ -77,44 +92,60 @@ class Trainer:
         self.data_b = self._second_data(recipe)
         self.micro_batch_size = self._batch_size_of_a_pass()
         self.validation_batch_size = recipe.evaluate.batch_size
+        self.is_sharded = self.options.shard and accelerator.num_processes > 1
         recipe = with_condition(recipe, data)
         torch.manual_seed(self.options.seed)
-        if model is None:
-            with within_memory(accelerator):
-                model = self.build_model(recipe)
-        check_parts(model, self.options, self.objective)
-        self.condition: Condition | None = getattr(model, "condition", None)
-        if recipe.condition is not None and self.condition is None:
-            raise ValueError(f"condition must be left out: a {type(model).__name__} that is trained here has none")
-        if self.condition is not None:
-            check_condition(self.condition, data)
-            self.condition.fit(self.condition.rows_of(data, "train"))
-        self.is_sharded = self.options.shard and accelerator.num_processes > 1
-        layout = torch.channels_last if accelerator.device.type == "cuda" else torch.preserve_format
-        self.model = model if self.is_sharded else model.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
-        if accelerator.device.type == "cpu" and not self.is_sharded:
-            check_fits(self.model, self.micro_batch_size, accelerator)
+        self.model = self._on_device(self._checked(model, recipe))
+        self.condition: Condition | None = getattr(self.model, "condition", None)
         self._try_outside_parts()
         self.ema = EMA(self.model, self.options.ema)
-        if self.is_sharded:
-            self.hollow = sharding.without_weights(self.ema.model)
-            sharding.shard(self.ema.model, accelerator)
-            sharding.shard(self.model, accelerator, half=accelerator.mixed_precision == "bf16")
+        self.without_weights = sharding.without_weights(self.ema.model) if self.is_sharded else None
+        self._shard()
         groups = [group for group in self.parameter_groups() if group["params"]]
         groups = sharding.apart(groups, self.model.score.backbone) if self.options.shard else groups
         self.optimizer = self.build_optimizer(groups)
         self.step, self.seconds = 0, 0.0
-        self.pretraining = self.options.pretrain > 0
-        self.means = Means()
-        self.validation: dict[str, Any] = {}
-        self.best: dict[str, Any] = {}
-        self.skipped = 0  # in all
-        self.skipped_in_row: Counter[str] = Counter()  # in a row, of each kind of step: see MetricsLog
+        self.pretraining = self.options.pretrain > 0  # until the flow is trained, too
         self.lr_factor, self.rollbacks, self.fell_back = 1.0, 0, False
         self.saved_step: int | None = None
         step = self.build_step(recipe).train()
         self.network = accelerator.prepare_model(step, evaluation_mode=self.is_sharded)  # that is, without DDP
         torch.manual_seed(self.options.seed + 1)  # of all processes: see indm.rng
+
+    def _checked(self, model: nn.Module | None, recipe: Recipe) -> nn.Module:
+        """``model``, or that of ``recipe``, on the CPU, with its condition fitted to the data.
+
+        Raises:
+            ValueError: it does not go together with the options or the data.
+        """
+        if model is None:
+            with within_memory(self.accelerator):
+                model = self.build_model(recipe)
+        check_parts(model, self.options, self.objective)
+        condition: Condition | None = getattr(model, "condition", None)
+        if recipe.condition is not None and condition is None:
+            raise ValueError(f"condition must be left out: a {type(model).__name__} that is trained here has none")
+        if condition is not None:
+            check_condition(condition, self.data)
+            condition.fit(condition.rows_of(self.data, "train"))
+        return model
+
+    def _on_device(self, model: nn.Module) -> nn.Module:
+        """``model`` on the device, if a step fits into its memory; one that is sharded stays on the CPU for now."""
+        if self.is_sharded:
+            return model
+        device = self.accelerator.device
+        layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
+        model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+        if device.type == "cpu":
+            check_fits(model, self.micro_batch_size, self.accelerator)
+        return model
+
+    def _shard(self) -> None:
+        """Divide model and average over the processes, where that is asked for."""
+        if self.is_sharded:
+            sharding.shard(self.ema.model, self.accelerator)
+            sharding.shard(self.model, self.accelerator, half=self.accelerator.mixed_precision == "bf16")
 
     def _second_data(self, recipe: Recipe) -> Data | None:
         """The data of ``[data_b]``, where a penalty needs them."""
@@ -122,7 +153,7 @@ class Trainer:
             return None
         with self.accelerator.main_process_first():
             second = load_data(recipe.data_b.name, **recipe.data_b.options)
-        check_second(self.data, second)
+        check_kind(second, self.data, "data have", "data_b")
         return second
 
     def _batch_size_of_a_pass(self) -> int:
@@ -161,11 +192,6 @@ class Trainer:
         """The conditions of the first ``n`` examples of a split (all by default); None for a model without one."""
         return rows_of_data(self.model, self.data, split, n)
 
-    @property
-    def shown(self) -> tuple[str, ...]:
-        """Terms of the loss beside the progress bar."""
-        return self.objective.shown
-
     def parameter_groups(self) -> list[dict]:
         """The parts of the model, each with its own learning rate (before the schedule) and weight decay."""
         return [
@@ -199,27 +225,31 @@ class Trainer:
             conditions["eps"] = soft_truncation(self.model.sde, k) if k else None
         if self.objective.takes("progress"):
             conditions["progress"] = self.progress
-        return conditions | {"behind": self.behind()}
+        return conditions | {"flow_use": self.flow_use()}
 
     def bound(self, model: nn.Module, raw: Tensor) -> Draw:
-        """What draws an upper bound of −log p of a batch of ``raw``, see :func:`indm.training.validation.bound_of`."""
+        """What draws an upper bound of −log p of a batch of ``raw``, see :func:`bound_of`."""
         return bound_of(model, raw, self.options.seed)
 
-    def behind(self) -> str:
-        """What the coming step trains the score behind, see :class:`TrainingStep`; once the flow is in, it stays.
-
-        Where the score has nothing to train, the flow takes part in every step.
-        """
-        self.pretraining = self.pretraining and self.progress < self.options.pretrain
-        if self.pretraining:
-            return "none"
+    def flow_use(self) -> FlowUse:
+        """How the coming step uses the flow. Where the score has nothing to train, every step trains the flow."""
+        if self.pretraining and self.progress < self.options.pretrain:
+            return FlowUse.LEFT_OUT
         between = self.model.is_diffusion and self.step % self.options.flow_update_every
-        return "frozen" if between and count_parameters(self.model.score) else "joint"
+        return FlowUse.FROZEN if between and count_parameters(self.model.score) else FlowUse.TRAINED
+
+    def set_pretraining(self, pretraining: bool) -> None:
+        """Leave the flow out of the next steps, while ``train.pretrain`` lasts, or train it from now on."""
+        self.pretraining = pretraining
 
     @property
     def progress(self) -> float:
         """How much of the budget is spent; the run is over at 1."""
         return max(self.step / self.options.steps, self.seconds / self.options.seconds)
+
+    def is_due(self, before: float, every: float) -> bool:
+        """Whether the step since ``before``, a share of the budget, ends an interval, see :func:`is_due`."""
+        return is_due(every, self.step, before, self.progress)
 
     def batches(self) -> Iterator[Any]:
         """Raw batches without end from the present step on, of this process; their order depends on seed and epoch.
@@ -229,63 +259,61 @@ class Trainer:
         o = self.options
         steps_per_epoch = len(self.data.train) // o.batch_size
         first_epoch, skipped_steps = divmod(self.step, steps_per_epoch)
-        dataset = self._examples()
+        c = self.c_of("train")
+        dataset = self.data.train if c is None else Paired(self.data.train, c)
         for epoch in itertools.count(first_epoch):
-            examples = loader(
-                dataset,
-                self.micro_batch_size,
-                shuffle=True,
-                seed=o.seed,
-                epoch=epoch,
-                workers=o.workers,
-                drop_last=True,
-            )
+            order = {"shuffle": True, "seed": o.seed, "epoch": epoch, "drop_last": True}
+            examples = loader(dataset, self.micro_batch_size, workers=o.workers, **order)
             examples.generator = torch.Generator()  # making an iterator must not draw from the stream of the steps
             a = self.accelerator
             shard = prepare_data_loader(examples, a.device, a.num_processes, a.process_index, put_on_device=True)
             skipped = skipped_steps * o.accumulate if epoch == first_epoch else 0
             yield from itertools.islice(skip_first_batches(shard, skipped), steps_per_epoch * o.accumulate - skipped)
 
-    def _examples(self) -> Examples | Paired:
-        """The training data, paired with c for a model with a condition."""
-        c = self.c_of("train")
-        return self.data.train if c is None else Paired(self.data.train, c)
-
     def prepare_batch(self, raw: Tensor) -> Tensor:
         """Flipped at random where the data allow it."""
         return flip_horizontally(raw) if self.data.flip else raw
 
+    def steps(self) -> Iterator[Step]:
+        """Train until the budget is spent, a step at a time; after :meth:`load` from the step that was loaded."""
+        batches, at = iter(()), None
+        while self.progress < 1:
+            batches = batches if at == (self.step, self.rollbacks) else self.batches()
+            before, started = self.progress, time.perf_counter()
+            terms = self.train_step(batches)
+            seconds = time.perf_counter() - started
+            self.seconds += seconds
+            at = self.step, self.rollbacks
+            yield Step(terms, seconds, before)
+
     def train_step(self, batches: Iterator[Tensor]) -> dict[str, Tensor]:
         """One optimizer step; the loss, its terms in nats (means over the batch) and the gradient norms.
 
-        Where one of them is not finite on any process, model and optimizer stay as they are, and ``skipped`` is 1. The
-        fused optimizer sees to that on the device, so that the host need not wait for it; the average still moves
-        towards the weights.
+        Where one of them is not finite on any process, model and optimizer stay as they are, and ``skipped`` is 1.
         """
+        self.pretraining = self.pretraining and self.progress < self.options.pretrain  # the flow stays once it is in
         conditions = self.conditions()
-        buffers = [  # what a pass changes, such as a batch norm's statistics, in place or by another tensor
-            (module, name, buffer.clone())
-            for module in self.model.modules()
-            for name, buffer in module.named_buffers(recurse=False)
-        ]
         self._set_learning_rates()
+        gradients, weights = partial(self._gradients, batches, conditions), (self.model, self.ema, self.optimizer)
+        terms = optimizer_step(*weights, self.step + 1, gradients, self.options.clip, self.accelerator)
+        self.step += 1
+        return terms
+
+    def _gradients(self, batches: Iterator[Tensor], conditions: dict) -> dict[str, Tensor]:
+        """Compute the gradients of a step, in all processes the same; the terms of the loss."""
         terms = self.forward_backward(batches, conditions)
         if self.is_sharded:
             sharding.average_gradients(self._parameters(), self.accelerator)
-        for part, parameters in sharding.together(self.optimizer.param_groups).items():
-            if any(p.grad is not None for p in parameters):
-                terms[f"{part}_grad_norm"] = sharding.clip_grad_norm_(parameters, self.options.clip)
-        finite = torch.stack([value.isfinite() for value in terms.values()]).all()
-        skipped = self.accelerator.reduce((~finite).float(), "sum").clamp_max(1.0)
-        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
-        self.optimizer.step()
-        for module, name, before in buffers:
-            after = module.get_buffer(name)
-            after.copy_(torch.where(skipped > 0, before, after))
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self.ema.update(self.model, self.step)
-        return terms | {"skipped": skipped}
+        return terms
+
+    def agree(self, stops: bool) -> bool:
+        """Whether any process ``stops``; all get the main one's clock. No process may act alone on either."""
+        a = self.accelerator
+        if a.num_processes == 1:
+            return stops
+        own = torch.tensor([float(stops), self.seconds * a.is_main_process], dtype=widest(a.device), device=a.device)
+        stopping, self.seconds = a.reduce(own).tolist()
+        return stopping > 0
 
     def _set_learning_rates(self) -> None:
         o = self.options
@@ -325,33 +353,38 @@ class Trainer:
         With a second data set, also −log p(x_T) of its validation examples, as ``valid_terminal``. Both with the noise
         that training adds.
         """
-        model, raw, o = self.ema.model, stack(self.data.valid, self.options.validate_examples), self.options
-        c = self.c_of("valid", len(raw))
-        bound = self.in_units(self._drawn(raw, self.bound(model, raw), o.initial_noise, c).mean().item())
+        model, o = self.ema.model, self.options
+
+        def of(raw: Tensor, draw: Draw, noise: float, c: Tensor | None = None) -> float:
+            nats = drawn(raw, draw, model, self.accelerator, self.validation_batch_size, o.seed, noise=noise, c=c)
+            return self.in_units(nats.mean().item())
+
+        raw = stack(self.data.valid, o.validate_examples)
+        bound = of(raw, self.bound(model, raw), o.initial_noise, self.c_of("valid", len(raw)))
         validation: dict[str, Any] = {"valid_nelbo": bound, "unit": self.unit}
         if self.data_b is not None:
-            second = stack(self.data_b.valid, self.options.validate_examples)
-            nats = self._drawn(second, lambda x, generator: flow_nll(model, x, generator=generator), o.terminal_noise)
-            validation["valid_terminal"] = self.in_units(nats.mean().item())
+            second = stack(self.data_b.valid, o.validate_examples)
+            validation["valid_terminal"] = of(
+                second, lambda x, generator: flow_nll(model, x, generator=generator), o.terminal_noise
+            )
         return validation
-
-    def _drawn(self, raw: Tensor, draw: Draw, noise: float, c: Tensor | None = None) -> Tensor:
-        size, seed = self.validation_batch_size, self.options.seed
-        return drawn(raw, draw, self.ema.model, self.accelerator, size, seed, noise=noise, c=c)
 
     def place_of(self, step: int) -> dict[str, int]:
         """Which batch ``step`` (from 1) took: its epoch, and its place in the epoch's order, both from 0."""
         epoch, batch = divmod(step - 1, len(self.data.train) // self.options.batch_size)
         return {"epoch": epoch, "batch": batch}
 
-    def save(self, run: Path) -> None:
-        """Write the checkpoint and the averaged model into ``run``, each file whole or not at all. Collective."""
+    def save(self, run: Path, log: dict[str, Any] | None = None) -> None:
+        """Write the checkpoint, with the state of the ``log``, and the averaged model into ``run``. Collective.
+
+        Each file is written whole or not at all.
+        """
         state = {
             "model": self.model.state_dict(),
             "ema": self.ema.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": random_states(self.accelerator.device),
-            "means": gather_object([self.means.state()]),
+            "log": log or {},
             **{name: getattr(self, name) for name in KEPT},
         }
         if self.options.shard:
@@ -363,7 +396,7 @@ class Trainer:
             with uncut:
                 checkpoints.write(run, state, self.options.keep_last)
                 average.save(run)
-                self.saved_step = self.step  # before the process may end, with last words that name it
+                self.saved_step = self.step  # before the process may end, with a message that names it
         self.saved_step, self.fell_back = self.step, False
         self.accelerator.wait_for_everyone()
 
@@ -375,7 +408,7 @@ class Trainer:
 
         Where it is sharded, that is a copy on the CPU of the main process, and the others get one without weights.
         """
-        return sharding.gathered(self.ema.model, self.hollow) if self.is_sharded else self.ema.model
+        return sharding.gathered(self.ema.model, self.without_weights) if self.is_sharded else self.ema.model
 
     def save_average(self, folder: Path) -> None:
         """Write the averaged model into ``folder``. Collective."""
@@ -383,13 +416,13 @@ class Trainer:
         if self.accelerator.is_main_process:
             average.save(folder)
 
-    def load(self, run: Path) -> None:
-        """Go back to the newest whole state in ``run``; the number of processes may be another one. Collective.
+    def load(self, run: Path) -> dict[str, Any]:
+        """Go back to the newest intact state in ``run``; the state of the log in it. Collective.
 
-        The main process finds it, and all take that very one.
+        The main process finds it, and all take that very one. The number of processes may have been another one.
 
         Raises:
-            ValueError: none is whole, or it is one of another model.
+            ValueError: none is intact, or it is one of another model.
             OSError, MemoryError: it cannot be read now.
         """
         state: dict = {}
@@ -405,34 +438,86 @@ class Trainer:
             if "shards" in state:
                 state |= {"model": self.model.state_dict(), "ema": self.ema.model.state_dict()}
                 sharding.read(checkpoints.shards_of(path, state), state, self._parameters())
-            self._take(state)
+            log = self._take(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise_if_out_of_memory(path, error)
-            raise ValueError(f"{path} is no checkpoint of this recipe: {reason(error)}") from error
+            raise ValueError(f"{path} is not a checkpoint of this recipe: {reason(error)}") from error
         self.saved_step = self.step
+        return log
 
-    def _take(self, state: dict) -> None:
+    def _take(self, state: dict) -> dict[str, Any]:
         self.model.load_state_dict(state["model"])
         self.ema.model.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         for name in KEPT:
             setattr(self, name, state[name])
-        self.skipped_in_row.clear()
-        a = self.accelerator
-        self.means.restore(state["means"], a.process_index, a.num_processes, a.device)
-        restore_random_states(state["random"], a.device)
+        restore_random_states(state["random"], self.accelerator.device)
+        return state["log"]
 
-    def roll_back(self, run: Path) -> None:
-        """Go back to the newest state in ``run`` at half the learning rates.
+    def roll_back(self, run: Path) -> dict[str, Any]:
+        """Go back to the newest state in ``run`` at half the learning rates; the state of the log in it.
 
-        Where the run has just come from there, that was of no use, and it is set aside for the one before it.
+        If the run has just come from there, that state did not help: it is set aside for the one before it.
         """
-        seconds, skipped, lr_factor, rollbacks = self.seconds, self.skipped, self.lr_factor / 2, self.rollbacks + 1
+        kept = {"seconds": self.seconds, "lr_factor": self.lr_factor / 2, "rollbacks": self.rollbacks + 1}
         if self.fell_back and self.accelerator.is_main_process:
             checkpoints.drop_newest(run)
-        self.load(run)
-        self.seconds, self.skipped, self.lr_factor, self.rollbacks = seconds, skipped, lr_factor, rollbacks
+        log = self.load(run)
+        self.seconds, self.lr_factor, self.rollbacks = kept.values()
         self.fell_back = True
+        return log
+
+
+def bound_of(model: nn.Module, raw: Tensor, seed: int) -> Draw:
+    """Draws an upper bound of −log p of a batch x of ``raw`` under ``model``, nats in model units, (B,).
+
+    For a diffusion that is the NELBO; a Gaussian law of the latents removes most of its noise, where fitting one costs
+    next to nothing. Any other model has a method ``bound(x, generator=…)``, whose result has a ``total``.
+    """
+    if not model.is_diffusion:
+        return lambda x, generator: model.bound(x, generator=generator).total
+    model.flow.check()
+    small = math.prod(model.shape) <= LARGEST_CONTROLLED
+    one_latent = not sees_condition(model.flow)
+    reference = latent_reference(model, raw, seed=seed) if small and one_latent else None
+
+    def draw(x: Tensor, generator: torch.Generator, c: Tensor | None = None) -> Tensor:
+        return nelbo(model, x, c=c, times=2, reference=reference, generator=generator).total
+
+    return draw
+
+
+def drawn(
+    raw: Tensor,
+    draw: Draw,
+    model: nn.Module,
+    accelerator: Accelerator,
+    batch_size: int,
+    seed: int,
+    *,
+    noise: float = 0.0,
+    c: Tensor | None = None,
+) -> Tensor:
+    """``draw`` of all of ``raw`` with normal noise of that deviation, at conditions ``c`` if there are any, nats of
+    the raw data (N,).
+
+    Each process does its share, and all get all of them. The noise of a batch depends on its index alone, so that the
+    result does not depend on the processes. One that has nothing left to do draws the last batch again: a sharded
+    network is computed by all processes or by none.
+    """
+    a, batches = accelerator, raw.split(batch_size)
+    nats = [torch.zeros(len(batch), device=a.device) for batch in batches]
+    generator = torch.Generator(a.device)
+    for turn in range(a.process_index, len(batches) + -len(batches) % a.num_processes, a.num_processes):
+        index = min(turn, len(batches) - 1)
+        generator.manual_seed(seed + 1_000_003 * index)
+        x, log_q = from_data(model, batches[index].to(a.device), generator=generator)
+        x = noisy(x, noise, generator)
+        at = () if c is None else (c[index * batch_size :][: len(x)],)
+        own = (draw(x, generator, *at) + log_q).float()
+        if index == turn:
+            nats[index] = own
+    return a.reduce(torch.cat(nats), "sum")
 
 
 def package_of(module: nn.Module) -> str:

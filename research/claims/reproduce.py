@@ -24,7 +24,7 @@ from indm.report.tables import with_error
 from indm.report.writer import add_runs
 from indm.runs.devices import on_cpu
 from indm.runs.folder import end_of
-from indm.runs.lock import LOCK, run_lock
+from indm.runs.processes import LOCK, run_lock
 from indm.runs.provenance import provenance, weights_hash
 from research.claims.claims import Evidence, family_of
 from research.claims.control import CONTROL_DATA

@@ -10,8 +10,7 @@ from tyro.conf import Positional, arg
 from indm.cli.common import DONE, Computes
 from indm.config.checks import check_options
 from indm.files import atomic
-from indm.runs.data import data_of
-from indm.runs.folder import check_absent, open_run
+from indm.runs.folder import check_absent, data_of, open_run
 from indm.runs.provenance import provenance, weights_hash
 from research.command import main
 from research.flow_analysis.analysis import analyse

@@ -25,9 +25,9 @@ from indm.evaluation.extractor import Extractor, load_or_train
 from indm.evaluation.general_features import GeneralFeatures, general_features
 from indm.evaluation.statistics import jackknife
 from indm.model import count_parameters
-from indm.training.costs import seconds_in_turns, trainer_of
-from indm.training.devices import make_accelerator
-from indm.training.ema import EMA
+from indm.runs.devices import make_accelerator
+from indm.training.costs import interleaved_seconds, trainer_of
+from indm.training.step import EMA
 from indm.training.trainer import Trainer
 from research.records import Records, made_by
 
@@ -296,7 +296,7 @@ def costs(table: Records, jobs: Sequence[Training]) -> dict[str, float]:
         unit = replace(jobs[0], dequantization="uniform", side="linear", setting={})
         trainers = {key: trainer_of(recipe) for key, recipe in ({unit.cost_key: unit.recipe()} | missing).items()}
         threads = dict.fromkeys(trainers, torch.get_num_threads())
-        seconds = seconds_in_turns(trainers, threads, rounds=ROUNDS, steps=STEPS_A_ROUND, progress=False)
+        seconds = interleaved_seconds(trainers, threads, rounds=ROUNDS, steps=STEPS_A_ROUND, progress=False)
         noisy = {}
         for key in missing:
             ratios = [a / b for a, b in zip(seconds[key], seconds[unit.cost_key], strict=True)]

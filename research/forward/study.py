@@ -29,8 +29,8 @@ from indm.dequantization import from_data
 from indm.diffusion import path_curvature, path_length
 from indm.evaluation.statistics import mean_and_error
 from indm.likelihood import latent_reference
+from indm.runs.devices import make_accelerator
 from indm.sampling import follow_flow, log_snr_grid
-from indm.training.devices import make_accelerator
 from indm.training.trainer import Trainer
 from research.flow_gain.cells import (
     NLL_EXAMPLES,

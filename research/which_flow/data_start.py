@@ -5,7 +5,7 @@ import sys
 from indm.cli.main import main
 from indm.flows import initialize_actnorms
 from indm.training import loop
-from indm.training.ema import EMA
+from indm.training.step import EMA
 from indm.training.trainer import Trainer
 
 

@@ -11,7 +11,7 @@ from test_objective_contract import made
 from indm.config import parts
 from indm.config.parts import BUILT_IN
 from indm.scaling import Scaling
-from indm.training.validation import bound_of
+from indm.training.trainer import bound_of
 
 SHAPE = (2,)
 

@@ -25,7 +25,7 @@ from indm.data.image_files import ImageFiles, count_unreadable
 from indm.data.images import read_image, read_kind
 from indm.data.registry import load_data
 from indm.files import plain
-from indm.training.devices import peak_memory_mib
+from indm.runs.devices import peak_memory_mib
 
 
 def many(folder, n, sources=50, below=1000):

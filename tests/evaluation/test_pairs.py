@@ -35,12 +35,12 @@ from indm.evaluation.translation_sources import files_of, find
 from indm.files import atomic
 from indm.flows import ActNorm
 from indm.model import INDM, build_model
+from indm.runs.devices import make_accelerator
 from indm.runs.folder import open_run, read_metrics
-from indm.runs.lock import run_lock
+from indm.runs.processes import run_lock
 from indm.runs.provenance import weights_hash
 from indm.scaling import Scaling
 from indm.training import pairs
-from indm.training.devices import make_accelerator
 from indm.training.pairs import as_bridge, as_one, is_bridge, sides_of
 from indm.training.trainer import Trainer
 from indm.translation import Route, sdedit

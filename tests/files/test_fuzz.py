@@ -1,6 +1,6 @@
 """Readers of files from strangers under fuzzing: whatever is in a file, only ValueError or OSError is raised.
 
-Each check runs some dozens of times in the ordinary suite, and 109,600 times in all under ``make test-long`` (7 minutes
+Each check runs some dozens of times in the ordinary suite, and 103,600 times in all under ``make test-long`` (7 minutes
 of one core). Two defects were found so: names of arrays quoted with their newlines, and `indm inspect` without a run,
 which ended in a StopIteration.
 """
@@ -28,7 +28,7 @@ from indm.data import folder_index, images
 from indm.data.image_files import ImageFiles
 from indm.data.registry import load_data
 from indm.data.standard import read_idx
-from indm.files import pickles, untrusted
+from indm.files import untrusted
 from indm.model import INDM, build_model
 from indm.published.convert.released import read_checkpoint
 from indm.scaling import Scaling
@@ -124,12 +124,12 @@ def read_recipe(content: bytes) -> None:
     assert recipes.to_toml(recipes.resolve(again)) == text
 
 
-@fuzzed(60, 12_000, name=st.sampled_from(sorted(BUNDLED)), edits=EDITS)
+@fuzzed(25, 12_000, name=st.sampled_from(sorted(BUNDLED)), edits=EDITS)
 def test_recipes_with_changed_bytes(name, edits):
     read_recipe(edited(BUNDLED[name], edits))
 
 
-@fuzzed(30, 6000, text=st.text(max_size=200))
+@fuzzed(15, 6000, text=st.text(max_size=200))
 def test_recipes_that_are_any_text(text):
     read_recipe(text.encode("utf-8", "surrogatepass"))
 
@@ -141,7 +141,7 @@ TOML = st.recursive(
 )
 
 
-@fuzzed(60, 10_000, name=st.sampled_from(sorted(BUNDLED)), place=st.integers(0, 999), new=TOML, key=st.text(max_size=6))
+@fuzzed(25, 10_000, name=st.sampled_from(sorted(BUNDLED)), place=st.integers(0, 999), new=TOML, key=st.text(max_size=6))
 def test_recipes_with_changed_values(name, place, new, key):
     recipe = replaced(tomllib.loads(BUNDLED[name].decode()), place, new)
     try:
@@ -153,7 +153,7 @@ def test_recipes_with_changed_values(name, place, new, key):
 
 
 @fuzzed(
-    60, 10_000, table=st.sampled_from([*recipes.TABLES, "trian", ""]),
+    25, 10_000, table=st.sampled_from([*recipes.TABLES, "trian", ""]),
     key=st.sampled_from([*vars(Training()), "name", "", "a.b"]), value=st.text(max_size=20) | VALUES.map(str),
 )  # fmt: skip
 def test_changes_on_the_command_line(table, key, value):
@@ -188,7 +188,7 @@ ARRAYS = {
 }
 
 
-@fuzzed(80, 20_000, name=st.sampled_from(sorted(ARRAYS)), edits=EDITS)
+@fuzzed(15, 20_000, name=st.sampled_from(sorted(ARRAYS)), edits=EDITS)
 def test_arrays_with_changed_bytes(name, edits):
     (HOME / name).write_bytes(edited(ARRAYS[name], edits))
     try:
@@ -198,7 +198,7 @@ def test_arrays_with_changed_bytes(name, edits):
 
 
 @fuzzed(
-    40, 5000, shape=st.lists(st.integers(-2, 2**64), max_size=4) | VALUES,
+    20, 5000, shape=st.lists(st.integers(-2, 2**64), max_size=4) | VALUES,
     descr=st.sampled_from(["<f8", "|u1", "|O", "<U9", ">i4", "|V0", "<M8[s]"]) | VALUES, order=VALUES | st.booleans(),
     held=st.integers(0, 200),
 )  # fmt: skip
@@ -254,7 +254,7 @@ IMAGES = [
 ]  # fmt: skip
 
 
-@fuzzed(120, 25_000, which=st.integers(0, len(IMAGES) - 1), edits=EDITS)
+@fuzzed(40, 25_000, which=st.integers(0, len(IMAGES) - 1), edits=EDITS)
 def test_images_with_changed_bytes(which, edits):
     path = HOME / "a.png"
     path.write_bytes(edited(IMAGES[which], edits))
@@ -312,26 +312,17 @@ def load_model(name: str, content: bytes) -> None:
         assert "\n" not in str(error) and str(HOME / "model") in str(error)
 
 
-@fuzzed(30, 5000, place=st.integers(0, 99), new=VALUES)
+@fuzzed(15, 5000, place=st.integers(0, 99), new=VALUES)
 def test_descriptions_with_changed_values(place, new):
     load_model("model.json", json.dumps(replaced(DESCRIPTION, place, new)).encode())
 
 
-@fuzzed(30, 4000, name=st.sampled_from(sorted(FILES)), edits=EDITS)
+@fuzzed(15, 4000, name=st.sampled_from(sorted(FILES)), edits=EDITS)
 def test_models_with_changed_bytes(name, edits):
     load_model(name, edited(FILES[name], edits))
 
 
-@fuzzed(40, 6000, edits=EDITS)
-def test_checkpoints_with_changed_bytes(edits):
-    (HOME / "c.pt").write_bytes(edited(CHECKPOINT, edits))
-    try:
-        pickles.checkpoint(HOME / "c.pt")
-    except Exception as error:  # the trainer turns all into a ValueError
-        assert not isinstance(error, AssertionError)
-
-
-@fuzzed(40, 6000, edits=EDITS)
+@fuzzed(20, 6000, edits=EDITS)
 def test_released_checkpoints_with_changed_bytes(edits):
     (HOME / "c.pt").write_bytes(edited(CHECKPOINT, edits))
     try:
@@ -342,18 +333,7 @@ def test_released_checkpoints_with_changed_bytes(edits):
 
 # ── The command line
 
-COMMANDS = [
-    "train",
-    "evaluate",
-    "sample",
-    "fid",
-    "convert",
-    "compare",
-    "report",
-    "translate",
-    "recipes",
-    "x",
-]
+COMMANDS = ["train", "evaluate", "sample", "fid", "convert", "compare", "report", "translate", "recipes", "x"]
 WORDS = [
     "--out", "--quiet", "--steps", "-n", "0", "-1", "7", "--debug", "--overwrite", "--seed", "nowhere", "..", ".",
     "--data", "--flow", "identity", "mine.toml", "--train.steps=3", "--examples", "1e9", "", "\n", "--", "--flow.width",

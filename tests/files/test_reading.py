@@ -2,10 +2,9 @@
 
 Most cases were found broken once: a `model.json` with a width of 10⁶ took the memory before the weights were found not
 to fit; an `.npy` whose header claims 10¹² numbers was a MemoryError; IDX files were unpacked before their header was
-read; a checkpoint of 1.5 kB asked PyTorch's weights-only reader for a bytearray of 3 GB.
+read.
 """
 
-import codecs
 import gzip
 import io
 import json
@@ -17,7 +16,6 @@ import sys
 import tracemalloc
 import zipfile
 import zlib
-from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,20 +25,19 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 import indm
 from indm.config import parts, recipes
 from indm.data.images import read_image
 from indm.data.registry import load_data
 from indm.data.standard import read_idx
-from indm.files import memory, pickles, plain, untrusted
+from indm.files import memory, plain, untrusted
 from indm.messages import one_line
 from indm.model import INDM, build_model
+from indm.runs.devices import peak_memory_mib
 from indm.runs.folder import read_metrics
 from indm.scaling import Scaling
 from indm.training import checkpoints
-from indm.training.devices import peak_memory_mib
 
 HUGE = 10**12
 
@@ -158,7 +155,7 @@ PIPES = {
     "a.parquet": lambda folder: load_data("array", path=folder / "a.parquet"),
     "a.csv": lambda folder: load_data("array", path=folder / "a.csv", c="b"),
     "a.gz": lambda folder: read_idx(folder / "a.gz", 2051),
-    "a.pt": lambda folder: pickles.checkpoint(folder / "a.pt"),
+    "a.pt": lambda folder: untrusted.checkpoint(folder / "a.pt"),
     "a.png": lambda folder: read_image(folder / "a.png"),
 }
 
@@ -276,11 +273,10 @@ def edit(folder, change):
 
 
 @pytest.mark.parametrize("flow", ["residual", "coupling", "autoregressive", "zuko", "identity", "actnorm", "linear"])
-@pytest.mark.parametrize("sde", ["vp", "own_sde:EachEntry"])
-def test_models_are_loaded_as_they_were(tmp_path, flow, sde):
+def test_models_are_loaded_as_they_were(tmp_path, flow):
     table = {"name": flow} | ({"channels": 2} if flow in ("actnorm", "linear") else {})
     with indm.trust("own_sde"):
-        model, x = saved(tmp_path, flow=table, sde={"name": sde}).eval(), torch.randn(5, 2)
+        model, x = saved(tmp_path, flow=table, sde={"name": "own_sde:EachEntry"}).eval(), torch.randn(5, 2)
         loaded = INDM.load(tmp_path)
     assert torch.equal(loaded.encode(x)[0], model.encode(x)[0])
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
@@ -289,18 +285,13 @@ def test_models_are_loaded_as_they_were(tmp_path, flow, sde):
 NOTHING = {"flow": {"name": "identity"}, "net": {"name": "zero"}}
 CLAIMS = [
     (NOTHING, ("shape",), [10**4] * 3),
-    ({}, ("flow", "width"), 10**6), ({}, ("flow", "width"), HUGE), ({}, ("flow", "blocks"), [10**7]),
-    ({}, ("flow", "blocks"), [HUGE]), ({}, ("net", "width"), 10**5), ({}, ("net", "depth"), 10**7),
-    ({}, ("net", "fourier"), 10**7), ({}, ("net", "fourier"), HUGE), ({}, ("shape",), [10**7]),
-    ({}, ("shape",), [HUGE]), ({}, ("shape",), [2] * 1000),
-    ({"flow": {"name": "coupling"}}, ("flow", "depth"), 10**7),
+    ({}, ("flow", "width"), HUGE), ({}, ("flow", "blocks"), [10**7]), ({}, ("net", "width"), 10**5),
+    ({}, ("net", "depth"), 10**7), ({}, ("net", "fourier"), 10**7), ({}, ("shape",), [10**7]),
+    ({}, ("shape",), [2] * 1000),
     ({"flow": {"name": "coupling"}}, ("flow", "bins"), 10**7),
-    ({"flow": {"name": "coupling"}}, ("flow", "levels"), HUGE),
     ({"flow": {"name": "elementwise"}}, ("flow", "bins"), 10**7),
-    ({"flow": {"name": "autoregressive"}}, ("flow", "layers"), 10**7),
     ({"flow": {"name": "autoregressive"}}, ("flow", "width"), 10**6),
-    ({"flow": {"name": "zuko"}}, ("flow", "width"), 10**5), ({"flow": {"name": "zuko"}}, ("flow", "transforms"), 10**6),
-    ({"flow": {"name": "zuko"}}, ("shape",), [10**5]),
+    ({"flow": {"name": "zuko"}}, ("flow", "transforms"), 10**6), ({"flow": {"name": "zuko"}}, ("shape",), [10**5]),
     ({"flow": {"name": "linear", "channels": 2}}, ("flow", "channels"), 10**6),
 ]  # fmt: skip
 
@@ -321,7 +312,7 @@ def test_a_description_that_claims_more_than_the_weights_is_an_error(tmp_path, t
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
-@pytest.mark.parametrize("kind", ["nice", "realnvp", "nsf", "maf"])
+@pytest.mark.parametrize("kind", ["nice", "maf"])
 def test_what_is_described_is_counted_while_it_is_built(tmp_path, kind):
     """These flows cannot be built without numbers. A network of 1.4 GB was built beside them, and then did not fit."""
     saved(tmp_path, flow={"name": "zuko", "kind": kind})
@@ -365,11 +356,22 @@ def test_weights_that_claim_more_than_the_file_holds(tmp_path):
         INDM.load(tmp_path)
 
 
-def test_a_pickle_with_code_in_it_is_not_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("content", [{"model": Code()}, [torch.ones(2), Code()]])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
+def test_pickled_code_is_not_run(tmp_path, monkeypatch, content, zipped):
     monkeypatch.chdir(tmp_path)
-    torch.save({"model": Code()}, "checkpoint.pt")
+    torch.save(content, "checkpoint.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"asks for more than tensors, .* pickled code is not run"):
+        untrusted.checkpoint(Path("checkpoint.pt"))
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
         checkpoints.newest(tmp_path)
+    assert not (tmp_path / "run-by-a-pickle").exists()
+    torch.load("checkpoint.pt", weights_only=False)  # as it would have been
+    assert (tmp_path / "run-by-a-pickle").exists()
+
+
+def test_pickles_in_other_files_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     np.save("a.npy", np.array([Code()] * 4, object))
     with pytest.raises(ValueError, match="could run code"):
         load_data("array", path="a.npy")
@@ -378,90 +380,16 @@ def test_a_pickle_with_code_in_it_is_not_run(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cannot be read"):
         INDM.load(tmp_path)
     assert not (tmp_path / "run-by-a-pickle").exists()
-    torch.load("checkpoint.pt", weights_only=False)  # as it would have been
-    assert (tmp_path / "run-by-a-pickle").exists()
 
 
 def test_a_packed_checkpoint_is_not_unpacked(tmp_path):
     torch.save({"a": torch.zeros(10**6)}, tmp_path / "a.pt")
-    assert torch.equal(pickles.checkpoint(tmp_path / "a.pt")["a"], torch.zeros(10**6))
-    with zipfile.ZipFile(tmp_path / "a.pt") as whole, zipfile.ZipFile(tmp_path / "b.pt", "w", 8) as packed:
-        for name in whole.namelist():
-            packed.writestr(name, whole.read(name))
+    assert torch.equal(untrusted.checkpoint(tmp_path / "a.pt")["a"], torch.zeros(10**6))
+    with zipfile.ZipFile(tmp_path / "a.pt") as plain_file, zipfile.ZipFile(tmp_path / "b.pt", "w", 8) as packed:
+        for name in plain_file.namelist():
+            packed.writestr(name, plain_file.read(name))
     with pytest.raises(ValueError, match=r"claims 4,\d+,\d+ bytes and holds"):
-        pickles.checkpoint(tmp_path / "b.pt")
-
-
-class Asks:
-    """What a pickle asks for by ``make``, called with ``arguments``."""
-
-    def __init__(self, make, *arguments):
-        self.reduced = make, arguments
-
-    def __reduce__(self):
-        return self.reduced
-
-
-def hexadecimal(times):
-    value = b"a" * 1000
-    for _ in range(times):
-        value = Asks(codecs.encode, value, "hex")
-    return value
-
-
-TEXT = "a" * 1000  # one, which is in the file once
-OLD = {"_use_new_zipfile_serialization": False}
-
-
-@pytest.mark.parametrize("options", [{}, OLD], ids=["new", "old"])
-@pytest.mark.parametrize(
-    ("content", "asked"),
-    [
-        (Asks(bytearray, 3_000_000_000), "__builtin__.bytearray"),
-        (Asks(torch.Tensor, 10**9), "torch.Tensor"),
-        (Asks(torch.UntypedStorage, 10**9), "torch.storage.UntypedStorage"),
-        (hexadecimal(25), "_codecs.encode as torch.save does not"),
-        ([Asks(codecs.encode, TEXT, "latin1") for _ in range(9)], "_codecs.encode as torch.save does not"),
-        (Asks(OrderedDict, [("a", 1)]), "collections.OrderedDict as torch.save does not"),
-        (torch.zeros(3).to_sparse(), "torch._utils._rebuild_sparse_tensor"),
-        (torch.zeros(10**9, device="meta"), "torch._utils._rebuild_meta_tensor_no_storage"),
-        (os.mkdir, "posix.mkdir"),
-    ],
-)
-def test_a_pickle_that_asks_for_memory_or_code_is_refused_by_what_it_asks_for(tmp_path, content, asked, options):
-    torch.save({"model": content}, tmp_path / "a.pt", **options)
-    assert (tmp_path / "a.pt").stat().st_size < 5000
-    with pytest.raises(ValueError, match=rf"it asks for {asked}.* and pickled code is not run"):
-        pickles.checkpoint(tmp_path / "a.pt")
-
-
-@pytest.mark.parametrize("options", [{}, OLD], ids=["new", "old"])
-def test_all_that_checkpoints_hold_is_read(tmp_path, options):
-    kinds = (torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int64, torch.bool, torch.complex64)
-    state = nn.BatchNorm1d(3).state_dict()  # an OrderedDict with an attribute
-    content = {
-        "state": state, "kinds": [torch.arange(4).to(kind) for kind in kinds], "numbers": (1, -(2**40), 0.5, None),
-        "bytes": [b"\xff\x00", b"ab", b"ab"], "parameter": nn.Parameter(torch.ones(2)),
-        "shared": [state["weight"], state["weight"][1:]], 3: "é", "b": True,
-    }  # fmt: skip
-    torch.save(content, tmp_path / "a.pt", **options)
-    found = pickles.checkpoint(tmp_path / "a.pt")
-    assert list(found) == list(content) and found["numbers"] == content["numbers"] and found[3] == "é"
-    assert found["bytes"] == content["bytes"]
-    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(found["kinds"], content["kinds"], strict=True))
-    assert all(torch.equal(found["state"][name], value) for name, value in state.items())
-    assert torch.equal(found["shared"][1], state["weight"][1:]) and torch.equal(found["parameter"], torch.ones(2))
-
-
-def test_a_record_is_not_read_again_under_another_spelling(tmp_path):
-    """The members of the archive are found whatever the case of their names."""
-    torch.save({"a": torch.zeros(10**6)}, tmp_path / "a.pt")
-    with zipfile.ZipFile(tmp_path / "a.pt") as whole, zipfile.ZipFile(tmp_path / "b.pt", "w") as other:
-        for name in whole.namelist():
-            content = whole.read(name).replace(b"X\x01\x00\x00\x000", b"X\x01\x00\x00\x00a")
-            other.writestr(name.replace("data/0", "data/A"), content)
-    with pytest.raises(ValueError, match=r"it asks for a storage as torch\.save does not"):
-        pickles.checkpoint(tmp_path / "b.pt")
+        untrusted.checkpoint(tmp_path / "b.pt")
 
 
 @pytest.mark.parametrize(
@@ -470,20 +398,18 @@ def test_a_record_is_not_read_again_under_another_spelling(tmp_path):
         (torch.zeros(1).expand(10**12), r"a claims \(1000000000000,\), 4,000,000,000,000 bytes, and 4 are stored"),
         (torch.zeros(2, 10**11, device="meta"), "a must be a plain tensor of numbers, got a torch.strided on meta one"),
         (torch.zeros(3).to_sparse(), "a must be a plain tensor of numbers, got a torch.sparse_coo on cpu one"),
-        (torch.zeros(3, 3).to_sparse_csr(), "got a torch.sparse_csr on cpu one"),
         (torch.zeros(300), r"a claims \(300,\), 1,200 bytes, and 1,000 are stored"),
         (torch.zeros([1] * 5000).expand([1] * 4999 + [2]), r"a claims \(1, 1, .{0,200}…, 8 bytes"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_tensors_that_are_not_what_a_file_can_hold(tensor, complaint):
-    pickles.check_stored({"a": torch.zeros(100), "b": torch.zeros(150)}, 1000)
+    untrusted.check_stored({"a": torch.zeros(100), "b": torch.zeros(150)}, 1000)
     for name in ("a", "a" + 10_000 * "b"):
         with pytest.raises(ValueError, match=complaint.replace("a ", "a(b{199}…)? ", 1)) as caught:
-            pickles.check_stored({name: tensor}, 1000)
+            untrusted.check_stored({name: tensor}, 1000)
         assert len(str(caught.value)) < 700
     with pytest.raises(ValueError, match=r"b claims .* 600 bytes, and 300 are stored"):
-        pickles.check_stored({"a": torch.zeros(175), "b": torch.zeros(150)}, 1000)
+        untrusted.check_stored({"a": torch.zeros(175), "b": torch.zeros(150)}, 1000)
 
 
 def test_the_source_loads_no_pickle():

@@ -31,7 +31,7 @@ from indm.published.conditional import CodePrior
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
 from indm.training.checks import check_parts
-from indm.training.ema import EMA
+from indm.training.step import EMA
 
 DEFAULTS = {"blocks": (1, 1), "width": 8, "code_dim": 4, "encoder_planes": (6, 8), "prior_width": 8}
 CASES = {

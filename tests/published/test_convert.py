@@ -239,7 +239,7 @@ class Hostile:
 
 def test_pickled_code_is_not_run(tmp_path, capsys):
     path = checkpoint(fixture("ddpmpp_vp")[1], tmp_path / "a.pth", extra=Hostile())
-    with pytest.raises(ValueError, match=r"asks for .*print, and pickled code is not run"):
+    with pytest.raises(ValueError, match=r"asks for more than tensors, .* and pickled code is not run"):
         read_checkpoint(path)
     assert "code was run" not in capsys.readouterr().out
 
@@ -255,8 +255,11 @@ def test_pickled_code_is_not_run(tmp_path, capsys):
         ({"ema": torch.ones(2)}, 'must hold a list of tensors as "shadow_params" of its "ema"'),
         ({"model": {3: torch.ones(2)}}, 'must hold a dict whose "model" is a dict of tensors'),
         ({"model": 1, "m" * 10**5: 2}, "it holds optimizer, model, ema, step, extra, m{100,200}…$"),
-        ({"model": {"a": torch.ones(2).to_sparse()}}, r"it asks for torch\._utils\._rebuild_sparse_tensor"),
-        ({"model": {"a": torch.ones(2, device="meta")}}, r"it asks for torch\._utils\._rebuild_meta_tensor_no_storage"),
+        ({"model": {"a": torch.ones(2).to_sparse()}}, "must be a plain tensor of numbers, got a torch.sparse_coo"),
+        (
+            {"model": {"a": torch.ones(2, device="meta")}},
+            "must be a plain tensor of numbers, got a torch.strided on meta",
+        ),
     ],
 )
 def test_what_a_checkpoint_holds_beside_its_weights_is_checked(changes, complaint, tmp_path):

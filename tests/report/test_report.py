@@ -775,11 +775,11 @@ def digits(tmp_path_factory):
     made = measurements.MEASUREMENTS["gap"]
     seconds = {"indm": 0.2, NASTY: 0.21, "own": 0.1}
 
-    def seconds_in_turns(trainers, threads, **_):
+    def interleaved_seconds(trainers, threads, **_):
         return {run: [seconds.get(run.name, seconds["indm"])] for run in trainers}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(costs, "seconds_in_turns", seconds_in_turns)
+        patch.setattr(costs, "interleaved_seconds", interleaved_seconds)
         patch.setattr("indm.config.options.MANY_STEPS", MANY)
         patch.setattr(style, "DPI", 80)
         solve_roughly(patch)

@@ -8,9 +8,8 @@ from accelerate.state import AcceleratorState
 
 from indm.config.options import Training
 from indm.model import INDM
-from indm.runs.devices import CHOSEN, computing_on, device, names, on_cpu
+from indm.runs.devices import CHOSEN, computing_on, device, fast_precision, make_accelerator, names, on_cpu
 from indm.runs.folder import open_model
-from indm.training.devices import fast_precision, make_accelerator
 
 
 @pytest.fixture

@@ -16,22 +16,7 @@ from indm.data import standard
 from indm.report.writer import common_data
 from indm.runs.folder import recipe_of
 
-TINY = [
-    "--flow", "identity", "--net.width=8", "--net.depth=1", "--train.batch_size=16", "--train.steps=2",
-    "--train.seconds=inf", "--train.warmup=0", "--train.validate_examples=4", "--quiet",
-]  # fmt: skip
 FEW = ["--examples=4", "--nll-examples=0", "--overwrite", "--quiet"]
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A folder with data and a run that was trained in it by a relative path; it is the current folder."""
-    home = tmp_path / "project"
-    home.mkdir()
-    np.save(home / "mine.npy", np.random.default_rng(0).normal(size=(40, 2)))
-    monkeypatch.chdir(home)
-    assert main(["train", "array", "--data.path=mine.npy", "--out=runs/a", *TINY]) == 0
-    return home
 
 
 def test_a_run_holds_its_paths_absolute_and_from_the_run_folder(project):

@@ -8,13 +8,22 @@ import time
 
 import pytest
 from processes import exit_code, fork
-from test_moved import TINY, project  # noqa: F401  (a fixture)
 
 from indm.cli.main import main
 from indm.runs import signals
 from indm.runs.folder import read_metrics
 from indm.runs.signals import interruptible, uncut
 from indm.training.trainer import Trainer
+
+SMALL = [
+    "--flow",
+    "identity",
+    "--net.width=8",
+    "--net.depth=1",
+    "--train.batch_size=16",
+    "--train.seconds=inf",
+    "--quiet",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -98,8 +107,8 @@ def test_nothing_ends_once_the_steps_are_over_or_indm_is_a_library_or_another_pr
         assert exit_code(fork(work)) == 0
 
 
-def test_a_training_in_a_long_step_says_where_it_is_saved_and_is_resumed_from_there(project, monkeypatch, capfd):  # noqa: F811
-    line = ["train", "array", "--data.path=mine.npy", "--out=runs/b", *TINY, "--train.steps=6", "--train.threads=1"]
+def test_a_training_in_a_long_step_says_where_it_is_saved_and_is_resumed_from_there(project, monkeypatch, capfd):
+    line = ["train", "array", "--data.path=mine.npy", "--out=runs/b", *SMALL, "--train.steps=6", "--train.threads=1"]
     real = Trainer.forward_backward
 
     def long_fifth(trainer, *arguments):

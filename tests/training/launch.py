@@ -41,8 +41,8 @@ class InDouble(Trainer):
             os.kill(os.getpid(), signal.SIGINT)
         return validation
 
-    def save(self, run):
-        super().save(run)
+    def save(self, *arguments):
+        super().save(*arguments)
         if self.fails("late"):
             os.kill(os.getpid(), signal.SIGINT)
 

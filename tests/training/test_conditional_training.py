@@ -40,7 +40,8 @@ def test_a_conditional_run_resumes_to_the_last_bit(recipe, tmp_path):
     assert list(saved["condition"]["labels"]) == list("0123456789")
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [2, 4])
 def test_processes_make_the_conditional_run_of_one(processes, tmp_path):
     train(CLASSES, tmp_path / "1", progress=False, trainer=InDouble)
     fork_group(processes, lambda: train(CLASSES, tmp_path / "many", progress=False, trainer=InDouble))
@@ -68,37 +69,29 @@ def test_it_learns_the_law_at_each_condition(tmp_path):
 
 def test_a_network_of_ones_own_is_tried_and_trained_with_its_condition(tmp_path):
     x = torch.randn(200, 2)
-    recipe = VECTORS | {
-        "flow": {"name": "identity"},
-        "condition": {"name": "vector"},
-        "train": {"steps": 2, "threads": 1},
-    }
+    recipe = VECTORS | {"flow": {"name": "identity"}, "condition": {"name": "vector"}}
+    recipe |= {"train": {"steps": 2, "threads": 1}}
     train(recipe, tmp_path / "run", model=OwnNet((2,), (2,)), data=TensorDataset(x, x[:, :1]), progress=False)
     model = indm.INDM.load(tmp_path / "run", constructors={"net": {"own_net:OwnNet": OwnNet}})
     assert model.log_prob(x[:3], c=x[:3, :1]).isfinite().all()
 
 
+OF_NORMALS = {"flow": {"name": "identity"}, "train": {"objective": "own_model:likelihood"}}
+
+
 @pytest.mark.parametrize(
-    ("recipe", "data", "message"),
+    ("condition", "more", "data", "message"),
     [
-        ({"condition": {"name": "vector"}}, None, "have no numbers for a condition"),
-        ({"condition": {"name": "classes", "labels": ["0", "1"]}}, None, "the train data do not fit the condition"),
-        ({"condition": {"name": "klasses"}}, None, "did you mean 'classes'"),
-        ({"condition": {"name": "classes"}}, torch.zeros(40, 1, 8, 8, dtype=torch.uint8), "must be a pair"),
-        (
-            {
-                "condition": {"name": "classes"},
-                "flow": {"name": "identity"},
-                "train": {"objective": "own_model:likelihood"},
-            },
-            None,
-            "condition must be left out: a Normals",
-        ),
+        ({"name": "vector"}, {}, None, "have no numbers for a condition"),
+        ({"name": "classes", "labels": ["0", "1"]}, {}, None, "the train data do not fit the condition"),
+        ({"name": "klasses"}, {}, None, "did you mean 'classes'"),
+        ({"name": "classes"}, {}, torch.zeros(40, 1, 8, 8, dtype=torch.uint8), "must be a pair"),
+        ({"name": "classes"}, OF_NORMALS, None, "condition must be left out: a Normals"),
     ],
 )
-def test_data_that_do_not_fit(recipe, data, message, tmp_path):
+def test_data_that_do_not_fit(condition, more, data, message, tmp_path):
     with pytest.raises(ValueError, match=message), indm.trust("own_model"):
-        train(TINY | recipe, tmp_path / "run", data=data, progress=False)
+        train(TINY | {"condition": condition} | more, tmp_path / "run", data=data, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -155,12 +148,7 @@ def test_images_without_labels_get_their_class(run, tmp_path, capsys):
 
 
 def test_what_needs_classes_says_so(tmp_path, capsys):
-    assert (
-        main(
-            ["train", "digits", "--out", str(tmp_path / "run"), "--net.channels", "8", "--train.steps", "2", "--quiet"]
-        )
-        == 0
-    )
+    train(change(TINY, steps=1), tmp_path / "run", progress=False)
     assert main(["classify", str(tmp_path / "run"), "--quiet"]) == 2
     assert "train one with --condition classes" in capsys.readouterr().err
     assert main(["sample", str(tmp_path / "run"), "--condition", "3", "--quiet"]) == 2

@@ -9,8 +9,9 @@ import torch
 from indm.config import recipes
 from indm.runs.folder import read_metrics, recipe_of
 from indm.training import costs
-from indm.training.costs import Cost, keep, key_of, measure_runs, medians, ratio_in, recorded, seconds_in_turns
+from indm.training.costs import Cost, interleaved_seconds, keep, key_of, measure_runs, medians, ratio_in, recorded
 from indm.training.loop import train
+from indm.training.step import FlowUse
 from indm.training.trainer import Trainer
 
 TINY = {
@@ -35,7 +36,9 @@ def clock(monkeypatch):
 
     def train_step(self, batches):
         neighbour = 5.0 if len(taken) % 40 > 20 else 1.0
-        now[0] += neighbour * (3.0 if self.behind() == "joint" and self.options.flow_update_every > 1 else 1.0)
+        now[0] += neighbour * (
+            3.0 if self.flow_use() is FlowUse.TRAINED and self.options.flow_update_every > 1 else 1.0
+        )
         taken.append(torch.get_num_threads())
         self.step += 1
         return {"skipped": torch.zeros(())}
@@ -51,7 +54,7 @@ def test_a_neighbour_does_not_change_what_a_step_costs_beside_another(clock, pre
     trainers = {"linear": costs.trainer_of(recipes.resolve(changed(LINEAR, flow_update_every=1))),
                 "indm": costs.trainer_of(recipes.resolve(changed(TINY, pretrain=pretrain)))}  # fmt: skip
     own = torch.get_num_threads()
-    seconds = seconds_in_turns(trainers, {"linear": own, "indm": own + 1}, rounds=9, steps=4, progress=False)
+    seconds = interleaved_seconds(trainers, {"linear": own, "indm": own + 1}, rounds=9, steps=4, progress=False)
     assert {len(values) for values in seconds.values()} == {9} and min(seconds["linear"]) < max(seconds["linear"])
     assert trainers["linear"].step == 2 + 9 * 4 and set(clock) == {own, own + 1} and torch.get_num_threads() == own
     assert trainers["indm"].step == (2 * 3 + 9 * 6) * (2 if pretrain else 1)  # whole cycles
@@ -85,12 +88,12 @@ def times(monkeypatch, like, own):
     """A step of the first trainer takes ``like`` seconds, one of the other ``own``; the threads that were asked for."""
     asked = []
 
-    def seconds_in_turns(trainers, threads, **_):
+    def interleaved_seconds(trainers, threads, **_):
         asked.append(list(threads.values()))
         assert all(trainer.progress < 1e-6 for trainer in trainers.values())
         return {name: [seconds] * 2 for name, seconds in zip(trainers, (like, own), strict=True)}
 
-    monkeypatch.setattr(costs, "seconds_in_turns", seconds_in_turns)
+    monkeypatch.setattr(costs, "interleaved_seconds", interleaved_seconds)
     return asked
 
 

@@ -14,9 +14,9 @@ from indm.cli.main import main
 from indm.config import recipes
 from indm.data.base import as_data
 from indm.nets.mlp import MLPBlock
-from indm.training import memory
-from indm.training.devices import make_accelerator, peak_memory_mib
-from indm.training.memory import TooLarge, memory_of_step
+from indm.runs.devices import make_accelerator, peak_memory_mib
+from indm.training import checks
+from indm.training.checks import TooLarge, memory_of_step
 from indm.training.trainer import Trainer
 
 PLAIN = {"train.mixed_precision": "no", "train.steps": 10}
@@ -55,24 +55,17 @@ def test_an_estimate_is_near_the_peak_of_a_step():
         assert guess > 80 * 2**20 and guess / 1.5 < peak_of_step(recipe, data) < guess * 1.5
 
 
-def test_vectors_are_counted(monkeypatch):
-    monkeypatch.setattr(memory, "suppress", lambda error: nullcontext())
-    trainer = trainer_of(recipes.recipe("eight-gaussians", PLAIN), as_data(torch.randn(2000, 2)))
-    few, many = (memory_of_step(trainer.model, n, trainer.accelerator)[1] for n in (10, 1010))
-    assert many - few == pytest.approx(memory._kept(trainer.model, 1000), rel=0.01)
-
-
 @pytest.mark.parametrize("flow", ["coupling", "residual", "autoregressive", "conditional-residual"])
 def test_an_estimate_counts_five_copies_of_the_weights_and_every_example(monkeypatch, flow):
     """What a pass of the model keeps without its log-determinant, counted at that batch."""
-    monkeypatch.setattr(memory, "suppress", lambda error: nullcontext())
+    monkeypatch.setattr(checks, "suppress", lambda error: nullcontext())
     trainer = trainer_of(
         recipes.recipe("digits", {"flow": flow, "train.batch_size": 16}),
         as_data(torch.zeros(32, 1, 8, 8, dtype=torch.uint8)),
     )
     weights, kept = memory_of_step(trainer.model, 12, trainer.accelerator)
     assert weights == 5 * 4 * sum(p.numel() for p in trainer.model.parameters())
-    counted = memory._kept(trainer.model, 12)
+    counted = checks._kept(trainer.model, 12)
     assert counted > 2**20 and kept == pytest.approx(counted, rel=0.01)
 
 
@@ -80,7 +73,7 @@ def test_the_look_leaves_no_trace(monkeypatch):
     """Nor does it in parts that a first pass changes, such as an ActNorm, and in what is drawn afterwards."""
     recipe = recipes.recipe("digits", {"flow": "coupling", "net.dropout": 0.1, "train.batch_size": 16})
     data, states = as_data(torch.zeros(32, 1, 8, 8, dtype=torch.uint8)), []
-    for check in (memory.check_fits, lambda *of: None):
+    for check in (checks.check_fits, lambda *of: None):
         monkeypatch.setattr("indm.training.trainer.check_fits", check)
         trainer = trainer_of(recipe, data)
         terms = trainer.train_step(trainer.batches())
@@ -96,7 +89,7 @@ def test_what_cannot_fit_is_refused_with_the_numbers(tmp_path, monkeypatch, caps
     assert main([*line, "--data.size=1000000"]) == 2
     assert "1000000×1000000 pixels take 17,695.1 GiB, and there are" in capsys.readouterr().err
     monkeypatch.undo()
-    monkeypatch.setattr(memory, "most_memory", lambda: 2**27)
+    monkeypatch.setattr(checks, "most_memory", lambda: 2**27)
     assert main([*line, "--data.size=128", "--net.channels=32"]) == 2
     error = capsys.readouterr().err
     assert re.search(
@@ -109,7 +102,7 @@ def test_what_cannot_fit_is_refused_with_the_numbers(tmp_path, monkeypatch, caps
 def test_what_cannot_fit_is_counted_while_it_is_built(monkeypatch):
     changes = {"net.width": 1000, "net.depth": 30, "train.batch_size": 9}
     recipe, built = recipes.recipe("eight-gaussians", PLAIN | changes), []
-    monkeypatch.setattr(memory, "most_memory", lambda: 2**29)  # the weights take 480 MB, a step five times that
+    monkeypatch.setattr(checks, "most_memory", lambda: 2**29)  # the weights take 480 MB, a step five times that
     make = MLPBlock.__init__
     monkeypatch.setattr(MLPBlock, "__init__", lambda *args: (built.append(1), make(*args))[1])
     with pytest.raises(TooLarge, match=r"more than the 512 MiB of memory: lower the size of flow and network"):

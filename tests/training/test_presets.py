@@ -18,10 +18,10 @@ from indm.data.base import as_data
 from indm.data.registry import load_data
 from indm.runs.folder import read_metrics
 from indm.training import presets
+from indm.training.checks import TooLarge
+from indm.training.log import Progress
 from indm.training.loop import plan, train
-from indm.training.memory import TooLarge
 from indm.training.pairs import train_pair
-from indm.training.progress import Progress
 from indm.training.step import is_due, learning_rate_factor
 
 QUICK = {"train.seconds": math.inf, "train.steps": 4, "train.threads": 1, "train.validate_examples": 4}
@@ -322,7 +322,7 @@ def test_the_final_model_may_be_that_of_the_best_validation(vectors, tmp_path):
 
 def test_without_a_terminal_progress_is_a_line_every_few_seconds(monkeypatch, capsys):
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr("indm.training.progress.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("indm.training.log.time", SimpleNamespace(monotonic=lambda: clock.now))
     asked = []
     with Progress(0.0, lambda: asked.append(1) or f"step {len(asked)}") as progress:
         for step in range(1, 41):

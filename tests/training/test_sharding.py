@@ -21,8 +21,8 @@ from test_training import assert_same, change, checkpoint, log_of
 import indm
 from indm.config import recipes
 from indm.model import build, count_parameters
+from indm.runs.devices import make_accelerator
 from indm.training import checkpoints, sharding
-from indm.training.devices import make_accelerator
 from indm.training.loop import train
 from indm.training.sharding import blocks, local, shard
 from indm.training.trainer import Trainer
@@ -263,7 +263,7 @@ def test_a_state_that_is_set_aside_keeps_its_shards(tmp_path, alone):
     assert {path.name for path in (run / "checkpoints").iterdir()} == {
         "3.pt", "3.1", "6.pt", "6.2", "6.pt.diverged", "6.1",
     }  # fmt: skip
-    assert checkpoints.read_whole(run / "checkpoints" / "6.pt.diverged")["step"] == 6
+    assert checkpoints.read(run / "checkpoints" / "6.pt.diverged", with_shards=True)["step"] == 6
 
 
 def test_shards_of_another_recipe_are_refused_and_named(tmp_path, alone):
@@ -271,7 +271,7 @@ def test_shards_of_another_recipe_are_refused_and_named(tmp_path, alone):
     data = indm.data.load_data(**ALONE["data"])
     wider = recipes.resolve(wider)
     trainer = Trainer(wider, data, make_accelerator(wider.train))
-    with pytest.raises(ValueError, match=r"6\.pt is no checkpoint of this recipe.*[Ss]ize"):
+    with pytest.raises(ValueError, match=r"6\.pt is not a checkpoint of this recipe.*[Ss]ize"):
         trainer.load(alone)
 
 

@@ -14,7 +14,8 @@ from test_training import change
 from indm.cli.commands import parse
 from indm.config.options import Training
 from indm.runs.provenance import threads_of
-from indm.training import loop, threads
+from indm.training import costs
+from indm.training import trainer as trainer_module
 from indm.training.loop import train
 from indm.training.trainer import Trainer
 
@@ -30,7 +31,7 @@ def machine(monkeypatch):
     machine = SimpleNamespace(threads=4, now=0.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: machine.threads)
     monkeypatch.setattr(torch, "set_num_threads", lambda n: setattr(machine, "threads", n))
-    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: machine.now))
+    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=lambda: machine.now))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return machine
 
@@ -41,7 +42,7 @@ def machine(monkeypatch):
 @pytest.mark.parametrize("busy, idle", [(0.0, 4), (12.0, 4), (25.0, 3), (50.0, 2), (90.0, 1), (100.0, 1)])
 def test_a_run_takes_what_others_leave(machine, monkeypatch, busy, idle):
     monkeypatch.setattr("psutil.cpu_percent", lambda seconds: busy)
-    assert threads.choose(trainer_of(TINY)) == idle
+    assert costs.choose_threads(trainer_of(TINY)) == idle
     assert machine.threads == 4, "as before"
 
 
@@ -55,7 +56,7 @@ def test_the_command_line_environment_and_earlier_parts_decide_before_a_look(mac
         monkeypatch.setenv("OMP_NUM_THREADS", environment)
         trainer.options = dataclasses.replace(trainer.options, threads=wanted)
         trainer.accelerator = SimpleNamespace(device=torch.device(device), num_processes=processes)
-        return threads.choose(trainer, resumed)
+        return costs.choose_threads(trainer, resumed)
 
     assert chosen() == 1
     assert chosen(wanted=3) == chosen(wanted=3, environment="4", resumed=tmp_path) == 3
@@ -73,13 +74,7 @@ def test_the_command_line_environment_and_earlier_parts_decide_before_a_look(mac
 def test_a_run_without_a_stored_number_goes_on_with_that_of_pytorch(machine, tmp_path, damage):
     (tmp_path / "versions.json").write_text(damage)
     assert threads_of(tmp_path) is None and threads_of(OLD_RUNS / "indm") == 2
-    assert threads.choose(trainer_of(TINY), tmp_path) == 4
-
-
-@pytest.mark.parametrize("wrong", [0, -1, 1.0, True, "none"])
-def test_a_number_of_threads_is_auto_or_at_least_1(tmp_path, wrong):
-    with pytest.raises(ValueError, match=r"train\.threads must be .*auto"):
-        train(change(TINY, threads=wrong), tmp_path / "run", progress=False)
+    assert costs.choose_threads(trainer_of(TINY), tmp_path) == 4
 
 
 @pytest.mark.parametrize("command", ["train", "train-pair", "train-bridge"])
@@ -105,7 +100,7 @@ def test_a_resumed_run_has_the_threads_it_was_trained_with(machine, tmp_path):
 
 def slow_step_warnings(times, kinds=(frozenset("a"),)):
     """The steps at which something is said, where the step number i of its kind takes times(i, kind) seconds."""
-    watch, said = threads.SlowSteps(), {}
+    watch, said = costs.SlowSteps(), {}
     for step in range(400):
         kind = kinds[step % len(kinds)]
         message = watch.notice(step, kind, times(step, kind))
@@ -145,7 +140,7 @@ def test_what_is_no_slow_run_is_not_called_one(times):
 
 
 def test_a_training_warns_of_slow_steps_and_not_of_validations(machine, monkeypatch, tmp_path):
-    monkeypatch.setattr(threads, "WINDOW_STEPS", 2)
+    monkeypatch.setattr(costs, "WINDOW_STEPS", 2)
     step, seconds = Trainer.train_step, [5, 5, 5, 5, 6, 6, 20, 20, 20, 20]
 
     def timed_step(self, batches):

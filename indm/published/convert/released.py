@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from indm import messages
-from indm.files import pickles
+from indm.files import untrusted
 from indm.messages import brief, listed
 
 State = dict[str, Tensor]
@@ -88,7 +88,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     try:
-        content = pickles.checkpoint(path, NUMPY_SCALARS)
+        content = untrusted.checkpoint(path, NUMPY_SCALARS)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # damaged files surface as almost anything
@@ -104,7 +104,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     state = {key.removeprefix("module."): value for key, value in state.items()}
     try:
         for tensors in (state, {f"average {i}": value for i, value in enumerate(shadow or ())}):
-            pickles.check_stored(tensors, path.stat().st_size)
+            untrusted.check_stored(tensors, path.stat().st_size)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as a checkpoint of torch: {error}") from error
     return Checkpoint(path, state, shadow, decay, step)

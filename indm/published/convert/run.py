@@ -27,8 +27,7 @@ from indm.published.convert.network import load_published
 from indm.published.convert.released import State, Weights, read_checkpoint
 from indm.published.convert.settings import check_finite_types, read_settings, tables_of, unrelated
 from indm.published.score import PublishedScore
-from indm.runs.data import CONVERSION
-from indm.runs.folder import check_empty
+from indm.runs.folder import CONVERSION, check_empty
 from indm.runs.provenance import describe, provenance
 from indm.scaling import Scaling
 from indm.sde.linear import LinearSDE

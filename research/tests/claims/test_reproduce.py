@@ -26,7 +26,7 @@ from indm.report import figures
 from indm.report.records import Record
 from indm.runs import folder as folder_module
 from indm.runs.folder import read_metrics
-from indm.runs.lock import run_lock
+from indm.runs.processes import run_lock
 from indm.sde.linear import VESDE, VPSDE
 from indm.training import costs as measured_costs
 from indm.training import loop

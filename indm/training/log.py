@@ -1,38 +1,49 @@
-"""The log of a run, metrics.jsonl: means of the loss terms, validations, steps that were left out, and why.
+"""What watches a run: its log, metrics.jsonl, and the bar or the lines on a terminal.
 
-Only :meth:`MetricsLog.look` makes the host wait for the device. It is called before a line is written, and every 50
-steps: the device leaves a step out by itself, and the host learns of it later.
+The log has means of the loss terms, validations, and the steps that were left out, with the cause. It looks for these
+before a line is written, and every 50 steps: the device leaves a step out by itself, and only :meth:`MetricsLog.look`
+makes the host wait for it.
 """
 
 import json
 import math
+import sys
+import time
 import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from indm.config.recipes import Recipe
 from indm.files import atomic, untrusted
 from indm.messages import reason
 from indm.runs.folder import read_metrics
 from indm.runs.processes import by_main_process
+from indm.training.trainer import Trainer
 
-PENALTIES = ("isometry", "terminal")  # terms beside the NELBO that are worth watching
+PENALTIES = ("isometry", "terminal")  # terms beside the NELBO that are shown
 BEST = "best"  # the folder of the averaged model with the best validation, in that of the run
 TOTALS = ("loss", "nelbo")  # sums of other terms: not the cause where one of those is not finite either
 LOOK_EVERY = 50  # steps
+BAR = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}{postfix}"
+BAR_INTERVAL, LINE_INTERVAL = 2.0, 5.0  # seconds between two texts of the bar, and between two lines
 
 
 @dataclass
 class Means:
-    """Sums and counts of the terms since the last line, of this process: part of a run's state."""
+    """Sums and counts of the terms since the last line, of this process."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, terms: dict[str, Tensor], left_out: Tensor) -> None:
+    def add(self, terms: Mapping[str, Tensor], left_out: Tensor) -> None:
         """Take in the terms of one step, or none of them, without waiting for the device."""
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0.0) + torch.where(left_out, torch.zeros_like(value), value)
@@ -41,12 +52,15 @@ class Means:
     def state(self) -> dict:
         return {name: {k: v.cpu() for k, v in part.items()} for name, part in vars(self).items()}
 
-    def restore(self, states: list[dict], process: int, processes: int, device: torch.device) -> None:
-        """Take the state of this ``process``, or the mean of all where the number of ``processes`` was another then."""
+    @classmethod
+    def restored(cls, states: list[dict], process: int, processes: int, device: torch.device) -> "Means":
+        """The means of this ``process``, or of all where there were not as many ``processes`` then."""
         own = states if len(states) != processes else [states[process]]
-        for name in ("sums", "counts"):
-            parts = [state[name] for state in own]
-            setattr(self, name, {k: sum(part[k] for part in parts).to(device) / len(parts) for k in parts[0]})
+        parts = {name: [state[name] for state in own] for name in ("sums", "counts")}
+        return cls(**{
+            name: {k: sum(part[k] for part in each).to(device) / len(each) for k in each[0]}
+            for name, each in parts.items()
+        })  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,23 +75,32 @@ class MetricsLog:
     """Writes ``metrics.jsonl`` and the trackers, from the main process; every process calls it alike.
 
     Args:
-        trainer: the :class:`indm.training.trainer.Trainer` whose run it is.
+        trainer: whose run it is.
         run: the run folder.
         recipe: for the trackers.
+        state: of the log of a run that is resumed.
+
+    Attributes:
+        skipped: steps that were left out in all.
+        validation: the last one.
+        best: step and ``valid_nelbo`` of the best validation.
     """
 
-    def __init__(self, trainer, run: Path, recipe: Recipe):
+    def __init__(self, trainer: Trainer, run: Path, recipe: Recipe, state: dict[str, Any] | None = None):
         self.trainer, self.path, self.recipe = trainer, run / "metrics.jsonl", recipe
-        self.best = run / BEST / "validation.json"  # of which step and how good the model beside it is
+        self.best_file = run / BEST / "validation.json"
+        self.best: dict[str, Any] = by_main_process(self._read_best)
+        self.means, self.skipped, self.validation = Means(), 0, dict[str, Any]()
+        self.skipped_in_row: Counter[frozenset[str]] = Counter()  # of each kind of step, by its terms
         self.unread: list[dict[str, Tensor]] = []
         self.newest: dict[str, float] = {}  # terms of the last line that had them
+        self.go_back(state)
+        self.skipped = state["skipped"] if state else 0
 
     def __enter__(self) -> "MetricsLog":
         if self.trainer.options.trackers:
             flat = {f"{t}.{k}": str(v) for t, content in self.recipe.items() for k, v in content.items()}
             self.trainer.accelerator.init_trackers("indm", config=flat)
-        self.trainer.best = by_main_process(self._read_best)
-        self.go_back()
         return self
 
     def __exit__(self, *_) -> None:
@@ -85,21 +108,30 @@ class MetricsLog:
             for tracker in self.trainer.accelerator.trackers:  # end_training would end the processes' group, too
                 tracker.finish()
 
-    def go_back(self) -> None:
-        """Drop the lines after the state that the trainer is in; the best model stays, whichever step it is of."""
-        self.unread = []
-        if self.trainer.accelerator.is_main_process:
+    def state(self) -> dict[str, Any]:
+        """What the log of a resumed run needs beside its lines. Collective."""
+        means = gather_object([self.means.state()])
+        return {"means": means, "skipped": self.skipped, "validation": self.validation}
+
+    def go_back(self, state: dict[str, Any] | None) -> None:
+        """Continue from ``state``, and drop the lines after it; the count of steps left out and the best model stay."""
+        a = self.trainer.accelerator
+        if state:
+            self.means = Means.restored(state["means"], a.process_index, a.num_processes, a.device)
+            self.validation = state["validation"]
+        self.unread, self.skipped_in_row = [], Counter()
+        if a.is_main_process:
             lines = [line for line in read_metrics(self.path.parent) if self._is_past(line)]
             atomic.text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def _read_best(self) -> dict:
-        if not self.best.exists():
+        if not self.best_file.exists():
             return {}
         try:
-            best = untrusted.json_object(self.best)
+            best = untrusted.json_object(self.best_file)
             return {"step": int(best["step"]), "valid_nelbo": float(best["valid_nelbo"])}
         except (ValueError, TypeError, KeyError) as error:
-            warnings.warn(f"{self.best} is damaged ({reason(error)}); the next model is best", stacklevel=3)
+            warnings.warn(f"{self.best_file} is damaged ({reason(error)}); the next model is best", stacklevel=3)
             return {}
 
     def _is_past(self, line: dict) -> bool:
@@ -108,7 +140,7 @@ class MetricsLog:
     def add(self, terms: dict[str, Tensor]) -> None:
         """Take in the terms of one step, see :meth:`indm.training.trainer.Trainer.train_step`."""
         self.unread.append(terms)
-        self.trainer.means.add({k: v for k, v in terms.items() if k != "skipped"}, terms["skipped"] > 0)
+        self.means.add({k: v for k, v in terms.items() if k != "skipped"}, terms["skipped"] > 0)
 
     def look(self) -> Fault | None:
         """Write down the steps that were left out since the last look; a fault where there were too many in a row."""
@@ -118,9 +150,9 @@ class MetricsLog:
         for step, (terms, left_out) in enumerate(zip(unread, skipped, strict=True), first):
             in_row = self._in_row(frozenset(terms), left_out > 0)
             if left_out:
-                trainer.skipped += 1
+                self.skipped += 1
                 cause = self._cause(terms)
-                self._write({"skipped": trainer.skipped, "not_finite": cause} | trainer.place_of(step), step)
+                self._write({"skipped": self.skipped, "not_finite": cause} | trainer.place_of(step), step)
                 if in_row == trainer.options.max_skipped_steps:
                     return Fault(step, cause)
         return None
@@ -128,9 +160,9 @@ class MetricsLog:
     def _in_row(self, kind: frozenset[str], left_out: bool) -> int:
         """How many steps were left out in a row, where a row ends at a step that has all the terms of those in it.
 
-        Steps behind a frozen flow show nothing of the flow, so they end no row of steps that train it.
+        Steps behind a frozen flow show nothing of the flow, so they do not end a row of steps that train it.
         """
-        rows = self.trainer.skipped_in_row
+        rows = self.skipped_in_row
         if left_out:
             rows.update({*rows, kind})
         else:
@@ -147,11 +179,11 @@ class MetricsLog:
 
     def log_step(self) -> None:
         """Write the means since the last call (terms in nats, the NELBO as in validation). Collective."""
-        means, trainer = self.trainer.means, self.trainer
+        means, trainer = self.means, self.trainer
         terms = {k: trainer.accelerator.reduce(v / means.counts[k], "mean").item() for k, v in means.sums.items()}
         terms = self._in_units(terms)
         self.newest |= terms
-        trainer.means = Means()
+        self.means = Means()
         rates = {f"{group['name']}_lr": group["lr"] for group in trainer.optimizer.param_groups}
         self._write(terms | rates, trainer.step)
 
@@ -163,20 +195,20 @@ class MetricsLog:
         return terms
 
     def line(self) -> str:
-        """Where the run is, for whoever watches it: step, loss, validation, learning rate.
+        """Step, loss, validation and learning rate, for a person who watches.
 
         The loss is the NELBO where there is one: this process's mean since the last line of the log, or that line's.
         """
-        means, trainer = self.trainer.means, self.trainer
+        means, trainer = self.means, self.trainer
         terms = self.newest | self._in_units({k: (v / means.counts[k]).item() for k, v in means.sums.items()})
         parts = [f"step {trainer.step}"]
         if "nelbo" in terms:
             parts += [f"NELBO {terms['nelbo']:.3f} {trainer.unit}"]
             parts += [f"{name} {terms[name]:.4g}" for name in PENALTIES if name in terms]
-        elif "loss" in terms:  # which steps behind a frozen flow have not
-            parts += [f"{name} {terms[name]:.4g}" for name in ("loss", *trainer.shown) if name in terms]
-        if trainer.validation:
-            parts += [f"validation {trainer.validation['valid_nelbo']:.3f}"]
+        elif "loss" in terms:  # steps with a frozen flow have none
+            parts += [f"{name} {terms[name]:.4g}" for name in ("loss", *trainer.objective.shown) if name in terms]
+        if self.validation:
+            parts += [f"validation {self.validation['valid_nelbo']:.3f}"]
         rate = max(group["lr"] for group in trainer.optimizer.param_groups)
         return ", ".join([*parts, f"rate {rate:.2g}"])
 
@@ -190,28 +222,23 @@ class MetricsLog:
         broken = [name for name, value in validation.items() if isinstance(value, float) and not math.isfinite(value)]
         if broken:
             return Fault(trainer.step, ", ".join(broken))
-        trainer.validation = validation
-        if validation["valid_nelbo"] < trainer.best.get("valid_nelbo", math.inf):
-            trainer.best = {"step": trainer.step, "valid_nelbo": validation["valid_nelbo"]}
-            trainer.save_average(self.best.parent)
+        self.validation = validation
+        if validation["valid_nelbo"] < self.best.get("valid_nelbo", math.inf):
+            self.best = {"step": trainer.step, "valid_nelbo": validation["valid_nelbo"]}
+            trainer.save_average(self.best_file.parent)
             if trainer.accelerator.is_main_process:
-                atomic.json_object(self.best, trainer.best)
+                atomic.json_object(self.best_file, self.best)
         self._write(validation, trainer.step)
         return None
 
-    def log_rollback(self, fault: Fault) -> None:
-        """Write that the run, now in an earlier state, came back to it, and which steps had been left out since."""
+    def log_rollback(self, fault: Fault, state: dict[str, Any]) -> None:
+        """Continue from ``state``, to which the run came back, and write which steps had been left out since."""
         trainer = self.trainer
         lines = read_metrics(self.path.parent) if trainer.accelerator.is_main_process else []
         left_out = [step for line in lines if not self._is_past(line) for step in _left_out(line)]
-        self.go_back()
-        line = {
-            "rollback": trainer.rollbacks,
-            "from": fault.step,
-            "not_finite": fault.cause,
-            "lr_factor": trainer.lr_factor,
-        }
-        self._write(line | {"left_out": left_out}, trainer.step)
+        self.go_back(state)
+        line = {"rollback": trainer.rollbacks, "from": fault.step, "not_finite": fault.cause}
+        self._write(line | {"lr_factor": trainer.lr_factor, "left_out": left_out}, trainer.step)
 
     def _write(self, values: dict, step: int) -> None:
         if self.trainer.accelerator.is_main_process:
@@ -226,5 +253,48 @@ class MetricsLog:
 def _left_out(line: dict) -> list[dict]:
     """The steps left out according to a line, which may be damaged: its own, or those before a rollback."""
     steps = line.get("left_out", [line] if "skipped" in line else [])
-    whole = [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
-    return [{key: step.get(key) for key in ("step", "epoch", "batch", "not_finite")} for step in whole]
+    steps = [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+    return [{key: step.get(key) for key in ("step", "epoch", "batch", "not_finite")} for step in steps]
+
+
+class Progress:
+    """A bar on a terminal, else a line every few seconds, with the share of a run that is done and a text about it.
+
+    Args:
+        share: of the run that is done at the start, in [0, 1].
+        text: what to show now. It is asked for only when it is shown, as making it may wait for the device.
+        disabled: show nothing.
+    """
+
+    def __init__(self, share: float, text: Callable[[], str], disabled: bool = False):
+        self.text, self.first, self.share = text, share, share
+        self.started = self.shown = time.monotonic()
+        on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self.bar = tqdm(total=1.0, initial=share, bar_format=BAR, disable=disabled or not on_terminal)
+        self.lines = not disabled and not on_terminal
+        self.every = BAR_INTERVAL if on_terminal else LINE_INTERVAL
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def update(self, share: float) -> None:
+        """Note how far the run is; show it if the last text is old, after the first step, and at the end."""
+        fresh, self.share = self.share == self.first, min(share, 1.0)
+        if self.bar.disable and not self.lines:
+            return
+        self.bar.update(self.share - self.bar.n)
+        now = time.monotonic()
+        if fresh or self.share == 1 or now - self.shown >= self.every:
+            self.shown = now
+            self._show(now)
+
+    def _show(self, now: float) -> None:
+        if not self.lines:
+            self.bar.set_postfix_str(" " + self.text())
+            return
+        done = self.share - self.first
+        left = tqdm.format_interval((1 - self.share) / done * (now - self.started)) if done > 0 else "?"
+        print(f"{self.share:4.0%} {self.text()}, {left} left", file=sys.stderr, flush=True)
