@@ -145,15 +145,6 @@ def interleaved_seconds(
         rounds: how many.
         steps: of a round.
         progress: show a bar.
-
-    Example: the ratio of two costs is best taken round by round, by its median.
-
-        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
-        >>> tables |= {"data": {"name": "eight-gaussians"}, "train": {"batch_size": 32}}
-        >>> trainers = {seed: trainer_of(recipes.resolve(tables)) for seed in (0, 1)}
-        >>> seconds = interleaved_seconds(trainers, {0: 1, 1: 1}, rounds=3, steps=2, progress=False)
-        >>> [len(values) for values in seconds.values()]
-        [3, 3]
     """
     batches = {name: trainer.batches() for name, trainer in trainers.items()}
 
@@ -239,7 +230,9 @@ def measure_runs(runs: Sequence[Path], progress: bool = True) -> tuple[dict[Path
     with torch.random.fork_rng(devices=[]):
         for run in runs:
             try:
-                check_device(run)
+                there, here = device_of(run), device_name(torch.device(device()))
+                if there not in (None, here):  # on which the costs may be others
+                    raise ValueError(f"{run} was trained on {there}, and this is {here}")
                 trainers[run] = trainer_of(_kept(recipe_of(run)))
                 threads[run] = threads_for(run)
             except (ValueError, OSError, RuntimeError, MemoryError) as error:
@@ -253,13 +246,6 @@ def measure_runs(runs: Sequence[Path], progress: bool = True) -> tuple[dict[Path
         with contextlib.suppress(OSError):  # of others, or read-only: measured again the next time
             keep(run, [cost_of(recipe_of(of), seconds[of], threads[of], of, run, True) for of in trainers])
     return seconds, unknown
-
-
-def check_device(run: Path) -> None:
-    """ValueError where ``run`` was trained on another device than this is, on which the costs may be others."""
-    there, here = device_of(run), device_name(torch.device(device()))
-    if there not in (None, here):
-        raise ValueError(f"{run} was trained on {there}, and this is {here}")
 
 
 def _kept(recipe: Recipe) -> Recipe:

@@ -11,8 +11,8 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,33 +34,6 @@ TOTALS = ("loss", "nelbo")  # sums of other terms: not the cause where one of th
 LOOK_EVERY = 50  # steps
 BAR = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}{postfix}"
 BAR_INTERVAL, LINE_INTERVAL = 2.0, 5.0  # seconds between two texts of the bar, and between two lines
-
-
-@dataclass
-class Means:
-    """Sums and counts of the terms since the last line, of this process."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    counts: dict[str, Tensor] = field(default_factory=dict)
-
-    def add(self, terms: Mapping[str, Tensor], left_out: Tensor) -> None:
-        """Take in the terms of one step, or none of them, without waiting for the device."""
-        for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0.0) + torch.where(left_out, torch.zeros_like(value), value)
-            self.counts[name] = self.counts.get(name, 0) + (~left_out).float()
-
-    def state(self) -> dict:
-        return {name: {k: v.cpu() for k, v in part.items()} for name, part in vars(self).items()}
-
-    @classmethod
-    def restored(cls, states: list[dict], process: int, processes: int, device: torch.device) -> "Means":
-        """The means of this ``process``, or of all where there were not as many ``processes`` then."""
-        own = states if len(states) != processes else [states[process]]
-        parts = {name: [state[name] for state in own] for name in ("sums", "counts")}
-        return cls(**{
-            name: {k: sum(part[k] for part in each).to(device) / len(each) for k in each[0]}
-            for name, each in parts.items()
-        })  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,7 +63,8 @@ class MetricsLog:
         self.trainer, self.path, self.recipe = trainer, run / "metrics.jsonl", recipe
         self.best_file = run / BEST / "validation.json"
         self.best: dict[str, Any] = by_main_process(self._read_best)
-        self.means, self.skipped, self.validation = Means(), 0, dict[str, Any]()
+        self.totals: dict[str, Tensor] = {}  # sum and number of each term since the last line, of this process
+        self.skipped, self.validation = 0, dict[str, Any]()
         self.skipped_in_row: Counter[frozenset[str]] = Counter()  # of each kind of step, by its terms
         self.unread: list[dict[str, Tensor]] = []
         self.newest: dict[str, float] = {}  # terms of the last line that had them
@@ -110,14 +84,16 @@ class MetricsLog:
 
     def state(self) -> dict[str, Any]:
         """What the log of a resumed run needs beside its lines. Collective."""
-        means = gather_object([self.means.state()])
-        return {"means": means, "skipped": self.skipped, "validation": self.validation}
+        totals = gather_object([{name: total.cpu() for name, total in self.totals.items()}])
+        return {"totals": totals, "skipped": self.skipped, "validation": self.validation}
 
     def go_back(self, state: dict[str, Any] | None) -> None:
         """Continue from ``state``, and drop the lines after it; the count of steps left out and the best model stay."""
         a = self.trainer.accelerator
         if state:
-            self.means = Means.restored(state["means"], a.process_index, a.num_processes, a.device)
+            all_totals = state["totals"]  # of this process, or the mean where there was another number of processes
+            own = all_totals if len(all_totals) != a.num_processes else [all_totals[a.process_index]]
+            self.totals = {k: sum(totals[k] for totals in own).to(a.device) / len(own) for k in own[0]}
             self.validation = state["validation"]
         self.unread, self.skipped_in_row = [], Counter()
         if a.is_main_process:
@@ -140,7 +116,13 @@ class MetricsLog:
     def add(self, terms: dict[str, Tensor]) -> None:
         """Take in the terms of one step, see :meth:`indm.training.trainer.Trainer.train_step`."""
         self.unread.append(terms)
-        self.means.add({k: v for k, v in terms.items() if k != "skipped"}, terms["skipped"] > 0)
+        counts = terms["skipped"] <= 0
+        for name, term in terms.items():  # without waiting for the device
+            value = torch.where(counts, term, torch.zeros_like(term))
+            self.totals[name] = self.totals.get(name, 0.0) + torch.stack([value, counts.to(value.dtype)])
+
+    def _means(self) -> dict[str, Tensor]:
+        return {name: total / count for name, (total, count) in self.totals.items() if name != "skipped"}
 
     def look(self) -> Fault | None:
         """Write down the steps that were left out since the last look; a fault where there were too many in a row."""
@@ -179,11 +161,11 @@ class MetricsLog:
 
     def log_step(self) -> None:
         """Write the means since the last call (terms in nats, the NELBO as in validation). Collective."""
-        means, trainer = self.means, self.trainer
-        terms = {k: trainer.accelerator.reduce(v / means.counts[k], "mean").item() for k, v in means.sums.items()}
+        trainer = self.trainer
+        terms = {name: trainer.accelerator.reduce(mean, "mean").item() for name, mean in self._means().items()}
         terms = self._in_units(terms)
         self.newest |= terms
-        self.means = Means()
+        self.totals = {}
         rates = {f"{group['name']}_lr": group["lr"] for group in trainer.optimizer.param_groups}
         self._write(terms | rates, trainer.step)
 
@@ -199,8 +181,8 @@ class MetricsLog:
 
         The loss is the NELBO where there is one: this process's mean since the last line of the log, or that line's.
         """
-        means, trainer = self.means, self.trainer
-        terms = self.newest | self._in_units({k: (v / means.counts[k]).item() for k, v in means.sums.items()})
+        trainer = self.trainer
+        terms = self.newest | self._in_units({name: mean.item() for name, mean in self._means().items()})
         parts = [f"step {trainer.step}"]
         if "nelbo" in terms:
             parts += [f"NELBO {terms['nelbo']:.3f} {trainer.unit}"]

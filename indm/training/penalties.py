@@ -49,12 +49,7 @@ def penalties_of(
 ) -> list[Penalty]:
     """The penalties that ``options`` give a weight.
 
-    Args:
-        options: the ``[train]`` table.
-        model: what is trained.
-        data: what is trained on.
-        second: the data whose law x_T shall have; None for the Gaussian with the moments of ``data``.
-        device: where the draws of that law shall be.
+    ``second`` are the data whose law x_T shall have; None stands for the Gaussian with the moments of ``data``.
     """
     penalties = []
     if options.isometry:

@@ -112,9 +112,7 @@ def optimizer_step(
     towards the weights.
 
     Args:
-        model: what is trained.
-        ema: its average.
-        optimizer: of groups with names.
+        model, ema, optimizer: what is trained, its average, and the optimizer, whose groups have names.
         n: number of the step.
         forward_backward: computes the gradients, and returns the terms of the loss.
         clip: largest norm of the gradient of the groups of one name.

@@ -100,7 +100,9 @@ class Trainer:
         self._try_outside_parts()
         self.ema = EMA(self.model, self.options.ema)
         self.without_weights = sharding.without_weights(self.ema.model) if self.is_sharded else None
-        self._shard()
+        if self.is_sharded:
+            sharding.shard(self.ema.model, accelerator)
+            sharding.shard(self.model, accelerator, half=accelerator.mixed_precision == "bf16")
         groups = [group for group in self.parameter_groups() if group["params"]]
         groups = sharding.apart(groups, self.model.score.backbone) if self.options.shard else groups
         self.optimizer = self.build_optimizer(groups)
@@ -113,11 +115,7 @@ class Trainer:
         torch.manual_seed(self.options.seed + 1)  # of all processes: see indm.rng
 
     def _checked(self, model: nn.Module | None, recipe: Recipe) -> nn.Module:
-        """``model``, or that of ``recipe``, on the CPU, with its condition fitted to the data.
-
-        Raises:
-            ValueError: it does not go together with the options or the data.
-        """
+        """``model``, or that of ``recipe``, on the CPU, with its condition fitted to the data; ValueError if unfit."""
         if model is None:
             with within_memory(self.accelerator):
                 model = self.build_model(recipe)
@@ -141,12 +139,6 @@ class Trainer:
             check_fits(model, self.micro_batch_size, self.accelerator)
         return model
 
-    def _shard(self) -> None:
-        """Divide model and average over the processes, where that is asked for."""
-        if self.is_sharded:
-            sharding.shard(self.ema.model, self.accelerator)
-            sharding.shard(self.model, self.accelerator, half=self.accelerator.mixed_precision == "bf16")
-
     def _second_data(self, recipe: Recipe) -> Data | None:
         """The data of ``[data_b]``, where a penalty needs them."""
         if recipe.data_b is None or not self.options.terminal:
@@ -168,10 +160,8 @@ class Trainer:
 
     def build_model(self, recipe: Recipe) -> nn.Module:
         """What is trained, on the CPU: a module with ``scaling``, ``shape``, ``trained_parts`` and ``save(folder)``."""
-        make = self.objective.build
-        if make is not None:
-            return make(recipe, self.data.shape, self.data.scaling)
-        return build_model(model_of(recipe), self.data.shape, self.data.scaling)
+        make = self.objective.build or (lambda recipe, *of_data: build_model(model_of(recipe), *of_data))
+        return make(recipe, self.data.shape, self.data.scaling)
 
     def _try_outside_parts(self) -> None:
         """See that parts from outside this package return what they must, before anything is written."""
@@ -262,7 +252,7 @@ class Trainer:
         c = self.c_of("train")
         dataset = self.data.train if c is None else Paired(self.data.train, c)
         for epoch in itertools.count(first_epoch):
-            order = {"shuffle": True, "seed": o.seed, "epoch": epoch, "drop_last": True}
+            order: dict[str, Any] = {"shuffle": True, "seed": o.seed, "epoch": epoch, "drop_last": True}
             examples = loader(dataset, self.micro_batch_size, workers=o.workers, **order)
             examples.generator = torch.Generator()  # making an iterator must not draw from the stream of the steps
             a = self.accelerator
@@ -408,7 +398,9 @@ class Trainer:
 
         Where it is sharded, that is a copy on the CPU of the main process, and the others get one without weights.
         """
-        return sharding.gathered(self.ema.model, self.without_weights) if self.is_sharded else self.ema.model
+        if self.without_weights is None:
+            return self.ema.model
+        return sharding.gathered(self.ema.model, self.without_weights)
 
     def save_average(self, folder: Path) -> None:
         """Write the averaged model into ``folder``. Collective."""
@@ -459,11 +451,11 @@ class Trainer:
 
         If the run has just come from there, that state did not help: it is set aside for the one before it.
         """
-        kept = {"seconds": self.seconds, "lr_factor": self.lr_factor / 2, "rollbacks": self.rollbacks + 1}
+        kept = self.seconds, self.lr_factor / 2, self.rollbacks + 1
         if self.fell_back and self.accelerator.is_main_process:
             checkpoints.drop_newest(run)
         log = self.load(run)
-        self.seconds, self.lr_factor, self.rollbacks = kept.values()
+        self.seconds, self.lr_factor, self.rollbacks = kept
         self.fell_back = True
         return log
 

@@ -42,6 +42,7 @@ def trainer_of(recipe, data):
     return Trainer(recipe, data, make_accelerator(recipe.train))
 
 
+@pytest.mark.long
 def test_an_estimate_is_near_the_peak_of_a_step():
     images, vectors = as_data(torch.zeros(100, 3, 32, 32, dtype=torch.uint8)), as_data(torch.randn(500, 40))
     peak_of_step(

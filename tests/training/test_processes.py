@@ -303,7 +303,7 @@ def test_accelerate_launch_makes_one_run(tmp_path):
     started = [*launcher, *options, str(tmp_path / "mine.toml"), "--out", str(tmp_path / "run"), "--quiet"]
     done = subprocess.run(started, capture_output=True, text=True, env=ONE_THREAD)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count('"steps": 4') == 1 and len(checkpoint(tmp_path / "run")["log"]["means"]) == 2
+    assert done.stdout.count('"steps": 4') == 1 and len(checkpoint(tmp_path / "run")["log"]["totals"]) == 2
 
 
 @pytest.mark.long
