@@ -1,6 +1,6 @@
 """Models on the Hugging Face hub, or on a server with its interface (``HF_ENDPOINT``), and those of this package.
 
-Only files of a given list are fetched. They are read like any other from a stranger, by :mod:`indm.files.untrusted`.
+Only files of a given list are fetched. They are read like any file of an unknown maker, by :mod:`indm.files.untrusted`.
 """
 
 import re
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from indm.files.memory import causes
 from indm.messages import reason
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -111,7 +112,7 @@ raw = model.scaling.to_data(indm.sample(model, 16{given}))
 
 @contextmanager
 def _talking(name: str, otherwise: str) -> Iterator[None]:
-    """Whatever goes wrong inside is an error of one line that says what would do, ``otherwise`` without a network."""
+    """Turn errors inside into one line with a cure: ``otherwise`` where there is no network."""
     from huggingface_hub import errors
 
     check_name(name)
@@ -126,12 +127,5 @@ def _talking(name: str, otherwise: str) -> Iterator[None]:
     except errors.LocalTokenNotFoundError:
         raise ValueError(f"{name} needs a token of the hub: {LOG_IN}") from None
     except Exception as error:  # of its own, or of whatever library it uses for HTTP
-        raise OSError(f"the hub cannot be reached for {name} ({reason(_root(error))}); {otherwise}") from error
-
-
-def _root(error: BaseException) -> BaseException:
-    """What went wrong first: the libraries for HTTP and of the hub say it again, at length."""
-    seen = [error]
-    while (cause := seen[-1].__cause__ or seen[-1].__context__) is not None and cause not in seen:
-        seen.append(cause)
-    return seen[-1]
+        *_, root = causes(error)  # the libraries for HTTP and of the hub say it again, at length
+        raise OSError(f"the hub cannot be reached for {name} ({reason(root)}); {otherwise}") from error

@@ -79,6 +79,8 @@ def raise_if_out_of_memory(path: Path, error: Exception) -> None:
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error, and the errors from which it was raised or during whose handling it arose."""
-    while error is not None:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
         yield error
         error = error.__cause__ or error.__context__

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 ENDING = (signal.SIGINT, signal.SIGTERM)
 GRACE = 5.0  # seconds that a step has after the first signal
 owns_process = False  # set by the command line: as a library, indm ends nobody's process
-uncut = threading.RLock()
+writing = threading.RLock()
 """Held while a checkpoint is written, and while the process ends by itself."""
 
 
@@ -32,12 +32,12 @@ class Interrupted(threading.Event):
     """Set by the first signal. Where a step takes too long after it, the process may end: see :func:`interruptible`.
 
     Args:
-        last_words: what is then said of the run on standard error.
+        report: what is then printed about the run on standard error.
     """
 
-    def __init__(self, last_words: Callable[[], str] = str):
+    def __init__(self, report: Callable[[], str] = str):
         super().__init__()
-        self.last_words, self._over = last_words, threading.Event()
+        self.report, self._over = report, threading.Event()
 
     def steps_are_over(self) -> None:
         """From now on the process does not end by itself: what is left to do is written."""
@@ -52,9 +52,9 @@ class Interrupted(threading.Event):
         second = _next_signal(pipe, time.monotonic() + GRACE)
         if second is not None:
             os._exit(128 + second)
-        with uncut:
+        with writing:
             if not self._over.is_set():
-                print(f"indm: {self.last_words()}", file=sys.stderr, flush=True)
+                print(f"indm: {self.report()}", file=sys.stderr, flush=True)
                 os._exit(128 + first)
 
 
@@ -71,12 +71,12 @@ def _next_signal(pipe: socket.socket, deadline: float | None) -> int | None:
 
 
 @contextmanager
-def interruptible(last_words: Callable[[], str] = str) -> Iterator[Interrupted]:
+def interruptible(report: Callable[[], str] = str) -> Iterator[Interrupted]:
     """An event that SIGINT or SIGTERM sets; the second signal ends the process at once.
 
     On the command line (:data:`owns_process`) the process does not wait long for a step: where the event has not led to
-    :meth:`Interrupted.steps_are_over` in :data:`GRACE` seconds, it prints ``last_words`` and ends with status 130 or
-    143, but not while :data:`uncut` is held. A thread sees to that, as PyTorch lets no handler run in the middle of a
+    :meth:`Interrupted.steps_are_over` in :data:`GRACE` seconds, it prints ``report`` and ends with status 130 or
+    143, but not while :data:`writing` is held. A thread sees to that, as PyTorch lets no handler run in the middle of a
     backward pass.
 
     A signal that is ignored stays ignored: a shell script starts ``indm train … &`` with SIGINT ignored, so that the
@@ -85,7 +85,7 @@ def interruptible(last_words: Callable[[], str] = str) -> Iterator[Interrupted]:
     Under torchrun that is not so, because it passes on a signal that the terminal has sent to its processes already:
     there they end with the second signal to the launcher, which also ends those that take too long.
     """
-    event = Interrupted(last_words)
+    event = Interrupted(report)
     if threading.current_thread() is not threading.main_thread():
         yield event
         return

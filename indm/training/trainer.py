@@ -35,7 +35,7 @@ from indm.model import build_model, count_parameters
 from indm.objective import Objective, flow_nll, nelbo, objective_of, soft_truncation
 from indm.rng import noisy, part_of, random_states, restore_random_states
 from indm.runs.processes import by_main_process
-from indm.runs.signals import uncut
+from indm.runs.signals import writing
 from indm.tensors import widest
 from indm.training import checkpoints, sharding
 from indm.training.checks import check_condition, check_fits, check_loss, check_parts, check_shapes, within_memory
@@ -383,7 +383,7 @@ class Trainer:
             state["shards"] = checkpoints.record_of(shards, self.accelerator)
         average = self.average()
         if self.accelerator.is_main_process:
-            with uncut:
+            with writing:
                 checkpoints.write(run, state, self.options.keep_last)
                 average.save(run)
                 self.saved_step = self.step  # before the process may end, with a message that names it

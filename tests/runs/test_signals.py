@@ -12,7 +12,7 @@ from processes import exit_code, fork
 from indm.cli.main import main
 from indm.runs import signals
 from indm.runs.folder import read_metrics
-from indm.runs.signals import interruptible, uncut
+from indm.runs.signals import interruptible, writing
 from indm.training.trainer import Trainer
 
 SMALL = [
@@ -46,7 +46,7 @@ def in_c(*sent):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_step_that_takes_long_ends_with_the_process_after_its_last_words(monkeypatch, capfd, number):
+def test_a_step_that_takes_long_ends_with_the_process_after_its_report(monkeypatch, capfd, number):
     monkeypatch.setattr(signals, "GRACE", 0.1)
 
     def long_step():
@@ -72,7 +72,7 @@ def test_what_is_being_written_is_waited_for(monkeypatch, tmp_path):
 
     def slow_disk():
         with interruptible():
-            with uncut:
+            with writing:
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(0.2)
                 (tmp_path / "whole").touch()
