@@ -37,7 +37,7 @@ from .objective import nelbo as nelbo
 from .objective import soft_truncation as soft_truncation
 from .programs import export as export
 from .published.ncsnpp import NCSNpp as NCSNpp
-from .published.score import PublishedScore as PublishedScore
+from .published.ncsnpp import PublishedScore as PublishedScore
 from .runs.fitted import fitted_sampler as fitted_sampler
 from .sampling import Sampler as Sampler
 from .sampling import sample as sample

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from indm.published.convert.architecture import architecture
+from indm.published.convert.network import architecture
 from indm.published.convert.run import score_of_checkpoint
 from indm.published.convert.settings import read_settings, tables_of
 

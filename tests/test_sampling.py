@@ -18,7 +18,7 @@ import indm
 from indm import sampling
 from indm.flows import ActNorm, Identity
 from indm.model import INDM
-from indm.published.score import PublishedScore
+from indm.published.ncsnpp import PublishedScore
 from indm.sampling import (
     SAMPLERS,
     AdaptiveODE,

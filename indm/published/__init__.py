@@ -7,4 +7,4 @@ flow of the paper's code; :mod:`indm.published.convert` reads what was released.
 
 from indm.published.conditional import ConditionalResidualFlow as ConditionalResidualFlow
 from indm.published.ncsnpp import NCSNpp as NCSNpp
-from indm.published.score import PublishedScore as PublishedScore
+from indm.published.ncsnpp import PublishedScore as PublishedScore

@@ -1,4 +1,4 @@
-"""The published score networks DDPM++ and NCSN++, as one U-Net with named parts."""
+"""The published score networks DDPM++ and NCSN++, as one U-Net with named parts, and their score."""
 
 import math
 
@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from indm.nets.embedding import ConditionOfImages, seen
 from indm.nets.unet import SKIP_SCALE, Attention, group_norm
 from indm.published.fir import Down, StridedConv, Up
-from indm.published.score import PublishedScore
-from indm.tensors import PerSample, zeroed
+from indm.score import ScoreModel, called
+from indm.sde.linear import VESDE, VPSDE, LinearSDE, SubVPSDE
+from indm.tensors import Batch, PerSample, double, expand_like, zeroed
 from indm.whole_batch import Dropout
 
 Images = Float[Tensor, "batch channels height width"]
@@ -19,8 +20,65 @@ EMBEDDINGS = ("positional", "fourier")
 RESAMPLINGS = ("block", "conv", "plain")
 INPUT_PYRAMIDS = ("none", "residual", "sum", "cat")
 OUTPUT_PYRAMIDS = ("none", "sum")
+LARGEST_LEVEL = 999  # the published level at T under VP, the last of 1000 discrete steps counted from 0
 LONGEST_PERIOD = 10_000  # in radians, of the positional embedding
 CAUTIOUS_GAIN = math.sqrt(0.1)  # of the weights of the 1×1 maps that start small in the original
+
+
+class PublishedScore(ScoreModel):
+    r"""The score as Song et al. publish it: −backbone(z_t, 999 t)/σ_t under VP and sub-VP, backbone(z_t, σ_t) under VE.
+
+    Args:
+        backbone: :class:`~indm.NCSNpp`, or another with forward(z (B, *event), level (B,)) → (B, *event).
+        sde: VP, sub-VP or VE, kept as ``.sde``.
+
+    The published σ_t of VP and sub-VP comes from 1 − e^{−B} by subtraction, which in single precision is 0.6 % off at
+    t = 1e-5 under β = 0.1 … 20. The networks were trained and evaluated with it, so :meth:`published_sigma` repeats it.
+
+    Raises:
+        ValueError: another SDE, or one whose ε is so small that the published σ_ε is 0.
+
+    Source: Song et al. 2021, "Score-Based Generative Modeling through SDEs", https://arxiv.org/abs/2011.13456.
+
+    Example: a backbone that gives the level that it sees, 999 t under VP.
+
+        >>> class Level(nn.Module):
+        ...     def forward(self, z, level):
+        ...         return level[:, None].expand_as(z)
+        >>> sde, t = VPSDE(), torch.tensor([0.5])
+        >>> score = PublishedScore(Level(), sde)(torch.zeros(1, 2), t)
+        >>> torch.allclose(-sde.sigma(t) * score, torch.full((1, 2), 499.5), rtol=1e-4)
+        True
+    """
+
+    def __init__(self, backbone: nn.Module, sde: LinearSDE):
+        if not isinstance(sde, VPSDE | SubVPSDE | VESDE):
+            raise ValueError(
+                f"sde must be vp, subvp or ve for a published network, got {type(sde).__name__}; unet and mlp take any"
+            )
+        super().__init__(backbone, sde)
+        eps = torch.tensor(sde.eps, device="cpu")  # has a value even while the model is built on the meta device
+        if not self.published_sigma(eps) > 0:
+            raise ValueError(f"sde.eps must leave noise in single precision, got {sde.eps}; 1e-5 is usual")
+
+    def published_sigma(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """σ_t as the original computes it."""
+        if isinstance(self.sde, VESDE):
+            return self.sde.sigma_min * (self.sde.sigma_max / self.sde.sigma_min) ** t
+        decay = double(2 * self.sde.log_alpha(t)).exp().to(t)  # rounded alike on all machines
+        variance = 1 - decay
+        return variance if isinstance(self.sde, SubVPSDE) else variance.sqrt()
+
+    @property
+    def is_smooth(self) -> bool:
+        """No: 999 t turns the phase of a sinusoid hundreds of times."""
+        return False
+
+    def forward(self, z_t: Batch, t: PerSample, c: Tensor | None = None) -> Batch:
+        sigma = self.published_sigma(t)
+        if isinstance(self.sde, VESDE):
+            return called(self.backbone, z_t, sigma, c).to(z_t.dtype)
+        return -called(self.backbone, z_t, LARGEST_LEVEL * t, c).to(z_t.dtype) / expand_like(sigma, z_t)
 
 
 class Positional(nn.Module):
@@ -214,54 +272,25 @@ class NCSNpp(nn.Module):
         self.sigma_table = tuple(sigma_table)
         self._check()
 
-        levels, image_channels = len(self.multipliers), self.shape[0]
-        widths = [channels * m for m in self.multipliers]
-        attends = [self.shape[1] // 2**level in self.attention for level in range(levels)]
-        scale, width = SKIP_SCALE if rescale else 1.0, 4 * channels
-
-        def block(inputs: int, outputs: int, resampling: nn.Module | None = None) -> Block:
-            return Block(inputs, outputs, width, dropout, scale, resampling)
-
-        def attend(level: int) -> nn.Module:
-            return Attention(widths[level], scale) if attends[level] else nn.Identity()
-
+        self.widths = [channels * multiplier for multiplier in self.multipliers]
+        self.scale, self.width = SKIP_SCALE if rescale else 1.0, 4 * channels
         fourier = embedding == "fourier"
         self.features = Fourier(2 * channels, fourier_scale) if fourier else Positional(channels)
         self.level = nn.Sequential(
-            nn.Linear(2 * channels if fourier else channels, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+            nn.Linear(2 * channels if fourier else channels, self.width),
+            nn.SiLU(),
+            nn.Linear(self.width, self.width),
+            nn.SiLU(),
         )
-        self.stem = nn.Conv2d(image_channels, channels, 3, padding=1)
-
+        self.stem = nn.Conv2d(self.shape[0], channels, 3, padding=1)
         self.encoder, self.encoder_attention = nn.ModuleList(), nn.ModuleList()
         self.downs, self.inlets = nn.ModuleList(), nn.ModuleList()
         self.decoder, self.decoder_attention = nn.ModuleList(), nn.ModuleList()
         self.ups, self.readouts = nn.ModuleList(), nn.ModuleList()
-        h, skips, image = channels, [channels], image_channels
-        for level in range(levels):
-            if level > 0:
-                self.downs.append(self._down(h, block))
-                inlet = self._inlet(image, h, scale)
-                if inlet is not None:
-                    self.inlets.append(inlet)
-                    image = h if input_pyramid == "residual" else image
-                h = 2 * h if input_pyramid == "cat" else h
-                skips.append(h)
-            inputs = [h] + [widths[level]] * (blocks - 1)
-            self.encoder.append(nn.ModuleList(block(i, widths[level]) for i in inputs))
-            self.encoder_attention.append(nn.ModuleList(attend(level) for _ in inputs))
-            h = widths[level]
-            skips += [h] * blocks
-        self.middle = nn.ModuleList([block(h, h), block(h, h)])
-        self.middle_attention = Attention(h, scale)
-        for level in reversed(range(levels)):
-            if level < levels - 1:
-                self.ups.append(self._up(h, block))
-            inputs = [h] + [widths[level]] * blocks
-            self.decoder.append(nn.ModuleList(block(i + skips.pop(), widths[level]) for i in inputs))
-            self.decoder_attention.append(attend(level))
-            h = widths[level]
-            if output_pyramid == "sum" or level == 0:
-                self.readouts.append(Readout(h, image_channels))
+        skips, h = self._build_encoder(), self.widths[-1]
+        self.middle = nn.ModuleList([self._block(h, h), self._block(h, h)])
+        self.middle_attention = Attention(h, self.scale)
+        self._build_decoder(skips)
         self.enlarge = Up(self.fir)
         smallest, largest, number = self.sigma_table
         sigmas = torch.linspace(math.log(largest), math.log(smallest), number, dtype=torch.float64).exp().float()
@@ -269,7 +298,7 @@ class NCSNpp(nn.Module):
         self._initialise()
         self.condition = tuple(condition)
         if self.condition:
-            self.condition_input = ConditionOfImages(self.condition, width, channels)
+            self.condition_input = ConditionOfImages(self.condition, self.width, channels)
 
     def _check(self) -> None:
         """Check the arguments, which are attributes by now."""
@@ -302,22 +331,57 @@ class NCSNpp(nn.Module):
                 "(0.01, 50.0, 1000) is usual"
             )
 
-    def _down(self, h: int, block) -> nn.Module:
-        if self.resample == "block":
-            return block(h, h, Down(self.fir))
-        return Plain(StridedConv(h, h) if self.resample == "conv" else Down(self.fir))
+    def _build_encoder(self) -> list[int]:
+        """Build the levels on the way down; the channels of the features that each hands to the way up."""
+        h, image = self.channels, self.shape[0]
+        skips = [h]
+        for level, width in enumerate(self.widths):
+            if level > 0:
+                self.downs.append(self._resampling(h, Down))
+                if self.input_pyramid != "none":
+                    self.inlets.append(self._inlet(image, h))
+                image = h if self.input_pyramid == "residual" else image
+                h = 2 * h if self.input_pyramid == "cat" else h
+                skips.append(h)
+            inputs = [h] + [width] * (self.blocks - 1)
+            self.encoder.append(nn.ModuleList(self._block(i, width) for i in inputs))
+            self.encoder_attention.append(nn.ModuleList(self._attention(level) for _ in inputs))
+            h = width
+            skips += [h] * self.blocks
+        return skips
 
-    def _up(self, h: int, block) -> nn.Module:
-        if self.resample == "block":
-            return block(h, h, Up(self.fir))
-        up = Up(self.fir)
-        return Plain(nn.Sequential(up, nn.Conv2d(h, h, 3, padding=1)) if self.resample == "conv" else up)
+    def _build_decoder(self, skips: list[int]) -> None:
+        """Build the levels on the way up, which take the features ``skips`` from the last to the first."""
+        h = self.widths[-1]
+        for level, width in reversed(list(enumerate(self.widths))):
+            if level < len(self.widths) - 1:
+                self.ups.append(self._resampling(h, Up))
+            inputs = [h] + [width] * self.blocks
+            self.decoder.append(nn.ModuleList(self._block(i + skips.pop(), width) for i in inputs))
+            self.decoder_attention.append(self._attention(level))
+            h = width
+            if self.output_pyramid == "sum" or level == 0:
+                self.readouts.append(Readout(h, self.shape[0]))
 
-    def _inlet(self, image: int, h: int, scale: float) -> nn.Module | None:
-        if self.input_pyramid == "none":
-            return None
+    def _block(self, inputs: int, outputs: int, resampling: nn.Module | None = None) -> Block:
+        return Block(inputs, outputs, self.width, self.dropout, self.scale, resampling)
+
+    def _attention(self, level: int) -> nn.Module:
+        attends = self.shape[1] // 2**level in self.attention
+        return Attention(self.widths[level], self.scale) if attends else nn.Identity()
+
+    def _resampling(self, h: int, kind: type[Down] | type[Up]) -> nn.Module:
+        """The layer between two levels, which halves or doubles the sides."""
+        if self.resample == "block":
+            return self._block(h, h, kind(self.fir))
+        if self.resample == "conv" and kind is Down:
+            return Plain(StridedConv(h, h))
+        plain = kind(self.fir)
+        return Plain(nn.Sequential(plain, nn.Conv2d(h, h, 3, padding=1)) if self.resample == "conv" else plain)
+
+    def _inlet(self, image: int, h: int) -> nn.Module:
         if self.input_pyramid == "residual":
-            return ResidualInlet(image, h, self.fir, scale)
+            return ResidualInlet(image, h, self.fir, self.scale)
         return SkipInlet(image, h, self.fir, self.input_pyramid == "cat")
 
     def _initialise(self) -> None:
@@ -368,5 +432,5 @@ class NCSNpp(nn.Module):
         return output / self.sigma(level)[:, None, None, None] if self.scale_by_sigma else output
 
     def sigma(self, level: PerSample) -> PerSample:
-        """What ``scale_by_sigma`` divides by."""
+        """The noise scale that divides the output with ``scale_by_sigma``."""
         return level if self.embedding == "fourier" else self.sigmas[level.long()]

@@ -30,7 +30,7 @@ from indm.data.registry import load_data
 from indm.data.standard import read_idx
 from indm.files import untrusted
 from indm.model import INDM, build_model
-from indm.published.convert.released import read_checkpoint
+from indm.published.convert.checkpoint import read_checkpoint
 from indm.scaling import Scaling
 from indm.training import loop
 

@@ -17,8 +17,8 @@ from indm.cli.main import main
 from indm.config import recipes
 from indm.evaluation.runs import evaluate_run
 from indm.flows import ActNorm, Identity
-from indm.published.convert.architecture import architecture, infer
-from indm.published.convert.released import read_checkpoint
+from indm.published.convert.checkpoint import read_checkpoint
+from indm.published.convert.network import architecture, infer
 from indm.published.convert.run import convert, score_of_checkpoint
 from indm.published.convert.settings import tables_of
 from indm.sde.linear import VESDE
@@ -118,7 +118,7 @@ def test_the_rest_is_as_published_or_a_recipe_s():
         ({"auxiliary_resblock": False}, "auxiliary_resblock must be True"),
         ({"name": "ddpm"}, "name must be 'ncsnpp', got 'ddpm'"),
         ({"num_res_block": 3}, "'num_res_block' is no known setting; did you mean 'num_res_blocks'"),
-        ({"sde": "vpe"}, "sde must be vpsde, subvpsde, vesde, got 'vpe'"),
+        ({"sde": "vpe"}, "sde must be 'vpsde' or 'subvpsde' or 'vesde' or "),
         ({"resblock_type": "ddpm", "fir": True}, "fir must be false where resblock_type is 'ddpm'"),
         ({"attn_resolutions": 8}, "attn_resolutions must be a list of a whole number, got 8"),
         ({"image_size": "16"}, "image_size must be a whole number, got '16'"),

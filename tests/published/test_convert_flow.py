@@ -378,7 +378,7 @@ def test_conditional_flows_of_other_settings(name):
     [
         ({"vnorms": "2222"}, r"vnorms must be 'ffff', got '2222'"),
         ({"kernels": "1-1-1"}, r"kernels must be '3-1-3', got '1-1-1'"),
-        ({"factor_out": True, "unheard": 1}, r"unheard is unknown; factor_out must be False, got True"),
+        ({"factor_out": True, "unheard": 1}, r"factor_out must be False, got True; 'unheard' is no known setting"),
         ({"nblocks": "4-4"}, r"nblocks is '4-4', but .* say '2-2'"),
         ({"intermediate_dim": 512}, r"intermediate_dim is 512, but .* say 16"),
         ({"squeeze": True}, r"squeeze is True, but .* say False"),
@@ -408,7 +408,7 @@ def test_settings_of_the_plain_flow_that_do_not_fit(settings, message):
         (("dim",), 32, r"discriminator\.dim is 32, but .* say 64"),
         (("encoder", "type"), "global_resnet_gn", r"discriminator\.encoder\.type must be"),
         (("encoder", "levels"), 2, r"discriminator\.encoder\.levels is 2, but .* say 3"),
-        (("encoder", "num_groups"), 2, r"discriminator\.encoder\.num_groups is unknown"),
+        (("encoder", "num_groups"), 2, r"'discriminator\.encoder\.num_groups' is no known setting"),
         (("encoder", "activation"), "gelu", r"encoder_activation must be one of"),
         (("prior", "transform"), "additive", r"discriminator\.prior\.transform must be 'affine'"),
         (("prior", "hidden_features"), 512, r"discriminator\.prior\.hidden_features is 512"),

@@ -15,12 +15,16 @@ from torch import Tensor, nn
 
 from indm.files.untrusted import build_described
 from indm.flows.base import ActNorm, Flow
+from indm.flows.coupling import Coupling, InvertibleLinear
 from indm.flows.residual import ResidualBlock, ResidualFlow
 from indm.messages import brief
-from indm.published.conditional import ConditionalBlock, ConditionalResidualFlow
-from indm.published.convert.conditional import code_arguments, read_encoder, read_prior
-from indm.published.convert.flow_settings import check_agrees, check_settings
-from indm.published.convert.reader import Reader
+from indm.published.conditional import ConditionalBlock, ConditionalResidualFlow, Interleaved
+from indm.published.convert.checkpoint import Reader
+from indm.published.convert.settings import check_agrees, flow_settings
+
+ENCODER = "discriminator.encoder.net."
+HEAD = "discriminator.fc.linear"
+STEPS = "discriminator.prior.flow.steps."
 
 
 def flow_from_state(state: Mapping[str, Tensor], settings: Mapping[str, Any], shape: tuple[int, ...]) -> Flow:
@@ -52,11 +56,10 @@ def flow_from_state(state: Mapping[str, Tensor], settings: Mapping[str, Any], sh
             "state must hold a residual flow, with keys like 'transforms.0.chain.0.nnet.0.weight' or "
             f"'generator.flow.transforms.…' for the conditional one, got {_some(reader.state)}"
         )
-    check_settings(settings, conditional)
+    settings = flow_settings(settings)
     arguments = residual_arguments(reader, prefix, settings, shape)
     if conditional:
         arguments |= code_arguments(reader, settings, shape, arguments["squeeze"])
-        check_agrees(settings, "code_dim", arguments["code_dim"])
         make: Callable[[], Flow] = functools.partial(ConditionalResidualFlow, shape, **arguments)
     else:
         make = functools.partial(ResidualFlow, shape, **arguments)
@@ -90,12 +93,8 @@ def residual_arguments(
     uninitialized = [k for k, v in reader.state.items() if k.endswith(".initialized") and not v.all()]
     if uninitialized:
         raise ValueError(f"state holds an ActNorm that never saw data: {_some(uninitialized)}")
-    check_agrees(settings, "nblocks", "-".join(map(str, groups)))
-    check_agrees(settings, "intermediate_dim", width)
-    check_agrees(settings, "num_channels", shape[0])
-    check_agrees(settings, "image_size", shape[1])
-    check_agrees(settings, "squeeze", squeeze)
-    check_agrees(settings, "actnorm", actnorm)
+    shown = {"nblocks": "-".join(map(str, groups)), "intermediate_dim": width, "num_channels": shape[0]}
+    check_agrees(settings, shown | {"image_size": shape[1], "squeeze": squeeze, "actnorm": actnorm})
     learned = any(key.endswith(".beta") for key in reader.state)
     activation, coeff = settings.get("act_fn", "swish" if learned else "sin"), settings.get("coeff", 0.98)
     return {"blocks": tuple(groups), "width": width, "norm": "rows", "coeff": float(coeff),
@@ -147,6 +146,102 @@ def read_block(reader: Reader, source: str, target: ResidualBlock) -> None:
     for i, activation in enumerate(target.activations):
         for name, parameter in activation.named_parameters():
             reader.copy(f"{source}.nnet.{2 * i + (not target.preactivate)}.{name}", parameter)
+
+
+def code_arguments(
+    reader: Reader, settings: Mapping[str, Any], shape: tuple[int, ...], squeeze: bool
+) -> dict[str, Any]:
+    """Arguments of the encoder and the prior, from tensors where they show there."""
+    levels = reader.indices(f"{ENCODER}resnet")
+    planes = tuple(reader.shape(f"{ENCODER}resnet{i}.main.0.conv1.weight", 4)[0] for i in levels)
+    channels = reader.shape(f"{ENCODER}top.weight", 4)[0]
+    outputs, features = reader.shape(f"{HEAD}.weight_v", 2)
+    hidden, half = reader.shape(f"{STEPS}0.unit.coupling1_up.net.fc1.weight", 2)
+    steps = len(reader.indices(STEPS))
+    check_agrees(settings, {
+        "code_dim": outputs // 2,
+        "discriminator.in_dim": features,
+        "discriminator.dim": outputs // 2,
+        "discriminator.encoder.levels": len(planes),
+        "discriminator.encoder.in_planes": shape[0] * (4 if squeeze else 1),
+        "discriminator.encoder.hidden_planes": planes,
+        "discriminator.encoder.out_planes": channels,
+        "discriminator.prior.num_steps": steps,
+        "discriminator.prior.in_features": 2 * half,
+        "discriminator.prior.hidden_features": hidden,
+    })  # fmt: skip
+    encoder, prior = (settings.get(f"discriminator.{name}.activation", "elu") for name in ("encoder", "prior"))
+    return {"code_dim": outputs // 2, "encoder_planes": planes, "encoder_channels": channels,
+            "encoder_activation": encoder, "prior_steps": steps, "prior_width": hidden,
+            "prior_activation": prior}  # fmt: skip
+
+
+@torch.no_grad()
+def read_encoder(reader: Reader, flow: ConditionalResidualFlow) -> None:
+    """Copy the encoder: two blocks for each level, then the 1×1 convolution and the head."""
+    *blocks, top, _ = flow.encoder.layers
+    for i, block in enumerate(blocks):
+        source = f"{ENCODER}resnet{i // 2}.main.{i % 2}"
+        parts = {("conv1", "bn1"): block.first, ("conv2", "bn2"): block.second}
+        if not isinstance(block.shortcut, torch.nn.Identity):
+            parts["downsample.0", "downsample.1"] = block.shortcut
+        for (convolution, norm), part in parts.items():
+            reader.copy(f"{source}.{convolution}.weight", part[0].weight)
+            for name, target in part[1].state_dict().items():
+                reader.copy(f"{source}.{norm}.{name}", target)
+    reader.copy(f"{ENCODER}top.weight", top.weight)
+    reader.copy(f"{ENCODER}top.bias", top.bias)
+    head = reader.weight_norm(HEAD, flow.encoder.head.weight)
+    if head is not None:
+        flow.encoder.head.weight.copy_(head)
+    reader.copy(f"{HEAD}.bias", flow.encoder.head.bias)
+
+
+def read_prior(reader: Reader, flow: ConditionalResidualFlow) -> None:
+    """Copy the prior: every step has seven layers, with these names."""
+    names = ("actnorm", "linear", "unit.coupling1_up", "unit.coupling1_dn", "unit.actnorm", "unit.coupling2_up",
+             "unit.coupling2_dn")  # fmt: skip
+    layers: Iterable[Any] = flow.prior.flows
+    for i, layer in enumerate(layers):
+        source = f"{STEPS}{i // len(names)}.{names[i % len(names)]}"
+        if isinstance(layer, ActNorm):
+            reader.copy(f"{source}.log_scale", layer.log_scale)
+            reader.copy(f"{source}.bias", layer.shift)
+        elif isinstance(layer, InvertibleLinear):
+            read_linear(reader, source, layer)
+        else:
+            coupling: Any = layer.flow if isinstance(layer, Interleaved) else layer
+            read_coupling(reader, source, coupling)
+
+
+@torch.no_grad()
+def read_linear(reader: Reader, source: str, target: InvertibleLinear) -> None:
+    """Copy an invertible W as P L U, computed in double precision."""
+    weight = reader.take(f"{source}.weight", target.off_diagonal)
+    if weight is None:
+        return
+    permutation, lower, upper = torch.linalg.lu(weight.double())
+    diagonal = upper.diagonal()
+    target.permutation.copy_(permutation)
+    target.sign.copy_(diagonal.sign())
+    target.log_diagonal.copy_(diagonal.abs().log())
+    target.off_diagonal.copy_(lower.tril(-1) + upper.triu(1))
+
+
+@torch.no_grad()
+def read_coupling(reader: Reader, source: str, target: Coupling) -> None:
+    """Copy three dense layers; the original's last has weight norm and gives shifts before scales."""
+    first, _, second, _, last = target.conditioner.layers
+    for name, layer in {"fc1": first, "fc2": second}.items():
+        reader.copy(f"{source}.net.{name}.weight", layer.weight)
+        reader.copy(f"{source}.net.{name}.bias", layer.bias)
+    key = f"{source}.net.fc3.linear"
+    for value, parameter in [
+        (reader.weight_norm(key, last.weight), last.weight),
+        (reader.take(f"{key}.bias", last.bias), last.bias),
+    ]:
+        if value is not None:
+            parameter.copy_(value.roll(len(value) // 2, 0))
 
 
 def _some(names: Iterable[str]) -> str:

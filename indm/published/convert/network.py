@@ -1,19 +1,275 @@
-"""The weights of a released score network, layer by layer.
+"""Released score networks: their architecture, as the tensors show it, and their weights, layer by layer.
 
+What the tensors do not show is taken from what the caller gives, then from a recipe, then from the published settings.
 The original keeps its layers in one list, ``all_modules.N``; :func:`published_order` walks ours in that order, and
 :func:`leaves` says which of its tensors make which of our parameters.
 """
 
+import math
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from indm.messages import listed
+from indm.config.recipes import Tables
+from indm.messages import brief, listed
 from indm.nets.unet import Attention
-from indm.published.convert.released import State
+from indm.published.convert.checkpoint import State
+from indm.published.convert.settings import NET_KINDS, SDE_KINDS, check_finite_types
 from indm.published.fir import StridedConv
 from indm.published.ncsnpp import Block, Fourier, NCSNpp, Plain, ResidualInlet, SkipInlet
+
+# What tensors do not show, as published: DDPM++ with VP and sub-VP, NCSN++ with VE.
+DDPMPP = {"fir": (), "rescale": True, "centered": True, "scale_by_sigma": False, "dropout": 0.1}
+NCSNPP = DDPMPP | {"fir": (1, 3, 3, 1), "centered": False, "scale_by_sigma": True}
+ASSUMED = {"vp": DDPMPP, "subvp": DDPMPP, "ve": NCSNPP}
+FOREIGN = "the checkpoint's layers are not those of DDPM++ or NCSN++"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Tables of an SDE and a network, the event shape, and where the network's arguments are from.
+
+    Args:
+        sde: table of the SDE.
+        net: table of the network.
+        shape: of the images.
+        inferred: the part of ``net`` that the tensors show.
+        assumed: the part of ``net`` that is taken from a recipe or as published.
+        overruled: what a recipe says otherwise than the tensors, a phrase each.
+    """
+
+    sde: dict
+    net: dict
+    shape: tuple[int, int, int]
+    inferred: dict
+    assumed: dict
+    overruled: list[str]
+
+
+def architecture(state: State, given: Tables, fallback: Tables, size: int | None) -> Architecture:
+    """The architecture by the tensors, then by what is ``given``, then by a recipe, then as published.
+
+    Args:
+        given: tables "sde", "net", "image", which must not contradict the tensors.
+        fallback: tables of a recipe, which the tensors overrule. Its images' side, ``size`` of "image", holds only
+            where they do not.
+        size: side of the images; None is the recipe's.
+
+    Raises:
+        ValueError: what is given contradicts the tensors, or something is missing that they do not show.
+    """
+    for tables in (given, fallback):
+        check_finite_types(tables.get("net", {}), NET_KINDS, "net.")
+        check_finite_types(tables.get("sde", {}), SDE_KINDS, "sde.")
+    sde = _sde_table(given, fallback)
+    for table in (given.get("net", {}), fallback.get("net", {})):
+        if table.get("name", "ncsnpp") != "ncsnpp":
+            raise ValueError(f"net.name must be ncsnpp, whose checkpoint this is, got {table['name']!r}")
+    inferred, attends, image_channels = infer(state)
+    side = fallback.get("image", {}).get("size") if size is None else size
+    if side is None:
+        raise ValueError(
+            "--image-size must be given, or --recipe or --settings: the tensors do not tell the images' side"
+        )
+    heights = [side // 2**level for level in range(len(attends))]
+    inferred["attention"] = tuple(h for h, attention in zip(heights, attends, strict=True) if attention)
+    sigmas = {}
+    if "sigmas" in state:
+        low, high, count = _sigma_table(state["sigmas"])
+        inferred["sigma_table"] = (low, high, count)
+        sigmas = {"sigma_min": low, "sigma_max": high} if sde["name"] == "ve" else {}
+    chosen, default = (dict(tables.get("net", {})) for tables in (given, fallback))
+    for net in (chosen, default):
+        if "attention" in net:
+            net["attention"] = tuple(h for h in heights if h in net["attention"])  # no level has another height
+    actual = inferred | _prefixed("sde.", sigmas) | {"image channels": image_channels}
+    channels = given.get("image", {}).get("channels", image_channels)
+    said = chosen | _prefixed("sde.", given.get("sde", {})) | {"image channels": channels}
+    if contradicted := _contradicted(actual, said):
+        raise ValueError(f"the tensors contradict what is given: {listed(contradicted)}")
+    overruled = _contradicted(actual, default | _prefixed("sde.", sde) | said)
+    if size is None and overruled:
+        raise ValueError(
+            f"--image-size must be given: the tensors are of another network than the recipe's ({listed(overruled)}), "
+            f"so that its images' side of {side} need not be theirs"
+        )
+    assumed = _assumed(state, sde, default, {*chosen, *inferred})
+    net = {**assumed, **inferred, **chosen}
+    if net["embedding"] == "fourier" or not net["scale_by_sigma"]:
+        net.pop("sigma_table", None)  # not in use
+    sde = sde | {key: value for key, value in sigmas.items() if not _alike(value, sde.get(key))}
+    return Architecture(sde, net, (image_channels, side, side), inferred, assumed, overruled)
+
+
+def _sde_table(given: Tables, fallback: Tables) -> dict:
+    """The SDE that is given, completed by the recipe's where both are of one kind."""
+    sde, default = given.get("sde", {}), fallback.get("sde", {})
+    if sde.get("name", default.get("name")) == default.get("name"):
+        sde = default | sde
+    if sde.get("name") not in ASSUMED:
+        raise ValueError(
+            f"--sde must be given (vp, subvp or ve), or --recipe or --settings, got {sde.get('name')!r}: the tensors "
+            "do not tell which it was"
+        )
+    return sde
+
+
+def _sigma_table(deviations: Tensor) -> tuple[float, float, int]:
+    """The least and the largest of the original's noise levels, which it keeps in falling order, and their number."""
+    if deviations.ndim != 1 or len(deviations) < 2 or deviations.is_complex():
+        shape = brief(tuple(deviations.shape))
+        raise ValueError(f"the checkpoint's sigmas must be two deviations or more, got a tensor of shape {shape}")
+    return _rounded(deviations[-1]), _rounded(deviations[0]), len(deviations)
+
+
+def _assumed(state: State, sde: dict, fallback: dict, certain: set[str]) -> dict:
+    """The network's arguments that are not ``certain``: the recipe's, or as published with that SDE."""
+    assumed = dict(ASSUMED[sde["name"]])
+    if not assumed["fir"] and any(key.endswith(".Conv2d_0.weight") for key in state):
+        assumed["fir"] = NCSNPP["fir"]
+    assumed |= {key: value for key, value in fallback.items() if key in assumed}
+    return {key: value for key, value in assumed.items() if key not in certain}
+
+
+def _contradicted(actual: dict, said: dict) -> list[str]:
+    """What is said and is otherwise by the tensors, a phrase each."""
+    return [
+        f"{key} is {actual[key]}, not {value}"
+        for key, value in said.items()
+        if key in actual and not _alike(actual[key], value)
+    ]
+
+
+def infer(state: State) -> tuple[dict, list[bool], int]:
+    """What the tensors show of a network: arguments of :class:`NCSNpp`, attention at each level, image channels.
+
+    Raises:
+        ValueError: they are not those of a DDPM++ or NCSN++.
+    """
+    layers = _layers(state)
+    kinds = [_kind(layers.get(n, {})) for n in range(max(layers) + 1)]
+    try:
+        return _infer(layers, kinds)
+    except (ValueError, LookupError, ArithmeticError) as error:
+        raise ValueError(f"{FOREIGN}: {brief(', '.join(kinds))}") from error
+
+
+def _layers(state: State) -> dict[int, State]:
+    """The tensors of each layer of the original's list, by their names in it."""
+    layers: dict[int, State] = {}
+    for key, value in state.items():
+        match = re.fullmatch(r"all_modules\.(\d+)\.(.+)", key)
+        if match:
+            layers.setdefault(int(match[1]), {})[match[2]] = value
+    if not layers:
+        raise ValueError(
+            "the checkpoint holds no score network (no tensors all_modules.N); that of a flow is the second argument"
+        )
+    if max(layers) > 2 * len(layers):  # a layer without tensors has others on both sides
+        raise ValueError(f"{FOREIGN}: it holds {len(layers)} of them, and they are numbered up to {brief(max(layers))}")
+    return layers
+
+
+def _infer(layers: dict[int, State], kinds: list[str]) -> tuple[dict, list[bool], int]:
+    """:func:`infer` from the layers and the kind of each.
+
+    Between two resamplings lies one level on the way down or up; at the lowest both ways and the middle are one run.
+    """
+    stem = kinds.index("conv")
+    runs, between = _runs(kinds, stem + 1)
+    levels = (len(runs) + 1) // 2
+    first = [layers[run[0]] for run in runs[:levels]]
+    channels, image_channels = layers[stem]["weight"].shape[:2]
+    counts = [[kinds[n] for n in run].count("block") for run in runs]
+    arguments = {
+        "channels": channels,
+        "multipliers": tuple(_outputs(block) // channels for block in first),
+        "blocks": counts[0] if levels > 1 else (counts[0] - 3) // 2,
+        "embedding": "fourier" if kinds[0] == "fourier" else "positional",
+    }
+    if levels > 1:
+        doubled = _inputs(first[1]) == 2 * _outputs(first[0])
+        arguments["output_pyramid"] = "sum" if "norm" in kinds[:-2] else "none"
+        arguments |= _resampling_arguments([kinds[n] for n in between[0]], doubled)
+    attention = [[kinds[n] for n in run].count("attention") for run in runs[:levels]]
+    return arguments, [n > (level == levels - 1) for level, n in enumerate(attention)], image_channels
+
+
+def _resampling_arguments(kinds: list[str], doubled: bool) -> dict:
+    """Arguments that show in the layers between the first two levels; ``doubled``: channels are concatenated there."""
+    down, *inlet = kinds
+    resample = {"resampling": "block", "strided": "conv", "empty": "plain"}[down]
+    if not inlet:
+        return {"resample": resample, "input_pyramid": "none"}
+    pyramids = {"filtered": "residual", "strided": "residual", "skip": "cat" if doubled else "sum"}
+    arguments = {"resample": resample, "input_pyramid": pyramids[inlet[0]]}
+    return arguments | ({"fir": ()} if inlet[0] == "strided" else {})
+
+
+def _runs(kinds: list[str], start: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Positions from ``start`` on: runs of blocks and attention, and what lies between each run and the next."""
+    runs: list[list[int]] = []
+    between: list[list[int]] = [[]]
+    for n in range(start, len(kinds)):
+        if kinds[n] not in ("block", "attention"):
+            between[-1].append(n)
+        elif runs and not between[-1]:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+            between.append([])
+    return runs, between[1:]
+
+
+def _kind(layer: State) -> str:
+    """What a layer of the original's list is, by the names of its tensors; "empty" for one without any."""
+    names = {key.rpartition(".")[0] for key in layer}
+    if names & {"Dense_0", "Conv_1", "GroupNorm_1"}:
+        return "resampling" if "Conv_2" in names and _inputs(layer) == _outputs(layer) else "block"
+    if names & {"NIN_1", "NIN_2", "NIN_3"}:
+        return "attention"
+    for mark, kind in {"Conv2d_0": "filtered", "Conv_0": "strided", "Conv": "skip"}.items():
+        if mark in names:
+            return kind
+    if "W" in layer:
+        return "fourier"
+    if "weight" in layer:
+        return {1: "norm", 2: "linear", 4: "conv"}.get(layer["weight"].ndim, "unknown")
+    return "unknown" if layer else "empty"
+
+
+def _inputs(block: State) -> int:
+    return _width(block, "GroupNorm_0.weight", "GroupNorm_0.bias")
+
+
+def _outputs(block: State) -> int:
+    return _width(block, "Conv_1.bias", "GroupNorm_1.weight", "GroupNorm_1.bias", "Dense_0.bias")
+
+
+def _width(layer: State, *names: str) -> int:
+    """Length of the first tensor that is there, of names with one entry for each channel; 0 where there is none."""
+    return next((len(layer[name]) for name in names if name in layer and layer[name].ndim > 0), 0)
+
+
+def _prefixed(prefix: str, table: dict) -> dict:
+    return {f"{prefix}{key}": value for key, value in table.items()}
+
+
+def _rounded(value: Tensor) -> float:
+    """A number without the noise of exp(log(·))."""
+    return float(f"{value.item():.9g}")
+
+
+def _alike(a: object, b: object) -> bool:
+    """Whether values are equal, numbers within a relative 1e-6, lists and tuples entry by entry."""
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    if isinstance(a, int | float) and isinstance(b, int | float):
+        return math.isclose(a, b, rel_tol=1e-6)
+    return a == b
 
 
 def published_order(net: NCSNpp) -> Iterator[nn.Module]:

@@ -20,13 +20,11 @@ from indm.files import atomic, untrusted
 from indm.flows.base import Flow, Identity
 from indm.messages import brief
 from indm.model import INDM, build, count_parameters
-from indm.published.convert.architecture import Architecture, architecture
+from indm.published.convert.checkpoint import State, Weights, read_checkpoint
 from indm.published.convert.flow import flow_from_state
-from indm.published.convert.flow_settings import UNRELATED, table
-from indm.published.convert.network import load_published
-from indm.published.convert.released import State, Weights, read_checkpoint
-from indm.published.convert.settings import check_finite_types, read_settings, tables_of, unrelated
-from indm.published.score import PublishedScore
+from indm.published.convert.network import Architecture, architecture, load_published
+from indm.published.convert.settings import UNRELATED, check_finite_types, read_settings, tables_of, unrelated
+from indm.published.ncsnpp import PublishedScore
 from indm.runs.folder import CONVERSION, check_empty
 from indm.runs.provenance import describe, provenance
 from indm.scaling import Scaling
@@ -75,7 +73,7 @@ def convert(
     check_empty(out)
     original = {} if settings is None else read_settings(settings)
     of_flow = {} if flow_settings is None else read_settings(flow_settings)
-    of_flow = dict(table(of_flow or original, "flow") or of_flow)  # of a whole configuration, its table
+    of_flow = _flow_table(of_flow or original) or of_flow
     given = _given_tables(original, changes or {})
     fallback = recipes.load(recipe) if recipe is not None else {}
     data = _named_data(given, fallback)
@@ -127,6 +125,13 @@ def score_of_checkpoint(state: State, sde: dict, net: dict, shape: tuple[int, ..
 def read_flow(path: str | Path, weights: Weights, settings: Mapping[str, Any], shape: tuple[int, ...]) -> Flow:
     """The flow of a released flow checkpoint; ``settings`` are the original's of it."""
     return flow_from_state(read_checkpoint(path).weights(weights), settings, shape)
+
+
+def _flow_table(configuration: Mapping[str, Any]) -> dict:
+    """The settings of the flow in a whole configuration; ValueError where they are no table."""
+    settings = configuration.get("flow", {})
+    check_finite_types({"flow": settings}, {"flow": dict}, "settings: ")
+    return settings
 
 
 def _given_tables(settings: Mapping[str, Any], changes: Mapping[str, str]) -> Tables:

@@ -1,47 +1,111 @@
-"""The original's settings of a score network, as our tables.
-
-:data:`SAME` and what follows it say of every setting which argument of ours it is, or which values it may have.
-"""
+"""The settings of the original's configuration files, in one table: what each is here, or which values it may have."""
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from indm.config.checks import check_types
 from indm.config.recipes import Tables
 from indm.files import untrusted
-from indm.messages import brief, nearest
+from indm.messages import brief, listed, nearest
 
-SDES = {"vpsde": "vp", "subvpsde": "subvp", "vesde": "ve"}
-SAME = {  # settings that are an argument of ours, under this name
-    "nf": ("net", "channels"), "ch_mult": ("net", "multipliers"), "num_res_blocks": ("net", "blocks"),
-    "dropout": ("net", "dropout"), "embedding_type": ("net", "embedding"), "fourier_scale": ("net", "fourier_scale"),
-    "skip_rescale": ("net", "rescale"), "centered": ("net", "centered"), "scale_by_sigma": ("net", "scale_by_sigma"),
-    "ema_rate": ("train", "ema"),
-}  # fmt: skip
-ONLY = {  # settings of which the network can take these values only
-    "name": ("ncsnpp",), "nonlinearity": ("swish", "silu"), "normalization": ("groupnorm",), "conv_size": (3,),
-    "attention_type": ("ddpm",), "conditional": (True,), "auxiliary_resblock": (True,), "fourier_feature": (False,),
-    "continuous": (True,), "ddpm_score": (True,), "unbounded_parametrization": (False,),
-}  # fmt: skip
-CHOICES = {
-    "resblock_type": {"biggan": "block", "ddpm": "conv"},
-    "progressive_input": {"none": "none", "residual": "residual", "input_skip": "sum"},
-    "progressive": {"none": "none", "output_skip": "sum"},
-    "progressive_combine": {"sum": "sum", "cat": "cat"},
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of the original.
+
+    Args:
+        kind: its type; None is not checked.
+        ours: the argument of ours that it is, "net.channels".
+        values: those that can be converted; as a mapping, with what they are called here.
+        beside: the setting without which it has no meaning.
+    """
+
+    kind: Any = None
+    ours: str = ""
+    values: tuple | Mapping[Any, Any] = ()
+    beside: str = ""
+
+
+INTEGERS, NUMBERS, SDES = tuple[int, ...], tuple[float, ...], ("vp", "subvp", "ve")
+SCORE = {
+    "nf": Setting(int, "net.channels"),
+    "ch_mult": Setting(INTEGERS, "net.multipliers"),
+    "num_res_blocks": Setting(int, "net.blocks"),
+    "dropout": Setting(float, "net.dropout"),
+    "embedding_type": Setting(str, "net.embedding"),
+    "fourier_scale": Setting(float, "net.fourier_scale"),
+    "skip_rescale": Setting(bool, "net.rescale"),
+    "centered": Setting(bool, "net.centered"),
+    "scale_by_sigma": Setting(bool, "net.scale_by_sigma"),
+    "attn_resolutions": Setting(INTEGERS, "net.attention"),
+    "attention": Setting(bool, beside="attn_resolutions"),
+    "fir": Setting(bool),
+    "fir_kernel": Setting(NUMBERS, beside="fir"),
+    "resblock_type": Setting(str, "net.resample", {"biggan": "block", "ddpm": "conv"}),
+    "resamp_with_conv": Setting(bool, beside="resblock_type"),
+    "progressive": Setting(str, "net.output_pyramid", {"none": "none", "output_skip": "sum"}),
+    "progressive_input": Setting(
+        str, "net.input_pyramid", {"none": "none", "residual": "residual", "input_skip": "sum"}
+    ),
+    "progressive_combine": Setting(str, values=("sum", "cat"), beside="progressive_input"),
+    "sde": Setting(str, "sde.name", {"vpsde": "vp", "subvpsde": "subvp", "vesde": "ve"} | {n: n for n in SDES}),
+    "beta_min": Setting(float, "sde.beta_min", beside="sde"),
+    "beta_max": Setting(float, "sde.beta_max", beside="sde"),
+    "sigma_min": Setting(float, "sde.sigma_min", beside="sde"),
+    "sigma_max": Setting(float, "sde.sigma_max", beside="sde"),
+    "truncation_time": Setting(float, "sde.eps", beside="sde"),
+    "num_scales": Setting(int, beside="sde"),
+    "image_size": Setting(int, "image.size"),
+    "num_channels": Setting(int, "image.channels"),
+    "ema_rate": Setting(float, "train.ema"),
+    **{name: Setting(values=(True,)) for name in ("conditional", "auxiliary_resblock", "continuous", "ddpm_score")},
+    **{name: Setting(values=(False,)) for name in ("fourier_feature", "unbounded_parametrization")},
+    "name": Setting(values=("ncsnpp",)),
+    "nonlinearity": Setting(values=("swish", "silu")),
+    "normalization": Setting(values=("groupnorm",)),
+    "conv_size": Setting(values=(3,)),
+    "attention_type": Setting(values=("ddpm",)),
+    "init_scale": Setting(),  # of the weights at the start
+    "note": Setting(),
 }
-SECOND = {  # settings that have a meaning only beside another one
-    "fir_kernel": "fir", "attention": "attn_resolutions", "resamp_with_conv": "resblock_type",
-    "progressive_combine": "progressive_input",
-    **dict.fromkeys(("beta_min", "beta_max", "sigma_min", "sigma_max", "num_scales", "truncation_time"), "sde"),
-}  # fmt: skip
-OTHER = {"sde", "image_size", "num_channels", "fir", "attn_resolutions"}
-INERT = {"init_scale", "note"}  # the weights at the start; a remark
-KNOWN = {*SAME, *ONLY, *CHOICES, *SECOND, *OTHER, *INERT}
+FLOW = {
+    "act_fn": Setting(str),
+    "coeff": Setting(float),
+    "vnorms": Setting(values=("ffff",)),
+    "kernels": Setting(values=("3-1-3",)),
+    "resblock_type": Setting(values=("resflow",)),
+    "model": Setting(values=("resflow", "wolf")),
+    **{name: Setting(values=(True,)) for name in ("preact", "first_resblock")},
+    **{
+        name: Setting(values=(False,))
+        for name in ("factor_out", "quadratic", "fc_actnorm", "batchnorm", "fc", "fc_end", "learn_p")
+    },
+    "generator.flow.type": Setting(values=("resflow",)),
+    "dequantizer.type": Setting(values=("uniform",)),
+    "discriminator.type": Setting(values=("gaussian",)),
+    "discriminator.encoder.type": Setting(values=("global_resnet_bn",)),
+    "discriminator.encoder.activation": Setting(str),
+    "discriminator.prior.type": Setting(values=("flow",)),
+    "discriminator.prior.transform": Setting(values=("affine",)),
+    "discriminator.prior.coupling_type": Setting(values=("mlp",)),
+    "discriminator.prior.activation": Setting(str),
+    "discriminator.prior.alpha": Setting(),  # the original never uses it
+}
+DERIVED = (  # settings of a flow that its tensors or the shape show
+    "nblocks", "intermediate_dim", "image_size", "num_channels", "squeeze", "actnorm", "code_dim",
+    "discriminator.in_dim", "discriminator.dim", "discriminator.encoder.levels", "discriminator.encoder.in_planes",
+    "discriminator.encoder.hidden_planes", "discriminator.encoder.out_planes", "discriminator.prior.num_steps",
+    "discriminator.prior.in_features", "discriminator.prior.hidden_features",
+)  # fmt: skip
+FLOW_TABLES = (
+    "generator", "generator.flow", "dequantizer", "discriminator", "discriminator.encoder", "discriminator.prior",
+)  # fmt: skip
 # The tables of the original's configuration file. Of "training" only what the score depends on is read.
 TABLES_READ, TABLES_LEFT = ("training", "data", "model"), ("sampling", "eval", "evaluate", "optim", "flow")
-# Settings of training, sampling and evaluation, which do not change the score.
+# Settings of training, sampling and evaluation, which change nothing but where a table above has them.
 UNRELATED = {
     "batch_size", "n_iters", "snapshot_freq", "log_freq", "eval_freq", "snapshot_freq_for_preemption",
     "snapshot_sampling", "likelihood_weighting", "reduce_mean", "importance_sampling", "st", "k", "num_train_data",
@@ -51,26 +115,21 @@ UNRELATED = {
     "enable_loss", "enable_bpd", "bpd_dataset", "num_test_data", "residual", "score_ema", "flow_ema", "num_nelbo",
     "rtol", "atol", "gap_diff", "target_ckpt", "data_mean", "skip_nll_wrong", "dataset", "random_flip",
     "uniform_dequantization", "category", "tfrecords_path", "optimizer", "weight_decay", "lr", "beta1", "eps",
-    "warmup", "grad_clip", "num_micro_batch", "reset", "amsgrad", "seed", "device", "datadir",
-    "checkpoint_meta_dir", "resume",
+    "warmup", "grad_clip", "num_micro_batch", "reset", "amsgrad", "seed", "device", "datadir", "checkpoint_meta_dir",
+    "resume", "note", "ema_rate", "optim_reset", "grad_in_forward", "neumann_grad", "n_power_series", "n_dist",
+    "n_samples", "n_exact_terms", "dropout", "rank", "local_rank", "eval_batch_size", "batch_steps",
+    "init_batch_size", "epochs", "valid_epochs", "train_k", "log_interval", "warmup_steps", "lr_decay", "beta2",
+    "workers", "n_bits", "recover", "model_config",
 }  # fmt: skip
-KINDS = {
-    name: kind
-    for kind, names in {
-        int: "nf num_res_blocks image_size num_channels num_scales",
-        float: "dropout fourier_scale beta_min beta_max sigma_min sigma_max truncation_time ema_rate",
-        bool: "fir attention resamp_with_conv skip_rescale centered scale_by_sigma",
-        str: f"sde embedding_type {' '.join(CHOICES)}",
-        tuple[int, ...]: "ch_mult attn_resolutions",
-        tuple[float, ...]: "fir_kernel",
-    }.items()
-    for name in names.split()
-}
-SDE_KINDS = {"name": str} | dict.fromkeys(("beta_min", "beta_max", "sigma_min", "sigma_max", "eps"), float)
-NET_KINDS = {SAME[name][1]: KINDS[name] for name in SAME if SAME[name][0] == "net"} | {
-    "attention": tuple[int, ...], "fir": tuple[float, ...], "sigma_table": tuple[float, ...],
-    **dict.fromkeys(("resample", "input_pyramid", "output_pyramid"), str),
-}  # fmt: skip
+
+
+def _kinds_of(table: str) -> dict[str, Any]:
+    """The types of our arguments in ``table`` that settings are."""
+    return {s.ours.partition(".")[2]: s.kind for s in SCORE.values() if s.ours.startswith(f"{table}.")}
+
+
+SDE_KINDS = _kinds_of("sde")
+NET_KINDS = _kinds_of("net") | {"fir": NUMBERS, "sigma_table": NUMBERS}
 
 
 def tables_of(settings: Mapping[str, Any]) -> Tables:
@@ -86,20 +145,36 @@ def tables_of(settings: Mapping[str, Any]) -> Tables:
     """
     settings = {place[1]: value for place, value in _by_place(settings).items() if _is_read(*place)}
     settings = {key: value.lower() if isinstance(value, str) else value for key, value in settings.items()}
-    _check(settings)
-    tables: Tables = {"sde": _sde_table(settings), "net": {}, "image": {}, "train": {}}
-    for key, (table, argument) in SAME.items():
-        if key in settings:
-            tables[table][argument] = settings[key]
-    for key, name in (("image_size", "size"), ("num_channels", "channels")):
-        if key in settings:
-            tables["image"][name] = settings[key]
-    tables["net"] |= _resampling(settings) | _pyramids(settings)
-    if "attn_resolutions" in settings:
-        tables["net"]["attention"] = settings["attn_resolutions"] if settings.get("attention", True) else ()
-    if {"sigma_min", "sigma_max", "num_scales"} <= set(settings):
-        tables["net"]["sigma_table"] = tuple(settings[key] for key in ("sigma_min", "sigma_max", "num_scales"))
+    check_settings(settings, SCORE)
+    tables: Tables = {"sde": {}, "net": {}, "image": {}, "train": {}}
+    for key in SCORE:
+        if key in settings and SCORE[key].ours:
+            table, _, argument = SCORE[key].ours.partition(".")
+            tables[table][argument] = _ours(SCORE[key], settings[key])
+    _combine(tables["net"], settings)
+    of_other_kind = "beta_" if tables["sde"].get("name") == "ve" else "sigma_"
+    tables["sde"] = {key: value for key, value in tables["sde"].items() if not key.startswith(of_other_kind)}
     return tables
+
+
+def _ours(setting: Setting, value: Any) -> Any:
+    return setting.values[value] if isinstance(setting.values, Mapping) else value
+
+
+def _combine(net: dict, settings: Mapping[str, Any]) -> None:
+    """The arguments of the network that several settings decide together."""
+    if "fir" in settings:
+        net["fir"] = settings.get("fir_kernel", (1, 3, 3, 1)) if settings["fir"] else ()
+    if net.get("resample") == "conv" and not settings.get("resamp_with_conv", True):
+        net["resample"] = "plain"
+    if net.get("resample") == "conv" and net.get("fir"):
+        raise ValueError("settings: fir must be false where resblock_type is 'ddpm' and resamp_with_conv is true")
+    if net.get("input_pyramid") == "sum":
+        net["input_pyramid"] = settings.get("progressive_combine", "sum")
+    if "attention" in net and not settings.get("attention", True):
+        net["attention"] = ()
+    if {"sigma_min", "sigma_max", "num_scales"} <= set(settings):
+        net["sigma_table"] = tuple(settings[key] for key in ("sigma_min", "sigma_max", "num_scales"))
 
 
 def unrelated(settings: Mapping[str, Any]) -> list[str]:
@@ -119,46 +194,61 @@ def _by_place(settings: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
 
 def _is_read(table: str, name: str) -> bool:
     """Whether the score may depend on that setting."""
-    return name in KNOWN if table == "training" else table not in TABLES_LEFT and name not in UNRELATED
+    known = name in SCORE or (table != "training" and name not in UNRELATED)
+    return known and table not in TABLES_LEFT
 
 
-def _check(settings: Mapping[str, object]) -> None:
-    """ValueError naming the first setting that is unknown, lacks the one it belongs to, or has a bad value."""
-    check_finite_types(settings, KINDS, "settings: ")
+def check_settings(settings: Mapping[str, Any], known: Mapping[str, Setting]) -> None:
+    """ValueError listing the settings that are unknown, lack the one they belong to, or have a bad value."""
+    check_finite_types(settings, {name: s.kind for name, s in known.items() if s.kind}, "settings: ")
+    problems = []
     for key, value in settings.items():
-        if key not in KNOWN:
-            raise ValueError(f"settings: {brief(repr(key))} is no known setting{nearest(key, sorted(KNOWN))}")
-        if key in ONLY and value not in ONLY[key]:
-            raise ValueError(f"settings: {key} must be {' or '.join(map(repr, ONLY[key]))}, got {brief(repr(value))}")
-        if key in CHOICES and value not in CHOICES[key]:
-            raise ValueError(f"settings: {key} must be {' or '.join(map(repr, CHOICES[key]))}, got {value!r}")
-        if key in SECOND and SECOND[key] not in settings:
-            raise ValueError(f"settings: {key} needs {SECOND[key]} beside it")
+        setting = known.get(key)
+        if setting is None:
+            problems.append(f"{brief(repr(key))} is no known setting{nearest(key, sorted(known))}")
+        elif setting.values and value not in setting.values:
+            wanted = " or ".join(map(repr, setting.values))
+            problems.append(f"{key} must be {wanted}, got {brief(repr(value))}")
+        elif setting.beside and setting.beside not in settings:
+            problems.append(f"{key} needs {setting.beside} beside it")
+    if problems:
+        raise ValueError(f"settings: {listed(problems)}")
 
 
-def _resampling(settings: Mapping[str, Any]) -> dict:
-    """The filter and how the network changes its resolution."""
-    net = {}
-    if "fir" in settings:
-        net["fir"] = settings.get("fir_kernel", (1, 3, 3, 1)) if settings["fir"] else ()
-    if "resblock_type" in settings:
-        net["resample"] = CHOICES["resblock_type"][settings["resblock_type"]]
-        if net["resample"] == "conv" and not settings.get("resamp_with_conv", True):
-            net["resample"] = "plain"
-        if net["resample"] == "conv" and net.get("fir"):
-            raise ValueError("settings: fir must be false where resblock_type is 'ddpm' and resamp_with_conv is true")
-    return net
+def flow_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The original's settings of a flow by dotted names, without those that do not change it.
+
+    Raises:
+        ValueError: something else stands where there must be a table, or a setting cannot be converted.
+    """
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if name not in FLOW_TABLES:
+            found[name] = value
+        elif isinstance(value, Mapping):
+            found |= flow_settings(value, f"{name}.")
+        else:
+            raise ValueError(f"settings: {name} must be a table, got {brief(repr(value))}")
+    if not prefix:
+        known = FLOW | dict.fromkeys(DERIVED, Setting())
+        found = {key: value for key, value in found.items() if key in known or not _passed_over(key)}
+        check_settings(found, known)
+    return found
 
 
-def _pyramids(settings: Mapping[str, Any]) -> dict:
-    net = {}
-    if "progressive_input" in settings:
-        net["input_pyramid"] = CHOICES["progressive_input"][settings["progressive_input"]]
-        if net["input_pyramid"] == "sum":
-            net["input_pyramid"] = settings.get("progressive_combine", "sum")
-    if "progressive" in settings:
-        net["output_pyramid"] = CHOICES["progressive"][settings["progressive"]]
-    return net
+def _passed_over(name: str) -> bool:
+    """Whether a setting of a flow does not change it."""
+    return name in UNRELATED or name.startswith(("generator.", "dequantizer."))
+
+
+def check_agrees(settings: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
+    """ValueError where a setting is given and is not the ``actual`` value, which tensors or shape show."""
+    for key, value in actual.items():
+        given = settings.get(key, value)
+        given = tuple(given) if isinstance(given, list) else given
+        if given != value:
+            raise ValueError(f"settings: {key} is {brief(repr(given))}, but the tensors and the shape say {value!r}")
 
 
 def check_finite_types(content: Mapping[str, object], kinds: Mapping[str, object], where: str) -> None:
@@ -168,18 +258,6 @@ def check_finite_types(content: Mapping[str, object], kinds: Mapping[str, object
         numbers = value if isinstance(value, list | tuple) else (value,)
         if key in kinds and not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
             raise ValueError(f"{where}{key} must be finite, got {brief(repr(value))}")
-
-
-def _sde_table(settings: Mapping[str, object]) -> dict:
-    """The SDE's table, with those of the limits that its kind has."""
-    if "sde" not in settings:
-        return {}
-    if settings["sde"] not in (*SDES, *SDES.values()):
-        raise ValueError(f"settings: sde must be {', '.join(SDES)}, got {settings['sde']!r}")
-    name = SDES.get(settings["sde"], settings["sde"])
-    keys = ("sigma_min", "sigma_max") if name == "ve" else ("beta_min", "beta_max")
-    table = {"name": name} | {key: settings[key] for key in keys if key in settings}
-    return table | ({"eps": settings["truncation_time"]} if "truncation_time" in settings else {})
 
 
 def read_settings(path: str | Path) -> dict[str, object]:
