@@ -3,6 +3,7 @@ fetches anything from elsewhere. What is looked at is kept as pictures in ``buil
 
 import functools
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,9 +30,9 @@ def browser():
         opened.close()
 
 
-@pytest.fixture
-def visit(browser):
-    """address, options → its page. At the end of the test nothing was wrong with any of them."""
+@contextmanager
+def visiting(browser):
+    """Gives address, options → its page. At the end nothing was wrong with any of them."""
     pages, wrong = [], []
 
     def note(message):
@@ -56,6 +57,13 @@ def visit(browser):
     for page in pages:
         page.close()
     assert not wrong
+
+
+@pytest.fixture
+def visit(browser):
+    """See :func:`visiting`."""
+    with visiting(browser) as open_page:
+        yield open_page
 
 
 def overflow(page):

@@ -1,15 +1,15 @@
-"""The page of ``indm app``, of Gradio: what can be set, and which request a button makes.
+"""The page of ``indm app``, of Gradio: what can be set, which request a button makes, and whose requests are taken.
 
 One request is computed at a time. Nothing is fetched from elsewhere, and no file of this machine is served but the
 uploads and pictures of the page, which are kept in a folder of their own until the program ends.
 """
 
+import contextlib
 import functools
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read where Gradio is importe
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from indm.app import requests
-from indm.app.guard import Limits, SameOrigin
 from indm.app.requests import WAYS, Side, Source, Translation
 from indm.data.images import SUFFIXES
 from indm.messages import brief, one_line
@@ -29,11 +31,74 @@ from indm.sampling import default_sampler
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 LARGEST_UPLOAD, MOST_WAITING, KEPT = 10 * 2**20, 4, 3600  # bytes of a file; requests; seconds of an upload
+LARGEST_BODY, MOST_UPLOADED = 1_000_000, 500_000_000  # bytes of a request without a file; of all files that are kept
+BLOCK = 4096  # bytes that the smallest file takes
 THEME = gr.themes.Base(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 STYLE = """
 img { image-rendering: pixelated; } .picture .image-container { padding-top: 2rem; }
 #likelihood :is(th, td) { white-space: nowrap; padding: 0.5em; }
 """
+
+
+class Guard:
+    """Refuses what is too large and, with ``own``, what pages of other sites send; an error is one line.
+
+    Args:
+        folder: where uploads are kept.
+        largest: bytes of an upload.
+        own: whether a browser must name this page as the ``Origin`` of its requests.
+    """
+
+    def __init__(self, app: ASGIApp, folder: Path, largest: int, own: bool):
+        self.app, self.folder, self.largest, self.own, self.arriving = app, folder, largest, own, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers, started = Headers(scope=scope) if "headers" in scope else Headers(), False
+        if refusal := self.refusal(scope.get("path", ""), headers):
+            return await PlainTextResponse(refusal[1], refusal[0])(scope, receive, send)
+
+        async def noting(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        size = int(headers.get("content-length", 0))
+        self.arriving += size
+        try:
+            await self.app(scope, receive, noting)
+        except Exception as error:
+            words = brief(f"{scope.get('method')} {scope.get('path')}: {type(error).__name__}: {error}")
+            print(f"indm: error: {words}", file=sys.stderr)
+            if not started:
+                await PlainTextResponse("Internal Server Error", 500)(scope, receive, send)
+        finally:
+            self.arriving -= size
+
+    def refusal(self, path: str, headers: Headers) -> tuple[int, str] | None:
+        """Status and reason of a request whose body is not read; None where it is."""
+        origin, size = headers.get("origin"), int(headers.get("content-length", 0))
+        if self.own and origin is not None and origin.partition("://")[2] != headers.get("host"):
+            return 403, "Origin must be that of this page"
+        if "transfer-encoding" in headers:
+            return 411, "a request must say how long it is"
+        if not headers.get("content-type", "").startswith("multipart/"):
+            return (413, f"a request must be at most {LARGEST_BODY:,} bytes") if size > LARGEST_BODY else None
+        if not path.endswith("/upload"):
+            return 403, "files go to upload"
+        if size > self.largest + LARGEST_BODY:
+            return 413, f"an upload must be at most {self.largest:,} bytes"
+        if bytes_below(self.folder) + self.arriving + size > MOST_UPLOADED:
+            return 413, f"no more than {MOST_UPLOADED:,} bytes are kept; uploads go after an hour"
+        return None
+
+
+def bytes_below(folder: Path) -> int:
+    """What the files of a folder take, about."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # just taken away
+            total += path.stat().st_size + BLOCK
+    return total
 
 
 class Page(gr.Blocks):
@@ -194,7 +259,7 @@ def build(sides: Sequence[Side], seconds: float) -> gr.Blocks:
     return page.queue(max_size=MOST_WAITING, api_open=False)
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving(sides: Sequence[Side], host: str, port: int | None, seconds: float) -> Iterator[str]:
     """Serve the page; gives its address.
 
@@ -207,10 +272,9 @@ def serving(sides: Sequence[Side], host: str, port: int | None, seconds: float) 
         options: Any = {"prevent_thread_lock": True, "quiet": True, "share": False, "ssr_mode": False}
         options |= {"footer_links": [], "run_history": False, "enable_monitoring": False, "pwa": False}
         options |= {"server_name": host, "server_port": port, "max_file_size": LARGEST_UPLOAD}
-        guards = [Middleware(Limits, folder=Path(folder), largest=LARGEST_UPLOAD)]
+        guards = [Middleware(Guard, folder=Path(folder), largest=LARGEST_UPLOAD, own=host in LOCAL)]
         if host in LOCAL:  # a page of somebody else is refused, also by a name that he lets point here
-            names = [*LOCAL, "[::1]"]
-            guards += [Middleware(TrustedHostMiddleware, allowed_hosts=names), Middleware(SameOrigin)]
+            guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, "[::1]"]))
         options["app_kwargs"] = {"middleware": guards}
         try:
             _, address, _ = page.launch(theme=THEME, css=STYLE, **options)

@@ -1,5 +1,6 @@
 """The page of a run: what its requests compute, what they refuse, and that a browser can use it."""
 
+import functools
 import importlib.util
 import io
 import json
@@ -18,7 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from browsers import NARROW, keep, overflow
+from browsers import NARROW, keep, overflow, visiting
 from PIL import Image
 from solvers import solve_roughly
 
@@ -30,6 +31,7 @@ from indm.cli.main import main
 from indm.config import recipes
 from indm.data.registry import load_data
 from indm.evaluation import sheets
+from indm.likelihood import log_likelihood
 from indm.model import build_model
 from indm.report.figures import slerp
 from indm.sampling import default_sampler
@@ -87,32 +89,43 @@ def rough(monkeypatch):
     solve_roughly(monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def classes(home):
+    return Side.opened(home / "classes")
+
+
+@pytest.fixture(scope="module")
+def exact(home):
+    return Side.opened(home / "exact")
+
+
 # ── Requests ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_samples_are_those_of_the_library(home):
-    side = Side.opened(home / "classes")
-    grid = requests.samples(side, 4, 5, "heun", 3, 0.5, "7", 2.0)
-    generator = torch.Generator().manual_seed(3)
-    options = {"c": "7", "guidance": 2.0, "sampler": "heun", "steps": 5, "temperature": 0.5, "generator": generator}
-    x = indm.sample(side.model, 4, **options)
-    assert np.array_equal(grid, sheets.grid(side.model.scaling.to_data(x), 17))
-    assert not np.array_equal(grid, requests.samples(side, 4, 5, "heun", 3, 0.5, "", 1.0))  # p(x)
+@pytest.mark.parametrize(
+    ("name", "said", "c", "more"),
+    [("classes", "7", "7", {"temperature": 0.5, "guidance": 2.0}), ("numbers", "[0.5, -2]", [0.5, -2.0], {})],
+)
+def test_samples_are_those_of_the_library(home, name, said, c, more):
+    side = Side.opened(home / name)
+
+    def grid(c, temperature=1.0, guidance=1.0):
+        return requests.samples(side, 4, 5, "heun", 3, temperature, c, guidance)
+
+    x = indm.sample(side.model, 4, c=c, sampler="heun", steps=5, generator=torch.Generator().manual_seed(3), **more)
+    assert np.array_equal(grid(said, **more), sheets.grid(side.model.scaling.to_data(x), 17))
+    assert not np.array_equal(grid(said, **more), grid(""))  # p(x)
 
 
-def test_numbers_are_a_condition(home):
-    side = Side.opened(home / "numbers")
-    grid = requests.samples(side, 4, 5, "heun", 3, 1.0, "[0.5, -2]", 1.0)
-    options = {"c": [0.5, -2.0], "sampler": "heun", "steps": 5, "generator": torch.Generator().manual_seed(3)}
-    assert np.array_equal(grid, sheets.grid(side.model.scaling.to_data(indm.sample(side.model, 4, **options)), 17))
-    for wrong in ("cat", "[1,", '["cat", "dog"]', "0.5", "[0.5]"):
-        with pytest.raises(ValueError, match="must be numbers"):
-            requests.samples(side, 4, 5, "heun", 3, 1.0, wrong, 1.0)
+@pytest.mark.parametrize("wrong", ["cat", "[1,", '["cat", "dog"]', "0.5", "[0.5]"])
+def test_numbers_are_a_condition(home, wrong):
+    with pytest.raises(ValueError, match="must be numbers"):
+        requests.samples(Side.opened(home / "numbers"), 4, 5, "heun", 3, 1.0, wrong, 1.0)
 
 
-def test_a_likelihood_is_that_of_the_image_with_its_conventions(home):
+def test_a_likelihood_is_that_of_the_image_with_its_conventions(home, exact):
     """For N(0, I) and its exact score both numbers are −log₂ of the density, averaged over the noise."""
-    side = Side.opened(home / "exact")
+    side = exact
     text = requests.likelihood(side, Source(str(home / "mine.png")), 16, 0, "")
     rows = {
         name: [float(n) for n in numbers.split("|")[:2]] for name, numbers in re.findall(r"\*\*(.+)\*\* \|(.+)", text)
@@ -129,21 +142,17 @@ def test_a_likelihood_is_that_of_the_image_with_its_conventions(home):
     assert "uniform noise needs 4.09" in text and "Held-out" not in text
 
 
-def test_a_likelihood_repeats_itself_for_its_seed(home):
-    side = Side.opened(home / "exact")
-    texts = [requests.likelihood(side, Source(None, 3), 2, seed, "") for seed in (4, 4, 5)]
-    assert texts[0] == texts[1] != texts[2]
-
-
-def test_held_out_images_of_an_evaluated_run_are_named(home, monkeypatch):
+@pytest.mark.usefixtures("rough")
+def test_a_likelihood_repeats_itself_for_its_seed_and_names_the_evaluation(exact, monkeypatch):
     row = {"bits_per_dim": 1.5, "bits_per_dim_standard_error": 0.25}
     monkeypatch.setattr(requests, "read_evaluation", lambda run: {"nelbo": {"with_reconstruction": row}})
-    text = requests.likelihood(Side.opened(home / "exact"), Source(None, 0), 2, 0, "")
-    assert "Held-out images of this run: NELBO 1.500 ± 0.250 bits/dim." in text and "test image 0" in text
+    texts = [requests.likelihood(exact, Source(None, 3), 2, seed, "") for seed in (4, 4, 5)]
+    assert texts[0] == texts[1] != texts[2] and "test image 3" in texts[0]
+    assert "Held-out images of this run: NELBO 1.500 ± 0.250 bits/dim." in texts[0]
 
 
-def test_an_interpolation_goes_from_one_image_to_the_other(home, panels):
-    side = Side.opened(home / "exact")
+def test_an_interpolation_goes_from_one_image_to_the_other(exact, panels):
+    side = exact
     requests.interpolation(side, [Source(None, 0), Source(None, 1)], 3, "")
     ((panel,),) = panels
     raw = torch.stack([side.test[0], side.test[1]])
@@ -161,41 +170,35 @@ def as_file(image, path):
 
 
 @pytest.mark.usefixtures("rough")
-def test_uploads_are_interpolated_as_the_images_that_they_show(home, panels, tmp_path):
-    side = Side.opened(home / "classes")
+def test_uploads_are_interpolated_as_the_images_that_they_show(classes, panels, tmp_path):
+    """The condition changes the middle alone."""
     known = [Source(None, 7), Source(None, 4)]
-    files = [as_file(side.test[source.number], tmp_path / f"{source.number}.png") for source in known]
-    for sources in (known, files, [files[0], known[1]], files[::-1]):
-        requests.interpolation(side, sources, 3, "3")
-    strips = [panel.images for ((panel,),) in zip(panels, strict=True)]
-    assert torch.equal(strips[0][[0, -1]], torch.stack([side.test[7], side.test[4]]))
-    assert torch.equal(strips[1], strips[0]) and torch.equal(strips[2], strips[0])
-    assert torch.equal(strips[3][[0, -1]], strips[0][[-1, 0]])
+    files = [as_file(classes.test[source.number], tmp_path / f"{source.number}.png") for source in known]
+    for sources, c in ((known, "3"), ([files[0], known[1]], "3"), (files[::-1], "3"), (known, "8")):
+        requests.interpolation(classes, sources, 3, c)
+    strip, mixed, reverse, other = [panel.images for ((panel,),) in zip(panels, strict=True)]
+    ends = torch.stack([classes.test[7], classes.test[4]])
+    assert torch.equal(strip[[0, -1]], ends) and torch.equal(mixed, strip) and torch.equal(other[[0, -1]], ends)
+    assert torch.equal(reverse[[0, -1]], ends.flip(0)) and not torch.equal(other[1], strip[1])
 
 
-@pytest.mark.usefixtures("rough")
-def test_the_condition_of_an_interpolation_changes_its_middle_alone(home, panels):
-    side = Side.opened(home / "classes")
-    for c in ("3", "8"):
-        requests.interpolation(side, [Source(None, 0), Source(None, 1)], 3, c)
-    of_3, of_8 = (panel.images for ((panel,),) in zip(panels, strict=True))
-    assert torch.equal(of_3[[0, 2]], of_8[[0, 2]]) and not torch.equal(of_3[1], of_8[1])
-
-
-def test_a_model_that_draws_codes_has_no_interpolation(home):
+def test_a_model_that_draws_codes_has_no_interpolation(exact):
     flow = {"name": "conditional-residual", "blocks": [1], "width": 4, "code_dim": 2, "encoder_planes": [4]}
     tables = {"flow": flow, "sde": {"name": "vp"}, "net": NET}
-    side = replace(Side.opened(home / "exact"), model=build_model(tables, (1, 8, 8), Scaling.images(17)))
+    side = replace(exact, model=build_model(tables, (1, 8, 8), Scaling.images(17)))
     with pytest.raises(ValueError, match="draws a code in every call"):
         requests.interpolation(side, [Source(None, 0), Source(None, 1)], 3, "")
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_translation_is_that_of_the_library(home, panels, way):
+def test_a_translation_is_that_of_the_library(home, panels, tmp_path, way):
     a, b = (indm.INDM.load(home / "pair" / name) for name in "ab")
     translation = translation_of(open_sides([home / "pair"]))
     translation(Source(None, 2), way, ("", ""), 0.5, 20)
-    (pair,), (up, down) = panels
+    translation(as_file(translation.sides[0].test[2], tmp_path / "2.png"), way, ("", ""), 0.5, 20)
+    for ours, theirs in zip(panels[2:], panels[:2], strict=True):  # an upload is the image that it shows
+        assert all(torch.equal(one.images, other.images) for one, other in zip(ours, theirs, strict=True))
+    (pair,), (up, down) = panels[:2]
     first, last = (a, b) if way == WAYS[0] else (b, a)
     raw = translation.sides[0].test[2][None]
     result = last.scaling.to_data(indm.translate(first, last, first.scaling.centre(raw), strength=0.5, steps=20))
@@ -206,21 +209,8 @@ def test_a_translation_is_that_of_the_library(home, panels, way):
     assert [word.removeprefix("t = ") for word in down.tops] == ["0.5", "0.38", "0.25", "0.13", "1e-05"]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_an_upload_is_translated_as_the_image_that_it_shows(home, panels, tmp_path, way):
-    translation = translation_of(open_sides([home / "pair"]))
-    file = as_file(translation.sides[0].test[2], tmp_path / "2.png")
-    for source in (Source(None, 2), file):
-        translation(source, way, ("", ""), 1.0, 20)
-    known, uploaded = panels[:2], panels[2:]
-    for ours, theirs in zip(uploaded, known, strict=True):
-        assert all(torch.equal(one.images, other.images) for one, other in zip(ours, theirs, strict=True))
-    image, result = uploaded[0][0].images
-    assert torch.equal(image, translation.sides[0].test[2]) and not torch.equal(image, result)
-
-
-def test_one_model_translates_between_its_classes(home, panels):
-    side = Side.opened(home / "classes")
+def test_one_model_translates_between_its_classes(home, classes, exact, panels):
+    side = classes
     translation_of([side])(Source(None, 0), WAYS[0], ("3", "8"), 1.0, 20)
     raw, model = side.test[0][None], side.model
     x = model.scaling.centre(raw)
@@ -230,11 +220,11 @@ def test_one_model_translates_between_its_classes(home, panels):
     translation_of([side])(Source(None, 0), WAYS[0], ("3", "8"), 1.0, 20, 4.0)
     guided = indm.translate(model, model, x, c=("3", "8"), steps=20, guidance=4.0)
     assert torch.equal(panels[0][0].images[1:], model.scaling.to_data(guided)) and not torch.equal(guided, result)
-    assert translation_of([Side.opened(home / "exact")]) is None
+    assert translation_of([exact]) is None
     assert translation_of([side]).guides and not translation_of(open_sides([home / "pair"])).guides
 
 
-@pytest.mark.parametrize(("way", "direction"), zip(WAYS, ("forward", "backward"), strict=True))
+@pytest.mark.parametrize(("way", "direction"), [*zip(WAYS, ("forward", "backward"), strict=True)])
 def test_a_bridge_goes_both_ways_from_the_images_of_that_end(panels, way, direction):
     """With the noise of grey levels, and with that with which it has learned its ends."""
     run = Path(__file__).parents[1] / "fixtures" / "runs" / "bridge"  # from threes to eights
@@ -248,8 +238,8 @@ def test_a_bridge_goes_both_ways_from_the_images_of_that_end(panels, way, direct
         panels.clear()
 
 
-def test_only_images_of_a_decent_size_are_read(home, tmp_path, monkeypatch):
-    side = Side.opened(home / "exact")
+def test_only_images_of_a_decent_size_are_read(home, exact, tmp_path, monkeypatch):
+    side = exact
     (tmp_path / "text.png").write_text("not at all")
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")  # whose decoder is a program
     for name in ("text.png", "a.png"):
@@ -314,7 +304,7 @@ def sigterm():
     signal.signal(signal.SIGTERM, before)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.long)])
 def test_the_command_serves_until_a_signal_and_takes_uploads_away(home, capsys, monkeypatch, sigterm, name):
     pytest.importorskip("gradio")
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # so that it is put back
@@ -338,7 +328,7 @@ def test_the_command_serves_until_a_signal_and_takes_uploads_away(home, capsys, 
 
 
 @pytest.fixture(scope="module")
-def address(home):
+def address(classes):
     """That of the page of a model of classes. Its process reaches nobody else."""
     pytest.importorskip("gradio")
     from indm.app import page
@@ -352,19 +342,11 @@ def address(home):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", noting)
         patch.setattr(page, "LARGEST_UPLOAD", 100 * 2**10)
-        with page.serving([Side.opened(home / "classes")], "127.0.0.1", None, 60) as address:
+        patch.setattr(requests, "log_likelihood", functools.partial(log_likelihood, steps=8))
+        solve_roughly(patch)
+        with page.serving([classes], "127.0.0.1", None, 60) as address:
             yield address
         assert {host for host, *_ in (a for a in reached if isinstance(a, tuple))} <= {"127.0.0.1"}
-
-
-@pytest.fixture
-def serving(monkeypatch):
-    """Serves other models beside those of ``address``, whose folder of uploads comes back at the end."""
-    pytest.importorskip("gradio")
-    from indm.app.page import serving
-
-    monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ.get("GRADIO_TEMP_DIR", ""))
-    return serving
 
 
 @pytest.fixture(scope="module")
@@ -372,15 +354,25 @@ def httpx():
     return pytest.importorskip("httpx", reason="comes with Gradio")
 
 
-def ask(httpx, address, index, data):
-    """What the server makes of a request like one of the page: whether it was done, and its output."""
-    body = {"data": data, "fn_index": index, "session_hash": "me"}
-    with httpx.Client(base_url=f"{address}gradio_api/", timeout=30) as client:
-        client.post("queue/join", json=body).raise_for_status()
-        with client.stream("GET", "queue/data", params={"session_hash": "me"}) as stream:
-            events = (json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line)
-            last = next(event for event in events if event["msg"] in ("process_completed", "unexpected_error"))
-    return last["success"], last["output"]
+@pytest.fixture(scope="module")
+def ask(httpx, address):
+    """What the server makes of a request like one of the page, by its number of values: whether it was done, output."""
+    dependencies = httpx.get(f"{address}config").json()["dependencies"]
+
+    def request(data, values):
+        index = next(d["id"] for d in dependencies if len(d["inputs"]) == values)
+        body = {"data": data, "fn_index": index, "session_hash": "me"}
+        with httpx.Client(base_url=f"{address}gradio_api/", timeout=30) as client:
+            client.post("queue/join", json=body).raise_for_status()
+            with client.stream("GET", "queue/data", params={"session_hash": "me"}) as stream:
+                events = (json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line)
+                last = next(event for event in events if event["msg"] in ("process_completed", "unexpected_error"))
+        return last["success"], last["output"]
+
+    return request
+
+
+SAMPLES, LIKELIHOOD = 7, 5  # values of these requests
 
 
 def test_no_file_of_the_machine_is_served(home, address, httpx):
@@ -392,18 +384,16 @@ def test_no_file_of_the_machine_is_served(home, address, httpx):
                 assert reply.status_code in (403, 404), (route, path)
 
 
-def test_a_request_names_no_file_of_the_machine(home, address, httpx):
+def test_a_request_names_no_file_of_the_machine(home, address, httpx, ask):
     """Only what was uploaded is read, whatever the page is told to send."""
     with open(home / "mine.png", "rb") as file:
         (uploaded,) = httpx.post(f"{address}gradio_api/upload", files={"files": file}).json()
-    config = httpx.get(f"{address}config").json()
-    (index,) = [d["id"] for d in config["dependencies"] if len(d["inputs"]) == 5]  # of the likelihood
-    done = {}
+    done = []
     for path in (uploaded, str(home / "mine.png"), "/etc/passwd"):
         file = {"path": path, "orig_name": "mine.png", "meta": {"_type": "gradio.FileData"}}
-        done[path], _ = ask(httpx, address, index, [file, 0, 2, 0, "1"])
-    assert list(done.values()) == [True, False, False]
-    assert httpx.post(f"{address}gradio_api/run/predict", json={"data": [], "fn_index": index}).status_code >= 400
+        done.append(ask([file, 0, 2, 0, "1"], LIKELIHOOD)[0])
+    assert done == [True, False, False]
+    assert httpx.post(f"{address}gradio_api/run/predict", json={"data": [], "fn_index": 0}).status_code >= 400
 
 
 def test_a_page_of_somebody_else_reaches_nothing(address, httpx):
@@ -413,15 +403,11 @@ def test_a_page_of_somebody_else_reaches_nothing(address, httpx):
         assert httpx.get(f"{address}{path}", headers={"host": "elsewhere.example:7860"}).status_code == 400
 
 
-def test_numbers_out_of_range_and_large_uploads_are_refused(address, httpx):
-    config = httpx.get(f"{address}config").json()
-    (index,) = [d["id"] for d in config["dependencies"] if len(d["inputs"]) == 7][:1]  # of the samples
+def test_numbers_out_of_range_are_refused(ask):
     good = [1, 1, "heun", 0, 1.0, "1", 1]
-    assert ask(httpx, address, index, good)[0]
+    assert ask(good, SAMPLES)[0]
     for place, value in ((0, 1000), (1, 10**6), (2, "os:system"), (3, -1), (4, 0), (5, "cat"), (6, 99)):
-        assert not ask(httpx, address, index, [*good[:place], value, *good[place + 1 :]])[0], place
-    reply = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.png", b"0" * 200_000)})
-    assert reply.status_code == 413
+        assert not ask([*good[:place], value, *good[place + 1 :]], SAMPLES)[0], place
 
 
 def upload_of(size):
@@ -430,28 +416,28 @@ def upload_of(size):
 
 def test_a_page_of_somebody_else_sends_nothing(address, httpx):
     """A browser lets any site send files and texts here, and says which one it is."""
-    from indm.app import guard
+    from indm.app import page as server
 
-    page, kept = address.rstrip("/"), Path(os.environ["GRADIO_TEMP_DIR"])
-    before = guard.bytes_below(kept)
-    for origin in ("http://elsewhere.example", "null", "http://127.0.0.1:1", f"{page}.elsewhere.example"):
+    here, kept = address.rstrip("/"), Path(os.environ["GRADIO_TEMP_DIR"])
+    before = server.bytes_below(kept)
+    for origin in ("http://elsewhere.example", "null", "http://127.0.0.1:1", f"{here}.elsewhere.example"):
         headers = {"origin": origin}
         sent = [httpx.post(f"{address}gradio_api/upload", files=upload_of(10), headers=headers)]
         text = json.dumps({"data": [], "fn_index": 0, "session_hash": "me"})
         sent += [httpx.post(f"{address}gradio_api/queue/join", content=text, headers=headers)]
         assert [reply.status_code for reply in sent] == [403, 403]
-    assert guard.bytes_below(kept) == before
-    assert httpx.post(f"{address}gradio_api/upload", files=upload_of(10), headers={"origin": page}).status_code == 200
+    assert server.bytes_below(kept) == before
+    assert httpx.post(f"{address}gradio_api/upload", files=upload_of(10), headers={"origin": here}).status_code == 200
 
 
 def test_uploads_have_a_limit_in_all(address, httpx, monkeypatch):
-    from indm.app import guard
+    from indm.app import page as server
 
     kept, upload = Path(os.environ["GRADIO_TEMP_DIR"]), f"{address}gradio_api/upload"
-    monkeypatch.setattr(guard, "MOST_UPLOADED", guard.bytes_below(kept) + 100_000)
+    monkeypatch.setattr(server, "MOST_UPLOADED", server.bytes_below(kept) + 100_000)
     said = [httpx.post(upload, files=upload_of(size)) for size in (40_000, 60_000, 1_000)]
     assert [reply.status_code for reply in said] == [200, 413, 200]
-    assert said[1].text == f"no more than {guard.MOST_UPLOADED:,} bytes are kept; uploads go after an hour"
+    assert said[1].text == f"no more than {server.MOST_UPLOADED:,} bytes are kept; uploads go after an hour"
     for i in range(20):  # an empty file takes a block, too
         last = httpx.post(upload, files={"files": (f"{i}.png", str(i).encode())})
     assert last.status_code == 413
@@ -459,15 +445,15 @@ def test_uploads_have_a_limit_in_all(address, httpx, monkeypatch):
     assert httpx.post(upload, content=iter([b"0"] * 3)).status_code == 411  # of an unknown length
     assert httpx.post(f"{address}gradio_api/component_server", files=upload_of(10)).status_code == 403
     assert httpx.post(upload, files=[("files", upload_of(90_000)["files"])] * 20).status_code == 413
+    assert httpx.post(upload, files=upload_of(200_000)).status_code == 413
 
 
-def test_an_error_is_one_short_line(address, httpx, capsys, caplog):
-    config, log = httpx.get(f"{address}config").json(), logging.getLogger("uvicorn.error")
-    (index,) = [d["id"] for d in config["dependencies"] if len(d["inputs"]) == 7][:1]
+def test_an_error_is_one_short_line(address, httpx, ask, capsys, caplog):
+    log = logging.getLogger("uvicorn.error")
     log.addHandler(caplog.handler)
     try:
         capsys.readouterr()
-        done, output = ask(httpx, address, index, ["x" * 100_000])
+        done, output = ask(["x" * 100_000], SAMPLES)
         assert not done and len(output["error"]) < 250
         assert httpx.post(f"{address}gradio_api/upload", files={"files": (None, "no file")}).status_code == 500
     finally:
@@ -491,95 +477,118 @@ def eventually(attempt, seconds=60):
         except AssertionError:
             if time.monotonic() > end:
                 raise
-            time.sleep(1)
+            time.sleep(0.2)
 
 
-def is_set(field, value):
-    """Wait until the page knows the value of a field."""
-    from playwright.sync_api import expect
+class Tab:
+    """The tab of that name of a page, opened; on a phone some are behind a button."""
 
-    expect(field).to_have_value(str(value), timeout=20_000)
+    def __init__(self, page, name):
+        self.page = page
+        tab, more = page.get_by_role("tab", name=name), page.locator(".overflow-menu > button")
+        tab.or_(more).filter(visible=True).first.wait_for()
+        if not tab.is_visible():
+            more.click()
+            tab = page.get_by_role("button", name=name)
+        tab.click()
+
+    def field(self, label, exact=False):
+        return self.page.get_by_label(label, exact=exact).filter(visible=True)
+
+    def press(self, name):
+        self.page.get_by_role("button", name=name, exact=True).click()
+
+    def slide(self, **values):
+        """Set sliders, and wait until the page knows their values."""
+        from playwright.sync_api import expect
+
+        for name, value in values.items():
+            self.field(f"number input for {name.capitalize()}").fill(str(value))
+            expect(self.field(f"range slider for {name.capitalize()}")).to_have_value(str(value), timeout=20_000)
+
+    def choose(self, name, value):
+        """Choose an entry of a list; what is typed and not chosen goes when the field is left."""
+        from playwright.sync_api import expect
+
+        field = self.field(name, exact=True)
+
+        def attempt():
+            field.fill(value)
+            field.press("Enter")
+            field.blur()
+            self.page.wait_for_timeout(300)
+            expect(field).to_have_value(value, timeout=1000)
+
+        eventually(attempt)
+
+    def block(self, label):
+        labels = self.page.get_by_test_id("block-label").filter(has_text=re.compile(rf"^\s*{re.escape(label)}\s*$"))
+        return self.page.locator(".block").filter(has=labels).filter(visible=True)
+
+    def upload(self, file, label="Image"):
+        """Give a file to a field, and wait until its table names the file."""
+        from playwright.sync_api import expect
+
+        place = self.block(label)
+
+        def attempt():
+            field = place.locator("input[type=file]")
+            if field.count():  # it goes where there is a file
+                field.set_input_files(file)
+            expect(place.get_by_role("cell", name=file.name).first).to_be_visible(timeout=10_000)
+
+        eventually(attempt)
+
+    def number(self, value, place=0):
+        """Choose a test image by its number, in the first field or the one after it."""
+        self.field("or the test image of number").nth(place).fill(str(value))
+
+    def shows(self, label, picture, seconds=60):
+        """Wait for this very picture."""
+
+        def attempt():
+            image = self.block(label).locator("img")
+            assert image.count(), f"{label} shows no picture"
+            content = self.page.request.get(image.get_attribute("src")).body()
+            assert np.array_equal(np.asarray(Image.open(io.BytesIO(content)).convert("RGB")), picture), label
+
+        eventually(attempt, seconds)
+
+    def sees(self, side, source, label="Image"):
+        self.shows(f"{label}, as the model sees it", requests.preview(side, source))
+
+    def makes(self, button, pictures):
+        """Press a button until these pictures, by their labels, are there."""
+
+        def attempt():
+            self.press(button)
+            for label, picture in pictures.items():
+                self.shows(label, picture, 10)
+
+        eventually(attempt)
 
 
-def slide(page, **values):
-    """Set sliders of the tab that is open."""
-    for name, value in values.items():
-        page.get_by_label(f"number input for {name.capitalize()}").filter(visible=True).fill(str(value))
-        is_set(page.get_by_label(f"range slider for {name.capitalize()}").filter(visible=True), value)
+@pytest.fixture(scope="module")
+def page(browser, address):
+    with visiting(browser) as visit:
+        yield visit(address)
 
 
-def choose(page, name, value):
-    """Choose an entry of a list of the tab that is open; what is typed and not chosen goes when the field is left."""
-    from playwright.sync_api import expect
-
-    field = page.get_by_label(name, exact=True).filter(visible=True)
-
-    def attempt():
-        field.fill(value)
-        field.press("Enter")
-        field.blur()
-        page.wait_for_timeout(300)
-        expect(field).to_have_value(value, timeout=1000)
-
-    eventually(attempt)
+def test_a_browser_samples(classes, page):
+    """As in the tests below, what is shown is what the request of all values that were set makes."""
+    page.get_by_role("heading", name="indm: classes", exact=True).wait_for()
+    page.get_by_text(str(classes.run), exact=True).wait_for()
+    assert page.title() == "indm: classes"
+    tab = Tab(page, "Sample")
+    tab.slide(number=4, steps=3, temperature=0.9, guidance=1.5)
+    tab.field("Seed").fill("5")
+    tab.choose("Sampler", "heun")
+    tab.choose("Condition", "7")
+    tab.makes("Sample", {"Samples": requests.samples(classes, 4, 3, "heun", 5, 0.9, "7", 1.5)})
+    keep(page, "app-sample")
 
 
-def block(page, label):
-    """The part of the tab that is open with this label."""
-    labels = page.get_by_test_id("block-label").filter(has_text=re.compile(rf"^\s*{re.escape(label)}\s*$"))
-    return page.locator(".block").filter(has=labels).filter(visible=True)
-
-
-def upload(page, file, label="Image"):
-    """Give a file to a field of the tab that is open, and wait until its table names the file."""
-    from playwright.sync_api import expect
-
-    place = block(page, label)
-
-    def attempt():
-        field = place.locator("input[type=file]")
-        if field.count():  # it goes where there is a file
-            field.set_input_files(file)
-        expect(place.get_by_role("cell", name=file.name).first).to_be_visible(timeout=10_000)
-
-    eventually(attempt)
-
-
-def number(page, value, place=0):
-    """Choose a test image by its number: the first of the tab that is open, or the one after it."""
-    page.get_by_label("or the test image of number").filter(visible=True).nth(place).fill(str(value))
-
-
-def shown(page, label):
-    """The picture of this label in the tab that is open; None where there is none."""
-    picture = block(page, label).locator("img")
-    if not picture.count():
-        return None
-    return np.asarray(Image.open(io.BytesIO(page.request.get(picture.get_attribute("src")).body())).convert("RGB"))
-
-
-def shows(page, label, picture, seconds=60):
-    """Wait for this very picture."""
-    end = time.monotonic() + seconds
-    while not np.array_equal(shown(page, label), picture):
-        assert time.monotonic() < end, f"{label} shows another picture"
-        page.wait_for_timeout(200)
-
-
-def makes(page, button, pictures):
-    """Press a button until these pictures, by their labels, are there."""
-
-    def attempt():
-        page.get_by_role("button", name=button, exact=True).click()
-        for label, picture in pictures.items():
-            shows(page, label, picture, 10)
-
-    eventually(attempt)
-
-
-@pytest.fixture
-def likelihoods(monkeypatch):
-    """What the likelihood was asked, and its text, one after another."""
+def test_a_browser_measures_likelihoods(home, classes, page, monkeypatch):
     made, compute = queue.Queue(), requests.likelihood
 
     def request(side, *asked):
@@ -588,64 +597,15 @@ def likelihoods(monkeypatch):
         return text
 
     monkeypatch.setattr(requests, "likelihood", request)
-    return made
-
-
-def open_tab(page, name):
-    """Open a tab; on a phone some are behind a button."""
-    tab, more = page.get_by_role("tab", name=name), page.locator(".overflow-menu > button")
-    tab.or_(more).filter(visible=True).first.wait_for()
-    if not tab.is_visible():
-        more.click()
-        tab = page.get_by_role("button", name=name)
-    tab.click()
-
-
-def sees(label="Image"):
-    return f"{label}, as the model sees it"
-
-
-def test_a_browser_samples(home, address, visit):
-    """As in the tests below, what is shown is what the request of all values that were set makes."""
-    side = Side.opened(home / "classes")
-    page = visit(address)
-    page.get_by_role("heading", name="indm: classes", exact=True).wait_for()
-    page.get_by_text(str(side.run), exact=True).wait_for()
-    assert page.title() == "indm: classes"
-    slide(page, number=4, steps=3, temperature=0.9, guidance=1.5)
-    page.get_by_label("Seed").filter(visible=True).fill("5")
-    choose(page, "Sampler", "heun")
-    choose(page, "Condition", "7")
-    makes(page, "Sample", {"Samples": requests.samples(side, 4, 3, "heun", 5, 0.9, "7", 1.5)})
-    keep(page, "app-sample")
-
-
-def test_a_browser_gives_numbers_as_a_condition(home, visit, serving):
-    side = Side.opened(home / "numbers")
-    with serving([side], "127.0.0.1", None, 60) as address:
-        page = visit(address)
-        slide(page, number=4, steps=3)
-        field = page.get_by_label("Condition").filter(visible=True)
-        field.fill("[0.5, -2]")
-        picture = requests.samples(side, 4, 3, default_sampler(side.model), 0, 1.0, "[0.5, -2]", 1.0)
-        makes(page, "Sample", {"Samples": picture})
-        field.fill("cat")
-        page.get_by_role("button", name="Sample", exact=True).click()
-        page.get_by_text("the condition must be numbers such as [0.5, 1.2], got cat", exact=True).wait_for()
-
-
-def test_a_browser_measures_likelihoods(home, address, visit, likelihoods):
-    side = Side.opened(home / "classes")
-    page = visit(address)
-    open_tab(page, "Likelihood")
-    slide(page, draws=2)
-    page.get_by_label("Seed").filter(visible=True).fill("4")
-    choose(page, "Condition", "3")
+    tab = Tab(page, "Likelihood")
+    tab.slide(draws=2)
+    tab.field("Seed").fill("4")
+    tab.choose("Condition", "3")
 
     def measured(chosen):
         def asked_as_chosen():
-            page.get_by_role("button", name="Likelihood", exact=True).click()
-            (source, *asked), text = likelihoods.get(timeout=20)
+            tab.press("Likelihood")
+            (source, *asked), text = made.get(timeout=20)
             assert chosen(source) and asked == [2, 4, "3"]
             return text
 
@@ -654,84 +614,103 @@ def test_a_browser_measures_likelihoods(home, address, visit, likelihoods):
         for value in found:
             page.get_by_role("cell", name=value, exact=True).first.wait_for()
 
-    number(page, 3)
-    shows(page, sees(), requests.preview(side, Source(None, 3)))
+    tab.number(3)
+    tab.sees(classes, Source(None, 3))
     measured(lambda source: source == Source(None, 3))
     page.get_by_text("The image given 3: test image 3, 1×8×8.").wait_for()
-
-    upload(page, home / "mine.png")
-    shows(page, sees(), requests.preview(side, Source(str(home / "mine.png"))))
+    tab.upload(home / "mine.png")
+    tab.sees(classes, Source(str(home / "mine.png")))
     measured(lambda source: source.file is not None and source.file.endswith("mine.png"))
     page.get_by_text("The image given 3: resized from 16×16").wait_for()
     keep(page, "app-likelihood")
 
 
-@pytest.mark.usefixtures("rough")
-def test_a_browser_interpolates(home, address, visit):
-    side, mine = Side.opened(home / "classes"), Source(str(home / "mine.png"))
-    page = visit(address)
-    open_tab(page, "Interpolation")
-    slide(page, pictures=3)
-    choose(page, "Condition", "7")
-    chosen = [Source(None, 4), Source(None, 6)]
+def test_a_browser_interpolates(home, classes, page):
+    mine, chosen = Source(str(home / "mine.png")), [Source(None, 4), Source(None, 6)]
+    tab = Tab(page, "Interpolation")
+    tab.slide(pictures=3)
+    tab.choose("Condition", "7")
+
+    def interpolates(sources):
+        tab.makes("Interpolate", {"From one to the other": requests.interpolation(classes, sources, 3, "7")})
+
     for place, (label, source) in enumerate(zip(("From", "To"), chosen, strict=True)):
-        number(page, source.number, place)
-        shows(page, sees(label), requests.preview(side, source))
-    makes(page, "Interpolate", {"From one to the other": requests.interpolation(side, chosen, 3, "7")})
+        tab.number(source.number, place)
+        tab.sees(classes, source, label)
+    interpolates(chosen)
     for label, sources in (("To", [chosen[0], mine]), ("From", [mine, mine])):
-        upload(page, home / "mine.png", label)
-        shows(page, sees(label), requests.preview(side, mine))
-        makes(page, "Interpolate", {"From one to the other": requests.interpolation(side, sources, 3, "7")})
-        if label == "To":
-            keep(page, "app-interpolation")
+        tab.upload(home / "mine.png", label)
+        tab.sees(classes, mine, label)
+        interpolates(sources)
+    keep(page, "app-interpolation")
 
 
-def test_a_browser_translates(home, address, visit, tmp_path):
-    side, mine = Side.opened(home / "classes"), Source(str(home / "mine.png"))
-    translation = translation_of([side])
-    page = visit(address)
-    open_tab(page, "Translation")
-    slide(page, strength=0.5, steps=12, guidance=4)
-    choose(page, "Condition of A", "3")
-    choose(page, "Condition of B", "7")
+def test_a_browser_translates(home, classes, page, tmp_path):
+    mine, translation = Source(str(home / "mine.png")), translation_of([classes])
+    tab = Tab(page, "Translation")
+    tab.slide(strength=0.5, steps=12, guidance=4)
+    tab.choose("Condition of A", "3")
+    tab.choose("Condition of B", "7")
 
     def translates(source):
-        shows(page, sees(), requests.preview(side, source))
+        tab.sees(classes, source)
         pair, way = translation(source, WAYS[0], ("3", "7"), 0.5, 12, 4)
-        makes(page, "Translate", {"Source and result": pair, "The way": way})
+        tab.makes("Translate", {"Source and result": pair, "The way": way})
 
-    number(page, 5)
+    tab.number(5)
     translates(Source(None, 5))
-    upload(page, home / "mine.png")
+    tab.upload(home / "mine.png")
     translates(mine)
     keep(page, "app-translation")
-    block(page, "Image").get_by_label("Clear").click()
-    translates(Source(None, 5))
+    tab.block("Image").get_by_label("Clear").click()
+    tab.sees(classes, Source(None, 5))
 
     (tmp_path / "broken.png").write_bytes(b"no image")
-    upload(page, tmp_path / "broken.png")
+    tab.upload(tmp_path / "broken.png")
     page.get_by_text("cannot identify image file 'broken.png'", exact=True).wait_for()
     page.wait_for_timeout(1000)  # until it has appeared in full
     keep(page, "app-broken-file", whole=False)
 
 
+@pytest.fixture
+def serving(monkeypatch):
+    """Serves other models beside those of ``address``, whose folder of uploads comes back at the end."""
+    pytest.importorskip("gradio")
+    from indm.app.page import serving
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ.get("GRADIO_TEMP_DIR", ""))
+    return lambda sides: serving(sides, "127.0.0.1", None, 60)
+
+
+@pytest.mark.long
+def test_a_browser_gives_numbers_as_a_condition(home, visit, serving):
+    side = Side.opened(home / "numbers")
+    with serving([side]) as address:
+        tab = Tab(visit(address), "Sample")
+        tab.slide(number=4, steps=3)
+        tab.field("Condition").fill("[0.5, -2]")
+        picture = requests.samples(side, 4, 3, default_sampler(side.model), 0, 1.0, "[0.5, -2]", 1.0)
+        tab.makes("Sample", {"Samples": picture})
+        tab.field("Condition").fill("cat")
+        tab.press("Sample")
+        tab.page.get_by_text("the condition must be numbers such as [0.5, 1.2], got cat", exact=True).wait_for()
+
+
 @pytest.mark.long
 def test_a_phone_shows_two_models_in_the_dark(home, visit, serving):
     sides = open_sides([home / "pair"])
-    with serving(sides, "127.0.0.1", None, 60) as address:
+    with serving(sides) as address:
         page = visit(address, viewport=NARROW, color_scheme="dark")
         for name in ("Sample", "Likelihood", "Interpolation", "Translation"):
-            open_tab(page, name)
+            tab = Tab(page, name)
             page.get_by_role("button", name=name.replace("ation", "ate"), exact=True).wait_for()
             assert overflow(page) == 0
             keep(page, f"app-{name.lower()}-dark")
         page.get_by_label("B to A").click()
-        slide(page, steps=10)
+        tab.slide(steps=10)
         pair, way = translation_of(sides)(Source(None, 0), WAYS[1], ("", ""), 1.0, 10)
-        makes(page, "Translate", {"Source and result": pair, "The way": way})
+        tab.makes("Translate", {"Source and result": pair, "The way": way})
         assert overflow(page) == 0
         keep(page, "app-translated-dark")
-        red, green, blue = map(
-            int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3]
-        )
-        assert max(red, green, blue) < 64
+        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert max(map(int, re.findall(r"\d+", colour)[:3])) < 64
