@@ -41,13 +41,7 @@ img { image-rendering: pixelated; } .picture .image-container { padding-top: 2re
 
 
 class Guard:
-    """Refuses what is too large and, with ``own``, what pages of other sites send; an error is one line.
-
-    Args:
-        folder: where uploads are kept.
-        largest: bytes of an upload.
-        own: whether a browser must name this page as the ``Origin`` of its requests.
-    """
+    """Refuses what is too large and, with ``own``, what pages of other sites send; an error is one line."""
 
     def __init__(self, app: ASGIApp, folder: Path, largest: int, own: bool):
         self.app, self.folder, self.largest, self.own, self.arriving = app, folder, largest, own, 0
@@ -115,11 +109,7 @@ class Page(gr.Blocks):
 
 
 class Builder:
-    """Makes the tabs of a page.
-
-    Args:
-        seconds: that a request may take.
-    """
+    """Makes the tabs of a page."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds
@@ -261,11 +251,7 @@ def build(sides: Sequence[Side], seconds: float) -> gr.Blocks:
 
 @contextlib.contextmanager
 def serving(sides: Sequence[Side], host: str, port: int | None, seconds: float) -> Iterator[str]:
-    """Serve the page; gives its address.
-
-    Raises:
-        OSError: the port is taken, or the host no address of this machine.
-    """
+    """Serve the page; gives its address."""
     with tempfile.TemporaryDirectory(prefix="indm-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build(sides, seconds)

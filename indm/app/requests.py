@@ -60,29 +60,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Side:
-    """A model, and the images that it knows.
-
-    Attributes:
-        run: its folder.
-        model: of images (1 or 3, H, W) in grey levels.
-        data: the ``[data]`` table, which says how images are cut and resized.
-        test: the test images; None where they cannot be had, as of a model from the hub.
-        absent: why there are none.
-    """
+    """A model, and the images that it knows."""
 
     run: Path
-    model: INDM
-    data: dict
-    test: Examples | None
-    absent: str = ""
+    model: INDM  # of images (1 or 3, H, W) in grey levels
+    data: dict  # the [data] table, which says how images are cut and resized
+    test: Examples | None  # None where they cannot be had, as of a model from the hub
+    absent: str = ""  # why there are none
 
     @classmethod
     def opened(cls, run: Path) -> "Side":
-        """That of a run folder.
-
-        Raises:
-            ValueError: a model of other data than images in grey levels.
-        """
+        """That of a run folder."""
         model, recipe = open_run(run)
         shape, levels = tuple(model.shape), model.scaling.levels
         if len(shape) != 3 or shape[0] not in (1, 3) or levels is None:
@@ -112,11 +100,7 @@ class Side:
         return f"{folder.parent.name}/{folder.name}" if is_pair(folder.parent) else folder.name
 
     def read(self, source: Source) -> tuple[Tensor, str]:
-        """An image as this model sees it, (C, H, W) in its grey levels, and what was done to it.
-
-        Raises:
-            ValueError: it is no image, one of too many pixels, or there is no test image of that number.
-        """
+        """An image as this model sees it, (C, H, W) in its grey levels, and what was done to it."""
         if source.file is None:
             return self._test_image(source.number)
         file = Path(source.file)
@@ -139,11 +123,7 @@ class Side:
         return self.test[int(number)], f"test image {number:g}"
 
     def given(self, c: str | None) -> Any:
-        """What a field of the condition means: a class by its name, numbers as [0.5, 1.2]; None of p(x).
-
-        Raises:
-            ValueError: something else where there must be numbers.
-        """
+        """What a field of the condition means: a class by its name, numbers as [0.5, 1.2]; None of p(x)."""
         condition = getattr(self.model, "condition", None)
         if condition is None or not c:
             return None
@@ -196,11 +176,7 @@ class Side:
 
 
 def open_sides(folders: Sequence[Path]) -> list[Side]:
-    """The model of a run; of two runs or of the folder of a pair, both.
-
-    Raises:
-        ValueError: more than two, or models of no images.
-    """
+    """The model of a run; of two runs or of the folder of a pair, both."""
     if len(folders) == 1 and is_pair(folders[0]):
         folders = [folders[0] / side for side in SIDES]
     if not 1 <= len(folders) <= 2:
@@ -240,10 +216,7 @@ def samples(
 
 
 def likelihood(side: Side, source: Source, draws: int, seed: float, c: str | None) -> str:
-    """−log₂ P of an image for each dimension, as a table in Markdown with its conventions below.
-
-    ± is the standard error over ``draws`` of all randomness: dequantization, times, noise and probes.
-    """
+    """−log₂ P of an image for each dimension, as a table in Markdown with its conventions below."""
     model, (image, note) = side.model, side.read(source)
     raw, given, generator = side.on_device([image] * draws), side.given(c), side.generator(seed)
     law = side.reference
@@ -298,17 +271,11 @@ def interpolation(side: Side, sources: Sequence[Source], frames: int, c: str | N
 
 @dataclass(frozen=True)
 class Translation:
-    """What carries an image from A to B.
+    """What carries an image from A to B."""
 
-    Attributes:
-        sides: of A and of B; of one model of classes, the same twice.
-        is_bridge: whether A and B are the two ends of one model.
-        noise: of a bridge, with which A and B were learned.
-    """
-
-    sides: tuple[Side, Side]
-    is_bridge: bool = False
-    noise: tuple[float, float] = (0.0, 0.0)
+    sides: tuple[Side, Side]  # of A and of B; of one model of classes, the same twice
+    is_bridge: bool = False  # whether A and B are the two ends of one model
+    noise: tuple[float, float] = (0.0, 0.0)  # of a bridge, with which A and B were learned
 
     @property
     def within_one(self) -> bool:
@@ -354,11 +321,7 @@ class Translation:
 
 
 def translation_of(sides: Sequence[Side]) -> Translation | None:
-    """The translation that there is: between two models, two classes of one, or the ends of a bridge; else None.
-
-    Raises:
-        ValueError: two models that differ in shape, grey levels or SDE.
-    """
+    """The translation that there is: between two models, two classes of one, or the ends of a bridge; else None."""
     if len(sides) == 2:
         check_pair(sides[0].model, sides[1].model)
         return Translation((sides[0], sides[1]))

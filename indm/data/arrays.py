@@ -64,14 +64,12 @@ def load_array(
         mmap: leave the numbers of a .npy file on disk, and read rows as training asks for them: for more than memory
             holds.
     """
-    place = Path(path).expanduser()
+    place, columns = Path(path).expanduser(), (c,) if isinstance(c, str) and c else tuple(c)
     if mmap:
-        arrays = [
-            Mapped(_mapped_array(place), levels, place),
-            untrusted.array(place.parent / _names(c)[0]) if c else None,
-        ]
+        beside = untrusted.array(place.parent / columns[0]) if c else None
+        arrays: list[Any] = [Mapped(_mapped_array(place), levels, place), beside]
     else:
-        arrays = _with_conditions(place, key, levels, _names(x), _names(c))
+        arrays = _with_conditions(place, key, levels, (x,) if isinstance(x, str) else tuple(x), columns)
     conditions = arrays.pop()
     data = as_data(
         arrays.pop(),  # so that nobody else holds it
@@ -87,13 +85,8 @@ def _mapped_array(path: Path) -> np.ndarray:
         check_plain(path)
         return np.lib.format.open_memmap(path, mode="r")
     except (ValueError, OSError) as error:
-        raise ValueError(
-            f"{path} cannot be mapped into memory, as an .npy file of numbers can: {reason(error)}"
-        ) from error
-
-
-def _names(option: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (option,) if isinstance(option, str) else tuple(option)
+        what = "cannot be mapped into memory, as an .npy file of numbers can"
+        raise ValueError(f"{path} {what}: {reason(error)}") from error
 
 
 def _with_conditions(
@@ -105,7 +98,9 @@ def _with_conditions(
         return [*tables.read_columns(path, x, c)]
     if x or len(c) > 1:
         raise ValueError(f"{path} has no named columns: data.x and several data.c are for tables, got {(*x, *c)}")
-    array = _vectors_or_grey_levels(path, key, levels)
+    array = _read_array(path, key, levels)
+    if array.dtype.kind == "f" and array.ndim > 2:  # grey levels that were most likely lost
+        raise ValueError(f"{path} holds {array.dtype} of shape {array.shape}; float vectors or uint8 images would do")
     if not c:
         return [array, None]
     names = untrusted.array_names(path)
@@ -117,10 +112,7 @@ def _with_conditions(
 
 
 def read_events(path: Path, levels: int | None) -> Tensor:
-    """The events of a .npy, .npz (the only array, or ``samples``) or .csv file, in data units, (N, *event).
-
-    Where ``levels`` is a number they are grey levels, laid out as for :func:`load_array`; where it is None, floats.
-    """
+    """The events of a .npy, .npz (the only array, or ``samples``) or .csv file, in data units, (N, *event)."""
     array = _read_array(path, None, levels)
     if 0 in array.shape:
         raise ValueError(f"{path} holds no events: its shape is {array.shape}")
@@ -159,11 +151,3 @@ def _read_array(path: Path, key: str | None, levels: int | None) -> np.ndarray:
     if key not in names:
         raise ValueError(f"{path} has no array {key!r}{nearest(key, map(brief, names))}")
     return untrusted.array(path, key)
-
-
-def _vectors_or_grey_levels(path: Path, key: str | None, levels: int | None) -> np.ndarray:
-    """The array of a file; ValueError for images of floats, whose grey levels were most likely lost on the way."""
-    array = _read_array(path, key, levels)
-    if array.dtype.kind == "f" and array.ndim > 2:
-        raise ValueError(f"{path} holds {array.dtype} of shape {array.shape}; float vectors or uint8 images would do")
-    return array

@@ -114,10 +114,7 @@ class Data:
 
 
 def events_of_shape(shape: Callable[[Mapping[str, Any]], tuple[int | None, ...]]) -> Callable[[Loader], Loader]:
-    """Decorates a loader with the shape of its events, by its options; None is a size that its files decide.
-
-    So :func:`indm.data.registry.event_shape` knows it without the files.
-    """
+    """Decorates a loader with the shape of its events, by its options; None is a size that its files decide."""
 
     def decorate(loader: Loader) -> Loader:
         loader.event_shape = shape  # type: ignore[attr-defined]
@@ -127,14 +124,7 @@ def events_of_shape(shape: Callable[[Mapping[str, Any]], tuple[int | None, ...]]
 
 
 def check_kind(data: Data, like: Any, whose: str, name: str = "data") -> None:
-    """ValueError where ``data``, called ``name``, are of other events or grey levels than ``like``.
-
-    Args:
-        data: the data.
-        like: a model or other data: what has ``shape`` and ``scaling``.
-        whose: that it is ``like``, as the message says it: "the model has".
-        name: of the data in the message.
-    """
+    """ValueError where ``data``, called ``name``, are of other events or grey levels than ``like``."""
     for what, wanted, actual in (
         ("events of shape", tuple(like.shape), tuple(data.shape)),
         ("grey levels", like.scaling.levels, data.scaling.levels),
@@ -233,11 +223,7 @@ def as_data(
 
 
 def second_entries(source: Any, where: str | Path) -> Any:
-    """The second entries of the items of a data set, or of three.
-
-    Raises:
-        ValueError: an item has none.
-    """
+    """The second entries of the items of a data set, or of three."""
     if isinstance(source, tuple):
         return np.concatenate([np.asarray(second_entries(part, where)) for part in source])
     if isinstance(source, TensorDataset) and len(source.tensors) > 1:

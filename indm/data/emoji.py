@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,10 +16,9 @@ from torch import Tensor
 
 from indm.data.base import Data, events_of_shape
 from indm.data.folder import find_images
-from indm.data.image_files import ImageFiles
+from indm.data.image_files import ImageFiles, data_of_images
 from indm.data.splits import describe_split, limited
 from indm.messages import brief
-from indm.scaling import Scaling
 
 SIDE = 64  # pixels of the files
 VALID, TEST = 0.1, 0.2  # shares of the concepts
@@ -89,16 +88,11 @@ def load_emoji(
     notes += [f"{flags} flags, on {background}" + (f", mean of 2×2 pixels of {SIDE}" if size < SIDE else "")]
     concepts = len(set(map(concept, names)))
     notes += [describe_split(parts, seed, f"of {len(names)} images of {concepts} concepts ")]
-    about: dict[str, Any] = {"shape": shape, "flip": flip, "notes": notes, "fingerprint": files.fingerprint()}
-    return Data(name="emoji", scaling=Scaling.images(256, centered), **about | sets)
+    return data_of_images("emoji", sets, centered, flip, notes=notes, fingerprint=files.fingerprint())
 
 
 def image_folder(path: Path) -> Path:
-    """The folder of the images in an unpacked package, else ``path`` itself.
-
-    Raises:
-        ValueError: there is no such folder, or several sets of images are in it.
-    """
+    """The folder of the images in an unpacked package, else ``path`` itself."""
     if not path.is_dir():
         raise ValueError(f"path '{path}' is not a folder; to get the images: {HOW}")
     found = [*path.glob(f"img/*/{SIDE}"), *path.glob(f"package/img/*/{SIDE}")]

@@ -56,11 +56,7 @@ def load_folder(
 
 
 def classes_of(files: Files) -> list[str]:
-    """The folder of the main one in which each file is.
-
-    Raises:
-        ValueError: a file is in none.
-    """
+    """The folder of the main one in which each file is."""
     names = [os.fsdecode(files.name(i)) for i in range(len(files))]
     for name in names:
         if "/" not in name:
@@ -87,11 +83,7 @@ def find_classes(
 
 
 def _made_grey(grey: bool | Sequence[str], labels: Sequence[str], n: int) -> Tensor:
-    """Which of ``n`` files are made grey, as ``grey`` says.
-
-    Raises:
-        ValueError: it names a class that there is not.
-    """
+    """Which of ``n`` files are made grey, as ``grey`` says."""
     if isinstance(grey, bool):
         return torch.full((n,), grey)
     unknown = sorted(set(grey) - set(labels))
@@ -102,15 +94,9 @@ def _made_grey(grey: bool | Sequence[str], labels: Sequence[str], n: int) -> Ten
 
 
 def find_images(folder: Path, *, whole: bool = False, strict: bool = False) -> tuple[Files, tuple[int, int], list[str]]:
-    """The images under a folder (recursive, hidden files apart) in sorted order, how many are grey and colour, notes.
+    """The images under a folder in sorted order, hidden files apart, how many are grey and in colour, and notes.
 
-    Args:
-        folder: where to look; files that are no image are skipped and counted.
-        whole: decode every file in place of reading its header, so that damaged ones are skipped too.
-        strict: decode every file, and let one that is skipped be an error.
-
-    Raises:
-        ValueError: no folder, or none with images.
+    ``whole`` decodes every file in place of reading its header; ``strict`` too, and then none may be skipped.
     """
     if not folder.is_dir():
         what = f"a file; its folder is '{folder.parent}'" if folder.exists() else "not there"

@@ -7,11 +7,10 @@ import stat
 import tempfile
 import threading
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
 
 import numpy as np
 
@@ -27,17 +26,10 @@ DECODING = threading.BoundedSemaphore(os.cpu_count() or 1)  # one image may take
 
 
 class Files(Sequence[Path]):
-    """Paths below ``folder`` in as many bytes as their names have: a million need some 30 MB, not a gigabyte.
-
-    Args:
-        folder: to which the names are relative.
-        names: all names, one after the other, as the file system encodes them.
-        ends: where each ends in ``names``.
-        chosen: positions of those that are in the sequence, in its order; all by default.
-    """
+    """Paths below ``folder`` in as many bytes as their names have: a million need some 30 MB, not a gigabyte."""
 
     def __init__(self, folder: Path, names: np.ndarray, ends: np.ndarray, chosen: np.ndarray | None = None):
-        self.folder, self.names, self.ends = folder, names, ends
+        self.folder, self.names, self.ends = folder, names, ends  # names one after the other, and where each ends
         self.chosen = np.arange(len(ends)) if chosen is None else chosen
 
     @classmethod
@@ -53,13 +45,7 @@ class Files(Sequence[Path]):
     def __len__(self) -> int:
         return len(self.chosen)
 
-    @overload
-    def __getitem__(self, index: int) -> Path: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> "Files": ...
-
-    def __getitem__(self, index: int | slice) -> "Path | Files":
+    def __getitem__(self, index):
         if isinstance(index, slice):
             return self.select(np.arange(len(self))[index])
         return self.folder / os.fsdecode(self.name(index))
@@ -84,39 +70,35 @@ class Files(Sequence[Path]):
 
 @dataclass(frozen=True)
 class Index:
-    """The files below a folder, hidden ones apart, in sorted order.
-
-    Attributes:
-        files: their paths.
-        sizes, times: bytes, and nanoseconds of the last change, int64.
-        kinds: positions in :data:`KINDS`, uint8.
-    """
+    """The files below a folder, hidden ones apart, in sorted order, and what is known of each."""
 
     files: Files
-    sizes: np.ndarray
-    times: np.ndarray
-    kinds: np.ndarray
+    sizes: np.ndarray  # bytes, int64
+    times: np.ndarray  # nanoseconds of the last change, int64
+    kinds: np.ndarray  # positions in KINDS, uint8
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What is cached."""
+        return {"names": self.files.names, "ends": self.files.ends} | {key: getattr(self, key) for key in ARRAYS[2:]}
+
+    def identities(self) -> list[tuple[bytes, int, int]]:
+        """By what a file is known again: its name, size and time of change."""
+        stats = zip(self.sizes.tolist(), self.times.tolist(), strict=True)
+        return [(self.files.name(i), size, time) for i, (size, time) in enumerate(stats)]
 
 
 def index(folder: Path, whole: bool = False) -> Index:
-    """List the images below ``folder`` by reading the header of each.
-
-    The index of a folder of many files is cached (see :func:`index_file`); after that, only files that were added or
-    changed are read.
-
-    Args:
-        folder: searched recursively.
-        whole: decode every image in place of reading its header, and ignore the cache.
-    """
-    listing = _list_files(folder)
-    cached_at = _cache_place(folder) if len(listing.files) >= CACHED_FROM and not whole else None
+    """List the images below ``folder`` by reading the header of each."""
+    listing, cached_at = _list_files(folder), None
+    if len(listing.files) >= CACHED_FROM and not whole:
+        with contextlib.suppress(RuntimeError):  # a user without a home
+            cached_at = index_file(folder)
     cached = None if cached_at is None else _read_cached(cached_at, folder)
     unknown = np.flatnonzero(~_copy_kinds(listing, cached))
-    kind_of = _kind_by_decoding if whole else _kind_by_header
     with ThreadPoolExecutor() as pool:
         for first in range(0, len(unknown), AT_ONCE):
             part = unknown[first : first + AT_ONCE]
-            listing.kinds[part] = list(pool.map(kind_of, listing.files.select(part)))
+            listing.kinds[part] = list(pool.map(_decoded_kind if whole else _kind, listing.files.select(part)))
     if cached_at is not None and len(unknown):
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time alone
             _write_cached(cached_at, listing)
@@ -128,31 +110,19 @@ def index_file(folder: Path) -> Path:
     return cache_folder() / "indexes" / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]}.npz"
 
 
-def _cache_place(folder: Path) -> Path | None:
-    """:func:`index_file`, or None for a user without a home."""
-    try:
-        return index_file(folder)
-    except RuntimeError:
-        return None
-
-
-def _kind_by_header(path: Path) -> int:
-    return _kind(read_kind, path)
-
-
-def _kind_by_decoding(path: Path) -> int:
-    with DECODING:
-        return _kind(lambda path: read_image(path).mode, path)
-
-
-def _kind(mode_of: Callable[[Path], str], path: Path) -> int:
-    """The position in :data:`KINDS` of what ``mode_of`` says of a file."""
+def _kind(path: Path, whole: bool = False) -> int:
+    """The position in :data:`KINDS` of a file, by its header or from all of it."""
     if path.suffix.lower() not in SUFFIXES:
         return 0
     try:
-        return KINDS.index(mode_of(path))
+        return KINDS.index(read_image(path).mode if whole else read_kind(path))
     except (ValueError, OSError):
         return 0
+
+
+def _decoded_kind(path: Path) -> int:
+    with DECODING:
+        return _kind(path, whole=True)
 
 
 def _list_files(folder: Path) -> Index:
@@ -181,21 +151,15 @@ def _copy_kinds(listing: Index, cached: Index | None) -> np.ndarray:
     """Copy the kinds of files whose name, size and time are as cached; booleans say which files those are."""
     if cached is None:
         return np.zeros(len(listing.files), bool)
-    then, now = ((i.files.names, i.files.ends, i.sizes, i.times) for i in (cached, listing))
-    if all(map(np.array_equal, then, now)):
+    now, then = listing.arrays(), cached.arrays()
+    if all(np.array_equal(now[key], then[key]) for key in ARRAYS[:-1]):
         listing.kinds[:] = cached.kinds
         return np.ones(len(listing.files), bool)
-    positions = {key: i for i, key in enumerate(_keys(cached))}
-    position = np.array([positions.get(key, -1) for key in _keys(listing)], int)
+    positions = {key: i for i, key in enumerate(cached.identities())}
+    position = np.array([positions.get(key, -1) for key in listing.identities()], int)
     unchanged = position >= 0
     listing.kinds[unchanged] = cached.kinds[position[unchanged]]
     return unchanged
-
-
-def _keys(index: Index) -> list[tuple[bytes, int, int]]:
-    """By what a file is known again: its name, size and time of change."""
-    stats = zip(index.sizes.tolist(), index.times.tolist(), strict=True)
-    return [(index.files.name(i), size, time) for i, (size, time) in enumerate(stats)]
 
 
 def _read_cached(path: Path, folder: Path) -> Index | None:
@@ -211,9 +175,7 @@ def _read_cached(path: Path, folder: Path) -> Index | None:
 
 def _write_cached(path: Path, index: Index) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = (index.files.names, index.files.ends, index.sizes, index.times, index.kinds)
-    arrays: dict[str, Any] = dict(zip(ARRAYS, values, strict=True))
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # on a full disk nothing half written stays
         beside = Path(folder) / path.name
-        np.savez(beside, **arrays)
+        np.savez(beside, **index.arrays())  # type: ignore[arg-type]
         os.replace(beside, path)

@@ -114,11 +114,7 @@ def _places(folder: Path) -> list[Path]:
 
 
 def _own_file(path: str, places: Sequence[Path]) -> Path:
-    """The file of a data set that a row names; a relative path begins in the first of the ``places``.
-
-    Raises:
-        ValueError: it lies in none of them, or is not a regular file.
-    """
+    """The file of a data set that a row names; a relative path begins in the first of the ``places``."""
     file = Path(os.path.normpath(places[0] / path))
     if not any(file.is_relative_to(place) for place in places):
         raise ValueError(f"{brief(path)} lies outside of the data set in {places[0]}, whose own files alone are read")
@@ -127,11 +123,7 @@ def _own_file(path: str, places: Sequence[Path]) -> Path:
 
 
 def _rows(path: str, config: str | None, split: str, stream: int | None, download: bool) -> Any:
-    """The rows of a split, or the first ``stream`` of them.
-
-    Raises:
-        ValueError: there is no such data set or split; ``datasets`` is not installed.
-    """
+    """The rows of a split, or the first ``stream`` of them."""
     if importlib.util.find_spec("datasets") is None:
         raise ValueError("the data set 'datasets' needs the library datasets: pip install 'indm[datasets]'")
     import datasets

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 from PIL import Image
@@ -73,18 +73,9 @@ class ImageOptions:
         """The shape of the images; None is a number of channels that the files decide."""
         return (self.channels, *self.sides)
 
-    def shape(self, colour: bool) -> tuple[int, int, int]:
-        """The shape of the images of files of which some are in ``colour``, or none is."""
-        return (self.channels or (3 if colour else 1), *self.sides)
-
     def split(self, n: int, limit: int | None = None) -> dict[str, Tensor]:
         """Which of ``n`` images are in which split, see :func:`indm.data.splits.split`."""
         return split(n, **counts(n, self.valid, self.test), seed=self.seed, limit=limit)
-
-    def data(self, name: str, sets: dict[str, Any], **about: Any) -> Data:
-        """``sets`` of image files as a :class:`Data`, with what else is known ``about`` them."""
-        scaling, shape = Scaling.images(256, self.centered), sets["train"].shape
-        return Data(name=name, scaling=scaling, shape=shape, flip=self.flip, **sets, **about)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +106,7 @@ class WholeImages(ImageOptions):
         self,
         name: str,
         where: str | Path,
-        images: "Images",
+        images: Any,
         colour: bool,
         notes: list[str],
         labels: Sequence[Any] = (),
@@ -125,21 +116,29 @@ class WholeImages(ImageOptions):
         """The data set ``name`` of the ``images`` in ``where``.
 
         Args:
+            images: a sequence of paths or :class:`~indm.data.images.Stored` with ``select`` and ``fingerprint``.
             colour: whether any of them is in colour.
             labels: the class of each, in the order of ``classes`` or of the alphabet; none by default.
             grey: bool, (n,), which are made grey, see :class:`ImageFiles`.
         """
-        shape, parts = self.shape(colour), self.split(len(images), self.limit)
+        shape = (self.channels or (3 if colour else 1), *self.sides)
+        parts = self.split(len(images), self.limit)
         sets = {
             part: ImageFiles(
-                images.select(index.numpy()), shape, self.resize, self.crop, self.background,
-                None if grey is None else grey[index],
+                images.select(index.numpy()), shape, self.resize, self.crop,
+                self.background, None if grey is None else grey[index],
             )
             for part, index in parts.items()
         }  # fmt: skip
-        fields = condition_fields(labels, parts, where, classes) if len(labels) else {}
-        notes = [*notes, describe_split(parts, self.seed)]
-        return self.data(name, sets, notes=notes, fingerprint=images.fingerprint(), **fields)
+        about = condition_fields(labels, parts, where, classes) if len(labels) else {}
+        about |= {"notes": [*notes, describe_split(parts, self.seed)], "fingerprint": images.fingerprint()}
+        return data_of_images(name, sets, self.centered, self.flip, **about)
+
+
+def data_of_images(name: str, sets: dict[str, Any], centered: bool, flip: bool, **about: Any) -> Data:
+    """The splits ``sets`` of :class:`ImageFiles` as a :class:`Data`, with what else is known ``about`` them."""
+    scaling, shape = Scaling.images(256, centered), sets["train"].shape
+    return Data(name=name, scaling=scaling, shape=shape, flip=flip, **sets, **about)
 
 
 def check_decoded(shape: tuple[int, int, int]) -> None:
@@ -174,18 +173,6 @@ def image_loader(options: type[ImageOptions]) -> Callable[[Callable[..., Data]],
         return events_of_shape(lambda values: options(**{name: values[name] for name in shared}).event_shape)(loader)
 
     return decorate
-
-
-class Images(Protocol):
-    """Image files, or images inside other files: a sequence from which some can be selected."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Path | Stored: ...
-
-    def select(self, index: Any, /) -> Any: ...
-
-    def fingerprint(self) -> str: ...
 
 
 class ImageFiles(Dataset):
@@ -285,11 +272,5 @@ class ImageFiles(Dataset):
 
 
 def count_unreadable(dataset: object, add_up: Callable[[Tensor], Tensor] = lambda unreadable: unreadable) -> int:
-    """How many images of a data set could not be read when they were asked for, since this process began.
-
-    Args:
-        dataset: read by this process and its workers.
-        add_up: the sum of a tensor over several processes, all of which then call this, so that an image counts once
-            whichever of them read it; by default this process counts alone.
-    """
+    """How many images of a data set could not be read when they were asked for, since this process began."""
     return int((add_up(dataset.unreadable.int()) > 0).sum()) if isinstance(dataset, ImageFiles) else 0

@@ -64,32 +64,20 @@ def _kind(image: Image.Image) -> str:
 
 
 def read_kind(source: Source) -> str:
-    """Whether an image is grey ("L") or "RGB", by its header alone.
-
-    Raises:
-        ValueError, OSError: it is no image that can be used.
-    """
+    """Whether an image is grey ("L") or "RGB", by its header alone."""
     with _opened(source) as image:
         return _kind(image)
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image, upright as its EXIF data say, by its header alone.
-
-    Raises:
-        ValueError, OSError: it is no image that can be used.
-    """
+    """Height and width of an image, upright as its EXIF data say, by its header alone."""
     with _opened(path) as image:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4  # by a quarter
         return image.size if turned else image.size[::-1]
 
 
 def colour_of(background: str) -> tuple[int, int, int]:
-    """Red, green and blue, 0 … 255, of a colour as Pillow's ImageColor reads it: "white", "#rrggbb", "hsl(0,100%,50%)".
-
-    Raises:
-        ValueError: it is no colour, or a transparent one.
-    """
+    """Red, green and blue, 0 … 255, of a colour as Pillow's ImageColor reads it: "white", "#rrggbb"."""
     try:
         red, green, blue, *alpha = ImageColor.getrgb(background)
     except ValueError:
@@ -104,10 +92,7 @@ def colour_of(background: str) -> tuple[int, int, int]:
 def read_image(source: Source, background: str = "white") -> Image.Image:
     """Decode an image to 8-bit grey ("L") or "RGB": upright as its EXIF data say, 16-bit levels scaled.
 
-    Transparency is composited on ``background``, see :func:`colour_of`; on one that is no grey the result is RGB.
-
-    Raises:
-        ValueError, OSError: it is no image that can be used, or a damaged one; the background is no colour.
+    Transparency is composited on ``background``; on one that is no grey the result is RGB.
     """
     colour = colour_of(background)
     with _opened(source) as image:
@@ -141,11 +126,7 @@ def _composited(image: Image.Image, kind: str, colour: tuple[int, int, int]) -> 
 
 
 def read_alpha(path: Path) -> Image.Image | None:
-    """How opaque each pixel is, 8-bit and upright as the image of :func:`read_image`; None where all of them are.
-
-    Raises:
-        ValueError, OSError: it is no image that can be used, or a damaged one.
-    """
+    """How opaque each pixel is, 8-bit and upright as the image of :func:`read_image`; None where all of them are."""
     with _opened(path) as image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)

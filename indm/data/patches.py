@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from indm.data.base import Data
 from indm.data.folder import find_images
 from indm.data.folder_index import Files
-from indm.data.image_files import ImageFiles, ImageOptions, image_loader
+from indm.data.image_files import ImageFiles, ImageOptions, data_of_images, image_loader
 from indm.data.raw import words_of
 from indm.data.splits import describe_split
 from indm.files.memory import check_memory
@@ -115,7 +115,8 @@ def load_patches(options: PatchOptions, *, path: str | Path) -> Data:
         ValueError: an option out of range, a folder without images, or more patches than memory holds.
     """
     files, (_, n_colour), notes = find_images(Path(path).expanduser())
-    shape, count, seed = options.shape(n_colour > 0), options.patches, options.seed
+    shape = (options.channels or (3 if n_colour else 1), *options.sides)
+    count, seed = options.patches, options.seed
     try:
         check_memory(len(files) * count * math.prod(shape))
     except ValueError as error:
@@ -136,4 +137,5 @@ def load_patches(options: PatchOptions, *, path: str | Path) -> Data:
         f"{describe_split(parts, seed, 'by photograph ')} photographs",
     ]
     groups = {part: chosen.repeat(count) for part, chosen in parts.items()}
-    return options.data("patches", sets, notes=notes, fingerprint=files.fingerprint(), groups=groups)
+    about = {"notes": notes, "fingerprint": files.fingerprint(), "groups": groups}
+    return data_of_images("patches", sets, options.centered, options.flip, **about)

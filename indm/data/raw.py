@@ -57,11 +57,7 @@ def check_size(*sides: int) -> None:
 
 
 def to_array(values: object, where: str | Path) -> np.ndarray:
-    """A tensor, an image of PIL or anything that NumPy reads as an array of floats or integers; memory is shared.
-
-    Raises:
-        ValueError: naming ``where``, for everything else.
-    """
+    """A tensor, an image of PIL or anything that NumPy reads as an array of floats or integers; memory is shared."""
     if isinstance(values, Image.Image) and values.mode not in ("L", "RGB"):
         raise ValueError(f'{where} is an image of mode {values.mode}; convert it to "L" or "RGB"')
     try:
@@ -81,13 +77,7 @@ def to_array(values: object, where: str | Path) -> np.ndarray:
 def events(values: object, levels: int | None, where: str | Path) -> tuple[np.ndarray, int | None]:
     """``values`` (N, …) as float32 (N, *event), or as grey levels (N, D) or (N, C, H, W), and the number of levels.
 
-    Args:
-        values: floats; or integers 0 … ``levels`` − 1 of shape (N, D), (N, H, W), (N, H, W, C) or (N, C, H, W).
-        levels: of integers, by default 256 for uint8 images; None for floats.
-        where: what messages call the values.
-
-    Raises:
-        ValueError: naming ``where``.
+    Integers 0 … ``levels`` − 1, by default 256 of uint8 images, may be (N, D), (N, H, W), (N, H, W, C) or (N, C, H, W).
     """
     array = to_array(values, where)
     floats = array.dtype.kind == "f"
@@ -168,17 +158,7 @@ class InMemory(Dataset):
 
 
 class OnDemand(Dataset):
-    """Items of ``source``, each read, checked and brought to the layout of all others when it is asked for.
-
-    Args:
-        source: with ``len`` and integer indices.
-        levels: number of grey levels of integer data, by default 256 for images of uint8.
-        where: what messages call the source.
-        chosen: positions of the items, in this order; all by default.
-
-    Raises:
-        ValueError: the first item cannot be used; on reading, another, or one of another shape.
-    """
+    """Items of ``source``, each read, checked and brought to the layout of all others when it is asked for."""
 
     def __init__(self, source: Any, levels: int | None, where: str | Path, chosen: Tensor | None = None):
         self.source, self.where = source, where

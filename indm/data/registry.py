@@ -44,31 +44,20 @@ def load_data(name: str, **options: object) -> Data:
 
 
 def without_download(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``[data]`` table of a run for :func:`load_data`, such that nothing is downloaded.
-
-    A run may be somebody else's, whose recipe then names what would be fetched and the folder that it would fill.
-    """
+    """The ``[data]`` table of a run for :func:`load_data`, such that nothing is downloaded."""
     own = arguments_of(parts.find("data", table["name"]))
     return {**table, "download": False} if "download" in own else dict(table)
 
 
 def check_data(name: str, **options: object) -> None:
-    """See that there is such a data set with such options, without looking for its files.
-
-    Raises:
-        ValueError: for an unknown name or option (with the nearest known one), an option of the wrong type, and a
-            missing one.
-    """
+    """See that there is such a data set with such options, without looking for its files."""
     loader = parts.find("data", name)
     more = {option: parameter.annotation for option, parameter in SHARED.items()} if _needs_as_data(loader) else {}
     check_arguments(loader, options, table="data", what=f"data {name!r}", more=more)
 
 
 def event_shape(name: str, **options: object) -> tuple[int | None, ...] | None:
-    """The shape of a data set's events, without looking for its files.
-
-    None stands for a size that the files decide, and for the whole where nothing is known.
-    """
+    """The shape of a data set's events without its files; None is a size that they decide, or nothing known."""
     loader = parts.find("data", name)
     shape = getattr(getattr(loader, "func", loader), "event_shape", None)  # func: of a functools.partial
     if shape is None:

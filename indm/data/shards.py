@@ -43,11 +43,7 @@ def load_shards(options: WholeImages, *, path: str | Path, classes: bool = False
 
 
 def shards_at(place: Path) -> list[Path]:
-    """The tar file ``place``, or those in it, in the order of their names.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """The tar file ``place``, or those in it, in the order of their names."""
     if place.is_file():
         return [place]
     shards = sorted(place.glob("*.tar")) if place.is_dir() else []
@@ -74,11 +70,7 @@ class Member:
 
 
 def _listed(shard: Path, classes: bool) -> list[Member]:
-    """The images of a tar file, in its order.
-
-    Raises:
-        ValueError: it is no tar file or a damaged one, or an image has no class though there are ``classes``.
-    """
+    """The images of a tar file, in its order."""
     try:
         check_plain(shard)
         with tarfile.open(shard, "r:") as tar:
@@ -129,11 +121,7 @@ class ShardImages(Sequence[Stored]):
 def stored_images(
     name: str, where: str | Path, images: Any, labels: Sequence[str] | np.ndarray, options: WholeImages
 ) -> Data:
-    """The data set ``name`` of images that lie inside other files, with a class for each where there are ``labels``.
-
-    Raises:
-        ValueError: there are no images.
-    """
+    """The data set ``name`` of images that lie inside other files, with a class for each where there are ``labels``."""
     if not len(images):
         raise ValueError(f"{where} holds no images")
     looked_at = np.linspace(0, len(images) - 1, min(len(images), LOOKED_AT)).astype(int)

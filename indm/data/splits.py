@@ -85,9 +85,6 @@ def condition_fields(
     Whole numbers and words (n,) are labels; whole numbers are numbers (n, 1), too. Other numbers (n, size) and images
     (n, C, H, W), or (n, H, W, C) of 1 or 3 channels, are numbers. Labels are counted in the order of ``classes``, or in
     that of the alphabet.
-
-    Raises:
-        ValueError: they are none of these, not finite, or of another length.
     """
     c = np.asarray(c)
     n = 1 + max(int(index.max()) for index in parts.values() if len(index))

@@ -12,7 +12,7 @@ from torchvision.datasets import CIFAR10, CelebA, FashionMNIST
 from torchvision.transforms.v2 import functional as F
 
 from indm.data.base import Data, events_of_shape
-from indm.data.image_files import ImageFiles
+from indm.data.image_files import ImageFiles, data_of_images
 from indm.data.raw import check_size, height_and_width, words_of
 from indm.data.splits import describe_split, limited, pooled, renumbered, selected, split
 from indm.files.memory import check_memory
@@ -123,9 +123,7 @@ def load_celeba(
         files = [Path(dataset.root, dataset.base_folder, "img_align_celeba", name) for name in dataset.filename]
         parts[part] = ImageFiles(limited(files, limit if part == "train" else None), shape, crop=crop)
     resized = f"centre crop {crop}, then bilinear resize to {words_of(shape[1:])}"
-    notes = ["torchvision's CelebA, standard splits", resized]
-    scaling = Scaling.images(256, centered)
-    return Data(name="celeba", scaling=scaling, shape=shape, flip=flip, notes=notes, **parts)
+    return data_of_images("celeba", parts, centered, flip, notes=["torchvision's CelebA, standard splits", resized])
 
 
 def read_idx(path: Path, magic: int) -> np.ndarray:
@@ -221,10 +219,7 @@ def download_root(root: str | Path | None) -> Path:
 
 
 def from_torchvision(name: str, dataset: Callable[..., T], *args, **kwargs) -> T:
-    """``dataset(*args, **kwargs)``, where every failure to find or to download the files is a ``ValueError``.
-
-    Its message says what helps, on the command line and in Python.
-    """
+    """``dataset(*args, **kwargs)``, where every failure to find or to download the files is a ``ValueError``."""
     try:
         return dataset(*args, **kwargs)
     except (RuntimeError, OSError, ImportError) as error:

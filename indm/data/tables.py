@@ -33,10 +33,6 @@ def read_table(path: Path) -> np.ndarray:
     Tabs, semicolons, commas or blanks separate cells; between semicolons a comma may stand for the decimal point. The
     first line may name the columns. Lines that are empty or begin with # are passed over. A first column that
     counts the rows and is called so, or not at all as pandas writes it, is left out with a warning.
-
-    Raises:
-        ValueError: no file, one without rows or too large for memory, a line of another number of cells than the first,
-            a cell without a finite number; with the column, the line, and what would do.
     """
     try:
         _check_size(path)
@@ -58,15 +54,6 @@ def read_columns(path: Path, x: Sequence[str], c: Sequence[str]) -> tuple[np.nda
     """The columns ``x`` as float32 (n, D), and ``c`` as labels (n,) or numbers (n, size); None without any.
 
     A single column c of words or whole numbers is one of labels. Parquet is read by pandas.
-
-    Args:
-        path: a .csv, .tsv, .txt or .parquet file whose first line names its columns.
-        x: names of columns of numbers; by default all but ``c``.
-        c: names of columns.
-
-    Raises:
-        ValueError: no pandas or pyarrow, a file that cannot be read, a column that is not there (with the nearest that
-            is), or a cell without a finite number (with the column and the row).
     """
     try:
         _check_size(path)

@@ -15,6 +15,7 @@ https://arxiv.org/abs/2205.13699.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -42,23 +43,10 @@ class ConditionalBlock(ResidualBlock):
 
     x ↦ x + W₃ φ W₂ (φ W₁ (φ) x + A u + a). The middle map is 1×1, so a constant at its input is one at its output: u
     changes the bias W₂(A u + a) + b₂ of each sample, and neither the Lipschitz constant nor the cost.
-
-    Args:
-        code_dim: entries K of the code.
-        shape, width, norm, coeff, preactivate, activation: see :class:`~indm.flows.ResidualBlock`.
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        width: int,
-        norm: Norm,
-        coeff: float,
-        preactivate: bool,
-        activation: str,
-        code_dim: int,
-    ):
-        super().__init__(shape, width, norm, coeff, preactivate, activation)
+    def __init__(self, shape: tuple[int, ...], width: int, *args: Any, code_dim: int):
+        super().__init__(shape, width, *args)
         self.code = nn.Linear(code_dim, width)
 
     def forward(self, x: Batch, code: Tensor, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
@@ -80,12 +68,7 @@ class ConditionalBlock(ResidualBlock):
 
 
 class AtCode(Flow):
-    """A conditional block at given codes, as a flow.
-
-    Args:
-        block: the block.
-        code: (1, K) for all samples, or (B, K) for the samples of one batch.
-    """
+    """A conditional block at given codes, as a flow; ``code`` is (1, K) for all samples, or (B, K)."""
 
     def __init__(self, block: ConditionalBlock, code: Tensor):
         super().__init__()
@@ -103,13 +86,7 @@ class AtCode(Flow):
 
 
 class EncoderBlock(nn.Module):
-    """Two 3×3 convolutions with batch norm around a shortcut; a 1×1 convolution where the shape changes.
-
-    Args:
-        inputs, outputs: channels.
-        stride: 2 halves the sides (rounded up).
-        activation: a name in :data:`ENCODER_ACTIVATIONS`.
-    """
+    """Two 3×3 convolutions with batch norm around a shortcut; a 1×1 convolution where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, activation: str):
         super().__init__()
@@ -155,11 +132,7 @@ class CodeEncoder(nn.Module):
 
 
 class Interleaved(ExactFlow):
-    """A flow of the reordered entries, those at even places before those at odd places; it restores their order.
-
-    Args:
-        flow: a flow of vectors.
-    """
+    """A flow of the reordered entries, those at even places before those at odd places; it restores their order."""
 
     def __init__(self, flow: ExactFlow):
         super().__init__()
@@ -181,12 +154,6 @@ class CodePrior(Compose):
 
     A step is ActNorm, a linear map, two couplings that transform one half by the other in turn, ActNorm, and two more
     couplings between the entries at even and at odd places.
-
-    Args:
-        code_dim: entries of u, an even number.
-        steps: number of steps.
-        width: hidden units of the couplings.
-        activation: of the couplings, a name in :data:`ENCODER_ACTIVATIONS`.
     """
 
     def __init__(self, code_dim: int, steps: int, width: int, activation: str):
@@ -285,7 +252,7 @@ class ConditionalResidualFlow(Flow):
                 raise ValueError(f"{name} must be one of {', '.join(ENCODER_ACTIVATIONS)}, got {value!r}")
 
         def block(event: tuple[int, ...], preactivate: bool) -> ConditionalBlock:
-            return ConditionalBlock(event, width, norm, coeff, preactivate, activation, code_dim)
+            return ConditionalBlock(event, width, norm, coeff, preactivate, activation, code_dim=code_dim)
 
         self.chain = nn.ModuleList(residual_chain(shape, blocks, block, squeeze, actnorm))
         encoder_shape = (4 * shape[0], shape[1] // 2, shape[2] // 2) if squeeze else shape

@@ -36,14 +36,7 @@ def upfirdn2d(
 
 
 class Filter(nn.Module):
-    """The common part of the resampling layers: a low-pass filter that keeps means, or none.
-
-    Args:
-        taps: of the filter along each axis, scaled to sum 1; (1, 3, 3, 1) is NCSN++'s. Empty: no filter.
-
-    Raises:
-        ValueError: for a single tap, or taps whose sum is not positive.
-    """
+    """The common part of the resampling layers: a low-pass filter that keeps means, or none."""
 
     def __init__(self, taps: tuple[float, ...] = ()):
         super().__init__()
@@ -82,10 +75,7 @@ class Down(Filter):
 
 
 class StridedConv(Filter):
-    """(B, inputs, H, W) → (B, outputs, H/2, W/2): a 3×3 convolution of stride 2 of what the filter leaves.
-
-    Without a filter the images get a row and a column of zeros at the bottom and the right.
-    """
+    """(B, inputs, H, W) → (B, outputs, H/2, W/2): a 3×3 convolution of stride 2 of what the filter leaves."""
 
     def __init__(self, inputs: int, outputs: int, taps: tuple[float, ...] = ()):
         super().__init__(taps)

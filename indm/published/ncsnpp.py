@@ -97,10 +97,7 @@ class Positional(nn.Module):
 
 
 class Fourier(nn.Module):
-    """sin and cos of 2π ω log level for random frequencies ω ~ N(0, ``scale``²), drawn once; ``features`` in all.
-
-    Source: Tancik et al. 2020, https://arxiv.org/abs/2006.10739.
-    """
+    """sin and cos of 2π ω log level for random frequencies ω ~ N(0, ``scale``²), drawn once; ``features`` in all."""
 
     def __init__(self, features: int, scale: float):
         super().__init__()
@@ -112,12 +109,7 @@ class Fourier(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block (shortcut(r(h)) + conv(silu(norm(conv(r(silu(norm(h)))) + level)))) · scale; r may resample.
-
-    With a resampling r it is BigGAN's block; its shortcut is then a 1×1 convolution, as where the channels change.
-
-    Source: Brock et al. 2019, https://arxiv.org/abs/1809.11096.
-    """
+    """Residual block (shortcut(r(h)) + conv(silu(norm(conv(r(silu(norm(h)))) + level)))) · scale; r may resample."""
 
     def __init__(
         self, inputs: int, outputs: int, embedding: int, dropout: float, scale: float, resample: nn.Module | None = None

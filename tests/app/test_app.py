@@ -609,7 +609,7 @@ def test_a_browser_measures_likelihoods(home, classes, page, monkeypatch):
             assert chosen(source) and asked == [2, 4, "3"]
             return text
 
-        found = re.findall(r"\| ([\d.]+)", eventually(asked_as_chosen))
+        found = re.findall(r"\| (\d[\d.e-]*)", eventually(asked_as_chosen))
         assert len(found) == 5  # two means, their errors, and that of the solver
         for value in found:
             page.get_by_role("cell", name=value, exact=True).first.wait_for()

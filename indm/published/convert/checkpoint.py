@@ -37,28 +37,16 @@ NUMPY_SCALARS = dict.fromkeys(("numpy.dtype", "numpy.core.multiarray.scalar", "n
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a released file holds.
-
-    Args:
-        path: of the file.
-        state: the last weights, by name.
-        shadow: their moving averages, in the order of the parameters.
-        decay: of the averages.
-        step: at which it was saved.
-    """
+    """What a released file holds."""
 
     path: Path
-    state: State
-    shadow: list[Tensor] | None
+    state: State  # the last weights, by name
+    shadow: list[Tensor] | None  # their moving averages, in the order of the parameters
     decay: float | None
     step: int | None
 
     def weights(self, which: Weights) -> State:
-        """The state with the trainable parameters' last values ("model") or their moving averages ("ema").
-
-        Raises:
-            ValueError: the file holds no averages, or averages of another number or shape than the parameters.
-        """
+        """The state with the trainable parameters' last values ("model") or their moving averages ("ema")."""
         if which == "model":
             return self.state
         if self.shadow is None:
@@ -83,11 +71,7 @@ def _is_trainable(key: str, value: Tensor) -> bool:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a released file, without running any code that is pickled in it.
-
-    Raises:
-        ValueError: the file is missing, no checkpoint, or not in the released layout.
-    """
+    """Read a released file, without running any code that is pickled in it."""
     path = Path(path)
     try:
         content = untrusted.checkpoint(path, NUMPY_SCALARS)
@@ -154,11 +138,7 @@ class Reader:
         return sorted({int(match[1]) for match in map(pattern.match, self.state) if match})
 
     def shape(self, key: str, sides: int) -> tuple[int, ...]:
-        """The shape of a tensor on which the architecture depends.
-
-        Raises:
-            ValueError: it is missing, or its shape has not that many sides.
-        """
+        """The shape of a tensor on which the architecture depends."""
         if key not in self.state:
             raise ValueError(f"state lacks {key!r}, from which the architecture is read")
         shape = tuple(self.state[key].shape)

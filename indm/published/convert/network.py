@@ -30,37 +30,18 @@ FOREIGN = "the checkpoint's layers are not those of DDPM++ or NCSN++"
 
 @dataclass(frozen=True)
 class Architecture:
-    """Tables of an SDE and a network, the event shape, and where the network's arguments are from.
-
-    Args:
-        sde: table of the SDE.
-        net: table of the network.
-        shape: of the images.
-        inferred: the part of ``net`` that the tensors show.
-        assumed: the part of ``net`` that is taken from a recipe or as published.
-        overruled: what a recipe says otherwise than the tensors, a phrase each.
-    """
+    """Tables of an SDE and a network, the event shape, and where the network's arguments are from."""
 
     sde: dict
     net: dict
     shape: tuple[int, int, int]
-    inferred: dict
-    assumed: dict
-    overruled: list[str]
+    inferred: dict  # the part of net that the tensors show
+    assumed: dict  # the part of net that is taken from a recipe or as published
+    overruled: list[str]  # what a recipe says otherwise than the tensors, a phrase each
 
 
 def architecture(state: State, given: Tables, fallback: Tables, size: int | None) -> Architecture:
-    """The architecture by the tensors, then by what is ``given``, then by a recipe, then as published.
-
-    Args:
-        given: tables "sde", "net", "image", which must not contradict the tensors.
-        fallback: tables of a recipe, which the tensors overrule. Its images' side, ``size`` of "image", holds only
-            where they do not.
-        size: side of the images; None is the recipe's.
-
-    Raises:
-        ValueError: what is given contradicts the tensors, or something is missing that they do not show.
-    """
+    """The architecture by the tensors, then by what is ``given``, then by a recipe, then as published."""
     for tables in (given, fallback):
         check_finite_types(tables.get("net", {}), NET_KINDS, "net.")
         check_finite_types(tables.get("sde", {}), SDE_KINDS, "sde.")
@@ -144,11 +125,7 @@ def _contradicted(actual: dict, said: dict) -> list[str]:
 
 
 def infer(state: State) -> tuple[dict, list[bool], int]:
-    """What the tensors show of a network: arguments of :class:`NCSNpp`, attention at each level, image channels.
-
-    Raises:
-        ValueError: they are not those of a DDPM++ or NCSN++.
-    """
+    """What the tensors show of a network: arguments of :class:`NCSNpp`, attention at each level, image channels."""
     layers = _layers(state)
     kinds = [_kind(layers.get(n, {})) for n in range(max(layers) + 1)]
     try:
@@ -174,10 +151,7 @@ def _layers(state: State) -> dict[int, State]:
 
 
 def _infer(layers: dict[int, State], kinds: list[str]) -> tuple[dict, list[bool], int]:
-    """:func:`infer` from the layers and the kind of each.
-
-    Between two resamplings lies one level on the way down or up; at the lowest both ways and the middle are one run.
-    """
+    """:func:`infer` from the layers and the kind of each."""
     stem = kinds.index("conv")
     runs, between = _runs(kinds, stem + 1)
     levels = (len(runs) + 1) // 2

@@ -111,11 +111,7 @@ def convert(
 
 
 def score_of_checkpoint(state: State, sde: dict, net: dict, shape: tuple[int, ...]) -> PublishedScore:
-    """The published score with the weights of the original's ``state``, in evaluation mode.
-
-    Raises:
-        ValueError: bad tables, or tensors that do not match, each of them listed.
-    """
+    """The published score with the weights of the original's ``state``, in evaluation mode."""
     make = functools.partial(build, {"name": "ncsnpp", **net}, "net", shape)
     network: Any = untrusted.build_described(make, {**net, "shape": shape}, state)
     load_published(network, state)
@@ -155,11 +151,7 @@ def _named_data(given: Tables, fallback: Tables) -> dict:
 
 
 def _side_of_images(image_size: int | None, given: Tables) -> int | None:
-    """The side of the images in pixels that is given, None where none is.
-
-    Raises:
-        ValueError: it is no number of pixels, or what is given differs.
-    """
+    """The side of the images in pixels that is given, None where none is."""
     data = given.get("data", {})
     sides = {
         "--image-size": image_size,
@@ -186,12 +178,7 @@ def _side_of(data: dict) -> Any:
 
 
 def _checked_data(data: dict, layout: Architecture, given: dict) -> dict:
-    """``data`` in the network's units.
-
-    Raises:
-        ValueError: there are no such data, they are known to be of other events than the network, or other units than
-            the network's are ``given``.
-    """
+    """``data`` in the network's units."""
     check_data(**data)
     events, shape = event_shape(**data), layout.shape
     fits = events is None or (

@@ -133,16 +133,7 @@ NET_KINDS = _kinds_of("net") | {"fir": NUMBERS, "sigma_table": NUMBERS}
 
 
 def tables_of(settings: Mapping[str, Any]) -> Tables:
-    """Settings of the original's configuration as our tables "sde", "net", "image" and "train".
-
-    The tables hold only what is given; "image" has ``size`` and ``channels``.
-
-    Args:
-        settings: by name, or in the tables of the original's file; those that :func:`unrelated` names are passed over.
-
-    Raises:
-        ValueError: a setting that is unknown or has a value that the network cannot take, by its name.
-    """
+    """Settings of the original's configuration as our tables "sde", "net", "image" and "train"."""
     settings = {place[1]: value for place, value in _by_place(settings).items() if _is_read(*place)}
     settings = {key: value.lower() if isinstance(value, str) else value for key, value in settings.items()}
     check_settings(settings, SCORE)
@@ -216,11 +207,7 @@ def check_settings(settings: Mapping[str, Any], known: Mapping[str, Setting]) ->
 
 
 def flow_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The original's settings of a flow by dotted names, without those that do not change it.
-
-    Raises:
-        ValueError: something else stands where there must be a table, or a setting cannot be converted.
-    """
+    """The original's settings of a flow by dotted names, without those that do not change it."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
         name = f"{prefix}{key}"
