@@ -12,17 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image, ImageChops, ImageColor, ImageOps
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from indm.files.plain import check_plain
 from indm.messages import brief, reason
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-RESIZE_MODES = [mode.value for mode in InterpolationMode if mode.value != "nearest-exact"]  # Pillow has no such mode
+RESIZE_MODES = {mode.name.lower(): mode for mode in Image.Resampling}
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,9 @@ def part(image: Image.Image, sides: tuple[int, int], crop: bool | int = True) ->
         return image
     largest = min(image.height / sides[0], image.width / sides[1])
     scale = largest if crop is True else min(crop / min(sides), largest)
-    return F.center_crop(image, [max(1, round(side * scale)) for side in sides])
+    height, width = (max(1, round(side * scale)) for side in sides)
+    top, left = round((image.height - height) / 2), round((image.width - width) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 def fitted(
@@ -148,4 +149,9 @@ def fitted(
     """An image as uint8 of ``shape``, (channels, height, width), cut and resized as :class:`ImageFiles` says."""
     channels, *sides = shape
     image = part(image.convert("L" if channels == 1 else "RGB"), (sides[0], sides[1]), crop)
-    return F.pil_to_tensor(F.resize(image, sides, InterpolationMode(resize)))
+    return pixels_of(image.resize(sides[::-1], RESIZE_MODES[resize]))
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """The bytes of an image in grey or RGB, (channels, height, width)."""
+    return torch.from_numpy(np.array(image)).view(image.height, image.width, -1).permute(2, 0, 1)

@@ -7,13 +7,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from indm.data.base import Data
 from indm.data.folder import find_images
 from indm.data.folder_index import Files
 from indm.data.image_files import ImageFiles, ImageOptions, data_of_images, image_loader
+from indm.data.images import RESIZE_MODES, pixels_of
 from indm.data.raw import words_of
 from indm.data.splits import describe_split
 from indm.files.memory import check_memory
@@ -71,8 +70,8 @@ class Patches(ImageFiles):
         smallest = max(height / image.height, width / image.width)  # that a patch fits into
         scale = max(min(self.short / min(image.size), 1.0), smallest)
         sides = [max(height, round(scale * image.height)), max(width, round(scale * image.width))]
-        image = F.resize(image.convert("L" if channels == 1 else "RGB"), sides, InterpolationMode(self.resize))
-        pixels = F.pil_to_tensor(image)
+        image = image.convert("L" if channels == 1 else "RGB")
+        pixels = pixels_of(image.resize(sides[::-1], RESIZE_MODES[self.resize]))
         room = torch.tensor([sides[0] - height + 1, sides[1] - width + 1])
         tops_and_lefts = (self.corners[position] * room).long().tolist()
         return torch.stack([pixels[:, top : top + height, left : left + width] for top, left in tops_and_lefts])

@@ -2,14 +2,12 @@
 
 import gzip
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from torchvision.datasets import CIFAR10, CelebA, FashionMNIST
-from torchvision.transforms.v2 import functional as F
+from torch.nn import functional as F
 
 from indm.data.base import Data, events_of_shape
 from indm.data.image_files import ImageFiles, data_of_images
@@ -23,7 +21,6 @@ from indm.scaling import Scaling
 MOST_PACKED = 1032  # bytes to which one byte of a deflated stream can unpack
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-T = TypeVar("T")
 
 
 @events_of_shape(lambda _: (1, 8, 8))
@@ -83,7 +80,7 @@ def load_cifar10(
         flip: whether training flips images horizontally at random.
     """
     home = str(download_root(root))
-    train, test = (from_torchvision("cifar10", CIFAR10, home, train=t, download=download) for t in (True, False))
+    train, test = (from_torchvision("cifar10", "CIFAR10", home, train=t, download=download) for t in (True, False))
     n = len(train.data)
     parts = split(n, valid=valid, seed=seed, limit=limit) | {"test": torch.arange(n, n + len(test.data))}
     pool = torch.from_numpy(np.concatenate([train.data, test.data])).permute(0, 3, 1, 2).contiguous()
@@ -119,7 +116,7 @@ def load_celeba(
     home = str(download_root(root))
     parts: dict[str, Any] = {}
     for part in ("train", "valid", "test"):
-        dataset: Any = from_torchvision("celeba", CelebA, home, split=part, download=download)
+        dataset = from_torchvision("celeba", "CelebA", home, split=part, download=download)
         files = [Path(dataset.root, dataset.base_folder, "img_align_celeba", name) for name in dataset.filename]
         parts[part] = ImageFiles(limited(files, limit if part == "train" else None), shape, crop=crop)
     resized = f"centre crop {crop}, then bilinear resize to {words_of(shape[1:])}"
@@ -156,7 +153,7 @@ def _fashion_mnist_folder(root: str | Path | None, download: bool) -> Path:
             return place
     if not download:
         raise ValueError(f"fashion-mnist could not be loaded; {where_to_look(', '.join(map(str, places)))}")
-    from_torchvision("fashion-mnist", FashionMNIST, str(home), download=True)
+    from_torchvision("fashion-mnist", "FashionMNIST", str(home), download=True)
     return home / "FashionMNIST" / "raw"
 
 
@@ -203,9 +200,8 @@ def load_fashion_mnist(
     parts = selected(parts, torch.cat(labels), label, limit)
     pool = torch.cat(images)[:, None]
     if min(sides) < 28:
-        pool = torch.cat(
-            [F.resize(x.float(), list(sides), antialias=True).round().clamp(0, 255).byte() for x in pool.split(4096)]
-        )
+        resized = (F.interpolate(x.float(), sides, mode="bilinear", antialias=True) for x in pool.split(4096))
+        pool = torch.cat([x.round().clamp(0, 255).byte() for x in resized])
     notes = [f"read from {folder}", describe_split(parts, seed)]
     notes += [f"resized from 28 to {words_of(sides)} (bilinear, antialiased, rounded)"] if min(sides) < 28 else []
     numbers, classes = renumbered(torch.cat(labels).long(), CLASSES, label)
@@ -218,10 +214,12 @@ def download_root(root: str | Path | None) -> Path:
     return Path(root).expanduser() if root else cache_folder()
 
 
-def from_torchvision(name: str, dataset: Callable[..., T], *args, **kwargs) -> T:
-    """``dataset(*args, **kwargs)``, where every failure to find or to download the files is a ``ValueError``."""
+def from_torchvision(name: str, kind: str, *args: Any, **kwargs: Any) -> Any:
+    """A data set of torchvision, where every failure to find or to download the files is a ``ValueError``."""
+    from torchvision import datasets
+
     try:
-        return dataset(*args, **kwargs)
+        return getattr(datasets, kind)(*args, **kwargs)
     except (RuntimeError, OSError, ImportError) as error:
         cause = reason(error).removesuffix(". You can use download=True to download it")
         raise ValueError(f"{name} could not be loaded ({cause}); {where_to_look(args[0])}") from error

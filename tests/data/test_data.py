@@ -13,13 +13,14 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from indm.config.parts import BUILT_IN, Untrusted, find, trust
-from indm.data import ImageFiles, standard
+from indm.data import ImageFiles
 from indm.data.arrays import load_array
 from indm.data.base import InMemory, as_data, stack
 from indm.data.batches import flip_horizontally, loader
@@ -153,30 +154,24 @@ def test_flips_mirror_about_half_of_the_images():
 # ── Names and options
 
 
-def test_unknown_names_and_options_are_told_the_nearest():
-    with pytest.raises(ValueError, match=r"data.name must be one of .*got 'digit'; did you mean 'digits'\?"):
-        load_data("digit")
-    with pytest.raises(ValueError, match=r"must be one of .*checkerboard"):
-        load_data("zzzzz")
-    with pytest.raises(ValueError, match=r"no option 'sead'; did you mean 'seed'\?"):
-        load_data("digits", sead=3)
-    with pytest.raises(ValueError, match="needs the option path, size"):
-        load_data("folder")
-
-
 @pytest.mark.parametrize(
-    "name, options, wanted",
+    "name, options, words",
     [
-        ("digits", {"seed": "0"}, "a whole number"),
-        ("digits", {"seed": True}, "a whole number"),
-        ("digits", {"centered": 1}, "true or false"),
-        ("digits", {"limit": 1.5}, "a whole number"),
-        ("array", {"path": "a.npy", "valid": "0.1"}, "a number"),
-        ("array", {"path": 3}, "a string or a path"),
+        ("digit", {}, r"data.name must be one of .*got 'digit'; did you mean 'digits'\?"),
+        ("zzzzz", {}, r"must be one of .*checkerboard"),
+        ("digits", {"sead": 3}, r"no option 'sead'; did you mean 'seed'\?"),
+        ("folder", {}, "needs the option path, size"),
+        ("digits", {"seed": "0"}, r"data\.seed must be a whole number, got"),
+        ("digits", {"seed": True}, r"data\.seed must be a whole number, got"),
+        ("digits", {"centered": 1}, r"data\.centered must be true or false, got"),
+        ("digits", {"limit": 1.5}, r"data\.limit must be a whole number, got"),
+        ("array", {"path": "a.npy", "valid": "0.1"}, r"data\.valid must be a number, got"),
+        ("array", {"path": 3}, r"data\.path must be a string or a path, got"),
+        *(("rings", {key: 10**20}, rf"data\.{key} must be within") for key in ("samples", "valid_samples", "seed")),
     ],
 )
-def test_options_of_the_wrong_type(name, options, wanted):
-    with pytest.raises(ValueError, match=rf"data\.\w+ must be {wanted}, got"):
+def test_names_and_options_that_cannot_be(name, options, words):
+    with pytest.raises(ValueError, match=words):
         load_data(name, **options)
 
 
@@ -216,12 +211,6 @@ def test_digits_are_those_of_scikit_learn():
         shares = np.bincount(classes, minlength=10) / len(classes)
         np.testing.assert_allclose(shares, np.bincount(labels) / len(labels), atol=0.006)
     assert digits.scaling.levels == 17 and digits.shape == (1, 8, 8)
-
-
-def test_digits_seed_and_limit():
-    a, b, c = load_data("digits", seed=0), load_data("digits", seed=0, limit=100), load_data("digits", seed=1)
-    assert torch.equal(a.train.tensor[:100], b.train.tensor) and torch.equal(a.labels["train"][:100], b.labels["train"])
-    assert torch.equal(a.test.tensor, b.test.tensor) and not torch.equal(a.test.tensor, c.test.tensor)
 
 
 # ── Fashion-MNIST
@@ -283,7 +272,7 @@ def test_fashion_mnist_is_downloaded_where_it_is_missing(tmp_path, monkeypatch):
         write_fashion_mnist(tmp_path / "FashionMNIST" / "raw", np.random.default_rng(0))
         return InMemory(torch.zeros(0))
 
-    monkeypatch.setattr(standard, "FashionMNIST", fetch)
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", fetch)
     with pytest.raises(ValueError, match=r"fashion-mnist could not be loaded; .*: --data.root FOLDER"):
         load_data("fashion-mnist", root=tmp_path, download=False)
     assert len(load_data("fashion-mnist", root=tmp_path, valid=1).train) == 39
@@ -291,7 +280,7 @@ def test_fashion_mnist_is_downloaded_where_it_is_missing(tmp_path, monkeypatch):
     def offline(root, download):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(standard, "FashionMNIST", offline)
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", offline)
     with pytest.raises(ValueError, match="no route to host"):
         load_data("fashion-mnist", root=tmp_path / "elsewhere")
 
@@ -358,9 +347,9 @@ def test_cifar10_in_the_layout_of_torchvision(tmp_path, monkeypatch):
     batches = [{"data": images[c].reshape(10, -1), "labels": labels[c]} for c in chunks]
     written = [write(name, batch) for name, batch in zip("abcdef", batches, strict=True)]
     meta = write("batches.meta", {"label_names": list("0123456789")})
-    monkeypatch.setattr(standard.CIFAR10, "train_list", written[:5])
-    monkeypatch.setattr(standard.CIFAR10, "test_list", written[5:])
-    monkeypatch.setattr(standard.CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]})
+    known = {"filename": meta[0], "key": "label_names", "md5": meta[1]}
+    for name, value in (("train_list", written[:5]), ("test_list", written[5:]), ("meta", known)):
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, name, value)
     cifar = load_data("cifar10", root=tmp_path, download=False, valid=12, limit=30)
     assert [len(getattr(cifar, part)) for part in PARTS] == [30, 12, 10]
     assert np.array_equal(cifar.test.tensor.numpy(), images[50:])
@@ -396,7 +385,7 @@ def test_celeba_in_the_layout_of_torchvision(tmp_path, monkeypatch):
     (base / "list_eval_partition.txt").write_text("".join(f"{n} {a}\n" for n, a in zip(names, assignment, strict=True)))
     with pytest.raises(ValueError, match="celeba could not be loaded"):
         load_data("celeba", root=tmp_path, download=False)  # the checksums of the real index files do not match
-    monkeypatch.setattr(standard.CelebA, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(torchvision.datasets.CelebA, "_check_integrity", lambda self: True)
     data = load_data("celeba", root=tmp_path, download=False, limit=3)
     assert [len(getattr(data, part)) for part in PARTS] == [3, 2, 2] and data.shape == (3, 64, 64)
     for part, code in (("valid", 1), ("test", 2)):
@@ -516,12 +505,9 @@ def test_mixed_channels(folder):
         noted = [note for note in sets.notes if "RGB, as 12 images are in colour and 1 are grey" in note]
         assert len(noted) == (asked is None)
     assert (ImageFiles([grey], (3, 12, 12))[0] == ImageFiles([grey], (1, 12, 12))[0]).all()
-
-
-def test_grey_folders_are_grey(tmp_path):
-    for i in range(5):
-        save(tmp_path / f"{i}.png", picture(i, channels=1))
-    assert load_data("folder", path=tmp_path, size=8).shape == (1, 8, 8)
+    for i in range(4):
+        save(folder.parent / "grey" / f"{i}.png", picture(i, channels=1))
+    assert load_data("folder", path=folder.parent / "grey", size=8).shape == (1, 8, 8)
 
 
 def test_colour_modes_and_orientation(tmp_path):
@@ -631,13 +617,7 @@ def test_more_grey_levels_than_can_be_dequantized_are_refused(tmp_path, dtype, l
             refuse("array", path=tmp_path / "i.npy", levels=levels)
 
 
-@pytest.mark.parametrize("option", ["samples", "valid_samples", "seed"])
-def test_numbers_that_are_too_large_to_count_are_refused(option):
-    with pytest.raises(ValueError, match=f"data.{option} must be within ±[0-9,]*, got 1{'0' * 20}"):
-        load_data("rings", **{option: 10**20})
-    load_data("rings", samples=10, valid_samples=1, test_samples=1, seed=2**40)  # as a seed may be
-
-
+@pytest.mark.long
 def test_an_array_is_not_held_more_often_than_it_is_split(tmp_path):
     """Beside the array and the splits made of it there is no third copy, whatever the layout of the file."""
     arrays = [np.zeros((2**21, 8), np.float32), np.zeros((2**18, 1, 16, 16), np.uint8)]

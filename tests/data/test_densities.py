@@ -11,7 +11,7 @@ from scipy import integrate, stats
 
 from indm.data.densities import DENSITIES, Checkerboard, EightGaussians, Pinwheel, Rings, TwoSpirals, quadrature_entropy
 
-N = 200_000
+N = 50_000
 SMOOTH = [name for name in DENSITIES if name != "checkerboard"]
 
 

@@ -1,8 +1,4 @@
-"""Folders of very many images: listed once, read one at a time, and a damaged one costs one image.
-
-A folder was once decoded whole at every start, with a gigabyte for the paths of a million images, and one image that
-was damaged behind its header ended a training.
-"""
+"""Folders of very many images: listed once, read one at a time, and a damaged one costs one image."""
 
 import json
 import os
@@ -297,6 +293,7 @@ def unreadable(run):
     return json.loads((run / "summary.json").read_text())["unreadable_images"]
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*cannot be read")
 def test_a_training_outlives_a_damaged_image(tmp_path):
     folder = many(tmp_path / "f", 60)

@@ -359,6 +359,7 @@ def test_train_evaluate_and_sample_from_the_command_line(run, capsys):
     assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
 
 
+@pytest.mark.long
 def test_resumed_training_goes_on_exactly(run, tmp_path):
     part = tmp_path / "part"
     short = [option.replace("steps=5", "steps=3") for option in TRAINING.split()]

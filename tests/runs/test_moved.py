@@ -127,7 +127,7 @@ def test_what_reads_a_run_downloads_nothing(project, monkeypatch, capsys):
         asked.append(root)
         raise OSError("no route to host")
 
-    monkeypatch.setattr(standard, "FashionMNIST", fetch)
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", fetch)
     monkeypatch.setattr(standard, "DEBIAN_FASHION_MNIST", project / "nowhere")
     recipe, root = project / "runs/a/recipe.toml", project / "chosen" / "by" / "them"
     text = recipe.read_text()
