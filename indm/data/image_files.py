@@ -109,7 +109,7 @@ class WholeImages(ImageOptions):
         images: Any,
         colour: bool,
         notes: list[str],
-        labels: Sequence[Any] = (),
+        labels: Any = (),
         classes: Sequence[str] = (),
         grey: Tensor | None = None,
     ) -> Data:

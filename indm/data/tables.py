@@ -1,5 +1,6 @@
 """Tables in text files, comma-separated values and their kin, and in Parquet: numbers, and columns by name."""
 
+import contextlib
 import csv
 import itertools
 import math
@@ -18,7 +19,8 @@ from indm.messages import brief, nearest, reason
 SUFFIXES, PARQUET = {".csv", ".tsv", ".txt"}, {".parquet", ".pq"}
 SEPARATORS = ("\t", ";", ",")  # in this order; where none fits, blanks
 LOOKED_AT = 10  # lines by which the separator is chosen
-MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "?", "-", "."}
+EMPTY = {"", "na", "n/a", "#n/a", "nan", "null", "none"}
+MISSING = EMPTY | {"?", "-", "."}
 INDEX_NAMES = {"", "unnamed: 0", "index", "id", "row", "nr", "no"}  # of a first column that may count the rows
 NUMBERS_ONLY = 'in pandas, df.select_dtypes("number").dropna().to_csv("numbers.csv", index=False) keeps what would do'
 
@@ -85,23 +87,24 @@ def _check_size(path: Path) -> None:
 
 
 def _text(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a text file by name: whole numbers, numbers, or objects of which None is an empty cell."""
+    """The columns of a text file by name: of one type each, or objects of which None is an empty cell."""
     separator = _separator(path)
-    rows = [
-        [cell.replace(",", ".") if separator == ";" else cell for cell in cells] for _, cells in _rows(path, separator)
-    ]
-    return {name: _typed(list(cells)) for name, *cells in zip(*rows, strict=True)}
+    rows = [cells for _, cells in _rows(path, separator)]
+    decimal = "," if separator == ";" else "."
+    columns: Iterator[tuple[str, ...]] = zip(*rows, strict=True)
+    return {name: _typed([cell.replace(decimal, ".") for cell in cells]) for name, *cells in columns}
 
 
 def _typed(cells: list[str]) -> np.ndarray:
-    try:
-        return np.array([int(cell) for cell in cells])
-    except ValueError:
-        values = [None if cell.lower() in MISSING else cell for cell in cells]
-    try:
+    """Whole numbers, numbers, truth values or words."""
+    if all(cell.lower() in ("true", "false") for cell in cells):
+        return np.array([cell.lower() == "true" for cell in cells])
+    values: list[Any] = [None if cell.lower() in EMPTY else cell for cell in cells]
+    with contextlib.suppress(ValueError, TypeError):
+        return np.array([int(value) for value in values])
+    with contextlib.suppress(ValueError):
         return np.array([math.nan if value is None else float(value) for value in values])
-    except ValueError:
-        return np.array(values, dtype=object)
+    return np.array(values, dtype=object)
 
 
 def _parquet(path: Path) -> dict[str, np.ndarray]:
@@ -109,8 +112,9 @@ def _parquet(path: Path) -> dict[str, np.ndarray]:
     import pandas
 
     table = pandas.read_parquet(path)
-    columns = {str(name): (table[name].to_numpy(), table[name].isna()) for name in table.columns}
-    return {name: np.where(empty, None, v) if v.dtype.kind == "O" else v for name, (v, empty) in columns.items()}
+    columns: dict[str, Any] = {str(name): table[name].to_numpy() for name in table.columns}
+    objects = {str(name): table[name].isna() for name in table.columns if columns[str(name)].dtype.kind == "O"}
+    return columns | {name: np.where(empty, None, columns[name]) for name, empty in objects.items()}
 
 
 def _finite(path: Path, name: str, column: np.ndarray) -> np.ndarray:
