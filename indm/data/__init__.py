@@ -1,4 +1,4 @@
-"""Data sets: one loader a file, all by name in :mod:`indm.data.registry`."""
+"""Data sets, all by name in :mod:`indm.data.registry`."""
 
 from indm.data.base import Data as Data
 from indm.data.base import InMemory as InMemory

@@ -82,6 +82,10 @@ class PatchOptions(ImageOptions):
     """Options of patches; ``size`` is that of a patch, and the splits are of photographs.
 
     Args:
+        size: side in pixels of a patch, or height x width: "24x48" or [24, 48].
+        valid: fraction of the photographs for validation.
+        test: fraction of the photographs for the test.
+        seed: of the split and of the patches' places.
         patches: of each photograph, at places drawn by ``seed``.
         short: pixels to which the short side of a larger photograph is reduced first.
     """
