@@ -34,6 +34,7 @@ def read_by_mypy() -> None:
     assert_type(indm.translate(model, model, x), Tensor)
     assert_type(indm.translate_bridge(model, x, "forward"), Tensor)
     assert_type(indm.train("digits", "runs/digits"), Summary)
+    assert_type(indm.recipe("digits").train.steps, float)
     assert_type(indm.NonlinearDiffusion(model).drift(x, torch.zeros(4)), Tensor)
     assert_type(indm.VPSDE().alpha(torch.zeros(3)), Tensor)
 

@@ -28,9 +28,13 @@ class Common:
     debug: bool = False
     """Also show where in the program an error came from."""
 
+    def named(self) -> list[str]:
+        """Names of parts on this command line itself: code that they name may be run."""
+        return []
+
     def trusted(self) -> list[str]:
         """The packages whose code may be run."""
-        return list(self.trust)
+        return [*self.trust, *filter(parts.is_outside, self.named())]
 
     def computing(self) -> AbstractContextManager[None]:
         """Inside, everything is computed where the command shall compute."""
@@ -66,11 +70,6 @@ class ShowsProgress(Computes):
     def progress(self) -> bool:
         """Whether to show one."""
         return not self.quiet
-
-
-def outside(names: list[str]) -> list[str]:
-    """Those of the names that are code outside indm."""
-    return [name for name in names if parts.is_outside(name)]
 
 
 def say(text: str, file: Any = None) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from indm.cli.common import DONE, ShowsProgress, outside
+from indm.cli.common import DONE, ShowsProgress
 from indm.cli.listing import flags_of
 from indm.config import recipes
 from indm.config.options import Classifying, Evaluation, default
@@ -32,9 +32,8 @@ class Evaluate(ShowsProgress):
     overwrite: bool = False
     """Overwrite an existing evaluation."""
 
-    def trusted(self) -> list[str]:
-        """Also the package of the data set that this command line itself names."""
-        return super().trusted() + outside([self.table_values.get("data", "")])
+    def named(self) -> list[str]:
+        return [self.table_values.get("data", "")]
 
     def run(self) -> int:
         from accelerate import PartialState

@@ -8,7 +8,7 @@ from tyro.conf import Positional, arg
 
 import indm
 from indm.cli import commands, listing
-from indm.cli.common import DONE, Common, outside
+from indm.cli.common import DONE, Common
 from indm.config import parts, recipes
 from indm.config.checks import check_name
 from indm.config.options import default
@@ -43,8 +43,8 @@ class Help(Common):
     topics: Annotated[Positional[tuple[str, ...]], arg(metavar="[TOPIC [NAME]]", help_behavior_hint="")] = ()
     """A command, a table, a table and one of its parts, exit-status, or version."""
 
-    def trusted(self) -> list[str]:
-        return super().trusted() + outside(list(self.topics[1:]))
+    def named(self) -> list[str]:
+        return list(self.topics[1:])
 
     def run(self) -> int:
         if len(self.topics) == 1 and self.topics[0] in commands.COMMANDS:
@@ -66,8 +66,8 @@ class Parts(Common):
     name: Annotated[Positional[str | None], arg(metavar="NAME"), default("all")] = None
     """One of that kind."""
 
-    def trusted(self) -> list[str]:
-        return super().trusted() + outside([self.name or ""])
+    def named(self) -> list[str]:
+        return [self.name or ""]
 
     def run(self) -> int:
         if self.kind is not None:

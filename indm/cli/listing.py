@@ -8,7 +8,7 @@ import inspect
 import re
 import shutil
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -27,6 +27,7 @@ KINDS = [kind for kind in parts.BUILT_IN if kind != "model"]  # of parts that op
 NO_NAME = ("objective",)  # which is a key of [train], and has no options
 SECOND = "data_b"  # a second table of a kind
 TABLES = (*OPTION_TABLES, *KINDS, SECOND)
+ALIASES = {"--preset": "train.preset", "--threads": "train.threads"}  # other names of keys
 METAVARS = {int: "N", float: "NUMBER", bool: "true|false", str: "NAME", Path: "PATH", dict: "TABLE"}
 MARKUP = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`|``")  # of docstrings
 UNLESS = "The defaults hold where neither the recipe nor the command line gives a value."
@@ -45,32 +46,24 @@ class Key:
 def keys_of_options(table: str) -> list[Key]:
     """The keys of [train] or [evaluate]."""
     options = OPTION_TABLES[table]
-    sentences = sentences_of(options)
-    return [
-        Key(
-            option.name,
-            ", ".join([*aliases_of(option.type), f"--{table}.{option.name} {metavar(option.type)}"]),
-            _shown(option.default),
-            sentences[option.name],
-        )
-        for option in fields(options)
-    ]
+    return _keys(table, {option.name: (option.type, option.default) for option in fields(options)}, options)
 
 
 def keys_of_part(table: str, part: Callable[..., Any]) -> list[Key]:
     """What can be given to a part by name, less the shape, which the data have."""
     parameters = arguments_of(part)
-    hints, sentences = hints_of(part, parameters), sentences_of(part)
-    return [
-        Key(
-            name,
-            f"--{table}.{name} {'PATH' if name in TEXT_KEYS else metavar(hints[name])}",
-            "needed" if parameter.default is parameter.empty else _shown(parameter.default),
-            sentences.get(name, ""),
-        )
-        for name, parameter in parameters.items()
-        if name != "shape"
-    ]
+    hints = hints_of(part, parameters)
+    return _keys(table, {name: (hints[name], p.default) for name, p in parameters.items() if name != "shape"}, part)
+
+
+def _keys(table: str, declared: Mapping[str, tuple[Any, Any]], of: Callable[..., Any]) -> list[Key]:
+    """The keys that are ``declared``, each with its type and its default, and the sentences ``of`` the declaration."""
+    keys, sentences = [], sentences_of(of)
+    for name, (hint, value) in declared.items():
+        aliases = [alias for alias, key in ALIASES.items() if key == f"{table}.{name}"]
+        flag = f"--{table}.{name} {'PATH' if name in TEXT_KEYS else metavar(hint)}"
+        keys.append(Key(name, ", ".join([*aliases, flag]), _shown(value), sentences.get(name, "")))
+    return keys
 
 
 def sentences_of(declared: Callable[..., Any]) -> dict[str, str]:
@@ -92,19 +85,6 @@ def flags_of(options: type, default_of_all: str) -> type:
         flag = arg(metavar=metavar(option.type), help=" ".join(sentences[option.name].split()))
         made.append((option.name, Annotated[str | None, flag, default(default_of_all)], field(default=None)))
     return make_dataclass(f"{options.__name__}Flags", made, namespace={"__doc__": options.__doc__}, kw_only=True)
-
-
-def aliases_of(hint: Any) -> list[str]:
-    """Other names of the flag of an option of that type."""
-    return [alias for note in getattr(hint, "__metadata__", ()) for alias in getattr(note, "aliases", None) or ()]
-
-
-ALIASES = {  # of a flag → the key
-    alias: f"{table}.{option.name}"
-    for table, options in OPTION_TABLES.items()
-    for option in fields(options)
-    for alias in aliases_of(option.type)
-}
 
 
 def metavar(hint: Any) -> str:
@@ -181,6 +161,8 @@ def _lines(keys: Iterable[Key], only: str | None) -> list[str]:
 
 
 def _shown(value: object) -> str:
+    if value is inspect.Parameter.empty:
+        return "needed"
     return "optional" if value is None else f"default: {'none' if value == () else literal(value)}"
 
 

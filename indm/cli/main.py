@@ -8,7 +8,8 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from indm.cli.commands import parse
 from indm.cli.common import DEFECT, DONE, INTERRUPTED, MISTAKE, NOBODY_READS, Common
@@ -39,35 +40,25 @@ def interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def is_ctrl_c_free() -> bool:
-    """Whether nobody else decides what Ctrl-C means."""
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    return usual and threading.current_thread() is threading.main_thread()
-
-
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Inside, the first Ctrl-C is a KeyboardInterrupt, and the second ends the process at once."""
-    if not is_ctrl_c_free():
-        yield
-        return
-    signal.signal(signal.SIGINT, interrupt)
+def interruptible(afterwards: Callable[[int, Any], Any]) -> Iterator[None]:
+    """Inside, the first Ctrl-C is a KeyboardInterrupt, the second ends the process at once, unless others handle it."""
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    is_free = usual and threading.current_thread() is threading.main_thread()
+    if is_free:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if is_free:
+            signal.signal(signal.SIGINT, afterwards)
 
 
 def program() -> int:
     """:func:`main` as a program of its own: once it is over, Ctrl-C ends Python at once, without its clean-up."""
     signals.owns_process = True
-    free = is_ctrl_c_free()
-    if free:
-        signal.signal(signal.SIGINT, interrupt)
-    status = main()
-    if free:
-        signal.signal(signal.SIGINT, end_at_once)
-    return status
+    with interruptible(end_at_once):
+        return main()
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -77,7 +68,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; a failure is told on standard error and by the exit status, see "indm help exit-status"."""
+    """Run one command; failures are explained on standard error and by the exit status, see "indm help exit-status"."""
     for name in ("stdout", "stderr"):  # closed before the program started
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
@@ -86,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be Unicode
     command: Common | None = None
     try:
-        with interruptible():
+        with interruptible(signal.default_int_handler):
             command = parse(sys.argv[1:] if arguments is None else arguments)
             with trusting(command.trusted()), command.computing():
                 status = command.run()

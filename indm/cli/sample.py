@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from indm.cli.common import DONE, ShowsProgress, outside
+from indm.cli.common import DONE, ShowsProgress
 from indm.config import recipes
 from indm.config.options import Drawing, FidDrawing, FittingOptions, ScoringOptions, default
 from indm.messages import counted
@@ -28,9 +28,8 @@ class Draws(ShowsProgress):
         """The values of --sampler.tol and so on."""
         return {name.removeprefix("sampler."): recipes.value_of(text) for name, text in self.table_values.items()}
 
-    def trusted(self) -> list[str]:
-        """Also the package of the sampler, which this command line itself names."""
-        return super().trusted() + outside([self.drawing.sampler] if self.drawing.sampler else [])
+    def named(self) -> list[str]:
+        return [self.drawing.sampler or ""]
 
 
 @dataclass

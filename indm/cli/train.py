@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from indm.cli.common import DONE, INTERRUPTED, ShowsProgress, name_of, outside, say
+from indm.cli.common import DONE, INTERRUPTED, ShowsProgress, name_of, say
 from indm.config import recipes
 from indm.config.options import default
 from indm.messages import counted, one_line
@@ -31,10 +31,10 @@ class TrainsRecipe(ShowsProgress):
     dry_run: bool = False
     """Show the whole recipe, the sizes, memory, and the time of a step and of the run; write nothing."""
 
-    def trusted(self) -> list[str]:
-        """Also what this command line itself names, unless it continues a run that somebody else may have written."""
-        named = [value for key, value in self.table_values.items() if "." not in key or key == "train.objective"]
-        return super().trusted() + ([] if self.resume else outside(named))
+    def named(self) -> list[str]:
+        if self.resume:  # a run that somebody else may have written
+            return []
+        return [value for key, value in self.table_values.items() if "." not in key or key == "train.objective"]
 
     def train(self, recipe: recipes.AnyTables, out: Path, like: Path | None = None, *, translates: bool = False) -> int:
         """Train one run and print what came of it, or show the plan; the exit status."""
@@ -79,9 +79,9 @@ class Train(TrainsRecipe):
     """Train a model by a recipe, in a run folder.
 
     Any key of the recipe can be changed: --train.steps 500 --flow.width 32 --data.path my-images. A table's name alone
-    puts another part in its place: --flow identity is the linear twin, --sde ve, --net mlp. A part can also be code of
-    yours: --net my_package.nets:Mine --net.width 64. Values are TOML (--net.multipliers "[1, 2]"); what is not TOML is
-    a string.
+    puts another part in its place: --flow identity is the linear baseline, --sde ve, --net mlp. A part can also be code
+    of yours: --net my_package.nets:Mine --net.width 64. Values are TOML (--net.multipliers "[1, 2]"); what is not TOML
+    is a string.
 
     Ctrl-C finishes the step, saves, and prints the command that continues: "indm train runs/digits --resume", with the
     recipe saved there. "indm train digits --dry-run > mine.toml" writes a recipe to start your own from.
@@ -93,7 +93,7 @@ class Train(TrainsRecipe):
     """The run folder."""
     like: Annotated[Path | None, arg(metavar="RUN"), default("the recipe's budget")] = None
     """A run to compare with, whose budget this one gets: as many steps as cost what those of that run did. The costs of
-    a step of both are measured in turns first."""
+    a step of both are measured first, interleaved."""
 
     def run(self) -> int:
         budget = [f"--{key}" for key in ("train.steps", "train.seconds") if key in self.table_values]
@@ -110,7 +110,7 @@ class TrainPair(TrainsRecipe):
     """Train two models, of the data of A and of B, for "indm translate".
 
     Give two image folders, or a recipe with [data] and [data_b] (sneaker-boot, pullover-dress, digits-3-8, …). Both
-    models have the recipe's settings and its whole budget each. Any key can be changed as in "indm train":
+    models have the recipe's settings, and its budget each. Any key can be changed as in "indm train":
     --data.size 32 (with two folders: for both), --train.seconds 600; --flow identity is DDIB, the linear baseline.
 
     The run folder holds a run for each side, a and b. Ctrl-C saves; the same command with --resume continues.
@@ -149,7 +149,7 @@ class TrainPair(TrainsRecipe):
 class TrainBridge(TrainsRecipe):
     """Train one model of the images of A and of B, for "indm translate".
 
-    It is told which an image is of, as a class; a translation goes up as A and down as B.
+    It is class-conditional: A and B are its classes, and a translation goes up as A and down as B.
 
     With --form terminal its diffusion leads from A at t = 0 to B at t = T: it minimises the NELBO of A plus
     train.terminal times −log p of B's images under the flow and the prior, both per dimension and logged as nelbo and
@@ -164,7 +164,7 @@ class TrainBridge(TrainsRecipe):
     out: Annotated[Path | None, arg(metavar="FOLDER"), default("runs/RECIPE-bridge")] = None
     """The run folder."""
     form: Literal["classes", "terminal"] = "classes"
-    """One model that is told the class, or one whose diffusion ends in B."""
+    """A class-conditional model, or one whose diffusion ends in B."""
 
     def run(self) -> int:
         from indm.training.pairs import as_bridge, as_one, is_bridge

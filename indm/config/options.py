@@ -75,7 +75,7 @@ class Training:
     where they are below 1.
     """
 
-    preset: Annotated[Literal["", "auto", "small", "medium", "large"], arg(aliases=["--preset"])] = ""
+    preset: Literal["", "auto", "small", "medium", "large"] = ""
     """Sizes of network, flow and batch, and rates, where neither the recipe nor the command line gives them: "small",
     "medium" or "large"; "auto" takes the largest with enough steps in the budget, by the measured time of a step."""
     objective: str = "mle"
@@ -136,7 +136,7 @@ class Training:
     shard: bool = False
     """Divide weights, gradients, moments and average of the score network over the processes, for one that does not fit
     one device; see docs/distributed.md. With one process it is not divided."""
-    threads: Annotated[int | Literal["auto"], arg(aliases=["--threads"]), Threads, MostThreads] = "auto"
+    threads: Annotated[int | Literal["auto"], Threads, MostThreads] = "auto"
     """Threads of the CPU. "auto" takes OMP_NUM_THREADS if that is set, and that of the run in a resumed one. Else it
     takes the share of all that other processes leave idle. The last bits depend on it; versions.json of the run has
     it."""
@@ -338,10 +338,10 @@ class ConversionOptions:
     recipe: Annotated[str | None, arg(metavar="RECIPE"), default("none")] = None
     """A recipe whose data, SDE and network hold where the tensors do not tell."""
     settings: Annotated[Path | None, arg(metavar="JSON"), default("none")] = None
-    """The original's settings: {"sde": "vpsde", "image_size": 32, "centered": true, "fir": false, …}, or its whole
+    """The original's settings: {"sde": "vpsde", "image_size": 32, "centered": true, "fir": false, …}, or all of its
     configuration file as JSON. What it says of training, sampling and evaluation is passed over."""
     flow_settings: Annotated[Path | None, arg(metavar="JSON"), default("none")] = None
-    """The original's settings of the flow, or its whole configuration file as JSON."""
+    """The original's settings of the flow, or all of its configuration file as JSON."""
     image_size: Annotated[int | None, arg(metavar="PIXELS"), default("that of the data")] = None
     """Side of the images."""
 
@@ -352,7 +352,7 @@ class TranslationOptions:
 
     method: Literal["flow", "sdedit"] = "flow"
     """Up along the flow of A and down along that of B; or "sdedit": noise up to --strength, which must be below 1, then
-    down along the flow of B, with no model of A and no way back."""
+    down along the flow of B, without a model of A, and not invertible."""
     strength: float = 1.0
     """How far up the diffusion to go, as a share of T; less than 1 keeps more of the source."""
     stochastic: bool = False
@@ -360,7 +360,7 @@ class TranslationOptions:
     seed: int = 0
     """Seed of that noise, and of the noise with which a bridge begins."""
     guidance: float = 1.0
-    """Of one model told the class: above 1 the way down leads farther away from A, and pictures lose detail; 2 to 4
+    """Of one class-conditional model: above 1 the way down leads farther away from A, and pictures lose detail; 2 to 4
     where both sides look much alike. Each evaluation on the way down then costs two."""
     steps: int = 120
     """Evaluations of the networks: 75 takes less time, and cycles are off by some tenths of a grey level. A bridge that
@@ -368,14 +368,14 @@ class TranslationOptions:
     tol: Annotated[float | None, default("equal steps")] = None
     """Take as many steps as an error of this size takes, in deviations of the latent; 1e-4 is usual."""
     strip: Annotated[int, Must("0 for none or at least 2 frames", lambda v: v == 0 or v >= 2)] = 0
-    """Also write strips/NAME.png with this many pictures of each leg of the way; 0 for none."""
+    """Also write strips/NAME.png with this many pictures up and as many down; 0 for none."""
     cycle: bool = False
     """Also go back to A: cycle/NAME.png, and the largest error of each image, grey levels before and after rounding."""
     errors: bool = False
-    """Also state the solver's error of each image, its largest difference from the way in half as many evaluations (or
-    eight times --tol); with --cycle also the error of the way back from the result as it is written, in 8 bits."""
+    """Also state the solver's error of each image, its largest difference from that of half as many evaluations (or
+    eight times --tol); with --cycle also the error of going back from the result as it is written, in 8 bits."""
     page: bool = False
-    """Also write index.html, a page with the way and other strengths of the first images, to look at in a browser."""
+    """Also write index.html, a page with the paths and other strengths of the first images, to look at in a browser."""
     score: bool = False
     """Also compare the first 2,000 results with the data of B (Fréchet and kernel distance, how many a classifier takes
     for B, diversity)."""
@@ -390,7 +390,7 @@ class TranslationOptions:
     """Results are as transparent as their sources. Without it they are opaque, on data.background."""
     strict: bool = False
     """An image of another size than the model's, or a file that is no image, is an error."""
-    batch_size: Annotated[int, Must("at least 1 (64 is usual)", lambda v: v >= 1)] = 64
+    batch_size: Count = 64
     """Images at a time."""
 
     def __post_init__(self):
@@ -403,14 +403,14 @@ class TranslationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StripOptions:
-    """How the ways of one image by several runs are drawn."""
+    """How the paths of one image by several runs are drawn."""
 
     frames: Annotated[int, FewFrames] = 12
     """Pictures of a row, of equal distance in t on each leg."""
     strength: Share = 0.5
-    """Of SDEdit by the models that are told the class, a share of T below 1; 0 leaves its rows out."""
+    """Of SDEdit by class-conditional models, a share of T below 1; 0 leaves its rows out."""
     guidance: float = 1.0
-    """Of the models that are told the class, away from A, as in "indm translate"."""
+    """Of class-conditional models, away from A, as in "indm translate"."""
     steps: int = 120
     """Evaluations of the networks for each row."""
     seed: int = 0

@@ -172,12 +172,9 @@ def _imported(kind: str, place: str) -> Any:
         ) from error
     for name in path.split("."):
         if not hasattr(part, name):
-            raise ValueError(f"{kind} {place!r}: {module} has no {name!r}{nearest(name, _public(part))}")
+            public = [known for known in dir(part) if not known.startswith("_")]
+            raise ValueError(f"{kind} {place!r}: {module} has no {name!r}{nearest(name, public)}")
         part = getattr(part, name)
     if not callable(part):
         raise ValueError(f"{kind} {place!r} must be a class or a function, got {type(part).__name__}")
     return part
-
-
-def _public(module: Any) -> list[str]:
-    return [name for name in dir(module) if not name.startswith("_")]

@@ -132,13 +132,10 @@ def bundled() -> dict[str, About]:
 
 
 def _about(text: str) -> About:
-    description, *comments = (line.lstrip("# ") for line in itertools.takewhile(_is_comment, text.splitlines()))
+    head = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    description, *comments = (line.lstrip("# ") for line in head)
     said = {key: value.strip() for key, _, value in (line.partition(":") for line in comments)}
     return About(description, said["for"], said.get("two cores", ""), said.get("GPU", ""))
-
-
-def _is_comment(line: str) -> bool:
-    return line.startswith("#")
 
 
 def load(source: str | Path) -> Tables:
@@ -175,6 +172,9 @@ def recipe(source: str | Path, changes: Mapping[str, object] | None = None) -> R
     Args:
         source: as in :func:`load`.
         changes: values by dotted key; a bare table name puts another part in its place.
+
+    Returns:
+        Its parts and options by attribute, ``.flow.name`` or ``.train.steps``; it is also the mapping of its tables.
 
     Raises:
         ValueError: an unknown key (with the nearest that exists), or a value of the wrong type.

@@ -24,7 +24,7 @@ import torch
 
 import indm
 from indm.cli.main import main as command
-from indm.config.recipes import literal
+from indm.config.recipes import Recipe, literal
 from indm.files import atomic
 from indm.training.costs import trainer_of
 from research.budget.design import ALIKE, STUDIES, Job, Planner, Setting, merged, steps_of
@@ -78,7 +78,7 @@ class Home:
         return {"data.path": str(self.data / folder)} if folder else {}
 
 
-def cost_in_turns(unit: dict, recipe: dict) -> dict[str, Any]:
+def cost_in_turns(unit: Recipe, recipe: Recipe) -> dict[str, Any]:
     """CPU seconds of a step of ``recipe`` over those of ``unit``, step beside step on one thread: median and error."""
     torch.set_num_threads(1)
     trainers = [(trainer, trainer.batches()) for trainer in (trainer_of(unit), trainer_of(recipe))]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from indm.config import recipes
 from indm.config.parts import name_of
-from indm.config.recipes import Recipe
+from indm.config.recipes import AnyTables
 from indm.data.registry import load_data
 from indm.model import build_model, count_parameters
 from research.claims.coders import ConvCoder, MLPCoder
@@ -23,11 +23,11 @@ LINEAR = {"flow": "identity", "train.flow_update_every": "1"}
 PLAIN_FLOW = {"net": "zero", "train.objective": "flow", "train.flow_update_every": "1"}
 
 
-def no_changes(recipe: Recipe) -> dict[str, str]:
+def no_changes(recipe: AnyTables) -> dict[str, str]:
     return {}
 
 
-def vae_changes(recipe: Recipe) -> dict[str, str]:
+def vae_changes(recipe: AnyTables) -> dict[str, str]:
     """A VAE with as many parameters as the recipe's INDM, within a few per cent, at the rate that was best for it."""
     data = load_data(**recipe["data"])
     kind = name_of("net", ConvCoder if len(data.shape) == 3 else MLPCoder)
@@ -53,7 +53,7 @@ class Variant:
     """
 
     changes: Mapping[str, str] = field(default_factory=dict)
-    fit: Callable[[Recipe], dict[str, str]] = no_changes
+    fit: Callable[[AnyTables], dict[str, str]] = no_changes
     cost: Mapping[str, float] = field(default_factory=dict)
     shown: tuple[str, ...] = ()
     shown_once: tuple[str, ...] = ()

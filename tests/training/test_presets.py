@@ -1,9 +1,9 @@
 """Presets: what is taken, for which data, machine and budget; that a run keeps it; budgets as shares."""
 
+import contextlib
 import itertools
 import math
 import re
-import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,13 +17,14 @@ from indm.config import recipes
 from indm.data.base import as_data
 from indm.data.registry import load_data
 from indm.runs.folder import read_metrics
-from indm.training import presets
+from indm.training import loop, presets
 from indm.training.checks import TooLarge
 from indm.training.log import Progress
-from indm.training.loop import plan, train
+from indm.training.loop import train
 from indm.training.pairs import train_pair
 from indm.training.step import is_due, learning_rate_factor
 
+pytestmark = pytest.mark.filterwarnings("ignore:the run ended")
 QUICK = {"train.seconds": math.inf, "train.steps": 4, "train.threads": 1, "train.validate_examples": 4}
 
 
@@ -61,6 +62,15 @@ def pictures(folder, n):
     return folder
 
 
+def one_process():
+    return Accelerator(cpu=True)
+
+
+def completed(recipe, data, **parts):
+    """An open recipe with the preset for these data, on one process, and the notes on it."""
+    return presets.completed(recipe, {"data": as_data(data), **parts}, one_process())
+
+
 def preset_of(run):
     """The width of the network in a run, which says which preset it has."""
     return recipes.load(run)["net"]["width"]
@@ -80,9 +90,7 @@ def preset_of(run):
 def test_auto_takes_the_largest_with_enough_steps(any_number, step_seconds, vectors, small, medium, budget, width):
     step_seconds |= {128: small, 256: medium, 512: 1000.0}
     changes = {"data.path": str(vectors), **{f"train.{key}": value for key, value in budget.items()}}
-    whole, notes = presets.completed(
-        recipes.recipe("array", changes), {"data": load_data("array", path=vectors)}, one_process()
-    )
+    whole, notes = completed(recipes.recipe("array", changes), load_data("array", path=vectors))
     assert whole["net"]["width"] == width and not whole.is_open
     assert f"small {small:.2g} s a step" in notes[0] and "choose another with --preset" in notes[0]
 
@@ -99,23 +107,18 @@ def test_auto_takes_none_that_memory_does_not_hold(any_number, monkeypatch, step
     monkeypatch.setattr("indm.training.trainer.check_fits", check)
     recipe, data = recipes.recipe("array", {"data.path": str(vectors)}), load_data("array", path=vectors)
     first_too_large = 3
-    whole, notes = presets.completed(recipe, {"data": data}, one_process())
+    whole, notes = completed(recipe, data)
     assert whole["net"]["width"] == 256 and "large is more than memory holds" in notes[0]
     tried.clear()
     first_too_large = 1
     with pytest.raises(TooLarge):
-        presets.completed(recipe, {"data": data}, one_process())
-
-
-def one_process():
-    return Accelerator(cpu=True)
+        completed(recipe, data)
 
 
 def test_what_is_given_stays(any_number, step_seconds, vectors):
     step_seconds |= {64: 1e-6, 128: 1e-6, 256: 1e-6, 512: 1e-6}
     changes = {"data.path": str(vectors), "net.width": 64, "train.lr": 0.5, "flow": "identity"}
-    data = {"data": load_data("array", path=vectors)}
-    whole, _ = presets.completed(recipes.recipe("array", changes), data, one_process())
+    whole, _ = completed(recipes.recipe("array", changes), load_data("array", path=vectors))
     assert whole["net"]["width"] == 64 and whole["train"]["lr"] == 0.5
     assert whole["flow"] == {"name": "identity"}  # no key of the preset's own flow
     assert whole["train"]["flow_lr"] == 5e-4  # that of large
@@ -124,20 +127,20 @@ def test_what_is_given_stays(any_number, step_seconds, vectors):
 @pytest.mark.parametrize(("rows", "width"), [(200, 128), (2600, 256), (26_000, 512)])
 def test_few_examples_get_a_small_preset(step_seconds, rows, width):
     step_seconds |= {128: 1e-6, 256: 1e-6, 512: 1e-6}
-    data = {"data": as_data(torch.randn(rows, 2))}
-    whole, notes = presets.completed(recipes.resolve(recipes.load("array")), data, one_process())
+    data = torch.randn(rows, 2)
+    whole, notes = completed(recipes.resolve(recipes.load("array")), data)
     assert whole["net"]["width"] == width and ("medium" in notes[0]) == (rows > 2500)
     asked = recipes.recipe("array", {"data.path": "x.npy", "train.preset": "large"})
-    assert presets.completed(asked, data, one_process())[0]["net"]["width"] == 512
+    assert completed(asked, data)[0]["net"]["width"] == 512
 
 
 def test_a_batch_is_capped_by_the_data_with_a_note(vectors):
     recipe = recipes.recipe("array", {"data.path": str(vectors), "train.preset": "small"})
-    whole, notes = presets.completed(recipe, {"data": load_data("array", path=vectors)}, one_process())
+    whole, notes = completed(recipe, load_data("array", path=vectors))
     assert whole["train"]["batch_size"] == 160
     assert notes[0] == "batch size 160 in place of 256: there are no more to train on"
     given = recipes.recipe("array", {"data.path": str(vectors), "train.preset": "small", "train.batch_size": 999})
-    whole, _ = presets.completed(given, {"data": load_data("array", path=vectors)}, one_process())
+    whole, _ = completed(given, load_data("array", path=vectors))
     assert whole["train"]["batch_size"] == 999  # which the training refuses
     of_ten = as_data(torch.randn(12, 5))
     tables = {"net": {"name": "mlp"}, "train": {"batch_size": 256}}
@@ -184,7 +187,7 @@ def test_recipes_of_images_have_the_same_presets(vectors):
 
 def test_a_preset_that_a_recipe_has_not(vectors):
     with pytest.raises(ValueError, match=r"train\.preset must be one that the recipe has \(none\), got 'small'"):
-        plan(recipes.recipe("digits", {"train.preset": "small"}))
+        completed(recipes.recipe("digits", {"train.preset": "small"}), torch.randn(20, 2))
     with pytest.raises(ValueError, match=r"train\.preset must be '' or 'auto' or 'small' or 'medium' or 'large'"):
         recipes.recipe("array", {"data.path": str(vectors), "train.preset": "tiny"})
 
@@ -192,13 +195,11 @@ def test_a_preset_that_a_recipe_has_not(vectors):
 def test_a_run_keeps_its_preset_when_it_continues(step_seconds, vectors, tmp_path, capsys):
     step_seconds |= {128: 0.01, 256: 1000.0, 512: 1000.0}
     recipe = recipes.recipe("array", {"data.path": str(vectors), **QUICK, "train.seconds": 100})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        train(recipe, tmp_path / "run")
-        assert preset_of(tmp_path / "run") == 128 and "preset small (small 0.01 s a step" in capsys.readouterr().err
-        step_seconds[256] = 1e-9  # a faster machine
-        more = recipes.recipe("array", {"data.path": str(vectors), **QUICK, "train.seconds": 100, "train.steps": 6})
-        assert train(more, tmp_path / "run", resume=True, progress=False)["steps"] == 6
+    train(recipe, tmp_path / "run")
+    assert preset_of(tmp_path / "run") == 128 and "preset small (small 0.01 s a step" in capsys.readouterr().err
+    step_seconds[256] = 1e-9  # a faster machine
+    more = recipes.recipe("array", {"data.path": str(vectors), **QUICK, "train.seconds": 100, "train.steps": 6})
+    assert train(more, tmp_path / "run", resume=True, progress=False)["steps"] == 6
     with pytest.warns(
         UserWarning, match=r"is not trained on, as it has spent its budget, 6 steps of 6: train\.steps counts"
     ):
@@ -215,26 +216,24 @@ def test_a_run_keeps_its_preset_when_it_continues(step_seconds, vectors, tmp_pat
 
 
 def test_both_models_of_a_pair_have_one_preset(step_seconds, tmp_path):
-    step_seconds |= {32: 1.0, 64: 1.0, 128: 1.0}
+    step_seconds |= {8: 1.0}
     folders = [pictures(tmp_path / name, n) for name, n in (("a", 30), ("b", 12))]
-    changes = {"data.path": str(folders[0]), "data_b.path": str(folders[1]), "net.channels": 32, **QUICK}
+    changes = {"data.path": str(folders[0]), "data_b.path": str(folders[1]), "net.channels": 8, **QUICK}
     recipe = recipes.recipe("translate-folders", changes | {"data.size": 8, "data_b.size": 8})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        train_pair(recipe, tmp_path / "pair", progress=False)
-        a, b = (recipes.load(tmp_path / "pair" / side) for side in "ab")
-        assert a["train"] == b["train"] and a["net"] == b["net"] and a["train"]["batch_size"] == 10  # of 12, split
-        again = train_pair(recipe, tmp_path / "pair", resume=True, progress=False)
+    train_pair(recipe, tmp_path / "pair", progress=False)
+    a, b = (recipes.load(tmp_path / "pair" / side) for side in "ab")
+    assert a["train"] == b["train"] and a["net"] == b["net"] and a["train"]["batch_size"] == 10  # of 12, split
+    again = train_pair(recipe, tmp_path / "pair", resume=True, progress=False)
     assert [summary["steps"] for summary in again.values()] == [4, 4]
 
 
-def test_a_model_that_is_given_is_not_trained_by_measuring(any_number, vectors):
+def test_a_model_from_python_is_not_trained_by_measuring(vectors):
     recipe = recipes.recipe("array", {"data.path": str(vectors), **QUICK})
-    data = {"data": load_data("array", path=vectors)}
-    whole, _ = presets.completed(recipe, data, one_process())
-    model = presets.Trainer(whole, accelerator=one_process(), **data).model
+    data = load_data("array", path=vectors)
+    whole, _ = completed(recipe, data)
+    model = presets.Trainer(whole, data, one_process()).model
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    _, notes = presets.completed(recipe, data | {"model": model}, one_process())
+    _, notes = completed(recipe, data, model=model)
     assert re.search(r"small [\d.e-]+ s a step", notes[0])
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
@@ -274,43 +273,32 @@ def test_intervals_are_steps_or_shares(key):
 
 def test_a_run_validates_by_shares(vectors, tmp_path):
     changes = {"data.path": str(vectors), **QUICK, "train.steps": 20, "train.preset": "small", "train.log_every": 0.25}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        train(recipes.recipe("array", changes | {"train.validate_every": 0.5}), tmp_path / "run", progress=False)
+    train(recipes.recipe("array", changes | {"train.validate_every": 0.5}), tmp_path / "run", progress=False)
     lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines if "valid_nelbo" in line] == [10, 20]
     assert [line["step"] for line in lines if "loss" in line] == [5, 10, 15, 20]
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("warmup", "step", "said"),
     [
-        ({"train.steps": 3}, "the run ended after 3 steps"),
-        (
-            {"train.steps": 3, "train.warmup": 5},
-            r"the run ended inside its warm-up of 5 steps.*give it more train\.steps",
-        ),
-        ({"train.steps": 200, "train.warmup": 199}, None),
+        (0, 3, r"the run ended after 3 steps.*give it more train\.steps"),
+        (5, 3, r"the run ended inside its warm-up of 5 steps"),
+        (199, 200, None),
     ],
 )
-def test_a_run_that_is_too_short_says_so(vectors, tmp_path, options, said):
-    tiny = {"net.width": 8, "net.depth": 1, "flow": "identity", "train.batch_size": 8, "train.validate_every": 1}
-    recipe = recipes.recipe("array", {"data.path": str(vectors), **QUICK, "train.preset": "small", **tiny, **options})
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        train(recipe, tmp_path / "run", progress=False)
-    told = [str(warning.message) for warning in caught if "the run ended" in str(warning.message)]
-    assert not told if said is None else re.search(said, told[0])
+def test_a_run_that_is_too_short_says_so(warmup, step, said):
+    trainer = SimpleNamespace(options=indm.config.options.Training(steps=step, warmup=warmup), step=step)
+    with pytest.warns(UserWarning, match=said) if said else contextlib.nullcontext():
+        loop.warn_of_short_run(trainer, False)
 
 
 def test_the_final_model_may_be_that_of_the_best_validation(vectors, tmp_path):
     tiny = {"net.width": 8, "net.depth": 1, "flow": "identity", "train.preset": "small", "train.validate_every": 10}
     changes = {"data.path": str(vectors), **QUICK, "train.steps": 60, "train.ema": 0.0, **tiny, "train.lr": 0.3}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for final in ("best", "last"):
-            recipe = recipes.recipe("array", changes | {"train.final": final})
-            summary = train(recipe, tmp_path / final, progress=False)
+    for final in ("best", "last"):
+        recipe = recipes.recipe("array", changes | {"train.final": final})
+        summary = train(recipe, tmp_path / final, progress=False)
     assert summary["best"]["step"] < 60  # at so large a rate the last is not the best
     weights = {run: indm.INDM.load(tmp_path / run).state_dict() for run in ("best", "last", "best/best")}
     same = {run: all(torch.equal(weights[run][k], weights["best/best"][k]) for k in weights[run]) for run in weights}
@@ -341,8 +329,7 @@ def test_disabled_progress_asks_for_nothing(capsys):
 
 def test_what_a_run_shows(vectors, tmp_path, capsys):
     changes = {"data.path": str(vectors), **QUICK, "train.preset": "small", "train.validate_every": 2}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with pytest.warns(UserWarning, match="the run ended after 4 steps"):
         train(recipes.recipe("array", changes), tmp_path / "run")
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("batch size 160"), lines

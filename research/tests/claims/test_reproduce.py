@@ -283,7 +283,7 @@ def test_runs_that_spent_otherwise_have_no_verdict(tmp_path, monkeypatch):
 
 
 def finished(folder):
-    return folder_module.finished(folder, recipes.load(folder))
+    return folder_module.finished(folder, recipes.resolve(recipes.load(folder)))
 
 
 def assert_without_gaps(folder, steps):
