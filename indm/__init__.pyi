@@ -38,7 +38,7 @@ from .objective import soft_truncation as soft_truncation
 from .programs import export as export
 from .published.ncsnpp import NCSNpp as NCSNpp
 from .published.ncsnpp import PublishedScore as PublishedScore
-from .runs.fitted import fitted_sampler as fitted_sampler
+from .runs.samples import fitted_sampler as fitted_sampler
 from .sampling import Sampler as Sampler
 from .sampling import sample as sample
 from .scaling import Scaling as Scaling
