@@ -27,8 +27,7 @@ from timing import in_new_process, peak_mib
 from training_steps import FLOW, NET, Ours, roughen
 
 import indm
-from indm.evaluation.plots import save_figure
-from indm.evaluation.style import styled
+from indm.evaluation.plots import save_figure, styled
 from indm.model import build, count_parameters
 from indm.training.sharding import blocks
 

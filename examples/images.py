@@ -8,8 +8,8 @@ from pathlib import Path
 import tyro
 
 import indm
-from indm.evaluation.comparison import compare
-from indm.evaluation.runs import evaluate_run
+from indm.evaluation.compare import compare
+from indm.evaluation.results import evaluate_run
 from indm.runs.samples import Drawing, draw
 
 VARIANTS = {"indm": {}, "linear": {"flow": "identity"}}  # the twin has the identity in place of the flow

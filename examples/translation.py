@@ -9,7 +9,7 @@ import tyro
 
 import indm
 from indm.data import load_data, stack
-from indm.evaluation.plots import save_grid
+from indm.evaluation.sheets import save_grid
 from indm.training.pairs import train_pair
 
 

@@ -21,7 +21,7 @@ import indm
 from indm.config import recipes
 from indm.data.base import Data, stack
 from indm.data.registry import load_data
-from indm.evaluation import plots
+from indm.evaluation import sheets
 from indm.evaluation.classification import scores
 from indm.evaluation.extractor import train_extractor
 from indm.runs.devices import make_accelerator
@@ -77,7 +77,7 @@ def record_of(data: Data, name: str, seed: int, out: Path) -> dict[str, Any]:
             generator = torch.Generator().manual_seed(0)
             x = indm.sample(model, len(c), c=c, guidance=guidance, steps=30, generator=generator)
             images, levels = model.scaling.to_data(x), int(data.scaling.levels or 0)
-            plots.save_classes(images, levels, data.classes, out / f"{name}-guidance-{guidance:g}.png")
+            sheets.save_classes(images, levels, data.classes, out / f"{name}-guidance-{guidance:g}.png")
     short = classifier(data, 10)
     epochs = max(10, round(10 * seconds / short["cpu_seconds"]))
     return {

@@ -21,9 +21,8 @@ import indm
 from indm.config import recipes
 from indm.data.base import stack
 from indm.data.registry import load_data
-from indm.evaluation.distances import frechet_distance
 from indm.evaluation.extractor import load_or_train
-from indm.evaluation.sample_quality import prior_draws, solve
+from indm.evaluation.sample_quality import frechet_distance, prior_draws, solve
 from indm.runs.provenance import weights_hash
 from indm.sampling import AdaptiveODE
 from research.records import RECORDS, Records, made_by

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from indm.data.base import stack
 from indm.data.registry import load_data
 from indm.diffusion import forward_path
-from indm.evaluation.plots import save_figure
-from indm.evaluation.style import styled
+from indm.evaluation.plots import save_figure, styled
 from indm.runs.folder import open_run
 
 POINTS, PATHS, MOMENTS = 2000, 5, 60

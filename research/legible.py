@@ -18,8 +18,8 @@ from torch import Tensor
 import indm
 from indm.data.base import stack
 from indm.data.registry import load_data
-from indm.evaluation.budgets import steps_of
 from indm.evaluation.extractor import Extractor, load_or_train
+from indm.evaluation.methods import steps_of
 from indm.runs.folder import open_run
 from research.markdown import in_table
 from research.records import RECORDS, Records

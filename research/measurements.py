@@ -1,7 +1,7 @@
 """What studies measure of runs, beside what a report does; kept in the run folders like that."""
 
-from indm.report import measurements
-from indm.report.measurements import Measurement, is_diffusion
+from indm.evaluation import records
+from indm.evaluation.records import Measurement, is_diffusion
 from research.flow_analysis.analysis import flow_of_run
 from research.sampling_error.errors import errors_of_run
 from research.sampling_error.transport import transport_of_run
@@ -11,4 +11,4 @@ SAMPLING_ERROR = {
     "errors": Measurement(errors_of_run, is_diffusion, version=2),
 }
 FLOW = {"flow": Measurement(flow_of_run, lambda model: is_diffusion(model) and model.flow.one_map)}
-MEASUREMENTS = measurements.MEASUREMENTS | SAMPLING_ERROR | FLOW
+MEASUREMENTS = records.MEASUREMENTS | SAMPLING_ERROR | FLOW

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from indm.report import card
+from indm.evaluation import card
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS: dict[str, list[str]] = {  # what differs from the recipe: the score is trained for samples, the flow by the bound

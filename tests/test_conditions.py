@@ -16,8 +16,9 @@ from indm.conditions import Classes, Condition, Conditioned, Image, Vector, give
 from indm.config.options import Drawing
 from indm.data.base import as_data
 from indm.evaluation.classification import Classification, reliability, scores
+from indm.evaluation.figures import classes_figure, interpolation_strip, particles_of, plane_figure
+from indm.evaluation.records import Record
 from indm.evaluation.sample_quality import encode_ode, quality, solve
-from indm.evaluation.translation_runs import open_runs
 from indm.fitting import fit_sampler
 from indm.flows import CouplingFlow, ExactFlow, Frozen, Identity, ResidualFlow
 from indm.flows.autoregressive import AutoregressiveFlow
@@ -26,8 +27,6 @@ from indm.model import build_model
 from indm.nets import MLP, UNet
 from indm.nets.embedding import ConditionOfImages
 from indm.published import NCSNpp
-from indm.report.figures import classes_figure, interpolation_strip, particles_of, plane_figure
-from indm.report.records import Record
 from indm.rng import part_of
 from indm.runs.samples import conditions
 from indm.sampling import AdaptiveODE, follow_flow, make_sampler, solve_latent
@@ -35,6 +34,7 @@ from indm.scaling import Scaling
 from indm.score import GivenScore
 from indm.tensors import expand_like
 from indm.translation import two_models
+from indm.translation_of_files.routes import open_runs
 
 VP = {"name": "vp"}
 MEANS = torch.tensor([[1.5, -0.5], [-1.0, 0.5], [0.0, 2.0]])
@@ -504,7 +504,7 @@ def test_what_is_typed_is_a_name_or_an_index_where_no_name_has_a_digit():
 
 def test_a_translation_between_classes_needs_a_model_of_classes(monkeypatch):
     model = indm.INDM(Identity(), GaussianScore(), shape=(2,), condition=Vector(1))
-    monkeypatch.setattr("indm.evaluation.translation_runs.open_run", lambda folder: (model, {"data": {}}))
+    monkeypatch.setattr("indm.translation_of_files.routes.open_run", lambda folder: (model, {"data": {}}))
     with pytest.raises(ValueError, match=r"condition needs a model of classes, got one of p\(x\|vector\)"):
         open_runs([Path("run")], classes=("1", "2"))
 
@@ -776,7 +776,7 @@ def test_pictures_of_the_plane_are_at_the_c_of_the_data(tmp_path, monkeypatch):
         Stretch(factors), GaussianScore(factors[:, None] * MEANS, factors * MILD), None, (2,), None,
         Classes(LETTERS, flow=True),
     )  # fmt: skip
-    monkeypatch.setattr("indm.report.figures.open_model", lambda folder: model)
+    monkeypatch.setattr("indm.evaluation.figures.open_model", lambda folder: model)
     monkeypatch.setattr("indm.evaluation.plots.save_figure", lambda figure, path: kept.append(figure))
     one = Record(tmp_path, "run", {}, {}, 0, {})
     plane_figure(one, data, particles_of(one, data), tmp_path / "plane.png", {"run": "black"})

@@ -45,7 +45,7 @@ ORDER = [
     "columns",
     "estimator",
     "evaluation",
-    "report",
+    "translation_of_files",
     "published",
     "app",
     "cli",
@@ -126,10 +126,11 @@ def test_no_cycle():
 
 @pytest.fixture(scope="module")
 def loaded():
-    """What a fresh interpreter has loaded after the method, and after the evaluation less its pictures."""
-    pictures = {"style", "sheets", "plots", "comparison", "strips"}
+    """What a fresh interpreter has loaded after the method, and after the evaluation without its pictures."""
+    pictures = {"plots", "sheets", "figures", "compare", "report"}
     method = [module for module in IMPORTED if room(module) in METHOD]
-    numbers = [m for m in IMPORTED if room(m) == "evaluation" and m.rsplit(".", 1)[-1] not in pictures]
+    rooms = {"evaluation", "translation_of_files"}
+    numbers = [m for m in IMPORTED if room(m) in rooms and m.rsplit(".", 1)[-1] not in pictures]
     program = "import importlib, sys\n"
     for names in (method, numbers):
         program += f"for name in {names}: importlib.import_module(name)\nprint(*sys.modules)\n"

@@ -24,16 +24,14 @@ from indm.config import recipes
 from indm.data.base import Examples, stack
 from indm.data.images import read_size
 from indm.dequantization import in_words
-from indm.evaluation import sheets
+from indm.evaluation import figures, sheets
 from indm.evaluation.results import read_evaluation
 from indm.evaluation.statistics import mean_and_error
-from indm.evaluation.translation_sources import image_reader
 from indm.flows.base import require_one_map
 from indm.gaussian import GaussianReference
 from indm.likelihood import latent_reference, log_likelihood
 from indm.model import INDM
 from indm.objective import nelbo
-from indm.report import figures
 from indm.runs.folder import data_of, open_run, recipe_of
 from indm.runs.samples import FITTED, fitted_sampler
 from indm.runs.samples import SAMPLERS as FITS
@@ -41,6 +39,7 @@ from indm.sampling import SAMPLERS, able_samplers, make_sampler, sample
 from indm.tensors import evaluation_mode
 from indm.training.pairs import SIDES, is_bridge, is_pair, noise_of
 from indm.translation import Route, bridge, check_pair, two_models
+from indm.translation_of_files.sources import image_reader
 
 MOST_PIXELS = 25_000_000  # of an image that is uploaded; of three bytes each
 NELBO_TIMES = 16  # evaluations of the network for each draw of the NELBO

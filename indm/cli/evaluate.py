@@ -39,8 +39,7 @@ class Evaluate(ShowsProgress):
         from accelerate import PartialState
 
         from indm.evaluation.diagnosis import conclusion
-        from indm.evaluation.results import likelihood_table
-        from indm.evaluation.runs import evaluate_run
+        from indm.evaluation.results import evaluate_run, likelihood_table
         from indm.runs.folder import check_absent, recipe_of, run_folder
 
         texts = {key: text for key, text in vars(self.options).items() if text is not None}
@@ -76,7 +75,7 @@ class Classify(ShowsProgress):
     """Overwrite an existing classification."""
 
     def run(self) -> int:
-        from indm.evaluation.classified import classify_run
+        from indm.evaluation.classification import classify_run
 
         options = {"overwrite": self.overwrite, "progress": self.progress}
         print(classify_run(self.run_folder, self.options, self.source, self.out or self.run_folder, **options))

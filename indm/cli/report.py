@@ -30,7 +30,7 @@ class Compare(ShowsProgress):
     """Budgets that must be equal: cost is steps times their cost, steps is steps whatever they cost."""
 
     def run(self) -> int:
-        from indm.evaluation.comparison import compare
+        from indm.evaluation.compare import compare
         from indm.runs.folder import check_absent
 
         check_absent(self.out, ["comparison.json", "comparison.png"], self.overwrite)
@@ -61,7 +61,7 @@ class Report(ShowsProgress):
     """Budgets that must be equal, as in "indm compare": cost or steps."""
 
     def run(self) -> int:
-        from indm.report.writer import report
+        from indm.evaluation.report import report
 
         folders, progress = list(self.run_folders), self.progress
         print(report(folders, self.out, self.options, equal=self.equal, overwrite=self.overwrite, progress=progress))

@@ -49,7 +49,7 @@ class Sample(Draws):
 
     def run(self) -> int:
         from indm.data.densities import DENSITIES
-        from indm.evaluation import plots
+        from indm.evaluation import plots, sheets
         from indm.runs.folder import run_folder
         from indm.runs.samples import SAMPLES, draw
 
@@ -61,9 +61,9 @@ class Sample(Draws):
         if (out / "samples.png").exists():
             pass  # of the same samples
         elif samples.ndim == 4 and drawing.condition == "all":
-            plots.save_classes(samples, levels or 256, labels_of(run), out / "samples.png")
+            sheets.save_classes(samples, levels or 256, labels_of(run), out / "samples.png")
         elif samples.ndim == 4:
-            plots.save_grid(samples, levels or 256, out / "samples.png")
+            sheets.save_grid(samples, levels or 256, out / "samples.png")
         elif samples.shape[1] > 1:
             density = DENSITIES.get(made_by["data"]["name"])
             plots.scatter(samples, test_data(made_by["data"], len(samples)), density, out / "samples.png")
@@ -143,7 +143,6 @@ class Fid(Draws):
         if importlib.util.find_spec("torch_fidelity") is None:
             raise ValueError("indm fid needs the library torch-fidelity: pip install 'indm[fid]'")
         from indm.evaluation import fid, image_sources
-        from indm.evaluation.features import find_features
         from indm.runs.folder import check_absent, is_run
 
         scoring = self.scoring
@@ -161,7 +160,7 @@ class Fid(Draws):
             image_sources.check_number("n", n)
         reference = image_sources.open_images(scoring.reference or self.source, split=scoring.split, **reading)
         image_sources.check_number("reference", len(reference.raw))
-        features = find_features(scoring.extractor, reference.data, progress=progress)
+        features = fid.find_features(scoring.extractor, reference.data, progress=progress)
         if of_run:
             n = min(len(reference.raw), image_sources.MOST) if n is None else n
             drawing = Drawing(**vars(self.drawing) | {"n": n, "sampler_options": self.sampler_options()})

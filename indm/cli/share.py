@@ -82,8 +82,8 @@ class Push(Common):
     """Only write what would be pushed, into this folder."""
 
     def run(self) -> int:
+        from indm.evaluation import card
         from indm.files import hub
-        from indm.report import card
         from indm.runs.folder import check_empty
 
         hub.check_name(self.name)

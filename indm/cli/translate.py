@@ -28,7 +28,7 @@ class Translate(ShowsProgress):
     With --method sdedit --strength 0.5 all of these take the model of B alone: noise up, then down along its flow. Then
     "indm translate RUN_B photos" does, too.
 
-    Writes NAME.png for each image (NAME.npz for an array), sheet.png with sources and results in turns, and
+    Writes NAME.png for each image (NAME.npz for an array), sheet.png with sources and results interleaved, and
     translation.json with the distance of each result from its source and the reason for each that failed.
     """
 
@@ -49,9 +49,9 @@ class Translate(ShowsProgress):
     """Go on with a translation that was interrupted: the same command, with this."""
 
     def run(self) -> int:
-        from indm.evaluation import file_translation
-        from indm.evaluation.translation_runs import is_run_or_pair, open_runs
         from indm.runs.folder import check_empty, run_folder
+        from indm.translation_of_files.routes import is_run_or_pair, open_runs
+        from indm.translation_of_files.translate import UNFINISHED, check_sources, summary, translate_files
 
         if not self.resume and not self.overwrite:
             check_empty(self.out, "name another --out, add --overwrite, or --resume where it was interrupted")
@@ -62,18 +62,18 @@ class Translate(ShowsProgress):
             what = "a run folder (with a recipe.toml in it) first" if not count else "images after the run folders"
             raise ValueError(f"translate needs {what}, got {' '.join(map(str, self.paths))}")
         sources = given[count:]
-        file_translation.check_sources(sources, self.options)
+        check_sources(sources, self.options)
         opened = open_runs(given[:count], self.direction, self.condition, method=self.options.method)
         try:
-            report = file_translation.translate_files(
+            report = translate_files(
                 opened, sources, self.out, self.options, resume=self.resume, progress=self.progress
             )
         except KeyboardInterrupt:
-            if not (self.out / file_translation.UNFINISHED).exists():
+            if not (self.out / UNFINISHED).exists():
                 raise
             print("Interrupted. The same command with --resume continues.", file=sys.stderr)
             return INTERRUPTED
-        print(file_translation.summary(report))
+        print(summary(report))
         for name, reason in report["failed"].items():
             print(f"indm: not translated: {one_line(name)}: {reason}", file=sys.stderr)
         written = ["sheet.png", "index.html"] if self.options.page else ["sheet.png"]
@@ -85,7 +85,7 @@ class Translate(ShowsProgress):
 class Strip(Computes):
     """Draw the way of one image from A to B by several runs, one under the other.
 
-    "indm strip PAIR ONE BRIDGE photo.jpg" has a row for two models, one for a model that is told the class, followed by
+    "indm strip PAIR ONE BRIDGE photo.jpg" has a row for two models, one for a class-conditional model, followed by
     one for its SDEdit at --strength, and one for a bridge of the form terminal. Runs come in any order and number.
     """
 
@@ -103,8 +103,8 @@ class Strip(Computes):
     """Write over a picture that is there."""
 
     def run(self) -> int:
-        from indm.evaluation import strips
-        from indm.evaluation.translation_runs import is_run_or_pair
+        from indm.translation_of_files.pictures import strips_of, write_strips
+        from indm.translation_of_files.routes import is_run_or_pair
 
         given = (*map(_run_folder, self.paths[:-1]), *self.paths[-1:])
         count = _leading(given, is_run_or_pair)
@@ -113,9 +113,9 @@ class Strip(Computes):
         if self.out.exists() and not self.overwrite:
             raise ValueError(f"--out {self.out} exists: name another, or add --overwrite")
         *folders, image = given
-        rows = strips.rows_of(folders, image, self.options, self.direction, self.condition)
-        strips.draw(rows, self.out)
-        print(f"{self.out}: {', '.join(row.title for row in rows)}")
+        strips = strips_of(folders, image, self.options, self.direction, self.condition)
+        write_strips(strips, self.out)
+        print(f"{self.out}: {', '.join(strip.title for strip in strips)}")
         return DONE
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from indm.data.base import Data, Examples
-from indm.evaluation.statistics import mean_and_error, paired_by_examples
+from indm.evaluation.statistics import mean_and_error
 from indm.gaussian import LARGEST_DENSE
 from indm.scaling import Scaling
 
@@ -71,16 +71,11 @@ class Gaussian:
 def fit_gaussian(
     train: Float[Tensor, "n d"], valid: Float[Tensor, "m d"], noise: Float[Tensor, " d"], *, full: bool
 ) -> Gaussian:
-    """The Gaussian fitted to ``train``, whose shrinkage makes ``valid`` likeliest.
+    """The Gaussian fitted to ``train``, which is overwritten, whose shrinkage makes ``valid`` likeliest.
 
     With fewer examples than dimensions a sample covariance is singular. Its correlations are shrunk towards 0, with the
     best of the :data:`WEIGHTS`, and no variance is below the best of the :data:`FLOORS` times the mean variance.
-
-    Args:
-        train: in model units, with the noise of dequantization. Overwritten.
-        valid: in model units, without noise.
-        noise: variance of that noise for each entry.
-        full: a full covariance, or a diagonal one.
+    ``train`` has the noise of dequantization, ``valid`` has none, and ``noise`` is its variance.
     """
     var, mean = torch.var_mean(train, dim=0, correction=0)
     var, mean = var.double(), mean.double()
@@ -132,12 +127,8 @@ def gaussian_nats(data: Data, raw: Tensor, seed: int = 0) -> tuple[Tensor, dict]
     batches = raw.split(BATCH_SIZE)
     nats = torch.cat([gaussian.nats(scaling.centre(batch).flatten(1).double()) for batch in batches])
     kind = "full" if full else "diagonal"
-    about = {
-        "name": f"a Gaussian with {kind} covariance",
-        "covariance": kind,
-        "examples": len(train),
-        "weight": gaussian.weight,
-    }
+    about = {"name": f"a Gaussian with {kind} covariance", "covariance": kind}
+    about |= {"examples": len(train), "weight": gaussian.weight}
     nats -= scaling.log_volume(data.shape)
     return nats.float().double(), about  # digits that another number of threads rarely changes
 
@@ -190,27 +181,19 @@ def baselines(
         the NELBO less the baseline with its standard error, paired over examples. And the nats of each example, (N,),
         by name.
     """
-    levels = data.scaling.levels
-    uniform = (
-        None
-        if levels is None
-        else torch.full((len(raw),), math.prod(data.shape) * math.log(levels), dtype=torch.float64)
-    )
-    candidates: dict[str, tuple[Tensor | None, dict]] = {
-        "uniform": (uniform, {"name": "uniform noise"}),
-        "gaussian": gaussian_nats(data, raw, seed),
-        "png": (png_nats(raw, levels), {"name": "PNG", "detail": "header included"}),
-    }
-    nats = {name: values for name, (values, _) in candidates.items() if values is not None}
+    found: dict[str, tuple[Tensor, dict]] = {}
+    if (levels := data.scaling.levels) is not None:
+        uniform = torch.full((len(raw),), math.prod(data.shape) * math.log(levels), dtype=torch.float64)
+        found["uniform"] = uniform, {"name": "uniform noise"}
+    found["gaussian"] = gaussian_nats(data, raw, seed)
+    if (png := png_nats(raw, levels)) is not None:
+        found["png"] = png, {"name": "PNG", "detail": "header included"}
     rows = {}
-    for name, values in nats.items():
-        paired = paired_by_examples(
-            nelbo.double().numpy()[None], values.numpy()[None], None if groups is None else groups.numpy()
-        )
-        difference = in_both_units(paired.difference, paired.standard_error_shared, data.shape)
+    for name, (values, about) in found.items():
+        less = in_both_units(*mean_and_error(nelbo.double() - values, groups), data.shape)
         numbers = in_both_units(*mean_and_error(values, groups), data.shape)
-        rows[name] = candidates[name][1] | numbers | {"nelbo_difference": difference}
-    return rows, nats
+        rows[name] = about | numbers | {"nelbo_difference": less}
+    return rows, {name: values for name, (values, _) in found.items()}
 
 
 def in_both_units(mean: float, error: float, shape: tuple[int, ...]) -> dict[str, float]:

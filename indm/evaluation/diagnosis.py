@@ -32,21 +32,18 @@ class Comparison:
     error: float
 
     @property
-    def better(self) -> bool:
-        """Whether the model is better, beyond two standard errors."""
-        return self.difference < -2 * self.error
-
-    @property
-    def worse(self) -> bool:
-        """Whether the model is worse, beyond two standard errors."""
-        return self.difference > 2 * self.error
+    def verdict(self) -> str:
+        """The model is "better than" or "worse than" the baseline beyond two standard errors, or within them."""
+        if abs(self.difference) <= 2 * self.error:
+            return "within two standard errors of"
+        return "better than" if self.difference < 0 else "worse than"
 
     def __str__(self) -> str:
         return f"{self.name} ({self.value:.2f})"
 
 
-def comparisons(result: dict) -> list[Comparison]:
-    """The model of an evaluation beside each of its baselines, the best first; none where it was made before them."""
+def comparisons(result: Mapping) -> list[Comparison]:
+    """The model of an evaluation beside each of its baselines, the best first; none where it has no baselines."""
     unit, compared = number_key(result), []
     for key, row in result.get("baselines", {}).items():
         less = row["nelbo_difference"]
@@ -54,12 +51,17 @@ def comparisons(result: dict) -> list[Comparison]:
     return sorted(compared, key=lambda c: c.value)
 
 
-def learned(result: dict) -> bool:
+def _failed(compared: Sequence[Comparison]) -> list[Comparison]:
+    """The baselines that the model must beat, and does not."""
+    return [c for c in compared if c.key in REQUIRED_BASELINES and c.verdict != "better than"]
+
+
+def learned(result: Mapping) -> bool:
     """Whether the model of an evaluation is better than uniform noise and a Gaussian, beyond two standard errors."""
-    return all(comparison.better for comparison in comparisons(result) if comparison.key in REQUIRED_BASELINES)
+    return not _failed(comparisons(result))
 
 
-def conclusion(run: Path, result: dict) -> str:
+def conclusion(run: Path, result: Mapping) -> str:
     """How the model of ``run`` compares with the baselines of its evaluation ``result``, in one line.
 
     Where it is no better than uniform noise and a Gaussian, also the likely cause, and the command that continues.
@@ -68,29 +70,26 @@ def conclusion(run: Path, result: dict) -> str:
     compared = comparisons(result)
     if not compared:
         return ""
+    failed = _failed(compared)
     model = f"The model ({result['nelbo']['with_reconstruction'][number_key(result)]:.2f} {result['unit']})"
-    failed = [c for c in compared if c.key in REQUIRED_BASELINES and not c.better]
     if failed and (noise := _noise_of_data(run)):
         return (
             f"{model} has learned these data with noise of deviation {noise:g} (train.initial_noise), so clean ones "
             "have little density, and baselines say nothing of it."
         )
-    value = f"{model} is"
-    if worse := [c for c in failed if c.worse]:
-        sentence = f"{value} worse than {_and(worse)}: it has not learned these data yet."
+    if worse := [c for c in failed if c.verdict == "worse than"]:
+        sentence = f"{model} is worse than {_and(worse)}: it has not learned these data yet."
     else:
-        informative = _informative(compared)
-        groups = {
-            "better than": [c for c in informative if c.better],
-            "within two standard errors of": [c for c in informative if not c.better and not c.worse],
-            "worse than": [c for c in informative if c.worse],
-        }
+        groups: dict[str, list[Comparison]] = {"better than": [], "within two standard errors of": [], "worse than": []}
+        for c in _informative(compared):
+            groups[c.verdict].append(c)
         *first, last = (f"{words} {_and(group)}" for words, group in groups.items() if group)
-        sentence = f"{value} {', '.join(first)}, but {last}." if first else f"{value} {last}."
+        sentence = f"{model} is {', '.join(first)}, but {last}." if first else f"{model} is {last}."
     if not failed:
         return sentence
+    is_other = result["data_changed"] or result["data"]["name"] != recipe_of(run)["data"]["name"]
     gaussian = next(c.value for c in compared if c.key == "gaussian")
-    return f"{sentence} {OTHER_DATA if _of_other_data(run, result) else advice(run, gaussian)}".rstrip()
+    return f"{sentence} {OTHER_DATA if is_other else advice(run, gaussian)}".rstrip()
 
 
 def _informative(compared: Sequence[Comparison]) -> list[Comparison]:
@@ -112,10 +111,6 @@ def _and(compared: Sequence[Comparison]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _of_other_data(run: Path, result: dict) -> bool:
-    return result["data_changed"] or result["data"]["name"] != recipe_of(run)["data"]["name"]
-
-
 def advice(run: Path, baseline: float = -math.inf) -> str:
     """Why the model of ``run`` has hardly learned, and the command that continues, from what the run's folder says.
 
@@ -126,7 +121,10 @@ def advice(run: Path, baseline: float = -math.inf) -> str:
         baseline: the likelihood that the model should have reached, in the unit of the run.
     """
     trained = _Trained.read(run)
-    return "" if trained is None else trained.advice(baseline)
+    if trained is None:
+        return ""
+    cause, remedy = trained.cause(baseline)
+    return f"Likely cause: {cause}. {remedy or trained.command()}"
 
 
 def conclusions_of_translation(distance: float, levels: int | None, runs: Sequence[Path]) -> list[str]:
@@ -159,10 +157,8 @@ def _judged(run: Path, evaluation: dict | None) -> str:
     """What says that the model of ``run`` has hardly learned; "" where nothing does."""
     if evaluation is not None:
         return "" if learned(evaluation) or _noise_of_data(run) else conclusion(run, evaluation)
-    trained = _Trained.read(run)
-    if trained is None or trained.steps >= FEW_STEPS:
-        return ""
-    return f"The model has hardly learned. {trained.advice()}"
+    steps = next((line["step"] for line in reversed(read_metrics(run))), FEW_STEPS)
+    return f"The model has hardly learned. {advice(run)}" if steps < FEW_STEPS else ""
 
 
 def _current_evaluation(run: Path) -> dict | None:
@@ -205,22 +201,12 @@ class _Trained:
     def seconds(self) -> float:
         return self.lines[-1].get("seconds", 0.0)
 
-    def last(self, name: str) -> float:
-        """The last value of a metric; NaN where it was not logged."""
-        return next((line[name] for line in reversed(self.lines) if name in line), math.nan)
-
-    def best_validation(self) -> Mapping:
-        """The line of the lowest validation; an empty one where there was none."""
-        validated = [line for line in self.lines if "valid_nelbo" in line]
-        return min(validated, key=lambda line: line["valid_nelbo"], default={})
-
-    def advice(self, baseline: float = -math.inf) -> str:
-        """See :func:`advice`."""
-        cause, remedy = self.cause(baseline)
-        return f"Likely cause: {cause}. {remedy or self.command()}"
+    def logged(self, name: str) -> list[Mapping]:
+        """The lines that have a metric."""
+        return [line for line in self.lines if name in line]
 
     def cause(self, baseline: float) -> tuple[str, str | None]:
-        """The likely cause, and what would do if that is no longer training."""
+        """The likely cause, and a remedy other than longer training."""
         rates = [max(by_part) for line in self.lines if (by_part := _rates(line))] or [math.nan]
         if not self.finished:
             return f"the run was interrupted at step {self.steps}, before its budget was spent", None
@@ -236,31 +222,38 @@ class _Trained:
                 f"the learning rate was never above {max(rates):.1e}",
                 "Train anew with a larger one, for example --train.lr 1e-3 --train.flow_lr 1e-3.",
             )
-        training, best = self.last("nelbo"), self.best_validation()
-        saves_best = self.options.final == "best"
-        validation = best.get("valid_nelbo", math.nan) if saves_best else self.last("valid_nelbo")
-        if training < baseline <= validation:
-            remedy = "More examples would do, or a smaller network"
-            if not saves_best:
-                remedy += f"; {self.run / 'best'} holds the model of the best validation, of step {best['step']}"
-            return (
-                f"too few data for this model: the training NELBO is {training:.2f}, that of "
-                f"{'the best ' if saves_best else ''}validation {validation:.2f}"
-            ), f"{remedy}."
-        return f"the budget of {self.steps} steps, {self.seconds:.0f} seconds, is too small", None
+        return self._too_few_data(baseline) or (
+            f"the budget of {self.steps} steps, {self.seconds:.0f} seconds, is too small",
+            None,
+        )
+
+    def _too_few_data(self, baseline: float) -> tuple[str, str] | None:
+        """The cause and remedy where training beats the baseline, and validation does not."""
+        trained, validated = self.logged("nelbo"), self.logged("valid_nelbo")
+        if not trained or not validated:
+            return None
+        best, saves_best = min(validated, key=lambda line: line["valid_nelbo"]), self.options.final == "best"
+        training, validation = trained[-1]["nelbo"], (best if saves_best else validated[-1])["valid_nelbo"]
+        if not training < baseline <= validation:
+            return None
+        remedy = "More examples would do, or a smaller network"
+        if not saves_best:
+            remedy += f"; {self.run / 'best'} holds the model of the best validation, of step {best['step']}"
+        of = "the best validation" if saves_best else "validation"
+        cause = f"too few data for this model: the training NELBO is {training:.2f}, that of {of} {validation:.2f}"
+        return cause, f"{remedy}."
 
     def command(self) -> str:
-        """The command that continues with a larger budget."""
-        if not self.finished:
-            budget: dict[str, float] = {}
-        else:
+        """The command that continues, with a larger budget where this one was spent."""
+        budget: dict[str, float] = {}
+        if self.finished:
             steps = max(4 * self.steps, ENOUGH_STEPS)
             seconds = math.ceil(self.seconds * min(steps / max(self.steps, 1), MOST_MORE))
             budget = {"train.steps": steps} if self.steps >= self.options.steps else {}
             budget |= {"train.seconds": seconds} if seconds > self.options.seconds else {}
         if any(isinstance(table, Mapping) and table.get("name") == GIVEN for table in self.recipe.values()):
-            given = ", ".join(f"{key}={value}" for key, value in budget.items())
-            return f"Go on in Python: indm.train(…, resume=True){given and f', with {given}'}."
+            changes = ", ".join(f"{key}={value}" for key, value in budget.items())
+            return f"Go on in Python: indm.train(…, resume=True){changes and f', with {changes}'}."
         flags = [word for key, value in budget.items() for word in (f"--{key}", str(value))]
         return f"Go on with: {shlex.join(['indm', 'train', str(self.run), '--resume', *flags])}"
 

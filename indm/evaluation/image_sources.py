@@ -51,7 +51,7 @@ class Images:
 
 
 def check_number(name: str, n: int) -> None:
-    """ValueError where ``n`` images are too few to be scored, or scored against."""
+    """ValueError where ``n`` images are too few to be scored."""
     if n < FEWEST:
         raise ValueError(f"{name} must be at least {FEWEST} images, of which scores can be made, got {n}")
 

@@ -1,16 +1,22 @@
-"""Which runs are trainings of one method, and the differences between methods, judged as one family."""
+"""Which runs are trainings of one method, what methods spent, and the differences between them, judged as one family.
+
+Wall-clock time also depends on other processes. So what a method spent is the steps of its runs times what a step
+costs on a machine where both methods were measured interleaved, in units of a step of the first method.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from indm.config import paths, recipes
+from indm.config.options import Equal
 from indm.config.recipes import Recipe
-from indm.evaluation.budgets import NOT_COMPARABLE, Budget, Costs, are_equal, budget_of
 from indm.evaluation.results import KINDS, difference
 from indm.evaluation.statistics import Difference, judged
-from indm.runs.folder import FREE_ON_RESUME, recipe_of
+from indm.runs.folder import FREE_ON_RESUME, read_metrics, recipe_of
 from indm.runs.provenance import same_data
+from indm.training.costs import key_of, measure_runs, ratio_in
 
 # How a run is watched and evaluated makes no difference, but its budget does.
 ALIKE = {"train.seed", *FREE_ON_RESUME} - {"train.steps", "train.seconds"}
@@ -20,6 +26,44 @@ ONE_TRAINING = (
     "methods needs more seeds (--train.seed)."
 )
 NO_SEED = "untested: no seed in common"  # verdict on methods without a pair
+MARGIN = 0.10  # by which budgets that are called equal differ at most
+NOT_COMPARABLE = "not comparable"  # verdict where they differ by more, or are not known
+Steps = tuple[int | None, ...]  # of runs; None: not known
+
+
+def are_equal(budgets: Iterable[float]) -> bool:
+    """Whether the largest is within :data:`MARGIN` of the smallest."""
+    values = list(budgets)
+    return not values or max(values) <= (1 + MARGIN) * min(values)
+
+
+def steps_of(run: Path) -> int | None:
+    """Optimizer steps that a run made by its log; None where it has none, as a converted checkpoint."""
+    return next((line["step"] for line in reversed(read_metrics(run))), None)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a step of each method costs.
+
+    Attributes:
+        equal: what shall be the same, "cost" or "steps"; in the latter case every step counts alike.
+        by_method: cost of a step, that of the first method being 1.
+        unknown: why there is none, by method.
+        afterwards: methods that were measured for a comparison, and not when they were trained.
+    """
+
+    equal: Equal
+    by_method: Mapping[str, float]
+    unknown: Mapping[str, str] = field(default_factory=dict)
+    afterwards: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.equal == "steps":
+            return "Budgets are steps, whatever a step costs."
+        first, *_ = self.by_method
+        when = f" ({', '.join(self.afterwards)}: after the trainings)" if self.afterwards else ""
+        return f"Budgets are steps × cost of a step, measured interleaved{when}, that of {first} being 1."
 
 
 def check_distinct(folders: Sequence[Path]) -> None:
@@ -74,7 +118,7 @@ def differences(
     Args:
         methods: runs by name.
         evaluations: of each run, of the same examples, see :func:`indm.evaluation.results.check_same_examples`.
-        costs: of a step of each method, see :func:`indm.evaluation.budgets.costs_of`.
+        costs: of a step of each method, see :func:`indm.evaluation.methods.costs_of`.
 
     Returns:
         Rows of :func:`indm.evaluation.statistics.judged`, each with the seeds that were ``left_out`` for want of a
@@ -84,21 +128,20 @@ def differences(
     """
     (_, first), *others = methods.items()
     family: dict[tuple[str, str], Difference] = {}
-    left_out: dict[str, list[int]] = {}
-    budgets: dict[str, Budget] = {}
+    about: dict[str, dict] = {}
     for name, runs in others:
         pairs = pairs_of(runs, first)
-        budgets[name] = budget_of(pairs, name, costs)
         paired = {run for pair in pairs for run in pair}
-        left_out[name] = sorted(seed_of(run) for run in (*runs, *first) if run not in paired)
+        about[name] = {"left_out": sorted(seed_of(run) for run in (*runs, *first) if run not in paired)}
+        about[name] |= budget_of(pairs, name, costs)
         for kind in KINDS:
             if all(kind in evaluations[run] for run in paired or (*runs, *first)):
                 family[name, kind] = difference(pairs, kind) if pairs else Difference(math.nan, 0, math.nan)
     table: dict[str, dict[str, dict]] = {name: {} for name, _ in others}
-    rows = judged(list(family.values()), [not budgets[name].why for name, _ in family])
+    rows = judged(list(family.values()), [not about[name]["why"] for name, _ in family])
     for (name, kind), row in zip(family, rows, strict=True):
-        verdict = NO_SEED if not row["seeds"] else NOT_COMPARABLE if budgets[name].why else row["verdict"]
-        table[name][kind] = row | {"verdict": verdict, "left_out": left_out[name]} | budgets[name].as_json()
+        verdict = NO_SEED if not row["seeds"] else NOT_COMPARABLE if about[name]["why"] else row["verdict"]
+        table[name][kind] = row | {"verdict": verdict} | about[name]
     return table
 
 
@@ -122,3 +165,84 @@ def in_words(row: Mapping, unit: str) -> str:
     if row["verdict"] == "untested":
         return f"{text}: no verdict on methods; {row['budgets']}"
     return f"{text}, p = {row['p']:.2g}, Holm's p = {row['p_holm']:.2g}: {row['verdict']}; {row['budgets']}"
+
+
+def costs_of(methods: Mapping[str, Sequence[Path]], equal: Equal = "cost", progress: bool = True) -> Costs:
+    """The cost of a step of each method: as ``costs.json`` of its runs or of the first's has it, else measured now.
+
+    Args:
+        methods: runs by name, each method's seeds.
+        equal: what shall be the same; with "steps" nothing is measured.
+        progress: show a bar.
+    """
+    (first, of_first), *_ = methods.items()
+    if equal == "steps":
+        return Costs(equal, dict.fromkeys(methods, 1.0))
+    keys = {name: key_of(recipe_of(runs[0])) for name, runs in methods.items()}
+    ratios: dict[str, tuple[float, bool]] = {}
+    missing: dict[Path, str] = {}
+    for name, runs in methods.items():
+        ratio = (1.0, False) if keys[name] == keys[first] else ratio_in([*runs, *of_first], keys[name], keys[first])
+        if ratio is None:
+            missing[runs[0]] = name
+        else:
+            ratios[name] = ratio
+    seconds, reasons = measure_runs([of_first[0], *missing], progress) if missing else ({}, {})
+    ratios |= {name: (seconds[run] / seconds[of_first[0]], True) for run, name in missing.items() if run in seconds}
+    return Costs(
+        equal,
+        {name: ratio for name, (ratio, _) in ratios.items()},
+        {name: reasons[run] for run, name in missing.items() if run in reasons},
+        tuple(name for name in methods if name in ratios and ratios[name][1]),
+    )
+
+
+def budget_of(pairs: Sequence[tuple[Path, Path]], name: str, costs: Costs) -> dict:
+    """What runs of the method ``name`` and of the first one spent, in pairs.
+
+    Returns:
+        ``steps`` of the runs of both, ``costs`` of a step of each (None: not known), ``budgets`` in words, and ``why``
+        the two cannot be compared, "" where they can.
+    """
+    other, first = (tuple(steps_of(pair[i]) for pair in pairs) for i in (0, 1))
+    cost = costs.by_method.get(name)
+    words = _budgets_in_words(other, first, cost)
+    why = _why_not(other, first, name, costs, words) if pairs else ""
+    return {"steps": (other, first), "costs": (cost, 1.0), "budgets": words, "why": why}
+
+
+def _budgets_in_words(other: Steps, first: Steps, cost: float | None) -> str:
+    """ "520 steps × 0.88 = 458 against 458", without the cost where it is 1; "–" of no runs."""
+    if not other:
+        return "–"
+    if cost is None or cost == 1:
+        times_cost = "" if cost else " × –"
+    else:
+        times_cost = f" × {cost:.3g} = {_span([None if steps is None else round(steps * cost) for steps in other])}"
+    return f"{_span(other)} steps{times_cost} against {_span(first)}"
+
+
+def _why_not(other: Steps, first: Steps, name: str, costs: Costs, words: str) -> str:
+    """Why the two cannot be compared, and what would do; "" where they can."""
+    steps, cost = [n for n in (*other, *first) if n is not None], costs.by_method.get(name)
+    if len(steps) < len(other) + len(first):
+        return f"as the steps of a run are not known ({words})"
+    of_other, of_first = steps[: len(other)], steps[len(other) :]
+    equal_steps = costs.equal == "cost" and are_equal(steps)
+    would_do = "; --equal steps compares equal steps, whatever they cost" if equal_steps else ""
+    if cost is None:
+        return f"as the cost of a step is not known ({costs.unknown[name]}): {words}{would_do}"
+    if are_equal([*(n * cost for n in of_other), *of_first]):
+        return ""
+    return (
+        f"as the budgets differ by more than {MARGIN:.0%}: {words}; "
+        f'"indm train RECIPE --like RUN" gives one the budget of the other{would_do}'
+    )
+
+
+def _span(values: Sequence[int | None]) -> str:
+    """The least and the largest number of steps, "–" where one is not known."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return "–"
+    return f"{min(known):,}" + (f"–{max(known):,}" if max(known) > min(known) else "")

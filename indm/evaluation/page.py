@@ -7,13 +7,13 @@ on a screen of 400 pixels, in the light or the dark as the reader's system has i
 
 import base64
 import html
-import importlib.resources
 import io
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -21,6 +21,28 @@ from indm.files import atomic
 
 LONG = 40  # characters from which a cell may be broken
 OPTION = re.compile(r"(?<!\w)--[a-z][\w-]*(?:\.\w+)*(?: [\d.e-]*\d)?")  # of the command line, with its number
+Point = tuple[float, float, float]  # x, y, and the standard error of y
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a chart: its points, its colour (None: that of the text), or a dashed ``reference`` without marks."""
+
+    name: str
+    points: Sequence[Point]
+    colour: str | None = None
+    reference: bool = False
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of a chart: its name, the words of its axes, its lines, and whether both axes are logarithmic."""
+
+    name: str
+    x: str
+    y: str
+    lines: Sequence[Line]
+    log: bool = False
 
 
 class Page:
@@ -28,12 +50,12 @@ class Page:
 
     Args:
         title: of the page.
-        parts: the names of styles and scripts beside this file that it needs after its own.
+        parts: paths whose styles (.css) and scripts (.js) it needs after its own, whatever their suffix.
     """
 
-    def __init__(self, title: str, parts: Sequence[str] = ()):
+    def __init__(self, title: str, parts: Sequence[Path] = ()):
         self.title = title
-        self.files = {"page": None} | dict.fromkeys(parts)  # an ordered set
+        self.files = {Path(__file__): None} | dict.fromkeys(parts)  # an ordered set
         self.conclusion: list[str] = []
         self.contents: dict[str, tuple[str, int]] = {}
         self.parts: list[str] = []
@@ -61,7 +83,8 @@ class Page:
         header, *body = rows
         lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in header) + "</tr>"]
         for row in body:
-            cells = (f'<td class="{_kind(cell)}">{html.escape(cell)}</td>' for cell in row)
+            kinds = ["long" if len(cell) > LONG else html.escape(cell, quote=True) for cell in row]
+            cells = (f'<td class="{kind}">{html.escape(cell)}</td>' for kind, cell in zip(kinds, row, strict=True))
             lines.append(f"<tr>{''.join(cells)}</tr>")
         self.parts.append(f'<div class="table"><table>{"".join(lines)}</table></div>')
 
@@ -69,16 +92,14 @@ class Page:
         """The PNG at ``path``, embedded."""
         self.parts.append(f"<figure>{_embedded(path, caption)}{_caption(caption)}</figure>")
 
-    def chart(self, views: Sequence[Mapping[str, Any]], path: Path, caption: str) -> None:
-        """Lines that are drawn on the page, with the PNG at ``path`` of the same folded below them.
+    def chart(self, views: Sequence[View], path: Path, caption: str) -> None:
+        """Lines that are drawn on the page, one view at a time, with the PNG at ``path`` of the same folded below them.
 
-        Args:
-            views: of which one is seen, each with its ``name``, the words of its axes ``x`` and ``y``, whether both are
-                logarithmic (``log``), and its ``lines``: ``name``, ``colour`` (None: that of the text), ``points`` as
-                (x, y, error), and whether it is a ``reference``, dashed and without marks.
+        Points that are not finite are left out.
         """
-        self.files["charts"] = None
-        data = json.dumps(list(views), allow_nan=False).replace("</", "<\\/")
+        self.files[Path(__file__).with_name("charts")] = None
+        drawn = [asdict(replace(view, lines=list(map(_finite, view.lines)))) for view in views]
+        data = json.dumps(drawn, allow_nan=False).replace("</", "<\\/")
         self.parts.append(
             f'<figure class="chart"><script type="application/json">{data}</script>'
             f"<details><summary>As a picture</summary>{_embedded(path, caption)}</details>{_caption(caption)}</figure>"
@@ -97,8 +118,8 @@ class Page:
         Args:
             name: of the slider, on this page alone.
             label: beside it.
-            words: for each of its places.
-            stacks: by title, as many pictures as there are places.
+            words: for each of its positions.
+            stacks: by title, as many pictures as there are positions.
             drawn: whether they are drawings, which are not magnified pixel by pixel.
         """
         figures = "".join(
@@ -112,6 +133,12 @@ class Page:
         """HTML as it is."""
         self.parts.append(fragment)
 
+    def write(self, path: Path) -> None:
+        meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        head = f"{meta}<title>{html.escape(self.title)}</title><style>{self._of_files('.css')}</style>"
+        body = "\n".join([*self._top(), *self.parts, f"<script>{self._of_files('.js')}</script>"])
+        atomic.text(path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n')
+
     def _top(self) -> list[str]:
         """Title, conclusion and contents."""
         lines = "".join(map(_paragraph, self.conclusion))
@@ -123,16 +150,9 @@ class Page:
         top += [f'<section class="conclusion">{lines}</section>'] if lines else []
         return top + ([f"<nav><ul>{entries}</ul></nav>"] if entries else [])
 
-    def write(self, path: Path) -> None:
-        meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        head = f"{meta}<title>{html.escape(self.title)}</title><style>{self._of_files('css')}</style>"
-        body = "\n".join([*self._top(), *self.parts, f"<script>{self._of_files('js')}</script>"])
-        atomic.text(path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n')
-
-    def _of_files(self, kind: str) -> str:
+    def _of_files(self, suffix: str) -> str:
         """All styles or scripts."""
-        here = importlib.resources.files("indm.evaluation")
-        files = [here / f"{name}.{kind}" for name in self.files]
+        files = [path.with_suffix(suffix) for path in self.files]
         return "".join(file.read_text("utf-8") for file in files if file.is_file())
 
 
@@ -150,7 +170,12 @@ def image(picture: Image.Image, alt: str, kind: str = "", hidden: bool = False) 
     file = io.BytesIO()
     picture.save(file, format="PNG")
     kind, end = f' class="{kind}"' if kind else "", " hidden" if hidden else ""
-    return f'<img{kind} src="{png_uri(file.getvalue())}" alt="{html.escape(alt)}"{end}>'
+    return f'<img{kind} src="{_uri(file.getvalue())}" alt="{html.escape(alt)}"{end}>'
+
+
+def _finite(line: Line) -> Line:
+    points = [point for point in line.points if math.isfinite(point[0]) and math.isfinite(point[1])]
+    return replace(line, points=[(x, y, error if math.isfinite(error) else 0.0) for x, y, error in points])
 
 
 def _paragraph(text: str) -> str:
@@ -163,18 +188,13 @@ def _frames(frames: Sequence[Image.Image], words: Sequence[str]) -> list[str]:
 
 
 def _embedded(path: Path, caption: str) -> str:
-    return f'<img class="zoomable" src="{png_uri(path.read_bytes())}" alt="{html.escape(caption)}">'
+    return f'<img class="zoomable" src="{_uri(path.read_bytes())}" alt="{html.escape(caption)}">'
 
 
 def _caption(caption: str) -> str:
     return f"<figcaption>{html.escape(caption)}</figcaption>"
 
 
-def png_uri(png: bytes) -> str:
+def _uri(png: bytes) -> str:
     """The bytes of a PNG as the address of an image."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def _kind(cell: str) -> str:
-    """The class of a table's cell."""
-    return "long" if len(cell) > LONG else html.escape(cell, quote=True)

@@ -1,52 +1,76 @@
-"""Pictures as PNG: grids of images, densities beside samples, the plane as a diffusion sees it, learning curves."""
+"""Figures in one style, as PNG: lines, samples beside densities, the plane as a diffusion sees it.
+
+Fonts, a colour for each model, ticks, one legend, and labels that are never cut.
+"""
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
+import matplotlib
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.rcsetup import cycler
+from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from PIL import Image
 from torch import Tensor
 
 from indm.data.densities import Density
-from indm.evaluation import sheets, style
-from indm.evaluation.style import DATA_COLOUR, say_empty, styled
+from indm.evaluation.page import View
 from indm.files import atomic
 
-SIDE = 5  # images along a side of a panel of samples
-IN_ROW = 16  # images of a class
-IN_GRID = 256  # images of a grid, at most
-AXES = {"step": "optimizer step", "seconds": "training time (s)", "spent": "optimizer steps × cost of a step"}
+DPI = 120  # of figures
+FONT_SIZE = 10  # points
+# Seven that people with any kind of colour vision tell apart, of Okabe & Ito 2008, "Color Universal Design", with grey
+# in the place of yellow, which is too pale for lines. Black is for the data.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666")
+DATA_COLOUR = "black"
+LEAST = 50  # pixels that a label may take, in panels however small
+WIDE_DECADES = 2.5  # from which on powers of ten alone are labelled
+Pixels = UInt8[np.ndarray, "height width 3"]
+Colours = Mapping[str, str]  # by model, the same in all figures of a page; what has none is black
+Limits = tuple[tuple[float, float], tuple[float, float]] | None  # of both axes
+
+styled = matplotlib.rc_context(
+    {
+        "font.size": FONT_SIZE,
+        "axes.titlesize": FONT_SIZE,
+        "legend.frameon": False,
+        "axes.prop_cycle": cycler(color=COLOURS),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "lines.markersize": 5,
+        "errorbar.capsize": 2,
+    }
+)
+"""Decorates whatever makes figures."""
 
 
-def save_grid(images: Tensor, levels: int, path: Path, columns: int | None = None) -> None:
-    """Write the first :data:`IN_GRID` images (N, C, H, W) in grey levels as a grid, small ones enlarged by a whole
-    number."""
-    save_pixels(sheets.grid(images[:IN_GRID], levels, columns), path)
+def colours_of(models: Iterable[str]) -> dict[str, str]:
+    """A colour for each model, by their order; those after the seventh repeat."""
+    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(models))}
 
 
-def save_classes(images: Tensor, levels: int, labels: Sequence[str], path: Path) -> None:
-    """Write images (N, C, H, W) of the classes ``labels``, as many of each, one class after the other, a row a class.
-
-    At most :data:`IN_ROW` of each are shown.
-    """
-    each = len(images) // len(labels)
-    shown = images.unflatten(0, (len(labels), each))[:, :IN_ROW]
-    panel = sheets.Panel(shown.flatten(0, 1), columns=shown.shape[1], rows=labels)
-    save_pixels(sheets.sheet([panel], levels), path)
+# ── Files ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def save_pixels(pixels: np.ndarray, path: Path) -> None:
-    """Write bytes (height, width, 3) as PNG."""
+def save_pixels(pixels: Pixels, path: Path) -> None:
+    """Write bytes as PNG."""
     atomic.whole(path, pixels_into(pixels))
 
 
-def pixels_into(pixels: np.ndarray) -> atomic.Write:
-    """What writes bytes (height, width, 3) as PNG."""
+def pixels_into(pixels: Pixels) -> atomic.Write:
+    """What writes bytes as PNG."""
     return lambda path: Image.fromarray(pixels).save(path, format="PNG")
 
 
@@ -56,18 +80,162 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def figure_into(figure: Figure) -> atomic.Write:
-    """What writes ``figure`` as PNG, after the last touch of :func:`indm.evaluation.style.finish`."""
-    style.finish(figure)
-    return styled(lambda path: figure.savefig(path, format="png", dpi=style.DPI))
+    """What writes ``figure`` as PNG, after :func:`finish`."""
+    finish(figure)
+    return styled(lambda path: figure.savefig(path, format="png", dpi=DPI))
+
+
+def picture_of(figure: Figure) -> Image.Image:
+    """A figure as a picture in memory, for a page that shows many."""
+    buffer = io.BytesIO()
+    figure_into(figure)(buffer)
+    return Image.open(buffer)
 
 
 @styled
-def picture_of(figure: Figure) -> Image.Image:
-    """A figure as a picture in memory, for a page that shows many."""
-    style.finish(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=style.DPI)
-    return Image.open(buffer)
+def pixels_of(figure: Figure) -> Pixels:
+    """A finished figure as bytes."""
+    finish(figure)
+    return rendered(figure)
+
+
+def rendered(figure: Figure) -> Pixels:
+    """A figure as it is, as bytes."""
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
+
+
+# ── Style ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def say_empty(axes: Axes, why: str) -> None:
+    """Write in a panel why there is nothing in it."""
+    axes.text(0.5, 0.5, textwrap.fill(why, 32), ha="center", va="center", transform=axes.transAxes, color="0.35")
+    axes.set(xticks=[], yticks=[])
+
+
+@styled
+def finish(figure: Figure) -> None:
+    """Finish a figure that is drawn: ticks of logarithmic axes, the legend below, labels in lines that fit.
+
+    Names of runs are in the texts, and what is between two $ in them is not a formula.
+    """
+    layout = ConstrainedLayoutEngine()
+    figure.set_layout_engine(layout)
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "log" and not isinstance(axis.get_major_locator(), FixedLocator):
+                _label_log_ticks(axis)
+    for text in figure.findobj(Text):
+        text.set_parse_math("$" not in text.get_text())
+    _add_legend(figure)
+    broken = True
+    while broken:  # a label of more lines leaves less room to the others
+        layout.execute(figure)
+        broken = any([_wrap_labels(axes) for axes in figure.axes])
+
+
+def _wrap_labels(axes: Axes) -> bool:
+    """Break title and labels into lines that fit; whether one had to be."""
+    box = axes.get_window_extent()
+    across = [_wrap(text, max(box.width, LEAST)) for text in (axes.title, axes.xaxis.label)]
+    return _wrap(axes.yaxis.label, max(box.height, LEAST), vertical=True) or any(across)
+
+
+def _label_log_ticks(axis: Axis) -> None:
+    """At least two labels, as plain numbers, however short the axis is."""
+    low, high = axis.get_view_interval()
+    if math.log10(high / low) > WIDE_DECADES:
+        return
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    ticks = [float(f"{digit}e{decade}") for decade in decades for digit in (1, 2, 5)]
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    if len(ticks) < 3:
+        ticks = [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
+    axis.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axis.set_minor_locator(NullLocator())
+
+
+def _add_legend(figure: Figure) -> None:
+    """One legend for all panels, below them, in as many columns as fit."""
+    entries: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        entries |= {label: handle for handle, label in zip(handles, labels, strict=True) if label not in entries}
+    for columns in range(len(entries), 0, -1):
+        legend = figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
+        for handle, text in zip(cast(Any, legend.legend_handles), legend.get_texts(), strict=True):
+            handle.set_alpha(1)
+            text.set_parse_math(False)
+        if legend.get_window_extent().width <= figure.bbox.width:
+            return
+        if columns > 1:
+            legend.remove()
+        else:
+            for text in legend.get_texts():
+                _wrap(text, 0.85 * figure.bbox.width)
+
+
+def _wrap(text: Text, room: float, vertical: bool = False) -> bool:
+    """Break a text into lines no longer than ``room`` pixels; whether it had to be."""
+    before = text.get_text()
+
+    def length(lines: str) -> float:
+        text.set_text(lines)
+        box = text.get_window_extent()
+        return box.height if vertical else box.width
+
+    text.set_text(in_lines(before, room, length))
+    return text.get_text() != before
+
+
+def in_lines(text: str, room: float, length: Callable[[str], float]) -> str:
+    """Text broken into lines no longer than ``room`` by ``length``, within words where need be."""
+    width, broken = max(map(len, text.split("\n"))), text
+    while width > 1 and (excess := length(broken) / room) > 1:
+        width = max(1, min(width - 1, math.floor(width / excess)))
+        broken = "\n".join(textwrap.fill(line, width) for line in text.split("\n"))
+    return broken
+
+
+# ── Panels ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@styled
+def lines_figure(views: Sequence[View], columns: int, size: tuple[float, float] = (5.0, 4.2)) -> Figure:
+    """A panel of that ``size`` for each view, ``columns`` in a row, those of a row with one range of y."""
+    rows = -(-len(views) // columns)
+    figure = Figure(figsize=(max(6.0, columns * size[0]), rows * size[1]))
+    panels = figure.subplots(rows, columns, sharey="row", squeeze=False).flat
+    for i, (axes, view) in enumerate(zip(panels, views, strict=True)):
+        draw_lines(axes, view)
+        if i % columns:
+            axes.set_ylabel("")
+    return figure
+
+
+def draw_lines(axes: Axes, view: View) -> None:
+    """The lines of a view with their errors; references dashed; on logarithmic axes a tick at each x."""
+    for line in view.lines:
+        x, y, error = zip(*line.points, strict=True) if line.points else ((), (), ())
+        if line.reference:
+            axes.plot(x, y, "--", color=DATA_COLOUR, linewidth=0.8, label=line.name)
+        elif any(error):
+            axes.errorbar(x, y, error, fmt=".-", color=line.colour or DATA_COLOUR, label=line.name)
+        else:
+            axes.plot(x, y, ".-", color=line.colour or DATA_COLOUR, label=line.name)
+    axes.set(xlabel=view.x, ylabel=view.y, title="" if view.name == view.x else view.name)
+    places = sorted({x for line in view.lines for x, *_ in line.points})
+    if not places:
+        say_empty(axes, "no validation was logged in training")
+    elif view.log:
+        axes.set(xscale="log", yscale="log")
+        axes.set_xticks(places, labels=[f"{x:g}" for x in places])
+        axes.xaxis.minorticks_off()
+    else:
+        axes.locator_params(axis="x", integer=all(isinstance(x, int) for x in places))
 
 
 @styled
@@ -91,65 +259,21 @@ def scatter(samples: Tensor, reference: Tensor | None, density: Density | None, 
 
 
 @styled
-def samples_picture(
-    panels: Mapping[str, Tensor | str],
-    levels: int,
-    colours: Mapping[str, str],
-    limits: tuple[tuple[float, float], tuple[float, float]] | None = None,
-) -> np.ndarray:
-    """Samples side by side, as (height, width, 3) bytes: images, or points of which the first two entries are shown.
-
-    Args:
-        panels: by title, samples (N, C, H, W) in grey levels or (N, D), or words that say why there are none.
-        levels: number of grey levels.
-        colours: of points, by title; black where there is none.
-        limits: of both axes, for points.
-    """
-    if any(isinstance(samples, Tensor) and samples.ndim == 4 for samples in panels.values()):
-        shown = {name: s if isinstance(s, str) else s[: SIDE**2] for name, s in panels.items()}
-        return sheets.sheet([sheets.Panel(images, SIDE, name) for name, images in shown.items()], levels)
-    columns = min(len(panels), 3)
-    figure = Figure(figsize=(3.4 * columns, 3.6 * -(-len(panels) // columns)))
-    drawn = list(figure.subplots(-(-len(panels) // columns), columns, squeeze=False).flat)
-    for axes, (name, samples) in zip(drawn, panels.items(), strict=False):
-        if isinstance(samples, Tensor) and samples.shape[1] > 1:
-            dots(axes, samples, name, colours.get(name, DATA_COLOUR))
-            axes.set(**({} if limits is None else {"xlim": limits[0], "ylim": limits[1]}))
-        else:
-            axes.set_title(name)
-            say_empty(axes, samples if isinstance(samples, str) else "single numbers: no picture of points")
-    for axes in drawn[len(panels) :]:
-        axes.remove()
-    return style.pixels_of(figure)
-
-
-@styled
 def points_by_class(
-    columns: Mapping[str, Sequence[Tensor]],
-    labels: Sequence[str],
-    colours: Mapping[str, str],
-    limits: tuple[tuple[float, float], tuple[float, float]] | None,
+    columns: Mapping[str, Sequence[Tensor]], labels: Sequence[str], colours: Colours, limits: Limits
 ) -> Figure:
-    """The first two entries of points, a row for each class.
-
-    Args:
-        columns: by title, points (N, 2 or more) of each class.
-        labels: of the classes.
-        colours: of points, by title; black where there is none.
-        limits: of both axes.
-    """
+    """The first two entries of points (N, 2 or more), a row for each class, a column for each title."""
     figure = Figure(figsize=(3.4 * len(columns), 3.2 * len(labels)))
     panels = figure.subplots(len(labels), len(columns), sharex=True, sharey=True, squeeze=False)
     for column, (name, of_classes) in zip(panels.T, columns.items(), strict=True):
         for axes, label, points in zip(column, labels, of_classes, strict=True):
-            dots(axes, points, f"{name}, {label}", colours.get(name, DATA_COLOUR))
-            axes.set(**({} if limits is None else {"xlim": limits[0], "ylim": limits[1]}))
+            dots(axes, points, f"{name}, {label}", colours.get(name, DATA_COLOUR), limits)
             axes.label_outer()
     return figure
 
 
 def background(axes: Axes, density: Density, extent: tuple[float, float, float, float], scaling=None) -> None:
-    """A density of the plane as colours; ``extent`` in units of ``scaling`` where that is given."""
+    """A density of the plane as colours; ``extent`` in units of ``scaling`` where there is one."""
     x0, x1, y0, y1 = extent
     grid = torch.cartesian_prod(torch.linspace(x0, x1, 300), torch.linspace(y0, y1, 300))
     values = density.log_prob(grid if scaling is None else scaling.to_data(grid)).exp().reshape(300, 300).T
@@ -157,46 +281,37 @@ def background(axes: Axes, density: Density, extent: tuple[float, float, float, 
     axes.set(title="density", xlabel="x₁", ylabel="x₂")
 
 
-def dots(axes: Axes, points: Tensor, title: str, colour: str = style.COLOURS[0]) -> None:
+def dots(axes: Axes, points: Tensor, title: str, colour: str = COLOURS[0], limits: Limits = None) -> None:
     """The first two entries of points (N, 2 or more)."""
     axes.plot(*points[:, :2].numpy().T, ".", markersize=2, alpha=0.5, color=colour)
     axes.set(title=title, aspect="equal", xlabel="x₁", ylabel="x₂")
+    axes.set(**({} if limits is None else {"xlim": limits[0], "ylim": limits[1]}))
 
 
-def arrows(axes: Axes, points: Tensor, vectors: Tensor, title: str, colour: str = DATA_COLOUR) -> None:
+def arrows(
+    axes: Axes, points: Float[Tensor, "n 2"], vectors: Float[Tensor, "n 2"], title: str, colour: str = DATA_COLOUR
+) -> None:
     """A vector field at points of the plane, arrows scaled to the largest."""
     axes.quiver(*points.T.numpy(), *vectors.T.numpy(), angles="xy", width=0.004, color=colour)
     axes.set(title=f"{title}, largest {_short(vectors.norm(dim=1).max().item())}", aspect="equal")
 
 
-def ellipses(axes: Axes, points: Tensor, matrices: Tensor, title: str, colour: str = DATA_COLOUR) -> None:
-    """The images of the unit circle under 2×2 ``matrices`` at ``points``, scaled so that the largest just fit."""
+def ellipses(
+    axes: Axes, points: Float[Tensor, "n 2"], matrices: Float[Tensor, "n 2 2"], title: str, colour: str = DATA_COLOUR
+) -> None:
+    """The images of the unit circle under ``matrices`` at ``points``, scaled so that the largest just fit."""
     angle = torch.linspace(0, 2 * math.pi, 40)
     circle = torch.stack([angle.cos(), angle.sin()])
-    scale = (points[1:] - points[:-1]).norm(dim=1).min() / (2 * torch.linalg.matrix_norm(matrices, 2).max())
+    largest = torch.linalg.matrix_norm(matrices, 2).max()
+    scale = (points[1:] - points[:-1]).norm(dim=1).min() / (2 * largest)
     for point, outline in zip(points, scale * matrices @ circle, strict=True):
         axes.plot(*(point[:, None] + outline).numpy(), color=colour, linewidth=0.8)
-    axes.set(title=f"{title}, largest {_short(torch.linalg.matrix_norm(matrices, 2).max().item())}", aspect="equal")
+    axes.set(title=f"{title}, largest {_short(largest.item())}", aspect="equal")
 
 
 def _short(value: float) -> str:
     """Two digits that count, and no exponent before a million: 130, not 1.3e+02."""
     return f"{float(f'{value:.2g}'):g}"
-
-
-def learning_curves(
-    axes: Axes, groups: Mapping[str, Sequence[list[dict]]], against: str, unit: str, colours: Mapping[str, str]
-) -> None:
-    """Validation NELBO ``against`` a key of :data:`AXES`: a curve (lines of metrics) for each run of a group."""
-    for name, curves in groups.items():
-        label = name if any(curves) else f"{name} (nothing was validated)"
-        for i, lines in enumerate(curves):
-            points = [m[against] for m in lines], [m["valid_nelbo"] for m in lines]
-            axes.plot(*points, ".-", color=colours[name], label=None if i else label)
-    axes.set(xlabel=AXES[against], ylabel=f"validation NELBO ({unit})")
-    axes.locator_params(axis="x", integer=against == "step")
-    if not any(lines for curves in groups.values() for lines in curves):
-        say_empty(axes, "no validation was logged in training")
 
 
 @styled
@@ -211,9 +326,8 @@ def reliability_diagram(counts: Tensor, confidence: Tensor, accuracy: Tensor) ->
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="calibrated")
     error = (accuracy * (1 - accuracy) / counts).sqrt()
-    axes.errorbar(confidence, accuracy, yerr=error, color=style.COLOURS[0], marker="o", label="the model")
+    axes.errorbar(confidence, accuracy, yerr=error, color=COLOURS[0], marker="o", label="the model")
     for x, y, count in zip(confidence.tolist(), accuracy.tolist(), counts.tolist(), strict=True):
         axes.annotate(f"{count:.0f}", (x, y), xytext=(4, -10), textcoords="offset points", fontsize=7, color="0.35")
     axes.set(xlabel="probability of the predicted class", ylabel="share that is right", xlim=(0, 1.05), ylim=(0, 1.05))
-    style.finish(figure)
     return figure

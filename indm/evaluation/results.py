@@ -1,52 +1,157 @@
-"""What an evaluation of a run holds, as it is read, shown and compared."""
+"""The evaluation of a run: written into its folder, read, shown as a table, and compared example by example."""
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from accelerate import PartialState
+from jaxtyping import Float, Int
+from torch import Tensor
 
+from indm.conditions import rows_of_data
 from indm.config import paths
+from indm.config.options import Evaluation
+from indm.config.parts import name_of
 from indm.config.recipes import literal
-from indm.evaluation.statistics import Difference, paired_by_examples
-from indm.files import untrusted
-from indm.messages import brief, reason
+from indm.data.base import stack
+from indm.data.image_files import count_unreadable
+from indm.evaluation.baselines import baselines
+from indm.evaluation.likelihood import evaluate
+from indm.evaluation.statistics import Difference, mean_and_error, paired_by_examples
+from indm.files import atomic, untrusted
+from indm.messages import brief
+from indm.runs.devices import on_cpu
+from indm.runs.folder import data_of, open_model, recipe_of
+from indm.runs.provenance import other_splits, provenance, warn_of_other_splits, weights_hash
 from indm.scaling import DENSITY_COUNTED
 
 KINDS = {"nelbo": "NELBO", "nll": "NLL (ODE)", "iw": "IW-NLL", "ancestral": "NELBO of few steps"}
 NUMBERS = {"iw": ("draws", "K = "), "ancestral": ("steps", "N = ")}  # that belong to a kind's name
+ENDS = ("", "_standard_error", "_estimator_noise")  # of the keys of one number
+TABLES = {("data",): Mapping, ("baselines",): Mapping | None, ("classes",): Mapping | None}
+Row = tuple[str, ...]
+
+
+def evaluate_run(
+    run: Path, given: dict | None = None, *, data_table: dict | None = None, progress: bool = True
+) -> dict:
+    """The likelihood of held-out data under a run's model, see :func:`indm.evaluate`.
+
+    ``given`` overrides the recipe's ``[evaluate]``, and ``data_table`` replaces its ``[data]``. Writes
+    ``evaluation.json``, which is returned, and per-example nats to ``evaluation.npz``. Both have the baselines of
+    :mod:`indm.evaluation.baselines`, too. Where several processes were launched, each does its share; the main one
+    writes.
+
+    Raises:
+        ValueError: the split holds fewer than two examples, or an option is out of range.
+    """
+    processes = PartialState(cpu=on_cpu())
+    recipe = recipe_of(run)
+    recipe = paths.absolute(recipe | {"data": data_table or recipe["data"]})
+    model: Any = open_model(run)
+    options = Evaluation(**recipe["evaluate"] | (given or {}))
+    data = data_of(run, model, recipe["data"])
+    if processes.is_main_process:
+        warn_of_other_splits(run, data)
+    held_out, split = getattr(data, options.split), options.split
+    if len(held_out) < 2:
+        raise ValueError(
+            f"the {split} split of {run} must hold at least 2 examples for standard errors, it holds {len(held_out)}; "
+            "another --split would do, or a run on more data"
+        )
+    settings = {key: value for key, value in vars(options).items() if key not in ("split", "examples")}
+    settings |= {"steps": options.steps or None, "eps": options.eps or None}
+    raw = stack(held_out, options.examples)
+    distributed, main = processes.num_processes > 1, processes.is_main_process
+    c = rows_of_data(model, data, split, len(raw))
+    groups = data.groups[split][: len(raw)] if data.groups else None
+    result, nats = evaluate(
+        model, raw, c=c, groups=groups, progress=progress and main, distributed=distributed, **settings
+    )
+    if not main:
+        return result
+    if c is not None:
+        result["condition"] = name_of("condition", type(model.condition))
+        if model.condition.is_class:
+            result["classes"] = per_class(nats["nelbo"], c, model.condition.labels)
+    result["baselines"], of_baselines = baselines(data, raw, nats["nelbo"], seed=options.seed, groups=groups)
+    nats |= {f"baseline_{name}": values for name, values in of_baselines.items()}
+    if groups is not None:
+        result["groups"], nats["groups"] = len(groups.unique()), groups
+    if data.fingerprint:  # else its name and options decide the examples
+        result["examples_sha256"] = hashlib.sha256(raw.flatten().numpy().data).hexdigest()
+    weights = weights_hash(run)
+    result |= {
+        "data": recipe["data"],
+        "split": split,
+        "data_changed": other_splits(run, data) is not None,
+        "unreadable_images": count_unreadable(held_out),
+        "weights_sha256": weights,
+        "provenance": provenance(options.seed, {str(run): weights}),
+        "entropy_nats": data.entropy,
+        "unit": "bits/dim" if data.scaling.levels else "nats",
+    }
+    arrays, report = run / "evaluation.npz", run / "evaluation.json"
+    write_arrays = atomic.arrays_into({name: values.numpy() for name, values in nats.items()})
+    # The report is removed first and written last: where it is, the arrays beside it are of the same evaluation.
+    atomic.together({arrays: write_arrays, report: atomic.json_into(result)}, [report])
+    return result
+
+
+def per_class(nats: Float[Tensor, " n"], c: Int[Tensor, " n"], labels: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Of each class of two examples or more: their number, and the mean of their nats with its standard error."""
+    classes = {}
+    for number, label in enumerate(labels):
+        own = nats[c == number]
+        if len(own) > 1:
+            mean, error = mean_and_error(own)
+            classes[label] = {"images": len(own), "nats": mean, "nats_standard_error": error}
+    return classes
 
 
 def read_evaluation(folder: Path) -> dict:
-    """What :func:`indm.evaluation.runs.evaluate_run` wrote into ``evaluation.json``.
+    """What :func:`evaluate_run` wrote into ``evaluation.json``.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is damaged.
+        ValueError: a field is missing, or of another type.
     """
     file = folder / "evaluation.json"
     if not file.exists():
         raise FileNotFoundError(f"{folder} has not been evaluated: run 'indm evaluate {folder}' first")
     result = untrusted.json_object(file)
-    try:
-        likelihood_table(result)
-        _ = (
-            _examples(result),
-            result["dims"] + 1,
-            result["dequantization"] + "",
-            result["weights_sha256"],
-            [result["images"][k] + 1 for k in ("nelbo", "nll")],
-            [row["nelbo_difference"][number_key(result)] + 1 for row in result.get("baselines", {}).values()],
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"{file} is no evaluation: {reason(error)}; run 'indm evaluate {folder} --overwrite'"
-        ) from error
+    for fields, kind in (*TABLES.items(), *_fields(result)):
+        value: Any = result
+        for name in fields:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if not isinstance(value, kind):
+            raise ValueError(
+                f"{file} is no evaluation: its {'.'.join(fields)} is {brief(repr(value))}; "
+                f"run 'indm evaluate {folder} --overwrite'"
+            )
     return result
 
 
-def read_nats(folder: Path) -> dict[str, np.ndarray]:
-    """Nats of every example, by name, each (N,)."""
+def _fields(result: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], type]]:
+    """The fields of an evaluation that are always read, with their types."""
+    key, baselines = number_key(result), result.get("baselines") or {}
+    yield from (((name,), str) for name in ("unit", "split", "dequantization", "weights_sha256"))
+    yield from (((name,), Real) for name in ("dims", "eps"))
+    yield from ((("images", kind), int) for kind in ("nelbo", "nll"))
+    for kind in ("nelbo", *(kind for kind in KINDS if kind in result)):
+        yield from (((kind, "with_reconstruction", f"{key}{end}"), Real) for end in ENDS)
+        yield from (((kind, NUMBERS[kind][0]), int),) if kind in NUMBERS else ()
+    for name in baselines:
+        yield ("baselines", name, "name"), str
+        yield from ((("baselines", name, *number), Real) for number in ((key,), ("nelbo_difference", key)))
+
+
+def read_nats(folder: Path) -> dict[str, Float[np.ndarray, " n"]]:
+    """Nats of every example, by name."""
     file = folder / "evaluation.npz"
     nats = untrusted.arrays(file)
     if "nelbo" not in nats:
@@ -57,11 +162,10 @@ def read_nats(folder: Path) -> dict[str, np.ndarray]:
     return nats
 
 
-def per_example(folder: Path, kind: str = "nelbo") -> np.ndarray:
-    """NELBO or NLL of every example that a run was evaluated on, (n,), in bits/dim or nats as the run reports it."""
+def per_example(folder: Path, kind: str = "nelbo") -> Float[np.ndarray, " n"]:
+    """NELBO or NLL of every example that a run was evaluated on, in bits/dim or nats as the run reports it."""
     result = untrusted.json_object(folder / "evaluation.json")
-    nats = read_nats(folder)[kind]
-    return nats / (result["dims"] * math.log(2) if result["unit"] == "bits/dim" else 1.0)
+    return read_nats(folder)[kind] / nats_of_unit(result)
 
 
 def difference(pairs: Sequence[tuple[Path, Path]], kind: str = "nelbo") -> Difference:
@@ -115,20 +219,20 @@ def _examples(result: dict) -> str:
     """What a run was evaluated on, in words."""
     options = [f"{key} = {literal(value)}" for key, value in result["data"].items() if key != "name"]
     data = " with ".join([result["data"]["name"], *([", ".join(options)] if options else [])])
-    counts = " and ".join(f"{n} for the {KINDS[kind]}" for kind, n in _counts(result) if n)
+    counts = " and ".join(f"{n} for the {KINDS[kind]}" for kind, n in _counts(result))
     content = f" (SHA-256 {sha256[:8]})" if (sha256 := result.get("examples_sha256")) else ""
     return f"{counts} of the {result['split']} split of {brief(data)}{content}"
 
 
 def _counts(result: dict) -> list[tuple[str, int]]:
     """How many examples each likelihood is of; that of few steps has those of the NELBO."""
-    return [(kind, n) for kind, n in result["images"].items() if kind != "ancestral"]
+    return [(kind, n) for kind, n in result["images"].items() if n and kind != "ancestral"]
 
 
 def likelihood_table(result: dict) -> str:
     """An evaluation as text: NELBO and NLL, each with and without the reconstruction term, and the baselines."""
     key = number_key(result)
-    rows: list[tuple[str, ...]] = [("", result["unit"], "± standard error", "estimator noise", "solver error")]
+    rows: list[Row] = [("", result["unit"], "± standard error", "estimator noise", "solver error")]
     for kind, name in KINDS.items():
         if kind in NUMBERS and kind in result:
             key_of, letter = NUMBERS[kind]
@@ -136,16 +240,16 @@ def likelihood_table(result: dict) -> str:
         for part, remark in (("with", ""), ("without", " without reconstruction (no likelihood)")):
             if f"{part}_reconstruction" in result.get(kind, {}):
                 values = result[kind][f"{part}_reconstruction"]
-                numbers = (values[key + suffix] for suffix in ("", "_standard_error", "_estimator_noise"))
-                error = result[kind].get("solver_error")  # which the NELBO and earlier evaluations have not
+                numbers = (values[key + suffix] for suffix in ENDS)
+                error = result[kind].get("solver_error")  # which the NELBO has not
                 cells = *(f"{number:.4f}" for number in numbers), f"{error[key]:.1g}" if error else ""
                 rows.append((name + remark, *cells))
-    for row in result.get("baselines", {}).values():  # which earlier evaluations have not
+    for row in result.get("baselines", {}).values():
         numbers = (f"{row[key + end]:.4f}" for end in ("", "_standard_error"))
         rows.append((f"baseline: {baseline_name(row)}", *numbers, "", ""))
-    if result["entropy_nats"] is not None:
+    if result.get("entropy_nats") is not None:
         rows.append(("entropy of the data", f"{result['entropy_nats']:.4f}", "", "", ""))
-    counts = ", ".join(f"{n} for the {KINDS[kind].split()[0]}" for kind, n in _counts(result) if n)
+    counts = ", ".join(f"{n} for the {KINDS[kind].split()[0]}" for kind, n in _counts(result))
     lines = [table(rows), f"{result['split']} split: {counts}; ε = {result['eps']:g}"]
     if "groups" in result:
         lines.append(f"standard errors are over {result['groups']} groups of examples that are alike")
@@ -155,8 +259,7 @@ def likelihood_table(result: dict) -> str:
     both = [result[kind]["with_reconstruction"][key] for kind in ("nelbo", "nll") if kind in result]
     if len(both) == 2 and both[1] > both[0]:
         lines.append("The NELBO bounds the law of the SDE; the NLL is of that of the ODE, and may lie above it.")
-    lines += of_classes(result)
-    lines += unconverged(result)
+    lines += of_classes(result) + unconverged(result)
     return "\n".join(lines + ([f"codes: {result['codes']}"] if "codes" in result else []))
 
 
@@ -164,10 +267,9 @@ def of_classes(result: dict) -> list[str]:
     """The NELBO of each class, where the model is one of p(x|class)."""
     if not result.get("classes"):
         return []
-    unit = result["dims"] * math.log(2) if result["unit"] == "bits/dim" else 1.0
-    rows: list[tuple[str, ...]] = [("class", "examples", f"NELBO, {result['unit']}", "± standard error")]
+    rows: list[Row] = [("class", "examples", f"NELBO, {result['unit']}", "± standard error")]
     for label, own in result["classes"].items():
-        numbers = (own["nats"] / unit, own["nats_standard_error"] / unit)
+        numbers = (own[key] / nats_of_unit(result) for key in ("nats", "nats_standard_error"))
         rows.append((label, str(own["images"]), *(f"{number:.4f}" for number in numbers)))
     return ["", table(rows), ""]
 
@@ -187,16 +289,22 @@ def unconverged(result: dict) -> list[str]:
     return lines
 
 
-def baseline_name(row: dict) -> str:
+def baseline_name(row: Mapping) -> str:
     """What a table calls a baseline, see :func:`indm.evaluation.baselines.baselines`."""
     return f"{row['name']}, {row['detail']}" if "detail" in row else row["name"]
 
 
-def number_key(result: dict) -> str:
-    return "bits_per_dim" if result["unit"] == "bits/dim" else "nats"
+def number_key(result: Mapping) -> str:
+    """The key of the numbers in the unit of an evaluation."""
+    return "bits_per_dim" if result.get("unit") == "bits/dim" else "nats"
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
+def nats_of_unit(result: Mapping) -> float:
+    """Nats in one unit of an evaluation."""
+    return result["dims"] * math.log(2) if result["unit"] == "bits/dim" else 1.0
+
+
+def table(rows: Sequence[Row]) -> str:
     """Rows of cells as lines of text, columns aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

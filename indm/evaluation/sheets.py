@@ -3,21 +3,27 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Num
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from indm.evaluation import style
+from indm.evaluation import plots
+from indm.evaluation.plots import DATA_COLOUR, Colours, Limits, Pixels
 
 SMALLEST = 64  # pixels of an image's shorter side, at least
 WIDTH = 1100  # pixels of a sheet, about
 PAD, GREY = 6, 0.6  # the lines between images: pixels, and brightness
 FEWEST = 8  # images side by side in a sheet of many, at least, however large they are
 GAP = 12  # pixels around a panel
-LINE = round(1.5 * style.FONT_SIZE * style.DPI / 72)  # pixels of a line of text
+SIDE = 5  # images along a side of a panel of samples
+IN_ROW = 16  # images of a class
+IN_GRID = 256  # images of a grid, at most
+LINE = round(1.5 * plots.FONT_SIZE * plots.DPI / 72)  # pixels of a line of text
 
 
 @dataclass(frozen=True)
@@ -51,9 +57,8 @@ def enlargement(shape: torch.Size, room: int = 0) -> int:
     return max(1, math.ceil(SMALLEST / min(height, width)), math.ceil(room / width))
 
 
-def grid(images: Tensor, levels: int, columns: int | None = None, factor: int | None = None) -> np.ndarray:
-    """A grid of images (N, C, H, W) in grey levels as (height, width, 3) bytes, with lines of :data:`PAD` grey pixels
-    around each.
+def grid(images: Tensor, levels: int, columns: int | None = None, factor: int | None = None) -> Pixels:
+    """A grid of images (N, C, H, W) in grey levels as bytes, with lines of :data:`PAD` grey pixels around each.
 
     Args:
         images: their channels are averaged if they are not 1 or 3.
@@ -71,8 +76,8 @@ def grid(images: Tensor, levels: int, columns: int | None = None, factor: int | 
     return (whole.numpy() * 255).round().astype(np.uint8)
 
 
-def sheet(panels: Sequence[Panel], levels: int, across: int | None = None) -> np.ndarray:
-    """Panels of images of one size as (height, width, 3) bytes, on white.
+def sheet(panels: Sequence[Panel], levels: int, across: int | None = None) -> Pixels:
+    """Panels of images of one size as bytes, on white.
 
     Args:
         panels: one at least has images.
@@ -110,7 +115,7 @@ def sheet(panels: Sequence[Panel], levels: int, across: int | None = None) -> np
     return pen.on_paper(across * pitch + GAP, top + GAP, placed)
 
 
-def in_turns(rows: Mapping[str, Tensor], levels: int) -> np.ndarray:
+def interleaved(rows: Mapping[str, Tensor], levels: int) -> Pixels:
     """Images (N, C, H, W) of equal N below one another, in as many bands as it takes, as :func:`sheet`.
 
     Args:
@@ -124,6 +129,59 @@ def in_turns(rows: Mapping[str, Tensor], levels: int) -> np.ndarray:
     parts = zip(*(images.split(columns) for images in rows.values()), strict=True)
     panels = [Panel(torch.cat(part), len(part[0]), rows=list(rows)) for part in parts]
     return sheet(panels, levels, across=1)
+
+
+def save_grid(images: Num[Tensor, "n c h w"], levels: int, path: Path, columns: int | None = None) -> None:
+    """Write the first :data:`IN_GRID` images in grey levels as a grid, small ones enlarged by a whole number."""
+    plots.save_pixels(grid(images[:IN_GRID], levels, columns), path)
+
+
+def save_classes(images: Num[Tensor, "n c h w"], levels: int, labels: Sequence[str], path: Path) -> None:
+    """Write images of the classes ``labels``, as many of each, one class after the other, a row a class.
+
+    At most :data:`IN_ROW` of each are shown.
+    """
+    shown = images.unflatten(0, (len(labels), -1))[:, :IN_ROW]
+    panel = Panel(shown.flatten(0, 1), columns=shown.shape[1], rows=labels)
+    plots.save_pixels(sheet([panel], levels), path)
+
+
+@plots.styled
+def samples_picture(panels: Mapping[str, Tensor | str], levels: int, colours: Colours, limits: Limits = None) -> Pixels:
+    """Samples side by side, as bytes: images, or points of which the first two entries are shown.
+
+    Args:
+        panels: by title, samples (N, C, H, W) in grey levels or (N, D), or words that say why there are none.
+        levels: number of grey levels.
+        colours: of points, by title.
+        limits: for points.
+    """
+    if any(isinstance(samples, Tensor) and samples.ndim == 4 for samples in panels.values()):
+        shown = {name: s if isinstance(s, str) else s[: SIDE**2] for name, s in panels.items()}
+        return sheet([Panel(images, SIDE, name) for name, images in shown.items()], levels)
+    columns = min(len(panels), 3)
+    figure = Figure(figsize=(3.4 * columns, 3.6 * -(-len(panels) // columns)))
+    drawn = list(figure.subplots(-(-len(panels) // columns), columns, squeeze=False).flat)
+    for axes, (name, samples) in zip(drawn, panels.items(), strict=False):
+        if isinstance(samples, Tensor) and samples.shape[1] > 1:
+            plots.dots(axes, samples, name, colours.get(name, DATA_COLOUR), limits)
+        else:
+            axes.set_title(name)
+            plots.say_empty(axes, samples if isinstance(samples, str) else "single numbers: no picture of points")
+    for axes in drawn[len(panels) :]:
+        axes.remove()
+    return plots.pixels_of(figure)
+
+
+def stacked(*pictures: Pixels) -> Pixels:
+    """Pictures below one another, in the middle of white paper."""
+    width = max(picture.shape[1] for picture in pictures)
+    rows = []
+    for picture in pictures:
+        left = (width - picture.shape[1]) // 2
+        sides = (left, width - picture.shape[1] - left)
+        rows.append(np.pad(picture, ((0, 0), sides, (0, 0)), constant_values=255))
+    return np.concatenate(rows)
 
 
 def _write_edges(pen: "_Pen", panel: Panel, size: tuple[int, ...], left: int, top: int) -> int:
@@ -144,25 +202,25 @@ class _Pen:
         self.words: list[tuple[str, float, float, str, str]] = []
 
     def width(self, word: str) -> int:
-        text = Figure(dpi=style.DPI).text(0, 0, word, size=style.FONT_SIZE, parse_math=False)
+        text = Figure(dpi=plots.DPI).text(0, 0, word, size=plots.FONT_SIZE, parse_math=False)
         return math.ceil(text.get_window_extent().width)
 
     def wrapped(self, text: str, room: int) -> list[str]:
         """Lines no wider than ``room``; none of no text."""
-        return style.in_lines(text, room, self.width).split("\n") if text else []
+        return plots.in_lines(text, room, self.width).split("\n") if text else []
 
     def write(self, text: str, x: float, y: float, horizontal: str, vertical: str) -> None:
         """``x`` and ``y`` in pixels from the upper left corner."""
         self.words.append((text, x, y, horizontal, vertical))
 
-    def on_paper(self, width: int, height: int, placed: list[tuple[int, int, np.ndarray]]) -> np.ndarray:
+    def on_paper(self, width: int, height: int, placed: list[tuple[int, int, np.ndarray]]) -> Pixels:
         """White paper with all words and grids."""
-        figure = Figure(((width + 0.5) / style.DPI, (height + 0.5) / style.DPI), dpi=style.DPI)
+        figure = Figure(((width + 0.5) / plots.DPI, (height + 0.5) / plots.DPI), dpi=plots.DPI)
         for text, x, y, horizontal, vertical in self.words:
             figure.text(
-                x / width, 1 - y / height, text, ha=horizontal, va=vertical, size=style.FONT_SIZE, parse_math=False
+                x / width, 1 - y / height, text, ha=horizontal, va=vertical, size=plots.FONT_SIZE, parse_math=False
             )
-        paper = style.rendered(figure)
+        paper = plots.rendered(figure)
         for top, left, pixels in placed:
             paper[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
         return paper

@@ -56,9 +56,8 @@ def mean_error_and_noise(
 ) -> tuple[float, float, float]:
     """Mean over samples, its standard error (see :func:`mean_and_error`), and the part of it that is estimator noise.
 
-    The noise is the standard error that would remain if the samples themselves were fixed: the root of the mean
-    variance within a sample, divided by repeats · n. Where draws are stratified over the batch (the times of the
-    NELBO) the mean is sharper than that.
+    The noise would remain if the samples themselves were fixed: √(mean variance within a sample / (repeats · n)). Where
+    draws are stratified over the batch (the times of the NELBO) the mean is sharper than that.
     """
     repeats, n = draws.shape
     noise = math.sqrt(draws.var(0).mean().item() / (repeats * n))
@@ -176,10 +175,8 @@ def judged(differences: Sequence[Difference], tested: Sequence[bool] | None = No
             "p": p,
             "p_holm": p_holm,
         }
-        rows.append(
-            {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-            | {"verdict": verdict(d.difference, p_holm, less="better", more="worse")}
-        )
+        row = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        rows.append(row | {"verdict": verdict(d.difference, p_holm, less="better", more="worse")})
     return rows
 
 

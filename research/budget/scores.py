@@ -8,9 +8,8 @@ from torch import Tensor
 
 from indm.data.base import Data, as_data, stack
 from indm.data.registry import load_data
-from indm.evaluation.distances import frechet_distance
-from indm.evaluation.extractor import load_or_train
-from indm.evaluation.general_features import general_features
+from indm.evaluation.extractor import general_features, load_or_train
+from indm.evaluation.sample_quality import frechet_distance
 from indm.evaluation.statistics import jackknife
 from indm.runs.folder import recipe_of
 from indm.runs.samples import SAMPLES, read_samples

@@ -15,7 +15,7 @@ from tyro.conf import arg
 from indm.config import recipes
 from indm.config.options import ReportOptions
 from indm.config.recipes import Recipe
-from indm.evaluation.budgets import MARGIN
+from indm.evaluation.methods import MARGIN
 from indm.evaluation.statistics import LEVEL
 from indm.files import atomic, untrusted
 from indm.messages import nearest, reason

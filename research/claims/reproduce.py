@@ -13,15 +13,14 @@ from tqdm.auto import tqdm
 
 import indm
 from indm.data.base import Data
-from indm.evaluation.budgets import are_equal
+from indm.evaluation.compare import conclusions, with_error
 from indm.evaluation.extractor import Extractor
+from indm.evaluation.methods import are_equal
 from indm.evaluation.page import Page
-from indm.evaluation.style import colours_of
+from indm.evaluation.plots import colours_of
+from indm.evaluation.records import Record, Setup, record_of
+from indm.evaluation.report import add_runs
 from indm.files import atomic
-from indm.report.measurements import Setup
-from indm.report.records import Record, conclusions, record_of
-from indm.report.tables import with_error
-from indm.report.writer import add_runs
 from indm.runs.devices import on_cpu
 from indm.runs.folder import end_of
 from indm.runs.processes import LOCK, run_lock

@@ -20,8 +20,8 @@ from indm.config import recipes
 from indm.data.base import Data
 from indm.data.registry import load_data
 from indm.evaluation.extractor import Extractor, load_or_train
-from indm.evaluation.runs import evaluate_run
-from indm.report.measurements import Setup, measure
+from indm.evaluation.records import Setup, measure
+from indm.evaluation.results import evaluate_run
 from indm.runs.folder import finished
 from indm.training import checkpoints
 from indm.training.loop import train

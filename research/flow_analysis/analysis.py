@@ -11,10 +11,10 @@ from tqdm.auto import tqdm
 
 from indm.conditions import at, at_data, at_rows, rows_of_data
 from indm.data.base import Data, stack
+from indm.evaluation.records import Setup
 from indm.evaluation.statistics import share_error
 from indm.flows import Flow, require_one_map
 from indm.flows.check import LARGEST, singular_values
-from indm.report.measurements import Setup
 from indm.rng import randn_like
 from indm.runs.folder import open_model
 from indm.sampling import log_snr_grid

@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from indm.evaluation import plots
-from indm.evaluation.style import DATA_COLOUR, colours_of, say_empty, styled
+from indm.evaluation.plots import DATA_COLOUR, colours_of, say_empty, styled
+from indm.evaluation.report import Sections
 from indm.flows.check import LARGEST
-from indm.report.writer import Sections
 
 MOVES = 1e-6  # size of the displacement from which a flow does anything
 DATA = "the data themselves"

@@ -20,9 +20,8 @@ from indm.config import recipes
 from indm.config.recipes import Recipe
 from indm.data.base import Data, stack
 from indm.data.registry import load_data
-from indm.evaluation.distances import frechet_distance
-from indm.evaluation.extractor import Extractor, load_or_train
-from indm.evaluation.general_features import GeneralFeatures, general_features
+from indm.evaluation.extractor import Extractor, GeneralFeatures, general_features, load_or_train
+from indm.evaluation.sample_quality import frechet_distance
 from indm.evaluation.statistics import jackknife
 from indm.model import count_parameters
 from indm.runs.devices import make_accelerator

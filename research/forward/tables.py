@@ -8,9 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from indm.evaluation.plots import save_figure
+from indm.evaluation.plots import colours_of, save_figure, styled
 from indm.evaluation.statistics import over_seeds
-from indm.evaluation.style import colours_of, styled
 from research.flow_gain.tables import bits, difference, records_of, signed
 from research.markdown import in_table
 from research.records import Records

@@ -13,11 +13,10 @@ from indm.data.registry import load_data
 from indm.evaluation.extractor import load_or_train
 from indm.evaluation.methods import check_distinct
 from indm.evaluation.page import Page
-from indm.evaluation.style import colours_of
+from indm.evaluation.plots import colours_of
+from indm.evaluation.records import Setup, by_group, gather
+from indm.evaluation.report import Sections, common_data
 from indm.files import atomic
-from indm.report.measurements import Setup
-from indm.report.records import by_group, gather
-from indm.report.writer import Sections, common_data
 from indm.runs.folder import check_absent
 from indm.runs.provenance import provenance, weights_hash
 from research.command import main

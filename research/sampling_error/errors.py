@@ -21,6 +21,7 @@ from indm.data.base import Data, stack
 from indm.data.densities import DENSITIES, Density, Points
 from indm.evaluation.extractor import Extractor
 from indm.evaluation.likelihood import evaluate
+from indm.evaluation.records import Setup, samplers_of
 from indm.evaluation.sample_quality import (
     STEPS,
     count_images,
@@ -33,7 +34,6 @@ from indm.evaluation.sample_quality import (
 from indm.evaluation.statistics import mean_and_error
 from indm.likelihood import latents_of
 from indm.objective import prior_term
-from indm.report.measurements import Setup, samplers_of
 from indm.rng import randn_like
 from indm.runs.folder import open_model
 from indm.sampling import Sampler, make_sampler

@@ -1,25 +1,19 @@
-"""What a page says of the sampling error of runs: tables, a figure, a chart and a sentence."""
+"""What a page says of the sampling error of runs: tables, a chart and a sentence."""
 
 import functools
 import math
 import operator
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
-from matplotlib.figure import Figure
-
-from indm.evaluation import plots
+from indm.evaluation.compare import Rows, distance_cell, with_error
+from indm.evaluation.figures import Measured, sampler_views
+from indm.evaluation.page import View
+from indm.evaluation.plots import Colours
+from indm.evaluation.records import Record
+from indm.evaluation.report import Sections
 from indm.evaluation.statistics import over_seeds
-from indm.evaluation.style import styled
-from indm.report import charts
-from indm.report.figures import Colours, Measured, by_sampler, line_of, lines_of_groups
-from indm.report.records import Record
-from indm.report.tables import Rows, distance_cell, with_error
-from indm.report.writer import Sections
 from indm.sampling import make_sampler
-
-View = charts.View
 
 
 def add_errors(sections: Sections) -> None:
@@ -31,12 +25,13 @@ def add_errors(sections: Sections) -> None:
         "the data, and is never negative."
     )
     sections.page.table(loss_rows(sections.having("errors")))
-    sections.draw(
+    views = loss_views(sections.having("errors"), sections.colours)
+    sections.chart(
         "loss",
         "Root mean square over entries, in model units, over evaluations of the network, both on logarithmic axes: "
         "lower is better. Bars are one standard error.",
-        lambda path: loss_figure(sections.having("errors"), path, sections.colours),
-        loss_chart(sections.having("errors"), sections.colours),
+        views,
+        columns=len(views),
     )
     if sections.having("transport"):
         sections.page.heading("Transport along the probability flow")
@@ -147,32 +142,11 @@ def error_terms(seeds: list[dict]) -> list[tuple[str, str, list[float], float]]:
     return terms
 
 
-@styled
-def loss_figure(groups: list[list[Record]], path: Path, colours: Colours) -> None:
-    """What few steps lose, pair by pair: a panel for each sampler, a line for each group."""
-    samplers = by_sampler(losses_of(groups))
-    figure = Figure(figsize=(max(6, 3.4 * len(samplers)), 4))
-    panels = figure.subplots(1, len(samplers), sharey=True, squeeze=False)[0]
-    for axes, sampler in zip(panels, samplers, strict=True):
-        lines_of_groups(axes, sampler, samplers[sampler], "rms", colours)
-    panels[0].set_ylabel("loss, RMS (model units)")
-    plots.save_figure(figure, path)
-
-
 def losses_of(groups: Sequence[Sequence[Record]]) -> Measured:
     """What few steps lose."""
     return {group[0].group: [record.measurements["errors"]["discretization"] for record in group] for group in groups}
 
 
-def loss_chart(groups: Sequence[Sequence[Record]], colours: Colours) -> list[View]:
+def loss_views(groups: Sequence[Sequence[Record]], colours: Colours) -> list[View]:
     """What few steps lose over evaluations, a view for each sampler."""
-    return [
-        charts.view_of(
-            sampler,
-            charts.EVALUATIONS,
-            "loss, RMS (model units)",
-            [charts.line(name, line_of(seeds, sampler, "rms"), colours) for name, seeds in measured.items()],
-            log=True,
-        )
-        for sampler, measured in by_sampler(losses_of(groups)).items()
-    ]
+    return sampler_views(losses_of(groups), "rms", "loss, RMS (model units)", colours)

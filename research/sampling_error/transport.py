@@ -9,10 +9,10 @@ from torch import Tensor
 
 from indm.conditions import at_data
 from indm.data.base import stack
+from indm.evaluation.records import Setup
 from indm.evaluation.sample_quality import encode_ode
 from indm.evaluation.statistics import FOLDS, jackknife
 from indm.flows import require_one_map
-from indm.report.measurements import Setup
 from indm.rng import randn_like
 from indm.runs.folder import open_model
 from indm.tensors import Batch, evaluation_mode

@@ -13,16 +13,15 @@ from solvers import solve_roughly
 import indm
 from indm.config.options import ReportOptions
 from indm.data.registry import load_data
-from indm.evaluation import style
+from indm.evaluation import plots
 from indm.evaluation.extractor import train_extractor
-from indm.report.measurements import Setup, measure
-from indm.report.records import Record
+from indm.evaluation.records import Record, Setup, measure
 from indm.training.loop import train
 from research.command import main
 from research.measurements import MEASUREMENTS, SAMPLING_ERROR
 from research.sampling_error import errors
 from research.sampling_error.__main__ import SamplingError
-from research.sampling_error.page import best_sampler, loss_chart
+from research.sampling_error.page import best_sampler, loss_views
 
 DIGITS = {
     "flow": "coupling", "flow.depth": 1, "flow.width": 4, "net": "mlp", "net.width": 16, "net.depth": 1,
@@ -43,7 +42,7 @@ def digits(tmp_path_factory):
     train(indm.recipe("digits", linear), base / "linear", progress=False)
     folders = [base / "indm" / "0", base / "indm" / "1", base / "linear"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(style, "DPI", 40)
+        patch.setattr(plots, "DPI", 40)
         patch.setattr(errors, "CONVERGED_STEPS", 40)
         solve_roughly(patch)
         assert main(SamplingError, [*map(str, folders), "--out", str(base / "out"), *FEW]) == 0
@@ -135,9 +134,9 @@ def test_a_sentence_names_the_sampler_that_loses_least_in_few_steps():
         "0.150 ± 0.001 with the same sampler. These differences are not tested."
     )
     assert best_sampler([lossy("own")]) == ""
-    unipc, heun, _ = loss_chart([[ours]], {"indm": "#123456"})
-    assert (unipc["name"], heun["name"]) == ("unipc", "heun") and unipc["log"]
-    assert unipc["lines"][0]["points"] == [[6, 0.1, 0.001], [11, 0.05, 0.001]]
+    unipc, heun, _ = loss_views([[ours]], {"indm": "#123456"})
+    assert (unipc.name, heun.name) == ("unipc", "heun") and unipc.log
+    assert unipc.lines[0].points == [(6, 0.1, 0.001), (11, 0.05, 0.001)]
 
 
 @pytest.mark.long

@@ -34,18 +34,16 @@ import indm
 from indm.config import recipes
 from indm.data.base import Data, stack
 from indm.data.registry import load_data
-from indm.evaluation.extractor import load_or_train
-from indm.evaluation.general_features import general_features
+from indm.evaluation.extractor import general_features, load_or_train
 from indm.evaluation.plots import save_pixels
 from indm.evaluation.sheets import Panel, sheet
 from indm.evaluation.statistics import over_seeds
-from indm.evaluation.translation_metrics import COLUMNS, limits, translation_metrics, two_classes
-from indm.evaluation.translation_runs import TranslationRuns, open_runs
-from indm.evaluation.translation_truth import RECALL, against_truth
 from indm.model import INDM, count_parameters
 from indm.training.loop import train
 from indm.training.pairs import as_bridge, train_pair
 from indm.translation import Route, sdedit, two_models
+from indm.translation_of_files.metrics import COLUMNS, RECALL, against_truth, limits, translation_metrics, two_classes
+from indm.translation_of_files.routes import TranslationRuns, open_runs
 from research.markdown import in_table
 from research.records import RECORDS, Records, made_by
 

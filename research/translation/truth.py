@@ -26,8 +26,6 @@ import indm
 from indm.config import recipes
 from indm.data.base import as_data, stack
 from indm.data.registry import load_data
-from indm.evaluation.translation_runs import open_runs
-from indm.evaluation.translation_truth import others_as_near
 from indm.flows import Identity
 from indm.model import INDM
 from indm.scaling import Scaling
@@ -35,6 +33,8 @@ from indm.sde.linear import VPSDE, LinearSDE
 from indm.tensors import expand_like
 from indm.training.pairs import train_pair
 from indm.translation import two_models
+from indm.translation_of_files.metrics import others_as_near
+from indm.translation_of_files.routes import open_runs
 from research.markdown import in_table
 from research.records import RECORDS, Records, made_by
 

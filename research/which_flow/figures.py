@@ -13,9 +13,8 @@ from matplotlib.figure import Figure
 import indm
 from indm.data.base import stack
 from indm.data.registry import load_data
-from indm.evaluation.distances import mmd, sliced_wasserstein
-from indm.evaluation.plots import save_figure
-from indm.evaluation.style import styled
+from indm.evaluation.plots import save_figure, styled
+from indm.evaluation.sample_quality import mmd, sliced_wasserstein
 from indm.runs.folder import open_run
 from indm.training.penalties import normal_law
 from research.which_flow.grids import GRIDS

@@ -30,8 +30,8 @@ from indm.cli.main import main
 from indm.config import recipes
 from indm.data.registry import load_data
 from indm.evaluation import sheets
+from indm.evaluation.figures import slerp
 from indm.model import build_model
-from indm.report.figures import slerp
 from indm.sampling import default_sampler
 from indm.scaling import Scaling
 from indm.translation import bridge

@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from indm.evaluation.distances import frechet_distance, mmd, sliced_wasserstein
+from indm.evaluation.sample_quality import frechet_distance, mmd, sliced_wasserstein
 
 
 def normal(n, mean, std, seed):

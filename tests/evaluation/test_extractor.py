@@ -6,8 +6,8 @@ from torch import nn
 
 from indm.data.base import stack
 from indm.data.registry import load_data
-from indm.evaluation.distances import frechet_distance
 from indm.evaluation.extractor import Extractor, load_or_train, shifted, train_extractor
+from indm.evaluation.sample_quality import frechet_distance
 
 
 @pytest.fixture(scope="module")

@@ -17,19 +17,19 @@ from safetensors.torch import load_file, save_file
 from indm.cli.main import main
 from indm.data.base import stack
 from indm.data.registry import load_data
-from indm.evaluation.distances import frechet_distance
-from indm.evaluation.extractor import Extractor, train_extractor
-from indm.evaluation.features import (
+from indm.evaluation.extractor import SHA256, Extractor, general_features, train_extractor
+from indm.evaluation.fid import (
     INCEPTION_FILE,
     INCEPTION_URL,
+    add_record,
     find_features,
     fit,
     inception_features,
-    own_features,
+    score,
+    score_table,
 )
-from indm.evaluation.fid import add_record, score, score_table
-from indm.evaluation.general_features import SHA256, general_features
 from indm.evaluation.image_sources import Images, open_images
+from indm.evaluation.sample_quality import frechet_distance
 from indm.files.plain import cache_folder
 from indm.runs.provenance import weights_hash
 from indm.runs.samples import read_samples
@@ -60,6 +60,12 @@ def images(raw, levels=17):
     return Images(raw, levels, {})
 
 
+@pytest.fixture
+def sets(digits, folder):
+    """30 samples, 40 images of reference, and the features."""
+    return images(stack(digits.test, 30)), images(stack(digits.train, 40)), find_features(folder)
+
+
 def save_images(folder, raw, mode="L"):
     """Digits as files of 256 grey levels, in an order that sorting keeps."""
     folder.mkdir()
@@ -77,7 +83,7 @@ def scored(digits, folder, tmp_path_factory):
     samples, reference = stack(digits.test, 120), stack(digits.train, 120)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INDM_DATA", str(tmp_path_factory.mktemp("cache")))
-        record = score(images(samples), images(reference), own_features(folder), progress=False)
+        record = score(images(samples), images(reference), find_features(folder), progress=False)
     extractor = Extractor.load(folder)
     a, b = (extractor.features(raw) for raw in (samples, reference))
     with torch.no_grad():
@@ -132,7 +138,7 @@ def test_no_image_is_dropped_whatever_the_batches(digits, folder):
     """65 images are a batch of 64 and one more, which has its part in the mean."""
     raw = stack(digits.test, 65).clone()
     raw[64:] = 16
-    features, extractor = own_features(folder), Extractor.load(folder)
+    features, extractor = find_features(folder), Extractor.load(folder)
     record = score(images(raw), images(stack(digits.train, 70)), features, progress=False)
     expected = frechet_distance(extractor.features(raw), extractor.features(stack(digits.train, 70)))
     assert record["scores"]["frechet_distance"] == pytest.approx(expected, rel=1e-4)
@@ -152,12 +158,12 @@ def kept():
     return file
 
 
-def test_the_reference_is_seen_once(digits, folder, seen, home):
+def test_the_reference_is_seen_once(digits, sets, seen, home):
     """Its features are kept for its pixels and this extractor, and no other."""
-    samples, reference, features = images(stack(digits.test, 30)), images(stack(digits.train, 40)), own_features(folder)
-    first = score(samples, reference, features, progress=False)
+    samples, _, features = sets
+    first = score(*sets, progress=False)
     assert sorted(seen) == [30, 40] and kept().suffix == ".safetensors"
-    again = score(samples, reference, features, progress=False)
+    again = score(*sets, progress=False)
     assert sorted(seen) == [30, 30, 40] and again == first
     score(samples, images(stack(digits.valid, 40)), features, progress=False)
     assert sorted(seen) == [30, 30, 30, 40, 40]
@@ -169,25 +175,23 @@ class Code:
         return os.mkdir, ("run-by-a-pickle",)
 
 
-def test_a_pickle_where_features_are_kept_is_not_run(digits, folder, home, tmp_path, monkeypatch):
+def test_a_pickle_where_features_are_kept_is_not_run(sets, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    samples, reference, features = images(stack(digits.test, 30)), images(stack(digits.train, 40)), own_features(folder)
-    first = score(samples, reference, features, progress=False)
+    first = score(*sets, progress=False)
     places = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert places
     for path in places:
         path.write_bytes(pickle.dumps(Code()))
-    assert score(samples, reference, features, progress=False) == first
+    assert score(*sets, progress=False) == first
     for path in places:
         torch.save(Code(), path)
-    assert score(samples, reference, features, progress=False) == first
+    assert score(*sets, progress=False) == first
     assert not (tmp_path / "run-by-a-pickle").exists()
 
 
-def test_features_of_something_else_are_made_anew(digits, folder, seen, tmp_path):
+def test_features_of_something_else_are_made_anew(sets, seen, tmp_path):
     """Also where a name would lead out of the folder that they are laid in."""
-    samples, reference, features = images(stack(digits.test, 30)), images(stack(digits.train, 40)), own_features(folder)
-    first = score(samples, reference, features, progress=False)
+    first = score(*sets, progress=False)
     good = load_file(kept())
     name = next(iter(good))
     for change in (
@@ -196,21 +200,20 @@ def test_features_of_something_else_are_made_anew(digits, folder, seen, tmp_path
     ):  # fmt: skip
         save_file({key: value.clone() for key, value in (good | change).items()}, kept())
         seen.clear()
-        assert score(samples, reference, features, progress=False) == first and sorted(seen) == [30, 40]
+        assert score(*sets, progress=False) == first and sorted(seen) == [30, 40]
         assert load_file(kept()).keys() == good.keys()
     assert not list(tmp_path.glob("out*"))
 
 
-def test_features_that_cannot_be_kept_cost_time_alone(digits, folder, tmp_path, monkeypatch):
+def test_features_that_cannot_be_kept_cost_time_alone(sets, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    samples, reference, features = images(stack(digits.test, 30)), images(stack(digits.train, 40)), own_features(folder)
-    first = score(samples, reference, features, progress=False)
+    first = score(*sets, progress=False)
     monkeypatch.setenv("INDM_DATA", str(tmp_path / "file"))
-    assert score(samples, reference, features, progress=False) == first
+    assert score(*sets, progress=False) == first
 
 
 def test_scores_check_their_images(digits, folder):
-    features, raw = own_features(folder), stack(digits.train, 40)
+    features, raw = find_features(folder), stack(digits.train, 40)
     with pytest.raises(ValueError, match=r"reference must be at least 20 images, .* got 19"):
         score(images(raw), images(raw[:19]), features, progress=False)
     with pytest.raises(ValueError, match=r"one shape, got \(1, 8, 8\) and \(1, 16, 16\)"):
@@ -229,7 +232,7 @@ def test_scores_check_their_images(digits, folder):
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_a_folder_is_its_data_set(digits, folder, tmp_path, mode):
     """Files of 256 levels, grey or grey in RGB, come back as the 17 levels that they were made of."""
-    raw, features = stack(digits.test, 50), own_features(folder)
+    raw, features = stack(digits.test, 50), find_features(folder)
     read = open_images(save_images(tmp_path / "files", raw, mode))
     assert read.levels == 256 and read.raw.shape == (50, 3 if mode == "RGB" else 1, 8, 8)
     assert torch.equal(fit(read, features), raw)
@@ -329,7 +332,7 @@ def test_inception_scores_what_it_sees(digits, home, monkeypatch):
     file.parent.mkdir(parents=True)
     torch.save(inside.state_dict(), file)
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    monkeypatch.setattr("indm.evaluation.features.INCEPTION_SHA256", sha256)
+    monkeypatch.setattr("indm.evaluation.fid.INCEPTION_SHA256", sha256)
 
     features = inception_features()
     samples, reference = images(stack(digits.test, 24)), images(stack(digits.train, 20))
@@ -414,7 +417,7 @@ def test_an_extractor_is_trained_where_there_is_none(tmp_path, digits, monkeypat
         extractor.save(folder)
         return extractor
 
-    monkeypatch.setattr("indm.evaluation.features.load_or_train", train)
+    monkeypatch.setattr("indm.evaluation.fid.load_or_train", train)
     for _ in range(2):
         features = find_features(tmp_path / "new", digits, progress=False)
     assert made == ["digits"] and features.provenance["train_images"] == 200

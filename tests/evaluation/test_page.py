@@ -8,7 +8,7 @@ from browsers import overflow
 from pages import assert_alone
 from PIL import Image
 
-from indm.evaluation.page import Page
+from indm.evaluation.page import Line, Page, View
 
 ROWS = [("", "NELBO, nats", "word"), ("b", "1,200.5 ± 3", "x"), ('a "q"', "−3.5 ± 1", "z"), ("c", "–", "y")]
 FIRST, SECOND = "</script><b>&", "second"
@@ -17,10 +17,8 @@ OPTIONS = ["--train.flow_lr 1e-3", "--nll-error 0.01", "--data-b.path", "--resum
 
 
 def view(name, log, *lines):
-    keys = ("name", "colour", "points", "reference")
-    return {"name": name, "x": f"{name} x", "y": f"{name} y", "log": log} | {
-        "lines": [dict(zip(keys, line, strict=True)) for line in lines]
-    }
+    made = [Line(title, points, colour) for title, colour, points in lines]
+    return View(name, f"{name} x", f"{name} y", made, log)
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +30,10 @@ def file(tmp_path_factory):
     page.text(f"Of runs/ann--tiny ({', '.join(OPTIONS)}).")
     page.table(ROWS)
     views = [
-        view("plain", False, (FIRST, "#0072b2", [[0, 1.0, 0.5], [1, 2.0, 0.0]], False),
-             (SECOND, None, [[0, 5.0, 0.0], [1, 4.0, 0.0]], False)),
-        view("fractions", False, (FIRST, "#0072b2", [[0, 1.0, 0.0], [0.5, 2.0, 0.0]], False)),
-        view("log", True, (FIRST, "#0072b2", [[1, 0.001, 0.0], [10, 0.1, 0.0], [100, 10.0, 0.0]], False)),
+        view("plain", False, (FIRST, "#0072b2", [[0, 1.0, 0.5], [1, 2.0, 0.0]]),
+             (SECOND, None, [[0, 5.0, 0.0], [1, 4.0, 0.0]])),
+        view("fractions", False, (FIRST, "#0072b2", [[0, 1.0, 0.0], [0.5, 2.0, 0.0]])),
+        view("log", True, (FIRST, "#0072b2", [[1, 0.001, 0.0], [10, 0.1, 0.0], [100, 10.0, 0.0]])),
     ]  # fmt: skip
     page.chart(views, folder / "a.png", CAPTION)
     frames = [Image.new("L", (40, 8), shade) for shade in (0, 100, 200)]

@@ -15,7 +15,7 @@ from PIL import Image
 from indm import INDM, PublishedScore
 from indm.cli.main import main
 from indm.config import recipes
-from indm.evaluation.runs import evaluate_run
+from indm.evaluation.results import evaluate_run
 from indm.flows import ActNorm, Identity
 from indm.published.convert.checkpoint import read_checkpoint
 from indm.published.convert.network import architecture, infer

@@ -13,7 +13,7 @@ from PIL import Image
 from indm.cli.main import main
 from indm.config import paths, recipes
 from indm.data import standard
-from indm.report.writer import common_data
+from indm.evaluation.report import common_data
 from indm.runs.folder import recipe_of
 
 FEW = ["--examples=4", "--nll-examples=0", "--overwrite", "--quiet"]

@@ -7,7 +7,7 @@ import torch
 from closed_form import within
 
 from indm.data.base import Data, InMemory
-from indm.evaluation.distances import mmd
+from indm.evaluation.sample_quality import mmd
 from indm.flows import ActNorm, Compose, CouplingFlow, Identity, InvertibleLinear, ResidualFlow
 from indm.model import INDM
 from indm.nets import Zero

@@ -23,7 +23,7 @@ from indm.cli.main import main
 from indm.config import recipes
 from indm.data.base import stack
 from indm.data.registry import load_data
-from indm.evaluation.distances import sliced_wasserstein
+from indm.evaluation.sample_quality import sliced_wasserstein
 from indm.files import atomic
 from indm.objective import Objective
 from indm.runs import signals

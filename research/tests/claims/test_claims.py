@@ -11,7 +11,7 @@ import torch
 from scipy.stats import ttest_rel
 
 from indm.data.densities import EightGaussians, log_gaussian_mixture
-from indm.report.records import Record
+from indm.evaluation.records import Record
 from indm.sde.linear import VESDE, VPSDE
 from research.claims import claims, control
 from research.claims.claims import CLAIMS, Claim, Evidence, Row, family_of, steps_to_goal

@@ -13,17 +13,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from processes import exit_code, fork
 
 import indm
 from indm.config import recipes
 from indm.data.registry import load_data
-from indm.evaluation import style
+from indm.evaluation import figures, plots
+from indm.evaluation.records import Record
 from indm.evaluation.statistics import holm
 from indm.flows import Identity
 from indm.model import build_model, count_parameters
-from indm.report import figures
-from indm.report.records import Record
 from indm.runs import folder as folder_module
 from indm.runs.folder import read_metrics
 from indm.runs.processes import run_lock
@@ -457,10 +457,10 @@ def test_the_whole_writes_a_row_for_every_verdict_and_repeats_itself(tmp_path, t
     monkeypatch.setattr(
         figures,
         "plane_figure",
-        lambda f, data, path, colours: plane.append(f.group) or figures.gap_figure([f], path, colours),
+        lambda f, data, particles, path, colours: plane.append(f.group) or plots.save_figure(Figure(), path),
     )
     monkeypatch.setattr(figures, "PARTICLES", 50)
-    monkeypatch.setattr(style, "DPI", 40)
+    monkeypatch.setattr(plots, "DPI", 40)
     out, threads = tmp_path / "out", torch.get_num_threads()
     verdicts = reproduce.reproduce(out, FAST, jobs=1, progress=False)
     assert len(done) == 14 and torch.get_num_threads() == threads and plane == ["linear", "indm"]

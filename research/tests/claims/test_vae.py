@@ -18,8 +18,7 @@ from indm.cli.main import main
 from indm.config import recipes
 from indm.data.base import stack
 from indm.data.registry import load_data
-from indm.evaluation.results import likelihood_table
-from indm.evaluation.runs import evaluate_run
+from indm.evaluation.results import evaluate_run, likelihood_table
 from indm.flows import Identity
 from indm.model import INDM, build_model, count_parameters
 from indm.nets import Zero

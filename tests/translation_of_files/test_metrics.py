@@ -10,9 +10,9 @@ import torch
 
 from indm.data.base import stack
 from indm.data.registry import load_data
-from indm.evaluation.distances import kernel_distance
 from indm.evaluation.extractor import train_extractor
-from indm.evaluation.translation_metrics import (
+from indm.evaluation.sample_quality import kernel_distance
+from indm.translation_of_files.metrics import (
     MOST_GENERAL,
     limits,
     row,

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_pairs import BY_COUPLING, SMALL, error_of, framed, pixels
+from toys import BY_COUPLING, SMALL, error_of, framed, pixels
 
 from indm.cli.main import main
 from indm.data.base import stack
 from indm.data.registry import load_data
 from indm.evaluation.image_sources import open_images
-from indm.evaluation.translation_runs import open_runs
-from indm.evaluation.translation_sources import find
 from indm.runs.folder import open_run
+from indm.translation_of_files.routes import open_runs
+from indm.translation_of_files.sources import find
 
 SIDES = (8, 12)
 
@@ -76,7 +76,7 @@ def test_grey_beside_colour_and_sizes_of_their_own_are_brought_to_one_canvas(tra
         opened = open_runs([trained / run])
         assert opened.models[0].shape == (3, *SIDES) and opened.grey == sides
         assert open_runs([trained / run], "backward").grey == sides[::-1]
-        for data, folder in zip(opened.sides, folders, strict=True):
+        for data, folder in zip(opened.datasets, folders, strict=True):
             first = {
                 np.asarray(Image.open(file).convert("RGB").resize((12, 8), 2)).tobytes() for file in folder.iterdir()
             }

@@ -27,7 +27,7 @@ RECORDED = ("indm", "git", "torch", "python", "device", "seed")  # of the proven
 
 
 def write(run: Path, folder: Path, name: str, license: str | None = None, command: str | None = None) -> None:
-    """Write into ``folder`` what others get of a run: model, recipe without the places of its data, samples, card.
+    """Write into ``folder`` what others get of a run: model, recipe without the paths of its data, samples, card.
 
     Args:
         run: a run folder with a model.
@@ -37,8 +37,8 @@ def write(run: Path, folder: Path, name: str, license: str | None = None, comman
         command: that made it, where others can run it.
 
     Raises:
-        ValueError: the run has no model or no end yet, its evaluation is of other weights, or the licence is none; a
-            pair of runs, which is two models.
+        ValueError: the run has no model or no end yet, its evaluation is of other weights, the licence is unknown, or
+            it is a pair of runs, which is two models.
     """
     if is_pair(run):
         each = " and ".join(f"'indm push {run / side} {name}-{side}'" for side in SIDES)
@@ -58,9 +58,10 @@ def sections(
 ) -> list[str]:
     """The sections of the card of a run, with the ``pictures`` that go with it and the ``command`` that made it."""
     parts = [f"{kind} `{recipe[kind]['name']}`" for kind in (*KINDS, *OPTIONAL_KINDS) if kind in recipe]
-    about = f"{_kind(recipe)} on the latent of a normalizing flow, by indm: {', '.join(parts)}."
+    kind = "A bridge: one diffusion from A at t = 0 to B at t = T," if is_bridge(recipe) else "A diffusion"
+    about = f"{kind} on the latent of a normalizing flow, by indm: {', '.join(parts)}."
     shown = [f"## Samples\n\n![Samples of the model]({file})" for file in pictures]
-    record = _record(run)
+    record = _stored(run / paths.RECORD)
     made_by = {"made by": command and f"`{command}`"} | {key: record.get(key) for key in RECORDED}
     return [
         about,
@@ -73,21 +74,17 @@ def sections(
     ]
 
 
-def _kind(recipe: Recipe) -> str:
-    return "A bridge: one diffusion from A at t = 0 to B at t = T," if is_bridge(recipe) else "A diffusion"
-
-
 def _ends(recipe: Recipe) -> dict[str, object]:
     """What A and B of a bridge are, by what differs between them."""
     if not is_bridge(recipe):
         return {}
     a, b = (paths.without_places(recipe)[table] for table in paths.TABLES)
-    return {side: _beside(own, other) for side, own, other in (("A", a, b), ("B", b, a))}
-
-
-def _beside(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    differing = [key for key, value in own.items() if key != "name" and value != other.get(key)]
-    return ", ".join([f"`{own['name']}`", *(f"`{key} = {recipes.literal(own[key])}`" for key in differing)])
+    ends = {}
+    for side, own, other in (("A", a, b), ("B", b, a)):
+        differing = [key for key, value in own.items() if key != "name" and value != other.get(key)]
+        options = [f"`{key} = {recipes.literal(own[key])}`" for key in differing]
+        ends[side] = ", ".join([f"`{own['name']}`", *options])
+    return ends
 
 
 def _how_to_translate(name: str, recipe: Recipe) -> list[str]:
@@ -118,15 +115,13 @@ result = model.scaling.to_data(way.translate(raw).x)
 
 def _picture(run: Path, weights: str) -> list[str]:
     """The picture of samples, where there is one of these weights."""
-    record = run / SAMPLE_FILES[0]
-    made_by = untrusted.json_object(record).get("provenance", {}) if record.exists() else {}
+    made_by = _stored(run / SAMPLE_FILES[0]).get("provenance", {})
     is_of_these = weights in dict(made_by.get("weights_sha256", {})).values()
     return [PICTURE] if is_of_these and (run / PICTURE).exists() else []
 
 
-def _record(run: Path) -> dict[str, Any]:
-    """The provenance of a run; nothing of one that has none, as one that was fetched."""
-    file = run / paths.RECORD
+def _stored(file: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where there is none, as in a run that was fetched."""
     return untrusted.json_object(file) if file.exists() else {}
 
 
@@ -139,7 +134,7 @@ def _data(recipe: Recipe, record: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _budget(run: Path) -> dict[str, object]:
-    summary = untrusted.json_object(run / "summary.json") if (run / "summary.json").exists() else {}
+    summary = _stored(run / "summary.json")
     count = {f"parameters of the {part}": summary.get(f"{part}_parameters") for part in ("flow", "score")}
     seconds = summary.get("seconds")
     return {"steps": end_of(run)["steps"], "time": None if seconds is None else f"{seconds:.0f} seconds"} | count

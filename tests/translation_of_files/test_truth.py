@@ -11,11 +11,10 @@ from sklearn.datasets import load_sample_images
 from torch.nn import functional as F
 
 from indm.cli.main import main
-from indm.evaluation import general_features as module
-from indm.evaluation.general_features import SameConv, general_features
+from indm.evaluation import extractor as module
+from indm.evaluation.extractor import SameConv, general_features
 from indm.evaluation.results import table
-from indm.evaluation.translation_metrics import structural_similarity
-from indm.evaluation.translation_truth import against_truth, check_truth, truth_rows
+from indm.translation_of_files.metrics import against_truth, check_truth, structural_similarity, truth_rows
 
 PALACE, DAISY = 698, 985  # of ImageNet
 

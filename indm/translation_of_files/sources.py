@@ -5,11 +5,12 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
+from jaxtyping import Num
 from PIL import Image
 from torch import Tensor
 
@@ -32,7 +33,7 @@ class Example(NamedTuple):
         alpha: how opaque that is, an image of mode "L"; None where it is opaque, or nobody asked.
     """
 
-    pixels: Tensor
+    pixels: Num[Tensor, "*event"]
     note: str = ""
     sides: tuple[int, int] | None = None
     alpha: Image.Image | None = None
@@ -45,7 +46,7 @@ class Item:
     Attributes:
         name: of its result, without suffix.
         source: the file that it is in.
-        read: gives the example.
+        read: reads the example.
         row: of an array; None of an image file.
     """
 
@@ -67,7 +68,7 @@ def find(
             the largest centred part of the model's aspect ratio, and the ``background`` of those with transparency, by
             default white.
         grey: make images grey, whatever the channels of the model.
-        strict: an image of another size, or a file that is no image, is an error.
+        strict: an image of another size, or a file that is not an image, is an error.
         alpha: also read how opaque images are.
 
     Raises:
@@ -75,42 +76,44 @@ def find(
             one name.
     """
     items: list[Item] = []
-    for source in sources:
-        for file, name in found_in(source):
-            if file.suffix.lower() in (ARRAY_SUFFIXES | tables.SUFFIXES if len(model.shape) == 1 else ARRAY_SUFFIXES):
-                items += _rows(file, name, model)
-            elif len(model.shape) != 3 or model.shape[0] not in (1, 3):
-                raise ValueError(
-                    f"{file}: events of shape {model.shape} are no image files; .npz, .npy or .csv would do"
-                )
-            else:
-                items.append(Item(name, file, image_reader(file, model, data, grey, strict, alpha)))
+    as_arrays = ARRAY_SUFFIXES | tables.SUFFIXES if len(model.shape) == 1 else ARRAY_SUFFIXES
+    for file, name in found_in(sources):
+        if file.suffix.lower() in as_arrays:
+            items += _rows(file, name, model)
+        elif len(model.shape) != 3 or model.shape[0] not in (1, 3):
+            raise ValueError(f"{file}: events of shape {model.shape} are no image files; .npz, .npy or .csv would do")
+        else:
+            items.append(Item(name, file, image_reader(file, model, data, grey, strict, alpha)))
     return _with_names_apart(items)
-
-
-def found_in(source: Path) -> list[tuple[Path, str]]:
-    """As :func:`files_of`; a ValueError where there are none."""
-    files = files_of(source)
-    if not files:
-        raise ValueError(f"no image or array found in '{source}'; png, jpeg, webp, … and npz, npy, csv would do")
-    return files
 
 
 def _with_names_apart(items: list[Item]) -> list[Item]:
     """The items, where two images of one name keep their suffixes; a ValueError where two results still have one."""
     names = Counter(item.name for item in items if item.row is None) + Counter([SHEET])
-    items = [_with_suffix(item) if names[item.name] > 1 and item.row is None else item for item in items]
-    written = Counter(
-        name for item in items for name in (item.name, *(f"{folder}/{item.name}" for folder in ("cycle", "strips")))
-    )
+    items = [
+        replace(item, name=f"{item.name}{item.source.suffix}") if item.row is None and names[item.name] > 1 else item
+        for item in items
+    ]
+    written = Counter(f"{folder}{item.name}" for item in items for folder in ("", "cycle/", "strips/"))
     twice = [name for name, count in written.items() if count > 1]
     if twice:
         raise ValueError(f"{len(twice)} names of results come twice, such as {twice[0]!r}; translate them apart")
     return items
 
 
+def found_in(sources: Sequence[Path]) -> list[tuple[Path, str]]:
+    """:func:`files_of` all sources; a ValueError where one of them has none."""
+    found = []
+    for source in sources:
+        files = files_of(source)
+        if not files:
+            raise ValueError(f"no image or array found in '{source}'; png, jpeg, webp, … and npz, npy, csv would do")
+        found += files
+    return found
+
+
 def files_of(source: Path) -> list[tuple[Path, str]]:
-    """Files and the names of their results, without suffix: below a folder, with the path below it."""
+    """Files and the names of their results, without suffix: in a folder, with the path below it."""
     if source.is_dir():
         known = SUFFIXES | ARRAY_SUFFIXES
         below = sorted(path.relative_to(source) for path in source.rglob("*") if path.suffix.lower() in known)
@@ -122,7 +125,7 @@ def files_of(source: Path) -> list[tuple[Path, str]]:
 
 
 def _matching(pattern: Path) -> set[str]:
-    """What a glob pattern matches; its ``**`` follows no links, as two that lead back have ever more ways through."""
+    """What a glob pattern matches; its ``**`` follows no links, which may lead in circles."""
     if "**" not in pattern.parts:
         return set(glob.glob(str(pattern)))
     at, matches = pattern.parts.index("**"), set()
@@ -134,17 +137,12 @@ def _matching(pattern: Path) -> set[str]:
     return matches
 
 
-def _with_suffix(item: Item) -> Item:
-    return Item(f"{item.name}{item.source.suffix}", item.source, item.read)
-
-
 def _rows(file: Path, name: str, model: INDM) -> list[Item]:
     array = read_events(file, model.scaling.levels)
     if tuple(array.shape[1:]) != model.shape:
         raise ValueError(f"{file} must hold events of shape {model.shape}, got {tuple(array.shape[1:])}")
     return [
-        Item(f"{name}-{row:05d}", file, functools.partial(lambda row: Example(array[row]), row), row)
-        for row in range(len(array))
+        Item(f"{name}-{row:05d}", file, functools.partial(Example, pixels), row) for row, pixels in enumerate(array)
     ]
 
 

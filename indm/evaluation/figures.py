@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from matplotlib.axes import Axes
+from jaxtyping import Float, Num
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -15,9 +16,10 @@ from indm.data.base import Data, stack
 from indm.data.densities import DENSITIES
 from indm.diffusion import NonlinearDiffusion, forward_path, probability_flow_path
 from indm.evaluation import plots, sample_quality, sheets
+from indm.evaluation.page import Line, Point, View
+from indm.evaluation.plots import Colours, Limits, styled
+from indm.evaluation.records import Record, by_group
 from indm.evaluation.statistics import over_seeds
-from indm.evaluation.style import DATA_COLOUR, styled
-from indm.report.records import Record, by_group
 from indm.runs.folder import open_model
 from indm.sampling import log_snr_grid
 
@@ -26,101 +28,102 @@ STRIPS = 4  # paths of a group that are shown
 PARTICLES = 1000
 CLASSES, COLUMNS = 20, 8  # of samples by class: rows, at most, and images in a row
 FIELD = 13  # points along a side of the plane
+AXES = {"step": "optimizer step", "seconds": "training time (s)", "spent": "optimizer steps × cost of a step"}
 DISTANCES = {"sliced_wasserstein": "sliced Wasserstein distance", "frechet": "Fréchet distance"}
 Measured = dict[str, list[list[dict]]]  # by group the rows of each seed
-Colours = Mapping[str, str]  # of each group, the same in all figures of a page
 
 
-@styled
-def curves_figure(records: list[Record], path: Path, colours: Colours) -> None:
-    """Validation NELBO over steps and over seconds, a colour for each group."""
-    figure = Figure(figsize=(10, 4.2))
-    groups = {name: [record.curve for record in group] for name, group in by_group(records).items()}
-    for axes, against in zip(figure.subplots(1, 2, sharey=True), ("step", "seconds"), strict=True):
-        plots.learning_curves(axes, groups, against, records[0].unit, colours)
-    plots.save_figure(figure, path)
+# ── Lines ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@styled
-def gap_figure(records: list[Record], path: Path, colours: Colours) -> None:
-    """NELBO − NLL over steps, a line for each record."""
-    figure = Figure(figsize=(8, 4))
-    axes = figure.subplots()
+def curve_views(
+    records: Sequence[Record],
+    colours: Colours,
+    against: Sequence[str] = ("step", "seconds"),
+    costs: Mapping[str, float] | None = None,
+) -> list[View]:
+    """Validation NELBO of each run, a view for each key of :data:`AXES`; "spent" is steps times the group's cost."""
+    views = []
+    for key in against:
+        lines = []
+        for name, group in by_group(records).items():
+            label = name if any(record.curve for record in group) else f"{name} (nothing was validated)"
+            cost = (costs or {}).get(name)
+            for record in group:
+                rows = [row | ({} if cost is None else {"spent": row["step"] * cost}) for row in record.curve]
+                points = [(row[key], row["valid_nelbo"], 0.0) for row in rows if key in row]
+                lines.append(Line(label, points, colours[name]))
+        views.append(View(AXES[key], AXES[key], f"validation NELBO ({records[0].unit})", lines))
+    return views
+
+
+def gap_view(records: Sequence[Record], colours: Colours) -> View:
+    """NELBO − NLL over steps."""
+    lines = []
     for record in records:
-        rows = record.measurements["gap"]
-        steps, gaps, errors = ([row[key] for row in rows] for key in ("step", "gap", "standard_error"))
-        axes.errorbar(steps, gaps, errors, fmt=".-", label=record.group, color=colours[record.group])
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(xlabel=plots.AXES["step"], ylabel=f"NELBO − NLL of the ODE ({records[0].unit})")
-    axes.locator_params(axis="x", integer=True)
-    plots.save_figure(figure, path)
+        points = [(row["step"], row["gap"], row["standard_error"]) for row in record.measurements["gap"]]
+        lines.append(Line(record.group, points, colours[record.group]))
+    steps = [step for line in lines for step, *_ in line.points]
+    lines.append(Line("zero", [(min(steps), 0.0, 0.0), (max(steps), 0.0, 0.0)], reference=True))
+    return View(AXES["step"], AXES["step"], f"NELBO − NLL of the ODE ({records[0].unit})", lines)
 
 
-@styled
-def quality_figure(groups: list[list[Record]], path: Path, colours: Colours) -> None:
-    """A row for each distance, a column for each sampler, a line for each group."""
-    first, samplers = groups[0][0].measurements["quality"], by_sampler(quality_of(groups))
-    kinds = kinds_of(first)
-    figure = Figure(figsize=(max(6, 3.4 * len(samplers)), 3.2 * len(kinds) + 0.5))
-    for panels, key in zip(figure.subplots(len(kinds), len(samplers), sharey="row", squeeze=False), kinds, strict=True):
-        for axes, sampler in zip(panels, samplers, strict=True):
-            lines_of_groups(axes, sampler, samplers[sampler], key, colours)
-            axes.axhline(first[0][key], color=DATA_COLOUR, linestyle="--", linewidth=0.8, label="training data")
-        panels[0].set_ylabel(f"{DISTANCES[key]} to test data")
-    plots.save_figure(figure, path)
+def quality_views(groups: Sequence[Sequence[Record]], colours: Colours) -> list[View]:
+    """Distances to the test data over evaluations, a view for each distance and sampler, those of training data as a
+    reference."""
+    measured = {group[0].group: [record.measurements["quality"] for record in group] for group in groups}
+    (training, *_, last), *_ = next(iter(measured.values()))
+    floors = {key: training[key] for key in DISTANCES if last[key] is not None}  # Fréchet's needs labels
+    return [
+        view
+        for key, floor in floors.items()
+        for view in sampler_views(measured, key, f"{DISTANCES[key]} to test data", colours, floor, DISTANCES[key])
+    ]
 
 
-def lines_of_groups(axes: Axes, sampler: str, groups: Measured, key: str, colours: Colours) -> None:
-    """A line for each group, on logarithmic axes over the evaluations, with a tick at each."""
-    counts: set[int] = set()
-    for name, seeds in groups.items():
-        nfe, mean, error = zip(*line_of(seeds, sampler, key), strict=True)
-        axes.errorbar(nfe, mean, error, fmt=".-", label=name, color=colours[name])
-        counts.update(nfe)
-    axes.set(xscale="log", yscale="log", xlabel="evaluations of the network", title=sampler)
-    axes.set_xticks(sorted(counts), labels=[str(count) for count in sorted(counts)])
-    axes.xaxis.minorticks_off()
+def sampler_views(
+    measured: Measured, key: str, y: str, colours: Colours, floor: float | None = None, title: str = ""
+) -> list[View]:
+    """A number of each sampler over evaluations, a line for each group; a view for each sampler."""
+    samplers = dict.fromkeys(row["sampler"] for seeds in measured.values() for row in seeds[0])
+    views = []
+    for sampler in (name for name in samplers if name != "data"):
+        lines = [
+            Line(name, points, colours[name])
+            for name, seeds in measured.items()
+            if (points := _points_of(seeds, sampler, key))
+        ]
+        if floor is not None:
+            places = [x for line in lines for x, *_ in line.points]
+            lines.append(Line("training data", [(min(places), floor, 0.0), (max(places), floor, 0.0)], reference=True))
+        name = f"{title}, {sampler}" if title else sampler
+        views.append(View(name, "evaluations of the network", y, lines, log=True))
+    return views
 
 
-def quality_of(groups: Sequence[Sequence[Record]]) -> Measured:
-    """The quality of samples."""
-    return {group[0].group: [record.measurements["quality"] for record in group] for group in groups}
-
-
-def by_sampler(measured: Measured) -> dict[str, Measured]:
-    """The groups that have each sampler; not all SDEs take all of them."""
-    names = dict.fromkeys(row["sampler"] for seeds in measured.values() for row in seeds[0] if row["sampler"] != "data")
-    return {
-        name: {group: seeds for group, seeds in measured.items() if name in {row["sampler"] for row in seeds[0]}}
-        for name in names
-    }
-
-
-def kinds_of(quality: list[dict]) -> list[str]:
-    """The distances that were measured: Fréchet's needs labels."""
-    return [key for key in DISTANCES if quality[-1][key] is not None]
-
-
-def line_of(seeds: list[list[dict]], sampler: str, key: str) -> list[tuple[float, float, float]]:
-    """A number of a sampler over evaluations: (evaluations, mean over seeds, its error)."""
+def _points_of(seeds: list[list[dict]], sampler: str, key: str) -> list[Point]:
+    """(evaluations, mean over seeds, its error) of a sampler."""
     points = []
     for same in zip(*([row for row in rows if row["sampler"] == sampler] for rows in seeds), strict=True):
         points.append((same[0]["nfe"], *over_seeds([row[key] for row in same], same[0][f"{key}_standard_error"])))
     return points
 
 
-def samples_figure(records: list[Record], data: Data, path: Path, colours: Colours) -> None:
+# ── Samples ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def samples_figure(records: Sequence[Record], data: Data, path: Path, colours: Colours) -> None:
     """Data, and samples of the first model of each group; those of a model of p(x|c) at the c of the data."""
-    n = plots.SIDE**2 if len(data.shape) == 3 else PARTICLES
+    n = sheets.SIDE**2 if len(data.shape) == 3 else PARTICLES
     panels: dict[str, Tensor | str] = {"data": stack(data.test, n)}
     for group, runs in by_group(records).items():
         model = open_model(runs[0].folder)
         panels[group] = _samples(model, n, rows_of_data(model, data, "test", n))
-    plots.save_pixels(plots.samples_picture(panels, data.scaling.levels or 256, colours, _limits(data)), path)
+    plots.save_pixels(sheets.samples_picture(panels, data.scaling.levels or 256, colours, _limits(data)), path)
 
 
-def _limits(data: Data) -> tuple[tuple[float, float], tuple[float, float]] | None:
-    """Where the first two entries of points lie, with a margin; None for images and single numbers."""
+def _limits(data: Data) -> Limits:
+    """The range of the first two entries of points, with a margin; None for images and single numbers."""
     if len(data.shape) != 1 or data.shape[0] < 2:
         return None
     points = stack(data.test, PARTICLES).float()
@@ -128,9 +131,9 @@ def _limits(data: Data) -> tuple[tuple[float, float], tuple[float, float]] | Non
     return (low[0].item(), high[0].item()), (low[1].item(), high[1].item())
 
 
-def classes_figure(groups: list[list[Record]], data: Data, path: Path, colours: Colours) -> None:
+def classes_figure(groups: Sequence[Sequence[Record]], data: Data, path: Path, colours: Colours) -> None:
     """Data, and samples of the first model of each group, a row for each of the first :data:`CLASSES` classes."""
-    models = {group[0].group: open_model(group[0].folder) for group in groups}
+    models = {group[0].group: cast(Any, open_model(group[0].folder)) for group in groups}
     condition = next(iter(models.values())).condition
     labels = condition.labels[:CLASSES]
     is_image = len(data.shape) == 3
@@ -148,8 +151,7 @@ def classes_figure(groups: list[list[Record]], data: Data, path: Path, colours: 
 
 
 def _of_classes(data: Data, classes: Tensor, count: int, each: int) -> list[Tensor]:
-    """The first ``each`` test examples of each of ``count`` classes; images are filled up with black where there are
-    fewer."""
+    """The first ``each`` test examples of each of ``count`` classes; missing images are black."""
     none, rows = stack(data.test, 1)[:0], []
     for number in range(count):
         chosen = (classes == number).nonzero().flatten()[:each].tolist()
@@ -170,18 +172,21 @@ def _samples(model, n: int, c: Tensor | None = None) -> Tensor:
     return model.scaling.to_data(x).cpu()
 
 
-def clock(model, frames: int) -> Tensor:
+# ── Paths of images ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def clock(model, frames: int) -> Float[Tensor, " frames"]:
     """Times from ε to T, equally spaced on the log-SNR clock."""
     return log_snr_grid(model.sde, frames - 1).flip(0)
 
 
-def forward_strip(model, x: Tensor, c: Tensor | None = None) -> Tensor:
-    """x_t along one Brownian path, (frames, B, *event)."""
+def forward_strip(model, x: Tensor, c: Tensor | None = None) -> Num[Tensor, "frames n *event"]:
+    """x_t along one Brownian path."""
     generator = torch.Generator(x.device).manual_seed(0)
     return forward_path(at(model, c, len(x)), x, clock(model, FRAMES), generator=generator)
 
 
-def flow_strip(model, x: Tensor, c: Tensor | None = None) -> Tensor:
+def flow_strip(model, x: Tensor, c: Tensor | None = None) -> Num[Tensor, "frames n *event"]:
     """x_t along the probability flow."""
     model = at(model, c, len(x))
     eps, _ = model.sde.endpoints(x)
@@ -191,30 +196,30 @@ def flow_strip(model, x: Tensor, c: Tensor | None = None) -> Tensor:
     return probability_flow_path(model, start, clock(model, FRAMES))
 
 
-def interpolation_strip(model, x: Tensor, c: Tensor | None = None) -> Tensor:
+def interpolation_strip(model, x: Tensor, c: Tensor | None = None) -> Num[Tensor, "frames n *event"]:
     """From each x to its successor, through z_T; decoded at the c of the first where there is one."""
     z = codes(model, x, c)
     return between(model, z, z.roll(-1, 0), FRAMES, c)
 
 
-def codes(model, x: Tensor, c: Tensor | None = None) -> Tensor:
-    """z_T of data x along the probability flow, (B, *event); the deterministic way back of the sampler "ode"."""
+def codes(model, x: Tensor, c: Tensor | None = None) -> Num[Tensor, "n *event"]:
+    """z_T of data x along the probability flow; the sampler "ode" leads back from there."""
     here = at(model, c, len(x))
     return sample_quality.encode_ode(here, here.flow.latent(x).detach())[0]
 
 
-def between(model, start: Tensor, end: Tensor, frames: int, c: Tensor | None = None) -> Tensor:
-    """Data decoded from z_T on the great circle from ``start`` to ``end``, (frames, B, *event), ends among them.
+def between(model, start: Tensor, end: Tensor, frames: int, c: Tensor | None = None) -> Num[Tensor, "frames n *event"]:
+    """Data decoded from z_T on the great circle from ``start`` to ``end``, ends among them.
 
     ``c`` has a row for each of ``start``; of a model without a condition it is None.
     """
-    way = torch.stack([slerp(start, end, share) for share in torch.linspace(0, 1, frames).tolist()])
+    z = torch.stack([slerp(start, end, share) for share in torch.linspace(0, 1, frames).tolist()])
     c = None if c is None else c.repeat(frames, *(1 for _ in c.shape[1:]))
-    return sample_quality.solve(model, way.flatten(0, 1), "ode", c=c)[0].reshape(way.shape)
+    return sample_quality.solve(model, z.flatten(0, 1), "ode", c=c)[0].reshape(z.shape)
 
 
-def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """On the great circle from a to b, (B, *event), lengths interpolated by the same weights."""
+def slerp(a: Num[Tensor, "n *event"], b: Num[Tensor, "n *event"], share: float) -> Num[Tensor, "n *event"]:
+    """On the great circle from a to b, lengths interpolated by the same weights."""
     flat = [v.flatten(1) for v in (a, b)]
     angle = torch.nn.functional.cosine_similarity(flat[0], flat[1]).clamp(-1 + 1e-6, 1 - 1e-6).arccos()[:, None]
     left, right = ((angle * s).sin() / angle.sin() for s in (1 - share, share))
@@ -223,7 +228,7 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Strip:
-    """A way of images, shown frame by frame.
+    """A path of images, shown frame by frame.
 
     Attributes:
         caption: of the figure.
@@ -231,7 +236,6 @@ class Strip:
         frames: (model, x, c) → (frames, B, *event), in model units; c is None for a model without a condition.
         labels: model → a word above each frame.
         at_c: what the caption says of models of p(x|c).
-        fits: whether a model has such a way.
     """
 
     caption: str
@@ -247,7 +251,7 @@ def times(model) -> list[str]:
 
 
 def shares(model, frames: int = FRAMES) -> list[str]:
-    """How far each frame of an interpolation is on its way, in per cent."""
+    """How far each frame of an interpolation is from x to x′, in per cent."""
     return ["x", *(f"{share:.0%}" for share in torch.linspace(0, 1, frames).tolist()[1:-1]), "x′"]
 
 
@@ -262,8 +266,8 @@ PATHS = {
 }  # fmt: skip
 
 
-def strip_panels(records: list[Record], data: Data, strip: Strip) -> list[sheets.Panel]:
-    """A panel for each group that has such ways, a row for each image, a column for each time."""
+def strip_panels(records: Sequence[Record], data: Data, strip: Strip) -> list[sheets.Panel]:
+    """A panel for each record, a row for each image, a column for each time."""
     panels = []
     for record in records:
         model = open_model(record.folder)
@@ -276,23 +280,20 @@ def strip_panels(records: list[Record], data: Data, strip: Strip) -> list[sheets
     return panels
 
 
-def strips_figure(panels: list[sheets.Panel], levels: int, path: Path) -> None:
-    """The panels of :func:`strip_panels` below one another."""
-    plots.save_pixels(sheets.sheet(panels, levels, across=1), path)
-
-
-def frames_of(panels: list[sheets.Panel], levels: int) -> tuple[list[str], dict[str, list[Image.Image]]]:
-    """The same, frame by frame: the words of each frame, and by group a picture of all its images at that frame."""
+def frames_of(panels: Sequence[sheets.Panel], levels: int) -> tuple[list[str], dict[str, list[Image.Image]]]:
+    """The words of each frame, and by title of a panel a picture of all its images at that frame."""
     words = [word.removeprefix("t = ") for word in panels[0].tops]
     if any(panel.tops != panels[0].tops for panel in panels):
         words = [f"picture {i + 1} of {len(words)}" for i in range(len(words))]
     stacks = {}
     for panel in panels:
-        assert isinstance(panel.images, Tensor)
         columns = [panel.images[i :: panel.columns] for i in range(panel.columns)]
-        grids = [sheets.grid(column, levels, len(column)) for column in columns]
+        grids = [sheets.grid(cast(Tensor, column), levels, len(column)) for column in columns]
         stacks[panel.title] = [Image.fromarray(pixels) for pixels in grids]
     return words, stacks
+
+
+# ── The plane ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -301,17 +302,17 @@ class Particles:
 
     Attributes:
         times: (FRAMES,).
-        ways: (FRAMES, PARTICLES, 2): "forward", the test data along the diffusion; "generative", draws of the prior
+        clouds: (FRAMES, PARTICLES, 2): "forward", the test data along the diffusion; "generative", draws of the prior
             along the probability flow, which starts with the last of them.
     """
 
-    times: Tensor
-    ways: dict[str, Tensor]
+    times: Float[Tensor, " frames"]
+    clouds: dict[str, Float[Tensor, "frames n 2"]]
 
     @property
     def reach(self) -> float:
         """Half a side of a square around the data."""
-        return 1.2 * self.ways["forward"][0].abs().max().item()
+        return 1.2 * self.clouds["forward"][0].abs().max().item()
 
 
 def particles_of(record: Record, data: Data) -> Particles:
@@ -325,7 +326,7 @@ def particles_of(record: Record, data: Data) -> Particles:
 
 
 def particle_frames(group: str, particles: Particles, colour: str) -> tuple[list[str], dict[str, list[Image.Image]]]:
-    """Frame by frame: the time of each, and the group's particles then, both ways side by side."""
+    """The time of each frame, and the group's particles then, both directions side by side."""
     words = [word.removeprefix("t = ") for word in sheets.time_words(particles.times.tolist())]
     return words, {group: [_frame(particles, number, colour) for number in range(FRAMES)]}
 
@@ -333,9 +334,8 @@ def particle_frames(group: str, particles: Particles, colour: str) -> tuple[list
 @styled
 def _frame(particles: Particles, number: int, colour: str) -> Image.Image:
     figure, side = Figure(figsize=(8, 4.2)), (-2 * particles.reach, 2 * particles.reach)
-    for axes, (way, clouds) in zip(figure.subplots(1, 2), particles.ways.items(), strict=True):
-        plots.dots(axes, clouds[number], way, colour)
-        axes.set(xlim=side, ylim=side)
+    for axes, (direction, clouds) in zip(figure.subplots(1, 2), particles.clouds.items(), strict=True):
+        plots.dots(axes, clouds[number], direction, colour, (side, side))
     return plots.picture_of(figure)
 
 
@@ -349,15 +349,15 @@ def plane_figure(record: Record, data: Data, particles: Particles, path: Path, c
     c = rows_of_data(model, data, "test", 1)
     diffusion = NonlinearDiffusion(at(model, c, FIELD**2))
     colour, reach = colours[record.group], particles.reach
+    side, every = (-2 * reach, 2 * reach), FRAMES // 4
     figure = Figure(figsize=(12, 10.4))
     panels = figure.subplots(4, 5, sharex="row", sharey="row")
     if data.name in DENSITIES:
-        square = (-2 * reach, 2 * reach) * 2
-        plots.background(panels[0, 0], DENSITIES[data.name], square, model.scaling)
-    for column, t in enumerate(particles.times[:: FRAMES // 4].tolist()):
-        for row, (what, clouds) in enumerate(particles.ways.items()):
-            plots.dots(panels[row, column], clouds[:: FRAMES // 4][column], f"{what}, t = {t:.2g}", colour)
-            panels[row, column].set(xlim=(-2 * reach, 2 * reach), ylim=(-2 * reach, 2 * reach))
+        plots.background(panels[0, 0], DENSITIES[data.name], side * 2, model.scaling)
+    for column, t in enumerate(particles.times[::every].tolist()):
+        for row, (direction, clouds) in enumerate(particles.clouds.items()):
+            title = f"{direction}, t = {t:.2g}"
+            plots.dots(panels[row, column], clouds[::every][column], title, colour, (side, side))
         now = torch.full((FIELD**2,), t)
         axis = torch.linspace(-reach, reach, FIELD)
         grid = torch.cartesian_prod(axis, axis)

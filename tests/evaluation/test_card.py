@@ -14,8 +14,8 @@ from hub_server import TOKEN, served
 import indm
 from indm.cli.main import main
 from indm.config import recipes
+from indm.evaluation import card
 from indm.files import hub
-from indm.report import card
 
 # A process of its own, as the hub's library reads the environment when it is loaded.
 SHARED = """

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,18 +10,15 @@ from indm.config import recipes
 from indm.config.options import Equal, ReportOptions
 from indm.data.base import Data
 from indm.data.registry import load_data, without_download
-from indm.evaluation.budgets import MARGIN, Costs, costs_of
+from indm.evaluation import compare, figures, plots
 from indm.evaluation.extractor import Extractor, load_or_train
-from indm.evaluation.methods import ONE_TRAINING, check_distinct
-from indm.evaluation.page import Page
+from indm.evaluation.methods import MARGIN, ONE_TRAINING, Costs, check_distinct, costs_of
+from indm.evaluation.page import Page, View
+from indm.evaluation.plots import Colours
+from indm.evaluation.records import Record, Setup, by_group, differences_of, folders_of, gather
 from indm.evaluation.results import check_same_examples, unconverged
 from indm.evaluation.statistics import FOLDS, LEVEL
-from indm.evaluation.style import colours_of
 from indm.files import atomic, untrusted
-from indm.report import charts, figures, tables
-from indm.report.conclusion import conclude
-from indm.report.measurements import Setup
-from indm.report.records import Record, by_group, conclusions, differences_of, folders_of, gather
 from indm.runs.folder import model_class, open_model, recipe_of
 from indm.runs.provenance import provenance, same_data, weights_hash
 
@@ -42,7 +39,7 @@ def report(
             evaluated yet are.
         out: folder for ``index.html``, its PNGs, ``report.json`` and the extractor of the Fréchet distance.
         options: what to measure.
-        equal: what groups must have spent alike for a verdict, see :mod:`indm.evaluation.budgets`.
+        equal: what groups must have spent alike for a verdict, see :mod:`indm.evaluation.methods`.
         overwrite: write over another report in ``out``, or a page of something else.
         progress: show bars.
 
@@ -52,7 +49,7 @@ def report(
     Raises:
         ValueError: no run of a diffusion, one that is named twice, or runs of different data; ``out`` holds another
             report.
-        FileNotFoundError: a folder that is no run.
+        FileNotFoundError: a folder that is not a run.
     """
     options = options or ReportOptions()
     check_distinct(folders)
@@ -69,19 +66,22 @@ def report(
     extractor = load_or_train(out, data, progress=progress) if data.labels else None
     records = gather(folders, Setup(data, extractor, options, progress))
     check_same_examples({record.folder: record.evaluation for record in records})
-    numbers = {str(r.folder): {"group": r.group, "evaluation": r.evaluation} | r.measurements for r in records}
     costs = costs_of(folders_of(records), equal, progress)
     by_method = differences_of(records, costs)
-    made_by = provenance(options.seed, {str(folder): weights_hash(folder) for folder in folders})
     # Written first: where it is, the page beside it is of the same report.
-    content = {"options": asdict(options), "provenance": made_by, "runs": numbers}
-    content |= {"costs": asdict(costs), "differences": by_method}
+    content = {
+        "options": asdict(options),
+        "provenance": provenance(options.seed, {str(folder): weights_hash(folder) for folder in folders}),
+        "runs": {str(r.folder): {"group": r.group, "evaluation": r.evaluation} | r.measurements for r in records},
+        "costs": asdict(costs),
+        "differences": by_method,
+    }
     atomic.json_object(out / "report.json", content)
     page = Page(f"Runs of {data.name}")
-    page.conclude(conclude(records, by_method) + conclusions(records))
+    page.conclude([compare.best_model(records, by_method), *compare.conclusions(records)])
     if by_method:
         add_differences(page, by_method, records, costs)
-    add_runs(page, out, records, data, extractor, colours_of(by_group(records)))
+    add_runs(page, out, records, data, extractor, plots.colours_of(by_group(records)))
     page.write(out / "index.html")
     return out / "index.html"
 
@@ -91,7 +91,7 @@ def common_data(folders: Sequence[Path]) -> dict:
 
     Raises:
         ValueError: no folder, runs of different data, a folder without a model, or no run of a diffusion.
-        FileNotFoundError: a folder that is no run.
+        FileNotFoundError: a folder that is not a run.
     """
     if not folders:
         raise ValueError("folders must name at least one run, got none")
@@ -101,50 +101,47 @@ def common_data(folders: Sequence[Path]) -> dict:
             raise ValueError(f"{folder} and {folders[0]} are runs of different data; report runs of one data set")
     for folder in folders:
         weights_hash(folder)  # an error where there is no model
-    names = sorted({model_class(folder).__name__ for folder in folders if not model_class(folder).is_diffusion})
-    if not any(model_class(folder).is_diffusion for folder in folders):
-        raise ValueError(f"folders must name at least one run of an INDM, got only {', '.join(names)}")
+    kinds = [model_class(folder) for folder in folders]
+    if not any(kind.is_diffusion for kind in kinds):
+        names = ", ".join(sorted({kind.__name__ for kind in kinds}))
+        raise ValueError(f"folders must name at least one run of an INDM, got only {names}")
     return recipes.load(folders[0])["data"]
 
 
 def check_out(folders: Sequence[Path], out: Path, options: ReportOptions) -> None:
     """ValueError where ``out`` holds another report than that of these runs with these options."""
     file = out / "report.json"
-    wanted = {"options": json.loads(json.dumps(asdict(options))), "runs": list(map(str, folders))}
     if file.exists():
-        stored = untrusted.json_object(file)
-        if {"options": stored.get("options"), "runs": list(stored.get("runs", ()))} == wanted:
+        stored, wanted = untrusted.json_object(file), json.loads(json.dumps(asdict(options)))
+        if stored.get("options") == wanted and list(stored.get("runs", ())) == list(map(str, folders)):
             return
     elif not (out / "index.html").exists() and not any(out.glob("*.png")):
         return
     raise ValueError(f"{out} holds another report: add --overwrite to write that anew, or name another --out")
 
 
-def add_differences(
-    page: Page, by_method: Mapping[str, Mapping[str, Mapping]], records: list[Record], costs: Costs
-) -> None:
+def add_differences(page: Page, by_method: compare.Differences, records: Sequence[Record], costs: Costs) -> None:
     """The differences of likelihoods between methods, as :func:`differences_of` judges them."""
+    first = records[0]
     page.heading("Differences between methods")
-    page.table(tables.difference_rows(by_method, records[0].group, records[0].unit))
+    page.table(compare.difference_rows(by_method, first.group, first.unit))
     page.text(
         "In pairs of equal seeds; those without a partner do not count. ± is √(a² + b²) of the standard errors over "
         "seeds and over the examples, which all seeds share. p is that of Student's paired t over seeds; Holm's p is "
-        "adjusted over all rows of this table; "
-        f"a verdict needs one of at most {LEVEL:.0%}, and budgets that differ by at most {MARGIN:.0%}. {costs} "
-        f"{ONE_TRAINING}"
+        f"adjusted over all rows of this table; a verdict needs one of at most {LEVEL:.0%}, and budgets that differ by "
+        f"at most {MARGIN:.0%}. {costs} {ONE_TRAINING}"
     )
-    for name, why in {n: row["why"] for n, by_kind in by_method.items() for row in by_kind.values()}.items():
-        if why:
-            page.text(f"{name} and {records[0].group} are not comparable, {why}.")
+    for line in compare.incomparable(by_method, first.group):
+        page.text(line)
 
 
 def add_runs(
     page: Page,
     out: Path,
-    records: list[Record],
+    records: Sequence[Record],
     data: Data,
     extractor: Extractor | None,
-    colours: Mapping[str, str],
+    colours: Colours,
     prefix: str = "",
 ) -> "Sections":
     """All sections on runs of one data set; pictures go to ``out``, their names begin with ``prefix``.
@@ -169,10 +166,10 @@ class Sections:
 
     page: Page
     out: Path
-    records: list[Record]
+    records: Sequence[Record]
     data: Data
     extractor: Extractor | None
-    colours: Mapping[str, str]
+    colours: Colours
     prefix: str = ""
 
     def having(self, name: str) -> list[list[Record]]:
@@ -192,18 +189,22 @@ class Sections:
         """What a caption says of models of p(x|c); nothing where there are none."""
         return f" Of models of p(x|c) {sentence}." if any(record.is_conditional for record in self.records) else ""
 
-    def draw(self, name: str, caption: str, write: Callable[[Path], None], views: Sequence[charts.View] = ()) -> None:
-        """Add a picture that ``write`` writes as a PNG, below a chart of its ``views`` where there are any."""
+    def draw(self, name: str, caption: str, write: Callable[[Path], None]) -> None:
+        """Add a picture that ``write`` writes as a PNG."""
         path = self.out / f"{self.prefix}{name}.png"
         write(path)
-        if views:
-            self.page.chart(views, path, caption)
-        else:
-            self.page.picture(path, caption)
+        self.page.picture(path, caption)
+
+    def chart(self, name: str, caption: str, views: Sequence[View], columns: int, height: float = 4.2) -> None:
+        """Add lines as a chart, and as a PNG with ``columns`` panels of that height in a row."""
+        path = self.out / f"{self.prefix}{name}.png"
+        plots.save_figure(plots.lines_figure(views, columns, (10 / min(columns, 3), height)), path)
+        self.page.chart(views, path, caption)
 
     def likelihood(self) -> None:
+        unit = self.records[0].unit
         self.page.heading("Likelihood and budget")
-        self.page.table(tables.likelihood_rows(self.records))
+        self.page.table(compare.likelihood_rows(self.records))
         self.page.text(
             "With the reconstruction term. NELBO bounds the likelihood of the generative SDE, NLL is that of the "
             "probability-flow ODE. Of a linear diffusion their difference is zero for the exact score, and no "
@@ -211,34 +212,33 @@ class Sections:
         )
         if conditional := [name for name, group in by_group(self.records).items() if group[0].is_conditional]:
             self.page.text(
-                f"{', '.join(conditional)}: log p(x|c) at the c of each example. It has what c tells of x, which p(x) "
-                "and the baselines have not."
+                f"{', '.join(conditional)}: log p(x|c) at the c of each example. It uses c, which p(x) and the "
+                "baselines do not."
             )
         for record in self.records:
             for line in unconverged(record.evaluation):
                 self.page.text(f"{record.group}, {record.folder.name}: {line}")
         self.page.heading("How they were computed", level=3)
-        self.page.table(tables.convention_rows(self.records))
+        self.page.table(compare.convention_rows(self.records))
         self.page.text(
             "Estimator noise is the part of ± that more draws would take away. Evaluations are those of the network "
             "for one draw of an example."
         )
         if groups := self.of_classes():
             self.page.heading("Likelihood by class", level=3)
-            self.page.table(tables.class_rows(groups))
-        self.draw(
+            self.page.table(compare.class_rows(groups))
+        self.chart(
             "curves",
-            f"Validation NELBO in {self.records[0].unit}, over optimizer steps and over seconds of training: lower is "
-            "better.",
-            lambda path: figures.curves_figure(self.records, path, self.colours),
-            charts.curves(self.records, self.colours) if any(record.curve for record in self.records) else (),
+            f"Validation NELBO in {unit}, over optimizer steps and over seconds of training: lower is better.",
+            figures.curve_views(self.records, self.colours),
+            2,
         )
-        self.draw(
+        self.chart(
             "gap",
-            f"NELBO − NLL (ODE) of the same examples in {self.records[0].unit}, over optimizer steps; bars are one "
-            "standard error over examples.",
-            lambda path: figures.gap_figure(self.first("gap"), path, self.colours),
-            charts.gap(self.first("gap"), self.colours),
+            f"NELBO − NLL (ODE) of the same examples in {unit}, over optimizer steps; bars are one standard error over "
+            "examples.",
+            [figures.gap_view(self.first("gap"), self.colours)],
+            1,
         )
 
     def samples(self) -> None:
@@ -261,44 +261,51 @@ class Sections:
                 "Fréchet distances: features of a classifier trained on the real labels, of test accuracy "
                 f"{made_by['test_accuracy']:.3f}, weights {made_by['weights_sha256'][:12]}."
             )
-        self.page.table(tables.quality_rows(self.having("quality")))
-        self.draw(
+        self.page.table(compare.quality_rows(self.having("quality")))
+        views = figures.quality_views(self.having("gap"), self.colours)
+        kinds = len({view.y for view in views})
+        self.chart(
             "quality",
             "Distance to the test data over evaluations of the network, both on logarithmic axes: lower is better. "
             "Dashed: training data. Bars are one standard error.",
-            lambda path: figures.quality_figure(self.having("gap"), path, self.colours),
-            charts.quality(self.having("gap"), self.colours),
+            views,
+            len(views) // kinds,
+            3.2,
         )
 
     def paths(self) -> None:
         """Strips of images, or a model of the plane; of those whose data have one diffusion."""
-        first = [group[0] for group in self.having("gap")]
+        first = self.first("gap")
         records = [record for record in first if open_model(record.folder).flow.one_map]
         is_image = len(self.data.shape) == 3
         if not records or not (is_image or self.data.shape == (2,)):
             return
         self.page.heading("Paths")
-        shown = {record.group for record in records}
-        left_out = [record.group for record in first if record.group not in shown]
+        left_out = [record.group for record in first if record not in records]
         if left_out:
             self.page.text(f"Without {', '.join(left_out)}: a code is drawn there, and the data have no one diffusion.")
         if is_image:
-            for name, strip in figures.PATHS.items():
-                panels, levels = figures.strip_panels(records, self.data, strip), self.data.scaling.levels or 256
-                if not panels:
-                    continue
-                self.page.moving(f"along-{self.prefix}{name}", strip.slider, *figures.frames_of(panels, levels))
-                write = functools.partial(figures.strips_figure, panels, levels)
-                self.draw(name, strip.caption + self.at_c(strip.at_c), write)
+            self._strips(records)
         else:
-            for number, record in enumerate(records):
-                particles = figures.particles_of(record, self.data)
-                frames = figures.particle_frames(record.group, particles, self.colours[record.group])
-                self.page.moving(f"along-{self.prefix}plane-{number}", "Along x_t, t =", *frames, drawn=True)
-                self.draw(
-                    f"plane-{record.group.replace('/', '-')}",
-                    f"{record.group}: density; particles along the forward diffusion and the generative flow; drift "
-                    "f_φ (arrows) and volatility G_φ (ellipses), scaled to the largest in each panel. Model units."
-                    + self.at_c("particles have the c of the data, drift and volatility that of the first example"),
-                    functools.partial(figures.plane_figure, record, self.data, particles, colours=self.colours),
-                )
+            self._planes(records)
+
+    def _strips(self, records: Sequence[Record]) -> None:
+        levels = self.data.scaling.levels or 256
+        for name, strip in figures.PATHS.items():
+            panels = figures.strip_panels(records, self.data, strip)
+            self.page.moving(f"along-{self.prefix}{name}", strip.slider, *figures.frames_of(panels, levels))
+            pixels = figures.sheets.sheet(panels, levels, across=1)
+            self.draw(name, strip.caption + self.at_c(strip.at_c), functools.partial(plots.save_pixels, pixels))
+
+    def _planes(self, records: Sequence[Record]) -> None:
+        for number, record in enumerate(records):
+            particles = figures.particles_of(record, self.data)
+            frames = figures.particle_frames(record.group, particles, self.colours[record.group])
+            self.page.moving(f"along-{self.prefix}plane-{number}", "Along x_t, t =", *frames, drawn=True)
+            self.draw(
+                f"plane-{record.group.replace('/', '-')}",
+                f"{record.group}: density; particles along the forward diffusion and the generative flow; drift "
+                "f_φ (arrows) and volatility G_φ (ellipses), scaled to the largest in each panel. Model units."
+                + self.at_c("particles have the c of the data, drift and volatility that of the first example"),
+                functools.partial(figures.plane_figure, record, self.data, particles, colours=self.colours),
+            )

@@ -1,4 +1,4 @@
-"""Two data sets, from folders of images to translated files, through the command line as a user goes."""
+"""Files translated between two data sets, through the command line as a user goes."""
 
 import errno
 import functools
@@ -8,7 +8,6 @@ import json
 import math
 import os
 import shutil
-import signal
 import sys
 import tomllib
 from dataclasses import replace
@@ -19,19 +18,15 @@ import pytest
 import torch
 from pages import Reader
 from PIL import Image
-from test_processes import launch
+from toys import BY_COUPLING, SMALL, error_of, framed, pixels, toy_folder
 
 from indm.cli.main import main
 from indm.config import recipes
 from indm.config.options import StripOptions, TranslationOptions
 from indm.data.base import PARTS, stack
 from indm.data.registry import load_data
-from indm.evaluation import batch_translation, extractor, general_features, strips, translation_metrics
-from indm.evaluation.batch_translation import BatchTranslator
-from indm.evaluation.file_translation import summary, translate_files
-from indm.evaluation.general_features import PACKAGE
-from indm.evaluation.translation_runs import TranslationRuns, open_runs
-from indm.evaluation.translation_sources import files_of, find
+from indm.evaluation import extractor
+from indm.evaluation.extractor import PACKAGE
 from indm.files import atomic
 from indm.flows import ActNorm
 from indm.model import INDM, build_model
@@ -40,31 +35,14 @@ from indm.runs.folder import open_run, read_metrics
 from indm.runs.processes import run_lock
 from indm.runs.provenance import weights_hash
 from indm.scaling import Scaling
-from indm.training import pairs
-from indm.training.pairs import as_bridge, as_one, is_bridge, sides_of
+from indm.training.pairs import as_bridge, as_one, is_bridge
 from indm.training.trainer import Trainer
 from indm.translation import Route, sdedit
-
-WITHOUT_NOISE = ["--train.terminal_noise", "0", "--train.initial_noise", "0"]
-BY_COUPLING = ["--form", "terminal", "--flow", "coupling", *WITHOUT_NOISE]
-SMALL = [
-    "--flow.depth=1", "--flow.width=4", "--net.channels=4", "--net.blocks=1", "--net.multipliers=[1]",
-    "--net.attention=[]", "--train.warmup=0", "--train.seconds=inf", "--train.log_every=1", "--train.validate_every=2",
-    "--train.validate_examples=20",
-]  # fmt: skip
-
-
-def toy_folder(folder, hue, n=24, side=8, seed=0):
-    """Discs of one colour on black: the other folder has them in another colour."""
-    rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True)
-    rows, columns = np.mgrid[:side, :side]
-    for i in range(n):
-        centre, radius = rng.uniform(2, side - 2, 2), rng.uniform(1.5, 3)
-        disc = ((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2)[..., None]
-        pixels = (disc * np.array(hue) * rng.uniform(0.7, 1.0)).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{hue[0]}-{i:02d}.png")
-    return folder
+from indm.translation_of_files import metrics, translate
+from indm.translation_of_files.pictures import strips_of
+from indm.translation_of_files.routes import BatchTranslator, TranslationRuns, open_runs
+from indm.translation_of_files.sources import files_of, find
+from indm.translation_of_files.translate import summary, translate_files
 
 
 @pytest.fixture(scope="module")
@@ -91,38 +69,12 @@ def few(toys):
     return toys[0] / "*-0[0-3].png"
 
 
-def error_of(capsys, *arguments):
-    capsys.readouterr()
-    assert main([str(a) for a in arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("indm: error: ") and error.count("\n") == 1, error
-    return error
-
-
-def pixels(path):
-    return np.asarray(Image.open(path)).astype(int)
-
-
-def framed(picture, side):
-    """The images of a sheet, row by row, found by the grey lines around them and brought back to their size: a
-    ``side`` of squares, or height and width."""
-    height, width = side if isinstance(side, tuple) else (side, side)
-    line = (picture == 153).all(-1)
-
-    def between(lines):
-        places = np.flatnonzero(lines)
-        return [(a + 1, b) for a, b in itertools.pairwise(places) if b - a >= 64]
-
-    found = []
-    for top, bottom in between(line.mean(1) > 0.5):
-        found.append([])
-        for left, right in between(line[top:bottom].all(0)):
-            image, factor = picture[top:bottom, left:right], (bottom - top) // height
-            assert image.shape[:2] == (height * factor, width * factor) and min(height, width) * factor >= 64
-            small = image[::factor, ::factor]
-            assert np.array_equal(small.repeat(factor, 0).repeat(factor, 1), image)
-            found[-1].append(small)
-    return found
+def translated(runs, sources, out, *options, status=0):
+    """Run the command; its report."""
+    runs, sources = (value if isinstance(value, list | tuple) else [value] for value in (runs, sources))
+    line = ["translate", *runs, *sources, "--out", out, *options, "--quiet"]
+    assert main([str(word) for word in line]) == status
+    return json.loads((out / "translation.json").read_text())
 
 
 # ── Training ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -159,163 +111,15 @@ def test_a_bridge_logs_both_of_its_terms(trained):
     )
 
 
-def test_a_pair_that_was_stopped_goes_on(toys, tmp_path, monkeypatch, capsys):
-    arguments = ["train-pair", *map(str, toys), "--out", str(tmp_path / "pair"), "--data.size", "8", *SMALL]
-    arguments += ["--train.steps", "5", "--train.batch_size", "8", "--quiet"]
-    real, calls = pairs.train, []
-
-    def stopped(recipe, out, **options):
-        calls.append(out.name)
-        if len(calls) == 2:  # in the middle of the second: a signal after its first step
-            from indm.training.trainer import Trainer
-
-            step = Trainer.train_step
-
-            def once(trainer, batches):
-                signal.raise_signal(signal.SIGINT)
-                return step(trainer, batches)
-
-            with monkeypatch.context() as patch:
-                patch.setattr(Trainer, "train_step", once)
-                return real(recipe, out, **options)
-        return real(recipe, out, **options)
-
-    monkeypatch.setattr(pairs, "train", stopped)
-    assert main(arguments) == 130 and calls == ["a", "b"]
-    said = "Interrupted in b, at step 1, which is saved. The same command with --resume continues."
-    assert capsys.readouterr().err.endswith(f"{said}\n")
-    first = weights_hash(tmp_path / "pair" / "a")
-    assert json.loads((tmp_path / "pair" / "b" / "summary.json").read_text())["steps"] == 1
-    assert "--resume" in error_of(capsys, *arguments)
-    assert main([*arguments, "--resume"]) == 0
-    assert weights_hash(tmp_path / "pair" / "a") == first
-    assert json.loads((tmp_path / "pair" / "b" / "summary.json").read_text())["steps"] == 5
-
-
-def test_a_pair_that_is_told_to_stop_at_the_end_of_the_first_does_not_begin_the_second(
-    toys, tmp_path, monkeypatch, capsys
-):
-    from indm.training import loop
-    from indm.training.loop import summarise
-
-    out, real = tmp_path / "pair", summarise
-    arguments = ["train-pair", *map(str, toys), "--out", str(out), "--data.size", "8", *SMALL]
-    arguments += ["--train.steps", "2", "--train.batch_size", "8", "--quiet"]
-
-    def interrupted(*options):
-        signal.raise_signal(signal.SIGTERM)
-        return real(*options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "summarise", interrupted)
-        assert main(arguments) == 130
-    assert "Interrupted in a, at step 2, which is saved" in capsys.readouterr().err and not (out / "b").exists()
-    for saved in [*(out / "a").rglob("*.pt")]:
-        saved.unlink()  # a finished side needs none
-    before = {path: path.stat().st_mtime_ns for path in (out / "a").rglob("*")}
-    assert main([*arguments, "--resume"]) == 0 and (out / "b" / "summary.json").exists()
-    assert {path: path.stat().st_mtime_ns for path in (out / "a").rglob("*")} == before
-    first, second, *commands = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"{out / 'a'}: 2 steps in ") and second.startswith(f"{out / 'b'}: 2 steps in ")
-    assert [command.split()[:2] for command in commands] == [["indm", "translate"], *[["indm", "evaluate"]] * 2]
-
-
-def test_a_pair_is_resumed_only_where_it_is_one_and_the_same(toys, tmp_path, capsys):
-    arguments = ["train-pair", *map(str, toys), "--data.size", "8", *SMALL, "--train.steps", "2", "--quiet"]
-    arguments += ["--train.batch_size", "8", "--out"]
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.tex").write_text("mine")
-    assert "holds no pair to resume" in error_of(capsys, *arguments, str(tmp_path / "other"), "--resume")
-    assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
-    pair = tmp_path / "pair"
-    assert main([*arguments, str(pair)]) == 0
-    before = (pair / "pair.toml").read_bytes()
-    said = error_of(capsys, *arguments, str(pair), "--resume", "--train.lr", "0.5")
-    assert "differs in train.lr" in said and (pair / "pair.toml").read_bytes() == before
-    assert main([*arguments, str(pair), "--resume", "--train.steps", "3"]) == 0
-    assert [json.loads((pair / side / "summary.json").read_text())["steps"] for side in "ab"] == [3, 3]
-
-
-LATE = """
-import os, sys, time
-from indm.cli import main
-
-time.sleep(3 * int(os.environ["RANK"]))  # the second process comes when the first would long have begun
-sys.exit(main())
-"""
-
-
-@pytest.mark.long
-def test_two_processes_train_one_pair(toys, tmp_path):
-    out, late = tmp_path / "pair", tmp_path / "late.py"
-    late.write_text(LATE)
-    arguments = [late, "train-pair", *toys, "--out", out, "--data.size", 8, "--train.steps", 4, *SMALL]
-    arguments += ["--train.batch_size", 8, "--quiet", "--train.trackers", '["tensorboard"]']
-    said = launch(2, *arguments).stdout.splitlines()
-    assert [line.partition(": ")[0] for line in said] == [str(out / "a"), str(out / "b")]
-    assert all(json.loads(line.partition(": ")[2])["steps"] == 4 for line in said)
-    assert pairs.is_pair(out) and (out / "pair.toml").is_file()
-    assert "exists and is not empty" in launch(2, *arguments, fails=True).stderr
-    assert launch(2, *arguments, "--resume").stdout.count('"steps": 4') == 2
-
-
-@pytest.mark.parametrize("name", [name for name in recipes.bundled() if "data_b" in recipes.load(name)])
-def test_recipes_of_two_data_sets_differ_in_the_one_thing_that_names_them(name):
-    a, b = sides_of(recipes.load(name)).values()
-    (key,) = recipes.differences(a, b) or ["data.path"]
-    assert key in ("data.label", "data.path") and "terminal" not in recipes.load(name)["train"]
-
-
-@pytest.mark.parametrize("name", [name for name in recipes.bundled() if "data_b" in recipes.load(name)])
-def test_recipes_say_what_is_other_for_a_bridge(name):
-    bridge, pair = as_bridge(recipes.load(name)), recipes.load(name)
-    assert bridge["flow"]["name"] == "autoregressive" and pair["flow"] == {"name": "coupling"}
-    other = {"flow_update_every", "terminal", "terminal_noise", "initial_noise", "flow_lr"}
-    assert bridge["train"].keys() | other == pair["train"].keys() | other and bridge["net"] == pair["net"]
-    assert (bridge["train"]["terminal"], bridge["train"]["flow_update_every"]) == (100, 1) and is_bridge(bridge)
-
-
-def test_of_a_bridge_the_command_line_decides(capsys):
-    command = ["train-bridge", "digits-3-8", "--form", "terminal", "--train.steps", "9", "--dry-run"]
-    assert main([*command, "--flow", "coupling", "--train.terminal", "3"]) == 0
-    shown = tomllib.loads(capsys.readouterr().out)
-    assert shown["flow"] == {"name": "coupling"} and shown["train"]["terminal"] == 3 and "bridge" not in shown
-
-
-def test_a_recipe_that_says_nothing_of_a_bridge_needs_the_weight_of_b(tmp_path, capsys):
-    own = {table: content for table, content in recipes.load("digits-3-8").items() if table != "bridge"}
-    (tmp_path / "own.toml").write_text(recipes.to_toml(own))
-    error = error_of(capsys, "train-bridge", tmp_path / "own.toml", "--form", "terminal", "--out", tmp_path / "none")
-    assert "train.terminal must be above 0 for --form terminal, got 0" in error
-    options = ["--form", "terminal", "--train.terminal", "1", "--train.steps", "9", "--dry-run"]
-    assert main(["train-bridge", str(tmp_path / "own.toml"), *options]) == 0
-
-
-def test_sides_that_do_not_fit_are_errors_before_anything_is_trained(toys, tmp_path, capsys):
-    out = tmp_path / "pair"
-    grey = toy_folder(tmp_path / "other", (9, 9, 9))
-    for file in grey.iterdir():
-        Image.open(file).convert("L").save(file)
-    error = error_of(capsys, "train-pair", toys[0], grey, "--out", out, "--data.size", "8", "--data-b.channels", "1")
-    assert "data_b must have events of shape (3, 8, 8), as data have, got (1, 8, 8)" in error and not out.exists()
-    assert "no [data_b]" in error_of(capsys, "train-pair", "digits", "--out", out)
-    assert "two image folders or one recipe" in error_of(capsys, "train-pair", "a", "b", "c", "--out", out)
-    assert "must be a folder" in error_of(capsys, "train-bridge", toys[0], tmp_path / "none", "--out", out)
-    (tmp_path / "empty").mkdir()
-    assert "no readable images" in error_of(capsys, "train-pair", tmp_path / "empty", toys[1], "--out", out)
-
-
 # ── Translating ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_folder_is_translated_name_by_name(trained, toys, tmp_path, capsys):
     out = tmp_path / "out"
-    options = ["--out", str(out), "--strip", "3", "--cycle", "--steps", "60", "--quiet"]
-    assert main(["translate", str(trained / "pair"), str(toys[0]), *options]) == 0
+    report = translated(trained / "pair", toys[0], out, "--strip", 3, "--cycle", "--steps", 60)
     names = sorted(path.name for path in toys[0].iterdir())
     assert sorted(path.name for path in out.glob("*.png")) == sorted([*names, "sheet.png"])
     assert sorted(path.name for path in (out / "cycle").iterdir()) == names
-    report = json.loads((out / "translation.json").read_text())
     assert [row["name"] for row in report["examples"]] == [name[:-4] for name in names] and not report["failed"]
     assert max(row["cycle_error_max"] for row in report["examples"]) < 0.5
     for row in report["examples"]:
@@ -345,8 +149,7 @@ def test_a_folder_is_translated_name_by_name(trained, toys, tmp_path, capsys):
 def test_a_model_and_its_copy_give_back_the_images(trained, toys, few, tmp_path):
     twin = shutil.copytree(trained / "pair" / "a", tmp_path / "twin")
     out = tmp_path / "out"
-    runs = [str(trained / "pair" / "a"), str(twin)]
-    assert main(["translate", *runs, str(few), "--out", str(out), "--steps", "60", "--quiet"]) == 0
+    translated([trained / "pair" / "a", twin], few, out, "--steps", 60)
     for file in toys[0].glob(few.name):
         assert np.array_equal(pixels(out / file.name), pixels(file))
 
@@ -369,14 +172,11 @@ def test_one_model_of_two_folders_knows_them_as_classes_in_their_order(trained, 
     assert opened.classes == ("red", "blue") and back.classes == ("blue", "red")
     assert open_runs([trained / "one"], classes=("1", "red")).classes == ("blue", "red")
     assert opened.models[0] is opened.models[1] and opened.models[0].condition.labels == ("red", "blue")
-    for side, folder in zip(opened.sides, toys, strict=True):
+    for side, folder in zip(opened.datasets, toys, strict=True):
         images = {pixels.numpy().tobytes() for part in PARTS for pixels in stack(getattr(side, part))}
         alone = load_data("folder", path=str(folder), size=8)
         assert images == {pixels.numpy().tobytes() for part in PARTS for pixels in stack(getattr(alone, part))}
-    out = tmp_path / "out"
-    options = ["--out", str(out), "--cycle", "--steps", "60", "--quiet"]
-    assert main(["translate", str(trained / "one"), str(few), *options]) == 0
-    report = json.loads((out / "translation.json").read_text())
+    report = translated(trained / "one", few, tmp_path / "out", "--cycle", "--steps", 60)
     assert len(report["examples"]) == 4 and max(row["cycle_error_max"] for row in report["examples"]) < 0.5
     assert main(["evaluate", str(trained / "one"), "--examples", "2", "--nll-examples", "0", "--quiet"]) == 0
 
@@ -401,8 +201,7 @@ def test_files_patterns_and_arrays_are_taken(trained, toys, tmp_path):
     np.save(tmp_path / "last.npy", array)
     out = tmp_path / "out"
     sources = [tmp_path / "many.npz", tmp_path / "last.npy", toys[0] / names[0], toys[0] / "*-0[12].png"]
-    arguments = ["translate", str(trained / "pair"), *map(str, sources), "--out", str(out), "--steps", "8", "--quiet"]
-    assert main([*arguments, "--batch-size", "3"]) == 0
+    translated(trained / "pair", sources, out, "--steps", 8, "--batch-size", 3)
     one = pixels(out / names[0])
     for name in ("many", "last"):
         with np.load(out / f"{name}.npz") as content:
@@ -410,13 +209,7 @@ def test_files_patterns_and_arrays_are_taken(trained, toys, tmp_path):
             assert content["rows"].tolist() == [0, 1, 2, 3, 4]
             assert abs(content["samples"][0].transpose(1, 2, 0).astype(int) - one).max() <= 1
     assert sorted(path.name for path in out.glob("2*.png")) == names[:3]
-    again = tmp_path / "again"  # what comes out goes in
-    assert (
-        main(
-            ["translate", str(trained / "pair"), str(out / "many.npz"), "--out", str(again), "--steps", "4", "--quiet"]
-        )
-        == 0
-    )
+    translated(trained / "pair", out / "many.npz", tmp_path / "again", "--steps", 4)  # what comes out goes in
 
 
 PATTERNS = [
@@ -457,8 +250,7 @@ def test_the_same_seed_gives_the_same_noise(kind, options, trained, few, tmp_pat
     """On the way up, or, through a bridge, of grey levels."""
     results = {}
     for name, seed in (("one", "3"), ("two", "3"), ("three", "4")):
-        arguments = ["translate", str(trained / kind), str(few), "--out", str(tmp_path / name), "--quiet"]
-        assert main([*arguments, *options, "--seed", seed, "--steps", "8"]) == 0
+        translated(trained / kind, few, tmp_path / name, *options, "--seed", seed, "--steps", 8)
         results[name] = np.stack([pixels(path) for path in sorted((tmp_path / name).glob("2*.png"))])
     assert np.array_equal(results["one"], results["two"]) and not np.array_equal(results["one"], results["three"])
 
@@ -475,10 +267,10 @@ def test_other_sizes_and_kinds_are_resized_with_a_note(trained, tmp_path, capsys
     Image.new("RGB", (8, 8), (200, 10, 10)).save(home / "sub" / "wide.png")
     Image.new("RGB", (8, 8), (200, 10, 10)).save(home / "wide.bmp")
     out = tmp_path / "out"
-    assert main(["translate", str(trained / "pair"), str(home), "--out", str(out), "--steps", "4", "--quiet"]) == 0
+    report = translated(trained / "pair", home, out, "--steps", 4)
     found = {str(path.relative_to(out)) for path in out.rglob("*.png")}
     assert found == {"wide.jpg.png", "wide.bmp.png", "grey.png", "sub/wide.png", "sheet.png.png", "sheet.png"}
-    notes = [row.get("note") for row in json.loads((out / "translation.json").read_text())["examples"]]
+    notes = [row.get("note") for row in report["examples"]]
     assert notes.count("resized from 20×12") == 1 and "1 resized" in capsys.readouterr().out
     strict = error_of(capsys, "translate", trained / "pair", home, "--out", tmp_path / "strict", "--strict", "--quiet")
     assert "20×12 pixels, and the model has 8×8" in strict and "wide.jpg" in strict
@@ -499,10 +291,9 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(trained, toys, tmp_pa
     (home / "notes.txt").write_text("no image")
     out = tmp_path / "out"
     capsys.readouterr()
-    assert main(["translate", str(trained / "pair"), str(home), "--out", str(out), "--steps", "4", "--quiet"]) == 1
-    assert "not translated: 250-03: " in capsys.readouterr().err
+    report = translated(trained / "pair", home, out, "--steps", 4, status=1)
+    assert "not translated: 250-03: " in capsys.readouterr().err and list(report["failed"]) == ["250-03"]
     assert len(list(out.glob("2*.png"))) == 23 and not (out / broken.name).exists()
-    assert list(json.loads((out / "translation.json").read_text())["failed"]) == ["250-03"]
 
 
 def dark(path):
@@ -518,7 +309,7 @@ def test_the_longest_names_there_are_have_results(trained, tmp_path):
     for name in names:
         dark(home / name)
     np.save(home / f"{'y' * 251}.npy", np.zeros((2, 3, 8, 8), np.uint8))
-    assert main(["translate", str(trained / "pair"), str(home), "--out", str(out), "--steps", "4", "--quiet"]) == 0
+    translated(trained / "pair", home, out, "--steps", 4)
     expected = {*names, "sheet.png", "translation.json", f"{'y' * 251}.npz"}
     assert {path.name for path in out.iterdir()} == expected
 
@@ -532,11 +323,10 @@ def test_what_cannot_be_written_is_named_and_the_rest_goes_on(trained, tmp_path,
     (out / "a.png").mkdir(parents=True)
     (out / "b").touch()
     (out / "f.npz").mkdir()
-    arguments = ["translate", str(trained / "pair"), str(home), "--out", str(out), "--overwrite", "--quiet"]
-    assert main([*arguments, "--steps", "4", "--batch-size", "3", "--page"]) == 1
+    options = ["--overwrite", "--steps", 4, "--batch-size", 3, "--page"]
+    report = translated(trained / "pair", home, out, *options, status=1)
     said, error = capsys.readouterr()
     long = [f"{'x' * 250}.{kind}" for kind in ("bmp", "png")]  # their results would be …bmp.png and …png.png
-    report = json.loads((out / "translation.json").read_text())
     assert sorted(report["failed"]) == ["a", "b/c", "f-00000", "f-00001", *long]
     assert "not translated: a: [Errno 21] Is a directory" in error and "File name too long" in error
     assert [row["name"] for row in report["examples"]] == ["d", "e-00000", "e-00001"]
@@ -575,7 +365,7 @@ class Interrupted:
     def __init__(self, monkeypatch, after=math.inf):
         self.made, self.after, self.each = 0, after, BatchTranslator.each
         monkeypatch.setattr(BatchTranslator, "each", lambda *arguments: self(*arguments))
-        monkeypatch.setattr(batch_translation.time, "perf_counter", itertools.count().__next__)
+        monkeypatch.setattr(translate.time, "perf_counter", itertools.count().__next__)
 
     def __call__(self, *arguments):
         if self.made == self.after:
@@ -635,9 +425,9 @@ def test_a_photo_in_a_folder_of_the_name_of_that_of_batches_is_not_lost(trained,
     (photos / ".unfinished").mkdir()
     shutil.copy(photos / "250-00.png", photos / ".unfinished")
     out = tmp_path / "out"
-    assert main(["translate", str(trained / "pair"), str(photos), "--out", str(out), "--steps", "4", "--quiet"]) == 1
+    report = translated(trained / "pair", photos, out, "--steps", 4, status=1)
     assert not (out / ".unfinished").exists() and (photos / ".unfinished" / "250-00.png").exists()
-    assert len(json.loads((out / "translation.json").read_text())["examples"]) == 12
+    assert len(report["examples"]) == 12
 
 
 def linked(tmp_path, photos):
@@ -715,25 +505,17 @@ def test_an_inverse_that_does_not_converge_is_named_image_by_image(toys, tmp_pat
 
 
 def test_vectors_are_translated_as_arrays(tmp_path):
-    options = [
-        "--net.width=8",
-        "--flow.width=8",
-        "--train.steps=3",
-        "--train.batch_size=64",
-        "--train.validate_examples=20",
-        "--quiet",
-    ]
+    options = ["--net.width=8", "--flow.width=8", "--train.steps=3", "--train.batch_size=64", "--quiet"]
     options += ["--data.samples=300", "--data.valid_samples=20", "--data.test_samples=50"]
+    options += ["--train.validate_examples=20"]
     for name in ("rings", "eight-gaussians"):
         assert main(["train", name, "--out", str(tmp_path / name), *options]) == 0
     points = load_data("rings", samples=1, valid_samples=1, test_samples=40).test.tensor.numpy()
     np.savetxt(tmp_path / "points.csv", points, delimiter=",", header="x,y", comments="")
-    folders = [str(tmp_path / name) for name in ("rings", "eight-gaussians")]
-    out = tmp_path / "out"
-    assert main(["translate", *folders, str(tmp_path / "points.csv"), "--out", str(out), "--cycle", "--quiet"]) == 0
+    folders, out = [tmp_path / name for name in ("rings", "eight-gaussians")], tmp_path / "out"
+    report = translated(folders, tmp_path / "points.csv", out, "--cycle")
     with np.load(out / "points.npz") as content:
         assert content["samples"].shape == (40, 2) and content["levels"] == 0
-    report = json.loads((out / "translation.json").read_text())
     assert max(row["cycle_error_max"] for row in report["examples"]) < 0.01
     assert (out / "sheet.png").exists() and report["options"]["steps"] == 120
 
@@ -746,37 +528,27 @@ def hasty(monkeypatch):
 
 @pytest.mark.usefixtures("hasty")
 def test_scores_say_what_a_translation_is_worth(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(translation_metrics, "MOST_GENERAL", 20)
-    monkeypatch.setattr(general_features, "SIDE", 32)  # of images of 224×224 features take seconds
+    monkeypatch.setattr(metrics, "MOST_GENERAL", 20)
+    monkeypatch.setattr(extractor, "SIDE", 32)  # of images of 224×224 features take seconds
     small = ["--flow=coupling", *SMALL, "--train.steps=3", "--train.batch_size=16", "--quiet"]
     assert main(["train", "digits", "--data.label", "3", "--out", str(tmp_path / "3"), *small]) == 0
     raw = torch.stack([load_data("digits", label=3).test[i] for i in range(30)])
     np.save(tmp_path / "threes.npy", raw[:, 0].numpy())
-    arguments = [
-        "translate",
-        str(tmp_path / "3"),
-        str(tmp_path / "3"),
-        str(tmp_path / "threes.npy"),
-        "--score",
-        "--steps=60",
-        "--quiet",
-    ]
-    assert main([*arguments, "--out", str(tmp_path / "same")]) == 0
-    scores = json.loads((tmp_path / "same" / "translation.json").read_text())["scores"]
+    run, options = tmp_path / "3", ["--score", "--steps=60"]
+    scores = translated([run, run], tmp_path / "threes.npy", tmp_path / "same", *options)["scores"]
     assert scores["images"] == 30 and scores["distance"] == 0 and scores["accuracy"] in (0, 1)
     assert scores["frechet"] == pytest.approx(scores["frechet_ceiling"])
     assert "B's test images" in capsys.readouterr().out and (tmp_path / "same" / "extractor").is_dir()
     assert scores["general_kid"] == pytest.approx(scores["general_kid_ceiling"])
     for name in (PACKAGE, "torchmetrics"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert main([*arguments, "--steps=4", "--out", str(tmp_path / "without")]) == 0
+    translated([run, run], tmp_path / "threes.npy", tmp_path / "without", "--score", "--steps=4")
     *_, ssim, general = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no ")]
     assert ssim == "no SSIM: pip install 'indm[metrics]'"
     assert general == "no general features: pip install 'indm[features]'"
     np.save(tmp_path / "few.npy", raw[:5, 0].numpy())
-    assert main([*arguments[:3], str(tmp_path / "few.npy"), *arguments[4:], "--out", str(tmp_path / "few")]) == 2
-    assert "score needs at least 20 examples, got 5; leave out --score" in capsys.readouterr().err
-    assert not (tmp_path / "few").exists()
+    said = error_of(capsys, "translate", run, run, tmp_path / "few.npy", *options, "--out", tmp_path / "few")
+    assert "score needs at least 20 examples, got 5; leave out --score" in said and not (tmp_path / "few").exists()
 
 
 @pytest.mark.parametrize(
@@ -784,10 +556,7 @@ def test_scores_say_what_a_translation_is_worth(tmp_path, capsys, monkeypatch):
     [
         (
             "bridge",
-            [
-                "A bridge: one diffusion from A at t = 0 to B at t = T, on",
-                '- A: `folder`, `path = "red"`\n- B: `folder`, `path = "blue"`\n',
-            ],
+            ["A bridge: one diffusion from A at t = 0 to B at t = T", '- A: `folder`, `path = "red"`\n- B: '],
         ),
         ("one", ["A diffusion on", "- classes: red, blue"]),
     ],
@@ -813,9 +582,8 @@ def test_a_card_says_what_a_model_translates_and_how(name, said, trained, few, t
 def test_both_models_of_a_translation_may_be_names(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.save("digits.npy", np.full((2, 8, 8), 8))
-    line = ["translate", "digits-pretrained", "digits-pretrained", "digits.npy", "--steps", "8", "--quiet", "--out"]
-    assert main([*line, "out"]) == 0
-    assert json.loads(Path("out/translation.json").read_text())["models"] == ["runs/digits-pretrained"] * 2
+    report = translated(["digits-pretrained"] * 2, "digits.npy", Path("out"), "--steps", 8)
+    assert report["models"] == ["runs/digits-pretrained"] * 2
 
 
 def test_a_pair_is_pushed_as_two_models(trained, capsys):
@@ -838,21 +606,16 @@ def test_a_bridge_that_learned_its_ends_with_noise_takes_it_away(toys, few, tmp_
     assert open_runs([tmp_path / "3.0"], "backward").route().noise == (1.5, 3.0)
     errors = {}
     for seed in ("0", "1"):
-        place = tmp_path / f"out-{seed}"
-        options = ["--cycle", "--steps", "30", "--quiet"]
-        command = ["translate", str(tmp_path / "3.0"), str(few), "--seed", seed, "--out", str(place), *options]
-        assert main(command) == 0
-        rows = json.loads((place / "translation.json").read_text())["examples"]
+        options = ["--cycle", "--steps", 30, "--seed", seed]
+        rows = translated(tmp_path / "3.0", few, tmp_path / f"out-{seed}", *options)["examples"]
         errors[seed] = [row["cycle_error_max"] for row in rows]
         assert max(errors[seed]) < 1, "the way back begins before the noise was taken away"
     assert errors["0"] != errors["1"], "the noise is that of the seed"
     clean, noisy = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("0.0", "3.0"))
     assert noisy["valid_terminal"] > clean["valid_terminal"] + 1
     assert noisy["valid_nelbo"] > clean["valid_nelbo"] + 0.5
-    blue = str(toys[1] / "*-0[0-3].png")
-    backward = [*command[:2], blue, "--direction", "backward", "--out", str(tmp_path / "back"), *options]
-    assert main(backward) == 0
-    rows = json.loads((tmp_path / "back" / "translation.json").read_text())["examples"]
+    backward = ["--direction", "backward", *options]
+    rows = translated(tmp_path / "3.0", toys[1] / "*-0[0-3].png", tmp_path / "back", *backward)["examples"]
     assert max(row["cycle_error_max"] for row in rows) < 1
     assert max(row["cycle_error_rounded"] for row in rows) <= 1 < max(row["distance_rms"] for row in rows)
     for name in ("terminal_noise", "initial_noise"):
@@ -882,11 +645,10 @@ def test_one_model_of_classes_translates_between_two(trained, toys, tmp_path, ca
     assert main(["train", "digits", "--out", str(run), *options]) == 0
     raw = torch.stack([load_data("digits", label=3).test[i] for i in range(30)])
     np.save(tmp_path / "threes.npy", raw[:, 0].numpy())
-    arguments = ["translate", str(run), str(tmp_path / "threes.npy"), "--out", str(out), "--quiet", "--score"]
-    assert main([*arguments, "--condition", "3", "8", "--steps", "20"]) == 0
-    assert json.loads((out / "translation.json").read_text())["scores"]["images"] == 30
+    arguments = [run, tmp_path / "threes.npy", out, "--condition", "3", "8", "--steps", 20]
+    assert translated(*arguments, "--score")["scores"]["images"] == 30
     opened = open_runs([run], "forward", ("3", "8"))
-    for side, label in zip(opened.sides, (3, 8), strict=True):
+    for side, label in zip(opened.datasets, (3, 8), strict=True):
         wanted = load_data("digits", label=label)
         assert all(torch.equal(stack(getattr(side, part)), stack(getattr(wanted, part))) for part in PARTS)
     there, back, other = (
@@ -897,8 +659,7 @@ def test_one_model_of_classes_translates_between_two(trained, toys, tmp_path, ca
     result = there.follow(x).x
     assert (back.follow(result).x - x).abs().max() * 8.5 < 0.5
     assert not torch.equal(result, other.follow(x).x)
-    guided = [*arguments[:-1], "--condition", "3", "8", "--steps", "20", "--guidance", "3", "--overwrite"]
-    assert main(guided) == 0
+    translated(*arguments, "--guidance", "3", "--overwrite")
     farther = open_runs([run], "forward", ("3", "8")).route(steps=20, guidance=3.0)
     expected = farther.follow(farther.models[0].scaling.centre(raw)).x
     with np.load(out / "threes.npz") as written:
@@ -906,16 +667,10 @@ def test_one_model_of_classes_translates_between_two(trained, toys, tmp_path, ca
     for wrong, complaint in (
         ([run, toys[0], "--condition", "3", "dog"], "c must be one of"),
         ([trained / "pair", toys[0], "--condition", "3", "8"], "condition needs one run, of a model of both classes"),
-        ([run, toys[0]], "is no bridge"),
-        (
-            [trained / "pair", toys[0], "--guidance", "2"],
-            "guidance must be 1 but for one model told the class, got 2 for two models",
-        ),
-        ([trained / "bridge", toys[0], "--guidance", "2"], "one model told the class, got 2 for terminal bridge"),
-        (
-            [trained / "one", toys[0], "--guidance", "2", "--method", "sdedit", "--strength", "0.5"],
-            "it has no model of A",
-        ),
+        ([run, toys[0]], "is not a bridge"),
+        ([trained / "pair", toys[0], "--guidance", 2], "guidance 2 requires one class-conditional model, got two"),
+        ([trained / "bridge", toys[0], "--guidance", 2], "class-conditional model, got terminal bridge"),
+        ([trained / "one", toys[0], "--guidance", 2, "--method", "sdedit", "--strength", 0.5], "it has no model of A"),
     ):
         assert complaint in error_of(capsys, "translate", *wrong, "--out", tmp_path / "none", "--quiet")
         assert not (tmp_path / "none").exists()
@@ -923,10 +678,10 @@ def test_one_model_of_classes_translates_between_two(trained, toys, tmp_path, ca
 
 def test_sdedit_is_noise_and_the_flow_of_the_other_side_alone(trained, toys, few, tmp_path, capsys):
     names = sorted(path.name for path in toys[0].glob(few.name))
+    by_sdedit = ["--method", "sdedit", "--strength", 0.4, "--steps", 10]
     for kind, c in (("pair", None), ("one", "blue")):
         out = tmp_path / kind
-        arguments = ["translate", str(trained / kind), str(few), "--out", str(out), "--seed", "5", "--quiet"]
-        assert main([*arguments, "--method", "sdedit", "--strength", "0.4", "--steps", "10", "--page"]) == 0
+        report = translated(trained / kind, few, out, "--seed", 5, *by_sdedit, "--page")
         folder = trained / "pair" / "b" if kind == "pair" else trained / "one"
         model, _ = open_run(folder)
         x = model.scaling.centre(torch.from_numpy(np.stack([pixels(toys[0] / name) for name in names]))).movedim(-1, 1)
@@ -934,7 +689,6 @@ def test_sdedit_is_noise_and_the_flow_of_the_other_side_alone(trained, toys, few
         expected = model.scaling.to_data(route.follow(x, generator=torch.Generator().manual_seed(5)).x)
         for name, image in zip(names, expected, strict=True):
             assert np.array_equal(pixels(out / name), image.permute(1, 2, 0).numpy())
-        report = json.loads((out / "translation.json").read_text())
         assert report["models"] == [str(folder)] and "up by noise of seed 5" in (out / "index.html").read_text()
     capsys.readouterr()
     for kind, strength, said in (("bridge", 0.5, "is a bridge"), ("pair", 1, "strength must be below 1 for sdedit")):
@@ -943,12 +697,11 @@ def test_sdedit_is_noise_and_the_flow_of_the_other_side_alone(trained, toys, few
     arguments = ["translate", trained / "pair", toys[0], "--out", tmp_path / "none", "--strength", 0.5, "--cycle"]
     assert "no way back along noise" in error_of(capsys, *arguments, "--method", "sdedit")
     # The model of B alone does it.
-    arguments = ["translate", str(trained / "pair" / "b"), str(few), "--seed", "5", "--quiet", "--method", "sdedit"]
-    assert main([*arguments, "--out", str(tmp_path / "b"), "--strength", "0.4", "--steps", "10"]) == 0
+    translated(trained / "pair" / "b", few, tmp_path / "b", "--seed", 5, *by_sdedit)
     for name in names:
         assert np.array_equal(pixels(tmp_path / "b" / name), pixels(tmp_path / "pair" / name))
-    arguments[2] = toys[0]
-    scored = error_of(capsys, *arguments, "--out", tmp_path / "none", "--strength", 0.4, "--score")
+    arguments = ["translate", trained / "pair" / "b", toys[0], "--out", tmp_path / "none", *by_sdedit]
+    scored = error_of(capsys, *arguments, "--score")
     assert "score needs the data of A, too; name its run before" in scored
 
 
@@ -974,10 +727,9 @@ def test_errors_of_a_bridge_are_those_of_its_results_as_written(trained, toys, f
 def test_a_page_solves_no_error_of_its_own(trained, few, tmp_path, monkeypatch, capsys):
     rougher, asked = Route.rougher, []
     monkeypatch.setattr(Route, "rougher", lambda route: asked.append(route) or rougher(route))
-    arguments = ["translate", str(trained / "pair"), str(few), "--errors", "--quiet"]
-    assert main([*arguments, "--page", "--steps", "8", "--out", str(tmp_path / "page")]) == 0
+    translated(trained / "pair", few, tmp_path / "page", "--errors", "--page", "--steps", 8)
     assert len(asked) == 1
-    said = error_of(capsys, *arguments, "--steps", 3, "--out", tmp_path / "none")
+    said = error_of(capsys, "translate", trained / "pair", few, "--errors", "--steps", 3, "--out", tmp_path / "none")
     assert "errors needs steps of at least 4, to halve them, got 3" in said
 
 
@@ -986,15 +738,14 @@ def test_the_ways_of_one_image_by_all_forms_are_drawn_below_one_another(trained,
     runs = [str(trained / kind) for kind in ("pair", "one", "bridge")]
     common = ["strip", *runs, str(source), "--out", str(tmp_path / "strip.png"), "--strength", "0.4", "--steps", "20"]
     assert main([*common, "--frames", "6", "--seed", "5", "--guidance", "30"]) == 0
-    one = "one model told the class (one)"
+    one = "one class-conditional model (one)"
     titles = f"two models (pair), {one}, guidance 30, SDEdit 0.4, {one}, terminal bridge (bridge)"
     assert capsys.readouterr().out == f"{tmp_path / 'strip.png'}: {titles}\n"
     rows = framed(pixels(tmp_path / "strip.png"), side=8)
     assert [len(row) for row in rows] == [6, 6, 6, 6]
     for row, run in zip([rows[0], rows[1], rows[3]], runs, strict=True):
         out = tmp_path / Path(run).name
-        given = ["--guidance", "30"] if run == runs[1] else []
-        assert main(["translate", run, str(source), "--out", str(out), "--steps", "20", "--quiet", *given]) == 0
+        translated(run, source, out, "--steps", 20, *(["--guidance", 30] if run == runs[1] else []))
         assert abs(row[0] - pixels(source)).max() <= 1 and abs(row[-1] - pixels(out / source.name)).max() <= 2
     model, _ = open_run(trained / "one")
     x = model.scaling.centre(torch.from_numpy(pixels(source)).permute(2, 0, 1)[None])
@@ -1002,7 +753,7 @@ def test_the_ways_of_one_image_by_all_forms_are_drawn_below_one_another(trained,
     way = model.scaling.to_data(route.follow(x, frames=3, generator=torch.Generator().manual_seed(5)).frames[0])
     assert np.array_equal(rows[2], way.permute(0, 2, 3, 1).numpy())
     # On their legs frames are apart by one and the same time; SDEdit turns at its strength.
-    found = strips.rows_of([Path(run) for run in runs], source, StripOptions(frames=6, strength=0.4, steps=8))
+    found = strips_of([Path(run) for run in runs], source, StripOptions(frames=6, strength=0.4, steps=8))
     assert [max(row.times) for row in found] == [1, 1, 0.4, 1]
     assert found[0].times == pytest.approx([1e-5, 0.5, 1, 1, 0.5, 1e-5], abs=1e-3)
     assert found[3].times == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1], abs=1e-3)
@@ -1011,7 +762,7 @@ def test_the_ways_of_one_image_by_all_forms_are_drawn_below_one_another(trained,
     assert "strip needs one image, got 24 examples" in error_of(capsys, *common[:4], toys[0])
     assert "frames must be an even number of at least 4, got 5" in error_of(capsys, *common, "--frames", "5")
     unguided = ["strip", runs[0], source, "--out", tmp_path / "other.png", "--guidance", "3"]
-    assert "guidance must be 1 but for a model told the class, got 3" in error_of(capsys, *unguided)
+    assert "guidance 3 requires a class-conditional model" in error_of(capsys, *unguided)
 
 
 def test_mistakes(trained, toys, tmp_path, capsys):
@@ -1019,7 +770,7 @@ def test_mistakes(trained, toys, tmp_path, capsys):
     for arguments, complaint in (
         ([toys[0]], "translate needs a run folder"),
         ([pair], "translate needs images after the run folders"),
-        ([pair / "a", toys[0]], "is no bridge"),
+        ([pair / "a", toys[0]], "is not a bridge"),
         ([pair / "a", pair / "b", pair / "a", toys[0]], "one or two run folders must come first, got 3"),
         ([pair, tmp_path / "none"], "no image or array found in"),
         ([pair, toys[0], "--strength", "0"], "strength must lie in"),
@@ -1051,8 +802,7 @@ def test_mistakes(trained, toys, tmp_path, capsys):
     out.mkdir()
     (out / "mine.txt").write_text("kept")
     assert "--overwrite" in error_of(capsys, "translate", pair, toys[0], "--out", out)
-    options = ["--overwrite", "--steps", "4", "--quiet"]
-    assert main(["translate", str(pair), str(toys[0]), "--out", str(out), *options]) == 0
+    translated(pair, toys[0], out, "--overwrite", "--steps", 4)
     assert (out / "mine.txt").read_text() == "kept"
 
 
@@ -1061,8 +811,8 @@ def test_results_are_never_written_over_by_one_another(trained, tmp_path, capsys
     for name in ("sheet", "a", "b/sheet", "x\ny"):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (200, 10, 10)).save(f"{home / name}.png")
-    pair, out = str(trained / "pair"), tmp_path / "out"
-    assert main(["translate", pair, str(home), "--out", str(out), "--steps", "4", "--quiet"]) == 0
+    pair, out = trained / "pair", tmp_path / "out"
+    translated(pair, home, out, "--steps", 4)
     found = {str(path.relative_to(out)) for path in out.rglob("*.png")}
     assert found == {"sheet.png", "sheet.png.png", "a.png", "b/sheet.png", "x\ny.png"}
     assert pixels(out / "sheet.png").shape != pixels(out / "sheet.png.png").shape

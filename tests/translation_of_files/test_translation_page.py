@@ -13,16 +13,16 @@ import torch
 from browsers import NARROW, WIDE, chromium, keep, overflow
 from pages import Reader, assert_alone
 from PIL import Image
-from test_pairs import framed, pixels
+from toys import framed, pixels
 
 from indm.config.options import TranslationOptions
-from indm.evaluation import file_translation
-from indm.evaluation.file_translation import summary, translate_files
-from indm.evaluation.translation_page import ERRORS, STRENGTHS, made_by
-from indm.evaluation.translation_runs import BRIDGE, TranslationRuns
 from indm.model import build_model
 from indm.scaling import Scaling
 from indm.translation import Route, sdedit, two_models
+from indm.translation_of_files import translate
+from indm.translation_of_files.pictures import ERRORS, STRENGTHS, made_by
+from indm.translation_of_files.routes import BRIDGE, TranslationRuns
+from indm.translation_of_files.translate import summary, translate_files
 
 NAMES = ['a "quoted" <b>&amp;', "b/it's", "dark", "Mu\u0308sli"]  # the last as macOS writes it
 QUICK = TranslationOptions(steps=8, cycle=True, page=True)
@@ -227,7 +227,7 @@ def test_what_is_not_reached_is_said_of_that_picture_alone(home, made, tmp_path)
 
 
 def test_a_page_shows_the_first_of_many(home, made, tmp_path, monkeypatch):
-    monkeypatch.setattr(file_translation, "MOST", 2)
+    monkeypatch.setattr(translate, "MOST", 2)
     translated(home, tmp_path, replace(QUICK, batch_size=1))
     assert len(cards(tmp_path)) == 2 and len(list(tmp_path.rglob("*.png"))) == 9
     assert "The first 2 of 4 translated images." in (tmp_path / "index.html").read_text("utf-8")
@@ -246,9 +246,9 @@ def test_how_results_were_made_is_said_in_a_line(made):
     _, report = made
     options = report["options"] | {"tol": 1e-4, "strength": 0.5, "stochastic": True, "seed": 3}
     other = {"models": ["animals"], "classes": ["cat", "dog"], "failed": {"x": "no image"}, "options": options}
-    other |= {"kind": "one model told the class"}
+    other |= {"kind": "one class-conditional model"}
     assert made_by(report | other) == (
-        "Made by one model told the class: animals; from cat to dog; direction forward; tolerance 0.0001; "
+        "Made by one class-conditional model: animals; from cat to dog; direction forward; tolerance 0.0001; "
         "strength 0.5; up by noise of seed 3; 1 not translated, see translation.json."
     )
     noised = report["options"] | {"method": "sdedit"}
