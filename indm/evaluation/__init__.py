@@ -1,1 +1,1 @@
-"""What a trained model is worth: likelihoods, distances, translations."""
+"""What a trained model achieves: likelihoods, classes, distances of samples, comparisons of runs."""

@@ -111,9 +111,8 @@ def principal_axes(v: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "d r"], Float
 
 
 def gaussian_nats(data: Data, raw: Tensor, seed: int = 0) -> tuple[Tensor, dict]:
-    """Nats of each of ``raw`` (N, *event) under a Gaussian fitted to the training split, and how it was fitted.
-
-    Flips count as examples. Nats are in single precision.
+    """Nats of each of ``raw`` (N, *event) under a Gaussian fitted to the training split, in single precision, and how
+    it was fitted. Flips count as examples.
     """
     scaling, full = data.scaling, math.prod(data.shape) <= LARGEST_DENSE
     most = MOST_TRAINING if full else MOST_TRAINING_DIAGONAL
@@ -148,7 +147,7 @@ def png_nats(raw: Tensor, levels: int | None) -> Tensor | None:
     """Nats of the PNG file of each of ``raw`` (N, C, H, W), header included; None where PNG cannot hold them.
 
     Up to 256 levels take a byte each before they are compressed, 2 levels of one channel a bit, more than 256 of one
-    channel two bytes. PNG as Pillow writes it has no colours of more than 256 levels, and none has 2 channels.
+    channel two bytes. Pillow writes no colours of more than 256 levels.
     """
     if levels is None or raw.ndim != 4 or raw.shape[1] not in (1, 3) or levels > (2**16 if raw.shape[1] == 1 else 256):
         return None
@@ -166,20 +165,19 @@ def _png(pixels) -> bytes:
 def baselines(
     data: Data, raw: Tensor, nelbo: Tensor, seed: int = 0, groups: Tensor | None = None
 ) -> tuple[dict[str, dict], dict[str, Tensor]]:
-    """The likelihoods of this module for ``raw`` (N, *event), in data units.
+    """The likelihoods of this module for the examples ``raw`` (N, *event) of an evaluation, in data units.
 
     Args:
         data: whose training split they are fitted to.
-        raw: the examples of an evaluation.
+        raw: the examples.
         nelbo: (N,), nats of the model's NELBO of these examples, in the convention of :func:`indm.evaluate`.
         seed: of the dequantization of the training split.
-        groups: which group each example is of, as in :func:`indm.evaluate`.
+        groups: the group of each example, as in :func:`indm.evaluate`.
 
     Returns:
-        A JSON-able row for each baseline, ``uniform``, ``gaussian`` and ``png``, where it makes sense: its ``name`` in
-        words (and a ``detail``), mean and standard error over examples in nats and bits/dim, and ``nelbo_difference``,
-        the NELBO less the baseline with its standard error, paired over examples. And the nats of each example, (N,),
-        by name.
+        A JSON-able row for each baseline that makes sense: its ``name`` (and a ``detail``), mean and standard error in
+        nats and bits/dim, and ``nelbo_difference``, the NELBO less the baseline, paired over examples. And the nats of
+        each example, (N,), by name.
     """
     found: dict[str, tuple[Tensor, dict]] = {}
     if (levels := data.scaling.levels) is not None:

@@ -23,7 +23,7 @@ Numbers are −log p of the raw data in the unit of the table, lower is better. 
 the generative SDE. The NLL is by the probability-flow ODE, to the solver's error of the last column. "Without
 reconstruction" is no likelihood of the data; it is there to compare with numbers that are published so. The standard
 error is over the examples; the estimator's noise is the part of it that more draws would take away."""
-RECORDED = ("indm", "git", "torch", "python", "device", "seed")  # of the provenance; a command may name private places
+RECORDED = ("indm", "git", "torch", "python", "device", "seed")  # of the provenance; a command may name private paths
 
 
 def write(run: Path, folder: Path, name: str, license: str | None = None, command: str | None = None) -> None:
@@ -107,8 +107,8 @@ indm translate {name} IMAGES --out FOLDER --direction backward   # {b} as {a}
 ```python
 from indm.translation import {route}
 
-way = {route}({arguments})
-result = model.scaling.to_data(way.translate(raw).x)
+route = {route}({arguments})
+result = model.scaling.to_data(route.translate(raw).x)
 ```"""
     ]
 

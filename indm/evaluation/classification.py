@@ -180,11 +180,9 @@ def classify_run(
         ValueError: the model has no classes, or the images do not fit it.
     """
     out = out or run
-    recipe_of(run)  # an error where this is no run
+    recipe_of(run)  # an error where this is not a run
     check_absent(out, FILES, overwrite)
     model: Any = open_model(run)
-    if getattr(model, "condition", None) is None or not model.condition.is_class:
-        raise ValueError(f"{run} holds no model of p(x|class), as classify needs; train one with --condition classes")
     labels: Tensor | None = None
     if source is None:
         data = data_of(run, model)

@@ -62,10 +62,9 @@ def learned(result: Mapping) -> bool:
 
 
 def conclusion(run: Path, result: Mapping) -> str:
-    """How the model of ``run`` compares with the baselines of its evaluation ``result``, in one line.
+    """How the model of ``run`` compares with the baselines of its evaluation ``result``, in one line; "" without any.
 
     Where it is no better than uniform noise and a Gaussian, also the likely cause, and the command that continues.
-    An empty line where the evaluation has no baselines.
     """
     compared = comparisons(result)
     if not compared:
@@ -114,11 +113,8 @@ def _and(compared: Sequence[Comparison]) -> str:
 def advice(run: Path, baseline: float = -math.inf) -> str:
     """Why the model of ``run`` has hardly learned, and the command that continues, from what the run's folder says.
 
-    Nothing where the folder has no log of a training, as that of a converted run.
-
-    Args:
-        run: the run folder.
-        baseline: the likelihood that the model should have reached, in the unit of the run.
+    ``baseline`` is the likelihood that it should have reached, in the unit of the run. Nothing where the folder has no
+    log of a training, as that of a converted run.
     """
     trained = _Trained.read(run)
     if trained is None:
@@ -128,15 +124,11 @@ def advice(run: Path, baseline: float = -math.inf) -> str:
 
 
 def conclusions_of_translation(distance: float, levels: int | None, runs: Sequence[Path]) -> list[str]:
-    """What says that the models of a translation have hardly learned, a line for each finding; none where all is well.
+    """What says that the models in ``runs`` have hardly learned, a line for each finding; none where all is well.
 
     A model is judged by the evaluation in its run folder; one without by ``distance``, and by whether its training was
-    one of few steps.
-
-    Args:
-        distance: of results from their sources, RMS, mean over examples; in grey levels where ``levels`` is not None.
-        levels: grey levels; None for vectors, whose distance says nothing here.
-        runs: the run folders of the models.
+    one of few steps. ``distance`` is that of results from their sources, RMS; of vectors (``levels`` None) it says
+    nothing.
     """
     evaluations = {run: _current_evaluation(run) for run in dict.fromkeys(runs)}
     by_run = {run: _judged(run, evaluation) for run, evaluation in evaluations.items()}

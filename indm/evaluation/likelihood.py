@@ -101,7 +101,7 @@ def evaluate(
     """NELBO and NLL of raw data, each with and without reconstruction, with standard errors.
 
     Args:
-        model: an INDM; or a model that is no diffusion (``model.is_diffusion`` is false), of which ``model.bound`` is
+        model: an INDM; or a model that is not a diffusion (``model.is_diffusion`` is false), whose ``model.bound`` is
             reported as the NELBO, and no NLL.
         raw: (N, *event) in data units (grey levels, vectors).
         c: the conditions, of a model that has one, see :meth:`indm.INDM.given`: likelihoods are then of p(x|c).
@@ -320,7 +320,7 @@ def diffusion_estimators(
 
 
 def bound_estimators() -> dict[str, Estimator]:
-    """The bound of a model that is no diffusion."""
+    """The bound of a model that is not a diffusion."""
 
     def bound(model, raw: Tensor, generator: torch.Generator) -> Estimate:
         x, log_q = from_data(model, raw, generator=generator)

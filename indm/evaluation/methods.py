@@ -82,7 +82,7 @@ def seed_of(run: Path) -> int:
 def methods_of(folders: Sequence[Path]) -> list[list[Path]]:
     """The runs by method: their recipes differ in the seed alone. A second run of one seed begins another method.
 
-    Numbers of steps within the margin of equal budgets are one, and so are two places of the same data.
+    Numbers of steps within the margin of equal budgets are one, and so are two paths of the same data.
     """
     methods: list[tuple[Recipe, dict[int, Path]]] = []
     for folder in folders:
@@ -170,10 +170,7 @@ def in_words(row: Mapping, unit: str) -> str:
 def costs_of(methods: Mapping[str, Sequence[Path]], equal: Equal = "cost", progress: bool = True) -> Costs:
     """The cost of a step of each method: as ``costs.json`` of its runs or of the first's has it, else measured now.
 
-    Args:
-        methods: runs by name, each method's seeds.
-        equal: what shall be the same; with "steps" nothing is measured.
-        progress: show a bar.
+    With ``equal`` "steps" every step counts alike, and nothing is measured.
     """
     (first, of_first), *_ = methods.items()
     if equal == "steps":
@@ -198,11 +195,8 @@ def costs_of(methods: Mapping[str, Sequence[Path]], equal: Equal = "cost", progr
 
 
 def budget_of(pairs: Sequence[tuple[Path, Path]], name: str, costs: Costs) -> dict:
-    """What runs of the method ``name`` and of the first one spent, in pairs.
-
-    Returns:
-        ``steps`` of the runs of both, ``costs`` of a step of each (None: not known), ``budgets`` in words, and ``why``
-        the two cannot be compared, "" where they can.
+    """What runs of the method ``name`` and of the first one spent, in pairs: ``steps`` of the runs of both, ``costs``
+    of a step of each (None: not known), ``budgets`` in words, and ``why`` they cannot be compared, "" where they can.
     """
     other, first = (tuple(steps_of(pair[i]) for pair in pairs) for i in (0, 1))
     cost = costs.by_method.get(name)

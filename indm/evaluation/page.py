@@ -113,14 +113,10 @@ class Page:
         stacks: Mapping[str, Sequence[Image.Image]],
         drawn: bool = False,
     ) -> None:
-        """Pictures of which a slider shows one of each stack.
+        """Pictures of which a slider, named ``name`` on this page alone, shows one of each stack.
 
-        Args:
-            name: of the slider, on this page alone.
-            label: beside it.
-            words: for each of its positions.
-            stacks: by title, as many pictures as there are positions.
-            drawn: whether they are drawings, which are not magnified pixel by pixel.
+        ``words`` says where each of its positions is; ``stacks`` has as many pictures, by title. Those that are
+        ``drawn`` are not magnified pixel by pixel.
         """
         figures = "".join(
             f'<figure><div class="{name}">{"".join(_frames(frames, words))}</div>{_caption(title)}</figure>'

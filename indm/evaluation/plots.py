@@ -32,7 +32,7 @@ from indm.files import atomic
 DPI = 120  # of figures
 FONT_SIZE = 10  # points
 # Seven that people with any kind of colour vision tell apart, of Okabe & Ito 2008, "Color Universal Design", with grey
-# in the place of yellow, which is too pale for lines. Black is for the data.
+# instead of yellow, which is too pale for lines. Black is for the data.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666")
 DATA_COLOUR = "black"
 LEAST = 50  # pixels that a label may take, in panels however small

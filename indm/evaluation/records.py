@@ -36,12 +36,9 @@ FOLDER = "measurements"
 
 @dataclass(frozen=True)
 class Measurement:
-    """A measurement, and for which models it is.
+    """A measurement: ``make`` (run, setup) → what JSON can hold, and whether it ``fits`` a model.
 
-    Attributes:
-        make: (run, setup) → what JSON can hold.
-        fits: whether it makes sense for a model.
-        version: of the result, raised where its form or what it measures changes: stored ones are then made again.
+    ``version`` of the result is raised where its form or what it measures changes: stored ones are then made again.
     """
 
     make: Callable[..., Any]

@@ -87,16 +87,11 @@ def report(
 
 
 def common_data(folders: Sequence[Path]) -> dict:
-    """The ``[data]`` table of all runs.
-
-    Raises:
-        ValueError: no folder, runs of different data, a folder without a model, or no run of a diffusion.
-        FileNotFoundError: a folder that is not a run.
-    """
+    """The ``[data]`` table of all runs; a ValueError where there is none, theirs differ, or no run is a diffusion."""
     if not folders:
         raise ValueError("folders must name at least one run, got none")
     for folder in folders:
-        recipe_of(folder)  # an error where this is no run
+        recipe_of(folder)  # an error where this is not a run
         if not same_data(folders[0], folder):
             raise ValueError(f"{folder} and {folders[0]} are runs of different data; report runs of one data set")
     for folder in folders:
@@ -144,11 +139,7 @@ def add_runs(
     colours: Colours,
     prefix: str = "",
 ) -> "Sections":
-    """All sections on runs of one data set; pictures go to ``out``, their names begin with ``prefix``.
-
-    Returns:
-        The sections, to which more can be added.
-    """
+    """Add all sections on runs of one data set; pictures go to ``out``, their names begin with ``prefix``."""
     sections = Sections(page, out, records, data, extractor, colours, prefix)
     page.text(
         f"{'; '.join(data.remarks)}. Numbers are means over a group's seeds ± their standard error. Where a group is "
@@ -246,7 +237,7 @@ class Sections:
         self.draw(
             "samples",
             "Test data, and samples of the first seed of each model: of a diffusion by Heun in 25 steps, of another "
-            f"model by its decoder.{self.at_c('the samples are at the c of the data in the same places')}",
+            f"model by its decoder.{self.at_c('the samples are at the c of the data in the same positions')}",
             lambda path: figures.samples_figure(self.records, self.data, path, self.colours),
         )
         if (groups := self.of_classes()) and (len(self.data.shape) == 3 or self.data.shape[0] > 1):

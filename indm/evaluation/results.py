@@ -1,6 +1,7 @@
 """The evaluation of a run: written into its folder, read, shown as a table, and compared example by example."""
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
@@ -37,11 +38,11 @@ Row = tuple[str, ...]
 
 
 def evaluate_run(
-    run: Path, given: dict | None = None, *, data_table: dict | None = None, progress: bool = True
+    run: Path, changes: dict | None = None, *, data_table: dict | None = None, progress: bool = True
 ) -> dict:
     """The likelihood of held-out data under a run's model, see :func:`indm.evaluate`.
 
-    ``given`` overrides the recipe's ``[evaluate]``, and ``data_table`` replaces its ``[data]``. Writes
+    ``changes`` override the recipe's ``[evaluate]``, and ``data_table`` replaces its ``[data]``. Writes
     ``evaluation.json``, which is returned, and per-example nats to ``evaluation.npz``. Both have the baselines of
     :mod:`indm.evaluation.baselines`, too. Where several processes were launched, each does its share; the main one
     writes.
@@ -53,7 +54,7 @@ def evaluate_run(
     recipe = recipe_of(run)
     recipe = paths.absolute(recipe | {"data": data_table or recipe["data"]})
     model: Any = open_model(run)
-    options = Evaluation(**recipe["evaluate"] | (given or {}))
+    options = Evaluation(**recipe["evaluate"] | (changes or {}))
     data = data_of(run, model, recipe["data"])
     if processes.is_main_process:
         warn_of_other_splits(run, data)
@@ -124,13 +125,13 @@ def read_evaluation(folder: Path) -> dict:
     if not file.exists():
         raise FileNotFoundError(f"{folder} has not been evaluated: run 'indm evaluate {folder}' first")
     result = untrusted.json_object(file)
-    for fields, kind in (*TABLES.items(), *_fields(result)):
+    for fields, kind in itertools.chain(TABLES.items(), _fields(result)):
         value: Any = result
         for name in fields:
             value = value.get(name) if isinstance(value, Mapping) else None
         if not isinstance(value, kind):
             raise ValueError(
-                f"{file} is no evaluation: its {'.'.join(fields)} is {brief(repr(value))}; "
+                f"{file} is not an evaluation: its {'.'.join(fields)} is {brief(repr(value))}; "
                 f"run 'indm evaluate {folder} --overwrite'"
             )
     return result

@@ -46,20 +46,6 @@ def _quantiles(ordered: Tensor, levels: Tensor) -> Tensor:
     return ordered[(levels * len(ordered)).long().clamp(max=len(ordered) - 1)]
 
 
-def mmd(a: Samples, b: Float[Tensor, "m *event"]) -> float:
-    """Unbiased squared maximum mean discrepancy with the kernel −‖x − y‖ (the energy distance, halved); no bandwidth.
-
-    Zero in the mean for two sets from one law, where it can be negative.
-
-    Source: Gretton et al. 2012, lemma 6, https://jmlr.org/papers/v13/gretton12a.html; Sejdinovic et al. 2013 for the
-    kernel, https://arxiv.org/abs/1207.6076.
-    """
-    a, b = double(a.flatten(1)), double(b.flatten(1))
-    n, m = len(a), len(b)
-    within = torch.cdist(a, a).sum() / (n * (n - 1)) + torch.cdist(b, b).sum() / (m * (m - 1))
-    return (torch.cdist(a, b).mean() - 0.5 * within).item()
-
-
 def kernel_distance(a: Float[Tensor, "n k"], b: Float[Tensor, "m k"]) -> float:
     """Unbiased squared maximum mean discrepancy of features with the kernel (x·y/k + 1)³; zero in the mean for one law.
 
@@ -149,7 +135,7 @@ def solve(
     batch_size: int = 256,
     progress: bool = False,
 ) -> tuple[Batch, int]:
-    """x in model units from given z_T, by a sampler, the last denoising and h⁻¹, as :func:`indm.sample` does it.
+    """x in model units from z_T, by a sampler, the last denoising and h⁻¹, as :func:`indm.sample` does it.
 
     ``c`` are the conditions, as :func:`indm.sample` takes them. A flow with codes has the same codes
     in every call, so that samples of the same z_T can be compared.

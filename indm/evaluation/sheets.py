@@ -1,4 +1,4 @@
-"""Sheets of images: every image enlarged by one whole number, so that its pixels are seen, with words at its edges."""
+"""Sheets of images: every image enlarged by one whole number, so that its pixels show, with words at its edges."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,11 +60,8 @@ def enlargement(shape: torch.Size, room: int = 0) -> int:
 def grid(images: Tensor, levels: int, columns: int | None = None, factor: int | None = None) -> Pixels:
     """A grid of images (N, C, H, W) in grey levels as bytes, with lines of :data:`PAD` grey pixels around each.
 
-    Args:
-        images: their channels are averaged if they are not 1 or 3.
-        levels: number of grey levels.
-        columns: of the grid; as many as rows by default.
-        factor: by which they are enlarged; so much that they can be seen by default.
+    Channels are averaged if they are not 1 or 3. There are as many columns as rows by default, and images are enlarged
+    by a ``factor`` with which they are visible.
     """
     pixels = images.float() / (levels - 1)
     if pixels.shape[1] not in (1, 3):
@@ -72,18 +69,12 @@ def grid(images: Tensor, levels: int, columns: int | None = None, factor: int | 
     factor = factor or enlargement(images.shape)
     pixels = pixels.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
     columns = columns or math.ceil(math.sqrt(len(images)))
-    whole = make_grid(pixels, nrow=columns, padding=PAD, pad_value=GREY).permute(1, 2, 0).clamp(0, 1)
-    return (whole.numpy() * 255).round().astype(np.uint8)
+    lined = make_grid(pixels, nrow=columns, padding=PAD, pad_value=GREY).permute(1, 2, 0).clamp(0, 1)
+    return (lined.numpy() * 255).round().astype(np.uint8)
 
 
 def sheet(panels: Sequence[Panel], levels: int, across: int | None = None) -> Pixels:
-    """Panels of images of one size as bytes, on white.
-
-    Args:
-        panels: one at least has images.
-        levels: number of grey levels.
-        across: panels side by side; as many as fit into :data:`WIDTH` by default.
-    """
+    """Panels of images of one size, at least one, as bytes, on white; as many ``across`` as fit into :data:`WIDTH`."""
     pen = _Pen()
     room = max((pen.width(word) + 4 for panel in panels for word in panel.tops), default=0)
     left = max((pen.width(word) + GAP for panel in panels for word in panel.rows), default=0)
@@ -116,12 +107,7 @@ def sheet(panels: Sequence[Panel], levels: int, across: int | None = None) -> Pi
 
 
 def interleaved(rows: Mapping[str, Tensor], levels: int) -> Pixels:
-    """Images (N, C, H, W) of equal N below one another, in as many bands as it takes, as :func:`sheet`.
-
-    Args:
-        rows: by the word on their left.
-        levels: number of grey levels.
-    """
+    """Images (N, C, H, W) of equal N, by the word on their left, below one another in as many bands as it takes."""
     first = next(iter(rows.values()))
     fit = max(FEWEST, WIDTH // (enlargement(first.shape) * first.shape[-1]))
     bands = math.ceil(len(first) / fit)
@@ -150,11 +136,7 @@ def save_classes(images: Num[Tensor, "n c h w"], levels: int, labels: Sequence[s
 def samples_picture(panels: Mapping[str, Tensor | str], levels: int, colours: Colours, limits: Limits = None) -> Pixels:
     """Samples side by side, as bytes: images, or points of which the first two entries are shown.
 
-    Args:
-        panels: by title, samples (N, C, H, W) in grey levels or (N, D), or words that say why there are none.
-        levels: number of grey levels.
-        colours: of points, by title.
-        limits: for points.
+    ``panels`` has by title samples (N, C, H, W) in grey levels or (N, D), or words that say why there are none.
     """
     if any(isinstance(samples, Tensor) and samples.ndim == 4 for samples in panels.values()):
         shown = {name: s if isinstance(s, str) else s[: SIDE**2] for name, s in panels.items()}

@@ -2,7 +2,7 @@
 
 A standard error is that of a mean: s/√n, s the sample standard deviation. Over the examples of one training it says
 which of two models is better; which *method* is better is a question to several trainings of each (seeds). So a verdict
-on methods needs seeds (:class:`Difference`), and where several verdicts are given at once, Holm's adjustment over all
+on methods needs seeds (:class:`Difference`), and where there are several verdicts at once, Holm's adjustment over all
 of them (:func:`holm`).
 """
 

@@ -137,8 +137,8 @@ def _what_is_shown(n: int, report: dict) -> str:
     """How many images there are, and what the numbers and the route belong to."""
     total, options = len(report["examples"]), report["options"]
     several = f"The first {n} of {total}" if n < total else f"All {total}"
-    text = f"{several} translated images. Their numbers and the way are those of strength {options['strength']:g}."
-    return text + (" The noise of the way is another draw than that of the result." if _is_random(options) else "")
+    text = f"{several} translated images. Their numbers and the route are those of strength {options['strength']:g}."
+    return text + (" The noise of the route is another draw than that of the result." if _is_random(options) else "")
 
 
 def _is_random(options: Mapping) -> bool:
@@ -150,7 +150,7 @@ def _controls(strengths: list[float], strength: float, words: Sequence[str], lar
     parts = [
         '<div class="control"><label for="search">Search by file name</label><output for="search"></output>'
         '<input type="search" id="search"></div>',
-        slider("way", "Along the way", words, _middle(words)),
+        slider("route", "Along the route", words, _middle(words)),
         slider("strength", "Strength of the result", [f"{s:g}" for s in strengths], strengths.index(strength)),
     ]
     if largest is not None:
@@ -179,7 +179,7 @@ def _card(one: Shown, strength: float, words: Sequence[str], levels: int, larges
     results = _stack("strength", list(one.results.values()), strengths, list(one.results).index(strength), levels)
     return (
         f'<figure class="card" data-names="{html.escape(f"{name} {file}")}"><div class="pictures">'
-        f"<div>{source}source</div><div>{_stack('way', frames, words, _middle(words), levels)}way</div>"
+        f"<div>{source}source</div><div>{_stack('route', frames, words, _middle(words), levels)}route</div>"
         f"<div>{results}result</div></div>"
         f"<figcaption><b>{html.escape(name)}</b><br>{html.escape(', '.join(notes))}</figcaption></figure>"
     )

@@ -84,11 +84,8 @@ class TranslationRuns:
         return BRIDGE if self.is_bridge else "two models"
 
     def sdedit(self, **options) -> Route:
-        """See :func:`indm.translation.sdedit` for the options.
-
-        Raises:
-            ValueError: no model makes data of B from noise.
-        """
+        """See :func:`indm.translation.sdedit` for the options; a ValueError where no model makes data of B from
+        noise."""
         if self.is_bridge:
             raise ValueError(
                 f"method 'sdedit' needs a model that makes data of B from noise; {self.folders[0]} is a bridge, whose "
@@ -172,11 +169,7 @@ def _between_classes(folders: Sequence[Path], direction: str, classes: tuple[str
 
 
 def route_of(runs: TranslationRuns, options: TranslationOptions) -> Route:
-    """The route from A to B.
-
-    Raises:
-        ValueError: a bad option, or a cycle along a route that cannot be followed back.
-    """
+    """The route from A to B; a ValueError for a bad option, or a cycle along a route that leads nowhere back."""
     shared: dict = {"strength": options.strength, "steps": options.steps, "tol": options.tol}
     if options.method == "sdedit":
         if options.guidance != 1:
@@ -216,12 +209,7 @@ class Translated:
 
 
 class BatchTranslator:
-    """Translates batches by one route.
-
-    Attributes:
-        nfe: the most evaluations that one example took.
-        times: of the frames.
-    """
+    """Translates batches by one route; ``nfe`` is the most evaluations of one example, ``times`` are of the frames."""
 
     def __init__(self, route: Route, options: TranslationOptions):
         self.route, self.options, self.nfe = route, options, 0

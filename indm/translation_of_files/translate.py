@@ -181,17 +181,10 @@ def _against_truth(runs: TranslationRuns, route: Route, translation: "Translatio
 
 
 class KeptBatches:
-    """Translates batches and keeps each on disk, so that a translation that was interrupted goes on.
+    """Translates batches and keeps each in ``folder``, so that a translation that was interrupted goes on.
 
-    A batch that was made of the same examples in the same way is not made again. One with an example that failed is not
-    kept.
-
-    Args:
-        translate: what makes a batch.
-        folder: where batches lie.
-        made_by: what decides the results beside the examples, as JSON.
-
-    ``n`` examples took ``seconds``, those of kept batches included.
+    A batch of the same examples and the same ``made_by``, what else decides the results, is not made again. One with an
+    example that failed is not kept. ``n`` examples took ``seconds``, those of kept batches included.
     """
 
     def __init__(self, translate: BatchTranslator, folder: Path, made_by: Mapping):
@@ -238,11 +231,6 @@ class KeptBatches:
 
 class Translation:
     """A translation under way: reads, translates and writes batches; arrays and the sheet are written at the end.
-
-    Args:
-        batches: what translates.
-        out: the folder of the results, made if need be.
-        grey: whether pictures of A, and of B, are written in grey.
 
     Attributes:
         rows: of the report.
@@ -390,12 +378,8 @@ def result_path(out: Path, item: Item) -> Path:
 
 
 def check_sources_stay(items: Sequence[Item], out: Path, beside: Sequence[str]) -> None:
-    """ValueError where a result would be written over one of the sources, by whatever name or link.
-
-    Args:
-        items: what will be translated.
-        out: where results will be written.
-        beside: the folders in ``out`` that will hold a picture for each item: "cycle", "strips".
+    """ValueError where a result in ``out``, or a picture in its folders ``beside``, would be written over a source, by
+    whatever name or link.
     """
     results = {out / REPORT, out / PAGE, out / f"{SHEET}.png"}
     for item in items:

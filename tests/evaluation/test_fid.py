@@ -29,7 +29,7 @@ from indm.evaluation.fid import (
     score_table,
 )
 from indm.evaluation.image_sources import Images, open_images
-from indm.evaluation.sample_quality import frechet_distance
+from indm.evaluation.sample_quality import frechet_distance, kernel_distance
 from indm.files.plain import cache_folder
 from indm.runs.provenance import weights_hash
 from indm.runs.samples import read_samples
@@ -90,9 +90,14 @@ def scored(digits, folder, tmp_path_factory):
         return record, a.double(), b.double(), extractor.head(a).double()
 
 
-def test_frechet_distance_is_ours(scored):
+def test_frechet_and_kernel_distance_are_ours(scored):
+    """Every subset of the kernel distance is all images."""
     record, a, b, _ = scored
-    assert record["scores"]["frechet_distance"] == pytest.approx(frechet_distance(a, b), rel=1e-6)
+    scores, expected = record["scores"], kernel_distance(a, b)
+    assert scores["frechet_distance"] == pytest.approx(frechet_distance(a, b), rel=1e-6)
+    assert record["settings"]["kid_subset_size"] == len(a) == len(b)
+    assert scores["kernel_distance"] == pytest.approx(expected, rel=1e-6)
+    assert scores["kernel_distance_std"] == pytest.approx(0, abs=1e-6 * abs(expected))
 
 
 def test_inception_score_is_the_exponential_of_the_mutual_information(scored):
@@ -103,20 +108,6 @@ def test_inception_score_is_the_exponential_of_the_mutual_information(scored):
     found = np.exp(entropies[0] - entropies[1].mean(1))
     assert record["scores"]["inception_score"] == pytest.approx(found.mean(), rel=1e-9)
     assert record["scores"]["inception_score_std"] == pytest.approx(found.std(), rel=1e-6)
-
-
-def test_kernel_distance_is_the_unbiased_mmd_of_the_cubic_kernel(scored):
-    record, a, b, _ = scored
-    assert record["settings"]["kid_subset_size"] == len(a) == len(b)  # so every subset is the whole
-
-    def kernel(x, y):
-        return (x @ y.T / x.shape[1] + 1) ** 3
-
-    n = len(a)
-    within = sum((kernel(x, x).sum() - kernel(x, x).trace()) / (n * (n - 1)) for x in (a, b))
-    expected = (within - 2 * kernel(a, b).mean()).item()
-    assert record["scores"]["kernel_distance"] == pytest.approx(expected, rel=1e-6)
-    assert record["scores"]["kernel_distance_std"] == pytest.approx(0, abs=1e-6 * abs(expected))
 
 
 def test_precision_and_recall_are_shares_within_the_third_neighbour(scored):
@@ -212,18 +203,19 @@ def test_features_that_cannot_be_kept_cost_time_alone(sets, tmp_path, monkeypatc
     assert score(*sets, progress=False) == first
 
 
-def test_scores_check_their_images(digits, folder):
-    features, raw = find_features(folder), stack(digits.train, 40)
-    with pytest.raises(ValueError, match=r"reference must be at least 20 images, .* got 19"):
-        score(images(raw), images(raw[:19]), features, progress=False)
-    with pytest.raises(ValueError, match=r"one shape, got \(1, 8, 8\) and \(1, 16, 16\)"):
-        score(images(raw), images(raw.repeat(1, 1, 2, 2)), features, progress=False)
-    with pytest.raises(ValueError, match=r"must have 1 channel\(s\) for the extractor, got 2"):
-        score(images(raw.expand(-1, 2, -1, -1)), images(raw), features, progress=False)
-    colours = raw.repeat(1, 3, 1, 1)
-    colours[0, 1] = 0
-    with pytest.raises(ValueError, match=r"must have 1 channel\(s\) for the extractor, got 3"):
-        score(images(colours), images(raw), features, progress=False)
+@pytest.mark.parametrize(
+    ("change", "number", "complaint"),
+    [
+        (lambda raw: raw, 19, r"reference must be at least 20 images, .* got 19"),
+        (lambda raw: raw.repeat(1, 1, 2, 2), 40, r"one shape, got \(1, 16, 16\) and \(1, 8, 8\)"),
+        (lambda raw: raw.expand(-1, 2, -1, -1), 40, r"must have 1 channel\(s\) for the extractor, got 2"),
+        (lambda raw: torch.cat([raw, raw, 16 - raw], 1), 40, r"must have 1 channel\(s\) for the extractor, got 3"),
+    ],
+)
+def test_scores_check_their_images(change, number, complaint, digits, folder):
+    raw = stack(digits.train, 40)
+    with pytest.raises(ValueError, match=complaint):
+        score(images(change(raw)), images(raw[:number]), find_features(folder), progress=False)
 
 
 # ── Where images come from ──────────────────────────────────────────────────────────────────────────────────────────
@@ -425,29 +417,35 @@ def test_an_extractor_is_trained_where_there_is_none(tmp_path, digits, monkeypat
         find_features(tmp_path / "none", None, progress=False)
 
 
-@pytest.mark.parametrize("text", ["[1]", "5", "{", '{"x": 1}', '{"records": [1]}', '{"records": 5}', '{"records": {}}'])
-def test_a_damaged_record_is_said_before_anything_is_computed(run, folder, text, tmp_path, monkeypatch, capsys):
-    (tmp_path / "fid.json").write_text(text)
+@pytest.fixture
+def unread(run, folder, monkeypatch, capsys):
+    """What the command says before it has read any image."""
     monkeypatch.setattr("indm.evaluation.image_sources.open_images", lambda *_, **__: pytest.fail("images were read"))
-    assert main(["fid", str(run), "--extractor", str(folder), "--out", str(tmp_path), "--quiet"]) == 2
-    error = capsys.readouterr().err
-    assert f"{tmp_path / 'fid.json'}" in error and error.count("\n") == 1
+
+    def said(out):
+        assert main(["fid", str(run), "--extractor", str(folder), "--out", str(out), "--quiet"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    return said
+
+
+@pytest.mark.parametrize("text", ["[1]", "5", "{", '{"x": 1}', '{"records": [1]}', '{"records": 5}', '{"records": {}}'])
+def test_a_damaged_record_is_said_before_anything_is_computed(unread, text, tmp_path):
+    (tmp_path / "fid.json").write_text(text)
+    assert f"{tmp_path / 'fid.json'}" in unread(tmp_path)
     with pytest.raises(ValueError, match=r"fid\.json"):
         add_record({}, tmp_path / "fid.json")
     assert (tmp_path / "fid.json").read_text() == text
 
 
-def test_a_place_where_nothing_can_be_written_is_said_before_anything_is_computed(
-    run, folder, tmp_path, monkeypatch, capsys
-):
+def test_a_place_where_nothing_can_be_written_is_said_before_anything_is_computed(unread, tmp_path):
     (tmp_path / "file").touch()
-    monkeypatch.setattr("indm.evaluation.image_sources.open_images", lambda *_, **__: pytest.fail("images were read"))
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert main(["fid", str(run), "--extractor", str(folder), "--out", str(out), "--quiet"]) == 2
-        assert f"{tmp_path / 'file'}: it is no folder" in capsys.readouterr().err
+        assert f"{tmp_path / 'file'}: it is no folder" in unread(out)
     (tmp_path / "fid.json").mkdir()
-    assert main(["fid", str(run), "--extractor", str(folder), "--out", str(tmp_path), "--quiet"]) == 2
-    assert "fid.json cannot be read as JSON: it is no file" in capsys.readouterr().err
+    assert "fid.json cannot be read as JSON: it is no file" in unread(tmp_path)
 
 
 def test_a_reference_of_too_few_images_is_said_before_samples_are_drawn(run, folder, digits, tmp_path, capsys):

@@ -381,9 +381,9 @@ def contents(folder):
 
 @pytest.fixture
 def photos(toys, tmp_path):
-    """13 files, the second of which cannot be read."""
+    """Seven files, the second of which cannot be read."""
     (tmp_path / "photos").mkdir()
-    for source in sorted(toys[0].iterdir())[:12]:
+    for source in sorted(toys[0].iterdir())[:6]:
         shutil.copy(source, tmp_path / "photos")
     (tmp_path / "photos" / "250-00b.png").write_bytes(b"no image")
     return tmp_path / "photos"
@@ -391,7 +391,7 @@ def photos(toys, tmp_path):
 
 def test_an_interrupted_translation_goes_on_to_the_same_files(trained, photos, tmp_path, monkeypatch, capsys):
     """By noise, so that each batch depends on those before."""
-    options = ["--stochastic", "--strength", "0.5", "--errors", "--strip", "2", "--steps", "4", "--batch-size", "4"]
+    options = ["--stochastic", "--strength", "0.5", "--errors", "--strip", "2", "--steps", "4", "--batch-size", "2"]
     command = ["translate", str(trained / "pair"), str(photos), *options, "--quiet", "--out"]
     out, batches = tmp_path / "out", tmp_path / "out" / ".unfinished"
 
@@ -405,7 +405,7 @@ def test_an_interrupted_translation_goes_on_to_the_same_files(trained, photos, t
     assert run(out, after=2) == (130, 2) and run(out, "--overwrite", after=2) == (130, 2)
     assert capsys.readouterr().err.endswith("Interrupted. The same command with --resume continues.\n")
     assert len([*batches.glob("*.safetensors")]) == 2
-    assert len(json.loads((out / "translation.json").read_text())["examples"]) == 7
+    assert len(json.loads((out / "translation.json").read_text())["examples"]) == 3
     with run_lock(batches):
         assert "another process is at work" in error_of(capsys, *command, out, "--resume")
     assert "--resume where it was interrupted" in error_of(capsys, *command, out)
@@ -427,7 +427,7 @@ def test_a_photo_in_a_folder_of_the_name_of_that_of_batches_is_not_lost(trained,
     out = tmp_path / "out"
     report = translated(trained / "pair", photos, out, "--steps", 4, status=1)
     assert not (out / ".unfinished").exists() and (photos / ".unfinished" / "250-00.png").exists()
-    assert len(report["examples"]) == 12
+    assert len(report["examples"]) == 6
 
 
 def linked(tmp_path, photos):
@@ -776,8 +776,7 @@ def test_mistakes(trained, toys, tmp_path, capsys):
         ([pair, toys[0], "--strength", "0"], "strength must lie in"),
         ([trained / "bridge", toys[0], "--stochastic", "--direction", "backward"], "stochastic must be false"),
         ([pair, toys[0], "--stochastic", "--cycle"], "no way back along noise"),
-        ([pair, toys[0], "--batch-size", "0"], "batch_size must be at least 1, got 0"),
-        ([pair, toys[0], "--batch-size", "-1"], "batch_size must be at least 1, got -1"),
+        ([pair, toys[0], "--batch-size", "0"], "batch_size must be at least 1 (64 is usual), got 0"),
         ([pair, toys[0], "--batch-size", 10**20], "batch_size must be within ±"),
         ([pair, toys[0], "--steps", 10**20], "steps must be within ±"),
         ([pair, toys[0], "--seed", 10**20], "seed must be within ±"),

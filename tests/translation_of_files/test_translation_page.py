@@ -4,13 +4,12 @@ import base64
 import io
 import json
 import re
-import subprocess
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from browsers import NARROW, WIDE, chromium, keep, overflow
+from browsers import NARROW, WIDE, keep, overflow
 from pages import Reader, assert_alone
 from PIL import Image
 from toys import framed, pixels
@@ -29,7 +28,7 @@ QUICK = TranslationOptions(steps=8, cycle=True, page=True)
 
 
 def a_model(seed, shape=(3, 8, 8), scaling=None):
-    """A model of weights at random, so that all images on a way differ."""
+    """A model of weights at random, so that all images on a route differ."""
     torch.manual_seed(seed)
     net = {"name": "mlp", "width": 16, "depth": 1, "fourier": 0}
     tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": net}
@@ -73,11 +72,11 @@ def made(home, tmp_path_factory):
 
 def cards(out):
     """The pictures of each card, by what they are; None where there are words instead."""
-    found, kinds = {}, {"way": "way", "strength": "result"}
+    found, kinds = {}, {"route": "route", "strength": "result"}
     for tag, attributes in Reader((out / "index.html").read_text("utf-8")).elements:
         kind = attributes.get("class")
         if tag == "figure":
-            found[attributes["data-names"]] = card = {"source": [], "error": [], "way": [], "result": []}
+            found[attributes["data-names"]] = card = {"source": [], "error": [], "route": [], "result": []}
             place = "source"
         elif tag == "div" and kind in kinds:
             place = kinds[kind]
@@ -120,39 +119,43 @@ def test_the_way_is_that_of_a_strip(home, made, tmp_path):
     out, _ = made
     for frames, page in ((8, out), (3, tmp_path)):
         report = translated(home, tmp_path, replace(QUICK, strip=frames))
-        ways = [card["way"] for card in cards(page)]
-        for way, row in zip(ways, report["examples"], strict=True):
+        routes = [card["route"] for card in cards(page)]
+        for route, row in zip(routes, report["examples"], strict=True):
             (strip,) = framed(pixels(tmp_path / "strips" / f"{row['name']}.png"), side=8)
-            assert len(strip) == 2 * frames and np.array_equal(way, strip)
-        assert len({frame.tobytes() for way in ways for frame in way}) > 4 * frames
+            assert len(strip) == 2 * frames and np.array_equal(route, strip)
+        assert len({frame.tobytes() for route in routes for frame in route}) > 4 * frames
     sliders = {a["id"]: a for tag, a in Reader((tmp_path / "index.html").read_text("utf-8")).elements if tag == "input"}
-    words = json.loads(sliders["way"]["data-words"])
+    words = json.loads(sliders["route"]["data-words"])
     assert words == [f"t = {t}" for t in ("1e-05, up", "0.5, up", "1, up", "1, down", "0.5, down", "1e-05, down")]
-    assert sliders["way"]["max"] == "5" and not (out / "strips").exists()
+    assert sliders["route"]["max"] == "5" and not (out / "strips").exists()
 
 
 def test_results_at_each_strength_are_those_of_a_run_with_it(home, made, tmp_path):
     out, report = made
-    options = replace(QUICK, strength=0.6)
-    translated(home, tmp_path / "0.6", options)
-    others = {strength: tmp_path / f"{strength:g}" for strength in sorted((*STRENGTHS, 0.6))}
-    for strength, folder in others.items():
-        translated(home, folder, replace(QUICK, page=False, strength=strength) if strength != 0.6 else options)
-    for page, strengths in ((out, STRENGTHS), (tmp_path / "0.6", others)):
+    translated(home, tmp_path, replace(QUICK, strength=0.6))
+    runs, raw = opened(home), raw_of(report)
+    for page, strengths in ((out, STRENGTHS), (tmp_path, sorted((*STRENGTHS, 0.6)))):
         text = (page / "index.html").read_text("utf-8")
         slider = next(a for tag, a in Reader(text).elements if a.get("id") == "strength")
         assert json.loads(slider["data-words"]) == [f"{strength:g}" for strength in strengths]
         assert json.loads(slider["data-words"])[int(slider["value"])] == ("1" if page == out else "0.6")
-        for card, row in zip(cards(page), report["examples"], strict=True):
-            expected = [pixels(others[strength] / f"{row['name']}.png") for strength in strengths]
+        routes = [runs.route(steps=QUICK.steps, strength=strength) for strength in strengths]
+        results = [runs.models[1].scaling.to_data(route.translate(raw, 0).x).movedim(1, -1) for route in routes]
+        for i, card in enumerate(cards(page)):
+            expected = [result[i].numpy() for result in results]
             assert np.array_equal(card["result"], expected)
             assert len({picture.tobytes() for picture in expected}) == len(expected)
+
+
+def raw_of(report):
+    """The sources of the examples of a report, (N, C, H, W)."""
+    return torch.stack([torch.from_numpy(pixels(row["source"])).permute(2, 0, 1) for row in report["examples"]])
 
 
 def test_the_overlay_is_the_error_of_the_cycle(home, made, tmp_path):
     out, report = made
     route = opened(home).route(steps=QUICK.steps)
-    raw = torch.stack([torch.from_numpy(pixels(row["source"])).permute(2, 0, 1) for row in report["examples"]])
+    raw = raw_of(report)
     x = (raw + 0.5) / 128 - 1
     error = (128 * (route.back().follow(route.follow(x).x).x - x)).abs().amax(1)
     assert error.max() > 1  # so few steps are seen in the pixels, too
@@ -167,7 +170,7 @@ def test_the_overlay_is_the_error_of_the_cycle(home, made, tmp_path):
 
 @pytest.mark.parametrize("method", ["flow", "sdedit"])
 def test_errors_of_each_image_are_stated(method, home, tmp_path):
-    """Each against a way that is followed here: the cycle before and after rounding, and from the result as written;
+    """Each against a route that is followed here: the cycle before and after rounding, and from the result as written;
     the solver's against half as many steps with the same noise."""
     cycle = method == "flow"
     options = TranslationOptions(
@@ -175,7 +178,7 @@ def test_errors_of_each_image_are_stated(method, home, tmp_path):
     )
     report = translated(home, tmp_path, options)
     a, b = (a_model(seed) for seed in (0, 1))
-    raw = torch.stack([torch.from_numpy(pixels(row["source"])).permute(2, 0, 1) for row in report["examples"]])
+    raw = raw_of(report)
     x = (raw + 0.5) / 128 - 1
     fine, rough = (
         two_models(a, b, strength=0.6, steps=n) if cycle else sdedit(b, strength=0.6, steps=n) for n in (12, 6)
@@ -201,7 +204,7 @@ def test_errors_of_each_image_are_stated(method, home, tmp_path):
 
 
 class BrightFails(Route):
-    """Brings no bright image on its way, and none to its end from a quarter up."""
+    """Brings no bright image on its route, and none to its end from a quarter up."""
 
     def follow(self, x, *, frames=0, generator=None):
         if x.mean() > -0.5 and (frames or self.legs[0].end == 0.25):
@@ -221,9 +224,9 @@ def test_what_is_not_reached_is_said_of_that_picture_alone(home, made, tmp_path)
     for card, whole, row in zip(cards(tmp_path), cards(made[0]), report["examples"], strict=True):
         assert np.array_equal(card["result"][1:], whole["result"][1:])
         if row["name"] == "dark":
-            assert np.array_equal(card["way"], whole["way"]) and card["result"][0] is not None
+            assert np.array_equal(card["route"], whole["route"]) and card["result"][0] is not None
         else:
-            assert card["way"] == [None] * 16 and card["result"][0] is None
+            assert card["route"] == [None] * 16 and card["result"][0] is None
 
 
 def test_a_page_shows_the_first_of_many(home, made, tmp_path, monkeypatch):
@@ -256,50 +259,12 @@ def test_how_results_were_made_is_said_in_a_line(made):
     assert made_by(report | {"kind": BRIDGE}).endswith("; from noise of seed 0 in the images.")
 
 
-ACTIONS = """
-<script>
-const change = (id, value) => {
-  const input = document.getElementById(id);
-  input.value = value;
-  input.dispatchEvent(new Event("input"));
-};
-change("way", 3);
-change("strength", 0);
-change("search", "M\u00dcS");
-document.getElementById("cycle").click();
-document.title = Math.max(0, document.documentElement.scrollWidth - innerWidth); // nothing is cut off
-</script>
-"""
-
-
-@pytest.mark.skipif(chromium() is None, reason="needs Chromium")
-def test_a_browser_moves_the_page(made, tmp_path):
-    page = (made[0] / "index.html").read_text("utf-8")
-    (tmp_path / "moved.html").write_text(page + ACTIONS, "utf-8")
-    command = [chromium(), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += ["--window-size=400,800", "--dump-dom", (tmp_path / "moved.html").as_uri()]
-    dumped = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-    reader = Reader(dumped)
-    seen, stack = {"way": set(), "strength": set()}, None
-    for tag, attributes in reader.elements:
-        if tag == "div":
-            stack, place = attributes.get("class"), -1
-        elif tag == "img" and stack in seen:
-            place += 1
-            seen[stack] |= set() if "hidden" in attributes else {place}
-    assert seen == {"way": {3}, "strength": {0}}
-    figures = [attributes for tag, attributes in reader.elements if tag == "figure"]
-    assert [a["data-names"] for a in figures if "hidden" not in a] == ["Mu\u0308sli Mu\u0308sli.png"]
-    assert reader.text("output") == ["1 of 4", "t = 0.43, up", "0.25"]
-    assert ("body", {"class": "errors"}) in reader.elements and reader.text("title") == ["0"]
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("window", [WIDE, NARROW], ids=["wide", "narrow"])
 def test_the_page_is_used_by_keyboard_in_any_window(made, visit, window, scheme):
     page = visit((made[0] / "index.html").as_uri(), viewport=window, color_scheme=scheme, offline=True)
     keep(page, f"translate-{scheme}")
-    for name, key, place in (("way", "End", 15), ("strength", "Home", 0)):
+    for name, key, place in (("route", "End", 15), ("strength", "Home", 0)):
         slider = page.locator(f"#{name}")
         slider.press(key)
         words = json.loads(slider.get_attribute("data-words"))
@@ -310,5 +275,7 @@ def test_the_page_is_used_by_keyboard_in_any_window(made, visit, window, scheme)
     page.get_by_label("Error of the cycle").press("Space")
     assert page.locator("img.error").first.is_visible() and overflow(page) == 0
     keep(page, f"translate-errors-{scheme}")
-    page.get_by_label("Search by file name").fill("DARK")
-    assert page.locator("figure.card:visible b").all_text_contents() == ["dark"]
+    for words, found in (("DARK", "dark"), ("M\u00dcS", "Mu\u0308sli")):
+        page.get_by_label("Search by file name").fill(words)
+        assert page.locator("figure.card:visible b").all_text_contents() == [found]
+    assert page.locator("output[for=search]").text_content() == "1 of 4"
