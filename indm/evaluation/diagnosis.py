@@ -86,7 +86,7 @@ def conclusion(run: Path, result: Mapping) -> str:
         sentence = f"{model} is {', '.join(first)}, but {last}." if first else f"{model} is {last}."
     if not failed:
         return sentence
-    is_other = result["data_changed"] or result["data"]["name"] != recipe_of(run)["data"]["name"]
+    is_other = result["data_changed"] or result["data"]["name"] != recipe_of(run).data.name
     gaussian = next(c.value for c in compared if c.key == "gaussian")
     return f"{sentence} {OTHER_DATA if is_other else advice(run, gaussian)}".rstrip()
 
@@ -102,7 +102,7 @@ def _informative(compared: Sequence[Comparison]) -> list[Comparison]:
 
 def _noise_of_data(run: Path) -> float:
     """Deviation of the noise with which the model of ``run`` has learned its data."""
-    return recipe_of(run).get("train", {}).get("initial_noise", 0.0)
+    return recipe_of(run).train.initial_noise
 
 
 def _and(compared: Sequence[Comparison]) -> str:

@@ -76,7 +76,7 @@ def check_distinct(folders: Sequence[Path]) -> None:
 
 def seed_of(run: Path) -> int:
     """The seed of a run's training."""
-    return recipes.load(run)["train"]["seed"]
+    return recipe_of(run).train.seed
 
 
 def methods_of(folders: Sequence[Path]) -> list[list[Path]]:
@@ -87,10 +87,10 @@ def methods_of(folders: Sequence[Path]) -> list[list[Path]]:
     methods: list[tuple[Recipe, dict[int, Path]]] = []
     for folder in folders:
         recipe = recipe_of(folder)
-        seed = recipe["train"]["seed"]
+        seed = recipe.train.seed
         for other, runs in methods:
             changed = {key for key in recipes.differences(other, recipe) if not key.startswith("evaluate.")} - ALIKE
-            if are_equal([other["train"]["steps"], recipe["train"]["steps"]]):
+            if are_equal([other.train.steps, recipe.train.steps]):
                 changed -= {"train.steps"}
             if changed & PLACES and same_data(next(iter(runs.values())), folder):
                 changed -= PLACES

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from indm.conditions import rows_of_data
-from indm.config import recipes
 from indm.config.options import ReportOptions
 from indm.config.recipes import Recipe
 from indm.data.base import Data, stack
@@ -26,7 +25,7 @@ from indm.evaluation.statistics import mean_and_error, over_seeds
 from indm.files import atomic, untrusted
 from indm.model import INDM, count_parameters
 from indm.runs.devices import device
-from indm.runs.folder import end_of, open_model, read_metrics
+from indm.runs.folder import end_of, open_model, read_metrics, recipe_of
 from indm.runs.provenance import weights_hash
 from indm.sampling import able_samplers, default_sampler, make_sampler
 
@@ -223,7 +222,7 @@ def record_of(run: Path, group: str, setup: Setup, names: Sequence[str] | None =
     del model  # whatever measures opens its own
     evaluation = _evaluation_of(run, dequantization, setup.progress)
     results = {name: measure(run, name, setup) for name in names}
-    return Record(run, group, recipes.load(run), evaluation, parameters, results)
+    return Record(run, group, recipe_of(run), evaluation, parameters, results)
 
 
 def _evaluation_of(run: Path, dequantization: str, progress: bool) -> dict:

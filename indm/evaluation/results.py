@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from torch import Tensor
 
 from indm.conditions import rows_of_data
 from indm.config import paths
-from indm.config.options import Evaluation
 from indm.config.parts import name_of
 from indm.config.recipes import literal
 from indm.data.base import stack
@@ -52,10 +52,10 @@ def evaluate_run(
     """
     processes = PartialState(cpu=on_cpu())
     recipe = recipe_of(run)
-    recipe = paths.absolute(recipe | {"data": data_table or recipe["data"]})
+    tables = paths.absolute(recipe | {"data": data_table or recipe["data"]})
     model: Any = open_model(run)
-    options = Evaluation(**recipe["evaluate"] | (changes or {}))
-    data = data_of(run, model, recipe["data"])
+    options = replace(recipe.evaluate, **(changes or {}))
+    data = data_of(run, model, tables["data"])
     if processes.is_main_process:
         warn_of_other_splits(run, data)
     held_out, split = getattr(data, options.split), options.split
@@ -87,7 +87,7 @@ def evaluate_run(
         result["examples_sha256"] = hashlib.sha256(raw.flatten().numpy().data).hexdigest()
     weights = weights_hash(run)
     result |= {
-        "data": recipe["data"],
+        "data": tables["data"],
         "split": split,
         "data_changed": other_splits(run, data) is not None,
         "unreadable_images": count_unreadable(held_out),
