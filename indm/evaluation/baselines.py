@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from indm.data.base import Data, Examples
-from indm.evaluation.statistics import mean_and_error
+from indm.evaluation.statistics import in_both_units, mean_and_error, paired_by_examples
 from indm.gaussian import LARGEST_DENSE
 from indm.scaling import Scaling
 
@@ -180,26 +180,19 @@ def baselines(
         each example, (N,), by name.
     """
     found: dict[str, tuple[Tensor, dict]] = {}
+    dims = math.prod(data.shape)
     if (levels := data.scaling.levels) is not None:
-        uniform = torch.full((len(raw),), math.prod(data.shape) * math.log(levels), dtype=torch.float64)
+        uniform = torch.full((len(raw),), dims * math.log(levels), dtype=torch.float64)
         found["uniform"] = uniform, {"name": "uniform noise"}
     found["gaussian"] = gaussian_nats(data, raw, seed)
     if (png := png_nats(raw, levels)) is not None:
         found["png"] = png, {"name": "PNG", "detail": "header included"}
     rows = {}
     for name, (values, about) in found.items():
-        less = in_both_units(*mean_and_error(nelbo.double() - values, groups), data.shape)
-        numbers = in_both_units(*mean_and_error(values, groups), data.shape)
-        rows[name] = about | numbers | {"nelbo_difference": less}
+        mean, error = mean_and_error(values, groups)
+        numbers = in_both_units({"": mean, "_standard_error": error}, dims)
+        of_groups = None if groups is None else groups.numpy()
+        paired = paired_by_examples(nelbo.double().numpy()[None], values.numpy()[None], of_groups)
+        less = {"": paired.difference, "_standard_error": paired.standard_error_shared}
+        rows[name] = about | numbers | {"nelbo_difference": in_both_units(less, dims)}
     return rows, {name: values for name, (values, _) in found.items()}
-
-
-def in_both_units(mean: float, error: float, shape: tuple[int, ...]) -> dict[str, float]:
-    """A mean in nats and its standard error, in nats and in bits/dim of events of that shape."""
-    bits = math.prod(shape) * math.log(2)
-    return {
-        "nats": mean,
-        "nats_standard_error": error,
-        "bits_per_dim": mean / bits,
-        "bits_per_dim_standard_error": error / bits,
-    }

@@ -27,7 +27,6 @@ from indm.data.base import stack
 from indm.dequantization import from_data
 from indm.evaluation.image_sources import open_images
 from indm.evaluation.likelihood import SEED_STRIDE
-from indm.evaluation.statistics import share_error
 from indm.files import atomic
 from indm.objective import nelbo
 from indm.runs.folder import check_absent, data_of, open_model, recipe_of
@@ -147,7 +146,7 @@ def scores(classification: Classification, labels: Int[Tensor, " n"]) -> dict[st
     n = len(labels)
     return {
         "accuracy": right.mean().item(),
-        "accuracy_standard_error": share_error(right.mean().item(), n),
+        "accuracy_standard_error": (right.var(correction=0) / n).sqrt().item(),
         "nats": -classification.log_posterior.gather(1, labels[:, None]).mean().item(),
         "calibration_error": (gaps * counts).sum().item() / n,
     }

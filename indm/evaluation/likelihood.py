@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from indm.conditions import all_rows, at_rows
 from indm.dequantization import from_data, in_words
 from indm.evaluation.mean_nll import SHARE, Draws, Steps, corrected, first_steps
-from indm.evaluation.statistics import mean_error_and_noise
+from indm.evaluation.statistics import in_both_units, mean_error_and_noise
 from indm.gaussian import GaussianReference
 from indm.likelihood import (
     NLL_ERROR,
@@ -393,12 +393,4 @@ def solver_error(errors: Float[Tensor, " n"], dims: int, nll_error: float) -> di
 def in_units(draws: Float[Tensor, "repeats n"], dims: int, groups: Int[Tensor, " n"] | None = None) -> dict[str, float]:
     """Mean, standard error and estimator noise of ``draws`` (see :func:`mean_error_and_noise`) in nats and bits/dim."""
     mean, error, noise = mean_error_and_noise(draws, groups)
-    bits = dims * math.log(2)
-    return {
-        "nats": mean,
-        "nats_standard_error": error,
-        "nats_estimator_noise": noise,
-        "bits_per_dim": mean / bits,
-        "bits_per_dim_standard_error": error / bits,
-        "bits_per_dim_estimator_noise": noise / bits,
-    }
+    return in_both_units({"": mean, "_standard_error": error, "_estimator_noise": noise}, dims)

@@ -7,7 +7,7 @@ of them (:func:`holm`).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,12 @@ def mean_error_and_noise(
     repeats, n = draws.shape
     noise = math.sqrt(draws.var(0).mean().item() / (repeats * n))
     return *mean_and_error(draws.mean(0), groups), noise
+
+
+def in_both_units(nats: Mapping[str, float], dims: int) -> dict[str, float]:
+    """Numbers in nats, by the suffix of their key, in nats and in bits/dim of events of so many entries."""
+    units = {"nats": 1.0, "bits_per_dim": dims * math.log(2)}
+    return {f"{unit}{end}": value / size for unit, size in units.items() for end, value in nats.items()}
 
 
 def share_error(share: float, n: int) -> float:
