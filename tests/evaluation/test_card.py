@@ -62,6 +62,7 @@ def in_process(script: str, folder: Path, **environment: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.long
 def test_a_run_is_pushed_and_read_back_by_its_name(tmp_path):
     with served() as server:
         *_, missing, revision, name, forbidden, nobody = in_process(

@@ -526,6 +526,7 @@ def hasty(monkeypatch):
     monkeypatch.setattr(extractor, "train_extractor", functools.partial(extractor.train_extractor, epochs=1))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("hasty")
 def test_scores_say_what_a_translation_is_worth(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(metrics, "MOST_GENERAL", 20)
@@ -705,7 +706,7 @@ def test_sdedit_is_noise_and_the_flow_of_the_other_side_alone(trained, toys, few
     assert "score needs the data of A, too; name its run before" in scored
 
 
-@pytest.mark.parametrize("noise", [(0.0, 0.0), (0.1, 0.1)])
+@pytest.mark.parametrize("noise", [pytest.param((0.0, 0.0), marks=pytest.mark.long), (0.1, 0.1)])
 def test_errors_of_a_bridge_are_those_of_its_results_as_written(trained, toys, few, tmp_path, noise):
     runs = replace(open_runs([trained / "bridge"]), noise=noise)
     options = TranslationOptions(steps=20, seed=3, cycle=True, errors=True)
