@@ -14,6 +14,7 @@ what must be chosen is chosen by the likelihood of the validation split.
 import io
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -126,7 +127,7 @@ def gaussian_nats(data: Data, raw: Tensor, seed: int = 0) -> tuple[Tensor, dict]
     batches = raw.split(BATCH_SIZE)
     nats = torch.cat([gaussian.nats(scaling.centre(batch).flatten(1).double()) for batch in batches])
     kind = "full" if full else "diagonal"
-    about = {"name": f"a Gaussian with {kind} covariance", "covariance": kind}
+    about: dict[str, Any] = {"name": f"a Gaussian with {kind} covariance", "covariance": kind}
     about |= {"examples": len(train), "weight": gaussian.weight}
     nats -= scaling.log_volume(data.shape)
     return nats.float().double(), about  # digits that another number of threads rarely changes

@@ -79,7 +79,7 @@ def _ends(recipe: Recipe) -> dict[str, object]:
     if not is_bridge(recipe):
         return {}
     a, b = (paths.without_places(recipe)[table] for table in paths.TABLES)
-    ends = {}
+    ends: dict[str, object] = {}
     for side, own, other in (("A", a, b), ("B", b, a)):
         differing = [key for key, value in own.items() if key != "name" and value != other.get(key)]
         options = [f"`{key} = {recipes.literal(own[key])}`" for key in differing]

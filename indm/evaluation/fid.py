@@ -78,8 +78,9 @@ def find_features(extractor: str | Path, data: Data | None = None, *, progress: 
         return inception_features()
     if path.is_file() or path.suffix in (".pth", ".pt"):
         return inception_features(path)
-    is_trained = (path / DESCRIPTION).exists() or data is None or not data.labels
-    return features_of(Extractor.load(path) if is_trained else load_or_train(path, data, progress=progress))
+    if (path / DESCRIPTION).exists() or data is None or not data.labels:
+        return features_of(Extractor.load(path))
+    return features_of(load_or_train(path, data, progress=progress))
 
 
 def features_of(network: FeatureNetwork) -> Features:
@@ -170,7 +171,7 @@ def score(samples: Images, reference: Images, features: Features, *, progress: b
     version = torch_fidelity.__version__
     made_by = [about[REFERENCE]["pixels_sha256"], shapes[1], features.provenance, version]
     with _kept_features(made_by, features, len(pixels[REFERENCE])) as cache:
-        scores = _calculate(*pixels.values(), features, settings, cache, progress)
+        scores = _calculate(pixels["samples"], pixels[REFERENCE], features, settings, cache, progress)
     versions = {"indm": indm.__version__, "torch": torch.__version__, "torch_fidelity": version}
     how = {"extractor": features.provenance, "settings": settings, "versions": versions}
     return {"scores": scores, **about, **how, "provenance": _provenance(about)}

@@ -3,7 +3,6 @@
 Fonts, a colour for each model, ticks, one legend, and labels that are never cut.
 """
 
-import io
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -87,9 +86,7 @@ def figure_into(figure: Figure) -> atomic.Write:
 
 def picture_of(figure: Figure) -> Image.Image:
     """A figure as a picture in memory, for a page that shows many."""
-    buffer = io.BytesIO()
-    figure_into(figure)(buffer)
-    return Image.open(buffer)
+    return Image.fromarray(pixels_of(figure))
 
 
 @styled

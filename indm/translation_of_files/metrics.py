@@ -198,7 +198,8 @@ def against_truth(
         in grey levels; ``ssim`` (with torchmetrics); ``features``: distance of features; ``recall_K``: the share whose
         counterpart is among the K of all n that are nearest by features; ``chance_K`` = K/n is that of guessing.
     """
-    of_truth, found = double(features(truth)), {}
+    of_truth = double(features(truth))
+    found: dict[str, dict[str, float]] = {}
     for name, images in (("result", result), ("source", source)):
         apart = torch.cdist(double(features(images)), of_truth)
         values = {"distance": rms_distance(images, truth), "features": apart.diagonal()}

@@ -101,7 +101,8 @@ def _at_strengths(
     raw = torch.stack([source for _, source, _ in translations])
     options = replace(options, cycle=False, errors=False, strip=options.strip or FRAMES)
     strengths = {s for s in STRENGTHS if s < 1 or options.method == "flow"} | {options.strength}
-    made, words = {}, []
+    made: dict[float, list[Translated | RuntimeError]] = {}
+    words: list[str] = []
     for strength in tqdm(sorted(strengths), desc="the page", disable=not progress):
         is_own = strength == options.strength
         own = options if is_own else replace(options, strength=strength, strip=0)
