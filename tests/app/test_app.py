@@ -64,8 +64,8 @@ def home(tmp_path_factory):
     save(home / "numbers", 0, {"name": "vector", "size": 2})
     save(home / "pair" / "a", 1)
     save(home / "pair" / "b", 2)
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(home / "mine.png")
+    grey = (15 * load_data("digits").train[0][0]).numpy().repeat(2, 0).repeat(2, 1)
+    Image.fromarray(np.dstack([grey] * 3)).save(home / "mine.png")
     return home
 
 

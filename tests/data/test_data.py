@@ -80,7 +80,7 @@ def whole_data(name):
     return load_data(name)
 
 
-@pytest.mark.parametrize("name", ["digits", "fashion-mnist"])
+@pytest.mark.parametrize("name", ["digits", pytest.param("fashion-mnist", marks=pytest.mark.long)])
 def test_one_class_keeps_its_place_in_the_splits(name):
     if name == "fashion-mnist" and not DEBIAN_FASHION_MNIST.is_dir():
         pytest.skip("Fashion-MNIST is not here")

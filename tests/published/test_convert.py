@@ -462,7 +462,7 @@ def test_a_folder_of_channels_that_only_its_files_tell(released, tmp_path, capsy
         assert "data must have events of shape (3, 16, 16), as the model has, got (1, 16, 16) of 'folder'; " in error
         assert "--data.channels 3" in error
     assert run_cli("evaluate", run, "--data.channels", 3, *few, "--quiet") == 0
-    assert run_cli("evaluate", run, "--data", "digits", "--overwrite", *few) == 2
+    assert run_cli("evaluate", run, "--data", "checkerboard", "--overwrite", *few) == 2
 
 
 def test_the_tensors_overrule_a_recipe_and_it_is_said(released, tmp_path, capsys):

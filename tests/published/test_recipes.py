@@ -21,6 +21,7 @@ from indm.training.loop import train
 PUBLISHED = [
     name for name, recipe in ((n, recipes.load(n)) for n in recipes.bundled()) if recipe["net"]["name"] == "ncsnpp"
 ]
+QUICK = ("cifar10-ve-fid", "cifar10-vp-nll")
 REDUCED = {
     "net.channels": "8", "net.blocks": "1", "flow.width": "4", "flow.blocks": "[1, 1]", "flow.code_dim": "4",
     "flow.encoder_planes": "[4]", "flow.encoder_channels": "1", "flow.prior_width": "4",
@@ -155,7 +156,7 @@ def test_parameters_of_the_flow_at_full_size(name, channels):
 @pytest.mark.parametrize(
     "name, linear",
     [
-        *(pytest.param(name, False, marks=pytest.mark.long if "celeba" in name else ()) for name in PUBLISHED),
+        *(pytest.param(name, False, marks=() if name in QUICK else pytest.mark.long) for name in PUBLISHED),
         ("cifar10-vp-nll", True),
         pytest.param("cifar10-ve-fid", True, marks=pytest.mark.long),
     ],
