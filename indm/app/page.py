@@ -229,8 +229,8 @@ def condition_field(side: Side, label: str = "Condition") -> Any:
     if side.labels:
         choices = [("none: p(x)", "")] * side.knows_marginal + [(name, name) for name in side.labels]
         return gr.Dropdown(choices, value=side.labels[0], label=label)
-    has = getattr(side.model, "condition", None) is not None
-    return gr.Textbox("", label=label, placeholder="[0.5, 1.2]", max_length=1000, visible=has)
+    is_conditional = side.model.condition is not None
+    return gr.Textbox("", label=label, placeholder="[0.5, 1.2]", max_length=1000, visible=is_conditional)
 
 
 def build(sides: Sequence[Side], seconds: float) -> gr.Blocks:

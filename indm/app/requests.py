@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from indm.conditions import Vector, all_rows, sees_condition
+from indm.conditions import Classes, Vector, all_rows, sees_condition
 from indm.config import recipes
 from indm.data.base import Examples, stack
 from indm.data.images import read_size
@@ -77,7 +77,7 @@ class Side:
                 f"indm app needs a model of images in grey levels, {run} has events of shape {shape}; "
                 f"'indm sample {run}' and 'indm evaluate {run}' would do"
             )
-        condition = getattr(model, "condition", None)
+        condition = model.condition
         if not (condition is None or condition.is_class or isinstance(condition, Vector)):
             raise ValueError(
                 f"indm app needs a model of p(x), p(x|class) or p(x|numbers), {run} is one of p(x|image); "
@@ -123,7 +123,7 @@ class Side:
 
     def given(self, c: str | None) -> Any:
         """What a field of the condition means: a class by its name, numbers as [0.5, 1.2]; None of p(x)."""
-        condition = getattr(self.model, "condition", None)
+        condition = self.model.condition
         if condition is None or not c:
             return None
         if condition.is_class:
@@ -160,12 +160,13 @@ class Side:
     @property
     def labels(self) -> tuple[str, ...]:
         """The names of the classes; none of a model that has none."""
-        return getattr(getattr(self.model, "condition", None), "labels", ())
+        condition = self.model.condition
+        return condition.labels if isinstance(condition, Classes) else ()
 
     @property
     def knows_marginal(self) -> bool:
         """Whether a model of p(x|c) is one of p(x), too, and can be guided."""
-        condition = getattr(self.model, "condition", None)
+        condition = self.model.condition
         return condition is not None and condition.drop > 0
 
     @property
