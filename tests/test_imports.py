@@ -124,6 +124,10 @@ def test_no_cycle():
     list(TopologicalSorter(graph).static_order())  # raises CycleError with the modules of a cycle
 
 
+def test_every_public_name_is_found_where_the_stub_says():
+    assert {name for name in indm.__all__ if not hasattr(indm, name)} == set()
+
+
 @pytest.fixture(scope="module")
 def loaded():
     """What a fresh interpreter has loaded after the method, and after the evaluation without its pictures."""
