@@ -27,8 +27,8 @@ GROUPS = {
         "evaluate": "evaluate:Evaluate",
         "classify": "evaluate:Classify",
         "fid": "sample:Fid",
-        "compare": "report:Compare",
-        "report": "report:Report",
+        "compare": "evaluate:Compare",
+        "report": "evaluate:Report",
         "app": "app:App",
     },
     "Translate": {
