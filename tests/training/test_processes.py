@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from launch import InDouble
+from launch import FAULTS, InDouble
 from processes import fork_group
 from test_reliability import TINY
 from test_training import assert_same, change, checkpoint, log_of
@@ -158,22 +159,25 @@ def test_processes_make_the_evaluation_of_one(folder, wide):
 
 
 @pytest.mark.long
-def test_two_processes_that_are_interrupted_go_on_exactly(folder, tmp_path):
-    """One of them is told; with accumulation, between two checkpoints. The same with another number of processes."""
-    recipe = tmp_path / "mine.toml"
-    recipe.write_text(recipes.to_toml(change(WIDE, steps=12, accumulate=2)))
-    launch(2, LAUNCH, recipe, tmp_path / "whole")
-    launch(2, LAUNCH, recipe, tmp_path / "halved", "--interrupt", 1, 7)
-    state = checkpoint(tmp_path / "halved")
-    assert state["step"] == 8
-    launch(2, LAUNCH, recipe, tmp_path / "halved", "--resume")
+def test_two_processes_that_are_interrupted_go_on_exactly(tmp_path):
+    """One of them gets the signal; with accumulation, between two checkpoints. The same with another number of them."""
+    recipe = change(WIDE, steps=12, accumulate=2)
+
+    def work(name, interrupt=(), resume=False):
+        FAULTS["interrupt"] = list(interrupt)  # of this process alone
+        train(recipe, tmp_path / name, progress=False, trainer=InDouble, resume=resume)
+
+    fork_group(2, lambda: work("whole"))
+    fork_group(2, lambda: work("halved", [1, 7]))
+    assert checkpoint(tmp_path / "halved")["step"] == 8
+    shutil.copytree(tmp_path / "halved", tmp_path / "other")
+    fork_group(2, lambda: work("halved", resume=True))
     whole, halved = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "halved")
     whole.pop("seconds"), halved.pop("seconds")
     assert_same(whole, halved)
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "halved")
 
-    launch(2, LAUNCH, recipe, tmp_path / "other", "--interrupt", 0, 7)
-    launch(1, LAUNCH, recipe, tmp_path / "other", "--resume")
+    work("other", resume=True)
     assert largest_difference(tmp_path / "whole", tmp_path / "other") < 1e-9
     assert_same_log(tmp_path / "whole", tmp_path / "other")
 
