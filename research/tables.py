@@ -35,7 +35,7 @@ from sklearn.neighbors import KernelDensity
 from threadpoolctl import threadpool_limits
 
 from indm import estimator
-from indm.evaluation.statistics import mean_and_error
+from indm.evaluation.statistics import mean_and_error, over_seeds
 from research.records import RECORDS, Records, made_by
 
 DRAWS = 4  # points of the noise
@@ -254,7 +254,7 @@ def trained(name: str, method: str, seed: int, seconds: float) -> dict[str, Any]
 
 
 def markdown(table: Records) -> str:
-    """Mean test log p ± its error over rows, and of the others what each row has beyond that of indm, in Markdown.
+    """Mean test log p, and of the others what each row has beyond that of indm, ± over seeds and rows, in Markdown.
 
     A table's seeds are those that all of its methods have; "–" is a method without records of it.
     """
@@ -268,14 +268,14 @@ def markdown(table: Records) -> str:
         seeds = [seed for seed in found["indm"] if all(seed in of for of in there.values())]
         if not seeds:
             continue
-        nats = {method: rows_of([records[seed] for seed in seeds]) for method, records in there.items()}
+        nats = {method: [records[seed]["test_nats"] for seed in seeds] for method, records in there.items()}
         cells = []
         for method in METHODS:
             if method not in nats:
                 cells.append("–")
                 continue
-            each = nats[method]
-            mean, error = mean_and_error(each if method == "indm" else each - nats["indm"])
+            base = np.zeros_like(nats["indm"]) if method == "indm" else nats["indm"]
+            mean, error = over_splits(np.array(nats[method]) - base)
             if abs(mean) > DIVERGED:
                 cells.append("diverged")
                 continue
@@ -285,9 +285,11 @@ def markdown(table: Records) -> str:
     return "\n".join(lines)
 
 
-def rows_of(records: list[dict[str, Any]]) -> torch.Tensor:
-    """The test rows' nats of all records."""
-    return torch.tensor([nats for record in records for nats in record["test_nats"]])
+def over_splits(nats: Array) -> tuple[float, float]:
+    """Mean of (seeds, rows) and √(a² + b²): a over seeds, each with its own split and training, b over test rows."""
+    mean, seeds = over_seeds(nats.mean(1).tolist())
+    _, rows = mean_and_error(torch.from_numpy(nats.ravel()))
+    return mean, rows if math.isnan(seeds) else math.hypot(seeds, rows)
 
 
 def main() -> None:

@@ -227,9 +227,8 @@ def table(others: Records, final: Records) -> str:
             mean, error = over_seeds([record["test"][0] for record in records])
             images = mean_and_error(torch.tensor([record["test_bits"] for record in records]).mean(0))[1]
             shown = f"{mean:.3f} ± {error:.3f} ± {images:.3f}"
-            rows.append(
-                (data, NAMES[model], shown, len(records), f"{records[0]['parameters']:,}", f"at most {limit:g}")
-            )
+            spent = f"{cpu_seconds(records)} of {limit:g}"
+            rows.append((data, NAMES[model], shown, len(records), f"{records[0]['parameters']:,}", spent))
         of_study = {title: records_of(final, data, "uniform", side) for side, title in TITLES.items()}
         for title, records in of_study.items():
             if not records:

@@ -94,15 +94,16 @@ def bound(records: list[dict]) -> str:
 
 
 def noise_table(final: Records, names: Sequence[str]) -> str:
-    """Learned and truncated normal noise less uniform noise, of each side, and INDM less the spline under each."""
+    """Learned and truncated normal noise less uniform noise, of each side; and under each INDM less the spline, and
+    the spline less linear diffusion."""
     rows = []
     for data, side in itertools.product(names, SIDES):
         uniform = records_of(final, data, "uniform", side)
         others = (records_of(final, data, noise, side) for noise in ("variational", "truncated-normal"))
         rows.append((data, TITLES[side], *(signed(difference(records, uniform)) for records in others)))
-    for data in names:
-        pairs = ([records_of(final, data, n, side) for side in ("indm", "elementwise")] for n in DEQUANTIZATIONS[1:])
-        rows.append((data, "INDM − spline under it", *(signed(difference(*pair)) for pair in pairs)))
+    for (a, b), data in itertools.product((("indm", "elementwise"), ("elementwise", "linear")), names):
+        pairs = ([records_of(final, data, n, side) for side in (a, b)] for n in DEQUANTIZATIONS[1:])
+        rows.append((data, f"{TITLES[a]} − {TITLES[b]} under it", *(signed(difference(*pair)) for pair in pairs)))
     return in_table("data", "model", "learned − uniform", "truncated normal − uniform", rows=rows)
 
 

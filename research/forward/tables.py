@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from indm.evaluation.plots import colours_of, save_figure, styled
 from indm.evaluation.statistics import over_seeds
-from research.flow_gain.tables import bits, difference, records_of, signed
+from research.flow_gain.tables import bits, difference, records_of, seconds, signed
 from research.markdown import in_table
 from research.records import Records
 
@@ -77,19 +77,24 @@ def likelihood_table(place: Path, data: str) -> str:
             FLOWS[side], process, in_words([float(bits(record).mean()) for record in records], ".3f", ".3f"),
             in_words(numbers(records, "nll"), ".3f", ".3f"),
             signed(difference(records, cells[side, "linear"])) if process != "linear" else "",
-            gap_of(records), len(records), records[0]["steps"],
+            gap_of(records), len(records), records[0]["steps"], seconds(records),
         )
         for (side, process), records in cells.items()
     ]  # fmt: skip
-    return in_table("flow", "process", "NELBO", "NLL", "− linear", "gap", "seeds", "steps", rows=rows)
+    return in_table("flow", "process", "NELBO", "NLL", "− linear", "gap", "seeds", "steps", "CPU s", rows=rows)
 
 
 def bound_table(place: Path, data: str) -> str:
     rows = [
-        (FLOWS[side], process, *(in_words(numbers(records, "ancestral", n), ".4g") for n in BOUND_STEPS))
+        (FLOWS[side], process, *(of_seeds(numbers(records, "ancestral", n), len(records)) for n in BOUND_STEPS))
         for (side, process), records in having("ancestral", all_cells(place, data)).items()
     ]
     return in_table("flow", "process", *(f"{n} steps" for n in BOUND_STEPS), rows=rows)
+
+
+def of_seeds(values: list[float], seeds: int) -> str:
+    """The mean over seeds, and how many there are where that is not all of them."""
+    return in_words(values, ".4g") + (f" ({len(values)} of {seeds})" if values and len(values) < seeds else "")
 
 
 def sample_table(place: Path, data: str) -> str:
