@@ -3,7 +3,7 @@
     make records                 # or python -m research.pages
 
 A marker names a row of :data:`SHOWN` and its arguments, with colons between: ``<!-- table flow_gain:digits -->``. Every
-page of ``research/`` and ``docs/`` may have some.
+page of ``research/`` and ``docs/`` and ``README.md`` may have some.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,8 @@ from research.translation import flow_alone, truth
 from research.translation import study as translation
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted((ROOT / "research").rglob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+FOLDERS = (ROOT / "research", ROOT / "docs")
+PAGES = [ROOT / "README.md", *(page for folder in FOLDERS for page in sorted(folder.rglob("*.md")))]
 
 
 def of(name: str, **columns: object) -> Records:
