@@ -16,7 +16,7 @@ from solver_error import Row, command, described
 import indm
 from indm.config import recipes
 from indm.sampling import UniPC, follow_flow, solve_latent
-from indm.score import denoise, law_score
+from indm.score import denoise
 
 STEPS = (12, 25, 50, 100, 200)
 COLUMNS = {"model": "model"} | {str(n): f"{n} steps" for n in STEPS}
@@ -28,7 +28,7 @@ def rows_of(run: Path, images: int, converged: int) -> list[Row]:
     model, recipe = indm.INDM.load(run).eval(), recipes.load(run)
     z = model.sde.prior_sample((images, *model.shape), generator=torch.Generator().manual_seed(0))
     z_eps, _ = follow_flow(model.score, z, model.sde.T, model.sde.eps, steps=converged)
-    exact = denoise(law_score(model.score), z_eps, model.sde.endpoints(z)[0])
+    exact = denoise(model.score, z_eps, model.sde.endpoints(z)[0])
     errors = {str(n): f"{(solve_latent(model, z, UniPC(), n)[0] - exact).square().mean().sqrt():.2g}" for n in STEPS}
     about = {"model": described(run.name, recipe, ("net", "sde"), model.shape)}
     return [about | errors | {"images": images, "converged": converged, "torch": torch.__version__}]

@@ -382,7 +382,7 @@ def test_evaluate_vectors():
     scale, shift = torch.tensor([50.0, 0.1]), torch.tensor([100.0, -3.0])
     model = INDM(Identity(), score, Scaling(shift, scale))
     raw = score.sample(3000, seeded(0), dtype=torch.float32) * scale + shift
-    report, samples = evaluate(model, raw, nll_examples=400, batch_size=300, nll_error=1e-4, progress=False)
+    report, samples = evaluate(model, raw, nll_examples=400, each=True, batch_size=300, nll_error=1e-4, progress=False)
 
     assert json.loads(json.dumps(report)) == report
     assert {"images", "dims", "dequantization", "eps", "repeats", "seed", "nelbo", "nll"} <= set(report)

@@ -85,7 +85,7 @@ def evaluate(
     c: Any = None,
     groups: Int[Tensor, " n"] | None = None,
     nll_examples: int | None = None,
-    each: bool = True,
+    each: bool = False,
     mean_error: float | None = None,
     draws: int = 0,
     iw_examples: int = 100,
@@ -147,7 +147,7 @@ def evaluate(
         >>> import indm
         >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
         >>> x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
-        >>> report, nats = evaluate(indm.build_model(tables, (2,)), x, progress=False)
+        >>> report, nats = evaluate(indm.build_model(tables, (2,)), x, each=True, progress=False)
         >>> exact = -torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
         >>> bool((nats["nll"] - exact).abs().max() < 0.1)  # row by row
         True
@@ -270,7 +270,8 @@ def _corrected(
     nats = {f"_coarse{suffix}": values for suffix, values in coarse_nats.items()}
     for number, level in enumerate(result.levels, 1):
         nats |= {f"_level_{number}": level.differences, f"_level_{number}_estimates": level.estimates}
-    nats |= {"_certain": result.certain[1], "_certain_estimates": result.certain[0]}
+    if report["certain"]:
+        nats |= {"_certain": result.certain[1], "_certain_estimates": result.certain[0]}
     return report, nats
 
 

@@ -104,7 +104,7 @@ def gap(run: Path, setup: Setup) -> list[dict]:
     for step, folder in sorted(folders.items()):
         model = INDM.load(folder, device=device())
         c = rows_of_data(model, setup.data, "test", len(raw))
-        _, nats = evaluate(model, raw, c=c, times=16, seed=setup.options.seed, progress=setup.progress)
+        _, nats = evaluate(model, raw, c=c, each=True, times=16, seed=setup.options.seed, progress=setup.progress)
         unit = math.log(2) * raw[0].numel() if model.scaling.levels else 1.0
         mean, error = mean_and_error((nats["nelbo"] - nats["nll"]) / unit)
         row = {"step": step, "gap": mean, "standard_error": error, "images": len(raw)}

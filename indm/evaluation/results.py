@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -25,6 +26,7 @@ from indm.evaluation.likelihood import evaluate
 from indm.evaluation.statistics import Difference, mean_and_error, paired_by_examples
 from indm.files import atomic, untrusted
 from indm.messages import brief
+from indm.multilevel import multilevel_mean
 from indm.runs.devices import on_cpu
 from indm.runs.folder import data_of, open_model, recipe_of
 from indm.runs.provenance import other_splits, provenance, warn_of_other_splits, weights_hash
@@ -65,7 +67,7 @@ def evaluate_run(
             "another --split would do, or a run on more data"
         )
     settings = {key: value for key, value in vars(options).items() if key not in ("split", "examples")}
-    settings |= {"steps": options.steps or None, "eps": options.eps or None}
+    settings |= {key: getattr(options, key) or None for key in ("steps", "eps", "mean_error")}
     raw = stack(held_out, options.examples)
     distributed, main = processes.num_processes > 1, processes.is_main_process
     c = rows_of_data(model, data, split, len(raw))
@@ -166,15 +168,39 @@ def read_nats(folder: Path) -> dict[str, Float[np.ndarray, " n"]]:
 def per_example(folder: Path, kind: str = "nelbo") -> Float[np.ndarray, " n"]:
     """NELBO or NLL of every example that a run was evaluated on, in bits/dim or nats as the run reports it."""
     result = untrusted.json_object(folder / "evaluation.json")
-    return read_nats(folder)[kind] / nats_of_unit(result)
+    nats = read_nats(folder)
+    if kind in nats:
+        return nats[kind] / nats_of_unit(result)
+    coarse = nats[f"{kind}_coarse"]
+    return (coarse + result[kind]["with_reconstruction"]["nats"] - coarse.mean()) / nats_of_unit(result)
 
 
 def difference(pairs: Sequence[tuple[Path, Path]], kind: str = "nelbo") -> Difference:
     """The first less the second of each pair of runs, one pair for each seed, all evaluated on the same examples."""
-    values = [[per_example(folder, kind) for folder in pair] for pair in pairs]
+    first = np.stack([per_example(one, kind) for one, _ in pairs])
+    apart, added = zip(*(_apart(*pair, kind) for pair in pairs), strict=True)
     groups = read_nats(pairs[0][0]).get("groups")
-    first, second = np.stack(values, axis=1)
-    return paired_by_examples(first, second, None if groups is None else groups[: first.shape[1]])
+    groups = None if groups is None else groups[: first.shape[1]]
+    return paired_by_examples(first, first - np.stack(apart), groups, math.hypot(*added) / len(pairs))
+
+
+def _apart(one: Path, other: Path, kind: str) -> tuple[Float[np.ndarray, " n"], float]:
+    """One run less another, example by example, and the error that corrections of coarse solves add to the mean.
+
+    Both made the same draws. Where they have the same levels, corrections are compared on the estimates of both.
+    """
+    results = [untrusted.json_object(run / "evaluation.json") for run in (one, other)]
+    nats, numbers, unit = [read_nats(run) for run in (one, other)], [r[kind] for r in results], nats_of_unit(results[0])
+    apart = per_example(one, kind) - per_example(other, kind)
+    steps = [[level["steps"] for level in number.get("levels", ())] for number in numbers]
+    if not steps[0] or steps[0] != steps[1] or any(number["certain"] for number in numbers):
+        added = [number.get("added_error", {}).get("nats", 0.0) for number in numbers]
+        return apart, math.hypot(*added) / unit
+    levels = [[values[f"{kind}_level_{number}"] for values in nats] for number in range(1, len(steps[0]))]
+    both = [torch.from_numpy(a[: min(len(a), len(b))] - b[: min(len(a), len(b))]) for a, b in levels]
+    mean = multilevel_mean(torch.zeros(numbers[0]["levels"][0]["estimates"]), both)
+    coarse = nats[0][f"{kind}_coarse"] - nats[1][f"{kind}_coarse"]
+    return (coarse + mean.value) / unit, mean.added_error / unit
 
 
 def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
@@ -260,8 +286,27 @@ def likelihood_table(result: dict) -> str:
     both = [result[kind]["with_reconstruction"][key] for kind in ("nelbo", "nll") if kind in result]
     if len(both) == 2 and both[1] > both[0]:
         lines.append("The NELBO bounds the law of the SDE; the NLL is of that of the ODE, and may lie above it.")
+    lines += of_levels(result)
     lines += of_classes(result) + unconverged(result)
     return "\n".join(lines + ([f"codes: {result['codes']}"] if "codes" in result else []))
+
+
+def of_levels(result: Mapping) -> list[str]:
+    """How the mean NLL was made, where it is corrected by fine solves of a few estimates."""
+    nll = result.get("nll", {})
+    if "levels" not in nll:
+        return []
+    first, *finer = nll["levels"]
+    counts = [f"{first['estimates']} estimates in {first['steps']} steps"]
+    counts += [
+        f"{level['estimates']} of them {'in {} steps'.format(level['steps']) if level['steps'] else 'to --nll-error'}"
+        for level in finer
+    ]
+    added = nll["added_error"][number_key(result)]
+    return [
+        f"NLL: {', '.join(counts)}, which adds ± {added:.1g} to the mean; {nll['nfe']:.0f} evaluations an estimate "
+        "(--each solves all of them to --nll-error)"
+    ]
 
 
 def of_classes(result: dict) -> list[str]:
@@ -281,10 +326,15 @@ def unconverged(result: dict) -> list[str]:
     for kind, name in KINDS.items():
         if count := result.get(kind, {}).get("unconverged", 0):
             numbers = result[kind]
+            of = (
+                f"{numbers['levels'][-1]['estimates']} estimates"
+                if "levels" in numbers
+                else f"{result['images'][kind]} examples"
+            )
             advice = "leave out --steps, or give more" if "steps" in numbers else "allow a larger --nll-error"
             lines.append(
                 f"The {name} has not converged: the solver's error may be above {numbers['nll_error']:g} bits/dim in "
-                f"{count} of {result['images'][kind]} examples, up to "
+                f"{count} of {of}, up to "
                 f"{numbers['solver_error']['largest_bits_per_dim']:.1g}; {advice}."
             )
     return lines

@@ -128,12 +128,18 @@ def paired(a: Sequence[float], b: Sequence[float], shared_error: float = math.na
 
 
 def paired_by_examples(
-    a: Float[np.ndarray, "seeds n"], b: Float[np.ndarray, "seeds n"], groups: Int[np.ndarray, " n"] | None = None
+    a: Float[np.ndarray, "seeds n"],
+    b: Float[np.ndarray, "seeds n"],
+    groups: Int[np.ndarray, " n"] | None = None,
+    added: float = 0.0,
 ) -> Difference:
-    """a − b over seeds, whose runs share the ``n`` examples, of ``groups`` as in :func:`mean_and_error`."""
+    """a − b over seeds, whose runs share the ``n`` examples, of ``groups`` as in :func:`mean_and_error`.
+
+    ``added`` is an error of the mean beside that over examples.
+    """
     of_groups = None if groups is None else torch.from_numpy(groups)
     _, error = mean_and_error(torch.from_numpy((a - b).mean(0)), of_groups)
-    return paired(a.mean(1).tolist(), b.mean(1).tolist(), error)
+    return paired(a.mean(1).tolist(), b.mean(1).tolist(), math.hypot(error, added))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

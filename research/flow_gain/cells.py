@@ -245,7 +245,7 @@ def tested(
     model = averages[decay]
     draws = IW_DRAWS if whole and study.iw and job.seed == FIRST_SEED else 0
     ode = {"nll_examples": NLL_EXAMPLES if whole else 0, "draws": draws, "iw_examples": study.iw}
-    report, nats = indm.evaluate(model, raw, seed=job.seed, progress=False, **ode)
+    report, nats = indm.evaluate(model, raw, each=True, seed=job.seed, progress=False, **ode)
     kinds = [kind for kind in ("nelbo", "nll", "iw") if kind in report]
     split = name_of(other) if other else "test"
     record |= {"ema": decay, "split": split, "dims": report["dims"], "dequantization": report["dequantization"]}

@@ -1,11 +1,16 @@
 """The mean NLL from few fine solves, against the fine solves of all examples."""
 
+import json
+import math
+
+import numpy as np
 import pytest
 import torch
 
 import indm
 from indm.evaluation.likelihood import SEED_STRIDE
 from indm.evaluation.mean_nll import Draws, cheapest, corrected
+from indm.evaluation.results import _apart, difference
 from indm.likelihood import latent_reference
 from indm.multilevel import LEAST
 
@@ -22,7 +27,7 @@ def model():
 @pytest.fixture(scope="module")
 def raw():
     generator = torch.Generator().manual_seed(1)
-    return 2 * torch.randn(N, 20, generator=generator).double() * torch.rand(N, 1, generator=generator).double()
+    return 2 * torch.randn(N, 20, generator=generator).double()
 
 
 def evaluated(model, raw, **options):
@@ -138,6 +143,25 @@ def test_estimates_with_an_unusual_error_are_solved_for_certain():
     found = corrected(coarse, stated, 12, 25.0, 0.02, 0, solve)
     assert found.certain[0].tolist() == list(range(0, 1000, 100))
     assert coarse.mean().item() + found.correction.value == pytest.approx(values[None].mean().item(), abs=0.01)
+
+
+def test_a_difference_is_corrected_by_the_same_estimates(model, raw, mean, each, tmp_path):
+    """Its own variance, far below those of both corrections."""
+    tables = {"flow": {"name": "actnorm", "channels": 20}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+    other = indm.build_model(tables, (20,)).double()
+    other.flow.log_scale.data.fill_(0.01)
+    runs = {"one": mean, "other": evaluated(other, raw, each=False)}
+    for name, (report, nats) in runs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "evaluation.json").write_text(json.dumps(report | {"unit": "nats"}))
+        np.savez(tmp_path / name / "evaluation.npz", **{key: values.numpy() for key, values in nats.items()})
+    apart, error = _apart(tmp_path / "one", tmp_path / "other", "nll")
+    fine = (each[1]["nll"] - evaluated(other, raw, each=True)[1]["nll"]).numpy()
+    assert apart.mean() == pytest.approx(fine.mean(), abs=4 * error + 1e-6)
+    assert error < 0.5 * math.hypot(*(report["nll"]["added_error"]["nats"] for report, _ in runs.values()))
+    found = difference([(tmp_path / "one", tmp_path / "other")], "nll")
+    assert found.difference == pytest.approx(apart.mean())
+    assert found.standard_error_shared == pytest.approx(math.hypot(apart.std(ddof=1) / math.sqrt(N), error))
 
 
 def test_a_wrong_mean_error_is_named(model, raw):
