@@ -777,7 +777,7 @@ def test_mistakes(trained, toys, tmp_path, capsys):
         ([pair, toys[0], "--strength", "0"], "strength must lie in"),
         ([trained / "bridge", toys[0], "--stochastic", "--direction", "backward"], "stochastic must be false"),
         ([pair, toys[0], "--stochastic", "--cycle"], "no way back along noise"),
-        ([pair, toys[0], "--batch-size", "0"], "batch_size must be at least 1 (64 is usual), got 0"),
+        ([pair, toys[0], "--batch-size", "0"], "batch_size must be at least 1"),
         ([pair, toys[0], "--batch-size", 10**20], "batch_size must be within ±"),
         ([pair, toys[0], "--steps", 10**20], "steps must be within ±"),
         ([pair, toys[0], "--seed", 10**20], "seed must be within ±"),
