@@ -18,8 +18,7 @@ import torch
 from indm.data.base import stack
 from indm.evaluation.mean_nll import DOUBLINGS, SHARE, Draws, corrected, first_steps
 from indm.likelihood import latent_reference
-from indm.runs.data import data_of
-from indm.runs.folder import open_model, recipe_of, run_folder
+from indm.runs.folder import data_of, open_model, recipe_of, run_folder
 
 VALUES = Path(__file__).parent / "records" / "multilevel.npz"
 CHOICES = 200
