@@ -259,7 +259,7 @@ def cycles(opened: TranslationRuns, raw: Tensor) -> list[dict]:
 
 
 def table(records: Records) -> str:
-    """Markdown: of each method the means over trainings, ± over trainings where there are several, else over images."""
+    """Markdown: of each method the means over trainings, ± over trainings and images."""
     by_method, one = methods_of(records), records.at(method="copy").rows()[0]
     keys = [key for key in COLUMNS if one.get(key) is not None]
     rows = [(method, len(each), *columns(each, keys), *costs(each)) for method, each in by_method.items()]
@@ -286,12 +286,13 @@ def methods_of(records: Records) -> dict[str, list[dict]]:
 
 
 def columns(found: Sequence[dict], keys: Iterable[str]) -> list[str]:
+    """Means, each ± √(a² + b²): a over trainings where there are several, b over the images, which they share."""
     cells = []
     for key in keys:
         values = [values[key] for values in found if values.get(key) is not None]
-        mean, error = (
-            over_seeds(values, found[0].get(f"{key}_standard_error", math.nan)) if values else (math.nan, math.nan)
-        )
+        mean, trainings = over_seeds(values, 0.0) if values else (math.nan, math.nan)
+        images = [values[f"{key}_standard_error"] for values in found if f"{key}_standard_error" in values]
+        error = math.hypot(trainings, sum(images) / len(images)) if images else math.nan
         cells.append("–" if math.isnan(mean) else f"{mean:.3g}" + ("" if math.isnan(error) else f" ± {error:.1g}"))
     return cells
 
