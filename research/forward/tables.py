@@ -109,10 +109,10 @@ def sample_table(place: Path, data: str) -> str:
 
 
 def nested_table(place: Path, data: str, kind: str = "final") -> str:
-    """Each process less the linear one: the mean over the seeds of a flow, then over flows, ± over flows.
+    """Each process less the linear one: the mean over the seeds of a flow, then over flows.
 
     Trainings of one seed under several flows are not independent: flows are what is counted, and two or three allow
-    no test.
+    no test. ± is √(a² + b²), a over flows and b the mean error within a flow, since flows share seeds and images.
     """
     linear = all_cells(place, data)
     cells = linear if kind == "final" else finals(place, data, kind)
@@ -125,11 +125,13 @@ def nested_table(place: Path, data: str, kind: str = "final") -> str:
             if process != "linear" and (side, process) in cells
         }
         if found:
-            means = [d.difference for d in found.values()]
-            rows.append((process, *(signed(found.get(side)) for side in sides), in_words(means, "+.3f", ".3f")))
-    over = ["over flows"] if len(sides) > 1 else []
-    rows = rows if over else [row[:-1] for row in rows]
-    return in_table("process − linear", *(f"flow: {FLOWS[side]}" for side in sides), *over, rows=rows)
+            mean, flows = over_seeds([d.difference for d in found.values()], 0.0)
+            within = sum(d.standard_error for d in found.values()) / len(found)
+            over = f"{mean:+.3f} ± {math.hypot(flows, within):.3f}" if len(found) > 1 else ""
+            rows.append((process, *(signed(found.get(side)) for side in sides), over))
+    several = ["over flows"] if len(sides) > 1 else []
+    rows = rows if several else [row[:-1] for row in rows]
+    return in_table("process − linear", *(f"flow: {FLOWS[side]}" for side in sides), *several, rows=rows)
 
 
 def everything(place: Path, data: str) -> str:

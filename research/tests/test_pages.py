@@ -1,9 +1,14 @@
 """Pages of the record: tables are those of the records, no error stands outside markers, and pages are short."""
 
+import itertools
+import math
 import re
 
+import numpy as np
 import pytest
 
+from research import tables
+from research.forward import tables as forward
 from research.markdown import ERROR, MARKED, errors_outside, in_table, with_tables, words
 from research.pages import PAGES, ROOT, SHOWN, shown
 from research.records import Records
@@ -75,6 +80,33 @@ def test_a_table_has_means_over_trainings_and_the_largest_cycle(tmp_path):
     assert rows[2] == ["two INDMs", "2", "3 ± 1", "0.02, 1.1", "1,234", "10"]
     assert rows[3] == ["copy of the source", "1", "3 ± 0.5", "–", "–", "–"]
     assert rows[4][2] == "1"
+
+
+def test_an_error_of_images_that_trainings_share_is_added(tmp_path):
+    made = Records(tmp_path / "translation.csv")
+    for seed, frechet in enumerate((2.0, 4.0)):
+        made.at(seed=seed).add({"frechet": frechet, "frechet_standard_error": 3.0})
+    assert translation.columns(made.rows(), ["frechet"]) == [f"3 ± {math.hypot(1, 3):.1g}"]
+    assert translation.columns(made.rows()[:1], ["frechet"]) == ["2 ± 3"]
+    assert translation.columns(made.rows(), ["ssim"]) == ["–"]
+
+
+def test_the_error_of_a_table_of_numbers_is_over_splits_and_rows():
+    nats = np.array([[1.0, 3.0], [5.0, 7.0]])
+    assert tables.over_splits(nats) == (4.0, pytest.approx(math.hypot(2, nats.std(ddof=1) / 2)))
+    assert tables.over_splits(nats[:1]) == (2.0, pytest.approx(1.0))
+
+
+def test_a_mean_over_flows_has_the_error_within_a_flow_too(tmp_path):
+    made = Records(tmp_path / "forward-final.csv")
+    for process, of_seeds in (("linear", (0.0, 0.0)), ("coded", (1.0, 3.0))):
+        for side, (seed, bits) in itertools.product(("linear", "elementwise"), enumerate(of_seeds)):
+            cell = made.at(data="digits", side=side, process=process, seed=seed)
+            cell.add({"dims": 1, "nelbo_nats": [bits * math.log(2)] * 2})
+    assert forward.nested_table(tmp_path, "digits").splitlines()[2:] == [
+        "| coded | +2.000 ± 1.000 | +2.000 ± 1.000 | +2.000 ± 1.000 |"
+    ]
+    assert forward.of_seeds([1.0], 3) == "1 (1 of 3)" and forward.of_seeds([1.0, 3.0], 2) == "2"
 
 
 def test_a_table_of_cycles_has_the_steps_across(tmp_path):
