@@ -64,10 +64,9 @@ def main_table(final: Records, names: Sequence[str], noises: Sequence[str] = ("u
         records = records_of(final, data, noise, side)
         if not records:
             continue
-        nll = [record["nll"][0] for record in records]
         others = [records_of(final, data, noise, other) if side != other else [] for other in ("linear", "elementwise")]
         rows.append((
-            data, noise, TITLES[side], bound(records), "" if None in nll else f"{np.mean(nll):.3f}",
+            data, noise, TITLES[side], bound(records), likelihood(records),
             *(signed(difference(records, other)) for other in others), len(records), records[0]["steps"],
             seconds(records),
         ))  # fmt: skip
@@ -84,6 +83,15 @@ def main_table(final: Records, names: Sequence[str], noises: Sequence[str] = ("u
         "CPU s",
     )
     return in_table(*columns, rows=rows)
+
+
+def likelihood(records: list[dict]) -> str:
+    """The mean NLL of the images that have one, ± over seeds and images; nothing where some seeds have none."""
+    if any("nll_nats" not in record for record in records):
+        return ""
+    bits = np.array([record["nll_nats"] for record in records]) / (records[0]["dims"] * math.log(2))
+    mean = paired_by_examples(bits, np.zeros_like(bits))
+    return f"{mean.difference:.3f} ± {mean.standard_error:.3f}"
 
 
 def bound(records: list[dict]) -> str:
