@@ -141,6 +141,7 @@ def test_the_density_of_samples_is_that_at_their_own_condition():
     assert torch.allclose(log_prob, log_normal(x, c), atol=5e-2)
 
 
+@pytest.mark.long
 def test_rows_of_c_follow_their_samples_where_some_are_solved_again():
     """A batch in any order gives each sample what it gets alone."""
     x, c = mixed(6)
@@ -271,6 +272,7 @@ def test_a_flow_of_a_condition(name, shape):
         flow(x)
 
 
+@pytest.mark.long
 def test_rows_whose_inverse_is_solved_again_keep_their_condition():
     """In single precision few samples reach this tolerance; those that do not are solved in double."""
     flow = moved(FLOWS["residual"]((4,), 3))
@@ -769,6 +771,7 @@ def test_an_interpolation_is_at_the_c_of_its_row():
     assert torch.allclose(frames[0], x, atol=5e-3)
 
 
+@pytest.mark.long
 def test_pictures_of_the_plane_are_at_the_c_of_the_data(tmp_path, monkeypatch):
     """Particles start at the data only if h and h⁻¹ have one c; G = g/s is that of the first c; samples by class."""
     factors, data, kept = torch.tensor([2.0, 0.5, 10.0]), labelled(torch.arange(40) % 2), []

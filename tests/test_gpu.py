@@ -187,6 +187,7 @@ KEPT = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize(("name", "changes", "shape"), KEPT)
 def test_the_computed_memory_is_most_of_what_autograd_keeps(name, changes, shape, precision):

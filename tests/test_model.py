@@ -577,6 +577,7 @@ def test_decode_names_the_samples_that_fail():
         model.decode(z)
 
 
+@pytest.mark.long
 def test_what_a_script_defines_is_named_after_its_file(tmp_path):
     script = f"""
 import sys

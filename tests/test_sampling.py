@@ -67,6 +67,7 @@ class Rippled(torch.nn.Module):
         return (0.9 + 0.4 * ripples)[:, None] * z.tanh()
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:the ODE")
 def test_few_steps_of_a_network_with_ripples_are_warned_of_and_the_advice_helps():
     """By the default sampler and by "ode", against 1,500 steps from the same z_T."""
@@ -280,6 +281,7 @@ def test_the_balance_is_at_rest_at_the_ends_and_its_rate_is_its_derivative():
     assert (own - rate).abs().max() < 0.75 * own.abs().max()
 
 
+@pytest.mark.long
 def test_more_steps_bring_samples_of_a_trained_network_nearer():
     """To the converged ones from the same z_T; the model is the one that comes with the package."""
     model = indm.INDM.from_pretrained("digits-pretrained")

@@ -622,6 +622,7 @@ def test_a_browser_measures_likelihoods(home, classes, page, monkeypatch):
     keep(page, "app-likelihood")
 
 
+@pytest.mark.long
 def test_a_browser_interpolates(home, classes, page):
     mine, chosen = Source(str(home / "mine.png")), [Source(None, 4), Source(None, 6)]
     tab = Tab(page, "Interpolation")
@@ -642,6 +643,7 @@ def test_a_browser_interpolates(home, classes, page):
     keep(page, "app-interpolation")
 
 
+@pytest.mark.long
 def test_a_browser_translates(home, classes, page, tmp_path):
     mine, translation = Source(str(home / "mine.png")), translation_of([classes])
     tab = Tab(page, "Translation")

@@ -215,6 +215,7 @@ def test_samples_tell_how_they_were_drawn(run, tmp_path):
     assert drawn("--sampler", "pc", "--steps", "2")["sampler_options"] == {"snr": 0.16}
 
 
+@pytest.mark.long
 def test_a_fitted_sampler_is_kept_with_the_run_and_draws_its_samples(tmp_path, capsys):
     """From the command line and from Python; only for its steps, its weights and its ε."""
     run = tmp_path / "run"

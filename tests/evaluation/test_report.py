@@ -554,6 +554,7 @@ def test_a_measurement_of_an_earlier_version_is_made_again(tmp_path, monkeypatch
     assert measure(run, "gap", again) == ["new"]  # as stored
 
 
+@pytest.mark.long
 def test_snapshots_are_the_averaged_model_of_their_step_and_show_its_gap(tmp_path):
     """Also the end, which is not a multiple of the snapshots; in nats of points."""
     run, recipe = tmp_path / "run", PLANE | {"flow": {"name": "coupling", "depth": 1, "width": 4}}
@@ -902,6 +903,7 @@ def test_report_refuses_what_it_cannot_compare(digits, tmp_path):
     assert (tmp_path / "mine" / "index.html").read_text() == "mine"
 
 
+@pytest.mark.long
 def test_report_of_classes_has_likelihoods_and_samples_by_class(tmp_path, monkeypatch):
     """With a flow that sees the class; every measurement is made."""
     monkeypatch.setattr(plots, "DPI", 40)

@@ -155,6 +155,7 @@ def test_what_needs_classes_says_so(tmp_path, capsys):
     assert "condition and guidance are for a model" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_sampler_is_fitted_at_one_guidance_and_taken_at_it(run, tmp_path, capsys):
     def runs(*command):
         code = main([*command, "--quiet"])

@@ -594,6 +594,7 @@ def test_a_pair_is_pushed_as_two_models(trained, capsys):
     assert error_of(capsys, "push", pair, "ann/toys").endswith(said)
 
 
+@pytest.mark.long
 def test_a_bridge_that_learned_its_ends_with_noise_takes_it_away(toys, few, tmp_path, capsys):
     """Validated with that noise, and known to what translates."""
     options = ["--data.size", "8", "--train.steps", "2", "--train.batch_size", "8", *SMALL, "--quiet"]
@@ -706,6 +707,7 @@ def test_sdedit_is_noise_and_the_flow_of_the_other_side_alone(trained, toys, few
     assert "score needs the data of A, too; name its run before" in scored
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("noise", [pytest.param((0.0, 0.0), marks=pytest.mark.long), (0.1, 0.1)])
 def test_errors_of_a_bridge_are_those_of_its_results_as_written(trained, toys, few, tmp_path, noise):
     runs = replace(open_runs([trained / "bridge"]), noise=noise)
@@ -734,6 +736,7 @@ def test_a_page_solves_no_error_of_its_own(trained, few, tmp_path, monkeypatch, 
     assert "errors needs steps of at least 4, to halve them, got 3" in said
 
 
+@pytest.mark.long
 def test_the_ways_of_one_image_by_all_forms_are_drawn_below_one_another(trained, toys, tmp_path, capsys):
     source = min(toys[0].iterdir())
     runs = [str(trained / kind) for kind in ("pair", "one", "bridge")]
