@@ -152,9 +152,10 @@ class Trainer:
         """The examples of one forward pass of one process."""
         parts = self.options.accumulate * self.accelerator.num_processes
         if self.options.batch_size % parts or self.options.batch_size > len(self.data.train):
+            multiple = f"a multiple of {parts} (accumulated batches × processes) and " if parts > 1 else ""
             raise ValueError(
-                f"train.batch_size must be a multiple of {parts} (accumulated batches × processes) and at most the "
-                f"{len(self.data.train)} training examples, got {self.options.batch_size}"
+                f"train.batch_size must be {multiple}at most the {len(self.data.train)} training examples, "
+                f"got {self.options.batch_size}"
             )
         return self.options.batch_size // parts
 

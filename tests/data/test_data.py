@@ -747,7 +747,7 @@ def test_what_cannot_be_made_into_data():
         (x, {"levels": 2}, "levels are for integer data; the data holds float32"),
         (x / 0, {}, "30 of 30 rows hold NaN or inf"),
         (x, {"flip": True}, r"flip must be false for vectors: .* shape \(2,\)"),
-        (x.long(), {}, "pass levels="),
+        (x.long(), {}, "give levels"),
         (grey + 9, {"levels": 8}, "holds values 9 … 9, not 0 … 7"),
         ("digits", {}, "cannot be a str: a tensor, an array, a map-style data set or three"),
         ({"x": x}, {}, "cannot be a dict"),
@@ -761,7 +761,7 @@ def test_what_cannot_be_made_into_data():
         (Pairs([[[1.0], [2.0, 3.0]]] * 30), {}, "item 0 of the data cannot be read as an array of numbers"),
         ((x, x), {}, r"must be three, \(train, valid, test\), got 2"),
         ((x, x[:, :1], x), {}, r"must be of one shape .*, got train of shape \(2,\), valid of shape \(1,\)"),
-        ((x, (x > 0).to(torch.uint8), x), {}, "the valid split of the data holds uint8: pass levels="),
+        ((x, (x > 0).to(torch.uint8), x), {}, "the valid split of the data holds uint8: give levels"),
         ((x, x, x), {"limit": 0}, "limit must be"),
     ]
     for source, options, message in cases:
@@ -839,7 +839,7 @@ def test_options_of_data_of_another_package(outside):
         ("Moons", {"n": 50, "levels": 2}, "levels are for integer data; item 0 of data 'outside_data:Moons' holds"),
         ("ready", {"valid": 0.2}, r"no option 'valid' \(there are: n\)"),
         ("unannotated", {"valid": 0.2}, "no option 'valid': it returns a Data"),
-        ("anything", {"level": 7}, "data 'outside_data:anything' holds int64: pass levels="),
+        ("anything", {"level": 7}, "data 'outside_data:anything' holds int64: give levels"),
         ("nothing", {}, "data 'outside_data:nothing' cannot be a NoneType"),
         ("Monns", {}, "outside_data has no 'Monns'; did you mean 'Moons'"),
     ]
@@ -937,8 +937,8 @@ def test_arrays_that_cannot_be_used(tmp_path):
         ("complex.npy", {}, "complex128"),
         ("bool.npy", {}, "bool"),
         ("floats.npy", {}, "uint8 images would do"),
-        ("integers.npy", {}, "pass levels="),
-        ("wide.npy", {}, "pass levels="),
+        ("integers.npy", {}, "give levels"),
+        ("wide.npy", {}, "give levels"),
         ("small.npy", {}, "at least 8 pixels"),
         ("grey.npy", {"levels": 16}, "not 0 … 15"),
         ("grey.npy", {"levels": 0}, "levels must be at least 2"),
