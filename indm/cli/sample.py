@@ -51,7 +51,7 @@ class Sample(Draws):
         from indm.data.densities import DENSITIES
         from indm.evaluation import plots, sheets
         from indm.runs.folder import run_folder
-        from indm.runs.samples import SAMPLES, draw
+        from indm.runs.samples import SAMPLES, change_line, draw
 
         run = run_folder(self.run_folder)
         out, drawing = self.out or run, replace(self.drawing, sampler_options=self.sampler_options())
@@ -70,6 +70,8 @@ class Sample(Draws):
         by = made_by["sampler"] + (f", {counted(drawing.steps, 'step')}" if made_by["steps"] else "")
         shown = "samples.png" if (out / "samples.png").exists() else SAMPLES  # single numbers have no picture
         print(f"{out / shown}: {counted(len(samples), 'sample')} by {by}")
+        if line := change_line(out):
+            print(line)
         return DONE
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import statistics
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,21 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indm.conditions import rows_of_data
+from indm.conditions import at_rows, rows_of_data
 from indm.config import paths, recipes
 from indm.config.options import Drawing, FittingOptions
 from indm.config.parts import trust
 from indm.data.base import stack
 from indm.files import atomic, untrusted
 from indm.fitting import Fit, FittedSampler, check_can_fit, fit_sampler
-from indm.messages import brief, reason
+from indm.messages import brief, counted, reason
 from indm.runs.folder import check_absent, data_of, open_run
 from indm.runs.provenance import provenance, weights_hash
-from indm.sampling import centre_prior, default_sampler, make_sampler, sample
+from indm.sampling import Sampler, centre_prior, change_in_twice_the_steps, default_sampler, make_sampler, sample
 
 SAMPLES = "samples.npz"
 FITTED = "fitted"  # the name of samplers that were fitted to the model of a run
 SAMPLERS = "samplers"  # their folder, in that of the run
+CHECKED = 8  # samples that are solved again, in twice the steps
 SAMPLE_FILES = ("samples.json", SAMPLES, "samples.png")  # all of one drawing
 
 
@@ -69,6 +71,7 @@ def draw(
         data = data_of(run, model)
         of_data = rows_of_data(model, data, "train", 10_000)
         centre_prior(model, stack(data.train, 10_000), c=of_data, generator=generator)
+    before = generator.get_state()
     x = sample(
         model,
         drawing.n if c is None else len(c),
@@ -83,9 +86,42 @@ def draw(
         generator=generator,
         progress=progress,
     )
-    record = {"options": settings, "provenance": provenance(drawing.seed, {str(run): made_by["weights_sha256"]})}
+    changes = _changes(model, x, c, drawing, sampler, generator.set_state(before))
+    record = {
+        "options": settings,
+        "change_in_twice_the_steps": changes,
+        "provenance": provenance(drawing.seed, {str(run): made_by["weights_sha256"]}),
+    }
     _write(file, model.scaling.to_data(x).cpu(), model.scaling.levels or 0, made_by, record, c)
     return read_samples(file)
+
+
+def _changes(
+    model: Any, x: Tensor, c: Tensor | None, drawing: Drawing, sampler: Sampler, generator: torch.Generator
+) -> list[float] | None:
+    """How far the first samples are from those in twice the steps; None where that is no error of the steps."""
+    if sampler.stochastic or sampler.adaptive or not model.flow.one_map:
+        return None
+    of_batch, n = min(len(x), drawing.batch_size), min(len(x), CHECKED)
+    z_T = model.sde.prior_sample((of_batch, *model.shape), generator=generator, dtype=x.dtype)[:n]
+    options = {"temperature": drawing.temperature, "last_denoising": drawing.last_denoising}
+    with model.sde.truncated(drawing.eps):
+        part = at_rows(model, c, torch.arange(n), guidance=drawing.guidance)
+        return change_in_twice_the_steps(part, x[:n], z_T, sampler, drawing.steps, **options).tolist()
+
+
+def change_line(folder: Path) -> str | None:
+    """How far samples in a folder are from those in twice the steps, in words; None where that is not known."""
+    record = untrusted.json_object(folder / "samples.json")
+    changes, options = record.get("change_in_twice_the_steps"), record["options"]
+    if not changes:
+        return None
+    levels = read_samples(folder / SAMPLES)[1]
+    unit = f"of {levels} grey levels" if levels else "deviations of a column"
+    return (
+        f"error of the steps: {statistics.fmean(changes):.2g} {unit} (RMS; {max(changes):.2g} at most), as "
+        f"{counted(len(changes), 'sample')} in {2 * options['steps']} steps show"
+    )
 
 
 def conditions(run: Path, model: Any, drawing: Drawing) -> Tensor | None:

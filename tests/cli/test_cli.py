@@ -186,7 +186,14 @@ def test_samples_are_repeatable_grey_levels_and_drawn_once(run, tmp_path, capsys
     assert draw("a", "2", "--overwrite")[1] != drawn["a"][1]
 
 
-def test_samples_tell_how_they_were_drawn(run, tmp_path):
+def read_samples_in(folder, run, steps):
+    """Three samples, in data units."""
+    arguments = ["-n", "3", "--steps", str(steps), "--out", str(folder), "--quiet", "--overwrite"]
+    assert main(["sample", str(run), *arguments]) == 0
+    return read_samples(folder / "samples.npz")[0].double()
+
+
+def test_samples_tell_how_they_were_drawn(run, tmp_path, capsys):
     """Every option reaches the sampler: the samples are those of indm.sample with the same ones."""
     model = indm.INDM.load(run)
 
@@ -213,6 +220,14 @@ def test_samples_tell_how_they_were_drawn(run, tmp_path):
         "tol": 1e-4
     }
     assert drawn("--sampler", "pc", "--steps", "2")["sampler_options"] == {"snr": 0.16}
+    assert "error of the steps" not in capsys.readouterr().out
+    drawn("--steps", "5", n=3)
+    line = capsys.readouterr().out
+    assert "error of the steps: " in line and "3 samples in 10 steps" in line
+    changes = json.loads((tmp_path / "samples.json").read_text())["change_in_twice_the_steps"]
+    first, second = (read_samples_in(tmp_path, run, steps) for steps in (5, 10))
+    levels = (first - second).flatten(1).square().mean(1).sqrt()
+    assert changes == pytest.approx(levels.tolist(), abs=1.0)  # of samples as they are rounded
 
 
 @pytest.mark.long
