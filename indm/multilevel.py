@@ -24,7 +24,7 @@ from torch import Tensor
 
 from indm.tensors import double
 
-LEAST = 32  # examples of a level, from which its variance is known well enough
+LEAST = 48  # examples of a level, from which its variance is known well enough where differences have heavy tails
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,7 @@ def test_fractions_are_refused_where_they_are_scored_too(discrete):
         discrete[0].score_samples([[1.0, 1.0], [1.0, 1.5]])
 
 
+@pytest.mark.long
 def test_the_same_random_state_is_the_same_density_and_torch_keeps_its_own(moons, coarse):
     _, X = moons
     torch.manual_seed(3)
@@ -368,6 +369,7 @@ def test_a_gaussian_at_each_condition():
     assert np.cov(rows.T) == pytest.approx(np.array([[1.0, 0.6], [0.6, 0.5]]), abs=0.1)
 
 
+@pytest.mark.long
 def test_the_network_learns_what_is_not_linear_in_c(coarse):
     numbers = np.random.default_rng(0)
     c = numbers.uniform(-2, 2, size=(1500, 1))

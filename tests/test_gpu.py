@@ -217,6 +217,7 @@ def is_tf32():
     return cudnn.conv.fp32_precision == "tf32" if hasattr(cudnn, "conv") else cudnn.allow_tf32
 
 
+@pytest.mark.long
 def test_an_inverse_is_found_although_convolutions_are_rounded_by_default():
     """Of a map with slopes near 0.94: of rounded factors, none meets the tolerance."""
     flow = ResidualFlow(SHAPE, (1,), 8).eval().to(DEVICE)

@@ -19,7 +19,7 @@ from indm.tensors import evaluation_mode
 
 FIRST_SMOOTH, FIRST = 12, 16  # steps of the coarsest level, for networks known to be smooth in t and for others
 DOUBLINGS = 3  # of the coarsest level's steps that levels between may have
-UNUSUAL = 8.0  # an estimate whose stated error is above this many times the median is solved finely for certain
+UNUSUAL = 2.0  # an estimate whose stated error is above this many times the median is solved finely for certain
 MOST_UNUSUAL = 20  # one in so many estimates can be
 SHARE = 0.2  # of the standard error over examples, that the corrections may add by default
 

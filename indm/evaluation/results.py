@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -26,7 +25,6 @@ from indm.evaluation.likelihood import evaluate
 from indm.evaluation.statistics import Difference, mean_and_error, paired_by_examples
 from indm.files import atomic, untrusted
 from indm.messages import brief
-from indm.multilevel import multilevel_mean
 from indm.runs.devices import on_cpu
 from indm.runs.folder import data_of, open_model, recipe_of
 from indm.runs.provenance import other_splits, provenance, warn_of_other_splits, weights_hash
@@ -187,20 +185,27 @@ def difference(pairs: Sequence[tuple[Path, Path]], kind: str = "nelbo") -> Diffe
 def _apart(one: Path, other: Path, kind: str) -> tuple[Float[np.ndarray, " n"], float]:
     """One run less another, example by example, and the error that corrections of coarse solves add to the mean.
 
-    Both made the same draws. Where they have the same levels, corrections are compared on the estimates of both.
+    Both made the same draws. Where they have the same levels, the estimates that both corrected make their corrections
+    depend on each other, so that the error is below that of independent ones.
     """
     results = [untrusted.json_object(run / "evaluation.json") for run in (one, other)]
-    nats, numbers, unit = [read_nats(run) for run in (one, other)], [r[kind] for r in results], nats_of_unit(results[0])
-    apart = per_example(one, kind) - per_example(other, kind)
+    apart, unit = per_example(one, kind) - per_example(other, kind), nats_of_unit(results[0])
+    numbers = [result[kind] for result in results]
+    variance = sum(number.get("added_error", {}).get("nats", 0.0) ** 2 for number in numbers)
     steps = [[level["steps"] for level in number.get("levels", ())] for number in numbers]
-    if not steps[0] or steps[0] != steps[1] or any(number["certain"] for number in numbers):
-        added = [number.get("added_error", {}).get("nats", 0.0) for number in numbers]
-        return apart, math.hypot(*added) / unit
-    levels = [[values[f"{kind}_level_{number}"] for values in nats] for number in range(1, len(steps[0]))]
-    both = [torch.from_numpy(a[: min(len(a), len(b))] - b[: min(len(a), len(b))]) for a, b in levels]
-    mean = multilevel_mean(torch.zeros(numbers[0]["levels"][0]["estimates"]), both)
-    coarse = nats[0][f"{kind}_coarse"] - nats[1][f"{kind}_coarse"]
-    return (coarse + mean.value) / unit, mean.added_error / unit
+    if steps[0] and steps[0] == steps[1]:
+        n = numbers[0]["levels"][0]["estimates"]
+        usual = [n - number["certain"] for number in numbers]
+        nats = [read_nats(run) for run in (one, other)]
+        for level in range(1, len(steps[0])):
+            name = f"{kind}_level_{level}"
+            of_both = np.intersect1d(*(values[f"{name}_estimates"] for values in nats), return_indices=True)[1:]
+            if len(of_both[0]) > 1:
+                differences = [values[name][rows] for values, rows in zip(nats, of_both, strict=True)]
+                sizes = [len(values[name]) for values in nats]
+                each = math.prod(usual) / n**2 * len(of_both[0]) / math.prod(sizes) * (1 - max(sizes) / max(usual))
+                variance -= 2 * each * np.cov(*differences)[0, 1]
+    return apart, math.sqrt(max(variance, 0.0)) / unit
 
 
 def check_same_examples(evaluations: Mapping[Path, dict]) -> None:

@@ -139,7 +139,7 @@ def test_estimates_with_an_unusual_error_are_solved_for_certain():
     values, solve = table(deviations=(0.01, 0.01, 0.01))
     coarse, stated = values[12].clone(), torch.ones(1000)
     coarse[::100] += 50.0
-    stated[::100] = 9.0
+    stated[::100] = 3.0
     found = corrected(coarse, stated, 12, 25.0, 0.02, 0, solve)
     assert found.certain[0].tolist() == list(range(0, 1000, 100))
     assert coarse.mean().item() + found.correction.value == pytest.approx(values[None].mean().item(), abs=0.01)

@@ -173,6 +173,7 @@ ALL_OPTIONS = change(DIGITS, steps=6, batch_size=256, accumulate=2, pretrain=0.6
 ALL_OPTIONS |= LEARNED_NOISE
 
 
+@pytest.mark.long
 def test_resuming_equals_never_stopping_with_learned_noise(tmp_path, monkeypatch):
     """Stopped in the middle of an epoch of four steps."""
     train(ALL_OPTIONS, tmp_path / "whole", progress=False)

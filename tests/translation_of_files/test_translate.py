@@ -639,6 +639,7 @@ def test_a_bridge_trains_and_validates_each_end_with_its_own_noise(noise):
     assert changed == {{"initial_noise": "valid_nelbo", "terminal_noise": "valid_terminal"}[noise]}
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("hasty")
 def test_one_model_of_classes_translates_between_two(trained, toys, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, PACKAGE, None)  # the features that take long
