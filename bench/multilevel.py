@@ -1,6 +1,6 @@
 """Whether the mean NLL from few fine solves is as near to that of all as it states, and what it costs.
 
-    python bench/multilevel.py digits-pretrained runs/table …       # solves and keeps the values; prints the table
+    python bench/multilevel.py digits-pretrained runs/table …       # solves and keeps the values; writes the table
     python bench/multilevel.py
 
 All levels are solved once for ``--examples`` test examples of a run and kept in ``bench/records/multilevel.npz``. From
@@ -9,6 +9,7 @@ the mean of the finest values, the largest error, and evaluations an example, al
 """
 
 import argparse
+import csv
 import math
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def solved(name: str, examples: int) -> dict[str, np.ndarray]:
             "costs": np.array(costs), "first": np.array(first)}  # fmt: skip
 
 
-def row(name: str, kept: dict[str, np.ndarray]) -> str:
+def row(name: str, kept: dict[str, np.ndarray]) -> dict[str, object]:
     """What 200 choices of subsets give, bits/dim."""
     values, stated, costs = (torch.from_numpy(kept[key]) for key in ("values", "stated", "costs"))
     first, n = int(kept["first"]), values.shape[1]
@@ -62,10 +63,16 @@ def row(name: str, kept: dict[str, np.ndarray]) -> str:
         for share in inside:
             low, high = found.correction.interval(share)
             inside[share] += low <= true - values[0].mean().item() <= high
-    worst = max(errors, key=abs)
-    cells = (name, str(n), f"{error:.4f}", f"{inside[0.9]}", f"{inside[0.99]}", f"{worst:+.5f}",
-             f"{np.mean(spent):.0f}", f"{costs[-1]:.0f}")  # fmt: skip
-    return "| " + " | ".join(cells) + " |"
+    return {
+        "model": name,
+        "examples": n,
+        "standard_error": f"{error:.4f}",
+        "in_90": inside[0.9],
+        "in_99": inside[0.99],
+        "largest_error": f"{max(errors, key=abs):+.5f}",
+        "evaluations": f"{np.mean(spent):.0f}",
+        "each": f"{costs[-1]:.0f}",
+    }
 
 
 def main() -> None:
@@ -77,10 +84,14 @@ def main() -> None:
     for name in options.runs:
         kept |= {f"{Path(name).name}/{key}": value for key, value in solved(name, options.examples).items()}
         np.savez_compressed(VALUES, **kept)
-    print("| model | examples | standard error | in 90 % | in 99 % | largest error | evaluations | of each solve |")
-    print("|---|---|---|---|---|---|---|---|")
-    for name in dict.fromkeys(key.split("/")[0] for key in kept):
-        print(row(name, {key.split("/")[1]: value for key, value in kept.items() if key.startswith(f"{name}/")}))
+    names = dict.fromkeys(key.split("/")[0] for key in kept)
+    rows = [row(name, {k.split("/")[1]: v for k, v in kept.items() if k.startswith(f"{name}/")}) for name in names]
+    with VALUES.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    for line in rows:
+        print(*line.values(), sep=", ")
 
 
 if __name__ == "__main__":

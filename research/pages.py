@@ -71,6 +71,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "speed": speed.table,
     "sample_steps": speed.sample_steps,
     "solver_error": speed.solver_error,
+    "multilevel": speed.multilevel,
     "solver_coverage": copied.solver_coverage,
     "tables": lambda: tables.markdown(of("tables", seconds=10.0)),
     "posteriors": lambda: posteriors.markdown(of("posteriors")),

@@ -1,5 +1,6 @@
 """Tables of ``bench/records``: speed and memory beside the straightforward baseline, and samples along the steps."""
 
+import csv
 import re
 
 from research.markdown import in_table
@@ -28,6 +29,13 @@ def solver_error() -> str:
         for row in Records(BENCH / "solver_error.csv").rows()
     ]
     return in_table(*keys, "true error, RMS", "stated, mean", "covered", rows=rows)
+
+
+def multilevel() -> str:
+    """Intervals of multilevel means over random choices of their subsets."""
+    rows = [tuple(row.values()) for row in csv.DictReader((BENCH / "multilevel.csv").open())]
+    counts = ("in 90 %", "in 99 %", "largest error", "evaluations", "each solve")
+    return in_table("model", "examples", "standard error", *counts, rows=rows)
 
 
 def sample_steps() -> str:

@@ -199,12 +199,13 @@ def _apart(one: Path, other: Path, kind: str) -> tuple[Float[np.ndarray, " n"], 
         nats = [read_nats(run) for run in (one, other)]
         for level in range(1, len(steps[0])):
             name = f"{kind}_level_{level}"
-            of_both = np.intersect1d(*(values[f"{name}_estimates"] for values in nats), return_indices=True)[1:]
+            one_of, other_of = (values[f"{name}_estimates"] for values in nats)
+            of_both = np.intersect1d(one_of, other_of, return_indices=True)[1:]
             if len(of_both[0]) > 1:
                 differences = [values[name][rows] for values, rows in zip(nats, of_both, strict=True)]
                 sizes = [len(values[name]) for values in nats]
                 each = math.prod(usual) / n**2 * len(of_both[0]) / math.prod(sizes) * (1 - max(sizes) / max(usual))
-                variance -= 2 * each * np.cov(*differences)[0, 1]
+                variance -= 2 * each * np.cov(differences[0], differences[1])[0, 1]
     return apart, math.sqrt(max(variance, 0.0)) / unit
 
 

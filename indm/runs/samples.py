@@ -104,7 +104,7 @@ def _changes(
         return None
     of_batch, n = min(len(x), drawing.batch_size), min(len(x), CHECKED)
     z_T = model.sde.prior_sample((of_batch, *model.shape), generator=generator, dtype=x.dtype)[:n]
-    options = {"temperature": drawing.temperature, "last_denoising": drawing.last_denoising}
+    options: dict[str, Any] = {"temperature": drawing.temperature, "last_denoising": drawing.last_denoising}
     with model.sde.truncated(drawing.eps):
         part = at_rows(model, c, torch.arange(n), guidance=drawing.guidance)
         return change_in_twice_the_steps(part, x[:n], z_T, sampler, drawing.steps, **options).tolist()
