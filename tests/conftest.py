@@ -11,35 +11,15 @@ if os.environ.get("INDM_TEST_SHAPES"):  # of every call
     jaxtyping.install_import_hook("indm", f"{__name__}.by_shape")  # before anything of indm is imported
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 collect_ignore = ["elsewhere.py"]  # changes torch where it is imported
 
-pytest_plugins = ["limits", "browsers"]
+pytest_plugins = ["limits", "browsers", "repeatable"]
 
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
-
-os.environ["OMP_NUM_THREADS"] = os.environ.get("INDM_TEST_THREADS", "1")  # else each training would measure its own
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-
-
-def pytest_runtest_setup(item):
-    """Every test starts from the same global random state, whatever ran before it."""
-    torch.manual_seed(0)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_costs():
-    """What a step costs is measured in a moment, and badly: no test depends on it."""
-    from indm.training import costs
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(costs, "ROUNDS", 2)
-        patch.setattr(costs, "TURN", 0.0)
-        yield
 
 
 @pytest.fixture
