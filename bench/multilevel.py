@@ -45,7 +45,7 @@ def solved(name: str, examples: int) -> dict[str, np.ndarray]:
 
 
 def row(name: str, kept: dict[str, np.ndarray]) -> dict[str, object]:
-    """What 200 choices of subsets give, bits/dim."""
+    """Coverage, largest error (bits/dim) and cost over random choices of the subsets."""
     values, stated, costs = (torch.from_numpy(kept[key]) for key in ("values", "stated", "costs"))
     first, n = int(kept["first"]), values.shape[1]
     level = {steps: i for i, steps in enumerate([*(first * 2**k for k in range(DOUBLINGS + 1)), None])}

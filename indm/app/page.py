@@ -87,7 +87,7 @@ class Guard:
 
 
 def bytes_below(folder: Path) -> int:
-    """What the files of a folder take, about."""
+    """Bytes of the files in a folder, approximately."""
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # just taken away

@@ -69,7 +69,7 @@ class Side:
 
     @classmethod
     def opened(cls, run: Path) -> "Side":
-        """That of a run folder."""
+        """The model of a run folder with its test images."""
         model, recipe = open_run(run)
         shape, levels = tuple(model.shape), model.scaling.levels
         if len(shape) != 3 or shape[0] not in (1, 3) or levels is None:
@@ -122,7 +122,7 @@ class Side:
         return self.test[int(number)], f"test image {number:g}"
 
     def given(self, c: str | None) -> Any:
-        """What a field of the condition means: a class by its name, numbers as [0.5, 1.2]; None of p(x)."""
+        """The condition that a text field holds: the name of a class, or numbers as [0.5, 1.2]; None for p(x)."""
         condition = self.model.condition
         if condition is None or not c:
             return None
@@ -271,7 +271,7 @@ def interpolation(side: Side, sources: Sequence[Source], frames: int, c: str | N
 
 @dataclass(frozen=True)
 class Translation:
-    """What carries an image from A to B."""
+    """The models and options that take an image from A to B."""
 
     sides: tuple[Side, Side]  # of A and of B; of one model of classes, the same twice
     is_bridge: bool = False  # whether A and B are the two ends of one model

@@ -114,7 +114,7 @@ def take_tables(arguments: list[str], tables: Collection[str]) -> tuple[list[str
 
 
 def complaint(name: str, kind: type[Common], unknown: str) -> str:
-    """What is wrong with an argument that the command does not take."""
+    """The error message for an argument that the command does not take."""
     if not unknown.startswith("-"):
         given = f"; data are given as --data.path {unknown}" if name == "train" and Path(unknown).exists() else ""
         return f"{unknown} is one argument too many{given}"

@@ -67,7 +67,7 @@ class Classify(ShowsProgress):
     run_folder: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder."""
     source: Annotated[Positional[str | None], arg(metavar="SOURCE"), default("the run's test split")] = None
-    """What to classify."""
+    """A folder of images, or a samples.npz."""
     options: Annotated[Classifying, arg(name="")] = field(default_factory=Classifying, kw_only=True)
     out: Annotated[Path | None, arg(metavar="FOLDER"), default("the run folder")] = None
     """Where to write."""
