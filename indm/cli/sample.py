@@ -70,7 +70,7 @@ class Sample(Draws):
         by = made_by["sampler"] + (f", {counted(drawing.steps, 'step')}" if made_by["steps"] else "")
         shown = "samples.png" if (out / "samples.png").exists() else SAMPLES  # single numbers have no picture
         print(f"{out / shown}: {counted(len(samples), 'sample')} by {by}")
-        if line := change_line(out):
+        if line := change_line(out, levels):
             print(line)
         return DONE
 

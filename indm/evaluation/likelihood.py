@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,7 @@ from indm.objective import nelbo
 from indm.ode import OUT_OF_REACH
 from indm.tensors import evaluation_mode
 
+T = TypeVar("T")
 SEED_STRIDE = 1_000_003  # between the seeds of successive draws
 
 
@@ -199,27 +200,21 @@ def evaluate(
             seeds = [seed + SEED_STRIDE * (first + number) for number in range(math.ceil(n / batch_size) * repeats)]
             made = Draws(model, raw[:n], c, reference, batch_size, repeats, seeds, dict(solver))
             solve = _shared(made, progress, distributed)
-            report[kind], own = _corrected(report[kind], of_kind, own, few, mean_error, seed, solve)
+            report[kind], own = _corrected(report[kind], of_kind, own, dims, few, mean_error, seed, solve)
         nats |= {kind + suffix: values for suffix, values in own.items()}
     return report, nats
 
 
 def _shared(draws: Draws, progress: bool, distributed: bool) -> Callable[..., tuple[Tensor, Tensor, int]]:
     """:meth:`Draws.solve` for any number of estimates in any order, shared among processes."""
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
 
     def solve(estimates: Tensor, ladder: Sequence[Steps]) -> tuple[Tensor, Tensor, int]:
         if not len(estimates):
             return torch.zeros(len(ladder), 0).double(), torch.zeros(0).double(), 0
         places = draws.numbers(estimates).argsort(stable=True)
         parts = estimates[places].split(draws.batch_size)
-        share = range(rank, len(parts), processes)
-        bar = tqdm(share, desc="NLL, corrections", disable=not progress, leave=False)
-        solved = {part: draws.solve(parts[part], ladder) for part in bar}
-        if distributed:
-            found: list[dict] = [{}] * processes
-            dist.all_gather_object(found, solved)
-            solved = {part: values for own in found for part, values in own.items()}
+        bar = tqdm(_share(len(parts), distributed), desc="NLL, corrections", disable=not progress, leave=False)
+        solved = _gathered({part: draws.solve(parts[part], ladder) for part in bar}, distributed)
         nats, errors, evaluations = zip(*(solved[part] for part in sorted(solved)), strict=True)
         back = places.argsort()
         return torch.cat(nats, 1)[:, back], torch.cat(errors)[back], sum(evaluations)
@@ -231,6 +226,7 @@ def _corrected(
     numbers: dict,
     estimates: list[list[Estimate]],
     coarse_nats: dict[str, Tensor],
+    dims: int,
     few: int,
     mean_error: float | None,
     seed: int,
@@ -241,14 +237,12 @@ def _corrected(
         torch.cat([torch.stack([getattr(e, part) for e in batch], 1) for batch in estimates]).flatten()
         for part in ("without_reconstruction", "solver_error")
     )
-    row = numbers["with_reconstruction"]
-    bits = row["nats"] / row["bits_per_dim"]
-    allowed = SHARE * row["nats_standard_error"] if mean_error is None else mean_error * bits
+    bits, error = dims * math.log(2), numbers["with_reconstruction"]["nats_standard_error"]
+    allowed = SHARE * error if mean_error is None else mean_error * bits
     nfe = numbers["nfe"]
     result = corrected(coarse, stated, few, nfe, allowed, seed, solve)
-    errors = result.levels[-1].error
     report = {key: value for key, value in numbers.items() if key not in ("steps", "solver_error", "unconverged")}
-    report |= solver_error(errors, round(bits / math.log(2)), numbers["nll_error"])
+    report |= solver_error(result.levels[-1].error, dims, numbers["nll_error"])
     report["nfe"] = nfe + result.evaluations / len(coarse)
     report["levels"] = [{"steps": few, "estimates": len(coarse), "nfe": nfe}] + [
         {
@@ -338,8 +332,7 @@ def _draw_all(
 
     With ``distributed`` every process draws its share of the jobs and gets those of all.
     """
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
-    share, drawn = range(rank, len(kinds), processes), dict[int, Any]()
+    share, drawn = _share(len(kinds), distributed), dict[int, list[Estimate]]()
     with tqdm(total=repeats * len(share), desc="likelihood", disable=not progress) as bar, warnings.catch_warnings():
         for job in share:
             bar.set_description(kinds[job].upper())
@@ -349,14 +342,25 @@ def _draw_all(
                 bar.update()
                 if kinds[job] != "nelbo":  # of a tolerance that is out of reach one batch tells
                     warnings.filterwarnings("ignore", OUT_OF_REACH, RuntimeWarning)
-    if distributed:
-        parts: list[dict] = [{}] * processes
-        dist.all_gather_object(parts, drawn)
-        drawn = {job: estimates for part in parts for job, estimates in part.items()}
+    drawn = _gathered(drawn, distributed)
     by_kind: dict[str, list[list[Estimate]]] = {}
     for job, kind in enumerate(kinds):
         by_kind.setdefault(kind, []).append(drawn[job])
     return by_kind
+
+
+def _share(jobs: int, distributed: bool) -> range:
+    """The jobs of this process."""
+    return range(dist.get_rank(), jobs, dist.get_world_size()) if distributed else range(jobs)
+
+
+def _gathered(own: dict[int, T], distributed: bool) -> dict[int, T]:
+    """The results of all processes by job."""
+    if not distributed:
+        return own
+    parts: list[dict[int, T]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(parts, own)
+    return {job: result for part in parts for job, result in part.items()}
 
 
 def summary(

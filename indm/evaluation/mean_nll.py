@@ -12,7 +12,7 @@ from torch import Tensor
 from indm.conditions import at_rows
 from indm.dequantization import from_data
 from indm.gaussian import GaussianReference
-from indm.likelihood import NLL_ERROR, Start, start_of
+from indm.likelihood import NLL_ERROR, Start, WhitenedFlow, start_of
 from indm.multilevel import LEAST, Mean, multilevel_mean, order, sizes
 from indm.score import is_smooth
 from indm.tensors import evaluation_mode
@@ -79,7 +79,7 @@ class Draws:
         nats = torch.stack([torch.cat(log_q).cpu().double() - log_prob.cpu().double() for log_prob, _, _ in found])
         return nats, found[-1][1].cpu().double(), sum(int(nfe.sum()) for _, _, nfe in found)
 
-    def _drawn(self, first: int, number: int):
+    def _drawn(self, first: int, number: int) -> tuple[WhitenedFlow, Start, Tensor]:
         """The flow of a batch's latents, its start and log q(x|raw), drawn as :func:`indm.log_likelihood` does."""
         rows = torch.arange(first, min(first + self.batch_size, len(self.raw)))
         model, device = at_rows(self.model, self.c, rows), self.model.scaling.scale.device
@@ -182,12 +182,12 @@ def corrected(
         costs = [evaluations * k / first for k in between]
         chosen, wanted = cheapest(values, [*costs, pilot.evaluations], usual, allowed)
         steps = [first, *(between[k] for k in chosen), None]
-        spent = looked + (pilot.evaluations * LEAST if chosen else 0.0)
-    pilots = [pilot] if len(steps) == 2 else [level(k, steps, subset(k + 1)[:LEAST]) for k in range(1, len(steps))]
-    levels = [
-        joined(part, level(k, steps, subset(k if len(steps) == 2 else k + 1)[LEAST:size])) if size > LEAST else part
-        for k, (part, size) in enumerate(zip(pilots, wanted, strict=True), 1)
-    ]
+        spent = looked
+    if len(steps) == 2:
+        levels = [joined(pilot, level(1, steps, subset(1)[LEAST : wanted[0]]))]
+    else:  # of subsets that had no part in the choice of the levels
+        spent += pilot.evaluations * len(pilot.estimates)
+        levels = [level(k, steps, subset(k + 1)[:size]) for k, size in enumerate(wanted, 1)]
     spent += sum(part.evaluations * len(part.estimates) for part in levels)
     mean = multilevel_mean(torch.zeros(usual), [part.differences for part in levels])
     shift, nats = mean.value * share, coarse[:0]

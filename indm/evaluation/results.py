@@ -35,6 +35,7 @@ NUMBERS = {"iw": ("draws", "K = "), "ancestral": ("steps", "N = ")}  # that belo
 ENDS = ("", "_standard_error", "_estimator_noise")  # of the keys of one number
 TABLES = {("data",): Mapping, ("baselines",): Mapping | None, ("classes",): Mapping | None}
 Row = tuple[str, ...]
+Evaluated = tuple[dict[str, Any], dict[str, np.ndarray]]  # evaluation.json and evaluation.npz
 
 
 def evaluate_run(
@@ -165,8 +166,15 @@ def read_nats(folder: Path) -> dict[str, Float[np.ndarray, " n"]]:
 
 def per_example(folder: Path, kind: str = "nelbo") -> Float[np.ndarray, " n"]:
     """NELBO or NLL of every example that a run was evaluated on, in bits/dim or nats as the run reports it."""
-    result = untrusted.json_object(folder / "evaluation.json")
-    nats = read_nats(folder)
+    return _values(*_evaluated(folder), kind)
+
+
+def _evaluated(folder: Path) -> Evaluated:
+    return untrusted.json_object(folder / "evaluation.json"), read_nats(folder)
+
+
+def _values(result: Mapping, nats: Mapping[str, np.ndarray], kind: str) -> Float[np.ndarray, " n"]:
+    """A likelihood of every example in the unit of the run; a coarse one with the mean of the finest level."""
     if kind in nats:
         return nats[kind] / nats_of_unit(result)
     coarse = nats[f"{kind}_coarse"]
@@ -175,38 +183,33 @@ def per_example(folder: Path, kind: str = "nelbo") -> Float[np.ndarray, " n"]:
 
 def difference(pairs: Sequence[tuple[Path, Path]], kind: str = "nelbo") -> Difference:
     """The first less the second of each pair of runs, one pair for each seed, all evaluated on the same examples."""
-    first = np.stack([per_example(one, kind) for one, _ in pairs])
-    apart, added = zip(*(_apart(*pair, kind) for pair in pairs), strict=True)
-    groups = read_nats(pairs[0][0]).get("groups")
-    groups = None if groups is None else groups[: first.shape[1]]
-    return paired_by_examples(first, first - np.stack(apart), groups, math.hypot(*added) / len(pairs))
+    evaluated = [(_evaluated(one), _evaluated(other)) for one, other in pairs]
+    first, second = np.stack([[_values(*run, kind) for run in pair] for pair in evaluated], axis=1)
+    added = math.hypot(*(_added_error(*pair, kind) for pair in evaluated)) / len(pairs)
+    groups = evaluated[0][0][1].get("groups")
+    return paired_by_examples(first, second, None if groups is None else groups[: first.shape[1]], added)
 
 
-def _apart(one: Path, other: Path, kind: str) -> tuple[Float[np.ndarray, " n"], float]:
-    """One run less another, example by example, and the error that corrections of coarse solves add to the mean.
+def _added_error(one: Evaluated, other: Evaluated, kind: str) -> float:
+    """The error that corrections of coarse solves add to the mean difference of two runs, in their unit.
 
     Both made the same draws. Where they have the same levels, the estimates that both corrected make their corrections
     depend on each other, so that the error is below that of independent ones.
     """
-    results = [untrusted.json_object(run / "evaluation.json") for run in (one, other)]
-    apart, unit = per_example(one, kind) - per_example(other, kind), nats_of_unit(results[0])
-    numbers = [result[kind] for result in results]
+    numbers, nats = [result[kind] for result, _ in (one, other)], [values for _, values in (one, other)]
     variance = sum(number.get("added_error", {}).get("nats", 0.0) ** 2 for number in numbers)
     steps = [[level["steps"] for level in number.get("levels", ())] for number in numbers]
-    if steps[0] and steps[0] == steps[1]:
-        n = numbers[0]["levels"][0]["estimates"]
-        usual = [n - number["certain"] for number in numbers]
-        nats = [read_nats(run) for run in (one, other)]
-        for level in range(1, len(steps[0])):
-            name = f"{kind}_level_{level}"
-            one_of, other_of = (values[f"{name}_estimates"] for values in nats)
-            of_both = np.intersect1d(one_of, other_of, return_indices=True)[1:]
-            if len(of_both[0]) > 1:
-                differences = [values[name][rows] for values, rows in zip(nats, of_both, strict=True)]
-                sizes = [len(values[name]) for values in nats]
-                each = math.prod(usual) / n**2 * len(of_both[0]) / math.prod(sizes) * (1 - max(sizes) / max(usual))
-                variance -= 2 * each * np.cov(differences[0], differences[1])[0, 1]
-    return apart, math.sqrt(max(variance, 0.0)) / unit
+    levels = range(1, len(steps[0])) if steps[0] == steps[1] else ()
+    for level in levels:
+        n, name = numbers[0]["levels"][0]["estimates"], f"{kind}_level_{level}"
+        one_of, other_of = (values[f"{name}_estimates"] for values in nats)
+        of_both = np.intersect1d(one_of, other_of, return_indices=True)[1:]
+        if len(of_both[0]) > 1:
+            usual, sizes = [n - number["certain"] for number in numbers], [len(values[name]) for values in nats]
+            differences = [values[name][rows] for values, rows in zip(nats, of_both, strict=True)]
+            each = math.prod(usual) / n**2 * len(of_both[0]) / math.prod(sizes) * (1 - max(sizes) / max(usual))
+            variance -= 2 * each * np.cov(differences[0], differences[1])[0, 1]
+    return math.sqrt(max(variance, 0.0)) / nats_of_unit(one[0])
 
 
 def check_same_examples(evaluations: Mapping[Path, dict]) -> None:

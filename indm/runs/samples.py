@@ -110,13 +110,15 @@ def _changes(
         return change_in_twice_the_steps(part, x[:n], z_T, sampler, drawing.steps, **options).tolist()
 
 
-def change_line(folder: Path) -> str | None:
-    """How far samples in a folder are from those in twice the steps, in words; None where that is not known."""
+def change_line(folder: Path, levels: int) -> str | None:
+    """How far the samples in ``folder`` are from those in twice the steps, in words; None where that is not known.
+
+    ``levels`` are their grey levels, 0 for none.
+    """
     record = untrusted.json_object(folder / "samples.json")
     changes, options = record.get("change_in_twice_the_steps"), record["options"]
     if not changes:
         return None
-    levels = read_samples(folder / SAMPLES)[1]
     unit = f"of {levels} grey levels" if levels else "deviations of a column"
     return (
         f"error of the steps: {statistics.fmean(changes):.2g} {unit} (RMS; {max(changes):.2g} at most), as "

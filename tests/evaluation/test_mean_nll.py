@@ -10,7 +10,7 @@ import torch
 import indm
 from indm.evaluation.likelihood import SEED_STRIDE
 from indm.evaluation.mean_nll import Draws, cheapest, corrected
-from indm.evaluation.results import _apart, difference
+from indm.evaluation.results import _added_error, _evaluated, difference, per_example
 from indm.likelihood import latent_reference
 from indm.multilevel import LEAST
 
@@ -155,7 +155,8 @@ def test_a_difference_is_corrected_by_the_same_estimates(model, raw, mean, each,
         (tmp_path / name).mkdir()
         (tmp_path / name / "evaluation.json").write_text(json.dumps(report | {"unit": "nats"}))
         np.savez(tmp_path / name / "evaluation.npz", **{key: values.numpy() for key, values in nats.items()})
-    apart, error = _apart(tmp_path / "one", tmp_path / "other", "nll")
+    error = _added_error(_evaluated(tmp_path / "one"), _evaluated(tmp_path / "other"), "nll")
+    apart = per_example(tmp_path / "one", "nll") - per_example(tmp_path / "other", "nll")
     fine = (each[1]["nll"] - evaluated(other, raw, each=True)[1]["nll"]).numpy()
     assert apart.mean() == pytest.approx(fine.mean(), abs=4 * error + 1e-6)
     assert error < 0.5 * math.hypot(*(report["nll"]["added_error"]["nats"] for report, _ in runs.values()))
