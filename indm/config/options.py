@@ -349,6 +349,9 @@ class ConversionOptions:
     """The original's settings of the flow, or all of its configuration file as JSON."""
     image_size: Annotated[int | None, arg(metavar="PIXELS"), default("that of the data")] = None
     """Side of the images."""
+    initial_inverses: bool = False
+    """Draw the codes of samples as the authors' code does, which keeps the inverses of two matrices from before the
+    training. Such codes do not have the law p(u) of the likelihood; by default they do."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -561,7 +561,7 @@ def test_the_whole_configuration_of_the_original(tmp_path, monkeypatch):
     assert INDM.load(tmp_path / "run").sde.eps == 2e-5 and made["shape"] == [3, 16, 16]
     seen = []
     monkeypatch.setattr(
-        "indm.published.convert.run.flow_from_state", lambda state, settings, shape: seen.append(settings) or Identity()
+        "indm.published.convert.run.flow_from_state", lambda state, settings, *_: seen.append(settings) or Identity()
     )
     flow = checkpoint({"a": torch.ones(1)}, tmp_path / "flow.pth")
     for i, options in enumerate([{}, {"flow_settings": tmp_path / "whole.json"}]):
@@ -580,8 +580,8 @@ def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch
     """The seam: it gets the flow's last weights, or its averages, the JSON's settings and the images' shape."""
     seen = []
 
-    def flow_from_state(state, settings, shape):
-        seen.append((state, settings, shape))
+    def flow_from_state(state, settings, shape, initial_inverses):
+        seen.append((state, settings, shape, initial_inverses))
         return ActNorm(shape[0])
 
     monkeypatch.setattr("indm.published.convert.run.flow_from_state", flow_from_state)
@@ -594,10 +594,10 @@ def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch
         "settings": FIXTURES / "ddpmpp_vp.json",
     }
     convert(released / "checkpoint_1.pth", tmp_path / "a", **options)
-    convert(released / "checkpoint_1.pth", tmp_path / "b", **options, weights="ema")
+    convert(released / "checkpoint_1.pth", tmp_path / "b", **options, weights="ema", initial_inverses=True)
     raw, averaged = (state for state, *_ in seen)
     assert raw["lamb"] == 2 and averaged["lamb"] == 3 and averaged["nnet.0.scale"] == 5
-    assert seen[0][1:] == ({"nblocks": "2-2"}, (3, 16, 16))
+    assert seen[0][1:] == ({"nblocks": "2-2"}, (3, 16, 16), False) and seen[1][3]
     assert type(INDM.load(tmp_path / "a").flow) is ActNorm
     assert recipes.load(tmp_path / "a")["flow"]["name"] == "actnorm"
 

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from indm.flows import ExactLogDet, ResidualFlow, use_log_det
 from indm.model import INDM, build_model
 from indm.published import ConditionalResidualFlow
+from indm.published.conditional import CodePrior
+from indm.published.convert.checkpoint import read_checkpoint
 from indm.published.convert.flow import flow_from_state
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -80,11 +82,15 @@ def test_conditional_flow_as_recorded(known):
 @pytest.mark.parametrize("name", [PLAIN, CONDITIONAL])
 def test_a_checkpoint_file_in_the_released_format(name, tmp_path):
     state, settings, values, shape = recorded(name)
-    shadow = [value.float() for value in state.values() if value.is_floating_point()]
+    kept = re.compile(r"\.(running_\w+|num_batches_tracked|weight_inv|scale|last_\w+)$")  # not averaged
+    shadow = [2 * value.float() for key, value in state.items() if not kept.search(key)]
     ema = {"decay": 0.999, "num_updates": 3, "shadow_params": shadow}
     checkpoint = {"optimizer": {}, "model": {k: v.float() for k, v in state.items()}, "ema": ema, "step": 123}
     torch.save(checkpoint, tmp_path / "flow_checkpoint_1.pth")
-    loaded = torch.load(tmp_path / "flow_checkpoint_1.pth", weights_only=True)["model"]
+    read = read_checkpoint(tmp_path / "flow_checkpoint_1.pth")
+    loaded, averages = read.weights("model"), read.weights("ema")
+    for key, value in loaded.items():
+        assert torch.equal(averages[key], value if kept.search(key) else 2 * value)
     code = () if name == PLAIN else (values["output/code"].float(),)
     with torch.no_grad():
         z = flow_from_state(loaded, settings, shape).latent(values["input/x"].float(), *code)
@@ -256,7 +262,7 @@ class Original:
                 self.add(f"{step}.{norm}.log_scale", code, scale=0.1)
                 self.add(f"{step}.{norm}.bias", code, scale=0.1)
             self.add(f"{step}.linear.weight", code, code)
-            self.state[f"{self.prefix}{step}.linear.weight_inv"] = torch.zeros(code, code)
+            self.add(f"{step}.linear.weight_inv", code, code)
             for coupling in ("coupling1_up", "coupling1_dn", "coupling2_up", "coupling2_dn"):
                 net = f"{step}.unit.{coupling}.net"
                 for layer, a in (("fc1", code // 2), ("fc2", width)):
@@ -278,17 +284,39 @@ class Original:
                     weight = self.get(f"{step}.linear.weight")
                     u, log_det = u @ weight.T, log_det + torch.linalg.slogdet(weight)[1]
                 else:
-                    net, skip = f"{step}.unit.{layer}.net", layer.startswith("coupling2")
-                    halves = [u[:, 0::2], u[:, 1::2]] if skip else list(u.chunk(2, 1))
-                    kept, moved = (0, 1) if layer.endswith("up") else (1, 0)
-                    h = halves[kept]
-                    for part in ("fc1", "fc2"):
-                        h = self.prior_gate(h @ self.get(f"{net}.{part}.weight").T + self.get(f"{net}.{part}.bias"))
-                    shift, raw = self.dense(f"{net}.fc3", h).chunk(2, 1)
-                    scale = torch.sigmoid(raw + 2) + 1e-3
+                    halves, moved, shift, scale = self.coupling(u, f"{step}.unit.{layer}.net")
                     halves[moved], log_det = halves[moved] * scale + shift, log_det + scale.log().sum(1)
-                    u = torch.stack(halves, 2).flatten(1) if skip else torch.cat(halves, 1)
+                    u = self.joined(halves, layer)
         return log_det - 0.5 * (u.square() + math.log(2 * math.pi)).sum(1)
+
+    def sampled_code(self, e):
+        """What the original's sampler makes of noise: backwards, with the stored inverses of the linear maps."""
+        for i in reversed(range(self.prior_steps)):
+            step = f"discriminator.prior.flow.steps.{i}"
+            for layer in ("coupling2_dn", "coupling2_up", "unit.actnorm", "coupling1_dn", "coupling1_up", "linear",
+                          "actnorm"):  # fmt: skip
+                if layer.endswith("actnorm"):
+                    e = (e - self.get(f"{step}.{layer}.bias")) / self.get(f"{step}.{layer}.log_scale").exp()
+                elif layer == "linear":
+                    e = e @ self.get(f"{step}.linear.weight_inv").T
+                else:
+                    halves, moved, shift, scale = self.coupling(e, f"{step}.unit.{layer}.net")
+                    halves[moved] = (halves[moved] - shift) / scale
+                    e = self.joined(halves, layer)
+        return e
+
+    def coupling(self, u, net):
+        """The halves of u, which of them moves, and its shift and scale."""
+        halves = [u[:, 0::2], u[:, 1::2]] if "coupling2" in net else list(u.chunk(2, 1))
+        kept, moved = (0, 1) if "_up" in net else (1, 0)
+        h = halves[kept]
+        for part in ("fc1", "fc2"):
+            h = self.prior_gate(h @ self.get(f"{net}.{part}.weight").T + self.get(f"{net}.{part}.bias"))
+        shift, raw = self.dense(f"{net}.fc3", h).chunk(2, 1)
+        return halves, moved, shift, torch.sigmoid(raw + 2) + 1e-3
+
+    def joined(self, halves, layer):
+        return torch.stack(halves, 2).flatten(1) if layer.startswith("coupling2") else torch.cat(halves, 1)
 
 
 PLAINS = {
@@ -368,6 +396,38 @@ def test_conditional_flows_of_other_settings(name):
     if shape[1] == 8:
         jacobian = torch.autograd.functional.jacobian(lambda v: original.z(v, code[:1], squeeze), x[:1])
         assert_near(log_det[0], torch.linalg.slogdet(jacobian.reshape(z[0].numel(), -1))[1], 1e-4)
+
+
+def test_codes_have_the_law_of_the_prior_or_are_those_of_the_original(tmp_path):
+    """log p(u) is that of noise through ``code_of``; with ``initial_inverses`` codes are what the original samples."""
+    shape, _, encoder, (steps, hidden, gate) = CONDITIONALS["small"]
+    original = Original().blocks("generator.flow.", 1, groups=(1, 1), width=5, code=6)
+    original.encoder(1, code=6, **encoder).prior(6, hidden, steps, gate)
+    noise = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    flow, as_sampled = (flow_from_state(original.state, {}, shape, stale).double() for stale in (False, True))
+    with torch.no_grad():
+        assert_near(as_sampled.prior.code_of(noise), original.sampled_code(noise), 1e-5)
+        codes = flow.prior.code_of(noise)
+        log_prob = flow.prior.log_prob(codes)
+        assert (codes - original.sampled_code(noise)).abs().max() > 0.1
+        torch.testing.assert_close(as_sampled.prior.log_prob(codes), log_prob, rtol=1e-12, atol=1e-12)
+    for i in range(3):
+        jacobian = torch.autograd.functional.jacobian(lambda e: flow.prior.code_of(e[None])[0], noise[i])
+        normal = torch.distributions.Normal(0.0, 1.0).log_prob(noise[i]).sum()
+        torch.testing.assert_close(log_prob[i], normal - torch.linalg.slogdet(jacobian)[1], rtol=1e-8, atol=1e-8)
+    model = build_model({"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}, shape)
+    INDM(as_sampled.float(), model.score, shape=shape).save(tmp_path)
+    with torch.no_grad():
+        assert_near(INDM.load(tmp_path).flow.prior.code_of(noise.float()), original.sampled_code(noise), 1e-4)
+    del original.state["module.discriminator.prior.flow.steps.1.linear.weight_inv"]
+    with pytest.raises(ValueError, match=r"steps\.1\.linear\.weight_inv is missing"):
+        flow_from_state(original.state, {}, shape, initial_inverses=True)
+
+
+def test_codes_of_a_fresh_flow_with_initial_inverses_have_the_law_of_the_prior():
+    prior = CodePrior(6, 2, 8, "elu", initial_inverses=True)
+    code = torch.randn(5, 6)
+    torch.testing.assert_close(prior.code_of(prior(code)[0]), code, rtol=0, atol=1e-5)
 
 
 # ── What does not fit ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -18,7 +18,7 @@ Weights = Literal["ema", "model"]
 # none either: it holds the fixed frequencies of the Fourier embedding.
 BUFFERS = {
     "sigmas", "scale", "last_n_samples", "last_firmom", "last_secmom",
-    "running_mean", "running_var", "num_batches_tracked",
+    "running_mean", "running_var", "num_batches_tracked", "weight_inv", "initialized",
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from indm.flows.base import ActNorm, Flow
 from indm.flows.coupling import Coupling, InvertibleLinear
 from indm.flows.residual import ResidualBlock, ResidualFlow
 from indm.messages import brief
-from indm.published.conditional import ConditionalBlock, ConditionalResidualFlow, Interleaved
+from indm.published.conditional import ConditionalBlock, ConditionalResidualFlow, InitialInverse, Interleaved
 from indm.published.convert.checkpoint import Reader
 from indm.published.convert.settings import check_agrees, flow_settings
 
@@ -27,7 +27,12 @@ HEAD = "discriminator.fc.linear"
 STEPS = "discriminator.prior.flow.steps."
 
 
-def flow_from_state(state: Mapping[str, Tensor], settings: Mapping[str, Any], shape: tuple[int, ...]) -> Flow:
+def flow_from_state(
+    state: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    shape: tuple[int, ...],
+    initial_inverses: bool = False,
+) -> Flow:
     """The flow of a released checkpoint, in evaluation mode and single precision.
 
     Args:
@@ -36,6 +41,8 @@ def flow_from_state(state: Mapping[str, Tensor], settings: Mapping[str, Any], sh
             ``discriminator``, the activations of its encoder and its prior ("elu"). All others must agree with the
             tensors.
         shape: of the images, (C, H, W), before any squeeze.
+        initial_inverses: of the conditional flow, see :class:`~indm.published.ConditionalResidualFlow`; the plain flow
+            has no code, and it changes nothing there.
 
     Returns:
         A :class:`~indm.flows.ResidualFlow` or :class:`~indm.published.ConditionalResidualFlow` that computes the same
@@ -60,6 +67,7 @@ def flow_from_state(state: Mapping[str, Tensor], settings: Mapping[str, Any], sh
     arguments = residual_arguments(reader, prefix, settings, shape)
     if conditional:
         arguments |= code_arguments(reader, settings, shape, arguments["squeeze"])
+        arguments["initial_inverses"] = initial_inverses
         make: Callable[[], Flow] = functools.partial(ConditionalResidualFlow, shape, **arguments)
     else:
         make = functools.partial(ResidualFlow, shape, **arguments)
@@ -226,6 +234,8 @@ def read_linear(reader: Reader, source: str, target: InvertibleLinear) -> None:
     target.sign.copy_(diagonal.sign())
     target.log_diagonal.copy_(diagonal.abs().log())
     target.off_diagonal.copy_(lower.tril(-1) + upper.triu(1))
+    if isinstance(target, InitialInverse):
+        reader.copy(f"{source}.weight_inv", target.initial_inverse)
 
 
 @torch.no_grad()

@@ -44,6 +44,7 @@ def convert(
     settings: str | Path | None = None,
     flow_settings: str | Path | None = None,
     image_size: int | None = None,
+    initial_inverses: bool = False,
     changes: Mapping[str, str] | None = None,
 ) -> dict:
     """Write the run folder ``out`` from a released score checkpoint and, where there is one, its flow checkpoint.
@@ -58,6 +59,8 @@ def convert(
         settings: JSON file of the original's settings, which may be its whole configuration.
         flow_settings: the same for the flow.
         image_size: side of the images; by default that of the settings, of the data, or of a recipe of this network.
+        initial_inverses: the samples of a conditional flow are those of the authors' code, whose codes do not have the
+            law p(u), see :class:`~indm.published.ConditionalResidualFlow`.
         changes: dotted keys of the tables data, sde, net and evaluate, as on the command line.
 
     Returns:
@@ -88,7 +91,7 @@ def convert(
     flow: Flow = Identity()
     if flow_checkpoint is not None:
         files.append(_file(flow_checkpoint, weights or "model"))
-        flow = read_flow(flow_checkpoint, weights or "model", of_flow, layout.shape)
+        flow = read_flow(flow_checkpoint, weights or "model", of_flow, layout.shape, initial_inverses)
     model = INDM(flow, score, Scaling.images(LEVELS, score.backbone.centered), layout.shape).eval()
 
     passed_over = [f"flow.{key}" for key in of_flow if flow_checkpoint is None or key in UNRELATED]
@@ -118,9 +121,11 @@ def score_of_checkpoint(state: State, sde: dict, net: dict, shape: tuple[int, ..
     return PublishedScore(network, cast(LinearSDE, build(sde, "sde", shape))).eval()
 
 
-def read_flow(path: str | Path, weights: Weights, settings: Mapping[str, Any], shape: tuple[int, ...]) -> Flow:
+def read_flow(
+    path: str | Path, weights: Weights, settings: Mapping[str, Any], shape: tuple[int, ...], initial_inverses: bool
+) -> Flow:
     """The flow of a released flow checkpoint; ``settings`` are the original's of it."""
-    return flow_from_state(read_checkpoint(path).weights(weights), settings, shape)
+    return flow_from_state(read_checkpoint(path).weights(weights), settings, shape, initial_inverses)
 
 
 def _flow_table(configuration: Mapping[str, Any]) -> dict:
