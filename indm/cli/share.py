@@ -11,8 +11,6 @@ from indm.cli.common import DONE, Common
 from indm.config import recipes
 from indm.config.options import ConversionOptions, default
 
-LISTS = {"overruled": "the tensors overrule the recipe", "unrelated": "settings passed over"}  # of what is made
-
 
 @dataclass
 class Convert(Common):
@@ -47,15 +45,17 @@ class Convert(Common):
 
     def run(self) -> int:
         from indm.published.convert.run import convert
+        from indm.runs.folder import CONVERSION
 
         flow, options = self.flow_checkpoint, vars(self.options)
         made = convert(self.checkpoint, self.out, flow_checkpoint=flow, changes=self.table_values, **options)
-        for name in ("from_the_tensors", "assumed", "data"):
+        for name in ("from_the_tensors", "assumed", "data", "train"):
             settings = ", ".join(f"{key} = {recipes.literal(value)}" for key, value in made[name].items())
             print(f"{name.replace('_', ' ')}: {settings or 'nothing'}")
-        for name, label in LISTS.items():
-            if made[name]:
-                print(f"{label}: {'; '.join(made[name])}")
+        if made["overruled"]:
+            print(f"the tensors overrule the recipe: {'; '.join(made['overruled'])}")
+        if made["unrelated"]:
+            print(f'settings passed over: {len(made["unrelated"])}, listed as "unrelated" in {self.out / CONVERSION}')
         files = " and ".join(f"{file['name']} ({file['weights']})" for file in made["files"])
         print(f"{self.out}: {files}, step {made['step']}, {made['parameters']['score']:,} parameters of the score")
         return DONE

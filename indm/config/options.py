@@ -344,7 +344,8 @@ class ConversionOptions:
     """A recipe whose data, SDE and network hold where the tensors do not tell."""
     settings: Annotated[Path | None, arg(metavar="JSON"), default("none")] = None
     """The original's settings: {"sde": "vpsde", "image_size": 32, "centered": true, "fir": false, …}, or all of its
-    configuration file as JSON. What it says of training, sampling and evaluation is passed over."""
+    configuration file as JSON. Of its training the recipe takes rate, warm-up, clipping and average; sampling and
+    evaluation are passed over."""
     flow_settings: Annotated[Path | None, arg(metavar="JSON"), default("none")] = None
     """The original's settings of the flow, or all of its configuration file as JSON."""
     image_size: Annotated[int | None, arg(metavar="PIXELS"), default("that of the data")] = None

@@ -249,7 +249,8 @@ def test_pickled_code_is_not_run(tmp_path, capsys):
     [
         ({"step": [1]}, 'must hold a whole number, 0 or more, as "step", got list'),
         ({"step": -1}, 'must hold a whole number, 0 or more, as "step", got -1'),
-        ({"step": np.float64(3)}, 'as "step", got Unused'),
+        ({"step": np.float64(3)}, 'as "step", got 3.0'),
+        ({"step": np.int64(3)}, 'as "step", got NumPyType'),
         ({"ema": {"decay": torch.ones(2)}}, 'must hold a number from 0 to 1 as "decay" of its "ema", got Tensor'),
         ({"ema": {"decay": math.nan}}, 'must hold a number from 0 to 1 as "decay" of its "ema", got nan'),
         ({"ema": torch.ones(2)}, 'must hold a list of tensors as "shadow_params" of its "ema"'),
@@ -529,16 +530,70 @@ TRAINING = {
 }  # fmt: skip
 
 
-def test_settings_of_training_are_passed_over_and_named(released, tmp_path, capsys):
+def test_settings_of_training_that_no_recipe_has_are_counted_and_listed(released, tmp_path, capsys):
     settings = fixture("ddpmpp_vp")[0]
     for name, content in {"flat": settings | TRAINING, "plain": settings}.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
         line = (released / "checkpoint_1.pth", "--settings", tmp_path / f"{name}.json", "--out", tmp_path / name)
         assert run_cli("convert", *line) == 0
-        assert (f"settings passed over: {'; '.join(TRAINING)}\n" in capsys.readouterr().out) == (name == "flat")
-    assert json.loads((tmp_path / "flat" / "conversion.json").read_text())["unrelated"] == list(TRAINING)
-    assert recipes.load(tmp_path / "flat") == recipes.load(tmp_path / "plain")
+        said = f'settings passed over: 14, listed as "unrelated" in {tmp_path / name / "conversion.json"}\n'
+        assert (said in capsys.readouterr().out) == (name == "flat")
+    passed_over = [key for key in TRAINING if key not in ("lr", "warmup", "grad_clip")]
+    assert json.loads((tmp_path / "flat" / "conversion.json").read_text())["unrelated"] == passed_over
+    flat, plain = (recipes.load(tmp_path / name) for name in ("flat", "plain"))
+    assert recipes.differences(flat, plain) == ["train.lr"]
     assert (tmp_path / "flat" / "model.json").read_text() == (tmp_path / "plain" / "model.json").read_text()
+
+
+def group(**settings):
+    return {"state": {}, "param_groups": [{"params": [0], "eps": 1e-8, "amsgrad": False} | settings]}
+
+
+def trained(recipe):
+    return [recipe["train"][key] for key in ("lr", "betas", "weight_decay", "ema", "flow_lr", "flow_weight_decay")]
+
+
+def test_the_recipe_has_the_optimizers_of_the_files(tmp_path, monkeypatch, capsys):
+    """Those of the authors' files; after warm-up a rate is a number of NumPy; settings overrule them, they a recipe."""
+    settings, state, _ = fixture("ddpmpp_vp")
+    monkeypatch.setattr("indm.published.convert.run.flow_from_state", lambda *_: Identity())
+    score = group(lr=np.float64(3e-4), betas=(0.8, 0.95), weight_decay=0.02)
+    path = checkpoint(state, tmp_path / "a.pth", optimizer=score)
+    flow = checkpoint({"a": torch.ones(1)}, tmp_path / "flow.pth", optimizer=group(lr=2e-3, weight_decay=0.03))
+    data = ("--recipe", "cifar10-vp-nll", "--data", "folder", "--data.path", "x", "--data.size", 16)
+    assert run_cli("convert", path, flow, *data, "--out", tmp_path / "run") == 0
+    said = "train: lr = 0.0003, betas = [0.8, 0.95], weight_decay = 0.02, ema = 0.9999, flow_lr = 0.002, "
+    assert said in capsys.readouterr().out
+    recipe = recipes.load(tmp_path / "run")
+    assert trained(recipe) == [3e-4, [0.8, 0.95], 0.02, 0.9999, 2e-3, 0.03] and recipe["train"]["pretrain"] == 0.5
+    more = {"optim": {"lr": 4e-4, "warmup": 5000, "grad_clip": -1.0, "beta1": 0.5, "unheard": 1}}
+    (tmp_path / "more.json").write_text(json.dumps({"model": settings} | more))
+    made = convert(path, tmp_path / "more", settings=tmp_path / "more.json")
+    recipe = recipes.load(tmp_path / "more")
+    assert trained(recipe)[:4] == [4e-4, [0.8, 0.95], 0.02, 0.9999]
+    assert recipe["train"]["warmup"] == 5000 and recipe["train"]["clip"] == math.inf
+    assert made["unrelated"] == ["optim.beta1", "optim.unheard"]
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {}, [], {"param_groups": 3}, {"param_groups": [3]}, {"param_groups": [{}]},
+        group(lr=0.0, betas=(0.9, 1.0), weight_decay=-1.0), group(lr=math.nan, betas=(0.9,), weight_decay="x"),
+        group(lr=torch.ones(2), betas=torch.ones(2), weight_decay=torch.ones(2)), group(lr=np.float32(1.0), betas=3),
+        group(weight_decay=0.1, decoupled_weight_decay=False),
+    ],
+)  # fmt: skip
+def test_an_optimizer_that_says_nothing_usable_is_passed_over(optimizer, tmp_path):
+    path = checkpoint(fixture("ddpmpp_vp")[1], tmp_path / "a.pth", optimizer=optimizer)
+    made = convert(path, tmp_path / "run", settings=FIXTURES / "ddpmpp_vp.json")
+    assert made["train"] == {"ema": 0.9999}
+
+
+def test_adam_without_weight_decay_has_none(tmp_path):
+    optimizer = group(weight_decay=0, decoupled_weight_decay=False)
+    path = checkpoint(fixture("ddpmpp_vp")[1], tmp_path / "a.pth", optimizer=optimizer)
+    assert convert(path, tmp_path / "run", settings=FIXTURES / "ddpmpp_vp.json")["train"]["weight_decay"] == 0
 
 
 def test_the_whole_configuration_of_the_original(tmp_path, monkeypatch):
@@ -555,8 +610,8 @@ def test_the_whole_configuration_of_the_original(tmp_path, monkeypatch):
     path = checkpoint(state, tmp_path / "a.pth")
     made = convert(path, tmp_path / "run", settings=tmp_path / "whole.json")
     assert made["unrelated"] == [
-        "training.x", "training.batch_size", "sampling.snr", "sampling.truncation_time", "eval.rtol", "optim.lr",
-        "optim.eps", "data.dataset", "seed", "flow.lr", "flow.nblocks",
+        "training.x", "training.batch_size", "sampling.snr", "sampling.truncation_time", "eval.rtol", "optim.eps",
+        "data.dataset", "seed", "flow.lr", "flow.nblocks",
     ]  # fmt: skip
     assert INDM.load(tmp_path / "run").sde.eps == 2e-5 and made["shape"] == [3, 16, 16]
     seen = []

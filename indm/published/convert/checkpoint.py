@@ -1,6 +1,8 @@
 """Released checkpoint files, read without running code that is pickled in them, and the tensors in them."""
 
 import re
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,17 +24,25 @@ BUFFERS = {
 }  # fmt: skip
 
 
-class Unused:
-    """Stands for the NumPy numbers in optimizer states (learning rates), of which none is needed here."""
+class NumPyType:
+    """Stands for the type of a NumPy number, which a learning rate is after warm-up; "f8" is double precision."""
 
-    def __init__(self, *_):
-        pass
+    def __init__(self, name: str, *_):
+        self.name = name
 
     def __setstate__(self, _):
         pass
 
 
-NUMPY_SCALARS = dict.fromkeys(("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"), Unused)
+def numpy_number(kind: NumPyType, content: bytes) -> object:
+    """The number of ``content``; ``kind`` itself where that is not double precision."""
+    return struct.unpack("<d", content)[0] if kind.name == "f8" else kind
+
+
+NUMPY: dict[str, Callable] = {
+    "numpy.dtype": NumPyType,
+    **dict.fromkeys(("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"), numpy_number),
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,7 @@ class Checkpoint:
     shadow: list[Tensor] | None  # their moving averages, in the order of the parameters
     decay: float | None
     step: int | None
+    optimizer: dict[str, Any]  # settings of its first group of parameters: lr, betas, weight_decay, …
 
     def weights(self, which: Weights) -> State:
         """The state with the trainable parameters' last values ("model") or their moving averages ("ema")."""
@@ -74,7 +85,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a released file, without running any code that is pickled in it."""
     path = Path(path)
     try:
-        content = untrusted.checkpoint(path, NUMPY_SCALARS)
+        content = untrusted.checkpoint(path, NUMPY)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # damaged files surface as almost anything
@@ -93,7 +104,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             untrusted.check_stored(tensors, path.stat().st_size)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as a checkpoint of torch: {error}") from error
-    return Checkpoint(path, state, shadow, decay, step)
+    return Checkpoint(path, state, shadow, decay, step, _optimizer(content.get("optimizer")))
+
+
+def _optimizer(content: object) -> dict[str, Any]:
+    """The settings of an optimizer's first group of parameters, numbers alone; none where it has no such group."""
+    groups = content.get("param_groups") if isinstance(content, dict) else None
+    first = groups[0] if isinstance(groups, list) and groups else None
+    settings = first if isinstance(first, dict) else {}
+    return {key: value for key, value in settings.items() if isinstance(value, int | float | tuple)}
 
 
 def _averages(path: Path, average: object) -> tuple[list[Tensor] | None, float | None]:

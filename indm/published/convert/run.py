@@ -4,7 +4,9 @@ The layout is that of the paper's code, which is that of score_sde_pytorch. What
 what the caller gives, then from a recipe, then from the published settings.
 """
 
+import contextlib
 import functools
+import math
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any, cast
 import torch
 
 from indm.config import recipes
+from indm.config.options import Training
 from indm.config.recipes import Recipe, Tables
 from indm.data.base import flags_of_data
 from indm.data.registry import check_data, event_shape
@@ -20,7 +23,7 @@ from indm.files import atomic, untrusted
 from indm.flows.base import Flow, Identity
 from indm.messages import brief
 from indm.model import INDM, build, count_parameters
-from indm.published.convert.checkpoint import State, Weights, read_checkpoint
+from indm.published.convert.checkpoint import Checkpoint, State, Weights, read_checkpoint
 from indm.published.convert.flow import flow_from_state
 from indm.published.convert.network import Architecture, architecture, load_published
 from indm.published.convert.settings import UNRELATED, check_finite_types, read_settings, tables_of, unrelated
@@ -66,7 +69,8 @@ def convert(
     Returns:
         What is also written to ``conversion.json``, there with its provenance: the files and their weights, where each
         setting is from (``from_the_tensors``; ``assumed``: from the recipe, or as published; ``overruled``: of the
-        recipe, otherwise by the tensors), and the ``unrelated`` settings of the files.
+        recipe, otherwise by the tensors), the ``unrelated`` settings of the files, and what the recipe has of their
+        training (``train``).
 
     Raises:
         ValueError: files that cannot be read, settings that are missing, unknown or contradicted, tensors that do not
@@ -89,11 +93,16 @@ def convert(
     files = [_file(checkpoint, weights or "ema")]
     score = score_of_checkpoint(source.weights(weights or "ema"), layout.sde, layout.net, layout.shape)
     flow: Flow = Identity()
+    trained = {key: source.optimizer.get(key) for key in ("lr", "betas")}
+    trained |= {"weight_decay": _weight_decay(source), "ema": source.decay}
     if flow_checkpoint is not None:
         files.append(_file(flow_checkpoint, weights or "model"))
-        flow = read_flow(flow_checkpoint, weights or "model", of_flow, layout.shape, initial_inverses)
+        of_file = read_checkpoint(flow_checkpoint)
+        flow = flow_from_state(of_file.weights(weights or "model"), of_flow, layout.shape, initial_inverses)
+        trained |= {"flow_lr": of_file.optimizer.get("lr"), "flow_weight_decay": _weight_decay(of_file)}
     model = INDM(flow, score, Scaling.images(LEVELS, score.backbone.centered), layout.shape).eval()
 
+    given["train"] = _valid(trained) | given["train"]
     passed_over = [f"flow.{key}" for key in of_flow if flow_checkpoint is None or key in UNRELATED]
     assumed = layout.assumed | ({"image_size": layout.shape[1]} if size is None else {})
     result = {
@@ -108,6 +117,7 @@ def convert(
         "overruled": layout.overruled,
         "unrelated": unrelated(original) + passed_over,
         "data": data,
+        "train": {key: value for key, value in given["train"].items() if value != math.inf},
     }
     _write(out, model, _recipe(model, data, given, fallback), result)
     return result
@@ -121,11 +131,21 @@ def score_of_checkpoint(state: State, sde: dict, net: dict, shape: tuple[int, ..
     return PublishedScore(network, cast(LinearSDE, build(sde, "sde", shape))).eval()
 
 
-def read_flow(
-    path: str | Path, weights: Weights, settings: Mapping[str, Any], shape: tuple[int, ...], initial_inverses: bool
-) -> Flow:
-    """The flow of a released flow checkpoint; ``settings`` are the original's of it."""
-    return flow_from_state(read_checkpoint(path).weights(weights), settings, shape, initial_inverses)
+def _weight_decay(source: Checkpoint) -> object:
+    """The decoupled weight decay of the file's optimizer; None where it is Adam's own, which is another."""
+    settings = source.optimizer
+    decay = settings.get("weight_decay")
+    return decay if decay == 0 or settings.get("decoupled_weight_decay", True) else None
+
+
+def _valid(options: Mapping[str, object]) -> dict[str, Any]:
+    """Those options of [train] that it can have; a file may hold others, or none."""
+    valid = {}
+    for key, value in options.items():
+        with contextlib.suppress(ValueError):
+            Training(**recipes.checked("train", {key: value}))
+            valid[key] = value
+    return valid
 
 
 def _flow_table(configuration: Mapping[str, Any]) -> dict:

@@ -61,6 +61,9 @@ SCORE = {
     "image_size": Setting(int, "image.size"),
     "num_channels": Setting(int, "image.channels"),
     "ema_rate": Setting(float, "train.ema"),
+    "lr": Setting(float, "train.lr"),
+    "warmup": Setting(int, "train.warmup"),
+    "grad_clip": Setting(float, "train.clip"),
     **{name: Setting(values=(True,)) for name in ("conditional", "auxiliary_resblock", "continuous", "ddpm_score")},
     **{name: Setting(values=(False,)) for name in ("fourier_feature", "unbounded_parametrization")},
     "name": Setting(values=("ncsnpp",)),
@@ -103,8 +106,9 @@ DERIVED = (  # settings of a flow that its tensors or the shape show
 FLOW_TABLES = (
     "generator", "generator.flow", "dequantizer", "discriminator", "discriminator.encoder", "discriminator.prior",
 )  # fmt: skip
-# The tables of the original's configuration file. Of "training" only what the score depends on is read.
-TABLES_READ, TABLES_LEFT = ("training", "data", "model"), ("sampling", "eval", "evaluate", "optim", "flow")
+# The tables of the original's configuration file. In those of training, what is not known here is passed over.
+TRAINING_TABLES = ("training", "optim")
+TABLES_READ, TABLES_LEFT = (*TRAINING_TABLES, "data", "model"), ("sampling", "eval", "evaluate", "flow")
 # Settings of training, sampling and evaluation, which change nothing but where a table above has them.
 UNRELATED = {
     "batch_size", "n_iters", "snapshot_freq", "log_freq", "eval_freq", "snapshot_freq_for_preemption",
@@ -143,6 +147,8 @@ def tables_of(settings: Mapping[str, Any]) -> Tables:
             table, _, argument = SCORE[key].ours.partition(".")
             tables[table][argument] = _ours(SCORE[key], settings[key])
     _combine(tables["net"], settings)
+    if tables["train"].get("clip", 1) <= 0:  # the original's way to say that nothing is clipped
+        tables["train"]["clip"] = math.inf
     of_other_kind = "beta_" if tables["sde"].get("name") == "ve" else "sigma_"
     tables["sde"] = {key: value for key, value in tables["sde"].items() if not key.startswith(of_other_kind)}
     return tables
@@ -184,8 +190,8 @@ def _by_place(settings: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
 
 
 def _is_read(table: str, name: str) -> bool:
-    """Whether the score may depend on that setting."""
-    known = name in SCORE or (table != "training" and name not in UNRELATED)
+    """Whether the score or the recipe may depend on that setting."""
+    known = name in SCORE or (table not in TRAINING_TABLES and name not in UNRELATED)
     return known and table not in TABLES_LEFT
 
 
