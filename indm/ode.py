@@ -357,10 +357,10 @@ def _warn_above(tol: float, error: Tensor, foreseen: Tensor, steps: int, nfe: in
     above = int((foreseen > tol).sum())
     if not above:
         return
-    further = f"; up to {2**doublings * steps} steps are tried, a larger tolerance takes fewer" if doublings else ""
+    most = f"up to {2**doublings * steps} steps are tried" if doublings else "these are the most"
     warnings.warn(
         f"{OUT_OF_REACH} {error.max():.1g} after {nfe} evaluations, the last of them in {steps} steps, and will hardly "
-        f"come below {tol:.2g} for {above} of {len(error)} samples{further}",
+        f"come below {tol:.2g} for {above} of {len(error)} samples; {most}, a larger tolerance takes fewer",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -25,6 +25,7 @@ from indm.evaluation.likelihood import evaluate
 from indm.evaluation.statistics import Difference, mean_and_error, paired_by_examples
 from indm.files import atomic, untrusted
 from indm.messages import brief
+from indm.ode import MOST
 from indm.runs.devices import on_cpu
 from indm.runs.folder import data_of, open_model, recipe_of
 from indm.runs.provenance import other_splits, provenance, warn_of_other_splits, weights_hash
@@ -340,13 +341,21 @@ def unconverged(result: dict) -> list[str]:
                 if "levels" in numbers
                 else f"{result['images'][kind]} examples"
             )
-            advice = "leave out --steps, or give more" if "steps" in numbers else "allow a larger --nll-error"
             lines.append(
                 f"The {name} has not converged: the solver's error may be above {numbers['nll_error']:g} bits/dim in "
                 f"{count} of {of}, up to "
-                f"{numbers['solver_error']['largest_bits_per_dim']:.1g}; {advice}."
+                f"{numbers['solver_error']['largest_bits_per_dim']:.1g}, {_of_steps(numbers.get('steps'))}."
             )
     return lines
+
+
+def _of_steps(steps: int | None) -> str:
+    """In how many steps a solver has not converged, and what would do; None where none were given."""
+    if steps is None:
+        cure = f"--steps {2 * MOST} takes more, a larger --nll-error needs fewer"
+        return f"in {MOST} steps, the most without --steps; {cure}"
+    others = f", or up to {MOST} without --steps" if steps < MOST else ""
+    return f"in {steps} steps; take more, such as --steps {2 * steps}{others}"
 
 
 def baseline_name(row: Mapping) -> str:
