@@ -14,6 +14,7 @@ from research.flow_gain import others
 from research.flow_gain import tables as flow_gain
 from research.forward import tables as forward
 from research.markdown import with_tables
+from research.posteriors import sbibm
 from research.posteriors import study as posteriors
 from research.records import RECORDS, Records
 from research.translation import flow_alone, truth
@@ -75,6 +76,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "solver_coverage": copied.solver_coverage,
     "tables": lambda: tables.markdown(of("tables", seconds=10.0)),
     "posteriors": lambda: posteriors.markdown(of("posteriors")),
+    "sbibm": lambda: sbibm.markdown(of("sbibm", simulations=10_000, draws=10_000)),
     "conditional": lambda: conditional.summary(of("conditional")),
     "discrete_laws": lambda: discrete_laws.best_table(discrete_laws.read(of("discrete_laws"))),
 }

@@ -35,11 +35,12 @@ from threadpoolctl import threadpool_limits
 
 from indm import estimator
 from indm.evaluation.statistics import mean_and_error
-from research.posteriors.simulators import SIMULATORS, Simulator
+from research.posteriors.simulators import SIMULATORS
 from research.records import RECORDS, Records, made_by
 
 Array = np.ndarray
 OBSERVATIONS, DRAWS = 5, 1_000  # and draws of each of two laws that are told apart
+MOST_TRIES = 20  # draws of an estimator for each one that is kept
 CLASSIFIER = {"early_stopping": True, "n_iter_no_change": 30, "learning_rate_init": 1e-2, "max_iter": 400}
 
 
@@ -59,7 +60,7 @@ def indm(theta: Array, x: Array, seed: int, seconds: float) -> Fitted:
     return Fitted(lambda x, n, seed: found.sample(n, seed, c=x), found.score_samples, setting)
 
 
-def npe(theta: Array, x: Array, seed: int, seconds: float) -> Fitted:
+def npe(theta: Array, x: Array, seed: int, seconds: float, flow: str = "maf") -> Fitted:
     """Neural posterior estimation as sbi has it by default; it ends when time does, and keeps its best epoch."""
     from sbi.inference import NPE
 
@@ -71,7 +72,8 @@ def npe(theta: Array, x: Array, seed: int, seconds: float) -> Fitted:
 
     torch.manual_seed(seed)
     pairs = (torch.from_numpy(part).float() for part in (theta, x))
-    trainer = Timed(show_progress_bars=False, tracker=mock.MagicMock(), logging_level=logging.ERROR)
+    quiet = {"show_progress_bars": False, "tracker": mock.MagicMock(), "logging_level": logging.ERROR}
+    trainer = Timed(density_estimator=flow, **quiet)
     net = trainer.append_simulations(*pairs).train()
 
     @torch.no_grad()
@@ -98,14 +100,15 @@ def c2st(first: Array, second: Array, seed: int = 0) -> float:
     return cross_val_score(classifier, rows, labels, cv=KFold(5, shuffle=True, random_state=seed)).mean()
 
 
-def within(simulator: Simulator, fitted: Fitted, x: Array) -> tuple[Array, float]:
-    """Draws within the prior, and the share of all that are."""
-    found, tried = np.zeros((0, 0)), 0
-    while len(found) < DRAWS:
-        theta = fitted.draw(x, DRAWS, tried)
-        found = np.concatenate([found.reshape(-1, theta.shape[1]), theta[simulator.inside(theta)]])
-        tried += DRAWS
-    return found[:DRAWS], len(found) / tried
+def within(inside: Callable[[Array], Array], fitted: Fitted, x: Array, n: int) -> tuple[Array, float]:
+    """``n`` draws within the prior, and the share of all that are; below a share of 5 %, draws outside fill them up."""
+    kept, tried = [], 0
+    while sum(map(len, kept)) < n and tried < MOST_TRIES * n:
+        theta = fitted.draw(x, n, tried)
+        kept.append(theta[inside(theta)])
+        tried += n
+    found = np.concatenate(kept)
+    return np.concatenate([found, theta])[:n], len(found) / tried
 
 
 @functools.cache
@@ -131,7 +134,7 @@ def trained(name: str, pairs: int, method: str, seed: int, seconds: float) -> di
     spent = time.process_time() - start
     each: dict[str, list[float]] = {"c2st": [], "divergence": [], "inside": []}
     for at, truth in zip(*observed(name), strict=True):
-        drawn, share = within(simulator, fitted, at)
+        drawn, share = within(simulator.inside, fitted, at, DRAWS)
         each["c2st"].append(c2st(truth, drawn))
         each["inside"].append(share)
         if hasattr(simulator, "log_posterior"):
