@@ -164,7 +164,7 @@ def markdown(table: Records) -> str:
         found = [table.at(task=name, method=method).rows() for method in METHODS]
         cells = [summary(rows, *what) for what in measured.values() for rows in found]
         known = [f"{ten:.3f} ({three:.3f})" for ten, three in published]
-        ended = f"{sum(row['ended_itself'] for row in found[0])} of {len(found[0])}"
+        ended = f"{sum(row['ended_itself'] for row in found[0])} of {len(found[0])}" if found[0] else "–"
         lines.append([name, *cells[:2], *known, *cells[2:], ended])
     columns = [*first, "published NPE", "published sequential", *itertools.chain(*others), "indm ended by itself"]
     return in_table("task", *columns, rows=lines)
