@@ -10,7 +10,7 @@ from sklearn.neural_network import MLPClassifier
 
 from indm import DensityEstimator
 
-SIMULATIONS, DRAWS = 2_000, 400
+SIMULATIONS, DRAWS = 1_500, 300
 
 
 class LinearGaussian:
@@ -69,7 +69,7 @@ def told_apart(first, second):
     return cross_val_score(classifier, ((rows - first.mean(0)) / first.std(0))[order], labels[order], cv=3).mean()
 
 
-CASES = [(LinearGaussian(), 100, 0.58, 0.1), (TwoMoons(), 300, 0.7, 1.0)]
+CASES = [(LinearGaussian(), 50, 0.6, 0.1), (TwoMoons(), 250, 0.7, 1.0)]
 
 
 @pytest.mark.filterwarnings("ignore:Stochastic Optimizer")  # the classifier need not converge

@@ -2,6 +2,7 @@
 
     python -m research.posteriors          # trains what has no record yet, then shows the table of all records
     python -m research.posteriors slcp --methods indm --pairs 1000
+    python -m research.posteriors sbibm --help      # another study: the ten tasks of sbibm, see sbibm.md
 
 The simulators are those of ``simulators.py``. Each training has ``--seconds`` of the processor on one thread, its
 own pairs and its own weights. It is judged at five observations, the same for all, by draws and, where the posterior
