@@ -103,13 +103,13 @@ def c2st(first: Array, second: Array, seed: int = 0) -> float:
 
 def within(inside: Callable[[Array], Array], fitted: Fitted, x: Array, n: int) -> tuple[Array, float]:
     """``n`` draws within the prior, and the share of all that are; below a share of 5 %, draws outside fill them up."""
-    kept, tried = [], 0
-    while sum(map(len, kept)) < n and tried < MOST_TRIES * n:
-        theta = fitted.draw(x, n, tried)
+    kept, count, tried = [], 0, 0
+    while count < n and tried < MOST_TRIES * n:
+        tenths = min(10, math.ceil(11 * (1 - count / n) * max(tried, n) / max(count, 1)))  # of n, for what is missing
+        theta = fitted.draw(x, math.ceil(n * tenths / 10), tried)
         kept.append(theta[inside(theta)])
-        tried += n
-    found = np.concatenate(kept)
-    return np.concatenate([found, theta])[:n], len(found) / tried
+        count, tried = count + len(kept[-1]), tried + len(theta)
+    return np.concatenate([*kept, theta])[:n], count / tried
 
 
 @functools.cache
