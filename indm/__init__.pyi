@@ -41,6 +41,7 @@ from .published.ncsnpp import PublishedScore as PublishedScore
 from .runs.samples import fitted_sampler as fitted_sampler
 from .sampling import Sampler as Sampler
 from .sampling import sample as sample
+from .sampling import sample_with_log_prob as sample_with_log_prob
 from .scaling import Scaling as Scaling
 from .score import ScoreModel as ScoreModel
 from .sde.linear import VESDE as VESDE

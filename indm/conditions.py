@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from indm.messages import brief, nearest
 from indm.rng import for_rows
 from indm.scaling import least_std
-from indm.tensors import double
+from indm.tensors import double, with_parts
 
 Module = TypeVar("Module", bound=nn.Module)
 LEAST_STD = 1e-6  # of the numbers of a condition, as a share of their mean
@@ -403,13 +403,9 @@ def given(module: Module, c: Tensor) -> Module:
 
     A module without a part that sees a condition is returned as it is.
     """
-    parts = {name: part if part is None else given(part, c) for name, part in module._modules.items()}
-    sees = isinstance(module, Conditioned) and module.features > 0
-    if not sees and all(part is module._modules[name] for name, part in parts.items()):
-        return module
-    view = copy.copy(module)
-    view._modules = parts
-    if sees:
+    view = with_parts(module, **{name: given(part, c) for name, part in module.named_children()})
+    if isinstance(module, Conditioned) and module.features > 0:
+        view = copy.copy(view)
         view.c = c
     return view
 

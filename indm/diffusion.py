@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from indm.conditions import repeated
-from indm.flows.base import Flow, require_one_map
+from indm.flows.base import Flow
 from indm.linearization import Map, Operator, inverse_linearization, linearize, second_derivative, solve
 from indm.ode import basis, rademacher
 from indm.rng import randn_like
@@ -137,7 +137,7 @@ class NonlinearDiffusion:
                 "model must be at given conditions for a diffusion on the data space, got one of p(x|c): give "
                 "model.given(c)"
             )
-        require_one_map(model.flow, "a diffusion on the data space")
+        model.flow.check_one_map("a diffusion on the data space")
         self.model, self.tol, self.probes = model, tol, probes
 
     def flow_at(self, t: Tensor) -> Flow:
@@ -422,7 +422,7 @@ def forward_path(model, x: Batch, times: Grid, *, generator: torch.Generator | N
         >>> path.shape, torch.allclose(path[0], x, atol=0.1), abs(path[-1].std().item() - 1) < 0.1
         (torch.Size([3, 2000, 2]), True, True)
     """
-    require_one_map(model.flow, "a path on the data space")
+    model.flow.check_one_map("a path on the data space")
     with evaluation_mode(model):
         return _decode(model, _latent_from_data(model, x, _forward_times(model.sde, times), generator)[0])
 
@@ -441,7 +441,7 @@ def generative_path(model, x: Batch, times: Grid, *, generator: torch.Generator 
         >>> path.shape, abs(path[-1].std().item() - 1) < 0.1
         (torch.Size([101, 2000, 2]), True)
     """
-    require_one_map(model.flow, "a path on the data space")
+    model.flow.check_one_map("a path on the data space")
     with evaluation_mode(model):
         path = [model.flow.latent(x)]
         for t, s in itertools.pairwise(_backward_times(model.sde, times).to(x)):
@@ -463,7 +463,7 @@ def probability_flow_path(model, x: Batch, times: Grid, *, tol: float = FLOW_TOL
         >>> path.shape, torch.allclose(path, x.expand_as(path), atol=1e-3)
         (torch.Size([3, 5, 2]), True)
     """
-    require_one_map(model.flow, "a path on the data space")
+    model.flow.check_one_map("a path on the data space")
     times = _check_times(model.sde, times)
     with evaluation_mode(model):
         path = [model.flow.latent(x)]

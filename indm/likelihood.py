@@ -24,7 +24,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from indm.conditions import all_rows, at, at_rows, sees_condition
 from indm.dequantization import Uniform, from_data
-from indm.flows.base import require_density
 from indm.gaussian import GaussianReference
 from indm.objective import reconstruction_term
 from indm.ode import (
@@ -40,7 +39,6 @@ from indm.ode import (
 )
 from indm.rng import randn_like
 from indm.score import context_of, is_smooth, probability_flow, with_context
-from indm.sde.linear import LinearSDE
 from indm.tensors import (
     Batch,
     PerSample,
@@ -273,14 +271,14 @@ def log_likelihood(
     """
     check_solver(probes, steps, nll_error)
     log_q = constant_log_q(model, x) if log_q is None else log_q
-    model = at(model, c, len(x))
-    with evaluation_mode(model), model.score.sde.truncated(eps) as sde:
+    model = at(model, c, len(x)).truncated(eps)
+    with evaluation_mode(model):
         flow, start = start_of(model, x, probes, exact, reference, generator)
         reconstruction = reconstruction_term(model.score, start.z, start.noise)
         log_prob, error, nfe = start.solved(flow, nll_error, steps)
         settings: dict[str, Any] = {"nll_error": nll_error} | ({} if steps is None else {"steps": steps})
         divergence_by = "exact" if flow.exact else f"Hutchinson, {probes} Rademacher probe(s)"
-        settings |= {"eps": sde.eps, "divergence": divergence_by}
+        settings |= {"eps": model.sde.eps, "divergence": divergence_by}
     evaluations = math.ceil(double(nfe).mean().item())
     return LikelihoodReport(
         log_prob - reconstruction,
@@ -456,6 +454,7 @@ def log_prob(
     model,
     x: Float[Tensor, "batch *event"],
     *,
+    c: Any = None,
     probes: int = 1,
     exact: bool | None = None,
     steps: int = FEWEST,
@@ -463,19 +462,67 @@ def log_prob(
     reference: GaussianReference | None = None,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, " batch"]:
-    """:meth:`indm.INDM.log_prob`."""
-    require_density(model.flow, "log_prob")
+    r"""log p(x), nats of model units: the density of h⁻¹(z_ε/α_ε), where the probability flow takes z_T ~ π to z_ε.
+
+    .. math:: \log|\det \partial h/\partial x| + \log\det\alpha_\epsilon + \log\pi(z_T)
+              + \int_\epsilon^T \nabla\cdot(fz-\tfrac12 g^2 s)\,dt, \qquad z_\epsilon = \alpha_\epsilon h(x)
+
+    It is "without reconstruction": no noise is added to h(x). It integrates to 1 and is the density of what
+    :func:`indm.sample_with_log_prob` returns. (:func:`indm.log_likelihood` instead
+    bounds that of x drawn from p(z_0|z_ε).)
+
+    It can be differentiated once, in x and in the parameters of flow, score and SDE: as a loss, in a Monte Carlo
+    chain, or for ∂ log p/∂x. It is computed in evaluation mode and full precision, and in a fixed number of steps:
+    it is as smooth as flow and network. For the gradient every evaluation of the network is made again: memory
+    holds the activations of one of them, with its divergence, and a step adds about twice the size of x.
+
+    Flows need log|det| of one map. All of this package have it but
+    :class:`~indm.published.ConditionalResidualFlow`, which has a map for every code (fix it: ``flow.at(code)``),
+    and :class:`~indm.flows.Frozen`. Residual flows above 64 dimensions estimate it, and its gradient; exact is
+    ``use_log_det(flow, evaluation=ExactLogDet())``. That of another library has the gradient that the library
+    gives it.
+
+    Args:
+        x: data in model units.
+        c: the condition, of a model that has one, see :meth:`indm.INDM.given`: log p(x|c).
+        probes, exact: of the divergence, as in :func:`indm.log_likelihood`; by default exact for vectors of up to
+            16 dimensions. Otherwise log p is the estimate by ``probes``, with its gradient.
+        steps: equal steps of the ODE, each with two evaluations of the network.
+        eps: truncation, at least the SDE's own, which is the default.
+        reference: the Gaussian law in whose coordinate the ODE is solved, as in :func:`indm.log_likelihood`.
+        generator: of the probes, and of an estimate of log|det|. With the same state in every call, log p is one
+            function of x, as a Monte Carlo chain needs.
+
+    Raises:
+        ValueError: an option out of range, or a flow without a density.
+
+    Warns:
+        RuntimeWarning: from 8 steps on, where the solver's error, as :func:`indm.log_likelihood` estimates it, is
+            above 1e-3 bits/dim of an x. Fewer steps can be given no error.
+
+    Example:
+
+        >>> import indm
+        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> model = indm.build_model(tables, (2,))  # its density is N(0, I)
+        >>> x = torch.tensor([[1.0, -2.0]], requires_grad=True)
+        >>> model.log_prob(x).sum().backward()
+        >>> torch.allclose(x.grad, torch.tensor([[-1.0, 2.0]]), atol=1e-4)
+        True
+    """
+    model.flow.check_density("log_prob")
     check_probes(probes)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}; {FEWEST} is usual")
-    score = model.score
+    model = at(model, c, len(x)).truncated(eps)
+    score, sde = model.score, model.sde
     parameters = tuple(parameter for parameter in score.parameters() if parameter.requires_grad)
 
     def recomputed(field: Callable[..., State]) -> Callable[..., State]:
         """``field`` without a graph: it is evaluated once more for its gradient, as it was evaluated first."""
 
         def evaluate(clock: Tensor, *tensors: Tensor) -> State:
-            with _differentiated(model, eps):
+            with _differentiated(model):
                 return field(clock, tensors[:2], *tensors[2:])
 
         def call(clock: Tensor, state: State, *given: Tensor) -> State:
@@ -483,7 +530,7 @@ def log_prob(
 
         return call
 
-    with _differentiated(model, eps) as sde:
+    with _differentiated(model):
         flow, probe = whitened_flow(score, x, probes, exact, reference, generator)
         z, log_det = model.encode(x, generator=generator)
         log_alpha = sde.log_alpha(sde.endpoints(z)[START])
@@ -511,11 +558,11 @@ def _warn_unsolved(error: PerSample, x: Batch, steps: int) -> None:
             f"the error of log_prob's ODE solver is above {NLL_ERROR:g} bits/dim in {steps} steps; steps={2 * steps} "
             "makes it smaller, and solver_error of log_likelihood says how large it is",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
 
 
-def sample_with_log_prob(
+def decode_with_log_prob(
     model,
     z_T: Float[Tensor, "batch *event"],
     *,
@@ -549,11 +596,11 @@ def sample_with_log_prob(
         >>> import indm
         >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
         >>> model = indm.build_model(tables, (2,))
-        >>> x, log_prob, error = sample_with_log_prob(model, model.sde.prior_sample((5, 2)), nll_error=1e-2)
+        >>> x, log_prob, error = decode_with_log_prob(model, model.sde.prior_sample((5, 2)), nll_error=1e-2)
         >>> torch.allclose(log_prob, -0.5 * x.square().sum(1) - math.log(2 * math.pi), atol=1e-4)
         True
     """
-    require_density(model.flow, "log_prob")
+    model.flow.check_density("log_prob")
     check_solver(probes, steps, nll_error)
     with evaluation_mode(model):
         sde = model.score.sde
@@ -592,16 +639,14 @@ def check_solver(probes: int, steps: int | None, nll_error: float) -> None:
 
 
 @contextmanager
-def _differentiated(model, eps: float | None) -> Iterator[LinearSDE]:
-    """Where a density and its gradient are computed: in evaluation mode and full precision, at truncation ``eps``."""
-    sde = model.score.sde
+def _differentiated(model) -> Iterator[None]:
+    """Where a density and its gradient are computed: in evaluation mode and full precision."""
     with (
         evaluation_mode(model, gradients=True),
-        full_precision(sde.prior_mean.device),
-        sde.truncated(eps),
+        full_precision(model.sde.prior_mean.device),
         sdpa_kernel(SDPBackend.MATH),  # a fused attention cannot be differentiated twice
     ):
-        yield sde
+        yield
 
 
 class _Recomputed(torch.autograd.Function):

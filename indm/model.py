@@ -1,6 +1,5 @@
 """INDM: a flow, a score and the data's scaling; built from a description, saved to and loaded from a folder."""
 
-import copy
 import functools
 import math
 import tempfile
@@ -15,19 +14,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm import likelihood
-from indm.conditions import Condition, at, condition_of, given, sees_condition
+from indm.conditions import Condition, condition_of, given, sees_condition
 from indm.config.checks import arguments_of, check_arguments
 from indm.config.parts import KINDS, OPTIONAL_KINDS, Constructors, Untrusted, find, is_outside, name_of
 from indm.dequantization import Dequantization, check_levels_for, checked, from_data
 from indm.files import atomic, hub, untrusted
 from indm.flows.base import Flow
-from indm.gaussian import GaussianReference
 from indm.messages import brief, nearest, reason
-from indm.ode import FEWEST
 from indm.scaling import Scaling
 from indm.score import GivenScore, ScoreModel, score_for, takes_condition
-from indm.sde.linear import LinearSDE
-from indm.tensors import full_precision
+from indm.sde.linear import LinearSDE, truncated
+from indm.tensors import full_precision, with_parts
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 PLAIN = (bool, int, float, str, tuple, list, dict, type(None))  # what a description can hold
@@ -161,13 +158,21 @@ class INDM(nn.Module):
             seen = condition.absent(n)
         if drops:
             seen = condition.dropped(seen)
-        view = copy.copy(self)
-        view._modules = dict(self._modules)
-        view.flow = given(self.flow, seen)
-        if takes_condition(self.score):
+        score = self.score
+        if takes_condition(score):
             other = None if away_from is None else condition(condition.rows(away_from, len(seen)))
-            view.score = GivenScore(self.score, seen, guidance, other)
-        view.condition = None
+            score = GivenScore(score, seen, guidance, other)
+        return with_parts(self, flow=given(self.flow, seen), score=score, condition=None)
+
+    def truncated(self, eps: float | None) -> "INDM":
+        """This model with its SDE truncated at ``eps``, at least its own, which None leaves; weights are shared.
+
+        Raises:
+            ValueError: ``eps`` below the SDE's own, or an SDE that is not a submodule of the score.
+        """
+        view = truncated(self, eps)
+        if eps is not None and view.sde.eps != eps:
+            raise ValueError(f"score must have its SDE as a submodule to be truncated, got {type(self.score).__name__}")
         return view
 
     def check_guidance(self, guidance: float, away_from: Any = None) -> None:
@@ -217,75 +222,7 @@ class INDM(nn.Module):
         with full_precision(z.device):
             return flow.inverse(z, generator=generator)
 
-    def log_prob(
-        self,
-        x: Float[Tensor, "batch *event"],
-        *,
-        c: Any = None,
-        probes: int = 1,
-        exact: bool | None = None,
-        steps: int = FEWEST,
-        eps: float | None = None,
-        reference: GaussianReference | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Float[Tensor, " batch"]:
-        r"""log p(x), nats of model units: the density of h⁻¹(z_ε/α_ε), where the probability flow takes z_T ~ π to z_ε.
-
-        .. math:: \log|\det \partial h/\partial x| + \log\det\alpha_\epsilon + \log\pi(z_T)
-                  + \int_\epsilon^T \nabla\cdot(fz-\tfrac12 g^2 s)\,dt, \qquad z_\epsilon = \alpha_\epsilon h(x)
-
-        It is "without reconstruction": no noise is added to h(x). It integrates to 1 and is the density of what
-        ``indm.sample(model, n, sampler="ode", last_denoising=False)`` returns. (:func:`indm.log_likelihood` instead
-        bounds that of x drawn from p(z_0|z_ε).)
-
-        It can be differentiated once, in x and in the parameters of flow, score and SDE: as a loss, in a Monte Carlo
-        chain, or for ∂ log p/∂x. It is computed in evaluation mode and full precision, and in a fixed number of steps:
-        it is as smooth as flow and network. For the gradient every evaluation of the network is made again: memory
-        holds the activations of one of them, with its divergence, and a step adds about twice the size of x.
-
-        Flows need log|det| of one map. All of this package have it but
-        :class:`~indm.published.ConditionalResidualFlow`, which has a map for every code (fix it: ``flow.at(code)``),
-        and :class:`~indm.flows.Frozen`. Residual flows above 64 dimensions estimate it, and its gradient; exact is
-        ``use_log_det(flow, evaluation=ExactLogDet())``. That of another library has the gradient that the library
-        gives it.
-
-        Args:
-            x: data in model units.
-            c: the condition, of a model that has one, see :meth:`given`: log p(x|c).
-            probes, exact: of the divergence, as in :func:`indm.log_likelihood`; by default exact for vectors of up to
-                16 dimensions. Otherwise log p is the estimate by ``probes``, with its gradient.
-            steps: equal steps of the ODE, each with two evaluations of the network.
-            eps: truncation, at least the SDE's own, which is the default.
-            reference: the Gaussian law in whose coordinate the ODE is solved, as in :func:`indm.log_likelihood`.
-            generator: of the probes, and of an estimate of log|det|. With the same state in every call, log p is one
-                function of x, as a Monte Carlo chain needs.
-
-        Raises:
-            ValueError: an option out of range, or a flow without a density.
-
-        Warns:
-            RuntimeWarning: from 8 steps on, where the solver's error, as :func:`indm.log_likelihood` estimates it, is
-                above 1e-3 bits/dim of an x. Fewer steps can be given no error.
-
-        Example:
-
-            >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-            >>> model = build_model(tables, (2,))  # its density is N(0, I)
-            >>> x = torch.tensor([[1.0, -2.0]], requires_grad=True)
-            >>> model.log_prob(x).sum().backward()
-            >>> torch.allclose(x.grad, torch.tensor([[-1.0, 2.0]]), atol=1e-4)
-            True
-        """
-        return likelihood.log_prob(
-            at(self, c, len(x)),
-            x,
-            probes=probes,
-            exact=exact,
-            steps=steps,
-            eps=eps,
-            reference=reference,
-            generator=generator,
-        )
+    log_prob = likelihood.log_prob
 
     def description(self, constructors: Constructors | None = None) -> dict:
         """The constructors and arguments that :func:`build_model` needs to make this model anew."""

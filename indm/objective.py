@@ -134,7 +134,8 @@ def nelbo(
         >>> bool((bound - exact).mean().abs() < 0.5)  # nats; its noise has a deviation of 0.1
         True
     """
-    _require_times(times)
+    if times < 1:
+        raise ValueError(f"times must be at least 1 score evaluation for each sample, got {times}")
     if ancestral is not None and ancestral < 1:
         raise ValueError(f"ancestral must be at least 1 step, or None for the bound of the SDE, got {ancestral}")
     model = at(model, c, len(x))
@@ -164,12 +165,6 @@ def nelbo(
         prior=prior_term(sde, z),
         reconstruction=reconstruction_term(score, z, noises[-1]),
     )
-
-
-def _require_times(times: int) -> None:
-    """ValueError below 1."""
-    if times < 1:
-        raise ValueError(f"times must be at least 1 score evaluation for each sample, got {times}")
 
 
 def step_divergence(score, z: Batch, t: PerSample, s: PerSample, noise: Batch) -> PerSample:

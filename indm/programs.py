@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from indm.flows.base import require_one_map
-
 ROWS = 3  # of the example that is traced: neither 1 nor a size of the model
 
 
@@ -45,7 +43,7 @@ def export(model: Any, folder: str | Path, *, onnx: bool = False) -> list[Path]:
     """
     if onnx and any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")):
         raise ValueError("export to ONNX needs the packages onnx and onnxscript: pip install 'indm[onnx]'")
-    require_one_map(model.flow, "export")
+    model.flow.check_one_map("export")
     model = copy.deepcopy(model).eval().requires_grad_(False)
     place = Path(folder).expanduser()
     place.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, overload
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from indm.conditions import all_rows, at_rows
 from indm.config.parts import BUILT_IN, find
-from indm.likelihood import latents_of, sample_with_log_prob
+from indm.likelihood import decode_with_log_prob, latents_of
 from indm.messages import nearest
 from indm.objective import ancestral_step
 from indm.ode import adams, converge, interpolatory_weights
@@ -81,18 +81,6 @@ class Sampler:
     def step(self, score, z: Batch, t: PerSample, s: PerSample, generator: torch.Generator | None = None) -> Tensor:
         """z_s from z_t for s < t; ``score(z, t)`` is ∇log p_t, ``score.sde`` its SDE."""
         raise NotImplementedError(f"{type(self).__name__} must define step, or solve")
-
-    def driven_step(self, score, z: Batch, t: PerSample, s: PerSample, noise: Batch) -> Tensor:
-        """z_s from z_t with given noise (w_s − w_t)/√(t − s) of a Brownian path w; of stochastic samplers of a path.
-
-        With it, samples in different numbers of steps can follow one path.
-        """
-        raise NotImplementedError(f"{type(self).__name__} follows no Brownian path")
-
-    @property
-    def follows_a_path(self) -> bool:
-        """Whether its noise is that of a Brownian path: it has :meth:`driven_step`."""
-        return type(self).driven_step is not Sampler.driven_step
 
     def solve(
         self, score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
@@ -204,9 +192,9 @@ class EulerMaruyama(Sampler):
 
         >>> from indm import ScoreModel, VPSDE
         >>> from indm.nets import Zero
-        >>> sde, z, n, t = VPSDE(), torch.randn(3, 2), torch.randn(3, 2), torch.full((3,), 0.5)
-        >>> z_s = EulerMaruyama().driven_step(ScoreModel(Zero(), sde), z, t, t - 0.01, n)
-        >>> rate = 0.01 * sde.beta(t)[:, None]
+        >>> sde, z, t = VPSDE(), torch.randn(3, 2), torch.full((3,), 0.5)
+        >>> z_s = EulerMaruyama().step(ScoreModel(Zero(), sde), z, t, t - 0.01, torch.Generator().manual_seed(0))
+        >>> rate, n = 0.01 * sde.beta(t)[:, None], torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
         >>> torch.allclose(z_s, (1 - rate / 2) * z + rate.sqrt() * n, atol=1e-5)
         True
     """
@@ -218,12 +206,9 @@ class EulerMaruyama(Sampler):
         return uniform_grid(sde, steps)
 
     def step(self, score, z: Batch, t: PerSample, s: PerSample, generator: torch.Generator | None = None) -> Tensor:
-        return self.driven_step(score, z, t, s, randn_like(z, generator))
-
-    def driven_step(self, score, z: Batch, t: PerSample, s: PerSample, noise: Batch) -> Tensor:
         delta, g = expand_like(t - s, z), expand_like(score.sde.diffusion(t), z)
         drift = expand_like(score.sde.drift(t), z) * z - g**2 * score(z, t)
-        return z - drift * delta + g * delta.sqrt() * noise
+        return z - drift * delta + g * delta.sqrt() * randn_like(z, generator)
 
 
 @dataclass(frozen=True)
@@ -566,41 +551,6 @@ def balance(clock: PerSample, variances: tuple[float, ...]) -> tuple[PerSample, 
 # ── from z_T to data ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@overload
-def sample(
-    model,
-    shape_or_n: int | tuple[int, ...],
-    *,
-    c: Any = ...,
-    guidance: float = ...,
-    sampler: str | type[Sampler] | Sampler | None = ...,
-    steps: int = ...,
-    eps: float | None = ...,
-    temperature: float = ...,
-    last_denoising: bool = ...,
-    log_prob: Literal[False] = ...,
-    batch_size: int = ...,
-    generator: torch.Generator | None = ...,
-    progress: bool = ...,
-) -> Tensor: ...
-
-
-@overload
-def sample(
-    model,
-    shape_or_n: int | tuple[int, ...],
-    *,
-    c: Any = ...,
-    sampler: str | type[Sampler] | Sampler,
-    eps: float | None = ...,
-    last_denoising: bool,
-    log_prob: Literal[True],
-    batch_size: int = ...,
-    generator: torch.Generator | None = ...,
-    progress: bool = ...,
-) -> tuple[Tensor, Tensor]: ...
-
-
 def sample(
     model,
     shape_or_n: int | tuple[int, ...],
@@ -612,11 +562,10 @@ def sample(
     eps: float | None = None,
     temperature: float = 1.0,
     last_denoising: bool = True,
-    log_prob: bool = False,
     batch_size: int = 256,
     generator: torch.Generator | None = None,
     progress: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor:
     """Draw samples: prior → reverse process on the latent → h_φ⁻¹.
 
     Args:
@@ -632,44 +581,31 @@ def sample(
         eps: truncation at which the reverse process ends; default: the SDE's own, which is also the least.
         temperature: factor on the latent before it is decoded; 1.0 samples the model.
         last_denoising: z_0 is E[z_0 | z_ε] at the end; else it is z_ε/α_ε.
-        log_prob: give log p(x), too, integrated along with the sample: with sampler "ode", without last denoising, at
-            temperature 1. The ODE is then solved to 1e-3 bits/dim, with the divergence that
-            :func:`indm.log_likelihood` has by default; :func:`indm.likelihood.sample_with_log_prob` takes others.
         batch_size: samples at a time.
 
     Returns:
-        x in model units, (n, *event); ``model.scaling.to_data`` gives grey levels. With ``log_prob``, x and log p(x) in
-        nats, (n,): the density of :meth:`INDM.log_prob`.
+        x in model units, (n, *event); ``model.scaling.to_data`` gives grey levels.
 
     Raises:
-        ValueError: an unknown sampler, a sampler that cannot take the SDE, or a number out of range; with ``log_prob``,
-            samples or a flow without a density.
+        ValueError: an unknown sampler, a sampler that cannot take the SDE, or a number out of range.
         RuntimeError: where the flow's inverse did not converge (see ``Flow.inverse``).
 
     Warns:
         RuntimeWarning: the network does not say that it is smooth in t (``is_smooth``), as the published ones are not,
             and the sampler takes 25 steps or fewer.
 
-    Example: the normalising constant of a density from samples of a model near it.
+    Example:
 
         >>> import indm
         >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
-        >>> model = indm.build_model(tables, (2,))
-        >>> x, log_prob = sample(model, 1000, sampler="ode", last_denoising=False, log_prob=True)
-        >>> weights = (-x.square().sum(1) - log_prob).exp()  # exp(−‖x‖²) integrates to π
-        >>> abs(weights.mean().item() - math.pi) < 0.3
-        True
+        >>> model = indm.build_model(tables, (2,))  # its density is N(0, I)
+        >>> sample(model, 8, sampler="heun", steps=10).shape
+        torch.Size([8, 2])
     """
-    shape = (shape_or_n, *model.shape) if isinstance(shape_or_n, int) else tuple(shape_or_n)
-    for name, count in {"shape_or_n": shape[0], "steps": steps, "batch_size": batch_size}.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+    _check_counts(steps=steps)
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}; 1 samples the model")
     sampler = make_sampler(default_sampler(model) if sampler is None else sampler)
-    sde, dtype = model.score.sde, model.scaling.scale.dtype
-    if log_prob:
-        _check_density(sampler, last_denoising, temperature, guidance)
     if steps <= FEW and not sampler.adaptive and may_ripple(model.score):
         warnings.warn(
             f"the network may have ripples in t, and samples in {steps} steps may then be far from converged ones; "
@@ -677,36 +613,80 @@ def sample(
             RuntimeWarning,
             stacklevel=2,
         )
-    parts, log_probs = [], []
-    c = all_rows(model, c, shape[0])
-    with evaluation_mode(model), sde.truncated(eps):
-        batches = torch.arange(shape[0]).split(batch_size)
-        for rows in tqdm(batches, desc="batches", disable=not progress):
-            part = at_rows(model, c, rows, guidance=guidance)
-            z_T = sde.prior_sample((len(rows), *shape[1:]), generator=generator, dtype=dtype)
-            if log_prob:
-                x, log_p, _ = sample_with_log_prob(part, z_T, generator=generator)
-                log_probs.append(log_p)
-            else:
-                z, _ = solve_latent(part, z_T, sampler, steps, last_denoising, generator=generator, progress=progress)
-                x = part.decode(temperature * z, generator=generator)
-            parts.append(x)
-    return (torch.cat(parts), torch.cat(log_probs)) if log_prob else torch.cat(parts)
+    model, parts = model.truncated(eps), []
+    with evaluation_mode(model):
+        for part, z_T in _priors(model, shape_or_n, c, guidance, batch_size, generator, progress):
+            z, _ = solve_latent(part, z_T, sampler, steps, last_denoising, generator=generator, progress=progress)
+            parts.append(part.decode(temperature * z, generator=generator))
+    return torch.cat(parts)
 
 
-def _check_density(sampler: Sampler, last_denoising: bool, temperature: float, guidance: float) -> None:
-    """ValueError where samples that are drawn so have no log p(x) from the ODE."""
-    if sampler != AdaptiveODE():
-        raise ValueError(
-            f"sampler must be 'ode' for log_prob, without options, got {sampler}; another tolerance is nll_error of "
-            "indm.likelihood.sample_with_log_prob"
-        )
-    if last_denoising:
-        raise ValueError("last_denoising must be False for log_prob, got True: E[z_0 | z_ε] is off the ODE")
-    if guidance != 1:
-        raise ValueError(f"guidance must be 1 for log_prob, got {guidance}: guided samples have no likelihood")
-    if temperature != 1:
-        raise ValueError(f"temperature must be 1 for log_prob, got {temperature}: another samples another density")
+def sample_with_log_prob(
+    model,
+    shape_or_n: int | tuple[int, ...],
+    *,
+    c: Any = None,
+    eps: float | None = None,
+    batch_size: int = 256,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+    **solver: Any,
+) -> tuple[Tensor, Tensor]:
+    """Samples h_φ⁻¹(z_ε/α_ε) of the probability flow and their log p(x), from one solve of the ODE.
+
+    They are the samples of ``sample(…, sampler="ode", last_denoising=False)``, and log p(x) is :meth:`INDM.log_prob`.
+
+    Args:
+        model, shape_or_n, c, eps, batch_size: as of :func:`sample`.
+        **solver: ``probes``, ``exact``, ``nll_error``, ``steps`` and ``reference``, as in :func:`indm.log_likelihood`.
+
+    Returns:
+        x in model units, (n, *event), and log p(x) in nats, (n,).
+
+    Raises:
+        ValueError: a number out of range, or a flow without a density.
+        RuntimeError: the score is not finite, or the flow's inverse did not converge.
+
+    Example: the normalising constant of a density from samples of a model near it.
+
+        >>> import indm
+        >>> tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+        >>> x, log_prob = sample_with_log_prob(indm.build_model(tables, (2,)), 1000)
+        >>> weights = (-x.square().sum(1) - log_prob).exp()  # exp(−‖x‖²) integrates to π
+        >>> abs(weights.mean().item() - math.pi) < 0.3
+        True
+    """
+    model, parts = model.truncated(eps), []
+    with evaluation_mode(model):
+        for part, z_T in _priors(model, shape_or_n, c, 1.0, batch_size, generator, progress):
+            x, log_prob, _ = decode_with_log_prob(part, z_T, generator=generator, **solver)
+            parts.append((x, log_prob))
+    samples, log_probs = zip(*parts, strict=True)
+    return torch.cat(samples), torch.cat(log_probs)
+
+
+def _priors(
+    model,
+    shape_or_n: int | tuple[int, ...],
+    c: Any,
+    guidance: float,
+    batch_size: int,
+    generator: torch.Generator | None,
+    progress: bool,
+) -> Iterator[tuple[Any, Batch]]:
+    """Batches of z_T ~ π, each with the model at its conditions."""
+    shape = (shape_or_n, *model.shape) if isinstance(shape_or_n, int) else tuple(shape_or_n)
+    _check_counts(shape_or_n=shape[0], batch_size=batch_size)
+    c, batches = all_rows(model, c, shape[0]), torch.arange(shape[0]).split(batch_size)
+    for rows in tqdm(batches, desc="batches", disable=not progress):
+        part, size = at_rows(model, c, rows, guidance=guidance), (len(rows), *shape[1:])
+        yield part, model.sde.prior_sample(size, generator=generator, dtype=model.scaling.scale.dtype)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
 
 
 def solve_latent(

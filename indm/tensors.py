@@ -1,9 +1,11 @@
 """Shapes of batches, layers that start at zero, and evaluation mode."""
 
+import copy
 import functools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 Batch = Float[Tensor, "batch *event"]
 PerSample = Float[Tensor, " batch"]
+M = TypeVar("M", bound=nn.Module)
 
 
 def expand_like(t: Tensor, z: Tensor) -> Tensor:
@@ -79,6 +82,15 @@ def zeroed(layer: nn.Module) -> nn.Module:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+def with_parts(module: M, **parts: nn.Module | None) -> M:
+    """``module`` with other parts of these names, all else shared with it; itself where none differs."""
+    if all(module._modules[name] is part for name, part in parts.items()):
+        return module
+    view = copy.copy(module)
+    view._modules = module._modules | parts
+    return view
 
 
 @contextmanager

@@ -31,7 +31,6 @@ from torch import Tensor
 
 from indm.conditions import all_rows, at_rows
 from indm.dequantization import from_data
-from indm.flows.base import require_one_map
 from indm.model import INDM
 from indm.objective import flow_nll
 from indm.rng import noisy, randn_like
@@ -112,7 +111,7 @@ class Route:
         for leg in self.legs:
             if leg.c is None:
                 leg.of(1)  # an error where its model needs c
-            require_one_map(leg.model.flow, "a translation")
+            leg.model.flow.check_one_map("a translation")
 
     @property
     def models(self) -> tuple[INDM, INDM]:

@@ -22,7 +22,7 @@ from indm.evaluation.sample_quality import encode_ode, quality, solve
 from indm.fitting import fit_sampler
 from indm.flows import CouplingFlow, ExactFlow, Frozen, Identity, ResidualFlow
 from indm.flows.autoregressive import AutoregressiveFlow
-from indm.likelihood import latent_reference, sample_with_log_prob
+from indm.likelihood import decode_with_log_prob, latent_reference
 from indm.model import build_model
 from indm.nets import MLP, UNet
 from indm.nets.embedding import ConditionOfImages
@@ -135,7 +135,7 @@ def test_samples_of_each_class_have_its_mean_and_deviation(sampler):
 
 def test_the_density_of_samples_is_that_at_their_own_condition():
     model, c = gaussian_model(), torch.tensor([0, 1, 2, 1, 2, 0, 1, 2])
-    x, log_prob = indm.sample(model, 8, c=c, sampler="ode", last_denoising=False, log_prob=True, batch_size=3)
+    x, log_prob = indm.sample_with_log_prob(model, 8, c=c, batch_size=3)
     with torch.no_grad():
         assert torch.allclose(log_prob, model.log_prob(x, c=c, steps=128), atol=2e-2)
     assert torch.allclose(log_prob, log_normal(x, c), atol=5e-2)
@@ -148,8 +148,8 @@ def test_rows_of_c_follow_their_samples_where_some_are_solved_again():
     order = torch.randperm(6)
     options = {"exact": True, "nll_error": 1e-4}
     model = gaussian_model()
-    one = sample_with_log_prob(model.given(c), x, **options)
-    other = sample_with_log_prob(model.given(c[order]), x[order], **options)
+    one = decode_with_log_prob(model.given(c), x, **options)
+    other = decode_with_log_prob(model.given(c[order]), x[order], **options)
     assert torch.allclose(one[0][order], other[0], atol=1e-6) and torch.allclose(one[1][order], other[1], atol=1e-5)
     assert len(indm.log_likelihood(model, x, c=c, **options).solver_error.unique()) > 1
 
@@ -220,8 +220,6 @@ def test_what_is_guided_has_no_likelihood():
     for likelihood in (indm.nelbo, indm.log_likelihood, indm.INDM.log_prob):
         with pytest.raises(ValueError, match="guidance must be 1 for a likelihood"):
             likelihood(model.given(c, guidance=2.0), x)
-    with pytest.raises(ValueError, match="guidance must be 1 for log_prob"):
-        indm.sample(model, 3, c=c, guidance=2.0, sampler="ode", last_denoising=False, log_prob=True)
 
 
 @pytest.mark.parametrize(

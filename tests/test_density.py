@@ -2,7 +2,6 @@
 samples against it, and by a normalising constant that is known."""
 
 import math
-import re
 import weakref
 
 import pytest
@@ -25,11 +24,12 @@ from indm.flows import (
     use_log_det,
 )
 from indm.gaussian import GaussianReference
-from indm.likelihood import WhitenedFlow, log_likelihood, sample_with_log_prob
+from indm.likelihood import WhitenedFlow, decode_with_log_prob, log_likelihood
 from indm.model import INDM, build, build_model
 from indm.published import ConditionalResidualFlow
-from indm.sampling import AdaptiveODE, sample
+from indm.sampling import sample, sample_with_log_prob
 from indm.scaling import Scaling
+from indm.sde import truncated
 
 FLOWS = constructions("flow")
 
@@ -106,9 +106,8 @@ def test_an_sde_with_a_rate_for_each_entry_has_an_alpha_for_each():
     score, flow = gaussian("vp", (2, 3)), perturb(ElementwiseFlow((2, 3), "none")).double()
     score.sde, x = perturb(EachEntry((2, 3)), scale=1.2).double(), points(20, 2, 3).requires_grad_()
     log_prob = INDM(flow, score).log_prob(x, steps=32, eps=0.2)
-    with score.sde.truncated(0.2):
-        assert score.sde.alpha(double([0.2])).std() > 0.15
-        expected = expected_log_prob(flow, score, x)
+    assert score.sde.alpha(double([0.2])).std() > 0.15
+    expected = expected_log_prob(flow, truncated(score, 0.2), x)
     torch.testing.assert_close(log_prob, expected, rtol=0, atol=3e-4)
     torch.testing.assert_close(gradient(log_prob, x), gradient(expected, x), rtol=0, atol=3e-4)
 
@@ -272,9 +271,8 @@ def test_autocast_changes_neither_value_nor_gradient():
 def test_a_gradient_at_a_raised_truncation_is_computed_there():
     """Also after the call: what is evaluated again is evaluated at that ε."""
     model, x = smooth_model(eps=1e-3), points(5, 2).requires_grad_()
-    with model.sde.truncated(0.3):
-        expected = model.log_prob(x, steps=8)
-        slope = gradient(expected, x)
+    expected = model.truncated(0.3).log_prob(x, steps=8)
+    slope = gradient(expected, x)
     log_prob = model.log_prob(x, steps=8, eps=0.3)
     assert model.sde.eps == 1e-3 and torch.equal(log_prob, expected) and torch.equal(gradient(log_prob, x), slope)
 
@@ -322,12 +320,12 @@ def test_a_second_derivative_is_refused():
 def test_what_has_no_density_and_bad_options_are_named():
     score, x = gaussian("vp"), points(3, 2)
     for flow in (Frozen(ActNorm(2)), Compose([ActNorm(2), Frozen(Identity())])):
-        for call in (INDM(flow, score).log_prob, lambda x, f=flow: sample_with_log_prob(INDM(f, score), x)):
+        for call in (INDM(flow, score).log_prob, lambda x, f=flow: decode_with_log_prob(INDM(f, score), x)):
             with pytest.raises(ValueError, match="flow must give its log-determinant for log_prob, got Frozen"):
                 call(x)
     conditional = ConditionalResidualFlow((2,), (1,), 8, code_dim=2)
     with pytest.raises(ValueError, match="one and the same map for log_prob, got ConditionalResidualFlow"):
-        sample_with_log_prob(INDM(conditional, score), x)
+        decode_with_log_prob(INDM(conditional, score), x)
     model = INDM(Identity(), score)
     for options, complaint in (
         ({"steps": 0}, "steps must be at least 1, got 0; 64 is usual"),
@@ -337,7 +335,7 @@ def test_what_has_no_density_and_bad_options_are_named():
         with pytest.raises(ValueError, match=complaint):
             model.log_prob(x, **options)
     with pytest.raises(ValueError, match="steps must be at least 8"):
-        sample_with_log_prob(model, x, steps=4)
+        decode_with_log_prob(model, x, steps=4)
 
 
 # ── of samples ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -349,7 +347,7 @@ def test_samples_and_their_density_in_closed_form(name):
     """Gaussian latents and their exact score behind a spline, at an ε where α and noise are seen."""
     score, flow = gaussian(name, eps=0.3), perturb(CouplingFlow((2,), bins=4)).double()
     z_T = score.sde.prior_sample((30, 2), generator=seeded(0), dtype=torch.float64)
-    x, log_prob, error = sample_with_log_prob(INDM(flow, score), z_T, steps=48)
+    x, log_prob, error = decode_with_log_prob(INDM(flow, score), z_T, steps=48)
     z = score.flow(z_T, 1.0, 0.3) / score.sde.alpha(double(0.3))
     with torch.no_grad():
         torch.testing.assert_close(flow(x)[0], z, rtol=1e-5, atol=1e-5)
@@ -359,12 +357,12 @@ def test_samples_and_their_density_in_closed_form(name):
 
 def test_the_density_of_samples_is_log_prob_there():
     """At a raised ε and in batches, too; and the samples are those that are drawn without it."""
-    model, options = smooth_model(), ODE | {"eps": 0.3, "batch_size": 20}
-    x, log_prob = sample(model, 30, **options, log_prob=True, generator=seeded(0))
+    model, options = smooth_model(), {"eps": 0.3, "batch_size": 20}
+    x, log_prob = sample_with_log_prob(model, 30, **options, generator=seeded(0))
     assert x.shape == (30, 2) and log_prob.shape == (30,)
     with torch.no_grad():
         torch.testing.assert_close(log_prob, model.log_prob(x, steps=96, eps=0.3), rtol=0, atol=1e-4)
-    torch.testing.assert_close(x, sample(model, 30, **options, generator=seeded(0)), rtol=0, atol=5e-3)
+    torch.testing.assert_close(x, sample(model, 30, **ODE, **options, generator=seeded(0)), rtol=0, atol=5e-3)
 
 
 @pytest.mark.parametrize("reference", [None, GaussianReference(double(0.1, -0.2), double(0.4, 0.9))])
@@ -372,7 +370,7 @@ def test_the_error_of_a_density_is_stated(reference):
     """By probes, with the same of which log_prob is computed in many steps."""
     model, options = smooth_model(eps=1e-3), {"exact": False, "reference": reference}
     z_T = model.sde.prior_sample((60, 2), generator=seeded(0), dtype=torch.float64)
-    x, log_prob, error = sample_with_log_prob(model, z_T, steps=16, **options, generator=seeded(1))
+    x, log_prob, error = decode_with_log_prob(model, z_T, steps=16, **options, generator=seeded(1))
     with torch.no_grad():
         off = (log_prob - model.log_prob(x, steps=96, **options, generator=seeded(1))).abs()
     assert off.mean() > 1e-4 and (off <= error).all() and error.mean() < 0.3
@@ -380,20 +378,6 @@ def test_the_error_of_a_density_is_stated(reference):
 
 def test_importance_weights_know_a_normalising_constant():
     """Of 5 times a normal density in the plane, by samples of another law."""
-    x, log_prob = sample(smooth_model(), 6000, **ODE, log_prob=True, batch_size=6000, generator=seeded(0))
+    x, log_prob = sample_with_log_prob(smooth_model(), 6000, batch_size=6000, generator=seeded(0))
     weights = 5 * (normal_log_prob(x, double(-0.15, -0.93), double(0.25, 0.25)) - log_prob).exp()
     assert within(weights, 5.0) and 1 < weights.std() < 8  # the mean is known to 0.07
-
-
-@pytest.mark.parametrize(
-    "options, complaint",
-    [
-        ({"sampler": "unipc"}, "sampler must be 'ode' for log_prob, without options, got UniPC()"),
-        ({"sampler": AdaptiveODE(1e-3)}, "got AdaptiveODE(tol=0.001); another tolerance is nll_error"),
-        ({"last_denoising": True}, "last_denoising must be False for log_prob, got True"),
-        ({"temperature": 1.05}, "temperature must be 1 for log_prob, got 1.05"),
-    ],
-)
-def test_samples_without_a_density_are_refused(options, complaint):
-    with pytest.raises(ValueError, match=re.escape(complaint)):
-        sample(smooth_model(), 3, **ODE | options, log_prob=True)

@@ -25,7 +25,7 @@ def read_by_mypy() -> None:
 
     x = torch.zeros(4, 1, 8, 8)
     assert_type(indm.sample(model, 8), Tensor)
-    assert_type(indm.sample(model, 8, sampler="ode", last_denoising=False, log_prob=True), tuple[Tensor, Tensor])
+    assert_type(indm.sample_with_log_prob(model, 8), tuple[Tensor, Tensor])
     assert_type(indm.nelbo(model, x), indm.NELBO)
     assert_type(indm.nelbo(model, x).total, Tensor)
     assert_type(indm.mle_loss(model, x), tuple[Tensor, dict[str, Tensor]])

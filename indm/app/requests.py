@@ -27,7 +27,6 @@ from indm.dequantization import in_words
 from indm.evaluation import figures, sheets
 from indm.evaluation.results import read_evaluation
 from indm.evaluation.statistics import mean_and_error
-from indm.flows.base import require_one_map
 from indm.gaussian import GaussianReference
 from indm.likelihood import latent_reference, log_likelihood
 from indm.model import INDM
@@ -258,7 +257,7 @@ def _held_out(run: Path) -> str:
 
 def interpolation(side: Side, sources: Sequence[Source], frames: int, c: str | None) -> Picture:
     """A strip from one image to another, by the great circle between their z_T."""
-    require_one_map(side.model.flow, "an interpolation")
+    side.model.flow.check_one_map("an interpolation")
     raw = side.on_device([side.read(source)[0] for source in sources])
     rows = all_rows(side.model, side.given(c), 2)
     with evaluation_mode(side.model):

@@ -165,9 +165,9 @@ def evaluate(
     few = 0  # steps of the coarse NLL
     if model.is_diffusion:
         model.flow.check()
-        eps = model.sde.truncation(solver.get("eps"))
+        model = model.truncated(solver.pop("eps", None))
+        eps = model.sde.eps
         reference = latent_reference(model, raw, c=c, batch_size=batch_size, seed=seed)
-        solver = solver | {"eps": eps}
         if not each and solver.get("steps") is None:
             few = first_steps(model.score) if counts["nll"] * repeats >= 4 * LEAST else 0
         coarse: Solver = {"steps": few} if few else {}
@@ -289,13 +289,12 @@ def diffusion_estimators(
     reference: GaussianReference, times: int, draws: int, ancestral: int, solver: Solver, coarse: Solver
 ) -> dict[str, Estimator]:
     """The NELBO of the generative SDE, the NLL of the probability-flow ODE as ``coarse`` solves it, the
-    importance-weighted bound of that from ``draws``, and the bound of ``ancestral`` steps, truncated at one ``eps``."""
+    importance-weighted bound of that from ``draws``, and the bound of ``ancestral`` steps."""
 
     def bound(settings: dict[str, int], **options: Any) -> Estimator:
         def estimate(model, raw: Tensor, generator: torch.Generator) -> Estimate:
             x, log_q = from_data(model, raw, generator=generator)
-            with model.sde.truncated(solver.get("eps")):
-                terms = nelbo(model, x, times=times, **options, generator=generator)
+            terms = nelbo(model, x, times=times, **options, generator=generator)
             return Estimate.of(terms.total, terms.reconstruction, log_q, {"times": times} | settings)
 
         return estimate

@@ -65,7 +65,7 @@ class Draws:
         """
         starts, rows, log_q = [], [], []
         numbers = self.numbers(estimates)
-        with evaluation_mode(self.model), self.model.sde.truncated(self.solver.get("eps")):
+        with evaluation_mode(self.model):
             for number in numbers.unique().tolist():
                 first = number // self.repeats * self.batch_size
                 chosen = estimates[numbers == number] // self.repeats

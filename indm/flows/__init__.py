@@ -23,7 +23,6 @@ from indm.flows.base import Frozen as Frozen
 from indm.flows.base import Identity as Identity
 from indm.flows.base import Squeeze as Squeeze
 from indm.flows.base import Unsqueeze as Unsqueeze
-from indm.flows.base import require_one_map as require_one_map
 from indm.flows.check import check_flow as check_flow
 from indm.flows.coupling import Coupling as Coupling
 from indm.flows.coupling import CouplingFlow as CouplingFlow

@@ -79,13 +79,13 @@ class Flow(Constrained, ABC):
 
     ``one_map`` is False for a flow that has a map for each value of a code and draws the code anew in every call. Its
     log-determinant is then a bound (see :class:`~indm.published.ConditionalResidualFlow`), and its inverse undoes it
-    only at the same code. Code that needs one fixed map calls :func:`require_one_map`.
+    only at the same code. Code that needs one fixed map calls :meth:`check_one_map`.
 
     A flow of a condition, h(x, c), is a :class:`~indm.conditions.Conditioned` one, or has such parts: at given rows
     (:func:`indm.conditions.given`) it is called like any other, and a part has them as :meth:`Conditioned.seen`.
 
     ``has_log_det`` is False for a flow that gives something else in place of log|det|. Code that needs the density of
-    its data calls :func:`require_density`.
+    its data calls :meth:`check_density`.
     """
 
     one_map = True
@@ -122,6 +122,36 @@ class Flow(Constrained, ABC):
         """
         return self._certified_inverse(z, tol)
 
+    def check_one_map(self, purpose: str) -> None:
+        """ValueError where this flow draws its map anew in every call, which makes no sense for ``purpose``.
+
+        Example: a flow with a map for each code is one map at a given code.
+
+            >>> from indm.published import ConditionalResidualFlow
+            >>> flow = ConditionalResidualFlow((3,), (1,), 8, code_dim=2)
+            >>> flow.at(torch.zeros(2)).check_one_map("a path")
+            >>> try:
+            ...     flow.check_one_map("a path")
+            ... except ValueError as error:
+            ...     print(str(error).split(",")[0])
+            flow must be one and the same map for a path
+        """
+        if not self.one_map:
+            raise ValueError(
+                f"flow must be one and the same map for {purpose}, got {type(self).__name__}, which draws a code in "
+                "every call; fix the code: INDM(flow.at(code), model.score, model.scaling, model.shape)"
+            )
+
+    def check_density(self, purpose: str) -> None:
+        """ValueError where this flow, or a flow in it, does not give log|det| of one map, as ``purpose`` needs."""
+        self.check_one_map(purpose)
+        for part in self.modules():
+            if isinstance(part, Flow) and not part.has_log_det:
+                raise ValueError(
+                    f"flow must give its log-determinant for {purpose}, got {type(part).__name__}, which gives none; "
+                    "make the INDM with the flow inside it"
+                )
+
     def _certified_inverse(self, z: Tensor, tol: float, **conditions: Tensor) -> Tensor:
         """:meth:`inverse`, where ``solve_inverse`` also takes ``conditions``, each with one row a sample."""
         x, residual, iterations, converged = self.solve_inverse(z, tol=tol, **conditions)
@@ -149,38 +179,6 @@ class Flow(Constrained, ABC):
 def _rows(mask: Tensor) -> Tensor:
     """The indices at which ``mask`` (B,) is true."""
     return mask.nonzero().flatten()
-
-
-def require_one_map(flow: Flow, purpose: str) -> None:
-    """ValueError where ``flow`` draws its map anew in every call, which makes no sense for ``purpose``.
-
-    Example: a flow with a map for each code is one map at a given code.
-
-        >>> from indm.published import ConditionalResidualFlow
-        >>> flow = ConditionalResidualFlow((3,), (1,), 8, code_dim=2)
-        >>> require_one_map(flow.at(torch.zeros(2)), "a path")
-        >>> try:
-        ...     require_one_map(flow, "a path")
-        ... except ValueError as error:
-        ...     print(str(error).split(",")[0])
-        flow must be one and the same map for a path
-    """
-    if not flow.one_map:
-        raise ValueError(
-            f"flow must be one and the same map for {purpose}, got {type(flow).__name__}, which draws a code in every "
-            "call; fix the code: INDM(flow.at(code), model.score, model.scaling, model.shape)"
-        )
-
-
-def require_density(flow: Flow, purpose: str) -> None:
-    """ValueError where ``flow``, or a flow in it, does not give log|det| of one map, as ``purpose`` needs."""
-    require_one_map(flow, purpose)
-    for part in flow.modules():
-        if isinstance(part, Flow) and not part.has_log_det:
-            raise ValueError(
-                f"flow must give its log-determinant for {purpose}, got {type(part).__name__}, which gives none; make "
-                "the INDM with the flow inside it"
-            )
 
 
 def measured_certificate(flow: Flow, x: Tensor, z: Tensor, iterations: Tensor, tol: float) -> Certificate:
@@ -293,7 +291,7 @@ class Compose(Flow):
     def __init__(self, flows: list[Flow]):
         super().__init__()
         for flow in flows:
-            require_one_map(flow, "a composition")
+            flow.check_one_map("a composition")
         self.flows = nn.ModuleList(flows)
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:

@@ -105,9 +105,8 @@ def _changes(
     of_batch, n = min(len(x), drawing.batch_size), min(len(x), CHECKED)
     z_T = model.sde.prior_sample((of_batch, *model.shape), generator=generator, dtype=x.dtype)[:n]
     options: dict[str, Any] = {"temperature": drawing.temperature, "last_denoising": drawing.last_denoising}
-    with model.sde.truncated(drawing.eps):
-        part = at_rows(model, c, torch.arange(n), guidance=drawing.guidance)
-        return change_in_twice_the_steps(part, x[:n], z_T, sampler, drawing.steps, **options).tolist()
+    part = at_rows(model.truncated(drawing.eps), c, torch.arange(n), guidance=drawing.guidance)
+    return change_in_twice_the_steps(part, x[:n], z_T, sampler, drawing.steps, **options).tolist()
 
 
 def change_line(folder: Path, levels: int) -> str | None:

@@ -5,5 +5,6 @@ from indm.sde.linear import VESDE as VESDE
 from indm.sde.linear import VPSDE as VPSDE
 from indm.sde.linear import LinearSDE as LinearSDE
 from indm.sde.linear import SubVPSDE as SubVPSDE
+from indm.sde.linear import truncated as truncated
 
 __getattr__ = moved(__name__)

@@ -6,10 +6,9 @@ therefore the natural clock: importance-sampled times are uniform in it, the clo
 NELBO is read off it, and the samplers step in it.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm.rng import strata
-from indm.tensors import Batch, PerSample, double, event_size, expand_like, squared_norm
+from indm.tensors import Batch, M, PerSample, double, event_size, expand_like, squared_norm, with_parts
 
 Times = Float[Tensor, "..."]
 
@@ -191,15 +190,6 @@ class LinearSDE(nn.Module, ABC):
             raise ValueError(f"eps must lie in [{self.eps}, {self.T}), got {eps}; it can only raise the SDE's own")
         return eps
 
-    @contextmanager
-    def truncated(self, eps: float | None) -> Iterator["LinearSDE"]:
-        """Inside the context, the SDE's truncation is ``eps`` (None leaves it), wherever the SDE is used."""
-        before, self.eps = self.eps, self.truncation(eps)
-        try:
-            yield self
-        finally:
-            self.eps = before
-
     def sample_time(
         self, n: int, *, importance: bool, eps: float | None = None, generator=None, device=None
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
@@ -242,6 +232,20 @@ class LinearSDE(nn.Module, ABC):
         r""":math:`\int_\epsilon^T g^2/\sigma^2\,dt`, the length of [eps, T] on the log-SNR clock."""
         first, last = self.log_snr(torch.tensor([self.truncation(eps), self.T], dtype=torch.float64))
         return (first - last).item()
+
+
+def truncated(module: M, eps: float | None) -> M:
+    """``module``, in which every :class:`LinearSDE` is truncated at ``eps`` (None leaves it); weights are shared.
+
+    >>> sde = VPSDE()
+    >>> truncated(sde, 1e-3).eps, sde.eps
+    (0.001, 1e-05)
+    """
+    if isinstance(module, LinearSDE):
+        view = copy.copy(module)
+        view.eps = module.truncation(eps)
+        return view
+    return with_parts(module, **{name: truncated(part, eps) for name, part in module.named_children()})
 
 
 class _VariancePreserving(LinearSDE):

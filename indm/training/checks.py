@@ -12,7 +12,6 @@ from indm.conditions import Condition, given
 from indm.config.options import Training
 from indm.data.base import PARTS, Data
 from indm.files.memory import counting, gib, most_memory
-from indm.flows.base import require_one_map
 from indm.model import count_parameters
 from indm.objective import Objective
 from indm.score import context_of
@@ -48,7 +47,7 @@ def check_parts(model: nn.Module, options: Training, objective: Objective) -> No
     if options.shard:
         sharding.check(model)
     if options.isometry:
-        require_one_map(model.flow, "train.isometry")
+        model.flow.check_one_map("train.isometry")
 
 
 def _check_objective(model: nn.Module, options: Training, objective: Objective, sizes: dict[str, int]) -> None:

@@ -13,7 +13,7 @@ from indm.conditions import at, at_data, at_rows, rows_of_data
 from indm.data.base import Data, stack
 from indm.evaluation.records import Setup
 from indm.evaluation.statistics import share_error
-from indm.flows import Flow, require_one_map
+from indm.flows import Flow
 from indm.flows.check import LARGEST, singular_values
 from indm.rng import randn_like
 from indm.runs.folder import open_model
@@ -140,7 +140,7 @@ def analyse(model, data: Data, *, examples: int = 2000, seed: int = 0, progress:
     """
     if examples < 2:
         raise ValueError(f"examples must be at least 2, got {examples}")
-    require_one_map(model.flow, "its analysis")
+    model.flow.check_one_map("its analysis")
     generator = torch.Generator(model.scaling.scale.device).manual_seed(seed)
     x = model.from_data(stack(data.test, examples).to(model.scaling.scale.device), generator=generator)[0]
     c = rows_of_data(model, data, "test", len(x))

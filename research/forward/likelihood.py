@@ -35,7 +35,8 @@ def log_likelihood(
     check_solver(probes, steps, nll_error)
     check_truncation(model, eps)
     log_q = constant_log_q(model, x) if log_q is None else log_q
-    with evaluation_mode(model), model.sde.truncated(eps):
+    model = model.truncated(eps)
+    with evaluation_mode(model):
         noise = randn_like(x, generator)
         flow, probe = whitened_flow(model.score, x, probes, exact, reference, generator)
         z, log_det = model.encode(x, generator=generator)

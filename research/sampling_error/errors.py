@@ -36,12 +36,13 @@ from indm.likelihood import latents_of
 from indm.objective import prior_term
 from indm.rng import randn_like
 from indm.runs.folder import open_model
-from indm.sampling import Sampler, make_sampler
+from indm.sampling import EulerMaruyama, make_sampler
 from indm.scaling import Scaling
 from indm.score import denoise
 from indm.sde.linear import LinearSDE
 from indm.tensors import (
     Batch,
+    PerSample,
     double,
     evaluation_mode,
     event_size,
@@ -60,24 +61,26 @@ NEGLIGIBLE = 14.0  # nats below its highest at which a density is 0 to the quadr
 TABLE = 100_000  # pairs of a sample and a point of the quadrature in one matrix
 
 
+def driven_step(score, z: Batch, t: PerSample, s: PerSample, noise: Batch) -> Tensor:
+    """A step of Euler–Maruyama from z_t to z_s with the noise (w_s − w_t)/√(t − s) of a Brownian path w."""
+    delta, g = expand_like(t - s, z), expand_like(score.sde.diffusion(t), z)
+    drift = expand_like(score.sde.drift(t), z) * z - g**2 * score(z, t)
+    return z - drift * delta + g * delta.sqrt() * noise
+
+
 def samples_of_one_path(
     score,
     z_T: Batch,
-    sampler: Sampler,
     steps: Sequence[int],
     *,
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> dict[int, Batch]:
-    """z_ε of a stochastic sampler in each number of ``steps``, all from z_T along one Brownian path.
+    """z_ε by Euler–Maruyama in each number of ``steps``, all from z_T along one Brownian path.
 
     What few steps lose is then seen sample by sample, against many steps through the same noise.
-
-    Args:
-        sampler: one that :attr:`~indm.sampling.Sampler.follows_a_path`.
     """
-    sampler.check(score.sde)
-    grids = {n: sampler.grid(score.sde, n).to(z_T) for n in dict.fromkeys(steps)}
+    grids = {n: EulerMaruyama().grid(score.sde, n).to(z_T) for n in dict.fromkeys(steps)}
     z, done = dict.fromkeys(grids, z_T), dict.fromkeys(grids, 0)
     w = dict.fromkeys(grids, torch.zeros_like(z_T))  # of the path, since the last step
     times = torch.cat(list(grids.values())).unique().flip(0)
@@ -89,7 +92,7 @@ def samples_of_one_path(
             start, end = grid[done[n] : done[n] + 2]
             if s == end:
                 noise = w[n] / (start - end).sqrt()
-                z[n] = sampler.driven_step(score, z[n], start.expand(len(z_T)), end.expand(len(z_T)), noise)
+                z[n] = driven_step(score, z[n], start.expand(len(z_T)), end.expand(len(z_T)), noise)
                 w[n], done[n] = torch.zeros_like(z_T), done[n] + 1
     return z
 
@@ -116,7 +119,7 @@ def sampling_errors(
         model: an INDM; one of p(x|c) is at the c of the training data throughout.
         data: a known density (:data:`~indm.data.densities.DENSITIES`, by its name) also has its estimation error in
             nats, where the flow draws no code.
-        samplers: those whose discretization is measured; one that is stochastic and follows no path has none.
+        samplers: those whose discretization is measured; of the stochastic ones only Euler–Maruyama has any.
         images: samples, at most as many as the test and the training split hold.
 
     Returns:
@@ -146,10 +149,10 @@ def sampling_errors(
         common: dict = {"steps": steps, "c": c, "extractor": extractor, "progress": progress}
         if not rule.stochastic:
             discretization += discretization_error(model, z_T["prior"], converged["prior"], sampler=name, **common)
-        elif rule.follows_a_path:
+        elif isinstance(rule, EulerMaruyama):
             noise = make_generator(model.scaling.scale, seed, 4)
             common |= {"converged_steps": CONVERGED_STEPS, "generator": noise}
-            discretization += path_error(model, z_T["prior"], sampler=name, **common)
+            discretization += path_error(model, z_T["prior"], **common)
     prior = prior_error(model.sde, z, z_T["data"], seed=seed)
     estimation: dict = {
         "samples": distances(
@@ -251,7 +254,6 @@ def path_error(
     model,
     z_T: Batch,
     *,
-    sampler: str = "euler-maruyama",
     steps: Sequence[int] = STEPS,
     c: Any = None,
     converged_steps: int,
@@ -259,7 +261,7 @@ def path_error(
     generator: torch.Generator | None = None,
     progress: bool = True,
 ) -> list[dict]:
-    """What a stochastic sampler loses by few steps: its x against that in ``converged_steps`` along the same path.
+    """What Euler–Maruyama loses by few steps: its x against that in ``converged_steps`` along the same path.
 
     All numbers of steps follow one Brownian path from the same z_T, so that the loss is a number of each sample, and
     has no noise of the data. ``c`` as in :func:`discretization_error`.
@@ -267,14 +269,14 @@ def path_error(
     Returns:
         Rows as of :func:`discretization_error`.
     """
-    rule, counts = make_sampler(sampler), (*steps, converged_steps)
+    counts = (*steps, converged_steps)
     parts: list[dict[int, Tensor]] = []
     codes, c = make_generator(z_T, 0, 3), all_rows(model, c, len(z_T))
     with evaluation_mode(model):
         for rows, part in zip(torch.arange(len(z_T)).split(BATCH), z_T.split(BATCH), strict=True):
             here = at_rows(model, c, rows)
             score = here.score
-            z = samples_of_one_path(score, part, rule, counts, generator=generator, progress=progress)
+            z = samples_of_one_path(score, part, counts, generator=generator, progress=progress)
             eps = score.sde.endpoints(part)[0]
             state = codes.get_state()
             decoded = {}
@@ -284,7 +286,7 @@ def path_error(
             parts.append(decoded)
     x = {count: torch.cat([part[count] for part in parts]) for count in parts[0]}
     return [
-        {"sampler": sampler, "steps": count, "nfe": count * rule.evaluations_per_step + 1}
+        {"sampler": "euler-maruyama", "steps": count, "nfe": count + 1}
         | _loss(model, x[count], x[converged_steps], extractor)
         for count in steps
     ]

@@ -12,7 +12,6 @@ from indm.data.base import stack
 from indm.evaluation.records import Setup
 from indm.evaluation.sample_quality import encode_ode
 from indm.evaluation.statistics import FOLDS, jackknife
-from indm.flows import require_one_map
 from indm.rng import randn_like
 from indm.runs.folder import open_model
 from indm.tensors import Batch, evaluation_mode
@@ -35,7 +34,7 @@ def transport(model, x: Batch, *, generator: torch.Generator | None = None, prog
     Raises:
         ValueError: too few or too many samples, or a flow that draws its map anew in every call.
     """
-    require_one_map(model.flow, "transport along it")
+    model.flow.check_one_map("transport along it")
     if not 2 * FOLDS <= len(x) <= LARGEST_ASSIGNMENT:
         raise ValueError(f"x must hold {2 * FOLDS} to {LARGEST_ASSIGNMENT} samples, got {len(x)}; 1000 is usual")
     with evaluation_mode(model):

@@ -15,7 +15,7 @@ from indm.data.densities import DENSITIES
 from indm.data.registry import load_data
 from indm.evaluation import sample_quality
 from indm.flows import Identity
-from indm.sampling import EulerMaruyama, PredictorCorrector
+from indm.sampling import EulerMaruyama
 from indm.scaling import Scaling
 from indm.sde.linear import VPSDE
 from research.sampling_error import errors
@@ -90,19 +90,16 @@ def test_the_loss_of_a_stochastic_sampler_is_of_strong_order_one_and_of_its_path
 
 def test_along_one_path_a_number_of_steps_has_its_usual_law_and_one_alone_its_usual_samples():
     """Beside finer steps the noise of a step is the sum of theirs; alone it is what the sampler draws."""
-    score, sampler = gaussian("vp"), EulerMaruyama()
+    score = gaussian("vp")
     z_T = score.sde.prior_sample((40_000, 2), dtype=torch.float32)
-    both = samples_of_one_path(score, z_T, sampler, (3, 7), generator=torch.Generator().manual_seed(1))
-    alone = samples_of_one_path(score, z_T, sampler, (3,), generator=torch.Generator().manual_seed(2))
-    usual, _ = sampler.solve(score, z_T, steps=3, generator=torch.Generator().manual_seed(2))
+    both = samples_of_one_path(score, z_T, (3, 7), generator=torch.Generator().manual_seed(1))
+    alone = samples_of_one_path(score, z_T, (3,), generator=torch.Generator().manual_seed(2))
+    usual, _ = EulerMaruyama().solve(score, z_T, steps=3, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(alone[3], usual, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(both[3].mean(0), usual.mean(0), rtol=0, atol=0.03)
     torch.testing.assert_close(both[3].var(0), usual.var(0), rtol=0.04, atol=0)
     together = torch.corrcoef(torch.stack([both[3][:, 0], both[7][:, 0]]))[0, 1]
     assert together > torch.corrcoef(torch.stack([usual[:, 0], both[7][:, 0]]))[0, 1] + 0.05
-    with pytest.raises(NotImplementedError, match="PredictorCorrector follows no Brownian path"):
-        samples_of_one_path(score, z_T, PredictorCorrector(), (3,))
-    assert sampler.follows_a_path and not PredictorCorrector().follows_a_path
 
 
 def test_discretization_error_in_grey_levels_is_scaled():

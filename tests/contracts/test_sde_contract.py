@@ -9,7 +9,7 @@ from scipy import stats
 import indm
 from indm.config import parts
 from indm.model import build
-from indm.sde.linear import VPSDE
+from indm.sde.linear import VPSDE, truncated
 
 # One of somebody else's, with a learned rate for each entry, is held to the same.
 TABLE = constructions("sde") | {"each entry": ({"name": EachEntry}, (3,))}
@@ -151,13 +151,12 @@ def _rate(sde, t):
     return torch.autograd.grad(-sde.log_snr(t).sum(), t)[0]
 
 
-def test_truncation_is_raised_inside_and_restored(sde):
-    before = sde.eps
-    with sde.truncated(0.2):
-        assert sde.eps == 0.2 and sde.endpoints(torch.zeros(2, 3))[0].tolist() == pytest.approx([0.2] * 2)
-        for importance in (True, False):
-            assert sde.sample_time(64, importance=importance)[0].min() > 0.2 - 1e-6
-    assert sde.eps == before
+def test_a_truncated_one_is_a_copy(sde):
+    before, raised = sde.eps, truncated(sde, 0.2)
+    assert raised.eps == 0.2 and raised.endpoints(torch.zeros(2, 3))[0].tolist() == pytest.approx([0.2] * 2)
+    for importance in (True, False):
+        assert raised.sample_time(64, importance=importance)[0].min() > 0.2 - 1e-6
+    assert sde.eps == before and {id(p) for p in sde.parameters()} == {id(p) for p in raised.parameters()}
     for eps in (before / 2, 1.0, 2.0):
         with pytest.raises(ValueError, match="eps must lie in"):
             sde.sample_time(4, importance=True, eps=eps)
