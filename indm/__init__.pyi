@@ -44,6 +44,7 @@ from .sampling import sample as sample
 from .sampling import sample_with_log_prob as sample_with_log_prob
 from .scaling import Scaling as Scaling
 from .score import ScoreModel as ScoreModel
+from .sde.check import check_sde as check_sde
 from .sde.linear import VESDE as VESDE
 from .sde.linear import VPSDE as VPSDE
 from .sde.linear import LinearSDE as LinearSDE

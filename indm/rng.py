@@ -2,15 +2,17 @@
 
 Training draws everything that belongs to a sample through :func:`for_rows`. Inside :func:`part_of` all processes have
 the same random state: each draws for the whole batch and keeps its own rows. So n processes draw n times as many
-numbers, which depend only on the seed, the step and the sample's place in the batch.
+numbers, which depend only on the seed, the step and the sample's place in the batch. :class:`Dropout` and
+:class:`BatchNorm2d` do not depend on the division either.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from indm.tensors import double, widest
 
@@ -129,3 +131,40 @@ def randn_like(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
 def noisy(x: Tensor, deviation: float, generator: torch.Generator | None = None) -> Tensor:
     """x + deviation · n, n ~ N(0, I); where the deviation is 0 it is ``x``, and nothing is drawn."""
     return x + deviation * randn_like(x, generator) if deviation else x
+
+
+# ── Layers of a divided batch ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Dropout(nn.Dropout):
+    """Dropout whose mask for a sample does not depend on the process that holds the sample."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return h
+        mask = for_rows(len(h), lambda n: torch.rand(n, *h.shape[1:], device=h.device)) >= self.p
+        return h * mask / (1 - self.p)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch norm by mean and variance over the samples of all processes; each process needs at least one sample.
+
+    PyTorch's SyncBatchNorm works on GPUs only.
+    """
+
+    def forward(self, h: Tensor) -> Tensor:
+        if not self.training or whole(len(h)) == len(h):
+            return super().forward(h)
+        from torch.distributed.nn.functional import all_reduce
+
+        x, count = h.to(self.weight.dtype), whole(len(h)) * h[0, 0].numel()
+        mean = all_reduce(x.sum((0, 2, 3))) / count
+        centred = x - mean[:, None, None]
+        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
+        running: Any = self  # its statistics are there, and so is its momentum
+        with torch.no_grad():
+            running.num_batches_tracked += 1
+            running.running_mean.lerp_(mean, self.momentum)
+            running.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(h.dtype)

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from indm.conditions import all_rows, at_rows
+from indm.config.checks import arguments_of, check_types, hints_of
 from indm.config.parts import BUILT_IN, find
 from indm.likelihood import decode_with_log_prob, latents_of
 from indm.messages import nearest
@@ -140,12 +141,13 @@ def make_sampler(sampler: str | type[Sampler] | Sampler, **options: Any) -> Samp
     kind = find("sampler", sampler)
     if not (isinstance(kind, type) and issubclass(kind, Sampler)):
         raise ValueError(f"sampler must be a subclass of indm.sampling.Sampler, got {sampler!r}")
-    known = inspect.signature(kind).parameters
+    known = arguments_of(kind)
     for name, value in options.items():
         if name not in known:
             others = [repr(other) for other in SAMPLERS if name in inspect.signature(find("sampler", other)).parameters]
             hint = f"; {' and '.join(others)} has it" if others else nearest(name, known) if known else ""
             raise ValueError(f"{name} must be left out with sampler {sampler!r}, got {value}{hint}")
+    check_types(options, hints_of(kind, known), "sampler.")
     try:
         return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
     except TypeError as error:

@@ -13,8 +13,6 @@ if os.environ.get("INDM_TEST_SHAPES"):  # of every call
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-collect_ignore = ["elsewhere.py"]  # changes torch where it is imported
-
 pytest_plugins = ["limits", "browsers", "repeatable"]
 
 settings.register_profile("default", deadline=None)

@@ -796,6 +796,7 @@ def test_pictures_of_the_plane_are_at_the_c_of_the_data(tmp_path, monkeypatch):
         assert np.abs(drawn.mean(0) - MEANS[number].numpy()).max() < 0.3 * MILD[number]
 
 
+@pytest.mark.long
 def test_a_fitted_sampler_is_of_trajectories_at_the_conditions_given():
     """Of one class it is that of this class alone; of all, it is nearer than the rules at each of them."""
     model, alone = mild_model(), indm.INDM(Identity(), GaussianScore(MEANS[:1], MILD[:1]), shape=(2,))

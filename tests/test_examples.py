@@ -92,6 +92,7 @@ def test_the_walk_through(title, workplace):
 README = (ROOT / "README.md").read_text("utf-8")
 
 
+@pytest.mark.long
 def test_the_python_of_the_readme_runs(tmp_path, capsys):
     """As it stands there, at a few steps: own network and data, then the model's methods on two grey-level images."""
     own, methods = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -158,6 +158,7 @@ def test_the_distance_is_the_mean_square_of_an_entry_summed_over_the_batch():
     )
 
 
+@pytest.mark.long
 def test_a_fit_depends_on_its_generator_alone_and_leaves_the_model_as_it_was():
     net = {"name": "mlp", "width": 16, "depth": 1, "fourier": 0}  # smooth in time, so that few steps solve its flow
     tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": net}

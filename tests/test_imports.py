@@ -17,7 +17,6 @@ ORDER = [
     "messages",
     "tensors",
     "rng",
-    "whole_batch",
     "files",
     "config",
     "scaling",

@@ -237,7 +237,7 @@ def test_bound_off_the_exact_score(two_point_noise):
     assert means.mean().item() == pytest.approx(1.469, abs=0.003)
 
 
-@pytest.mark.parametrize("times", [1, 3, 8])
+@pytest.mark.parametrize("times", [1, 3, pytest.param(8, marks=pytest.mark.long)])
 def test_every_sample_has_an_unbiased_bound_of_its_own(times):
     """−log p of each of three fixed points, not only of their mean: every sample is served by all of [ε, T]."""
     score = gaussian("vp")

@@ -80,7 +80,7 @@ def order(steps, errors):
     return -(((a - a.mean()) * (b - b.mean())).sum() / (a - a.mean()).square().sum()).item()
 
 
-@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("backward", [pytest.param(False, marks=pytest.mark.long), True])
 def test_simulation_has_strong_order_one_half(backward):
     steps = [8, 16, 32, 64]
     errors = strong_errors("residual", backward, steps, fine=1024, n=300)
@@ -141,6 +141,7 @@ def same_law(a, b, bias):
     return bool(((a.mean(0) - b.mean(0)).abs() <= 4.5 * error + bias).all())
 
 
+@pytest.mark.long
 def test_both_ends_have_the_law_of_the_latents():
     """x_T of the forward simulation against h⁻¹ of z_T, and x_ε of the generative one against the data at ε."""
     model, n = curved("residual"), 2000

@@ -121,6 +121,7 @@ def test_images_of_any_shape(sampler):
     assert off.abs().max() < 6 / math.sqrt(n) * 1.5  # no pixel depends on another
 
 
+@pytest.mark.long
 def test_a_mixture_is_sampled_with_its_weights():
     means, stds, weights = double([1.0, 0.5], [-1.0, 0.2], [0.3, -1.2]), double(0.2, 0.3, 0.1), double(0.5, 0.3, 0.2)
     score = MixtureScore(VPSDE(), means, stds, weights)
@@ -384,6 +385,11 @@ class Ralston(Sampler):
         return z + h * (first + 3 * velocity(z + 2 / 3 * h * first, t + 2 / 3 * (s - t))) / 4
 
 
+class Tempered(Ralston):
+    def __init__(self, eta: float = 0.5):
+        self.eta = eta
+
+
 def test_a_sampler_from_outside_is_its_step_and_its_order():
     score = gaussian("vp", eps=0.1)
     z = score.sde.prior_sample((24, 2), generator=seeded(0), dtype=torch.float64)
@@ -629,6 +635,8 @@ def test_bad_arguments_are_named():
         make_sampler("unipc", snr=0.1)
     with pytest.raises(ValueError, match=r"snrr must be left out with sampler 'pc', got 0\.1; did you mean 'snr'\?"):
         make_sampler("pc", snrr=0.1)
+    with pytest.raises(ValueError, match=r"sampler\.eta must be a number, got 'half'"):
+        make_sampler(Tempered, eta="half")
     with pytest.raises(ValueError, match="snr must be given to PredictorCorrector where it is made"):
         make_sampler(PredictorCorrector(), snr=0.1)
     complaint = r"sampler must be a subclass of indm\.sampling\.Sampler, got 'textwrap:TextWrapper'"

@@ -38,7 +38,7 @@ from indm.sampling import SAMPLERS, able_samplers, make_sampler, sample
 from indm.tensors import evaluation_mode
 from indm.training.pairs import SIDES, is_bridge, is_pair, noise_of
 from indm.translation import Route, bridge, check_pair, two_models
-from indm.translation_of_files.sources import image_reader
+from indm.translation_of_files.routes import image_reader
 
 MOST_PIXELS = 25_000_000  # of an image that is uploaded; of three bytes each
 NELBO_TIMES = 16  # evaluations of the network for each draw of the NELBO
@@ -82,7 +82,7 @@ class Side:
                 f"indm app needs a model of p(x), p(x|class) or p(x|numbers), {run} is one of p(x|image); "
                 f"'indm sample {run}' would do"
             )
-        return cls(run, model, recipe["data"], None).with_data(recipe["data"])
+        return cls(run, model, recipe.data.table(), None).with_data(recipe.data.table())
 
     def with_data(self, table: dict) -> "Side":
         """The same model with the images of another ``[data]`` table."""
@@ -328,6 +328,6 @@ def translation_of(sides: Sequence[Side]) -> Translation | None:
     if side.labels:
         return Translation((side, side))
     recipe = recipe_of(side.run)
-    if not is_bridge(recipe):
+    if recipe.data_b is None or not is_bridge(recipe):
         return None
-    return Translation((side, side.with_data(recipe["data_b"])), is_bridge=True, noise=noise_of(recipe))
+    return Translation((side, side.with_data(recipe.data_b.table())), is_bridge=True, noise=noise_of(recipe))

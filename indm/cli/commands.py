@@ -29,7 +29,7 @@ GROUPS = {
         "fid": "sample:Fid",
         "compare": "evaluate:Compare",
         "report": "evaluate:Report",
-        "app": "app:App",
+        "app": "evaluate:App",
     },
     "Translate": {
         "translate": "translate:Translate",

@@ -15,7 +15,6 @@ from indm.cli.commands import parse
 from indm.cli.common import DEFECT, DONE, INTERRUPTED, MISTAKE, NOBODY_READS, Common
 from indm.config import parts
 from indm.messages import one_line
-from indm.runs import signals
 from indm.runs.signals import end_at_once
 
 
@@ -56,7 +55,6 @@ def interruptible(afterwards: Callable[[int, Any], Any]) -> Iterator[None]:
 
 def program() -> int:
     """:func:`main` as a program of its own: once it is over, Ctrl-C ends Python at once, without its clean-up."""
-    signals.owns_process = True
     with interruptible(end_at_once):
         return main()
 

@@ -144,7 +144,7 @@ class Fid(Draws):
     def run(self) -> int:
         if importlib.util.find_spec("torch_fidelity") is None:
             raise ValueError("indm fid needs the library torch-fidelity: pip install 'indm[fid]'")
-        from indm.evaluation import fid, image_sources
+        from indm.evaluation import fid
         from indm.runs.folder import check_absent, is_run
 
         scoring = self.scoring
@@ -159,16 +159,16 @@ class Fid(Draws):
         fid.read_records(out / "fid.json")
         n = self.drawing.n
         if n is not None:
-            image_sources.check_number("n", n)
-        reference = image_sources.open_images(scoring.reference or self.source, split=scoring.split, **reading)
-        image_sources.check_number("reference", len(reference.raw))
+            fid.check_number("n", n)
+        reference = fid.open_images(scoring.reference or self.source, split=scoring.split, **reading)
+        fid.check_number("reference", len(reference.raw))
         features = fid.find_features(scoring.extractor, reference.data, progress=progress)
         if of_run:
-            n = min(len(reference.raw), image_sources.MOST) if n is None else n
+            n = min(len(reference.raw), fid.MOST) if n is None else n
             drawing = Drawing(**vars(self.drawing) | {"n": n, "sampler_options": self.sampler_options()})
-            samples = image_sources.of_run(Path(self.source), drawing, out, overwrite=self.overwrite, progress=progress)
+            samples = fid.of_run(Path(self.source), drawing, out, overwrite=self.overwrite, progress=progress)
         else:
-            samples = image_sources.open_images(self.source, split="test", **reading).first(n)
+            samples = fid.open_images(self.source, split="test", **reading).first(n)
         record = fid.score(samples, reference, features, progress=progress)
         print(fid.score_table(record))
         fid.add_record(record, out / "fid.json")

@@ -16,7 +16,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -88,21 +88,24 @@ class Recipe(Mapping[str, dict[str, Any]]):
     def is_open(self) -> bool:
         return self.draft is not None
 
-    def tables(self) -> Tables:
-        """The tables of a file in fixed order; those of an open recipe are as they were written."""
-        if self.draft is not None:
-            return self.draft
-        parts = {table: part.table() for table in PART_TABLES if (part := getattr(self, table)) is not None}
-        return parts | {table: asdict(getattr(self, table)) for table in OPTION_TABLES}
+    @property
+    def labels(self) -> Sequence[str]:
+        """The names of the classes of its condition; () without classes."""
+        return () if self.condition is None else self.condition.options.get("labels", ())
 
     def __getitem__(self, table: str) -> dict[str, Any]:
-        return self.tables()[table]
+        if self.draft is not None:
+            return self.draft[table]
+        found = getattr(self, table) if table in TABLES else None
+        if found is None:
+            raise KeyError(table)
+        return found.table() if isinstance(found, Part) else asdict(found)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.tables())
+        return iter(self.draft or [table for table in TABLES if getattr(self, table) is not None])
 
     def __len__(self) -> int:
-        return len(self.tables())
+        return len(list(iter(self)))
 
     def __or__(self, tables: AnyTables) -> "Recipe":
         """The recipe with these tables in place of its own."""

@@ -15,17 +15,6 @@ from indm.files import untrusted
 from indm.files.plain import check_plain
 from indm.messages import brief, nearest, reason
 
-CONVERSIONS = {  # what writes a file of another kind as one that is read here, by the suffix
-    **dict.fromkeys((".xlsx", ".xls", ".ods"), 'pandas.read_excel("{name}").to_csv("{stem}.csv", index=False)'),
-    ".feather": 'pandas.read_feather("{name}").to_csv("{stem}.csv", index=False)',
-    ".json": 'pandas.read_json("{name}").to_csv("{stem}.csv", index=False)',
-    **dict.fromkeys((".pkl", ".pickle"), 'numpy.save("{stem}.npy", pandas.read_pickle("{name}"))'),
-    **dict.fromkeys((".pt", ".pth"), 'numpy.save("{stem}.npy", torch.load("{name}", weights_only=True))'),
-    ".safetensors": 'numpy.savez("{stem}.npz", **safetensors.numpy.load_file("{name}"))',
-    ".mat": 'numpy.save("{stem}.npy", scipy.io.loadmat("{name}")["VARIABLE"])',
-    **dict.fromkeys((".h5", ".hdf5"), 'numpy.save("{stem}.npy", h5py.File("{name}")["DATASET"][:])'),
-}
-
 
 def load_array(
     *,
@@ -133,9 +122,8 @@ def _read_array(path: Path, key: str | None, levels: int | None) -> np.ndarray:
         return table.astype(np.int64) if is_whole else table
     if path.is_dir():
         raise ValueError(f'{path} is a folder: a .npy, .npz or .csv file would do, and "--data folder" reads images')
-    if suffix in CONVERSIONS and path.is_file():
-        line = CONVERSIONS[suffix].format(name=path.name, stem=path.stem)
-        raise ValueError(f"{path} is no .npy, .npz or .csv file; this line of Python writes one: {line}")
+    if path.is_file() and suffix not in (".npy", ".npz"):
+        raise ValueError(f"{path} is not a .npy, .npz, .csv or .parquet file: write it as one of these")
     names = untrusted.array_names(path)
     if names is None:
         if key is not None:

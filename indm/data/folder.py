@@ -1,8 +1,16 @@
-"""Folders of images."""
+"""Folders of images. Paths are listed in little memory, and once, where there are very many."""
 
+import contextlib
+import hashlib
 import os
+import stat
+import tempfile
+import threading
 import warnings
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +18,176 @@ import torch
 from torch import Tensor
 
 from indm.data.base import Data
-from indm.data.folder_index import Files, Index, index
 from indm.data.image_files import WholeImages, image_loader
-from indm.data.images import SUFFIXES, read_image
+from indm.data.images import SUFFIXES, read_image, read_kind
+from indm.files import untrusted
+from indm.files.plain import cache_folder
 from indm.messages import brief, counted, reason
+
+KINDS = (None, "L", "RGB")  # of a file: no image that can be used, grey, colour
+ARRAYS = ("names", "ends", "sizes", "times", "kinds")  # in a cached index
+CACHED_FROM = 1000  # files
+AT_ONCE = 4096  # files whose headers are read side by side
+DECODING = threading.BoundedSemaphore(os.cpu_count() or 1)  # one image may take a gigabyte to decode
+
+
+class Files(Sequence[Path]):
+    """Paths below ``folder`` in as many bytes as their names have: a million need some 30 MB, not a gigabyte."""
+
+    def __init__(self, folder: Path, names: np.ndarray, ends: np.ndarray, chosen: np.ndarray | None = None):
+        self.folder, self.names, self.ends = folder, names, ends  # names one after the other, and where each ends
+        self.chosen = np.arange(len(ends)) if chosen is None else chosen
+
+    @classmethod
+    def joined(cls, folder: Path, parts: Mapping[str, "Files"]) -> "Files":
+        """The files of several folders, which lie at these paths below ``folder``."""
+        names, ends = bytearray(), array("q")
+        for place, files in parts.items():
+            for i in range(len(files)):
+                names += os.fsencode(place) + b"/" + files.name(i)
+                ends.append(len(names))
+        return cls(folder, np.frombuffer(bytes(names), np.uint8), np.array(ends, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.select(np.arange(len(self))[index])
+        return self.folder / os.fsdecode(self.name(index))
+
+    def name(self, index: int) -> bytes:
+        """The path below the folder, as the file system encodes it."""
+        i = self.chosen[index]
+        return self.names[self.ends[i - 1] if i else 0 : self.ends[i]].tobytes()
+
+    def select(self, index: np.ndarray) -> "Files":
+        """Those at the positions ``index``."""
+        return Files(self.folder, self.names, self.ends, self.chosen[index])
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the paths below the folder, in the order of ``names`` whatever that of ``chosen``."""
+        lengths, chosen = np.diff(self.ends, prepend=0), np.zeros(len(self.ends), bool)
+        chosen[self.chosen] = True
+        digest = hashlib.sha256(lengths[chosen].data)
+        digest.update(self.names[np.repeat(chosen, lengths)].data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Index:
+    """The files below a folder, hidden ones apart, in sorted order, and what is known of each."""
+
+    files: Files
+    sizes: np.ndarray  # bytes, int64
+    times: np.ndarray  # nanoseconds of the last change, int64
+    kinds: np.ndarray  # positions in KINDS, uint8
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What is cached."""
+        return {"names": self.files.names, "ends": self.files.ends} | {key: getattr(self, key) for key in ARRAYS[2:]}
+
+    def identities(self) -> list[tuple[bytes, int, int]]:
+        """By what a file is known again: its name, size and time of change."""
+        stats = zip(self.sizes.tolist(), self.times.tolist(), strict=True)
+        return [(self.files.name(i), size, time) for i, (size, time) in enumerate(stats)]
+
+
+def index(folder: Path, whole: bool = False) -> Index:
+    """List the images below ``folder`` by reading the header of each."""
+    listing, cached_at = _list_files(folder), None
+    if len(listing.files) >= CACHED_FROM and not whole:
+        with contextlib.suppress(RuntimeError):  # a user without a home
+            cached_at = index_file(folder)
+    cached = None if cached_at is None else _read_cached(cached_at, folder)
+    unknown = np.flatnonzero(~_copy_kinds(listing, cached))
+    with ThreadPoolExecutor() as pool:
+        for first in range(0, len(unknown), AT_ONCE):
+            part = unknown[first : first + AT_ONCE]
+            listing.kinds[part] = list(pool.map(_decoded_kind if whole else _kind, listing.files.select(part)))
+    if cached_at is not None and len(unknown):
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time alone
+            _write_cached(cached_at, listing)
+    return listing
+
+
+def index_file(folder: Path) -> Path:
+    """Where the index of ``folder`` is cached."""
+    return cache_folder() / "indexes" / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]}.npz"
+
+
+def _kind(path: Path, whole: bool = False) -> int:
+    """The position in :data:`KINDS` of a file, by its header or from all of it."""
+    if path.suffix.lower() not in SUFFIXES:
+        return 0
+    try:
+        return KINDS.index(read_image(path).mode if whole else read_kind(path))
+    except (ValueError, OSError):
+        return 0
+
+
+def _decoded_kind(path: Path) -> int:
+    with DECODING:
+        return _kind(path, whole=True)
+
+
+def _list_files(folder: Path) -> Index:
+    """All files below ``folder``, with kinds yet to be filled in. Links to files are followed, links to folders not."""
+    names, ends, sizes, times = bytearray(), array("q"), array("q"), array("q")
+    waiting = [""]
+    while waiting:
+        name = waiting.pop()
+        path = os.path.join(folder, name)
+        status = os.lstat(path) if name else None
+        if status is not None and stat.S_ISLNK(status.st_mode):
+            status = os.stat(path) if os.path.isfile(path) else status
+        if status is None or stat.S_ISDIR(status.st_mode):
+            below = sorted((n for n in os.listdir(path) if not n.startswith(".")), reverse=True)
+            waiting += [f"{name}/{n}" if name else n for n in below]
+        elif stat.S_ISREG(status.st_mode):
+            names += os.fsencode(name)
+            ends.append(len(names))
+            sizes.append(status.st_size)
+            times.append(status.st_mtime_ns)
+    files = Files(folder, np.frombuffer(bytes(names), np.uint8), np.array(ends, np.int64))
+    return Index(files, np.array(sizes, np.int64), np.array(times, np.int64), np.zeros(len(ends), np.uint8))
+
+
+def _copy_kinds(listing: Index, cached: Index | None) -> np.ndarray:
+    """Copy the kinds of files whose name, size and time are as cached; booleans say which files those are."""
+    if cached is None:
+        return np.zeros(len(listing.files), bool)
+    now, then = listing.arrays(), cached.arrays()
+    if all(np.array_equal(now[key], then[key]) for key in ARRAYS[:-1]):
+        listing.kinds[:] = cached.kinds
+        return np.ones(len(listing.files), bool)
+    positions = {key: i for i, key in enumerate(cached.identities())}
+    position = np.array([positions.get(key, -1) for key in listing.identities()], int)
+    unchanged = position >= 0
+    listing.kinds[unchanged] = cached.kinds[position[unchanged]]
+    return unchanged
+
+
+def _read_cached(path: Path, folder: Path) -> Index | None:
+    """The cached index; None where there is none that can be used."""
+    try:
+        names, ends, sizes, times, kinds = (untrusted.array(path, name) for name in ARRAYS)
+    except ValueError:
+        return None
+    fits = len(ends) == len(sizes) == len(times) == len(kinds) and kinds.max(initial=0) < len(KINDS)
+    rising = len(ends) == 0 or (ends[0] >= 0 and ends[-1] == len(names) and bool((np.diff(ends) >= 0).all()))
+    return Index(Files(folder, names, ends), sizes, times, kinds) if fits and rising else None
+
+
+def _write_cached(path: Path, index: Index) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # on a full disk nothing half written stays
+        beside = Path(folder) / path.name
+        np.savez(beside, **index.arrays())  # type: ignore[arg-type]
+        os.replace(beside, path)
+
+
+# ── Folders as data ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @image_loader(WholeImages)
@@ -27,7 +201,7 @@ def load_folder(
 ) -> Data:
     """All images under a folder (recursive, hidden files apart), in sorted order, split by ``seed``; read from disk.
 
-    The header of every file is read here, once for folders of many files (see :mod:`indm.data.folder_index`). What is
+    The header of every file is read here, once for folders of many files (see :mod:`indm.data.folder`). What is
     no image is skipped and counted. An image whose damage shows only when it is decoded is replaced by the next, see
     :class:`ImageFiles`. With ``strict`` every file is decoded here, and either is an error.
 

@@ -183,7 +183,7 @@ class ImageFiles(Dataset):
     longer than a step of training.
 
     Args:
-        files: paths, a list or :class:`indm.data.folder_index.Files`; or images inside of other files.
+        files: paths, a list or :class:`indm.data.folder.Files`; or images inside of other files.
         shape: (channels, height, width) of the result.
         resize: Pillow's interpolation, antialiased.
         crop: True takes the largest centred rectangle with the aspect ratio of the result, an integer the one whose

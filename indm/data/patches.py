@@ -9,8 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from indm.data.base import Data
-from indm.data.folder import find_images
-from indm.data.folder_index import Files
+from indm.data.folder import Files, find_images
 from indm.data.image_files import ImageFiles, ImageOptions, data_of_images, image_loader
 from indm.data.images import RESIZE_MODES, pixels_of
 from indm.data.raw import words_of

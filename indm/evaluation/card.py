@@ -57,7 +57,8 @@ def sections(
     run: Path, recipe: Recipe, weights: str, name: str, pictures: Sequence[str], command: str | None
 ) -> list[str]:
     """The sections of the card of a run, with the ``pictures`` that go with it and the ``command`` that made it."""
-    parts = [f"{kind} `{recipe[kind]['name']}`" for kind in (*KINDS, *OPTIONAL_KINDS) if kind in recipe]
+    kinds = {kind: getattr(recipe, kind) for kind in (*KINDS, *OPTIONAL_KINDS)}
+    parts = [f"{kind} `{part.name}`" for kind, part in kinds.items() if part is not None]
     kind = "A bridge: one diffusion from A at t = 0 to B at t = T," if is_bridge(recipe) else "A diffusion"
     about = f"{kind} on the latent of a normalizing flow, by indm: {', '.join(parts)}."
     shown = [f"## Samples\n\n![Samples of the model]({file})" for file in pictures]
@@ -68,7 +69,7 @@ def sections(
         "## Data and budget\n\n" + _items(_ends(recipe) | _data(recipe, record) | _budget(run)),
         "## Likelihood\n\n" + _likelihood(run, weights),
         *shown,
-        hub.how_to_load(name, recipe.get("condition"), is_run=True),
+        hub.how_to_load(name, recipe.condition and recipe.condition.options, is_run=True),
         *_how_to_translate(name, recipe),
         "## Provenance\n\n" + _items(made_by | {"SHA-256 of the weights": weights}),
     ]
@@ -89,7 +90,7 @@ def _ends(recipe: Recipe) -> dict[str, object]:
 
 def _how_to_translate(name: str, recipe: Recipe) -> list[str]:
     """The section on that, of a bridge and of a model of two classes."""
-    labels = recipe.get("condition", {}).get("labels", ())
+    labels = recipe.labels
     if is_bridge(recipe):
         a, b, route, arguments = "A", "B", "bridge", f'model, "forward", noise={noise_of(recipe)}'
     elif len(labels) == 2:
@@ -129,8 +130,7 @@ def _data(recipe: Recipe, record: Mapping[str, Any]) -> dict[str, object]:
     """What the data are, without the notes of their record that may say where they are."""
     notes: Sequence[object] = record.get("data") or ()
     kept = [str(note) for note in notes if not {"/", "\\"} & {*str(note)}]
-    labels = recipe.get("condition", {}).get("labels", ())
-    return {"data": ", ".join([f"`{recipe['data']['name']}`", *kept]), "classes": ", ".join(labels) or None}
+    return {"data": ", ".join([f"`{recipe.data.name}`", *kept]), "classes": ", ".join(recipe.labels) or None}
 
 
 def _budget(run: Path) -> dict[str, object]:

@@ -25,7 +25,7 @@ from indm.conditions import rows_of_data
 from indm.config.options import Classifying
 from indm.data.base import stack
 from indm.dequantization import from_data
-from indm.evaluation.image_sources import open_images
+from indm.evaluation.fid import open_images
 from indm.evaluation.likelihood import SEED_STRIDE
 from indm.files import atomic
 from indm.objective import nelbo

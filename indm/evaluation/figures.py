@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Num
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 from indm.conditions import at, at_data, rows_of_data
@@ -232,14 +231,12 @@ class Strip:
 
     Attributes:
         caption: of the figure.
-        slider: what its slider goes along.
         frames: (model, x, c) → (frames, B, *event), in model units; c is None for a model without a condition.
         labels: model → a word above each frame.
         at_c: what the caption says of models of p(x|c).
     """
 
     caption: str
-    slider: str
     frames: Callable[..., Tensor]
     labels: Callable[..., Sequence[str]]
     at_c: str = "x_t is at the c of x"
@@ -257,11 +254,11 @@ def shares(model, frames: int = FRAMES) -> list[str]:
 
 PATHS = {
     "paths": Strip("x_t along one Brownian path, at times equally spaced on the log-SNR clock from ε to T.",
-                   "Along x_t, t =", forward_strip, times),
+                   forward_strip, times),
     "flow-paths": Strip("x_t along the probability flow, at the same times: encoded to T, each frame decoded by h⁻¹.",
-                        "Along x_t, t =", flow_strip, times),
+                        flow_strip, times),
     "interpolation": Strip("From x to x′ through z_T: both encoded, interpolated on the sphere, decoded.",
-                           "From x to x′", interpolation_strip, shares,
+                           interpolation_strip, shares,
                            "all of a row is decoded at the c of x, x′ too"),
 }  # fmt: skip
 
@@ -278,19 +275,6 @@ def strip_panels(records: Sequence[Record], data: Data, strip: Strip) -> list[sh
         rows = model.scaling.to_data(frames.transpose(0, 1).flatten(0, 1)).cpu()
         panels.append(sheets.Panel(rows, FRAMES, record.group, tops=strip.labels(model)))
     return panels
-
-
-def frames_of(panels: Sequence[sheets.Panel], levels: int) -> tuple[list[str], dict[str, list[Image.Image]]]:
-    """The words of each frame, and by title of a panel a picture of all its images at that frame."""
-    words = [word.removeprefix("t = ") for word in panels[0].tops]
-    if any(panel.tops != panels[0].tops for panel in panels):
-        words = [f"picture {i + 1} of {len(words)}" for i in range(len(words))]
-    stacks = {}
-    for panel in panels:
-        columns = [panel.images[i :: panel.columns] for i in range(panel.columns)]
-        grids = [sheets.grid(cast(Tensor, column), levels, len(column)) for column in columns]
-        stacks[panel.title] = [Image.fromarray(pixels) for pixels in grids]
-    return words, stacks
 
 
 # ── The plane ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -323,20 +307,6 @@ def particles_of(record: Record, data: Data) -> Particles:
     start = model.decode(sample_quality.prior_draws(model, len(x), 0)).detach()
     backward = probability_flow_path(model, start, times.flip(0))
     return Particles(times, {"forward": forward, "generative": backward.flip(0)})
-
-
-def particle_frames(group: str, particles: Particles, colour: str) -> tuple[list[str], dict[str, list[Image.Image]]]:
-    """The time of each frame, and the group's particles then, both directions side by side."""
-    words = [word.removeprefix("t = ") for word in sheets.time_words(particles.times.tolist())]
-    return words, {group: [_frame(particles, number, colour) for number in range(FRAMES)]}
-
-
-@styled
-def _frame(particles: Particles, number: int, colour: str) -> Image.Image:
-    figure, side = Figure(figsize=(8, 4.2)), (-2 * particles.reach, 2 * particles.reach)
-    for axes, (direction, clouds) in zip(figure.subplots(1, 2), particles.clouds.items(), strict=True):
-        plots.dots(axes, clouds[number], direction, colour, (side, side))
-    return plots.picture_of(figure)
 
 
 @styled

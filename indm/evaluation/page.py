@@ -1,7 +1,7 @@
 """A self-contained HTML page: a conclusion and contents on top, then headings, paragraphs, tables, charts and pictures
 in the order in which they are added.
 
-Tables are sorted and copied, pictures enlarged, and sliders go through pictures, by pointer or keyboard. It can be read
+Tables are sorted and copied, and pictures enlarged, by pointer or keyboard. It can be read
 on a screen of 400 pixels, in the light or the dark as the reader's system has it, and without its scripts.
 """
 
@@ -11,7 +11,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -105,26 +105,6 @@ class Page:
             f"<details><summary>As a picture</summary>{_embedded(path, caption)}</details>{_caption(caption)}</figure>"
         )
 
-    def moving(
-        self,
-        name: str,
-        label: str,
-        words: Sequence[str],
-        stacks: Mapping[str, Sequence[Image.Image]],
-        drawn: bool = False,
-    ) -> None:
-        """Pictures of which a slider, named ``name`` on this page alone, shows one of each stack.
-
-        ``words`` says where each of its positions is; ``stacks`` has as many pictures, by title. Those that are
-        ``drawn`` are not magnified pixel by pixel.
-        """
-        figures = "".join(
-            f'<figure><div class="{name}">{"".join(_frames(frames, words))}</div>{_caption(title)}</figure>'
-            for title, frames in stacks.items()
-        )
-        kind = "moving drawn" if drawn else "moving"
-        self.parts.append(f'<div class="{kind}">{slider(name, label, words, 0)}{figures}</div>')
-
     def add(self, fragment: str) -> None:
         """HTML as it is."""
         self.parts.append(fragment)
@@ -177,10 +157,6 @@ def _finite(line: Line) -> Line:
 def _paragraph(text: str) -> str:
     """A paragraph, of which no line ends within an option."""
     return "<p>" + OPTION.sub(r"<code>\g<0></code>", html.escape(text)) + "</p>"
-
-
-def _frames(frames: Sequence[Image.Image], words: Sequence[str]) -> list[str]:
-    return [image(frame, word, hidden=i > 0) for i, (frame, word) in enumerate(zip(frames, words, strict=True))]
 
 
 def _embedded(path: Path, caption: str) -> str:

@@ -1,11 +1,11 @@
 """Figures in one style, as PNG: lines, samples beside densities, the plane as a diffusion sees it.
 
-Fonts, a colour for each model, ticks, one legend, and labels that are never cut.
+Fonts, a colour for each model, one legend, and labels in lines.
 """
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,13 +14,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.rcsetup import cycler
 from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from PIL import Image
 from torch import Tensor
 
@@ -34,8 +31,7 @@ FONT_SIZE = 10  # points
 # instead of yellow, which is too pale for lines. Black is for the data.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666")
 DATA_COLOUR = "black"
-LEAST = 50  # pixels that a label may take, in panels however small
-WIDE_DECADES = 2.5  # from which on powers of ten alone are labelled
+CHARACTER = 0.65 * FONT_SIZE / 72  # inches, about
 Pixels = UInt8[np.ndarray, "height width 3"]
 Colours = Mapping[str, str]  # by model, the same in all figures of a page; what has none is black
 Limits = tuple[tuple[float, float], tuple[float, float]] | None  # of both axes
@@ -84,11 +80,6 @@ def figure_into(figure: Figure) -> atomic.Write:
     return styled(lambda path: figure.savefig(path, format="png", dpi=DPI))
 
 
-def picture_of(figure: Figure) -> Image.Image:
-    """A figure as a picture in memory, for a page that shows many."""
-    return Image.fromarray(pixels_of(figure))
-
-
 @styled
 def pixels_of(figure: Figure) -> Pixels:
     """A finished figure as bytes."""
@@ -115,86 +106,32 @@ def say_empty(axes: Axes, why: str) -> None:
 
 @styled
 def finish(figure: Figure) -> None:
-    """Finish a figure that is drawn: ticks of logarithmic axes, the legend below, labels in lines that fit.
+    """Finish a figure that is drawn: one legend for all panels below them, long labels in several lines.
 
     Names of runs are in the texts, and what is between two $ in them is not a formula.
     """
-    layout = ConstrainedLayoutEngine()
-    figure.set_layout_engine(layout)
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            if axis.get_scale() == "log" and not isinstance(axis.get_major_locator(), FixedLocator):
-                _label_log_ticks(axis)
-    for text in figure.findobj(Text):
-        text.set_parse_math("$" not in text.get_text())
-    _add_legend(figure)
-    broken = True
-    while broken:  # a label of more lines leaves less room to the others
-        layout.execute(figure)
-        broken = any([_wrap_labels(axes) for axes in figure.axes])
-
-
-def _wrap_labels(axes: Axes) -> bool:
-    """Break title and labels into lines that fit; whether one had to be."""
-    box = axes.get_window_extent()
-    across = [_wrap(text, max(box.width, LEAST)) for text in (axes.title, axes.xaxis.label)]
-    return _wrap(axes.yaxis.label, max(box.height, LEAST), vertical=True) or any(across)
-
-
-def _label_log_ticks(axis: Axis) -> None:
-    """At least two labels, as plain numbers, however short the axis is."""
-    low, high = axis.get_view_interval()
-    if math.log10(high / low) > WIDE_DECADES:
-        return
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
-    ticks = [float(f"{digit}e{decade}") for decade in decades for digit in (1, 2, 5)]
-    ticks = [tick for tick in ticks if low <= tick <= high]
-    if len(ticks) < 3:
-        ticks = [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
-    axis.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
-    axis.set_minor_locator(NullLocator())
-
-
-def _add_legend(figure: Figure) -> None:
-    """One legend for all panels, below them, in as many columns as fit."""
+    figure.set_layout_engine("constrained")
     entries: dict[str, Any] = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
-        entries |= {label: handle for handle, label in zip(handles, labels, strict=True) if label not in entries}
-    for columns in range(len(entries), 0, -1):
-        legend = figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
-        for handle, text in zip(cast(Any, legend.legend_handles), legend.get_texts(), strict=True):
+        entries |= dict(zip(labels, handles, strict=True))
+        for text in (axes.title, axes.xaxis.label):
+            text.set_text(in_lines(text.get_text(), axes.bbox.width / figure.dpi))
+        axes.yaxis.label.set_text(in_lines(axes.yaxis.label.get_text(), axes.bbox.height / figure.dpi))
+    if entries:
+        names = [in_lines(name, 0.85 * figure.bbox.width / figure.dpi) for name in entries]
+        longest = max(len(line) + 6 for name in names for line in name.split("\n"))
+        columns = max(1, int(figure.bbox.width / figure.dpi / (longest * CHARACTER)))
+        legend = figure.legend(entries.values(), names, loc="outside lower center", ncols=columns)
+        for handle in cast(Any, legend.legend_handles):
             handle.set_alpha(1)
-            text.set_parse_math(False)
-        if legend.get_window_extent().width <= figure.bbox.width:
-            return
-        if columns > 1:
-            legend.remove()
-        else:
-            for text in legend.get_texts():
-                _wrap(text, 0.85 * figure.bbox.width)
+    for text in figure.findobj(Text):
+        text.set_parse_math("$" not in text.get_text())
 
 
-def _wrap(text: Text, room: float, vertical: bool = False) -> bool:
-    """Break a text into lines no longer than ``room`` pixels; whether it had to be."""
-    before = text.get_text()
-
-    def length(lines: str) -> float:
-        text.set_text(lines)
-        box = text.get_window_extent()
-        return box.height if vertical else box.width
-
-    text.set_text(in_lines(before, room, length))
-    return text.get_text() != before
-
-
-def in_lines(text: str, room: float, length: Callable[[str], float]) -> str:
-    """Text broken into lines no longer than ``room`` by ``length``, within words where need be."""
-    width, broken = max(map(len, text.split("\n"))), text
-    while width > 1 and (excess := length(broken) / room) > 1:
-        width = max(1, min(width - 1, math.floor(width / excess)))
-        broken = "\n".join(textwrap.fill(line, width) for line in text.split("\n"))
-    return broken
+def in_lines(text: str, inches: float) -> str:
+    """``text`` in lines of so many inches, about, at most."""
+    return "\n".join(textwrap.fill(line, max(1, int(inches / CHARACTER))) for line in text.split("\n"))
 
 
 # ── Panels ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -284,15 +284,12 @@ class Sections:
         levels = self.data.scaling.levels or 256
         for name, strip in figures.PATHS.items():
             panels = figures.strip_panels(records, self.data, strip)
-            self.page.moving(f"along-{self.prefix}{name}", strip.slider, *figures.frames_of(panels, levels))
             pixels = figures.sheets.sheet(panels, levels, across=1)
             self.draw(name, strip.caption + self.at_c(strip.at_c), functools.partial(plots.save_pixels, pixels))
 
     def _planes(self, records: Sequence[Record]) -> None:
-        for number, record in enumerate(records):
+        for record in records:
             particles = figures.particles_of(record, self.data)
-            frames = figures.particle_frames(record.group, particles, self.colours[record.group])
-            self.page.moving(f"along-{self.prefix}plane-{number}", "Along x_t, t =", *frames, drawn=True)
             self.draw(
                 f"plane-{record.group.replace('/', '-')}",
                 f"{record.group}: density; particles along the forward diffusion and the generative flow; drift "

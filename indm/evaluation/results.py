@@ -54,7 +54,7 @@ def evaluate_run(
     """
     processes = PartialState(cpu=on_cpu())
     recipe = recipe_of(run)
-    tables = paths.absolute(recipe | {"data": data_table or recipe["data"]})
+    tables = paths.absolute(recipe | {"data": data_table or recipe.data.table()})
     model: Any = open_model(run)
     options = replace(recipe.evaluate, **(changes or {}))
     data = data_of(run, model, tables["data"])

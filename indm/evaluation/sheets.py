@@ -189,7 +189,7 @@ class _Pen:
 
     def wrapped(self, text: str, room: int) -> list[str]:
         """Lines no wider than ``room``; none of no text."""
-        return plots.in_lines(text, room, self.width).split("\n") if text else []
+        return plots.in_lines(text, room / plots.DPI).split("\n") if text else []
 
     def write(self, text: str, x: float, y: float, horizontal: str, vertical: str) -> None:
         """``x`` and ``y`` in pixels from the upper left corner."""

@@ -26,8 +26,8 @@ from indm import rng
 from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow
 from indm.flows.coupling import Coupling, InvertibleLinear, SigmoidAffine
 from indm.flows.residual import Norm, ResidualBlock, Weights, check_block, checked_norm, residual_chain
+from indm.rng import BatchNorm2d
 from indm.tensors import Batch, PerSample, full_precision, zeroed
-from indm.whole_batch import BatchNorm2d
 
 Codes = Float[Tensor, "batch code"]
 

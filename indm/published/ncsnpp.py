@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from indm.nets.embedding import ConditionOfImages, seen
 from indm.nets.unet import SKIP_SCALE, Attention, group_norm
 from indm.published.fir import Down, StridedConv, Up
+from indm.rng import Dropout
 from indm.score import ScoreModel, called
 from indm.sde.linear import VESDE, VPSDE, LinearSDE, SubVPSDE
 from indm.tensors import Batch, PerSample, double, expand_like, zeroed
-from indm.whole_batch import Dropout
 
 Images = Float[Tensor, "batch channels height width"]
 EMBEDDINGS = ("positional", "fourier")

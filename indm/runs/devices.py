@@ -1,19 +1,28 @@
-"""The device on which everything is computed, its precision, and the processes of a training."""
+"""The device on which everything is computed, its precision, and processes.
 
+One process at a time is in a run folder; decisions of the main one of a training are shared with all.
+"""
+
+import errno
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from filelock import FileLock, Timeout
 
 from indm.config.options import Training
 
+T = TypeVar("T")
+LOCK = ".lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system that has none
 CHOSEN = "ACCELERATE_TORCH_DEVICE"  # the environment variable of accelerate, which child processes inherit
 
 
@@ -87,3 +96,44 @@ def peak_memory_mib() -> float:
     import resource  # not there on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+# ── Several processes ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def by_main_process(decide: Callable[[], T]) -> T:
+    """Call ``decide`` in the main process; all processes return its result, or raise its error. Collective."""
+    outcome: list = [None, None]  # the result, and the error
+    if PartialState().is_main_process:
+        try:
+            outcome = [decide(), None]
+        except Exception as error:
+            outcome = [None, error]
+    broadcast_object_list(outcome)
+    result, failure = outcome
+    if failure is not None:
+        raise failure
+    return result
+
+
+@contextmanager
+def run_lock(run: Path) -> Iterator[None]:
+    """Inside, no other process is inside for the same ``run``, a folder that is made if need be.
+
+    The lock is released however the process ends; workers that it forks do not hold it. On a file system without locks
+    no process is kept out.
+
+    Raises:
+        ValueError: another process is inside.
+        OSError: ``run`` cannot be written.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(run / LOCK, timeout=0, preserve_lock_file=True))
+        except Timeout:
+            raise ValueError(f"another process is at work in {run}: wait for it, or end it first") from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        yield

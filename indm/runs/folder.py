@@ -17,8 +17,7 @@ from indm.data.base import Data, check_kind, flags_of_data
 from indm.data.registry import load_data, without_download
 from indm.files import atomic, hub, plain, untrusted
 from indm.model import DESCRIPTION, INDM, WEIGHTS
-from indm.runs.devices import device
-from indm.runs.processes import LOCK
+from indm.runs.devices import LOCK, device
 
 RECIPE = "recipe.toml"  # resolved
 CONVERSION = "conversion.json"  # of a run that was converted: what it was made of, and what was assumed

@@ -57,7 +57,7 @@ def describe(run: Path, recipe: Recipe, device: torch.device, data_notes: list[s
 
     For a resumed run that is the provenance of its last part; its key ``before`` has those of the earlier parts.
     """
-    text, made_by = recipes.to_toml(paths.absolute(recipe)), provenance(recipe["train"]["seed"], {}, device)
+    text, made_by = recipes.to_toml(paths.absolute(recipe)), provenance(recipe.train.seed, {}, device)
     run.mkdir(parents=True, exist_ok=True)
     atomic.text(run / "recipe.toml", text)
     before = _parts(run / paths.RECORD)

@@ -55,7 +55,7 @@ def draw(
     }
     settings |= {"steps": None if sampler.adaptive else drawing.steps}
     device = model.scaling.scale.device
-    made_by = settings | {"device": device.type, "weights_sha256": weights_hash(run), "data": recipe["data"]}
+    made_by = settings | {"device": device.type, "weights_sha256": weights_hash(run), "data": recipe.data.table()}
     made_by = json.loads(json.dumps(made_by))  # as it is read again
     file = (out or run) / SAMPLES
     if file.exists():

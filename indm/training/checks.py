@@ -124,15 +124,20 @@ def check_loss(objective: Objective, model: nn.Module, x: Tensor, conditions: di
     """See, on a batch ``x`` in model units, that the loss returns what it must.
 
     Raises:
-        ValueError: it does not return a scalar and a dict of scalars.
+        ValueError: it does not return a scalar with a gradient and a dict of scalars.
     """
-    with evaluation_mode(model):
+    with evaluation_mode(model, gradients=True):
         result = objective.loss(model, x, **conditions)
     fits = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
     scalars = [result[0], *result[1].values()] if fits else []
+    name = getattr(objective.loss, "__qualname__", "the objective")
     if not fits or not all(isinstance(value, Tensor) and value.ndim == 0 for value in scalars):
-        name = getattr(objective.loss, "__qualname__", "the objective")
         raise ValueError(f"objective {name} must return a scalar loss and a dict of scalar terms, got {result!r:.200}")
+    if not result[0].requires_grad and any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"objective {name} must return a loss with a gradient, got one that depends on no parameter of the model: "
+            "detach its terms, not the loss"
+        )
 
 
 # ── Memory: a step too large is an error on a GPU, but on the CPU the kernel kills the process ──────────────────────

@@ -14,7 +14,6 @@ import os
 import statistics
 import time
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,9 +29,8 @@ from indm.config.recipes import AnyTables, Recipe
 from indm.data.registry import load_data, without_download
 from indm.files import atomic, untrusted
 from indm.messages import reason
-from indm.runs.devices import device, make_accelerator, on_cpu
+from indm.runs.devices import by_main_process, device, make_accelerator
 from indm.runs.folder import FREE_ON_RESUME, end_of, recipe_of
-from indm.runs.processes import by_main_process
 from indm.runs.provenance import device_name, device_of, threads_of
 from indm.training.resolving import parts_of
 from indm.training.trainer import Trainer
@@ -41,8 +39,6 @@ COSTS = "costs.json"
 ROUNDS = 6
 TURN = 0.4  # seconds of a round that each trainer has, about; one cycle of steps at least
 LOOK = 0.3  # seconds for which "auto" looks at what other processes take of the cores
-WINDOW_SECONDS, WINDOW_STEPS = 5.0, 10  # training steps whose median is compared with earlier ones: at least both
-SLOW = 3.0  # times the usual
 
 
 # ── Threads ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -83,43 +79,6 @@ def on_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-class SlowSteps:
-    """Notices, once, that steps take three times as long as they did in the same process.
-
-    Steps of one kind are compared, those with the same terms: a step that trains the flow takes longer than one that
-    does not. What counts is the median of at least ten steps and five seconds, so that a slow one now and then does not
-    matter, such as the first of an epoch. The first median of each kind is left out: its steps may be compiled.
-    """
-
-    def __init__(self) -> None:
-        self.times: dict[frozenset[str], list[float]] = defaultdict(list)  # since the last median
-        self.usual: dict[frozenset[str], float] = {}  # the least median; infinite while there is only the first
-        self.noticed = False
-
-    def notice(self, step: int, kind: frozenset[str], seconds: float) -> str | None:
-        """Take in the time of a step; a warning if it is the one that shows that steps are slow."""
-        times = self.times[kind]
-        times.append(seconds)
-        if self.noticed or len(times) < WINDOW_STEPS or sum(times) < WINDOW_SECONDS:
-            return None
-        now, usual = statistics.median(times), self.usual.get(kind, math.inf)
-        self.usual[kind] = min(usual, now) if kind in self.usual else math.inf
-        times.clear()
-        self.noticed = now > SLOW * usual
-        if not self.noticed:
-            return None
-        threads = torch.get_num_threads()
-        advice = (
-            f". Each operation waits for the slowest of {threads} threads: stop, and continue with --resume --threads "
-            "1 (in Python: resume=True, and 1 as train.threads of the recipe)"
-        )
-        load = f" (load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)" if hasattr(os, "getloadavg") else ""
-        return (
-            f"at step {step}, steps take {now:.2g} s, where {usual:.2g} s were usual; most often other processes use "
-            f"the same cores{load}, or the data come slowly{advice if threads > 1 and on_cpu() else ''}"
-        )
 
 
 # ── The time of a step ──────────────────────────────────────────────────────────────────────────────────────────────

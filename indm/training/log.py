@@ -24,8 +24,8 @@ from tqdm.auto import tqdm
 from indm.config.recipes import Recipe
 from indm.files import atomic, untrusted
 from indm.messages import reason
+from indm.runs.devices import by_main_process
 from indm.runs.folder import read_metrics
-from indm.runs.processes import by_main_process
 from indm.training.trainer import Trainer
 
 PENALTIES = ("isometry", "terminal")  # terms beside the NELBO that are shown

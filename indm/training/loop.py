@@ -36,9 +36,8 @@ from indm.files.memory import gib
 from indm.messages import counted
 from indm.model import reading
 from indm.objective import Losses, Objective
-from indm.runs.devices import make_accelerator, on_cpu, peak_memory_mib
+from indm.runs.devices import by_main_process, make_accelerator, on_cpu, peak_memory_mib, run_lock
 from indm.runs.folder import check_folder, is_run, read_metrics
-from indm.runs.processes import by_main_process, run_lock
 from indm.runs.provenance import describe, split_record, warn_of_other_splits
 from indm.runs.signals import interruptible
 from indm.sampling import centre_prior
@@ -180,18 +179,11 @@ def run_in(
     fewer = n_threads < own and trainer.options.threads == "auto" and not resumes
     tell(f"threads: {n_threads}, as others use the machine ({own} with --threads {own})", shown=fewer and progress)
 
-    def cut_short() -> str:
-        return (
-            f"interrupted after step {trainer.step}, in a step or validation that takes long; {out} is saved at step "
-            f"{trainer.saved_step}, from which the same command with --resume continues"
-        )
-
     log = MetricsLog(trainer, out, recipe, state)
-    with costs.on_threads(n_threads), log, interruptible(cut_short) as interrupted:
+    with costs.on_threads(n_threads), log, interruptible() as interrupted:
         if not resumes:
             trainer.save(out, log.state())  # an error now, if the folder cannot be written
         stopped = loop(trainer, out, log, stop_requests(trainer, interrupted, callbacks), progress and main)
-        interrupted.steps_are_over()
         if not log.skipped_in_row or trainer.progress >= 1:
             trainer.save(out, log.state())
         summary = Summary(summarise(trainer, log, out, stopped))
@@ -242,12 +234,9 @@ def loop(
     Returns:
         Whether it was asked to stop, the same on all processes.
     """
-    o, stops, slow_steps = trainer.options, False, costs.SlowSteps()
+    o, stops = trainer.options, False
     with Progress(min(trainer.progress, 1.0), log.line, disabled=not progress) as shown:
-        for terms, seconds, before in trainer.steps():
-            slowness = slow_steps.notice(trainer.step, frozenset(terms), seconds)
-            if slowness and trainer.accelerator.is_main_process:
-                warnings.warn(slowness, stacklevel=2)
+        for terms, before in trainer.steps():
             log.add(terms)
             stops = asked_to_stop(terms)
             over, due = trainer.progress >= 1, partial(trainer.is_due, before)

@@ -12,9 +12,8 @@ from indm.data.base import Data, check_kind
 from indm.data.folder import find_images
 from indm.data.registry import load_data
 from indm.files import atomic
-from indm.runs.devices import make_accelerator, on_cpu
+from indm.runs.devices import by_main_process, make_accelerator, on_cpu
 from indm.runs.folder import check_empty, check_folder, finished, is_run
-from indm.runs.processes import by_main_process
 from indm.training import presets
 from indm.training.loop import tell, train
 

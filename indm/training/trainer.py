@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -34,8 +34,7 @@ from indm.messages import reason
 from indm.model import build_model, count_parameters
 from indm.objective import Objective, flow_nll, nelbo, objective_of, soft_truncation
 from indm.rng import noisy, part_of, random_states, restore_random_states
-from indm.runs.processes import by_main_process
-from indm.runs.signals import writing
+from indm.runs.devices import by_main_process
 from indm.tensors import widest
 from indm.training import checkpoints, sharding
 from indm.training.checks import check_condition, check_fits, check_loss, check_parts, check_shapes, within_memory
@@ -47,20 +46,6 @@ Draw = Callable[..., Tensor]  # (x, generator) or, of a model with a condition, 
 LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
 # Attributes of a trainer that a checkpoint holds, beside weights, moments and random states.
 KEPT = ("step", "seconds", "pretraining", "rollbacks", "lr_factor")
-
-
-class Step(NamedTuple):
-    """One optimizer step of a run.
-
-    Attributes:
-        terms: of the loss, with the gradient norms and ``skipped``, see :meth:`Trainer.train_step`.
-        seconds: that it took.
-        before: share of the budget that was spent before it.
-    """
-
-    terms: dict[str, Tensor]
-    seconds: float
-    before: float
 
 
 class Trainer:
@@ -265,17 +250,20 @@ class Trainer:
         """Flipped at random where the data allow it."""
         return flip_horizontally(raw) if self.data.flip else raw
 
-    def steps(self) -> Iterator[Step]:
-        """Train until the budget is spent, a step at a time; after :meth:`load` from the step that was loaded."""
+    def steps(self) -> Iterator[tuple[dict[str, Tensor], float]]:
+        """Train until the budget is spent, a step at a time; after :meth:`load` from the step that was loaded.
+
+        Yields:
+            The terms of :meth:`train_step`, and the share of the budget that was spent before the step.
+        """
         batches, at = iter(()), None
         while self.progress < 1:
             batches = batches if at == (self.step, self.rollbacks) else self.batches()
             before, started = self.progress, time.perf_counter()
             terms = self.train_step(batches)
-            seconds = time.perf_counter() - started
-            self.seconds += seconds
+            self.seconds += time.perf_counter() - started
             at = self.step, self.rollbacks
-            yield Step(terms, seconds, before)
+            yield terms, before
 
     def train_step(self, batches: Iterator[Tensor]) -> dict[str, Tensor]:
         """One optimizer step; the loss, its terms in nats (means over the batch) and the gradient norms.
@@ -384,10 +372,8 @@ class Trainer:
             state["shards"] = checkpoints.record_of(shards, self.accelerator)
         average = self.average()
         if self.accelerator.is_main_process:
-            with writing:
-                checkpoints.write(run, state, self.options.keep_last)
-                average.save(run)
-                self.saved_step = self.step  # before the process may end, with a message that names it
+            checkpoints.write(run, state, self.options.keep_last)
+            average.save(run)
         self.saved_step, self.fell_back = self.step, False
         self.accelerator.wait_for_everyone()
 

@@ -22,7 +22,7 @@ from indm.evaluation.sample_quality import frechet_distance, kernel_distance
 from indm.evaluation.statistics import jackknife, mean_and_error, share_error
 from indm.model import INDM
 from indm.tensors import double
-from indm.translation_of_files.sources import found_in, image_reader
+from indm.translation_of_files.routes import found_in, image_reader
 
 Images = Num[Tensor, "n *event"]
 ToFeatures = Callable[[Images], Float[Tensor, "n features"]]

@@ -21,8 +21,15 @@ from indm.flows import Identity
 from indm.messages import one_line
 from indm.runs.folder import is_run
 from indm.translation import Route
-from indm.translation_of_files.routes import BRIDGE, BatchTranslator, Translated, TranslationRuns, open_runs, route_of
-from indm.translation_of_files.sources import find
+from indm.translation_of_files.routes import (
+    BRIDGE,
+    BatchTranslator,
+    Translated,
+    TranslationRuns,
+    find,
+    open_runs,
+    route_of,
+)
 
 MOST = 48  # images on the page; each has some twenty pictures
 FRAMES = 8  # of each leg of the route, without --strip

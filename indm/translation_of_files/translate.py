@@ -27,14 +27,24 @@ from indm.evaluation.results import table
 from indm.files import atomic, untrusted
 from indm.messages import reason
 from indm.model import INDM
-from indm.runs.processes import run_lock
+from indm.runs.devices import run_lock
 from indm.runs.provenance import provenance, weights_hash
 from indm.tensors import double, squared_norm
 from indm.translation import Route
 from indm.translation_of_files import metrics
 from indm.translation_of_files.pictures import MOST, picture, write_page
-from indm.translation_of_files.routes import BatchTranslator, Translated, TranslationRuns, each_of, route_of
-from indm.translation_of_files.sources import SHEET, Example, Item, find, found_in
+from indm.translation_of_files.routes import (
+    SHEET,
+    BatchTranslator,
+    Example,
+    Item,
+    Translated,
+    TranslationRuns,
+    each_of,
+    find,
+    found_in,
+    route_of,
+)
 
 REPORT, PAGE = "translation.json", "index.html"
 UNFINISHED = ".unfinished"  # folder of batches, until a translation is complete
@@ -82,7 +92,7 @@ def translate_files(
     resume: bool = False,
     progress: bool = True,
 ) -> dict:
-    """Translate what lies in ``sources`` into ``out``, see :func:`~indm.translation_of_files.sources.find`.
+    """Translate what lies in ``sources`` into ``out``, see :func:`~indm.translation_of_files.routes.find`.
 
     Writes ``NAME.png`` for every image, ``NAME.npz`` for every array (``samples``, and the numbers of their ``rows``:
     one that failed is left out), ``sheet.png`` with sources and results, and ``translation.json``; on request the route

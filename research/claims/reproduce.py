@@ -21,9 +21,8 @@ from indm.evaluation.plots import colours_of
 from indm.evaluation.records import Record, Setup, record_of
 from indm.evaluation.report import add_runs
 from indm.files import atomic
-from indm.runs.devices import on_cpu
+from indm.runs.devices import LOCK, on_cpu, run_lock
 from indm.runs.folder import end_of
-from indm.runs.processes import LOCK, run_lock
 from indm.runs.provenance import provenance, weights_hash
 from research.claims.claims import Evidence, family_of
 from research.claims.control import CONTROL_DATA

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from indm.nets.attention import attend
 from indm.nets.embedding import ConditionOfImages, LevelEmbedding, seen, with_waves
+from indm.rng import Dropout
 from indm.tensors import PerSample, zeroed
-from indm.whole_batch import Dropout
 
 MIXING = ("attention", "mlp")
 Tokens = Float[Tensor, "batch tokens width"]

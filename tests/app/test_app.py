@@ -25,7 +25,7 @@ from solvers import solve_roughly
 import indm
 from indm.app import requests
 from indm.app.requests import WAYS, Side, Source, at_most, open_sides, translation_of
-from indm.cli import app
+from indm.cli import evaluate as commands
 from indm.cli.main import main
 from indm.config import recipes
 from indm.data.registry import load_data
@@ -316,7 +316,7 @@ def test_the_command_serves_until_a_signal_and_takes_uploads_away(home, capsys, 
         os.kill(os.getpid(), getattr(signal, name))
         time.sleep(1)
 
-    monkeypatch.setattr(app, "threading", SimpleNamespace(Event=lambda: SimpleNamespace(wait=interrupted)))
+    monkeypatch.setattr(commands, "threading", SimpleNamespace(Event=lambda: SimpleNamespace(wait=interrupted)))
     assert main(["app", str(home / "exact")]) == 0 and not seen[1].exists()
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", seen[0]))
@@ -585,6 +585,7 @@ def test_a_browser_samples(classes, page):
     keep(page, "app-sample")
 
 
+@pytest.mark.long
 def test_a_browser_measures_likelihoods(home, classes, page, monkeypatch):
     made, compute = queue.Queue(), requests.likelihood
 

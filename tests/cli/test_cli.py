@@ -193,6 +193,7 @@ def read_samples_in(folder, run, steps):
     return read_samples(folder / "samples.npz")[0].double()
 
 
+@pytest.mark.long
 def test_samples_tell_how_they_were_drawn(run, tmp_path, capsys):
     """Every option reaches the sampler: the samples are those of indm.sample with the same ones."""
     model = indm.INDM.load(run)

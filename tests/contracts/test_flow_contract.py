@@ -78,10 +78,21 @@ for activation in ("softplus", "elu", "swish", "lcube"):
 
 TRAINABLE = [name for name, (make, _) in FLOWS.items() if any(True for _ in make().parameters())]
 ITERATIVE = [name for name, (make, _) in FLOWS.items() if any(isinstance(m, ResidualBlock) for m in make().modules())]
-trainable = pytest.mark.parametrize("case", TRAINABLE, indirect=True)
+VARIANTS = {  # of a flow whose other rows are tried each time
+    "autoregressive-spline-3x4x6", "elementwise-channel-2x4x6", "zuko-realnvp", "residual-2-spectral",
+    "coupling-affine-2", "coupling-affine-5", "coupling-spline-5", "coupling-spline-1x8x8",
+    "residual-rows-softplus", "residual-rows-swish",
+}  # fmt: skip
 
 
-@pytest.fixture(params=FLOWS)
+def marked(names):
+    return [pytest.param(name, marks=[pytest.mark.long] * (name in VARIANTS)) for name in names]
+
+
+trainable = pytest.mark.parametrize("case", marked(TRAINABLE), indirect=True)
+
+
+@pytest.fixture(params=marked(FLOWS))
 def case(request):
     """A fresh flow (exact log-determinant in evaluation, in evaluation mode), and three samples."""
     make, shape = FLOWS[request.param]
@@ -252,7 +263,7 @@ def test_certificate_has_one_entry_a_sample(case):
 
 
 @pytest.mark.parametrize(
-    "case", [*(name for name in FLOWS if name not in ITERATIVE), "composed", "residual-4"], indirect=True
+    "case", marked([*(name for name in FLOWS if name not in ITERATIVE), "composed", "residual-4"]), indirect=True
 )
 def test_a_broken_sample_is_named_and_the_others_are_solved(case):
     flow, z, _ = case

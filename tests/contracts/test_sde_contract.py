@@ -1,5 +1,7 @@
 """What every SDE of the table of parts must do, entry by entry where its coefficients differ between entries."""
 
+import copy
+
 import pytest
 import torch
 from contract_parts import constructions
@@ -9,6 +11,7 @@ from scipy import stats
 import indm
 from indm.config import parts
 from indm.model import build
+from indm.sde import check_sde
 from indm.sde.linear import VPSDE, truncated
 
 # One of somebody else's, with a learned rate for each entry, is held to the same.
@@ -57,6 +60,15 @@ def test_kernel_solves_the_moment_equations(sde):
     torch.testing.assert_close(moved, f.expand_as(moved), rtol=1e-7, atol=1e-8)
     torch.testing.assert_close(slope(sde.sigma(t) ** 2, t), 2 * f * sigma**2 + g**2, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(sde.alpha(t), log_alpha.exp())
+
+
+def test_its_own_check_passes_it_and_finds_each_wrong_method(sde):
+    check_sde(sde)
+    for name in ("drift", "diffusion", "time", "clock_rate"):
+        wrong, right = copy.deepcopy(sde), getattr(sde, name)
+        setattr(wrong, name, lambda v, right=right: 1.01 * right(v) + 0.01)
+        with pytest.raises(ValueError, match=f"{name} of {type(sde).__name__} must be .* at t = 0"):
+            check_sde(wrong)
 
 
 def test_clock(sde):

@@ -216,6 +216,7 @@ def test_digits_are_those_of_scikit_learn():
 # ── Fashion-MNIST
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_real_fashion_mnist():
     whole = whole_data("fashion-mnist")

@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 
 from indm.cli.main import main
-from indm.data import folder_index, image_files
+from indm.data import folder as folders
+from indm.data import image_files
 from indm.data.base import stack
 from indm.data.batches import loader
-from indm.data.folder_index import Files, index, index_file
+from indm.data.folder import Files, index, index_file
 from indm.data.image_files import ImageFiles, count_unreadable
 from indm.data.images import read_image, read_kind
 from indm.data.registry import load_data
@@ -47,7 +48,7 @@ def cache(tmp_path, monkeypatch):
 def looked_at(monkeypatch):
     """The files whose header was read."""
     seen = []
-    monkeypatch.setattr(folder_index, "read_kind", lambda path: seen.append(path) or read_kind(path))
+    monkeypatch.setattr(folders, "read_kind", lambda path: seen.append(path) or read_kind(path))
     return seen
 
 
@@ -190,7 +191,7 @@ def test_no_more_images_than_cores_are_decoded_at_once(tmp_path, monkeypatch):
         inside.remove(path)
         return read_image(path)
 
-    monkeypatch.setattr(folder_index, "read_image", slow)
+    monkeypatch.setattr(folders, "read_image", slow)
     assert (index(many(tmp_path / "f", 60), whole=True).kinds == 2).all()
     assert len(most) == 60 and max(most) <= os.cpu_count()
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from indm.cli.main import main
-from indm.data.arrays import CONVERSIONS, read_events
+from indm.data.arrays import read_events
 from indm.data.base import stack
 from indm.data.registry import load_data
 from indm.data.tables import read_table
@@ -96,18 +95,6 @@ def test_a_table_is_data(tmp_path):
         read_events(table, 4)
     with pytest.raises(ValueError, match="a table is one array without a name"):
         load_data("array", path=table, key="a")
-
-
-@pytest.mark.parametrize("suffix", CONVERSIONS)
-def test_other_formats_are_told_what_to_do(tmp_path, monkeypatch, capsys, suffix):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / f"mine{suffix}").write_bytes(b"\x00\x01")
-    assert main(["train", "array", "--data.path", f"mine{suffix}"]) == 2
-    error = capsys.readouterr().err
-    (line,) = error.splitlines()
-    command = line.split("this line of Python writes one: ")[1]
-    compile(command, "command", "eval")
-    assert f'"mine{suffix}"' in command and ('"mine.csv"' in command or '"mine.np' in command)
 
 
 def test_a_table_larger_than_memory_is_refused_before_it_is_read(tmp_path):

@@ -21,14 +21,15 @@ from indm.evaluation.extractor import SHA256, Extractor, general_features, train
 from indm.evaluation.fid import (
     INCEPTION_FILE,
     INCEPTION_URL,
+    Images,
     add_record,
     find_features,
     fit,
     inception_features,
+    open_images,
     score,
     score_table,
 )
-from indm.evaluation.image_sources import Images, open_images
 from indm.evaluation.sample_quality import frechet_distance, kernel_distance
 from indm.files.plain import cache_folder
 from indm.runs.provenance import weights_hash
@@ -420,7 +421,7 @@ def test_an_extractor_is_trained_where_there_is_none(tmp_path, digits, monkeypat
 @pytest.fixture
 def unread(run, folder, monkeypatch, capsys):
     """What the command says before it has read any image."""
-    monkeypatch.setattr("indm.evaluation.image_sources.open_images", lambda *_, **__: pytest.fail("images were read"))
+    monkeypatch.setattr("indm.evaluation.fid.open_images", lambda *_, **__: pytest.fail("images were read"))
 
     def said(out):
         assert main(["fid", str(run), "--extractor", str(folder), "--out", str(out), "--quiet"]) == 2

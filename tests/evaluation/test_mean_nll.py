@@ -71,6 +71,7 @@ def test_every_evaluation_is_counted(model, raw, monkeypatch):
     )  # and of the NELBO and of the reconstruction
 
 
+@pytest.mark.long
 def test_differences_are_of_the_same_draws(model, raw, each, mean):
     """Coarse value and differences of an estimate add up to its fine solve."""
     nats = mean[1]
@@ -145,6 +146,7 @@ def test_estimates_with_an_unusual_error_are_solved_for_certain():
     assert coarse.mean().item() + found.correction.value == pytest.approx(values[None].mean().item(), abs=0.01)
 
 
+@pytest.mark.long
 def test_a_difference_is_corrected_by_the_same_estimates(model, raw, mean, each, tmp_path):
     """Its own variance, far below those of both corrections."""
     tables = {"flow": {"name": "actnorm", "channels": 20}, "sde": {"name": "vp"}, "net": {"name": "zero"}}

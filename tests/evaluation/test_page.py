@@ -1,4 +1,4 @@
-"""What a reader does on a page, in a browser: sort and copy tables, read charts, move sliders, enlarge pictures."""
+"""What a reader does on a page, in a browser: sort and copy tables, read charts, enlarge pictures."""
 
 import re
 
@@ -36,8 +36,6 @@ def file(tmp_path_factory):
         view("log", True, (FIRST, "#0072b2", [[1, 0.001, 0.0], [10, 0.1, 0.0], [100, 10.0, 0.0]])),
     ]  # fmt: skip
     page.chart(views, folder / "a.png", CAPTION)
-    frames = [Image.new("L", (40, 8), shade) for shade in (0, 100, 200)]
-    page.moving("way", "Along", ["start", "middle", "end"], {"one": frames, "two": frames[::-1]})
     page.picture(folder / "a.png", f"{CAPTION}, too")
     page.write(folder / "index.html")
     return folder / "index.html"
@@ -125,17 +123,6 @@ def test_charts_are_read_by_pointer_and_keys(page):
     *left, one, ten, hundred, name = ticks.all_text_contents()
     assert [one, ten, hundred, name] == ["1", "10", "100", "log x"] and {"0.1", "1", "10"} <= set(left)
     assert page.locator(".unit").text_content() == "log y"
-
-
-def test_a_slider_moves_every_stack(page):
-    slider, seen = page.get_by_label("Along"), page.locator(".moving img:visible")
-    shades = [seen.nth(i).get_attribute("src") for i in range(2)]
-    assert seen.count() == 2 and page.locator("output[for=way]").text_content() == "start"
-    slider.press("ArrowRight")
-    assert slider.get_attribute("aria-valuetext") == "middle"
-    slider.press("End")
-    assert page.locator("output[for=way]").text_content() == "end" and seen.count() == 2
-    assert [seen.nth(i).get_attribute("src") for i in range(2)] == shades[::-1]
 
 
 def test_a_picture_is_enlarged(page):

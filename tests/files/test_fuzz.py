@@ -24,7 +24,7 @@ from PIL import Image
 from indm.cli.main import main
 from indm.config import recipes
 from indm.config.options import Training
-from indm.data import folder_index, images
+from indm.data import folder, images
 from indm.data.image_files import ImageFiles
 from indm.data.registry import load_data
 from indm.data.standard import read_idx
@@ -229,7 +229,7 @@ def test_kept_indexes(edits, kinds):
     content = npz(names=np.frombuffer(b"a.pngb.png", np.uint8), ends=np.array([5, 10]), sizes=np.array([1, 2]),
                   times=np.array([3, 4]), kinds=np.array(kinds, np.uint8))  # fmt: skip
     (HOME / "index.npz").write_bytes(edited(content, edits))
-    kept = folder_index._read_cached(HOME / "index.npz", HOME)
+    kept = folder._read_cached(HOME / "index.npz", HOME)
     assert kept is None or all(isinstance(file, Path) for file in kept.files)
 
 

@@ -107,6 +107,7 @@ class TestMLP:
         expected = embedding + (d * (1 + 2 * fourier) * w + w) + depth * block + (w * d + d)
         assert sum(p.numel() for p in MLP((2, 3), w, depth, fourier).parameters()) == expected
 
+    @pytest.mark.long
     def test_learns_the_exact_denoiser_of_gaussian_data(self):
         """For z₀ ~ N(0, I) and α² + σ² = 1 the best noise estimate is σ z_t, with σ² = sigmoid(2 level)."""
         torch.manual_seed(0)

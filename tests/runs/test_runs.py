@@ -20,8 +20,8 @@ from indm.cli.main import main
 from indm.config.options import Drawing
 from indm.data.registry import load_data
 from indm.runs import samples
+from indm.runs.devices import run_lock
 from indm.runs.folder import read_metrics
-from indm.runs.processes import run_lock
 from indm.runs.provenance import describe, other_splits
 from indm.runs.samples import draw
 

@@ -81,6 +81,7 @@ def test_normal_law_has_the_moments_of_the_data():
     torch.testing.assert_close(drawn.flatten(1).T.cov(), x.flatten(1).T.cov(), rtol=0.05, atol=0.03)
 
 
+@pytest.mark.long
 def test_the_terminal_term_carries_the_prior_to_the_law():
     """h⁻¹#N(0, I) comes near a law of two far-apart lumps, which an affine map of the prior cannot."""
     torch.manual_seed(4)

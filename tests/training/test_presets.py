@@ -293,6 +293,7 @@ def test_a_run_that_is_too_short_says_so(warmup, step, said):
         loop.warn_of_short_run(trainer, False)
 
 
+@pytest.mark.long
 def test_the_final_model_may_be_that_of_the_best_validation(vectors, tmp_path):
     tiny = {"net.width": 8, "net.depth": 1, "flow": "identity", "train.preset": "small", "train.validate_every": 10}
     changes = {"data.path": str(vectors), **QUICK, "train.steps": 60, "train.ema": 0.0, **tiny, "train.lr": 0.3}

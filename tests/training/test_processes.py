@@ -22,8 +22,8 @@ from test_training import assert_same, change, checkpoint, log_of
 from indm import rng
 from indm.config import recipes
 from indm.flows import PowerSeries, ResidualBlock, use_log_det
+from indm.runs.devices import run_lock
 from indm.runs.folder import read_metrics
-from indm.runs.processes import run_lock
 from indm.training import checkpoints
 from indm.training.loop import train
 
@@ -134,6 +134,7 @@ def test_processes_make_the_run_of_one(folder, wide, processes):
     assert_same_log(one, folder / str(processes))
 
 
+@pytest.mark.long
 def test_processes_make_the_run_of_one_with_codes_and_a_batch_norm(tmp_path):
     train(CODES, tmp_path / "1", progress=False, trainer=InDouble)
     fork_group(2, lambda: train(CODES, tmp_path / "2", progress=False, trainer=InDouble))

@@ -157,8 +157,9 @@ class NoLogDet(CouplingFlow):
         (Blind(), None, r"net Blind cannot be called with inputs of shape \(2, 2\), \(2,\): "),
         (Net(), lambda model, x: x.mean(), "must return a scalar loss and a dict of scalar terms, got tensor"),
         (Net(), lambda model, x: (x, {}), "must return a scalar loss and a dict of scalar terms, got "),
+        (Net(), lambda model, x: (x.mean(), {}), "must return a loss with a gradient, got one that depends on no par"),
     ],
-    ids=["flow", "net", "call", "one value", "no scalar"],
+    ids=["flow", "net", "call", "one value", "no scalar", "no gradient"],
 )
 def test_what_returns_the_wrong_shape_is_refused_before_anything_is_written(tmp_path, model, objective, said):
     data = torch.randn(60, 2)

@@ -1,8 +1,7 @@
-"""Who decides on the number of threads, and when steps are called slow."""
+"""Who decides on the number of threads."""
 
 import dataclasses
 import json
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +16,6 @@ from indm.runs.provenance import threads_of
 from indm.training import costs
 from indm.training import trainer as trainer_module
 from indm.training.loop import train
-from indm.training.trainer import Trainer
 
 OLD_RUNS = Path(__file__).parents[1] / "fixtures" / "runs"
 
@@ -93,71 +91,3 @@ def test_a_resumed_run_has_the_threads_it_was_trained_with(machine, tmp_path):
     versions = json.loads((run / "versions.json").read_text())
     assert seen == [part["threads"] for part in (*versions["before"], versions)] == [3, 3, 2, 2]
     assert machine.threads == 4, "as before"
-
-
-# ── Slow steps
-
-
-def slow_step_warnings(times, kinds=(frozenset("a"),)):
-    """The steps at which something is said, where the step number i of its kind takes times(i, kind) seconds."""
-    watch, said = costs.SlowSteps(), {}
-    for step in range(400):
-        kind = kinds[step % len(kinds)]
-        message = watch.notice(step, kind, times(step, kind))
-        if message:
-            said[step] = message
-    return said
-
-
-@pytest.mark.parametrize("factor, from_step", [(4.0, 130), (3.1, 200)])
-def test_a_step_that_takes_three_times_as_long_is_told_once(machine, factor, from_step):
-    said = slow_step_warnings(lambda step, kind: 0.4 * (factor if step >= from_step else 1))
-    ((step, message),) = said.items()
-    assert from_step < step < from_step + 25
-    assert f"at step {step}, steps take {0.4 * factor:.2g} s, where 0.4 s were usual" in message
-    assert "other processes" in message and "--threads 1 (in Python: " in message
-    machine.threads = 1
-    (message,) = slow_step_warnings(lambda step, kind: 0.4 * (factor if step >= from_step else 1)).values()
-    assert "other processes" in message and "--threads" not in message
-
-
-@pytest.mark.parametrize(
-    "times",
-    [
-        lambda step, kind: 0.4,
-        lambda step, kind: 9.0 if step < 5 else 0.4,  # compiled
-        lambda step, kind: 9.0 if step < 12 else 0.4 if step < 200 else 1.1,
-        lambda step, kind: 0.01 if step < 45 else 0.4,  # the first ones do next to nothing
-        lambda step, kind: 30.0 if step % 20 == 0 else 0.4,  # an epoch begins
-        lambda step, kind: 0.4 * (1 + 0.5 * (step % 2)) if step < 200 else 1.1,
-        lambda step, kind: 0.001 if step < 300 else 0.004,  # less than a second in all
-        lambda step, kind: 2.0 if "b" in kind else 0.2,
-        lambda step, kind: 0.2 if step < 200 else 0.4,
-    ],
-)
-def test_what_is_no_slow_run_is_not_called_one(times):
-    assert not slow_step_warnings(times, [frozenset("a"), frozenset("a"), frozenset("ab")])
-
-
-def test_a_training_warns_of_slow_steps_and_not_of_validations(machine, monkeypatch, tmp_path):
-    monkeypatch.setattr(costs, "WINDOW_STEPS", 2)
-    step, seconds = Trainer.train_step, [5, 5, 5, 5, 6, 6, 20, 20, 20, 20]
-
-    def timed_step(self, batches):
-        machine.now += seconds[self.step]
-        return step(self, batches)
-
-    def timed_validation(self):
-        machine.now += 1000
-        return {"valid_nelbo": 0.0, "unit": "nats"}
-
-    monkeypatch.setattr(Trainer, "train_step", timed_step)
-    monkeypatch.setattr(Trainer, "validate", timed_validation)
-    recipe = change(
-        TINY, steps=10, accumulate=1, pretrain=0.0, flow_update_every=1, validate_every=2, checkpoint_every=100
-    )
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        train(recipe, tmp_path / "run", progress=False)
-    (said,) = [str(warning.message) for warning in caught if "were usual" in str(warning.message)]
-    assert said.startswith("at step 8, steps take 20 s, where 5 s were usual")

@@ -387,6 +387,7 @@ def test_the_flow_trains_in_every_third_step_alone_and_the_score_in_all():
         assert score and flow == (step % 3 == 0) and ("nelbo" in terms) == flow
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objective", ["mle", "flow"])
 def test_a_plain_flow_trains_without_a_score(tmp_path, objective):
     recipe = DIGITS | {"net": {"name": "zero"}, "flow": {"name": "coupling", "width": 8}}

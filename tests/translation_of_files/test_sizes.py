@@ -13,10 +13,9 @@ from toys import BY_COUPLING, SMALL, error_of, framed, pixels
 from indm.cli.main import main
 from indm.data.base import stack
 from indm.data.registry import load_data
-from indm.evaluation.image_sources import open_images
+from indm.evaluation.fid import open_images
 from indm.runs.folder import open_run
-from indm.translation_of_files.routes import open_runs
-from indm.translation_of_files.sources import find
+from indm.translation_of_files.routes import find, open_runs
 
 SIDES = (8, 12)
 

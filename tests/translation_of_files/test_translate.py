@@ -30,9 +30,8 @@ from indm.evaluation.extractor import PACKAGE
 from indm.files import atomic
 from indm.flows import ActNorm
 from indm.model import INDM, build_model
-from indm.runs.devices import make_accelerator
+from indm.runs.devices import make_accelerator, run_lock
 from indm.runs.folder import open_run, read_metrics
-from indm.runs.processes import run_lock
 from indm.runs.provenance import weights_hash
 from indm.scaling import Scaling
 from indm.training.pairs import as_bridge, as_one, is_bridge
@@ -40,8 +39,7 @@ from indm.training.trainer import Trainer
 from indm.translation import Route, sdedit
 from indm.translation_of_files import metrics, translate
 from indm.translation_of_files.pictures import strips_of
-from indm.translation_of_files.routes import BatchTranslator, TranslationRuns, open_runs
-from indm.translation_of_files.sources import files_of, find
+from indm.translation_of_files.routes import BatchTranslator, TranslationRuns, files_of, find, open_runs
 from indm.translation_of_files.translate import summary, translate_files
 
 

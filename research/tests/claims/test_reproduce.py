@@ -25,8 +25,8 @@ from indm.evaluation.statistics import holm
 from indm.flows import Identity
 from indm.model import build_model, count_parameters
 from indm.runs import folder as folder_module
+from indm.runs.devices import run_lock
 from indm.runs.folder import read_metrics
-from indm.runs.processes import run_lock
 from indm.sde.linear import VESDE, VPSDE
 from indm.training import costs as measured_costs
 from indm.training import loop

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from processes import exit_code, fork
 
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
 import gpu
 import parts
 from parts import Part, do_all
