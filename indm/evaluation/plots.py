@@ -115,9 +115,9 @@ def finish(figure: Figure) -> None:
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
-        for text in (axes.title, axes.xaxis.label):
-            text.set_text(in_lines(text.get_text(), axes.bbox.width / figure.dpi))
-        axes.yaxis.label.set_text(in_lines(axes.yaxis.label.get_text(), axes.bbox.height / figure.dpi))
+        box = axes.bbox.size / figure.dpi
+        for text, inches in ((axes.title, box[0]), (axes.xaxis.label, box[0]), (axes.yaxis.label, box[1])):
+            text.set_text(in_lines(text.get_text(), 0.9 * inches * FONT_SIZE / text.get_fontsize()))
     if entries:
         names = [in_lines(name, 0.85 * figure.bbox.width / figure.dpi) for name in entries]
         longest = max(len(line) + 6 for name in names for line in name.split("\n"))
