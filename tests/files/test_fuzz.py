@@ -1,7 +1,6 @@
 """Readers of files from strangers under fuzzing: whatever is in a file, only ValueError or OSError is raised.
 
-Each check runs some dozens of times in the ordinary suite, and 103,600 times in all under ``make test-long`` (7 minutes
-of one core). Two defects were found so: names of arrays quoted with their newlines, and `indm inspect` without a run,
+The checks run 103,600 times in all under ``make test-long`` (7 minutes of one core). Two defects were found so: names of arrays quoted with their newlines, and `indm inspect` without a run,
 which ended in a StopIteration.
 """
 
@@ -38,11 +37,14 @@ HOME = Path(tempfile.mkdtemp(prefix="indm-fuzz-"))
 KNOWN = (ValueError, OSError)
 
 
-def fuzzed(few: int, many: int, **strategies):
-    """Two tests of a check: ``few`` cases in the ordinary suite, ``many`` in the long one."""
+pytestmark = pytest.mark.long
 
-    def tests(check):
-        def test(cases):
+
+def fuzzed(cases: int, **strategies):
+    """A test of a check in so many cases."""
+
+    def test_of(check):
+        def test():
             had = 0
 
             @settings(max_examples=cases, deadline=None, suppress_health_check=list(HealthCheck), database=None)
@@ -57,10 +59,9 @@ def fuzzed(few: int, many: int, **strategies):
             each()
             assert had >= cases
 
-        marks = [pytest.param(few, id="few"), pytest.param(many, id="many", marks=pytest.mark.long)]
-        return pytest.mark.parametrize("cases", marks)(test)
+        return test
 
-    return tests
+    return test_of
 
 
 # ── What is changed in a good file: bytes overwritten, left out, put in, the end cut off
@@ -124,12 +125,12 @@ def read_recipe(content: bytes) -> None:
     assert recipes.to_toml(recipes.resolve(again)) == text
 
 
-@fuzzed(25, 12_000, name=st.sampled_from(sorted(BUNDLED)), edits=EDITS)
+@fuzzed(12_000, name=st.sampled_from(sorted(BUNDLED)), edits=EDITS)
 def test_recipes_with_changed_bytes(name, edits):
     read_recipe(edited(BUNDLED[name], edits))
 
 
-@fuzzed(15, 6000, text=st.text(max_size=200))
+@fuzzed(6000, text=st.text(max_size=200))
 def test_recipes_that_are_any_text(text):
     read_recipe(text.encode("utf-8", "surrogatepass"))
 
@@ -141,7 +142,7 @@ TOML = st.recursive(
 )
 
 
-@fuzzed(25, 10_000, name=st.sampled_from(sorted(BUNDLED)), place=st.integers(0, 999), new=TOML, key=st.text(max_size=6))
+@fuzzed(10_000, name=st.sampled_from(sorted(BUNDLED)), place=st.integers(0, 999), new=TOML, key=st.text(max_size=6))
 def test_recipes_with_changed_values(name, place, new, key):
     recipe = replaced(tomllib.loads(BUNDLED[name].decode()), place, new)
     try:
@@ -152,8 +153,7 @@ def test_recipes_with_changed_values(name, place, new, key):
     read_recipe(text.encode())
 
 
-@fuzzed(
-    25, 10_000, table=st.sampled_from([*recipes.TABLES, "trian", ""]),
+@fuzzed(10_000, table=st.sampled_from([*recipes.TABLES, "trian", ""]),
     key=st.sampled_from([*vars(Training()), "name", "", "a.b"]), value=st.text(max_size=20) | VALUES.map(str),
 )  # fmt: skip
 def test_changes_on_the_command_line(table, key, value):
@@ -188,7 +188,7 @@ ARRAYS = {
 }
 
 
-@fuzzed(15, 20_000, name=st.sampled_from(sorted(ARRAYS)), edits=EDITS)
+@fuzzed(20_000, name=st.sampled_from(sorted(ARRAYS)), edits=EDITS)
 def test_arrays_with_changed_bytes(name, edits):
     (HOME / name).write_bytes(edited(ARRAYS[name], edits))
     try:
@@ -197,8 +197,7 @@ def test_arrays_with_changed_bytes(name, edits):
         assert "\n" not in str(error)
 
 
-@fuzzed(
-    20, 5000, shape=st.lists(st.integers(-2, 2**64), max_size=4) | VALUES,
+@fuzzed(5000, shape=st.lists(st.integers(-2, 2**64), max_size=4) | VALUES,
     descr=st.sampled_from(["<f8", "|u1", "|O", "<U9", ">i4", "|V0", "<M8[s]"]) | VALUES, order=VALUES | st.booleans(),
     held=st.integers(0, 200),
 )  # fmt: skip
@@ -215,7 +214,7 @@ def test_headers_of_arrays(shape, descr, order, held):
 IDX = np.array([2051, 3, 28, 28], ">u4").tobytes() + bytes(3 * 784)
 
 
-@fuzzed(20, 3000, inside=EDITS, outside=EDITS)
+@fuzzed(3000, inside=EDITS, outside=EDITS)
 def test_idx_files(inside, outside):
     (HOME / "a.gz").write_bytes(edited(gzip.compress(edited(IDX, inside), 1), outside))
     try:
@@ -224,7 +223,7 @@ def test_idx_files(inside, outside):
         assert "\n" not in str(error)
 
 
-@fuzzed(20, 2000, edits=EDITS, kinds=st.lists(st.integers(0, 255), max_size=4))
+@fuzzed(2000, edits=EDITS, kinds=st.lists(st.integers(0, 255), max_size=4))
 def test_kept_indexes(edits, kinds):
     content = npz(names=np.frombuffer(b"a.pngb.png", np.uint8), ends=np.array([5, 10]), sizes=np.array([1, 2]),
                   times=np.array([3, 4]), kinds=np.array(kinds, np.uint8))  # fmt: skip
@@ -254,7 +253,7 @@ IMAGES = [
 ]  # fmt: skip
 
 
-@fuzzed(40, 25_000, which=st.integers(0, len(IMAGES) - 1), edits=EDITS)
+@fuzzed(25_000, which=st.integers(0, len(IMAGES) - 1), edits=EDITS)
 def test_images_with_changed_bytes(which, edits):
     path = HOME / "a.png"
     path.write_bytes(edited(IMAGES[which], edits))
@@ -273,7 +272,7 @@ FILE = st.tuples(st.integers(0, len(IMAGES) - 1), EDITS)
 NAME = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
 
 
-@fuzzed(5, 600, damage=st.dictionaries(NAME, FILE, min_size=6, max_size=6))
+@fuzzed(600, damage=st.dictionaries(NAME, FILE, min_size=6, max_size=6))
 def test_folders_of_images(damage):
     with tempfile.TemporaryDirectory(dir=HOME) as folder:
         for name, (which, edits) in damage.items():
@@ -312,17 +311,17 @@ def load_model(name: str, content: bytes) -> None:
         assert "\n" not in str(error) and str(HOME / "model") in str(error)
 
 
-@fuzzed(15, 5000, place=st.integers(0, 99), new=VALUES)
+@fuzzed(5000, place=st.integers(0, 99), new=VALUES)
 def test_descriptions_with_changed_values(place, new):
     load_model("model.json", json.dumps(replaced(DESCRIPTION, place, new)).encode())
 
 
-@fuzzed(15, 4000, name=st.sampled_from(sorted(FILES)), edits=EDITS)
+@fuzzed(4000, name=st.sampled_from(sorted(FILES)), edits=EDITS)
 def test_models_with_changed_bytes(name, edits):
     load_model(name, edited(FILES[name], edits))
 
 
-@fuzzed(20, 6000, edits=EDITS)
+@fuzzed(6000, edits=EDITS)
 def test_released_checkpoints_with_changed_bytes(edits):
     (HOME / "c.pt").write_bytes(edited(CHECKPOINT, edits))
     try:
@@ -342,7 +341,7 @@ WORDS = [
 WORD = st.sampled_from(WORDS) | st.text(max_size=5).filter(lambda word: not word.startswith("-h"))
 
 
-@fuzzed(15, 1000, command=st.sampled_from(COMMANDS), words=st.lists(WORD, max_size=5))
+@fuzzed(1000, command=st.sampled_from(COMMANDS), words=st.lists(WORD, max_size=5))
 def test_command_lines(command, words):
     error, out = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
