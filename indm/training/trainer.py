@@ -35,6 +35,7 @@ from indm.model import build_model, count_parameters
 from indm.objective import Objective, flow_nll, nelbo, objective_of, soft_truncation
 from indm.rng import noisy, part_of, random_states, restore_random_states
 from indm.runs.devices import by_main_process
+from indm.sde.check import check_sde
 from indm.tensors import widest
 from indm.training import checkpoints, sharding
 from indm.training.checks import check_condition, check_fits, check_loss, check_parts, check_shapes, within_memory
@@ -159,6 +160,8 @@ class Trainer:
         x, _ = from_data(model, stack(self.data.train, 2).to(next(model.parameters()).device))
         if model.is_diffusion:
             check_shapes(model, x)
+            if package_of(model.sde) != "indm":
+                check_sde(model.sde)
             if any(isinstance(part, Flow) and package_of(part) != "indm" for part in model.flow.modules()):
                 check_flow(model.flow, x)
         known = {"eps": None, "progress": 0.0}

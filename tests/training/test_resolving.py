@@ -139,6 +139,11 @@ def test_a_callback_sees_every_step_and_stops_the_run(tmp_path):
     assert [step for step, _ in seen] == [1, 2, 3, 4, 5, 6] and not summary["interrupted"]
 
 
+class Slow(VPSDE):
+    def drift(self, t):
+        return 0.5 * super().drift(t)
+
+
 class NoLogDet(CouplingFlow):
     def forward(self, x, **options):
         z, log_det = super().forward(x, **options)
@@ -153,13 +158,18 @@ class NoLogDet(CouplingFlow):
             None,
             r"flow NoLogDet: its log_det must have",
         ),
+        (
+            INDM(CouplingFlow((2,), depth=1, width=8), ScoreModel(Net(), Slow())),
+            None,
+            "drift of Slow must be d log α/dt",
+        ),
         (TooWide(), None, r"net TooWide: its output must have shape \(2, 2\) for a batch of 2, got shape \(2, 4\)"),
         (Blind(), None, r"net Blind cannot be called with inputs of shape \(2, 2\), \(2,\): "),
         (Net(), lambda model, x: x.mean(), "must return a scalar loss and a dict of scalar terms, got tensor"),
         (Net(), lambda model, x: (x, {}), "must return a scalar loss and a dict of scalar terms, got "),
         (Net(), lambda model, x: (x.mean(), {}), "must return a loss with a gradient, got one that depends on no par"),
     ],
-    ids=["flow", "net", "call", "one value", "no scalar", "no gradient"],
+    ids=["flow", "sde", "net", "call", "one value", "no scalar", "no gradient"],
 )
 def test_what_returns_the_wrong_shape_is_refused_before_anything_is_written(tmp_path, model, objective, said):
     data = torch.randn(60, 2)
