@@ -1,7 +1,7 @@
 """Readers of files from strangers under fuzzing: whatever is in a file, only ValueError or OSError is raised.
 
-The checks run 103,600 times in all under ``make test-long`` (7 minutes of one core). Two defects were found so: names of
-arrays quoted with their newlines, and `indm inspect` without a run, which ended in a StopIteration.
+The checks run 103,600 times in all under ``make test-long`` (7 minutes of one core). Two defects were found so: names
+of arrays quoted with their newlines, and `indm inspect` without a run, which ended in a StopIteration.
 """
 
 import copy
