@@ -403,7 +403,8 @@ def given(module: Module, c: Tensor) -> Module:
 
     A module without a part that sees a condition is returned as it is.
     """
-    view = with_parts(module, **{name: given(part, c) for name, part in module.named_children()})
+    parts = {name: part and given(part, c) for name, part in module._modules.items()}
+    view = with_parts(module, parts)
     if isinstance(module, Conditioned) and module.features > 0:
         view = copy.copy(view)
         view.c = c

@@ -162,7 +162,7 @@ class INDM(nn.Module):
         if takes_condition(score):
             other = None if away_from is None else condition(condition.rows(away_from, len(seen)))
             score = GivenScore(score, seen, guidance, other)
-        return with_parts(self, flow=given(self.flow, seen), score=score, condition=None)
+        return with_parts(self, {"flow": given(self.flow, seen), "score": score, "condition": None})
 
     def truncated(self, eps: float | None) -> "INDM":
         """This model with its SDE truncated at ``eps``, at least its own, which None leaves; weights are shared.

@@ -3,7 +3,7 @@
 import copy
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
@@ -84,12 +84,12 @@ def zeroed(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def with_parts(module: M, **parts: nn.Module | None) -> M:
+def with_parts(module: M, parts: Mapping[str, nn.Module | None]) -> M:
     """``module`` with other parts of these names, all else shared with it; itself where none differs."""
     if all(module._modules[name] is part for name, part in parts.items()):
         return module
     view = copy.copy(module)
-    view._modules = module._modules | parts
+    view._modules = {**module._modules, **parts}
     return view
 
 

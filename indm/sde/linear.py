@@ -241,11 +241,13 @@ def truncated(module: M, eps: float | None) -> M:
     >>> truncated(sde, 1e-3).eps, sde.eps
     (0.001, 1e-05)
     """
+    if eps is None:
+        return module
     if isinstance(module, LinearSDE):
         view = copy.copy(module)
         view.eps = module.truncation(eps)
         return view
-    return with_parts(module, **{name: truncated(part, eps) for name, part in module.named_children()})
+    return with_parts(module, {name: part and truncated(part, eps) for name, part in module._modules.items()})
 
 
 class _VariancePreserving(LinearSDE):

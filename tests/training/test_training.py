@@ -626,7 +626,7 @@ def test_in_the_background_of_a_script_ctrl_c_stays_ignored():
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capfd):
     run = tmp_path / "run"
-    (tmp_path / "mine.toml").write_text(recipes.to_toml(change(DIGITS, steps=1_000_000, batch_size=32)))
+    (tmp_path / "mine.toml").write_text(recipes.to_toml(change(DIGITS, steps=1_000_000, batch_size=32, log_every=1)))
     command = ["train", str(tmp_path / "mine.toml"), "--out", str(run), "--quiet"]
     process = fork(lambda: os._exit(main(command)))
     while not any("loss" in line for line in read_metrics(run)):
