@@ -50,7 +50,7 @@ class Sample(Draws):
     def run(self) -> int:
         from indm.data.densities import DENSITIES
         from indm.evaluation import plots, sheets
-        from indm.runs.folder import run_folder
+        from indm.runs.folder import recipe_of, run_folder
         from indm.runs.samples import SAMPLES, change_line, draw
 
         run = run_folder(self.run_folder)
@@ -61,7 +61,7 @@ class Sample(Draws):
         if (out / "samples.png").exists():
             pass  # of the same samples
         elif samples.ndim == 4 and drawing.condition == "all":
-            sheets.save_classes(samples, levels or 256, labels_of(run), out / "samples.png")
+            sheets.save_classes(samples, levels or 256, recipe_of(run).labels, out / "samples.png")
         elif samples.ndim == 4:
             sheets.save_grid(samples, levels or 256, out / "samples.png")
         elif samples.shape[1] > 1:
@@ -73,13 +73,6 @@ class Sample(Draws):
         if line := change_line(out, levels):
             print(line)
         return DONE
-
-
-def labels_of(run: Path) -> tuple[str, ...]:
-    """The names of the classes of a run's model."""
-    from indm.runs.folder import recipe_of
-
-    return tuple(recipe_of(run)["condition"]["labels"])
 
 
 def test_data(table: dict[str, Any], n: int) -> Any:

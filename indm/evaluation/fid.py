@@ -114,7 +114,7 @@ def open_images(
         samples, levels, made_by = read_samples(path)
         return _grey(samples, levels, {"file": str(path), "drawn": made_by})
     if str(source) in recipes.bundled() or is_run(path) or path.suffix == ".toml":
-        table = recipes.resolve(recipes.load(source))["data"]
+        table = recipes.resolve(recipes.load(source)).data.table()
         return of_data(without_download(table) if is_run(path) else table, split)
     if path.is_dir():
         return of_folder(path, size, resize)

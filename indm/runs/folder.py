@@ -212,7 +212,7 @@ def data_of(run: Path, model: Any, table: dict | None = None) -> Data:
     Raises:
         ValueError: they cannot be loaded, or are of other events or grey levels than the ``model``.
     """
-    own = recipe_of(run)["data"]
+    own = recipe_of(run).data.table()
     table = own if table is None else table
     assumed = table == own and _were_assumed(run, own)
     others = f'"indm evaluate" and "indm convert" take others, for example {flags_of_data(tuple(model.shape))}'
