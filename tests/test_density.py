@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from closed_form import SDES, MixtureScore, column, gaussian, normal_log_prob, within
+from closed_form import EACH_SDE, SDES, MixtureScore, column, gaussian, normal_log_prob, within
 from contract_parts import constructions
 from flow_tools import perturb, slopes
 from own_sde import EachEntry
@@ -50,7 +50,7 @@ def gradient(values, x):
     return torch.autograd.grad(values.sum(), x)[0]
 
 
-@pytest.fixture(params=SDES)
+@pytest.fixture(params=EACH_SDE)
 def name(request):
     return request.param
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from closed_form import SDES, GaussianScore, MixtureScore
+from closed_form import EACH_SDE, GaussianScore, MixtureScore
 from own_sde import EachEntry
 
 import indm
@@ -30,7 +30,7 @@ def double(*values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-@pytest.fixture(params=SDES)
+@pytest.fixture(params=EACH_SDE)
 def name(request):
     return request.param
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from closed_form import SDES, GaussianScore, LinearScore, gaussian, within
+from closed_form import EACH_SDE, SDES, GaussianScore, LinearScore, gaussian, within
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -26,7 +26,7 @@ def reference_of(score, basis=None):
     return GaussianReference(score.mean.flatten().double(), score.variance.flatten().double(), basis)
 
 
-@pytest.fixture(params=SDES)
+@pytest.fixture(params=EACH_SDE)
 def name(request):
     return request.param
 

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from closed_form import SDES, GaussianScore, LinearScore, column, gaussian, normal_log_prob, within
+from closed_form import EACH_SDE, SDES, GaussianScore, LinearScore, column, gaussian, normal_log_prob, within
 from own_sde import EachEntry
 from scipy import integrate, stats
 from torch import nn
@@ -62,7 +62,7 @@ def log_panels(start, end, panels=60, nodes=10):
     return torch.from_numpy(t.ravel()), torch.from_numpy((t * half[:, None] * w).ravel())
 
 
-@pytest.fixture(params=SDES)
+@pytest.fixture(params=EACH_SDE)
 def name(request):
     return request.param
 
