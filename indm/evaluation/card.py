@@ -69,7 +69,7 @@ def sections(
         "## Data and budget\n\n" + _items(_ends(recipe) | _data(recipe, record) | _budget(run)),
         "## Likelihood\n\n" + _likelihood(run, weights),
         *shown,
-        hub.how_to_load(name, recipe.condition and recipe.condition.options, is_run=True),
+        hub.how_to_load(name, recipe.condition.options if recipe.condition else None, is_run=True),
         *_how_to_translate(name, recipe),
         "## Provenance\n\n" + _items(made_by | {"SHA-256 of the weights": weights}),
     ]

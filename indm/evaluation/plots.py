@@ -115,8 +115,8 @@ def finish(figure: Figure) -> None:
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
-        box = axes.bbox.size / figure.dpi
-        for text, inches in ((axes.title, box[0]), (axes.xaxis.label, box[0]), (axes.yaxis.label, box[1])):
+        width, height = axes.bbox.width / figure.dpi, axes.bbox.height / figure.dpi
+        for text, inches in ((axes.title, width), (axes.xaxis.label, width), (axes.yaxis.label, height)):
             text.set_text(in_lines(text.get_text(), 0.9 * inches * FONT_SIZE / text.get_fontsize()))
     if entries:
         names = [in_lines(name, 0.85 * figure.bbox.width / figure.dpi) for name in entries]
