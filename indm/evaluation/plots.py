@@ -117,7 +117,7 @@ def finish(figure: Figure) -> None:
         entries |= dict(zip(labels, handles, strict=True))
         width, height = axes.bbox.width / figure.dpi, axes.bbox.height / figure.dpi
         for text, inches in ((axes.title, width), (axes.xaxis.label, width), (axes.yaxis.label, height)):
-            text.set_text(in_lines(text.get_text(), 0.9 * inches * FONT_SIZE / text.get_fontsize()))
+            text.set_text(in_lines(text.get_text(), 0.9 * inches * FONT_SIZE / float(text.get_fontsize())))
     if entries:
         names = [in_lines(name, 0.85 * figure.bbox.width / figure.dpi) for name in entries]
         longest = max(len(line) + 6 for name in names for line in name.split("\n"))
