@@ -18,6 +18,7 @@ from processes import fork
 
 from indm.cli.main import main
 from indm.config.options import Drawing
+from indm.config.recipes import recipe
 from indm.data.registry import load_data
 from indm.runs import samples
 from indm.runs.devices import run_lock
@@ -52,7 +53,7 @@ def test_what_cannot_be_a_line_of_the_metrics_is_left_out(tmp_path, damage):
 def test_every_part_of_a_run_says_what_made_it(tmp_path, monkeypatch):
     for part in ("one", "two", "three"):
         monkeypatch.setattr(sys, "argv", ["indm", part])
-        describe(tmp_path, {"train": {"seed": 0}}, torch.device("cpu"), [part])
+        describe(tmp_path, recipe("digits"), torch.device("cpu"), [part])
     last = json.loads((tmp_path / "versions.json").read_text())
     before = last.pop("before")
     assert [made_by["command"][1] for made_by in [*before, last]] == ["one", "two", "three"]
@@ -63,7 +64,7 @@ def test_every_part_of_a_run_says_what_made_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize("damage", [b'{"indm": "0.', b"[]", b'{"before": 3}', b"\xff"], ids=range(4))
 def test_a_damaged_provenance_does_not_keep_a_run_from_going_on(tmp_path, damage):
     (tmp_path / "versions.json").write_bytes(damage)
-    describe(tmp_path, {"train": {"seed": 0}}, torch.device("cpu"), [])
+    describe(tmp_path, recipe("digits"), torch.device("cpu"), [])
     assert "before" not in json.loads((tmp_path / "versions.json").read_text())
 
 
