@@ -15,6 +15,7 @@ from torch import Tensor
 from indm.tensors import double, event_size, float64_device, widest
 
 State = tuple[Tensor, ...]
+Points = Callable[[float, float, int], list[float]]
 Attempt = tuple[State, Tensor, int]  # the state at the end, its error, evaluations
 
 FEWEST, MOST = 64, 256  # equal steps of :func:`solve`
@@ -26,6 +27,11 @@ MOST_STEPS = 1536  # of :func:`converge`
 OUT_OF_REACH = "the ODE's stated error is up to"  # how the warning begins
 ROUNDING = 8  # units in the last place that a solution in a few dozen steps may be off
 ROUNDING_OF_RATES = 32  # the same of ∫ |rates|, for rates of a network
+
+
+def equal_steps(start: float, end: float, steps: int) -> list[float]:
+    """The points of ``steps`` equal steps."""
+    return np.linspace(start, end, steps + 1).tolist()
 
 
 def adams(
@@ -40,8 +46,9 @@ def adams(
     watch: Callable[[State, State], Tensor] | None = None,
     between: Mapping[int, float] = MappingProxyType({}),
     context: tuple[Tensor, ...] = (),
+    points: Points = equal_steps,
 ) -> tuple[State, int, list[Tensor], list[Tensor]]:
-    """Adams–Bashforth–Moulton in equal steps.
+    """Adams–Bashforth–Moulton, by default in equal steps.
 
     A step extrapolates the field by the polynomial through its last ``order`` values. It is then repeated with the
     value at its end added. The first steps use the values there are, and go from the start each time.
@@ -54,17 +61,18 @@ def adams(
         field: (t (B,), state, *context) → d state/dt; all tensors have the batch as their first axis, t is in float64,
             on the CPU where the device of the state has none.
         state: at ``start``.
-        steps: equal steps from ``start`` to ``end``.
+        steps: from ``start`` to ``end``.
         drift: the field of the first parts of the state, which must not depend on the others: (t, parts, *context).
         watch: a number of each sample to keep along the way, of the state and its slope.
         between: the steps, counted from 1, in which it is also taken between the points, and at which share of them.
         context: further tensors that the field needs for each sample, constant in t.
+        points: (start, end, steps) → the ``steps`` + 1 points between which it steps.
 
     Returns:
         The state at ``end``, the evaluations of the field and ``drift``, and what ``watch`` gave at each of the
         ``steps`` + 1 points, and ``between`` them.
     """
-    grid = np.linspace(start, end, steps + 1).tolist()
+    grid = points(start, end, steps)
     path, trial, watched, others = _Quadrature(state, start, order), state, [], []
 
     def clock(t: float) -> Tensor:
@@ -270,8 +278,10 @@ def converge(
     context: tuple[Tensor, ...] = (),
     first: int = 8,
     most: int = MOST_STEPS,
+    order: int = 4,
+    points: Points = equal_steps,
 ) -> Solution:
-    r""":func:`adams` in as many equal steps as each sample needs for an error of ``tol`` of its state.
+    r""":func:`adams` in as many steps as each sample needs for an error of ``tol`` of its state.
 
     A sample is solved in ``first`` steps, and again in twice as many while its error is above ``tol``, up to ``most``.
     From the last two changes δ of its state (root mean squares over the entries; the first is that from ``state``) the
@@ -284,9 +294,9 @@ def converge(
     them are stated. A sample's solution does not depend on the others.
 
     Args:
-        field, state, start, end, context: as in :func:`adams`.
+        field, state, start, end, context, order, points: as in :func:`adams`.
         tol: largest error of each part of the state.
-        first, most: equal steps of the first and the last solution.
+        first, most: steps of the first and the last solution.
 
     Raises:
         RuntimeError: the field or the state is not finite.
@@ -302,7 +312,8 @@ def converge(
 
     def attempt(rows: Tensor, steps: int, before: State, spent: int) -> Attempt:
         begin, given = (tuple(part[rows] for part in parts) for parts in (state, context))
-        found, evaluations, _, _ = adams(field, begin, start, end, steps=steps, context=given)
+        options: dict[str, Any] = {"context": given, "order": order, "points": points}
+        found, evaluations, _, _ = adams(field, begin, start, end, steps=steps, **options)
         new = torch.stack([_distance(a, b) for a, b in zip(found, before, strict=True)]).amax(0)
         ratio = (new / change[rows].clamp_min(1e-300)).clamp_max(1.0)
         error = (new * (6 * ratio).clamp(1.0, 3.0)).clamp_min(floor)

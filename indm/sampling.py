@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -21,7 +22,7 @@ from indm.config.parts import BUILT_IN, find
 from indm.likelihood import decode_with_log_prob, latents_of
 from indm.messages import nearest
 from indm.objective import ancestral_step
-from indm.ode import adams, converge, interpolatory_weights
+from indm.ode import Points, adams, converge, interpolatory_weights
 from indm.rng import randn_like
 from indm.score import (
     context_of,
@@ -35,9 +36,12 @@ from indm.tensors import Batch, PerSample, evaluation_mode, expand_like
 
 FLOW_TOLERANCE = 1e-4  # of the probability flow: of 256 grey levels an eightieth
 FEW = 25  # steps by default; in so many, or fewer, a network with ripples in t is not resolved
+RESOLVING = 400  # steps by default where a network may have ripples in t
 LONGEST_STEP, FEWEST_STEPS = 2.4, 4  # of its first solution, on the clock −log SNR
+FIRST_RESOLVING = 128  # steps of the first solution for a network that may have ripples in t
 VARIANCES = tuple(10.0**k for k in range(-5, 2))  # of directions of the latents that it is balanced for, towards data
 OUTWARD_VARIANCES = VARIANCES[2:]  # away from data: in few steps, rates of the other would not be stable
+LEAST_WEIGHT = 0.1  # of the clock in :func:`steps_in_time`
 SAMPLERS = BUILT_IN["sampler"]  # the names of the samplers of this package; make_sampler makes one
 
 
@@ -120,6 +124,11 @@ def default_sampler(model) -> str:
     return "unipc" if model.is_scalar else "heun"
 
 
+def default_steps(model) -> int:
+    """25, and 400 where the network may have ripples in t."""
+    return RESOLVING if may_ripple(model.score) else FEW
+
+
 def make_sampler(sampler: str | type[Sampler] | Sampler, **options: Any) -> Sampler:
     """A sampler from its name, its class, or itself.
 
@@ -158,6 +167,14 @@ def log_snr_grid(sde: LinearSDE, steps: int) -> Tensor:
     """Times T = t_0 > … > t_steps = ε, equally spaced in log-SNR, (steps + 1,) in float64."""
     low, high = sde.log_snr(torch.tensor([sde.T, sde.eps], dtype=torch.float64))
     times = sde.time(torch.lerp(low, high, torch.linspace(0, 1, steps + 1, dtype=torch.float64)))
+    times[0], times[-1] = sde.T, sde.eps
+    return times
+
+
+def time_grid(sde: LinearSDE, steps: int) -> Tensor:
+    """Times T = t_0 > … > t_steps = ε of :func:`steps_in_time`, (steps + 1,) in float64."""
+    start, end = (-sde.log_snr(torch.tensor([sde.T, sde.eps], dtype=torch.float64))).tolist()
+    times = sde.time(-torch.tensor(steps_in_time(sde)(start, end, steps), dtype=torch.float64))
     times[0], times[-1] = sde.T, sde.eps
     return times
 
@@ -351,17 +368,22 @@ class ExponentialAdams(Sampler):
 
     The exponential is integrated exactly, the prediction E[z_0|z_t] as the polynomial through its last values: of a
     predictor of order p the last p. With a ``corrector``, of order p + 1, each step is repeated once the prediction at
-    its end is known, with that value added; the prediction itself is not computed again.
+    its end is known, with that value added; the prediction itself is not computed again. Where the network may have
+    ripples in t, steps are those of :func:`steps_in_time`.
     """
 
     needs_scalar_sde = True
     corrector: ClassVar[bool] = False
 
+    def times(self, score, steps: int) -> Tensor:
+        """The times between which it steps: its grid, or :func:`time_grid` where the network may have ripples in t."""
+        return time_grid(score.sde, steps) if may_ripple(score) else self.grid(score.sde, steps)
+
     def solve(
         self, score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
     ) -> tuple[Tensor, int]:
         self.check(score.sde)
-        sde, grid, points_kept = score.sde, self.grid(score.sde, steps), self.order - self.corrector
+        sde, grid, points_kept = score.sde, self.times(score, steps), self.order - self.corrector
         alpha, sigma, half = (v.tolist() for v in (sde.alpha(grid), sde.sigma(grid), 0.5 * sde.log_snr(grid)))
 
         def advance(z: Tensor, i: int, points: list[tuple[float, Tensor]]) -> Tensor:
@@ -495,10 +517,13 @@ def follow_flow(
 ) -> tuple[Tensor, int]:
     """z at time s from z at time t, in either direction, by the probability-flow ODE on the clock −log SNR.
 
+    Steps are equal on the clock. A network that may have ripples in t needs more of them where t changes quickly: there
+    they are those of :func:`steps_in_time`, by Adams' method of order 2: higher ones amplify what they do not resolve.
+
     Args:
         tol: largest root mean square error of a sample, in units of √(α² + σ²): :func:`indm.ode.converge`, in the
             coordinate of :func:`balance`.
-        steps: use :func:`indm.ode.adams` with this many equal steps instead, in that coordinate, too.
+        steps: use :func:`indm.ode.adams` with this many steps instead, in that coordinate, too.
 
     Returns:
         z_s, and the evaluations of the score for the sample that took the most.
@@ -523,14 +548,35 @@ def follow_flow(
         return (probability_flow(with_context(score, given), clock)(c * v) / c - rate * v,)
 
     before, after = (expand_like(sde.marginal_std(z.new_full((len(z),), time)), z) for time in (t, s))
-    state, context = (z / before / coordinate(ends[:1])[0],), context_of(score)
+    state: tuple[Tensor, ...] = (z / before / coordinate(ends[:1])[0],)
+    options: dict[str, Any] = {"context": context_of(score)}
+    if may_ripple(score):
+        options |= {"points": steps_in_time(sde), "order": 2}
     with tqdm(desc="probability flow (evaluations)", leave=False, disable=not progress) as bar:
         if steps is not None:
-            (v,), nfe, _, _ = adams(field, state, start, end, steps=steps, context=context)
+            (v,), nfe, _, _ = adams(field, state, start, end, steps=steps, **options)
             return after * v, nfe
         first = max(FEWEST_STEPS, math.ceil(abs(end - start) / LONGEST_STEP))
-        solution = converge(field, state, start, end, tol=tol, context=context, first=first)
+        if may_ripple(score):
+            first = max(first, math.ceil(FIRST_RESOLVING * abs(t - s) / sde.T))
+        solution = converge(field, state, start, end, tol=tol, first=first, **options)
     return after * solution.state[0], int(solution.nfe.max())
+
+
+def steps_in_time(sde: LinearSDE) -> Points:
+    """Points on the clock −log SNR, equally spaced in a mean of t and the clock, each as a share of its way.
+
+    The clock has a weight of 25 steps, at least 0.1: up to 25 steps are equal on the clock.
+    """
+
+    def points(start: float, end: float, steps: int) -> list[float]:
+        clock = torch.linspace(start, end, 10_001, dtype=torch.float64)
+        t = sde.time(-clock)
+        weight = min(1.0, max(LEAST_WEIGHT, FEW / steps))
+        along = (1 - weight) * (t - t[0]) / (t[-1] - t[0]) + weight * (clock - start) / (end - start)
+        return np.interp(np.linspace(0, 1, steps + 1), along.numpy(), clock.numpy()).tolist()
+
+    return points
 
 
 def balance(clock: PerSample, variances: tuple[float, ...]) -> tuple[PerSample, PerSample]:
@@ -560,7 +606,7 @@ def sample(
     c: Any = None,
     guidance: float = 1.0,
     sampler: str | type[Sampler] | Sampler | None = None,
-    steps: int = FEW,
+    steps: int | None = None,
     eps: float | None = None,
     temperature: float = 1.0,
     last_denoising: bool = True,
@@ -579,7 +625,7 @@ def sample(
             evaluations each. Only 1, which is the model, has a likelihood.
         sampler: a name in :data:`SAMPLERS`, or a :class:`Sampler`, such as ``PredictorCorrector(snr=0.1)``; default:
             "unipc", and "heun" where each entry of the latent has an SDE of its own.
-        steps: time steps ("ode" takes as many as its tolerance needs).
+        steps: time steps ("ode" takes as many as its tolerance needs); default: :func:`default_steps`.
         eps: truncation at which the reverse process ends; default: the SDE's own, which is also the least.
         temperature: factor on the latent before it is decoded; 1.0 samples the model.
         last_denoising: z_0 is E[z_0 | z_ε] at the end; else it is z_ε/α_ε.
@@ -604,6 +650,7 @@ def sample(
         >>> sample(model, 8, sampler="heun", steps=10).shape
         torch.Size([8, 2])
     """
+    steps = default_steps(model) if steps is None else steps
     _check_counts(steps=steps)
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}; 1 samples the model")
@@ -611,7 +658,7 @@ def sample(
     if steps <= FEW and not sampler.adaptive and may_ripple(model.score):
         warnings.warn(
             f"the network may have ripples in t, and samples in {steps} steps may then be far from converged ones; "
-            'sampler "ode" takes as many steps as it needs (indm sample RUN --sampler ode)',
+            f"leave steps out to take {RESOLVING}",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -38,6 +38,14 @@ def multilevel() -> str:
     return in_table("model", "examples", "standard error", *counts, rows=rows)
 
 
+def ripples() -> str:
+    """Samples of a network with ripples in t."""
+    keys = ("sampler", "evaluations", "error", "largest", "cpu_seconds")
+    with (BENCH / "ripples.csv").open() as file:
+        rows = [[row[key] for key in keys] for row in csv.DictReader(file)]
+    return in_table(*keys[:4], "CPU seconds", rows=rows)
+
+
 def sample_steps() -> str:
     counts = ("12", "25", "50", "100", "200")
     rows = [

@@ -36,6 +36,7 @@ from indm.sampling import (
     reverse_diffusion_step,
     sample,
     solve_latent,
+    time_grid,
     uniform_grid,
 )
 from indm.scaling import Scaling
@@ -71,18 +72,29 @@ class Rippled(torch.nn.Module):
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:the ODE")
-def test_few_steps_of_a_network_with_ripples_are_warned_of_and_the_advice_helps():
-    """By the default sampler and by "ode", against 1,500 steps from the same z_T."""
+def test_few_steps_of_a_network_with_ripples_are_warned_of_and_the_default_resolves_them():
+    """Against 3,000 steps from the same z_T."""
     model = INDM(Identity(), PublishedScore(Rippled(), VPSDE(eps=1e-3)), shape=(2,))
-    with pytest.warns(
-        RuntimeWarning, match=r"in 25 steps may .* far from converged .* \(indm sample RUN --sampler ode\)"
-    ):
-        default = sample(model, 16, generator=seeded(0))
-    advised, exact = (
-        sample(model, 16, **options, generator=seeded(0)) for options in ({"sampler": "ode"}, {"steps": 1500})
+    with pytest.warns(RuntimeWarning, match=r"in 25 steps may .* far from converged .* leave steps out to take 400"):
+        few = sample(model, 16, steps=25, generator=seeded(0))
+    default, adaptive, exact = (
+        sample(model, 16, **options, generator=seeded(0))
+        for options in ({}, {"sampler": AdaptiveODE(1e-2)}, {"steps": 3000})
     )
-    off, off_by_advice = ((x - exact).square().mean().sqrt().item() for x in (default, advised))
-    assert off > 0.05 and off_by_advice < off / 20
+    off, off_by_default, off_by_ode = ((x - exact).square().mean().sqrt().item() for x in (few, default, adaptive))
+    assert off > 0.05 and off_by_default < off / 20 and off_by_ode < 1e-2
+
+
+def test_steps_in_time_are_those_of_the_clock_where_they_are_few():
+    """Up to 25; of many, a tenth of the way on the clock is left to each tenth of the steps."""
+    sde = VPSDE()
+    few, clock = time_grid(sde, 25), log_snr_grid(sde, 25)
+    torch.testing.assert_close(few, clock, rtol=1e-3, atol=0)
+    many = time_grid(sde, 1000)
+    along = 0.9 * (many - 1) / (sde.eps - 1) + 0.1 * (sde.log_snr(many) - sde.log_snr(many[0])) / (
+        sde.log_snr(many[-1]) - sde.log_snr(many[0])
+    )
+    torch.testing.assert_close(along, torch.linspace(0, 1, 1001, dtype=torch.float64), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("net", ["mlp", "zero"])

@@ -67,7 +67,7 @@ class Sample(Draws):
         elif samples.shape[1] > 1:
             density = DENSITIES.get(made_by["data"]["name"])
             plots.scatter(samples, test_data(made_by["data"], len(samples)), density, out / "samples.png")
-        by = made_by["sampler"] + (f", {counted(drawing.steps, 'step')}" if made_by["steps"] else "")
+        by = made_by["sampler"] + (f", {counted(made_by['steps'], 'step')}" if made_by["steps"] else "")
         shown = "samples.png" if (out / "samples.png").exists() else SAMPLES  # single numbers have no picture
         print(f"{out / shown}: {counted(len(samples), 'sample')} by {by}")
         if line := change_line(out, levels):

@@ -267,7 +267,7 @@ class Drawing:
     [0.16,0.14]."""
     sampler_options: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
     """Arguments of the sampler; those that are left out have its defaults."""
-    steps: Count = 25
+    steps: Annotated[int | None, AT_LEAST_1, default("25; 400 where the network may have ripples in t")] = None
     """Time steps."""
     eps: Annotated[float | None, default("the model's")] = None
     """Where the reverse process ends, at or above the model's own truncation."""

@@ -4,7 +4,7 @@ import contextlib
 import json
 import statistics
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,15 @@ from indm.fitting import Fit, FittedSampler, check_can_fit, fit_sampler
 from indm.messages import brief, counted, reason
 from indm.runs.folder import check_absent, data_of, open_run
 from indm.runs.provenance import provenance, weights_hash
-from indm.sampling import Sampler, centre_prior, change_in_twice_the_steps, default_sampler, make_sampler, sample
+from indm.sampling import (
+    Sampler,
+    centre_prior,
+    change_in_twice_the_steps,
+    default_sampler,
+    default_steps,
+    make_sampler,
+    sample,
+)
 
 SAMPLES = "samples.npz"
 FITTED = "fitted"  # the name of samplers that were fitted to the model of a run
@@ -44,6 +52,7 @@ def draw(
         ValueError: bad options, or other samples in ``out``: only ``overwrite`` replaces them and their picture.
     """
     model, recipe = open_run(run)
+    drawing = replace(drawing, steps=drawing.steps or default_steps(model))
     name = drawing.sampler or default_sampler(model)
     with trust(name):  # the caller names it; it does not come from a file
         named = fitted_sampler(run, drawing.steps, drawing.guidance) if name == FITTED else name
