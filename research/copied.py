@@ -137,6 +137,13 @@ def solver_coverage() -> str:
     return in_table(*(key.replace("_", " ") for key in keys), rows=lines)
 
 
+def solver_rules() -> str:
+    """Smaller stated errors of smooth fields that were tried."""
+    keys = ("rule", "model", "part", "covered", "median", "largest", "evaluations")
+    named = ("rule", "model", "part", "covered", "stated/true, median", "true/stated, largest", "evaluations")
+    return in_table(*named, rows=[tuple(row[key] for key in keys) for row in rows("solver_rules")])
+
+
 def reconstruction() -> str:
     lines = [
         (row["run"], *("{:+.4f} ± {:.4f}".format(*row[kind]) for kind in ("one", "two")))
