@@ -63,6 +63,7 @@ def rows_of(run: Path, images: int, converged: int) -> list[Row]:
         "unipc, 25 steps": lambda: solve_latent(model, z, UniPC(), 25),
         "unipc, 400 steps on the clock": lambda: solve_latent(model, z, OnTheClock(), 400),
         "unipc, 400 steps": lambda: solve_latent(model, z, UniPC(), 400),
+        "ode, tol 2e-2": lambda: solve_latent(model, z, AdaptiveODE(2e-2)),
         "ode, tol 1e-2": lambda: solve_latent(model, z, AdaptiveODE(1e-2)),
     }
     exact, _ = denoised(follow_flow(score, z, sde.T, sde.eps, steps=converged))

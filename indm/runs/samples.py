@@ -52,17 +52,18 @@ def draw(
         ValueError: bad options, or other samples in ``out``: only ``overwrite`` replaces them and their picture.
     """
     model, recipe = open_run(run)
-    drawing = replace(drawing, steps=drawing.steps or default_steps(model))
+    steps = drawing.steps or default_steps(model)
+    drawing = replace(drawing, steps=steps)
     name = drawing.sampler or default_sampler(model)
     with trust(name):  # the caller names it; it does not come from a file
-        named = fitted_sampler(run, drawing.steps, drawing.guidance) if name == FITTED else name
+        named = fitted_sampler(run, steps, drawing.guidance) if name == FITTED else name
         sampler = make_sampler(named, **drawing.sampler_options)
     settings = asdict(drawing) | {
         "sampler": name,
         "sampler_options": sampler.options(),
         "eps": model.sde.truncation(drawing.eps),
     }
-    settings |= {"steps": None if sampler.adaptive else drawing.steps}
+    settings |= {"steps": None if sampler.adaptive else steps}
     device = model.scaling.scale.device
     made_by = settings | {"device": device.type, "weights_sha256": weights_hash(run), "data": recipe.data.table()}
     made_by = json.loads(json.dumps(made_by))  # as it is read again
@@ -87,7 +88,7 @@ def draw(
         c=c,
         guidance=drawing.guidance,
         sampler=sampler,
-        steps=drawing.steps,
+        steps=steps,
         eps=drawing.eps,
         temperature=drawing.temperature,
         last_denoising=drawing.last_denoising,
@@ -95,7 +96,7 @@ def draw(
         generator=generator,
         progress=progress,
     )
-    changes = _changes(model, x, c, drawing, sampler, generator.set_state(before))
+    changes = _changes(model, x, c, drawing, sampler, steps, generator.set_state(before))
     record = {
         "options": settings,
         "change_in_twice_the_steps": changes,
@@ -106,7 +107,13 @@ def draw(
 
 
 def _changes(
-    model: Any, x: Tensor, c: Tensor | None, drawing: Drawing, sampler: Sampler, generator: torch.Generator
+    model: Any,
+    x: Tensor,
+    c: Tensor | None,
+    drawing: Drawing,
+    sampler: Sampler,
+    steps: int,
+    generator: torch.Generator,
 ) -> list[float] | None:
     """How far the first samples are from those in twice the steps; None where that is no error of the steps."""
     if sampler.stochastic or sampler.adaptive or not model.flow.one_map:
@@ -115,7 +122,7 @@ def _changes(
     z_T = model.sde.prior_sample((of_batch, *model.shape), generator=generator, dtype=x.dtype)[:n]
     options: dict[str, Any] = {"temperature": drawing.temperature, "last_denoising": drawing.last_denoising}
     part = at_rows(model.truncated(drawing.eps), c, torch.arange(n), guidance=drawing.guidance)
-    return change_in_twice_the_steps(part, x[:n], z_T, sampler, drawing.steps, **options).tolist()
+    return change_in_twice_the_steps(part, x[:n], z_T, sampler, steps, **options).tolist()
 
 
 def change_line(folder: Path, levels: int) -> str | None:
