@@ -56,15 +56,31 @@ class ConditionEmbedding(nn.Module):
     Args:
         seen_shape: of what it sees, any number of axes, see :class:`indm.conditions.Condition`.
         width: the length of the embedding.
+        blocks: of a residual network before the last layer, for a c that says much in many numbers.
+        dropout: share of their hidden units that are dropped in training.
     """
 
-    def __init__(self, seen_shape: tuple[int, ...], width: int):
+    def __init__(self, seen_shape: tuple[int, ...], width: int, blocks: int = 0, dropout: float = 0.0):
         super().__init__()
-        layers = [nn.Linear(math.prod(seen_shape), width), nn.SiLU(), zeroed(nn.Linear(width, width))]
+        residual = [ResidualBlock(width, dropout) for _ in range(blocks)]
+        norm = [nn.LayerNorm(width)] if blocks else []
+        layers = [nn.Linear(math.prod(seen_shape), width), *residual, *norm, nn.SiLU(), zeroed(nn.Linear(width, width))]
         self.mlp = nn.Sequential(nn.Flatten(), *layers)
 
     def forward(self, c: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch width"]:
         return self.mlp(c)
+
+
+class ResidualBlock(nn.Module):
+    """h ↦ h + W₂ silu(W₁ norm(h)), with dropout before W₂."""
+
+    def __init__(self, width: int, dropout: float):
+        super().__init__()
+        first = nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU()
+        self.mlp = nn.Sequential(*first, nn.Dropout(dropout), nn.Linear(width, width))
+
+    def forward(self, h: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+        return h + self.mlp(h)
 
 
 class ConditionOfImages(nn.Module):

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from indm.nets.embedding import seen
 from indm.nets.mlp import MLP
 from indm.tensors import Batch, PerSample
+
+CONDITION_BLOCKS = 2  # of the embedding of c
 
 
 class MixtureMLP(nn.Module):
@@ -17,10 +20,14 @@ class MixtureMLP(nn.Module):
     So with the mixture of :meth:`set_mixture` the probability flow has the density of the mixture before any training.
     At first the mixture is N(0, I), and the output 0.
 
+    With a condition the mixture is one of latents and conditions together, whose law of z at c is again a mixture:
+    m_k is then linear in c, and :math:`w_k \propto` its share of the density of c. The MLP sees the mixture's output
+    beside c, so that it can undo what a narrow component is wrong about.
+
     Args:
         shape: the event shape, any number of axes.
         components: number of Gaussians; they are not trained.
-        width, depth, fourier: of the MLP.
+        width, depth, fourier, dropout: of the MLP.
         condition: shape of what the MLP sees of a condition, :attr:`indm.conditions.Condition.seen_shape`; () for none.
 
     Example: the score of N(0, 4I) plus noise, which is −z_t/(4α² + σ²).
@@ -43,32 +50,56 @@ class MixtureMLP(nn.Module):
         width: int = 64,
         depth: int = 2,
         fourier: int = 2,
+        dropout: float = 0.0,
         condition: tuple[int, ...] = (),
     ):
         super().__init__()
-        self.shape, d = tuple(shape), math.prod(shape)
+        self.shape, d, k = tuple(shape), math.prod(shape), math.prod(condition) if condition else 0
         self.components, self.width, self.depth, self.fourier = components, width, depth, fourier
         self.register_buffer("log_weight", torch.full((components,), -math.log(components)))
         self.register_buffer("mean", torch.zeros(components, d))
         self.register_buffer("variance", torch.ones(components, d))
         self.register_buffer("basis", torch.eye(d).repeat(components, 1, 1))
+        self.register_buffer("slope", torch.zeros(components, k, d))  # of the mean in c
+        self.register_buffer("c_root", torch.zeros(components, k, k))  # c @ c_root − c_mean is N(0, I) in a component
+        self.register_buffer("c_mean", torch.zeros(components, k))
         self.condition = tuple(condition)
-        self.mlp = MLP(shape, width, depth, fourier, self.condition)
+        self.mlp = MLP(shape, width, depth, fourier, (d + k,), CONDITION_BLOCKS, dropout)
 
     def set_mixture(self, weight: Tensor, mean: Tensor, covariance: Tensor) -> None:
-        """Take the mixture of ``weight`` (K,), ``mean`` (K, d) and ``covariance`` (K, d, d)."""
-        variance, basis = torch.linalg.eigh(covariance)
-        new: Mapping[str, Tensor] = {"log_weight": weight.log(), "mean": mean, "variance": variance, "basis": basis}
+        """Take the mixture of ``weight`` (K,), ``mean`` (K, d + j) and ``covariance`` (K, d + j, d + j).
+
+        The last j columns are the first j numbers of what is seen of a condition; the mixture does not see the others.
+        """
+        d, j = self.mean.shape[1], mean.shape[1] - self.mean.shape[1]
+        of_c, across = covariance[:, d:, d:], covariance[:, d:, :d]
+        root = torch.linalg.inv(torch.linalg.cholesky(of_c)).mT  # of the inverse of the covariance of c
+        slope = torch.cholesky_solve(across, torch.linalg.cholesky(of_c)) if j else across
+        variance, basis = torch.linalg.eigh(covariance[:, :d, :d] - across.mT @ slope)
+        new: Mapping[str, Tensor] = {
+            "log_weight": weight.log() + root.diagonal(dim1=1, dim2=2).log().sum(1),
+            "mean": mean[:, :d] - torch.einsum("kj,kjd->kd", mean[:, d:], slope),
+            "variance": variance,
+            "basis": basis,
+        }
         for name, value in new.items():
             self.get_buffer(name).copy_(value)
+        self.slope[:, :j], self.c_root[:, :j, :j] = slope, root
+        self.c_mean[:, :j] = torch.einsum("kj,kji->ki", mean[:, d:], root)
 
     def forward(self, z: Batch, level: PerSample, c: Tensor | None = None) -> Batch:
         """The output for inputs ``z`` at log noise levels ``level`` = log(σ/α), (B,), and conditions ``c``."""
         r = (2 * level).exp()[:, None]
         y = (1 + r).sqrt() * z.flatten(1)  # z_t/α_t
-        offset = torch.einsum("bd,kde->bke", y, self.basis) - torch.einsum("kd,kde->ke", self.mean, self.basis)
+        centre, log_weight = torch.einsum("kd,kde->ke", self.mean, self.basis), self.log_weight
+        if (at := seen(self, c, z)) is not None:
+            at = at.flatten(1)
+            centre = centre + torch.einsum("bj,kje->bke", at, self.slope @ self.basis)
+            log_weight = log_weight - 0.5 * (torch.einsum("bj,kji->bki", at, self.c_root) - self.c_mean).square().sum(2)
+        offset = torch.einsum("bd,kde->bke", y, self.basis) - centre
         total = self.variance + r[:, :, None]
-        share = (self.log_weight - 0.5 * (offset.square() / total + total.log()).sum(2)).softmax(1)
+        share = (log_weight - 0.5 * (offset.square() / total + total.log()).sum(2)).softmax(1)
         slope = torch.einsum("bk,bke,kde->bd", share, offset / total, self.basis)  # −∇ log p of y
         noise = r.sqrt() * (slope - y / (1 + r))  # beyond that of N(0, I)
-        return noise.reshape(z.shape) + self.mlp(z, level, c)
+        context = noise if at is None else torch.cat([at, noise], 1)
+        return noise.reshape(z.shape) + self.mlp(z, level, context)

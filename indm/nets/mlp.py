@@ -14,11 +14,12 @@ from indm.tensors import Batch, PerSample, zeroed
 class MLPBlock(nn.Module):
     """h ↦ h + W₂ silu((1 + a) · W₁ norm(h) + b), with a and b linear in the level's embedding (FiLM).
 
-    The modulation follows W₁, so the level gates the block's hidden units.
+    The modulation follows W₁, so the level gates the block's hidden units, of which training drops a share.
     """
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, dropout: float = 0.0):
         super().__init__()
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.norm = nn.LayerNorm(width)
         self.inner = nn.Linear(width, width)
         self.level = nn.Linear(width, 2 * width)
@@ -26,7 +27,7 @@ class MLPBlock(nn.Module):
 
     def forward(self, h: Float[Tensor, "batch width"], embedding: Float[Tensor, "batch width"]) -> Tensor:
         scale, shift = self.level(embedding).chunk(2, dim=1)
-        return h + self.outer(F.silu(torch.addcmul(shift, 1 + scale, self.inner(self.norm(h)))))
+        return h + self.outer(self.dropout(F.silu(torch.addcmul(shift, 1 + scale, self.inner(self.norm(h))))))
 
 
 class MLP(nn.Module):
@@ -41,6 +42,8 @@ class MLP(nn.Module):
             NELBO of a checkerboard after the same short training is a third of a nat lower than without.
         condition: shape of what it sees of a condition, :attr:`indm.conditions.Condition.seen_shape`; () for none. It
             is in the embedding and, beside z, in the first layer: what depends on differences of z and c needs that.
+        condition_blocks: of the embedding of a condition, see :class:`indm.nets.embedding.ConditionEmbedding`.
+        dropout: share of the hidden units of blocks that are dropped in training.
 
     Example: it starts at zero, for events of any shape.
 
@@ -52,7 +55,16 @@ class MLP(nn.Module):
 
     is_smooth = True  # in the level, by its embedding
 
-    def __init__(self, shape, width: int = 256, depth: int = 4, fourier: int = 4, condition: tuple[int, ...] = ()):
+    def __init__(
+        self,
+        shape,
+        width: int = 256,
+        depth: int = 4,
+        fourier: int = 4,
+        condition: tuple[int, ...] = (),
+        condition_blocks: int = 0,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         self.shape = tuple(shape)
         self.width, self.depth, self.fourier = width, depth, fourier
@@ -60,11 +72,11 @@ class MLP(nn.Module):
         self.register_buffer("omega", math.pi / 2 * 2.0 ** torch.arange(fourier), persistent=False)
         self.embedding = LevelEmbedding(width)
         self.input = nn.Linear(d * (1 + 2 * fourier), width)
-        self.blocks = nn.ModuleList(MLPBlock(width) for _ in range(depth))
+        self.blocks = nn.ModuleList(MLPBlock(width, dropout) for _ in range(depth))
         self.output = zeroed(nn.Linear(width, d))
         self.condition = tuple(condition)
         if self.condition:
-            self.condition_embedding = ConditionEmbedding(self.condition, width)
+            self.condition_embedding = ConditionEmbedding(self.condition, width, condition_blocks, dropout)
             self.condition_input = nn.Linear(math.prod(self.condition), width, bias=False)
 
     def features(self, z: Batch) -> Float[Tensor, "batch features"]:

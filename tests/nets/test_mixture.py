@@ -34,3 +34,21 @@ def test_the_mlp_is_added():
         net.mlp.output.bias.fill_(0.5)
     z, level = torch.randn(4, 2), torch.linspace(-3.0, 3.0, 4)
     torch.testing.assert_close(net(z, level), torch.full((4, 2), 0.5))
+
+
+def test_at_a_condition_it_is_the_mixtures_law_of_z_at_c():
+    torch.manual_seed(0)
+    root = torch.randn(3, 5, 5, dtype=torch.float64)
+    weight, mean = torch.tensor([0.2, 0.5, 0.3]).double(), torch.randn(3, 5, dtype=torch.float64)
+    covariance = root @ root.mT + 0.1 * torch.eye(5)
+    net = MixtureMLP((2,), components=3, width=8, depth=1, condition=(4,)).double()
+    net.set_mixture(weight, mean, covariance)
+    z, c = torch.randn(6, 2, dtype=torch.float64, requires_grad=True), torch.randn(6, 3, dtype=torch.float64)
+    noise = torch.zeros(5, 5, dtype=torch.float64)
+    noise[:2, :2] = 0.3**2 * torch.eye(2)
+    joint = MixtureSameFamily(Categorical(weight), MultivariateNormal(mean, covariance + noise))
+    (score,) = torch.autograd.grad(joint.log_prob(torch.cat([z, c], 1)).sum(), z)
+    level = torch.full((6,), 0.3, dtype=torch.float64).log()
+    y, at_c = z / (1 + 0.3**2) ** 0.5, torch.cat([c, torch.ones(6, 1)], 1)
+    expected = -0.3 * score - 0.3 * z / (1 + 0.3**2)
+    torch.testing.assert_close(net(y, level, at_c), expected, rtol=1e-8, atol=1e-8)
