@@ -121,7 +121,8 @@ def optimizer_step(
     buffers = [  # what a pass changes, such as a batch norm's statistics, in place or by another tensor
         (module, name, buffer.clone())
         for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
+        for name, buffer in module._buffers.items()  # not by named_buffers: of small networks it is a fifth of a step
+        if buffer is not None
     ]
     terms = forward_backward()
     for part, parameters in sharding.together(optimizer.param_groups).items():
