@@ -13,7 +13,6 @@ from .diffusion import forward_path as forward_path
 from .diffusion import generative_path as generative_path
 from .diffusion import paired_paths as paired_paths
 from .diffusion import probability_flow_path as probability_flow_path
-from .estimator import DensityEstimator as DensityEstimator
 from .evaluation.classification import classify as classify
 from .evaluation.likelihood import evaluate as evaluate
 from .fitting import Fit as Fit
@@ -49,6 +48,7 @@ from .sde.linear import VESDE as VESDE
 from .sde.linear import VPSDE as VPSDE
 from .sde.linear import LinearSDE as LinearSDE
 from .sde.linear import SubVPSDE as SubVPSDE
+from .tables.estimator import DensityEstimator as DensityEstimator
 from .training.loop import train as train
 from .translation import translate as translate
 from .translation import translate_bridge as translate_bridge

@@ -34,7 +34,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
 from threadpoolctl import threadpool_limits
 
-from indm import estimator
+from indm import DensityEstimator
 from indm.evaluation.statistics import mean_and_error, over_seeds
 from research.records import RECORDS, Records, made_by
 
@@ -120,8 +120,8 @@ class Diverged(Exception):
 
 def indm(train: Array, valid: Array, discrete: list[int], seed: int, seconds: float) -> Fitted:
     X = np.concatenate([train, valid])
-    with mock.patch.object(estimator, "perf_counter", time.process_time):
-        found = estimator.DensityEstimator(discrete=discrete, max_seconds=seconds, random_state=seed).fit(X)
+    with mock.patch.object(time, "perf_counter", time.process_time):
+        found = DensityEstimator(discrete=discrete, max_seconds=seconds, random_state=seed).fit(X)
 
     def log_density(rows: Array) -> Array:
         return found._log_density(rows, np.zeros((len(rows), 0)))

@@ -34,7 +34,7 @@ from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
-from indm import estimator
+from indm import DensityEstimator
 from indm.evaluation.statistics import mean_and_error
 from research.posteriors.simulators import SIMULATORS
 from research.records import RECORDS, Records, made_by
@@ -55,8 +55,8 @@ class Fitted:
 
 
 def indm(theta: Array, x: Array, seed: int, seconds: float) -> Fitted:
-    with mock.patch.object(estimator, "perf_counter", time.process_time):
-        found = estimator.DensityEstimator(max_seconds=seconds, random_state=seed).fit(theta, c=x)
+    with mock.patch.object(time, "perf_counter", time.process_time):
+        found = DensityEstimator(max_seconds=seconds, random_state=seed).fit(theta, c=x)
     setting = {"steps": found.n_steps_, "components": [m.score.backbone.components for m in found.models_]}
     return Fitted(lambda x, n, seed: found.sample(n, seed, c=x), found.score_samples, setting)
 

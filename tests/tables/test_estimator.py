@@ -4,12 +4,13 @@ import io
 import itertools
 import pickle
 import pickletools
+import time
 
 import joblib
 import numpy as np
 import pytest
 import torch
-from scipy.stats import multivariate_normal
+from scipy.stats import multivariate_normal, qmc
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.datasets import make_moons
@@ -20,10 +21,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from indm import DensityEstimator, estimator
-from indm.columns import Columns
+from indm import DensityEstimator
 from indm.likelihood import WhitenedFlow
 from indm.ode import Solution
+from indm.tables import estimator
+from indm.tables.columns import Columns
 
 SMALL = {"n_models": 1, "max_components": 2, "width": 8, "depth": 1, "max_steps": 5, "random_state": 0}
 SHIFT, SCALE = np.array([3.0, -1.0]), np.array([10.0, 0.5])
@@ -62,6 +64,7 @@ def coarse(monkeypatch):
     monkeypatch.setattr(WhitenedFlow, "solve", lambda *arguments: solve(*arguments[:-1], 8))
     monkeypatch.setattr(estimator, "SOLVER_ERROR", 1000.0)
     monkeypatch.setattr(estimator, "VALIDATION_ROWS", 512)
+    monkeypatch.setattr(estimator, "SAMPLING_STEPS", (4,))
 
 
 def test_scikit_learns_own_checks(coarse):
@@ -161,10 +164,13 @@ def test_a_probability_is_the_integral_over_its_cell_or_below(discrete, monkeypa
     log_density = model._log_density(cell + within, np.zeros((n**2, 0)))
     exact = np.log(np.exp(log_density).mean())
     assert model.score_samples(cell)[0] == pytest.approx(exact, abs=2e-3)
-    for name, value in (("POINTS", ((1,),)), ("CHANGE", 0.0)):
-        with monkeypatch.context() as patch:
-            patch.setattr(estimator, name, value)
-            assert model.score_samples(cell)[0] == pytest.approx(log_density.mean(), abs=0.03)
+    with monkeypatch.context() as patch:
+        patch.setattr(estimator, "CHANGE", 0.0)
+        assert model.score_samples(cell)[0] == pytest.approx(log_density.mean(), abs=0.03)
+    monkeypatch.setattr(estimator, "POINTS", ((1,),))
+    drawn = qmc.LatinHypercube(2, scramble=False, rng=0).random(model.draws)
+    expected = model._log_density(cell + drawn, np.zeros((len(drawn), 0))).mean()
+    assert model.score_samples(cell)[0] == pytest.approx(expected, abs=1e-9)
     assert log_density.mean() < exact - 0.01
 
 
@@ -200,20 +206,19 @@ def test_the_same_random_state_is_the_same_density_and_torch_keeps_its_own(moons
     assert (first.sample(5, random_state=1) == first.sample(5, random_state=1)).all()
 
 
-def test_it_ends_where_validation_no_longer_improves(moons, capsys, monkeypatch):
+def test_a_network_that_finds_nothing_says_so(moons, capsys):
     _, X = moons
-    monkeypatch.setattr(estimator, "CHECK_EVERY", 2)
-    options = SMALL | {"learning_rate": 1e-12, "max_steps": 100_000, "verbose": True}  # no step is an improvement
-    model = DensityEstimator(**options).fit(X)
-    assert model.n_steps_ == [0]
-    assert f"at step 0 of {(estimator.CUTS + 1) * estimator.PATIENCE * 2}" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match=r"the network found nothing that its mixture .* \(.* ± .* nats"):
+        model = DensityEstimator(**SMALL | {"learning_rate": 1e-12, "verbose": True}).fit(X)
+    assert model.n_steps_[0] <= 5 and abs(model.gains_[0][0]) < 1e-6
+    assert "by the network at step" in capsys.readouterr().out
 
 
 def test_time_ends_a_fit_and_leaves_out_the_model_that_it_cuts_short(moons, monkeypatch):
     _, X = moons
     ticks = itertools.count()
-    monkeypatch.setattr(estimator, "perf_counter", lambda: float(next(ticks)))
-    alone = DensityEstimator(**SMALL | {"max_seconds": 20.0, "max_steps": 100_000, "n_models": 3}).fit(X)
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
+    alone = DensityEstimator(**SMALL | {"max_seconds": 60.0, "max_steps": 100_000, "n_models": 3}).fit(X)
     assert len(alone.models_) == 1
     all_three = DensityEstimator(**SMALL | {"max_seconds": 1000.0, "n_models": 3}).fit(X)
     assert len(all_three.models_) == len(all_three.n_steps_) == 3
@@ -275,15 +280,19 @@ def test_names_of_a_data_frame():
 
 ROWS = np.random.default_rng(0).normal(size=(30, 2))
 ERRORS = {
-    "constant": (ROWS * [1, 0] + [0, 7], {}, "X must vary in every column, got 7 in all rows of column 1.*drop it"),
+    "constant": (ROWS * 0 + 7, {}, "X must vary in a column, got the same value in all rows of column 0, 7, column 1"),
     "missing": (np.where(ROWS > 1, np.nan, ROWS), {}, "contains NaN"),
     "few": (ROWS[:5], {}, r"5 sample\(s\).*minimum of 10"),
     "discrete": (ROWS, {"discrete": (5,)}, r"discrete must hold columns of X \(indices 0 … 1\), got 5"),
     "fractions": (ROWS, {"discrete": (1,)}, "whole numbers, got .* in column 1"),
-    "rounding": (ROWS * [1, 1e-15] + [0, 7], {}, "got no more than rounding, 6.9.* to 7.0.*, in column 1.*drop it"),
+    "outside": (ROWS, {"bounds": {1: (0, None)}}, r"X must be inside of its bounds, got -.* of column 1, whose bounds"),
+    "on a bound": (np.abs(ROWS).round(), {"bounds": {0: (0, 9)}}, "got 0 in row .* widen them, or declare"),
+    "bounds": (ROWS, {"bounds": {0: (1, 1)}}, r"bounds must be a lower and a higher number or None, got \(1, 1\)"),
+    "no column": (ROWS, {"bounds": {"age": (1, 2)}}, "bounds must hold columns of X .*, got 'age'"),
     "validation": (ROWS, {"validation_fraction": 0.99}, "validation_fraction must be above 0 and at most 0.5, got"),
     "draws": (ROWS, {"draws": 1}, "draws must be a whole number of at least 2, got 1"),
     "seconds": (ROWS, {"max_seconds": 0.0}, "max_seconds must be positive, got 0"),
+    "dropout": (ROWS, {"dropout": 1.0}, "dropout must be a share below 1, got 1.0"),
     "width": (ROWS, {"width": 0}, "width must be a whole number of at least 1, got 0"),
     "models": (ROWS, {"n_models": 0}, "n_models must be at least 1, or None"),
 }
@@ -437,15 +446,68 @@ def test_the_posterior_of_a_linear_gaussian_simulator():
     assert np.cov(drawn.T) == pytest.approx(covariance, abs=0.02)
 
 
-def test_a_mixture_is_by_default_fitted_without_conditions_alone():
-    X = np.concatenate([correlated(100)[0], correlated(100)[0] + 30])
-    options = {name: value for name, value in SMALL.items() if name != "max_components"}
-    plain, conditional, told = (
-        DensityEstimator(**options | more).fit(X, c=c)
-        for more, c in (({}, None), ({}, X[:, :1] > 20), ({"max_components": 2}, np.random.default_rng(0).random(200)))
-    )
-    components = [model.models_[0].score.backbone.components for model in (plain, conditional, told)]
-    assert components[0] > 1 and components[1:] == [1, 2]
+def test_the_mixture_follows_the_condition():
+    """Two branches x = ± c: a Gaussian at each c would have a deviation of 3 where a branch has 0.1."""
+    numbers = np.random.default_rng(0)
+    c = numbers.uniform(1, 5, (2_000, 1))
+    X = c * numbers.choice([-1, 1], (2_000, 1)) + 0.1 * numbers.normal(size=(2_000, 1))
+    options = SMALL | {"max_components": 2, "max_steps": 0}
+    model = DensityEstimator(**options).fit(X, c=c)
+    assert model.score(X[:50], c=c[:50]) == pytest.approx(-np.log(2 * 0.1 * np.sqrt(2 * np.pi * np.e)), abs=0.1)
+
+
+# ── bounds and constant columns ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def bounded():
+    """An exponential and a uniform column, within their bounds."""
+    numbers = np.random.default_rng(0)
+    X = np.stack([3 + numbers.exponential(2.0, 1_500), numbers.uniform(-1, 1, 1_500)], 1)
+    options = SMALL | {"max_components": 8, "max_steps": 50}
+    return DensityEstimator(bounds={0: (3, None), 1: (-1, 1)}, **options).fit(X), X
+
+
+def test_the_density_is_within_the_bounds(bounded, coarse):
+    model, X = bounded
+    assert (model.score_samples([[2.9, 0.0], [4.0, 1.1], [4.0, -1.0]]) == -np.inf).all()
+    points, cell = grid([3.0, -1.0], [20.0, 1.0], 40)
+    points += (points[41] - points[0]) / 2  # midpoints
+    points, cell = points[(points[:, 0] < 20) & (points[:, 1] < 1)], cell
+    assert np.exp(model.score_samples(points)).sum() * cell == pytest.approx(1, abs=0.03)
+    draws = model.sample(2_000, random_state=0)
+    assert (draws[:, 0] > 3).all() and (np.abs(draws[:, 1]) < 1).all()
+    assert draws.mean(0) == pytest.approx(X.mean(0), abs=0.15)
+    truth = -1 - np.log(2) - np.log(2)  # minus the entropies
+    assert model.score(X[:200]) == pytest.approx(truth, abs=0.15)
+
+
+def test_whole_numbers_within_bounds_have_all_probability(coarse):
+    X = np.random.default_rng(0).choice(3, (400, 1), p=[0.6, 0.3, 0.1]).astype(float)
+    model = DensityEstimator(discrete=(0,), bounds={0: (0, 2)}, **SMALL | {"max_components": 8}).fit(X)
+    probability = np.exp(model.score_samples([[-1.0], [0.0], [1.0], [2.0], [3.0]]))
+    assert probability[[0, 4]] == pytest.approx(0) and probability.sum() == pytest.approx(1, abs=5e-3)
+    assert set(model.sample(300, random_state=0)[:, 0]) <= {0.0, 1.0, 2.0}
+
+
+@pytest.mark.parametrize("column", [7 + 0 * ROWS[:, :1], 7 + 1e-15 * ROWS[:, :1]])
+def test_a_constant_column_is_left_out_and_comes_back(column, coarse):
+    with pytest.warns(UserWarning, match="left out of the density, as all rows have the same value: column 1, 7"):
+        model = DensityEstimator(**SMALL).fit(np.hstack([ROWS[:, :1], column, ROWS[:, 1:]]))
+    alone = DensityEstimator(**SMALL).fit(ROWS)
+    X = np.insert(ROWS, 1, 7.0, axis=1)
+    assert (model.score_samples(X) == alone.score_samples(ROWS)).all()
+    assert model.score_samples(X + np.array([0, 1, 0])).tolist() == [-np.inf] * 30
+    assert model.sample(5, random_state=0)[:, 1] == pytest.approx(7)
+
+
+def test_draws_are_as_near_to_converged_ones_as_stated(bounded):
+    model, _ = bounded
+    few, many = (model._latents(np.zeros((500, 0)), n, np.random.RandomState(1)) for n in (model.sampling_steps_, 500))
+    assert np.sqrt(np.square(few - many).mean()) < 2 * model.sampling_error_ + 1e-4
+    assert model.sampling_error_ < estimator.SAMPLING_ERROR
+    rough = model._latents(np.zeros((500, 0)), 2, np.random.RandomState(1))
+    assert np.abs(rough - many).max() > 10 * model.sampling_error_
 
 
 # ── what a fit decides ───────────────────────────────────────────────────────────────────────────────────────────────

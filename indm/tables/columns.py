@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import boxcox1p, inv_boxcox1p
+from scipy.special import boxcox1p, inv_boxcox1p, ndtr, ndtri
 from scipy.stats import yeojohnson_llf
 from sklearn.covariance import OAS
 
@@ -19,8 +19,10 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Columns:
-    r"""The invertible map z = (ψ(a((x − centre)/scale)) − mean − c @ slope) @ whitening of rows x at conditions c.
+    r"""The invertible map z = (ψ(a((b(x) − centre)/scale)) − mean − c @ slope) @ whitening of rows x at conditions c.
 
+    b maps the interval of a column onto the line: log(x − low), −log(high − x), or the normal quantile of
+    (x − low)/(high − low), which makes a uniform column a normal one; without bounds b(x) = x.
     a(u) = 3 asinh(u/3) in columns where a few values are far from all others, which it brings near; else a(u) = u. ψ is
     the power of Yeo and Johnson (2000), one λ a column:
 
@@ -35,6 +37,7 @@ class Columns:
         mean: of ψ, (columns,).
         slope: what ψ takes on with each standardised condition, (k, columns).
         whitening: (columns, columns).
+        interval: low and high of each column, (2, columns), infinite where there is no bound.
 
     Example:
 
@@ -55,9 +58,12 @@ class Columns:
     mean: Array
     slope: Array
     whitening: Array
+    interval: Array
 
     @classmethod
-    def fitted(cls, X: Array, c: Array, skewed: Array, far: Array | None = None) -> "Columns":
+    def fitted(
+        cls, X: Array, c: Array, skewed: Array, far: Array | None = None, interval: Array | None = None
+    ) -> "Columns":
         """The map for rows ``X`` (n, columns) at conditions ``c`` (n, k).
 
         Columns of the indices ``skewed`` get the power that is most likely if ψ is normal; the others keep λ = 1. Those
@@ -65,6 +71,8 @@ class Columns:
         correlations of the rest are shrunk where rows are few.
         """
         far = np.zeros(X.shape[1], dtype=bool) if far is None else far
+        interval = np.array([[-np.inf], [np.inf]]).repeat(X.shape[1], 1) if interval is None else interval
+        X = to_line(X, interval)
         centre, scale = np.where(far, moments_of_most(X), moments(X)) if far.any() else moments(X)
         u = _near((X - centre) / scale, far)
         power = np.ones(X.shape[1])
@@ -77,25 +85,59 @@ class Columns:
         spread = np.maximum(rest.std(0), LEAST_REST * y.std(0))
         correlation = OAS(assume_centered=True).fit(rest / spread).covariance_
         whitening = np.linalg.inv(np.linalg.cholesky(correlation)).T / spread[:, None]
-        return cls(centre, scale, power, far, mean, slope, whitening)
+        return cls(centre, scale, power, far, mean, slope, whitening, interval)
 
     def latents(self, X: Array, c: Array) -> Array:
-        u = _near((X - self.centre) / self.scale, self.far)
+        u = _near((to_line(X, self.interval) - self.centre) / self.scale, self.far)
         return (_psi(u, self.power) - self.mean - c @ self.slope) @ self.whitening
 
     def rows(self, z: Array, c: Array) -> Array:
         """The inverse of :meth:`latents`."""
         y = z @ np.linalg.inv(self.whitening) + self.mean + c @ self.slope
         v = _psi_inverse(y, self.power)
-        return np.where(self.far, BEND * np.sinh(np.where(self.far, v, 0) / BEND), v) * self.scale + self.centre
+        u = np.where(self.far, BEND * np.sinh(np.where(self.far, v, 0) / BEND), v)
+        return from_line(u * self.scale + self.centre, self.interval)
 
     def log_volume(self, X: Array) -> Array:
         """log|det ∂z/∂x| at rows of x: (n,)."""
-        u = (X - self.centre) / self.scale
+        line = to_line(X, self.interval)
+        u = (line - self.centre) / self.scale
         v = _near(u, self.far)
         slopes = (_exponent(v, self.power) - 1) * np.log1p(np.abs(v)) - np.log(self.scale)
         slopes -= np.where(self.far, np.log(np.hypot(1, u / BEND)), 0)
+        slopes += _log_slope(line, self.interval)
         return slopes.sum(1) + np.linalg.slogdet(self.whitening)[1]
+
+
+def to_line(X: Array, interval: Array) -> Array:
+    """b(x) of :class:`Columns`: rows whose columns are in ``interval``, as numbers of the whole line."""
+    low, high = interval
+    with np.errstate(all="ignore"):  # in columns of another kind
+        share, rest = (X - low) / (high - low), (high - X) / (high - low)
+        quantile = np.where(share < 0.5, ndtri(share), -ndtri(rest))
+        return np.select(_kinds(interval), [quantile, np.log(X - low), -np.log(high - X)], X)
+
+
+def from_line(line: Array, interval: Array) -> Array:
+    """The inverse of :func:`to_line`."""
+    low, high = interval
+    with np.errstate(all="ignore"):
+        within = np.clip(low + (high - low) * ndtr(line), low, high)
+        return np.select(_kinds(interval), [within, low + np.exp(line), high - np.exp(-line)], line)
+
+
+def _log_slope(line: Array, interval: Array) -> Array:
+    """log db/dx where b(x) is ``line``, (n, columns)."""
+    low, high = interval
+    with np.errstate(all="ignore"):
+        within = 0.5 * (line**2 + np.log(2 * np.pi)) - np.log(high - low)
+    return np.select(_kinds(interval), [within, -line, line], 0.0)
+
+
+def _kinds(interval: Array) -> list[Array]:
+    """Which columns have two bounds, only a lower one, only an upper one."""
+    low, high = np.isfinite(interval)
+    return [low & high, low & ~high, high & ~low]
 
 
 def moments(X: Array) -> tuple[Array, Array]:

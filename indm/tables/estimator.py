@@ -3,10 +3,9 @@
 import copy
 import itertools
 import math
+import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -15,40 +14,34 @@ from scipy.special import logsumexp
 from scipy.stats import qmc
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from indm.columns import Columns, far_columns, moments, moments_of_most
 from indm.conditions import Vector
 from indm.flows.base import Identity
 from indm.gaussian import GaussianReference
 from indm.likelihood import START, WhitenedFlow
 from indm.model import INDM
 from indm.nets.mixture import MixtureMLP
-from indm.objective import mle_loss
 from indm.ode import rademacher
-from indm.sampling import sample
+from indm.sampling import UniPC, solve_latent
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
+from indm.tables.columns import Columns, far_columns, moments, moments_of_most
+from indm.tables.fit import VALIDATION_ROWS, Training, at, best_start, train
+from indm.tables.mixture import COMPONENTS, Mixture, mixtures
 from indm.tensors import evaluation_mode, event_sum, expand_like
-from indm.training.step import EMA, learning_rate_factor, optimizer_step
 
 FEWEST_ROWS = 10  # of a table
 FEW_ROWS = 2_000  # up to which several models are averaged
-COMPONENTS = (1, 2, 3, 5, 8, 12, 20, 32)  # of a mixture that is tried
-FLOORS, EM_STEPS = (1e-2, 1e-3, 1e-1), 50  # of its covariances; of its fit, at most
 MIXTURE_ROWS, MIXTURE_SHARE = 5_000, 0.2  # to fit a mixture on; the share of the budget that may go to it
 DRAWS_OF_MIXTURE = 8  # of the noise of discrete columns, to validate it
-VALIDATION_ROWS = 4_096  # noised at every validation, at most
-CHECK_EVERY = 50  # steps
-PATIENCE, CUTS, CUT = 10, 1, 0.2  # checks without a better one until the rate is cut, how often, and by what
-WARMUP, DECAY = 50, 0.3  # steps; the share of the budget in which the rate falls to 0
-EMA_DECAY, BETAS, CLIP = 0.99, (0.9, 0.99), 1.0
+SLOWER = 0.25  # another learning rate that is tried
 EPS = 1e-4  # truncation of the diffusion
 MOST_EXACT, PROBES = 40, 8  # columns up to which the divergence is exact; probes above
 ROWS_AT_ONCE = 2_048
+SAMPLING_STEPS, SAMPLING_ERROR, DRAWN = (12, 24, 48, 96, 192), 0.01, 256  # steps that are tried; of a latent; draws
 SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true error
 POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # of Gauss and Legendre in each of none, one or two discrete columns
 CHANGE = 5e-3  # of a probability, relative, by twice as many points; its error is then mostly below 1e-3
@@ -62,43 +55,51 @@ class DensityEstimator(DensityMixin, BaseEstimator):
 
     Columns are standardised and decorrelated, and made symmetric before, by a power of each, where validation says that
     it helps (the Jacobian is part of the density). A Gaussian mixture, chosen by validation, gives the score of the
-    diffusion in closed form (:class:`~indm.nets.MixtureMLP`), and a network learns the rest by maximum likelihood until
-    validation no longer improves. The density is that of the probability flow: it integrates to 1, and its ODE is
-    solved for each row to 0.05 nats, by an estimate that is some ten times the true error. Of a small table further
-    models are trained while time remains, each validated on other rows, and their densities averaged.
+    diffusion in closed form (:class:`~indm.nets.MixtureMLP`), and a network learns the rest by maximum likelihood
+    (:mod:`indm.tables.fit`) until validation no longer improves. The density is that of the probability flow: it
+    integrates to 1, and its ODE is solved for each row to 0.05 nats, by an estimate that is some ten times the true
+    error. Of a small table further models are trained while time remains, each validated on other rows, and their
+    densities averaged.
 
     With conditions c, numbers of each row that are given to ``fit`` and the other methods, the density is p(x|c): the
-    columns are first freed of what is linear in c, and the network sees c. Of a mixture, which cannot follow c, one
-    Gaussian is left.
+    mixture is one of rows and conditions together, whose law at c has a closed form, or one Gaussian, whichever
+    training makes more of; the network sees c.
 
     For up to 40 columns the divergence of the probability flow is exact. For more it is estimated by 8 probes, the same
     for all rows, which adds noise to log p.
 
-    Fitting is deterministic for a given ``random_state`` where it ends by itself or by ``max_steps``. Where it ends by
-    ``max_seconds``, the number of steps depends on the machine's speed.
+    Fitting is deterministic for a given ``random_state`` where ``max_seconds`` ends no part of it; else the number of
+    steps depends on the machine's speed.
 
     Args:
         discrete: columns of whole numbers, by index or name. They get uniform noise in [0, 1), and the density becomes
             a probability of them, the integral over the noise. For one or two columns ``score_samples`` is its log, to
             1e-3; for more, and where this does not converge, a lower bound of it: the mean of the log over the noise.
+        bounds: the interval of a column, by index or name, such as ``{"age": (0, None)}``: no draw is outside, and the
+            density has mass 1 inside. Rows must be strictly inside, those of discrete columns at most on a bound.
         n_models: models whose densities are averaged, at most: those that ``max_seconds`` leaves time for. By default 4
             for up to 2,000 rows, else 1.
         validation_fraction: share of the rows on which a model is validated, at most half; models have different ones.
         max_seconds: of the fit, at most.
         max_steps: of the optimizer, at most, for each model.
-        max_components: of the mixture. By default 32, but 1 with conditions, which a mixture cannot follow.
-        width, depth: of the network.
-        learning_rate, batch_size, weight_decay: of AdamW.
+        max_components: of the mixture, by default 50.
+        width, depth, dropout: of the network.
+        learning_rate, batch_size, weight_decay: of AdamW. A quarter of the rate is tried for some steps, too; the batch
+            is the first one, and grows.
         draws: points of the noise at which a row is evaluated where three or more columns are discrete.
         verbose: print what is chosen and how validation goes.
         random_state: of the split, the noise and the weights.
 
     Attributes:
         models_: the fitted :class:`~indm.INDM`, of the latents of the columns.
-        columns_: the map from rows to latents, :class:`~indm.columns.Columns`, where c is standardised.
+        columns_: the map from rows to latents, :class:`~indm.tables.columns.Columns`, where c is standardised.
         n_conditions_: numbers of a condition; 0 without.
         discrete_: indices of the discrete columns.
+        constant_: values of the columns that were the same in all rows, which are left out of the fit; else NaN.
+        gains_: what the network of each model gained over its mixture, nats a row, and the standard error of that.
         n_steps_: optimizer steps of each model until it was best.
+        sampling_steps_, sampling_error_: steps in which rows are drawn, and the root mean square distance of latents,
+            whose deviation is 1, from those in twice as many.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
     Example:
@@ -117,6 +118,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         self,
         *,
         discrete=(),
+        bounds=None,
         n_models=None,
         validation_fraction=0.1,
         max_seconds=60.0,
@@ -124,14 +126,16 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         max_components=None,
         width=64,
         depth=2,
-        learning_rate=3e-3,
-        batch_size=256,
+        dropout=0.1,
+        learning_rate=4e-3,
+        batch_size=128,
         weight_decay=0.01,
         draws=8,
         verbose=False,
         random_state=None,
     ):
         self.discrete = discrete
+        self.bounds = bounds
         self.n_models = n_models
         self.validation_fraction = validation_fraction
         self.max_seconds = max_seconds
@@ -139,6 +143,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         self.max_components = max_components
         self.width = width
         self.depth = depth
+        self.dropout = dropout
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.weight_decay = weight_decay
@@ -152,45 +157,52 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         """Fit the density of the rows of ``X`` (n, columns), at ``c`` (n, k) where it is given; ``y`` is ignored.
 
         Raises:
-            ValueError: an argument out of range; missing or infinite values; fewer than 10 rows; a constant column; a
-                discrete column that is none or has other than whole numbers; another number of rows of ``c``.
+            ValueError: an argument out of range; missing or infinite values; fewer than 10 rows; no column that varies;
+                a discrete column that is none or has other than whole numbers; a value outside of its bounds; another
+                number of rows of ``c``.
 
         Warns:
-            UserWarning: a row is so far from all others that it decides the deviation of a column.
+            UserWarning: a row is so far from all others that it decides the deviation of a column; a column is constant
+                and left out; the network found nothing that the mixture lacks.
         """
-        started = perf_counter()
+        started = time.perf_counter()
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=FEWEST_ROWS)
         n_models = self._checked(len(X))
-        self.discrete_ = self._indices()
-        self._check_columns(X)
+        self.discrete_ = np.unique([self._index(column, "discrete") for column in self.discrete]).astype(int)
+        self._check_whole(X)
+        X = self._varying(X)
+        self._check_bounds(X)
         c = self._fitted_conditions(c, len(X))
         numbers = check_random_state(self.random_state)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(numbers.randint(2**31 - 1))
-            continuous = np.setdiff1d(np.arange(X.shape[1]), self.discrete_)
+            continuous = np.setdiff1d(np.arange(X.shape[1]), self._whole)
             choices = [continuous[:0], continuous] if len(continuous) else [continuous]
             noisy = self._noisy(X, numbers)
             tails = [np.zeros(X.shape[1], dtype=bool), *self._far(X, noisy)]
-            maps = [Columns.fitted(noisy, c, skewed, far) for far in tails for skewed in choices]
+            maps = [Columns.fitted(noisy, c, skewed, far, self._interval) for far in tails for skewed in choices]
             order, size = numbers.permutation(len(X)), max(1, round(self.validation_fraction * len(X)))
-            self.models_, self.n_steps_ = [], []
+            self.models_, self.n_steps_, self.gains_ = [], [], []
             for i in range(n_models):
                 is_valid = np.zeros(len(X), dtype=bool)
                 is_valid[order[np.arange(i * size, (i + 1) * size) % len(X)]] = True
                 parts = (X[~is_valid], c[~is_valid]), (X[is_valid], c[is_valid])
-                fitting = self._fitted(*parts, maps, numbers, started + self.max_seconds)
+                fitting, ended = self._fitted(*parts, maps, numbers, started + self.max_seconds)
                 maps = [self.columns_]
-                if fitting.in_time or i == 0:
-                    self.models_.append(fitting.best_model.double())
+                if ended != "max_seconds" or i == 0:
+                    self.models_.append(fitting.best.double())
                     self.n_steps_.append(fitting.best_step)
-                if not fitting.in_time:
+                    self.gains_.append((fitting.gain, fitting.error))
+                if ended == "max_seconds":
                     break
+        self._note_gain()
+        self._choose_steps(c, numbers.randint(2**31 - 1))
         return self
 
     def score_samples(self, X, c=None) -> np.ndarray:
         """log p of each row of ``X`` (at its own row of ``c``), nats, of the units of ``X``: (n,).
 
-        No value depends on another row.
+        No value depends on another row. Outside of the bounds, and where a constant column differs, it is −∞.
 
         With discrete columns it is the log of a probability of them times a density of the others, or a lower bound.
 
@@ -205,10 +217,11 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         X = validate_data(self, X, dtype=np.float64, reset=False)
         self._check_whole(X)
         c = self._conditions(c, len(X))
-        found, rows, before = np.zeros(len(X)), np.arange(len(X)), np.full(len(X), np.inf)
-        for points, weight in self._noise_rules():
+        found, rows, before = np.full(len(X), -np.inf), self._possible(X), np.full(len(X), np.inf)
+        X, before = X[:, self._varies], before[rows]
+        for points, weight in self._noise_rules() if len(rows) else ():
             many = np.repeat(X[rows], len(points), axis=0)
-            many[:, self.discrete_] += np.tile(points, (len(rows), 1))
+            many[:, self._whole] += np.tile(points, (len(rows), 1))
             log_density = self._log_density(many, np.repeat(c[rows], len(points), axis=0)).reshape(-1, len(points))
             integral = logsumexp(log_density, axis=1, b=weight)
             is_left = np.abs(integral - before) > CHANGE
@@ -222,25 +235,19 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         """The mean of :meth:`score_samples`; ``y`` is ignored."""
         return float(self.score_samples(X, c).mean())
 
-    def sample(self, n_samples: int = 1, random_state: Any = None, *, c=None) -> np.ndarray:
+    def sample(self, n_samples: int = 1, random_state: Any = None, *, c=None, steps: int | None = None) -> np.ndarray:
         """Rows drawn from the fitted density, (n_samples, columns), in the units of the table.
 
-        ``c`` is one condition for all of them, (k,), or one for each, (n_samples, k).
+        ``c`` is one condition for all of them, (k,), or one for each, (n_samples, k). ``steps`` of the sampler are by
+        default ``sampling_steps_``, in which draws are off by ``sampling_error_``.
         """
         check_is_fitted(self)
         if n_samples < 1:
             raise ValueError(f"n_samples must be at least 1, got {n_samples}")
-        numbers = check_random_state(random_state)
-        generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
         c = self._conditions(c, n_samples)
-        options: dict[str, Any] = {"sampler": "ode", "last_denoising": False, "batch_size": ROWS_AT_ONCE}
-        chosen, latents = numbers.randint(len(self.models_), size=n_samples), np.zeros((n_samples, self.n_features_in_))
-        for i, model in enumerate(self.models_):
-            own = np.flatnonzero(chosen == i)
-            if len(own):
-                at = torch.from_numpy(c[own]) if self.n_conditions_ else None
-                latents[own] = sample(model, len(own), c=at, generator=generator, **options).numpy()
-        rows = self.columns_.rows(latents, c)
+        latents = self._latents(c, self.sampling_steps_ if steps is None else steps, check_random_state(random_state))
+        rows = np.tile(self.constant_, (n_samples, 1))
+        rows[:, self._varies] = self.columns_.rows(latents, c)
         rows[:, self.discrete_] = np.floor(rows[:, self.discrete_])
         return rows
 
@@ -260,6 +267,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         for name in ("max_seconds", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be a share below 1, got {self.dropout!r}; 0.1 is usual")
         if not 0 < self.validation_fraction <= 0.5:
             raise ValueError(
                 f"validation_fraction must be above 0 and at most 0.5, got {self.validation_fraction!r}; 0.1 is usual"
@@ -269,23 +278,19 @@ class DensityEstimator(DensityMixin, BaseEstimator):
             raise ValueError(f"n_models must be at least 1, or None for as many as suit the rows, got {n_models!r}")
         return n_models
 
-    def _indices(self) -> np.ndarray:
-        """The indices of the discrete columns."""
+    def _index(self, column: Any, argument: str) -> int:
+        """The index of a column that ``argument`` names."""
         names = list(getattr(self, "feature_names_in_", ()))
-        indices = []
-        for column in self.discrete:
-            if isinstance(column, str) and column in names:
-                indices.append(names.index(column))
-            elif isinstance(column, int | np.integer) and 0 <= column < self.n_features_in_:
-                indices.append(int(column))
-            else:
-                known = f"the names {', '.join(names)}, or " if names else ""
-                raise ValueError(
-                    f"discrete must hold columns of X ({known}indices 0 … {self.n_features_in_ - 1}), got {column!r}"
-                )
-        return np.array(sorted(set(indices)), dtype=int)
+        if isinstance(column, str) and column in names:
+            return names.index(column)
+        if isinstance(column, int | np.integer) and 0 <= column < self.n_features_in_:
+            return int(column)
+        known = f"the names {', '.join(names)}, or " if names else ""
+        raise ValueError(
+            f"{argument} must hold columns of X ({known}indices 0 … {self.n_features_in_ - 1}), got {column!r}"
+        )
 
-    def _name(self, i: int) -> str:
+    def _name(self, i: Any) -> str:
         """A column in words."""
         named = getattr(self, "feature_names_in_", None)
         return f"column {i}" if named is None else f"column {i} ({named[i]})"
@@ -300,28 +305,81 @@ class DensityEstimator(DensityMixin, BaseEstimator):
                     "leave it out of discrete"
                 )
 
-    def _check_columns(self, X: np.ndarray) -> None:
-        """ValueError for a constant column, and for a discrete one with other than whole numbers."""
-        self._check_whole(X)
-        for i in np.setdiff1d(np.arange(X.shape[1]), self.discrete_).tolist():
-            low, high = X[:, i].min().item(), X[:, i].max().item()
-            if high - low <= ROUNDING * max(abs(low), abs(high)):
-                got = f"{low:g} in all rows of" if low == high else f"no more than rounding, {low!r} to {high!r}, in"
-                raise ValueError(
-                    f"X must vary in every column, got {got} {self._name(i)}, which has no density; drop it, or "
-                    "declare it in discrete"
-                )
+    def _varying(self, X: np.ndarray) -> np.ndarray:
+        """The columns of ``X`` that are not constant, or discrete; a warning names the others.
+
+        Raises:
+            ValueError: there are none.
+        """
+        low, high = X.min(0), X.max(0)
+        same = high - low <= ROUNDING * np.maximum(np.abs(low), np.abs(high))
+        same[self.discrete_] = False
+        self.constant_, self._varies = np.where(same, X[0], np.nan), ~same
+        self._whole = np.flatnonzero(np.isin(np.flatnonzero(~same), self.discrete_))
+        named = ", ".join(f"{self._name(i)}, {X[0, i]:g}" for i in np.flatnonzero(same))
+        if same.all():
+            raise ValueError(f"X must vary in a column, got the same value in all rows of {named}")
+        if same.any():
+            warnings.warn(f"left out of the density, as all rows have the same value: {named}", stacklevel=3)
+        return X[:, ~same]
+
+    def _check_bounds(self, X: np.ndarray) -> None:
+        """Read ``bounds`` as an interval of each varying column.
+
+        Raises:
+            ValueError: it is none, or a value is outside or, but in a discrete column, on a bound.
+        """
+        interval = np.array([[-np.inf], [np.inf]]).repeat(self.n_features_in_, 1)
+        for column, pair in dict(self.bounds or {}).items():
+            i = self._index(column, "bounds")
+            low, high = (inf if end is None else end for end, inf in zip(pair, (-np.inf, np.inf), strict=True))
+            if not low < high:
+                raise ValueError(f"bounds must be a lower and a higher number or None, got {pair} of {self._name(i)}")
+            interval[:, i] = low, high + (i in self.discrete_)
+        self._interval = interval[:, self._varies]
+        low, high = self._interval
+        broken = np.argwhere((low > X) | (high < X) | ~self._inside(X))
+        if len(broken):
+            row, i = broken[0]
+            named = self._name(np.flatnonzero(self._varies)[i])
+            raise ValueError(
+                f"X must be inside of its bounds, got {X[row, i]:g} in row {row} of {named}, whose bounds are "
+                f"{low[i]:g} and {high[i]:g}; widen them, or declare a column of whole numbers in discrete"
+            )
+
+    def _inside(self, X: np.ndarray) -> np.ndarray:
+        """Which entries of varying columns are inside of their interval; whole numbers may be on its lower end."""
+        low, high = self._interval
+        is_whole = np.isin(np.arange(X.shape[1]), self._whole)
+        return (high > X) & ((low < X) | (low == X) & is_whole)
+
+    def _possible(self, X: np.ndarray) -> np.ndarray:
+        """The indices of rows inside of the bounds whose constant columns have their values."""
+        near = np.abs(X - self.constant_) <= ROUNDING * np.abs(self.constant_)
+        return np.flatnonzero((near | self._varies).all(1) & self._inside(X[:, self._varies]).all(1))
+
+    def _note_gain(self) -> None:
+        """A warning where no network gained more over its mixture than the error of that."""
+        if self.max_steps and not any(gain > error for gain, error in self.gains_):
+            gain, error = self.gains_[0]
+            warnings.warn(
+                f"the network found nothing that its mixture of Gaussians lacks ({gain:.2g} ± {error:.2g} nats a row "
+                "of validation); where the table is no such mixture, give it more rows, max_seconds or max_steps, or "
+                "another learning_rate",
+                stacklevel=3,
+            )
 
     def _far(self, X: np.ndarray, noisy: np.ndarray) -> list[np.ndarray]:
         """Which columns have values far from all others, if any does; a warning names the farthest."""
-        far = far_columns(noisy)
+        far = far_columns(noisy) & ~np.isfinite(self._interval).any(0)
         if not far.any():
             return []
         centre, scale = moments_of_most(noisy)
         off = np.where(far, np.abs(noisy - centre) / scale, 0)
         row, i = divmod(int(off.argmax()), off.shape[1])
+        named = self._name(np.flatnonzero(self._varies)[i])
         warnings.warn(
-            f"row {row} of X is far from the others: {X[row, i]:g} in {self._name(i)}, where most rows are within "
+            f"row {row} of X is far from the others: {X[row, i]:g} in {named}, where most rows are within "
             f"{2 * scale[i]:.2g} of {centre[i]:.2g}; where it is an error, correct or drop the row",
             stacklevel=3,
         )
@@ -367,12 +425,12 @@ class DensityEstimator(DensityMixin, BaseEstimator):
     def _noisy(self, X: np.ndarray, numbers: np.random.RandomState) -> np.ndarray:
         """``X`` with uniform noise in its discrete columns."""
         noise = np.zeros_like(X)
-        noise[:, self.discrete_] = numbers.uniform(size=(len(X), len(self.discrete_)))
+        noise[:, self._whole] = 1 - numbers.uniform(size=(len(X), len(self._whole)))  # not 0, which may be a bound
         return X + noise
 
     def _noise_rules(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Points of the noise (n, discrete columns) and their weights (n,), each set finer than that before."""
-        k = len(self.discrete_)
+        k = len(self._whole)
         if k >= len(POINTS):
             yield qmc.LatinHypercube(k, scramble=False, rng=0).random(self.draws), np.full(self.draws, 1 / self.draws)
             return
@@ -390,98 +448,114 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         maps: list[Columns],
         numbers: np.random.RandomState,
         deadline: float,
-    ) -> "_Fitting":
+    ) -> tuple[Training, str]:
         """A model of the rows and conditions ``training``, by the best of ``maps``, which becomes ``columns_``."""
-        (train, c), (valid, c_valid) = training, validation
-        started, repeats = perf_counter(), max(1, VALIDATION_ROWS // len(valid))
+        (rows, c), (valid, c_valid) = training, validation
+        repeats = max(1, VALIDATION_ROWS // len(valid))
         many, c_held = (np.repeat(part[:VALIDATION_ROWS], repeats, axis=0) for part in (valid, c_valid))
         held_rows = self._noisy(many, numbers)
         thinned = slice(None, None, max(1, repeats // DRAWS_OF_MIXTURE))
-        self.columns_, mixture = self._start(
-            (self._noisy(train[:MIXTURE_ROWS], numbers), c[:MIXTURE_ROWS]),
+        self.columns_, starts = self._start(
+            (self._noisy(rows[:MIXTURE_ROWS], numbers), c[:MIXTURE_ROWS]),
             (held_rows[thinned], c_held[thinned]),
             maps,
             numbers.randint(2**31 - 1),
-            MIXTURE_SHARE * (deadline - started),
+            MIXTURE_SHARE * (deadline - time.perf_counter()),
         )
-        held, volume = self.columns_.latents(held_rows, c_held), self.columns_.log_volume(held_rows).mean()
-        model = self._build(mixture.n_components, self.width, self.depth)
-        law = mixture.weights_, mixture.means_, mixture.covariances_
-        model.score.backbone.set_mixture(*map(torch.from_numpy, law))
-        validation_set = torch.from_numpy(held).float(), torch.from_numpy(c_held).float()
-        fitting = _Fitting(model, self.learning_rate, self.weight_decay, *validation_set)
-        latents, c_train = torch.from_numpy(self.columns_.latents(train, c)).float(), torch.from_numpy(c).float()
-        loader = _batches(len(train), self.batch_size)
-        while fitting.step < self.max_steps and not fitting.is_over:
-            spent = (perf_counter() - started) / max(deadline - started, 1e-9)
-            if spent >= 1:
-                fitting.in_time = False
-                break
-            rows = next(loader)
-            x = self._redrawn(train[rows.numpy()], c[rows.numpy()]) if len(self.discrete_) else latents[rows]
-            fitting.train(x, c_train[rows], min(1.0, (1 - spent) / DECAY))
-        fitting.check()
+        latents, c_train = torch.from_numpy(self.columns_.latents(rows, c)).float(), torch.from_numpy(c).float()
+        held = self.columns_.latents(held_rows, c_held)
+        volume = self.columns_.log_volume(held_rows)
+
+        def training_from(mixture: Mixture, rate: float) -> Training:
+            model = self._build(len(mixture.weight), self.width, self.depth, self.dropout)
+            law = mixture.weight, mixture.mean, mixture.covariance
+            model.score.backbone.set_mixture(*map(torch.from_numpy, law))
+            parts = torch.from_numpy(held).float(), torch.from_numpy(c_held).float()
+            value = (mixture.log_prob(held, c_held) + volume).mean()
+            return Training(model, *parts, rate, self.weight_decay, repeats, value)
+
+        def batch(i: Tensor) -> tuple[Tensor, Tensor]:
+            if len(self._whole):
+                return self._redrawn(rows[i.numpy()], c[i.numpy()]), c_train[i]
+            return latents[i], c_train[i]
+
+        of_rows: Any = batch, len(rows), self.batch_size, self.max_steps, deadline
+        starts = starts if self.n_conditions_ else starts[:1]  # without conditions the best mixture stays ahead
+        choices = [(mixture, self.learning_rate) for mixture in starts] + [(starts[-1], SLOWER * self.learning_rate)]
+        trainings = [training_from(*choice) for choice in choices]
+        ended = train(best_start(trainings, *of_rows), *of_rows)
+        fitting = max(trainings, key=lambda training: training.value + training.gain)
         if self.verbose:
-            first, best = (value + volume for value in (fitting.first, fitting.best))
             print(
-                f"model {len(self.models_) + 1}: {mixture.n_components} Gaussians, validation {first:.4f} nats, "
-                f"{best:.4f} at step {fitting.best_step} of {fitting.step}"
-                + ("" if fitting.in_time else f"; ended by max_seconds {self.max_seconds:g}")
+                f"model {len(self.models_) + 1}: {fitting.model.score.backbone.components} Gaussians, validation "
+                f"{fitting.value:.4f} nats, {fitting.gain:+.4f} ± {fitting.error:.4f} by the network at step "
+                f"{fitting.best_step} of {fitting.step}, ended by {ended}"
             )
-        return fitting
+        return fitting, ended
 
     def _start(
         self, training: Rows, validation: Rows, maps: list[Columns], seed: int, seconds: float
-    ) -> tuple[Columns, GaussianMixture]:
-        """The best mixture that can be fitted in that time, and its map: the first but where another is clearly better.
+    ) -> tuple[Columns, list[Mixture]]:
+        """A map, and the mixtures that can be fitted in that time from which a training may start.
 
-        That is where its gain on the validation rows is more than its standard error.
+        The map is the first, but where the gain of another on the validation rows is more than its standard error.
         """
-        started, found = perf_counter(), []
+        started, found = time.perf_counter(), []
+        most = max(COMPONENTS) if self.max_components is None else self.max_components
         for i, columns in enumerate(maps, 1):
-            train, valid = columns.latents(*training), columns.latents(*validation)
-            mixture = self._mixture(train, valid, seed, until=started + seconds * i / len(maps))
-            found.append((columns, mixture, mixture.score_samples(valid) + columns.log_volume(validation[0])))
+            (train, c), (valid, c_valid) = ((columns.latents(*rows), rows[1]) for rows in (training, validation))
+            until = started + seconds * i / len(maps)
+            starts = mixtures((train, c), (valid, c_valid), most, seed, until)
+            found.append((columns, starts, starts[0].log_prob(valid, c_valid) + columns.log_volume(validation[0])))
         best = found[0]
         for other in found[1:]:
             gain = other[2] - best[2]
             best = other if gain.mean() > gain.std() / math.sqrt(len(gain)) else best
         return best[:2]
 
-    def _mixture(self, train: np.ndarray, valid: np.ndarray, seed: int, until: float) -> GaussianMixture:
-        """The Gaussian mixture of the best validation, of those that can be fitted until then."""
-        scored: list[tuple[float, GaussianMixture]] = []
-        most = (1 if self.n_conditions_ else max(COMPONENTS)) if self.max_components is None else self.max_components
-        for components in (k for k in COMPONENTS if k == 1 or k <= min(most, len(train) // 5)):
-            for floor in FLOORS:
-                if scored and perf_counter() > until:
-                    break
-                mixture = GaussianMixture(components, reg_covar=floor, max_iter=EM_STEPS, random_state=seed)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", ConvergenceWarning)
-                    mixture.fit(train)
-                scored.append((mixture.score(valid), mixture))
-        return max(scored, key=lambda pair: pair[0])[1]
-
     def _redrawn(self, X: np.ndarray, c: np.ndarray) -> Tensor:
         """Latents of rows with new noise in their discrete columns."""
         noisy = X.copy()
-        noisy[:, self.discrete_] += torch.rand(len(X), len(self.discrete_)).numpy()
+        noisy[:, self._whole] += 1 - torch.rand(len(X), len(self._whole), dtype=torch.float64).numpy()
         return torch.from_numpy(self.columns_.latents(noisy, c)).float()
 
-    def _build(self, components: int, width: int, depth: int) -> INDM:
-        shape = (self.n_features_in_,)
+    def _build(self, components: int, width: int, depth: int, dropout: float = 0.0) -> INDM:
+        shape = (int(self._varies.sum()),)
         condition = Vector(self.n_conditions_) if self.n_conditions_ else None
         seen = condition.seen_shape if condition else ()
-        backbone = MixtureMLP(shape, components, width, depth, condition=seen)
+        backbone = MixtureMLP(shape, components, width, depth, dropout=dropout, condition=seen)
         return INDM(Identity(), ScoreModel(backbone, VPSDE(eps=EPS)), shape=shape, condition=condition)
+
+    def _latents(self, c: np.ndarray, steps: int, numbers: np.random.RandomState) -> np.ndarray:
+        """A draw at each row of ``c``, from one of the models."""
+        chosen = numbers.randint(len(self.models_), size=len(c))
+        generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
+        latents = np.zeros((len(c), self._varies.sum()))
+        for i, model in enumerate(self.models_):
+            own = np.flatnonzero(chosen == i)
+            for rows in np.split(own, range(ROWS_AT_ONCE, len(own), ROWS_AT_ONCE)) if len(own) else ():
+                single = at(copy.deepcopy(model).float(), torch.from_numpy(c[rows]).float())
+                z_T = single.sde.prior_sample((len(rows), latents.shape[1]), generator=generator, dtype=torch.float32)
+                latents[rows] = solve_latent(single, z_T, UniPC(), steps, last_denoising=False)[0].numpy()
+        return latents
+
+    def _choose_steps(self, c: np.ndarray, seed: int) -> None:
+        """As few steps of the sampler as draws at rows of ``c`` need to be off by ``SAMPLING_ERROR``."""
+        c = c[np.linspace(0, len(c) - 1, DRAWN).astype(int)]
+        fine = self._latents(c, SAMPLING_STEPS[0], np.random.RandomState(seed))
+        for steps in SAMPLING_STEPS:
+            coarse, fine = fine, self._latents(c, 2 * steps, np.random.RandomState(seed))
+            self.sampling_steps_ = steps
+            self.sampling_error_ = float(np.sqrt(np.square(fine - coarse).mean()))
+            if self.sampling_error_ < SAMPLING_ERROR:
+                break
 
     def _log_density(self, X: np.ndarray, c: np.ndarray) -> np.ndarray:
         """log of the mean density of the models at rows without discrete columns, nats (n,)."""
         latents = self.columns_.latents(X, c)
         parts_of = [torch.from_numpy(part).split(ROWS_AT_ONCE) for part in (latents, c)]
         found = [
-            [_log_prob(_at(model, rows), part) for part, rows in zip(*parts_of, strict=True)] for model in self.models_
+            [_log_prob(at(model, rows), part) for part, rows in zip(*parts_of, strict=True)] for model in self.models_
         ]
         errors = torch.stack([torch.cat([error for _, error in parts]) for parts in found])
         if errors.mean() > SOLVER_ERROR:
@@ -513,93 +587,11 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         return model.eval().requires_grad_(False)
 
 
-@dataclass
-class _Fitting:
-    """A model in training: its average, its best validated state, and a rate that is cut where that no longer improves.
-
-    Args:
-        model: what is trained.
-        learning_rate, weight_decay: of AdamW.
-        held, c_held: latents on which it is validated, and their conditions.
-    """
-
-    model: INDM
-    learning_rate: float
-    weight_decay: float
-    held: Tensor
-    c_held: Tensor
-
-    def __post_init__(self):
-        groups = [{"name": "model", "params": list(self.model.parameters())}]
-        self.optimizer = torch.optim.AdamW(
-            groups, self.learning_rate, betas=BETAS, weight_decay=self.weight_decay, fused=True
-        )
-        self.ema = EMA(self.model, EMA_DECAY)
-        self.step = self.best_step = self.since = self.cuts = 0
-        self.in_time = True
-        self.first = self.best = self.validate()
-        self.best_model = copy.deepcopy(self.ema.model)
-
-    @property
-    def is_over(self) -> bool:
-        return self.cuts > CUTS
-
-    def train(self, x: Tensor, c: Tensor, factor: float) -> None:
-        """One step at ``factor`` of the rate, and a check where it is due."""
-        factor *= CUT**self.cuts * learning_rate_factor(self.step, 0.0, WARMUP, 0.0)
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate * factor
-        self.step += 1
-        step = optimizer_step(self.model, self.ema, self.optimizer, self.step, lambda: self._gradients(x, c), CLIP)
-        if step["skipped"]:
-            self.cut()
-        if self.step % CHECK_EVERY == 0:
-            self.check()
-
-    def _gradients(self, x: Tensor, c: Tensor) -> dict[str, Tensor]:
-        loss, _ = mle_loss(_at(self.model, c), x)
-        loss.backward()
-        return {}
-
-    @torch.no_grad()
-    def validate(self) -> float:
-        """The lower bound of log p of the average, nats a row, by the same draws each time."""
-        generator = torch.Generator().manual_seed(0)
-        return -mle_loss(_at(self.ema.model, self.c_held), self.held, generator=generator)[1]["nelbo"].item()
-
-    def check(self) -> None:
-        value = self.validate()
-        if value > self.best:
-            self.best, self.best_step, self.since = value, self.step, 0
-            self.best_model = copy.deepcopy(self.ema.model)
-            return
-        self.since += 1
-        if self.since == PATIENCE:
-            self.cut()
-
-    def cut(self) -> None:
-        """Lower the rate, and go back to the best state."""
-        self.cuts, self.since = self.cuts + 1, 0
-        self.model.load_state_dict(self.best_model.state_dict())
-        self.ema.model.load_state_dict(self.best_model.state_dict())
-
-
-def _at(model: Any, c: Tensor) -> Any:
-    """``model`` at the conditions ``c`` (n, k); k may be 0."""
-    return model.given(c) if c.shape[1] else model
-
-
 def _as_arrays(model: INDM) -> tuple[tuple[int, int, int], dict[str, np.ndarray]]:
     """Components, width and depth of the fitted network, and the weights of its model."""
     net: Any = model.score.backbone
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     return (net.components, net.width, net.depth), weights
-
-
-def _batches(rows: int, size: int) -> Iterator[Tensor]:
-    """Indices of batches without end, of at most ``size`` rows; each pass has every row at most once."""
-    size = min(size, rows)
-    while True:
-        yield from torch.randperm(rows)[: rows // size * size].split(size)
 
 
 def _log_prob(model: nn.Module, z: Tensor) -> tuple[Tensor, Tensor]:

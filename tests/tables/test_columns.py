@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from indm import DensityEstimator
-from indm.columns import Columns, far_columns, moments, moments_of_most
+from indm.tables.columns import Columns, far_columns, moments, moments_of_most
 
 POWERS = np.array([0.0, 0.3, 1.0, 1.7, 2.0])
 
@@ -90,3 +90,25 @@ def test_powers_are_used_where_validation_says_so():
     truth = -0.5 * (quadratic + np.linalg.slogdet(2 * np.pi * covariance)[1]) - y[rows].sum(1)
     assert estimator.columns_.power.max() < 0.2
     assert truth.mean() - estimator.score(X[rows]) < 0.35 * (truth.mean() - gaussian)
+
+
+@pytest.mark.parametrize("low, high", [(2.0, 5.0), (2.0, np.inf), (-np.inf, 5.0)])
+def test_a_column_with_bounds_stays_within_and_comes_back(low, high):
+    numbers = np.random.default_rng(7)
+    X = np.clip(numbers.uniform(2, 5, (500, 1)), 2 + 1e-9, 5 - 1e-9)
+    interval, c = np.array([[low], [high]]), np.zeros((500, 0))
+    columns = Columns.fitted(X, c, np.array([0]), interval=interval)
+    np.testing.assert_allclose(columns.rows(columns.latents(X, c), c), X, rtol=1e-12)
+    far = columns.rows(numbers.normal(0, 20, (500, 1)), c)
+    assert ((far >= low) & (far <= high)).all()
+    steps = [columns.latents(X[:50] + shift, c[:50])[:, 0] for shift in (1e-6, -1e-6)]
+    inside = (X[:50, 0] > 2.001) & (X[:50, 0] < 4.999)
+    slope = np.log((steps[0] - steps[1]) / 2e-6)
+    np.testing.assert_allclose(columns.log_volume(X[:50])[inside], slope[inside], atol=1e-4)
+
+
+def test_a_uniform_column_becomes_a_normal_one():
+    X = np.random.default_rng(8).uniform(-1, 1, (20_000, 1))
+    z = Columns.fitted(X, np.zeros((20_000, 0)), np.array([], dtype=int), interval=np.array([[-1.0], [1.0]]))
+    latents = z.latents(X, np.zeros((20_000, 0)))
+    assert (latents**4).mean() == pytest.approx(3.0, abs=0.15)

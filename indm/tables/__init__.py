@@ -1,0 +1,1 @@
+"""Tables of numbers: their density, given or not given conditions."""

@@ -1,0 +1,259 @@
+r"""How the network of a table is trained: until validation no longer improves, then at a falling rate.
+
+The loss is the NELBO of latents that start as a mixture (:class:`~indm.nets.MixtureMLP`). Each row is noised twice, by
+n and by −n: at small noise the two gradients are nearly of opposite signs, so that their mean has little noise. Noise
+levels are drawn in proportion to the root mean square of the gradients there, which is measured as training goes, and
+weighted so that the mean stays that of the NELBO.
+"""
+
+import copy
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from indm.model import INDM
+from indm.rng import strata
+from indm.sde.linear import LinearSDE
+from indm.tensors import expand_like, squared_norm
+from indm.training.step import EMA, learning_rate_factor, optimizer_step
+
+CELLS = 24  # of the clock, in which gradients are measured
+FLOOR = 0.3  # share of the draws that are uniform on the clock
+MEMORY = 0.98  # of a cell's measurements
+VALIDATION_ROWS = 2_048  # noised at every validation, at most
+CHECK_EVERY = 50  # steps, at least
+PATIENCE, LEAST = 15, 500  # epochs and steps without a better check, until the batch grows and then the rate falls
+GROWTH, LARGEST_SHARE, LARGEST = 4, 0.25, 2_048  # of the batch, at the first plateau; of the rows; rows at most
+ANNEAL = 0.3  # steps of the falling rate, as a share of those before; its share of the seconds
+WARMUP = 50  # steps
+RACE, RACE_SHARE = 300, 0.12  # steps of each start before one is chosen; of the seconds, at most
+EMA_DECAY, BETAS, CLIP = 0.9995, (0.9, 0.99), 1.0
+
+Rows = Callable[[Tensor], tuple[Tensor, Tensor]]  # indices ↦ latents and their conditions
+
+
+class Clock:
+    """Noise levels for a training, drawn where its gradients are large.
+
+    Args:
+        sde: the linear SDE. Its clock is that of :func:`indm.objective.extended_clock`, cut into cells of which the
+            first is the reconstruction.
+    """
+
+    def __init__(self, sde: LinearSDE):
+        self.sde, self.length = sde, sde.log_snr_range() + 1.0
+        edges = torch.cat([torch.zeros(1), torch.linspace(1.0, self.length, CELLS)])
+        self.edges, self.widths = edges, edges.diff()
+        self.squares = torch.ones(CELLS)  # mean square of the gradients in a cell
+
+    @property
+    def share(self) -> Tensor:
+        """The probability of each cell."""
+        mass = self.widths * self.squares.sqrt()
+        return FLOOR * self.widths / self.length + (1 - FLOOR) * mass / mass.sum()
+
+    def draw(self, n: int, generator: torch.Generator | None = None, uniform: bool = False) -> tuple[Tensor, ...]:
+        """Stratified times, the weights that make their mean an integral over the clock, and their cells, each (n,)."""
+        share = self.widths / self.length if uniform else self.share
+        ends = share.cumsum(0).clamp_max(1.0)
+        u = strata(n, generator=generator)
+        cell = torch.searchsorted(ends, u).clamp_max(CELLS - 1)
+        place = self.edges[cell] + self.widths[cell] * ((u - ends[cell] + share[cell]) / share[cell]).clamp(0, 1)
+        eps = self.sde.eps
+        start = self.sde.log_snr(torch.full_like(place, eps))
+        t = self.sde.time(start - (place - 1).clamp_min(0.0)).clamp(eps, self.sde.T).float()
+        return torch.where(cell == 0, eps, t), (self.widths / share)[cell].float(), cell
+
+    def measure(self, cell: Tensor, square: Tensor) -> None:
+        """Take in the squared ``square`` gradients of draws in their ``cell``, each (n,)."""
+        counts = torch.bincount(cell, minlength=CELLS)
+        means = torch.bincount(cell, square, minlength=CELLS) / counts.clamp_min(1)
+        weight = torch.where(counts > 0, 1 - MEMORY, 0.0)
+        self.squares = torch.lerp(self.squares, means, weight)
+
+
+def paired_error(model: Any, c: Tensor, z: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """½‖n + σ s(α z + σ n)‖² on average over the noises n = ± ``noise``, (B,); and n + σ s of both, (2, B, d)."""
+    score, kernel = at(model, c.repeat(2, 1)).score, model.sde.kernel(t)
+    sigma = expand_like(kernel.sigma, z)
+    both = torch.cat([noise, -noise])
+    z_t = expand_like(kernel.alpha, z) * z
+    z_t = torch.cat([z_t + sigma * noise, z_t - sigma * noise])
+    difference = (both + sigma.repeat(2, 1) * score(z_t, t.repeat(2))).unflatten(0, (2, -1))
+    return 0.25 * (squared_norm(difference[0]) + squared_norm(difference[1])), difference
+
+
+@dataclass
+class Training:
+    """A model in training, its average, and its best validated state.
+
+    Args:
+        model: what is trained, an INDM whose network is a :class:`~indm.nets.MixtureMLP`.
+        held, c_held: latents (m, d) on which it is validated, and their conditions (m, k).
+        learning_rate, weight_decay: of AdamW.
+        groups: rows of ``held`` that are one row of the table in other noise stand together, this many.
+        value: log p of the start at the validation rows, nats a row.
+    """
+
+    model: INDM
+    held: Tensor
+    c_held: Tensor
+    learning_rate: float
+    weight_decay: float
+    groups: int = 1
+    value: float = 0.0
+    step: int = 0
+    best_step: int = 0
+    gain: float = 0.0  # of the best state over the start, nats a row
+    error: float = 0.0  # standard error of the gain over rows
+    history: list[tuple[int, float, float]] = field(default_factory=list)
+
+    def __post_init__(self):
+        parameters = [{"name": "model", "params": list(self.model.parameters())}]
+        self.optimizer = torch.optim.AdamW(
+            parameters, self.learning_rate, betas=BETAS, weight_decay=self.weight_decay, fused=True
+        )
+        self.ema, self.clock = EMA(self.model, EMA_DECAY), Clock(self.model.sde)
+        self.model.score.backbone.mlp.output.register_forward_pre_hook(self._keep)
+        generator = torch.Generator().manual_seed(0)
+        t, weight, _ = self.clock.draw(len(self.held), generator, uniform=True)
+        order = torch.randperm(len(t), generator=generator)
+        self.fixed = t[order], weight[order], torch.randn(self.held.shape, generator=generator)
+        self.start = self._errors()
+        self.best = copy.deepcopy(self.ema.model)
+
+    @torch.no_grad()
+    def _errors(self) -> Tensor:
+        """The bound of −log p of the average at the validation rows, up to a constant, by the same draws each time."""
+        t, weight, noise = self.fixed
+        return weight * paired_error(self.ema.model, self.c_held, self.held, t, noise)[0]
+
+    def update(self, z: Tensor, c: Tensor, factor: float) -> None:
+        """One step at ``factor`` of the rate."""
+        self.optimizer.param_groups[0]["lr"] = factor * self.learning_rate
+        self.step += 1
+        step = optimizer_step(self.model, self.ema, self.optimizer, self.step, lambda: self._gradients(z, c), CLIP)
+        self.skipped = bool(step["skipped"])
+
+    def _keep(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
+        self.hidden = inputs[0].detach()
+
+    def _gradients(self, z: Tensor, c: Tensor) -> dict[str, Tensor]:
+        t, weight, cell = self.clock.draw(len(z))
+        order = torch.randperm(len(z))
+        t, weight, cell = t[order], weight[order], cell[order]
+        error, difference = paired_error(self.model, c, z, t, torch.randn_like(z))
+        (weight * error).mean().div(z.shape[1]).backward()
+        self.clock.measure(cell, gradient_square(difference.detach(), self.hidden.unflatten(0, (2, -1))))
+        return {}
+
+    def check(self) -> bool:
+        """Validate the average; whether it is the best so far."""
+        gains = (self.start - self._errors()).unflatten(0, (-1, self.groups)).mean(1)
+        gain = gains.mean().item()
+        error = (gains.std() / math.sqrt(len(gains))).item()
+        self.history.append((self.step, gain, error))
+        if not gain > self.gain:
+            return False
+        self.gain, self.error, self.best_step, self.best = gain, error, self.step, copy.deepcopy(self.ema.model)
+        return True
+
+    def back(self) -> None:
+        """Go on from the best state."""
+        self.model.load_state_dict(self.best.state_dict())
+        self.ema.model.load_state_dict(self.best.state_dict())
+
+
+def gradient_square(difference: Tensor, hidden: Tensor) -> Tensor:
+    """‖Σ d ⊗ h‖² over both noises, (B,), for errors d (2, B, d) and the last layer's inputs h (2, B, width).
+
+    It is four times the squared gradient of :func:`paired_error` for that layer's weights.
+    """
+    return torch.einsum("ibd,jbd,ibw,jbw->b", difference, difference, hidden, hidden)
+
+
+def at(model: Any, c: Tensor) -> Any:
+    """``model`` at the conditions ``c`` (n, k); k may be 0."""
+    return model.given(c) if c.shape[1] else model
+
+
+def best_start(
+    trainings: list[Training], rows: Rows, n: int, batch_size: int, max_steps: int, deadline: float
+) -> Training:
+    """The training that is to go on, of some that differ in their start, after some steps of each.
+
+    It is the best one if each gains as much again as in the last half of its steps, where it gained at all: many
+    components are soon good, and a network may then learn little more.
+    """
+    half = min(RACE, max_steps // 10) // 2
+    if len(trainings) == 1 or not half:
+        return max(trainings, key=lambda training: training.value)
+    foreseen, seconds = [], RACE_SHARE * (deadline - time.perf_counter())
+    for training in trainings:
+        loader, gains = batches(n, batch_size), []
+        for _ in range(2):
+            until = time.perf_counter() + 0.5 * seconds
+            for i in itertools.islice(loader, half):
+                training.update(*rows(i), learning_rate_factor(training.step, 0.0, WARMUP, 0.0))
+                if time.perf_counter() > until:
+                    break
+            training.check()
+            gains.append(training.history[-1][1])
+        foreseen.append(training.value + training.gain + max(0.0, gains[1] - gains[0]))
+    return max(zip(foreseen, trainings, strict=True), key=lambda pair: pair[0])[1]
+
+
+def train(training: Training, rows: Rows, n: int, batch_size: int, max_steps: int, deadline: float) -> str:
+    """Train on ``rows`` of n until validation no longer improves.
+
+    Returns:
+        Why it ended: "plateau", "max_steps" or "max_seconds".
+
+    Where a check has not been better for some epochs, the batch grows; at the next plateau, or when the seconds are
+    nearly over, the rate falls to 0.
+    """
+    started, batch, fall = time.perf_counter(), min(batch_size, n), None
+    loader, since = batches(n, batch), training.step
+    largest = max(batch, min(LARGEST, int(LARGEST_SHARE * n)))
+    while training.step < max_steps:
+        spent = (time.perf_counter() - started) / max(deadline - started, 1e-9)
+        if spent >= 1:
+            training.check()
+            return "max_seconds"
+        factor = learning_rate_factor(training.step, 0.0, WARMUP, 0.0)
+        factor *= min(1.0, (1 - spent) / ANNEAL, (max_steps - training.step) / (ANNEAL * max_steps))
+        if fall is not None:
+            factor *= 1 - (training.step - fall[0]) / fall[1]
+            if factor <= 0:
+                training.check()
+                return "plateau"
+        training.update(*rows(next(loader)), factor)
+        epoch = max(1, n // batch)
+        if training.skipped:
+            training.back()
+        if training.step % max(CHECK_EVERY, min(epoch, 10 * CHECK_EVERY)) == 0:
+            if training.check():
+                since = training.step
+            if fall is None and training.step - since >= max(PATIENCE * epoch, LEAST) * 0.5 ** (batch > batch_size):
+                training.back()
+                since = training.step
+                if batch < largest and batch < GROWTH * batch_size:
+                    batch = min(largest, GROWTH * batch)
+                    loader = batches(n, batch)
+                else:
+                    fall = training.step, max(CHECK_EVERY, int(ANNEAL * training.step))
+    training.check()
+    return "max_steps"
+
+
+def batches(rows: int, size: int) -> Iterator[Tensor]:
+    """Indices of batches without end, of at most ``size`` rows; each pass has every row at most once."""
+    size = min(size, rows)
+    while True:
+        yield from torch.randperm(rows)[: rows // size * size].split(size)

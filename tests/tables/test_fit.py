@@ -1,0 +1,143 @@
+"""How a table's network is trained: the loss against the NELBO, levels by their gradients, and when it ends."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from indm.conditions import Vector
+from indm.flows.base import Identity
+from indm.model import INDM
+from indm.nets.mixture import MixtureMLP
+from indm.objective import mle_loss
+from indm.score import ScoreModel
+from indm.sde.linear import VPSDE
+from indm.tables import fit
+from indm.tables.fit import CELLS, Clock, Training, gradient_square, paired_error, train
+
+
+def model_of(k: int = 0, width: int = 8) -> INDM:
+    """An untrained model of two columns with the mixture N(0, 4 I), at conditions of k numbers."""
+    torch.manual_seed(0)
+    condition = Vector(k) if k else None
+    net = MixtureMLP((2,), 1, width, 1, condition=condition.seen_shape if condition else ())
+    net.set_mixture(torch.ones(1), torch.zeros(1, 2), 4 * torch.eye(2)[None])
+    return INDM(Identity(), ScoreModel(net, VPSDE(eps=1e-4)), shape=(2,), condition=condition)
+
+
+def training_of(rows: torch.Tensor, c: torch.Tensor | None = None, rate: float = 1e-2, **options) -> Training:
+    c = torch.zeros(len(rows), 0) if c is None else c
+    return Training(model_of(c.shape[1]), rows, c, rate, 0.0, **options)
+
+
+def test_weighted_draws_of_any_law_integrate_over_the_clock():
+    clock, generator = Clock(VPSDE(eps=1e-4)), torch.Generator().manual_seed(0)
+    clock.squares = torch.rand(CELLS, generator=generator) + 0.01
+    t, weight, cell = clock.draw(20_000, generator)
+    log_snr = clock.sde.log_snr(t.double())
+    end = clock.sde.log_snr(torch.tensor([1.0]).double())
+    span = clock.length - 1
+    assert weight.mean().item() == pytest.approx(clock.length, rel=1e-3)
+    assert (weight * (t <= clock.sde.eps)).mean().item() == pytest.approx(1.0, rel=0.01)
+    square = (log_snr - end).square().where(cell > 0, torch.zeros(()).double())
+    assert (weight * square).mean().item() == pytest.approx(span**3 / 3, rel=0.01)
+
+
+def test_the_paired_error_is_that_of_the_bound():
+    z = torch.randn(40_000, 2, generator=torch.Generator().manual_seed(0))
+    model, clock = model_of(), Clock(VPSDE(eps=1e-4))
+    t, weight, _ = clock.draw(len(z), torch.Generator().manual_seed(1))
+    order = torch.randperm(len(z), generator=torch.Generator().manual_seed(2))
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(3))
+    paired = weight[order] * paired_error(model, torch.zeros(len(z), 0), z, t[order], noise)[0]
+    alone = mle_loss(model, z, generator=torch.Generator().manual_seed(4))[1]["denoising"]
+    error = 3 * paired.std().item() / len(z) ** 0.5
+    assert paired.mean().item() == pytest.approx(alone.item(), abs=2 * error)
+
+
+def test_the_gradient_of_a_level_is_that_of_the_last_layer():
+    training = training_of(torch.randn(5, 2))
+    training.model.score.backbone.mlp.output.weight.data.normal_()
+    z, t, noise, c = torch.randn(5, 2), torch.full((5,), 0.3), torch.randn(5, 2), torch.zeros(5, 0)
+    error, difference = paired_error(training.model, c, z, t, noise)
+    found = gradient_square(difference, training.hidden.unflatten(0, (2, -1)))
+    for row, expected in zip(error, found, strict=True):
+        (gradient,) = torch.autograd.grad(row, training.model.score.backbone.mlp.output.weight, retain_graph=True)
+        assert 4 * gradient.square().sum().item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_levels_are_drawn_where_gradients_are_large():
+    clock = Clock(VPSDE(eps=1e-4))
+    cells = torch.arange(CELLS).repeat(4)
+    for _ in range(300):
+        clock.measure(cells, torch.where(cells == 7, 100.0, 1.0))
+    share, roots = clock.share, torch.where(torch.arange(CELLS) == 7, 10.0, 1.0)
+    mass = clock.widths * roots
+    expected = fit.FLOOR * clock.widths / clock.length + (1 - fit.FLOOR) * mass / mass.sum()
+    torch.testing.assert_close(share, expected, rtol=0.02, atol=0)
+    assert share.sum().item() == pytest.approx(1)
+
+
+def test_a_gain_is_that_of_the_bound_and_its_error_over_rows():
+    """From N(0, 4 I) to N(0, I), the truth: KL(N(0, I) ‖ N(0, 4 I)) = 2 log 2 − 3/4 nats."""
+    rows = torch.randn(1_500, 2, generator=torch.Generator().manual_seed(0))
+    training = training_of(rows.repeat_interleave(4, 0), groups=4)
+    training.ema.model.score.backbone.set_mixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
+    assert training.check()
+    assert training.gain == pytest.approx(2 * np.log(2) - 0.75, abs=3 * training.error + 0.02)
+    assert 0.005 < training.error < 0.1
+
+
+def test_training_follows_the_condition():
+    numbers = torch.Generator().manual_seed(0)
+    c = torch.rand(2_000, 1, generator=numbers) * 6 - 3
+    z = torch.cat([c.sin(), c.cos()], 1) + 0.1 * torch.randn(2_000, 2, generator=numbers)
+    training = training_of(z[:500], c[:500])
+    assert train(training, lambda i: (z[500:][i], c[500:][i]), 1_500, 128, 150, float("inf")) == "max_steps"
+    assert training.gain > 0.5
+
+
+@pytest.mark.parametrize("rows, growths", [(40, 0), (4_000, 1)])
+def test_it_ends_some_epochs_after_the_last_gain_and_the_batch_grows_before(rows, growths, monkeypatch):
+    """A tiny rate gains nothing: a plateau at once, in the larger batch another, and then the fall of the rate."""
+    for name, value in {"CHECK_EVERY": 5, "PATIENCE": 1, "LEAST": 20}.items():
+        monkeypatch.setattr(fit, name, value)
+    z, sizes, rates = torch.randn(rows, 2), [], []
+    training = training_of(z[:20], rate=1e-12)
+    update = training.update
+
+    def watched(x, c, factor):
+        sizes.append(len(x))
+        rates.append(factor)
+        update(x, c, factor)
+
+    training.update = watched  # type: ignore[method-assign]
+    assert train(training, lambda i: (z[i], torch.zeros(len(i), 0)), rows, 32, 10_000, float("inf")) == "plateau"
+    assert len(set(sizes)) == 1 + growths and sizes == sorted(sizes)
+    assert training.gain < 1e-3 and rates[-1] < 0.3 < max(rates)
+
+
+def test_seconds_end_a_training_at_a_rate_of_zero(monkeypatch):
+    ticks, rates = itertools.count(), []
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
+    z = torch.randn(100, 2)
+    training = training_of(z[:20])
+    monkeypatch.setattr(
+        training, "update", lambda x, c, factor: (rates.append(factor), setattr(training, "skipped", 0))
+    )
+    assert train(training, lambda i: (z[i], torch.zeros(len(i), 0)), 100, 32, 10_000, 100.0) == "max_seconds"
+    assert rates[-1] < 0.05 and len(rates) == 99
+
+
+def test_the_start_is_chosen_by_what_training_makes_of_it():
+    """One start is better by 0.2 nats and the truth but for that, the other gains 0.6 nats by training."""
+    numbers = torch.Generator().manual_seed(0)
+    z = torch.randn(2_000, 2, generator=numbers) * 0.5
+    ahead, learning = training_of(z[:500], rate=1e-12, value=-2.2), training_of(z[:500], value=-2.4)
+    of_rows = lambda i: (z[500:][i], torch.zeros(len(i), 0)), 1_500, 128
+    assert fit.best_start([ahead, learning], *of_rows, 3_000, float("inf")) is learning
+    assert ahead.step == learning.step == fit.RACE
+    fresh = [training_of(z[:500], value=value) for value in (-2.2, -2.4)]
+    assert fit.best_start(fresh, *of_rows, 5, float("inf")) is fresh[0]  # too few steps for a race
