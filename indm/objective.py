@@ -24,9 +24,18 @@ from indm.conditions import at
 from indm.gaussian import GaussianReference
 from indm.rng import randn_like, strata
 from indm.sde.linear import Kernel, LinearSDE
-from indm.tensors import Batch, double, event_size, event_sum, expand_like, gradient_weighted, squared_norm, widest
+from indm.tensors import (
+    Batch,
+    PerSample,
+    double,
+    event_size,
+    event_sum,
+    expand_like,
+    gradient_weighted,
+    squared_norm,
+    widest,
+)
 
-PerSample = Float[Tensor, " batch"]
 Losses = tuple[Float[Tensor, ""], dict[str, Tensor]]
 # In FID mode the score also sees this much of the likelihood weighting: at ε, where its own weighting has no mass,
 # the ratio of the two weights stays finite.

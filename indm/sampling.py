@@ -35,7 +35,8 @@ from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, evaluation_mode, expand_like
 
 FLOW_TOLERANCE = 1e-4  # of the probability flow: of 256 grey levels an eightieth
-FEW = 25  # steps by default; in so many, or fewer, a network with ripples in t is not resolved
+STEPS = 25  # by default
+FEW = 25  # steps in which, or in fewer, a network with ripples in t is not resolved
 RESOLVING = 400  # steps by default where a network may have ripples in t
 LONGEST_STEP, FEWEST_STEPS = 2.4, 4  # of its first solution, on the clock −log SNR
 FIRST_RESOLVING = 128  # steps of the first solution for a network that may have ripples in t
@@ -126,7 +127,7 @@ def default_sampler(model) -> str:
 
 def default_steps(model) -> int:
     """25, and 400 where the network may have ripples in t."""
-    return RESOLVING if may_ripple(model.score) else FEW
+    return RESOLVING if may_ripple(model.score) else STEPS
 
 
 def make_sampler(sampler: str | type[Sampler] | Sampler, **options: Any) -> Sampler:

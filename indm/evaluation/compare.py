@@ -261,7 +261,8 @@ def best_model(records: Sequence[Record], by_method: Differences) -> str:
         return "No model has a finite NELBO."
     ranked = sorted(bounds, key=lambda name: bounds[name][0])
     best = ranked[0]
-    sentence = f"{best} has the lowest {KINDS['nelbo']} on the test data, {with_error(*bounds[best])} {unit}"
+    split = records[0].evaluation["split"]
+    sentence = f"{best} has the lowest {KINDS['nelbo']} on the {split} data, {with_error(*bounds[best])} {unit}"
     if len(ranked) == 1:
         return f"{sentence}; there is no other model to compare it with."
     other = first if best != first and first in bounds else ranked[1]

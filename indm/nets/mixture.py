@@ -56,6 +56,7 @@ class MixtureMLP(nn.Module):
         super().__init__()
         self.shape, d, k = tuple(shape), math.prod(shape), math.prod(condition) if condition else 0
         self.components, self.width, self.depth, self.fourier = components, width, depth, fourier
+        self.dropout = dropout
         self.register_buffer("log_weight", torch.full((components,), -math.log(components)))
         self.register_buffer("mean", torch.zeros(components, d))
         self.register_buffer("variance", torch.ones(components, d))

@@ -68,6 +68,7 @@ class MLP(nn.Module):
         super().__init__()
         self.shape = tuple(shape)
         self.width, self.depth, self.fourier = width, depth, fourier
+        self.condition_blocks, self.dropout = condition_blocks, dropout
         d = math.prod(self.shape)
         self.register_buffer("omega", math.pi / 2 * 2.0 ** torch.arange(fourier), persistent=False)
         self.embedding = LevelEmbedding(width)

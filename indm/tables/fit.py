@@ -215,8 +215,8 @@ def train(training: Training, rows: Rows, n: int, batch_size: int, max_steps: in
     Returns:
         Why it ended: "plateau", "max_steps" or "max_seconds".
 
-    Where a check has not been better for some epochs, the batch grows; at the next plateau, or when the seconds are
-    nearly over, the rate falls to 0.
+    Where a check has not been better for some epochs, the batch grows; at the next plateau, after half as many epochs,
+    or when the seconds are nearly over, the rate falls to 0.
     """
     started, batch, fall = time.perf_counter(), min(batch_size, n), None
     loader, since = batches(n, batch), training.step
@@ -240,7 +240,8 @@ def train(training: Training, rows: Rows, n: int, batch_size: int, max_steps: in
         if training.step % max(CHECK_EVERY, min(epoch, 10 * CHECK_EVERY)) == 0:
             if training.check():
                 since = training.step
-            if fall is None and training.step - since >= max(PATIENCE * epoch, LEAST) * 0.5 ** (batch > batch_size):
+            patience = max(PATIENCE * epoch, LEAST) // (2 if batch > batch_size else 1)
+            if fall is None and training.step - since >= patience:
                 training.back()
                 since = training.step
                 if batch < largest and batch < GROWTH * batch_size:

@@ -10,6 +10,7 @@ from torch import nn
 import indm
 from indm.config import parts
 from indm.model import INDM, build
+from indm.nets import MixtureMLP
 from indm.score import score_for
 from indm.sde.linear import VPSDE
 
@@ -22,6 +23,9 @@ def moved(module, scale=0.1):
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(scale * torch.randn_like(parameter))
+        for part in module.modules():
+            if isinstance(part, MixtureMLP):  # of N(0, I) it gives its MLP nothing to see
+                part.mean.normal_()
     return module.eval()
 
 

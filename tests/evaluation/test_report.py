@@ -394,7 +394,7 @@ def test_curves_show_every_validation_and_name_a_group_once(tmp_path):
 def concluded(group, nelbo, seed=0):
     """A record with a NELBO in nats."""
     values = {"nats": nelbo, "nats_standard_error": 0.02}
-    evaluation = {"unit": "nats", "entropy_nats": None, "nelbo": {"with_reconstruction": values}}
+    evaluation = {"unit": "nats", "split": "test", "entropy_nats": None, "nelbo": {"with_reconstruction": values}}
     return Record(Path(group, str(seed)), group, {}, evaluation, 0, {})
 
 
