@@ -116,6 +116,16 @@ def inside(task: Any, theta: Array) -> Array:
     return task.get_prior_dist().support.check(torch.from_numpy(theta)).numpy()
 
 
+def bounds(task: Any) -> dict[int, tuple[float | None, float | None]]:
+    """The intervals of θ that the prior allows, of those with any bounds."""
+    law = getattr(task.get_prior_dist(), "base_dist", None)
+    if isinstance(law, torch.distributions.Uniform):
+        return dict(enumerate(zip(law.low.tolist(), law.high.tolist(), strict=True)))
+    if isinstance(law, torch.distributions.LogNormal):
+        return {i: (0.0, None) for i in range(law.loc.numel())}
+    return {}
+
+
 def judged(task: Any, fitted: study.Fitted, observation: int, draws: int) -> dict[str, float]:
     """The C2ST at an observation, the share of draws outside the prior, and the CPU seconds of both parts."""
     from sbibm.metrics.c2st import c2st
@@ -133,9 +143,10 @@ def trained(name: str, seed: int, method: str, o: argparse.Namespace) -> dict[st
     """The record of one training."""
     task = task_of(name)
     theta, x = pairs(task, o.simulations + FRESH, seed, o.home)
-    limit = o.seconds if method == "indm" else math.inf  # NPE stops by itself
+    ours = method == "indm"
+    limit, options = (o.seconds, {"bounds": bounds(task)}) if ours else (math.inf, {})  # NPE stops by itself
     start = time.process_time()
-    fitted = METHODS[method](theta[:-FRESH], x[:-FRESH], seed, limit)
+    fitted = METHODS[method](theta[:-FRESH], x[:-FRESH], seed, limit, **options)
     spent = time.process_time() - start
     log_prob = fitted.log_prob(theta[-FRESH:], x[-FRESH:])
     each = [judged(task, fitted, observation, o.draws) for observation in o.observations]

@@ -54,9 +54,9 @@ class Fitted:
     setting: dict[str, Any]
 
 
-def indm(theta: Array, x: Array, seed: int, seconds: float) -> Fitted:
+def indm(theta: Array, x: Array, seed: int, seconds: float, **options: Any) -> Fitted:
     with mock.patch.object(time, "perf_counter", time.process_time):
-        found = DensityEstimator(max_seconds=seconds, random_state=seed).fit(theta, c=x)
+        found = DensityEstimator(max_seconds=seconds, random_state=seed, **options).fit(theta, c=x)
     setting = {"steps": found.n_steps_, "components": [m.score.backbone.components for m in found.models_]}
     return Fitted(lambda x, n, seed: found.sample(n, seed, c=x), found.score_samples, setting)
 
