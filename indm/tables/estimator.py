@@ -29,15 +29,14 @@ from indm.sampling import UniPC, solve_latent
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
 from indm.tables.columns import Columns, far_columns, moments, moments_of_most
-from indm.tables.fit import VALIDATION_ROWS, Training, at, best_start, train
-from indm.tables.mixture import COMPONENTS, Mixture, mixtures
+from indm.tables.fit import VALIDATION_ROWS, Training, at, train
+from indm.tables.mixture import COMPONENTS, Mixture, best_mixture
 from indm.tensors import evaluation_mode, event_sum, expand_like
 
 FEWEST_ROWS = 10  # of a table
 FEW_ROWS = 2_000  # up to which several models are averaged
 MIXTURE_ROWS, MIXTURE_SHARE = 5_000, 0.2  # to fit a mixture on; the share of the budget that may go to it
 DRAWS_OF_MIXTURE = 8  # of the noise of discrete columns, to validate it
-SLOWER = 0.25  # another learning rate that is tried
 EPS = 1e-4  # truncation of the diffusion
 MOST_EXACT, PROBES = 40, 8  # columns up to which the divergence is exact; probes above
 ROWS_AT_ONCE = 2_048
@@ -62,8 +61,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
     densities averaged.
 
     With conditions c, numbers of each row that are given to ``fit`` and the other methods, the density is p(x|c): the
-    mixture is one of rows and conditions together, whose law at c has a closed form, or one Gaussian, whichever
-    training makes more of; the network sees c.
+    mixture is one of rows and conditions together, whose law at c has a closed form, and the network sees c. By default
+    it is then one Gaussian: from several a fit starts better and ends worse.
 
     For up to 40 columns the divergence of the probability flow is exact. For more it is estimated by 8 probes, the same
     for all rows, which adds noise to log p.
@@ -82,10 +81,9 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         validation_fraction: share of the rows on which a model is validated, at most half; models have different ones.
         max_seconds: of the fit, at most.
         max_steps: of the optimizer, at most, for each model.
-        max_components: of the mixture, by default 50.
+        max_components: of the mixture. By default 50, but 1 with conditions.
         width, depth, dropout: of the network.
-        learning_rate, batch_size, weight_decay: of AdamW. A quarter of the rate is tried for some steps, too; the batch
-            is the first one, and grows.
+        learning_rate, batch_size, weight_decay: of AdamW, at first: the batch grows, and then the rate falls.
         draws: points of the noise at which a row is evaluated where three or more columns are discrete.
         verbose: print what is chosen and how validation goes.
         random_state: of the split, the noise and the weights.
@@ -455,7 +453,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         many, c_held = (np.repeat(part[:VALIDATION_ROWS], repeats, axis=0) for part in (valid, c_valid))
         held_rows = self._noisy(many, numbers)
         thinned = slice(None, None, max(1, repeats // DRAWS_OF_MIXTURE))
-        self.columns_, starts = self._start(
+        self.columns_, mixture, value = self._start(
             (self._noisy(rows[:MIXTURE_ROWS], numbers), c[:MIXTURE_ROWS]),
             (held_rows[thinned], c_held[thinned]),
             maps,
@@ -463,55 +461,45 @@ class DensityEstimator(DensityMixin, BaseEstimator):
             MIXTURE_SHARE * (deadline - time.perf_counter()),
         )
         latents, c_train = torch.from_numpy(self.columns_.latents(rows, c)).float(), torch.from_numpy(c).float()
-        held = self.columns_.latents(held_rows, c_held)
-        volume = self.columns_.log_volume(held_rows)
-
-        def training_from(mixture: Mixture, rate: float) -> Training:
-            model = self._build(len(mixture.weight), self.width, self.depth, self.dropout)
-            law = mixture.weight, mixture.mean, mixture.covariance
-            model.score.backbone.set_mixture(*map(torch.from_numpy, law))
-            parts = torch.from_numpy(held).float(), torch.from_numpy(c_held).float()
-            value = (mixture.log_prob(held, c_held) + volume).mean()
-            return Training(model, *parts, rate, self.weight_decay, repeats, value)
+        model = self._build(len(mixture.weight), self.width, self.depth, self.dropout)
+        law = mixture.weight, mixture.mean, mixture.covariance
+        model.score.backbone.set_mixture(*map(torch.from_numpy, law))
+        held = torch.from_numpy(self.columns_.latents(held_rows, c_held)).float()
+        parts = held, torch.from_numpy(c_held).float()
+        fitting = Training(model, *parts, self.learning_rate, self.weight_decay, repeats)
 
         def batch(i: Tensor) -> tuple[Tensor, Tensor]:
             if len(self._whole):
                 return self._redrawn(rows[i.numpy()], c[i.numpy()]), c_train[i]
             return latents[i], c_train[i]
 
-        of_rows: Any = batch, len(rows), self.batch_size, self.max_steps, deadline
-        starts = starts if self.n_conditions_ else starts[:1]  # without conditions the best mixture stays ahead
-        choices = [(mixture, self.learning_rate) for mixture in starts] + [(starts[-1], SLOWER * self.learning_rate)]
-        trainings = [training_from(*choice) for choice in choices]
-        ended = train(best_start(trainings, *of_rows), *of_rows)
-        fitting = max(trainings, key=lambda training: training.value + training.gain)
+        ended = train(fitting, batch, len(rows), self.batch_size, self.max_steps, deadline)
         if self.verbose:
             print(
-                f"model {len(self.models_) + 1}: {fitting.model.score.backbone.components} Gaussians, validation "
-                f"{fitting.value:.4f} nats, {fitting.gain:+.4f} ± {fitting.error:.4f} by the network at step "
-                f"{fitting.best_step} of {fitting.step}, ended by {ended}"
+                f"model {len(self.models_) + 1}: {len(mixture.weight)} Gaussians, validation {value:.4f} nats, "
+                f"{fitting.gain:+.4f} ± {fitting.error:.4f} by the network at step {fitting.best_step} of {fitting.step}, ended by {ended}"
             )
         return fitting, ended
 
     def _start(
         self, training: Rows, validation: Rows, maps: list[Columns], seed: int, seconds: float
-    ) -> tuple[Columns, list[Mixture]]:
-        """A map, and the mixtures that can be fitted in that time from which a training may start.
+    ) -> tuple[Columns, Mixture, float]:
+        """The best mixture that can be fitted in that time, its map and its validation log p.
 
         The map is the first, but where the gain of another on the validation rows is more than its standard error.
         """
         started, found = time.perf_counter(), []
-        most = max(COMPONENTS) if self.max_components is None else self.max_components
+        most = (1 if self.n_conditions_ else max(COMPONENTS)) if self.max_components is None else self.max_components
         for i, columns in enumerate(maps, 1):
             (train, c), (valid, c_valid) = ((columns.latents(*rows), rows[1]) for rows in (training, validation))
             until = started + seconds * i / len(maps)
-            starts = mixtures((train, c), (valid, c_valid), most, seed, until)
-            found.append((columns, starts, starts[0].log_prob(valid, c_valid) + columns.log_volume(validation[0])))
+            mixture = best_mixture((train, c), (valid, c_valid), most, seed, until)
+            found.append((columns, mixture, mixture.log_prob(valid, c_valid) + columns.log_volume(validation[0])))
         best = found[0]
         for other in found[1:]:
             gain = other[2] - best[2]
             best = other if gain.mean() > gain.std() / math.sqrt(len(gain)) else best
-        return best[:2]
+        return best[0], best[1], best[2].mean()
 
     def _redrawn(self, X: np.ndarray, c: np.ndarray) -> Tensor:
         """Latents of rows with new noise in their discrete columns."""

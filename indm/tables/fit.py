@@ -7,7 +7,6 @@ weighted so that the mean stays that of the NELBO.
 """
 
 import copy
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +31,6 @@ PATIENCE, LEAST = 15, 500  # epochs and steps without a better check, until the 
 GROWTH, LARGEST_SHARE, LARGEST = 4, 0.25, 2_048  # of the batch, at the first plateau; of the rows; rows at most
 ANNEAL = 0.3  # steps of the falling rate, as a share of those before; its share of the seconds
 WARMUP = 50  # steps
-RACE, RACE_SHARE = 300, 0.12  # steps of each start before one is chosen; of the seconds, at most
 EMA_DECAY, BETAS, CLIP = 0.9995, (0.9, 0.99), 1.0
 
 Rows = Callable[[Tensor], tuple[Tensor, Tensor]]  # indices ↦ latents and their conditions
@@ -98,7 +96,6 @@ class Training:
         held, c_held: latents (m, d) on which it is validated, and their conditions (m, k).
         learning_rate, weight_decay: of AdamW.
         groups: rows of ``held`` that are one row of the table in other noise stand together, this many.
-        value: log p of the start at the validation rows, nats a row.
     """
 
     model: INDM
@@ -107,7 +104,6 @@ class Training:
     learning_rate: float
     weight_decay: float
     groups: int = 1
-    value: float = 0.0
     step: int = 0
     best_step: int = 0
     gain: float = 0.0  # of the best state over the start, nats a row
@@ -183,32 +179,6 @@ def at(model: Any, c: Tensor) -> Any:
     return model.given(c) if c.shape[1] else model
 
 
-def best_start(
-    trainings: list[Training], rows: Rows, n: int, batch_size: int, max_steps: int, deadline: float
-) -> Training:
-    """The training that is to go on, of some that differ in their start, after some steps of each.
-
-    It is the best one if each gains as much again as in the last half of its steps, where it gained at all: many
-    components are soon good, and a network may then learn little more.
-    """
-    half = min(RACE, max_steps // 10) // 2
-    if len(trainings) == 1 or not half:
-        return max(trainings, key=lambda training: training.value)
-    foreseen, seconds = [], RACE_SHARE * (deadline - time.perf_counter())
-    for training in trainings:
-        loader, gains = batches(n, batch_size), []
-        for _ in range(2):
-            until = time.perf_counter() + 0.5 * seconds
-            for i in itertools.islice(loader, half):
-                training.update(*rows(i), learning_rate_factor(training.step, 0.0, WARMUP, 0.0))
-                if time.perf_counter() > until:
-                    break
-            training.check()
-            gains.append(training.history[-1][1])
-        foreseen.append(training.value + training.gain + max(0.0, gains[1] - gains[0]))
-    return max(zip(foreseen, trainings, strict=True), key=lambda pair: pair[0])[1]
-
-
 def train(training: Training, rows: Rows, n: int, batch_size: int, max_steps: int, deadline: float) -> str:
     """Train on ``rows`` of n until validation no longer improves.
 
@@ -219,7 +189,7 @@ def train(training: Training, rows: Rows, n: int, batch_size: int, max_steps: in
     or when the seconds are nearly over, the rate falls to 0.
     """
     started, batch, fall = time.perf_counter(), min(batch_size, n), None
-    loader, since = batches(n, batch), training.step
+    loader, since = batches(n, batch), 0
     largest = max(batch, min(LARGEST, int(LARGEST_SHARE * n)))
     while training.step < max_steps:
         spent = (time.perf_counter() - started) / max(deadline - started, 1e-9)

@@ -67,10 +67,10 @@ def log_gaussians(rows: Array, mean: Array, covariance: Array) -> Array:
     return found
 
 
-def mixtures(
+def best_mixture(
     training: tuple[Array, Array], validation: tuple[Array, Array], most: int, seed: int, until: float
-) -> list[Mixture]:
-    """The :class:`Mixture` of the best validation, and one Gaussian, of those fitted before ``until``.
+) -> Mixture:
+    """The :class:`Mixture` of the best validation among those that can be fitted before ``until``.
 
     Numbers of components rise up to ``most``, each with several floors.
     """
@@ -80,6 +80,4 @@ def mixtures(
             if not found or time.perf_counter() < until:
                 mixture = Mixture.fitted(*training, components, floor, seed)
                 found.append((mixture.log_prob(*validation).mean(), mixture))
-    one = max((pair for pair in found if len(pair[1].weight) == 1), key=lambda pair: pair[0])[1]
-    best = max(found, key=lambda pair: pair[0])[1]
-    return [one] if best is one else [best, one]
+    return max(found, key=lambda pair: pair[0])[1]

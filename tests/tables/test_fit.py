@@ -129,15 +129,3 @@ def test_seconds_end_a_training_at_a_rate_of_zero(monkeypatch):
     )
     assert train(training, lambda i: (z[i], torch.zeros(len(i), 0)), 100, 32, 10_000, 100.0) == "max_seconds"
     assert rates[-1] < 0.05 and len(rates) == 99
-
-
-def test_the_start_is_chosen_by_what_training_makes_of_it():
-    """One start is better by 0.2 nats and the truth but for that, the other gains 0.6 nats by training."""
-    numbers = torch.Generator().manual_seed(0)
-    z = torch.randn(2_000, 2, generator=numbers) * 0.5
-    ahead, learning = training_of(z[:500], rate=1e-12, value=-2.2), training_of(z[:500], value=-2.4)
-    of_rows = lambda i: (z[500:][i], torch.zeros(len(i), 0)), 1_500, 128
-    assert fit.best_start([ahead, learning], *of_rows, 3_000, float("inf")) is learning
-    assert ahead.step == learning.step == fit.RACE
-    fresh = [training_of(z[:500], value=value) for value in (-2.2, -2.4)]
-    assert fit.best_start(fresh, *of_rows, 5, float("inf")) is fresh[0]  # too few steps for a race
