@@ -477,7 +477,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         if self.verbose:
             print(
                 f"model {len(self.models_) + 1}: {len(mixture.weight)} Gaussians, validation {value:.4f} nats, "
-                f"{fitting.gain:+.4f} ± {fitting.error:.4f} by the network at step {fitting.best_step} of {fitting.step}, ended by {ended}"
+                f"{fitting.gain:+.4f} ± {fitting.error:.4f} by the network at step {fitting.best_step} of "
+                f"{fitting.step}, ended by {ended}"
             )
         return fitting, ended
 
