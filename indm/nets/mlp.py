@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm.nets.embedding import ConditionEmbedding, LevelEmbedding, seen
+from indm.rng import Dropout
 from indm.tensors import Batch, PerSample, zeroed
 
 
@@ -19,7 +20,7 @@ class MLPBlock(nn.Module):
 
     def __init__(self, width: int, dropout: float = 0.0):
         super().__init__()
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(width)
         self.inner = nn.Linear(width, width)
         self.level = nn.Linear(width, 2 * width)
