@@ -104,8 +104,13 @@ def denoising_error(score, z: Tensor, t: Tensor, noise: Tensor, rate: Tensor | N
 
 def _error_at(score, kernel: Kernel, z: Tensor, t: PerSample, noise: Tensor, rate: Tensor | None) -> PerSample:
     """:func:`denoising_error` under the kernel at ``t``."""
-    difference = noise + expand_like(kernel.sigma, z) * score(kernel.perturb(z, noise), t)
+    difference = noise_error(score, kernel, z, t, noise)
     return 0.5 * squared_norm(difference if rate is None else expand_like(rate, difference).sqrt() * difference)
+
+
+def noise_error(score, kernel: Kernel, z: Batch, t: PerSample, noise: Batch) -> Batch:
+    """noise + σ_t s_θ(α_t z + σ_t noise, t), under the kernel at ``t``: the noise less what the score takes it for."""
+    return noise + expand_like(kernel.sigma, z) * score(kernel.perturb(z, noise), t)
 
 
 def nelbo(
@@ -259,8 +264,13 @@ def extended_clock(sde: LinearSDE, n: int, eps: float, *, generator=None, device
     """
     length = sde.log_snr_range(eps) + 1.0
     position = strata(n, generator=generator, device=device) * length - 1.0
+    return time_at(sde, position, eps).to(device, torch.float32), length
+
+
+def time_at(sde: LinearSDE, position: Float[Tensor, "..."], eps: float) -> Float[Tensor, "..."]:
+    """The time at a ``position`` of :func:`extended_clock`: below 0 it is ε, then falls in log-SNR from there."""
     start = sde.log_snr(torch.full_like(position, eps))
-    return sde.time(start - position.clamp_min(0.0)).clamp(eps, sde.T).to(device, torch.float32), length
+    return sde.time(start - position.clamp_min(0.0)).clamp(eps, sde.T)
 
 
 def _constants(sde: LinearSDE, z: Tensor, eps: float) -> Tensor:

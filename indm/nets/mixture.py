@@ -74,8 +74,9 @@ class MixtureMLP(nn.Module):
         """
         d, j = self.mean.shape[1], mean.shape[1] - self.mean.shape[1]
         of_c, across = covariance[:, d:, d:], covariance[:, d:, :d]
-        root = torch.linalg.inv(torch.linalg.cholesky(of_c)).mT  # of the inverse of the covariance of c
-        slope = torch.cholesky_solve(across, torch.linalg.cholesky(of_c)) if j else across
+        factor = torch.linalg.cholesky(of_c)
+        root = torch.linalg.inv(factor).mT  # of the inverse of the covariance of c
+        slope = torch.cholesky_solve(across, factor) if j else across
         variance, basis = torch.linalg.eigh(covariance[:, :d, :d] - across.mT @ slope)
         new: Mapping[str, Tensor] = {
             "log_weight": weight.log() + root.diagonal(dim1=1, dim2=2).log().sum(1),

@@ -25,7 +25,7 @@ from indm.likelihood import START, WhitenedFlow
 from indm.model import INDM
 from indm.nets.mixture import MixtureMLP
 from indm.ode import rademacher
-from indm.sampling import UniPC, solve_latent
+from indm.sampling import sample
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
 from indm.tables.columns import Columns, far_columns, moments, moments_of_most
@@ -40,6 +40,7 @@ DRAWS_OF_MIXTURE = 8  # of the noise of discrete columns, to validate it
 EPS = 1e-4  # truncation of the diffusion
 MOST_EXACT, PROBES = 40, 8  # columns up to which the divergence is exact; probes above
 ROWS_AT_ONCE = 2_048
+DRAWING: dict[str, Any] = {"sampler": "unipc", "last_denoising": False, "batch_size": ROWS_AT_ONCE}
 SAMPLING_STEPS, SAMPLING_ERROR, DRAWN = (12, 24, 48, 96, 192), 0.01, 256  # steps that are tried; of a latent; draws
 SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true error
 POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # of Gauss and Legendre in each of none, one or two discrete columns
@@ -215,9 +216,11 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         X = validate_data(self, X, dtype=np.float64, reset=False)
         self._check_whole(X)
         c = self._conditions(c, len(X))
-        found, rows, before = np.full(len(X), -np.inf), self._possible(X), np.full(len(X), np.inf)
-        X, before = X[:, self._varies], before[rows]
-        for points, weight in self._noise_rules() if len(rows) else ():
+        found, rows = np.full(len(X), -np.inf), self._possible(X)
+        X, before = X[:, self._varies], np.full(len(rows), np.inf)
+        for points, weight in self._noise_rules():
+            if not len(rows):
+                break
             many = np.repeat(X[rows], len(points), axis=0)
             many[:, self._whole] += np.tile(points, (len(rows), 1))
             log_density = self._log_density(many, np.repeat(c[rows], len(points), axis=0)).reshape(-1, len(points))
@@ -225,8 +228,6 @@ class DensityEstimator(DensityMixin, BaseEstimator):
             is_left = np.abs(integral - before) > CHANGE
             found[rows] = np.where(is_left, log_density @ weight, integral)  # the former is below the log by Jensen
             rows, before = rows[is_left], integral[is_left]
-            if not len(rows):
-                break
         return found
 
     def score(self, X, y=None, c=None) -> float:
@@ -522,10 +523,10 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         latents = np.zeros((len(c), self._varies.sum()))
         for i, model in enumerate(self.models_):
             own = np.flatnonzero(chosen == i)
-            for rows in np.split(own, range(ROWS_AT_ONCE, len(own), ROWS_AT_ONCE)) if len(own) else ():
-                single = at(copy.deepcopy(model).float(), torch.from_numpy(c[rows]).float())
-                z_T = single.sde.prior_sample((len(rows), latents.shape[1]), generator=generator, dtype=torch.float32)
-                latents[rows] = solve_latent(single, z_T, UniPC(), steps, last_denoising=False)[0].numpy()
+            if len(own):
+                at_c = torch.from_numpy(c[own]).float() if self.n_conditions_ else None
+                single = copy.deepcopy(model).float()
+                latents[own] = sample(single, len(own), c=at_c, steps=steps, generator=generator, **DRAWING).numpy()
         return latents
 
     def _choose_steps(self, c: np.ndarray, seed: int) -> None:

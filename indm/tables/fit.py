@@ -10,16 +10,17 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from indm.model import INDM
+from indm.objective import noise_error, time_at
 from indm.rng import strata
 from indm.sde.linear import LinearSDE
-from indm.tensors import expand_like, squared_norm
+from indm.tensors import squared_norm
 from indm.training.step import EMA, learning_rate_factor, optimizer_step
 
 CELLS = 24  # of the clock, in which gradients are measured
@@ -63,10 +64,8 @@ class Clock:
         u = strata(n, generator=generator)
         cell = torch.searchsorted(ends, u).clamp_max(CELLS - 1)
         place = self.edges[cell] + self.widths[cell] * ((u - ends[cell] + share[cell]) / share[cell]).clamp(0, 1)
-        eps = self.sde.eps
-        start = self.sde.log_snr(torch.full_like(place, eps))
-        t = self.sde.time(start - (place - 1).clamp_min(0.0)).clamp(eps, self.sde.T).float()
-        return torch.where(cell == 0, eps, t), (self.widths / share)[cell].float(), cell
+        t = time_at(self.sde, place - 1, self.sde.eps).float()
+        return torch.where(cell == 0, self.sde.eps, t), (self.widths / share)[cell].float(), cell
 
     def measure(self, cell: Tensor, square: Tensor) -> None:
         """Take in the squared ``square`` gradients of draws in their ``cell``, each (n,)."""
@@ -78,12 +77,8 @@ class Clock:
 
 def paired_error(model: Any, c: Tensor, z: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """½‖n + σ s(α z + σ n)‖² on average over the noises n = ± ``noise``, (B,); and n + σ s of both, (2, B, d)."""
-    score, kernel = at(model, c.repeat(2, 1)).score, model.sde.kernel(t)
-    sigma = expand_like(kernel.sigma, z)
-    both = torch.cat([noise, -noise])
-    z_t = expand_like(kernel.alpha, z) * z
-    z_t = torch.cat([z_t + sigma * noise, z_t - sigma * noise])
-    difference = (both + sigma.repeat(2, 1) * score(z_t, t.repeat(2))).unflatten(0, (2, -1))
+    z, t, noise = z.repeat(2, 1), t.repeat(2), torch.cat([noise, -noise])
+    difference = noise_error(at(model, c.repeat(2, 1)).score, model.sde.kernel(t), z, t, noise).unflatten(0, (2, -1))
     return 0.25 * (squared_norm(difference[0]) + squared_norm(difference[1])), difference
 
 
@@ -108,7 +103,6 @@ class Training:
     best_step: int = 0
     gain: float = 0.0  # of the best state over the start, nats a row
     error: float = 0.0  # standard error of the gain over rows
-    history: list[tuple[int, float, float]] = field(default_factory=list)
 
     def __post_init__(self):
         parameters = [{"name": "model", "params": list(self.model.parameters())}]
@@ -130,12 +124,12 @@ class Training:
         t, weight, noise = self.fixed
         return weight * paired_error(self.ema.model, self.c_held, self.held, t, noise)[0]
 
-    def update(self, z: Tensor, c: Tensor, factor: float) -> None:
-        """One step at ``factor`` of the rate."""
+    def update(self, z: Tensor, c: Tensor, factor: float) -> bool:
+        """One step at ``factor`` of the rate; whether it was skipped, as something was not finite."""
         self.optimizer.param_groups[0]["lr"] = factor * self.learning_rate
         self.step += 1
         step = optimizer_step(self.model, self.ema, self.optimizer, self.step, lambda: self._gradients(z, c), CLIP)
-        self.skipped = bool(step["skipped"])
+        return bool(step["skipped"])
 
     def _keep(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
         self.hidden = inputs[0].detach()
@@ -154,7 +148,6 @@ class Training:
         gains = (self.start - self._errors()).unflatten(0, (-1, self.groups)).mean(1)
         gain = gains.mean().item()
         error = (gains.std() / math.sqrt(len(gains))).item()
-        self.history.append((self.step, gain, error))
         if not gain > self.gain:
             return False
         self.gain, self.error, self.best_step, self.best = gain, error, self.step, copy.deepcopy(self.ema.model)
@@ -188,9 +181,9 @@ def train(training: Training, rows: Rows, n: int, batch_size: int, max_steps: in
     Where a check has not been better for some epochs, the batch grows; at the next plateau, after half as many epochs,
     or when the seconds are nearly over, the rate falls to 0.
     """
-    started, batch, fall = time.perf_counter(), min(batch_size, n), None
-    loader, since = batches(n, batch), 0
-    largest = max(batch, min(LARGEST, int(LARGEST_SHARE * n)))
+    started, first = time.perf_counter(), min(batch_size, n)
+    grown = min(GROWTH * first, max(first, min(LARGEST, int(LARGEST_SHARE * n))))
+    batch, loader, since, fall = first, batches(n, first), 0, None
     while training.step < max_steps:
         spent = (time.perf_counter() - started) / max(deadline - started, 1e-9)
         if spent >= 1:
@@ -203,20 +196,18 @@ def train(training: Training, rows: Rows, n: int, batch_size: int, max_steps: in
             if factor <= 0:
                 training.check()
                 return "plateau"
-        training.update(*rows(next(loader)), factor)
-        epoch = max(1, n // batch)
-        if training.skipped:
+        if training.update(*rows(next(loader)), factor):
             training.back()
+        epoch = max(1, n // batch)
         if training.step % max(CHECK_EVERY, min(epoch, 10 * CHECK_EVERY)) == 0:
             if training.check():
                 since = training.step
-            patience = max(PATIENCE * epoch, LEAST) // (2 if batch > batch_size else 1)
+            patience = max(PATIENCE * epoch, LEAST) // (2 if batch > first else 1)
             if fall is None and training.step - since >= patience:
                 training.back()
                 since = training.step
-                if batch < largest and batch < GROWTH * batch_size:
-                    batch = min(largest, GROWTH * batch)
-                    loader = batches(n, batch)
+                if batch < grown:
+                    batch, loader = grown, batches(n, grown)
                 else:
                     fall = training.step, max(CHECK_EVERY, int(ANNEAL * training.step))
     training.check()
