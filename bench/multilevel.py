@@ -25,13 +25,18 @@ VALUES = Path(__file__).parent / "records" / "multilevel.npz"
 CHOICES = 200
 
 
-def solved(name: str, examples: int) -> dict[str, np.ndarray]:
-    """Values at every level, their stated errors and costs."""
+def draws_of(name: str, examples: int) -> Draws:
+    """One draw of each of the first test examples of a run."""
     run = run_folder(Path(name))
     model, recipe = open_model(run), recipe_of(run)
     raw = stack(data_of(run, model, recipe["data"]).test, examples)
-    law, first = latent_reference(model, raw), first_steps(model.score)
-    draws = Draws(model, raw, None, law, 64, 1, range(10_000), {"eps": model.sde.eps})
+    return Draws(model, raw, None, latent_reference(model, raw), 64, 1, range(10_000), {"eps": model.sde.eps})
+
+
+def solved(name: str, examples: int) -> dict[str, np.ndarray]:
+    """Values at every level, their stated errors and costs."""
+    draws = draws_of(name, examples)
+    raw, first = draws.raw, first_steps(draws.model.score)
     steps = [*(first * 2**k for k in range(DOUBLINGS + 1)), None]
     values, stated, costs = [], [], []
     for n in steps:
