@@ -113,6 +113,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         (3, 2)
     """
 
+    _order: np.ndarray | None = None  # of the rows, whose first are for validation; by default drawn
+
     def __init__(  # checked by fit, as scikit-learn has it
         self,
         *,
@@ -181,6 +183,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
             tails = [np.zeros(X.shape[1], dtype=bool), *self._far(X, noisy)]
             maps = [Columns.fitted(noisy, c, skewed, far, self._interval) for far in tails for skewed in choices]
             order, size = numbers.permutation(len(X)), max(1, round(self.validation_fraction * len(X)))
+            order = order if self._order is None else self._order
             self.models_, self.n_steps_, self.gains_ = [], [], []
             for i in range(n_models):
                 is_valid = np.zeros(len(X), dtype=bool)

@@ -1,0 +1,130 @@
+"""Whether posteriors are as wide as they should be: ranks of true parameters, and expected coverage by TARP."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import binom, chisquare
+
+from indm.files import atomic
+
+MOST_BINS, LEAST_IN_BIN = 10, 10  # of the test of uniformity
+LEVELS = np.linspace(0, 1, 101)  # at which the figure shows curves
+BAND = 0.95  # share of calibrated curves that are in the band, at any one level
+
+OWN = 1804_06788  # second seed: a user's simulations may be drawn from the same first one
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Calibration:
+    r"""Ranks of true parameters among posterior draws, which are uniform where the posteriors are right.
+
+    The rank of a parameter is the number of draws below its true value (Talts et al. 2018, "Validating Bayesian
+    Inference Algorithms with Simulation-Based Calibration"). TARP ranks all parameters at once: it counts the draws
+    that are nearer to a random reference point than the true θ is. The share of the pairs in which a share below α of
+    the draws is nearer is the expected coverage at α, and should be α (Lemos et al. 2023, "Sampling-Based Accuracy
+    Testing of Posterior Estimators for General Inference").
+
+    Both tests can be passed by posteriors that are too wide, such as the prior itself. Their mean log p tells them from
+    better ones.
+
+    Attributes:
+        ranks: of each parameter in each pair, 0 … ``draws``, (pairs, d).
+        tarp: the number of draws that are nearer to the reference than the true θ, 0 … ``draws``, (pairs,).
+        draws: of each posterior.
+
+    Example: draws of deviation 1 and of 1.5 beside truths of deviation 1.
+
+        >>> numbers = np.random.default_rng(0)
+        >>> theta, draws = numbers.normal(size=(500, 1)), numbers.normal(size=(500, 99, 1))
+        >>> right, wide = Calibration.of(theta, draws), Calibration.of(theta, 1.5 * draws)
+        >>> bool(right.p_values.min() > 0.05), bool(wide.p_values.max() < 1e-6)
+        (True, True)
+    """
+
+    ranks: Array
+    tarp: Array
+    draws: int
+
+    @classmethod
+    def of(cls, theta: Array, draws: Array, *, latents: tuple[Array, Array] | None = None, seed: int = 0):
+        """Compare true ``theta`` (pairs, d) with ``draws`` of their posteriors (pairs, draws, d), of any method.
+
+        Args:
+            theta, draws: as said.
+            latents: the same in the coordinates in which TARP measures distances, where references are N(0, I). They
+                may depend on x. By default columns are standardised by the true ones.
+            seed: of the references, and of ranks among equal values.
+        """
+        numbers = np.random.default_rng([seed, OWN])
+        truth = np.expand_dims(theta, 1)
+        equal = (draws == truth).sum(1)
+        ranks = (draws < truth).sum(1) + numbers.integers(0, equal + 1)
+        if latents is None:
+            mean, std = theta.mean(0), theta.std(0)
+            latents = (theta - mean) / std, (draws - mean) / std
+        references = numbers.normal(size=latents[0].shape)
+        distance = np.linalg.norm(latents[0] - references, axis=1)
+        nearer = np.linalg.norm(latents[1] - references[:, None], axis=2) < distance[:, None]
+        return cls(ranks, nearer.sum(1), draws.shape[1])
+
+    @property
+    def p_values(self) -> Array:
+        """Of the hypothesis that the ranks of a parameter are uniform, (d,)."""
+        return np.array([self._p_value(ranks) for ranks in self.ranks.T])
+
+    @property
+    def tarp_p_value(self) -> float:
+        """Of the hypothesis that the expected coverage is right at all levels."""
+        return self._p_value(self.tarp)
+
+    def coverage(self, level: Any) -> Array:
+        """The expected coverage by TARP at levels from 0 to 1, which should be ``level``."""
+        return self._below(self.tarp, level)
+
+    def _below(self, ranks: Array, level: Any) -> Array:
+        """The share of ``ranks`` below each level, ranks being spread evenly over their cell of 1/(draws + 1)."""
+        edges = np.arange(self.draws + 2) / (self.draws + 1)
+        counts = np.bincount(ranks, minlength=self.draws + 1)
+        return np.interp(level, edges, np.concatenate([[0], counts.cumsum()]) / len(ranks))
+
+    def _p_value(self, ranks: Array) -> float:
+        """By the χ² test of equal bins."""
+        bins = max(2, min(MOST_BINS, len(ranks) // LEAST_IN_BIN, self.draws + 1))
+        bin_of = np.arange(self.draws + 1) * bins // (self.draws + 1)
+        expected = np.bincount(bin_of) / (self.draws + 1) * len(ranks)
+        return float(chisquare(np.bincount(bin_of[ranks], minlength=bins), expected).pvalue)
+
+    def __str__(self) -> str:
+        """The p-values, and the coverage at three levels."""
+        lines = [f"θ{i}: p = {p:.2g} that its ranks are uniform" for i, p in enumerate(self.p_values)]
+        levels = ", ".join(f"{self.coverage(level):.3f} at {level}" for level in (0.5, 0.8, 0.95))
+        lines += [f"expected coverage {levels}: p = {self.tarp_p_value:.2g} that it is right"]
+        return "\n".join([*lines, f"{len(self.ranks)} pairs, {self.draws} draws each"])
+
+    def plot(self, path: str | Path, names: Sequence[str] | None = None) -> None:
+        """Write a PNG: the expected coverage, and the shares of ranks of each parameter below a level.
+
+        Calibrated curves are on the diagonal, within the grey band at 95 % of the levels. Left of the middle, curves
+        below it are of posteriors that are too wide, curves above it of posteriors that are too narrow.
+        """
+        from matplotlib.figure import Figure  # which takes a second
+
+        figure = Figure(figsize=(9, 5), layout="constrained")
+        names = [f"θ{i}" for i in range(self.ranks.shape[1])] if names is None else names
+        panels = {"expected coverage": {"TARP": self.tarp}, "ranks": dict(zip(names, self.ranks.T, strict=True))}
+        low, high = (
+            binom.ppf(share, len(self.tarp), LEVELS) / len(self.tarp) for share in (0.5 - BAND / 2, 0.5 + BAND / 2)
+        )
+        for axes, (title, curves) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+            axes.fill_between(LEVELS, low, high, color="0.9", label="95 % of calibrated ones")
+            axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
+            for name, ranks in curves.items():
+                axes.plot(LEVELS, self._below(ranks, LEVELS), label=name)
+            axes.set(title=title, xlabel="level", ylabel="share of the pairs below", aspect="equal")
+            axes.legend(frameon=False)
+        atomic.whole(Path(path), lambda beside: figure.savefig(beside, format="png", dpi=120))

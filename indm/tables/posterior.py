@@ -1,0 +1,588 @@
+"""Posteriors p(θ|x) of a simulator, from pairs of parameters θ and observations x."""
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from scipy.special import logsumexp
+from scipy.stats import multivariate_t
+from sklearn.base import clone
+from sklearn.covariance import OAS
+from sklearn.utils import check_random_state
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from indm.likelihood import log_prob
+from indm.tables import summaries
+from indm.tables.calibration import Calibration
+from indm.tables.columns import moments_of_most, to_line
+from indm.tables.estimator import MOST_EXACT, PROBES, ROWS_AT_ONCE, DensityEstimator
+from indm.tables.fit import at
+from indm.tables.mixture import Mixture
+
+ROUNDING = 1e-6  # of a box's width: a parameter that far outside of it is inside, but for the rounding of single floats
+CLEARANCE = 1e-7  # of a box's width: how far inside it is then put
+NUDGE = 1e-3  # of a latent, by which derivatives of the columns are taken
+MODE_DRAWS, MODE_ODE_STEPS = 200, 24  # draws of which the best begins the ascent
+MODE_STEPS, MODE_GAIN = 20, 1e-4  # of the ascent, at most; nats of a step, relative above 1, below which it ends
+FARTHEST = 10.0  # that an ascent goes in a latent
+START_DRAWS = 256  # of the posterior of one observation, for the first proposal
+ROUNDS, MODES, ROWS_OF_MODE = 5, 4, 25  # of proposals; Gaussians of a proposal, and draws of each at least
+TAILS = 5.0  # degrees of freedom of proposals
+ENOUGH, POOR = 1.0, 0.1  # effective draws, as a share of those asked for, at which proposals end, and that warn
+
+Array = np.ndarray
+
+
+class PosteriorEstimator:
+    r"""The posterior p(θ|x) of a simulator, for every x, from pairs (θ, x): θ from the prior, x simulated at θ.
+
+    It is a :class:`~indm.DensityEstimator` of θ at the condition x, with what users of simulators need: the prior, the
+    mode, gradients, several observations of one θ, calibration, and a warning at an x unlike the simulated ones.
+
+    Args:
+        prior: of θ. A pair (low, high) of numbers or of arrays (d,) is the uniform law in that box (ends may be
+            infinite). A ``torch.distributions.Distribution`` must have a box as its support, too; its density matters
+            for several observations alone. None: all of the line. No draw is outside of the box.
+        embedding: a module (n, *event) → (n, …) that turns observations of any shape into numbers. A copy of it is
+            trained with a first posterior, which sees x through it alone; the estimator is then fitted to its output.
+            Each of the two has half of ``max_seconds``. x is standardised before, along the first axis of an event.
+        estimator: a :class:`~indm.DensityEstimator`, or give its options:
+        options: of :class:`~indm.DensityEstimator`, such as ``max_seconds`` and ``random_state``.
+
+    Attributes:
+        estimator_: the fitted :class:`~indm.DensityEstimator`, of θ at the condition x or at the embedding's output.
+        embedding_: the trained embedding with its scales, None without.
+
+    Example: θ ~ N(0, 1) and x ~ N(θ, 1), so that p(θ|x) = N(x/2, 1/2).
+
+        >>> numbers = np.random.default_rng(0)
+        >>> theta = numbers.normal(size=(1000, 1))
+        >>> x = theta + numbers.normal(size=(1000, 1))
+        >>> posterior = PosteriorEstimator(max_steps=0, random_state=0).fit(theta, x)
+        >>> draws = posterior.sample(500, [1.0], random_state=0)
+        >>> draws.shape, bool(abs(draws.mean() - 0.5) < 0.1)
+        ((500, 1), True)
+        >>> best, log_p = posterior.mode([1.0])
+        >>> bool(abs(best[0] - 0.5) < 0.1), bool(abs(log_p + 0.5 * np.log(np.pi)) < 0.1)
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        prior: Any = None,
+        embedding: nn.Module | None = None,
+        *,
+        estimator: DensityEstimator | None = None,
+        **options: Any,
+    ):
+        if estimator is not None and options:
+            raise ValueError(f"options belong to the estimator where one is given, got {', '.join(options)} beside it")
+        self.prior, self.embedding = prior, embedding
+        self.estimator = DensityEstimator(**options) if estimator is None else estimator
+        if prior is not None and self.estimator.bounds is not None:
+            raise ValueError("bounds must be left out where there is a prior, whose box they are")
+
+    # ── Fit ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def fit(self, theta: Any, x: Any) -> "PosteriorEstimator":
+        """Fit to ``theta`` (n, d), drawn from the prior, and ``x`` (n, *event), simulated at each; arrays or tensors.
+
+        Raises:
+            ValueError: a prior whose support is not a box; x that is not a vector, without an embedding; what
+                :meth:`indm.DensityEstimator.fit` raises.
+        """
+        theta, x = array(theta), array(x)
+        theta, x = (part[:, None] if part.ndim == 1 else part for part in (theta, x))
+        if len(x) != len(theta):
+            raise ValueError(f"x must have a row for each of theta, {len(theta)}, got {len(x)}")
+        if x.ndim > 2 and self.embedding is None:
+            raise ValueError(f"x must be vectors where there is no embedding, got events of shape {x.shape[1:]}")
+        self._event, self.box_ = x.shape[1:], box_of(self.prior, theta.shape[1])
+        theta = self._within(theta)
+        self.estimator_ = clone(self.estimator)
+        if self.prior is not None:
+            self.estimator_.bounds = dict(enumerate(zip(*self.box_.tolist(), strict=True)))
+        self.embedding_ = None if self.embedding is None else self._embed(theta, x)
+        c = self._numbers(x)
+        self.estimator_.fit(theta, c=c)
+        self._law_of_x = Familiar(c)
+        u = self._latents(theta)
+        self._prior_moments = u.mean(0), np.cov(u.T).reshape(u.shape[1], -1)
+        return self
+
+    def _within(self, theta: Array) -> Array:
+        """``theta`` with values that rounding put on the prior's box, or just outside of it, inside."""
+        low, high = self.box_
+        with np.errstate(invalid="ignore"):
+            width = np.where(np.isfinite(high - low), high - low, 0)
+        near = (theta >= low - ROUNDING * width) & (theta <= high + ROUNDING * width)
+        return np.where(near, theta.clip(low + CLEARANCE * width, high - CLEARANCE * width), theta)
+
+    def _embed(self, theta: Array, x: Array) -> summaries.Embedded:
+        """The trained embedding; the estimator then validates on the rows that it did not see, in the time left."""
+        options, numbers = self.estimator_, check_random_state(self.estimator_.random_state)
+        options.n_models, options.max_seconds = 1, options.max_seconds / 2
+        options._order = order = numbers.permutation(len(theta))
+        is_valid = np.isin(np.arange(len(theta)), order[: max(1, round(options.validation_fraction * len(theta)))])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(numbers.randint(2**31 - 1))
+            varying = to_line(theta, self.box_)[:, np.ptp(theta, axis=0) > 0]
+            return summaries.trained(self.embedding, varying, x, is_valid, options)
+
+    # ── One observation ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def sample(self, n: int, x: Any, *, random_state: Any = None) -> Array:
+        """``n`` draws of p(θ|x): (n, d) for one x, (m, n, d) for m of them.
+
+        The same ``random_state`` gives the same draws.
+        """
+        rows, is_one = self._observed(x)
+        draws = self._sample(n, self._familiar(rows), random_state)
+        return draws[0] if is_one else draws
+
+    def log_prob(self, theta: Any, x: Any) -> Array:
+        """log p(θ|x), normalised, nats (n,), of ``theta`` (n, d) at one x or at one for each; −∞ outside of the prior.
+
+        Warns:
+            ConvergenceWarning: as :meth:`indm.DensityEstimator.score_samples`.
+        """
+        theta, (rows, _) = self._parameters(theta), self._observed(x)
+        return self.estimator_.score_samples(theta, self._familiar(rows))
+
+    def grad_log_prob(self, theta: Any, x: Any, *, steps: int = 64) -> Array:
+        """∂ log p(θ|x)/∂θ, (n, d), of ``theta`` (n, d) at one x or at one for each; NaN outside of the prior.
+
+        It is the gradient of :meth:`log_prob` itself: its ODE, in ``steps`` equal steps, is differentiated. So its only
+        error is that of the steps.
+
+        Raises:
+            ValueError: a discrete parameter.
+
+        Warns:
+            RuntimeWarning: where log p in so many steps is off by more than 1e-3 bits a parameter.
+        """
+        theta, (rows, _) = self._parameters(theta), self._observed(x)
+        return self._slope(theta, self._familiar(rows), steps)[1]
+
+    def mode(self, x: Any, *, random_state: Any = 0) -> tuple[Array, float]:
+        """θ (d,) of the highest log p(θ|x) that was found for one x, and that log p.
+
+        The best of 200 draws begins an ascent (L-BFGS in the latents of θ). It is a local maximum: of a posterior with
+        several peaks that of the best draw. Where log p rises towards an end of the prior's box, it is next to the end.
+
+        Raises:
+            ValueError: several x; a discrete parameter.
+        """
+        c = self._familiar(self._single(x))
+        draws = self._sample(MODE_DRAWS, c, random_state)[0]
+        start = draws[self.estimator_.score_samples(draws, c).argmax()]
+        both = np.stack([start, self._ascended(start, c)])
+        values = self.estimator_.score_samples(both, c)
+        return both[values.argmax()], float(values.max())
+
+    def _ascended(self, start: Array, c: Array) -> Array:
+        """θ (d,) of a local maximum."""
+        columns, at_c = self.estimator_.columns_, self.estimator_._conditions(c, 1)
+        unwhitening = np.linalg.inv(columns.whitening)
+
+        def theta_of(z: Array) -> Array:
+            theta = start[None].copy()
+            theta[:, self._varies] = columns.rows(z[None], at_c)
+            return self._within(theta)
+
+        def loss(z: Array) -> tuple[float, Array]:
+            theta = theta_of(z)
+            value, slope = self._slope(theta, c, MODE_ODE_STEPS)
+            stretch, _ = self._derivatives(theta[:, self._varies], at_c)
+            gradient = (slope[:, self._varies] / stretch) @ unwhitening.T
+            return -value[0], -gradient[0]
+
+        z = columns.latents(start[None, self._varies], at_c)[0]
+        box, options = [(-FARTHEST, FARTHEST)] * len(z), {"maxiter": MODE_STEPS, "ftol": MODE_GAIN}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of few steps: what is found is compared with the start
+            found = minimize(loss, z, jac=True, method="L-BFGS-B", bounds=box, options=options)
+        return theta_of(found.x)[0]
+
+    # ── Several observations of one θ ───────────────────────────────────────────────────────────────────────────────
+
+    def log_prob_iid(self, theta: Any, xs: Any) -> Array:
+        r"""log p(θ|x_1 … x_m) up to a constant, nats (n,), for m observations that are independent at one θ.
+
+        .. math:: \sum_i \log p(\theta|x_i) - (m-1)\log p(\theta)
+
+        The errors of m posteriors add up. One that was fitted to all m, as one x, has not that error.
+
+        Raises:
+            ValueError: the prior has no density, as it is None or an infinite box.
+        """
+        theta, (rows, _) = self._parameters(theta), self._observed(xs)
+        return self._log_prob_iid(theta, self._familiar(rows))
+
+    def _log_prob_iid(self, theta: Array, c: Array) -> Array:
+        n, m = len(theta), len(c)
+        each = self.estimator_.score_samples(np.repeat(theta, m, axis=0), np.tile(c, (n, 1))).reshape(n, m)
+        log_prior = self.log_prior(theta) if m > 1 else np.zeros(n)
+        with np.errstate(invalid="ignore"):
+            total = each.sum(1) - (m - 1) * log_prior
+        return np.where(np.isfinite(each).all(1), total, -np.inf)
+
+    def sample_iid(self, n: int, xs: Any, *, random_state: Any = None) -> tuple[Array, float]:
+        r"""``n`` draws (n, d) of p(θ|x_1 … x_m), and their effective number.
+
+        Candidates are weighted by :meth:`log_prob_iid`, and draws resampled from them: as candidates grow in number
+        the draws become exact for this density. The first proposal is the product of Gaussians that have the moments
+        of each posterior and of the prior, with heavier tails. Later ones are mixtures fitted to the candidates so far
+        (Cornuet et al. 2012, "Adaptive Multiple Importance Sampling"). There are at most five rounds of n, each with
+        n m solutions of the ODE, until the effective number (Σw)²/Σw² is n. A peak that no proposal found is
+        missed, and the effective number does not tell.
+
+        Raises:
+            ValueError: as :meth:`log_prob_iid`; a discrete parameter.
+
+        Warns:
+            UserWarning: where the effective number is below n/10.
+        """
+        rows, _ = self._observed(xs)
+        c, numbers = self._familiar(rows), check_random_state(random_state)
+        self._check_continuous()
+        laws = [self._product(c, numbers)]
+        u, target = np.zeros((0, self._varies.sum())), np.zeros(0)
+        for _ in range(ROUNDS):
+            fresh = laws[-1].draws(n, numbers)
+            theta = self._from_latents(fresh)
+            u = np.concatenate([u, fresh])
+            target = np.append(target, self._log_prob_iid(theta, c) - self._log_volume(theta))
+            log_weight = target - logsumexp([law.log_prob(u) for law in laws], axis=0)
+            weight = np.exp(log_weight - logsumexp(log_weight))
+            effective = 1 / np.square(weight).sum()
+            if effective >= ENOUGH * n:
+                break
+            laws.append(Proposal.fitted(u, weight, effective, numbers))
+        if effective < POOR * n:
+            warnings.warn(
+                f"{n} draws of a posterior of {len(c)} observations are as good as {effective:.0f} independent ones; "
+                "where the observations disagree, or each is far from what was simulated, more draws do not help",
+                stacklevel=2,
+            )
+        return self._from_latents(u[numbers.choice(len(u), n, p=weight)]), float(effective)
+
+    def _product(self, c: Array, numbers: np.random.RandomState) -> "Proposal":
+        """The product of Gaussians with the moments of each posterior, over all but one of the prior's, in latents."""
+        mean, covariance = self._prior_moments
+        root = np.linalg.cholesky(covariance)  # below, the prior is N(0, I)
+        draws = self._sample(START_DRAWS, c, numbers)
+        precision, pull = (1 - len(c)) * np.eye(len(mean)), np.zeros(len(mean))
+        for u in (np.linalg.solve(root, (self._latents(theta) - mean).T) for theta in draws):
+            inverse = np.linalg.inv(OAS().fit(u.T).covariance_)
+            precision, pull = precision + inverse, pull + inverse @ u.mean(1)
+        values, vectors = np.linalg.eigh(precision)
+        inverse = vectors / values.clip(1.0) @ vectors.T  # at most as wide as the prior
+        return Proposal(np.ones(1), (mean + root @ inverse @ pull)[None], (root @ inverse @ root.T)[None])
+
+    def log_prior(self, theta: Any) -> Array:
+        """The prior's log density, nats (n,); −∞ outside of its support.
+
+        Raises:
+            ValueError: it has none, being None or an infinite box.
+        """
+        theta = self._parameters(theta)
+        is_law, (low, high) = isinstance(self.prior, Distribution), self.box_
+        if not (is_law or np.isfinite(self.box_).all()):
+            raise ValueError("prior must have a density for several observations: give a finite box or a distribution")
+        inside, found = ((theta >= low) & (theta <= high)).all(1), np.full(len(theta), -np.inf)
+        found[inside] = _log_prob_of(self.prior, theta[inside]) if is_law else -np.log(high - low).sum()
+        return found
+
+    # ── Trust ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def calibration(self, theta: Any, x: Any, n: int = 200, *, random_state: Any = 0) -> Calibration:
+        """Whether posteriors are as wide as they should be, by ``n`` draws at each of fresh pairs, some 300 or more.
+
+        Distances for TARP are those of the latents of θ at x, in which posteriors that ignore x are found out, too.
+        Pairs that were fitted look better calibrated than fresh ones.
+        """
+        theta, (rows, _) = self._parameters(theta), self._observed(x)
+        if len(theta) != len(rows):
+            raise ValueError(f"x must have a row for each of theta, {len(theta)}, got {len(rows)}")
+        numbers = check_random_state(random_state)
+        c = self._numbers(rows)
+        draws = self._sample(n, c, numbers)
+        c, flat = self.estimator_._conditions(c, len(c)), draws.reshape(len(theta) * n, -1)
+        latents = self._latents(theta, c), self._latents(flat, np.repeat(c, n, axis=0)).reshape(len(theta), n, -1)
+        return Calibration.of(theta, draws, latents=latents, seed=numbers.randint(2**31 - 1))
+
+    def sbi(self, x: Any = None) -> "SbiPosterior":
+        """This posterior under the names of the package sbi, with tensors in and out; ``x`` is the default one."""
+        return SbiPosterior(self, None if x is None else torch.as_tensor(x))
+
+    # ── Shapes ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def _varies(self) -> Array:
+        return self.estimator_._varies
+
+    def _parameters(self, theta: Any) -> Array:
+        """Rows of θ, (n, d); one row may stand alone."""
+        theta, d = array(theta), self.box_.shape[1]
+        theta = theta.reshape(-1, d) if theta.ndim == 1 and (d == 1 or len(theta) == d) else theta
+        if theta.ndim != 2 or theta.shape[1] != d:
+            raise ValueError(f"theta must have shape (n, {d}), got {theta.shape}")
+        return self._within(theta)
+
+    def _observed(self, x: Any) -> tuple[Array, bool]:
+        """Rows of x, (m, *event), and whether it is one without an axis of rows."""
+        x = array(x)
+        is_one = x.shape == self._event or (x.ndim == 0 and self._event == (1,))
+        x = x.reshape(-1, *self._event) if is_one or (x.ndim == 1 and self._event == (1,)) else x
+        if x.shape[1:] != self._event:
+            raise ValueError(f"x must have shape {self._event}, or one axis more for several, got {x.shape}")
+        return x, is_one
+
+    def _single(self, x: Any) -> Array:
+        rows, _ = self._observed(x)
+        if len(rows) != 1:
+            raise ValueError(f"x must be one observation, got {len(rows)}")
+        return rows
+
+    def _numbers(self, rows: Array) -> Array:
+        """What the estimator sees of rows of x, (m, k)."""
+        if self.embedding_ is None:
+            return rows
+        return self.embedding_.numbers(torch.from_numpy(rows).float().flatten(1))
+
+    def _familiar(self, rows: Array) -> Array:
+        """:meth:`_numbers`, with a warning where more of them are unlike the simulated ones than chance allows."""
+        c = self._numbers(rows)
+        self._law_of_x.check(c)
+        return c
+
+    # ── Latents ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _sample(self, n: int, c: Array, random_state: Any) -> Array:
+        """(m, n, d) at rows of c (m, k)."""
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        draws = self.estimator_.sample(n * len(c), random_state, c=np.repeat(c, n, axis=0))
+        return draws.reshape(len(c), n, -1)
+
+    def _latents(self, theta: Array, c: Array | None = None) -> Array:
+        """Latents of the varying parameters at standardised conditions, by default at their mean."""
+        c = np.zeros((len(theta), self.estimator_.n_conditions_)) if c is None else c
+        theta = theta.copy()
+        theta[:, self.estimator_.discrete_] += 0.5
+        return self.estimator_.columns_.latents(theta[:, self._varies], c)
+
+    def _from_latents(self, u: Array) -> Array:
+        theta = np.tile(self.estimator_.constant_, (len(u), 1))
+        theta[:, self._varies] = self.estimator_.columns_.rows(u, np.zeros((len(u), self.estimator_.n_conditions_)))
+        return theta
+
+    def _log_volume(self, theta: Array) -> Array:
+        return self.estimator_.columns_.log_volume(theta[:, self._varies])
+
+    def _check_continuous(self) -> None:
+        if len(self.estimator_.discrete_):
+            raise ValueError("theta must have no discrete column for gradients, modes and several observations")
+
+    def _slope(self, theta: Array, c: Array, steps: int) -> tuple[Array, Array]:
+        """log p, (n,), and its gradient in θ, (n, d)."""
+        self._check_continuous()
+        found = self.estimator_
+        c, gradient = found._conditions(c, len(theta)), np.full(theta.shape, np.nan)
+        value, rows = np.full(len(theta), -np.inf), found._possible(theta)
+        X, c = theta[rows][:, self._varies], c[rows]
+        stretch, bend = self._derivatives(X, c)
+        log_p, slope = self._slope_of_latents(found.columns_.latents(X, c), c, steps)
+        value[rows] = log_p + found.columns_.log_volume(X)
+        gradient[np.ix_(rows, self._varies)] = stretch * (slope @ found.columns_.whitening.T) + bend
+        gradient[:, ~self._varies] = 0.0
+        return value, gradient
+
+    def _slope_of_latents(self, latents: Array, c: Array, steps: int) -> tuple[Array, Array]:
+        """log p of latents at standardised conditions, (n,), and its gradient in them, (n, columns)."""
+        values, slopes = [np.zeros(0)], [np.zeros((0, latents.shape[1]))]
+        options: dict[str, Any] = {"exact": True} if latents.shape[1] <= MOST_EXACT else {"probes": PROBES}
+        for z, rows in zip(*(torch.from_numpy(part).split(ROWS_AT_ONCE) for part in (latents, c)), strict=True):
+            z = z.clone().requires_grad_()
+            generator = torch.Generator().manual_seed(0)
+            models = [at(model, rows) for model in self.estimator_.models_]
+            each = [log_prob(model, z, steps=steps, generator=generator, **options) for model in models]
+            value = torch.stack(each).logsumexp(0) - math.log(len(each))
+            (slope,) = torch.autograd.grad(value.sum(), z)
+            values.append(value.detach().numpy())
+            slopes.append(slope.numpy())
+        return np.concatenate(values), np.concatenate(slopes)
+
+    def _derivatives(self, X: Array, c: Array) -> tuple[Array, Array]:
+        """y′ and ∂ log y′/∂θ of each varying column, (n, columns), y being its number before columns are whitened."""
+        columns, d = self.estimator_.columns_, X.shape[1]
+        unwhitening = np.linalg.inv(columns.whitening)
+        z = columns.latents(X, c)
+        spread = NUDGE * np.linalg.norm(unwhitening, axis=0)  # a step of y, in units of what c leaves of it
+        ends = [columns.rows(z + side * spread @ columns.whitening, c) for side in (1, -1)]
+        width = ends[0] - ends[1]
+        bend = np.zeros_like(X)
+        for i in range(d):
+            nudged = [np.where(np.arange(d) == i, end, X) for end in ends]
+            bend[:, i] = (columns.log_volume(nudged[0]) - columns.log_volume(nudged[1])) / width[:, i]
+        return 2 * spread / width, bend
+
+
+class Familiar:
+    """The farthest that simulated observations are from their centre, and a warning for what is farther.
+
+    Distances are Mahalanobis', of asinh((x − centre)/scale), so that a few far rows do not decide them.
+    """
+
+    def __init__(self, c: Array):
+        self.centre, scale = moments_of_most(c)
+        self.scale, self.rows = np.where(scale > 0, scale, 1.0), len(c)
+        self.law = OAS(assume_centered=True).fit(self._near(c))
+        self.limit = self.distance(c).max()
+
+    def _near(self, c: Array) -> Array:
+        return np.arcsinh((c - self.centre) / self.scale)
+
+    def distance(self, c: Array) -> Array:
+        """Of each row, (m,)."""
+        return np.sqrt(self.law.mahalanobis(self._near(c)))
+
+    def check(self, c: Array) -> None:
+        """A warning where more rows are beyond the limit than of rows from the simulator by chance."""
+        distance = self.distance(c)
+        beyond, expected = (distance > self.limit).sum(), len(c) / self.rows
+        if beyond > expected + 3 * math.sqrt(expected):
+            warnings.warn(
+                f"x is unlike the simulated ones: {beyond} of {len(c)} {'is' if beyond == 1 else 'are'} farther from "
+                f"their centre than all of {self.rows}, {distance.max():.3g} deviations where these have at most "
+                f"{self.limit:.3g}; a posterior there is a guess. Is the simulator wrong, or x in other units?",
+                stacklevel=4,
+            )
+
+
+class Proposal:
+    """A mixture of multivariate t laws of u: weights (K,), mean (K, d), covariance (K, d, d)."""
+
+    def __init__(self, weight: Array, mean: Array, covariance: Array):
+        self.weight = weight
+        self.laws = [multivariate_t(*law, df=TAILS) for law in zip(mean, covariance, strict=True)]
+
+    @classmethod
+    def fitted(cls, u: Array, weight: Array, effective: float, numbers: np.random.RandomState) -> "Proposal":
+        """To weighted rows that are as good as ``effective`` ones."""
+        mean = weight @ u
+        covariance = (u - mean).T @ ((u - mean) * weight[:, None])
+        root = np.linalg.cholesky(covariance + 1e-12 * np.trace(covariance) * np.eye(len(mean)))
+        chosen = u[numbers.choice(len(u), len(u), p=weight)]
+        components = int(np.clip(effective / ROWS_OF_MODE, 1, MODES))
+        v = np.linalg.solve(root, (chosen - mean).T).T
+        law = Mixture.fitted(v, v[:, :0], components, 1e-2, numbers.randint(2**31 - 1))
+        return cls(law.weight, mean + law.mean @ root.T, root @ law.covariance @ root.T)
+
+    def draws(self, n: int, numbers: np.random.RandomState) -> Array:
+        """(n, d)."""
+        counts = numbers.multinomial(n, self.weight)
+        parts = [law.rvs(k, random_state=numbers).reshape(k, -1) for law, k in zip(self.laws, counts, strict=True) if k]
+        return np.concatenate(parts)
+
+    def log_prob(self, u: Array) -> Array:
+        """Nats, (n,)."""
+        each = np.stack([np.atleast_1d(law.logpdf(u)) for law in self.laws])
+        return logsumexp(each, axis=0, b=self.weight[:, None])
+
+
+class SbiPosterior:
+    """A :class:`PosteriorEstimator` under the names of the package sbi: its plots and diagnostics take it.
+
+    Tensors go in and out, and draws are those of torch's global generator.
+    """
+
+    def __init__(self, posterior: PosteriorEstimator, x: Tensor | None = None):
+        self.posterior, self.default_x, self.prior = posterior, x, posterior.prior
+
+    def set_default_x(self, x: Tensor) -> "SbiPosterior":
+        """The observation where none is given."""
+        self.default_x = x
+        return self
+
+    def sample(self, sample_shape: Any = (), x: Tensor | None = None, **_: Any) -> Tensor:
+        """Draws at one x, (*sample_shape, d)."""
+        shape = torch.Size(sample_shape)
+        draws = self._sample(shape.numel(), self.posterior._single(self._x(x)))
+        return draws[0].reshape(*shape, -1)
+
+    def sample_batched(self, sample_shape: Any, x: Tensor, **_: Any) -> Tensor:
+        """Draws at each of m observations, (*sample_shape, m, d)."""
+        shape, (rows, _) = torch.Size(sample_shape), self.posterior._observed(x)
+        return self._sample(shape.numel(), rows).transpose(0, 1).reshape(*shape, len(rows), -1)
+
+    def log_prob(self, theta: Tensor, x: Tensor | None = None, **_: Any) -> Tensor:
+        """log p(θ|x) at one x, (n,)."""
+        return torch.from_numpy(self.posterior.log_prob(theta, self.posterior._single(self._x(x)))).float()
+
+    def log_prob_batched(self, theta: Tensor, x: Tensor, **_: Any) -> Tensor:
+        """log p(θ|x) of θ (n, m, d) at each of m observations, (n, m)."""
+        theta, (rows, _) = torch.as_tensor(theta), self.posterior._observed(x)
+        x = np.concatenate([rows] * len(theta))
+        return torch.from_numpy(self.posterior.log_prob(theta.flatten(0, 1), x)).float().reshape(theta.shape[:2])
+
+    def map(self, x: Tensor | None = None, **_: Any) -> Tensor:
+        """The mode at one x, (1, d)."""
+        return torch.from_numpy(self.posterior.mode(self._x(x))[0]).float()[None]
+
+    def _x(self, x: Tensor | None) -> Tensor:
+        if x is None and self.default_x is None:
+            raise ValueError("x must be given, or set by set_default_x")
+        return self.default_x if x is None else x
+
+    def _sample(self, n: int, rows: Array) -> Tensor:
+        seed = int(torch.randint(2**31 - 1, ()))
+        return torch.from_numpy(self.posterior.sample(n, rows, random_state=seed)).float()
+
+
+def array(rows: Any) -> Array:
+    """Numbers as an array, also those of a tensor on any device."""
+    return np.asarray(rows.detach().cpu() if isinstance(rows, Tensor) else rows, dtype=np.float64)
+
+
+def box_of(prior: Any, d: int) -> Array:
+    """Low and high of d parameters, (2, d), infinite where there is no bound.
+
+    Raises:
+        ValueError: the support is not a box of d parameters.
+    """
+    if prior is None:
+        return np.array([[-np.inf], [np.inf]]).repeat(d, 1)
+    ends = _ends(prior.support) if isinstance(prior, Distribution) else tuple(prior)
+    if len(ends) != 2:
+        raise ValueError(f"prior must be a pair (low, high), or a torch distribution, got {len(ends)} entries")
+    try:
+        return np.stack([np.broadcast_to(array(end), (d,)) for end in ends])
+    except ValueError as error:
+        raise ValueError(f"prior must have numbers or arrays of {d} as low and high, one for each parameter") from error
+
+
+def _ends(support: Any) -> tuple[Any, Any]:
+    """Low and high of a support that is a box."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if isinstance(support, constraints.cat):
+        parts = [_ends(part) for part in support.cseq]
+        sizes = zip(zip(*parts, strict=True), [support.lengths] * 2, strict=True)
+        low, high = (np.concatenate([np.full(n, end) for end, n in zip(*pair, strict=True)]) for pair in sizes)
+        return low, high
+    bounded = hasattr(support, "lower_bound"), hasattr(support, "upper_bound")
+    if support is not constraints.real and not any(bounded):
+        raise ValueError(f"prior must have a box as its support, got {support}")
+    return (support.lower_bound if bounded[0] else -np.inf), (support.upper_bound if bounded[1] else np.inf)
+
+
+def _log_prob_of(prior: Distribution, theta: Array) -> Array:
+    """log p of rows of θ, (n,): of a law of vectors, or of d independent laws of numbers."""
+    log_p = array(prior.log_prob(torch.from_numpy(theta).to(prior.sample())))
+    return log_p.sum(1) if log_p.ndim == 2 else log_p

@@ -1,0 +1,90 @@
+"""Numbers that summarise an observation of any shape, by a network that is trained on the posterior's own bound."""
+
+import copy
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from indm.conditions import Numbers
+from indm.flows.base import Identity
+from indm.model import INDM
+from indm.nets.mixture import MixtureMLP
+from indm.score import ScoreModel
+from indm.sde.linear import VPSDE
+from indm.tables.columns import Columns
+from indm.tables.estimator import EPS, DensityEstimator
+from indm.tables.fit import Training, train
+
+HELD = 512  # rows of validation, at least, of which some are one row in other noise
+ROWS_AT_ONCE = 1_024
+
+Array = np.ndarray
+
+
+class Embedded(Numbers):
+    """An observation of any shape, standardised along its first axis, that networks see through an embedding.
+
+    Rows of c are flat. What is seen is the output of the embedding, also flat, and a one.
+    """
+
+    def __init__(self, embedding: nn.Module, x: Tensor):
+        super().__init__(x.shape[1], 0.0, False)
+        self.embedding, self._event = embedding, tuple(x.shape[1:])
+        self.fit(x)
+        self.size = self.numbers(x[:2].flatten(1)).shape[1]
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        return self._event
+
+    @property
+    def seen_shape(self) -> tuple[int, ...]:
+        return (self.size + 1,)
+
+    @classmethod
+    def of_data(cls, c: Tensor, labels: Any) -> dict[str, Any]:
+        raise NotImplementedError("an embedding is made for its data")
+
+    def rows(self, c: Any, n: int | None = None) -> Tensor:
+        return super().rows(torch.as_tensor(c).reshape(-1, *self.event), n).flatten(1)
+
+    def forward(self, c: Tensor) -> Tensor:
+        seen = self.embedding(super().forward(c.unflatten(1, self.event))[:, :-1]).flatten(1)
+        return torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
+
+    @torch.no_grad()
+    def numbers(self, c: Tensor) -> Array:
+        """The output of the embedding at flat rows c, (n, size)."""
+        self.eval()
+        return torch.cat([self(rows.float())[:, :-1] for rows in c.split(ROWS_AT_ONCE)]).double().numpy()
+
+
+def trained(embedding: nn.Module, theta: Array, x: Array, is_valid: Array, options: DensityEstimator) -> Embedded:
+    """A copy of ``embedding`` trained as part of a posterior that starts as N(0, I) and sees x through it alone.
+
+    Args:
+        embedding: (n, *event) → (n, …).
+        theta: varying parameters, as numbers of the whole line, (n, d).
+        x: observations (n, *event).
+        is_valid: the rows of validation, (n,), by which the best state is chosen.
+        options: size of the network, its optimizer, and ``max_seconds``.
+    """
+    deadline = time.perf_counter() + options.max_seconds
+    none = np.zeros((len(theta), 0))
+    z = torch.from_numpy(Columns.fitted(theta, none, np.array([], dtype=int)).latents(theta, none)).float()
+    observed = torch.from_numpy(x).float()
+    condition, shape = Embedded(copy.deepcopy(embedding).float(), observed), z.shape[1:]
+    network = MixtureMLP(
+        shape, 1, options.width, options.depth, dropout=options.dropout, condition=condition.seen_shape
+    )
+    model = INDM(Identity(), ScoreModel(network, VPSDE(eps=EPS)), shape=shape, condition=condition)
+    c, valid = observed.flatten(1), torch.from_numpy(is_valid)
+    repeats = max(1, HELD // int(is_valid.sum()))
+    held = [part[valid].repeat_interleave(repeats, 0) for part in (z, c)]
+    fitting = Training(model, *held, options.learning_rate, options.weight_decay, repeats)
+    z, c = z[~valid], c[~valid]
+    train(fitting, lambda i: (z[i], c[i]), len(z), options.batch_size, options.max_steps, deadline)
+    return fitting.best.condition

@@ -1,0 +1,385 @@
+"""Posteriors of a simulator: closed forms, finite differences, calibration, sbi's names."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import gamma, multivariate_normal, norm
+from torch import distributions as td
+from torch import nn
+
+from indm import DensityEstimator, PosteriorEstimator
+from indm.likelihood import WhitenedFlow
+from indm.tables import posterior as module
+from indm.tables.calibration import Calibration
+from indm.tables.posterior import Familiar, Proposal, box_of
+
+SMALL = {"n_models": 1, "max_components": 1, "width": 8, "depth": 1, "max_steps": 0, "random_state": 0}
+A, NOISE = np.array([[1.0, 0.5], [0.0, 1.0], [-1.0, 1.0]]), 1.0
+STANDARD = td.Independent(td.Normal(torch.zeros(2), torch.ones(2)), 1)
+
+
+def simulated(n, seed=0):
+    """θ ~ N(0, I), x ~ N(A θ, I)."""
+    numbers = np.random.default_rng(seed)
+    theta = numbers.normal(size=(n, 2))
+    return theta, theta @ A.T + NOISE * numbers.normal(size=(n, 3))
+
+
+def law(xs):
+    """p(θ|x_1 … x_m) in closed form."""
+    covariance = np.linalg.inv(np.eye(2) + len(xs) * A.T @ A / NOISE**2)
+    return multivariate_normal(xs.sum(0) @ A @ covariance / NOISE**2, covariance)
+
+
+@pytest.fixture(scope="module")
+def gaussian():
+    return PosteriorEstimator(STANDARD, **SMALL).fit(*simulated(4000))
+
+
+def boxed(n, seed=0):
+    """θ uniform in a box, x = |θ| + noise, where both signs are possible."""
+    numbers = np.random.default_rng(seed)
+    theta = numbers.uniform([-1, 0], [1, 4], size=(n, 2))
+    return theta, np.abs(theta) + 0.3 * numbers.normal(size=(n, 2))
+
+
+@pytest.fixture(scope="module")
+def box():
+    """Two models, trained a little, within a box."""
+    options = SMALL | {"n_models": 2, "max_steps": 60, "learning_rate": 1e-2}
+    return PosteriorEstimator(([-1, 0], [1, 4]), **options).fit(*boxed(600))
+
+
+@pytest.fixture
+def coarse(monkeypatch):
+    """The ODE of densities in 24 steps, whatever its error, which is the same in both of what a test compares."""
+    solve = WhitenedFlow.solve
+    monkeypatch.setattr(WhitenedFlow, "solve", lambda *arguments: solve(*arguments[:-1], 24))
+    monkeypatch.setattr("indm.tables.estimator.SOLVER_ERROR", 1000.0)
+
+
+# ── one observation ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_draws_and_densities_of_a_linear_gaussian_simulator(gaussian):
+    theta, x = simulated(200, seed=1)
+    exact = np.array([law(row[None]).logpdf(t) for t, row in zip(theta, x, strict=True)])
+    assert np.abs(gaussian.log_prob(theta, x) - exact).mean() < 0.06
+    draws = gaussian.sample(800, x[:2], random_state=0)
+    assert draws.shape == (2, 800, 2)
+    for own, row in zip(draws, x[:2], strict=True):
+        assert own.mean(0) == pytest.approx(law(row[None]).mean, abs=0.1)
+        assert np.cov(own.T) == pytest.approx(law(row[None]).cov, abs=0.05)
+    one = gaussian.sample(5, x[0], random_state=3)
+    assert one.shape == (5, 2) and (one == gaussian.sample(5, torch.tensor(x[0]), random_state=3)).all()
+
+
+def test_gradients_are_those_of_the_closed_form(gaussian):
+    theta, x = simulated(50, seed=1)
+    exact = np.array([-np.linalg.solve(law(r[None]).cov, t - law(r[None]).mean) for t, r in zip(theta, x, strict=True)])
+    error = np.linalg.norm(gaussian.grad_log_prob(theta, x, steps=32) - exact, axis=1)
+    assert error.mean() < 0.1 * np.linalg.norm(exact, axis=1).mean()
+
+
+def test_gradients_are_finite_differences_of_log_prob(box, coarse):
+    """Of a trained average of two models in a box."""
+    draws, x, h = box.sample(2, [0.5, 1.0], random_state=0), [0.5, 1.0], 1e-3
+    ends = draws[:, None, None] + h * np.eye(2)[:, None] * np.array([1, -1])[:, None]  # (draws, column, side, d)
+    log_p = box.log_prob(ends.reshape(-1, 2), x).reshape(2, 2, 2)
+    differences = (log_p[..., 0] - log_p[..., 1]) / (2 * h)
+    assert box.grad_log_prob(draws, x, steps=24) == pytest.approx(differences, abs=1e-3)
+    assert np.isnan(box.grad_log_prob([[2.0, 1.0]], [0.5, 1.0])).all()
+
+
+def test_the_mode_is_that_of_the_closed_form(gaussian):
+    x = simulated(1, seed=2)[1]
+    theta, log_p = gaussian.mode(x)
+    assert theta == pytest.approx(law(x).mean, abs=0.05)
+    assert log_p == pytest.approx(law(x).logpdf(law(x).mean), abs=0.15)
+    assert log_p == pytest.approx(gaussian.log_prob(theta, x)[0])
+    with pytest.raises(ValueError, match="x must be one observation, got 2"):
+        gaussian.mode(simulated(2)[1])
+
+
+def test_nothing_is_outside_of_the_prior(box, coarse):
+    assert box.log_prob([[1.1, 1.0], [0.5, -0.1]], [0.5, 1.0]).tolist() == [-np.inf] * 2
+    draws = box.sample(300, [1.2, 0.1], random_state=0)
+    assert (np.abs(draws[:, 0]) <= 1).all() and (draws[:, 1] >= 0).all() and (draws[:, 1] <= 4).all()
+
+
+def test_parameters_that_rounding_put_on_the_box_are_inside(coarse):
+    theta, x = boxed(100)
+    theta[0], theta[1, 0] = [1.0, 0.0], np.float32(1) + 1e-7
+    posterior = PosteriorEstimator(([-1, 0], [1, 4]), **SMALL).fit(theta, x)
+    assert np.isfinite(posterior.log_prob(theta[:2], x[:2])).all()
+
+
+# ── several observations ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_several_observations_of_a_linear_gaussian_simulator(gaussian):
+    """The density has the closed form but for what five posteriors are off; draws follow the density, by a grid."""
+    xs = np.array([0.5, -1.0]) @ A.T + NOISE * np.random.default_rng(3).normal(size=(5, 3))
+    mean, std = law(xs).mean, np.sqrt(law(xs).cov.diagonal())
+    points = mean + std * np.stack(np.meshgrid(*[np.linspace(-4, 4, 13)] * 2), -1).reshape(-1, 2)
+    log_p = gaussian.log_prob_iid(points, xs)
+    mass = np.exp(log_p - log_p.max()) / np.exp(log_p - log_p.max()).sum()
+    assert mass @ points == pytest.approx(mean, abs=0.3 * std.min())
+    draws, effective = gaussian.sample_iid(400, xs, random_state=0)
+    assert draws.shape == (400, 2) and effective > 200
+    assert draws.mean(0) == pytest.approx(mass @ points, abs=4 * std.max() / np.sqrt(effective))
+    assert np.cov(draws.T) == pytest.approx(np.cov(points.T, aweights=mass), abs=0.02)
+    assert (gaussian.sample_iid(5, xs, random_state=1)[0] == gaussian.sample_iid(5, xs, random_state=1)[0]).all()
+
+
+def test_weights_correct_a_proposal_that_is_far_off(gaussian, monkeypatch, coarse):
+    """Draws follow log_prob_iid, whatever comes first; where one round is not enough, the effective number says so."""
+    xs = np.array([1.0, 1.0]) @ A.T + np.zeros((2, 3))
+    start = Proposal(np.ones(1), np.full((1, 2), -3.0), 4 * np.eye(2)[None])
+    monkeypatch.setattr(gaussian, "_product", lambda *_: start)
+    draws, effective = gaussian.sample_iid(400, xs, random_state=0)
+    assert effective > 200 and draws.mean(0) == pytest.approx(law(xs).mean, abs=0.1)
+    monkeypatch.setattr(module, "ROUNDS", 1)
+    with pytest.warns(UserWarning, match="100 draws of a posterior of 2 observations are as good as"):
+        assert gaussian.sample_iid(100, xs, random_state=0)[1] < 10
+
+
+def test_a_proposal_integrates_to_one_and_its_draws_follow_it():
+    proposal = Proposal(np.array([0.3, 0.7]), np.array([[-2.0], [1.0]]), np.array([[[0.2]], [[1.0]]]))
+    u = np.linspace(-60, 60, 120_001)
+    mass = np.exp(proposal.log_prob(u[:, None])) * (u[1] - u[0])
+    assert mass.sum() == pytest.approx(1, abs=1e-4)
+    draws = proposal.draws(4000, np.random.RandomState(0))
+    assert (draws < 0).mean() == pytest.approx(mass[u < 0].sum(), abs=0.03)
+
+
+def test_several_observations_need_a_prior(box, coarse, monkeypatch):
+    theta, x = boxed(2)
+    each = [box.log_prob(theta, row) for row in x]
+    assert box.log_prob_iid(theta, x) - sum(each) == pytest.approx(np.log(8.0))
+    assert box.log_prob_iid([[2.0, 1.0]], x).tolist() == [-np.inf]
+    monkeypatch.setattr(box, "box_", box_of(None, 2))
+    assert box.log_prob_iid(theta, x[0]) == pytest.approx(each[0])
+    with pytest.raises(ValueError, match="prior must have a density for several observations"):
+        box.log_prob_iid(theta, x)
+
+
+# ── priors ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+BOXES = {
+    "none": (None, [-np.inf] * 2, [np.inf] * 2),
+    "numbers": ((0, 1), [0, 0], [1, 1]),
+    "arrays": (([0, -1], [1, np.inf]), [0, -1], [1, np.inf]),
+    "uniform": (td.Independent(td.Uniform(torch.tensor([0.0, 1.0]), torch.tensor([2.0, 5.0])), 1), [0, 1], [2, 5]),
+    "normal": (STANDARD, [-np.inf] * 2, [np.inf] * 2),
+    "gamma": (td.Gamma(torch.ones(2), torch.ones(2)), [0, 0], [np.inf, np.inf]),
+    "correlated": (td.MultivariateNormal(torch.zeros(2), torch.eye(2)), [-np.inf] * 2, [np.inf] * 2),
+}
+
+
+@pytest.mark.parametrize("case", BOXES)
+def test_the_box_of_a_prior(case):
+    prior, low, high = BOXES[case]
+    assert box_of(prior, 2).tolist() == [low, high]
+
+
+def test_the_box_of_laws_side_by_side():
+    constraint = td.constraints.cat([td.constraints.real, td.constraints.interval(0.0, 2.0)], 1, [1, 2])
+    prior = td.Normal(torch.zeros(3), 1.0)
+    type_with_support = type("Joint", (td.Normal,), {"support": td.constraints.independent(constraint, 1)})
+    prior.__class__ = type_with_support
+    assert box_of(prior, 3).tolist() == [[-np.inf, 0, 0], [np.inf, 2, 2]]
+
+
+def test_log_densities_of_priors(gaussian):
+    theta = np.array([[0.5, 1.0], [2.0, -1.0]])
+    assert gaussian.log_prior(theta) == pytest.approx(norm.logpdf(theta).sum(1), rel=1e-6)
+    independent = PosteriorEstimator(td.Gamma(torch.full((2,), 2.0), torch.ones(2)), **SMALL)
+    independent.box_ = box_of(independent.prior, 2)
+    assert independent.log_prior(theta) == pytest.approx(gamma(2).logpdf(theta).sum(1))
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: PosteriorEstimator(estimator=DensityEstimator(), width=3), "options belong to the estimator .* width"),
+        (lambda: PosteriorEstimator((0, 1), bounds={0: (0, 1)}), "bounds must be left out"),
+        (lambda: box_of((0, 1, 2), 2), r"prior must be a pair \(low, high\), or a torch distribution, got 3"),
+        (lambda: box_of(([0] * 3, [1] * 3), 2), "arrays of 2 as low and high"),
+        (lambda: box_of(td.Dirichlet(torch.ones(2)), 2), "prior must have a box as its support"),
+        (lambda: PosteriorEstimator(**SMALL).fit(np.ones((20, 2)), np.ones((19, 2))), "x must have a row for each"),
+        (lambda: PosteriorEstimator(**SMALL).fit(np.ones((20, 2)), np.ones((20, 2, 2))), "there is no embedding"),
+    ],
+)
+def test_errors(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_errors_of_shapes(gaussian):
+    for use, message in (
+        (
+            lambda: gaussian.sample(5, np.zeros(2)),
+            r"x must have shape \(3,\), or one axis more for several, got \(2,\)",
+        ),
+        (lambda: gaussian.log_prob(np.zeros((4, 3)), np.zeros(3)), r"theta must have shape \(n, 2\), got \(4, 3\)"),
+        (lambda: gaussian.sample(0, np.zeros(3)), "n must be at least 1"),
+        (lambda: gaussian.calibration(np.zeros((4, 2)), np.zeros((3, 3))), "x must have a row for each of theta, 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
+
+
+# ── calibration ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def gaussian_draws(stretch, pairs=400, draws=99):
+    """Truths of a closed-form posterior N(x/2, 1/2), and draws whose deviation is off by ``stretch``."""
+    numbers = np.random.default_rng(0)
+    theta = numbers.normal(size=(pairs, 2))
+    centre = (theta + numbers.normal(size=theta.shape)) / 2
+    return theta, centre[:, None] + stretch * np.sqrt(0.5) * numbers.normal(size=(pairs, draws, 2)), centre
+
+
+@pytest.mark.parametrize("stretch, passes", [(1.0, True), (1.5, False), (1 / 1.5, False)])
+def test_calibrated_posteriors_pass_and_others_fail_in_both_measures(stretch, passes):
+    theta, draws, _ = gaussian_draws(stretch)
+    found = Calibration.of(theta, draws)
+    worst = max(*found.p_values, found.tarp_p_value), min(*found.p_values, found.tarp_p_value)
+    assert worst[1] > 0.01 if passes else worst[0] < 1e-3
+
+
+def test_ranks_and_coverage_of_wide_draws_have_their_closed_forms():
+    """A rank below α of the draws is Φ(s Φ⁻¹(α)) likely; coverage is P(F(|θ − r|) < α), F the law of distances."""
+    theta, draws, centre = gaussian_draws(1.5, 20_000)
+    theta, draws = ((part - around)[..., :1] for part, around in ((theta, centre), (draws, centre[:, None])))
+    found, levels = Calibration.of(theta, draws), np.array([0.1, 0.3, 0.7, 0.9])
+    assert (found.ranks < 100 * levels[:, None, None]).mean((1, 2)) == pytest.approx(
+        norm.cdf(1.5 * norm.ppf(levels)), abs=0.015
+    )
+    truth, reference = np.random.default_rng(1).normal(size=(2, 100_000))
+    distance = np.abs(truth - reference)
+    share = norm.cdf((reference + distance) / 1.5) - norm.cdf((reference - distance) / 1.5)
+    assert found.coverage(levels) == pytest.approx([(share < level).mean() for level in levels], abs=0.015)
+
+
+def test_equal_values_have_random_ranks():
+    numbers = np.random.default_rng(0)
+    theta, draws = numbers.integers(0, 3, (1000, 1)), numbers.integers(0, 3, (1000, 50, 1))
+    assert Calibration.of(theta, draws).p_values > 0.01
+
+
+def test_the_calibration_of_an_estimator(gaussian, tmp_path):
+    theta, x = simulated(300, seed=5)
+    found = gaussian.calibration(theta, x, 60)
+    assert found.ranks.shape == (300, 2) and min(*found.p_values, found.tarp_p_value) > 0.01
+    assert str(found).startswith("θ0: p = ") and "300 pairs, 60 draws each" in str(found)
+    found.plot(tmp_path / "calibration.png", ["mass", "charge"])
+    assert (tmp_path / "calibration.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_coverage_finds_a_posterior_that_ignores_x(gaussian, monkeypatch):
+    """Draws of the prior: their ranks are uniform, and the ranks of distances from a reference near θ are not."""
+    prior = np.random.default_rng(0).normal(size=(300, 60, 2))
+    monkeypatch.setattr(gaussian, "_sample", lambda *_: prior)
+    found = gaussian.calibration(*simulated(300, seed=5), 60)
+    assert found.p_values.min() > 0.01 and found.tarp_p_value < 1e-3
+
+
+# ── observations unlike the simulated ones ───────────────────────────────────────────────────────────────────────────
+
+
+def test_an_observation_unlike_the_simulated_ones_warns(gaussian, recwarn, coarse):
+    gaussian.sample(2, simulated(500, seed=6)[1])
+    assert not recwarn
+    for x in ([30.0, 0.0, 0.0], simulated(1)[1][0] + [0.0, 9.0, 0.0]):
+        with pytest.warns(UserWarning, match="x is unlike the simulated ones: 1 of 1 is farther from their centre"):
+            gaussian.log_prob(np.zeros((1, 2)), x)
+
+
+@pytest.mark.parametrize("tails", [np.inf, 2.0])
+def test_fresh_rows_are_familiar_and_those_against_the_correlation_are_not(tails):
+    numbers = np.random.default_rng(0)
+    root = np.linalg.cholesky([[1.0, 0.95], [0.95, 1.0]])
+    many = numbers.normal(size=(3, 1000, 2)) @ root.T
+    many = many if np.isinf(tails) else many / np.sqrt(numbers.chisquare(tails, (3, 1000, 1)) / tails)
+    familiar = Familiar(np.c_[many[0], np.full(1000, 7.0)])
+    assert (familiar.distance(np.c_[many[1], np.full(1000, 7.0)]) > familiar.limit).sum() <= 5
+    strange = np.array([[100.0, -100.0, 7.0], [0.0, 0.0, 9.0], [1e9, 1e9, 7.0]])
+    assert (familiar.distance(strange) > familiar.limit).all()
+
+
+# ── embeddings ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def images(n, seed=0):
+    """θ ~ N(0, 1), and images in which sin 2θ times a pattern is hidden by noise."""
+    numbers = np.random.default_rng(seed)
+    theta, pattern = numbers.normal(size=(n, 1)), np.random.default_rng(9).normal(size=(1, 1, 4, 4))
+    return theta, (theta**2)[:, :, None, None] * pattern + 0.3 * numbers.normal(size=(n, 1, 4, 4))
+
+
+def test_an_embedding_is_trained_with_the_posterior(coarse):
+    """x tells |θ|: the density of images beside that of their numbers without an embedding."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.SiLU(), nn.Linear(16, 2))
+    before = [parameter.clone() for parameter in net.parameters()]
+    options = SMALL | {"max_steps": 100, "width": 16, "learning_rate": 1e-2, "dropout": 0.0}
+    theta, x = images(600)
+    posterior = PosteriorEstimator(embedding=net, **options).fit(theta, x)
+    assert all((a == b).all() for a, b in zip(before, net.parameters(), strict=True))
+    fresh, at = images(60, seed=1)
+    log_p = posterior.log_prob(fresh, at)
+    assert log_p.mean() > norm.logpdf(fresh).mean() + 0.3
+    assert posterior.sample(3, at[0]).shape == (3, 1) and posterior.sample(3, at[:2]).shape == (2, 3, 1)
+    assert pickle.loads(pickle.dumps(posterior)).log_prob(fresh[:3], at[:3]) == pytest.approx(log_p[:3])
+
+
+def test_the_estimator_validates_on_rows_that_trained_no_embedding(monkeypatch):
+    seen = {}
+    fitted, trained = DensityEstimator._fitted, module.summaries.trained
+
+    def watched(self, training, validation, *rest):
+        seen["second"] = np.sort(validation[0][:, 0])
+        return fitted(self, training, validation, *rest)
+
+    def first(embedding, theta, x, is_valid, options):
+        seen["first"] = np.sort(theta[is_valid, 0])
+        return trained(embedding, theta, x, is_valid, options)
+
+    monkeypatch.setattr(DensityEstimator, "_fitted", watched)
+    monkeypatch.setattr(module.summaries, "trained", first)
+    PosteriorEstimator(embedding=nn.Flatten(), **SMALL).fit(*images(50))
+    assert (seen["first"] == seen["second"]).all() and len(seen["first"]) == 5
+
+
+# ── sbi ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_names_of_sbi(gaussian, coarse):
+    theta, x = (torch.tensor(part).float() for part in simulated(4, seed=7))
+    posterior = gaussian.sbi().set_default_x(x[:1])
+    torch.manual_seed(0)
+    draws = posterior.sample((3, 2))
+    torch.manual_seed(0)
+    assert (posterior.sample((3, 2), x=x[0], show_progress_bars=False) == draws).all()
+    assert draws.shape == (3, 2, 2) and draws.dtype == torch.float32
+    assert posterior.sample((), x=x[0]).shape == (2,)
+    assert posterior.sample_batched((5,), x=x, show_progress_bars=False).shape == (5, 4, 2)
+    each = posterior.log_prob_batched(theta.expand(3, 4, 2), x)
+    assert each.shape == (3, 4) and posterior.log_prob(theta, x=x[1])[1] == pytest.approx(float(each[0, 1]))
+    assert posterior.log_prob(theta[0]) == pytest.approx(gaussian.log_prob(theta[:1], x[:1])[0], rel=1e-5)
+    with pytest.raises(ValueError, match="x must be given, or set by set_default_x"):
+        gaussian.sbi().sample((3,))
+    with pytest.raises(ValueError, match="x must be one observation, got 4"):
+        posterior.sample((3,), x=x)
+
+
+def test_what_has_no_gradient_is_refused():
+    theta, x = boxed(60)
+    counts = PosteriorEstimator(([-1, -1], [1, 4]), discrete=(1,), **SMALL).fit(np.c_[theta[:, 0], theta[:, 1] // 1], x)
+    with pytest.raises(ValueError, match="theta must have no discrete column"):
+        counts.grad_log_prob(theta[:1], x[0])
+    assert counts.calibration(np.c_[theta[:, 0], theta[:, 1] // 1], x, 5).ranks.shape == (60, 2)
