@@ -20,7 +20,7 @@ from indm.runs.folder import read_metrics
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 ADAPTERS = {"diffusers_unet": "diffusers", "normflows_flow": "normflows"}  # what is of other libraries may be longer
-SLOW = {"anomaly_detection", "images", "translation"}
+SLOW = {"anomaly_detection", "images", "posterior", "translation"}
 PAGE = (ROOT / "docs" / "extending.md").read_text("utf-8")
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 
@@ -63,6 +63,9 @@ def test_example(path, tmp_path, monkeypatch):
     module.main(steps=3, out=tmp_path / "run")
     if path.stem == "anomaly_detection":  # an estimator keeps no run
         assert np.loadtxt(tmp_path / "run" / "scores.csv", delimiter=",", skiprows=1).shape == (302, 3)
+        return
+    if path.stem == "posterior":
+        assert (tmp_path / "run" / "calibration.png").stat().st_size > 10_000
         return
     runs = sorted(tmp_path.rglob("summary.json"))
     assert runs and all(read_metrics(run.parent)[-1]["step"] == 3 for run in runs)
