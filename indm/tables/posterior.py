@@ -66,9 +66,8 @@ class PosteriorEstimator:
         >>> draws = posterior.sample(500, [1.0], random_state=0)
         >>> draws.shape, bool(abs(draws.mean() - 0.5) < 0.1)
         ((500, 1), True)
-        >>> best, log_p = posterior.mode([1.0])
-        >>> bool(abs(best[0] - 0.5) < 0.1), bool(abs(log_p + 0.5 * np.log(np.pi)) < 0.1)
-        (True, True)
+        >>> bool(abs(posterior.log_prob([0.5], [1.0])[0] + 0.5 * np.log(np.pi)) < 0.1)
+        True
     """
 
     def __init__(
@@ -106,9 +105,10 @@ class PosteriorEstimator:
         self.estimator_ = clone(self.estimator)
         if self.prior is not None:
             self.estimator_.bounds = dict(enumerate(zip(*self.box_.tolist(), strict=True)))
-        self.embedding_ = None if self.embedding is None else self._embed(theta, x)
+        self.embedding_ = None if self.embedding is None else self._embed(self.embedding, theta, x)
         c = self._numbers(x)
         self.estimator_.fit(theta, c=c)
+        self.estimator_._order = None
         self._law_of_x = Familiar(c)
         u = self._latents(theta)
         self._prior_moments = u.mean(0), np.cov(u.T).reshape(u.shape[1], -1)
@@ -122,7 +122,7 @@ class PosteriorEstimator:
         near = (theta >= low - ROUNDING * width) & (theta <= high + ROUNDING * width)
         return np.where(near, theta.clip(low + CLEARANCE * width, high - CLEARANCE * width), theta)
 
-    def _embed(self, theta: Array, x: Array) -> summaries.Embedded:
+    def _embed(self, embedding: nn.Module, theta: Array, x: Array) -> summaries.Embedded:
         """The trained embedding; the estimator then validates on the rows that it did not see, in the time left."""
         options, numbers = self.estimator_, check_random_state(self.estimator_.random_state)
         options.n_models, options.max_seconds = 1, options.max_seconds / 2
@@ -131,7 +131,7 @@ class PosteriorEstimator:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(numbers.randint(2**31 - 1))
             varying = to_line(theta, self.box_)[:, np.ptp(theta, axis=0) > 0]
-            return summaries.trained(self.embedding, varying, x, is_valid, options)
+            return summaries.trained(embedding, varying, x, is_valid, options)
 
     # ── One observation ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -499,7 +499,16 @@ class Proposal:
 class SbiPosterior:
     """A :class:`PosteriorEstimator` under the names of the package sbi: its plots and diagnostics take it.
 
-    Tensors go in and out, and draws are those of torch's global generator.
+    Tensors go in and out, and draws are those of torch's global generator. Further options of sbi, such as
+    ``show_progress_bars``, are accepted and change nothing.
+
+    Example:
+
+        >>> theta, noise = torch.randn(2, 200, 1, generator=torch.Generator().manual_seed(0))
+        >>> fitted = PosteriorEstimator(n_models=1, max_steps=0, random_state=0).fit(theta, theta + noise)
+        >>> posterior = fitted.sbi(torch.zeros(1))
+        >>> posterior.sample((5,)).shape, posterior.sample_batched((5,), x=torch.zeros(3, 1)).shape
+        (torch.Size([5, 1]), torch.Size([5, 3, 1]))
     """
 
     def __init__(self, posterior: PosteriorEstimator, x: Tensor | None = None):
@@ -518,7 +527,7 @@ class SbiPosterior:
 
     def sample_batched(self, sample_shape: Any, x: Tensor, **_: Any) -> Tensor:
         """Draws at each of m observations, (*sample_shape, m, d)."""
-        shape, (rows, _) = torch.Size(sample_shape), self.posterior._observed(x)
+        shape, rows = torch.Size(sample_shape), self.posterior._observed(x)[0]
         return self._sample(shape.numel(), rows).transpose(0, 1).reshape(*shape, len(rows), -1)
 
     def log_prob(self, theta: Tensor, x: Tensor | None = None, **_: Any) -> Tensor:
@@ -527,18 +536,18 @@ class SbiPosterior:
 
     def log_prob_batched(self, theta: Tensor, x: Tensor, **_: Any) -> Tensor:
         """log p(θ|x) of θ (n, m, d) at each of m observations, (n, m)."""
-        theta, (rows, _) = torch.as_tensor(theta), self.posterior._observed(x)
-        x = np.concatenate([rows] * len(theta))
-        return torch.from_numpy(self.posterior.log_prob(theta.flatten(0, 1), x)).float().reshape(theta.shape[:2])
+        many = np.concatenate([self.posterior._observed(x)[0]] * len(theta))
+        return torch.from_numpy(self.posterior.log_prob(theta.flatten(0, 1), many)).float().reshape(theta.shape[:2])
 
     def map(self, x: Tensor | None = None, **_: Any) -> Tensor:
         """The mode at one x, (1, d)."""
         return torch.from_numpy(self.posterior.mode(self._x(x))[0]).float()[None]
 
     def _x(self, x: Tensor | None) -> Tensor:
-        if x is None and self.default_x is None:
+        x = self.default_x if x is None else x
+        if x is None:
             raise ValueError("x must be given, or set by set_default_x")
-        return self.default_x if x is None else x
+        return x
 
     def _sample(self, n: int, rows: Array) -> Tensor:
         seed = int(torch.randint(2**31 - 1, ()))

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -83,8 +83,8 @@ def trained(embedding: nn.Module, theta: Array, x: Array, is_valid: Array, optio
     model = INDM(Identity(), ScoreModel(network, VPSDE(eps=EPS)), shape=shape, condition=condition)
     c, valid = observed.flatten(1), torch.from_numpy(is_valid)
     repeats = max(1, HELD // int(is_valid.sum()))
-    held = [part[valid].repeat_interleave(repeats, 0) for part in (z, c)]
-    fitting = Training(model, *held, options.learning_rate, options.weight_decay, repeats)
+    held, c_held = (part[valid].repeat_interleave(repeats, 0) for part in (z, c))
+    fitting = Training(model, held, c_held, options.learning_rate, options.weight_decay, repeats)
     z, c = z[~valid], c[~valid]
     train(fitting, lambda i: (z[i], c[i]), len(z), options.batch_size, options.max_steps, deadline)
-    return fitting.best.condition
+    return cast(Embedded, fitting.best.condition)
