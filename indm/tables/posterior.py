@@ -7,32 +7,25 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import minimize
-from scipy.special import logsumexp
-from scipy.stats import multivariate_t
 from sklearn.base import clone
 from sklearn.covariance import OAS
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
 
 from indm.likelihood import log_prob
-from indm.tables import summaries
+from indm.tables import importance, summaries
 from indm.tables.calibration import Calibration
 from indm.tables.columns import moments_of_most, to_line
 from indm.tables.estimator import MOST_EXACT, PROBES, ROWS_AT_ONCE, DensityEstimator
 from indm.tables.fit import at
-from indm.tables.mixture import Mixture
+from indm.tables.prior import Prior, array
 
-ROUNDING = 1e-6  # of a box's width: a parameter that far outside of it is inside, but for the rounding of single floats
-CLEARANCE = 1e-7  # of a box's width: how far inside it is then put
 NUDGE = 1e-3  # of a latent, by which derivatives of the columns are taken
 MODE_DRAWS, MODE_ODE_STEPS = 200, 24  # draws of which the best begins the ascent
 MODE_STEPS, MODE_GAIN = 20, 1e-4  # of the ascent, at most; nats of a step, relative above 1, below which it ends
 FARTHEST = 10.0  # that an ascent goes in a latent
 START_DRAWS = 256  # of the posterior of one observation, for the first proposal
-ROUNDS, MODES, ROWS_OF_MODE = 5, 4, 25  # of proposals; Gaussians of a proposal, and draws of each at least
-TAILS = 5.0  # degrees of freedom of proposals
-ENOUGH, POOR = 1.0, 0.1  # effective draws, as a share of those asked for, at which proposals end, and that warn
+POOR = 0.1  # effective draws, as a share of those asked for, below which there is a warning
 
 Array = np.ndarray
 
@@ -100,11 +93,10 @@ class PosteriorEstimator:
             raise ValueError(f"x must have a row for each of theta, {len(theta)}, got {len(x)}")
         if x.ndim > 2 and self.embedding is None:
             raise ValueError(f"x must be vectors where there is no embedding, got events of shape {x.shape[1:]}")
-        self._event, self.box_ = x.shape[1:], box_of(self.prior, theta.shape[1])
-        theta = self._within(theta)
+        self._event, self.prior_ = x.shape[1:], Prior(self.prior, theta.shape[1])
+        theta = self.prior_.within(theta)
         self.estimator_ = clone(self.estimator)
-        if self.prior is not None:
-            self.estimator_.bounds = dict(enumerate(zip(*self.box_.tolist(), strict=True)))
+        self.estimator_.bounds = self.estimator_.bounds if self.prior is None else self.prior_.bounds
         self.embedding_ = None if self.embedding is None else self._embed(self.embedding, theta, x)
         c = self._numbers(x)
         self.estimator_.fit(theta, c=c)
@@ -114,14 +106,6 @@ class PosteriorEstimator:
         self._prior_moments = u.mean(0), np.cov(u.T).reshape(u.shape[1], -1)
         return self
 
-    def _within(self, theta: Array) -> Array:
-        """``theta`` with values that rounding put on the prior's box, or just outside of it, inside."""
-        low, high = self.box_
-        with np.errstate(invalid="ignore"):
-            width = np.where(np.isfinite(high - low), high - low, 0)
-        near = (theta >= low - ROUNDING * width) & (theta <= high + ROUNDING * width)
-        return np.where(near, theta.clip(low + CLEARANCE * width, high - CLEARANCE * width), theta)
-
     def _embed(self, embedding: nn.Module, theta: Array, x: Array) -> summaries.Embedded:
         """The trained embedding; the estimator then validates on the rows that it did not see, in the time left."""
         options, numbers = self.estimator_, check_random_state(self.estimator_.random_state)
@@ -130,7 +114,7 @@ class PosteriorEstimator:
         is_valid = np.isin(np.arange(len(theta)), order[: max(1, round(options.validation_fraction * len(theta)))])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(numbers.randint(2**31 - 1))
-            varying = to_line(theta, self.box_)[:, np.ptp(theta, axis=0) > 0]
+            varying = to_line(theta, self.prior_.interval)[:, np.ptp(theta, axis=0) > 0]
             return summaries.trained(embedding, varying, x, is_valid, options)
 
     # ── One observation ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -192,7 +176,7 @@ class PosteriorEstimator:
         def theta_of(z: Array) -> Array:
             theta = start[None].copy()
             theta[:, self._varies] = columns.rows(z[None], at_c)
-            return self._within(theta)
+            return self.prior_.within(theta)
 
         def loss(z: Array) -> tuple[float, Array]:
             theta = theta_of(z)
@@ -215,7 +199,7 @@ class PosteriorEstimator:
 
         .. math:: \sum_i \log p(\theta|x_i) - (m-1)\log p(\theta)
 
-        The errors of m posteriors add up. One that was fitted to all m, as one x, has not that error.
+        The errors of m posteriors add up. One that was fitted to all m, as one x, does not have that error.
 
         Raises:
             ValueError: the prior has no density, as it is None or an infinite box.
@@ -226,7 +210,7 @@ class PosteriorEstimator:
     def _log_prob_iid(self, theta: Array, c: Array) -> Array:
         n, m = len(theta), len(c)
         each = self.estimator_.score_samples(np.repeat(theta, m, axis=0), np.tile(c, (n, 1))).reshape(n, m)
-        log_prior = self.log_prior(theta) if m > 1 else np.zeros(n)
+        log_prior = self.prior_.log_prob(theta) if m > 1 else np.zeros(n)
         with np.errstate(invalid="ignore"):
             total = each.sum(1) - (m - 1) * log_prior
         return np.where(np.isfinite(each).all(1), total, -np.inf)
@@ -234,12 +218,11 @@ class PosteriorEstimator:
     def sample_iid(self, n: int, xs: Any, *, random_state: Any = None) -> tuple[Array, float]:
         r"""``n`` draws (n, d) of p(θ|x_1 … x_m), and their effective number.
 
-        Candidates are weighted by :meth:`log_prob_iid`, and draws resampled from them: as candidates grow in number
-        the draws become exact for this density. The first proposal is the product of Gaussians that have the moments
-        of each posterior and of the prior, with heavier tails. Later ones are mixtures fitted to the candidates so far
-        (Cornuet et al. 2012, "Adaptive Multiple Importance Sampling"). There are at most five rounds of n, each with
-        n m solutions of the ODE, until the effective number (Σw)²/Σw² is n. A peak that no proposal found is
-        missed, and the effective number does not tell.
+        Candidates are weighted by :meth:`log_prob_iid`, and draws resampled from them (:mod:`indm.tables.importance`):
+        as candidates grow in number the draws become exact for this density. The first proposal is the product of
+        Gaussians that have the moments of each posterior and of the prior, with heavier tails. Later ones are fitted to
+        the candidates so far. There are two to five rounds of n, each with n m solutions of the ODE, until the
+        effective number is n. A peak that no proposal found is missed, and the effective number does not tell.
 
         Raises:
             ValueError: as :meth:`log_prob_iid`; a discrete parameter.
@@ -250,28 +233,25 @@ class PosteriorEstimator:
         rows, _ = self._observed(xs)
         c, numbers = self._familiar(rows), check_random_state(random_state)
         self._check_continuous()
-        laws = [self._product(c, numbers)]
-        u, target = np.zeros((0, self._varies.sum())), np.zeros(0)
-        for _ in range(ROUNDS):
-            fresh = laws[-1].draws(n, numbers)
-            theta = self._from_latents(fresh)
-            u = np.concatenate([u, fresh])
-            target = np.append(target, self._log_prob_iid(theta, c) - self._log_volume(theta))
-            log_weight = target - logsumexp([law.log_prob(u) for law in laws], axis=0)
-            weight = np.exp(log_weight - logsumexp(log_weight))
-            effective = 1 / np.square(weight).sum()
-            if effective >= ENOUGH * n:
-                break
-            laws.append(Proposal.fitted(u, weight, effective, numbers))
+        first = self._product(c, numbers)
+        draws, effective = importance.resampled(lambda u: self._log_target(u, c), first, n, numbers)
         if effective < POOR * n:
             warnings.warn(
                 f"{n} draws of a posterior of {len(c)} observations are as good as {effective:.0f} independent ones; "
                 "where the observations disagree, or each is far from what was simulated, more draws do not help",
                 stacklevel=2,
             )
-        return self._from_latents(u[numbers.choice(len(u), n, p=weight)]), float(effective)
+        return self._from_latents(draws), effective
 
-    def _product(self, c: Array, numbers: np.random.RandomState) -> "Proposal":
+    def _log_target(self, u: Array, c: Array) -> Array:
+        """The log density of latents that :meth:`_log_prob_iid` is of θ; −∞ so far out that θ is rounded to an end."""
+        theta = self._from_latents(u)
+        found = self._log_prob_iid(theta, c)
+        inside = np.isfinite(found)
+        found[inside] -= self.estimator_.columns_.log_volume(theta[np.ix_(inside, self._varies)])
+        return found
+
+    def _product(self, c: Array, numbers: np.random.RandomState) -> importance.Proposal:
         """The product of Gaussians with the moments of each posterior, over all but one of the prior's, in latents."""
         mean, covariance = self._prior_moments
         root = np.linalg.cholesky(covariance)  # below, the prior is N(0, I)
@@ -282,21 +262,7 @@ class PosteriorEstimator:
             precision, pull = precision + inverse, pull + inverse @ u.mean(1)
         values, vectors = np.linalg.eigh(precision)
         inverse = vectors / values.clip(1.0) @ vectors.T  # at most as wide as the prior
-        return Proposal(np.ones(1), (mean + root @ inverse @ pull)[None], (root @ inverse @ root.T)[None])
-
-    def log_prior(self, theta: Any) -> Array:
-        """The prior's log density, nats (n,); −∞ outside of its support.
-
-        Raises:
-            ValueError: it has none, being None or an infinite box.
-        """
-        theta = self._parameters(theta)
-        is_law, (low, high) = isinstance(self.prior, Distribution), self.box_
-        if not (is_law or np.isfinite(self.box_).all()):
-            raise ValueError("prior must have a density for several observations: give a finite box or a distribution")
-        inside, found = ((theta >= low) & (theta <= high)).all(1), np.full(len(theta), -np.inf)
-        found[inside] = _log_prob_of(self.prior, theta[inside]) if is_law else -np.log(high - low).sum()
-        return found
+        return importance.Proposal(np.ones(1), (mean + root @ inverse @ pull)[None], (root @ inverse @ root.T)[None])
 
     # ── Trust ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -328,11 +294,11 @@ class PosteriorEstimator:
 
     def _parameters(self, theta: Any) -> Array:
         """Rows of θ, (n, d); one row may stand alone."""
-        theta, d = array(theta), self.box_.shape[1]
+        theta, d = array(theta), len(self.prior_.low)
         theta = theta.reshape(-1, d) if theta.ndim == 1 and (d == 1 or len(theta) == d) else theta
         if theta.ndim != 2 or theta.shape[1] != d:
             raise ValueError(f"theta must have shape (n, {d}), got {theta.shape}")
-        return self._within(theta)
+        return self.prior_.within(theta)
 
     def _observed(self, x: Any) -> tuple[Array, bool]:
         """Rows of x, (m, *event), and whether it is one without an axis of rows."""
@@ -373,7 +339,7 @@ class PosteriorEstimator:
     def _latents(self, theta: Array, c: Array | None = None) -> Array:
         """Latents of the varying parameters at standardised conditions, by default at their mean."""
         c = np.zeros((len(theta), self.estimator_.n_conditions_)) if c is None else c
-        theta = theta.copy()
+        theta = self.prior_.within(theta)
         theta[:, self.estimator_.discrete_] += 0.5
         return self.estimator_.columns_.latents(theta[:, self._varies], c)
 
@@ -381,9 +347,6 @@ class PosteriorEstimator:
         theta = np.tile(self.estimator_.constant_, (len(u), 1))
         theta[:, self._varies] = self.estimator_.columns_.rows(u, np.zeros((len(u), self.estimator_.n_conditions_)))
         return theta
-
-    def _log_volume(self, theta: Array) -> Array:
-        return self.estimator_.columns_.log_volume(theta[:, self._varies])
 
     def _check_continuous(self) -> None:
         if len(self.estimator_.discrete_):
@@ -465,37 +428,6 @@ class Familiar:
             )
 
 
-class Proposal:
-    """A mixture of multivariate t laws of u: weights (K,), mean (K, d), covariance (K, d, d)."""
-
-    def __init__(self, weight: Array, mean: Array, covariance: Array):
-        self.weight = weight
-        self.laws = [multivariate_t(*law, df=TAILS) for law in zip(mean, covariance, strict=True)]
-
-    @classmethod
-    def fitted(cls, u: Array, weight: Array, effective: float, numbers: np.random.RandomState) -> "Proposal":
-        """To weighted rows that are as good as ``effective`` ones."""
-        mean = weight @ u
-        covariance = (u - mean).T @ ((u - mean) * weight[:, None])
-        root = np.linalg.cholesky(covariance + 1e-12 * np.trace(covariance) * np.eye(len(mean)))
-        chosen = u[numbers.choice(len(u), len(u), p=weight)]
-        components = int(np.clip(effective / ROWS_OF_MODE, 1, MODES))
-        v = np.linalg.solve(root, (chosen - mean).T).T
-        law = Mixture.fitted(v, v[:, :0], components, 1e-2, numbers.randint(2**31 - 1))
-        return cls(law.weight, mean + law.mean @ root.T, root @ law.covariance @ root.T)
-
-    def draws(self, n: int, numbers: np.random.RandomState) -> Array:
-        """(n, d)."""
-        counts = numbers.multinomial(n, self.weight)
-        parts = [law.rvs(k, random_state=numbers).reshape(k, -1) for law, k in zip(self.laws, counts, strict=True) if k]
-        return np.concatenate(parts)
-
-    def log_prob(self, u: Array) -> Array:
-        """Nats, (n,)."""
-        each = np.stack([np.atleast_1d(law.logpdf(u)) for law in self.laws])
-        return logsumexp(each, axis=0, b=self.weight[:, None])
-
-
 class SbiPosterior:
     """A :class:`PosteriorEstimator` under the names of the package sbi: its plots and diagnostics take it.
 
@@ -552,46 +484,3 @@ class SbiPosterior:
     def _sample(self, n: int, rows: Array) -> Tensor:
         seed = int(torch.randint(2**31 - 1, ()))
         return torch.from_numpy(self.posterior.sample(n, rows, random_state=seed)).float()
-
-
-def array(rows: Any) -> Array:
-    """Numbers as an array, also those of a tensor on any device."""
-    return np.asarray(rows.detach().cpu() if isinstance(rows, Tensor) else rows, dtype=np.float64)
-
-
-def box_of(prior: Any, d: int) -> Array:
-    """Low and high of d parameters, (2, d), infinite where there is no bound.
-
-    Raises:
-        ValueError: the support is not a box of d parameters.
-    """
-    if prior is None:
-        return np.array([[-np.inf], [np.inf]]).repeat(d, 1)
-    ends = _ends(prior.support) if isinstance(prior, Distribution) else tuple(prior)
-    if len(ends) != 2:
-        raise ValueError(f"prior must be a pair (low, high), or a torch distribution, got {len(ends)} entries")
-    try:
-        return np.stack([np.broadcast_to(array(end), (d,)) for end in ends])
-    except ValueError as error:
-        raise ValueError(f"prior must have numbers or arrays of {d} as low and high, one for each parameter") from error
-
-
-def _ends(support: Any) -> tuple[Any, Any]:
-    """Low and high of a support that is a box."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    if isinstance(support, constraints.cat):
-        parts = [_ends(part) for part in support.cseq]
-        sizes = zip(zip(*parts, strict=True), [support.lengths] * 2, strict=True)
-        low, high = (np.concatenate([np.full(n, end) for end, n in zip(*pair, strict=True)]) for pair in sizes)
-        return low, high
-    bounded = hasattr(support, "lower_bound"), hasattr(support, "upper_bound")
-    if support is not constraints.real and not any(bounded):
-        raise ValueError(f"prior must have a box as its support, got {support}")
-    return (support.lower_bound if bounded[0] else -np.inf), (support.upper_bound if bounded[1] else np.inf)
-
-
-def _log_prob_of(prior: Distribution, theta: Array) -> Array:
-    """log p of rows of θ, (n,): of a law of vectors, or of d independent laws of numbers."""
-    log_p = array(prior.log_prob(torch.from_numpy(theta).to(prior.sample())))
-    return log_p.sum(1) if log_p.ndim == 2 else log_p

@@ -13,7 +13,9 @@ from indm import DensityEstimator, PosteriorEstimator
 from indm.likelihood import WhitenedFlow
 from indm.tables import posterior as module
 from indm.tables.calibration import Calibration
-from indm.tables.posterior import Familiar, Proposal, box_of
+from indm.tables.importance import Proposal, resampled
+from indm.tables.posterior import Familiar
+from indm.tables.prior import Prior
 
 SMALL = {"n_models": 1, "max_components": 1, "width": 8, "depth": 1, "max_steps": 0, "random_state": 0}
 A, NOISE = np.array([[1.0, 0.5], [0.0, 1.0], [-1.0, 1.0]]), 1.0
@@ -144,7 +146,7 @@ def test_weights_correct_a_proposal_that_is_far_off(gaussian, monkeypatch, coars
     monkeypatch.setattr(gaussian, "_product", lambda *_: start)
     draws, effective = gaussian.sample_iid(400, xs, random_state=0)
     assert effective > 200 and draws.mean(0) == pytest.approx(law(xs).mean, abs=0.1)
-    monkeypatch.setattr(module, "ROUNDS", 1)
+    monkeypatch.setattr("indm.tables.importance.ROUNDS", 1)
     with pytest.warns(UserWarning, match="100 draws of a posterior of 2 observations are as good as"):
         assert gaussian.sample_iid(100, xs, random_state=0)[1] < 10
 
@@ -158,12 +160,24 @@ def test_a_proposal_integrates_to_one_and_its_draws_follow_it():
     assert (draws < 0).mean() == pytest.approx(mass[u < 0].sum(), abs=0.03)
 
 
+def test_draws_have_the_two_peaks_of_a_density_known_up_to_a_constant():
+    """From one wide law: peaks of 1/4 and 3/4, narrow in one direction."""
+    peaks = [multivariate_normal([side, 0], np.diag([0.04, 0.0025])) for side in (-2, 2)]
+    start = Proposal(np.ones(1), np.zeros((1, 2)), 4 * np.eye(2)[None])
+    law = lambda u: 7.0 + np.log(0.25 * peaks[0].pdf(u) + 0.75 * peaks[1].pdf(u) + 1e-300)  # noqa: E731
+    draws, effective = resampled(law, start, 1000, np.random.RandomState(0))
+    left = draws[:, 0] < 0
+    assert effective > 900 and left.mean() == pytest.approx(0.25, abs=0.05)
+    assert draws[~left].mean(0) == pytest.approx([2, 0], abs=0.03)
+    assert draws[~left].std(0) == pytest.approx([0.2, 0.05], rel=0.1)
+
+
 def test_several_observations_need_a_prior(box, coarse, monkeypatch):
     theta, x = boxed(2)
     each = [box.log_prob(theta, row) for row in x]
     assert box.log_prob_iid(theta, x) - sum(each) == pytest.approx(np.log(8.0))
     assert box.log_prob_iid([[2.0, 1.0]], x).tolist() == [-np.inf]
-    monkeypatch.setattr(box, "box_", box_of(None, 2))
+    monkeypatch.setattr(box, "prior_", Prior(None, 2))
     assert box.log_prob_iid(theta, x[0]) == pytest.approx(each[0])
     with pytest.raises(ValueError, match="prior must have a density for several observations"):
         box.log_prob_iid(theta, x)
@@ -185,7 +199,7 @@ BOXES = {
 @pytest.mark.parametrize("case", BOXES)
 def test_the_box_of_a_prior(case):
     prior, low, high = BOXES[case]
-    assert box_of(prior, 2).tolist() == [low, high]
+    assert Prior(prior, 2).interval.tolist() == [low, high]
 
 
 def test_the_box_of_laws_side_by_side():
@@ -193,15 +207,14 @@ def test_the_box_of_laws_side_by_side():
     prior = td.Normal(torch.zeros(3), 1.0)
     type_with_support = type("Joint", (td.Normal,), {"support": td.constraints.independent(constraint, 1)})
     prior.__class__ = type_with_support
-    assert box_of(prior, 3).tolist() == [[-np.inf, 0, 0], [np.inf, 2, 2]]
+    assert Prior(prior, 3).interval.tolist() == [[-np.inf, 0, 0], [np.inf, 2, 2]]
 
 
-def test_log_densities_of_priors(gaussian):
+def test_log_densities_of_priors():
     theta = np.array([[0.5, 1.0], [2.0, -1.0]])
-    assert gaussian.log_prior(theta) == pytest.approx(norm.logpdf(theta).sum(1), rel=1e-6)
-    independent = PosteriorEstimator(td.Gamma(torch.full((2,), 2.0), torch.ones(2)), **SMALL)
-    independent.box_ = box_of(independent.prior, 2)
-    assert independent.log_prior(theta) == pytest.approx(gamma(2).logpdf(theta).sum(1))
+    assert Prior(STANDARD, 2).log_prob(theta) == pytest.approx(norm.logpdf(theta).sum(1), rel=1e-6)
+    side_by_side = Prior(td.Gamma(torch.full((2,), 2.0), torch.ones(2)), 2)
+    assert side_by_side.log_prob(theta) == pytest.approx(gamma(2).logpdf(theta).sum(1))
 
 
 @pytest.mark.parametrize(
@@ -209,9 +222,9 @@ def test_log_densities_of_priors(gaussian):
     [
         (lambda: PosteriorEstimator(estimator=DensityEstimator(), width=3), "options belong to the estimator .* width"),
         (lambda: PosteriorEstimator((0, 1), bounds={0: (0, 1)}), "bounds must be left out"),
-        (lambda: box_of((0, 1, 2), 2), r"prior must be a pair \(low, high\), or a torch distribution, got 3"),
-        (lambda: box_of(([0] * 3, [1] * 3), 2), "arrays of 2 as low and high"),
-        (lambda: box_of(td.Dirichlet(torch.ones(2)), 2), "prior must have a box as its support"),
+        (lambda: Prior((0, 1, 2), 2), r"prior must be a pair \(low, high\), or a torch distribution, got 3"),
+        (lambda: Prior(([0] * 3, [1] * 3), 2), "numbers or arrays of 2, one for each parameter"),
+        (lambda: Prior(td.Dirichlet(torch.ones(2)), 2), "prior must have a box as its support"),
         (lambda: PosteriorEstimator(**SMALL).fit(np.ones((20, 2)), np.ones((19, 2))), "x must have a row for each"),
         (lambda: PosteriorEstimator(**SMALL).fit(np.ones((20, 2)), np.ones((20, 2, 2))), "there is no embedding"),
     ],

@@ -1,0 +1,75 @@
+"""Draws of a density that is known up to a constant, by adaptive importance sampling."""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.special import logsumexp
+from scipy.stats import multivariate_t
+
+from indm.tables.mixture import Mixture
+
+ROUNDS, MODES, ROWS_OF_MODE = 5, 4, 25  # of proposals; Gaussians of a proposal, and effective draws of each at least
+TAILS = 5.0  # degrees of freedom of proposals
+FLOOR, LEAST = 1e-2, 1e-12  # variance that is added to a mixture, and to the draws that it is fitted to; relative
+
+Array = np.ndarray
+
+
+class Proposal:
+    """A mixture of multivariate t laws.
+
+    Args:
+        weight, mean, covariance: (K,), (K, d), (K, d, d); a covariance is the scale matrix of a law.
+    """
+
+    def __init__(self, weight: Array, mean: Array, covariance: Array):
+        self.weight = weight
+        self.laws = [multivariate_t(*law, df=TAILS) for law in zip(mean, covariance, strict=True)]
+
+    @classmethod
+    def fitted(cls, u: Array, weight: Array, numbers: np.random.RandomState) -> "Proposal":
+        """To rows (n, d) of that weight."""
+        mean = weight @ u
+        covariance = (u - mean).T @ ((u - mean) * weight[:, None])
+        root = np.linalg.cholesky(covariance + LEAST * (1 + np.trace(covariance)) * np.eye(len(mean)))
+        v = np.linalg.solve(root, (u[numbers.choice(len(u), len(u), p=weight)] - mean).T).T
+        components = int(np.clip(effective_number(weight) / ROWS_OF_MODE, 1, MODES))
+        law = Mixture.fitted(v, v[:, :0], components, FLOOR, numbers.randint(2**31 - 1))
+        return cls(law.weight, mean + law.mean @ root.T, root @ law.covariance @ root.T)
+
+    def draws(self, n: int, numbers: np.random.RandomState) -> Array:
+        """(n, d)."""
+        counts = zip(self.laws, numbers.multinomial(n, self.weight), strict=True)
+        return np.concatenate([law.rvs(k, random_state=numbers).reshape(k, -1) for law, k in counts if k])
+
+    def log_prob(self, u: Array) -> Array:
+        """Nats, (n,)."""
+        each = np.stack([np.atleast_1d(law.logpdf(u)) for law in self.laws])
+        return logsumexp(each, axis=0, b=self.weight[:, None])
+
+
+def effective_number(weight: Array) -> float:
+    """(Σw)²/Σw²: how many draws of equal weight are as good."""
+    return float(weight.sum() ** 2 / np.square(weight).sum())
+
+
+def resampled(
+    log_target: Callable[[Array], Array], first: Proposal, n: int, numbers: np.random.RandomState
+) -> tuple[Array, float]:
+    """``n`` draws (n, d) of a density ∝ exp ``log_target``, and their effective number.
+
+    Each round has n candidates. All so far are weighted by the target over the mean density of the proposals so far,
+    and the next proposal is fitted to them. It ends when they are as good as n draws, or after five rounds.
+
+    Source: Cornuet et al. 2012, "Adaptive Multiple Importance Sampling", https://arxiv.org/abs/0907.1254.
+    """
+    laws, u, target = [first], np.zeros((0, len(first.laws[0].loc))), np.zeros(0)
+    while True:
+        fresh = laws[-1].draws(n, numbers)
+        u, target = np.concatenate([u, fresh]), np.append(target, log_target(fresh))
+        log_weight = target - logsumexp([law.log_prob(u) for law in laws], axis=0)
+        weight = np.exp(log_weight - logsumexp(log_weight))
+        effective = effective_number(weight)
+        if effective >= n or len(laws) == ROUNDS:
+            return u[numbers.choice(len(u), n, p=weight)], effective
+        laws.append(Proposal.fitted(u, weight, numbers))

@@ -1,0 +1,95 @@
+"""Priors of simulators: the box of their support, and their density."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+ROUNDING = 1e-6  # of a box's width: a parameter that far outside of it is inside, but for the rounding of single floats
+CLEARANCE = 1e-7  # of a box's width: how far inside it is then put
+
+Array = np.ndarray
+
+
+class Prior:
+    """A law of d parameters whose support is a box.
+
+    Args:
+        law: None, for all of the line; low and high of a box, numbers or arrays (d,); or a torch distribution.
+        d: parameters.
+
+    Raises:
+        ValueError: the support is not a box of d parameters.
+
+    Example:
+
+        >>> prior = Prior(([0.0, -1.0], [2.0, 1.0]), 2)
+        >>> prior.log_prob(np.array([[1.0, 0.0], [3.0, 0.0]])).round(4)  # −log 4
+        array([-1.3863,    -inf])
+    """
+
+    def __init__(self, law: Any, d: int):
+        self.law, self.is_none = law, law is None
+        ends = (-np.inf, np.inf) if law is None else _ends(law.support) if isinstance(law, Distribution) else tuple(law)
+        if len(ends) != 2:
+            raise ValueError(f"prior must be a pair (low, high), or a torch distribution, got {len(ends)} entries")
+        try:
+            self.low, self.high = (np.broadcast_to(array(end), (d,)) for end in ends)
+        except ValueError as error:
+            raise ValueError(f"prior must have numbers or arrays of {d}, one for each parameter, as ends") from error
+
+    @property
+    def bounds(self) -> dict[int, tuple[float, float]] | None:
+        """Of :class:`indm.DensityEstimator`."""
+        return None if self.is_none else dict(enumerate(zip(self.low.tolist(), self.high.tolist(), strict=True)))
+
+    @property
+    def interval(self) -> Array:
+        """Low and high, (2, d)."""
+        return np.stack([self.low, self.high])
+
+    def within(self, theta: Array) -> Array:
+        """``theta`` (n, d) with what rounding put on an end of the box, or just outside of it, inside."""
+        with np.errstate(invalid="ignore"):
+            width = np.where(np.isfinite(self.high - self.low), self.high - self.low, 0)
+        near = (theta >= self.low - ROUNDING * width) & (theta <= self.high + ROUNDING * width)
+        return np.where(near, theta.clip(self.low + CLEARANCE * width, self.high - CLEARANCE * width), theta)
+
+    def log_prob(self, theta: Array) -> Array:
+        """Nats, (n,), of ``theta`` (n, d); −∞ outside of the box.
+
+        Raises:
+            ValueError: it has no density, being None or an infinite box.
+        """
+        is_law = isinstance(self.law, Distribution)
+        if not (is_law or np.isfinite(self.interval).all()):
+            raise ValueError("prior must have a density for several observations: give a finite box or a distribution")
+        inside, found = ((theta >= self.low) & (theta <= self.high)).all(1), np.full(len(theta), -np.inf)
+        found[inside] = self._log_prob(theta[inside]) if is_law else -np.log(self.high - self.low).sum()
+        return found
+
+    def _log_prob(self, theta: Array) -> Array:
+        """By a law of vectors, or by d independent laws of numbers."""
+        log_p = array(self.law.log_prob(torch.from_numpy(theta).to(self.law.sample())))
+        return log_p.sum(1) if log_p.ndim == 2 else log_p
+
+
+def array(rows: Any) -> Array:
+    """Numbers as an array, also those of a tensor on any device."""
+    return np.asarray(rows.detach().cpu() if isinstance(rows, Tensor) else rows, dtype=np.float64)
+
+
+def _ends(support: Any) -> tuple[Any, Any]:
+    """Low and high of a support that is a box."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if isinstance(support, constraints.cat):
+        parts = zip(support.cseq, support.lengths, strict=True)
+        low, high = np.concatenate([[np.broadcast_to(array(end), n) for end in _ends(part)] for part, n in parts], 1)
+        return low, high
+    bounded = hasattr(support, "lower_bound"), hasattr(support, "upper_bound")
+    if support is not constraints.real and not any(bounded):
+        raise ValueError(f"prior must have a box as its support, got {support}")
+    return (support.lower_bound if bounded[0] else -np.inf), (support.upper_bound if bounded[1] else np.inf)
