@@ -42,7 +42,8 @@ class PosteriorEstimator:
             for several observations alone. None: all of the line. No draw is outside of the box.
         embedding: a module (n, *event) → (n, …) that turns observations of any shape into numbers. A copy of it is
             trained with a first posterior, which sees x through it alone; the estimator is then fitted to its output.
-            Each of the two has half of ``max_seconds``. x is standardised before, along the first axis of an event.
+            Each of the two has half of ``max_seconds``, and ``n_models`` is 1. x is standardised before, along the
+            first axis of an event.
         estimator: a :class:`~indm.DensityEstimator`, or give its options:
         options: of :class:`~indm.DensityEstimator`, such as ``max_seconds`` and ``random_state``.
 
@@ -93,7 +94,7 @@ class PosteriorEstimator:
             raise ValueError(f"x must have a row for each of theta, {len(theta)}, got {len(x)}")
         if x.ndim > 2 and self.embedding is None:
             raise ValueError(f"x must be vectors where there is no embedding, got events of shape {x.shape[1:]}")
-        self._event, self.prior_ = x.shape[1:], Prior(self.prior, theta.shape[1])
+        self._event, self.prior_ = x.shape[1:], Prior(self.prior, theta.shape[1], self.estimator.discrete)
         theta = self.prior_.within(theta)
         self.estimator_ = clone(self.estimator)
         self.estimator_.bounds = self.estimator_.bounds if self.prior is None else self.prior_.bounds
@@ -141,7 +142,8 @@ class PosteriorEstimator:
         """∂ log p(θ|x)/∂θ, (n, d), of ``theta`` (n, d) at one x or at one for each; NaN outside of the prior.
 
         It is the gradient of :meth:`log_prob` itself: its ODE, in ``steps`` equal steps, is differentiated. So its only
-        error is that of the steps.
+        error is that of the steps: for the thin crescents of two moons 1e-4 of its size in 64, 6e-3 in 24. (The score
+        at the smallest noise is not used: it was off by as much as its own size.)
 
         Raises:
             ValueError: a discrete parameter.

@@ -19,6 +19,7 @@ class Prior:
     Args:
         law: None, for all of the line; low and high of a box, numbers or arrays (d,); or a torch distribution.
         d: parameters.
+        whole: indices of those that are whole numbers, which may be on an end of the box.
 
     Raises:
         ValueError: the support is not a box of d parameters.
@@ -30,8 +31,8 @@ class Prior:
         array([-1.3863,    -inf])
     """
 
-    def __init__(self, law: Any, d: int):
-        self.law, self.is_none = law, law is None
+    def __init__(self, law: Any, d: int, whole: Any = ()):
+        self.law, self.is_none, self.is_whole = law, law is None, np.isin(np.arange(d), list(whole))
         ends = (-np.inf, np.inf) if law is None else _ends(law.support) if isinstance(law, Distribution) else tuple(law)
         if len(ends) != 2:
             raise ValueError(f"prior must be a pair (low, high), or a torch distribution, got {len(ends)} entries")
@@ -54,7 +55,7 @@ class Prior:
         """``theta`` (n, d) with what rounding put on an end of the box, or just outside of it, inside."""
         with np.errstate(invalid="ignore"):
             width = np.where(np.isfinite(self.high - self.low), self.high - self.low, 0)
-        near = (theta >= self.low - ROUNDING * width) & (theta <= self.high + ROUNDING * width)
+        near = (theta >= self.low - ROUNDING * width) & (theta <= self.high + ROUNDING * width) & ~self.is_whole
         return np.where(near, theta.clip(self.low + CLEARANCE * width, self.high - CLEARANCE * width), theta)
 
     def log_prob(self, theta: Array) -> Array:

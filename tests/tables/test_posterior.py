@@ -393,9 +393,11 @@ def test_the_names_of_sbi(gaussian, coarse):
         posterior.sample((3,), x=x)
 
 
-def test_what_has_no_gradient_is_refused():
+def test_whole_parameters_may_be_on_the_box_and_have_no_gradient(coarse):
     theta, x = boxed(60)
-    counts = PosteriorEstimator(([-1, -1], [1, 4]), discrete=(1,), **SMALL).fit(np.c_[theta[:, 0], theta[:, 1] // 1], x)
+    theta[:, 1] //= 1
+    counts = PosteriorEstimator(([-1, 0], [1, 3]), discrete=(1,), **SMALL).fit(theta, x)
+    assert set(counts.sample(50, x[0], random_state=0)[:, 1]) <= {0.0, 1.0, 2.0, 3.0}
+    assert counts.calibration(theta, x, 5).ranks.shape == (60, 2)
     with pytest.raises(ValueError, match="theta must have no discrete column"):
         counts.grad_log_prob(theta[:1], x[0])
-    assert counts.calibration(np.c_[theta[:, 0], theta[:, 1] // 1], x, 5).ranks.shape == (60, 2)
