@@ -55,8 +55,8 @@ class Calibration:
         """Compare true ``theta`` (pairs, d) with ``draws`` of their posteriors (pairs, draws, d), of any method.
 
         Args:
-            theta, draws: as said.
-            latents: the same in the coordinates in which TARP measures distances, where references are N(0, I). They
+            theta, draws: parameters.
+            latents: both in the coordinates in which TARP measures distances, where references are N(0, I). They
                 may depend on x. By default columns are standardised by the true ones.
             seed: of the references, and of ranks among equal values.
         """
@@ -109,8 +109,9 @@ class Calibration:
     def plot(self, path: str | Path, names: Sequence[str] | None = None) -> None:
         """Write a PNG: the expected coverage, and the shares of ranks of each parameter below a level.
 
-        Calibrated curves are on the diagonal, within the grey band at 95 % of the levels. Left of the middle, curves
-        below it are of posteriors that are too wide, curves above it of posteriors that are too narrow.
+        Calibrated curves are on the diagonal, but for chance: at any one level 95 % of them are in the grey band. Ranks
+        of posteriors that are too wide are below the diagonal at levels under ½ and above it over ½; of those that are
+        too narrow it is the other way round.
         """
         from matplotlib.figure import Figure  # which takes a second
 

@@ -50,8 +50,8 @@ def boxed(n, seed=0):
 @pytest.fixture(scope="module")
 def box():
     """Two models, trained a little, within a box."""
-    options = SMALL | {"n_models": 2, "max_steps": 60, "learning_rate": 1e-2}
-    return PosteriorEstimator(([-1, 0], [1, 4]), **options).fit(*boxed(600))
+    options = SMALL | {"n_models": 2, "max_steps": 50, "learning_rate": 1e-2}
+    return PosteriorEstimator(([-1, 0], [1, 4]), **options).fit(*boxed(400))
 
 
 @pytest.fixture
@@ -66,11 +66,11 @@ def coarse(monkeypatch):
 
 
 def test_draws_and_densities_of_a_linear_gaussian_simulator(gaussian):
-    theta, x = simulated(200, seed=1)
+    theta, x = simulated(100, seed=1)
     exact = np.array([law(row[None]).logpdf(t) for t, row in zip(theta, x, strict=True)])
     assert np.abs(gaussian.log_prob(theta, x) - exact).mean() < 0.06
-    draws = gaussian.sample(800, x[:2], random_state=0)
-    assert draws.shape == (2, 800, 2)
+    draws = gaussian.sample(600, x[:2], random_state=0)
+    assert draws.shape == (2, 600, 2)
     for own, row in zip(draws, x[:2], strict=True):
         assert own.mean(0) == pytest.approx(law(row[None]).mean, abs=0.1)
         assert np.cov(own.T) == pytest.approx(law(row[None]).cov, abs=0.05)
@@ -79,7 +79,7 @@ def test_draws_and_densities_of_a_linear_gaussian_simulator(gaussian):
 
 
 def test_gradients_are_those_of_the_closed_form(gaussian):
-    theta, x = simulated(50, seed=1)
+    theta, x = simulated(20, seed=1)
     exact = np.array([-np.linalg.solve(law(r[None]).cov, t - law(r[None]).mean) for t, r in zip(theta, x, strict=True)])
     error = np.linalg.norm(gaussian.grad_log_prob(theta, x, steps=32) - exact, axis=1)
     assert error.mean() < 0.1 * np.linalg.norm(exact, axis=1).mean()
@@ -289,9 +289,9 @@ def test_equal_values_have_random_ranks():
 
 def test_the_calibration_of_an_estimator(gaussian, tmp_path):
     theta, x = simulated(300, seed=5)
-    found = gaussian.calibration(theta, x, 60)
+    found = gaussian.calibration(theta, x, 30)
     assert found.ranks.shape == (300, 2) and min(*found.p_values, found.tarp_p_value) > 0.01
-    assert str(found).startswith("θ0: p = ") and "300 pairs, 60 draws each" in str(found)
+    assert str(found).startswith("θ0: p = ") and "300 pairs, 30 draws each" in str(found)
     found.plot(tmp_path / "calibration.png", ["mass", "charge"])
     assert (tmp_path / "calibration.png").read_bytes()[:4] == b"\x89PNG"
 
