@@ -85,7 +85,7 @@ bench-full: env
 	$(BIN)/python bench/performance.py --full --out runs/bench-full
 	$(BIN)/python bench/scaling.py --out runs/bench-full
 
-# On a machine with a GPU, PyTorch and no network: PYTHON as it is. docs/performance.md, On a GPU.
+# On a machine with a GPU, PyTorch and no network: PYTHON as it is. docs/reliability.md, On a GPU.
 gpu: OUT ?= runs/gpu
 gpu:
 	PYTHONPATH=$(CURDIR) $(PYTHON) bench/gpu.py --data $(DATA) --out $(OUT)

@@ -1,4 +1,4 @@
-"""The picture of the idea in the README: data, latent, and x_t of a learned diffusion in the plane.
+"""The picture of the idea in docs/method.md: data, latent, and x_t of a learned diffusion in the plane.
 
 indm train two-spirals --flow coupling --flow.depth 6 --flow.width 64 --train.flow_lr 3e-3 --train.flow_update_every 1 \
   --train.terminal 1 --train.batch_size 512 --train.seconds 50 --out runs/idea

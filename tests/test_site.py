@@ -237,7 +237,7 @@ def has_font():
 
 
 # Pages, and how many formulas they have at least; the others have theirs in plain characters.
-VISITED = {"": 0, "method/": 4, "reference/sde/": 20, "results/": 0, "tutorials/density/": 0}
+VISITED = {"": 0, "method/": 4, "reference/sde/": 20, "parts/": 0, "tutorials/density/": 0}
 
 
 @pytest.mark.long

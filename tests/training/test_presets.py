@@ -173,7 +173,7 @@ def test_presets_grow(name):
 
 
 def test_recipes_of_images_are_behind_the_spline():
-    """Measured on all of them, it is ahead of the coupling flow; see docs/results.md."""
+    """Measured on all of them, it is ahead of the coupling flow; see docs/parts.md."""
     names = ("folder", "digits", "fashion-mnist-16", "fashion-mnist", "emoji-32", "emoji-64")
     assert {recipes.load(name)["flow"]["name"] for name in names} == {"elementwise"}
 
