@@ -109,6 +109,12 @@ class Columns:
         return slopes.sum(1) + np.linalg.slogdet(self.whitening)[1]
 
 
+def is_inside(X: Array, interval: Array, is_whole: Array | bool = False) -> Array:
+    """Which entries are inside of the interval of their column; whole numbers may be on its lower end."""
+    low, high = interval
+    return (high > X) & ((low < X) | (low == X) & is_whole)
+
+
 def to_line(X: Array, interval: Array) -> Array:
     """b(x) of :class:`Columns`: rows whose columns are in ``interval``, as numbers of the whole line."""
     low, high = interval

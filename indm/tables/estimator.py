@@ -5,7 +5,7 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from indm.ode import rademacher
 from indm.sampling import sample
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
-from indm.tables.columns import Columns, far_columns, moments, moments_of_most
+from indm.tables.columns import Columns, far_columns, is_inside, moments, moments_of_most
 from indm.tables.fit import VALIDATION_ROWS, Training, at, train
 from indm.tables.mixture import COMPONENTS, Mixture, best_mixture
 from indm.tensors import evaluation_mode, event_sum, expand_like
@@ -47,10 +47,45 @@ POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # of Gauss and Legendre in each of 
 CHANGE = 5e-3  # of a probability, relative, by twice as many points; its error is then mostly below 1e-3
 ROUNDING = 8 * np.finfo(np.float64).eps  # by which the values of a constant column may differ, relative
 
+Array = np.ndarray
 Rows = tuple[np.ndarray, np.ndarray]  # of a table, and their conditions
 
 
-class DensityEstimator(DensityMixin, BaseEstimator):
+class NamedColumns:
+    """Columns of a fitted estimator by index or name."""
+
+    n_features_in_: int
+
+    def _index(self, column: Any, argument: str) -> int:
+        """The index of a column that ``argument`` names."""
+        names = list(getattr(self, "feature_names_in_", ()))
+        if isinstance(column, str) and column in names:
+            return names.index(column)
+        if isinstance(column, int | np.integer) and 0 <= column < self.n_features_in_:
+            return int(column)
+        known = f"the names {', '.join(names)}, or " if names else ""
+        raise ValueError(
+            f"{argument} must hold columns of X ({known}indices 0 … {self.n_features_in_ - 1}), got {column!r}"
+        )
+
+    def _name(self, i: Any) -> str:
+        """A column in words."""
+        named = getattr(self, "feature_names_in_", None)
+        return f"column {i}" if named is None else f"column {i} ({named[i]})"
+
+    def _interval_of(self, i: int, pair: tuple[float | None, float | None]) -> tuple[float, float]:
+        """The bounds of a column, infinite where they are None.
+
+        Raises:
+            ValueError: they are not in order.
+        """
+        low, high = (inf if end is None else end for end, inf in zip(pair, (-np.inf, np.inf), strict=True))
+        if not low < high:
+            raise ValueError(f"bounds must be a lower and a higher number or None, got {pair} of {self._name(i)}")
+        return low, high
+
+
+class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     r"""The density of a table of numbers: a mixture of Gaussians, and a diffusion model of what the mixture lacks.
 
     Columns are standardised and decorrelated, and made symmetric before, by a power of each, where validation says that
@@ -220,17 +255,14 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         self._check_whole(X)
         c = self._conditions(c, len(X))
         found, rows = np.full(len(X), -np.inf), self._possible(X)
-        X, before = X[:, self._varies], np.full(len(rows), np.inf)
-        for points, weight in self._noise_rules():
-            if not len(rows):
-                break
-            many = np.repeat(X[rows], len(points), axis=0)
-            many[:, self._whole] += np.tile(points, (len(rows), 1))
-            log_density = self._log_density(many, np.repeat(c[rows], len(points), axis=0)).reshape(-1, len(points))
-            integral = logsumexp(log_density, axis=1, b=weight)
-            is_left = np.abs(integral - before) > CHANGE
-            found[rows] = np.where(is_left, log_density @ weight, integral)  # the former is below the log by Jensen
-            rows, before = rows[is_left], integral[is_left]
+        X, c = X[rows][:, self._varies], c[rows]
+
+        def log_density(chosen: np.ndarray, points: np.ndarray) -> np.ndarray:
+            many = np.repeat(X[chosen], len(points), axis=0)
+            many[:, self._whole] += np.tile(points, (len(chosen), 1))
+            return self._log_density(many, np.repeat(c[chosen], len(points), axis=0)).reshape(-1, len(points))
+
+        found[rows] = integrated(log_density, len(rows), len(self._whole), self.draws)
         return found
 
     def score(self, X, y=None, c=None) -> float:
@@ -261,41 +293,11 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         Raises:
             ValueError: an argument out of range.
         """
-        optional = {} if self.max_components is None else {"max_components": 1}
-        for name, least in (optional | dict(max_steps=0, width=1, depth=1, batch_size=1, draws=2)).items():
-            value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-        for name in ("max_seconds", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be a share below 1, got {self.dropout!r}; 0.1 is usual")
-        if not 0 < self.validation_fraction <= 0.5:
-            raise ValueError(
-                f"validation_fraction must be above 0 and at most 0.5, got {self.validation_fraction!r}; 0.1 is usual"
-            )
+        check_options(self)
         n_models = (4 if rows <= FEW_ROWS else 1) if self.n_models is None else self.n_models
         if n_models < 1:
             raise ValueError(f"n_models must be at least 1, or None for as many as suit the rows, got {n_models!r}")
         return n_models
-
-    def _index(self, column: Any, argument: str) -> int:
-        """The index of a column that ``argument`` names."""
-        names = list(getattr(self, "feature_names_in_", ()))
-        if isinstance(column, str) and column in names:
-            return names.index(column)
-        if isinstance(column, int | np.integer) and 0 <= column < self.n_features_in_:
-            return int(column)
-        known = f"the names {', '.join(names)}, or " if names else ""
-        raise ValueError(
-            f"{argument} must hold columns of X ({known}indices 0 … {self.n_features_in_ - 1}), got {column!r}"
-        )
-
-    def _name(self, i: Any) -> str:
-        """A column in words."""
-        named = getattr(self, "feature_names_in_", None)
-        return f"column {i}" if named is None else f"column {i} ({named[i]})"
 
     def _check_whole(self, X: np.ndarray) -> None:
         """ValueError for other than whole numbers in a discrete column."""
@@ -334,9 +336,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         interval = np.array([[-np.inf], [np.inf]]).repeat(self.n_features_in_, 1)
         for column, pair in dict(self.bounds or {}).items():
             i = self._index(column, "bounds")
-            low, high = (inf if end is None else end for end, inf in zip(pair, (-np.inf, np.inf), strict=True))
-            if not low < high:
-                raise ValueError(f"bounds must be a lower and a higher number or None, got {pair} of {self._name(i)}")
+            low, high = self._interval_of(i, pair)
             interval[:, i] = low, high + (i in self.discrete_)
         self._interval = interval[:, self._varies]
         low, high = self._interval
@@ -351,9 +351,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
 
     def _inside(self, X: np.ndarray) -> np.ndarray:
         """Which entries of varying columns are inside of their interval; whole numbers may be on its lower end."""
-        low, high = self._interval
-        is_whole = np.isin(np.arange(X.shape[1]), self._whole)
-        return (high > X) & ((low < X) | (low == X) & is_whole)
+        return is_inside(X, self._interval, np.isin(np.arange(X.shape[1]), self._whole))
 
     def _possible(self, X: np.ndarray) -> np.ndarray:
         """The indices of rows inside of the bounds whose constant columns have their values."""
@@ -363,13 +361,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
     def _note_gain(self) -> None:
         """A warning where no network gained more over its mixture than the error of that."""
         if self.max_steps and not any(gain > error for gain, error in self.gains_):
-            gain, error = self.gains_[0]
-            warnings.warn(
-                f"the network found nothing that its mixture of Gaussians lacks ({gain:.2g} ± {error:.2g} nats a row "
-                "of validation); where the table is no such mixture, give it more rows, max_seconds or max_steps, or "
-                "another learning_rate",
-                stacklevel=3,
-            )
+            warnings.warn(no_gain(*self.gains_[0]), stacklevel=3)
 
     def _far(self, X: np.ndarray, noisy: np.ndarray) -> list[np.ndarray]:
         """Which columns have values far from all others, if any does; a warning names the farthest."""
@@ -429,17 +421,6 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         noise = np.zeros_like(X)
         noise[:, self._whole] = 1 - numbers.uniform(size=(len(X), len(self._whole)))  # not 0, which may be a bound
         return X + noise
-
-    def _noise_rules(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Points of the noise (n, discrete columns) and their weights (n,), each set finer than that before."""
-        k = len(self._whole)
-        if k >= len(POINTS):
-            yield qmc.LatinHypercube(k, scramble=False, rng=0).random(self.draws), np.full(self.draws, 1 / self.draws)
-            return
-        for n in POINTS[k]:
-            node, weight = np.polynomial.legendre.leggauss(n)
-            grid = [np.array(list(itertools.product(part, repeat=k))) for part in (0.5 + 0.5 * node, 0.5 * weight)]
-            yield grid[0], grid[1].prod(1)
 
     # ── Models ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -535,20 +516,17 @@ class DensityEstimator(DensityMixin, BaseEstimator):
     def _choose_steps(self, c: np.ndarray, seed: int) -> None:
         """As few steps of the sampler as draws at rows of ``c`` need to be off by ``SAMPLING_ERROR``."""
         c = c[np.linspace(0, len(c) - 1, DRAWN).astype(int)]
-        fine = self._latents(c, SAMPLING_STEPS[0], np.random.RandomState(seed))
-        for steps in SAMPLING_STEPS:
-            coarse, fine = fine, self._latents(c, 2 * steps, np.random.RandomState(seed))
-            self.sampling_steps_ = steps
-            self.sampling_error_ = float(np.sqrt(np.square(fine - coarse).mean()))
-            if self.sampling_error_ < SAMPLING_ERROR:
-                break
+        self.sampling_steps_, self.sampling_error_ = steps_for_draws(
+            lambda steps: self._latents(c, steps, np.random.RandomState(seed))
+        )
 
     def _log_density(self, X: np.ndarray, c: np.ndarray) -> np.ndarray:
         """log of the mean density of the models at rows without discrete columns, nats (n,)."""
         latents = self.columns_.latents(X, c)
         parts_of = [torch.from_numpy(part).split(ROWS_AT_ONCE) for part in (latents, c)]
         found = [
-            [_log_prob(at(model, rows), part) for part, rows in zip(*parts_of, strict=True)] for model in self.models_
+            [latent_log_prob(at(model, rows), part, SOLVER_ERROR) for part, rows in zip(*parts_of, strict=True)]
+            for model in self.models_
         ]
         errors = torch.stack([torch.cat([error for _, error in parts]) for parts in found])
         if errors.mean() > SOLVER_ERROR:
@@ -580,6 +558,74 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         return model.eval().requires_grad_(False)
 
 
+def check_options(estimator: Any) -> None:
+    """ValueError for an option of a fit that is out of range."""
+    optional = {} if estimator.max_components is None else {"max_components": 1}
+    for name, least in (optional | dict(max_steps=0, width=1, depth=1, batch_size=1, draws=2)).items():
+        value = getattr(estimator, name)
+        if not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    for name in ("max_seconds", "learning_rate"):
+        if not getattr(estimator, name) > 0:
+            raise ValueError(f"{name} must be positive, got {getattr(estimator, name)!r}")
+    if not 0 <= estimator.dropout < 1:
+        raise ValueError(f"dropout must be a share below 1, got {estimator.dropout!r}; 0.1 is usual")
+    if not 0 < estimator.validation_fraction <= 0.5:
+        raise ValueError(
+            f"validation_fraction must be above 0 and at most 0.5, got {estimator.validation_fraction!r}; 0.1 is usual"
+        )
+
+
+def integrated(log_density: Callable[[Array, Array], Array], n: int, k: int, draws: int) -> Array:
+    """log of the integral over the noise of ``k`` whole numbers in each of ``n`` rows, (n,).
+
+    ``log_density`` takes indices of rows and points of the noise (m, k), and has a value for each of both. For one or
+    two whole numbers the points are as many as the integral needs. For more, and where that does not converge, it is
+    the mean over the noise of the log, a lower bound.
+    """
+    found, rows, before = np.zeros(n), np.arange(n), np.full(n, np.inf)
+    for points, weight in _noise_rules(k, draws):
+        if not len(rows):
+            break
+        value = log_density(rows, points)
+        integral = logsumexp(value, axis=1, b=weight)
+        is_left = np.abs(integral - before) > CHANGE
+        found[rows] = np.where(is_left, value @ weight, integral)  # the former is below the log by Jensen
+        rows, before = rows[is_left], integral[is_left]
+    return found
+
+
+def _noise_rules(k: int, draws: int) -> Iterator[tuple[Array, Array]]:
+    """Points of the noise (n, k) and their weights (n,), each set finer than that before."""
+    if k >= len(POINTS):
+        yield qmc.LatinHypercube(k, scramble=False, rng=0).random(draws), np.full(draws, 1 / draws)
+        return
+    for n in POINTS[k]:
+        node, weight = np.polynomial.legendre.leggauss(n)
+        grid = [np.array(list(itertools.product(part, repeat=k))) for part in (0.5 + 0.5 * node, 0.5 * weight)]
+        yield grid[0], grid[1].prod(1)
+
+
+def steps_for_draws(draws: Callable[[int], Array]) -> tuple[int, float]:
+    """As few steps as draws (n, d) need to be off by ``SAMPLING_ERROR``, and by how much they are, NaN left out."""
+    fine = draws(SAMPLING_STEPS[0])
+    for steps in SAMPLING_STEPS:
+        coarse, fine = fine, draws(2 * steps)
+        error = float(np.sqrt(np.nanmean(np.square(fine - coarse))))
+        if error < SAMPLING_ERROR:
+            break
+    return steps, error
+
+
+def no_gain(gain: float, error: float) -> str:
+    """The words of a warning that the network gained nothing."""
+    return (
+        f"the network found nothing that its mixture of Gaussians lacks ({gain:.2g} ± {error:.2g} nats a row of "
+        "validation); where the table is no such mixture, give it more rows, max_seconds or max_steps, or another "
+        "learning_rate"
+    )
+
+
 def _as_arrays(model: INDM) -> tuple[tuple[int, int, int], dict[str, np.ndarray]]:
     """Components, width and depth of the fitted network, and the weights of its model."""
     net: Any = model.score.backbone
@@ -587,8 +633,8 @@ def _as_arrays(model: INDM) -> tuple[tuple[int, int, int], dict[str, np.ndarray]
     return (net.components, net.width, net.depth), weights
 
 
-def _log_prob(model: nn.Module, z: Tensor) -> tuple[Tensor, Tensor]:
-    """log p of the probability flow at rows of latents, and an estimate of the solver's error, nats (B,)."""
+def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Tensor]:
+    """log p of the probability flow at rows of latents, to ``tol``, and an estimate of the error, nats (B,)."""
     d = z.shape[1]
     exact = d <= MOST_EXACT
     flow = WhitenedFlow(model.score, GaussianReference.standard(z), (d,), exact)
@@ -597,5 +643,5 @@ def _log_prob(model: nn.Module, z: Tensor) -> tuple[Tensor, Tensor]:
     with evaluation_mode(model):
         sde = model.sde
         log_alpha = sde.log_alpha(sde.endpoints(z)[START])
-        solution = flow.solve(expand_like(log_alpha.exp(), z) * z, START, probe, SOLVER_ERROR / (d * math.log(2)), None)
+        solution = flow.solve(expand_like(log_alpha.exp(), z) * z, START, probe, tol / (d * math.log(2)), None)
         return event_sum(log_alpha, z) + flow.log_prob(solution.state), solution.error

@@ -34,7 +34,7 @@ ANNEAL = 0.3  # steps of the falling rate, as a share of those before; its share
 WARMUP = 50  # steps
 EMA_DECAY, BETAS, CLIP = 0.9995, (0.9, 0.99), 1.0
 
-Rows = Callable[[Tensor], tuple[Tensor, Tensor]]  # indices ↦ latents and their conditions
+Rows = Callable[[Tensor], tuple[Any, ...]]  # indices ↦ a batch of Training.update
 
 
 class Clock:
@@ -111,12 +111,16 @@ class Training:
         )
         self.ema, self.clock = EMA(self.model, EMA_DECAY), Clock(self.model.sde)
         self.model.score.backbone.mlp.output.register_forward_pre_hook(self._keep)
+        self.fixed = self._fixed()
+        self.start = self._errors()
+        self.best = copy.deepcopy(self.ema.model)
+
+    def _fixed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Times, their weights and noise of the validation rows."""
         generator = torch.Generator().manual_seed(0)
         t, weight, _ = self.clock.draw(len(self.held), generator, uniform=True)
         order = torch.randperm(len(t), generator=generator)
-        self.fixed = t[order], weight[order], torch.randn(self.held.shape, generator=generator)
-        self.start = self._errors()
-        self.best = copy.deepcopy(self.ema.model)
+        return t[order], weight[order], torch.randn(self.held.shape, generator=generator)
 
     @torch.no_grad()
     def _errors(self) -> Tensor:
@@ -124,24 +128,28 @@ class Training:
         t, weight, noise = self.fixed
         return weight * paired_error(self.ema.model, self.c_held, self.held, t, noise)[0]
 
-    def update(self, z: Tensor, c: Tensor, factor: float) -> bool:
-        """One step at ``factor`` of the rate; whether it was skipped, as something was not finite."""
+    def update(self, batch: tuple[Any, ...], factor: float) -> bool:
+        """One step on ``batch`` at ``factor`` of the rate; whether it was skipped, as something was not finite."""
         self.optimizer.param_groups[0]["lr"] = factor * self.learning_rate
         self.step += 1
-        step = optimizer_step(self.model, self.ema, self.optimizer, self.step, lambda: self._gradients(z, c), CLIP)
+        step = optimizer_step(self.model, self.ema, self.optimizer, self.step, lambda: self._gradients(*batch), CLIP)
         return bool(step["skipped"])
 
     def _keep(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
         self.hidden = inputs[0].detach()
 
     def _gradients(self, z: Tensor, c: Tensor) -> dict[str, Tensor]:
+        self._denoising(z, c).backward()
+        return {}
+
+    def _denoising(self, z: Tensor, c: Tensor, mask: Tensor | float = 1.0) -> Tensor:
+        """The bound of −log p(z|c), up to a constant, for each column; noise is only where ``mask`` is 1."""
         t, weight, cell = self.clock.draw(len(z))
         order = torch.randperm(len(z))
         t, weight, cell = t[order], weight[order], cell[order]
-        error, difference = paired_error(self.model, c, z, t, torch.randn_like(z))
-        (weight * error).mean().div(z.shape[1]).backward()
+        error, difference = paired_error(self.model, c, z, t, mask * torch.randn_like(z))
         self.clock.measure(cell, gradient_square(difference.detach(), self.hidden.unflatten(0, (2, -1))))
-        return {}
+        return (weight * error).mean().div(z.shape[1])
 
     def check(self) -> bool:
         """Validate the average; whether it is the best so far."""
@@ -196,7 +204,7 @@ def train(training: Training, rows: Rows, n: int, batch_size: int, max_steps: in
             if factor <= 0:
                 training.check()
                 return "plateau"
-        if training.update(*rows(next(loader)), factor):
+        if training.update(rows(next(loader)), factor):
             training.back()
         epoch = max(1, n // batch)
         if training.step % max(CHECK_EVERY, min(epoch, 10 * CHECK_EVERY)) == 0:

@@ -108,10 +108,10 @@ def test_it_ends_some_epochs_after_the_last_gain_and_the_batch_grows_before(rows
     training = training_of(z[:20], rate=1e-12)
     update = training.update
 
-    def watched(x, c, factor):
-        sizes.append(len(x))
+    def watched(batch, factor):
+        sizes.append(len(batch[0]))
         rates.append(factor)
-        update(x, c, factor)
+        update(batch, factor)
 
     training.update = watched  # type: ignore[method-assign]
     assert train(training, lambda i: (z[i], torch.zeros(len(i), 0)), rows, 32, 10_000, float("inf")) == "plateau"
@@ -124,6 +124,6 @@ def test_seconds_end_a_training_at_a_rate_of_zero(monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
     z = torch.randn(100, 2)
     training = training_of(z[:20])
-    monkeypatch.setattr(training, "update", lambda x, c, factor: rates.append(factor))
+    monkeypatch.setattr(training, "update", lambda batch, factor: rates.append(factor))
     assert train(training, lambda i: (z[i], torch.zeros(len(i), 0)), 100, 32, 10_000, 100.0) == "max_seconds"
     assert rates[-1] < 0.05 and len(rates) == 99

@@ -1,0 +1,246 @@
+"""Tables of numbers, strings and missing entries as numbers and codes: what each column is, and back."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from indm.tables.columns import Columns, far_columns, is_inside
+
+Array = np.ndarray
+NONE = np.zeros((1, 0))  # conditions, of which there are none
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Args:
+        name: in messages.
+        values: of a column of categories, in the order of their codes; of a column with spikes, the spikes, whose codes
+            begin at 1; else empty.
+        is_number: whether there are numbers beside the spikes.
+        is_whole: whether these are whole numbers, which get noise.
+        constant: the value of a column that never varies, which is left out; else None.
+        map: numbers to latents, without conditions.
+    """
+
+    name: str
+    values: tuple[Any, ...] = ()
+    is_number: bool = False
+    is_whole: bool = False
+    constant: Any = None
+    map: Columns | None = None
+
+    @property
+    def size(self) -> int:
+        """How many codes there are; 0 for a column without."""
+        return len(self.values) + (self.is_number and bool(self.values))
+
+    def encoded(self, entries: Array) -> tuple[Array, Array]:
+        """Numbers, NaN where there is none, and codes, −1 where an entry is missing.
+
+        Raises:
+            ValueError: an entry is not a number, not whole, outside of the bounds, or an unknown category.
+        """
+        missing = are_missing(entries)
+        numbers, codes = np.full(len(entries), np.nan), np.where(missing, -1, 0)
+        if not self.is_number and self.values:
+            known = {value: i for i, value in enumerate(self.values)}
+            for i in np.flatnonzero(~missing):
+                if entries[i] not in known:
+                    some = ", ".join(map(str, self.values[:8])) + (", …" if len(self.values) > 8 else "")
+                    raise ValueError(f"{self.name} must hold one of {some}, got {entries[i]!r} in row {i}")
+                codes[i] = known[entries[i]]
+            return numbers, codes
+        numbers[~missing] = as_numbers(entries[~missing], self.name)
+        for code, spike in enumerate(self.values, 1):
+            codes[numbers == spike] = code
+        numbers[codes > 0] = np.nan
+        if self.is_whole:
+            broken = np.flatnonzero(numbers != np.floor(numbers))
+            broken = broken[~np.isnan(numbers[broken])]
+            if len(broken):
+                raise ValueError(f"{self.name} must hold whole numbers, got {numbers[broken[0]]:g} in row {broken[0]}")
+        return numbers, codes
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What the columns of a table are, and the map from its rows to numbers, codes and latents.
+
+    Args:
+        columns: one for each column of the table.
+
+    Rows are encoded as ``x`` (n, d), numbers with NaN where there are none, and ``codes`` (n, J), −1 where they are
+    missing, of the columns that :attr:`numbers` and :attr:`categories` name.
+    """
+
+    columns: tuple[Column, ...]
+
+    @property
+    def numbers(self) -> Array:
+        """The columns that have numbers, (d,)."""
+        return np.array([i for i, column in enumerate(self.columns) if column.is_number], dtype=int)
+
+    @property
+    def categories(self) -> Array:
+        """The columns that have codes, (J,)."""
+        return np.array([i for i, column in enumerate(self.columns) if column.size], dtype=int)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many codes each of :attr:`categories` has."""
+        return tuple(self.columns[i].size for i in self.categories)
+
+    @property
+    def whole(self) -> Array:
+        """Which of :attr:`numbers` are whole, (d,)."""
+        return np.array([self.columns[i].is_whole for i in self.numbers], dtype=bool)
+
+    def encoded(self, table: Array) -> tuple[Array, Array]:
+        """``x`` and ``codes`` of rows (n, columns)."""
+        parts = [column.encoded(entries) for column, entries in zip(self.columns, table.T, strict=True)]
+        x = np.stack([parts[i][0] for i in self.numbers], 1)
+        codes = [parts[i][1] for i in self.categories]
+        return x, np.stack(codes, 1) if codes else np.zeros((len(table), 0), dtype=int)
+
+    def one_hot(self, codes: Array) -> Array:
+        """The codes as numbers 0 and 1, (n, m); zeros where they are missing."""
+        blocks = [np.equal.outer(codes[:, j], np.arange(size)) for j, size in enumerate(self.sizes)]
+        return np.concatenate([np.zeros((len(codes), 0)), *blocks], 1).astype(float)
+
+    def latents(self, x: Array) -> Array:
+        """z of numbers that have their noise, (n, d)."""
+        return self._mapped(lambda column, part: column.map.latents(part, NONE)[:, 0], x)
+
+    def log_volume(self, x: Array) -> Array:
+        """log|dz/dx| of each number, (n, d)."""
+        return self._mapped(lambda column, part: column.map.log_volume(part), x)
+
+    def _mapped(self, function: Callable[[Column, Array], Array], x: Array) -> Array:
+        found = np.full(x.shape, np.nan)
+        for j, i in enumerate(self.numbers):
+            there = np.flatnonzero(~np.isnan(x[:, j]))
+            if len(there):
+                found[there, j] = function(self.columns[i], x[there, j : j + 1])
+        return found
+
+    def is_possible(self, x: Array) -> Array:
+        """Whether each number is inside of its bounds or missing, (n, d)."""
+        found = np.ones(x.shape, dtype=bool)
+        for j, i in enumerate(self.numbers):
+            found[:, j] = (
+                np.isnan(x[:, j])
+                | is_inside(x[:, j : j + 1], self.columns[i].map.interval, self.columns[i].is_whole)[:, 0]
+            )
+        return found
+
+    def table(self, z: Array, codes: Array) -> Array:
+        """Rows of the table with latents z (n, d), NaN where there are none, and ``codes``, (n, columns).
+
+        They are of dtype object where a column has other than numbers.
+        """
+        plain = all(column.is_number or not column.values for column in self.columns) and all(
+            isinstance(column.constant, float | None) for column in self.columns
+        )
+        rows = np.full((len(z), len(self.columns)), np.nan, dtype=float if plain else object)
+        for i, column in enumerate(self.columns):
+            if column.constant is not None:
+                rows[:, i] = column.constant
+        for j, i in enumerate(self.numbers):
+            there = np.flatnonzero(~np.isnan(z[:, j]))
+            values = self.columns[i].map.rows(z[there, j : j + 1], NONE)[:, 0]
+            rows[there, i] = np.floor(values) if self.columns[i].is_whole else values
+        for j, i in enumerate(self.categories):
+            offset = int(self.columns[i].is_number)
+            for code, value in enumerate(self.columns[i].values, offset):
+                rows[codes[:, j] == code, i] = value
+        return rows
+
+
+def fitted_column(
+    entries: Array,
+    name: str,
+    numbers: np.random.RandomState,
+    *,
+    is_category: bool,
+    is_whole: bool,
+    interval: tuple[float, float],
+    spikes: Sequence[float],
+) -> Column:
+    """The kind and the map of a column whose rows are ``entries`` (n,).
+
+    Raises:
+        ValueError: all are missing; it has categories and bounds or spikes; what :meth:`Column.encoded` raises.
+    """
+    present = entries[~are_missing(entries)]
+    if not len(present):
+        raise ValueError(f"{name} must have an entry, got missing ones alone")
+    if is_category or any(isinstance(entry, str | bool | np.bool_) for entry in present.flat):
+        values = tuple(sorted(set(present), key=lambda value: (str(type(value)), value)))
+        if np.isfinite(interval).any() or spikes or is_whole:
+            raise ValueError(f"{name} has categories, so it cannot have bounds, spikes or whole numbers")
+        return Column(name, constant=values[0]) if len(values) == 1 else Column(name, values)
+    plain = Column(name, tuple(spikes), True, is_whole)
+    x, _ = plain.encoded(present)
+    x = x[~np.isnan(x)]
+    low, high = interval
+    outside = x[(x < low) | (x > high) | ((not is_whole) & ((x == low) | (x == high)))]
+    if len(outside):
+        raise ValueError(
+            f"{name} must be inside of its bounds {low:g} and {high:g}, got {outside[0]:g}; widen them, or declare a "
+            "value that many rows have in spikes"
+        )
+    if not spikes and (not len(x) or x.min() == x.max()) and not is_whole:
+        return Column(name, constant=float(x[0]))
+    noisy = (x + (1 - numbers.uniform(size=len(x)) if is_whole else 0))[:, None]
+    ends = np.array([[low], [high + is_whole]])
+    return Column(name, tuple(spikes), True, is_whole, map=best_map(noisy, ends, numbers, may_bend=not is_whole))
+
+
+def best_map(x: Array, interval: Array, numbers: np.random.RandomState, may_bend: bool) -> Columns:
+    """The map of a column x (n, 1) to a latent that makes it most nearly normal, on rows that did not fit it.
+
+    The plain one is kept where the gain of another is not above its standard error.
+    """
+    none = np.zeros((len(x), 0))
+    is_far = far_columns(x) & ~np.isfinite(interval).any()
+    fits = [([], False)] + [([], True)] * bool(is_far[0]) + [([0], bool(is_far[0]))] * may_bend
+    order = numbers.permutation(len(x))
+    train, valid = order[len(x) // 5 :], order[: len(x) // 5]
+    found = []
+    for skewed, far in fits:
+        options = np.array(skewed, dtype=int), np.array([far]), interval
+        columns = Columns.fitted(x[train], none[train], *options)
+        z = columns.latents(x[valid], none[valid])
+        found.append((-0.5 * z[:, 0] ** 2 + columns.log_volume(x[valid]), options))
+    best = found[0]
+    for other in found[1:]:
+        gain = other[0] - best[0]
+        best = other if len(valid) > 1 and gain.mean() > gain.std() / np.sqrt(len(gain)) else best
+    return Columns.fitted(x, none, *best[1])
+
+
+def as_numbers(entries: Array, name: str) -> Array:
+    """Entries as numbers.
+
+    Raises:
+        ValueError: one is not a finite number.
+    """
+    try:
+        found = entries.astype(float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must hold numbers, or be among the categories: {error}") from error
+    if not np.isfinite(found).all():
+        raise ValueError(f"{name} must hold finite numbers, got infinity")
+    return found
+
+
+def are_missing(entries: Array) -> Array:
+    """Which entries of a table are None, NaN or the missing value of pandas."""
+    if entries.dtype.kind == "f":
+        return np.isnan(entries)
+    flat = [entry is None or type(entry).__name__ in ("NAType", "NaTType") or entry != entry for entry in entries.flat]
+    return np.array(flat, dtype=bool).reshape(entries.shape)

@@ -1,0 +1,639 @@
+"""A joint density of a table's columns, of numbers, categories and missing entries: any columns given any others."""
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from indm.conditions import Vector
+from indm.flows.base import Identity
+from indm.model import INDM
+from indm.nets.masked import MaskedMixtureMLP
+from indm.sampling import sample
+from indm.score import ScoreModel
+from indm.sde.linear import VPSDE
+from indm.tables.encoding import Encoding, are_missing, fitted_column
+from indm.tables.estimator import (
+    DRAWING,
+    DRAWN,
+    EPS,
+    FEWEST_ROWS,
+    MIXTURE_SHARE,
+    ROWS_AT_ONCE,
+    SOLVER_ERROR,
+    NamedColumns,
+    check_options,
+    integrated,
+    latent_log_prob,
+    no_gain,
+    steps_for_draws,
+)
+from indm.tables.fit import VALIDATION_ROWS, Training, train
+from indm.tables.joint_mixture import best_joint_mixture
+
+MIXTURE_ROWS = 5_000, 2_000  # on which a mixture is fitted, without and with missing entries
+QUESTIONS = 8  # of a batch in training
+HELD_QUESTIONS = 64  # of the validation
+ALL_ASKED, NONE_ABSENT = 0.25, 0.5  # shares of the questions that ask for all columns, and that leave none out
+LAW_ENTRIES = 2e7  # numbers of the laws of a batch, at most
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What rows are asked: masks of their own numbers and categories.
+
+    Args:
+        asked, given: of numbers, (n, d).
+        asked_codes, given_codes: of columns of categories, (n, J).
+    """
+
+    asked: Array
+    given: Array
+    asked_codes: Array
+    given_codes: Array
+
+    def __getitem__(self, rows: Any) -> "Questions":
+        parts = self.asked, self.given, self.asked_codes, self.given_codes
+        return Questions(*(part[rows] for part in parts))
+
+    def masks(self) -> tuple[Tensor, Tensor, Array]:
+        """The distinct masks of asked and of given numbers, (U, d) each, and which of them each row has, (n,)."""
+        both, index = np.unique(np.concatenate([self.asked, self.given], 1), axis=0, return_inverse=True)
+        asked, given = np.split(both, 2, axis=1)
+        return torch.from_numpy(asked), torch.from_numpy(given), index.reshape(-1)
+
+
+@dataclass
+class JointTraining(Training):
+    """A :class:`~indm.tables.fit.Training` of a :class:`~indm.nets.masked.MaskedMixtureMLP` on questions of all kinds.
+
+    Args:
+        questions, one_hot: of the rows ``held``, whose conditions are made of them.
+    """
+
+    questions: Any = field(kw_only=True)
+    one_hot: Tensor = field(kw_only=True)
+
+    def _fixed(self) -> tuple[Tensor, Tensor, Tensor]:
+        t, weight, noise = super()._fixed()
+        return t, weight, torch.from_numpy(self.questions.asked) * noise
+
+    @torch.no_grad()
+    def _errors(self) -> Tensor:
+        """The bound of −log p of the average's answers at the validation rows, up to a constant."""
+        net = self.ema.model.score.backbone
+        asked, given, index = self.questions.masks()
+        net.set_questions(asked, given)
+        known = self.questions.asked_codes | self.questions.given_codes
+        self.c_held = net.condition(self.held, hidden(self.one_hot, net, known), torch.from_numpy(index))
+        codes = chain_log_prob(net, self.held, self.one_hot, self.questions, torch.from_numpy(index))
+        return super()._errors() - codes
+
+    def _gradients(self, z: Tensor, one_hot: Tensor, questions: Questions) -> dict[str, Tensor]:
+        net = self.model.score.backbone
+        asked, given, index = questions.masks()
+        net.set_questions(asked, given)
+        index = torch.from_numpy(index)
+        known = questions.asked_codes | questions.given_codes
+        c = net.condition(z, hidden(one_hot, net, known), index)
+        loss = self._denoising(z, c, torch.from_numpy(questions.asked))
+        if net.m:
+            rank = np.cumsum(questions.asked_codes, 1)
+            before = rank <= np.floor(torch.rand(len(z), 1).numpy() * rank[:, -1:])
+            now = questions.given_codes | questions.asked_codes & before
+            c = net.condition(z, hidden(one_hot, net, now), index)
+            wanted = hidden(one_hot, net, questions.asked_codes & ~now)
+            loss = loss - (wanted * net.category_log_prob(c)).sum(1).mean() / known.shape[1]
+        loss.backward()
+        return {}
+
+
+def hidden(one_hot: Tensor, net: MaskedMixtureMLP, known: Array) -> Tensor:
+    """``one_hot`` (n, m) with zeros where a column of categories is not ``known`` (n, J)."""
+    return one_hot * torch.from_numpy(np.repeat(known, net.categories, axis=1))
+
+
+def chain_log_prob(net: MaskedMixtureMLP, z: Tensor, one_hot: Tensor, questions: Questions, index: Tensor) -> Tensor:
+    """log p of the asked categories given numbers and categories, (n,): one column after another."""
+    total, known = z.new_zeros(len(z)), questions.given_codes.copy()
+    for j in range(known.shape[1]):
+        asked = questions.asked_codes[:, j]
+        if asked.any():
+            c = net.condition(z, hidden(one_hot, net, known), index)
+            only = np.zeros_like(known)
+            only[:, j] = asked
+            total = total + (hidden(one_hot, net, only) * net.category_log_prob(c)).sum(1)
+            known[:, j] |= asked
+    return total
+
+
+class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
+    r"""One density of a table that answers any question: columns given others, missing entries, categories.
+
+    A network is trained on questions at random: each asks for some columns of a row, gives others and leaves the rest
+    out. It starts from a Gaussian mixture of all columns, fitted to tables with missing entries, whose law of any
+    columns given others has a closed form. Numbers follow a diffusion whose probability flow has a density that
+    integrates to 1 for every question. Categories follow the chain rule, one column after another, so their
+    probabilities sum to 1.
+
+    For one fixed question, p(x) or p(x|c), of numbers alone, :class:`DensityEstimator` is
+    somewhat better at equal cost.
+
+    Answers to different questions need not agree exactly, such as log p(a, b) and log p(a) + log p(b|a):
+    :meth:`disagreement` measures by how much they differ.
+
+    Args:
+        categories: columns of categories, by index or name. Columns with strings or booleans are such without this.
+        discrete: columns of whole numbers, see :class:`DensityEstimator`.
+        bounds: the interval of a column, such as ``{"age": (0, None)}``, see :class:`DensityEstimator`.
+        spikes: values that many rows of a column have exactly, such as ``{"rain": 0}`` or ``{"rain": (0, 99)}``. They
+            have probabilities, and the other values a density.
+        validation_fraction, max_seconds, max_steps, width, depth, dropout, learning_rate, batch_size, weight_decay,
+            draws, verbose, random_state: as of :class:`DensityEstimator`.
+        max_components: of the mixture.
+
+    Attributes:
+        encoding_: what each column is, :class:`~indm.tables.encoding.Encoding`.
+        model_: the fitted :class:`~indm.INDM` of the latents of numbers.
+        gain_: what the network gained over the mixture, nats of a question, and its standard error.
+        n_steps_: optimizer steps until it was best.
+        sampling_steps_, sampling_error_: as of :class:`DensityEstimator`.
+        n_features_in_, feature_names_in_: as in scikit-learn.
+
+    Example:
+
+        >>> import numpy as np
+        >>> numbers = np.random.default_rng(0)
+        >>> x = numbers.normal(size=300)
+        >>> X = np.stack([x, x + 0.5 * numbers.normal(size=300)], 1)
+        >>> X[::5, 1] = np.nan
+        >>> estimator = JointDensityEstimator(max_steps=20, random_state=0).fit(X)
+        >>> at_two = estimator.conditional({0: 2.0}).sample(200, random_state=0)
+        >>> bool(abs(at_two[:, 1].mean() - 2) < 0.2)
+        True
+        >>> bool(np.isfinite(estimator.impute(X)).all())
+        True
+    """
+
+    def __init__(  # checked by fit, as scikit-learn has it
+        self,
+        *,
+        categories=(),
+        discrete=(),
+        bounds=None,
+        spikes=None,
+        validation_fraction=0.1,
+        max_seconds=60.0,
+        max_steps=20_000,
+        max_components=20,
+        width=128,
+        depth=2,
+        dropout=0.1,
+        learning_rate=2e-3,
+        batch_size=256,
+        weight_decay=0.01,
+        draws=8,
+        verbose=False,
+        random_state=None,
+    ):
+        self.categories = categories
+        self.discrete = discrete
+        self.bounds = bounds
+        self.spikes = spikes
+        self.validation_fraction = validation_fraction
+        self.max_seconds = max_seconds
+        self.max_steps = max_steps
+        self.max_components = max_components
+        self.width = width
+        self.depth = depth
+        self.dropout = dropout
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.weight_decay = weight_decay
+        self.draws = draws
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = tags.input_tags.string = tags.input_tags.categorical = True
+        return tags
+
+    # ── Fit ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def fit(self, X, y=None) -> "JointDensityEstimator":
+        """Fit the density of the rows of ``X`` (n, columns); ``y`` is ignored.
+
+        Missing entries are NaN or None. They are left out of each question, which is right where that an entry is
+        missing does not depend on what it would have been.
+
+        Raises:
+            ValueError: an argument out of range; an infinite value; fewer than 10 rows; no column of numbers that
+                varies; a column of missing entries alone; a value outside of its bounds, or on one.
+
+        Warns:
+            UserWarning: a column is constant and left out; the network found nothing that the mixture lacks.
+        """
+        deadline = time.perf_counter() + self.max_seconds
+        self._is_frame = hasattr(X, "iloc")
+        X = validate_data(self, X, dtype=None, ensure_all_finite="allow-nan", ensure_min_samples=FEWEST_ROWS)
+        check_options(self)
+        numbers = check_random_state(self.random_state)
+        self.encoding_ = self._encoding(X, numbers)
+        x, codes = self.encoding_.encoded(X)
+        order, held = numbers.permutation(len(x)), max(1, round(self.validation_fraction * len(x)))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(numbers.randint(2**31 - 1))
+            training = self._started(x, codes, order, held, numbers, deadline)
+            x, codes = x[order[held:]], codes[order[held:]]
+            middle, one_hot = self._latents(x), torch.from_numpy(self.encoding_.one_hot(codes)).float()
+
+            def batch(i: Tensor) -> tuple[Tensor, Tensor, Questions]:
+                rows, questions = self._asked(x, codes, i.numpy(), numbers)
+                return self._noised(middle[rows], x[rows], questions.asked, numbers), one_hot[rows], questions
+
+            ended = train(training, batch, len(x), self.batch_size, self.max_steps, deadline)
+        self.model_, self.n_steps_, self.gain_ = (
+            training.best.double(),
+            training.best_step,
+            (training.gain, training.error),
+        )
+        if self.verbose:
+            print(f"{training.gain:+.4f} ± {training.error:.4f} nats of a question by the network, ended by {ended}")
+        if self.max_steps and not training.gain > training.error:
+            warnings.warn(no_gain(*self.gain_), stacklevel=2)
+        seed = numbers.randint(2**31 - 1)
+        everything = self._questions(np.ones((DRAWN, len(self.encoding_.columns)), bool), None, None)
+
+        def draws(steps: int) -> Array:
+            return self._drawn(self._nothing(DRAWN), everything, steps, np.random.RandomState(seed))[0]
+
+        self.sampling_steps_, self.sampling_error_ = steps_for_draws(draws)
+        return self
+
+    def _encoding(self, X: Array, numbers: np.random.RandomState) -> Encoding:
+        """What each column is."""
+        options = {
+            name: {self._index(column, name) for column in getattr(self, name)} for name in ("categories", "discrete")
+        }
+        bounds = {self._index(column, "bounds"): pair for column, pair in dict(self.bounds or {}).items()}
+        spikes = {self._index(column, "spikes"): value for column, value in dict(self.spikes or {}).items()}
+        columns = []
+        for i in range(X.shape[1]):
+            columns.append(
+                fitted_column(
+                    X[:, i],
+                    self._name(i),
+                    numbers,
+                    is_category=i in options["categories"],
+                    is_whole=i in options["discrete"],
+                    interval=self._interval_of(i, bounds.get(i, (None, None))),
+                    spikes=np.atleast_1d(spikes.get(i, ())).astype(float).tolist(),
+                )
+            )
+        constant = [column for column in columns if column.constant is not None]
+        if not any(column.is_number for column in columns):
+            raise ValueError("X must have a column of numbers that vary")
+        if constant:
+            named = ", ".join(f"{column.name}, {column.constant}" for column in constant)
+            warnings.warn(f"left out of the density, as all rows have the same value: {named}", stacklevel=3)
+        return Encoding(tuple(columns))
+
+    def _started(
+        self, x: Array, codes: Array, order: Array, held: int, numbers: np.random.RandomState, deadline: float
+    ) -> JointTraining:
+        """A training whose network starts as the best mixture; the first ``held`` rows of ``order`` validate it."""
+        encoding = self.encoding_
+        train_rows, valid = order[held:], order[:held]
+        train_rows = train_rows[: MIXTURE_ROWS[int(np.isnan(x).any())]]
+        everything = np.ones(x.shape, dtype=bool)
+        z = encoding.latents(x + self._noise(x, everything, numbers))
+        one_hot = encoding.one_hot(codes)
+        until = time.perf_counter() + MIXTURE_SHARE * (deadline - time.perf_counter())
+        parts = [(z[rows], one_hot[rows]) for rows in (train_rows, valid[:VALIDATION_ROWS])]
+        seed = numbers.randint(2**31 - 1)
+        law = best_joint_mixture(*parts, encoding.sizes, self.max_components, seed, until)
+        net = MaskedMixtureMLP(
+            (x.shape[1],), encoding.sizes, len(law.weight), self.width, self.depth, dropout=self.dropout
+        )
+        net.set_mixture(*map(torch.from_numpy, (law.weight, law.mean, law.covariance, law.log_share)))
+        model = INDM(Identity(), ScoreModel(net, VPSDE(eps=EPS)), shape=net.shape, condition=Vector(net.size))
+        repeats = max(1, VALIDATION_ROWS // held)
+        rows = np.repeat(valid[:VALIDATION_ROWS], repeats)
+        questions = [self._random_question(numbers) for _ in range(HELD_QUESTIONS)]
+        chosen = np.arange(len(rows)) % HELD_QUESTIONS
+        asked, given = (np.stack([pair[i] for pair in questions])[chosen] for i in (0, 1))
+        asked_of = self._questions(asked, given, (x[rows], codes[rows]))
+        latents = self._noised(self._latents(x[rows]), x[rows], asked_of.asked, numbers)
+        return JointTraining(
+            model,
+            latents,
+            latents.new_zeros(len(rows), net.size),
+            self.learning_rate,
+            self.weight_decay,
+            repeats,
+            questions=asked_of,
+            one_hot=torch.from_numpy(one_hot[rows]).float(),
+        )
+
+    def _random_question(self, numbers: np.random.RandomState) -> tuple[Array, Array]:
+        """Masks of columns of the table that are asked and given, (columns,)."""
+        n = len(self.encoding_.columns)
+        if numbers.uniform() < ALL_ASKED:
+            return np.ones(n, dtype=bool), np.zeros(n, dtype=bool)
+        absent = numbers.uniform(size=n) < (0 if numbers.uniform() < NONE_ABSENT else numbers.uniform())
+        given = ~absent & (numbers.uniform(size=n) < numbers.uniform())
+        asked = ~absent & ~given
+        asked[numbers.randint(n)] |= not asked.any()
+        return asked, given & ~asked
+
+    def _asked(self, x: Array, codes: Array, rows: Array, numbers: np.random.RandomState) -> tuple[Array, Questions]:
+        """Rows of a batch and what they are asked: some questions, each of rows that have the columns it needs."""
+        taken, asked, given = [], [], []
+        for part in np.array_split(rows, min(QUESTIONS, len(rows))):
+            a, g = self._random_question(numbers)
+            of_x, of_codes = ((a | g)[columns] for columns in (self.encoding_.numbers, self.encoding_.categories))
+            same_x = ~np.isnan(x[:, of_x]) == ~np.isnan(x[part[0], of_x])
+            same = same_x.all(1) & ((codes[:, of_codes] >= 0) == (codes[part[0], of_codes] >= 0)).all(1)
+            if not same[part].all():
+                part = numbers.choice(np.flatnonzero(same), len(part))
+            taken.append(part)
+            asked.append(np.tile(a, (len(part), 1)))
+            given.append(np.tile(g, (len(part), 1)))
+        taken = np.concatenate(taken)
+        return taken, self._questions(np.concatenate(asked), np.concatenate(given), (x[taken], codes[taken]))
+
+    # ── Rows and questions ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _questions(self, asked: Array, given: Array | None, rows: tuple[Array, Array] | None) -> Questions:
+        """What columns of the table (n, columns) mean for numbers and categories, of those that the ``rows`` have."""
+        given = np.zeros_like(asked) if given is None else given
+        numbers, categories = self.encoding_.numbers, self.encoding_.categories
+        there = (True, True) if rows is None else (~np.isnan(rows[0]), rows[1] >= 0)
+        return Questions(
+            asked[:, numbers] & there[0],
+            given[:, numbers] & there[0],
+            asked[:, categories] & there[1],
+            given[:, categories] & there[1],
+        )
+
+    def _nothing(self, n: int) -> tuple[Array, Array]:
+        """Rows without an entry."""
+        return np.full((n, len(self.encoding_.numbers)), np.nan), np.full((n, len(self.encoding_.categories)), -1)
+
+    def _noise(self, x: Array, asked: Array, numbers: np.random.RandomState) -> Array:
+        """Noise of whole numbers: uniform where they are asked, and 1/2 elsewhere."""
+        noise = np.where(asked, 1 - numbers.uniform(size=x.shape), 0.5)
+        return np.where(self.encoding_.whole, noise, 0.0)
+
+    def _latents(self, x: Array) -> Tensor:
+        """Latents of numbers, whole ones in the middle of their bin, 0 where there are none."""
+        z = self.encoding_.latents(x + np.where(self.encoding_.whole, 0.5, 0.0))
+        return torch.from_numpy(np.nan_to_num(z)).float()
+
+    def _noised(self, middle: Tensor, x: Array, asked: Array, numbers: np.random.RandomState) -> Tensor:
+        """Latents ``middle`` with noise in the whole numbers that are asked."""
+        if not self.encoding_.whole.any():
+            return middle
+        noisy = self.encoding_.latents(x + self._noise(x, asked, numbers))
+        return torch.from_numpy(np.nan_to_num(noisy)).float()
+
+    # ── Answers ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def score_samples(self, X, *, given: Sequence[Any] = (), tol: float = SOLVER_ERROR) -> np.ndarray:
+        """log p of what each row of ``X`` has, nats, of the units of ``X``: (n,).
+
+        Of a row with missing entries it is the marginal of the others. Columns that are ``given``, by index or name,
+        are what the others are conditioned on. ``tol`` is the solver's error of a row, nats.
+
+        It is the log of probabilities of categories, spikes and whole numbers times a density of the others; for three
+        and more whole numbers it is a lower bound, as of :class:`DensityEstimator`.
+
+        Raises:
+            ValueError: an infinite value; an unknown category; other than whole numbers in a discrete column.
+
+        Warns:
+            ConvergenceWarning: where the ODE's error is above ``tol`` on average.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=None, ensure_all_finite="allow-nan", reset=False)
+        is_given = np.zeros(X.shape, dtype=bool)
+        is_given[:, [self._index(column, "given") for column in given]] = True
+        return self._score(X, ~is_given, is_given, tol)
+
+    def score(self, X, y=None) -> float:
+        """The mean of :meth:`score_samples`; ``y`` is ignored."""
+        return float(self.score_samples(X).mean())
+
+    def sample(self, n_samples: int = 1, random_state: Any = None, *, steps: int | None = None):
+        """Rows drawn from the density, (n_samples, columns): a data frame where ``fit`` got one.
+
+        ``steps`` of the sampler are by default ``sampling_steps_``.
+        """
+        return self.conditional({}).sample(n_samples, random_state, steps=steps)
+
+    def conditional(self, given: Mapping[Any, Any]) -> "Conditional":
+        """The density of all other columns at the values ``given``, by index or name: ``{"age": 30}``."""
+        check_is_fitted(self)
+        row = np.full((1, self.n_features_in_), np.nan, dtype=object)
+        for column, value in given.items():
+            row[0, self._index(column, "given")] = value
+        self.encoding_.encoded(row)
+        return Conditional(self, row[0])
+
+    def impute(self, X, n: int | None = None, random_state: Any = None):
+        """``X`` with draws given the rest of its row in place of missing entries: one table, or a list of ``n``."""
+        check_is_fitted(self)
+        names = getattr(X, "columns", None) if self._is_frame else None
+        X = validate_data(self, X, dtype=None, ensure_all_finite="allow-nan", reset=False)
+        numbers = check_random_state(random_state)
+        tables = [self._as_fitted(self._filled(X, numbers, None), names) for _ in range(n or 1)]
+        return tables[0] if n is None else tables
+
+    def disagreement(self, X, random_state: Any = None) -> dict[str, float]:
+        """By how much log p of a row and log p(a) + log p(b|a) differ, nats: ``mean`` and ``rms`` over rows.
+
+        The columns a of each row are drawn, b are the others.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=None, ensure_all_finite="allow-nan", reset=False)
+        first = check_random_state(random_state).uniform(size=X.shape) < 0.5
+        none = np.zeros_like(first)
+        chain = self._score(X, first, none, SOLVER_ERROR) + self._score(X, ~first, first, SOLVER_ERROR)
+        difference = self._score(X, ~none, none, SOLVER_ERROR) - chain
+        return {"mean": float(difference.mean()), "rms": float(np.sqrt(np.square(difference).mean()))}
+
+    def _score(self, X: Array, asked: Array, given: Array, tol: float) -> Array:
+        """log p of asked columns of rows ``X`` given others, masks (n, columns) each."""
+        found = self._constant_log_prob(X, asked)
+        x, codes = self.encoding_.encoded(X)
+        questions = self._questions(asked, given, (x, codes))
+        found += np.where((self.encoding_.is_possible(x) | ~questions.asked).all(1), 0.0, -np.inf)
+        rows = np.flatnonzero(np.isfinite(found))
+        whole = questions.asked & self.encoding_.whole
+        for mask in np.unique(whole[rows], axis=0):
+            own = rows[(whole[rows] == mask).all(1)]
+
+            def log_density(chosen: Array, points: Array, own: Array = own, mask: Array = mask) -> Array:
+                picked = np.repeat(own[chosen], len(points))
+                noise = np.where(self.encoding_.whole, 0.5, 0.0) * np.ones((len(picked), 1))
+                noise[:, mask] = np.tile(points, (len(chosen), 1))
+                value = self._log_density(x[picked], noise, codes[picked], questions[picked], tol)
+                return value.reshape(len(chosen), -1)
+
+            found[own] += integrated(log_density, len(own), int(mask.sum()), self.draws)
+        return found
+
+    def _constant_log_prob(self, X: Array, asked: Array) -> Array:
+        """0 where the asked constant columns have their value or none, else −∞, (n,)."""
+        found = np.zeros(len(X))
+        for i, column in enumerate(self.encoding_.columns):
+            if column.constant is not None:
+                differs = ~are_missing(X[:, i]) & (X[:, i] != column.constant) & asked[:, i]
+                found[differs] = -np.inf
+        return found
+
+    def _log_density(self, x: Array, noise: Array, codes: Array, questions: Questions, tol: float) -> Array:
+        """log p of the numbers x + noise and the codes that are asked, (n,)."""
+        z = torch.from_numpy(np.nan_to_num(self.encoding_.latents(x + noise)))
+        volume = np.where(questions.asked, np.nan_to_num(self.encoding_.log_volume(x + noise)), 0.0).sum(1)
+        one_hot = torch.from_numpy(self.encoding_.one_hot(codes))
+        found, errors = torch.zeros(len(x), dtype=torch.double), torch.zeros(len(x), dtype=torch.double)
+        net: MaskedMixtureMLP = self.model_.score.backbone
+        for rows, index in self._parts(net, questions):
+            own = questions[rows]
+            with torch.no_grad():
+                found[rows] = chain_log_prob(net, z[rows], one_hot[rows], own, index)
+            solved = np.flatnonzero(own.asked.any(1))
+            if len(solved):
+                known = own.asked_codes[solved] | own.given_codes[solved]
+                c = net.condition(z[rows][solved], hidden(one_hot[rows][solved], net, known), index[solved])
+                asked = torch.from_numpy(own.asked[solved])
+                value, error = latent_log_prob(self.model_.given(c), asked * z[rows][solved], tol)
+                found[rows[solved]] += value - unasked_log_prob(self.model_.sde, ~asked)
+                errors[rows[solved]] = error
+        if len(errors) and errors.mean() > tol:
+            warnings.warn(
+                f"log p is off by about {errors.mean():.2g} nats on average, and {errors.max():.2g} at most, where the "
+                "density is narrow; rows far from all that were fitted are the usual cause",
+                ConvergenceWarning,
+                stacklevel=5,
+            )
+        return found.numpy() + volume
+
+    def _parts(self, net: MaskedMixtureMLP, questions: Questions) -> Iterator[tuple[Array, Tensor]]:
+        """Parts of the rows with few questions each, which the network then has: their indices, and their questions."""
+        asked, given, index = questions.masks()
+        most = int(max(1, min(ROWS_AT_ONCE, LAW_ENTRIES / (net.components * net.d**2))))
+        order = np.argsort(index, kind="stable")
+        for begin in range(0, len(order), most):
+            rows = order[begin : begin + most]
+            needed, local = np.unique(index[rows], return_inverse=True)
+            net.set_questions(asked[needed], given[needed])
+            yield rows, torch.from_numpy(local.reshape(-1))
+
+    def _filled(self, X: Array, numbers: np.random.RandomState, steps: int | None) -> Array:
+        """Rows (n, columns) with draws in place of missing entries."""
+        x, codes = self.encoding_.encoded(X)
+        is_there = ~are_missing(X)
+        asked, known = self._questions(~is_there, None, None), self._questions(is_there, None, (x, codes))
+        questions = Questions(asked.asked, known.asked, asked.asked_codes, known.asked_codes)
+        z, drawn = self._drawn((x, codes), questions, self.sampling_steps_ if steps is None else steps, numbers)
+        table = self.encoding_.table(np.where(questions.asked, z, np.nan), np.where(questions.asked_codes, drawn, -1))
+        return np.where(is_there, X, table).astype(table.dtype)
+
+    def _drawn(
+        self, rows: tuple[Array, Array], questions: Questions, steps: int, numbers: np.random.RandomState
+    ) -> tuple[Array, Array]:
+        """Latents, NaN where a spike was drawn, and codes of asked columns, given the others of ``rows``."""
+        model = copy.deepcopy(self.model_).float()
+        net: MaskedMixtureMLP = model.score.backbone
+        x, codes = rows[0], rows[1].copy()
+        z = self._latents(x)
+        known = questions.given_codes.copy()
+        for j in range(known.shape[1]):
+            asked = np.flatnonzero(questions.asked_codes[:, j])
+            for part, index in self._parts(net, questions[asked]):
+                chosen = asked[part]
+                one_hot = torch.from_numpy(self.encoding_.one_hot(codes[chosen])).float()
+                c = net.condition(z[chosen], hidden(one_hot, net, known[chosen]), index)
+                with torch.no_grad():
+                    log_prob = net.category_log_prob(c).split(net.categories, 1)[j]
+                gumbel = numbers.gumbel(size=log_prob.shape)
+                codes[chosen, j] = (log_prob.double().numpy() + gumbel).argmax(1)
+            known[asked, j] = True
+        questions = Questions(
+            questions.asked & ~self._spiked(codes), questions.given, questions.asked_codes, questions.given_codes
+        )
+        generator = torch.Generator().manual_seed(numbers.randint(2**31 - 1))
+        one_hot, found = torch.from_numpy(self.encoding_.one_hot(codes)).float(), np.full(z.shape, np.nan)
+        for part, index in self._parts(net, questions):
+            c = net.condition(z[part], hidden(one_hot[part], net, known[part]), index)
+            drawn = sample(model, len(part), c=c, steps=steps, generator=generator, **DRAWING).numpy()
+            found[part] = np.where(questions.asked[part], drawn, np.nan)
+        return found, codes
+
+    def _spiked(self, codes: Array) -> Array:
+        """Which numbers are spikes, by their codes, (n, d)."""
+        found = np.zeros((len(codes), len(self.encoding_.numbers)), dtype=bool)
+        for j, i in enumerate(self.encoding_.categories):
+            found[:, self.encoding_.numbers == i] = codes[:, j : j + 1] > 0
+        return found
+
+    def _as_fitted(self, rows: Array, names: Any = None):
+        """Rows as an array, or as a data frame where ``fit`` got one."""
+        if not self._is_frame:
+            return rows
+        import pandas
+
+        return pandas.DataFrame(rows, columns=names or self.feature_names_in_).infer_objects()
+
+
+@dataclass(frozen=True)
+class Conditional:
+    """The density of a table's columns at fixed values of others, from :meth:`JointDensityEstimator.conditional`.
+
+    Args:
+        estimator: of the joint density.
+        row: the given values, and NaN in all other columns.
+    """
+
+    estimator: JointDensityEstimator
+    row: Array
+
+    @property
+    def _is_given(self) -> Array:
+        return ~are_missing(self.row)
+
+    def score_samples(self, X) -> np.ndarray:
+        """log p of rows ``X`` (n, columns), nats (n,); what they have in the given columns is replaced."""
+        X = validate_data(self.estimator, X, dtype=None, ensure_all_finite="allow-nan", reset=False).astype(object)
+        given = np.tile(self._is_given, (len(X), 1))
+        X[:, self._is_given] = self.row[self._is_given]
+        return self.estimator._score(X, ~given, given, SOLVER_ERROR)
+
+    def sample(self, n_samples: int = 1, random_state: Any = None, *, steps: int | None = None):
+        """Whole rows, (n_samples, columns), with the given values in their columns."""
+        if n_samples < 1:
+            raise ValueError(f"n_samples must be at least 1, got {n_samples}")
+        rows = np.tile(self.row, (n_samples, 1))
+        return self.estimator._as_fitted(self.estimator._filled(rows, check_random_state(random_state), steps))
+
+
+def unasked_log_prob(sde: VPSDE, unasked: Tensor) -> Tensor:
+    """What columns that are not asked add to the log density at 0, where each is N(0, 1), (n,)."""
+    (log_alpha,) = sde.log_alpha(sde.endpoints(torch.zeros(1, dtype=torch.double))[0]).unbind()
+    return unasked.sum(1) * (log_alpha - 0.5 * math.log(2 * math.pi))
