@@ -71,7 +71,10 @@ class Questions:
 
     def masks(self) -> tuple[Tensor, Tensor, Array]:
         """The distinct masks of asked and of given numbers, (U, d) each, and which of them each row has, (n,)."""
-        both, index = np.unique(np.concatenate([self.asked, self.given], 1), axis=0, return_inverse=True)
+        both = np.concatenate([self.asked, self.given], 1)
+        key = both @ np.random.RandomState(0).uniform(size=both.shape[1])  # many times faster than by rows
+        _, first, index = np.unique(key, return_index=True, return_inverse=True)
+        both = both[first]
         asked, given = np.split(both, 2, axis=1)
         return torch.from_numpy(asked), torch.from_numpy(given), index.reshape(-1)
 
