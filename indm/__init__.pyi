@@ -49,6 +49,7 @@ from .sde.linear import VPSDE as VPSDE
 from .sde.linear import LinearSDE as LinearSDE
 from .sde.linear import SubVPSDE as SubVPSDE
 from .tables.estimator import DensityEstimator as DensityEstimator
+from .tables.joint import JointDensityEstimator as JointDensityEstimator
 from .tables.posterior import PosteriorEstimator as PosteriorEstimator
 from .training.loop import train as train
 from .translation import translate as translate

@@ -460,10 +460,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     def impute(self, X, n: int | None = None, random_state: Any = None):
         """``X`` with draws given the rest of its row in place of missing entries: one table, or a list of ``n``."""
         check_is_fitted(self)
-        names = getattr(X, "columns", None) if self._is_frame else None
         X = validate_data(self, X, dtype=None, ensure_all_finite="allow-nan", reset=False)
         numbers = check_random_state(random_state)
-        tables = [self._as_fitted(self._filled(X, numbers, None), names) for _ in range(n or 1)]
+        tables = [self._as_fitted(self._filled(X, numbers, None)) for _ in range(n or 1)]
         return tables[0] if n is None else tables
 
     def disagreement(self, X, random_state: Any = None) -> dict[str, float]:
@@ -596,13 +595,13 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             found[:, self.encoding_.numbers == i] = codes[:, j : j + 1] > 0
         return found
 
-    def _as_fitted(self, rows: Array, names: Any = None):
+    def _as_fitted(self, rows: Array):
         """Rows as an array, or as a data frame where ``fit`` got one."""
         if not self._is_frame:
             return rows
         import pandas
 
-        return pandas.DataFrame(rows, columns=names or self.feature_names_in_).infer_objects()
+        return pandas.DataFrame(rows, columns=self.feature_names_in_).infer_objects()
 
 
 @dataclass(frozen=True)

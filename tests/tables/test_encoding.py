@@ -1,0 +1,91 @@
+"""Columns of numbers, strings, spikes and missing entries, and back."""
+
+import numpy as np
+import pytest
+
+from indm.tables.encoding import Encoding, are_missing, best_map, fitted_column
+
+NUMBERS = np.random.RandomState(0)
+PLAIN = {"is_category": False, "is_whole": False, "interval": (-np.inf, np.inf), "spikes": ()}
+NORMAL = np.random.default_rng(0).normal(size=200)
+
+
+def column_of(entries, **options):
+    return fitted_column(np.array(entries, dtype=object), "column 0 (age)", NUMBERS, **PLAIN | options)
+
+
+@pytest.fixture(scope="module")
+def table():
+    numbers = np.random.default_rng(1)
+    rows = np.empty((100, 5), dtype=object)
+    rows[:, 0] = numbers.normal(5, 2, 100)
+    rows[:, 1] = numbers.choice(["red", "green", "blue"], 100)
+    rows[:, 2] = np.where(numbers.uniform(size=100) < 0.4, 0.0, numbers.exponential(size=100))
+    rows[:, 3] = numbers.integers(0, 9, 100)
+    rows[:, 4] = True
+    rows[::7, 0], rows[::5, 1], rows[::6, 2], rows[::9, 3] = None, np.nan, None, np.nan
+    options = [{}, {}, {"spikes": (0.0,), "interval": (0.0, np.inf)}, {"is_whole": True}, {}]
+    return rows, Encoding(tuple(column_of(rows[:, i], **option) for i, option in enumerate(options)))
+
+
+def test_rows_come_back_as_they_were(table):
+    rows, encoding = table
+    x, codes = encoding.encoded(rows)
+    assert encoding.sizes == (3, 2) and encoding.whole.tolist() == [False, False, True]
+    back = encoding.table(encoding.latents(x + np.where(encoding.whole, 0.5, 0)), codes)
+    missing = are_missing(rows)
+    missing[:, 4] = False
+    assert (are_missing(back) == missing).all()
+    numeric = [0, 2, 3]
+    there = ~missing[:, numeric]
+    np.testing.assert_allclose(back[:, numeric][there].astype(float), rows[:, numeric][there].astype(float), rtol=1e-9)
+    assert (back[:, 1] == rows[:, 1])[~missing[:, 1]].all() and back[:, 4].all()
+
+
+def test_spikes_have_codes_and_no_numbers(table):
+    rows, encoding = table
+    x, codes = encoding.encoded(rows)
+    is_zero = np.equal(rows[:, 2], 0.0)
+    assert np.isnan(x[is_zero, 1]).all() and (codes[is_zero, 1] == 1).all()
+    assert (codes[are_missing(rows[:, 2]), 1] == -1).all()
+    np.testing.assert_array_equal(encoding.one_hot(codes)[:3, 3:].sum(1), (codes[:3, 1] >= 0).astype(float))
+
+
+def test_the_volume_of_each_number_is_its_slope(table):
+    rows, encoding = table
+    x = encoding.encoded(rows)[0] + np.where(encoding.whole, 0.5, 0)
+    slope = (encoding.latents(x + 1e-6) - encoding.latents(x - 1e-6)) / 2e-6
+    there = ~np.isnan(x)
+    np.testing.assert_allclose(encoding.log_volume(x)[there], np.log(slope[there]), atol=1e-6)
+
+
+def test_a_skewed_column_is_bent_and_a_normal_one_is_not():
+    line = np.array([[-np.inf], [np.inf]])
+    assert best_map(NORMAL[:, None], line, np.random.RandomState(0), True).power == 1
+    assert abs(best_map(np.exp(NORMAL)[:, None], line, np.random.RandomState(0), True).power[0]) < 0.3
+    far = np.where(np.arange(200) == 7, 1e6, NORMAL)[:, None]
+    assert best_map(far, line, np.random.RandomState(0), True).far[0]
+
+
+ERRORS = {
+    "infinite": ([1.0, 2.0, np.inf], {}, r"column 0 \(age\) must hold finite numbers, got infinity"),
+    "missing": ([None, np.nan], {}, "must have an entry, got missing ones alone"),
+    "fractions": ([1.0, 2.5], {"is_whole": True}, "must hold whole numbers, got 2.5 in row 1"),
+    "outside": ([1.0, -2.0], {"interval": (0, np.inf)}, "must be inside of its bounds 0 and inf, got -2"),
+    "on a bound": ([1.0, 0.0], {"interval": (0, np.inf)}, "got 0; widen them, or declare a value .* in spikes"),
+    "category": (["a", "b"], {"spikes": (0,)}, "has categories, so it cannot have bounds, spikes or whole numbers"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_say_what_was_got(case):
+    entries, options, message = ERRORS[case]
+    with pytest.raises(ValueError, match=message):
+        column_of(entries, **options)
+
+
+def test_unknown_categories_and_words_among_numbers_are_errors():
+    with pytest.raises(ValueError, match="must hold one of a, b, got 'c' in row 1"):
+        column_of(["a", "b"]).encoded(np.array(["a", "c"], dtype=object))
+    with pytest.raises(ValueError, match="must hold numbers, or be among the categories"):
+        column_of(NORMAL).encoded(np.array([1.0, "tall"], dtype=object))

@@ -1,0 +1,239 @@
+"""Mixtures of numbers and categories with missing entries, and the joint density of a table: any question."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from sklearn.utils.estimator_checks import check_estimator
+
+from indm import JointDensityEstimator
+from indm.likelihood import WhitenedFlow
+from indm.tables import estimator, joint, joint_mixture
+from indm.tables.joint_mixture import JointMixture, best_joint_mixture
+
+SMALL = {"max_components": 2, "width": 8, "depth": 1, "max_steps": 5, "random_state": 0}
+NAMES = ["height", "weight", "smoker", "rain"]
+
+
+@pytest.fixture
+def coarse(monkeypatch):
+    """The ODE in eight steps, whatever its error, where no test asks for its value."""
+    solve = WhitenedFlow.solve
+    monkeypatch.setattr(WhitenedFlow, "solve", lambda *arguments: solve(*arguments[:-1], 8))
+    monkeypatch.setattr(joint, "SOLVER_ERROR", 1000.0)
+    monkeypatch.setattr(joint, "VALIDATION_ROWS", 256)
+    monkeypatch.setattr(estimator, "SAMPLING_STEPS", (4,))
+
+
+def people(n, seed=0, missing=0.1):
+    """Height, weight by height, smoker by weight, and rain that is 0 or by height."""
+    numbers = np.random.default_rng(seed)
+    height = numbers.normal(size=n)
+    weight = height + 0.5 * numbers.normal(size=n)
+    smoker = np.where(numbers.uniform(size=n) < 1 / (1 + np.exp(-2 * weight)), "yes", "no")
+    rain = np.where(numbers.uniform(size=n) < 0.4, 0.0, np.exp(0.5 * height + 0.5 * numbers.normal(size=n)))
+    rows = np.empty((n, 4), dtype=object)
+    rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3] = height, weight, smoker, rain
+    rows[numbers.uniform(size=(n, 4)) < missing] = None
+    return rows
+
+
+@pytest.fixture(scope="module")
+def model():
+    options = SMALL | {"max_steps": 100, "width": 16, "learning_rate": 1e-2}
+    return JointDensityEstimator(spikes={3: 0}, bounds={3: (0, None)}, **options).fit(people(800))
+
+
+# ── Mixtures ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_expectation_maximisation_climbs_with_missing_entries_and_categories(monkeypatch):
+    numbers, values = np.random.default_rng(0), []
+    z = numbers.normal(size=(400, 3)) + 3 * numbers.integers(0, 2, (400, 1))
+    hot = np.eye(3)[numbers.integers(0, 3, 400)]
+    z[numbers.uniform(size=z.shape) < 0.3], hot[::5] = np.nan, 0
+    expected = JointMixture._expected
+    monkeypatch.setattr(JointMixture, "_expected", lambda law, *rows: _kept(values, expected(law, *rows)))
+    monkeypatch.setattr(joint_mixture, "CHANGE", -np.inf)
+    monkeypatch.setattr(joint_mixture, "COUNT", 0.0)
+    law = JointMixture.fitted(z, hot, (3,), 3, 0.0, 0)
+    assert len(values) == joint_mixture.EM_STEPS and np.diff(values).min() > -1e-5
+    assert values[-1] == pytest.approx(law.log_prob(z, hot).mean(), abs=1e-3)
+
+
+def _kept(values, found):
+    values.append(found[3])
+    return found
+
+
+def test_a_gaussian_is_found_where_missing_depends_on_what_is_there(monkeypatch):
+    """The second number is missing where the first is above 0: the mean of the others is off by half a deviation."""
+    monkeypatch.setattr(joint_mixture, "CHANGE", 0.0)
+    numbers = np.random.default_rng(0)
+    x = numbers.normal(size=(4_000, 1))
+    z = np.concatenate([x, x + 0.5 * numbers.normal(size=x.shape)], 1)
+    z[z[:, 0] > 0, 1] = np.nan
+    law = JointMixture.fitted(z, np.zeros((4_000, 0)), (), 1, 0.0, 0)
+    assert law.mean[0] == pytest.approx([0, 0], abs=0.06)
+    assert law.covariance[0] == pytest.approx(np.array([[1, 1], [1, 1.25]]), abs=0.1)
+
+
+def test_components_of_categories_are_found():
+    numbers = np.random.default_rng(0)
+    kind = numbers.integers(0, 2, 1_000)
+    z = numbers.normal(size=(1_000, 1)) + 6 * kind[:, None]
+    hot = np.eye(2)[np.where(numbers.uniform(size=1_000) < 0.9, kind, 1 - kind)]
+    law = best_joint_mixture((z[:800], hot[:800]), (z[800:], hot[800:]), (2,), 3, 0, np.inf)
+    truth = np.log(0.5) - 0.5 * np.log(2 * np.pi * np.e) + 0.9 * np.log(0.9) + 0.1 * np.log(0.1)
+    assert law.log_prob(z[800:], hot[800:]).mean() == pytest.approx(truth, abs=0.1)
+
+
+# ── The estimator ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_scikit_learns_own_checks(coarse):
+    check_estimator(JointDensityEstimator(**SMALL), on_skip=None)
+
+
+def test_without_a_step_it_is_the_mixture_of_each_question():
+    numbers = np.random.default_rng(0)
+    X = numbers.normal(size=(300, 3)) @ numbers.normal(size=(3, 3)) + 5
+    X[::4, 1] = np.nan
+    fitted = JointDensityEstimator(**SMALL | {"max_steps": 0}).fit(X)
+    net, encoding = fitted.model_.score.backbone, fitted.encoding_
+    law = JointMixture(*(part.numpy() for part in (net.weight, net.mean, net.covariance, net.log_share)))
+    z, volume, none = encoding.latents(X), encoding.log_volume(X), np.zeros((300, 0))
+    expected = law.log_prob(z, none) + np.nansum(volume, 1)
+    np.testing.assert_allclose(fitted.score_samples(X[:20]), expected[:20], atol=0.05)
+    only = np.where([True, False, False], z, np.nan)
+    conditional = expected - law.log_prob(only, none) - volume[:, 0]
+    np.testing.assert_allclose(fitted.score_samples(X[:20], given=[0]), conditional[:20], atol=0.05)
+
+
+def test_each_question_has_all_probability(model):
+    """Numbers by quadrature, categories and spikes one by one."""
+    points = np.linspace(-6, 6, 61)
+    rows = np.empty((2 * 61, 4), dtype=object)
+    rows[:, 1], rows[:, 2] = np.tile(points, 2), np.repeat(["yes", "no"], 61)
+    joined = np.exp(model.score_samples(rows)).reshape(2, 61)
+    assert (joined.sum() * 0.2) == pytest.approx(1, abs=0.01)
+    rows[:, 0] = 0.7
+    assert np.exp(model.score_samples(rows, given=[0])).sum() * 0.2 == pytest.approx(1, abs=0.01)
+    rain = np.empty((62, 4), dtype=object)
+    line = np.linspace(-6, 4, 61)
+    rain[:, 0], rain[:, 3] = -0.3, [0.0, *np.exp(line)]
+    density = np.exp(model.conditional({0: -0.3}).score_samples(rain))
+    assert density[0] + (density[1:] * np.exp(line)).sum() * (line[1] - line[0]) == pytest.approx(1, abs=0.01)
+    assert 0.25 < density[0] < 0.55
+
+
+def test_draws_follow_the_density_and_keep_what_is_given(model):
+    drawn = model.conditional({0: 1.5}).sample(400, 0)
+    assert drawn.shape == (400, 4) and (drawn[:, 0] == 1.5).all()
+    assert drawn[:, 1].astype(float).mean() == pytest.approx(1.5, abs=0.15)
+    assert np.mean(drawn[:, 2] == "yes") > 0.85
+    rain = drawn[:, 3].astype(float)
+    assert (rain >= 0).all() and 0.25 < np.mean(rain == 0) < 0.55
+    assert np.mean(model.conditional({2: "no"}).sample(400, 0)[:, 1].astype(float)) < -0.2
+
+
+def test_a_smoker_is_as_likely_as_the_probability_says(model):
+    rows = np.empty((2, 4), dtype=object)
+    rows[:, 1], rows[:, 2] = 1.0, ["yes", "no"]
+    yes, no = np.exp(model.score_samples(rows, given=[1]))
+    assert yes + no == pytest.approx(1, abs=1e-6) and yes == pytest.approx(1 / (1 + np.exp(-2)), abs=0.08)
+
+
+def test_missing_entries_are_filled_and_others_stay(model):
+    X = people(60, 3, 0.3)
+    missing = joint.are_missing(X)
+    tables = model.impute(X, 2, random_state=0)
+    assert len(tables) == 2 and not joint.are_missing(tables[0]).any()
+    assert (tables[0][~missing] == X[~missing]).all()
+    assert (tables[0][missing] != tables[1][missing]).any()
+    assert model.impute(X, random_state=0).shape == (60, 4)
+
+
+def test_no_row_depends_on_another(model):
+    X = people(9, 5, 0.4)
+    np.testing.assert_allclose(model.score_samples(X[3:5]), model.score_samples(X)[3:5], atol=1e-6)
+
+
+def test_factorisations_differ_by_little_and_it_says_by_how_much(model):
+    found = model.disagreement(people(40, 6, 0.0), random_state=0)
+    assert abs(found["mean"]) <= found["rms"] < 0.5
+
+
+def test_training_learns_what_the_mixture_lacks():
+    numbers = np.random.default_rng(0)
+    x = numbers.uniform(-3, 3, (2_000, 1))
+    X = np.concatenate([x, np.sin(2 * x) + 0.1 * numbers.normal(size=x.shape)], 1)
+    options = SMALL | {"width": 32, "max_steps": 200, "max_components": 1, "learning_rate": 1e-2}
+    fitted = JointDensityEstimator(**options).fit(X)
+    assert fitted.gain_[0] > 10 * fitted.gain_[1] > 0
+
+
+def test_frames_come_back_as_frames():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(people(100), columns=NAMES).infer_objects()
+    fitted = JointDensityEstimator(spikes={"rain": 0}, **SMALL).fit(table)
+    drawn = fitted.conditional({"smoker": "yes"}).sample(3, 0)
+    assert list(drawn.columns) == NAMES and (drawn["smoker"] == "yes").all() and drawn["height"].dtype == float
+    filled = fitted.impute(table, random_state=0)
+    assert list(filled.columns) == NAMES and not filled.isna().any().any()
+    with pytest.raises(ValueError, match="given must hold columns of X .*, got 'age'"):
+        fitted.conditional({"age": 3})
+
+
+def test_whole_numbers_have_probabilities_that_sum_to_one():
+    numbers = np.random.default_rng(0)
+    counts = numbers.binomial(3, 0.5, 300).astype(float)
+    X = np.stack([counts, counts + numbers.normal(size=300)], 1)
+    fitted = JointDensityEstimator(discrete=(0,), bounds={0: (0, 3)}, **SMALL).fit(X)
+    rows = np.stack([np.arange(4.0), np.full(4, 2.0)], 1)
+    assert np.exp(fitted.score_samples(rows, given=[1])).sum() == pytest.approx(1, abs=0.01)
+    drawn = fitted.sample(50, 0)
+    assert set(drawn[:, 0]) <= {0, 1, 2, 3}
+
+
+def test_constant_columns_come_back_and_others_have_no_density():
+    X = np.concatenate([np.random.default_rng(0).normal(size=(100, 2)), np.full((100, 1), 7.0)], 1)
+    with pytest.warns(UserWarning, match="same value: column 2, 7"):
+        fitted = JointDensityEstimator(**SMALL).fit(X)
+    assert (fitted.sample(3, 0)[:, 2] == 7).all()
+    assert np.isneginf(fitted.score_samples(np.array([[0.0, 0.0, 8.0]])))
+
+
+def test_the_same_random_state_is_the_same_density_and_torch_keeps_its_own(coarse):
+    X, before = people(100), torch.get_rng_state()
+    first, again = (JointDensityEstimator(**SMALL).fit(X) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(first.score_samples(X[:3]), again.score_samples(X[:3]))
+
+
+def test_a_pickle_is_the_same_density(coarse):
+    X = people(100)
+    fitted = JointDensityEstimator(**SMALL).fit(X)
+    back = pickle.load(io.BytesIO(pickle.dumps(fitted)))
+    np.testing.assert_array_equal(back.score_samples(X[:3]), fitted.score_samples(X[:3]))
+    assert (back.sample(2, 0) == fitted.sample(2, 0)).all()
+
+
+ROWS = np.random.default_rng(0).normal(size=(30, 2))
+ERRORS = {
+    "numbers": (np.where(ROWS > 0, "a", "b"), {}, "X must have a column of numbers that vary"),
+    "missing": (np.where([True, False], ROWS, np.nan), {}, "column 1 must have an entry"),
+    "few": (ROWS[:5], {}, r"5 sample\(s\).*minimum of 10"),
+    "spikes": (ROWS, {"spikes": {4: 0}}, r"spikes must hold columns of X \(indices 0 … 1\), got 4"),
+    "bounds": (ROWS, {"bounds": {1: (1, 1)}}, r"bounds must be a lower and a higher number or None, got \(1, 1\)"),
+    "width": (ROWS, {"width": 0}, "width must be a whole number of at least 1, got 0"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_say_what_was_got_and_what_would_do(case):
+    X, options, message = ERRORS[case]
+    with pytest.raises(ValueError, match=message):
+        JointDensityEstimator(**SMALL | options).fit(X)
