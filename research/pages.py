@@ -9,7 +9,7 @@ page of ``research/`` and ``docs/`` and ``README.md`` may have some.
 from collections.abc import Callable
 from pathlib import Path
 
-from research import conditional, copied, discrete_laws, few_steps, legible, peers, quality, speed, tables
+from research import any_question, conditional, copied, discrete_laws, few_steps, legible, peers, quality, speed, tables
 from research.flow_gain import others
 from research.flow_gain import tables as flow_gain
 from research.forward import tables as forward
@@ -76,6 +76,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "multilevel": speed.multilevel,
     "solver_coverage": copied.solver_coverage,
     "solver_rules": copied.solver_rules,
+    "any_question": lambda: any_question.summary(of("any_question", seconds=30.0)),
     "tables": lambda: tables.markdown(of("tables", seconds=10.0)),
     "posteriors": lambda: posteriors.markdown(of("posteriors")),
     "sbibm": lambda: sbibm.markdown(of("sbibm", simulations=10_000, draws=10_000)),
