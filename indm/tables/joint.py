@@ -369,10 +369,15 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         for part in np.array_split(rows, min(QUESTIONS, len(rows))):
             a, g = self._random_question(numbers)
             of_x, of_codes = ((a | g)[columns] for columns in (self.encoding_.numbers, self.encoding_.categories))
-            same_x = ~np.isnan(x[:, of_x]) == ~np.isnan(x[part[0], of_x])
-            same = same_x.all(1) & ((codes[:, of_codes] >= 0) == (codes[part[0], of_codes] >= 0)).all(1)
-            if not same[part].all():
-                part = numbers.choice(np.flatnonzero(same), len(part))
+            first = np.isnan(x[part[0], of_x]), codes[part[0], of_codes] < 0
+
+            def fits(chosen: Any, first: Any = first, of_x: Array = of_x, of_codes: Array = of_codes) -> Array:
+                """Which rows lack the same of these columns as the first one."""
+                lacks_same = (codes[chosen][:, of_codes] < 0) == first[1]
+                return (np.isnan(x[chosen][:, of_x]) == first[0]).all(1) & lacks_same.all(1)
+
+            if not fits(part).all():
+                part = numbers.choice(np.flatnonzero(fits(slice(None))), len(part))
             taken.append(part)
             asked.append(np.tile(a, (len(part), 1)))
             given.append(np.tile(g, (len(part), 1)))

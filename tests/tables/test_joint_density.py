@@ -183,7 +183,7 @@ def test_frames_come_back_as_frames():
     assert list(drawn.columns) == NAMES and (drawn["smoker"] == "yes").all() and drawn["height"].dtype == float
     filled = fitted.impute(table, random_state=0)
     assert list(filled.columns) == NAMES and not filled.isna().any().any()
-    with pytest.raises(ValueError, match="given must hold columns of X .*, got 'age'"):
+    with pytest.raises(ValueError, match=r"given must hold columns of X .*, got 'age'"):
         fitted.conditional({"age": 3})
 
 
