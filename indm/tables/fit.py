@@ -9,7 +9,7 @@ weighted so that the mean stays that of the NELBO.
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ PATIENCE, LEAST = 15, 500  # epochs and steps without a better check, until the 
 GROWTH, LARGEST_SHARE, LARGEST = 4, 0.25, 2_048  # of the batch, at the first plateau; of the rows; rows at most
 ANNEAL = 0.3  # steps of the falling rate, as a share of those before; its share of the seconds
 WARMUP = 50  # steps
+RACE_STEPS, RACE_SHARE = 1_000, 0.5  # of each training in a race, and its share of the seconds, at most
 EMA_DECAY, BETAS, CLIP = 0.9995, (0.9, 0.99), 1.0
 
 Rows = Callable[[Tensor], tuple[Any, ...]]  # indices ↦ a batch of Training.update
@@ -82,7 +83,7 @@ def paired_error(model: Any, c: Tensor, z: Tensor, t: Tensor, noise: Tensor) -> 
     return 0.25 * (squared_norm(difference[0]) + squared_norm(difference[1])), difference
 
 
-@dataclass
+@dataclass(eq=False)
 class Training:
     """A model in training, its average, and its best validated state.
 
@@ -101,8 +102,7 @@ class Training:
     groups: int = 1
     step: int = 0
     best_step: int = 0
-    gain: float = 0.0  # of the best state over the start, nats a row
-    error: float = 0.0  # standard error of the gain over rows
+    ended: str = ""  # by "plateau", "max_steps" or "max_seconds"
 
     def __post_init__(self):
         parameters = [{"name": "model", "params": list(self.model.parameters())}]
@@ -112,7 +112,7 @@ class Training:
         self.ema, self.clock = EMA(self.model, EMA_DECAY), Clock(self.model.sde)
         self.model.score.backbone.mlp.output.register_forward_pre_hook(self._keep)
         self.fixed = self._fixed()
-        self.start = self._errors()
+        self.start = self.lowest = self._errors()
         self.best = copy.deepcopy(self.ema.model)
 
     def _fixed(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,13 +153,16 @@ class Training:
 
     def check(self) -> bool:
         """Validate the average; whether it is the best so far."""
-        gains = (self.start - self._errors()).unflatten(0, (-1, self.groups)).mean(1)
-        gain = gains.mean().item()
-        error = (gains.std() / math.sqrt(len(gains))).item()
-        if not gain > self.gain:
+        errors = self._errors()
+        if not errors.mean() < self.lowest.mean():
             return False
-        self.gain, self.error, self.best_step, self.best = gain, error, self.step, copy.deepcopy(self.ema.model)
+        self.lowest, self.best_step, self.best = errors, self.step, copy.deepcopy(self.ema.model)
         return True
+
+    def gain(self, start: Tensor | None = None) -> tuple[float, float]:
+        """What the best state gained over the errors of a start, by default its own, and its standard error, nats."""
+        gains = ((self.start if start is None else start) - self.lowest).unflatten(0, (-1, self.groups)).mean(1)
+        return gains.mean().item(), (gains.std() / math.sqrt(len(gains))).item()
 
     def back(self) -> None:
         """Go on from the best state."""
@@ -180,14 +183,24 @@ def at(model: Any, c: Tensor) -> Any:
     return model.given(c) if c.shape[1] else model
 
 
-def train(training: Training, rows: Rows, n: int, batch_size: int, max_steps: int, deadline: float) -> str:
-    """Train on ``rows`` of n until validation no longer improves.
+def race(trainings: Sequence[Training], run: Callable[[Training], Iterator[None]], deadline: float) -> Training:
+    """Train several in turn for a while, by ``run``, and the one of the best validation to its end."""
+    until = time.perf_counter() + RACE_SHARE * (deadline - time.perf_counter())
+    runs = [run(training) for training in trainings]
+    going = list(range(len(runs))) if len(runs) > 1 else []
+    while going and time.perf_counter() < until:
+        going = [i for i in going if trainings[i].step < RACE_STEPS and next(runs[i], "ended") is None]
+    best = min(range(len(runs)), key=lambda i: trainings[i].lowest.mean().item())
+    for _ in runs[best]:
+        pass
+    return trainings[best]
 
-    Returns:
-        Why it ended: "plateau", "max_steps" or "max_seconds".
+
+def train(training: Training, rows: Rows, n: int, batch_size: int, max_steps: int, deadline: float) -> Iterator[None]:
+    """Train on ``rows`` of n until validation no longer improves; stop at each validation, to go on when asked.
 
     Where a check has not been better for some epochs, the batch grows; at the next plateau, after half as many epochs,
-    or when the seconds are nearly over, the rate falls to 0.
+    or when the seconds are nearly over, the rate falls to 0. ``training.ended`` says what ended it.
     """
     started, first = time.perf_counter(), min(batch_size, n)
     grown = min(GROWTH * first, max(first, min(LARGEST, int(LARGEST_SHARE * n))))
@@ -195,15 +208,15 @@ def train(training: Training, rows: Rows, n: int, batch_size: int, max_steps: in
     while training.step < max_steps:
         spent = (time.perf_counter() - started) / max(deadline - started, 1e-9)
         if spent >= 1:
-            training.check()
-            return "max_seconds"
+            training.ended = "max_seconds"
+            break
         factor = learning_rate_factor(training.step, 0.0, WARMUP, 0.0)
         factor *= min(1.0, (1 - spent) / ANNEAL, (max_steps - training.step) / (ANNEAL * max_steps))
         if fall is not None:
             factor *= 1 - (training.step - fall[0]) / fall[1]
             if factor <= 0:
-                training.check()
-                return "plateau"
+                training.ended = "plateau"
+                break
         if training.update(rows(next(loader)), factor):
             training.back()
         epoch = max(1, n // batch)
@@ -218,8 +231,9 @@ def train(training: Training, rows: Rows, n: int, batch_size: int, max_steps: in
                     batch, loader = grown, batches(n, grown)
                 else:
                     fall = training.step, max(CHECK_EVERY, int(ANNEAL * training.step))
+            yield
+    training.ended = training.ended or "max_steps"
     training.check()
-    return "max_steps"
 
 
 def batches(rows: int, size: int) -> Iterator[Tensor]:

@@ -39,8 +39,8 @@ from indm.tables.estimator import (
     no_gain,
     steps_for_draws,
 )
-from indm.tables.fit import VALIDATION_ROWS, Training, train
-from indm.tables.joint_mixture import best_joint_mixture
+from indm.tables.fit import VALIDATION_ROWS, Training, race, train
+from indm.tables.joint_mixture import JointMixture, best_joint_mixture
 
 MIXTURE_ROWS = 5_000, 2_000  # on which a mixture is fitted, without and with missing entries
 QUESTIONS = 8  # of a batch in training
@@ -79,7 +79,7 @@ class Questions:
         return torch.from_numpy(asked), torch.from_numpy(given), index.reshape(-1)
 
 
-@dataclass
+@dataclass(eq=False)
 class JointTraining(Training):
     """A :class:`~indm.tables.fit.Training` of a :class:`~indm.nets.masked.MaskedMixtureMLP` on questions of all kinds.
 
@@ -260,7 +260,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         order, held = numbers.permutation(len(x)), max(1, round(self.validation_fraction * len(x)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(numbers.randint(2**31 - 1))
-            training = self._started(x, codes, order, held, numbers, deadline)
+            trainings = self._started(x, codes, order, held, numbers, deadline)
             x, codes = x[order[held:]], codes[order[held:]]
             middle, one_hot = self._latents(x), torch.from_numpy(self.encoding_.one_hot(codes)).float()
 
@@ -268,16 +268,16 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 rows, questions = self._asked(x, codes, i.numpy(), numbers)
                 return self._noised(middle[rows], x[rows], questions.asked, numbers), one_hot[rows], questions
 
-            ended = train(training, batch, len(x), self.batch_size, self.max_steps, deadline)
-        self.model_, self.n_steps_, self.gain_ = (
-            training.best.double(),
-            training.best_step,
-            (training.gain, training.error),
-        )
+            def run(training: JointTraining) -> Iterator[None]:
+                return train(training, batch, len(x), self.batch_size, self.max_steps, deadline)
+
+            best = race(trainings, run, deadline)
+        self.model_, self.n_steps_ = best.best.double(), best.best_step
+        self.gain_ = gain, error = best.gain(trainings[0].start)
         if self.verbose:
-            print(f"{training.gain:+.4f} ± {training.error:.4f} nats of a question by the network, ended by {ended}")
-        if self.max_steps and not training.gain > training.error:
-            warnings.warn(no_gain(*self.gain_), stacklevel=2)
+            print(f"{gain:+.4f} ± {error:.4f} nats of a question by the network, ended by {best.ended}")
+        if self.max_steps and not gain > error:
+            warnings.warn(no_gain(gain, error), stacklevel=2)
         seed = numbers.randint(2**31 - 1)
         everything = self._questions(np.ones((DRAWN, len(self.encoding_.columns)), bool), None, None)
 
@@ -317,8 +317,11 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def _started(
         self, x: Array, codes: Array, order: Array, held: int, numbers: np.random.RandomState, deadline: float
-    ) -> JointTraining:
-        """A training whose network starts as the best mixture; the first ``held`` rows of ``order`` validate it."""
+    ) -> list[JointTraining]:
+        """Trainings that start from the best mixture and from one Gaussian.
+
+        The first ``held`` rows of ``order`` validate them.
+        """
         encoding = self.encoding_
         train_rows, valid = order[held:], order[:held]
         train_rows = train_rows[: MIXTURE_ROWS[int(np.isnan(x).any())]]
@@ -328,12 +331,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         until = time.perf_counter() + MIXTURE_SHARE * (deadline - time.perf_counter())
         parts = [(z[rows], one_hot[rows]) for rows in (train_rows, valid[:VALIDATION_ROWS])]
         seed = numbers.randint(2**31 - 1)
-        law = best_joint_mixture(*parts, encoding.sizes, self.max_components, seed, until)
-        net = MaskedMixtureMLP(
-            (x.shape[1],), encoding.sizes, len(law.weight), self.width, self.depth, dropout=self.dropout
-        )
-        net.set_mixture(*map(torch.from_numpy, (law.weight, law.mean, law.covariance, law.log_share)))
-        model = INDM(Identity(), ScoreModel(net, VPSDE(eps=EPS)), shape=net.shape, condition=Vector(net.size))
+        laws = [best_joint_mixture(*parts, encoding.sizes, self.max_components, seed, until)]
+        if len(laws[0].weight) > 1:
+            laws.append(best_joint_mixture(*parts, encoding.sizes, 1, seed, math.inf))
         repeats = max(1, VALIDATION_ROWS // held)
         rows = np.repeat(valid[:VALIDATION_ROWS], repeats)
         questions = [self._random_question(numbers) for _ in range(HELD_QUESTIONS)]
@@ -341,16 +341,21 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         asked, given = (np.stack([pair[i] for pair in questions])[chosen] for i in (0, 1))
         asked_of = self._questions(asked, given, (x[rows], codes[rows]))
         latents = self._noised(self._latents(x[rows]), x[rows], asked_of.asked, numbers)
-        return JointTraining(
-            model,
-            latents,
-            latents.new_zeros(len(rows), net.size),
-            self.learning_rate,
-            self.weight_decay,
-            repeats,
-            questions=asked_of,
-            one_hot=torch.from_numpy(one_hot[rows]).float(),
-        )
+        one_hot = torch.from_numpy(one_hot[rows]).float()
+        size, rates = 3 * x.shape[1] + one_hot.shape[1] + 1, (self.learning_rate, self.weight_decay)
+        c = latents.new_zeros(len(rows), size)  # replaced at every validation
+        return [
+            JointTraining(self._model(law), latents, c, *rates, repeats, questions=asked_of, one_hot=one_hot)
+            for law in laws
+        ]
+
+    def _model(self, law: JointMixture) -> INDM:
+        """An untrained model whose network has the mixture."""
+        sizes = self.encoding_.sizes
+        shape, options = (law.mean.shape[1],), {"dropout": self.dropout}
+        net = MaskedMixtureMLP(shape, sizes, len(law.weight), self.width, self.depth, **options)
+        net.set_mixture(*map(torch.from_numpy, (law.weight, law.mean, law.covariance, law.log_share)))
+        return INDM(Identity(), ScoreModel(net, VPSDE(eps=EPS)), shape=shape, condition=Vector(net.size))
 
     def _random_question(self, numbers: np.random.RandomState) -> tuple[Array, Array]:
         """Masks of columns of the table that are asked and given, (columns,)."""

@@ -86,8 +86,9 @@ def test_a_gain_is_that_of_the_bound_and_its_error_over_rows():
     training = training_of(rows.repeat_interleave(4, 0), groups=4)
     training.ema.model.score.backbone.set_mixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
     assert training.check()
-    assert training.gain == pytest.approx(2 * np.log(2) - 0.75, abs=3 * training.error + 0.02)
-    assert 0.005 < training.error < 0.1
+    gain, error = training.gain()
+    assert gain == pytest.approx(2 * np.log(2) - 0.75, abs=3 * error + 0.02)
+    assert 0.005 < error < 0.1
 
 
 def test_training_follows_the_condition():
@@ -95,8 +96,8 @@ def test_training_follows_the_condition():
     c = torch.rand(2_000, 1, generator=numbers) * 6 - 3
     z = torch.cat([c.sin(), c.cos()], 1) + 0.1 * torch.randn(2_000, 2, generator=numbers)
     training = training_of(z[:500], c[:500])
-    assert train(training, lambda i: (z[500:][i], c[500:][i]), 1_500, 128, 150, float("inf")) == "max_steps"
-    assert training.gain > 0.5
+    list(train(training, lambda i: (z[500:][i], c[500:][i]), 1_500, 128, 150, float("inf")))
+    assert training.ended == "max_steps" and training.gain()[0] > 0.5
 
 
 @pytest.mark.parametrize("rows, growths", [(40, 0), (4_000, 1)])
@@ -114,9 +115,10 @@ def test_it_ends_some_epochs_after_the_last_gain_and_the_batch_grows_before(rows
         update(batch, factor)
 
     training.update = watched  # type: ignore[method-assign]
-    assert train(training, lambda i: (z[i], torch.zeros(len(i), 0)), rows, 32, 10_000, float("inf")) == "plateau"
+    list(train(training, lambda i: (z[i], torch.zeros(len(i), 0)), rows, 32, 10_000, float("inf")))
+    assert training.ended == "plateau"
     assert len(set(sizes)) == 1 + growths and sizes == sorted(sizes)
-    assert training.gain < 1e-3 and rates[-1] < 0.3 < max(rates)
+    assert training.gain()[0] < 1e-3 and rates[-1] < 0.3 < max(rates)
 
 
 def test_seconds_end_a_training_at_a_rate_of_zero(monkeypatch):
@@ -125,5 +127,25 @@ def test_seconds_end_a_training_at_a_rate_of_zero(monkeypatch):
     z = torch.randn(100, 2)
     training = training_of(z[:20])
     monkeypatch.setattr(training, "update", lambda batch, factor: rates.append(factor))
-    assert train(training, lambda i: (z[i], torch.zeros(len(i), 0)), 100, 32, 10_000, 100.0) == "max_seconds"
+    list(train(training, lambda i: (z[i], torch.zeros(len(i), 0)), 100, 32, 10_000, 100.0))
+    assert training.ended == "max_seconds"
     assert rates[-1] < 0.05 and len(rates) == 99
+
+
+@pytest.mark.parametrize("steps", [100, 10_000])
+def test_the_better_of_two_trainings_goes_on_after_the_race(steps, monkeypatch):
+    """One starts at the truth; the other, from N(0, 4 I) at a tiny rate, stays behind and stops with the race."""
+    monkeypatch.setattr(fit, "RACE_STEPS", 100)
+    z = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    behind, ahead = training_of(z, rate=1e-12), training_of(z, rate=1e-12)
+    for model in (ahead.model, ahead.ema.model, ahead.best):
+        model.score.backbone.set_mixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
+    ahead.start = ahead.lowest = ahead._errors()
+
+    def run(training):
+        return train(training, lambda i: (z[i], torch.zeros(len(i), 0)), 500, 250, min(steps, 200), float("inf"))
+
+    assert fit.race([behind, ahead], run, float("inf")) is ahead
+    assert behind.step == 100 and ahead.step == min(steps, 200)
+    gain, error = ahead.gain(behind.start)
+    assert gain == pytest.approx(2 * np.log(2) - 0.75, abs=3 * error + 0.05)
