@@ -211,7 +211,7 @@ def test_a_network_that_finds_nothing_says_so(moons, capsys):
     with pytest.warns(UserWarning, match=r"the network found nothing that its mixture .* \(.* ± .* nats"):
         model = DensityEstimator(**SMALL | {"learning_rate": 1e-12, "verbose": True}).fit(X)
     assert model.n_steps_[0] <= 5 and abs(model.gains_[0][0]) < 1e-6
-    assert "by the network at step" in capsys.readouterr().out
+    assert "by the network from 2, at step" in capsys.readouterr().out
 
 
 def test_time_ends_a_fit_and_leaves_out_the_model_that_it_cuts_short(moons, monkeypatch):
