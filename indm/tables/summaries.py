@@ -86,5 +86,6 @@ def trained(embedding: nn.Module, theta: Array, x: Array, is_valid: Array, optio
     held, c_held = (part[valid].repeat_interleave(repeats, 0) for part in (z, c))
     fitting = Training(model, held, c_held, options.learning_rate, options.weight_decay, repeats)
     z, c = z[~valid], c[~valid]
-    train(fitting, lambda i: (z[i], c[i]), len(z), options.batch_size, options.max_steps, deadline)
+    for _ in train(fitting, lambda i: (z[i], c[i]), len(z), options.batch_size, options.max_steps, deadline):
+        pass
     return cast(Embedded, fitting.best.condition)
