@@ -8,7 +8,7 @@ import nbformat
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
-NAMES = ("density", "images", "classes", "translation", "diffusion")
+NAMES = ("density", "tables", "images", "classes", "translation", "diffusion")
 
 
 def read(name: str) -> nbformat.NotebookNode:

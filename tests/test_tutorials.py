@@ -66,7 +66,7 @@ def test_they_are_the_notebooks(tutorials):
     assert {f"{name}.ipynb" for name in tutorials.NAMES} == {path.name for path in FOLDER.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["density", "images", "classes", "translation", "diffusion"])
+@pytest.mark.parametrize("name", ["density", "tables", "images", "classes", "translation", "diffusion"])
 def test_a_tutorial_runs_and_its_outputs_are_kept(tutorials, short, name):
     """nbclient raises where a cell does. Outputs that are kept are of this code: the same cells show the same kinds."""
     kept = tutorials.read(name)
@@ -92,6 +92,11 @@ def check_density(text):
     assert number("INDM is", text) > 1 and number("integral of the density", text) == pytest.approx(1, abs=0.05)
 
 
+def check_tables(text):
+    assert number("sum of probabilities", text) == pytest.approx(1, abs=1e-3)
+    assert number("right for", text) > 80 and number("'rms'", text) < 1
+
+
 def check_images(text):
     assert (
         number("NELBO", text) < number("a Gaussian with full covariance", text) < number("PNG, header included", text)
@@ -113,7 +118,7 @@ def check_diffusion(text):
     )
 
 
-CHECKS = [check_density, check_images, check_classes, check_translation, check_diffusion]
+CHECKS = [check_density, check_tables, check_images, check_classes, check_translation, check_diffusion]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
