@@ -91,7 +91,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     Columns are standardised and decorrelated, and made symmetric before, by a power of each, where validation says that
     it helps (the Jacobian is part of the density). A Gaussian mixture, chosen by validation, gives the score of the
     diffusion in closed form (:class:`~indm.nets.MixtureMLP`), and a network learns the rest by maximum likelihood
-    (:mod:`indm.tables.fit`) until validation no longer improves. The density is that of the probability flow: it
+    (:mod:`indm.tables.fit`) until validation no longer improves. Where the best mixture has several components, a fit
+    from one Gaussian is trained, too, and the better of both goes on. The density is that of the probability flow: it
     integrates to 1, and its ODE is solved for each row to 0.05 nats, by an estimate that is some ten times the true
     error. Of a small table further models are trained while time remains, each validated on other rows, and their
     densities averaged.
@@ -117,7 +118,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         validation_fraction: share of the rows on which a model is validated, at most half; models have different ones.
         max_seconds: of the fit, at most.
         max_steps: of the optimizer, at most, for each model.
-        max_components: of the mixture. By default 50, but 1 with conditions.
+        max_components: of the mixture, at most. By default 50, but 1 with conditions.
         width, depth, dropout: of the network.
         learning_rate, batch_size, weight_decay: of AdamW, at first: the batch grows, and then the rate falls.
         draws: points of the noise at which a row is evaluated where three or more columns are discrete.
