@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -23,7 +23,7 @@ class Column:
         is_number: whether there are numbers beside the spikes.
         is_whole: whether these are whole numbers, which get noise.
         constant: the value of a column that never varies, which is left out; else None.
-        map: numbers to latents, without conditions.
+        map: numbers to latents, without conditions; of a column with numbers.
     """
 
     name: str
@@ -99,6 +99,10 @@ class Encoding:
         """Which of :attr:`numbers` are whole, (d,)."""
         return np.array([self.columns[i].is_whole for i in self.numbers], dtype=bool)
 
+    def map_of(self, i: int) -> Columns:
+        """The map of a column that has numbers."""
+        return cast(Columns, self.columns[i].map)
+
     def encoded(self, table: Array) -> tuple[Array, Array]:
         """``x`` and ``codes`` of rows (n, columns)."""
         parts = [column.encoded(entries) for column, entries in zip(self.columns, table.T, strict=True)]
@@ -113,18 +117,18 @@ class Encoding:
 
     def latents(self, x: Array) -> Array:
         """z of numbers that have their noise, (n, d)."""
-        return self._mapped(lambda column, part: column.map.latents(part, NONE)[:, 0], x)
+        return self._mapped(lambda columns, part: columns.latents(part, NONE)[:, 0], x)
 
     def log_volume(self, x: Array) -> Array:
         """log|dz/dx| of each number, (n, d)."""
-        return self._mapped(lambda column, part: column.map.log_volume(part), x)
+        return self._mapped(lambda columns, part: columns.log_volume(part), x)
 
-    def _mapped(self, function: Callable[[Column, Array], Array], x: Array) -> Array:
+    def _mapped(self, function: Callable[[Columns, Array], Array], x: Array) -> Array:
         found = np.full(x.shape, np.nan)
         for j, i in enumerate(self.numbers):
             there = np.flatnonzero(~np.isnan(x[:, j]))
             if len(there):
-                found[there, j] = function(self.columns[i], x[there, j : j + 1])
+                found[there, j] = function(self.map_of(i), x[there, j : j + 1])
         return found
 
     def is_possible(self, x: Array) -> Array:
@@ -132,8 +136,7 @@ class Encoding:
         found = np.ones(x.shape, dtype=bool)
         for j, i in enumerate(self.numbers):
             found[:, j] = (
-                np.isnan(x[:, j])
-                | is_inside(x[:, j : j + 1], self.columns[i].map.interval, self.columns[i].is_whole)[:, 0]
+                np.isnan(x[:, j]) | is_inside(x[:, j : j + 1], self.map_of(i).interval, self.columns[i].is_whole)[:, 0]
             )
         return found
 
@@ -151,7 +154,7 @@ class Encoding:
                 rows[:, i] = column.constant
         for j, i in enumerate(self.numbers):
             there = np.flatnonzero(~np.isnan(z[:, j]))
-            values = self.columns[i].map.rows(z[there, j : j + 1], NONE)[:, 0]
+            values = self.map_of(i).rows(z[there, j : j + 1], NONE)[:, 0]
             rows[there, i] = np.floor(values) if self.columns[i].is_whole else values
         for j, i in enumerate(self.categories):
             offset = int(self.columns[i].is_number)
@@ -207,7 +210,9 @@ def best_map(x: Array, interval: Array, numbers: np.random.RandomState, may_bend
     """
     none = np.zeros((len(x), 0))
     is_far = far_columns(x) & ~np.isfinite(interval).any()
-    fits = [([], False)] + [([], True)] * bool(is_far[0]) + [([0], bool(is_far[0]))] * may_bend
+    fits: list[tuple[list[int], bool]] = (
+        [([], False)] + [([], True)] * bool(is_far[0]) + [([0], bool(is_far[0]))] * may_bend
+    )
     order = numbers.permutation(len(x))
     train, valid = order[len(x) // 5 :], order[: len(x) // 5]
     found = []

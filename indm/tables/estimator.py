@@ -499,8 +499,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         columns, mixture, value = best
         if len(mixture.weight) == 1:
             return columns, [mixture], value.mean()
-        parts = [(columns.latents(*rows), rows[1]) for rows in (training, validation)]
-        return columns, [mixture, best_mixture(*parts, 1, seed, math.inf)], value.mean()
+        parts, held = ((columns.latents(*rows), rows[1]) for rows in (training, validation))
+        return columns, [mixture, best_mixture(parts, held, 1, seed, math.inf)], value.mean()
 
     def _redrawn(self, X: np.ndarray, c: np.ndarray) -> Tensor:
         """Latents of rows with new noise in their discrete columns."""

@@ -109,15 +109,15 @@ class JointTraining(Training):
         net = self.model.score.backbone
         asked, given, index = questions.masks()
         net.set_questions(asked, given)
-        index = torch.from_numpy(index)
+        which = torch.from_numpy(index)
         known = questions.asked_codes | questions.given_codes
-        c = net.condition(z, hidden(one_hot, net, known), index)
+        c = net.condition(z, hidden(one_hot, net, known), which)
         loss = self._denoising(z, c, torch.from_numpy(questions.asked))
         if net.m:
             rank = np.cumsum(questions.asked_codes, 1)
             before = rank <= np.floor(torch.rand(len(z), 1).numpy() * rank[:, -1:])
             now = questions.given_codes | questions.asked_codes & before
-            c = net.condition(z, hidden(one_hot, net, now), index)
+            c = net.condition(z, hidden(one_hot, net, now), which)
             wanted = hidden(one_hot, net, questions.asked_codes & ~now)
             loss = loss - (wanted * net.category_log_prob(c)).sum(1).mean() / known.shape[1]
         loss.backward()
@@ -268,7 +268,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 rows, questions = self._asked(x, codes, i.numpy(), numbers)
                 return self._noised(middle[rows], x[rows], questions.asked, numbers), one_hot[rows], questions
 
-            def run(training: JointTraining) -> Iterator[None]:
+            def run(training: Training) -> Iterator[None]:
                 return train(training, batch, len(x), self.batch_size, self.max_steps, deadline)
 
             best = race(trainings, run, deadline)
@@ -329,11 +329,11 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         z = encoding.latents(x + self._noise(x, everything, numbers))
         one_hot = encoding.one_hot(codes)
         until = time.perf_counter() + MIXTURE_SHARE * (deadline - time.perf_counter())
-        parts = [(z[rows], one_hot[rows]) for rows in (train_rows, valid[:VALIDATION_ROWS])]
+        fitted, held_rows = ((z[rows], one_hot[rows]) for rows in (train_rows, valid[:VALIDATION_ROWS]))
         seed = numbers.randint(2**31 - 1)
-        laws = [best_joint_mixture(*parts, encoding.sizes, self.max_components, seed, until)]
+        laws = [best_joint_mixture(fitted, held_rows, encoding.sizes, self.max_components, seed, until)]
         if len(laws[0].weight) > 1:
-            laws.append(best_joint_mixture(*parts, encoding.sizes, 1, seed, math.inf))
+            laws.append(best_joint_mixture(fitted, held_rows, encoding.sizes, 1, seed, math.inf))
         repeats = max(1, VALIDATION_ROWS // held)
         rows = np.repeat(valid[:VALIDATION_ROWS], repeats)
         questions = [self._random_question(numbers) for _ in range(HELD_QUESTIONS)]
@@ -341,11 +341,11 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         asked, given = (np.stack([pair[i] for pair in questions])[chosen] for i in (0, 1))
         asked_of = self._questions(asked, given, (x[rows], codes[rows]))
         latents = self._noised(self._latents(x[rows]), x[rows], asked_of.asked, numbers)
-        one_hot = torch.from_numpy(one_hot[rows]).float()
-        size, rates = 3 * x.shape[1] + one_hot.shape[1] + 1, (self.learning_rate, self.weight_decay)
-        c = latents.new_zeros(len(rows), size)  # replaced at every validation
+        held_codes = torch.from_numpy(one_hot[rows]).float()
+        c = latents.new_zeros(len(rows), 0)  # made at every validation
+        rates = self.learning_rate, self.weight_decay
         return [
-            JointTraining(self._model(law), latents, c, *rates, repeats, questions=asked_of, one_hot=one_hot)
+            JointTraining(self._model(law), latents, c, *rates, repeats, questions=asked_of, one_hot=held_codes)
             for law in laws
         ]
 
@@ -386,8 +386,8 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             taken.append(part)
             asked.append(np.tile(a, (len(part), 1)))
             given.append(np.tile(g, (len(part), 1)))
-        taken = np.concatenate(taken)
-        return taken, self._questions(np.concatenate(asked), np.concatenate(given), (x[taken], codes[taken]))
+        chosen = np.concatenate(taken)
+        return chosen, self._questions(np.concatenate(asked), np.concatenate(given), (x[chosen], codes[chosen]))
 
     # ── Rows and questions ──────────────────────────────────────────────────────────────────────────────────────────
 

@@ -57,13 +57,12 @@ class JointMixture:
         share = _clusters(z, categories, components, seed)
         filled = np.where(np.isnan(z), 0.0, z)[None].repeat(components, 0)
         rest = np.zeros((components, z.shape[1], z.shape[1]))
-        law, before = None, -np.inf
+        law, before = cls._most_likely(share, filled, rest, categories, sizes, floor), -np.inf
         for _ in range(EM_STEPS):
-            law = cls._most_likely(share, filled, rest, categories, sizes, floor)
             share, filled, rest, value = law._expected(z, categories)
             if value - before < CHANGE or time.perf_counter() > until:
                 break
-            before = value
+            before, law = value, cls._most_likely(share, filled, rest, categories, sizes, floor)
         return law
 
     @classmethod

@@ -60,7 +60,7 @@ def test_expectation_maximisation_climbs_with_missing_entries_and_categories(mon
     monkeypatch.setattr(joint_mixture, "COUNT", 0.0)
     law = JointMixture.fitted(z, hot, (3,), 3, 0.0, 0)
     assert len(values) == joint_mixture.EM_STEPS and np.diff(values).min() > -1e-5
-    assert values[-1] == pytest.approx(law.log_prob(z, hot).mean(), abs=1e-3)
+    assert values[-1] <= law.log_prob(z, hot).mean() + 1e-9 < values[-1] + 0.01
 
 
 def _kept(values, found):
