@@ -38,7 +38,7 @@ from indm.ode import (
     value_and_divergence,
 )
 from indm.rng import randn_like
-from indm.score import context_of, is_smooth, probability_flow, with_context
+from indm.score import closed_flow, context_of, is_smooth, probability_flow, with_context
 from indm.tensors import (
     Batch,
     PerSample,
@@ -88,8 +88,12 @@ class WhitenedFlow:
 
     def __call__(self, clock: PerSample, state: State, probe: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
         w = self.latent(state[0], clock)
-        along, field = basis(w) if self.exact else probe, probability_flow(with_context(self.score, given), clock)
-        velocity, divergence = value_and_divergence(field, w, along)
+        score = with_context(self.score, given)
+        if self.exact and not torch.is_grad_enabled() and (closed := closed_flow(score, clock)):
+            velocity, divergence = closed(w)
+        else:
+            along, field = basis(w) if self.exact else probe, probability_flow(score, clock)
+            velocity, divergence = value_and_divergence(field, w, along)
         excess = divergence - (self.law.trace(clock, w) if self.exact else self.law.divergence(probe, clock))
         return self.law.whitened_velocity(state[0], w, velocity, clock), excess / event_size(w)
 

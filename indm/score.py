@@ -163,6 +163,26 @@ def probability_flow(score: nn.Module, clock: PerSample) -> Callable[[Tensor], T
     return velocity
 
 
+def closed_flow(score: nn.Module, clock: PerSample) -> Callable[[Tensor], tuple[Tensor, PerSample]] | None:
+    r""":func:`probability_flow` with its exact divergence (B,), without gradients; None where no closed form is known.
+
+    A :class:`ScoreModel` has ε̂ = q w + output, so that the velocity is ½ q output. Its backbone may have
+    ``with_divergence(w, level)``, which also takes c where there is one: the output and its divergence.
+    """
+    given = ()
+    if isinstance(score, GivenScore) and score.guidance == 1:
+        score, given = score.score, (score.c,)
+    if type(score) is not ScoreModel or not hasattr(score.backbone, "with_divergence") or not score.sde.is_scalar:
+        return None
+
+    def velocity(w: Batch) -> tuple[Batch, PerSample]:
+        half_q = 0.5 * clock.sigmoid().sqrt().to(w)
+        output, divergence = score.backbone.with_divergence(w, (0.5 * clock).to(w), *given)
+        return expand_like(half_q, w) * output, half_q * divergence
+
+    return velocity
+
+
 def denoise(score: nn.Module, z_t: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
     """E[z_0 | z_t] = (z_t + σ_t² s)/α_t, by Tweedie's formula; ``s`` is the score s_θ(z_t, t) if already known.
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from indm.nets.mixture import Components
 from indm.nets.mlp import MLP
 from indm.tensors import PerSample
 
@@ -101,6 +102,12 @@ class MaskedMixtureMLP(nn.Module):
         self.asked, self.given = asked.to(self.mean), given.to(self.mean)
         self.laws = Laws(*(part.to(self.mean) for part in laws(self.weight, self.mean, self.covariance, asked, given)))
 
+    def _apply(self, fn, recurse: bool = True) -> "MaskedMixtureMLP":
+        """With the questions, which are not saved."""
+        super()._apply(fn, recurse)
+        self.asked, self.given, self.laws = fn(self.asked), fn(self.given), Laws(*map(fn, self.laws))
+        return self
+
     def condition(self, values: Tensor, categories: Tensor, index: Tensor) -> Tensor:
         """The condition of rows: z (n, d), of which the given ones count; one-hot categories (n, m), zeros where they
         are not given; and the index (n,) of each row's question in :meth:`set_questions`.
@@ -111,21 +118,34 @@ class MaskedMixtureMLP(nn.Module):
 
     def forward(self, z: Tensor, level: PerSample, c: Tensor) -> Tensor:
         """The output for inputs ``z`` at log noise levels ``level`` = log(σ/α), (B,), and conditions ``c``."""
+        y, r, asked, components = self._components(z, level, c)
+        weighted = components.share[:, :, None] * components.offset / components.total
+        slope = (
+            torch.einsum("bke,bkde->bd", weighted, components.basis)
+            if len(components.basis) > 1
+            else torch.einsum("bke,kde->bd", weighted, components.basis[0])
+        )
+        noise = asked * r.sqrt() * (slope - y / (1 + r))  # beyond that of N(0, I)
+        return noise + asked * self.mlp(asked * z, level, torch.cat([c[:, : 3 * self.d + self.m], noise], 1))
+
+    def with_divergence(self, z: Tensor, level: PerSample, c: Tensor) -> tuple[Tensor, PerSample]:
+        """The output without dropout, and its exact divergence in ``z`` (B,), in closed form; without gradients."""
+        y, r, asked, components = self._components(z, level, c)
+        noise, jacobian = components.noise(y, r)
+        noise, jacobian = asked * noise, asked[:, :, None] * jacobian
+        context = torch.cat([c[:, : 3 * self.d + self.m], noise], 1)
+        output, diagonal = self.mlp.with_diagonal(asked * z, level, context, jacobian.mT)
+        return noise + asked * output, (jacobian.diagonal(dim1=1, dim2=2) + asked * diagonal).sum(1)
+
+    def _components(self, z: Tensor, level: PerSample, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Components]:
+        """z_t/α_t (B, d), (σ/α)² (B, 1), which columns are asked (B, d), and the components there."""
         values, asked, law = c[:, : self.d], c[:, self.d : 2 * self.d], self._law(c)
         r = (2 * level).exp()[:, None]
         y = (1 + r).sqrt() * z  # z_t/α_t
         offset = self._along(y, law.basis) - self._along_each(law.mean + self._along(values, law.slope), law.basis)
         total = law.variance + r[:, :, None]
         log_share = self._log_weight(c, law) - 0.5 * (offset.square() / total + total.log()).sum(2)
-        share = log_share.softmax(1)
-        weighted = share[:, :, None] * offset / total
-        slope = (
-            torch.einsum("bke,bkde->bd", weighted, law.basis)
-            if len(law.basis) > 1
-            else torch.einsum("bke,kde->bd", weighted, law.basis[0])
-        )
-        noise = asked * r.sqrt() * (slope - y / (1 + r))  # beyond that of N(0, I)
-        return noise + asked * self.mlp(asked * z, level, torch.cat([c[:, : 3 * self.d + self.m], noise], 1))
+        return y, r, asked, Components(log_share.softmax(1), offset, total, law.basis)
 
     def category_log_prob(self, c: Tensor) -> Tensor:
         """log of the probability of each category given the numbers and categories that ``c`` gives, (B, m)."""

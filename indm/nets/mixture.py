@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm.nets.embedding import seen
@@ -91,6 +93,24 @@ class MixtureMLP(nn.Module):
 
     def forward(self, z: Batch, level: PerSample, c: Tensor | None = None) -> Batch:
         """The output for inputs ``z`` at log noise levels ``level`` = log(σ/α), (B,), and conditions ``c``."""
+        y, r, at, components = self._components(z, level, c)
+        slope = torch.einsum("bk,bke,kde->bd", components.share, components.offset / components.total, self.basis)
+        noise = r.sqrt() * (slope - y / (1 + r))  # beyond that of N(0, I)
+        context = noise if at is None else torch.cat([at, noise], 1)
+        return noise.reshape(z.shape) + self.mlp(z, level, context)
+
+    def with_divergence(self, z: Batch, level: PerSample, c: Tensor | None = None) -> tuple[Batch, PerSample]:
+        """The output without dropout, and its exact divergence in ``z`` (B,), in closed form; without gradients."""
+        y, r, at, components = self._components(z, level, c)
+        noise, jacobian = components.noise(y, r)
+        context = noise if at is None else torch.cat([at, noise], 1)
+        output, diagonal = self.mlp.with_diagonal(z, level, context, jacobian)
+        return noise.reshape(z.shape) + output, (jacobian.diagonal(dim1=1, dim2=2) + diagonal).sum(1)
+
+    def _components(
+        self, z: Batch, level: PerSample, c: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, "Components"]:
+        """z_t/α_t (B, d), (σ/α)² (B, 1), what is seen of c, flat, and the components there."""
         r = (2 * level).exp()[:, None]
         y = (1 + r).sqrt() * z.flatten(1)  # z_t/α_t
         centre, log_weight = torch.einsum("kd,kde->ke", self.mean, self.basis), self.log_weight
@@ -101,7 +121,30 @@ class MixtureMLP(nn.Module):
         offset = torch.einsum("bd,kde->bke", y, self.basis) - centre
         total = self.variance + r[:, :, None]
         share = (log_weight - 0.5 * (offset.square() / total + total.log()).sum(2)).softmax(1)
-        slope = torch.einsum("bk,bke,kde->bd", share, offset / total, self.basis)  # −∇ log p of y
-        noise = r.sqrt() * (slope - y / (1 + r))  # beyond that of N(0, I)
-        context = noise if at is None else torch.cat([at, noise], 1)
-        return noise.reshape(z.shape) + self.mlp(z, level, context)
+        return y, r, at, Components(share, offset, total, self.basis[None])
+
+
+class Components(NamedTuple):
+    """Noised components N(y − Q offset, Q diag(total) Qᵀ) at rows y, of a mixture of K; Q may be one for all rows."""
+
+    share: Tensor  # (B, K), the probability that a row is of a component
+    offset: Tensor  # (B, K, d)
+    total: Tensor  # (B, K, d)
+    basis: Tensor  # (1 or B, K, d, d)
+
+    def noise(self, y: Float[Tensor, "batch d"], r: Float[Tensor, "batch 1"]) -> tuple[Tensor, Tensor]:
+        """The noise beyond that of N(0, I) at rows y, (B, d), and its Jacobian in y/√(1 + r), (B, d, d)."""
+        scaled, weight = self.offset / self.total, self.share[:, :, None] / self.total
+        if len(self.basis) == 1:
+            (basis,) = self.basis
+            each = torch.einsum("bke,kde->bkd", scaled, basis)
+            mean = weight.flatten(1) @ torch.einsum("kde,kfe->kedf", basis, basis).flatten(0, 1).flatten(1)
+            mean = mean.unflatten(1, basis.shape[1:])
+        else:
+            each = torch.einsum("bke,bkde->bkd", scaled, self.basis)
+            mean = torch.einsum("bkde,bkfe->bdf", self.basis * weight[:, :, None], self.basis)
+        slope = torch.einsum("bk,bkd->bd", self.share, each)  # −∇ log p of y
+        spread = each - slope[:, None]
+        jacobian = mean - (self.share[:, :, None] * spread).mT @ spread
+        jacobian.diagonal(dim1=1, dim2=2).sub_(1 / (1 + r))
+        return r.sqrt() * (slope - y / (1 + r)), (r * (1 + r)).sqrt()[:, :, None] * jacobian

@@ -1,15 +1,18 @@
 """A residual multilayer perceptron for vectors."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.nets.embedding import ConditionEmbedding, LevelEmbedding, seen
+from indm.nets.embedding import ConditionEmbedding, LevelEmbedding, ResidualBlock, seen
 from indm.rng import Dropout
 from indm.tensors import Batch, PerSample, zeroed
+
+Pushed = tuple[Tensor, Tensor]  # a value (B, width), and its tangents (B, directions, width)
 
 
 class MLPBlock(nn.Module):
@@ -29,6 +32,15 @@ class MLPBlock(nn.Module):
     def forward(self, h: Float[Tensor, "batch width"], embedding: Float[Tensor, "batch width"]) -> Tensor:
         scale, shift = self.level(embedding).chunk(2, dim=1)
         return h + self.outer(self.dropout(F.silu(torch.addcmul(shift, 1 + scale, self.inner(self.norm(h))))))
+
+    def pushed(self, h: Pushed, embedding: Pushed) -> Pushed:
+        """See :func:`pushed`."""
+        (inner, d_inner), (gates, d_gates) = pushed((self.norm, self.inner), *h), pushed((self.level,), *embedding)
+        (scale, shift), (d_scale, d_shift) = gates.chunk(2, dim=1), d_gates.chunk(2, dim=2)
+        hidden = torch.addcmul(shift, 1 + scale, inner)
+        d_hidden = torch.addcmul(torch.addcmul(d_shift, d_scale, inner[:, None]), 1 + scale[:, None], d_inner)
+        more = pushed((nn.SiLU(), self.outer), hidden, d_hidden)
+        return h[0] + more[0], h[1] + more[1]
 
 
 class MLP(nn.Module):
@@ -95,3 +107,43 @@ class MLP(nn.Module):
         for block in self.blocks:
             h = block(h, embedding)
         return self.output(F.silu(h)).reshape(z.shape)
+
+    def with_diagonal(self, z: Batch, level: PerSample, c: Tensor, slope: Float[Tensor, "batch d last"]) -> Pushed:
+        """The output, and ∂output_i/∂z_i (B, d), where the last numbers of c change by slope_i with z_i.
+
+        It is for evaluation: without dropout and gradients.
+        """
+        d, last = slope.shape[1:]
+        features, first = self.features(z), self.condition_embedding.mlp[1]
+        sin, cos = (self.omega[:, None] * wave for wave in features[:, d:].unflatten(1, (2, -1, d)).unbind(1))
+        d_features = torch.cat([torch.ones_like(features[:, None, :d]), cos, -sin], 1)  # each of its own entry of z
+        weight = self.input.weight.unflatten(1, (-1, d))
+        h = self.input(features) + self.condition_input(c)
+        d_h = torch.einsum("bfi,wfi->biw", d_features, weight) + slope @ self.condition_input.weight[:, -last:].mT
+        embedded = pushed(self.condition_embedding.mlp[2:], first(c), slope @ first.weight[:, -last:].mT)
+        embedding, state = (self.embedding(level) + embedded[0], embedded[1]), (h, d_h)
+        for block in self.blocks:
+            state = block.pushed(state, embedding)
+        h, d_h = pushed((nn.SiLU(),), *state)
+        return self.output(h).reshape(z.shape), (d_h * self.output.weight).sum(2)
+
+
+def pushed(layers: Iterable[nn.Module], x: Tensor, dx: Tensor) -> Pushed:
+    """What ``layers`` without dropout make of x (B, n) and of its tangents dx (B, directions, n)."""
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            x, dx = layer(x), dx @ layer.weight.mT
+        elif isinstance(layer, nn.SiLU):
+            gate = x.sigmoid()
+            x, dx = x * gate, dx * (gate + x * gate * (1 - gate))[:, None]
+        elif isinstance(layer, nn.LayerNorm):
+            offset = x - x.mean(1, keepdim=True)
+            scale = (offset.square().mean(1, keepdim=True) + layer.eps).rsqrt()
+            normal = scale * offset
+            fixed = torch.stack([torch.ones_like(x), normal], 1) / math.sqrt(x.shape[1])  # directions that it removes
+            dx = torch.baddbmm(dx, dx @ fixed.mT, fixed, alpha=-1) * (scale * layer.weight)[:, None]
+            x = normal * layer.weight + layer.bias
+        elif isinstance(layer, ResidualBlock):
+            more = pushed(layer.mlp, x, dx)
+            x, dx = x + more[0], dx + more[1]
+    return x, dx

@@ -24,9 +24,9 @@ from indm.gaussian import GaussianReference
 from indm.likelihood import START, WhitenedFlow
 from indm.model import INDM
 from indm.nets.mixture import MixtureMLP
-from indm.ode import rademacher
+from indm.ode import ROUNDING_OF_RATES, rademacher
 from indm.sampling import sample
-from indm.score import ScoreModel
+from indm.score import ScoreModel, context_of, with_context
 from indm.sde.linear import VPSDE
 from indm.tables.columns import Columns, far_columns, is_inside, moments, moments_of_most
 from indm.tables.fit import VALIDATION_ROWS, Training, at, race, train
@@ -42,6 +42,7 @@ MOST_EXACT, PROBES = 40, 8  # columns up to which the divergence is exact; probe
 ROWS_AT_ONCE = 2_048
 DRAWING: dict[str, Any] = {"sampler": "unipc", "last_denoising": False, "batch_size": ROWS_AT_ONCE}
 SAMPLING_STEPS, SAMPLING_ERROR, DRAWN = (12, 24, 48, 96, 192), 0.01, 256  # steps that are tried; of a latent; draws
+ROUNDED = 0.1  # share of the error that single precision may have by rounding
 SOLVER_ERROR = 0.05  # nats of a row; its estimate is some ten times the true error
 POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # of Gauss and Legendre in each of none, one or two discrete columns
 CHANGE = 5e-3  # of a probability, relative, by twice as many points; its error is then mostly below 1e-3
@@ -237,19 +238,22 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         self._choose_steps(c, numbers.randint(2**31 - 1))
         return self
 
-    def score_samples(self, X, c=None) -> np.ndarray:
+    def score_samples(self, X, c=None, *, tol: float | None = None) -> np.ndarray:
         """log p of each row of ``X`` (at its own row of ``c``), nats, of the units of ``X``: (n,).
 
         No value depends on another row. Outside of the bounds, and where a constant column differs, it is −∞.
 
         With discrete columns it is the log of a probability of them times a density of the others, or a lower bound.
 
+        ``tol`` is the largest estimate of the ODE's error of a row, nats, by default 0.05. It takes less time where it
+        is larger.
+
         Raises:
             ValueError: missing or infinite values; other than whole numbers in a discrete column; another number of
                 columns, or of rows of ``c``.
 
         Warns:
-            ConvergenceWarning: where the ODE's error is above 0.05 nats on average.
+            ConvergenceWarning: where the ODE's error is above ``tol`` on average.
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
@@ -261,7 +265,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         def log_density(chosen: np.ndarray, points: np.ndarray) -> np.ndarray:
             many = np.repeat(X[chosen], len(points), axis=0)
             many[:, self._whole] += np.tile(points, (len(chosen), 1))
-            return self._log_density(many, np.repeat(c[chosen], len(points), axis=0)).reshape(-1, len(points))
+            return self._log_density(many, np.repeat(c[chosen], len(points), axis=0), tol).reshape(-1, len(points))
 
         found[rows] = integrated(log_density, len(rows), len(self._whole), self.draws)
         return found
@@ -535,16 +539,17 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             lambda steps: self._latents(c, steps, np.random.RandomState(seed))
         )
 
-    def _log_density(self, X: np.ndarray, c: np.ndarray) -> np.ndarray:
+    def _log_density(self, X: np.ndarray, c: np.ndarray, tol: float | None = None) -> np.ndarray:
         """log of the mean density of the models at rows without discrete columns, nats (n,)."""
+        tol = SOLVER_ERROR if tol is None else tol
         latents = self.columns_.latents(X, c)
         parts_of = [torch.from_numpy(part).split(ROWS_AT_ONCE) for part in (latents, c)]
         found = [
-            [latent_log_prob(at(model, rows), part, SOLVER_ERROR) for part, rows in zip(*parts_of, strict=True)]
+            [latent_log_prob(at(model, rows), part, tol) for part, rows in zip(*parts_of, strict=True)]
             for model in self.models_
         ]
         errors = torch.stack([torch.cat([error for _, error in parts]) for parts in found])
-        if errors.mean() > SOLVER_ERROR:
+        if errors.mean() > tol:
             warnings.warn(
                 f"log p is off by about {errors.mean():.2g} nats on average, and {errors.max():.2g} at most, where the "
                 "density is narrow; rows far from all that were fitted are the usual cause",
@@ -649,14 +654,35 @@ def _as_arrays(model: INDM) -> tuple[tuple[int, int, int], dict[str, np.ndarray]
 
 
 def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Tensor]:
-    """log p of the probability flow at rows of latents, to ``tol``, and an estimate of the error, nats (B,)."""
+    """log p of the probability flow at rows of latents, to ``tol``, and an estimate of the error, nats (B,).
+
+    It is solved in single precision, whose rounding is a part of the estimate. Rows whose |log p| is so large that
+    rounding may decide are solved in double precision.
+    """
+    most = ROUNDED * tol / (ROUNDING_OF_RATES * torch.finfo(torch.float32).eps)  # of |log p|, nats
+    found, error = z.new_zeros(len(z)), z.new_full((len(z),), math.inf)
+
+    def solve(rows: Tensor, dtype: torch.dtype) -> None:
+        if bool(rows.any()):
+            score = copy.deepcopy(model.score).to(dtype)
+            score = with_context(score, tuple(part[rows].to(dtype) for part in context_of(score)))
+            value, estimate = _solved(score, z[rows].to(dtype), tol)
+            found[rows], error[rows] = value.to(z), estimate.to(z)
+
+    is_far = 0.5 * z.square().sum(1) > most
+    solve(~is_far, torch.float32)
+    solve(is_far | ((error > tol) & (found.abs() > most)), torch.float64)
+    return found, error
+
+
+def _solved(score: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Tensor]:
+    """:func:`latent_log_prob` in the precision of ``z`` and ``score``."""
     d = z.shape[1]
     exact = d <= MOST_EXACT
-    flow = WhitenedFlow(model.score, GaussianReference.standard(z), (d,), exact)
+    flow = WhitenedFlow(score, GaussianReference.standard(z), (d,), exact)
     probe = z.new_zeros(len(z)) if exact else rademacher(z[:1], PROBES, torch.Generator().manual_seed(0))
     probe = probe if exact else probe.expand(len(z), -1, -1)
-    with evaluation_mode(model):
-        sde = model.sde
-        log_alpha = sde.log_alpha(sde.endpoints(z)[START])
+    with evaluation_mode(score):
+        log_alpha = score.sde.log_alpha(score.sde.endpoints(z)[START])
         solution = flow.solve(expand_like(log_alpha.exp(), z) * z, START, probe, tol / (d * math.log(2)), None)
         return event_sum(log_alpha, z) + flow.log_prob(solution.state), solution.error

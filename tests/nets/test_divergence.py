@@ -1,0 +1,63 @@
+"""Divergences in closed form, against autograd."""
+
+import pytest
+import torch
+
+from indm.nets.masked import MaskedMixtureMLP
+from indm.nets.mixture import MixtureMLP
+
+ROWS = 5
+
+
+def trained(net):
+    """``net`` with weights and a mixture that are not those of its start, in double precision."""
+    net = net.double().eval().requires_grad_(False)
+    for value in net.mlp.state_dict().values():
+        value += 0.3 * torch.randn_like(value)
+    return net
+
+
+def mixture(components, d):
+    root = torch.randn(components, d, d, dtype=torch.float64)
+    weight = torch.rand(components, dtype=torch.float64) + 0.1
+    identity = torch.eye(d, dtype=torch.float64)
+    return weight / weight.sum(), torch.randn(components, d, dtype=torch.float64), root @ root.mT + 0.1 * identity
+
+
+def check(net, z, *given):
+    output, divergence = net.with_divergence(z, *given)
+    torch.testing.assert_close(output, net(z, *given))
+    jacobian = torch.autograd.functional.jacobian(lambda z: net(z, *given).flatten(1).sum(0), z).movedim(1, 0)
+    expected = jacobian.flatten(2).diagonal(dim1=1, dim2=2).sum(1)
+    torch.testing.assert_close(divergence, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("components", [1, 3])
+@pytest.mark.parametrize("conditions", [0, 2])
+@pytest.mark.parametrize("shape", [(1,), (2,), (3,), (6,), (2, 2)])
+def test_a_mixture_has_its_divergence(shape, conditions, components):
+    torch.manual_seed(0)
+    condition = (conditions + 1,) if conditions else ()
+    net = trained(MixtureMLP(shape, components, width=8, depth=2, condition=condition))
+    net.set_mixture(*mixture(components, net.mean.shape[1] + conditions))
+    z, level = torch.randn(ROWS, *shape, dtype=torch.float64), torch.linspace(-4, 3, ROWS, dtype=torch.float64)
+    check(net, z, level)
+    if conditions:
+        check(net, z, level, torch.randn(ROWS, conditions + 1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("components", [1, 3])
+@pytest.mark.parametrize("questions", [1, ROWS], ids=["one question", "a question each"])
+@pytest.mark.parametrize("d", range(1, 7))
+def test_asked_columns_have_their_divergence(d, questions, components):
+    torch.manual_seed(0)
+    net = trained(MaskedMixtureMLP((d,), (3,), components, width=8, depth=2))
+    net.set_mixture(*mixture(components, d), torch.rand(components, 3).log())
+    asked = torch.rand(questions, d) < 0.6
+    given = (torch.rand(questions, d) < 0.7) & ~asked
+    net.set_questions(asked, given)
+    index = torch.arange(ROWS) % questions
+    one_hot = torch.eye(3, dtype=torch.float64)[torch.arange(ROWS) % 3]
+    c = net.condition(torch.randn(ROWS, d, dtype=torch.float64), one_hot, index)
+    z, level = torch.randn(ROWS, d, dtype=torch.float64), torch.linspace(-4, 3, ROWS, dtype=torch.float64)
+    check(net, z, level, c)
