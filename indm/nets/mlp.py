@@ -33,14 +33,14 @@ class MLPBlock(nn.Module):
         scale, shift = self.level(embedding).chunk(2, dim=1)
         return h + self.outer(self.dropout(F.silu(torch.addcmul(shift, 1 + scale, self.inner(self.norm(h))))))
 
-    def pushed(self, h: Pushed, embedding: Pushed) -> Pushed:
-        """See :func:`pushed`."""
-        (inner, d_inner), (gates, d_gates) = pushed((self.norm, self.inner), *h), pushed((self.level,), *embedding)
-        (scale, shift), (d_scale, d_shift) = gates.chunk(2, dim=1), d_gates.chunk(2, dim=2)
+    def pushed(self, h: Tensor, d_h: Tensor, embedding: Tensor, d_gates: Tensor) -> Pushed:
+        """See :func:`pushed`; ``d_gates`` (B, directions, 2 · width) are the tangents of scale and shift."""
+        (scale, shift), (d_scale, d_shift) = self.level(embedding).chunk(2, dim=1), d_gates.chunk(2, dim=2)
+        inner, d_inner = pushed((self.norm, self.inner), h, d_h)
         hidden = torch.addcmul(shift, 1 + scale, inner)
-        d_hidden = torch.addcmul(torch.addcmul(d_shift, d_scale, inner[:, None]), 1 + scale[:, None], d_inner)
-        more = pushed((nn.SiLU(), self.outer), hidden, d_hidden)
-        return h[0] + more[0], h[1] + more[1]
+        d_hidden = d_inner.mul_(1 + scale[:, None]).addcmul_(d_scale, inner[:, None]).add_(d_shift)
+        more, d_more = pushed((nn.SiLU(), self.outer), hidden, d_hidden)
+        return h + more, d_more.add_(d_h)
 
 
 class MLP(nn.Module):
@@ -119,31 +119,35 @@ class MLP(nn.Module):
         d_features = torch.cat([torch.ones_like(features[:, None, :d]), cos, -sin], 1)  # each of its own entry of z
         weight = self.input.weight.unflatten(1, (-1, d))
         h = self.input(features) + self.condition_input(c)
-        d_h = torch.einsum("bfi,wfi->biw", d_features, weight) + slope @ self.condition_input.weight[:, -last:].mT
-        embedded = pushed(self.condition_embedding.mlp[2:], first(c), slope @ first.weight[:, -last:].mT)
-        embedding, state = (self.embedding(level) + embedded[0], embedded[1]), (h, d_h)
+        d_h = torch.einsum("bfi,wfi->biw", d_features, weight).add_(slope @ self.condition_input.weight[:, -last:].mT)
+        *layers, out = self.condition_embedding.mlp[2:]
+        code, d_code = pushed(layers, first(c), slope @ first.weight[:, -last:].mT)
+        embedding = self.embedding(level) + out(code)
         for block in self.blocks:
-            state = block.pushed(state, embedding)
-        h, d_h = pushed((nn.SiLU(),), *state)
+            h, d_h = block.pushed(h, d_h, embedding, d_code @ (block.level.weight @ out.weight).mT)
+        h, d_h = pushed((nn.SiLU(),), h, d_h)
         return self.output(h).reshape(z.shape), (d_h * self.output.weight).sum(2)
 
 
 def pushed(layers: Iterable[nn.Module], x: Tensor, dx: Tensor) -> Pushed:
-    """What ``layers`` without dropout make of x (B, n) and of its tangents dx (B, directions, n)."""
+    """What ``layers`` without dropout make of x (B, n) and of its tangents dx (B, directions, n).
+
+    A SiLU overwrites dx, so that large tensors are reused.
+    """
     for layer in layers:
         if isinstance(layer, nn.Linear):
             x, dx = layer(x), dx @ layer.weight.mT
         elif isinstance(layer, nn.SiLU):
             gate = x.sigmoid()
-            x, dx = x * gate, dx * (gate + x * gate * (1 - gate))[:, None]
+            x, dx = x * gate, dx.mul_((gate + x * gate * (1 - gate))[:, None])
         elif isinstance(layer, nn.LayerNorm):
             offset = x - x.mean(1, keepdim=True)
             scale = (offset.square().mean(1, keepdim=True) + layer.eps).rsqrt()
             normal = scale * offset
             fixed = torch.stack([torch.ones_like(x), normal], 1) / math.sqrt(x.shape[1])  # directions that it removes
-            dx = torch.baddbmm(dx, dx @ fixed.mT, fixed, alpha=-1) * (scale * layer.weight)[:, None]
+            dx = torch.baddbmm(dx, dx @ fixed.mT, fixed, alpha=-1).mul_((scale * layer.weight)[:, None])
             x = normal * layer.weight + layer.bias
         elif isinstance(layer, ResidualBlock):
-            more = pushed(layer.mlp, x, dx)
-            x, dx = x + more[0], dx + more[1]
+            more, d_more = pushed(layer.mlp, x, dx)
+            x, dx = x + more, d_more.add_(dx)
     return x, dx
