@@ -21,9 +21,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from indm import DensityEstimator
+from indm import INDM, DensityEstimator, ScoreModel
+from indm.flows.base import Identity
 from indm.likelihood import WhitenedFlow
+from indm.nets.mixture import MixtureMLP
 from indm.ode import Solution
+from indm.sde.linear import VPSDE
 from indm.tables import estimator
 from indm.tables.columns import Columns
 
@@ -553,3 +556,30 @@ def test_errors_of_the_solver_are_asked_and_told_in_nats_of_a_row(error, warned,
     assert asked == pytest.approx([0.05] * 2)
     told = [str(warning.message) for warning in recwarn]
     assert [message[:38] for message in told] == (["log p is off by about 0.06 nats on ave"] if warned else [])
+
+
+def test_the_tolerance_of_a_row_is_asked_for(moons):
+    model, X = one_of(moons[0], 0), moons[1][:8]
+    fine = model.score_samples(X, tol=1e-4)
+    assert model.score_samples(X) == pytest.approx(fine, abs=0.05)
+    with pytest.warns(ConvergenceWarning, match="log p is off by about"):
+        model.score_samples(X, tol=1e-12)
+
+
+@pytest.mark.parametrize("deviation", [1.0, 1e-1, 1e-3])
+def test_single_precision_is_within_the_stated_error(deviation):
+    """Components that are narrow across the columns; rows that are far from all are solved in double precision."""
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(2, 3, 3, dtype=torch.float64))[0]
+    root = basis * torch.tensor([deviation, 0.3, 1.0])
+    net, mean = MixtureMLP((3,), 2, width=8, depth=1), torch.randn(2, 3, dtype=torch.float64)
+    net.set_mixture(torch.tensor([0.3, 0.7]).double(), mean, root @ root.mT)
+    model = INDM(Identity(), ScoreModel(net.double(), VPSDE(eps=estimator.EPS)), shape=(3,))
+    scale = torch.tensor([1.0, 1.0, 1.0, 5.0])[:, None, None, None]
+    z = (mean[:, None] + scale * torch.randn(4, 2, 4, 3, dtype=torch.float64) @ root.mT).flatten(0, 2)
+    z = torch.cat([z, torch.full((1, 3), 100.0, dtype=torch.float64)])
+    found, error = estimator.latent_log_prob(model, z, 0.05)
+    exact, _ = estimator._solved(model.score, z, 0.05)
+    assert ((found - exact).abs() <= error).all()
+    assert (found - exact)[:24].abs().max() < 1e-3
+    assert torch.equal(found[32:], exact[32:])
