@@ -169,7 +169,7 @@ def closed_flow(score: nn.Module, clock: PerSample) -> Callable[[Tensor], tuple[
     A :class:`ScoreModel` has ε̂ = q w + output, so that the velocity is ½ q output. Its backbone may have
     ``with_divergence(w, level)``, which also takes c where there is one: the output and its divergence.
     """
-    given = ()
+    given: tuple[Tensor, ...] = ()
     if isinstance(score, GivenScore) and score.guidance == 1:
         score, given = score.score, (score.c,)
     if type(score) is not ScoreModel or not hasattr(score.backbone, "with_divergence") or not score.sde.is_scalar:

@@ -114,13 +114,12 @@ class MLP(nn.Module):
         It is for evaluation: without dropout and gradients.
         """
         d, last = slope.shape[1:]
-        features, first = self.features(z), self.condition_embedding.mlp[1]
-        sin, cos = (self.omega[:, None] * wave for wave in features[:, d:].unflatten(1, (2, -1, d)).unbind(1))
+        features, (first, *layers, out) = self.features(z), list(self.condition_embedding.mlp)[1:]
+        sin, cos = (self.omega[:, None] * wave for wave in features[:, d:].unflatten(1, (2, self.fourier, d)).unbind(1))
         d_features = torch.cat([torch.ones_like(features[:, None, :d]), cos, -sin], 1)  # each of its own entry of z
         weight = self.input.weight.unflatten(1, (-1, d))
         h = self.input(features) + self.condition_input(c)
         d_h = torch.einsum("bfi,wfi->biw", d_features, weight).add_(slope @ self.condition_input.weight[:, -last:].mT)
-        *layers, out = self.condition_embedding.mlp[2:]
         code, d_code = pushed(layers, first(c), slope @ first.weight[:, -last:].mT)
         embedding = self.embedding(level) + out(code)
         for block in self.blocks:

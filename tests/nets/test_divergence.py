@@ -38,7 +38,8 @@ def check(net, z, *given):
 def test_a_mixture_has_its_divergence(shape, conditions, components):
     torch.manual_seed(0)
     condition = (conditions + 1,) if conditions else ()
-    net = trained(MixtureMLP(shape, components, width=8, depth=2, condition=condition))
+    fourier = 2 if conditions else 0
+    net = trained(MixtureMLP(shape, components, width=8, depth=2, fourier=fourier, condition=condition))
     net.set_mixture(*mixture(components, net.mean.shape[1] + conditions))
     z, level = torch.randn(ROWS, *shape, dtype=torch.float64), torch.linspace(-4, 3, ROWS, dtype=torch.float64)
     check(net, z, level)
