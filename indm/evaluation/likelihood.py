@@ -199,13 +199,13 @@ def evaluate(
             n, first = counts["nll"], min(job for job, (name, _) in enumerate(jobs) if name == "nll") * repeats
             seeds = [seed + SEED_STRIDE * (first + number) for number in range(math.ceil(n / batch_size) * repeats)]
             made = Draws(model, raw[:n], c, reference, batch_size, repeats, seeds, dict(solver))
-            solve = _shared(made, progress, distributed)
+            solve = shared(made, progress, distributed)
             report[kind], own = _corrected(report[kind], of_kind, own, dims, few, mean_error, seed, solve)
         nats |= {kind + suffix: values for suffix, values in own.items()}
     return report, nats
 
 
-def _shared(draws: Draws, progress: bool, distributed: bool) -> Callable[..., tuple[Tensor, Tensor, int]]:
+def shared(draws: Draws, progress: bool, distributed: bool) -> Callable[..., tuple[Tensor, Tensor, int]]:
     """:meth:`Draws.solve` for any number of estimates in any order, shared among processes."""
 
     def solve(estimates: Tensor, ladder: Sequence[Steps]) -> tuple[Tensor, Tensor, int]:
