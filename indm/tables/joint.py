@@ -252,7 +252,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """
         deadline = time.perf_counter() + self.max_seconds
         self._is_frame = hasattr(X, "iloc")
-        X = validate_data(self, X, dtype=None, ensure_all_finite="allow-nan", ensure_min_samples=FEWEST_ROWS)
+        X = self._validated(X, ensure_min_samples=FEWEST_ROWS)
         check_options(self)
         numbers = check_random_state(self.random_state)
         self.encoding_ = self._encoding(X, numbers)
@@ -286,6 +286,11 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
         self.sampling_steps_, self.sampling_error_ = steps_for_draws(draws)
         return self
+
+    def _validated(self, X, **options: Any) -> Array:
+        """Rows as an array, in which columns of a frame keep their kinds."""
+        X = X.astype(object) if hasattr(X, "iloc") else X
+        return validate_data(self, X, dtype=None, ensure_all_finite="allow-nan", **options)
 
     def _encoding(self, X: Array, numbers: np.random.RandomState) -> Encoding:
         """What each column is."""
@@ -442,7 +447,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             ConvergenceWarning: where the ODE's error is above ``tol`` on average.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=None, ensure_all_finite="allow-nan", reset=False)
+        X = self._validated(X, reset=False)
         is_given = np.zeros(X.shape, dtype=bool)
         is_given[:, [self._index(column, "given") for column in given]] = True
         return self._score(X, ~is_given, is_given, tol)
@@ -470,7 +475,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     def impute(self, X, n: int | None = None, random_state: Any = None):
         """``X`` with draws given the rest of its row in place of missing entries: one table, or a list of ``n``."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=None, ensure_all_finite="allow-nan", reset=False)
+        X = self._validated(X, reset=False)
         numbers = check_random_state(random_state)
         tables = [self._as_fitted(self._filled(X, numbers, None)) for _ in range(n or 1)]
         return tables[0] if n is None else tables
@@ -481,7 +486,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         The columns a of each row are drawn, b are the others.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=None, ensure_all_finite="allow-nan", reset=False)
+        X = self._validated(X, reset=False)
         first = check_random_state(random_state).uniform(size=X.shape) < 0.5
         none = np.zeros_like(first)
         chain = self._score(X, first, none, SOLVER_ERROR) + self._score(X, ~first, first, SOLVER_ERROR)
@@ -632,7 +637,7 @@ class Conditional:
 
     def score_samples(self, X) -> np.ndarray:
         """log p of rows ``X`` (n, columns), nats (n,); what they have in the given columns is replaced."""
-        X = validate_data(self.estimator, X, dtype=None, ensure_all_finite="allow-nan", reset=False).astype(object)
+        X = self.estimator._validated(X, reset=False).astype(object)
         given = np.tile(self._is_given, (len(X), 1))
         X[:, self._is_given] = self.row[self._is_given]
         return self.estimator._score(X, ~given, given, SOLVER_ERROR)

@@ -183,6 +183,9 @@ def test_frames_come_back_as_frames():
     assert list(drawn.columns) == NAMES and (drawn["smoker"] == "yes").all() and drawn["height"].dtype == float
     filled = fitted.impute(table, random_state=0)
     assert list(filled.columns) == NAMES and not filled.isna().any().any()
+    table["married"] = np.arange(100) % 3 == 0
+    fitted = JointDensityEstimator(**SMALL).fit(table.convert_dtypes())
+    assert fitted.encoding_.sizes == (2, 2) and set(fitted.sample(9, 0)["married"]) <= {True, False}
     with pytest.raises(ValueError, match=r"given must hold columns of X .*, got 'age'"):
         fitted.conditional({"age": 3})
 
