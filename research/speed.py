@@ -34,7 +34,7 @@ def solver_error() -> str:
 def multilevel() -> str:
     """Intervals of multilevel means over random choices of their subsets."""
     rows = [tuple(row.values()) for row in csv.DictReader((BENCH / "multilevel.csv").open())]
-    counts = ("in 90 %", "in 99 %", "largest error", "evaluations", "each solve")
+    counts = ("in 90 %", "in 99 %", "largest error", "evaluations", "each solve", "of 1,000, to 0.001")
     return in_table("model", "examples", "standard error", *counts, rows=rows)
 
 
