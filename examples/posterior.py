@@ -26,8 +26,8 @@ def main(steps: int = 3000, out: Path = Path("runs/example-posterior")) -> None:
     numbers = np.random.default_rng(0)
     theta, fresh, true = (numbers.uniform(LOW, HIGH, (n, 2)) for n in (5000, 300, 1))
     embedding = nn.Sequential(nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 6))
-    options = {"max_seconds": 120, "max_steps": steps, "random_state": 0}
-    posterior = indm.PosteriorEstimator((LOW, HIGH), embedding, **options).fit(theta, simulate(theta, numbers))
+    posterior = indm.PosteriorEstimator((LOW, HIGH), embedding, max_seconds=120, max_steps=steps, random_state=0)
+    posterior.fit(theta, simulate(theta, numbers))
 
     draws = posterior.sample(1000, simulate(true, numbers)[0], random_state=0)
     print("pitch and damping", true[0].round(2), "posterior", draws.mean(0).round(2), "±", draws.std(0).round(2))
