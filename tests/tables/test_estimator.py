@@ -559,14 +559,14 @@ def test_errors_of_the_solver_are_asked_and_told_in_nats_of_a_row(error, warned,
 
 
 def test_the_tolerance_of_a_row_is_asked_for(moons):
-    model, X = one_of(moons[0], 0), moons[1][:8]
-    fine = model.score_samples(X, tol=1e-4)
+    model, X = one_of(moons[0], 0), moons[1][:2]
+    fine = model.score_samples(X, tol=1e-3)
     assert model.score_samples(X) == pytest.approx(fine, abs=0.05)
     with pytest.warns(ConvergenceWarning, match="log p is off by about"):
         model.score_samples(X, tol=1e-12)
 
 
-@pytest.mark.parametrize("deviation", [1.0, 1e-1, 1e-3])
+@pytest.mark.parametrize("deviation", [*(pytest.param(d, marks=pytest.mark.long) for d in (1.0, 1e-1)), 1e-3])
 def test_single_precision_is_within_the_stated_error(deviation):
     """Components that are narrow across the columns; rows that are far from all are solved in double precision."""
     torch.manual_seed(0)
