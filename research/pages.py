@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from research import any_question, conditional, copied, discrete_laws, few_steps, legible, peers, quality, speed, tables
+from research.budget import tables as budget
 from research.flow_gain import others
 from research.flow_gain import tables as flow_gain
 from research.forward import tables as forward
@@ -76,6 +77,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "multilevel": speed.multilevel,
     "solver_coverage": copied.solver_coverage,
     "solver_rules": copied.solver_rules,
+    "budget_searches": lambda: budget.searches(of("budget-runs")),
     "any_question": lambda: any_question.summary(of("any_question", seconds=30.0)),
     "tables": lambda: tables.markdown(of("tables", seconds=10.0)),
     "posteriors": lambda: posteriors.markdown(of("posteriors")),
