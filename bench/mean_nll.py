@@ -1,4 +1,4 @@
-"""What the mean NLL of many images costs: by SciPy, by a certified solve of each, by few solves that correct it.
+"""Measure the cost of the mean NLL of many images: by SciPy, by a certified solve of each, by few fine solves.
 
     python bench/mean_nll.py RUN … --images 1000    # writes bench/records/mean_nll.csv, one row a run
 

@@ -129,7 +129,7 @@ class MLP(nn.Module):
 
 
 def pushed(layers: Iterable[nn.Module], x: Tensor, dx: Tensor) -> Pushed:
-    """What ``layers`` without dropout make of x (B, n) and of its tangents dx (B, directions, n).
+    """Output of ``layers`` without dropout at x (B, n), and its tangents along dx (B, directions, n).
 
     A SiLU overwrites dx, so that large tensors are reused.
     """

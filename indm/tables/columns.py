@@ -110,7 +110,7 @@ class Columns:
 
 
 def is_inside(X: Array, interval: Array, is_whole: Array | bool = False) -> Array:
-    """Which entries are inside of the interval of their column; whole numbers may be on its lower end."""
+    """Mask of the entries inside the interval of their column; whole numbers may be on its lower end."""
     low, high = interval
     return (high > X) & ((low < X) | (low == X) & is_whole)
 

@@ -68,7 +68,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Encoding:
-    """What the columns of a table are, and the map from its rows to numbers, codes and latents.
+    """The kinds of a table's columns, and the map from its rows to numbers, codes and latents.
 
     Args:
         columns: one for each column of the table.
@@ -96,7 +96,7 @@ class Encoding:
 
     @property
     def whole(self) -> Array:
-        """Which of :attr:`numbers` are whole, (d,)."""
+        """Mask of the whole numbers among :attr:`numbers`, (d,)."""
         return np.array([self.columns[i].is_whole for i in self.numbers], dtype=bool)
 
     def map_of(self, i: int) -> Columns:
@@ -244,7 +244,7 @@ def as_numbers(entries: Array, name: str) -> Array:
 
 
 def are_missing(entries: Array) -> Array:
-    """Which entries of a table are None, NaN or the missing value of pandas."""
+    """Mask of missing entries: None, NaN or the missing value of pandas."""
     if entries.dtype.kind == "f":
         return np.isnan(entries)
     flat = [entry is None or type(entry).__name__ in ("NAType", "NaTType") or entry != entry for entry in entries.flat]

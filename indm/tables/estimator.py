@@ -641,7 +641,7 @@ def no_gain(gain: float, error: float) -> str:
     """The words of a warning that the network gained nothing."""
     return (
         f"the network found nothing that its mixture of Gaussians lacks ({gain:.2g} ± {error:.2g} nats a row of "
-        "validation); where the table is no such mixture, give it more rows, max_seconds or max_steps, or another "
+        "validation); if the table is not such a mixture, give it more rows, max_seconds or max_steps, or another "
         "learning_rate"
     )
 

@@ -160,7 +160,7 @@ class Training:
         return True
 
     def gain(self, start: Tensor | None = None) -> tuple[float, float]:
-        """What the best state gained over the errors of a start, by default its own, and its standard error, nats."""
+        """Gain of the best state over a start, by default its own, and the standard error of the gain, nats."""
         gains = ((self.start if start is None else start) - self.lowest).unflatten(0, (-1, self.groups)).mean(1)
         return gains.mean().item(), (gains.std() / math.sqrt(len(gains))).item()
 

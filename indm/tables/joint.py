@@ -53,7 +53,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Questions:
-    """What rows are asked: masks of their own numbers and categories.
+    """Masks of the numbers and categories that each row is asked, and of those that it is given.
 
     Args:
         asked, given: of numbers, (n, d).
@@ -293,7 +293,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         return validate_data(self, X, dtype=None, ensure_all_finite="allow-nan", **options)
 
     def _encoding(self, X: Array, numbers: np.random.RandomState) -> Encoding:
-        """What each column is."""
+        """Kind and map of each column."""
         options = {
             name: {self._index(column, name) for column in getattr(self, name)} for name in ("categories", "discrete")
         }
@@ -382,7 +382,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             first = np.isnan(x[part[0], of_x]), codes[part[0], of_codes] < 0
 
             def fits(chosen: Any, first: Any = first, of_x: Array = of_x, of_codes: Array = of_codes) -> Array:
-                """Which rows lack the same of these columns as the first one."""
+                """Mask of the rows that lack the same columns as the first one."""
                 lacks_same = (codes[chosen][:, of_codes] < 0) == first[1]
                 return (np.isnan(x[chosen][:, of_x]) == first[0]).all(1) & lacks_same.all(1)
 
@@ -397,7 +397,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     # ── Rows and questions ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _questions(self, asked: Array, given: Array | None, rows: tuple[Array, Array] | None) -> Questions:
-        """What columns of the table (n, columns) mean for numbers and categories, of those that the ``rows`` have."""
+        """Masks of numbers and categories from masks of columns (n, columns), without entries that ``rows`` lack."""
         given = np.zeros_like(asked) if given is None else given
         numbers, categories = self.encoding_.numbers, self.encoding_.categories
         there = (True, True) if rows is None else (~np.isnan(rows[0]), rows[1] >= 0)
