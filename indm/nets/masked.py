@@ -77,7 +77,6 @@ class MaskedMixtureMLP(nn.Module):
         self.width, self.depth, self.dropout = width, depth, dropout
         self.d, self.m = d, sum(self.categories)
         self.size = 3 * d + self.m + 1
-        self.condition_shape = (self.size + 1,)
         self.register_buffer("weight", torch.full((components,), 1 / components))
         self.register_buffer("mean", torch.zeros(components, d))
         self.register_buffer("covariance", torch.eye(d).repeat(components, 1, 1))
@@ -120,11 +119,7 @@ class MaskedMixtureMLP(nn.Module):
         """The output for inputs ``z`` at log noise levels ``level`` = log(σ/α), (B,), and conditions ``c``."""
         y, r, asked, components = self._components(z, level, c)
         weighted = components.share[:, :, None] * components.offset / components.total
-        slope = (
-            torch.einsum("bke,bkde->bd", weighted, components.basis)
-            if len(components.basis) > 1
-            else torch.einsum("bke,kde->bd", weighted, components.basis[0])
-        )
+        slope = self._along_each(weighted, components.basis.mT).sum(1)  # −∇ log p of y
         noise = asked * r.sqrt() * (slope - y / (1 + r))  # beyond that of N(0, I)
         return noise + asked * self.mlp(asked * z, level, torch.cat([c[:, : 3 * self.d + self.m], noise], 1))
 

@@ -549,13 +549,7 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             for model in self.models_
         ]
         errors = torch.stack([torch.cat([error for _, error in parts]) for parts in found])
-        if errors.mean() > tol:
-            warnings.warn(
-                f"log p is off by about {errors.mean():.2g} nats on average, and {errors.max():.2g} at most, where the "
-                "density is narrow; rows far from all that were fitted are the usual cause",
-                ConvergenceWarning,
-                stacklevel=3,
-            )
+        warn_above(tol, errors, stacklevel=4)
         log_prob = torch.stack([torch.cat([value for value, _ in parts]) for parts in found])
         return (log_prob.logsumexp(0) - math.log(len(found))).numpy() + self.columns_.log_volume(X)
 
@@ -635,6 +629,17 @@ def steps_for_draws(draws: Callable[[int], Array]) -> tuple[int, float]:
         if error < SAMPLING_ERROR:
             break
     return steps, error
+
+
+def warn_above(tol: float, errors: Tensor, stacklevel: int) -> None:
+    """ConvergenceWarning where the mean of the ODE's errors, nats, is above ``tol``."""
+    if errors.numel() and errors.mean() > tol:
+        warnings.warn(
+            f"log p is off by about {errors.mean():.2g} nats on average, and {errors.max():.2g} at most, where the "
+            "density is narrow; rows far from all that were fitted are the usual cause",
+            ConvergenceWarning,
+            stacklevel=stacklevel,
+        )
 
 
 def no_gain(gain: float, error: float) -> str:

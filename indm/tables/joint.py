@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, DensityMixin
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
@@ -38,6 +37,7 @@ from indm.tables.estimator import (
     latent_log_prob,
     no_gain,
     steps_for_draws,
+    warn_above,
 )
 from indm.tables.fit import VALIDATION_ROWS, Training, race, train
 from indm.tables.joint_mixture import JointMixture, best_joint_mixture
@@ -87,10 +87,15 @@ class JointTraining(Training):
         questions, one_hot: of the rows ``held``, whose conditions are made of them.
     """
 
-    questions: Any = field(kw_only=True)
+    questions: Questions = field(kw_only=True)
     one_hot: Tensor = field(kw_only=True)
 
     def _fixed(self) -> tuple[Tensor, Tensor, Tensor]:
+        net = self.ema.model.score.backbone
+        asked, given, index = self.questions.masks()
+        net.set_questions(asked, given)
+        self.index, known = torch.from_numpy(index), self.questions.asked_codes | self.questions.given_codes
+        self.c_held = net.condition(self.held, hidden(self.one_hot, net, known), self.index)
         t, weight, noise = super()._fixed()
         return t, weight, torch.from_numpy(self.questions.asked) * noise
 
@@ -98,12 +103,7 @@ class JointTraining(Training):
     def _errors(self) -> Tensor:
         """The bound of −log p of the average's answers at the validation rows, up to a constant."""
         net = self.ema.model.score.backbone
-        asked, given, index = self.questions.masks()
-        net.set_questions(asked, given)
-        known = self.questions.asked_codes | self.questions.given_codes
-        self.c_held = net.condition(self.held, hidden(self.one_hot, net, known), torch.from_numpy(index))
-        codes = chain_log_prob(net, self.held, self.one_hot, self.questions, torch.from_numpy(index))
-        return super()._errors() - codes
+        return super()._errors() - chain_log_prob(net, self.held, self.one_hot, self.questions, self.index)
 
     def _gradients(self, z: Tensor, one_hot: Tensor, questions: Questions) -> dict[str, Tensor]:
         net = self.model.score.backbone
@@ -347,7 +347,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         asked_of = self._questions(asked, given, (x[rows], codes[rows]))
         latents = self._noised(self._latents(x[rows]), x[rows], asked_of.asked, numbers)
         held_codes = torch.from_numpy(one_hot[rows]).float()
-        c = latents.new_zeros(len(rows), 0)  # made at every validation
+        c = latents.new_zeros(len(rows), 0)  # made of the questions
         rates = self.learning_rate, self.weight_decay
         return [
             JointTraining(self._model(law), latents, c, *rates, repeats, questions=asked_of, one_hot=held_codes)
@@ -419,7 +419,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     def _latents(self, x: Array) -> Tensor:
         """Latents of numbers, whole ones in the middle of their bin, 0 where there are none."""
-        z = self.encoding_.latents(x + np.where(self.encoding_.whole, 0.5, 0.0))
+        z = self.encoding_.latents(x + 0.5 * self.encoding_.whole)
         return torch.from_numpy(np.nan_to_num(z)).float()
 
     def _noised(self, middle: Tensor, x: Array, asked: Array, numbers: np.random.RandomState) -> Tensor:
@@ -506,7 +506,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
             def log_density(chosen: Array, points: Array, own: Array = own, mask: Array = mask) -> Array:
                 picked = np.repeat(own[chosen], len(points))
-                noise = np.where(self.encoding_.whole, 0.5, 0.0) * np.ones((len(picked), 1))
+                noise = np.tile(0.5 * self.encoding_.whole, (len(picked), 1))
                 noise[:, mask] = np.tile(points, (len(chosen), 1))
                 value = self._log_density(x[picked], noise, codes[picked], questions[picked], tol)
                 return value.reshape(len(chosen), -1)
@@ -542,13 +542,7 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                 value, error = latent_log_prob(self.model_.given(c), asked * z[rows][solved], tol)
                 found[rows[solved]] += value - unasked_log_prob(self.model_.sde, ~asked)
                 errors[rows[solved]] = error
-        if len(errors) and errors.mean() > tol:
-            warnings.warn(
-                f"log p is off by about {errors.mean():.2g} nats on average, and {errors.max():.2g} at most, where the "
-                "density is narrow; rows far from all that were fitted are the usual cause",
-                ConvergenceWarning,
-                stacklevel=5,
-            )
+        warn_above(tol, errors, stacklevel=6)
         return found.numpy() + volume
 
     def _parts(self, net: MaskedMixtureMLP, questions: Questions) -> Iterator[tuple[Array, Tensor]]:

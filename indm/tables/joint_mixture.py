@@ -7,7 +7,7 @@ import numpy as np
 from scipy.special import logsumexp
 from sklearn.cluster import KMeans
 
-from indm.tables.mixture import EM_STEPS, PER_COMPONENT, log_gaussians
+from indm.tables.mixture import EM_STEPS, PER_COMPONENT, best_of, log_gaussians
 
 COMPONENTS, FLOORS = (1, 2, 3, 5, 8, 12, 20), (1e-2, 1e-3)  # that are tried; of the covariances
 CHANGE = 1e-3  # nats of a row between two steps, below which a fit ends
@@ -125,13 +125,14 @@ def best_joint_mixture(
     until: float,
 ) -> JointMixture:
     """The mixture of the best validation among those that can be fitted before ``until``, of ``most`` components."""
-    found: list[tuple[float, JointMixture]] = []
-    for components in (k for k in COMPONENTS if k == 1 or k <= min(most, len(training[0]) // PER_COMPONENT)):
-        for floor in FLOORS:
-            if not found or time.perf_counter() < until:
-                law = JointMixture.fitted(*training, sizes, components, floor, seed, until if found else np.inf)
-                found.append((law.log_prob(*validation).mean(), law))
-    return max(found, key=lambda pair: pair[0])[1]
+    most = min(most, len(training[0]) // PER_COMPONENT)
+    ladder = [(k, floor) for k in COMPONENTS if k == 1 or k <= most for floor in FLOORS]
+
+    def fit(components: int, floor: float) -> JointMixture:
+        is_first = (components, floor) == ladder[0]
+        return JointMixture.fitted(*training, sizes, components, floor, seed, np.inf if is_first else until)
+
+    return best_of(ladder, fit, validation, until)
 
 
 def _clusters(z: Array, categories: Array, components: int, seed: int) -> Array:

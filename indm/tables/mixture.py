@@ -2,7 +2,9 @@
 
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.linalg import solve_triangular
@@ -15,6 +17,7 @@ FLOORS, EM_STEPS = (1e-2, 1e-3, 1e-1), 50  # of the covariances; of a fit, at mo
 PER_COMPONENT = 5  # rows, at least
 
 Array = np.ndarray
+Law = TypeVar("Law", bound=Any)  # it has log_prob
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,24 @@ def best_mixture(
 
     Numbers of components rise up to ``most``, each with several floors.
     """
-    found: list[tuple[float, Mixture]] = []
-    for components in (k for k in COMPONENTS if k == 1 or k <= min(most, len(training[0]) // PER_COMPONENT)):
-        for floor in FLOORS:
-            if not found or time.perf_counter() < until:
-                mixture = Mixture.fitted(*training, components, floor, seed)
-                found.append((mixture.log_prob(*validation).mean(), mixture))
+    most = min(most, len(training[0]) // PER_COMPONENT)
+    ladder = [(k, floor) for k in COMPONENTS if k == 1 or k <= most for floor in FLOORS]
+    return best_of(ladder, lambda k, floor: Mixture.fitted(*training, k, floor, seed), validation, until)
+
+
+def best_of(
+    ladder: Sequence[tuple[int, float]], fit: Callable[[int, float], Law], validation: tuple[Array, Array], until: float
+) -> Law:
+    """The law of the best validation among those that can be fitted before ``until``; the first one in any case.
+
+    Args:
+        ladder: numbers of components and floors of the covariances.
+        fit: makes the law of each.
+        validation: the arguments of its ``log_prob``.
+    """
+    found: list[tuple[float, Law]] = []
+    for components, floor in ladder:
+        if not found or time.perf_counter() < until:
+            law = fit(components, floor)
+            found.append((law.log_prob(*validation).mean(), law))
     return max(found, key=lambda pair: pair[0])[1]
