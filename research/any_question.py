@@ -3,8 +3,8 @@
     python -m research.any_question moons wine      # fits what has no record yet, then shows the table of all records
     python -m research.any_question all
 
-Tables and splits are those of ``research.tables``, and "bent" has eight columns, four of which are functions of the
-others with noise. Two questions: all columns, and the first half of them given the second. ``joint`` is one
+Tables and splits are those of ``research.tables.flows``, and "bent" has eight columns, four of which are functions of
+the others with noise. Two questions: all columns, and the first half of them given the second. ``joint`` is one
 JointDensityEstimator for both, ``start`` the mixture from which it starts, and ``fixed`` is a DensityEstimator for
 each. Every fit has ``--seconds`` of the processor on one thread.
 """
@@ -25,7 +25,7 @@ from indm import DensityEstimator, JointDensityEstimator
 from indm.evaluation.statistics import mean_and_error
 from research.markdown import in_table
 from research.records import RECORDS, Records, made_by
-from research.tables import SEEDS, over_splits, split
+from research.tables.flows import SEEDS, over_splits, split
 
 NAMES = ("bent", "moons", "swiss-roll", "mixture-8d", "wine", "breast-cancer")
 MOST = 200  # test rows

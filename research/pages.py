@@ -9,7 +9,7 @@ page of ``research/`` and ``docs/`` and ``README.md`` may have some.
 from collections.abc import Callable
 from pathlib import Path
 
-from research import any_question, conditional, copied, discrete_laws, few_steps, legible, peers, quality, speed, tables
+from research import any_question, conditional, copied, discrete_laws, few_steps, legible, peers, quality, speed
 from research.budget import tables as budget
 from research.flow_gain import others
 from research.flow_gain import tables as flow_gain
@@ -18,6 +18,7 @@ from research.markdown import with_tables
 from research.posteriors import sbibm
 from research.posteriors import study as posteriors
 from research.records import RECORDS, Records
+from research.tables import flows
 from research.translation import flow_alone, truth
 from research.translation import study as translation
 
@@ -79,7 +80,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "solver_rules": copied.solver_rules,
     "budget_searches": lambda: budget.searches(of("budget-runs")),
     "any_question": lambda: any_question.summary(of("any_question", seconds=30.0)),
-    "tables": lambda: tables.markdown(of("tables", seconds=10.0)),
+    "tables": lambda: flows.markdown(of("tables", seconds=10.0)),
     "posteriors": lambda: posteriors.markdown(of("posteriors")),
     "sbibm": lambda: sbibm.markdown(of("sbibm", simulations=10_000, draws=10_000)),
     "conditional": lambda: conditional.summary(of("conditional")),

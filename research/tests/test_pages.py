@@ -7,11 +7,11 @@ import re
 import numpy as np
 import pytest
 
-from research import tables
 from research.forward import tables as forward
 from research.markdown import ERROR, MARKED, errors_outside, in_table, with_tables, words
 from research.pages import PAGES, ROOT, SHOWN, shown
 from research.records import Records
+from research.tables import flows
 from research.translation import study as translation
 
 STUDIES = [page for page in PAGES if page.is_relative_to(ROOT / "research")]
@@ -93,8 +93,8 @@ def test_an_error_of_images_that_trainings_share_is_added(tmp_path):
 
 def test_the_error_of_a_table_of_numbers_is_over_splits_and_rows():
     nats = np.array([[1.0, 3.0], [5.0, 7.0]])
-    assert tables.over_splits(nats) == (4.0, pytest.approx(math.hypot(2, nats.std(ddof=1) / 2)))
-    assert tables.over_splits(nats[:1]) == (2.0, pytest.approx(1.0))
+    assert flows.over_splits(nats) == (4.0, pytest.approx(math.hypot(2, nats.std(ddof=1) / 2)))
+    assert flows.over_splits(nats[:1]) == (2.0, pytest.approx(1.0))
 
 
 def test_a_mean_over_flows_has_the_error_within_a_flow_too(tmp_path):

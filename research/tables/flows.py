@@ -1,7 +1,7 @@
 """Test log-likelihoods of small tables: indm.DensityEstimator beside flows of zuko and sbi, a mixture and a KDE.
 
-    python -m research.tables iris wine      # trains what has no record yet, then shows the table of all records
-    python -m research.tables all
+    python -m research.tables flows iris wine # trains what has no record yet, then shows the table of all records
+    python -m research.tables flows all
 
 A fifth of the rows is the test, by the seed, and a tenth of the others the validation of those that do not split by
 themselves. All numbers are nats of a row of the raw table. Discrete columns get uniform noise, and a row's value is the
@@ -292,14 +292,16 @@ def over_splits(nats: Array) -> tuple[float, float]:
     return mean, rows if math.isnan(seeds) else math.hypot(seeds, rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "python -m research.tables flows", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("tables", nargs="*", help=f"all, or {', '.join(TABLES)}")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the table")
-    o = parser.parse_args()
+    o = parser.parse_args(arguments)
     if importlib.util.find_spec("sbi") is None and any(method.startswith("sbi") for method in o.methods):
         print("the flows of sbi are left out because it is not installed: pip install sbi")
         o.methods = [method for method in o.methods if not method.startswith("sbi")]
@@ -316,7 +318,3 @@ def main() -> None:
                 continue
             print(name, method, seed, record["test"], record["setting"], record["fit_cpu_seconds"], flush=True)
     print(markdown(made))
-
-
-if __name__ == "__main__":
-    main()
