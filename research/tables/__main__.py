@@ -2,9 +2,9 @@
 
 import sys
 
-from research.tables import flows
+from research.tables import flow_worth, flows
 
-COMMANDS = {"flows": flows.main}
+COMMANDS = {"flows": flows.main, "flow_worth": flow_worth.main}
 
 if sys.argv[1:2] == [] or sys.argv[1] not in COMMANDS:
     sys.exit(f"python -m research.tables needs one of {', '.join(COMMANDS)}")

@@ -1,0 +1,180 @@
+"""Is a flow worth its cost on tables? DensityEstimator with no map, powers, a spline a column, or a coupling flow.
+
+    python -m research.tables flow_worth bent wine      # fits what has no record yet, then shows the table of all
+    python -m research.tables flow_worth all
+
+The estimator's columns are standardised and decorrelated in every variant. ``none`` has no more, ``powers`` is the
+default: a power of a column where validation says so. ``spline`` and ``coupling`` have the powers and then a learned
+flow that starts at the identity and is trained with the network, of two learning rates the better by validation. Every
+fit has ``--seconds`` of the processor on one thread.
+"""
+
+import argparse
+import itertools
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from indm import INDM, DensityEstimator
+from indm.evaluation.statistics import mean_and_error
+from indm.flows import CouplingFlow, ElementwiseFlow, Flow
+from indm.tables import estimator
+from indm.tables.columns import Columns
+from indm.tables.fit import Training, paired_error
+from research.any_question import rows_of
+from research.markdown import in_table
+from research.records import RECORDS, Records, made_by
+from research.tables.flows import SEEDS, over_splits
+
+NAMES = ("bent", "swiss-roll", "mixture-8d", "wine", "breast-cancer")
+BOUND = 5.0  # of the splines, in deviations of a latent
+RATES = {"none": (0.0,), "powers": (0.0,), "spline": (4e-3, 1e-3), "coupling": (4e-3, 1e-3)}  # of a flow, by variant
+JOBS = [(variant, rate) for variant, rates in RATES.items() for rate in rates]
+fitted, log_prob = Columns.fitted, estimator.latent_log_prob
+Array = np.ndarray
+
+
+def flow_of(variant: str, d: int) -> Flow:
+    """A flow of rows of latents (B, d), which starts at the identity."""
+    if variant == "spline":
+        return ElementwiseFlow((d,), shared="none", bound=BOUND)
+    return CouplingFlow((d,), depth=4, width=64, bound=BOUND)
+
+
+class BehindFlow(Training):
+    """A training in which the flow of the model learns with the network: the loss has −log|det|."""
+
+    flow_rate: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        flow = list(self.model.flow.parameters())
+        of_flow = {id(part) for part in flow}
+        (group,) = self.optimizer.param_groups
+        group["params"] = [part for part in group["params"] if id(part) not in of_flow]
+        self.optimizer.add_param_group({"name": "flow", "params": flow})
+
+    def _errors(self) -> Tensor:
+        t, weight, noise = self.fixed
+        with torch.no_grad():
+            z, log_det = self.ema.model.flow(self.held)
+            return weight * paired_error(self.ema.model, self.c_held, z, t, noise)[0] - log_det
+
+    def update(self, batch: tuple[Any, ...], factor: float) -> bool:
+        self.optimizer.param_groups[1]["lr"] = factor * self.flow_rate
+        return super().update(batch, factor)
+
+    def _gradients(self, z: Tensor, c: Tensor) -> dict[str, Tensor]:
+        latents, log_det = self.model.flow(z)
+        (self._denoising(latents, c) - log_det.mean() / z.shape[1]).backward()
+        return {}
+
+
+class FlowEstimator(DensityEstimator):
+    """A DensityEstimator with a flow of the latents; it is used within :func:`behind`."""
+
+    variant = "coupling"
+
+    def _build(self, components: int, width: int, depth: int, dropout: float = 0.0) -> INDM:
+        linear = super()._build(components, width, depth, dropout)
+        return INDM(flow_of(self.variant, linear.shape[0]), linear.score, shape=linear.shape)
+
+
+def through_flow(model: INDM, x: Tensor, tol: float) -> tuple[Tensor, Tensor]:
+    """log p of rows x (B, d), by that of their latents, and an estimate of its error (B,)."""
+    z, log_det = model.flow(x)
+    value, error = log_prob(model, z, tol)
+    return value + log_det, error
+
+
+@contextmanager
+def behind(variant: str, rate: float) -> Iterator[DensityEstimator]:
+    """The estimator of a variant."""
+
+    def without_powers(X: Array, c: Array, skewed: Array, *rest: Any) -> Columns:
+        return fitted(X, c, skewed[:0], *rest)
+
+    with ExitStack() as stack:
+        if variant == "none":
+            stack.enter_context(mock.patch.object(Columns, "fitted", without_powers))
+        if not rate:
+            yield DensityEstimator()
+            return
+        training = type("Training", (BehindFlow,), {"flow_rate": rate})
+        stack.enter_context(mock.patch.object(estimator, "Training", training))
+        stack.enter_context(mock.patch.object(estimator, "latent_log_prob", through_flow))
+        found = FlowEstimator()
+        found.variant = variant
+        yield found
+
+
+def trained(name: str, variant: str, rate: float, seed: int, seconds: float) -> dict[str, Any]:
+    """The record of one fit."""
+    X, test = rows_of(name, seed)
+    started = time.process_time()
+    with (
+        warnings.catch_warnings(),
+        mock.patch.object(time, "perf_counter", time.process_time),
+        behind(variant, rate) as model,
+    ):
+        warnings.simplefilter("ignore")
+        model.set_params(max_seconds=seconds, random_state=seed, n_models=1).fit(X)
+        fit_seconds = time.process_time() - started
+        nats = model.score_samples(test)
+    return {
+        "rows": list(X.shape), "validation_gain": model.gains_[0], "steps": model.n_steps_[0], "test_nats": nats,
+        "test": mean_and_error(torch.from_numpy(nats)), "fit_cpu_seconds": round(fit_seconds, 1),
+        "score_cpu_seconds": round(time.process_time() - started - fit_seconds, 1),
+    } | made_by(seed)  # fmt: skip
+
+
+def summary(made: Records) -> str:
+    """Mean test log p of ``powers``, and what each row of the others has beyond it, ± over seeds and rows."""
+    lines = []
+    for name in NAMES:
+        found = {(row["variant"], row["rate"], row["seed"]): row for row in made.at(table=name).rows()}
+        seeds = [seed for seed in SEEDS if all((*job, seed) in found for job in JOBS)]
+        if not seeds:
+            continue
+        nats = {variant: np.array([chosen(found, variant, seed)["test_nats"] for seed in seeds]) for variant in RATES}
+        others = [over_splits(nats[variant] - nats["powers"]) for variant in RATES if variant != "powers"]
+        rows, columns = found["powers", 0.0, seeds[0]]["rows"]
+        cells = [
+            "{:.2f} ± {:.2f}".format(*over_splits(nats["powers"])),
+            *("{:+.2f} ± {:.2f}".format(*o) for o in others),
+        ]
+        lines.append((name, f"{rows} × {columns}", len(seeds), *cells))
+    return in_table("table", "rows × columns", "seeds", "powers", "none", "spline", "coupling", rows=lines)
+
+
+def chosen(found: dict[tuple[str, float, int], dict[str, Any]], variant: str, seed: int) -> dict[str, Any]:
+    """The record of the rate whose validation is best."""
+    return max((found[variant, rate, seed] for rate in RATES[variant]), key=lambda row: row["validation_gain"][0])
+
+
+def main(arguments: list[str]) -> None:
+    prog, plain = "python -m research.tables flow_worth", argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=plain)
+    parser.add_argument("tables", nargs="*", help=f"all, or {', '.join(NAMES)}")
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the table")
+    o = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+    made = Records(o.records / "flow_worth.csv").at(seconds=o.seconds)
+    names = NAMES if o.tables == ["all"] else o.tables
+    for seed, name, (variant, rate) in itertools.product(o.seeds, names, JOBS):
+        cell = made.at(table=name, variant=variant, rate=rate, seed=seed)
+        record = cell.kept(lambda job=(name, variant, rate, seed): trained(*job, o.seconds))
+        print(name, variant, rate, seed, record["validation_gain"], record["test"], flush=True)
+    print(summary(made))
