@@ -42,7 +42,7 @@ def export(model: Any, folder: str | Path, *, onnx: bool = False) -> list[Path]:
         True
     """
     if onnx and any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")):
-        raise ValueError("export to ONNX needs the packages onnx and onnxscript: pip install 'indm[onnx]'")
+        raise ValueError("export to ONNX needs the packages onnx and onnxscript: pip install onnx onnxscript")
     model.flow.check_one_map("export")
     model = copy.deepcopy(model).eval().requires_grad_(False)
     place = Path(folder).expanduser()

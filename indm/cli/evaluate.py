@@ -150,7 +150,7 @@ class App(Computes):
     """Try a run in the browser: samples, likelihoods, interpolation, translation.
 
     "indm app RUN RUN_B" also translates between two models; "indm app PAIR" does, too, and of one model of classes it
-    is between those. Ctrl-C ends it. It needs 'indm[app]', and no network. Images of up to 10 MB and 25 megapixels are
+    is between those. Ctrl-C ends it. It needs Gradio, and no network. Images of up to 10 MB and 25 megapixels are
     read as "indm translate" reads them, one request is computed at a time, and no file of this machine is served.
     Uploads are kept for an hour, 500 MB of them at most, and go when it ends.
     """
@@ -166,7 +166,7 @@ class App(Computes):
 
     def run(self) -> int:
         if importlib.util.find_spec("gradio") is None:
-            raise ValueError("indm app needs the library Gradio: pip install 'indm[app]'")
+            raise ValueError("indm app needs the library Gradio: pip install gradio")
         from indm.app import requests
         from indm.runs.folder import run_folder
 

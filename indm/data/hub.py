@@ -254,7 +254,7 @@ def _own_file(path: str, places: Sequence[Path]) -> Path:
 def _rows(path: str, config: str | None, split: str, stream: int | None, download: bool) -> Any:
     """The rows of a split, or the first ``stream`` of them."""
     if importlib.util.find_spec("datasets") is None:
-        raise ValueError("the data set 'datasets' needs the library datasets: pip install 'indm[datasets]'")
+        raise ValueError("the data set 'datasets' needs the library datasets: pip install datasets")
     import datasets
 
     if stream is not None and stream < 1:

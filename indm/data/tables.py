@@ -61,7 +61,7 @@ def read_columns(path: Path, x: Sequence[str], c: Sequence[str]) -> tuple[np.nda
         _check_size(path)
         table = _parquet(path) if path.suffix.lower() in PARQUET else _text(path)
     except ImportError as error:  # of pandas, and by pandas of pyarrow
-        raise ValueError(f"{path}: Parquet needs pandas and pyarrow: pip install 'indm[tables]'") from error
+        raise ValueError(f"{path}: Parquet needs pandas and pyarrow: pip install pandas pyarrow") from error
     except Exception as error:  # pandas and pyarrow raise of every kind
         raise ValueError(f"{path} cannot be read as a table: {reason(error)}") from error
     for name in (*x, *c):

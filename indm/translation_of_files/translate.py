@@ -450,8 +450,8 @@ def sentences(report: dict) -> list[str]:
     parts.append(f"{report['nfe']} evaluations, {report['seconds_per_example']:.2g} s each")
     lines = [", ".join(parts), *report.get("conclusions", ())]
     if "scores" in report:
-        lines += ["no SSIM: pip install 'indm[metrics]'"] if report["scores"]["ssim"] is None else []
-        lines += ["no general features: pip install 'indm[features]'"] if report["scores"]["general"] is None else []
+        lines += ["no SSIM: pip install torchmetrics"] if report["scores"]["ssim"] is None else []
+        lines += [f"no general features: pip install {PACKAGE}"] if report["scores"]["general"] is None else []
     elif options["score"]:
         lines.append(f"no scores: they need at least {FEWEST_SCORED} results")
     return lines

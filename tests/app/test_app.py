@@ -291,7 +291,7 @@ def test_models_of_anything_but_images_are_refused(tmp_path):
 def test_without_gradio_one_line_says_how_to_get_it(capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["app", "runs/digits"]) == 2
-    assert capsys.readouterr().err == "indm: error: indm app needs the library Gradio: pip install 'indm[app]'\n"
+    assert capsys.readouterr().err == "indm: error: indm app needs the library Gradio: pip install gradio\n"
 
 
 @pytest.fixture

@@ -299,7 +299,7 @@ def test_a_data_set_of_numbers_and_its_mistakes(tmp_path):
 def test_without_the_library_one_line_says_how_to_get_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert main(["train", "folder", "--data", "datasets", "--data.path", "ann/pictures"]) == 2
-    line = "indm: error: the data set 'datasets' needs the library datasets: pip install 'indm[datasets]'\n"
+    line = "indm: error: the data set 'datasets' needs the library datasets: pip install datasets\n"
     assert capsys.readouterr().err == line
 
 

@@ -504,4 +504,4 @@ def test_mistakes_are_one_line(run, folder, tmp_path, monkeypatch, capsys):
     assert "n must be at least 20 images" in fails(run, "-n", 19) and not (run / "samples.npz").exists()
     assert "n must be at most the 360 images" in fails("digits", "--reference", "digits", "-n", 361, *extractor)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "indm fid needs the library torch-fidelity: pip install 'indm[fid]'" in fails(run)
+    assert "indm fid needs the library torch-fidelity: pip install torch-fidelity" in fails(run)

