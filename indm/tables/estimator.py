@@ -241,7 +241,8 @@ class DensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
     def score_samples(self, X, c=None, *, tol: float | None = None) -> np.ndarray:
         """log p of each row of ``X`` (at its own row of ``c``), nats, of the units of ``X``: (n,).
 
-        No value depends on another row. Outside of the bounds, and where a constant column differs, it is −∞.
+        No value depends on another row, but in its rounding. Outside of the bounds, and where a constant column
+        differs, it is −∞.
 
         With discrete columns it is the log of a probability of them times a density of the others, or a lower bound.
 

@@ -127,12 +127,13 @@ def test_units_of_a_column_shift_its_log_density(moons, coarse):
 def test_no_row_depends_on_another(moons, monkeypatch, coarse):
     model, X = moons
     together = model.score_samples(X[:2])
-    assert together == pytest.approx([model.score_samples(row[None])[0] for row in X[:2]], abs=1e-8)
+    rounding = 2e-6  # of single precision
+    assert together == pytest.approx([model.score_samples(row[None])[0] for row in X[:2]], abs=rounding)
     monkeypatch.setattr(estimator, "MOST_EXACT", 1)
     monkeypatch.setattr(estimator, "PROBES", 2)
     probed = model.score_samples(X[:2])
-    assert probed == pytest.approx([model.score_samples(row[None])[0] for row in X[:2]], abs=1e-8)
-    assert probed != pytest.approx(together, abs=1e-8)
+    assert probed == pytest.approx([model.score_samples(row[None])[0] for row in X[:2]], abs=rounding)
+    assert probed != pytest.approx(together, abs=1e-4)
 
 
 @pytest.fixture(scope="module")
