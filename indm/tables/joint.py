@@ -431,25 +431,32 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
 
     # ── Answers ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def score_samples(self, X, *, given: Sequence[Any] = (), tol: float = SOLVER_ERROR) -> np.ndarray:
+    def score_samples(self, X, *, given: Sequence[Any] | Array = (), tol: float = SOLVER_ERROR) -> np.ndarray:
         """log p of what each row of ``X`` has, nats, of the units of ``X``: (n,).
 
         Of a row with missing entries it is the marginal of the others. Columns that are ``given``, by index or name,
-        are what the others are conditioned on. ``tol`` is the solver's error of a row, nats.
+        are what the others are conditioned on. Rows may be given different ones, by a mask (n, columns) that is true
+        where an entry is given. ``tol`` is the solver's error of a row, nats.
 
         It is the log of probabilities of categories, spikes and whole numbers times a density of the others; for three
         and more whole numbers it is a lower bound, as of :class:`DensityEstimator`.
 
         Raises:
-            ValueError: an infinite value; an unknown category; other than whole numbers in a discrete column.
+            ValueError: an infinite value; an unknown category; other than whole numbers in a discrete column; a mask
+                of another shape.
 
         Warns:
             ConvergenceWarning: where the ODE's error is above ``tol`` on average.
         """
         check_is_fitted(self)
         X = self._validated(X, reset=False)
-        is_given = np.zeros(X.shape, dtype=bool)
-        is_given[:, [self._index(column, "given") for column in given]] = True
+        if np.ndim(given) == 2:
+            is_given = np.asarray(given, dtype=bool)
+            if is_given.shape != X.shape:
+                raise ValueError(f"a mask of given entries must have the shape {X.shape} of X, got {is_given.shape}")
+        else:
+            is_given = np.zeros(X.shape, dtype=bool)
+            is_given[:, [self._index(column, "given") for column in given]] = True
         return self._score(X, ~is_given, is_given, tol)
 
     def score(self, X, y=None) -> float:

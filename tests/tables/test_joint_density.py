@@ -129,6 +129,16 @@ def test_each_question_has_all_probability(model):
     assert 0.25 < density[0] < 0.55
 
 
+def test_a_mask_gives_each_row_its_own_entries(model):
+    X = people(6, 1, 0)
+    given = np.array([[0, 1, 0, 0], [0, 0, 1, 0]] * 3, dtype=bool)
+    found = model.score_samples(X, given=given)
+    for rows, column in ((slice(0, None, 2), 1), (slice(1, None, 2), 2)):
+        np.testing.assert_allclose(found[rows], model.score_samples(X[rows], given=[column]), atol=1e-3)
+    with pytest.raises(ValueError, match=r"shape \(6, 4\) of X, got \(1, 4\)"):
+        model.score_samples(X, given=given[:1])
+
+
 def test_draws_follow_the_density_and_keep_what_is_given(model):
     drawn = model.conditional({0: 1.5}).sample(400, 0)
     assert drawn.shape == (400, 4) and (drawn[:, 0] == 1.5).all()
