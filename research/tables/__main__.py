@@ -2,9 +2,9 @@
 
 import sys
 
-from research.tables import flow_worth, flows
+from research.tables import flow_worth, flows, imputation
 
-COMMANDS = {"flows": flows.main, "flow_worth": flow_worth.main}
+COMMANDS = {"flows": flows.main, "flow_worth": flow_worth.main, "imputation": imputation.main}
 
 if sys.argv[1:2] == [] or sys.argv[1] not in COMMANDS:
     sys.exit(f"python -m research.tables needs one of {', '.join(COMMANDS)}")
