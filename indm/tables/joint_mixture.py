@@ -7,7 +7,7 @@ import numpy as np
 from scipy.special import logsumexp
 from sklearn.cluster import KMeans
 
-from indm.tables.mixture import EM_STEPS, PER_COMPONENT, best_of, log_gaussians
+from indm.tables.mixture import EM_STEPS, PER_COMPONENT, best_of
 
 COMPONENTS, FLOORS = (1, 2, 3, 5, 8, 12, 20), (1e-2, 1e-3)  # that are tried; of the covariances
 CHANGE = 1e-3  # nats of a row between two steps, below which a fit ends
@@ -86,33 +86,46 @@ class JointMixture:
 
     def _expected(self, z: Array, categories: Array) -> tuple[Array, Array, Array, float]:
         """Shares, expected values and scatter of :meth:`_most_likely`, and the mean log p of the rows."""
-        n, d = z.shape
-        components = len(self.weight)
-        filled, log_prob = np.zeros((components, n, d)), np.zeros((n, components))
-        spread: list[tuple[Array, Array]] = []
-        for there, rows in _patterns(z):
-            known, missing = np.flatnonzero(there), np.flatnonzero(~there)
-            log_prob[rows] = log_gaussians(z[np.ix_(rows, known)], self.mean[:, known], _part(self.covariance, known))
-            across = self.covariance[:, known][:, :, missing]
-            slope = np.linalg.solve(_part(self.covariance, known), across)
-            offset = z[np.ix_(rows, known)] - self.mean[:, None, known]
-            filled[:, rows[:, None], known] = z[np.ix_(rows, known)]
-            filled[:, rows[:, None], missing] = self.mean[:, None, missing] + offset @ slope
-            left = np.zeros((components, d, d))
-            left[:, missing[:, None], missing] = _part(self.covariance, missing) - across.swapaxes(1, 2) @ slope
-            spread.append((rows, left))
+        log_prob, filled, left, pattern = self._completed(z)
         log_prob += np.log(self.weight) + categories @ self.log_share.T
         total = logsumexp(log_prob, axis=1)
         share = np.exp(log_prob - total[:, None])
-        rest = sum(share[rows].sum(0)[:, None, None] * left for rows, left in spread)
+        of_patterns = np.zeros((left.shape[1], len(self.weight)))
+        np.add.at(of_patterns, pattern, share)
+        rest = np.einsum("uk,kuij->kij", of_patterns, left)
         return share, filled, rest, total.mean()
+
+    def _completed(self, z: Array) -> tuple[Array, Array, Array, Array]:
+        """What each component says of the numbers that rows have and lack.
+
+        Returns the log p of those they have (n, K), rows with expected values in place of those they lack (K, n, d),
+        the covariance of the latter for each set of missing columns (K, U, d, d), and which set each row has (n,).
+        """
+        (n, d), components = z.shape, len(self.weight)
+        known, pattern = np.unique(~np.isnan(z), axis=0, return_inverse=True)
+        pattern = pattern.reshape(-1)
+        order, ends = np.argsort(pattern, kind="stable"), np.cumsum(np.bincount(pattern))[:-1]
+        both, one = known[:, :, None] & known[:, None], known[:, :, None] & ~known[:, None]
+        none = ~(known[:, :, None] | known[:, None])
+        filled, log_prob = np.empty((components, n, d)), np.empty((n, components))
+        left = np.empty((components, *both.shape))
+        for k, (mean, covariance) in enumerate(zip(self.mean, self.covariance, strict=True)):
+            own, across = np.where(both, covariance, np.eye(d)), np.where(one, covariance, 0.0)
+            inverse = np.linalg.inv(own)
+            slope = inverse @ across
+            left[k] = np.where(none, covariance, 0.0) - across.swapaxes(1, 2) @ slope
+            offset = np.nan_to_num(z[order] - mean)
+            parts = zip(np.split(offset, ends), np.concatenate([inverse, slope], 2), strict=True)
+            scaled, shift = np.split(np.concatenate([rows @ maps for rows, maps in parts]), 2, axis=1)
+            filled[k, order] = np.where(np.isnan(z[order]), mean + shift, z[order])
+            log_prob[order, k] = -0.5 * (scaled * offset).sum(1)
+            constant = np.linalg.slogdet(own)[1] + known.sum(1) * np.log(2 * np.pi)
+            log_prob[:, k] -= 0.5 * constant[pattern]
+        return log_prob, filled, left, pattern
 
     def log_prob(self, z: Array, categories: Array) -> Array:
         """log p of what each row has, nats (n,): missing numbers are NaN, and missing categories zeros."""
-        log_prob = np.zeros((len(z), len(self.weight)))
-        for there, rows in _patterns(z):
-            known = np.flatnonzero(there)
-            log_prob[rows] = log_gaussians(z[np.ix_(rows, known)], self.mean[:, known], _part(self.covariance, known))
+        log_prob = self._completed(z)[0]
         return logsumexp(log_prob + np.log(self.weight) + categories @ self.log_share.T, axis=1)
 
 
@@ -146,15 +159,3 @@ def _blocks(sizes: tuple[int, ...]) -> list[slice]:
     """Where the values of each column of categories stand."""
     ends = np.cumsum(sizes, dtype=int)
     return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-
-
-def _patterns(z: Array) -> list[tuple[Array, Array]]:
-    """Each set of columns that rows have, as a mask (d,), and the indices of these rows."""
-    masks, index = np.unique(~np.isnan(z), axis=0, return_inverse=True)
-    order = np.argsort(index, kind="stable")
-    ends = np.cumsum(np.bincount(index, minlength=len(masks)))[:-1]
-    return list(zip(masks, np.split(order, ends), strict=True))
-
-
-def _part(matrices: Array, columns: Array) -> Array:
-    return matrices[:, columns[:, None], columns]

@@ -1,11 +1,13 @@
 """Mixtures of numbers and categories with missing entries, and the joint density of a table: any question."""
 
 import io
+import itertools
 import pickle
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 from sklearn.utils.estimator_checks import check_estimator
 
 from indm import JointDensityEstimator
@@ -78,6 +80,28 @@ def test_a_gaussian_is_found_where_missing_depends_on_what_is_there(monkeypatch)
     law = JointMixture.fitted(z, np.zeros((4_000, 0)), (), 1, 0.0, 0)
     assert law.mean[0] == pytest.approx([0, 0], abs=0.06)
     assert law.covariance[0] == pytest.approx(np.array([[1, 1], [1, 1.25]]), abs=0.1)
+
+
+def test_expected_values_are_those_of_each_component_alone():
+    """Row by row, by the conditional law of the missing numbers, a row without any and one with all among them."""
+    numbers = np.random.default_rng(0)
+    bases = numbers.normal(size=(2, 3, 3))
+    covariance = bases @ bases.swapaxes(1, 2) + 0.1 * np.eye(3)
+    law = JointMixture(np.array([0.3, 0.7]), numbers.normal(size=(2, 3)), covariance, np.zeros((2, 0)))
+    z = numbers.normal(size=(9, 3))
+    z[:8][~np.array(list(itertools.product([False, True], repeat=3)))] = np.nan
+    share, filled, rest, value = law._expected(z, np.zeros((9, 0)))
+    expected, scatter = np.zeros((9, 2)), np.zeros((2, 3, 3))
+    for (i, x), (k, mean) in itertools.product(enumerate(z), enumerate(law.mean)):
+        m, own = np.isnan(x), covariance[k]
+        slope = np.linalg.solve(own[np.ix_(~m, ~m)], own[np.ix_(~m, m)])
+        np.testing.assert_allclose(filled[k, i][m], mean[m] + (x - mean)[~m] @ slope)
+        scatter[k][np.ix_(m, m)] += share[i, k] * (own[np.ix_(m, m)] - own[np.ix_(m, ~m)] @ slope)
+        log_p = multivariate_normal.logpdf(x[~m], mean[~m], own[np.ix_(~m, ~m)]) if not m.all() else 0.0
+        expected[i, k] = log_p + np.log(law.weight[k])
+    np.testing.assert_allclose(rest, scatter)
+    np.testing.assert_allclose(np.exp(expected) / np.exp(expected).sum(1, keepdims=True), share)
+    assert value == pytest.approx(np.log(np.exp(expected).sum(1)).mean())
 
 
 def test_components_of_categories_are_found():
